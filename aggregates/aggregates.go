@@ -1,0 +1,214 @@
+// Package aggregates holds the rules: what may happen to each thing the
+// service keeps. A rule is a pure function; no clock, no ids, no I/O.
+package aggregates
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+)
+
+// Decider is one kind of aggregate: two pure functions over a state whose zero
+// value means "nothing yet". A state is a value: neither function changes what
+// it was given, so a state may be shared and kept.
+type Decider[S any, C commands.Command, E any] struct {
+	Category string                  // first word of its streams
+	Fold     int                     // raised whenever Evolve or S changes: older snapshots are then ignored
+	Decide   func(S, C) ([]E, error) // no events and no error: already so
+	Evolve   func(S, E) S            // cannot fail: the fact has happened
+}
+
+// State is a folded stream.
+type State[S any] struct {
+	Value  S
+	Seq    uint64 // revision: log sequence of the stream's last commit, 0 when it has none
+	commit string // id of that commit
+	tail   int    // commits folded since the last snapshot
+}
+
+// Log is the store as the aggregates use it: behind a bounded cache of folded
+// states. A cached state may be old; the append's own check finds out.
+type Log struct {
+	Store  events.Store
+	states *lru.Cache[events.StreamID, any]
+}
+
+// NewLog keeps the states of up to size streams in memory.
+func NewLog(store events.Store, size int) (*Log, error) {
+	states, err := lru.New[events.StreamID, any](size)
+	if err != nil {
+		return nil, fmt.Errorf("cache of states: %w", err)
+	}
+	return &Log{Store: store, states: states}, nil
+}
+
+// Forget drops every cached state: the log may have been cut below them.
+func (l *Log) Forget() { l.states.Purge() }
+
+// snapshotEvery is the number of commits after which a load would be slow
+// enough to be worth a snapshot.
+const snapshotEvery = 32
+
+// maxAttempts bounds the rounds of one command that keeps losing races.
+const maxAttempts = 32
+
+// Stream is the stream of the aggregate with this id, under tenant.
+func (d Decider[S, C, E]) Stream(tenant, id string) events.StreamID {
+	return events.StreamID{Tenant: tenant, Category: d.Category, ID: id}
+}
+
+// Load returns the state of a stream, perhaps an old one from the cache: good
+// for a decision that ends in an append.
+func (d Decider[S, C, E]) Load(ctx context.Context, log *Log, stream events.StreamID) (State[S], error) {
+	if s, ok := log.states.Get(stream); ok {
+		return s.(State[S]), nil
+	}
+	return d.reload(ctx, log, stream, State[S]{})
+}
+
+// Fresh returns the newest state, durable: good for an answer.
+func (d Decider[S, C, E]) Fresh(ctx context.Context, log *Log, stream events.StreamID) (State[S], error) {
+	s, err := d.Load(ctx, log, stream)
+	if err != nil {
+		return s, err
+	}
+	return d.refresh(ctx, log, stream, s)
+}
+
+// refresh brings s up to the stream's last commit as the leader knows it, and
+// waits until that is durable.
+func (d Decider[S, C, E]) refresh(ctx context.Context, log *Log, stream events.StreamID, s State[S]) (State[S], error) {
+	last, err := log.Store.Last(ctx, stream)
+	if err != nil {
+		return s, fmt.Errorf("last of %s: %w", stream, err)
+	}
+	if last != s.Seq {
+		if s, err = d.reload(ctx, log, stream, s); err != nil {
+			return s, err
+		}
+	}
+	if err := log.Store.WaitDurable(ctx, s.Seq); err != nil {
+		return s, fmt.Errorf("wait for %s: %w", stream, err)
+	}
+	return s, nil
+}
+
+// reload folds what the stream holds after s, starting from a snapshot when
+// there is nothing to go on from.
+func (d Decider[S, C, E]) reload(ctx context.Context, log *Log, stream events.StreamID, s State[S]) (State[S], error) {
+	if s.Seq == 0 {
+		snap, err := log.Store.Snapshot(ctx, stream, d.Fold)
+		if err != nil {
+			return s, fmt.Errorf("snapshot of %s: %w", stream, err)
+		}
+		if snap.Seq > 0 {
+			if err := json.Unmarshal(snap.State, &s.Value); err != nil {
+				return s, fmt.Errorf("snapshot of %s at %d: %w", stream, snap.Seq, err)
+			}
+			s.Seq, s.commit = snap.Seq, snap.Commit
+		}
+	}
+	for rec, err := range log.Store.Stream(ctx, stream, s.Seq) {
+		if err != nil {
+			return s, fmt.Errorf("load %s: %w", stream, err)
+		}
+		e, ok := rec.Event.(E)
+		if !ok {
+			return s, fmt.Errorf("load %s: %T at %d does not belong here", stream, rec.Event, rec.Seq)
+		}
+		s.Value, s.Seq, s.commit = d.Evolve(s.Value, e), rec.Seq, rec.Meta.Commit
+		if rec.Last() {
+			s.tail++
+		}
+	}
+	log.states.Add(stream, s)
+	return s, nil
+}
+
+// Execute decides cmd on the stream of its target under tenant and appends what
+// follows, starting over when it loses a race. before, when not nil, is called
+// in every round with the revision the round decides on; its error ends the
+// execution: that is where a repeated command is noticed. Execute returns the
+// state after the command; its Seq is the revision the caller may rely on, and
+// appended says whether this call made it.
+func (d Decider[S, C, E]) Execute(ctx context.Context, log *Log, tenant string, cmd C, meta events.Meta,
+	before func(context.Context, uint64) error,
+) (after State[S], appended bool, err error) {
+	stream := d.Stream(tenant, cmd.Target())
+	s, err := d.Load(ctx, log, stream)
+	if err != nil {
+		return s, false, err
+	}
+	for range maxAttempts {
+		if before != nil {
+			if err := before(ctx, s.Seq); err != nil {
+				return s, false, err
+			}
+		}
+		facts, refusal := d.Decide(s.Value, cmd)
+		if refusal != nil || len(facts) == 0 {
+			// An answer that appends nothing must rest on the newest, durable state.
+			fresh, err := d.refresh(ctx, log, stream, s)
+			if err != nil {
+				return s, false, err
+			}
+			if fresh.Seq != s.Seq {
+				s = fresh
+				continue
+			}
+			return s, false, refusal
+		}
+		evs := make([]events.Event, len(facts))
+		for i, f := range facts {
+			evs[i] = f
+		}
+		seq, err := log.Store.Append(ctx, stream, s.Seq, meta, evs...)
+		switch {
+		case errors.Is(err, events.ErrConflict):
+			if s, err = d.reload(ctx, log, stream, s); err != nil {
+				return s, false, err
+			}
+			continue
+		case err != nil:
+			// The outcome may be unknown; what is cached may be old either way.
+			log.states.Remove(stream)
+			return s, false, fmt.Errorf("append to %s: %w", stream, err)
+		}
+		for _, f := range facts {
+			s.Value = d.Evolve(s.Value, f)
+		}
+		s.Seq, s.commit = seq, ""
+		s.tail++
+		if s.tail >= snapshotEvery {
+			s = d.snapshot(ctx, log, stream, s)
+		}
+		log.states.Add(stream, s)
+		return s, true, nil
+	}
+	return s, false, fault.ErrConflict
+}
+
+// snapshot keeps s in the store so that a later load is short. It is a
+// convenience: a failure costs time, never truth.
+func (d Decider[S, C, E]) snapshot(ctx context.Context, log *Log, stream events.StreamID, s State[S]) State[S] {
+	recs, err := log.Store.Commit(ctx, s.Seq)
+	if err != nil {
+		return s
+	}
+	state, err := json.Marshal(s.Value)
+	if err != nil {
+		return s
+	}
+	s.commit = recs[0].Meta.Commit
+	if log.Store.SaveSnapshot(ctx, stream, events.Snapshot{Seq: s.Seq, Commit: s.commit, Fold: d.Fold, State: state}) == nil {
+		s.tail = 0
+	}
+	return s
+}

@@ -1,0 +1,64 @@
+package aggregates
+
+import (
+	"slices"
+
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+)
+
+// The refusals of an API key.
+var (
+	ErrAPIKeyNotFound = fault.New(fault.NotFound, "api_key_not_found", "There is no such API key.")
+	ErrAPIKeyExists   = fault.New(fault.Exists, "api_key_exists", "An API key with this id exists already.")
+)
+
+// APIKey decides what may happen to one API key.
+var APIKey = Decider[APIKeyState, commands.APIKey, events.APIKey]{
+	Category: "api_key", Fold: 1, Decide: APIKeyState.decide, Evolve: APIKeyState.evolve,
+}
+
+// APIKeyState is what decisions about an API key rest on.
+type APIKeyState struct {
+	Exists  bool
+	Revoked bool
+	SHA256  string
+	Home    string
+	Tenants []string
+	Role    string
+}
+
+func (s APIKeyState) decide(cmd commands.APIKey) ([]events.APIKey, error) {
+	switch c := cmd.(type) {
+	case commands.IssueAPIKey:
+		if s.Exists {
+			if !s.Revoked && s.SHA256 == c.SHA256 && s.Home == c.Home && s.Role == c.Role && slices.Equal(s.Tenants, c.Tenants) {
+				return nil, nil
+			}
+			return nil, ErrAPIKeyExists
+		}
+		return []events.APIKey{events.APIKeyIssued{
+			SHA256: c.SHA256, Name: c.Name, Home: c.Home, Tenants: c.Tenants, Role: c.Role,
+		}}, nil
+	case commands.RevokeAPIKey:
+		switch {
+		case !s.Exists:
+			return nil, ErrAPIKeyNotFound
+		case s.Revoked:
+			return nil, nil
+		}
+		return []events.APIKey{events.APIKeyRevoked{}}, nil
+	}
+	return nil, nil
+}
+
+func (s APIKeyState) evolve(e events.APIKey) APIKeyState {
+	switch e := e.(type) {
+	case events.APIKeyIssued:
+		return APIKeyState{Exists: true, SHA256: e.SHA256, Home: e.Home, Tenants: e.Tenants, Role: e.Role}
+	case events.APIKeyRevoked:
+		s.Revoked = true
+	}
+	return s
+}

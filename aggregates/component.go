@@ -1,0 +1,110 @@
+package aggregates
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+)
+
+// The refusals of a component.
+var (
+	ErrComponentNotFound = fault.New(fault.NotFound, "component_not_found", "There is no such component.")
+	ErrComponentIDTaken  = fault.New(fault.Exists, "component_id_taken",
+		"This component id is taken. Ids are unique in the installation and are not used again.")
+	ErrComponentNotOwner = fault.New(fault.Denied, "component_not_owner", "Only the component's owner may change it.")
+	ErrComponentDeleted  = fault.New(fault.Precondition, "component_deleted",
+		"The component was deleted: its credentials remain, but none can be made or changed.")
+)
+
+// Component decides what may happen to one component.
+var Component = Decider[ComponentState, commands.Component, events.Component]{
+	Category: "component", Fold: 1, Decide: ComponentState.decide, Evolve: ComponentState.evolve,
+}
+
+// ComponentState is what decisions about a component rest on. The descriptor
+// itself is read from the log by its revision.
+type ComponentState struct {
+	Exists   bool
+	Deleted  bool
+	Owner    string
+	Shared   bool
+	Revision int    // of the descriptor: 1, 2, 3, ...
+	SHA256   string // hex, of the descriptor in force
+}
+
+// VisibleTo reports whether a tenant may see the component.
+func (s ComponentState) VisibleTo(tenant string) bool {
+	return s.Exists && (s.Shared || s.Owner == tenant)
+}
+
+func (s ComponentState) decide(cmd commands.Component) ([]events.Component, error) {
+	switch c := cmd.(type) {
+	case commands.RegisterComponent:
+		if s.Exists {
+			return nil, ErrComponentIDTaken
+		}
+		return []events.Component{events.ComponentRegistered{Owner: c.Owner, Title: c.Title, Descriptor: c.Descriptor}}, nil
+	case commands.UpdateComponent:
+		if err := s.mayChange(c.Owner); err != nil {
+			return nil, err
+		}
+		if digest(c.Descriptor) == s.SHA256 {
+			return nil, nil
+		}
+		return []events.Component{events.ComponentUpdated{Title: c.Title, Descriptor: c.Descriptor, Revision: s.Revision + 1}}, nil
+	case commands.ShareComponent:
+		if err := s.mayChange(c.Owner); err != nil || s.Shared {
+			return nil, err
+		}
+		return []events.Component{events.ComponentShared{}}, nil
+	case commands.UnshareComponent:
+		if err := s.mayChange(c.Owner); err != nil || !s.Shared {
+			return nil, err
+		}
+		return []events.Component{events.ComponentUnshared{}}, nil
+	case commands.DeleteComponent:
+		if err := s.mayChange(c.Owner); err != nil {
+			return nil, err
+		}
+		return []events.Component{events.ComponentDeleted{}}, nil
+	}
+	return nil, nil
+}
+
+// mayChange refuses everybody but the owner; who may not see the component is
+// not told that it exists.
+func (s ComponentState) mayChange(tenant string) error {
+	switch {
+	case !s.VisibleTo(tenant):
+		return ErrComponentNotFound
+	case s.Owner != tenant:
+		return ErrComponentNotOwner
+	case s.Deleted:
+		return ErrComponentDeleted
+	}
+	return nil
+}
+
+func (s ComponentState) evolve(e events.Component) ComponentState {
+	switch e := e.(type) {
+	case events.ComponentRegistered:
+		return ComponentState{Exists: true, Owner: e.Owner, Revision: 1, SHA256: digest(e.Descriptor)}
+	case events.ComponentUpdated:
+		s.Revision, s.SHA256 = e.Revision, digest(e.Descriptor)
+	case events.ComponentShared:
+		s.Shared = true
+	case events.ComponentUnshared:
+		s.Shared = false
+	case events.ComponentDeleted:
+		s.Deleted = true
+	}
+	return s
+}
+
+func digest(descriptor string) string {
+	sum := sha256.Sum256([]byte(descriptor))
+	return hex.EncodeToString(sum[:])
+}

@@ -1,0 +1,211 @@
+package aggregates
+
+import (
+	"slices"
+
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+)
+
+// The refusals of a credential.
+var (
+	ErrCredentialNotFound     = fault.New(fault.NotFound, "credential_not_found", "There is no such credential.")
+	ErrCredentialExists       = fault.New(fault.Exists, "credential_exists", "A credential with this id exists already.")
+	ErrCredentialVersionStale = fault.New(fault.Precondition, "credential_version_stale",
+		"The credential's keys have changed since you looked. Look again and repeat.")
+	ErrCredentialVersionNotFound = fault.New(fault.NotFound, "credential_version_not_found",
+		"The credential has no such version, or it is too old to go back to.")
+	ErrCredentialHostsChanged = fault.New(fault.Precondition, "credential_hosts_changed",
+		"That version belongs to other hosts than the present one. Enter its keys again instead.")
+	// ErrSecretAbandoned tells a writer that its secret was collected before its
+	// commit arrived: it must put the secret anew. No caller sees it.
+	ErrSecretAbandoned = fault.New(fault.Conflict, "secret_abandoned", "The secret was collected before it was used.")
+)
+
+// KeptVersions is the number of newest versions whose secrets are kept, so that
+// one may revert to them.
+const KeptVersions = 10
+
+// Credential decides what may happen to one credential.
+var Credential = Decider[CredentialState, commands.Credential, events.Credential]{
+	Category: "credential", Fold: 1, Decide: CredentialState.decide, Evolve: CredentialState.evolve,
+}
+
+// CredentialState is what decisions about a credential rest on.
+type CredentialState struct {
+	Exists    bool
+	Deleted   bool
+	Component string
+	Name      string
+	Workspace string
+	Status    events.Status
+	Versions  []events.KeysVersion // the newest KeptVersions, oldest first
+	Abandoned []string             // secret ids no event may name any more
+}
+
+// Live reports whether the credential exists and is not deleted.
+func (s CredentialState) Live() bool { return s.Exists && !s.Deleted }
+
+// Current is the version in force; the zero value when there is none.
+func (s CredentialState) Current() events.KeysVersion {
+	if len(s.Versions) == 0 {
+		return events.KeysVersion{}
+	}
+	return s.Versions[len(s.Versions)-1]
+}
+
+// Version finds a version that is still kept.
+func (s CredentialState) Version(n int) (events.KeysVersion, bool) {
+	for _, v := range s.Versions {
+		if v.Version == n {
+			return v, true
+		}
+	}
+	return events.KeysVersion{}, false
+}
+
+// Names reports whether a kept version of a live credential names the secret.
+func (s CredentialState) Names(secretID string) bool {
+	return s.Live() && slices.ContainsFunc(s.Versions, func(v events.KeysVersion) bool { return v.SecretID == secretID })
+}
+
+func (s CredentialState) decide(cmd commands.Credential) ([]events.Credential, error) {
+	switch c := cmd.(type) {
+	case commands.CreateCredential:
+		return s.create(c)
+	case commands.RenameCredential:
+		return s.rename(c)
+	case commands.ReplaceKeys:
+		return s.replaceKeys(c)
+	case commands.RevertCredential:
+		return s.revert(c)
+	case commands.RecordVerification:
+		return s.recordVerification(c)
+	case commands.DeleteCredential:
+		return s.delete(c)
+	case commands.AbandonSecret:
+		return s.abandon(c)
+	}
+	return nil, nil
+}
+
+func (s CredentialState) create(c commands.CreateCredential) ([]events.Credential, error) {
+	switch {
+	case s.Exists:
+		return nil, ErrCredentialExists
+	case slices.Contains(s.Abandoned, c.Keys.SecretID):
+		return nil, ErrSecretAbandoned
+	}
+	return []events.Credential{events.CredentialCreated{
+		Component: c.Component, Name: c.Name, Workspace: c.Workspace, Keys: s.next(c.Keys),
+	}}, nil
+}
+
+func (s CredentialState) rename(c commands.RenameCredential) ([]events.Credential, error) {
+	if err := s.mayChange(c.Expected); err != nil || s.Name == c.Name {
+		return nil, err
+	}
+	return []events.Credential{events.CredentialRenamed{Name: c.Name}}, nil
+}
+
+func (s CredentialState) replaceKeys(c commands.ReplaceKeys) ([]events.Credential, error) {
+	if err := s.mayChange(c.Expected); err != nil {
+		return nil, err
+	}
+	if slices.Contains(s.Abandoned, c.Keys.SecretID) {
+		return nil, ErrSecretAbandoned
+	}
+	return []events.Credential{events.CredentialKeysReplaced{Keys: s.next(c.Keys)}}, nil
+}
+
+func (s CredentialState) revert(c commands.RevertCredential) ([]events.Credential, error) {
+	now := s.Current()
+	if err := s.mayChange(c.Expected); err != nil || c.To == now.Version {
+		return nil, err
+	}
+	to, kept := s.Version(c.To)
+	switch {
+	case !kept || to.SecretID != c.Keys.SecretID:
+		return nil, ErrCredentialVersionNotFound
+	case to.HostMAC != now.HostMAC || !slices.Equal(to.Hosts, now.Hosts) || !slices.Equal(to.Hosts, c.Keys.Hosts):
+		return nil, ErrCredentialHostsChanged
+	}
+	return []events.Credential{events.CredentialReverted{To: c.To, Keys: s.next(c.Keys)}}, nil
+}
+
+func (s CredentialState) recordVerification(c commands.RecordVerification) ([]events.Credential, error) {
+	if err := s.mayChange(c.Version); err != nil {
+		return nil, err
+	}
+	return []events.Credential{events.CredentialVerified{Version: c.Version, Verification: c.Verification}}, nil
+}
+
+func (s CredentialState) delete(c commands.DeleteCredential) ([]events.Credential, error) {
+	if err := s.mayChange(c.Expected); err != nil {
+		return nil, err
+	}
+	return []events.Credential{events.CredentialDeleted{}}, nil
+}
+
+// abandon forbids a secret, also before the credential exists.
+func (s CredentialState) abandon(c commands.AbandonSecret) ([]events.Credential, error) {
+	if s.Names(c.SecretID) || slices.Contains(s.Abandoned, c.SecretID) {
+		return nil, nil
+	}
+	return []events.Credential{events.SecretAbandoned{SecretID: c.SecretID}}, nil
+}
+
+// mayChange refuses a change of what is not there, and one that rests on
+// another version of the keys than the caller expects (0: any).
+func (s CredentialState) mayChange(expected int) error {
+	switch {
+	case !s.Live():
+		return ErrCredentialNotFound
+	case expected != 0 && expected != s.Current().Version:
+		return ErrCredentialVersionStale
+	}
+	return nil
+}
+
+// next makes keys the next version.
+func (s CredentialState) next(k commands.NewKeys) events.KeysVersion {
+	return events.KeysVersion{
+		Version: s.Current().Version + 1, SecretID: k.SecretID, Fields: k.Fields, Revision: k.Revision,
+		Hosts: k.Hosts, HostMAC: k.HostMAC, Verification: k.Verification,
+	}
+}
+
+func (s CredentialState) evolve(e events.Credential) CredentialState {
+	switch e := e.(type) {
+	case events.CredentialCreated:
+		s.Exists, s.Component, s.Name, s.Workspace = true, e.Component, e.Name, e.Workspace
+		return s.with(e.Keys)
+	case events.CredentialRenamed:
+		s.Name = e.Name
+	case events.CredentialKeysReplaced:
+		return s.with(e.Keys)
+	case events.CredentialReverted:
+		return s.with(e.Keys)
+	case events.CredentialVerified:
+		if e.Version == s.Current().Version {
+			s.Status = e.Verification.Status
+		}
+	case events.CredentialDeleted:
+		s.Deleted, s.Versions = true, nil
+	case events.SecretAbandoned:
+		s.Abandoned = append(slices.Clip(s.Abandoned), e.SecretID)
+	}
+	return s
+}
+
+// with puts a new version in force and lets the oldest one go.
+func (s CredentialState) with(v events.KeysVersion) CredentialState {
+	kept := s.Versions
+	if len(kept) == KeptVersions {
+		kept = kept[1:]
+	}
+	s.Versions = append(slices.Clip(kept), v)
+	s.Status = v.Verification.Status
+	return s
+}

@@ -1,0 +1,29 @@
+package commands
+
+// APIKey is the sum of the intents about one API key.
+//
+//sumtype:decl
+type APIKey interface {
+	Command
+	apiKey()
+}
+
+// IssueAPIKey makes a key known by its hash.
+type IssueAPIKey struct {
+	ID      string
+	SHA256  string // hex
+	Name    string
+	Home    string
+	Tenants []string // "*" is every tenant
+	Role    string
+}
+
+// RevokeAPIKey ends it.
+type RevokeAPIKey struct{ ID string }
+
+// Target implements Command.
+func (c IssueAPIKey) Target() string  { return c.ID }
+func (c RevokeAPIKey) Target() string { return c.ID }
+
+func (IssueAPIKey) apiKey()  {}
+func (RevokeAPIKey) apiKey() {}

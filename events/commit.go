@@ -1,0 +1,85 @@
+package events
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	jsonv2 "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// CommitFormat is the version of the commit's form, and stands beside every
+// stored commit (header Cs-Format). A reader stops at one it does not know.
+const CommitFormat = "1"
+
+// commitBody is the stored form of a commit. It is complete without headers.
+type commitBody struct {
+	Meta   Meta          `json:"meta"`
+	Events []storedEvent `json:"events"`
+}
+
+type storedEvent struct {
+	Type    string         `json:"type"`
+	Version int            `json:"v"`
+	Data    jsontext.Value `json:"data"`
+}
+
+var errEmptyCommit = errors.New("events: a commit holds at least one event")
+
+// EncodeCommit writes the stored form of a commit: UTF-8 JSON, the same bytes
+// for the same input. It returns ErrTooLarge above MaxCommit bytes.
+func (r *Registry) EncodeCommit(meta Meta, evs []Event) ([]byte, error) {
+	if len(evs) == 0 {
+		return nil, errEmptyCommit
+	}
+	meta.Time = meta.Time.UTC().Truncate(time.Microsecond)
+	body := commitBody{Meta: meta, Events: make([]storedEvent, len(evs))}
+	for i, e := range evs {
+		t, ok := r.TypeOf(e)
+		if !ok {
+			return nil, fmt.Errorf("events: %T is not defined", e)
+		}
+		data, err := jsonv2.Marshal(e)
+		if err != nil {
+			return nil, fmt.Errorf("events: encode %s: %w", t.Name, err)
+		}
+		body.Events[i] = storedEvent{t.Name, t.Version(), data}
+	}
+	b, err := jsonv2.Marshal(body)
+	if err != nil {
+		return nil, fmt.Errorf("events: encode commit: %w", err)
+	}
+	if len(b) > MaxCommit {
+		return nil, ErrTooLarge
+	}
+	return b, nil
+}
+
+// DecodeCommit reads the records of a stored commit. Anything it does not fully
+// understand is an error: a reader stops, it never skips.
+func (r *Registry) DecodeCommit(stream StreamID, seq uint64, body []byte) ([]Record, error) {
+	var c commitBody
+	if err := jsonv2.Unmarshal(body, &c); err != nil {
+		return nil, fmt.Errorf("events: commit %d of %s: %w", seq, stream, err)
+	}
+	if len(c.Events) == 0 {
+		return nil, fmt.Errorf("commit %d of %s: %w", seq, stream, errEmptyCommit)
+	}
+	if c.Meta.Commit == "" || c.Meta.Tenant == "" {
+		return nil, fmt.Errorf("events: commit %d of %s lacks its id or tenant", seq, stream)
+	}
+	if stream.Tenant != c.Meta.Tenant && stream.Tenant != System {
+		return nil, fmt.Errorf("events: commit %d of tenant %s stands under %s", seq, c.Meta.Tenant, stream.Tenant)
+	}
+	recs := make([]Record, len(c.Events))
+	for i, s := range c.Events {
+		e, err := r.Decode(s.Type, s.Version, json.RawMessage(s.Data))
+		if err != nil {
+			return nil, fmt.Errorf("commit %d of %s: %w", seq, stream, err)
+		}
+		recs[i] = Record{Stream: stream, Seq: seq, Index: i, Of: len(c.Events), Meta: c.Meta, Event: e}
+	}
+	return recs, nil
+}

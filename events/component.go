@@ -1,0 +1,44 @@
+package events
+
+// Component is the sum of the facts about one component, stream
+// "component.<id>" under System.
+//
+//sumtype:decl
+type Component interface{ component() }
+
+// ComponentRegistered brings a component in, from its component.json.
+type ComponentRegistered struct {
+	Owner      string `json:"owner"`      // tenant that registered it
+	Title      string `json:"title"`      // the descriptor's title, for lists
+	Descriptor string `json:"descriptor"` // the component.json, to the byte; revision 1
+}
+
+// ComponentUpdated gives the component a new descriptor and the next revision.
+type ComponentUpdated struct {
+	Title      string `json:"title"`
+	Descriptor string `json:"descriptor"`
+	Revision   int    `json:"revision"` // 2, 3, ...
+}
+
+// ComponentShared makes the component visible to every tenant.
+type ComponentShared struct{}
+
+// ComponentUnshared makes the component visible to its owner alone.
+type ComponentUnshared struct{}
+
+// ComponentDeleted ends the component; credentials made for it remain.
+type ComponentDeleted struct{}
+
+func (ComponentRegistered) component() {}
+func (ComponentUpdated) component()    {}
+func (ComponentShared) component()     {}
+func (ComponentUnshared) component()   {}
+func (ComponentDeleted) component()    {}
+
+var componentTypes = []Type{
+	Define[ComponentRegistered]("component.registered"),
+	Define[ComponentUpdated]("component.updated"),
+	Define[ComponentShared]("component.shared"),
+	Define[ComponentUnshared]("component.unshared"),
+	Define[ComponentDeleted]("component.deleted"),
+}

@@ -1,0 +1,95 @@
+package events
+
+// Credential is the sum of the facts about one credential, stream
+// "credential.<id>" within its tenant.
+//
+//sumtype:decl
+type Credential interface{ credential() }
+
+// Status says what the last dry request found.
+type Status string
+
+// The statuses of a credential.
+const (
+	Verified   Status = "verified"   // the component's probe succeeded
+	Failed     Status = "failed"     // a later probe failed
+	Unverified Status = "unverified" // the component declares no probe
+)
+
+// Verification is the evidence of one dry request, never what the API answered.
+type Verification struct {
+	Status    Status `json:"status"`
+	Probe     string `json:"probe"`      // "http", "tcp", "tls", or "" when none is declared
+	Outcome   string `json:"outcome"`    // class of the outcome: "2xx", "4xx", "refused", "timeout", ...
+	LatencyMS int64  `json:"latency_ms"` // milliseconds until the outcome was known
+}
+
+// KeysVersion describes one version of a credential's keys. The values live in
+// the vault alone, under SecretID.
+type KeysVersion struct {
+	Version      int          `json:"version"`   // 1, 2, 3, ...
+	SecretID     string       `json:"secret_id"` // where the vault keeps the sealed values
+	Fields       []string     `json:"fields"`    // names of the fields that have a value, sorted
+	Revision     int          `json:"revision"`  // revision of the component's descriptor in force
+	Hosts        []string     `json:"hosts"`     // where these keys may be sent: patterns, from the descriptor
+	HostMAC      string       `json:"host_mac"`  // MAC over the values that make up a host, under the tenant's MAC key
+	Verification Verification `json:"verification"`
+}
+
+// CredentialCreated says that a credential was verified and saved.
+type CredentialCreated struct {
+	Component string      `json:"component"`
+	Name      string      `json:"name"`
+	Workspace string      `json:"workspace"` // id given by the caller, or ""
+	Keys      KeysVersion `json:"keys"`
+}
+
+// CredentialRenamed gives the credential another name.
+type CredentialRenamed struct {
+	Name string `json:"name"`
+}
+
+// CredentialKeysReplaced says that new keys were verified and took effect.
+type CredentialKeysReplaced struct {
+	Keys KeysVersion `json:"keys"`
+}
+
+// CredentialReverted says that the keys of an earlier version were verified
+// again and took effect as a new version, which names the same secret.
+type CredentialReverted struct {
+	To   int         `json:"to"` // the earlier version
+	Keys KeysVersion `json:"keys"`
+}
+
+// CredentialVerified is the outcome, good or bad, of a dry request made on demand.
+type CredentialVerified struct {
+	Version      int          `json:"version"` // the version of the keys that was tried
+	Verification Verification `json:"verification"`
+}
+
+// CredentialDeleted ends the credential; its secrets are erased from the vault.
+type CredentialDeleted struct{}
+
+// SecretAbandoned forbids a secret that no event names yet: the collector
+// erases it, and a writer that comes late must put its secret anew.
+type SecretAbandoned struct {
+	SecretID string `json:"secret_id"`
+}
+
+func (CredentialCreated) credential()      {}
+func (CredentialRenamed) credential()      {}
+func (CredentialKeysReplaced) credential() {}
+func (CredentialReverted) credential()     {}
+func (CredentialVerified) credential()     {}
+func (CredentialDeleted) credential()      {}
+func (SecretAbandoned) credential()        {}
+
+var credentialTypes = []Type{
+	Define[CredentialCreated]("credential.created"),
+	Define[CredentialRenamed]("credential.renamed"),
+	Define[CredentialKeysReplaced]("credential.keys_replaced"),
+	Define[CredentialReverted]("credential.reverted"),
+	Define[CredentialVerified]("credential.verified"),
+	Define[CredentialDeleted]("credential.deleted"),
+	Define[SecretAbandoned]("secret.abandoned"),
+}
