@@ -1,0 +1,261 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sort"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/projections"
+)
+
+// FeedConfig is the stream of the feed. It is derived from the log, so it is
+// not fsynced: what a power cut takes, the writer puts there again.
+func FeedConfig(replicas int) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name: FeedStream, Subjects: []string{FeedSubject + ".>"}, Storage: jetstream.FileStorage, Replicas: replicas,
+		AllowDirect: true, DenyDelete: true, MaxMsgSize: maxPayload,
+	}
+}
+
+// feedWindow is the number of messages sent ahead of their acknowledgements.
+const feedWindow = 256
+
+// feedRetry is the pause before the writer looks where the feed stands and goes on.
+const feedRetry = 100 * time.Millisecond
+
+// Feed writes the public form of every durable event into the stream of the
+// feed, once and in the order of the log: each message expects the feed's last
+// sequence, so of two writers one is refused.
+type Feed struct {
+	js    jetstream.JetStream
+	store events.Store
+	log   *slog.Logger
+	seq   atomic.Uint64
+	err   atomic.Pointer[error]
+}
+
+// NewFeed makes a writer; Run runs it.
+func NewFeed(js jetstream.JetStream, store events.Store, log *slog.Logger) *Feed {
+	return &Feed{js: js, store: store, log: log}
+}
+
+// place is a place in the feed: an event of the log.
+type place struct {
+	seq   uint64 // log sequence
+	index int    // within its commit
+}
+
+func (p place) before(q place) bool { return p.seq < q.seq || p.seq == q.seq && p.index < q.index }
+
+var errFeedAhead = errors.New("the feed tells of events that the log does not hold")
+
+// Position is the log sequence of the last commit the feed has told whole or in part.
+func (f *Feed) Position() uint64 { return f.seq.Load() }
+
+// Err is why the writer stands still, or nil.
+func (f *Feed) Err() error {
+	if err := f.err.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// Run writes until ctx ends. It goes on after a failed or refused publish from
+// where the feed then stands; it stops with an error when the log cannot be
+// followed or holds something else than the feed tells.
+func (f *Feed) Run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		last, lastSeq, err := f.last(ctx)
+		if err == nil {
+			err = f.write(ctx, last, lastSeq)
+		}
+		var lost *publishError
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+			return nil
+		case !errors.As(err, &lost) && !transient(err):
+			f.err.Store(&err)
+			return fmt.Errorf("feed: %w", err)
+		}
+		f.log.WarnContext(ctx, "the feed goes on from where it stands", "err", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(feedRetry):
+		}
+	}
+	return nil
+}
+
+// publishError is a message that was not stored as expected.
+type publishError struct{ err error }
+
+func (e *publishError) Error() string { return "publish: " + e.err.Error() }
+func (e *publishError) Unwrap() error { return e.err }
+
+func transient(err error) bool {
+	return errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrNoResponders) || errors.Is(err, nats.ErrConnectionClosed) ||
+		errors.Is(err, nats.ErrDisconnected) || errors.Is(err, nats.ErrConnectionReconnecting) ||
+		errors.Is(err, nats.ErrReconnectBufExceeded) || errors.Is(err, context.DeadlineExceeded)
+}
+
+// last reads the feed's last message: the place it tells of and its sequence in
+// the feed. The log must bear it out.
+func (f *Feed) last(ctx context.Context) (place, uint64, error) {
+	stream, err := f.js.Stream(ctx, FeedStream)
+	if err != nil {
+		return place{}, 0, fmt.Errorf("look at the feed: %w", err)
+	}
+	info, err := stream.Info(ctx)
+	if err != nil {
+		return place{}, 0, fmt.Errorf("look at the feed: %w", err)
+	}
+	lastSeq := info.State.LastSeq
+	if info.State.Msgs == 0 {
+		return place{}, lastSeq, nil
+	}
+	msg, err := stream.GetMsg(ctx, lastSeq)
+	if err != nil {
+		return place{}, 0, fmt.Errorf("read the feed's last message: %w", err)
+	}
+	at, err := placeOf(msg.Header)
+	if err != nil {
+		return place{}, 0, err
+	}
+	recs, err := f.store.Commit(ctx, at.seq)
+	switch {
+	case errors.Is(err, events.ErrNoSuchCommit):
+		return place{}, 0, errFeedAhead
+	case err != nil:
+		return place{}, 0, err
+	case at.index >= len(recs) || recs[at.index].ID() != msg.Header.Get("ce-id"):
+		return place{}, 0, errFeedAhead
+	}
+	f.seq.Store(at.seq)
+	return at, lastSeq, nil
+}
+
+func placeOf(h nats.Header) (place, error) {
+	seq, err1 := strconv.ParseUint(h.Get("ce-logseq"), 10, 64)
+	index, err2 := strconv.Atoi(h.Get("ce-logindex"))
+	if err := errors.Join(err1, err2); err != nil {
+		return place{}, fmt.Errorf("a message of the feed without its place in the log: %w", err)
+	}
+	return place{seq, index}, nil
+}
+
+// write follows the log from a place on and publishes ahead of the
+// acknowledgements, up to feedWindow of them.
+func (f *Feed) write(ctx context.Context, told place, feedSeq uint64) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type sent struct {
+		ack jetstream.PubAckFuture
+		at  place
+	}
+	inFlight := make(chan sent, feedWindow)
+	failed := make(chan error, 1)
+	go func() { // ends when inFlight is closed, which write does before it returns
+		defer close(failed)
+		for s := range inFlight {
+			select {
+			case <-s.ack.Ok():
+				f.seq.Store(s.at.seq)
+			case err := <-s.ack.Err():
+				cancel()
+				failed <- &publishError{err}
+				for range inFlight { //nolint:revive // what follows a failed message fails as well
+				}
+				return
+			}
+		}
+	}()
+	err := f.send(ctx, told, feedSeq, func(ack jetstream.PubAckFuture, at place) { inFlight <- sent{ack, at} })
+	close(inFlight)
+	if lost := <-failed; lost != nil {
+		return lost
+	}
+	return err
+}
+
+func (f *Feed) send(ctx context.Context, told place, feedSeq uint64, sent func(jetstream.PubAckFuture, place)) error {
+	after := told.seq
+	if after > 0 {
+		after-- // the last commit may have been told in part
+	}
+	for rec, err := range f.store.Follow(ctx, after) {
+		if err != nil {
+			return err
+		}
+		at := place{rec.Seq, rec.Index}
+		if told.seq > 0 && !told.before(at) {
+			continue
+		}
+		m, public := projections.Public(rec)
+		if !public {
+			continue
+		}
+		ack, err := f.js.PublishMsgAsync(feedMessage(m),
+			jetstream.WithExpectLastSequence(feedSeq), jetstream.WithExpectStream(FeedStream))
+		if err != nil {
+			return &publishError{err}
+		}
+		feedSeq++
+		sent(ack, at)
+	}
+	return nil
+}
+
+func feedMessage(m projections.Message) *nats.Msg {
+	msg := nats.NewMsg(m.Subject)
+	for _, h := range m.Headers() {
+		msg.Header[h[0]] = []string{h[1]} // as they stand: CloudEvents names are lower case
+	}
+	msg.Data = m.Data
+	return msg
+}
+
+// Rewind starts the tenant's audit consumer over at the first event whose log
+// sequence is at least seq.
+func (f *Feed) Rewind(ctx context.Context, tenant string, seq uint64) error {
+	stream, err := f.js.Stream(ctx, FeedStream)
+	if err != nil {
+		return fmt.Errorf("look at the feed: %w", err)
+	}
+	info, err := stream.Info(ctx)
+	if err != nil {
+		return fmt.Errorf("look at the feed: %w", err)
+	}
+	first, last := info.State.FirstSeq, info.State.LastSeq
+	var failed error
+	n := sort.Search(int(last-first+1), func(i int) bool { //nolint:gosec // far below 2^63 messages
+		msg, err := stream.GetMsg(ctx, first+uint64(i)) //nolint:gosec // i is not negative
+		if err != nil {
+			failed = err
+			return true
+		}
+		at, err := placeOf(msg.Header)
+		if err != nil {
+			failed = err
+		}
+		return at.seq >= seq
+	})
+	if failed != nil {
+		return fmt.Errorf("search the feed: %w", failed)
+	}
+	target := first + uint64(n) //nolint:gosec // n is not negative
+	if _, err := stream.ResetConsumerToSequence(ctx, AuditConsumer(tenant), target); err != nil {
+		return fmt.Errorf("rewind the audit consumer of %s: %w", tenant, err)
+	}
+	return nil
+}

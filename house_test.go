@@ -1,0 +1,126 @@
+// Package credstream_test keeps the rules of the house: who may import whom,
+// and that every error code is said once.
+package credstream_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/credstream/credstream/"
+
+// imports lists, for each room, the rooms it may import. A folder below a room
+// may import what the room may, and the room. cmd may import anything.
+var imports = map[string][]string{
+	"fault":       {},
+	"seal":        {"fault"},
+	"events":      {"fault"},
+	"commands":    {"fault", "events"},         // commands speak of versions and verifications in the events' words
+	"vault":       {"fault", "seal", "events"}, // events for the one encoding of ids
+	"verify":      {"fault", "seal"},           //
+	"aggregates":  {"fault", "events", "commands"},
+	"projections": {"fault", "events"},
+	"service":     {"fault", "seal", "events", "commands", "vault", "verify", "aggregates", "projections"},
+	"bus":         {"fault", "events", "projections", "service"},
+	"api":         {"fault", "service"},
+	"client":      {"fault"},
+}
+
+func TestImports(t *testing.T) {
+	for file, f := range sources(t, parser.ImportsOnly) {
+		room, _, nested := strings.Cut(filepath.ToSlash(file), "/")
+		if !nested || room == "cmd" {
+			continue
+		}
+		may, known := imports[room]
+		if !known {
+			t.Errorf("%s stands in no room of the house", file)
+			continue
+		}
+		for _, spec := range f.Imports {
+			name, _ := strconv.Unquote(spec.Path.Value)
+			to, ours := strings.CutPrefix(name, module)
+			if to, _, _ = strings.Cut(to, "/"); !ours || to == room && path.Dir(filepath.ToSlash(file)) != room {
+				continue
+			}
+			if !slices.Contains(may, to) {
+				t.Errorf("%s: %s must not import %s", file, room, to)
+			}
+		}
+	}
+}
+
+var codeForm = regexp.MustCompile(`^[a-z][a-z0-9]*(_[a-z0-9]+)*$`)
+
+// A code tells a caller which rule refused, so no two rules share one.
+func TestErrorCodesAreUnique(t *testing.T) {
+	seen := map[string]string{}
+	for file, f := range sources(t, parser.SkipObjectResolution) {
+		ast.Inspect(f, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok || len(call.Args) != 3 || !callsNew(call.Fun, file) {
+				return true
+			}
+			lit, ok := call.Args[1].(*ast.BasicLit)
+			if !ok {
+				t.Errorf("%s: the code of an error is not a literal", file)
+				return true
+			}
+			code, _ := strconv.Unquote(lit.Value)
+			if !codeForm.MatchString(code) {
+				t.Errorf("%s: the code %q is not lower case words joined by '_'", file, code)
+			}
+			if other, dup := seen[code]; dup {
+				t.Errorf("%s: the code %q stands in %s too", file, code, other)
+			}
+			seen[code] = file
+			return true
+		})
+	}
+	if len(seen) < 30 {
+		t.Errorf("found only %d codes: the test no longer sees them", len(seen))
+	}
+}
+
+func callsNew(fun ast.Expr, file string) bool {
+	if id, ok := fun.(*ast.Ident); ok {
+		return id.Name == "New" && strings.HasPrefix(filepath.ToSlash(file), "fault/")
+	}
+	sel, ok := fun.(*ast.SelectorExpr)
+	if !ok || sel.Sel.Name != "New" {
+		return false
+	}
+	pkg, ok := sel.X.(*ast.Ident)
+	return ok && pkg.Name == "fault"
+}
+
+// sources parses every file of the module that is no test.
+func sources(t *testing.T, mode parser.Mode) map[string]*ast.File {
+	t.Helper()
+	files := map[string]*ast.File{}
+	err := filepath.WalkDir(".", func(file string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && file != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata"):
+			return filepath.SkipDir
+		case d.IsDir() || !strings.HasSuffix(file, ".go") || strings.HasSuffix(file, "_test.go"):
+			return nil
+		}
+		files[file], err = parser.ParseFile(token.NewFileSet(), file, nil, mode)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}

@@ -1,0 +1,76 @@
+package service
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/vault"
+)
+
+// Collect erases the secrets in the vault that no event names and that are
+// older than age, and returns how many. Age only chooses what to look at: a
+// secret that was never named is first abandoned on its owner's stream, so a
+// writer that was merely slow conflicts and puts its secret anew.
+func (s *Service) Collect(ctx context.Context, age time.Duration) (erased int, err error) {
+	before := s.now().Add(-age)
+	for entry, err := range s.cfg.Vault.All(ctx) {
+		if err != nil {
+			return erased, fmt.Errorf("walk the vault: %w", err)
+		}
+		if entry.Stored.After(before) || entry.Ref.Category != aggregates.Credential.Category {
+			continue
+		}
+		orphan, err := s.orphan(ctx, entry.Ref)
+		if err != nil {
+			return erased, fmt.Errorf("look at a secret of %s: %w", entry.Ref.Owner, err)
+		}
+		if !orphan {
+			continue
+		}
+		if err := s.cfg.Vault.Erase(ctx, entry.Ref); err != nil {
+			return erased, fmt.Errorf("erase a secret of %s: %w", entry.Ref.Owner, err)
+		}
+		erased++
+		s.metrics.orphans.Inc()
+	}
+	return erased, nil
+}
+
+// orphan reports whether nothing names the secret and, once it has said so on
+// the owner's stream, nothing ever will.
+func (s *Service) orphan(ctx context.Context, ref vault.Ref) (bool, error) {
+	state, err := aggregates.Credential.Fresh(ctx, s.cfg.Log, aggregates.Credential.Stream(ref.Tenant, ref.Owner))
+	if err != nil || state.Value.Names(ref.SecretID) {
+		return false, err
+	}
+	if state.Value.Deleted {
+		return true, nil // a deleted credential takes no more commands
+	}
+	state, err = execute(ctx, s, system(ref.Tenant, "collector"), aggregates.Credential, ref.Tenant,
+		commands.AbandonSecret{ID: ref.Owner, SecretID: ref.SecretID})
+	return err == nil && !state.Value.Names(ref.SecretID), err
+}
+
+// RunCollector collects every interval until ctx ends.
+func (s *Service) RunCollector(ctx context.Context, interval, age time.Duration) error {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		switch erased, err := s.Collect(ctx, age); {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			s.cfg.Logger.WarnContext(ctx, "collecting orphaned secrets stopped early", "err", err)
+		case erased > 0:
+			s.cfg.Logger.InfoContext(ctx, "erased orphaned secrets", "count", erased)
+		}
+	}
+}

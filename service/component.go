@@ -1,0 +1,310 @@
+package service
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/projections"
+)
+
+// RegisterComponent asks for a new component.
+type RegisterComponent struct {
+	ID         string         `json:"id,omitzero"` // letters, digits, '_' and '-', up to 64; made from the title when absent
+	Descriptor jsontext.Value `json:"descriptor"`  // the component.json
+}
+
+func (s *Service) registerComponent(ctx context.Context, call *Call, in RegisterComponent) (Done, error) {
+	d, err := parseDescriptor(in.Descriptor)
+	if err != nil {
+		return Done{}, err
+	}
+	if in.ID == "" {
+		in.ID = Slug(d.Title)
+	}
+	if err := events.CheckName(in.ID); err != nil {
+		return Done{}, fault.Of(err).At("/id")
+	}
+	return s.changeComponent(ctx, call, commands.RegisterComponent{
+		ID: in.ID, Owner: call.Tenant, Title: d.Title, Descriptor: string(d.Raw),
+	})
+}
+
+// UpdateComponent asks for a new revision of a component's descriptor.
+type UpdateComponent struct {
+	ID         string         `json:"id"`
+	Descriptor jsontext.Value `json:"descriptor"` // the component.json
+}
+
+func (s *Service) updateComponent(ctx context.Context, call *Call, in UpdateComponent) (Done, error) {
+	d, err := parseDescriptor(in.Descriptor)
+	if err != nil {
+		return Done{}, err
+	}
+	return s.changeComponent(ctx, call, commands.UpdateComponent{
+		ID: in.ID, Owner: call.Tenant, Title: d.Title, Descriptor: string(d.Raw),
+	})
+}
+
+func parseDescriptor(raw jsontext.Value) (commands.Descriptor, error) {
+	if len(raw) == 0 {
+		return commands.Descriptor{}, required("/descriptor", "")
+	}
+	d, err := commands.ParseDescriptor(raw)
+	if f := fault.Of(err); f != nil && err != nil {
+		return d, f.At("/descriptor" + f.Pointer)
+	}
+	return d, nil
+}
+
+// ComponentID names one component.
+type ComponentID struct {
+	ID string `json:"id"`
+}
+
+func (s *Service) shareComponent(ctx context.Context, call *Call, in ComponentID) (Done, error) {
+	return s.changeComponent(ctx, call, commands.ShareComponent{ID: in.ID, Owner: call.Tenant})
+}
+
+func (s *Service) unshareComponent(ctx context.Context, call *Call, in ComponentID) (Done, error) {
+	return s.changeComponent(ctx, call, commands.UnshareComponent{ID: in.ID, Owner: call.Tenant})
+}
+
+func (s *Service) deleteComponent(ctx context.Context, call *Call, in ComponentID) (Done, error) {
+	return s.changeComponent(ctx, call, commands.DeleteComponent{ID: in.ID, Owner: call.Tenant})
+}
+
+func (s *Service) changeComponent(ctx context.Context, call *Call, cmd commands.Component) (Done, error) {
+	if events.CheckName(cmd.Target()) != nil {
+		return Done{}, aggregates.ErrComponentNotFound.At("/id")
+	}
+	state, err := execute(ctx, s, call, aggregates.Component, events.System, cmd)
+	if err != nil {
+		return Done{}, err
+	}
+	return Done{Seq: state.Seq, ID: cmd.Target(), Revision: state.Value.Revision}, nil
+}
+
+// Slug makes a component id of a title or a file's name: lower case, words
+// joined by '-', at most 64 characters; "component" when nothing is left.
+func Slug(title string) string {
+	var b strings.Builder
+	for _, c := range strings.ToLower(title) {
+		switch {
+		case 'a' <= c && c <= 'z', '0' <= c && c <= '9':
+			b.WriteRune(c)
+		case b.Len() > 0 && !strings.HasSuffix(b.String(), "-"):
+			b.WriteByte('-')
+		}
+		if b.Len() == 64 {
+			break
+		}
+	}
+	if slug := strings.Trim(b.String(), "-"); slug != "" {
+		return slug
+	}
+	return "component"
+}
+
+type descriptorKey struct {
+	component string
+	revision  int
+}
+
+// usable returns a component that the tenant may make credentials for, with
+// the descriptor in force: ErrComponentNotFound, ErrComponentDeleted.
+func (s *Service) usable(ctx context.Context, tenant, component string) (commands.Descriptor, int, error) {
+	if events.CheckName(component) != nil {
+		return commands.Descriptor{}, 0, aggregates.ErrComponentNotFound
+	}
+	state, err := aggregates.Component.Fresh(ctx, s.cfg.Log, aggregates.Component.Stream(events.System, component))
+	switch {
+	case err != nil:
+		return commands.Descriptor{}, 0, err
+	case !state.Value.VisibleTo(tenant):
+		return commands.Descriptor{}, 0, aggregates.ErrComponentNotFound
+	case state.Value.Deleted:
+		return commands.Descriptor{}, 0, aggregates.ErrComponentDeleted
+	}
+	d, err := s.descriptor(ctx, component, state.Value.Revision)
+	return d, state.Value.Revision, err
+}
+
+// descriptor returns one revision of a component's descriptor. A revision never
+// changes, so it is parsed once.
+func (s *Service) descriptor(ctx context.Context, component string, revision int) (commands.Descriptor, error) {
+	key := descriptorKey{component, revision}
+	if d, ok := s.descriptors.Get(key); ok {
+		return d, nil
+	}
+	for rec, err := range s.cfg.Log.Store.Stream(ctx, aggregates.Component.Stream(events.System, component), 0) {
+		if err != nil {
+			return commands.Descriptor{}, fmt.Errorf("descriptor of %s: %w", component, err)
+		}
+		var raw string
+		switch e := rec.Event.(type) {
+		case events.ComponentRegistered:
+			if revision == 1 {
+				raw = e.Descriptor
+			}
+		case events.ComponentUpdated:
+			if revision == e.Revision {
+				raw = e.Descriptor
+			}
+		}
+		if raw == "" {
+			continue
+		}
+		d, err := commands.ParseDescriptor([]byte(raw))
+		if err != nil {
+			return d, fmt.Errorf("stored descriptor of %s, revision %d: %w", component, revision, err)
+		}
+		s.descriptors.Add(key, d)
+		return d, nil
+	}
+	return commands.Descriptor{}, fmt.Errorf("component %s has no revision %d", component, revision)
+}
+
+// GetComponent asks for one component.
+type GetComponent struct {
+	ID     string `json:"id"`
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+}
+
+// ComponentInfo is what lists show of a component.
+type ComponentInfo struct {
+	ID          string    `json:"id"`
+	Title       string    `json:"title"`
+	Owner       string    `json:"owner,omitzero"` // shown to the owner alone
+	Shared      bool      `json:"shared"`
+	Deleted     bool      `json:"deleted"`
+	Revision    int       `json:"revision"`
+	CreatedAt   time.Time `json:"created_at"`
+	UpdatedAt   time.Time `json:"updated_at"`
+	Credentials int       `json:"credentials"` // the tenant's own
+}
+
+// Component answers GetComponent.
+type Component struct {
+	ComponentInfo
+	Descriptor jsontext.Value `json:"descriptor"`
+}
+
+func (s *Service) getComponent(ctx context.Context, call *Call, in GetComponent) (Component, error) {
+	if err := s.atLeast(ctx, in.MinSeq); err != nil {
+		return Component{}, err
+	}
+	c, found, err := s.cfg.Views.Component(ctx, in.ID)
+	switch {
+	case err != nil:
+		return Component{}, err
+	case !found || c.Owner != call.Tenant && !c.Shared:
+		return Component{}, aggregates.ErrComponentNotFound
+	}
+	d, err := s.descriptor(ctx, c.ID, c.Revision)
+	if err != nil {
+		return Component{}, err
+	}
+	counts, err := s.cfg.Views.CredentialCounts(ctx, call.Tenant)
+	if err != nil {
+		return Component{}, err
+	}
+	return Component{componentInfo(c, call.Tenant, perComponent(counts)), d.Raw}, nil
+}
+
+// ListComponents asks for the components a tenant may use: its own and the shared ones.
+type ListComponents struct {
+	Limit  int    `json:"limit,omitzero"`   // 1 to 200; 50 when absent
+	After  string `json:"after,omitzero"`   // cursor of the page before
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+}
+
+// ComponentList answers ListComponents.
+type ComponentList struct {
+	Components []ComponentInfo `json:"components"`
+	Next       string          `json:"next,omitzero"` // cursor of the next page; absent on the last
+}
+
+func (s *Service) listComponents(ctx context.Context, call *Call, in ListComponents) (ComponentList, error) {
+	limit, err := pageSize(in.Limit)
+	if err != nil {
+		return ComponentList{}, err
+	}
+	if err := s.atLeast(ctx, in.MinSeq); err != nil {
+		return ComponentList{}, err
+	}
+	page, next, err := s.cfg.Views.Components(ctx, call.Tenant, in.After, limit)
+	if err != nil {
+		return ComponentList{}, err
+	}
+	counts, err := s.cfg.Views.CredentialCounts(ctx, call.Tenant)
+	if err != nil {
+		return ComponentList{}, err
+	}
+	n := perComponent(counts)
+	list := ComponentList{Components: make([]ComponentInfo, len(page)), Next: next}
+	for i, c := range page {
+		list.Components[i] = componentInfo(c, call.Tenant, n)
+	}
+	return list, nil
+}
+
+func componentInfo(c projections.Component, tenant string, credentials map[string]int) ComponentInfo {
+	info := ComponentInfo{
+		ID: c.ID, Title: c.Title, Shared: c.Shared, Deleted: c.Deleted, Revision: c.Revision,
+		CreatedAt: c.CreatedAt, UpdatedAt: c.UpdatedAt, Credentials: credentials[c.ID],
+	}
+	if c.Owner == tenant {
+		info.Owner = c.Owner
+	}
+	return info
+}
+
+func perComponent(counts []projections.Count) map[string]int {
+	n := map[string]int{}
+	for _, c := range counts {
+		n[c.Component] += c.N
+	}
+	return n
+}
+
+// ErrLimit refuses a page size out of range.
+var ErrLimit = fault.New(fault.Invalid, "limit_invalid", "A page holds 1 to 200 items.")
+
+func pageSize(limit int) (int, error) {
+	switch {
+	case limit == 0:
+		return 50, nil
+	case limit < 0 || limit > 200:
+		return 0, ErrLimit.At("/limit")
+	}
+	return limit, nil
+}
+
+// maxWait bounds how long a query waits for the views to be as fresh as asked.
+const maxWait = 5 * time.Second
+
+// ErrNotYet is the answer of a query whose min_seq the views did not reach in time.
+var ErrNotYet = fault.New(fault.Unavailable, "min_seq_not_reached",
+	"The log or the views have not come to min_seq yet. Try again, or ask without it.")
+
+// atLeast waits until the views reflect the log sequence.
+func (s *Service) atLeast(ctx context.Context, seq uint64) error {
+	if seq <= s.cfg.Views.Position() {
+		return nil
+	}
+	wait, cancel := context.WithTimeout(ctx, maxWait)
+	defer cancel()
+	err := s.cfg.Projector.Wait(wait, seq)
+	if err != nil && wait.Err() != nil && ctx.Err() == nil {
+		return ErrNotYet
+	}
+	return err
+}

@@ -1,0 +1,442 @@
+package service
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/vault"
+	"github.com/credstream/credstream/verify"
+)
+
+// The refusals of a credential's input.
+var (
+	ErrVerificationFailed = fault.New(fault.Invalid, "credential_verification_failed",
+		"The dry request failed, so nothing was saved.")
+	ErrKeysMasked = fault.New(fault.Invalid, "keys_masked",
+		"The mask ******** is not a value. Enter the value itself.")
+	ErrName = fault.New(fault.Invalid, "name_invalid", "A name is 1 to 200 characters without control characters.")
+)
+
+// Mask stands in answers for a secret value, and is refused as one.
+const Mask = "********"
+
+// Keys is the object of clear values in a request. It cannot be printed.
+type Keys struct{ seal.Fields }
+
+// UnmarshalJSON implements json.Unmarshaler. Its errors do not quote the input.
+func (k *Keys) UnmarshalJSON(b []byte) error {
+	fields, err := seal.ParseFields(b)
+	k.Fields = fields
+	return pointAt(err, "/keys")
+}
+
+// CreateCredential asks for a new credential.
+type CreateCredential struct {
+	Component string `json:"component"`
+	Name      string `json:"name,omitzero"`      // for people; made from the component's title when absent
+	Keys      Keys   `json:"keys"`               // a value for each field of the component's descriptor
+	Workspace string `json:"workspace,omitzero"` // an id of the caller's, kept as given
+}
+
+func (s *Service) createCredential(ctx context.Context, call *Call, in CreateCredential) (Done, error) {
+	if err := required("/component", in.Component); err != nil {
+		return Done{}, err
+	}
+	if in.Workspace != "" && events.CheckID(in.Workspace) != nil {
+		return Done{}, events.ErrID.At("/workspace")
+	}
+	d, revision, err := s.usable(ctx, call.Tenant, in.Component)
+	if err != nil {
+		return Done{}, pointAt(err, "/component")
+	}
+	id := events.DeriveID(call.Tenant, call.Principal.Actor.ID, call.CommandID, 0)
+	if in.Name == "" {
+		in.Name = defaultName(d.Title, id)
+	}
+	if err := checkName("/name", in.Name); err != nil {
+		return Done{}, err
+	}
+	keys, err := s.tryKeys(ctx, call.Tenant, d, revision, in.Keys.Fields)
+	if err != nil {
+		return Done{}, err
+	}
+	return s.save(ctx, call, id, in.Keys.Fields, func(secretID string) commands.Credential {
+		keys.SecretID = secretID
+		return commands.CreateCredential{
+			ID: id, Component: in.Component, Name: in.Name, Workspace: in.Workspace, Keys: keys,
+		}
+	})
+}
+
+// defaultName is the component's title and the start of the credential's id.
+func defaultName(title, id string) string {
+	if title == "" {
+		title = "Credential"
+	}
+	if r := []rune(title); len(r) > 180 {
+		title = string(r[:180])
+	}
+	return title + " " + id[:8]
+}
+
+// checkName bounds what people call a thing.
+func checkName(pointer, name string) error {
+	control := func(r rune) bool { return unicode.IsControl(r) || r == 0x202e || r == 0x2028 || r == 0x2029 }
+	n := utf8.RuneCountInString(name)
+	if n < 1 || n > 200 || bytes.ContainsFunc([]byte(name), control) {
+		return ErrName.At(pointer)
+	}
+	return nil
+}
+
+func pointAt(err error, pointer string) error {
+	var f *fault.Error
+	if errors.As(err, &f) {
+		return f.At(pointer)
+	}
+	return err
+}
+
+// ReplaceKeys asks for new keys.
+type ReplaceKeys struct {
+	ID       string `json:"id"`
+	Keys     Keys   `json:"keys"`                      // replaces all values
+	Expected int    `json:"expected_version,omitzero"` // refuse when the keys in force have another version
+}
+
+func (s *Service) replaceKeys(ctx context.Context, call *Call, in ReplaceKeys) (Done, error) {
+	state, err := s.live(ctx, call.Tenant, in.ID, in.Expected)
+	if err != nil {
+		return Done{}, err
+	}
+	d, revision, err := s.usable(ctx, call.Tenant, state.Component)
+	if err != nil {
+		return Done{}, err
+	}
+	keys, err := s.tryKeys(ctx, call.Tenant, d, revision, in.Keys.Fields)
+	if err != nil {
+		return Done{}, err
+	}
+	return s.save(ctx, call, in.ID, in.Keys.Fields, func(secretID string) commands.Credential {
+		keys.SecretID = secretID
+		return commands.ReplaceKeys{ID: in.ID, Expected: in.Expected, Keys: keys}
+	})
+}
+
+// live returns the state of a credential that exists, or
+// aggregates.ErrCredentialNotFound or ErrCredentialVersionStale.
+func (s *Service) live(ctx context.Context, tenant, id string, expected int) (aggregates.CredentialState, error) {
+	var none aggregates.CredentialState
+	if err := checkCredential(id, expected); err != nil {
+		return none, err
+	}
+	state, err := aggregates.Credential.Fresh(ctx, s.cfg.Log, aggregates.Credential.Stream(tenant, id))
+	switch {
+	case err != nil:
+		return none, err
+	case !state.Value.Live():
+		return none, aggregates.ErrCredentialNotFound
+	case expected != 0 && expected != state.Value.Current().Version:
+		return none, aggregates.ErrCredentialVersionStale
+	}
+	return state.Value, nil
+}
+
+// tryKeys checks keys against the descriptor and makes the dry request. What it
+// returns lacks only the id of the secret.
+func (s *Service) tryKeys(ctx context.Context, tenant string, d commands.Descriptor, revision int, keys seal.Fields) (commands.NewKeys, error) {
+	if err := d.CheckKeys(keys.Names()); err != nil {
+		return commands.NewKeys{}, err
+	}
+	for _, name := range keys.Names() {
+		if v, _ := keys.Get(name); bytes.Contains(v.Reveal(), []byte(`"`+Mask+`"`)) {
+			return commands.NewKeys{}, ErrKeysMasked.At("/keys/" + escapePointer(name))
+		}
+	}
+	result, err := s.dryRun(ctx, tenant, d, keys)
+	if err != nil {
+		return commands.NewKeys{}, err
+	}
+	if result.verification.Status == events.Failed {
+		return commands.NewKeys{}, ErrVerificationFailed.Because("Nothing was saved: %s", result.says).
+			With(map[string]string{"outcome": result.verification.Outcome})
+	}
+	mac, err := s.hostMAC(ctx, tenant, d, keys)
+	if err != nil {
+		return commands.NewKeys{}, err
+	}
+	return commands.NewKeys{
+		Fields: keys.Names(), Revision: revision, Hosts: d.Hosts, HostMAC: mac, Verification: result.verification,
+	}, nil
+}
+
+func escapePointer(name string) string {
+	return string(jsontext.Pointer("").AppendToken(name))[1:]
+}
+
+// hostMAC fingerprints the values that make up a host, so that a change of them
+// is noticed without the log holding them.
+func (s *Service) hostMAC(ctx context.Context, tenant string, d commands.Descriptor, keys seal.Fields) (string, error) {
+	parts := []string{"credstream/hosts/1"}
+	for _, name := range d.HostFields() {
+		v, _ := keys.Text(name)
+		parts = append(parts, name, string(v.Reveal()))
+	}
+	if len(parts) == 1 {
+		return "", nil
+	}
+	mac, err := s.cfg.Keyring.MAC(ctx, tenant, events.LengthPrefixed(parts...))
+	if err != nil {
+		return "", fmt.Errorf("mac of the hosts: %w", err)
+	}
+	return hex.EncodeToString(mac[:16]), nil
+}
+
+// save puts the secret into the vault, durable, and then executes the command
+// that names it. When the command is refused the secret goes again; when its
+// outcome is not known the collector finds out.
+func (s *Service) save(ctx context.Context, call *Call, id string, keys seal.Fields, cmd func(secretID string) commands.Credential) (Done, error) {
+	for {
+		ref := vault.Ref{Tenant: call.Tenant, Category: aggregates.Credential.Category, Owner: id, SecretID: events.NewID()}
+		if err := s.cfg.Vault.Put(ctx, ref, keys.Marshal()); err != nil {
+			return Done{}, fmt.Errorf("put the secret of %s: %w", id, err)
+		}
+		done, err := s.changeCredential(ctx, call, cmd(ref.SecretID))
+		if err == nil {
+			return done, nil
+		}
+		if !errors.Is(err, events.ErrUnknownOutcome) && ctx.Err() == nil {
+			s.erase(ctx, ref)
+		}
+		if !errors.Is(err, aggregates.ErrSecretAbandoned) {
+			return Done{}, err
+		}
+	}
+}
+
+// changeCredential executes a command and erases what no kept version names any
+// more.
+func (s *Service) changeCredential(ctx context.Context, call *Call, cmd commands.Credential) (Done, error) {
+	before, err := aggregates.Credential.Load(ctx, s.cfg.Log, aggregates.Credential.Stream(call.Tenant, cmd.Target()))
+	if err != nil {
+		return Done{}, err
+	}
+	after, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, cmd)
+	if err != nil {
+		return Done{}, err
+	}
+	erased := map[string]bool{}
+	for _, v := range before.Value.Versions {
+		if !after.Value.Names(v.SecretID) && !erased[v.SecretID] {
+			erased[v.SecretID] = true
+			s.erase(ctx, vault.Ref{
+				Tenant: call.Tenant, Category: aggregates.Credential.Category, Owner: cmd.Target(), SecretID: v.SecretID,
+			})
+		}
+	}
+	return Done{
+		Seq: after.Seq, ID: cmd.Target(),
+		Version: after.Value.Current().Version, Status: statusOf(after.Value),
+	}, nil
+}
+
+func statusOf(s aggregates.CredentialState) events.Status {
+	if !s.Live() {
+		return ""
+	}
+	return s.Status
+}
+
+// erase removes a secret from the vault now; what it cannot erase the
+// collector erases later.
+func (s *Service) erase(ctx context.Context, ref vault.Ref) {
+	if err := s.cfg.Vault.Erase(ctx, ref); err != nil {
+		s.cfg.Logger.WarnContext(ctx, "a secret is left to the collector", "tenant", ref.Tenant, "owner", ref.Owner, "err", err)
+	}
+}
+
+// open reads the clear values of one version.
+func (s *Service) open(ctx context.Context, tenant, id string, v events.KeysVersion) (seal.Fields, error) {
+	secret, err := s.cfg.Vault.Get(ctx, vault.Ref{
+		Tenant: tenant, Category: aggregates.Credential.Category, Owner: id, SecretID: v.SecretID,
+	})
+	if err != nil {
+		return seal.Fields{}, fmt.Errorf("open the secret of %s version %d: %w", id, v.Version, err)
+	}
+	return seal.ParseFields(secret.Reveal())
+}
+
+// RenameCredential asks for another name.
+type RenameCredential struct {
+	ID       string `json:"id"`
+	Name     string `json:"name"`
+	Expected int    `json:"expected_version,omitzero"` // refuse when the keys in force have another version
+}
+
+func (s *Service) renameCredential(ctx context.Context, call *Call, in RenameCredential) (Done, error) {
+	if err := checkName("/name", in.Name); err != nil {
+		return Done{}, err
+	}
+	if err := checkCredential(in.ID, in.Expected); err != nil {
+		return Done{}, err
+	}
+	return s.changeCredential(ctx, call, commands.RenameCredential(in))
+}
+
+func checkCredential(id string, expected int) error {
+	if err := required("/id", id); err != nil {
+		return err
+	}
+	if err := events.CheckID(id); err != nil {
+		return fault.Of(err).At("/id")
+	}
+	if expected < 0 {
+		return ErrBody.Because("A version is at least 1.").At("/expected_version")
+	}
+	return nil
+}
+
+// RevertCredential asks for the keys of an earlier version.
+type RevertCredential struct {
+	ID       string `json:"id"`
+	Version  int    `json:"version"`                   // the version to go back to
+	Expected int    `json:"expected_version,omitzero"` // refuse when the keys in force have another version
+}
+
+func (s *Service) revertCredential(ctx context.Context, call *Call, in RevertCredential) (Done, error) {
+	if in.Version < 1 {
+		return Done{}, ErrMissing.Because("The version to go back to is needed.").At("/version")
+	}
+	state, err := s.live(ctx, call.Tenant, in.ID, in.Expected)
+	if err != nil {
+		return Done{}, err
+	}
+	to, kept := state.Version(in.Version)
+	if !kept {
+		return Done{}, aggregates.ErrCredentialVersionNotFound.At("/version")
+	}
+	d, revision, err := s.usable(ctx, call.Tenant, state.Component)
+	if err != nil {
+		return Done{}, err
+	}
+	// The hosts are compared before the keys go anywhere; the aggregate decides again.
+	if now := state.Current(); now.Version != to.Version && (to.HostMAC != now.HostMAC || !slices.Equal(to.Hosts, now.Hosts) || !slices.Equal(to.Hosts, d.Hosts)) {
+		return Done{}, aggregates.ErrCredentialHostsChanged
+	}
+	fields, err := s.open(ctx, call.Tenant, in.ID, to)
+	if err != nil {
+		return Done{}, err
+	}
+	keys, err := s.tryKeys(ctx, call.Tenant, d, revision, fields)
+	if err != nil {
+		return Done{}, err
+	}
+	keys.SecretID = to.SecretID
+	return s.changeCredential(ctx, call, commands.RevertCredential{ID: in.ID, Expected: in.Expected, To: in.Version, Keys: keys})
+}
+
+// VerifyCredential asks for the dry request with the keys in force.
+type VerifyCredential struct {
+	ID string `json:"id"`
+}
+
+func (s *Service) verifyCredential(ctx context.Context, call *Call, in VerifyCredential) (Done, error) {
+	state, err := s.live(ctx, call.Tenant, in.ID, 0)
+	if err != nil {
+		return Done{}, err
+	}
+	now := state.Current()
+	// The probe and hosts of the recorded revision: a later descriptor reaches
+	// these keys only with a version verified against it.
+	d, err := s.descriptor(ctx, state.Component, now.Revision)
+	if err != nil {
+		return Done{}, err
+	}
+	fields, err := s.open(ctx, call.Tenant, in.ID, now)
+	if err != nil {
+		return Done{}, err
+	}
+	result, err := s.dryRun(ctx, call.Tenant, d, fields)
+	if err != nil {
+		return Done{}, err
+	}
+	done, err := s.changeCredential(ctx, call, commands.RecordVerification{
+		ID: in.ID, Version: now.Version, Verification: result.verification,
+	})
+	if result.verification.Status == events.Failed {
+		done.Says = result.says
+	}
+	return done, err
+}
+
+// DeleteCredential asks for a credential's end.
+type DeleteCredential struct {
+	ID       string `json:"id"`
+	Expected int    `json:"expected_version,omitzero"` // refuse when the keys in force have another version
+}
+
+func (s *Service) deleteCredential(ctx context.Context, call *Call, in DeleteCredential) (Done, error) {
+	if err := checkCredential(in.ID, in.Expected); err != nil {
+		return Done{}, err
+	}
+	return s.changeCredential(ctx, call, commands.DeleteCredential(in))
+}
+
+// outcome is what a dry request found.
+type outcome struct {
+	verification events.Verification
+	says         string // why it failed, in a plain sentence
+}
+
+// dryRun makes the descriptor's probe with the values. A component that
+// declares none leaves its credentials unverified.
+func (s *Service) dryRun(ctx context.Context, tenant string, d commands.Descriptor, keys seal.Fields) (outcome, error) {
+	if d.Verification == nil {
+		return outcome{verification: events.Verification{Status: events.Unverified}}, nil
+	}
+	result, err := s.cfg.Verify.Run(ctx, tenant, probe(d), keys.Text)
+	if err != nil {
+		return outcome{}, err
+	}
+	s.metrics.verified.WithLabelValues(result.Probe, result.Outcome).Inc()
+	v := events.Verification{
+		Status: events.Verified, Probe: result.Probe, Outcome: result.Outcome, LatencyMS: result.Latency.Milliseconds(),
+	}
+	if !result.OK {
+		v.Status = events.Failed
+	}
+	return outcome{v, result.Says}, nil
+}
+
+// probe writes the descriptor's dry request in the words of verify.
+func probe(d commands.Descriptor) verify.Probe {
+	p := verify.Probe{Hosts: d.Hosts}
+	switch v := d.Verification; {
+	case v.HTTP != nil:
+		p.HTTP = &verify.HTTP{
+			Method: v.HTTP.Method, URL: v.HTTP.URL, Headers: v.HTTP.Headers, Form: v.HTTP.Form, JSON: v.HTTP.JSON,
+			Expect: v.HTTP.Expect.Status, Says: v.HTTP.Says,
+		}
+		if b := v.HTTP.Basic; b != nil {
+			p.HTTP.Basic = &verify.Basic{Username: b.Username, Password: b.Password}
+		}
+	case v.TCP != nil:
+		p.TCP = &verify.TCP{Address: v.TCP.Address, DefaultPort: v.TCP.DefaultPort}
+	case v.TLS != nil:
+		p.TLS = &verify.TLS{Address: v.TLS.Address, DefaultPort: v.TLS.DefaultPort}
+	}
+	return p
+}

@@ -1,0 +1,52 @@
+package service
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/credstream/credstream/fault"
+)
+
+// metrics counts what the routes do. Labels are names of ours, never ids.
+type metrics struct {
+	requests *prometheus.CounterVec
+	latency  *prometheus.HistogramVec
+	verified *prometheus.CounterVec
+	appended prometheus.Counter
+	orphans  prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "credstream_requests_total", Help: "Commands and queries by name and kind of outcome.",
+		}, []string{"name", "kind"}),
+		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "credstream_request_seconds", Help: "Time from the request to its answer, in seconds.",
+			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, 1, 5, 30},
+		}, []string{"name"}),
+		verified: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "credstream_verifications_total", Help: "Dry requests by probe and class of outcome.",
+		}, []string{"probe", "outcome"}),
+		appended: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "credstream_commits_total", Help: "Commits this process appended to the log.",
+		}),
+		orphans: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "credstream_vault_orphans_erased_total", Help: "Secrets erased because no event names them.",
+		}),
+	}
+	if reg != nil {
+		reg.MustRegister(m.requests, m.latency, m.verified, m.appended, m.orphans)
+	}
+	return m
+}
+
+func (m *metrics) served(r *Route, took time.Duration, err error) {
+	kind := "ok"
+	if err != nil {
+		kind = string(fault.Of(err).Kind)
+	}
+	m.requests.WithLabelValues(r.Name, kind).Inc()
+	m.latency.WithLabelValues(r.Name).Observe(took.Seconds())
+}

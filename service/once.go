@@ -1,0 +1,129 @@
+package service
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+)
+
+// Done answers a command. It is rebuilt from the stored events when the command
+// comes again, so it holds nothing that is not in them.
+type Done struct {
+	Seq      uint64        `json:"seq"`               // log sequence to ask for as min_seq
+	ID       string        `json:"id,omitzero"`       // of the thing that changed
+	Version  int           `json:"version,omitzero"`  // of a credential's keys
+	Status   events.Status `json:"status,omitzero"`   // of a credential
+	Revision int           `json:"revision,omitzero"` // of a component's descriptor
+	Says     string        `json:"says,omitzero"`     // what a failed dry request found, in a sentence
+}
+
+// repeat ends the execution of a command that was already obeyed.
+type repeat struct{ done Done }
+
+func (r *repeat) Error() string { return "the command was already obeyed" }
+
+// name gives the call its command id: the caller's, or a random one. The
+// request of a caller's id is remembered by an HMAC under the tenant's key,
+// since what it holds may be guessed.
+func (s *Service) name(ctx context.Context, call *Call, route string, body []byte) error {
+	if call.CommandID == "" {
+		call.CommandID = events.NewID()
+		return nil
+	}
+	if len(call.CommandID) > maxID || !printable(call.CommandID) {
+		return ErrCommandID
+	}
+	canonical := jsontext.Value(append([]byte(nil), body...))
+	if err := canonical.Canonicalize(); err != nil {
+		return ErrBody.Because("The body is not one JSON document.")
+	}
+	mac, err := s.cfg.Keyring.MAC(ctx, call.Tenant, events.LengthPrefixed("credstream/request/1", route, string(canonical)))
+	if err != nil {
+		return fmt.Errorf("mac of the request: %w", err)
+	}
+	call.named, call.request = true, hex.EncodeToString(mac[:16])
+	return nil
+}
+
+func printable(s string) bool {
+	for i := range len(s) {
+		if s[i] < 0x21 || s[i] > 0x7e {
+			return false
+		}
+	}
+	return true
+}
+
+// repeated answers a named command that the log already holds, else nil. The
+// views know every command up to their position; it waits for them when the
+// stream the command is decided on has gone further.
+func (s *Service) repeated(ctx context.Context, call *Call, streamSeq uint64) (*Done, error) {
+	if !call.named {
+		return nil, nil
+	}
+	if err := s.cfg.Projector.Wait(ctx, streamSeq); err != nil {
+		return nil, err
+	}
+	seq, found, err := s.cfg.Views.Command(ctx, call.Tenant, call.Principal.Actor, call.CommandID)
+	if err != nil || !found {
+		return nil, err
+	}
+	recs, err := s.cfg.Log.Store.Commit(ctx, seq)
+	if err != nil {
+		return nil, fmt.Errorf("commit of a repeated command: %w", err)
+	}
+	if recs[0].Meta.Request != call.request {
+		return nil, ErrCommandIDReused
+	}
+	done := answerOf(recs)
+	return &done, nil
+}
+
+// execute runs one command of one aggregate: the one way to the log.
+func execute[S any, C commands.Command, E any](ctx context.Context, s *Service, call *Call,
+	d aggregates.Decider[S, C, E], tenant string, cmd C,
+) (aggregates.State[S], error) {
+	state, appended, err := d.Execute(ctx, s.cfg.Log, tenant, cmd, s.meta(call), func(ctx context.Context, seq uint64) error {
+		if seq <= call.looked {
+			return nil // an earlier look covered it
+		}
+		done, err := s.repeated(ctx, call, seq)
+		if done != nil {
+			return &repeat{*done}
+		}
+		call.looked = seq
+		return err
+	})
+	if appended {
+		s.metrics.appended.Inc()
+	}
+	return state, err
+}
+
+// answerOf rebuilds a command's answer from the commit it made.
+func answerOf(recs []events.Record) Done {
+	done := Done{Seq: recs[0].Seq, ID: recs[0].Stream.ID}
+	for _, r := range recs {
+		switch e := r.Event.(type) {
+		case events.CredentialCreated:
+			done.Version, done.Status = e.Keys.Version, e.Keys.Verification.Status
+		case events.CredentialKeysReplaced:
+			done.Version, done.Status = e.Keys.Version, e.Keys.Verification.Status
+		case events.CredentialReverted:
+			done.Version, done.Status = e.Keys.Version, e.Keys.Verification.Status
+		case events.CredentialVerified:
+			done.Version, done.Status = e.Version, e.Verification.Status
+		case events.ComponentRegistered:
+			done.Revision = 1
+		case events.ComponentUpdated:
+			done.Revision = e.Revision
+		}
+	}
+	return done
+}

@@ -1,0 +1,106 @@
+package service
+
+import (
+	"context"
+	"sync"
+
+	"github.com/credstream/credstream/fault"
+)
+
+// RewindAudit asks for the tenant's audit consumer to start over.
+type RewindAudit struct {
+	Seq uint64 `json:"seq"` // first log sequence to be delivered again; 1 is the beginning
+}
+
+// ErrNoConsumers is the answer where the bus has no consumers to rewind.
+var ErrNoConsumers = fault.New(fault.Unavailable, "audit_consumers_absent", "This service has no audit consumers.")
+
+func (s *Service) rewindAudit(ctx context.Context, call *Call, in RewindAudit) (Done, error) {
+	if in.Seq == 0 {
+		return Done{}, ErrRange.Because("The first log sequence is 1.").At("/seq")
+	}
+	if s.cfg.Rewind == nil {
+		return Done{}, ErrNoConsumers
+	}
+	return Done{Seq: in.Seq}, s.cfg.Rewind(ctx, call.Tenant, in.Seq)
+}
+
+// rebuild is the state of the rebuild of the views, of which there is one at a time.
+type rebuild struct {
+	mu        sync.Mutex
+	running   bool
+	done, end uint64
+	err       string
+	wait      sync.WaitGroup
+}
+
+// ErrRebuildRunning refuses a second rebuild at the same time.
+var ErrRebuildRunning = fault.New(fault.Precondition, "views_rebuild_running", "The views are being rebuilt already.")
+
+// RebuildViews asks for new views.
+type RebuildViews struct{}
+
+// rebuildViews starts a rebuild and answers at once: viewsStatus tells of its
+// progress. Close waits for it.
+func (s *Service) rebuildViews(ctx context.Context, _ *Call, _ RebuildViews) (Done, error) {
+	if s.cfg.RebuildViews == nil {
+		return Done{}, fault.ErrUnavailable
+	}
+	end, err := s.cfg.Log.Store.End(ctx)
+	if err != nil {
+		return Done{}, err
+	}
+	r := &s.rebuild
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.running {
+		return Done{}, ErrRebuildRunning
+	}
+	r.running, r.done, r.end, r.err = true, 0, end, ""
+	r.wait.Go(func() {
+		err := s.cfg.RebuildViews(s.life, func(done, end uint64) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.done, r.end = done, end
+		})
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.running = false
+		if err != nil {
+			s.cfg.Logger.Error("the rebuild of the views failed", "err", err)
+			r.err = fault.Of(err).Msg
+		}
+	})
+	return Done{Seq: end}, nil
+}
+
+// ViewsStatus asks how far the views are.
+type ViewsStatus struct{}
+
+// ViewsPosition answers ViewsStatus. Places are log sequences.
+type ViewsPosition struct {
+	Position   uint64 `json:"position"`         // what the views reflect
+	End        uint64 `json:"end"`              // the last commit of the log
+	Rebuilding bool   `json:"rebuilding"`       //
+	Rebuilt    uint64 `json:"rebuilt"`          // how far the running or last rebuild came
+	RebuildEnd uint64 `json:"rebuild_end"`      // how far it has to come
+	Error      string `json:"error,omitzero"`   // why the last rebuild ended early
+	Stopped    string `json:"stopped,omitzero"` // why the views stand still
+}
+
+func (s *Service) viewsStatus(ctx context.Context, _ *Call, _ ViewsStatus) (ViewsPosition, error) {
+	end, err := s.cfg.Log.Store.End(ctx)
+	if err != nil {
+		return ViewsPosition{}, err
+	}
+	s.rebuild.mu.Lock()
+	defer s.rebuild.mu.Unlock()
+	p := ViewsPosition{
+		Position: s.cfg.Views.Position(), End: end, Rebuilding: s.rebuild.running,
+		Rebuilt: s.rebuild.done, RebuildEnd: s.rebuild.end, Error: s.rebuild.err,
+	}
+	if err := s.cfg.Projector.Err(); err != nil {
+		p.Stopped = fault.Of(err).Msg
+	}
+	return p, nil
+}

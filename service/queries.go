@@ -1,0 +1,355 @@
+package service
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/projections"
+)
+
+// GetCredential asks for one credential.
+type GetCredential struct {
+	ID     string `json:"id"`
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+}
+
+// Credential is what the service shows of a credential.
+type Credential struct {
+	ID           string              `json:"id"`
+	Component    string              `json:"component"`
+	Name         string              `json:"name"`
+	Workspace    string              `json:"workspace,omitzero"`
+	Status       events.Status       `json:"status"`
+	Version      int                 `json:"version"`
+	Keys         map[string]any      `json:"keys,omitzero"` // by field: "********", or the value where the descriptor says it is not secret; absent in lists
+	Verification events.Verification `json:"verification"`
+	VerifiedAt   time.Time           `json:"verified_at"`
+	CreatedAt    time.Time           `json:"created_at"`
+	CreatedBy    string              `json:"created_by"` // "key:<id>"
+	UpdatedAt    time.Time           `json:"updated_at"`
+	Seq          uint64              `json:"seq"` // log sequence of the last change
+}
+
+func (s *Service) getCredential(ctx context.Context, call *Call, in GetCredential) (Credential, error) {
+	if err := checkCredential(in.ID, 0); err != nil {
+		return Credential{}, err
+	}
+	if err := s.atLeast(ctx, in.MinSeq); err != nil {
+		return Credential{}, err
+	}
+	c, found, err := s.cfg.Views.Credential(ctx, call.Tenant, in.ID)
+	switch {
+	case err != nil:
+		return Credential{}, err
+	case !found:
+		return Credential{}, aggregates.ErrCredentialNotFound
+	}
+	shown := credentialInfo(c)
+	shown.Keys, err = s.maskedKeys(ctx, c)
+	return shown, err
+}
+
+func credentialInfo(c projections.Credential) Credential {
+	return Credential{
+		ID: c.ID, Component: c.Component, Name: c.Name, Workspace: c.Workspace, Status: c.Status, Version: c.Version,
+		Verification: c.Verification, VerifiedAt: c.VerifiedAt, CreatedAt: c.CreatedAt,
+		CreatedBy: c.CreatedBy.Kind + ":" + c.CreatedBy.ID, UpdatedAt: c.UpdatedAt, Seq: c.Seq,
+	}
+}
+
+// maskedKeys shows a value only where the descriptor in force when the version
+// was written says that it is not secret.
+func (s *Service) maskedKeys(ctx context.Context, c projections.Credential) (map[string]any, error) {
+	d, err := s.descriptor(ctx, c.Component, c.Revision)
+	if err != nil {
+		return nil, err
+	}
+	keys := make(map[string]any, len(c.Fields))
+	var open []string
+	for _, name := range c.Fields {
+		keys[name] = Mask
+		if f, ok := d.Field(name); ok && !f.Secret {
+			open = append(open, name)
+		}
+	}
+	if len(open) == 0 {
+		return keys, nil
+	}
+	values, err := s.open(ctx, c.Tenant, c.ID, events.KeysVersion{Version: c.Version, SecretID: c.SecretID})
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range open {
+		if v, ok := values.Get(name); ok {
+			keys[name] = jsontext.Value(v.Reveal())
+		}
+	}
+	return keys, nil
+}
+
+// ListCredentials asks for credentials by filter. Filters combine by AND.
+type ListCredentials struct {
+	Component    string        `json:"component,omitzero"`
+	Status       events.Status `json:"status,omitzero"`        // verified, failed or unverified
+	NameContains string        `json:"name_contains,omitzero"` // without regard to case
+	Sort         string        `json:"sort,omitzero"`          // name, -name, created or -created; name when absent
+	Limit        int           `json:"limit,omitzero"`         // 1 to 200; 50 when absent
+	After        string        `json:"after,omitzero"`         // cursor of the page before, with the same filter and sort
+	MinSeq       uint64        `json:"min_seq,omitzero"`       // wait until the answer reflects this log sequence
+}
+
+// CredentialList answers ListCredentials.
+type CredentialList struct {
+	Credentials []Credential `json:"credentials"`
+	Next        string       `json:"next,omitzero"` // cursor of the next page; absent on the last
+}
+
+// The refusals of a list.
+var (
+	ErrSort   = fault.New(fault.Invalid, "sort_invalid", "Sort by name, -name, created or -created.")
+	ErrStatus = fault.New(fault.Invalid, "status_invalid", "A status is verified, failed or unverified.")
+)
+
+func (s *Service) listCredentials(ctx context.Context, call *Call, in ListCredentials) (CredentialList, error) {
+	limit, err := pageSize(in.Limit)
+	if err != nil {
+		return CredentialList{}, err
+	}
+	if in.Sort == "" {
+		in.Sort = "name"
+	}
+	sort, desc := strings.CutPrefix(in.Sort, "-")
+	if sort != "name" && sort != "created" {
+		return CredentialList{}, ErrSort.At("/sort")
+	}
+	switch in.Status {
+	case "", events.Verified, events.Failed, events.Unverified:
+	default:
+		return CredentialList{}, ErrStatus.At("/status")
+	}
+	if err := s.atLeast(ctx, in.MinSeq); err != nil {
+		return CredentialList{}, err
+	}
+	page, next, err := s.cfg.Views.Credentials(ctx, projections.CredentialFilter{
+		Tenant: call.Tenant, Component: in.Component, Status: in.Status, NameContains: in.NameContains,
+		Sort: sort, Desc: desc, Limit: limit, After: in.After,
+	})
+	if err != nil {
+		return CredentialList{}, err
+	}
+	list := CredentialList{Credentials: make([]Credential, len(page)), Next: next}
+	for i, c := range page {
+		list.Credentials[i] = credentialInfo(c)
+	}
+	return list, nil
+}
+
+// CountCredentials asks for the number of credentials by component and status.
+type CountCredentials struct {
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+}
+
+// CredentialCounts answers CountCredentials.
+type CredentialCounts struct {
+	Total  int              `json:"total"`
+	Counts []ComponentCount `json:"components"`
+}
+
+// ComponentCount is the number of a tenant's credentials of one component.
+type ComponentCount struct {
+	Component string                `json:"component"`
+	Total     int                   `json:"total"`
+	Status    map[events.Status]int `json:"status"`
+}
+
+func (s *Service) countCredentials(ctx context.Context, call *Call, in CountCredentials) (CredentialCounts, error) {
+	if err := s.atLeast(ctx, in.MinSeq); err != nil {
+		return CredentialCounts{}, err
+	}
+	rows, err := s.cfg.Views.CredentialCounts(ctx, call.Tenant)
+	if err != nil {
+		return CredentialCounts{}, err
+	}
+	counts := CredentialCounts{Counts: []ComponentCount{}}
+	for _, r := range rows { // ordered by component
+		if n := len(counts.Counts); n == 0 || counts.Counts[n-1].Component != r.Component {
+			counts.Counts = append(counts.Counts, ComponentCount{Component: r.Component, Status: map[events.Status]int{}})
+		}
+		c := &counts.Counts[len(counts.Counts)-1]
+		c.Status[r.Status] += r.N
+		c.Total += r.N
+		counts.Total += r.N
+	}
+	return counts, nil
+}
+
+// CredentialHistory asks what happened to one credential, also after its end.
+type CredentialHistory struct {
+	ID string `json:"id"`
+}
+
+// History answers CredentialHistory, oldest first.
+type History struct {
+	Events []HistoryEntry `json:"events"`
+}
+
+// HistoryEntry is one fact about a credential.
+type HistoryEntry struct {
+	Seq     uint64         `json:"seq"`
+	Type    string         `json:"type"` // "credential.created"
+	Time    time.Time      `json:"time"`
+	Actor   string         `json:"actor"` // "key:<id>"
+	Via     string         `json:"via"`
+	Command string         `json:"command"`
+	Version int            `json:"version,omitzero"` // of the keys, after the event
+	Data    jsontext.Value `json:"data"`             // the fact in its public form
+}
+
+func (s *Service) credentialHistory(ctx context.Context, call *Call, in CredentialHistory) (History, error) {
+	if err := checkCredential(in.ID, 0); err != nil {
+		return History{}, err
+	}
+	h := History{Events: []HistoryEntry{}}
+	var state aggregates.CredentialState
+	stream := aggregates.Credential.Stream(call.Tenant, in.ID)
+	for rec, err := range s.cfg.Log.Store.Stream(ctx, stream, 0) {
+		if err != nil {
+			return h, fmt.Errorf("history of %s: %w", in.ID, err)
+		}
+		e, ok := rec.Event.(events.Credential)
+		if !ok {
+			return h, fmt.Errorf("history of %s: %T at %d does not belong here", in.ID, rec.Event, rec.Seq)
+		}
+		state = aggregates.Credential.Evolve(state, e)
+		m, public := projections.Public(rec)
+		if !public {
+			continue
+		}
+		h.Events = append(h.Events, HistoryEntry{
+			Seq: rec.Seq, Type: m.Name, Time: rec.Meta.Time, Actor: rec.Meta.Actor.Kind + ":" + rec.Meta.Actor.ID,
+			Via: rec.Meta.Via, Command: rec.Meta.Command, Version: state.Current().Version, Data: jsontext.Value(m.Data),
+		})
+	}
+	if len(h.Events) == 0 {
+		return h, aggregates.ErrCredentialNotFound
+	}
+	return h, s.cfg.Log.Store.WaitDurable(ctx, h.Events[len(h.Events)-1].Seq)
+}
+
+// ReplayEvents asks for the tenant's facts in the order of the log. Filters
+// combine by AND.
+type ReplayEvents struct {
+	From   uint64    `json:"from,omitzero"`   // first log sequence; 1 when absent
+	To     uint64    `json:"to,omitzero"`     // last log sequence; the end of the log when absent
+	Stream string    `json:"stream,omitzero"` // "credential.<id>"
+	Type   string    `json:"type,omitzero"`   // "credential.created"
+	Actor  string    `json:"actor,omitzero"`  // "key:<id>"
+	Since  time.Time `json:"since,omitzero"`  // facts of this time or later (RFC 3339)
+	Limit  int       `json:"limit,omitzero"`  // 1 to 1000; 200 when absent
+}
+
+// Replay answers ReplayEvents. A page may hold fewer events than the limit, or
+// none, and still have a next one.
+type Replay struct {
+	Events []ReplayedEvent `json:"events"`
+	Next   uint64          `json:"next,omitzero"` // from of the next page; absent at the end
+}
+
+// ReplayedEvent is a CloudEvent in JSON form (CloudEvents 1.0, JSON format).
+type ReplayedEvent struct {
+	SpecVersion     string         `json:"specversion"`
+	ID              string         `json:"id"`
+	Source          string         `json:"source"`
+	Type            string         `json:"type"`
+	Subject         string         `json:"subject"`
+	Time            time.Time      `json:"time"`
+	DataContentType string         `json:"datacontenttype"`
+	Tenant          string         `json:"tenant"`
+	Actor           string         `json:"actor"`
+	CommandID       string         `json:"commandid"`
+	CorrelationID   string         `json:"correlationid"`
+	CausationID     string         `json:"causationid,omitzero"`
+	LogSeq          uint64         `json:"logseq"`
+	LogIndex        int            `json:"logindex"`
+	Data            jsontext.Value `json:"data"`
+}
+
+// replayScan bounds the records one page looks at.
+const replayScan = 20_000
+
+// ErrRange refuses a range that is none.
+var ErrRange = fault.New(fault.Invalid, "range_invalid", "A range goes from a sequence of at least 1 to one that is not below it.")
+
+func (s *Service) replayEvents(ctx context.Context, call *Call, in ReplayEvents) (Replay, error) {
+	end, err := s.cfg.Log.Store.End(ctx)
+	if err != nil {
+		return Replay{}, err
+	}
+	if in.From == 0 {
+		in.From = 1
+	}
+	if in.Limit == 0 {
+		in.Limit = 200
+	}
+	switch {
+	case in.Limit < 0 || in.Limit > 1000:
+		return Replay{}, ErrLimit.Because("A page holds 1 to 1000 events.").At("/limit")
+	case in.To != 0 && in.To < in.From:
+		return Replay{}, ErrRange.At("/to")
+	case in.To == 0 || in.To > end:
+		in.To = end
+	}
+	r := Replay{Events: []ReplayedEvent{}}
+	if in.From > in.To {
+		return r, nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	seen := 0
+	for rec, err := range s.cfg.Log.Store.Follow(ctx, in.From-1) {
+		if err != nil {
+			return r, fmt.Errorf("replay from %d: %w", in.From, err)
+		}
+		if rec.Seq > in.To {
+			return r, nil
+		}
+		// A page ends between two commits.
+		if rec.Index == 0 && (len(r.Events) >= in.Limit || seen >= replayScan) {
+			r.Next = rec.Seq
+			return r, nil
+		}
+		seen++
+		if m, public := projections.Public(rec); public && in.wants(call.Tenant, rec, m) {
+			r.Events = append(r.Events, replayed(rec, m))
+		}
+		if rec.Seq == in.To && rec.Last() {
+			return r, nil
+		}
+	}
+	return r, ctx.Err()
+}
+
+func (in ReplayEvents) wants(tenant string, rec events.Record, m projections.Message) bool {
+	return rec.Meta.Tenant == tenant &&
+		(in.Stream == "" || in.Stream == rec.Stream.String()) &&
+		(in.Type == "" || in.Type == m.Name || in.Type == m.Type) &&
+		(in.Actor == "" || in.Actor == rec.Meta.Actor.Kind+":"+rec.Meta.Actor.ID) &&
+		!rec.Meta.Time.Before(in.Since)
+}
+
+func replayed(rec events.Record, m projections.Message) ReplayedEvent {
+	return ReplayedEvent{
+		SpecVersion: "1.0", ID: m.ID, Source: m.Source, Type: m.Type, Subject: m.EventSubject, Time: rec.Meta.Time,
+		DataContentType: "application/json", Tenant: rec.Meta.Tenant,
+		Actor: rec.Meta.Actor.Kind + ":" + rec.Meta.Actor.ID, CommandID: rec.Meta.Command,
+		CorrelationID: rec.Meta.Correlation, CausationID: rec.Meta.Causation,
+		LogSeq: rec.Seq, LogIndex: rec.Index, Data: jsontext.Value(m.Data),
+	}
+}

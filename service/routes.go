@@ -1,0 +1,263 @@
+package service
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"reflect"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+)
+
+// Call is one request of an authenticated caller.
+type Call struct {
+	Tenant      string // from the path or subject; authorize checks it against the principal
+	Principal   Principal
+	Via         string // "nats", "http" or "system"
+	CommandID   string // given by the caller to make a repeat harmless, or ""
+	Correlation string // given by the caller, or ""
+
+	named   bool   // the caller gave the command id
+	request string // HMAC of the request, when named
+	looked  uint64 // log position up to which the views were asked for the command
+}
+
+// Route is one command or query: its name on every edge, who may use it, and
+// the shapes of its JSON.
+type Route struct {
+	Name       string // "credential.create"
+	Command    bool   // a command changes state and answers with Done; a query reads
+	Permission Permission
+	Summary    string       // one sentence, for the reference
+	In, Out    reflect.Type // structs
+	Secrets    bool         // the request holds clear text: refused where others could listen
+	serve      func(*Service, context.Context, *Call, []byte) (any, error)
+}
+
+// Routes is the one route table: what the service can be asked on every edge.
+func Routes() []Route {
+	return []Route{
+		command("tenant.register", TenantsManage, (*Service).registerTenant,
+			"Bring a tenant in. The new tenant's keys are made with it."),
+		command("component.register", ComponentsCreate, (*Service).registerComponent,
+			"Register a component from its component.json, which is kept whole."),
+		command("component.update", ComponentsEdit, (*Service).updateComponent,
+			"Give a component a new descriptor, which makes a new revision."),
+		command("component.share", ComponentsEdit, (*Service).shareComponent,
+			"Make a component visible to every tenant."),
+		command("component.unshare", ComponentsEdit, (*Service).unshareComponent,
+			"Make a component visible to its owner alone."),
+		command("component.delete", ComponentsDelete, (*Service).deleteComponent,
+			"Delete a component. Its credentials remain, but none can be made or changed."),
+		withSecrets(command("credential.create", CredentialsCreate, (*Service).createCredential,
+			"Verify keys by a dry request and save them as a new credential.")),
+		command("credential.rename", CredentialsEdit, (*Service).renameCredential,
+			"Give a credential another name."),
+		withSecrets(command("credential.replace-keys", CredentialsEdit, (*Service).replaceKeys,
+			"Verify new keys by a dry request and put them in force as a new version.")),
+		command("credential.revert", CredentialsEdit, (*Service).revertCredential,
+			"Verify the keys of an earlier version again and put them in force as a new version. They are shown to nobody."),
+		command("credential.verify", CredentialsEdit, (*Service).verifyCredential,
+			"Make the dry request again with the keys in force, and record the outcome."),
+		command("credential.delete", CredentialsDelete, (*Service).deleteCredential,
+			"Delete a credential and erase its secrets."),
+		command("audit.rewind", AuditRead, (*Service).rewindAudit,
+			"Start the tenant's audit consumer over at a place in the log."),
+		command("views.rebuild", ViewsManage, (*Service).rebuildViews,
+			"Build the views anew from the log, beside the ones in use."),
+		withSecrets(command("api_key.issue", KeysManage, (*Service).issueAPIKey,
+			"Issue an API key. The key is in this answer and nowhere else; a repeat answers without it.")),
+		command("api_key.revoke", KeysManage, (*Service).revokeAPIKey,
+			"Revoke an API key."),
+		query("api_key.list", KeysManage, (*Service).listAPIKeys, "The API keys of the tenant, never the keys themselves."),
+		query("views.status", ViewsManage, (*Service).viewsStatus,
+			"How far the views are, and how far a rebuild has come."),
+		query("tenant.list", TenantsManage, (*Service).listTenants, "The tenants of the installation."),
+		query("component.get", ComponentsGet, (*Service).getComponent, "One component with its descriptor."),
+		query("component.list", ComponentsGet, (*Service).listComponents, "The components the tenant may use, with counts of its credentials."),
+		query("credential.get", CredentialsGet, (*Service).getCredential, "One credential; secret values are masked."),
+		query("credential.list", CredentialsGet, (*Service).listCredentials, "Credentials by filter, sorted, page by page."),
+		query("credential.counts", CredentialsGet, (*Service).countCredentials, "Number of credentials by component and status."),
+		query("credential.history", CredentialsGet, (*Service).credentialHistory, "What happened to one credential: who, what, when, which version."),
+		query("events.replay", AuditRead, (*Service).replayEvents, "The tenant's facts again, in the order of the log, page by page."),
+	}
+}
+
+func command[In, Out any](name string, p Permission, do func(*Service, context.Context, *Call, In) (Out, error), summary string) Route {
+	r := query(name, p, do, summary)
+	r.Command = true
+	return r
+}
+
+func query[In, Out any](name string, p Permission, do func(*Service, context.Context, *Call, In) (Out, error), summary string) Route {
+	return Route{
+		Name: name, Permission: p, Summary: summary, In: reflect.TypeFor[In](), Out: reflect.TypeFor[Out](),
+		serve: func(s *Service, ctx context.Context, call *Call, body []byte) (any, error) {
+			var in In
+			if err := decode(body, &in); err != nil {
+				return nil, err
+			}
+			return do(s, ctx, call, in)
+		},
+	}
+}
+
+func withSecrets(r Route) Route {
+	r.Secrets = true
+	return r
+}
+
+// The refusals of a request's form.
+var (
+	ErrRouteUnknown = fault.New(fault.NotFound, "route_unknown", "There is no such command or query.")
+	ErrBody         = fault.New(fault.Invalid, "body_invalid", "The body is not the JSON this takes.")
+	ErrBodyTooLarge = fault.New(fault.Invalid, "body_too_large", "The body is larger than 1 MiB.")
+	ErrBodyTooDeep  = fault.New(fault.Invalid, "body_too_deep", "The body is nested more than 32 levels deep.")
+	ErrCommandID    = fault.New(fault.Invalid, "command_id_invalid",
+		"A command id is 1 to 128 printable ASCII characters.")
+	ErrCommandIDReused = fault.New(fault.Precondition, "command_id_reused",
+		"This command id was used for another request. Use a new id for a new command.")
+)
+
+// The bounds of a request.
+const (
+	MaxBody  = 1 << 20 // bytes
+	maxDepth = 32
+	maxID    = 128
+	// maxCall bounds one call in time, the dry request included.
+	maxCall = 30 * time.Second
+)
+
+// Serve answers one call of the route with a JSON body, "" being an empty
+// object. The answer marshals to JSON; an error that is no *fault.Error is
+// internal and is not for the caller.
+func (s *Service) Serve(ctx context.Context, call Call, name string, body []byte) (answer any, err error) {
+	ctx, cancel := context.WithTimeout(ctx, maxCall)
+	defer cancel()
+	route, ok := s.routes[name]
+	if !ok {
+		return nil, ErrRouteUnknown
+	}
+	start := s.now()
+	defer func() { s.metrics.served(route, s.now().Sub(start), err) }()
+	if err := s.authorize(ctx, &call, route.Permission); err != nil {
+		return nil, err
+	}
+	if len(bytes.TrimSpace(body)) == 0 {
+		body = []byte("{}")
+	}
+	if err := checkForm(body); err != nil {
+		return nil, err
+	}
+	if !route.Command {
+		return route.serve(s, ctx, &call, body)
+	}
+	if s.cfg.WritesAllowed != nil {
+		if err := s.cfg.WritesAllowed(); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.name(ctx, &call, route.Name, body); err != nil {
+		return nil, err
+	}
+	call.looked = s.cfg.Views.Position()
+	done, err := s.repeated(ctx, &call, 0)
+	if err != nil || done != nil {
+		return done, err
+	}
+	answer, err = route.serve(s, ctx, &call, body)
+	if r := (*repeat)(nil); errors.As(err, &r) {
+		return r.done, nil // an identical call won the race to the log
+	}
+	return answer, err
+}
+
+// checkForm bounds a body before anything is decoded from it.
+func checkForm(body []byte) error {
+	switch {
+	case len(body) > MaxBody:
+		return ErrBodyTooLarge
+	case !utf8.Valid(body):
+		return ErrBody.Because("The body is not UTF-8.")
+	case tooDeep(body):
+		return ErrBodyTooDeep
+	}
+	return nil
+}
+
+// tooDeep counts brackets outside strings.
+func tooDeep(body []byte) bool {
+	depth, inString := 0, false
+	for i := 0; i < len(body); i++ {
+		switch c := body[i]; {
+		case inString && c == '\\':
+			i++
+		case c == '"':
+			inString = !inString
+		case inString:
+		case c == '{' || c == '[':
+			if depth++; depth > maxDepth {
+				return true
+			}
+		case c == '}' || c == ']':
+			depth--
+		}
+	}
+	return false
+}
+
+// decode reads exactly one JSON object without unknown or repeated members. The
+// error names the place, never the value, which may be a secret.
+func decode(body []byte, in any) error {
+	err := json.Unmarshal(body, in, json.RejectUnknownMembers(true))
+	if err == nil {
+		return nil
+	}
+	var own *fault.Error
+	var semantic *json.SemanticError
+	var syntactic *jsontext.SyntacticError
+	switch {
+	case errors.As(err, &own):
+		return own
+	case errors.Is(err, json.ErrUnknownName) && errors.As(err, &semantic):
+		return ErrBody.Because("The member %s is not known here.", semantic.JSONPointer).At(string(semantic.JSONPointer))
+	case errors.Is(err, jsontext.ErrDuplicateName) && errors.As(err, &syntactic):
+		return ErrBody.Because("The member %s stands twice.", syntactic.JSONPointer).At(string(syntactic.JSONPointer))
+	case errors.As(err, &semantic):
+		if semantic.JSONPointer == "" {
+			return ErrBody.Because("The body is not a JSON object.")
+		}
+		return ErrBody.Because("The member %s has the wrong type.", semantic.JSONPointer).At(string(semantic.JSONPointer))
+	}
+	return ErrBody.Because("The body is not one JSON document.")
+}
+
+// meta says on whose behalf a commit is made.
+func (s *Service) meta(call *Call) events.Meta {
+	correlation := call.Correlation
+	if correlation == "" {
+		correlation = call.CommandID
+	}
+	return events.Meta{
+		Tenant: call.Tenant, Actor: call.Principal.Actor, Command: call.CommandID, Request: call.request,
+		Correlation: correlation, Time: s.now().UTC(), Via: call.Via,
+	}
+}
+
+// required refuses an empty member.
+func required(pointer, value string) error {
+	if strings.TrimSpace(value) == "" {
+		return ErrMissing.Because("The member %s is needed.", strings.TrimPrefix(pointer, "/")).At(pointer)
+	}
+	return nil
+}
+
+// ErrMissing refuses a request without a member it needs.
+var ErrMissing = fault.New(fault.Invalid, "member_missing", "A member is needed.")

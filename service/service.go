@@ -1,0 +1,113 @@
+// Package service is the application: it authorizes, verifies, seals, executes
+// commands and answers queries. The edges (NATS, HTTP) call its one route table
+// and own no rules.
+package service
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"log/slog"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/vault"
+	"github.com/credstream/credstream/verify"
+)
+
+// Config is what a Service is made of. Every field without "optional" is needed.
+type Config struct {
+	Log       *aggregates.Log
+	Views     *projections.Views
+	Projector *projections.Projector
+	Vault     *vault.Vault
+	Keyring   *seal.Keyring
+	Verify    *verify.Client
+	Metrics   prometheus.Registerer
+	Logger    *slog.Logger
+
+	// WritesAllowed refuses commands while it returns an error, such as too little
+	// free space; optional.
+	WritesAllowed func() error
+	// TenantAdded prepares the bus for a tenant before it is registered: its
+	// consumers of the feed. It may be called again for the same tenant; optional.
+	TenantAdded func(ctx context.Context, tenant string) error
+	// KeyRevoked is told the id of a key when it was revoked, to end its
+	// connections; optional.
+	KeyRevoked func(id string)
+	// Rewind starts the tenant's audit consumer over at a log sequence; optional.
+	Rewind func(ctx context.Context, tenant string, seq uint64) error
+	// RebuildViews builds the views anew from the log; optional.
+	RebuildViews func(ctx context.Context, progress func(done, end uint64)) error
+	// Now is the clock; time.Now when nil.
+	Now func() time.Time
+}
+
+// Service answers the route table. Its methods may be called from many goroutines.
+type Service struct {
+	cfg         Config
+	now         func() time.Time
+	keys        *lru.Cache[[sha256.Size]byte, knownKey]
+	keyIDs      *lru.Cache[string, knownKey]
+	descriptors *lru.Cache[descriptorKey, commands.Descriptor]
+	tenants     *lru.Cache[string, struct{}]
+	routes      map[string]*Route
+	metrics     *metrics
+	rebuild     rebuild
+	life        context.Context // ends at Close; what outlives a request hangs on it
+	end         context.CancelFunc
+}
+
+// The bounds of what is kept in memory.
+const (
+	maxKeys        = 10_000
+	maxDescriptors = 256
+	maxTenants     = 10_000
+)
+
+// New makes a Service. Close ends it.
+func New(cfg Config) (*Service, error) {
+	s := &Service{cfg: cfg, now: cfg.Now, metrics: newMetrics(cfg.Metrics), routes: map[string]*Route{}}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	s.life, s.end = context.WithCancel(context.Background())
+	var err error
+	if s.keys, err = lru.New[[sha256.Size]byte, knownKey](maxKeys); err != nil {
+		return nil, fmt.Errorf("cache of keys: %w", err)
+	}
+	if s.keyIDs, err = lru.New[string, knownKey](maxKeys); err != nil {
+		return nil, fmt.Errorf("cache of keys: %w", err)
+	}
+	if s.descriptors, err = lru.New[descriptorKey, commands.Descriptor](maxDescriptors); err != nil {
+		return nil, fmt.Errorf("cache of descriptors: %w", err)
+	}
+	if s.tenants, err = lru.New[string, struct{}](maxTenants); err != nil {
+		return nil, fmt.Errorf("cache of tenants: %w", err)
+	}
+	for _, r := range Routes() {
+		s.routes[r.Name] = &r
+	}
+	return s, nil
+}
+
+// Close ends what outlives a request, and waits for it.
+func (s *Service) Close() {
+	s.end()
+	s.rebuild.wait.Wait()
+}
+
+// system is the actor of what the service does on its own account.
+func system(tenant string, what string) *Call {
+	return &Call{
+		Tenant: tenant, Principal: Principal{Actor: events.Actor{Kind: "system", ID: what}}, Via: "system",
+		CommandID: events.NewID(),
+	}
+}

@@ -1,0 +1,144 @@
+package service
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/seal"
+)
+
+// DefaultTenant exists from the first start.
+const DefaultTenant = "default"
+
+// RegisterTenant asks for a new tenant.
+type RegisterTenant struct {
+	ID   string `json:"id"`            // letters, digits, '_' and '-', up to 64; not starting with '_'
+	Name string `json:"name,omitzero"` // for people
+}
+
+func (s *Service) registerTenant(ctx context.Context, call *Call, in RegisterTenant) (Done, error) {
+	if err := required("/id", in.ID); err != nil {
+		return Done{}, err
+	}
+	if err := events.CheckName(in.ID); err != nil {
+		return Done{}, fault.Of(err).At("/id")
+	}
+	if in.Name != "" {
+		if err := checkName("/name", in.Name); err != nil {
+			return Done{}, err
+		}
+	}
+	// What a tenant needs comes first: a tenant that exists is complete.
+	if err := s.prepareTenant(ctx, in.ID); err != nil {
+		return Done{}, err
+	}
+	state, err := execute(ctx, s, call, aggregates.Tenant, events.System, commands.RegisterTenant(in))
+	if err != nil {
+		return Done{}, err
+	}
+	return Done{Seq: state.Seq, ID: in.ID}, nil
+}
+
+func (s *Service) prepareTenant(ctx context.Context, tenant string) error {
+	if err := s.cfg.Keyring.Ensure(ctx, tenant); err != nil {
+		return fmt.Errorf("keyset of tenant %s: %w", tenant, err)
+	}
+	if s.cfg.TenantAdded != nil {
+		if err := s.cfg.TenantAdded(ctx, tenant); err != nil {
+			return fmt.Errorf("consumers of tenant %s: %w", tenant, err)
+		}
+	}
+	return nil
+}
+
+// tenantExists knows every tenant it has seen once: tenants do not go away.
+func (s *Service) tenantExists(ctx context.Context, tenant string) (bool, error) {
+	if s.tenants.Contains(tenant) {
+		return true, nil
+	}
+	state, err := aggregates.Tenant.Fresh(ctx, s.cfg.Log, aggregates.Tenant.Stream(events.System, tenant))
+	if err != nil {
+		return false, err
+	}
+	if state.Value.Exists {
+		s.tenants.Add(tenant, struct{}{})
+	}
+	return state.Value.Exists, nil
+}
+
+// ListTenants asks for the tenants of the installation.
+type ListTenants struct {
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+}
+
+// TenantList answers ListTenants.
+type TenantList struct {
+	Tenants []TenantInfo `json:"tenants"`
+}
+
+// TenantInfo is one tenant.
+type TenantInfo struct {
+	ID   string `json:"id"`
+	Name string `json:"name"`
+}
+
+func (s *Service) listTenants(ctx context.Context, call *Call, in ListTenants) (TenantList, error) {
+	if err := s.atLeast(ctx, in.MinSeq); err != nil {
+		return TenantList{}, err
+	}
+	all, err := s.cfg.Views.Tenants(ctx)
+	if err != nil {
+		return TenantList{}, err
+	}
+	list := TenantList{Tenants: []TenantInfo{}}
+	for _, t := range all {
+		if call.Principal.Reaches(t.ID) {
+			list.Tenants = append(list.Tenants, TenantInfo{ID: t.ID, Name: t.Name})
+		}
+	}
+	return list, nil
+}
+
+// ErrKeyShape refuses an administrator key that is given but is no key.
+var ErrKeyShape = fault.New(fault.Invalid, "api_key_shape", "An API key is \"cs_\" followed by 32 to 128 letters and digits.")
+
+// firstAdministrator is the id of the key that the first start makes.
+const firstAdministrator = "first-administrator"
+
+// Bootstrap makes what a new installation needs: the tenant "default" and an
+// administrator key for every tenant. It takes the given key, or mints one when
+// given is zero. It returns the key when this call made it, which happens once
+// in the life of an installation, and the zero Secret ever after.
+func (s *Service) Bootstrap(ctx context.Context, given seal.Secret) (seal.Secret, error) {
+	stream := aggregates.APIKey.Stream(events.System, firstAdministrator)
+	state, err := aggregates.APIKey.Fresh(ctx, s.cfg.Log, stream)
+	if err != nil || state.Value.Exists {
+		return seal.Secret{}, err
+	}
+	key := given
+	if key.IsZero() {
+		key = NewKey()
+	}
+	if err := CheckKeyShape(string(key.Reveal())); err != nil {
+		return seal.Secret{}, ErrKeyShape
+	}
+	call := system(DefaultTenant, "bootstrap")
+	if err := s.prepareTenant(ctx, DefaultTenant); err != nil {
+		return seal.Secret{}, err
+	}
+	if _, err := execute(ctx, s, call, aggregates.Tenant, events.System, commands.RegisterTenant{ID: DefaultTenant}); err != nil {
+		return seal.Secret{}, fmt.Errorf("register the first tenant: %w", err)
+	}
+	_, err = s.issueKey(ctx, system(DefaultTenant, "bootstrap"), commands.IssueAPIKey{
+		ID: firstAdministrator, SHA256: hashKey(string(key.Reveal())), Name: "first administrator",
+		Home: DefaultTenant, Tenants: []string{AllTenants}, Role: string(Administrator),
+	})
+	if err != nil {
+		return seal.Secret{}, fmt.Errorf("issue the first key: %w", err)
+	}
+	return key, nil
+}
