@@ -62,7 +62,7 @@ func (s *Service) issueAPIKey(ctx context.Context, call *Call, in IssueAPIKey) (
 }
 
 func (s *Service) issueKey(ctx context.Context, call *Call, cmd commands.IssueAPIKey) (Done, error) {
-	state, err := execute(ctx, s, call, aggregates.APIKey, events.System, cmd)
+	state, err := execute(ctx, s, call, aggregates.APIKey, events.System, commands.APIKey(cmd))
 	if err != nil {
 		return Done{}, err
 	}
@@ -85,7 +85,7 @@ func (s *Service) revokeAPIKey(ctx context.Context, call *Call, in RevokeAPIKey)
 	case !known.Value.Exists || known.Value.Home != call.Tenant:
 		return Done{}, aggregates.ErrAPIKeyNotFound
 	}
-	state, err := execute(ctx, s, call, aggregates.APIKey, events.System, commands.RevokeAPIKey(in))
+	state, err := execute(ctx, s, call, aggregates.APIKey, events.System, commands.APIKey(commands.RevokeAPIKey(in)))
 	if err != nil {
 		return Done{}, err
 	}

@@ -50,7 +50,7 @@ func (s *Service) orphan(ctx context.Context, ref vault.Ref) (bool, error) {
 		return true, nil // a deleted credential takes no more commands
 	}
 	state, err = execute(ctx, s, system(ref.Tenant, "collector"), aggregates.Credential, ref.Tenant,
-		commands.AbandonSecret{ID: ref.Owner, SecretID: ref.SecretID})
+		commands.Credential(commands.AbandonSecret{ID: ref.Owner, SecretID: ref.SecretID}))
 	return err == nil && !state.Value.Names(ref.SecretID), err
 }
 

@@ -212,7 +212,7 @@ func (s *Service) getComponent(ctx context.Context, call *Call, in GetComponent)
 	if err != nil {
 		return Component{}, err
 	}
-	counts, err := s.cfg.Views.CredentialCounts(ctx, call.Tenant)
+	counts, err := s.cfg.Views.CredentialCounts(ctx, call.Tenant, projections.CredentialFilter{Component: c.ID})
 	if err != nil {
 		return Component{}, err
 	}
@@ -244,7 +244,7 @@ func (s *Service) listComponents(ctx context.Context, call *Call, in ListCompone
 	if err != nil {
 		return ComponentList{}, err
 	}
-	counts, err := s.cfg.Views.CredentialCounts(ctx, call.Tenant)
+	counts, err := s.cfg.Views.CredentialCounts(ctx, call.Tenant, projections.CredentialFilter{})
 	if err != nil {
 		return ComponentList{}, err
 	}

@@ -111,11 +111,8 @@ type CredentialList struct {
 	Next        string       `json:"next,omitzero"` // cursor of the next page; absent on the last
 }
 
-// The refusals of a list.
-var (
-	ErrSort   = fault.New(fault.Invalid, "sort_invalid", "Sort by name, -name, created or -created.")
-	ErrStatus = fault.New(fault.Invalid, "status_invalid", "A status is verified, failed or unverified.")
-)
+// ErrStatus refuses a filter by something that is no status.
+var ErrStatus = fault.New(fault.Invalid, "status_invalid", "A status is verified, failed or unverified.")
 
 func (s *Service) listCredentials(ctx context.Context, call *Call, in ListCredentials) (CredentialList, error) {
 	limit, err := pageSize(in.Limit)
@@ -127,7 +124,7 @@ func (s *Service) listCredentials(ctx context.Context, call *Call, in ListCreden
 	}
 	sort, desc := strings.CutPrefix(in.Sort, "-")
 	if sort != "name" && sort != "created" {
-		return CredentialList{}, ErrSort.At("/sort")
+		return CredentialList{}, projections.ErrSortInvalid.Because("Sort by name, -name, created or -created.").At("/sort")
 	}
 	switch in.Status {
 	case "", events.Verified, events.Failed, events.Unverified:
@@ -153,7 +150,9 @@ func (s *Service) listCredentials(ctx context.Context, call *Call, in ListCreden
 
 // CountCredentials asks for the number of credentials by component and status.
 type CountCredentials struct {
-	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+	Component string        `json:"component,omitzero"` // only this one's
+	Status    events.Status `json:"status,omitzero"`    // only these
+	MinSeq    uint64        `json:"min_seq,omitzero"`   // wait until the answer reflects this log sequence
 }
 
 // CredentialCounts answers CountCredentials.
@@ -173,7 +172,7 @@ func (s *Service) countCredentials(ctx context.Context, call *Call, in CountCred
 	if err := s.atLeast(ctx, in.MinSeq); err != nil {
 		return CredentialCounts{}, err
 	}
-	rows, err := s.cfg.Views.CredentialCounts(ctx, call.Tenant)
+	rows, err := s.cfg.Views.CredentialCounts(ctx, call.Tenant, projections.CredentialFilter{Component: in.Component, Status: in.Status})
 	if err != nil {
 		return CredentialCounts{}, err
 	}

@@ -1,0 +1,26 @@
+.PHONY: dev test check lint fuzz bench docs
+
+# Starts everything on this machine: embedded NATS, views, HTTP.
+dev:
+	go run ./cmd/credstream serve
+
+test:
+	go test ./...
+
+lint:
+	go vet ./...
+	golangci-lint run
+
+check: lint
+	go test -race ./...
+
+# Twenty seconds for each fuzz target.
+fuzz:
+	./.ci/fuzz 20s
+
+# Starts the service, measures it and writes docs/benchmarks.md.
+bench:
+	go run ./cmd/credstream-bench
+
+docs:
+	go run ./cmd/credstream reference > docs/reference.md

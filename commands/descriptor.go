@@ -1,0 +1,852 @@
+package commands
+
+import (
+	"bytes"
+	_ "embed"
+	"errors"
+	"io"
+	"maps"
+	"math/big"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"unicode"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/santhosh-tekuri/jsonschema/v6"
+	"github.com/santhosh-tekuri/jsonschema/v6/kind"
+	"golang.org/x/net/http/httpguts"
+
+	"github.com/credstream/credstream/fault"
+)
+
+// MaxDescriptor is the size in bytes of the largest component.json taken.
+const MaxDescriptor = 256 << 10
+
+const (
+	maxDescriptorDepth = 32 // of nested objects and arrays
+	maxPlaceholders    = 32 // in one template
+	maxPointer         = 200
+)
+
+// The errors of a descriptor. Their pointers lead into the component.json itself.
+var (
+	ErrDescriptorInvalid  = fault.New(fault.Invalid, "component_descriptor_invalid", "The component.json is not valid.")
+	ErrDescriptorTooLarge = fault.New(fault.Invalid, "component_descriptor_too_large", "The component.json is larger than 256 KiB.")
+	// ErrSecretInDescriptor refuses a secret in clear: descriptors are stored in the log, for ever.
+	ErrSecretInDescriptor = fault.New(fault.Invalid, "component_secret_in_descriptor",
+		"The component.json holds a secret. Put a template such as {{OAUTH_CLIENT_SECRET}} in its place.")
+)
+
+// The errors of the keys given for a credential. Their pointers are /keys/<name>.
+var (
+	ErrKeysFieldMissing  = fault.New(fault.Invalid, "keys_field_missing", "A required field has no value.")
+	ErrKeysFieldUnknown  = fault.New(fault.Invalid, "keys_field_unknown", "The component has no field of this name.")
+	ErrOAuthNotAvailable = fault.New(fault.Precondition, "oauth_not_available", "OAuth credentials are not available yet.")
+)
+
+// The views of a field that hold OAuth tokens, and the one that hides what is typed.
+const (
+	viewOAuth    = "OAuthFieldView"
+	viewHTTPAuth = "HTTPAuthView"
+	viewPassword = "PasswordFieldView"
+)
+
+// Descriptor is what the service reads of a component.json.
+type Descriptor struct {
+	Raw          []byte        // the file whole, to the byte
+	Title        string        //
+	Fields       []Field       // of a credential, in the order of the file
+	UsesOAuth    bool          // a field holds OAuth tokens
+	Hosts        []string      // where a credential's values may be sent: lower case, patterns may hold {{field}}
+	Verification *Verification // nil when none is declared
+}
+
+// Field is one value of a credential.
+type Field struct {
+	Name        string
+	Label       string
+	ViewClass   string // "TextFieldView", "PasswordFieldView", ...; may be ""
+	Note        string
+	Placeholder string
+	Options     []Option // of a SelectView, in the order of the file
+	Required    bool
+	Secret      bool // false lets get show the value
+}
+
+// OAuth reports whether the field holds OAuth tokens.
+func (f Field) OAuth() bool { return f.ViewClass == viewOAuth || f.ViewClass == viewHTTPAuth }
+
+// Option is one of the values a SelectView offers.
+type Option struct{ Value, Label string }
+
+// Verification is the dry request: exactly one probe is set. Its strings are
+// templates, in which {{name}} stands for the value of a field.
+type Verification struct {
+	HTTP *HTTPProbe `json:"http"`
+	TCP  *TCPProbe  `json:"tcp"`
+	TLS  *TLSProbe  `json:"tls"`
+}
+
+// HTTPProbe is one HTTP request and what its answer means.
+type HTTPProbe struct {
+	Method  string            `json:"method"`  // "GET", "HEAD" or "POST"
+	URL     string            `json:"url"`     //
+	Headers map[string]string `json:"headers"` //
+	Basic   *Basic            `json:"basic"`   // nil: none
+	Form    map[string]string `json:"form"`    // body of a POST; nil: none
+	JSON    jsontext.Value    `json:"json"`    // body of a POST, templates in its strings; nil: none
+	Expect  Expect            `json:"expect"`  //
+	Says    map[string]string `json:"says"`    // sentence by status ("401") or class ("4xx")
+}
+
+// Basic is HTTP Basic authentication (RFC 7617).
+type Basic struct {
+	Username string `json:"username"`
+	Password string `json:"password"`
+}
+
+// Expect tells a good answer from a bad one.
+type Expect struct {
+	Status []int `json:"status"` // empty: every 2xx
+}
+
+// TCPProbe opens a connection and closes it.
+type TCPProbe struct {
+	Address     string `json:"address"`      // host:port
+	DefaultPort int    `json:"default_port"` // when the port's field has no value; 0: none
+}
+
+// TLSProbe opens a connection, checks the server's certificate and closes it.
+type TLSProbe struct {
+	Address     string `json:"address"`
+	DefaultPort int    `json:"default_port"`
+}
+
+// ParseDescriptor reads a component.json. It takes one JSON document in strict
+// UTF-8 without duplicate names, checks the members the service uses against
+// component.schema.json and then against each other, and ignores all others. It
+// returns ErrDescriptorTooLarge, ErrSecretInDescriptor or ErrDescriptorInvalid
+// with a pointer to the member at fault. It keeps raw: do not change it afterwards.
+// Parsing takes some ten microseconds per KiB, so keep the result by revision.
+func ParseDescriptor(raw []byte) (Descriptor, error) {
+	if len(raw) > MaxDescriptor {
+		return Descriptor{}, ErrDescriptorTooLarge
+	}
+	if err := checkJSON(raw); err != nil {
+		return Descriptor{}, err
+	}
+	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
+	if err != nil {
+		return Descriptor{}, ErrDescriptorInvalid
+	}
+	if err := checkNoClientSecret(doc); err != nil {
+		return Descriptor{}, err
+	}
+	if err := descriptorSchema().Validate(doc); err != nil {
+		return Descriptor{}, schemaFault(err)
+	}
+	var file struct {
+		Title       string `json:"title"`
+		Credentials struct {
+			Fields fieldList `json:"fields"`
+		} `json:"credentials"`
+		Hosts        []string      `json:"hosts"`
+		Verification *Verification `json:"verification"`
+	}
+	if err := json.Unmarshal(raw, &file); err != nil {
+		return Descriptor{}, invalidAt("", "A member has a value of the wrong type.")
+	}
+	d := Descriptor{
+		Raw: raw, Title: file.Title, Fields: file.Credentials.Fields,
+		Hosts: file.Hosts, Verification: file.Verification,
+	}
+	if strings.ContainsFunc(d.Title, unicode.IsControl) || strings.TrimSpace(d.Title) == "" {
+		return Descriptor{}, invalidAt("/title", "The title is empty or holds control characters.")
+	}
+	for _, check := range []func() error{d.checkFields, d.checkHosts, d.checkVerification} {
+		if err := check(); err != nil {
+			return Descriptor{}, err
+		}
+	}
+	return d, nil
+}
+
+// Field returns the field called name; ok is false when there is none.
+func (d Descriptor) Field(name string) (f Field, ok bool) {
+	i := slices.IndexFunc(d.Fields, func(f Field) bool { return f.Name == name })
+	if i < 0 {
+		return Field{}, false
+	}
+	return d.Fields[i], true
+}
+
+// HostFields names the fields whose values decide to which host a credential's
+// values are sent, in the order of the file.
+func (d Descriptor) HostFields() []string {
+	var names []string
+	for _, f := range d.Fields {
+		if slices.ContainsFunc(d.Hosts, func(p string) bool { return strings.Contains(p, "{{"+f.Name+"}}") }) {
+			names = append(names, f.Name)
+		}
+	}
+	return names
+}
+
+// CheckKeys checks the names of the fields for which a credential has a value
+// that is not empty: ErrOAuthNotAvailable, ErrKeysFieldUnknown, ErrKeysFieldMissing.
+func (d Descriptor) CheckKeys(names []string) error {
+	if d.UsesOAuth {
+		return ErrOAuthNotAvailable
+	}
+	for _, name := range names {
+		if _, ok := d.Field(name); !ok {
+			return ErrKeysFieldUnknown.Because("The component has no field %q.", short(name)).At(pointer("keys", name))
+		}
+	}
+	for _, f := range d.Fields {
+		if f.Required && !slices.Contains(names, f.Name) {
+			return ErrKeysFieldMissing.Because("The field %q is required.", f.Name).At(pointer("keys", f.Name))
+		}
+	}
+	return nil
+}
+
+// fieldList keeps the order of the file, which a map would lose.
+type fieldList []Field
+
+// UnmarshalJSONFrom implements json.UnmarshalerFrom.
+func (l *fieldList) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
+	return eachMember(dec, func(name string) error {
+		var in struct {
+			Label       string         `json:"label"`
+			ViewClass   string         `json:"viewClass"`
+			Note        string         `json:"note"`
+			Placeholder string         `json:"placeholder"`
+			Model       jsontext.Value `json:"model"`
+			Required    bool           `json:"required"`
+			Secret      *bool          `json:"secret"`
+		}
+		if err := json.UnmarshalDecode(dec, &in); err != nil {
+			return err
+		}
+		*l = append(*l, Field{
+			Name: name, Label: in.Label, ViewClass: in.ViewClass, Note: in.Note, Placeholder: in.Placeholder,
+			Options: options(in.Model), Required: in.Required, Secret: in.Secret == nil || *in.Secret,
+		})
+		return nil
+	})
+}
+
+// options reads a SelectView's model. One that names a function of the
+// component, or nests, offers nothing here.
+func options(model jsontext.Value) (list []Option) {
+	if model.Kind() != '{' {
+		return nil
+	}
+	dec := jsontext.NewDecoder(bytes.NewReader(model))
+	err := eachMember(dec, func(value string) error {
+		label, err := dec.ReadToken()
+		if err != nil {
+			return err
+		}
+		if label.Kind() != '"' {
+			return errors.New("not a label")
+		}
+		list = append(list, Option{Value: value, Label: label.String()})
+		return nil
+	})
+	if err != nil {
+		return nil
+	}
+	return list
+}
+
+// eachMember reads an object and calls member with each name; member reads the value.
+func eachMember(dec *jsontext.Decoder, member func(name string) error) error {
+	if _, err := dec.ReadToken(); err != nil {
+		return err
+	}
+	for dec.PeekKind() != '}' {
+		name, err := dec.ReadToken()
+		if err != nil {
+			return err
+		}
+		if err := member(name.String()); err != nil {
+			return err
+		}
+	}
+	_, err := dec.ReadToken()
+	return err
+}
+
+// checkFields holds the fields against each other and notes whether one is OAuth's.
+func (d *Descriptor) checkFields() error {
+	for _, f := range d.Fields {
+		d.UsesOAuth = d.UsesOAuth || f.OAuth()
+		if !f.Secret && (f.OAuth() || f.ViewClass == viewPassword) {
+			return invalidAt(pointer("credentials", "fields", f.Name, "secret"), "A field with the view %s is always secret.", f.ViewClass)
+		}
+	}
+	return nil
+}
+
+// checkHosts brings the patterns into lower case and supplies the probe's own
+// host where none are declared.
+func (d *Descriptor) checkHosts() error {
+	own := ""
+	if d.Verification != nil {
+		own = d.Verification.host()
+	}
+	for i, h := range d.Hosts {
+		at := pointer("hosts", strconv.Itoa(i))
+		pattern, ok := hostPattern(h)
+		if !ok {
+			return invalidAt(at, "This is not a host name: letters, digits, dots and hyphens, and {{field}} for a whole part between them; no port, no scheme, no wildcard.")
+		}
+		if err := d.checkTemplate(at, pattern); err != nil {
+			return err
+		}
+		names, _ := placeholders(pattern)
+		for _, name := range names {
+			if f, _ := d.Field(name); f.OAuth() || f.ViewClass == viewPassword {
+				return invalidAt(at, "The field %q is a password or a token and cannot be part of a host.", name)
+			}
+		}
+		d.Hosts[i] = pattern
+	}
+	if len(d.Hosts) == 0 && own != "" && !strings.Contains(own, "{{") {
+		if pattern, ok := hostPattern(own); ok {
+			d.Hosts = []string{pattern}
+		}
+	}
+	return nil
+}
+
+// checkVerification holds the probe against the fields and the hosts.
+func (d *Descriptor) checkVerification() error {
+	switch v := d.Verification; {
+	case v == nil:
+		return nil
+	case v.HTTP != nil:
+		return d.checkHTTP(v.HTTP)
+	case v.TCP != nil:
+		return d.checkAddress("/verification/tcp", *v.TCP)
+	case v.TLS != nil:
+		return d.checkAddress("/verification/tls", TCPProbe(*v.TLS))
+	}
+	return invalidAt("/verification", "Exactly one of http, tcp and tls is needed.")
+}
+
+// host is the probe's host, in lower case if it is well formed.
+func (v *Verification) host() string {
+	var host string
+	switch {
+	case v.HTTP != nil:
+		host, _, _ = splitPort(authority(v.HTTP.URL))
+	case v.TCP != nil:
+		host, _, _ = splitPort(v.TCP.Address)
+	case v.TLS != nil:
+		host, _, _ = splitPort(v.TLS.Address)
+	}
+	if pattern, ok := hostPattern(host); ok {
+		return pattern
+	}
+	return host
+}
+
+func (d *Descriptor) checkHTTP(p *HTTPProbe) error {
+	const at = "/verification/http"
+	if p.Method == "" {
+		p.Method = "GET"
+	}
+	if err := d.checkURL(at+"/url", p.URL); err != nil {
+		return err
+	}
+	if err := d.checkHeaders(at+"/headers", p.Headers, p.Basic != nil); err != nil {
+		return err
+	}
+	templates := []string{p.URL}
+	templates = slices.AppendSeq(templates, maps.Values(p.Headers))
+	if b := p.Basic; b != nil {
+		if err := d.checkTemplate(at+"/basic/username", b.Username); err != nil {
+			return err
+		}
+		if err := d.checkTemplate(at+"/basic/password", b.Password); err != nil {
+			return err
+		}
+		if strings.Contains(b.Username, ":") {
+			return invalidAt(at+"/basic/username", "A user name cannot hold a colon.")
+		}
+		if !strings.Contains(b.Username+b.Password, "{{") {
+			return ErrSecretInDescriptor.Because("The user name and password are written out. Name the fields that hold them: {{field}}.").At(at + "/basic")
+		}
+		templates = append(templates, b.Username+b.Password)
+	}
+	if p.Form != nil || p.JSON != nil {
+		switch {
+		case p.Method != "POST":
+			return invalidAt(at, "Only a POST has a body.")
+		case p.Form != nil && p.JSON != nil:
+			return invalidAt(at, "The body is either form or json, not both.")
+		}
+	}
+	for _, name := range sorted(p.Form) {
+		if err := d.checkTemplate(at+pointer("form", name), p.Form[name]); err != nil {
+			return err
+		}
+		templates = append(templates, p.Form[name])
+	}
+	if p.JSON != nil {
+		texts, err := d.checkJSONBody(at+"/json", p.JSON)
+		if err != nil {
+			return err
+		}
+		templates = append(templates, texts...)
+	}
+	for _, status := range sorted(p.Says) {
+		if says := p.Says[status]; strings.ContainsFunc(says, unicode.IsControl) || strings.Contains(says, "{{") {
+			return invalidAt(at+pointer("says", status), "A sentence holds neither control characters nor {{field}}.")
+		}
+	}
+	if !slices.ContainsFunc(templates, func(t string) bool { return strings.Contains(t, "{{") }) {
+		return invalidAt(at, "The request uses no field, so it could not tell right keys from wrong ones.")
+	}
+	return nil
+}
+
+// checkURL refuses whatever a value or a typing error could turn into another
+// place to send secrets to.
+func (d *Descriptor) checkURL(at, template string) error {
+	if err := d.checkTemplate(at, template); err != nil {
+		return err
+	}
+	auth := authority(template)
+	if auth == "" {
+		return invalidAt(at, "The URL must begin with https:// or http:// and a host.")
+	}
+	if strings.ContainsFunc(template, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '\\' }) {
+		return invalidAt(at, "The URL holds a space, a backslash, a control character or one outside ASCII: percent-encode it.")
+	}
+	if strings.Contains(template, "#") {
+		return invalidAt(at, "The URL holds a fragment (#).")
+	}
+	if strings.Contains(auth, "@") {
+		return invalidAt(at, "The URL holds a user name. Use basic.")
+	}
+	sample := fill(template, "x")
+	if strings.ContainsAny(sample, "{}") {
+		return invalidAt(at, "The URL holds a brace that is not part of {{field}}.")
+	}
+	if strings.Contains(sample, "/../") || strings.Contains(sample, "/./") {
+		return invalidAt(at, "The URL's path holds a dot segment.")
+	}
+	if u, err := url.Parse(sample); err != nil || u.Host == "" || u.Opaque != "" {
+		return invalidAt(at, "This is not a URL.")
+	}
+	host, port, hasPort := splitPort(auth)
+	if hasPort && !isPort(port) {
+		return invalidAt(at, "The port must be a number from 1 to 65535, not a field.")
+	}
+	return d.checkDeclared(at, host)
+}
+
+// checkDeclared holds the probe's host against hosts.
+func (d *Descriptor) checkDeclared(at, host string) error {
+	pattern, ok := hostPattern(host)
+	if !ok {
+		return invalidAt(at, "The host is not a name or an IPv4 address.")
+	}
+	if !slices.Contains(d.Hosts, pattern) {
+		return invalidAt(at, "The host %q is not among hosts. Add it there just as it stands here.", short(pattern))
+	}
+	return nil
+}
+
+func (d *Descriptor) checkAddress(at string, p TCPProbe) error {
+	at += "/address"
+	if err := d.checkTemplate(at, p.Address); err != nil {
+		return err
+	}
+	host, port, hasPort := splitPort(p.Address)
+	names, _ := placeholders(port)
+	isField := len(names) == 1 && port == "{{"+names[0]+"}}"
+	if !hasPort || !isField && !isPort(port) {
+		return invalidAt(at, "The address must be host:port, the port a number from 1 to 65535 or {{field}}.")
+	}
+	if p.DefaultPort != 0 && !isField {
+		return invalidAt(at, "default_port is for a port that is a {{field}}.")
+	}
+	return d.checkDeclared(at, host)
+}
+
+// ownHeaders are set by the client or would change who is talked to (RFC 9110,
+// section 7.6.1), how the answer is framed, or what it tells of the request.
+var ownHeaders = []string{
+	"accept-encoding", "connection", "content-length", "expect", "host", "http2-settings", "keep-alive",
+	"referer", "te", "trailer", "transfer-encoding", "upgrade",
+}
+
+func (d *Descriptor) checkHeaders(at string, headers map[string]string, basic bool) error {
+	seen := map[string]bool{}
+	for _, name := range sorted(headers) {
+		at, value, lower := at+pointer(name), headers[name], strings.ToLower(name)
+		switch {
+		case !httpguts.ValidHeaderFieldName(name):
+			return invalidAt(at, "This is not the name of a header field.")
+		case slices.Contains(ownHeaders, lower), strings.HasPrefix(lower, "proxy-"):
+			return invalidAt(at, "The header field %s belongs to the client and cannot be set.", short(name))
+		case seen[lower]:
+			return invalidAt(at, "The header field %s stands here twice.", short(name))
+		case basic && lower == "authorization":
+			return invalidAt(at, "The request has basic and an Authorization header: one of them is needed.")
+		case !httpguts.ValidHeaderFieldValue(value):
+			return invalidAt(at, "The value holds a line break or another control character.")
+		}
+		seen[lower] = true
+		if err := d.checkTemplate(at, value); err != nil {
+			return err
+		}
+		if lower == "authorization" && !strings.Contains(value, "{{") {
+			return ErrSecretInDescriptor.Because("The Authorization header is written out. Name the field that holds the secret: {{field}}.").At(at)
+		}
+	}
+	return nil
+}
+
+// checkJSONBody checks every string of a body and returns them; placeholders
+// belong into values, not into names.
+func (d *Descriptor) checkJSONBody(at string, body jsontext.Value) ([]string, error) {
+	var texts []string
+	dec := jsontext.NewDecoder(bytes.NewReader(body))
+	for {
+		token, err := dec.ReadToken()
+		switch {
+		case errors.Is(err, io.EOF):
+			return texts, nil
+		case err != nil:
+			return nil, invalidAt(at, "The body is not JSON.")
+		case token.Kind() != '"':
+			continue
+		}
+		at, text := at+string(dec.StackPointer()), token.String()
+		if err := d.checkTemplate(at, text); err != nil {
+			return nil, err
+		}
+		if outer, n := dec.StackIndex(dec.StackDepth()); outer == '{' && n%2 == 1 {
+			if strings.Contains(text, "{{") {
+				return nil, invalidAt(at, "A name cannot hold {{field}}.")
+			}
+			continue
+		}
+		texts = append(texts, text)
+	}
+}
+
+// checkTemplate checks that the braces pair up and that each name is a field's.
+func (d *Descriptor) checkTemplate(at, template string) error {
+	names, ok := placeholders(template)
+	if !ok {
+		return invalidAt(at, "Braces stand only around the name of a field: {{field}}.")
+	}
+	if len(names) > maxPlaceholders {
+		return invalidAt(at, "More than %d fields stand in one template.", maxPlaceholders)
+	}
+	for _, name := range names {
+		if _, ok := d.Field(name); !ok {
+			return invalidAt(at, "{{%s}} is not among the credential's fields.", name)
+		}
+	}
+	return nil
+}
+
+var (
+	fieldName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,63}$`)
+	// hostShape is a host name with _ for a placeholder, which is bounded by dots
+	// or hyphens so that no value can lengthen the fixed part beside it.
+	hostShape = regexp.MustCompile(`^(_|[a-z0-9]+)(-+(_|[a-z0-9]+))*(\.(_|[a-z0-9]+)(-+(_|[a-z0-9]+))*)*$`)
+)
+
+// placeholders returns the names in a template, in order; ok is false when a
+// pair of braces holds no name or stands alone.
+func placeholders(template string) (names []string, ok bool) {
+	for {
+		text, rest, more := strings.Cut(template, "{{")
+		if strings.Contains(text, "}}") {
+			return nil, false
+		}
+		if !more {
+			return names, true
+		}
+		name, tail, closed := strings.Cut(rest, "}}")
+		if !closed || !fieldName.MatchString(name) {
+			return nil, false
+		}
+		names, template = append(names, name), tail
+	}
+}
+
+// fill puts value in the place of every placeholder of a checked template.
+func fill(template, value string) string {
+	names, _ := placeholders(template)
+	for _, name := range names {
+		template = strings.Replace(template, "{{"+name+"}}", value, 1)
+	}
+	return template
+}
+
+// hostPattern returns a host, which may hold placeholders, with its fixed parts
+// in lower case; ok is false when it is none.
+func hostPattern(host string) (pattern string, ok bool) {
+	if _, ok := placeholders(host); !ok || strings.Contains(fill(host, ""), "_") {
+		return "", false
+	}
+	if shape := strings.ToLower(fill(host, "_")); len(shape) > 253 || !hostShape.MatchString(shape) {
+		return "", false
+	}
+	var b strings.Builder
+	for {
+		text, rest, more := strings.Cut(host, "{{")
+		b.WriteString(strings.ToLower(text))
+		if !more {
+			return b.String(), true
+		}
+		name, tail, _ := strings.Cut(rest, "}}")
+		b.WriteString("{{" + name + "}}")
+		host = tail
+	}
+}
+
+// authority is what stands between the scheme and the path, query or fragment
+// of an http or https URL, or "".
+func authority(rawURL string) string {
+	rest, ok := strings.CutPrefix(rawURL, "https://")
+	if !ok {
+		if rest, ok = strings.CutPrefix(rawURL, "http://"); !ok {
+			return ""
+		}
+	}
+	if end := strings.IndexAny(rest, "/?#"); end >= 0 {
+		rest = rest[:end]
+	}
+	return rest
+}
+
+// splitPort splits host:port; a host alone has no port.
+func splitPort(hostport string) (host, port string, ok bool) {
+	i := strings.LastIndexByte(hostport, ':')
+	if i < 0 {
+		return hostport, "", false
+	}
+	return hostport[:i], hostport[i+1:], true
+}
+
+func isPort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n > 0 && s[0] != '0' && s[0] != '+'
+}
+
+// checkJSON checks what a JSON Schema cannot see: one document, strict UTF-8, no
+// duplicate names, bounded depth, and numbers that cost nothing to compare.
+func checkJSON(raw []byte) error {
+	if bytes.HasPrefix(raw, []byte("\xef\xbb\xbf")) {
+		return invalidAt("", "The file begins with a byte order mark. Save it as UTF-8 without one.")
+	}
+	dec := jsontext.NewDecoder(bytes.NewReader(raw))
+	for documents := 0; ; {
+		token, err := dec.ReadToken()
+		var syntax *jsontext.SyntacticError
+		switch {
+		case errors.Is(err, io.EOF) && documents == 1:
+			return nil
+		case errors.Is(err, io.EOF) && len(bytes.TrimSpace(raw)) == 0:
+			return invalidAt("", "The file is empty.")
+		case errors.Is(err, jsontext.ErrDuplicateName) && errors.As(err, &syntax):
+			return invalidAt(string(syntax.JSONPointer), "A name stands twice in one object.")
+		case errors.As(err, &syntax):
+			return invalidAt(string(syntax.JSONPointer), "This is not JSON in UTF-8, at or after byte %d.", syntax.ByteOffset)
+		case err != nil:
+			return invalidAt("", "This is not JSON in UTF-8, at or after byte %d.", dec.InputOffset())
+		case documents == 1:
+			return invalidAt("", "The file holds more than one JSON document.")
+		case dec.StackDepth() > maxDescriptorDepth:
+			return invalidAt(string(dec.StackPointer()), "Objects and arrays are nested deeper than %d.", maxDescriptorDepth)
+		case token.Kind() == '0' && !plainNumber(token.String()):
+			return invalidAt(string(dec.StackPointer()), "A number is too long or too large.")
+		}
+		if dec.StackDepth() == 0 {
+			documents++
+		}
+	}
+}
+
+// plainNumber keeps out numbers such as 1e999999999, exact arithmetic on which takes for ever.
+func plainNumber(s string) bool {
+	_, exponent, _ := strings.Cut(strings.ToLower(s), "e")
+	return len(s) <= 64 && len(exponent) <= 4
+}
+
+// checkNoClientSecret refuses a client secret in clear anywhere in the OAuth
+// parts of the document. A template is not clear, and neither is nothing.
+func checkNoClientSecret(doc any) error {
+	root, _ := doc.(map[string]any)
+	for _, part := range []string{"credentials", "oauth2"} {
+		if at := clientSecret(root[part], "/"+part); at != "" {
+			return ErrSecretInDescriptor.At(shortPointer(at))
+		}
+	}
+	return nil
+}
+
+// wholeTemplate is a string that is nothing but one template.
+var wholeTemplate = regexp.MustCompile(`^\{\{[^{}]+\}\}$`)
+
+// clientSecret returns a pointer to a client secret in clear within v, or "".
+func clientSecret(v any, at string) string {
+	switch v := v.(type) {
+	case []any:
+		for i, e := range v {
+			if found := clientSecret(e, at+pointer(strconv.Itoa(i))); found != "" {
+				return found
+			}
+		}
+	case map[string]any:
+		for _, name := range sorted(v) {
+			e := v[name]
+			text, isText := e.(string)
+			plain := strings.ToLower(strings.NewReplacer("_", "", "-", "").Replace(name))
+			if isText && plain == "clientsecret" && text != "" && !wholeTemplate.MatchString(text) {
+				return at + pointer(name)
+			}
+			if found := clientSecret(e, at+pointer(name)); found != "" {
+				return found
+			}
+		}
+	}
+	return ""
+}
+
+// DescriptorSchema is the JSON Schema (draft 2020-12) of what the service reads
+// of a component.json.
+//
+//go:embed component.schema.json
+var DescriptorSchema string
+
+// descriptorSchema is compiled once and cannot reach for other schemas.
+var descriptorSchema = sync.OnceValue(func() *jsonschema.Schema {
+	doc, err := jsonschema.UnmarshalJSON(strings.NewReader(DescriptorSchema))
+	if err != nil {
+		panic("commands: component.schema.json: " + err.Error())
+	}
+	const id = "urn:credstream:component:1"
+	c := jsonschema.NewCompiler()
+	c.UseLoader(jsonschema.SchemeURLLoader{})
+	if err := c.AddResource(id, doc); err != nil {
+		panic("commands: component.schema.json: " + err.Error())
+	}
+	return c.MustCompile(id)
+})
+
+// schemaFault says in a plain sentence what the first fault found is. The
+// library's own sentences repeat the value, which may be long or not for others.
+func schemaFault(err error) error {
+	var v *jsonschema.ValidationError
+	if !errors.As(err, &v) {
+		return ErrDescriptorInvalid
+	}
+	v = firstFault(v)
+	at := pointer(v.InstanceLocation...)
+	switch k := v.ErrorKind.(type) {
+	case *kind.Type:
+		return invalidAt(at, "This must be of type %s, and it is of type %s.", strings.Join(k.Want, " or "), k.Got)
+	case *kind.Required:
+		return invalidAt(at, "The member %q is missing.", k.Missing[0])
+	case *kind.AdditionalProperties:
+		slices.Sort(k.Properties)
+		return invalidAt(at, "The name %q is not allowed here.", short(k.Properties[0]))
+	case *kind.Enum:
+		var want []string
+		for _, w := range k.Want {
+			if s, ok := w.(string); ok {
+				want = append(want, s)
+			}
+		}
+		return invalidAt(at, "This must be one of %s.", strings.Join(want, ", "))
+	case *kind.MinProperties, *kind.MaxProperties:
+		if at == "/verification" {
+			return invalidAt(at, "Exactly one of http, tcp and tls is needed.")
+		}
+		return invalidAt(at, "There are too many or too few members here.")
+	case *kind.MinItems:
+		return invalidAt(at, "At least %d items are needed.", k.Want)
+	case *kind.MaxItems:
+		return invalidAt(at, "At most %d items are allowed.", k.Want)
+	case *kind.UniqueItems:
+		return invalidAt(at, "An item stands here twice.")
+	case *kind.MinLength:
+		return invalidAt(at, "At least %d characters are needed.", k.Want)
+	case *kind.MaxLength:
+		return invalidAt(at, "At most %d characters are allowed.", k.Want)
+	case *kind.Minimum:
+		return invalidAt(at, "The smallest number allowed is %s.", whole(k.Want))
+	case *kind.Maximum:
+		return invalidAt(at, "The largest number allowed is %s.", whole(k.Want))
+	case *kind.Not:
+		return invalidAt(at, "This value is not allowed here.")
+	}
+	return invalidAt(at, "This does not fit the schema of a component.json.")
+}
+
+// firstFault returns the most exact fault, the first by its place where several
+// are: the library walks maps, and an error must not change from run to run.
+func firstFault(v *jsonschema.ValidationError) *jsonschema.ValidationError {
+	if len(v.Causes) == 0 {
+		return v
+	}
+	var first *jsonschema.ValidationError
+	for _, cause := range v.Causes {
+		if f := firstFault(cause); first == nil || slices.Compare(f.InstanceLocation, first.InstanceLocation) < 0 {
+			first = f
+		}
+	}
+	return first
+}
+
+// sorted returns the names of m in order, so that errors are the same each time.
+func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+func whole(r *big.Rat) string { return r.RatString() }
+
+func invalidAt(at, format string, args ...any) error {
+	return ErrDescriptorInvalid.Because(format, args...).At(shortPointer(at))
+}
+
+// pointer makes a JSON pointer (RFC 6901).
+func pointer(tokens ...string) string {
+	var p jsontext.Pointer
+	for _, t := range tokens {
+		p = p.AppendToken(short(t))
+	}
+	return string(p)
+}
+
+// shortPointer cuts a pointer at a token so that no error repeats a large input.
+func shortPointer(p string) string {
+	if len(p) <= maxPointer {
+		return p
+	}
+	return p[:strings.LastIndexByte(p[:maxPointer], '/')]
+}
+
+// short cuts a name so that no error repeats a large input.
+func short(name string) string {
+	const limit = 64
+	if len(name) <= limit {
+		return name
+	}
+	return strings.ToValidUTF8(name[:limit], "") + "..."
+}

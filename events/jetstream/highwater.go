@@ -1,0 +1,140 @@
+package jetstream
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/credstream/credstream/fault"
+)
+
+// ErrLogCutShort says that the log holds less than it once did, or something
+// else: a block of it was lost or damaged. JetStream drops such a block and what
+// follows with a warning and uses the sequences again, so somebody has to remember.
+var ErrLogCutShort = fault.New(fault.Unavailable, "log_cut_short",
+	"The log holds less than was durable before: it was damaged. Nothing is changed and no secret leaves until it is restored.")
+
+// HighWater remembers, in a file outside the log's folder, how far the log was
+// durable and what stood there.
+type HighWater struct {
+	path  string
+	store *Store
+	last  mark
+}
+
+type mark struct {
+	Seq    uint64 `json:"seq"`
+	SHA256 string `json:"sha256"` // hex, of the commit's body
+}
+
+// NewHighWater keeps the mark of store in the file at path.
+func NewHighWater(path string, store *Store) *HighWater { return &HighWater{path: path, store: store} }
+
+// Check compares the log with the mark and returns ErrLogCutShort when the
+// log does not bear it out. Without a file there is nothing to compare.
+func (h *HighWater) Check(ctx context.Context) error {
+	b, err := os.ReadFile(h.path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("reading the high-water mark: %w", err)
+	}
+	var m mark
+	if err := json.Unmarshal(b, &m); err != nil || m.Seq == 0 {
+		return fmt.Errorf("the high-water mark %s cannot be read", h.path)
+	}
+	at, err := h.mark(ctx, m.Seq)
+	switch {
+	case err != nil:
+		return err
+	case at != m:
+		return ErrLogCutShort.Because("The log was durable up to commit %d, and does not hold that commit any more: it was damaged. "+
+			"Nothing is changed and no secret leaves until it is restored from a backup.", m.Seq)
+	}
+	h.last = m
+	return nil
+}
+
+// mark is what the log holds at seq; the zero mark when nothing.
+func (h *HighWater) mark(ctx context.Context, seq uint64) (mark, error) {
+	msg, err := h.store.get(ctx, seq)
+	switch {
+	case err != nil:
+		return mark{}, err
+	case msg == nil:
+		return mark{}, nil
+	}
+	sum := sha256.Sum256(msg.body)
+	return mark{seq, hex.EncodeToString(sum[:])}, nil
+}
+
+// Record writes the mark when the log has become durable further than it says.
+func (h *HighWater) Record(ctx context.Context) error {
+	seq := h.store.Durable()
+	if seq <= h.last.Seq {
+		return nil
+	}
+	m, err := h.mark(ctx, seq)
+	if err != nil || m.Seq == 0 {
+		return err
+	}
+	b, err := json.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("encoding the high-water mark: %w", err)
+	}
+	if err := replace(h.path, b); err != nil {
+		return fmt.Errorf("writing the high-water mark: %w", err)
+	}
+	h.last = m
+	return nil
+}
+
+// Run records the mark every second until ctx ends, and once more then.
+func (h *HighWater) Run(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			defer cancel()
+			return h.Record(last)
+		case <-tick.C:
+		}
+		if err := h.Record(ctx); err != nil && ctx.Err() == nil {
+			h.store.log.Warn("the high-water mark was not written", "err", err)
+		}
+	}
+}
+
+// replace writes a file so that after a power cut it is the old or the new one, whole.
+func replace(path string, content []byte) error {
+	tmp := path + ".new"
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}

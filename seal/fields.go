@@ -1,0 +1,186 @@
+package seal
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"unicode"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/fault"
+)
+
+// The limits of one set of fields.
+const (
+	MaxFieldsSize  = 64 << 10 // bytes of JSON
+	MaxFieldsDepth = 32       // objects and arrays within each other, the outermost counted
+)
+
+// The errors of ParseFields. They never quote the input.
+var (
+	// ErrKeysMalformed refuses what is not one JSON object with unique, printable
+	// names, in valid UTF-8 and without NUL.
+	ErrKeysMalformed = fault.New(fault.Invalid, "keys_malformed", "The keys must be one JSON object.")
+	// ErrKeysTooLarge refuses an object above MaxFieldsSize or MaxFieldsDepth.
+	ErrKeysTooLarge = fault.New(fault.Invalid, "keys_too_large", "The keys may take at most 64 KiB, nested at most 32 deep.")
+)
+
+// Fields is a set of named secret values, as the keys of a credential are. A
+// value is any JSON, every leaf of it secret; the names are not. It shows as
+// little of itself as a Secret. The zero Fields is the empty set.
+type Fields struct {
+	clear func() map[string]jsontext.Value
+}
+
+// ParseFields reads a JSON object (RFC 8259, in the strict form of RFC 7493: no
+// name twice, valid UTF-8). It keeps each value to the byte. Errors are
+// ErrKeysMalformed and ErrKeysTooLarge.
+func ParseFields(jsonObject []byte) (Fields, error) {
+	if len(jsonObject) > MaxFieldsSize {
+		return Fields{}, ErrKeysTooLarge
+	}
+	if err := checkObject(jsonObject); err != nil {
+		return Fields{}, err
+	}
+	dec := jsontext.NewDecoder(bytes.NewReader(jsonObject))
+	if _, err := dec.ReadToken(); err != nil {
+		return Fields{}, malformed(err)
+	}
+	values := map[string]jsontext.Value{}
+	for dec.PeekKind() == '"' {
+		name, err := dec.ReadToken()
+		if err != nil {
+			return Fields{}, malformed(err)
+		}
+		key := name.String() // before the next read, which ends the token's life
+		if key == "" || strings.ContainsFunc(key, unicode.IsControl) {
+			return Fields{}, ErrKeysMalformed.Because("A name in the keys is empty or holds a control character.")
+		}
+		value, err := dec.ReadValue()
+		if err != nil {
+			return Fields{}, malformed(err)
+		}
+		values[key] = value.Clone()
+	}
+	return Fields{clear: func() map[string]jsontext.Value { return values }}, nil
+}
+
+// checkObject walks the whole of b and refuses all that ParseFields refuses but
+// unprintable names.
+func checkObject(b []byte) error {
+	dec := jsontext.NewDecoder(bytes.NewReader(b))
+	if dec.PeekKind() != '{' {
+		return ErrKeysMalformed
+	}
+	for ended := false; ; ended = dec.StackDepth() == 0 {
+		tok, err := dec.ReadToken()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return malformed(err)
+		case ended:
+			return ErrKeysMalformed.Because("There is more than one JSON value.")
+		case dec.StackDepth() > MaxFieldsDepth:
+			return ErrKeysTooLarge
+		case tok.Kind() == '"' && strings.IndexByte(tok.String(), 0) >= 0:
+			return ErrKeysMalformed.Because("The keys hold a NUL character.")
+		}
+	}
+}
+
+// malformed says what is wrong without the decoder's own words, which quote the input.
+func malformed(err error) error {
+	if errors.Is(err, jsontext.ErrDuplicateName) {
+		return ErrKeysMalformed.Because("A name stands twice in the keys.")
+	}
+	return ErrKeysMalformed.Because("The keys are not valid JSON.")
+}
+
+func (f Fields) values() map[string]jsontext.Value {
+	if f.clear == nil {
+		return nil
+	}
+	return f.clear()
+}
+
+// Names lists the names, sorted. They are not secret.
+func (f Fields) Names() []string { return slices.Sorted(maps.Keys(f.values())) }
+
+// Get returns the JSON of one value, to the byte as it was given.
+func (f Fields) Get(name string) (Secret, bool) {
+	v, ok := f.values()[name]
+	if !ok {
+		return Secret{}, false
+	}
+	return NewSecret(v.Clone()), true
+}
+
+// Text returns one value as text, for templates: a string without quotes and
+// escapes, a number or boolean as it was written. Objects, arrays, null and
+// absent names are not ok.
+func (f Fields) Text(name string) (Secret, bool) {
+	v, ok := f.values()[name]
+	if !ok {
+		return Secret{}, false
+	}
+	switch v.Kind() {
+	case '"':
+		text, err := jsontext.AppendUnquote(nil, v)
+		return NewSecret(text), err == nil
+	case '0', 't', 'f':
+		return NewSecret(v.Clone()), true
+	}
+	return Secret{}, false
+}
+
+// Marshal returns the set as a JSON object that ParseFields reads again: names
+// sorted, nothing between the members, each value to the byte as it was given.
+func (f Fields) Marshal() Secret {
+	values := f.values()
+	b := []byte{'{'}
+	for i, name := range f.Names() {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b, _ = jsontext.AppendQuote(b, name) // fails on invalid UTF-8 only, which ParseFields refused
+		b = append(append(b, ':'), values[name]...)
+	}
+	return NewSecret(append(b, '}'))
+}
+
+// String is Hidden.
+func (f Fields) String() string { return Hidden }
+
+// GoString is Hidden.
+func (f Fields) GoString() string { return Hidden }
+
+// Format writes Hidden for every verb and flag.
+func (f Fields) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, Hidden) }
+
+// LogValue is Hidden.
+func (f Fields) LogValue() slog.Value { return slog.StringValue(Hidden) }
+
+// MarshalText is Hidden.
+func (f Fields) MarshalText() ([]byte, error) { return []byte(Hidden), nil }
+
+// MarshalJSON is Hidden as a JSON string. Marshal is the way to the content.
+func (f Fields) MarshalJSON() ([]byte, error) { return []byte(`"` + Hidden + `"`), nil }
+
+// GobEncode always fails: what it could write would not be the secrets.
+func (f Fields) GobEncode() ([]byte, error) { return nil, errNotEncoded }
+
+// UnmarshalText always fails: use ParseFields.
+func (f *Fields) UnmarshalText([]byte) error { return errNotDecoded }
+
+// UnmarshalJSON always fails: use ParseFields.
+func (f *Fields) UnmarshalJSON([]byte) error { return errNotDecoded }
+
+// GobDecode always fails.
+func (f *Fields) GobDecode([]byte) error { return errNotDecoded }

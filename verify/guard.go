@@ -1,0 +1,141 @@
+package verify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"code.dny.dev/ssrf"
+)
+
+var (
+	errAddressDenied = errors.New("the address is denied")
+	errPortDenied    = errors.New("the port is denied")
+)
+
+// metadataAddresses answer secrets to whoever asks, and look public or private:
+// Azure's wire server, and the IPv6 metadata services of AWS and Google Cloud.
+// The others are link-local or reserved, which the registries already say.
+var metadataAddresses = []netip.Prefix{
+	netip.MustParsePrefix("168.63.129.16/32"),
+	netip.MustParsePrefix("fd00:ec2::/32"),
+	netip.MustParsePrefix("fd20:ce::/32"),
+}
+
+// controlPorts belong to what runs clusters: Docker, etcd, NATS, Kubernetes. 25 is
+// for mail between servers, which no credential of a user is for.
+var controlPorts = []uint16{25, 2375, 2376, 2379, 2380, 4222, 6222, 6443, 8222, 10250}
+
+// guard decides where a connection may go, by the address that is dialled and
+// not by the name it came from: between a look and a leap a name may change.
+type guard struct {
+	public   *ssrf.Guardian // the IANA registries of special-purpose addresses
+	denied   []netip.Prefix
+	private  bool
+	resolver *net.Resolver
+}
+
+func newGuard(cfg Config) *guard {
+	return &guard{
+		public:   ssrf.New(ssrf.WithAnyPort()),
+		denied:   slices.Concat(metadataAddresses, cfg.Deny),
+		private:  cfg.AllowPrivate,
+		resolver: cfg.Resolver,
+	}
+}
+
+// dial connects to host:port if the port and every address tried are allowed.
+func (g *guard) dial(ctx context.Context, network, address string, allowed func(port uint16) bool) (net.Conn, error) {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, fmt.Errorf("dialling: %w", errAddressDenied)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || !allowed(uint16(n)) {
+		return nil, fmt.Errorf("dialling: %w", errPortDenied)
+	}
+	d := net.Dialer{Control: g.control, Resolver: g.resolver, KeepAlive: -1}
+	return d.DialContext(ctx, network, address)
+}
+
+// control is called with each resolved address, after the socket is made and
+// before it connects.
+func (g *guard) control(_, address string, _ syscall.RawConn) error {
+	ap, err := netip.ParseAddrPort(address)
+	if err != nil || !g.allows(ap.Addr()) {
+		return errAddressDenied
+	}
+	return nil
+}
+
+func (g *guard) allows(ip netip.Addr) bool {
+	bare := ip.Unmap().WithZone("")
+	if slices.ContainsFunc(g.denied, func(p netip.Prefix) bool { return p.Contains(bare) }) {
+		return false
+	}
+	if g.private && (bare.IsLoopback() || bare.IsPrivate()) {
+		return true
+	}
+	return g.public.SafeAddr(ip) == nil
+}
+
+func (g *guard) httpPort(port uint16) bool {
+	return port == 80 || port == 443 || g.private && port != 0
+}
+
+func (g *guard) anyPort(port uint16) bool {
+	return port != 0 && (g.private || !slices.Contains(controlPorts, port))
+}
+
+// slots bounds the dry requests in flight per tenant, so that one tenant's slow
+// targets cost no other tenant anything. Idle tenants take no memory.
+type slots struct {
+	limit   int
+	mu      sync.Mutex
+	tenants map[string]*slot
+}
+
+type slot struct {
+	taken chan struct{}
+	users int // that hold or wait; guarded by slots.mu
+}
+
+func newSlots(limit int) *slots { return &slots{limit: limit, tenants: map[string]*slot{}} }
+
+// take waits up to patience for a slot; the caller must release it.
+func (s *slots) take(ctx context.Context, tenant string, patience time.Duration) (release func(), err error) {
+	s.mu.Lock()
+	t, ok := s.tenants[tenant]
+	if !ok {
+		t = &slot{taken: make(chan struct{}, s.limit)}
+		s.tenants[tenant] = t
+	}
+	t.users++
+	s.mu.Unlock()
+	leave := func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if t.users--; t.users == 0 {
+			delete(s.tenants, tenant)
+		}
+	}
+
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case t.taken <- struct{}{}:
+		return func() { <-t.taken; leave() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, fmt.Errorf("waiting for the tenant's other dry requests: %w", ctx.Err())
+	case <-timer.C:
+		leave()
+		return nil, ErrBusy.After(patience)
+	}
+}

@@ -1,0 +1,333 @@
+// Package verify makes the dry request: the one request or connection that
+// tells whether a credential works. It is the service's only way out to
+// addresses that a tenant can choose, so it resolves, checks and dials in one
+// step, follows nothing, and tells of an answer no more than its class.
+package verify
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/seal"
+)
+
+// The errors of Run. None of them holds a value.
+var (
+	// ErrValueInvalid says that a value cannot stand where the probe puts it; its
+	// pointer is /keys/<field>.
+	ErrValueInvalid = fault.New(fault.Invalid, "verification_value_invalid", "A value cannot be used in the dry request.")
+	// ErrHostRefused says that the probe would send values to a host they may not be sent to.
+	ErrHostRefused = fault.New(fault.Precondition, "verification_host_refused", "The dry request would go to a host these values may not be sent to.")
+	// ErrBusy says that the tenant's dry requests in flight did not end in time.
+	ErrBusy = fault.New(fault.Throttled, "verification_busy", "Too many dry requests are being made at the moment. Try again shortly.")
+)
+
+// Values returns the clear value of a field as text; ok is false when it has none.
+type Values func(field string) (value seal.Secret, ok bool)
+
+// Probe says what to try: exactly one of HTTP, TCP and TLS is set. Its strings
+// are templates, in which {{field}} stands for a value, escaped for its place.
+type Probe struct {
+	HTTP  *HTTP
+	TCP   *TCP
+	TLS   *TLS
+	Hosts []string // where values may be sent: host names, which may hold {{field}}
+}
+
+// HTTP is one request and what its answer means.
+type HTTP struct {
+	Method  string            // "" is GET
+	URL     string            // absolute, http or https
+	Headers map[string]string //
+	Basic   *Basic            // nil: none
+	Form    map[string]string // the body as a form; nil: none
+	JSON    []byte            // the body as JSON, templates in its strings; nil: none
+	Expect  []int             // statuses that mean success; empty: every 2xx
+	Says    map[string]string // sentence by status ("401") or class ("4xx")
+}
+
+// Basic is HTTP Basic authentication (RFC 7617).
+type Basic struct{ Username, Password string }
+
+// TCP opens a connection and closes it.
+type TCP struct {
+	Address     string // host:port
+	DefaultPort int    // when the port comes out empty; 0: none
+}
+
+// TLS opens a connection, checks the server's certificate and closes it.
+type TLS struct {
+	Address     string
+	DefaultPort int
+}
+
+// The outcomes that are no class of HTTP status ("2xx", "4xx", "5xx").
+const (
+	OutcomeConnected     = "connected"      // the tcp or tls probe succeeded
+	OutcomeRefused       = "refused"        // nobody listens there
+	OutcomeUnreachable   = "unreachable"    // no route
+	OutcomeTimeout       = "timeout"        // no answer in time
+	OutcomeDNS           = "dns"            // the name was not resolved
+	OutcomeTLS           = "tls"            // no TLS, or a certificate that is not trusted
+	OutcomeAddressDenied = "address_denied" // an address or port the service does not connect to
+	OutcomeRedirect      = "redirect"       // a 3xx that is not expected
+	OutcomeTooLarge      = "too_large"      // header fields beyond 32 KiB
+	OutcomeClosed        = "closed"         // the connection ended before the answer
+	OutcomeProtocol      = "protocol"       // the answer is not HTTP
+)
+
+// Result is what the dry request found. It holds nothing the other side said.
+type Result struct {
+	OK      bool
+	Probe   string        // "http", "tcp" or "tls"
+	Outcome string        // a class of status or one of the outcomes above
+	Latency time.Duration // until the outcome was known
+	Says    string        // a plain sentence: ours, or the component's
+}
+
+// Config is the policy of a Client. The zero value is the strictest.
+type Config struct {
+	AllowPrivate bool           // development only: loopback and private addresses, and every port
+	Deny         []netip.Prefix // more addresses not to connect to: the service's own public ones
+	Timeout      time.Duration  // for one dry request as a whole; 0: 10 s
+	MaxBody      int64          // bytes of an answer's body read, and thrown away; 0: 64 KiB
+	Concurrency  int            // dry requests at one time for one tenant; 0: 4
+	Resolver     *net.Resolver  // nil: the system's
+	RootCAs      *x509.CertPool // nil: the system's
+	Logger       *slog.Logger   // nil: no log
+}
+
+// Client makes dry requests. It may be used by many goroutines.
+type Client struct {
+	cfg   Config
+	guard *guard
+	slots *slots
+	log   *slog.Logger
+}
+
+const (
+	maxHeaderBytes = 32 << 10               // of an answer
+	drainTime      = 500 * time.Millisecond // a body is read no longer than this: only its status counts
+)
+
+// NewClient returns a Client with this policy.
+func NewClient(cfg Config) *Client {
+	if cfg.Timeout <= 0 {
+		cfg.Timeout = 10 * time.Second
+	}
+	if cfg.MaxBody <= 0 {
+		cfg.MaxBody = 64 << 10
+	}
+	if cfg.Concurrency <= 0 {
+		cfg.Concurrency = 4
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Client{cfg: cfg, guard: newGuard(cfg), slots: newSlots(cfg.Concurrency), log: cfg.Logger}
+}
+
+// Run makes one dry request for tenant. A target that cannot be reached or does
+// not accept the values is a Result with OK false; an error means that nothing
+// was tried: ErrValueInvalid, ErrHostRefused, ErrBusy, or ctx's own when it ended.
+func (c *Client) Run(ctx context.Context, tenant string, p Probe, values Values) (Result, error) {
+	try, err := c.prepare(p, values)
+	if err != nil {
+		return Result{}, err
+	}
+	release, err := c.slots.take(ctx, tenant, c.cfg.Timeout)
+	if err != nil {
+		return Result{}, err
+	}
+	defer release()
+
+	begin := time.Now()
+	tryCtx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+	defer cancel()
+	result := try(tryCtx, cancel)
+	if !result.OK && ctx.Err() != nil {
+		return Result{}, fmt.Errorf("making the dry request: %w", ctx.Err())
+	}
+	if result.Latency == 0 {
+		result.Latency = time.Since(begin)
+	}
+	c.log.DebugContext(ctx, "dry request", "tenant", tenant, "probe", result.Probe, "outcome", result.Outcome, "latency", result.Latency)
+	return result, nil
+}
+
+// attempt is a dry request with every value in its place.
+type attempt func(ctx context.Context, cancel context.CancelFunc) Result
+
+// prepare puts the values in and checks the host, before anything is dialled.
+func (c *Client) prepare(p Probe, values Values) (attempt, error) {
+	switch {
+	case p.HTTP != nil:
+		req, err := request(p.HTTP, p.Hosts, values)
+		if err != nil {
+			return nil, err
+		}
+		return func(ctx context.Context, cancel context.CancelFunc) Result { return c.http(ctx, cancel, p.HTTP, req) }, nil
+	case p.TCP != nil:
+		address, _, err := expandAddress(*p.TCP, p.Hosts, values)
+		if err != nil {
+			return nil, err
+		}
+		return func(ctx context.Context, _ context.CancelFunc) Result { return c.tcp(ctx, address) }, nil
+	case p.TLS != nil:
+		address, host, err := expandAddress(TCP(*p.TLS), p.Hosts, values)
+		if err != nil {
+			return nil, err
+		}
+		return func(ctx context.Context, _ context.CancelFunc) Result { return c.tls(ctx, address, host) }, nil
+	}
+	return nil, errors.New("making the dry request: the probe is empty")
+}
+
+// http sends req. The transport is made for this one request, so that no
+// connection checked for one tenant ever serves another; used without an
+// http.Client it follows no redirect, sends no Referer and keeps no cookie.
+func (c *Client) http(ctx context.Context, cancel context.CancelFunc, p *HTTP, req *http.Request) Result {
+	var handshakeFailed atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		TLSHandshakeDone: func(_ tls.ConnectionState, err error) { handshakeFailed.Store(err != nil) },
+	})
+	transport := &http.Transport{
+		Proxy: nil, // whatever the environment says
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return c.guard.dial(ctx, network, address, c.guard.httpPort)
+		},
+		TLSClientConfig:        c.tlsConfig(""),
+		ForceAttemptHTTP2:      true,
+		DisableKeepAlives:      true,
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: maxHeaderBytes,
+	}
+	defer transport.CloseIdleConnections()
+
+	begin := time.Now()
+	resp, err := transport.RoundTrip(req.WithContext(ctx))
+	if err != nil {
+		// The error stays here: it may hold the URL, and that a secret.
+		return unreached("http", err, handshakeFailed.Load())
+	}
+	latency := time.Since(begin)
+	timer := time.AfterFunc(drainTime, cancel)
+	_, _ = io.CopyN(io.Discard, resp.Body, c.cfg.MaxBody)
+	timer.Stop()
+	_ = resp.Body.Close()
+
+	result := judge(p, resp.StatusCode)
+	result.Latency = latency
+	return result
+}
+
+func (c *Client) tcp(ctx context.Context, address string) Result {
+	conn, err := c.guard.dial(ctx, "tcp", address, c.guard.anyPort)
+	if err != nil {
+		return unreached("tcp", err, false)
+	}
+	_ = conn.Close()
+	return Result{OK: true, Probe: "tcp", Outcome: OutcomeConnected, Says: "The server accepts connections."}
+}
+
+func (c *Client) tls(ctx context.Context, address, host string) Result {
+	conn, err := c.guard.dial(ctx, "tcp", address, c.guard.anyPort)
+	if err != nil {
+		return unreached("tls", err, false)
+	}
+	defer func() { _ = conn.Close() }()
+	if err := tls.Client(conn, c.tlsConfig(host)).HandshakeContext(ctx); err != nil {
+		return unreached("tls", err, true)
+	}
+	return Result{OK: true, Probe: "tls", Outcome: OutcomeConnected, Says: "The server accepts connections and its certificate is valid."}
+}
+
+func (c *Client) tlsConfig(host string) *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: c.cfg.RootCAs, ServerName: host}
+}
+
+// judge tells from the status alone whether the credential works.
+func judge(p *HTTP, status int) Result {
+	class := strconv.Itoa(status/100) + "xx"
+	r := Result{Probe: "http", Outcome: class, OK: status/100 == 2}
+	if len(p.Expect) > 0 {
+		r.OK = slices.Contains(p.Expect, status)
+	}
+	if status/100 == 3 && !r.OK {
+		r.Outcome = OutcomeRedirect
+	}
+	for _, key := range []string{strconv.Itoa(status), class} {
+		if says, ok := p.Says[key]; ok {
+			r.Says = says
+			return r
+		}
+	}
+	r.Says = sentence(status, r.OK)
+	return r
+}
+
+func sentence(status int, ok bool) string {
+	switch {
+	case ok:
+		return "The API accepted the keys."
+	case status == http.StatusUnauthorized:
+		return "The API did not accept the keys (status 401)."
+	case status == http.StatusForbidden:
+		return "The API knows the keys but denies them the right to do this (status 403)."
+	case status == http.StatusTooManyRequests:
+		return "The API asks for fewer requests (status 429). That says nothing about the keys: try again later."
+	case status/100 == 5:
+		return fmt.Sprintf("The API has a problem of its own (status %d). That says nothing about the keys: try again later.", status)
+	case status/100 == 3:
+		return fmt.Sprintf("The API redirects to another address (status %d). The dry request does not follow, lest keys go where they should not.", status)
+	}
+	return fmt.Sprintf("The API answered with status %d, which is not what the component expects of keys that work.", status)
+}
+
+// unreached classifies why there was no answer. Of err it keeps nothing.
+func unreached(probe string, err error, handshakeFailed bool) Result {
+	r := Result{Probe: probe}
+	var (
+		dns     *net.DNSError
+		timeout net.Error
+	)
+	switch {
+	case errors.Is(err, errPortDenied):
+		r.Outcome, r.Says = OutcomeAddressDenied, "The service makes no dry requests to this port."
+	case errors.Is(err, errAddressDenied):
+		r.Outcome, r.Says = OutcomeAddressDenied, "The host has a private or reserved address, and the service does not connect to those."
+	case errors.As(err, &dns) && !dns.IsTimeout:
+		r.Outcome, r.Says = OutcomeDNS, "The host's name was not found."
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+		r.Outcome, r.Says = OutcomeTimeout, "The server did not answer in time."
+	case handshakeFailed:
+		r.Outcome, r.Says = OutcomeTLS, "No secure connection: the server's certificate is not trusted, is for another name or has expired, or it does not speak TLS 1.2 or newer."
+	case errors.Is(err, syscall.ECONNREFUSED):
+		r.Outcome, r.Says = OutcomeRefused, "The server refused the connection: nothing listens at this address and port."
+	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.EAFNOSUPPORT), errors.Is(err, syscall.EADDRNOTAVAIL):
+		r.Outcome, r.Says = OutcomeUnreachable, "There is no way to the server from here."
+	case strings.Contains(err.Error(), "response header"): // of net/http, which has no name for it
+		r.Outcome, r.Says = OutcomeTooLarge, "The server's answer was too large."
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		r.Outcome, r.Says = OutcomeClosed, "The server closed the connection without an answer."
+	default:
+		r.Outcome, r.Says = OutcomeProtocol, "The server did not answer as an HTTP server does."
+	}
+	return r
+}
