@@ -1,0 +1,147 @@
+package v1
+
+import (
+	"net/url"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/fault"
+)
+
+// The refusals of a query's parameters. They repeat neither names nor values.
+var (
+	ErrParameterUnknown = fault.New(fault.Invalid, "query_parameter_unknown", "A parameter is not known here, or stands twice.")
+	ErrParameterInvalid = fault.New(fault.Invalid, "query_parameter_invalid", "A parameter has the wrong type.")
+)
+
+// parameter is one member of a query's input that a URL can carry.
+type parameter struct {
+	name     string
+	required bool
+	is       string // for people: "a number", ...
+	goType   reflect.Type
+	// write appends the JSON of a value; ok is false when it has the wrong type.
+	write func(b []byte, value string) (_ []byte, ok bool)
+}
+
+// parametersOf lists the members of a query's input struct.
+func parametersOf(in reflect.Type) []parameter {
+	var list []parameter
+	for i := range in.NumField() {
+		f := in.Field(i)
+		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
+		p := parameter{name: name, required: !strings.Contains(options, "omitzero"), goType: f.Type}
+		switch {
+		case f.Type == reflect.TypeFor[time.Time]():
+			p.is, p.write = "a time as RFC 3339 writes it", writeTime
+		case f.Type.Kind() == reflect.String:
+			p.is, p.write = "text in UTF-8", writeString
+		case f.Type.Kind() == reflect.Bool:
+			p.is, p.write = "true or false", writeBool
+		case f.Type.Kind() >= reflect.Int && f.Type.Kind() <= reflect.Int64:
+			p.is, p.write = "a whole number", writeInt
+		case f.Type.Kind() >= reflect.Uint && f.Type.Kind() <= reflect.Uint64:
+			p.is, p.write = "a whole number from 0", writeUint
+		default:
+			continue // not for a URL
+		}
+		list = append(list, p)
+	}
+	return list
+}
+
+func writeString(b []byte, v string) ([]byte, bool) {
+	b, err := jsontext.AppendQuote(b, v)
+	return b, err == nil
+}
+
+func writeTime(b []byte, v string) ([]byte, bool) {
+	if _, err := time.Parse(time.RFC3339, v); err != nil {
+		return b, false
+	}
+	return writeString(b, v)
+}
+
+func writeBool(b []byte, v string) ([]byte, bool) {
+	return append(b, v...), v == "true" || v == "false"
+}
+
+func writeInt(b []byte, v string) ([]byte, bool) {
+	n, err := strconv.ParseInt(v, 10, 64)
+	return strconv.AppendInt(b, n, 10), err == nil
+}
+
+func writeUint(b []byte, v string) ([]byte, bool) {
+	n, err := strconv.ParseUint(v, 10, 64)
+	return strconv.AppendUint(b, n, 10), err == nil
+}
+
+// bodyOf writes a URL's parameters as the JSON body of the query.
+func bodyOf(known []parameter, query string) ([]byte, error) {
+	if query == "" {
+		return nil, nil
+	}
+	var seen uint64 // one bit for each known parameter
+	b := append(make([]byte, 0, len(query)+16), '{')
+	for pair := range strings.SplitSeq(query, "&") {
+		if pair == "" {
+			continue
+		}
+		name, value, _ := strings.Cut(pair, "=")
+		name, err := unescapeParameter(name)
+		i := indexOf(known, name)
+		if err != nil || i < 0 || seen&(1<<i) != 0 {
+			return nil, ErrParameterUnknown.Because("A parameter is not known here, or stands twice. Known are: %s.", names(known))
+		}
+		p := &known[i]
+		if value, err = unescapeParameter(value); err != nil {
+			return nil, p.invalid()
+		}
+		if seen != 0 {
+			b = append(b, ',')
+		}
+		seen |= 1 << i
+		b, _ = jsontext.AppendQuote(b, p.name) // a name of ours
+		b = append(b, ':')
+		var ok bool
+		if b, ok = p.write(b, value); !ok {
+			return nil, p.invalid()
+		}
+	}
+	return append(b, '}'), nil
+}
+
+func (p *parameter) invalid() error {
+	return ErrParameterInvalid.Because("The parameter %s must be %s.", p.name, p.is).At("/" + p.name)
+}
+
+func unescapeParameter(s string) (string, error) {
+	if !strings.ContainsAny(s, "%+") {
+		return s, nil
+	}
+	return url.QueryUnescape(s)
+}
+
+func indexOf(known []parameter, name string) int {
+	for i := range known {
+		if known[i].name == name {
+			return i
+		}
+	}
+	return -1
+}
+
+func names(known []parameter) string {
+	if len(known) == 0 {
+		return "none"
+	}
+	list := make([]string, len(known))
+	for i, p := range known {
+		list[i] = p.name
+	}
+	return strings.Join(list, ", ")
+}

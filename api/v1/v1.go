@@ -1,0 +1,550 @@
+// Package v1 is the HTTP edge: the service's route table as POST for commands
+// and GET for queries, errors as problems (RFC 9457). It owns no rule of its
+// own but those of HTTP.
+package v1
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"mime"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service"
+)
+
+// Service is what the edge needs of *service.Service.
+type Service interface {
+	// Authenticate returns the principal of an API key.
+	Authenticate(ctx context.Context, key string) (service.Principal, error)
+	// Serve answers one call of the route with a JSON body.
+	Serve(ctx context.Context, call service.Call, route string, body []byte) (any, error)
+}
+
+// Config is what the edge is made of. Service is needed, the rest is optional.
+type Config struct {
+	Service Service
+	Logger  *slog.Logger    // takes one line per request; nil drops them
+	Ready   func() []string // why the service is not ready; empty means it is
+	Metrics http.Handler    // answers /metrics
+	Version string          // of the program, shown at / and in /openapi.json
+	// AllowCleartext takes clear keys over plain HTTP from anywhere: for a service
+	// that only a TLS terminating proxy can reach. Without it they are taken over
+	// TLS and from the same machine alone.
+	AllowCleartext bool
+}
+
+// The refusals of a request that HTTP adds to the service's.
+var (
+	ErrPathUnknown = fault.New(fault.NotFound, "path_unknown", "There is nothing at this path.")
+	ErrMethod      = fault.New(fault.Invalid, "method_not_allowed", "This path does not take this method.")
+	ErrMediaType   = fault.New(fault.Invalid, "media_type", "The body must be application/json in UTF-8.")
+	ErrBodyRead    = fault.New(fault.Invalid, "body_incomplete", "The body ended before its length.")
+	// ErrAuthorization refuses an Authorization header that is not one Basic or Bearer.
+	ErrAuthorization = fault.New(fault.Unauthenticated, "authorization_invalid",
+		"Send one Authorization header: Basic with the key as password, or Bearer with the key.")
+	ErrCorrelation = fault.New(fault.Invalid, "correlation_id_invalid", "A correlation id is 1 to 128 printable ASCII characters.")
+	ErrHeaderTwice = fault.New(fault.Invalid, "header_repeated", "Idempotency-Key and X-Correlation-Id stand at most once.")
+	ErrCrossOrigin = fault.New(fault.Denied, "cross_origin_refused", "A page of another origin cannot send commands.")
+	// ErrCleartext refuses clear secrets where others could listen.
+	ErrCleartext = fault.New(fault.Denied, "cleartext_refused",
+		"Secrets are taken over TLS only, or over plain HTTP on the same machine.")
+)
+
+// Handler returns the edge:
+//
+//	POST /v1/tenants/{tenant}/commands/{command}
+//	GET  /v1/tenants/{tenant}/{query}
+//	GET  /healthz, /readyz, /metrics, /openapi.json, /
+//
+// Every answer carries X-Request-Id, which the log line of the request repeats.
+// Paths are taken literally: nothing is cleaned or redirected.
+func Handler(cfg Config) http.Handler {
+	h := &handler{
+		cfg: cfg, log: cfg.Logger, process: rand.Text()[:8] + "-",
+		commands: map[string]endpoint{}, queries: map[string]endpoint{},
+	}
+	if h.log == nil {
+		h.log = slog.New(slog.DiscardHandler)
+	}
+	for _, r := range service.Routes() {
+		if r.Command {
+			h.commands[r.Name] = endpoint{pattern: commandPath + r.Name, secrets: r.Secrets}
+		} else {
+			h.queries[r.Name] = endpoint{pattern: queryPath + r.Name, parameters: parametersOf(r.In)}
+		}
+	}
+	h.openAPI = openAPI(cfg.Version)
+	return h
+}
+
+// Server returns a server for the edge with the bounds that keep a slow or
+// greedy client from holding it. The caller starts and stops it.
+func Server(addr string, h http.Handler) *http.Server {
+	return &http.Server{
+		Addr:              addr,
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		WriteTimeout:      60 * time.Second,
+		IdleTimeout:       120 * time.Second,
+		MaxHeaderBytes:    32 << 10,
+	}
+}
+
+// The paths of the routes, as they stand in logs and in the OpenAPI document.
+const (
+	commandPath = "/v1/tenants/{tenant}/commands/"
+	queryPath   = "/v1/tenants/{tenant}/"
+)
+
+type handler struct {
+	cfg      Config
+	log      *slog.Logger
+	commands map[string]endpoint
+	queries  map[string]endpoint
+	openAPI  []byte
+	origin   http.CrossOriginProtection
+	process  string // starts the ids of this process's requests
+	count    atomic.Uint64
+}
+
+// endpoint is what the edge knows of a route.
+type endpoint struct {
+	pattern    string
+	secrets    bool
+	parameters []parameter
+}
+
+// exchange is one request on its way to its answer.
+type exchange struct {
+	w         http.ResponseWriter
+	r         *http.Request
+	id        string
+	pattern   string // of the route, "" while unknown
+	tenant    string // once the service has accepted it
+	principal string
+	status    int   // 0 until the answer begins
+	err       error // what the answer was made of
+}
+
+// Values of headers that every answer shares; nobody changes them.
+var (
+	nosniff     = []string{"nosniff"}
+	noStore     = []string{"no-store"}
+	noContent   = []string{"default-src 'none'; frame-ancestors 'none'"}
+	typeJSON    = []string{"application/json"}
+	typeProblem = []string{"application/problem+json"}
+	typeText    = []string{"text/plain; charset=utf-8"}
+	challenges  = []string{`Basic realm="credstream", charset="UTF-8"`, `Bearer realm="credstream"`}
+)
+
+// ServeHTTP implements http.Handler.
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	x := exchange{w: w, r: r, id: h.requestID(r)}
+	header := w.Header()
+	header["X-Request-Id"] = []string{x.id}
+	header["X-Content-Type-Options"] = nosniff
+	header["Cache-Control"] = noStore
+	header["Content-Security-Policy"] = noContent
+	defer func() {
+		if v := recover(); v != nil {
+			h.panicked(&x, v, start)
+		}
+	}()
+	h.route(&x)
+	h.note(&x, time.Since(start))
+}
+
+// panicked answers a request whose handling panicked. The value may hold
+// anything, so only its type is logged.
+func (h *handler) panicked(x *exchange, v any, start time.Time) {
+	aborted := false
+	if err, ok := v.(error); ok && errors.Is(err, http.ErrAbortHandler) {
+		aborted = true
+	} else {
+		h.log.Error("a request panicked", "request_id", x.id, "route", x.pattern, "type", fmt.Sprintf("%T", v), "stack", string(debug.Stack()))
+	}
+	if x.status == 0 && !aborted {
+		x.fail(fault.ErrInternal)
+		h.note(x, time.Since(start))
+		return
+	}
+	h.note(x, time.Since(start))
+	panic(http.ErrAbortHandler) // the answer has begun: the client must see that it is cut
+}
+
+// requestID takes the caller's id when it is short and plain, else makes one.
+func (h *handler) requestID(r *http.Request) string {
+	if given := r.Header["X-Request-Id"]; len(given) == 1 && plain(given[0]) {
+		return given[0]
+	}
+	return h.process + strconv.FormatUint(h.count.Add(1), 10)
+}
+
+func plain(s string) bool {
+	if len(s) < 1 || len(s) > 64 {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '_' && c != '.' {
+			return false
+		}
+	}
+	return true
+}
+
+// route finds what the path names.
+func (h *handler) route(x *exchange) {
+	path := x.r.URL.EscapedPath()
+	if rest, ok := strings.CutPrefix(path, "/v1/tenants/"); ok {
+		h.routeTenant(x, rest)
+		return
+	}
+	var serve func(*exchange)
+	switch path {
+	case "/":
+		serve = h.index
+	case "/healthz":
+		serve = func(x *exchange) { x.text(http.StatusOK, "ok\n") }
+	case "/readyz":
+		serve = h.ready
+	case "/openapi.json":
+		serve = func(x *exchange) { x.bytes(http.StatusOK, typeJSON, h.openAPI) }
+	case "/metrics":
+		if h.cfg.Metrics != nil {
+			serve = h.metrics
+		}
+	}
+	if serve == nil {
+		x.fail(ErrPathUnknown)
+		return
+	}
+	x.pattern = path
+	if x.allows("GET, HEAD") {
+		serve(x)
+	}
+}
+
+// routeTenant finds the command or query of the path below /v1/tenants/.
+func (h *handler) routeTenant(x *exchange, rest string) {
+	tenant, name, _ := strings.Cut(rest, "/")
+	name, isCommand := strings.CutPrefix(name, "commands/")
+	if tenant == "" || name == "" || strings.Contains(name, "/") {
+		x.fail(ErrPathUnknown)
+		return
+	}
+	tenant, err := unescape(tenant)
+	if err == nil {
+		name, err = unescape(name)
+	}
+	if err != nil {
+		x.fail(ErrPathUnknown)
+		return
+	}
+	endpoints, methods := h.queries, "GET, HEAD"
+	if isCommand {
+		endpoints, methods = h.commands, "POST"
+	}
+	if !x.allows(methods) {
+		return
+	}
+	principal, err := h.authenticate(x.r)
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	x.principal = principal.Actor.ID
+	to, ok := endpoints[name]
+	if !ok {
+		x.fail(service.ErrRouteUnknown)
+		return
+	}
+	x.pattern = to.pattern
+	call := service.Call{Tenant: tenant, Principal: principal, Via: "http"}
+	if isCommand {
+		h.command(x, to, call, name)
+	} else {
+		h.query(x, to, call, name)
+	}
+}
+
+func unescape(segment string) (string, error) {
+	if !strings.Contains(segment, "%") {
+		return segment, nil
+	}
+	return url.PathUnescape(segment)
+}
+
+// allows answers 405 unless the request's method is among those given.
+func (x *exchange) allows(methods string) bool {
+	for m := range strings.SplitSeq(methods, ", ") {
+		if x.r.Method == m {
+			return true
+		}
+	}
+	x.w.Header().Set("Allow", methods)
+	x.fail(ErrMethod)
+	return false
+}
+
+// authenticate takes the key out of the one Authorization header.
+func (h *handler) authenticate(r *http.Request) (service.Principal, error) {
+	given := r.Header["Authorization"]
+	switch len(given) {
+	case 0:
+		return service.Principal{}, service.ErrUnauthenticated
+	case 1:
+	default:
+		return service.Principal{}, ErrAuthorization
+	}
+	scheme, key, _ := strings.Cut(given[0], " ")
+	switch {
+	case strings.EqualFold(scheme, "Bearer"):
+		key = strings.TrimLeft(key, " ")
+	case strings.EqualFold(scheme, "Basic"):
+		var ok bool
+		if _, key, ok = r.BasicAuth(); !ok {
+			return service.Principal{}, ErrAuthorization
+		}
+	default:
+		return service.Principal{}, ErrAuthorization
+	}
+	return h.cfg.Service.Authenticate(r.Context(), key)
+}
+
+// command answers a POST.
+func (h *handler) command(x *exchange, to endpoint, call service.Call, name string) {
+	if err := h.origin.Check(x.r); err != nil {
+		x.fail(ErrCrossOrigin)
+		return
+	}
+	if to.secrets && !h.cfg.AllowCleartext && !confidential(x.r) {
+		x.fail(ErrCleartext)
+		return
+	}
+	var err error
+	if call.CommandID, err = single(x.r, "Idempotency-Key", service.ErrCommandID); err == nil {
+		call.Correlation, err = single(x.r, "X-Correlation-Id", ErrCorrelation)
+	}
+	var body []byte
+	if err == nil {
+		body, err = readBody(x.w, x.r)
+	}
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	h.serve(x, call, name, body)
+}
+
+// query answers a GET.
+func (h *handler) query(x *exchange, to endpoint, call service.Call, name string) {
+	body, err := bodyOf(to.parameters, x.r.URL.RawQuery)
+	switch {
+	case err != nil:
+		x.fail(err)
+	case name == replayRoute && wantsLines(x.r):
+		h.replay(x, call, body)
+	default:
+		h.serve(x, call, name, body)
+	}
+}
+
+func (h *handler) serve(x *exchange, call service.Call, name string, body []byte) {
+	answer, err := h.cfg.Service.Serve(x.r.Context(), call, name, body)
+	x.accepted(call, err)
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	x.json(http.StatusOK, typeJSON, answer)
+}
+
+// accepted notes the tenant unless the service does not know it: what callers
+// make up does not belong into the log.
+func (x *exchange) accepted(call service.Call, err error) {
+	if !errors.Is(err, service.ErrTenantNotFound) {
+		x.tenant = call.Tenant
+	}
+}
+
+// single returns the value of a header that stands at most once, or "".
+func single(r *http.Request, name string, refusal *fault.Error) (string, error) {
+	given := r.Header[name]
+	switch len(given) {
+	case 0:
+		return "", nil
+	case 1:
+	default:
+		return "", ErrHeaderTwice
+	}
+	v := given[0]
+	if len(v) < 1 || len(v) > 128 {
+		return "", refusal
+	}
+	for i := range len(v) {
+		if v[i] < 0x21 || v[i] > 0x7e {
+			return "", refusal
+		}
+	}
+	return v, nil
+}
+
+// confidential reports whether nobody on the way can read along.
+func confidential(r *http.Request) bool {
+	if r.TLS != nil {
+		return true
+	}
+	remote, err := netip.ParseAddrPort(r.RemoteAddr)
+	return err == nil && remote.Addr().Unmap().IsLoopback()
+}
+
+// readBody reads the whole body, up to service.MaxBody, of a JSON media type.
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	if r.ContentLength > service.MaxBody {
+		w.Header().Set("Connection", "close") // the rest is not read
+		return nil, service.ErrBodyTooLarge
+	}
+	if r.Body == nil || r.Body == http.NoBody {
+		return nil, nil
+	}
+	if r.Header.Get("Content-Encoding") != "" || !isJSON(r.Header["Content-Type"]) {
+		return nil, ErrMediaType
+	}
+	if r.ContentLength > 0 {
+		body := make([]byte, r.ContentLength)
+		if _, err := io.ReadFull(r.Body, body); err != nil {
+			return nil, ErrBodyRead
+		}
+		return body, nil
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, service.MaxBody))
+	if large := (*http.MaxBytesError)(nil); errors.As(err, &large) {
+		return nil, service.ErrBodyTooLarge
+	}
+	if err != nil {
+		return nil, ErrBodyRead
+	}
+	return body, nil
+}
+
+func isJSON(contentType []string) bool {
+	if len(contentType) != 1 {
+		return false
+	}
+	if contentType[0] == "application/json" {
+		return true
+	}
+	media, params, err := mime.ParseMediaType(contentType[0])
+	if err != nil || media != "application/json" {
+		return false
+	}
+	charset, given := params["charset"]
+	return !given || strings.EqualFold(charset, "utf-8")
+}
+
+// index says what this is to whoever opens the address in a browser.
+func (h *handler) index(x *exchange) {
+	x.json(http.StatusOK, typeJSON, map[string]string{
+		"service": "credstream", "version": h.cfg.Version, "api": "/openapi.json", "ready": "/readyz",
+	})
+}
+
+// Readiness answers /readyz.
+type Readiness struct {
+	Ready   bool     `json:"ready"`
+	Reasons []string `json:"reasons"` // why not, in sentences
+}
+
+func (h *handler) ready(x *exchange) {
+	answer, status := Readiness{Ready: true, Reasons: []string{}}, http.StatusOK
+	if h.cfg.Ready != nil {
+		if reasons := h.cfg.Ready(); len(reasons) > 0 {
+			answer, status = Readiness{Reasons: reasons}, http.StatusServiceUnavailable
+		}
+	}
+	x.json(status, typeJSON, answer)
+}
+
+func (h *handler) metrics(x *exchange) {
+	x.status = http.StatusOK // what the handler itself refuses is not ours to count
+	h.cfg.Metrics.ServeHTTP(x.w, x.r)
+}
+
+func (x *exchange) json(status int, contentType []string, answer any) {
+	b, err := json.Marshal(answer, json.Deterministic(true))
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	x.bytes(status, contentType, append(b, '\n'))
+}
+
+func (x *exchange) text(status int, s string) { x.bytes(status, typeText, []byte(s)) }
+
+func (x *exchange) bytes(status int, contentType []string, b []byte) {
+	header := x.w.Header()
+	header["Content-Type"] = contentType
+	header["Content-Length"] = []string{strconv.Itoa(len(b))}
+	x.status = status
+	x.w.WriteHeader(status)
+	_, _ = x.w.Write(b) // a client that is gone needs no answer
+}
+
+// note writes the request's line of the log. Paths, parameters and bodies are
+// not in it.
+func (h *handler) note(x *exchange, took time.Duration) {
+	level := slog.LevelInfo
+	switch {
+	case x.status >= 500:
+		level = slog.LevelError
+	case x.pattern == "/healthz" || x.pattern == "/readyz" || x.pattern == "/metrics":
+		level = slog.LevelDebug
+	}
+	ctx := x.r.Context()
+	if !h.log.Enabled(ctx, level) {
+		return
+	}
+	attrs := make([]slog.Attr, 0, 9)
+	attrs = append(attrs,
+		slog.String("method", method(x.r.Method)), slog.String("route", x.pattern), slog.Int("status", x.status),
+		slog.Duration("duration", took), slog.String("request_id", x.id))
+	if x.principal != "" {
+		attrs = append(attrs, slog.String("principal", x.principal))
+	}
+	if x.tenant != "" {
+		attrs = append(attrs, slog.String("tenant", x.tenant))
+	}
+	if x.err != nil {
+		attrs = append(attrs, slog.String("code", fault.Of(x.err).Code))
+		if x.status >= 500 {
+			attrs = append(attrs, slog.String("err", x.err.Error()))
+		}
+	}
+	h.log.LogAttrs(ctx, level, "request", attrs...)
+}
+
+// method keeps made-up methods out of the log.
+func method(m string) string {
+	switch m {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
+		return m
+	}
+	return "other"
+}

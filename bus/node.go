@@ -1,0 +1,568 @@
+package bus
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"golang.org/x/sys/unix"
+
+	"github.com/credstream/credstream/fault"
+)
+
+// Account is the NATS account of the service: its streams live in it, and it
+// is part of their path on disk.
+const Account = "CREDSTREAM"
+
+// DefaultMinFree is the free space, in bytes, below which writes are refused
+// unless a NodeConfig says otherwise.
+const DefaultMinFree = 256 << 20
+
+const (
+	maxPayload   = 1 << 20               // bytes of one message
+	maxMemory    = 256 << 20             // bytes of memory streams; ours are files
+	maxStore     = 1 << 62               // bytes on disk: the watermark guards the disk, not a quota
+	syncBackstop = 2 * time.Second       // the server's own fsync where group fsync does the work
+	spaceMaxAge  = time.Second           // how old a reading of the free space may be
+	watchEvery   = time.Second           // between two looks at the server's health
+	restartMin   = time.Second           // between two restarts, doubled each time...
+	restartMax   = time.Minute           // ...up to this
+	reconnect    = 20 * time.Millisecond // between two attempts of an in-process connection
+)
+
+// The errors of the node.
+var (
+	// ErrDataFolderLocked is returned by StartNode when another process serves the folder.
+	ErrDataFolderLocked = fault.New(fault.Precondition, "data_folder_locked",
+		"Another process serves this data folder.")
+	// ErrStorageLow refuses writes while the disk is nearly full. Reads go on.
+	ErrStorageLow = fault.New(fault.Unavailable, "storage_low",
+		"The disk is nearly full: nothing can be changed until space is freed. Reading goes on.")
+)
+
+var errNoServer = errors.New("bus: the embedded NATS server is not running")
+
+// NodeConfig says how to run the embedded server. Only Dir is required.
+type NodeConfig struct {
+	// Dir is the data folder. The node keeps its lock and its streams in it and
+	// leaves the rest of it alone.
+	Dir string
+	// Listen is the host:port of the NATS port; "" opens none, port 0 or -1 takes a free one.
+	Listen string
+	// TLS, when given, is demanded of every connection to the NATS port.
+	TLS *tls.Config
+	// SyncAlways has the server fsync every message by itself ("--durability
+	// always"). Without it whoever needs durability waits for a Syncer.
+	SyncAlways bool
+	// Authenticate tells what a key may do; see SetAuthenticator.
+	Authenticate Authenticator
+	// ClearSecretCommands names the commands whose body holds clear secrets
+	// ("credential.create"). A connection that is neither TLS nor loopback has
+	// no permission to send them.
+	ClearSecretCommands []string
+	// MinFree is the free space, in bytes, below which WritesAllowed says no;
+	// 0 means DefaultMinFree.
+	MinFree uint64
+	// Logger takes what the server has to say; nil drops it. No payload and no key is logged.
+	Logger *slog.Logger
+	// Fatal is called with the first fsync error of a Syncer: the process must
+	// end. Nil only logs it.
+	Fatal func(error)
+	// Restarted is called after Watch has restarted the server in the process,
+	// before anybody reaches it: what is cached must be compared with the
+	// streams again. It must return at once and not call the node.
+	Restarted func()
+}
+
+// Node is a nats-server inside the process, with JetStream in the account of
+// the service and a port that is closed to everybody without a key. One
+// process at a time serves a data folder.
+type Node struct {
+	cfg    NodeConfig
+	log    *slog.Logger
+	lock   *os.File
+	secret string // password of the connections that the process makes to itself
+	auth   atomic.Pointer[Authenticator]
+	kicks  atomic.Uint64 // how often DisconnectKey was called
+	space  atomic.Pointer[spaceReading]
+
+	life sync.Mutex // held while the server starts, restarts and stops
+	mu   sync.RWMutex
+	up   *running // nil while no server runs
+	done bool     // Shutdown was called
+	port string   // the one that was taken, so that a restart takes it again
+
+	syncers map[string]*Syncer
+	conns   []*nats.Conn
+	tenants map[string]bool // those whose consumers are known to exist
+	own     *nats.Conn
+}
+
+// running is one life of the embedded server.
+type running struct {
+	srv  *server.Server
+	port *port
+}
+
+type spaceReading struct {
+	at   time.Time
+	free uint64
+	err  error
+}
+
+// StartNode locks the data folder, starts the server on it and returns when its
+// streams are recovered. It returns ErrDataFolderLocked when another process
+// serves the folder.
+func StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) {
+	if cfg.MinFree == 0 {
+		cfg.MinFree = DefaultMinFree
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	n := &Node{
+		cfg:     cfg,
+		log:     cfg.Logger,
+		secret:  rand.Text(),
+		syncers: map[string]*Syncer{},
+		tenants: map[string]bool{},
+	}
+	if cfg.Authenticate != nil {
+		n.SetAuthenticator(cfg.Authenticate)
+	}
+	if err := os.MkdirAll(n.storeDir(), 0o700); err != nil {
+		return nil, fmt.Errorf("making the data folder: %w", err)
+	}
+	if err := os.Chmod(n.storeDir(), 0o700); err != nil { //nolint:gosec // a folder needs its x bit
+		return nil, fmt.Errorf("closing the data folder to others: %w", err)
+	}
+	var err error
+	if n.lock, err = lockFolder(cfg.Dir); err != nil {
+		return nil, err
+	}
+	if n.up, err = n.boot(ctx); err != nil {
+		_ = n.lock.Close() // the start has failed already
+		return nil, err
+	}
+	if n.own, err = n.Conn("node"); err != nil {
+		return nil, errors.Join(err, n.Shutdown(ctx))
+	}
+	return n, nil
+}
+
+// lockFolder takes the lock of the folder, which the kernel gives back when the
+// process ends, however it ends.
+func lockFolder(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "LOCK"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("opening the lock of the data folder: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil { //nolint:gosec // file descriptors are small
+		defer func() { _ = f.Close() }()
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("locking the data folder: %w", err)
+		}
+		holder := make([]byte, 20)
+		k, _ := f.ReadAt(holder, 0) // who it is only helps; that it is locked is certain
+		return nil, ErrDataFolderLocked.Because("The data folder %s is served by another process (pid %s): stop that one first, or choose another folder.",
+			dir, strings.TrimSpace(string(holder[:k])))
+	}
+	if err = f.Truncate(0); err == nil {
+		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("writing the lock of the data folder: %w", err), f.Close())
+	}
+	return f, nil
+}
+
+func (n *Node) storeDir() string { return filepath.Join(n.cfg.Dir, "nats") }
+
+func (n *Node) options(p *port) (*server.Options, error) {
+	o := &server.Options{
+		ServerName:                 "credstream",
+		Accounts:                   []*server.Account{server.NewAccount(Account), server.NewAccount("SYS")},
+		SystemAccount:              "SYS",
+		CustomClientAuthentication: p,
+		JetStream:                  true,
+		StoreDir:                   n.storeDir(),
+		JetStreamMaxMemory:         maxMemory,
+		JetStreamMaxStore:          maxStore,
+		SyncAlways:                 n.cfg.SyncAlways,
+		SyncInterval:               syncBackstop,
+		MaxPayload:                 maxPayload,
+		NoSigs:                     true,
+		DontListen:                 n.cfg.Listen == "",
+	}
+	if o.DontListen {
+		return o, nil
+	}
+	host, port, err := net.SplitHostPort(n.cfg.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("reading the address of the NATS port: %w", err)
+	}
+	if n.port != "" {
+		port = n.port
+	}
+	if o.Port, err = strconv.Atoi(port); err != nil {
+		return nil, fmt.Errorf("reading the address of the NATS port: %w", err)
+	}
+	if o.Port == 0 {
+		o.Port = server.RANDOM_PORT
+	}
+	o.Host = host
+	if n.cfg.TLS != nil {
+		o.TLSConfig, o.TLS, o.TLSTimeout = n.cfg.TLS.Clone(), true, 5
+	}
+	return o, nil
+}
+
+// boot starts a server and returns when its streams are recovered.
+func (n *Node) boot(ctx context.Context) (_ *running, err error) {
+	p := newPort(n)
+	opts, err := n.options(p)
+	if err != nil {
+		return nil, err
+	}
+	srv, err := server.NewServer(opts)
+	if err != nil {
+		return nil, fmt.Errorf("making the NATS server: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			srv.Shutdown()
+			srv.WaitForShutdown()
+		}
+	}()
+	fatal := make(chan string, 1)
+	srv.SetLoggerV2(&serverLog{log: n.log.With("part", "nats"), fatal: fatal}, false, false, false)
+	core, err := srv.LookupAccount(Account)
+	if err != nil {
+		return nil, fmt.Errorf("looking up the account of the service: %w", err)
+	}
+	if err := p.open(srv, core); err != nil {
+		return nil, err
+	}
+	srv.Start()
+	for ready := false; !ready; {
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("starting the NATS server: %w", ctx.Err())
+		case why := <-fatal:
+			return nil, fmt.Errorf("starting the NATS server: %s", why)
+		default:
+			ready = srv.ReadyForConnections(20 * time.Millisecond)
+		}
+	}
+	if err := core.EnableJetStream(nil, nil); err != nil {
+		return nil, fmt.Errorf("recovering the streams: %w", err)
+	}
+	if a, ok := srv.Addr().(*net.TCPAddr); ok && !opts.DontListen {
+		n.port = strconv.Itoa(a.Port)
+	}
+	close(p.ready)
+	return &running{srv: srv, port: p}, nil
+}
+
+func (n *Node) running() *running {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.up
+}
+
+// InProcessConn connects to the server that runs now; it makes the node a
+// nats.InProcessConnProvider, whose connections outlive a restart of the server.
+func (n *Node) InProcessConn() (net.Conn, error) {
+	r := n.running()
+	if r == nil {
+		return nil, errNoServer
+	}
+	return r.srv.InProcessConn()
+}
+
+// Conn opens an in-process connection as the service itself, with every right
+// in its account. It reconnects for ever, also to a restarted server; what is
+// published meanwhile is an error, never kept back. The node closes it at Shutdown.
+func (n *Node) Conn(name string) (*nats.Conn, error) { return n.connect(name, serviceUser) }
+
+// EndpointConn opens the in-process connection for the command and query
+// endpoints: it receives requests and publishes answers, and cannot publish
+// into any stream.
+func (n *Node) EndpointConn() (*nats.Conn, error) { return n.connect("endpoints", endpointUser) }
+
+func (n *Node) connect(name, user string) (*nats.Conn, error) {
+	log := n.log.With("conn", name)
+	nc, err := nats.Connect("",
+		nats.InProcessServer(n), nats.UserInfo(user, n.secret), nats.Name(name),
+		nats.MaxReconnects(-1), nats.ReconnectWait(reconnect), nats.ReconnectJitter(0, 0),
+		nats.ReconnectBufSize(-1), nats.IgnoreAuthErrorAbort(),
+		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
+			subject := ""
+			if sub != nil {
+				subject = sub.Subject
+			}
+			log.Warn("NATS connection", "err", err, "subject", subject)
+		}),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { log.Debug("NATS disconnected", "err", err) }),
+		nats.ReconnectHandler(func(*nats.Conn) { log.Info("NATS connected again") }),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("connecting in process: %w", err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.done {
+		nc.Close()
+		return nil, errNoServer
+	}
+	n.conns = append(n.conns, nc)
+	return nc, nil
+}
+
+// Addr is the address of the NATS port, or nil when there is none.
+func (n *Node) Addr() net.Addr {
+	if r := n.running(); r != nil && n.cfg.Listen != "" {
+		return r.srv.Addr()
+	}
+	return nil
+}
+
+// ClientURL is the URL that a client connects to, or "" when there is no NATS port.
+func (n *Node) ClientURL() string {
+	if r := n.running(); r != nil && n.cfg.Listen != "" {
+		return r.srv.ClientURL()
+	}
+	return ""
+}
+
+// Syncer returns the one Syncer of a stream, made at the first call.
+func (n *Node) Syncer(stream string) *Syncer {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	s := n.syncers[stream]
+	if s == nil {
+		s = NewSyncer(filepath.Join(n.storeDir(), "jetstream", Account, "streams", stream, "msgs"), n.fatal)
+		n.syncers[stream] = s
+	}
+	return s
+}
+
+func (n *Node) fatal(err error) {
+	n.log.Error("a write may be lost", "err", err)
+	if n.cfg.Fatal != nil {
+		n.cfg.Fatal(err)
+	}
+}
+
+// WritesAllowed returns ErrStorageLow while less than MinFree bytes are free.
+// It reads the disk's state at most once a second.
+func (n *Node) WritesAllowed() error {
+	r := n.space.Load()
+	if r == nil || time.Since(r.at) > spaceMaxAge {
+		r = n.readSpace()
+	}
+	if r.err != nil {
+		return r.err
+	}
+	if r.free < n.cfg.MinFree {
+		return ErrStorageLow
+	}
+	return nil
+}
+
+func (n *Node) readSpace() *spaceReading {
+	r := &spaceReading{at: time.Now()}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(n.storeDir(), &fs); err != nil {
+		r.err = fmt.Errorf("reading the free space: %w", err)
+	}
+	r.free = uint64(fs.Bavail) * uint64(fs.Bsize) //nolint:gosec,unconvert // neither is negative; their types differ between systems
+	n.space.Store(r)
+	return r
+}
+
+// Health reports why the node cannot do all of its work: the server restarts,
+// JetStream is off, a stream has a latched write error, the disk is nearly full.
+func (n *Node) Health() error {
+	if _, err := n.serverHealth(); err != nil {
+		return err
+	}
+	return n.WritesAllowed()
+}
+
+// serverHealth is the server's own view. latched reports a state which only a
+// restart of the server ends.
+func (n *Node) serverHealth() (latched bool, _ error) {
+	r := n.running()
+	if r == nil {
+		return false, errNoServer
+	}
+	if !r.srv.JetStreamEnabled() {
+		return true, errors.New("bus: JetStream has switched itself off")
+	}
+	h := r.srv.Healthz(&server.HealthzOptions{Details: true})
+	var errs []error
+	for _, e := range h.Errors {
+		errs = append(errs, fmt.Errorf("bus: %s", e.Error))
+		latched = latched || strings.Contains(e.Error, "write error")
+	}
+	if len(errs) == 0 && h.StatusCode >= 400 {
+		errs = append(errs, fmt.Errorf("bus: the NATS server is %s: %s", h.Status, h.Error))
+	}
+	return latched, errors.Join(errs...)
+}
+
+// Watch looks after the server until ctx ends: JetStream keeps refusing writes
+// after an error of the disk, even when the disk is well again, until it is
+// restarted. Watch restarts it in the process, once there is space, on the same
+// port, and tells Restarted. It returns nil when ctx ends, or why a restart failed.
+func (n *Node) Watch(ctx context.Context) error {
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	var low, waiting bool
+	var next time.Time
+	pause := restartMin
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		r := n.readSpace()
+		if now := r.err == nil && r.free < n.cfg.MinFree; now != low {
+			low = now
+			n.log.Warn("free space", "low", low, "bytes", r.free, "watermark", n.cfg.MinFree)
+		}
+		latched, err := n.serverHealth()
+		switch {
+		case !latched:
+			waiting = false
+			if time.Since(next) > restartMax {
+				pause = restartMin
+			}
+		case low || time.Now().Before(next):
+			if !waiting {
+				n.log.Error("JetStream refuses writes; it will be restarted", "err", err, "low_space", low)
+			}
+			waiting = true
+		default:
+			n.log.Error("restarting the NATS server", "err", err)
+			if err := n.Restart(ctx); err != nil {
+				return err
+			}
+			waiting = false
+			next, pause = time.Now().Add(pause), min(2*pause, restartMax)
+		}
+	}
+}
+
+// Restart stops the server and starts it again on the same folder and port.
+// Connections reconnect by themselves. When the new server does not start, the
+// node is left without one.
+func (n *Node) Restart(ctx context.Context) error {
+	n.life.Lock()
+	defer n.life.Unlock()
+	n.mu.Lock()
+	old := n.up
+	n.up = nil
+	done := n.done
+	n.mu.Unlock()
+	if done {
+		return errNoServer
+	}
+	if old != nil {
+		old.srv.Shutdown()
+		old.srv.WaitForShutdown()
+	}
+	up, err := n.boot(ctx)
+	if err != nil {
+		return fmt.Errorf("restarting the NATS server: %w", err)
+	}
+	if n.cfg.Restarted != nil {
+		n.cfg.Restarted()
+	}
+	n.mu.Lock()
+	n.up = up
+	n.mu.Unlock()
+	n.log.Info("the NATS server runs again")
+	return nil
+}
+
+// Shutdown closes every connection and stops the server and the syncers, then
+// gives the folder back. It returns ctx's error when the server takes longer.
+func (n *Node) Shutdown(ctx context.Context) error {
+	n.life.Lock()
+	defer n.life.Unlock()
+	n.mu.Lock()
+	if n.done {
+		n.mu.Unlock()
+		return nil
+	}
+	n.done = true
+	up, conns, syncers := n.up, n.conns, n.syncers
+	n.up, n.conns = nil, nil
+	n.mu.Unlock()
+	for _, nc := range conns {
+		nc.Close()
+	}
+	if up != nil {
+		stopped := make(chan struct{})
+		go func() {
+			defer close(stopped)
+			up.srv.Shutdown()
+			up.srv.WaitForShutdown()
+		}()
+		select {
+		case <-stopped:
+		case <-ctx.Done():
+			return fmt.Errorf("stopping the NATS server: %w", ctx.Err()) // the folder stays locked: it still writes
+		}
+	}
+	for _, s := range syncers {
+		s.Close()
+	}
+	if err := n.lock.Close(); err != nil {
+		return fmt.Errorf("unlocking the data folder: %w", err)
+	}
+	return nil
+}
+
+// serverLog passes the server's messages on. Tracing, the only level that
+// prints payloads, is never switched on.
+type serverLog struct {
+	log   *slog.Logger
+	fatal chan<- string // takes the first message that would have ended a server of its own
+}
+
+func (l *serverLog) Noticef(format string, v ...any) { l.write(slog.LevelDebug, format, v) }
+func (l *serverLog) Warnf(format string, v ...any)   { l.write(slog.LevelWarn, format, v) }
+func (l *serverLog) Errorf(format string, v ...any)  { l.write(slog.LevelError, format, v) }
+func (l *serverLog) Debugf(format string, v ...any)  { l.write(slog.LevelDebug, format, v) }
+func (l *serverLog) Tracef(string, ...any)           {}
+
+func (l *serverLog) Fatalf(format string, v ...any) {
+	l.write(slog.LevelError, format, v)
+	select {
+	case l.fatal <- fmt.Sprintf(format, v...):
+	default:
+	}
+}
+
+func (l *serverLog) write(level slog.Level, format string, v []any) {
+	if ctx := context.Background(); l.log.Enabled(ctx, level) {
+		l.log.Log(ctx, level, fmt.Sprintf(format, v...))
+	}
+}

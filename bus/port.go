@@ -1,0 +1,388 @@
+package bus
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/events"
+)
+
+// The NATS port is closed: who has no key gets no connection, and who has one
+// gets an account of its own, into which it imports what its key is granted of
+// the service's account, and nothing else:
+//
+//   - requests to the endpoints, and the discovery of the micro service;
+//   - plain subscriptions to its tenants' part of the feed;
+//   - the pull API of its tenants' pre-made consumers of the feed.
+//
+// Streams, their API and the service's own subjects do not exist in that
+// account, its inboxes are seen by no other key, and a reply subject means
+// something in that account only: no answer of the service can be directed into
+// a stream. On top of it each connection has allow lists, so that one mistake
+// is not enough.
+
+// AllTenants in a Grant means every tenant.
+const AllTenants = "*"
+
+// The feed's stream and the first tokens of its subjects.
+const (
+	FeedStream  = "CREDSTREAM_FEED"
+	FeedSubject = "credstream.events"
+)
+
+// The users of the process itself. Both are let in on in-process connections only.
+const (
+	serviceUser  = "service"
+	endpointUser = "endpoints"
+)
+
+// requestRoots are the second tokens of the subjects that clients send requests
+// to: "credstream.cmd.<tenant>.<command>".
+var requestRoots = []string{"cmd", "query", "cmdq", "flows"}
+
+const (
+	infoAPI = "$JS.API.CONSUMER.INFO." + FeedStream + "."
+	nextAPI = "$JS.API.CONSUMER.MSG.NEXT." + FeedStream + "."
+	ackAPI  = "$JS.ACK." + FeedStream + "."
+
+	servicePrefix = "_R_."                  // what the server rewrites the reply subject of an imported request to
+	inboxPrefix   = "_INBOX."               // the reply subjects of NATS clients
+	clientPrefix  = "KEY_"                  // of the accounts that keys connect to
+	checkTimeout  = 1500 * time.Millisecond // below the 2 s after which the server drops who is not let in
+)
+
+// Grant is what a key may reach at the NATS port. What it may do there is for
+// the service to say, for each request.
+type Grant struct {
+	Principal string   // the key's id: letters, digits, '_' and '-'
+	Tenants   []string // the tenants it is granted, or AllTenants
+	Follow    bool     // may subscribe to the feed and pull from engine-<tenant>
+	Audit     bool     // may pull from audit-<tenant>
+}
+
+// An Authenticator tells what a key may reach, or returns an error for a key
+// that is unknown or revoked. It is called for each connection, from many
+// goroutines, with about a second to answer.
+type Authenticator func(ctx context.Context, key string) (Grant, error)
+
+// SetAuthenticator lets keys in from now on; without one nobody is. The service
+// needs the node before it can check a key, hence not only in NodeConfig.
+func (n *Node) SetAuthenticator(f Authenticator) { n.auth.Store(&f) }
+
+// port decides who may connect to one server and with which rights.
+type port struct {
+	n     *Node
+	srv   *server.Server
+	core  *server.Account
+	ready chan struct{} // closed when connections may come in
+
+	mu       sync.RWMutex
+	accounts map[string]*server.Account // by grant
+	keys     map[string]string          // account name to principal
+}
+
+func newPort(n *Node) *port {
+	return &port{n: n, ready: make(chan struct{}), accounts: map[string]*server.Account{}, keys: map[string]string{}}
+}
+
+// open says what of the service's account other accounts may import.
+func (p *port) open(srv *server.Server, core *server.Account) error {
+	p.srv, p.core = srv, core
+	err := core.AddStreamExport(FeedSubject+".>", server.IsPublicExport)
+	for _, root := range requestRoots {
+		err = errors.Join(err, core.AddServiceExport("credstream."+root+".>", server.IsPublicExport))
+	}
+	err = errors.Join(err,
+		core.AddServiceExport(infoAPI+"*", server.IsPublicExport),
+		core.AddServiceExport(ackAPI+">", server.IsPublicExport),
+		// One request, several answers.
+		core.AddServiceExportWithResponse("$SRV.>", server.Streamed, server.IsPublicExport),
+		core.AddServiceExportWithResponse(nextAPI+"*", server.Streamed, server.IsPublicExport))
+	if err != nil {
+		return fmt.Errorf("exporting from the account of the service: %w", err)
+	}
+	return nil
+}
+
+// Check lets a connection in, or not; the server calls it for each.
+func (p *port) Check(c server.ClientAuthentication) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), checkTimeout)
+	defer cancel()
+	select {
+	case <-p.ready:
+	case <-ctx.Done(): // still recovering its streams: the client will come again
+		return false
+	}
+	opts := c.GetOpts()
+	name, key := opts.Username, opts.Password
+	if key == "" {
+		key = opts.Token
+	}
+	// The server logs the name, which may be a key in the wrong place.
+	c.RegisterUser(&server.User{Username: "unknown"})
+	if inProcess(c) {
+		return p.checkOwn(c, name, key)
+	}
+	kicks := p.n.kicks.Load()
+	if key == "" || !p.register(ctx, c, key) {
+		return false
+	}
+	// A key that was revoked since it was checked may have missed its kick.
+	return p.n.kicks.Load() == kicks || p.register(ctx, c, key)
+}
+
+func inProcess(c server.ClientAuthentication) bool {
+	a := c.RemoteAddress()
+	return a != nil && a.Network() == "pipe"
+}
+
+// checkOwn lets the process itself in.
+func (p *port) checkOwn(c server.ClientAuthentication, name, secret string) bool {
+	if subtle.ConstantTimeCompare([]byte(secret), []byte(p.n.secret)) != 1 {
+		return false
+	}
+	switch name {
+	case serviceUser:
+		c.RegisterUser(&server.User{Username: name, Account: p.core})
+	case endpointUser:
+		receive := []string{"$SRV.>", inboxPrefix + ">"}
+		for _, root := range requestRoots {
+			receive = append(receive, "credstream."+root+".>")
+		}
+		c.RegisterUser(&server.User{Username: name, Account: p.core, Permissions: &server.Permissions{
+			Publish:   &server.SubjectPermission{Allow: []string{servicePrefix + ">", inboxPrefix + ">"}},
+			Subscribe: &server.SubjectPermission{Allow: receive},
+		}})
+	default:
+		return false
+	}
+	return true
+}
+
+// register gives the connection what its key is granted.
+func (p *port) register(ctx context.Context, c server.ClientAuthentication, key string) bool {
+	auth := p.n.auth.Load()
+	if auth == nil {
+		return false
+	}
+	g, err := (*auth)(ctx, key)
+	if err != nil {
+		return false
+	}
+	requests, subscriptions, err := g.subjects()
+	if err != nil {
+		p.n.log.Error("refusing a key", "principal", g.Principal, "err", err)
+		return false
+	}
+	acc, err := p.account(g, requests, subscriptions)
+	if err != nil {
+		p.n.log.Error("making the account of a key", "principal", g.Principal, "err", err)
+		return false
+	}
+	perms := &server.Permissions{
+		Publish:   &server.SubjectPermission{Allow: requests},
+		Subscribe: &server.SubjectPermission{Allow: append([]string{inboxPrefix + ">"}, subscriptions...)},
+	}
+	if !confidential(c) {
+		for _, command := range p.n.cfg.ClearSecretCommands {
+			perms.Publish.Deny = append(perms.Publish.Deny, "credstream.cmd.*."+command, "credstream.cmdq.*."+command)
+		}
+	}
+	c.RegisterUser(&server.User{Username: g.Principal, Account: acc, Permissions: perms})
+	return true
+}
+
+// confidential reports whether nobody on the way can read along.
+func confidential(c server.ClientAuthentication) bool {
+	if c.GetTLSConnectionState() != nil {
+		return true
+	}
+	a, ok := c.RemoteAddress().(*net.TCPAddr)
+	return ok && a.IP.IsLoopback()
+}
+
+// subjects lists what the key may send requests to, and what it may subscribe to.
+func (g Grant) subjects() (requests, subscriptions []string, err error) {
+	if !events.Plain(g.Principal) {
+		return nil, nil, fmt.Errorf("principal: %w", events.ErrID)
+	}
+	tenants := slices.Compact(slices.Sorted(slices.Values(g.Tenants)))
+	if slices.Contains(tenants, AllTenants) {
+		tenants = []string{AllTenants} // a request that two imports match would arrive twice
+	}
+	requests = []string{"$SRV.>"}
+	for _, t := range tenants {
+		if t != AllTenants && !events.Plain(t) {
+			return nil, nil, fmt.Errorf("tenant %q: %w", t, events.ErrID)
+		}
+		for _, root := range requestRoots {
+			requests = append(requests, "credstream."+root+"."+t+".>")
+		}
+		if g.Follow {
+			subscriptions = append(subscriptions, FeedSubject+"."+t+".>")
+		}
+		for _, consumer := range g.consumers(t) {
+			requests = append(requests, infoAPI+consumer, nextAPI+consumer, ackAPI+consumer+".>")
+		}
+	}
+	return requests, subscriptions, nil
+}
+
+// consumers names the consumers of the feed that the key may pull from. A
+// subject cannot say "engine-*": who may read every tenant may use every consumer.
+func (g Grant) consumers(tenant string) (names []string) {
+	if tenant == AllTenants && (g.Follow || g.Audit) {
+		return []string{"*"}
+	}
+	if g.Follow {
+		names = append(names, EngineConsumer(tenant))
+	}
+	if g.Audit {
+		names = append(names, AuditConsumer(tenant))
+	}
+	return names
+}
+
+// account returns the account for a grant, made at its first connection. Its
+// name holds a random part that only the server and this process know: it is
+// how Caller tells the server's word from a client's.
+func (p *port) account(g Grant, requests, subscriptions []string) (*server.Account, error) {
+	grant := strings.Join(slices.Concat([]string{g.Principal}, requests, []string{""}, subscriptions), "\n")
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if acc := p.accounts[grant]; acc != nil {
+		return acc, nil
+	}
+	acc, err := p.srv.RegisterAccount(clientPrefix + g.Principal + "_" + rand.Text())
+	if err != nil {
+		return nil, fmt.Errorf("registering: %w", err)
+	}
+	for _, s := range requests {
+		if err := acc.AddServiceImport(p.core, s, s); err != nil {
+			return nil, fmt.Errorf("importing %s: %w", s, err)
+		}
+	}
+	for _, s := range subscriptions {
+		if err := acc.AddStreamImport(p.core, s, ""); err != nil {
+			return nil, fmt.Errorf("importing %s: %w", s, err)
+		}
+	}
+	p.accounts[grant], p.keys[acc.GetName()] = acc, g.Principal
+	return acc, nil
+}
+
+// Caller tells whose key sent the request with these headers: the id that its
+// Authenticator gave. The server puts the sender's account into the header
+// Nats-Request-Info when a request crosses from that account into ours. A client
+// can forge or hide the header (the server and the Go client do not agree on
+// where headers end), but cannot name the account of another key: the name is
+// random and lives as long as this server. A request without a caller must be
+// dropped: it is forged, or it is an answer that somebody directed at an endpoint.
+func (n *Node) Caller(h nats.Header) (principal string, ok bool) {
+	r := n.running()
+	values := h[server.ClientInfoHdr]
+	if r == nil || len(values) != 1 {
+		return "", false
+	}
+	var info struct {
+		Account string `json:"acc"`
+	}
+	if err := json.Unmarshal([]byte(values[0]), &info); err != nil {
+		return "", false
+	}
+	r.port.mu.RLock()
+	defer r.port.mu.RUnlock()
+	principal, ok = r.port.keys[info.Account]
+	return principal, ok
+}
+
+// Answerable reports whether an endpoint may answer to this reply subject: one
+// that the server made for a request from another account, or an inbox. Every
+// other request is to be dropped unread.
+func Answerable(reply string) bool {
+	return strings.HasPrefix(reply, servicePrefix) || strings.HasPrefix(reply, inboxPrefix)
+}
+
+// DisconnectKey closes every connection of a key. Call it after the key was
+// revoked or granted something else: a connection keeps the grant it came with.
+func (n *Node) DisconnectKey(principal string) {
+	n.kicks.Add(1)
+	r := n.running()
+	if r == nil {
+		return
+	}
+	var names []string
+	r.port.mu.RLock()
+	for name, p := range r.port.keys {
+		if p == principal {
+			names = append(names, name)
+		}
+	}
+	r.port.mu.RUnlock()
+	for _, name := range names {
+		conns, err := r.srv.Connz(&server.ConnzOptions{Account: name, Limit: 1 << 20})
+		if err != nil {
+			n.log.Error("listing the connections of a key", "principal", principal, "err", err)
+			continue
+		}
+		for _, c := range conns.Conns {
+			_ = r.srv.DisconnectClientByID(c.Cid) // fails when it has gone by itself
+		}
+	}
+}
+
+// EngineConsumer names the pre-made consumer that a tenant's flow engines share.
+func EngineConsumer(tenant string) string { return "engine-" + tenant }
+
+// AuditConsumer names the pre-made consumer of whoever keeps a tenant's audit trail.
+func AuditConsumer(tenant string) string { return "audit-" + tenant }
+
+// EnsureTenant makes the tenant's consumers of the feed, from its first event
+// on, unless they exist: clients cannot make consumers. They are on disk when it
+// returns. The feed's stream must exist. Calling it again costs nothing.
+func (n *Node) EnsureTenant(ctx context.Context, tenant string) error {
+	if err := events.CheckName(tenant); err != nil {
+		return err
+	}
+	n.mu.RLock()
+	known := n.tenants[tenant]
+	n.mu.RUnlock()
+	if known {
+		return nil
+	}
+	js, err := jetstream.New(n.own)
+	if err != nil {
+		return fmt.Errorf("making the consumers of %s: %w", tenant, err)
+	}
+	for _, name := range []string{EngineConsumer(tenant), AuditConsumer(tenant)} {
+		_, err := js.CreateOrUpdateConsumer(ctx, FeedStream, jetstream.ConsumerConfig{
+			Durable:       name,
+			FilterSubject: FeedSubject + "." + tenant + ".>",
+			DeliverPolicy: jetstream.DeliverAllPolicy,
+			AckPolicy:     jetstream.AckExplicitPolicy,
+		})
+		if err != nil {
+			return fmt.Errorf("making consumer %s: %w", name, err)
+		}
+	}
+	if err := n.Syncer(FeedStream).SyncTree(); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.tenants[tenant] = true
+	return nil
+}

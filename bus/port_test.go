@@ -1,0 +1,829 @@
+package bus_test
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nats.go/micro"
+
+	"github.com/credstream/credstream/bus"
+)
+
+// The keys of these tests.
+var grants = map[string]bus.Grant{
+	"alice-key": {Principal: "alice", Tenants: []string{"default"}, Follow: true, Audit: true},
+	"bob-key":   {Principal: "bob", Tenants: []string{"other"}, Follow: true, Audit: true},
+	"admin-key": {Principal: "admin", Tenants: []string{"default", bus.AllTenants, "default"}, Follow: true, Audit: true},
+	"quiet-key": {Principal: "quiet", Tenants: []string{"default"}},
+	"odd-key":   {Principal: "odd", Tenants: []string{"a.>"}},
+}
+
+var errUnknownKey = errors.New("unknown key")
+
+func authenticate(_ context.Context, key string) (bus.Grant, error) {
+	if g, ok := grants[key]; ok {
+		return g, nil
+	}
+	return bus.Grant{}, errUnknownKey
+}
+
+func startNode(t *testing.T, with ...func(*bus.NodeConfig)) *bus.Node {
+	t.Helper()
+	cfg := bus.NodeConfig{Dir: t.TempDir(), Listen: "127.0.0.1:0", Authenticate: authenticate, MinFree: 1}
+	for _, f := range with {
+		f(&cfg)
+	}
+	n, err := bus.StartNode(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.Shutdown(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return n
+}
+
+// connect opens a plain client connection. What the server refuses comes out of the channel.
+func connect(t *testing.T, n *bus.Node, key string, opts ...nats.Option) (*nats.Conn, <-chan error) {
+	t.Helper()
+	refused := make(chan error, 100)
+	nc, err := nats.Connect(n.ClientURL(), append([]nats.Option{
+		nats.UserInfo("anything", key),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { refused <- err }),
+	}, opts...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return nc, refused
+}
+
+// service is the service's side: its streams, and endpoints that answer everything.
+type service struct {
+	js    jetstream.JetStream
+	calls chan call // what reached an endpoint
+}
+
+type call struct {
+	subject, caller string
+	known           bool
+	answerable      bool
+}
+
+var streams = []jetstream.StreamConfig{
+	{Name: "CREDSTREAM_LOG", Subjects: []string{"credstream.log.>"}, AllowDirect: true},
+	{Name: "CREDSTREAM_VAULT", Subjects: []string{"credstream.vault.>"}, AllowDirect: true},
+	{Name: "CREDSTREAM_ACCESS", Subjects: []string{"credstream.access.>"}},
+	{Name: "CREDSTREAM_FLOWS", Subjects: []string{"credstream.in.flows.>"}},
+	{Name: "KV_CREDSTREAM_KEYS", Subjects: []string{"$KV.CREDSTREAM_KEYS.>"}, AllowDirect: true},
+	{Name: bus.FeedStream, Subjects: []string{bus.FeedSubject + ".>"}},
+}
+
+func startService(t *testing.T, n *bus.Node) *service {
+	t.Helper()
+	s := &service{js: serviceJS(t, n), calls: make(chan call, 1000)}
+	for _, cfg := range streams {
+		if _, err := s.js.CreateStream(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tenant := range []string{"default", "other"} {
+		if err := n.EnsureTenant(t.Context(), tenant); err != nil {
+			t.Fatal(err)
+		}
+		for _, stream := range []string{"log", "vault", "events"} {
+			if _, err := s.js.Publish(t.Context(), "credstream."+stream+"."+tenant+".credential.first", []byte(tenant)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	nc, err := n.EndpointConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, subject := range []string{"credstream.cmd.>", "credstream.query.>"} {
+		_, err := nc.Subscribe(subject, func(m *nats.Msg) {
+			c := call{subject: m.Subject, answerable: bus.Answerable(m.Reply)}
+			c.caller, c.known = n.Caller(m.Header)
+			s.calls <- c
+			if err := m.Respond([]byte("done")); err != nil && m.Reply != "" {
+				t.Error(err)
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func serviceJS(t *testing.T, n *bus.Node) jetstream.JetStream {
+	t.Helper()
+	nc, err := n.Conn("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js
+}
+
+// state is all that an attacker could have changed.
+func (s *service) state(t *testing.T) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	list := s.js.ListStreams(t.Context())
+	for info := range list.Info() {
+		st, err := s.js.Stream(t.Context(), info.Config.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[info.Config.Name] = fmt.Sprint(info.Config, info.State.FirstSeq, info.State.LastSeq, info.State.Msgs)
+		consumers := st.ListConsumers(t.Context())
+		for c := range consumers.Info() {
+			all[info.Config.Name+"/"+c.Name] = fmt.Sprint(c.Config, c.Delivered.Stream, c.AckFloor.Stream, c.NumAckPending) // what is pending is counted a little later
+		}
+		if err := consumers.Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := list.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func recv[T any](t *testing.T, ch <-chan T) (v T) {
+	t.Helper()
+	select {
+	case v = <-ch:
+	case <-time.After(5 * time.Second): // nothing waits this long but a failed test
+		t.Fatal("nothing came")
+	}
+	return v
+}
+
+func TestOnlyKeysConnect(t *testing.T) {
+	log := &logBuffer{}
+	n := startNode(t, func(c *bus.NodeConfig) { c.Logger = log.logger() })
+	for _, tc := range []struct {
+		name string
+		opts []nats.Option
+		ok   bool
+	}{
+		{"nothing", nil, false},
+		{"user only", []nats.Option{nats.UserInfo("alice-key", "")}, false},
+		{"wrong key", []nats.Option{nats.UserInfo("x", "canary-wrong-key")}, false},
+		{"wrong key as the user", []nats.Option{nats.UserInfo("canary-user-key", "wrong")}, false},
+		{"wrong token", []nats.Option{nats.Token("canary-wrong-token")}, false},
+		{"the process's own user", []nats.Option{nats.UserInfo("service", "")}, false},
+		{"the process's own user and a guess", []nats.Option{nats.UserInfo("service", "guess")}, false},
+		{"a grant that names no tenant", []nats.Option{nats.UserInfo("x", "odd-key")}, false},
+		{"password", []nats.Option{nats.UserInfo("x", "alice-key")}, true},
+		{"password without a user", []nats.Option{nats.UserInfo("", "alice-key")}, true},
+		{"token", []nats.Option{nats.Token("alice-key")}, true},
+	} {
+		nc, err := nats.Connect(n.ClientURL(), tc.opts...)
+		if err == nil {
+			nc.Close()
+		}
+		if (err == nil) != tc.ok || err != nil && !errors.Is(err, nats.ErrAuthorization) {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+	}
+	own, err := n.InProcessConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(own)
+	lines.Scan() // INFO
+	if _, err := fmt.Fprint(own, `CONNECT {"user":"service","pass":"alice-key"}`+"\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if lines.Scan(); lines.Text() != "-ERR 'Authorization Violation'" {
+		t.Errorf("in process, with a client's key: %q %v", lines.Text(), lines.Err())
+	}
+	if err := own.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, secret := range []string{"canary", "alice-key"} {
+		if strings.Contains(log.String(), secret) {
+			t.Errorf("the log holds %s:\n%s", secret, log)
+		}
+	}
+}
+
+func TestNobodyConnectsWithoutAuthenticator(t *testing.T) {
+	n := startNode(t, func(c *bus.NodeConfig) { c.Authenticate = nil })
+	if nc, err := nats.Connect(n.ClientURL(), nats.UserInfo("x", "alice-key")); err == nil {
+		nc.Close()
+		t.Error("connected")
+	}
+	n.SetAuthenticator(authenticate)
+	connect(t, n, "alice-key")
+}
+
+// What nobody may send, whatever the key.
+var forbiddenToAll = strings.Fields(`
+	credstream.log.default.credential.x    credstream.vault.default.credential.x.y  credstream.events.default.credential.x
+	credstream.access.default.x            credstream.in.flows.default.x            credstream.in.cmdq.default.x
+	credstream.cmd.default                 credstream.nothing.default.x             $KV.CREDSTREAM_KEYS.default
+	$JS.API.INFO                           $JS.API.STREAM.NAMES                     $JS.API.STREAM.LIST
+	$JS.API.STREAM.INFO.CREDSTREAM_LOG     $JS.API.STREAM.INFO.CREDSTREAM_FEED      $JS.API.STREAM.CREATE.MINE
+	$JS.API.STREAM.UPDATE.CREDSTREAM_LOG   $JS.API.STREAM.DELETE.CREDSTREAM_LOG     $JS.API.STREAM.PURGE.CREDSTREAM_LOG
+	$JS.API.STREAM.UPDATE.CREDSTREAM_FEED  $JS.API.STREAM.DELETE.CREDSTREAM_FEED    $JS.API.STREAM.PURGE.CREDSTREAM_FEED
+	$JS.API.STREAM.SNAPSHOT.CREDSTREAM_LOG $JS.API.STREAM.RESTORE.CREDSTREAM_LOG    $JS.API.STREAM.MSG.DELETE.CREDSTREAM_LOG
+	$JS.API.STREAM.MSG.GET.CREDSTREAM_LOG  $JS.API.STREAM.MSG.GET.CREDSTREAM_VAULT  $JS.API.STREAM.MSG.GET.CREDSTREAM_FEED
+	$JS.API.DIRECT.GET.CREDSTREAM_LOG      $JS.API.DIRECT.GET.CREDSTREAM_VAULT      $JS.API.DIRECT.GET.KV_CREDSTREAM_KEYS
+	$JS.API.DIRECT.GET.CREDSTREAM_VAULT.credstream.vault.default.credential.first
+	$JS.API.CONSUMER.CREATE.CREDSTREAM_FEED              $JS.API.CONSUMER.CREATE.CREDSTREAM_FEED.mine
+	$JS.API.CONSUMER.CREATE.CREDSTREAM_FEED.mine.credstream.events.default.%3E
+	$JS.API.CONSUMER.DURABLE.CREATE.CREDSTREAM_LOG.mine  $JS.API.CONSUMER.CREATE.CREDSTREAM_VAULT.mine
+	$JS.API.CONSUMER.DELETE.CREDSTREAM_FEED.engine-default $JS.API.CONSUMER.PAUSE.CREDSTREAM_FEED.engine-default
+	$JS.API.CONSUMER.NAMES.CREDSTREAM_FEED $JS.API.CONSUMER.LIST.CREDSTREAM_FEED    $JS.API.CONSUMER.MSG.NEXT.CREDSTREAM_LOG.mine
+	$JS.API.CONSUMER.RESET.CREDSTREAM_FEED.engine-default $JS.API.CONSUMER.UNPIN.CREDSTREAM_FEED.engine-default
+	$JS.ACK.CREDSTREAM_LOG.mine.1.1.1.1.0  $JS.FC.CREDSTREAM_FEED.x                 $JS.API.ACCOUNT.PURGE.CREDSTREAM
+	$JS.API.SERVER.REMOVE                  $JS.API.META.LEADER.STEPDOWN             $JS.API.STREAM.LEADER.STEPDOWN.CREDSTREAM_LOG
+	$SYS.REQ.SERVER.PING                   $SYS.REQ.USER.INFO                       $SYS.REQ.ACCOUNT.PING.CONNZ
+	$SYS.REQ.ACCOUNT.CREDSTREAM.CONNZ      $SYS.ACCOUNT.CREDSTREAM.CONNECT          $SYS.REQ.SERVER.PING.JSZ
+	_INBOX.somebody.else                   _R_.abcdef.ghijkl                        $NRG.x  $GR.x  _GR_.x.y`)
+
+// What a key of tenant "default" may not send.
+var forbiddenToTenant = strings.Fields(`
+	credstream.cmd.other.credential.create   credstream.query.other.credentials   credstream.flows.other.x  credstream.cmdq.other.x
+	credstream.cmd._system.api_key.issue
+	$JS.API.CONSUMER.INFO.CREDSTREAM_FEED.engine-other      $JS.API.CONSUMER.INFO.CREDSTREAM_FEED.audit-other
+	$JS.API.CONSUMER.MSG.NEXT.CREDSTREAM_FEED.engine-other  $JS.API.CONSUMER.MSG.NEXT.CREDSTREAM_FEED.audit-other
+	$JS.ACK.CREDSTREAM_FEED.engine-other.1.1.1.1.0          $JS.ACK.CREDSTREAM_FEED.audit-other.1.1.1.1.0`)
+
+// What nobody may subscribe to.
+var hiddenFromAll = strings.Fields(`
+	>  *  *.>  credstream.>  credstream.*.>  credstream.log.>  credstream.vault.>  credstream.access.>  credstream.cmd.>
+	credstream.cmd.default.>  credstream.query.>  credstream.in.>  $JS.>  $JS.API.>  $JS.ACK.>  $JS.EVENT.>  $SYS.>  $KV.>  $SRV.>  _R_.>  _R_.*.*`)
+
+func TestAttacks(t *testing.T) {
+	n := startNode(t)
+	s := startService(t, n)
+	before := s.state(t)
+	for _, tc := range []struct {
+		key     string
+		publish []string
+		hidden  []string
+	}{
+		{"alice-key", slices.Concat(forbiddenToAll, forbiddenToTenant), append(hiddenFromAll, "credstream.events.>", "credstream.events.other.>", "credstream.events.*.>")},
+		{"admin-key", forbiddenToAll, hiddenFromAll},
+		{"quiet-key", slices.Concat(forbiddenToAll, forbiddenToTenant, []string{
+			"$JS.API.CONSUMER.MSG.NEXT.CREDSTREAM_FEED.engine-default", "$JS.API.CONSUMER.INFO.CREDSTREAM_FEED.audit-default",
+			"$JS.ACK.CREDSTREAM_FEED.engine-default.1.1.1.1.0",
+		}), append(hiddenFromAll, "credstream.events.default.>")},
+	} {
+		nc, refused := connect(t, n, tc.key)
+		for _, subject := range tc.publish {
+			if err := nc.PublishRequest(subject, nc.NewInbox(), []byte("{}")); err != nil {
+				t.Fatal(err)
+			}
+			if err := recv(t, refused); !errors.Is(err, nats.ErrPermissionViolation) || !strings.Contains(err.Error(), subject) {
+				t.Errorf("%s publishes to %s: %v", tc.key, subject, err)
+			}
+		}
+		for _, subject := range tc.hidden {
+			sub, err := nc.SubscribeSync(subject)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := recv(t, refused); !errors.Is(err, nats.ErrPermissionViolation) {
+				t.Errorf("%s subscribes to %s: %v", tc.key, subject, err)
+			}
+			_ = sub.Unsubscribe() // the server never had it
+		}
+	}
+	if diff := cmp.Diff(before, s.state(t)); diff != "" {
+		t.Errorf("the streams changed:\n%s", diff)
+	}
+	if len(s.calls) != 0 {
+		t.Errorf("an endpoint was called: %v", <-s.calls)
+	}
+}
+
+func TestRequestsKnowTheirCaller(t *testing.T) {
+	n := startNode(t)
+	s := startService(t, n)
+	for key, subject := range map[string]string{
+		"alice-key": "credstream.cmd.default.credential.create",
+		"bob-key":   "credstream.query.other.credentials.list",
+		"admin-key": "credstream.cmd.other.credential.delete",
+		"quiet-key": "credstream.query.default.credentials.list",
+	} {
+		nc, _ := connect(t, n, key)
+		answer, err := nc.RequestWithContext(t.Context(), subject, []byte("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := call{subject: subject, caller: grants[key].Principal, known: true, answerable: true}
+		if got := recv(t, s.calls); got != want || string(answer.Data) != "done" {
+			t.Errorf("%s: got %+v, answer %q", key, got, answer.Data)
+		}
+		if len(s.calls) != 0 {
+			t.Errorf("%s: one request arrived twice", key)
+		}
+	}
+	nc, _ := connect(t, n, "alice-key")
+	if _, err := nc.RequestWithContext(t.Context(), "credstream.flows.default.x", nil); !errors.Is(err, nats.ErrNoResponders) {
+		t.Errorf("nobody listens there, but: %v", err)
+	}
+	own, err := n.Conn("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := own.RequestWithContext(t.Context(), "credstream.cmd.default.x", nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := recv(t, s.calls); got.known {
+		t.Errorf("a request without a key has a caller: %+v", got)
+	}
+}
+
+// rawClient speaks the protocol itself: what no well-behaved library would send.
+type rawClient struct {
+	t *testing.T
+	net.Conn
+	lines *bufio.Scanner
+}
+
+func dialRaw(t *testing.T, n *bus.Node, key string) *rawClient {
+	t.Helper()
+	conn, err := net.Dial("tcp", n.Addr().String()) //nolint:noctx // a test against the loopback interface
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	c := &rawClient{t: t, Conn: conn, lines: bufio.NewScanner(conn)}
+	c.send(`CONNECT {"user":"x","pass":"` + key + `","headers":true,"no_responders":true,"verbose":false}` + "\r\nSUB _INBOX.> 1")
+	return c
+}
+
+// send sends one operation and returns what the server had to say to it.
+func (c *rawClient) send(op string) (lines []string) {
+	c.t.Helper()
+	if _, err := fmt.Fprintf(c, "%s\r\nPING\r\n", op); err != nil {
+		c.t.Fatal(err)
+	}
+	for c.lines.Scan() {
+		if c.lines.Text() == "PONG" {
+			return lines
+		}
+		lines = append(lines, c.lines.Text())
+	}
+	c.t.Fatalf("the server closed the connection: %q %v", lines, c.lines.Err())
+	return nil
+}
+
+func (c *rawClient) hpub(subject, reply, header string) []string {
+	return c.send(fmt.Sprintf("HPUB %s %s %d %d\r\n%s{}", subject, reply, len(header), len(header)+2, header))
+}
+
+// headerOf returns the header that the server puts on the requests of a key.
+func headerOf(t *testing.T, n *bus.Node, s *service, key, subject string) string {
+	t.Helper()
+	own, err := n.Conn("spy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sub, err := own.SubscribeSync(subject)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := own.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	nc, _ := connect(t, n, key)
+	if _, err := nc.RequestWithContext(t.Context(), subject, nil); err != nil {
+		t.Fatal(err)
+	}
+	recv(t, s.calls)
+	m, err := sub.NextMsgWithContext(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sub.Unsubscribe(); err != nil {
+		t.Fatal(err)
+	}
+	return m.Header.Get("Nats-Request-Info")
+}
+
+func TestForgedCaller(t *testing.T) {
+	n := startNode(t)
+	s := startService(t, n)
+	const subject = "credstream.cmd.default.credential.create"
+	own := headerOf(t, n, s, "alice-key", subject)
+	if !strings.Contains(own, `"acc":"KEY_alice_`) {
+		t.Fatalf("the server's header is %s", own)
+	}
+	connect(t, n, "admin-key") // whom to be taken for
+	c := dialRaw(t, n, "alice-key")
+	for _, forged := range []string{`{"acc":"CREDSTREAM"}`, `{"acc":"KEY_admin"}`, `{"acc":"KEY_admin_"}`, `{"acc":"$G"}`, `{"acc":""}`, `{}`, `x`, `{"user":"admin"}`} {
+		info := "Nats-Request-Info: " + forged
+		for _, header := range []string{
+			"NATS/1.0\r\n" + info + "\r\n\r\n",
+			"NATS/1.0\r\nA: b\r\n" + info + "\r\n\r\n",
+			"NATS/1.0\r\n" + info + "\r\n" + info + "\r\n\r\n",
+			"NATS/1.0\r\n" + strings.ToLower(info) + "\r\n\r\n",
+			"NATS/1.0\r\nNats-Request-Info : " + forged + "\r\n\r\n",
+			"NATS/1.0\r\n " + info + "\r\n\r\n",
+			"NATS/1.0\r\nA: b\n" + info + "\r\n\r\n",
+			// The Go client takes these for the end of the headers and does not see the server's own.
+			"NATS/1.0\r\n" + info + "\r\n\r\nX: y\r\n\r\n",
+			"NATS/1.0\r\nA: b\n" + info + "\n\nX: y\r\n\r\n",
+			"NATS/1.0 200\n" + info + "\n\nX: y\r\n\r\n",
+			"NATS/1.0\n\n\r\n\r\n",
+		} {
+			c.hpub(subject, "_INBOX.a", header)
+			if got := recv(t, s.calls); got.known && got.caller != "alice" {
+				t.Errorf("%q: the caller is %q", header, got.caller)
+			}
+		}
+	}
+}
+
+func TestCallerOfHeader(t *testing.T) {
+	n := startNode(t)
+	s := startService(t, n)
+	own := headerOf(t, n, s, "alice-key", "credstream.cmd.default.x")
+	for _, tc := range []struct {
+		name   string
+		header nats.Header
+		ok     bool
+	}{
+		{"the server's", nats.Header{"Nats-Request-Info": {own}}, true},
+		{"none", nil, false},
+		{"two", nats.Header{"Nats-Request-Info": {own, own}}, false},
+		{"twice the account", nats.Header{"Nats-Request-Info": {strings.Replace(own, "{", `{"acc":"x",`, 1)}}, false},
+		{"the service's own account", nats.Header{"Nats-Request-Info": {`{"acc":"CREDSTREAM"}`}}, false},
+		{"no account", nats.Header{"Nats-Request-Info": {`{}`}}, false},
+	} {
+		principal, ok := n.Caller(tc.header)
+		if ok != tc.ok || ok && principal != "alice" {
+			t.Errorf("%s: %q, %v", tc.name, principal, ok)
+		}
+	}
+	if err := n.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if principal, ok := n.Caller(nats.Header{"Nats-Request-Info": {own}}); ok {
+		t.Errorf("an account outlives its server: %q", principal)
+	}
+}
+
+// An answer goes to the caller's own account only. Some replies the server
+// refuses itself, with others the request is obeyed and the answer lost.
+func TestForeignReplies(t *testing.T) {
+	n := startNode(t)
+	s := startService(t, n)
+	before := s.state(t)
+	c := dialRaw(t, n, "admin-key")
+	const subject = "credstream.cmd.default.x"
+	served := call{subject: subject, caller: "admin", known: true, answerable: true}
+	for _, reply := range []string{"$JS.ACK.CREDSTREAM_FEED.engine-other.1.2.1.1.0", "_R_.abcdef.ghijkl", "_GR_.x.y.z"} {
+		if got := c.send("PUB " + subject + " " + reply + " 2\r\n{}"); len(got) != 1 || !strings.HasPrefix(got[0], "-ERR 'Permissions Violation") {
+			t.Errorf("reply %s: %q", reply, got)
+		}
+	}
+	for _, reply := range []string{
+		"credstream.log.default.credential.x", "credstream.vault.default.credential.x.y", "credstream.events.default.credential.x",
+		"credstream.access.default.x", "credstream.in.flows.default.x", "$KV.CREDSTREAM_KEYS.default",
+		"$JS.API.STREAM.DELETE.CREDSTREAM_FEED", "$JS.API.STREAM.PURGE.CREDSTREAM_LOG", "$JS.API.CONSUMER.DELETE.CREDSTREAM_FEED.engine-other",
+		"$JS.API.CONSUMER.MSG.NEXT.CREDSTREAM_FEED.engine-other", "$SYS.REQ.SERVER.PING", "$SRV.PING", subject,
+	} {
+		c.send("PUB " + subject + " " + reply + " 2\r\n{}")
+		if got := recv(t, s.calls); got != served {
+			t.Errorf("reply %s: %+v", reply, got)
+		}
+	}
+	// Directed at another endpoint, an answer is lost or has no caller there. So is an event of the feed.
+	c.send("PUB " + subject + " credstream.query.default.loop 2\r\n{}")
+	const next = "$JS.API.CONSUMER.MSG.NEXT.CREDSTREAM_FEED.engine-default"
+	c.send("PUB " + next + " credstream.query.default.loop 1\r\n1")
+	if got := c.send("PUB " + next + " $JS.ACK.CREDSTREAM_FEED.engine-other.1.2.1.1.0 1\r\n1"); len(got) != 1 {
+		t.Errorf("the consumer acknowledges for another: %q", got)
+	}
+	if got := c.send("PUB $JS.ACK.CREDSTREAM_FEED.engine-default.1.1.1.1.0 credstream.log.default.x 4\r\n+ACK"); len(got) != 0 {
+		t.Errorf("acknowledging: %q", got)
+	}
+	barrier := served // once it is answered, all before it is done
+	barrier.subject = "credstream.cmd.default.barrier"
+	c.send("PUB " + barrier.subject + " _INBOX.a 2\r\n{}")
+	for got := recv(t, s.calls); got != barrier; got = recv(t, s.calls) {
+		if got != served && got.known {
+			t.Errorf("an answer came back as a request of %+v", got)
+		}
+	}
+	after := s.state(t)
+	for _, m := range []map[string]string{before, after} {
+		delete(m, "CREDSTREAM_FEED/engine-default") // it has delivered an event to its rightful reader
+	}
+	if diff := cmp.Diff(before, after); diff != "" {
+		t.Errorf("the streams changed:\n%s", diff)
+	}
+}
+
+func TestInboxesAreSeparate(t *testing.T) {
+	n := startNode(t)
+	startService(t, n)
+	bob, _ := connect(t, n, "bob-key")
+	spy, err := bob.SubscribeSync("_INBOX.>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := bob.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	alice, _ := connect(t, n, "alice-key")
+	if _, err := alice.RequestWithContext(t.Context(), "credstream.query.default.x", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := bob.PublishRequest("credstream.query.other.x", "_INBOX.mine", nil); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := spy.NextMsgWithContext(t.Context()); err != nil || m.Subject != "_INBOX.mine" {
+		t.Errorf("bob sees %v, %v", m, err)
+	}
+}
+
+// A plain client with no code of ours follows the feed.
+func TestFeed(t *testing.T) {
+	n := startNode(t)
+	s := startService(t, n)
+	for key, tenant := range map[string]string{"alice-key": "default", "bob-key": "other", "admin-key": "*"} {
+		nc, _ := connect(t, n, key)
+		sub, err := nc.SubscribeSync("credstream.events." + tenant + ".>")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := nc.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		for _, to := range []string{"default", "other"} {
+			if _, err := s.js.Publish(t.Context(), "credstream.events."+to+".credential.live", []byte(to)); err != nil {
+				t.Fatal(err)
+			}
+			if tenant != "*" && tenant != to {
+				continue
+			}
+			if m, err := sub.NextMsgWithContext(t.Context()); err != nil || string(m.Data) != to {
+				t.Errorf("%s: %v, %v", key, m, err)
+			}
+		}
+	}
+	nc, refused := connect(t, n, "alice-key")
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"engine-default", "audit-default"} {
+		consumer, err := js.Consumer(t.Context(), bus.FeedStream, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make(chan jetstream.Msg, 10)
+		batch, err := consumer.Fetch(1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for m := range batch.Messages() {
+			got <- m
+		}
+		running, err := consumer.Consume(func(m jetstream.Msg) { got <- m })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.js.Publish(t.Context(), "credstream.events.default.credential."+name, []byte("default")); err != nil {
+			t.Fatal(err)
+		}
+		for last := "credstream.events.default.credential." + name; ; {
+			m := recv(t, got)
+			if string(m.Data()) != "default" {
+				t.Errorf("%s delivers %s", name, m.Subject())
+			}
+			if err := m.DoubleAck(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if m.Subject() == last {
+				break
+			}
+		}
+		running.Stop()
+		<-running.Closed()
+	}
+	for len(refused) > 0 {
+		t.Error(<-refused)
+	}
+}
+
+func TestDiscovery(t *testing.T) {
+	n := startNode(t)
+	for range 2 {
+		nc, err := n.EndpointConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv, err := micro.AddService(nc, micro.Config{Name: "credstream", Version: "1.0.0"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = srv.AddEndpoint("x", micro.HandlerFunc(func(r micro.Request) {
+			principal, _ := n.Caller(nats.Header(r.Headers()))
+			if err := r.Respond([]byte(principal)); err != nil {
+				t.Error(err)
+			}
+		}), micro.WithEndpointSubject("credstream.query.*.x"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := nc.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	nc, _ := connect(t, n, "alice-key")
+	if m, err := nc.RequestWithContext(t.Context(), "credstream.query.default.x", nil); err != nil || string(m.Data) != "alice" {
+		t.Fatal(m, err)
+	}
+	for _, verb := range []string{"PING", "INFO", "STATS", "PING.credstream"} {
+		inbox, err := nc.SubscribeSync(nc.NewInbox())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := nc.PublishRequest("$SRV."+verb, inbox.Subject, nil); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if m, err := inbox.NextMsgWithContext(t.Context()); err != nil || !strings.Contains(string(m.Data), `"name":"credstream"`) {
+				t.Errorf("%s: %v, %v", verb, m, err)
+			}
+		}
+	}
+}
+
+// The endpoints' connection cannot write into a stream, whatever an endpoint does.
+func TestEndpointConnIsClosed(t *testing.T) {
+	n := startNode(t)
+	s := startService(t, n)
+	before := s.state(t)
+	nc, err := n.EndpointConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := make(chan error, 10)
+	nc.SetErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { refused <- err })
+	for _, subject := range []string{"credstream.log.default.x", "credstream.events.default.x", "$JS.API.STREAM.DELETE.CREDSTREAM_LOG", "$JS.ACK.CREDSTREAM_FEED.engine-default.1.1.1.1.0", "credstream.cmd.default.x"} {
+		if err := nc.Publish(subject, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := recv(t, refused); !errors.Is(err, nats.ErrPermissionViolation) {
+			t.Errorf("%s: %v", subject, err)
+		}
+	}
+	if diff := cmp.Diff(before, s.state(t)); diff != "" {
+		t.Errorf("the streams changed:\n%s", diff)
+	}
+}
+
+func TestDisconnectKey(t *testing.T) {
+	n := startNode(t)
+	closed := make(chan string, 10)
+	var bob *nats.Conn
+	for _, key := range []string{"alice-key", "alice-key", "bob-key"} {
+		nc, _ := connect(t, n, key, nats.NoReconnect(), nats.ClosedHandler(func(*nats.Conn) { closed <- key }))
+		bob = nc
+	}
+	n.DisconnectKey("alice")
+	for range 2 {
+		if key := recv(t, closed); key != "alice-key" {
+			t.Errorf("%s was disconnected", key)
+		}
+	}
+	if err := bob.Flush(); err != nil {
+		t.Error(err)
+	}
+	n.DisconnectKey("nobody")
+}
+
+// A key that is revoked while it is being checked does not get in.
+func TestRevokedWhileConnecting(t *testing.T) {
+	n := startNode(t)
+	var revoked bool
+	n.SetAuthenticator(func(ctx context.Context, key string) (bus.Grant, error) {
+		if revoked {
+			return bus.Grant{}, errUnknownKey
+		}
+		revoked = true
+		n.DisconnectKey("alice")
+		return authenticate(ctx, key)
+	})
+	if nc, err := nats.Connect(n.ClientURL(), nats.UserInfo("x", "alice-key")); err == nil {
+		nc.Close()
+		t.Error("connected with a revoked key")
+	}
+}
+
+// Clear secrets travel over TLS or the loopback interface, or not at all.
+func TestClearSecretsNeedTLS(t *testing.T) {
+	ip := outsideAddress(t)
+	certificate := httptest.NewTLSServer(nil)
+	certificate.Close()
+	for _, tc := range []struct {
+		name    string
+		address string
+		tls     *tls.Config
+		allowed bool
+	}{
+		{"loopback", "127.0.0.1", nil, true},
+		{"from outside", ip, nil, false},
+		{"from outside, TLS", ip, certificate.TLS, true},
+	} {
+		n := startNode(t, func(c *bus.NodeConfig) {
+			c.Listen, c.TLS, c.ClearSecretCommands = "0.0.0.0:0", tc.tls, []string{"credential.create"}
+		})
+		s := startService(t, n)
+		_, port, err := net.SplitHostPort(n.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		opts := []nats.Option{nats.UserInfo("x", "alice-key")}
+		if tc.tls != nil {
+			opts = append(opts, nats.Secure(&tls.Config{InsecureSkipVerify: true})) //nolint:gosec // whether there is TLS is the question here
+		}
+		refused := make(chan error, 10)
+		opts = append(opts, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { refused <- err }))
+		nc, err := nats.Connect(net.JoinHostPort(tc.address, port), opts...)
+		if err != nil {
+			t.Fatal(tc.name, err)
+		}
+		t.Cleanup(nc.Close)
+		for _, subject := range []string{"credstream.cmd.default.credential.create", "credstream.cmd.default.credential.delete"} {
+			if err := nc.Publish(subject, nil); err != nil {
+				t.Fatal(err)
+			}
+			if tc.allowed || strings.HasSuffix(subject, "delete") {
+				if got := recv(t, s.calls); got.subject != subject {
+					t.Errorf("%s: %+v", tc.name, got)
+				}
+			} else if err := recv(t, refused); !errors.Is(err, nats.ErrPermissionViolation) {
+				t.Errorf("%s: %v", tc.name, err)
+			}
+		}
+	}
+}
+
+func outsideAddress(t *testing.T) string {
+	t.Helper()
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addrs {
+		if ip, ok := a.(*net.IPNet); ok && ip.IP.IsGlobalUnicast() && ip.IP.To4() != nil {
+			return ip.IP.String()
+		}
+	}
+	t.Skip("needs a network interface besides the loopback one")
+	return ""
+}
+
+func TestEnsureTenant(t *testing.T) {
+	n := startNode(t)
+	if err := n.EnsureTenant(t.Context(), "early"); !errors.Is(err, jetstream.ErrStreamNotFound) {
+		t.Errorf("without a feed: %v", err)
+	}
+	s := startService(t, n)
+	before := s.state(t)
+	if err := n.EnsureTenant(t.Context(), "default"); err != nil {
+		t.Error(err)
+	}
+	for _, tenant := range []string{"", "*", "a.b", "a b", ">", "_system"} {
+		if err := n.EnsureTenant(t.Context(), tenant); err == nil {
+			t.Errorf("tenant %q was accepted", tenant)
+		}
+	}
+	if diff := cmp.Diff(before, s.state(t)); diff != "" {
+		t.Errorf("consumers changed:\n%s", diff)
+	}
+}

@@ -1,0 +1,266 @@
+package client
+
+import (
+	"context"
+	"iter"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// Done answers a command.
+type Done struct {
+	Seq      uint64 `json:"seq"`               // log sequence to ask for as MinSeq
+	ID       string `json:"id,omitzero"`       // of the thing that changed
+	Version  int    `json:"version,omitzero"`  // of a credential's keys
+	Status   string `json:"status,omitzero"`   // of a credential
+	Revision int    `json:"revision,omitzero"` // of a component's descriptor
+	Says     string `json:"says,omitzero"`     // what a failed dry request found, in a sentence
+}
+
+// The statuses of a credential.
+const (
+	StatusVerified   = "verified"   // the component's probe succeeded
+	StatusFailed     = "failed"     // a later probe failed
+	StatusUnverified = "unverified" // the component declares no probe
+)
+
+// Keys are the clear values of a credential. Nothing prints or encodes them;
+// only a command that takes them sends them. The zero Keys are none.
+type Keys struct{ clear func() jsontext.Value }
+
+// NewKeys takes a value for each field.
+func NewKeys(values map[string]any) (Keys, error) {
+	b, err := json.Marshal(values)
+	if err != nil {
+		return Keys{}, errKeys
+	}
+	return KeysJSON(b)
+}
+
+// KeysJSON takes a JSON object with a value for each field. Its error does not
+// quote the input.
+func KeysJSON(object []byte) (Keys, error) {
+	v := jsontext.Value(object).Clone()
+	if !v.IsValid() || v.Kind() != '{' {
+		return Keys{}, errKeys
+	}
+	return Keys{clear: func() jsontext.Value { return v }}, nil
+}
+
+var errKeys = ErrConfig.Because("The keys must be one JSON object with a value for each field, no name twice.")
+
+func (k Keys) reveal() jsontext.Value {
+	if k.clear == nil {
+		return jsontext.Value("{}")
+	}
+	return k.clear()
+}
+
+const hidden = "[secret]"
+
+// String implements fmt.Stringer.
+func (Keys) String() string { return hidden }
+
+// GoString implements fmt.GoStringer.
+func (Keys) GoString() string { return hidden }
+
+// MarshalText implements encoding.TextMarshaler, so that an encoder writes no value.
+func (Keys) MarshalText() ([]byte, error) { return []byte(hidden), nil }
+
+// CreateCredential asks for a new credential.
+type CreateCredential struct {
+	Component string
+	Name      string // made from the component's title when empty
+	Keys      Keys
+	Workspace string // an id of the caller's, kept as given; may be empty
+}
+
+// CreateCredential verifies keys by a dry request and saves them. Nothing is
+// saved when they fail it (credential_verification_failed).
+func (a *API) CreateCredential(ctx context.Context, in CreateCredential, opts ...CommandOption) (Done, error) {
+	var done Done
+	err := a.Command(ctx, "credential.create", struct {
+		Component string         `json:"component"`
+		Name      string         `json:"name,omitzero"`
+		Keys      jsontext.Value `json:"keys"`
+		Workspace string         `json:"workspace,omitzero"`
+	}{in.Component, in.Name, in.Keys.reveal(), in.Workspace}, &done, opts...)
+	return done, err
+}
+
+// change names a credential, and refuses to change it unless the keys in force
+// have the expected version, when that is not 0.
+type change struct {
+	ID       string         `json:"id"`
+	Name     string         `json:"name,omitzero"`
+	Keys     jsontext.Value `json:"keys,omitzero"`
+	Version  int            `json:"version,omitzero"`
+	Expected int            `json:"expected_version,omitzero"`
+}
+
+func (a *API) change(ctx context.Context, name string, in change, opts []CommandOption) (Done, error) {
+	var done Done
+	err := a.Command(ctx, name, in, &done, opts...)
+	return done, err
+}
+
+// RenameCredential gives a credential another name. Here and below, expected is
+// the version that the keys in force must have, 0 for any
+// (credential_version_stale).
+func (a *API) RenameCredential(ctx context.Context, id, name string, expected int, opts ...CommandOption) (Done, error) {
+	return a.change(ctx, "credential.rename", change{ID: id, Name: name, Expected: expected}, opts)
+}
+
+// ReplaceKeys verifies new keys and puts them in force as a new version.
+func (a *API) ReplaceKeys(ctx context.Context, id string, keys Keys, expected int, opts ...CommandOption) (Done, error) {
+	return a.change(ctx, "credential.replace-keys", change{ID: id, Keys: keys.reveal(), Expected: expected}, opts)
+}
+
+// RevertCredential verifies the keys of an earlier version again and puts them
+// in force as a new version.
+func (a *API) RevertCredential(ctx context.Context, id string, version, expected int, opts ...CommandOption) (Done, error) {
+	return a.change(ctx, "credential.revert", change{ID: id, Version: version, Expected: expected}, opts)
+}
+
+// VerifyCredential makes the dry request again. A failed one is no error: the
+// answer's Status and Says tell.
+func (a *API) VerifyCredential(ctx context.Context, id string, opts ...CommandOption) (Done, error) {
+	return a.change(ctx, "credential.verify", change{ID: id}, opts)
+}
+
+// DeleteCredential deletes a credential and erases its secrets.
+func (a *API) DeleteCredential(ctx context.Context, id string, expected int, opts ...CommandOption) (Done, error) {
+	return a.change(ctx, "credential.delete", change{ID: id, Expected: expected}, opts)
+}
+
+// Credential is what the service shows of a credential.
+type Credential struct {
+	ID           string         `json:"id"`
+	Component    string         `json:"component"`
+	Name         string         `json:"name"`
+	Workspace    string         `json:"workspace,omitzero"`
+	Status       string         `json:"status"`
+	Version      int            `json:"version"`
+	Keys         map[string]any `json:"keys,omitzero"` // by field, "********" for a secret; absent in lists
+	Verification Verification   `json:"verification"`
+	VerifiedAt   time.Time      `json:"verified_at"`
+	CreatedAt    time.Time      `json:"created_at"`
+	CreatedBy    string         `json:"created_by"` // "key:<id>"
+	UpdatedAt    time.Time      `json:"updated_at"`
+	Seq          uint64         `json:"seq"` // log sequence of the last change
+}
+
+// Verification is the evidence of the last dry request.
+type Verification struct {
+	Status    string `json:"status"`
+	Probe     string `json:"probe"`      // "http", "tcp", "tls", or "" when none is declared
+	Outcome   string `json:"outcome"`    // "2xx", "4xx", "refused", "timeout", ...
+	LatencyMS int64  `json:"latency_ms"` // milliseconds
+}
+
+// byID asks for one thing by its id, as fresh as the log sequence MinSeq.
+type byID struct {
+	ID     string `json:"id"`
+	MinSeq uint64 `json:"min_seq,omitzero"`
+}
+
+// GetCredential returns one credential. Here and below, minSeq makes the answer
+// reflect that log sequence; 0 asks for what is there.
+func (a *API) GetCredential(ctx context.Context, id string, minSeq uint64) (Credential, error) {
+	var c Credential
+	err := a.Query(ctx, "credential.get", byID{id, minSeq}, &c)
+	return c, err
+}
+
+// CredentialFilter says which credentials to list. Its members combine by AND.
+type CredentialFilter struct {
+	Component    string `json:"component,omitzero"`
+	Status       string `json:"status,omitzero"`
+	NameContains string `json:"name_contains,omitzero"` // without regard to case
+	Sort         string `json:"sort,omitzero"`          // name, -name, created or -created; name when empty
+	Limit        int    `json:"limit,omitzero"`         // of one page, 1 to 200; 50 when 0
+	After        string `json:"after,omitzero"`         // cursor of the page before
+	MinSeq       uint64 `json:"min_seq,omitzero"`
+}
+
+// CredentialList is one page.
+type CredentialList struct {
+	Credentials []Credential `json:"credentials"`
+	Next        string       `json:"next,omitzero"` // cursor of the next page; empty on the last
+}
+
+// ListCredentials returns one page of credentials.
+func (a *API) ListCredentials(ctx context.Context, filter CredentialFilter) (CredentialList, error) {
+	var list CredentialList
+	err := a.Query(ctx, "credential.list", filter, &list)
+	return list, err
+}
+
+// Credentials yields every credential of the filter, page after page.
+func (a *API) Credentials(ctx context.Context, filter CredentialFilter) iter.Seq2[Credential, error] {
+	return func(yield func(Credential, error) bool) {
+		for {
+			list, err := a.ListCredentials(ctx, filter)
+			if err != nil {
+				yield(Credential{}, err)
+				return
+			}
+			for _, c := range list.Credentials {
+				if !yield(c, nil) {
+					return
+				}
+			}
+			if filter.After = list.Next; list.Next == "" {
+				return
+			}
+		}
+	}
+}
+
+// CredentialCounts is the number of credentials by component and status.
+type CredentialCounts struct {
+	Total      int              `json:"total"`
+	Components []ComponentCount `json:"components"`
+}
+
+// ComponentCount is the number of credentials of one component.
+type ComponentCount struct {
+	Component string         `json:"component"`
+	Total     int            `json:"total"`
+	Status    map[string]int `json:"status"`
+}
+
+// CountCredentials returns the number of credentials by component and status.
+func (a *API) CountCredentials(ctx context.Context, minSeq uint64) (CredentialCounts, error) {
+	var counts CredentialCounts
+	err := a.Query(ctx, "credential.counts", struct {
+		MinSeq uint64 `json:"min_seq,omitzero"`
+	}{minSeq}, &counts)
+	return counts, err
+}
+
+// HistoryEntry is one fact about a credential.
+type HistoryEntry struct {
+	Seq     uint64         `json:"seq"`
+	Type    string         `json:"type"` // "credential.created"
+	Time    time.Time      `json:"time"`
+	Actor   string         `json:"actor"` // "key:<id>"
+	Via     string         `json:"via"`
+	Command string         `json:"command"`
+	Version int            `json:"version,omitzero"` // of the keys, after the event
+	Data    jsontext.Value `json:"data"`
+}
+
+// CredentialHistory returns what happened to one credential, oldest first, also
+// after its end.
+func (a *API) CredentialHistory(ctx context.Context, id string) ([]HistoryEntry, error) {
+	var h struct {
+		Events []HistoryEntry `json:"events"`
+	}
+	if err := a.Query(ctx, "credential.history", byID{ID: id}, &h); err != nil {
+		return nil, err
+	}
+	return h.Events, nil
+}

@@ -1,0 +1,147 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/fault"
+)
+
+// Config says where the service is and who is calling.
+type Config struct {
+	URL    string // "https://credstream.example.org"; a path is kept
+	Key    string // the API key
+	Tenant string // DefaultTenant when empty
+	// HTTPClient makes the requests; nil is one of the client's own, without
+	// redirects and with a time-out of a minute. Keys go to URL alone.
+	HTTPClient *http.Client
+}
+
+// Client is the service over HTTP.
+type Client struct{ API }
+
+const (
+	maxAnswer = 64 << 20 // bytes of one answer
+	callTime  = time.Minute
+)
+
+// New makes a client. It connects to nothing yet. It returns ErrConfig.
+func New(cfg Config) (*Client, error) {
+	u, err := url.Parse(cfg.URL)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" {
+		return nil, ErrConfig.Because("The service's URL must be http:// or https:// and a host, without user or query.")
+	}
+	if cfg.Tenant == "" {
+		cfg.Tenant = DefaultTenant
+	}
+	hc := cfg.HTTPClient
+	if hc == nil {
+		hc = &http.Client{
+			Timeout:       callTime,
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		}
+	}
+	authorization := "Bearer " + cfg.Key
+	return &Client{API{&httpTransport{
+		client: hc,
+		base:   strings.TrimRight(u.String(), "/") + "/v1/tenants/" + url.PathEscape(cfg.Tenant) + "/",
+		key:    func() string { return authorization },
+	}}}, nil
+}
+
+type httpTransport struct {
+	client *http.Client
+	base   string
+	key    func() string // within a closure, so that nothing prints it
+}
+
+func (t *httpTransport) send(ctx context.Context, r request) ([]byte, error) {
+	method, target := http.MethodGet, t.base+url.PathEscape(r.name)
+	var body io.Reader
+	if r.command {
+		method, target, body = http.MethodPost, t.base+"commands/"+url.PathEscape(r.name), bytes.NewReader(r.body)
+	} else {
+		values, err := parameters(r.body)
+		if err != nil {
+			return nil, err
+		}
+		if len(values) > 0 {
+			target += "?" + values.Encode()
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, target, body)
+	if err != nil {
+		return nil, ErrConfig.Because("%q is no name of a command or query.", r.name)
+	}
+	req.Header.Set("Authorization", t.key())
+	req.Header.Set("Accept", "application/json")
+	if r.command {
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Idempotency-Key", r.options.id)
+		if r.options.correlation != "" {
+			req.Header.Set("X-Correlation-Id", r.options.correlation)
+		}
+	}
+	resp, err := t.client.Do(req)
+	if err != nil {
+		// The URL, with what the query holds, stays out of the message.
+		if outer := (*url.Error)(nil); errors.As(err, &outer) {
+			err = outer.Err
+		}
+		return nil, unreachable(ctx, err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	switch {
+	case err != nil:
+		return nil, unreachable(ctx, err)
+	case len(answer) > maxAnswer:
+		return nil, ErrAnswer.Because("The answer is larger than %d MiB.", maxAnswer>>20)
+	case resp.StatusCode != http.StatusOK:
+		return nil, readProblem(resp.StatusCode, answer)
+	}
+	return answer, nil
+}
+
+// unreachable says that no answer came, and why. A caller who gave up gets the
+// error of the context.
+func unreachable(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w (%w)", fault.ErrTimeout, context.Cause(ctx))
+	}
+	return fmt.Errorf("%w (%w)", ErrUnreachable, err)
+}
+
+// parameters writes a query's JSON object as the parameters of a URL.
+func parameters(body []byte) (url.Values, error) {
+	var members map[string]jsontext.Value
+	if err := json.Unmarshal(body, &members); err != nil {
+		return nil, fmt.Errorf("a query takes a JSON object: %w", err)
+	}
+	values := make(url.Values, len(members))
+	for name, v := range members {
+		switch v.Kind() {
+		case '"':
+			var s string
+			if err := json.Unmarshal(v, &s); err != nil {
+				return nil, fmt.Errorf("parameter %s: %w", name, err)
+			}
+			values.Set(name, s)
+		case '0', 't', 'f':
+			values.Set(name, v.String())
+		default:
+			return nil, fmt.Errorf("parameter %s is not a plain value", name)
+		}
+	}
+	return values, nil
+}

@@ -1,0 +1,201 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+
+	"github.com/credstream/credstream/fault"
+)
+
+// ErrRefused is returned when the NATS port lets the key in nowhere, or not to
+// a subject: the key is unknown, or is not granted the tenant.
+var ErrRefused = fault.New(fault.Unauthenticated, "nats_refused", "The NATS port does not let this key in.")
+
+// errSubject is returned for a tenant the key is not granted: the port refuses
+// the subject before the service sees the request.
+var errSubject = &fault.Error{Kind: fault.NotFound, Code: "tenant_not_found", Msg: "There is no such tenant."}
+
+// NATSConfig says where the service's NATS port is and who is calling.
+type NATSConfig struct {
+	URL    string // "nats://127.0.0.1:4222", or several with commas between
+	Key    string // the API key
+	Tenant string // DefaultTenant when empty
+	// Options are added to the connection's: TLS, a name, handlers other than those
+	// for errors and reconnecting, which the client needs itself.
+	Options []nats.Option
+}
+
+// Conn is the service over NATS. Close ends it.
+type Conn struct {
+	API
+	nc     *nats.Conn
+	tenant string
+
+	mu        sync.Mutex
+	waiting   map[*pending]struct{}
+	followers map[*follower]struct{}
+}
+
+// pending is a request on its way. The server says of the connection, not in
+// answer to the request, that it refuses the subject, and says nothing at all
+// when the connection is lost: then fail ends the waiting.
+type pending struct {
+	subject string
+	fail    context.CancelCauseFunc
+}
+
+const natsCallTime = 35 * time.Second // above the service's own bound
+
+// Dial connects. It returns ErrRefused for a key that is not known, and
+// ErrUnreachable. Later the connection comes back by itself, for ever.
+func Dial(ctx context.Context, cfg NATSConfig) (*Conn, error) {
+	if cfg.Tenant == "" {
+		cfg.Tenant = DefaultTenant
+	}
+	if !isToken(cfg.Tenant) {
+		return nil, ErrConfig.Because("A tenant is 1 to 64 letters, digits, '_' and '-'.")
+	}
+	c := &Conn{tenant: cfg.Tenant, waiting: map[*pending]struct{}{}, followers: map[*follower]struct{}{}}
+	c.API = API{c}
+	options := append([]nats.Option{
+		nats.Name("credstream client"),
+		nats.UserInfo("key", cfg.Key),
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(250 * time.Millisecond),
+		nats.ReconnectBufSize(-1), // what is sent meanwhile fails, and is tried again with its id
+		nats.IgnoreAuthErrorAbort(),
+	}, cfg.Options...)
+	if deadline, ok := ctx.Deadline(); ok {
+		options = append(options, nats.Timeout(time.Until(deadline)))
+	}
+	options = append(options,
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { c.failed(err) }),
+		nats.DisconnectErrHandler(func(*nats.Conn, error) { c.lost() }),
+		nats.ReconnectHandler(func(*nats.Conn) { c.gap() }))
+	var err error
+	c.nc, err = nats.Connect(cfg.URL, options...)
+	switch {
+	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked):
+		return nil, ErrRefused
+	case err != nil:
+		return nil, unreachable(ctx, err)
+	}
+	return c, nil
+}
+
+// Close closes the connection. Requests and followers end with an error.
+func (c *Conn) Close() { c.nc.Close() }
+
+// isToken reports whether s stands in a subject as it is.
+func isToken(s string) bool {
+	return s != "" && !strings.ContainsAny(s, ".*> \t\r\n\x00") && len(s) <= 64
+}
+
+// send implements transport.
+func (c *Conn) send(ctx context.Context, r request) ([]byte, error) {
+	kind := "query"
+	if r.command {
+		kind = "cmd"
+	}
+	for token := range strings.SplitSeq(r.name, ".") {
+		if !isToken(token) {
+			return nil, ErrConfig.Because("%q is no name of a command or query.", r.name)
+		}
+	}
+	m := nats.NewMsg("credstream." + kind + "." + c.tenant + "." + r.name)
+	m.Data = r.body
+	if r.command {
+		m.Header.Set(nats.MsgIdHdr, r.options.id)
+		if r.options.correlation != "" {
+			m.Header.Set("X-Correlation-Id", r.options.correlation)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, natsCallTime)
+	defer cancel()
+	wait, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	p := &pending{m.Subject, stop}
+	c.expect(p)
+	defer c.forget(p)
+	answer, err := c.nc.RequestMsgWithContext(wait, m)
+	switch {
+	case err != nil && errors.Is(context.Cause(wait), errSubject):
+		return nil, errSubject
+	case err != nil && errors.Is(context.Cause(wait), nats.ErrDisconnected):
+		return nil, fmt.Errorf("%w (%w)", ErrUnreachable, nats.ErrDisconnected)
+	case err != nil && ctx.Err() != nil:
+		return nil, fmt.Errorf("%w (%w)", fault.ErrTimeout, ctx.Err())
+	case err != nil:
+		return nil, fmt.Errorf("%w (%w)", ErrUnreachable, err)
+	}
+	code := answer.Header.Get(micro.ErrorCodeHeader)
+	if code == "" {
+		return answer.Data, nil
+	}
+	status, err := strconv.Atoi(code)
+	if err != nil {
+		status = 500
+	}
+	return nil, readProblem(status, answer.Data)
+}
+
+func (c *Conn) expect(p *pending) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.waiting[p] = struct{}{}
+}
+
+func (c *Conn) forget(p *pending) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.waiting, p)
+}
+
+// failed hears of errors that belong to no call.
+func (c *Conn) failed(err error) {
+	if errors.Is(err, nats.ErrSlowConsumer) {
+		c.gap()
+	}
+	if !errors.Is(err, nats.ErrPermissionViolation) {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for p := range c.waiting {
+		if strings.Contains(err.Error(), strconv.Quote(p.subject)) {
+			p.fail(errSubject)
+		}
+	}
+	for f := range c.followers {
+		if strings.Contains(err.Error(), strconv.Quote(f.subject)) {
+			f.refuse()
+		}
+	}
+}
+
+// lost ends the waiting for answers that will not come: they are asked for
+// again, by the same command id.
+func (c *Conn) lost() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for p := range c.waiting {
+		p.fail(nats.ErrDisconnected)
+	}
+}
+
+// gap tells the followers that messages may be missing.
+func (c *Conn) gap() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for f := range c.followers {
+		f.missed()
+	}
+}

@@ -1,0 +1,640 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"path/filepath"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+// clients is the number of concurrent callers that the bars speak of.
+const clients = 64
+
+// The bars.
+const (
+	barCreate  = 0.12 // of hello-world
+	barGet     = 0.35 // of hello-world
+	barList    = 10 * time.Millisecond
+	barFeed    = 25 * time.Millisecond
+	barRebuild = 25_000 // events per second
+	barStart   = 2 * time.Second
+	barMemory  = 2.5 * 1024 // bytes per credential
+)
+
+func (b *bench) measure(ctx context.Context) (err error) {
+	if b.hello, err = spawnChild(ctx, "hello"); err != nil {
+		return err
+	}
+	defer b.hello.stop()
+	if b.probe, err = spawnChild(ctx, "probe"); err != nil {
+		return err
+	}
+	defer b.probe.stop()
+	for _, part := range []struct {
+		rows []string
+		run  func(context.Context) error
+	}{
+		{[]string{"create", "probe"}, b.commands},
+		{[]string{"slow-disk"}, b.slowDisk},
+		{[]string{"memory", "get", "rebuild", "start", "list", "feed"}, b.large},
+	} {
+		if !b.wants(part.rows...) {
+			continue
+		}
+		if err := part.run(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *bench) measured() size { return size{warm: b.time / 4, time: b.time} }
+
+// helloWorld drives the hello-world with n clients.
+func (b *bench) helloWorld(ctx context.Context, n int) (load, error) {
+	request := getRequest(nil, "/", "")
+	return closed(ctx, n, b.measured(), func(int) (caller, error) {
+		c, err := dialWire(b.hello.line)
+		if err != nil {
+			return caller{}, err
+		}
+		return caller{call: func() error {
+			status, _, err := c.do(request)
+			if err == nil && status != 200 {
+				err = fmt.Errorf("hello-world answers %d", status)
+			}
+			return err
+		}, close: c.close}, nil
+	})
+}
+
+func (b *bench) publish(ctx context.Context, sync, transport string) (p published, err error) {
+	dir := filepath.Join(b.dir, fmt.Sprint("publish-", next.Add(1)))
+	err = askChild(ctx, &p, "publish", dir, sync, transport, strconv.Itoa(clients), b.time.String())
+	return p, err
+}
+
+// commands measures the yardsticks and the creates.
+func (b *bench) commands(ctx context.Context) error {
+	r := b.report
+	s, err := newSite(ctx, b.bin, filepath.Join(b.dir, "commands"), b.probe.line)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = s.stop() }() // again, after an error
+
+	// The rows that are compared stand next to each other in each round.
+	var hello, always, never, overHTTP, overNATS []load
+	var ratios []float64
+	add := func(list *[]load, measure func() (load, error)) error {
+		l, err := measure()
+		*list = append(*list, l)
+		return err
+	}
+	raw := func(sync, transport string) func() (load, error) {
+		return func() (load, error) {
+			p, err := b.publish(ctx, sync, transport)
+			return load{rate: p.Rate, took: []time.Duration{p.P50, p.P50, p.P99}}, err
+		}
+	}
+	r.part("Yardsticks")
+	disk, err := fsyncs(b.dir, b.time)
+	if err != nil {
+		return err
+	}
+	r.add("append of 400 B and fsync, one after the other", perSecond(disk.rate), latencies(disk))
+	for range b.rounds {
+		for _, step := range []error{
+			add(&hello, func() (load, error) { return b.helloWorld(ctx, clients) }),
+			add(&overHTTP, func() (load, error) { return closed(ctx, clients, b.measured(), s.creators(s.keys, "", nil)) }),
+			add(&always, raw("always", "pipe")),
+			add(&always, raw("always", "tcp")),
+			add(&never, raw("never", "tcp")),
+			add(&overNATS, func() (load, error) { return closed(ctx, clients, b.measured(), s.natsCreators) }),
+		} {
+			if step != nil {
+				return step
+			}
+		}
+		ratios = append(ratios, overHTTP[len(overHTTP)-1].rate/hello[len(hello)-1].rate)
+	}
+	again, err := fsyncs(b.dir, b.time)
+	if err != nil {
+		return err
+	}
+	r.add("the same at the end of the rounds", perSecond(again.rate), latencies(again))
+	h, raws, unsynced := middle(hello), middle(always), middle(never)
+	b.helloRate, b.createRate = h.rate, middle(overHTTP).rate
+	r.add("HTTP hello-world alone, 64 clients", perSecond(h.rate), latencies(h))
+	r.add("raw JetStream publish, sync-always, 64 publishers", perSecond(raws.rate), fmt.Sprintf("best round %s", perSecond(best(always).rate)))
+	r.add("raw JetStream publish, not synced, 64 publishers", perSecond(unsynced.rate), fmt.Sprintf("best round %s", perSecond(best(never).rate)))
+
+	r.part("Create")
+	one := func(what string, n int, open func(int) (caller, error)) error {
+		l, err := closed(ctx, n, b.measured(), open)
+		if err == nil {
+			r.add(what, perSecond(l.rate), latencies(l))
+		}
+		return err
+	}
+	if err := one("create over HTTP, 1 client", 1, s.creators(s.keys, "", nil)); err != nil {
+		return err
+	}
+	if err := one("create over HTTP, 16 clients", 16, s.creators(s.keys, "", nil)); err != nil {
+		return err
+	}
+	c := middle(overHTTP)
+	r.bar("create over HTTP, 64 clients", perSecond(c.rate), percent(median(ratios))+" of hello-world; "+latencies(c),
+		"12% of hello-world", median(ratios) >= barCreate)
+	r.bar("the same against raw sync-always publish", perSecond(c.rate), fmt.Sprintf("%.2f times", c.rate/raws.rate),
+		"above 1", c.rate > raws.rate)
+	half, err := paced(ctx, clients, c.rate/2, b.time, s.creators(s.keys, "", nil))
+	if err != nil {
+		return err
+	}
+	r.add("create over HTTP at half load", perSecond(half.rate), latencies(half))
+	if err := one("create over NATS, 1 client", 1, s.natsCreators); err != nil {
+		return err
+	}
+	if err := one("create over NATS, 16 clients", 16, s.natsCreators); err != nil {
+		return err
+	}
+	n := middle(overNATS)
+	r.add("create over NATS, 64 clients", perSecond(n.rate), percent(n.rate/h.rate)+" of hello-world; "+latencies(n))
+	if b.wants("probe") {
+		if err := one("create over HTTP with a real dry request, 64 clients", clients, s.creators(s.keys, probed, nil)); err != nil {
+			return err
+		}
+	}
+	return b.reopen(ctx, s, "re-read and opened by a fresh process")
+}
+
+func middle(l []load) load {
+	rates := make([]float64, len(l))
+	for i := range l {
+		rates[i] = l[i].rate
+	}
+	m := median(rates)
+	for _, x := range l {
+		if x.rate == m {
+			return x
+		}
+	}
+	return load{}
+}
+
+func best(l []load) (best load) {
+	for _, x := range l {
+		if x.rate > best.rate {
+			best = x
+		}
+	}
+	return best
+}
+
+// reopen stops the service and has a fresh process open all that was acknowledged.
+func (b *bench) reopen(ctx context.Context, s *site, what string) error {
+	if err := s.stop(); err != nil {
+		return err
+	}
+	list := s.dir + ".acknowledged"
+	if err := s.acknowledged(list); err != nil {
+		return fmt.Errorf("write the list of the acknowledged: %w", err)
+	}
+	var out reopened
+	if err := askChild(ctx, &out, "reopen", s.dir, list); err != nil {
+		return err
+	}
+	result := fmt.Sprintf("%s of %s", thousands(int64(out.Opened)), thousands(int64(len(s.made))))
+	b.report.bar(what, result, "of the acknowledged", "all", out.Opened == len(s.made) && out.Checked == len(s.made))
+	for _, p := range out.Problems {
+		b.report.note("%s", p)
+	}
+	return nil
+}
+
+// slowDisk repeats the creates with an fsync that takes a millisecond longer.
+func (b *bench) slowDisk(ctx context.Context) error {
+	const delay = time.Millisecond
+	b.report.part("Create where an fsync takes 1 ms more")
+	s, err := newSite(ctx, b.bin, filepath.Join(b.dir, "slow"), b.probe.line, "CREDSTREAM_BENCH_FSYNC_DELAY="+delay.String())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = s.stop() }() // again, after an error
+	l, err := closed(ctx, 1, b.measured(), s.creators(s.keys, "", nil))
+	if err != nil {
+		return err
+	}
+	// A create waits for two fsyncs, that of the vault and that of the log.
+	if l.quantile(.5) < 2*delay {
+		b.report.add("create over HTTP", "not available", "the service does not know CREDSTREAM_BENCH_FSYNC_DELAY")
+		return s.stop()
+	}
+	b.report.add("create over HTTP, 1 client", perSecond(l.rate), latencies(l))
+	for _, n := range []int{16, clients, 256} {
+		l, err := closed(ctx, n, b.measured(), s.creators(s.keys, "", nil))
+		if err != nil {
+			return err
+		}
+		b.report.add(fmt.Sprintf("create over HTTP, %d clients", n), perSecond(l.rate), latencies(l))
+	}
+	return b.reopen(ctx, s, "re-read and opened by a fresh process")
+}
+
+// large measures what depends on how much is stored.
+func (b *bench) large(ctx context.Context) error {
+	r := b.report
+	total := thousands(b.credentials)
+	r.part("With " + total + " credentials")
+	s, err := newSite(ctx, b.bin, filepath.Join(b.dir, "large"), b.probe.line)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = s.stop() }() // again, after an error
+
+	early, err := b.fill(ctx, s, b.part)
+	if err != nil {
+		return err
+	}
+	filled := time.Now()
+	late, err := b.fill(ctx, s, b.credentials-b.part)
+	if err != nil {
+		return err
+	}
+	rate := float64(b.credentials-b.part) / (time.Since(filled) - b.settleTime()).Seconds()
+	r.add("created over HTTP, 64 clients, without pause", perSecond(rate), "")
+	if b.createRate == 0 {
+		b.createRate = rate
+	}
+	if b.wants("memory") {
+		per := func(a, b memory, n int64) float64 { return float64(b.total()-a.total()) / float64(n) }
+		n := b.credentials - b.part
+		settled := per(early[1], late[1], n)
+		r.bar("memory per credential, after a pause", fmt.Sprintf("%.2f KB", settled/1024),
+			fmt.Sprintf("%s at %s, %s at %s", megabytes(early[1].total()), thousands(b.part), megabytes(late[1].total()), total),
+			"2.5 KB", settled <= barMemory)
+		hot := per(early[0], late[0], n)
+		r.add("memory per credential, while writing", fmt.Sprintf("%.2f KB", hot/1024),
+			fmt.Sprintf("%s, %s", megabytes(early[0].total()), megabytes(late[0].total())))
+		r.note("Memory at the end: anonymous %s, files %s, shared %s.", megabytes(late[1].anon), megabytes(late[1].file), megabytes(late[1].shmem))
+	}
+	for _, row := range []struct {
+		name string
+		run  func(context.Context, *site) error
+	}{{"get", b.get}, {"rebuild", b.rebuild}, {"start", b.starts}, {"list", b.lists}, {"feed", b.feed}} {
+		if !b.wants(row.name) {
+			continue
+		}
+		if err := row.run(ctx, s); err != nil {
+			return fmt.Errorf("%s: %w", row.name, err)
+		}
+	}
+	return b.reopen(ctx, s, "re-read and opened by a fresh process")
+}
+
+func (b *bench) settleTime() time.Duration {
+	if b.wants("memory") {
+		return b.settle
+	}
+	return 0
+}
+
+// fill creates n credentials and returns the memory at once and after a pause.
+func (b *bench) fill(ctx context.Context, s *site, n int64) (m [2]memory, err error) {
+	if _, err = closed(ctx, clients, size{calls: n}, s.creators(s.keys, "", nil)); err != nil {
+		return m, err
+	}
+	if m[0], err = s.memory(); err != nil {
+		return m, err
+	}
+	select {
+	case <-time.After(b.settleTime()):
+	case <-ctx.Done():
+		return m, ctx.Err()
+	}
+	m[1], err = s.memory()
+	return m, err
+}
+
+func (b *bench) get(ctx context.Context, s *site) error {
+	var gets, ratios []float64
+	var last load
+	for range b.rounds {
+		hello, err := b.helloWorld(ctx, clients)
+		if err != nil {
+			return err
+		}
+		if last, err = closed(ctx, clients, b.measured(), s.getters); err != nil {
+			return err
+		}
+		gets, ratios = append(gets, last.rate), append(ratios, last.rate/hello.rate)
+	}
+	b.report.bar("get over HTTP, 64 clients", perSecond(median(gets)), percent(median(ratios))+" of hello-world; "+latencies(last),
+		"35% of hello-world", median(ratios) >= barGet)
+	half, err := paced(ctx, clients, median(gets)/2, b.time, s.getters)
+	if err != nil {
+		return err
+	}
+	b.report.add("get at half load", perSecond(half.rate), latencies(half))
+	return nil
+}
+
+// viewsStatus is what the service says of its views.
+type viewsStatus struct {
+	Position, End uint64
+	Rebuilding    bool
+	Rebuilt       uint64
+	Error         string
+}
+
+func (b *bench) rebuild(ctx context.Context, s *site) error {
+	admin, err := dialWire(s.proc.http)
+	if err != nil {
+		return err
+	}
+	defer admin.close()
+	var rates []float64
+	for range b.rounds {
+		began := time.Now()
+		if err := command(admin, adminKey, "default", "views.rebuild", struct{}{}, nil); err != nil {
+			return err
+		}
+		var st viewsStatus
+		for st.Rebuilding = true; st.Rebuilding; {
+			select {
+			case <-time.After(10 * time.Millisecond):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			if err := query(admin, adminKey, "default", "views.status", &st); err != nil {
+				return err
+			}
+		}
+		if st.Error != "" || st.Rebuilt < st.End {
+			return fmt.Errorf("the rebuild ended at %d of %d: %s", st.Rebuilt, st.End, st.Error)
+		}
+		rates = append(rates, float64(st.End)/time.Since(began).Seconds())
+	}
+	// The raw replay needs the folder to itself.
+	if err := s.stop(); err != nil {
+		return err
+	}
+	list := filepath.Join(b.dir, "none")
+	if err := (&site{}).acknowledged(list); err != nil {
+		return fmt.Errorf("write the list of the acknowledged: %w", err)
+	}
+	var raw reopened
+	if err := askChild(ctx, &raw, "reopen", s.dir, list); err != nil {
+		return err
+	}
+	if _, err := s.start(ctx); err != nil {
+		return err
+	}
+	b.report.add("raw replay: an ordered consumer that counts", perSecond(raw.Replay), "")
+	b.report.bar("views rebuilt from the log, events", perSecond(median(rates)), percent(median(rates)/raw.Replay)+" of the raw replay",
+		"25,000/s", median(rates) >= barRebuild)
+	return nil
+}
+
+func (b *bench) starts(ctx context.Context, s *site) error {
+	start := func(stop func() error) (ready, answered time.Duration, err error) {
+		if err := stop(); err != nil {
+			return 0, 0, err
+		}
+		began := time.Now()
+		if ready, err = s.start(ctx); err != nil {
+			return 0, 0, err
+		}
+		one, err := s.getters(0)
+		if err != nil {
+			return 0, 0, err
+		}
+		defer one.close()
+		if err := one.call(); err != nil {
+			return 0, 0, err
+		}
+		return ready, time.Since(began), nil
+	}
+	row := func(what string, bar bool, times int, stop func() error) error {
+		var readies, answers []float64
+		for range times {
+			ready, answered, err := start(stop)
+			if err != nil {
+				return err
+			}
+			readies, answers = append(readies, ready.Seconds()), append(answers, answered.Seconds())
+		}
+		result := fmt.Sprintf("%.2f s", median(readies))
+		against := fmt.Sprintf("first get answered after %.2f s", median(answers))
+		if bar {
+			b.report.bar(what, result, against, "2 s", median(answers) <= barStart.Seconds())
+		} else {
+			b.report.add(what, result, against)
+		}
+		return nil
+	}
+	if err := row("start until ready", true, b.rounds, s.stop); err != nil {
+		return err
+	}
+	return row("start until ready after SIGKILL", false, 1, func() error {
+		s.kill()
+		return nil
+	})
+}
+
+// listing is one way to ask for a list.
+type listing struct {
+	what, params string
+	pages        int // pages of 200 to skip first
+}
+
+func listings(short bool) []listing {
+	filters := []listing{
+		{"all", "", 0},
+		{"component", "&component=c3", 0},
+		{"status unverified", "&status=unverified", 0},
+		{"status verified", "&status=verified", 0},
+		{"component, status", "&component=c3&status=unverified", 0},
+		{"name contains many have", "&name_contains=prod", 0},
+		{"name contains few have", "&name_contains=" + url.QueryEscape("orders crm 12"), 0},
+		{"name contains two letters", "&name_contains=cr", 0},
+		{"name contains nobody has", "&name_contains=xyzzy", 0},
+		{"component, name contains", "&component=c3&name_contains=prod", 0},
+		{"component, status, name contains few", "&component=c3&status=unverified&name_contains=" + url.QueryEscape("crm 9"), 0},
+		{"far page", "", 5},
+		{"far page, name contains", "&name_contains=prod", 3},
+	}
+	sorts := []string{"name", "-name", "created", "-created"}
+	if short {
+		sorts = sorts[1:3]
+	}
+	var all []listing
+	for _, f := range filters {
+		for _, s := range sorts {
+			all = append(all, listing{f.what + ", by " + s, f.params + "&sort=" + s, f.pages})
+		}
+	}
+	return all
+}
+
+func (b *bench) lists(ctx context.Context, s *site) error {
+	// Some credentials are verified, so that a status divides.
+	if _, err := closed(ctx, clients, size{calls: b.credentials / 50}, s.creators(s.keys, probed, nil)); err != nil {
+		return err
+	}
+	if err := b.listsOf(ctx, s, s.keys, fmt.Sprintf("%s credentials, %d tenants", thousands(b.credentials), tenants)); err != nil {
+		return err
+	}
+	if _, err := closed(ctx, clients, size{calls: b.credentials}, s.creators(s.big, "", nil)); err != nil {
+		return err
+	}
+	if _, err := closed(ctx, 4, size{calls: b.credentials / 50}, s.creators(s.big, probed, nil)); err != nil {
+		return err
+	}
+	return b.listsOf(ctx, s, s.big, fmt.Sprintf("one tenant of %s, %s in all", thousands(b.credentials), thousands(2*b.credentials)))
+}
+
+// listsOf measures every way to list, each at its own half load, and reports the
+// slowest.
+func (b *bench) listsOf(ctx context.Context, s *site, of []apiKey, where string) error {
+	each := size{warm: b.time / 20, time: b.time / 5}
+	var worst, typical load
+	var worstWhat string
+	ways := listings(b.short)
+	for i, w := range ways {
+		open, err := s.listers(of, w)
+		if err != nil {
+			return fmt.Errorf("%s: %w", w.what, err)
+		}
+		most, err := closed(ctx, clients, each, open)
+		if err != nil {
+			return fmt.Errorf("%s: %w", w.what, err)
+		}
+		half, err := paced(ctx, clients, most.rate/2, b.time/3, open)
+		if err != nil {
+			return fmt.Errorf("%s: %w", w.what, err)
+		}
+		fmt.Fprintf(b.report.out, "    %-50s %10s  half load: %s\n", w.what, perSecond(most.rate), latencies(half))
+		half.rate = most.rate
+		if i == 0 {
+			typical = half
+		}
+		if half.quantile(.99) > worst.quantile(.99) {
+			worst, worstWhat = half, w.what
+		}
+	}
+	b.report.add("list page of 50 ("+where+")", perSecond(typical.rate), "at half load "+latencies(typical))
+	b.report.bar(fmt.Sprintf("the slowest of %d filters and sorts", len(ways)), "p99 "+ms(worst.quantile(.99)),
+		fmt.Sprintf("%s: %s, at half load %s", worstWhat, perSecond(worst.rate), latencies(worst)),
+		"p99 10 ms", worst.quantile(.99) <= barList)
+	return nil
+}
+
+// listers returns clients that ask for one page, for each tenant the same one.
+func (s *site) listers(of []apiKey, w listing) (func(int) (caller, error), error) {
+	after := map[string]string{}
+	if w.pages > 0 {
+		c, err := dialWire(s.proc.http)
+		if err != nil {
+			return nil, err
+		}
+		defer c.close()
+		for _, k := range of {
+			if _, known := after[k.tenant]; known {
+				continue
+			}
+			var page struct{ Next string }
+			for range w.pages {
+				what := "credential.list?limit=200" + w.params + "&after=" + url.QueryEscape(page.Next)
+				if page.Next == "" {
+					what = "credential.list?limit=200" + w.params
+				}
+				page.Next = ""
+				if err := query(c, k.key, k.tenant, what, &page); err != nil {
+					return nil, err
+				}
+			}
+			after[k.tenant] = page.Next
+		}
+	}
+	requests := make([][]byte, len(of))
+	for i, k := range of {
+		target := "/v1/tenants/" + k.tenant + "/credential.list?limit=50" + w.params
+		if next := after[k.tenant]; next != "" {
+			target += "&after=" + url.QueryEscape(next)
+		}
+		requests[i] = getRequest(nil, target, k.key)
+	}
+	return func(int) (caller, error) {
+		c, err := dialWire(s.proc.http)
+		if err != nil {
+			return caller{}, err
+		}
+		return caller{call: func() error {
+			status, answer, err := c.do(requests[rand.IntN(len(requests))]) //nolint:gosec // a choice, not a secret
+			if err != nil || status != 200 {
+				return fmt.Errorf("list: %d %.300s: %w", status, answer, err)
+			}
+			return nil
+		}, close: c.close}, nil
+	}, nil
+}
+
+// feed measures from the answer to a create until its event is at a plain NATS
+// subscriber. Both times are taken in this process.
+func (b *bench) feed(ctx context.Context, s *site) error {
+	nc, err := nats.Connect(s.proc.nats, nats.UserInfo("bench", adminKey))
+	if err != nil {
+		return fmt.Errorf("connect to NATS: %w", err)
+	}
+	defer nc.Close()
+	rate := b.createRate / 2
+	calls := int(rate * b.time.Seconds())
+	first := next.Load() + 1
+	acked, seen := make([]atomic.Int64, calls+1), make([]atomic.Int64, calls+1)
+	var arrived atomic.Int64
+	began := time.Now()
+	note := func(times []atomic.Int64, n uint64) bool {
+		i := int64(n) - int64(first) //nolint:gosec // far below 2^63
+		return i >= 0 && i < int64(len(times)) && times[i].CompareAndSwap(0, int64(time.Since(began)))
+	}
+	sub, err := nc.Subscribe("credstream.events.*.>", func(m *nats.Msg) {
+		if id := m.Header["ce-commandid"]; len(id) == 1 && note(seen, numberOf(id[0])) {
+			arrived.Add(1)
+		}
+	})
+	if err == nil {
+		err = sub.SetPendingLimits(-1, -1)
+	}
+	if err == nil {
+		err = nc.Flush()
+	}
+	if err != nil {
+		return fmt.Errorf("subscribe: %w", err)
+	}
+	l, err := paced(ctx, clients, rate, b.time, s.creators(s.keys, "", func(n uint64) { note(acked, n) }))
+	if err != nil {
+		return err
+	}
+	for wait := time.Now(); arrived.Load() < int64(calls) && time.Since(wait) < 10*time.Second; {
+		time.Sleep(10 * time.Millisecond)
+	}
+	var took []time.Duration
+	for i := range calls {
+		if a, z := acked[i].Load(), seen[i].Load(); a > 0 && z > 0 {
+			took = append(took, time.Duration(max(0, z-a)))
+		}
+	}
+	after := summed([][]time.Duration{took}, b.time)
+	b.report.bar("from the answer to a subscriber, at half load", latencies(after),
+		fmt.Sprintf("%s of %s events, creates at %s", thousands(int64(len(took))), thousands(int64(calls)), perSecond(l.rate)),
+		"p99 25 ms, all", after.quantile(.99) <= barFeed && len(took) == calls)
+	return nil
+}

@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"reflect"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/seal"
+)
+
+// A configuration is a struct whose tags say it all: flag, env, default, help,
+// and arg, which names the value in the help. A flag goes before the
+// environment, which goes before the default. Help and docs/config.md are
+// printed from the tags.
+
+// serveConfig is the configuration of the service.
+type serveConfig struct {
+	Data                string `flag:"data" arg:"DIR" env:"CREDSTREAM_DATA" default:"./credstream-data" help:"folder that holds everything the service keeps"`
+	HTTP                string `flag:"http" arg:"ADDR" env:"CREDSTREAM_HTTP" default:"127.0.0.1:8080" help:"address for HTTP"`
+	NATSListen          string `flag:"nats-listen" arg:"ADDR" env:"CREDSTREAM_NATS_LISTEN" default:"127.0.0.1:4222" help:"address of the embedded NATS server"`
+	NATS                string `flag:"nats" arg:"URL" env:"CREDSTREAM_NATS" help:"use this NATS cluster instead of the embedded server"`
+	AdminKey            string `flag:"admin-key" arg:"KEY" env:"CREDSTREAM_ADMIN_KEY" help:"administrator key to take on the first start, instead of one that is made and printed; better set by the environment, since other users of the machine see flags"`
+	Durability          string `flag:"durability" arg:"MODE" env:"CREDSTREAM_DURABILITY" default:"group" help:"how a change is made durable before it is acknowledged: group (one fsync for all that wait) or always (one for each)"`
+	KMS                 string `flag:"kms" arg:"URL" env:"CREDSTREAM_KMS" help:"key that wraps the tenants' keys: file:///path, hcvault://, aws-kms:// or gcp-kms://; a key file in the data folder when empty"`
+	Views               string `flag:"views" arg:"URL" env:"CREDSTREAM_VIEWS" help:"database of the lists; SQLite in the data folder when empty"`
+	AllowPrivateTargets bool   `flag:"allow-private-targets" env:"CREDSTREAM_ALLOW_PRIVATE_TARGETS" help:"let dry requests reach private and loopback addresses; for development only"`
+	LogFormat           string `flag:"log-format" arg:"FORMAT" env:"CREDSTREAM_LOG_FORMAT" default:"text" help:"text or json"`
+	LogLevel            string `flag:"log-level" arg:"LEVEL" env:"CREDSTREAM_LOG_LEVEL" default:"info" help:"debug, info, warn or error"`
+
+	kmsToken seal.Secret `env:"CREDSTREAM_KMS_TOKEN" help:"token for a Vault or OpenBao KMS; by the environment alone"`
+}
+
+// clientConfig is the configuration of the verbs that talk to a service.
+type clientConfig struct {
+	Server  string `flag:"server" arg:"URL" env:"CREDSTREAM_URL" default:"http://127.0.0.1:8080" help:"where the service is"`
+	Key     string `flag:"key" arg:"KEY" env:"CREDSTREAM_KEY" help:"API key; better set by the environment or --key-file, since other users of the machine see flags"`
+	KeyFile string `flag:"key-file" arg:"FILE" env:"CREDSTREAM_KEY_FILE" help:"file that holds the API key, used when no key is given"`
+	Tenant  string `flag:"tenant" arg:"TENANT" env:"CREDSTREAM_TENANT" default:"default" help:"tenant to work in"`
+	JSON    bool   `flag:"json" help:"print one JSON document, or one a line for streams; errors too, on standard error"`
+}
+
+// tailConfig is what events tail needs besides.
+type tailConfig struct {
+	NATS string `flag:"nats" arg:"URL" env:"CREDSTREAM_NATS" default:"nats://127.0.0.1:4222" help:"NATS port of the service"`
+}
+
+// demoConfig is the configuration of the demo API.
+type demoConfig struct {
+	Listen  string `flag:"listen" arg:"ADDR" env:"CREDSTREAM_DEMO_LISTEN" default:"127.0.0.1:9090" help:"address for HTTP"`
+	KeyFile string `flag:"key-file" arg:"FILE" env:"CREDSTREAM_DEMO_KEY_FILE" help:"file that holds the key the API takes"`
+
+	key string `env:"CREDSTREAM_DEMO_KEY" default:"secret" help:"the key the API takes when there is no file; by the environment alone"`
+}
+
+var errEnvironment = fault.New(fault.Invalid, "config_environment", "A variable of the environment is not valid.")
+
+// envOf is the annotation that names a flag's variable.
+const envOf = "env"
+
+// bind makes a flag of every exported field of the configuration cfg points at.
+func bind(flags *pflag.FlagSet, cfg any) {
+	flags.SortFlags = false
+	v := reflect.ValueOf(cfg).Elem()
+	for i := range v.NumField() {
+		f := v.Type().Field(i)
+		name := f.Tag.Get("flag")
+		if name == "" {
+			continue
+		}
+		help := f.Tag.Get("help")
+		if env := f.Tag.Get("env"); env != "" {
+			help += " [$" + env + "]"
+		}
+		switch p := v.Field(i).Addr().Interface().(type) {
+		case *string:
+			*p = f.Tag.Get("default")
+			flags.Var(&text{p, f.Tag.Get("arg")}, name, help)
+		case *bool:
+			flags.BoolVar(p, name, false, help)
+		default:
+			panic(fmt.Sprintf("configuration field %s has a type that no flag has", f.Name)) // a mistake of ours
+		}
+		if env := f.Tag.Get("env"); env != "" {
+			flags.Lookup(name).Annotations = map[string][]string{envOf: {env}}
+		}
+	}
+}
+
+// text is the value of a flag whose help calls it by a name of ours.
+type text struct {
+	*string
+	arg string
+}
+
+func (t *text) Set(s string) error { *t.string = s; return nil }
+func (t *text) String() string     { return *t.string }
+func (t *text) Type() string       { return t.arg }
+
+// fromEnvironment sets the flags that were not given from their variables. It is
+// done after parsing, so that help never prints what a variable holds.
+func fromEnvironment(flags *pflag.FlagSet, getenv func(string) string) (err error) {
+	flags.VisitAll(func(f *pflag.Flag) {
+		env := f.Annotations[envOf]
+		if f.Changed || len(env) == 0 || getenv(env[0]) == "" || err != nil {
+			return
+		}
+		if f.Value.Set(getenv(env[0])) != nil {
+			err = errEnvironment.Because("The variable %s is not valid.", env[0])
+		}
+	})
+	return err
+}
+
+// newServeCommand is the verb that runs the service.
+func newServeCommand(getenv func(string) string, serve func(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) error) *cobra.Command {
+	var cfg serveConfig
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the service",
+		Long: "Run the service: HTTP, NATS with JetStream, and everything it keeps, in one process and one folder.\n" +
+			"The first start prints an administrator's key, once.",
+		Args: arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if token := getenv("CREDSTREAM_KMS_TOKEN"); token != "" {
+				cfg.kmsToken = seal.NewSecret([]byte(token))
+			}
+			return serve(cmd.Context(), cfg, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	bind(cmd.Flags(), &cfg)
+	return cmd
+}
+
+// configReference writes docs/config.md.
+func configReference() string {
+	var b strings.Builder
+	b.WriteString("# Configuration\n\nA flag goes before its variable, and the variable before the default. An empty\nvariable counts as none. " +
+		"This page is made from the program; a test keeps it so.\n")
+	for _, part := range []struct {
+		title string
+		cfg   any
+	}{
+		{"credstream serve", serveConfig{}},
+		{"Verbs that talk to a service", clientConfig{}},
+		{"credstream events tail", tailConfig{}},
+		{"credstream demo petstore", demoConfig{}},
+	} {
+		fmt.Fprintf(&b, "\n## %s\n\n| flag | variable | default | |\n|---|---|---|---|\n", part.title)
+		t := reflect.TypeOf(part.cfg)
+		for i := range t.NumField() {
+			tag := t.Field(i).Tag
+			flag := ""
+			if tag.Get("flag") != "" {
+				flag = strings.TrimSpace("--" + tag.Get("flag") + " " + tag.Get("arg"))
+			}
+			fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", quoted(flag), quoted(tag.Get("env")), quoted(tag.Get("default")), tag.Get("help"))
+		}
+	}
+	return b.String()
+}
+
+func quoted(s string) string {
+	if s == "" {
+		return ""
+	}
+	return "`" + s + "`"
+}

@@ -1,0 +1,473 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/credstream/credstream/client"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service"
+)
+
+var errKeysMissing = fault.New(fault.Invalid, "keys_missing",
+	"Give the keys as a JSON object: --keys-file FILE, or --keys-file - for standard input. On a terminal they are asked for.")
+
+func (a *app) credentialCommand() *cobra.Command {
+	return a.group("credential", "Make, change and look at credentials",
+		a.credentialCreate(), a.credentialList(), a.credentialCounts(), a.credentialShow(), a.credentialRename(),
+		a.credentialReplaceKeys(), a.credentialRevert(), a.credentialVerify(), a.credentialDelete(), a.credentialHistory())
+}
+
+// changing adds the flags that every command on a credential takes.
+type changing struct {
+	commandID string
+	expected  int
+}
+
+func (c *changing) bind(cmd *cobra.Command, expected bool) {
+	cmd.Flags().StringVar(&c.commandID, "command-id", "", "`ID` of this command: repeated with the same one it is obeyed once")
+	if expected {
+		cmd.Flags().IntVar(&c.expected, "expected-version", 0, "refuse unless the keys in force have this `VERSION`")
+	}
+}
+
+func (c *changing) options() []client.CommandOption {
+	if c.commandID == "" {
+		return nil
+	}
+	return []client.CommandOption{client.CommandID(c.commandID)}
+}
+
+func (a *app) credentialCreate() *cobra.Command {
+	var in client.CreateCredential
+	var keysFile string
+	var by changing
+	cmd := &cobra.Command{
+		Use: "create --component ID", Short: "Verify keys and save them as a new credential",
+		Long: "Verify keys with the component's dry request and save them as a new credential.\n" +
+			"Nothing is saved when they do not pass. Without --keys-file each field is asked for on the terminal.",
+		Args: arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			if in.Keys, err = a.keys(cmd.Context(), api, keysFile, in.Component); err != nil {
+				return err
+			}
+			done, err := api.CreateCredential(cmd.Context(), in, by.options()...)
+			if err != nil {
+				return err
+			}
+			return a.answer(done, "Created credential %s, version %d, %s.", done.ID, done.Version, done.Status)
+		},
+	}
+	cmd.Flags().StringVar(&in.Component, "component", "", "`ID` of the component")
+	cmd.Flags().StringVar(&in.Name, "name", "", "`NAME` for people; made from the component's title when absent")
+	cmd.Flags().StringVar(&in.Workspace, "workspace", "", "`ID` of your own, kept as given")
+	bindKeysFile(cmd, &keysFile)
+	by.bind(cmd, false)
+	required(cmd, "component")
+	return cmd
+}
+
+func bindKeysFile(cmd *cobra.Command, file *string) {
+	cmd.Flags().StringVar(file, "keys-file", "", "`FILE` with the keys as a JSON object, - for standard input")
+}
+
+// keys reads the keys from the file, or asks for the component's fields.
+func (a *app) keys(ctx context.Context, api *client.Client, file, component string) (client.Keys, error) {
+	if file != "" {
+		b, err := a.secretFile(file)
+		if err != nil {
+			return client.Keys{}, err
+		}
+		return client.KeysJSON(b)
+	}
+	tty, ok := a.stdin.(*os.File)
+	if !ok || !term.IsTerminal(int(tty.Fd())) { //nolint:gosec // file descriptors are small
+		return client.Keys{}, errKeysMissing
+	}
+	c, err := api.GetComponent(ctx, component, 0)
+	if err != nil {
+		return client.Keys{}, err
+	}
+	d, err := commands.ParseDescriptor(c.Descriptor)
+	if err != nil {
+		return client.Keys{}, err
+	}
+	if d.UsesOAuth {
+		return client.Keys{}, commands.ErrOAuthNotAvailable
+	}
+	values := map[string]any{}
+	for _, f := range d.Fields {
+		v, err := a.ask(ctx, tty, f)
+		if err != nil {
+			return client.Keys{}, err
+		}
+		if v != "" {
+			values[f.Name] = v
+		}
+	}
+	return client.NewKeys(values)
+}
+
+// ask reads one field's value from the terminal, without echo unless the
+// descriptor says that it is not secret. Whoever interrupts gets the echo back.
+func (a *app) ask(ctx context.Context, tty *os.File, f commands.Field) (string, error) {
+	label := f.Label
+	if label == "" {
+		label = f.Name
+	}
+	var hints []string
+	if len(f.Options) > 0 {
+		values := make([]string, len(f.Options))
+		for i, o := range f.Options {
+			values[i] = o.Value
+		}
+		hints = append(hints, "one of "+strings.Join(values, ", "))
+	}
+	if !f.Required {
+		hints = append(hints, "may be empty")
+	}
+	if f.Secret {
+		hints = append(hints, "not shown")
+	}
+	if f.Note != "" {
+		fmt.Fprintf(a.stderr, "%s\n", clean(f.Note))
+	}
+	if len(hints) > 0 {
+		label += " (" + strings.Join(hints, "; ") + ")"
+	}
+	fmt.Fprintf(a.stderr, "%s: ", clean(label))
+
+	fd := int(tty.Fd()) //nolint:gosec // file descriptors are small
+	before, err := term.GetState(fd)
+	if err != nil {
+		return "", fmt.Errorf("look at the terminal: %w", err)
+	}
+	type line struct {
+		text string
+		err  error
+	}
+	read := make(chan line, 1)
+	go func() { // a read of the terminal cannot be ended: after an interrupt it ends with the process
+		if !f.Secret {
+			text, err := readLine(tty)
+			read <- line{text, err}
+			return
+		}
+		text, err := term.ReadPassword(fd)
+		read <- line{string(text), err}
+	}()
+	select {
+	case l := <-read:
+		if f.Secret {
+			fmt.Fprintln(a.stderr)
+		}
+		if l.err != nil {
+			return "", fmt.Errorf("%w (%w)", errKeysMissing, l.err)
+		}
+		return l.text, nil
+	case <-ctx.Done():
+		fmt.Fprintln(a.stderr)
+		if err := term.Restore(fd, before); err != nil {
+			return "", fmt.Errorf("restore the terminal: %w", err)
+		}
+		return "", errStopped.Because("Interrupted. Nothing was sent.")
+	}
+}
+
+// readLine reads up to the end of the line and not beyond, which belongs to the
+// next question.
+func readLine(r io.Reader) (string, error) {
+	text, err := bufio.NewReaderSize(oneByte{r}, 16).ReadString('\n')
+	return strings.TrimRight(text, "\r\n"), err
+}
+
+// oneByte reads one byte at a time.
+type oneByte struct{ io.Reader }
+
+func (r oneByte) Read(p []byte) (int, error) { return r.Reader.Read(p[:min(1, len(p))]) }
+
+func (a *app) credentialList() *cobra.Command {
+	var filter client.CredentialFilter
+	var all bool
+	cmd := &cobra.Command{
+		Use: "list", Short: "List credentials", Args: arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			list := client.CredentialList{Credentials: []client.Credential{}}
+			if all {
+				for c, err := range api.Credentials(cmd.Context(), filter) {
+					if err != nil {
+						return err
+					}
+					list.Credentials = append(list.Credentials, c)
+				}
+			} else if list, err = api.ListCredentials(cmd.Context(), filter); err != nil {
+				return err
+			}
+			if a.client.JSON {
+				return a.json(list)
+			}
+			var rows [][]string
+			for _, c := range list.Credentials {
+				rows = append(rows, []string{c.ID, c.Name, c.Component, c.Status, strconv.Itoa(c.Version), when(c.UpdatedAt)})
+			}
+			if err := a.list([]string{"ID", "NAME", "COMPONENT", "STATUS", "VERSION", "UPDATED"}, rows); err != nil {
+				return err
+			}
+			if list.Next != "" {
+				fmt.Fprintf(a.stderr, "There are more: --all, or --after %s\n", clean(list.Next))
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&filter.Component, "component", "", "only those of the component with this `ID`")
+	f.StringVar(&filter.Status, "status", "", "only those with this `STATUS`: verified, failed or unverified")
+	f.StringVar(&filter.NameContains, "name-contains", "", "only those whose name contains `TEXT`")
+	f.StringVar(&filter.Sort, "sort", "", "sort by `FIELD`: name, -name, created or -created")
+	f.IntVar(&filter.Limit, "limit", 0, "`NUMBER` of credentials on a page, up to 200")
+	f.StringVar(&filter.After, "after", "", "go on after the page with this `CURSOR`")
+	f.BoolVar(&all, "all", false, "every page")
+	return cmd
+}
+
+func (a *app) credentialCounts() *cobra.Command {
+	return &cobra.Command{
+		Use: "counts", Short: "Count credentials by component and status", Args: arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			counts, err := api.CountCredentials(cmd.Context(), 0)
+			if err != nil {
+				return err
+			}
+			if a.client.JSON {
+				return a.json(counts)
+			}
+			var rows [][]string
+			for _, c := range counts.Components {
+				rows = append(rows, []string{
+					c.Component, strconv.Itoa(c.Total), strconv.Itoa(c.Status[client.StatusVerified]),
+					strconv.Itoa(c.Status[client.StatusFailed]), strconv.Itoa(c.Status[client.StatusUnverified]),
+				})
+			}
+			return a.list([]string{"COMPONENT", "TOTAL", "VERIFIED", "FAILED", "UNVERIFIED"}, rows)
+		},
+	}
+}
+
+func (a *app) credentialShow() *cobra.Command {
+	return &cobra.Command{
+		Use: "show ID", Short: "Show one credential; secret values are masked", Args: arguments("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			c, err := api.GetCredential(cmd.Context(), args[0], 0)
+			if err != nil {
+				return err
+			}
+			if a.client.JSON {
+				return a.json(c)
+			}
+			pairs := [][2]string{
+				{"id", c.ID},
+				{"name", c.Name},
+				{"component", c.Component},
+				{"status", c.Status},
+				{"version", strconv.Itoa(c.Version)},
+				{"verified", when(c.VerifiedAt) + " " + evidence(c.Verification)},
+				{"created", when(c.CreatedAt) + " by " + c.CreatedBy},
+				{"updated", when(c.UpdatedAt)},
+			}
+			if c.Workspace != "" {
+				pairs = append(pairs, [2]string{"workspace", c.Workspace})
+			}
+			for _, name := range slices.Sorted(maps.Keys(c.Keys)) {
+				pairs = append(pairs, [2]string{"keys." + name, fmt.Sprint(c.Keys[name])})
+			}
+			return a.pairs(pairs)
+		},
+	}
+}
+
+func evidence(v client.Verification) string {
+	if v.Probe == "" {
+		return "without a probe"
+	}
+	return fmt.Sprintf("by %s: %s in %d ms", v.Probe, v.Outcome, v.LatencyMS)
+}
+
+// credentialVerb is a command on one credential.
+func (a *app) credentialVerb(use, short string, names []string, sentence string,
+	obey func(ctx context.Context, api *client.Client, args []string) (client.Done, error),
+) *cobra.Command {
+	return &cobra.Command{
+		Use: use, Short: short, Args: arguments(names...),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			done, err := obey(cmd.Context(), api, args)
+			if err != nil {
+				return err
+			}
+			said := strings.NewReplacer("{id}", done.ID, "{version}", strconv.Itoa(done.Version), "{status}", done.Status).Replace(sentence)
+			return a.answer(done, "%s", said)
+		},
+	}
+}
+
+func (a *app) credentialRename() *cobra.Command {
+	var by changing
+	cmd := a.credentialVerb("rename ID NAME", "Give a credential another name", []string{"ID", "NAME"}, "Renamed credential {id}.",
+		func(ctx context.Context, api *client.Client, args []string) (client.Done, error) {
+			return api.RenameCredential(ctx, args[0], args[1], by.expected, by.options()...)
+		})
+	by.bind(cmd, true)
+	return cmd
+}
+
+func (a *app) credentialReplaceKeys() *cobra.Command {
+	var by changing
+	var keysFile string
+	cmd := a.credentialVerb("replace-keys ID", "Verify new keys and put them in force", []string{"ID"}, "Credential {id} has version {version}, {status}.",
+		func(ctx context.Context, api *client.Client, args []string) (client.Done, error) {
+			component := ""
+			if keysFile == "" {
+				c, err := api.GetCredential(ctx, args[0], 0)
+				if err != nil {
+					return client.Done{}, err
+				}
+				component = c.Component
+			}
+			keys, err := a.keys(ctx, api, keysFile, component)
+			if err != nil {
+				return client.Done{}, err
+			}
+			return api.ReplaceKeys(ctx, args[0], keys, by.expected, by.options()...)
+		})
+	bindKeysFile(cmd, &keysFile)
+	by.bind(cmd, true)
+	return cmd
+}
+
+func (a *app) credentialRevert() *cobra.Command {
+	var by changing
+	var to int
+	cmd := a.credentialVerb("revert ID --to-version N", "Put the keys of an earlier version in force again", []string{"ID"},
+		"Credential {id} has version {version}, {status}.",
+		func(ctx context.Context, api *client.Client, args []string) (client.Done, error) {
+			return api.RevertCredential(ctx, args[0], to, by.expected, by.options()...)
+		})
+	cmd.Flags().IntVar(&to, "to-version", 0, "`VERSION` to go back to")
+	by.bind(cmd, true)
+	required(cmd, "to-version")
+	return cmd
+}
+
+func (a *app) credentialVerify() *cobra.Command {
+	var by changing
+	cmd := &cobra.Command{
+		Use: "verify ID", Short: "Make the dry request again",
+		Long: "Make the dry request again and record what it finds. A failed one exits with 2, so that scripts see it.",
+		Args: arguments("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			done, err := api.VerifyCredential(cmd.Context(), args[0], by.options()...)
+			if err != nil {
+				return err
+			}
+			if err := a.answer(done, "Credential %s, version %d: %s.", done.ID, done.Version, done.Status); err != nil {
+				return err
+			}
+			if done.Status == client.StatusFailed {
+				if done.Says == "" {
+					done.Says = "The dry request failed."
+				}
+				return service.ErrVerificationFailed.Because("%s", done.Says)
+			}
+			return nil
+		},
+	}
+	by.bind(cmd, false)
+	return cmd
+}
+
+func (a *app) credentialDelete() *cobra.Command {
+	var by changing
+	var dry bool
+	cmd := a.credentialVerb("delete ID", "Delete a credential and erase its secrets", []string{"ID"}, "Deleted credential {id}.",
+		func(ctx context.Context, api *client.Client, args []string) (client.Done, error) {
+			return api.DeleteCredential(ctx, args[0], by.expected, by.options()...)
+		})
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "say what would happen and change nothing")
+	by.bind(cmd, true)
+	obey := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if !dry {
+			return obey(cmd, args)
+		}
+		api, err := a.api()
+		if err != nil {
+			return err
+		}
+		c, err := api.GetCredential(cmd.Context(), args[0], 0)
+		if err != nil {
+			return err
+		}
+		return a.answer(c, "Would delete credential %s (%s) and erase the secrets of all its versions.", c.ID, c.Name)
+	}
+	return cmd
+}
+
+func (a *app) credentialHistory() *cobra.Command {
+	return &cobra.Command{
+		Use: "history ID", Short: "Show what happened to a credential: who, what, when, which version", Args: arguments("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			entries, err := api.CredentialHistory(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if a.client.JSON {
+				return a.json(struct {
+					Events []client.HistoryEntry `json:"events"`
+				}{entries})
+			}
+			var rows [][]string
+			for _, e := range entries {
+				rows = append(rows, []string{strconv.FormatUint(e.Seq, 10), when(e.Time), e.Type, strconv.Itoa(e.Version), e.Actor, e.Via})
+			}
+			return a.list([]string{"SEQ", "TIME", "EVENT", "VERSION", "ACTOR", "VIA"}, rows)
+		},
+	}
+}

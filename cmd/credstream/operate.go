@@ -1,0 +1,233 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/credstream/credstream/client"
+	"github.com/credstream/credstream/fault"
+)
+
+func (a *app) eventsCommand() *cobra.Command {
+	return a.group("events", "Follow changes and replay history", a.eventsTail(), a.eventsReplay())
+}
+
+func (a *app) eventsTail() *cobra.Command {
+	var cfg tailConfig
+	var from uint64
+	cmd := &cobra.Command{
+		Use: "tail", Short: "Print changes as they happen, until interrupted",
+		Long: "Print the tenant's changes as they happen, in order and without a gap, until interrupted.\n" +
+			"With --from, those from that log sequence on first.",
+		Args: arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			key, err := a.key()
+			if err != nil {
+				return err
+			}
+			conn, err := client.Dial(cmd.Context(), client.NATSConfig{URL: cfg.NATS, Key: key, Tenant: a.client.Tenant})
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			events := conn.Tail(cmd.Context())
+			if from > 0 {
+				events = conn.Follow(cmd.Context(), from-1)
+			}
+			for e, err := range events {
+				if err != nil {
+					return err
+				}
+				if err := a.event(e); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	bind(cmd.Flags(), &cfg)
+	cmd.Flags().Uint64Var(&from, "from", 0, "begin with this log `SEQ`; 1 is the first")
+	return cmd
+}
+
+func (a *app) eventsReplay() *cobra.Command {
+	filter := client.ReplayFilter{}
+	var since string
+	cmd := &cobra.Command{
+		Use: "replay", Short: "Print the tenant's history again, in order", Args: arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if since != "" {
+				t, err := time.Parse(time.RFC3339, since)
+				if err != nil {
+					return errUsage.Because("--since is a time such as 2026-01-31T08:00:00Z.")
+				}
+				filter.Since = t
+			}
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			for e, err := range api.Replay(cmd.Context(), filter) {
+				if err != nil {
+					return err
+				}
+				if err := a.event(e); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.Uint64Var(&filter.From, "from", 1, "first log `SEQ`")
+	f.Uint64Var(&filter.To, "to", 0, "last log `SEQ`; the end of the log when 0")
+	f.StringVar(&filter.Stream, "stream", "", "only those of this `STREAM`: credential.<id>")
+	f.StringVar(&filter.Type, "type", "", "only those of this `TYPE`: credential.created")
+	f.StringVar(&filter.Actor, "actor", "", "only those caused by this `ACTOR`: key:<id>")
+	f.StringVar(&since, "since", "", "only those of this `TIME` or later")
+	return cmd
+}
+
+// event prints one change as a line: when, where in the log, what, of which, by whom.
+func (a *app) event(e client.Event) error {
+	if a.client.JSON {
+		return a.json(e)
+	}
+	_, err := fmt.Fprintf(a.stdout, "%s  %d.%d  %s  %s  %s  %s\n", when(e.Time), e.LogSeq, e.LogIndex,
+		clean(shortType(e.Type)), clean(e.Subject), clean(e.Actor), clean(compact(e.Data)))
+	return err
+}
+
+// shortType is the event's stored name: "credential.created" of
+// "credstream.credential.created.v1".
+func shortType(t string) string {
+	t = strings.TrimPrefix(t, "credstream.")
+	if i := strings.LastIndex(t, ".v"); i > 0 {
+		t = t[:i]
+	}
+	return t
+}
+
+func (a *app) viewsCommand() *cobra.Command {
+	return a.group("views", "Look after the lists", a.viewsRebuild(), a.viewsStatus())
+}
+
+const progressEvery = 200 * time.Millisecond
+
+var errRebuild = fault.New(fault.Unavailable, "views_rebuild_failed", "The rebuild ended early.")
+
+func (a *app) viewsRebuild() *cobra.Command {
+	return &cobra.Command{
+		Use: "rebuild", Short: "Build the lists anew from the log", Args: arguments(),
+		Long: "Build the lists anew from the log, beside the ones in use, and show the progress on standard error.\n" +
+			"The service goes on with it when this is interrupted.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			if _, err := api.RebuildViews(cmd.Context()); err != nil {
+				return err
+			}
+			tick := time.NewTicker(progressEvery)
+			defer tick.Stop()
+			live := terminalWidth(a.stderr) > 0
+			for {
+				s, err := api.ViewsStatus(cmd.Context())
+				if err != nil {
+					return err
+				}
+				if live {
+					fmt.Fprintf(a.stderr, "\r%d of %d", s.Rebuilt, s.RebuildEnd)
+				} else if !a.client.JSON {
+					fmt.Fprintf(a.stderr, "%d of %d\n", s.Rebuilt, s.RebuildEnd)
+				}
+				if !s.Rebuilding {
+					if live {
+						fmt.Fprintln(a.stderr)
+					}
+					if s.Error != "" {
+						return errRebuild.Because("The rebuild ended early: %s", s.Error)
+					}
+					return a.answer(s, "Rebuilt the lists from %s.", count(int(s.Rebuilt), "commit")) //nolint:gosec // far below 2^63
+				}
+				select {
+				case <-tick.C:
+				case <-cmd.Context().Done():
+					return errStopped.Because("Interrupted. The service goes on with the rebuild: credstream views status.")
+				}
+			}
+		},
+	}
+}
+
+func (a *app) viewsStatus() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "Show how far the lists are", Args: arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			s, err := api.ViewsStatus(cmd.Context())
+			if err != nil {
+				return err
+			}
+			sentence := fmt.Sprintf("The lists reflect %d of %s.", s.Position, count(int(s.End), "commit")) //nolint:gosec // far below 2^63
+			if s.Rebuilding {
+				sentence += fmt.Sprintf(" A rebuild has come to %d of %d.", s.Rebuilt, s.RebuildEnd)
+			}
+			if s.Stopped != "" {
+				sentence += " They stand still: " + s.Stopped
+			}
+			return a.answer(s, "%s", sentence)
+		},
+	}
+}
+
+func (a *app) tenantCommand() *cobra.Command {
+	var t client.Tenant
+	register := &cobra.Command{
+		Use: "register ID", Short: "Bring a tenant in", Args: arguments("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			t.ID = args[0]
+			done, err := api.RegisterTenant(cmd.Context(), t)
+			if err != nil {
+				return err
+			}
+			return a.answer(done, "Registered tenant %s.", done.ID)
+		},
+	}
+	register.Flags().StringVar(&t.Name, "name", "", "`NAME` for people")
+	list := &cobra.Command{
+		Use: "list", Short: "List the tenants the key may name", Args: arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			tenants, err := api.ListTenants(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if a.client.JSON {
+				return a.json(struct {
+					Tenants []client.Tenant `json:"tenants"`
+				}{tenants})
+			}
+			var rows [][]string
+			for _, t := range tenants {
+				rows = append(rows, []string{t.ID, t.Name})
+			}
+			return a.list([]string{"ID", "NAME"}, rows)
+		},
+	}
+	return a.group("tenant", "Bring tenants in", register, list)
+}

@@ -1,0 +1,541 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/credstream/credstream/aggregates"
+	v1 "github.com/credstream/credstream/api/v1"
+	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/events"
+	eventlog "github.com/credstream/credstream/events/jetstream"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/vault"
+	"github.com/credstream/credstream/verify"
+)
+
+const (
+	cachedStates = 16_384            // folded aggregates kept in memory
+	keyBucket    = "CREDSTREAM_KEYS" // wrapped keysets, by tenant
+	stopTime     = 3 * time.Second   // for requests under way when the process is told to stop
+	collectEvery = 10 * time.Minute  // between two looks for orphaned secrets
+	orphanAge    = time.Hour         // of a secret before it is looked at
+	bulkRebuild  = 5_000             // commits behind which the views are built anew rather than caught up
+)
+
+// The refusals of a configuration.
+var (
+	errExternalNATS = fault.New(fault.Unavailable, "external_nats_not_available",
+		"An external NATS cluster is not supported yet: leave --nats out to run the embedded server.")
+	errDurability     = fault.New(fault.Invalid, "config_durability", "--durability is group or always.")
+	errViewsURL       = fault.New(fault.Invalid, "config_views", "Other views than the SQLite file of the data folder are not supported yet: leave --views out.")
+	errLogLevel       = fault.New(fault.Invalid, "config_log_level", "--log-level is debug, info, warn or error.")
+	errLogFormat      = fault.New(fault.Invalid, "config_log_format", "--log-format is text or json.")
+	errKeyFileMissing = fault.New(fault.Precondition, "kms_key_missing",
+		"The data folder holds sealed keysets, but its key file kms.key is missing. Put the file back from its backup; a new one would not open them.")
+)
+
+// program is a running credstream: the parts and how to stop them.
+type program struct {
+	cfg      serveConfig
+	log      *slog.Logger
+	node     *bus.Node
+	store    *eventlog.Store
+	states   *aggregates.Log
+	views    *projections.Views
+	proj     *projections.Projector
+	vault    *vault.Vault
+	keyring  *seal.Keyring
+	svc      *service.Service
+	feed     *bus.Feed
+	ends     *bus.Endpoints
+	listener net.Listener
+	metrics  *prometheus.Registry
+	firstKey seal.Secret // what the first start made; zero ever after
+	restarts chan struct{}
+	water    *eventlog.HighWater
+	cut      error    // the log was cut short; nil when it is whole
+	stop     []func() // in reverse order
+
+	parts *errgroup.Group    // what runs beside the requests
+	life  context.Context    // of the parts; ends when one of them fails
+	halt  context.CancelFunc // ends the parts
+}
+
+// serve runs the service until ctx ends or a part fails. It says where it
+// listens once everything works.
+func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) error {
+	p, err := start(ctx, cfg, stderr)
+	if err != nil {
+		return err
+	}
+	p.announce(stdout)
+	return p.run(ctx)
+}
+
+// start brings every part up, in the order in which they need each other. When
+// it fails, what it started is stopped again.
+func start(ctx context.Context, cfg serveConfig, stderr io.Writer) (_ *program, err error) {
+	p := &program{cfg: cfg, metrics: prometheus.NewRegistry(), restarts: make(chan struct{}, 1)}
+	if p.log, err = newLogger(cfg, stderr); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	if cfg.NATS != "" {
+		return nil, errExternalNATS
+	}
+	if cfg.Durability != "group" && cfg.Durability != "always" {
+		return nil, errDurability
+	}
+	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if p.listener, err = net.Listen("tcp", cfg.HTTP); err != nil { //nolint:noctx // lives as long as the process
+		return nil, fmt.Errorf("listen for HTTP: %w", err)
+	}
+	p.stop = append(p.stop, func() { _ = p.listener.Close() })
+	for _, open := range []func(context.Context) error{p.openNode, p.openLog, p.openViews, p.openService, p.openPort, p.openParts} {
+		if err := open(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+func (p *program) openNode(ctx context.Context) error {
+	if err := os.MkdirAll(p.cfg.Data, 0o700); err != nil {
+		return fmt.Errorf("make the data folder: %w", err)
+	}
+	var clear []string
+	for _, r := range service.Routes() {
+		if r.Secrets {
+			clear = append(clear, r.Name)
+		}
+	}
+	var err error
+	p.node, err = bus.StartNode(ctx, bus.NodeConfig{
+		Dir: p.cfg.Data, Listen: p.cfg.NATSListen, SyncAlways: p.cfg.Durability == "always",
+		ClearSecretCommands: clear, Logger: p.log, Fatal: p.fatal,
+		Restarted: func() {
+			select {
+			case p.restarts <- struct{}{}:
+			default:
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	p.stop = append(p.stop, func() {
+		ctx, cancel := context.WithTimeout(context.Background(), stopTime)
+		defer cancel()
+		if err := p.node.Shutdown(ctx); err != nil {
+			p.log.Error("stop the node", "err", err)
+		}
+	})
+	return nil
+}
+
+// fatal ends the process at once: after a failed fsync nobody knows what is on
+// the disk, and nothing more may be acknowledged.
+func (p *program) fatal(err error) {
+	p.log.Error("an fsync failed; the process ends", "err", err)
+	os.Exit(1)
+}
+
+// durable returns the group fsync of a stream, or nil where the server syncs by itself.
+func (p *program) durable(stream string) func(context.Context) error {
+	if p.cfg.Durability == "always" {
+		return nil
+	}
+	return p.node.Syncer(stream).Wait
+}
+
+func (p *program) openLog(ctx context.Context) error {
+	conn, err := p.node.Conn("log")
+	if err != nil {
+		return err
+	}
+	p.store, err = eventlog.Open(ctx, eventlog.Config{
+		Conn: conn, Registry: events.All(), Logger: p.log,
+		Sync: p.durable(eventlog.Stream), SyncTree: p.node.Syncer(eventlog.Stream).SyncTree,
+	})
+	if err != nil {
+		return err
+	}
+	p.stop = append(p.stop, p.store.Close)
+	p.water = eventlog.NewHighWater(filepath.Join(p.cfg.Data, "high-water.json"), p.store)
+	if p.cut = p.water.Check(ctx); p.cut != nil {
+		if !errors.Is(p.cut, eventlog.ErrLogCutShort) {
+			return p.cut
+		}
+		p.log.Error("the log was cut short: nothing will be written", "err", p.cut)
+	}
+	p.states, err = aggregates.NewLog(p.store, cachedStates)
+	return err
+}
+
+// writesAllowed refuses commands while the log or the disk must not be written to.
+func (p *program) writesAllowed() error {
+	if p.cut != nil {
+		return p.cut
+	}
+	return p.node.WritesAllowed()
+}
+
+func (p *program) openViews(ctx context.Context) error {
+	if p.cfg.Views != "" {
+		return errViewsURL
+	}
+	var err error
+	if p.views, err = projections.OpenViews(filepath.Join(p.cfg.Data, "views.db"), projections.ViewsOptions{Logger: p.log}); err != nil {
+		return err
+	}
+	p.stop = append(p.stop, func() {
+		if err := p.views.Close(); err != nil {
+			p.log.Error("close the views", "err", err)
+		}
+	})
+	end, err := p.store.End(ctx)
+	if err != nil {
+		return err
+	}
+	err = p.views.Check(end, func(seq uint64) (string, error) {
+		recs, err := p.store.Commit(ctx, seq)
+		if err != nil {
+			return "", err
+		}
+		return recs[0].Meta.Commit, nil
+	})
+	if err != nil {
+		return err
+	}
+	if end-p.views.Position() > bulkRebuild {
+		p.log.Info("the views are built from the log", "commits", end)
+		if err := p.rebuildViews(ctx, func(uint64, uint64) {}); err != nil {
+			return err
+		}
+	}
+	p.proj = projections.NewProjector(p.store, p.views, p.log)
+	return nil
+}
+
+func (p *program) rebuildViews(ctx context.Context, progress func(done, end uint64)) error {
+	return p.views.Rebuild(ctx, p.store, progress)
+}
+
+func (p *program) openService(ctx context.Context) error {
+	conn, err := p.node.Conn("vault")
+	if err != nil {
+		return err
+	}
+	js, err := jetstream.New(conn)
+	if err != nil {
+		return fmt.Errorf("open JetStream: %w", err)
+	}
+	if p.keyring, err = p.openKeyring(ctx, js); err != nil {
+		return err
+	}
+	if err := p.ensureStream(ctx, js, vault.StreamConfig(1)); err != nil {
+		return err
+	}
+	if err := p.ensureStream(ctx, js, bus.FeedConfig(1)); err != nil {
+		return err
+	}
+	p.vault = vault.New(js, conn, p.keyring, p.durable(vault.Stream))
+	p.svc, err = service.New(service.Config{
+		Log: p.states, Views: p.views, Projector: p.proj, Keyring: p.keyring,
+		Vault:   p.vault,
+		Verify:  verify.NewClient(verify.Config{AllowPrivate: p.cfg.AllowPrivateTargets, Logger: p.log}),
+		Metrics: p.metrics, Logger: p.log,
+		WritesAllowed: p.writesAllowed,
+		TenantAdded:   p.node.EnsureTenant,
+		KeyRevoked:    p.node.DisconnectKey,
+		Rewind:        func(ctx context.Context, tenant string, seq uint64) error { return p.feed.Rewind(ctx, tenant, seq) },
+		RebuildViews:  p.rebuildViews,
+	})
+	if err != nil {
+		return err
+	}
+	p.stop = append(p.stop, p.svc.Close)
+	feedConn, err := p.node.Conn("feed")
+	if err != nil {
+		return err
+	}
+	feedJS, err := jetstream.New(feedConn)
+	if err != nil {
+		return fmt.Errorf("open JetStream: %w", err)
+	}
+	p.feed = bus.NewFeed(feedJS, p.store, p.log)
+	if p.cut != nil {
+		return nil // what is there is served; nothing is made
+	}
+	p.firstKey, err = p.svc.Bootstrap(ctx, seal.NewSecret([]byte(p.cfg.AdminKey)))
+	return err
+}
+
+// ensureStream creates a stream, durable, or checks that it can be used.
+func (p *program) ensureStream(ctx context.Context, js jetstream.JetStream, cfg jetstream.StreamConfig) error {
+	_, err := js.Stream(ctx, cfg.Name)
+	if !errors.Is(err, jetstream.ErrStreamNotFound) {
+		return err
+	}
+	if _, err := js.CreateStream(ctx, cfg); err != nil {
+		return fmt.Errorf("create the stream %s: %w", cfg.Name, err)
+	}
+	return p.node.Syncer(cfg.Name).SyncTree()
+}
+
+// openKeyring opens the tenants' keysets with the KMS key. The local key file is
+// made only where no keyset needs another one.
+func (p *program) openKeyring(ctx context.Context, js jetstream.JetStream) (*seal.Keyring, error) {
+	const stream = "KV_" + keyBucket
+	_, err := js.KeyValue(ctx, keyBucket)
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
+		_, err = js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: keyBucket, History: 5, Storage: jetstream.FileStorage})
+		if err == nil {
+			err = p.node.Syncer(stream).SyncTree()
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the bucket of keysets: %w", err)
+	}
+	kv, err := js.KeyValue(ctx, keyBucket)
+	if err != nil {
+		return nil, fmt.Errorf("open the bucket of keysets: %w", err)
+	}
+	tenants, err := kv.Keys(ctx)
+	if err != nil && !errors.Is(err, jetstream.ErrNoKeysFound) {
+		return nil, fmt.Errorf("list the keysets: %w", err)
+	}
+	url, err := p.kmsURL(len(tenants) > 0)
+	if err != nil {
+		return nil, err
+	}
+	kms, err := seal.OpenKMS(ctx, seal.KMS{URL: url, Token: p.cfg.kmsToken})
+	if err != nil {
+		return nil, err
+	}
+	keyring := seal.NewKeyring(kms, seal.NewKVKeysets(kv, p.durable(stream)))
+	if err := keyring.Check(ctx, tenants); err != nil {
+		return nil, fmt.Errorf("the keysets do not open with this KMS key: %w", err)
+	}
+	return keyring, nil
+}
+
+// kmsURL is the KMS key to use: the given one, or the key file in the data
+// folder, which the first start makes.
+func (p *program) kmsURL(needed bool) (string, error) {
+	if p.cfg.KMS != "" {
+		return p.cfg.KMS, nil
+	}
+	path, err := filepath.Abs(filepath.Join(p.cfg.Data, "kms.key"))
+	if err != nil {
+		return "", fmt.Errorf("find the key file: %w", err)
+	}
+	_, err = os.Stat(path)
+	switch {
+	case err == nil:
+	case !errors.Is(err, fs.ErrNotExist):
+		return "", fmt.Errorf("look for the key file: %w", err)
+	case needed:
+		return "", errKeyFileMissing
+	default:
+		if err := seal.CreateKeyFile(path); err != nil {
+			return "", err
+		}
+		p.log.Warn("made a local key file: back it up apart from the data; without it no secret opens", "path", path)
+	}
+	return "file://" + path, nil
+}
+
+// openPort lets callers in on NATS.
+func (p *program) openPort(context.Context) error {
+	p.node.SetAuthenticator(func(ctx context.Context, key string) (bus.Grant, error) {
+		who, err := p.svc.Authenticate(ctx, key)
+		return bus.Grant{
+			Principal: who.Actor.ID, Tenants: who.Tenants,
+			Follow: who.May(service.CredentialsGet), Audit: who.May(service.AuditRead),
+		}, err
+	})
+	conn, err := p.node.EndpointConn()
+	if err != nil {
+		return err
+	}
+	p.ends, err = bus.ServeEndpoints(bus.EndpointsConfig{
+		Conn: conn, Caller: p.node.Caller, Service: p.svc, Version: version, Metrics: p.metrics, Logger: p.log,
+	})
+	if err != nil {
+		return err
+	}
+	p.stop = append(p.stop, p.ends.Close)
+	p.metrics.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "credstream_projector_position", Help: "Log sequence that the views reflect.",
+		}, func() float64 { return float64(p.views.Position()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "credstream_log_durable_position", Help: "Log sequence up to which every commit is known to be durable.",
+		}, func() float64 { return float64(p.store.Durable()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "credstream_feed_position", Help: "Log sequence of the last commit that the feed tells of.",
+		}, func() float64 { return float64(p.feed.Position()) }),
+	)
+	return nil
+}
+
+func (p *program) announce(out io.Writer) {
+	data, err := filepath.Abs(p.cfg.Data)
+	if err != nil {
+		data = p.cfg.Data
+	}
+	fmt.Fprintf(out, "credstream %s is ready\n  HTTP  http://%s\n  NATS  %s\n  data  %s\n", version, p.listener.Addr(), p.node.ClientURL(), data)
+	if !p.firstKey.IsZero() && p.cfg.AdminKey == "" {
+		fmt.Fprintf(out, "\nThe first administrator's key, shown this once:\n\n  %s\n\n", p.firstKey.Reveal())
+	}
+}
+
+// run serves until ctx ends or a part fails, then stops everything in order.
+func (p *program) run(ctx context.Context) error {
+	server := v1.Server("", v1.Handler(v1.Config{
+		Service: p.svc, Logger: p.log, Ready: p.notReady,
+		Metrics: promhttp.HandlerFor(p.metrics, promhttp.HandlerOpts{}), Version: version,
+	}))
+	p.parts.Go(func() error {
+		if err := server.Serve(p.listener); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve HTTP: %w", err)
+		}
+		return nil
+	})
+	select {
+	case <-ctx.Done():
+		p.log.Info("stopping")
+	case <-p.life.Done():
+	}
+	stopping, cancel := context.WithTimeout(context.Background(), stopTime)
+	defer cancel()
+	if err := server.Shutdown(stopping); err != nil {
+		p.log.Warn("requests were cut off", "err", err)
+		_ = server.Close() // it has nothing more to say
+	}
+	p.ends.Close()
+	p.halt()
+	err := p.parts.Wait()
+	p.close()
+	return err
+}
+
+// openParts starts what runs beside the requests, and returns when the views
+// have caught up with the log.
+func (p *program) openParts(ctx context.Context) error {
+	end, err := p.store.End(ctx)
+	if err != nil {
+		return err
+	}
+	p.parts, p.life = errgroup.WithContext(context.WithoutCancel(ctx))
+	p.life, p.halt = context.WithCancel(p.life)
+	p.stop = append(p.stop, func() {
+		p.halt()
+		_ = p.parts.Wait() // run has told of its error
+	})
+	p.parts.Go(func() error { return p.keep(p.life, "projector", p.proj.Run) })
+	p.parts.Go(func() error { return p.keep(p.life, "feed", p.feed.Run) })
+	p.parts.Go(func() error { return p.node.Watch(p.life) })
+	p.parts.Go(func() error { return p.svc.RunCollector(p.life, collectEvery, orphanAge) })
+	p.parts.Go(func() error { return p.afterRestarts(p.life) })
+	if p.cut == nil {
+		p.parts.Go(func() error { return p.water.Run(p.life) })
+	}
+	if err := p.proj.Wait(ctx, end); err != nil {
+		return fmt.Errorf("bring the views up to the log: %w", err)
+	}
+	return nil
+}
+
+// keep leaves the process up when a reader of the log has stopped: readiness
+// says why, nothing is skipped, and secrets stay where they are.
+func (p *program) keep(ctx context.Context, part string, run func(context.Context) error) error {
+	if err := run(ctx); err != nil && ctx.Err() == nil {
+		p.log.Error("a part has stopped; the service is not ready", "part", part, "err", err)
+		<-ctx.Done()
+	}
+	return nil
+}
+
+// afterRestarts compares what is kept in memory with the log again each time
+// the embedded server was restarted.
+func (p *program) afterRestarts(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.restarts:
+		}
+		p.states.Forget()
+		for ctx.Err() == nil {
+			err := p.store.Reload(ctx)
+			if err == nil {
+				break
+			}
+			p.log.Warn("the log is not back yet", "err", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	}
+}
+
+// notReady lists why the service cannot do all of its work.
+func (p *program) notReady() []string {
+	var reasons []string
+	for what, err := range map[string]error{"log": p.cut, "storage": p.node.Health(), "views": p.proj.Err(), "feed": p.feed.Err()} {
+		if err != nil {
+			reasons = append(reasons, what+": "+err.Error())
+		}
+	}
+	return reasons
+}
+
+func (p *program) close() {
+	for len(p.stop) > 0 {
+		last := len(p.stop) - 1
+		p.stop[last]()
+		p.stop = p.stop[:last]
+	}
+}
+
+func newLogger(cfg serveConfig, out io.Writer) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(strings.ToUpper(cfg.LogLevel))); err != nil {
+		return nil, errLogLevel
+	}
+	options := &slog.HandlerOptions{Level: level}
+	switch cfg.LogFormat {
+	case "json":
+		return slog.New(slog.NewJSONHandler(out, options)), nil
+	case "text":
+		return slog.New(slog.NewTextHandler(out, options)), nil
+	}
+	return nil, errLogFormat
+}

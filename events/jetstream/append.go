@@ -1,0 +1,177 @@
+package jetstream
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+
+	jsonv2 "github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go"
+	natsjs "github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/events"
+)
+
+// The server's codes for a stream that has moved on. The second one comes from a
+// cluster, for an append that overlaps another one.
+const (
+	codeWrongLast         = natsjs.JSErrCodeStreamWrongLastSequence // 10071
+	codeWrongLastInFlight = natsjs.ErrorCode(10164)
+)
+
+// maxRefusals is how often the server may refuse a commit, for a reason other
+// than a moved stream, before Append gives up.
+const maxRefusals = 4
+
+var errWriter = errors.New("jetstream: a commit's tenant must be that of its stream, or any where the stream stands under System")
+
+// Append implements events.Store. It returns events.ErrConflict,
+// events.ErrTooLarge, events.ErrID, events.ErrUnknownOutcome when the commit may
+// have been stored, and fault.ErrUnavailable when it was not.
+func (s *Store) Append(ctx context.Context, stream events.StreamID, expected uint64, meta events.Meta, evs ...events.Event) (uint64, error) {
+	subj, err := subject(Prefix, stream)
+	if err != nil {
+		return 0, err
+	}
+	if meta.Tenant == "" || stream.Tenant != meta.Tenant && stream.Tenant != events.System {
+		return 0, errWriter // no reader could read it
+	}
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	meta.Commit = events.NewID()
+	body, err := s.cfg.Registry.EncodeCommit(meta, evs)
+	if err != nil {
+		return 0, err
+	}
+	prev, err := s.previous(ctx, subj, expected)
+	if err != nil {
+		return 0, err
+	}
+	a := attempt{subject: subj, expected: expected, commit: meta.Commit, msg: commitMessage(subj, meta, prev, body)}
+	seq, err := s.publish(ctx, a)
+	if err != nil {
+		if errors.Is(err, events.ErrConflict) {
+			s.recent.Remove(subj)
+		}
+		return 0, err
+	}
+	s.recent.Add(subj, following(seq, prev))
+	if err := s.durable.wait(ctx, seq); err != nil {
+		return 0, fmt.Errorf("commit %d is stored but not known to be durable: %w: %w", seq, events.ErrUnknownOutcome, err)
+	}
+	return seq, nil
+}
+
+// previous is the list of the stream's last sequences, which starts with expected.
+func (s *Store) previous(ctx context.Context, subj string, expected uint64) ([]uint64, error) {
+	if expected == 0 {
+		return nil, nil
+	}
+	if seqs, ok := s.recent.Get(subj); ok {
+		switch {
+		case seqs[0] == expected:
+			return seqs, nil
+		case seqs[0] > expected:
+			return nil, events.ErrConflict // the server would say the same
+		}
+	}
+	m, err := s.get(ctx, expected)
+	if err != nil {
+		return nil, err
+	}
+	if m == nil || m.subject != subj {
+		return nil, events.ErrConflict // expected is no revision of this stream
+	}
+	return following(expected, m.prev), nil
+}
+
+// attempt is a commit on its way.
+type attempt struct {
+	subject  string
+	expected uint64
+	commit   string
+	msg      *nats.Msg
+}
+
+// pubAck is the server's answer to a publish.
+type pubAck struct {
+	apiAnswer
+	Seq uint64 `json:"seq"`
+}
+
+// publish sends the commit until its fate is known. It sends the same bytes with
+// the same expected sequence each time, so that at most one of them is stored.
+func (s *Store) publish(ctx context.Context, a attempt) (uint64, error) {
+	doubt := false // a message sent may have been stored, or may yet be
+	refusals := 0
+	for p := newPacer(); ; {
+		ack, err := s.publishOnce(ctx, a.msg)
+		switch {
+		case err == nil && ack.Error == nil:
+			return ack.Seq, nil
+		case err == nil && moved(ack.Error) && !doubt:
+			return 0, events.ErrConflict
+		case err == nil: // moved on, perhaps by ourselves; or refused, for a failed write say
+			err = ack.Error
+			refusals++
+			doubt = true
+		case errors.Is(err, nats.ErrMaxPayload):
+			return 0, events.ErrTooLarge
+		case errors.Is(err, errNoAnswer), ctx.Err() != nil:
+			doubt = true
+		}
+		if doubt {
+			seq, found, lookErr := s.lookFor(ctx, a)
+			if found || errors.Is(lookErr, events.ErrConflict) {
+				return seq, lookErr
+			}
+		}
+		if refusals > maxRefusals || errors.Is(err, nats.ErrConnectionClosed) || !p.pause(ctx) {
+			err = errors.Join(err, ctx.Err())
+			if doubt {
+				return 0, fmt.Errorf("appending to %s: %w: %w", a.subject, events.ErrUnknownOutcome, err)
+			}
+			return 0, unavailable("appending to "+a.subject, err)
+		}
+	}
+}
+
+func (s *Store) publishOnce(ctx context.Context, msg *nats.Msg) (ack pubAck, err error) {
+	c, err := s.mux.send(msg)
+	if err != nil {
+		return ack, err
+	}
+	answer, err := c.await(ctx)
+	if err != nil {
+		return ack, err
+	}
+	if err := jsonv2.Unmarshal(answer.Data, &ack); err != nil || ack.Error == nil && ack.Seq == 0 {
+		return ack, errNoAnswer // no JetStream answered: the message's fate is not known
+	}
+	return ack, nil
+}
+
+func moved(e *apiError) bool {
+	code := natsjs.ErrorCode(e.ErrCode) //nolint:gosec // the server's codes are small numbers
+	return code == codeWrongLast || code == codeWrongLastInFlight
+}
+
+// lookFor reads, from the leader, which commit follows the expected one. It
+// finds ours, or says events.ErrConflict when it is another, or finds nothing
+// (yet): one sent before may still arrive.
+func (s *Store) lookFor(ctx context.Context, a attempt) (seq uint64, found bool, err error) {
+	msgs, err := s.chain(ctx, a.subject, a.expected)
+	if err != nil || len(msgs) == 0 {
+		return 0, false, err
+	}
+	next := msgs[0]
+	if next.commit != a.commit {
+		return 0, false, events.ErrConflict
+	}
+	if sha256.Sum256(next.body) != sha256.Sum256(a.msg.Data) {
+		return 0, false, fmt.Errorf("commit %d has our id and another content: %w", next.seq, events.ErrConflict)
+	}
+	return next.seq, true, nil
+}

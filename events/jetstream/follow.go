@@ -1,0 +1,193 @@
+package jetstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"sync"
+	"time"
+
+	natsjs "github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/events"
+)
+
+// ErrGap ends a Follow that did not find the next sequence: nothing is ever
+// deleted from the log, so a commit is lost.
+var ErrGap = errors.New("jetstream: the log has a gap")
+
+// How much a Follow takes at once.
+const (
+	pullMessages = 4096     // messages asked for ahead
+	pullBytes    = 16 << 20 // and their size in bytes at most
+	rawBuffer    = 1024     // messages waiting to be decoded
+	chunkCommits = 256      // commits that wait for one fsync and travel together at most
+	chunkBuffer  = 4        // chunks waiting for the reader
+	orphanLife   = time.Minute
+)
+
+// chunk is a run of whole commits, or the error that ends it.
+type chunk struct {
+	recs []events.Record
+	last uint64 // sequence of the last commit
+	err  error
+}
+
+// Follow implements events.Store. It ends with an error when a commit is not
+// understood, or with ErrGap when one is missing; it survives lost connections.
+// An after beyond the end of the log waits for the log to get there: compare a
+// checkpoint with End before trusting it.
+func (s *Store) Follow(ctx context.Context, after uint64) iter.Seq2[events.Record, error] {
+	return func(yield func(events.Record, error) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		raw := make(chan natsjs.Msg, rawBuffer)
+		chunks := make(chan chunk, chunkBuffer)
+		stop, err := s.consume(ctx, after, raw)
+		if err != nil {
+			over := ctx.Err() != nil
+			cancel()
+			if !over {
+				yield(events.Record{}, unavailable(fmt.Sprintf("following the log after %d", after), err))
+			}
+			return
+		}
+		var decoding sync.WaitGroup
+		decoding.Go(func() { s.decode(ctx, after, raw, chunks) })
+		defer func() {
+			cancel()
+			stop()
+			decoding.Wait()
+		}()
+		for {
+			var c chunk
+			select {
+			case c = <-chunks:
+			case <-ctx.Done():
+				return
+			}
+			s.durable.saw(c.last) // so that the next fsync serves them all
+			for _, r := range c.recs {
+				if r.Index == 0 {
+					if ctx.Err() != nil {
+						return
+					}
+					if err := s.durable.wait(ctx, r.Seq); err != nil {
+						if ctx.Err() == nil {
+							yield(events.Record{}, err)
+						}
+						return
+					}
+				}
+				if !yield(r, nil) {
+					return
+				}
+			}
+			if c.err != nil {
+				yield(events.Record{}, c.err)
+				return
+			}
+		}
+	}
+}
+
+// consume has the server send the log above after into raw. stop ends that and
+// returns when nothing comes any more; ctx must be done by then.
+func (s *Store) consume(ctx context.Context, after uint64, raw chan<- natsjs.Msg) (stop func(), err error) {
+	consumer, err := s.follow.OrderedConsumer(ctx, Stream, natsjs.OrderedConsumerConfig{
+		DeliverPolicy:     natsjs.DeliverByStartSequencePolicy,
+		OptStartSeq:       after + 1,
+		InactiveThreshold: orphanLife,
+	})
+	if err != nil {
+		return nil, err
+	}
+	messages, err := consumer.Consume(func(m natsjs.Msg) {
+		select {
+		case raw <- m:
+		case <-ctx.Done():
+		}
+	}, natsjs.PullMaxMessagesWithBytesLimit(pullMessages, pullBytes),
+		natsjs.PullExpiry(10*time.Second),
+		natsjs.PullHeartbeat(time.Second),
+		natsjs.ConsumeErrHandler(func(_ natsjs.ConsumeContext, err error) {
+			s.log.Debug("following the log", "error", err) // it starts anew by itself
+		}))
+	if err != nil {
+		return nil, err
+	}
+	return func() {
+		messages.Stop()
+		<-messages.Closed()
+		if info := consumer.CachedInfo(); info != nil && s.cfg.Follow.IsConnected() { // else it dies after orphanLife
+			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerWait)
+			defer cancel()
+			if err := s.follow.DeleteConsumer(clean, Stream, info.Name); err != nil && !errors.Is(err, natsjs.ErrConsumerNotFound) {
+				s.log.Debug("deleting a finished consumer", "consumer", info.Name, "error", err)
+			}
+		}
+	}, nil
+}
+
+// decode turns messages into chunks of records until ctx ends or one is not as
+// it must be. A chunk is what has come when the one before it is on its way.
+func (s *Store) decode(ctx context.Context, after uint64, raw <-chan natsjs.Msg, chunks chan<- chunk) {
+	next := after + 1
+	for {
+		var c chunk
+		var m natsjs.Msg
+		select {
+		case m = <-raw:
+		case <-ctx.Done():
+			return
+		}
+	fill:
+		for n := 1; ; n++ {
+			var recs []events.Record
+			if recs, c.err = s.decodeOne(m, after, next); c.err != nil {
+				break
+			}
+			if len(recs) > 0 {
+				c.recs, c.last = append(c.recs, recs...), next
+				next++
+			}
+			if n == chunkCommits {
+				break
+			}
+			select {
+			case m = <-raw:
+			default:
+				break fill
+			}
+		}
+		select {
+		case chunks <- c:
+		case <-ctx.Done():
+			return
+		}
+		if c.err != nil {
+			return
+		}
+	}
+}
+
+// decodeOne reads the commit whose sequence must be want. It passes over what is
+// not above after: the server starts at the end when it is asked to start beyond it.
+func (s *Store) decodeOne(m natsjs.Msg, after, want uint64) ([]events.Record, error) {
+	meta, err := m.Metadata()
+	if err != nil {
+		return nil, fmt.Errorf("reading commit %d: %w", want, err)
+	}
+	seq := meta.Sequence.Stream
+	if seq <= after {
+		return nil, nil
+	}
+	if seq != want {
+		return nil, fmt.Errorf("%w: %d where %d belongs", ErrGap, seq, want)
+	}
+	msg, err := readMessage(m.Subject(), seq, m.Headers(), m.Data())
+	if err != nil {
+		return nil, err
+	}
+	return msg.records(s.cfg.Registry)
+}

@@ -1,0 +1,256 @@
+// Package jetstream keeps the log in a NATS JetStream stream: one message per
+// commit, on the subject of the aggregate it belongs to.
+package jetstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"sync"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/nats-io/nats.go"
+	natsjs "github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+)
+
+// The names of what is stored; they are for ever.
+const (
+	Stream         = "CREDSTREAM_LOG"       // the stream of the log
+	Prefix         = "credstream.log"       // its subjects are "<Prefix>.<tenant>.<category>.<token>"
+	SnapshotStream = "CREDSTREAM_SNAPSHOTS" // the stream of snapshots; may be deleted
+	SnapshotPrefix = "credstream.snapshots" // its subjects have the form of the log's
+)
+
+// maxMessage is the size in bytes of the largest message, headers included. A
+// commit of events.MaxCommit bytes fits with its headers.
+const maxMessage = 1 << 20
+
+// StreamConfig is the log's stream: files, no limits, nothing deleted. It has no
+// use for Nats-Msg-Id, whose de-duplication spans all tenants: the expected
+// sequence keeps a commit from being stored twice.
+func StreamConfig(replicas int) natsjs.StreamConfig {
+	return natsjs.StreamConfig{
+		Name:        Stream,
+		Description: "credstream: the log. One message per commit; the truth.",
+		Subjects:    []string{Prefix + ".>"},
+		Storage:     natsjs.FileStorage,
+		Replicas:    replicas,
+		MaxMsgSize:  maxMessage,
+		AllowDirect: true,
+		DenyDelete:  true,
+		DenyPurge:   true,
+	}
+}
+
+// SnapshotConfig is the stream of snapshots: the last one of each aggregate.
+func SnapshotConfig(replicas int) natsjs.StreamConfig {
+	cfg := natsjs.StreamConfig{
+		Name:              SnapshotStream,
+		Description:       "credstream: folded states. Made from the log, may be deleted.",
+		Subjects:          []string{SnapshotPrefix + ".>"},
+		Storage:           natsjs.FileStorage,
+		Replicas:          replicas,
+		MaxMsgsPerSubject: 1,
+		MaxMsgSize:        maxMessage,
+		AllowDirect:       true,
+	}
+	if replicas == 1 {
+		cfg.PersistMode = natsjs.AsyncPersistMode
+	}
+	return cfg
+}
+
+// Config says where the log is.
+type Config struct {
+	Conn     *nats.Conn       // publishes and reads; reconnects by itself
+	Follow   *nats.Conn       // a connection for Follow, which moves bulk (TCP is faster there than a pipe); Conn when nil
+	Registry *events.Registry // what may be stored
+	Replicas int              // of the streams; 0 is 1
+
+	// LeaderReads has the last commit of a stream read through the leader's API
+	// instead of a direct get. Always so with more than one replica.
+	LeaderReads bool
+
+	// Sync returns after an fsync, begun after the call, of all that the server has
+	// acknowledged (bus.Syncer.Wait). nil: an acknowledged message is durable already.
+	Sync func(context.Context) error
+	// SyncTree makes the log's stream itself durable after Open created it
+	// (bus.Syncer.SyncTree). nil: nothing to do.
+	SyncTree func() error
+
+	Logger *slog.Logger // nil: slog.Default()
+}
+
+// Store is an events.Store on JetStream.
+type Store struct {
+	cfg     Config
+	log     *slog.Logger
+	mux     *mux
+	follow  natsjs.JetStream
+	durable *durable
+	// recent holds the last sequences, newest first, of streams lately used, by
+	// subject. The lists are never changed, only replaced.
+	recent *lru.Cache[string, []uint64]
+
+	stop context.CancelFunc
+	done sync.WaitGroup
+}
+
+var _ events.Store = (*Store)(nil)
+
+// recentStreams bounds the memory for the last sequences: about 500 bytes each at most.
+const recentStreams = 16384
+
+// Open returns the store. It creates the two streams where they are absent and
+// refuses a log whose configuration could lose a commit. Close the store when done.
+func Open(ctx context.Context, cfg Config) (*Store, error) {
+	if cfg.Replicas == 0 {
+		cfg.Replicas = 1
+	}
+	cfg.LeaderReads = cfg.LeaderReads || cfg.Replicas > 1
+	if cfg.Follow == nil {
+		cfg.Follow = cfg.Conn
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	js, err := natsjs.New(cfg.Conn)
+	if err != nil {
+		return nil, fmt.Errorf("opening the log: %w", err)
+	}
+	follow, err := natsjs.New(cfg.Follow)
+	if err != nil {
+		return nil, fmt.Errorf("opening the log: %w", err)
+	}
+	created, err := ensure(ctx, js, StreamConfig(cfg.Replicas))
+	if err != nil {
+		return nil, err
+	}
+	if created && cfg.SyncTree != nil {
+		if err := cfg.SyncTree(); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := ensure(ctx, js, SnapshotConfig(cfg.Replicas)); err != nil {
+		return nil, err
+	}
+	recent, err := lru.New[string, []uint64](recentStreams)
+	if err != nil {
+		return nil, fmt.Errorf("opening the log: %w", err)
+	}
+	m, err := newMux(cfg.Conn)
+	if err != nil {
+		return nil, fmt.Errorf("opening the log: %w", err)
+	}
+	s := &Store{cfg: cfg, log: cfg.Logger, mux: m, follow: follow, durable: newDurable(cfg.Sync), recent: recent}
+	if err := s.Reload(ctx); err != nil {
+		m.close()
+		return nil, err
+	}
+	run, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	s.done.Go(func() { s.durable.run(run) })
+	return s, nil
+}
+
+// Reload forgets what is known of the log and starts again from what the
+// server has. Call it after the embedded server was restarted in the process.
+func (s *Store) Reload(ctx context.Context) error {
+	end, err := s.End(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the end of the log: %w", err)
+	}
+	if s.cfg.Sync != nil { // a predecessor may have been killed before its fsync
+		if err := s.cfg.Sync(ctx); err != nil {
+			return fmt.Errorf("syncing the log: %w", err)
+		}
+	}
+	s.recent.Purge()
+	s.durable.reset(end)
+	return nil
+}
+
+// Durable is the highest sequence known to be durable.
+func (s *Store) Durable() uint64 { return s.durable.at() }
+
+// Close ends the store's own work; the connections stay open. End every Follow first.
+func (s *Store) Close() {
+	s.stop()
+	s.done.Wait()
+	s.mux.close()
+}
+
+// ensure creates the stream, or checks the one that is there.
+func ensure(ctx context.Context, js natsjs.JetStream, want natsjs.StreamConfig) (created bool, err error) {
+	stream, err := js.Stream(ctx, want.Name)
+	if errors.Is(err, natsjs.ErrStreamNotFound) {
+		if stream, err = js.CreateStream(ctx, want); err != nil {
+			return false, fmt.Errorf("creating stream %s: %w", want.Name, err)
+		}
+		created = true
+	} else if err != nil {
+		return false, fmt.Errorf("looking up stream %s: %w", want.Name, err)
+	}
+	if err := sameConfig(stream.CachedInfo().Config, want); err != nil {
+		return false, fmt.Errorf("stream %s is not as it must be: %w", want.Name, err)
+	}
+	return created, nil
+}
+
+// sameConfig compares everything that decides what is stored and for how long.
+// A server fills in defaults elsewhere, and metadata of its own.
+func sameConfig(got, want natsjs.StreamConfig) error {
+	for _, c := range []struct {
+		field     string
+		got, want any
+	}{
+		{"subjects", got.Subjects, want.Subjects},
+		{"retention", got.Retention, want.Retention},
+		{"storage", got.Storage, want.Storage},
+		{"num_replicas", got.Replicas, want.Replicas},
+		{"max_msg_size", got.MaxMsgSize, want.MaxMsgSize},
+		{"max_msgs", max(got.MaxMsgs, 0), want.MaxMsgs},
+		{"max_bytes", max(got.MaxBytes, 0), want.MaxBytes},
+		{"max_age", got.MaxAge, want.MaxAge},
+		{"max_msgs_per_subject", max(got.MaxMsgsPerSubject, 0), want.MaxMsgsPerSubject},
+		{"allow_direct", got.AllowDirect, want.AllowDirect},
+		{"deny_delete", got.DenyDelete, want.DenyDelete},
+		{"deny_purge", got.DenyPurge, want.DenyPurge},
+		{"allow_rollup_hdrs", got.AllowRollup, want.AllowRollup},
+		{"allow_msg_ttl", got.AllowMsgTTL, want.AllowMsgTTL},
+		{"allow_msg_schedules", got.AllowMsgSchedules, want.AllowMsgSchedules},
+		{"persist_mode", got.PersistMode, want.PersistMode},
+		{"sealed", got.Sealed, want.Sealed},
+		{"mirror", got.Mirror == nil, want.Mirror == nil},
+		{"sources", len(got.Sources), len(want.Sources)},
+		{"subject_transform", got.SubjectTransform == nil, want.SubjectTransform == nil},
+		{"no_ack", got.NoAck, want.NoAck},
+	} {
+		if !reflect.DeepEqual(c.got, c.want) {
+			return fmt.Errorf("%s is %v, must be %v", c.field, c.got, c.want)
+		}
+	}
+	return nil
+}
+
+// subject is where the commits of stream are, below prefix. It refuses, with
+// events.ErrID, a stream whose subject would not lead back to it.
+func subject(prefix string, stream events.StreamID) (string, error) {
+	if !events.Plain(stream.Tenant) || !events.Plain(stream.Category) {
+		return "", events.ErrID
+	}
+	if err := events.CheckID(stream.ID); err != nil {
+		return "", err
+	}
+	return stream.Subject(prefix), nil
+}
+
+// unavailable tells a caller that the log cannot be reached, and the operator why.
+func unavailable(doing string, err error) error {
+	return fmt.Errorf("%s: %w: %w", doing, fault.ErrUnavailable, err)
+}

@@ -1,0 +1,138 @@
+package jetstream
+
+import (
+	"encoding/base64"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/credstream/credstream/events"
+)
+
+// The headers of a commit's message; they are for ever. The body is complete
+// without them: they are for what must know a commit without reading it.
+const (
+	headerFormat  = "Cs-Format"  // events.CommitFormat
+	headerCommit  = "Cs-Commit"  // id of the commit
+	headerCommand = "Cs-Command" // id of the command, see printable
+	headerPrev    = "Cs-Prev"    // sequences of the stream's commits before it, newest first; absent on the first
+)
+
+// headerExpected has the server refuse the message unless the stream's last sequence is this.
+const headerExpected = "Nats-Expected-Last-Subject-Sequence"
+
+// maxPrev is the number of sequences in headerPrev at most.
+const maxPrev = 50
+
+// message is a commit as the server keeps it.
+type message struct {
+	subject string
+	seq     uint64
+	format  string
+	commit  string
+	prev    []uint64 // newest first
+	body    []byte
+}
+
+// commitMessage writes a commit whose stream's last sequences are prev.
+func commitMessage(subject string, meta events.Meta, prev []uint64, body []byte) *nats.Msg {
+	h := nats.Header{
+		headerFormat:   {events.CommitFormat},
+		headerCommit:   {meta.Commit},
+		headerExpected: {"0"},
+	}
+	if meta.Command != "" {
+		h[headerCommand] = []string{printable(meta.Command)}
+	}
+	if len(prev) > 0 {
+		list := joinSeqs(prev)
+		h[headerPrev] = []string{list}
+		h[headerExpected] = []string{strconv.FormatUint(prev[0], 10)}
+	}
+	return &nats.Msg{Subject: subject, Header: h, Data: body}
+}
+
+// readMessage reads a message of the log; seq is its sequence.
+func readMessage(subject string, seq uint64, h nats.Header, body []byte) (*message, error) {
+	prev, err := splitSeqs(h.Get(headerPrev), seq)
+	if err != nil {
+		return nil, fmt.Errorf("commit %d: header %s: %w", seq, headerPrev, err)
+	}
+	return &message{
+		subject: subject,
+		seq:     seq,
+		format:  h.Get(headerFormat),
+		commit:  h.Get(headerCommit),
+		prev:    prev,
+		body:    body,
+	}, nil
+}
+
+// records decodes the commit. Whatever is not fully understood is an error.
+func (m *message) records(reg *events.Registry) ([]events.Record, error) {
+	if m.format != events.CommitFormat {
+		return nil, fmt.Errorf("commit %d on %s: form %q is not known to this program", m.seq, m.subject, m.format)
+	}
+	stream, err := events.ParseSubject(Prefix, m.subject)
+	if err != nil {
+		return nil, fmt.Errorf("commit %d: %w", m.seq, err)
+	}
+	recs, err := reg.DecodeCommit(stream, m.seq, m.body)
+	if err != nil {
+		return nil, err
+	}
+	if id := recs[0].Meta.Commit; id != m.commit {
+		return nil, fmt.Errorf("commit %d on %s: header says %q, body %q", m.seq, m.subject, m.commit, id)
+	}
+	return recs, nil
+}
+
+// following is the list of last sequences after one more commit.
+func following(seq uint64, prev []uint64) []uint64 {
+	return append([]uint64{seq}, prev[:min(len(prev), maxPrev-1)]...)
+}
+
+func joinSeqs(seqs []uint64) string {
+	b := make([]byte, 0, 8*len(seqs))
+	for i, s := range seqs {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = strconv.AppendUint(b, s, 10)
+	}
+	return string(b)
+}
+
+// splitSeqs reads what joinSeqs wrote: falling numbers below the commit's own.
+func splitSeqs(list string, below uint64) ([]uint64, error) {
+	if list == "" {
+		return nil, nil
+	}
+	seqs := make([]uint64, 0, 1+strings.Count(list, ","))
+	for field := range strings.SplitSeq(list, ",") {
+		n, err := strconv.ParseUint(field, 10, 64)
+		if err != nil {
+			return nil, err
+		}
+		if n == 0 || n >= below {
+			return nil, fmt.Errorf("%d stands where a number below %d belongs", n, below)
+		}
+		seqs, below = append(seqs, n), n
+	}
+	return seqs, nil
+}
+
+// printable writes an id as a header's value: as it is when it is visible ASCII
+// that does not start with '=', else as '=' and its unpadded base64url.
+func printable(id string) string {
+	plain := !strings.HasPrefix(id, "=")
+	for i := range len(id) {
+		plain = plain && '!' <= id[i] && id[i] <= '~'
+	}
+	if plain {
+		return id
+	}
+	return "=" + base64.RawURLEncoding.EncodeToString([]byte(id))
+}

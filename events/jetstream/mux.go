@@ -1,0 +1,223 @@
+package jetstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	jsonv2 "github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go"
+)
+
+// Times that bound one exchange with the server.
+const (
+	answerWait = 2 * time.Second        // for one answer; then it is taken for lost
+	patience   = 10 * time.Second       // for a whole exchange, when the caller's deadline is later
+	firstPause = 5 * time.Millisecond   // before asking again; doubled each time
+	lastPause  = 250 * time.Millisecond //
+)
+
+var (
+	errNoAnswer     = errors.New("no answer, or none in time")
+	errNoResponders = errors.New("nobody answers: JetStream or the stream is not there")
+)
+
+// mux sends requests whose answers all come to one subscription, so that a
+// request costs no subscription and many can be in flight at once.
+type mux struct {
+	nc     *nats.Conn
+	prefix string // of the inbox, with its final dot
+	sub    *nats.Subscription
+	lost   chan nats.Status // tells that the connection is lost, and with it every answer on its way
+	done   sync.WaitGroup
+
+	mu   sync.Mutex
+	last uint64
+	wait map[uint64]chan *nats.Msg
+}
+
+func newMux(nc *nats.Conn) (*mux, error) {
+	m := &mux{nc: nc, prefix: nc.NewInbox() + ".", wait: map[uint64]chan *nats.Msg{}}
+	sub, err := nc.Subscribe(m.prefix+"*", m.receive)
+	if err != nil {
+		return nil, err
+	}
+	if err := sub.SetPendingLimits(-1, -1); err != nil {
+		return nil, err
+	}
+	m.sub, m.lost = sub, nc.StatusChanged(nats.RECONNECTING, nats.CLOSED)
+	m.done.Go(func() {
+		for range m.lost {
+			m.forgetAll()
+		}
+	})
+	return m, nil
+}
+
+func (m *mux) close() {
+	_ = m.sub.Unsubscribe() // fails only where it is moot: connection or subscription closed
+	m.nc.RemoveStatusListener(m.lost)
+	m.done.Wait()
+	m.forgetAll()
+}
+
+// forgetAll tells every caller that there will be no answer.
+func (m *mux) forgetAll() {
+	m.mu.Lock()
+	calls := m.wait
+	m.wait = map[uint64]chan *nats.Msg{}
+	m.mu.Unlock()
+	for _, answer := range calls {
+		close(answer)
+	}
+}
+
+func (m *mux) receive(msg *nats.Msg) {
+	token, err := strconv.ParseUint(msg.Subject[len(m.prefix):], 36, 64)
+	if err != nil {
+		return
+	}
+	m.mu.Lock()
+	answer, ok := m.wait[token]
+	delete(m.wait, token)
+	m.mu.Unlock()
+	if ok {
+		answer <- msg // buffered, and only the first answer comes here
+	}
+}
+
+// call is a request in flight.
+type call struct {
+	m      *mux
+	token  uint64
+	answer chan *nats.Msg
+}
+
+// send sends a request. An error says that nothing was sent. Every call must be awaited.
+func (m *mux) send(req *nats.Msg) (call, error) {
+	c := call{m: m, answer: make(chan *nats.Msg, 1)}
+	m.mu.Lock()
+	m.last++
+	c.token = m.last
+	m.wait[c.token] = c.answer
+	m.mu.Unlock()
+	out := nats.Msg{Subject: req.Subject, Header: req.Header, Data: req.Data, Reply: m.prefix + strconv.FormatUint(c.token, 36)}
+	if err := m.nc.PublishMsg(&out); err != nil {
+		c.forget()
+		return call{}, err
+	}
+	return c, nil
+}
+
+func (c call) forget() {
+	c.m.mu.Lock()
+	delete(c.m.wait, c.token)
+	c.m.mu.Unlock()
+}
+
+// await returns the answer; errNoResponders says that nobody took the request,
+// errNoAnswer that its fate is not known.
+func (c call) await(ctx context.Context) (*nats.Msg, error) {
+	t := time.NewTimer(answerWait)
+	defer t.Stop()
+	select {
+	case msg, ok := <-c.answer:
+		if !ok {
+			return nil, errNoAnswer
+		}
+		if len(msg.Data) == 0 && msg.Header.Get("Status") == "503" {
+			return nil, errNoResponders
+		}
+		return msg, nil
+	case <-t.C:
+		c.forget()
+		return nil, errNoAnswer
+	case <-ctx.Done():
+		c.forget()
+		return nil, ctx.Err()
+	}
+}
+
+// ask sends a request that may be repeated until there is an answer.
+func (m *mux) ask(ctx context.Context, req *nats.Msg) (*nats.Msg, error) {
+	c, err := m.send(req)
+	return m.answer(ctx, req, c, err)
+}
+
+// answer awaits the answer to req, in flight as c unless err is set, and asks again while there is none.
+func (m *mux) answer(ctx context.Context, req *nats.Msg, c call, err error) (*nats.Msg, error) {
+	for p := newPacer(); ; {
+		var msg *nats.Msg
+		if err == nil {
+			msg, err = c.await(ctx)
+		}
+		if err == nil {
+			return msg, nil
+		}
+		if errors.Is(err, nats.ErrConnectionClosed) || !p.pause(ctx) {
+			return nil, err
+		}
+		c, err = m.send(req)
+	}
+}
+
+// api asks the JetStream API a question in JSON and reads the answer into out,
+// which embeds apiAnswer.
+func (m *mux) api(ctx context.Context, subject string, question, out any) error {
+	var body []byte
+	if question != nil {
+		var err error
+		if body, err = jsonv2.Marshal(question); err != nil {
+			return fmt.Errorf("asking %s: %w", subject, err)
+		}
+	}
+	msg, err := m.ask(ctx, &nats.Msg{Subject: subject, Data: body})
+	if err != nil {
+		return unavailable("asking "+subject, err)
+	}
+	if err := jsonv2.Unmarshal(msg.Data, out); err != nil {
+		return fmt.Errorf("reading the answer of %s: %w", subject, err)
+	}
+	return nil
+}
+
+// apiAnswer is what every answer of the JetStream API has.
+type apiAnswer struct {
+	Error *apiError `json:"error"`
+}
+
+// apiError is a refusal by the JetStream API.
+type apiError struct {
+	Code        int    `json:"code"`
+	ErrCode     int    `json:"err_code"`
+	Description string `json:"description"`
+}
+
+func (e *apiError) Error() string { return fmt.Sprintf("%s (%d)", e.Description, e.ErrCode) }
+
+// pacer spaces attempts and ends them after patience, or when the caller's time is up.
+type pacer struct {
+	start time.Time
+	next  time.Duration
+}
+
+func newPacer() pacer { return pacer{start: time.Now(), next: firstPause} }
+
+// pause waits before the next attempt; false says that there shall be none.
+func (p *pacer) pause(ctx context.Context) bool {
+	if time.Since(p.start)+p.next > patience || ctx.Err() != nil {
+		return false
+	}
+	t := time.NewTimer(p.next)
+	defer t.Stop()
+	p.next = min(2*p.next, lastPause)
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,93 @@
+//go:build linux
+
+package storetest
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Disk is an ext4 file system on a loop file whose power can be cut: what was
+// not fsynced by then is lost, as far as the kernel had not written it.
+type Disk struct {
+	Dir   string // where it is mounted
+	image string
+}
+
+// shutdownNow is FS_IOC_SHUTDOWN with the flag that does not even flush the
+// journal (include/uapi/linux/fs.h: _IOR('X', 125, __u32), NOLOGFLUSH).
+const (
+	shutdown    = 0x8004587d
+	shutdownNow = 2
+)
+
+// NewDisk makes and mounts a disk of so many bytes; its file is sparse. It skips
+// the test where there is no root, no loop device or no mkfs.ext4.
+func NewDisk(t *testing.T, size int64) *Disk {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("cutting the power of a disk needs root: not shown here that what is acknowledged survives it")
+	}
+	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
+		t.Skip("cutting the power of a disk needs mkfs.ext4: not shown here that what is acknowledged survives it")
+	}
+	folder := t.TempDir()
+	d := &Disk{Dir: filepath.Join(folder, "mnt"), image: filepath.Join(folder, "disk.img")}
+	if err := os.Mkdir(d.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(d.image)
+	if err == nil {
+		err = f.Truncate(size)
+	}
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, "mkfs.ext4", "-q", "-F", d.image)
+	if out, err := exec.CommandContext(t.Context(), "mount", "-o", "loop", d.image, d.Dir).CombinedOutput(); err != nil {
+		t.Skipf("cutting the power of a disk needs a loop device to mount (%v: %s): not shown here that what is acknowledged survives it", err, out)
+	}
+	t.Cleanup(func() {
+		if err := exec.Command("umount", "-l", d.Dir).Run(); err != nil { //nolint:noctx // the test's context has ended
+			t.Errorf("umount %s: %v", d.Dir, err)
+		}
+	})
+	return d
+}
+
+// Cut cuts the power: from now on every write to the disk fails. The processes
+// that use it go on until they are killed.
+func (d *Disk) Cut(t *testing.T) {
+	t.Helper()
+	f, err := os.Open(d.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.IoctlSetPointerInt(int(f.Fd()), shutdown, shutdownNow); err != nil {
+		t.Fatalf("cutting the power: %v", err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Remount brings the disk back as it is after a power cut. Nothing may use it.
+func (d *Disk) Remount(t *testing.T) {
+	t.Helper()
+	run(t, "umount", d.Dir)
+	run(t, "mount", "-o", "loop", d.image, d.Dir)
+}
+
+func run(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput(); err != nil { //nolint:gosec // fixed commands
+		t.Fatalf("%s %v: %v: %s", name, args, err, out)
+	}
+}

@@ -1,0 +1,97 @@
+package projections
+
+import (
+	"context"
+	"database/sql/driver"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/credstream/credstream/events"
+)
+
+const (
+	apiKeyTable = `
+CREATE TABLE api_keys (id TEXT PRIMARY KEY, sha256 TEXT NOT NULL, name TEXT NOT NULL, home TEXT NOT NULL, tenants TEXT NOT NULL,
+	role TEXT NOT NULL, revoked INTEGER NOT NULL, seq INTEGER NOT NULL, created INTEGER NOT NULL) WITHOUT ROWID;
+`
+	apiKeyIndexes = `
+CREATE INDEX api_keys_sha256 ON api_keys (sha256, revoked, id);
+`
+)
+
+// APIKey is one API key, without the key.
+type APIKey struct {
+	ID        string
+	Name      string   // for people; may be ""
+	Home      string   // tenant used where a surface names none
+	Tenants   []string // tenants it may name; "*" is every tenant
+	Role      string
+	Revoked   bool
+	CreatedAt time.Time
+	Seq       uint64 // its last commit
+}
+
+// Grants reports whether the key may name the tenant.
+func (k APIKey) Grants(tenant string) bool {
+	return k.Home == tenant || slices.Contains(k.Tenants, tenant) || slices.Contains(k.Tenants, "*")
+}
+
+func (b *batch) apiKey(r events.Record, e events.APIKey) error {
+	seq := int64(r.Seq) //nolint:gosec // sequences stay far below 2^63
+	switch e := e.(type) {
+	case events.APIKeyIssued:
+		return b.w.exec("INSERT OR REPLACE INTO api_keys VALUES (?,?,?,?,?,?,0,?,?)",
+			r.Stream.ID, e.SHA256, e.Name, e.Home, strings.Join(e.Tenants, " "), e.Role, seq, r.Meta.Time.UnixMicro())
+	case events.APIKeyRevoked:
+		return b.w.update("UPDATE api_keys SET revoked = 1, seq = ? WHERE id = ?", seq, r.Stream.ID)
+	}
+	return errUnknownEvent
+}
+
+const (
+	apiKeyColumns = "SELECT id, name, home, tenants, role, revoked, seq, created FROM api_keys"
+	apiKeyByHash  = apiKeyColumns + " INDEXED BY api_keys_sha256 WHERE sha256 = ? ORDER BY revoked, id LIMIT 1"
+)
+
+func scanAPIKey(row []driver.Value) APIKey {
+	return APIKey{
+		ID: str(row[0]), Name: str(row[1]), Home: str(row[2]), Tenants: strings.Fields(str(row[3])), Role: str(row[4]),
+		Revoked: num(row[5]) != 0, Seq: uint64(num(row[6])), CreatedAt: micros(row[7]), //nolint:gosec // written from a uint64
+	}
+}
+
+// APIKey finds a key by the hex SHA-256 of it. Should two records tell of the
+// same key, one that is not revoked is found first.
+func (v *Views) APIKey(ctx context.Context, sha256 string) (k APIKey, found bool, err error) {
+	err = v.read(ctx, func(c *conn) error {
+		return c.query(apiKeyByHash, func(row []driver.Value) error {
+			k, found = scanAPIKey(row), true
+			return nil
+		}, sha256)
+	})
+	if err != nil {
+		return APIKey{}, false, fmt.Errorf("reading an API key: %w", err)
+	}
+	return k, found, nil
+}
+
+// APIKeys lists up to limit keys by id, those after an id; next is "" at the end.
+func (v *Views) APIKeys(ctx context.Context, after string, limit int) (page []APIKey, next string, err error) {
+	limit = bounded(limit)
+	err = v.read(ctx, func(c *conn) error {
+		return c.query(apiKeyColumns+" WHERE id > ? ORDER BY id LIMIT ?", func(row []driver.Value) error {
+			page = append(page, scanAPIKey(row))
+			return nil
+		}, after, int64(limit)+1)
+	})
+	if err != nil {
+		return nil, "", fmt.Errorf("listing API keys: %w", err)
+	}
+	if len(page) > limit {
+		page = page[:limit]
+		next = page[limit-1].ID
+	}
+	return page, next, nil
+}

@@ -1,0 +1,111 @@
+package projections
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql/driver"
+	"encoding/hex"
+	"fmt"
+	"time"
+
+	"github.com/credstream/credstream/events"
+)
+
+const (
+	componentTable = `
+CREATE TABLE components (id TEXT PRIMARY KEY, owner TEXT NOT NULL, title TEXT NOT NULL, shared INTEGER NOT NULL, deleted INTEGER NOT NULL,
+	revision INTEGER NOT NULL, sha256 TEXT NOT NULL, seq INTEGER NOT NULL, created INTEGER NOT NULL, updated INTEGER NOT NULL) WITHOUT ROWID;
+`
+	componentIndexes = `
+CREATE INDEX components_owned ON components (owner, id) WHERE deleted = 0;
+CREATE INDEX components_shared ON components (id) WHERE deleted = 0 AND shared = 1;
+`
+)
+
+// Component is one component without its descriptor, which the log holds.
+type Component struct {
+	ID        string
+	Owner     string // tenant that registered it
+	Title     string
+	Shared    bool // visible to every tenant
+	Deleted   bool
+	Revision  int    // of the descriptor: 1, 2, ...
+	SHA256    string // of the descriptor, hex
+	CreatedAt time.Time
+	UpdatedAt time.Time
+	Seq       uint64 // its last commit
+}
+
+func (b *batch) component(r events.Record, e events.Component) error {
+	id, seq, now := r.Stream.ID, int64(r.Seq), r.Meta.Time.UnixMicro() //nolint:gosec // sequences stay far below 2^63
+	set := func(columns string, args ...driver.Value) error {
+		return b.w.update("UPDATE components SET seq = ?, updated = ?, "+columns+" WHERE id = ?", append(append([]driver.Value{seq, now}, args...), id)...)
+	}
+	switch e := e.(type) {
+	case events.ComponentRegistered:
+		return b.w.exec("INSERT OR REPLACE INTO components VALUES (?,?,?,0,0,1,?,?,?,?)", id, e.Owner, e.Title, hexSHA256(e.Descriptor), seq, now, now)
+	case events.ComponentUpdated:
+		return set("title = ?, revision = ?, sha256 = ?", e.Title, int64(e.Revision), hexSHA256(e.Descriptor))
+	case events.ComponentShared:
+		return set("shared = 1")
+	case events.ComponentUnshared:
+		return set("shared = 0")
+	case events.ComponentDeleted:
+		return set("deleted = 1")
+	}
+	return errUnknownEvent
+}
+
+func hexSHA256(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:])
+}
+
+const componentColumns = "SELECT id, owner, title, shared, deleted, revision, sha256, seq, created, updated FROM components"
+
+func scanComponent(row []driver.Value) Component {
+	return Component{
+		ID: str(row[0]), Owner: str(row[1]), Title: str(row[2]), Shared: num(row[3]) != 0, Deleted: num(row[4]) != 0,
+		Revision: int(num(row[5])), SHA256: str(row[6]), Seq: uint64(num(row[7])), //nolint:gosec // written from a uint64
+		CreatedAt: micros(row[8]), UpdatedAt: micros(row[9]),
+	}
+}
+
+// Component finds a component by its id, a deleted one too: whether the caller
+// may see it is for the caller to say.
+func (v *Views) Component(ctx context.Context, id string) (k Component, found bool, err error) {
+	err = v.read(ctx, func(c *conn) error {
+		return c.query(componentColumns+" WHERE id = ?", func(row []driver.Value) error {
+			k, found = scanComponent(row), true
+			return nil
+		}, id)
+	})
+	if err != nil {
+		return Component{}, false, fmt.Errorf("reading a component: %w", err)
+	}
+	return k, found, nil
+}
+
+const componentsVisible = componentColumns + " INDEXED BY components_owned WHERE owner = ? AND deleted = 0 AND id > ?" +
+	" UNION ALL " + componentColumns + " INDEXED BY components_shared WHERE deleted = 0 AND shared = 1 AND id > ? AND owner <> ?" +
+	" ORDER BY id LIMIT ?"
+
+// Components lists up to limit components by id, those after an id, that the
+// tenant sees: its own and the shared ones, none deleted; next is "" at the end.
+func (v *Views) Components(ctx context.Context, tenant, after string, limit int) (page []Component, next string, err error) {
+	limit = bounded(limit)
+	err = v.read(ctx, func(c *conn) error {
+		return c.query(componentsVisible, func(row []driver.Value) error {
+			page = append(page, scanComponent(row))
+			return nil
+		}, tenant, after, after, tenant, int64(limit)+1)
+	})
+	if err != nil {
+		return nil, "", fmt.Errorf("listing components: %w", err)
+	}
+	if len(page) > limit {
+		page = page[:limit]
+		next = page[limit-1].ID
+	}
+	return page, next, nil
+}

@@ -1,0 +1,329 @@
+package projections
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql/driver"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	jsonv2 "github.com/go-json-experiment/json"
+
+	"github.com/credstream/credstream/events"
+)
+
+// The table's key is the sequence of the commit that created the credential,
+// which is also what sorting by creation means, so every index ends in it for
+// free. name is folded (see fold) and doc holds the whole credential, so that a
+// point read touches one column. counts is kept by the same transaction, so that
+// no count ever counts.
+//
+// Every filter and sort that is offered has an index. There are half as many
+// indexes as there would be without this: a list of all statuses merges the
+// lists of each, of which there are few.
+//
+// names finds substrings of three letters and more: the trigrams of every
+// folded name behind a tag of its tenant, so that one tenant's names are not in
+// another one's way. It finds candidates; the row decides.
+const (
+	credentialTable = `
+CREATE TABLE credentials (seq INTEGER PRIMARY KEY, tenant TEXT NOT NULL, id TEXT NOT NULL, component TEXT NOT NULL, status TEXT NOT NULL,
+	name TEXT NOT NULL, doc TEXT NOT NULL);
+CREATE UNIQUE INDEX credentials_id ON credentials (tenant, id);
+CREATE TABLE counts (tenant TEXT, component TEXT, status TEXT, n INTEGER NOT NULL, PRIMARY KEY (tenant, component, status)) WITHOUT ROWID;
+CREATE VIRTUAL TABLE names USING fts5(text, content='', contentless_delete=1, detail=none, tokenize='trigram case_sensitive 1');
+`
+	credentialIndexes = `
+CREATE INDEX credentials_created ON credentials (tenant, status);
+CREATE INDEX credentials_component_created ON credentials (tenant, component, status);
+CREATE INDEX credentials_name ON credentials (tenant, status, name);
+CREATE INDEX credentials_component_name ON credentials (tenant, component, status, name);
+`
+)
+
+// statuses are all that a credential can have; lists merge them.
+var statuses = []events.Status{events.Verified, events.Failed, events.Unverified}
+
+// Credential is one credential as it stands, without its secrets.
+type Credential struct {
+	ID           string
+	Tenant       string
+	Component    string
+	Name         string
+	Workspace    string // id given by the caller, or ""
+	Status       events.Status
+	Version      int      // of the keys in force: 1, 2, ...
+	Fields       []string // names of the fields that have a value, sorted
+	Revision     int      // of the component's descriptor when the keys were written
+	Hosts        []string // where the keys may be sent: patterns
+	SecretID     string   // where the vault keeps the keys; not for callers
+	Verification events.Verification
+	VerifiedAt   time.Time // when Verification was made; zero when none ever was
+	CreatedAt    time.Time
+	UpdatedAt    time.Time // of the last change that a caller can see
+	CreatedSeq   uint64
+	Seq          uint64 // its last commit: the revision of its stream
+	CreatedBy    events.Actor
+}
+
+// credentialDoc is the form in which a row keeps a Credential.
+type credentialDoc struct {
+	ID           string              `json:"id"`
+	Tenant       string              `json:"t"`
+	Component    string              `json:"c"`
+	Name         string              `json:"n"`
+	Workspace    string              `json:"w"`
+	Status       events.Status       `json:"st"`
+	Version      int                 `json:"v"`
+	Fields       []string            `json:"f"`
+	Revision     int                 `json:"r"`
+	Hosts        []string            `json:"h"`
+	SecretID     string              `json:"sid"`
+	Verification events.Verification `json:"ve"`
+	VerifiedAt   time.Time           `json:"va"`
+	CreatedAt    time.Time           `json:"ca"`
+	UpdatedAt    time.Time           `json:"ua"`
+	CreatedSeq   uint64              `json:"cs"`
+	Seq          uint64              `json:"s"`
+	CreatedBy    events.Actor        `json:"cb"`
+}
+
+func scanCredential(v driver.Value) (*Credential, error) {
+	var raw []byte
+	switch x := v.(type) {
+	case string:
+		raw = []byte(x)
+	case []byte:
+		raw = x
+	}
+	var d credentialDoc
+	if err := jsonv2.Unmarshal(raw, &d); err != nil {
+		return nil, fmt.Errorf("reading a credential's row: %w", err)
+	}
+	c := Credential(d)
+	return &c, nil
+}
+
+// evolve is the credential after one more event; nil means there is none.
+func (c *Credential) evolve(r events.Record, e events.Credential) (*Credential, error) {
+	if created, ok := e.(events.CredentialCreated); ok {
+		if c != nil {
+			return nil, errors.New("the credential exists already")
+		}
+		n := &Credential{
+			ID: r.Stream.ID, Tenant: r.Stream.Tenant, Component: created.Component, Name: created.Name, Workspace: created.Workspace,
+			CreatedAt: r.Meta.Time, UpdatedAt: r.Meta.Time, CreatedSeq: r.Seq, Seq: r.Seq, CreatedBy: r.Meta.Actor,
+		}
+		n.setKeys(created.Keys, r.Meta.Time)
+		return n, nil
+	}
+	if _, ok := e.(events.SecretAbandoned); ok { // concerns an attempt that no one sees, perhaps before a credential or after it
+		if c != nil {
+			c.Seq = r.Seq
+		}
+		return c, nil
+	}
+	if c == nil {
+		return nil, errNoRow
+	}
+	c.Seq, c.UpdatedAt = r.Seq, r.Meta.Time
+	switch e := e.(type) {
+	case events.CredentialRenamed:
+		c.Name = e.Name
+	case events.CredentialKeysReplaced:
+		c.setKeys(e.Keys, r.Meta.Time)
+	case events.CredentialReverted:
+		c.setKeys(e.Keys, r.Meta.Time)
+	case events.CredentialVerified:
+		if e.Version == c.Version {
+			c.verify(e.Verification, r.Meta.Time)
+		}
+	case events.CredentialDeleted:
+		return nil, nil //nolint:nilnil // no credential, and that is as it should be
+	case events.CredentialCreated, events.SecretAbandoned: // above
+	default:
+		return nil, errUnknownEvent
+	}
+	return c, nil
+}
+
+func (c *Credential) setKeys(k events.KeysVersion, at time.Time) {
+	c.Version, c.Fields, c.Revision, c.Hosts, c.SecretID = k.Version, k.Fields, k.Revision, k.Hosts, k.SecretID
+	c.VerifiedAt = time.Time{}
+	c.verify(k.Verification, at)
+}
+
+func (c *Credential) verify(v events.Verification, at time.Time) {
+	c.Status, c.Verification = v.Status, v
+	if v.Status != events.Unverified {
+		c.VerifiedAt = at
+	}
+}
+
+// fold writes a name so that names which differ in case alone are equal: each
+// rune in lower case, by Unicode's simple mapping. Lists sort and search by it.
+func fold(name string) string {
+	return strings.ReplaceAll(strings.ToLower(name), "\x00", "\uFFFD") // SQLite's functions end at NUL
+}
+
+// tag stands before a tenant's names in the trigram index: three runes from a
+// private plane, so one trigram. Tenants may share one; rows tell them apart.
+func tag(tenant string) string {
+	sum := sha256.Sum256([]byte(tenant))
+	bits := binary.BigEndian.Uint64(sum[:])
+	return string([]rune{0xF0000 + rune(bits&0xfff), 0xF0000 + rune(bits>>12&0xfff), 0xF0000 + rune(bits>>24&0xfff)}) //nolint:gosec // masked
+}
+
+const (
+	credentialByID = "SELECT doc FROM credentials INDEXED BY credentials_id WHERE tenant = ? AND id = ?"
+	// One row a statement: a statement of several opens a savepoint, at which FTS5
+	// writes out all it has gathered.
+	insertName = "INSERT INTO names (rowid, text) VALUES (?, ?)"
+)
+
+type credentialKey struct{ tenant, id string }
+
+// change is a credential before and after a batch; nil means there is none.
+type change struct{ old, now *Credential }
+
+type countKey struct {
+	tenant, component string
+	status            events.Status
+}
+
+func (b *batch) credential(r events.Record, e events.Credential) error {
+	key := credentialKey{r.Stream.Tenant, r.Stream.ID}
+	ch, ok := b.credentials[key]
+	if !ok {
+		ch = &change{}
+		if _, created := e.(events.CredentialCreated); !created { // of a created one the unique index makes sure that it is new
+			if err := b.load(ch, key); err != nil {
+				return err
+			}
+		}
+		b.credentials[key] = ch
+		b.touched = append(b.touched, ch)
+	}
+	now, err := ch.now.evolve(r, e)
+	if err != nil {
+		return err
+	}
+	if now != nil && !slices.Contains(statuses, now.Status) {
+		return fmt.Errorf("the status %q is not known", now.Status)
+	}
+	ch.now = now
+	return nil
+}
+
+func (b *batch) load(ch *change, key credentialKey) error {
+	return b.w.query(credentialByID, func(row []driver.Value) (err error) {
+		if ch.old, err = scanCredential(row[0]); err != nil {
+			return err
+		}
+		now := *ch.old
+		ch.now = &now
+		return nil
+	}, key.tenant, key.id)
+}
+
+func (b *batch) flushCredentials() error {
+	var rows []driver.Value
+	counts := map[countKey]int64{}
+	for _, ch := range b.touched {
+		old, now := ch.old, ch.now
+		if old != nil {
+			counts[countKey{old.Tenant, old.Component, old.Status}]--
+		}
+		if now != nil {
+			counts[countKey{now.Tenant, now.Component, now.Status}]++
+		}
+		if old != nil && (now == nil || now.CreatedSeq != old.CreatedSeq) {
+			seq := int64(old.CreatedSeq) //nolint:gosec // sequences stay far below 2^63
+			if err := errors.Join(b.w.update("DELETE FROM credentials WHERE seq = ?", seq), b.w.exec("DELETE FROM names WHERE rowid = ?", seq)); err != nil {
+				return err
+			}
+			old = nil
+		}
+		if now == nil {
+			continue
+		}
+		doc, err := jsonv2.Marshal(credentialDoc(*now))
+		if err != nil {
+			return err
+		}
+		seq, name := int64(now.CreatedSeq), fold(now.Name) //nolint:gosec // sequences stay far below 2^63
+		if old == nil {
+			rows = append(rows, seq, now.Tenant, now.ID, now.Component, string(now.Status), name, string(doc))
+			if err := b.w.exec(insertName, seq, tag(now.Tenant)+name); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := b.update(old, now, name, string(doc)); err != nil {
+			return err
+		}
+	}
+	// OR FAIL: the transaction is rolled back anyway, and without it SQLite keeps
+	// a copy of every page so as to undo a statement of several rows alone.
+	if err := b.w.insert("INSERT OR FAIL INTO credentials", 7, rows); err != nil {
+		return err
+	}
+	return b.flushCounts(counts)
+}
+
+// update writes a credential that has a row. What did not change is left out:
+// its indexes are not touched then.
+func (b *batch) update(old, now *Credential, name, doc string) error {
+	seq := int64(now.CreatedSeq) //nolint:gosec // sequences stay far below 2^63
+	renamed := fold(old.Name) != name
+	if !renamed && old.Status == now.Status {
+		return b.w.update("UPDATE credentials SET doc = ? WHERE seq = ?", doc, seq)
+	}
+	if err := b.w.update("UPDATE credentials SET status = ?, name = ?, doc = ? WHERE seq = ?", string(now.Status), name, doc, seq); err != nil {
+		return err
+	}
+	if !renamed {
+		return nil
+	}
+	return errors.Join(b.w.exec("DELETE FROM names WHERE rowid = ?", seq), b.w.exec(insertName, seq, tag(now.Tenant)+name))
+}
+
+func (b *batch) flushCounts(counts map[countKey]int64) error {
+	for k, n := range counts {
+		if n == 0 {
+			continue
+		}
+		err := b.w.exec("INSERT INTO counts VALUES (?,?,?,?) ON CONFLICT DO UPDATE SET n = n + excluded.n", k.tenant, k.component, string(k.status), n)
+		if err != nil {
+			return err
+		}
+		if n < 0 {
+			if err := b.w.exec("DELETE FROM counts WHERE tenant = ? AND component = ? AND status = ? AND n = 0", k.tenant, k.component, string(k.status)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Credential finds a credential of a tenant by its id.
+func (v *Views) Credential(ctx context.Context, tenant, id string) (Credential, bool, error) {
+	var found *Credential
+	err := v.read(ctx, func(c *conn) error {
+		return c.query(credentialByID, func(row []driver.Value) (err error) {
+			found, err = scanCredential(row[0])
+			return err
+		}, tenant, id)
+	})
+	if err != nil {
+		return Credential{}, false, fmt.Errorf("reading a credential: %w", err)
+	}
+	if found == nil {
+		return Credential{}, false, nil
+	}
+	return *found, true, nil
+}

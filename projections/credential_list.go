@@ -1,0 +1,368 @@
+package projections
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql/driver"
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+)
+
+// ErrCursorInvalid refuses a cursor that was not given out for this tenant,
+// filter and sort.
+var ErrCursorInvalid = fault.New(fault.Invalid, "cursor_invalid", "The cursor does not belong to this list. Start again at its first page.")
+
+// ErrSortInvalid refuses an order that is not offered.
+var ErrSortInvalid = fault.New(fault.Invalid, "sort_invalid", `Credentials are sorted by "name" or by "created".`)
+
+// CredentialFilter chooses and orders credentials. Fields left empty choose all.
+type CredentialFilter struct {
+	Tenant       string
+	Component    string
+	Status       events.Status
+	NameContains string // letters compare without regard to case
+	Sort         string // "name" (the default; without regard to case, then by age) or "created"
+	Desc         bool
+	Limit        int    // 1 to 1000; 0 means 50
+	After        string // the cursor that came with the page before, or ""
+}
+
+// bounds limit a search by part of a name. A page looks at no more than walk
+// rows, and goes through the trigram index only when that finds no more than
+// candidates, which are then all fetched and sorted.
+type bounds struct{ walk, candidates int }
+
+// Credentials lists a page of credentials. next is the cursor of the page after
+// it, "" at the end. With NameContains a page may be short, or empty, and still
+// have a next one: a page looks at a bounded number of rows. It returns
+// ErrCursorInvalid for a cursor of another tenant, filter or sort (the page
+// size may change), and ErrSortInvalid.
+func (v *Views) Credentials(ctx context.Context, f CredentialFilter) (page []Credential, next string, err error) {
+	l, err := f.listing(v.bounds)
+	if err != nil {
+		return nil, "", err
+	}
+	err = v.read(ctx, func(c *conn) error {
+		page, next, err = l.page(c)
+		return err
+	})
+	if err != nil {
+		return nil, "", fmt.Errorf("listing credentials: %w", err)
+	}
+	return page, next, nil
+}
+
+// listing is a checked filter, as SQL.
+type listing struct {
+	f        CredentialFilter
+	bounds   bounds
+	term     string // folded
+	limit    int
+	index    string
+	statuses []events.Status // each is one arm of the query
+	order    string
+	after    *place
+	// The operators that say, in the order: after, before, and not after.
+	beyond, short, within string
+}
+
+// place is a row's place in the order.
+type place struct {
+	name string // folded; "" when sorted by creation
+	seq  uint64
+}
+
+func (f CredentialFilter) listing(b bounds) (*listing, error) {
+	if f.Sort == "" {
+		f.Sort = "name"
+	}
+	l := &listing{f: f, bounds: b, term: fold(f.NameContains), limit: bounded(f.Limit), statuses: statuses, beyond: ">", short: "<", within: "<="}
+	l.index = "credentials_"
+	if f.Component != "" {
+		l.index += "component_"
+	}
+	l.index += f.Sort
+	if f.Status != "" {
+		l.statuses = []events.Status{f.Status}
+	}
+	desc := ""
+	if f.Desc {
+		desc, l.beyond, l.short, l.within = " DESC", "<", ">", ">="
+	}
+	switch f.Sort {
+	case "name":
+		l.order = " ORDER BY name" + desc + ", seq" + desc
+	case "created":
+		l.order = " ORDER BY seq" + desc
+	default:
+		return nil, ErrSortInvalid
+	}
+	if f.After != "" {
+		p, err := l.parse(f.After)
+		if err != nil {
+			return nil, err
+		}
+		l.after = &p
+	}
+	return l, nil
+}
+
+// filter is the WHERE clause of the tenant, component and status; an empty
+// status means all of them.
+func (l *listing) filter(status events.Status) (where string, args []driver.Value) {
+	where, args = " WHERE tenant = ?", []driver.Value{l.f.Tenant}
+	if l.f.Component != "" {
+		where, args = where+" AND component = ?", append(args, l.f.Component)
+	}
+	if status != "" {
+		where, args = where+" AND status = ?", append(args, string(status))
+	}
+	return where, args
+}
+
+// condition is a piece of a WHERE clause with its arguments.
+type condition struct {
+	sql  string
+	args []driver.Value
+}
+
+// between says, as alternatives, that a row comes after the one place and not
+// after the other; nil means from the start or to the end. Each alternative is
+// one range of the index. A comparison of (name, seq) with a pair would say the
+// same in one, but SQLite looks up its name alone and then goes through all that
+// are called so, which may be every credential there is.
+func (l *listing) between(after, end *place) []condition {
+	var all []condition
+	is := func(sql string, args ...driver.Value) { all = append(all, condition{sql, args}) }
+	seq := func(p *place) driver.Value { return int64(p.seq) } //nolint:gosec // sequences stay far below 2^63
+	switch {
+	case after == nil && end == nil:
+		is("")
+	case l.f.Sort == "created" && end == nil:
+		is(" AND seq "+l.beyond+" ?", seq(after))
+	case l.f.Sort == "created" && after == nil:
+		is(" AND seq "+l.within+" ?", seq(end))
+	case l.f.Sort == "created":
+		is(" AND seq "+l.beyond+" ? AND seq "+l.within+" ?", seq(after), seq(end))
+	case end == nil:
+		is(" AND name = ? AND seq "+l.beyond+" ?", after.name, seq(after))
+		is(" AND name "+l.beyond+" ?", after.name)
+	case after == nil:
+		is(" AND name "+l.short+" ?", end.name)
+		is(" AND name = ? AND seq "+l.within+" ?", end.name, seq(end))
+	case after.name == end.name:
+		is(" AND name = ? AND seq "+l.beyond+" ? AND seq "+l.within+" ?", after.name, seq(after), seq(end))
+	default:
+		is(" AND name = ? AND seq "+l.beyond+" ?", after.name, seq(after))
+		is(" AND name "+l.beyond+" ? AND name "+l.short+" ?", after.name, end.name)
+		is(" AND name = ? AND seq "+l.within+" ?", end.name, seq(end))
+	}
+	return all
+}
+
+// query is a SELECT of the rows after the cursor, up to and including end, in
+// their order: a merge of ranges of the index, none of which is sorted. columns
+// begin with "name, seq". It ends before LIMIT.
+func (l *listing) query(columns string, end *place, contains bool) (sql string, args []driver.Value) {
+	var arms []string
+	for _, s := range l.statuses {
+		for _, c := range l.between(l.after, end) {
+			where, a := l.filter(s)
+			arm := "SELECT " + columns + " FROM credentials INDEXED BY " + l.index + where + c.sql
+			args = slices.Concat(args, a, c.args)
+			if contains {
+				arm += " AND instr(name, ?) > 0"
+				args = append(args, l.term)
+			}
+			arms = append(arms, arm)
+		}
+	}
+	return strings.Join(arms, " UNION ALL ") + l.order, args
+}
+
+func (l *listing) page(c *conn) ([]Credential, string, error) {
+	if l.term == "" {
+		return l.read(c, nil, false)
+	}
+	rows, err := l.total(c)
+	if err != nil {
+		return nil, "", err
+	}
+	if rows <= int64(l.bounds.walk) {
+		return l.read(c, nil, true)
+	}
+	if q := match(l.f.Tenant, l.term); q != "" {
+		n, err := count(c, candidateCount, q, int64(l.bounds.candidates)+1)
+		if err != nil {
+			return nil, "", err
+		}
+		if n <= int64(l.bounds.candidates) {
+			return l.search(c, q)
+		}
+	}
+	return l.walk(c)
+}
+
+const (
+	candidateCount = "SELECT count(*) FROM (SELECT 1 FROM names WHERE names MATCH ? LIMIT ?)"
+	candidates     = "SELECT name, seq, doc FROM (SELECT rowid AS candidate FROM names WHERE names MATCH ?) CROSS JOIN credentials ON seq = candidate"
+)
+
+// search fetches and sorts what the trigram index finds.
+func (l *listing) search(c *conn, query string) ([]Credential, string, error) {
+	where, args := l.filter(l.f.Status)
+	args = slices.Concat([]driver.Value{query}, args, []driver.Value{l.term})
+	where += " AND instr(name, ?) > 0"
+	switch p := l.after; {
+	case p == nil:
+	case l.f.Sort == "name":
+		where += " AND (name, seq) " + l.beyond + " (?, ?)"
+		args = append(args, p.name, int64(p.seq)) //nolint:gosec // sequences stay far below 2^63
+	default:
+		where += " AND seq " + l.beyond + " ?"
+		args = append(args, int64(p.seq)) //nolint:gosec // sequences stay far below 2^63
+	}
+	return l.rows(c, nil, candidates+where+l.order, args)
+}
+
+// walk looks at the next rows, a bounded number, in their order and takes those with the term.
+func (l *listing) walk(c *conn) ([]Credential, string, error) {
+	var end *place // the last row looked at, when there are more
+	sql, args := l.query("name, seq", nil, false)
+	err := c.query(sql+" LIMIT 1 OFFSET ?", func(row []driver.Value) error {
+		end = &place{str(row[0]), uint64(num(row[1]))} //nolint:gosec // written from a uint64
+		return nil
+	}, append(args, int64(l.bounds.walk)-1)...)
+	if err != nil {
+		return nil, "", err
+	}
+	return l.read(c, end, true)
+}
+
+// read fetches a page in the order of the index, up to end when there is one.
+func (l *listing) read(c *conn, end *place, contains bool) ([]Credential, string, error) {
+	sql, args := l.query("name, seq, doc", end, contains)
+	return l.rows(c, end, sql, args)
+}
+
+// rows runs a query of name, seq and doc. The page ends at its limit, else at
+// end, the last row looked at, when there is one.
+func (l *listing) rows(c *conn, end *place, sql string, args []driver.Value) (page []Credential, next string, err error) {
+	err = c.query(sql+" LIMIT ?", func(row []driver.Value) error {
+		k, err := scanCredential(row[2])
+		if err != nil {
+			return err
+		}
+		page = append(page, *k)
+		return nil
+	}, append(args, int64(l.limit)+1)...)
+	switch {
+	case err != nil:
+		return nil, "", err
+	case len(page) > l.limit:
+		page = page[:l.limit]
+		last := page[l.limit-1]
+		return page, l.cursor(place{fold(last.Name), last.CreatedSeq}), nil
+	case end != nil:
+		return page, l.cursor(*end), nil
+	}
+	return page, "", nil
+}
+
+// total is the number of rows of the filter, from the counts.
+func (l *listing) total(c *conn) (int64, error) {
+	where, args := l.filter(l.f.Status)
+	return count(c, "SELECT coalesce(sum(n), 0) FROM counts"+where, args...)
+}
+
+func count(c *conn, sql string, args ...driver.Value) (n int64, err error) {
+	err = c.query(sql, func(row []driver.Value) error {
+		n = num(row[0])
+		return nil
+	}, args...)
+	return n, err
+}
+
+// cursor writes a place bound to the tenant, filter and sort: sequence, name and
+// a checksum over all of it. The checksum is no secret. Who computes one by hand
+// names a place in a list that is their own anyway.
+func (l *listing) cursor(p place) string {
+	if l.f.Sort != "name" {
+		p.name = ""
+	}
+	raw := append(binary.BigEndian.AppendUint64(nil, p.seq), p.name...)
+	return base64.RawURLEncoding.EncodeToString(append(l.checksum(raw), raw...))
+}
+
+func (l *listing) parse(cursor string) (place, error) {
+	raw, err := base64.RawURLEncoding.Strict().DecodeString(cursor)
+	if err != nil || len(raw) < 16 || string(l.checksum(raw[8:])) != string(raw[:8]) {
+		return place{}, ErrCursorInvalid
+	}
+	return place{name: string(raw[16:]), seq: binary.BigEndian.Uint64(raw[8:])}, nil
+}
+
+func (l *listing) checksum(raw []byte) []byte {
+	f := l.f
+	sum := sha256.Sum256(events.LengthPrefixed("credstream/cursor/1", f.Tenant, f.Component, string(f.Status), l.term, f.Sort, fmt.Sprint(f.Desc), string(raw)))
+	return sum[:8]
+}
+
+// Count is a number of credentials.
+type Count struct {
+	Component string
+	Status    events.Status
+	N         int
+}
+
+// CredentialCounts counts a tenant's credentials by component and status, in
+// this order. Of the filter, Component and Status apply.
+func (v *Views) CredentialCounts(ctx context.Context, tenant string, f CredentialFilter) (counts []Count, err error) {
+	f.Tenant, f.Sort, f.After = tenant, "", ""
+	l, err := f.listing(v.bounds)
+	if err != nil {
+		return nil, err
+	}
+	where, args := l.filter(f.Status)
+	err = v.read(ctx, func(c *conn) error {
+		return c.query("SELECT component, status, n FROM counts"+where+" ORDER BY component, status", func(row []driver.Value) error {
+			counts = append(counts, Count{str(row[0]), events.Status(str(row[1])), int(num(row[2]))})
+			return nil
+		}, args...)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("counting credentials: %w", err)
+	}
+	return counts, nil
+}
+
+// match is the query for names of the tenant that may contain the folded term,
+// "" when the term is too short for the index.
+func match(tenant, term string) string {
+	runes := []rune(term)
+	if len(runes) < 3 {
+		return ""
+	}
+	q := `"` + tag(tenant) + `"`
+	for i := range min(len(runes)-2, 16) { // 16 trigrams are more than enough to find few candidates
+		q += ` AND "` + strings.ReplaceAll(string(runes[i:i+3]), `"`, `""`) + `"`
+	}
+	return q
+}
+
+// bounded is the page size asked for: 50 by default, 1000 at most.
+func bounded(limit int) int {
+	switch {
+	case limit <= 0:
+		return 50
+	case limit > 1000:
+		return 1000
+	}
+	return limit
+}

@@ -1,0 +1,56 @@
+package projections
+
+import (
+	"context"
+	"database/sql/driver"
+	"strings"
+)
+
+// SetBounds makes searches take the ways of large tables on small ones.
+func (v *Views) SetBounds(walk, candidates int) { v.bounds = bounds{walk, candidates} }
+
+// Plans returns EXPLAIN QUERY PLAN, a line a step, of every statement that a
+// page of the list may take.
+func (v *Views) Plans(f CredentialFilter) (plans []string, err error) {
+	l, err := f.listing(v.bounds)
+	if err != nil {
+		return nil, err
+	}
+	for _, l.after = range []*place{nil, {"m", 7}} {
+		add := func(sql string, args []driver.Value) {
+			if err == nil {
+				err = v.explain(sql+" LIMIT 50", args, &plans)
+			}
+		}
+		add(l.query("name, seq, doc", nil, l.term != ""))
+		if l.term != "" {
+			add(l.query("name, seq, doc", &place{"x", 9}, true))
+			add(l.query("name, seq", nil, false))
+		}
+		where, args := l.filter(f.Status)
+		add("SELECT sum(n) FROM counts"+where, args)
+	}
+	return plans, err
+}
+
+// OtherPlans are those of all other statements that read.
+func (v *Views) OtherPlans() (plans []string, err error) {
+	for _, sql := range []string{
+		credentialByID, candidateCount, candidates + " WHERE tenant = ? AND instr(name, ?) > 0", componentsVisible, commandByHash, componentColumns + " WHERE id = ?",
+		apiKeyByHash, apiKeyColumns + " WHERE id > ? ORDER BY id LIMIT ?", tenantColumns + " WHERE id = ?",
+	} {
+		if err := v.explain(sql, make([]driver.Value, strings.Count(sql, "?")), &plans); err != nil {
+			return nil, err
+		}
+	}
+	return plans, nil
+}
+
+func (v *Views) explain(sql string, args []driver.Value, plans *[]string) error {
+	return v.read(context.Background(), func(c *conn) error {
+		return c.query("EXPLAIN QUERY PLAN "+sql, func(row []driver.Value) error {
+			*plans = append(*plans, str(row[3]))
+			return nil
+		}, args...)
+	})
+}

@@ -1,0 +1,304 @@
+package projections
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	jsonv2 "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/events"
+)
+
+// FeedPrefix is what the subjects of the feed begin with.
+const FeedPrefix = "credstream.events"
+
+// Headers that give an event's place in the feed: the pair (log sequence, index
+// within the commit) rises from message to message.
+const (
+	HeaderLogSeq   = "ce-logseq"
+	HeaderLogIndex = "ce-logindex"
+)
+
+// Message is the public form of one event: a CloudEvent 1.0 that other programs
+// rely on, for ever. It holds no secret id, no MAC, no hash of a key and no
+// descriptor.
+type Message struct {
+	Subject      string    // NATS subject: "credstream.events.<tenant>.<category>.<id as token>"
+	ID           string    // the event's id, "<commit>-<index>"
+	Type         string    // "credstream.credential.created.v1"
+	Source       string    // "/credstream/<tenant>"
+	EventSubject string    // "credential.<id>", the id verbatim
+	Time         time.Time // when it happened, UTC; not the order
+	Data         []byte    // JSON of the Public... struct of its type
+
+	// Extension attributes; those that are "" are left out.
+	Tenant        string
+	Actor         string // "key:<id>", "user:<id>" or "system:<id>"
+	CommandID     string
+	CorrelationID string
+	CausationID   string
+	LogSeq        uint64
+	LogIndex      int
+}
+
+// Headers are the message's attributes in CloudEvents binary mode, in a fixed
+// order. Names and values follow the CloudEvents NATS protocol binding: every
+// attribute, the content type too, has the prefix "ce-", and what is not a
+// printable ASCII character, a space, a quote or a percent sign is
+// percent-encoded. (CloudEvents SDK for Go reads the names alike but does not
+// decode the percent signs, which only ids made elsewhere ever need.)
+func (m Message) Headers() [][2]string {
+	all := [][2]string{
+		{"ce-specversion", "1.0"},
+		{"ce-id", m.ID},
+		{"ce-type", m.Type},
+		{"ce-source", m.Source},
+		{"ce-subject", m.EventSubject},
+		{"ce-time", m.Time.UTC().Format(time.RFC3339Nano)},
+		{"ce-datacontenttype", "application/json"},
+		{"ce-tenant", m.Tenant},
+		{"ce-actor", m.Actor},
+		{"ce-commandid", m.CommandID},
+		{"ce-correlationid", m.CorrelationID},
+		{"ce-causationid", m.CausationID},
+		{HeaderLogSeq, strconv.FormatUint(m.LogSeq, 10)},
+		{HeaderLogIndex, strconv.Itoa(m.LogIndex)},
+	}
+	all = slices.DeleteFunc(all, func(h [2]string) bool { return h[1] == "" }) // an attribute has a value or is not there
+	for i := range all {
+		all[i][1] = percentEncode(all[i][1])
+	}
+	return all
+}
+
+func percentEncode(s string) string {
+	plain := func(c byte) bool { return c > ' ' && c < 0x7f && c != '"' && c != '%' }
+	if strings.IndexFunc(s, func(r rune) bool { return r > 0x7f || !plain(byte(r)) }) < 0 { //nolint:gosec // checked on the left
+		return s
+	}
+	var b strings.Builder
+	for i := range len(s) {
+		if plain(s[i]) {
+			b.WriteByte(s[i])
+		} else {
+			fmt.Fprintf(&b, "%%%02X", s[i])
+		}
+	}
+	return b.String()
+}
+
+// The data of each public event. All are closed: what is not here is not told.
+
+// PublicKeys describes the keys that a credential has from here on.
+type PublicKeys struct {
+	Version  int           `json:"version"`  // 1, 2, 3, ...
+	Status   events.Status `json:"status"`   // what the dry request found
+	Fields   []string      `json:"fields"`   // names of the fields that have a value
+	Revision int           `json:"revision"` // revision of the component's descriptor in force
+	Hosts    []string      `json:"hosts"`    // where the keys may be sent: patterns
+}
+
+// PublicCredentialCreated is the data of credential.created.
+type PublicCredentialCreated struct {
+	ID         string `json:"id"`
+	Component  string `json:"component"`
+	Name       string `json:"name"`
+	Workspace  string `json:"workspace"`
+	PublicKeys `json:",inline"`
+}
+
+// PublicCredentialRenamed is the data of credential.renamed.
+type PublicCredentialRenamed struct {
+	ID   string `json:"id"`
+	Name string `json:"name"`
+}
+
+// PublicCredentialKeysReplaced is the data of credential.keys_replaced.
+type PublicCredentialKeysReplaced struct {
+	ID         string `json:"id"`
+	PublicKeys `json:",inline"`
+}
+
+// PublicCredentialReverted is the data of credential.reverted.
+type PublicCredentialReverted struct {
+	ID         string `json:"id"`
+	To         int    `json:"to"` // the earlier version whose keys are in force again, as a new version
+	PublicKeys `json:",inline"`
+}
+
+// PublicCredentialVerified is the data of credential.verified.
+type PublicCredentialVerified struct {
+	ID        string        `json:"id"`
+	Version   int           `json:"version"` // the version of the keys that was tried
+	Status    events.Status `json:"status"`
+	Probe     string        `json:"probe"`      // "http", "tcp" or "tls"
+	Outcome   string        `json:"outcome"`    // "2xx", "4xx", "refused", "timeout", ...
+	LatencyMS int64         `json:"latency_ms"` // milliseconds
+}
+
+// PublicCredentialDeleted is the data of credential.deleted.
+type PublicCredentialDeleted struct {
+	ID string `json:"id"`
+}
+
+// PublicComponentRegistered is the data of component.registered.
+type PublicComponentRegistered struct {
+	ID       string `json:"id"`
+	Owner    string `json:"owner"`
+	Title    string `json:"title"`
+	Revision int    `json:"revision"` // 1
+	SHA256   string `json:"sha256"`   // of the descriptor, hex
+}
+
+// PublicComponentUpdated is the data of component.updated.
+type PublicComponentUpdated struct {
+	ID       string `json:"id"`
+	Title    string `json:"title"`
+	Revision int    `json:"revision"` // 2, 3, ...
+	SHA256   string `json:"sha256"`   // of the descriptor, hex
+}
+
+// PublicComponentShared is the data of component.shared.
+type PublicComponentShared struct {
+	ID string `json:"id"`
+}
+
+// PublicComponentUnshared is the data of component.unshared.
+type PublicComponentUnshared struct {
+	ID string `json:"id"`
+}
+
+// PublicComponentDeleted is the data of component.deleted.
+type PublicComponentDeleted struct {
+	ID string `json:"id"`
+}
+
+// PublicTenantRegistered is the data of tenant.registered.
+type PublicTenantRegistered struct {
+	ID   string `json:"id"`
+	Name string `json:"name"`
+}
+
+// PublicAPIKeyIssued is the data of api_key.issued.
+type PublicAPIKeyIssued struct {
+	ID      string   `json:"id"`
+	Name    string   `json:"name"`
+	Home    string   `json:"home"`    // tenant used where a surface names none
+	Tenants []string `json:"tenants"` // tenants it may name; "*" is every tenant
+	Role    string   `json:"role"`
+}
+
+// PublicAPIKeyRevoked is the data of api_key.revoked.
+type PublicAPIKeyRevoked struct {
+	ID string `json:"id"`
+}
+
+// PublicType ties the type of a public event to the struct of its data.
+type PublicType struct {
+	Name   string       // "credstream.credential.created.v1"; "" when the fact is not public
+	Stored reflect.Type // the fact it is made from
+	Data   reflect.Type // the struct of its data; nil when the fact is not public
+	form   func(id string, e events.Event) any
+}
+
+// publish makes version 1 of a public type. Another version is another type,
+// told beside the first for as long as somebody reads that.
+func publish[E events.Event, P any](name string, form func(id string, e E) P) PublicType {
+	return PublicType{
+		Name: "credstream." + name + ".v1", Stored: reflect.TypeFor[E](), Data: reflect.TypeFor[P](),
+		form: func(id string, e events.Event) any { return form(id, e.(E)) }, //nolint:forcetypeassert,errcheck // found by this type
+	}
+}
+
+// keepPrivate says of a fact that the world does not hear of it.
+func keepPrivate[E events.Event]() PublicType { return PublicType{Stored: reflect.TypeFor[E]()} }
+
+// PublicTypes lists every stored fact with its public form, in the order of
+// definition; the feed and the reference are made from it.
+func PublicTypes() []PublicType {
+	return []PublicType{
+		publish("tenant.registered", func(id string, e events.TenantRegistered) PublicTenantRegistered {
+			return PublicTenantRegistered{ID: id, Name: e.Name}
+		}),
+		publish("api_key.issued", func(id string, e events.APIKeyIssued) PublicAPIKeyIssued {
+			return PublicAPIKeyIssued{ID: id, Name: e.Name, Home: e.Home, Tenants: e.Tenants, Role: e.Role}
+		}),
+		publish("api_key.revoked", func(id string, _ events.APIKeyRevoked) PublicAPIKeyRevoked {
+			return PublicAPIKeyRevoked{ID: id}
+		}),
+		publish("component.registered", func(id string, e events.ComponentRegistered) PublicComponentRegistered {
+			return PublicComponentRegistered{ID: id, Owner: e.Owner, Title: e.Title, Revision: 1, SHA256: hexSHA256(e.Descriptor)}
+		}),
+		publish("component.updated", func(id string, e events.ComponentUpdated) PublicComponentUpdated {
+			return PublicComponentUpdated{ID: id, Title: e.Title, Revision: e.Revision, SHA256: hexSHA256(e.Descriptor)}
+		}),
+		publish("component.shared", func(id string, _ events.ComponentShared) PublicComponentShared {
+			return PublicComponentShared{ID: id}
+		}),
+		publish("component.unshared", func(id string, _ events.ComponentUnshared) PublicComponentUnshared {
+			return PublicComponentUnshared{ID: id}
+		}),
+		publish("component.deleted", func(id string, _ events.ComponentDeleted) PublicComponentDeleted {
+			return PublicComponentDeleted{ID: id}
+		}),
+		publish("credential.created", func(id string, e events.CredentialCreated) PublicCredentialCreated {
+			return PublicCredentialCreated{ID: id, Component: e.Component, Name: e.Name, Workspace: e.Workspace, PublicKeys: publicKeys(e.Keys)}
+		}),
+		publish("credential.renamed", func(id string, e events.CredentialRenamed) PublicCredentialRenamed {
+			return PublicCredentialRenamed{ID: id, Name: e.Name}
+		}),
+		publish("credential.keys_replaced", func(id string, e events.CredentialKeysReplaced) PublicCredentialKeysReplaced {
+			return PublicCredentialKeysReplaced{ID: id, PublicKeys: publicKeys(e.Keys)}
+		}),
+		publish("credential.reverted", func(id string, e events.CredentialReverted) PublicCredentialReverted {
+			return PublicCredentialReverted{ID: id, To: e.To, PublicKeys: publicKeys(e.Keys)}
+		}),
+		publish("credential.verified", func(id string, e events.CredentialVerified) PublicCredentialVerified {
+			v := e.Verification
+			return PublicCredentialVerified{ID: id, Version: e.Version, Status: v.Status, Probe: v.Probe, Outcome: v.Outcome, LatencyMS: v.LatencyMS}
+		}),
+		publish("credential.deleted", func(id string, _ events.CredentialDeleted) PublicCredentialDeleted {
+			return PublicCredentialDeleted{ID: id}
+		}),
+		keepPrivate[events.SecretAbandoned](),
+	}
+}
+
+func publicKeys(k events.KeysVersion) PublicKeys {
+	return PublicKeys{Version: k.Version, Status: k.Verification.Status, Fields: k.Fields, Revision: k.Revision, Hosts: k.Hosts}
+}
+
+// publicForms finds a public type by the struct of its fact. It never changes.
+var publicForms = func() map[reflect.Type]PublicType {
+	m := map[reflect.Type]PublicType{}
+	for _, t := range PublicTypes() {
+		m[t.Stored] = t
+	}
+	return m
+}()
+
+// Public is the message that the world sees of a record; ok is false for a fact
+// that is not public. It is a pure function: the feed can be written again from
+// the log at any time.
+func Public(r events.Record) (m Message, ok bool) {
+	t := publicForms[reflect.TypeOf(r.Event)]
+	if t.form == nil {
+		return Message{}, false
+	}
+	data, err := jsonv2.Marshal(t.form(r.Stream.ID, r.Event), jsontext.AllowInvalidUTF8(true))
+	if err != nil {
+		panic(fmt.Sprintf("projections: %s cannot be written as JSON: %v", t.Name, err)) // plain structs always can
+	}
+	tenant := r.Meta.Tenant
+	return Message{
+		Subject: events.StreamID{Tenant: tenant, Category: r.Stream.Category, ID: r.Stream.ID}.Subject(FeedPrefix),
+		ID:      r.ID(), Type: t.Name, Source: "/credstream/" + tenant, EventSubject: r.Stream.String(), Time: r.Meta.Time.UTC(), Data: data,
+		Tenant: tenant, Actor: r.Meta.Actor.Kind + ":" + r.Meta.Actor.ID, CommandID: r.Meta.Command,
+		CorrelationID: r.Meta.Correlation, CausationID: r.Meta.Causation, LogSeq: r.Seq, LogIndex: r.Index,
+	}, true
+}

@@ -1,0 +1,195 @@
+// Package projections holds what is derived from the log and can be thrown
+// away: the read models that answer queries, the Projector that feeds them, and
+// the public form of every event.
+package projections
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"sync"
+
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+)
+
+// ErrViewsBehind is returned by Wait when the projector has stopped before the
+// position asked for: what is read now may be old.
+var ErrViewsBehind = fault.New(fault.Unavailable, "views_behind", "The lists are not up to date right now. Try again shortly.")
+
+// maxBatch is the number of records that are applied in one transaction, give
+// or take a commit. More would make a reader of its own write wait for others.
+const maxBatch = 1000
+
+// Model is a read model that follows the log.
+type Model interface {
+	// Position is the sequence of the last commit applied, 0 for none. It may be
+	// called from any goroutine and costs nothing.
+	Position() uint64
+	// Apply brings whole commits, in log order, into the model, in one transaction
+	// with the new position. It passes over commits at or before Position. When it
+	// fails, nothing has changed.
+	Apply(ctx context.Context, batch []events.Record) error
+}
+
+// Projector feeds the durable records of the log to one model: in log order,
+// each once, none left out.
+type Projector struct {
+	store events.Store
+	model Model
+	log   *slog.Logger
+
+	mu      sync.Mutex
+	moved   chan struct{} // closed at the next change; nil while nobody waits
+	stopped bool
+	err     error
+}
+
+// NewProjector returns a projector that does nothing until Run.
+func NewProjector(store events.Store, model Model, log *slog.Logger) *Projector {
+	return &Projector{store: store, model: model, log: log}
+}
+
+// Run follows the log from the model's position until ctx ends; then it returns
+// nil. It applies what is ready in one batch, and a single record at once. An
+// event that cannot be applied, or a log that cannot be read, stops it: it says
+// so loudly and returns the error. It may be run again, one run at a time.
+func (p *Projector) Run(ctx context.Context) (err error) {
+	p.note(false, nil)
+	defer func() {
+		if err != nil {
+			p.log.ErrorContext(ctx, "the projector has stopped; lists are out of date from here on",
+				"position", p.model.Position(), "error", err)
+		}
+		p.note(true, err)
+	}()
+	for batch, err := range follow(ctx, p.store, p.model.Position(), maxBatch) {
+		if err != nil {
+			return fmt.Errorf("following the log: %w", err)
+		}
+		if err := p.model.Apply(ctx, batch); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("applying the log: %w", err)
+		}
+		p.note(false, nil)
+	}
+	return nil
+}
+
+// note tells those who wait that something has changed.
+func (p *Projector) note(stopped bool, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stopped, p.err = stopped, err
+	if p.moved != nil {
+		close(p.moved)
+		p.moved = nil
+	}
+}
+
+// Wait returns when the commit at seq has been applied, so that a caller reads
+// its own write. It returns ErrViewsBehind when the projector stops first, and
+// the context's error when ctx ends first.
+func (p *Projector) Wait(ctx context.Context, seq uint64) error {
+	for p.model.Position() < seq {
+		p.mu.Lock()
+		if p.moved == nil {
+			p.moved = make(chan struct{})
+		}
+		moved, stopped := p.moved, p.stopped
+		p.mu.Unlock()
+		switch {
+		case p.model.Position() >= seq:
+			return nil
+		case stopped:
+			return ErrViewsBehind
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// Position is the sequence of the last commit applied, 0 for none.
+func (p *Projector) Position() uint64 { return p.model.Position() }
+
+// Lag is the number of commits in the log that are not applied yet.
+func (p *Projector) Lag(ctx context.Context) (uint64, error) {
+	end, err := p.store.End(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("reading the end of the log: %w", err)
+	}
+	if pos := p.model.Position(); pos < end {
+		return end - pos, nil
+	}
+	return 0, nil
+}
+
+// Err is why the projector has stopped, nil while it runs or when it was told
+// to end.
+func (p *Projector) Err() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err
+}
+
+var errTorn = errors.New("the log ended within a commit")
+
+// follow yields the records after a sequence in batches of whole commits: all
+// that is ready, up to about limit records, and never waits for more than the
+// first. The log is read in a goroutine of its own, which has ended when follow
+// returns. It ends without an error when ctx ends.
+func follow(ctx context.Context, store events.Store, after uint64, limit int) iter.Seq2[[]events.Record, error] {
+	return func(yield func([]events.Record, error) bool) {
+		ctx, stop := context.WithCancel(ctx)
+		records := make(chan events.Record, limit)
+		var failed error // written before records is closed
+		go func() {
+			defer close(records)
+			for r, err := range store.Follow(ctx, after) {
+				if err != nil {
+					failed = err
+					return
+				}
+				select {
+				case records <- r:
+				case <-ctx.Done():
+					return
+				}
+			}
+		}()
+		defer func() {
+			stop()
+			for range records { // until the reader has ended
+			}
+		}()
+		for {
+			var batch []events.Record
+			for len(batch) == 0 || !batch[len(batch)-1].Last() || len(batch) < limit && len(records) > 0 {
+				r, ok := <-records
+				if ok {
+					batch = append(batch, r)
+					continue
+				}
+				switch {
+				case ctx.Err() != nil: // told to end, perhaps within a commit
+				case failed != nil:
+					yield(nil, failed)
+				case len(batch) > 0:
+					yield(nil, errTorn)
+				}
+				return
+			}
+			if !yield(batch, nil) {
+				return
+			}
+		}
+	}
+}

@@ -1,0 +1,129 @@
+package projections
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+)
+
+// ErrViewsRebuilding is returned by Rebuild while another rebuild is on its way.
+var ErrViewsRebuilding = fault.New(fault.Conflict, "views_rebuilding", "The views are being rebuilt already.")
+
+// Records that a rebuild applies in one transaction, and commits it may be
+// behind when it stops the writer to catch up for good.
+const (
+	bulkBatch = 4 * maxBatch
+	nearEnd   = maxBatch
+)
+
+// Rebuild makes the views again from the log, in a new file, and puts that in
+// the place of the old one. Queries and the projector go on with the old file
+// meanwhile and wait only for the exchange, a matter of milliseconds. progress,
+// which may be nil, is told how far the new file is and where the log ended.
+// When it fails before the exchange, nothing has changed.
+func (v *Views) Rebuild(ctx context.Context, store events.Store, progress func(done, end uint64)) (err error) {
+	if !v.rebuilding.TryLock() {
+		return ErrViewsRebuilding
+	}
+	defer v.rebuilding.Unlock()
+	if progress == nil {
+		progress = func(uint64, uint64) {}
+	}
+	fresh := v.path + building
+	if err := remove(fresh); err != nil {
+		return fmt.Errorf("rebuilding the views: %w", err)
+	}
+	w, err := openBulk(fresh, v.opts.Log)
+	if err != nil {
+		return fmt.Errorf("rebuilding the views: %w", err)
+	}
+	defer func() {
+		if w != nil {
+			err = errors.Join(err, w.Close())
+		}
+		if err != nil {
+			err = fmt.Errorf("rebuilding the views: %w", errors.Join(err, remove(fresh)))
+		}
+	}()
+
+	for indexed := false; ; {
+		end, err := store.End(ctx)
+		if err != nil {
+			return err
+		}
+		if indexed && end <= w.meta.seq+nearEnd {
+			break
+		}
+		if err := w.replay(ctx, store, end, progress); err != nil {
+			return err
+		}
+		if !indexed {
+			if err := w.finish(); err != nil {
+				return err
+			}
+			indexed = true
+		}
+	}
+
+	v.mu.Lock() // nothing moves from here on
+	defer v.mu.Unlock()
+	if v.w == nil {
+		return ErrViewsClosed
+	}
+	if err := w.replay(ctx, store, v.w.meta.seq, progress); err != nil {
+		return err
+	}
+	err = w.Close()
+	w = nil
+	if err == nil {
+		err = syncFile(fresh)
+	}
+	if err != nil {
+		return err
+	}
+	return v.swap(func() error {
+		if err := removeBeside(v.path); err != nil {
+			return err
+		}
+		if err := os.Rename(fresh, v.path); err != nil {
+			return err
+		}
+		return syncDir(filepath.Dir(v.path))
+	})
+}
+
+// replay applies the log up to and including end.
+func (w *writer) replay(ctx context.Context, store events.Store, end uint64, progress func(done, end uint64)) error {
+	if w.meta.seq >= end {
+		return nil
+	}
+	for batch, err := range follow(ctx, store, w.meta.seq, bulkBatch) {
+		if err == nil {
+			err = w.apply(batch)
+		}
+		if err != nil {
+			return err
+		}
+		progress(w.meta.seq, max(end, w.meta.seq))
+		if w.meta.seq >= end {
+			return nil
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return fmt.Errorf("the log gave no more after %d of %d", w.meta.seq, end)
+}
+
+func syncFile(path string) error {
+	f, err := os.OpenFile(filepath.Clean(path), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}

@@ -1,0 +1,203 @@
+package projections
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"modernc.org/sqlite"
+)
+
+// The result codes that say a file is damaged, https://sqlite.org/rescode.html.
+const (
+	sqliteCorrupt = 11
+	sqliteNotADB  = 26
+)
+
+// conn is one SQLite connection with its prepared statements, for one goroutine
+// at a time. It speaks to the driver without database/sql, whose pool and
+// conversions cost half as much again as the point reads that every command
+// makes. Statements are short, so they do not watch a context.
+type conn struct {
+	driver.Conn
+	stmts map[string]statement
+	args  []driver.NamedValue
+}
+
+type statement interface {
+	driver.Stmt
+	driver.StmtExecContext
+	driver.StmtQueryContext
+}
+
+// connect opens the file, which is made when it is missing, and runs pragmas.
+func connect(path string, pragmas ...string) (*conn, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	connector, err := sqlite.NewConnector((&url.URL{Scheme: "file", OmitHost: true, Path: filepath.ToSlash(abs)}).String())
+	if err != nil {
+		return nil, err
+	}
+	raw, err := connector.Connect(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{Conn: raw, stmts: map[string]statement{}}
+	for _, p := range pragmas {
+		if err := c.exec("PRAGMA " + p); err != nil {
+			return nil, errors.Join(err, c.Close())
+		}
+	}
+	return c, nil
+}
+
+// Close finalizes the statements and closes the connection.
+func (c *conn) Close() error {
+	var errs []error
+	for _, s := range c.stmts {
+		errs = append(errs, s.Close())
+	}
+	return errors.Join(append(errs, c.Conn.Close())...)
+}
+
+// prepared returns the statement of a text, which is parsed once.
+func (c *conn) prepared(sql string) (statement, error) {
+	if s, ok := c.stmts[sql]; ok {
+		return s, nil
+	}
+	raw, err := c.Prepare(sql)
+	if err != nil {
+		return nil, fmt.Errorf("preparing %s: %w", head(sql), err)
+	}
+	s, ok := raw.(statement)
+	if !ok {
+		return nil, fmt.Errorf("preparing %s: the driver's %T is of another make", head(sql), raw)
+	}
+	c.stmts[sql] = s
+	return s, nil
+}
+
+func (c *conn) named(args []driver.Value) []driver.NamedValue {
+	c.args = c.args[:0]
+	for i, a := range args {
+		c.args = append(c.args, driver.NamedValue{Ordinal: i + 1, Value: a})
+	}
+	return c.args
+}
+
+// exec runs a statement. Arguments are int64, string, []byte or nil.
+func (c *conn) exec(sql string, args ...driver.Value) error {
+	s, err := c.prepared(sql)
+	if err != nil {
+		return err
+	}
+	if _, err := s.ExecContext(context.Background(), c.named(args)); err != nil {
+		return fmt.Errorf("%s: %w", head(sql), err)
+	}
+	return nil
+}
+
+var errNoRow = errors.New("there is no such row")
+
+// update runs a statement that must change a row.
+func (c *conn) update(sql string, args ...driver.Value) error {
+	s, err := c.prepared(sql)
+	if err != nil {
+		return err
+	}
+	res, err := s.ExecContext(context.Background(), c.named(args))
+	if err == nil {
+		var n int64
+		if n, err = res.RowsAffected(); err == nil && n == 0 {
+			err = errNoRow
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", head(sql), err)
+	}
+	return nil
+}
+
+// script runs several statements, once.
+func (c *conn) script(sql string) error {
+	s, err := c.Prepare(sql)
+	if err != nil {
+		return fmt.Errorf("preparing %s: %w", head(sql), err)
+	}
+	_, err = s.(statement).ExecContext(context.Background(), nil) //nolint:errcheck // checked for every text by prepared
+	return errors.Join(err, s.Close())
+}
+
+// query calls row for each row; the slice is used again for the next one.
+func (c *conn) query(sql string, row func([]driver.Value) error, args ...driver.Value) (err error) {
+	s, err := c.prepared(sql)
+	if err != nil {
+		return err
+	}
+	rows, err := s.QueryContext(context.Background(), c.named(args))
+	if err != nil {
+		return fmt.Errorf("%s: %w", head(sql), err)
+	}
+	defer func() {
+		if e := rows.Close(); err == nil && e != nil {
+			err = fmt.Errorf("%s: %w", head(sql), e)
+		}
+	}()
+	dest := make([]driver.Value, len(rows.Columns()))
+	for {
+		switch err := rows.Next(dest); {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return fmt.Errorf("%s: %w", head(sql), err)
+		}
+		if err := row(dest); err != nil {
+			return err
+		}
+	}
+}
+
+// insert writes rows of width values each, many to a statement: a statement
+// costs as much as several rows. verb is "INSERT INTO table(columns)".
+func (c *conn) insert(verb string, width int, values []driver.Value) error {
+	for _, n := range []int{64, 8, 1} {
+		if len(values) < n*width {
+			continue
+		}
+		row := "(" + strings.Repeat("?,", width-1) + "?)"
+		sql := verb + " VALUES " + strings.Join(slices.Repeat([]string{row}, n), ",")
+		for len(values) >= n*width {
+			if err := c.exec(sql, values[:n*width]...); err != nil {
+				return err
+			}
+			values = values[n*width:]
+		}
+	}
+	return nil
+}
+
+// head is the start of a statement, enough to know it by.
+func head(sql string) string {
+	if len(sql) > 60 {
+		return sql[:60]
+	}
+	return sql
+}
+
+// damaged reports whether SQLite found the file to be no sound database.
+func damaged(err error) bool {
+	var e *sqlite.Error
+	if !errors.As(err, &e) {
+		return false
+	}
+	code := e.Code() & 0xff
+	return code == sqliteCorrupt || code == sqliteNotADB
+}

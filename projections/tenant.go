@@ -1,0 +1,67 @@
+package projections
+
+import (
+	"context"
+	"database/sql/driver"
+	"fmt"
+	"time"
+
+	"github.com/credstream/credstream/events"
+)
+
+const tenantTable = `
+CREATE TABLE tenants (id TEXT PRIMARY KEY, name TEXT NOT NULL, seq INTEGER NOT NULL, created INTEGER NOT NULL) WITHOUT ROWID;
+`
+
+// Tenant is one tenant.
+type Tenant struct {
+	ID        string
+	Name      string // for people; may be ""
+	CreatedAt time.Time
+	Seq       uint64 // its last commit
+}
+
+func (b *batch) tenant(r events.Record, e events.Tenant) error {
+	switch e := e.(type) {
+	case events.TenantRegistered:
+		return b.w.exec("INSERT OR REPLACE INTO tenants VALUES (?,?,?,?)", r.Stream.ID, e.Name, int64(r.Seq), r.Meta.Time.UnixMicro()) //nolint:gosec // sequences stay far below 2^63
+	}
+	return errUnknownEvent
+}
+
+const tenantColumns = "SELECT id, name, seq, created FROM tenants"
+
+func scanTenant(row []driver.Value) Tenant {
+	return Tenant{ID: str(row[0]), Name: str(row[1]), Seq: uint64(num(row[2])), CreatedAt: micros(row[3])} //nolint:gosec // written from a uint64
+}
+
+// Tenant finds a tenant by its id.
+func (v *Views) Tenant(ctx context.Context, id string) (t Tenant, found bool, err error) {
+	err = v.read(ctx, func(c *conn) error {
+		return c.query(tenantColumns+" WHERE id = ?", func(row []driver.Value) error {
+			t, found = scanTenant(row), true
+			return nil
+		}, id)
+	})
+	if err != nil {
+		return Tenant{}, false, fmt.Errorf("reading a tenant: %w", err)
+	}
+	return t, found, nil
+}
+
+// Tenants lists all tenants by id.
+func (v *Views) Tenants(ctx context.Context) (all []Tenant, err error) {
+	err = v.read(ctx, func(c *conn) error {
+		return c.query(tenantColumns+" ORDER BY id", func(row []driver.Value) error {
+			all = append(all, scanTenant(row))
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing tenants: %w", err)
+	}
+	return all, nil
+}
+
+// micros reads a time that is stored in microseconds.
+func micros(v driver.Value) time.Time { return time.UnixMicro(num(v)).UTC() }

@@ -1,0 +1,463 @@
+package projections
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"database/sql/driver"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+)
+
+// ErrViewsClosed is returned by reads after Close.
+var ErrViewsClosed = fault.New(fault.Unavailable, "views_closed", "The service is stopping.")
+
+// viewsVersion is the version of everything the file holds: tables, indexes and
+// how events are folded into them. Raise it with any change to these; a file
+// of another version is rebuilt from the log.
+const viewsVersion = 1
+
+// tables is the schema that every file has from its first record; indexes is
+// added then or, in a rebuild, when the rows are in.
+const (
+	tables = `
+CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
+` + commandTable + tenantTable + apiKeyTable + componentTable + credentialTable
+	indexes = apiKeyIndexes + componentIndexes + credentialIndexes
+)
+
+// ViewsOptions is how views are opened.
+type ViewsOptions struct {
+	// Log identifies the log the views are derived from; a file derived from
+	// another one is dropped. It may be "" when there is only one.
+	Log string
+	// Readers is the number of queries that run at the same time; 0 means 4. Each
+	// keeps a page cache of up to 4 MB.
+	Readers int
+	// Logger is told when and why a file is dropped; nil means slog.Default.
+	Logger *slog.Logger
+}
+
+// Views are the query side in one SQLite file: credentials, components, tenants,
+// API keys and command ids, all derived from the log. The file is never
+// trusted: one that is damaged, of another version, of another log or ahead of
+// its log is dropped and built again.
+//
+// Writes go through one connection in WAL mode with synchronous=NORMAL: a power
+// cut may take the last batches away, which the log gives again, but does not
+// tear the file. Close leaves the file's SHA-256 beside it, as the mark of a
+// clean end: OpenViews compares it, so any changed byte is found. Without the
+// mark (a crash) it runs SQLite's quick_check. Damage that shows only later
+// fails the query, and has the file dropped at the next start.
+//
+// All methods may be called from many goroutines.
+type Views struct {
+	path string
+	opts ViewsOptions
+	log  *slog.Logger
+
+	mu       sync.Mutex // held by whoever writes
+	w        *writer    // nil when closed
+	position atomic.Uint64
+	readers  chan *conn // the idle ones
+	closed   chan struct{}
+
+	bounds     bounds
+	rebuilding sync.Mutex
+}
+
+var _ Model = (*Views)(nil)
+
+// OpenViews opens the file at path, or starts an empty one, at position 0, when
+// there is none that is fit for use. One process has it open at a time.
+func OpenViews(path string, opts ViewsOptions) (*Views, error) {
+	if opts.Readers <= 0 {
+		opts.Readers = 4
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.Default()
+	}
+	v := &Views{
+		path: path, opts: opts, log: opts.Logger, bounds: bounds{walk: 2000, candidates: 1000},
+		readers: make(chan *conn, opts.Readers), closed: make(chan struct{}),
+	}
+	if why := unfit(path, opts.Log); why != nil {
+		v.log.Warn("the views are dropped and built again from the log", "path", path, "reason", why)
+		if err := remove(path); err != nil {
+			return nil, fmt.Errorf("dropping the views: %w", err)
+		}
+	}
+	err := removeIfThere(path + building)
+	if err == nil {
+		err = v.open()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening the views: %w", err)
+	}
+	return v, nil
+}
+
+// beside are the files that belong to the one at path, by what their names end in.
+const (
+	cleanMark   = ".clean"   // the SHA-256 of a file that was closed in order
+	damagedMark = ".damaged" // left when a query finds damage
+	building    = ".new"     // a rebuild on its way
+)
+
+// remove deletes the file and all that belongs to it; what makes it look sound goes first.
+func remove(path string) error {
+	return errors.Join(removeBeside(path), removeIfThere(path), removeIfThere(path+building))
+}
+
+func removeBeside(path string) error {
+	var errs []error
+	for _, suffix := range []string{cleanMark, "-wal", "-shm", "-journal", damagedMark} {
+		errs = append(errs, removeIfThere(path+suffix))
+	}
+	return errors.Join(errs...)
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// unfit says why the file at path must not be used; nil when it may be, or when
+// there is none. It takes the mark of a clean end away.
+func unfit(path, log string) error {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if _, err := os.Stat(path + damagedMark); err == nil {
+		return errors.New("a query found damage")
+	}
+	checked := false
+	if want, err := os.ReadFile(path + cleanMark); err == nil {
+		got, err := digest(path)
+		if err != nil {
+			return err
+		}
+		if got != string(want) {
+			return errors.New("the file was changed since it was closed")
+		}
+		_, err = os.Stat(path + "-wal")
+		checked = errors.Is(err, fs.ErrNotExist)
+		if err := os.Remove(path + cleanMark); err != nil {
+			return err
+		}
+	}
+	c, err := connect(path, "cell_size_check=ON")
+	if err != nil {
+		return err
+	}
+	err = inspect(c, log, checked)
+	return errors.Join(err, c.Close())
+}
+
+func inspect(c *conn, log string, checked bool) error {
+	var version int64
+	err := c.query("PRAGMA user_version", func(row []driver.Value) error {
+		version, _ = row[0].(int64)
+		return nil
+	})
+	switch {
+	case err != nil:
+		return err
+	case version != viewsVersion:
+		return fmt.Errorf("the file has version %d, this program writes %d", version, viewsVersion)
+	}
+	if !checked {
+		err := c.query("PRAGMA quick_check(1)", func(row []driver.Value) error {
+			if row[0] != "ok" {
+				return fmt.Errorf("quick_check: %v", row[0])
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if m, err := readMeta(c); err != nil || m.log != log {
+		return errors.Join(err, errors.New("the file comes from another log"))
+	}
+	return nil
+}
+
+// meta is what the file says about itself.
+type meta struct {
+	log    string
+	seq    uint64 // last commit applied
+	commit string // its id
+}
+
+func readMeta(c *conn) (meta, error) {
+	var m meta
+	err := c.query("SELECT key, value FROM meta", func(row []driver.Value) error {
+		key, text, n := str(row[0]), str(row[1]), num(row[1])
+		switch key {
+		case "log":
+			m.log = text
+		case "seq":
+			m.seq = uint64(n) //nolint:gosec // written from a uint64
+		case "commit":
+			m.commit = text
+		}
+		return nil
+	})
+	return m, err
+}
+
+// open connects the writer and the readers to the file, which is made if need be.
+func (v *Views) open() error {
+	w, err := openWriter(v.path, v.opts.Log)
+	if err != nil {
+		return err
+	}
+	readers := make([]*conn, 0, cap(v.readers))
+	for range cap(v.readers) {
+		c, err := connect(v.path, "busy_timeout=5000", "cache_size=-4096", "mmap_size=0", "query_only=ON")
+		if err != nil {
+			for _, r := range readers {
+				err = errors.Join(err, r.Close())
+			}
+			return errors.Join(err, w.Close())
+		}
+		readers = append(readers, c)
+	}
+	v.w = w
+	v.position.Store(w.meta.seq)
+	for _, c := range readers {
+		v.readers <- c
+	}
+	return nil
+}
+
+// shut waits for the queries that are running and closes every connection.
+// The file is whole then, without a write-ahead log beside it.
+func (v *Views) shut() error {
+	var errs []error
+	for range cap(v.readers) {
+		errs = append(errs, (<-v.readers).Close())
+	}
+	errs = append(errs, v.w.exec("PRAGMA wal_checkpoint(TRUNCATE)"), v.w.Close())
+	v.w = nil
+	return errors.Join(errs...)
+}
+
+// Close ends all use of the views and marks the file as sound.
+func (v *Views) Close() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.w == nil {
+		return nil
+	}
+	close(v.closed)
+	if err := v.shut(); err != nil {
+		return fmt.Errorf("closing the views: %w", err)
+	}
+	sum, err := digest(v.path)
+	if err == nil {
+		err = os.WriteFile(v.path+cleanMark, []byte(sum), 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("marking the views as closed: %w", err)
+	}
+	return nil
+}
+
+// digest is the SHA-256 of a file, in hex.
+func digest(path string) (string, error) {
+	f, err := os.Open(path) //nolint:gosec // the operator's own path
+	if err != nil {
+		return "", err
+	}
+	defer f.Close() //nolint:errcheck // only read
+	h := sha256.New()
+	if _, err := io.CopyBuffer(h, f, make([]byte, 1<<20)); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// Check compares the views with the log: end is its last sequence, and commitAt
+// gives the id of the commit at a sequence. Views that are ahead of the log, or
+// that saw another commit at their position, are dropped: their position is 0
+// then and Rebuild or the Projector fills them again. Call it before anything
+// reads, and after every restart of the log.
+func (v *Views) Check(end uint64, commitAt func(seq uint64) (commitID string, err error)) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.w == nil {
+		return ErrViewsClosed
+	}
+	m := v.w.meta
+	if m.seq == 0 {
+		return nil
+	}
+	var why string
+	if m.seq > end {
+		why = "they are ahead of the log"
+	} else {
+		switch id, err := commitAt(m.seq); {
+		case errors.Is(err, events.ErrNoSuchCommit):
+			why = "the log has lost the commit they end with"
+		case err != nil:
+			return fmt.Errorf("comparing the views with the log: %w", err)
+		case id != m.commit:
+			why = "the log holds another commit at their position"
+		}
+	}
+	if why == "" {
+		return nil
+	}
+	v.log.Warn("the views are dropped and built again from the log", "path", v.path, "reason", why, "position", m.seq, "end", end)
+	if err := v.swap(func() error { return remove(v.path) }); err != nil {
+		return fmt.Errorf("dropping the views: %w", err)
+	}
+	return nil
+}
+
+// swap closes the file, lets replace put another in its place, and opens that.
+// Queries wait meanwhile. The caller holds mu. When it fails, the views are closed.
+func (v *Views) swap(replace func() error) error {
+	err := v.shut()
+	if err == nil || damaged(err) {
+		err = replace()
+	}
+	if err == nil {
+		err = v.open()
+	}
+	if err != nil {
+		close(v.closed)
+	}
+	return err
+}
+
+// Position is the sequence of the last commit applied, 0 for none.
+func (v *Views) Position() uint64 { return v.position.Load() }
+
+// Apply implements Model.
+func (v *Views) Apply(_ context.Context, batch []events.Record) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.w == nil {
+		return ErrViewsClosed
+	}
+	if err := v.w.apply(batch); err != nil {
+		return v.noticed(err)
+	}
+	v.position.Store(v.w.meta.seq)
+	return nil
+}
+
+// read lends f a connection that nobody else uses.
+func (v *Views) read(ctx context.Context, f func(*conn) error) error {
+	select {
+	case c := <-v.readers:
+		defer func() { v.readers <- c }()
+		return v.noticed(f(c))
+	case <-v.closed:
+		return ErrViewsClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// noticed marks the file when err says that it is damaged, so that the next
+// start drops it.
+func (v *Views) noticed(err error) error {
+	if err == nil || !damaged(err) {
+		return err
+	}
+	v.log.Error("the views are damaged; restart or rebuild them", "path", v.path, "error", err)
+	return errors.Join(err, os.WriteFile(v.path+damagedMark, nil, 0o600))
+}
+
+// dumped lists what Dump shows of each table, in a stable order.
+var dumped = []string{
+	"SELECT 'meta', key, value FROM meta WHERE key <> 'log' ORDER BY key",
+	"SELECT 'command', hex(hash), seq FROM commands ORDER BY hash",
+	"SELECT 'tenant', * FROM tenants ORDER BY id",
+	"SELECT 'api_key', * FROM api_keys ORDER BY id",
+	"SELECT 'component', * FROM components ORDER BY id",
+	"SELECT 'credential', * FROM credentials ORDER BY seq",
+	"SELECT 'count', * FROM counts ORDER BY tenant, component, status",
+	"SELECT 'search', term, doc FROM temp.terms ORDER BY term, doc",
+}
+
+// Dump writes everything the views hold as ordered text, a row a line: two
+// views of the same log write the same. For tests and for comparing a replica
+// with a rebuild; it reads one state and holds a reader as long as it takes.
+func (v *Views) Dump(ctx context.Context, out io.Writer) error {
+	b := bufio.NewWriter(out)
+	err := v.read(ctx, func(c *conn) (err error) {
+		err = c.script("PRAGMA query_only=OFF; CREATE VIRTUAL TABLE IF NOT EXISTS temp.terms USING fts5vocab(main, names, instance); PRAGMA query_only=ON; BEGIN")
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, c.exec("COMMIT")) }()
+		for _, q := range dumped {
+			err := c.query(q, func(row []driver.Value) error {
+				for i, value := range row {
+					if i > 0 {
+						b.WriteByte('\t')
+					}
+					switch x := value.(type) {
+					case []byte:
+						fmt.Fprintf(b, "%q", x)
+					default:
+						fmt.Fprintf(b, "%#v", x)
+					}
+				}
+				return b.WriteByte('\n')
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("dumping the views: %w", err)
+	}
+	return b.Flush()
+}
+
+// str and num read a column; a column of another type reads as nothing.
+func str(v driver.Value) string {
+	switch s := v.(type) {
+	case string:
+		return strings.Clone(s)
+	case []byte:
+		return string(s)
+	}
+	return ""
+}
+
+func num(v driver.Value) int64 {
+	n, _ := v.(int64)
+	return n
+}
+
+// syncDir makes a rename within dir durable.
+func syncDir(dir string) error {
+	d, err := os.Open(filepath.Clean(dir))
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

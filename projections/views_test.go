@@ -1,0 +1,751 @@
+package projections_test
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"pgregory.net/rapid"
+
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/projections"
+)
+
+var (
+	verified   = events.Verification{Status: events.Verified, Probe: "http", Outcome: "2xx", LatencyMS: 42}
+	failed     = events.Verification{Status: events.Failed, Probe: "http", Outcome: "4xx", LatencyMS: 7}
+	unverified = events.Verification{Status: events.Unverified}
+)
+
+func keys(version int, v events.Verification) events.KeysVersion {
+	return events.KeysVersion{
+		Version: version, SecretID: fmt.Sprintf("secret-%d", version), Fields: []string{"apiKey"}, Revision: 3, Hosts: []string{"*.example.com"}, HostMAC: "mac", Verification: v,
+	}
+}
+
+// everything is a history with every stored fact.
+func everything() []events.Record {
+	system := func(category, id string) events.StreamID {
+		return events.StreamID{Tenant: events.System, Category: category, ID: id}
+	}
+	one := func(e events.Event) []events.Event { return []events.Event{e} }
+	credential := events.StreamID{Tenant: "acme", Category: "credential", ID: "c1"}
+	other := events.StreamID{Tenant: "acme", Category: "credential", ID: "AAABcID5GBc= ü"}
+	recs := slices.Concat(
+		commits(system("tenant", "acme"), 1, one(events.TenantRegistered{Name: "Acme"})),
+		commits(system("api_key", "k1"), 2, one(events.APIKeyIssued{SHA256: strings.Repeat("ab", 32), Name: "first", Home: "acme", Tenants: []string{"acme", "other"}, Role: "ADMINISTRATOR"})),
+		commits(system("component", "petstore"), 3, one(events.ComponentRegistered{Owner: "acme", Title: "Petstore", Descriptor: `{"title":"Petstore"}`}),
+			one(events.ComponentUpdated{Title: "Pet store", Descriptor: `{}`, Revision: 2}), one(events.ComponentShared{})),
+		commits(credential, 6, []events.Event{events.CredentialCreated{Component: "petstore", Name: "My Pets", Workspace: "w1", Keys: keys(1, unverified)}, events.CredentialVerified{Version: 1, Verification: failed}},
+			one(events.CredentialRenamed{Name: "Our Pets"}), one(events.CredentialKeysReplaced{Keys: keys(2, verified)}), one(events.CredentialReverted{To: 1, Keys: keys(3, verified)}),
+			one(events.SecretAbandoned{SecretID: "late"})),
+		commits(other, 11, one(events.CredentialCreated{Component: "petstore", Name: "Gone soon", Keys: keys(1, unverified)}), one(events.CredentialDeleted{})),
+		commits(system("component", "petstore"), 13, one(events.ComponentUnshared{}), one(events.ComponentDeleted{})),
+		commits(system("api_key", "k1"), 15, one(events.APIKeyRevoked{})),
+	)
+	for i := range recs {
+		recs[i].Meta.Tenant = "acme"
+	}
+	return recs
+}
+
+func TestEveryStoredFactIsInTheHistory(t *testing.T) {
+	seen := map[reflect.Type]bool{}
+	for _, r := range everything() {
+		seen[reflect.TypeOf(r.Event)] = true
+	}
+	for _, typ := range events.All().Types() {
+		if !seen[typ.GoType()] {
+			t.Errorf("everything() lacks %s: add it, with what the views and the feed make of it", typ.Name)
+		}
+	}
+}
+
+func TestReads(t *testing.T) {
+	recs := everything()
+	at := func(seq int) time.Time {
+		return recs[slices.IndexFunc(recs, func(r events.Record) bool { return r.Seq == uint64(seq) })].Meta.Time
+	}
+	v := open(t, filepath.Join(t.TempDir(), "views.db"))
+	ctx := t.Context()
+	upTo := func(seq uint64) {
+		t.Helper()
+		n := slices.IndexFunc(recs, func(r events.Record) bool { return r.Seq > seq })
+		if n < 0 {
+			n = len(recs)
+		}
+		if err := v.Apply(ctx, recs[:n]); err != nil { // what is applied already is passed over
+			t.Fatal(err)
+		}
+		if v.Position() != seq {
+			t.Fatalf("position %d, want %d", v.Position(), seq)
+		}
+	}
+	same := func(what string, got, want any) {
+		t.Helper()
+		if diff := gocmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%s: %s", what, diff)
+		}
+	}
+	upTo(6)
+	c, _, err := v.Credential(ctx, "acme", "c1")
+	same("a new credential", c, projections.Credential{
+		ID: "c1", Tenant: "acme", Component: "petstore", Name: "My Pets", Workspace: "w1", Status: events.Failed, Version: 1, Fields: []string{"apiKey"}, Revision: 3,
+		Hosts: []string{"*.example.com"}, SecretID: "secret-1", Verification: failed, VerifiedAt: at(6), CreatedAt: at(6), UpdatedAt: at(6), CreatedSeq: 6, Seq: 6,
+		CreatedBy: events.Actor{Kind: "key", ID: "k1"},
+	})
+	same("no error", err, nil)
+	upTo(11)
+	c, _, _ = v.Credential(ctx, "acme", "c1")
+	same("a credential with a past", c, projections.Credential{
+		ID: "c1", Tenant: "acme", Component: "petstore", Name: "Our Pets", Workspace: "w1", Status: events.Verified, Version: 3, Fields: []string{"apiKey"}, Revision: 3,
+		Hosts: []string{"*.example.com"}, SecretID: "secret-3", Verification: verified, VerifiedAt: at(9), CreatedAt: at(6), UpdatedAt: at(9), CreatedSeq: 6, Seq: 10,
+		CreatedBy: events.Actor{Kind: "key", ID: "k1"},
+	})
+	counts, _ := v.CredentialCounts(ctx, "acme", projections.CredentialFilter{})
+	same("counts", counts, []projections.Count{{"petstore", events.Unverified, 1}, {"petstore", events.Verified, 1}})
+	counts, _ = v.CredentialCounts(ctx, "acme", projections.CredentialFilter{Status: events.Verified})
+	same("counts of a status", counts, []projections.Count{{"petstore", events.Verified, 1}})
+	shared, _, _ := v.Components(ctx, "other", "", 0)
+	component := projections.Component{ID: "petstore", Owner: "acme", Title: "Pet store", Shared: true, Revision: 2, SHA256: "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a", CreatedAt: at(3), UpdatedAt: at(5), Seq: 5}
+	same("a shared component", shared, []projections.Component{component})
+	upTo(12)
+	_, found, _ := v.Credential(ctx, "acme", "AAABcID5GBc= ü")
+	same("a deleted credential is found", found, false)
+	_, found, _ = v.Credential(ctx, "other", "c1")
+	same("another tenant finds it", found, false)
+	counts, _ = v.CredentialCounts(ctx, "acme", projections.CredentialFilter{})
+	same("counts after a delete", counts, []projections.Count{{"petstore", events.Verified, 1}})
+	upTo(13)
+	shared, _, _ = v.Components(ctx, "other", "", 0)
+	same("components of another tenant after unsharing", shared, []projections.Component(nil))
+	owned, _, _ := v.Components(ctx, "acme", "", 0)
+	component.Shared, component.UpdatedAt, component.Seq = false, at(13), 13
+	same("components of the owner after unsharing", owned, []projections.Component{component})
+	key, _, _ := v.APIKey(ctx, strings.Repeat("ab", 32))
+	want := projections.APIKey{ID: "k1", Name: "first", Home: "acme", Tenants: []string{"acme", "other"}, Role: "ADMINISTRATOR", CreatedAt: at(2), Seq: 2}
+	same("a key", key, want)
+	upTo(15)
+	owned, _, _ = v.Components(ctx, "acme", "", 0)
+	same("components after deleting", owned, []projections.Component(nil))
+	component.Deleted, component.UpdatedAt, component.Seq = true, at(14), 14
+	deleted, found, _ := v.Component(ctx, "petstore")
+	same("a deleted component is found", found, true)
+	same("a deleted component", deleted, component)
+	want.Revoked, want.Seq = true, 15
+	all, _, _ := v.APIKeys(ctx, "", 0)
+	same("a revoked key", all, []projections.APIKey{want})
+	tenants, _ := v.Tenants(ctx)
+	same("tenants", tenants, []projections.Tenant{{ID: "acme", Name: "Acme", CreatedAt: at(1), Seq: 1}})
+	for _, r := range recs {
+		seq, found, err := v.Command(ctx, r.Meta.Tenant, r.Meta.Actor, r.Meta.Command)
+		if seq != r.Seq || !found || err != nil {
+			t.Errorf("command %q answered by %d, %t, %v, want %d", r.Meta.Command, seq, found, err, r.Seq)
+		}
+	}
+	if _, found, _ := v.Command(ctx, "acme", events.Actor{Kind: "user", ID: "k1"}, recs[0].Meta.Command); found {
+		t.Error("another actor's command id is found")
+	}
+}
+
+func TestComponentsPage(t *testing.T) {
+	var recs []events.Record
+	var want []string
+	for i := range 25 {
+		id, owner := fmt.Sprintf("c%02d", i), []string{"acme", "other"}[i%2]
+		evs := []events.Event{events.ComponentRegistered{Owner: owner, Title: id}}
+		if i%3 == 0 {
+			evs = append(evs, events.ComponentShared{})
+		}
+		if i%7 == 0 {
+			evs = append(evs, events.ComponentDeleted{})
+		}
+		if i%7 != 0 && (i%2 == 0 || i%3 == 0) {
+			want = append(want, id)
+		}
+		recs = append(recs, commits(events.StreamID{Tenant: events.System, Category: "component", ID: id}, uint64(i+1), evs)...)
+	}
+	v := open(t, filepath.Join(t.TempDir(), "views.db"))
+	if err := v.Apply(t.Context(), recs); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for after, pages := "", 0; pages == 0 || after != ""; pages++ {
+		page, next, err := v.Components(t.Context(), "acme", after, 4)
+		if err != nil || len(page) > 4 {
+			t.Fatal(len(page), err)
+		}
+		for _, c := range page {
+			got = append(got, c.ID)
+		}
+		after = next
+	}
+	if diff := gocmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// A naive fold, to compare with.
+type naive map[string]projections.Credential
+
+func (n naive) apply(r events.Record) {
+	id := r.Stream.Tenant + "/" + r.Stream.ID
+	c, live := n[id]
+	keys := func(k events.KeysVersion) {
+		c.Version, c.Fields, c.Revision, c.Hosts, c.SecretID, c.Status, c.Verification = k.Version, k.Fields, k.Revision, k.Hosts, k.SecretID, k.Verification.Status, k.Verification
+		c.VerifiedAt = time.Time{}
+		if k.Verification.Status != events.Unverified {
+			c.VerifiedAt = r.Meta.Time
+		}
+	}
+	switch e := r.Event.(type) {
+	case events.CredentialCreated:
+		live = true
+		c = projections.Credential{ID: r.Stream.ID, Tenant: r.Stream.Tenant, Component: e.Component, Name: e.Name, Workspace: e.Workspace, CreatedAt: r.Meta.Time, CreatedSeq: r.Seq, CreatedBy: r.Meta.Actor}
+		keys(e.Keys)
+	case events.CredentialRenamed:
+		c.Name = e.Name
+	case events.CredentialKeysReplaced:
+		keys(e.Keys)
+	case events.CredentialReverted:
+		keys(e.Keys)
+	case events.CredentialVerified:
+		if e.Version == c.Version {
+			c.Status, c.Verification, c.VerifiedAt = e.Verification.Status, e.Verification, r.Meta.Time
+		}
+	case events.CredentialDeleted:
+		delete(n, id)
+		return
+	case events.SecretAbandoned:
+		if live {
+			c.Seq = r.Seq
+			n[id] = c
+		}
+		return
+	}
+	c.Seq, c.UpdatedAt = r.Seq, r.Meta.Time
+	n[id] = c
+}
+
+func (n naive) list(f projections.CredentialFilter) (all []projections.Credential) {
+	for _, c := range n {
+		if c.Tenant == f.Tenant && (f.Component == "" || f.Component == c.Component) && (f.Status == "" || f.Status == c.Status) &&
+			strings.Contains(strings.ToLower(c.Name), strings.ToLower(f.NameContains)) {
+			all = append(all, c)
+		}
+	}
+	slices.SortFunc(all, func(a, b projections.Credential) int {
+		order := cmp.Compare(a.CreatedSeq, b.CreatedSeq)
+		if f.Sort == "name" {
+			order = cmp.Or(cmp.Compare(strings.ToLower(a.Name), strings.ToLower(b.Name)), order)
+		}
+		if f.Desc {
+			order = -order
+		}
+		return order
+	})
+	return all
+}
+
+// history draws a random history of credentials that the rules allow.
+func history(t *rapid.T) []events.Record {
+	var recs []events.Record
+	versions := map[events.StreamID]int{}
+	var live, gone []events.StreamID
+	verification := rapid.SampledFrom([]events.Verification{verified, failed, unverified})
+	name := rapid.OneOf(rapid.SampledFrom([]string{"Orders", "orders", "ORDERS eu", "Billing", "", "äÖü", "%_\"'", "a b", "abc", "ABCD", "\x00x", "日本語テスト", "K\u212A"}), rapid.StringMatching(`[a-cA-C "%]{0,6}`))
+	n := rapid.IntRange(1, 60).Draw(t, "commits")
+	for i := range n {
+		seq := uint64(i*3 + 2) // sequences have gaps
+		var stream events.StreamID
+		var evs []events.Event
+		if len(live) == 0 || rapid.IntRange(0, 2).Draw(t, "kind") == 0 {
+			stream = events.StreamID{Tenant: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "tenant"), Category: "credential", ID: fmt.Sprintf("id-%d=", i)}
+			if rapid.IntRange(0, 9).Draw(t, "abandoned first") == 0 {
+				recs = append(recs, commits(stream, seq-1, []events.Event{events.SecretAbandoned{SecretID: "s"}})...)
+			}
+			versions[stream] = 1
+			live = append(live, stream)
+			evs = append(evs, events.CredentialCreated{Component: rapid.SampledFrom([]string{"x", "y"}).Draw(t, "component"), Name: name.Draw(t, "name"), Keys: keys(1, verification.Draw(t, "verification"))})
+		} else {
+			k := rapid.IntRange(0, len(live)-1).Draw(t, "which")
+			stream = live[k]
+			for range rapid.IntRange(1, 2).Draw(t, "events") {
+				switch rapid.IntRange(0, 5).Draw(t, "what") {
+				case 0, 1:
+					evs = append(evs, events.CredentialRenamed{Name: name.Draw(t, "name")})
+				case 2:
+					versions[stream]++
+					evs = append(evs, events.CredentialKeysReplaced{Keys: keys(versions[stream], verification.Draw(t, "verification"))})
+				case 3:
+					versions[stream]++
+					evs = append(evs, events.CredentialReverted{To: 1, Keys: keys(versions[stream], verified)})
+				case 4:
+					evs = append(evs, events.CredentialVerified{Version: max(1, versions[stream]-rapid.IntRange(0, 1).Draw(t, "old")), Verification: rapid.SampledFrom([]events.Verification{verified, failed}).Draw(t, "outcome")})
+				case 5:
+					evs = append(evs, events.SecretAbandoned{SecretID: "s"})
+				}
+			}
+			if rapid.IntRange(0, 5).Draw(t, "delete") == 0 {
+				evs = append(evs, events.CredentialDeleted{})
+				live, gone = slices.Delete(live, k, k+1), append(gone, stream)
+			}
+		}
+		recs = append(recs, commits(stream, seq, evs)...)
+	}
+	if len(gone) > 0 { // a collector comes late
+		recs = append(recs, commits(gone[0], uint64(n*3+2), []events.Event{events.SecretAbandoned{SecretID: "s"}})...)
+	}
+	for i := range recs {
+		recs[i].Meta.Command = fmt.Sprintf("cmd-%d", recs[i].Seq/6) // some twice
+	}
+	return recs
+}
+
+func dump(t interface {
+	Fatal(args ...any)
+	Helper()
+}, v *projections.Views) string {
+	t.Helper()
+	var b bytes.Buffer
+	if err := v.Dump(context.Background(), &b); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// The views that followed a history in any batches equal a rebuild and a naive
+// fold, through every filter, sort and page size, with the ways of searching
+// that large tables take too.
+func TestViewsEqualAFoldOfTheLog(t *testing.T) {
+	dir := t.TempDir()
+	runs := 0
+	rapid.Check(t, func(t *rapid.T) {
+		runs++
+		recs := history(t)
+		v, err := projections.OpenViews(filepath.Join(dir, fmt.Sprint(runs)), projections.ViewsOptions{Readers: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer v.Close() //nolint:errcheck // nothing left to lose
+		want := naive{}
+		for rest := recs; len(rest) > 0; {
+			n := rapid.IntRange(1, len(rest)).Draw(t, "batch")
+			for !rest[n-1].Last() {
+				n++
+			}
+			if err := v.Apply(t.Context(), rest[:n]); err != nil {
+				t.Fatal(err)
+			}
+			rest = rest[n:]
+		}
+		for _, r := range recs {
+			want.apply(r)
+			if r.Last() {
+				first := slices.IndexFunc(recs, func(o events.Record) bool {
+					return o.Meta.Command == r.Meta.Command && o.Meta.Tenant == r.Meta.Tenant
+				})
+				if seq, found, err := v.Command(t.Context(), r.Meta.Tenant, r.Meta.Actor, r.Meta.Command); seq != recs[first].Seq || !found || err != nil {
+					t.Fatalf("command %s: %d %t %v, want %d", r.Meta.Command, seq, found, err, recs[first].Seq)
+				}
+			}
+		}
+		for _, c := range want {
+			got, found, err := v.Credential(t.Context(), c.Tenant, c.ID)
+			if diff := gocmp.Diff(c, got, cmpopts.EquateEmpty()); diff != "" || !found || err != nil {
+				t.Fatal(found, err, diff)
+			}
+		}
+		v.SetBounds(rapid.SampledFrom([]int{1, 3, 1000}).Draw(t, "walk"), rapid.SampledFrom([]int{0, 2, 1000}).Draw(t, "candidates"))
+		term := rapid.OneOf(rapid.SampledFrom([]string{"", "order", "RDE", "s", "bc", "abc", "öÜ", "%", "\"", "本語テ", "kk", "\x00"}), rapid.StringMatching(`[a-c "]{1,4}`)).Draw(t, "term")
+		for _, component := range []string{"", "x"} {
+			for _, status := range []events.Status{"", events.Verified, events.Failed} {
+				for _, sort := range []string{"name", "created"} {
+					for _, desc := range []bool{false, true} {
+						f := projections.CredentialFilter{Tenant: "a", Component: component, Status: status, NameContains: term, Sort: sort, Desc: desc, Limit: rapid.IntRange(1, 9).Draw(t, "limit")}
+						var got []projections.Credential
+						for pages := 0; pages == 0 || f.After != ""; pages++ {
+							page, next, err := v.Credentials(t.Context(), f)
+							if err != nil || len(page) > f.Limit || pages > len(recs)+1 {
+								t.Fatalf("page %d of %d: %v", pages, len(page), err)
+							}
+							got, f.After = append(got, page...), next
+						}
+						wanted := want.list(f)
+						if term == "\x00" { // stands for U+FFFD
+							continue
+						}
+						if diff := gocmp.Diff(wanted, got, cmpopts.EquateEmpty()); diff != "" {
+							t.Fatalf("%+v: %s", f, diff)
+						}
+						if term == "" {
+							counts, err := v.CredentialCounts(t.Context(), "a", f)
+							n := 0
+							for _, c := range counts {
+								n += c.N
+							}
+							if n != len(wanted) || err != nil {
+								t.Fatalf("%+v: counts %v, %v, want %d in all", f, counts, err, len(wanted))
+							}
+						}
+					}
+				}
+			}
+		}
+		before := dump(t, v)
+		if err := v.Rebuild(t.Context(), newJournal(recs...), nil); err != nil {
+			t.Fatal(err)
+		}
+		if diff := gocmp.Diff(before, dump(t, v)); diff != "" {
+			t.Fatal(diff)
+		}
+	})
+}
+
+func TestListsNeverScan(t *testing.T) {
+	v := open(t, filepath.Join(t.TempDir(), "views.db"))
+	plans, err := v.OtherPlans()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, component := range []string{"", "x"} {
+		for _, status := range []events.Status{"", events.Verified} {
+			for _, sort := range []string{"name", "created"} {
+				for _, desc := range []bool{false, true} {
+					for _, term := range []string{"", "ab", "abc"} {
+						more, err := v.Plans(projections.CredentialFilter{Tenant: "a", Component: component, Status: status, Sort: sort, Desc: desc, NameContains: term})
+						if err != nil {
+							t.Fatal(err)
+						}
+						plans = append(plans, more...)
+					}
+				}
+			}
+		}
+	}
+	for _, p := range slices.Compact(slices.Sorted(slices.Values(plans))) {
+		t.Log(p)
+		switch {
+		case strings.HasPrefix(p, "SCAN names VIRTUAL TABLE INDEX 0:M"), strings.HasPrefix(p, "SCAN (subquery"): // a search by trigram, and its bounded result
+		case strings.Contains(p, "SCAN"), strings.Contains(p, "TEMP B-TREE"):
+			t.Error("a query scans or sorts:", p)
+		}
+	}
+}
+
+func TestCursorsAreBound(t *testing.T) {
+	v := open(t, filepath.Join(t.TempDir(), "views.db"))
+	recs := created(200)
+	for i := range recs {
+		e := recs[i].Event.(events.CredentialCreated) //nolint:forcetypeassert // created makes no other
+		e.Component = "component-1"
+		recs[i].Event = e
+	}
+	if err := v.Apply(t.Context(), recs); err != nil {
+		t.Fatal(err)
+	}
+	f := projections.CredentialFilter{Tenant: "tenant-01", Component: "component-1", Status: events.Verified, Limit: 1}
+	_, cursor, err := v.Credentials(t.Context(), f)
+	if err != nil || cursor == "" {
+		t.Fatal(cursor, err)
+	}
+	other := func(change func(*projections.CredentialFilter)) projections.CredentialFilter {
+		g := f
+		g.After = cursor
+		change(&g)
+		return g
+	}
+	for name, c := range map[string]struct {
+		f    projections.CredentialFilter
+		want error
+	}{
+		"own":              {other(func(*projections.CredentialFilter) {}), nil},
+		"another size":     {other(func(g *projections.CredentialFilter) { g.Limit = 7 }), nil},
+		"default sort":     {other(func(g *projections.CredentialFilter) { g.Sort = "name" }), nil},
+		"another tenant":   {other(func(g *projections.CredentialFilter) { g.Tenant = "tenant-02" }), projections.ErrCursorInvalid},
+		"no component":     {other(func(g *projections.CredentialFilter) { g.Component = "" }), projections.ErrCursorInvalid},
+		"another status":   {other(func(g *projections.CredentialFilter) { g.Status = events.Failed }), projections.ErrCursorInvalid},
+		"a term":           {other(func(g *projections.CredentialFilter) { g.NameContains = "a" }), projections.ErrCursorInvalid},
+		"another sort":     {other(func(g *projections.CredentialFilter) { g.Sort = "created" }), projections.ErrCursorInvalid},
+		"other direction":  {other(func(g *projections.CredentialFilter) { g.Desc = true }), projections.ErrCursorInvalid},
+		"cut":              {other(func(g *projections.CredentialFilter) { g.After = cursor[:8] }), projections.ErrCursorInvalid},
+		"changed":          {other(func(g *projections.CredentialFilter) { g.After = cursor[:len(cursor)-4] + "AAAA" }), projections.ErrCursorInvalid},
+		"nonsense":         {other(func(g *projections.CredentialFilter) { g.After = "%%%" }), projections.ErrCursorInvalid},
+		"no such sort":     {projections.CredentialFilter{Tenant: "tenant-01", Sort: "id; DROP TABLE credentials"}, projections.ErrSortInvalid},
+		"a sort of column": {projections.CredentialFilter{Tenant: "tenant-01", Sort: "component_name"}, projections.ErrSortInvalid},
+	} {
+		if _, _, err := v.Credentials(t.Context(), c.f); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+	}
+}
+
+func TestWhatIsNotFitIsDropped(t *testing.T) {
+	recs := created(300)
+	whole := func(*testing.T, string) {}
+	edit := func(change func([]byte) []byte) func(*testing.T, string) {
+		return func(t *testing.T, path string) {
+			t.Helper()
+			b, err := os.ReadFile(path)
+			if err == nil {
+				err = os.WriteFile(path, change(b), 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	crash := func(next func(*testing.T, string)) func(*testing.T, string) { // without the mark of a clean end
+		return func(t *testing.T, path string) {
+			t.Helper()
+			if err := os.Remove(path + ".clean"); err != nil {
+				t.Fatal(err)
+			}
+			next(t, path)
+		}
+	}
+	garbage := func(at func(size int) int, n int) func(*testing.T, string) {
+		return edit(func(b []byte) []byte {
+			for i := range n {
+				b[at(len(b))+i] ^= 0xa5
+			}
+			return b
+		})
+	}
+	middle := func(size int) int { return size / 2 / 4096 * 4096 }
+	options := projections.ViewsOptions{Log: "log-1", Logger: quiet()}
+	for name, c := range map[string]struct {
+		damage func(*testing.T, string)
+		opts   projections.ViewsOptions
+		kept   bool
+	}{
+		"untouched":                        {whole, options, true},
+		"after a crash":                    {crash(whole), options, true},
+		"one bit":                          {garbage(func(size int) int { return size - 100 }, 1), options, false},
+		"garbage in a page":                {garbage(middle, 500), options, false},
+		"garbage in a page, after a crash": {crash(garbage(middle, 500)), options, false},
+		"garbage at the head":              {crash(garbage(func(int) int { return 0 }, 100)), options, false},
+		"cut":                              {crash(edit(func(b []byte) []byte { return b[:len(b)/2] })), options, false},
+		"empty":                            {crash(edit(func([]byte) []byte { return nil })), options, false},
+		"no database":                      {crash(edit(func([]byte) []byte { return []byte("hello, world") })), options, false},
+		"another version":                  {crash(edit(func(b []byte) []byte { b[63]++; return b })), options, false},
+		"another log":                      {whole, projections.ViewsOptions{Log: "log-2", Logger: quiet()}, false},
+		"missing":                          {func(t *testing.T, path string) { t.Helper(); _ = os.Remove(path) }, options, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "a folder?", "views#%20.db")
+			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			v, err := projections.OpenViews(path, options)
+			if err == nil {
+				err = errors.Join(v.Apply(t.Context(), recs), v.Close())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.damage(t, path)
+			if v, err = projections.OpenViews(path, c.opts); err != nil {
+				t.Fatal(err)
+			}
+			defer v.Close() //nolint:errcheck // only read
+			if got, want := v.Position(), uint64(300); (got == want) != c.kept || got != 0 && !c.kept {
+				t.Errorf("position %d, kept should be %t", got, c.kept)
+			}
+			if err := v.Apply(t.Context(), recs); err != nil { // whatever it was, it works now
+				t.Error(err)
+			}
+			if _, found, err := v.Credential(t.Context(), recs[9].Stream.Tenant, recs[9].Stream.ID); !found || err != nil {
+				t.Error(found, err)
+			}
+		})
+	}
+}
+
+func TestViewsAreComparedWithTheLog(t *testing.T) {
+	recs := everything()
+	for name, c := range map[string]struct {
+		log  *journal
+		kept bool
+	}{
+		"the same log":                  {newJournal(recs...), true},
+		"a longer log":                  {newJournal(append(slices.Clone(recs), commits(someTenant, 16, []events.Event{events.TenantRegistered{}})...)...), true},
+		"a log cut short":               {newJournal(recs[:5]...), false},
+		"an empty log":                  {newJournal(), false},
+		"a log that went another way":   {newJournal(commits(someTenant, 1, slices.Repeat([][]events.Event{{events.TenantRegistered{}}}, 20)...)[:]...), true},
+		"a log with a hole at the end":  {newJournal(append(slices.Clone(recs[:5]), commits(someTenant, 20, []events.Event{events.TenantRegistered{}})...)...), false},
+		"a log with another commit now": {newJournal(renamedCommits(recs)...), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v, err := projections.OpenViews(filepath.Join(t.TempDir(), "views.db"), projections.ViewsOptions{Logger: quiet()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer v.Close() //nolint:errcheck // only read
+			if err := v.Apply(t.Context(), recs); err != nil {
+				t.Fatal(err)
+			}
+			end, _ := c.log.End(t.Context())
+			if err := v.Check(end, c.log.commitAt); err != nil {
+				t.Fatal(err)
+			}
+			tenants, err := v.Tenants(t.Context())
+			if kept := v.Position() != 0; kept != c.kept || (len(tenants) != 0) != c.kept || err != nil {
+				t.Errorf("position %d with %d tenants, %v", v.Position(), len(tenants), err)
+			}
+		})
+	}
+}
+
+func renamedCommits(recs []events.Record) []events.Record {
+	recs = slices.Clone(recs)
+	for i := range recs {
+		recs[i].Meta.Commit += "-other"
+	}
+	return recs
+}
+
+// A rebuild on a live service: readers and the projector go on, nothing is lost.
+func TestRebuildWhileInUse(t *testing.T) {
+	recs := created(6000)
+	log := newJournal(recs[:3000]...)
+	v := open(t, filepath.Join(t.TempDir(), "views.db"))
+	p := projections.NewProjector(log, v, quiet())
+	run(t, p)
+	if err := p.Wait(t.Context(), 3000); err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var users sync.WaitGroup
+	users.Go(func() { // a writer
+		for i := 3000; i < len(recs); i += 100 {
+			log.write(recs[i : i+100]...)
+		}
+	})
+	for k := range 3 { // readers
+		users.Go(func() {
+			for i := k; ; i = (i + 7) % 3000 {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				r := recs[i]
+				if _, found, err := v.Credential(t.Context(), r.Stream.Tenant, r.Stream.ID); !found || err != nil {
+					t.Errorf("reading what has long been there: %t, %v", found, err)
+					return
+				}
+			}
+		})
+	}
+	var last uint64
+	for range 3 {
+		err := v.Rebuild(t.Context(), log, func(done, end uint64) {
+			if done > end {
+				t.Errorf("progress %d of %d", done, end)
+			}
+			last = done
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last < 3000 || v.Position() < 3000 {
+			t.Errorf("progress ended at %d, position %d", last, v.Position())
+		}
+	}
+	if err := p.Wait(t.Context(), 6000); err != nil {
+		t.Fatal(err)
+	}
+	close(stop)
+	users.Wait()
+	fresh := open(t, filepath.Join(t.TempDir(), "fresh.db"))
+	if err := fresh.Apply(t.Context(), recs); err != nil {
+		t.Fatal(err)
+	}
+	if dump(t, fresh) != dump(t, v) {
+		t.Error("the rebuilt views differ from fresh ones")
+	}
+}
+
+func TestARebuildThatFailsChangesNothing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "views.db")
+	v := open(t, path)
+	if err := v.Apply(t.Context(), everything()); err != nil {
+		t.Fatal(err)
+	}
+	before := dump(t, v)
+	broken := &journal{recs: everything()[:9], grown: make(chan struct{}), fail: errors.New("broken")}
+	broken.recs = append(broken.recs, commits(someTenant, 99, []events.Event{struct{}{}})...)
+	if err := v.Rebuild(t.Context(), broken, nil); err == nil {
+		t.Error("rebuilt from a log that cannot be applied")
+	}
+	if diff := gocmp.Diff(before, dump(t, v)); diff != "" {
+		t.Error(diff)
+	}
+	if left, _ := filepath.Glob(path + ".new*"); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestClosedViews(t *testing.T) {
+	v, err := projections.OpenViews(filepath.Join(t.TempDir(), "views.db"), projections.ViewsOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(v.Close(), v.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := v.Tenant(t.Context(), "x"); !errors.Is(err, projections.ErrViewsClosed) {
+		t.Errorf("reading: %v", err)
+	}
+	if err := v.Apply(t.Context(), everything()); !errors.Is(err, projections.ErrViewsClosed) {
+		t.Errorf("writing: %v", err)
+	}
+	if err := v.Rebuild(t.Context(), newJournal(everything()...), nil); !errors.Is(err, projections.ErrViewsClosed) {
+		t.Errorf("rebuilding: %v", err)
+	}
+}
+
+func TestABatchHoldsWholeCommits(t *testing.T) {
+	recs := everything()
+	at := slices.IndexFunc(recs, func(r events.Record) bool { return r.Of > 1 })
+	for name, batch := range map[string][]events.Record{
+		"a commit cut off":     recs[:at+1],
+		"a commit begun late":  recs[at+1:],
+		"commits out of order": {recs[1], recs[0]},
+		"a record twice":       {recs[0], recs[0]},
+	} {
+		v := open(t, filepath.Join(t.TempDir(), "views.db"))
+		if err := v.Apply(t.Context(), batch); err == nil || v.Position() != 0 {
+			t.Errorf("%s: %v, position %d", name, err, v.Position())
+		}
+	}
+}
+
+func TestNoSecretIDOutsideItsColumn(t *testing.T) {
+	// The views keep the id of a secret for the service, never the MAC or a
+	// descriptor; a key is known by its hash alone.
+	v := open(t, filepath.Join(t.TempDir(), "views.db"))
+	if err := v.Apply(t.Context(), everything()); err != nil {
+		t.Fatal(err)
+	}
+	text := dump(t, v)
+	for _, word := range []string{`"mac"`, "title\\\":", hex.EncodeToString([]byte("mac"))} {
+		if strings.Contains(text, word) {
+			t.Errorf("the views hold %q", word)
+		}
+	}
+}

@@ -1,0 +1,184 @@
+package projections
+
+import (
+	"database/sql/driver"
+	"errors"
+	"fmt"
+
+	"github.com/credstream/credstream/events"
+)
+
+// writer is the connection that writes one file of views. bulk is a rebuild:
+// until finish it is one transaction without a journal, and secondary indexes
+// are missing.
+type writer struct {
+	*conn
+	meta meta
+	bulk bool
+}
+
+// openWriter opens the live file, or makes it.
+func openWriter(path, log string) (*writer, error) {
+	c, err := connect(path, "busy_timeout=5000", "journal_mode=WAL", "synchronous=NORMAL",
+		"wal_autocheckpoint=4000", "journal_size_limit=33554432", "cache_size=-16384", "mmap_size=0")
+	if err != nil {
+		return nil, err
+	}
+	return start(c, log, tables+indexes)
+}
+
+// openBulk makes a file for a rebuild: as fast as it goes, and worthless if
+// anything goes wrong. Call finish when the rows are in.
+func openBulk(path, log string) (*writer, error) {
+	c, err := connect(path, "journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE",
+		"cache_size=-65536", "temp_store=MEMORY", "mmap_size=0")
+	if err != nil {
+		return nil, err
+	}
+	w, err := start(c, log, tables+bulkNames)
+	if err != nil {
+		return nil, err
+	}
+	w.bulk = true
+	if err := w.exec("BEGIN"); err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	return w, nil
+}
+
+// The trigram index is merged once, at the end of a rebuild.
+const (
+	bulkNames = `
+INSERT INTO names (names, rank) VALUES ('automerge', 0), ('crisismerge', 1000000);
+`
+	mergeNames = `
+INSERT INTO names (names) VALUES ('optimize');
+INSERT INTO names (names, rank) VALUES ('automerge', 4), ('crisismerge', 16);
+`
+)
+
+// finish builds what is quicker to build at once.
+func (w *writer) finish() error {
+	w.bulk = false
+	return w.script(indexes + mergeNames + "COMMIT")
+}
+
+// start reads what an existing file says about itself, or makes the tables of a new one.
+func start(c *conn, log, schema string) (*writer, error) {
+	w := &writer{conn: c}
+	err := func() error {
+		fresh := true
+		err := c.query("SELECT 1 FROM sqlite_schema WHERE name = 'meta'", func([]driver.Value) error {
+			fresh = false
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if fresh {
+			if err := w.script(fmt.Sprintf("BEGIN;%s PRAGMA user_version=%d; COMMIT", schema, viewsVersion)); err != nil {
+				return err
+			}
+			if err := w.exec("INSERT INTO meta VALUES ('log', ?)", log); err != nil {
+				return err
+			}
+		}
+		w.meta, err = readMeta(c)
+		return err
+	}()
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return w, nil
+}
+
+var errBatch = errors.New("a batch holds whole commits in log order")
+
+// apply brings whole commits into the tables, in one transaction.
+func (w *writer) apply(recs []events.Record) (err error) {
+	for len(recs) > 0 && recs[0].Seq <= w.meta.seq {
+		recs = recs[1:]
+	}
+	if len(recs) == 0 {
+		return nil
+	}
+	if !w.bulk {
+		if err := w.exec("BEGIN IMMEDIATE"); err != nil {
+			return err
+		}
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, w.exec("ROLLBACK"))
+			}
+		}()
+	}
+	b := newBatch(w)
+	for i, r := range recs {
+		first := r.Index == 0 && (i == 0 || recs[i-1].Last() && recs[i-1].Seq < r.Seq)
+		next := i > 0 && !recs[i-1].Last() && recs[i-1].Seq == r.Seq && recs[i-1].Index+1 == r.Index
+		if !first && !next {
+			return fmt.Errorf("record %d of commit %d: %w", r.Index, r.Seq, errBatch)
+		}
+		if err := b.apply(r); err != nil {
+			return fmt.Errorf("event %d of commit %d, %T of %s: %w", r.Index, r.Seq, r.Event, r.Stream, err)
+		}
+	}
+	last := recs[len(recs)-1]
+	if !last.Last() {
+		return fmt.Errorf("commit %d is torn: %w", last.Seq, errBatch)
+	}
+	if err := b.flush(); err != nil {
+		return err
+	}
+	err = w.exec("INSERT OR REPLACE INTO meta VALUES ('seq', ?), ('commit', ?)", int64(last.Seq), last.Meta.Commit) //nolint:gosec // sequences stay far below 2^63
+	if err != nil {
+		return err
+	}
+	if !w.bulk {
+		if err := w.exec("COMMIT"); err != nil {
+			return err
+		}
+	}
+	w.meta.seq, w.meta.commit = last.Seq, last.Meta.Commit
+	return nil
+}
+
+// batch is one transaction on its way. Credentials and command ids, which come
+// by the thousand, are gathered and written once at its end; the rest is written
+// as it comes.
+type batch struct {
+	w           *writer
+	commands    []command
+	credentials map[credentialKey]*change
+	touched     []*change // in order of the first touch
+}
+
+func newBatch(w *writer) *batch {
+	return &batch{w: w, credentials: map[credentialKey]*change{}}
+}
+
+var errUnknownEvent = errors.New("the views do not know this event")
+
+func (b *batch) apply(r events.Record) error {
+	if r.Index == 0 && r.Meta.Command != "" {
+		b.commands = append(b.commands, command{commandHash(r.Meta.Tenant, r.Meta.Actor, r.Meta.Command), r.Seq})
+	}
+	switch e := r.Event.(type) {
+	case events.Credential:
+		return b.credential(r, e)
+	case events.Component:
+		return b.component(r, e)
+	case events.APIKey:
+		return b.apiKey(r, e)
+	case events.Tenant:
+		return b.tenant(r, e)
+	}
+	return errUnknownEvent
+}
+
+func (b *batch) flush() error {
+	if err := b.flushCommands(); err != nil {
+		return err
+	}
+	return b.flushCredentials()
+}
