@@ -267,9 +267,7 @@ func (b *batch) flushCredentials() error {
 			return err
 		}
 	}
-	// OR FAIL: the transaction is rolled back anyway, and without it SQLite keeps
-	// a copy of every page so as to undo a statement of several rows alone.
-	if err := b.w.insert("INSERT OR FAIL INTO credentials", 7, rows); err != nil {
+	if err := b.w.insert("INSERT INTO credentials", 7, rows); err != nil {
 		return err
 	}
 	return b.flushCounts(counts)

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/url"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"modernc.org/sqlite"
@@ -163,25 +162,6 @@ func (c *conn) query(sql string, row func([]driver.Value) error, args ...driver.
 			return err
 		}
 	}
-}
-
-// insert writes rows of width values each, many to a statement: a statement
-// costs as much as several rows. verb is "INSERT INTO table(columns)".
-func (c *conn) insert(verb string, width int, values []driver.Value) error {
-	for _, n := range []int{64, 8, 1} {
-		if len(values) < n*width {
-			continue
-		}
-		row := "(" + strings.Repeat("?,", width-1) + "?)"
-		sql := verb + " VALUES " + strings.Join(slices.Repeat([]string{row}, n), ",")
-		for len(values) >= n*width {
-			if err := c.exec(sql, values[:n*width]...); err != nil {
-				return err
-			}
-			values = values[n*width:]
-		}
-	}
-	return nil
 }
 
 // head is the start of a statement, enough to know it by.

@@ -4,6 +4,8 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/credstream/credstream/events"
 )
@@ -61,6 +63,27 @@ INSERT INTO names (names, rank) VALUES ('automerge', 4), ('crisismerge', 16);
 func (w *writer) finish() error {
 	w.bulk = false
 	return w.script(indexes + mergeNames + "COMMIT")
+}
+
+// insert writes rows of width values each. verb is "INSERT INTO table". In bulk
+// many rows go into a statement, which costs as much as several of them; with a
+// journal, SQLite would copy every page so as to undo such a statement alone.
+func (w *writer) insert(verb string, width int, values []driver.Value) error {
+	sizes := []int{1}
+	if w.bulk {
+		sizes = []int{64, 8, 1}
+	}
+	row := "(" + strings.Repeat("?,", width-1) + "?)"
+	for _, n := range sizes {
+		sql := verb + " VALUES " + strings.Join(slices.Repeat([]string{row}, n), ",")
+		for len(values) >= n*width {
+			if err := w.exec(sql, values[:n*width]...); err != nil {
+				return err
+			}
+			values = values[n*width:]
+		}
+	}
+	return nil
 }
 
 // start reads what an existing file says about itself, or makes the tables of a new one.

@@ -58,7 +58,8 @@ func (s *Service) issueAPIKey(ctx context.Context, call *Call, in IssueAPIKey) (
 	if err != nil {
 		return IssuedAPIKey{}, err
 	}
-	return IssuedAPIKey{done, key}, nil
+	// The key works when its holder gets it.
+	return IssuedAPIKey{done, key}, s.atLeast(ctx, done.Seq)
 }
 
 func (s *Service) issueKey(ctx context.Context, call *Call, cmd commands.IssueAPIKey) (Done, error) {
@@ -87,6 +88,9 @@ func (s *Service) revokeAPIKey(ctx context.Context, call *Call, in RevokeAPIKey)
 	}
 	state, err := execute(ctx, s, call, aggregates.APIKey, events.System, commands.APIKey(commands.RevokeAPIKey(in)))
 	if err != nil {
+		return Done{}, err
+	}
+	if err := s.atLeast(ctx, state.Seq); err != nil {
 		return Done{}, err
 	}
 	s.keys.Purge() // revocations are rare, and the cache knows keys by their hash

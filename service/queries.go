@@ -30,7 +30,7 @@ type Credential struct {
 	Version      int                 `json:"version"`
 	Keys         map[string]any      `json:"keys,omitzero"` // by field: "********", or the value where the descriptor says it is not secret; absent in lists
 	Verification events.Verification `json:"verification"`
-	VerifiedAt   time.Time           `json:"verified_at"`
+	VerifiedAt   time.Time           `json:"verified_at,omitzero"` // absent when no dry request was made
 	CreatedAt    time.Time           `json:"created_at"`
 	CreatedBy    string              `json:"created_by"` // "key:<id>"
 	UpdatedAt    time.Time           `json:"updated_at"`
@@ -232,7 +232,7 @@ func (s *Service) credentialHistory(ctx context.Context, call *Call, in Credenti
 			continue
 		}
 		h.Events = append(h.Events, HistoryEntry{
-			Seq: rec.Seq, Type: m.Name, Time: rec.Meta.Time, Actor: rec.Meta.Actor.Kind + ":" + rec.Meta.Actor.ID,
+			Seq: rec.Seq, Type: storedName(m), Time: rec.Meta.Time, Actor: rec.Meta.Actor.Kind + ":" + rec.Meta.Actor.ID,
 			Via: rec.Meta.Via, Command: rec.Meta.Command, Version: state.Current().Version, Data: jsontext.Value(m.Data),
 		})
 	}
@@ -338,9 +338,15 @@ func (s *Service) replayEvents(ctx context.Context, call *Call, in ReplayEvents)
 func (in ReplayEvents) wants(tenant string, rec events.Record, m projections.Message) bool {
 	return rec.Meta.Tenant == tenant &&
 		(in.Stream == "" || in.Stream == rec.Stream.String()) &&
-		(in.Type == "" || in.Type == m.Name || in.Type == m.Type) &&
+		(in.Type == "" || in.Type == storedName(m) || in.Type == m.Type) &&
 		(in.Actor == "" || in.Actor == rec.Meta.Actor.Kind+":"+rec.Meta.Actor.ID) &&
 		!rec.Meta.Time.Before(in.Since)
+}
+
+// storedName is "credential.created" of "credstream.credential.created.v1".
+func storedName(m projections.Message) string {
+	name := strings.TrimPrefix(m.Type, "credstream.")
+	return name[:strings.LastIndexByte(name, '.')]
 }
 
 func replayed(rec events.Record, m projections.Message) ReplayedEvent {
