@@ -154,6 +154,7 @@ func check(t *testing.T, disk *storetest.Disk, acked map[uint64]string) (lost in
 		if lost > 0 {
 			seqs := slices.Sorted(maps.Keys(missing))
 			t.Logf("missing %d to %d of a log that ends at %d", seqs[0], seqs[len(seqs)-1], end)
+			for _, q := range seqs { t.Logf("lostid %d %s", q, missing[q]) }
 		}
 	})
 	return lost, end
@@ -163,13 +164,15 @@ func check(t *testing.T, disk *storetest.Disk, acked map[uint64]string) (lost in
 // same log: every acknowledged commit is there afterwards.
 func TestPowerCut(t *testing.T) {
 	disk := storetest.NewDisk(t, 3<<30)
-	cuts := 10
+	cuts := 12
 	if testing.Short() {
 		cuts = 2
 	}
 	acked := map[uint64]string{}
 	for cut := range cuts {
 		powerCut(t, disk, "on", acked)
+		os.RemoveAll("/tmp/pm")
+		if out, err := exec.Command("sh", "-c", "mkdir -p /tmp/pm; cd "+"'"+filepath.Join(disk.Dir, "data", "jetstream", "$G", "streams", jetstream.Stream, "msgs")+"' && ls -la --full-time > /tmp/pm/ls; cp -p $(ls -t | head -4) /tmp/pm/").CombinedOutput(); err != nil { t.Log(string(out), err) }
 		lost, end := check(t, disk, acked)
 		blocks, err := filepath.Glob(filepath.Join(disk.Dir, "data", "jetstream", "$G", "streams", jetstream.Stream, "msgs", "*.blk"))
 		if err != nil {
