@@ -211,9 +211,11 @@ func (s *Service) hostMAC(ctx context.Context, tenant string, d commands.Descrip
 func (s *Service) save(ctx context.Context, call *Call, id string, keys seal.Fields, cmd func(secretID string) commands.Credential) (Done, error) {
 	for {
 		ref := vault.Ref{Tenant: call.Tenant, Category: aggregates.Credential.Category, Owner: id, SecretID: events.NewID()}
+		begin := s.now()
 		if err := s.cfg.Vault.Put(ctx, ref, keys.Marshal()); err != nil {
 			return Done{}, fmt.Errorf("put the secret of %s: %w", id, err)
 		}
+		s.metrics.sealed.Observe(s.now().Sub(begin).Seconds())
 		done, err := s.changeCredential(ctx, call, cmd(ref.SecretID))
 		if err == nil {
 			return done, nil

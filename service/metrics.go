@@ -13,9 +13,13 @@ type metrics struct {
 	requests *prometheus.CounterVec
 	latency  *prometheus.HistogramVec
 	verified *prometheus.CounterVec
-	appended prometheus.Counter
+	appended prometheus.Histogram
+	sealed   prometheus.Histogram
 	orphans  prometheus.Counter
 }
+
+// buckets are the bounds of the histograms, in seconds.
+var buckets = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, 1, 5, 30}
 
 func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
@@ -24,20 +28,23 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}, []string{"name", "kind"}),
 		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "credstream_request_seconds", Help: "Time from the request to its answer, in seconds.",
-			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, 1, 5, 30},
+			Buckets: buckets,
 		}, []string{"name"}),
 		verified: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "credstream_verifications_total", Help: "Dry requests by probe and class of outcome.",
 		}, []string{"probe", "outcome"}),
-		appended: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "credstream_commits_total", Help: "Commits this process appended to the log.",
+		appended: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "credstream_append_seconds", Help: "Time to decide a command and make its commit durable, in seconds.", Buckets: buckets,
+		}),
+		sealed: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "credstream_vault_put_seconds", Help: "Time to seal a secret and make it durable, in seconds.", Buckets: buckets,
 		}),
 		orphans: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "credstream_vault_orphans_erased_total", Help: "Secrets erased because no event names them.",
 		}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.requests, m.latency, m.verified, m.appended, m.orphans)
+		reg.MustRegister(m.requests, m.latency, m.verified, m.appended, m.sealed, m.orphans)
 	}
 	return m
 }

@@ -89,6 +89,7 @@ func (s *Service) repeated(ctx context.Context, call *Call, streamSeq uint64) (*
 func execute[S any, C commands.Command, E any](ctx context.Context, s *Service, call *Call,
 	d aggregates.Decider[S, C, E], tenant string, cmd C,
 ) (aggregates.State[S], error) {
+	begin := s.now()
 	state, appended, err := d.Execute(ctx, s.cfg.Log, tenant, cmd, s.meta(call), func(ctx context.Context, seq uint64) error {
 		if seq <= call.looked {
 			return nil // an earlier look covered it
@@ -101,7 +102,7 @@ func execute[S any, C commands.Command, E any](ctx context.Context, s *Service, 
 		return err
 	})
 	if appended {
-		s.metrics.appended.Inc()
+		s.metrics.appended.Observe(s.now().Sub(begin).Seconds())
 	}
 	return state, err
 }

@@ -23,6 +23,8 @@ type load struct {
 	n    int
 	rate float64 // calls per second
 	took []time.Duration
+	all  int64         // calls, the warm time included
+	cpu  time.Duration // of the service for one call, where it was looked at
 }
 
 // quantile returns the q-th part (0 to 1) of the latencies.
@@ -50,7 +52,7 @@ func closed(ctx context.Context, n int, s size, open func(i int) (caller, error)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	var left atomic.Int64
+	var left, made atomic.Int64
 	left.Store(s.calls)
 	start := time.Now()
 	from, until := start.Add(s.warm), start.Add(s.warm+s.time)
@@ -58,7 +60,9 @@ func closed(ctx context.Context, n int, s size, open func(i int) (caller, error)
 	var all sync.WaitGroup
 	for i, c := range callers {
 		all.Go(func() {
-			for ctx.Err() == nil {
+			n := int64(0)
+			defer func() { made.Add(n) }()
+			for ; ctx.Err() == nil; n++ {
 				if s.calls > 0 && left.Add(-1) < 0 {
 					return
 				}
@@ -86,7 +90,9 @@ func closed(ctx context.Context, n int, s size, open func(i int) (caller, error)
 	if s.calls > 0 {
 		elapsed = time.Since(start)
 	}
-	return summed(took, elapsed), nil
+	l := summed(took, elapsed)
+	l.all = made.Load()
+	return l, nil
 }
 
 // paced makes calls at a steady rate, whatever the answers take, over n

@@ -48,6 +48,7 @@ type site struct {
 	dir, bin string
 	env      []string
 	proc     *process
+	said     string // what the process that was stopped last wrote to its log
 	keys     []apiKey // spread evenly over the tenants
 	big      []apiKey // of bigTenant
 
@@ -412,6 +413,7 @@ func (s *site) stop() error {
 		<-p.ended
 		return fmt.Errorf("the service did not stop: %.2000s", p.logs.String())
 	}
+	s.said = p.logs.String()
 	return nil
 }
 
@@ -420,6 +422,40 @@ func (s *site) kill() {
 	_ = s.proc.cmd.Process.Kill()
 	<-s.proc.ended
 	s.proc = nil
+}
+
+// cpu is the processor time that the service has used so far.
+func (s *site) cpu() (time.Duration, error) {
+	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(s.proc.cmd.Process.Pid), "stat"))
+	if err != nil {
+		return 0, fmt.Errorf("read the processor time of the service: %w", err)
+	}
+	_, rest, _ := strings.Cut(string(b), ") ") // the name before it may hold anything
+	words := strings.Fields(rest)
+	if len(words) < 13 {
+		return 0, errors.New("read the processor time of the service: the form of /proc/PID/stat is not known")
+	}
+	user, err := strconv.Atoi(words[11])
+	system, err2 := strconv.Atoi(words[12])
+	const tick = 10 * time.Millisecond // USER_HZ is 100 on every Linux that Go runs on
+	return time.Duration(user+system) * tick, errors.Join(err, err2)
+}
+
+// counted is closed with the processor time of the service for one call.
+func (s *site) counted(ctx context.Context, n int, of size, open func(int) (caller, error)) (load, error) {
+	before, err := s.cpu()
+	if err != nil {
+		return load{}, err
+	}
+	l, err := closed(ctx, n, of, open)
+	if err != nil {
+		return l, err
+	}
+	after, err := s.cpu()
+	if l.all > 0 {
+		l.cpu = (after - before) / time.Duration(l.all)
+	}
+	return l, err
 }
 
 // memory is what /proc says of a process, in bytes.
