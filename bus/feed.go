@@ -69,14 +69,20 @@ func (f *Feed) Err() error {
 	return nil
 }
 
-// Run writes until ctx ends. It goes on after a failed or refused publish from
-// where the feed then stands; it stops with an error when the log cannot be
-// followed or holds something else than the feed tells.
+// Run writes until ctx ends. It first looks for what a power cut may have torn
+// out of the feed. It goes on after a failed or refused publish from where the
+// feed then stands; it stops with an error when the log cannot be followed or
+// holds something else than the feed tells.
 func (f *Feed) Run(ctx context.Context) error {
+	whole := false
 	for ctx.Err() == nil {
-		last, lastSeq, err := f.last(ctx)
+		var err error
+		if !whole {
+			err = f.mend(ctx)
+			whole = err == nil
+		}
 		if err == nil {
-			err = f.write(ctx, last, lastSeq)
+			err = f.resume(ctx)
 		}
 		var lost *publishError
 		switch {
@@ -95,6 +101,14 @@ func (f *Feed) Run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+func (f *Feed) resume(ctx context.Context) error {
+	last, lastSeq, err := f.last(ctx)
+	if err != nil {
+		return err
+	}
+	return f.write(ctx, last, lastSeq)
 }
 
 // publishError is a message that was not stored as expected.
@@ -124,7 +138,8 @@ func (f *Feed) last(ctx context.Context) (place, uint64, error) {
 	if info.State.Msgs == 0 {
 		return place{}, lastSeq, nil
 	}
-	msg, err := stream.GetMsg(ctx, lastSeq)
+	// The last one that is there: a power cut may have taken later ones.
+	msg, err := stream.GetLastMsgForSubject(ctx, FeedSubject+".>")
 	if err != nil {
 		return place{}, 0, fmt.Errorf("read the feed's last message: %w", err)
 	}
@@ -143,6 +158,87 @@ func (f *Feed) last(ctx context.Context) (place, uint64, error) {
 	}
 	f.seq.Store(at.seq)
 	return at, lastSeq, nil
+}
+
+// mend looks for events that are missing between others. The feed is not
+// fsynced, so a power cut may take the end of one block and leave the next one.
+// Sequences that are missing are no fault by themselves: what a cut took from the
+// feed's end was put there again behind them. Where events are missing the feed
+// is written anew, and its consumers get all of it again.
+func (f *Feed) mend(ctx context.Context) error {
+	stream, err := f.js.Stream(ctx, FeedStream)
+	if err != nil {
+		return fmt.Errorf("look at the feed: %w", err)
+	}
+	info, err := stream.Info(ctx, jetstream.WithDeletedDetails(true))
+	if err != nil {
+		return fmt.Errorf("look at the feed: %w", err)
+	}
+	state := info.State
+	if state.Msgs == 0 {
+		return nil
+	}
+	gaps := [][2]uint64{{0, state.FirstSeq}} // the sequences beside each gap; the first stands before the first message
+	for _, missing := range state.Deleted {
+		if last := len(gaps) - 1; gaps[last][1] == missing {
+			gaps[last][1] = missing + 1
+		} else {
+			gaps = append(gaps, [2]uint64{missing - 1, missing + 1})
+		}
+	}
+	for _, gap := range gaps {
+		if gap[1] > state.LastSeq {
+			continue // the end: what follows is written now
+		}
+		whole, err := f.adjacent(ctx, stream, gap)
+		if err != nil {
+			return err
+		}
+		if !whole {
+			f.log.ErrorContext(ctx, "events are missing in the feed; it is written anew", "after", gap[0], "before", gap[1])
+			if err := stream.Purge(ctx); err != nil {
+				return fmt.Errorf("purge the feed: %w", err)
+			}
+			return nil
+		}
+	}
+	return nil
+}
+
+// adjacent reports whether the messages beside a gap tell of events that follow
+// each other in the log.
+func (f *Feed) adjacent(ctx context.Context, stream jetstream.Stream, gap [2]uint64) (bool, error) {
+	var before place
+	if gap[0] > 0 {
+		msg, err := stream.GetMsg(ctx, gap[0])
+		if err != nil {
+			return false, fmt.Errorf("read message %d of the feed: %w", gap[0], err)
+		}
+		if before, err = placeOf(msg.Header); err != nil {
+			return false, err
+		}
+	}
+	msg, err := stream.GetMsg(ctx, gap[1])
+	if err != nil {
+		return false, fmt.Errorf("read message %d of the feed: %w", gap[1], err)
+	}
+	after, err := placeOf(msg.Header)
+	if err != nil {
+		return false, err
+	}
+	for rec, err := range f.store.Follow(ctx, max(before.seq, 1)-1) {
+		if err != nil {
+			return false, err
+		}
+		at := place{rec.Seq, rec.Index}
+		if !before.before(at) {
+			continue
+		}
+		if _, public := projections.Public(rec); public {
+			return at == after, nil
+		}
+	}
+	return false, ctx.Err()
 }
 
 func placeOf(h nats.Header) (place, error) {
@@ -206,7 +302,7 @@ func (f *Feed) send(ctx context.Context, told place, feedSeq uint64, sent func(j
 			continue
 		}
 		ack, err := f.js.PublishMsgAsync(feedMessage(m),
-			jetstream.WithExpectLastSequence(feedSeq), jetstream.WithExpectStream(FeedStream))
+			jetstream.WithExpectLastSequence(feedSeq))
 		if err != nil {
 			return &publishError{err}
 		}

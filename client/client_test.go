@@ -188,7 +188,9 @@ func TestProblems(t *testing.T) {
 	if _, err := api.DeleteCredential(t.Context(), "i", 0); !errors.Is(err, fault.ErrInternal) || !strings.Contains(err.Error(), "r-1") {
 		t.Error(err)
 	}
-	_, api = newServer(t, func(_ int, w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html>"+canary, http.StatusNotFound) })
+	_, api = newServer(t, func(_ int, w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "<html>"+canary, http.StatusNotFound)
+	})
 	if _, err := api.GetCredential(t.Context(), "i", 0); !errors.Is(err, client.ErrAnswer) || strings.Contains(err.Error(), canary) {
 		t.Error(err)
 	}

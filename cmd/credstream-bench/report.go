@@ -154,7 +154,9 @@ func ms(d time.Duration) string {
 	}
 }
 
-func micros(d time.Duration) string { return fmt.Sprintf("%.0f µs", float64(d)/float64(time.Microsecond)) }
+func micros(d time.Duration) string {
+	return fmt.Sprintf("%.0f µs", float64(d)/float64(time.Microsecond))
+}
 
 func latencies(l load) string {
 	return fmt.Sprintf("p50 %s, p99 %s", ms(l.quantile(.5)), ms(l.quantile(.99)))

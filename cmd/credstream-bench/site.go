@@ -48,7 +48,7 @@ type site struct {
 	dir, bin string
 	env      []string
 	proc     *process
-	said     string // what the process that was stopped last wrote to its log
+	said     string   // what the process that was stopped last wrote to its log
 	keys     []apiKey // spread evenly over the tenants
 	big      []apiKey // of bigTenant
 

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -62,20 +63,25 @@ func NewDisk(t *testing.T, size int64) *Disk {
 	return d
 }
 
-// Cut cuts the power: from now on every write to the disk fails. The processes
-// that use it go on until they are killed.
-func (d *Disk) Cut(t *testing.T) {
+// Cut cuts the power: from now on every write to the disk fails. It returns the
+// time just before. The processes that use the disk go on until they are killed,
+// but what they acknowledge after that time does not count: an fsync that is
+// under way when the kernel shuts a file system down may report a success, which
+// on a machine without power nobody would hear of.
+func (d *Disk) Cut(t *testing.T) time.Time {
 	t.Helper()
 	f, err := os.Open(d.Dir)
 	if err != nil {
 		t.Fatal(err)
 	}
+	dark := time.Now()
 	if err := unix.IoctlSetPointerInt(int(f.Fd()), shutdown, shutdownNow); err != nil {
 		t.Fatalf("cutting the power: %v", err)
 	}
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
+	return dark
 }
 
 // Remount brings the disk back as it is after a power cut. Nothing may use it.

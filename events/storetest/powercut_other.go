@@ -2,7 +2,10 @@
 
 package storetest
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
 
 // Disk is a disk whose power can be cut; there is none on this system.
 type Disk struct{ Dir string }
@@ -15,7 +18,7 @@ func NewDisk(t *testing.T, _ int64) *Disk {
 }
 
 // Cut does nothing.
-func (*Disk) Cut(*testing.T) {}
+func (*Disk) Cut(*testing.T) time.Time { return time.Time{} }
 
 // Remount does nothing.
 func (*Disk) Remount(*testing.T) {}

@@ -1,0 +1,186 @@
+package bus_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/events/memory"
+	"github.com/credstream/credstream/projections"
+)
+
+// fill appends n commits of one or two events, some of them not public.
+func fill(t *testing.T, store events.Store, n int) (public []string) {
+	t.Helper()
+	for i := range n {
+		stream := events.StreamID{Tenant: "acme", Category: "credential", ID: events.NewID()}
+		evs := []events.Event{events.CredentialRenamed{Name: fmt.Sprint(i)}}
+		switch i % 3 {
+		case 1:
+			evs = append(evs, events.CredentialRenamed{Name: fmt.Sprint(i, " again")})
+		case 2:
+			evs = append(evs, events.SecretAbandoned{SecretID: "s"})
+		}
+		meta := events.Meta{Tenant: "acme", Actor: events.Actor{Kind: "key", ID: "k"}, Command: events.NewID(), Time: time.Unix(1, 0), Via: "http"}
+		seq, err := store.Append(t.Context(), stream, 0, meta, evs...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		recs, err := store.Commit(t.Context(), seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range recs {
+			if m, ok := projections.Public(r); ok {
+				public = append(public, m.ID)
+			}
+		}
+	}
+	return public
+}
+
+// told runs the feed until it has told n events and lists them all.
+func told(t *testing.T, js jetstream.JetStream, store events.Store, n int) (ids []string) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	feed := bus.NewFeed(js, store, slog.New(slog.DiscardHandler))
+	ran := make(chan error, 1)
+	go func() { ran <- feed.Run(ctx) }()
+	consumer, err := js.OrderedConsumer(ctx, bus.FeedStream, jetstream.OrderedConsumerConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	messages, err := consumer.Messages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer messages.Stop()
+	for len(ids) < n {
+		m, err := messages.Next(jetstream.NextMaxWait(20 * time.Second))
+		if err != nil {
+			t.Fatalf("after %d of %d messages: %v", len(ids), n, err)
+		}
+		ids = append(ids, m.Headers().Get("ce-id"))
+	}
+	cancel()
+	if err := <-ran; err != nil {
+		t.Fatal(err)
+	}
+	return ids
+}
+
+func TestFeedWriter(t *testing.T) {
+	node := startNode(t)
+	conn, err := node.Conn("feed")
+	if err != nil {
+		t.Fatal(err)
+	}
+	js, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := bus.FeedConfig(1)
+	cfg.DenyDelete = false // the test tears messages out
+	stream, err := js.CreateStream(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := memory.New(events.All())
+	want := fill(t, store, 50)
+	if diff := cmp.Diff(want, told(t, js, store, len(want))); diff != "" {
+		t.Fatalf("the feed (-want +got):\n%s", diff)
+	}
+
+	// It goes on where it stopped.
+	want = append(want, fill(t, store, 50)...)
+	if diff := cmp.Diff(want, told(t, js, store, len(want))); diff != "" {
+		t.Fatalf("the feed, resumed (-want +got):\n%s", diff)
+	}
+
+	remove := func(seqs ...uint64) {
+		for _, seq := range seqs {
+			if err := stream.DeleteMsg(t.Context(), seq); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	last := uint64(len(want))
+	// What is missing at the end is told again.
+	remove(last, last-1)
+	if diff := cmp.Diff(want, told(t, js, store, len(want))); diff != "" {
+		t.Fatalf("the feed after its end was lost (-want +got):\n%s", diff)
+	}
+	// That leaves a gap in the sequences, which is no gap in the events.
+	if info, err := stream.Info(t.Context()); err != nil || info.State.FirstSeq != 1 || info.State.NumDeleted != 2 {
+		t.Fatalf("the feed was written anew without need: %+v, %v", info.State, err)
+	}
+	if diff := cmp.Diff(want, told(t, js, store, len(want))); diff != "" {
+		t.Fatalf("the feed with a gap of sequences (-want +got):\n%s", diff)
+	}
+	// An event missing between others, or at the start, has it written anew.
+	for _, seqs := range [][]uint64{{7, 8, 9}, nil} {
+		if seqs == nil {
+			info, err := stream.Info(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			seqs = []uint64{info.State.FirstSeq}
+		}
+		remove(seqs...)
+		var got []string
+		for deadline := time.Now().Add(20 * time.Second); ; {
+			if got = told(t, js, store, len(want)-len(seqs)); cmp.Equal(want[:len(got)], got) || time.Now().After(deadline) {
+				break
+			}
+		}
+		if diff := cmp.Diff(want, told(t, js, store, len(want))); diff != "" {
+			t.Fatalf("the feed after it was torn (-want +got):\n%s", diff)
+		}
+	}
+}
+
+// Two writers at once: one is refused each time, and every event stands once.
+func TestFeedWithTwoWriters(t *testing.T) {
+	node := startNode(t)
+	conn, err := node.Conn("feed")
+	if err != nil {
+		t.Fatal(err)
+	}
+	js, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.CreateStream(t.Context(), bus.FeedConfig(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := memory.New(events.All())
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ran := make(chan error, 2)
+	for range 2 {
+		go func() { ran <- bus.NewFeed(js, store, slog.New(slog.DiscardHandler)).Run(ctx) }()
+	}
+	want := fill(t, store, 300)
+	got := told(t, js, store, len(want))
+	cancel()
+	for range 2 {
+		if err := <-ran; err != nil {
+			t.Error(err)
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("the feed (-want +got):\n%s", diff)
+	}
+	if info, err := stream.Info(t.Context()); err != nil || info.State.Msgs != uint64(len(want)) {
+		t.Errorf("the feed holds %d messages of %d events: %v", info.State.Msgs, len(want), err)
+	}
+}

@@ -1,0 +1,575 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/fault"
+)
+
+var update = flag.Bool("update", false, "write docs/config.md anew")
+
+// cli runs command lines against a server, in process.
+type cli struct {
+	env         map[string]string
+	stdin       io.Reader
+	out, errOut bytes.Buffer
+}
+
+func (c *cli) run(ctx context.Context, args ...string) int {
+	c.out.Reset()
+	c.errOut.Reset()
+	if c.stdin == nil {
+		c.stdin = strings.NewReader("")
+	}
+	return run(ctx, args, func(name string) string { return c.env[name] }, c.stdin, &c.out, &c.errOut)
+}
+
+const cliKey = "cs_clicanaryclicanaryclicanaryclicanary"
+
+// cliServer is a real HTTP server that answers each path what it is told, and
+// writes down what it was asked.
+type cliServer struct {
+	*httptest.Server
+	asked   []string
+	answers map[string]string
+	refusal *fault.Error
+}
+
+func newCLI(t *testing.T, answers map[string]string) (*cliServer, *cli) {
+	s := &cliServer{answers: answers}
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil || r.Header.Get("Authorization") != "Bearer "+cliKey {
+			t.Errorf("body %v, authorization %q", err, r.Header.Get("Authorization"))
+		}
+		rest, _ := strings.CutPrefix(r.URL.RequestURI(), "/v1/tenants/")
+		s.asked = append(s.asked, strings.TrimSpace(strings.Replace(rest, "commands/", "", 1)+" "+string(body)))
+		if s.refusal != nil {
+			p := s.refusal.Problem()
+			w.WriteHeader(p.Status)
+			_ = json.NewEncoder(w).Encode(p)
+			return
+		}
+		answer, ok := s.answers[r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:]]
+		if !ok {
+			answer = `{"seq":7,"id":"i","version":2,"status":"verified","revision":3}`
+		}
+		_, _ = io.WriteString(w, answer)
+	}))
+	t.Cleanup(s.Close)
+	return s, &cli{env: map[string]string{"CREDSTREAM_URL": s.URL, "CREDSTREAM_KEY": cliKey}}
+}
+
+func writeFile(t *testing.T, name, content string, mode os.FileMode) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	must(t, os.WriteFile(path, []byte(content), mode))
+	return path
+}
+
+// Each verb asks what it should and says what came of it.
+func TestVerbs(t *testing.T) {
+	files := map[string]string{
+		"DESCRIPTOR": writeFile(t, "Pet Store.json", `{"title":"P"}`, 0o644),
+		"NAMELESS":   writeFile(t, "component.json", `{"title":"The Pets"}`, 0o644),
+		"KEYS":       writeFile(t, "keys.json", `{"apiKey":"canary"}`, 0o600),
+	}
+	const c1 = `{"id":"i","name":"n\u001b[31m","component":"p","status":"failed","version":2,"keys":{"apiKey":"********"},` +
+		`"verification":{"probe":"http","outcome":"4xx","latency_ms":5},"verified_at":"2026-01-02T03:04:05Z",` +
+		`"created_at":"2026-01-02T03:04:05Z","created_by":"key:k","updated_at":"2026-01-02T03:04:05Z"}`
+	answers := map[string]string{
+		"component.list":     `{"components":[{"id":"p","title":"Pets","revision":1,"credentials":2,"updated_at":"2026-01-02T03:04:05Z"}]}`,
+		"component.get":      `{"id":"p","title":"Pets","revision":1,"credentials":2,"descriptor":{"title":"Pets"}}`,
+		"credential.list":    `{"credentials":[` + c1 + `],"next":"c2"}`,
+		"credential.get":     c1,
+		"credential.counts":  `{"total":3,"components":[{"component":"p","total":3,"status":{"verified":2,"failed":1}}]}`,
+		"credential.history": `{"events":[{"seq":4,"type":"credential.created","time":"2026-01-02T03:04:05Z","actor":"key:k","via":"http","version":1,"data":{}}]}`,
+		"events.replay": `{"events":[{"specversion":"1.0","type":"credstream.credential.created.v1","subject":"credential.i","actor":"key:k",` +
+			`"time":"2026-01-02T03:04:05Z","logseq":4,"logindex":0,"data":{ "id": "i" }}]}`,
+		"views.status":  `{"position":9,"end":9,"rebuilt":9,"rebuild_end":9}`,
+		"tenant.list":   `{"tenants":[{"id":"acme","name":"Acme"}]}`,
+		"api_key.issue": `{"seq":9,"id":"k2","key":"cs_new"}`,
+		"api_key.list":  `{"keys":[{"id":"k2","name":"n","role":"OPERATOR","tenants":["acme"],"issued_at":"2026-01-02T03:04:05Z"}]}`,
+	}
+	for _, c := range []struct {
+		args  string
+		asks  string // several with newlines between
+		says  string
+		notes string // on standard error
+		stdin string
+		code  int
+	}{
+		{args: "component register --file DESCRIPTOR", asks: `default/component.register {"id":"pet-store","descriptor":{"title":"P"}}`, says: "Registered component i, revision 3.\n"},
+		{args: "component register --file NAMELESS", asks: `default/component.register {"id":"the-pets","descriptor":{"title":"The Pets"}}`, says: "Registered component i, revision 3.\n"},
+		{args: "component register --file - --id x", stdin: `{"title":"P"}`, asks: `default/component.register {"id":"x","descriptor":{"title":"P"}}`, says: "Registered component i, revision 3.\n"},
+		{args: "component update p --file DESCRIPTOR", asks: `default/component.update {"id":"p","descriptor":{"title":"P"}}`, says: "Component i has revision 3.\n"},
+		{args: "component list --tenant acme", asks: `acme/component.list?limit=200`, says: "ID  TITLE  REVISION  VISIBLE TO  CREDENTIALS  UPDATED\np   Pets   1         owner       2            2026-01-02 03:04:05Z\n"},
+		{args: "component share p", asks: `default/component.share {"id":"p"}`, says: "Component i is visible to every tenant.\n"},
+		{args: "component unshare p --json", asks: `default/component.unshare {"id":"p"}`, says: `{"seq":7,"id":"i","version":2,"status":"verified","revision":3}` + "\n"},
+		{args: "component delete p", asks: `default/component.delete {"id":"p"}`, says: "Deleted component i.\n"},
+		{args: "component delete p --dry-run", asks: `default/component.get?id=p`, says: "Would delete component p. 2 credentials of this tenant would remain, and none could be made, given new keys or reverted.\n"},
+		{args: "credential create --component p --name n --keys-file KEYS", asks: `default/credential.create {"component":"p","name":"n","keys":{"apiKey":"canary"}}`, says: "Created credential i, version 2, verified.\n"},
+		{args: "credential create --component p --keys-file -", stdin: ` {"apiKey":"canary"}` + "\n", asks: `default/credential.create {"component":"p","keys":{"apiKey":"canary"}}`, says: "Created credential i, version 2, verified.\n"},
+		{
+			args: "credential list --component p --status failed --name-contains n --sort -created --limit 1", asks: `default/credential.list?component=p&limit=1&name_contains=n&sort=-created&status=failed`,
+			says: "ID  NAME    COMPONENT  STATUS  VERSION  UPDATED\ni   n\uFFFD[31m  p          failed  2        2026-01-02 03:04:05Z\n", notes: "There are more: --all, or --after c2\n",
+		},
+		{args: "credential counts", asks: `default/credential.counts`, says: "COMPONENT  TOTAL  VERIFIED  FAILED  UNVERIFIED\np          3      2         1       0\n"},
+		{
+			args: "credential show i", asks: `default/credential.get?id=i`,
+			says: "id           i\nname         n\uFFFD[31m\ncomponent    p\nstatus       failed\nversion      2\nverified     2026-01-02 03:04:05Z by http: 4xx in 5 ms\n" +
+				"created      2026-01-02 03:04:05Z by key:k\nupdated      2026-01-02 03:04:05Z\nkeys.apiKey  ********\n",
+		},
+		{args: "credential rename i Pets --expected-version 2", asks: `default/credential.rename {"id":"i","name":"Pets","expected_version":2}`, says: "Renamed credential i.\n"},
+		{args: "credential replace-keys i --keys-file KEYS", asks: `default/credential.replace-keys {"id":"i","keys":{"apiKey":"canary"}}`, says: "Credential i has version 2, verified.\n"},
+		{args: "credential revert i --to-version 1", asks: `default/credential.revert {"id":"i","version":1}`, says: "Credential i has version 2, verified.\n"},
+		{args: "credential verify i", asks: `default/credential.verify {"id":"i"}`, says: "Credential i, version 2: verified.\n"},
+		{args: "credential delete i", asks: `default/credential.delete {"id":"i"}`, says: "Deleted credential i.\n"},
+		{args: "credential delete i --dry-run", asks: `default/credential.get?id=i`, says: "Would delete credential i (n\uFFFD[31m) and erase the secrets of all its versions.\n"},
+		{args: "credential history i", asks: `default/credential.history?id=i`, says: "SEQ  TIME                  EVENT               VERSION  ACTOR  VIA\n4    2026-01-02 03:04:05Z  credential.created  1        key:k  http\n"},
+		{args: "events replay --from 4 --type credential.created", asks: `default/events.replay?from=4&limit=1000&type=credential.created`, says: "2026-01-02 03:04:05Z  4.0  credential.created  credential.i  key:k  {\"id\":\"i\"}\n"},
+		{args: "views rebuild", asks: "default/views.rebuild {}\ndefault/views.status", says: "Rebuilt the lists from 9 commits.\n", notes: "9 of 9\n"},
+		{args: "views status", asks: "default/views.status", says: "The lists reflect 9 of 9 commits.\n"},
+		{args: "tenant register acme --name Acme", asks: `default/tenant.register {"id":"acme","name":"Acme"}`, says: "Registered tenant i.\n"},
+		{args: "tenant list", asks: `default/tenant.list`, says: "ID    NAME\nacme  Acme\n"},
+		{args: "key issue --role OPERATOR --tenants acme", asks: `default/api_key.issue {"role":"OPERATOR","tenants":["acme"]}`, says: "cs_new\n", notes: "Issued key k2. This is the only time it is shown:\n"},
+		{args: "key issue --role OPERATOR --json", asks: `default/api_key.issue {"role":"OPERATOR"}`, says: `{"seq":9,"id":"k2","key":"cs_new"}` + "\n"},
+		{args: "key list", asks: `default/api_key.list`, says: "ID  NAME  ROLE      TENANTS  STATE  ISSUED\nk2  n     OPERATOR  acme     valid  2026-01-02 03:04:05Z\n"},
+		{args: "key revoke k2", asks: `default/api_key.revoke {"id":"k2"}`, says: "Revoked key i.\n"},
+		{args: "version", says: "credstream " + version + "\n"},
+	} {
+		t.Run(c.args, func(t *testing.T) {
+			s, cli := newCLI(t, answers)
+			cli.stdin = strings.NewReader(c.stdin)
+			args := strings.Fields(c.args)
+			for i, a := range args {
+				if path, ok := files[a]; ok {
+					args[i] = path
+				}
+			}
+			if got := cli.run(t.Context(), args...); got != c.code {
+				t.Errorf("exit code %d, want %d", got, c.code)
+			}
+			if d := cmp.Diff(c.asks, strings.Join(s.asked, "\n")); d != "" {
+				t.Error("asked", d)
+			}
+			if d := cmp.Diff(c.says, cli.out.String()); d != "" {
+				t.Error("said", d)
+			}
+			if d := cmp.Diff(c.notes, cli.errOut.String()); d != "" {
+				t.Error("noted", d)
+			}
+			if strings.Contains(cli.out.String()+cli.errOut.String(), "canary") {
+				t.Error("a secret was printed")
+			}
+		})
+	}
+}
+
+// The kind of an error is the exit code; its sentence and code are on standard
+// error, as a problem when JSON is asked for.
+func TestExitCodes(t *testing.T) {
+	for kind, want := range map[fault.Kind]int{
+		fault.Invalid: 2, fault.Unauthenticated: 3, fault.Denied: 4, fault.NotFound: 5, fault.Exists: 6,
+		fault.Precondition: 6, fault.Conflict: 7, fault.Throttled: 8, fault.Unavailable: 9, fault.Internal: 1,
+	} {
+		s, cli := newCLI(t, nil)
+		s.refusal = &fault.Error{Kind: kind, Code: "some_code", Msg: "It is\x1b[2J so.", Pointer: "/id"}
+		if got := cli.run(t.Context(), "credential", "show", "i"); got != want || cli.out.Len() > 0 || cli.errOut.String() != "It is\uFFFD[2J so. (some_code)\n" {
+			t.Errorf("%s: exit code %d, want %d; %q %q", kind, got, want, cli.out.String(), cli.errOut.String())
+		}
+		if got := cli.run(t.Context(), "credential", "show", "i", "--json"); !reflect.DeepEqual(got, want) {
+			t.Errorf("%s with --json: exit code %d, want %d", kind, got, want)
+		}
+		var p fault.Problem
+		if err := json.Unmarshal(cli.errOut.Bytes(), &p); err != nil || p.Code != "some_code" || p.Kind != kind || p.Pointer != "/id" {
+			t.Errorf("%s with --json: %v %s", kind, err, cli.errOut.String())
+		}
+	}
+}
+
+func TestUsage(t *testing.T) {
+	open := writeFile(t, "open.json", `{"apiKey":"x"}`, 0o644)
+	for _, c := range []struct {
+		args string
+		code string
+		exit int
+	}{
+		{"nonsense", "usage", 2},
+		{"credential nonsense", "usage", 2},
+		{"credential show", "usage", 2},
+		{"credential show a b", "usage", 2},
+		{"credential show a --nonsense", "usage", 2},
+		{"credential show a -kcs_canary", "usage", 2},
+		{"credential list --limit x", "usage", 2},
+		{"credential create", "usage", 2},
+		{"credential create --component p", "keys_missing", 2},
+		{"credential create --component p --keys canary", "usage", 2},
+		{"credential create --component p --keys-file /nowhere/keys.json", "file_unreadable", 2},
+		{"credential create --component p --keys-file -", "client_config_invalid", 2},
+		{"credential list --server nowhere", "client_config_invalid", 2},
+		{"events replay --since yesterday", "usage", 2},
+		{"serve --nonsense", "usage", 2},
+		{"serve --log-level loud", "config_log_level", 2},
+		{"--help", "", 0},
+		{"credential", "", 0},
+	} {
+		s, cli := newCLI(t, nil)
+		cli.stdin = strings.NewReader(`{"apiKey":"canary"`)
+		if got := cli.run(t.Context(), strings.Fields(c.args)...); got != c.exit || c.code != "" && !strings.HasSuffix(cli.errOut.String(), " ("+c.code+")\n") {
+			t.Errorf("%s: exit code %d, %q", c.args, got, cli.errOut.String())
+		}
+		if strings.Contains(cli.out.String()+cli.errOut.String(), "canary") || len(s.asked) > 0 {
+			t.Errorf("%s: %q, asked %q", c.args, cli.errOut.String(), s.asked)
+		}
+	}
+	_, cli := newCLI(t, nil)
+	if got := cli.run(t.Context(), "credential", "create", "--component", "p", "--keys-file", open); got != 0 || !strings.HasPrefix(cli.errOut.String(), "Warning: other users can read ") {
+		t.Errorf("exit code %d, %q", got, cli.errOut.String())
+	}
+}
+
+// A flag goes before the environment, which goes before the default.
+func TestConfiguration(t *testing.T) {
+	s, cli := newCLI(t, nil)
+	asks := func(want string, args ...string) {
+		t.Helper()
+		s.asked = nil
+		if got := cli.run(t.Context(), append([]string{"tenant", "list"}, args...)...); got != 0 {
+			t.Fatalf("exit code %d: %s", got, cli.errOut.String())
+		}
+		if d := cmp.Diff([]string{want}, s.asked); d != "" {
+			t.Error(d)
+		}
+	}
+	asks("default/tenant.list")
+	cli.env["CREDSTREAM_TENANT"] = "acme"
+	asks("acme/tenant.list")
+	asks("other/tenant.list", "--tenant", "other")
+
+	delete(cli.env, "CREDSTREAM_KEY")
+	if got := cli.run(t.Context(), "tenant", "list"); got != 3 {
+		t.Errorf("without a key the exit code is %d", got)
+	}
+	asks("acme/tenant.list", "--key", cliKey)
+	file := writeFile(t, "key", cliKey+"\n", 0o600)
+	asks("acme/tenant.list", "--key-file", file)
+	cli.env["CREDSTREAM_KEY_FILE"] = file
+	asks("acme/tenant.list")
+
+	// Help shows defaults, never what a variable holds.
+	cli.env["CREDSTREAM_KEY"], cli.env["CREDSTREAM_ADMIN_KEY"] = cliKey, cliKey
+	for _, args := range [][]string{{"tenant", "list", "--help"}, {"serve", "--help"}} {
+		if got := cli.run(t.Context(), args...); got != 0 || strings.Contains(cli.out.String(), cliKey) || !strings.Contains(cli.out.String(), "[$CREDSTREAM_") {
+			t.Errorf("%v: exit code %d\n%s", args, got, cli.out.String())
+		}
+	}
+	cli.env["CREDSTREAM_ALLOW_PRIVATE_TARGETS"] = "perhaps"
+	if got := cli.run(t.Context(), "serve"); got != 2 || !strings.Contains(cli.errOut.String(), "(config_environment)") {
+		t.Errorf("exit code %d: %s", got, cli.errOut.String())
+	}
+}
+
+func TestServeConfiguration(t *testing.T) {
+	var got serveConfig
+	cmd := newServeCommand(func(name string) string {
+		return map[string]string{"CREDSTREAM_KMS_TOKEN": "canary"}[name]
+	}, func(_ context.Context, cfg serveConfig, _, _ io.Writer) error {
+		got = cfg
+		return nil
+	})
+	cmd.SetArgs([]string{"--http", "h", "--allow-private-targets"})
+	must(t, cmd.ExecuteContext(t.Context()))
+	if string(got.kmsToken.Reveal()) != "canary" {
+		t.Error("the token of the KMS is not passed on")
+	}
+	if s := fmt.Sprintf("%+v", got); strings.Contains(s, "canary") {
+		t.Error("the token of the KMS was printed")
+	}
+	got.kmsToken = serveConfig{}.kmsToken
+	if want := (serveConfig{
+		Data: "./credstream-data", HTTP: "h", NATSListen: "127.0.0.1:4222", Durability: "group", AllowPrivateTargets: true,
+		LogFormat: "text", LogLevel: "info",
+	}); !reflect.DeepEqual(got, want) {
+		t.Errorf("the configuration is %+v", got)
+	}
+}
+
+func TestConfigReference(t *testing.T) {
+	const path = "../../docs/config.md"
+	want := configReference()
+	if *update {
+		must(t, os.WriteFile(path, []byte(want), 0o644))
+	}
+	b, err := os.ReadFile(path)
+	must(t, err)
+	if d := cmp.Diff(want, string(b)); d != "" {
+		t.Errorf("docs/config.md is not what the program says; go test ./cmd/credstream -run TestConfigReference -update writes it anew\n%s", d)
+	}
+}
+
+// The example is the real component.json with our two members added.
+func TestDemoComponent(t *testing.T) {
+	b, err := os.ReadFile("../../docs/examples/petstore-component.json")
+	must(t, err)
+	d, err := commands.ParseDescriptor(b)
+	must(t, err)
+	if d.Verification == nil || d.Verification.HTTP.URL != "http://127.0.0.1:9090/v2/user/me" || !slices.Equal(d.Hosts, []string{"127.0.0.1"}) {
+		t.Errorf("the example is %+v", d)
+	}
+	var got map[string]any
+	must(t, json.Unmarshal(b, &got))
+	delete(got, "hosts")
+	delete(got, "verification")
+	if d := cmp.Diff(component(t, "petstore-component-nodejs.json"), got); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestDemoPetstore(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	reader, writer := io.Pipe()
+	ended := make(chan int, 1)
+	go func() {
+		ended <- run(ctx, []string{"demo", "petstore", "--listen", "127.0.0.1:0"}, func(name string) string {
+			return map[string]string{"CREDSTREAM_DEMO_KEY": "k"}[name]
+		}, strings.NewReader(""), writer, io.Discard)
+		_ = writer.Close()
+	}()
+	line := make([]byte, 200)
+	n, err := reader.Read(line)
+	must(t, err)
+	url, found := strings.CutPrefix(strings.TrimSpace(string(line[:n])), "Petstore answers on ")
+	if !found {
+		t.Fatalf("it says %q", line[:n])
+	}
+	for key, want := range map[string]int{"k": 200, "": 401, "secret": 401} {
+		req, err := http.NewRequestWithContext(t.Context(), "GET", url+"/v2/user/me", nil)
+		must(t, err)
+		req.Header.Set("api-key", key)
+		resp, err := http.DefaultClient.Do(req)
+		must(t, err)
+		if resp.StatusCode != want {
+			t.Errorf("key %q is answered with %d", key, resp.StatusCode)
+		}
+		must(t, resp.Body.Close())
+	}
+	cancel()
+	if code := <-ended; code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+// pseudoTerminal opens a terminal: what a person types goes into keyboard.
+func pseudoTerminal(t *testing.T) (keyboard, tty *os.File) {
+	t.Helper()
+	keyboard, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skipf("no pseudo-terminal can be opened here: %v", err)
+	}
+	t.Cleanup(func() { _ = keyboard.Close() })
+	n, err := unix.IoctlGetInt(int(keyboard.Fd()), unix.TIOCGPTN)
+	must(t, err)
+	must(t, unix.IoctlSetPointerInt(int(keyboard.Fd()), unix.TIOCSPTLCK, 0))
+	tty, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skipf("no pseudo-terminal can be opened here: %v", err)
+	}
+	t.Cleanup(func() { _ = tty.Close() })
+	return keyboard, tty
+}
+
+// promptly types each line when it is asked for, which is when an echo could be
+// seen: the question says whether the echo is off.
+type promptly struct {
+	t        *testing.T
+	keyboard *os.File
+	tty      *os.File
+	lines    []string
+	said     bytes.Buffer
+}
+
+func (p *promptly) Write(b []byte) (int, error) {
+	p.said.Write(b)
+	if strings.HasSuffix(string(b), ": ") && len(p.lines) > 0 {
+		line := p.lines[0]
+		p.lines = p.lines[1:]
+		hidden := strings.Contains(string(b), "not shown")
+		go func() {
+			for { // until the question is waited for in the right way
+				state, err := unix.IoctlGetTermios(int(p.tty.Fd()), unix.TCGETS)
+				if err != nil || (state.Lflag&unix.ECHO == 0) == hidden {
+					break
+				}
+				time.Sleep(time.Millisecond)
+			}
+			if _, err := p.keyboard.WriteString(line + "\n"); err != nil {
+				p.t.Error(err)
+			}
+		}()
+	}
+	return len(b), nil
+}
+
+const cliDescriptor = `{"title":"D","credentials":{"fields":{` +
+	`"url":{"label":"Address","required":true,"viewClass":"TextFieldView","secret":false},` +
+	`"token":{"label":"Token","required":true,"viewClass":"PasswordFieldView"},` +
+	`"region":{"viewClass":"SelectView","secret":false,"model":{"eu":"Europe","us":"USA"}}}}}`
+
+// On a terminal the fields are asked for, secret ones without echo.
+func TestPrompt(t *testing.T) {
+	keyboard, tty := pseudoTerminal(t)
+	s, _ := newCLI(t, map[string]string{"component.get": `{"id":"p","descriptor":` + cliDescriptor + `}`})
+	screen := &promptly{t: t, keyboard: keyboard, tty: tty, lines: []string{"https://x", "canary", ""}}
+	getenv := func(name string) string {
+		return map[string]string{"CREDSTREAM_URL": s.URL, "CREDSTREAM_KEY": cliKey}[name]
+	}
+	var out bytes.Buffer
+	if got := run(t.Context(), []string{"credential", "create", "--component", "p"}, getenv, tty, &out, screen); got != 0 {
+		t.Fatalf("exit code %d: %s", got, screen.said.String())
+	}
+	want := []string{"default/component.get?id=p", `default/credential.create {"component":"p","keys":{"token":"canary","url":"https://x"}}`}
+	if d := cmp.Diff(want, s.asked); d != "" {
+		t.Error(d)
+	}
+	if d := cmp.Diff("Address: Token (not shown): \nregion (one of eu, us; may be empty): ", screen.said.String()); d != "" {
+		t.Error(d)
+	}
+	must(t, keyboard.SetReadDeadline(time.Now().Add(100*time.Millisecond)))
+	echo, _ := io.ReadAll(keyboard)
+	if strings.Contains(string(echo)+out.String(), "canary") {
+		t.Error("the secret was shown")
+	}
+}
+
+// Whoever interrupts the question gets the echo back and sends nothing.
+func TestPromptInterrupted(t *testing.T) {
+	keyboard, tty := pseudoTerminal(t)
+	s, _ := newCLI(t, map[string]string{"component.get": `{"id":"p","descriptor":` + cliDescriptor + `}`})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	screen := &promptly{t: t, keyboard: keyboard, tty: tty, lines: []string{"https://x"}}
+	getenv := func(name string) string {
+		return map[string]string{"CREDSTREAM_URL": s.URL, "CREDSTREAM_KEY": cliKey}[name]
+	}
+	go func() {
+		for ctx.Err() == nil {
+			if state, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS); err != nil || state.Lflag&unix.ECHO == 0 {
+				cancel()
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	var out bytes.Buffer
+	if got := run(ctx, []string{"credential", "create", "--component", "p"}, getenv, tty, &out, screen); got != 9 {
+		t.Errorf("exit code %d: %s", got, screen.said.String())
+	}
+	state, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
+	must(t, err)
+	if state.Lflag&unix.ECHO == 0 {
+		t.Error("the terminal is left without echo")
+	}
+	if d := cmp.Diff([]string{"default/component.get?id=p"}, s.asked); d != "" {
+		t.Error(d)
+	}
+	_, err = keyboard.WriteString("\n") // ends the read that is left
+	must(t, err)
+}
+
+// The command line on the real service: a tail in another terminal sees it all,
+// in order, also across a restart of the NATS server.
+func TestCommandLineOnRealParts(t *testing.T) {
+	u := bring(t, t.TempDir())
+	pets := newPetstore(t, "right-canary")
+	env := map[string]string{"CREDSTREAM_URL": u.base, "CREDSTREAM_KEY": adminKey, "CREDSTREAM_NATS": u.node.ClientURL()}
+	descriptor, err := json.Marshal(verified(t, pets))
+	must(t, err)
+
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	lines, writer := io.Pipe()
+	tailed := make(chan int, 1)
+	go func() {
+		tailed <- run(ctx, []string{"events", "tail", "--from", "1", "--json"}, func(n string) string { return env[n] }, strings.NewReader(""), writer, writer)
+		_ = writer.Close()
+	}()
+	told := json.NewDecoder(lines)
+	next := func() (e struct{ Type, Subject string }) {
+		t.Helper()
+		must(t, told.Decode(&e))
+		return e
+	}
+	expect := func(kind string) {
+		t.Helper()
+		for { // what came before, and what the installation says of itself
+			e := next()
+			if strings.HasPrefix(e.Type, "credstream.credential.") || kind == "component.registered" {
+				if e.Type != "credstream."+kind+".v1" {
+					t.Errorf("told of %s, want %s", e.Type, kind)
+				}
+				return
+			}
+		}
+	}
+
+	c := &cli{env: env}
+	must2 := func(stdin string, args ...string) string {
+		t.Helper()
+		c.stdin = strings.NewReader(stdin)
+		if got := c.run(t.Context(), args...); got != 0 {
+			t.Fatalf("%v: exit code %d: %s", args, got, c.errOut.String())
+		}
+		return c.out.String()
+	}
+	must2(string(descriptor), "component", "register", "--file", "-", "--id", "petstore")
+	c.stdin = strings.NewReader(`{"apiKey":"wrong-canary"}`)
+	if got := c.run(t.Context(), "credential", "create", "--component", "petstore", "--keys-file", "-"); got != 2 ||
+		c.errOut.String() != "Nothing was saved: The API key was not accepted. (credential_verification_failed)\n" {
+		t.Errorf("a wrong key: exit code %d, %s", got, c.errOut.String())
+	}
+	var made struct{ ID string }
+	must(t, json.Unmarshal([]byte(must2(`{"apiKey":"right-canary"}`, "credential", "create", "--component", "petstore", "--keys-file", "-", "--json")), &made))
+	expect("credential.created")
+	must2("", "credential", "rename", made.ID, "Pets")
+	expect("credential.renamed")
+	must(t, u.node.Restart(t.Context()))
+	env["CREDSTREAM_NATS"] = u.node.ClientURL()
+	pets.accept("nobody")
+	c.stdin = strings.NewReader("")
+	if got := c.run(t.Context(), "credential", "verify", made.ID); got != 2 || !strings.Contains(c.errOut.String(), "The API key was not accepted.") {
+		t.Errorf("a key that no longer works: exit code %d, %s", got, c.errOut.String())
+	}
+	expect("credential.verified")
+	must2("", "credential", "delete", made.ID)
+	expect("credential.deleted")
+	stop()
+	if got := <-tailed; got != 0 {
+		t.Errorf("the tail ends with %d", got)
+	}
+	if out := must2("", "events", "replay", "--type", "credential.renamed"); strings.Count(out, "\n") != 1 || !strings.Contains(out, made.ID) {
+		t.Errorf("the replay says %s", out)
+	}
+	if out := must2("", "views", "rebuild"); !strings.HasPrefix(out, "Rebuilt the lists from ") {
+		t.Errorf("the rebuild says %s", out)
+	}
+}
