@@ -196,7 +196,7 @@ func TestExitCodes(t *testing.T) {
 		if got := cli.run(t.Context(), "credential", "show", "i"); got != want || cli.out.Len() > 0 || cli.errOut.String() != "It is\uFFFD[2J so. (some_code)\n" {
 			t.Errorf("%s: exit code %d, want %d; %q %q", kind, got, want, cli.out.String(), cli.errOut.String())
 		}
-		if got := cli.run(t.Context(), "credential", "show", "i", "--json"); !reflect.DeepEqual(got, want) {
+		if got := cli.run(t.Context(), "credential", "show", "i", "--json"); got != want {
 			t.Errorf("%s with --json: exit code %d, want %d", kind, got, want)
 		}
 		var p fault.Problem

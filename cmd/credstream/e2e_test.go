@@ -831,7 +831,7 @@ func TestWritesRefused(t *testing.T) {
 	if _, err := svc.Serve(t.Context(), call, "component.delete", []byte(`{"id":"plain"}`)); !errors.Is(err, bus.ErrStorageLow) {
 		t.Errorf("a write: %v", err)
 	}
-	if _, err := svc.Serve(t.Context(), call, "component.get", []byte(`{"id":"plain"}`)); err != nil {
+	if _, err := svc.Serve(t.Context(), call, "component.get", []byte(`{"id":"plain","min_seq":3}`)); err != nil {
 		t.Errorf("a read: %v", err)
 	}
 }

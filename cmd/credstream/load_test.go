@@ -214,6 +214,7 @@ type writers struct {
 	last    uint64                // highest acknowledged log sequence
 	acked   int
 	n       int
+	refused []string // refusals nobody can explain
 }
 
 func newWriters() *writers {
@@ -274,7 +275,7 @@ func (w *writers) write(a api) {
 			if err := a.command(name, fmt.Sprint(name, "-", n), in, &d); err != nil {
 				var refused *apiError
 				if errors.As(err, &refused) && refused.Status < 500 {
-					panic(fmt.Sprintf("%s of %+v was refused: %v", name, was, err))
+					w.refuse(fmt.Sprintf("%s of %+v was refused: %v", name, was, err))
 				}
 				return
 			}
@@ -289,6 +290,12 @@ func (w *writers) learn(d done, is believed) {
 	w.certain[d.ID], w.last = is, max(w.last, d.Seq)
 	w.acked++
 	delete(w.maybe, d.ID)
+}
+
+func (w *writers) refuse(what string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.refused = append(w.refused, what)
 }
 
 func (w *writers) doubt(id string, is believed) {
@@ -323,6 +330,9 @@ func (w testWriter) Write(b []byte) (int, error) {
 // there: state, secrets, views, feed.
 func (w *writers) check(t *testing.T, data string) {
 	t.Helper()
+	for _, what := range w.refused {
+		t.Error(what)
+	}
 	p := open(t, data)
 	defer p.close()
 	ctx := t.Context()
