@@ -23,6 +23,7 @@ type Decider[S any, C commands.Command, E any] struct {
 	Fold     int                     // raised whenever Evolve or S changes: older snapshots are then ignored
 	Decide   func(S, C) ([]E, error) // no events and no error: already so
 	Evolve   func(S, E) S            // cannot fail: the fact has happened
+	New      func(C) bool            // the command begins a stream: nothing to load; nil when there is none such
 }
 
 // State is a folded stream.
@@ -142,9 +143,11 @@ func (d Decider[S, C, E]) Execute(ctx context.Context, log *Log, tenant string, 
 	before func(context.Context, uint64) error,
 ) (after State[S], appended bool, err error) {
 	stream := d.Stream(tenant, cmd.Target())
-	s, err := d.Load(ctx, log, stream)
-	if err != nil {
-		return s, false, err
+	var s State[S]
+	if d.New == nil || !d.New(cmd) { // else the append finds out whether the stream is there already
+		if s, err = d.Load(ctx, log, stream); err != nil {
+			return s, false, err
+		}
 	}
 	for range maxAttempts {
 		if before != nil {

@@ -30,6 +30,7 @@ const KeptVersions = 10
 // Credential decides what may happen to one credential.
 var Credential = Decider[CredentialState, commands.Credential, events.Credential]{
 	Category: "credential", Fold: 1, Decide: CredentialState.decide, Evolve: CredentialState.evolve,
+	New: func(c commands.Credential) bool { _, is := c.(commands.CreateCredential); return is },
 }
 
 // CredentialState is what decisions about a credential rest on.

@@ -174,8 +174,7 @@ func closed(typ reflect.Type, path string) error {
 		}
 		return closed(typ.Elem(), path+"[]")
 	case reflect.Struct:
-		for i := range typ.NumField() {
-			f := typ.Field(i)
+		for f := range typ.Fields() {
 			if name, ok := f.Tag.Lookup("json"); !ok || strings.ContainsAny(name, ",-") {
 				return fmt.Errorf("%s.%s has JSON tag %q: a plain name is asked for", path, f.Name, name)
 			}

@@ -124,7 +124,13 @@ func (s *Service) usable(ctx context.Context, tenant, component string) (command
 	if events.CheckName(component) != nil {
 		return commands.Descriptor{}, 0, aggregates.ErrComponentNotFound
 	}
-	state, err := aggregates.Component.Fresh(ctx, s.cfg.Log, aggregates.Component.Stream(events.System, component))
+	// What this process knows may be let through: a component that was deleted a
+	// moment ago loses nothing by one credential more. A refusal has to be sure.
+	stream := aggregates.Component.Stream(events.System, component)
+	state, err := aggregates.Component.Load(ctx, s.cfg.Log, stream)
+	if err == nil && (!state.Value.VisibleTo(tenant) || state.Value.Deleted) {
+		state, err = aggregates.Component.Fresh(ctx, s.cfg.Log, stream)
+	}
 	switch {
 	case err != nil:
 		return commands.Descriptor{}, 0, err

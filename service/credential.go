@@ -103,8 +103,7 @@ func checkName(pointer, name string) error {
 }
 
 func pointAt(err error, pointer string) error {
-	var f *fault.Error
-	if errors.As(err, &f) {
+	if f, ok := errors.AsType[*fault.Error](err); ok {
 		return f.At(pointer)
 	}
 	return err
@@ -220,7 +219,7 @@ func (s *Service) save(ctx context.Context, call *Call, id string, keys seal.Fie
 		if err == nil {
 			return done, nil
 		}
-		if !errors.Is(err, events.ErrUnknownOutcome) && ctx.Err() == nil {
+		if definite(err) {
 			s.erase(ctx, ref)
 		}
 		if !errors.Is(err, aggregates.ErrSecretAbandoned) {
@@ -229,12 +228,25 @@ func (s *Service) save(ctx context.Context, call *Call, id string, keys seal.Fie
 	}
 }
 
+// definite reports whether err means that nothing was appended. Anything that
+// is not plainly a refusal may hide a commit that names the secret.
+func definite(err error) bool {
+	if _, repeated := errors.AsType[*repeat](err); repeated {
+		return true
+	}
+	f, ok := errors.AsType[*fault.Error](err)
+	return ok && f.Kind != fault.Unavailable && f.Kind != fault.Internal
+}
+
 // changeCredential executes a command and erases what no kept version names any
 // more.
 func (s *Service) changeCredential(ctx context.Context, call *Call, cmd commands.Credential) (Done, error) {
-	before, err := aggregates.Credential.Load(ctx, s.cfg.Log, aggregates.Credential.Stream(call.Tenant, cmd.Target()))
-	if err != nil {
-		return Done{}, err
+	before := aggregates.State[aggregates.CredentialState]{}
+	if !aggregates.Credential.New(cmd) {
+		var err error
+		if before, err = aggregates.Credential.Load(ctx, s.cfg.Log, aggregates.Credential.Stream(call.Tenant, cmd.Target())); err != nil {
+			return Done{}, err
+		}
 	}
 	after, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, cmd)
 	if err != nil {

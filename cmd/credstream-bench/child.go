@@ -255,7 +255,7 @@ func openVault(ctx context.Context, dir string, js jetstream.JetStream, conn *na
 }
 
 func (r *reopened) check(ctx context.Context, file string, logged map[string]events.CredentialCreated, secrets *vault.Vault) error {
-	f, err := os.Open(file) //nolint:gosec // made by the parent
+	f, err := os.Open(file)
 	if err != nil {
 		return fmt.Errorf("open the list of the acknowledged: %w", err)
 	}

@@ -112,7 +112,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
 	if b.bin = *bin; b.bin == "" {
 		b.bin = filepath.Join(b.dir, "credstream")
-		build := exec.CommandContext(ctx, "go", "build", "-o", b.bin, "github.com/credstream/credstream/cmd/credstream") //nolint:gosec // our own
+		build := exec.CommandContext(ctx, "go", "build", "-o", b.bin, "github.com/credstream/credstream/cmd/credstream")
 		if said, err := build.CombinedOutput(); err != nil {
 			return fmt.Errorf("build the service: %w: %s", err, said)
 		}

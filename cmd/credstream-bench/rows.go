@@ -606,7 +606,7 @@ func (b *bench) feed(ctx context.Context, s *site) error {
 	var arrived atomic.Int64
 	began := time.Now()
 	note := func(times []atomic.Int64, n uint64) bool {
-		i := int64(n) - int64(first) //nolint:gosec // far below 2^63
+		i := int64(n) - int64(first)
 		return i >= 0 && i < int64(len(times)) && times[i].CompareAndSwap(0, int64(time.Since(began)))
 	}
 	sub, err := nc.Subscribe("credstream.events.*.>", func(m *nats.Msg) {

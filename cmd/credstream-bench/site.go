@@ -156,7 +156,7 @@ func (s *site) furnish(ctx context.Context, probe string) error {
 		}},
 	}}
 	for i := range components {
-		descriptors[plain(uint64(i*3))] = map[string]any{"title": fmt.Sprint("Plain ", i), "credentials": map[string]any{"fields": field}} //nolint:gosec // small
+		descriptors[plain(uint64(i*3))] = map[string]any{"title": fmt.Sprint("Plain ", i), "credentials": map[string]any{"fields": field}}
 	}
 	for id, d := range descriptors {
 		if err := command(admin, adminKey, "default", "component.register", map[string]any{"id": id, "descriptor": d}, nil); err != nil {
@@ -364,7 +364,7 @@ type process struct {
 // until it said that it is ready.
 func (s *site) start(ctx context.Context) (time.Duration, error) {
 	p := &process{ended: make(chan struct{})}
-	p.cmd = exec.CommandContext(ctx, s.bin, "serve", "--data", s.dir, "--http", "127.0.0.1:0", //nolint:gosec // what we built
+	p.cmd = exec.CommandContext(ctx, s.bin, "serve", "--data", s.dir, "--http", "127.0.0.1:0",
 		"--nats-listen", "127.0.0.1:0", "--admin-key", adminKey, "--allow-private-targets", "--log-level", "warn")
 	p.cmd.Env = append(os.Environ(), s.env...)
 	p.cmd.Stderr = &p.logs

@@ -33,7 +33,7 @@ func dialWire(addr string) (*wire, error) {
 	if err := conn.SetDeadline(time.Now().Add(wireTimeout)); err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
-	return &wire{conn: conn, in: bufio.NewReaderSize(conn, 32<<10)}, nil
+	return &wire{conn: conn, in: newReader(conn)}, nil
 }
 
 func (w *wire) close() { _ = w.conn.Close() }
@@ -120,3 +120,5 @@ func appendHeaders(b []byte, key string) []byte {
 	}
 	return b
 }
+
+func newReader(conn net.Conn) *bufio.Reader { return bufio.NewReaderSize(conn, 32<<10) }

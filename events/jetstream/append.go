@@ -154,7 +154,7 @@ func (s *Store) publishOnce(ctx context.Context, msg *nats.Msg) (ack pubAck, err
 }
 
 func moved(e *apiError) bool {
-	code := natsjs.ErrorCode(e.ErrCode) //nolint:gosec // the server's codes are small numbers
+	code := natsjs.ErrorCode(e.ErrCode)
 	return code == codeWrongLast || code == codeWrongLastInFlight
 }
 

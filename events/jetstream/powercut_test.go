@@ -84,7 +84,7 @@ func powerCut(t *testing.T, disk *storetest.Disk, sync string, acked map[uint64]
 	if err != nil {
 		t.Fatal(err)
 	}
-	child := exec.CommandContext(t.Context(), self, "-test.run=^TestPowerCutChild$") //nolint:gosec // this program
+	child := exec.CommandContext(t.Context(), self, "-test.run=^TestPowerCutChild$")
 	child.Env = append(os.Environ(), powerCutDir+"="+filepath.Join(disk.Dir, "data"), powerCutSync+"="+sync)
 	child.Stderr = os.Stderr
 	out, err := child.StdoutPipe()

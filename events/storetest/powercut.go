@@ -56,7 +56,7 @@ func NewDisk(t *testing.T, size int64) *Disk {
 		t.Skipf("cutting the power of a disk needs a loop device to mount (%v: %s): not shown here that what is acknowledged survives it", err, out)
 	}
 	t.Cleanup(func() {
-		if err := exec.Command("umount", "-l", d.Dir).Run(); err != nil { //nolint:noctx // the test's context has ended
+		if err := exec.Command("umount", "-l", d.Dir).Run(); err != nil {
 			t.Errorf("umount %s: %v", d.Dir, err)
 		}
 	})
@@ -93,7 +93,7 @@ func (d *Disk) Remount(t *testing.T) {
 
 func run(t *testing.T, name string, args ...string) {
 	t.Helper()
-	if out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput(); err != nil { //nolint:gosec // fixed commands
+	if out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput(); err != nil {
 		t.Fatalf("%s %v: %v: %s", name, args, err, out)
 	}
 }

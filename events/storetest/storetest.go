@@ -209,8 +209,16 @@ func wrongRevision(t *testing.T, h Harness) {
 		stream   events.StreamID
 		expected uint64
 	}{
-		{a, 0}, {a, first}, {a, other}, {a, second + 1}, {b, second}, {b, 0}, {b, first},
-		{Credential("acme", "new"), first}, {Credential("acme", "new"), 1 << 60}, {Credential("other", "a"), second},
+		{a, 0},
+		{a, first},
+		{a, other},
+		{a, second + 1},
+		{b, second},
+		{b, 0},
+		{b, first},
+		{Credential("acme", "new"), first},
+		{Credential("acme", "new"), 1 << 60},
+		{Credential("other", "a"), second},
 	} {
 		_, err := h.Store.Append(t.Context(), c.stream, c.expected, Meta(c.stream.Tenant, "late"), named("late"))
 		is(t, fmt.Sprintf("append to %v after %d", c.stream, c.expected), err, events.ErrConflict)
@@ -273,8 +281,11 @@ func idsThatNeedAToken(t *testing.T, h Harness) {
 
 func refusedIDs(t *testing.T, h Harness) {
 	for _, stream := range []events.StreamID{
-		{}, Credential("", "a"), Credential("a.b", "a"), Credential("*", "a"), Credential("acme", ""), Credential("acme", "a\x00"),
-		Credential("acme", "\xff"), Credential("acme", strings.Repeat("x", 129)), {Tenant: "acme", Category: "a.b", ID: "a"}, {Tenant: "acme", Category: ">", ID: "a"},
+		{},
+		Credential("", "a"), Credential("a.b", "a"), Credential("*", "a"), Credential("acme", ""), Credential("acme", "a\x00"),
+		Credential("acme", "\xff"), Credential("acme", strings.Repeat("x", 129)),
+		{Tenant: "acme", Category: "a.b", ID: "a"},
+		{Tenant: "acme", Category: ">", ID: "a"},
 	} {
 		_, err := h.Store.Append(t.Context(), stream, 0, Meta("acme", "c"), named("n"))
 		is(t, fmt.Sprintf("append to %q", stream), err, events.ErrID)
