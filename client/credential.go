@@ -32,7 +32,7 @@ type Keys struct{ clear func() jsontext.Value }
 
 // NewKeys takes a value for each field.
 func NewKeys(values map[string]any) (Keys, error) {
-	b, err := json.Marshal(values)
+	b, err := json.Marshal(values, json.Deterministic(true)) // a repeated command is the same to the byte
 	if err != nil {
 		return Keys{}, errKeys
 	}

@@ -31,8 +31,7 @@ type parameter struct {
 // parametersOf lists the members of a query's input struct.
 func parametersOf(in reflect.Type) []parameter {
 	var list []parameter
-	for i := range in.NumField() {
-		f := in.Field(i)
+	for f := range in.Fields() {
 		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
 		p := parameter{name: name, required: !strings.Contains(options, "omitzero"), goType: f.Type}
 		switch {

@@ -30,6 +30,7 @@ type serveConfig struct {
 	KMS                 string `flag:"kms" arg:"URL" env:"CREDSTREAM_KMS" help:"key that wraps the tenants' keys: file:///path, hcvault://, aws-kms:// or gcp-kms://; a key file in the data folder when empty"`
 	Views               string `flag:"views" arg:"URL" env:"CREDSTREAM_VIEWS" help:"database of the lists; SQLite in the data folder when empty"`
 	AllowPrivateTargets bool   `flag:"allow-private-targets" env:"CREDSTREAM_ALLOW_PRIVATE_TARGETS" help:"let dry requests reach private and loopback addresses; for development only"`
+	BehindTLSProxy      bool   `flag:"behind-tls-proxy" env:"CREDSTREAM_BEHIND_TLS_PROXY" help:"take requests that hold secrets over plain HTTP from other machines: only where nothing but a proxy that ends TLS can reach the port"`
 	LogFormat           string `flag:"log-format" arg:"FORMAT" env:"CREDSTREAM_LOG_FORMAT" default:"text" help:"text or json"`
 	LogLevel            string `flag:"log-level" arg:"LEVEL" env:"CREDSTREAM_LOG_LEVEL" default:"info" help:"debug, info, warn or error"`
 
@@ -47,7 +48,7 @@ type clientConfig struct {
 
 // tailConfig is what events tail needs besides.
 type tailConfig struct {
-	NATS string `flag:"nats" arg:"URL" env:"CREDSTREAM_NATS" default:"nats://127.0.0.1:4222" help:"NATS port of the service"`
+	NATS string `flag:"nats" arg:"URL" env:"CREDSTREAM_NATS_URL" default:"nats://127.0.0.1:4222" help:"NATS port of the service"`
 }
 
 // demoConfig is the configuration of the demo API.
@@ -153,8 +154,8 @@ func configReference() string {
 	} {
 		fmt.Fprintf(&b, "\n## %s\n\n| flag | variable | default | |\n|---|---|---|---|\n", part.title)
 		t := reflect.TypeOf(part.cfg)
-		for i := range t.NumField() {
-			tag := t.Field(i).Tag
+		for f := range t.Fields() {
+			tag := f.Tag
 			flag := ""
 			if tag.Get("flag") != "" {
 				flag = strings.TrimSpace("--" + tag.Get("flag") + " " + tag.Get("arg"))

@@ -96,7 +96,7 @@ func (a *app) keys(ctx context.Context, api *client.Client, file, component stri
 		return client.KeysJSON(b)
 	}
 	tty, ok := a.stdin.(*os.File)
-	if !ok || !term.IsTerminal(int(tty.Fd())) { //nolint:gosec // file descriptors are small
+	if !ok || !term.IsTerminal(int(tty.Fd())) {
 		return client.Keys{}, errKeysMissing
 	}
 	c, err := api.GetComponent(ctx, component, 0)
@@ -152,7 +152,7 @@ func (a *app) ask(ctx context.Context, tty *os.File, f commands.Field) (string, 
 	}
 	fmt.Fprintf(a.stderr, "%s: ", clean(label))
 
-	fd := int(tty.Fd()) //nolint:gosec // file descriptors are small
+	fd := int(tty.Fd())
 	before, err := term.GetState(fd)
 	if err != nil {
 		return "", fmt.Errorf("look at the terminal: %w", err)

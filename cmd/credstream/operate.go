@@ -152,7 +152,7 @@ func (a *app) viewsRebuild() *cobra.Command {
 					if s.Error != "" {
 						return errRebuild.Because("The rebuild ended early: %s", s.Error)
 					}
-					return a.answer(s, "Rebuilt the lists from %s.", count(int(s.Rebuilt), "commit")) //nolint:gosec // far below 2^63
+					return a.answer(s, "Rebuilt the lists from %s.", count(int(s.Rebuilt), "commit"))
 				}
 				select {
 				case <-tick.C:
@@ -176,7 +176,7 @@ func (a *app) viewsStatus() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			sentence := fmt.Sprintf("The lists reflect %d of %s.", s.Position, count(int(s.End), "commit")) //nolint:gosec // far below 2^63
+			sentence := fmt.Sprintf("The lists reflect %d of %s.", s.Position, count(int(s.End), "commit"))
 			if s.Rebuilding {
 				sentence += fmt.Sprintf(" A rebuild has come to %d of %d.", s.Rebuilt, s.RebuildEnd)
 			}

@@ -77,10 +77,10 @@ func (a *app) pairs(pairs [][2]string) error {
 // terminalWidth is the number of columns when w is a terminal, else 0.
 func terminalWidth(w any) int {
 	f, ok := w.(*os.File)
-	if !ok || !term.IsTerminal(int(f.Fd())) { //nolint:gosec // file descriptors are small
+	if !ok || !term.IsTerminal(int(f.Fd())) {
 		return 0
 	}
-	width, _, err := term.GetSize(int(f.Fd())) //nolint:gosec // see above
+	width, _, err := term.GetSize(int(f.Fd()))
 	if err != nil || width < 20 {
 		return 80
 	}

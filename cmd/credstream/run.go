@@ -133,6 +133,9 @@ func (a *app) root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if err := cmd.ValidateRequiredFlags(); err != nil { // cobra would check them only after this
+				return err
+			}
 			a.parsed = true
 			return fromEnvironment(cmd.Flags(), a.getenv)
 		},
@@ -222,9 +225,9 @@ func (a *app) secretFile(path string) ([]byte, error) {
 
 // file reads a file, "-" being standard input.
 func (a *app) file(path string) ([]byte, error) {
-	var in io.Reader = a.stdin
+	in := a.stdin
 	if path != "-" {
-		f, err := os.Open(path) //nolint:gosec // the user names it
+		f, err := os.Open(path)
 		if err != nil {
 			return nil, fmt.Errorf("%w (%w)", errFile, err)
 		}

@@ -420,6 +420,7 @@ func (p *program) run(ctx context.Context) error {
 	server := v1.Server("", v1.Handler(v1.Config{
 		Service: p.svc, Logger: p.log, Ready: p.notReady,
 		Metrics: promhttp.HandlerFor(p.metrics, promhttp.HandlerOpts{}), Version: version,
+		AllowCleartext: p.cfg.BehindTLSProxy,
 	}))
 	p.parts.Go(func() error {
 		if err := server.Serve(p.listener); !errors.Is(err, http.ErrServerClosed) {
