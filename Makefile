@@ -22,5 +22,7 @@ fuzz:
 bench:
 	go run ./cmd/credstream-bench
 
+# Writes docs/reference.md and docs/config.md, which tests keep true.
 docs:
-	go run ./cmd/credstream reference > docs/reference.md
+	go test . -run TestReference -update
+	go test ./cmd/credstream -run TestConfigReference -update

@@ -26,13 +26,19 @@ type storedEvent struct {
 	Data    jsontext.Value `json:"data"`
 }
 
-var errEmptyCommit = errors.New("events: a commit holds at least one event")
+var (
+	errEmptyCommit = errors.New("events: a commit holds at least one event")
+	errCommitMeta  = errors.New("events: a commit has an id and a tenant")
+)
 
 // EncodeCommit writes the stored form of a commit: UTF-8 JSON, the same bytes
 // for the same input. It returns ErrTooLarge above MaxCommit bytes.
 func (r *Registry) EncodeCommit(meta Meta, evs []Event) ([]byte, error) {
-	if len(evs) == 0 {
+	switch {
+	case len(evs) == 0:
 		return nil, errEmptyCommit
+	case meta.Commit == "" || meta.Tenant == "":
+		return nil, errCommitMeta
 	}
 	meta.Time = meta.Time.UTC().Truncate(time.Microsecond)
 	body := commitBody{Meta: meta, Events: make([]storedEvent, len(evs))}
@@ -61,14 +67,14 @@ func (r *Registry) EncodeCommit(meta Meta, evs []Event) ([]byte, error) {
 // understand is an error: a reader stops, it never skips.
 func (r *Registry) DecodeCommit(stream StreamID, seq uint64, body []byte) ([]Record, error) {
 	var c commitBody
-	if err := jsonv2.Unmarshal(body, &c); err != nil {
+	if err := jsonv2.Unmarshal(body, &c, jsonv2.RejectUnknownMembers(true)); err != nil {
 		return nil, fmt.Errorf("events: commit %d of %s: %w", seq, stream, err)
 	}
 	if len(c.Events) == 0 {
 		return nil, fmt.Errorf("commit %d of %s: %w", seq, stream, errEmptyCommit)
 	}
 	if c.Meta.Commit == "" || c.Meta.Tenant == "" {
-		return nil, fmt.Errorf("events: commit %d of %s lacks its id or tenant", seq, stream)
+		return nil, fmt.Errorf("commit %d of %s: %w", seq, stream, errCommitMeta)
 	}
 	if stream.Tenant != c.Meta.Tenant && stream.Tenant != System {
 		return nil, fmt.Errorf("events: commit %d of tenant %s stands under %s", seq, c.Meta.Tenant, stream.Tenant)

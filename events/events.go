@@ -198,7 +198,7 @@ func (r *Registry) Decode(name string, version int, data json.RawMessage) (Event
 		}
 	}
 	v := reflect.New(t.goType)
-	if err := jsonv2.Unmarshal(data, v.Interface()); err != nil {
+	if err := jsonv2.Unmarshal(data, v.Interface(), jsonv2.RejectUnknownMembers(true)); err != nil {
 		return nil, fmt.Errorf("events: %s version %d: %w", name, version, err)
 	}
 	return v.Elem().Interface(), nil

@@ -259,6 +259,7 @@ type ReplayEvents struct {
 type Replay struct {
 	Events []ReplayedEvent `json:"events"`
 	Next   uint64          `json:"next,omitzero"` // from of the next page; absent at the end
+	End    uint64          `json:"end"`           // the last commit of the log when the page was read
 }
 
 // ReplayedEvent is a CloudEvent in JSON form (CloudEvents 1.0, JSON format).
@@ -305,7 +306,7 @@ func (s *Service) replayEvents(ctx context.Context, call *Call, in ReplayEvents)
 	case in.To == 0 || in.To > end:
 		in.To = end
 	}
-	r := Replay{Events: []ReplayedEvent{}}
+	r := Replay{Events: []ReplayedEvent{}, End: end}
 	if in.From > in.To {
 		return r, nil
 	}

@@ -122,6 +122,7 @@ var (
 	ErrBodyTooDeep  = fault.New(fault.Invalid, "body_too_deep", "The body is nested more than 32 levels deep.")
 	ErrCommandID    = fault.New(fault.Invalid, "command_id_invalid",
 		"A command id is 1 to 128 printable ASCII characters.")
+	ErrCorrelation     = fault.New(fault.Invalid, "correlation_id_invalid", "A correlation id is 1 to 128 printable ASCII characters.")
 	ErrCommandIDReused = fault.New(fault.Precondition, "command_id_reused",
 		"This command id was used for another request. Use a new id for a new command.")
 )
@@ -149,6 +150,9 @@ func (s *Service) Serve(ctx context.Context, call Call, name string, body []byte
 	defer func() { s.metrics.served(route, s.now().Sub(start), err) }()
 	if err := s.authorize(ctx, &call, route.Permission); err != nil {
 		return nil, err
+	}
+	if len(call.Correlation) > maxID || !printable(call.Correlation) {
+		return nil, ErrCorrelation
 	}
 	if len(bytes.TrimSpace(body)) == 0 {
 		body = []byte("{}")

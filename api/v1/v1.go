@@ -56,7 +56,6 @@ var (
 	// ErrAuthorization refuses an Authorization header that is not one Basic or Bearer.
 	ErrAuthorization = fault.New(fault.Unauthenticated, "authorization_invalid",
 		"Send one Authorization header: Basic with the key as password, or Bearer with the key.")
-	ErrCorrelation = fault.New(fault.Invalid, "correlation_id_invalid", "A correlation id is 1 to 128 printable ASCII characters.")
 	ErrHeaderTwice = fault.New(fault.Invalid, "header_repeated", "Idempotency-Key and X-Correlation-Id stand at most once.")
 	ErrCrossOrigin = fault.New(fault.Denied, "cross_origin_refused", "A page of another origin cannot send commands.")
 	// ErrCleartext refuses clear secrets where others could listen.
@@ -340,7 +339,7 @@ func (h *handler) command(x *exchange, to endpoint, call service.Call, name stri
 	}
 	var err error
 	if call.CommandID, err = single(x.r, "Idempotency-Key", service.ErrCommandID); err == nil {
-		call.Correlation, err = single(x.r, "X-Correlation-Id", ErrCorrelation)
+		call.Correlation, err = single(x.r, "X-Correlation-Id", service.ErrCorrelation)
 	}
 	var body []byte
 	if err == nil {

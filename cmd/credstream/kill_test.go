@@ -40,7 +40,7 @@ func TestKillLoop(t *testing.T) {
 			t.Fatalf("after %d kills", kills)
 		}
 	}
-	t.Logf("%d kills, %d acknowledged changes of %d credentials", kills, w.acked, len(w.certain))
+	t.Logf("%d kills, %d acknowledged changes of %d credentials", kills, w.acked, len(w.acks))
 	if w.acked == 0 {
 		t.Error("nothing was acknowledged: the test shows nothing")
 	}

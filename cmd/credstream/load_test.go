@@ -209,16 +209,22 @@ type believed struct {
 // acknowledged. A change whose answer never came may or may not have happened.
 type writers struct {
 	mu      sync.Mutex
-	certain map[string]believed   // by credential, after the last acknowledged change
+	acks    map[string][]ack      // by credential, oldest first; at least one each
 	maybe   map[string][]believed // what an unanswered change may have made of it
-	last    uint64                // highest acknowledged log sequence
 	acked   int
 	n       int
 	refused []string // refusals nobody can explain
 }
 
+// ack is an answer that a writer received.
+type ack struct {
+	is  believed
+	seq uint64
+	at  time.Time
+}
+
 func newWriters() *writers {
-	return &writers{certain: map[string]believed{}, maybe: map[string][]believed{}}
+	return &writers{acks: map[string][]ack{}, maybe: map[string][]believed{}}
 }
 
 // run writes with n goroutines until the server is gone.
@@ -287,9 +293,26 @@ func (w *writers) write(a api) {
 func (w *writers) learn(d done, is believed) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.certain[d.ID], w.last = is, max(w.last, d.Seq)
+	w.acks[d.ID] = append(w.acks[d.ID], ack{is, d.Seq, time.Now()})
 	w.acked++
 	delete(w.maybe, d.ID)
+}
+
+// doubtAfter says that no answer received after the moment counts: an fsync under
+// way when the power goes may report success, and a dead machine answers nobody.
+func (w *writers) doubtAfter(moment time.Time) {
+	for id, acks := range w.acks {
+		n := len(acks)
+		for n > 0 && acks[n-1].at.After(moment) {
+			n--
+			w.maybe[id] = append(w.maybe[id], acks[n].is)
+			w.acked--
+		}
+		if w.acks[id] = acks[:n]; n == 0 {
+			delete(w.acks, id)
+			delete(w.maybe, id)
+		}
+	}
 }
 
 func (w *writers) refuse(what string) {
@@ -301,7 +324,7 @@ func (w *writers) refuse(what string) {
 func (w *writers) doubt(id string, is believed) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.maybe[id] = []believed{w.certain[id], is}
+	w.maybe[id] = []believed{is}
 }
 
 // open starts the program in this process on a folder that nobody serves.
@@ -340,27 +363,28 @@ func (w *writers) check(t *testing.T, data string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if end < w.last {
-		t.Errorf("the log ends at %d; %d was acknowledged", end, w.last)
-	}
 	lost := 0
-	for id, want := range w.certain {
+	for id, acks := range w.acks {
+		last := acks[len(acks)-1]
+		if end < last.seq {
+			t.Errorf("the log ends at %d; %d was acknowledged", end, last.seq)
+		}
 		got, err := p.held(ctx, id)
-		if err != nil {
+		switch {
+		case err != nil:
 			t.Errorf("credential %s: %v", id, err)
 			lost++
 			continue
-		}
-		if got != want && !slices.Contains(w.maybe[id], got) {
-			t.Errorf("credential %s is %+v; acknowledged was %+v, perhaps changed to %+v", id, got, want, w.maybe[id])
+		case got != last.is && !slices.Contains(w.maybe[id], got):
+			t.Errorf("credential %s is %+v; acknowledged was %+v, perhaps changed to %+v", id, got, last.is, w.maybe[id])
 			lost++
 		}
 		// From here on what is there is what was believed.
-		w.certain[id] = got
+		w.acks[id] = []ack{{got, last.seq, last.at}}
 		delete(w.maybe, id)
 	}
 	if lost > 0 {
-		t.Errorf("%d of %d acknowledged credentials are not as acknowledged", lost, len(w.certain))
+		t.Errorf("%d of %d acknowledged credentials are not as acknowledged", lost, len(w.acks))
 	}
 	p.checkViews(t, end)
 	p.checkFeed(t, end)

@@ -33,16 +33,17 @@ func TestPowerCut(t *testing.T) {
 			w.run(p.http, 64)
 		}()
 		time.Sleep(time.Duration(300+rand.IntN(1200)) * time.Millisecond) // the moment of the cut is meant to be any
-		disk.Cut(t)
+		cut := disk.Cut(t)
 		_ = p.kill(syscall.SIGKILL)
 		<-gone
+		w.doubtAfter(cut)
 		disk.Remount(t)
 		w.check(t, data)
 		if t.Failed() {
 			t.Fatalf("after %d cuts", i+1)
 		}
 	}
-	t.Logf("%d cuts, %d acknowledged changes of %d credentials, none lost", n, w.acked, len(w.certain))
+	t.Logf("%d cuts, %d acknowledged changes of %d credentials, none lost", n, w.acked, len(w.acks))
 	if w.acked == 0 {
 		t.Error("nothing was acknowledged: the test shows nothing")
 	}
