@@ -29,7 +29,7 @@ func TestReference(t *testing.T) {
 	want := reference(t)
 	const file = "docs/reference.md"
 	if *update {
-		if err := os.WriteFile(file, want, 0o644); err != nil { //nolint:gosec // a document
+		if err := os.WriteFile(file, want, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -187,8 +187,8 @@ func members(b *bytes.Buffer, doc map[string]typeDoc, verb string, typ reflect.T
 
 func rowsOf(doc map[string]typeDoc, prefix string, typ reflect.Type, depth int) (rows []string) {
 	d := doc[filepath.Base(typ.PkgPath())+"."+typ.Name()]
-	for i := range typ.NumField() {
-		f := typ.Field(i)
+	for f := range typ.Fields() {
+		f := f
 		if f.Anonymous {
 			rows = append(rows, rowsOf(doc, prefix, f.Type, depth)...)
 			continue

@@ -270,7 +270,7 @@ func (f *Feed) write(ctx context.Context, told place, feedSeq uint64) error {
 			case err := <-s.ack.Err():
 				cancel()
 				failed <- &publishError{err}
-				for range inFlight { //nolint:revive // what follows a failed message fails as well
+				for range inFlight {
 				}
 				return
 			}
@@ -334,8 +334,8 @@ func (f *Feed) Rewind(ctx context.Context, tenant string, seq uint64) error {
 	}
 	first, last := info.State.FirstSeq, info.State.LastSeq
 	var failed error
-	n := sort.Search(int(last-first+1), func(i int) bool { //nolint:gosec // far below 2^63 messages
-		msg, err := stream.GetMsg(ctx, first+uint64(i)) //nolint:gosec // i is not negative
+	n := sort.Search(int(last-first+1), func(i int) bool {
+		msg, err := stream.GetMsg(ctx, first+uint64(i))
 		if err != nil {
 			failed = err
 			return true
@@ -349,7 +349,7 @@ func (f *Feed) Rewind(ctx context.Context, tenant string, seq uint64) error {
 	if failed != nil {
 		return fmt.Errorf("search the feed: %w", failed)
 	}
-	target := first + uint64(n) //nolint:gosec // n is not negative
+	target := first + uint64(n)
 	if _, err := stream.ResetConsumerToSequence(ctx, AuditConsumer(tenant), target); err != nil {
 		return fmt.Errorf("rewind the audit consumer of %s: %w", tenant, err)
 	}

@@ -170,7 +170,7 @@ func lockFolder(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the lock of the data folder: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil { //nolint:gosec // file descriptors are small
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		defer func() { _ = f.Close() }()
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("locking the data folder: %w", err)
@@ -389,7 +389,7 @@ func (n *Node) readSpace() *spaceReading {
 	if err := unix.Statfs(n.storeDir(), &fs); err != nil {
 		r.err = fmt.Errorf("reading the free space: %w", err)
 	}
-	r.free = uint64(fs.Bavail) * uint64(fs.Bsize) //nolint:gosec,unconvert // neither is negative; their types differ between systems
+	r.free = uint64(fs.Bavail) * uint64(fs.Bsize) // their types differ between systems
 	n.space.Store(r)
 	return r
 }

@@ -371,7 +371,7 @@ type rawClient struct {
 
 func dialRaw(t *testing.T, n *bus.Node, key string) *rawClient {
 	t.Helper()
-	conn, err := net.Dial("tcp", n.Addr().String()) //nolint:noctx // a test against the loopback interface
+	conn, err := net.Dial("tcp", n.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -769,7 +769,7 @@ func TestClearSecretsNeedTLS(t *testing.T) {
 		}
 		opts := []nats.Option{nats.UserInfo("x", "alice-key")}
 		if tc.tls != nil {
-			opts = append(opts, nats.Secure(&tls.Config{InsecureSkipVerify: true})) //nolint:gosec // whether there is TLS is the question here
+			opts = append(opts, nats.Secure(&tls.Config{InsecureSkipVerify: true}))
 		}
 		refused := make(chan error, 10)
 		opts = append(opts, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { refused <- err }))

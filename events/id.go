@@ -101,7 +101,7 @@ func LengthPrefixed(parts ...string) []byte {
 	}
 	b := make([]byte, 0, n)
 	for _, p := range parts {
-		b = binary.BigEndian.AppendUint32(b, uint32(len(p))) //nolint:gosec // ids and short strings, far below 4 GiB
+		b = binary.BigEndian.AppendUint32(b, uint32(len(p)))
 		b = append(b, p...)
 	}
 	return b

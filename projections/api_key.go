@@ -39,7 +39,7 @@ func (k APIKey) Grants(tenant string) bool {
 }
 
 func (b *batch) apiKey(r events.Record, e events.APIKey) error {
-	seq := int64(r.Seq) //nolint:gosec // sequences stay far below 2^63
+	seq := int64(r.Seq)
 	switch e := e.(type) {
 	case events.APIKeyIssued:
 		return b.w.exec("INSERT OR REPLACE INTO api_keys VALUES (?,?,?,?,?,?,0,?,?)",
@@ -58,7 +58,7 @@ const (
 func scanAPIKey(row []driver.Value) APIKey {
 	return APIKey{
 		ID: str(row[0]), Name: str(row[1]), Home: str(row[2]), Tenants: strings.Fields(str(row[3])), Role: str(row[4]),
-		Revoked: num(row[5]) != 0, Seq: uint64(num(row[6])), CreatedAt: micros(row[7]), //nolint:gosec // written from a uint64
+		Revoked: num(row[5]) != 0, Seq: uint64(num(row[6])), CreatedAt: micros(row[7]),
 	}
 }
 

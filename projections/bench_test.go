@@ -48,14 +48,18 @@ func created(n int) []events.Record {
 		recs[i] = events.Record{
 			Stream: events.StreamID{Tenant: tenant, Category: "credential", ID: events.DeriveID(tenant, "key:1", fmt.Sprint(i), 0)},
 			Seq:    uint64(i + 1), Of: 1,
-			Meta: events.Meta{Commit: fmt.Sprintf("0198c1a0-0000-7000-8000-%012d", i), Tenant: tenant, Actor: events.Actor{Kind: "key", ID: "0198c1a0-0000-7000-8000-00000000000a"},
-				Command: fmt.Sprintf("cmd-%d", i), Request: "5f3c7b0c2c1f4e0d9f3e5a6b7c8d9e0f5f3c7b0c2c1f4e0d9f3e5a6b7c8d9e0f", Correlation: fmt.Sprintf("0198c1a0-0000-7000-8000-%012d", i), Time: at.Add(time.Duration(i) * time.Millisecond), Via: "http"},
+			Meta: events.Meta{
+				Commit: fmt.Sprintf("0198c1a0-0000-7000-8000-%012d", i), Tenant: tenant, Actor: events.Actor{Kind: "key", ID: "0198c1a0-0000-7000-8000-00000000000a"},
+				Command: fmt.Sprintf("cmd-%d", i), Request: "5f3c7b0c2c1f4e0d9f3e5a6b7c8d9e0f5f3c7b0c2c1f4e0d9f3e5a6b7c8d9e0f", Correlation: fmt.Sprintf("0198c1a0-0000-7000-8000-%012d", i), Time: at.Add(time.Duration(i) * time.Millisecond), Via: "http",
+			},
 			Event: events.CredentialCreated{
 				Component: fmt.Sprintf("component-%d", rng.IntN(20)),
 				Name:      fmt.Sprintf("%s %s %d", words[rng.IntN(len(words))], words[rng.IntN(len(words))], i),
-				Keys: events.KeysVersion{Version: 1, SecretID: fmt.Sprintf("0198c1a0-1111-7000-8000-%012d", i), Fields: []string{"apiKey", "domain"}, Revision: 1,
+				Keys: events.KeysVersion{
+					Version: 1, SecretID: fmt.Sprintf("0198c1a0-1111-7000-8000-%012d", i), Fields: []string{"apiKey", "domain"}, Revision: 1,
 					Hosts: []string{"petstore.example.org", "{{domain}}.example.com"}, HostMAC: "9d1c7b0c2c1f4e0d9f3e5a6b7c8d9e0f",
-					Verification: events.Verification{Status: events.Verified, Probe: "http", Outcome: "2xx", LatencyMS: 12}},
+					Verification: events.Verification{Status: events.Verified, Probe: "http", Outcome: "2xx", LatencyMS: 12},
+				},
 			},
 		}
 	}

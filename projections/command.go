@@ -38,7 +38,7 @@ func (b *batch) flushCommands() error {
 	values := make([]driver.Value, 0, 2*len(b.commands))
 	for i := range b.commands {
 		c := &b.commands[i]
-		values = append(values, c.hash[:], int64(c.seq)) //nolint:gosec // sequences stay far below 2^63
+		values = append(values, c.hash[:], int64(c.seq))
 	}
 	return b.w.insert("INSERT OR IGNORE INTO commands", 2, values)
 }
@@ -51,7 +51,7 @@ func (v *Views) Command(ctx context.Context, tenant string, actor events.Actor, 
 	hash := commandHash(tenant, actor, id)
 	err = v.read(ctx, func(c *conn) error {
 		return c.query(commandByHash, func(row []driver.Value) error {
-			seq, found = uint64(num(row[0])), true //nolint:gosec // written from a uint64
+			seq, found = uint64(num(row[0])), true
 			return nil
 		}, hash[:])
 	})

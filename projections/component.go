@@ -37,7 +37,7 @@ type Component struct {
 }
 
 func (b *batch) component(r events.Record, e events.Component) error {
-	id, seq, now := r.Stream.ID, int64(r.Seq), r.Meta.Time.UnixMicro() //nolint:gosec // sequences stay far below 2^63
+	id, seq, now := r.Stream.ID, int64(r.Seq), r.Meta.Time.UnixMicro()
 	set := func(columns string, args ...driver.Value) error {
 		return b.w.update("UPDATE components SET seq = ?, updated = ?, "+columns+" WHERE id = ?", append(append([]driver.Value{seq, now}, args...), id)...)
 	}
@@ -66,7 +66,7 @@ const componentColumns = "SELECT id, owner, title, shared, deleted, revision, sh
 func scanComponent(row []driver.Value) Component {
 	return Component{
 		ID: str(row[0]), Owner: str(row[1]), Title: str(row[2]), Shared: num(row[3]) != 0, Deleted: num(row[4]) != 0,
-		Revision: int(num(row[5])), SHA256: str(row[6]), Seq: uint64(num(row[7])), //nolint:gosec // written from a uint64
+		Revision: int(num(row[5])), SHA256: str(row[6]), Seq: uint64(num(row[7])),
 		CreatedAt: micros(row[8]), UpdatedAt: micros(row[9]),
 	}
 }

@@ -175,7 +175,7 @@ func fold(name string) string {
 func tag(tenant string) string {
 	sum := sha256.Sum256([]byte(tenant))
 	bits := binary.BigEndian.Uint64(sum[:])
-	return string([]rune{0xF0000 + rune(bits&0xfff), 0xF0000 + rune(bits>>12&0xfff), 0xF0000 + rune(bits>>24&0xfff)}) //nolint:gosec // masked
+	return string([]rune{0xF0000 + rune(bits&0xfff), 0xF0000 + rune(bits>>12&0xfff), 0xF0000 + rune(bits>>24&0xfff)})
 }
 
 const (
@@ -242,7 +242,7 @@ func (b *batch) flushCredentials() error {
 			counts[countKey{now.Tenant, now.Component, now.Status}]++
 		}
 		if old != nil && (now == nil || now.CreatedSeq != old.CreatedSeq) {
-			seq := int64(old.CreatedSeq) //nolint:gosec // sequences stay far below 2^63
+			seq := int64(old.CreatedSeq)
 			if err := errors.Join(b.w.update("DELETE FROM credentials WHERE seq = ?", seq), b.w.exec("DELETE FROM names WHERE rowid = ?", seq)); err != nil {
 				return err
 			}
@@ -255,7 +255,7 @@ func (b *batch) flushCredentials() error {
 		if err != nil {
 			return err
 		}
-		seq, name := int64(now.CreatedSeq), fold(now.Name) //nolint:gosec // sequences stay far below 2^63
+		seq, name := int64(now.CreatedSeq), fold(now.Name)
 		if old == nil {
 			rows = append(rows, seq, now.Tenant, now.ID, now.Component, string(now.Status), name, string(doc))
 			if err := b.w.exec(insertName, seq, tag(now.Tenant)+name); err != nil {
@@ -276,7 +276,7 @@ func (b *batch) flushCredentials() error {
 // update writes a credential that has a row. What did not change is left out:
 // its indexes are not touched then.
 func (b *batch) update(old, now *Credential, name, doc string) error {
-	seq := int64(now.CreatedSeq) //nolint:gosec // sequences stay far below 2^63
+	seq := int64(now.CreatedSeq)
 	renamed := fold(old.Name) != name
 	if !renamed && old.Status == now.Status {
 		return b.w.update("UPDATE credentials SET doc = ? WHERE seq = ?", doc, seq)

@@ -140,7 +140,7 @@ type condition struct {
 func (l *listing) between(after, end *place) []condition {
 	var all []condition
 	is := func(sql string, args ...driver.Value) { all = append(all, condition{sql, args}) }
-	seq := func(p *place) driver.Value { return int64(p.seq) } //nolint:gosec // sequences stay far below 2^63
+	seq := func(p *place) driver.Value { return int64(p.seq) }
 	switch {
 	case after == nil && end == nil:
 		is("")
@@ -223,10 +223,10 @@ func (l *listing) search(c *conn, query string) ([]Credential, string, error) {
 	case p == nil:
 	case l.f.Sort == "name":
 		where += " AND (name, seq) " + l.beyond + " (?, ?)"
-		args = append(args, p.name, int64(p.seq)) //nolint:gosec // sequences stay far below 2^63
+		args = append(args, p.name, int64(p.seq))
 	default:
 		where += " AND seq " + l.beyond + " ?"
-		args = append(args, int64(p.seq)) //nolint:gosec // sequences stay far below 2^63
+		args = append(args, int64(p.seq))
 	}
 	return l.rows(c, nil, candidates+where+l.order, args)
 }
@@ -236,7 +236,7 @@ func (l *listing) walk(c *conn) ([]Credential, string, error) {
 	var end *place // the last row looked at, when there are more
 	sql, args := l.query("name, seq", nil, false)
 	err := c.query(sql+" LIMIT 1 OFFSET ?", func(row []driver.Value) error {
-		end = &place{str(row[0]), uint64(num(row[1]))} //nolint:gosec // written from a uint64
+		end = &place{str(row[0]), uint64(num(row[1]))}
 		return nil
 	}, append(args, int64(l.bounds.walk)-1)...)
 	if err != nil {
@@ -349,11 +349,12 @@ func match(tenant, term string) string {
 	if len(runes) < 3 {
 		return ""
 	}
-	q := `"` + tag(tenant) + `"`
+	var q strings.Builder
+	q.WriteString(`"` + tag(tenant) + `"`)
 	for i := range min(len(runes)-2, 16) { // 16 trigrams are more than enough to find few candidates
-		q += ` AND "` + strings.ReplaceAll(string(runes[i:i+3]), `"`, `""`) + `"`
+		q.WriteString(` AND "` + strings.ReplaceAll(string(runes[i:i+3]), `"`, `""`) + `"`)
 	}
-	return q
+	return q.String()
 }
 
 // bounded is the page size asked for: 50 by default, 1000 at most.

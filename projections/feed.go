@@ -78,7 +78,7 @@ func (m Message) Headers() [][2]string {
 
 func percentEncode(s string) string {
 	plain := func(c byte) bool { return c > ' ' && c < 0x7f && c != '"' && c != '%' }
-	if strings.IndexFunc(s, func(r rune) bool { return r > 0x7f || !plain(byte(r)) }) < 0 { //nolint:gosec // checked on the left
+	if strings.IndexFunc(s, func(r rune) bool { return r > 0x7f || !plain(byte(r)) }) < 0 {
 		return s
 	}
 	var b strings.Builder
@@ -211,7 +211,7 @@ type PublicType struct {
 func publish[E events.Event, P any](name string, form func(id string, e E) P) PublicType {
 	return PublicType{
 		Name: "credstream." + name + ".v1", Stored: reflect.TypeFor[E](), Data: reflect.TypeFor[P](),
-		form: func(id string, e events.Event) any { return form(id, e.(E)) }, //nolint:forcetypeassert,errcheck // found by this type
+		form: func(id string, e events.Event) any { return form(id, e.(E)) }, // found by this type
 	}
 }
 

@@ -130,7 +130,7 @@ func (c *conn) script(sql string) error {
 	if err != nil {
 		return fmt.Errorf("preparing %s: %w", head(sql), err)
 	}
-	_, err = s.(statement).ExecContext(context.Background(), nil) //nolint:errcheck // checked for every text by prepared
+	_, err = s.(statement).ExecContext(context.Background(), nil)
 	return errors.Join(err, s.Close())
 }
 

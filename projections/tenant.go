@@ -24,7 +24,7 @@ type Tenant struct {
 func (b *batch) tenant(r events.Record, e events.Tenant) error {
 	switch e := e.(type) {
 	case events.TenantRegistered:
-		return b.w.exec("INSERT OR REPLACE INTO tenants VALUES (?,?,?,?)", r.Stream.ID, e.Name, int64(r.Seq), r.Meta.Time.UnixMicro()) //nolint:gosec // sequences stay far below 2^63
+		return b.w.exec("INSERT OR REPLACE INTO tenants VALUES (?,?,?,?)", r.Stream.ID, e.Name, int64(r.Seq), r.Meta.Time.UnixMicro())
 	}
 	return errUnknownEvent
 }
@@ -32,7 +32,7 @@ func (b *batch) tenant(r events.Record, e events.Tenant) error {
 const tenantColumns = "SELECT id, name, seq, created FROM tenants"
 
 func scanTenant(row []driver.Value) Tenant {
-	return Tenant{ID: str(row[0]), Name: str(row[1]), Seq: uint64(num(row[2])), CreatedAt: micros(row[3])} //nolint:gosec // written from a uint64
+	return Tenant{ID: str(row[0]), Name: str(row[1]), Seq: uint64(num(row[2])), CreatedAt: micros(row[3])}
 }
 
 // Tenant finds a tenant by its id.

@@ -212,7 +212,7 @@ func readMeta(c *conn) (meta, error) {
 		case "log":
 			m.log = text
 		case "seq":
-			m.seq = uint64(n) //nolint:gosec // written from a uint64
+			m.seq = uint64(n)
 		case "commit":
 			m.commit = text
 		}
@@ -281,7 +281,7 @@ func (v *Views) Close() error {
 
 // digest is the SHA-256 of a file, in hex.
 func digest(path string) (string, error) {
-	f, err := os.Open(path) //nolint:gosec // the operator's own path
+	f, err := os.Open(path)
 	if err != nil {
 		return "", err
 	}
@@ -414,7 +414,7 @@ func (v *Views) Dump(ctx context.Context, out io.Writer) error {
 			err := c.query(q, func(row []driver.Value) error {
 				for i, value := range row {
 					if i > 0 {
-						b.WriteByte('\t')
+						fmt.Fprint(b, "\t")
 					}
 					switch x := value.(type) {
 					case []byte:

@@ -213,7 +213,6 @@ func (n naive) apply(r events.Record) {
 	}
 	switch e := r.Event.(type) {
 	case events.CredentialCreated:
-		live = true
 		c = projections.Credential{ID: r.Stream.ID, Tenant: r.Stream.Tenant, Component: e.Component, Name: e.Name, Workspace: e.Workspace, CreatedAt: r.Meta.Time, CreatedSeq: r.Seq, CreatedBy: r.Meta.Actor}
 		keys(e.Keys)
 	case events.CredentialRenamed:
@@ -320,7 +319,8 @@ func history(t *rapid.T) []events.Record {
 func dump(t interface {
 	Fatal(args ...any)
 	Helper()
-}, v *projections.Views) string {
+}, v *projections.Views,
+) string {
 	t.Helper()
 	var b bytes.Buffer
 	if err := v.Dump(context.Background(), &b); err != nil {
@@ -342,7 +342,7 @@ func TestViewsEqualAFoldOfTheLog(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer v.Close() //nolint:errcheck // nothing left to lose
+		defer v.Close()
 		want := naive{}
 		for rest := recs; len(rest) > 0; {
 			n := rapid.IntRange(1, len(rest)).Draw(t, "batch")
@@ -558,7 +558,7 @@ func TestWhatIsNotFitIsDropped(t *testing.T) {
 			if v, err = projections.OpenViews(path, c.opts); err != nil {
 				t.Fatal(err)
 			}
-			defer v.Close() //nolint:errcheck // only read
+			defer v.Close()
 			if got, want := v.Position(), uint64(300); (got == want) != c.kept || got != 0 && !c.kept {
 				t.Errorf("position %d, kept should be %t", got, c.kept)
 			}
@@ -625,7 +625,7 @@ func TestViewsAreComparedWithTheLog(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer v.Close() //nolint:errcheck // only read
+			defer v.Close()
 			if err := v.Apply(t.Context(), recs); err != nil {
 				t.Fatal(err)
 			}

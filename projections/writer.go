@@ -153,7 +153,7 @@ func (w *writer) apply(recs []events.Record) (err error) {
 	if err := b.flush(); err != nil {
 		return err
 	}
-	err = w.exec("INSERT OR REPLACE INTO meta VALUES ('seq', ?), ('commit', ?)", int64(last.Seq), last.Meta.Commit) //nolint:gosec // sequences stay far below 2^63
+	err = w.exec("INSERT OR REPLACE INTO meta VALUES ('seq', ?), ('commit', ?)", int64(last.Seq), last.Meta.Commit)
 	if err != nil {
 		return err
 	}

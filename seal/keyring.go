@@ -242,7 +242,7 @@ type keysetEntry struct {
 func keysetContext(tenant string) []byte {
 	var b []byte
 	for _, part := range []string{"credstream/keyset/1", tenant} {
-		b = binary.BigEndian.AppendUint32(b, uint32(len(part))) //nolint:gosec // names, far below 4 GiB
+		b = binary.BigEndian.AppendUint32(b, uint32(len(part)))
 		b = append(b, part...)
 	}
 	return b

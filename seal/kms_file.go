@@ -65,7 +65,7 @@ func CreateKeyFile(path string) error {
 }
 
 func syncDir(path string) error {
-	dir, err := os.Open(path) //nolint:gosec // the operator names the path
+	dir, err := os.Open(path)
 	if err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func readPrivate(path string) ([]byte, error) {
 	case runtime.GOOS != "windows" && info.Mode().Perm()&0o077 != 0: // Windows has no such bits
 		return nil, fmt.Errorf("key file %s has mode %04o and is open to others: run chmod 600 on it", path, info.Mode().Perm())
 	}
-	return os.ReadFile(path) //nolint:gosec // the operator names the path
+	return os.ReadFile(path)
 }
 
 func parseKeyLine(line []byte) ([]byte, error) {

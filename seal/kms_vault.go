@@ -75,7 +75,7 @@ func parseVaultURL(u *url.URL) (vaultOptions, error) {
 		case "namespace":
 			opts.namespace = value
 		case "ca_file":
-			pem, err := os.ReadFile(value) //nolint:gosec // the operator names the path
+			pem, err := os.ReadFile(value)
 			if err != nil {
 				return opts, fmt.Errorf("reading ca_file: %w", err)
 			}

@@ -26,7 +26,7 @@ const canary = "canary-7f3a"
 // offset, the decimal bytes of a slice.
 func leaks(out string) []string {
 	var found []string
-	decimal := strings.Trim(fmt.Sprint([]byte(canary)), "[]")
+	decimal := strings.Trim(fmt.Sprint(string([]byte(canary))), "[]")
 	for _, s := range []string{
 		canary, fmt.Sprintf("%x", canary), fmt.Sprintf("%X", canary), strconv.Quote(canary),
 		decimal, strings.ReplaceAll(decimal, " ", ","), strings.ReplaceAll(decimal, " ", ", "),
@@ -158,8 +158,8 @@ func walk(v reflect.Value, depth int) string {
 	var b strings.Builder
 	switch v.Kind() {
 	case reflect.Struct:
-		for i := range v.NumField() {
-			b.WriteString(walk(v.Field(i), depth-1))
+		for _, field := range v.Fields() {
+			b.WriteString(walk(field, depth-1))
 		}
 	case reflect.Pointer, reflect.Interface:
 		b.WriteString(walk(v.Elem(), depth-1))

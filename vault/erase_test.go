@@ -25,7 +25,7 @@ func TestEraseLeavesNoBytes(t *testing.T) {
 	sealedOf := make([][]byte, total)
 	put := func(i int) {
 		text := make([]byte, size)
-		rand.NewChaCha8([32]byte{byte(i)}).Read(text) //nolint:errcheck // never fails
+		rand.NewChaCha8([32]byte{byte(i)}).Read(text)
 		if err := v.Put(ctx, ref(fmt.Sprint(i)), seal.NewSecret(text)); err != nil {
 			t.Fatal(err)
 		}

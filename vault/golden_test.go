@@ -2,6 +2,7 @@ package vault_test
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
 	"testing"
@@ -87,9 +88,7 @@ func TestGolden(t *testing.T) {
 // without drops the headers that a direct get adds.
 func without(h nats.Header, names ...string) nats.Header {
 	kept := nats.Header{}
-	for name, values := range h {
-		kept[name] = values
-	}
+	maps.Copy(kept, h)
 	for _, name := range names {
 		delete(kept, name)
 	}

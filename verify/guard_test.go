@@ -158,7 +158,8 @@ func TestNothingPrivateIsReached(t *testing.T) {
 		for _, p := range []verify.Probe{
 			get("http://"+host+":"+server.port+"/?k={{key}}", ""), get("http://"+host+"/?k={{key}}", ""), get("https://"+host+"/?k={{key}}", ""),
 			get("https://{{host}}/?k={{key}}", ""),
-			{TCP: &verify.TCP{Address: host + ":" + server.port}}, {TCP: &verify.TCP{Address: "{{host}}:" + server.port}},
+			{TCP: &verify.TCP{Address: host + ":" + server.port}},
+			{TCP: &verify.TCP{Address: "{{host}}:" + server.port}},
 			{TLS: &verify.TLS{Address: host + ":" + server.port}},
 		} {
 			r, err := run(t, cfg, within(p, hosts), v)

@@ -286,7 +286,7 @@ func onlyDigits(s string) bool { return strings.Trim(s, "0123456789") == "" }
 
 func onlyHostRunes(s string) bool {
 	for _, r := range s {
-		if !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '.' || r == '-') {
+		if ('a' > r || r > 'z') && ('A' > r || r > 'Z') && ('0' > r || r > '9') && r != '.' && r != '-' {
 			return false
 		}
 	}

@@ -317,7 +317,7 @@ func TestTLS(t *testing.T) {
 	h2 := server(func(s *httptest.Server) { s.EnableHTTP2 = true })
 	old := server(func(s *httptest.Server) {
 		s.TLS = &tls.Config{MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10}
-	}) //nolint:gosec // what is to be refused
+	})
 	plain := serve(t, func(http.ResponseWriter, *http.Request) {})
 	roots := x509.NewCertPool()
 	roots.AddCert(trusted.Certificate())
@@ -337,7 +337,7 @@ func TestTLS(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			cfg := development()
 			cfg.RootCAs = c.roots
-			host := strings.Split(strings.TrimPrefix(c.url, "https://"), ":")[0]
+			host, _, _ := strings.Cut(strings.TrimPrefix(c.url, "https://"), ":")
 			r, err := run(t, cfg, get(c.url+"/?k={{key}}", host), canaryKey)
 			if err != nil || r.Outcome != c.outcome || r.OK != (c.outcome == "2xx") {
 				t.Errorf("https: %+v, %v, want %s", r, err, c.outcome)
@@ -399,15 +399,53 @@ func TestValuesThatAreRefused(t *testing.T) {
 		p     *verify.HTTP
 		value string
 	}{
-		{header, canary + "\r\nHost: evil"}, {header, canary + "\n"}, {header, canary + "\r"}, {header, canary + "\x00"}, {header, canary + "\x7f"},
-		{header, canary + "\u0085"}, {header, " " + canary}, {header, canary + " "}, {header, strings.Repeat(canary, 1000)},
-		{path, ""}, {path, "."}, {path, ".."}, {path, "../" + canary}, {path, canary + "/../x"}, {path, `..\` + canary}, {path, canary + "\n"},
-		{query, canary + "\n"}, {query, canary + "\x00"}, {query, strings.Repeat(canary, 1000)},
-		{user, canary + ":x"}, {user, canary + "\n"}, {pass, canary + "\n"}, {pass, strings.Repeat(canary, 1000)},
-		{form, strings.Repeat(canary, 4000)}, {json, strings.Repeat(canary, 4000)}, {json, canary + "\xff"},
-		{host, ""}, {host, "evil.net/" + canary}, {host, "evil.net#"}, {host, "evil.net?"}, {host, "evil.net:443"}, {host, "evil.net\\"},
-		{host, "me@evil.net"}, {host, "https://" + canary}, {host, "a b"}, {host, "a\n"}, {host, "ａ"}, {host, "a_b"}, {host, "."}, {host, ".a"},
-		{host, "a..b"}, {host, "-a"}, {host, "a-"}, {host, "%61"}, {host, "[::1]"}, {host, "{{sub}}"}, {host, strings.Repeat("a", 250)},
+		{header, canary + "\r\nHost: evil"},
+		{header, canary + "\n"},
+		{header, canary + "\r"},
+		{header, canary + "\x00"},
+		{header, canary + "\x7f"},
+		{header, canary + "\u0085"},
+		{header, " " + canary},
+		{header, canary + " "},
+		{header, strings.Repeat(canary, 1000)},
+		{path, ""},
+		{path, "."},
+		{path, ".."},
+		{path, "../" + canary},
+		{path, canary + "/../x"},
+		{path, `..\` + canary},
+		{path, canary + "\n"},
+		{query, canary + "\n"},
+		{query, canary + "\x00"},
+		{query, strings.Repeat(canary, 1000)},
+		{user, canary + ":x"},
+		{user, canary + "\n"},
+		{pass, canary + "\n"},
+		{pass, strings.Repeat(canary, 1000)},
+		{form, strings.Repeat(canary, 4000)},
+		{json, strings.Repeat(canary, 4000)},
+		{json, canary + "\xff"},
+		{host, ""},
+		{host, "evil.net/" + canary},
+		{host, "evil.net#"},
+		{host, "evil.net?"},
+		{host, "evil.net:443"},
+		{host, "evil.net\\"},
+		{host, "me@evil.net"},
+		{host, "https://" + canary},
+		{host, "a b"},
+		{host, "a\n"},
+		{host, "ａ"},
+		{host, "a_b"},
+		{host, "."},
+		{host, ".a"},
+		{host, "a..b"},
+		{host, "-a"},
+		{host, "a-"},
+		{host, "%61"},
+		{host, "[::1]"},
+		{host, "{{sub}}"},
+		{host, strings.Repeat("a", 250)},
 	} {
 		r, err := run(t, development(), verify.Probe{HTTP: c.p, Hosts: hosts}, values(map[string]string{"v": c.value}))
 		if !errors.Is(err, verify.ErrValueInvalid) || r != (verify.Result{}) {

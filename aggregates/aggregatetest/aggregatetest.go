@@ -13,8 +13,8 @@ import (
 	"github.com/credstream/credstream/commands"
 )
 
-// Case: given these facts, when this command, then these facts (none: already
-// so) or this error.
+// Case says: given these facts, when this command, then these facts (none:
+// already so) or this error.
 type Case[C commands.Command, E any] struct {
 	Name  string
 	Given []E

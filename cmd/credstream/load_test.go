@@ -71,7 +71,7 @@ func spawn(t testing.TB, data string, more ...string) *process {
 		t.Fatal(err)
 	}
 	p := &process{out: &bytes.Buffer{}, logs: &bytes.Buffer{}}
-	p.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0]) //nolint:gosec // the test itself
+	p.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0])
 	p.cmd.Env = append(os.Environ(), childEnv+"="+string(argv))
 	stdout, err := p.cmd.StdoutPipe()
 	if err != nil {
