@@ -188,7 +188,6 @@ func members(b *bytes.Buffer, doc map[string]typeDoc, verb string, typ reflect.T
 func rowsOf(doc map[string]typeDoc, prefix string, typ reflect.Type, depth int) (rows []string) {
 	d := doc[filepath.Base(typ.PkgPath())+"."+typ.Name()]
 	for f := range typ.Fields() {
-		f := f
 		if f.Anonymous {
 			rows = append(rows, rowsOf(doc, prefix, f.Type, depth)...)
 			continue
