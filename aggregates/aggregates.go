@@ -134,25 +134,25 @@ func (d Decider[S, C, E]) reload(ctx context.Context, log *Log, stream events.St
 }
 
 // Execute decides cmd on the stream of its target under tenant and appends what
-// follows, starting over when it loses a race. before, when not nil, is called
+// follows, starting over when it loses a race. look, when not nil, is called
 // in every round with the revision the round decides on; its error ends the
 // execution: that is where a repeated command is noticed. Execute returns the
-// state after the command; its Seq is the revision the caller may rely on, and
-// appended says whether this call made it.
+// state the command was decided on and the state after it, whose Seq is the
+// revision the caller may rely on; when nothing was appended they are the same.
 func (d Decider[S, C, E]) Execute(ctx context.Context, log *Log, tenant string, cmd C, meta events.Meta,
-	before func(context.Context, uint64) error,
-) (after State[S], appended bool, err error) {
+	look func(context.Context, uint64) error,
+) (before, after State[S], err error) {
 	stream := d.Stream(tenant, cmd.Target())
 	var s State[S]
 	if d.New == nil || !d.New(cmd) { // else the append finds out whether the stream is there already
 		if s, err = d.Load(ctx, log, stream); err != nil {
-			return s, false, err
+			return s, s, err
 		}
 	}
 	for range maxAttempts {
-		if before != nil {
-			if err := before(ctx, s.Seq); err != nil {
-				return s, false, err
+		if look != nil {
+			if err := look(ctx, s.Seq); err != nil {
+				return s, s, err
 			}
 		}
 		facts, refusal := d.Decide(s.Value, cmd)
@@ -160,13 +160,13 @@ func (d Decider[S, C, E]) Execute(ctx context.Context, log *Log, tenant string, 
 			// An answer that appends nothing must rest on the newest, durable state.
 			fresh, err := d.refresh(ctx, log, stream, s)
 			if err != nil {
-				return s, false, err
+				return s, s, err
 			}
 			if fresh.Seq != s.Seq {
 				s = fresh
 				continue
 			}
-			return s, false, refusal
+			return s, s, refusal
 		}
 		evs := make([]events.Event, len(facts))
 		for i, f := range facts {
@@ -176,26 +176,25 @@ func (d Decider[S, C, E]) Execute(ctx context.Context, log *Log, tenant string, 
 		switch {
 		case errors.Is(err, events.ErrConflict):
 			if s, err = d.reload(ctx, log, stream, s); err != nil {
-				return s, false, err
+				return s, s, err
 			}
 			continue
 		case err != nil:
 			// The outcome may be unknown; what is cached may be old either way.
 			log.states.Remove(stream)
-			return s, false, fmt.Errorf("append to %s: %w", stream, err)
+			return s, s, fmt.Errorf("append to %s: %w", stream, err)
 		}
+		after := State[S]{Value: s.Value, Seq: seq, tail: s.tail + 1}
 		for _, f := range facts {
-			s.Value = d.Evolve(s.Value, f)
+			after.Value = d.Evolve(after.Value, f)
 		}
-		s.Seq, s.commit = seq, ""
-		s.tail++
-		if s.tail >= snapshotEvery {
-			s = d.snapshot(ctx, log, stream, s)
+		if after.tail >= snapshotEvery {
+			after = d.snapshot(ctx, log, stream, after)
 		}
-		log.states.Add(stream, s)
-		return s, true, nil
+		log.states.Add(stream, after)
+		return s, after, nil
 	}
-	return s, false, fault.ErrConflict
+	return s, s, fault.ErrConflict
 }
 
 // snapshot keeps s in the store so that a later load is short. It is a

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
@@ -18,8 +19,21 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// maxInFlight bounds the requests answered at one time; more wait in line.
-const maxInFlight = 512
+// The bounds of what is answered at one time and of what waits in line.
+const (
+	maxInFlight    = 512      // requests
+	maxOfPrincipal = 128      // requests of one key; more are told to come again
+	maxWaiting     = 1024     // requests of one endpoint
+	maxWaitingSize = 16 << 20 // bytes of them
+	grace          = time.Second
+)
+
+var (
+	errBusy = fault.New(fault.Throttled, "too_many_requests",
+		"Too many requests of this key are being answered. Wait for some answers first.").After(time.Second)
+	errAnswerTooLarge = fault.New(fault.Invalid, "answer_too_large",
+		"The answer does not fit into one message: ask for a smaller page, or over HTTP.")
+)
 
 // Endpoints answers commands and queries over request-reply: a NATS micro
 // service with one endpoint for each route, so that discovery and statistics
@@ -33,6 +47,8 @@ type Endpoints struct {
 	life    context.Context
 	end     context.CancelFunc
 	slots   chan struct{}
+	mu      sync.Mutex
+	busy    map[string]int // requests under way, by principal
 	answers sync.WaitGroup
 	micro   micro.Service
 }
@@ -51,6 +67,7 @@ type EndpointsConfig struct {
 func ServeEndpoints(cfg EndpointsConfig) (*Endpoints, error) {
 	e := &Endpoints{
 		service: cfg.Service, caller: cfg.Caller, log: cfg.Logger, slots: make(chan struct{}, maxInFlight),
+		busy: map[string]int{},
 		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "credstream_nats_requests_dropped_total", Help: "Requests dropped unread, by reason.",
 		}, []string{"reason"}),
@@ -69,7 +86,7 @@ func ServeEndpoints(cfg EndpointsConfig) (*Endpoints, error) {
 	for _, r := range service.Routes() {
 		err := e.micro.AddEndpoint(strings.ReplaceAll(r.Name, ".", "_"), e.handler(r),
 			micro.WithEndpointSubject(root(r)+".*."+r.Name),
-			micro.WithEndpointPendingLimits(-1, -1),
+			micro.WithEndpointPendingLimits(maxWaiting, maxWaitingSize),
 			micro.WithEndpointMetadata(map[string]string{"summary": r.Summary, "permission": string(r.Permission)}))
 		if err != nil {
 			e.Close()
@@ -86,11 +103,33 @@ func root(r service.Route) string {
 	return "credstream.query"
 }
 
-// Close stops to take requests and waits for the answers under way.
+// Close stops to take requests and waits for the answers under way, which it
+// cuts short after a grace of a second.
 func (e *Endpoints) Close() {
 	_ = e.micro.Stop() // what it could not unsubscribe goes with the connection
+	cut := time.AfterFunc(grace, e.end)
+	defer cut.Stop()
 	e.answers.Wait()
 	e.end()
+}
+
+// enter counts a request of the principal; false says that it has too many.
+func (e *Endpoints) enter(principal string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.busy[principal] >= maxOfPrincipal {
+		return false
+	}
+	e.busy[principal]++
+	return true
+}
+
+func (e *Endpoints) leave(principal string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.busy[principal]--; e.busy[principal] == 0 {
+		delete(e.busy, principal)
+	}
 }
 
 // handler answers the requests of one route, each in a goroutine of its own.
@@ -107,9 +146,13 @@ func (e *Endpoints) handler(r service.Route) micro.HandlerFunc {
 			e.dropped.WithLabelValues("no caller").Inc()
 			return
 		}
+		if !e.enter(principal) {
+			e.refuse(req, r.Name, events.NewID(), errBusy)
+			return
+		}
 		e.slots <- struct{}{}
 		e.answers.Go(func() {
-			defer func() { <-e.slots }()
+			defer func() { <-e.slots; e.leave(principal) }()
 			tenant, _, _ := strings.Cut(strings.TrimPrefix(req.Subject(), prefix), ".")
 			e.answer(req, r.Name, tenant, principal)
 		})
@@ -119,18 +162,24 @@ func (e *Endpoints) handler(r service.Route) micro.HandlerFunc {
 func (e *Endpoints) answer(req micro.Request, route, tenant, principal string) {
 	id := events.NewID()
 	body, err := e.serve(req, route, tenant, principal)
-	if err == nil {
-		err = req.Respond(body)
-		if err != nil {
-			e.log.Warn("an answer was not sent", "route", route, "request", id, "err", err)
+	if err == nil && len(body) > maxPayload-1024 { // headers need room too
+		err = errAnswerTooLarge
+	}
+	if err != nil {
+		if fault.Of(err).Kind == fault.Internal {
+			e.log.Error("a request failed", "route", route, "tenant", tenant, "principal", principal, "request", id, "err", err)
 		}
+		e.refuse(req, route, id, err)
 		return
 	}
-	f := fault.Of(err)
-	if f.Kind == fault.Internal {
-		e.log.Error("a request failed", "route", route, "tenant", tenant, "principal", principal, "request", id, "err", err)
+	if err := req.Respond(body); err != nil {
+		e.log.Warn("an answer was not sent", "route", route, "request", id, "err", err)
 	}
-	problem := f.Problem()
+}
+
+// refuse answers with the problem of err, in the micro service's error headers too.
+func (e *Endpoints) refuse(req micro.Request, route, id string, err error) {
+	problem := fault.Of(err).Problem()
 	problem.RequestID = id
 	data, err := json.Marshal(problem)
 	if err == nil {

@@ -90,7 +90,7 @@ func (f *Feed) Run(ctx context.Context) error {
 			return nil
 		case err == nil:
 			return nil
-		case !errors.As(err, &lost) && !transient(err):
+		case !errors.As(err, &lost) && !transient(err) || refusedForGood(err):
 			f.err.Store(&err)
 			return fmt.Errorf("feed: %w", err)
 		}
@@ -116,6 +116,24 @@ type publishError struct{ err error }
 
 func (e *publishError) Error() string { return "publish: " + e.err.Error() }
 func (e *publishError) Unwrap() error { return e.err }
+
+// refusedForGood reports whether the server will not take the message however
+// often it is sent: any refusal but that the feed has moved on, or is not there.
+func refusedForGood(err error) bool {
+	api, ok := errors.AsType[*jetstream.APIError](err)
+	if !ok || errors.Is(err, jetstream.ErrStreamNotFound) {
+		return false
+	}
+	switch api.ErrorCode {
+	case jetstream.JSErrCodeStreamWrongLastSequence, wrongLastInFlight:
+		return false
+	}
+	return api.Code == 400
+}
+
+// wrongLastInFlight is how a replicated stream says that the last sequence is
+// not the expected one (nats-server's JSStreamWrongLastSequenceConstantErr).
+const wrongLastInFlight = 10164
 
 func transient(err error) bool {
 	return errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrNoResponders) || errors.Is(err, nats.ErrConnectionClosed) ||
@@ -335,7 +353,7 @@ func (f *Feed) Rewind(ctx context.Context, tenant string, seq uint64) error {
 	first, last := info.State.FirstSeq, info.State.LastSeq
 	var failed error
 	n := sort.Search(int(last-first+1), func(i int) bool {
-		msg, err := stream.GetMsg(ctx, first+uint64(i))
+		msg, err := stream.GetMsg(ctx, first+uint64(i), jetstream.WithGetMsgSubject(FeedSubject+".>")) // or the next that is there
 		if err != nil {
 			failed = err
 			return true

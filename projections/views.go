@@ -71,6 +71,7 @@ type Views struct {
 	mu       sync.Mutex // held by whoever writes
 	w        *writer    // nil when closed
 	position atomic.Uint64
+	keys     atomic.Uint64 // how often what is known of API keys may have changed
 	readers  chan *conn // the idle ones
 	closed   chan struct{}
 
@@ -334,6 +335,7 @@ func (v *Views) Check(end uint64, commitAt func(seq uint64) (commitID string, er
 // swap closes the file, lets replace put another in its place, and opens that.
 // Queries wait meanwhile. The caller holds mu. When it fails, the views are closed.
 func (v *Views) swap(replace func() error) error {
+	defer v.keys.Add(1)
 	err := v.shut()
 	if err == nil || damaged(err) {
 		err = replace()
@@ -360,9 +362,18 @@ func (v *Views) Apply(_ context.Context, batch []events.Record) error {
 	if err := v.w.apply(batch); err != nil {
 		return v.noticed(err)
 	}
+	for _, r := range batch {
+		if _, is := r.Event.(events.APIKey); is {
+			v.keys.Add(1)
+		}
+	}
 	v.position.Store(v.w.meta.seq)
 	return nil
 }
+
+// KeyChanges rises whenever what the views say of an API key may have changed:
+// what was read before it rose may be kept until then.
+func (v *Views) KeyChanges() uint64 { return v.keys.Load() }
 
 // read lends f a connection that nobody else uses.
 func (v *Views) read(ctx context.Context, f func(*conn) error) error {

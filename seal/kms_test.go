@@ -109,9 +109,9 @@ func TestKeyFile(t *testing.T) {
 
 func TestKMSURLs(t *testing.T) {
 	for _, c := range []struct{ url, want string }{
-		{"", "must start with"},
-		{"kms.key", "must start with"},
-		{"http://x/transit/keys/k", "must start with"},
+		{"", "is none of"},
+		{"kms.key", "is none of"},
+		{"http://x/transit/keys/k", "is none of"},
 		{"file:", "file:///absolute/path"},
 		{"file://host/kms.key", "file:///absolute/path"},
 		{"file:///kms.key?x=1", "file:///absolute/path"},

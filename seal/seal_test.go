@@ -26,7 +26,7 @@ const canary = "canary-7f3a"
 // offset, the decimal bytes of a slice.
 func leaks(out string) []string {
 	var found []string
-	decimal := strings.Trim(fmt.Sprint(string([]byte(canary))), "[]")
+	decimal := strings.Trim(fmt.Sprintf("%d", []byte(canary)), "[]")
 	for _, s := range []string{
 		canary, fmt.Sprintf("%x", canary), fmt.Sprintf("%X", canary), strconv.Quote(canary),
 		decimal, strings.ReplaceAll(decimal, " ", ","), strings.ReplaceAll(decimal, " ", ", "),

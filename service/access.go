@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/events"
@@ -91,10 +90,6 @@ var (
 // keyPrefix starts every API key, so that scanners and people recognise one.
 const keyPrefix = "cs_"
 
-// keyTTL bounds how long an authenticated key is remembered without looking
-// again: the longest a revoked key works on a replica.
-const keyTTL = 500 * time.Millisecond
-
 // NewKey makes an API key: "cs_" and 256 random bits as 52 letters and digits.
 func NewKey() seal.Secret {
 	return seal.NewSecret([]byte(keyPrefix + rand.Text() + rand.Text()))
@@ -123,9 +118,10 @@ func hashKey(key string) string {
 	return hex.EncodeToString(sum[:])
 }
 
+// knownKey is remembered until the views hear of a change to any key.
 type knownKey struct {
 	principal Principal
-	until     time.Time
+	changes   uint64 // Views.KeyChanges before the key was looked up
 }
 
 // Authenticate returns the principal of an API key, or ErrUnauthenticated when
@@ -143,7 +139,8 @@ func (s *Service) Authenticate(ctx context.Context, key string) (Principal, erro
 // principal finds a key by its hash: a lookup by hash tells a guesser nothing
 // by its timing.
 func (s *Service) principal(ctx context.Context, sum [sha256.Size]byte) (Principal, error) {
-	if k, ok := s.keys.Get(sum); ok && s.now().Before(k.until) {
+	changes := s.cfg.Views.KeyChanges()
+	if k, ok := s.keys.Get(sum); ok && k.changes == changes {
 		return k.principal, nil
 	}
 	k, found, err := s.cfg.Views.APIKey(ctx, hex.EncodeToString(sum[:]))
@@ -157,14 +154,15 @@ func (s *Service) principal(ctx context.Context, sum [sha256.Size]byte) (Princip
 	p := Principal{
 		Actor: events.Actor{Kind: "key", ID: k.ID}, Home: k.Home, Tenants: k.Tenants, Role: Role(k.Role),
 	}
-	s.keys.Add(sum, knownKey{p, s.now().Add(keyTTL)})
+	s.keys.Add(sum, knownKey{p, changes})
 	return p, nil
 }
 
 // Principal returns the principal of a key that an edge has checked already and
 // knows by its id, or ErrKeyUnknown when it was revoked since.
 func (s *Service) Principal(ctx context.Context, id string) (Principal, error) {
-	if k, ok := s.keyIDs.Get(id); ok && s.now().Before(k.until) {
+	changes := s.cfg.Views.KeyChanges()
+	if k, ok := s.keyIDs.Get(id); ok && k.changes == changes {
 		return k.principal, nil
 	}
 	state, err := aggregates.APIKey.Fresh(ctx, s.cfg.Log, aggregates.APIKey.Stream(events.System, id))
@@ -179,7 +177,7 @@ func (s *Service) Principal(ctx context.Context, id string) (Principal, error) {
 		Actor: events.Actor{Kind: "key", ID: id}, Home: state.Value.Home,
 		Tenants: state.Value.Tenants, Role: Role(state.Value.Role),
 	}
-	s.keyIDs.Add(id, knownKey{p, s.now().Add(keyTTL)})
+	s.keyIDs.Add(id, knownKey{p, changes})
 	return p, nil
 }
 
@@ -201,6 +199,12 @@ func (s *Service) authorize(ctx context.Context, call *Call, perm Permission) er
 		return ErrTenantNotFound
 	case !call.Principal.May(perm):
 		return ErrDenied.Because("The key lacks the permission %s.", perm)
+	case installationWide[perm] && !slices.Contains(call.Principal.Tenants, AllTenants):
+		return ErrDenied.Because("The permission %s concerns every tenant: it takes a key that is granted every tenant.", perm)
 	}
 	return nil
 }
+
+// installationWide are the permissions that no key of single tenants has,
+// whatever its role.
+var installationWide = map[Permission]bool{TenantsManage: true, ViewsManage: true}

@@ -17,6 +17,23 @@ var (
 	ErrKeyRights = fault.New(fault.Denied, "api_key_exceeds_issuer", "A key cannot be given more than its issuer has.")
 )
 
+// ErrKeyLast keeps an installation from being locked out.
+var ErrKeyLast = fault.New(fault.Precondition, "api_key_own",
+	"A key that reaches every tenant cannot revoke itself: issue another one and revoke this one with it.")
+
+// maxKeyTenants bounds the tenants a key names one by one.
+const maxKeyTenants = 100
+
+// covers reports whether the principal reaches every one of the tenants.
+func covers(p Principal, tenants []string) bool {
+	for _, t := range tenants {
+		if t == AllTenants && !slices.Contains(p.Tenants, AllTenants) || !p.Reaches(t) {
+			return false
+		}
+	}
+	return true
+}
+
 // IssueAPIKey asks for a new API key.
 type IssueAPIKey struct {
 	Role    Role     `json:"role"`
@@ -42,13 +59,16 @@ func (s *Service) issueAPIKey(ctx context.Context, call *Call, in IssueAPIKey) (
 	if len(in.Tenants) == 0 {
 		in.Tenants = []string{call.Tenant}
 	}
+	if len(in.Tenants) > maxKeyTenants {
+		return IssuedAPIKey{}, ErrKeyRights.Because("A key names at most %d tenants, or every one by \"*\".", maxKeyTenants).At("/tenants")
+	}
 	for _, t := range in.Tenants {
 		if t != AllTenants && events.CheckName(t) != nil {
 			return IssuedAPIKey{}, events.ErrID.At("/tenants")
 		}
-		if !call.Principal.Reaches(t) || t == AllTenants && !slices.Contains(call.Principal.Tenants, AllTenants) {
-			return IssuedAPIKey{}, ErrKeyRights.At("/tenants")
-		}
+	}
+	if !covers(call.Principal, in.Tenants) {
+		return IssuedAPIKey{}, ErrKeyRights.At("/tenants")
 	}
 	key := string(NewKey().Reveal())
 	done, err := s.issueKey(ctx, call, commands.IssueAPIKey{
@@ -58,12 +78,14 @@ func (s *Service) issueAPIKey(ctx context.Context, call *Call, in IssueAPIKey) (
 	if err != nil {
 		return IssuedAPIKey{}, err
 	}
-	// The key works when its holder gets it.
-	return IssuedAPIKey{done, key}, s.atLeast(ctx, done.Seq)
+	// The key works when its holder gets it, unless the views are late; it is
+	// shown this once either way.
+	_ = s.atLeast(ctx, done.Seq)
+	return IssuedAPIKey{done, key}, nil
 }
 
 func (s *Service) issueKey(ctx context.Context, call *Call, cmd commands.IssueAPIKey) (Done, error) {
-	state, err := execute(ctx, s, call, aggregates.APIKey, events.System, commands.APIKey(cmd))
+	_, state, err := execute(ctx, s, call, aggregates.APIKey, events.System, commands.APIKey(cmd))
 	if err != nil {
 		return Done{}, err
 	}
@@ -85,16 +107,19 @@ func (s *Service) revokeAPIKey(ctx context.Context, call *Call, in RevokeAPIKey)
 		return Done{}, err
 	case !known.Value.Exists || known.Value.Home != call.Tenant:
 		return Done{}, aggregates.ErrAPIKeyNotFound
+	case !covers(call.Principal, known.Value.Tenants):
+		return Done{}, ErrKeyRights.Because("A key that reaches more tenants than yours can only be revoked by one that reaches them too.")
+	case in.ID == call.Principal.Actor.ID && slices.Contains(known.Value.Tenants, AllTenants):
+		return Done{}, ErrKeyLast
 	}
-	state, err := execute(ctx, s, call, aggregates.APIKey, events.System, commands.APIKey(commands.RevokeAPIKey(in)))
+	_, state, err := execute(ctx, s, call, aggregates.APIKey, events.System, commands.APIKey(commands.RevokeAPIKey(in)))
 	if err != nil {
 		return Done{}, err
 	}
+	// Once the views know of it the key is refused everywhere in this process.
 	if err := s.atLeast(ctx, state.Seq); err != nil {
 		return Done{}, err
 	}
-	s.keys.Purge() // revocations are rare, and the cache knows keys by their hash
-	s.keyIDs.Remove(in.ID)
 	if s.cfg.KeyRevoked != nil {
 		s.cfg.KeyRevoked(in.ID)
 	}

@@ -15,6 +15,11 @@ import (
 // secret that was never named is first abandoned on its owner's stream, so a
 // writer that was merely slow conflicts and puts its secret anew.
 func (s *Service) Collect(ctx context.Context, age time.Duration) (erased int, err error) {
+	if s.cfg.WritesAllowed != nil {
+		if err := s.cfg.WritesAllowed(); err != nil {
+			return 0, err
+		}
+	}
 	before := s.now().Add(-age)
 	for entry, err := range s.cfg.Vault.All(ctx) {
 		if err != nil {
@@ -49,7 +54,7 @@ func (s *Service) orphan(ctx context.Context, ref vault.Ref) (bool, error) {
 	if state.Value.Deleted {
 		return true, nil // a deleted credential takes no more commands
 	}
-	state, err = execute(ctx, s, system(ref.Tenant, "collector"), aggregates.Credential, ref.Tenant,
+	_, state, err = execute(ctx, s, system(ref.Tenant, "collector"), aggregates.Credential, ref.Tenant,
 		commands.Credential(commands.AbandonSecret{ID: ref.Owner, SecretID: ref.SecretID}))
 	return err == nil && !state.Value.Names(ref.SecretID), err
 }

@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -85,7 +86,7 @@ func (s *Service) changeComponent(ctx context.Context, call *Call, cmd commands.
 	if events.CheckName(cmd.Target()) != nil {
 		return Done{}, aggregates.ErrComponentNotFound.At("/id")
 	}
-	state, err := execute(ctx, s, call, aggregates.Component, events.System, cmd)
+	_, state, err := execute(ctx, s, call, aggregates.Component, events.System, cmd)
 	if err != nil {
 		return Done{}, err
 	}
@@ -305,6 +306,9 @@ var ErrNotYet = fault.New(fault.Unavailable, "min_seq_not_reached",
 func (s *Service) atLeast(ctx context.Context, seq uint64) error {
 	if seq <= s.cfg.Views.Position() {
 		return nil
+	}
+	if end, err := s.cfg.Log.Store.End(ctx); err != nil || seq > end {
+		return errors.Join(err, ErrNotYet)
 	}
 	wait, cancel := context.WithTimeout(ctx, maxWait)
 	defer cancel()

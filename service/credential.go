@@ -94,7 +94,10 @@ func defaultName(title, id string) string {
 
 // checkName bounds what people call a thing.
 func checkName(pointer, name string) error {
-	control := func(r rune) bool { return unicode.IsControl(r) || r == 0x202e || r == 0x2028 || r == 0x2029 }
+	// Format characters turn text around or hide in it; two of them join letters.
+	control := func(r rune) bool {
+		return unicode.IsControl(r) || r == 0x2028 || r == 0x2029 || unicode.Is(unicode.Cf, r) && r != 0x200c && r != 0x200d
+	}
 	n := utf8.RuneCountInString(name)
 	if n < 1 || n > 200 || bytes.ContainsFunc([]byte(name), control) {
 		return ErrName.At(pointer)
@@ -239,21 +242,14 @@ func definite(err error) bool {
 }
 
 // changeCredential executes a command and erases what no kept version names any
-// more.
+// more. What it misses in a crash the collector finds.
 func (s *Service) changeCredential(ctx context.Context, call *Call, cmd commands.Credential) (Done, error) {
-	before := aggregates.State[aggregates.CredentialState]{}
-	if !aggregates.Credential.New(cmd) {
-		var err error
-		if before, err = aggregates.Credential.Load(ctx, s.cfg.Log, aggregates.Credential.Stream(call.Tenant, cmd.Target())); err != nil {
-			return Done{}, err
-		}
-	}
-	after, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, cmd)
+	before, after, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, cmd)
 	if err != nil {
 		return Done{}, err
 	}
 	erased := map[string]bool{}
-	for _, v := range before.Value.Versions {
+	for _, v := range before.Versions {
 		if !after.Value.Names(v.SecretID) && !erased[v.SecretID] {
 			erased[v.SecretID] = true
 			s.erase(ctx, vault.Ref{
@@ -287,6 +283,13 @@ func (s *Service) open(ctx context.Context, tenant, id string, v events.KeysVers
 	secret, err := s.cfg.Vault.Get(ctx, vault.Ref{
 		Tenant: tenant, Category: aggregates.Credential.Category, Owner: id, SecretID: v.SecretID,
 	})
+	if errors.Is(err, vault.ErrNoSecret) {
+		// It was let go since the caller looked, or it is lost, which nobody outside can mend.
+		if state, err := s.live(ctx, tenant, id, 0); err != nil || !state.Names(v.SecretID) {
+			return seal.Fields{}, errors.Join(err, aggregates.ErrCredentialVersionStale)
+		}
+		return seal.Fields{}, fmt.Errorf("the vault has lost the secret of %s version %d", id, v.Version)
+	}
 	if err != nil {
 		return seal.Fields{}, fmt.Errorf("open the secret of %s version %d: %w", id, v.Version, err)
 	}
@@ -339,22 +342,30 @@ func (s *Service) revertCredential(ctx context.Context, call *Call, in RevertCre
 		return Done{}, err
 	}
 	to, kept := state.Version(in.Version)
-	if !kept {
+	now := state.Current()
+	switch {
+	case !kept:
 		return Done{}, aggregates.ErrCredentialVersionNotFound.At("/version")
+	case to.Version == now.Version: // already so: these keys go nowhere
+		return s.changeCredential(ctx, call, commands.RevertCredential{ID: in.ID, Expected: in.Expected, To: in.Version})
+	case to.HostMAC != now.HostMAC || !slices.Equal(to.Hosts, now.Hosts): // the aggregate decides again
+		return Done{}, aggregates.ErrCredentialHostsChanged
 	}
-	d, revision, err := s.usable(ctx, call.Tenant, state.Component)
-	if err != nil {
+	if _, _, err := s.usable(ctx, call.Tenant, state.Component); err != nil {
 		return Done{}, err
 	}
-	// The hosts are compared before the keys go anywhere; the aggregate decides again.
-	if now := state.Current(); now.Version != to.Version && (to.HostMAC != now.HostMAC || !slices.Equal(to.Hosts, now.Hosts) || !slices.Equal(to.Hosts, d.Hosts)) {
-		return Done{}, aggregates.ErrCredentialHostsChanged
+	// The descriptor of that version's time: its hosts, its probe and what it
+	// keeps masked. What the component's owner changed since reaches only keys
+	// that were entered since.
+	d, err := s.descriptor(ctx, state.Component, to.Revision)
+	if err != nil {
+		return Done{}, err
 	}
 	fields, err := s.open(ctx, call.Tenant, in.ID, to)
 	if err != nil {
 		return Done{}, err
 	}
-	keys, err := s.tryKeys(ctx, call.Tenant, d, revision, fields)
+	keys, err := s.tryKeys(ctx, call.Tenant, d, to.Revision, fields)
 	if err != nil {
 		return Done{}, err
 	}

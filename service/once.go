@@ -40,7 +40,8 @@ func (s *Service) name(ctx context.Context, call *Call, route string, body []byt
 		return ErrCommandID
 	}
 	canonical := jsontext.Value(append([]byte(nil), body...))
-	if err := canonical.Canonicalize(); err != nil {
+	// Numbers stay as they were written: they may be longer than a float64.
+	if err := canonical.Canonicalize(jsontext.CanonicalizeRawInts(false), jsontext.CanonicalizeRawFloats(false)); err != nil {
 		return ErrBody.Because("The body is not one JSON document.")
 	}
 	mac, err := s.cfg.Keyring.MAC(ctx, call.Tenant, events.LengthPrefixed("credstream/request/1", route, string(canonical)))
@@ -49,6 +50,34 @@ func (s *Service) name(ctx context.Context, call *Call, route string, body []byt
 	}
 	call.named, call.request = true, hex.EncodeToString(mac[:16])
 	return nil
+}
+
+// commandKey is what a command id is unique for.
+type commandKey struct{ tenant, kind, actor, command string }
+
+func (c *Call) key() commandKey {
+	return commandKey{c.Tenant, c.Principal.Actor.Kind, c.Principal.Actor.ID, c.CommandID}
+}
+
+// alone returns when no other call with the same command id is under way in this
+// process; release lets the next one in. Two requests that share an id but not a
+// target would otherwise not meet.
+func (s *Service) alone(ctx context.Context, call *Call) (release func(), err error) {
+	if !call.named {
+		return func() {}, nil
+	}
+	key, mine := call.key(), make(chan struct{})
+	for {
+		other, taken := s.inFlight.LoadOrStore(key, mine)
+		if !taken {
+			return func() { s.inFlight.Delete(key); close(mine) }, nil
+		}
+		select {
+		case <-other.(chan struct{}):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
 func printable(s string) bool {
@@ -70,9 +99,13 @@ func (s *Service) repeated(ctx context.Context, call *Call, streamSeq uint64) (*
 	if err := s.cfg.Projector.Wait(ctx, streamSeq); err != nil {
 		return nil, err
 	}
-	seq, found, err := s.cfg.Views.Command(ctx, call.Tenant, call.Principal.Actor, call.CommandID)
-	if err != nil || !found {
-		return nil, err
+	seq, found := s.obeyed.Get(call.key()) // what the views may not know yet
+	if !found {
+		var err error
+		seq, found, err = s.cfg.Views.Command(ctx, call.Tenant, call.Principal.Actor, call.CommandID)
+		if err != nil || !found {
+			return nil, err
+		}
 	}
 	recs, err := s.cfg.Log.Store.Commit(ctx, seq)
 	if err != nil {
@@ -85,12 +118,13 @@ func (s *Service) repeated(ctx context.Context, call *Call, streamSeq uint64) (*
 	return &done, nil
 }
 
-// execute runs one command of one aggregate: the one way to the log.
+// execute runs one command of one aggregate: the one way to the log. It returns
+// the value the command was decided on and the state after it.
 func execute[S any, C commands.Command, E any](ctx context.Context, s *Service, call *Call,
 	d aggregates.Decider[S, C, E], tenant string, cmd C,
-) (aggregates.State[S], error) {
+) (before S, after aggregates.State[S], err error) {
 	begin := s.now()
-	state, appended, err := d.Execute(ctx, s.cfg.Log, tenant, cmd, s.meta(call), func(ctx context.Context, seq uint64) error {
+	was, after, err := d.Execute(ctx, s.cfg.Log, tenant, cmd, s.meta(call), func(ctx context.Context, seq uint64) error {
 		if seq <= call.looked {
 			return nil // an earlier look covered it
 		}
@@ -101,10 +135,13 @@ func execute[S any, C commands.Command, E any](ctx context.Context, s *Service, 
 		call.looked = seq
 		return err
 	})
-	if appended {
+	if err == nil && after.Seq != was.Seq {
 		s.metrics.appended.Observe(s.now().Sub(begin).Seconds())
+		if call.named {
+			s.obeyed.Add(call.key(), after.Seq)
+		}
 	}
-	return state, err
+	return was.Value, after, err
 }
 
 // answerOf rebuilds a command's answer from the commit it made.

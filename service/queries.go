@@ -191,12 +191,15 @@ func (s *Service) countCredentials(ctx context.Context, call *Call, in CountCred
 
 // CredentialHistory asks what happened to one credential, also after its end.
 type CredentialHistory struct {
-	ID string `json:"id"`
+	ID    string `json:"id"`
+	After uint64 `json:"after,omitzero"` // log sequence: only facts behind it
+	Limit int    `json:"limit,omitzero"` // 1 to 1000; 200 when absent
 }
 
 // History answers CredentialHistory, oldest first.
 type History struct {
 	Events []HistoryEntry `json:"events"`
+	Next   uint64         `json:"next,omitzero"` // after of the next page; absent on the last
 }
 
 // HistoryEntry is one fact about a credential.
@@ -215,7 +218,14 @@ func (s *Service) credentialHistory(ctx context.Context, call *Call, in Credenti
 	if err := checkCredential(in.ID, 0); err != nil {
 		return History{}, err
 	}
+	if in.Limit == 0 {
+		in.Limit = 200
+	}
+	if in.Limit < 0 || in.Limit > 1000 {
+		return History{}, ErrLimit.Because("A page holds 1 to 1000 events.").At("/limit")
+	}
 	h := History{Events: []HistoryEntry{}}
+	known := false
 	var state aggregates.CredentialState
 	stream := aggregates.Credential.Stream(call.Tenant, in.ID)
 	for rec, err := range s.cfg.Log.Store.Stream(ctx, stream, 0) {
@@ -228,16 +238,24 @@ func (s *Service) credentialHistory(ctx context.Context, call *Call, in Credenti
 		}
 		state = aggregates.Credential.Evolve(state, e)
 		m, public := projections.Public(rec)
-		if !public {
+		known = known || public
+		if !public || rec.Seq <= in.After {
 			continue
+		}
+		if n := len(h.Events); n >= in.Limit && rec.Index == 0 {
+			h.Next = h.Events[n-1].Seq
+			break
 		}
 		h.Events = append(h.Events, HistoryEntry{
 			Seq: rec.Seq, Type: storedName(m), Time: rec.Meta.Time, Actor: rec.Meta.Actor.Kind + ":" + rec.Meta.Actor.ID,
 			Via: rec.Meta.Via, Command: rec.Meta.Command, Version: state.Current().Version, Data: jsontext.Value(m.Data),
 		})
 	}
-	if len(h.Events) == 0 {
+	switch {
+	case !known:
 		return h, aggregates.ErrCredentialNotFound
+	case len(h.Events) == 0:
+		return h, nil
 	}
 	return h, s.cfg.Log.Store.WaitDurable(ctx, h.Events[len(h.Events)-1].Seq)
 }
@@ -309,6 +327,12 @@ func (s *Service) replayEvents(ctx context.Context, call *Call, in ReplayEvents)
 	r := Replay{Events: []ReplayedEvent{}, End: end}
 	if in.From > in.To {
 		return r, nil
+	}
+	select { // a replay reads the log of every tenant
+	case s.replays <- struct{}{}:
+		defer func() { <-s.replays }()
+	case <-ctx.Done():
+		return r, ctx.Err()
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

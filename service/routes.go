@@ -171,6 +171,11 @@ func (s *Service) Serve(ctx context.Context, call Call, name string, body []byte
 	if err := s.name(ctx, &call, route.Name, body); err != nil {
 		return nil, err
 	}
+	release, err := s.alone(ctx, &call)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	call.looked = s.cfg.Views.Position()
 	done, err := s.repeated(ctx, &call, 0)
 	if err != nil || done != nil {

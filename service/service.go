@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -58,6 +59,9 @@ type Service struct {
 	keyIDs      *lru.Cache[string, knownKey]
 	descriptors *lru.Cache[descriptorKey, commands.Descriptor]
 	tenants     *lru.Cache[string, struct{}]
+	obeyed      *lru.Cache[commandKey, uint64] // log sequence of the named commands obeyed lately
+	inFlight    sync.Map                       // commandKey of each named command under way, to a channel closed at its end
+	replays     chan struct{}                  // a slot for each replay under way
 	routes      map[string]*Route
 	metrics     *metrics
 	rebuild     rebuild
@@ -70,11 +74,13 @@ const (
 	maxKeys        = 10_000
 	maxDescriptors = 256
 	maxTenants     = 10_000
+	maxObeyed      = 10_000 // far more than the views are ever behind
+	maxReplays     = 4
 )
 
 // New makes a Service. Close ends it.
 func New(cfg Config) (*Service, error) {
-	s := &Service{cfg: cfg, now: cfg.Now, metrics: newMetrics(cfg.Metrics), routes: map[string]*Route{}}
+	s := &Service{cfg: cfg, now: cfg.Now, metrics: newMetrics(cfg.Metrics), routes: map[string]*Route{}, replays: make(chan struct{}, maxReplays)}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -88,6 +94,9 @@ func New(cfg Config) (*Service, error) {
 	}
 	if s.descriptors, err = lru.New[descriptorKey, commands.Descriptor](maxDescriptors); err != nil {
 		return nil, fmt.Errorf("cache of descriptors: %w", err)
+	}
+	if s.obeyed, err = lru.New[commandKey, uint64](maxObeyed); err != nil {
+		return nil, fmt.Errorf("cache of commands: %w", err)
 	}
 	if s.tenants, err = lru.New[string, struct{}](maxTenants); err != nil {
 		return nil, fmt.Errorf("cache of tenants: %w", err)

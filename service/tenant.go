@@ -36,7 +36,7 @@ func (s *Service) registerTenant(ctx context.Context, call *Call, in RegisterTen
 	if err := s.prepareTenant(ctx, in.ID); err != nil {
 		return Done{}, err
 	}
-	state, err := execute(ctx, s, call, aggregates.Tenant, events.System, commands.Tenant(commands.RegisterTenant(in)))
+	_, state, err := execute(ctx, s, call, aggregates.Tenant, events.System, commands.Tenant(commands.RegisterTenant(in)))
 	if err != nil {
 		return Done{}, err
 	}
@@ -130,7 +130,7 @@ func (s *Service) Bootstrap(ctx context.Context, given seal.Secret) (seal.Secret
 	if err := s.prepareTenant(ctx, DefaultTenant); err != nil {
 		return seal.Secret{}, err
 	}
-	if _, err := execute(ctx, s, call, aggregates.Tenant, events.System, commands.Tenant(commands.RegisterTenant{ID: DefaultTenant})); err != nil {
+	if _, _, err := execute(ctx, s, call, aggregates.Tenant, events.System, commands.Tenant(commands.RegisterTenant{ID: DefaultTenant})); err != nil {
 		return seal.Secret{}, fmt.Errorf("register the first tenant: %w", err)
 	}
 	_, err = s.issueKey(ctx, system(DefaultTenant, "bootstrap"), commands.IssueAPIKey{

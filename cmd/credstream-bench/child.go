@@ -382,6 +382,16 @@ func fsyncs(dir string, d time.Duration) (load, error) {
 // messageSize is that of the yardsticks' messages: about what a command stores.
 const messageSize = 400
 
+// busy is the load average of the last minute: what other programs took from
+// the run, when it is read before it.
+func busy() string {
+	b, err := os.ReadFile("/proc/loadavg")
+	if words := strings.Fields(string(b)); err == nil && len(words) > 0 {
+		return words[0]
+	}
+	return "unknown"
+}
+
 func machine() string {
 	model := runtime.GOARCH
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {

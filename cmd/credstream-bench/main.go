@@ -117,7 +117,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) (err error) {
 			return fmt.Errorf("build the service: %w: %s", err, said)
 		}
 	}
-	b.report = &report{out: stdout, began: time.Now()}
+	b.report = &report{out: stdout, began: time.Now(), busy: busy()}
 	if err := b.measure(ctx); err != nil {
 		if ctx.Err() != nil {
 			return errInterrupted

@@ -18,6 +18,7 @@ type line struct {
 type report struct {
 	out    io.Writer
 	began  time.Time
+	busy   string // load average before the run
 	parts  []part
 	missed int
 }
@@ -87,14 +88,15 @@ func (r *report) markdown(out io.Writer) {
 
 The last run of `+"`make bench`"+`, %s, %s of measuring. %s
 
-Machine: %s. Service, yardsticks and load share it. Every benchmarked call
+Machine: %s, load average %s before the run. Service, yardsticks
+and load share it. Every benchmarked call
 carries a checked API key (of %d), a tenant (of %d) and a command id where it is
 a command; a create seals the keys and syncs vault and log before it answers.
 All HTTP rows are driven by one raw keep-alive client, hello-world included. A
 ratio is taken within one round, a row shows the median of the rounds. Latencies
 under "at half load" are taken at half of the measured maximum rate, from the
 moment a call was due. A bar that was not reached says so.
-`, r.began.UTC().Format("2006-01-02 15:04 UTC"), time.Since(r.began).Round(time.Second), r.summary(), machine(), keys, tenants)
+`, r.began.UTC().Format("2006-01-02 15:04 UTC"), time.Since(r.began).Round(time.Second), r.summary(), machine(), r.busy, keys, tenants)
 	for _, p := range r.parts {
 		fmt.Fprintf(out, "\n## %s\n\n| | result | against | bar | |\n|---|---|---|---|---|\n", p.title)
 		for _, l := range p.lines {

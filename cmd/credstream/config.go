@@ -6,6 +6,7 @@ import (
 	"io"
 	"reflect"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -33,6 +34,8 @@ type serveConfig struct {
 	BehindTLSProxy      bool   `flag:"behind-tls-proxy" env:"CREDSTREAM_BEHIND_TLS_PROXY" help:"take requests that hold secrets over plain HTTP from other machines: only where nothing but a proxy that ends TLS can reach the port"`
 	LogFormat           string `flag:"log-format" arg:"FORMAT" env:"CREDSTREAM_LOG_FORMAT" default:"text" help:"text or json"`
 	LogLevel            string `flag:"log-level" arg:"LEVEL" env:"CREDSTREAM_LOG_LEVEL" default:"info" help:"debug, info, warn or error"`
+
+	fsyncDelay time.Duration `env:"CREDSTREAM_BENCH_FSYNC_DELAY" help:"added to every fsync, to model a slower disk; for benchmarks alone"`
 
 	kmsToken seal.Secret `env:"CREDSTREAM_KMS_TOKEN" help:"token for a Vault or OpenBao KMS; by the environment alone"`
 }
@@ -130,6 +133,12 @@ func newServeCommand(getenv func(string) string, serve func(ctx context.Context,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if token := getenv("CREDSTREAM_KMS_TOKEN"); token != "" {
 				cfg.kmsToken = seal.NewSecret([]byte(token))
+			}
+			if delay := getenv("CREDSTREAM_BENCH_FSYNC_DELAY"); delay != "" {
+				var err error
+				if cfg.fsyncDelay, err = time.ParseDuration(delay); err != nil {
+					return errEnvironment.Because("The variable CREDSTREAM_BENCH_FSYNC_DELAY is not a duration.")
+				}
 			}
 			return serve(cmd.Context(), cfg, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},

@@ -745,6 +745,7 @@ func TestTerminate(t *testing.T) {
 	p = spawn(t, data)
 	a := api{base: p.http, key: adminKey, tenant: "default"}
 	must(t, a.query("component.get", "id=plain", nil))
+	must(t, p.kill(syscall.SIGTERM))
 	if strings.Contains(p.out.String(), "cs_") {
 		t.Errorf("a later start shows a key:\n%s", p.out)
 	}

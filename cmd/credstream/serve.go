@@ -127,6 +127,9 @@ func (p *program) openNode(ctx context.Context) error {
 	if err := os.MkdirAll(p.cfg.Data, 0o700); err != nil {
 		return fmt.Errorf("make the data folder: %w", err)
 	}
+	if err := os.Chmod(p.cfg.Data, 0o700); err != nil { //nolint:gosec // a folder needs its x bit
+		return fmt.Errorf("close the data folder to others: %w", err)
+	}
 	var clear []string
 	for _, r := range service.Routes() {
 		if r.Secrets {
@@ -146,6 +149,11 @@ func (p *program) openNode(ctx context.Context) error {
 	})
 	if err != nil {
 		return err
+	}
+	if p.cfg.fsyncDelay > 0 {
+		p.log.Warn("every fsync is delayed, to model a slower disk", "by", p.cfg.fsyncDelay)
+		p.node.Syncer(eventlog.Stream).Delay = p.cfg.fsyncDelay
+		p.node.Syncer(vault.Stream).Delay = p.cfg.fsyncDelay
 	}
 	p.stop = append(p.stop, func() {
 		ctx, cancel := context.WithTimeout(context.Background(), stopTime)
@@ -462,10 +470,10 @@ func (p *program) openParts(ctx context.Context) error {
 	p.parts.Go(func() error { return p.keep(p.life, "projector", p.proj.Run) })
 	p.parts.Go(func() error { return p.keep(p.life, "feed", p.feed.Run) })
 	p.parts.Go(func() error { return p.node.Watch(p.life) })
-	p.parts.Go(func() error { return p.svc.RunCollector(p.life, collectEvery, orphanAge) })
 	p.parts.Go(func() error { return p.afterRestarts(p.life) })
 	if p.cut == nil {
 		p.parts.Go(func() error { return p.water.Run(p.life) })
+		p.parts.Go(func() error { return p.svc.RunCollector(p.life, collectEvery, orphanAge) })
 	}
 	if err := p.proj.Wait(ctx, end); err != nil {
 		return fmt.Errorf("bring the views up to the log: %w", err)
@@ -484,7 +492,7 @@ func (p *program) keep(ctx context.Context, part string, run func(context.Contex
 }
 
 // afterRestarts compares what is kept in memory with the log again each time
-// the embedded server was restarted.
+// the embedded server was restarted. It ends the process when the log was cut short.
 func (p *program) afterRestarts(ctx context.Context) error {
 	for {
 		select {
@@ -496,7 +504,13 @@ func (p *program) afterRestarts(ctx context.Context) error {
 		for ctx.Err() == nil {
 			err := p.store.Reload(ctx)
 			if err == nil {
+				err = p.water.Check(ctx)
+			}
+			if err == nil {
 				break
+			}
+			if errors.Is(err, eventlog.ErrLogCutShort) {
+				return err // the next start serves what is left, and says so
 			}
 			p.log.Warn("the log is not back yet", "err", err)
 			select {
