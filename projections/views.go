@@ -72,7 +72,7 @@ type Views struct {
 	w        *writer    // nil when closed
 	position atomic.Uint64
 	keys     atomic.Uint64 // how often what is known of API keys may have changed
-	readers  chan *conn // the idle ones
+	readers  chan *conn    // the idle ones
 	closed   chan struct{}
 
 	bounds     bounds
