@@ -231,7 +231,10 @@ func (g Grant) subjects() (requests, subscriptions []string, err error) {
 		for _, root := range requestRoots {
 			requests = append(requests, "credstream."+root+"."+t+".>")
 		}
-		if g.Follow {
+		switch {
+		case g.Follow && t == AllTenants:
+			subscriptions = append(subscriptions, FeedSubject+".>") // any subscription to the feed is within it
+		case g.Follow:
 			subscriptions = append(subscriptions, FeedSubject+"."+t+".>")
 		}
 		for _, consumer := range g.consumers(t) {

@@ -196,7 +196,7 @@ func TestLifeOfACredential(t *testing.T) {
 
 	nc := u.connect(t, adminKey)
 	feed := make(chan *nats.Msg, 100)
-	sub, err := nc.ChanSubscribe("credstream.events.default.credential.>", feed)
+	sub, err := nc.ChanSubscribe("credstream.events.*.credential.>", feed)
 	must(t, err)
 	must(t, nc.Flush())
 	defer func() { _ = sub.Unsubscribe() }()
