@@ -5,6 +5,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/go-json-experiment/json"
+
 	"github.com/credstream/credstream/service"
 )
 
@@ -24,6 +26,40 @@ func BenchmarkCreate(b *testing.B) {
 			call := service.Call{Tenant: "default", Principal: admin, Via: "http", CommandID: fmt.Sprint("bench-", i)}
 			body := fmt.Appendf(nil, `{"component":"plain","name":"Credential %d","keys":{"apiKey":"%d"}}`, i, i)
 			if _, err := u.svc.Serve(b.Context(), call, "credential.create", body); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+}
+
+// BenchmarkGet is credential.get from many callers, its answer encoded, without
+// an edge.
+func BenchmarkGet(b *testing.B) {
+	u := bring(b, b.TempDir())
+	registerPlain(b, u.base)
+	admin, err := u.svc.Authenticate(b.Context(), adminKey)
+	must(b, err)
+	var bodies [][]byte
+	var d done
+	for i := range 500 {
+		must(b, u.command("credential.create", "", map[string]any{
+			"component": "plain", "name": fmt.Sprint("Credential ", i), "keys": map[string]string{"apiKey": "k"},
+		}, &d))
+		bodies = append(bodies, fmt.Appendf(nil, `{"id":%q}`, d.ID))
+	}
+	must(b, u.query("credential.get", fmt.Sprint("id=", d.ID, "&min_seq=", d.Seq), nil))
+	call := service.Call{Tenant: "default", Principal: admin, Via: "http"}
+	var n atomic.Int64
+	b.SetParallelism(32)
+	b.ReportAllocs()
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			answer, err := u.svc.Serve(b.Context(), call, "credential.get", bodies[n.Add(1)%500])
+			if err != nil {
+				b.Error(err)
+			}
+			if _, err := json.Marshal(answer); err != nil {
 				b.Error(err)
 			}
 		}

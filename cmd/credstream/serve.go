@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -39,6 +40,8 @@ const (
 	stopTime     = 3 * time.Second   // for requests under way when the process is told to stop
 	collectEvery = 10 * time.Minute  // between two looks for orphaned secrets
 	orphanAge    = time.Hour         // of a secret before it is looked at
+	idleAfter    = 5 * time.Second   // without a commit
+	burst        = 1_000             // commits that leave something to give back
 	bulkRebuild  = 5_000             // commits behind which the views are built anew rather than caught up
 )
 
@@ -471,6 +474,7 @@ func (p *program) openParts(ctx context.Context) error {
 	p.parts.Go(func() error { return p.keep(p.life, "feed", p.feed.Run) })
 	p.parts.Go(func() error { return p.node.Watch(p.life) })
 	p.parts.Go(func() error { return p.afterRestarts(p.life) })
+	p.parts.Go(func() error { return p.giveMemoryBack(p.life) })
 	if p.cut == nil {
 		p.parts.Go(func() error { return p.water.Run(p.life) })
 		p.parts.Go(func() error { return p.svc.RunCollector(p.life, collectEvery, orphanAge) })
@@ -518,6 +522,27 @@ func (p *program) afterRestarts(ctx context.Context) error {
 			case <-time.After(100 * time.Millisecond):
 			}
 		}
+	}
+}
+
+// giveMemoryBack returns to the system what a burst of commands left behind,
+// once they have stopped coming. The runtime alone takes minutes.
+func (p *program) giveMemoryBack(ctx context.Context) error {
+	tick := time.NewTicker(idleAfter)
+	defer tick.Stop()
+	var seen, given uint64
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		now := p.store.Durable()
+		if now == seen && now > given+burst {
+			debug.FreeOSMemory()
+			given = now
+		}
+		seen = now
 	}
 }
 
