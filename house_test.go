@@ -3,10 +3,12 @@
 package credstream_test
 
 import (
+	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"os"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -55,6 +57,30 @@ func TestImports(t *testing.T) {
 			if !slices.Contains(may, to) {
 				t.Errorf("%s: %s must not import %s", file, room, to)
 			}
+		}
+	}
+}
+
+var recordForm = regexp.MustCompile(`^# (\d{4}): [^\n]+\n\n\| \| \|\n\|---\|---\|\n\| Status \| (proposed|accepted|superseded by \d{4}) \|\n\| Date \| \d{4}-\d\d-\d\d \|\n`)
+
+// Every decision has its number, its status and its date.
+func TestDecisionRecords(t *testing.T) {
+	files, err := filepath.Glob("docs/adr/*.md")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no decisions found", err)
+	}
+	for i, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		head := recordForm.FindSubmatch(b)
+		if head == nil {
+			t.Errorf("%s does not begin with its title and table", file)
+			continue
+		}
+		if want := fmt.Sprintf("%04d", i+1); string(head[1]) != want || !strings.HasPrefix(filepath.Base(file), want+"-") {
+			t.Errorf("%s is decision %s, want %s", file, head[1], want)
 		}
 	}
 }

@@ -43,7 +43,12 @@ type Feed struct {
 	err   atomic.Pointer[error]
 }
 
-// NewFeed makes a writer; Run runs it.
+// AckTimeout bounds how long the feed waits for the acknowledgement of a
+// message: a server whose disk has failed answers nothing.
+const AckTimeout = 5 * time.Second
+
+// NewFeed makes a writer; Run runs it. js is made with
+// jetstream.WithPublishAsyncTimeout(AckTimeout).
 func NewFeed(js jetstream.JetStream, store events.Store, log *slog.Logger) *Feed {
 	return &Feed{js: js, store: store, log: log}
 }
@@ -288,8 +293,10 @@ func (f *Feed) write(ctx context.Context, told place, feedSeq uint64) error {
 			case err := <-s.ack.Err():
 				cancel()
 				failed <- &publishError{err}
-				for range inFlight {
-				}
+				drain(inFlight) // what follows a failed message fails as well
+				return
+			case <-ctx.Done(): // nobody waits for the rest any more
+				drain(inFlight)
 				return
 			}
 		}
@@ -300,6 +307,12 @@ func (f *Feed) write(ctx context.Context, told place, feedSeq uint64) error {
 		return lost
 	}
 	return err
+}
+
+// drain takes what is sent until the sender has ended.
+func drain[T any](from <-chan T) {
+	for range from { //nolint:revive // nothing to do
+	}
 }
 
 func (f *Feed) send(ctx context.Context, told place, feedSeq uint64, sent func(jetstream.PubAckFuture, place)) error {

@@ -204,8 +204,10 @@ func (n *Node) options(p *port) (*server.Options, error) {
 		SyncAlways:                 n.cfg.SyncAlways,
 		SyncInterval:               syncBackstop,
 		MaxPayload:                 maxPayload,
-		NoSigs:                     true,
-		DontListen:                 n.cfg.Listen == "",
+		// Every tenant has two consumers of the feed; clients can make none.
+		JetStreamLimits: server.JSLimitOpts{DefaultMaxConsumers: -1},
+		NoSigs:          true,
+		DontListen:      n.cfg.Listen == "",
 	}
 	if o.DontListen {
 		return o, nil

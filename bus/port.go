@@ -381,7 +381,7 @@ func (n *Node) EnsureTenant(ctx context.Context, tenant string) error {
 			return fmt.Errorf("making consumer %s: %w", name, err)
 		}
 	}
-	if err := n.Syncer(FeedStream).SyncTree(); err != nil {
+	if err := n.Syncer(FeedStream).SyncConsumers(EngineConsumer(tenant), AuditConsumer(tenant)); err != nil {
 		return err
 	}
 	n.mu.Lock()

@@ -142,6 +142,28 @@ func (s *Syncer) SyncTree() error {
 	return nil
 }
 
+// SyncConsumers fsyncs what the stream keeps of these durable consumers. Call it
+// once after creating them.
+func (s *Syncer) SyncConsumers(names ...string) error {
+	all := filepath.Join(filepath.Dir(s.dir), "obs")
+	var err error
+	for _, name := range names {
+		err = errors.Join(err, filepath.WalkDir(filepath.Join(all, name), func(path string, _ fs.DirEntry, err error) error {
+			if err == nil {
+				err = s.syncPath(path)
+			}
+			if errors.Is(err, fs.ErrNotExist) && filepath.Base(path) != name {
+				return nil // the server's temporary files come and go
+			}
+			return err
+		}))
+	}
+	if err = errors.Join(err, s.syncPath(all), s.syncPath(filepath.Dir(all))); err != nil {
+		return s.fail(fmt.Errorf("syncing the consumers of %s: %w", filepath.Dir(s.dir), err))
+	}
+	return nil
+}
+
 func (s *Syncer) run() {
 	defer close(s.done)
 	defer func() {

@@ -255,12 +255,22 @@ type HistoryEntry struct {
 
 // CredentialHistory returns what happened to one credential, oldest first, also
 // after its end.
-func (a *API) CredentialHistory(ctx context.Context, id string) ([]HistoryEntry, error) {
-	var h struct {
-		Events []HistoryEntry `json:"events"`
+func (a *API) CredentialHistory(ctx context.Context, id string) (history []HistoryEntry, err error) {
+	for after := uint64(0); ; {
+		var page struct {
+			Events []HistoryEntry `json:"events"`
+			Next   uint64         `json:"next"`
+		}
+		ask := struct {
+			ID    string `json:"id"`
+			After uint64 `json:"after,omitzero"`
+		}{id, after}
+		if err := a.Query(ctx, "credential.history", ask, &page); err != nil {
+			return nil, err
+		}
+		history = append(history, page.Events...)
+		if after = page.Next; after == 0 {
+			return history, nil
+		}
 	}
-	if err := a.Query(ctx, "credential.history", byID{ID: id}, &h); err != nil {
-		return nil, err
-	}
-	return h.Events, nil
 }

@@ -294,7 +294,7 @@ func (p *program) openService(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	feedJS, err := jetstream.New(feedConn)
+	feedJS, err := jetstream.New(feedConn, jetstream.WithPublishAsyncTimeout(bus.AckTimeout))
 	if err != nil {
 		return fmt.Errorf("open JetStream: %w", err)
 	}
