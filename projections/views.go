@@ -91,7 +91,7 @@ func OpenViews(path string, opts ViewsOptions) (*Views, error) {
 		opts.Logger = slog.Default()
 	}
 	v := &Views{
-		path: path, opts: opts, log: opts.Logger, bounds: bounds{walk: 2000, candidates: 1000},
+		path: path, opts: opts, log: opts.Logger, bounds: bounds{walk: 600, candidates: 600},
 		readers: make(chan *conn, opts.Readers), closed: make(chan struct{}),
 	}
 	if why := unfit(path, opts.Log); why != nil {
