@@ -311,7 +311,7 @@ func (f *Feed) write(ctx context.Context, told place, feedSeq uint64) error {
 
 // drain takes what is sent until the sender has ended.
 func drain[T any](from <-chan T) {
-	for range from { //nolint:revive // nothing to do
+	for range from {
 	}
 }
 
