@@ -39,6 +39,7 @@ var (
 // service with one endpoint for each route, so that discovery and statistics
 // ($SRV.PING, INFO, STATS) work.
 type Endpoints struct {
+	conn    *nats.Conn
 	service *service.Service
 	caller  func(nats.Header) (principal string, ok bool)
 	log     *slog.Logger
@@ -66,7 +67,7 @@ type EndpointsConfig struct {
 // ServeEndpoints starts to answer. Close ends it.
 func ServeEndpoints(cfg EndpointsConfig) (*Endpoints, error) {
 	e := &Endpoints{
-		service: cfg.Service, caller: cfg.Caller, log: cfg.Logger, slots: make(chan struct{}, maxInFlight),
+		conn: cfg.Conn, service: cfg.Service, caller: cfg.Caller, log: cfg.Logger, slots: make(chan struct{}, maxInFlight),
 		busy: map[string]int{},
 		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "credstream_nats_requests_dropped_total", Help: "Requests dropped unread, by reason.",
@@ -172,9 +173,7 @@ func (e *Endpoints) answer(req micro.Request, route, tenant, principal string) {
 		e.refuse(req, route, id, err)
 		return
 	}
-	if err := req.Respond(body); err != nil {
-		e.log.Warn("an answer was not sent", "route", route, "request", id, "err", err)
-	}
+	e.send(route, id, &nats.Msg{Subject: req.Reply(), Data: body})
 }
 
 // refuse answers with the problem of err, in the micro service's error headers too.
@@ -182,11 +181,20 @@ func (e *Endpoints) refuse(req micro.Request, route, id string, err error) {
 	problem := fault.Of(err).Problem()
 	problem.RequestID = id
 	data, err := json.Marshal(problem)
-	if err == nil {
-		err = req.Error(strconv.Itoa(problem.Status), problem.Detail, data)
-	}
 	if err != nil {
-		e.log.Warn("a refusal was not sent", "route", route, "request", id, "err", err)
+		e.log.Error("a refusal was not encoded", "route", route, "request", id, "err", err)
+		return
+	}
+	e.send(route, id, &nats.Msg{Subject: req.Reply(), Data: data, Header: nats.Header{
+		micro.ErrorHeader: {problem.Detail}, micro.ErrorCodeHeader: {strconv.Itoa(problem.Status)},
+	}})
+}
+
+// send publishes an answer. A micro.Request is done when its handler returns,
+// which was before, so its own means of answering cannot be used.
+func (e *Endpoints) send(route, id string, answer *nats.Msg) {
+	if err := e.conn.PublishMsg(answer); err != nil {
+		e.log.Warn("an answer was not sent", "route", route, "request", id, "err", err)
 	}
 }
 

@@ -347,7 +347,11 @@ func (s *Service) revertCredential(ctx context.Context, call *Call, in RevertCre
 	case !kept:
 		return Done{}, aggregates.ErrCredentialVersionNotFound.At("/version")
 	case to.Version == now.Version: // already so: these keys go nowhere
-		return s.changeCredential(ctx, call, commands.RevertCredential{ID: in.ID, Expected: in.Expected, To: in.Version})
+		done, err := s.changeCredential(ctx, call, commands.RevertCredential{ID: in.ID, Expected: now.Version, To: in.Version})
+		if in.Expected == 0 && errors.Is(err, aggregates.ErrCredentialVersionStale) {
+			return s.revertCredential(ctx, call, in) // no longer so: somebody put other keys in force
+		}
+		return done, err
 	case to.HostMAC != now.HostMAC || !slices.Equal(to.Hosts, now.Hosts): // the aggregate decides again
 		return Done{}, aggregates.ErrCredentialHostsChanged
 	}
