@@ -24,6 +24,7 @@ type Decider[S any, C commands.Command, E any] struct {
 	Decide   func(S, C) ([]E, error) // no events and no error: already so
 	Evolve   func(S, E) S            // cannot fail: the fact has happened
 	New      func(C) bool            // the command begins a stream: nothing to load; nil when there is none such
+	Weight   func(S) int             // number of entries that make the state large; nil when it never is
 }
 
 // State is a folded stream.
@@ -50,12 +51,37 @@ func NewLog(store events.Store, size int) (*Log, error) {
 	return &Log{Store: store, states: states}, nil
 }
 
+// Saw drops what is cached of a stream that has a commit at seq which this
+// process did not append itself.
+func (l *Log) Saw(stream events.StreamID, seq uint64) {
+	if s, ok := l.states.Peek(stream); ok && s.(revisioned).revision() < seq {
+		l.states.Remove(stream)
+	}
+}
+
+// revisioned is any State.
+type revisioned interface{ revision() uint64 }
+
+func (s State[S]) revision() uint64 { return s.Seq }
+
 // Forget drops every cached state: the log may have been cut below them.
 func (l *Log) Forget() { l.states.Purge() }
 
 // snapshotEvery is the number of commits after which a load would be slow
-// enough to be worth a snapshot.
-const snapshotEvery = 32
+// enough to be worth a snapshot. A large state takes longer to write, so it is
+// written less often: every entriesPerCommit entries stand for one more commit.
+const (
+	snapshotEvery    = 32
+	entriesPerCommit = 64
+)
+
+func (d Decider[S, C, E]) snapshotDue(s State[S]) bool {
+	every := snapshotEvery
+	if d.Weight != nil {
+		every += d.Weight(s.Value) / entriesPerCommit
+	}
+	return s.tail >= every
+}
 
 // maxAttempts bounds the rounds of one command that keeps losing races.
 const maxAttempts = 32
@@ -188,7 +214,7 @@ func (d Decider[S, C, E]) Execute(ctx context.Context, log *Log, tenant string, 
 		for _, f := range facts {
 			after.Value = d.Evolve(after.Value, f)
 		}
-		if after.tail >= snapshotEvery {
+		if d.snapshotDue(after) {
 			after = d.snapshot(ctx, log, stream, after)
 		}
 		log.states.Add(stream, after)

@@ -2,6 +2,7 @@ package aggregates
 
 import (
 	"slices"
+	"time"
 
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
@@ -18,6 +19,12 @@ var (
 		"The credential has no such version, or it is too old to go back to.")
 	ErrCredentialHostsChanged = fault.New(fault.Precondition, "credential_hosts_changed",
 		"That version belongs to other hosts than the present one. Enter its keys again instead.")
+	// ErrCredentialInUse keeps the credential of a running flow. Its detail names the flows.
+	ErrCredentialInUse = fault.New(fault.Precondition, "credential_in_use",
+		"The credential is in use by an active flow. Delete these flows first or give them another credential.")
+	// ErrCredentialComponentMismatch refuses a step that names a credential of another component.
+	ErrCredentialComponentMismatch = fault.New(fault.Invalid, "credential_component_mismatch",
+		"The step runs another component than the one its credential is for.")
 	// ErrSecretAbandoned tells a writer that its secret was collected before its
 	// commit arrived: it must put the secret anew. No caller sees it.
 	ErrSecretAbandoned = fault.New(fault.Conflict, "secret_abandoned", "The secret was collected before it was used.")
@@ -29,8 +36,9 @@ const KeptVersions = 10
 
 // Credential decides what may happen to one credential.
 var Credential = Decider[CredentialState, commands.Credential, events.Credential]{
-	Category: "credential", Fold: 1, Decide: CredentialState.decide, Evolve: CredentialState.evolve,
-	New: func(c commands.Credential) bool { _, is := c.(commands.CreateCredential); return is },
+	Category: "credential", Fold: 2, Decide: CredentialState.decide, Evolve: CredentialState.evolve,
+	New:    func(c commands.Credential) bool { _, is := c.(commands.CreateCredential); return is },
+	Weight: func(s CredentialState) int { return s.Uses.Len() },
 }
 
 // CredentialState is what decisions about a credential rest on.
@@ -43,6 +51,7 @@ type CredentialState struct {
 	Status    events.Status
 	Versions  []events.KeysVersion // the newest KeptVersions, oldest first
 	Abandoned []string             // secret ids no event may name any more
+	Uses      Uses                 // by flows
 }
 
 // Live reports whether the credential exists and is not deleted.
@@ -87,6 +96,12 @@ func (s CredentialState) decide(cmd commands.Credential) ([]events.Credential, e
 		return s.delete(c)
 	case commands.AbandonSecret:
 		return s.abandon(c)
+	case commands.UseCredential:
+		return s.use(c)
+	case commands.ReserveCredential:
+		return s.reserve(c)
+	case commands.ReleaseCredential:
+		return s.release(c), nil
 	}
 	return nil, nil
 }
@@ -98,9 +113,13 @@ func (s CredentialState) create(c commands.CreateCredential) ([]events.Credentia
 	case slices.Contains(s.Abandoned, c.Keys.SecretID):
 		return nil, ErrSecretAbandoned
 	}
-	return []events.Credential{events.CredentialCreated{
+	facts := []events.Credential{events.CredentialCreated{
 		Component: c.Component, Name: c.Name, Workspace: c.Workspace, Keys: s.next(c.Keys),
-	}}, nil
+	}}
+	if c.For != nil {
+		facts = append(facts, events.CredentialUsed{Flow: c.For.Flow, Named: true, Steps: []string{c.For.Step}})
+	}
+	return facts, nil
 }
 
 func (s CredentialState) rename(c commands.RenameCredential) ([]events.Credential, error) {
@@ -146,7 +165,91 @@ func (s CredentialState) delete(c commands.DeleteCredential) ([]events.Credentia
 	if err := s.mayChange(c.Expected); err != nil {
 		return nil, err
 	}
+	if s.Uses.Held() {
+		return nil, ErrCredentialInUse
+	}
 	return []events.Credential{events.CredentialDeleted{}}, nil
+}
+
+// use records what the flow engine said, unless something newer is known.
+func (s CredentialState) use(c commands.UseCredential) ([]events.Credential, error) {
+	steps, err := s.serves(c.Steps)
+	if err != nil {
+		return nil, err
+	}
+	now, _ := s.Uses.Of(c.Flow)
+	next := Use{Revision: c.Revision, Named: true, Active: c.Active, Binding: now.Binding, Until: now.Until}
+	if c.Active {
+		next.Binding, next.Until = "", 0 // the start confirms the reservation
+	}
+	if now.Revision > c.Revision || next == now {
+		return nil, nil
+	}
+	return used(c.Flow, next, steps), nil
+}
+
+// reserve holds the credential for a flow, beside what is known of its use.
+func (s CredentialState) reserve(c commands.ReserveCredential) ([]events.Credential, error) {
+	steps, err := s.serves(c.Steps)
+	if err != nil {
+		return nil, err
+	}
+	next, _ := s.Uses.Of(c.Flow)
+	if next.Binding == c.Binding {
+		return nil, nil
+	}
+	next.Binding, next.Until = c.Binding, c.Until.UnixMicro()
+	return used(c.Flow, next, steps), nil
+}
+
+func used(flow string, u Use, steps []string) []events.Credential {
+	e := events.CredentialUsed{Flow: flow, Revision: u.Revision, Named: u.Named, Active: u.Active, Steps: steps, Binding: u.Binding}
+	if u.Until != 0 {
+		e.Until = time.UnixMicro(u.Until).UTC()
+	}
+	return []events.Credential{e}
+}
+
+// serves returns the sorted ids of the steps that the credential can serve: those
+// of its own component.
+func (s CredentialState) serves(steps []events.FlowStep) ([]string, error) {
+	if !s.Live() {
+		return nil, ErrCredentialNotFound
+	}
+	ids := []string{}
+	for _, step := range steps {
+		if step.Component == s.Component {
+			ids = append(ids, step.ID)
+		}
+	}
+	if len(ids) == 0 {
+		return nil, ErrCredentialComponentMismatch
+	}
+	slices.Sort(ids)
+	return ids, nil
+}
+
+// release ends what it says, and keeps the rest: a reservation outlives a change
+// of the flow, and a running flow outlives its reservation.
+func (s CredentialState) release(c commands.ReleaseCredential) []events.Credential {
+	now, uses := s.Uses.Of(c.Flow)
+	if !uses {
+		return nil
+	}
+	next := now
+	if c.Revision > 0 && now.Revision <= c.Revision {
+		next.Revision, next.Named, next.Active = 0, false, false
+	}
+	if c.Binding != "" && now.Binding == c.Binding {
+		next.Binding, next.Until = "", 0
+	}
+	switch {
+	case next == now:
+		return nil
+	case !next.Named && next.Binding == "":
+		return []events.Credential{events.CredentialReleased{Flow: c.Flow, Revision: c.Revision}}
+	}
+	return used(c.Flow, next, []string{})
 }
 
 // abandon forbids a secret, also before the credential exists.
@@ -193,7 +296,15 @@ func (s CredentialState) evolve(e events.Credential) CredentialState {
 			s.Status = e.Verification.Status
 		}
 	case events.CredentialDeleted:
-		s.Deleted, s.Versions = true, nil
+		s.Deleted, s.Versions, s.Uses = true, nil, Uses{}
+	case events.CredentialUsed:
+		use := Use{Revision: e.Revision, Named: e.Named, Active: e.Active, Binding: e.Binding}
+		if !e.Until.IsZero() {
+			use.Until = e.Until.UnixMicro()
+		}
+		s.Uses = s.Uses.with(e.Flow, use)
+	case events.CredentialReleased:
+		s.Uses = s.Uses.without(e.Flow)
 	case events.SecretAbandoned:
 		s.Abandoned = append(slices.Clip(s.Abandoned), e.SecretID)
 	}

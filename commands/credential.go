@@ -1,6 +1,10 @@
 package commands
 
-import "github.com/credstream/credstream/events"
+import (
+	"time"
+
+	"github.com/credstream/credstream/events"
+)
 
 // Credential is the sum of the intents about one credential.
 //
@@ -25,7 +29,11 @@ type NewKeys struct {
 type CreateCredential struct {
 	ID, Component, Name, Workspace string
 	Keys                           NewKeys
+	For                            *StepOfFlow // the step it is made for; nil for none
 }
+
+// StepOfFlow names one step.
+type StepOfFlow struct{ Flow, Step string }
 
 // RenameCredential gives it another name.
 type RenameCredential struct {
@@ -64,6 +72,28 @@ type DeleteCredential struct {
 // AbandonSecret forbids a secret that no event names, so that it can be erased.
 type AbandonSecret struct{ ID, SecretID string }
 
+// UseCredential records that steps of a flow name the credential, as the flow engine said.
+type UseCredential struct {
+	ID, Flow string
+	Revision uint64 // of the flow, at least 1
+	Active   bool
+	Steps    []events.FlowStep // those that name it
+}
+
+// ReserveCredential holds it for a flow that is about to start.
+type ReserveCredential struct {
+	ID, Flow, Binding string
+	Steps             []events.FlowStep // those that name it
+	Until             time.Time
+}
+
+// ReleaseCredential ends the use by a flow, a reservation, or both.
+type ReleaseCredential struct {
+	ID, Flow string
+	Revision uint64 // the flow of this revision does not name it; 0: only the reservation ends
+	Binding  string // the reservation that ends; "": none
+}
+
 // Target implements Command.
 func (c CreateCredential) Target() string   { return c.ID }
 func (c RenameCredential) Target() string   { return c.ID }
@@ -72,6 +102,9 @@ func (c RevertCredential) Target() string   { return c.ID }
 func (c RecordVerification) Target() string { return c.ID }
 func (c DeleteCredential) Target() string   { return c.ID }
 func (c AbandonSecret) Target() string      { return c.ID }
+func (c UseCredential) Target() string      { return c.ID }
+func (c ReserveCredential) Target() string  { return c.ID }
+func (c ReleaseCredential) Target() string  { return c.ID }
 
 func (CreateCredential) credential()   {}
 func (RenameCredential) credential()   {}
@@ -80,3 +113,6 @@ func (RevertCredential) credential()   {}
 func (RecordVerification) credential() {}
 func (DeleteCredential) credential()   {}
 func (AbandonSecret) credential()      {}
+func (UseCredential) credential()      {}
+func (ReserveCredential) credential()  {}
+func (ReleaseCredential) credential()  {}

@@ -1,5 +1,7 @@
 package events
 
+import "time"
+
 // Credential is the sum of the facts about one credential, stream
 // "credential.<id>" within its tenant.
 //
@@ -70,6 +72,25 @@ type CredentialVerified struct {
 // CredentialDeleted ends the credential; its secrets are erased from the vault.
 type CredentialDeleted struct{}
 
+// CredentialUsed is how a flow stands to the credential from here on: a step
+// names it, it is reserved for the flow, or both. The credential cannot be
+// deleted while the flow is active or a reservation stands.
+type CredentialUsed struct {
+	Flow     string    `json:"flow"`
+	Revision uint64    `json:"revision"`       // of the flow; 0 when the flow engine has not told of it yet
+	Named    bool      `json:"named"`          // a step of the flow names the credential
+	Active   bool      `json:"active"`         // and the flow runs
+	Steps    []string  `json:"steps"`          // ids of the steps that name it or are reserved for, sorted
+	Binding  string    `json:"binding"`        // id of the reservation, "" when none stands
+	Until    time.Time `json:"until,omitzero"` // when the reservation ends by itself
+}
+
+// CredentialReleased says that a flow has to do with the credential no longer.
+type CredentialReleased struct {
+	Flow     string `json:"flow"`
+	Revision uint64 `json:"revision"` // of the flow that no longer names it, 0 when only a reservation ended
+}
+
 // SecretAbandoned forbids a secret that no event names yet: the collector
 // erases it, and a writer that comes late must put its secret anew.
 type SecretAbandoned struct {
@@ -82,6 +103,8 @@ func (CredentialKeysReplaced) credential() {}
 func (CredentialReverted) credential()     {}
 func (CredentialVerified) credential()     {}
 func (CredentialDeleted) credential()      {}
+func (CredentialUsed) credential()         {}
+func (CredentialReleased) credential()     {}
 func (SecretAbandoned) credential()        {}
 
 var credentialTypes = []Type{
@@ -91,5 +114,7 @@ var credentialTypes = []Type{
 	Define[CredentialReverted]("credential.reverted"),
 	Define[CredentialVerified]("credential.verified"),
 	Define[CredentialDeleted]("credential.deleted"),
+	Define[CredentialUsed]("credential.used"),
+	Define[CredentialReleased]("credential.released"),
 	Define[SecretAbandoned]("secret.abandoned"),
 }

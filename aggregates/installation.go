@@ -1,0 +1,36 @@
+package aggregates
+
+import (
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+)
+
+// Installation decides what is recorded about the installation itself.
+var Installation = Decider[InstallationState, commands.Installation, events.Installation]{
+	Category: "installation", Fold: 1, Decide: InstallationState.decide, Evolve: InstallationState.evolve,
+}
+
+// InstallationState is what was recorded last.
+type InstallationState struct {
+	Attested *events.DurabilityAttested
+}
+
+func (s InstallationState) decide(cmd commands.Installation) ([]events.Installation, error) {
+	switch c := cmd.(type) {
+	case commands.AttestDurability:
+		now := events.DurabilityAttested(c)
+		if s.Attested != nil && *s.Attested == now {
+			return nil, nil
+		}
+		return []events.Installation{now}, nil
+	}
+	return nil, nil
+}
+
+func (s InstallationState) evolve(e events.Installation) InstallationState {
+	switch e := e.(type) {
+	case events.DurabilityAttested:
+		s.Attested = &e
+	}
+	return s
+}

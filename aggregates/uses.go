@@ -1,0 +1,140 @@
+package aggregates
+
+import (
+	"slices"
+
+	"github.com/benbjohnson/immutable"
+	"github.com/go-json-experiment/json"
+)
+
+// Use is how one flow stands to the thing it uses.
+type Use struct {
+	Revision uint64 `json:"r,omitzero"` // of the flow when it was last heard of
+	Named    bool   `json:"n,omitzero"` // a step of the flow names it
+	Active   bool   `json:"a,omitzero"` // and the flow runs
+	Binding  string `json:"b,omitzero"` // id of a reservation, "" when none stands
+	Until    int64  `json:"u,omitzero"` // when the reservation ends by itself: microseconds since 1970
+}
+
+// Holds reports whether what is used must not go away.
+func (u Use) Holds() bool { return u.Active || u.Binding != "" }
+
+// Uses are the flows that use one thing. It is a value like every state: with
+// returns another one that shares what did not change, so that folding an event
+// costs the same with ten flows and with ten thousand.
+type Uses struct {
+	flows *immutable.Map[string, Use] // nil when there are none
+	held  int                         // how many of them hold
+}
+
+// Of returns how a flow uses it.
+func (u Uses) Of(flow string) (Use, bool) {
+	if u.flows == nil {
+		return Use{}, false
+	}
+	return u.flows.Get(flow)
+}
+
+// Len is the number of flows that use it.
+func (u Uses) Len() int {
+	if u.flows == nil {
+		return 0
+	}
+	return u.flows.Len()
+}
+
+// Held reports whether a flow holds it: runs with it, or has reserved it.
+func (u Uses) Held() bool { return u.held > 0 }
+
+// Holders are the ids of the flows that hold it, sorted.
+func (u Uses) Holders() []string {
+	var ids []string
+	u.each(func(flow string, use Use) {
+		if use.Holds() {
+			ids = append(ids, flow)
+		}
+	})
+	slices.Sort(ids)
+	return ids
+}
+
+func (u Uses) each(f func(flow string, use Use)) {
+	if u.flows == nil {
+		return
+	}
+	for it := u.flows.Iterator(); ; {
+		flow, use, ok := it.Next()
+		if !ok {
+			return
+		}
+		f(flow, use)
+	}
+}
+
+func (u Uses) with(flow string, use Use) Uses {
+	u = u.without(flow)
+	if u.flows == nil {
+		u.flows = immutable.NewMap[string, Use](nil)
+	}
+	u.flows = u.flows.Set(flow, use)
+	if use.Holds() {
+		u.held++
+	}
+	return u
+}
+
+func (u Uses) without(flow string) Uses {
+	was, ok := u.Of(flow)
+	if !ok {
+		return u
+	}
+	u.flows = u.flows.Delete(flow)
+	if was.Holds() {
+		u.held--
+	}
+	return u
+}
+
+// Equal reports whether the same flows use it in the same way.
+func (u Uses) Equal(other Uses) bool {
+	same := u.Len() == other.Len() && u.held == other.held
+	u.each(func(flow string, use Use) {
+		o, ok := other.Of(flow)
+		same = same && ok && o == use
+	})
+	return same
+}
+
+// usesRow is one flow in a snapshot.
+type usesRow struct {
+	Flow string `json:"f"`
+	Use
+}
+
+// MarshalJSON writes the uses into a snapshot.
+func (u Uses) MarshalJSON() ([]byte, error) {
+	rows := make([]usesRow, 0, u.Len())
+	u.each(func(flow string, use Use) { rows = append(rows, usesRow{flow, use}) })
+	return json.Marshal(rows)
+}
+
+// UnmarshalJSON reads the uses back from a snapshot.
+func (u *Uses) UnmarshalJSON(b []byte) error {
+	var rows []usesRow
+	if err := json.Unmarshal(b, &rows); err != nil {
+		return err
+	}
+	*u = Uses{}
+	if len(rows) == 0 {
+		return nil
+	}
+	flows := immutable.NewMapBuilder[string, Use](nil)
+	for _, r := range rows {
+		flows.Set(r.Flow, r.Use)
+		if r.Holds() {
+			u.held++
+		}
+	}
+	u.flows = flows.Map()
+	return nil
+}

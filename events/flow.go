@@ -1,0 +1,81 @@
+package events
+
+import "time"
+
+// Flow is the sum of the facts about one flow of a flow engine, stream
+// "flow.<id>" within its tenant. The flow itself is the engine's: these are what
+// was heard of it, and what became of its use of credentials.
+//
+//sumtype:decl
+type Flow interface{ flow() }
+
+// FlowStep is one step of a flow.
+type FlowStep struct {
+	ID         string `json:"id"`         // unique within the flow
+	Name       string `json:"name"`       // for people, or ""
+	Component  string `json:"component"`  // id of the component it runs
+	Credential string `json:"credential"` // id of the credential it uses, "" for none
+}
+
+// FlowChange says what happened to a flow.
+type FlowChange string
+
+// The changes of a flow. A started flow is active until it is stopped or deleted.
+const (
+	FlowWasCreated FlowChange = "created"
+	FlowWasUpdated FlowChange = "updated"
+	FlowWasStarted FlowChange = "started"
+	FlowWasStopped FlowChange = "stopped"
+	FlowWasDeleted FlowChange = "deleted"
+)
+
+// FlowObserved is what the flow engine said of a flow: the flow as it is from
+// this revision on.
+type FlowObserved struct {
+	Change   FlowChange `json:"change"`
+	Name     string     `json:"name"`     // for people, or ""
+	Revision uint64     `json:"revision"` // rises with every change of the flow
+	Active   bool       `json:"active"`
+	Steps    []FlowStep `json:"steps"` // none once it is deleted
+}
+
+// FlowBound reserves the credentials of a flow that is about to start.
+type FlowBound struct {
+	Binding string     `json:"binding"` // id of the reservation
+	Name    string     `json:"name"`    // of the flow, or ""
+	Steps   []FlowStep `json:"steps"`
+	Until   time.Time  `json:"until"` // when the reservation ends by itself
+}
+
+// FlowReleased ends a reservation that no start has confirmed.
+type FlowReleased struct {
+	Binding string `json:"binding"`
+	Reason  string `json:"reason"` // ReleasedOnRequest, ReleasedByExpiry
+}
+
+// The reasons of a FlowReleased.
+const (
+	ReleasedOnRequest = "released"
+	ReleasedByExpiry  = "expired"
+)
+
+// FlowUseRefused says that a step cannot use the credential it names: the flow is broken.
+type FlowUseRefused struct {
+	Revision   uint64 `json:"revision"` // of the flow
+	Step       string `json:"step"`
+	Component  string `json:"component"`
+	Credential string `json:"credential"` // "" when the step names none and needs one
+	Reason     string `json:"reason"`     // a fault code: "credential_not_found", ...
+}
+
+func (FlowObserved) flow()   {}
+func (FlowBound) flow()      {}
+func (FlowReleased) flow()   {}
+func (FlowUseRefused) flow() {}
+
+var flowTypes = []Type{
+	Define[FlowObserved]("flow.observed"),
+	Define[FlowBound]("flow.bound"),
+	Define[FlowReleased]("flow.released"),
+	Define[FlowUseRefused]("flow.use_refused"),
+}
