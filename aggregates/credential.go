@@ -23,7 +23,7 @@ var (
 	ErrCredentialInUse = fault.New(fault.Precondition, "credential_in_use",
 		"The credential is in use by an active flow. Delete these flows first or give them another credential.")
 	// ErrCredentialComponentMismatch refuses a step that names a credential of another component.
-	ErrCredentialComponentMismatch = fault.New(fault.Invalid, "credential_component_mismatch",
+	ErrCredentialComponentMismatch = fault.New(fault.Unprocessable, "credential_component_mismatch",
 		"The step runs another component than the one its credential is for.")
 	// ErrSecretAbandoned tells a writer that its secret was collected before its
 	// commit arrived: it must put the secret anew. No caller sees it.

@@ -366,7 +366,21 @@ func (n *Node) EnsureTenant(ctx context.Context, tenant string) error {
 	if known {
 		return nil
 	}
-	js, err := jetstream.New(n.own)
+	if err := makeConsumers(ctx, n.own, tenant); err != nil {
+		return err
+	}
+	if err := n.Syncer(FeedStream).SyncConsumers(EngineConsumer(tenant), AuditConsumer(tenant)); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.tenants[tenant] = true
+	return nil
+}
+
+// makeConsumers makes what a tenant's readers of the feed pull from.
+func makeConsumers(ctx context.Context, nc *nats.Conn, tenant string) error {
+	js, err := jetstream.New(nc)
 	if err != nil {
 		return fmt.Errorf("making the consumers of %s: %w", tenant, err)
 	}
@@ -381,11 +395,5 @@ func (n *Node) EnsureTenant(ctx context.Context, tenant string) error {
 			return fmt.Errorf("making consumer %s: %w", name, err)
 		}
 	}
-	if err := n.Syncer(FeedStream).SyncConsumers(EngineConsumer(tenant), AuditConsumer(tenant)); err != nil {
-		return err
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.tenants[tenant] = true
 	return nil
 }

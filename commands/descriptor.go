@@ -58,12 +58,13 @@ const (
 
 // Descriptor is what the service reads of a component.json.
 type Descriptor struct {
-	Raw          []byte        // the file whole, to the byte
-	Title        string        //
-	Fields       []Field       // of a credential, in the order of the file
-	UsesOAuth    bool          // a field holds OAuth tokens
-	Hosts        []string      // where a credential's values may be sent: lower case, patterns may hold {{field}}
-	Verification *Verification // nil when none is declared
+	Raw           []byte        // the file whole, to the byte
+	Title         string        //
+	Fields        []Field       // of a credential, in the order of the file
+	UsesOAuth     bool          // a field holds OAuth tokens
+	DeclaresOAuth bool          // it names OAuth endpoints or clients
+	Hosts         []string      // where a credential's values may be sent: lower case, patterns may hold {{field}}
+	Verification  *Verification // nil when none is declared
 }
 
 // Field is one value of a credential.
@@ -154,7 +155,9 @@ func ParseDescriptor(raw []byte) (Descriptor, error) {
 		Title       string `json:"title"`
 		Credentials struct {
 			Fields fieldList `json:"fields"`
+			oauthMembers
 		} `json:"credentials"`
+		oauthMembers
 		Hosts        []string      `json:"hosts"`
 		Verification *Verification `json:"verification"`
 	}
@@ -164,6 +167,7 @@ func ParseDescriptor(raw []byte) (Descriptor, error) {
 	d := Descriptor{
 		Raw: raw, Title: file.Title, Fields: file.Credentials.Fields,
 		Hosts: file.Hosts, Verification: file.Verification,
+		DeclaresOAuth: file.declared() || file.Credentials.declared(),
 	}
 	if strings.ContainsFunc(d.Title, unicode.IsControl) || strings.TrimSpace(d.Title) == "" {
 		return Descriptor{}, invalidAt("/title", "The title is empty or holds control characters.")
@@ -175,6 +179,24 @@ func ParseDescriptor(raw []byte) (Descriptor, error) {
 	}
 	return d, nil
 }
+
+// oauthMembers declare that a component works with OAuth; they stand at the top
+// level or inside credentials. What has another form than these declares nothing.
+type oauthMembers struct {
+	OAuth2          jsontext.Value `json:"oauth2"`
+	UseOAuthClient  jsontext.Value `json:"useOAuthClient"`
+	AuthClientTypes jsontext.Value `json:"authClientTypes"`
+}
+
+func (m oauthMembers) declared() bool {
+	var types []string
+	_ = json.Unmarshal(m.AuthClientTypes, &types)
+	return m.OAuth2.Kind() == '{' || m.UseOAuthClient.Kind() == 't' || slices.Contains(types, "oauth2")
+}
+
+// NeedsCredential reports whether a step of the component cannot do without a
+// credential.
+func (d Descriptor) NeedsCredential() bool { return len(d.Fields) > 0 || d.DeclaresOAuth }
 
 // Field returns the field called name; ok is false when there is none.
 func (d Descriptor) Field(name string) (f Field, ok bool) {

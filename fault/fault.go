@@ -17,6 +17,7 @@ type Kind string
 // The kinds, and what each tells a caller to do.
 const (
 	Invalid         Kind = "invalid"         // malformed or out of range: mend the input
+	Unprocessable   Kind = "unprocessable"   // well-formed, but what it says cannot be: mend the content
 	Unauthenticated Kind = "unauthenticated" // no key, or one that is not known
 	Denied          Kind = "denied"          // known, but without the permission
 	NotFound        Kind = "not_found"       // no such thing, or hidden from the caller

@@ -23,6 +23,7 @@ type Problem struct {
 // statuses is the one table of kinds and statuses (429 is of RFC 6585).
 var statuses = map[Kind]int{
 	Invalid:         http.StatusBadRequest,
+	Unprocessable:   http.StatusUnprocessableEntity,
 	Unauthenticated: http.StatusUnauthorized,
 	Denied:          http.StatusForbidden,
 	NotFound:        http.StatusNotFound,

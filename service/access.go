@@ -29,6 +29,9 @@ const (
 	CredentialsDelete  Permission = "credentials.delete"
 	CredentialsReveal  Permission = "credentials.reveal"
 	CredentialsResolve Permission = "credentials.resolve"
+	FlowsGet           Permission = "flows.get"
+	FlowsEdit          Permission = "flows.edit"
+	QueueManage        Permission = "queue.manage"
 	AuditRead          Permission = "audit.read"
 	TenantsManage      Permission = "tenants.manage"
 	KeysManage         Permission = "keys.manage"
@@ -39,7 +42,7 @@ const (
 type Role string
 
 // The roles. An OPERATOR reads what is known about credentials, never a secret;
-// a FLOW_ENGINE fetches secrets; an AUDITOR reads history.
+// a FLOW_ENGINE fetches secrets, tells of flows and binds them; an AUDITOR reads history.
 const (
 	Administrator Role = "ADMINISTRATOR"
 	Operator      Role = "OPERATOR"
@@ -52,11 +55,11 @@ var Roles = map[Role][]Permission{
 	Administrator: {
 		ComponentsGet, ComponentsCreate, ComponentsEdit, ComponentsDelete,
 		CredentialsGet, CredentialsCreate, CredentialsEdit, CredentialsDelete,
-		AuditRead, TenantsManage, KeysManage, ViewsManage,
+		FlowsGet, FlowsEdit, QueueManage, AuditRead, TenantsManage, KeysManage, ViewsManage,
 	},
-	Operator:   {ComponentsGet, CredentialsGet},
-	FlowEngine: {ComponentsGet, CredentialsGet, CredentialsResolve},
-	Auditor:    {ComponentsGet, CredentialsGet, AuditRead},
+	Operator:   {ComponentsGet, CredentialsGet, FlowsGet},
+	FlowEngine: {ComponentsGet, CredentialsGet, CredentialsResolve, FlowsGet, FlowsEdit},
+	Auditor:    {ComponentsGet, CredentialsGet, FlowsGet, AuditRead},
 }
 
 // AllTenants in a key's tenants grants every tenant.

@@ -78,7 +78,16 @@ func (s *Service) unshareComponent(ctx context.Context, call *Call, in Component
 	return s.changeComponent(ctx, call, commands.UnshareComponent{ID: in.ID, Owner: call.Tenant})
 }
 
-func (s *Service) deleteComponent(ctx context.Context, call *Call, in ComponentID) (Done, error) {
+// DeleteComponent asks for a component's end.
+type DeleteComponent struct {
+	ID     string `json:"id"`
+	DryRun bool   `json:"dry_run,omitzero"` // say what would break; delete nothing
+}
+
+func (s *Service) deleteComponent(ctx context.Context, call *Call, in DeleteComponent) (Done, error) {
+	if in.DryRun {
+		return s.tryDeleteComponent(ctx, call, in.ID)
+	}
 	return s.changeComponent(ctx, call, commands.DeleteComponent{ID: in.ID, Owner: call.Tenant})
 }
 

@@ -23,7 +23,7 @@ import (
 
 // The refusals of a credential's input.
 var (
-	ErrVerificationFailed = fault.New(fault.Invalid, "credential_verification_failed",
+	ErrVerificationFailed = fault.New(fault.Unprocessable, "credential_verification_failed",
 		"The dry request failed, so nothing was saved.")
 	ErrKeysMasked = fault.New(fault.Invalid, "keys_masked",
 		"The mask ******** is not a value. Enter the value itself.")
@@ -45,10 +45,18 @@ func (k *Keys) UnmarshalJSON(b []byte) error {
 
 // CreateCredential asks for a new credential.
 type CreateCredential struct {
-	Component string `json:"component"`
-	Name      string `json:"name,omitzero"`      // for people; made from the component's title when absent
-	Keys      Keys   `json:"keys"`               // a value for each field of the component's descriptor
-	Workspace string `json:"workspace,omitzero"` // an id of the caller's, kept as given
+	Component  string   `json:"component"`
+	Name       string   `json:"name,omitzero"`        // for people; made from the component's title when absent
+	Keys       Keys     `json:"keys"`                 // a value for each field of the component's descriptor
+	Workspace  string   `json:"workspace,omitzero"`   // an id of the caller's, kept as given
+	For        *ForStep `json:"for,omitzero"`         // the step of a flow it is made for: the use is recorded with it
+	KeysSealed string   `json:"keys_sealed,omitzero"` // in place of keys: sealed to the service's key, as the queue takes them
+}
+
+// ForStep names the step of a flow that a credential is made for.
+type ForStep struct {
+	Flow string `json:"flow"`
+	Step string `json:"step"`
 }
 
 func (s *Service) createCredential(ctx context.Context, call *Call, in CreateCredential) (Done, error) {
@@ -57,6 +65,13 @@ func (s *Service) createCredential(ctx context.Context, call *Call, in CreateCre
 	}
 	if in.Workspace != "" && events.CheckID(in.Workspace) != nil {
 		return Done{}, events.ErrID.At("/workspace")
+	}
+	forStep, err := s.checkFor(ctx, call, in)
+	if err != nil {
+		return Done{}, err
+	}
+	if in.Keys, err = s.unsealKeys(ctx, call, "credential.create", in.Keys, in.KeysSealed); err != nil {
+		return Done{}, err
 	}
 	d, revision, err := s.usable(ctx, call.Tenant, in.Component)
 	if err != nil {
@@ -76,9 +91,32 @@ func (s *Service) createCredential(ctx context.Context, call *Call, in CreateCre
 	return s.save(ctx, call, id, in.Keys.Fields, func(secretID string) commands.Credential {
 		keys.SecretID = secretID
 		return commands.CreateCredential{
-			ID: id, Component: in.Component, Name: in.Name, Workspace: in.Workspace, Keys: keys,
+			ID: id, Component: in.Component, Name: in.Name, Workspace: in.Workspace, Keys: keys, For: forStep,
 		}
 	})
+}
+
+// checkFor checks the step a credential is made for, as far as the flow is known.
+func (s *Service) checkFor(ctx context.Context, call *Call, in CreateCredential) (*commands.StepOfFlow, error) {
+	if in.For == nil {
+		return nil, nil //nolint:nilnil // for no step
+	}
+	if err := checkFlow("/for/flow", in.For.Flow); err != nil {
+		return nil, err
+	}
+	if err := checkFlow("/for/step", in.For.Step); err != nil {
+		return nil, err
+	}
+	flow, err := aggregates.Flow.Fresh(ctx, s.cfg.Log, aggregates.Flow.Stream(call.Tenant, in.For.Flow))
+	if err != nil {
+		return nil, err
+	}
+	for _, step := range flow.Value.Steps {
+		if step.ID == in.For.Step && step.Component != in.Component {
+			return nil, aggregates.ErrCredentialComponentMismatch.At("/for/step")
+		}
+	}
+	return &commands.StepOfFlow{Flow: in.For.Flow, Step: in.For.Step}, nil
 }
 
 // defaultName is the component's title and the start of the credential's id.
@@ -114,9 +152,11 @@ func pointAt(err error, pointer string) error {
 
 // ReplaceKeys asks for new keys.
 type ReplaceKeys struct {
-	ID       string `json:"id"`
-	Keys     Keys   `json:"keys"`                      // replaces all values
-	Expected int    `json:"expected_version,omitzero"` // refuse when the keys in force have another version
+	ID         string `json:"id"`
+	Keys       Keys   `json:"keys"`                      // replaces all values
+	Expected   int    `json:"expected_version,omitzero"` // refuse when the keys in force have another version
+	DryRun     bool   `json:"dry_run,omitzero"`          // make the dry request and say what would change; save nothing
+	KeysSealed string `json:"keys_sealed,omitzero"`      // in place of keys: sealed to the service's key, as the queue takes them
 }
 
 func (s *Service) replaceKeys(ctx context.Context, call *Call, in ReplaceKeys) (Done, error) {
@@ -124,11 +164,17 @@ func (s *Service) replaceKeys(ctx context.Context, call *Call, in ReplaceKeys) (
 	if err != nil {
 		return Done{}, err
 	}
+	if in.Keys, err = s.unsealKeys(ctx, call, "credential.replace-keys", in.Keys, in.KeysSealed); err != nil {
+		return Done{}, err
+	}
 	d, revision, err := s.usable(ctx, call.Tenant, state.Component)
 	if err != nil {
 		return Done{}, err
 	}
 	keys, err := s.tryKeys(ctx, call.Tenant, d, revision, in.Keys.Fields)
+	if in.DryRun {
+		return s.tryReplaceKeys(ctx, call, in, state, keys.Verification, err)
+	}
 	if err != nil {
 		return Done{}, err
 	}
@@ -244,9 +290,16 @@ func definite(err error) bool {
 // changeCredential executes a command and erases what no kept version names any
 // more. What it misses in a crash the collector finds.
 func (s *Service) changeCredential(ctx context.Context, call *Call, cmd commands.Credential) (Done, error) {
+	done, _, err := s.decideCredential(ctx, call, cmd)
+	return done, err
+}
+
+// decideCredential is changeCredential that also tells on which state the
+// command was decided.
+func (s *Service) decideCredential(ctx context.Context, call *Call, cmd commands.Credential) (Done, aggregates.CredentialState, error) {
 	before, after, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, cmd)
 	if err != nil {
-		return Done{}, err
+		return Done{}, before, err
 	}
 	erased := map[string]bool{}
 	for _, v := range before.Versions {
@@ -260,7 +313,7 @@ func (s *Service) changeCredential(ctx context.Context, call *Call, cmd commands
 	return Done{
 		Seq: after.Seq, ID: cmd.Target(),
 		Version: after.Value.Current().Version, Status: statusOf(after.Value),
-	}, nil
+	}, before, nil
 }
 
 func statusOf(s aggregates.CredentialState) events.Status {
@@ -415,13 +468,33 @@ func (s *Service) verifyCredential(ctx context.Context, call *Call, in VerifyCre
 type DeleteCredential struct {
 	ID       string `json:"id"`
 	Expected int    `json:"expected_version,omitzero"` // refuse when the keys in force have another version
+	DryRun   bool   `json:"dry_run,omitzero"`          // say what would break; delete nothing
 }
 
+// deleteCredential is refused while a flow holds the credential: what the
+// credential's own stream says of its use decides, in the same append.
 func (s *Service) deleteCredential(ctx context.Context, call *Call, in DeleteCredential) (Done, error) {
 	if err := checkCredential(in.ID, in.Expected); err != nil {
 		return Done{}, err
 	}
-	return s.changeCredential(ctx, call, commands.DeleteCredential(in))
+	if in.DryRun {
+		return s.tryDelete(ctx, call, in)
+	}
+	cmd := commands.DeleteCredential{ID: in.ID, Expected: in.Expected}
+	done, state, err := s.decideCredential(ctx, call, cmd)
+	if errors.Is(err, aggregates.ErrCredentialInUse) {
+		expired, lapse := s.expireHolders(ctx, call, in.ID, state)
+		switch {
+		case lapse != nil:
+			return Done{}, lapse
+		case expired:
+			done, state, err = s.decideCredential(ctx, call, cmd)
+		}
+	}
+	if errors.Is(err, aggregates.ErrCredentialInUse) {
+		return Done{}, s.inUse(ctx, call, state)
+	}
+	return done, err
 }
 
 // outcome is what a dry request found.

@@ -16,6 +16,7 @@ type metrics struct {
 	appended prometheus.Histogram
 	sealed   prometheus.Histogram
 	orphans  prometheus.Counter
+	settled  prometheus.Histogram
 }
 
 // buckets are the bounds of the histograms, in seconds.
@@ -43,8 +44,11 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "credstream_vault_orphans_erased_total", Help: "Secrets erased because no event names them.",
 		}),
 	}
+	m.settled = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "credstream_flow_settle_seconds", Help: "Time to record a flow event and every use that follows from it, in seconds.", Buckets: buckets,
+	})
 	if reg != nil {
-		reg.MustRegister(m.requests, m.latency, m.verified, m.appended, m.sealed, m.orphans)
+		reg.MustRegister(m.settled, m.requests, m.latency, m.verified, m.appended, m.sealed, m.orphans)
 	}
 	return m
 }

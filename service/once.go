@@ -2,8 +2,10 @@ package service
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -21,6 +23,9 @@ type Done struct {
 	Status   events.Status `json:"status,omitzero"`   // of a credential
 	Revision int           `json:"revision,omitzero"` // of a component's descriptor
 	Says     string        `json:"says,omitzero"`     // what a failed dry request found, in a sentence
+	Binding  string        `json:"binding,omitzero"`  // id of a flow's reservation
+	Until    time.Time     `json:"until,omitzero"`    // when the reservation ends by itself
+	DryRun   *Impact       `json:"dry_run,omitzero"`  // what would happen; nothing did
 }
 
 // repeat ends the execution of a command that was already obeyed.
@@ -57,6 +62,39 @@ type commandKey struct{ tenant, kind, actor, command string }
 
 func (c *Call) key() commandKey {
 	return commandKey{c.Tenant, c.Principal.Actor.Kind, c.Principal.Actor.ID, c.CommandID}
+}
+
+// Claims are the named commands under way or obeyed lately, shared by every
+// process that serves one log.
+type Claims interface {
+	// Claim notes that a command with this key is obeyed with this request, or
+	// returns the request that was noted for the key before.
+	Claim(ctx context.Context, key, request string) (noted string, err error)
+	// Drop forgets a command that was refused.
+	Drop(ctx context.Context, key string) error
+}
+
+// claim refuses a command id that another process has in hand for another
+// request. drop lets go of it when the command came to nothing.
+func (s *Service) claim(ctx context.Context, call *Call) (drop func(), err error) {
+	if !call.named || s.cfg.Claims == nil {
+		return func() {}, nil
+	}
+	k := call.key()
+	sum := sha256.Sum256(events.LengthPrefixed("credstream/claim/1", k.tenant, k.kind, k.actor, k.command))
+	key := hex.EncodeToString(sum[:])
+	noted, err := s.cfg.Claims.Claim(ctx, key, call.request)
+	if err != nil {
+		return nil, err
+	}
+	if noted != call.request {
+		return nil, ErrCommandIDReused
+	}
+	return func() {
+		if err := s.cfg.Claims.Drop(context.WithoutCancel(ctx), key); err != nil {
+			s.cfg.Logger.WarnContext(ctx, "a refused command id stays claimed for a while", "err", err)
+		}
+	}, nil
 }
 
 // alone returns when no other call with the same command id is under way in this
@@ -157,6 +195,10 @@ func answerOf(recs []events.Record) Done {
 			done.Version, done.Status = e.Keys.Version, e.Keys.Verification.Status
 		case events.CredentialVerified:
 			done.Version, done.Status = e.Version, e.Verification.Status
+		case events.FlowBound:
+			done.Binding, done.Until = e.Binding, e.Until
+		case events.FlowReleased:
+			done.Binding = e.Binding
 		case events.ComponentRegistered:
 			done.Revision = 1
 		case events.ComponentUpdated:

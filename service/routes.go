@@ -23,6 +23,7 @@ type Call struct {
 	Via         string // "nats", "http" or "system"
 	CommandID   string // given by the caller to make a repeat harmless, or ""
 	Correlation string // given by the caller, or ""
+	Causation   string // id of the event or queued command that led to the call, or ""
 
 	named   bool   // the caller gave the command id
 	request string // HMAC of the request, when named
@@ -68,6 +69,23 @@ func Routes() []Route {
 			"Make the dry request again with the keys in force, and record the outcome."),
 		command("credential.delete", CredentialsDelete, (*Service).deleteCredential,
 			"Delete a credential and erase its secrets."),
+		command("flow.bind", FlowsEdit, (*Service).bindFlow,
+			"Reserve the credentials of a flow before it starts: all of them, or none."),
+		command("flow.release", FlowsEdit, (*Service).releaseFlow,
+			"Give back what a flow has reserved."),
+		query("flow.get", FlowsGet, (*Service).getFlow, "One flow: its steps, what it uses and what it cannot use."),
+		query("flow.list", FlowsGet, (*Service).listFlows,
+			"Flows by id, page by page: all, or those that use one credential or one component."),
+		query("flow.in-use", FlowsGet, (*Service).listInUse,
+			"What flows use: the values of the in-use index, page by page."),
+		command("queue.retry", QueueManage, (*Service).retryQueued,
+			"Put a message of the poison queue back where it came from."),
+		command("queue.drop", QueueManage, (*Service).dropQueued,
+			"Erase a message of the poison queue."),
+		query("queue.list", QueueManage, (*Service).listQueued, "The tenant's messages in the poison queue, page by page."),
+		query("queue.get", QueueManage, (*Service).getQueued, "One message of the poison queue, as far as it may be kept."),
+		query("service.key", CredentialsCreate, (*Service).serviceKey,
+			"The public key to which the keys of a queued command are sealed."),
 		command("audit.rewind", AuditRead, (*Service).rewindAudit,
 			"Start the tenant's audit consumer over at a place in the log."),
 		command("views.rebuild", ViewsManage, (*Service).rebuildViews,
@@ -181,7 +199,14 @@ func (s *Service) Serve(ctx context.Context, call Call, name string, body []byte
 	if err != nil || done != nil {
 		return done, err
 	}
+	drop, err := s.claim(ctx, &call)
+	if err != nil {
+		return nil, err
+	}
 	answer, err = route.serve(s, ctx, &call, body)
+	if err != nil && definite(err) {
+		drop()
+	}
 	if r := (*repeat)(nil); errors.As(err, &r) {
 		return r.done, nil // an identical call won the race to the log
 	}
@@ -224,8 +249,10 @@ func tooDeep(body []byte) bool {
 
 // decode reads exactly one JSON object without unknown or repeated members. The
 // error names the place, never the value, which may be a secret.
-func decode(body []byte, in any) error {
-	err := json.Unmarshal(body, in, json.RejectUnknownMembers(true))
+func decode(body []byte, in any) error { return decodeWith(body, in, json.RejectUnknownMembers(true)) }
+
+func decodeWith(body []byte, in any, how json.Options) error {
+	err := json.Unmarshal(body, in, how)
 	if err == nil {
 		return nil
 	}
@@ -256,7 +283,7 @@ func (s *Service) meta(call *Call) events.Meta {
 	}
 	return events.Meta{
 		Tenant: call.Tenant, Actor: call.Principal.Actor, Command: call.CommandID, Request: call.request,
-		Correlation: correlation, Time: s.now().UTC(), Via: call.Via,
+		Causation: call.Causation, Correlation: correlation, Time: s.now().UTC(), Via: call.Via,
 	}
 }
 

@@ -45,6 +45,11 @@ type Config struct {
 	KeyRevoked func(id string)
 	// Rewind starts the tenant's audit consumer over at a log sequence; optional.
 	Rewind func(ctx context.Context, tenant string, seq uint64) error
+	// Poison holds the messages that failed for good; optional.
+	Poison PoisonQueue
+	// Claims keeps a command id to one command between processes; optional where
+	// one process alone serves the log.
+	Claims Claims
 	// RebuildViews builds the views anew from the log; optional.
 	RebuildViews func(ctx context.Context, progress func(done, end uint64)) error
 	// Now is the clock; time.Now when nil.

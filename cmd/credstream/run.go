@@ -27,6 +27,7 @@ var (
 // exitCodes tell scripts the kind of an error.
 var exitCodes = map[fault.Kind]int{
 	fault.Invalid:         2,
+	fault.Unprocessable:   2,
 	fault.Unauthenticated: 3,
 	fault.Denied:          4,
 	fault.NotFound:        5,

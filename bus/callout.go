@@ -1,0 +1,371 @@
+package bus
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
+
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+)
+
+// On an external NATS the servers ask the service, by auth callout, who may
+// come in. All keys share one account, which imports from the service's account
+// what any key could be granted; the user that the service makes for each
+// connection has allow lists for what its own key is granted:
+//
+//   - requests to the endpoints of its tenants, and the discovery of the micro service;
+//   - plain subscriptions to its tenants' part of the feed;
+//   - the pull API of its tenants' pre-made consumers of the feed;
+//   - an inbox prefix of its own (see InboxPrefix), and never "_INBOX.>".
+//
+// The import is shared, so the servers put the user's name into the request.
+
+// ClientAccount is the NATS account of every key on an external NATS.
+const ClientAccount = "CLIENTS"
+
+const (
+	calloutQueue   = "credstream"     // one replica answers
+	calloutWorkers = 64               // requests that a replica answers at a time
+	calloutExpiry  = 15 * time.Minute // of a connection that nobody could end: without a system user
+	kickAgain      = 5 * time.Second  // after a key was revoked, for who was let in by a replica that did not know
+)
+
+// InboxPrefix is the prefix of the reply subjects of a key on an external NATS:
+// "_INBOX_" and the first 8 bytes, in hex, of the SHA-256 of "inbox/" followed by
+// the key. A client gives it to its library as the inbox prefix
+// (nats.CustomInboxPrefix, "nats --inbox-prefix") and may subscribe to nothing
+// else for answers. It cannot be told without the key.
+func InboxPrefix(key string) string {
+	sum := sha256.Sum256([]byte("inbox/" + key))
+	return "_INBOX_" + hex.EncodeToString(sum[:8])
+}
+
+// callout answers the servers' questions about who connects.
+type callout struct {
+	c      *Cluster
+	conn   *nats.Conn
+	issuer nkeys.KeyPair
+	xkey   nkeys.KeyPair // nil: the servers do not encrypt
+	mac    []byte        // the key that signs the names of users
+	auth   atomic.Pointer[Authenticator]
+	slots  chan struct{}
+	sub    atomic.Pointer[nats.Subscription] // nil until there is an Authenticator
+}
+
+func (c *Cluster) openCallout(ctx context.Context) (*callout, error) {
+	o := &callout{c: c, slots: make(chan struct{}, calloutWorkers)}
+	seed, err := c.readSeed("auth callout", c.cfg.CalloutSeedFile, nkeys.PrefixByteAccount)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(seed)
+	if o.issuer, err = nkeys.FromSeed(seed); err != nil {
+		return nil, fmt.Errorf("reading the seed of the auth callout: %w", err)
+	}
+	h := hmac.New(sha256.New, seed)
+	h.Write([]byte("credstream/nats-user/1"))
+	o.mac = h.Sum(nil)
+	if c.cfg.CalloutXKeyFile != "" {
+		seed, err := c.readSeed("encryption key of the auth callout", c.cfg.CalloutXKeyFile, nkeys.PrefixByteCurve)
+		if err != nil {
+			return nil, err
+		}
+		defer clear(seed)
+		if o.xkey, err = nkeys.FromCurveSeed(seed); err != nil {
+			return nil, fmt.Errorf("reading the encryption key of the auth callout: %w", err)
+		}
+	}
+	if o.conn, err = c.connect(ctx, "callout", roleCallout); err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+// readSeed reads the seed of an nkey from a file that others should not read.
+func (c *Cluster) readSeed(what, file string, kind nkeys.PrefixByte) ([]byte, error) {
+	info, err := os.Stat(file)
+	if err != nil {
+		return nil, fmt.Errorf("reading the seed of the %s: %w", what, err)
+	}
+	if info.Mode().Perm()&0o007 != 0 {
+		c.log.Warn("a file with a seed can be read by everybody on this machine", "file", file)
+	}
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("reading the seed of the %s: %w", what, err)
+	}
+	seed := bytes.Clone(bytes.TrimSpace(raw))
+	clear(raw)
+	if prefix, _, err := nkeys.DecodeSeed(seed); err != nil || prefix != kind {
+		return nil, ErrNATSConfig.Because("The file with the seed of the %s does not hold one.", what)
+	}
+	return seed, nil
+}
+
+// SetAuthenticator lets keys in from now on. Without one this process leaves the
+// servers' questions to the other replicas.
+func (c *Cluster) SetAuthenticator(f Authenticator) {
+	o := c.callout
+	if o == nil {
+		return
+	}
+	first := o.auth.Swap(&f) == nil
+	if !first {
+		return
+	}
+	sub, err := o.conn.QueueSubscribe(server.AuthCalloutSubject, calloutQueue, o.receive)
+	if err == nil {
+		err = o.conn.Flush()
+	}
+	if err != nil { // the connection was closed
+		c.log.Error("no key is let in on NATS", "err", err)
+		return
+	}
+	o.sub.Store(sub)
+}
+
+// stop leaves what comes from now on to the other replicas.
+func (o *callout) stop() {
+	if sub := o.sub.Load(); sub != nil {
+		_ = sub.Unsubscribe() // fails when the connection is closed already
+		_ = o.conn.Flush()
+	}
+}
+
+// receive answers each question in a goroutine of its own, since the answer may
+// have to be looked up.
+func (o *callout) receive(m *nats.Msg) {
+	select {
+	case o.slots <- struct{}{}:
+	case <-o.c.life.Done():
+		return
+	}
+	o.c.work.Go(func() {
+		defer func() { <-o.slots }()
+		ctx, cancel := context.WithTimeout(o.c.life, checkTimeout)
+		defer cancel()
+		answer, err := o.answer(ctx, m)
+		if err != nil {
+			// The client is told of a time-out, and comes again.
+			o.c.log.Warn("a connection to NATS was not judged", "err", err)
+			return
+		}
+		if err := m.Respond(answer); err != nil {
+			o.c.log.Warn("a connection to NATS was not judged", "err", err)
+		}
+	})
+}
+
+var errCalloutClear = errors.New("the server does not encrypt its auth callout, but a key for it is configured")
+
+// answer makes the answer to one question. An error means that none is given.
+func (o *callout) answer(ctx context.Context, m *nats.Msg) ([]byte, error) {
+	question := m.Data
+	from := m.Header.Get(server.AuthRequestXKeyHeader)
+	if o.xkey != nil {
+		if from == "" {
+			return nil, errCalloutClear
+		}
+		var err error
+		if question, err = o.xkey.Open(question, from); err != nil {
+			return nil, fmt.Errorf("decrypting an auth callout: %w", err)
+		}
+	}
+	req, err := jwt.DecodeAuthorizationRequestClaims(string(question))
+	if err != nil {
+		return nil, fmt.Errorf("reading an auth callout: %w", err)
+	}
+	answer := jwt.NewAuthorizationResponseClaims(req.UserNkey)
+	answer.Audience = req.Server.ID
+	user, err := o.user(ctx, req)
+	switch {
+	case err == nil:
+		answer.Jwt = user
+	case ctx.Err() != nil || fault.Of(err).Kind == fault.Unavailable:
+		return nil, fmt.Errorf("checking a key: %w", err)
+	default:
+		answer.Error = "the key is not known" // for the server's log, like the line below
+		o.c.log.Info("a connection to NATS was refused", "host", req.ClientInformation.Host)
+	}
+	token, err := answer.Encode(o.issuer)
+	if err != nil {
+		return nil, fmt.Errorf("signing the answer to an auth callout: %w", err)
+	}
+	if o.xkey == nil {
+		return []byte(token), nil
+	}
+	sealed, err := o.xkey.Seal([]byte(token), from)
+	if err != nil {
+		return nil, fmt.Errorf("encrypting the answer to an auth callout: %w", err)
+	}
+	return sealed, nil
+}
+
+// user makes the user for a connection, signed. An error refuses it.
+func (o *callout) user(ctx context.Context, req *jwt.AuthorizationRequestClaims) (string, error) {
+	key := req.ConnectOptions.Password
+	if key == "" {
+		key = req.ConnectOptions.Token
+	}
+	if key == "" {
+		return "", events.ErrID
+	}
+	g, err := (*o.auth.Load())(ctx, key)
+	if err != nil {
+		return "", err
+	}
+	requests, subscriptions, err := g.subjects()
+	if err != nil {
+		o.c.log.Error("refusing a key", "principal", g.Principal, "err", err)
+		return "", err
+	}
+	u := jwt.NewUserClaims(req.UserNkey)
+	u.Name, u.Audience = o.userName(g.Principal), ClientAccount
+	// Not as a leaf node, whose word the servers take for what its own clients are.
+	u.AllowedConnectionTypes = jwt.StringList{jwt.ConnectionTypeStandard, jwt.ConnectionTypeWebsocket}
+	u.Pub.Allow = requests
+	u.Sub.Allow = append([]string{InboxPrefix(key) + ".>"}, subscriptions...)
+	if !confidentialClient(req) || !o.c.endpointsConfidential() {
+		for _, command := range o.c.cfg.ClearSecretCommands {
+			u.Pub.Deny = append(u.Pub.Deny, "credstream.cmd.*."+command, "credstream.cmdq.*."+command)
+		}
+	}
+	if o.c.sys == nil {
+		u.Expires = time.Now().Add(calloutExpiry).Unix()
+	}
+	token, err := u.Encode(o.issuer)
+	if err != nil {
+		return "", fmt.Errorf("signing a user: %w", err)
+	}
+	return token, nil
+}
+
+// confidentialClient reports whether nobody between the client and its server can read along.
+func confidentialClient(req *jwt.AuthorizationRequestClaims) bool {
+	ip := net.ParseIP(req.ClientInformation.Host)
+	return req.TLS != nil || ip != nil && ip.IsLoopback()
+}
+
+// endpointsConfidential reports whether nobody between the servers and this
+// process can read requests along. The servers' own routes are the operator's matter.
+func (c *Cluster) endpointsConfidential() bool {
+	c.mu.Lock()
+	conns := slices.Clone(c.conns)
+	c.mu.Unlock()
+	for _, nc := range conns {
+		if !confidentialConn(nc) {
+			return false
+		}
+	}
+	return true
+}
+
+// userName is the name of a principal's users at the servers: the principal and
+// a MAC that only the replicas can make and check. Clients can forge the header
+// that names them, but not the name of another key.
+func (o *callout) userName(principal string) string {
+	h := hmac.New(sha256.New, o.mac)
+	h.Write([]byte(principal))
+	return principal + "." + base64.RawURLEncoding.EncodeToString(h.Sum(nil)[:24])
+}
+
+// Caller tells whose key sent the request with these headers; see Node.Caller.
+// Here it is the name of the sender's user that counts, which the servers put
+// into the header Nats-Request-Info. A user's name stays good after its key was
+// revoked, so the principal has to be checked at every request.
+func (c *Cluster) Caller(h nats.Header) (principal string, ok bool) {
+	values := h[server.ClientInfoHdr]
+	if c.callout == nil || len(values) != 1 {
+		return "", false
+	}
+	var info struct {
+		User string `json:"user"`
+	}
+	if err := json.Unmarshal([]byte(values[0]), &info); err != nil {
+		return "", false
+	}
+	principal, _, _ = strings.Cut(info.User, ".")
+	if !hmac.Equal([]byte(info.User), []byte(c.callout.userName(principal))) {
+		return "", false
+	}
+	return principal, true
+}
+
+// DisconnectKey closes the connections of a key at every server, now and once
+// more a few seconds later, for those that another replica let in before it knew
+// better. Call it after the key was revoked or granted something else: a
+// connection keeps the grant it came with. Without a system user nothing is
+// closed; each connection ends when it is a quarter of an hour old.
+func (c *Cluster) DisconnectKey(principal string) {
+	if c.sys == nil || c.callout == nil {
+		c.log.Warn("the connections of a key stay open for up to a quarter of an hour: there is no user of the NATS system account", "principal", principal)
+		return
+	}
+	c.kick(principal)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.done {
+		return
+	}
+	c.work.Go(func() {
+		select {
+		case <-c.life.Done():
+		case <-time.After(kickAgain):
+			c.kick(principal)
+		}
+	})
+}
+
+func (c *Cluster) kick(principal string) {
+	if err := c.disconnect(principal); err != nil {
+		c.log.Error("closing the connections of a key", "principal", principal, "err", err)
+	}
+}
+
+func (c *Cluster) disconnect(principal string) error {
+	body, err := json.Marshal(map[string]any{
+		"acc": ClientAccount, "auth": true, "user": c.callout.userName(principal), "limit": 1 << 20,
+	})
+	if err != nil {
+		return fmt.Errorf("asking for connections: %w", err)
+	}
+	return c.ask(c.life, sysConnz, body, func(a sysAnswer) (bool, error) {
+		var list struct {
+			Connections []struct {
+				ID uint64 `json:"cid"`
+			} `json:"connections"`
+		}
+		if err := json.Unmarshal(a.Data, &list); err != nil {
+			return false, fmt.Errorf("reading the connections of the NATS server %s: %w", a.Server.Name, err)
+		}
+		for _, conn := range list.Connections {
+			order, err := json.Marshal(map[string]uint64{"cid": conn.ID})
+			if err != nil {
+				return false, fmt.Errorf("ending a connection: %w", err)
+			}
+			// The server ignores an order without a reply subject. A failure is a connection that has gone by itself.
+			if err := c.sys.PublishRequest(fmt.Sprintf(sysKick, a.Server.ID), c.sys.NewInbox(), order); err != nil {
+				return false, fmt.Errorf("ending a connection: %w", err)
+			}
+		}
+		return false, nil
+	})
+}

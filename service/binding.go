@@ -1,0 +1,276 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+)
+
+// BindFlow asks for the credentials of a flow that is about to start.
+type BindFlow struct {
+	Flow  string            `json:"flow"`
+	Name  string            `json:"name,omitzero"` // for people
+	Steps []events.FlowStep `json:"steps"`
+	TTL   string            `json:"ttl,omitzero"` // how long the reservation lasts unless the flow starts: "10m" when absent
+}
+
+// bindFlow reserves every credential that the steps name, in the order of their
+// ids, under one binding id; where one cannot be had, what was reserved is given
+// back. A process that dies in between leaves reservations that end by themselves.
+func (s *Service) bindFlow(ctx context.Context, call *Call, in BindFlow) (Done, error) {
+	cmd, err := s.binding(call, in)
+	if err != nil {
+		return Done{}, err
+	}
+	// Every step is told what is wrong with it, so look at all before reserving any.
+	refused, err := s.bindFaults(ctx, call.Tenant, in.Steps)
+	if err != nil {
+		return Done{}, err
+	}
+	if len(refused) > 0 {
+		return Done{}, cannotBind(in.Steps, refused)
+	}
+	was, err := aggregates.Flow.Fresh(ctx, s.cfg.Log, aggregates.Flow.Stream(call.Tenant, cmd.ID))
+	if err != nil {
+		return Done{}, err
+	}
+	steps := byCredential(in.Steps)
+	order := slices.Sorted(maps.Keys(steps))
+	for n, credential := range order {
+		refused, err := s.reserve(ctx, call.step(n+1), cmd, credential, steps[credential])
+		if err == nil && len(refused) > 0 { // it went away since it was looked at
+			err = cannotBind(in.Steps, refused)
+		}
+		if err != nil {
+			if definite(err) {
+				s.giveBack(ctx, call, cmd.ID, cmd.Binding, order[:n])
+			}
+			return Done{}, err
+		}
+	}
+	_, now, err := execute(ctx, s, call, aggregates.Flow, call.Tenant, commands.Flow(cmd))
+	if err != nil {
+		if definite(err) {
+			s.giveBack(ctx, call, cmd.ID, cmd.Binding, order)
+		}
+		return Done{}, err
+	}
+	if before := was.Value.Binding; before.ID != "" && before.ID != cmd.Binding { // this one takes its place
+		s.giveBack(ctx, call, cmd.ID, before.ID, slices.Sorted(maps.Keys(byCredential(before.Steps))))
+	}
+	return Done{Seq: now.Seq, ID: cmd.ID, Binding: cmd.Binding, Until: now.Value.Binding.Until}, nil
+}
+
+// binding checks the form of the request.
+func (s *Service) binding(call *Call, in BindFlow) (cmd commands.BindFlow, err error) {
+	if err := checkFlow("/flow", in.Flow); err != nil {
+		return cmd, err
+	}
+	if in.Name != "" {
+		if err := checkName("/name", in.Name); err != nil {
+			return cmd, err
+		}
+	}
+	if len(in.Steps) == 0 {
+		return cmd, ErrMissing.Because("The steps of the flow are needed.").At("/steps")
+	}
+	if err := checkSteps(in.Steps); err != nil {
+		return cmd, err
+	}
+	ttl := defaultTTL
+	if in.TTL != "" {
+		if ttl, err = time.ParseDuration(in.TTL); err != nil || ttl < shortestTTL || ttl > longestTTL {
+			return cmd, ErrTTL.At("/ttl")
+		}
+	}
+	return commands.BindFlow{
+		ID: in.Flow, Binding: events.DeriveID(call.Tenant, call.Principal.Actor.ID, call.CommandID, 0),
+		Name: in.Name, Steps: in.Steps, Until: s.now().Add(ttl).UTC().Truncate(time.Microsecond),
+	}, nil
+}
+
+func checkFlow(pointer, id string) error {
+	if err := required(pointer, id); err != nil {
+		return err
+	}
+	return pointAt(events.CheckID(id), pointer)
+}
+
+// step is the call as the nth command within it.
+func (c *Call) step(n int) *Call {
+	sub := *c
+	sub.CommandID += "/" + strconv.Itoa(n)
+	sub.named = false // it meets itself by the binding, not by its command id
+	return &sub
+}
+
+func (s *Service) reserve(ctx context.Context, call *Call, bind commands.BindFlow, credential string, steps []events.FlowStep) ([]events.FlowUseRefused, error) {
+	_, state, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, commands.Credential(commands.ReserveCredential{
+		ID: credential, Flow: bind.ID, Binding: bind.Binding, Steps: steps, Until: bind.Until,
+	}))
+	return mismatched(0, steps, state.Value, err)
+}
+
+// giveBack ends a reservation on the credentials. What it misses ends by itself.
+func (s *Service) giveBack(ctx context.Context, call *Call, flow, binding string, credentials []string) {
+	for _, credential := range credentials {
+		err := s.changeUse(ctx, call, commands.ReleaseCredential{ID: credential, Flow: flow, Binding: binding})
+		if err != nil {
+			s.cfg.Logger.WarnContext(ctx, "a reservation is left to its expiry", "tenant", call.Tenant, "credential", credential, "binding", binding, "err", err)
+		}
+	}
+}
+
+// bindFaults lists the steps that cannot have what they name.
+func (s *Service) bindFaults(ctx context.Context, tenant string, steps []events.FlowStep) ([]events.FlowUseRefused, error) {
+	refused, err := s.componentFaults(ctx, tenant, 0, steps)
+	if err != nil {
+		return nil, err
+	}
+	for credential, its := range byCredential(steps) {
+		state, err := aggregates.Credential.Fresh(ctx, s.cfg.Log, aggregates.Credential.Stream(tenant, credential))
+		if err != nil {
+			return nil, err
+		}
+		missing := error(nil)
+		if !state.Value.Live() {
+			missing = aggregates.ErrCredentialNotFound
+		}
+		more, err := mismatched(0, its, state.Value, missing)
+		if err != nil {
+			return nil, err
+		}
+		refused = append(refused, more...)
+	}
+	return inOrder(steps, refused), nil
+}
+
+// cannotBind names every step that cannot have what it names. One fault alone
+// has its own code.
+func cannotBind(steps []events.FlowStep, refused []events.FlowUseRefused) error {
+	refused = inOrder(steps, refused)
+	err := ErrFlowCannotBind
+	first := refused[0].Reason
+	if !slices.ContainsFunc(refused, func(r events.FlowUseRefused) bool { return r.Reason != first }) {
+		for _, known := range []*fault.Error{ErrCredentialRequired, aggregates.ErrCredentialComponentMismatch} {
+			if known.Code == first {
+				err = known
+			}
+		}
+	}
+	return err.Because("Nothing was reserved. %s", sayRefused(refused)).With(stepFaults(refused))
+}
+
+// ReleaseFlow asks for the end of a flow's reservation.
+type ReleaseFlow struct {
+	Flow    string `json:"flow"`
+	Binding string `json:"binding,omitzero"` // only this one; the one that stands when absent
+}
+
+func (s *Service) releaseFlow(ctx context.Context, call *Call, in ReleaseFlow) (Done, error) {
+	if err := checkFlow("/flow", in.Flow); err != nil {
+		return Done{}, err
+	}
+	return s.endBinding(ctx, call, commands.ReleaseFlow{ID: in.Flow, Binding: in.Binding, Reason: events.ReleasedOnRequest})
+}
+
+// endBinding ends a reservation: on the flow's stream, then on each credential's.
+func (s *Service) endBinding(ctx context.Context, call *Call, cmd commands.ReleaseFlow) (Done, error) {
+	was, now, err := execute(ctx, s, call, aggregates.Flow, call.Tenant, commands.Flow(cmd))
+	if err != nil {
+		return Done{}, err
+	}
+	if now.Seq == 0 {
+		return Done{}, aggregates.ErrFlowNotFound.At("/flow")
+	}
+	done := Done{Seq: now.Seq, ID: cmd.ID}
+	if b := was.Binding; b.ID != "" && now.Value.Binding.ID != b.ID {
+		done.Binding = b.ID
+		s.giveBack(ctx, call, cmd.ID, b.ID, slices.Sorted(maps.Keys(byCredential(b.Steps))))
+	}
+	return done, nil
+}
+
+// keepEvery is how often the keeper of flows looks for what is left over, and
+// keepAtOnce how many it mends at one time.
+const (
+	keepEvery  = time.Second
+	keepAtOnce = 200
+)
+
+// RunFlowKeeper ends the reservations whose time is over, and completes what a
+// crash left undone between a flow and what it uses, until ctx ends. One process
+// of an installation needs to run it; two do no harm.
+func (s *Service) RunFlowKeeper(ctx context.Context) error {
+	tick := time.NewTicker(keepEvery)
+	defer tick.Stop()
+	for {
+		if err := s.KeepFlows(ctx); err != nil && ctx.Err() == nil {
+			s.cfg.Logger.WarnContext(ctx, "keeping flows stopped early", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// KeepFlows is one round of RunFlowKeeper.
+func (s *Service) KeepFlows(ctx context.Context) error {
+	if s.cfg.WritesAllowed != nil && s.cfg.WritesAllowed() != nil {
+		return nil
+	}
+	var errs []error
+	expired, err := s.cfg.Views.ExpiredBindings(ctx, s.now(), keepAtOnce)
+	errs = append(errs, err)
+	for _, use := range expired {
+		errs = append(errs, s.expire(ctx, use.Tenant, use.Flow, use.ID, use.Binding))
+	}
+	stale, err := s.cfg.Views.StaleUses(ctx, keepAtOnce)
+	errs = append(errs, err)
+	for _, use := range stale {
+		call := system(use.Tenant, "flow-keeper")
+		if use.Kind == aggregates.OAuthClient.Category {
+			errs = append(errs, s.changeClientUse(ctx, call, commands.ReleaseOAuthClient{Component: use.ID, Flow: use.Flow, Revision: use.Revision}))
+			continue
+		}
+		errs = append(errs, s.changeUse(ctx, call, commands.ReleaseCredential{ID: use.ID, Flow: use.Flow, Revision: use.Revision}))
+	}
+	unsettled, err := s.cfg.Views.UnsettledFlows(ctx, keepAtOnce)
+	errs = append(errs, err)
+	for _, flow := range unsettled {
+		errs = append(errs, s.resettle(ctx, flow.Tenant, flow.Flow))
+	}
+	return errors.Join(errs...)
+}
+
+// resettle completes what follows from what is known of a flow.
+func (s *Service) resettle(ctx context.Context, tenant, flow string) error {
+	call := system(tenant, "flow-keeper")
+	state, err := aggregates.Flow.Fresh(ctx, s.cfg.Log, aggregates.Flow.Stream(tenant, flow))
+	if err != nil {
+		return err
+	}
+	_, err = s.settle(ctx, call, flow, state.Value, state.Value)
+	return err
+}
+
+// expire ends one reservation whose time is over. It names the binding, so it
+// cannot end what a start has confirmed or another reservation replaced.
+func (s *Service) expire(ctx context.Context, tenant, flow, credential, binding string) error {
+	call := system(tenant, "flow-keeper")
+	_, err := s.endBinding(ctx, call, commands.ReleaseFlow{ID: flow, Binding: binding, Reason: events.ReleasedByExpiry})
+	if err != nil && !errors.Is(err, aggregates.ErrFlowNotFound) {
+		return err
+	}
+	return s.changeUse(ctx, call, commands.ReleaseCredential{ID: credential, Flow: flow, Binding: binding})
+}

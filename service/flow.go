@@ -1,0 +1,410 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+)
+
+// The refusals of what a flow engine says.
+var (
+	ErrFlowEventType = fault.New(fault.Invalid, "flow_event_type_unknown",
+		"A flow event has the type flow.created, flow.updated, flow.started, flow.stopped or flow.deleted.")
+	ErrFlowEventData = fault.New(fault.Invalid, "flow_event_data_invalid",
+		"The data of the flow event is not the JSON it must be.")
+	ErrFlowEventSubject = fault.New(fault.Invalid, "flow_event_subject_mismatch",
+		"The flow event tells of another flow than its subject.")
+	ErrFlowRefused = fault.New(fault.Unprocessable, "flow_use_refused",
+		"Some steps of the flow cannot use what they name. What they can use is recorded.")
+	ErrCredentialRequired = fault.New(fault.Unprocessable, "credential_required", "The step's component needs a credential, and the step names none.")
+	ErrTTL                = fault.New(fault.Invalid, "flow_ttl_invalid", "A reservation lasts between one second and 24 hours, such as \"10m\".")
+	ErrFlowSteps          = fault.New(fault.Invalid, "flow_steps_invalid", "A flow has up to 1000 steps, each with an id of its own and a component.")
+	ErrFlowCannotBind     = fault.New(fault.Unprocessable, "flow_cannot_bind", "Nothing was reserved: some steps cannot use what they name.")
+)
+
+// The bounds of a flow.
+const (
+	maxSteps      = 1000
+	defaultTTL    = 10 * time.Minute
+	shortestTTL   = time.Second
+	longestTTL    = 24 * time.Hour
+	settleAtOnce  = 8   // streams a flow is settled on at one time
+	flowsInDetail = 100 // flows that a refusal lists
+)
+
+// FlowEvent is what a flow engine says of a flow: the data of a CloudEvent of
+// type flow.created, flow.updated, flow.started, flow.stopped or flow.deleted.
+type FlowEvent struct {
+	Change   events.FlowChange `json:"-"`
+	ID       string            `json:"id"`
+	Name     string            `json:"name,omitzero"`  // for people
+	Revision uint64            `json:"revision"`       // rises with every event of the flow
+	Steps    []events.FlowStep `json:"steps,omitzero"` // nil: as they were
+}
+
+// Type is the CloudEvents type of the event.
+func (e FlowEvent) Type() string { return "flow." + string(e.Change) }
+
+// Data is the event's data with the members that are understood, and no others.
+func (e FlowEvent) Data() ([]byte, error) { return json.Marshal(e) }
+
+// ParseFlowEvent reads a flow event. ceType and ceSubject are its CloudEvents
+// attributes, flow the id in the subject it was published to. Members of the
+// data that are not known are ignored: engines differ. It returns
+// ErrFlowEventType, ErrFlowEventData, ErrFlowEventSubject or ErrFlowSteps.
+func ParseFlowEvent(ceType, ceSubject, flow string, data []byte) (FlowEvent, error) {
+	var e FlowEvent
+	switch ceType {
+	case "flow.created":
+		e.Change = events.FlowWasCreated
+	case "flow.updated":
+		e.Change = events.FlowWasUpdated
+	case "flow.started":
+		e.Change = events.FlowWasStarted
+	case "flow.stopped":
+		e.Change = events.FlowWasStopped
+	case "flow.deleted":
+		e.Change = events.FlowWasDeleted
+	default:
+		return e, ErrFlowEventType
+	}
+	if err := checkForm(data); err != nil {
+		return e, ErrFlowEventData.Because("%s", fault.Of(err).Msg)
+	}
+	if err := decodeWith(data, &e, json.RejectUnknownMembers(false)); err != nil {
+		return e, ErrFlowEventData.Because("%s", fault.Of(err).Msg).At(fault.Of(err).Pointer)
+	}
+	switch {
+	case events.CheckID(e.ID) != nil:
+		return e, ErrFlowEventData.Because("The flow's id is missing or cannot be used.").At("/id")
+	case e.ID != flow || ceSubject != "" && ceSubject != e.ID:
+		return e, ErrFlowEventSubject
+	case e.Revision == 0:
+		return e, ErrFlowEventData.Because("The revision is missing. It is at least 1 and rises with every event of a flow.").At("/revision")
+	case e.Name != "" && checkName("/name", e.Name) != nil:
+		return e, ErrFlowEventData.Because("%s", ErrName.Msg).At("/name")
+	case e.Steps == nil && (e.Change == events.FlowWasCreated || e.Change == events.FlowWasUpdated):
+		return e, ErrFlowEventData.Because("The steps are missing.").At("/steps")
+	}
+	return e, checkSteps(e.Steps)
+}
+
+// checkSteps bounds what a flow may consist of.
+func checkSteps(steps []events.FlowStep) error {
+	if len(steps) > maxSteps {
+		return ErrFlowSteps.At("/steps")
+	}
+	seen := make(map[string]bool, len(steps))
+	for i, s := range steps {
+		at := func(member string) string { return fmt.Sprintf("/steps/%d/%s", i, member) }
+		switch {
+		case events.CheckID(s.ID) != nil:
+			return ErrFlowSteps.Because("A step's id is missing or cannot be used.").At(at("id"))
+		case seen[s.ID]:
+			return ErrFlowSteps.Because("Two steps have the same id.").At(at("id"))
+		case s.Name != "" && checkName("", s.Name) != nil:
+			return ErrName.At(at("name"))
+		case events.CheckName(s.Component) != nil:
+			return ErrFlowSteps.Because("A step's component is missing or is no component's id.").At(at("component"))
+		case s.Credential != "" && events.CheckID(s.Credential) != nil:
+			return events.ErrID.At(at("credential"))
+		}
+		seen[s.ID] = true
+	}
+	return nil
+}
+
+// AuthorizeFlowEvents reports whether the caller may tell of flows of the
+// call's tenant: nil, or what authorization says.
+func (s *Service) AuthorizeFlowEvents(ctx context.Context, call Call) error {
+	return s.authorize(ctx, &call, FlowsEdit)
+}
+
+// ObserveFlow takes in a flow event: it is recorded on the flow's stream, then
+// every use that follows from it on the stream of the thing used. It may be
+// called again with the same event, by this process or another, and completes
+// then what is missing; an event that comes late changes nothing. It returns
+// ErrFlowRefused, with the steps, when some cannot use what they name.
+func (s *Service) ObserveFlow(ctx context.Context, call Call, ev FlowEvent) error {
+	ctx, cancel := context.WithTimeout(ctx, maxCall)
+	defer cancel()
+	if err := s.authorize(ctx, &call, FlowsEdit); err != nil {
+		return err
+	}
+	if s.cfg.WritesAllowed != nil {
+		if err := s.cfg.WritesAllowed(); err != nil {
+			return err
+		}
+	}
+	begin := s.now()
+	was, now, err := execute(ctx, s, &call, aggregates.Flow, call.Tenant, commands.Flow(commands.ObserveFlow{
+		ID: ev.ID, Change: ev.Change, Name: ev.Name, Revision: ev.Revision, Steps: ev.Steps,
+	}))
+	if err != nil || ev.Revision < now.Value.Revision {
+		return err
+	}
+	refused, err := s.settle(ctx, &call, ev.ID, was, now.Value)
+	s.metrics.settled.Observe(s.now().Sub(begin).Seconds())
+	if err != nil {
+		return err
+	}
+	if len(refused) > 0 {
+		return ErrFlowRefused.Because("%s", sayRefused(refused)).With(stepFaults(refused))
+	}
+	return nil
+}
+
+// StepFault says why a step of a flow cannot have what it names.
+type StepFault struct {
+	Step       string `json:"step"`
+	Component  string `json:"component"`
+	Credential string `json:"credential,omitzero"`
+	Reason     string `json:"reason"` // "credential_not_found", "credential_component_mismatch", "credential_required", "component_not_found"
+}
+
+// FlowFaults are the details of ErrFlowRefused and ErrFlowCannotBind.
+type FlowFaults struct {
+	Steps []StepFault `json:"steps"`
+}
+
+func stepFaults(refused []events.FlowUseRefused) FlowFaults {
+	faults := FlowFaults{Steps: make([]StepFault, len(refused))}
+	for i, r := range refused {
+		faults.Steps[i] = StepFault{Step: r.Step, Component: r.Component, Credential: r.Credential, Reason: r.Reason}
+	}
+	return faults
+}
+
+// sayRefused names the first of the steps for people.
+func sayRefused(refused []events.FlowUseRefused) string {
+	first := refused[0]
+	var why string
+	switch first.Reason {
+	case ErrCredentialRequired.Code:
+		why = fmt.Sprintf("names no credential, which the component %s needs", first.Component)
+	case aggregates.ErrCredentialComponentMismatch.Code:
+		why = fmt.Sprintf("names the credential %s, which is not for the component %s", first.Credential, first.Component)
+	case aggregates.ErrComponentNotFound.Code:
+		why = fmt.Sprintf("runs the component %s, which is not there", first.Component)
+	default:
+		why = fmt.Sprintf("names the credential %s, which is not there", first.Credential)
+	}
+	more := ""
+	if n := len(refused) - 1; n > 0 {
+		more = fmt.Sprintf(" (and %d more)", n)
+	}
+	return fmt.Sprintf("The step %s %s%s.", first.Step, why, more)
+}
+
+// settle makes the streams of what the flow uses agree with the flow: now uses
+// what it names, and what it was holding before is given back. Each stream
+// decides for itself, so it does not matter how often or in which order this
+// is done. It returns the steps that cannot use what they name, recorded.
+func (s *Service) settle(ctx context.Context, call *Call, flow string, was, now aggregates.FlowState) ([]events.FlowUseRefused, error) {
+	steps := byCredential(now.Steps)
+	var all errgroup.Group
+	all.SetLimit(settleAtOnce)
+	found := make(chan []events.FlowUseRefused, len(steps)+1)
+	for credential, its := range steps {
+		all.Go(func() error {
+			r, err := s.useCredential(ctx, call, flow, credential, now, its)
+			found <- r
+			return err
+		})
+	}
+	for credential := range byCredential(slices.Concat(was.Steps, was.Binding.Steps)) {
+		release := commands.ReleaseCredential{ID: credential, Flow: flow}
+		if _, named := steps[credential]; !named {
+			release.Revision = now.Revision
+		}
+		if was.Binding.ID != now.Binding.ID {
+			release.Binding = was.Binding.ID
+		}
+		if release.Revision == 0 && release.Binding == "" {
+			continue
+		}
+		all.Go(func() error { return s.changeUse(ctx, call, release) })
+	}
+	components := componentsOf(now.Steps)
+	for component := range componentsOf(was.Steps) {
+		if !components[component] {
+			all.Go(func() error {
+				return s.changeClientUse(ctx, call, commands.ReleaseOAuthClient{Component: component, Flow: flow, Revision: now.Revision})
+			})
+		}
+	}
+	all.Go(func() error {
+		r, err := s.useComponents(ctx, call, flow, now)
+		found <- r
+		return err
+	})
+	err := all.Wait()
+	close(found)
+	var refused []events.FlowUseRefused
+	for r := range found {
+		refused = append(refused, r...)
+	}
+	if err != nil || len(refused) == 0 {
+		return nil, err
+	}
+	refused = inOrder(now.Steps, refused)
+	_, _, err = execute(ctx, s, call, aggregates.Flow, call.Tenant, commands.Flow(commands.RefuseUse{ID: flow, Revision: now.Revision, Refused: refused}))
+	return refused, err
+}
+
+// inOrder is one refusal for each refused step, in the order of the steps. A
+// component that is not there goes before what is wrong with the credential.
+func inOrder(steps []events.FlowStep, refused []events.FlowUseRefused) []events.FlowUseRefused {
+	byStep := map[string]events.FlowUseRefused{}
+	for _, r := range refused {
+		if _, has := byStep[r.Step]; !has || r.Reason == aggregates.ErrComponentNotFound.Code {
+			byStep[r.Step] = r
+		}
+	}
+	var list []events.FlowUseRefused
+	for _, step := range steps {
+		if r, ok := byStep[step.ID]; ok {
+			list = append(list, r)
+		}
+	}
+	return list
+}
+
+// useCredential records the use of one credential by the steps that name it.
+func (s *Service) useCredential(ctx context.Context, call *Call, flow, credential string, now aggregates.FlowState, steps []events.FlowStep) ([]events.FlowUseRefused, error) {
+	_, state, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, commands.Credential(commands.UseCredential{
+		ID: credential, Flow: flow, Revision: now.Revision, Active: now.Active, Steps: steps,
+	}))
+	return mismatched(now.Revision, steps, state.Value, err)
+}
+
+// mismatched lists the steps that the credential cannot serve. err is what the
+// credential's stream decided; what is no refusal is returned.
+func mismatched(revision uint64, steps []events.FlowStep, state aggregates.CredentialState, err error) ([]events.FlowUseRefused, error) {
+	reason := ""
+	switch {
+	case errors.Is(err, aggregates.ErrCredentialNotFound):
+		reason = aggregates.ErrCredentialNotFound.Code
+	case err != nil && !errors.Is(err, aggregates.ErrCredentialComponentMismatch):
+		return nil, err
+	}
+	var refused []events.FlowUseRefused
+	for _, step := range steps {
+		if reason == "" && step.Component == state.Component {
+			continue
+		}
+		r := refusal(revision, step, reason)
+		if reason == "" {
+			r.Reason = aggregates.ErrCredentialComponentMismatch.Code
+		}
+		refused = append(refused, r)
+	}
+	return refused, nil
+}
+
+func refusal(revision uint64, step events.FlowStep, reason string) events.FlowUseRefused {
+	return events.FlowUseRefused{Revision: revision, Step: step.ID, Component: step.Component, Credential: step.Credential, Reason: reason}
+}
+
+// useComponents records that the flow includes its components, and finds the
+// steps whose component is not there or needs a credential they do not name.
+func (s *Service) useComponents(ctx context.Context, call *Call, flow string, now aggregates.FlowState) ([]events.FlowUseRefused, error) {
+	refused, err := s.componentFaults(ctx, call.Tenant, now.Revision, now.Steps)
+	if err != nil {
+		return nil, err
+	}
+	unknown := map[string]bool{}
+	for _, r := range refused {
+		unknown[r.Component] = unknown[r.Component] || r.Reason == aggregates.ErrComponentNotFound.Code
+	}
+	for component := range componentsOf(now.Steps) {
+		if unknown[component] {
+			continue
+		}
+		err := s.changeClientUse(ctx, call, commands.UseOAuthClient{Component: component, Flow: flow, Revision: now.Revision})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return refused, nil
+}
+
+// componentFaults lists the steps whose component the tenant does not have, and
+// those that need a credential and name none.
+func (s *Service) componentFaults(ctx context.Context, tenant string, revision uint64, steps []events.FlowStep) ([]events.FlowUseRefused, error) {
+	needs := map[string]string{} // by component: "" or the reason
+	var refused []events.FlowUseRefused
+	for _, step := range steps {
+		need, known := needs[step.Component]
+		if !known {
+			var err error
+			if need, err = s.componentNeed(ctx, tenant, step.Component); err != nil {
+				return nil, err
+			}
+			needs[step.Component] = need
+		}
+		switch {
+		case need == aggregates.ErrComponentNotFound.Code,
+			need == ErrCredentialRequired.Code && step.Credential == "":
+			refused = append(refused, refusal(revision, step, need))
+		}
+	}
+	return refused, nil
+}
+
+// componentNeed says what stands against a step without a credential: that the
+// component is not there, that it needs one, or nothing.
+func (s *Service) componentNeed(ctx context.Context, tenant, component string) (string, error) {
+	d, _, err := s.usable(ctx, tenant, component)
+	switch {
+	case errors.Is(err, aggregates.ErrComponentDeleted):
+		return "", nil // what it has goes on working
+	case errors.Is(err, aggregates.ErrComponentNotFound):
+		return aggregates.ErrComponentNotFound.Code, nil
+	case err != nil:
+		return "", err
+	case d.NeedsCredential():
+		return ErrCredentialRequired.Code, nil
+	}
+	return "", nil
+}
+
+// changeUse executes a release, of a credential that may be gone.
+func (s *Service) changeUse(ctx context.Context, call *Call, cmd commands.ReleaseCredential) error {
+	_, _, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, commands.Credential(cmd))
+	return err
+}
+
+func (s *Service) changeClientUse(ctx context.Context, call *Call, cmd commands.OAuthClient) error {
+	_, _, err := execute(ctx, s, call, aggregates.OAuthClient, call.Tenant, cmd)
+	return err
+}
+
+// byCredential groups the steps that name a credential.
+func byCredential(steps []events.FlowStep) map[string][]events.FlowStep {
+	m := map[string][]events.FlowStep{}
+	for _, s := range steps {
+		if s.Credential != "" {
+			m[s.Credential] = append(m[s.Credential], s)
+		}
+	}
+	return m
+}
+
+func componentsOf(steps []events.FlowStep) map[string]bool {
+	m := map[string]bool{}
+	for _, s := range steps {
+		m[s.Component] = true
+	}
+	return m
+}

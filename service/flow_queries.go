@@ -1,0 +1,344 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/projections"
+)
+
+// GetFlow asks for one flow.
+type GetFlow struct {
+	ID     string `json:"id"`
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+}
+
+// Flow is what the service knows of a flow.
+type Flow struct {
+	ID        string            `json:"id"`
+	Name      string            `json:"name,omitzero"`
+	Revision  uint64            `json:"revision"` // 0: the flow engine has told nothing yet
+	Active    bool              `json:"active"`
+	Broken    bool              `json:"broken"` // a step cannot use what it names
+	Faults    []StepFault       `json:"faults,omitzero"`
+	Steps     []events.FlowStep `json:"steps"`
+	Binding   string            `json:"binding,omitzero"` // id of a reservation that stands
+	Until     time.Time         `json:"until,omitzero"`   // when it ends by itself
+	UpdatedAt time.Time         `json:"updated_at"`
+	Seq       uint64            `json:"seq"` // log sequence of the last change
+}
+
+func (s *Service) getFlow(ctx context.Context, call *Call, in GetFlow) (Flow, error) {
+	if err := checkFlow("/id", in.ID); err != nil {
+		return Flow{}, err
+	}
+	if err := s.atLeast(ctx, in.MinSeq); err != nil {
+		return Flow{}, err
+	}
+	f, found, err := s.cfg.Views.Flow(ctx, call.Tenant, in.ID)
+	switch {
+	case err != nil:
+		return Flow{}, err
+	case !found:
+		return Flow{}, aggregates.ErrFlowNotFound
+	}
+	return flowInfo(f), nil
+}
+
+func flowInfo(f projections.Flow) Flow {
+	info := Flow{
+		ID: f.ID, Name: f.Name, Revision: f.Revision, Active: f.Active, Broken: len(f.Faults) > 0, Steps: f.Steps,
+		Binding: f.Binding, Until: f.Until, UpdatedAt: f.UpdatedAt, Seq: f.Seq,
+	}
+	if info.Steps == nil {
+		info.Steps = []events.FlowStep{}
+	}
+	for _, fault := range f.Faults {
+		info.Faults = append(info.Faults, StepFault(fault))
+	}
+	return info
+}
+
+// ListFlows asks for flows. Filters combine by AND.
+type ListFlows struct {
+	Credential string `json:"credential,omitzero"` // those that name it, use it or have it reserved
+	Component  string `json:"component,omitzero"`  // those that include it
+	Active     bool   `json:"active,omitzero"`     // only active ones
+	Broken     bool   `json:"broken,omitzero"`     // only those with a step that cannot use what it names
+	Limit      int    `json:"limit,omitzero"`      // 1 to 200; 50 when absent
+	After      string `json:"after,omitzero"`      // cursor of the page before, with the same filter
+	MinSeq     uint64 `json:"min_seq,omitzero"`    // wait until the answer reflects this log sequence
+}
+
+// FlowList answers ListFlows.
+type FlowList struct {
+	Flows []Flow `json:"flows"`
+	Next  string `json:"next,omitzero"` // cursor of the next page; absent on the last
+}
+
+func (s *Service) listFlows(ctx context.Context, call *Call, in ListFlows) (FlowList, error) {
+	limit, err := pageSize(in.Limit)
+	if err != nil {
+		return FlowList{}, err
+	}
+	if err := s.atLeast(ctx, in.MinSeq); err != nil {
+		return FlowList{}, err
+	}
+	page, next, err := s.cfg.Views.Flows(ctx, projections.FlowFilter{
+		Tenant: call.Tenant, Credential: in.Credential, Component: in.Component, Active: in.Active, Broken: in.Broken,
+		Limit: limit, After: in.After,
+	})
+	if err != nil {
+		return FlowList{}, err
+	}
+	list := FlowList{Flows: make([]Flow, len(page)), Next: next}
+	for i, f := range page {
+		list.Flows[i] = flowInfo(f)
+	}
+	return list, nil
+}
+
+// ListInUse asks for the in-use index.
+type ListInUse struct {
+	Limit  int    `json:"limit,omitzero"`   // 1 to 200; 50 when absent
+	After  string `json:"after,omitzero"`   // cursor of the page before
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+}
+
+// InUseList answers ListInUse.
+type InUseList struct {
+	Entries []InUseEntry `json:"entries"`
+	Next    string       `json:"next,omitzero"` // cursor of the next page; absent on the last
+}
+
+// InUseEntry is one key of the in-use index.
+type InUseEntry struct {
+	Kind  string            `json:"kind"` // "credential" or "oauth_client"
+	ID    string            `json:"id"`   // of the credential, or of the component
+	Value projections.InUse `json:"value"`
+}
+
+func (s *Service) listInUse(ctx context.Context, call *Call, in ListInUse) (InUseList, error) {
+	limit, err := pageSize(in.Limit)
+	if err != nil {
+		return InUseList{}, err
+	}
+	if err := s.atLeast(ctx, in.MinSeq); err != nil {
+		return InUseList{}, err
+	}
+	page, next, err := s.cfg.Views.InUseList(ctx, call.Tenant, in.After, limit)
+	if err != nil {
+		return InUseList{}, err
+	}
+	list := InUseList{Entries: make([]InUseEntry, len(page)), Next: next}
+	for i, e := range page {
+		list.Entries[i] = InUseEntry{Kind: e.Kind, ID: e.ID, Value: e.Value}
+	}
+	return list, nil
+}
+
+// FlowRef names one flow for people and programs.
+type FlowRef struct {
+	ID     string `json:"id"`
+	Name   string `json:"name,omitzero"`
+	Active bool   `json:"active"`
+}
+
+// FlowRefs are the details of a refusal that flows cause.
+type FlowRefs struct {
+	Total int       `json:"total"` // of the flows; the list holds up to 100
+	Flows []FlowRef `json:"flows"`
+}
+
+// inUse names the flows that hold a credential in the refusal to delete it.
+func (s *Service) inUse(ctx context.Context, call *Call, state aggregates.CredentialState) error {
+	holders := state.Uses.Holders()
+	refs := FlowRefs{Total: len(holders), Flows: []FlowRef{}}
+	names, err := s.cfg.Views.FlowNames(ctx, call.Tenant, holders[:min(len(holders), flowsInDetail)])
+	if err != nil {
+		s.cfg.Logger.WarnContext(ctx, "names of flows", "err", err) // their ids have to do
+	}
+	for _, id := range holders[:min(len(holders), flowsInDetail)] {
+		use, _ := state.Uses.Of(id)
+		refs.Flows = append(refs.Flows, FlowRef{ID: id, Name: names[id], Active: use.Active})
+	}
+	return aggregates.ErrCredentialInUse.Because("%s", sayInUse(refs)).With(refs)
+}
+
+// sayInUse names the first flows, and the remedy.
+func sayInUse(refs FlowRefs) string {
+	list := ""
+	for i, f := range refs.Flows {
+		if i == 3 {
+			list += fmt.Sprintf(" and %d more", refs.Total-i)
+			break
+		}
+		if i > 0 {
+			list += ", "
+		}
+		if f.Name != "" {
+			list += fmt.Sprintf("%q (%s)", f.Name, f.ID)
+		} else {
+			list += f.ID
+		}
+	}
+	flows := "the active flow"
+	if refs.Total > 1 {
+		flows = "active flows:"
+	}
+	return fmt.Sprintf("The credential is in use by %s %s. Delete these flows first or give them another credential.", flows, list)
+}
+
+// expireHolders ends the reservations among what holds a credential whose time
+// is over, so that a delete need not wait for the keeper. It reports whether there were any.
+func (s *Service) expireHolders(ctx context.Context, call *Call, id string, state aggregates.CredentialState) (bool, error) {
+	now, any := s.now().UnixMicro(), false
+	for _, flow := range state.Uses.Holders() {
+		use, _ := state.Uses.Of(flow)
+		if use.Active || use.Until > now {
+			continue
+		}
+		any = true
+		if err := s.expire(ctx, call.Tenant, flow, id, use.Binding); err != nil {
+			return any, err
+		}
+	}
+	return any, nil
+}
+
+// Impact answers a dry run: what the command would do, without doing it.
+type Impact struct {
+	Allowed     bool                 `json:"allowed"`               // the command would be obeyed now
+	Code        string               `json:"code,omitzero"`         // why not
+	Says        string               `json:"says"`                  // in a sentence
+	Flows       []Flow               `json:"flows"`                 // that use it, up to 200
+	TotalFlows  int                  `json:"total_flows"`           //
+	ActiveFlows int                  `json:"active_flows"`          //
+	Credentials int                  `json:"credentials,omitzero"`  // of a component: those of the tenant that remain
+	Verified    *events.Verification `json:"verification,omitzero"` // what the dry request with the new keys found
+}
+
+// impact lists the flows behind a thing that is used.
+func (s *Service) impact(ctx context.Context, call *Call, kind, id string) (*Impact, error) {
+	filter := projections.FlowFilter{Tenant: call.Tenant, Credential: id, Limit: 200}
+	if kind == aggregates.OAuthClient.Category {
+		filter.Credential, filter.Component = "", id
+	}
+	if end, err := s.cfg.Log.Store.End(ctx); err != nil { // what was recorded before the question is in the answer
+		return nil, err
+	} else if err := s.atLeast(ctx, end); err != nil {
+		return nil, err
+	}
+	page, _, err := s.cfg.Views.Flows(ctx, filter)
+	if err != nil {
+		return nil, err
+	}
+	i := &Impact{Allowed: true, Flows: make([]Flow, len(page))}
+	for n, f := range page {
+		i.Flows[n] = flowInfo(f)
+	}
+	i.TotalFlows, i.ActiveFlows, err = s.cfg.Views.CountUses(ctx, call.Tenant, kind, id)
+	i.TotalFlows = max(i.TotalFlows, len(page))
+	return i, err
+}
+
+// refusedBy notes why the command would be refused.
+func (i *Impact) refusedBy(err error) error {
+	f, ok := errors.AsType[*fault.Error](err)
+	if !ok {
+		return err
+	}
+	i.Allowed, i.Code, i.Says = false, f.Code, f.Msg
+	return nil
+}
+
+// tryDelete is the dry run of a delete.
+func (s *Service) tryDelete(ctx context.Context, call *Call, in DeleteCredential) (Done, error) {
+	if _, err := s.live(ctx, call.Tenant, in.ID, in.Expected); err != nil {
+		return Done{}, err
+	}
+	state, err := aggregates.Credential.Fresh(ctx, s.cfg.Log, aggregates.Credential.Stream(call.Tenant, in.ID))
+	if err != nil {
+		return Done{}, err
+	}
+	i, err := s.impact(ctx, call, aggregates.Credential.Category, in.ID)
+	if err != nil {
+		return Done{}, err
+	}
+	_, refusal := aggregates.Credential.Decide(state.Value, commands.DeleteCredential{ID: in.ID, Expected: in.Expected})
+	switch {
+	case errors.Is(refusal, aggregates.ErrCredentialInUse):
+		err = i.refusedBy(s.inUse(ctx, call, state.Value))
+	case refusal != nil:
+		err = i.refusedBy(refusal)
+	case i.TotalFlows > 0:
+		i.Says = fmt.Sprintf("The credential would be deleted. %s name it and could not start any more.", countFlows(i.TotalFlows))
+	default:
+		i.Says = "The credential would be deleted. No flow uses it."
+	}
+	return Done{Seq: state.Seq, ID: in.ID, DryRun: i}, err
+}
+
+func countFlows(n int) string {
+	if n == 1 {
+		return "1 flow that is not active would"
+	}
+	return fmt.Sprintf("%d flows that are not active", n)
+}
+
+// tryReplaceKeys is the dry run of replacing keys: the dry request is made, and
+// nothing is saved.
+func (s *Service) tryReplaceKeys(ctx context.Context, call *Call, in ReplaceKeys, state aggregates.CredentialState, verified events.Verification, refusal error) (Done, error) {
+	i, err := s.impact(ctx, call, aggregates.Credential.Category, in.ID)
+	if err != nil {
+		return Done{}, err
+	}
+	if verified.Status != "" {
+		i.Verified = &verified
+	}
+	switch {
+	case refusal != nil:
+		err = i.refusedBy(refusal)
+	case i.TotalFlows > 0:
+		i.Says = fmt.Sprintf("The keys would become version %d. The flows that use the credential would get them from then on.", state.Current().Version+1)
+	default:
+		i.Says = fmt.Sprintf("The keys would become version %d. No flow uses the credential.", state.Current().Version+1)
+	}
+	return Done{Seq: s.cfg.Views.Position(), ID: in.ID, DryRun: i}, err
+}
+
+// tryDeleteComponent is the dry run of deleting a component.
+func (s *Service) tryDeleteComponent(ctx context.Context, call *Call, id string) (Done, error) {
+	if events.CheckName(id) != nil {
+		return Done{}, aggregates.ErrComponentNotFound.At("/id")
+	}
+	state, err := aggregates.Component.Fresh(ctx, s.cfg.Log, aggregates.Component.Stream(events.System, id))
+	if err != nil {
+		return Done{}, err
+	}
+	i, err := s.impact(ctx, call, aggregates.OAuthClient.Category, id)
+	if err != nil {
+		return Done{}, err
+	}
+	counts, err := s.cfg.Views.CredentialCounts(ctx, call.Tenant, projections.CredentialFilter{Component: id})
+	if err != nil {
+		return Done{}, err
+	}
+	i.Credentials = perComponent(counts)[id]
+	done := Done{Seq: state.Seq, ID: id, DryRun: i}
+	if _, refusal := aggregates.Component.Decide(state.Value, commands.DeleteComponent{ID: id, Owner: call.Tenant}); refusal != nil {
+		if errors.Is(refusal, aggregates.ErrComponentNotFound) {
+			return Done{}, refusal
+		}
+		return done, i.refusedBy(refusal)
+	}
+	i.Says = fmt.Sprintf("The component would be deleted. %d of your credentials remain and go on working with the hosts and probe of their time, "+
+		"but none can be made, replaced or reverted; an OAuth client becomes unusable. %d of your flows include the component.", i.Credentials, i.TotalFlows)
+	return done, nil
+}

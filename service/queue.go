@@ -1,0 +1,239 @@
+package service
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/seal"
+)
+
+// The refusals of the queues.
+var (
+	ErrSecretInQueue = fault.New(fault.Invalid, "secret_in_queue",
+		"A queued command carries no clear keys, and nothing was stored. Seal them to the key that query service.key answers and send keys_sealed.")
+	ErrNotQueueable  = fault.New(fault.Invalid, "command_not_queueable", "This command cannot be left in the queue: its answer is needed.")
+	ErrKeysSealed    = fault.New(fault.Invalid, "keys_sealed_invalid", "Sealed keys stand alone, as unpadded base64url, in a command with a command id.")
+	ErrQueueAbsent   = fault.New(fault.Unavailable, "queue_absent", "This service has no queues.")
+	ErrQueueNotFound = fault.New(fault.NotFound, "queue_message_not_found", "There is no such message in the poison queue.")
+	ErrQueueNotKept  = fault.New(fault.Precondition, "queue_message_not_kept",
+		"The message was not understood, so its content was not kept. Publish it again, corrected.")
+)
+
+// Poisoned is a message of the poison queue: a flow event or queued command that
+// failed for good.
+type Poisoned struct {
+	ID        string         `json:"id"`
+	Queue     string         `json:"queue"`               // "flows" or "commands"
+	Name      string         `json:"name"`                // type of the event, or the command
+	Subject   string         `json:"subject"`             // where it was published
+	CommandID string         `json:"command_id,omitzero"` // of a command
+	EventID   string         `json:"event_id,omitzero"`   // of a flow event
+	Actor     string         `json:"actor"`               // "key:<id>"
+	Code      string         `json:"code"`                // of the error
+	Reason    string         `json:"reason"`              // in a sentence
+	Details   jsontext.Value `json:"details,omitzero"`
+	At        time.Time      `json:"at"`
+	Size      int            `json:"size"`             // of the message as it was published, in bytes
+	SHA256    string         `json:"sha256"`           // of it, in hex
+	Kept      bool           `json:"kept"`             // the content was understood, so it is kept and may be tried again
+	Content   jsontext.Value `json:"content,omitzero"` // what is kept of it; in the answer of queue.get alone
+}
+
+// PoisonQueue holds what failed for good, for people to look at.
+type PoisonQueue interface {
+	// List lists up to limit messages of the tenant, oldest first, those after an
+	// id; next is "" at the end.
+	List(ctx context.Context, tenant, after string, limit int) (page []Poisoned, next string, err error)
+	// Get returns one message with its content, or ErrQueueNotFound.
+	Get(ctx context.Context, tenant, id string) (Poisoned, error)
+	// Retry puts a message back where it came from, durable, and removes it:
+	// ErrQueueNotFound, ErrQueueNotKept.
+	Retry(ctx context.Context, tenant, id string) error
+	// Drop erases a message: ErrQueueNotFound.
+	Drop(ctx context.Context, tenant, id string) error
+}
+
+// CheckQueued looks at a command before it is stored in the queue: that there is
+// such a command, that the caller may give it, that its body is what it takes
+// and holds no secret in clear. It gives the call a command id when the caller
+// named none, and returns the body in the form in which it may be stored.
+func (s *Service) CheckQueued(ctx context.Context, call *Call, command string, body []byte) ([]byte, error) {
+	route, ok := s.routes[command]
+	switch {
+	case !ok || !route.Command:
+		return nil, ErrRouteUnknown
+	case unqueued[command]:
+		return nil, ErrNotQueueable
+	}
+	if err := s.authorize(ctx, call, route.Permission); err != nil {
+		return nil, err
+	}
+	if len(call.CommandID) > maxID || !printable(call.CommandID) {
+		return nil, ErrCommandID
+	}
+	if len(call.Correlation) > maxID || !printable(call.Correlation) {
+		return nil, ErrCorrelation
+	}
+	if err := checkForm(body); err != nil {
+		return nil, err
+	}
+	var members map[string]jsontext.Value
+	if err := decode(body, &members); err != nil {
+		return nil, err
+	}
+	if _, clear := members["keys"]; clear {
+		return nil, ErrSecretInQueue
+	}
+	if err := decode(body, reflect.New(route.In).Interface()); err != nil {
+		return nil, err
+	}
+	if raw, ok := members["keys_sealed"]; ok {
+		var sealed string
+		if err := json.Unmarshal(raw, &sealed); err != nil {
+			return nil, ErrKeysSealed
+		}
+		call.named = call.CommandID != ""
+		if _, err := s.unsealKeys(ctx, call, command, Keys{}, sealed); err != nil {
+			return nil, err
+		}
+	}
+	if call.CommandID == "" {
+		call.CommandID = events.NewID()
+	}
+	stored := jsontext.Value(body).Clone()
+	return stored, stored.Compact()
+}
+
+// unqueued are the commands whose answer is the point of them.
+var unqueued = map[string]bool{"api_key.issue": true, "views.rebuild": true, "queue.retry": true, "queue.drop": true, "audit.rewind": true}
+
+// QueueLane names what a queued command is aimed at: commands of one lane are
+// obeyed in their order.
+func QueueLane(tenant, command, commandID string, body []byte) string {
+	var target struct {
+		ID   string `json:"id"`
+		Flow string `json:"flow"`
+	}
+	_ = json.Unmarshal(body, &target) // it was checked before it was stored
+	category, _, _ := strings.Cut(command, ".")
+	id := target.ID
+	if category == "flow" {
+		id = target.Flow
+	}
+	if id == "" { // it makes something new
+		category, id = "command", commandID
+	}
+	return string(events.LengthPrefixed(tenant, category, id))
+}
+
+// sealedInfo binds sealed keys to one request: the lines "credstream/keys-sealed/1",
+// tenant, command and command id. It is the info of HPKE (RFC 9180).
+func sealedInfo(tenant, command, commandID string) []byte {
+	return []byte(strings.Join([]string{"credstream/keys-sealed/1", tenant, command, commandID}, "\n"))
+}
+
+// unsealKeys returns the keys of a request that carries them sealed, or keys.
+func (s *Service) unsealKeys(ctx context.Context, call *Call, command string, keys Keys, sealed string) (Keys, error) {
+	if sealed == "" {
+		return keys, nil
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(sealed)
+	if err != nil || !call.named || len(keys.Names()) > 0 {
+		return Keys{}, ErrKeysSealed.At("/keys_sealed")
+	}
+	clear, err := s.cfg.Keyring.OpenFor(ctx, call.Tenant, sealedInfo(call.Tenant, command, call.CommandID), raw)
+	if err != nil {
+		return Keys{}, pointAt(err, "/keys_sealed")
+	}
+	fields, err := seal.ParseFields(clear.Reveal())
+	if err != nil {
+		return Keys{}, pointAt(err, "/keys_sealed")
+	}
+	return Keys{fields}, nil
+}
+
+// ServiceKeyQuery asks for the tenant's service key.
+type ServiceKeyQuery struct{}
+
+// ServiceKey is the public key to which queued secrets are sealed.
+type ServiceKey struct {
+	PublicKey string `json:"public_key"` // X25519, unpadded base64url
+	KeyID     string `json:"key_id"`     // the first 8 bytes of its SHA-256, in hex
+	Suite     string `json:"suite"`      // of HPKE, base mode (RFC 9180)
+	Info      string `json:"info"`       // how HPKE's info is written
+}
+
+func (s *Service) serviceKey(ctx context.Context, call *Call, _ ServiceKeyQuery) (ServiceKey, error) {
+	public, err := s.cfg.Keyring.Recipient(ctx, call.Tenant)
+	if err != nil {
+		return ServiceKey{}, err
+	}
+	sum := sha256.Sum256(public)
+	return ServiceKey{
+		PublicKey: base64.RawURLEncoding.EncodeToString(public), KeyID: hex.EncodeToString(sum[:8]), Suite: seal.Suite,
+		Info: "credstream/keys-sealed/1, tenant, command and command id, joined by line feeds",
+	}, nil
+}
+
+// ListQueued asks for the messages of the poison queue.
+type ListQueued struct {
+	Limit int    `json:"limit,omitzero"` // 1 to 200; 50 when absent
+	After string `json:"after,omitzero"` // cursor of the page before
+}
+
+// QueuedList answers ListQueued, oldest first.
+type QueuedList struct {
+	Messages []Poisoned `json:"messages"`
+	Next     string     `json:"next,omitzero"` // cursor of the next page; absent on the last
+}
+
+func (s *Service) listQueued(ctx context.Context, call *Call, in ListQueued) (QueuedList, error) {
+	limit, err := pageSize(in.Limit)
+	if err != nil {
+		return QueuedList{}, err
+	}
+	if s.cfg.Poison == nil {
+		return QueuedList{}, ErrQueueAbsent
+	}
+	page, next, err := s.cfg.Poison.List(ctx, call.Tenant, in.After, limit)
+	if page == nil {
+		page = []Poisoned{}
+	}
+	return QueuedList{Messages: page, Next: next}, err
+}
+
+// QueuedID names one message of the poison queue.
+type QueuedID struct {
+	ID string `json:"id"`
+}
+
+func (s *Service) getQueued(ctx context.Context, call *Call, in QueuedID) (Poisoned, error) {
+	if s.cfg.Poison == nil {
+		return Poisoned{}, ErrQueueAbsent
+	}
+	return s.cfg.Poison.Get(ctx, call.Tenant, in.ID)
+}
+
+func (s *Service) retryQueued(ctx context.Context, call *Call, in QueuedID) (Done, error) {
+	if s.cfg.Poison == nil {
+		return Done{}, ErrQueueAbsent
+	}
+	return Done{ID: in.ID}, s.cfg.Poison.Retry(ctx, call.Tenant, in.ID)
+}
+
+func (s *Service) dropQueued(ctx context.Context, call *Call, in QueuedID) (Done, error) {
+	if s.cfg.Poison == nil {
+		return Done{}, ErrQueueAbsent
+	}
+	return Done{ID: in.ID}, s.cfg.Poison.Drop(ctx, call.Tenant, in.ID)
+}
