@@ -32,14 +32,28 @@ import (
 // connection has allow lists for what its own key is granted:
 //
 //   - requests to the endpoints of its tenants, and the discovery of the micro service;
-//   - plain subscriptions to its tenants' part of the feed;
 //   - the pull API of its tenants' pre-made consumers of the feed;
 //   - an inbox prefix of its own (see InboxPrefix), and never "_INBOX.>".
 //
 // The import is shared, so the servers put the user's name into the request.
+//
+// Whoever sends a request names the subject of the answer, and the servers do
+// not ask whether he may publish there: in one account an answer could be directed
+// into the subscription of another tenant. Inboxes cannot be guessed, the feed's
+// subjects can. So plain subscriptions to the feed have an account of their own, in
+// which nobody can send anything: a connection is put there that gives FeedUser as
+// its user.
 
-// ClientAccount is the NATS account of every key on an external NATS.
-const ClientAccount = "CLIENTS"
+// The NATS accounts of the keys on an external NATS.
+const (
+	ClientAccount = "CLIENTS" // sends requests and pulls
+	FeedAccount   = "FEED"    // subscribes to the feed
+)
+
+// FeedUser is the user name, with the key as the password, of a connection that
+// subscribes to the feed on an external NATS and does nothing else. Any other
+// name is for everything else. On the embedded server all names are alike.
+const FeedUser = "feed"
 
 const (
 	calloutQueue   = "credstream"     // one replica answers
@@ -238,11 +252,17 @@ func (o *callout) user(ctx context.Context, req *jwt.AuthorizationRequestClaims)
 		return "", err
 	}
 	u := jwt.NewUserClaims(req.UserNkey)
-	u.Name, u.Audience = o.userName(g.Principal), ClientAccount
+	u.Name = o.userName(g.Principal)
 	// Not as a leaf node, whose word the servers take for what its own clients are.
 	u.AllowedConnectionTypes = jwt.StringList{jwt.ConnectionTypeStandard, jwt.ConnectionTypeWebsocket}
-	u.Pub.Allow = requests
-	u.Sub.Allow = append([]string{InboxPrefix(key) + ".>"}, subscriptions...)
+	switch {
+	case req.ConnectOptions.Username != FeedUser:
+		u.Audience, u.Pub.Allow, u.Sub.Allow = ClientAccount, requests, jwt.StringList{InboxPrefix(key) + ".>"}
+	case len(subscriptions) > 0:
+		u.Audience, u.Pub.Deny, u.Sub.Allow = FeedAccount, jwt.StringList{">"}, subscriptions
+	default: // an empty allow list would allow everything
+		u.Audience, u.Pub.Deny, u.Sub.Deny = FeedAccount, jwt.StringList{">"}, jwt.StringList{">"}
+	}
 	if !confidentialClient(req) || !o.c.endpointsConfidential() {
 		for _, command := range o.c.cfg.ClearSecretCommands {
 			u.Pub.Deny = append(u.Pub.Deny, "credstream.cmd.*."+command, "credstream.cmdq.*."+command)
@@ -342,7 +362,7 @@ func (c *Cluster) kick(principal string) {
 
 func (c *Cluster) disconnect(principal string) error {
 	body, err := json.Marshal(map[string]any{
-		"acc": ClientAccount, "auth": true, "user": c.callout.userName(principal), "limit": 1 << 20,
+		"auth": true, "user": c.callout.userName(principal), "limit": 1 << 20,
 	})
 	if err != nil {
 		return fmt.Errorf("asking for connections: %w", err)

@@ -22,6 +22,7 @@ const (
 	claimHeader  = "Cs-Claim"       // marks one attempt
 	claimAge     = 10 * time.Minute // long after which every replica's views know the command
 	claimTime    = 5 * time.Second  // to find out who was first
+	claimTry     = time.Second      // of it, for one try
 	claimPause   = 2 * time.Millisecond
 )
 
@@ -29,8 +30,9 @@ const (
 // time before their views know it: whoever claims the id first obeys it. Claims
 // are kept in memory for ten minutes.
 type Claims struct {
-	js     jetstream.JetStream
-	stream jetstream.Stream
+	js       jetstream.JetStream
+	stream   jetstream.Stream
+	replicas int
 }
 
 // ClaimsConfig is the stream of the claims. It is read through its leader: a
@@ -52,7 +54,7 @@ func OpenClaims(ctx context.Context, js jetstream.JetStream, replicas int) (*Cla
 	if err != nil {
 		return nil, fmt.Errorf("looking up stream %s: %w", ClaimsStream, err)
 	}
-	return &Claims{js, stream}, nil
+	return &Claims{js, stream, replicas}, nil
 }
 
 // Claim claims a command id for a request. Key stands for the tenant, the actor
@@ -64,32 +66,41 @@ func OpenClaims(ctx context.Context, js jetstream.JetStream, replicas int) (*Cla
 func (c *Claims) Claim(ctx context.Context, key [32]byte, request string) (mine bool, holder string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, claimTime)
 	defer cancel()
-	m := nats.NewMsg(claimsPrefix + hex.EncodeToString(key[:]))
-	m.Data = []byte(request)
 	attempt := rand.Text()
-	m.Header.Set(claimHeader, attempt)
 	for {
-		_, err := c.js.PublishMsg(ctx, m, jetstream.WithExpectLastSequencePerSubject(0), jetstream.WithRetryAttempts(0))
-		switch {
-		case err == nil:
-			return true, request, nil
-		case lostClaims(err):
-			err = c.again(ctx)
-		default: // refused, or it is not known whether it was stored
-			var first *jetstream.RawStreamMsg
-			if first, err = c.stream.GetLastMsgForSubject(ctx, m.Subject); err == nil {
-				return first.Header.Get(claimHeader) == attempt, string(first.Data), nil
-			}
+		var first *jetstream.RawStreamMsg
+		if first, err = c.try(ctx, claimsPrefix+hex.EncodeToString(key[:]), request, attempt); err == nil {
+			return first.Header.Get(claimHeader) == attempt, string(first.Data), nil
 		}
-		if ctx.Err() != nil || err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
-			return false, "", fmt.Errorf("claiming a command id: %w: %w", fault.ErrUnavailable, errors.Join(err, ctx.Err()))
-		}
-		// It ran out or was dropped meanwhile, or is not stored yet.
+		// Without a leader; or the claim ran out or was dropped meanwhile, or is not stored yet.
 		select {
 		case <-ctx.Done():
+			return false, "", fmt.Errorf("claiming a command id: %w: %w", fault.ErrUnavailable, err)
 		case <-time.After(claimPause):
 		}
 	}
+}
+
+// try stores a claim, unless there is one, and returns the one that stands.
+func (c *Claims) try(ctx context.Context, subject, request, attempt string) (*jetstream.RawStreamMsg, error) {
+	ctx, cancel := context.WithTimeout(ctx, claimTry)
+	defer cancel()
+	m := nats.NewMsg(subject)
+	m.Data = []byte(request)
+	m.Header.Set(claimHeader, attempt)
+	_, err := c.js.PublishMsg(ctx, m, jetstream.WithExpectLastSequencePerSubject(0), jetstream.WithRetryAttempts(0))
+	switch {
+	case err == nil:
+		return &jetstream.RawStreamMsg{Header: m.Header, Data: m.Data}, nil
+	case errors.Is(err, jetstream.ErrNoStreamResponse): // a single server forgets it when it is restarted
+		if _, made := EnsureStream(ctx, c.js, ClaimsConfig(c.replicas)); made != nil {
+			return nil, made
+		}
+		return nil, err
+	case !wrongLast(err) && ctx.Err() != nil:
+		return nil, err
+	}
+	return c.stream.GetLastMsgForSubject(ctx, subject)
 }
 
 // Drop takes a claim back, of a command that was refused: its id may be used
@@ -99,15 +110,4 @@ func (c *Claims) Drop(ctx context.Context, key [32]byte) error {
 		return fmt.Errorf("dropping the claim on a command id: %w", err)
 	}
 	return nil
-}
-
-// lostClaims reports whether there is no stream to publish to.
-func lostClaims(err error) bool {
-	return errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrNoResponders) || errors.Is(err, jetstream.ErrStreamNotFound)
-}
-
-// again makes the stream again, which is gone when a single server was restarted.
-func (c *Claims) again(ctx context.Context) error {
-	_, err := EnsureStream(ctx, c.js, c.stream.CachedInfo().Config)
-	return err
 }

@@ -25,7 +25,8 @@ import (
 // the service's account, and nothing else:
 //
 //   - requests to the endpoints, and the discovery of the micro service;
-//   - plain subscriptions to its tenants' part of the feed;
+//   - plain subscriptions to its tenants' part of the feed and of the in-use index,
+//     and single keys of that part;
 //   - the pull API of its tenants' pre-made consumers of the feed.
 //
 // Streams, their API and the service's own subjects do not exist in that
@@ -41,6 +42,13 @@ const AllTenants = "*"
 const (
 	FeedStream  = "CREDSTREAM_FEED"
 	FeedSubject = "credstream.events"
+)
+
+// The in-use index is a key-value bucket. Its keys begin with the tenant.
+const (
+	InUseBucket  = "credstream-in-use"
+	InUseSubject = "$KV." + InUseBucket
+	inUseAPI     = "$JS.API.DIRECT.GET.KV_" + InUseBucket + "."
 )
 
 // The users of the process itself. Both are let in on in-process connections only.
@@ -101,7 +109,10 @@ func newPort(n *Node) *port {
 // open says what of the service's account other accounts may import.
 func (p *port) open(srv *server.Server, core *server.Account) error {
 	p.srv, p.core = srv, core
-	err := core.AddStreamExport(FeedSubject+".>", server.IsPublicExport)
+	err := errors.Join(
+		core.AddStreamExport(FeedSubject+".>", server.IsPublicExport),
+		core.AddStreamExport(InUseSubject+".>", server.IsPublicExport),
+		core.AddServiceExport(inUseAPI+">", server.IsPublicExport))
 	for _, root := range requestRoots {
 		err = errors.Join(err, core.AddServiceExport("credstream."+root+".>", server.IsPublicExport))
 	}
@@ -233,9 +244,11 @@ func (g Grant) subjects() (requests, subscriptions []string, err error) {
 		}
 		switch {
 		case g.Follow && t == AllTenants:
-			subscriptions = append(subscriptions, FeedSubject+".>") // any subscription to the feed is within it
+			subscriptions = append(subscriptions, FeedSubject+".>", InUseSubject+".>") // any subscription to the feed is within it
+			requests = append(requests, inUseAPI+InUseSubject+".>")
 		case g.Follow:
-			subscriptions = append(subscriptions, FeedSubject+"."+t+".>")
+			subscriptions = append(subscriptions, FeedSubject+"."+t+".>", InUseSubject+"."+t+".>")
+			requests = append(requests, inUseAPI+InUseSubject+"."+t+".>")
 		}
 		for _, consumer := range g.consumers(t) {
 			requests = append(requests, infoAPI+consumer, nextAPI+consumer, ackAPI+consumer+".>")

@@ -60,7 +60,10 @@ type transport interface {
 // API is what both transports offer. Its methods may be called from many
 // goroutines. They try again, with the same command id, when the service cannot
 // be reached or says that it is unavailable.
-type API struct{ transport transport }
+type API struct {
+	transport transport
+	tenant    string
+}
 
 type commandOptions struct{ id, correlation string }
 
@@ -79,6 +82,10 @@ func Correlation(id string) CommandOption { return func(o *commandOptions) { o.c
 // Command sends a command by name, such as "credential.rename". In marshals to
 // a JSON object, or is nil; out, unless nil, takes the answer.
 func (a *API) Command(ctx context.Context, name string, in, out any, opts ...CommandOption) error {
+	return a.call(ctx, request{command: true, name: name, options: optionsOf(opts)}, in, out)
+}
+
+func optionsOf(opts []CommandOption) commandOptions {
 	o := commandOptions{}
 	for _, opt := range opts {
 		opt(&o)
@@ -86,7 +93,7 @@ func (a *API) Command(ctx context.Context, name string, in, out any, opts ...Com
 	if o.id == "" {
 		o.id = rand.Text()
 	}
-	return a.call(ctx, request{command: true, name: name, options: o}, in, out)
+	return o
 }
 
 // Query asks a query by name, such as "credential.get". In marshals to a JSON
@@ -103,7 +110,7 @@ func (a *API) call(ctx context.Context, r request, in, out any) error {
 			return fmt.Errorf("encode %s: %w", r.name, err)
 		}
 	}
-	answer, err := a.try(ctx, r)
+	answer, err := try(ctx, func(ctx context.Context) ([]byte, error) { return a.transport.send(ctx, r) })
 	if err != nil {
 		return err
 	}
@@ -120,11 +127,11 @@ func (a *API) call(ctx context.Context, r request, in, out any) error {
 	return nil
 }
 
-// try sends the request until it is answered, refused, or tried often enough.
-func (a *API) try(ctx context.Context, r request) ([]byte, error) {
+// try sends a request until it is answered, refused, or tried often enough.
+func try[T any](ctx context.Context, send func(context.Context) (T, error)) (T, error) {
 	wait := firstWait
 	for n := 1; ; n++ {
-		answer, err := a.transport.send(ctx, r)
+		answer, err := send(ctx)
 		if err == nil || n == attempts || ctx.Err() != nil || !again(err) {
 			return answer, err
 		}
@@ -139,7 +146,7 @@ func (a *API) try(ctx context.Context, r request) ([]byte, error) {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return nil, err
+			return answer, err
 		}
 	}
 }

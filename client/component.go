@@ -12,6 +12,7 @@ import (
 type registration struct {
 	ID         string         `json:"id,omitzero"`
 	Descriptor jsontext.Value `json:"descriptor,omitzero"`
+	DryRun     bool           `json:"dry_run,omitzero"`
 }
 
 func (a *API) changeComponent(ctx context.Context, name string, in registration, opts []CommandOption) (Done, error) {
@@ -23,12 +24,12 @@ func (a *API) changeComponent(ctx context.Context, name string, in registration,
 // RegisterComponent registers a component from its component.json. The id is
 // made from the title when it is empty (component_id_taken).
 func (a *API) RegisterComponent(ctx context.Context, id string, descriptor []byte, opts ...CommandOption) (Done, error) {
-	return a.changeComponent(ctx, "component.register", registration{id, descriptor}, opts)
+	return a.changeComponent(ctx, "component.register", registration{ID: id, Descriptor: descriptor}, opts)
 }
 
 // UpdateComponent gives a component a new descriptor, which makes a new revision.
 func (a *API) UpdateComponent(ctx context.Context, id string, descriptor []byte, opts ...CommandOption) (Done, error) {
-	return a.changeComponent(ctx, "component.update", registration{id, descriptor}, opts)
+	return a.changeComponent(ctx, "component.update", registration{ID: id, Descriptor: descriptor}, opts)
 }
 
 // ShareComponent makes a component visible to every tenant.

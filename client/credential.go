@@ -17,6 +17,10 @@ type Done struct {
 	Status   string `json:"status,omitzero"`   // of a credential
 	Revision int    `json:"revision,omitzero"` // of a component's descriptor
 	Says     string `json:"says,omitzero"`     // what a failed dry request found, in a sentence
+
+	Binding string    `json:"binding,omitzero"` // id of a flow's reservation
+	Until   time.Time `json:"until,omitzero"`   // when the reservation ends by itself
+	DryRun  *Impact   `json:"dry_run,omitzero"` // what would happen; nothing did
 }
 
 // The statuses of a credential.
@@ -74,7 +78,14 @@ type CreateCredential struct {
 	Component string
 	Name      string // made from the component's title when empty
 	Keys      Keys
-	Workspace string // an id of the caller's, kept as given; may be empty
+	Workspace string   // an id of the caller's, kept as given; may be empty
+	For       *ForStep // the step of a flow it is made for, whose use is recorded with it; may be nil
+}
+
+// ForStep names a step of a flow.
+type ForStep struct {
+	Flow string `json:"flow"`
+	Step string `json:"step"`
 }
 
 // CreateCredential verifies keys by a dry request and saves them. Nothing is
@@ -86,7 +97,8 @@ func (a *API) CreateCredential(ctx context.Context, in CreateCredential, opts ..
 		Name      string         `json:"name,omitzero"`
 		Keys      jsontext.Value `json:"keys"`
 		Workspace string         `json:"workspace,omitzero"`
-	}{in.Component, in.Name, in.Keys.reveal(), in.Workspace}, &done, opts...)
+		For       *ForStep       `json:"for,omitzero"`
+	}{in.Component, in.Name, in.Keys.reveal(), in.Workspace, in.For}, &done, opts...)
 	return done, err
 }
 
@@ -98,6 +110,7 @@ type change struct {
 	Keys     jsontext.Value `json:"keys,omitzero"`
 	Version  int            `json:"version,omitzero"`
 	Expected int            `json:"expected_version,omitzero"`
+	DryRun   bool           `json:"dry_run,omitzero"`
 }
 
 func (a *API) change(ctx context.Context, name string, in change, opts []CommandOption) (Done, error) {
@@ -130,7 +143,9 @@ func (a *API) VerifyCredential(ctx context.Context, id string, opts ...CommandOp
 	return a.change(ctx, "credential.verify", change{ID: id}, opts)
 }
 
-// DeleteCredential deletes a credential and erases its secrets.
+// DeleteCredential deletes a credential and erases its secrets. It is refused
+// while an active flow uses the credential (credential_in_use; FlowsOf names the
+// flows).
 func (a *API) DeleteCredential(ctx context.Context, id string, expected int, opts ...CommandOption) (Done, error) {
 	return a.change(ctx, "credential.delete", change{ID: id, Expected: expected}, opts)
 }

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"math"
@@ -91,10 +92,18 @@ func (f *follower) receive(m *nats.Msg) {
 	}
 }
 
-func (c *Conn) follow(ctx context.Context, after uint64, yield func(Event, error) bool) {
+// errEnough ends attend for a caller who wants no more.
+var errEnough = errors.New("the caller wants no more")
+
+// attend listens to a subject until ctx ends, and returns nil then. First, and
+// whenever messages may have been lost, it calls catchUp, which finds out what
+// they said; between these it calls take with each message. An error of either
+// ends it, but it waits for a service that is away once it has begun. It returns
+// refused when the key may not listen to the subject.
+func (c *Conn) attend(ctx context.Context, subject string, refused error, catchUp func() error, take func(*nats.Msg) error) error {
 	f := &follower{
-		subject: "credstream.events." + c.tenant + ".>",
-		live:    make(chan *nats.Msg, followBuffer), gap: make(chan struct{}, 1), refused: make(chan struct{}, 1),
+		subject: subject, losses: func() uint64 { return c.nc.Stats().Reconnects },
+		live: make(chan *nats.Msg, followBuffer), gap: make(chan struct{}, 1), refused: make(chan struct{}, 1),
 	}
 	c.mu.Lock()
 	c.followers[f] = struct{}{}
@@ -104,86 +113,97 @@ func (c *Conn) follow(ctx context.Context, after uint64, yield func(Event, error
 		defer c.mu.Unlock()
 		delete(c.followers, f)
 	}()
-	f.losses = func() uint64 { return c.nc.Stats().Reconnects }
 	sub, err := c.nc.Subscribe(f.subject, f.receive)
 	if err != nil {
-		yield(Event{}, fmt.Errorf("%w (%w)", ErrUnreachable, err))
-		return
+		return fmt.Errorf("%w (%w)", ErrUnreachable, err)
 	}
 	defer func() { _ = sub.Unsubscribe() }() // fails when the connection is closed already
 	closed := c.nc.StatusChanged(nats.CLOSED)
 	defer c.nc.RemoveStatusListener(closed)
 
-	last, begun := place{after, math.MaxInt}, false
+	begun := false
 	f.missed() // what came before
-	for {
+	for ctx.Err() == nil {
 		// A gap goes first: what waits in live may lie behind it.
 		select {
 		case <-f.gap:
-			if !c.catchUp(ctx, f, &last, begun, yield) {
-				return
+			// Messages that wait are found out about too. They are dropped here, so
+			// that they do not fill the buffer meanwhile.
+			for len(f.live) > 0 {
+				<-f.live
 			}
-			begun = true
+			err := catchUp()
+			switch {
+			case err == nil:
+				begun = true
+			case begun && again(err) && !c.nc.IsClosed():
+				f.missed() // each question came with pauses already
+			default:
+				return unlessOver(ctx, err)
+			}
 			continue
 		default:
 		}
 		select {
 		case <-ctx.Done():
-			return
 		case <-closed:
-			yield(Event{}, fmt.Errorf("%w (%w)", ErrUnreachable, nats.ErrConnectionClosed))
-			return
+			return fmt.Errorf("%w (%w)", ErrUnreachable, nats.ErrConnectionClosed)
 		case <-f.refused:
-			yield(Event{}, ErrFeedRefused)
-			return
+			return refused
 		case <-f.gap:
 			f.missed()
 		case m := <-f.live:
 			if len(f.gap) > 0 {
-				continue // m may lie behind the gap; the log has it
+				continue // m may lie behind the gap; catchUp finds it
 			}
-			e, err := readEvent(m)
-			if err != nil {
-				yield(Event{}, err)
-				return
-			}
-			if !e.place().after(last) {
-				continue
-			}
-			last = e.place()
-			if !yield(e, nil) {
-				return
+			if err := take(m); err != nil {
+				return unlessOver(ctx, err)
 			}
 		}
 	}
+	return nil
 }
 
-// catchUp yields what the log has after last, and reports whether to go on. Once
-// begun, it waits for a service that is away.
-func (c *Conn) catchUp(ctx context.Context, f *follower, last *place, begun bool, yield func(Event, error) bool) bool {
-	// Messages that wait are in the log too. They are dropped here, so that they
-	// do not fill the buffer meanwhile.
-	for len(f.live) > 0 {
-		<-f.live
+// unlessOver is err, unless the caller has ended the listening.
+func unlessOver(ctx context.Context, err error) error {
+	if ctx.Err() != nil || errors.Is(err, errEnough) {
+		return nil
 	}
-	// The commit of last may have more events than were yielded.
-	for e, err := range c.Replay(ctx, ReplayFilter{From: max(last.seq, 1)}) {
-		switch {
-		case err != nil && ctx.Err() != nil:
-			return false
-		case begun && again(err) && !c.nc.IsClosed():
-			f.missed() // each question came with pauses already
-			return true
-		case err != nil:
-			yield(Event{}, err)
-			return false
-		case !e.place().after(*last):
-			continue
+	return err
+}
+
+func (c *Conn) follow(ctx context.Context, after uint64, yield func(Event, error) bool) {
+	last := place{after, math.MaxInt}
+	give := func(e Event) error {
+		if !e.place().after(last) {
+			return nil
 		}
-		*last = e.place()
+		last = e.place()
 		if !yield(e, nil) {
-			return false
+			return errEnough
 		}
+		return nil
 	}
-	return ctx.Err() == nil
+	catchUp := func() error {
+		// The commit of last may have more events than were yielded.
+		for e, err := range c.Replay(ctx, ReplayFilter{From: max(last.seq, 1)}) {
+			if err != nil {
+				return err
+			}
+			if err := give(e); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	take := func(m *nats.Msg) error {
+		e, err := readEvent(m)
+		if err != nil {
+			return err
+		}
+		return give(e)
+	}
+	if err := c.attend(ctx, "credstream.events."+c.tenant+".>", ErrFeedRefused, catchUp, take); err != nil {
+		yield(Event{}, err)
+	}
 }

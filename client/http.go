@@ -56,7 +56,7 @@ func New(cfg Config) (*Client, error) {
 		client: hc,
 		base:   strings.TrimRight(u.String(), "/") + "/v1/tenants/" + url.PathEscape(cfg.Tenant) + "/",
 		key:    func() string { return authorization },
-	}}}, nil
+	}, cfg.Tenant}}, nil
 }
 
 type httpTransport struct {

@@ -2,8 +2,11 @@ package client
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/http"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,6 +31,10 @@ type NATSConfig struct {
 	URL    string // "nats://127.0.0.1:4222", or several with commas between
 	Key    string // the API key
 	Tenant string // DefaultTenant when empty
+	// InboxPrefix is what the reply subjects begin with. A service on a NATS of its
+	// own lets a key have answers on InboxPrefix(key) alone; the NATS server inside
+	// the service knows "_INBOX", which stands when this is empty.
+	InboxPrefix string
 	// Options are added to the connection's: TLS, a name, handlers other than those
 	// for errors and reconnecting, which the client needs itself.
 	Options []nats.Option
@@ -36,8 +43,7 @@ type NATSConfig struct {
 // Conn is the service over NATS. Close ends it.
 type Conn struct {
 	API
-	nc     *nats.Conn
-	tenant string
+	nc *nats.Conn
 
 	mu        sync.Mutex
 	waiting   map[*pending]struct{}
@@ -63,8 +69,8 @@ func Dial(ctx context.Context, cfg NATSConfig) (*Conn, error) {
 	if !isToken(cfg.Tenant) {
 		return nil, ErrConfig.Because("A tenant is 1 to 64 letters, digits, '_' and '-'.")
 	}
-	c := &Conn{tenant: cfg.Tenant, waiting: map[*pending]struct{}{}, followers: map[*follower]struct{}{}}
-	c.API = API{c}
+	c := &Conn{waiting: map[*pending]struct{}{}, followers: map[*follower]struct{}{}}
+	c.API = API{c, cfg.Tenant}
 	options := append([]nats.Option{
 		nats.Name("credstream client"),
 		nats.UserInfo("key", cfg.Key),
@@ -73,6 +79,9 @@ func Dial(ctx context.Context, cfg NATSConfig) (*Conn, error) {
 		nats.ReconnectBufSize(-1), // what is sent meanwhile fails, and is tried again with its id
 		nats.IgnoreAuthErrorAbort(),
 	}, cfg.Options...)
+	if cfg.InboxPrefix != "" {
+		options = append(options, nats.CustomInboxPrefix(cfg.InboxPrefix))
+	}
 	if deadline, ok := ctx.Deadline(); ok {
 		options = append(options, nats.Timeout(time.Until(deadline)))
 	}
@@ -91,6 +100,14 @@ func Dial(ctx context.Context, cfg NATSConfig) (*Conn, error) {
 	return c, nil
 }
 
+// InboxPrefix is what the reply subjects of a key begin with where the service
+// works on a NATS of its own (serve --nats): "_INBOX_" and the first 8 bytes, in
+// hex, of the SHA-256 of "inbox/" and the key.
+func InboxPrefix(key string) string {
+	sum := sha256.Sum256([]byte("inbox/" + key))
+	return "_INBOX_" + hex.EncodeToString(sum[:8])
+}
+
 // Close closes the connection. Requests and followers end with an error.
 func (c *Conn) Close() { c.nc.Close() }
 
@@ -105,19 +122,55 @@ func (c *Conn) send(ctx context.Context, r request) ([]byte, error) {
 	if r.command {
 		kind = "cmd"
 	}
-	for token := range strings.SplitSeq(r.name, ".") {
-		if !isToken(token) {
-			return nil, ErrConfig.Because("%q is no name of a command or query.", r.name)
-		}
+	subject, err := c.subject(kind, r.name)
+	if err != nil {
+		return nil, err
 	}
-	m := nats.NewMsg("credstream." + kind + "." + c.tenant + "." + r.name)
+	m := nats.NewMsg(subject)
 	m.Data = r.body
 	if r.command {
-		m.Header.Set(nats.MsgIdHdr, r.options.id)
-		if r.options.correlation != "" {
-			m.Header.Set("X-Correlation-Id", r.options.correlation)
+		r.options.write(m.Header)
+	}
+	answer, err := c.request(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	code := answer.Header.Get(micro.ErrorCodeHeader)
+	if code == "" {
+		return answer.Data, nil
+	}
+	return nil, readProblem(statusOf(code), answer.Data)
+}
+
+// subject is where a command or query of a kind is sent to.
+func (c *Conn) subject(kind, name string) (string, error) {
+	for token := range strings.SplitSeq(name, ".") {
+		if !isToken(token) {
+			return "", ErrConfig.Because("%q is no name of a command or query.", name)
 		}
 	}
+	return "credstream." + kind + "." + c.tenant + "." + name, nil
+}
+
+// write puts the options into the headers of a command.
+func (o commandOptions) write(h nats.Header) {
+	h.Set(nats.MsgIdHdr, o.id)
+	if o.correlation != "" {
+		h.Set("X-Correlation-Id", o.correlation)
+	}
+}
+
+// statusOf reads the status in the header of an answer that is an error.
+func statusOf(code string) int {
+	status, err := strconv.Atoi(code)
+	if err != nil {
+		return http.StatusInternalServerError
+	}
+	return status
+}
+
+// request sends one message and waits for its answer.
+func (c *Conn) request(ctx context.Context, m *nats.Msg) (*nats.Msg, error) {
 	ctx, cancel := context.WithTimeout(ctx, natsCallTime)
 	defer cancel()
 	wait, stop := context.WithCancelCause(ctx)
@@ -136,15 +189,7 @@ func (c *Conn) send(ctx context.Context, r request) ([]byte, error) {
 	case err != nil:
 		return nil, fmt.Errorf("%w (%w)", ErrUnreachable, err)
 	}
-	code := answer.Header.Get(micro.ErrorCodeHeader)
-	if code == "" {
-		return answer.Data, nil
-	}
-	status, err := strconv.Atoi(code)
-	if err != nil {
-		status = 500
-	}
-	return nil, readProblem(status, answer.Data)
+	return answer, nil
 }
 
 func (c *Conn) expect(p *pending) {

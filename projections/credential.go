@@ -110,25 +110,34 @@ func scanCredential(v driver.Value) (*Credential, error) {
 
 // evolve is the credential after one more event; nil means there is none.
 func (c *Credential) evolve(r events.Record, e events.Credential) (*Credential, error) {
-	if created, ok := e.(events.CredentialCreated); ok {
+	switch e := e.(type) {
+	case events.CredentialCreated:
 		if c != nil {
 			return nil, errors.New("the credential exists already")
 		}
 		n := &Credential{
-			ID: r.Stream.ID, Tenant: r.Stream.Tenant, Component: created.Component, Name: created.Name, Workspace: created.Workspace,
+			ID: r.Stream.ID, Tenant: r.Stream.Tenant, Component: e.Component, Name: e.Name, Workspace: e.Workspace,
 			CreatedAt: r.Meta.Time, UpdatedAt: r.Meta.Time, CreatedSeq: r.Seq, Seq: r.Seq, CreatedBy: r.Meta.Actor,
 		}
-		n.setKeys(created.Keys, r.Meta.Time)
+		n.setKeys(e.Keys, r.Meta.Time)
 		return n, nil
-	}
-	if _, ok := e.(events.SecretAbandoned); ok { // concerns an attempt that no one sees, perhaps before a credential or after it
+	case events.SecretAbandoned: // concerns an attempt that no one sees, perhaps before a credential or after it
 		if c != nil {
 			c.Seq = r.Seq
 		}
 		return c, nil
-	}
-	if c == nil {
-		return nil, errNoRow
+	case events.CredentialUsed, events.CredentialReleased: // change the flow's row, not the credential
+		if c == nil {
+			return nil, errNoRow
+		}
+		c.Seq = r.Seq
+		return c, nil
+	case events.CredentialRenamed, events.CredentialKeysReplaced, events.CredentialReverted, events.CredentialVerified, events.CredentialDeleted:
+		if c == nil {
+			return nil, errNoRow
+		}
+	default:
+		return nil, errUnknownEvent
 	}
 	c.Seq, c.UpdatedAt = r.Seq, r.Meta.Time
 	switch e := e.(type) {
@@ -144,9 +153,7 @@ func (c *Credential) evolve(r events.Record, e events.Credential) (*Credential, 
 		}
 	case events.CredentialDeleted:
 		return nil, nil //nolint:nilnil // no credential, and that is as it should be
-	case events.CredentialCreated, events.SecretAbandoned: // above
-	default:
-		return nil, errUnknownEvent
+	case events.CredentialCreated, events.CredentialUsed, events.CredentialReleased, events.SecretAbandoned: // above
 	}
 	return c, nil
 }
@@ -216,7 +223,7 @@ func (b *batch) credential(r events.Record, e events.Credential) error {
 		return fmt.Errorf("the status %q is not known", now.Status)
 	}
 	ch.now = now
-	return nil
+	return b.credentialUse(r, e)
 }
 
 func (b *batch) load(ch *change, key credentialKey) error {

@@ -146,6 +146,84 @@ type PublicCredentialDeleted struct {
 	ID string `json:"id"`
 }
 
+// PublicCredentialUsed is the data of credential.used: how a flow stands to the
+// credential from here on.
+type PublicCredentialUsed struct {
+	ID       string    `json:"id"`
+	Flow     string    `json:"flow"`
+	Revision uint64    `json:"revision"`       // of the flow; 0 when the flow engine has not told of it yet
+	Named    bool      `json:"named"`          // a step of the flow names the credential
+	Active   bool      `json:"active"`         // and the flow runs
+	Steps    []string  `json:"steps"`          // ids of the steps
+	Binding  string    `json:"binding"`        // id of a reservation, "" when none stands
+	Until    time.Time `json:"until,omitzero"` // when the reservation ends by itself
+}
+
+// PublicCredentialReleased is the data of credential.released.
+type PublicCredentialReleased struct {
+	ID       string `json:"id"`
+	Flow     string `json:"flow"`
+	Revision uint64 `json:"revision"` // of the flow, 0 when only a reservation ended
+}
+
+// PublicFlowStep is one step of a flow.
+type PublicFlowStep struct {
+	ID         string `json:"id"`
+	Name       string `json:"name"`
+	Component  string `json:"component"`
+	Credential string `json:"credential"` // "" for none
+}
+
+// PublicFlowObserved is the data of flow.observed: what the flow engine said.
+type PublicFlowObserved struct {
+	ID       string            `json:"id"`
+	Change   events.FlowChange `json:"change"` // "created", "updated", "started", "stopped" or "deleted"
+	Name     string            `json:"name"`
+	Revision uint64            `json:"revision"`
+	Active   bool              `json:"active"`
+	Steps    []PublicFlowStep  `json:"steps"`
+}
+
+// PublicFlowBound is the data of flow.bound.
+type PublicFlowBound struct {
+	ID      string           `json:"id"`
+	Binding string           `json:"binding"` // id of the reservation
+	Name    string           `json:"name"`
+	Steps   []PublicFlowStep `json:"steps"`
+	Until   time.Time        `json:"until"` // when the reservation ends by itself
+}
+
+// PublicFlowReleased is the data of flow.released.
+type PublicFlowReleased struct {
+	ID      string `json:"id"`
+	Binding string `json:"binding"`
+	Reason  string `json:"reason"` // "released" or "expired"
+}
+
+// PublicFlowUseRefused is the data of flow.use_refused: a step cannot use what it names.
+type PublicFlowUseRefused struct {
+	Flow       string `json:"flow"`
+	Revision   uint64 `json:"revision"` // of the flow
+	Step       string `json:"step"`
+	Component  string `json:"component"`
+	Credential string `json:"credential"` // "" when the step names none and needs one
+	Reason     string `json:"reason"`     // a code: "credential_not_found", ...
+}
+
+// PublicOAuthClientUsed is the data of oauth_client.used: a flow includes the component.
+type PublicOAuthClientUsed struct {
+	ID       string `json:"id"` // of the component
+	Flow     string `json:"flow"`
+	Revision uint64 `json:"revision"` // of the flow
+}
+
+// PublicOAuthClientReleased is the data of oauth_client.released.
+type PublicOAuthClientReleased struct {
+	ID       string `json:"id"` // of the component
+	Flow     string `json:"flow"`
+	Revision uint64 `json:"revision"` // of the flow
+}
+
 // PublicComponentRegistered is the data of component.registered.
 type PublicComponentRegistered struct {
 	ID       string `json:"id"`
@@ -265,8 +343,43 @@ func PublicTypes() []PublicType {
 		publish("credential.deleted", func(id string, _ events.CredentialDeleted) PublicCredentialDeleted {
 			return PublicCredentialDeleted{ID: id}
 		}),
+		publish("credential.used", func(id string, e events.CredentialUsed) PublicCredentialUsed {
+			return PublicCredentialUsed{
+				ID: id, Flow: e.Flow, Revision: e.Revision, Named: e.Named, Active: e.Active, Steps: e.Steps, Binding: e.Binding, Until: e.Until,
+			}
+		}),
+		publish("credential.released", func(id string, e events.CredentialReleased) PublicCredentialReleased {
+			return PublicCredentialReleased{ID: id, Flow: e.Flow, Revision: e.Revision}
+		}),
 		keepPrivate[events.SecretAbandoned](),
+		publish("flow.observed", func(id string, e events.FlowObserved) PublicFlowObserved {
+			return PublicFlowObserved{ID: id, Change: e.Change, Name: e.Name, Revision: e.Revision, Active: e.Active, Steps: publicSteps(e.Steps)}
+		}),
+		publish("flow.bound", func(id string, e events.FlowBound) PublicFlowBound {
+			return PublicFlowBound{ID: id, Binding: e.Binding, Name: e.Name, Steps: publicSteps(e.Steps), Until: e.Until}
+		}),
+		publish("flow.released", func(id string, e events.FlowReleased) PublicFlowReleased {
+			return PublicFlowReleased{ID: id, Binding: e.Binding, Reason: e.Reason}
+		}),
+		publish("flow.use_refused", func(id string, e events.FlowUseRefused) PublicFlowUseRefused {
+			return PublicFlowUseRefused{Flow: id, Revision: e.Revision, Step: e.Step, Component: e.Component, Credential: e.Credential, Reason: e.Reason}
+		}),
+		publish("oauth_client.used", func(id string, e events.OAuthClientUsed) PublicOAuthClientUsed {
+			return PublicOAuthClientUsed{ID: id, Flow: e.Flow, Revision: e.Revision}
+		}),
+		publish("oauth_client.released", func(id string, e events.OAuthClientReleased) PublicOAuthClientReleased {
+			return PublicOAuthClientReleased{ID: id, Flow: e.Flow, Revision: e.Revision}
+		}),
+		keepPrivate[events.DurabilityAttested](),
 	}
+}
+
+func publicSteps(steps []events.FlowStep) []PublicFlowStep {
+	public := make([]PublicFlowStep, len(steps))
+	for i, s := range steps {
+		public[i] = PublicFlowStep(s)
+	}
+	return public
 }
 
 func publicKeys(k events.KeysVersion) PublicKeys {

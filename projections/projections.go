@@ -46,7 +46,8 @@ type Projector struct {
 	model Model
 	log   *slog.Logger
 
-	hurry chan struct{} // holds one token when somebody has come to wait
+	hurry   chan struct{}         // holds one token when somebody has come to wait
+	applied func([]events.Record) // see OnApplied
 
 	mu      sync.Mutex
 	moved   chan struct{} // closed at the next change; nil while nobody waits
@@ -56,8 +57,13 @@ type Projector struct {
 
 // NewProjector returns a projector that does nothing until Run.
 func NewProjector(store events.Store, model Model, log *slog.Logger) *Projector {
-	return &Projector{store: store, model: model, log: log, hurry: make(chan struct{}, 1)}
+	return &Projector{store: store, model: model, log: log, hurry: make(chan struct{}, 1), applied: func([]events.Record) {}}
 }
+
+// OnApplied has f called with every batch, in log order, once it is applied and
+// before anybody who waits for it goes on. f must be quick and must not keep the
+// slice. Set it before Run.
+func (p *Projector) OnApplied(f func([]events.Record)) { p.applied = f }
 
 // Run follows the log from the model's position until ctx ends; then it returns
 // nil. It applies what is ready in one batch. A record that follows another
@@ -83,6 +89,7 @@ func (p *Projector) Run(ctx context.Context) (err error) {
 			}
 			return fmt.Errorf("applying the log: %w", err)
 		}
+		p.applied(batch)
 		p.note(false, nil)
 		if len(batch) < maxBatch/2 {
 			p.pause(ctx)
@@ -116,7 +123,16 @@ func (p *Projector) note(stopped bool, err error) {
 // Wait returns when the commit at seq has been applied, so that a caller reads
 // its own write. It returns ErrViewsBehind when the projector stops first, and
 // the context's error when ctx ends first.
-func (p *Projector) Wait(ctx context.Context, seq uint64) error {
+func (p *Projector) Wait(ctx context.Context, seq uint64) error { return p.reach(ctx, seq, true) }
+
+// Next returns when a commit after the position has been applied. It is for
+// those who follow the model: unlike Wait it does not hurry the projector, so
+// records go on coming together. It returns what Wait returns.
+func (p *Projector) Next(ctx context.Context, after uint64) error {
+	return p.reach(ctx, after+1, false)
+}
+
+func (p *Projector) reach(ctx context.Context, seq uint64, hurry bool) error {
 	for p.model.Position() < seq {
 		p.mu.Lock()
 		if p.moved == nil {
@@ -130,9 +146,11 @@ func (p *Projector) Wait(ctx context.Context, seq uint64) error {
 		case stopped:
 			return ErrViewsBehind
 		}
-		select {
-		case p.hurry <- struct{}{}:
-		default:
+		if hurry {
+			select {
+			case p.hurry <- struct{}{}:
+			default:
+			}
 		}
 		select {
 		case <-moved:
@@ -146,11 +164,20 @@ func (p *Projector) Wait(ctx context.Context, seq uint64) error {
 // Position is the sequence of the last commit applied, 0 for none.
 func (p *Projector) Position() uint64 { return p.model.Position() }
 
-// Lag is the number of commits in the log that are not applied yet.
-func (p *Projector) Lag(ctx context.Context) (uint64, error) {
+// End is the sequence of the log's last commit, 0 when it is empty.
+func (p *Projector) End(ctx context.Context) (uint64, error) {
 	end, err := p.store.End(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("reading the end of the log: %w", err)
+	}
+	return end, nil
+}
+
+// Lag is the number of commits in the log that are not applied yet.
+func (p *Projector) Lag(ctx context.Context) (uint64, error) {
+	end, err := p.End(ctx)
+	if err != nil {
+		return 0, err
 	}
 	if pos := p.model.Position(); pos < end {
 		return end - pos, nil

@@ -27,15 +27,15 @@ var ErrViewsClosed = fault.New(fault.Unavailable, "views_closed", "The service i
 // viewsVersion is the version of everything the file holds: tables, indexes and
 // how events are folded into them. Raise it with any change to these; a file
 // of another version is rebuilt from the log.
-const viewsVersion = 1
+const viewsVersion = 2
 
 // tables is the schema that every file has from its first record; indexes is
 // added then or, in a rebuild, when the rows are in.
 const (
 	tables = `
 CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
-` + commandTable + tenantTable + apiKeyTable + componentTable + credentialTable
-	indexes = apiKeyIndexes + componentIndexes + credentialIndexes
+` + commandTable + tenantTable + apiKeyTable + componentTable + credentialTable + flowTable + useTable + inUseTable
+	indexes = apiKeyIndexes + componentIndexes + credentialIndexes + flowIndexes + useIndexes + inUseIndexes
 )
 
 // ViewsOptions is how views are opened.
@@ -51,7 +51,7 @@ type ViewsOptions struct {
 }
 
 // Views are the query side in one SQLite file: credentials, components, tenants,
-// API keys and command ids, all derived from the log. The file is never
+// API keys, flows, what they use and command ids, all derived from the log. The file is never
 // trusted: one that is damaged, of another version, of another log or ahead of
 // its log is dropped and built again.
 //
@@ -388,6 +388,17 @@ func (v *Views) read(ctx context.Context, f func(*conn) error) error {
 	}
 }
 
+// snapshot is read where all statements of f see the same state.
+func (v *Views) snapshot(ctx context.Context, f func(*conn) error) error {
+	return v.read(ctx, func(c *conn) (err error) {
+		if err := c.exec("BEGIN"); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, c.exec("COMMIT")) }()
+		return f(c)
+	})
+}
+
 // noticed marks the file when err says that it is damaged, so that the next
 // start drops it.
 func (v *Views) noticed(err error) error {
@@ -407,6 +418,9 @@ var dumped = []string{
 	"SELECT 'component', * FROM components ORDER BY id",
 	"SELECT 'credential', * FROM credentials ORDER BY seq",
 	"SELECT 'count', * FROM counts ORDER BY tenant, component, status",
+	"SELECT 'flow', * FROM flows ORDER BY tenant, id",
+	"SELECT 'use', * FROM uses ORDER BY tenant, flow, thing",
+	"SELECT 'in use', * FROM in_use ORDER BY tenant, thing",
 	"SELECT 'search', term, doc FROM temp.terms ORDER BY term, doc",
 }
 

@@ -44,6 +44,11 @@ func everything() []events.Record {
 	one := func(e events.Event) []events.Event { return []events.Event{e} }
 	credential := events.StreamID{Tenant: "acme", Category: "credential", ID: "c1"}
 	other := events.StreamID{Tenant: "acme", Category: "credential", ID: "AAABcID5GBc= ü"}
+	flow := events.StreamID{Tenant: "acme", Category: "flow", ID: "f 1"}
+	bound := events.StreamID{Tenant: "acme", Category: "flow", ID: "f2"}
+	client := events.StreamID{Tenant: "acme", Category: "oauth_client", ID: "petstore"}
+	steps := []events.FlowStep{{ID: "s1", Name: "Get pets", Component: "petstore", Credential: "c1"}, {ID: "s2", Component: "petstore", Credential: "no such"}}
+	until := time.Date(2026, 5, 6, 7, 18, 9, 0, time.UTC)
 	recs := slices.Concat(
 		commits(system("tenant", "acme"), 1, one(events.TenantRegistered{Name: "Acme"})),
 		commits(system("api_key", "k1"), 2, one(events.APIKeyIssued{SHA256: strings.Repeat("ab", 32), Name: "first", Home: "acme", Tenants: []string{"acme", "other"}, Role: "ADMINISTRATOR"})),
@@ -55,6 +60,17 @@ func everything() []events.Record {
 		commits(other, 11, one(events.CredentialCreated{Component: "petstore", Name: "Gone soon", Keys: keys(1, unverified)}), one(events.CredentialDeleted{})),
 		commits(system("component", "petstore"), 13, one(events.ComponentUnshared{}), one(events.ComponentDeleted{})),
 		commits(system("api_key", "k1"), 15, one(events.APIKeyRevoked{})),
+		commits(flow, 16, one(events.FlowObserved{Change: events.FlowWasStarted, Name: "Orders", Revision: 7, Active: true, Steps: steps})),
+		commits(credential, 17, one(events.CredentialUsed{Flow: "f 1", Revision: 7, Named: true, Active: true, Steps: []string{"s1"}})),
+		commits(client, 18, one(events.OAuthClientUsed{Flow: "f 1", Revision: 7})),
+		commits(flow, 19, one(events.FlowUseRefused{Revision: 7, Step: "s2", Component: "petstore", Credential: "no such", Reason: "credential_not_found"}),
+			one(events.FlowObserved{Change: events.FlowWasDeleted, Name: "Orders", Revision: 8, Steps: []events.FlowStep{}})),
+		commits(credential, 21, one(events.CredentialReleased{Flow: "f 1", Revision: 8})),
+		commits(client, 22, one(events.OAuthClientReleased{Flow: "f 1", Revision: 8})),
+		commits(credential, 23, one(events.CredentialUsed{Flow: "f2", Steps: []string{"s1"}, Binding: "b1", Until: until})),
+		commits(bound, 24, one(events.FlowBound{Binding: "b1", Name: "Invoices", Steps: steps[:1], Until: until}), one(events.FlowReleased{Binding: "b1", Reason: events.ReleasedByExpiry})),
+		commits(credential, 26, one(events.CredentialReleased{Flow: "f2"})),
+		commits(system("installation", "durability"), 27, one(events.DurabilityAttested{Replicas: 1, Why: "one replica"})),
 	)
 	for i := range recs {
 		recs[i].Meta.Tenant = "acme"
@@ -150,6 +166,26 @@ func TestReads(t *testing.T) {
 	same("a revoked key", all, []projections.APIKey{want})
 	tenants, _ := v.Tenants(ctx)
 	same("tenants", tenants, []projections.Tenant{{ID: "acme", Name: "Acme", CreatedAt: at(1), Seq: 1}})
+	upTo(19)
+	flow, _, _ := v.Flow(ctx, "acme", "f 1")
+	same("a flow", flow, projections.Flow{
+		Tenant: "acme", ID: "f 1", Name: "Orders", Revision: 7, Active: true, UpdatedAt: at(19), Seq: 19,
+		Steps:  []events.FlowStep{{ID: "s1", Name: "Get pets", Component: "petstore", Credential: "c1"}, {ID: "s2", Component: "petstore", Credential: "no such"}},
+		Faults: []projections.FlowFault{{Step: "s2", Component: "petstore", Credential: "no such", Reason: "credential_not_found"}},
+	})
+	c, _, _ = v.Credential(ctx, "acme", "c1")
+	same("the revision of a used credential's stream, and its last change", []any{c.Seq, c.UpdatedAt}, []any{uint64(17), at(9)})
+	upTo(24)
+	flow, _, _ = v.Flow(ctx, "acme", "f2")
+	same("a flow that is only bound", flow, projections.Flow{
+		Tenant: "acme", ID: "f2", Name: "Invoices", Binding: "b1", Until: time.Date(2026, 5, 6, 7, 18, 9, 0, time.UTC), UpdatedAt: at(24), Seq: 24,
+		Steps: []events.FlowStep{{ID: "s1", Name: "Get pets", Component: "petstore", Credential: "c1"}},
+	})
+	upTo(27)
+	for _, id := range []string{"f 1", "f2", "f3"} {
+		_, found, err := v.Flow(ctx, "acme", id)
+		same("a flow that is gone is found", []any{found, err}, []any{false, nil})
+	}
 	for _, r := range recs {
 		seq, found, err := v.Command(ctx, r.Meta.Tenant, r.Meta.Actor, r.Meta.Command)
 		if seq != r.Seq || !found || err != nil {
@@ -614,10 +650,10 @@ func TestViewsAreComparedWithTheLog(t *testing.T) {
 		kept bool
 	}{
 		"the same log":                  {newJournal(recs...), true},
-		"a longer log":                  {newJournal(append(slices.Clone(recs), commits(someTenant, 16, []events.Event{events.TenantRegistered{}})...)...), true},
+		"a longer log":                  {newJournal(append(slices.Clone(recs), commits(someTenant, 40, []events.Event{events.TenantRegistered{}})...)...), true},
 		"a log cut short":               {newJournal(recs[:5]...), false},
 		"an empty log":                  {newJournal(), false},
-		"a log with a hole at the end":  {newJournal(append(slices.Clone(recs[:5]), commits(someTenant, 20, []events.Event{events.TenantRegistered{}})...)...), false},
+		"a log with a hole at the end":  {newJournal(append(slices.Clone(recs[:5]), commits(someTenant, 40, []events.Event{events.TenantRegistered{}})...)...), false},
 		"a log with another commit now": {newJournal(renamedCommits(recs)...), false},
 	} {
 		t.Run(name, func(t *testing.T) {

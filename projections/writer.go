@@ -166,18 +166,20 @@ func (w *writer) apply(recs []events.Record) (err error) {
 	return nil
 }
 
-// batch is one transaction on its way. Credentials and command ids, which come
-// by the thousand, are gathered and written once at its end; the rest is written
-// as it comes.
+// batch is one transaction on its way. Credentials, flows with what they use and
+// command ids, which come by the thousand, are gathered and written once at its
+// end; the rest is written as it comes.
 type batch struct {
 	w           *writer
 	commands    []command
 	credentials map[credentialKey]*change
 	touched     []*change // in order of the first touch
+	flows       map[flowKey]*flowChange
+	inUse       map[inUseKey]inUseChange
 }
 
 func newBatch(w *writer) *batch {
-	return &batch{w: w, credentials: map[credentialKey]*change{}}
+	return &batch{w: w, credentials: map[credentialKey]*change{}, flows: map[flowKey]*flowChange{}, inUse: map[inUseKey]inUseChange{}}
 }
 
 var errUnknownEvent = errors.New("the views do not know this event")
@@ -189,18 +191,27 @@ func (b *batch) apply(r events.Record) error {
 	switch e := r.Event.(type) {
 	case events.Credential:
 		return b.credential(r, e)
+	case events.Flow:
+		return b.flow(r, e)
+	case events.OAuthClient:
+		return b.oauthClient(r, e)
 	case events.Component:
 		return b.component(r, e)
 	case events.APIKey:
 		return b.apiKey(r, e)
 	case events.Tenant:
 		return b.tenant(r, e)
+	case events.Installation:
+		return nil // shown elsewhere
 	}
 	return errUnknownEvent
 }
 
 func (b *batch) flush() error {
 	if err := b.flushCommands(); err != nil {
+		return err
+	}
+	if err := b.flushFlows(); err != nil {
 		return err
 	}
 	return b.flushCredentials()

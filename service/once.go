@@ -67,11 +67,11 @@ func (c *Call) key() commandKey {
 // Claims are the named commands under way or obeyed lately, shared by every
 // process that serves one log.
 type Claims interface {
-	// Claim notes that a command with this key is obeyed with this request, or
-	// returns the request that was noted for the key before.
-	Claim(ctx context.Context, key, request string) (noted string, err error)
-	// Drop forgets a command that was refused.
-	Drop(ctx context.Context, key string) error
+	// Claim notes that the command with this key is obeyed with this request,
+	// unless one is noted already, and returns the one that is.
+	Claim(ctx context.Context, key [sha256.Size]byte, request string) (mine bool, noted string, err error)
+	// Drop forgets a command whose claim was the caller's and that was refused.
+	Drop(ctx context.Context, key [sha256.Size]byte) error
 }
 
 // claim refuses a command id that another process has in hand for another
@@ -81,14 +81,15 @@ func (s *Service) claim(ctx context.Context, call *Call) (drop func(), err error
 		return func() {}, nil
 	}
 	k := call.key()
-	sum := sha256.Sum256(events.LengthPrefixed("credstream/claim/1", k.tenant, k.kind, k.actor, k.command))
-	key := hex.EncodeToString(sum[:])
-	noted, err := s.cfg.Claims.Claim(ctx, key, call.request)
-	if err != nil {
+	key := sha256.Sum256(events.LengthPrefixed("credstream/claim/1", k.tenant, k.kind, k.actor, k.command))
+	mine, noted, err := s.cfg.Claims.Claim(ctx, key, call.request)
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if noted != call.request {
+	case noted != call.request:
 		return nil, ErrCommandIDReused
+	case !mine: // a repeat; whose claim it is drops it
+		return func() {}, nil
 	}
 	return func() {
 		if err := s.cfg.Claims.Drop(context.WithoutCancel(ctx), key); err != nil {

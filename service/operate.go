@@ -4,6 +4,9 @@ import (
 	"context"
 	"sync"
 
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
 )
 
@@ -103,4 +106,12 @@ func (s *Service) viewsStatus(ctx context.Context, _ *Call, _ ViewsStatus) (View
 		p.Stopped = fault.Of(err).Msg
 	}
 	return p, nil
+}
+
+// AttestDurability records that the operator answers for the durability of the
+// streams: why says what was weak, or not seen. The same again is recorded once.
+func (s *Service) AttestDurability(ctx context.Context, replicas int, why string) error {
+	_, _, err := execute(ctx, s, system(events.System, "serve"), aggregates.Installation, events.System,
+		commands.Installation(commands.AttestDurability{Replicas: replicas, Why: why}))
+	return err
 }

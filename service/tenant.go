@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/credstream/credstream/aggregates"
@@ -137,6 +138,9 @@ func (s *Service) Bootstrap(ctx context.Context, given seal.Secret) (seal.Secret
 		ID: firstAdministrator, SHA256: hashKey(string(key.Reveal())), Name: "first administrator",
 		Home: DefaultTenant, Tenants: []string{AllTenants}, Role: string(Administrator),
 	})
+	if errors.Is(err, aggregates.ErrAPIKeyExists) { // another process was first
+		return seal.Secret{}, nil
+	}
 	if err != nil {
 		return seal.Secret{}, fmt.Errorf("issue the first key: %w", err)
 	}

@@ -39,6 +39,7 @@ type Config struct {
 	Service Service
 	Logger  *slog.Logger    // takes one line per request; nil drops them
 	Ready   func() []string // why the service is not ready; empty means it is
+	Notes   func() []string // what else to tell who asks for readiness; optional
 	Metrics http.Handler    // answers /metrics
 	Version string          // of the program, shown at / and in /openapi.json
 	// AllowCleartext takes clear keys over plain HTTP from anywhere: for a service
@@ -468,7 +469,8 @@ func (h *handler) index(x *exchange) {
 // Readiness answers /readyz.
 type Readiness struct {
 	Ready   bool     `json:"ready"`
-	Reasons []string `json:"reasons"` // why not, in sentences
+	Reasons []string `json:"reasons"`        // why not, in sentences
+	Notes   []string `json:"notes,omitzero"` // what an operator should know all the same
 }
 
 func (h *handler) ready(x *exchange) {
@@ -477,6 +479,9 @@ func (h *handler) ready(x *exchange) {
 		if reasons := h.cfg.Ready(); len(reasons) > 0 {
 			answer, status = Readiness{Reasons: reasons}, http.StatusServiceUnavailable
 		}
+	}
+	if h.cfg.Notes != nil {
+		answer.Notes = h.cfg.Notes()
 	}
 	x.json(status, typeJSON, answer)
 }

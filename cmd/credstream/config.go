@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"strconv"
 	"strings"
 	"time"
 
@@ -22,18 +23,27 @@ import (
 
 // serveConfig is the configuration of the service.
 type serveConfig struct {
-	Data                string `flag:"data" arg:"DIR" env:"CREDSTREAM_DATA" default:"./credstream-data" help:"folder that holds everything the service keeps"`
-	HTTP                string `flag:"http" arg:"ADDR" env:"CREDSTREAM_HTTP" default:"127.0.0.1:8080" help:"address for HTTP"`
-	NATSListen          string `flag:"nats-listen" arg:"ADDR" env:"CREDSTREAM_NATS_LISTEN" default:"127.0.0.1:4222" help:"address of the embedded NATS server"`
-	NATS                string `flag:"nats" arg:"URL" env:"CREDSTREAM_NATS" help:"use this NATS cluster instead of the embedded server"`
-	AdminKey            string `flag:"admin-key" arg:"KEY" env:"CREDSTREAM_ADMIN_KEY" help:"administrator key to take on the first start, instead of one that is made and printed; better set by the environment, since other users of the machine see flags"`
-	Durability          string `flag:"durability" arg:"MODE" env:"CREDSTREAM_DURABILITY" default:"group" help:"how a change is made durable before it is acknowledged: group (one fsync for all that wait) or always (one for each)"`
-	KMS                 string `flag:"kms" arg:"URL" env:"CREDSTREAM_KMS" help:"key that wraps the tenants' keys: file:///path, hcvault://, aws-kms:// or gcp-kms://; a key file in the data folder when empty"`
-	Views               string `flag:"views" arg:"URL" env:"CREDSTREAM_VIEWS" help:"database of the lists; SQLite in the data folder when empty"`
-	AllowPrivateTargets bool   `flag:"allow-private-targets" env:"CREDSTREAM_ALLOW_PRIVATE_TARGETS" help:"let dry requests reach private and loopback addresses; for development only"`
-	BehindTLSProxy      bool   `flag:"behind-tls-proxy" env:"CREDSTREAM_BEHIND_TLS_PROXY" help:"take requests that hold secrets over plain HTTP from other machines: only where nothing but a proxy that ends TLS can reach the port"`
-	LogFormat           string `flag:"log-format" arg:"FORMAT" env:"CREDSTREAM_LOG_FORMAT" default:"text" help:"text or json"`
-	LogLevel            string `flag:"log-level" arg:"LEVEL" env:"CREDSTREAM_LOG_LEVEL" default:"info" help:"debug, info, warn or error"`
+	Data                  string `flag:"data" arg:"DIR" env:"CREDSTREAM_DATA" default:"./credstream-data" help:"folder that holds everything the service keeps"`
+	HTTP                  string `flag:"http" arg:"ADDR" env:"CREDSTREAM_HTTP" default:"127.0.0.1:8080" help:"address for HTTP"`
+	NATSListen            string `flag:"nats-listen" arg:"ADDR" env:"CREDSTREAM_NATS_LISTEN" default:"127.0.0.1:4222" help:"address of the embedded NATS server"`
+	NATS                  string `flag:"nats" arg:"URL" env:"CREDSTREAM_NATS" help:"use this NATS cluster instead of the embedded server"`
+	NATSCredentials       string `flag:"nats-credentials" arg:"FILE" env:"CREDSTREAM_NATS_CREDENTIALS" help:"credentials file of the user that owns the streams, when --nats names none"`
+	NATSEndpoints         string `flag:"nats-endpoints" arg:"URL" env:"CREDSTREAM_NATS_ENDPOINTS" help:"the same servers with the user of the endpoints, who may publish answers only; the user of --nats when empty"`
+	NATSSystem            string `flag:"nats-system" arg:"URL" env:"CREDSTREAM_NATS_SYSTEM" help:"the same servers with a user of the system account: shows how durable they are and ends the connections of revoked keys"`
+	NATSSystemCredentials string `flag:"nats-system-credentials" arg:"FILE" env:"CREDSTREAM_NATS_SYSTEM_CREDENTIALS" help:"credentials file for --nats-system"`
+	NATSCallout           string `flag:"nats-callout" arg:"URL" env:"CREDSTREAM_NATS_CALLOUT" help:"the same servers with the user that the auth callout is sent to; the user of --nats when empty"`
+	NATSCalloutSeed       string `flag:"nats-callout-seed" arg:"FILE" env:"CREDSTREAM_NATS_CALLOUT_SEED" help:"seed of the account key that issues the servers' auth callout; without it no API key is let in on NATS"`
+	NATSCalloutXKey       string `flag:"nats-callout-xkey" arg:"FILE" env:"CREDSTREAM_NATS_CALLOUT_XKEY" help:"seed of the curve key that the servers encrypt the callout with"`
+	NATSReplicas          int    `flag:"nats-replicas" arg:"N" env:"CREDSTREAM_NATS_REPLICAS" default:"3" help:"copies of each stream on an external cluster"`
+	AttestSyncAlways      bool   `flag:"attest-sync-always" env:"CREDSTREAM_ATTEST_SYNC_ALWAYS" help:"answer for it that the external servers sync before they acknowledge, where this is not seen or not so"`
+	AdminKey              string `flag:"admin-key" arg:"KEY" env:"CREDSTREAM_ADMIN_KEY" help:"administrator key to take on the first start, instead of one that is made and printed; better set by the environment, since other users of the machine see flags"`
+	Durability            string `flag:"durability" arg:"MODE" env:"CREDSTREAM_DURABILITY" default:"group" help:"how a change is made durable before it is acknowledged: group (one fsync for all that wait) or always (one for each)"`
+	KMS                   string `flag:"kms" arg:"URL" env:"CREDSTREAM_KMS" help:"key that wraps the tenants' keys: file:///path, hcvault://, aws-kms:// or gcp-kms://; a key file in the data folder when empty"`
+	Views                 string `flag:"views" arg:"URL" env:"CREDSTREAM_VIEWS" help:"database of the lists; SQLite in the data folder when empty"`
+	AllowPrivateTargets   bool   `flag:"allow-private-targets" env:"CREDSTREAM_ALLOW_PRIVATE_TARGETS" help:"let dry requests reach private and loopback addresses; for development only"`
+	BehindTLSProxy        bool   `flag:"behind-tls-proxy" env:"CREDSTREAM_BEHIND_TLS_PROXY" help:"take requests that hold secrets over plain HTTP from other machines: only where nothing but a proxy that ends TLS can reach the port"`
+	LogFormat             string `flag:"log-format" arg:"FORMAT" env:"CREDSTREAM_LOG_FORMAT" default:"text" help:"text or json"`
+	LogLevel              string `flag:"log-level" arg:"LEVEL" env:"CREDSTREAM_LOG_LEVEL" default:"info" help:"debug, info, warn or error"`
 
 	fsyncDelay time.Duration `env:"CREDSTREAM_BENCH_FSYNC_DELAY" help:"added to every fsync, to model a slower disk; for benchmarks alone"`
 
@@ -87,6 +97,12 @@ func bind(flags *pflag.FlagSet, cfg any) {
 			flags.Var(&text{p, f.Tag.Get("arg")}, name, help)
 		case *bool:
 			flags.BoolVar(p, name, false, help)
+		case *int:
+			n, err := strconv.Atoi(f.Tag.Get("default"))
+			if err != nil {
+				panic(fmt.Sprintf("configuration field %s has no number for its default", f.Name)) // a mistake of ours
+			}
+			flags.IntVar(p, name, n, help)
 		default:
 			panic(fmt.Sprintf("configuration field %s has a type that no flag has", f.Name)) // a mistake of ours
 		}

@@ -47,12 +47,12 @@ const (
 
 // The refusals of a configuration.
 var (
-	errExternalNATS = fault.New(fault.Unavailable, "external_nats_not_available",
-		"An external NATS cluster is not supported yet: leave --nats out to run the embedded server.")
-	errDurability     = fault.New(fault.Invalid, "config_durability", "--durability is group or always.")
-	errViewsURL       = fault.New(fault.Invalid, "config_views", "Other views than the SQLite file of the data folder are not supported yet: leave --views out.")
-	errLogLevel       = fault.New(fault.Invalid, "config_log_level", "--log-level is debug, info, warn or error.")
-	errLogFormat      = fault.New(fault.Invalid, "config_log_format", "--log-format is text or json.")
+	errDurability = fault.New(fault.Invalid, "config_durability", "--durability is group or always.")
+	errViewsURL   = fault.New(fault.Invalid, "config_views", "Other views than the SQLite file of the data folder are not supported yet: leave --views out.")
+	errLogLevel   = fault.New(fault.Invalid, "config_log_level", "--log-level is debug, info, warn or error.")
+	errLogFormat  = fault.New(fault.Invalid, "config_log_format", "--log-format is text or json.")
+	errKMSNeeded  = fault.New(fault.Invalid, "config_kms",
+		"With --nats every process needs the same key: name it by --kms, such as file:///path/kms.key or hcvault://.")
 	errKeyFileMissing = fault.New(fault.Precondition, "kms_key_missing",
 		"The data folder holds sealed keysets, but its key file kms.key is missing. Put the file back from its backup; a new one would not open them.")
 )
@@ -61,7 +61,9 @@ var (
 type program struct {
 	cfg      serveConfig
 	log      *slog.Logger
-	node     *bus.Node
+	nats     messaging    // the node or the cluster
+	node     *bus.Node    // the embedded server; nil with an external one
+	cluster  *bus.Cluster // the external servers; nil with the embedded one
 	store    *eventlog.Store
 	states   *aggregates.Log
 	views    *projections.Views
@@ -75,6 +77,8 @@ type program struct {
 	metrics  *prometheus.Registry
 	firstKey seal.Secret // what the first start made; zero ever after
 	restarts chan struct{}
+	id       string              // of this process among those that serve one log
+	leases   jetstream.JetStream // where roles are agreed on; nil with the embedded server
 	water    *eventlog.HighWater
 	cut      error    // the log was cut short; nil when it is whole
 	stop     []func() // in reverse order
@@ -107,18 +111,16 @@ func start(ctx context.Context, cfg serveConfig, stderr io.Writer) (_ *program, 
 			p.close()
 		}
 	}()
-	if cfg.NATS != "" {
-		return nil, errExternalNATS
-	}
 	if cfg.Durability != "group" && cfg.Durability != "always" {
 		return nil, errDurability
 	}
+	p.id = events.NewID()
 	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if p.listener, err = net.Listen("tcp", cfg.HTTP); err != nil { //nolint:noctx // lives as long as the process
 		return nil, fmt.Errorf("listen for HTTP: %w", err)
 	}
 	p.stop = append(p.stop, func() { _ = p.listener.Close() })
-	for _, open := range []func(context.Context) error{p.openNode, p.openLog, p.openViews, p.openService, p.openPort, p.openParts} {
+	for _, open := range []func(context.Context) error{p.openMessaging, p.openLog, p.openViews, p.openService, p.openPort, p.openParts} {
 		if err := open(ctx); err != nil {
 			return nil, err
 		}
@@ -126,72 +128,18 @@ func start(ctx context.Context, cfg serveConfig, stderr io.Writer) (_ *program, 
 	return p, nil
 }
 
-func (p *program) openNode(ctx context.Context) error {
-	if err := os.MkdirAll(p.cfg.Data, 0o700); err != nil {
-		return fmt.Errorf("make the data folder: %w", err)
-	}
-	if err := os.Chmod(p.cfg.Data, 0o700); err != nil { //nolint:gosec // a folder needs its x bit
-		return fmt.Errorf("close the data folder to others: %w", err)
-	}
-	var clear []string
-	for _, r := range service.Routes() {
-		if r.Secrets {
-			clear = append(clear, r.Name)
-		}
-	}
-	var err error
-	p.node, err = bus.StartNode(ctx, bus.NodeConfig{
-		Dir: p.cfg.Data, Listen: p.cfg.NATSListen, SyncAlways: p.cfg.Durability == "always",
-		ClearSecretCommands: clear, Logger: p.log, Fatal: p.fatal,
-		Restarted: func() {
-			select {
-			case p.restarts <- struct{}{}:
-			default:
-			}
-		},
-	})
-	if err != nil {
-		return err
-	}
-	if p.cfg.fsyncDelay > 0 {
-		p.log.Warn("every fsync is delayed, to model a slower disk", "by", p.cfg.fsyncDelay)
-		p.node.Syncer(eventlog.Stream).Delay = p.cfg.fsyncDelay
-		p.node.Syncer(vault.Stream).Delay = p.cfg.fsyncDelay
-	}
-	p.stop = append(p.stop, func() {
-		ctx, cancel := context.WithTimeout(context.Background(), stopTime)
-		defer cancel()
-		if err := p.node.Shutdown(ctx); err != nil {
-			p.log.Error("stop the node", "err", err)
-		}
-	})
-	return nil
-}
-
-// fatal ends the process at once: after a failed fsync nobody knows what is on
-// the disk, and nothing more may be acknowledged.
-func (p *program) fatal(err error) {
-	p.log.Error("an fsync failed; the process ends", "err", err)
-	os.Exit(1)
-}
-
-// durable returns the group fsync of a stream, or nil where the server syncs by itself.
-func (p *program) durable(stream string) func(context.Context) error {
-	if p.cfg.Durability == "always" {
-		return nil
-	}
-	return p.node.Syncer(stream).Wait
-}
-
 func (p *program) openLog(ctx context.Context) error {
-	conn, err := p.node.Conn("log")
+	conn, err := p.nats.Conn("log")
 	if err != nil {
 		return err
 	}
-	p.store, err = eventlog.Open(ctx, eventlog.Config{
-		Conn: conn, Registry: events.All(), Logger: p.log,
-		Sync: p.durable(eventlog.Stream), SyncTree: p.node.Syncer(eventlog.Stream).SyncTree,
-	})
+	cfg := eventlog.Config{
+		Conn: conn, Registry: events.All(), Logger: p.log, Replicas: p.replicas(), Sync: p.durable(eventlog.Stream),
+	}
+	if p.node != nil {
+		cfg.SyncTree = p.node.Syncer(eventlog.Stream).SyncTree
+	}
+	p.store, err = eventlog.Open(ctx, cfg)
 	if err != nil {
 		return err
 	}
@@ -212,7 +160,7 @@ func (p *program) writesAllowed() error {
 	if p.cut != nil {
 		return p.cut
 	}
-	return p.node.WritesAllowed()
+	return p.nats.WritesAllowed()
 }
 
 func (p *program) openViews(ctx context.Context) error {
@@ -249,6 +197,13 @@ func (p *program) openViews(ctx context.Context) error {
 		}
 	}
 	p.proj = projections.NewProjector(p.store, p.views, p.log)
+	p.proj.OnApplied(func(recs []events.Record) { // what other processes append makes states old
+		for _, r := range recs {
+			if r.Last() {
+				p.states.Saw(r.Stream, r.Seq)
+			}
+		}
+	})
 	return nil
 }
 
@@ -257,7 +212,7 @@ func (p *program) rebuildViews(ctx context.Context, progress func(done, end uint
 }
 
 func (p *program) openService(ctx context.Context) error {
-	conn, err := p.node.Conn("vault")
+	conn, err := p.nats.Conn("vault")
 	if err != nil {
 		return err
 	}
@@ -268,10 +223,17 @@ func (p *program) openService(ctx context.Context) error {
 	if p.keyring, err = p.openKeyring(ctx, js); err != nil {
 		return err
 	}
-	if err := p.ensureStream(ctx, js, vault.StreamConfig(1)); err != nil {
+	var claims service.Claims
+	if p.cluster != nil {
+		p.leases = js
+		if claims, err = bus.OpenClaims(ctx, js, p.replicas()); err != nil {
+			return err
+		}
+	}
+	if err := p.ensureStream(ctx, js, vault.StreamConfig(p.replicas())); err != nil {
 		return err
 	}
-	if err := p.ensureStream(ctx, js, bus.FeedConfig(1)); err != nil {
+	if err := p.ensureStream(ctx, js, bus.FeedConfig(p.replicas())); err != nil {
 		return err
 	}
 	p.vault = vault.New(js, conn, p.keyring, p.durable(vault.Stream))
@@ -281,16 +243,17 @@ func (p *program) openService(ctx context.Context) error {
 		Verify:  verify.NewClient(verify.Config{AllowPrivate: p.cfg.AllowPrivateTargets, Logger: p.log}),
 		Metrics: p.metrics, Logger: p.log,
 		WritesAllowed: p.writesAllowed,
-		TenantAdded:   p.node.EnsureTenant,
-		KeyRevoked:    p.node.DisconnectKey,
+		TenantAdded:   p.nats.EnsureTenant,
+		KeyRevoked:    p.nats.DisconnectKey,
 		Rewind:        func(ctx context.Context, tenant string, seq uint64) error { return p.feed.Rewind(ctx, tenant, seq) },
 		RebuildViews:  p.rebuildViews,
+		Claims:        claims,
 	})
 	if err != nil {
 		return err
 	}
 	p.stop = append(p.stop, p.svc.Close)
-	feedConn, err := p.node.Conn("feed")
+	feedConn, err := p.nats.Conn("feed")
 	if err != nil {
 		return err
 	}
@@ -302,20 +265,14 @@ func (p *program) openService(ctx context.Context) error {
 	if p.cut != nil {
 		return nil // what is there is served; nothing is made
 	}
+	if p.attested() {
+		d := p.cluster.Durability()
+		if err := p.svc.AttestDurability(ctx, d.Replicas, d.Why); err != nil {
+			return err
+		}
+	}
 	p.firstKey, err = p.svc.Bootstrap(ctx, seal.NewSecret([]byte(p.cfg.AdminKey)))
 	return err
-}
-
-// ensureStream creates a stream, durable, or checks that it can be used.
-func (p *program) ensureStream(ctx context.Context, js jetstream.JetStream, cfg jetstream.StreamConfig) error {
-	_, err := js.Stream(ctx, cfg.Name)
-	if !errors.Is(err, jetstream.ErrStreamNotFound) {
-		return err
-	}
-	if _, err := js.CreateStream(ctx, cfg); err != nil {
-		return fmt.Errorf("create the stream %s: %w", cfg.Name, err)
-	}
-	return p.node.Syncer(cfg.Name).SyncTree()
 }
 
 // openKeyring opens the tenants' keysets with the KMS key. The local key file is
@@ -324,8 +281,10 @@ func (p *program) openKeyring(ctx context.Context, js jetstream.JetStream) (*sea
 	const stream = "KV_" + keyBucket
 	_, err := js.KeyValue(ctx, keyBucket)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		_, err = js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: keyBucket, History: 5, Storage: jetstream.FileStorage})
-		if err == nil {
+		_, err = js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
+			Bucket: keyBucket, History: 5, Storage: jetstream.FileStorage, Replicas: p.replicas(),
+		})
+		if err == nil && p.node != nil {
 			err = p.node.Syncer(stream).SyncTree()
 		}
 	}
@@ -361,6 +320,9 @@ func (p *program) kmsURL(needed bool) (string, error) {
 	if p.cfg.KMS != "" {
 		return p.cfg.KMS, nil
 	}
+	if p.cluster != nil {
+		return "", errKMSNeeded
+	}
 	path, err := filepath.Abs(filepath.Join(p.cfg.Data, "kms.key"))
 	if err != nil {
 		return "", fmt.Errorf("find the key file: %w", err)
@@ -383,19 +345,19 @@ func (p *program) kmsURL(needed bool) (string, error) {
 
 // openPort lets callers in on NATS.
 func (p *program) openPort(context.Context) error {
-	p.node.SetAuthenticator(func(ctx context.Context, key string) (bus.Grant, error) {
+	p.nats.SetAuthenticator(func(ctx context.Context, key string) (bus.Grant, error) {
 		who, err := p.svc.Authenticate(ctx, key)
 		return bus.Grant{
 			Principal: who.Actor.ID, Tenants: who.Tenants,
 			Follow: who.May(service.CredentialsGet), Audit: who.May(service.AuditRead),
 		}, err
 	})
-	conn, err := p.node.EndpointConn()
+	conn, err := p.nats.EndpointConn()
 	if err != nil {
 		return err
 	}
 	p.ends, err = bus.ServeEndpoints(bus.EndpointsConfig{
-		Conn: conn, Caller: p.node.Caller, Service: p.svc, Version: version, Metrics: p.metrics, Logger: p.log,
+		Conn: conn, Caller: p.nats.Caller, Service: p.svc, Version: version, Metrics: p.metrics, Logger: p.log,
 	})
 	if err != nil {
 		return err
@@ -420,7 +382,7 @@ func (p *program) announce(out io.Writer) {
 	if err != nil {
 		data = p.cfg.Data
 	}
-	fmt.Fprintf(out, "credstream %s is ready\n  HTTP  http://%s\n  NATS  %s\n  data  %s\n", version, p.listener.Addr(), p.node.ClientURL(), data)
+	fmt.Fprintf(out, "credstream %s is ready\n  HTTP  http://%s\n  NATS  %s\n  data  %s\n", version, p.listener.Addr(), p.nats.ClientURL(), data)
 	if !p.firstKey.IsZero() && p.cfg.AdminKey == "" {
 		fmt.Fprintf(out, "\nThe first administrator's key, shown this once:\n\n  %s\n\n", p.firstKey.Reveal())
 	}
@@ -429,7 +391,7 @@ func (p *program) announce(out io.Writer) {
 // run serves until ctx ends or a part fails, then stops everything in order.
 func (p *program) run(ctx context.Context) error {
 	server := v1.Server("", v1.Handler(v1.Config{
-		Service: p.svc, Logger: p.log, Ready: p.notReady,
+		Service: p.svc, Logger: p.log, Ready: p.notReady, Notes: p.notes,
 		Metrics: promhttp.HandlerFor(p.metrics, promhttp.HandlerOpts{}), Version: version,
 		AllowCleartext: p.cfg.BehindTLSProxy,
 	}))
@@ -471,13 +433,15 @@ func (p *program) openParts(ctx context.Context) error {
 		_ = p.parts.Wait() // run has told of its error
 	})
 	p.parts.Go(func() error { return p.keep(p.life, "projector", p.proj.Run) })
-	p.parts.Go(func() error { return p.keep(p.life, "feed", p.feed.Run) })
-	p.parts.Go(func() error { return p.node.Watch(p.life) })
+	p.parts.Go(func() error { return p.keep(p.life, "feed", p.lead("feed", p.feed.Run)) })
+	p.parts.Go(func() error { return p.nats.Watch(p.life) })
 	p.parts.Go(func() error { return p.afterRestarts(p.life) })
 	p.parts.Go(func() error { return p.giveMemoryBack(p.life) })
 	if p.cut == nil {
 		p.parts.Go(func() error { return p.water.Run(p.life) })
-		p.parts.Go(func() error { return p.svc.RunCollector(p.life, collectEvery, orphanAge) })
+		collect := p.lead("collector", func(ctx context.Context) error { return p.svc.RunCollector(ctx, collectEvery, orphanAge) })
+		p.parts.Go(func() error { return p.keep(p.life, "collector", collect) })
+		p.parts.Go(func() error { return p.keep(p.life, "flow keeper", p.lead("flow-keeper", p.svc.RunFlowKeeper)) })
 	}
 	if err := p.proj.Wait(ctx, end); err != nil {
 		return fmt.Errorf("bring the views up to the log: %w", err)
@@ -549,12 +513,30 @@ func (p *program) giveMemoryBack(ctx context.Context) error {
 // notReady lists why the service cannot do all of its work.
 func (p *program) notReady() []string {
 	var reasons []string
-	for what, err := range map[string]error{"log": p.cut, "storage": p.node.Health(), "views": p.proj.Err(), "feed": p.feed.Err()} {
+	for what, err := range map[string]error{"log": p.cut, "storage": p.nats.Health(), "views": p.proj.Err(), "feed": p.feed.Err()} {
 		if err != nil {
 			reasons = append(reasons, what+": "+err.Error())
 		}
 	}
 	return reasons
+}
+
+// attested reports whether the operator answers for a durability that is weak or
+// not seen.
+func (p *program) attested() bool {
+	if p.cluster == nil {
+		return false
+	}
+	d := p.cluster.Durability()
+	return d.Attested && d.Why != ""
+}
+
+// notes is what whoever asks for readiness should know.
+func (p *program) notes() []string {
+	if !p.attested() {
+		return nil
+	}
+	return []string{"durability: attested by the operator; " + p.cluster.Durability().Why}
 }
 
 func (p *program) close() {

@@ -1,0 +1,234 @@
+package aggregates_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/aggregates/aggregatetest"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+)
+
+var until = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+
+func step(id, component string) events.FlowStep {
+	return events.FlowStep{ID: id, Component: component, Credential: "c"}
+}
+
+func TestUseOfCredential(t *testing.T) {
+	type (
+		facts = []events.Credential
+		tc    = aggregatetest.Case[commands.Credential, events.Credential]
+	)
+	created := events.CredentialCreated{Component: "petstore", Name: "Pets", Keys: version(1, "s1")}
+	steps := []events.FlowStep{step("s2", "petstore"), step("s1", "petstore")}
+	use := func(revision uint64, active bool) commands.UseCredential {
+		return commands.UseCredential{ID: "c", Flow: "f", Revision: revision, Active: active, Steps: steps}
+	}
+	used := func(revision uint64, active bool) events.CredentialUsed {
+		return events.CredentialUsed{Flow: "f", Revision: revision, Named: true, Active: active, Steps: []string{"s1", "s2"}}
+	}
+	reserve := commands.ReserveCredential{ID: "c", Flow: "f", Binding: "b1", Steps: steps, Until: until}
+	reserved := events.CredentialUsed{Flow: "f", Steps: []string{"s1", "s2"}, Binding: "b1", Until: until}
+	both := events.CredentialUsed{Flow: "f", Revision: 3, Named: true, Steps: []string{"s1", "s2"}, Binding: "b1", Until: until}
+	released := events.CredentialReleased{Flow: "f", Revision: 4}
+	gone := facts{created, used(3, false), events.CredentialDeleted{}}
+
+	aggregatetest.Run(t, aggregates.Credential,
+		tc{Name: "use", Given: facts{created}, When: use(3, false), Then: facts{used(3, false)}},
+		tc{Name: "use again", Given: facts{created, used(3, false)}, When: use(3, false)},
+		tc{Name: "a late use", Given: facts{created, used(3, true)}, When: use(2, false)},
+		tc{Name: "a start", Given: facts{created, used(3, false)}, When: use(4, true), Then: facts{used(4, true)}},
+		tc{Name: "a use by a later revision", Given: facts{created, used(3, true)}, When: use(4, true), Then: facts{used(4, true)}},
+		tc{Name: "use of nothing", When: use(3, true), Err: aggregates.ErrCredentialNotFound},
+		tc{Name: "use of what was deleted", Given: gone, When: use(4, true), Err: aggregates.ErrCredentialNotFound},
+		tc{
+			Name: "use by another component", Given: facts{created}, Err: aggregates.ErrCredentialComponentMismatch,
+			When: commands.UseCredential{ID: "c", Flow: "f", Revision: 1, Steps: []events.FlowStep{step("s1", "sheets")}},
+		},
+		tc{
+			Name: "use by steps of which one is another component's", Given: facts{created},
+			When: commands.UseCredential{ID: "c", Flow: "f", Revision: 1, Steps: []events.FlowStep{step("s1", "sheets"), step("s2", "petstore")}},
+			Then: facts{events.CredentialUsed{Flow: "f", Revision: 1, Named: true, Steps: []string{"s2"}}},
+		},
+		tc{Name: "delete what a running flow uses", Given: facts{created, used(3, true)}, When: commands.DeleteCredential{}, Err: aggregates.ErrCredentialInUse},
+		tc{
+			Name: "delete what a stopped flow uses", Given: facts{created, used(3, true), used(4, false)},
+			When: commands.DeleteCredential{}, Then: facts{events.CredentialDeleted{}},
+		},
+		tc{Name: "delete what is reserved", Given: facts{created, reserved}, When: commands.DeleteCredential{}, Err: aggregates.ErrCredentialInUse},
+		tc{Name: "reserve", Given: facts{created}, When: reserve, Then: facts{reserved}},
+		tc{Name: "reserve again", Given: facts{created, reserved}, When: reserve},
+		tc{Name: "reserve what was deleted", Given: gone, When: reserve, Err: aggregates.ErrCredentialNotFound},
+		tc{Name: "reserve what is used", Given: facts{created, used(3, false)}, When: reserve, Then: facts{both}},
+		tc{Name: "a start confirms a reservation", Given: facts{created, both}, When: use(4, true), Then: facts{used(4, true)}},
+		tc{
+			Name: "an update keeps a reservation", Given: facts{created, both}, When: use(4, false),
+			Then: facts{events.CredentialUsed{Flow: "f", Revision: 4, Named: true, Steps: []string{"s1", "s2"}, Binding: "b1", Until: until}},
+		},
+		tc{Name: "expiry", Given: facts{created, reserved}, When: commands.ReleaseCredential{Flow: "f", Binding: "b1"}, Then: facts{events.CredentialReleased{Flow: "f"}}},
+		tc{Name: "expiry of another reservation", Given: facts{created, reserved}, When: commands.ReleaseCredential{Flow: "f", Binding: "b0"}},
+		tc{Name: "expiry of what a start confirmed", Given: facts{created, both, used(4, true)}, When: commands.ReleaseCredential{Flow: "f", Binding: "b1"}},
+		tc{
+			Name: "expiry beside a use", Given: facts{created, both}, When: commands.ReleaseCredential{Flow: "f", Binding: "b1"},
+			Then: facts{events.CredentialUsed{Flow: "f", Revision: 3, Named: true, Steps: []string{}}},
+		},
+		tc{Name: "release", Given: facts{created, used(3, true)}, When: commands.ReleaseCredential{Flow: "f", Revision: 4}, Then: facts{released}},
+		tc{Name: "a late release", Given: facts{created, used(5, true)}, When: commands.ReleaseCredential{Flow: "f", Revision: 4}},
+		tc{Name: "release by a flow that does not use it", Given: facts{created, used(3, true)}, When: commands.ReleaseCredential{Flow: "g", Revision: 9}},
+		tc{
+			Name: "release beside a reservation", Given: facts{created, both}, When: commands.ReleaseCredential{Flow: "f", Revision: 4},
+			Then: facts{events.CredentialUsed{Flow: "f", Steps: []string{}, Binding: "b1", Until: until}},
+		},
+		tc{
+			Name: "release of both", Given: facts{created, both}, When: commands.ReleaseCredential{Flow: "f", Revision: 4, Binding: "b1"},
+			Then: facts{released},
+		},
+		tc{Name: "release of what was deleted", Given: gone, When: commands.ReleaseCredential{Flow: "f", Revision: 9}},
+		tc{
+			Name: "create for a step", When: commands.CreateCredential{
+				Component: "petstore", Name: "Pets", Keys: keys("s1"), For: &commands.StepOfFlow{Flow: "f", Step: "s1"},
+			},
+			Then: facts{created, events.CredentialUsed{Flow: "f", Named: true, Steps: []string{"s1"}}},
+		},
+		tc{
+			Name: "the flow engine tells of the step", Given: facts{created, events.CredentialUsed{Flow: "f", Named: true, Steps: []string{"s1"}}},
+			When: use(1, true), Then: facts{used(1, true)},
+		},
+	)
+}
+
+func TestFlow(t *testing.T) {
+	type (
+		facts = []events.Flow
+		tc    = aggregatetest.Case[commands.Flow, events.Flow]
+	)
+	steps := []events.FlowStep{step("s1", "petstore")}
+	observed := func(change events.FlowChange, revision uint64, active bool) events.FlowObserved {
+		return events.FlowObserved{Change: change, Name: "Orders", Revision: revision, Active: active, Steps: steps}
+	}
+	ended := events.FlowObserved{Change: events.FlowWasDeleted, Name: "Orders", Revision: 9, Steps: []events.FlowStep{}}
+	say := func(change events.FlowChange, revision uint64) commands.ObserveFlow {
+		return commands.ObserveFlow{ID: "f", Change: change, Name: "Orders", Revision: revision, Steps: steps}
+	}
+	bound := events.FlowBound{Binding: "b1", Name: "Orders", Steps: steps, Until: until}
+	refused := events.FlowUseRefused{Revision: 3, Step: "s1", Component: "petstore", Credential: "c", Reason: "credential_not_found"}
+	running := observed(events.FlowWasStarted, 3, true)
+
+	aggregatetest.Run(t, aggregates.Flow,
+		tc{Name: "created", When: say(events.FlowWasCreated, 1), Then: facts{observed(events.FlowWasCreated, 1, false)}},
+		tc{Name: "the same again", Given: facts{running}, When: say(events.FlowWasStarted, 3)},
+		tc{Name: "late", Given: facts{running}, When: say(events.FlowWasStopped, 2)},
+		tc{Name: "a start that says nothing of the steps", Given: facts{observed(events.FlowWasCreated, 1, false)}, When: commands.ObserveFlow{Change: events.FlowWasStarted, Revision: 3}, Then: facts{running}},
+		tc{Name: "an update of a running flow", Given: facts{running}, When: say(events.FlowWasUpdated, 4), Then: facts{observed(events.FlowWasUpdated, 4, true)}},
+		tc{Name: "stopped", Given: facts{running}, When: say(events.FlowWasStopped, 4), Then: facts{observed(events.FlowWasStopped, 4, false)}},
+		tc{Name: "deleted", Given: facts{running}, When: say(events.FlowWasDeleted, 9), Then: facts{ended}},
+		tc{Name: "started after its end, late", Given: facts{running, ended}, When: say(events.FlowWasStarted, 8)},
+		tc{Name: "created anew", Given: facts{running, ended}, When: say(events.FlowWasCreated, 10), Then: facts{observed(events.FlowWasCreated, 10, false)}},
+		tc{Name: "bind", When: commands.BindFlow{Binding: "b1", Name: "Orders", Steps: steps, Until: until}, Then: facts{bound}},
+		tc{Name: "bind again", Given: facts{bound}, When: commands.BindFlow{Binding: "b1", Name: "Orders", Steps: steps, Until: until}},
+		tc{Name: "release", Given: facts{bound}, When: commands.ReleaseFlow{Reason: "released"}, Then: facts{events.FlowReleased{Binding: "b1", Reason: "released"}}},
+		tc{Name: "release of another", Given: facts{bound}, When: commands.ReleaseFlow{Binding: "b0"}},
+		tc{Name: "expiry of what a start confirmed", Given: facts{bound, running}, When: commands.ReleaseFlow{Binding: "b1", Reason: "expired"}},
+		tc{Name: "expiry beside a change", Given: facts{bound, observed(events.FlowWasUpdated, 3, false)}, When: commands.ReleaseFlow{Binding: "b1", Reason: "expired"}, Then: facts{events.FlowReleased{Binding: "b1", Reason: "expired"}}},
+		tc{Name: "refuse", Given: facts{running}, When: commands.RefuseUse{Revision: 3, Refused: []events.FlowUseRefused{refused}}, Then: facts{refused}},
+		tc{Name: "refuse again", Given: facts{running, refused}, When: commands.RefuseUse{Revision: 3, Refused: []events.FlowUseRefused{refused}}},
+		tc{Name: "refuse, late", Given: facts{running, observed(events.FlowWasStopped, 4, false)}, When: commands.RefuseUse{Revision: 3, Refused: []events.FlowUseRefused{refused}}},
+	)
+}
+
+func TestOAuthClient(t *testing.T) {
+	type (
+		facts = []events.OAuthClient
+		tc    = aggregatetest.Case[commands.OAuthClient, events.OAuthClient]
+	)
+	used := events.OAuthClientUsed{Flow: "f", Revision: 3}
+	aggregatetest.Run(t, aggregates.OAuthClient,
+		tc{Name: "use", When: commands.UseOAuthClient{Flow: "f", Revision: 3}, Then: facts{used}},
+		tc{Name: "use by a later revision", Given: facts{used}, When: commands.UseOAuthClient{Flow: "f", Revision: 4}},
+		tc{Name: "release", Given: facts{used}, When: commands.ReleaseOAuthClient{Flow: "f", Revision: 4}, Then: facts{events.OAuthClientReleased{Flow: "f", Revision: 4}}},
+		tc{Name: "a late release", Given: facts{used}, When: commands.ReleaseOAuthClient{Flow: "f", Revision: 2}},
+		tc{Name: "release of nothing", When: commands.ReleaseOAuthClient{Flow: "f", Revision: 2}},
+	)
+}
+
+func TestInstallation(t *testing.T) {
+	type tc = aggregatetest.Case[commands.Installation, events.Installation]
+	attested := events.DurabilityAttested{Replicas: 3, Why: "not seen"}
+	aggregatetest.Run(t, aggregates.Installation,
+		tc{Name: "attest", When: commands.AttestDurability(attested), Then: []events.Installation{attested}},
+		tc{Name: "attest again", Given: []events.Installation{attested}, When: commands.AttestDurability(attested)},
+		tc{
+			Name: "attest something else", Given: []events.Installation{attested}, When: commands.AttestDurability{Replicas: 1, Why: "one replica"},
+			Then: []events.Installation{events.DurabilityAttested{Replicas: 1, Why: "one replica"}},
+		},
+	)
+}
+
+// A set of uses tells what a plain map tells, an earlier value stays as it was,
+// and a snapshot gives it back.
+func TestUsesAreAMap(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		d := aggregates.Credential
+		s := d.Evolve(aggregates.CredentialState{}, events.CredentialCreated{Component: "petstore", Keys: version(1, "s1")})
+		want := map[string]bool{} // by flow: whether it holds
+		var earlier []aggregates.CredentialState
+		var then []map[string]bool
+		for range rapid.IntRange(1, 80).Draw(t, "events") {
+			flow := fmt.Sprint("f", rapid.IntRange(0, 9).Draw(t, "flow"))
+			if rapid.Bool().Draw(t, "release") {
+				s = d.Evolve(s, events.CredentialReleased{Flow: flow})
+				delete(want, flow)
+			} else {
+				e := events.CredentialUsed{Flow: flow, Active: rapid.Bool().Draw(t, "active"), Named: true}
+				s, want[flow] = d.Evolve(s, e), e.Active
+			}
+			earlier, then = append(earlier, s), append(then, maps.Clone(want))
+		}
+		for i, s := range earlier {
+			held := 0
+			for flow, holds := range then[i] {
+				if use, ok := s.Uses.Of(flow); !ok || use.Holds() != holds {
+					t.Fatalf("after %d events %s is %+v, %v", i+1, flow, use, ok)
+				}
+				if holds {
+					held++
+				}
+			}
+			if s.Uses.Len() != len(then[i]) || s.Uses.Held() != (held > 0) || len(s.Uses.Holders()) != held {
+				t.Fatalf("after %d events: %d uses of which %v hold, want %v", i+1, s.Uses.Len(), s.Uses.Holders(), then[i])
+			}
+		}
+		b, err := json.Marshal(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var back aggregates.CredentialState
+		if err := json.Unmarshal(b, &back); err != nil || !back.Uses.Equal(s.Uses) || back.Uses.Held() != s.Uses.Held() {
+			t.Fatalf("a snapshot gives back %s: %v", b, err)
+		}
+	})
+}
+
+// Folding a use costs the same with many flows as with few.
+func BenchmarkFoldUse(b *testing.B) {
+	for _, flows := range []int{10, 10_000} {
+		b.Run(fmt.Sprint(flows), func(b *testing.B) {
+			var s aggregates.CredentialState
+			for n := range flows {
+				s = aggregates.Credential.Evolve(s, events.CredentialUsed{Flow: fmt.Sprint("flow-", n), Revision: 1, Named: true, Active: true})
+			}
+			n := 0
+			for b.Loop() {
+				n++
+				s = aggregates.Credential.Evolve(s, events.CredentialUsed{Flow: fmt.Sprint("flow-", n%flows), Revision: uint64(n), Named: true, Active: n%2 == 0})
+			}
+		})
+	}
+}

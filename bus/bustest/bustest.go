@@ -1,0 +1,373 @@
+// Package bustest starts the real nats-server, one or three of them, as processes
+// beside a test, with the configuration of deploy/nats.
+package bustest
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nkeys"
+
+	"github.com/credstream/credstream/bus"
+)
+
+const (
+	startTime = 30 * time.Second       // for all servers to be ready, on a busy machine
+	lookEvery = 20 * time.Millisecond  // while waiting for it
+	stopTime  = 5 * time.Second        // for a server to stop by itself
+)
+
+// Option changes how the servers are started.
+type Option func(*NATS)
+
+// Nodes is the number of servers: 1, which is the default, or 3 and more, which
+// make a cluster.
+func Nodes(n int) Option { return func(s *NATS) { s.nodes = make([]*node, n) } }
+
+// LazySync has the servers acknowledge before they fsync.
+func LazySync() Option { return func(s *NATS) { s.lazy = true } }
+
+// ClearCallout has the servers send their auth callout without encryption.
+func ClearCallout() Option { return func(s *NATS) { s.clear = true } }
+
+// OnHost has the servers listen to this IP address instead of 127.0.0.1.
+func OnHost(ip string) Option { return func(s *NATS) { s.host = ip } }
+
+// NATS is the servers of one test.
+type NATS struct {
+	host     string
+	t        testing.TB
+	dir      string
+	binary   string
+	password string
+	issuer   string // public keys
+	xkey     string
+	lazy     bool
+	clear    bool
+	nodes    []*node
+}
+
+type node struct {
+	name, client, route string // addresses are host:port
+	cmd                 *exec.Cmd
+	ended               chan struct{}
+	log                 *os.File
+}
+
+// Start starts the servers and returns when JetStream is ready. They are stopped
+// at the end of the test. A test is skipped where the server cannot be built.
+func Start(t testing.TB, options ...Option) *NATS {
+	t.Helper()
+	s := &NATS{t: t, host: "127.0.0.1", dir: t.TempDir(), binary: build(t), password: "p" + rand.Text(), nodes: make([]*node, 1)}
+	for _, o := range options {
+		o(s)
+	}
+	s.configure()
+	addresses := s.addresses(2 * len(s.nodes))
+	for i := range s.nodes {
+		s.nodes[i] = &node{name: fmt.Sprintf("n%d", i+1), client: addresses[2*i], route: addresses[2*i+1]}
+	}
+	t.Cleanup(func() {
+		for i := range s.nodes {
+			s.Kill(i)
+		}
+		if t.Failed() {
+			s.showLogs()
+		}
+	})
+	for i := range s.nodes {
+		s.StartNode(i)
+	}
+	s.Ready()
+	return s
+}
+
+// Host is where one server listens, host:port.
+func (s *NATS) Host(i int) string { return s.nodes[i].client }
+
+// Config is how a process of the service connects, with every user and key. It
+// asks for a replica on each server.
+func (s *NATS) Config() bus.ClusterConfig {
+	cfg := bus.ClusterConfig{
+		URL: s.URL("credstream"), EndpointURL: s.URL("credstream-endpoints"),
+		SystemURL: s.URL("credstream-system"), CalloutURL: s.URL("credstream-callout"),
+		CalloutSeedFile: s.SeedFile(), Replicas: len(s.nodes),
+	}
+	if !s.clear {
+		cfg.CalloutXKeyFile = s.XKeyFile()
+	}
+	return cfg
+}
+
+// URL is the URL of every server for one of the users of deploy/nats: credstream,
+// credstream-endpoints, credstream-callout or credstream-system. For "" it names none.
+func (s *NATS) URL(user string) string {
+	if user != "" {
+		user += ":" + s.password + "@"
+	}
+	var urls []string
+	for _, n := range s.nodes {
+		urls = append(urls, "nats://"+user+n.client)
+	}
+	return strings.Join(urls, ",")
+}
+
+// SeedFile holds the seed of the issuer of the auth callout.
+func (s *NATS) SeedFile() string { return filepath.Join(s.dir, "issuer.seed") }
+
+// XKeyFile holds the seed of the key that the auth callout is encrypted with.
+func (s *NATS) XKeyFile() string { return filepath.Join(s.dir, "xkey.seed") }
+
+// configure writes the servers' configuration and keys.
+func (s *NATS) configure() {
+	for _, file := range []string{"accounts.conf", "single.conf", "node.conf"} {
+		text, err := os.ReadFile(filepath.Join(s.root(), "deploy", "nats", file))
+		s.must(err)
+		if s.lazy {
+			text = bytes.ReplaceAll(text, []byte("sync_interval: always"), nil)
+		}
+		if s.clear {
+			text = bytes.ReplaceAll(text, []byte("xkey: $CREDSTREAM_NATS_CALLOUT_XKEY"), nil)
+		}
+		s.must(os.WriteFile(filepath.Join(s.dir, file), text, 0o600))
+	}
+	issuer, err := nkeys.CreateAccount()
+	s.must(err)
+	s.issuer = s.keep(issuer, s.SeedFile())
+	xkey, err := nkeys.CreateCurveKeys()
+	s.must(err)
+	s.xkey = s.keep(xkey, s.XKeyFile())
+}
+
+// keep writes the seed into a file and returns the public key.
+func (s *NATS) keep(pair nkeys.KeyPair, file string) string {
+	seed, err := pair.Seed()
+	s.must(err)
+	s.must(os.WriteFile(file, append(seed, '\n'), 0o600))
+	public, err := pair.PublicKey()
+	s.must(err)
+	return public
+}
+
+// StartNode starts one server, which keeps its data and its address.
+func (s *NATS) StartNode(i int) {
+	s.t.Helper()
+	n := s.nodes[i]
+	file := "single.conf"
+	var routes []string
+	if len(s.nodes) > 1 {
+		file = "node.conf"
+		for _, other := range s.nodes {
+			routes = append(routes, fmt.Sprintf("%q", "nats://route:"+s.password+"@"+other.route))
+		}
+	}
+	var err error
+	n.log, err = os.OpenFile(filepath.Join(s.dir, n.name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	s.must(err)
+	n.cmd = exec.Command(s.binary, "-c", filepath.Join(s.dir, file)) //nolint:noctx // ends by Kill
+	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
+	n.cmd.Env = append(os.Environ(),
+		"CREDSTREAM_NATS_NAME="+n.name, "CREDSTREAM_NATS_LISTEN="+quote(n.client), "CREDSTREAM_NATS_STORE="+quote(filepath.Join(s.dir, n.name)),
+		"CREDSTREAM_NATS_CLUSTER_LISTEN="+quote(n.route), "CREDSTREAM_NATS_ROUTES=["+strings.Join(routes, ",")+"]",
+		"CREDSTREAM_NATS_CALLOUT_ISSUER="+s.issuer, "CREDSTREAM_NATS_CALLOUT_XKEY="+s.xkey)
+	for _, of := range []string{"", "_ENDPOINTS", "_CALLOUT", "_SYSTEM", "_ROUTE"} {
+		n.cmd.Env = append(n.cmd.Env, "CREDSTREAM_NATS"+of+"_PASSWORD="+s.password)
+	}
+	s.must(n.cmd.Start())
+	n.ended = make(chan struct{})
+	go func() { // ends with the process, which Kill waits for
+		defer close(n.ended)
+		_ = n.cmd.Wait() // it is killed
+	}()
+}
+
+func quote(s string) string { return `"` + s + `"` }
+
+// Kill ends one server as a crash would.
+func (s *NATS) Kill(i int) { s.end(i, syscall.SIGKILL) }
+
+// Stop ends one server in order.
+func (s *NATS) Stop(i int) { s.end(i, syscall.SIGTERM) }
+
+// Freeze stops one server's clock, Thaw lets it go on: what it was sent meanwhile arrives then.
+func (s *NATS) Freeze(i int) { s.signal(i, syscall.SIGSTOP) }
+
+// Thaw lets a frozen server go on.
+func (s *NATS) Thaw(i int) { s.signal(i, syscall.SIGCONT) }
+
+func (s *NATS) signal(i int, sig syscall.Signal) {
+	s.t.Helper()
+	if err := s.nodes[i].cmd.Process.Signal(sig); err != nil {
+		s.t.Error(err)
+	}
+}
+
+func (s *NATS) end(i int, sig syscall.Signal) {
+	n := s.nodes[i]
+	if n == nil || n.cmd == nil || n.ended == nil {
+		return
+	}
+	_ = n.cmd.Process.Signal(sig) // fails when it has ended
+	select {
+	case <-n.ended:
+	case <-time.After(stopTime):
+		_ = n.cmd.Process.Kill() // fails when it has ended
+		<-n.ended
+	}
+	n.cmd, n.ended = nil, nil
+	_ = n.log.Close() // written by the server alone
+}
+
+// Ready waits until the service could make a stream on every server that was started.
+func (s *NATS) Ready() {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), startTime)
+	defer cancel()
+	for i, n := range s.nodes {
+		if n.cmd == nil {
+			continue
+		}
+		for {
+			err := s.ready(ctx, n)
+			if err == nil {
+				break
+			}
+			select {
+			case <-n.ended:
+				s.showLogs()
+				s.t.Fatalf("nats-server %d has ended", i+1)
+			case <-ctx.Done():
+				s.showLogs()
+				s.t.Fatalf("nats-server %d is not ready: %v", i+1, err)
+			case <-time.After(lookEvery):
+			}
+		}
+	}
+}
+
+var errAlone = errors.New("the servers have not found each other")
+
+func (s *NATS) ready(ctx context.Context, n *node) error {
+	nc, err := nats.Connect("nats://"+n.client, nats.UserInfo("credstream", s.password))
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	running := 0
+	for _, n := range s.nodes {
+		if n.cmd != nil {
+			running++
+		}
+	}
+	if len(nc.Servers()) < running { // the servers tell clients of each other
+		return errAlone
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	_, err = js.AccountInfo(ctx) // answered once the cluster has a leader
+	return err
+}
+
+// addresses were free a moment ago.
+func (s *NATS) addresses(n int) (addresses []string) {
+	for range n {
+		l, err := net.Listen("tcp", net.JoinHostPort(s.host, "0")) //nolint:noctx // closed at once
+		s.must(err)
+		defer func() { _ = l.Close() }() // after the last one, so that they differ
+		addresses = append(addresses, l.Addr().String())
+	}
+	return addresses
+}
+
+// Log is what the servers have logged.
+func (s *NATS) Log() string {
+	s.t.Helper()
+	var all strings.Builder
+	for _, n := range s.nodes {
+		text, err := os.ReadFile(filepath.Join(s.dir, n.name+".log"))
+		if err != nil {
+			s.t.Error(err)
+		}
+		fmt.Fprintf(&all, "%s at %s:\n%s", n.name, n.client, text)
+	}
+	return all.String()
+}
+
+func (s *NATS) showLogs() {
+	text := s.Log()
+	s.t.Log(text[max(0, len(text)-8000):])
+}
+
+func (s *NATS) must(err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *NATS) root() string {
+	s.t.Helper()
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output() //nolint:noctx // takes a moment
+	s.must(err)
+	return strings.TrimSpace(string(out))
+}
+
+// building lets the tests of one process wait for one build.
+var building sync.Mutex
+
+// build makes the server of the version that this module embeds, once for all
+// tests of this user.
+func build(t testing.TB) string {
+	t.Helper()
+	building.Lock()
+	defer building.Unlock()
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		cache = os.TempDir()
+	}
+	dir := filepath.Join(cache, "credstream-test")
+	binary := filepath.Join(dir, "nats-server-"+server.VERSION)
+	if _, err := os.Stat(binary); err == nil {
+		return binary
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	fresh := filepath.Join(t.TempDir(), "nats-server")
+	out, err := exec.Command("go", "build", "-o", fresh, "github.com/nats-io/nats-server/v2").CombinedOutput() //nolint:noctx // ends by itself
+	if err != nil {
+		t.Skipf("needs nats-server as a program, which could not be built: %v\n%s", err, out)
+	}
+	// By way of a name of its own: tests of other packages may build it now, too.
+	mine := binary + "." + rand.Text()
+	text, err := os.ReadFile(fresh)
+	if err == nil {
+		err = os.WriteFile(mine, text, 0o700) //nolint:gosec // a program has its x bit
+	}
+	if err == nil {
+		err = os.Rename(mine, binary)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return binary
+}

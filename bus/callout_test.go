@@ -1,0 +1,695 @@
+package bus_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nats.go/micro"
+	"github.com/nats-io/nkeys"
+
+	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/bus/bustest"
+	"github.com/credstream/credstream/fault"
+)
+
+// startCluster connects one process of the service to servers of its own.
+func startCluster(t *testing.T, s *bustest.NATS, with ...func(*bus.ClusterConfig)) *bus.Cluster {
+	t.Helper()
+	cfg := s.Config()
+	cfg.Authenticate, cfg.AttestSyncAlways = authenticate, true
+	for _, f := range with {
+		f(&cfg)
+	}
+	c, err := bus.Connect(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Shutdown(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+// startEndpoints makes the streams and endpoints that answer everything.
+func startEndpoints(t *testing.T, c *bus.Cluster) *service {
+	t.Helper()
+	own, err := c.Conn("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &service{calls: make(chan call, 1000)}
+	if s.js, err = jetstream.New(own); err != nil {
+		t.Fatal(err)
+	}
+	for _, cfg := range streams {
+		if _, err := bus.EnsureStream(t.Context(), s.js, cfg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tenant := range []string{"default", "other"} {
+		if err := c.EnsureTenant(t.Context(), tenant); err != nil {
+			t.Fatal(err)
+		}
+		for _, stream := range []string{"log", "vault", "events"} {
+			if _, err := s.js.Publish(t.Context(), "credstream."+stream+"."+tenant+".credential.first", []byte(tenant)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	answerAll(t, c, s.calls)
+	return s
+}
+
+// answerAll answers every request and tells of it.
+func answerAll(t *testing.T, c *bus.Cluster, calls chan<- call) {
+	t.Helper()
+	nc, err := c.EndpointConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, subject := range []string{"credstream.cmd.>", "credstream.query.>"} {
+		_, err := nc.QueueSubscribe(subject, "test", func(m *nats.Msg) {
+			got := call{subject: m.Subject, answerable: bus.Answerable(m.Reply)}
+			got.caller, got.known = c.Caller(m.Header)
+			calls <- got
+			if err := m.Respond([]byte("done")); err != nil && m.Reply != "" {
+				t.Error(err)
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// dial opens a plain client connection with the inbox prefix that the key has.
+func dial(t *testing.T, s *bustest.NATS, key string, opts ...nats.Option) (*nats.Conn, <-chan error) {
+	t.Helper()
+	refused := make(chan error, 1000)
+	nc, err := nats.Connect(s.URL(""), append([]nats.Option{
+		nats.UserInfo("anything", key), nats.CustomInboxPrefix(bus.InboxPrefix(key)),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { refused <- err }),
+	}, opts...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return nc, refused
+}
+
+func TestCalloutLetsKeysIn(t *testing.T) {
+	log := &logBuffer{}
+	s := bustest.Start(t)
+	c := startCluster(t, s, func(c *bus.ClusterConfig) { c.Logger = log.logger() })
+	for _, tc := range []struct {
+		name string
+		opts []nats.Option
+		ok   bool
+	}{
+		{"nothing", nil, false},
+		{"user only", []nats.Option{nats.UserInfo("alice-key", "")}, false},
+		{"wrong key", []nats.Option{nats.UserInfo("x", "canary-wrong-key")}, false},
+		{"wrong token", []nats.Option{nats.Token("canary-wrong-token")}, false},
+		{"the service's user", []nats.Option{nats.UserInfo("credstream", "")}, false},
+		{"the service's user and a wrong key", []nats.Option{nats.UserInfo("credstream", "guess")}, false},
+		{"the system's user and a wrong key", []nats.Option{nats.UserInfo("credstream-system", "guess")}, false},
+		{"a grant that names no tenant", []nats.Option{nats.UserInfo("x", "odd-key")}, false},
+		{"an nkey", []nats.Option{nkeyOption(t)}, false},
+		{"password", []nats.Option{nats.UserInfo("x", "alice-key")}, true},
+		{"password without a user", []nats.Option{nats.UserInfo("", "alice-key")}, true},
+		{"token", []nats.Option{nats.Token("alice-key")}, true},
+		{"for the feed", []nats.Option{nats.UserInfo(bus.FeedUser, "alice-key")}, true},
+		{"for the feed, without a grant", []nats.Option{nats.UserInfo(bus.FeedUser, "quiet-key")}, true},
+	} {
+		nc, err := nats.Connect(s.URL(""), tc.opts...)
+		if err == nil {
+			nc.Close()
+		}
+		if (err == nil) != tc.ok || err != nil && !errors.Is(err, nats.ErrAuthorization) {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+	}
+	// As the service's user, but with a key: in, with the key's rights.
+	nc, refused := dial(t, s, "alice-key", nats.UserInfo("credstream", "alice-key"))
+	if err := nc.Publish("credstream.log.default.credential.x", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := recv(t, refused); !errors.Is(err, nats.ErrPermissionViolation) {
+		t.Error(err)
+	}
+	for _, secret := range []string{"canary", "alice-key"} {
+		if strings.Contains(log.String()+s.Log(), secret) {
+			t.Errorf("a log holds %s:\n%s\n%s", secret, log, s.Log())
+		}
+	}
+	_ = c
+}
+
+func nkeyOption(t *testing.T) nats.Option {
+	t.Helper()
+	pair, err := nkeys.CreateUser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := pair.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return nats.Nkey(public, pair.Sign)
+}
+
+func TestClusterAttacks(t *testing.T) {
+	s := bustest.Start(t)
+	c := startCluster(t, s)
+	sv := startEndpoints(t, c)
+	before := sv.state(t)
+	everywhere := slices.Concat(hiddenFromAll, []string{
+		"_INBOX.>", "_INBOX_*.>", bus.InboxPrefix("victim-key") + ".>", "credstream.events.>", "credstream.events.other.>", "$SYS.REQ.USER.AUTH",
+	})
+	for _, tc := range []struct {
+		key, user string
+		publish   []string
+		hidden    []string
+	}{
+		{"alice-key", "x", slices.Concat(forbiddenToAll, forbiddenToTenant, []string{"$SYS.REQ.USER.AUTH", bus.InboxPrefix("victim-key") + ".x"}), append(everywhere, "credstream.events.default.>")},
+		{"admin-key", "x", forbiddenToAll, everywhere},
+		{"quiet-key", "x", slices.Concat(forbiddenToAll, forbiddenToTenant, []string{
+			"$JS.API.CONSUMER.MSG.NEXT.CREDSTREAM_FEED.engine-default", "$JS.API.CONSUMER.INFO.CREDSTREAM_FEED.audit-default",
+			"$JS.ACK.CREDSTREAM_FEED.engine-default.1.1.1.1.0",
+		}), append(everywhere, "credstream.events.default.>")},
+		{"alice-key", bus.FeedUser, slices.Concat(forbiddenToAll, []string{"credstream.cmd.default.x", "$SRV.PING"}), append(everywhere, bus.InboxPrefix("alice-key")+".>")},
+		{"quiet-key", bus.FeedUser, []string{"credstream.cmd.default.x"}, append(everywhere, "credstream.events.default.>")},
+	} {
+		nc, refused := dial(t, s, tc.key, nats.UserInfo(tc.user, tc.key))
+		for _, subject := range tc.publish {
+			if err := nc.PublishRequest(subject, nc.NewInbox(), []byte("{}")); err != nil {
+				t.Fatal(err)
+			}
+			if err := recv(t, refused); !errors.Is(err, nats.ErrPermissionViolation) || !strings.Contains(err.Error(), subject) {
+				t.Errorf("%s publishes to %s: %v", tc.key, subject, err)
+			}
+		}
+		for _, subject := range tc.hidden {
+			sub, err := nc.SubscribeSync(subject)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := recv(t, refused); !errors.Is(err, nats.ErrPermissionViolation) {
+				t.Errorf("%s as %s subscribes to %s: %v", tc.key, tc.user, subject, err)
+			}
+			_ = sub.Unsubscribe() // the server never had it
+		}
+	}
+	if diff := cmp.Diff(before, sv.state(t)); diff != "" {
+		t.Errorf("the streams changed:\n%s", diff)
+	}
+	if len(sv.calls) != 0 {
+		t.Errorf("an endpoint was called: %v", <-sv.calls)
+	}
+}
+
+func TestClusterCallers(t *testing.T) {
+	s := bustest.Start(t)
+	c := startCluster(t, s)
+	sv := startEndpoints(t, c)
+	for key, subject := range map[string]string{
+		"alice-key": "credstream.cmd.default.credential.create",
+		"bob-key":   "credstream.query.other.credentials.list",
+		"admin-key": "credstream.cmd.other.credential.delete",
+		"quiet-key": "credstream.query.default.credentials.list",
+	} {
+		nc, _ := dial(t, s, key)
+		answer, err := nc.RequestWithContext(t.Context(), subject, []byte("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := call{subject: subject, caller: grants[key].Principal, known: true, answerable: true}
+		if got := recv(t, sv.calls); got != want || string(answer.Data) != "done" {
+			t.Errorf("%s: got %+v, answer %q", key, got, answer.Data)
+		}
+		if len(sv.calls) != 0 {
+			t.Errorf("%s: one request arrived twice", key)
+		}
+	}
+	nc, _ := dial(t, s, "alice-key")
+	if _, err := nc.RequestWithContext(t.Context(), "credstream.flows.default.x", nil); !errors.Is(err, nats.ErrNoResponders) {
+		t.Errorf("nobody listens there, but: %v", err)
+	}
+	own, err := c.Conn("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := own.RequestWithContext(t.Context(), "credstream.cmd.default.x", nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := recv(t, sv.calls); got.known {
+		t.Errorf("a request without a key has a caller: %+v", got)
+	}
+	// Another replica knows the callers that this one has named.
+	second := startCluster(t, s)
+	header := requestInfo(t, s, c, sv, "alice-key")
+	if principal, ok := second.Caller(nats.Header{"Nats-Request-Info": {header}}); !ok || principal != "alice" {
+		t.Errorf("another replica takes the caller for %q, %v", principal, ok)
+	}
+}
+
+// requestInfo is the header that the server puts on the requests of a key.
+func requestInfo(t *testing.T, s *bustest.NATS, c *bus.Cluster, sv *service, key string) string {
+	t.Helper()
+	own, err := c.Conn("spy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const subject = "credstream.cmd.default.spied"
+	sub, err := own.SubscribeSync(subject)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := own.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	nc, _ := dial(t, s, key)
+	if _, err := nc.RequestWithContext(t.Context(), subject, nil); err != nil {
+		t.Fatal(err)
+	}
+	recv(t, sv.calls)
+	m, err := sub.NextMsgWithContext(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sub.Unsubscribe(); err != nil {
+		t.Fatal(err)
+	}
+	return m.Header.Get("Nats-Request-Info")
+}
+
+// dialCluster speaks the protocol itself.
+func dialCluster(t *testing.T, s *bustest.NATS, key string) *rawClient {
+	t.Helper()
+	conn, err := net.Dial("tcp", s.Host(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	c := &rawClient{t: t, Conn: conn, lines: bufio.NewScanner(conn)}
+	c.send(`CONNECT {"user":"x","pass":"` + key + `","headers":true,"no_responders":true,"verbose":false}` + "\r\nSUB " + bus.InboxPrefix(key) + ".> 1")
+	return c
+}
+
+func TestClusterForgedCaller(t *testing.T) {
+	s := bustest.Start(t)
+	c := startCluster(t, s)
+	sv := startEndpoints(t, c)
+	own := requestInfo(t, s, c, sv, "alice-key")
+	if !strings.Contains(own, `"user":"alice.`) {
+		t.Fatalf("the server's header is %s", own)
+	}
+	_, mac, _ := strings.Cut(own, `"user":"alice.`)
+	mac, _, _ = strings.Cut(mac, `"`)
+	dial(t, s, "admin-key") // whom to be taken for
+	raw := dialCluster(t, s, "alice-key")
+	for _, forged := range []string{
+		`{"user":"admin"}`, `{"user":"admin."}`, `{"user":"admin.` + mac + `"}`, `{"user":"admin","user":"alice.` + mac + `"}`,
+		`{"user":"credstream"}`, `{"user":""}`, `{"acc":"CREDSTREAM"}`, `{}`, `x`,
+	} {
+		info := "Nats-Request-Info: " + forged
+		for _, header := range []string{
+			"NATS/1.0\r\n" + info + "\r\n\r\n",
+			"NATS/1.0\r\nA: b\r\n" + info + "\r\n\r\n",
+			"NATS/1.0\r\n" + info + "\r\n" + info + "\r\n\r\n",
+			"NATS/1.0\r\n" + strings.ToLower(info) + "\r\n\r\n",
+			"NATS/1.0\r\nNats-Request-Info : " + forged + "\r\n\r\n",
+			"NATS/1.0\r\nA: b\n" + info + "\r\n\r\n",
+			// The Go client takes these for the end of the headers and does not see the server's own.
+			"NATS/1.0\r\n" + info + "\r\n\r\nX: y\r\n\r\n",
+			"NATS/1.0\r\nA: b\n" + info + "\n\nX: y\r\n\r\n",
+			"NATS/1.0\n\n\r\n\r\n",
+		} {
+			raw.hpub("credstream.cmd.default.credential.create", bus.InboxPrefix("alice-key")+".a", header)
+			if got := recv(t, sv.calls); got.known && got.caller != "alice" {
+				t.Errorf("%q: the caller is %q", header, got.caller)
+			}
+		}
+	}
+	for _, header := range []nats.Header{nil, {"Nats-Request-Info": {own, own}}, {"Nats-Request-Info": {`{}`}}, {"Nats-Request-Info": {strings.Replace(own, "alice", "bob", 1)}}} {
+		if principal, ok := c.Caller(header); ok {
+			t.Errorf("%v: the caller is %q", header, principal)
+		}
+	}
+	other := startCluster(t, bustest.Start(t)) // with another seed
+	if principal, ok := other.Caller(nats.Header{"Nats-Request-Info": {own}}); ok {
+		t.Errorf("a name of one installation is %q in another", principal)
+	}
+}
+
+// An answer cannot be directed into a stream, another key's subscription, or an
+// endpoint as if it were a request of somebody.
+func TestClusterForeignReplies(t *testing.T) {
+	s := bustest.Start(t)
+	c := startCluster(t, s)
+	sv := startEndpoints(t, c)
+	before := sv.state(t)
+	alice, _ := dial(t, s, "alice-key", nats.UserInfo(bus.FeedUser, "alice-key"))
+	feed, err := alice.SubscribeSync("credstream.events.default.>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := alice.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	bob := dialCluster(t, s, "bob-key")
+	const subject, next = "credstream.cmd.other.x", "$JS.API.CONSUMER.MSG.NEXT.CREDSTREAM_FEED.engine-other"
+	served := call{subject: subject, caller: "bob", known: true, answerable: true}
+	for _, reply := range []string{"$JS.ACK.CREDSTREAM_FEED.engine-default.1.2.1.1.0", "_R_.abcdef.ghijkl", "_GR_.x.y.z"} {
+		if got := bob.send("PUB " + subject + " " + reply + " 2\r\n{}"); len(got) != 1 || !strings.HasPrefix(got[0], "-ERR 'Permissions Violation") {
+			t.Errorf("reply %s: %q", reply, got)
+		}
+	}
+	for _, reply := range []string{
+		"credstream.log.default.credential.x", "credstream.vault.default.credential.x.y", "credstream.events.default.credential.x",
+		"credstream.in.flows.default.x", "$KV.CREDSTREAM_KEYS.default", "$JS.API.STREAM.DELETE.CREDSTREAM_FEED",
+		"$JS.API.CONSUMER.MSG.NEXT.CREDSTREAM_FEED.engine-default", "$SYS.REQ.SERVER.PING", "$SYS.REQ.USER.AUTH", "$SRV.PING", subject,
+	} {
+		bob.send("PUB " + subject + " " + reply + " 2\r\n{}")
+		if got := recv(t, sv.calls); got != served {
+			t.Errorf("reply %s: %+v", reply, got)
+		}
+	}
+	bob.send("PUB " + subject + " credstream.query.default.loop 2\r\n{}")
+	bob.send("PUB " + next + " credstream.query.default.loop 1\r\n1")
+	bob.send("PUB " + next + " credstream.events.default.credential.x 1\r\n1")
+	barrier := served // once it is answered, all before it is done
+	barrier.subject = "credstream.cmd.other.barrier"
+	bob.send("PUB " + barrier.subject + " " + bus.InboxPrefix("bob-key") + ".a 2\r\n{}")
+	for got := recv(t, sv.calls); got != barrier; got = recv(t, sv.calls) {
+		if got != served && got.known {
+			t.Errorf("an answer came back as a request of %+v", got)
+		}
+	}
+	after := sv.state(t)
+	for _, m := range []map[string]string{before, after} {
+		delete(m, "CREDSTREAM_FEED/engine-other") // it has delivered an event to its rightful reader
+	}
+	if diff := cmp.Diff(before, after); diff != "" {
+		t.Errorf("the streams changed:\n%s", diff)
+	}
+	if _, err := sv.js.Publish(t.Context(), "credstream.events.default.credential.live", []byte("live")); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := feed.NextMsgWithContext(t.Context()); err != nil || string(m.Data) != "live" {
+		t.Errorf("alice's subscription holds %v, %v", m, err)
+	}
+}
+
+// Plain clients with no code of ours follow the feed and discover the service.
+func TestClusterFeed(t *testing.T) {
+	s := bustest.Start(t)
+	c := startCluster(t, s)
+	sv := startEndpoints(t, c)
+	for key, tenant := range map[string]string{"alice-key": "default", "bob-key": "other", "admin-key": "*"} {
+		nc, _ := dial(t, s, key, nats.UserInfo(bus.FeedUser, key))
+		sub, err := nc.SubscribeSync("credstream.events." + tenant + ".>")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := nc.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		for _, to := range []string{"default", "other"} {
+			if _, err := sv.js.Publish(t.Context(), "credstream.events."+to+".credential.live", []byte(to)); err != nil {
+				t.Fatal(err)
+			}
+			if tenant != "*" && tenant != to {
+				continue
+			}
+			if m, err := sub.NextMsgWithContext(t.Context()); err != nil || string(m.Data) != to {
+				t.Errorf("%s: %v, %v", key, m, err)
+			}
+		}
+	}
+	nc, refused := dial(t, s, "alice-key")
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"engine-default", "audit-default"} {
+		consumer, err := js.Consumer(t.Context(), bus.FeedStream, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make(chan jetstream.Msg, 10)
+		running, err := consumer.Consume(func(m jetstream.Msg) { got <- m })
+		if err != nil {
+			t.Fatal(err)
+		}
+		last := "credstream.events.default.credential." + name
+		if _, err := sv.js.Publish(t.Context(), last, []byte("default")); err != nil {
+			t.Fatal(err)
+		}
+		for more := true; more; {
+			m := recv(t, got)
+			if string(m.Data()) != "default" {
+				t.Errorf("%s delivers %s", name, m.Subject())
+			}
+			if err := m.DoubleAck(t.Context()); err != nil {
+				t.Error(err)
+			}
+			more = m.Subject() != last
+		}
+		running.Stop()
+		<-running.Closed()
+	}
+	ends, err := c.EndpointConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := micro.AddService(ends, micro.Config{Name: "credstream", Version: "1.0.0"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := ends.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := nc.RequestWithContext(t.Context(), "$SRV.PING.credstream", nil); err != nil || !strings.Contains(string(m.Data), `"name":"credstream"`) {
+		t.Errorf("discovery: %v, %v", m, err)
+	}
+	for len(refused) > 0 {
+		t.Error(<-refused)
+	}
+}
+
+// The endpoints' connection cannot write into a stream, whatever an endpoint does.
+func TestClusterEndpointConnIsClosed(t *testing.T) {
+	s := bustest.Start(t)
+	c := startCluster(t, s)
+	sv := startEndpoints(t, c)
+	before := sv.state(t)
+	nc, err := c.EndpointConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := make(chan error, 10)
+	nc.SetErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { refused <- err })
+	for _, subject := range []string{"credstream.log.default.x", "credstream.events.default.x", "$JS.API.STREAM.DELETE.CREDSTREAM_LOG", "credstream.cmd.default.x"} {
+		if err := nc.Publish(subject, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := recv(t, refused); !errors.Is(err, nats.ErrPermissionViolation) {
+			t.Errorf("%s: %v", subject, err)
+		}
+	}
+	if diff := cmp.Diff(before, sv.state(t)); diff != "" {
+		t.Errorf("the streams changed:\n%s", diff)
+	}
+}
+
+func TestClusterDisconnectKey(t *testing.T) {
+	s := bustest.Start(t)
+	c := startCluster(t, s)
+	closed := make(chan string, 10)
+	var bob *nats.Conn
+	for _, as := range [][2]string{{"alice-key", "x"}, {"alice-key", bus.FeedUser}, {"bob-key", "alice"}} {
+		bob, _ = dial(t, s, as[0], nats.UserInfo(as[1], as[0]), nats.NoReconnect(), nats.ClosedHandler(func(*nats.Conn) { closed <- as[0] }))
+	}
+	c.DisconnectKey("alice")
+	for range 2 {
+		if key := recv(t, closed); key != "alice-key" {
+			t.Errorf("%s was disconnected", key)
+		}
+	}
+	if err := bob.Flush(); err != nil {
+		t.Error(err)
+	}
+	c.DisconnectKey("nobody")
+	// Without the system user there is nobody to ask, which is no error.
+	startCluster(t, s, func(c *bus.ClusterConfig) { c.SystemURL = "" }).DisconnectKey("bob")
+	if err := bob.Flush(); err != nil {
+		t.Error(err)
+	}
+}
+
+// quick is a client that soon gives up, so that the test does not wait as long as
+// the server does.
+var quick = nats.Timeout(300e6)
+
+func TestCalloutAway(t *testing.T) {
+	s := bustest.Start(t)
+	c := startCluster(t, s)
+	alice, _ := dial(t, s, "alice-key")
+	if err := c.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := alice.Flush(); err != nil {
+		t.Errorf("a connection ended with the process that let it in: %v", err)
+	}
+	if nc, err := nats.Connect(s.URL(""), nats.UserInfo("x", "alice-key"), quick); err == nil {
+		nc.Close()
+		t.Error("connected while nobody could judge it")
+	} else if errors.Is(err, nats.ErrAuthorization) {
+		t.Errorf("a key that nobody could judge was refused for good: %v", err)
+	}
+	in := make(chan struct{})
+	patient, err := nats.Connect(s.URL(""), nats.UserInfo("x", "alice-key"), nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1),
+		nats.ReconnectWait(10e6), nats.IgnoreAuthErrorAbort(), nats.ConnectHandler(func(*nats.Conn) { close(in) }), quick)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer patient.Close()
+	startEndpoints(t, startCluster(t, s))
+	recv(t, in)
+	if m, err := alice.RequestWithContext(t.Context(), "credstream.cmd.default.x", nil); err != nil || string(m.Data) != "done" {
+		t.Errorf("an old connection at a new process: %v, %v", m, err)
+	}
+}
+
+func TestCalloutSlow(t *testing.T) {
+	s := bustest.Start(t)
+	c := startCluster(t, s)
+	bob, _ := dial(t, s, "bob-key")
+	asked, known := make(chan struct{}, 100), make(chan struct{})
+	c.SetAuthenticator(func(ctx context.Context, key string) (bus.Grant, error) {
+		if key != "alice-key" {
+			return authenticate(ctx, key)
+		}
+		asked <- struct{}{}
+		select {
+		case <-known:
+			return authenticate(ctx, key)
+		case <-ctx.Done():
+			return bus.Grant{}, ctx.Err()
+		}
+	})
+	if nc, err := nats.Connect(s.URL(""), nats.UserInfo("x", "alice-key"), quick); err == nil {
+		nc.Close()
+		t.Error("connected before the key was judged")
+	} else if errors.Is(err, nats.ErrAuthorization) {
+		t.Errorf("refused before the key was judged: %v", err)
+	}
+	recv(t, asked)
+	dial(t, s, "admin-key") // others do not wait for it
+	if err := bob.Flush(); err != nil {
+		t.Error(err)
+	}
+	close(known)
+	dial(t, s, "alice-key")
+	// A part that is out of reach is no judgment, either.
+	c.SetAuthenticator(func(context.Context, string) (bus.Grant, error) { return bus.Grant{}, fault.ErrUnavailable })
+	if nc, err := nats.Connect(s.URL(""), nats.UserInfo("x", "alice-key"), quick); err == nil || errors.Is(err, nats.ErrAuthorization) {
+		t.Errorf("an authenticator that is out of reach: %v", err)
+		nc.Close()
+	}
+}
+
+func TestCalloutEncryption(t *testing.T) {
+	for _, tc := range []struct {
+		name             string
+		server, process bool // whether each encrypts
+		ok               bool
+	}{
+		{"both", true, true, true},
+		{"neither", false, false, true},
+		{"the process alone", false, true, false},
+		{"the server alone", true, false, false},
+	} {
+		var options []bustest.Option
+		if !tc.server {
+			options = append(options, bustest.ClearCallout())
+		}
+		s := bustest.Start(t, options...)
+		log := &logBuffer{}
+		startCluster(t, s, func(c *bus.ClusterConfig) {
+			c.Logger, c.CalloutXKeyFile = log.logger(), ""
+			if tc.process {
+				c.CalloutXKeyFile = s.XKeyFile()
+			}
+		})
+		nc, err := nats.Connect(s.URL(""), nats.UserInfo("x", "alice-key"), quick)
+		if err == nil {
+			nc.Close()
+		}
+		if (err == nil) != tc.ok {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+		if strings.Contains(log.String(), "alice-key") {
+			t.Errorf("%s: the log holds the key:\n%s", tc.name, log)
+		}
+	}
+}
+
+// Without the issuer's seed a process lets nobody in; with a wrong one the servers do not.
+func TestCalloutSeed(t *testing.T) {
+	s := bustest.Start(t)
+	startCluster(t, s, func(c *bus.ClusterConfig) { c.CalloutSeedFile = "" })
+	if nc, err := nats.Connect(s.URL(""), nats.UserInfo("x", "alice-key"), quick); err == nil {
+		nc.Close()
+		t.Error("connected, but nobody has the seed")
+	}
+	startCluster(t, s, func(c *bus.ClusterConfig) { c.CalloutSeedFile = bustest.Start(t).SeedFile() })
+	if nc, err := nats.Connect(s.URL(""), nats.UserInfo("x", "alice-key"), quick); err == nil {
+		nc.Close()
+		t.Error("connected by the word of another issuer")
+	}
+	cfg := s.Config()
+	cfg.AttestSyncAlways, cfg.CalloutSeedFile = true, s.XKeyFile() // a seed of another kind
+	if c, err := bus.Connect(t.Context(), cfg); !errors.Is(err, bus.ErrNATSConfig) {
+		t.Errorf("a curve key as the issuer: %v", err)
+		_ = c
+	}
+}
+
+// Clear secrets travel over TLS or the loopback interface, or not at all.
+func TestClusterClearSecretsNeedTLS(t *testing.T) {
+	for _, tc := range []struct {
+		host    string
+		allowed bool
+	}{{"127.0.0.1", true}, {outsideAddress(t), false}} {
+		s := bustest.Start(t, bustest.OnHost(tc.host))
+		c := startCluster(t, s, func(c *bus.ClusterConfig) { c.ClearSecretCommands = []string{"credential.create"} })
+		sv := startEndpoints(t, c)
+		nc, refused := dial(t, s, "alice-key")
+		for _, subject := range []string{"credstream.cmd.default.credential.create", "credstream.cmd.default.credential.delete"} {
+			if err := nc.Publish(subject, nil); err != nil {
+				t.Fatal(err)
+			}
+			if tc.allowed || strings.HasSuffix(subject, "delete") {
+				if got := recv(t, sv.calls); got.subject != subject {
+					t.Errorf("%s: %+v", tc.host, got)
+				}
+			} else if err := recv(t, refused); !errors.Is(err, nats.ErrPermissionViolation) {
+				t.Errorf("%s: %v", tc.host, err)
+			}
+		}
+	}
+}

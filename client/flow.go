@@ -1,0 +1,373 @@
+package client
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"iter"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+
+	"github.com/credstream/credstream/fault"
+)
+
+// FlowStep is one step of a flow.
+type FlowStep struct {
+	ID         string `json:"id"`                  // unique within the flow
+	Name       string `json:"name,omitzero"`       // for people
+	Component  string `json:"component"`           // id of the component it runs
+	Credential string `json:"credential,omitzero"` // id of the credential it uses, "" for none
+}
+
+// FlowChange says what happened to a flow.
+type FlowChange string
+
+// The changes of a flow. A started flow is active until it is stopped or deleted.
+const (
+	FlowCreated FlowChange = "created"
+	FlowUpdated FlowChange = "updated"
+	FlowStarted FlowChange = "started"
+	FlowStopped FlowChange = "stopped"
+	FlowDeleted FlowChange = "deleted"
+)
+
+// FlowEvent tells the service what happened to a flow.
+type FlowEvent struct {
+	Change   FlowChange `json:"-"`
+	ID       string     `json:"id"`
+	Name     string     `json:"name,omitzero"`  // for people
+	Revision uint64     `json:"revision"`       // rises with every event of the flow, start and stop too; at least 1
+	Steps    []FlowStep `json:"steps,omitzero"` // needed for FlowCreated and FlowUpdated; nil with others: as they were
+	EventID  string     `json:"-"`              // of the CloudEvent; random when empty
+	Source   string     `json:"-"`              // of the CloudEvent; "/flow-engine" when empty
+	Time     time.Time  `json:"-"`              // of the CloudEvent, never used for order; now when zero
+}
+
+// FlowAck says where a flow event is durable.
+type FlowAck struct {
+	Stream string `json:"stream"` // "CREDSTREAM_FLOWS", or "CREDSTREAM_POISON" for an event that was not understood
+	Seq    uint64 `json:"seq"`    // its place in that stream, which is not the log
+}
+
+// poisonStream holds what was not understood, or failed for good.
+const poisonStream = "CREDSTREAM_POISON"
+
+// Poisoned reports whether the event was not understood and waits in the poison
+// queue for people to look at.
+func (a FlowAck) Poisoned() bool { return a.Stream == poisonStream }
+
+// PublishFlow tells the service of a flow, and returns when that is durable;
+// what follows from it stands in the views and in the in-use index some
+// milliseconds later. It tries again when no answer comes, with the same event:
+// the revision makes a repeat harmless. It returns ErrUnreachable when no
+// service is running.
+func (c *Conn) PublishFlow(ctx context.Context, e FlowEvent, opts ...CommandOption) (FlowAck, error) {
+	data, err := json.Marshal(e)
+	if err != nil {
+		return FlowAck{}, fmt.Errorf("encode flow %s: %w", e.ID, err)
+	}
+	o := optionsOf(opts)
+	for _, d := range []struct {
+		value  *string
+		absent string
+	}{{&e.EventID, o.id}, {&e.Source, "/flow-engine"}} {
+		if *d.value == "" {
+			*d.value = d.absent
+		}
+	}
+	if e.Time.IsZero() {
+		e.Time = time.Now()
+	}
+	m := nats.NewMsg("credstream.flows." + c.tenant + "." + subjectToken(e.ID))
+	m.Data = data
+	for _, h := range [][2]string{
+		{"specversion", "1.0"},
+		{"id", e.EventID},
+		{"type", "flow." + string(e.Change)},
+		{"source", e.Source},
+		{"subject", e.ID},
+		{"time", e.Time.UTC().Format(time.RFC3339Nano)},
+		{"datacontenttype", "application/json"},
+		{"correlationid", o.correlation},
+	} {
+		if h[1] != "" {
+			m.Header.Set("ce-"+h[0], percentEncode(h[1]))
+		}
+	}
+	return c.publish(ctx, m)
+}
+
+// publish sends a message that the service stores and acknowledges in the shape
+// of a JetStream PubAck.
+func (c *Conn) publish(ctx context.Context, m *nats.Msg) (FlowAck, error) {
+	return try(ctx, func(ctx context.Context) (FlowAck, error) {
+		answer, err := c.request(ctx, m)
+		if err != nil {
+			return FlowAck{}, err
+		}
+		return readAck(answer)
+	})
+}
+
+// readAck reads a PubAck of the service's. The problem of a refusal is in the
+// body too, beside the error that JetStream clients read.
+func readAck(answer *nats.Msg) (FlowAck, error) {
+	if code := answer.Header.Get(micro.ErrorCodeHeader); code != "" {
+		return FlowAck{}, readProblem(statusOf(code), answer.Data)
+	}
+	var ack struct {
+		FlowAck
+		Error *struct {
+			Code int `json:"code"`
+		} `json:"error"`
+	}
+	if err := json.Unmarshal(answer.Data, &ack); err != nil {
+		return FlowAck{}, fmt.Errorf("%w %w", ErrAnswer, err)
+	}
+	switch {
+	case ack.Error != nil:
+		return FlowAck{}, readProblem(ack.Error.Code, answer.Data)
+	case ack.Stream == "":
+		return FlowAck{}, ErrAnswer
+	}
+	return ack.FlowAck, nil
+}
+
+// subjectToken writes an id as one token of a subject: one of 1 to 64 letters,
+// digits, '_' and '-' as it is, any other as '=' and its unpadded base64url.
+func subjectToken(id string) string {
+	plain := id != "" && len(id) <= 64
+	for i := range len(id) {
+		c := id[i]
+		plain = plain && ('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == '-')
+	}
+	if plain {
+		return id
+	}
+	return "=" + base64.RawURLEncoding.EncodeToString([]byte(id))
+}
+
+// percentEncode writes an attribute's value as the CloudEvents NATS protocol
+// binding has it: what is not a printable ASCII character, a space, a quote or a
+// percent sign is percent-encoded.
+func percentEncode(s string) string {
+	var b strings.Builder
+	for i := range len(s) {
+		if c := s[i]; c > ' ' && c < 0x7f && c != '"' && c != '%' {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
+}
+
+// BindFlow asks for the credentials of a flow that is about to start.
+type BindFlow struct {
+	Flow  string
+	Name  string // for people; may be empty
+	Steps []FlowStep
+	TTL   time.Duration // how long the reservation lasts unless the flow starts: 10 minutes when 0, 1 s to 24 h
+}
+
+// BindFlow reserves every credential that the steps name, or none: then the
+// error says why (flow_cannot_bind, credential_required,
+// credential_component_mismatch) and StepFaultsOf names each step. The answer
+// has the Binding and when it ends by itself. What is reserved cannot be
+// deleted; a flow.started event of the flow confirms it.
+func (a *API) BindFlow(ctx context.Context, in BindFlow, opts ...CommandOption) (Done, error) {
+	ttl := ""
+	if in.TTL != 0 {
+		ttl = in.TTL.String()
+	}
+	var done Done
+	err := a.Command(ctx, "flow.bind", struct {
+		Flow  string     `json:"flow"`
+		Name  string     `json:"name,omitzero"`
+		Steps []FlowStep `json:"steps"`
+		TTL   string     `json:"ttl,omitzero"`
+	}{in.Flow, in.Name, in.Steps, ttl}, &done, opts...)
+	return done, err
+}
+
+// ReleaseFlow gives back what a flow has reserved. Binding names the reservation;
+// when it is empty, the one that stands is ended.
+func (a *API) ReleaseFlow(ctx context.Context, flow, binding string, opts ...CommandOption) (Done, error) {
+	var done Done
+	err := a.Command(ctx, "flow.release", struct {
+		Flow    string `json:"flow"`
+		Binding string `json:"binding,omitzero"`
+	}{flow, binding}, &done, opts...)
+	return done, err
+}
+
+// StepFault says why a step of a flow cannot have what it names.
+type StepFault struct {
+	Step       string `json:"step"`
+	Component  string `json:"component"`
+	Credential string `json:"credential,omitzero"`
+	Reason     string `json:"reason"` // "credential_not_found", "credential_component_mismatch", "credential_required", ...
+}
+
+// Flow is what the service knows of a flow.
+type Flow struct {
+	ID        string      `json:"id"`
+	Name      string      `json:"name,omitzero"`
+	Revision  uint64      `json:"revision"` // 0: the flow engine has told nothing yet
+	Active    bool        `json:"active"`
+	Broken    bool        `json:"broken"` // a step cannot use what it names
+	Faults    []StepFault `json:"faults,omitzero"`
+	Steps     []FlowStep  `json:"steps"`
+	Binding   string      `json:"binding,omitzero"` // id of a reservation that stands
+	Until     time.Time   `json:"until,omitzero"`   // when it ends by itself
+	UpdatedAt time.Time   `json:"updated_at"`
+	Seq       uint64      `json:"seq"` // log sequence of the last change
+}
+
+// GetFlow returns one flow.
+func (a *API) GetFlow(ctx context.Context, id string, minSeq uint64) (Flow, error) {
+	var f Flow
+	err := a.Query(ctx, "flow.get", byID{id, minSeq}, &f)
+	return f, err
+}
+
+// FlowFilter says which flows to list. Its members combine by AND.
+type FlowFilter struct {
+	Credential string `json:"credential,omitzero"` // those that name it, use it or have it reserved
+	Component  string `json:"component,omitzero"`  // those that include it
+	Active     bool   `json:"active,omitzero"`     // only active ones
+	Broken     bool   `json:"broken,omitzero"`     // only those with a step that cannot use what it names
+	Limit      int    `json:"limit,omitzero"`      // of one page, 1 to 200; 50 when 0
+	After      string `json:"after,omitzero"`      // cursor of the page before
+	MinSeq     uint64 `json:"min_seq,omitzero"`
+}
+
+// FlowList is one page.
+type FlowList struct {
+	Flows []Flow `json:"flows"`
+	Next  string `json:"next,omitzero"` // cursor of the next page; empty on the last
+}
+
+// ListFlows returns one page of flows, by id.
+func (a *API) ListFlows(ctx context.Context, filter FlowFilter) (FlowList, error) {
+	var list FlowList
+	err := a.Query(ctx, "flow.list", filter, &list)
+	return list, err
+}
+
+// Flows yields every flow of the filter, page after page.
+func (a *API) Flows(ctx context.Context, filter FlowFilter) iter.Seq2[Flow, error] {
+	return func(yield func(Flow, error) bool) {
+		for {
+			list, err := a.ListFlows(ctx, filter)
+			if err != nil {
+				yield(Flow{}, err)
+				return
+			}
+			for _, f := range list.Flows {
+				if !yield(f, nil) {
+					return
+				}
+			}
+			if filter.After = list.Next; list.Next == "" {
+				return
+			}
+		}
+	}
+}
+
+// WhereUsed yields the flows that name a credential, use it or have it reserved,
+// active or not; after the credential's end too.
+func (a *API) WhereUsed(ctx context.Context, credential string) iter.Seq2[Flow, error] {
+	return a.Flows(ctx, FlowFilter{Credential: credential, Limit: 200})
+}
+
+// WhereComponentUsed yields the flows that include a component.
+func (a *API) WhereComponentUsed(ctx context.Context, component string) iter.Seq2[Flow, error] {
+	return a.Flows(ctx, FlowFilter{Component: component, Limit: 200})
+}
+
+// Impact answers a dry run: what a command would do. Nothing was done.
+type Impact struct {
+	Allowed      bool          `json:"allowed"`       // the command would be obeyed now
+	Code         string        `json:"code,omitzero"` // why not
+	Says         string        `json:"says"`          // in a sentence
+	Flows        []Flow        `json:"flows"`         // that use it, up to 200
+	TotalFlows   int           `json:"total_flows"`
+	ActiveFlows  int           `json:"active_flows"`
+	Credentials  int           `json:"credentials,omitzero"`  // of a component: those of the tenant that remain
+	Verification *Verification `json:"verification,omitzero"` // what the dry request with the new keys found
+}
+
+// impact asks what a command would do.
+func (a *API) impact(ctx context.Context, name string, in any) (Impact, error) {
+	var done Done
+	if err := a.Command(ctx, name, in, &done); err != nil {
+		return Impact{}, err
+	}
+	if done.DryRun == nil { // a service that does not know of dry runs
+		return Impact{}, ErrAnswer
+	}
+	return *done.DryRun, nil
+}
+
+// DeleteCredentialDryRun tells what deleting a credential would break.
+func (a *API) DeleteCredentialDryRun(ctx context.Context, id string, expected int) (Impact, error) {
+	return a.impact(ctx, "credential.delete", change{ID: id, Expected: expected, DryRun: true})
+}
+
+// ReplaceKeysDryRun makes the dry request with new keys and tells which flows
+// would get them. Nothing is saved.
+func (a *API) ReplaceKeysDryRun(ctx context.Context, id string, keys Keys, expected int) (Impact, error) {
+	return a.impact(ctx, "credential.replace-keys", change{ID: id, Keys: keys.reveal(), Expected: expected, DryRun: true})
+}
+
+// DeleteComponentDryRun tells what deleting a component would break.
+func (a *API) DeleteComponentDryRun(ctx context.Context, id string) (Impact, error) {
+	return a.impact(ctx, "component.delete", registration{ID: id, DryRun: true})
+}
+
+// FlowRef names one flow for people and programs.
+type FlowRef struct {
+	ID     string `json:"id"`
+	Name   string `json:"name,omitzero"`
+	Active bool   `json:"active"`
+}
+
+// FlowRefs are the flows that a refusal names.
+type FlowRefs struct {
+	Total int       `json:"total"` // of the flows; the list holds up to 100
+	Flows []FlowRef `json:"flows"`
+}
+
+// FlowsOf returns the flows that a refusal names, such as credential_in_use.
+func FlowsOf(err error) (refs FlowRefs, ok bool) {
+	ok = detailsOf(err, &refs) && len(refs.Flows) > 0
+	return refs, ok
+}
+
+// StepFaultsOf returns the steps that a refusal names, such as flow_cannot_bind,
+// in the order of the flow.
+func StepFaultsOf(err error) (steps []StepFault, ok bool) {
+	var details struct {
+		Steps []StepFault `json:"steps"`
+	}
+	ok = detailsOf(err, &details) && len(details.Steps) > 0
+	return details.Steps, ok
+}
+
+// detailsOf reads the details of an error that the service answered.
+func detailsOf(err error, into any) bool {
+	f, ok := errors.AsType[*fault.Error](err)
+	if !ok || f.Details == nil {
+		return false
+	}
+	raw, err := json.Marshal(f.Details)
+	return err == nil && jsontext.Value(raw).Kind() == '{' && json.Unmarshal(raw, into) == nil
+}

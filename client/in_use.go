@@ -1,0 +1,133 @@
+package client
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"iter"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go"
+
+	"github.com/credstream/credstream/fault"
+)
+
+// ErrInUseRefused is returned by WatchInUse for a key that may not watch the
+// in-use index.
+var ErrInUseRefused = fault.New(fault.Denied, "in_use_refused", "The key may not watch what the flows of this tenant use.")
+
+// InUse is a value of the in-use index: the flows that use one thing.
+type InUse struct {
+	Seq       uint64      `json:"seq"`   // log sequence it reflects
+	Total     int         `json:"total"` // of the flows
+	Active    int         `json:"active"`
+	Flows     []InUseFlow `json:"flows"`              // active ones first, then by id; up to 1,000
+	Truncated bool        `json:"truncated,omitzero"` // there are more flows than are listed
+}
+
+// InUseFlow is a flow that uses the thing.
+type InUseFlow struct {
+	ID       string `json:"id"`
+	Active   bool   `json:"active"`
+	Reserved bool   `json:"reserved,omitzero"` // by a binding
+}
+
+// InUseEntry is one key of the in-use index.
+type InUseEntry struct {
+	Kind  string `json:"kind"` // "credential" or "oauth_client"
+	ID    string `json:"id"`   // of the credential, or of the component
+	Value InUse  `json:"value"`
+}
+
+// InUseFilter says which page of the in-use index to list.
+type InUseFilter struct {
+	Limit  int    `json:"limit,omitzero"` // of one page, 1 to 200; 50 when 0
+	After  string `json:"after,omitzero"` // cursor of the page before
+	MinSeq uint64 `json:"min_seq,omitzero"`
+}
+
+// InUseList is one page.
+type InUseList struct {
+	Entries []InUseEntry `json:"entries"`
+	Next    string       `json:"next,omitzero"` // cursor of the next page; empty on the last
+}
+
+// ListInUse returns one page of what flows use.
+func (a *API) ListInUse(ctx context.Context, filter InUseFilter) (InUseList, error) {
+	var list InUseList
+	err := a.Query(ctx, "flow.in-use", filter, &list)
+	return list, err
+}
+
+// WatchInUse yields what the tenant's flows use: first every entry there is, then
+// each that changes, as it is from then on, until ctx ends; then it ends without
+// an error. An entry without flows is one that nothing uses any more. For one key
+// the Seq rises from entry to entry; values that follow each other closely may be
+// left out, the last never is.
+//
+// It listens to the bucket credstream-in-use first, then asks flow.in-use for
+// what there is, and does so again whenever the connection was away or the caller
+// too slow. It makes no consumer. The key needs the permission flows.get.
+func (c *Conn) WatchInUse(ctx context.Context) iter.Seq2[InUseEntry, error] {
+	return func(yield func(InUseEntry, error) bool) {
+		known := map[string]uint64{} // kind and id to Seq
+		give := func(e InUseEntry) error {
+			key := e.Kind + "." + e.ID
+			if seq, ok := known[key]; ok && e.Value.Seq <= seq {
+				return nil
+			}
+			known[key] = e.Value.Seq
+			if !yield(e, nil) {
+				return errEnough
+			}
+			return nil
+		}
+		list := func() error {
+			for filter := (InUseFilter{Limit: 200}); ; {
+				page, err := c.ListInUse(ctx, filter)
+				if err != nil {
+					return err
+				}
+				for _, e := range page.Entries {
+					if err := give(e); err != nil {
+						return err
+					}
+				}
+				if filter.After = page.Next; page.Next == "" {
+					return nil
+				}
+			}
+		}
+		prefix := "$KV.credstream-in-use." + c.tenant + "."
+		take := func(m *nats.Msg) error {
+			e, err := readInUse(prefix, m)
+			if err != nil {
+				return err
+			}
+			return give(e)
+		}
+		if err := c.attend(ctx, prefix+">", ErrInUseRefused, list, take); err != nil {
+			yield(InUseEntry{}, err)
+		}
+	}
+}
+
+// readInUse reads a value as it is put into the bucket.
+func readInUse(prefix string, m *nats.Msg) (InUseEntry, error) {
+	kind, token, ok := strings.Cut(strings.TrimPrefix(m.Subject, prefix), ".")
+	e := InUseEntry{Kind: kind, ID: token}
+	err := json.Unmarshal(m.Data, &e.Value)
+	if coded, is := strings.CutPrefix(token, "="); is && err == nil {
+		var id []byte
+		id, err = base64.RawURLEncoding.DecodeString(coded)
+		e.ID = string(id)
+	}
+	if err == nil && !ok {
+		err = fmt.Errorf("the key has no id")
+	}
+	if err != nil {
+		return InUseEntry{}, fmt.Errorf("%w Message on %s: %w", ErrAnswer, m.Subject, err)
+	}
+	return e, nil
+}

@@ -1,0 +1,172 @@
+package client
+
+import (
+	"context"
+	"crypto/ecdh"
+	"crypto/hpke"
+	"encoding/base64"
+	"fmt"
+	"iter"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/nats-io/nats.go"
+)
+
+// QueueAck says where a command waits to be obeyed.
+type QueueAck struct {
+	FlowAck
+	CommandID string `json:"command_id"` // the events that come of it have it as their causation
+}
+
+// Enqueue leaves a command in the queue and returns when that is durable. It is
+// obeyed once, after those left before it for the same thing. What comes of it is
+// an event whose causation is the command's id, or an entry of the poison queue.
+// Body marshals to the command's JSON object. A body with clear keys is refused
+// and not stored (secret_in_queue): see SealKeys.
+func (c *Conn) Enqueue(ctx context.Context, command string, body any, opts ...CommandOption) (QueueAck, error) {
+	data, err := json.Marshal(body)
+	if err != nil {
+		return QueueAck{}, fmt.Errorf("encode %s: %w", command, err)
+	}
+	subject, err := c.subject("cmdq", command)
+	if err != nil {
+		return QueueAck{}, err
+	}
+	m, o := nats.NewMsg(subject), optionsOf(opts)
+	m.Data = data
+	o.write(m.Header)
+	ack, err := c.publish(ctx, m)
+	return QueueAck{ack, o.id}, err
+}
+
+// ServiceKey is the public key to which the keys of a queued command are sealed.
+type ServiceKey struct {
+	PublicKey string `json:"public_key"` // X25519, unpadded base64url
+	KeyID     string `json:"key_id"`     // the first 8 bytes of its SHA-256, in hex
+	Suite     string `json:"suite"`      // of HPKE, base mode (RFC 9180)
+	Info      string `json:"info"`       // how HPKE's info is written
+}
+
+// ServiceKey returns the tenant's service key.
+func (a *API) ServiceKey(ctx context.Context) (ServiceKey, error) {
+	var k ServiceKey
+	err := a.Query(ctx, "service.key", nil, &k)
+	return k, err
+}
+
+// suite is what SealKeys seals with.
+const suite = "DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM"
+
+// SealKeys seals keys to the tenant's service key, for one command with one
+// command id: what it returns goes into the member keys_sealed, in place of keys,
+// of that command, and opens for nothing else.
+func (a *API) SealKeys(ctx context.Context, command, commandID string, keys Keys) (string, error) {
+	k, err := a.ServiceKey(ctx)
+	if err != nil {
+		return "", err
+	}
+	if k.Suite != suite {
+		return "", ErrAnswer.Because("The service wants keys sealed in a way that this client does not know.")
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(k.PublicKey)
+	if err != nil {
+		return "", fmt.Errorf("%w %w", ErrAnswer, err)
+	}
+	public, err := hpke.DHKEM(ecdh.X25519()).NewPublicKey(raw)
+	if err != nil {
+		return "", fmt.Errorf("%w %w", ErrAnswer, err)
+	}
+	info := strings.Join([]string{"credstream/keys-sealed/1", a.tenant, command, commandID}, "\n")
+	sealed, err := hpke.Seal(public, hpke.HKDFSHA256(), hpke.AES256GCM(), []byte(info), keys.reveal())
+	if err != nil {
+		return "", fmt.Errorf("seal the keys: %w", err)
+	}
+	return base64.RawURLEncoding.EncodeToString(sealed), nil
+}
+
+// Poisoned is a message of the poison queue: a flow event or queued command that
+// failed for good.
+type Poisoned struct {
+	ID        string         `json:"id"`
+	Queue     string         `json:"queue"`               // "flows" or "commands"
+	Name      string         `json:"name"`                // type of the event, or the command
+	Subject   string         `json:"subject"`             // where it was published
+	CommandID string         `json:"command_id,omitzero"` // of a command
+	EventID   string         `json:"event_id,omitzero"`   // of a flow event
+	Actor     string         `json:"actor"`               // "key:<id>"
+	Code      string         `json:"code"`                // of the error
+	Reason    string         `json:"reason"`              // in a sentence
+	Details   jsontext.Value `json:"details,omitzero"`
+	At        time.Time      `json:"at"`
+	Size      int            `json:"size"`             // of the message as it was published, in bytes
+	SHA256    string         `json:"sha256"`           // of it, in hex
+	Kept      bool           `json:"kept"`             // the content was understood, so it is kept and may be tried again
+	Content   jsontext.Value `json:"content,omitzero"` // what is kept of it; in the answer of GetQueued alone
+}
+
+// QueueFilter says which page of the poison queue to list.
+type QueueFilter struct {
+	Limit int    `json:"limit,omitzero"` // of one page, 1 to 200; 50 when 0
+	After string `json:"after,omitzero"` // cursor of the page before
+}
+
+// QueuedList is one page, oldest first.
+type QueuedList struct {
+	Messages []Poisoned `json:"messages"`
+	Next     string     `json:"next,omitzero"` // cursor of the next page; empty on the last
+}
+
+// ListQueued returns one page of the poison queue. Here and below, the key needs
+// the permission queue.manage.
+func (a *API) ListQueued(ctx context.Context, filter QueueFilter) (QueuedList, error) {
+	var list QueuedList
+	err := a.Query(ctx, "queue.list", filter, &list)
+	return list, err
+}
+
+// Queued yields every message of the poison queue, page after page.
+func (a *API) Queued(ctx context.Context) iter.Seq2[Poisoned, error] {
+	return func(yield func(Poisoned, error) bool) {
+		for filter := (QueueFilter{Limit: 200}); ; {
+			list, err := a.ListQueued(ctx, filter)
+			if err != nil {
+				yield(Poisoned{}, err)
+				return
+			}
+			for _, m := range list.Messages {
+				if !yield(m, nil) {
+					return
+				}
+			}
+			if filter.After = list.Next; list.Next == "" {
+				return
+			}
+		}
+	}
+}
+
+// GetQueued returns one message of the poison queue, with what is kept of its
+// content (queue_message_not_found).
+func (a *API) GetQueued(ctx context.Context, id string) (Poisoned, error) {
+	var m Poisoned
+	err := a.Query(ctx, "queue.get", byID{ID: id}, &m)
+	return m, err
+}
+
+// RetryQueued puts a message of the poison queue back where it came from
+// (queue_message_not_kept).
+func (a *API) RetryQueued(ctx context.Context, id string, opts ...CommandOption) (Done, error) {
+	var done Done
+	err := a.Command(ctx, "queue.retry", byID{ID: id}, &done, opts...)
+	return done, err
+}
+
+// DropQueued erases a message of the poison queue.
+func (a *API) DropQueued(ctx context.Context, id string, opts ...CommandOption) (Done, error) {
+	var done Done
+	err := a.Command(ctx, "queue.drop", byID{ID: id}, &done, opts...)
+	return done, err
+}

@@ -1,0 +1,193 @@
+package projections
+
+import (
+	"context"
+	"database/sql/driver"
+	"fmt"
+)
+
+// One row for each thing that a flow ever used: seq is the sequence of the
+// commit that last changed what the in-use index shows of it. The counts are
+// kept by the same transaction, so that no count ever counts.
+const (
+	inUseTable = `
+CREATE TABLE in_use (tenant TEXT, thing TEXT, seq INTEGER NOT NULL, total INTEGER NOT NULL, active INTEGER NOT NULL,
+	PRIMARY KEY (tenant, thing)) WITHOUT ROWID;
+`
+	inUseIndexes = `
+CREATE INDEX in_use_seq ON in_use (seq, tenant, thing);
+`
+)
+
+// maxInUse is the number of flows that a value lists.
+const maxInUse = 1000
+
+// InUse is a value of the in-use index: the flows whose use of a thing is
+// recorded on its stream. It is a pure function of the log up to Seq, and stays
+// as it is until the log holds a commit that changes it.
+type InUse struct {
+	Seq       uint64      `json:"seq"`                // log sequence of the commit that made it so
+	Total     int         `json:"total"`              // of the flows
+	Active    int         `json:"active"`             // of the active ones
+	Flows     []InUseFlow `json:"flows"`              // active ones first, then by id; the first 1,000
+	Truncated bool        `json:"truncated,omitzero"` // there are more
+}
+
+// InUseFlow is one flow in a value of the in-use index.
+type InUseFlow struct {
+	ID       string `json:"id"`
+	Active   bool   `json:"active"`
+	Reserved bool   `json:"reserved,omitzero"` // a reservation stands
+}
+
+// InUseEntry is a value with what it is of.
+type InUseEntry struct {
+	Tenant, Kind, ID string // Kind is "credential" or "oauth_client", whose ID is the component's
+	Value            InUse
+}
+
+// inUseChange is what a batch makes of a row of in_use.
+type inUseChange struct {
+	seq           uint64
+	total, active int64
+}
+
+type inUseKey struct{ tenant, thing string }
+
+// noteInUse notes the change of one flow's use, if it shows.
+func (b *batch) noteInUse(tenant, thing string, seq uint64, before, now useRow) {
+	if before.recorded == now.recorded && before.active == now.active && (before.binding == "") == (now.binding == "") {
+		return
+	}
+	key := inUseKey{tenant, thing}
+	ch := b.inUse[key]
+	ch.seq = seq
+	ch.total += flag(now.recorded) - flag(before.recorded)
+	ch.active += flag(now.active) - flag(before.active)
+	b.inUse[key] = ch
+}
+
+func (b *batch) flushInUse() error {
+	for key, ch := range b.inUse {
+		err := b.w.exec("INSERT INTO in_use VALUES (?,?,?,?,?) ON CONFLICT DO UPDATE SET seq = excluded.seq, total = total + excluded.total, active = active + excluded.active",
+			key.tenant, key.thing, int64(ch.seq), ch.total, ch.active)
+		if err != nil {
+			return err
+		}
+	}
+	clear(b.inUse)
+	return nil
+}
+
+const (
+	inUseByThing = "SELECT seq, total, active FROM in_use WHERE tenant = ? AND thing = ?"
+	inUseColumns = "SELECT tenant, thing, seq, total, active FROM in_use"
+	inUseChanges = inUseColumns + " INDEXED BY in_use_seq WHERE seq > ? ORDER BY seq, tenant, thing LIMIT ?"
+	inUseAt      = inUseColumns + " INDEXED BY in_use_seq WHERE seq = ? ORDER BY tenant, thing"
+	inUseList    = inUseColumns + " WHERE tenant = ? AND thing > ? ORDER BY thing LIMIT ?"
+	inUseFlows   = "SELECT flow, active, binding <> '' FROM uses INDEXED BY uses_recorded WHERE tenant = ? AND thing = ? AND recorded = 1" +
+		" ORDER BY active DESC, flow LIMIT ?"
+)
+
+// InUseChanges lists what has changed after a log sequence, in the order of the
+// log: about limit entries, and all of the last sequence among them, so that a
+// caller goes on after the sequence of the last one. A value that changed several
+// times comes once. The values are those of one state of the views.
+func (v *Views) InUseChanges(ctx context.Context, after uint64, limit int) (entries []InUseEntry, err error) {
+	limit = bounded(limit)
+	err = v.snapshot(ctx, func(c *conn) (err error) {
+		if entries, err = inUseEntries(c, inUseChanges, int64(after), int64(limit)); err != nil {
+			return err
+		}
+		if len(entries) == limit { // more of the last sequence may follow
+			last := entries[limit-1].Value.Seq
+			for len(entries) > 0 && entries[len(entries)-1].Value.Seq == last {
+				entries = entries[:len(entries)-1]
+			}
+			rest, err := inUseEntries(c, inUseAt, int64(last))
+			if err != nil {
+				return err
+			}
+			entries = append(entries, rest...)
+		}
+		return addFlows(c, entries)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading changes of the in-use index: %w", err)
+	}
+	return entries, nil
+}
+
+// InUseOf is the value of one thing; found is false when no flow ever used it.
+func (v *Views) InUseOf(ctx context.Context, tenant, kind, id string) (value InUse, found bool, err error) {
+	err = v.snapshot(ctx, func(c *conn) error {
+		entries := []InUseEntry{{Tenant: tenant, Kind: kind, ID: id}}
+		err := c.query(inUseByThing, func(row []driver.Value) error {
+			entries[0].Value = scanInUse(row)
+			found = true
+			return nil
+		}, tenant, thingName(kind, id))
+		if err != nil || !found {
+			return err
+		}
+		err = addFlows(c, entries)
+		value = entries[0].Value
+		return err
+	})
+	if err != nil {
+		return InUse{}, false, fmt.Errorf("reading the in-use index: %w", err)
+	}
+	return value, found, nil
+}
+
+// InUseList lists the values of a tenant, those after a cursor, also those that
+// have become empty; next is "" at the end.
+func (v *Views) InUseList(ctx context.Context, tenant, after string, limit int) (entries []InUseEntry, next string, err error) {
+	limit = bounded(limit)
+	err = v.snapshot(ctx, func(c *conn) (err error) {
+		if entries, err = inUseEntries(c, inUseList, tenant, after, int64(limit)+1); err != nil {
+			return err
+		}
+		if len(entries) > limit {
+			entries = entries[:limit]
+			next = thingName(entries[limit-1].Kind, entries[limit-1].ID)
+		}
+		return addFlows(c, entries)
+	})
+	if err != nil {
+		return nil, "", fmt.Errorf("listing the in-use index: %w", err)
+	}
+	return entries, next, nil
+}
+
+func inUseEntries(c *conn, sql string, args ...driver.Value) (entries []InUseEntry, err error) {
+	err = c.query(sql, func(row []driver.Value) error {
+		kind, id := kindAndID(str(row[1]))
+		entries = append(entries, InUseEntry{Tenant: str(row[0]), Kind: kind, ID: id, Value: scanInUse(row[2:])})
+		return nil
+	}, args...)
+	return entries, err
+}
+
+func scanInUse(row []driver.Value) InUse {
+	return InUse{Seq: uint64(num(row[0])), Total: int(num(row[1])), Active: int(num(row[2])), Flows: []InUseFlow{}}
+}
+
+// addFlows fills in the flows of each entry.
+func addFlows(c *conn, entries []InUseEntry) error {
+	for i := range entries {
+		e := &entries[i]
+		if e.Value.Total == 0 {
+			continue
+		}
+		err := c.query(inUseFlows, func(row []driver.Value) error {
+			e.Value.Flows = append(e.Value.Flows, InUseFlow{ID: str(row[0]), Active: num(row[1]) != 0, Reserved: num(row[2]) != 0})
+			return nil
+		}, e.Tenant, thingName(e.Kind, e.ID), int64(maxInUse))
+		if err != nil {
+			return err
+		}
+		e.Value.Truncated = e.Value.Total > len(e.Value.Flows)
+	}
+	return nil
+}

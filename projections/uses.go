@@ -1,0 +1,359 @@
+package projections
+
+import (
+	"context"
+	"database/sql/driver"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/credstream/credstream/events"
+)
+
+// A row of uses joins two sources about one flow and one thing it uses, a
+// credential or an OAuth client: named is what the flow's present steps say;
+// recorded to seq are what the stream of the thing says. thing is the name of
+// that stream, "credential.<id>". The two agree in the end: unsettled rows wait for
+// the thing to record or refuse what the steps name, stale ones for it to let
+// go what they do not name any more.
+//
+//	fact      a step names it, by the thing's stream
+//	active    credential: the use is of a running flow, by its stream; OAuth client: the flow runs
+//	refusal   why it cannot be used; refused is the flow's revision that was refused last
+//
+// Rows are read by flow when events come, so the key begins with the flow.
+const (
+	useTable = `
+CREATE TABLE uses (tenant TEXT, flow TEXT, thing TEXT, named INTEGER NOT NULL, recorded INTEGER NOT NULL, fact INTEGER NOT NULL,
+	revision INTEGER NOT NULL, active INTEGER NOT NULL, binding TEXT NOT NULL, until INTEGER NOT NULL, seq INTEGER NOT NULL,
+	refusal TEXT NOT NULL, refused INTEGER NOT NULL, unsettled INTEGER NOT NULL, stale INTEGER NOT NULL,
+	PRIMARY KEY (tenant, flow, thing)) WITHOUT ROWID;
+CREATE UNIQUE INDEX uses_thing ON uses (tenant, thing, flow);
+`
+	useIndexes = `
+CREATE INDEX uses_recorded ON uses (tenant, thing, active DESC, flow, binding) WHERE recorded = 1;
+CREATE INDEX uses_until ON uses (until) WHERE binding <> '';
+CREATE INDEX uses_unsettled ON uses (unsettled, tenant, flow) WHERE unsettled = 1;
+CREATE INDEX uses_stale ON uses (stale, tenant, flow) WHERE stale = 1;
+`
+)
+
+// The kinds of things that flows use: the categories of their streams.
+const (
+	kindCredential  = "credential"
+	kindOAuthClient = "oauth_client"
+)
+
+func thingName(kind, id string) string { return kind + "." + id }
+
+func kindAndID(thing string) (kind, id string) {
+	kind, id, _ = strings.Cut(thing, ".")
+	return kind, id
+}
+
+func isCredential(thing string) bool { return strings.HasPrefix(thing, kindCredential+".") }
+
+// thingsOf are the things that a step uses; an id that is "" is none.
+func thingsOf(credential, component string) (things []string) {
+	if credential != "" {
+		things = append(things, thingName(kindCredential, credential))
+	}
+	if component != "" {
+		things = append(things, thingName(kindOAuthClient, component))
+	}
+	return things
+}
+
+// useRow is a row of uses without its key; the zero value is none.
+type useRow struct {
+	named, recorded, fact bool
+	revision              uint64
+	active                bool
+	binding               string
+	until                 int64 // microseconds since 1970
+	seq                   uint64
+	refusal               string
+	refused               uint64
+	unsettled, stale      bool
+}
+
+const (
+	usesOfFlow = "SELECT thing, named, recorded, fact, revision, active, binding, until, seq, refusal, refused, unsettled, stale" +
+		" FROM uses WHERE tenant = ? AND flow = ?"
+	updateUse = "UPDATE uses SET named = ?, recorded = ?, fact = ?, revision = ?, active = ?, binding = ?, until = ?, seq = ?," +
+		" refusal = ?, refused = ?, unsettled = ?, stale = ? WHERE tenant = ? AND flow = ? AND thing = ?"
+	deleteUse = "DELETE FROM uses WHERE tenant = ? AND flow = ? AND thing = ?"
+)
+
+func scanUseRow(row []driver.Value) useRow {
+	return useRow{
+		named: num(row[0]) != 0, recorded: num(row[1]) != 0, fact: num(row[2]) != 0, revision: uint64(num(row[3])), active: num(row[4]) != 0,
+		binding: str(row[5]), until: num(row[6]), seq: uint64(num(row[7])), refusal: str(row[8]), refused: uint64(num(row[9])),
+		unsettled: num(row[10]) != 0, stale: num(row[11]) != 0,
+	}
+}
+
+func (u useRow) values() []driver.Value {
+	return []driver.Value{
+		flag(u.named), flag(u.recorded), flag(u.fact), int64(u.revision), flag(u.active), u.binding, u.until, int64(u.seq),
+		u.refusal, int64(u.refused), flag(u.unsettled), flag(u.stale),
+	}
+}
+
+// against is the row as it stands beside its flow.
+func (u useRow) against(f flowRow, thing string) useRow {
+	if !u.named && !u.recorded {
+		return useRow{}
+	}
+	settled := u.refused >= f.revision
+	if u.recorded && !settled {
+		settled = !isCredential(thing) || u.fact && u.revision >= f.revision && u.active == f.active
+	}
+	u.unsettled = u.named && !settled
+	// What was linked before the engine told of the flow has revision 0. It is
+	// left over only when the flow was told of since then, and without it.
+	u.stale = u.recorded && u.fact && !u.named && f.revision > u.revision && (u.revision > 0 || f.observed > u.seq)
+	return u
+}
+
+// flowChange is a flow with all it uses, before and after a batch.
+type flowChange struct {
+	tenant, id string
+	was, now   flowRow
+	uses       map[string]*useChange // by thing
+}
+
+type useChange struct{ was, now useRow }
+
+type flowKey struct{ tenant, id string }
+
+// flowOf reads a flow and its uses into the batch, at its first touch.
+func (b *batch) flowOf(tenant, id string) (*flowChange, error) {
+	key := flowKey{tenant, id}
+	if f, ok := b.flows[key]; ok {
+		return f, nil
+	}
+	f := &flowChange{tenant: tenant, id: id, uses: map[string]*useChange{}}
+	err := b.w.query(flowByID, func(row []driver.Value) error {
+		f.was = scanFlowRow(row)
+		f.now = f.was
+		return nil
+	}, tenant, id)
+	if err != nil {
+		return nil, err
+	}
+	err = b.w.query(usesOfFlow, func(row []driver.Value) error {
+		u := scanUseRow(row[1:])
+		f.uses[str(row[0])] = &useChange{was: u, now: u}
+		return nil
+	}, tenant, id)
+	if err != nil {
+		return nil, err
+	}
+	b.flows[key] = f
+	return f, nil
+}
+
+// use changes how a flow stands to a thing, and notes in the in-use index what
+// shows of it.
+func (b *batch) use(f *flowChange, thing string, seq uint64, change func(*useRow)) {
+	u := f.uses[thing]
+	if u == nil {
+		u = &useChange{}
+		f.uses[thing] = u
+	}
+	before := u.now
+	change(&u.now)
+	b.noteInUse(f.tenant, thing, seq, before, u.now)
+}
+
+// recordUse applies a fact of the thing's stream; used is how the flow stands to
+// it from here on, the zero value when it was released.
+func (b *batch) recordUse(r events.Record, flow string, used useRow) error {
+	f, err := b.flowOf(r.Stream.Tenant, flow)
+	if err != nil {
+		return err
+	}
+	b.use(f, r.Stream.String(), r.Seq, func(u *useRow) {
+		used.named, used.refusal, used.refused = u.named, u.refusal, u.refused
+		if used.recorded && !isCredential(r.Stream.String()) {
+			used.active = f.now.active
+		}
+		*u = used
+	})
+	return nil
+}
+
+// credentialUse applies what a fact about a credential says of its uses.
+func (b *batch) credentialUse(r events.Record, e events.Credential) error {
+	switch e := e.(type) {
+	case events.CredentialUsed:
+		used := useRow{recorded: true, fact: e.Named, revision: e.Revision, active: e.Active, binding: e.Binding, seq: r.Seq}
+		if e.Binding != "" {
+			used.until = e.Until.UnixMicro()
+		}
+		return b.recordUse(r, e.Flow, used)
+	case events.CredentialReleased:
+		return b.recordUse(r, e.Flow, useRow{})
+	case events.CredentialDeleted:
+		return b.endUses(r)
+	case events.CredentialCreated, events.CredentialRenamed, events.CredentialKeysReplaced, events.CredentialReverted,
+		events.CredentialVerified, events.SecretAbandoned: // nothing
+	}
+	return nil
+}
+
+func (b *batch) oauthClient(r events.Record, e events.OAuthClient) error {
+	switch e := e.(type) {
+	case events.OAuthClientUsed:
+		return b.recordUse(r, e.Flow, useRow{recorded: true, fact: true, revision: e.Revision, seq: r.Seq})
+	case events.OAuthClientReleased:
+		return b.recordUse(r, e.Flow, useRow{})
+	}
+	return errUnknownEvent
+}
+
+// What the steps name stays, so that it can be said which flows are broken; the
+// deletion counts as a refusal of what was recorded.
+const (
+	breakFlows = "UPDATE flows SET broken = 1 WHERE tenant = ? AND broken = 0 AND id IN" +
+		" (SELECT flow FROM uses INDEXED BY uses_thing WHERE tenant = ? AND thing = ? AND named = 1)"
+	forgetUses = "DELETE FROM uses WHERE tenant = ? AND thing = ? AND named = 0"
+	refuseUses = "UPDATE uses SET recorded = 0, fact = 0, revision = 0, active = 0, binding = '', until = 0, seq = 0, refusal = '" + credentialDeleted + "'," +
+		" refused = CASE WHEN recorded = 1 AND fact = 1 THEN max(refused, revision) ELSE refused END, stale = 0 WHERE tenant = ? AND thing = ?"
+	emptyInUse = "UPDATE in_use SET seq = ?, total = 0, active = 0 WHERE tenant = ? AND thing = ? AND total > 0"
+)
+
+// endUses ends all uses of a deleted credential at once, however many there are.
+func (b *batch) endUses(r events.Record) error {
+	if err := b.flushFlows(); err != nil {
+		return err
+	}
+	tenant, thing := r.Stream.Tenant, r.Stream.String()
+	for _, do := range []struct {
+		sql  string
+		args []driver.Value
+	}{
+		{breakFlows, []driver.Value{tenant, tenant, thing}},
+		{forgetUses, []driver.Value{tenant, thing}},
+		{refuseUses, []driver.Value{tenant, thing}},
+		{emptyInUse, []driver.Value{int64(r.Seq), tenant, thing}},
+	} {
+		if err := b.w.exec(do.sql, do.args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// flushFlows writes what the batch holds of flows, uses and the in-use index,
+// and forgets it.
+func (b *batch) flushFlows() error {
+	var flows, uses []driver.Value
+	for _, f := range b.flows {
+		f.now.broken = f.now.faults != ""
+		for thing, u := range f.uses {
+			u.now = u.now.against(f.now, thing)
+			f.now.broken = f.now.broken || u.now.refusal == credentialDeleted
+			switch {
+			case u.now == u.was:
+			case u.was == useRow{}:
+				uses = append(append(uses, f.tenant, f.id, thing), u.now.values()...)
+			case u.now == useRow{}:
+				if err := b.w.update(deleteUse, f.tenant, f.id, thing); err != nil {
+					return err
+				}
+			default:
+				if err := b.w.update(updateUse, append(u.now.values(), f.tenant, f.id, thing)...); err != nil {
+					return err
+				}
+			}
+		}
+		switch {
+		case f.now == f.was:
+		case f.was == flowRow{}:
+			flows = append(append(flows, f.tenant, f.id), f.now.values()...)
+		case f.now.seq == 0:
+			if err := b.w.update("DELETE FROM flows WHERE tenant = ? AND id = ?", f.tenant, f.id); err != nil {
+				return err
+			}
+		default:
+			if err := b.w.update(updateFlow, append(f.now.values(), f.tenant, f.id)...); err != nil {
+				return err
+			}
+		}
+	}
+	clear(b.flows)
+	if err := b.w.insert("INSERT INTO flows", 14, flows); err != nil {
+		return err
+	}
+	if err := b.w.insert("INSERT INTO uses", 15, uses); err != nil {
+		return err
+	}
+	return b.flushInUse()
+}
+
+// CountUses counts the flows whose use of a thing is recorded, and those of them
+// that are active. It costs the same however many there are.
+func (v *Views) CountUses(ctx context.Context, tenant, kind, id string) (flows, active int, err error) {
+	err = v.read(ctx, func(c *conn) error {
+		return c.query(inUseByThing, func(row []driver.Value) error {
+			flows, active = int(num(row[1])), int(num(row[2]))
+			return nil
+		}, tenant, thingName(kind, id))
+	})
+	if err != nil {
+		return 0, 0, fmt.Errorf("counting uses: %w", err)
+	}
+	return flows, active, nil
+}
+
+// FlowUse names a flow and one thing it uses.
+type FlowUse struct {
+	Tenant, Kind, ID, Flow, Binding string
+	Revision                        uint64
+}
+
+const (
+	expiredBindings = "SELECT tenant, thing, flow, binding, revision FROM uses INDEXED BY uses_until WHERE binding <> '' AND until < ? ORDER BY until LIMIT ?"
+	staleUses       = "SELECT u.tenant, u.thing, u.flow, u.binding, f.revision FROM uses u INDEXED BY uses_stale CROSS JOIN flows f INDEXED BY flows_id" +
+		" ON f.tenant = u.tenant AND f.id = u.flow WHERE u.stale = 1 LIMIT ?"
+	unsettledFlows = "SELECT u.tenant, '', u.flow, '', f.revision FROM (SELECT DISTINCT tenant, flow FROM uses INDEXED BY uses_unsettled WHERE unsettled = 1 LIMIT ?) u" +
+		" CROSS JOIN flows f INDEXED BY flows_id ON f.tenant = u.tenant AND f.id = u.flow"
+)
+
+// ExpiredBindings lists up to limit reservations, as the credentials have
+// recorded them, that end before a time, oldest first.
+func (v *Views) ExpiredBindings(ctx context.Context, before time.Time, limit int) ([]FlowUse, error) {
+	return v.flowUses(ctx, expiredBindings, before.UnixMicro(), int64(limit))
+}
+
+// StaleUses lists up to limit recorded uses by flows whose present steps, of a
+// later revision, do not name the thing; Revision is the flow's. Reservations
+// alone are none. A use without a revision, by a credential made for a step,
+// counts only when the flow was told of after it.
+func (v *Views) StaleUses(ctx context.Context, limit int) ([]FlowUse, error) {
+	return v.flowUses(ctx, staleUses, int64(limit))
+}
+
+// UnsettledFlows lists up to limit flows, with their revision, that name
+// something which has neither recorded nor refused the use by this revision:
+// those that are being settled now, and what a crash has left. An OAuth client
+// need only have recorded the use by some revision.
+func (v *Views) UnsettledFlows(ctx context.Context, limit int) ([]FlowUse, error) {
+	return v.flowUses(ctx, unsettledFlows, int64(limit))
+}
+
+func (v *Views) flowUses(ctx context.Context, sql string, args ...driver.Value) (uses []FlowUse, err error) {
+	err = v.read(ctx, func(c *conn) error {
+		return c.query(sql, func(row []driver.Value) error {
+			kind, id := kindAndID(str(row[1]))
+			uses = append(uses, FlowUse{Tenant: str(row[0]), Kind: kind, ID: id, Flow: str(row[2]), Binding: str(row[3]), Revision: uint64(num(row[4]))})
+			return nil
+		}, args...)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing uses: %w", err)
+	}
+	return uses, nil
+}
