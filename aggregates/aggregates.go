@@ -7,6 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 
@@ -40,6 +43,42 @@ type State[S any] struct {
 type Log struct {
 	Store  events.Store
 	states *lru.Cache[events.StreamID, any]
+
+	mu    sync.Mutex
+	turns map[events.StreamID]*turn // streams that commands are being decided on
+}
+
+// turn is a stream's: one command of this process at a time is decided on it, so
+// that many on one stream wait for each other and do not lose races instead.
+type turn struct {
+	token chan struct{} // held by whose turn it is
+	users int           // who has it or waits for it
+}
+
+// take waits for the stream's turn; give lets the next one in.
+func (l *Log) take(ctx context.Context, stream events.StreamID) (give func(), err error) {
+	l.mu.Lock()
+	t := l.turns[stream]
+	if t == nil {
+		t = &turn{token: make(chan struct{}, 1)}
+		l.turns[stream] = t
+	}
+	t.users++
+	l.mu.Unlock()
+	leave := func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if t.users--; t.users == 0 {
+			delete(l.turns, stream)
+		}
+	}
+	select {
+	case t.token <- struct{}{}:
+		return func() { <-t.token; leave() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, ctx.Err()
+	}
 }
 
 // NewLog keeps the states of up to size streams in memory.
@@ -48,7 +87,7 @@ func NewLog(store events.Store, size int) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cache of states: %w", err)
 	}
-	return &Log{Store: store, states: states}, nil
+	return &Log{Store: store, states: states, turns: map[events.StreamID]*turn{}}, nil
 }
 
 // Saw drops what is cached of a stream that has a commit at seq which this
@@ -171,11 +210,19 @@ func (d Decider[S, C, E]) Execute(ctx context.Context, log *Log, tenant string, 
 	stream := d.Stream(tenant, cmd.Target())
 	var s State[S]
 	if d.New == nil || !d.New(cmd) { // else the append finds out whether the stream is there already
+		give, err := log.take(ctx, stream)
+		if err != nil {
+			return s, s, err
+		}
+		defer give()
 		if s, err = d.Load(ctx, log, stream); err != nil {
 			return s, s, err
 		}
 	}
-	for range maxAttempts {
+	for lost := range maxAttempts {
+		if err := pause(ctx, lost); err != nil {
+			return s, s, err
+		}
 		if look != nil {
 			if err := look(ctx, s.Seq); err != nil {
 				return s, s, err
@@ -221,6 +268,22 @@ func (d Decider[S, C, E]) Execute(ctx context.Context, log *Log, tenant string, 
 		return s, after, nil
 	}
 	return s, s, fault.ErrConflict
+}
+
+// pause lets another process have its way on the same stream: the longer, the
+// more races were lost to it.
+func pause(ctx context.Context, lost int) error {
+	if lost < 2 {
+		return ctx.Err()
+	}
+	wait := time.NewTimer(rand.N(time.Duration(lost) * time.Millisecond))
+	defer wait.Stop()
+	select {
+	case <-wait.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // snapshot keeps s in the store so that a later load is short. It is a

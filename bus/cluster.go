@@ -27,7 +27,9 @@ const DefaultReplicas = 3
 
 const (
 	clusterReconnect = 100 * time.Millisecond // between two attempts, and up to as much again
-	clusterCheck     = 2 * time.Second        // between two looks at JetStream, and how long one may take
+	clusterCheck     = time.Second            // between two looks at JetStream
+	clusterAnswer    = 2 * time.Second        // how long JetStream may take to answer
+	clusterStart     = 20 * time.Second       // at the start: it may be choosing a leader
 	clusterLook      = time.Minute            // between two looks at the servers' settings
 )
 
@@ -397,16 +399,19 @@ func (c *Cluster) Watch(ctx context.Context) error {
 
 // ping asks whether JetStream answers.
 func (c *Cluster) ping(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, clusterCheck)
+	ctx, cancel := context.WithTimeout(ctx, clusterAnswer)
 	defer cancel()
 	js, err := jetstream.New(c.own)
 	if err == nil {
 		_, err = js.AccountInfo(ctx)
 	}
-	if err != nil {
-		return fmt.Errorf("bus: JetStream does not answer: %w", err)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+		return ErrNoJetStream
 	}
-	return nil
+	return fmt.Errorf("bus: JetStream does not answer: %w", err)
 }
 
 // Shutdown ends what the cluster does by itself and closes every connection. It

@@ -11,7 +11,6 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 )
 
 // The requests to the servers, of the system account.
@@ -46,16 +45,8 @@ type serverSeen struct {
 
 // checkServers judges what is there when the process starts.
 func (c *Cluster) checkServers(ctx context.Context) error {
-	js, err := jetstream.New(c.own)
-	if err != nil {
-		return fmt.Errorf("opening JetStream: %w", err)
-	}
-	_, err = js.AccountInfo(ctx)
-	switch {
-	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
-		return ErrNoJetStream
-	case err != nil:
-		return fmt.Errorf("asking for JetStream: %w", err)
+	if err := c.await(ctx); err != nil {
+		return err
 	}
 	d, err := c.look(ctx)
 	if err != nil {
@@ -70,6 +61,23 @@ func (c *Cluster) checkServers(ctx context.Context) error {
 		c.log.WarnContext(ctx, "durability is attested, not seen", "why", d.Why)
 	}
 	return nil
+}
+
+// await waits for JetStream, which does not answer while it chooses a leader.
+func (c *Cluster) await(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, clusterStart)
+	defer cancel()
+	for {
+		err := c.ping(ctx)
+		if err == nil || errors.Is(err, ErrNoJetStream) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(clusterReconnect):
+		}
+	}
 }
 
 func weak(d Durability) error {

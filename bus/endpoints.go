@@ -47,9 +47,7 @@ type Endpoints struct {
 
 	life    context.Context
 	end     context.CancelFunc
-	slots   chan struct{}
-	mu      sync.Mutex
-	busy    map[string]int // requests under way, by principal
+	gate    *gate
 	answers sync.WaitGroup
 	micro   micro.Service
 }
@@ -67,8 +65,7 @@ type EndpointsConfig struct {
 // ServeEndpoints starts to answer. Close ends it.
 func ServeEndpoints(cfg EndpointsConfig) (*Endpoints, error) {
 	e := &Endpoints{
-		conn: cfg.Conn, service: cfg.Service, caller: cfg.Caller, log: cfg.Logger, slots: make(chan struct{}, maxInFlight),
-		busy: map[string]int{},
+		conn: cfg.Conn, service: cfg.Service, caller: cfg.Caller, log: cfg.Logger, gate: newGate(maxInFlight, maxOfPrincipal),
 		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "credstream_nats_requests_dropped_total", Help: "Requests dropped unread, by reason.",
 		}, []string{"reason"}),
@@ -114,46 +111,69 @@ func (e *Endpoints) Close() {
 	e.end()
 }
 
-// enter counts a request of the principal; false says that it has too many.
-func (e *Endpoints) enter(principal string) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.busy[principal] >= maxOfPrincipal {
+// gate bounds the requests under way: those of all keys, and those of each.
+type gate struct {
+	slots chan struct{}
+	most  int // of one principal
+	mu    sync.Mutex
+	busy  map[string]int // requests under way, by principal
+}
+
+func newGate(all, each int) *gate {
+	return &gate{slots: make(chan struct{}, all), most: each, busy: map[string]int{}}
+}
+
+// enter lets a request of the principal in once there is room; false says that
+// the principal has too many.
+func (g *gate) enter(principal string) bool {
+	g.mu.Lock()
+	if g.busy[principal] >= g.most {
+		g.mu.Unlock()
 		return false
 	}
-	e.busy[principal]++
+	g.busy[principal]++
+	g.mu.Unlock()
+	g.slots <- struct{}{}
 	return true
 }
 
-func (e *Endpoints) leave(principal string) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.busy[principal]--; e.busy[principal] == 0 {
-		delete(e.busy, principal)
+func (g *gate) leave(principal string) {
+	<-g.slots
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.busy[principal]--; g.busy[principal] == 0 {
+		delete(g.busy, principal)
 	}
+}
+
+// sender tells who sent a request that may be answered, or why it must be dropped
+// unread: a caller could otherwise have us publish into whatever subject it names.
+func sender(reply string, h nats.Header, caller func(nats.Header) (string, bool)) (principal, drop string) {
+	if !Answerable(reply) {
+		return "", "reply subject"
+	}
+	principal, ok := caller(h)
+	if !ok {
+		return "", "no caller"
+	}
+	return principal, ""
 }
 
 // handler answers the requests of one route, each in a goroutine of its own.
 func (e *Endpoints) handler(r service.Route) micro.HandlerFunc {
 	prefix := root(r) + "."
 	return func(req micro.Request) {
-		// A caller could otherwise have us publish into whatever subject it names.
-		if !Answerable(req.Reply()) {
-			e.dropped.WithLabelValues("reply subject").Inc()
+		principal, drop := sender(req.Reply(), nats.Header(req.Headers()), e.caller)
+		if drop != "" {
+			e.dropped.WithLabelValues(drop).Inc()
 			return
 		}
-		principal, ok := e.caller(nats.Header(req.Headers()))
-		if !ok {
-			e.dropped.WithLabelValues("no caller").Inc()
-			return
-		}
-		if !e.enter(principal) {
+		if !e.gate.enter(principal) {
 			e.refuse(req, r.Name, events.NewID(), errBusy)
 			return
 		}
-		e.slots <- struct{}{}
 		e.answers.Go(func() {
-			defer func() { <-e.slots; e.leave(principal) }()
+			defer e.gate.leave(principal)
 			tenant, _, _ := strings.Cut(strings.TrimPrefix(req.Subject(), prefix), ".")
 			e.answer(req, r.Name, tenant, principal)
 		})

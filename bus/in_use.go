@@ -1,11 +1,13 @@
 package bus
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -31,12 +33,12 @@ func InUseKey(tenant, kind, id string) string {
 }
 
 const (
-	inUseWindow  = 256              // keys that are written ahead of their acknowledgements
-	inUseKnown   = 1 << 16          // keys whose place in the bucket is remembered
-	inUseRetry   = feedRetry        // the pause after a failure
-	inUseLook    = time.Second      // how often an idle writer looks whether its connection was lost meanwhile
-	inUseAttempt = 8                // rounds of one key that others write at the same time
-	inUseRead    = 30 * time.Second // bounds the reading of the whole bucket between two of its keys
+	inUseWindow  = 256                    // keys that are written ahead of their acknowledgements
+	inUseKnown   = 1 << 16                // keys whose place in the bucket is remembered
+	inUseRetry   = 500 * time.Millisecond // the pause after a failure
+	inUseLook    = time.Second            // how often an idle writer looks whether its connection was lost meanwhile
+	inUseRounds  = 8                      // attempts at one key that others write at the same time
+	inUseSilence = 30 * time.Second       // how long the reading of the bucket waits for its next key
 )
 
 // InUse keeps the bucket of the in-use index as the views say. Any number of
@@ -122,7 +124,7 @@ var errReconnected = errors.New("the connection was lost meanwhile")
 // write mends the bucket and follows the views.
 func (u *InUse) write(ctx context.Context) error {
 	connection := u.connection()
-	after, err := u.mend(ctx)
+	after, err := u.mend(ctx, connection)
 	for err == nil {
 		position := u.projector.Position()
 		var last uint64
@@ -142,18 +144,24 @@ func (u *InUse) write(ctx context.Context) error {
 // connection tells one life of the connection from another.
 func (u *InUse) connection() uint64 { return u.js.Conn().Stats().Reconnects }
 
-// next waits until the views have gone on. It returns an error when the
-// connection was lost: the server behind it may have lost what it stored last.
+// next waits until the views have gone on, also while their projector stands
+// still. It returns an error when the connection was lost: the server behind it
+// may have lost what it stored last.
 func (u *InUse) next(ctx context.Context, after, connection uint64) error {
 	for {
 		wait, cancel := context.WithTimeout(ctx, inUseLook)
 		err := u.projector.Next(wait, after)
+		if errors.Is(err, projections.ErrViewsBehind) {
+			<-wait.Done()
+		}
 		cancel()
 		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
 		case u.connection() != connection:
 			return errReconnected
-		case ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded):
-			return err
+		case err == nil:
+			return nil
 		}
 	}
 }
@@ -193,6 +201,11 @@ func newInUsePut(key string, value projections.InUse) (inUsePut, error) {
 		return inUsePut{}, fmt.Errorf("write the value of %s: %w", key, err)
 	}
 	return inUsePut{key: key, body: body, seq: value.Seq}, nil
+}
+
+// emptyInUse is the value of what no flow uses.
+func emptyInUse(key string, seq uint64) (inUsePut, error) {
+	return newInUsePut(key, projections.InUse{Seq: seq, Flows: []projections.InUseFlow{}})
 }
 
 // put writes values, each key once, all ahead of the first acknowledgement.
@@ -240,7 +253,7 @@ func (p inUsePut) message() *nats.Msg {
 // reflects as much of the log.
 func (u *InUse) contend(ctx context.Context, p inUsePut) error {
 	var err error
-	for range inUseAttempt {
+	for range inUseRounds {
 		var at standing
 		if at, err = u.look(ctx, p.key); err != nil {
 			return err
@@ -300,7 +313,7 @@ type found struct {
 // What differs from them all the same is old, was lost in part, or reflects
 // commits that a power cut took from the log. Who writes meanwhile is not
 // overwritten: the revisions are those that were read.
-func (u *InUse) mend(ctx context.Context) (after uint64, err error) {
+func (u *InUse) mend(ctx context.Context, connection uint64) (after uint64, err error) {
 	u.known.Purge()
 	there, err := u.readAll(ctx)
 	if err != nil {
@@ -311,7 +324,7 @@ func (u *InUse) mend(ctx context.Context) (after uint64, err error) {
 		return 0, err
 	}
 	if end > 0 {
-		if err := u.projector.Next(ctx, end-1); err != nil {
+		if err := u.next(ctx, end-1, connection); err != nil {
 			return 0, err
 		}
 	}
@@ -344,15 +357,17 @@ func (u *InUse) mend(ctx context.Context) (after uint64, err error) {
 		if f.empty && f.seq <= end {
 			continue
 		}
-		p, err := newInUsePut(key, projections.InUse{Seq: end, Flows: []projections.InUseFlow{}})
+		p, err := emptyInUse(key, end)
 		if err != nil {
 			return 0, err
 		}
 		p.revision = f.revision
 		unknown = append(unknown, p)
 	}
-	if err := u.put(ctx, unknown); err != nil {
-		return 0, err
+	for some := range slices.Chunk(unknown, inUseWindow) {
+		if err := u.put(ctx, some); err != nil {
+			return 0, err
+		}
 	}
 	if missing+len(unknown) > 0 {
 		u.log.InfoContext(ctx, "the in-use index was mended", "written", missing, "emptied", len(unknown))
@@ -373,7 +388,7 @@ func (u *InUse) readAll(ctx context.Context) (map[string]found, error) {
 	defer watcher.Stop() //nolint:errcheck // the reading is over
 	there := map[string]found{}
 	for {
-		stuck := time.NewTimer(inUseRead)
+		stuck := time.NewTimer(inUseSilence)
 		select {
 		case entry, open := <-watcher.Updates():
 			stuck.Stop()
@@ -384,9 +399,12 @@ func (u *InUse) readAll(ctx context.Context) (map[string]found, error) {
 				return there, nil
 			}
 			value := parseInUse(entry.Value())
+			empty, err := emptyInUse(entry.Key(), value.Seq)
+			if err != nil {
+				return nil, err
+			}
 			there[strings.Clone(entry.Key())] = found{
-				standing: standing{entry.Revision(), value.Seq}, sum: sha256.Sum256(entry.Value()),
-				empty: value.Total == 0 && len(value.Flows) == 0 && entry.Operation() == jetstream.KeyValuePut && len(entry.Value()) > 0,
+				standing: standing{entry.Revision(), value.Seq}, sum: sha256.Sum256(entry.Value()), empty: bytes.Equal(entry.Value(), empty.body),
 			}
 		case <-stuck.C:
 			return nil, fmt.Errorf("read the bucket: %w", nats.ErrTimeout)

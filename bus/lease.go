@@ -25,7 +25,8 @@ const DefaultLeaseTTL = 3 * time.Second
 
 const (
 	leasePrefix  = "$KV." + LeaseBucket + "."
-	leaseRelease = time.Second // how long giving a role back may take
+	leaseRelease = time.Second           // how long giving a role back may take
+	leaseSoon    = 10 * time.Millisecond // until the next look, when something has happened
 )
 
 // LeaseConfig says which role is wanted. Role and Holder are plain ids.
@@ -100,7 +101,7 @@ type lease struct {
 	stream  jetstream.Stream // nil until it is found
 	changed chan struct{}    // holds one when the key may have changed
 
-	term string    // marks what this process writes while it holds the role
+	term string    // marks what this process writes while it holds the role; another one for each attempt to take it
 	rev  uint64    // of the last value that is known to be ours
 	good time.Time // when the writing of it began
 }
@@ -108,7 +109,7 @@ type lease struct {
 // leaseValue is what stands under the key of a role.
 type leaseValue struct {
 	Holder   string `json:"holder"`
-	Term     string `json:"term"`               // random, of one time that a process holds the role
+	Term     string `json:"term"`               // random, for one time that a process holds the role
 	Released bool   `json:"released,omitempty"` // free for whoever comes
 }
 
@@ -138,7 +139,7 @@ func (l *lease) open(ctx context.Context) error {
 // read returns what stands under the key of the role, as its leader knows it; rev
 // is 0 when nothing does.
 func (l *lease) read(ctx context.Context) (value leaseValue, rev uint64, err error) {
-	ctx, cancel := context.WithTimeout(ctx, l.cfg.TTL)
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.TTL/3)
 	defer cancel()
 	if l.stream == nil {
 		if err := l.open(ctx); err != nil {
@@ -166,8 +167,11 @@ func (l *lease) acquire(ctx context.Context) bool {
 	var seen uint64
 	var since time.Time // when it was first seen; zero: not since the last error
 	var troubled bool
+	// Who writes is heard of before it can be read, so the next looks come soon.
+	pause := leaseSoon
 	for ctx.Err() == nil {
-		wait := l.cfg.TTL / 3
+		wait := min(pause, l.cfg.TTL/3)
+		pause = 2 * wait
 		value, rev, err := l.read(ctx)
 		switch {
 		case err != nil:
@@ -176,28 +180,28 @@ func (l *lease) acquire(ctx context.Context) bool {
 				l.log.Warn("the lease cannot be read", "err", err)
 			}
 			troubled = true
-		case rev != 0 && value.Term == l.term && !value.Released:
-			l.rev = rev // of the last attempt, which did not hear of its success
-			return true
 		default:
 			troubled = false
 			if since.IsZero() || rev != seen {
-				seen, since = rev, time.Now()
+				seen, since, wait = rev, time.Now(), l.cfg.TTL/3
 			}
-			if left := l.cfg.TTL - time.Since(since); left > 0 && !value.Released {
+			// What this process wrote itself, and is not working by, nobody else works by.
+			free := value.Released || rev != 0 && value.Term == l.term
+			if left := l.cfg.TTL - time.Since(since); left > 0 && !free {
 				wait = min(wait, left)
 				break
 			}
-			l.term, l.good = rand.Text(), time.Now()
+			l.term = rand.Text()
 			if l.write(ctx, leaseValue{Holder: l.cfg.Holder, Term: l.term}, rev) == nil {
 				return true
 			}
-			wait = l.cfg.TTL / 30 // somebody else was faster, or it is not known: look again
+			wait, pause = leaseSoon, 2*leaseSoon // somebody else was faster, or it is not known
 		}
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
 		case <-l.changed:
+			pause = leaseSoon
 		case <-timer.C:
 		}
 		timer.Stop()
@@ -250,8 +254,6 @@ func (l *lease) hold(ctx context.Context, run func(context.Context) error) (lost
 // renew writes the lease again. errLeaseLost means that somebody else has it;
 // after another error it may or may not be renewed.
 func (l *lease) renew(ctx context.Context, mine leaseValue) error {
-	ctx, cancel := context.WithTimeout(ctx, l.cfg.TTL/3)
-	defer cancel()
 	err := l.write(ctx, mine, l.rev)
 	switch {
 	case err == nil:
@@ -277,6 +279,8 @@ func (l *lease) write(ctx context.Context, value leaseValue, rev uint64) error {
 	if err != nil {
 		return fmt.Errorf("writing the lease: %w", err)
 	}
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.TTL/3)
+	defer cancel()
 	begun := time.Now()
 	ack, err := l.cfg.JS.Publish(ctx, leasePrefix+l.cfg.Role, data,
 		jetstream.WithExpectLastSequencePerSubject(rev), jetstream.WithRetryAttempts(0))

@@ -151,6 +151,17 @@ func try[T any](ctx context.Context, send func(context.Context) (T, error)) (T, 
 	}
 }
 
+// smaller makes a page smaller whose answer did not fit into one message, and
+// reports whether to ask for it again.
+func smaller(err error, limit *int) bool {
+	var f *fault.Error
+	if !errors.As(err, &f) || f.Code != "answer_too_large" || *limit < 2 {
+		return false
+	}
+	*limit /= 2
+	return true
+}
+
 func again(err error) bool {
 	var f *fault.Error
 	return errors.As(err, &f) && f.Kind == fault.Unavailable

@@ -266,6 +266,9 @@ func (a *API) Flows(ctx context.Context, filter FlowFilter) iter.Seq2[Flow, erro
 	return func(yield func(Flow, error) bool) {
 		for {
 			list, err := a.ListFlows(ctx, filter)
+			if smaller(err, &filter.Limit) {
+				continue
+			}
 			if err != nil {
 				yield(Flow{}, err)
 				return

@@ -86,6 +86,9 @@ func (c *Conn) WatchInUse(ctx context.Context) iter.Seq2[InUseEntry, error] {
 		list := func() error {
 			for filter := (InUseFilter{Limit: 200}); ; {
 				page, err := c.ListInUse(ctx, filter)
+				if smaller(err, &filter.Limit) {
+					continue
+				}
 				if err != nil {
 					return err
 				}

@@ -48,7 +48,7 @@ func (b *bus) start() {
 	b.t.Helper()
 	allow := &natsd.Permissions{
 		Publish:   &natsd.SubjectPermission{Allow: []string{"credstream.*.acme.>"}},
-		Subscribe: &natsd.SubjectPermission{Allow: []string{"_INBOX.>", "credstream.events.acme.>"}},
+		Subscribe: &natsd.SubjectPermission{Allow: []string{"_INBOX.>", "_INBOX_mine.>", "credstream.events.acme.>", "$KV.credstream-in-use.acme.>"}},
 	}
 	var err error
 	b.srv, err = natsd.NewServer(&natsd.Options{

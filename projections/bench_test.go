@@ -197,3 +197,89 @@ func BenchmarkRead(b *testing.B) {
 		}
 	})
 }
+
+// started are n flows that start with one credential, as facts in three streams
+// each: three commits a flow, after the credential's own.
+func started(n int) []events.Record {
+	recs := created(1)
+	tenant, credential := recs[0].Stream.Tenant, recs[0].Stream.ID
+	add := func(category, id string, e events.Event) {
+		r := recs[0]
+		r.Stream, r.Seq, r.Event = events.StreamID{Tenant: tenant, Category: category, ID: id}, uint64(len(recs)+1), e
+		r.Meta.Command = fmt.Sprint("flow-", len(recs))
+		recs = append(recs, r)
+	}
+	for i := range n {
+		flow := fmt.Sprintf("flow-%05d", i)
+		add("flow", flow, events.FlowObserved{Change: events.FlowWasStarted, Name: flow, Revision: 1, Active: true, Steps: []events.FlowStep{
+			{ID: "step_1", Name: "Get pets", Component: "petstore", Credential: credential}, {ID: "step_2", Name: "Write rows", Component: "sheets"},
+		}})
+		add("credential", credential, events.CredentialUsed{Flow: flow, Revision: 1, Named: true, Active: true, Steps: []string{"step_1"}})
+		add("oauth_client", "petstore", events.OAuthClientUsed{Flow: flow, Revision: 1})
+	}
+	return recs
+}
+
+func BenchmarkFlows(b *testing.B) {
+	const flows = 10_000
+	recs := started(flows)
+	for _, size := range []int{15, 1000} {
+		b.Run(fmt.Sprint("apply ", size), func(b *testing.B) {
+			for b.Loop() {
+				v := open(b, filepath.Join(b.TempDir(), "views.db"))
+				for batch := range slices.Chunk(recs, size) {
+					if err := v.Apply(b.Context(), batch); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+			b.ReportMetric(float64(flows*b.N)/b.Elapsed().Seconds(), "flows/s")
+		})
+	}
+	b.Run("rebuild", func(b *testing.B) {
+		for b.Loop() {
+			v := open(b, filepath.Join(b.TempDir(), "views.db"))
+			if err := v.Rebuild(b.Context(), tape{recs: recs}, nil); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(flows*b.N)/b.Elapsed().Seconds(), "flows/s")
+	})
+	v := open(b, filepath.Join(b.TempDir(), "views.db"))
+	if err := v.Apply(b.Context(), recs); err != nil {
+		b.Fatal(err)
+	}
+	tenant, credential := recs[0].Stream.Tenant, recs[0].Stream.ID
+	reads := map[string]func() error{
+		"in-use value":         func() error { _, _, err := v.InUseOf(b.Context(), tenant, "credential", credential); return err },
+		"count":                func() error { _, _, err := v.CountUses(b.Context(), tenant, "credential", credential); return err },
+		"where used":           func() error { _, _, err := v.Flows(b.Context(), projections.FlowFilter{Tenant: tenant, Credential: credential}); return err },
+		"where used by broken": func() error { _, _, err := v.Flows(b.Context(), projections.FlowFilter{Tenant: tenant, Credential: credential, Broken: true}); return err },
+		"unsettled":            func() error { _, err := v.UnsettledFlows(b.Context(), 200); return err },
+		"flow":                 func() error { _, _, err := v.Flow(b.Context(), tenant, "flow-07000"); return err },
+	}
+	for name, read := range reads {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				if err := read(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+	b.Run("delete", func(b *testing.B) {
+		gone := recs[0]
+		gone.Seq, gone.Event = uint64(len(recs)+1), events.CredentialDeleted{}
+		for b.Loop() {
+			b.StopTimer()
+			v := open(b, filepath.Join(b.TempDir(), "views.db"))
+			if err := v.Apply(b.Context(), recs); err != nil {
+				b.Fatal(err)
+			}
+			b.StartTimer()
+			if err := v.Apply(b.Context(), []events.Record{gone}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}

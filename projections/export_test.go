@@ -33,13 +33,30 @@ func (v *Views) Plans(f CredentialFilter) (plans []string, err error) {
 	return plans, err
 }
 
-// OtherPlans are those of all other statements that read.
+// OtherPlans are those of all other statements that look for rows.
 func (v *Views) OtherPlans() (plans []string, err error) {
 	for _, sql := range []string{
 		credentialByID, candidateCount, candidates + " WHERE tenant = ? AND instr(name, ?) > 0", componentsVisible, commandByHash, componentColumns + " WHERE id = ?",
 		apiKeyByHash, apiKeyColumns + " WHERE id > ? ORDER BY id LIMIT ?", tenantColumns + " WHERE id = ?",
+		flowByID, usesOfFlow, deletedOfFlow, flowName, expiredBindings, staleUses, unsettledFlows,
+		inUseByThing, inUseChanges, inUseAt, inUseList, inUseFlows,
+		updateFlow, updateUse, deleteUse, breakFlows, forgetUses, refuseUses, emptyInUse,
 	} {
 		if err := v.explain(sql, make([]driver.Value, strings.Count(sql, "?")), &plans); err != nil {
+			return nil, err
+		}
+	}
+	for choice := range 1 << 4 {
+		is := func(bit int) bool { return choice>>bit&1 == 1 }
+		f := FlowFilter{Active: is(0), Broken: is(1)}
+		if is(2) {
+			f.Credential = "c"
+		}
+		if is(3) {
+			f.Component = "k"
+		}
+		sql, args := f.query()
+		if err := v.explain(sql, append(args, int64(9)), &plans); err != nil {
 			return nil, err
 		}
 	}

@@ -169,9 +169,20 @@ func (b *batch) observe(f *flowChange, r events.Record, e events.FlowObserved) (
 		f.now.binding, f.now.until = "", 0
 	}
 	f.now.steps, err = marshalText(e.Steps)
+	named := map[string]bool{}
+	for _, step := range e.Steps {
+		for _, thing := range thingsOf(step.Credential, step.Component) {
+			named[thing] = true
+		}
+	}
 	for thing := range f.uses {
+		if !named[thing] {
+			named[thing] = false
+		}
+	}
+	for thing, is := range named {
 		b.use(f, thing, r.Seq, func(u *useRow) {
-			u.named = false
+			u.named = is
 			if u.refusal != credentialDeleted {
 				u.refusal = ""
 			}
@@ -179,11 +190,6 @@ func (b *batch) observe(f *flowChange, r events.Record, e events.FlowObserved) (
 				u.active = u.recorded && e.Active
 			}
 		})
-	}
-	for _, step := range e.Steps {
-		for _, thing := range thingsOf(step.Credential, step.Component) {
-			b.use(f, thing, r.Seq, func(u *useRow) { u.named = true })
-		}
 	}
 	return err
 }

@@ -240,3 +240,61 @@ func TestAnUnknownEventStopsTheViews(t *testing.T) {
 		t.Errorf("a part of the batch stands: position %d, found %t, %v", v.Position(), found, err)
 	}
 }
+
+func TestNextFollowsWithoutHurry(t *testing.T) {
+	log := newJournal(manyCommits(1, 3)...)
+	model := &counter{}
+	p := projections.NewProjector(log, model, quiet())
+	ctx, cancel := context.WithCancel(t.Context())
+	waiting := make(chan error, 1)
+	go func() { waiting <- p.Next(ctx, 0) }()
+	run(t, p)
+	if err := <-waiting; err != nil || p.Position() == 0 {
+		t.Fatalf("position %d, %v", p.Position(), err)
+	}
+	for p.Position() < 3 {
+		if err := p.Next(t.Context(), p.Position()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	go func() { waiting <- p.Next(ctx, 3) }()
+	cancel()
+	if err := <-waiting; !errors.Is(err, context.Canceled) {
+		t.Errorf("there is nothing after the end of the log: %v", err)
+	}
+	if end, err := p.End(t.Context()); end != 3 || err != nil {
+		t.Errorf("the log ends at %d, %v", end, err)
+	}
+}
+
+// What is applied is told before anybody who waits for it goes on.
+func TestAppliedBatchesAreTold(t *testing.T) {
+	log := newJournal(manyCommits(1, 50)...)
+	model := &counter{}
+	p := projections.NewProjector(log, model, quiet())
+	var mu sync.Mutex
+	var told []events.Record
+	p.OnApplied(func(batch []events.Record) {
+		mu.Lock()
+		defer mu.Unlock()
+		told = append(told, batch...)
+		if last := batch[len(batch)-1].Seq; model.Position() < last {
+			t.Errorf("told of %d at %d", last, model.Position())
+		}
+	})
+	run(t, p)
+	for seq := uint64(51); seq < 60; seq++ {
+		log.write(manyCommits(seq, 1)...)
+		if err := p.Wait(t.Context(), seq); err != nil {
+			t.Fatal(err)
+		}
+		mu.Lock()
+		if last := told[len(told)-1].Seq; last < seq {
+			t.Errorf("waited for %d and was told up to %d", seq, last)
+		}
+		mu.Unlock()
+	}
+	if diff := cmp.Diff(log.recs, told); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -102,8 +102,8 @@ func (u useRow) values() []driver.Value {
 
 // against is the row as it stands beside its flow.
 func (u useRow) against(f flowRow, thing string) useRow {
-	if !u.named && !u.recorded {
-		return useRow{}
+	if u == (useRow{}) {
+		return u
 	}
 	settled := u.refused >= f.revision
 	if u.recorded && !settled {
@@ -111,8 +111,10 @@ func (u useRow) against(f flowRow, thing string) useRow {
 	}
 	u.unsettled = u.named && !settled
 	// What was linked before the engine told of the flow has revision 0. It is
-	// left over only when the flow was told of since then, and without it.
-	u.stale = u.recorded && u.fact && !u.named && f.revision > u.revision && (u.revision > 0 || f.observed > u.seq)
+	// left over only when the flow was told of since then, and without it. A
+	// refusal of what an earlier revision used leaves that over, too.
+	u.stale = u.recorded && u.fact && f.revision > u.revision &&
+		(!u.named && (u.revision > 0 || f.observed > u.seq) || u.named && isCredential(thing) && u.refused >= f.revision)
 	return u
 }
 
@@ -164,6 +166,9 @@ func (b *batch) use(f *flowChange, thing string, seq uint64, change func(*useRow
 	}
 	before := u.now
 	change(&u.now)
+	if !u.now.named && !u.now.recorded {
+		u.now = useRow{}
+	}
 	b.noteInUse(f.tenant, thing, seq, before, u.now)
 }
 
@@ -218,8 +223,8 @@ func (b *batch) oauthClient(r events.Record, e events.OAuthClient) error {
 const (
 	breakFlows = "UPDATE flows SET broken = 1 WHERE tenant = ? AND broken = 0 AND id IN" +
 		" (SELECT flow FROM uses INDEXED BY uses_thing WHERE tenant = ? AND thing = ? AND named = 1)"
-	forgetUses = "DELETE FROM uses WHERE tenant = ? AND thing = ? AND named = 0"
-	refuseUses = "UPDATE uses SET recorded = 0, fact = 0, revision = 0, active = 0, binding = '', until = 0, seq = 0, refusal = '" + credentialDeleted + "'," +
+	forgetUses = "DELETE FROM uses INDEXED BY uses_thing WHERE tenant = ? AND thing = ? AND named = 0"
+	refuseUses = "UPDATE uses INDEXED BY uses_thing SET recorded = 0, fact = 0, revision = 0, active = 0, binding = '', until = 0, seq = 0, refusal = '" + credentialDeleted + "'," +
 		" refused = CASE WHEN recorded = 1 AND fact = 1 THEN max(refused, revision) ELSE refused END, stale = 0 WHERE tenant = ? AND thing = ?"
 	emptyInUse = "UPDATE in_use SET seq = ?, total = 0, active = 0 WHERE tenant = ? AND thing = ? AND total > 0"
 )
@@ -318,8 +323,8 @@ const (
 	expiredBindings = "SELECT tenant, thing, flow, binding, revision FROM uses INDEXED BY uses_until WHERE binding <> '' AND until < ? ORDER BY until LIMIT ?"
 	staleUses       = "SELECT u.tenant, u.thing, u.flow, u.binding, f.revision FROM uses u INDEXED BY uses_stale CROSS JOIN flows f INDEXED BY flows_id" +
 		" ON f.tenant = u.tenant AND f.id = u.flow WHERE u.stale = 1 LIMIT ?"
-	unsettledFlows = "SELECT u.tenant, '', u.flow, '', f.revision FROM (SELECT DISTINCT tenant, flow FROM uses INDEXED BY uses_unsettled WHERE unsettled = 1 LIMIT ?) u" +
-		" CROSS JOIN flows f INDEXED BY flows_id ON f.tenant = u.tenant AND f.id = u.flow"
+	unsettledFlows = "SELECT of, '', flow, '', revision FROM (SELECT DISTINCT tenant AS of, flow FROM uses INDEXED BY uses_unsettled WHERE unsettled = 1 LIMIT ?)" +
+		" CROSS JOIN flows INDEXED BY flows_id ON tenant = of AND id = flow"
 )
 
 // ExpiredBindings lists up to limit reservations, as the credentials have
@@ -329,8 +334,8 @@ func (v *Views) ExpiredBindings(ctx context.Context, before time.Time, limit int
 }
 
 // StaleUses lists up to limit recorded uses by flows whose present steps, of a
-// later revision, do not name the thing; Revision is the flow's. Reservations
-// alone are none. A use without a revision, by a credential made for a step,
+// later revision, do not name the thing, or name a credential that has refused
+// this revision; Revision is the flow's. Reservations alone are none. A use without a revision, by a credential made for a step,
 // counts only when the flow was told of after it.
 func (v *Views) StaleUses(ctx context.Context, limit int) ([]FlowUse, error) {
 	return v.flowUses(ctx, staleUses, int64(limit))

@@ -27,9 +27,9 @@ import (
 )
 
 const (
-	startTime = 30 * time.Second       // for all servers to be ready, on a busy machine
-	lookEvery = 20 * time.Millisecond  // while waiting for it
-	stopTime  = 5 * time.Second        // for a server to stop by itself
+	startTime = 30 * time.Second      // for all servers to be ready, on a busy machine
+	lookEvery = 20 * time.Millisecond // while waiting for it
+	stopTime  = 5 * time.Second       // for a server to stop by itself
 )
 
 // Option changes how the servers are started.
@@ -313,8 +313,11 @@ func (s *NATS) Log() string {
 }
 
 func (s *NATS) showLogs() {
-	text := s.Log()
-	s.t.Log(text[max(0, len(text)-8000):])
+	for line := range strings.SplitSeq(s.Log(), "\n") {
+		if !strings.Contains(line, "[INF]") && !strings.Contains(line, " Violation ") {
+			s.t.Log(line)
+		}
+	}
 }
 
 func (s *NATS) must(err error) {

@@ -1,0 +1,302 @@
+package bus_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/bus/bustest"
+)
+
+func TestConnectToOneServer(t *testing.T) {
+	s := bustest.Start(t)
+	for _, tc := range []struct {
+		name string
+		with func(*bus.ClusterConfig)
+		says string // of the refusal; "" for none
+		want bus.Durability
+	}{
+		{
+			"as it is", func(*bus.ClusterConfig) {},
+			"Each stream would have one replica", bus.Durability{},
+		},
+		{
+			"attested", func(c *bus.ClusterConfig) { c.AttestSyncAlways = true },
+			"", bus.Durability{Replicas: 1, Servers: []string{"n1"}, SyncSeen: true, Attested: true, Why: "Each stream would have one replica: what its server loses is lost."},
+		},
+		{
+			"unseen", func(c *bus.ClusterConfig) { c.SystemURL, c.Replicas = "", 3 },
+			"Without a user of the NATS system account", bus.Durability{},
+		},
+		{
+			"unseen and attested", func(c *bus.ClusterConfig) { c.SystemURL, c.Replicas, c.AttestSyncAlways = "", 3, true },
+			"", bus.Durability{Replicas: 3, Attested: true, Why: "Without a user of the NATS system account it is not seen whether the servers fsync before they acknowledge (sync_interval: always)."},
+		},
+	} {
+		cfg := s.Config()
+		tc.with(&cfg)
+		c, err := bus.Connect(t.Context(), cfg)
+		if tc.says != "" {
+			if !errors.Is(err, bus.ErrDurabilityWeak) || !strings.Contains(err.Error(), tc.says) || !strings.Contains(err.Error(), "--attest-sync-always") {
+				t.Errorf("%s: %v", tc.name, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(tc.name, err)
+		}
+		if diff := cmp.Diff(tc.want, c.Durability()); diff != "" {
+			t.Errorf("%s: %s", tc.name, diff)
+		}
+		if err := errors.Join(c.Health(), c.WritesAllowed()); err != nil || c.Replicas() != tc.want.Replicas || c.ClientURL() != s.URL("") {
+			t.Errorf("%s: %v, %d replicas, at %s", tc.name, err, c.Replicas(), c.ClientURL())
+		}
+		if err := c.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if nc, err := c.Conn("late"); err == nil {
+			nc.Close()
+			t.Error("connected after the shutdown")
+		}
+	}
+}
+
+func TestConnectToLazyServer(t *testing.T) {
+	s := bustest.Start(t, bustest.LazySync())
+	cfg := s.Config()
+	if _, err := bus.Connect(t.Context(), cfg); !errors.Is(err, bus.ErrDurabilityWeak) || !strings.Contains(err.Error(), `(sync_interval is not "always"): n1.`) {
+		t.Error(err)
+	}
+	if d := startCluster(t, s).Durability(); d.SyncSeen || !d.Attested || !strings.Contains(d.Why, "n1") {
+		t.Errorf("%+v", d)
+	}
+}
+
+// No message repeats what may hold a password.
+func TestConnectRefusesConfigurations(t *testing.T) {
+	s := bustest.Start(t)
+	for _, tc := range []struct {
+		name string
+		with func(*bus.ClusterConfig)
+		want error
+	}{
+		{"nothing", func(c *bus.ClusterConfig) { c.URL = "" }, bus.ErrNATSConfig},
+		{"no URL", func(c *bus.ClusterConfig) { c.URL = "nats://x:canary@%zz" }, bus.ErrNATSConfig},
+		{"another scheme", func(c *bus.ClusterConfig) { c.SystemURL = "http://x:canary@127.0.0.1" }, bus.ErrNATSConfig},
+		{"no host", func(c *bus.ClusterConfig) { c.EndpointURL = "nats://x:canary@" }, bus.ErrNATSConfig},
+		{"too many replicas", func(c *bus.ClusterConfig) { c.Replicas = 6 }, bus.ErrNATSConfig},
+		{"a wrong password", func(c *bus.ClusterConfig) { c.URL = "nats://credstream:canary@" + s.Host(0) }, nats.ErrAuthorization},
+		{"a wrong system password", func(c *bus.ClusterConfig) { c.SystemURL = "nats://credstream-system:canary@" + s.Host(0) }, nats.ErrAuthorization},
+		{"no JetStream", func(c *bus.ClusterConfig) { c.URL = s.URL("credstream-callout") }, nil},
+		{"no seed there", func(c *bus.ClusterConfig) { c.CalloutSeedFile = filepath.Join(t.TempDir(), "none") }, os.ErrNotExist},
+		{"nobody there", func(c *bus.ClusterConfig) { c.URL = "nats://x:canary@127.0.0.1:1" }, nats.ErrNoServers},
+	} {
+		cfg := s.Config()
+		cfg.AttestSyncAlways = true
+		log := &logBuffer{}
+		cfg.Logger = log.logger()
+		tc.with(&cfg)
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		c, err := bus.Connect(ctx, cfg)
+		cancel()
+		if err == nil {
+			t.Errorf("%s: connected", tc.name)
+			_ = c.Shutdown(t.Context())
+			continue
+		}
+		if tc.want != nil && !errors.Is(err, tc.want) {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+		if strings.Contains(err.Error()+log.String(), "canary") {
+			t.Errorf("%s: the password is told: %v\n%s", tc.name, err, log)
+		}
+	}
+}
+
+func TestConnectRefusesOldServers(t *testing.T) {
+	for version, old := range map[string]bool{"2.11.9": true, "2.9.0": true, "1.20.0": true, "x": true, "2.12.0": false, "2.15.2-RC.1": false, "3.0.0": false} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { // greets as a server of this version, until the listener is closed
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				fmt.Fprintf(conn, `INFO {"server_id":"x","server_name":"old","version":%q,"headers":true,"max_payload":1000}`+"\r\n", version)
+				for lines := bufio.NewScanner(conn); lines.Scan(); {
+					if lines.Text() == "PING" {
+						fmt.Fprint(conn, "PONG\r\n")
+					}
+				}
+				_ = conn.Close()
+			}
+		}()
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond) // nobody answers for JetStream there
+		_, err = bus.Connect(ctx, bus.ClusterConfig{URL: l.Addr().String()})
+		cancel()
+		if errors.Is(err, bus.ErrServerTooOld) != old {
+			t.Errorf("%s: %v", version, err)
+		}
+		_ = l.Close()
+	}
+}
+
+func TestEnsureStream(t *testing.T) {
+	n := startNode(t)
+	js := serviceJS(t, n)
+	configs := append([]jetstream.StreamConfig{bus.FeedConfig(1), bus.ClaimsConfig(1)}, streams[:len(streams)-1]...)
+	for _, cfg := range configs {
+		for _, want := range []bool{true, false} {
+			if created, err := bus.EnsureStream(t.Context(), js, cfg); err != nil || created != want {
+				t.Errorf("%s: %v, %v", cfg.Name, created, err)
+			}
+		}
+	}
+	for field, change := range map[string]func(*jetstream.StreamConfig){
+		"subjects":             func(c *jetstream.StreamConfig) { c.Subjects = append(c.Subjects, "more") },
+		"max_age":              func(c *jetstream.StreamConfig) { c.MaxAge = time.Hour },
+		"max_msgs":             func(c *jetstream.StreamConfig) { c.MaxMsgs = 1 },
+		"max_msgs_per_subject": func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject = 1 },
+		"storage":              func(c *jetstream.StreamConfig) { c.Storage = jetstream.MemoryStorage },
+		"num_replicas":         func(c *jetstream.StreamConfig) { c.Replicas = 3 },
+		"deny_purge":           func(c *jetstream.StreamConfig) { c.DenyPurge = true },
+		"allow_direct":         func(c *jetstream.StreamConfig) { c.AllowDirect = false },
+	} {
+		cfg := streams[0]
+		cfg.Subjects = append([]string{}, cfg.Subjects...)
+		change(&cfg)
+		if _, err := bus.EnsureStream(t.Context(), js, cfg); !errors.Is(err, bus.ErrStreamConfig) || !strings.Contains(err.Error(), field+" is ") {
+			t.Errorf("%s: %v", field, err)
+		}
+	}
+}
+
+// Three servers, as deploy/nats has them, with everything that the service does
+// there: one of them may be away.
+func TestThreeServers(t *testing.T) {
+	s := bustest.Start(t, bustest.Nodes(3))
+	restarted := make(chan struct{}, 100)
+	c := startCluster(t, s, func(c *bus.ClusterConfig) {
+		c.AttestSyncAlways = false
+		c.Restarted = func() { restarted <- struct{}{} }
+	})
+	want := bus.Durability{Replicas: 3, Servers: []string{"n1", "n2", "n3"}, SyncSeen: true}
+	if diff := cmp.Diff(want, c.Durability()); diff != "" {
+		t.Error(diff)
+	}
+	nc, err := c.Conn("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, cfg := range []jetstream.StreamConfig{bus.FeedConfig(3), bus.ClaimsConfig(3)} {
+		for _, want := range []bool{true, false} {
+			if created, err := bus.EnsureStream(t.Context(), js, cfg); err != nil || created != want {
+				t.Errorf("%s: %v, %v", cfg.Name, created, err)
+			}
+		}
+	}
+	if err := c.EnsureTenant(t.Context(), "default"); err != nil {
+		t.Error(err)
+	}
+	calls := make(chan call, 100)
+	answerAll(t, c, calls)
+	// A client of each server is known to the one process, and can be disconnected.
+	closed := make(chan struct{}, 3)
+	for i := range 3 {
+		alice, err := nats.Connect("nats://"+s.Host(i), nats.UserInfo("x", "alice-key"), nats.CustomInboxPrefix(bus.InboxPrefix("alice-key")),
+			nats.NoReconnect(), nats.ClosedHandler(func(*nats.Conn) { closed <- struct{}{} }))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := alice.RequestWithContext(t.Context(), "credstream.cmd.default.x", nil); err != nil {
+			t.Fatal(err)
+		}
+		if got := recv(t, calls); got.caller != "alice" || !got.answerable {
+			t.Errorf("by server %d: %+v", i+1, got)
+		}
+	}
+	c.DisconnectKey("alice")
+	for range 3 {
+		recv(t, closed)
+	}
+	claims, err := bus.OpenClaims(t.Context(), js, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	oneClaims(t, claims, claims)
+
+	for i := range 3 {
+		if nc.ConnectedAddr() == s.Host(i) { // the one that hurts most
+			s.Stop(i)
+			break
+		}
+	}
+	second := startCluster(t, s, func(c *bus.ClusterConfig) { c.AttestSyncAlways = false })
+	if d := second.Durability(); len(d.Servers) != 2 || !d.SyncSeen || d.Why != "" {
+		t.Errorf("with one server away: %+v", d)
+	}
+	dial(t, s, "alice-key")
+	for {
+		if mine, _, err := claims.Claim(t.Context(), [32]byte{1}, "request"); err == nil {
+			if !mine {
+				t.Error("a new id was claimed before")
+			}
+			break
+		} else if t.Context().Err() != nil {
+			t.Fatal(err)
+		}
+	}
+	watching, stop := context.WithCancel(t.Context())
+	watched := make(chan error, 1)
+	go func() { watched <- c.Watch(watching) }()
+	for c.Health() != nil { // until its connections have found the other servers
+		select {
+		case err := <-watched:
+			t.Fatal(err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	for i := range 3 { // one of two is no majority
+		if nc.ConnectedAddr() != s.Host(i) {
+			s.Kill(i)
+		}
+	}
+	for c.Health() == nil {
+		select {
+		case err := <-watched:
+			t.Fatal(err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if _, err := bus.Connect(ctx, s.Config()); err == nil {
+		t.Error("connected to one of three")
+	}
+	stop()
+	if err := recv(t, watched); err != nil {
+		t.Error(err)
+	}
+	if len(restarted) == 0 && nc.Stats().Reconnects > 0 {
+		t.Error("nobody was told of the new connection")
+	}
+}

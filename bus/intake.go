@@ -1,0 +1,296 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service"
+)
+
+// The bounds of what is being stored at one time. A publisher may send many
+// messages ahead of their acknowledgements, and is told of too many.
+const (
+	inboundAll   = 8192     // messages
+	inboundEach  = 4096     // of one key
+	inboundBytes = 64 << 20 // of all
+	inboundLine  = 16 << 20 // bytes that wait in line, by queue
+)
+
+// refusalCode is added to the status of a refusal to make the err_code of the
+// answer: 20400 for what is invalid, 20403 for a missing permission.
+const refusalCode = 20_000
+
+// errTooLarge is the service's refusal, with the bound of a queue.
+var errTooLarge = service.ErrBodyTooLarge.Because("A message for a queue holds up to %d KiB.", maxQueued>>10)
+
+// Intake takes flow events and queued commands in. They are published as if to
+// a stream, but to endpoints of the service, which checks them, stores them, and
+// answers in the shape of a JetStream PubAck when they are durable; with no
+// service running the publisher is told so by the server. A message without a
+// reply subject cannot be acknowledged: it is dropped and counted, so that
+// nobody comes to rely on it.
+//
+// Messages that come from one connection to one queue and through one process
+// are stored in the order in which they were published.
+type Intake struct {
+	cfg   IntakeConfig
+	log   *slog.Logger
+	gate  *gate
+	bytes *semaphore.Weighted
+	seen  *prometheus.CounterVec
+
+	subs    []*nats.Subscription
+	life    context.Context
+	end     context.CancelFunc
+	answers sync.WaitGroup
+}
+
+// IntakeConfig is what an Intake is made of.
+type IntakeConfig struct {
+	Conn          *nats.Conn // may publish to reply subjects only: the one of the Endpoints
+	Caller        func(nats.Header) (principal string, ok bool)
+	Service       *service.Service
+	Queues        *Queues
+	Poison        *Poison
+	WritesAllowed func() error // optional: refuses messages while it returns an error
+	Metrics       prometheus.Registerer
+	Logger        *slog.Logger
+}
+
+// ServeIntake starts to take messages in. Close ends it.
+func ServeIntake(cfg IntakeConfig) (*Intake, error) {
+	in := &Intake{
+		cfg: cfg, log: cfg.Logger, gate: newGate(inboundAll, inboundEach), bytes: semaphore.NewWeighted(inboundBytes),
+		seen: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "credstream_intake_messages_total",
+			Help: "Messages published to a queue: stored, poisoned, refused or dropped, by the code of the refusal.",
+		}, []string{"queue", "outcome", "code"}),
+	}
+	in.life, in.end = context.WithCancel(context.Background())
+	if cfg.Metrics != nil {
+		cfg.Metrics.MustRegister(in.seen)
+	}
+	for _, q := range []Queue{Flows, Commands} {
+		sub, err := cfg.Conn.QueueSubscribe(q.layout().outside+"*.>", "credstream", in.receive(q))
+		if err == nil {
+			in.subs = append(in.subs, sub)
+			err = sub.SetPendingLimits(-1, inboundLine)
+		}
+		if err != nil {
+			in.Close()
+			return nil, fmt.Errorf("listening for %s: %w", q, err)
+		}
+	}
+	if err := cfg.Conn.Flush(); err != nil {
+		in.Close()
+		return nil, fmt.Errorf("listening for messages: %w", err)
+	}
+	return in, nil
+}
+
+// Close stops to take messages, stores and answers those that are there, and
+// cuts that short after a grace of a second.
+func (in *Intake) Close() {
+	cut := time.AfterFunc(grace, in.end)
+	defer cut.Stop()
+	for _, sub := range in.subs {
+		closed := sub.StatusChanged(nats.SubscriptionClosed)
+		if sub.Drain() != nil {
+			continue // the connection is closed
+		}
+		select {
+		case <-closed:
+		case <-in.life.Done():
+		}
+	}
+	in.answers.Wait()
+	in.end()
+}
+
+// receive takes the messages of a queue in, one after the other, so that they
+// are stored in their order, and leaves the waiting to others.
+func (in *Intake) receive(q Queue) nats.MsgHandler {
+	return func(m *nats.Msg) {
+		principal, drop := sender(m.Reply, m.Header, in.cfg.Caller)
+		if drop != "" {
+			in.seen.WithLabelValues(string(q), "dropped", drop).Inc()
+			return
+		}
+		if !in.gate.enter(principal) {
+			in.refuse(q, m, errBusy)
+			return
+		}
+		size := int64(len(m.Data))
+		if in.bytes.Acquire(in.life, size) != nil {
+			in.gate.leave(principal)
+			return // closed
+		}
+		ctx, cancel := context.WithTimeout(in.life, AckTimeout)
+		r, code, err := in.take(ctx, q, m, principal)
+		in.answers.Go(func() {
+			defer func() { cancel(); in.bytes.Release(size); in.gate.leave(principal) }()
+			var seq uint64
+			if err == nil {
+				seq, err = r.wait(ctx)
+			}
+			if err != nil {
+				in.refuse(q, m, err)
+				return
+			}
+			outcome := "stored"
+			if code != "" {
+				outcome = "poisoned"
+			}
+			in.seen.WithLabelValues(string(q), outcome, code).Inc()
+			in.send(m.Reply, nil, answer{Stream: r.stream, Seq: seq})
+		})
+	}
+}
+
+// take puts a message on its way into its stream, or into the poison queue, with
+// the code of the reason.
+func (in *Intake) take(ctx context.Context, q Queue, m *nats.Msg, principal string) (r receipt, code string, err error) {
+	if in.cfg.WritesAllowed != nil {
+		if err := in.cfg.WritesAllowed(); err != nil {
+			return r, "", err
+		}
+	}
+	tenant, name, _ := strings.Cut(strings.TrimPrefix(m.Subject, q.layout().outside), ".")
+	p, err := in.cfg.Service.Principal(ctx, principal)
+	if err != nil {
+		return r, "", err
+	}
+	call := service.Call{Tenant: tenant, Principal: p, Via: "nats"}
+	if q == Flows {
+		return in.takeFlow(ctx, call, m, name)
+	}
+	r, err = in.takeCommand(ctx, call, m, name)
+	return r, "", err
+}
+
+// takeFlow stores what is understood of a flow event, and of one that is not
+// understood that it came. What a caller may not say at all is refused.
+func (in *Intake) takeFlow(ctx context.Context, call service.Call, m *nats.Msg, token string) (r receipt, code string, err error) {
+	err = in.cfg.Service.AuthorizeFlowEvents(ctx, call)
+	lost := errors.Is(err, service.ErrTenantNotFound) && call.Principal.Reaches(call.Tenant)
+	if lost { // a slip of somebody who may name every tenant
+		call.Tenant = call.Principal.Home
+		err = in.cfg.Service.AuthorizeFlowEvents(ctx, call)
+	}
+	if err != nil {
+		return r, "", err
+	}
+	f, wrong := readFlowEvent(m, token)
+	var data []byte
+	if wrong == nil {
+		if data, err = f.Data(); err != nil {
+			return r, "", err
+		}
+	}
+	switch {
+	case lost:
+		wrong = service.ErrTenantNotFound
+	case wrong == nil && len(data) > maxQueued:
+		wrong = errTooLarge
+	}
+	principal := call.Principal.Actor.ID
+	if wrong != nil {
+		e := service.Poisoned{
+			Queue: string(Flows), Name: f.name, Subject: m.Subject, EventID: f.id, Actor: "key:" + principal,
+			Size: len(m.Data), SHA256: hexSum(m.Data),
+		}
+		blame(&e, wrong)
+		r, err = in.cfg.Poison.send(call.Tenant, poisonEntry{Poisoned: e})
+		return r, e.Code, err
+	}
+	stored := nats.NewMsg(flowsInside + call.Tenant + "." + events.Token(f.ID))
+	stored.Header = nats.Header{
+		"ce-specversion": {"1.0"}, "ce-id": {f.id}, "ce-type": {f.Type()},
+		"ce-source":    {"/credstream/" + call.Tenant}, // the publisher's own is not kept
+		"content-type": {"application/json"},
+	}
+	describe(stored.Header, principal, f.correlation, m.Data)
+	stored.Data = data
+	r, err = in.cfg.Queues.send(FlowsStream, stored)
+	return r, "", err
+}
+
+// takeCommand stores a command in the form in which it may be stored.
+func (in *Intake) takeCommand(ctx context.Context, call service.Call, m *nats.Msg, command string) (receipt, error) {
+	call.CommandID, call.Correlation = m.Header.Get(nats.MsgIdHdr), m.Header.Get("X-Correlation-Id")
+	body := m.Data
+	if len(body) == 0 {
+		body = []byte("{}")
+	}
+	body, err := in.cfg.Service.CheckQueued(ctx, &call, command, body)
+	if err != nil {
+		return receipt{}, err
+	}
+	if len(body) > maxQueued {
+		return receipt{}, errTooLarge
+	}
+	stored := nats.NewMsg(queueInside + call.Tenant + "." + command)
+	stored.Header[commandHeader] = []string{call.CommandID}
+	describe(stored.Header, call.Principal.Actor.ID, call.Correlation, m.Data)
+	stored.Data = body
+	return in.cfg.Queues.send(QueueStream, stored)
+}
+
+// answer is a JetStream publish acknowledgement, as clients read it. Problem is
+// ours, for whom it helps.
+type answer struct {
+	Error   *answerError   `json:"error,omitzero"`
+	Stream  string         `json:"stream"`
+	Seq     uint64         `json:"seq"`
+	Problem *fault.Problem `json:"problem,omitzero"`
+}
+
+type answerError struct {
+	Code        int    `json:"code"`
+	ErrCode     int    `json:"err_code"`
+	Description string `json:"description"`
+}
+
+// refuse answers with the problem of err, in the micro service's error headers too.
+func (in *Intake) refuse(q Queue, m *nats.Msg, err error) {
+	problem := fault.Of(err).Problem()
+	problem.RequestID = events.NewID()
+	in.seen.WithLabelValues(string(q), "refused", problem.Code).Inc()
+	if !errors.Is(err, ErrNotStored) && problem.Kind != fault.Internal {
+		in.log.Debug("a message was refused", "queue", q, "request", problem.RequestID, "code", problem.Code)
+	} else {
+		in.log.Error("a message was not stored", "queue", q, "request", problem.RequestID, "err", err)
+	}
+	in.send(m.Reply, nats.Header{
+		micro.ErrorHeader: {problem.Detail}, micro.ErrorCodeHeader: {strconv.Itoa(problem.Status)},
+	}, answer{
+		Error: &answerError{
+			Code: problem.Status, ErrCode: refusalCode + problem.Status, Description: problem.Detail + " (" + problem.Code + ")",
+		},
+		Problem: &problem,
+	})
+}
+
+func (in *Intake) send(reply string, h nats.Header, a answer) {
+	data, err := json.Marshal(a)
+	if err == nil {
+		err = in.cfg.Conn.PublishMsg(&nats.Msg{Subject: reply, Header: h, Data: data})
+	}
+	if err != nil {
+		in.log.Warn("an acknowledgement was not sent", "err", err)
+	}
+}

@@ -1,0 +1,196 @@
+package bus
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"strconv"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/fault"
+)
+
+// The streams of what is left for the service to do, and of what it could not
+// do. They are private: only the service publishes into them.
+const (
+	FlowsStream  = "CREDSTREAM_FLOWS"
+	QueueStream  = "CREDSTREAM_CMDQ"
+	PoisonStream = "CREDSTREAM_POISON"
+)
+
+// Queue names one of the two queues, as people read it.
+type Queue string
+
+// The queues.
+const (
+	Flows    Queue = "flows"    // flow events
+	Commands Queue = "commands" // queued commands
+)
+
+const (
+	flowsOutside  = "credstream.flows."
+	flowsInside   = "credstream.in.flows."
+	queueOutside  = "credstream.cmdq."
+	queueInside   = "credstream.in.cmdq."
+	poisonSubject = "credstream.in.poison."
+)
+
+// layout says where a queue's messages are published to, and where they wait.
+type layout struct{ outside, inside, stream string }
+
+func (q Queue) layout() layout {
+	if q == Flows {
+		return layout{flowsOutside, flowsInside, FlowsStream}
+	}
+	return layout{queueOutside, queueInside, QueueStream}
+}
+
+// Headers of a message in a queue. A flow event is a CloudEvent in binary mode besides.
+const (
+	actorHeader       = "Cs-Actor"       // id of the key that published it
+	commandHeader     = "Cs-Command"     // command id
+	correlationHeader = "Cs-Correlation" // correlation id; may be absent
+	sizeHeader        = "Cs-Size"        // of the message as it was published, in bytes
+	sumHeader         = "Cs-Sha256"      // of it, in hex
+)
+
+// maxQueued bounds the body of a message, so that it fits into the poison queue
+// together with what is said about it.
+const maxQueued = 640 << 10
+
+// FlowsConfig is the stream of the flow events, by tenant and flow:
+// "credstream.in.flows.<tenant>.<token of the flow>". What is done goes away.
+func FlowsConfig(replicas int) jetstream.StreamConfig {
+	return queueStream(FlowsStream, flowsInside+">", jetstream.WorkQueuePolicy, replicas)
+}
+
+// QueueConfig is the stream of the queued commands, by tenant and command:
+// "credstream.in.cmdq.<tenant>.<command>". What is done goes away.
+func QueueConfig(replicas int) jetstream.StreamConfig {
+	return queueStream(QueueStream, queueInside+">", jetstream.WorkQueuePolicy, replicas)
+}
+
+// PoisonConfig is the stream of what failed for good, by tenant and queue:
+// "credstream.in.poison.<tenant>.<queue>". It stays until somebody drops it.
+func PoisonConfig(replicas int) jetstream.StreamConfig {
+	return queueStream(PoisonStream, poisonSubject+">", jetstream.LimitsPolicy, replicas)
+}
+
+// queueStream allows no direct reads: a replica that is behind could answer them.
+func queueStream(name, subject string, retention jetstream.RetentionPolicy, replicas int) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name: name, Subjects: []string{subject}, Storage: jetstream.FileStorage, Replicas: replicas,
+		Retention: retention, MaxMsgSize: maxPayload,
+	}
+}
+
+// ErrNotStored is answered to a publisher whose message is not known to be durable.
+var ErrNotStored = fault.New(fault.Unavailable, "queue_message_not_stored",
+	"The message was not stored, or it is not known whether it was. Publish it again.")
+
+// Queues stores messages in the three streams, durable.
+type Queues struct {
+	js      jetstream.JetStream
+	durable map[string]func(context.Context) error // by stream; nil where the server syncs by itself
+}
+
+// maxUnacked bounds what is sent ahead of the streams' acknowledgements.
+const maxUnacked = 2 * inboundAll
+
+// NewQueues makes Queues over a connection as the service. durable returns the
+// wait for the fsync of a stream, or nil where the server syncs by itself. The
+// streams must exist before anything is stored.
+func NewQueues(conn *nats.Conn, durable func(stream string) func(context.Context) error) (*Queues, error) {
+	js, err := jetstream.New(conn, jetstream.WithPublishAsyncTimeout(AckTimeout), jetstream.WithPublishAsyncMaxPending(maxUnacked))
+	if err != nil {
+		return nil, fmt.Errorf("opening JetStream for the queues: %w", err)
+	}
+	q := &Queues{js: js, durable: map[string]func(context.Context) error{}}
+	for _, stream := range []string{FlowsStream, QueueStream, PoisonStream} {
+		q.durable[stream] = durable(stream)
+	}
+	return q, nil
+}
+
+// receipt is a message on its way into a stream.
+type receipt struct {
+	stream  string
+	ack     jetstream.PubAckFuture
+	durable func(context.Context) error
+}
+
+// send puts a message on its way. Messages are stored in the order in which they
+// were sent.
+func (q *Queues) send(stream string, m *nats.Msg) (receipt, error) {
+	// Tried again, it could be stored behind one that was sent after it.
+	ack, err := q.js.PublishMsgAsync(m, jetstream.WithRetryAttempts(0))
+	if err != nil {
+		return receipt{}, fmt.Errorf("storing in %s: %w: %w", stream, ErrNotStored, err)
+	}
+	return receipt{stream, ack, q.durable[stream]}, nil
+}
+
+// wait returns when the message is durable, with its place in the stream.
+func (r receipt) wait(ctx context.Context) (seq uint64, err error) {
+	select {
+	case <-ctx.Done():
+		err = ctx.Err()
+	case err = <-r.ack.Err():
+	case ack := <-r.ack.Ok():
+		if ack.Stream != r.stream {
+			err = fmt.Errorf("it went into %s", ack.Stream)
+		}
+		if err == nil && r.durable != nil {
+			err = r.durable(ctx)
+		}
+		seq = ack.Sequence
+	}
+	if err != nil {
+		return 0, fmt.Errorf("storing in %s: %w: %w", r.stream, ErrNotStored, err)
+	}
+	return seq, nil
+}
+
+// put stores a message and returns when it is durable.
+func (q *Queues) put(ctx context.Context, stream string, m *nats.Msg) error {
+	r, err := q.send(stream, m)
+	if err != nil {
+		return err
+	}
+	_, err = r.wait(ctx)
+	return err
+}
+
+// count is the number of messages in a stream.
+func (q *Queues) count(ctx context.Context, stream string) (uint64, error) {
+	s, err := q.js.Stream(ctx, stream)
+	if err != nil {
+		return 0, fmt.Errorf("looking up stream %s: %w", stream, err)
+	}
+	return s.CachedInfo().State.Msgs, nil
+}
+
+// describe writes what is known of a message as it was published.
+func describe(h nats.Header, principal, correlation string, published []byte) {
+	sum := sha256.Sum256(published)
+	h[actorHeader] = []string{principal}
+	h[sizeHeader] = []string{strconv.Itoa(len(published))}
+	h[sumHeader] = []string{hex.EncodeToString(sum[:])}
+	if correlation != "" {
+		h[correlationHeader] = []string{correlation}
+	}
+}
+
+// printable reports whether an id is 1 to 128 printable ASCII characters: such a
+// one stands in a header as it is.
+func printable(id string) bool {
+	for i := range len(id) {
+		if id[i] < 0x21 || id[i] > 0x7e {
+			return false
+		}
+	}
+	return len(id) > 0 && len(id) <= 128
+}
