@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -125,10 +126,23 @@ func (r *Reader) open(msg *message.Message) (queued, error) {
 		q.name, q.id = last, msg.Metadata[commandHeader]
 	}
 	q.size, err2 = strconv.Atoi(msg.Metadata[sizeHeader])
-	if err1 != nil || err2 != nil || !events.Plain(q.actor) || !printable(q.id) || len(q.sum) != 64 || tame(q.name) == "" {
+	if err1 != nil || err2 != nil || !events.Plain(q.actor) || !printable(q.id) || len(q.sum) != 64 || !r.knows(q.name) {
 		return q, errForeign
 	}
 	return q, nil
+}
+
+// knows reports whether there is such a flow event or command.
+func (r *Reader) knows(name string) bool {
+	if r.cfg.Queue == Commands {
+		return tame(name) != "" // the service says whether there is such a command
+	}
+	change, ok := strings.CutPrefix(name, "flow.")
+	return ok && slices.Contains(flowChanges, events.FlowChange(change))
+}
+
+var flowChanges = []events.FlowChange{
+	events.FlowWasCreated, events.FlowWasUpdated, events.FlowWasStarted, events.FlowWasStopped, events.FlowWasDeleted,
 }
 
 // lane keeps the order of what is said of one flow, or aimed at one target.
@@ -304,9 +318,7 @@ func (r *Reader) handleFlows(router *message.Router, subscriber message.Subscrib
 		return fmt.Errorf("making the event processor: %w", err)
 	}
 	var handlers []cqrs.GroupEventHandler
-	for _, change := range []events.FlowChange{
-		events.FlowWasCreated, events.FlowWasUpdated, events.FlowWasStarted, events.FlowWasStopped, events.FlowWasDeleted,
-	} {
+	for _, change := range flowChanges {
 		handlers = append(handlers, flowHandler{r, change})
 	}
 	if err := processor.AddHandlersGroup("flows", handlers...); err != nil {

@@ -311,16 +311,7 @@ func (u *session) run(name string) {
 			<-u.room
 		}
 	}()
-	for {
-		u.mu.Lock()
-		lane := u.lanes[name]
-		if len(lane) == 0 {
-			delete(u.lanes, name)
-			u.mu.Unlock()
-			return
-		}
-		it := lane[0]
-		u.mu.Unlock()
+	for it := u.next(name, nil); it != nil; it = u.next(name, it) {
 		for {
 			pause, done := u.hand(it)
 			if done {
@@ -335,13 +326,26 @@ func (u *session) run(name string) {
 				return
 			}
 		}
-		u.mu.Lock()
-		delete(u.items, it.seq)
-		u.lanes[name][0] = nil
-		u.lanes[name] = u.lanes[name][1:]
-		u.mu.Unlock()
+	}
+}
+
+// next takes what is done out of its lane, and returns what stands behind it, or
+// nil when that was the last.
+func (u *session) next(name string, done *item) *item {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	lane := u.lanes[name]
+	if done != nil {
+		delete(u.items, done.seq)
+		lane[0], lane = nil, lane[1:]
+		u.lanes[name] = lane
 		<-u.held
 	}
+	if len(lane) == 0 {
+		delete(u.lanes, name)
+		return nil
+	}
+	return lane[0]
 }
 
 // hand hands a message out once. It reports whether it is done with, or else how
@@ -351,7 +355,6 @@ func (u *session) hand(it *item) (pause time.Duration, done bool) {
 		return 0, false
 	}
 	defer func() { <-u.slots }()
-	it.tries++
 	w := it.msg
 	it.msg = nil
 	if w == nil {
@@ -360,12 +363,13 @@ func (u *session) hand(it *item) (pause time.Duration, done bool) {
 			return 0, true // somebody has removed it
 		} else if err != nil {
 			u.log.Warn("a message of a queue is out of reach", "seq", it.seq, "err", err)
-			return u.cfg.Pause(it.tries), false
+			return time.Second, false
 		}
 	}
 	ctx, cancel := context.WithCancel(u.ctx)
 	defer cancel()
 	w.SetContext(ctx)
+	it.tries++
 	w.Metadata[deliveredMetadata] = strconv.Itoa(it.tries)
 	select {
 	case u.out <- w:
