@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -32,26 +31,28 @@ import (
 // connection has allow lists for what its own key is granted:
 //
 //   - requests to the endpoints of its tenants, and the discovery of the micro service;
-//   - the pull API of its tenants' pre-made consumers of the feed;
+//   - the pull API of its tenants' pre-made consumers of the feed, and single keys
+//     of their part of the in-use index;
 //   - an inbox prefix of its own (see InboxPrefix), and never "_INBOX.>".
 //
 // The import is shared, so the servers put the user's name into the request.
 //
 // Whoever sends a request names the subject of the answer, and the servers do
 // not ask whether he may publish there: in one account an answer could be directed
-// into the subscription of another tenant. Inboxes cannot be guessed, the feed's
-// subjects can. So plain subscriptions to the feed have an account of their own, in
-// which nobody can send anything: a connection is put there that gives FeedUser as
-// its user.
+// into the subscription of another tenant. Inboxes cannot be guessed, the subjects
+// of the feed and the in-use index can. So plain subscriptions to these have an
+// account of their own, in which nobody can send anything: a connection is put
+// there that gives FeedUser as its user.
 
 // The NATS accounts of the keys on an external NATS.
 const (
 	ClientAccount = "CLIENTS" // sends requests and pulls
-	FeedAccount   = "FEED"    // subscribes to the feed
+	FeedAccount   = "FEED"    // subscribes to the feed and the in-use index
 )
 
 // FeedUser is the user name, with the key as the password, of a connection that
-// subscribes to the feed on an external NATS and does nothing else. Any other
+// subscribes to the feed and the in-use index on an external NATS and does nothing
+// else. Any other
 // name is for everything else. On the embedded server all names are alike.
 const FeedUser = "feed"
 
@@ -263,7 +264,7 @@ func (o *callout) user(ctx context.Context, req *jwt.AuthorizationRequestClaims)
 	default: // an empty allow list would allow everything
 		u.Audience, u.Pub.Deny, u.Sub.Deny = FeedAccount, jwt.StringList{">"}, jwt.StringList{">"}
 	}
-	if !confidentialClient(req) || !o.c.endpointsConfidential() {
+	if !confidentialClient(req) || o.c.exposed.Load() {
 		for _, command := range o.c.cfg.ClearSecretCommands {
 			u.Pub.Deny = append(u.Pub.Deny, "credstream.cmd.*."+command, "credstream.cmdq.*."+command)
 		}
@@ -278,24 +279,11 @@ func (o *callout) user(ctx context.Context, req *jwt.AuthorizationRequestClaims)
 	return token, nil
 }
 
-// confidentialClient reports whether nobody between the client and its server can read along.
+// confidentialClient reports whether nobody between the client and its server
+// can read along. The servers' own routes are the operator's matter.
 func confidentialClient(req *jwt.AuthorizationRequestClaims) bool {
 	ip := net.ParseIP(req.ClientInformation.Host)
 	return req.TLS != nil || ip != nil && ip.IsLoopback()
-}
-
-// endpointsConfidential reports whether nobody between the servers and this
-// process can read requests along. The servers' own routes are the operator's matter.
-func (c *Cluster) endpointsConfidential() bool {
-	c.mu.Lock()
-	conns := slices.Clone(c.conns)
-	c.mu.Unlock()
-	for _, nc := range conns {
-		if !confidentialConn(nc) {
-			return false
-		}
-	}
-	return true
 }
 
 // userName is the name of a principal's users at the servers: the principal and

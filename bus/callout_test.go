@@ -157,14 +157,14 @@ func TestClusterAttacks(t *testing.T) {
 	sv := startEndpoints(t, c)
 	before := sv.state(t)
 	everywhere := slices.Clip(slices.Concat(hiddenFromAll, []string{
-		"_INBOX.>", "_INBOX_*.>", bus.InboxPrefix("victim-key") + ".>", "credstream.events.>", "credstream.events.other.>", "$SYS.REQ.USER.AUTH",
+		"_INBOX.>", "_INBOX_*.>", bus.InboxPrefix("victim-key") + ".>", "credstream.events.>", "credstream.events.other.>", "$KV.credstream-in-use.other.>", "$SYS.REQ.USER.AUTH",
 	}))
 	for _, tc := range []struct {
 		key, user string
 		publish   []string
 		hidden    []string
 	}{
-		{"alice-key", "x", slices.Concat(forbiddenToAll, forbiddenToTenant, []string{"$SYS.REQ.USER.AUTH", bus.InboxPrefix("victim-key") + ".x"}), append(everywhere, "credstream.events.default.>")},
+		{"alice-key", "x", slices.Concat(forbiddenToAll, forbiddenToTenant, []string{"$SYS.REQ.USER.AUTH", bus.InboxPrefix("victim-key") + ".x"}), append(everywhere, "credstream.events.default.>", "$KV.credstream-in-use.default.>")},
 		{"admin-key", "x", forbiddenToAll, everywhere},
 		{"quiet-key", "x", slices.Concat(forbiddenToAll, forbiddenToTenant, []string{
 			"$JS.API.CONSUMER.MSG.NEXT.CREDSTREAM_FEED.engine-default", "$JS.API.CONSUMER.INFO.CREDSTREAM_FEED.audit-default",
@@ -391,6 +391,65 @@ func TestClusterForeignReplies(t *testing.T) {
 	}
 	if m, err := feed.NextMsgWithContext(t.Context()); err != nil || string(m.Data) != "live" {
 		t.Errorf("alice's subscription holds %v, %v", m, err)
+	}
+}
+
+// What a key is granted is what the accounts of deploy/nats export and import.
+func TestAccountsCarryWhatIsGranted(t *testing.T) {
+	s := bustest.Start(t)
+	c := startCluster(t, s)
+	own, err := c.Conn("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	literal := strings.NewReplacer("*", "default", ">", "a.b")
+	for key, grant := range grants {
+		requests, subscriptions, err := grant.Subjects()
+		if err != nil {
+			continue // the one that is refused
+		}
+		asks, refused := dial(t, s, key)
+		for _, subject := range requests {
+			got := make(chan struct{}, 1)
+			sub, err := own.Subscribe(subject, func(*nats.Msg) { got <- struct{}{} })
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := own.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			if err := asks.Publish(literal.Replace(subject), nil); err != nil {
+				t.Fatal(err)
+			}
+			recv(t, got)
+			if err := sub.Unsubscribe(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		listens, refusedToo := dial(t, s, key, nats.UserInfo(bus.FeedUser, key))
+		for _, subject := range subscriptions {
+			sub, err := listens.SubscribeSync(subject)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := listens.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			if err := own.Publish(literal.Replace(subject), nil); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := sub.NextMsgWithContext(t.Context()); err != nil {
+				t.Errorf("%s hears nothing of %s: %v", key, subject, err)
+			}
+		}
+		for len(refused)+len(refusedToo) > 0 {
+			select {
+			case err := <-refused:
+				t.Error(err)
+			case err := <-refusedToo:
+				t.Error(err)
+			}
+		}
 	}
 }
 

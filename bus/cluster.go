@@ -41,7 +41,7 @@ var (
 	ErrServerTooOld = fault.New(fault.Precondition, "nats_server_too_old", "A NATS server is too old: credstream needs 2.12 or later.")
 	// ErrNoJetStream is returned when the account of the service has no JetStream.
 	ErrNoJetStream = fault.New(fault.Precondition, "nats_jetstream_off",
-		"JetStream is not switched on for the account that credstream connects to.")
+		"JetStream is not switched on for the NATS account that credstream connects to.")
 	// ErrDurabilityWeak is returned when it is not seen that an acknowledged message
 	// survives a power cut, and nobody answers for it.
 	ErrDurabilityWeak = fault.New(fault.Precondition, "nats_durability_weak",
@@ -108,6 +108,7 @@ type Cluster struct {
 	callout *callout   // nil without a seed
 
 	durability atomic.Pointer[Durability]
+	exposed    atomic.Bool           // a connection was seen that others can read along
 	ill        atomic.Pointer[error] // what Watch found last
 
 	life context.Context // ends with Shutdown
@@ -161,7 +162,12 @@ func Connect(ctx context.Context, cfg ClusterConfig) (_ *Cluster, err error) {
 	if err := c.checkServers(ctx); err != nil {
 		return nil, err
 	}
-	if cfg.CalloutSeedFile != "" {
+	if cfg.EndpointURL == "" {
+		c.log.WarnContext(ctx, "the endpoints have no NATS user of their own: they could publish into the streams")
+	}
+	if cfg.CalloutSeedFile == "" {
+		c.log.WarnContext(ctx, "this process lets no key in on NATS: there is no seed for the auth callout")
+	} else {
 		if c.callout, err = c.openCallout(ctx); err != nil {
 			return nil, err
 		}
@@ -270,6 +276,7 @@ func (c *Cluster) connect(ctx context.Context, name, role string) (*nats.Conn, e
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { log.Warn("NATS disconnected", "err", err) }),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
 			log.Info("NATS connected again", "server", nc.ConnectedServerName())
+			c.expose(nc)
 			if name == "cluster" && c.cfg.Restarted != nil {
 				c.cfg.Restarted()
 			}
@@ -292,6 +299,7 @@ func (c *Cluster) connect(ctx context.Context, name, role string) (*nats.Conn, e
 		nc.Close()
 		return nil, ErrServerTooOld.Because("The NATS server %s is version %s: credstream needs 2.12 or later.", nc.ConnectedServerName(), v)
 	}
+	c.expose(nc)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.done {
@@ -311,14 +319,18 @@ func recent(version string) bool {
 	return err1 == nil && err2 == nil && (a > 2 || a == 2 && b >= 12)
 }
 
-// confidentialConn reports whether nobody on the way to the server can read along.
-func confidentialConn(nc *nats.Conn) bool {
+// expose notes a connection on whose way to the server somebody can read along.
+func (c *Cluster) expose(nc *nats.Conn) {
 	if _, err := nc.TLSConnectionState(); err == nil {
-		return true
+		return
 	}
 	host, _, err := net.SplitHostPort(nc.ConnectedAddr())
-	ip := net.ParseIP(host)
-	return err == nil && ip != nil && ip.IsLoopback()
+	if err != nil {
+		return // it is away again; it comes back here
+	}
+	if ip := net.ParseIP(host); ip == nil || !ip.IsLoopback() {
+		c.exposed.Store(true)
+	}
 }
 
 // ClientURL is where clients connect to: the servers as the service knows them.

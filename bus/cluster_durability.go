@@ -181,14 +181,14 @@ func (c *Cluster) servers(ctx context.Context) ([]serverSeen, error) {
 		s := serverSeen{name: a.Server.Name, version: a.Server.Version, size: 1}
 		if cfg := v.JetStream.Config; cfg != nil {
 			s.jetStream, s.syncAlways = true, cfg.SyncAlways
+			if meta := v.JetStream.Meta; meta != nil {
+				s.size = meta.Size
+			}
 			have++
-		}
-		if meta := v.JetStream.Meta; meta != nil {
-			s.size = meta.Size
-			size = max(size, meta.Size)
+			size = max(size, s.size)
 		}
 		seen = append(seen, s)
-		return size > 0 && have >= size, nil
+		return have > 0 && have >= size, nil
 	})
 	return seen, err
 }

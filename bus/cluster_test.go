@@ -29,20 +29,28 @@ func TestConnectToOneServer(t *testing.T) {
 		want bus.Durability
 	}{
 		{
-			"as it is", func(*bus.ClusterConfig) {},
-			"Each stream would have one replica", bus.Durability{},
+			"as it is",
+			func(*bus.ClusterConfig) {},
+			"Each stream would have one replica",
+			bus.Durability{},
 		},
 		{
-			"attested", func(c *bus.ClusterConfig) { c.AttestSyncAlways = true },
-			"", bus.Durability{Replicas: 1, Servers: []string{"n1"}, SyncSeen: true, Attested: true, Why: "Each stream would have one replica: what its server loses is lost."},
+			"attested",
+			func(c *bus.ClusterConfig) { c.AttestSyncAlways = true },
+			"",
+			bus.Durability{Replicas: 1, Servers: []string{"n1"}, SyncSeen: true, Attested: true, Why: "Each stream would have one replica: what its server loses is lost."},
 		},
 		{
-			"unseen", func(c *bus.ClusterConfig) { c.SystemURL, c.Replicas = "", 3 },
-			"Without a user of the NATS system account", bus.Durability{},
+			"unseen",
+			func(c *bus.ClusterConfig) { c.SystemURL, c.Replicas = "", 3 },
+			"Without a user of the NATS system account",
+			bus.Durability{},
 		},
 		{
-			"unseen and attested", func(c *bus.ClusterConfig) { c.SystemURL, c.Replicas, c.AttestSyncAlways = "", 3, true },
-			"", bus.Durability{Replicas: 3, Attested: true, Why: "Without a user of the NATS system account it is not seen whether the servers fsync before they acknowledge (sync_interval: always)."},
+			"unseen and attested",
+			func(c *bus.ClusterConfig) { c.SystemURL, c.Replicas, c.AttestSyncAlways = "", 3, true },
+			"",
+			bus.Durability{Replicas: 3, Attested: true, Why: "Without a user of the NATS system account it is not seen whether the servers fsync before they acknowledge (sync_interval: always)."},
 		},
 	} {
 		cfg := s.Config()
@@ -189,6 +197,7 @@ func TestEnsureStream(t *testing.T) {
 // Three servers, as deploy/nats has them, with everything that the service does
 // there: one of them may be away.
 func TestThreeServers(t *testing.T) {
+	t.Parallel()
 	s := bustest.Start(t, bustest.Nodes(3))
 	restarted := make(chan struct{}, 100)
 	c := startCluster(t, s, func(c *bus.ClusterConfig) {

@@ -108,7 +108,7 @@ func (u *InUse) Run(ctx context.Context) error {
 		case errors.Is(err, errInUseViews):
 			u.err.Store(&err)
 			return fmt.Errorf("in-use index: %w", err)
-		case err != nil:
+		default:
 			u.log.WarnContext(ctx, "the in-use index is compared with the views and goes on", "err", err)
 		}
 		select {

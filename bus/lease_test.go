@@ -123,6 +123,7 @@ func TestLeaseIsHandedOver(t *testing.T) {
 }
 
 func TestLeaseOfTheSilent(t *testing.T) {
+	t.Parallel()
 	n := startNode(t)
 	js := leases(t, n)
 	var active atomic.Int32
@@ -167,29 +168,32 @@ func TestLeaseLost(t *testing.T) {
 			return js.DeleteStream(context.Background(), "KV_"+bus.LeaseBucket)
 		},
 	} {
-		n := startNode(t)
-		js := leases(t, n)
-		var active atomic.Int32
-		c := stand(t, n, "first", shortTTL, &active)
-		lease := recv(t, c.started)
-		if err := lose(js); err != nil {
-			t.Fatal(err)
-		}
-		recv(t, lease.Done())
-		again := recv(t, c.started)
-		if again.Err() != nil {
-			t.Errorf("%s: %v", name, again.Err())
-		}
-		c.stop()
-		if err := recv(t, c.ended); err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := startNode(t)
+			js := leases(t, n)
+			var active atomic.Int32
+			c := stand(t, n, "first", shortTTL, &active)
+			lease := recv(t, c.started)
+			if err := lose(js); err != nil {
+				t.Fatal(err)
+			}
+			recv(t, lease.Done())
+			if again := recv(t, c.started); again.Err() != nil {
+				t.Error(again.Err())
+			}
+			c.stop()
+			if err := recv(t, c.ended); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 
 // While no server answers nobody has the role for longer than the TTL; afterwards
 // one has it again.
 func TestLeaseWithoutServer(t *testing.T) {
+	t.Parallel()
 	s := bustest.Start(t)
 	c := startCluster(t, s)
 	leases(t, c)

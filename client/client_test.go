@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -92,6 +93,56 @@ func TestRequests(t *testing.T) {
 				return err
 			},
 		},
+		{
+			`POST /v1/tenants/acme/commands/credential.create {"component":"c","keys":{"a":"b"},"for":{"flow":"f","step":"s"}}`,
+			func(c *client.Client) error {
+				_, err := c.CreateCredential(ctx, client.CreateCredential{Component: "c", Keys: keys(t, `{"a":"b"}`), For: &client.ForStep{Flow: "f", Step: "s"}})
+				return err
+			},
+		},
+		{
+			`POST /v1/tenants/acme/commands/flow.bind {"flow":"f","name":"n","steps":[{"id":"s","component":"c","credential":"i"}],"ttl":"1m30s"}`,
+			func(c *client.Client) error {
+				_, err := c.BindFlow(ctx, client.BindFlow{
+					Flow: "f", Name: "n", Steps: []client.FlowStep{{ID: "s", Component: "c", Credential: "i"}}, TTL: 90 * time.Second,
+				})
+				return err
+			},
+		},
+		{`POST /v1/tenants/acme/commands/flow.release {"flow":"f","binding":"b"}`, func(c *client.Client) error {
+			_, err := c.ReleaseFlow(ctx, "f", "b")
+			return err
+		}},
+		{`GET /v1/tenants/acme/flow.get?id=f&min_seq=7`, func(c *client.Client) error {
+			_, err := c.GetFlow(ctx, "f", 7)
+			return err
+		}},
+		{`GET /v1/tenants/acme/flow.list?active=true&broken=true&component=c&credential=i&limit=3`, func(c *client.Client) error {
+			_, err := c.ListFlows(ctx, client.FlowFilter{Credential: "i", Component: "c", Active: true, Broken: true, Limit: 3})
+			return err
+		}},
+		{`GET /v1/tenants/acme/flow.list?component=c&limit=200`, func(c *client.Client) error {
+			for _, err := range c.WhereComponentUsed(ctx, "c") {
+				return err
+			}
+			return nil
+		}},
+		{`GET /v1/tenants/acme/flow.in-use?after=x`, func(c *client.Client) error {
+			_, err := c.ListInUse(ctx, client.InUseFilter{After: "x"})
+			return err
+		}},
+		{`GET /v1/tenants/acme/queue.get?id=9`, func(c *client.Client) error {
+			_, err := c.GetQueued(ctx, "9")
+			return err
+		}},
+		{`POST /v1/tenants/acme/commands/queue.retry {"id":"9"}`, func(c *client.Client) error {
+			_, err := c.RetryQueued(ctx, "9")
+			return err
+		}},
+		{`POST /v1/tenants/acme/commands/queue.drop {"id":"9"}`, func(c *client.Client) error {
+			_, err := c.DropQueued(ctx, "9")
+			return err
+		}},
 		{`POST /v1/tenants/acme/commands/credential.rename {"id":"i","name":"n"}`, func(c *client.Client) error {
 			_, err := c.RenameCredential(ctx, "i", "n", 0)
 			return err
@@ -159,8 +210,20 @@ func TestRequests(t *testing.T) {
 			_, err := c.IssueAPIKey(ctx, client.IssueAPIKey{Role: "OPERATOR", Tenants: []string{"a"}})
 			return err
 		}},
+		{`POST /v1/tenants/acme/commands/credential.delete {"id":"i","expected_version":2,"dry_run":true}`, func(c *client.Client) error {
+			_, err := c.DeleteCredentialDryRun(ctx, "i", 2)
+			return err
+		}},
+		{`POST /v1/tenants/acme/commands/credential.replace-keys {"id":"i","keys":{"a":"b"},"dry_run":true}`, func(c *client.Client) error {
+			_, err := c.ReplaceKeysDryRun(ctx, "i", keys(t, `{"a":"b"}`), 0)
+			return err
+		}},
+		{`POST /v1/tenants/acme/commands/component.delete {"id":"p","dry_run":true}`, func(c *client.Client) error {
+			_, err := c.DeleteComponentDryRun(ctx, "p")
+			return err
+		}},
 	} {
-		s, api := newServer(t, says("{}"))
+		s, api := newServer(t, says(`{"dry_run":{}}`))
 		if err := c.do(api); err != nil {
 			t.Errorf("%s: %v", c.want, err)
 		}

@@ -12,7 +12,6 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/micro"
 
 	"github.com/credstream/credstream/fault"
 )
@@ -115,24 +114,22 @@ func (c *Conn) publish(ctx context.Context, m *nats.Msg) (FlowAck, error) {
 	})
 }
 
-// readAck reads a PubAck of the service's. The problem of a refusal is in the
-// body too, beside the error that JetStream clients read.
+// readAck reads a PubAck of the service's. In a refusal the problem stands beside
+// the error that JetStream clients read.
 func readAck(answer *nats.Msg) (FlowAck, error) {
-	if code := answer.Header.Get(micro.ErrorCodeHeader); code != "" {
-		return FlowAck{}, readProblem(statusOf(code), answer.Data)
-	}
 	var ack struct {
 		FlowAck
 		Error *struct {
 			Code int `json:"code"`
 		} `json:"error"`
+		Problem jsontext.Value `json:"problem"`
 	}
 	if err := json.Unmarshal(answer.Data, &ack); err != nil {
 		return FlowAck{}, fmt.Errorf("%w %w", ErrAnswer, err)
 	}
 	switch {
 	case ack.Error != nil:
-		return FlowAck{}, readProblem(ack.Error.Code, answer.Data)
+		return FlowAck{}, readProblem(ack.Error.Code, ack.Problem)
 	case ack.Stream == "":
 		return FlowAck{}, ErrAnswer
 	}

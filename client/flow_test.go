@@ -51,14 +51,11 @@ func body(s string) *nats.Msg { return &nats.Msg{Data: []byte(s)} }
 // refusal is an error answer in the shape of JetStream's, with our problem beside it.
 func refusal(t *testing.T, f *fault.Error) *nats.Msg {
 	t.Helper()
-	b, err := json.Marshal(f.Problem())
+	p, err := json.Marshal(f.Problem())
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := body(fmt.Sprintf(`{"error":{"code":%d,"err_code":20001,"description":%q},"stream":"","seq":0}`, f.Kind.Status(), f.Msg))
-	m.Header = nats.Header{}
-	_ = b
-	return m
+	return body(fmt.Sprintf(`{"error":{"code":%d,"err_code":20001,"description":%q},"stream":"","seq":0,"problem":%s}`, f.Kind.Status(), f.Msg, p))
 }
 
 func TestPublishFlow(t *testing.T) {
@@ -361,17 +358,16 @@ func TestWatchInUseRefused(t *testing.T) {
 		}
 	}
 	x := newIndex(b)
-	c := b.dial("acme")
-	x.publish("c1", client.InUse{}) // nobody listens yet
-	var told bool
-	for _, err := range c.WatchInUse(t.Context()) {
-		told = true
-		if !errors.Is(err, client.ErrAnswer) {
-			t.Errorf("a value that is none: %v", err)
+	x.put("c1", "c1", 1)
+	var got error
+	for _, got = range b.dial("acme").WatchInUse(t.Context()) {
+		if err := b.nc.Publish("$KV.credstream-in-use.acme.credential.c1", []byte("what?")); err != nil {
+			t.Fatal(err)
 		}
-		break
 	}
-	_ = told
+	if !errors.Is(got, client.ErrAnswer) {
+		t.Errorf("a value that is none: %v", got)
+	}
 }
 
 func TestInboxPrefix(t *testing.T) {
@@ -388,7 +384,7 @@ func TestInboxPrefix(t *testing.T) {
 	if reply := asked()[0].Reply; len(reply) < 12 || reply[:12] != "_INBOX_mine." {
 		t.Errorf("the reply subject is %s", reply)
 	}
-	if p := client.InboxPrefix(key); p != "_INBOX_05ab" {
+	if p := client.InboxPrefix(key); p != "_INBOX_dc23182d441a6d98" {
 		t.Errorf("the prefix is %s", p)
 	}
 }

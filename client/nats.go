@@ -139,7 +139,11 @@ func (c *Conn) send(ctx context.Context, r request) ([]byte, error) {
 	if code == "" {
 		return answer.Data, nil
 	}
-	return nil, readProblem(statusOf(code), answer.Data)
+	status, err := strconv.Atoi(code)
+	if err != nil {
+		status = http.StatusInternalServerError
+	}
+	return nil, readProblem(status, answer.Data)
 }
 
 // subject is where a command or query of a kind is sent to.
@@ -158,15 +162,6 @@ func (o commandOptions) write(h nats.Header) {
 	if o.correlation != "" {
 		h.Set("X-Correlation-Id", o.correlation)
 	}
-}
-
-// statusOf reads the status in the header of an answer that is an error.
-func statusOf(code string) int {
-	status, err := strconv.Atoi(code)
-	if err != nil {
-		return http.StatusInternalServerError
-	}
-	return status
 }
 
 // request sends one message and waits for its answer.

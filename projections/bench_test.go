@@ -251,12 +251,18 @@ func BenchmarkFlows(b *testing.B) {
 	}
 	tenant, credential := recs[0].Stream.Tenant, recs[0].Stream.ID
 	reads := map[string]func() error{
-		"in-use value":         func() error { _, _, err := v.InUseOf(b.Context(), tenant, "credential", credential); return err },
-		"count":                func() error { _, _, err := v.CountUses(b.Context(), tenant, "credential", credential); return err },
-		"where used":           func() error { _, _, err := v.Flows(b.Context(), projections.FlowFilter{Tenant: tenant, Credential: credential}); return err },
-		"where used by broken": func() error { _, _, err := v.Flows(b.Context(), projections.FlowFilter{Tenant: tenant, Credential: credential, Broken: true}); return err },
-		"unsettled":            func() error { _, err := v.UnsettledFlows(b.Context(), 200); return err },
-		"flow":                 func() error { _, _, err := v.Flow(b.Context(), tenant, "flow-07000"); return err },
+		"in-use value": func() error { _, _, err := v.InUseOf(b.Context(), tenant, "credential", credential); return err },
+		"count":        func() error { _, _, err := v.CountUses(b.Context(), tenant, "credential", credential); return err },
+		"where used": func() error {
+			_, _, err := v.Flows(b.Context(), projections.FlowFilter{Tenant: tenant, Credential: credential})
+			return err
+		},
+		"where used by broken": func() error {
+			_, _, err := v.Flows(b.Context(), projections.FlowFilter{Tenant: tenant, Credential: credential, Broken: true})
+			return err
+		},
+		"unsettled": func() error { _, err := v.UnsettledFlows(b.Context(), 200); return err },
+		"flow":      func() error { _, _, err := v.Flow(b.Context(), tenant, "flow-07000"); return err },
 	}
 	for name, read := range reads {
 		b.Run(name, func(b *testing.B) {

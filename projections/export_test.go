@@ -71,3 +71,7 @@ func (v *Views) explain(sql string, args []driver.Value, plans *[]string) error 
 		}, args...)
 	})
 }
+
+// Hurried reports whether somebody has asked the projector, which must not run,
+// not to let records come together.
+func (p *Projector) Hurried() bool { return len(p.hurry) > 0 }

@@ -257,10 +257,16 @@ func TestNextFollowsWithoutHurry(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	go func() { waiting <- p.Next(ctx, 3) }()
 	cancel()
-	if err := <-waiting; !errors.Is(err, context.Canceled) {
+	if err := p.Next(ctx, 3); !errors.Is(err, context.Canceled) {
 		t.Errorf("there is nothing after the end of the log: %v", err)
+	}
+	idle := projections.NewProjector(log, model, quiet())
+	if _ = idle.Next(ctx, 3); idle.Hurried() {
+		t.Error("Next hurries the projector")
+	}
+	if _ = idle.Wait(ctx, 4); !idle.Hurried() {
+		t.Error("Wait does not hurry the projector")
 	}
 	if end, err := p.End(t.Context()); end != 3 || err != nil {
 		t.Errorf("the log ends at %d, %v", end, err)

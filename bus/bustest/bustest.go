@@ -142,7 +142,7 @@ func (s *NATS) configure() {
 			text = bytes.ReplaceAll(text, []byte("sync_interval: always"), nil)
 		}
 		if s.clear {
-			text = bytes.ReplaceAll(text, []byte("xkey: $CREDSTREAM_NATS_CALLOUT_XKEY"), nil)
+			text = bytes.ReplaceAll(text, []byte("xkey: $NATS_CALLOUT_XKEY"), nil)
 		}
 		s.must(os.WriteFile(filepath.Join(s.dir, file), text, 0o600))
 	}
@@ -182,11 +182,11 @@ func (s *NATS) StartNode(i int) {
 	n.cmd = exec.Command(s.binary, "-c", filepath.Join(s.dir, file)) //nolint:noctx // ends by Kill
 	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
 	n.cmd.Env = append(os.Environ(),
-		"CREDSTREAM_NATS_NAME="+n.name, "CREDSTREAM_NATS_LISTEN="+quote(n.client), "CREDSTREAM_NATS_STORE="+quote(filepath.Join(s.dir, n.name)),
-		"CREDSTREAM_NATS_CLUSTER_LISTEN="+quote(n.route), "CREDSTREAM_NATS_ROUTES=["+strings.Join(routes, ",")+"]",
-		"CREDSTREAM_NATS_CALLOUT_ISSUER="+s.issuer, "CREDSTREAM_NATS_CALLOUT_XKEY="+s.xkey)
-	for _, of := range []string{"", "_ENDPOINTS", "_CALLOUT", "_SYSTEM", "_ROUTE"} {
-		n.cmd.Env = append(n.cmd.Env, "CREDSTREAM_NATS"+of+"_PASSWORD="+s.password)
+		"NATS_NAME="+n.name, "NATS_LISTEN="+quote(n.client), "NATS_STORE="+quote(filepath.Join(s.dir, n.name)),
+		"NATS_CLUSTER_LISTEN="+quote(n.route), "NATS_ROUTES=["+strings.Join(routes, ",")+"]",
+		"NATS_CALLOUT_ISSUER="+s.issuer, "NATS_CALLOUT_XKEY="+s.xkey)
+	for _, of := range []string{"SERVICE", "ENDPOINTS", "CALLOUT", "SYSTEM", "ROUTE"} {
+		n.cmd.Env = append(n.cmd.Env, "NATS_"+of+"_PASSWORD="+s.password)
 	}
 	s.must(n.cmd.Start())
 	n.ended = make(chan struct{})

@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/credstream/credstream/client"
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/fault"
 )
@@ -91,10 +92,18 @@ func TestVerbs(t *testing.T) {
 		"DESCRIPTOR": writeFile(t, "Pet Store.json", `{"title":"P"}`, 0o644),
 		"NAMELESS":   writeFile(t, "component.json", `{"title":"The Pets"}`, 0o644),
 		"KEYS":       writeFile(t, "keys.json", `{"apiKey":"canary"}`, 0o600),
+		"FLOW":       writeFile(t, "flow.json", `{"id":"f1","name":"Orders","revision":1,"steps":[{"id":"s1","component":"p","credential":"i"}],"engine":"x"}`, 0o644),
+		"STEPS":      writeFile(t, "steps.json", `[{"id":"s1","component":"p"}]`, 0o644),
 	}
 	const c1 = `{"id":"i","name":"n\u001b[31m","component":"p","status":"failed","version":2,"keys":{"apiKey":"********"},` +
 		`"verification":{"probe":"http","outcome":"4xx","latency_ms":5},"verified_at":"2026-01-02T03:04:05Z",` +
 		`"created_at":"2026-01-02T03:04:05Z","created_by":"key:k","updated_at":"2026-01-02T03:04:05Z"}`
+	const f1 = `{"id":"f1","name":"Orders","revision":3,"active":true,"broken":true,"updated_at":"2026-01-02T03:04:05Z","binding":"b1","until":"2026-01-02T03:14:05Z",` +
+		`"steps":[{"id":"s1","component":"p","credential":"i"},{"id":"s2","name":"Sheet","component":"q"}],` +
+		`"faults":[{"step":"s1","component":"p","credential":"i","reason":"credential_not_found"}]}`
+	const flowTable = "ID  NAME    STATE                     REVISION  STEPS  UPDATED\nf1  Orders  active, reserved, broken  3         2      2026-01-02 03:04:05Z\n"
+	const m1 = `{"id":"4","queue":"commands","name":"credential.rename","subject":"credstream.cmdq.default.credential.rename","command_id":"c1","actor":"key:k",` +
+		`"code":"credential_not_found","reason":"It is not there.","at":"2026-01-02T03:04:05Z","size":12,"sha256":"ab","kept":true,"content":{ "id": "i" }}`
 	answers := map[string]string{
 		"component.list":     `{"components":[{"id":"p","title":"Pets","revision":1,"credentials":2,"updated_at":"2026-01-02T03:04:05Z"}]}`,
 		"component.get":      `{"id":"p","title":"Pets","revision":1,"credentials":2,"descriptor":{"title":"Pets"}}`,
@@ -105,6 +114,12 @@ func TestVerbs(t *testing.T) {
 		"events.replay": `{"events":[{"specversion":"1.0","type":"credstream.credential.created.v1","subject":"credential.i","actor":"key:k",` +
 			`"time":"2026-01-02T03:04:05Z","logseq":4,"logindex":0,"data":{ "id": "i" }}]}`,
 		"views.status":  `{"position":9,"end":9,"rebuilt":9,"rebuild_end":9}`,
+		"flow.list":     `{"flows":[` + f1 + `]}`,
+		"flow.get":      f1,
+		"flow.bind":     `{"seq":9,"id":"f1","binding":"b1","until":"2026-01-02T03:04:05Z"}`,
+		"flow.release":  `{"seq":9,"id":"f1"}`,
+		"queue.list":    `{"messages":[` + m1 + `]}`,
+		"queue.get":     m1,
 		"tenant.list":   `{"tenants":[{"id":"acme","name":"Acme"}]}`,
 		"api_key.issue": `{"seq":9,"id":"k2","key":"cs_new"}`,
 		"api_key.list":  `{"keys":[{"id":"k2","name":"n","role":"OPERATOR","tenants":["acme"],"issued_at":"2026-01-02T03:04:05Z"}]}`,
@@ -125,8 +140,12 @@ func TestVerbs(t *testing.T) {
 		{args: "component share p", asks: `default/component.share {"id":"p"}`, says: "Component i is visible to every tenant.\n"},
 		{args: "component unshare p --json", asks: `default/component.unshare {"id":"p"}`, says: `{"seq":7,"id":"i","version":2,"status":"verified","revision":3}` + "\n"},
 		{args: "component delete p", asks: `default/component.delete {"id":"p"}`, says: "Deleted component i.\n"},
-		{args: "component delete p --dry-run", asks: `default/component.get?id=p`, says: "Would delete component p. 2 credentials of this tenant would remain, and none could be made, given new keys or reverted.\n"},
+		{args: "component where-used p", asks: `default/flow.list?component=p&limit=200`, says: flowTable},
 		{args: "credential create --component p --name n --keys-file KEYS", asks: `default/credential.create {"component":"p","name":"n","keys":{"apiKey":"canary"}}`, says: "Created credential i, version 2, verified.\n"},
+		{
+			args: "credential create --component p --keys-file KEYS --for a/f/s", says: "Created credential i, version 2, verified.\n",
+			asks: `default/credential.create {"component":"p","keys":{"apiKey":"canary"},"for":{"flow":"a/f","step":"s"}}`,
+		},
 		{args: "credential create --component p --keys-file -", stdin: ` {"apiKey":"canary"}` + "\n", asks: `default/credential.create {"component":"p","keys":{"apiKey":"canary"}}`, says: "Created credential i, version 2, verified.\n"},
 		{
 			args: "credential list --component p --status failed --name-contains n --sort -created --limit 1", asks: `default/credential.list?component=p&limit=1&name_contains=n&sort=-created&status=failed`,
@@ -143,7 +162,40 @@ func TestVerbs(t *testing.T) {
 		{args: "credential revert i --to-version 1", asks: `default/credential.revert {"id":"i","version":1}`, says: "Credential i has version 2, verified.\n"},
 		{args: "credential verify i", asks: `default/credential.verify {"id":"i"}`, says: "Credential i, version 2: verified.\n"},
 		{args: "credential delete i", asks: `default/credential.delete {"id":"i"}`, says: "Deleted credential i.\n"},
-		{args: "credential delete i --dry-run", asks: `default/credential.get?id=i`, says: "Would delete credential i (n\uFFFD[31m) and erase the secrets of all its versions.\n"},
+		{args: "credential where-used i", asks: `default/flow.list?credential=i&limit=200`, says: flowTable},
+		{args: "flow list", asks: `default/flow.list`, says: flowTable},
+		{
+			args: "flow list --credential i --component p --active --broken --all", says: flowTable,
+			asks: `default/flow.list?active=true&broken=true&component=p&credential=i&limit=200`,
+		},
+		{
+			args: "flow show f1", asks: `default/flow.get?id=f1`,
+			says: "id        f1\nname      Orders\nstate     active, reserved, broken\nrevision  3\nupdated   2026-01-02 03:04:05Z\n" +
+				"reserved  until 2026-01-02 03:14:05Z, binding b1\n\n" +
+				"STEP  NAME   COMPONENT  CREDENTIAL  WRONG\ns1           p          i           credential_not_found\ns2    Sheet  q                      \n",
+		},
+		{
+			args: "flow bind f1 --steps-file FLOW --ttl 90s", asks: `default/flow.bind {"flow":"f1","name":"Orders","steps":[{"id":"s1","component":"p","credential":"i"}],"ttl":"1m30s"}`,
+			says: "Reserved the credentials of flow f1 until 2026-01-02 03:04:05Z, binding b1.\n",
+		},
+		{
+			args: "flow bind f1 --steps-file STEPS --name n", asks: `default/flow.bind {"flow":"f1","name":"n","steps":[{"id":"s1","component":"p"}]}`,
+			says: "Reserved the credentials of flow f1 until 2026-01-02 03:04:05Z, binding b1.\n",
+		},
+		{args: "flow release f1 --binding b1", asks: `default/flow.release {"flow":"f1","binding":"b1"}`, says: "Flow f1 had nothing reserved.\n"},
+		{
+			args: "queue list", asks: `default/queue.list?limit=200`,
+			says: "ID  TIME                  QUEUE     NAME               ACTOR  CODE                  REASON\n" +
+				"4   2026-01-02 03:04:05Z  commands  credential.rename  key:k  credential_not_found  It is not there.\n",
+		},
+		{
+			args: "queue show 4", asks: `default/queue.get?id=4`,
+			says: "id       4\nqueue    commands\nname     credential.rename\nsubject  credstream.cmdq.default.credential.rename\ncommand  c1\n" +
+				"event    \nactor    key:k\ntime     2026-01-02 03:04:05Z\ncode     credential_not_found\nreason   It is not there.\nsize     12\nsha256   ab\n" +
+				"kept     yes: it can be tried again\ncontent  {\"id\":\"i\"}\n",
+		},
+		{args: "queue retry 4", asks: `default/queue.retry {"id":"4"}`, says: "Message i is in its queue again.\n"},
+		{args: "queue drop 4", asks: `default/queue.drop {"id":"4"}`, says: "Dropped message i.\n"},
 		{args: "credential history i", asks: `default/credential.history?id=i`, says: "SEQ  TIME                  EVENT               VERSION  ACTOR  VIA\n4    2026-01-02 03:04:05Z  credential.created  1        key:k  http\n"},
 		{args: "events replay --from 4 --type credential.created", asks: `default/events.replay?from=4&limit=1000&type=credential.created`, says: "2026-01-02 03:04:05Z  4.0  credential.created  credential.i  key:k  {\"id\":\"i\"}\n"},
 		{args: "views rebuild", asks: "default/views.rebuild {}\ndefault/views.status", says: "Rebuilt the lists from 9 commits.\n", notes: "9 of 9\n"},
@@ -206,6 +258,73 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
+// A dry run shows the flows and says what would happen; when the command would
+// be refused the exit code is 6.
+func TestDryRun(t *testing.T) {
+	keys := writeFile(t, "keys.json", `{"apiKey":"canary"}`, 0o600)
+	const table = "ID  NAME    STATE   REVISION  STEPS  UPDATED\nf1  Orders  active  3         0      2026-01-02 03:04:05Z\n"
+	const flows = `"flows":[{"id":"f1","name":"Orders","revision":3,"active":true,"updated_at":"2026-01-02T03:04:05Z"}],`
+	for _, c := range []struct {
+		args, asks string
+	}{
+		{"credential delete i --expected-version 2 --dry-run", `default/credential.delete {"id":"i","expected_version":2,"dry_run":true}`},
+		{"credential replace-keys i --keys-file " + keys + " --dry-run", `default/credential.replace-keys {"id":"i","keys":{"apiKey":"canary"},"dry_run":true}`},
+		{"component delete p --dry-run", `default/component.delete {"id":"p","dry_run":true}`},
+	} {
+		for _, r := range []struct {
+			impact, says, notes string
+			code                int
+		}{
+			{`{"allowed":true,"says":"It would be done.","flows":[],"total_flows":0,"active_flows":0}`, "It would be done.\n", "", 0},
+			{`{"allowed":true,"says":"It would be done.",` + flows + `"total_flows":3,"active_flows":1}`, table + "... and 2 flows more.\nIt would be done.\n", "", 0},
+			{
+				`{"allowed":false,"code":"credential_in_use","says":"It is in use.",` + flows + `"total_flows":1,"active_flows":1}`,
+				table, "It is in use. (credential_in_use)\n", 6,
+			},
+		} {
+			verb, _, _ := strings.Cut(c.asks[len("default/"):], " ")
+			s, cli := newCLI(t, map[string]string{verb: `{"seq":1,"id":"i","dry_run":` + r.impact + `}`})
+			if got := cli.run(t.Context(), strings.Fields(c.args)...); got != r.code {
+				t.Errorf("%s: exit code %d, want %d", c.args, got, r.code)
+			}
+			if d := cmp.Diff([]string{c.asks}, s.asked) + cmp.Diff(r.says, cli.out.String()) + cmp.Diff(r.notes, cli.errOut.String()); d != "" {
+				t.Error(c.args, d)
+			}
+			if got := cli.run(t.Context(), append(strings.Fields(c.args), "--json")...); got != r.code {
+				t.Errorf("%s: exit code %d with --json, want %d", c.args, got, r.code)
+			}
+			var impact client.Impact
+			if err := json.Unmarshal(cli.out.Bytes(), &impact); err != nil || impact.Allowed != (r.code == 0) {
+				t.Errorf("%s: %v %s", c.args, err, cli.out.String())
+			}
+		}
+	}
+}
+
+// A refusal names the flows in the way, or the steps at fault.
+func TestRefusalDetails(t *testing.T) {
+	for _, c := range []struct {
+		details any
+		notes   string
+	}{
+		{client.FlowRefs{Total: 3, Flows: []client.FlowRef{{ID: "f1", Name: "Orders\x1b", Active: true}, {ID: "f2"}}}, "  f1  Orders\uFFFD\n  f2  \n  ... and 1 more\n"},
+		{
+			map[string]any{"steps": []client.StepFault{{Step: "s1", Component: "p", Credential: "c1", Reason: "credential_not_found"}}},
+			"  s1  p  c1  credential_not_found\n",
+		},
+		{"other", ""},
+	} {
+		s, cli := newCLI(t, nil)
+		s.refusal = fault.New(fault.Precondition, "some_code", "No.").With(c.details)
+		if got := cli.run(t.Context(), "credential", "delete", "i"); got != 6 || cli.out.Len() > 0 {
+			t.Errorf("exit code %d", got)
+		}
+		if d := cmp.Diff("No. (some_code)\n"+c.notes, cli.errOut.String()); d != "" {
+			t.Error(d)
+		}
+	}
+}
+
 func TestUsage(t *testing.T) {
 	open := writeFile(t, "open.json", `{"apiKey":"x"}`, 0o644)
 	for _, c := range []struct {
@@ -227,6 +346,11 @@ func TestUsage(t *testing.T) {
 		{"credential create --component p --keys-file -", "client_config_invalid", 2},
 		{"credential list --server nowhere", "client_config_invalid", 2},
 		{"events replay --since yesterday", "usage", 2},
+		{"credential create --component p --keys-file - --for step", "usage", 2},
+		{"flow bind f", "usage", 2},
+		{"flow bind f --steps-file -", "flow_file_invalid", 2},
+		{"flow publish --event started --file -", "flow_file_invalid", 2},
+		{"queue send credential.rename --file -", "command_file_invalid", 2},
 		{"serve --nonsense", "usage", 2},
 		{"serve --log-level loud", "config_log_level", 2},
 		{"--help", "", 0},

@@ -19,7 +19,8 @@ func (a *app) componentCommand() *cobra.Command {
 		a.componentRegister(), a.componentUpdate(), a.componentList(), a.componentShow(),
 		a.componentChange("share", "Make a component visible to every tenant", "Component %s is visible to every tenant.", (*client.API).ShareComponent),
 		a.componentChange("unshare", "Make a component visible to its owner alone", "Component %s is visible to its owner alone.", (*client.API).UnshareComponent),
-		a.componentDelete())
+		a.componentDelete(),
+		a.whereUsed("List the flows that include a component", func(id string) client.FlowFilter { return client.FlowFilter{Component: id} }))
 }
 
 func (a *app) componentRegister() *cobra.Command {
@@ -193,23 +194,9 @@ func (a *app) componentChange(verb, short, sentence string, change componentComm
 
 func (a *app) componentDelete() *cobra.Command {
 	cmd := a.componentChange("delete", "Delete a component; its credentials remain", "Deleted component %s.", (*client.API).DeleteComponent)
-	dry := cmd.Flags().Bool("dry-run", false, "say what would happen and change nothing")
-	obey := cmd.RunE
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if !*dry {
-			return obey(cmd, args)
-		}
-		api, err := a.api()
-		if err != nil {
-			return err
-		}
-		c, err := api.GetComponent(cmd.Context(), args[0], 0)
-		if err != nil {
-			return err
-		}
-		return a.answer(c, "Would delete component %s. %s of this tenant would remain, and none could be made, given new keys or reverted.",
-			c.ID, count(c.Credentials, "credential"))
-	}
+	a.dryRun(cmd, func(ctx context.Context, api *client.Client, id string) (client.Impact, error) {
+		return api.DeleteComponentDryRun(ctx, id)
+	})
 	return cmd
 }
 

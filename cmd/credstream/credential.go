@@ -26,7 +26,8 @@ var errKeysMissing = fault.New(fault.Invalid, "keys_missing",
 func (a *app) credentialCommand() *cobra.Command {
 	return a.group("credential", "Make, change and look at credentials",
 		a.credentialCreate(), a.credentialList(), a.credentialCounts(), a.credentialShow(), a.credentialRename(),
-		a.credentialReplaceKeys(), a.credentialRevert(), a.credentialVerify(), a.credentialDelete(), a.credentialHistory())
+		a.credentialReplaceKeys(), a.credentialRevert(), a.credentialVerify(), a.credentialDelete(), a.credentialHistory(),
+		a.whereUsed("List the flows that use a credential, active or not", func(id string) client.FlowFilter { return client.FlowFilter{Credential: id} }))
 }
 
 // changing adds the flags that every command on a credential takes.
@@ -51,14 +52,17 @@ func (c *changing) options() []client.CommandOption {
 
 func (a *app) credentialCreate() *cobra.Command {
 	var in client.CreateCredential
-	var keysFile string
+	var keysFile, step string
 	var by changing
 	cmd := &cobra.Command{
 		Use: "create --component ID", Short: "Verify keys and save them as a new credential",
 		Long: "Verify keys with the component's dry request and save them as a new credential.\n" +
 			"Nothing is saved when they do not pass. Without --keys-file each field is asked for on the terminal.",
 		Args: arguments(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if in.For, err = stepOfFlow(step); err != nil {
+				return err
+			}
 			api, err := a.api()
 			if err != nil {
 				return err
@@ -75,6 +79,7 @@ func (a *app) credentialCreate() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&in.Component, "component", "", "`ID` of the component")
 	cmd.Flags().StringVar(&in.Name, "name", "", "`NAME` for people; made from the component's title when absent")
+	cmd.Flags().StringVar(&step, "for", "", "`FLOW/STEP` it is made for: the step's use is recorded with it")
 	cmd.Flags().StringVar(&in.Workspace, "workspace", "", "`ID` of your own, kept as given")
 	bindKeysFile(cmd, &keysFile)
 	by.bind(cmd, false)
@@ -353,24 +358,34 @@ func (a *app) credentialRename() *cobra.Command {
 func (a *app) credentialReplaceKeys() *cobra.Command {
 	var by changing
 	var keysFile string
+	keys := func(ctx context.Context, api *client.Client, id string) (client.Keys, error) {
+		component := ""
+		if keysFile == "" {
+			c, err := api.GetCredential(ctx, id, 0)
+			if err != nil {
+				return client.Keys{}, err
+			}
+			component = c.Component
+		}
+		return a.keys(ctx, api, keysFile, component)
+	}
 	cmd := a.credentialVerb("replace-keys ID", "Verify new keys and put them in force", []string{"ID"}, "Credential {id} has version {version}, {status}.",
 		func(ctx context.Context, api *client.Client, args []string) (client.Done, error) {
-			component := ""
-			if keysFile == "" {
-				c, err := api.GetCredential(ctx, args[0], 0)
-				if err != nil {
-					return client.Done{}, err
-				}
-				component = c.Component
-			}
-			keys, err := a.keys(ctx, api, keysFile, component)
+			k, err := keys(ctx, api, args[0])
 			if err != nil {
 				return client.Done{}, err
 			}
-			return api.ReplaceKeys(ctx, args[0], keys, by.expected, by.options()...)
+			return api.ReplaceKeys(ctx, args[0], k, by.expected, by.options()...)
 		})
 	bindKeysFile(cmd, &keysFile)
 	by.bind(cmd, true)
+	a.dryRun(cmd, func(ctx context.Context, api *client.Client, id string) (client.Impact, error) {
+		k, err := keys(ctx, api, id)
+		if err != nil {
+			return client.Impact{}, err
+		}
+		return api.ReplaceKeysDryRun(ctx, id, k, by.expected)
+	})
 	return cmd
 }
 
@@ -421,28 +436,14 @@ func (a *app) credentialVerify() *cobra.Command {
 
 func (a *app) credentialDelete() *cobra.Command {
 	var by changing
-	var dry bool
 	cmd := a.credentialVerb("delete ID", "Delete a credential and erase its secrets", []string{"ID"}, "Deleted credential {id}.",
 		func(ctx context.Context, api *client.Client, args []string) (client.Done, error) {
 			return api.DeleteCredential(ctx, args[0], by.expected, by.options()...)
 		})
-	cmd.Flags().BoolVar(&dry, "dry-run", false, "say what would happen and change nothing")
 	by.bind(cmd, true)
-	obey := cmd.RunE
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if !dry {
-			return obey(cmd, args)
-		}
-		api, err := a.api()
-		if err != nil {
-			return err
-		}
-		c, err := api.GetCredential(cmd.Context(), args[0], 0)
-		if err != nil {
-			return err
-		}
-		return a.answer(c, "Would delete credential %s (%s) and erase the secrets of all its versions.", c.ID, c.Name)
-	}
+	a.dryRun(cmd, func(ctx context.Context, api *client.Client, id string) (client.Impact, error) {
+		return api.DeleteCredentialDryRun(ctx, id, by.expected)
+	})
 	return cmd
 }
 

@@ -295,13 +295,10 @@ func TestBindings(t *testing.T) {
 	if _, err := bind("i", "1s", flowStep{"s1", "plain", left}); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the end of a reservation", func() (bool, error) {
-		flows, err := u.whereUsed("credential=" + left)
-		return len(flows) == 0, err
-	})
-	if c := remove(left); c != "" {
-		t.Errorf("what was reserved for a second: %s", c)
+	if c := remove(left); c != "credential_in_use" {
+		t.Errorf("what is reserved for a second: %q", c)
 	}
+	await(t, "the end of a reservation", func() (bool, error) { return remove(left) == "", nil })
 	if c := remove(kept); c != "credential_in_use" {
 		t.Errorf("what a running flow uses, after the reservation's time: %s", c)
 	}
@@ -347,13 +344,12 @@ func TestCredentialForAStep(t *testing.T) {
 func TestDryRuns(t *testing.T) {
 	u := bring(t, t.TempDir())
 	registerPlain(t, u.base)
-	e := newEngine(t, u.connect(t, adminKey))
+	nc := u.connect(t, adminKey)
+	e, index := newEngine(t, nc), watchInUse(t, nc)
 	id := u.create(t)
 	must(t, e.tell("started", "f", 1, flowStep{"s1", "plain", id}))
-	await(t, "the start", func() (bool, error) {
-		flows, err := u.whereUsed("active=true&credential=" + id)
-		return len(flows) == 1, err
-	})
+	await(t, "the start", func() (bool, error) { return index.holds("credential", id, "f!") })
+	await(t, "the start, of the component", func() (bool, error) { return index.holds("oauth_client", "plain", "f!") })
 	var answer struct {
 		DryRun struct {
 			Allowed     bool        `json:"allowed"`

@@ -24,11 +24,7 @@ func (a *app) eventsTail() *cobra.Command {
 			"With --from, those from that log sequence on first.",
 		Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			key, err := a.key()
-			if err != nil {
-				return err
-			}
-			conn, err := client.Dial(cmd.Context(), client.NATSConfig{URL: cfg.NATS, Key: key, Tenant: a.client.Tenant})
+			conn, err := a.dial(cmd.Context(), cfg)
 			if err != nil {
 				return err
 			}

@@ -111,6 +111,7 @@ func (a *app) report(err error) {
 		return
 	}
 	fmt.Fprintf(a.stderr, "%s (%s)\n", clean(err.Error()), f.Code)
+	a.details(f)
 }
 
 // clean keeps what others wrote from steering the terminal.
@@ -144,7 +145,7 @@ func (a *app) root() *cobra.Command {
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
 		newServeCommand(a.getenv, serve),
-		a.componentCommand(), a.credentialCommand(), a.eventsCommand(), a.viewsCommand(), a.tenantCommand(), a.keyCommand(),
+		a.componentCommand(), a.credentialCommand(), a.flowCommand(), a.queueCommand(), a.eventsCommand(), a.viewsCommand(), a.tenantCommand(), a.keyCommand(),
 		a.demoCommand(), a.versionCommand(),
 	)
 	return root

@@ -73,6 +73,10 @@ type program struct {
 	svc      *service.Service
 	feed     *bus.Feed
 	ends     *bus.Endpoints
+	inUse    *bus.InUse
+	queues   *bus.Queues
+	poison   *bus.Poison
+	intake   *bus.Intake
 	listener net.Listener
 	metrics  *prometheus.Registry
 	firstKey seal.Secret // what the first start made; zero ever after
@@ -230,10 +234,15 @@ func (p *program) openService(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := p.ensureStream(ctx, js, vault.StreamConfig(p.replicas())); err != nil {
-		return err
+	n := p.replicas()
+	for _, cfg := range []jetstream.StreamConfig{
+		vault.StreamConfig(n), bus.FeedConfig(n), bus.FlowsConfig(n), bus.QueueConfig(n), bus.PoisonConfig(n),
+	} {
+		if err := p.ensureStream(ctx, js, cfg); err != nil {
+			return err
+		}
 	}
-	if err := p.ensureStream(ctx, js, bus.FeedConfig(p.replicas())); err != nil {
+	if err := p.openQueues(); err != nil {
 		return err
 	}
 	p.vault = vault.New(js, conn, p.keyring, p.durable(vault.Stream))
@@ -248,6 +257,7 @@ func (p *program) openService(ctx context.Context) error {
 		Rewind:        func(ctx context.Context, tenant string, seq uint64) error { return p.feed.Rewind(ctx, tenant, seq) },
 		RebuildViews:  p.rebuildViews,
 		Claims:        claims,
+		Poison:        p.poison,
 	})
 	if err != nil {
 		return err
@@ -262,6 +272,10 @@ func (p *program) openService(ctx context.Context) error {
 		return fmt.Errorf("open JetStream: %w", err)
 	}
 	p.feed = bus.NewFeed(feedJS, p.store, p.log)
+	if _, err := feedJS.CreateOrUpdateKeyValue(ctx, bus.InUseConfig(n)); err != nil {
+		return fmt.Errorf("open the bucket of the in-use index: %w", err)
+	}
+	p.inUse = bus.NewInUse(feedJS, p.views, p.proj, p.log)
 	if p.cut != nil {
 		return nil // what is there is served; nothing is made
 	}
@@ -273,6 +287,19 @@ func (p *program) openService(ctx context.Context) error {
 	}
 	p.firstKey, err = p.svc.Bootstrap(ctx, seal.NewSecret([]byte(p.cfg.AdminKey)))
 	return err
+}
+
+// openQueues opens the queues of flow events and commands, and the poison queue.
+func (p *program) openQueues() error {
+	conn, err := p.nats.Conn("queues")
+	if err != nil {
+		return err
+	}
+	if p.queues, err = bus.NewQueues(conn, p.durable); err != nil {
+		return err
+	}
+	p.poison = bus.NewPoison(p.queues, p.metrics, p.log)
+	return nil
 }
 
 // openKeyring opens the tenants' keysets with the KMS key. The local key file is
@@ -363,6 +390,14 @@ func (p *program) openPort(context.Context) error {
 		return err
 	}
 	p.stop = append(p.stop, p.ends.Close)
+	p.intake, err = bus.ServeIntake(bus.IntakeConfig{
+		Conn: conn, Caller: p.nats.Caller, Service: p.svc, Queues: p.queues, Poison: p.poison,
+		WritesAllowed: p.writesAllowed, Metrics: p.metrics, Logger: p.log,
+	})
+	if err != nil {
+		return err
+	}
+	p.stop = append(p.stop, p.intake.Close)
 	p.metrics.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "credstream_projector_position", Help: "Log sequence that the views reflect.",
@@ -373,6 +408,9 @@ func (p *program) openPort(context.Context) error {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "credstream_feed_position", Help: "Log sequence of the last commit that the feed tells of.",
 		}, func() float64 { return float64(p.feed.Position()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "credstream_in_use_position", Help: "Log sequence that the in-use index reflects.",
+		}, func() float64 { return float64(p.inUse.Position()) }),
 	)
 	return nil
 }
@@ -412,6 +450,7 @@ func (p *program) run(ctx context.Context) error {
 		p.log.Warn("requests were cut off", "err", err)
 		_ = server.Close() // it has nothing more to say
 	}
+	p.intake.Close()
 	p.ends.Close()
 	p.halt()
 	err := p.parts.Wait()
@@ -434,6 +473,7 @@ func (p *program) openParts(ctx context.Context) error {
 	})
 	p.parts.Go(func() error { return p.keep(p.life, "projector", p.proj.Run) })
 	p.parts.Go(func() error { return p.keep(p.life, "feed", p.lead("feed", p.feed.Run)) })
+	p.parts.Go(func() error { return p.keep(p.life, "in-use index", p.lead("in-use", p.inUse.Run)) })
 	p.parts.Go(func() error { return p.nats.Watch(p.life) })
 	p.parts.Go(func() error { return p.afterRestarts(p.life) })
 	p.parts.Go(func() error { return p.giveMemoryBack(p.life) })
@@ -441,6 +481,14 @@ func (p *program) openParts(ctx context.Context) error {
 		p.parts.Go(func() error { return p.water.Run(p.life) })
 		collect := p.lead("collector", func(ctx context.Context) error { return p.svc.RunCollector(ctx, collectEvery, orphanAge) })
 		p.parts.Go(func() error { return p.keep(p.life, "collector", collect) })
+		for _, queue := range []bus.Queue{bus.Flows, bus.Commands} {
+			reader := bus.NewReader(bus.ReaderConfig{
+				Queue: queue, Queues: p.queues, Poison: p.poison, Service: p.svc, Metrics: p.metrics, Logger: p.log,
+			})
+			p.parts.Go(func() error {
+				return p.keep(p.life, "reader of "+string(queue), p.lead("read-"+string(queue), reader.Run))
+			})
+		}
 		p.parts.Go(func() error { return p.keep(p.life, "flow keeper", p.lead("flow-keeper", p.svc.RunFlowKeeper)) })
 	}
 	if err := p.proj.Wait(ctx, end); err != nil {
@@ -513,7 +561,7 @@ func (p *program) giveMemoryBack(ctx context.Context) error {
 // notReady lists why the service cannot do all of its work.
 func (p *program) notReady() []string {
 	var reasons []string
-	for what, err := range map[string]error{"log": p.cut, "storage": p.nats.Health(), "views": p.proj.Err(), "feed": p.feed.Err()} {
+	for what, err := range map[string]error{"log": p.cut, "storage": p.nats.Health(), "views": p.proj.Err(), "feed": p.feed.Err(), "in-use index": p.inUse.Err()} {
 		if err != nil {
 			reasons = append(reasons, what+": "+err.Error())
 		}

@@ -1,0 +1,417 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/spf13/cobra"
+
+	"github.com/credstream/credstream/client"
+	"github.com/credstream/credstream/fault"
+)
+
+var (
+	errFlowFile = fault.New(fault.Invalid, "flow_file_invalid",
+		"The file must hold a flow as JSON: {\"id\", \"name\", \"revision\", \"steps\": [{\"id\", \"component\", \"credential\"}]}.")
+	errFlowPoisoned = fault.New(fault.Invalid, "flow_event_poisoned",
+		"The service did not understand the event. It is in the poison queue with the reason: credstream queue list.")
+)
+
+func (a *app) flowCommand() *cobra.Command {
+	return a.group("flow", "See what flows use, and reserve it",
+		a.flowList(), a.flowShow(), a.flowBind(), a.flowRelease(), a.flowPublish(), a.flowWatch())
+}
+
+// dial is the service over NATS, as the flags name it.
+func (a *app) dial(ctx context.Context, cfg tailConfig) (*client.Conn, error) {
+	key, err := a.key()
+	if err != nil {
+		return nil, err
+	}
+	return client.Dial(ctx, client.NATSConfig{URL: cfg.NATS, Key: key, Tenant: a.client.Tenant})
+}
+
+func (a *app) flowList() *cobra.Command {
+	var filter client.FlowFilter
+	var all bool
+	cmd := &cobra.Command{
+		Use: "list", Short: "List flows", Args: arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			if all {
+				return a.everyFlow(cmd.Context(), api, filter)
+			}
+			list, err := api.ListFlows(cmd.Context(), filter)
+			if err != nil {
+				return err
+			}
+			return a.flows(list)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&filter.Credential, "credential", "", "only those that name, use or have reserved the credential with this `ID`")
+	f.StringVar(&filter.Component, "component", "", "only those that include the component with this `ID`")
+	f.BoolVar(&filter.Active, "active", false, "only active ones")
+	f.BoolVar(&filter.Broken, "broken", false, "only those with a step that cannot use what it names")
+	f.IntVar(&filter.Limit, "limit", 0, "`NUMBER` of flows on a page, up to 200")
+	f.StringVar(&filter.After, "after", "", "go on after the page with this `CURSOR`")
+	f.BoolVar(&all, "all", false, "every page")
+	return cmd
+}
+
+// whereUsed is the verb that lists every flow of a thing.
+func (a *app) whereUsed(short string, filter func(id string) client.FlowFilter) *cobra.Command {
+	return &cobra.Command{
+		Use: "where-used ID", Short: short, Args: arguments("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			return a.everyFlow(cmd.Context(), api, filter(args[0]))
+		},
+	}
+}
+
+// everyFlow prints the flows of every page.
+func (a *app) everyFlow(ctx context.Context, api *client.Client, filter client.FlowFilter) error {
+	if filter.Limit == 0 {
+		filter.Limit = 200
+	}
+	list := client.FlowList{Flows: []client.Flow{}}
+	for f, err := range api.Flows(ctx, filter) {
+		if err != nil {
+			return err
+		}
+		list.Flows = append(list.Flows, f)
+	}
+	return a.flows(list)
+}
+
+func (a *app) flows(list client.FlowList) error {
+	if a.client.JSON {
+		return a.json(list)
+	}
+	if err := a.flowTable(list.Flows); err != nil {
+		return err
+	}
+	if list.Next != "" {
+		fmt.Fprintf(a.stderr, "There are more: --all, or --after %s\n", clean(list.Next))
+	}
+	return nil
+}
+
+func (a *app) flowTable(flows []client.Flow) error {
+	var rows [][]string
+	for _, f := range flows {
+		rows = append(rows, []string{f.ID, f.Name, flowState(f), strconv.FormatUint(f.Revision, 10), strconv.Itoa(len(f.Steps)), when(f.UpdatedAt)})
+	}
+	return a.list([]string{"ID", "NAME", "STATE", "REVISION", "STEPS", "UPDATED"}, rows)
+}
+
+// flowState says in words what holds a credential, and what is wrong.
+func flowState(f client.Flow) string {
+	var words []string
+	switch {
+	case f.Active:
+		words = append(words, "active")
+	case f.Revision > 0:
+		words = append(words, "stopped")
+	}
+	if f.Binding != "" {
+		words = append(words, "reserved")
+	}
+	if f.Broken {
+		words = append(words, "broken")
+	}
+	return strings.Join(words, ", ")
+}
+
+func (a *app) flowShow() *cobra.Command {
+	return &cobra.Command{
+		Use: "show ID", Short: "Show one flow: its steps, and which cannot use what they name", Args: arguments("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			f, err := api.GetFlow(cmd.Context(), args[0], 0)
+			if err != nil {
+				return err
+			}
+			if a.client.JSON {
+				return a.json(f)
+			}
+			pairs := [][2]string{
+				{"id", f.ID},
+				{"name", f.Name},
+				{"state", flowState(f)},
+				{"revision", strconv.FormatUint(f.Revision, 10)},
+				{"updated", when(f.UpdatedAt)},
+			}
+			if f.Binding != "" {
+				pairs = append(pairs, [2]string{"reserved", "until " + when(f.Until) + ", binding " + f.Binding})
+			}
+			if err := a.pairs(pairs); err != nil {
+				return err
+			}
+			faults := map[string]string{}
+			for _, s := range f.Faults {
+				faults[s.Step] = s.Reason
+			}
+			var rows [][]string
+			for _, s := range f.Steps {
+				rows = append(rows, []string{s.ID, s.Name, s.Component, s.Credential, faults[s.ID]})
+			}
+			fmt.Fprintln(a.stdout)
+			return a.list([]string{"STEP", "NAME", "COMPONENT", "CREDENTIAL", "WRONG"}, rows)
+		},
+	}
+}
+
+// flowFile reads a flow, or an array of steps alone.
+func (a *app) flowFile(path string) (e client.FlowEvent, err error) {
+	b, err := a.file(path)
+	if err != nil {
+		return e, err
+	}
+	if json.Unmarshal(b, &e) != nil && json.Unmarshal(b, &e.Steps) != nil {
+		return e, errFlowFile
+	}
+	return e, nil
+}
+
+func (a *app) flowBind() *cobra.Command {
+	var in client.BindFlow
+	var file string
+	var by changing
+	cmd := &cobra.Command{
+		Use: "bind ID --steps-file FILE", Short: "Reserve the credentials of a flow before it starts: all, or none", Args: arguments("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f, err := a.flowFile(file)
+			if err != nil {
+				return err
+			}
+			in.Flow, in.Steps = args[0], f.Steps
+			if in.Name == "" {
+				in.Name = f.Name
+			}
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			done, err := api.BindFlow(cmd.Context(), in, by.options()...)
+			if err != nil {
+				return err
+			}
+			return a.answer(done, "Reserved the credentials of flow %s until %s, binding %s.", done.ID, when(done.Until), done.Binding)
+		},
+	}
+	cmd.Flags().StringVar(&file, "steps-file", "", "`FILE` with the steps as a JSON array, or a flow with its steps, - for standard input")
+	cmd.Flags().DurationVar(&in.TTL, "ttl", 0, "`TIME` after which the reservation ends unless the flow has started: 10m when absent")
+	cmd.Flags().StringVar(&in.Name, "name", "", "`NAME` of the flow for people")
+	by.bind(cmd, false)
+	required(cmd, "steps-file")
+	return cmd
+}
+
+func (a *app) flowRelease() *cobra.Command {
+	var binding string
+	var by changing
+	cmd := &cobra.Command{
+		Use: "release ID", Short: "Give back what a flow has reserved", Args: arguments("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			done, err := api.ReleaseFlow(cmd.Context(), args[0], binding, by.options()...)
+			if err != nil {
+				return err
+			}
+			if done.Binding == "" {
+				return a.answer(done, "Flow %s had nothing reserved.", done.ID)
+			}
+			return a.answer(done, "Gave back what flow %s had reserved, binding %s.", done.ID, done.Binding)
+		},
+	}
+	cmd.Flags().StringVar(&binding, "binding", "", "only the reservation with this `ID`; the one that stands when absent")
+	by.bind(cmd, false)
+	return cmd
+}
+
+func (a *app) flowPublish() *cobra.Command {
+	var cfg tailConfig
+	var event, file string
+	var revision uint64
+	cmd := &cobra.Command{
+		Use: "publish --event EVENT --file FILE", Short: "Tell the service of a flow over NATS, as a flow engine does", Args: arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			e, err := a.flowFile(file)
+			if err != nil {
+				return err
+			}
+			if e.ID == "" {
+				return errFlowFile
+			}
+			e.Change = client.FlowChange(strings.TrimPrefix(event, "flow."))
+			if revision > 0 {
+				e.Revision = revision
+			}
+			conn, err := a.dial(cmd.Context(), cfg)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			ack, err := conn.PublishFlow(cmd.Context(), e)
+			if err != nil {
+				return err
+			}
+			if err := a.answer(ack, "Event flow.%s of flow %s is durable: %s %d.", e.Change, e.ID, ack.Stream, ack.Seq); err != nil {
+				return err
+			}
+			if ack.Poisoned() {
+				return errFlowPoisoned
+			}
+			return nil
+		},
+	}
+	bind(cmd.Flags(), &cfg)
+	cmd.Flags().StringVar(&event, "event", "", "`EVENT`: created, updated, started, stopped or deleted")
+	cmd.Flags().StringVar(&file, "file", "", "`FILE` with the flow as JSON: id, name, revision, steps; - for standard input")
+	cmd.Flags().Uint64Var(&revision, "revision", 0, "`NUMBER` in place of the file's revision, which must rise with every event of a flow")
+	required(cmd, "event", "file")
+	return cmd
+}
+
+func (a *app) flowWatch() *cobra.Command {
+	var cfg tailConfig
+	cmd := &cobra.Command{
+		Use: "watch", Short: "Print what flows use, then each change of it, until interrupted", Args: arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			conn, err := a.dial(cmd.Context(), cfg)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			for e, err := range conn.WatchInUse(cmd.Context()) {
+				if err != nil {
+					return err
+				}
+				if err := a.inUse(e); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	bind(cmd.Flags(), &cfg)
+	return cmd
+}
+
+// inUse prints one entry of the in-use index as a line.
+func (a *app) inUse(e client.InUseEntry) error {
+	if a.client.JSON {
+		return a.json(e)
+	}
+	const shown = 10
+	var flows []string
+	for i, f := range e.Value.Flows {
+		if i == shown {
+			flows = append(flows, "...")
+			break
+		}
+		state := "stopped"
+		switch {
+		case f.Active:
+			state = "active"
+		case f.Reserved:
+			state = "reserved"
+		}
+		flows = append(flows, f.ID+" "+state)
+	}
+	_, err := fmt.Fprintf(a.stdout, "%d  %s %s  %s, %d active  %s\n", e.Value.Seq, clean(e.Kind), clean(e.ID),
+		count(e.Value.Total, "flow"), e.Value.Active, clean(strings.Join(flows, ", ")))
+	return err
+}
+
+// dryRun gives a verb on one thing the flag --dry-run, which asks instead of obeying.
+func (a *app) dryRun(cmd *cobra.Command, ask func(ctx context.Context, api *client.Client, id string) (client.Impact, error)) {
+	dry := cmd.Flags().Bool("dry-run", false, "say what would break and change nothing; exits with 6 when it would be refused")
+	obey := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if !*dry {
+			return obey(cmd, args)
+		}
+		api, err := a.api()
+		if err != nil {
+			return err
+		}
+		i, err := ask(cmd.Context(), api, args[0])
+		if err != nil {
+			return err
+		}
+		return a.impact(i)
+	}
+}
+
+// impact prints what a dry run found: the flows in a table, and a sentence. A
+// command that would be refused exits with 6.
+func (a *app) impact(i client.Impact) error {
+	switch {
+	case a.client.JSON:
+		if err := a.json(i); err != nil {
+			return err
+		}
+	case len(i.Flows) > 0:
+		if err := a.flowTable(i.Flows); err != nil {
+			return err
+		}
+		if n := i.TotalFlows - len(i.Flows); n > 0 {
+			fmt.Fprintf(a.stdout, "... and %s more.\n", count(n, "flow"))
+		}
+	}
+	if !i.Allowed {
+		return &fault.Error{Kind: fault.Precondition, Code: i.Code, Msg: i.Says}
+	}
+	if a.client.JSON {
+		return nil
+	}
+	return a.answer(nil, "%s", i.Says)
+}
+
+// details prints what an error names besides its sentence: the flows in the way,
+// or the steps that are at fault.
+func (a *app) details(err error) {
+	if refs, ok := client.FlowsOf(err); ok {
+		for _, f := range refs.Flows {
+			fmt.Fprintf(a.stderr, "  %s  %s\n", clean(f.ID), clean(f.Name))
+		}
+		if n := refs.Total - len(refs.Flows); n > 0 {
+			fmt.Fprintf(a.stderr, "  ... and %d more\n", n)
+		}
+	}
+	if steps, ok := client.StepFaultsOf(err); ok {
+		for _, s := range steps {
+			fmt.Fprintf(a.stderr, "  %s  %s  %s  %s\n", clean(s.Step), clean(s.Component), clean(s.Credential), clean(s.Reason))
+		}
+	}
+}
+
+// stepOfFlow reads FLOW/STEP. A flow's id may hold slashes, a step's not.
+func stepOfFlow(s string) (*client.ForStep, error) {
+	if s == "" {
+		return nil, nil //nolint:nilnil // for no step
+	}
+	i := strings.LastIndexByte(s, '/')
+	if i <= 0 || i == len(s)-1 {
+		return nil, errUsage.Because("--for takes FLOW/STEP.")
+	}
+	return &client.ForStep{Flow: s[:i], Step: s[i+1:]}, nil
+}

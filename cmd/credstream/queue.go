@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"strconv"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/spf13/cobra"
+
+	"github.com/credstream/credstream/client"
+	"github.com/credstream/credstream/fault"
+)
+
+var errCommandFile = fault.New(fault.Invalid, "command_file_invalid", "The file must hold the command's members as one JSON object.")
+
+func (a *app) queueCommand() *cobra.Command {
+	return a.group("queue", "Leave commands in the queue, and look at what failed for good",
+		a.queueList(), a.queueShow(),
+		a.queueChange("retry", "Put a message back where it came from", "Message %s is in its queue again.", (*client.API).RetryQueued),
+		a.queueChange("drop", "Erase a message", "Dropped message %s.", (*client.API).DropQueued),
+		a.queueSend())
+}
+
+func (a *app) queueList() *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Short: "List the flow events and queued commands that failed for good, oldest first", Args: arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			list := client.QueuedList{Messages: []client.Poisoned{}}
+			for m, err := range api.Queued(cmd.Context()) {
+				if err != nil {
+					return err
+				}
+				list.Messages = append(list.Messages, m)
+			}
+			if a.client.JSON {
+				return a.json(list)
+			}
+			var rows [][]string
+			for _, m := range list.Messages {
+				rows = append(rows, []string{m.ID, when(m.At), m.Queue, m.Name, m.Actor, m.Code, m.Reason})
+			}
+			return a.list([]string{"ID", "TIME", "QUEUE", "NAME", "ACTOR", "CODE", "REASON"}, rows)
+		},
+	}
+}
+
+func (a *app) queueShow() *cobra.Command {
+	return &cobra.Command{
+		Use: "show ID", Short: "Show one of them, as far as it may be kept", Args: arguments("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			m, err := api.GetQueued(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if a.client.JSON {
+				return a.json(m)
+			}
+			kept := "yes: it can be tried again"
+			if !m.Kept {
+				kept = "no: it was not understood"
+			}
+			pairs := [][2]string{
+				{"id", m.ID},
+				{"queue", m.Queue},
+				{"name", m.Name},
+				{"subject", m.Subject},
+				{"command", m.CommandID},
+				{"event", m.EventID},
+				{"actor", m.Actor},
+				{"time", when(m.At)},
+				{"code", m.Code},
+				{"reason", m.Reason},
+				{"size", strconv.Itoa(m.Size)},
+				{"sha256", m.SHA256},
+				{"kept", kept},
+			}
+			if len(m.Details) > 0 {
+				pairs = append(pairs, [2]string{"details", compact(m.Details)})
+			}
+			if len(m.Content) > 0 {
+				pairs = append(pairs, [2]string{"content", compact(m.Content)})
+			}
+			return a.pairs(pairs)
+		},
+	}
+}
+
+// queueVerb is a command that takes the id of a message alone.
+type queueVerb = func(a *client.API, ctx context.Context, id string, opts ...client.CommandOption) (client.Done, error)
+
+func (a *app) queueChange(verb, short, sentence string, change queueVerb) *cobra.Command {
+	return &cobra.Command{
+		Use: verb + " ID", Short: short, Args: arguments("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			done, err := change(&api.API, cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return a.answer(done, sentence, done.ID)
+		},
+	}
+}
+
+func (a *app) queueSend() *cobra.Command {
+	var cfg tailConfig
+	var file, keysFile, commandID string
+	cmd := &cobra.Command{
+		Use: "send COMMAND --file FILE", Short: "Leave a command in the queue over NATS",
+		Long: "Leave a command in the queue over NATS. It is durable when this returns, and is obeyed once. What comes of it\n" +
+			"is an event with the command's id as its causation, or a message of credstream queue list.\n" +
+			"Keys never lie in the queue in clear: --keys-file seals them for this command.",
+		Args: arguments("COMMAND"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var body map[string]jsontext.Value
+			b, err := a.file(file)
+			if err != nil {
+				return err
+			}
+			if json.Unmarshal(b, &body) != nil || body == nil {
+				return errCommandFile
+			}
+			if commandID == "" {
+				commandID = rand.Text()
+			}
+			conn, err := a.dial(cmd.Context(), cfg)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			if keysFile != "" {
+				sealed, err := a.sealed(cmd.Context(), conn, args[0], commandID, keysFile)
+				if err != nil {
+					return err
+				}
+				body["keys_sealed"] = sealed
+			}
+			ack, err := conn.Enqueue(cmd.Context(), args[0], body, client.CommandID(commandID))
+			if err != nil {
+				return err
+			}
+			return a.answer(ack, "Command %s is in the queue with the id %s.", args[0], ack.CommandID)
+		},
+	}
+	bind(cmd.Flags(), &cfg)
+	cmd.Flags().StringVar(&file, "file", "", "`FILE` with the command's members as a JSON object, - for standard input")
+	cmd.Flags().StringVar(&keysFile, "keys-file", "", "`FILE` with keys as a JSON object, to be sealed for this command")
+	cmd.Flags().StringVar(&commandID, "command-id", "", "`ID` of this command: repeated with the same one it is obeyed once")
+	required(cmd, "file")
+	return cmd
+}
+
+// sealed seals the keys of a file for a queued command, as a JSON string.
+func (a *app) sealed(ctx context.Context, conn *client.Conn, command, commandID, file string) (jsontext.Value, error) {
+	b, err := a.secretFile(file)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := client.KeysJSON(b)
+	if err != nil {
+		return nil, err
+	}
+	sealed, err := conn.SealKeys(ctx, command, commandID, keys)
+	if err != nil {
+		return nil, err
+	}
+	return jsontext.Value(strconv.Quote(sealed)), nil
+}
