@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -708,14 +709,25 @@ func TestCalloutSeed(t *testing.T) {
 
 // Clear secrets travel over TLS or the loopback interface, or not at all.
 func TestClusterClearSecretsNeedTLS(t *testing.T) {
+	certificate := httptest.NewTLSServer(nil)
+	certificate.Close()
 	for _, tc := range []struct {
 		host    string
+		options []bustest.Option
 		allowed bool
-	}{{"127.0.0.1", true}, {outsideAddress(t), false}} {
-		s := bustest.Start(t, bustest.OnHost(tc.host))
+	}{
+		{"127.0.0.1", nil, true},
+		{outsideAddress(t), nil, false},
+		{outsideAddress(t), []bustest.Option{bustest.TLS(certificate.TLS.Certificates[0])}, true},
+	} {
+		s := bustest.Start(t, append(tc.options, bustest.OnHost(tc.host))...)
 		c := startCluster(t, s, func(c *bus.ClusterConfig) { c.ClearSecretCommands = []string{"credential.create"} })
 		sv := startEndpoints(t, c)
-		nc, refused := dial(t, s, "alice-key")
+		var opts []nats.Option
+		if tc.options != nil {
+			opts = append(opts, nats.Secure(s.Config().TLS))
+		}
+		nc, refused := dial(t, s, "alice-key", opts...)
 		for _, subject := range []string{"credstream.cmd.default.credential.create", "credstream.cmd.default.credential.delete"} {
 			if err := nc.Publish(subject, nil); err != nil {
 				t.Fatal(err)

@@ -93,9 +93,9 @@ func (p *Poison) send(tenant string, e poisonEntry) (receipt, error) {
 	m := nats.NewMsg(poisonSubject + tenant + "." + e.Queue)
 	m.Data = data
 	r, err := p.queues.send(PoisonStream, m)
-	if err == nil {
+	r.stored = func() {
 		p.put.WithLabelValues(e.Queue, e.Code).Inc()
-		p.log.Warn("a message goes to the poison queue", "queue", e.Queue, "tenant", tenant, "name", e.Name,
+		p.log.Warn("a message went to the poison queue", "queue", e.Queue, "tenant", tenant, "name", e.Name,
 			"command", e.CommandID, "event", e.EventID, "actor", e.Actor, "code", e.Code)
 	}
 	return r, err

@@ -120,6 +120,7 @@ type receipt struct {
 	stream  string
 	ack     jetstream.PubAckFuture
 	durable func(context.Context) error
+	stored  func() // called when it is durable; may be nil
 }
 
 // send puts a message on its way. Messages are stored in the order in which they
@@ -130,7 +131,7 @@ func (q *Queues) send(stream string, m *nats.Msg) (receipt, error) {
 	if err != nil {
 		return receipt{}, fmt.Errorf("storing in %s: %w: %w", stream, ErrNotStored, err)
 	}
-	return receipt{stream, ack, q.durable[stream]}, nil
+	return receipt{stream: stream, ack: ack, durable: q.durable[stream]}, nil
 }
 
 // wait returns when the message is durable, with its place in the stream.
@@ -150,6 +151,9 @@ func (r receipt) wait(ctx context.Context) (seq uint64, err error) {
 	}
 	if err != nil {
 		return 0, fmt.Errorf("storing in %s: %w: %w", r.stream, ErrNotStored, err)
+	}
+	if r.stored != nil {
+		r.stored()
 	}
 	return seq, nil
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -286,6 +287,36 @@ func TestReaderPutsAsideWhatFails(t *testing.T) {
 	}
 }
 
+// A message leaves its queue only when the poison queue has it.
+func TestReaderWithoutPoisonQueue(t *testing.T) {
+	w := startWhole(t)
+	w.serveIntake()
+	js := must(jetstream.New(w.client(w.key)))(t)
+	must(js.PublishMsg(t.Context(), queuedCommand("default", "credential.delete", "c1", `{"id":"x"}`)))(t)
+	ok(t, w.js.DeleteStream(t.Context(), bus.PoisonStream))
+	tries := make(chan struct{}, 1000)
+	count := func() error {
+		tries <- struct{}{}
+		return nil
+	}
+	w.writes.Store(&count)
+	w.read(bus.Commands)
+	for range 3 {
+		<-tries
+	}
+	if n := w.count(bus.QueueStream); n != 1 {
+		t.Errorf("%d messages wait", n)
+	}
+	must(bus.EnsureStream(t.Context(), w.js, bus.PoisonConfig(1)))(t)
+	must(js.PublishMsg(t.Context(), queuedCommand("default", "credential.delete", "c2", `{"id":"x"}`)))(t)
+	if list := w.poisoned("default", 2); list[0].CommandID != "c1" || list[1].CommandID != "c2" { // c1 is done
+		t.Errorf("the poison queue holds %+v", list)
+	}
+	if n := w.metric("credstream_poison_total", "commands"); n < 1 {
+		t.Errorf("%v messages are counted", n)
+	}
+}
+
 // A key that was revoked meanwhile has nothing done for it.
 func TestReaderRevokedKey(t *testing.T) {
 	w := startWhole(t)
@@ -308,10 +339,7 @@ func TestReaderForeignMessages(t *testing.T) {
 	w.serveIntake()
 	ours := nats.Header{"Cs-Actor": {"first-administrator"}, "Cs-Size": {"7"}, "Cs-Sha256": {strings.Repeat("0", 64)}, "Cs-Command": {"c1"}, "ce-id": {"e1"}}
 	with := func(more ...string) nats.Header {
-		h := nats.Header{}
-		for k, v := range ours {
-			h[k] = v
-		}
+		h := maps.Clone(ours)
 		for i := 0; i < len(more); i += 2 {
 			h[more[i]] = append(h[more[i]], more[i+1])
 		}

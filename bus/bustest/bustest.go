@@ -6,6 +6,9 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
@@ -48,9 +51,14 @@ func ClearCallout() Option { return func(s *NATS) { s.clear = true } }
 // OnHost has the servers listen to this IP address instead of 127.0.0.1.
 func OnHost(ip string) Option { return func(s *NATS) { s.host = ip } }
 
+// TLS has the servers demand TLS of their clients, with this certificate, which
+// the clients need not trust.
+func TLS(certificate tls.Certificate) Option { return func(s *NATS) { s.tls = &certificate } }
+
 // NATS is the servers of one test.
 type NATS struct {
 	host     string
+	tls      *tls.Certificate // nil: without TLS
 	t        testing.TB
 	dir      string
 	binary   string
@@ -108,6 +116,9 @@ func (s *NATS) Config() bus.ClusterConfig {
 		SystemURL: s.URL("credstream-system"), CalloutURL: s.URL("credstream-callout"),
 		CalloutSeedFile: s.SeedFile(), Replicas: len(s.nodes),
 	}
+	if s.tls != nil {
+		cfg.TLS = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // of a test
+	}
 	if !s.clear {
 		cfg.CalloutXKeyFile = s.XKeyFile()
 	}
@@ -120,9 +131,13 @@ func (s *NATS) URL(user string) string {
 	if user != "" {
 		user += ":" + s.password + "@"
 	}
+	scheme := "nats://"
+	if s.tls != nil {
+		scheme = "tls://"
+	}
 	var urls []string
 	for _, n := range s.nodes {
-		urls = append(urls, "nats://"+user+n.client)
+		urls = append(urls, scheme+user+n.client)
 	}
 	return strings.Join(urls, ",")
 }
@@ -144,7 +159,17 @@ func (s *NATS) configure() {
 		if s.clear {
 			text = bytes.ReplaceAll(text, []byte("xkey: $NATS_CALLOUT_XKEY"), nil)
 		}
+		if s.tls != nil && file == "accounts.conf" {
+			text = append(text, "\ntls { cert_file: \"cert.pem\", key_file: \"key.pem\" }\n"...)
+		}
 		s.must(os.WriteFile(filepath.Join(s.dir, file), text, 0o600))
+	}
+	if s.tls != nil {
+		key, err := x509.MarshalPKCS8PrivateKey(s.tls.PrivateKey)
+		s.must(err)
+		for file, block := range map[string]*pem.Block{"cert.pem": {Type: "CERTIFICATE", Bytes: s.tls.Certificate[0]}, "key.pem": {Type: "PRIVATE KEY", Bytes: key}} {
+			s.must(os.WriteFile(filepath.Join(s.dir, file), pem.EncodeToMemory(block), 0o600))
+		}
 	}
 	issuer, err := nkeys.CreateAccount()
 	s.must(err)
@@ -180,7 +205,7 @@ func (s *NATS) StartNode(i int) {
 	n.log, err = os.OpenFile(filepath.Join(s.dir, n.name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	s.must(err)
 	n.cmd = exec.Command(s.binary, "-c", filepath.Join(s.dir, file)) //nolint:noctx // ends by Kill
-	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
+	n.cmd.Dir, n.cmd.Stdout, n.cmd.Stderr = s.dir, n.log, n.log
 	n.cmd.Env = append(os.Environ(),
 		"NATS_NAME="+n.name, "NATS_LISTEN="+quote(n.client), "NATS_STORE="+quote(filepath.Join(s.dir, n.name)),
 		"NATS_CLUSTER_LISTEN="+quote(n.route), "NATS_ROUTES=["+strings.Join(routes, ",")+"]",
@@ -263,7 +288,10 @@ func (s *NATS) Ready() {
 var errAlone = errors.New("the servers have not found each other")
 
 func (s *NATS) ready(ctx context.Context, n *node) error {
-	nc, err := nats.Connect("nats://"+n.client, nats.UserInfo("credstream", s.password))
+	nc, err := nats.Connect("nats://"+n.client, nats.UserInfo("credstream", s.password), func(o *nats.Options) error {
+		o.TLSConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // used where the server wants TLS
+		return nil
+	})
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -307,10 +308,10 @@ func TestRefusalDetails(t *testing.T) {
 		details any
 		notes   string
 	}{
-		{client.FlowRefs{Total: 3, Flows: []client.FlowRef{{ID: "f1", Name: "Orders\x1b", Active: true}, {ID: "f2"}}}, "  f1  Orders\uFFFD\n  f2  \n  ... and 1 more\n"},
+		{client.FlowRefs{Total: 3, Flows: []client.FlowRef{{ID: "f1", Name: "Orders\x1b", Active: true}, {ID: "f2"}}}, "  f1  Orders\uFFFD\n  f2\n  ... and 1 more\n"},
 		{
 			map[string]any{"steps": []client.StepFault{{Step: "s1", Component: "p", Credential: "c1", Reason: "credential_not_found"}}},
-			"  s1  p  c1  credential_not_found\n",
+			"  s1  p  credential_not_found  c1\n",
 		},
 		{"other", ""},
 	} {
@@ -699,4 +700,110 @@ func TestCommandLineOnRealParts(t *testing.T) {
 	if out := must2("", "views", "rebuild"); !strings.HasPrefix(out, "Rebuilt the lists from ") {
 		t.Errorf("the rebuild says %s", out)
 	}
+}
+
+// Flows on the command line and the real service: what they use is watched in
+// another terminal, guards the credential, and commands go by the queue.
+func TestFlowsOnTheCommandLine(t *testing.T) {
+	u := bring(t, t.TempDir())
+	env := map[string]string{"CREDSTREAM_URL": u.base, "CREDSTREAM_KEY": adminKey, "CREDSTREAM_NATS_URL": u.node.ClientURL()}
+	c := &cli{env: env}
+	expect := func(code int, stdin string, args ...string) string {
+		t.Helper()
+		c.stdin = strings.NewReader(stdin)
+		if got := c.run(t.Context(), args...); got != code {
+			t.Fatalf("%v: exit code %d, want %d: %s%s", args, got, code, c.out.String(), c.errOut.String())
+		}
+		if strings.Contains(c.out.String()+c.errOut.String(), "canary") {
+			t.Errorf("%v: a secret was printed", args)
+		}
+		return c.out.String()
+	}
+	keys := writeFile(t, "keys.json", `{"apiKey":"canary"}`, 0o600)
+	expect(0, `{"title":"Plain","credentials":{"fields":{"apiKey":{"required":true,"viewClass":"PasswordFieldView"}}}}`, "component", "register", "--file", "-", "--id", "plain")
+	var made struct{ ID string }
+	must(t, json.Unmarshal([]byte(expect(0, "", "credential", "create", "--component", "plain", "--keys-file", keys, "--for", "f0/s1", "--json")), &made))
+
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	lines, writer := io.Pipe()
+	watched := make(chan int, 1)
+	go func() {
+		watched <- run(ctx, []string{"flow", "watch", "--json"}, func(n string) string { return env[n] }, strings.NewReader(""), writer, writer)
+		_ = writer.Close()
+	}()
+	told := json.NewDecoder(lines)
+	until := func(flow string, active bool) { // reads what is watched until the credential is used so
+		t.Helper()
+		for {
+			var e client.InUseEntry
+			must(t, told.Decode(&e))
+			if e.ID == made.ID && slices.ContainsFunc(e.Value.Flows, func(f client.InUseFlow) bool { return f.ID == flow && f.Active == active }) {
+				return
+			}
+		}
+	}
+	until("f0", false) // was there before
+
+	flow := writeFile(t, "flow.json", fmt.Sprintf(`{"id":"f1","name":"Orders","revision":1,"steps":[{"id":"s1","component":"plain","credential":%q}]}`, made.ID), 0o644)
+	expect(0, "", "flow", "publish", "--event", "created", "--file", flow)
+	expect(0, "", "flow", "publish", "--event", "started", "--file", flow, "--revision", "2")
+	until("f1", true)
+	if out := expect(0, "", "flow", "list", "--active"); !strings.Contains(out, "\nf1  Orders  active  2 ") {
+		t.Errorf("the active flows are\n%s", out)
+	}
+	if out := expect(0, "", "credential", "where-used", made.ID); strings.Count(out, "\n") < 2 {
+		t.Errorf("where-used says\n%s", out)
+	}
+	expect(6, "", "credential", "delete", made.ID)
+	if said := c.errOut.String(); !strings.Contains(said, " (credential_in_use)\n  f1  Orders\n") {
+		t.Errorf("the refusal says %s", said)
+	}
+	expect(6, "", "credential", "delete", made.ID, "--dry-run")
+	if out := expect(0, "", "component", "delete", "plain", "--dry-run"); !strings.Contains(out, "f1  Orders  active") {
+		t.Errorf("the dry run says %s", out)
+	}
+	expect(2, `[{"id":"a","component":"plain"},{"id":"b","component":"plain","credential":"gone"}]`, "flow", "bind", "f2", "--steps-file", "-")
+	if d := cmp.Diff("  a  plain  credential_required\n  b  plain  credential_not_found  gone\n", c.errOut.String()[strings.Index(c.errOut.String(), "\n")+1:]); d != "" {
+		t.Error(d)
+	}
+	expect(0, fmt.Sprintf(`[{"id":"a","component":"plain","credential":%q}]`, made.ID), "flow", "bind", "f2", "--steps-file", "-")
+	until("f2", false)
+	if out := expect(0, "", "flow", "release", "f2"); !strings.HasPrefix(out, "Gave back what flow f2 had reserved, ") {
+		t.Errorf("the release says %s", out)
+	}
+	expect(0, "", "flow", "publish", "--event", "stopped", "--file", flow, "--revision", "3")
+	until("f1", false)
+	expect(0, "", "credential", "delete", made.ID, "--dry-run")
+
+	expect(2, "", "flow", "publish", "--event", "begun", "--file", flow)
+	var queue client.QueuedList
+	must(t, json.Unmarshal([]byte(expect(0, "", "queue", "list", "--json")), &queue))
+	if len(queue.Messages) != 1 || queue.Messages[0].Code != "flow_event_type_unknown" {
+		t.Fatalf("the poison queue holds %+v", queue)
+	}
+	expect(6, "", "queue", "retry", queue.Messages[0].ID)
+	expect(0, "", "queue", "drop", queue.Messages[0].ID)
+
+	expect(2, `{"component":"plain","name":"Clear","keys":{"apiKey":"canary"}}`, "queue", "send", "credential.create", "--file", "-")
+	expect(0, `{"component":"plain","name":"Sealed"}`, "queue", "send", "credential.create", "--file", "-", "--keys-file", keys)
+	await(t, "the queued command", func() (bool, error) {
+		return strings.Contains(expect(0, "", "credential", "list"), "Sealed"), nil
+	})
+	expect(0, `{"id":"nobody","name":"n"}`, "queue", "send", "credential.rename", "--file", "-", "--command-id", "mine")
+	await(t, "the failed command", func() (bool, error) {
+		return strings.Contains(expect(0, "", "queue", "list"), "credential_not_found"), nil
+	})
+	must(t, json.Unmarshal([]byte(expect(0, "", "queue", "list", "--json")), &queue))
+	if m := queue.Messages[0]; m.CommandID != "mine" || !m.Kept {
+		t.Errorf("the poison queue holds %+v", m)
+	}
+	expect(0, "", "queue", "retry", queue.Messages[0].ID)
+	stop()
+	var rest sync.WaitGroup
+	rest.Go(func() { _, _ = io.Copy(io.Discard, lines) }) // what it still has to say
+	if got := <-watched; got != 0 {
+		t.Errorf("the watch ends with %d", got)
+	}
+	rest.Wait()
 }

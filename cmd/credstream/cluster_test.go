@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
+	"math/rand/v2"
 	"net/http"
 	"path/filepath"
 	"strconv"
@@ -14,13 +17,18 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/credstream/credstream/bus"
 	"github.com/credstream/credstream/bus/bustest"
+	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/seal"
 )
 
-var raceRounds = flag.Int("racerounds", 300, "rounds of each race between two processes")
+var (
+	replicaKills = flag.Int("replicakills", 3, "processes that TestReplicasTakeOver kills")
+	raceRounds   = flag.Int("racerounds", 300, "rounds of each race between two processes")
+)
 
 // replica starts a process of the service on external servers that others share.
 func replica(t testing.TB, servers *bustest.NATS, kms string, more ...string) *process {
@@ -192,23 +200,195 @@ func TestRaceOfBindAndDelete(t *testing.T) {
 	bothOutcomes(t, binds, deletes)
 }
 
-// One process of two is killed: the other goes on within seconds, in every role,
-// and nothing is lost.
-func TestReplicaTakesOver(t *testing.T) {
+// join serves in this process, beside others, on external servers, so that a test
+// can look at the parts.
+func join(t testing.TB, servers *bustest.NATS, kms string) *program {
+	t.Helper()
+	c := servers.Config()
+	p, err := start(t.Context(), serveConfig{
+		Data: t.TempDir(), HTTP: "127.0.0.1:0", AdminKey: adminKey, Durability: "group", KMS: kms,
+		NATS: c.URL, NATSEndpoints: c.EndpointURL, NATSSystem: c.SystemURL, NATSCallout: c.CalloutURL,
+		NATSCalloutSeed: c.CalloutSeedFile, NATSCalloutXKey: c.CalloutXKeyFile, NATSReplicas: c.Replicas, AttestSyncAlways: true,
+		AllowPrivateTargets: true, LogFormat: "text", LogLevel: "error",
+	}, testWriter{t})
+	must(t, err)
+	t.Cleanup(p.close)
+	return p
+}
+
+// Processes are killed one after the other while flows and credentials change:
+// the others go on in every role, nothing that was acknowledged is lost, every
+// event stands once in the feed, and each key of the in-use index is right.
+func TestReplicasTakeOver(t *testing.T) {
 	servers := bustest.Start(t)
 	kms := kmsFile(t)
 	a, b := replica(t, servers, kms), replica(t, servers, kms)
 	registerPlain(t, a.http)
-	left := caller(b)
-	var first done
-	must(t, caller(a).command("credential.create", "", map[string]any{"component": "plain", "keys": map[string]any{"apiKey": "k"}}, &first))
-	var shown struct {
-		Name string `json:"name"`
+	e := newEngine(t, connectCluster(t, servers, adminKey))
+	var credentials []string
+	for range 4 {
+		credentials = append(credentials, caller(a).create(t))
 	}
-	must(t, left.query("credential.get", fmt.Sprintf("id=%s&min_seq=%d", first.ID, first.Seq), &shown))
-	_ = a.kill(syscall.SIGKILL)
-	var renamed done
-	must(t, left.command("credential.rename", "", map[string]any{"id": first.ID, "name": "Renamed"}, &renamed))
-	nc := connectCluster(t, servers, adminKey)
-	_ = nc
+	told := make([]flowTold, 6) // by flow: what was told last
+	running, stop := context.WithCancel(t.Context())
+	defer stop()
+	var engines sync.WaitGroup
+	for f := range told {
+		engines.Go(func() { told[f] = e.keepTelling(running, fmt.Sprintf("flow-%d", f), credentials) })
+	}
+	alive := []*process{a, b}
+	for kill := range *replicaKills {
+		time.Sleep(time.Duration(300+rand.IntN(700)) * time.Millisecond) // the moment is meant to be any
+		_ = alive[0].kill(syscall.SIGKILL)
+		alive = []*process{alive[1], replica(t, servers, kms)}
+		t.Logf("kill %d", kill+1)
+	}
+	stop()
+	engines.Wait()
+	p := join(t, servers, kms)
+	left := caller(alive[0])
+	for f, last := range told {
+		if last.revision == 0 {
+			t.Fatalf("flow-%d was never acknowledged", f)
+		}
+		await(t, fmt.Sprintf("flow-%d", f), func() (bool, error) {
+			var shown flowShown
+			err := left.query("flow.get", fmt.Sprintf("id=flow-%d", f), &shown)
+			return shown.Revision >= last.revision, err
+		})
+	}
+	// What the flow keeper has to complete it completes within its next rounds.
+	want := map[string]map[string]bool{}
+	for _, id := range credentials {
+		want[id] = map[string]bool{}
+	}
+	for f := range told {
+		var shown flowShown
+		must(t, left.query("flow.get", fmt.Sprintf("id=flow-%d", f), &shown))
+		for _, s := range shown.Steps {
+			want[s.Credential][shown.ID] = shown.Active
+		}
+	}
+	bucket, err := jetstream.New(mustConn(t, p))
+	must(t, err)
+	kv, err := bucket.KeyValue(t.Context(), bus.InUseBucket)
+	must(t, err)
+	for id, flows := range want {
+		await(t, "the in-use index of "+id, func() (bool, error) {
+			entry, err := kv.Get(t.Context(), bus.InUseKey("default", "credential", id))
+			if errors.Is(err, jetstream.ErrKeyNotFound) {
+				return len(flows) == 0, nil
+			}
+			if err != nil {
+				return false, err
+			}
+			var v projections.InUse
+			if err := json.Unmarshal(entry.Value(), &v); err != nil {
+				return false, err
+			}
+			got := map[string]bool{}
+			for _, f := range v.Flows {
+				got[f.ID] = f.Active
+			}
+			return maps.Equal(got, flows), nil
+		})
+	}
+	for _, r := range alive { // nothing moves any more
+		_ = r.kill(syscall.SIGTERM)
+	}
+	end := logEnd(t, p)
+	p.checkViews(t, end)
+	p.checkFeed(t, end)
+}
+
+func mustConn(t testing.TB, p *program) *nats.Conn {
+	t.Helper()
+	conn, err := p.nats.Conn("test")
+	must(t, err)
+	return conn
+}
+
+// flowTold is what a flow engine knows that the service knows.
+type flowTold struct{ revision int }
+
+// keepTelling tells of one flow, again and again, whether the service is there or
+// not, and returns the last revision that was acknowledged.
+func (e *engine) keepTelling(ctx context.Context, flow string, credentials []string) (last flowTold) {
+	changes := []string{"updated", "started", "updated", "stopped"}
+	for revision := 1; ctx.Err() == nil; revision++ {
+		steps := []flowStep{{"s1", "plain", credentials[rand.IntN(len(credentials))]}, {"s2", "plain", credentials[rand.IntN(len(credentials))]}}
+		for e.tell(changes[revision%len(changes)], flow, revision, steps...) != nil {
+			if ctx.Err() != nil {
+				return last
+			}
+			time.Sleep(10 * time.Millisecond) // as a flow engine would
+		}
+		last.revision = revision
+	}
+	return last
+}
+
+// What was changed on one process is never read in its old form on the other, by
+// a reader that asks for the position the change was acknowledged with.
+func TestReadYourWritesOnAnotherReplica(t *testing.T) {
+	servers := bustest.Start(t)
+	kms := kmsFile(t)
+	a, b := replica(t, servers, kms), replica(t, servers, kms)
+	registerPlain(t, a.http)
+	callers := []api{caller(a), caller(b)}
+	id := callers[0].create(t)
+	for i := range 200 {
+		writer, reader := callers[i%2], callers[1-i%2]
+		var renamed done
+		name := fmt.Sprintf("name-%d", i)
+		must(t, writer.command("credential.rename", "", map[string]any{"id": id, "name": name}, &renamed))
+		var shown struct {
+			Name string `json:"name"`
+		}
+		must(t, reader.query("credential.get", fmt.Sprintf("id=%s&min_seq=%d", id, renamed.Seq), &shown))
+		if shown.Name != name {
+			t.Fatalf("round %d: %q is read after %q was written", i, shown.Name, name)
+		}
+	}
+	var removed done
+	must(t, callers[0].command("credential.delete", "", map[string]any{"id": id}, &removed))
+	err := callers[1].query("credential.get", fmt.Sprintf("id=%s&min_seq=%d", id, removed.Seq), nil)
+	if code(t, err) != "credential_not_found" {
+		t.Errorf("a deleted credential is read on the other process: %v", err)
+	}
+	// A component that was deleted on one is not used on the other any more.
+	must(t, callers[0].command("component.delete", "", map[string]any{"id": "plain"}, &removed))
+	must(t, callers[1].query("component.list", fmt.Sprintf("min_seq=%d", removed.Seq), nil))
+	err = callers[1].command("credential.create", "", map[string]any{"component": "plain", "keys": map[string]any{"apiKey": "k"}}, nil)
+	if code(t, err) != "component_deleted" {
+		t.Errorf("a credential for a component that was deleted on the other process: %v", err)
+	}
+}
+
+// One command id is one command, whichever process is asked and whatever it is aimed at.
+func TestOneCommandIDOnTwoProcesses(t *testing.T) {
+	servers := bustest.Start(t)
+	kms := kmsFile(t)
+	a, b := replica(t, servers, kms), replica(t, servers, kms)
+	registerPlain(t, a.http)
+	callers := []api{caller(a), caller(b)}
+	one, two := callers[0].create(t), callers[0].create(t)
+	for i := range 50 {
+		id := fmt.Sprintf("command-%d", i)
+		var codes [2]string
+		var both sync.WaitGroup
+		for n, target := range []string{one, two} {
+			both.Go(func() {
+				c, err := codeOf(callers[n].command("credential.rename", id, map[string]any{"id": target, "name": fmt.Sprintf("n%d", i)}, nil))
+				if err != nil {
+					c = err.Error()
+				}
+				codes[n] = c
+			})
+		}
+		both.Wait()
+		if codes != [2]string{"", "command_id_reused"} && codes != [2]string{"command_id_reused", ""} {
+			t.Fatalf("round %d: one id for two commands gives %q", i, codes)
+		}
+	}
 }

@@ -389,17 +389,20 @@ func (a *app) impact(i client.Impact) error {
 // details prints what an error names besides its sentence: the flows in the way,
 // or the steps that are at fault.
 func (a *app) details(err error) {
+	line := func(words ...string) {
+		fmt.Fprintln(a.stderr, strings.TrimRight("  "+clean(strings.Join(words, "  ")), " "))
+	}
 	if refs, ok := client.FlowsOf(err); ok {
 		for _, f := range refs.Flows {
-			fmt.Fprintf(a.stderr, "  %s  %s\n", clean(f.ID), clean(f.Name))
+			line(f.ID, f.Name)
 		}
 		if n := refs.Total - len(refs.Flows); n > 0 {
-			fmt.Fprintf(a.stderr, "  ... and %d more\n", n)
+			line("... and " + strconv.Itoa(n) + " more")
 		}
 	}
 	if steps, ok := client.StepFaultsOf(err); ok {
 		for _, s := range steps {
-			fmt.Fprintf(a.stderr, "  %s  %s  %s  %s\n", clean(s.Step), clean(s.Component), clean(s.Credential), clean(s.Reason))
+			line(s.Step, s.Component, s.Reason, s.Credential)
 		}
 	}
 }

@@ -74,12 +74,13 @@ func await(t testing.TB, what string, ok func() (bool, error)) {
 }
 
 type flowShown struct {
-	ID       string `json:"id"`
-	Name     string `json:"name"`
-	Revision int    `json:"revision"`
-	Active   bool   `json:"active"`
-	Broken   bool   `json:"broken"`
-	Binding  string `json:"binding"`
+	ID       string     `json:"id"`
+	Name     string     `json:"name"`
+	Revision int        `json:"revision"`
+	Active   bool       `json:"active"`
+	Broken   bool       `json:"broken"`
+	Binding  string     `json:"binding"`
+	Steps    []flowStep `json:"steps"`
 	Faults   []struct{ Step, Reason string }
 }
 
@@ -387,6 +388,19 @@ func TestDryRuns(t *testing.T) {
 	}
 }
 
+// eventually asks where a credential is used until it is by one flow that is as it should be.
+func eventually(a api, credential string, is func(flowShown) bool) ([]flowShown, error) {
+	for begin := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+		flows, err := a.whereUsed("credential=" + credential)
+		switch {
+		case err != nil || len(flows) == 1 && is(flows[0]):
+			return flows, err
+		case time.Since(begin) > 20*time.Second:
+			return nil, fmt.Errorf("where-used shows %+v", flows)
+		}
+	}
+}
+
 // A flow starts, told of on one process, while its credential is deleted on the
 // other: either the use is recorded and the delete refused, or the delete is done
 // and the flow is shown as broken, on the feed and where it is used.
@@ -418,7 +432,12 @@ func TestRaceOfStartAndDelete(t *testing.T) {
 	})
 	must(t, err)
 	must(t, feed.Flush())
-	bal := &balance{step: 50 * time.Microsecond}
+	must(t, e.tell("created", "first", 1)) // who has which role is agreed on by now
+	await(t, "the first flow", func() (bool, error) {
+		var f flowShown
+		return callers[1].query("flow.get", "id=first", &f) == nil, nil
+	})
+	bal := &balance{step: 300 * time.Microsecond}
 	starts, deletes := 0, 0
 	var waits []time.Duration
 	rounds(t, *raceRounds, func(i int) error {
@@ -442,12 +461,7 @@ func TestRaceOfStartAndDelete(t *testing.T) {
 		case err != nil:
 			return err
 		case del == "credential_in_use":
-			flows, err := asker.whereUsed("credential=" + made.ID)
-			for begin := time.Now(); err == nil && (len(flows) != 1 || !flows[0].Active); flows, err = asker.whereUsed("credential=" + made.ID) {
-				if time.Since(begin) > 20*time.Second {
-					return fmt.Errorf("delete was refused, and where-used shows %+v", flows)
-				}
-			}
+			flows, err := eventually(asker, made.ID, func(f flowShown) bool { return f.Active })
 			mu.Lock()
 			defer mu.Unlock()
 			if _, refused := refusals[flow]; err == nil && (refused || flows[0].Broken) {
@@ -466,12 +480,7 @@ func TestRaceOfStartAndDelete(t *testing.T) {
 				when = refusals[flow]
 				mu.Unlock()
 			}
-			flows, err := asker.whereUsed("credential=" + made.ID)
-			for begin := time.Now(); err == nil && (len(flows) != 1 || !flows[0].Broken); flows, err = asker.whereUsed("credential=" + made.ID) {
-				if time.Since(begin) > 20*time.Second {
-					return fmt.Errorf("the delete was done, and where-used shows %+v", flows)
-				}
-			}
+			_, err := eventually(asker, made.ID, func(f flowShown) bool { return f.Broken })
 			mu.Lock()
 			defer mu.Unlock()
 			deletes++

@@ -462,7 +462,7 @@ func (p *program) checkFeed(t *testing.T, end uint64) {
 			break
 		}
 	}
-	conn, err := p.node.Conn("test")
+	conn, err := p.nats.Conn("test")
 	if err != nil {
 		t.Fatal(err)
 	}
