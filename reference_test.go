@@ -202,6 +202,9 @@ func rowsOf(doc map[string]typeDoc, prefix string, typ reflect.Type, depth int) 
 		}
 		rows = append(rows, fmt.Sprintf("| `%s%s`%s | %s | %s |\n", prefix, tag, optional, jsonType(f.Type), d.fields[f.Name]))
 		inner, path := f.Type, prefix+tag+"."
+		if inner.Kind() == reflect.Pointer {
+			inner = inner.Elem()
+		}
 		if inner.Kind() == reflect.Slice {
 			inner, path = inner.Elem(), prefix+tag+"[]."
 		}
@@ -222,6 +225,8 @@ func jsonType(t reflect.Type) string {
 		return "any"
 	}
 	switch t.Kind() {
+	case reflect.Pointer:
+		return jsonType(t.Elem())
 	case reflect.String:
 		return "string"
 	case reflect.Bool:

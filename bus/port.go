@@ -205,7 +205,7 @@ func (p *port) register(ctx context.Context, c server.ClientAuthentication, key 
 	}
 	perms := &server.Permissions{
 		Publish:   &server.SubjectPermission{Allow: requests},
-		Subscribe: &server.SubjectPermission{Allow: append([]string{inboxPrefix + ">"}, subscriptions...)},
+		Subscribe: &server.SubjectPermission{Allow: append([]string{inboxPrefix + ">", InboxPrefix(key) + ".>"}, subscriptions...)},
 	}
 	if !confidential(c) {
 		for _, command := range p.n.cfg.ClearSecretCommands {

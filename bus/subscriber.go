@@ -29,7 +29,7 @@ const (
 // The bounds of what a subscription holds. A message that waits behind another
 // of its lane is held by its sequence alone and read again when its turn comes.
 const (
-	maxHanded   = 64     // messages handed out at one time
+	maxHanded   = 128    // messages handed out at one time
 	maxLanes    = 256    // lanes with a message to hand out
 	maxHeld     = 10_000 // messages that came in and are not acknowledged
 	pullBatch   = 64     // messages

@@ -43,6 +43,9 @@ func (s *Service) bindFlow(ctx context.Context, call *Call, in BindFlow) (Done, 
 		return Done{}, err
 	}
 	steps := byCredential(in.Steps)
+	if len(steps) == 0 { // nothing to hold
+		return Done{Seq: was.Seq, ID: cmd.ID}, nil
+	}
 	order := slices.Sorted(maps.Keys(steps))
 	for n, credential := range order {
 		refused, err := s.reserve(ctx, call.step(n+1), cmd, credential, steps[credential])

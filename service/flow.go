@@ -285,6 +285,12 @@ func (s *Service) useCredential(ctx context.Context, call *Call, flow, credentia
 	_, state, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, commands.Credential(commands.UseCredential{
 		ID: credential, Flow: flow, Revision: now.Revision, Active: now.Active, Steps: steps,
 	}))
+	if errors.Is(err, aggregates.ErrCredentialComponentMismatch) { // what an earlier revision used, this one does not
+		release := commands.ReleaseCredential{ID: credential, Flow: flow, Revision: now.Revision}
+		if err := s.changeUse(ctx, call, release); err != nil {
+			return nil, err
+		}
+	}
 	return mismatched(now.Revision, steps, state.Value, err)
 }
 

@@ -336,8 +336,8 @@ func (a *app) inUse(e client.InUseEntry) error {
 		}
 		flows = append(flows, f.ID+" "+state)
 	}
-	_, err := fmt.Fprintf(a.stdout, "%d  %s %s  %s, %d active  %s\n", e.Value.Seq, clean(e.Kind), clean(e.ID),
-		count(e.Value.Total, "flow"), e.Value.Active, clean(strings.Join(flows, ", ")))
+	line := fmt.Sprintf("%d  %s %s  %s, %d active  %s", e.Value.Seq, e.Kind, e.ID, count(e.Value.Total, "flow"), e.Value.Active, strings.Join(flows, ", "))
+	_, err := fmt.Fprintln(a.stdout, strings.TrimRight(clean(line), " "))
 	return err
 }
 
