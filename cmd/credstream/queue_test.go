@@ -234,3 +234,41 @@ func TestQueuesOutlive(t *testing.T) {
 		})
 	}
 }
+
+// A process that dies while it reserves leaves nothing that outlives the
+// reservation's time.
+func TestBindingsOfADeadProcess(t *testing.T) {
+	data := t.TempDir()
+	p := spawn(t, data)
+	registerPlain(t, p.http)
+	a := caller(p)
+	var credentials []string
+	for range 12 {
+		credentials = append(credentials, a.create(t))
+	}
+	var binders sync.WaitGroup
+	for i := range 8 {
+		binders.Go(func() {
+			for n := 0; ; n++ {
+				var steps []flowStep
+				for s, c := range rand.Perm(len(credentials))[:5] {
+					steps = append(steps, flowStep{fmt.Sprint("s", s), "plain", credentials[c]})
+				}
+				err := a.command("flow.bind", "", map[string]any{"flow": fmt.Sprintf("flow-%d-%d", i, n), "steps": steps, "ttl": "1s"}, nil)
+				if err != nil {
+					return
+				}
+			}
+		})
+	}
+	time.Sleep(time.Duration(200+rand.IntN(300)) * time.Millisecond) // the moment is meant to be any
+	_ = p.kill(syscall.SIGKILL)
+	binders.Wait()
+	a = caller(spawn(t, data))
+	for _, id := range credentials {
+		await(t, "the end of the reservations of "+id, func() (bool, error) {
+			c, err := codeOf(a.command("credential.delete", "", map[string]any{"id": id}, nil))
+			return c == "", err
+		})
+	}
+}
