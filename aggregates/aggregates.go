@@ -208,6 +208,25 @@ func (d Decider[S, C, E]) Execute(ctx context.Context, log *Log, tenant string, 
 	look func(context.Context, uint64) error,
 ) (before, after State[S], err error) {
 	stream := d.Stream(tenant, cmd.Target())
+	before, after, err = d.stage(ctx, log, stream, cmd, meta, look)
+	if err != nil || after.Seq == before.Seq {
+		return before, after, err
+	}
+	if err := log.Store.WaitDurable(ctx, after.Seq); err != nil {
+		log.states.Remove(stream)
+		return before, before, fmt.Errorf("commit %d of %s is stored but not known to be durable: %w: %w", after.Seq, stream, events.ErrUnknownOutcome, err)
+	}
+	if d.snapshotDue(after) {
+		d.snapshot(ctx, log, stream, after)
+	}
+	return before, after, nil
+}
+
+// stage is Execute but for the waiting: the stream's next command may be decided
+// on what was staged, since it cannot be durable before that is.
+func (d Decider[S, C, E]) stage(ctx context.Context, log *Log, stream events.StreamID, cmd C, meta events.Meta,
+	look func(context.Context, uint64) error,
+) (before, after State[S], err error) {
 	var s State[S]
 	if d.New == nil || !d.New(cmd) { // else the append finds out whether the stream is there already
 		give, err := log.take(ctx, stream)
@@ -245,7 +264,7 @@ func (d Decider[S, C, E]) Execute(ctx context.Context, log *Log, tenant string, 
 		for i, f := range facts {
 			evs[i] = f
 		}
-		seq, err := log.Store.Append(ctx, stream, s.Seq, meta, evs...)
+		seq, err := log.Store.Stage(ctx, stream, s.Seq, meta, evs...)
 		switch {
 		case errors.Is(err, events.ErrConflict):
 			if s, err = d.reload(ctx, log, stream, s); err != nil {
@@ -261,10 +280,11 @@ func (d Decider[S, C, E]) Execute(ctx context.Context, log *Log, tenant string, 
 		for _, f := range facts {
 			after.Value = d.Evolve(after.Value, f)
 		}
+		kept := after
 		if d.snapshotDue(after) {
-			after = d.snapshot(ctx, log, stream, after)
+			kept.tail = 0 // one snapshot is enough; one that is not written costs time, never truth
 		}
-		log.states.Add(stream, after)
+		log.states.Add(stream, kept)
 		return s, after, nil
 	}
 	return s, s, fault.ErrConflict
@@ -286,20 +306,16 @@ func pause(ctx context.Context, lost int) error {
 	}
 }
 
-// snapshot keeps s in the store so that a later load is short. It is a
-// convenience: a failure costs time, never truth.
-func (d Decider[S, C, E]) snapshot(ctx context.Context, log *Log, stream events.StreamID, s State[S]) State[S] {
+// snapshot keeps s, which is durable, in the store so that a later load is
+// short. It is a convenience: a failure costs time, never truth.
+func (d Decider[S, C, E]) snapshot(ctx context.Context, log *Log, stream events.StreamID, s State[S]) {
 	recs, err := log.Store.Commit(ctx, s.Seq)
 	if err != nil {
-		return s
+		return
 	}
 	state, err := json.Marshal(s.Value)
 	if err != nil {
-		return s
+		return
 	}
-	s.commit = recs[0].Meta.Commit
-	if log.Store.SaveSnapshot(ctx, stream, events.Snapshot{Seq: s.Seq, Commit: s.commit, Fold: d.Fold, State: state}) == nil {
-		s.tail = 0
-	}
-	return s
+	_ = log.Store.SaveSnapshot(ctx, stream, events.Snapshot{Seq: s.Seq, Commit: recs[0].Meta.Commit, Fold: d.Fold, State: state})
 }

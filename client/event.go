@@ -109,23 +109,41 @@ func (a *API) replay(ctx context.Context, filter ReplayFilter, limit int) (repla
 	return page, err
 }
 
+// changes is one page of what the feed told from a log sequence on.
+func (a *API) changes(ctx context.Context, from uint64, limit int) (replayPage, error) {
+	var page replayPage
+	err := a.Query(ctx, "events.changes", struct {
+		From  uint64 `json:"from"`
+		Limit int    `json:"limit"`
+	}{from, limit}, &page)
+	return page, err
+}
+
 // Replay yields the tenant's facts again, in the order of the log, from the
 // filter's From to the end of the log as it is when the last page is asked for.
 // It ends with the first error.
 func (a *API) Replay(ctx context.Context, filter ReplayFilter) iter.Seq2[Event, error] {
+	return pages(filter.From, func(from uint64) (replayPage, error) {
+		filter.From = from
+		return a.replay(ctx, filter, replayLimit)
+	})
+}
+
+// pages yields the events of page after page.
+func pages(from uint64, page func(from uint64) (replayPage, error)) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		for {
-			page, err := a.replay(ctx, filter, replayLimit)
+			p, err := page(from)
 			if err != nil {
 				yield(Event{}, err)
 				return
 			}
-			for _, e := range page.Events {
+			for _, e := range p.Events {
 				if !yield(e, nil) {
 					return
 				}
 			}
-			if filter.From = page.Next; page.Next == 0 {
+			if from = p.Next; p.Next == 0 {
 				return
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -373,15 +374,11 @@ func TestWatchInUseRefused(t *testing.T) {
 func TestInboxPrefix(t *testing.T) {
 	b := newBus(t)
 	asked := b.serve("credstream.query.acme.flow.get", func(int, *nats.Msg) *nats.Msg { return body(`{"id":"f1"}`) })
-	c, err := client.Dial(t.Context(), client.NATSConfig{URL: b.srv.ClientURL(), Key: key, Tenant: "acme", InboxPrefix: "_INBOX_mine"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
+	c := b.dial("acme")
 	if f, err := c.GetFlow(t.Context(), "f1", 0); err != nil || f.ID != "f1" {
 		t.Errorf("%+v, %v", f, err)
 	}
-	if reply := asked()[0].Reply; len(reply) < 12 || reply[:12] != "_INBOX_mine." {
+	if reply := asked()[0].Reply; !strings.HasPrefix(reply, client.InboxPrefix(key)+".") {
 		t.Errorf("the reply subject is %s", reply)
 	}
 	if p := client.InboxPrefix(key); p != "_INBOX_dc23182d441a6d98" {

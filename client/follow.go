@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"math"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -21,9 +22,9 @@ var ErrFeedRefused = fault.New(fault.Denied, "feed_refused", "The key may not fo
 // later, remember the LogSeq of an event when the next one has another: events
 // of one commit share it.
 //
-// It listens to the feed first, then asks events.replay for what came before,
+// It listens to the feed first, then asks events.changes for what came before,
 // and does so again whenever the connection was away or the caller too slow for
-// what came in. The key needs the permission audit.read.
+// what came in. The key needs the permission credentials.get.
 func (c *Conn) Follow(ctx context.Context, after uint64) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		c.follow(ctx, after, yield)
@@ -46,7 +47,7 @@ func (c *Conn) Tail(ctx context.Context) iter.Seq2[Event, error] {
 
 // end is the log's last sequence.
 func (c *Conn) end(ctx context.Context) (uint64, error) {
-	page, err := c.replay(ctx, ReplayFilter{From: math.MaxInt64}, 1)
+	page, err := c.changes(ctx, math.MaxInt64, 1)
 	if err != nil || page.End > 0 {
 		return page.End, err
 	}
@@ -101,8 +102,12 @@ var errEnough = errors.New("the caller wants no more")
 // ends it, but it waits for a service that is away once it has begun. It returns
 // refused when the key may not listen to the subject.
 func (c *Conn) attend(ctx context.Context, subject string, refused error, catchUp func() error, take func(*nats.Msg) error) error {
+	nc, err := c.listening(ctx)
+	if err != nil {
+		return unlessOver(ctx, err)
+	}
 	f := &follower{
-		subject: subject, losses: func() uint64 { return c.nc.Stats().Reconnects },
+		subject: subject, losses: func() uint64 { return nc.Stats().Reconnects },
 		live: make(chan *nats.Msg, followBuffer), gap: make(chan struct{}, 1), refused: make(chan struct{}, 1),
 	}
 	c.mu.Lock()
@@ -113,13 +118,13 @@ func (c *Conn) attend(ctx context.Context, subject string, refused error, catchU
 		defer c.mu.Unlock()
 		delete(c.followers, f)
 	}()
-	sub, err := c.nc.Subscribe(f.subject, f.receive)
+	sub, err := nc.Subscribe(f.subject, f.receive)
 	if err != nil {
 		return fmt.Errorf("%w (%w)", ErrUnreachable, err)
 	}
 	defer func() { _ = sub.Unsubscribe() }() // fails when the connection is closed already
-	closed := c.nc.StatusChanged(nats.CLOSED)
-	defer c.nc.RemoveStatusListener(closed)
+	closed := nc.StatusChanged(nats.CLOSED)
+	defer nc.RemoveStatusListener(closed)
 
 	begun := false
 	f.missed() // what came before
@@ -132,11 +137,16 @@ func (c *Conn) attend(ctx context.Context, subject string, refused error, catchU
 			for len(f.live) > 0 {
 				<-f.live
 			}
-			err := catchUp()
+			// The server knows of the subscription before it is asked for what came
+			// before: the question goes another way.
+			err := flush(ctx, nc)
+			if err == nil {
+				err = catchUp()
+			}
 			switch {
 			case err == nil:
 				begun = true
-			case begun && again(err) && !c.nc.IsClosed():
+			case begun && again(err) && !nc.IsClosed():
 				f.missed() // each question came with pauses already
 			default:
 				return unlessOver(ctx, err)
@@ -164,6 +174,23 @@ func (c *Conn) attend(ctx context.Context, subject string, refused error, catchU
 	return nil
 }
 
+const flushPause = 100 * time.Millisecond // after a flush that failed
+
+// flush returns when the server has heard everything that was sent.
+func flush(ctx context.Context, nc *nats.Conn) error {
+	bounded, cancel := context.WithTimeout(ctx, natsCallTime)
+	defer cancel()
+	err := nc.FlushWithContext(bounded)
+	if err == nil {
+		return nil
+	}
+	select {
+	case <-time.After(flushPause):
+	case <-ctx.Done():
+	}
+	return fmt.Errorf("%w (%w)", ErrUnreachable, err)
+}
+
 // unlessOver is err, unless the caller has ended the listening.
 func unlessOver(ctx context.Context, err error) error {
 	if ctx.Err() != nil || errors.Is(err, errEnough) {
@@ -186,7 +213,8 @@ func (c *Conn) follow(ctx context.Context, after uint64, yield func(Event, error
 	}
 	catchUp := func() error {
 		// The commit of last may have more events than were yielded.
-		for e, err := range c.Replay(ctx, ReplayFilter{From: max(last.seq, 1)}) {
+		page := func(from uint64) (replayPage, error) { return c.changes(ctx, from, replayLimit) }
+		for e, err := range pages(max(last.seq, 1), page) {
 			if err != nil {
 				return err
 			}

@@ -31,10 +31,6 @@ type NATSConfig struct {
 	URL    string // "nats://127.0.0.1:4222", or several with commas between
 	Key    string // the API key
 	Tenant string // DefaultTenant when empty
-	// InboxPrefix is what the reply subjects begin with. A service on a NATS of its
-	// own lets a key have answers on InboxPrefix(key) alone; the NATS server inside
-	// the service knows "_INBOX", which stands when this is empty.
-	InboxPrefix string
 	// Options are added to the connection's: TLS, a name, handlers other than those
 	// for errors and reconnecting, which the client needs itself.
 	Options []nats.Option
@@ -43,12 +39,24 @@ type NATSConfig struct {
 // Conn is the service over NATS. Close ends it.
 type Conn struct {
 	API
-	nc *nats.Conn
+	cfg NATSConfig
+	nc  *nats.Conn // sends requests
+
+	dialing sync.Mutex
+	feed    *nats.Conn // listens; nil until somebody does
 
 	mu        sync.Mutex
+	closed    bool
 	waiting   map[*pending]struct{}
 	followers map[*follower]struct{}
 }
+
+// The user names of the two connections. On an external NATS they decide on the
+// account: who listens to the feed sends no requests there.
+const (
+	userRequests = "key"
+	userFeed     = "feed"
+)
 
 // pending is a request on its way. The server says of the connection, not in
 // answer to the request, that it refuses the subject, and says nothing at all
@@ -69,47 +77,80 @@ func Dial(ctx context.Context, cfg NATSConfig) (*Conn, error) {
 	if !isToken(cfg.Tenant) {
 		return nil, ErrConfig.Because("A tenant is 1 to 64 letters, digits, '_' and '-'.")
 	}
-	c := &Conn{waiting: map[*pending]struct{}{}, followers: map[*follower]struct{}{}}
+	c := &Conn{cfg: cfg, waiting: map[*pending]struct{}{}, followers: map[*follower]struct{}{}}
 	c.API = API{c, cfg.Tenant}
+	var err error
+	c.nc, err = c.connect(ctx, userRequests)
+	return c, err
+}
+
+func (c *Conn) connect(ctx context.Context, user string) (*nats.Conn, error) {
 	options := append([]nats.Option{
 		nats.Name("credstream client"),
-		nats.UserInfo("key", cfg.Key),
+		nats.UserInfo(user, c.cfg.Key),
+		nats.CustomInboxPrefix(InboxPrefix(c.cfg.Key)),
 		nats.MaxReconnects(-1),
 		nats.ReconnectWait(250 * time.Millisecond),
 		nats.ReconnectBufSize(-1), // what is sent meanwhile fails, and is tried again with its id
 		nats.IgnoreAuthErrorAbort(),
-	}, cfg.Options...)
-	if cfg.InboxPrefix != "" {
-		options = append(options, nats.CustomInboxPrefix(cfg.InboxPrefix))
-	}
+	}, c.cfg.Options...)
 	if deadline, ok := ctx.Deadline(); ok {
 		options = append(options, nats.Timeout(time.Until(deadline)))
 	}
-	options = append(options,
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { c.failed(err) }),
-		nats.DisconnectErrHandler(func(*nats.Conn, error) { c.lost() }),
-		nats.ReconnectHandler(func(*nats.Conn) { c.gap() }))
-	var err error
-	c.nc, err = nats.Connect(cfg.URL, options...)
+	options = append(options, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { c.failed(err) }))
+	if user == userRequests {
+		options = append(options, nats.DisconnectErrHandler(func(*nats.Conn, error) { c.lost() }))
+	}
+	options = append(options, nats.ReconnectHandler(func(*nats.Conn) { c.gap() }))
+	nc, err := nats.Connect(c.cfg.URL, options...)
 	switch {
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked):
 		return nil, ErrRefused
 	case err != nil:
 		return nil, unreachable(ctx, err)
 	}
-	return c, nil
+	return nc, nil
 }
 
-// InboxPrefix is what the reply subjects of a key begin with where the service
-// works on a NATS of its own (serve --nats): "_INBOX_" and the first 8 bytes, in
-// hex, of the SHA-256 of "inbox/" and the key.
+// listening returns the connection that listens, made at the first call.
+func (c *Conn) listening(ctx context.Context) (*nats.Conn, error) {
+	c.dialing.Lock()
+	defer c.dialing.Unlock()
+	if c.feed != nil {
+		return c.feed, nil
+	}
+	feed, err := c.connect(ctx, userFeed)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		feed.Close()
+		return nil, fmt.Errorf("%w (%w)", ErrUnreachable, nats.ErrConnectionClosed)
+	}
+	c.feed = feed
+	return feed, nil
+}
+
+// InboxPrefix is what the reply subjects of a key begin with: "_INBOX_" and the
+// first 8 bytes, in hex, of the SHA-256 of "inbox/" and the key. Where the service
+// works on a NATS of its own (serve --nats) no others are let through.
 func InboxPrefix(key string) string {
 	sum := sha256.Sum256([]byte("inbox/" + key))
 	return "_INBOX_" + hex.EncodeToString(sum[:8])
 }
 
-// Close closes the connection. Requests and followers end with an error.
-func (c *Conn) Close() { c.nc.Close() }
+// Close closes the connections. Requests and followers end with an error.
+func (c *Conn) Close() {
+	c.nc.Close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	if c.feed != nil {
+		c.feed.Close()
+	}
+}
 
 // isToken reports whether s stands in a subject as it is.
 func isToken(s string) bool {

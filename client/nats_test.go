@@ -46,14 +46,19 @@ func newBus(t *testing.T) *bus {
 
 func (b *bus) start() {
 	b.t.Helper()
-	allow := &natsd.Permissions{
+	// One user asks and the other listens, as the accounts of an external NATS have it.
+	asks := &natsd.Permissions{
 		Publish:   &natsd.SubjectPermission{Allow: []string{"credstream.*.acme.>"}},
-		Subscribe: &natsd.SubjectPermission{Allow: []string{"_INBOX.>", "_INBOX_mine.>", "credstream.events.acme.>", "$KV.credstream-in-use.acme.>"}},
+		Subscribe: &natsd.SubjectPermission{Allow: []string{client.InboxPrefix(key) + ".>"}},
+	}
+	listens := &natsd.Permissions{
+		Publish:   &natsd.SubjectPermission{Deny: []string{">"}},
+		Subscribe: &natsd.SubjectPermission{Allow: []string{"credstream.events.acme.>", "$KV.credstream-in-use.acme.>"}},
 	}
 	var err error
 	b.srv, err = natsd.NewServer(&natsd.Options{
 		Host: "127.0.0.1", Port: b.port, NoLog: true, NoSigs: true,
-		Users: []*natsd.User{{Username: "service", Password: "s"}, {Username: "key", Password: key, Permissions: allow}},
+		Users: []*natsd.User{{Username: "service", Password: "s"}, {Username: "key", Password: key, Permissions: asks}, {Username: "feed", Password: key, Permissions: listens}},
 	})
 	if err != nil {
 		b.t.Fatal(err)
@@ -80,7 +85,7 @@ func (b *bus) start() {
 			_ = r.Error("409", "It is taken.", p)
 		},
 		"credstream.cmd.*.credential.verify": func(micro.Request) {}, // never answers
-		"credstream.query.*.events.replay":   b.replay,
+		"credstream.query.*.events.changes":  b.replay,
 		"credstream.query.*.views.status":    func(r micro.Request) { _ = r.Respond(fmt.Appendf(nil, `{"end":%d}`, b.end())) },
 	} {
 		err := svc.AddEndpoint("e"+strconv.Itoa(len(subject)), micro.HandlerFunc(func(r micro.Request) {

@@ -80,6 +80,11 @@ type Store interface {
 	// commit's sequence when it is durable. It sets meta.Commit itself.
 	Append(ctx context.Context, stream StreamID, expected uint64, meta Meta, evs ...Event) (seq uint64, err error)
 
+	// Stage is Append that does not wait until the commit is durable: nobody may be
+	// told of it before WaitDurable. What is decided on it and appended is durable
+	// no sooner than the commit itself.
+	Stage(ctx context.Context, stream StreamID, expected uint64, meta Meta, evs ...Event) (seq uint64, err error)
+
 	// Stream yields the records of one stream whose sequence is above after,
 	// oldest first, and ends. It may yield records that are not durable yet: before
 	// an answer tells of them, WaitDurable.

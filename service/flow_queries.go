@@ -129,7 +129,13 @@ func (s *Service) listInUse(ctx context.Context, call *Call, in ListInUse) (InUs
 	if err != nil {
 		return InUseList{}, err
 	}
-	if err := s.atLeast(ctx, in.MinSeq); err != nil {
+	// Whoever listens to the index asks for what it held before: no older answer
+	// than what another process may have written there already.
+	end, err := s.cfg.Log.Store.End(ctx)
+	if err != nil {
+		return InUseList{}, err
+	}
+	if err := s.atLeast(ctx, max(end, in.MinSeq)); err != nil {
 		return InUseList{}, err
 	}
 	page, next, err := s.cfg.Views.InUseList(ctx, call.Tenant, in.After, limit)
@@ -192,6 +198,7 @@ func sayInUse(refs FlowRefs) string {
 	if refs.Total > 1 {
 		flows = "active flows:"
 	}
+	// The last sentence is the contract's.
 	return fmt.Sprintf("The credential is in use by %s %s. Delete these flows first or give them another credential.", flows, list)
 }
 

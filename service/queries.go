@@ -272,7 +272,19 @@ type ReplayEvents struct {
 	Limit  int       `json:"limit,omitzero"`  // 1 to 1000; 200 when absent
 }
 
-// Replay answers ReplayEvents. A page may hold fewer events than the limit, or
+// EventChanges asks for the tenant's changes from a place in the log on, in its order.
+type EventChanges struct {
+	From  uint64 `json:"from,omitzero"`  // first log sequence; 1 when absent
+	Limit int    `json:"limit,omitzero"` // 1 to 1000; 200 when absent
+}
+
+// eventChanges tells a follower what the feed told before it listened: whoever
+// may follow the feed may ask.
+func (s *Service) eventChanges(ctx context.Context, call *Call, in EventChanges) (Replay, error) {
+	return s.replayEvents(ctx, call, ReplayEvents{From: in.From, Limit: in.Limit})
+}
+
+// Replay answers ReplayEvents and EventChanges. A page may hold fewer events than the limit, or
 // none, and still have a next one.
 type Replay struct {
 	Events []ReplayedEvent `json:"events"`

@@ -104,6 +104,8 @@ func Routes() []Route {
 		query("credential.list", CredentialsGet, (*Service).listCredentials, "Credentials by filter, sorted, page by page."),
 		query("credential.counts", CredentialsGet, (*Service).countCredentials, "Number of credentials by component and status."),
 		query("credential.history", CredentialsGet, (*Service).credentialHistory, "What happened to one credential: who, what, when, which version."),
+		query("events.changes", CredentialsGet, (*Service).eventChanges,
+			"The tenant's changes from a place in the log on, page by page: for who follows the feed and was away."),
 		query("events.replay", AuditRead, (*Service).replayEvents, "The tenant's facts again, in the order of the log, page by page."),
 	}
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/bus"
 	"github.com/credstream/credstream/events"
 	eventlog "github.com/credstream/credstream/events/jetstream"
@@ -56,6 +57,8 @@ func runChild(ctx context.Context, args []string, stdout io.Writer) error {
 		return publishChild(ctx, stdout, args)
 	case "reopen":
 		return reopenChild(ctx, stdout, args)
+	case "uses":
+		return usesChild(ctx, stdout, args)
 	default:
 		return fmt.Errorf("unknown kind of child %q", kind)
 	}
@@ -159,20 +162,11 @@ type reopened struct {
 // acknowledged: a line "<tenant> <n> <id>" for each.
 func reopenChild(ctx context.Context, stdout io.Writer, args []string) error {
 	began := time.Now()
-	node, err := bus.StartNode(ctx, bus.NodeConfig{Dir: args[0]})
+	store, conn, stop, err := openStore(ctx, args[0])
 	if err != nil {
 		return err
 	}
-	defer func() { _ = node.Shutdown(context.WithoutCancel(ctx)) }() // read only
-	conn, err := node.Conn("reopen")
-	if err != nil {
-		return err
-	}
-	store, err := eventlog.Open(ctx, eventlog.Config{Conn: conn, Registry: events.All()})
-	if err != nil {
-		return err
-	}
-	defer store.Close()
+	defer stop()
 	end, err := store.End(ctx)
 	if err != nil {
 		return err
@@ -212,6 +206,134 @@ func reopenChild(ctx context.Context, stdout io.Writer, args []string) error {
 		return err
 	}
 	return json.NewEncoder(stdout).Encode(out)
+}
+
+// openStore opens the log in a data folder that nobody serves, to be read.
+func openStore(ctx context.Context, dir string) (store *eventlog.Store, conn *nats.Conn, stop func(), err error) {
+	node, err := bus.StartNode(ctx, bus.NodeConfig{Dir: dir})
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	end := func() { _ = node.Shutdown(context.WithoutCancel(ctx)) }
+	if conn, err = node.Conn("reopen"); err == nil {
+		store, err = eventlog.Open(ctx, eventlog.Config{Conn: conn, Registry: events.All()})
+	}
+	if err != nil {
+		end()
+		return nil, nil, nil, err
+	}
+	return store, conn, func() { store.Close(); end() }, nil
+}
+
+// usesLoaded is the outcome of a uses child.
+type usesLoaded struct {
+	Events      int64         // of flows in the log
+	Used        int64         // uses by them
+	Flows       int           // that hold the credential
+	First, Load time.Duration // of its stream, by a cache of states that is empty: at once, and the median
+	Folded      time.Duration // the same from its first event
+	Fold        float64       // seconds that one more event costs it
+	FoldFew     float64       // and a credential with ten flows
+}
+
+// usesChild opens a data folder that nobody serves, counts what the log holds of
+// flows, and loads a credential that many use. args: folder, tenant, id.
+func usesChild(ctx context.Context, stdout io.Writer, args []string) error {
+	store, _, stop, err := openStore(ctx, args[0])
+	if err != nil {
+		return err
+	}
+	defer stop()
+	stream := aggregates.Credential.Stream(args[1], args[2])
+	var out usesLoaded
+	load := func(store events.Store) (aggregates.CredentialState, time.Duration, error) {
+		cache, err := aggregates.NewLog(store, 1)
+		if err != nil {
+			return aggregates.CredentialState{}, 0, err
+		}
+		began := time.Now()
+		state, err := aggregates.Credential.Load(ctx, cache, stream)
+		return state.Value, time.Since(began), err
+	}
+	state, first, err := load(store)
+	if err != nil {
+		return err
+	}
+	out.First, out.Flows = first, len(state.Uses.Holders())
+	times := func(n int, store events.Store) (time.Duration, error) {
+		var took []time.Duration
+		for range n {
+			again, d, err := load(store)
+			if err != nil {
+				return 0, err
+			}
+			if !again.Uses.Equal(state.Uses) {
+				return 0, errors.New("another load gives other uses")
+			}
+			took = append(took, d)
+		}
+		return summed([][]time.Duration{took}, time.Second).quantile(.5), nil
+	}
+	if out.Load, err = times(51, store); err != nil {
+		return err
+	}
+	if out.Folded, err = times(3, noSnapshots{store}); err != nil {
+		return err
+	}
+	end, err := store.End(ctx)
+	if err != nil {
+		return err
+	}
+	for rec, err := range store.Follow(ctx, 0) {
+		if err != nil {
+			return err
+		}
+		switch e := rec.Event.(type) {
+		case events.FlowObserved:
+			out.Events++
+		case events.CredentialUsed:
+			if e.Named {
+				out.Used++
+			}
+		}
+		if rec.Seq == end && rec.Last() {
+			break
+		}
+	}
+	few := aggregates.CredentialState{}
+	for i := range 10 {
+		few = aggregates.Credential.Evolve(few, foldedUse(i))
+	}
+	out.Fold, out.FoldFew = foldTime(state), foldTime(few)
+	return json.NewEncoder(stdout).Encode(out)
+}
+
+// noSnapshots is a store that has kept no folded state.
+type noSnapshots struct{ events.Store }
+
+func (noSnapshots) Snapshot(context.Context, events.StreamID, int) (events.Snapshot, error) {
+	return events.Snapshot{}, nil
+}
+
+func foldedUse(n int) events.CredentialUsed {
+	return events.CredentialUsed{Flow: flowName(uint64(n)), Revision: 1, Named: true, Active: true}
+}
+
+// foldTime is the time in seconds of folding one more use.
+func foldTime(state aggregates.CredentialState) float64 {
+	const folds = 100_000
+	uses := make([]events.CredentialUsed, 1000)
+	for i := range uses {
+		uses[i] = foldedUse(i)
+	}
+	if n := state.Uses.Len(); n < len(uses) {
+		uses = uses[:n]
+	}
+	began := time.Now()
+	for i := range folds {
+		state = aggregates.Credential.Evolve(state, uses[i%len(uses)])
+	}
+	return time.Since(began).Seconds() / folds
 }
 
 func rawReplay(ctx context.Context, js jetstream.JetStream, end uint64) (float64, error) {

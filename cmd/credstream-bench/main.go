@@ -30,12 +30,15 @@ func main() {
 }
 
 // rows are the names that -only takes, in the order in which they are measured.
-var rows = []string{"create", "probe", "slow-disk", "memory", "get", "rebuild", "start", "list", "feed"}
+var rows = []string{
+	"create", "probe", "slow-disk", "flows", "in-use", "bind", "refusal", "uses", "memory", "get", "rebuild", "start", "list", "feed",
+}
 
 // config says what to measure and how long.
 type config struct {
 	credentials int64         // in the large folder
 	part        int64         // of them, where memory is looked at first
+	flowCount   int64         // flows that are told of, and flows on one credential
 	time        time.Duration // of one measurement
 	rounds      int           // of the rows that are compared with a yardstick
 	settle      time.Duration // before memory is read
@@ -66,6 +69,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) (err error) {
 	flags := flag.NewFlagSet("credstream-bench", flag.ContinueOnError)
 	short := flags.Bool("short", false, "under two minutes, with 10,000 credentials; writes no file unless -out is given")
 	credentials := flags.Int64("credentials", 100_000, "credentials in the large folder")
+	flowCount := flags.Int64("flows", 10_000, "flows that are told of, and flows on one credential")
 	each := flags.Duration("time", 3*time.Second, "time of one measurement")
 	rounds := flags.Int("rounds", 3, "rounds of the rows that are compared with a yardstick")
 	settle := flags.Duration("settle", 15*time.Second, "quiet time before memory is read: caches of the embedded server expire after 10 s")
@@ -80,7 +84,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) (err error) {
 		return err
 	}
 	b := &bench{config: config{
-		credentials: *credentials, part: *credentials / 10, time: *each, rounds: *rounds, settle: *settle, short: *short,
+		credentials: *credentials, part: *credentials / 10, flowCount: *flowCount, time: *each, rounds: *rounds, settle: *settle, short: *short,
 	}}
 	if *only != "" {
 		b.only = strings.Split(*only, ",")
@@ -99,6 +103,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) (err error) {
 			}
 		}
 		set("credentials", func() { b.credentials, b.part = 10_000, 2_000 })
+		set("flows", func() { b.flowCount = 2_000 })
 		set("time", func() { b.time = time.Second })
 		set("rounds", func() { b.rounds = 1 })
 		set("settle", func() { b.settle = 3 * time.Second })

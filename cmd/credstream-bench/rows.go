@@ -45,6 +45,7 @@ func (b *bench) measure(ctx context.Context) (err error) {
 	}{
 		{[]string{"create", "probe"}, b.commands},
 		{[]string{"slow-disk"}, b.slowDisk},
+		{[]string{"flows", "in-use", "bind", "refusal", "uses"}, b.flows},
 		{[]string{"memory", "get", "rebuild", "start", "list", "feed"}, b.large},
 	} {
 		if !b.wants(part.rows...) {
@@ -226,7 +227,7 @@ func (b *bench) reopen(ctx context.Context, s *site, what string) error {
 // slowDisk repeats the creates with an fsync that takes a millisecond longer.
 func (b *bench) slowDisk(ctx context.Context) error {
 	const delay = time.Millisecond
-	b.report.part("Create where an fsync takes 1 ms more")
+	b.report.part("Where an fsync takes 1 ms more")
 	s, err := newSite(ctx, b.bin, filepath.Join(b.dir, "slow"), b.probe.line, "CREDSTREAM_BENCH_FSYNC_DELAY="+delay.String())
 	if err != nil {
 		return err
@@ -248,7 +249,19 @@ func (b *bench) slowDisk(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		b.report.add(fmt.Sprintf("create over HTTP, %d clients", n), perSecond(l.rate), latencies(l))
+		b.report.add("create over HTTP, "+countClients(n), perSecond(l.rate), latencies(l))
+	}
+	f, err := openFlows(s)
+	if err != nil {
+		return err
+	}
+	defer f.watch.nc.Close()
+	many, err := f.credentials(ctx, flowCredentials)
+	if err != nil {
+		return err
+	}
+	if _, err := b.flowRates(ctx, f, many); err != nil {
+		return err
 	}
 	return b.reopen(ctx, s, "re-read and opened by a fresh process")
 }

@@ -759,14 +759,14 @@ type pausing struct {
 	goOn    chan struct{}
 }
 
-func (p *pausing) Append(ctx context.Context, stream events.StreamID, expected uint64, meta events.Meta, evs ...events.Event) (uint64, error) {
+func (p *pausing) Stage(ctx context.Context, stream events.StreamID, expected uint64, meta events.Meta, evs ...events.Event) (uint64, error) {
 	if stream.Category == aggregates.Credential.Category {
 		p.once.Do(func() {
 			close(p.reached)
 			<-p.goOn
 		})
 	}
-	return p.Store.Append(ctx, stream, expected, meta, evs...)
+	return p.Store.Stage(ctx, stream, expected, meta, evs...)
 }
 
 // A writer stalls between the vault and the log, the collector takes its

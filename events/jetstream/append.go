@@ -30,6 +30,18 @@ var errWriter = errors.New("jetstream: a commit's tenant must be that of its str
 // events.ErrTooLarge, events.ErrID, events.ErrUnknownOutcome when the commit may
 // have been stored, and fault.ErrUnavailable when it was not.
 func (s *Store) Append(ctx context.Context, stream events.StreamID, expected uint64, meta events.Meta, evs ...events.Event) (uint64, error) {
+	seq, err := s.Stage(ctx, stream, expected, meta, evs...)
+	if err != nil {
+		return 0, err
+	}
+	if err := s.durable.wait(ctx, seq); err != nil {
+		return 0, fmt.Errorf("commit %d is stored but not known to be durable: %w: %w", seq, events.ErrUnknownOutcome, err)
+	}
+	return seq, nil
+}
+
+// Stage implements events.Store, with the errors of Append.
+func (s *Store) Stage(ctx context.Context, stream events.StreamID, expected uint64, meta events.Meta, evs ...events.Event) (uint64, error) {
 	subj, err := subject(Prefix, stream)
 	if err != nil {
 		return 0, err
@@ -58,9 +70,7 @@ func (s *Store) Append(ctx context.Context, stream events.StreamID, expected uin
 		return 0, err
 	}
 	s.recent.Add(subj, following(seq, prev))
-	if err := s.durable.wait(ctx, seq); err != nil {
-		return 0, fmt.Errorf("commit %d is stored but not known to be durable: %w: %w", seq, events.ErrUnknownOutcome, err)
-	}
+	s.durable.saw(seq)
 	return seq, nil
 }
 

@@ -73,6 +73,11 @@ func (s *Store) Append(ctx context.Context, stream events.StreamID, expected uin
 	return seq, nil
 }
 
+// Stage implements events.Store; it is Append.
+func (s *Store) Stage(ctx context.Context, stream events.StreamID, expected uint64, meta events.Meta, evs ...events.Event) (uint64, error) {
+	return s.Append(ctx, stream, expected, meta, evs...)
+}
+
 // Stream implements events.Store.
 func (s *Store) Stream(ctx context.Context, stream events.StreamID, after uint64) iter.Seq2[events.Record, error] {
 	return func(yield func(events.Record, error) bool) {
