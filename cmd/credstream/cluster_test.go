@@ -21,6 +21,7 @@ import (
 
 	"github.com/credstream/credstream/bus"
 	"github.com/credstream/credstream/bus/bustest"
+	"github.com/credstream/credstream/client"
 	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/seal"
 )
@@ -389,6 +390,50 @@ func TestOneCommandIDOnTwoProcesses(t *testing.T) {
 		both.Wait()
 		if codes != [2]string{"", "command_id_reused"} && codes != [2]string{"command_id_reused", ""} {
 			t.Fatalf("round %d: one id for two commands gives %q", i, codes)
+		}
+	}
+}
+
+// The Go client works on external servers as it does on the embedded one: it
+// asks, publishes, follows the feed and watches the in-use index.
+func TestClientOnExternalServers(t *testing.T) {
+	servers := bustest.Start(t)
+	p := replica(t, servers, kmsFile(t))
+	registerPlain(t, p.http)
+	c, err := client.Dial(t.Context(), client.NATSConfig{URL: servers.URL(""), Key: adminKey})
+	must(t, err)
+	t.Cleanup(c.Close)
+	keys, err := client.NewKeys(map[string]any{"apiKey": "k"})
+	must(t, err)
+	made, err := c.CreateCredential(t.Context(), client.CreateCredential{Component: "plain", Keys: keys})
+	must(t, err)
+	_, err = c.PublishFlow(t.Context(), client.FlowEvent{
+		Change: "started", ID: "f", Revision: 1, Steps: []client.FlowStep{{ID: "s", Component: "plain", Credential: made.ID}},
+	})
+	must(t, err)
+	for e, err := range c.WatchInUse(t.Context()) {
+		must(t, err)
+		if e.Kind == "credential" && e.ID == made.ID && e.Value.Active == 1 {
+			break
+		}
+	}
+	for e, err := range c.Follow(t.Context(), 0) {
+		must(t, err)
+		if e.Type == "credstream.credential.used.v1" {
+			break
+		}
+	}
+	sealed, err := c.SealKeys(t.Context(), "credential.replace-keys", "queued-1", keys)
+	must(t, err)
+	_, err = c.Enqueue(t.Context(), "credential.replace-keys", map[string]any{"id": made.ID, "keys_sealed": sealed}, client.CommandID("queued-1"))
+	must(t, err)
+	for e, err := range c.Follow(t.Context(), made.Seq) {
+		must(t, err)
+		if e.Type == "credstream.credential.keys_replaced.v1" {
+			if e.CausationID != "queued-1" {
+				t.Errorf("the outcome of a queued command has the causation %q", e.CausationID)
+			}
+			break
 		}
 	}
 }
