@@ -84,8 +84,11 @@ func ServeIntake(cfg IntakeConfig) (*Intake, error) {
 	if cfg.Metrics != nil {
 		cfg.Metrics.MustRegister(in.seen)
 	}
-	for _, q := range []Queue{Flows, Commands} {
-		sub, err := cfg.Conn.QueueSubscribe(q.layout().outside+"*.>", "credstream", in.receive(q))
+	for subject, q := range map[string]Queue{
+		flowsOutside + "*.>": Flows, flowsOutside + "*": Flows, // the latter names no tenant, and goes to the poison queue
+		queueOutside + "*.>": Commands,
+	} {
+		sub, err := cfg.Conn.QueueSubscribe(subject, "credstream", in.receive(q))
 		if err == nil {
 			in.subs = append(in.subs, sub)
 			err = sub.SetPendingLimits(-1, inboundLine)
@@ -186,8 +189,8 @@ func (in *Intake) take(ctx context.Context, q Queue, m *nats.Msg, principal stri
 // understood that it came. What a caller may not say at all is refused.
 func (in *Intake) takeFlow(ctx context.Context, call service.Call, m *nats.Msg, token string) (r receipt, code string, err error) {
 	err = in.cfg.Service.AuthorizeFlowEvents(ctx, call)
-	lost := errors.Is(err, service.ErrTenantNotFound) && call.Principal.Reaches(call.Tenant)
-	if lost { // a slip of somebody who may name every tenant
+	lost := token == "" || errors.Is(err, service.ErrTenantNotFound) && call.Principal.Reaches(call.Tenant)
+	if lost { // a slip: no tenant, or one that is not there of somebody who may name every tenant
 		call.Tenant = call.Principal.Home
 		err = in.cfg.Service.AuthorizeFlowEvents(ctx, call)
 	}

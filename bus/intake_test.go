@@ -459,6 +459,7 @@ func TestFlowEventsNotUnderstood(t *testing.T) {
 		{"flow_event_subject_mismatch", "flow.created", "e1", event(func(m *nats.Msg) { m.Subject += ".more" })},
 		{"flow_event_subject_mismatch", "flow.created", "e1", event(func(m *nats.Msg) { m.Header["ce-subject"] = []string{"f2"} })},
 		{"tenant_not_found", "flow.created", "e1", event(func(m *nats.Msg) { m.Subject = "credstream.flows.nobody.f1" })},
+		{"tenant_not_found", "flow.created", "e1", event(func(m *nats.Msg) { m.Subject = "credstream.flows.f1" })},
 		{"body_too_large", "flow.created", "e1", event(data(`{"id":"f1","revision":1,"steps":[` + steps(900, 190) + `]}`))},
 	} {
 		before := w.count(bus.PoisonStream)

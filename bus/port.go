@@ -234,7 +234,7 @@ func (g Grant) subjects() (requests, subscriptions []string, err error) {
 	if slices.Contains(tenants, AllTenants) {
 		tenants = []string{AllTenants} // a request that two imports match would arrive twice
 	}
-	requests = []string{"$SRV.>"}
+	requests = []string{"$SRV.>", flowsOutside + "*"} // a flow event without a tenant goes to the poison queue
 	for _, t := range tenants {
 		if t != AllTenants && !events.Plain(t) {
 			return nil, nil, fmt.Errorf("tenant %q: %w", t, events.ErrID)
