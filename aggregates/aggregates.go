@@ -296,7 +296,7 @@ func pause(ctx context.Context, lost int) error {
 	if lost < 2 {
 		return ctx.Err()
 	}
-	wait := time.NewTimer(rand.N(time.Duration(lost) * time.Millisecond))
+	wait := time.NewTimer(rand.N(time.Duration(lost) * time.Millisecond)) //nolint:gosec // only spreads the attempts
 	defer wait.Stop()
 	select {
 	case <-wait.C:

@@ -18,9 +18,9 @@ var ErrSealedUnopenable = fault.New(fault.Unprocessable, "keys_sealed_unopenable
 // (RFC 9180). A sealed text is the encapsulated key, 32 bytes, and the ciphertext.
 const Suite = "DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM"
 
-// SealTo seals s to a public key of Recipient. Whoever opens it must name the
+// To seals s to a public key of Recipient. Whoever opens it must name the
 // same info.
-func SealTo(public, info []byte, s Secret) ([]byte, error) {
+func To(public, info []byte, s Secret) ([]byte, error) {
 	key, err := hpke.DHKEM(ecdh.X25519()).NewPublicKey(public)
 	if err != nil {
 		return nil, fmt.Errorf("reading a service key: %w", err)
@@ -39,7 +39,7 @@ func (k *Keyring) Recipient(ctx context.Context, tenant string) ([]byte, error) 
 	return key.PublicKey().Bytes(), nil
 }
 
-// OpenFor opens what SealTo sealed to the tenant's Recipient with the same info.
+// OpenFor opens what To sealed to the tenant's Recipient with the same info.
 // Errors: ErrSealedUnopenable, those of MAC.
 func (k *Keyring) OpenFor(ctx context.Context, tenant string, info, sealed []byte) (Secret, error) {
 	key, err := k.recipient(ctx, tenant)

@@ -21,7 +21,7 @@ func TestRecipient(t *testing.T) {
 		t.Fatalf("the key is %x, then %x: %v", public, again, err)
 	}
 	info := []byte("tenant, command, id")
-	sealed, err := seal.SealTo(public, info, seal.NewSecret([]byte(`{"apiKey":"canary"}`)))
+	sealed, err := seal.To(public, info, seal.NewSecret([]byte(`{"apiKey":"canary"}`)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +42,7 @@ func TestRecipient(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if _, err := seal.SealTo([]byte("short"), info, seal.NewSecret(nil)); err == nil {
+	if _, err := seal.To([]byte("short"), info, seal.NewSecret(nil)); err == nil {
 		t.Error("a key that is none seals")
 	}
 }

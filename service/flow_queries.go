@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/credstream/credstream/aggregates"
@@ -179,20 +180,18 @@ func (s *Service) inUse(ctx context.Context, call *Call, state aggregates.Creden
 
 // sayInUse names the first flows, and the remedy.
 func sayInUse(refs FlowRefs) string {
-	list := ""
-	for i, f := range refs.Flows {
-		if i == 3 {
-			list += fmt.Sprintf(" and %d more", refs.Total-i)
-			break
-		}
-		if i > 0 {
-			list += ", "
-		}
+	const named = 3
+	var names []string
+	for _, f := range refs.Flows[:min(len(refs.Flows), named)] {
 		if f.Name != "" {
-			list += fmt.Sprintf("%q (%s)", f.Name, f.ID)
+			names = append(names, fmt.Sprintf("%q (%s)", f.Name, f.ID))
 		} else {
-			list += f.ID
+			names = append(names, f.ID)
 		}
+	}
+	list := strings.Join(names, ", ")
+	if refs.Total > named {
+		list += fmt.Sprintf(" and %d more", refs.Total-named)
 	}
 	flows := "the active flow"
 	if refs.Total > 1 {

@@ -162,24 +162,24 @@ func (s *Service) unsealKeys(ctx context.Context, call *Call, command string, ke
 	return Keys{fields}, nil
 }
 
-// ServiceKeyQuery asks for the tenant's service key.
-type ServiceKeyQuery struct{}
+// GetSealingKey asks for the key to which secrets are sealed for the tenant.
+type GetSealingKey struct{}
 
-// ServiceKey is the public key to which queued secrets are sealed.
-type ServiceKey struct {
+// SealingKey answers GetSealingKey: the public half, the same in every process.
+type SealingKey struct {
 	PublicKey string `json:"public_key"` // X25519, unpadded base64url
 	KeyID     string `json:"key_id"`     // the first 8 bytes of its SHA-256, in hex
 	Suite     string `json:"suite"`      // of HPKE, base mode (RFC 9180)
 	Info      string `json:"info"`       // how HPKE's info is written
 }
 
-func (s *Service) serviceKey(ctx context.Context, call *Call, _ ServiceKeyQuery) (ServiceKey, error) {
+func (s *Service) serviceKey(ctx context.Context, call *Call, _ GetSealingKey) (SealingKey, error) {
 	public, err := s.cfg.Keyring.Recipient(ctx, call.Tenant)
 	if err != nil {
-		return ServiceKey{}, err
+		return SealingKey{}, err
 	}
 	sum := sha256.Sum256(public)
-	return ServiceKey{
+	return SealingKey{
 		PublicKey: base64.RawURLEncoding.EncodeToString(public), KeyID: hex.EncodeToString(sum[:8]), Suite: seal.Suite,
 		Info: "credstream/keys-sealed/1, tenant, command and command id, joined by line feeds",
 	}, nil

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -173,9 +174,10 @@ func TestFlows(t *testing.T) {
 	inUse("a start", one, "f1!", "f2")
 	await(t, "the component's flows", func() (bool, error) { return index.holds("oauth_client", "plain", "f1!", "f2") })
 
+	var refused *apiError
 	err := u.command("credential.delete", "", map[string]any{"id": one}, nil)
-	if code(t, err) != "credential_in_use" || err.(*apiError).Status != 409 ||
-		err.(*apiError).Detail != `The credential is in use by the active flow "The flow f1" (f1). Delete these flows first or give them another credential.` {
+	if !errors.As(err, &refused) || refused.Code != "credential_in_use" || refused.Status != 409 ||
+		refused.Detail != `The credential is in use by the active flow "The flow f1" (f1). Delete these flows first or give them another credential.` {
 		t.Fatalf("deleting what a running flow uses: %v", err)
 	}
 	if err := u.command("credential.delete", "", map[string]any{"id": two}, nil); err != nil {
@@ -278,7 +280,8 @@ func TestBindings(t *testing.T) {
 		{"flow_steps_invalid", []flowStep{{"s1", "plain", two}, {"s1", "plain", two}}},
 	} {
 		_, err := bind("g", "", c.steps...)
-		if code(t, err) != c.want || c.want != "flow_steps_invalid" && err.(*apiError).Status != 422 {
+		var refused *apiError
+		if !errors.As(err, &refused) || refused.Code != c.want || c.want != "flow_steps_invalid" && refused.Status != 422 {
 			t.Errorf("binding %+v: %v, want %s", c.steps, err, c.want)
 		}
 	}
