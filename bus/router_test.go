@@ -44,7 +44,7 @@ func (w *whole) petstore() {
 func (w *whole) sealed(tenant, command, id, keys string) string {
 	w.t.Helper()
 	answer := must(w.svc.Serve(w.t.Context(), svc.Call{Tenant: tenant, Principal: w.admin, Via: "nats"}, "service.key", nil))(w.t)
-	public := must(base64.RawURLEncoding.DecodeString(answer.(svc.ServiceKey).PublicKey))(w.t)
+	public := must(base64.RawURLEncoding.DecodeString(answer.(svc.SealingKey).PublicKey))(w.t)
 	info := strings.Join([]string{"credstream/keys-sealed/1", tenant, command, id}, "\n")
 	text := must(seal.To(public, []byte(info), seal.NewSecret([]byte(keys))))(w.t)
 	return base64.RawURLEncoding.EncodeToString(text)
