@@ -19,23 +19,28 @@ type Permission string
 
 // The permissions.
 const (
-	ComponentsGet      Permission = "components.get"
-	ComponentsCreate   Permission = "components.create"
-	ComponentsEdit     Permission = "components.edit"
-	ComponentsDelete   Permission = "components.delete"
-	CredentialsGet     Permission = "credentials.get"
-	CredentialsCreate  Permission = "credentials.create"
-	CredentialsEdit    Permission = "credentials.edit"
-	CredentialsDelete  Permission = "credentials.delete"
-	CredentialsReveal  Permission = "credentials.reveal"
-	CredentialsResolve Permission = "credentials.resolve"
-	FlowsGet           Permission = "flows.get"
-	FlowsEdit          Permission = "flows.edit"
-	QueueManage        Permission = "queue.manage"
-	AuditRead          Permission = "audit.read"
-	TenantsManage      Permission = "tenants.manage"
-	KeysManage         Permission = "keys.manage"
-	ViewsManage        Permission = "views.manage"
+	ComponentsGet            Permission = "components.get"
+	ComponentsCreate         Permission = "components.create"
+	ComponentsEdit           Permission = "components.edit"
+	ComponentsDelete         Permission = "components.delete"
+	CredentialsGet           Permission = "credentials.get"
+	CredentialsCreate        Permission = "credentials.create"
+	CredentialsEdit          Permission = "credentials.edit"
+	CredentialsDelete        Permission = "credentials.delete"
+	CredentialsReveal        Permission = "credentials.reveal"
+	CredentialsResolve       Permission = "credentials.resolve"
+	OAuthClientsGet          Permission = "tenants.oauth_clients.get"
+	OAuthClientsCreate       Permission = "tenants.oauth_clients.create"
+	OAuthClientsEdit         Permission = "tenants.oauth_clients.edit"
+	OAuthClientsDelete       Permission = "tenants.oauth_clients.delete"
+	WorkspacesCredentialEdit Permission = "workspaces.credential.edit"
+	FlowsGet                 Permission = "flows.get"
+	FlowsEdit                Permission = "flows.edit"
+	QueueManage              Permission = "queue.manage"
+	AuditRead                Permission = "audit.read"
+	TenantsManage            Permission = "tenants.manage"
+	KeysManage               Permission = "keys.manage"
+	ViewsManage              Permission = "views.manage"
 )
 
 // Role is a named set of permissions.
@@ -55,6 +60,7 @@ var Roles = map[Role][]Permission{
 	Administrator: {
 		ComponentsGet, ComponentsCreate, ComponentsEdit, ComponentsDelete,
 		CredentialsGet, CredentialsCreate, CredentialsEdit, CredentialsDelete,
+		OAuthClientsGet, OAuthClientsCreate, OAuthClientsEdit, OAuthClientsDelete, WorkspacesCredentialEdit,
 		FlowsGet, FlowsEdit, QueueManage, AuditRead, TenantsManage, KeysManage, ViewsManage,
 	},
 	Operator:   {ComponentsGet, CredentialsGet, FlowsGet},

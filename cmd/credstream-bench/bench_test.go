@@ -13,6 +13,14 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/service"
 )
 
 func wireTo(t *testing.T, h http.HandlerFunc) *wire {
@@ -153,6 +161,116 @@ func TestCreateBody(t *testing.T) {
 	}
 	if _, ok := idOf([]byte(`{"seq":1}`)); ok {
 		t.Error("an answer without id has one")
+	}
+}
+
+// What the benchmark tells of a flow is what the service understands.
+func TestFlowMessage(t *testing.T) {
+	from := []made{{id: "a", n: 1}, {id: "b", n: 2}, {id: "c", n: 3}}
+	for n := range uint64(100) {
+		uses := pick(from, n)
+		if len(uses) != flowUses || uses[0].id == uses[1].id {
+			t.Fatalf("flow %d uses %v", n, uses)
+		}
+		m := flowMessage("flow.started", n, 7, uses)
+		e, err := service.ParseFlowEvent(m.Header["ce-type"][0], m.Header["ce-subject"][0], flowName(n), m.Data)
+		if err != nil {
+			t.Fatalf("%s: %v", m.Data, err)
+		}
+		if e.Change != events.FlowWasStarted || e.Revision != 7 || len(e.Steps) != flowUses ||
+			e.Steps[1].Credential != uses[1].id || e.Steps[1].Component != plain(uses[1].n) || m.Subject != "credstream.flows.default."+e.ID {
+			t.Errorf("%s: %s", m.Subject, m.Data)
+		}
+	}
+}
+
+func inUseMessage(t *testing.T, id string, seq uint64, flows ...projections.InUseFlow) *nats.Msg {
+	t.Helper()
+	v := projections.InUse{Seq: seq, Total: len(flows), Flows: flows}
+	for _, f := range flows {
+		if f.Active {
+			v.Active++
+		}
+	}
+	data, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &nats.Msg{Subject: bus.InUseSubject + "." + inUseKey(made{id: id}), Data: data}
+}
+
+func TestInUseWatch(t *testing.T) {
+	w := newInUseWatch(nil)
+	seen := w.await("flow-2", []string{inUseKey(made{id: "a"}), inUseKey(made{id: "b"})})
+	isSeen := func(want bool) {
+		t.Helper()
+		select {
+		case <-seen:
+			if !want {
+				t.Error("seen too early")
+			}
+		default:
+			if want {
+				t.Error("not seen")
+			}
+		}
+	}
+	w.take(inUseMessage(t, "a", 1, projections.InUseFlow{ID: "flow-1", Active: true}))
+	w.take(inUseMessage(t, "a", 2, projections.InUseFlow{ID: "flow-1"}, projections.InUseFlow{ID: "flow-2", Active: true}))
+	isSeen(false)
+	w.take(inUseMessage(t, "b", 3, projections.InUseFlow{ID: "flow-2"}))
+	isSeen(false)
+	w.take(inUseMessage(t, "b", 4, projections.InUseFlow{ID: "flow-2", Active: true}))
+	isSeen(true)
+	if err := w.reach(t.Context(), 3, 2); err != nil {
+		t.Error(err)
+	}
+	a, err := w.value(inUseKey(made{id: "a"}))
+	if err != nil || !shows(a, map[uint64]bool{1: false, 2: true}) {
+		t.Errorf("a is %+v, %v", a, err)
+	}
+	for _, wrong := range []map[uint64]bool{{}, {1: false}, {1: true, 2: true}, {1: true, 2: false}, {1: false, 3: true}, {1: false, 2: true, 3: false}} {
+		if shows(a, wrong) {
+			t.Errorf("%+v shows %v", a, wrong)
+		}
+	}
+	if _, err := w.value(inUseKey(made{id: "c"})); err == nil {
+		t.Error("a key that never came has a value")
+	}
+	w.take(inUseMessage(t, "a", 1))
+	if err := w.reach(t.Context(), 1, 1); err == nil {
+		t.Error("a value that went back was not noticed")
+	}
+	w = newInUseWatch(nil)
+	w.take(&nats.Msg{Subject: bus.InUseSubject + ".x", Data: []byte("{")})
+	if err := w.reach(t.Context(), 0, 0); err == nil {
+		t.Error("a value that cannot be read was not noticed")
+	}
+}
+
+func TestRefused(t *testing.T) {
+	const answer = `{"code":"credential_in_use","details":{"total":7,"flows":[]}}`
+	if err := refused(409, []byte(answer), 7); err != nil {
+		t.Error(err)
+	}
+	for _, c := range []struct {
+		status, flows int
+		answer        string
+	}{
+		{200, 7, answer}, {409, 8, answer}, {409, 7, `{"code":"other","details":{"total":7}}`}, {409, 7, ``},
+	} {
+		if err := refused(c.status, []byte(c.answer), c.flows); err == nil {
+			t.Errorf("%d %s was taken for the refusal of %d", c.status, c.answer, c.flows)
+		}
+	}
+}
+
+func TestStored(t *testing.T) {
+	if err := stored(&jetstream.PubAck{Stream: bus.FlowsStream}); err != nil {
+		t.Error(err)
+	}
+	if err := stored(&jetstream.PubAck{Stream: bus.PoisonStream}); err == nil {
+		t.Error("an event that was not understood counts as stored")
 	}
 }
 

@@ -259,6 +259,9 @@ func usesChild(ctx context.Context, stdout io.Writer, args []string) error {
 	if err != nil {
 		return err
 	}
+	if !state.Uses.Held() {
+		return errors.New("no flow holds the credential")
+	}
 	out.First, out.Flows = first, len(state.Uses.Holders())
 	times := func(n int, store events.Store) (time.Duration, error) {
 		var took []time.Duration
@@ -301,8 +304,8 @@ func usesChild(ctx context.Context, stdout io.Writer, args []string) error {
 		}
 	}
 	few := aggregates.CredentialState{}
-	for i := range 10 {
-		few = aggregates.Credential.Evolve(few, foldedUse(i))
+	for i := range uint64(10) {
+		few = aggregates.Credential.Evolve(few, usedBy(flowName(i), 1))
 	}
 	out.Fold, out.FoldFew = foldTime(state), foldTime(few)
 	return json.NewEncoder(stdout).Encode(out)
@@ -315,23 +318,17 @@ func (noSnapshots) Snapshot(context.Context, events.StreamID, int) (events.Snaps
 	return events.Snapshot{}, nil
 }
 
-func foldedUse(n int) events.CredentialUsed {
-	return events.CredentialUsed{Flow: flowName(uint64(n)), Revision: 1, Named: true, Active: true}
+func usedBy(flow string, revision uint64) events.CredentialUsed {
+	return events.CredentialUsed{Flow: flow, Revision: revision, Named: true, Active: true}
 }
 
-// foldTime is the time in seconds of folding one more use.
+// foldTime is the time in seconds of folding one more use by a flow that uses it already.
 func foldTime(state aggregates.CredentialState) float64 {
 	const folds = 100_000
-	uses := make([]events.CredentialUsed, 1000)
-	for i := range uses {
-		uses[i] = foldedUse(i)
-	}
-	if n := state.Uses.Len(); n < len(uses) {
-		uses = uses[:n]
-	}
+	flows := state.Uses.Holders()
 	began := time.Now()
 	for i := range folds {
-		state = aggregates.Credential.Evolve(state, uses[i%len(uses)])
+		state = aggregates.Credential.Evolve(state, usedBy(flows[i%len(flows)], uint64(i+2)))
 	}
 	return time.Since(began).Seconds() / folds
 }

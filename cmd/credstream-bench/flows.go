@@ -247,23 +247,28 @@ func (f *flowSite) settled(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		active := 0
-		for _, runs := range want {
-			if runs {
-				active++
-			}
-		}
-		right := v.Total == len(want) && v.Active == active && (v.Truncated || len(v.Flows) == len(want))
-		for _, flow := range v.Flows {
-			n, err := strconv.ParseUint(strings.TrimPrefix(flow.ID, "flow-"), 10, 64)
-			runs, named := want[n]
-			right = right && err == nil && named && runs == flow.Active
-		}
-		if !right {
-			return fmt.Errorf("the index is wrong: %s has %d flows, %d active, and must have %d, %d", key, v.Total, v.Active, len(want), active)
+		if !shows(v, want) {
+			return fmt.Errorf("the index is wrong: %s has %d flows, %d active; %d name it", key, v.Total, v.Active, len(want))
 		}
 	}
 	return nil
+}
+
+// shows reports whether a value counts and lists the flows that it must.
+func shows(v projections.InUse, want map[uint64]bool) bool {
+	active := 0
+	for _, runs := range want {
+		if runs {
+			active++
+		}
+	}
+	right := v.Total == len(want) && v.Active == active && (v.Truncated || len(v.Flows) == len(want))
+	for _, flow := range v.Flows {
+		n, err := strconv.ParseUint(strings.TrimPrefix(flow.ID, "flow-"), 10, 64)
+		runs, named := want[n]
+		right = right && err == nil && named && runs == flow.Active
+	}
+	return right
 }
 
 // inUseWatch is what a plain subscription to the bucket has seen of credentials.
@@ -289,14 +294,18 @@ type awaitedFlow struct {
 	seen chan struct{}
 }
 
+func newInUseWatch(nc *nats.Conn) *inUseWatch {
+	return &inUseWatch{
+		nc: nc, changed: make(chan struct{}, 1), last: map[string]inUseSeen{}, awaited: map[string]map[string]*awaitedFlow{},
+	}
+}
+
 func watchInUse(url string) (*inUseWatch, error) {
 	nc, err := nats.Connect(url, nats.UserInfo("bench", adminKey), nats.NoReconnect())
 	if err != nil {
 		return nil, fmt.Errorf("connect to NATS: %w", err)
 	}
-	w := &inUseWatch{
-		nc: nc, changed: make(chan struct{}, 1), last: map[string]inUseSeen{}, awaited: map[string]map[string]*awaitedFlow{},
-	}
+	w := newInUseWatch(nc)
 	sub, err := nc.Subscribe(bus.InUseSubject+"."+flowTenant+".credential.>", w.take)
 	if err == nil {
 		err = sub.SetPendingLimits(-1, -1)
@@ -311,13 +320,18 @@ func watchInUse(url string) (*inUseWatch, error) {
 	return w, nil
 }
 
+var errNoFlows = errors.New("it lists no flows behind its counts")
+
 // take takes one value in. What the flows are is read only where somebody waits
 // for one of them: the load must not be what is measured.
 func (w *inUseWatch) take(m *nats.Msg) {
 	key := strings.TrimPrefix(m.Subject, bus.InUseSubject+".")
 	v := inUseSeen{body: m.Data}
-	head, _, _ := bytes.Cut(m.Data, []byte(`,"flows":`))
+	head, _, found := bytes.Cut(m.Data, []byte(`,"flows":`))
 	err := json.Unmarshal(append(bytes.Clone(head), '}'), &v.InUse)
+	if !found {
+		err = cmp.Or(err, errNoFlows)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	was := w.last[key]
