@@ -2,6 +2,7 @@ package aggregates
 
 import (
 	"slices"
+	"time"
 
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
@@ -16,30 +17,34 @@ var (
 
 // APIKey decides what may happen to one API key.
 var APIKey = Decider[APIKeyState, commands.APIKey, events.APIKey]{
-	Category: "api_key", Fold: 1, Decide: APIKeyState.decide, Evolve: APIKeyState.evolve,
+	Category: "api_key", Fold: 2, Decide: APIKeyState.decide, Evolve: APIKeyState.evolve,
 }
 
 // APIKeyState is what decisions about an API key rest on.
 type APIKeyState struct {
-	Exists  bool
-	Revoked bool
-	SHA256  string
-	Home    string
-	Tenants []string
-	Role    string
+	Exists      bool
+	Revoked     bool
+	SHA256      string
+	Home        string
+	Tenants     []string
+	Role        string
+	Permissions []string
+	Addresses   []string
+	Expires     time.Time // zero: never
 }
 
 func (s APIKeyState) decide(cmd commands.APIKey) ([]events.APIKey, error) {
 	switch c := cmd.(type) {
 	case commands.IssueAPIKey:
 		if s.Exists {
-			if !s.Revoked && s.SHA256 == c.SHA256 && s.Home == c.Home && s.Role == c.Role && slices.Equal(s.Tenants, c.Tenants) {
+			if !s.Revoked && s.is(c) {
 				return nil, nil
 			}
 			return nil, ErrAPIKeyExists
 		}
 		return []events.APIKey{events.APIKeyIssued{
 			SHA256: c.SHA256, Name: c.Name, Home: c.Home, Tenants: c.Tenants, Role: c.Role,
+			Permissions: listed(c.Permissions), Addresses: listed(c.Addresses), Expires: c.Expires,
 		}}, nil
 	case commands.RevokeAPIKey:
 		switch {
@@ -53,10 +58,27 @@ func (s APIKeyState) decide(cmd commands.APIKey) ([]events.APIKey, error) {
 	return nil, nil
 }
 
+// is reports whether the key is the one asked for.
+func (s APIKeyState) is(c commands.IssueAPIKey) bool {
+	return s.SHA256 == c.SHA256 && s.Home == c.Home && s.Role == c.Role && slices.Equal(s.Tenants, c.Tenants) &&
+		slices.Equal(s.Permissions, c.Permissions) && slices.Equal(s.Addresses, c.Addresses) && s.Expires.Equal(c.Expires)
+}
+
+// listed is the list as it is stored: "[]" when it is empty.
+func listed(list []string) []string {
+	if list == nil {
+		return []string{}
+	}
+	return list
+}
+
 func (s APIKeyState) evolve(e events.APIKey) APIKeyState {
 	switch e := e.(type) {
 	case events.APIKeyIssued:
-		return APIKeyState{Exists: true, SHA256: e.SHA256, Home: e.Home, Tenants: e.Tenants, Role: e.Role}
+		return APIKeyState{
+			Exists: true, SHA256: e.SHA256, Home: e.Home, Tenants: e.Tenants, Role: e.Role,
+			Permissions: e.Permissions, Addresses: e.Addresses, Expires: e.Expires,
+		}
 	case events.APIKeyRevoked:
 		s.Revoked = true
 	}

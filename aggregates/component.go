@@ -3,6 +3,7 @@ package aggregates
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"slices"
 
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
@@ -21,7 +22,7 @@ var (
 
 // Component decides what may happen to one component.
 var Component = Decider[ComponentState, commands.Component, events.Component]{
-	Category: "component", Fold: 1, Decide: ComponentState.decide, Evolve: ComponentState.evolve,
+	Category: "component", Fold: 2, Decide: ComponentState.decide, Evolve: ComponentState.evolve,
 }
 
 // ComponentState is what decisions about a component rest on. The descriptor
@@ -33,12 +34,24 @@ type ComponentState struct {
 	Shared   bool
 	Revision int    // of the descriptor: 1, 2, 3, ...
 	SHA256   string // hex, of the descriptor in force
+
+	EnvNames  []string // variables of the descriptor that have a value
+	EnvSecret string   // where the vault keeps them, "" for none
+	Abandoned []string // secret ids no event may name any more
+}
+
+// Names reports whether the values of the variables stand under the secret.
+func (s ComponentState) Names(secretID string) bool {
+	return s.Exists && !s.Deleted && s.EnvSecret == secretID
 }
 
 // VisibleTo reports whether a tenant may see the component.
 func (s ComponentState) VisibleTo(tenant string) bool {
 	return s.Exists && (s.Shared || s.Owner == tenant)
 }
+
+// Over reports whether no fact can follow that names a secret.
+func (s ComponentState) Over() bool { return s.Deleted }
 
 func (s ComponentState) decide(cmd commands.Component) ([]events.Component, error) {
 	switch c := cmd.(type) {
@@ -65,6 +78,19 @@ func (s ComponentState) decide(cmd commands.Component) ([]events.Component, erro
 			return nil, err
 		}
 		return []events.Component{events.ComponentUnshared{}}, nil
+	case commands.SetComponentEnv:
+		if err := s.mayChange(c.Owner); err != nil {
+			return nil, err
+		}
+		if slices.Contains(s.Abandoned, c.SecretID) {
+			return nil, ErrSecretAbandoned
+		}
+		return []events.Component{events.ComponentEnvSet{Names: c.Names, SecretID: c.SecretID}}, nil
+	case commands.AbandonEnvSecret:
+		if s.Names(c.SecretID) || slices.Contains(s.Abandoned, c.SecretID) {
+			return nil, nil
+		}
+		return []events.Component{events.SecretAbandoned{SecretID: c.SecretID}}, nil
 	case commands.DeleteComponent:
 		if err := s.mayChange(c.Owner); err != nil {
 			return nil, err
@@ -91,15 +117,19 @@ func (s ComponentState) mayChange(tenant string) error {
 func (s ComponentState) evolve(e events.Component) ComponentState {
 	switch e := e.(type) {
 	case events.ComponentRegistered:
-		return ComponentState{Exists: true, Owner: e.Owner, Revision: 1, SHA256: digest(e.Descriptor)}
+		return ComponentState{Exists: true, Owner: e.Owner, Revision: 1, SHA256: digest(e.Descriptor), Abandoned: s.Abandoned}
 	case events.ComponentUpdated:
 		s.Revision, s.SHA256 = e.Revision, digest(e.Descriptor)
 	case events.ComponentShared:
 		s.Shared = true
 	case events.ComponentUnshared:
 		s.Shared = false
+	case events.ComponentEnvSet:
+		s.EnvNames, s.EnvSecret = e.Names, e.SecretID
 	case events.ComponentDeleted:
-		s.Deleted = true
+		s.Deleted, s.EnvNames, s.EnvSecret = true, nil, ""
+	case events.SecretAbandoned:
+		s.Abandoned = append(slices.Clip(s.Abandoned), e.SecretID)
 	}
 	return s
 }

@@ -57,6 +57,9 @@ type CredentialState struct {
 // Live reports whether the credential exists and is not deleted.
 func (s CredentialState) Live() bool { return s.Exists && !s.Deleted }
 
+// Over reports whether no fact can follow that names a secret.
+func (s CredentialState) Over() bool { return s.Deleted }
+
 // Current is the version in force; the zero value when there is none.
 func (s CredentialState) Current() events.KeysVersion {
 	if len(s.Versions) == 0 {
@@ -102,6 +105,11 @@ func (s CredentialState) decide(cmd commands.Credential) ([]events.Credential, e
 		return s.reserve(c)
 	case commands.ReleaseCredential:
 		return s.release(c), nil
+	case commands.RevealCredential:
+		if err := s.mayChange(c.Version); err != nil {
+			return nil, err
+		}
+		return []events.Credential{events.CredentialRevealed{Version: c.Version}}, nil
 	}
 	return nil, nil
 }
@@ -305,6 +313,7 @@ func (s CredentialState) evolve(e events.Credential) CredentialState {
 		s.Uses = s.Uses.with(e.Flow, use)
 	case events.CredentialReleased:
 		s.Uses = s.Uses.without(e.Flow)
+	case events.CredentialRevealed:
 	case events.SecretAbandoned:
 		s.Abandoned = append(slices.Clip(s.Abandoned), e.SecretID)
 	}

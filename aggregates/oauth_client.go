@@ -1,24 +1,83 @@
 package aggregates
 
 import (
+	"slices"
+
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+)
+
+// The refusals of an OAuth client.
+var (
+	ErrOAuthClientNotFound = fault.New(fault.NotFound, "oauth_client_not_found", "There is no such OAuth client.")
+	ErrOAuthClientExists   = fault.New(fault.Exists, "oauth_client_exists",
+		"The component has an OAuth client in this tenant already. Change that one, or delete it first.")
+	// ErrOAuthClientInUse keeps the client of a component that a flow includes. Its detail names the flows.
+	ErrOAuthClientInUse = fault.New(fault.Precondition, "oauth_client_in_use",
+		"The OAuth client is in use. Delete these flows first or give them another credential.")
+	ErrOAuthClientUnusable = fault.New(fault.Precondition, "oauth_client_unusable",
+		"The component was deleted: its OAuth client cannot be used or changed any more. It can be deleted.")
+	ErrOAuthClientMoved = fault.New(fault.Conflict, "oauth_client_changed", "The OAuth client was changed at the same moment. Try again.")
 )
 
 // OAuthClient decides what may happen to the OAuth client of one component in a
-// tenant. A flow that includes the component uses it, active or not.
+// tenant: there is one stream for both, so there is one client. A flow that
+// includes the component uses it, active or not.
 var OAuthClient = Decider[OAuthClientState, commands.OAuthClient, events.OAuthClient]{
-	Category: "oauth_client", Fold: 1, Decide: OAuthClientState.decide, Evolve: OAuthClientState.evolve,
+	Category: "oauth_client", Fold: 2, Decide: OAuthClientState.decide, Evolve: OAuthClientState.evolve,
 	Weight: func(s OAuthClientState) int { return s.Uses.Len() },
 }
 
 // OAuthClientState is what decisions about an OAuth client rest on.
 type OAuthClientState struct {
-	Uses Uses
+	ID        string // of the client; "" when none is defined
+	ClientID  string
+	SecretID  string
+	Unusable  bool
+	Uses      Uses     // by flows of the tenant that include the component
+	Abandoned []string // secret ids no event may name any more
 }
+
+// Names reports whether the client that is defined has this secret.
+func (s OAuthClientState) Names(secretID string) bool { return s.ID != "" && s.SecretID == secretID }
+
+// Over reports whether no fact can follow that names a secret.
+func (s OAuthClientState) Over() bool { return false }
 
 func (s OAuthClientState) decide(cmd commands.OAuthClient) ([]events.OAuthClient, error) {
 	switch c := cmd.(type) {
+	case commands.DefineOAuthClient:
+		switch {
+		case s.ID != "":
+			return nil, ErrOAuthClientExists
+		case slices.Contains(s.Abandoned, c.SecretID):
+			return nil, ErrSecretAbandoned
+		}
+		return []events.OAuthClient{events.OAuthClientDefined{ID: c.ID, ClientID: c.ClientID, SecretID: c.SecretID}}, nil
+	case commands.ChangeOAuthClient:
+		return s.change(c)
+	case commands.DeleteOAuthClient:
+		switch {
+		case s.ID == "" || s.ID != c.ID:
+			return nil, ErrOAuthClientNotFound
+		case s.Uses.Len() > 0 && !s.Unusable:
+			return nil, ErrOAuthClientInUse
+		}
+		return []events.OAuthClient{events.OAuthClientDeleted{}}, nil
+	case commands.MarkOAuthClientUnusable:
+		if s.ID == "" || s.Unusable {
+			return nil, nil
+		}
+		return []events.OAuthClient{events.OAuthClientMarkedUnusable{Reason: c.Reason}}, nil
+	case commands.RevealOAuthClient:
+		switch {
+		case s.ID == "" || s.ID != c.ID:
+			return nil, ErrOAuthClientNotFound
+		case s.SecretID != c.SecretID:
+			return nil, ErrOAuthClientMoved
+		}
+		return []events.OAuthClient{events.OAuthClientRevealed{SecretID: c.SecretID}}, nil
 	case commands.UseOAuthClient:
 		if _, uses := s.Uses.Of(c.Flow); uses {
 			return nil, nil
@@ -29,16 +88,53 @@ func (s OAuthClientState) decide(cmd commands.OAuthClient) ([]events.OAuthClient
 			return nil, nil
 		}
 		return []events.OAuthClient{events.OAuthClientReleased{Flow: c.Flow, Revision: c.Revision}}, nil
+	case commands.AbandonClientSecret:
+		if s.Names(c.SecretID) || slices.Contains(s.Abandoned, c.SecretID) {
+			return nil, nil
+		}
+		return []events.OAuthClient{events.SecretAbandoned{SecretID: c.SecretID}}, nil
 	}
 	return nil, nil
 }
 
+func (s OAuthClientState) change(c commands.ChangeOAuthClient) ([]events.OAuthClient, error) {
+	next := events.OAuthClientChanged{ClientID: s.ClientID, SecretID: s.SecretID}
+	if c.ClientID != "" {
+		next.ClientID = c.ClientID
+	}
+	if c.SecretID != "" {
+		next.SecretID = c.SecretID
+	}
+	switch {
+	case s.ID == "" || s.ID != c.ID:
+		return nil, ErrOAuthClientNotFound
+	case s.Unusable:
+		return nil, ErrOAuthClientUnusable
+	case slices.Contains(s.Abandoned, c.SecretID):
+		return nil, ErrSecretAbandoned
+	case next == events.OAuthClientChanged{ClientID: s.ClientID, SecretID: s.SecretID}:
+		return nil, nil
+	}
+	return []events.OAuthClient{next}, nil
+}
+
 func (s OAuthClientState) evolve(e events.OAuthClient) OAuthClientState {
 	switch e := e.(type) {
+	case events.OAuthClientDefined:
+		s.ID, s.ClientID, s.SecretID, s.Unusable = e.ID, e.ClientID, e.SecretID, false
+	case events.OAuthClientChanged:
+		s.ClientID, s.SecretID = e.ClientID, e.SecretID
+	case events.OAuthClientMarkedUnusable:
+		s.Unusable = true
+	case events.OAuthClientRevealed:
+	case events.OAuthClientDeleted:
+		s.ID, s.ClientID, s.SecretID, s.Unusable = "", "", "", false
 	case events.OAuthClientUsed:
 		s.Uses = s.Uses.with(e.Flow, Use{Revision: e.Revision, Named: true})
 	case events.OAuthClientReleased:
 		s.Uses = s.Uses.without(e.Flow)
+	case events.SecretAbandoned:
+		s.Abandoned = append(slices.Clip(s.Abandoned), e.SecretID)
 	}
 	return s
 }

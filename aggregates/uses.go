@@ -23,8 +23,9 @@ func (u Use) Holds() bool { return u.Active || u.Binding != "" }
 // returns another one that shares what did not change, so that folding an event
 // costs the same with ten flows and with ten thousand.
 type Uses struct {
-	flows *immutable.Map[string, Use] // nil when there are none
-	held  int                         // how many of them hold
+	flows    *immutable.Map[string, Use] // nil when there are none
+	held     int                         // how many of them hold
+	reserved int                         // how many have a reservation
 }
 
 // Of returns how a flow uses it.
@@ -46,16 +47,37 @@ func (u Uses) Len() int {
 // Held reports whether a flow holds it: runs with it, or has reserved it.
 func (u Uses) Held() bool { return u.held > 0 }
 
-// Holders are the ids of the flows that hold it, sorted.
-func (u Uses) Holders() []string {
-	var ids []string
+// Holders are the ids of up to limit of the flows that hold it, the first ones in
+// the order of their ids, and how many hold it in all.
+func (u Uses) Holders(limit int) (first []string, total int) {
 	u.each(func(flow string, use Use) {
-		if use.Holds() {
-			ids = append(ids, flow)
+		if !use.Holds() {
+			return
+		}
+		at, _ := slices.BinarySearch(first, flow)
+		if at == limit {
+			return
+		}
+		if len(first) == limit {
+			first = first[:limit-1]
+		}
+		first = slices.Insert(first, at, flow)
+	})
+	return first, u.held
+}
+
+// Reservations are the flows that have reserved it and do not run, with how they stand to it.
+func (u Uses) Reservations() map[string]Use {
+	if u.reserved == 0 {
+		return nil
+	}
+	all := make(map[string]Use, u.reserved)
+	u.each(func(flow string, use Use) {
+		if use.Binding != "" && !use.Active {
+			all[flow] = use
 		}
 	})
-	slices.Sort(ids)
-	return ids
+	return all
 }
 
 func (u Uses) each(f func(flow string, use Use)) {
@@ -77,8 +99,15 @@ func (u Uses) with(flow string, use Use) Uses {
 		u.flows = immutable.NewMap[string, Use](nil)
 	}
 	u.flows = u.flows.Set(flow, use)
+	return u.count(use, 1)
+}
+
+func (u Uses) count(use Use, by int) Uses {
 	if use.Holds() {
-		u.held++
+		u.held += by
+	}
+	if use.Binding != "" {
+		u.reserved += by
 	}
 	return u
 }
@@ -89,10 +118,7 @@ func (u Uses) without(flow string) Uses {
 		return u
 	}
 	u.flows = u.flows.Delete(flow)
-	if was.Holds() {
-		u.held--
-	}
-	return u
+	return u.count(was, -1)
 }
 
 // Equal reports whether the same flows use it in the same way.
@@ -131,9 +157,7 @@ func (u *Uses) UnmarshalJSON(b []byte) error {
 	flows := immutable.NewMapBuilder[string, Use](nil)
 	for _, r := range rows {
 		flows.Set(r.Flow, r.Use)
-		if r.Holds() {
-			u.held++
-		}
+		*u = u.count(r.Use, 1)
 	}
 	u.flows = flows.Map()
 	return nil

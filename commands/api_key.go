@@ -1,5 +1,7 @@
 package commands
 
+import "time"
+
 // APIKey is the sum of the intents about one API key.
 //
 //sumtype:decl
@@ -10,12 +12,15 @@ type APIKey interface {
 
 // IssueAPIKey makes a key known by its hash.
 type IssueAPIKey struct {
-	ID      string
-	SHA256  string // hex
-	Name    string
-	Home    string
-	Tenants []string // "*" is every tenant
-	Role    string
+	ID          string
+	SHA256      string // hex
+	Name        string
+	Home        string
+	Tenants     []string // "*" is every tenant
+	Role        string   // may be ""
+	Permissions []string // besides those of the role
+	Addresses   []string // networks it may be used from, as CIDR; empty: from everywhere
+	Expires     time.Time
 }
 
 // RevokeAPIKey ends it.

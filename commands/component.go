@@ -26,6 +26,16 @@ type ShareComponent struct{ ID, Owner string }
 // UnshareComponent makes it visible to its owner alone.
 type UnshareComponent struct{ ID, Owner string }
 
+// SetComponentEnv gives values to the descriptor's variables.
+type SetComponentEnv struct {
+	ID, Owner string
+	Names     []string
+	SecretID  string
+}
+
+// AbandonEnvSecret forbids a secret that no event names, so that it can be erased.
+type AbandonEnvSecret struct{ ID, SecretID string }
+
 // DeleteComponent ends it; credentials made for it remain.
 type DeleteComponent struct{ ID, Owner string }
 
@@ -35,9 +45,13 @@ func (c UpdateComponent) Target() string   { return c.ID }
 func (c ShareComponent) Target() string    { return c.ID }
 func (c UnshareComponent) Target() string  { return c.ID }
 func (c DeleteComponent) Target() string   { return c.ID }
+func (c SetComponentEnv) Target() string   { return c.ID }
+func (c AbandonEnvSecret) Target() string  { return c.ID }
 
 func (RegisterComponent) component() {}
 func (UpdateComponent) component()   {}
 func (ShareComponent) component()    {}
 func (UnshareComponent) component()  {}
 func (DeleteComponent) component()   {}
+func (SetComponentEnv) component()   {}
+func (AbandonEnvSecret) component()  {}

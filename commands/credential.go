@@ -94,6 +94,12 @@ type ReleaseCredential struct {
 	Binding  string // the reservation that ends; "": none
 }
 
+// RevealCredential records that the values of a version are about to be shown.
+type RevealCredential struct {
+	ID      string
+	Version int
+}
+
 // Target implements Command.
 func (c CreateCredential) Target() string   { return c.ID }
 func (c RenameCredential) Target() string   { return c.ID }
@@ -105,6 +111,7 @@ func (c AbandonSecret) Target() string      { return c.ID }
 func (c UseCredential) Target() string      { return c.ID }
 func (c ReserveCredential) Target() string  { return c.ID }
 func (c ReleaseCredential) Target() string  { return c.ID }
+func (c RevealCredential) Target() string   { return c.ID }
 
 func (CreateCredential) credential()   {}
 func (RenameCredential) credential()   {}
@@ -116,3 +123,4 @@ func (AbandonSecret) credential()      {}
 func (UseCredential) credential()      {}
 func (ReserveCredential) credential()  {}
 func (ReleaseCredential) credential()  {}
+func (RevealCredential) credential()   {}

@@ -58,13 +58,17 @@ const (
 
 // Descriptor is what the service reads of a component.json.
 type Descriptor struct {
-	Raw           []byte        // the file whole, to the byte
-	Title         string        //
-	Fields        []Field       // of a credential, in the order of the file
-	UsesOAuth     bool          // a field holds OAuth tokens
-	DeclaresOAuth bool          // it names OAuth endpoints or clients
-	Hosts         []string      // where a credential's values may be sent: lower case, patterns may hold {{field}}
-	Verification  *Verification // nil when none is declared
+	Raw             []byte        // the file whole, to the byte
+	Title           string        //
+	Fields          []Field       // of a credential, in the order of the file
+	UsesOAuth       bool          // a field holds OAuth tokens
+	DeclaresOAuth   bool          // it names OAuth endpoints or clients
+	WantsClient     bool          // a tenant can define an OAuth client for it
+	Env             []string      // variables that the component's owner gives values to, sorted
+	ClientIDVar     string        // of Env: the client id of the legacy link, "" for none
+	ClientSecretVar string        // of Env: its client secret
+	Hosts           []string      // where a credential's values may be sent: lower case, patterns may hold {{field}}
+	Verification    *Verification // nil when none is declared
 }
 
 // Field is one value of a credential.
@@ -158,8 +162,10 @@ func ParseDescriptor(raw []byte) (Descriptor, error) {
 			oauthMembers
 		} `json:"credentials"`
 		oauthMembers
-		Hosts        []string      `json:"hosts"`
-		Verification *Verification `json:"verification"`
+		EnvVars      jsontext.Value `json:"envVars"`
+		Env          jsontext.Value `json:"env"`
+		Hosts        []string       `json:"hosts"`
+		Verification *Verification  `json:"verification"`
 	}
 	if err := json.Unmarshal(raw, &file); err != nil {
 		return Descriptor{}, invalidAt("", "A member has a value of the wrong type.")
@@ -168,6 +174,11 @@ func ParseDescriptor(raw []byte) (Descriptor, error) {
 		Raw: raw, Title: file.Title, Fields: file.Credentials.Fields,
 		Hosts: file.Hosts, Verification: file.Verification,
 		DeclaresOAuth: file.declared() || file.Credentials.declared(),
+		WantsClient:   file.wantsClient() || file.Credentials.wantsClient(),
+		Env:           slices.Compact(slices.Sorted(slices.Values(slices.Concat(variables(file.EnvVars), variables(file.Env))))),
+	}
+	if d.ClientIDVar, d.ClientSecretVar = file.clientVariables(); d.ClientIDVar == "" {
+		d.ClientIDVar, d.ClientSecretVar = file.Credentials.clientVariables()
 	}
 	if strings.ContainsFunc(d.Title, unicode.IsControl) || strings.TrimSpace(d.Title) == "" {
 		return Descriptor{}, invalidAt("/title", "The title is empty or holds control characters.")
@@ -188,10 +199,42 @@ type oauthMembers struct {
 	AuthClientTypes jsontext.Value `json:"authClientTypes"`
 }
 
-func (m oauthMembers) declared() bool {
+func (m oauthMembers) declared() bool { return m.OAuth2.Kind() == '{' || m.wantsClient() }
+
+// wantsClient reports whether a tenant can define a client of its own.
+func (m oauthMembers) wantsClient() bool {
 	var types []string
 	_ = json.Unmarshal(m.AuthClientTypes, &types)
-	return m.OAuth2.Kind() == '{' || m.UseOAuthClient.Kind() == 't' || slices.Contains(types, "oauth2")
+	return m.UseOAuthClient.Kind() == 't' || slices.Contains(types, "oauth2")
+}
+
+// clientVariables are the variables behind the templates of the legacy link:
+// {"client_id": "{{PIZZAVAN_KEY}}", "client_secret": "{{PIZZAVAN_SECRET}}"}.
+func (m oauthMembers) clientVariables() (id, secret string) {
+	var block struct {
+		ID     string `json:"client_id"`
+		Secret string `json:"client_secret"`
+	}
+	if json.Unmarshal(m.OAuth2, &block) != nil {
+		return "", ""
+	}
+	variable := func(template string) string {
+		inner, ok := strings.CutPrefix(strings.TrimSpace(template), "{{")
+		if name, closed := strings.CutSuffix(inner, "}}"); ok && closed {
+			return strings.TrimSpace(name)
+		}
+		return ""
+	}
+	return variable(block.ID), variable(block.Secret)
+}
+
+// variables are the names that an object declares, sorted.
+func variables(object jsontext.Value) []string {
+	var declared map[string]jsontext.Value
+	if object.Kind() != '{' || json.Unmarshal(object, &declared) != nil {
+		return nil
+	}
+	return slices.Sorted(maps.Keys(declared))
 }
 
 // NeedsCredential reports whether a step of the component cannot do without a

@@ -8,6 +8,21 @@ type OAuthClient interface {
 	oauthClient()
 }
 
+// DefineOAuthClient gives the component a client.
+type DefineOAuthClient struct{ Component, ID, ClientID, SecretID string }
+
+// ChangeOAuthClient changes what is not "".
+type ChangeOAuthClient struct{ Component, ID, ClientID, SecretID string }
+
+// DeleteOAuthClient ends the client.
+type DeleteOAuthClient struct{ Component, ID string }
+
+// MarkOAuthClientUnusable records that it cannot be used any more.
+type MarkOAuthClientUnusable struct{ Component, Reason string }
+
+// RevealOAuthClient records that its secret is about to be shown.
+type RevealOAuthClient struct{ Component, ID, SecretID string }
+
 // UseOAuthClient records that a flow includes the component.
 type UseOAuthClient struct {
 	Component, Flow string
@@ -20,9 +35,24 @@ type ReleaseOAuthClient struct {
 	Revision        uint64
 }
 
-// Target implements Command.
-func (c UseOAuthClient) Target() string     { return c.Component }
-func (c ReleaseOAuthClient) Target() string { return c.Component }
+// AbandonClientSecret forbids a secret that no event names, so that it can be erased.
+type AbandonClientSecret struct{ Component, SecretID string }
 
-func (UseOAuthClient) oauthClient()     {}
-func (ReleaseOAuthClient) oauthClient() {}
+// Target implements Command.
+func (c DefineOAuthClient) Target() string       { return c.Component }
+func (c ChangeOAuthClient) Target() string       { return c.Component }
+func (c DeleteOAuthClient) Target() string       { return c.Component }
+func (c MarkOAuthClientUnusable) Target() string { return c.Component }
+func (c RevealOAuthClient) Target() string       { return c.Component }
+func (c UseOAuthClient) Target() string          { return c.Component }
+func (c ReleaseOAuthClient) Target() string      { return c.Component }
+func (c AbandonClientSecret) Target() string     { return c.Component }
+
+func (DefineOAuthClient) oauthClient()       {}
+func (ChangeOAuthClient) oauthClient()       {}
+func (DeleteOAuthClient) oauthClient()       {}
+func (MarkOAuthClientUnusable) oauthClient() {}
+func (RevealOAuthClient) oauthClient()       {}
+func (UseOAuthClient) oauthClient()          {}
+func (ReleaseOAuthClient) oauthClient()      {}
+func (AbandonClientSecret) oauthClient()     {}

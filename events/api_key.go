@@ -1,5 +1,13 @@
 package events
 
+import (
+	"encoding/json"
+	"time"
+
+	jsonv2 "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+)
+
 // APIKey is the sum of the facts about one API key, stream "api_key.<id>" under System.
 //
 //sumtype:decl
@@ -7,11 +15,14 @@ type APIKey interface{ apiKey() }
 
 // APIKeyIssued makes a key known. The key itself is shown once and never stored.
 type APIKeyIssued struct {
-	SHA256  string   `json:"sha256"`  // hex SHA-256 of the key, which is 256 random bits
-	Name    string   `json:"name"`    // for people; may be ""
-	Home    string   `json:"home"`    // tenant used where a surface names none
-	Tenants []string `json:"tenants"` // tenants it may name; "*" is every tenant
-	Role    string   `json:"role"`    // a named set of permissions: "ADMINISTRATOR", ...
+	SHA256      string    `json:"sha256"`           // hex SHA-256 of the key, which is 256 random bits
+	Name        string    `json:"name"`             // for people; may be ""
+	Home        string    `json:"home"`             // tenant used where a surface names none
+	Tenants     []string  `json:"tenants"`          // tenants it may name; "*" is every tenant
+	Role        string    `json:"role"`             // a named set of permissions: "ADMINISTRATOR", ...; may be ""
+	Permissions []string  `json:"permissions"`      // held by name, besides those of the role
+	Addresses   []string  `json:"addresses"`        // networks it may be used from, as CIDR; empty: from everywhere
+	Expires     time.Time `json:"expires,omitzero"` // when it ends by itself; absent: never
 }
 
 // APIKeyRevoked ends the key.
@@ -21,6 +32,17 @@ func (APIKeyIssued) apiKey()  {}
 func (APIKeyRevoked) apiKey() {}
 
 var apiKeyTypes = []Type{
-	Define[APIKeyIssued]("api_key.issued"),
+	Define[APIKeyIssued]("api_key.issued", boundedAPIKey),
 	Define[APIKeyRevoked]("api_key.revoked"),
+}
+
+// boundedAPIKey makes version 2: a key of version 1 has the permissions of its
+// role alone, and is good from everywhere and for ever.
+func boundedAPIKey(data json.RawMessage) (json.RawMessage, error) {
+	var members map[string]jsontext.Value
+	if err := jsonv2.Unmarshal(data, &members); err != nil {
+		return nil, err
+	}
+	members["permissions"], members["addresses"] = jsontext.Value("[]"), jsontext.Value("[]")
+	return jsonv2.Marshal(members, jsonv2.Deterministic(true))
 }

@@ -26,6 +26,13 @@ type ComponentShared struct{}
 // ComponentUnshared makes the component visible to its owner alone.
 type ComponentUnshared struct{}
 
+// ComponentEnvSet gives values to the variables that the descriptor declares.
+// They live in the vault alone and serve in the owner's tenant.
+type ComponentEnvSet struct {
+	Names    []string `json:"names"`     // of the variables that have a value, sorted
+	SecretID string   `json:"secret_id"` // where the vault keeps the values
+}
+
 // ComponentDeleted ends the component; credentials made for it remain.
 type ComponentDeleted struct{}
 
@@ -33,12 +40,15 @@ func (ComponentRegistered) component() {}
 func (ComponentUpdated) component()    {}
 func (ComponentShared) component()     {}
 func (ComponentUnshared) component()   {}
+func (ComponentEnvSet) component()     {}
 func (ComponentDeleted) component()    {}
+func (SecretAbandoned) component()     {}
 
 var componentTypes = []Type{
 	Define[ComponentRegistered]("component.registered"),
 	Define[ComponentUpdated]("component.updated"),
 	Define[ComponentShared]("component.shared"),
 	Define[ComponentUnshared]("component.unshared"),
+	Define[ComponentEnvSet]("component.env_set"),
 	Define[ComponentDeleted]("component.deleted"),
 }

@@ -91,6 +91,12 @@ type CredentialReleased struct {
 	Revision uint64 `json:"revision"` // of the flow that no longer names it, 0 when only a reservation ended
 }
 
+// CredentialRevealed says that the values of one version are about to be shown to
+// a person: the fact is durable before the answer leaves.
+type CredentialRevealed struct {
+	Version int `json:"version"`
+}
+
 // SecretAbandoned forbids a secret that no event names yet: the collector
 // erases it, and a writer that comes late must put its secret anew.
 type SecretAbandoned struct {
@@ -105,6 +111,7 @@ func (CredentialVerified) credential()     {}
 func (CredentialDeleted) credential()      {}
 func (CredentialUsed) credential()         {}
 func (CredentialReleased) credential()     {}
+func (CredentialRevealed) credential()     {}
 func (SecretAbandoned) credential()        {}
 
 var credentialTypes = []Type{
@@ -116,5 +123,6 @@ var credentialTypes = []Type{
 	Define[CredentialDeleted]("credential.deleted"),
 	Define[CredentialUsed]("credential.used"),
 	Define[CredentialReleased]("credential.released"),
+	Define[CredentialRevealed]("credential.revealed"),
 	Define[SecretAbandoned]("secret.abandoned"),
 }

@@ -14,7 +14,8 @@ import (
 const (
 	apiKeyTable = `
 CREATE TABLE api_keys (id TEXT PRIMARY KEY, sha256 TEXT NOT NULL, name TEXT NOT NULL, home TEXT NOT NULL, tenants TEXT NOT NULL,
-	role TEXT NOT NULL, revoked INTEGER NOT NULL, seq INTEGER NOT NULL, created INTEGER NOT NULL) WITHOUT ROWID;
+	role TEXT NOT NULL, permissions TEXT NOT NULL, addresses TEXT NOT NULL, expires INTEGER NOT NULL,
+	revoked INTEGER NOT NULL, seq INTEGER NOT NULL, created INTEGER NOT NULL) WITHOUT ROWID;
 `
 	apiKeyIndexes = `
 CREATE INDEX api_keys_sha256 ON api_keys (sha256, revoked, id);
@@ -23,14 +24,17 @@ CREATE INDEX api_keys_sha256 ON api_keys (sha256, revoked, id);
 
 // APIKey is one API key, without the key.
 type APIKey struct {
-	ID        string
-	Name      string   // for people; may be ""
-	Home      string   // tenant used where a surface names none
-	Tenants   []string // tenants it may name; "*" is every tenant
-	Role      string
-	Revoked   bool
-	CreatedAt time.Time
-	Seq       uint64 // its last commit
+	ID          string
+	Name        string    // for people; may be ""
+	Home        string    // tenant used where a surface names none
+	Tenants     []string  // tenants it may name; "*" is every tenant
+	Role        string    // may be ""
+	Permissions []string  // held by name, besides those of the role; nil when there are none
+	Addresses   []string  // networks it may be used from, as CIDR; nil: from everywhere
+	Expires     time.Time // zero: never
+	Revoked     bool
+	CreatedAt   time.Time
+	Seq         uint64 // its last commit
 }
 
 // Grants reports whether the key may name the tenant.
@@ -42,8 +46,13 @@ func (b *batch) apiKey(r events.Record, e events.APIKey) error {
 	seq := int64(r.Seq)
 	switch e := e.(type) {
 	case events.APIKeyIssued:
-		return b.w.exec("INSERT OR REPLACE INTO api_keys VALUES (?,?,?,?,?,?,0,?,?)",
-			r.Stream.ID, e.SHA256, e.Name, e.Home, strings.Join(e.Tenants, " "), e.Role, seq, r.Meta.Time.UnixMicro())
+		var expires int64
+		if !e.Expires.IsZero() {
+			expires = e.Expires.UnixMicro()
+		}
+		return b.w.exec("INSERT OR REPLACE INTO api_keys VALUES (?,?,?,?,?,?,?,?,?,0,?,?)",
+			r.Stream.ID, e.SHA256, e.Name, e.Home, strings.Join(e.Tenants, " "), e.Role,
+			strings.Join(e.Permissions, " "), strings.Join(e.Addresses, " "), expires, seq, r.Meta.Time.UnixMicro())
 	case events.APIKeyRevoked:
 		return b.w.update("UPDATE api_keys SET revoked = 1, seq = ? WHERE id = ?", seq, r.Stream.ID)
 	}
@@ -51,15 +60,25 @@ func (b *batch) apiKey(r events.Record, e events.APIKey) error {
 }
 
 const (
-	apiKeyColumns = "SELECT id, name, home, tenants, role, revoked, seq, created FROM api_keys"
+	apiKeyColumns = "SELECT id, name, home, tenants, role, permissions, addresses, expires, revoked, seq, created FROM api_keys"
 	apiKeyByHash  = apiKeyColumns + " INDEXED BY api_keys_sha256 WHERE sha256 = ? ORDER BY revoked, id LIMIT 1"
 )
 
 func scanAPIKey(row []driver.Value) APIKey {
-	return APIKey{
+	k := APIKey{
 		ID: str(row[0]), Name: str(row[1]), Home: str(row[2]), Tenants: strings.Fields(str(row[3])), Role: str(row[4]),
-		Revoked: num(row[5]) != 0, Seq: uint64(num(row[6])), CreatedAt: micros(row[7]),
+		Revoked: num(row[8]) != 0, Seq: uint64(num(row[9])), CreatedAt: micros(row[10]),
 	}
+	if permissions := strings.Fields(str(row[5])); len(permissions) > 0 {
+		k.Permissions = permissions
+	}
+	if addresses := strings.Fields(str(row[6])); len(addresses) > 0 {
+		k.Addresses = addresses
+	}
+	if num(row[7]) != 0 {
+		k.Expires = micros(row[7])
+	}
+	return k
 }
 
 // APIKey finds a key by the hex SHA-256 of it. Should two records tell of the

@@ -14,10 +14,11 @@ import (
 const (
 	componentTable = `
 CREATE TABLE components (id TEXT PRIMARY KEY, owner TEXT NOT NULL, title TEXT NOT NULL, shared INTEGER NOT NULL, deleted INTEGER NOT NULL,
-	revision INTEGER NOT NULL, sha256 TEXT NOT NULL, seq INTEGER NOT NULL, created INTEGER NOT NULL, updated INTEGER NOT NULL) WITHOUT ROWID;
+	revision INTEGER NOT NULL, env INTEGER NOT NULL, sha256 TEXT NOT NULL, seq INTEGER NOT NULL, created INTEGER NOT NULL, updated INTEGER NOT NULL) WITHOUT ROWID;
 `
 	componentIndexes = `
 CREATE INDEX components_owned ON components (owner, id) WHERE deleted = 0;
+CREATE INDEX components_deleted ON components (id) WHERE deleted = 1;
 CREATE INDEX components_shared ON components (id) WHERE deleted = 0 AND shared = 1;
 `
 )
@@ -30,6 +31,7 @@ type Component struct {
 	Shared    bool // visible to every tenant
 	Deleted   bool
 	Revision  int    // of the descriptor: 1, 2, ...
+	Env       bool   // variables of the descriptor have values
 	SHA256    string // of the descriptor, hex
 	CreatedAt time.Time
 	UpdatedAt time.Time
@@ -43,15 +45,19 @@ func (b *batch) component(r events.Record, e events.Component) error {
 	}
 	switch e := e.(type) {
 	case events.ComponentRegistered:
-		return b.w.exec("INSERT OR REPLACE INTO components VALUES (?,?,?,0,0,1,?,?,?,?)", id, e.Owner, e.Title, hexSHA256(e.Descriptor), seq, now, now)
+		return b.w.exec("INSERT OR REPLACE INTO components VALUES (?,?,?,0,0,1,0,?,?,?,?)", id, e.Owner, e.Title, hexSHA256(e.Descriptor), seq, now, now)
 	case events.ComponentUpdated:
 		return set("title = ?, revision = ?, sha256 = ?", e.Title, int64(e.Revision), hexSHA256(e.Descriptor))
 	case events.ComponentShared:
 		return set("shared = 1")
 	case events.ComponentUnshared:
 		return set("shared = 0")
+	case events.ComponentEnvSet:
+		return set("env = 1")
 	case events.ComponentDeleted:
-		return set("deleted = 1")
+		return set("deleted = 1, env = 0")
+	case events.SecretAbandoned:
+		return nil
 	}
 	return errUnknownEvent
 }
@@ -61,13 +67,13 @@ func hexSHA256(s string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-const componentColumns = "SELECT id, owner, title, shared, deleted, revision, sha256, seq, created, updated FROM components"
+const componentColumns = "SELECT id, owner, title, shared, deleted, revision, sha256, seq, created, updated, env FROM components"
 
 func scanComponent(row []driver.Value) Component {
 	return Component{
 		ID: str(row[0]), Owner: str(row[1]), Title: str(row[2]), Shared: num(row[3]) != 0, Deleted: num(row[4]) != 0,
 		Revision: int(num(row[5])), SHA256: str(row[6]), Seq: uint64(num(row[7])),
-		CreatedAt: micros(row[8]), UpdatedAt: micros(row[9]),
+		CreatedAt: micros(row[8]), UpdatedAt: micros(row[9]), Env: num(row[10]) != 0,
 	}
 }
 

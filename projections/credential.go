@@ -126,7 +126,7 @@ func (c *Credential) evolve(r events.Record, e events.Credential) (*Credential, 
 			c.Seq = r.Seq
 		}
 		return c, nil
-	case events.CredentialUsed, events.CredentialReleased: // change the flow's row, not the credential
+	case events.CredentialUsed, events.CredentialReleased, events.CredentialRevealed: // not shown on the credential
 		if c == nil {
 			return nil, errNoRow
 		}
@@ -153,7 +153,7 @@ func (c *Credential) evolve(r events.Record, e events.Credential) (*Credential, 
 		}
 	case events.CredentialDeleted:
 		return nil, nil //nolint:nilnil // no credential, and that is as it should be
-	case events.CredentialCreated, events.CredentialUsed, events.CredentialReleased, events.SecretAbandoned: // above
+	case events.CredentialCreated, events.CredentialUsed, events.CredentialReleased, events.CredentialRevealed, events.SecretAbandoned: // above
 	}
 	return c, nil
 }

@@ -210,6 +210,49 @@ type PublicFlowUseRefused struct {
 	Reason     string `json:"reason"`     // a code: "credential_not_found", ...
 }
 
+// PublicOAuthClientDefined is the data of oauth_client.defined.
+type PublicOAuthClientDefined struct {
+	ID        string `json:"id"`        // of the client
+	Component string `json:"component"` //
+	ClientID  string `json:"client_id"` // as the provider gave it
+}
+
+// PublicOAuthClientChanged is the data of oauth_client.changed.
+type PublicOAuthClientChanged struct {
+	Component string `json:"component"`
+	ClientID  string `json:"client_id"`
+}
+
+// PublicOAuthClientMarkedUnusable is the data of oauth_client.marked_unusable.
+type PublicOAuthClientMarkedUnusable struct {
+	Component string `json:"component"`
+	Reason    string `json:"reason"` // "component_deleted"
+}
+
+// PublicOAuthClientRevealed is the data of oauth_client.revealed: its secret was
+// shown to the actor.
+type PublicOAuthClientRevealed struct {
+	Component string `json:"component"`
+}
+
+// PublicOAuthClientDeleted is the data of oauth_client.deleted.
+type PublicOAuthClientDeleted struct {
+	Component string `json:"component"`
+}
+
+// PublicCredentialRevealed is the data of credential.revealed: its values were
+// shown to the actor.
+type PublicCredentialRevealed struct {
+	ID      string `json:"id"`
+	Version int    `json:"version"` // of the keys
+}
+
+// PublicComponentEnvSet is the data of component.env_set.
+type PublicComponentEnvSet struct {
+	ID    string   `json:"id"`
+	Names []string `json:"names"` // of the variables that have a value
+}
+
 // PublicOAuthClientUsed is the data of oauth_client.used: a flow includes the component.
 type PublicOAuthClientUsed struct {
 	ID       string `json:"id"` // of the component
@@ -269,6 +312,19 @@ type PublicAPIKeyIssued struct {
 	Home    string   `json:"home"`    // tenant used where a surface names none
 	Tenants []string `json:"tenants"` // tenants it may name; "*" is every tenant
 	Role    string   `json:"role"`
+
+	Permissions []string  `json:"permissions,omitzero"` // held by name, besides those of the role; absent when there are none
+	Expires     time.Time `json:"expires,omitzero"`     // absent: never
+}
+
+// PublicAccessDenied is the data of access.denied.
+type PublicAccessDenied struct {
+	Principal  string    `json:"principal"`  // "key:<id>" or "user:<id>"
+	Tenant     string    `json:"tenant"`     // the tenant it named; "" when that is no tenant's name, or when they were several
+	Route      string    `json:"route"`      // the command or query
+	Permission string    `json:"permission"` // that the route takes
+	Count      int       `json:"count"`      // refusals that this tells of
+	Since      time.Time `json:"since"`      // the first of them
 }
 
 // PublicAPIKeyRevoked is the data of api_key.revoked.
@@ -304,11 +360,16 @@ func PublicTypes() []PublicType {
 			return PublicTenantRegistered{ID: id, Name: e.Name}
 		}),
 		publish("api_key.issued", func(id string, e events.APIKeyIssued) PublicAPIKeyIssued {
-			return PublicAPIKeyIssued{ID: id, Name: e.Name, Home: e.Home, Tenants: e.Tenants, Role: e.Role}
+			p := PublicAPIKeyIssued{ID: id, Name: e.Name, Home: e.Home, Tenants: e.Tenants, Role: e.Role, Expires: e.Expires}
+			if len(e.Permissions) > 0 {
+				p.Permissions = e.Permissions
+			}
+			return p
 		}),
 		publish("api_key.revoked", func(id string, _ events.APIKeyRevoked) PublicAPIKeyRevoked {
 			return PublicAPIKeyRevoked{ID: id}
 		}),
+		publish("access.denied", func(_ string, e events.AccessDenied) PublicAccessDenied { return PublicAccessDenied(e) }),
 		publish("component.registered", func(id string, e events.ComponentRegistered) PublicComponentRegistered {
 			return PublicComponentRegistered{ID: id, Owner: e.Owner, Title: e.Title, Revision: 1, SHA256: hexSHA256(e.Descriptor)}
 		}),
@@ -363,6 +424,27 @@ func PublicTypes() []PublicType {
 		}),
 		publish("flow.use_refused", func(id string, e events.FlowUseRefused) PublicFlowUseRefused {
 			return PublicFlowUseRefused{Flow: id, Revision: e.Revision, Step: e.Step, Component: e.Component, Credential: e.Credential, Reason: e.Reason}
+		}),
+		publish("component.env_set", func(id string, e events.ComponentEnvSet) PublicComponentEnvSet {
+			return PublicComponentEnvSet{ID: id, Names: e.Names}
+		}),
+		publish("credential.revealed", func(id string, e events.CredentialRevealed) PublicCredentialRevealed {
+			return PublicCredentialRevealed{ID: id, Version: e.Version}
+		}),
+		publish("oauth_client.defined", func(id string, e events.OAuthClientDefined) PublicOAuthClientDefined {
+			return PublicOAuthClientDefined{ID: e.ID, Component: id, ClientID: e.ClientID}
+		}),
+		publish("oauth_client.changed", func(id string, e events.OAuthClientChanged) PublicOAuthClientChanged {
+			return PublicOAuthClientChanged{Component: id, ClientID: e.ClientID}
+		}),
+		publish("oauth_client.marked_unusable", func(id string, e events.OAuthClientMarkedUnusable) PublicOAuthClientMarkedUnusable {
+			return PublicOAuthClientMarkedUnusable{Component: id, Reason: e.Reason}
+		}),
+		publish("oauth_client.revealed", func(id string, _ events.OAuthClientRevealed) PublicOAuthClientRevealed {
+			return PublicOAuthClientRevealed{Component: id}
+		}),
+		publish("oauth_client.deleted", func(id string, _ events.OAuthClientDeleted) PublicOAuthClientDeleted {
+			return PublicOAuthClientDeleted{Component: id}
 		}),
 		publish("oauth_client.used", func(id string, e events.OAuthClientUsed) PublicOAuthClientUsed {
 			return PublicOAuthClientUsed{ID: id, Flow: e.Flow, Revision: e.Revision}

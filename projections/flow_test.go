@@ -175,7 +175,7 @@ func TestFlowsAndUses(t *testing.T) {
 		},
 		"recorded by the credential alone": {
 			base().observed("f1", 1, start, true, at("s", "c1")).used("c1", "f1", 1, true),
-			outcome{Where: f1, Includes: f1, Active: f1, Uses: "1/1@4 f1+", Unsettled: []string{"f1@1"}},
+			outcome{Where: f1, Includes: f1, Active: f1, Uses: "1/1@4 f1+"}, // the component may not work with OAuth
 		},
 		"two steps, one use": {
 			base().observed("f1", 1, start, true, at("s", "c1"), at("t", "c1")).used("c1", "f1", 1, true).clientUsed("f1", 1),
@@ -733,6 +733,17 @@ func TestInUseEqualsAFoldOfTheFlowEvents(t *testing.T) {
 			}
 		}
 		w.keep()
+		// What a crash took of the components' use the keeper does not know of: it comes
+		// with the event, which is delivered until it is settled.
+		for _, flow := range slices.Sorted(maps.Keys(active)) {
+			for _, s := range active[flow].Steps {
+				_, _, err := run1(w, aggregates.OAuthClient, commands.OAuthClient(commands.UseOAuthClient{Component: s.Component, Flow: flow, Revision: active[flow].Revision}))
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		w.project(func(n int) int { return n })
 
 		type key struct{ kind, id string }
 		want := map[key][]projections.InUseFlow{}

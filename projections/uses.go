@@ -105,9 +105,9 @@ func (u useRow) against(f flowRow, thing string) useRow {
 	if u == (useRow{}) {
 		return u
 	}
-	settled := u.refused >= f.revision
-	if u.recorded && !settled {
-		settled = !isCredential(thing) || u.fact && u.revision >= f.revision && u.active == f.active
+	settled := u.refused >= f.revision || u.recorded && u.fact && u.revision >= f.revision && u.active == f.active
+	if !isCredential(thing) { // only a component that works with OAuth records its use, once: what was released since comes too late
+		settled = u.recorded || u.seq == 0
 	}
 	u.unsettled = u.named && !settled
 	// What was linked before the engine told of the flow has revision 0. It is
@@ -203,7 +203,7 @@ func (b *batch) credentialUse(r events.Record, e events.Credential) error {
 	case events.CredentialDeleted:
 		return b.endUses(r)
 	case events.CredentialCreated, events.CredentialRenamed, events.CredentialKeysReplaced, events.CredentialReverted,
-		events.CredentialVerified, events.SecretAbandoned: // nothing
+		events.CredentialVerified, events.CredentialRevealed, events.SecretAbandoned: // nothing
 	}
 	return nil
 }
@@ -213,7 +213,10 @@ func (b *batch) oauthClient(r events.Record, e events.OAuthClient) error {
 	case events.OAuthClientUsed:
 		return b.recordUse(r, e.Flow, useRow{recorded: true, fact: true, revision: e.Revision, seq: r.Seq})
 	case events.OAuthClientReleased:
-		return b.recordUse(r, e.Flow, useRow{})
+		return b.recordUse(r, e.Flow, useRow{seq: r.Seq})
+	case events.OAuthClientDefined, events.OAuthClientChanged, events.OAuthClientMarkedUnusable, events.OAuthClientRevealed,
+		events.OAuthClientDeleted, events.SecretAbandoned:
+		return b.client(r, e)
 	}
 	return errUnknownEvent
 }
@@ -343,8 +346,8 @@ func (v *Views) StaleUses(ctx context.Context, limit int) ([]FlowUse, error) {
 
 // UnsettledFlows lists up to limit flows, with their revision, that name
 // something which has neither recorded nor refused the use by this revision:
-// those that are being settled now, and what a crash has left. An OAuth client
-// need only have recorded the use by some revision.
+// those that are being settled now, and what a crash has left. Of a component it
+// counts only that a recorded use was released too late.
 func (v *Views) UnsettledFlows(ctx context.Context, limit int) ([]FlowUse, error) {
 	return v.flowUses(ctx, unsettledFlows, int64(limit))
 }

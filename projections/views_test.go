@@ -71,6 +71,19 @@ func everything() []events.Record {
 		commits(bound, 24, one(events.FlowBound{Binding: "b1", Name: "Invoices", Steps: steps[:1], Until: until}), one(events.FlowReleased{Binding: "b1", Reason: events.ReleasedByExpiry})),
 		commits(credential, 26, one(events.CredentialReleased{Flow: "f2"})),
 		commits(system("installation", "durability"), 27, one(events.DurabilityAttested{Replicas: 1, Why: "one replica"})),
+		commits(system("component", "sheets"), 28, one(events.ComponentRegistered{Owner: "acme", Title: "Sheets", Descriptor: `{"title":"Sheets"}`}),
+			one(events.ComponentEnvSet{Names: []string{"KEY", "SECRET"}, SecretID: "env-1"})),
+		commits(events.StreamID{Tenant: "acme", Category: "oauth_client", ID: "sheets"}, 30,
+			one(events.OAuthClientDefined{ID: "o1", ClientID: "client", SecretID: "secret-o1"}), one(events.OAuthClientChanged{ClientID: "client 2", SecretID: "secret-o2"}),
+			one(events.OAuthClientRevealed{SecretID: "secret-o2"}), one(events.SecretAbandoned{SecretID: "late"}),
+			one(events.OAuthClientMarkedUnusable{Reason: "component_deleted"}), one(events.OAuthClientDeleted{})),
+		commits(credential, 36, one(events.CredentialRevealed{Version: 3})),
+		commits(events.StreamID{Tenant: "acme", Category: "access", ID: "k1"}, 37,
+			one(events.AccessDenied{Principal: "key:k1", Tenant: "other", Route: "credential.get", Permission: "credentials.get", Count: 12, Since: until})),
+		commits(system("api_key", "k2"), 38, one(events.APIKeyIssued{
+			SHA256: strings.Repeat("cd", 32), Name: "second", Home: "acme", Tenants: []string{"acme"},
+			Permissions: []string{"credentials.get", "credentials.reveal"}, Addresses: []string{"192.0.2.0/24", "2001:db8::/32"}, Expires: until,
+		})),
 	)
 	for i := range recs {
 		recs[i].Meta.Tenant = "acme"
@@ -181,7 +194,12 @@ func TestReads(t *testing.T) {
 		Tenant: "acme", ID: "f2", Name: "Invoices", Binding: "b1", Until: time.Date(2026, 5, 6, 7, 18, 9, 0, time.UTC), UpdatedAt: at(24), Seq: 24,
 		Steps: []events.FlowStep{{ID: "s1", Name: "Get pets", Component: "petstore", Credential: "c1"}},
 	})
-	upTo(27)
+	upTo(38)
+	second, _, _ := v.APIKey(ctx, strings.Repeat("cd", 32))
+	same("a bounded key", second, projections.APIKey{
+		ID: "k2", Name: "second", Home: "acme", Tenants: []string{"acme"}, Permissions: []string{"credentials.get", "credentials.reveal"},
+		Addresses: []string{"192.0.2.0/24", "2001:db8::/32"}, Expires: time.Date(2026, 5, 6, 7, 18, 9, 0, time.UTC), CreatedAt: at(38), Seq: 38,
+	})
 	for _, id := range []string{"f 1", "f2", "f3"} {
 		_, found, err := v.Flow(ctx, "acme", id)
 		same("a flow that is gone is found", []any{found, err}, []any{false, nil})

@@ -188,6 +188,9 @@ func (b *batch) apply(r events.Record) error {
 	if r.Index == 0 && r.Meta.Command != "" {
 		b.commands = append(b.commands, command{commandHash(r.Meta.Tenant, r.Meta.Actor, r.Meta.Command), r.Seq})
 	}
+	if _, abandoned := r.Event.(events.SecretAbandoned); abandoned && r.Stream.Category != kindCredential {
+		return nil // no list shows it; of a credential it moves the revision
+	}
 	switch e := r.Event.(type) {
 	case events.Credential:
 		return b.credential(r, e)
@@ -201,7 +204,7 @@ func (b *batch) apply(r events.Record) error {
 		return b.apiKey(r, e)
 	case events.Tenant:
 		return b.tenant(r, e)
-	case events.Installation:
+	case events.Installation, events.Access:
 		return nil // shown elsewhere
 	}
 	return errUnknownEvent

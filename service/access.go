@@ -5,8 +5,12 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
+	"hash/crc32"
+	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/events"
@@ -29,11 +33,17 @@ const (
 	CredentialsDelete        Permission = "credentials.delete"
 	CredentialsReveal        Permission = "credentials.reveal"
 	CredentialsResolve       Permission = "credentials.resolve"
+	CredentialsExport        Permission = "credentials.export"
+	WorkspacesCredentialEdit Permission = "workspaces.credential.edit"
 	OAuthClientsGet          Permission = "tenants.oauth_clients.get"
 	OAuthClientsCreate       Permission = "tenants.oauth_clients.create"
 	OAuthClientsEdit         Permission = "tenants.oauth_clients.edit"
 	OAuthClientsDelete       Permission = "tenants.oauth_clients.delete"
-	WorkspacesCredentialEdit Permission = "workspaces.credential.edit"
+	ThrottlePoliciesGet      Permission = "throttle_policies.get"
+	ThrottlePoliciesEdit     Permission = "throttle_policies.edit"
+	ConnectorsManage         Permission = "connectors.manage"
+	ConnectorSecretsRead     Permission = "read_connector_secrets"
+	ConnectorSecretsWrite    Permission = "write_connector_secrets"
 	FlowsGet                 Permission = "flows.get"
 	FlowsEdit                Permission = "flows.edit"
 	QueueManage              Permission = "queue.manage"
@@ -43,11 +53,62 @@ const (
 	ViewsManage              Permission = "views.manage"
 )
 
+// PermissionInfo says what a permission is for.
+type PermissionInfo struct {
+	Permission Permission
+	Allows     string // a phrase
+	Everywhere bool   // concerns every tenant: it takes a caller that is granted every tenant
+}
+
+// Permissions is the closed list, in the order of the reference.
+func Permissions() []PermissionInfo {
+	return []PermissionInfo{
+		{ComponentsGet, "read components", false},
+		{ComponentsCreate, "register components", false},
+		{ComponentsEdit, "change, share and set up components", false},
+		{ComponentsDelete, "delete components", false},
+		{CredentialsGet, "read what is known of credentials, never their secrets", false},
+		{CredentialsCreate, "create credentials", false},
+		{CredentialsEdit, "rename, replace, revert and verify credentials", false},
+		{CredentialsDelete, "delete credentials", false},
+		{CredentialsReveal, "see a secret value, one at a time, each time recorded", false},
+		{CredentialsResolve, "fetch the secrets of a credential for a flow", false},
+		{CredentialsExport, "export credentials, their secrets sealed or left out", false},
+		{WorkspacesCredentialEdit, "write credentials over the REST API v2", false},
+		{OAuthClientsGet, "read OAuth clients", false},
+		{OAuthClientsCreate, "define OAuth clients", false},
+		{OAuthClientsEdit, "change OAuth clients", false},
+		{OAuthClientsDelete, "delete OAuth clients", false},
+		{ThrottlePoliciesGet, "read throttle policies", false},
+		{ThrottlePoliciesEdit, "define, change and delete throttle policies", false},
+		{ConnectorsManage, "manage connectors, but not their secrets", false},
+		{ConnectorSecretsRead, "read the secrets of connectors", false},
+		{ConnectorSecretsWrite, "write and delete the secrets of connectors", false},
+		{FlowsGet, "read flows and what they use", false},
+		{FlowsEdit, "tell of flows, bind and release them", false},
+		{QueueManage, "look into the poison queue and work it off", false},
+		{AuditRead, "read the history of the tenant", false},
+		{TenantsManage, "bring tenants in and list them", true},
+		{KeysManage, "issue, list and revoke API keys", false},
+		{ViewsManage, "look at the views and rebuild them", true},
+	}
+}
+
+// permissions finds what the closed list says of a permission. It never changes.
+var permissions = func() map[Permission]PermissionInfo {
+	m := map[Permission]PermissionInfo{}
+	for _, p := range Permissions() {
+		m[p.Permission] = p
+	}
+	return m
+}()
+
 // Role is a named set of permissions.
 type Role string
 
-// The roles. An OPERATOR reads what is known about credentials, never a secret;
-// a FLOW_ENGINE fetches secrets, tells of flows and binds them; an AUDITOR reads history.
+// The roles. An OPERATOR reads what is known about credentials, and exports it,
+// but never sees a secret; a FLOW_ENGINE fetches secrets, tells of flows and binds
+// them; an AUDITOR reads history.
 const (
 	Administrator Role = "ADMINISTRATOR"
 	Operator      Role = "OPERATOR"
@@ -55,15 +116,17 @@ const (
 	Auditor       Role = "AUDITOR"
 )
 
-// Roles says what each role may do.
+// Roles says what each role may do. No role lets a person see a secret:
+// credentials.reveal and read_connector_secrets are granted by name.
 var Roles = map[Role][]Permission{
 	Administrator: {
 		ComponentsGet, ComponentsCreate, ComponentsEdit, ComponentsDelete,
-		CredentialsGet, CredentialsCreate, CredentialsEdit, CredentialsDelete,
-		OAuthClientsGet, OAuthClientsCreate, OAuthClientsEdit, OAuthClientsDelete, WorkspacesCredentialEdit,
+		CredentialsGet, CredentialsCreate, CredentialsEdit, CredentialsDelete, CredentialsExport, WorkspacesCredentialEdit,
+		OAuthClientsGet, OAuthClientsCreate, OAuthClientsEdit, OAuthClientsDelete,
+		ThrottlePoliciesGet, ThrottlePoliciesEdit, ConnectorsManage, ConnectorSecretsWrite,
 		FlowsGet, FlowsEdit, QueueManage, AuditRead, TenantsManage, KeysManage, ViewsManage,
 	},
-	Operator:   {ComponentsGet, CredentialsGet, FlowsGet},
+	Operator:   {ComponentsGet, CredentialsGet, CredentialsExport, OAuthClientsGet, ThrottlePoliciesGet, FlowsGet},
 	FlowEngine: {ComponentsGet, CredentialsGet, CredentialsResolve, FlowsGet, FlowsEdit},
 	Auditor:    {ComponentsGet, CredentialsGet, FlowsGet, AuditRead},
 }
@@ -73,10 +136,13 @@ const AllTenants = "*"
 
 // Principal is an authenticated caller.
 type Principal struct {
-	Actor   events.Actor
-	Home    string   // tenant used where a surface names none
-	Tenants []string // tenants it may name, or AllTenants
-	Role    Role
+	Actor       events.Actor
+	Home        string         // tenant used where a surface names none
+	Tenants     []string       // tenants it may name, or AllTenants
+	Role        Role           // "" when it has permissions by name alone
+	Permissions []Permission   // held by name, besides those of the role
+	Addresses   []netip.Prefix // networks that its key may be used from; none: from everywhere
+	Expires     time.Time      // when its key ends by itself; zero: never
 }
 
 // Reaches reports whether the principal may name the tenant.
@@ -84,38 +150,82 @@ func (p Principal) Reaches(tenant string) bool {
 	return slices.Contains(p.Tenants, tenant) || slices.Contains(p.Tenants, AllTenants)
 }
 
-// May reports whether the principal's role holds the permission.
-func (p Principal) May(perm Permission) bool { return slices.Contains(Roles[p.Role], perm) }
+// May reports whether the principal holds the permission, by its role or by name.
+func (p Principal) May(perm Permission) bool {
+	return slices.Contains(p.Permissions, perm) || slices.Contains(Roles[p.Role], perm)
+}
+
+// mayGrant reports whether the principal may issue a key with the permission:
+// one it holds or, of an ADMINISTRATOR, any.
+func (p Principal) mayGrant(perm Permission) bool { return p.Role == Administrator || p.May(perm) }
+
+// expired reports whether the principal's key has ended by itself.
+func (p Principal) expired(now time.Time) bool { return !p.Expires.IsZero() && !now.Before(p.Expires) }
+
+// usableFrom reports whether the principal's key may be used from the address.
+// One that is not known is in no network.
+func (p Principal) usableFrom(from netip.Addr) bool {
+	from = from.Unmap().WithZone("")
+	return len(p.Addresses) == 0 || slices.ContainsFunc(p.Addresses, func(n netip.Prefix) bool { return n.Contains(from) })
+}
 
 // The refusals of a caller.
 var (
 	ErrUnauthenticated = fault.New(fault.Unauthenticated, "unauthenticated",
 		"A key is needed: HTTP Basic or Bearer, or the password of a NATS connection.")
-	ErrKeyUnknown     = fault.New(fault.Unauthenticated, "api_key_unknown", "This key is not known here, or was revoked.")
+	// ErrKeyUnknown says one thing of every key that is not good, so that it tells
+	// nothing to who guesses.
+	ErrKeyUnknown = fault.New(fault.Unauthenticated, "api_key_unknown",
+		"This key is not known here, was revoked, has expired, or may not be used from this address.")
+	ErrKeyMalformed = fault.New(fault.Unauthenticated, "api_key_malformed",
+		"This is no key of this service: it was mistyped, cut short, or belongs elsewhere.")
 	ErrDenied         = fault.New(fault.Denied, "permission_denied", "The key lacks the permission for this.")
 	ErrTenantNotFound = fault.New(fault.NotFound, "tenant_not_found", "There is no such tenant.")
 )
 
-// keyPrefix starts every API key, so that scanners and people recognise one.
-const keyPrefix = "cs_"
+// The form of a key that the service makes: "cs_", 256 random bits as 52 letters
+// and digits of base32, and 6 more that are a checksum of what is before them.
+// Programs that look for lost keys find "cs_" and can tell a key from a look-alike.
+const (
+	keyPrefix   = "cs_"
+	keyAlphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567" // base32 (RFC 4648), as rand.Text has it
+	keyRandom   = 52
+	keyCheck    = 6
+)
 
-// NewKey makes an API key: "cs_" and 256 random bits as 52 letters and digits.
+// NewKey makes an API key.
 func NewKey() seal.Secret {
-	return seal.NewSecret([]byte(keyPrefix + rand.Text() + rand.Text()))
+	key := keyPrefix + rand.Text() + rand.Text()
+	return seal.NewSecret([]byte(key + keyChecksum(key)))
 }
 
-// CheckKeyShape refuses, with ErrKeyUnknown, what cannot be a key: not "cs_" and
-// 32 to 128 letters and digits.
+// keyChecksum is the CRC-32 (IEEE) of the text, its lower 30 bits as base32.
+func keyChecksum(text string) string {
+	sum := crc32.ChecksumIEEE([]byte(text))
+	check := make([]byte, keyCheck)
+	for i := range check {
+		check[keyCheck-1-i] = keyAlphabet[sum&31]
+		sum >>= 5
+	}
+	return string(check)
+}
+
+// CheckKeyShape refuses, with ErrKeyMalformed, what cannot be a key: not "cs_" and
+// 32 to 128 letters and digits, or of the length of the keys made here without
+// their checksum. Other lengths are of keys that were given.
 func CheckKeyShape(key string) error {
 	rest, ok := strings.CutPrefix(key, keyPrefix)
 	if !ok || len(rest) < 32 || len(rest) > 128 {
-		return ErrKeyUnknown
+		return ErrKeyMalformed
 	}
 	for i := range len(rest) {
 		c := rest[i]
 		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') {
-			return ErrKeyUnknown
+			return ErrKeyMalformed
 		}
+	}
+	if body := len(keyPrefix) + keyRandom; len(rest) == keyRandom+keyCheck && keyChecksum(key[:body]) != key[body:] {
+		return ErrKeyMalformed
 	}
 	return nil
 }
@@ -133,23 +243,53 @@ type knownKey struct {
 	changes   uint64 // Views.KeyChanges before the key was looked up
 }
 
-// Authenticate returns the principal of an API key, or ErrUnauthenticated when
-// it is empty, or ErrKeyUnknown.
-func (s *Service) Authenticate(ctx context.Context, key string) (Principal, error) {
+// LastUse remembers when keys were used last, to the minute. It is not derived
+// from the log and may be lost.
+type LastUse interface {
+	// Note says that the key was used. It is called for every request and does not wait.
+	Note(id string, at time.Time)
+	// LastUsed tells when keys were used last, by their ids.
+	LastUsed(ctx context.Context) (map[string]time.Time, error)
+}
+
+// Authenticate returns the principal of an API key that is used from the
+// address; the zero address is one that is not known. It returns
+// ErrUnauthenticated when the key is empty, ErrKeyMalformed, or ErrKeyUnknown, and
+// ErrWrongKeys in their place when too many came from the address.
+func (s *Service) Authenticate(ctx context.Context, key string, from netip.Addr) (Principal, error) {
+	p, err := s.authenticate(ctx, key, from)
+	return p, s.wrongKeys.refuse(from, err)
+}
+
+func (s *Service) authenticate(ctx context.Context, key string, from netip.Addr) (Principal, error) {
 	if key == "" {
 		return Principal{}, ErrUnauthenticated
 	}
 	if err := CheckKeyShape(key); err != nil {
 		return Principal{}, err
 	}
-	return s.principal(ctx, sha256.Sum256([]byte(key)))
+	p, err := s.principal(ctx, sha256.Sum256([]byte(key)))
+	if err != nil {
+		return Principal{}, err
+	}
+	if p.expired(s.now()) || !p.usableFrom(from) {
+		return Principal{}, ErrKeyUnknown
+	}
+	s.noteUse(p)
+	return p, nil
+}
+
+func (s *Service) noteUse(p Principal) {
+	if s.cfg.LastUse != nil {
+		s.cfg.LastUse.Note(p.Actor.ID, s.now())
+	}
 }
 
 // principal finds a key by its hash: a lookup by hash tells a guesser nothing
 // by its timing.
 func (s *Service) principal(ctx context.Context, sum [sha256.Size]byte) (Principal, error) {
-	changes := s.cfg.Views.KeyChanges()
-	if k, ok := s.keys.Get(sum); ok && k.changes == changes {
+	changes, followed := s.cfg.Views.KeyChanges(), s.cfg.Projector.Err() == nil
+	if k, ok := s.keys.Get(sum); ok && k.changes == changes && followed {
 		return k.principal, nil
 	}
 	k, found, err := s.cfg.Views.APIKey(ctx, hex.EncodeToString(sum[:]))
@@ -159,45 +299,80 @@ func (s *Service) principal(ctx context.Context, sum [sha256.Size]byte) (Princip
 	case !found || k.Revoked:
 		s.keys.Remove(sum)
 		return Principal{}, ErrKeyUnknown
+	case !followed: // the views stand still and would never hear of its end
+		return s.freshPrincipal(ctx, k.ID)
 	}
-	p := Principal{
-		Actor: events.Actor{Kind: "key", ID: k.ID}, Home: k.Home, Tenants: k.Tenants, Role: Role(k.Role),
+	p, err := principalOf(k.ID, aggregates.APIKeyState{
+		Home: k.Home, Tenants: k.Tenants, Role: k.Role, Permissions: k.Permissions, Addresses: k.Addresses, Expires: k.Expires,
+	})
+	if err != nil {
+		return Principal{}, err
 	}
 	s.keys.Add(sum, knownKey{p, changes})
 	return p, nil
 }
 
 // Principal returns the principal of a key that an edge has checked already and
-// knows by its id, or ErrKeyUnknown when it was revoked since.
+// knows by its id, or ErrKeyUnknown when it was revoked or has expired since. The
+// edge has looked at its address.
 func (s *Service) Principal(ctx context.Context, id string) (Principal, error) {
-	changes := s.cfg.Views.KeyChanges()
-	if k, ok := s.keyIDs.Get(id); ok && k.changes == changes {
-		return k.principal, nil
+	changes, followed := s.cfg.Views.KeyChanges(), s.cfg.Projector.Err() == nil
+	k, ok := s.keyIDs.Get(id)
+	if !ok || k.changes != changes || !followed {
+		p, err := s.freshPrincipal(ctx, id)
+		if err != nil {
+			s.keyIDs.Remove(id)
+			return Principal{}, err
+		}
+		k = knownKey{p, changes}
+		s.keyIDs.Add(id, k)
 	}
+	if k.principal.expired(s.now()) {
+		return Principal{}, ErrKeyUnknown
+	}
+	s.noteUse(k.principal)
+	return k.principal, nil
+}
+
+// freshPrincipal asks the log for a key.
+func (s *Service) freshPrincipal(ctx context.Context, id string) (Principal, error) {
 	state, err := aggregates.APIKey.Fresh(ctx, s.cfg.Log, aggregates.APIKey.Stream(events.System, id))
 	switch {
 	case err != nil:
 		return Principal{}, err
 	case !state.Value.Exists || state.Value.Revoked:
-		s.keyIDs.Remove(id)
 		return Principal{}, ErrKeyUnknown
 	}
+	return principalOf(id, state.Value)
+}
+
+func principalOf(id string, k aggregates.APIKeyState) (Principal, error) {
 	p := Principal{
-		Actor: events.Actor{Kind: "key", ID: id}, Home: state.Value.Home,
-		Tenants: state.Value.Tenants, Role: Role(state.Value.Role),
+		Actor: events.Actor{Kind: "key", ID: id}, Home: k.Home, Tenants: k.Tenants, Role: Role(k.Role), Expires: k.Expires,
 	}
-	s.keyIDs.Add(id, knownKey{p, changes})
+	for _, perm := range k.Permissions {
+		p.Permissions = append(p.Permissions, Permission(perm))
+	}
+	for _, network := range k.Addresses {
+		n, err := netip.ParsePrefix(network)
+		if err != nil {
+			return Principal{}, fmt.Errorf("network of key %s: %w", id, err)
+		}
+		p.Addresses = append(p.Addresses, n)
+	}
 	return p, nil
 }
 
 // authorize is the one place where a call is let through: the tenant is one the
-// caller may name and that exists, and the role holds the permission. Of a
-// tenant that is not the caller's it says what it says of an unknown one.
+// caller may name and that exists, and the caller holds the permission. Of a
+// tenant that is not the caller's it says what it says of an unknown one. A
+// refusal is recorded.
 func (s *Service) authorize(ctx context.Context, call *Call, perm Permission) error {
 	if call.Principal.Actor.ID == "" {
 		return ErrUnauthenticated
 	}
 	if events.CheckName(call.Tenant) != nil || !call.Principal.Reaches(call.Tenant) {
+		s.denied(ctx, call, perm)
 		return ErrTenantNotFound
 	}
 	exists, err := s.tenantExists(ctx, call.Tenant)
@@ -207,13 +382,17 @@ func (s *Service) authorize(ctx context.Context, call *Call, perm Permission) er
 	case !exists:
 		return ErrTenantNotFound
 	case !call.Principal.May(perm):
-		return ErrDenied.Because("The key lacks the permission %s.", perm)
-	case installationWide[perm] && !slices.Contains(call.Principal.Tenants, AllTenants):
+		return s.deny(ctx, call, perm)
+	case permissions[perm].Everywhere && !slices.Contains(call.Principal.Tenants, AllTenants):
+		s.denied(ctx, call, perm)
 		return ErrDenied.Because("The permission %s concerns every tenant: it takes a key that is granted every tenant.", perm)
 	}
 	return nil
 }
 
-// installationWide are the permissions that no key of single tenants has,
-// whatever its role.
-var installationWide = map[Permission]bool{TenantsManage: true, ViewsManage: true}
+// deny refuses a call for want of the permission, and records that. It is for
+// what takes more than the permission of its route.
+func (s *Service) deny(ctx context.Context, call *Call, perm Permission) error {
+	s.denied(ctx, call, perm)
+	return ErrDenied.Because("The key lacks the permission %s.", perm)
+}

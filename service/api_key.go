@@ -2,6 +2,8 @@ package service
 
 import (
 	"context"
+	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -9,20 +11,29 @@ import (
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/projections"
 )
 
 // The refusals of an API key's input.
 var (
-	ErrRole      = fault.New(fault.Invalid, "role_invalid", "A role is ADMINISTRATOR, OPERATOR, FLOW_ENGINE or AUDITOR.")
-	ErrKeyRights = fault.New(fault.Denied, "api_key_exceeds_issuer", "A key cannot be given more than its issuer has.")
+	ErrRole       = fault.New(fault.Invalid, "role_invalid", "A role is ADMINISTRATOR, OPERATOR, FLOW_ENGINE or AUDITOR.")
+	ErrPermission = fault.New(fault.Invalid, "permission_invalid", "A permission is one of the closed list, such as credentials.get.")
+	ErrKeyRights  = fault.New(fault.Denied, "api_key_exceeds_issuer", "A key cannot be given more than its issuer has.")
+	ErrKeyExpires = fault.New(fault.Invalid, "api_key_expires_invalid",
+		"A key expires at a moment to come, such as \"2031-01-31T00:00:00Z\", or after a time, such as \"720h\".")
+	ErrKeyAddresses = fault.New(fault.Invalid, "api_key_addresses_invalid",
+		"The addresses of a key are up to 32 IPv4 or IPv6 networks, such as \"192.0.2.0/24\".")
 )
 
 // ErrKeyLast keeps an installation from being locked out.
 var ErrKeyLast = fault.New(fault.Precondition, "api_key_own",
 	"A key that reaches every tenant cannot revoke itself: issue another one and revoke this one with it.")
 
-// maxKeyTenants bounds the tenants a key names one by one.
-const maxKeyTenants = 100
+// The bounds of a key.
+const (
+	maxKeyTenants   = 100 // that it names one by one
+	maxKeyAddresses = 32
+)
 
 // covers reports whether the principal reaches every one of the tenants.
 func covers(p Principal, tenants []string) bool {
@@ -34,27 +45,32 @@ func covers(p Principal, tenants []string) bool {
 	return true
 }
 
-// IssueAPIKey asks for a new API key.
+// IssueAPIKey asks for a new API key. It has a role, permissions, or both.
 type IssueAPIKey struct {
-	Role    Role     `json:"role"`
-	Name    string   `json:"name,omitzero"`    // for people
-	Tenants []string `json:"tenants,omitzero"` // tenants it may name, "*" is every one; the call's tenant when absent
+	Role        Role         `json:"role,omitzero"`        // a named set of permissions
+	Permissions []Permission `json:"permissions,omitzero"` // held by name, besides those of the role
+	Name        string       `json:"name,omitzero"`        // for people
+	Tenants     []string     `json:"tenants,omitzero"`     // tenants it may name, "*" is every one; the call's tenant when absent
+	Expires     string       `json:"expires,omitzero"`     // when it ends by itself: a moment (RFC 3339), or a duration such as "720h"; never when absent
+	Addresses   []string     `json:"addresses,omitzero"`   // networks (CIDR) that it may be used from, up to 32; from everywhere when absent
 }
 
 // IssuedAPIKey answers IssueAPIKey.
 type IssuedAPIKey struct {
 	Done
-	Key string `json:"key,omitzero"` // shown once
+	Key     string    `json:"key,omitzero"`     // shown once
+	Expires time.Time `json:"expires,omitzero"` // when it ends by itself
 }
 
 func (s *Service) issueAPIKey(ctx context.Context, call *Call, in IssueAPIKey) (IssuedAPIKey, error) {
-	if _, known := Roles[in.Role]; !known {
-		return IssuedAPIKey{}, ErrRole.At("/role")
-	}
 	if in.Name != "" {
 		if err := checkName("/name", in.Name); err != nil {
 			return IssuedAPIKey{}, err
 		}
+	}
+	permissions, err := grantable(call.Principal, in)
+	if err != nil {
+		return IssuedAPIKey{}, err
 	}
 	if len(in.Tenants) == 0 {
 		in.Tenants = []string{call.Tenant}
@@ -70,10 +86,19 @@ func (s *Service) issueAPIKey(ctx context.Context, call *Call, in IssueAPIKey) (
 	if !covers(call.Principal, in.Tenants) {
 		return IssuedAPIKey{}, ErrKeyRights.At("/tenants")
 	}
+	expires, err := expiry(call.Principal, in.Expires, s.now())
+	if err != nil {
+		return IssuedAPIKey{}, err
+	}
+	addresses, err := networks(call.Principal, in.Addresses)
+	if err != nil {
+		return IssuedAPIKey{}, err
+	}
 	key := string(NewKey().Reveal())
 	done, err := s.issueKey(ctx, call, commands.IssueAPIKey{
 		ID:     events.DeriveID(call.Tenant, call.Principal.Actor.ID, call.CommandID, 0),
 		SHA256: hashKey(key), Name: in.Name, Home: call.Tenant, Tenants: in.Tenants, Role: string(in.Role),
+		Permissions: permissions, Addresses: addresses, Expires: expires,
 	})
 	if err != nil {
 		return IssuedAPIKey{}, err
@@ -81,7 +106,99 @@ func (s *Service) issueAPIKey(ctx context.Context, call *Call, in IssueAPIKey) (
 	// The key works when its holder gets it, unless the views are late; it is
 	// shown this once either way.
 	_ = s.atLeast(ctx, done.Seq)
-	return IssuedAPIKey{done, key}, nil
+	return IssuedAPIKey{done, key, expires}, nil
+}
+
+// grantable checks what a key is to be granted, and returns its permissions by
+// name, sorted: those of the role need not stand twice.
+func grantable(issuer Principal, in IssueAPIKey) ([]string, error) {
+	role, known := Roles[in.Role]
+	switch {
+	case in.Role == "" && len(in.Permissions) == 0:
+		return nil, ErrRole.Because("A key needs a role or permissions.").At("/role")
+	case in.Role != "" && !known:
+		return nil, ErrRole.At("/role")
+	}
+	for _, perm := range role {
+		if !issuer.mayGrant(perm) {
+			return nil, ErrKeyRights.Because("The role %s has the permission %s, which its issuer lacks.", in.Role, perm).At("/role")
+		}
+	}
+	var names []string
+	for i, perm := range in.Permissions {
+		at := fmt.Sprintf("/permissions/%d", i)
+		if _, known := permissions[perm]; !known {
+			return nil, ErrPermission.At(at)
+		}
+		if !issuer.mayGrant(perm) {
+			return nil, ErrKeyRights.Because("A key cannot be given %s, which its issuer lacks.", perm).At(at)
+		}
+		if !slices.Contains(role, perm) {
+			names = append(names, string(perm))
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}
+
+// expiry reads when a key is to end, which is not after its issuer does. The zero
+// time is never.
+func expiry(issuer Principal, given string, now time.Time) (time.Time, error) {
+	var end time.Time
+	if given != "" {
+		var err error
+		if end, err = time.Parse(time.RFC3339, given); err != nil {
+			after, err := time.ParseDuration(given)
+			if err != nil {
+				return time.Time{}, ErrKeyExpires.At("/expires")
+			}
+			end = now.Add(after)
+		}
+		end = end.UTC().Truncate(time.Microsecond)
+		if !end.After(now) || end.Year() > 9999 { // what RFC 3339 can write
+			return time.Time{}, ErrKeyExpires.At("/expires")
+		}
+	}
+	if !issuer.Expires.IsZero() && (end.IsZero() || end.After(issuer.Expires)) {
+		return time.Time{}, ErrKeyRights.Because("A key cannot last longer than its issuer, which expires at %s.",
+			issuer.Expires.Format(time.RFC3339)).At("/expires")
+	}
+	return end, nil
+}
+
+// networks reads where a key may be used from, which is within what its issuer
+// may. An address alone is a network of one.
+func networks(issuer Principal, given []string) ([]string, error) {
+	if len(given) > maxKeyAddresses {
+		return nil, ErrKeyAddresses.At("/addresses")
+	}
+	if len(given) == 0 && len(issuer.Addresses) > 0 {
+		return nil, ErrKeyRights.Because("The issuer may be used from some addresses only, so its keys need addresses within those.").At("/addresses")
+	}
+	var list []string
+	for i, text := range given {
+		at := fmt.Sprintf("/addresses/%d", i)
+		network, err := netip.ParsePrefix(text)
+		if err != nil {
+			address, err := netip.ParseAddr(text)
+			if err != nil || address.Zone() != "" {
+				return nil, ErrKeyAddresses.At(at)
+			}
+			network = netip.PrefixFrom(address, address.BitLen())
+		}
+		if network.Addr().Is4In6() { // connections from there are known by the IPv4 address
+			return nil, ErrKeyAddresses.Because("An IPv4 network is written as one: \"192.0.2.0/24\".").At(at)
+		}
+		network = network.Masked()
+		if len(issuer.Addresses) > 0 && !slices.ContainsFunc(issuer.Addresses, func(n netip.Prefix) bool {
+			return n.Bits() <= network.Bits() && n.Contains(network.Addr())
+		}) {
+			return nil, ErrKeyRights.Because("The issuer may not be used from %s itself.", network).At(at)
+		}
+		list = append(list, network.String())
+	}
+	slices.Sort(list)
+	return slices.Compact(list), nil
 }
 
 func (s *Service) issueKey(ctx context.Context, call *Call, cmd commands.IssueAPIKey) (Done, error) {
@@ -138,17 +255,29 @@ type APIKeyList struct {
 
 // APIKeyInfo is what is shown of a key.
 type APIKeyInfo struct {
-	ID       string    `json:"id"`
-	Name     string    `json:"name"`
-	Role     Role      `json:"role"`
-	Tenants  []string  `json:"tenants"`
-	Revoked  bool      `json:"revoked"`
-	IssuedAt time.Time `json:"issued_at"`
+	ID          string       `json:"id"`
+	Name        string       `json:"name"`
+	Role        Role         `json:"role"`                  // "" when it has permissions by name alone
+	Permissions []Permission `json:"permissions,omitzero"`  // held by name, besides those of the role
+	Tenants     []string     `json:"tenants"`               //
+	Addresses   []string     `json:"addresses,omitzero"`    // networks it may be used from; absent: from everywhere
+	Expires     time.Time    `json:"expires,omitzero"`      // when it ends, or ended, by itself; absent: never
+	Expired     bool         `json:"expired,omitzero"`      // that has come
+	Revoked     bool         `json:"revoked"`               //
+	IssuedAt    time.Time    `json:"issued_at"`             //
+	LastUsedAt  time.Time    `json:"last_used_at,omitzero"` // to the minute; absent when that is not known
 }
 
 func (s *Service) listAPIKeys(ctx context.Context, call *Call, in ListAPIKeys) (APIKeyList, error) {
 	if err := s.atLeast(ctx, in.MinSeq); err != nil {
 		return APIKeyList{}, err
+	}
+	var used map[string]time.Time
+	if s.cfg.LastUse != nil {
+		var err error
+		if used, err = s.cfg.LastUse.LastUsed(ctx); err != nil { // the list is worth more than this
+			s.cfg.Logger.WarnContext(ctx, "the last use of keys is not known", "err", err)
+		}
 	}
 	list := APIKeyList{Keys: []APIKeyInfo{}}
 	for after := ""; ; {
@@ -158,9 +287,7 @@ func (s *Service) listAPIKeys(ctx context.Context, call *Call, in ListAPIKeys) (
 		}
 		for _, k := range page {
 			if k.Home == call.Tenant {
-				list.Keys = append(list.Keys, APIKeyInfo{
-					ID: k.ID, Name: k.Name, Role: Role(k.Role), Tenants: k.Tenants, Revoked: k.Revoked, IssuedAt: k.CreatedAt,
-				})
+				list.Keys = append(list.Keys, s.keyInfo(k, used[k.ID]))
 			}
 		}
 		if next == "" {
@@ -168,4 +295,15 @@ func (s *Service) listAPIKeys(ctx context.Context, call *Call, in ListAPIKeys) (
 		}
 		after = next
 	}
+}
+
+func (s *Service) keyInfo(k projections.APIKey, used time.Time) APIKeyInfo {
+	info := APIKeyInfo{
+		ID: k.ID, Name: k.Name, Role: Role(k.Role), Tenants: k.Tenants, Addresses: k.Addresses, Expires: k.Expires,
+		Expired: !k.Expires.IsZero() && !s.now().Before(k.Expires), Revoked: k.Revoked, IssuedAt: k.CreatedAt, LastUsedAt: used,
+	}
+	for _, perm := range k.Permissions {
+		info.Permissions = append(info.Permissions, Permission(perm))
+	}
+	return info
 }

@@ -122,22 +122,30 @@ func (s *Service) reserve(ctx context.Context, call *Call, bind commands.BindFlo
 	return mismatched(0, steps, state.Value, err)
 }
 
-// giveBack ends a reservation on the credentials. What it misses ends by itself.
-func (s *Service) giveBack(ctx context.Context, call *Call, flow, binding string, credentials []string) {
+// giveBack ends a reservation on the credentials and returns the last sequence of
+// that. What it misses ends by itself.
+func (s *Service) giveBack(ctx context.Context, call *Call, flow, binding string, credentials []string) (last uint64) {
 	for _, credential := range credentials {
-		err := s.changeUse(ctx, call, commands.ReleaseCredential{ID: credential, Flow: flow, Binding: binding})
+		seq, err := s.release(ctx, call, commands.ReleaseCredential{ID: credential, Flow: flow, Binding: binding})
+		last = max(last, seq)
 		if err != nil {
 			s.cfg.Logger.WarnContext(ctx, "a reservation is left to its expiry", "tenant", call.Tenant, "credential", credential, "binding", binding, "err", err)
 		}
 	}
+	return last
 }
 
 // bindFaults lists the steps that cannot have what they name.
 func (s *Service) bindFaults(ctx context.Context, tenant string, steps []events.FlowStep) ([]events.FlowUseRefused, error) {
-	refused, err := s.componentFaults(ctx, tenant, 0, steps)
-	if err != nil {
-		return nil, err
+	needs := map[string]need{}
+	for component := range componentsOf(steps) {
+		n, err := s.componentNeed(ctx, tenant, component)
+		if err != nil {
+			return nil, err
+		}
+		needs[component] = n
 	}
+	refused := componentFaults(0, steps, needs)
 	for credential, its := range byCredential(steps) {
 		state, err := aggregates.Credential.Fresh(ctx, s.cfg.Log, aggregates.Credential.Stream(tenant, credential))
 		if err != nil {
@@ -197,7 +205,7 @@ func (s *Service) endBinding(ctx context.Context, call *Call, cmd commands.Relea
 	done := Done{Seq: now.Seq, ID: cmd.ID}
 	if b := was.Binding; b.ID != "" && now.Value.Binding.ID != b.ID {
 		done.Binding = b.ID
-		s.giveBack(ctx, call, cmd.ID, b.ID, slices.Sorted(maps.Keys(byCredential(b.Steps))))
+		done.Seq = max(done.Seq, s.giveBack(ctx, call, cmd.ID, b.ID, slices.Sorted(maps.Keys(byCredential(b.Steps)))))
 	}
 	return done, nil
 }
@@ -253,7 +261,7 @@ func (s *Service) KeepFlows(ctx context.Context) error {
 	for _, flow := range unsettled {
 		errs = append(errs, s.resettle(ctx, flow.Tenant, flow.Flow))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, s.markClients(ctx))...)
 }
 
 // resettle completes what follows from what is known of a flow.

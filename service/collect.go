@@ -7,6 +7,7 @@ import (
 
 	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/vault"
 )
 
@@ -25,7 +26,7 @@ func (s *Service) Collect(ctx context.Context, age time.Duration) (erased int, e
 		if err != nil {
 			return erased, fmt.Errorf("walk the vault: %w", err)
 		}
-		if entry.Stored.After(before) || entry.Ref.Category != aggregates.Credential.Category {
+		if entry.Stored.After(before) {
 			continue
 		}
 		orphan, err := s.orphan(ctx, entry.Ref)
@@ -47,15 +48,33 @@ func (s *Service) Collect(ctx context.Context, age time.Duration) (erased int, e
 // orphan reports whether nothing names the secret and, once it has said so on
 // the owner's stream, nothing ever will.
 func (s *Service) orphan(ctx context.Context, ref vault.Ref) (bool, error) {
-	state, err := aggregates.Credential.Fresh(ctx, s.cfg.Log, aggregates.Credential.Stream(ref.Tenant, ref.Owner))
+	switch ref.Category {
+	case aggregates.Credential.Category:
+		return abandon(ctx, s, ref, aggregates.Credential, ref.Tenant, commands.Credential(commands.AbandonSecret{ID: ref.Owner, SecretID: ref.SecretID}))
+	case aggregates.OAuthClient.Category:
+		return abandon(ctx, s, ref, aggregates.OAuthClient, ref.Tenant, commands.OAuthClient(commands.AbandonClientSecret{Component: ref.Owner, SecretID: ref.SecretID}))
+	case aggregates.Component.Category:
+		return abandon(ctx, s, ref, aggregates.Component, events.System, commands.Component(commands.AbandonEnvSecret{ID: ref.Owner, SecretID: ref.SecretID}))
+	}
+	return false, nil // of a kind that is not known here
+}
+
+// abandon forbids the secret on its owner's stream, which is under tenant,
+// unless the owner names it. It reports whether nothing names it.
+func abandon[S interface {
+	Names(secretID string) bool
+	Over() bool
+}, C commands.Command, E any](ctx context.Context, s *Service, ref vault.Ref,
+	d aggregates.Decider[S, C, E], tenant string, cmd C,
+) (bool, error) {
+	state, err := d.Fresh(ctx, s.cfg.Log, d.Stream(tenant, ref.Owner))
 	if err != nil || state.Value.Names(ref.SecretID) {
 		return false, err
 	}
-	if state.Value.Deleted {
-		return true, nil // a deleted credential takes no more commands
+	if state.Value.Over() {
+		return true, nil // its owner takes no more commands
 	}
-	_, state, err = execute(ctx, s, system(ref.Tenant, "collector"), aggregates.Credential, ref.Tenant,
-		commands.Credential(commands.AbandonSecret{ID: ref.Owner, SecretID: ref.SecretID}))
+	_, state, err = execute(ctx, s, system(ref.Tenant, "collector"), d, tenant, cmd)
 	return err == nil && !state.Value.Names(ref.SecretID), err
 }
 

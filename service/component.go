@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/vault"
 )
 
 // RegisterComponent asks for a new component.
@@ -91,6 +93,85 @@ func (s *Service) deleteComponent(ctx context.Context, call *Call, in DeleteComp
 	return s.changeComponent(ctx, call, commands.DeleteComponent{ID: in.ID, Owner: call.Tenant})
 }
 
+// SetComponentEnv asks for values of the variables that a descriptor declares in
+// envVars or env.
+type SetComponentEnv struct {
+	ID     string `json:"id"`
+	Values Keys   `json:"values"` // texts by variable; they replace all values
+}
+
+// ErrEnvUnknown refuses a variable that the descriptor does not declare.
+var ErrEnvUnknown = fault.New(fault.Unprocessable, "component_env_unknown", "The component's descriptor declares no such variable.")
+
+func (s *Service) setComponentEnv(ctx context.Context, call *Call, in SetComponentEnv) (Done, error) {
+	d, _, err := s.usable(ctx, call.Tenant, in.ID)
+	if err != nil {
+		return Done{}, pointAt(err, "/id")
+	}
+	names := in.Values.Names()
+	if len(names) == 0 {
+		return Done{}, required("/values", "")
+	}
+	for _, name := range names {
+		at := "/values/" + escapePointer(name)
+		if !slices.Contains(d.Env, name) {
+			return Done{}, ErrEnvUnknown.At(at)
+		}
+		v, text := in.Values.Text(name)
+		switch {
+		case !text:
+			return Done{}, ErrBody.Because("The value of a variable is a text.").At(at)
+		case string(v.Reveal()) == Mask:
+			return Done{}, ErrKeysMasked.At(at)
+		}
+	}
+	var done Done
+	before, err := aggregates.Component.Fresh(ctx, s.cfg.Log, aggregates.Component.Stream(events.System, in.ID))
+	if err != nil {
+		return Done{}, err
+	}
+	owner := vault.Ref{Tenant: call.Tenant, Category: aggregates.Component.Category, Owner: in.ID}
+	err = s.withSecret(ctx, owner, in.Values.Marshal(), func(secretID string) error {
+		done, err = s.changeComponent(ctx, call, commands.SetComponentEnv{ID: in.ID, Owner: call.Tenant, Names: names, SecretID: secretID})
+		return err
+	})
+	if err == nil && before.Value.EnvSecret != "" {
+		owner.SecretID = before.Value.EnvSecret
+		s.erase(ctx, owner)
+	}
+	return done, err
+}
+
+// clientKind says which OAuth client of a component serves in a tenant.
+type clientKind string
+
+// A client that the tenant defined goes before the owner's variables.
+const (
+	noClientWanted clientKind = ""        // the component works without one
+	clientMissing  clientKind = "missing" // there is none: no credential can be made
+	clientDefined  clientKind = "defined" // the tenant's own
+	clientOfEnv    clientKind = "env"     // the variables of the component, in its owner's tenant
+)
+
+func (s *Service) clientOf(ctx context.Context, tenant, component string, d commands.Descriptor) (clientKind, error) {
+	if !d.WantsClient {
+		return noClientWanted, nil
+	}
+	client, err := aggregates.OAuthClient.Fresh(ctx, s.cfg.Log, aggregates.OAuthClient.Stream(tenant, component))
+	if err != nil || client.Value.ID != "" && !client.Value.Unusable {
+		return clientDefined, err
+	}
+	state, err := aggregates.Component.Load(ctx, s.cfg.Log, aggregates.Component.Stream(events.System, component))
+	if err != nil {
+		return clientMissing, err
+	}
+	has := func(variable string) bool { return variable != "" && slices.Contains(state.Value.EnvNames, variable) }
+	if state.Value.Owner == tenant && has(d.ClientIDVar) && has(d.ClientSecretVar) {
+		return clientOfEnv, nil
+	}
+	return clientMissing, nil
+}
+
 func (s *Service) changeComponent(ctx context.Context, call *Call, cmd commands.Component) (Done, error) {
 	if events.CheckName(cmd.Target()) != nil {
 		return Done{}, aggregates.ErrComponentNotFound.At("/id")
@@ -98,6 +179,12 @@ func (s *Service) changeComponent(ctx context.Context, call *Call, cmd commands.
 	_, state, err := execute(ctx, s, call, aggregates.Component, events.System, cmd)
 	if err != nil {
 		return Done{}, err
+	}
+	if _, deleted := cmd.(commands.DeleteComponent); deleted {
+		// The keeper does it too, a moment later.
+		if err := errors.Join(s.atLeast(ctx, state.Seq), s.markClients(ctx)); err != nil {
+			s.cfg.Logger.WarnContext(ctx, "OAuth clients are left to the keeper", "component", cmd.Target(), "err", err)
+		}
 	}
 	return Done{Seq: state.Seq, ID: cmd.Target(), Revision: state.Value.Revision}, nil
 }
@@ -196,15 +283,17 @@ type GetComponent struct {
 
 // ComponentInfo is what lists show of a component.
 type ComponentInfo struct {
-	ID          string    `json:"id"`
-	Title       string    `json:"title"`
-	Owner       string    `json:"owner,omitzero"` // shown to the owner alone
-	Shared      bool      `json:"shared"`
-	Deleted     bool      `json:"deleted"`
-	Revision    int       `json:"revision"`
-	CreatedAt   time.Time `json:"created_at"`
-	UpdatedAt   time.Time `json:"updated_at"`
-	Credentials int       `json:"credentials"` // the tenant's own
+	ID          string     `json:"id"`
+	Title       string     `json:"title"`
+	Owner       string     `json:"owner,omitzero"` // shown to the owner alone
+	Shared      bool       `json:"shared"`
+	Deleted     bool       `json:"deleted"`
+	Revision    int        `json:"revision"`
+	CreatedAt   time.Time  `json:"created_at"`
+	UpdatedAt   time.Time  `json:"updated_at"`
+	Credentials int        `json:"credentials"`                 // the tenant's own
+	OAuthClient clientKind `json:"oauth_client,omitzero"`       // defined, env or missing; absent when the component needs none
+	NeedsClient bool       `json:"needs_oauth_client,omitzero"` // shown only to who may define one: nobody else sees the component
 }
 
 // Component answers GetComponent.
@@ -228,11 +317,15 @@ func (s *Service) getComponent(ctx context.Context, call *Call, in GetComponent)
 	if err != nil {
 		return Component{}, err
 	}
+	kind, shown, err := s.seen(ctx, call, c, d)
+	if err != nil || !shown {
+		return Component{}, errors.Join(err, aggregates.ErrComponentNotFound)
+	}
 	counts, err := s.cfg.Views.CredentialCounts(ctx, call.Tenant, projections.CredentialFilter{Component: c.ID})
 	if err != nil {
 		return Component{}, err
 	}
-	return Component{componentInfo(c, call.Tenant, perComponent(counts)), d.Raw}, nil
+	return Component{componentInfo(c, call.Tenant, perComponent(counts), kind), d.Raw}, nil
 }
 
 // ListComponents asks for the components a tenant may use: its own and the shared ones.
@@ -265,17 +358,35 @@ func (s *Service) listComponents(ctx context.Context, call *Call, in ListCompone
 		return ComponentList{}, err
 	}
 	n := perComponent(counts)
-	list := ComponentList{Components: make([]ComponentInfo, len(page)), Next: next}
-	for i, c := range page {
-		list.Components[i] = componentInfo(c, call.Tenant, n)
+	list := ComponentList{Components: []ComponentInfo{}, Next: next}
+	for _, c := range page {
+		d, err := s.descriptor(ctx, c.ID, c.Revision)
+		if err != nil {
+			return list, err
+		}
+		kind, shown, err := s.seen(ctx, call, c, d)
+		if err != nil {
+			return list, err
+		}
+		if shown {
+			list.Components = append(list.Components, componentInfo(c, call.Tenant, n, kind))
+		}
 	}
 	return list, nil
 }
 
-func componentInfo(c projections.Component, tenant string, credentials map[string]int) ComponentInfo {
+// seen reports whether the caller sees a component of another tenant: one that
+// wants an OAuth client is shown where the tenant has one, and to who may define it.
+func (s *Service) seen(ctx context.Context, call *Call, c projections.Component, d commands.Descriptor) (clientKind, bool, error) {
+	kind, err := s.clientOf(ctx, call.Tenant, c.ID, d)
+	return kind, c.Owner == call.Tenant || kind != clientMissing || call.Principal.May(OAuthClientsCreate), err
+}
+
+func componentInfo(c projections.Component, tenant string, credentials map[string]int, kind clientKind) ComponentInfo {
 	info := ComponentInfo{
 		ID: c.ID, Title: c.Title, Shared: c.Shared, Deleted: c.Deleted, Revision: c.Revision,
 		CreatedAt: c.CreatedAt, UpdatedAt: c.UpdatedAt, Credentials: credentials[c.ID],
+		OAuthClient: kind, NeedsClient: kind == clientMissing,
 	}
 	if c.Owner == tenant {
 		info.Owner = c.Owner

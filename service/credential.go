@@ -77,6 +77,13 @@ func (s *Service) createCredential(ctx context.Context, call *Call, in CreateCre
 	if err != nil {
 		return Done{}, pointAt(err, "/component")
 	}
+	kind, err := s.clientOf(ctx, call.Tenant, in.Component, d)
+	if err != nil {
+		return Done{}, err
+	}
+	if kind == clientMissing {
+		return Done{}, ErrOAuthClientMissing.At("/component")
+	}
 	id := events.DeriveID(call.Tenant, call.Principal.Actor.ID, call.CommandID, 0)
 	if in.Name == "" {
 		in.Name = defaultName(d.Title, id)
@@ -253,26 +260,33 @@ func (s *Service) hostMAC(ctx context.Context, tenant string, d commands.Descrip
 	return hex.EncodeToString(mac[:16]), nil
 }
 
-// save puts the secret into the vault, durable, and then executes the command
-// that names it. When the command is refused the secret goes again; when its
-// outcome is not known the collector finds out.
-func (s *Service) save(ctx context.Context, call *Call, id string, keys seal.Fields, cmd func(secretID string) commands.Credential) (Done, error) {
+// save puts the secret into the vault and executes the command that names it.
+func (s *Service) save(ctx context.Context, call *Call, id string, keys seal.Fields, cmd func(secretID string) commands.Credential) (done Done, err error) {
+	owner := vault.Ref{Tenant: call.Tenant, Category: aggregates.Credential.Category, Owner: id}
+	err = s.withSecret(ctx, owner, keys.Marshal(), func(secretID string) error {
+		done, err = s.changeCredential(ctx, call, cmd(secretID))
+		return err
+	})
+	return done, err
+}
+
+// withSecret puts a secret into the vault, durable, and then does what names it.
+// When that is refused the secret goes again; when its outcome is not known the
+// collector finds out.
+func (s *Service) withSecret(ctx context.Context, ref vault.Ref, secret seal.Secret, do func(secretID string) error) error {
 	for {
-		ref := vault.Ref{Tenant: call.Tenant, Category: aggregates.Credential.Category, Owner: id, SecretID: events.NewID()}
+		ref.SecretID = events.NewID()
 		begin := s.now()
-		if err := s.cfg.Vault.Put(ctx, ref, keys.Marshal()); err != nil {
-			return Done{}, fmt.Errorf("put the secret of %s: %w", id, err)
+		if err := s.cfg.Vault.Put(ctx, ref, secret); err != nil {
+			return fmt.Errorf("put the secret of %s %s: %w", ref.Category, ref.Owner, err)
 		}
 		s.metrics.sealed.Observe(s.now().Sub(begin).Seconds())
-		done, err := s.changeCredential(ctx, call, cmd(ref.SecretID))
-		if err == nil {
-			return done, nil
-		}
-		if definite(err) {
+		err := do(ref.SecretID)
+		if err != nil && definite(err) {
 			s.erase(ctx, ref)
 		}
 		if !errors.Is(err, aggregates.ErrSecretAbandoned) {
-			return Done{}, err
+			return err
 		}
 	}
 }
@@ -462,6 +476,41 @@ func (s *Service) verifyCredential(ctx context.Context, call *Call, in VerifyCre
 		done.Says = result.says
 	}
 	return done, err
+}
+
+// RevealCredential asks for the clear values of a credential.
+type RevealCredential struct {
+	ID string `json:"id"`
+}
+
+// RevealedCredential answers RevealCredential.
+type RevealedCredential struct {
+	Done
+	Keys map[string]any `json:"keys"` // the clear values, by field
+}
+
+// revealCredential shows the values of one credential to a person. The fact is
+// durable before it does.
+func (s *Service) revealCredential(ctx context.Context, call *Call, in RevealCredential) (RevealedCredential, error) {
+	state, err := s.live(ctx, call.Tenant, in.ID, 0)
+	if err != nil {
+		return RevealedCredential{}, err
+	}
+	fields, err := s.open(ctx, call.Tenant, in.ID, state.Current())
+	if err != nil {
+		return RevealedCredential{}, err
+	}
+	done, err := s.changeCredential(ctx, call, commands.RevealCredential{ID: in.ID, Version: state.Current().Version})
+	if err != nil {
+		return RevealedCredential{}, err
+	}
+	shown := RevealedCredential{done, map[string]any{}}
+	for _, name := range fields.Names() {
+		if v, ok := fields.Get(name); ok {
+			shown.Keys[name] = jsontext.Value(v.Reveal())
+		}
+	}
+	return shown, nil
 }
 
 // DeleteCredential asks for a credential's end.

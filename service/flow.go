@@ -14,6 +14,7 @@ import (
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/projections"
 )
 
 // The refusals of what a flow engine says.
@@ -124,9 +125,13 @@ func checkSteps(steps []events.FlowStep) error {
 	return nil
 }
 
+// flowEvent stands for the name of a route where a flow event is refused.
+const flowEvent = "flow.event"
+
 // AuthorizeFlowEvents reports whether the caller may tell of flows of the
 // call's tenant: nil, or what authorization says.
 func (s *Service) AuthorizeFlowEvents(ctx context.Context, call Call) error {
+	call.route = flowEvent
 	return s.authorize(ctx, &call, FlowsEdit)
 }
 
@@ -138,6 +143,7 @@ func (s *Service) AuthorizeFlowEvents(ctx context.Context, call Call) error {
 func (s *Service) ObserveFlow(ctx context.Context, call Call, ev FlowEvent) error {
 	ctx, cancel := context.WithTimeout(ctx, maxCall)
 	defer cancel()
+	call.route = flowEvent
 	if err := s.authorize(ctx, &call, FlowsEdit); err != nil {
 		return err
 	}
@@ -322,73 +328,105 @@ func refusal(revision uint64, step events.FlowStep, reason string) events.FlowUs
 	return events.FlowUseRefused{Revision: revision, Step: step.ID, Component: step.Component, Credential: step.Credential, Reason: reason}
 }
 
-// useComponents records that the flow includes its components, and finds the
-// steps whose component is not there or needs a credential they do not name.
+// useComponents records that the flow includes its components, as far as they
+// work with OAuth, and finds the steps whose component is not there or needs a
+// credential they do not name. It looks at the components as they are now, after
+// the flow's own fact: what it passes over, defining a client finds (recordUses).
 func (s *Service) useComponents(ctx context.Context, call *Call, flow string, now aggregates.FlowState) ([]events.FlowUseRefused, error) {
-	refused, err := s.componentFaults(ctx, call.Tenant, now.Revision, now.Steps)
-	if err != nil {
-		return nil, err
-	}
-	unknown := map[string]bool{}
-	for _, r := range refused {
-		unknown[r.Component] = unknown[r.Component] || r.Reason == aggregates.ErrComponentNotFound.Code
-	}
+	needs := map[string]need{}
+	var all errgroup.Group
+	all.SetLimit(settleAtOnce)
 	for component := range componentsOf(now.Steps) {
-		if unknown[component] {
-			continue
-		}
-		err := s.changeClientUse(ctx, call, commands.UseOAuthClient{Component: component, Flow: flow, Revision: now.Revision})
+		n, err := s.componentNeed(ctx, call.Tenant, component)
 		if err != nil {
 			return nil, err
 		}
+		needs[component] = n
+		if n.oauth {
+			all.Go(func() error {
+				return s.changeClientUse(ctx, call, commands.UseOAuthClient{Component: component, Flow: flow, Revision: now.Revision})
+			})
+		}
 	}
-	return refused, nil
+	return componentFaults(now.Revision, now.Steps, needs), all.Wait()
+}
+
+// recordUses records the use of a component by every flow that was heard of
+// before it worked with OAuth.
+func (s *Service) recordUses(ctx context.Context, call *Call, component string) error {
+	end, err := s.cfg.Log.Store.End(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.cfg.Projector.Wait(ctx, end); err != nil {
+		return err
+	}
+	for after := ""; ; {
+		page, next, err := s.cfg.Views.Flows(ctx, projections.FlowFilter{Tenant: call.Tenant, Component: component, Limit: 200, After: after})
+		if err != nil {
+			return err
+		}
+		for _, f := range page {
+			if f.Revision == 0 {
+				continue // only reserved: its first event will tell
+			}
+			err := s.changeClientUse(ctx, call.step(0), commands.UseOAuthClient{Component: component, Flow: f.ID, Revision: f.Revision})
+			if err != nil {
+				return err
+			}
+		}
+		if after = next; next == "" {
+			return nil
+		}
+	}
+}
+
+// need is what a component asks of a step.
+type need struct {
+	missing    bool // the tenant has no such component
+	credential bool // a step cannot do without one
+	oauth      bool // it works with OAuth, so flows hold its client
 }
 
 // componentFaults lists the steps whose component the tenant does not have, and
 // those that need a credential and name none.
-func (s *Service) componentFaults(ctx context.Context, tenant string, revision uint64, steps []events.FlowStep) ([]events.FlowUseRefused, error) {
-	needs := map[string]string{} // by component: "" or the reason
-	var refused []events.FlowUseRefused
+func componentFaults(revision uint64, steps []events.FlowStep, needs map[string]need) (refused []events.FlowUseRefused) {
 	for _, step := range steps {
-		need, known := needs[step.Component]
-		if !known {
-			var err error
-			if need, err = s.componentNeed(ctx, tenant, step.Component); err != nil {
-				return nil, err
-			}
-			needs[step.Component] = need
-		}
-		switch {
-		case need == aggregates.ErrComponentNotFound.Code,
-			need == ErrCredentialRequired.Code && step.Credential == "":
-			refused = append(refused, refusal(revision, step, need))
+		switch n := needs[step.Component]; {
+		case n.missing:
+			refused = append(refused, refusal(revision, step, aggregates.ErrComponentNotFound.Code))
+		case n.credential && step.Credential == "":
+			refused = append(refused, refusal(revision, step, ErrCredentialRequired.Code))
 		}
 	}
-	return refused, nil
+	return refused
 }
 
-// componentNeed says what stands against a step without a credential: that the
-// component is not there, that it needs one, or nothing.
-func (s *Service) componentNeed(ctx context.Context, tenant, component string) (string, error) {
-	d, _, err := s.usable(ctx, tenant, component)
+// componentNeed looks at a component as it is now.
+func (s *Service) componentNeed(ctx context.Context, tenant, component string) (need, error) {
+	state, err := aggregates.Component.Fresh(ctx, s.cfg.Log, aggregates.Component.Stream(events.System, component))
 	switch {
-	case errors.Is(err, aggregates.ErrComponentDeleted):
-		return "", nil // what it has goes on working
-	case errors.Is(err, aggregates.ErrComponentNotFound):
-		return aggregates.ErrComponentNotFound.Code, nil
 	case err != nil:
-		return "", err
-	case d.NeedsCredential():
-		return ErrCredentialRequired.Code, nil
+		return need{}, err
+	case !state.Value.VisibleTo(tenant):
+		return need{missing: true}, nil
+	case state.Value.Deleted:
+		return need{}, nil // what it has goes on working; its client is unusable
 	}
-	return "", nil
+	d, err := s.descriptor(ctx, component, state.Value.Revision)
+	return need{credential: d.NeedsCredential(), oauth: d.DeclaresOAuth}, err
 }
 
 // changeUse executes a release, of a credential that may be gone.
 func (s *Service) changeUse(ctx context.Context, call *Call, cmd commands.ReleaseCredential) error {
-	_, _, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, commands.Credential(cmd))
+	_, err := s.release(ctx, call, cmd)
 	return err
+}
+
+// release is changeUse that also tells the revision of the credential's stream.
+func (s *Service) release(ctx context.Context, call *Call, cmd commands.ReleaseCredential) (uint64, error) {
+	_, after, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, commands.Credential(cmd))
+	return after.Seq, err
 }
 
 func (s *Service) changeClientUse(ctx context.Context, call *Call, cmd commands.OAuthClient) error {

@@ -163,23 +163,8 @@ type FlowRefs struct {
 	Flows []FlowRef `json:"flows"`
 }
 
-// inUse names the flows that hold a credential in the refusal to delete it.
-func (s *Service) inUse(ctx context.Context, call *Call, state aggregates.CredentialState) error {
-	holders := state.Uses.Holders()
-	refs := FlowRefs{Total: len(holders), Flows: []FlowRef{}}
-	names, err := s.cfg.Views.FlowNames(ctx, call.Tenant, holders[:min(len(holders), flowsInDetail)])
-	if err != nil {
-		s.cfg.Logger.WarnContext(ctx, "names of flows", "err", err) // their ids have to do
-	}
-	for _, id := range holders[:min(len(holders), flowsInDetail)] {
-		use, _ := state.Uses.Of(id)
-		refs.Flows = append(refs.Flows, FlowRef{ID: id, Name: names[id], Active: use.Active})
-	}
-	return aggregates.ErrCredentialInUse.Because("%s", sayInUse(refs)).With(refs)
-}
-
-// sayInUse names the first flows, and the remedy.
-func sayInUse(refs FlowRefs) string {
+// list names the first flows for people.
+func (refs FlowRefs) list() string {
 	const named = 3
 	var names []string
 	for _, f := range refs.Flows[:min(len(refs.Flows), named)] {
@@ -189,10 +174,30 @@ func sayInUse(refs FlowRefs) string {
 			names = append(names, f.ID)
 		}
 	}
-	list := strings.Join(names, ", ")
 	if refs.Total > named {
-		list += fmt.Sprintf(" and %d more", refs.Total-named)
+		return strings.Join(names, ", ") + fmt.Sprintf(" and %d more", refs.Total-named)
 	}
+	return strings.Join(names, ", ")
+}
+
+// inUse names the flows that hold a credential in the refusal to delete it.
+func (s *Service) inUse(ctx context.Context, call *Call, state aggregates.CredentialState) error {
+	holders, total := state.Uses.Holders(flowsInDetail)
+	refs := FlowRefs{Total: total, Flows: []FlowRef{}}
+	names, err := s.cfg.Views.FlowNames(ctx, call.Tenant, holders)
+	if err != nil {
+		s.cfg.Logger.WarnContext(ctx, "names of flows", "err", err) // their ids have to do
+	}
+	for _, id := range holders {
+		use, _ := state.Uses.Of(id)
+		refs.Flows = append(refs.Flows, FlowRef{ID: id, Name: names[id], Active: use.Active})
+	}
+	return aggregates.ErrCredentialInUse.Because("%s", sayInUse(refs)).With(refs)
+}
+
+// sayInUse names the first flows, and the remedy.
+func sayInUse(refs FlowRefs) string {
+	list := refs.list()
 	flows := "the active flow"
 	if refs.Total > 1 {
 		flows = "active flows:"
@@ -205,9 +210,8 @@ func sayInUse(refs FlowRefs) string {
 // is over, so that a delete need not wait for the keeper. It reports whether there were any.
 func (s *Service) expireHolders(ctx context.Context, call *Call, id string, state aggregates.CredentialState) (bool, error) {
 	now, any := s.now().UnixMicro(), false
-	for _, flow := range state.Uses.Holders() {
-		use, _ := state.Uses.Of(flow)
-		if use.Active || use.Until > now {
+	for flow, use := range state.Uses.Reservations() {
+		if use.Until > now {
 			continue
 		}
 		any = true

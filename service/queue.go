@@ -75,6 +75,7 @@ func (s *Service) CheckQueued(ctx context.Context, call *Call, command string, b
 	case unqueued[command]:
 		return nil, ErrNotQueueable
 	}
+	call.route = command
 	if err := s.authorize(ctx, call, route.Permission); err != nil {
 		return nil, err
 	}

@@ -25,6 +25,7 @@ type Call struct {
 	Correlation string // given by the caller, or ""
 	Causation   string // id of the event or queued command that led to the call, or ""
 
+	route   string // the command or query
 	named   bool   // the caller gave the command id
 	request string // HMAC of the request, when named
 	looked  uint64 // log position up to which the views were asked for the command
@@ -86,6 +87,20 @@ func Routes() []Route {
 		query("queue.get", QueueManage, (*Service).getQueued, "One message of the poison queue, as far as it may be kept."),
 		query("service.key", CredentialsCreate, (*Service).serviceKey,
 			"The public key to which the keys of a queued command are sealed."),
+		withSecrets(command("credential.reveal", CredentialsReveal, (*Service).revealCredential,
+			"Show the clear values of one credential to a person. That it was done is recorded first.")),
+		withSecrets(command("oauth_client.define", OAuthClientsCreate, (*Service).defineOAuthClient,
+			"Define the tenant's OAuth client of a component. There is one for each component.")),
+		withSecrets(command("oauth_client.change", OAuthClientsEdit, (*Service).changeOAuthClient,
+			"Change the client id, the client secret, or both.")),
+		command("oauth_client.delete", OAuthClientsDelete, (*Service).deleteOAuthClient,
+			"Delete an OAuth client. It is refused while a flow, active or not, includes the component."),
+		withSecrets(command("oauth_client.reveal", CredentialsReveal, (*Service).revealOAuthClient,
+			"Show the secret of one OAuth client to a person. That it was done is recorded first.")),
+		query("oauth_client.get", OAuthClientsGet, (*Service).getOAuthClient, "One OAuth client, by its id or its component; the secret is masked."),
+		query("oauth_client.list", OAuthClientsGet, (*Service).listOAuthClients, "The OAuth clients of the tenant."),
+		withSecrets(command("component.set-env", ComponentsEdit, (*Service).setComponentEnv,
+			"Give values to the variables that a component's descriptor declares. They are sealed and serve in the owner's tenant.")),
 		command("audit.rewind", AuditRead, (*Service).rewindAudit,
 			"Start the tenant's audit consumer over at a place in the log."),
 		command("views.rebuild", ViewsManage, (*Service).rebuildViews,
@@ -168,7 +183,8 @@ func (s *Service) Serve(ctx context.Context, call Call, name string, body []byte
 	}
 	start := s.now()
 	defer func() { s.metrics.served(route, s.now().Sub(start), err) }()
-	if err := s.authorize(ctx, &call, route.Permission); err != nil {
+	call.route = name
+	if err := s.admit(ctx, &call, route); err != nil {
 		return nil, err
 	}
 	if len(call.Correlation) > maxID || !printable(call.Correlation) {

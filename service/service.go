@@ -52,6 +52,12 @@ type Config struct {
 	Claims Claims
 	// RebuildViews builds the views anew from the log; optional.
 	RebuildViews func(ctx context.Context, progress func(done, end uint64)) error
+	// LastUse remembers when keys were used last; optional.
+	LastUse LastUse
+	// Tokens checks the tokens of an OpenID Connect issuer; without it none is taken.
+	Tokens *Tokens
+	// Limits bounds what callers may ask; none when zero.
+	Limits Limits
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
 }
@@ -69,6 +75,9 @@ type Service struct {
 	replays     chan struct{}                  // a slot for each replay under way
 	routes      map[string]*Route
 	metrics     *metrics
+	denials     *denials
+	limiter     *limiter
+	wrongKeys   *wrongKeys
 	rebuild     rebuild
 	life        context.Context // ends at Close; what outlives a request hangs on it
 	end         context.CancelFunc
@@ -85,7 +94,7 @@ const (
 
 // New makes a Service. Close ends it.
 func New(cfg Config) (*Service, error) {
-	s := &Service{cfg: cfg, now: cfg.Now, metrics: newMetrics(cfg.Metrics), routes: map[string]*Route{}, replays: make(chan struct{}, maxReplays)}
+	s := &Service{cfg: cfg, now: cfg.Now, metrics: newMetrics(cfg.Metrics), denials: newDenials(cfg.Metrics), routes: map[string]*Route{}, replays: make(chan struct{}, maxReplays)}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -105,6 +114,12 @@ func New(cfg Config) (*Service, error) {
 	}
 	if s.tenants, err = lru.New[string, struct{}](maxTenants); err != nil {
 		return nil, fmt.Errorf("cache of tenants: %w", err)
+	}
+	if s.limiter, err = newLimiter(cfg.Limits); err != nil {
+		return nil, err
+	}
+	if s.wrongKeys, err = newWrongKeys(cfg.Limits.WrongKeys, s.now); err != nil {
+		return nil, err
 	}
 	for _, r := range Routes() {
 		s.routes[r.Name] = &r

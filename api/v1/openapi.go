@@ -1,10 +1,12 @@
 package v1
 
 import (
+	_ "embed" // the comments
 	"encoding/json"
 	"net/http"
 	"reflect"
 	"strconv"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-json-experiment/json/jsontext"
@@ -13,12 +15,21 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// openAPI writes the OpenAPI 3.1 document of the route table. A type it cannot
-// describe is a mistake of ours and panics at start; a test meets it first.
-func openAPI(version string) []byte {
+// comments holds what the source says of the types in the document and of their
+// members, by their names in Go. It is made from the source; a test of the
+// reference keeps it so.
+//
+//go:embed comments.json
+var comments []byte
+
+// openAPI writes the OpenAPI 3.1 document of everything that is served: the route
+// table, what more describes (which may be nil), and the rest of this edge. A type
+// it cannot describe is a mistake of ours and panics at start; a test meets it first.
+func openAPI(version string, more func(*huma.OpenAPI)) []byte {
 	types := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
 	types.RegisterTypeAlias(reflect.TypeFor[jsontext.Value](), reflect.TypeFor[json.RawMessage]())
 	types.RegisterTypeAlias(reflect.TypeFor[service.Keys](), reflect.TypeFor[map[string]json.RawMessage]())
+	types.RegisterTypeAlias(reflect.TypeFor[service.Secret](), reflect.TypeFor[string]())
 
 	problem := &huma.Response{
 		Description: "A problem (RFC 9457). Tell problems apart by code.",
@@ -29,7 +40,8 @@ func openAPI(version string) []byte {
 		Info: &huma.Info{
 			Title: "credstream", Version: version,
 			Description: "Commands and queries of credstream. The same are served over NATS with the same JSON. " +
-				"A command answers with the log sequence of its change; a query with min_seq reflects at least that one.",
+				"A command answers with the log sequence of its change; a query with min_seq reflects at least that one. " +
+				"Who sends too much is answered 429 with Retry-After.",
 		},
 		Paths:    map[string]*huma.PathItem{},
 		Security: []map[string][]string{{"basic": {}}, {"bearer": {}}},
@@ -42,10 +54,11 @@ func openAPI(version string) []byte {
 			},
 		},
 	}
+	said := readComments()
 	for _, r := range service.Routes() {
 		op := &huma.Operation{
 			OperationID: r.Name, Summary: r.Summary, Description: "Needs the permission " + string(r.Permission) + ".",
-			Parameters: []*huma.Param{text("tenant", "path", true, "The tenant.")},
+			Parameters: []*huma.Param{text("tenant", "path", true, "The tenant.", exampleTenant)},
 			Responses: map[string]*huma.Response{
 				strconv.Itoa(http.StatusOK): {
 					Description: "Done.",
@@ -57,21 +70,18 @@ func openAPI(version string) []byte {
 		if r.Command {
 			op.Tags = []string{"commands"}
 			op.Parameters = append(op.Parameters,
-				text("Idempotency-Key", "header", false, "The command's id: the same command sent again with it is obeyed once and answered as before."),
-				text("X-Correlation-Id", "header", false, "Shared by all that one outside cause led to; stands in the events."))
-			op.RequestBody = &huma.RequestBody{
-				Required: true,
-				Content:  map[string]*huma.MediaType{typeJSON[0]: {Schema: types.Schema(r.In, true, "")}},
+				text("Idempotency-Key", "header", false, "The command's id: the same command sent again with it is obeyed once and answered as before.", nil),
+				text("X-Correlation-Id", "header", false, "Shared by all that one outside cause led to; stands in the events.", nil))
+			body := &huma.MediaType{Schema: types.Schema(r.In, true, "")}
+			if example, ok := examples[r.Name]; ok {
+				body.Example = json.RawMessage(example)
 			}
+			op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{typeJSON[0]: body}}
 			doc.Paths[commandPath+r.Name] = &huma.PathItem{Post: op}
 			continue
 		}
 		op.Tags = []string{"queries"}
-		for _, p := range parametersOf(r.In) {
-			op.Parameters = append(op.Parameters, &huma.Param{
-				Name: p.name, In: "query", Required: p.required, Schema: types.Schema(p.goType, true, ""),
-			})
-		}
+		op.Parameters = append(op.Parameters, queryParameters(types, said, r)...)
 		if r.Name == replayRoute {
 			op.Responses["200"].Content[linesType] = &huma.MediaType{Schema: &huma.Schema{
 				Type: huma.TypeString, Description: "CloudEvents in JSON, one a line, up to limit or to the end.",
@@ -79,8 +89,16 @@ func openAPI(version string) []byte {
 		}
 		doc.Paths[queryPath+r.Name] = &huma.PathItem{Get: op}
 	}
-	for _, s := range types.Map() {
+	for path, op := range edgePaths(types) {
+		op.Tags, op.Security = []string{"service"}, []map[string][]string{} // no key
+		doc.Paths[path] = &huma.PathItem{Get: op}
+	}
+	if more != nil {
+		more(doc)
+	}
+	for name, s := range types.Map() {
 		notNull(s)
+		said.describe(s, types.TypeFromRef("#/components/schemas/"+name))
 	}
 	b, err := json.Marshal(doc)
 	if err != nil {
@@ -89,8 +107,84 @@ func openAPI(version string) []byte {
 	return b
 }
 
-func text(name, in string, required bool, says string) *huma.Param {
-	return &huma.Param{Name: name, In: in, Required: required, Description: says, Schema: &huma.Schema{Type: huma.TypeString}}
+// queryParameters describes the members of a query's input that a URL carries.
+func queryParameters(types huma.Registry, said typeComments, r service.Route) (list []*huma.Param) {
+	given := map[string]any{}
+	if example, ok := examples[r.Name]; ok {
+		if err := json.Unmarshal([]byte(example), &given); err != nil {
+			panic("openapi example of " + r.Name + ": " + err.Error())
+		}
+	}
+	for _, p := range parametersOf(r.In) {
+		list = append(list, &huma.Param{
+			Name: p.name, In: "query", Required: p.required, Schema: types.Schema(p.goType, true, ""),
+			Description: said[r.In.String()][p.field], Example: given[p.name],
+		})
+	}
+	return list
+}
+
+// edgePaths describes what is served beside the route table.
+func edgePaths(types huma.Registry) map[string]*huma.Operation {
+	answer := func(says, media string, schema *huma.Schema) *huma.Response {
+		return &huma.Response{Description: says, Content: map[string]*huma.MediaType{media: {Schema: schema}}}
+	}
+	plain := &huma.Schema{Type: huma.TypeString}
+	one := func(id, summary, media string, schema *huma.Schema) *huma.Operation {
+		return &huma.Operation{
+			OperationID: id, Summary: summary, Responses: map[string]*huma.Response{"200": answer("Done.", media, schema)},
+		}
+	}
+	readiness := types.Schema(reflect.TypeFor[Readiness](), true, "")
+	ready := one("readyz", "Whether the service can do all of its work, and why not.", typeJSON[0], readiness)
+	ready.Responses["503"] = answer("Not ready.", typeJSON[0], readiness)
+	return map[string]*huma.Operation{
+		"/":             one("index", "What this is, and where to go on.", typeJSON[0], &huma.Schema{Type: huma.TypeObject}),
+		"/healthz":      one("healthz", "Whether the process answers.", "text/plain", plain),
+		"/readyz":       ready,
+		"/metrics":      one("metrics", "Counters in the Prometheus text format.", "text/plain", plain),
+		"/openapi.json": one("openapi", "This document.", typeJSON[0], &huma.Schema{Type: huma.TypeObject}),
+		"/docs":         one("docs", "This document for people.", "text/html", plain),
+	}
+}
+
+// typeComments are comments by type ("service.Done") and by field; that of the
+// type itself is under "".
+type typeComments map[string]map[string]string
+
+func readComments() (said typeComments) {
+	if err := json.Unmarshal(comments, &said); err != nil {
+		panic("openapi comments: " + err.Error())
+	}
+	return said
+}
+
+// describe gives a struct's schema the comments on the struct and its members.
+func (said typeComments) describe(s *huma.Schema, of reflect.Type) {
+	if of == nil || of.Kind() != reflect.Struct {
+		return
+	}
+	s.Description = said[of.String()][""]
+	said.describeMembers(s, of)
+}
+
+func (said typeComments) describeMembers(s *huma.Schema, of reflect.Type) {
+	for f := range of.Fields() {
+		if f.Anonymous {
+			said.describeMembers(s, f.Type)
+			continue
+		}
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if p := s.Properties[name]; p != nil {
+			p.Description = said[of.String()][f.Name] // beside a reference it is allowed since 3.1
+		}
+	}
+}
+
+func text(name, in string, required bool, says string, example any) *huma.Param {
+	return &huma.Param{
+		Name: name, In: in, Required: required, Description: says, Schema: &huma.Schema{Type: huma.TypeString}, Example: example,
+	}
 }
 
 // notNull takes back what huma assumes of encoding/json: our arrays are never null.

@@ -21,6 +21,7 @@ var (
 // parameter is one member of a query's input that a URL can carry.
 type parameter struct {
 	name     string
+	field    string // its name in Go
 	required bool
 	is       string // for people: "a number", ...
 	goType   reflect.Type
@@ -33,7 +34,7 @@ func parametersOf(in reflect.Type) []parameter {
 	var list []parameter
 	for f := range in.Fields() {
 		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
-		p := parameter{name: name, required: !strings.Contains(options, "omitzero"), goType: f.Type}
+		p := parameter{name: name, field: f.Name, required: !strings.Contains(options, "omitzero"), goType: f.Type}
 		switch {
 		case f.Type == reflect.TypeFor[time.Time]():
 			p.is, p.write = "a time as RFC 3339 writes it", writeTime

@@ -20,6 +20,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-json-experiment/json"
 
 	"github.com/credstream/credstream/fault"
@@ -46,6 +47,8 @@ type Config struct {
 	// that only a TLS terminating proxy can reach. Without it they are taken over
 	// TLS and from the same machine alone.
 	AllowCleartext bool
+	// Describe adds the paths of another surface to /openapi.json; optional.
+	Describe func(*huma.OpenAPI)
 }
 
 // The refusals of a request that HTTP adds to the service's.
@@ -68,7 +71,7 @@ var (
 //
 //	POST /v1/tenants/{tenant}/commands/{command}
 //	GET  /v1/tenants/{tenant}/{query}
-//	GET  /healthz, /readyz, /metrics, /openapi.json, /
+//	GET  /healthz, /readyz, /metrics, /openapi.json, /docs, /
 //
 // Every answer carries X-Request-Id, which the log line of the request repeats.
 // Paths are taken literally: nothing is cleaned or redirected.
@@ -87,7 +90,7 @@ func Handler(cfg Config) http.Handler {
 			h.queries[r.Name] = endpoint{pattern: queryPath + r.Name, parameters: parametersOf(r.In)}
 		}
 	}
-	h.openAPI = openAPI(cfg.Version)
+	h.openAPI = openAPI(cfg.Version, cfg.Describe)
 	return h
 }
 
@@ -117,7 +120,6 @@ type handler struct {
 	commands map[string]endpoint
 	queries  map[string]endpoint
 	openAPI  []byte
-	origin   http.CrossOriginProtection
 	process  string // starts the ids of this process's requests
 	count    atomic.Uint64
 }
@@ -143,9 +145,6 @@ type exchange struct {
 
 // Values of headers that every answer shares; nobody changes them.
 var (
-	nosniff     = []string{"nosniff"}
-	noStore     = []string{"no-store"}
-	noContent   = []string{"default-src 'none'; frame-ancestors 'none'"}
 	typeJSON    = []string{"application/json"}
 	typeProblem = []string{"application/problem+json"}
 	typeText    = []string{"text/plain; charset=utf-8"}
@@ -158,9 +157,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := exchange{w: w, r: r, id: h.requestID(r)}
 	header := w.Header()
 	header["X-Request-Id"] = []string{x.id}
-	header["X-Content-Type-Options"] = nosniff
-	header["Cache-Control"] = noStore
-	header["Content-Security-Policy"] = noContent
+	secure(header)
 	defer func() {
 		if v := recover(); v != nil {
 			h.panicked(&x, v, start)
@@ -211,6 +208,10 @@ func plain(s string) bool {
 
 // route finds what the path names.
 func (h *handler) route(x *exchange) {
+	if origin.Check(x.r) != nil { // before the key: a browser sends it by itself
+		x.fail(ErrCrossOrigin)
+		return
+	}
 	path := x.r.URL.EscapedPath()
 	if rest, ok := strings.CutPrefix(path, "/v1/tenants/"); ok {
 		h.routeTenant(x, rest)
@@ -226,6 +227,8 @@ func (h *handler) route(x *exchange) {
 		serve = h.ready
 	case "/openapi.json":
 		serve = func(x *exchange) { x.bytes(http.StatusOK, typeJSON, h.openAPI) }
+	case "/docs", "/docs/page.js", "/docs/page.css":
+		serve = func(x *exchange) { x.page(path) }
 	case "/metrics":
 		if h.cfg.Metrics != nil {
 			serve = h.metrics
@@ -330,10 +333,6 @@ func (h *handler) authenticate(r *http.Request) (service.Principal, error) {
 
 // command answers a POST.
 func (h *handler) command(x *exchange, to endpoint, call service.Call, name string) {
-	if err := h.origin.Check(x.r); err != nil {
-		x.fail(ErrCrossOrigin)
-		return
-	}
 	if to.secrets && !h.cfg.AllowCleartext && !confidential(x.r) {
 		x.fail(ErrCleartext)
 		return
@@ -462,7 +461,7 @@ func isJSON(contentType []string) bool {
 // index says what this is to whoever opens the address in a browser.
 func (h *handler) index(x *exchange) {
 	x.json(http.StatusOK, typeJSON, map[string]string{
-		"service": "credstream", "version": h.cfg.Version, "api": "/openapi.json", "ready": "/readyz",
+		"service": "credstream", "version": h.cfg.Version, "api": "/openapi.json", "docs": "/docs", "ready": "/readyz",
 	})
 }
 

@@ -413,7 +413,7 @@ func TestHealth(t *testing.T) {
 		{"/readyz", `{"ready":true,"reasons":[]}` + "\n", nil, 200},
 		{"/readyz", `{"ready":false,"reasons":["storage: full"]}` + "\n", []string{"storage: full"}, 503},
 		{"/metrics", "m 1\n", nil, 200},
-		{"/", `{"api":"/openapi.json","ready":"/readyz","service":"credstream","version":"1.2.3"}` + "\n", nil, 200},
+		{"/", `{"api":"/openapi.json","docs":"/docs","ready":"/readyz","service":"credstream","version":"1.2.3"}` + "\n", nil, 200},
 	} {
 		reasons = c.reasons
 		if resp, body := e.do(t, request{"GET", c.path, nil, open}); resp.StatusCode != c.status || body != c.body {

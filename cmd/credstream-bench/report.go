@@ -92,7 +92,9 @@ Machine: %s, load average %s before the run. Service, yardsticks
 and load share it. Every benchmarked call
 carries a checked API key (of %d), a tenant (of %d) and a command id where it is
 a command; a create seals the keys and syncs vault and log before it answers.
-All HTTP rows are driven by one raw keep-alive client, hello-world included. A
+All HTTP rows are driven by one raw keep-alive client, hello-world included.
+Flows are told of by plain NATS clients and watched by a plain subscription to
+the in-use index, which must name the right flows at the end of each row. A
 ratio is taken within one round, a row shows the median of the rounds. Latencies
 under "at half load" are taken at half of the measured maximum rate, from the
 moment a call was due. A bar that was not reached says so.

@@ -172,8 +172,6 @@ func TestFlows(t *testing.T) {
 	inUse("a second flow", one, "f1", "f2")
 	must(t, e.tell("started", "f1", 2, twice...))
 	inUse("a start", one, "f1!", "f2")
-	await(t, "the component's flows", func() (bool, error) { return index.holds("oauth_client", "plain", "f1!", "f2") })
-
 	var refused *apiError
 	err := u.command("credential.delete", "", map[string]any{"id": one}, nil)
 	if !errors.As(err, &refused) || refused.Code != "credential_in_use" || refused.Status != 409 ||
@@ -353,7 +351,6 @@ func TestDryRuns(t *testing.T) {
 	id := u.create(t)
 	must(t, e.tell("started", "f", 1, flowStep{"s1", "plain", id}))
 	await(t, "the start", func() (bool, error) { return index.holds("credential", id, "f!") })
-	await(t, "the start, of the component", func() (bool, error) { return index.holds("oauth_client", "plain", "f!") })
 	var answer struct {
 		DryRun struct {
 			Allowed     bool        `json:"allowed"`

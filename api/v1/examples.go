@@ -1,0 +1,73 @@
+package v1
+
+// The ids in the examples.
+const (
+	exampleTenant = "default"
+	// ExampleID stands in the examples for an id that the service makes, such as
+	// that of a credential.
+	ExampleID = "0198c1aa-7d3e-7bb2-9c4e-3f6a5d2b1e70"
+)
+
+// examples holds a request for each route: the body of a command, or the
+// parameters of a query as members of an object. They are of one small story: a
+// pet store's component, a credential for it, and a flow that uses it.
+var examples = map[string]string{
+	"tenant.register": `{"id":"acme","name":"Acme Corporation"}`,
+	"tenant.list":     `{}`,
+
+	"component.register": `{"id":"petstore","descriptor":` + exampleDescriptor + `}`,
+	"component.update":   `{"id":"petstore","descriptor":` + exampleDescriptor + `}`,
+	"component.share":    `{"id":"petstore"}`,
+	"component.unshare":  `{"id":"petstore"}`,
+	"component.set-env":  `{"id":"petstore","values":{"PETSTORE_KEY":"a-client-id","PETSTORE_SECRET":"a-client-secret"}}`,
+	"component.delete":   `{"id":"petstore","dry_run":true}`,
+	"component.get":      `{"id":"petstore"}`,
+	"component.list":     `{"limit":20}`,
+
+	"oauth_client.define": `{"component":"petstore","client_id":"a-client-id","client_secret":"a-client-secret"}`,
+	"oauth_client.change": `{"id":"` + ExampleID + `","client_secret":"another-client-secret"}`,
+	"oauth_client.delete": `{"id":"` + ExampleID + `"}`,
+	"oauth_client.reveal": `{"component":"petstore"}`,
+	"oauth_client.get":    `{"component":"petstore"}`,
+	"oauth_client.list":   `{"component":"petstore","limit":20}`,
+
+	"credential.create":       `{"component":"petstore","name":"Pet store, production","keys":{"apiKey":"a-secret-key"},"workspace":"sales"}`,
+	"credential.rename":       `{"id":"` + ExampleID + `","name":"Pet store, test"}`,
+	"credential.replace-keys": `{"id":"` + ExampleID + `","keys":{"apiKey":"a-newer-key"},"expected_version":1}`,
+	"credential.revert":       `{"id":"` + ExampleID + `","version":1}`,
+	"credential.verify":       `{"id":"` + ExampleID + `"}`,
+	"credential.reveal":       `{"id":"` + ExampleID + `"}`,
+	"credential.delete":       `{"id":"` + ExampleID + `","dry_run":true}`,
+	"credential.get":          `{"id":"` + ExampleID + `"}`,
+	"credential.list":         `{"component":"petstore","status":"unverified","sort":"-created","limit":20}`,
+	"credential.counts":       `{"component":"petstore"}`,
+	"credential.history":      `{"id":"` + ExampleID + `","limit":50}`,
+
+	"flow.bind": `{"flow":"orders","name":"Orders to the pet store","ttl":"10m",` +
+		`"steps":[{"id":"step_1","name":"Look up","component":"petstore","credential":"` + ExampleID + `"}]}`,
+	"flow.release": `{"flow":"orders"}`,
+	"flow.get":     `{"id":"orders"}`,
+	"flow.list":    `{"component":"petstore","limit":20}`,
+	"flow.in-use":  `{"limit":20}`,
+
+	"queue.list":  `{"limit":20}`,
+	"queue.get":   `{"id":"` + ExampleID + `"}`,
+	"queue.retry": `{"id":"` + ExampleID + `"}`,
+	"queue.drop":  `{"id":"` + ExampleID + `"}`,
+
+	"service.key":    `{}`,
+	"audit.rewind":   `{"seq":1}`,
+	"views.rebuild":  `{}`,
+	"views.status":   `{}`,
+	"events.changes": `{"from":1,"limit":100}`,
+	"events.replay":  `{"type":"credential.created","since":"2026-01-01T00:00:00Z","limit":100}`,
+
+	"api_key.issue":  `{"role":"OPERATOR","name":"dashboard","tenants":["default"]}`,
+	"api_key.revoke": `{"id":"` + ExampleID + `"}`,
+	"api_key.list":   `{}`,
+}
+
+// exampleDescriptor is a component.json, cut down to what this service reads.
+const exampleDescriptor = `{"title":"Pet store",` +
+	`"useOAuthClient":true,"envVars":{"PETSTORE_KEY":{"description":"client id"},"PETSTORE_SECRET":{"description":"client secret"}},` +
+	`"credentials":{"fields":{"apiKey":{"label":"API key","viewClass":"PasswordFieldView","required":true}}}}`

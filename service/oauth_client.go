@@ -1,0 +1,343 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/vault"
+)
+
+// The refusals of an OAuth client's input.
+var (
+	ErrOAuthNotDeclared = fault.New(fault.Unprocessable, "oauth_not_declared",
+		"The component does not work with OAuth clients: its component.json says neither useOAuthClient nor oauth2.")
+	ErrOAuthClientComponent = fault.New(fault.Unprocessable, "oauth_client_component_invalid",
+		"There is no such component in this tenant, or it was deleted.")
+	ErrOAuthClientFixed = fault.New(fault.Unprocessable, "oauth_client_component_fixed",
+		"An OAuth client stays with its component. Delete it and define another one.")
+	ErrOAuthClientMissing = fault.New(fault.Unprocessable, "oauth_client_missing",
+		"The component needs an OAuth client of this tenant before credentials can be made for it.")
+	ErrClientID     = fault.New(fault.Invalid, "oauth_client_id_invalid", "A client id is 1 to 512 printable ASCII characters.")
+	ErrClientSecret = fault.New(fault.Invalid, "oauth_client_secret_invalid", "A client secret is 1 to 4096 characters, and not the mask.")
+)
+
+// Secret is a clear value in a request. It cannot be printed.
+type Secret struct{ value seal.Secret }
+
+// UnmarshalJSON implements json.Unmarshaler. Its errors do not quote the input.
+func (c *Secret) UnmarshalJSON(b []byte) error {
+	var text string
+	if err := json.Unmarshal(b, &text); err != nil {
+		return ErrClientSecret
+	}
+	if text == Mask {
+		return ErrKeysMasked
+	}
+	if len(text) == 0 || len(text) > 4096 || !utf8.ValidString(text) {
+		return ErrClientSecret
+	}
+	c.value = seal.NewSecret([]byte(text))
+	return nil
+}
+
+// IsZero reports whether there is no value.
+func (c Secret) IsZero() bool { return c.value.IsZero() }
+
+// DefineOAuthClient asks for the OAuth client of a component.
+type DefineOAuthClient struct {
+	Component    string `json:"component"`
+	ClientID     string `json:"client_id"`     // as the provider gave it
+	ClientSecret Secret `json:"client_secret"` // it is shown to nobody who may not reveal it
+}
+
+func (s *Service) defineOAuthClient(ctx context.Context, call *Call, in DefineOAuthClient) (Done, error) {
+	if err := required("/component", in.Component); err != nil {
+		return Done{}, err
+	}
+	if err := checkClientID(in.ClientID); err != nil {
+		return Done{}, err
+	}
+	if in.ClientSecret.IsZero() {
+		return Done{}, required("/client_secret", "")
+	}
+	d, _, err := s.usable(ctx, call.Tenant, in.Component)
+	switch {
+	case errors.Is(err, aggregates.ErrComponentNotFound), errors.Is(err, aggregates.ErrComponentDeleted):
+		return Done{}, ErrOAuthClientComponent.Because("%s", fault.Of(err).Msg).At("/component")
+	case err != nil:
+		return Done{}, err
+	case !d.WantsClient:
+		return Done{}, ErrOAuthNotDeclared.At("/component")
+	}
+	// Flows that were told of before the component worked with OAuth hold its client too.
+	if err := s.recordUses(ctx, call, in.Component); err != nil {
+		return Done{}, err
+	}
+	id := events.DeriveID(call.Tenant, call.Principal.Actor.ID, call.CommandID, 0)
+	var done Done
+	err = s.withSecret(ctx, clientRef(call.Tenant, in.Component, ""), in.ClientSecret.value, func(secretID string) error {
+		done, err = s.changeClient(ctx, call, commands.DefineOAuthClient{Component: in.Component, ID: id, ClientID: in.ClientID, SecretID: secretID})
+		return err
+	})
+	return done, err
+}
+
+func checkClientID(id string) error {
+	if id == "" {
+		return required("/client_id", "")
+	}
+	for i := range len(id) {
+		if id[i] < 0x20 || id[i] > 0x7e {
+			return ErrClientID.At("/client_id")
+		}
+	}
+	if len(id) > 512 || id == Mask {
+		return ErrClientID.At("/client_id")
+	}
+	return nil
+}
+
+// clientRef is where the vault keeps a client's secret.
+func clientRef(tenant, component, secretID string) vault.Ref {
+	return vault.Ref{Tenant: tenant, Category: aggregates.OAuthClient.Category, Owner: component, SecretID: secretID}
+}
+
+// changeClient executes a command and erases the secret that the client no
+// longer has.
+func (s *Service) changeClient(ctx context.Context, call *Call, cmd commands.OAuthClient) (Done, error) {
+	before, after, err := execute(ctx, s, call, aggregates.OAuthClient, call.Tenant, cmd)
+	if err != nil {
+		if errors.Is(err, aggregates.ErrOAuthClientInUse) {
+			return Done{}, s.clientInUse(ctx, call, cmd.Target(), before)
+		}
+		return Done{}, err
+	}
+	if before.SecretID != "" && !after.Value.Names(before.SecretID) {
+		s.erase(ctx, clientRef(call.Tenant, cmd.Target(), before.SecretID))
+	}
+	id := after.Value.ID
+	if id == "" {
+		id = before.ID
+	}
+	return Done{Seq: after.Seq, ID: id}, nil
+}
+
+// clientInUse names the flows that include the component of a client.
+func (s *Service) clientInUse(ctx context.Context, call *Call, component string, state aggregates.OAuthClientState) error {
+	refs := FlowRefs{Total: state.Uses.Len(), Flows: []FlowRef{}}
+	page, _, err := s.cfg.Views.Flows(ctx, projections.FlowFilter{Tenant: call.Tenant, Component: component, Limit: flowsInDetail})
+	if err != nil {
+		s.cfg.Logger.WarnContext(ctx, "names of flows", "err", err)
+	}
+	for _, f := range page {
+		refs.Flows = append(refs.Flows, FlowRef{ID: f.ID, Name: f.Name, Active: f.Active})
+	}
+	refs.Total = max(refs.Total, len(refs.Flows))
+	// The last sentence is the contract's.
+	return aggregates.ErrOAuthClientInUse.Because("The OAuth client is in use: flows include its component: %s. "+
+		"Delete these flows first or give them another credential.", refs.list()).With(refs)
+}
+
+// OAuthClientRef names a client by its id, or by its component.
+type OAuthClientRef struct {
+	ID        string `json:"id,omitzero"`
+	Component string `json:"component,omitzero"` // in place of the id
+	MinSeq    uint64 `json:"min_seq,omitzero"`   // wait until the answer reflects this log sequence
+}
+
+// client finds the client that ref names, as the newest views know it. Another
+// tenant's is not found.
+func (s *Service) client(ctx context.Context, call *Call, ref OAuthClientRef, fresh bool) (projections.OAuthClient, error) {
+	var none projections.OAuthClient
+	switch {
+	case (ref.ID == "") == (ref.Component == ""):
+		return none, ErrMissing.Because("Name the client by its id or by its component.").At("/id")
+	case ref.ID != "" && events.CheckID(ref.ID) != nil, ref.Component != "" && events.CheckName(ref.Component) != nil:
+		return none, aggregates.ErrOAuthClientNotFound
+	}
+	seq := ref.MinSeq
+	if fresh { // what was acknowledged, by whichever process, is known
+		end, err := s.cfg.Log.Store.End(ctx)
+		if err != nil {
+			return none, err
+		}
+		seq = max(seq, end)
+	}
+	if err := s.atLeast(ctx, seq); err != nil {
+		return none, err
+	}
+	k, found, err := s.cfg.Views.OAuthClient(ctx, call.Tenant, ref.ID, ref.Component)
+	switch {
+	case err != nil:
+		return none, err
+	case !found:
+		return none, aggregates.ErrOAuthClientNotFound
+	}
+	return k, nil
+}
+
+// ChangeOAuthClient asks for another client id, another secret, or both.
+type ChangeOAuthClient struct {
+	ID           string `json:"id"`
+	Component    string `json:"component,omitzero"`     // if given, the one it has: a client does not move
+	ClientID     string `json:"client_id,omitzero"`     // stays when absent
+	ClientSecret Secret `json:"client_secret,omitzero"` // stays when absent
+}
+
+func (s *Service) changeOAuthClient(ctx context.Context, call *Call, in ChangeOAuthClient) (Done, error) {
+	k, err := s.client(ctx, call, OAuthClientRef{ID: in.ID}, true)
+	switch {
+	case err != nil:
+		return Done{}, err
+	case in.Component != "" && in.Component != k.Component:
+		return Done{}, ErrOAuthClientFixed.At("/component")
+	}
+	if in.ClientID != "" {
+		if err := checkClientID(in.ClientID); err != nil {
+			return Done{}, err
+		}
+	}
+	cmd := commands.ChangeOAuthClient{Component: k.Component, ID: k.ID, ClientID: in.ClientID}
+	if in.ClientSecret.IsZero() {
+		return s.changeClient(ctx, call, cmd)
+	}
+	var done Done
+	err = s.withSecret(ctx, clientRef(call.Tenant, k.Component, ""), in.ClientSecret.value, func(secretID string) error {
+		cmd.SecretID = secretID
+		done, err = s.changeClient(ctx, call, cmd)
+		return err
+	})
+	return done, err
+}
+
+func (s *Service) deleteOAuthClient(ctx context.Context, call *Call, in OAuthClientRef) (Done, error) {
+	k, err := s.client(ctx, call, in, true)
+	if err != nil {
+		return Done{}, err
+	}
+	return s.changeClient(ctx, call, commands.DeleteOAuthClient{Component: k.Component, ID: k.ID})
+}
+
+// OAuthClient is what the service shows of an OAuth client.
+type OAuthClient struct {
+	ID           string    `json:"id"`
+	Component    string    `json:"component"`
+	ClientID     string    `json:"client_id"`
+	ClientSecret string    `json:"client_secret"` // "********"
+	Unusable     bool      `json:"unusable"`      // the component was deleted: the client can only be deleted
+	Used         bool      `json:"used"`          // a flow of the tenant includes the component, active or not
+	CreatedAt    time.Time `json:"created_at"`
+	CreatedBy    string    `json:"created_by"` // "key:<id>"
+	UpdatedAt    time.Time `json:"updated_at"`
+	Seq          uint64    `json:"seq"` // log sequence of the last change
+}
+
+func (s *Service) getOAuthClient(ctx context.Context, call *Call, in OAuthClientRef) (OAuthClient, error) {
+	k, err := s.client(ctx, call, in, false)
+	if err != nil {
+		return OAuthClient{}, err
+	}
+	return s.clientInfo(ctx, k)
+}
+
+func (s *Service) clientInfo(ctx context.Context, k projections.OAuthClient) (OAuthClient, error) {
+	flows, _, err := s.cfg.Views.CountUses(ctx, k.Tenant, aggregates.OAuthClient.Category, k.Component)
+	return OAuthClient{
+		ID: k.ID, Component: k.Component, ClientID: k.ClientID, ClientSecret: Mask, Unusable: k.Unusable, Used: flows > 0 && !k.Unusable,
+		CreatedAt: k.CreatedAt, CreatedBy: k.CreatedBy, UpdatedAt: k.UpdatedAt, Seq: k.Seq,
+	}, err
+}
+
+// ListOAuthClients asks for the OAuth clients of the tenant.
+type ListOAuthClients struct {
+	Component string `json:"component,omitzero"` // only this one's
+	Limit     int    `json:"limit,omitzero"`     // 1 to 200; 50 when absent
+	After     string `json:"after,omitzero"`     // cursor of the page before
+	MinSeq    uint64 `json:"min_seq,omitzero"`   // wait until the answer reflects this log sequence
+}
+
+// OAuthClientList answers ListOAuthClients, by component.
+type OAuthClientList struct {
+	Clients []OAuthClient `json:"clients"`
+	Next    string        `json:"next,omitzero"` // cursor of the next page; absent on the last
+}
+
+func (s *Service) listOAuthClients(ctx context.Context, call *Call, in ListOAuthClients) (OAuthClientList, error) {
+	limit, err := pageSize(in.Limit)
+	if err != nil {
+		return OAuthClientList{}, err
+	}
+	if err := s.atLeast(ctx, in.MinSeq); err != nil {
+		return OAuthClientList{}, err
+	}
+	list := OAuthClientList{Clients: []OAuthClient{}}
+	var page []projections.OAuthClient
+	if in.Component != "" {
+		k, found, err := s.cfg.Views.OAuthClient(ctx, call.Tenant, "", in.Component)
+		if err != nil {
+			return list, err
+		}
+		if found {
+			page = append(page, k)
+		}
+	} else if page, list.Next, err = s.cfg.Views.OAuthClients(ctx, call.Tenant, in.After, limit); err != nil {
+		return list, err
+	}
+	for _, k := range page {
+		info, err := s.clientInfo(ctx, k)
+		if err != nil {
+			return list, err
+		}
+		list.Clients = append(list.Clients, info)
+	}
+	return list, nil
+}
+
+// RevealedClient answers a reveal: the one place where a client secret leaves.
+type RevealedClient struct {
+	Done
+	ClientSecret string `json:"client_secret"`
+}
+
+// revealOAuthClient shows the secret of one client to a person. The fact is
+// durable before it does.
+func (s *Service) revealOAuthClient(ctx context.Context, call *Call, in OAuthClientRef) (RevealedClient, error) {
+	k, err := s.client(ctx, call, in, true)
+	if err != nil {
+		return RevealedClient{}, err
+	}
+	secret, err := s.cfg.Vault.Get(ctx, clientRef(call.Tenant, k.Component, k.SecretID))
+	if err != nil {
+		return RevealedClient{}, fmt.Errorf("open the secret of the OAuth client of %s: %w", k.Component, err)
+	}
+	done, err := s.changeClient(ctx, call, commands.RevealOAuthClient{Component: k.Component, ID: k.ID, SecretID: k.SecretID})
+	if err != nil {
+		return RevealedClient{}, err
+	}
+	return RevealedClient{done, string(secret.Reveal())}, nil
+}
+
+// markClients marks every tenant's client of a deleted component. What it misses
+// the keeper finds.
+func (s *Service) markClients(ctx context.Context) error {
+	clients, err := s.cfg.Views.ClientsOfDeletedComponents(ctx, keepAtOnce)
+	errs := []error{err}
+	for _, k := range clients {
+		_, err := s.changeClient(ctx, system(k.Tenant, "keeper"), commands.MarkOAuthClientUnusable{
+			Component: k.Component, Reason: aggregates.ErrComponentDeleted.Code,
+		})
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,393 @@
+package service
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-oidc/v3/oidc"
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/time/rate"
+
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+)
+
+// The refusals of a token, and of the configuration for tokens.
+var (
+	ErrToken       = fault.New(fault.Unauthenticated, "token_invalid", "The token is not one of the issuer for this service.")
+	ErrIssuerAway  = fault.New(fault.Unavailable, "token_issuer_unavailable", "The issuer of the tokens cannot be asked for its keys right now.")
+	ErrTokenConfig = fault.New(fault.Invalid, "token_config_invalid",
+		"An OpenID Connect issuer needs its https URL, an audience, and the claims that name the tenant and the permissions.")
+)
+
+// TokenConfig says whose tokens are taken and how they are read.
+type TokenConfig struct {
+	Issuer      string // URL; https, or http on the same machine
+	Audience    string // that a token must be meant for: the id of a client, or the name of this API
+	Tenant      string // claim: a tenant, or a list of them; the first is the home
+	Permissions string // claim: permissions and roles, as a list or separated by spaces; unknown ones are ignored
+
+	Client *http.Client     // asks the issuer; one with a time-out when nil
+	Now    func() time.Time // time.Now when nil
+}
+
+// Tokens checks the tokens of one OpenID Connect issuer (OpenID Connect Core 1.0,
+// RFC 9068 for access tokens). The issuer is asked for its configuration and keys
+// when the first token comes, so that it may be away when the service starts.
+type Tokens struct {
+	cfg   TokenConfig
+	known *lru.Cache[[sha256.Size]byte, knownToken]
+
+	mu     sync.Mutex // held while the issuer is asked
+	verify *oidc.IDTokenVerifier
+	keys   *issuerKeys
+}
+
+// knownToken is remembered for as long as the issuer's keys are, at most.
+type knownToken struct {
+	principal Principal
+	until     time.Time
+}
+
+const (
+	maxTokens      = 10_000
+	maxToken       = 8 << 10         // bytes
+	tokenTrust     = time.Minute     // that a token which was checked is not checked again
+	issuerTimeout  = 5 * time.Second // for one question
+	issuerMax      = 256 << 10       // bytes of an answer
+	issuerKeyAge   = 5 * time.Minute // after which the keys are asked for again: one may have been withdrawn
+	issuerKeyStale = time.Hour       // that they serve at most while the issuer does not answer
+	issuerAsk      = 10 * time.Second
+	issuerBurst    = 3 // questions that may come at once; then one each issuerAsk
+)
+
+// NewTokens makes Tokens. It returns ErrTokenConfig when something is missing.
+func NewTokens(cfg TokenConfig) (*Tokens, error) {
+	u, err := url.Parse(cfg.Issuer)
+	if err != nil || u.Host == "" || cfg.Audience == "" || cfg.Tenant == "" || cfg.Permissions == "" {
+		return nil, ErrTokenConfig
+	}
+	if u.Scheme != "https" && !(u.Scheme == "http" && loopback(u.Hostname())) {
+		return nil, ErrTokenConfig.Because("The issuer's URL begins with https://; http:// is taken on the same machine alone.")
+	}
+	if cfg.Client == nil {
+		cfg.Client = &http.Client{Timeout: issuerTimeout}
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	known, err := lru.New[[sha256.Size]byte, knownToken](maxTokens)
+	if err != nil {
+		return nil, fmt.Errorf("cache of tokens: %w", err)
+	}
+	return &Tokens{cfg: cfg, known: known}, nil
+}
+
+func loopback(host string) bool {
+	a, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && a.IsLoopback()
+}
+
+// IsToken reports whether a Bearer value is a signed token rather than a key: three
+// parts with dots between (RFC 7519).
+func IsToken(bearer string) bool {
+	return strings.Count(bearer, ".") == 2 && !strings.HasPrefix(bearer, keyPrefix)
+}
+
+// AuthenticateToken returns the principal of a token of the configured issuer. It
+// returns ErrToken, ErrIssuerAway, ErrKeyMalformed when no issuer is configured,
+// and ErrWrongKeys in the place of a refusal when too many came from the address.
+func (s *Service) AuthenticateToken(ctx context.Context, token string, from netip.Addr) (Principal, error) {
+	if s.cfg.Tokens == nil {
+		return Principal{}, s.wrongKeys.refuse(from, ErrKeyMalformed)
+	}
+	p, err := s.cfg.Tokens.principal(ctx, token)
+	return p, s.wrongKeys.refuse(from, err)
+}
+
+// principal checks a token: its signature by a key of the issuer, the issuer, the
+// audience and the time; and reads who it is of.
+func (t *Tokens) principal(ctx context.Context, token string) (Principal, error) {
+	if len(token) > maxToken {
+		return Principal{}, ErrToken
+	}
+	sum, now := sha256.Sum256([]byte(token)), t.cfg.Now()
+	if k, ok := t.known.Get(sum); ok && now.Before(k.until) {
+		return k.principal, nil
+	}
+	verify, err := t.verifier(ctx)
+	if err != nil {
+		return Principal{}, err
+	}
+	checked, err := verify.Verify(ctx, token)
+	if away := fault.Of(err); err != nil && away.Kind == fault.Unavailable {
+		return Principal{}, away
+	}
+	if late := (*oidc.TokenExpiredError)(nil); errors.As(err, &late) {
+		return Principal{}, ErrToken.Because("The token has expired.")
+	}
+	if err != nil {
+		return Principal{}, ErrToken
+	}
+	p, err := t.read(checked)
+	if err != nil {
+		return Principal{}, err
+	}
+	until := now.Add(tokenTrust)
+	if checked.Expiry.Before(until) {
+		until = checked.Expiry
+	}
+	t.known.Add(sum, knownToken{p, until})
+	return p, nil
+}
+
+// verifier asks the issuer for its configuration (OpenID Connect Discovery 1.0),
+// once. Who comes meanwhile waits for the answer.
+func (t *Tokens) verifier(ctx context.Context) (*oidc.IDTokenVerifier, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.verify != nil {
+		return t.verify, nil
+	}
+	if t.keys == nil {
+		t.keys = &issuerKeys{client: t.cfg.Client, now: t.cfg.Now, ask: rate.NewLimiter(rate.Every(issuerAsk), issuerBurst)}
+	}
+	if !t.keys.ask.AllowN(t.cfg.Now(), 1) {
+		return nil, ErrIssuerAway
+	}
+	ctx, cancel := context.WithTimeout(oidc.ClientContext(context.WithoutCancel(ctx), t.cfg.Client), issuerTimeout)
+	defer cancel()
+	provider, err := oidc.NewProvider(ctx, t.cfg.Issuer)
+	var found struct {
+		Keys       string   `json:"jwks_uri"`
+		Algorithms []string `json:"id_token_signing_alg_values_supported"`
+	}
+	if err == nil {
+		err = provider.Claims(&found)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrIssuerAway, err)
+	}
+	t.keys.url = found.Keys
+	algorithms := slices.DeleteFunc(found.Algorithms, func(a string) bool { return !slices.Contains(signatures, a) })
+	if len(algorithms) == 0 {
+		algorithms = []string{oidc.RS256}
+	}
+	t.verify = oidc.NewVerifier(t.cfg.Issuer, t.keys, &oidc.Config{
+		ClientID: t.cfg.Audience, SupportedSigningAlgs: algorithms, Now: t.cfg.Now,
+	})
+	return t.verify, nil
+}
+
+// signatures are the algorithms that are taken: those with a public key.
+var signatures = []string{
+	oidc.RS256, oidc.RS384, oidc.RS512, oidc.ES256, oidc.ES384, oidc.ES512, oidc.PS256, oidc.PS384, oidc.PS512, oidc.EdDSA,
+}
+
+// read makes a principal of a token's claims.
+func (t *Tokens) read(token *oidc.IDToken) (Principal, error) {
+	var claims map[string]jsontext.Value
+	var raw jsonBytes
+	if err := token.Claims(&raw); err != nil || json.Unmarshal(raw, &claims, jsontext.AllowDuplicateNames(false)) != nil {
+		return Principal{}, ErrToken
+	}
+	if token.Subject == "" {
+		return Principal{}, ErrToken.Because("The token names nobody: its claim sub is missing.")
+	}
+	p := Principal{Actor: events.Actor{Kind: "user", ID: userID(token.Subject)}}
+	for _, tenant := range words(claims, t.cfg.Tenant) {
+		if events.CheckName(tenant) == nil && len(p.Tenants) < maxKeyTenants {
+			p.Tenants = append(p.Tenants, tenant)
+		}
+	}
+	if len(p.Tenants) == 0 { // no tenant is anybody's by default
+		return Principal{}, ErrToken.Because("The token names no tenant in its claim %s.", t.cfg.Tenant)
+	}
+	p.Home = p.Tenants[0]
+	for _, word := range words(claims, t.cfg.Permissions) {
+		if _, known := permissions[Permission(word)]; known {
+			p.Permissions = append(p.Permissions, Permission(word))
+		}
+		switch role, known := Roles[Role(word)]; {
+		case !known:
+		case Role(word) == Administrator || p.Role == "":
+			p.Permissions = append(p.Permissions, Roles[p.Role]...)
+			p.Role = Role(word)
+		default:
+			p.Permissions = append(p.Permissions, role...)
+		}
+	}
+	slices.Sort(p.Permissions)
+	p.Permissions = slices.Compact(p.Permissions)
+	return p, nil
+}
+
+// jsonBytes keeps a JSON value as it came.
+type jsonBytes []byte
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (b *jsonBytes) UnmarshalJSON(v []byte) error { *b = slices.Clone(v); return nil }
+
+// words reads a claim that is a string of words or a list of strings. Its name is
+// taken as it stands or, when there is none such, as a path with dots, such as
+// "realm_access.roles".
+func words(claims map[string]jsontext.Value, name string) []string {
+	value, found := claims[name]
+	if !found {
+		outer, inner, nested := strings.Cut(name, ".")
+		var within map[string]jsontext.Value
+		if !nested || json.Unmarshal(claims[outer], &within) != nil {
+			return nil
+		}
+		return words(within, inner)
+	}
+	var list []string
+	if json.Unmarshal(value, &list) == nil {
+		return list
+	}
+	var text string
+	if json.Unmarshal(value, &text) == nil {
+		return strings.Fields(text)
+	}
+	return nil
+}
+
+// hashedUser begins the id of a user whom the issuer knows by something else than
+// a plain id, such as an address.
+const hashedUser = "sub-"
+
+// userID is the id of a user by the token's subject: the subject itself when it is
+// a plain id, else a hash of it. Different subjects have different ids.
+func userID(subject string) string {
+	if events.Plain(subject) && !strings.HasPrefix(subject, hashedUser) {
+		return subject
+	}
+	sum := sha256.Sum256([]byte(subject))
+	return hashedUser + hex.EncodeToString(sum[:24])
+}
+
+// issuerKeys are the public keys of the issuer. Other than the key set of the
+// library, which asks the issuer about every token that does not verify and never
+// forgets a key, it bounds how often it asks and how long a key is trusted.
+type issuerKeys struct {
+	client *http.Client
+	url    string
+	now    func() time.Time
+	ask    *rate.Limiter
+
+	mu   sync.Mutex // held while the issuer is asked
+	set  jose.JSONWebKeySet
+	when time.Time // of set
+}
+
+// VerifySignature implements oidc.KeySet. It returns ErrIssuerAway when there are
+// no keys to check with.
+func (k *issuerKeys) VerifySignature(ctx context.Context, token string) ([]byte, error) {
+	signed, err := jose.ParseSigned(token, algorithms)
+	if err != nil || len(signed.Signatures) != 1 {
+		return nil, ErrToken
+	}
+	switch typ, _ := signed.Signatures[0].Header.ExtraHeaders[jose.HeaderType].(string); strings.ToLower(typ) {
+	case "", "jwt", "at+jwt", "application/at+jwt": // RFC 9068; not one that ends a session, say
+	default:
+		return nil, ErrToken
+	}
+	set, when, err := k.current(ctx, time.Time{})
+	if err != nil {
+		return nil, err
+	}
+	if payload, ok := check(signed, set); ok {
+		return payload, nil
+	}
+	// The issuer may have begun to sign with a new key.
+	if set, _, err = k.current(ctx, when); err != nil {
+		return nil, ErrToken
+	}
+	if payload, ok := check(signed, set); ok {
+		return payload, nil
+	}
+	return nil, ErrToken
+}
+
+var algorithms = func() (list []jose.SignatureAlgorithm) {
+	for _, s := range signatures {
+		list = append(list, jose.SignatureAlgorithm(s))
+	}
+	return list
+}()
+
+func check(signed *jose.JSONWebSignature, set jose.JSONWebKeySet) (payload []byte, ok bool) {
+	id := signed.Signatures[0].Header.KeyID
+	for _, key := range set.Keys {
+		if id != "" && key.KeyID != id || key.Use != "" && key.Use != "sig" || !key.IsPublic() {
+			continue
+		}
+		if payload, err := signed.Verify(&key); err == nil {
+			return payload, true
+		}
+	}
+	return nil, false
+}
+
+// current returns the keys and when they came. It asks the issuer when they are
+// old, or no newer than seen, but not more often than the rate allows.
+func (k *issuerKeys) current(ctx context.Context, seen time.Time) (jose.JSONWebKeySet, time.Time, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := k.now()
+	fresh := !k.when.IsZero() && now.Sub(k.when) < issuerKeyAge
+	if fresh && k.when.After(seen) {
+		return k.set, k.when, nil
+	}
+	err := error(ErrIssuerAway)
+	if k.ask.AllowN(now, 1) {
+		var set jose.JSONWebKeySet
+		if set, err = k.fetch(ctx); err == nil {
+			k.set, k.when = set, now
+			return k.set, k.when, nil
+		}
+	}
+	if !k.when.IsZero() && now.Sub(k.when) < issuerKeyStale {
+		return k.set, k.when, nil
+	}
+	return jose.JSONWebKeySet{}, time.Time{}, err
+}
+
+func (k *issuerKeys) fetch(ctx context.Context) (set jose.JSONWebKeySet, err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), issuerTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, k.url, nil)
+	if err != nil {
+		return set, fmt.Errorf("asking for the issuer's keys: %w: %w", ErrIssuerAway, err)
+	}
+	resp, err := k.client.Do(req)
+	if err != nil {
+		return set, fmt.Errorf("asking for the issuer's keys: %w: %w", ErrIssuerAway, err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // only read
+	body, err := io.ReadAll(io.LimitReader(resp.Body, issuerMax))
+	if err != nil {
+		return set, fmt.Errorf("reading the issuer's keys: %w: %w", ErrIssuerAway, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return set, fmt.Errorf("asking for the issuer's keys: %w: status %d", ErrIssuerAway, resp.StatusCode)
+	}
+	if err := json.Unmarshal(body, &set); err != nil {
+		return set, fmt.Errorf("reading the issuer's keys: %w: %w", ErrIssuerAway, err)
+	}
+	return set, nil
+}
