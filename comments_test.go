@@ -4,11 +4,12 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 
+	v1 "github.com/credstream/credstream/api/v1"
+	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
 )
 
@@ -16,6 +17,8 @@ import (
 func TestOpenAPIComments(t *testing.T) {
 	docs := documented(t, "service", "events", "projections", "fault", "api/v1")
 	said := map[string]map[string]string{}
+	comments(docs, said, reflect.TypeFor[fault.Problem]())
+	comments(docs, said, reflect.TypeFor[v1.Readiness]())
 	for _, r := range service.Routes() {
 		comments(docs, said, r.In)
 		comments(docs, said, r.Out)
@@ -55,7 +58,7 @@ func comments(docs map[string]typeDoc, said map[string]map[string]string, typ re
 	}
 	of := map[string]string{}
 	said[typ.String()] = of
-	d := docs[filepath.Base(typ.PkgPath())+"."+typ.Name()]
+	d := docs[strings.TrimPrefix(typ.PkgPath(), module)+"."+typ.Name()]
 	if c := sentence(d.comment, typ.Name()); c != "" {
 		of[""] = c
 	}

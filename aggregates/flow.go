@@ -12,7 +12,7 @@ import (
 // The refusals of a flow.
 var (
 	ErrFlowNotFound = fault.New(fault.NotFound, "flow_not_found", "There is no such flow.")
-	ErrFlowNotBound = fault.New(fault.Precondition, "flow_not_bound", "The flow has no reservation of its credentials.")
+	ErrFlowNotBound = fault.New(fault.Precondition, "flow_not_bound", "The flow has no such reservation of its credentials.")
 )
 
 // Flow decides what is recorded of one flow. The flow engine's revision decides

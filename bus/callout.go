@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -60,8 +61,11 @@ const (
 	calloutQueue   = "credstream"     // one replica answers
 	calloutWorkers = 64               // requests that a replica answers at a time
 	calloutExpiry  = 15 * time.Minute // of a connection that nobody could end: without a system user
-	kickAgain      = 5 * time.Second  // after a key was revoked, for who was let in by a replica that did not know
 )
+
+// kickAgain is when the connections of a revoked key are closed again, for who
+// was let in by a replica that did not know yet.
+var kickAgain = []time.Duration{500 * time.Millisecond, 5 * time.Second}
 
 // InboxPrefix is the prefix of the reply subjects of a key on an external NATS:
 // "_INBOX_" and the first 8 bytes, in hex, of the SHA-256 of "inbox/" followed by
@@ -243,7 +247,8 @@ func (o *callout) user(ctx context.Context, req *jwt.AuthorizationRequestClaims)
 	if key == "" {
 		return "", events.ErrID
 	}
-	g, err := (*o.auth.Load())(ctx, key)
+	from, _ := netip.ParseAddr(req.ClientInformation.Host) // the zero address when it is not known
+	g, err := (*o.auth.Load())(ctx, key, from.Unmap())
 	if err != nil {
 		return "", err
 	}
@@ -271,6 +276,9 @@ func (o *callout) user(ctx context.Context, req *jwt.AuthorizationRequestClaims)
 	}
 	if o.c.sys == nil {
 		u.Expires = time.Now().Add(calloutExpiry).Unix()
+	}
+	if end := g.Expires.Unix(); !g.Expires.IsZero() && (u.Expires == 0 || end < u.Expires) {
+		u.Expires = end
 	}
 	token, err := u.Encode(o.issuer)
 	if err != nil {
@@ -317,8 +325,8 @@ func (c *Cluster) Caller(h nats.Header) (principal string, ok bool) {
 	return principal, true
 }
 
-// DisconnectKey closes the connections of a key at every server, now and once
-// more a few seconds later, for those that another replica let in before it knew
+// DisconnectKey closes the connections of a key at every server, now and again
+// in the next seconds, for those that another replica let in before it knew
 // better. Call it after the key was revoked or granted something else: a
 // connection keeps the grant it came with. Without a system user nothing is
 // closed; each connection ends when it is a quarter of an hour old.
@@ -334,10 +342,14 @@ func (c *Cluster) DisconnectKey(principal string) {
 		return
 	}
 	c.work.Go(func() {
-		select {
-		case <-c.life.Done():
-		case <-time.After(kickAgain):
-			c.kick(principal)
+		begin := time.Now()
+		for _, after := range kickAgain {
+			select {
+			case <-c.life.Done():
+				return
+			case <-time.After(time.Until(begin.Add(after))):
+				c.kick(principal)
+			}
 		}
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/http/httptest"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -619,14 +620,14 @@ func TestCalloutSlow(t *testing.T) {
 	c := startCluster(t, s)
 	bob, _ := dial(t, s, "bob-key")
 	asked, known := make(chan struct{}, 100), make(chan struct{})
-	c.SetAuthenticator(func(ctx context.Context, key string) (bus.Grant, error) {
+	c.SetAuthenticator(func(ctx context.Context, key string, from netip.Addr) (bus.Grant, error) {
 		if key != "alice-key" {
-			return authenticate(ctx, key)
+			return authenticate(ctx, key, from)
 		}
 		asked <- struct{}{}
 		select {
 		case <-known:
-			return authenticate(ctx, key)
+			return authenticate(ctx, key, from)
 		case <-ctx.Done():
 			return bus.Grant{}, ctx.Err()
 		}
@@ -645,7 +646,7 @@ func TestCalloutSlow(t *testing.T) {
 	close(known)
 	dial(t, s, "alice-key")
 	// A part that is out of reach is no judgment, either.
-	c.SetAuthenticator(func(context.Context, string) (bus.Grant, error) { return bus.Grant{}, fault.ErrUnavailable })
+	c.SetAuthenticator(func(context.Context, string, netip.Addr) (bus.Grant, error) { return bus.Grant{}, fault.ErrUnavailable })
 	if _, err := nats.Connect(s.URL(""), nats.UserInfo("x", "alice-key"), quick); err == nil || errors.Is(err, nats.ErrAuthorization) {
 		t.Errorf("an authenticator that is out of reach: %v", err)
 	}

@@ -188,10 +188,13 @@ func (in *Intake) take(ctx context.Context, q Queue, m *nats.Msg, principal stri
 // takeFlow stores what is understood of a flow event, and of one that is not
 // understood that it came. What a caller may not say at all is refused.
 func (in *Intake) takeFlow(ctx context.Context, call service.Call, m *nats.Msg, token string) (r receipt, code string, err error) {
-	err = in.cfg.Service.AuthorizeFlowEvents(ctx, call)
-	lost := token == "" || errors.Is(err, service.ErrTenantNotFound) && call.Principal.Reaches(call.Tenant)
-	if lost { // a slip: no tenant, or one that is not there of somebody who may name every tenant
+	lost := token == "" // a slip: no tenant, or one that is not there of somebody who may name every tenant
+	if lost {
 		call.Tenant = call.Principal.Home
+	}
+	err = in.cfg.Service.AuthorizeFlowEvents(ctx, call)
+	if errors.Is(err, service.ErrTenantNotFound) && !lost && call.Principal.Reaches(call.Tenant) {
+		lost, call.Tenant = true, call.Principal.Home
 		err = in.cfg.Service.AuthorizeFlowEvents(ctx, call)
 	}
 	if err != nil {

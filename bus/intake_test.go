@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -130,13 +131,13 @@ func startWhole(t *testing.T) *whole {
 	t.Cleanup(w.svc.Close)
 	first := must(w.svc.Bootstrap(t.Context(), seal.Secret{}))(t)
 	w.key = string(first.Reveal())
-	w.node.SetAuthenticator(func(ctx context.Context, key string) (bus.Grant, error) {
-		who, err := w.svc.Authenticate(ctx, key)
+	w.node.SetAuthenticator(func(ctx context.Context, key string, from netip.Addr) (bus.Grant, error) {
+		who, err := w.svc.Authenticate(ctx, key, from)
 		return bus.Grant{Principal: who.Actor.ID, Tenants: who.Tenants}, err
 	})
 	end := must(w.store.End(t.Context()))(t)
 	ok(t, projector.Wait(t.Context(), end))
-	w.admin = must(w.svc.Authenticate(t.Context(), w.key))(t)
+	w.admin = must(w.svc.Authenticate(t.Context(), w.key, netip.Addr{}))(t)
 	w.call("default", "component.register", `{"id":"sheets","descriptor":{"title":"Sheets"}}`)
 	return w
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -79,12 +80,14 @@ type Grant struct {
 	Tenants   []string // the tenants it is granted, or AllTenants
 	Follow    bool     // may subscribe to the feed and pull from engine-<tenant>
 	Audit     bool     // may pull from audit-<tenant>
+
+	Expires time.Time // when its connections are closed; zero: never
 }
 
-// An Authenticator tells what a key may reach, or returns an error for a key
-// that is unknown or revoked. It is called for each connection, from many
-// goroutines, with about a second to answer.
-type Authenticator func(ctx context.Context, key string) (Grant, error)
+// An Authenticator tells what a key may reach that is used from the address, or
+// returns an error for a key that is not good. It is called for each connection,
+// from many goroutines, with about a second to answer.
+type Authenticator func(ctx context.Context, key string, from netip.Addr) (Grant, error)
 
 // SetAuthenticator lets keys in from now on; without one nobody is. The service
 // needs the node before it can check a key, hence not only in NodeConfig.
@@ -189,7 +192,7 @@ func (p *port) register(ctx context.Context, c server.ClientAuthentication, key 
 	if auth == nil {
 		return false
 	}
-	g, err := (*auth)(ctx, key)
+	g, err := (*auth)(ctx, key, addressOf(c.RemoteAddress()))
 	if err != nil {
 		return false
 	}
@@ -212,8 +215,17 @@ func (p *port) register(ctx context.Context, c server.ClientAuthentication, key 
 			perms.Publish.Deny = append(perms.Publish.Deny, "credstream.cmd.*."+command, "credstream.cmdq.*."+command)
 		}
 	}
-	c.RegisterUser(&server.User{Username: g.Principal, Account: acc, Permissions: perms})
+	c.RegisterUser(&server.User{Username: g.Principal, Account: acc, Permissions: perms, ConnectionDeadline: g.Expires})
 	return true
+}
+
+// addressOf is where a connection comes from; the zero address when that is not known.
+func addressOf(a net.Addr) netip.Addr {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.Addr{}
+	}
+	return tcp.AddrPort().Addr().Unmap()
 }
 
 // confidential reports whether nobody on the way can read along.

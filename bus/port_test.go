@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http/httptest"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -32,7 +33,7 @@ var grants = map[string]bus.Grant{
 
 var errUnknownKey = errors.New("unknown key")
 
-func authenticate(_ context.Context, key string) (bus.Grant, error) {
+func authenticate(_ context.Context, key string, _ netip.Addr) (bus.Grant, error) {
 	if g, ok := grants[key]; ok {
 		return g, nil
 	}
@@ -730,13 +731,13 @@ func TestDisconnectKey(t *testing.T) {
 func TestRevokedWhileConnecting(t *testing.T) {
 	n := startNode(t)
 	var revoked bool
-	n.SetAuthenticator(func(ctx context.Context, key string) (bus.Grant, error) {
+	n.SetAuthenticator(func(ctx context.Context, key string, from netip.Addr) (bus.Grant, error) {
 		if revoked {
 			return bus.Grant{}, errUnknownKey
 		}
 		revoked = true
 		n.DisconnectKey("alice")
-		return authenticate(ctx, key)
+		return authenticate(ctx, key, from)
 	})
 	if nc, err := nats.Connect(n.ClientURL(), nats.UserInfo("x", "alice-key")); err == nil {
 		nc.Close()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -322,7 +323,7 @@ func TestReaderRevokedKey(t *testing.T) {
 	w := startWhole(t)
 	w.serveIntake()
 	key := w.issue(svc.FlowEngine, "default")
-	who := must(w.svc.Authenticate(t.Context(), key))(t)
+	who := must(w.svc.Authenticate(t.Context(), key, netip.Addr{}))(t)
 	js := must(jetstream.New(w.client(key)))(t)
 	must(js.PublishMsg(t.Context(), flowEvent("f1", "flow.stopped", "e1", `{"id":"f1","revision":1}`)))(t)
 	w.call("default", "api_key.revoke", fmt.Sprintf(`{"id":%q}`, who.Actor.ID))

@@ -5,17 +5,21 @@ import (
 	"time"
 )
 
-// IssueAPIKey asks for a new API key.
+// IssueAPIKey asks for a new API key. It has a role, permissions, or both.
 type IssueAPIKey struct {
-	Role    string   `json:"role"`             // "ADMINISTRATOR", "OPERATOR", "FLOW_ENGINE" or "AUDITOR"
-	Name    string   `json:"name,omitzero"`    // for people
-	Tenants []string `json:"tenants,omitzero"` // tenants it may name, "*" is every one; the caller's when empty
+	Role        string   `json:"role,omitzero"`        // "ADMINISTRATOR", "OPERATOR", "FLOW_ENGINE" or "AUDITOR"
+	Permissions []string `json:"permissions,omitzero"` // besides those of the role, such as "credentials.reveal"
+	Name        string   `json:"name,omitzero"`        // for people
+	Tenants     []string `json:"tenants,omitzero"`     // tenants it may name, "*" is every one; the caller's when empty
+	Expires     string   `json:"expires,omitzero"`     // a moment (RFC 3339), or a duration such as "720h"; never when empty
+	Addresses   []string `json:"addresses,omitzero"`   // networks (CIDR) it may be used from; from everywhere when empty
 }
 
 // IssuedAPIKey answers IssueAPIKey.
 type IssuedAPIKey struct {
 	Done
-	Key string `json:"key,omitzero"` // shown once: a repeated command answers without it
+	Key     string    `json:"key,omitzero"`     // shown once: a repeated command answers without it
+	Expires time.Time `json:"expires,omitzero"` // when it ends by itself
 }
 
 // IssueAPIKey issues an API key. The key is in this answer and nowhere else.
@@ -34,12 +38,17 @@ func (a *API) RevokeAPIKey(ctx context.Context, id string, opts ...CommandOption
 
 // APIKey is what the service shows of an API key.
 type APIKey struct {
-	ID       string    `json:"id"`
-	Name     string    `json:"name"`
-	Role     string    `json:"role"`
-	Tenants  []string  `json:"tenants"`
-	Revoked  bool      `json:"revoked"`
-	IssuedAt time.Time `json:"issued_at"`
+	ID          string    `json:"id"`
+	Name        string    `json:"name"`
+	Role        string    `json:"role"`                  // "" when it has permissions by name alone
+	Permissions []string  `json:"permissions,omitzero"`  // besides those of the role
+	Tenants     []string  `json:"tenants"`               //
+	Addresses   []string  `json:"addresses,omitzero"`    // networks it may be used from; empty: from everywhere
+	Expires     time.Time `json:"expires,omitzero"`      // zero: never
+	Expired     bool      `json:"expired,omitzero"`      //
+	Revoked     bool      `json:"revoked"`               //
+	IssuedAt    time.Time `json:"issued_at"`             //
+	LastUsedAt  time.Time `json:"last_used_at,omitzero"` // to the minute; zero when that is not known
 }
 
 // ListAPIKeys returns the keys whose home is the tenant.

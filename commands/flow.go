@@ -23,7 +23,7 @@ type ObserveFlow struct {
 	Steps    []events.FlowStep // nil: as they were
 }
 
-// BindFlow reserves the credentials of a flow, which hold the reservation already.
+// BindFlow records on the flow a reservation that its credentials hold already.
 type BindFlow struct {
 	ID, Binding, Name string
 	Steps             []events.FlowStep

@@ -80,7 +80,7 @@ type CredentialUsed struct {
 	Revision uint64    `json:"revision"`       // of the flow; 0 when the flow engine has not told of it yet
 	Named    bool      `json:"named"`          // a step of the flow names the credential
 	Active   bool      `json:"active"`         // and the flow runs
-	Steps    []string  `json:"steps"`          // ids of the steps that name it or are reserved for, sorted
+	Steps    []string  `json:"steps"`          // ids of the steps that what led to this fact was about, sorted; none when something ended
 	Binding  string    `json:"binding"`        // id of the reservation, "" when none stands
 	Until    time.Time `json:"until,omitzero"` // when the reservation ends by itself
 }

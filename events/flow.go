@@ -34,7 +34,7 @@ const (
 type FlowObserved struct {
 	Change   FlowChange `json:"change"`
 	Name     string     `json:"name"`     // for people, or ""
-	Revision uint64     `json:"revision"` // rises with every change of the flow
+	Revision uint64     `json:"revision"` // rises with every event of the flow, start and stop too
 	Active   bool       `json:"active"`
 	Steps    []FlowStep `json:"steps"` // none once it is deleted
 }
@@ -59,12 +59,13 @@ const (
 	ReleasedByExpiry  = "expired"
 )
 
-// FlowUseRefused says that a step cannot use the credential it names: the flow is broken.
+// FlowUseRefused says that a step cannot have what it names, a credential or its
+// component: the flow is broken.
 type FlowUseRefused struct {
 	Revision   uint64 `json:"revision"` // of the flow
 	Step       string `json:"step"`
 	Component  string `json:"component"`
-	Credential string `json:"credential"` // "" when the step names none and needs one
+	Credential string `json:"credential"` // "" when the step names none
 	Reason     string `json:"reason"`     // a fault code: "credential_not_found", ...
 }
 

@@ -316,6 +316,24 @@ func (v *Views) CountUses(ctx context.Context, tenant, kind, id string) (flows, 
 	return flows, active, nil
 }
 
+const countNaming = "SELECT count(*), coalesce(sum(f.active), 0) FROM uses u INDEXED BY uses_thing CROSS JOIN flows f INDEXED BY flows_id" +
+	" ON f.tenant = u.tenant AND f.id = u.flow WHERE u.tenant = ? AND u.thing = ? AND u.named = 1"
+
+// CountNaming counts the flows whose steps name a thing, recorded or not, and
+// those of them that are active. It looks at each of them.
+func (v *Views) CountNaming(ctx context.Context, tenant, kind, id string) (flows, active int, err error) {
+	err = v.read(ctx, func(c *conn) error {
+		return c.query(countNaming, func(row []driver.Value) error {
+			flows, active = int(num(row[0])), int(num(row[1]))
+			return nil
+		}, tenant, thingName(kind, id))
+	})
+	if err != nil {
+		return 0, 0, fmt.Errorf("counting flows: %w", err)
+	}
+	return flows, active, nil
+}
+
 // FlowUse names a flow and one thing it uses.
 type FlowUse struct {
 	Tenant, Kind, ID, Flow, Binding string

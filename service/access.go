@@ -396,3 +396,11 @@ func (s *Service) deny(ctx context.Context, call *Call, perm Permission) error {
 	s.denied(ctx, call, perm)
 	return ErrDenied.Because("The key lacks the permission %s.", perm)
 }
+
+// Require refuses a call whose caller may not use its tenant or lacks a permission
+// that a surface asks for beyond that of the route, and records the refusal. The
+// route's own is for Serve to ask.
+func (s *Service) Require(ctx context.Context, call Call, route string, perm Permission) error {
+	call.route = route
+	return s.authorize(ctx, &call, perm)
+}

@@ -43,8 +43,8 @@ func (s *Service) bindFlow(ctx context.Context, call *Call, in BindFlow) (Done, 
 		return Done{}, err
 	}
 	steps := byCredential(in.Steps)
-	if len(steps) == 0 { // nothing to hold
-		return Done{Seq: was.Seq, ID: cmd.ID}, nil
+	if len(steps) == 0 { // nothing to hold; what was held before is given back
+		return s.endBinding(ctx, call, commands.ReleaseFlow{ID: cmd.ID, Reason: events.ReleasedOnRequest})
 	}
 	order := slices.Sorted(maps.Keys(steps))
 	for n, credential := range order {
@@ -190,6 +190,15 @@ func (s *Service) releaseFlow(ctx context.Context, call *Call, in ReleaseFlow) (
 	if err := checkFlow("/flow", in.Flow); err != nil {
 		return Done{}, err
 	}
+	state, err := aggregates.Flow.Fresh(ctx, s.cfg.Log, aggregates.Flow.Stream(call.Tenant, in.Flow))
+	switch now := state.Value.Binding.ID; {
+	case err != nil:
+		return Done{}, err
+	case state.Seq == 0:
+		return Done{}, aggregates.ErrFlowNotFound.At("/flow")
+	case in.Binding != "" && now != "" && now != in.Binding:
+		return Done{}, aggregates.ErrFlowNotBound.Because("The flow has no reservation %s; it has %s.", in.Binding, now).At("/binding")
+	}
 	return s.endBinding(ctx, call, commands.ReleaseFlow{ID: in.Flow, Binding: in.Binding, Reason: events.ReleasedOnRequest})
 }
 
@@ -198,9 +207,6 @@ func (s *Service) endBinding(ctx context.Context, call *Call, cmd commands.Relea
 	was, now, err := execute(ctx, s, call, aggregates.Flow, call.Tenant, commands.Flow(cmd))
 	if err != nil {
 		return Done{}, err
-	}
-	if now.Seq == 0 {
-		return Done{}, aggregates.ErrFlowNotFound.At("/flow")
 	}
 	done := Done{Seq: now.Seq, ID: cmd.ID}
 	if b := was.Binding; b.ID != "" && now.Value.Binding.ID != b.ID {
@@ -280,7 +286,7 @@ func (s *Service) resettle(ctx context.Context, tenant, flow string) error {
 func (s *Service) expire(ctx context.Context, tenant, flow, credential, binding string) error {
 	call := system(tenant, "flow-keeper")
 	_, err := s.endBinding(ctx, call, commands.ReleaseFlow{ID: flow, Binding: binding, Reason: events.ReleasedByExpiry})
-	if err != nil && !errors.Is(err, aggregates.ErrFlowNotFound) {
+	if err != nil {
 		return err
 	}
 	return s.changeUse(ctx, call, commands.ReleaseCredential{ID: credential, Flow: flow, Binding: binding})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -152,9 +153,11 @@ func (s *Service) listInUse(ctx context.Context, call *Call, in ListInUse) (InUs
 
 // FlowRef names one flow for people and programs.
 type FlowRef struct {
-	ID     string `json:"id"`
-	Name   string `json:"name,omitzero"`
-	Active bool   `json:"active"`
+	ID       string    `json:"id"`
+	Name     string    `json:"name,omitzero"`
+	Active   bool      `json:"active"`
+	Reserved bool      `json:"reserved,omitzero"` // it has a reservation
+	Until    time.Time `json:"until,omitzero"`    // when the reservation ends by itself
 }
 
 // FlowRefs are the details of a refusal that flows cause.
@@ -190,7 +193,11 @@ func (s *Service) inUse(ctx context.Context, call *Call, state aggregates.Creden
 	}
 	for _, id := range holders {
 		use, _ := state.Uses.Of(id)
-		refs.Flows = append(refs.Flows, FlowRef{ID: id, Name: names[id], Active: use.Active})
+		ref := FlowRef{ID: id, Name: names[id], Active: use.Active, Reserved: use.Binding != ""}
+		if use.Until != 0 {
+			ref.Until = time.UnixMicro(use.Until).UTC()
+		}
+		refs.Flows = append(refs.Flows, ref)
 	}
 	return aggregates.ErrCredentialInUse.Because("%s", sayInUse(refs)).With(refs)
 }
@@ -198,33 +205,44 @@ func (s *Service) inUse(ctx context.Context, call *Call, state aggregates.Creden
 // sayInUse names the first flows, and the remedy.
 func sayInUse(refs FlowRefs) string {
 	list := refs.list()
-	flows := "the active flow"
-	if refs.Total > 1 {
-		flows = "active flows:"
+	flows := "in use by the active flow"
+	active := slices.ContainsFunc(refs.Flows, func(f FlowRef) bool { return f.Active })
+	switch {
+	case !active && refs.Total == 1:
+		flows = "reserved for the flow"
+	case !active:
+		flows = "reserved for flows:"
+	case refs.Total > 1:
+		flows = "in use by active flows:"
+	}
+	release := ""
+	if !active {
+		release = fmt.Sprintf(" The reservation ends at %s, or by flow.release.", refs.Flows[0].Until.Format(time.RFC3339))
 	}
 	// The last sentence is the contract's.
-	return fmt.Sprintf("The credential is in use by %s %s. Delete these flows first or give them another credential.", flows, list)
+	return fmt.Sprintf("The credential is %s %s.%s Delete these flows first or give them another credential.", flows, list, release)
 }
 
 // expireHolders ends the reservations among what holds a credential whose time
-// is over, so that a delete need not wait for the keeper. It reports whether there were any.
-func (s *Service) expireHolders(ctx context.Context, call *Call, id string, state aggregates.CredentialState) (bool, error) {
-	now, any := s.now().UnixMicro(), false
+// is over, so that a delete need not wait for the keeper. It reports whether there were some.
+func (s *Service) expireHolders(ctx context.Context, call *Call, id string, state aggregates.CredentialState) (some bool, err error) {
+	now := s.now().UnixMicro()
 	for flow, use := range state.Uses.Reservations() {
 		if use.Until > now {
 			continue
 		}
-		any = true
+		some = true
 		if err := s.expire(ctx, call.Tenant, flow, id, use.Binding); err != nil {
-			return any, err
+			return some, err
 		}
 	}
-	return any, nil
+	return some, nil
 }
 
 // Impact answers a dry run: what the command would do, without doing it.
 type Impact struct {
 	Allowed     bool                 `json:"allowed"`               // the command would be obeyed now
+	Kind        fault.Kind           `json:"kind,omitzero"`         // of the refusal
 	Code        string               `json:"code,omitzero"`         // why not
 	Says        string               `json:"says"`                  // in a sentence
 	Flows       []Flow               `json:"flows"`                 // that use it, up to 200
@@ -253,7 +271,7 @@ func (s *Service) impact(ctx context.Context, call *Call, kind, id string) (*Imp
 	for n, f := range page {
 		i.Flows[n] = flowInfo(f)
 	}
-	i.TotalFlows, i.ActiveFlows, err = s.cfg.Views.CountUses(ctx, call.Tenant, kind, id)
+	i.TotalFlows, i.ActiveFlows, err = s.cfg.Views.CountNaming(ctx, call.Tenant, kind, id)
 	i.TotalFlows = max(i.TotalFlows, len(page))
 	return i, err
 }
@@ -264,7 +282,7 @@ func (i *Impact) refusedBy(err error) error {
 	if !ok {
 		return err
 	}
-	i.Allowed, i.Code, i.Says = false, f.Code, f.Msg
+	i.Allowed, i.Kind, i.Code, i.Says = false, f.Kind, f.Code, f.Msg
 	return nil
 }
 
@@ -280,6 +298,11 @@ func (s *Service) tryDelete(ctx context.Context, call *Call, in DeleteCredential
 	i, err := s.impact(ctx, call, aggregates.Credential.Category, in.ID)
 	if err != nil {
 		return Done{}, err
+	}
+	if expired, err := s.expireHolders(ctx, call, in.ID, state.Value); err != nil {
+		return Done{}, err
+	} else if expired { // as the delete itself would do
+		return s.tryDelete(ctx, call, in)
 	}
 	_, refusal := aggregates.Credential.Decide(state.Value, commands.DeleteCredential{ID: in.ID, Expected: in.Expected})
 	switch {
@@ -348,7 +371,7 @@ func (s *Service) tryDeleteComponent(ctx context.Context, call *Call, id string)
 		}
 		return done, i.refusedBy(refusal)
 	}
-	i.Says = fmt.Sprintf("The component would be deleted. %d of your credentials remain and go on working with the hosts and probe of their time, "+
-		"but none can be made, replaced or reverted; an OAuth client becomes unusable. %d of your flows include the component.", i.Credentials, i.TotalFlows)
+	i.Says = fmt.Sprintf("The component would be deleted. Your credentials of it (%d) remain and go on working with the hosts and probe of their time, "+
+		"but none can be made, replaced or reverted, and an OAuth client of it becomes unusable. Flows of yours that include it: %d.", i.Credentials, i.TotalFlows)
 	return done, nil
 }

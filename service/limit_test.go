@@ -2,6 +2,9 @@ package service_test
 
 import (
 	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -164,5 +167,89 @@ func BenchmarkLimits(b *testing.B) {
 				}
 			})
 		})
+	}
+}
+
+// Wrong keys are counted by address: a caller without a key is none who
+// guesses, and another address is not concerned.
+func TestWrongKeys(t *testing.T) {
+	const most = 20
+	wrong, none := "not-a-key", ""
+	from := func(s string) netip.Addr { return netip.MustParseAddr(s) }
+	l := newLimited(t, service.Limits{WrongKeys: most})
+	try := func(address, key string, want error) {
+		t.Helper()
+		if _, err := l.Authenticate(t.Context(), key, from(address)); !errors.Is(err, want) {
+			t.Errorf("%s with %q: %v, want %v", address, key, err, want)
+		}
+	}
+	for range 3 * most {
+		try("192.0.2.1", none, service.ErrUnauthenticated)
+		if _, err := l.Authenticate(t.Context(), wrong, netip.Addr{}); errors.Is(err, service.ErrWrongKeys) {
+			t.Fatal("what has no address is counted")
+		}
+	}
+	for range most {
+		if _, err := l.Authenticate(t.Context(), wrong, from("192.0.2.1")); fault.Of(err).Kind != fault.Unauthenticated {
+			t.Fatalf("a wrong key is answered %v", err)
+		}
+	}
+	l.now = l.now.Add(20 * time.Second)
+	_, err := l.Authenticate(t.Context(), wrong, from("::ffff:192.0.2.1")) // the same address
+	if f := fault.Of(err); !errors.Is(err, service.ErrWrongKeys) || f.Kind != fault.Throttled || f.RetryAfter != 40*time.Second {
+		t.Errorf("one more is answered %+v", f)
+	}
+	try("192.0.2.1", none, service.ErrWrongKeys)
+	try("192.0.2.2", none, service.ErrUnauthenticated)
+	l.now = l.now.Add(40 * time.Second) // over, whatever came meanwhile
+	try("192.0.2.1", none, service.ErrUnauthenticated)
+	for range most {
+		if _, err := l.Authenticate(t.Context(), wrong, from("192.0.2.1")); errors.Is(err, service.ErrWrongKeys) {
+			t.Fatal("the second minute is shorter")
+		}
+	}
+	try("192.0.2.1", wrong, service.ErrWrongKeys)
+
+	// One caller has a whole /64 of IPv6 addresses.
+	for i := range most {
+		_, _ = l.Authenticate(t.Context(), wrong, from(fmt.Sprintf("2001:db8:0:1::%x", i+1)))
+	}
+	try("2001:db8:0:1:ffff::1", wrong, service.ErrWrongKeys)
+	try("2001:db8:0:2::1", none, service.ErrUnauthenticated)
+}
+
+// What only looks like much work is refused before it is done.
+func TestBombs(t *testing.T) {
+	l := newLimited(t, service.Limits{})
+	keys := func(n int) string {
+		var b strings.Builder
+		b.WriteString(`{"id":"a","descriptor":{`)
+		for i := range n {
+			fmt.Fprintf(&b, `"%x":0,`, i)
+		}
+		return strings.TrimSuffix(b.String(), ",") + "}}"
+	}
+	for _, c := range []struct {
+		name, route, body string
+		want              error
+	}{
+		{"a million arrays", aQuery, strings.Repeat("[", 1e6), service.ErrBodyTooDeep},
+		{"a million objects", aQuery, strings.Repeat(`{"":`, 250_000), service.ErrBodyTooDeep},
+		{"closed and opened again", aQuery, `{"from":[` + strings.Repeat("[],", 300_000) + `[]]}`, service.ErrBody},
+		{"a million keys", aQuery, keys(1e6), service.ErrBodyTooLarge},
+		{"as many keys as fit, not known", aQuery, keys(90_000), service.ErrBody},
+		{"more than fits", aQuery, strings.Repeat(" ", service.MaxBody) + "{}", service.ErrBodyTooLarge},
+		{"a long number", aQuery, `{"from":` + strings.Repeat("9", 1e6) + `}`, service.ErrBody},
+		{"a long name", aQuery, `{"` + strings.Repeat("a", 1e6) + `":1}`, service.ErrBody},
+	} {
+		_, err := l.Serve(t.Context(), service.Call{
+			Tenant: "acme", Principal: service.Principal{Actor: events.Actor{Kind: "key", ID: "k1"}, Tenants: []string{"acme"}, Role: service.Administrator},
+		}, c.route, []byte(c.body))
+		if !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, err, c.want)
+		}
+		if len(fmt.Sprint(err)) > 1000 {
+			t.Errorf("%s: the answer repeats the request", c.name)
+		}
 	}
 }

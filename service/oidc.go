@@ -52,9 +52,10 @@ type Tokens struct {
 	cfg   TokenConfig
 	known *lru.Cache[[sha256.Size]byte, knownToken]
 
-	mu     sync.Mutex // held while the issuer is asked
-	verify *oidc.IDTokenVerifier
-	keys   *issuerKeys
+	mu    sync.Mutex // held while the issuer is asked
+	ask   *rate.Limiter
+	rules *oidc.Config
+	keys  *issuerKeys
 }
 
 // knownToken is remembered for as long as the issuer's keys are, at most.
@@ -94,7 +95,7 @@ func NewTokens(cfg TokenConfig) (*Tokens, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cache of tokens: %w", err)
 	}
-	return &Tokens{cfg: cfg, known: known}, nil
+	return &Tokens{cfg: cfg, known: known, ask: rate.NewLimiter(rate.Every(issuerAsk), issuerBurst)}, nil
 }
 
 func loopback(host string) bool {
@@ -129,13 +130,14 @@ func (t *Tokens) principal(ctx context.Context, token string) (Principal, error)
 	if k, ok := t.known.Get(sum); ok && now.Before(k.until) {
 		return k.principal, nil
 	}
-	verify, err := t.verifier(ctx)
+	rules, keys, err := t.issuer(ctx)
 	if err != nil {
 		return Principal{}, err
 	}
-	checked, err := verify.Verify(ctx, token)
-	if away := fault.Of(err); err != nil && away.Kind == fault.Unavailable {
-		return Principal{}, away
+	attempt := &attempt{keys: keys}
+	checked, err := oidc.NewVerifier(t.cfg.Issuer, attempt, rules).Verify(ctx, token)
+	if attempt.err != nil {
+		return Principal{}, attempt.err
 	}
 	if late := (*oidc.TokenExpiredError)(nil); errors.As(err, &late) {
 		return Principal{}, ErrToken.Because("The token has expired.")
@@ -155,19 +157,16 @@ func (t *Tokens) principal(ctx context.Context, token string) (Principal, error)
 	return p, nil
 }
 
-// verifier asks the issuer for its configuration (OpenID Connect Discovery 1.0),
+// issuer asks the issuer for its configuration (OpenID Connect Discovery 1.0),
 // once. Who comes meanwhile waits for the answer.
-func (t *Tokens) verifier(ctx context.Context) (*oidc.IDTokenVerifier, error) {
+func (t *Tokens) issuer(ctx context.Context) (*oidc.Config, *issuerKeys, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.verify != nil {
-		return t.verify, nil
+	if t.rules != nil {
+		return t.rules, t.keys, nil
 	}
-	if t.keys == nil {
-		t.keys = &issuerKeys{client: t.cfg.Client, now: t.cfg.Now, ask: rate.NewLimiter(rate.Every(issuerAsk), issuerBurst)}
-	}
-	if !t.keys.ask.AllowN(t.cfg.Now(), 1) {
-		return nil, ErrIssuerAway
+	if !t.ask.AllowN(t.cfg.Now(), 1) {
+		return nil, nil, ErrIssuerAway
 	}
 	ctx, cancel := context.WithTimeout(oidc.ClientContext(context.WithoutCancel(ctx), t.cfg.Client), issuerTimeout)
 	defer cancel()
@@ -180,17 +179,31 @@ func (t *Tokens) verifier(ctx context.Context) (*oidc.IDTokenVerifier, error) {
 		err = provider.Claims(&found)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrIssuerAway, err)
+		return nil, nil, fmt.Errorf("asking the issuer: %w: %w", ErrIssuerAway, err)
 	}
-	t.keys.url = found.Keys
-	algorithms := slices.DeleteFunc(found.Algorithms, func(a string) bool { return !slices.Contains(signatures, a) })
-	if len(algorithms) == 0 {
-		algorithms = []string{oidc.RS256}
+	known := slices.DeleteFunc(found.Algorithms, func(a string) bool { return !slices.Contains(signatures, a) })
+	if len(known) == 0 {
+		known = []string{oidc.RS256}
 	}
-	t.verify = oidc.NewVerifier(t.cfg.Issuer, t.keys, &oidc.Config{
-		ClientID: t.cfg.Audience, SupportedSigningAlgs: algorithms, Now: t.cfg.Now,
-	})
-	return t.verify, nil
+	t.rules = &oidc.Config{ClientID: t.cfg.Audience, SupportedSigningAlgs: known, Now: t.cfg.Now}
+	t.keys = &issuerKeys{client: t.cfg.Client, url: found.Keys, now: t.cfg.Now, ask: rate.NewLimiter(rate.Every(issuerAsk), issuerBurst)}
+	return t.rules, t.keys, nil
+}
+
+// attempt is the key set for one token. The library drops the chain of a key
+// set's error, so the one that is not the token's fault is kept here.
+type attempt struct {
+	keys *issuerKeys
+	err  error
+}
+
+// VerifySignature implements oidc.KeySet.
+func (a *attempt) VerifySignature(ctx context.Context, token string) ([]byte, error) {
+	payload, err := a.keys.verify(ctx, token)
+	if errors.Is(err, ErrIssuerAway) {
+		a.err = err
+	}
+	return payload, err
 }
 
 // signatures are the algorithms that are taken: those with a public key.
@@ -294,9 +307,9 @@ type issuerKeys struct {
 	when time.Time // of set
 }
 
-// VerifySignature implements oidc.KeySet. It returns ErrIssuerAway when there are
-// no keys to check with.
-func (k *issuerKeys) VerifySignature(ctx context.Context, token string) ([]byte, error) {
+// verify returns what a token says when one of the keys has signed it. It returns
+// ErrToken, or ErrIssuerAway when there are no keys to check with.
+func (k *issuerKeys) verify(ctx context.Context, token string) ([]byte, error) {
 	signed, err := jose.ParseSigned(token, algorithms)
 	if err != nil || len(signed.Signatures) != 1 {
 		return nil, ErrToken
@@ -386,8 +399,17 @@ func (k *issuerKeys) fetch(ctx context.Context) (set jose.JSONWebKeySet, err err
 	if resp.StatusCode != http.StatusOK {
 		return set, fmt.Errorf("asking for the issuer's keys: %w: status %d", ErrIssuerAway, resp.StatusCode)
 	}
-	if err := json.Unmarshal(body, &set); err != nil {
+	var list struct {
+		Keys []jsontext.Value `json:"keys"`
+	}
+	if err := json.Unmarshal(body, &list); err != nil {
 		return set, fmt.Errorf("reading the issuer's keys: %w: %w", ErrIssuerAway, err)
+	}
+	for _, raw := range list.Keys {
+		var key jose.JSONWebKey
+		if key.UnmarshalJSON(raw) == nil { // of the others nothing can be made here
+			set.Keys = append(set.Keys, key)
+		}
 	}
 	return set, nil
 }

@@ -92,8 +92,13 @@ func (s *Service) CheckQueued(ctx context.Context, call *Call, command string, b
 	if err := decode(body, &members); err != nil {
 		return nil, err
 	}
-	if _, clear := members["keys"]; clear {
-		return nil, ErrSecretInQueue
+	if _, dry := members["dry_run"]; dry {
+		return nil, ErrNotQueueable.At("/dry_run")
+	}
+	for _, member := range []string{"keys", "values", "client_secret"} {
+		if _, clear := members[member]; clear {
+			return nil, ErrSecretInQueue.At("/" + member)
+		}
 	}
 	if err := decode(body, reflect.New(route.In).Interface()); err != nil {
 		return nil, err
@@ -116,7 +121,9 @@ func (s *Service) CheckQueued(ctx context.Context, call *Call, command string, b
 }
 
 // unqueued are the commands whose answer is the point of them.
-var unqueued = map[string]bool{"api_key.issue": true, "views.rebuild": true, "queue.retry": true, "queue.drop": true, "audit.rewind": true}
+var unqueued = map[string]bool{
+	"api_key.issue": true, "credential.reveal": true, "oauth_client.reveal": true, "views.rebuild": true, "queue.retry": true, "queue.drop": true, "audit.rewind": true,
+}
 
 // QueueLane names what a queued command is aimed at: commands of one lane are
 // obeyed in their order.

@@ -281,16 +281,29 @@ func decodeWith(body []byte, in any, how json.Options) error {
 	case errors.As(err, &own):
 		return own
 	case errors.Is(err, json.ErrUnknownName) && errors.As(err, &semantic):
-		return ErrBody.Because("The member %s is not known here.", semantic.JSONPointer).At(string(semantic.JSONPointer))
+		at := place(semantic.JSONPointer)
+		return ErrBody.Because("The member %s is not known here.", at).At(at)
 	case errors.Is(err, jsontext.ErrDuplicateName) && errors.As(err, &syntactic):
-		return ErrBody.Because("The member %s stands twice.", syntactic.JSONPointer).At(string(syntactic.JSONPointer))
+		at := place(syntactic.JSONPointer)
+		return ErrBody.Because("The member %s stands twice.", at).At(at)
 	case errors.As(err, &semantic):
 		if semantic.JSONPointer == "" {
 			return ErrBody.Because("The body is not a JSON object.")
 		}
-		return ErrBody.Because("The member %s has the wrong type.", semantic.JSONPointer).At(string(semantic.JSONPointer))
+		at := place(semantic.JSONPointer)
+		return ErrBody.Because("The member %s has the wrong type.", at).At(at)
 	}
 	return ErrBody.Because("The body is not one JSON document.")
+}
+
+// place is a JSON pointer in an answer, cut when it is longer than any of ours: a
+// caller's mistake of a mebibyte is not sent back.
+func place(p jsontext.Pointer) string {
+	const most = 256
+	if len(p) <= most {
+		return string(p)
+	}
+	return strings.ToValidUTF8(string(p[:most]), "") + "..."
 }
 
 // meta says on whose behalf a commit is made.

@@ -1,7 +1,9 @@
 package service_test
 
 import (
+	"errors"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -32,17 +34,38 @@ func TestSlug(t *testing.T) {
 
 func TestKeyShape(t *testing.T) {
 	a, b := string(service.NewKey().Reveal()), string(service.NewKey().Reveal())
-	if a == b || service.CheckKeyShape(a) != nil || service.CheckKeyShape(b) != nil {
+	if a == b || service.CheckKeyShape(a) != nil || service.CheckKeyShape(b) != nil || !keyForm.MatchString(a) {
 		t.Error("new keys are alike or have the wrong shape")
+	}
+	for _, good := range []string{a[:len(a)-6], "cs_" + strings.Repeat("x", 32), "cs_" + strings.Repeat("9", 128), a + "x"} { // were given, or made before there was a checksum
+		if err := service.CheckKeyShape(good); err != nil {
+			t.Errorf("%d characters: %v", len(good), err)
+		}
 	}
 	for _, bad := range []string{
 		"", "cs_", "cs_short", strings.TrimPrefix(a, "cs_"), "CS_" + a[3:], a + " ", a[:20] + "-" + a[20:], "cs_" + strings.Repeat("x", 129),
+		a[:20], strings.ToLower(a), a[:len(a)-6] + b[len(b)-6:],
 	} {
-		if service.CheckKeyShape(bad) == nil {
-			t.Errorf("%q passes for a key", bad)
+		if err := service.CheckKeyShape(bad); !errors.Is(err, service.ErrKeyMalformed) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+	// Whoever types a key wrong is told so, before anything is looked up.
+	for i := len("cs_"); i < len(a); i++ {
+		for _, c := range "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567az0" {
+			mistyped := a[:i] + string(c) + a[i+1:]
+			if mistyped != a && service.CheckKeyShape(mistyped) == nil {
+				t.Errorf("a slip at %d is not noticed", i)
+			}
+		}
+		if i+1 < len(a) && a[i] != a[i+1] && service.CheckKeyShape(a[:i]+a[i+1:i+2]+a[i:i+1]+a[i+2:]) == nil {
+			t.Errorf("two letters swapped at %d are not noticed", i)
 		}
 	}
 }
+
+// keyForm is what a program that looks for lost keys would look for.
+var keyForm = regexp.MustCompile(`^cs_[A-Z2-7]{58}$`)
 
 // The table is what every edge serves and what the reference shows.
 func TestRoutes(t *testing.T) {
@@ -55,8 +78,11 @@ func TestRoutes(t *testing.T) {
 		if r.In.Kind() != reflect.Struct || r.Out.Kind() != reflect.Struct || !strings.HasSuffix(r.Summary, ".") {
 			t.Errorf("%s takes %s, answers %s, says %q", r.Name, r.In, r.Out, r.Summary)
 		}
-		if !slices.Contains(service.Roles[service.Administrator], r.Permission) {
+		if !slices.Contains(service.Roles[service.Administrator], r.Permission) && r.Permission != service.CredentialsReveal && r.Permission != service.CredentialsResolve {
 			t.Errorf("nobody may use %s", r.Name)
+		}
+		if !slices.ContainsFunc(service.Permissions(), func(p service.PermissionInfo) bool { return p.Permission == r.Permission }) {
+			t.Errorf("%s takes %s, which is none of the list", r.Name, r.Permission)
 		}
 		if (r.Name == "credential.create" || r.Name == "credential.replace-keys") != holdsKeys(r.In) || holdsKeys(r.In) && !r.Secrets {
 			t.Errorf("%s holds secrets and does not say so", r.Name)
@@ -69,24 +95,38 @@ func holdsKeys(t reflect.Type) bool {
 	return ok && f.Type == reflect.TypeFor[service.Keys]()
 }
 
-// Who reads cannot change, a flow engine changes flows alone, and no role reveals.
+// Who reads cannot change, a flow engine changes flows alone, and no role shows a
+// person a secret.
 func TestRoles(t *testing.T) {
+	known := map[service.Permission]bool{}
+	for _, p := range service.Permissions() {
+		if known[p.Permission] || p.Allows == "" {
+			t.Errorf("%s stands twice or says nothing", p.Permission)
+		}
+		known[p.Permission] = true
+	}
 	for role, permissions := range service.Roles {
-		if slices.Contains(permissions, service.CredentialsReveal) {
-			t.Errorf("%s reveals secrets", role)
-		}
-		if role == service.Administrator {
-			continue
-		}
 		for _, p := range permissions {
-			if role == service.FlowEngine && p == service.FlowsEdit {
+			if !known[p] {
+				t.Errorf("%s has %s, which is none of the list", role, p)
+			}
+			if p == service.CredentialsReveal || p == service.ConnectorSecretsRead || p == service.CredentialsResolve && role != service.FlowEngine {
+				t.Errorf("%s sees secrets by %s", role, p)
+			}
+			if role == service.Administrator || role == service.FlowEngine && p == service.FlowsEdit {
 				continue
 			}
-			for _, change := range []string{".create", ".edit", ".delete", ".manage"} {
-				if strings.HasSuffix(string(p), change) {
+			for _, change := range []string{".create", ".edit", ".delete", ".manage", "write_"} {
+				if strings.Contains(string(p), change) {
 					t.Errorf("%s has %s", role, p)
 				}
 			}
+		}
+	}
+	for p := range known {
+		byName := p == service.CredentialsReveal || p == service.CredentialsResolve || p == service.ConnectorSecretsRead
+		if slices.Contains(service.Roles[service.Administrator], p) == byName {
+			t.Errorf("an administrator and %s", p)
 		}
 	}
 }

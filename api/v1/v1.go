@@ -29,8 +29,7 @@ import (
 
 // Service is what the edge needs of *service.Service.
 type Service interface {
-	// Authenticate returns the principal of an API key.
-	Authenticate(ctx context.Context, key string) (service.Principal, error)
+	Identities
 	// Serve answers one call of the route with a JSON body.
 	Serve(ctx context.Context, call service.Call, route string, body []byte) (any, error)
 }
@@ -267,7 +266,7 @@ func (h *handler) routeTenant(x *exchange, rest string) {
 	if !x.allows(methods) {
 		return
 	}
-	principal, err := h.authenticate(x.r)
+	principal, err := Identify(h.cfg.Service, x.r)
 	if err != nil {
 		x.fail(err)
 		return
@@ -304,31 +303,6 @@ func (x *exchange) allows(methods string) bool {
 	x.w.Header().Set("Allow", methods)
 	x.fail(ErrMethod)
 	return false
-}
-
-// authenticate takes the key out of the one Authorization header.
-func (h *handler) authenticate(r *http.Request) (service.Principal, error) {
-	given := r.Header["Authorization"]
-	switch len(given) {
-	case 0:
-		return service.Principal{}, service.ErrUnauthenticated
-	case 1:
-	default:
-		return service.Principal{}, ErrAuthorization
-	}
-	scheme, key, _ := strings.Cut(given[0], " ")
-	switch {
-	case strings.EqualFold(scheme, "Bearer"):
-		key = strings.TrimLeft(key, " ")
-	case strings.EqualFold(scheme, "Basic"):
-		var ok bool
-		if _, key, ok = r.BasicAuth(); !ok {
-			return service.Principal{}, ErrAuthorization
-		}
-	default:
-		return service.Principal{}, ErrAuthorization
-	}
-	return h.cfg.Service.Authenticate(r.Context(), key)
 }
 
 // command answers a POST.

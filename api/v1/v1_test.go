@@ -13,6 +13,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -29,6 +30,7 @@ import (
 
 const (
 	key    = "cs_abcdefghijklmnopqrstuvwxyz0123456789"
+	token  = "e30.e30.c2ln"
 	canary = "canary-5e7"
 )
 
@@ -44,7 +46,14 @@ type call struct {
 	Route, Tenant, Principal, Via, CommandID, Correlation, Body string
 }
 
-func (f *fake) Authenticate(_ context.Context, given string) (service.Principal, error) {
+func (f *fake) AuthenticateToken(_ context.Context, given string, _ netip.Addr) (service.Principal, error) {
+	if given == token {
+		return service.Principal{Actor: events.Actor{Kind: "user", ID: "u1"}, Tenants: []string{"acme"}}, nil
+	}
+	return service.Principal{}, service.ErrToken
+}
+
+func (f *fake) Authenticate(_ context.Context, given string, _ netip.Addr) (service.Principal, error) {
 	switch given {
 	case "":
 		return service.Principal{}, service.ErrUnauthenticated
@@ -578,7 +587,7 @@ func TestOpenAPI(t *testing.T) {
 	if err := json.Unmarshal([]byte(body), &doc); err != nil {
 		t.Fatal(err)
 	}
-	if doc.OpenAPI != "3.1.0" || doc.Info.Version != "1.2.3" || len(doc.Paths) != len(service.Routes()) {
+	if doc.OpenAPI != "3.1.0" || doc.Info.Version != "1.2.3" || len(doc.Paths) != len(service.Routes())+6 {
 		t.Errorf("OpenAPI %s of %s with %d paths", doc.OpenAPI, doc.Info.Version, len(doc.Paths))
 	}
 	for _, r := range service.Routes() {
@@ -602,15 +611,8 @@ func TestOpenAPI(t *testing.T) {
 		}
 	}
 	// Every schema compiles, so every reference in it leads somewhere.
-	root, err := jsonschema.UnmarshalJSON(strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	compiler := jsonschema.NewCompiler()
-	if err := compiler.AddResource("file:///openapi.json", root); err != nil {
-		t.Fatal(err)
-	}
-	schemas := root.(map[string]any)["components"].(map[string]any)["schemas"].(map[string]any)
+	compiler, root := compilerOf(t, body)
+	schemas := root["components"].(map[string]any)["schemas"].(map[string]any)
 	for name := range schemas {
 		if _, err := compiler.Compile("file:///openapi.json#/components/schemas/" + name); err != nil {
 			t.Errorf("schema %s: %v", name, err)

@@ -262,7 +262,8 @@ func usesChild(ctx context.Context, stdout io.Writer, args []string) error {
 	if !state.Uses.Held() {
 		return errors.New("no flow holds the credential")
 	}
-	out.First, out.Flows = first, len(state.Uses.Holders())
+	_, out.Flows = state.Uses.Holders(1)
+	out.First = first
 	times := func(n int, store events.Store) (time.Duration, error) {
 		var took []time.Duration
 		for range n {
@@ -325,7 +326,7 @@ func usedBy(flow string, revision uint64) events.CredentialUsed {
 // foldTime is the time in seconds of folding one more use by a flow that uses it already.
 func foldTime(state aggregates.CredentialState) float64 {
 	const folds = 100_000
-	flows := state.Uses.Holders()
+	flows, _ := state.Uses.Holders(state.Uses.Len())
 	began := time.Now()
 	for i := range folds {
 		state = aggregates.Credential.Evolve(state, usedBy(flows[i%len(flows)], uint64(i+2)))

@@ -25,7 +25,6 @@ import (
 
 // The bars of flows.
 const (
-	barUses   = 5_000                 // uses recorded per second
 	barInUse  = 50 * time.Millisecond // from a flow event to the index, p99 at inUseRate
 	inUseRate = 500                   // flow events per second
 	barLoad   = 50 * time.Millisecond // of a stream with many uses
@@ -439,7 +438,7 @@ func (b *bench) flows(ctx context.Context) error {
 	}
 	var rate float64
 	if b.wants("flows") {
-		if rate, err = b.flowRates(ctx, f, many, true); err != nil {
+		if rate, err = b.flowRates(ctx, f, many); err != nil {
 			return err
 		}
 	}
@@ -485,8 +484,8 @@ func (b *bench) flows(ctx context.Context) error {
 }
 
 // flowRates measures how many flows can be told of, and returns the rate of new
-// ones. The bar is for the disk as it is.
-func (b *bench) flowRates(ctx context.Context, f *flowSite, many []made, barred bool) (float64, error) {
+// ones.
+func (b *bench) flowRates(ctx context.Context, f *flowSite, many []made) (float64, error) {
 	first := f.last.Add(uint64(b.flowCount)) - uint64(b.flowCount) + 1
 	uses := func(n uint64) []made { return pick(many, n) }
 	started, err := f.tell(ctx, "flow.started", 1, first, b.flowCount, uses)
@@ -494,11 +493,7 @@ func (b *bench) flowRates(ctx context.Context, f *flowSite, many []made, barred 
 		return 0, err
 	}
 	where := fmt.Sprintf("of %d credentials each, over %s, until the index shows the last", flowUses, thousands(flowCredentials))
-	if what := "starts of new flows, " + where; barred {
-		b.report.bar(what, perSecond(started.events), started.against(b.flowCount), thousands(barUses)+" uses/s", started.uses >= barUses)
-	} else {
-		b.report.add(what, perSecond(started.events), started.against(b.flowCount))
-	}
+	b.report.add("starts of new flows, "+where, perSecond(started.events), started.against(b.flowCount))
 	b.report.add("processor time of the service for one of them", micros(started.cpu), "")
 	stopped, err := f.tell(ctx, "flow.stopped", 2, first, b.flowCount, uses)
 	if err != nil {

@@ -260,7 +260,7 @@ func (b *bench) slowDisk(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := b.flowRates(ctx, f, many, false); err != nil {
+	if _, err := b.flowRates(ctx, f, many); err != nil {
 		return err
 	}
 	return b.reopen(ctx, s, "re-read and opened by a fresh process")

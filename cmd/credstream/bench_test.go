@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"sync/atomic"
 	"testing"
 
@@ -15,7 +16,7 @@ import (
 func BenchmarkCreate(b *testing.B) {
 	u := bring(b, b.TempDir())
 	registerPlain(b, u.base)
-	admin, err := u.svc.Authenticate(b.Context(), adminKey)
+	admin, err := u.svc.Authenticate(b.Context(), adminKey, netip.Addr{})
 	must(b, err)
 	var n atomic.Int64
 	b.SetParallelism(32)
@@ -37,7 +38,7 @@ func BenchmarkCreate(b *testing.B) {
 func BenchmarkGet(b *testing.B) {
 	u := bring(b, b.TempDir())
 	registerPlain(b, u.base)
-	admin, err := u.svc.Authenticate(b.Context(), adminKey)
+	admin, err := u.svc.Authenticate(b.Context(), adminKey, netip.Addr{})
 	must(b, err)
 	var bodies [][]byte
 	var d done

@@ -37,11 +37,18 @@ type serveConfig struct {
 	NATSReplicas          int    `flag:"nats-replicas" arg:"N" env:"CREDSTREAM_NATS_REPLICAS" default:"3" help:"copies of each stream on an external cluster"`
 	AttestSyncAlways      bool   `flag:"attest-sync-always" env:"CREDSTREAM_ATTEST_SYNC_ALWAYS" help:"answer for it that the external servers sync before they acknowledge, where this is not seen or not so"`
 	AdminKey              string `flag:"admin-key" arg:"KEY" env:"CREDSTREAM_ADMIN_KEY" help:"administrator key to take on the first start, instead of one that is made and printed; better set by the environment, since other users of the machine see flags"`
+	OIDCIssuer            string `flag:"oidc-issuer" arg:"URL" env:"CREDSTREAM_OIDC_ISSUER" help:"take the tokens of this OpenID Connect issuer as Bearer over HTTP, besides API keys"`
+	OIDCAudience          string `flag:"oidc-audience" arg:"NAME" env:"CREDSTREAM_OIDC_AUDIENCE" help:"audience that a token must be meant for; needed with --oidc-issuer"`
+	OIDCTenantClaim       string `flag:"oidc-tenant-claim" arg:"CLAIM" env:"CREDSTREAM_OIDC_TENANT_CLAIM" default:"tenant" help:"claim that names the tenant, or the tenants, of a token"`
+	OIDCPermissionsClaim  string `flag:"oidc-permissions-claim" arg:"CLAIM" env:"CREDSTREAM_OIDC_PERMISSIONS_CLAIM" default:"permissions" help:"claim that lists permissions and roles; a path with dots, such as realm_access.roles, reaches into objects"`
 	Durability            string `flag:"durability" arg:"MODE" env:"CREDSTREAM_DURABILITY" default:"group" help:"how a change is made durable before it is acknowledged: group (one fsync for all that wait) or always (one for each)"`
 	KMS                   string `flag:"kms" arg:"URL" env:"CREDSTREAM_KMS" help:"key that wraps the tenants' keys: file:///path, hcvault://, aws-kms:// or gcp-kms://; a key file in the data folder when empty"`
 	Views                 string `flag:"views" arg:"URL" env:"CREDSTREAM_VIEWS" help:"database of the lists; SQLite in the data folder when empty"`
 	AllowPrivateTargets   bool   `flag:"allow-private-targets" env:"CREDSTREAM_ALLOW_PRIVATE_TARGETS" help:"let dry requests reach private and loopback addresses; for development only"`
 	BehindTLSProxy        bool   `flag:"behind-tls-proxy" env:"CREDSTREAM_BEHIND_TLS_PROXY" help:"take requests that hold secrets over plain HTTP from other machines: only where nothing but a proxy that ends TLS can reach the port"`
+	RatePerKey            int    `flag:"rate-per-key" arg:"N" env:"CREDSTREAM_RATE_PER_KEY" default:"10000" help:"commands a second that one identity may send to this process, and ten times as many queries; 0 is no limit"`
+	RatePerTenant         int    `flag:"rate-per-tenant" arg:"N" env:"CREDSTREAM_RATE_PER_TENANT" default:"20000" help:"the same for everybody who asks for one tenant"`
+	WrongKeys             int    `flag:"wrong-keys" arg:"N" env:"CREDSTREAM_WRONG_KEYS" default:"20" help:"wrong keys a minute from one address, after which it is told to wait; right keys pass all the same; 0 is no limit"`
 	LogFormat             string `flag:"log-format" arg:"FORMAT" env:"CREDSTREAM_LOG_FORMAT" default:"text" help:"text or json"`
 	LogLevel              string `flag:"log-level" arg:"LEVEL" env:"CREDSTREAM_LOG_LEVEL" default:"info" help:"debug, info, warn or error"`
 

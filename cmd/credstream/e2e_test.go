@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -57,12 +58,15 @@ func (l *lockedBuffer) String() string {
 }
 
 // bring starts a program on a folder and serves until the test ends or stop is called.
-func bring(t testing.TB, data string) *up {
+func bring(t testing.TB, data string, change ...func(*serveConfig)) *up {
 	t.Helper()
 	u := &up{logs: &lockedBuffer{}}
 	cfg := serveConfig{
 		Data: data, HTTP: "127.0.0.1:0", NATSListen: "127.0.0.1:0", AdminKey: adminKey, Durability: "group",
 		AllowPrivateTargets: true, LogFormat: "json", LogLevel: level(t),
+	}
+	for _, c := range change {
+		c(&cfg)
 	}
 	p, err := start(t.Context(), cfg, u.logs)
 	if err != nil {
@@ -782,7 +786,7 @@ func TestCollectorAndStalledWriter(t *testing.T) {
 	})
 	must(t, err)
 	defer svc.Close()
-	admin, err := svc.Authenticate(t.Context(), adminKey)
+	admin, err := svc.Authenticate(t.Context(), adminKey, netip.Addr{})
 	must(t, err)
 	type answer struct {
 		done any
@@ -826,7 +830,7 @@ func TestWritesRefused(t *testing.T) {
 	})
 	must(t, err)
 	defer svc.Close()
-	admin, err := svc.Authenticate(t.Context(), adminKey)
+	admin, err := svc.Authenticate(t.Context(), adminKey, netip.Addr{})
 	must(t, err)
 	call := service.Call{Tenant: "default", Principal: admin, Via: "http"}
 	if _, err := svc.Serve(t.Context(), call, "component.delete", []byte(`{"id":"plain"}`)); !errors.Is(err, bus.ErrStorageLow) {

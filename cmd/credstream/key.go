@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -16,7 +17,7 @@ func (a *app) keyCommand() *cobra.Command {
 func (a *app) keyIssue() *cobra.Command {
 	var in client.IssueAPIKey
 	cmd := &cobra.Command{
-		Use: "issue --role ROLE", Short: "Issue an API key, which is printed once", Args: arguments(),
+		Use: "issue --role ROLE | --permission PERMISSION...", Short: "Issue an API key, which is printed once", Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -35,9 +36,12 @@ func (a *app) keyIssue() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&in.Role, "role", "", "`ROLE`: ADMINISTRATOR, OPERATOR, FLOW_ENGINE or AUDITOR")
+	cmd.Flags().StringSliceVar(&in.Permissions, "permission", nil, "`PERMISSION` besides those of the role, such as credentials.reveal; may be given several times")
 	cmd.Flags().StringVar(&in.Name, "name", "", "`NAME` for people")
+	cmd.Flags().StringVar(&in.Expires, "expires", "", "`WHEN` it ends by itself: 720h from now, or 2031-01-31T00:00:00Z; never when absent")
+	cmd.Flags().StringSliceVar(&in.Addresses, "address", nil, "`CIDR` of a network it may be used from, such as 192.0.2.0/24; may be given several times; from everywhere when absent")
 	cmd.Flags().StringSliceVar(&in.Tenants, "tenants", nil, "`TENANTS` it may name, with commas between, or *; the tenant of this call when absent")
-	required(cmd, "role")
+	cmd.MarkFlagsOneRequired("role", "permission")
 	return cmd
 }
 
@@ -60,15 +64,31 @@ func (a *app) keyList() *cobra.Command {
 			}
 			var rows [][]string
 			for _, k := range keys {
-				state := "valid"
-				if k.Revoked {
-					state = "revoked"
-				}
-				rows = append(rows, []string{k.ID, k.Name, k.Role, strings.Join(k.Tenants, ","), state, when(k.IssuedAt)})
+				rows = append(rows, []string{
+					k.ID, k.Name, k.Role, strings.Join(k.Permissions, ","), strings.Join(k.Tenants, ","), keyState(k),
+					when(k.IssuedAt), whenOr(k.Expires, "never"), strings.Join(k.Addresses, ","), whenOr(k.LastUsedAt, "-"),
+				})
 			}
-			return a.list([]string{"ID", "NAME", "ROLE", "TENANTS", "STATE", "ISSUED"}, rows)
+			return a.list([]string{"ID", "NAME", "ROLE", "PERMISSIONS", "TENANTS", "STATE", "ISSUED", "EXPIRES", "ADDRESSES", "LAST USED"}, rows)
 		},
 	}
+}
+
+func keyState(k client.APIKey) string {
+	switch {
+	case k.Revoked:
+		return "revoked"
+	case k.Expired:
+		return "expired"
+	}
+	return "valid"
+}
+
+func whenOr(t time.Time, none string) string {
+	if t.IsZero() {
+		return none
+	}
+	return when(t)
 }
 
 func (a *app) keyRevoke() *cobra.Command {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -77,6 +78,8 @@ type program struct {
 	queues   *bus.Queues
 	poison   *bus.Poison
 	intake   *bus.Intake
+	lastUse  *bus.LastUse
+	ended    *endedKeys
 	listener net.Listener
 	metrics  *prometheus.Registry
 	firstKey seal.Secret // what the first start made; zero ever after
@@ -106,7 +109,7 @@ func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) error
 // start brings every part up, in the order in which they need each other. When
 // it fails, what it started is stopped again.
 func start(ctx context.Context, cfg serveConfig, stderr io.Writer) (_ *program, err error) {
-	p := &program{cfg: cfg, metrics: prometheus.NewRegistry(), restarts: make(chan struct{}, 1)}
+	p := &program{cfg: cfg, metrics: prometheus.NewRegistry(), restarts: make(chan struct{}, 1), ended: newEndedKeys()}
 	if p.log, err = newLogger(cfg, stderr); err != nil {
 		return nil, err
 	}
@@ -206,6 +209,9 @@ func (p *program) openViews(ctx context.Context) error {
 			if r.Last() {
 				p.states.Saw(r.Stream, r.Seq)
 			}
+			if _, revoked := r.Event.(events.APIKeyRevoked); revoked {
+				p.ended.add(r.Stream.ID)
+			}
 		}
 	})
 	return nil
@@ -246,6 +252,13 @@ func (p *program) openService(ctx context.Context) error {
 		return err
 	}
 	p.vault = vault.New(js, conn, p.keyring, p.durable(vault.Stream))
+	if p.lastUse, err = bus.OpenLastUse(ctx, js, n, p.log); err != nil {
+		return err
+	}
+	tokens, err := p.openTokens()
+	if err != nil {
+		return err
+	}
 	p.svc, err = service.New(service.Config{
 		Log: p.states, Views: p.views, Projector: p.proj, Keyring: p.keyring,
 		Vault:   p.vault,
@@ -258,6 +271,11 @@ func (p *program) openService(ctx context.Context) error {
 		RebuildViews:  p.rebuildViews,
 		Claims:        claims,
 		Poison:        p.poison,
+		Limits: service.Limits{
+			PerKey: service.RateOf(p.cfg.RatePerKey), PerTenant: service.RateOf(p.cfg.RatePerTenant), WrongKeys: p.cfg.WrongKeys,
+		},
+		LastUse: p.lastUse,
+		Tokens:  tokens,
 	})
 	if err != nil {
 		return err
@@ -272,7 +290,7 @@ func (p *program) openService(ctx context.Context) error {
 		return fmt.Errorf("open JetStream: %w", err)
 	}
 	p.feed = bus.NewFeed(feedJS, p.store, p.log)
-	if _, err := feedJS.CreateOrUpdateKeyValue(ctx, bus.InUseConfig(n)); err != nil {
+	if _, err := bus.EnsureBucket(ctx, feedJS, bus.InUseConfig(n)); err != nil {
 		return fmt.Errorf("open the bucket of the in-use index: %w", err)
 	}
 	p.inUse = bus.NewInUse(feedJS, p.views, p.proj, p.log)
@@ -306,14 +324,11 @@ func (p *program) openQueues() error {
 // made only where no keyset needs another one.
 func (p *program) openKeyring(ctx context.Context, js jetstream.JetStream) (*seal.Keyring, error) {
 	const stream = "KV_" + keyBucket
-	_, err := js.KeyValue(ctx, keyBucket)
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		_, err = js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
-			Bucket: keyBucket, History: 5, Storage: jetstream.FileStorage, Replicas: p.replicas(),
-		})
-		if err == nil && p.node != nil {
-			err = p.node.Syncer(stream).SyncTree()
-		}
+	created, err := bus.EnsureBucket(ctx, js, jetstream.KeyValueConfig{
+		Bucket: keyBucket, History: 5, Storage: jetstream.FileStorage, Replicas: p.replicas(),
+	})
+	if err == nil && created && p.node != nil {
+		err = p.node.Syncer(stream).SyncTree()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open the bucket of keysets: %w", err)
@@ -370,13 +385,26 @@ func (p *program) kmsURL(needed bool) (string, error) {
 	return "file://" + path, nil
 }
 
+// openTokens prepares to take the tokens of an OpenID Connect issuer; nil when none
+// is configured.
+func (p *program) openTokens() (*service.Tokens, error) {
+	c := p.cfg
+	if c.OIDCIssuer == "" && c.OIDCAudience == "" {
+		return nil, nil
+	}
+	return service.NewTokens(service.TokenConfig{
+		Issuer: c.OIDCIssuer, Audience: c.OIDCAudience, Tenant: c.OIDCTenantClaim, Permissions: c.OIDCPermissionsClaim,
+	})
+}
+
 // openPort lets callers in on NATS.
 func (p *program) openPort(context.Context) error {
-	p.nats.SetAuthenticator(func(ctx context.Context, key string) (bus.Grant, error) {
-		who, err := p.svc.Authenticate(ctx, key)
+	p.nats.SetAuthenticator(func(ctx context.Context, key string, from netip.Addr) (bus.Grant, error) {
+		who, err := p.svc.Authenticate(ctx, key, from)
 		return bus.Grant{
 			Principal: who.Actor.ID, Tenants: who.Tenants,
 			Follow: who.May(service.CredentialsGet), Audit: who.May(service.AuditRead),
+			Expires: who.Expires,
 		}, err
 	})
 	conn, err := p.nats.EndpointConn()
@@ -476,6 +504,9 @@ func (p *program) openParts(ctx context.Context) error {
 	p.parts.Go(func() error { return p.keep(p.life, "in-use index", p.lead("in-use", p.inUse.Run)) })
 	p.parts.Go(func() error { return p.nats.Watch(p.life) })
 	p.parts.Go(func() error { return p.afterRestarts(p.life) })
+	p.parts.Go(func() error { return p.ended.run(p.life, p.nats.DisconnectKey) })
+	p.parts.Go(func() error { return p.lastUse.Run(p.life) })
+	p.parts.Go(func() error { return p.svc.RunDenials(p.life) })
 	p.parts.Go(func() error { return p.giveMemoryBack(p.life) })
 	if p.cut == nil {
 		p.parts.Go(func() error { return p.water.Run(p.life) })
