@@ -24,7 +24,9 @@ import (
 //
 // Every filter and sort that is offered has an index. There are half as many
 // indexes as there would be without this: a list of all statuses merges the
-// lists of each, of which there are few.
+// lists of each, of which there are few. Those by workspace hold only the
+// credentials that have one, and a component within a workspace is looked for
+// among them.
 //
 // names finds substrings of three letters and more: the trigrams of every
 // folded name behind a tag of its tenant, so that one tenant's names are not in
@@ -32,7 +34,7 @@ import (
 const (
 	credentialTable = `
 CREATE TABLE credentials (seq INTEGER PRIMARY KEY, tenant TEXT NOT NULL, id TEXT NOT NULL, component TEXT NOT NULL, status TEXT NOT NULL,
-	name TEXT NOT NULL, doc TEXT NOT NULL);
+	name TEXT NOT NULL, workspace TEXT NOT NULL, doc TEXT NOT NULL);
 CREATE UNIQUE INDEX credentials_id ON credentials (tenant, id);
 CREATE TABLE counts (tenant TEXT, component TEXT, status TEXT, n INTEGER NOT NULL, PRIMARY KEY (tenant, component, status)) WITHOUT ROWID;
 CREATE VIRTUAL TABLE names USING fts5(text, content='', contentless_delete=1, detail=none, tokenize='trigram case_sensitive 1');
@@ -42,6 +44,8 @@ CREATE INDEX credentials_created ON credentials (tenant, status);
 CREATE INDEX credentials_component_created ON credentials (tenant, component, status);
 CREATE INDEX credentials_name ON credentials (tenant, status, name);
 CREATE INDEX credentials_component_name ON credentials (tenant, component, status, name);
+CREATE INDEX credentials_workspace_created ON credentials (tenant, workspace, status) WHERE workspace <> '';
+CREATE INDEX credentials_workspace_name ON credentials (tenant, workspace, status, name) WHERE workspace <> '';
 `
 )
 
@@ -264,7 +268,7 @@ func (b *batch) flushCredentials() error {
 		}
 		seq, name := int64(now.CreatedSeq), fold(now.Name)
 		if old == nil {
-			rows = append(rows, seq, now.Tenant, now.ID, now.Component, string(now.Status), name, string(doc))
+			rows = append(rows, seq, now.Tenant, now.ID, now.Component, string(now.Status), name, now.Workspace, string(doc))
 			if err := b.w.exec(insertName, seq, tag(now.Tenant)+name); err != nil {
 				return err
 			}
@@ -274,7 +278,7 @@ func (b *batch) flushCredentials() error {
 			return err
 		}
 	}
-	if err := b.w.insert("INSERT INTO credentials", 7, rows); err != nil {
+	if err := b.w.insert("INSERT INTO credentials", 8, rows); err != nil {
 		return err
 	}
 	return b.flushCounts(counts)

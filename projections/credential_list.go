@@ -25,6 +25,7 @@ var ErrSortInvalid = fault.New(fault.Invalid, "sort_invalid", `Credentials are s
 type CredentialFilter struct {
 	Tenant       string
 	Component    string
+	Workspace    string
 	Status       events.Status
 	NameContains string // letters compare without regard to case
 	Sort         string // "name" (the default; without regard to case, then by age) or "created"
@@ -84,7 +85,10 @@ func (f CredentialFilter) listing(b bounds) (*listing, error) {
 	}
 	l := &listing{f: f, bounds: b, term: fold(f.NameContains), limit: bounded(f.Limit), statuses: statuses, beyond: ">", short: "<", within: "<="}
 	l.index = "credentials_"
-	if f.Component != "" {
+	switch {
+	case f.Workspace != "":
+		l.index += "workspace_"
+	case f.Component != "":
 		l.index += "component_"
 	}
 	l.index += f.Sort
@@ -113,9 +117,19 @@ func (f CredentialFilter) listing(b bounds) (*listing, error) {
 	return l, nil
 }
 
-// filter is the WHERE clause of the tenant, component and status; an empty
-// status means all of them.
+// filter is the WHERE clause of the rows; an empty status means all of them. That
+// the workspace is not empty is said for SQLite, which would not use the index of
+// those that have one.
 func (l *listing) filter(status events.Status) (where string, args []driver.Value) {
+	where, args = l.counted(status)
+	if l.f.Workspace != "" {
+		where, args = where+" AND workspace = ? AND workspace <> ''", append(args, l.f.Workspace)
+	}
+	return where, args
+}
+
+// counted is the part of the filter that is counted: tenant, component and status.
+func (l *listing) counted(status events.Status) (where string, args []driver.Value) {
 	where, args = " WHERE tenant = ?", []driver.Value{l.f.Tenant}
 	if l.f.Component != "" {
 		where, args = where+" AND component = ?", append(args, l.f.Component)
@@ -275,9 +289,9 @@ func (l *listing) rows(c *conn, end *place, sql string, args []driver.Value) (pa
 	return page, "", nil
 }
 
-// total is the number of rows of the filter, from the counts.
+// total is the number of rows of the filter, of all workspaces, from the counts.
 func (l *listing) total(c *conn) (int64, error) {
-	where, args := l.filter(l.f.Status)
+	where, args := l.counted(l.f.Status)
 	return count(c, "SELECT coalesce(sum(n), 0) FROM counts"+where, args...)
 }
 
@@ -310,7 +324,7 @@ func (l *listing) parse(cursor string) (place, error) {
 
 func (l *listing) checksum(raw []byte) []byte {
 	f := l.f
-	sum := sha256.Sum256(events.LengthPrefixed("credstream/cursor/1", f.Tenant, f.Component, string(f.Status), l.term, f.Sort, fmt.Sprint(f.Desc), string(raw)))
+	sum := sha256.Sum256(events.LengthPrefixed("credstream/cursor/1", f.Tenant, f.Component, f.Workspace, string(f.Status), l.term, f.Sort, fmt.Sprint(f.Desc), string(raw)))
 	return sum[:8]
 }
 
@@ -329,7 +343,7 @@ func (v *Views) CredentialCounts(ctx context.Context, tenant string, f Credentia
 	if err != nil {
 		return nil, err
 	}
-	where, args := l.filter(f.Status)
+	where, args := l.counted(f.Status)
 	err = v.read(ctx, func(c *conn) error {
 		return c.query("SELECT component, status, n FROM counts"+where+" ORDER BY component, status", func(row []driver.Value) error {
 			counts = append(counts, Count{str(row[0]), events.Status(str(row[1])), int(num(row[2]))})

@@ -27,7 +27,7 @@ func (v *Views) Plans(f CredentialFilter) (plans []string, err error) {
 			add(l.query("name, seq, doc", &place{"x", 9}, true))
 			add(l.query("name, seq", nil, false))
 		}
-		where, args := l.filter(f.Status)
+		where, args := l.counted(f.Status)
 		add("SELECT sum(n) FROM counts"+where, args)
 	}
 	return plans, err

@@ -297,7 +297,8 @@ func folded(s string) string { return strings.ReplaceAll(strings.ToLower(s), "\x
 
 func (n naive) list(f projections.CredentialFilter) (all []projections.Credential) {
 	for _, c := range n {
-		if c.Tenant == f.Tenant && (f.Component == "" || f.Component == c.Component) && (f.Status == "" || f.Status == c.Status) &&
+		if c.Tenant == f.Tenant && (f.Component == "" || f.Component == c.Component) &&
+			(f.Workspace == "" || f.Workspace == c.Workspace) && (f.Status == "" || f.Status == c.Status) &&
 			strings.Contains(folded(c.Name), folded(f.NameContains)) {
 			all = append(all, c)
 		}
@@ -334,7 +335,8 @@ func history(t *rapid.T) []events.Record {
 			}
 			versions[stream] = 1
 			live = append(live, stream)
-			evs = append(evs, events.CredentialCreated{Component: rapid.SampledFrom([]string{"x", "y"}).Draw(t, "component"), Name: name.Draw(t, "name"), Keys: keys(1, verification.Draw(t, "verification"))})
+			evs = append(evs, events.CredentialCreated{Component: rapid.SampledFrom([]string{"x", "y"}).Draw(t, "component"),
+				Workspace: rapid.SampledFrom([]string{"", "w1", "w2"}).Draw(t, "workspace"), Name: name.Draw(t, "name"), Keys: keys(1, verification.Draw(t, "verification"))})
 		} else {
 			k := rapid.IntRange(0, len(live)-1).Draw(t, "which")
 			stream = live[k]
@@ -429,7 +431,7 @@ func TestViewsEqualAFoldOfTheLog(t *testing.T) {
 		term := rapid.OneOf(rapid.SampledFrom([]string{"", "order", "RDE", "s", "bc", "abc", "öÜ", "%", "\"", "本語テ", "kk", "\x00"}), rapid.StringMatching(`[a-c "]{1,4}`)).Draw(t, "term")
 		for range 6 {
 			f := projections.CredentialFilter{
-				Tenant: "a", Component: rapid.SampledFrom([]string{"", "x"}).Draw(t, "component"), Status: rapid.SampledFrom([]events.Status{"", "", events.Verified, events.Failed}).Draw(t, "status"),
+				Tenant: "a", Component: rapid.SampledFrom([]string{"", "x"}).Draw(t, "component"), Workspace: rapid.SampledFrom([]string{"", "w1"}).Draw(t, "of workspace"), Status: rapid.SampledFrom([]events.Status{"", "", events.Verified, events.Failed}).Draw(t, "status"),
 				NameContains: term, Sort: rapid.SampledFrom([]string{"name", "created"}).Draw(t, "sort"), Desc: rapid.Bool().Draw(t, "desc"), Limit: rapid.IntRange(1, 9).Draw(t, "limit"),
 			}
 			var got []projections.Credential
@@ -444,7 +446,7 @@ func TestViewsEqualAFoldOfTheLog(t *testing.T) {
 			if diff := gocmp.Diff(wanted, got, cmpopts.EquateEmpty()); diff != "" {
 				t.Fatalf("%+v: %s", f, diff)
 			}
-			if term != "" {
+			if term != "" || f.Workspace != "" {
 				continue
 			}
 			counts, err := v.CredentialCounts(t.Context(), "a", f)
@@ -477,11 +479,15 @@ func TestListsNeverScan(t *testing.T) {
 			for _, sort := range []string{"name", "created"} {
 				for _, desc := range []bool{false, true} {
 					for _, term := range []string{"", "ab", "abc"} {
-						more, err := v.Plans(projections.CredentialFilter{Tenant: "a", Component: component, Status: status, Sort: sort, Desc: desc, NameContains: term})
-						if err != nil {
-							t.Fatal(err)
+						for _, workspace := range []string{"", "w"} {
+							more, err := v.Plans(projections.CredentialFilter{
+								Tenant: "a", Component: component, Workspace: workspace, Status: status, Sort: sort, Desc: desc, NameContains: term,
+							})
+							if err != nil {
+								t.Fatal(err)
+							}
+							plans = append(plans, more...)
 						}
-						plans = append(plans, more...)
 					}
 				}
 			}

@@ -97,6 +97,7 @@ func (s *Service) maskedKeys(ctx context.Context, c projections.Credential) (map
 // ListCredentials asks for credentials by filter. Filters combine by AND.
 type ListCredentials struct {
 	Component    string        `json:"component,omitzero"`
+	Workspace    string        `json:"workspace,omitzero"`     // the id that they were created with
 	Status       events.Status `json:"status,omitzero"`        // verified, failed or unverified
 	NameContains string        `json:"name_contains,omitzero"` // without regard to case
 	Sort         string        `json:"sort,omitzero"`          // name, -name, created or -created; name when absent
@@ -135,7 +136,7 @@ func (s *Service) listCredentials(ctx context.Context, call *Call, in ListCreden
 		return CredentialList{}, err
 	}
 	page, next, err := s.cfg.Views.Credentials(ctx, projections.CredentialFilter{
-		Tenant: call.Tenant, Component: in.Component, Status: in.Status, NameContains: in.NameContains,
+		Tenant: call.Tenant, Component: in.Component, Workspace: in.Workspace, Status: in.Status, NameContains: in.NameContains,
 		Sort: sort, Desc: desc, Limit: limit, After: in.After,
 	})
 	if err != nil {

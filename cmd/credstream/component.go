@@ -19,7 +19,7 @@ func (a *app) componentCommand() *cobra.Command {
 		a.componentRegister(), a.componentUpdate(), a.componentList(), a.componentShow(),
 		a.componentChange("share", "Make a component visible to every tenant", "Component %s is visible to every tenant.", (*client.API).ShareComponent),
 		a.componentChange("unshare", "Make a component visible to its owner alone", "Component %s is visible to its owner alone.", (*client.API).UnshareComponent),
-		a.componentDelete(),
+		a.componentDelete(), a.componentSetEnv(),
 		a.whereUsed("List the flows that include a component", func(id string) client.FlowFilter { return client.FlowFilter{Component: id} }))
 }
 

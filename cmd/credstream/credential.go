@@ -26,7 +26,7 @@ var errKeysMissing = fault.New(fault.Invalid, "keys_missing",
 func (a *app) credentialCommand() *cobra.Command {
 	return a.group("credential", "Make, change and look at credentials",
 		a.credentialCreate(), a.credentialList(), a.credentialCounts(), a.credentialShow(), a.credentialRename(),
-		a.credentialReplaceKeys(), a.credentialRevert(), a.credentialVerify(), a.credentialDelete(), a.credentialHistory(),
+		a.credentialReplaceKeys(), a.credentialRevert(), a.credentialVerify(), a.credentialDelete(), a.credentialReveal(), a.credentialHistory(),
 		a.whereUsed("List the flows that use a credential, active or not", func(id string) client.FlowFilter { return client.FlowFilter{Credential: id} }))
 }
 

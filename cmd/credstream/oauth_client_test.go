@@ -310,3 +310,37 @@ func absent(t *testing.T, data, logs, secret string) {
 		return err
 	}))
 }
+
+// The verbs for OAuth clients, on the real service.
+func TestOAuthClientsOnTheCommandLine(t *testing.T) {
+	u := bring(t, t.TempDir())
+	registerAs(t, u.api, "sheets", sheets)
+	env := map[string]string{"CREDSTREAM_URL": u.base, "CREDSTREAM_KEY": adminKey}
+	verb := func(stdin string, want int, args ...string) string {
+		t.Helper()
+		var out, errs bytes.Buffer
+		code := run(t.Context(), args, func(k string) string { return env[k] }, strings.NewReader(stdin), &out, &errs)
+		if code != want {
+			t.Fatalf("%v ends with %d: %s%s", args, code, &out, &errs)
+		}
+		return out.String() + errs.String()
+	}
+	var defined struct {
+		ID string `json:"id"`
+	}
+	out := verb("canary-secret\n", 0, "oauth-client", "define", "--component", "sheets", "--client-id", "client-1", "--secret-file", "-", "--json")
+	must(t, json.Unmarshal([]byte(out), &defined))
+	if out := verb("", 0, "oauth-client", "show", defined.ID); !strings.Contains(out, "client-1") || !strings.Contains(out, "********") || strings.Contains(out, "canary") {
+		t.Errorf("shown is %s", out)
+	}
+	verb("x", 6, "oauth-client", "define", "--component", "sheets", "--client-id", "client-2", "--secret-file", "-")
+	verb("", 0, "oauth-client", "change", defined.ID, "--client-id", "client-3")
+	if out := verb("", 0, "oauth-client", "list"); !strings.Contains(out, "client-3") || !strings.Contains(out, "not used") {
+		t.Errorf("listed is %s", out)
+	}
+	verb("", 4, "oauth-client", "reveal", defined.ID)
+	verb("", 0, "oauth-client", "delete", defined.ID)
+	verb(`{"OAUTH_CLIENT_ID":"a","OAUTH_CLIENT_SECRET":"b"}`, 0, "component", "set-env", "sheets", "--values-file", "-")
+	verb(`{"OTHER":"a"}`, 2, "component", "set-env", "sheets", "--values-file", "-")
+	verb("", 2, "oauth-client", "define", "--component", "sheets", "--client-id", "x") // no terminal to ask on
+}

@@ -145,7 +145,7 @@ func (a *app) root() *cobra.Command {
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
 		newServeCommand(a.getenv, serve),
-		a.componentCommand(), a.credentialCommand(), a.flowCommand(), a.queueCommand(), a.eventsCommand(), a.viewsCommand(), a.tenantCommand(), a.keyCommand(),
+		a.componentCommand(), a.credentialCommand(), a.oauthClientCommand(), a.flowCommand(), a.queueCommand(), a.eventsCommand(), a.viewsCommand(), a.tenantCommand(), a.keyCommand(),
 		a.demoCommand(), a.versionCommand(),
 	)
 	return root

@@ -1,0 +1,147 @@
+package client
+
+import (
+	"context"
+	"iter"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// OAuthClient is what the service shows of an OAuth client.
+type OAuthClient struct {
+	ID           string    `json:"id"`
+	Component    string    `json:"component"`
+	ClientID     string    `json:"client_id"`
+	ClientSecret string    `json:"client_secret"` // "********"
+	Unusable     bool      `json:"unusable"`      // the component was deleted: the client can only be deleted
+	Used         bool      `json:"used"`          // a flow of the tenant includes the component, active or not
+	CreatedAt    time.Time `json:"created_at"`
+	CreatedBy    string    `json:"created_by"` // "key:<id>"
+	UpdatedAt    time.Time `json:"updated_at"`
+	Seq          uint64    `json:"seq"` // log sequence of the last change
+}
+
+// ClientSecret is the secret of an OAuth client. Nothing prints or encodes it;
+// only a command that takes it sends it.
+type ClientSecret struct{ clear func() string }
+
+// NewClientSecret takes the secret as the provider gave it.
+func NewClientSecret(s string) ClientSecret { return ClientSecret{func() string { return s }} }
+
+// String implements fmt.Stringer.
+func (ClientSecret) String() string { return hidden }
+
+// GoString implements fmt.GoStringer.
+func (ClientSecret) GoString() string { return hidden }
+
+// MarshalText implements encoding.TextMarshaler, so that an encoder writes no value.
+func (ClientSecret) MarshalText() ([]byte, error) { return []byte(hidden), nil }
+
+func (s ClientSecret) reveal() string {
+	if s.clear == nil {
+		return ""
+	}
+	return s.clear()
+}
+
+// clientChange is what define and change send.
+type clientChange struct {
+	ID           string `json:"id,omitzero"`
+	Component    string `json:"component,omitzero"`
+	ClientID     string `json:"client_id,omitzero"`
+	ClientSecret string `json:"client_secret,omitzero"`
+}
+
+// DefineOAuthClient defines the tenant's OAuth client of a component
+// (oauth_client_exists, oauth_not_declared, oauth_client_component_invalid).
+func (a *API) DefineOAuthClient(ctx context.Context, component, clientID string, secret ClientSecret, opts ...CommandOption) (Done, error) {
+	var done Done
+	err := a.Command(ctx, "oauth_client.define", clientChange{Component: component, ClientID: clientID, ClientSecret: secret.reveal()}, &done, opts...)
+	return done, err
+}
+
+// ChangeOAuthClient changes the client id, the secret, or both; what is empty stays.
+func (a *API) ChangeOAuthClient(ctx context.Context, id, clientID string, secret ClientSecret, opts ...CommandOption) (Done, error) {
+	var done Done
+	err := a.Command(ctx, "oauth_client.change", clientChange{ID: id, ClientID: clientID, ClientSecret: secret.reveal()}, &done, opts...)
+	return done, err
+}
+
+// DeleteOAuthClient deletes a client. It is refused while a flow, active or not,
+// includes the component (oauth_client_in_use, see FlowsOf).
+func (a *API) DeleteOAuthClient(ctx context.Context, id string, opts ...CommandOption) (Done, error) {
+	var done Done
+	err := a.Command(ctx, "oauth_client.delete", clientChange{ID: id}, &done, opts...)
+	return done, err
+}
+
+// GetOAuthClient returns one client, no older than the log sequence minSeq.
+func (a *API) GetOAuthClient(ctx context.Context, id string, minSeq uint64) (OAuthClient, error) {
+	var c OAuthClient
+	err := a.Query(ctx, "oauth_client.get", struct {
+		ID     string `json:"id"`
+		MinSeq uint64 `json:"min_seq,omitzero"`
+	}{id, minSeq}, &c)
+	return c, err
+}
+
+// OAuthClients yields the tenant's clients by component; one component's when it is not "".
+func (a *API) OAuthClients(ctx context.Context, component string) iter.Seq2[OAuthClient, error] {
+	return func(yield func(OAuthClient, error) bool) {
+		for after := ""; ; {
+			var page struct {
+				Clients []OAuthClient `json:"clients"`
+				Next    string        `json:"next"`
+			}
+			err := a.Query(ctx, "oauth_client.list", struct {
+				Component string `json:"component,omitzero"`
+				After     string `json:"after,omitzero"`
+				Limit     int    `json:"limit"`
+			}{component, after, 200}, &page)
+			if err != nil {
+				yield(OAuthClient{}, err)
+				return
+			}
+			for _, c := range page.Clients {
+				if !yield(c, nil) {
+					return
+				}
+			}
+			if after = page.Next; after == "" {
+				return
+			}
+		}
+	}
+}
+
+// RevealOAuthClient returns the secret of one client. The key needs the
+// permission credentials.reveal, and the service records it first.
+func (a *API) RevealOAuthClient(ctx context.Context, id string, opts ...CommandOption) (string, error) {
+	var shown struct {
+		ClientSecret string `json:"client_secret"`
+	}
+	err := a.Command(ctx, "oauth_client.reveal", clientChange{ID: id}, &shown, opts...)
+	return shown.ClientSecret, err
+}
+
+// RevealCredential returns the clear values of a credential as a JSON object. The
+// key needs the permission credentials.reveal, and the service records it first.
+func (a *API) RevealCredential(ctx context.Context, id string, opts ...CommandOption) (jsontext.Value, error) {
+	var shown struct {
+		Keys jsontext.Value `json:"keys"`
+	}
+	err := a.Command(ctx, "credential.reveal", change{ID: id}, &shown, opts...)
+	return shown.Keys, err
+}
+
+// SetComponentEnv gives values to the variables that a component's descriptor
+// declares; they replace all values (component_env_unknown).
+func (a *API) SetComponentEnv(ctx context.Context, id string, values Keys, opts ...CommandOption) (Done, error) {
+	var done Done
+	err := a.Command(ctx, "component.set-env", struct {
+		ID     string         `json:"id"`
+		Values jsontext.Value `json:"values"`
+	}{id, values.reveal()}, &done, opts...)
+	return done, err
+}

@@ -1,0 +1,244 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/credstream/credstream/client"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/fault"
+)
+
+var errSecretMissing = fault.New(fault.Invalid, "secret_missing",
+	"Give the client secret by --secret-file FILE, or --secret-file - for standard input. On a terminal it is asked for.")
+
+func (a *app) oauthClientCommand() *cobra.Command {
+	return a.group("oauth-client", "Define the OAuth clients of components",
+		a.clientDefine(), a.clientChange(), a.clientList(), a.clientShow(), a.clientDelete(), a.clientReveal())
+}
+
+func bindSecretFile(cmd *cobra.Command, file *string) {
+	cmd.Flags().StringVar(file, "secret-file", "", "`FILE` with the client secret, - for standard input")
+}
+
+// clientSecret reads the secret from the file, or asks for it.
+func (a *app) clientSecret(ctx context.Context, file string) (client.ClientSecret, error) {
+	if file != "" {
+		b, err := a.secretFile(file)
+		return client.NewClientSecret(strings.TrimRight(string(b), "\r\n")), err
+	}
+	tty, ok := a.stdin.(*os.File)
+	if !ok || !term.IsTerminal(int(tty.Fd())) {
+		return client.ClientSecret{}, errSecretMissing
+	}
+	s, err := a.ask(ctx, tty, commands.Field{Name: "client_secret", Label: "Client secret", Required: true, Secret: true})
+	return client.NewClientSecret(s), err
+}
+
+func (a *app) clientDefine() *cobra.Command {
+	var component, id, file string
+	cmd := &cobra.Command{
+		Use: "define --component ID --client-id ID", Short: "Define the tenant's OAuth client of a component", Args: arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			secret, err := a.clientSecret(cmd.Context(), file)
+			if err != nil {
+				return err
+			}
+			done, err := api.DefineOAuthClient(cmd.Context(), component, id, secret)
+			if err != nil {
+				return err
+			}
+			return a.answer(done, "Defined OAuth client %s of component %s.", done.ID, component)
+		},
+	}
+	cmd.Flags().StringVar(&component, "component", "", "`ID` of the component")
+	cmd.Flags().StringVar(&id, "client-id", "", "client `ID` as the provider gave it")
+	bindSecretFile(cmd, &file)
+	required(cmd, "component", "client-id")
+	return cmd
+}
+
+func (a *app) clientChange() *cobra.Command {
+	var id, file string
+	var ask bool
+	cmd := &cobra.Command{
+		Use: "change ID", Short: "Change the client id, the client secret, or both", Args: arguments("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			var secret client.ClientSecret
+			if file != "" || ask {
+				if secret, err = a.clientSecret(cmd.Context(), file); err != nil {
+					return err
+				}
+			}
+			done, err := api.ChangeOAuthClient(cmd.Context(), args[0], id, secret)
+			if err != nil {
+				return err
+			}
+			return a.answer(done, "Changed OAuth client %s.", done.ID)
+		},
+	}
+	cmd.Flags().StringVar(&id, "client-id", "", "client `ID` as the provider gave it; stays when absent")
+	cmd.Flags().BoolVar(&ask, "secret", false, "ask for another client secret on the terminal")
+	bindSecretFile(cmd, &file)
+	return cmd
+}
+
+func (a *app) clientList() *cobra.Command {
+	var component string
+	cmd := &cobra.Command{
+		Use: "list", Short: "List the tenant's OAuth clients", Args: arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			list := []client.OAuthClient{}
+			var rows [][]string
+			for c, err := range api.OAuthClients(cmd.Context(), component) {
+				if err != nil {
+					return err
+				}
+				list = append(list, c)
+				rows = append(rows, []string{c.ID, c.Component, c.ClientID, clientState(c), when(c.UpdatedAt)})
+			}
+			if a.client.JSON {
+				return a.json(map[string]any{"clients": list})
+			}
+			return a.list([]string{"ID", "COMPONENT", "CLIENT ID", "STATE", "UPDATED"}, rows)
+		},
+	}
+	cmd.Flags().StringVar(&component, "component", "", "only the client of this component `ID`")
+	return cmd
+}
+
+func clientState(c client.OAuthClient) string {
+	switch {
+	case c.Unusable:
+		return "unusable: its component was deleted"
+	case c.Used:
+		return "used by flows"
+	}
+	return "not used"
+}
+
+func (a *app) clientShow() *cobra.Command {
+	return &cobra.Command{
+		Use: "show ID", Short: "Show one OAuth client; its secret is masked", Args: arguments("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			c, err := api.GetOAuthClient(cmd.Context(), args[0], 0)
+			if err != nil {
+				return err
+			}
+			if a.client.JSON {
+				return a.json(c)
+			}
+			return a.pairs([][2]string{
+				{"id", c.ID},
+				{"component", c.Component},
+				{"client id", c.ClientID},
+				{"client secret", c.ClientSecret},
+				{"state", clientState(c)},
+				{"created", when(c.CreatedAt) + " by " + c.CreatedBy},
+				{"updated", when(c.UpdatedAt)},
+			})
+		},
+	}
+}
+
+func (a *app) clientDelete() *cobra.Command {
+	return &cobra.Command{
+		Use: "delete ID", Short: "Delete an OAuth client; refused while a flow includes the component", Args: arguments("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			done, err := api.DeleteOAuthClient(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return a.answer(done, "Deleted OAuth client %s.", done.ID)
+		},
+	}
+}
+
+func (a *app) clientReveal() *cobra.Command {
+	return &cobra.Command{
+		Use: "reveal ID", Short: "Print the secret of an OAuth client; that it was done is recorded first", Args: arguments("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			secret, err := api.RevealOAuthClient(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return a.answer(map[string]string{"client_secret": secret}, "%s", secret)
+		},
+	}
+}
+
+func (a *app) credentialReveal() *cobra.Command {
+	return &cobra.Command{
+		Use: "reveal ID", Short: "Print the clear values of a credential; that it was done is recorded first", Args: arguments("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			keys, err := api.RevealCredential(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(a.stdout, compact(keys))
+			return err
+		},
+	}
+}
+
+func (a *app) componentSetEnv() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use: "set-env ID --values-file FILE", Short: "Give values to the variables that a component's descriptor declares", Args: arguments("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			b, err := a.secretFile(file)
+			if err != nil {
+				return err
+			}
+			values, err := client.KeysJSON(b)
+			if err != nil {
+				return err
+			}
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			done, err := api.SetComponentEnv(cmd.Context(), args[0], values)
+			if err != nil {
+				return err
+			}
+			return a.answer(done, "The variables of component %s are set.", done.ID)
+		},
+	}
+	cmd.Flags().StringVar(&file, "values-file", "", "`FILE` with a JSON object of texts by variable, - for standard input")
+	required(cmd, "values-file")
+	return cmd
+}
