@@ -325,16 +325,16 @@ func TestOAuthClientsOnTheCommandLine(t *testing.T) {
 		}
 		return out.String() + errs.String()
 	}
-	var defined struct {
-		ID string `json:"id"`
-	}
+	var defined done
 	out := verb("canary-secret\n", 0, "oauth-client", "define", "--component", "sheets", "--client-id", "client-1", "--secret-file", "-", "--json")
 	must(t, json.Unmarshal([]byte(out), &defined))
+	must(t, u.query("oauth_client.list", fmt.Sprintf("min_seq=%d", defined.Seq), nil))
 	if out := verb("", 0, "oauth-client", "show", defined.ID); !strings.Contains(out, "client-1") || !strings.Contains(out, "********") || strings.Contains(out, "canary") {
 		t.Errorf("shown is %s", out)
 	}
 	verb("x", 6, "oauth-client", "define", "--component", "sheets", "--client-id", "client-2", "--secret-file", "-")
-	verb("", 0, "oauth-client", "change", defined.ID, "--client-id", "client-3")
+	must(t, json.Unmarshal([]byte(verb("", 0, "oauth-client", "change", defined.ID, "--client-id", "client-3", "--json")), &defined))
+	must(t, u.query("oauth_client.list", fmt.Sprintf("min_seq=%d", defined.Seq), nil))
 	if out := verb("", 0, "oauth-client", "list"); !strings.Contains(out, "client-3") || !strings.Contains(out, "not used") {
 		t.Errorf("listed is %s", out)
 	}
