@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -14,7 +15,7 @@ import (
 )
 
 // The OpenAPI document says of each type and member what the source says of it.
-func TestOpenAPIComments(t *testing.T) {
+func TestReferenceInOpenAPI(t *testing.T) {
 	docs := documented(t, "service", "events", "projections", "fault", "api/v1")
 	said := map[string]map[string]string{}
 	comments(docs, said, reflect.TypeFor[fault.Problem]())
@@ -39,9 +40,12 @@ func TestOpenAPIComments(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, want) {
-		t.Errorf("%s is not what the code says; write it anew: go test . -run TestOpenAPIComments -update", file)
+		t.Errorf("%s is not what the code says; write it anew: go test . -run TestReferenceInOpenAPI -update", file)
 	}
 }
+
+// answersOnly matches a comment that names a type of Go and says no more.
+var answersOnly = regexp.MustCompile(`^Answers [A-Z]\w+\.$`)
 
 // comments gathers the comments on a struct of ours and on all that it holds.
 func comments(docs map[string]typeDoc, said map[string]map[string]string, typ reflect.Type) {
@@ -59,7 +63,7 @@ func comments(docs map[string]typeDoc, said map[string]map[string]string, typ re
 	of := map[string]string{}
 	said[typ.String()] = of
 	d := docs[strings.TrimPrefix(typ.PkgPath(), module)+"."+typ.Name()]
-	if c := sentence(d.comment, typ.Name()); c != "" {
+	if c := sentence(strings.TrimPrefix(d.comment, typ.Name()+" is "), typ.Name()); c != "" && !answersOnly.MatchString(c) {
 		of[""] = c
 	}
 	for f := range typ.Fields() {

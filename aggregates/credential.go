@@ -203,7 +203,7 @@ func (s CredentialState) reserve(c commands.ReserveCredential) ([]events.Credent
 		return nil, err
 	}
 	next, _ := s.Uses.Of(c.Flow)
-	if next.Binding == c.Binding {
+	if next.Binding == c.Binding && next.Until >= c.Until.UnixMicro() { // a repeat may ask for longer
 		return nil, nil
 	}
 	next.Binding, next.Until = c.Binding, c.Until.UnixMicro()

@@ -4,8 +4,11 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strconv"
+	"strings"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -61,6 +64,9 @@ const (
 // together with what is said about it.
 const maxQueued = 640 << 10
 
+// maxBacklog is the number of commands of one name that may wait of one tenant.
+const maxBacklog = 5000
+
 // FlowsConfig is the stream of the flow events, by tenant and flow:
 // "credstream.in.flows.<tenant>.<token of the flow>". What is done goes away.
 func FlowsConfig(replicas int) jetstream.StreamConfig {
@@ -70,7 +76,10 @@ func FlowsConfig(replicas int) jetstream.StreamConfig {
 // QueueConfig is the stream of the queued commands, by tenant and command:
 // "credstream.in.cmdq.<tenant>.<command>". What is done goes away.
 func QueueConfig(replicas int) jetstream.StreamConfig {
-	return queueStream(QueueStream, queueInside+">", jetstream.WorkQueuePolicy, replicas)
+	cfg := queueStream(QueueStream, queueInside+">", jetstream.WorkQueuePolicy, replicas)
+	// One tenant's backlog of one command must not fill what a reader can hold for all.
+	cfg.MaxMsgsPerSubject, cfg.Discard, cfg.DiscardNewPerSubject = maxBacklog, jetstream.DiscardNew, true
+	return cfg
 }
 
 // PoisonConfig is the stream of what failed for good, by tenant and queue:
@@ -90,6 +99,14 @@ func queueStream(name, subject string, retention jetstream.RetentionPolicy, repl
 // ErrNotStored is answered to a publisher whose message is not known to be durable.
 var ErrNotStored = fault.New(fault.Unavailable, "queue_message_not_stored",
 	"The message was not stored, or it is not known whether it was. Publish it again.")
+
+// ErrQueueFull is answered while too many commands of one name wait.
+var ErrQueueFull = fault.New(fault.Throttled, "queue_full",
+	"Too many of these commands of this tenant wait in the queue. Publish it again later.").After(10 * time.Second)
+
+// storeFull is how the server refuses a message for a subject that is full
+// (nats-server's ErrMaxMsgsPerSubject).
+const storeFull = "maximum messages per subject exceeded"
 
 // Queues stores messages in the three streams, durable.
 type Queues struct {
@@ -148,6 +165,9 @@ func (r receipt) wait(ctx context.Context) (seq uint64, err error) {
 			err = r.durable(ctx)
 		}
 		seq = ack.Sequence
+	}
+	if api, ok := errors.AsType[*jetstream.APIError](err); ok && strings.Contains(api.Description, storeFull) {
+		return 0, ErrQueueFull
 	}
 	if err != nil {
 		return 0, fmt.Errorf("storing in %s: %w: %w", r.stream, ErrNotStored, err)

@@ -35,7 +35,15 @@ type Reader struct {
 	cfg     ReaderConfig
 	log     *slog.Logger
 	handled *prometheus.CounterVec
+	gate    *gate // commands being obeyed
 }
+
+// maxObeyed is how many commands of one tenant are obeyed at one time: one whose
+// targets are slow leaves room for the others.
+const (
+	maxObeyed = maxHanded / 4
+	obeySoon  = 250 * time.Millisecond
+)
 
 // ReaderConfig is what a Reader is made of.
 type ReaderConfig struct {
@@ -53,7 +61,7 @@ type ReaderConfig struct {
 // NewReader makes a Reader; Run runs it.
 func NewReader(cfg ReaderConfig) *Reader {
 	labels := prometheus.Labels{"queue": string(cfg.Queue)}
-	r := &Reader{cfg: cfg, log: cfg.Logger.With("queue", cfg.Queue), handled: prometheus.NewCounterVec(prometheus.CounterOpts{
+	r := &Reader{cfg: cfg, log: cfg.Logger.With("queue", cfg.Queue), gate: newGate(maxHanded, maxObeyed), handled: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "credstream_queue_handled_total", ConstLabels: labels,
 		Help: "Messages of a queue that were handled: ok, retried or poisoned, by the code of the reason.",
 	}, []string{"outcome", "code"})}
@@ -299,6 +307,10 @@ func (r *Reader) obey(msg *message.Message) error {
 	if err != nil {
 		return err
 	}
+	if !r.gate.enter(q.tenant) {
+		return errBusy.After(obeySoon) // its lane waits outside
+	}
+	defer r.gate.leave(q.tenant)
 	call.CommandID = q.id
 	_, err = r.cfg.Service.Serve(msg.Context(), call, q.name, msg.Payload)
 	return err
@@ -338,10 +350,14 @@ func (h flowHandler) NewEvent() any { return &service.FlowEvent{Change: h.change
 
 // Handle implements cqrs.GroupEventHandler.
 func (h flowHandler) Handle(ctx context.Context, e any) error {
-	call, _, err := h.r.call(cqrs.OriginalMessageFromCtx(ctx))
+	call, q, err := h.r.call(cqrs.OriginalMessageFromCtx(ctx))
 	if err != nil {
 		return err
 	}
+	if !h.r.gate.enter(q.tenant) {
+		return errBusy.After(obeySoon)
+	}
+	defer h.r.gate.leave(q.tenant)
 	return h.r.cfg.Service.ObserveFlow(ctx, call, *e.(*service.FlowEvent))
 }
 

@@ -42,11 +42,11 @@ func (w *whole) petstore() {
 }
 
 // sealed seals keys to the tenant's service key, for one command.
-func (w *whole) sealed(tenant, command, id, keys string) string {
+func (w *whole) sealed(tenant, command, id, target, keys string) string {
 	w.t.Helper()
 	answer := must(w.svc.Serve(w.t.Context(), svc.Call{Tenant: tenant, Principal: w.admin, Via: "nats"}, "service.key", nil))(w.t)
 	public := must(base64.RawURLEncoding.DecodeString(answer.(svc.SealingKey).PublicKey))(w.t)
-	info := strings.Join([]string{"credstream/keys-sealed/1", tenant, command, id}, "\n")
+	info := strings.Join([]string{"credstream/keys-sealed/1", tenant, command, id, target}, "\n")
 	text := must(seal.To(public, []byte(info), seal.NewSecret([]byte(keys))))(w.t)
 	return base64.RawURLEncoding.EncodeToString(text)
 }
@@ -66,7 +66,7 @@ func TestQueuedCommands(t *testing.T) {
 	}{
 		{"secret_in_queue", queuedCommand("default", "credential.create", "c1", `{"component":"petstore","keys":{"apiKey":"`+canary+`"}}`)},
 		{"keys_sealed_unopenable", queuedCommand("default", "credential.create", "c1",
-			`{"component":"petstore","keys_sealed":"`+w.sealed("default", "credential.create", "c2", `{"apiKey":"`+secret+`"}`)+`"}`)},
+			`{"component":"petstore","keys_sealed":"`+w.sealed("default", "credential.create", "c2", "petstore", `{"apiKey":"`+secret+`"}`)+`"}`)},
 		{"body_invalid", queuedCommand("default", "credential.rename", "c1", canary)},
 		{"body_invalid", queuedCommand("default", "credential.rename", "c1", `{"`+canary+`":1}`)},
 		{"route_unknown", queuedCommand("default", "credential.get", "c1", `{}`)},
@@ -83,7 +83,7 @@ func TestQueuedCommands(t *testing.T) {
 	}
 	create := func() *nats.Msg {
 		m := queuedCommand("default", "credential.create", "c3", fmt.Sprintf(`{"component": "petstore", "name":"Pets", "keys_sealed":%q}`,
-			w.sealed("default", "credential.create", "c3", `{"apiKey":"`+secret+`"}`)))
+			w.sealed("default", "credential.create", "c3", "petstore", `{"apiKey":"`+secret+`"}`)))
 		m.Header.Set("X-Correlation-Id", "corr-1")
 		return m
 	}

@@ -31,7 +31,7 @@ const (
 const (
 	maxHanded   = 128    // messages handed out at one time
 	maxLanes    = 256    // lanes with a message to hand out
-	maxHeld     = 10_000 // messages that came in and are not acknowledged
+	maxHeld     = 50_000 // messages that came in and are not acknowledged
 	pullBatch   = 64     // messages
 	pullExpiry  = 10 * time.Second
 	pullSilence = 2 * time.Second // between two signs of life of an idle consumer

@@ -61,9 +61,10 @@ func (a *API) ServiceKey(ctx context.Context) (ServiceKey, error) {
 const suite = "DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM"
 
 // SealKeys seals keys to the tenant's service key, for one command with one
-// command id: what it returns goes into the member keys_sealed, in place of keys,
-// of that command, and opens for nothing else.
-func (a *API) SealKeys(ctx context.Context, command, commandID string, keys Keys) (string, error) {
+// command id and one target, which is the component of a new credential or the id
+// of one that is there: what it returns goes into the member keys_sealed, in place
+// of keys, of that command, and opens for nothing else.
+func (a *API) SealKeys(ctx context.Context, command, commandID, target string, keys Keys) (string, error) {
 	k, err := a.ServiceKey(ctx)
 	if err != nil {
 		return "", err
@@ -79,7 +80,7 @@ func (a *API) SealKeys(ctx context.Context, command, commandID string, keys Keys
 	if err != nil {
 		return "", fmt.Errorf("%w %w", ErrAnswer, err)
 	}
-	info := strings.Join([]string{"credstream/keys-sealed/1", a.tenant, command, commandID}, "\n")
+	info := strings.Join([]string{"credstream/keys-sealed/1", a.tenant, command, commandID, target}, "\n")
 	sealed, err := hpke.Seal(public, hpke.HKDFSHA256(), hpke.AES256GCM(), []byte(info), keys.reveal())
 	if err != nil {
 		return "", fmt.Errorf("seal the keys: %w", err)

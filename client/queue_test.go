@@ -94,7 +94,7 @@ func TestSealKeys(t *testing.T) {
 	}
 	answer := fmt.Sprintf(`{"public_key":%q,"suite":%q}`, base64.RawURLEncoding.EncodeToString(public), seal.Suite)
 	_, api := newServer(t, says(answer))
-	sealed, err := api.SealKeys(ctx, "credential.create", "mine", keys(t, `{"apiKey":"`+canary+`"}`))
+	sealed, err := api.SealKeys(ctx, "credential.create", "mine", "petstore", keys(t, `{"apiKey":"`+canary+`"}`))
 	if err != nil || strings.Contains(sealed, canary) {
 		t.Fatal(sealed, err)
 	}
@@ -102,11 +102,11 @@ func TestSealKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	clear, err := keyring.OpenFor(ctx, "acme", []byte("credstream/keys-sealed/1\nacme\ncredential.create\nmine"), raw)
+	clear, err := keyring.OpenFor(ctx, "acme", []byte("credstream/keys-sealed/1\nacme\ncredential.create\nmine\npetstore"), raw)
 	if err != nil || string(clear.Reveal()) != `{"apiKey":"`+canary+`"}` {
 		t.Error(err)
 	}
-	for _, info := range []string{"credential.replace-keys\nmine", "credential.create\nother"} {
+	for _, info := range []string{"credential.replace-keys\nmine\npetstore", "credential.create\nother\npetstore", "credential.create\nmine\nother"} {
 		if _, err := keyring.OpenFor(ctx, "acme", []byte("credstream/keys-sealed/1\nacme\n"+info), raw); !errors.Is(err, seal.ErrSealedUnopenable) {
 			t.Errorf("%q: %v", info, err)
 		}
@@ -117,7 +117,7 @@ func TestSealKeys(t *testing.T) {
 		`{"public_key":"` + base64.RawURLEncoding.EncodeToString(public) + `","suite":"none"}`,
 	} {
 		_, api := newServer(t, says(wrong))
-		if _, err := api.SealKeys(ctx, "credential.create", "mine", keys(t, `{}`)); !errors.Is(err, client.ErrAnswer) {
+		if _, err := api.SealKeys(ctx, "credential.create", "mine", "petstore", keys(t, `{}`)); !errors.Is(err, client.ErrAnswer) {
 			t.Errorf("%s: %v", wrong, err)
 		}
 	}

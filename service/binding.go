@@ -38,10 +38,6 @@ func (s *Service) bindFlow(ctx context.Context, call *Call, in BindFlow) (Done, 
 	if len(refused) > 0 {
 		return Done{}, cannotBind(in.Steps, refused)
 	}
-	was, err := aggregates.Flow.Fresh(ctx, s.cfg.Log, aggregates.Flow.Stream(call.Tenant, cmd.ID))
-	if err != nil {
-		return Done{}, err
-	}
 	steps := byCredential(in.Steps)
 	if len(steps) == 0 { // nothing to hold; what was held before is given back
 		return s.endBinding(ctx, call, commands.ReleaseFlow{ID: cmd.ID, Reason: events.ReleasedOnRequest})
@@ -53,23 +49,48 @@ func (s *Service) bindFlow(ctx context.Context, call *Call, in BindFlow) (Done, 
 			err = cannotBind(in.Steps, refused)
 		}
 		if err != nil {
-			if definite(err) {
-				s.giveBack(ctx, call, cmd.ID, cmd.Binding, order[:n])
-			}
+			s.giveUp(ctx, call, cmd, order[:n], err)
 			return Done{}, err
 		}
 	}
-	_, now, err := execute(ctx, s, call, aggregates.Flow, call.Tenant, commands.Flow(cmd))
+	before, now, err := execute(ctx, s, call, aggregates.Flow, call.Tenant, commands.Flow(cmd))
 	if err != nil {
-		if definite(err) {
-			s.giveBack(ctx, call, cmd.ID, cmd.Binding, order)
-		}
+		s.giveUp(ctx, call, cmd, order, err)
 		return Done{}, err
 	}
-	if before := was.Value.Binding; before.ID != "" && before.ID != cmd.Binding { // this one takes its place
-		s.giveBack(ctx, call, cmd.ID, before.ID, slices.Sorted(maps.Keys(byCredential(before.Steps))))
+	if b := before.Binding; b.ID != "" && b.ID != cmd.Binding { // this one takes its place
+		s.giveBack(ctx, call, cmd.ID, b.ID, slices.Sorted(maps.Keys(byCredential(b.Steps))))
+	}
+	if err := s.keepBinding(ctx, call, cmd.ID, now.Value.Binding); err != nil {
+		return Done{}, err
 	}
 	return Done{Seq: now.Seq, ID: cmd.ID, Binding: cmd.Binding, Until: now.Value.Binding.Until}, nil
+}
+
+// keepBinding makes the credentials hold the reservation that stands: another
+// bind of the flow may have reserved some of them between ours and our fact. The
+// flow's own stream says which one stands.
+func (s *Service) keepBinding(ctx context.Context, call *Call, flow string, b aggregates.Binding) error {
+	for {
+		for credential, steps := range byCredential(b.Steps) {
+			refused, err := s.reserve(ctx, call.step(0), commands.BindFlow{ID: flow, Binding: b.ID, Until: b.Until}, credential, steps)
+			if err == nil && len(refused) > 0 {
+				err = cannotBind(b.Steps, refused)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		now, err := aggregates.Flow.Fresh(ctx, s.cfg.Log, aggregates.Flow.Stream(call.Tenant, flow))
+		switch {
+		case err != nil || now.Value.Binding.ID == b.ID:
+			return err
+		case now.Value.Binding.ID == "": // it has started, or was released, meanwhile
+			s.giveBack(ctx, call, flow, b.ID, slices.Sorted(maps.Keys(byCredential(b.Steps))))
+			return nil
+		}
+		b = now.Value.Binding
+	}
 }
 
 // binding checks the form of the request.
@@ -122,9 +143,29 @@ func (s *Service) reserve(ctx context.Context, call *Call, bind commands.BindFlo
 	return mismatched(0, steps, state.Value, err)
 }
 
+// giveUp gives back what was reserved for a binding that failed for good. The
+// same command may have been obeyed by another process meanwhile: then the
+// reservation is that one's.
+func (s *Service) giveUp(ctx context.Context, call *Call, bind commands.BindFlow, credentials []string, failed error) {
+	if _, repeated := errors.AsType[*repeat](failed); repeated || !definite(failed) {
+		return
+	}
+	now, err := aggregates.Flow.Fresh(ctx, s.cfg.Log, aggregates.Flow.Stream(call.Tenant, bind.ID))
+	if err != nil || now.Value.Binding.ID == bind.Binding {
+		return
+	}
+	s.giveBack(ctx, call, bind.ID, bind.Binding, credentials)
+}
+
 // giveBack ends a reservation on the credentials and returns the last sequence of
 // that. What it misses ends by itself.
 func (s *Service) giveBack(ctx context.Context, call *Call, flow, binding string, credentials []string) (last uint64) {
+	// Not as the command itself: it would be taken for a repeat of it, or its commit for the command's own.
+	beside := *call
+	if beside.named = false; beside.CommandID != "" {
+		beside.CommandID += "/0"
+	}
+	call = &beside
 	for _, credential := range credentials {
 		seq, err := s.release(ctx, call, commands.ReleaseCredential{ID: credential, Flow: flow, Binding: binding})
 		last = max(last, seq)

@@ -70,7 +70,7 @@ func (s *Service) createCredential(ctx context.Context, call *Call, in CreateCre
 	if err != nil {
 		return Done{}, err
 	}
-	if in.Keys, err = s.unsealKeys(ctx, call, "credential.create", in.Keys, in.KeysSealed); err != nil {
+	if in.Keys, err = s.unsealKeys(ctx, call, "credential.create", in.Component, in.Keys, in.KeysSealed); err != nil {
 		return Done{}, err
 	}
 	d, revision, err := s.usable(ctx, call.Tenant, in.Component)
@@ -171,7 +171,7 @@ func (s *Service) replaceKeys(ctx context.Context, call *Call, in ReplaceKeys) (
 	if err != nil {
 		return Done{}, err
 	}
-	if in.Keys, err = s.unsealKeys(ctx, call, "credential.replace-keys", in.Keys, in.KeysSealed); err != nil {
+	if in.Keys, err = s.unsealKeys(ctx, call, "credential.replace-keys", in.ID, in.Keys, in.KeysSealed); err != nil {
 		return Done{}, err
 	}
 	d, revision, err := s.usable(ctx, call.Tenant, state.Component)
@@ -591,3 +591,7 @@ func probe(d commands.Descriptor) verify.Probe {
 	}
 	return p
 }
+
+// CheckName refuses, with ErrName at /name, what cannot be the name of a
+// credential: for an edge that has more than one command to send.
+func CheckName(name string) error { return checkName("/name", name) }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -90,6 +91,8 @@ func ParseFlowEvent(ceType, ceSubject, flow string, data []byte) (FlowEvent, err
 		return e, ErrFlowEventData.Because("The flow's id is missing or cannot be used.").At("/id")
 	case e.ID != flow || ceSubject != "" && ceSubject != e.ID:
 		return e, ErrFlowEventSubject
+	case e.Revision > math.MaxInt64>>10: // 2^53-1: more is not the same number to every reader of JSON, and the last one could never be followed
+		return e, ErrFlowEventData.Because("The revision is larger than 2^53-1.").At("/revision")
 	case e.Revision == 0:
 		return e, ErrFlowEventData.Because("The revision is missing. It is at least 1 and rises with every event of a flow.").At("/revision")
 	case e.Name != "" && checkName("/name", e.Name) != nil:
@@ -221,24 +224,25 @@ func (s *Service) settle(ctx context.Context, call *Call, flow string, was, now 
 	var all errgroup.Group
 	all.SetLimit(settleAtOnce)
 	found := make(chan []events.FlowUseRefused, len(steps)+1)
+	ended := ""
+	if was.Binding.ID != now.Binding.ID {
+		ended = was.Binding.ID
+	}
 	for credential, its := range steps {
 		all.Go(func() error {
 			r, err := s.useCredential(ctx, call, flow, credential, now, its)
 			found <- r
+			if err == nil && ended != "" { // only now: given back before, nothing would hold it in between
+				err = s.changeUse(ctx, call, commands.ReleaseCredential{ID: credential, Flow: flow, Binding: ended})
+			}
 			return err
 		})
 	}
 	for credential := range byCredential(slices.Concat(was.Steps, was.Binding.Steps)) {
-		release := commands.ReleaseCredential{ID: credential, Flow: flow}
-		if _, named := steps[credential]; !named {
-			release.Revision = now.Revision
-		}
-		if was.Binding.ID != now.Binding.ID {
-			release.Binding = was.Binding.ID
-		}
-		if release.Revision == 0 && release.Binding == "" {
+		if _, named := steps[credential]; named {
 			continue
 		}
+		release := commands.ReleaseCredential{ID: credential, Flow: flow, Revision: now.Revision, Binding: ended}
 		all.Go(func() error { return s.changeUse(ctx, call, release) })
 	}
 	components := componentsOf(now.Steps)

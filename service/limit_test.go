@@ -15,8 +15,8 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// reached stands at the far side of the limits: commands that pass get no further.
-var reached = errors.New("reached")
+// errReached stands at the far side of the limits: commands that pass get no further.
+var errReached = errors.New("reached")
 
 // limited is a service with limits, the tenants acme and other, and a clock.
 type limited struct {
@@ -39,7 +39,7 @@ func newLimited(t testing.TB, limits service.Limits) *limited {
 	}
 	l := &limited{now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
 	l.Service, err = service.New(service.Config{
-		Log: log, Limits: limits, WritesAllowed: func() error { return reached }, Now: func() time.Time { return l.now },
+		Log: log, Limits: limits, WritesAllowed: func() error { return errReached }, Now: func() time.Time { return l.now },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -54,7 +54,7 @@ func (l *limited) ask(t testing.TB, key, tenant, route string, role service.Role
 	_, err := l.Serve(t.Context(), service.Call{
 		Tenant: tenant, Principal: service.Principal{Actor: events.Actor{Kind: "key", ID: key}, Tenants: []string{"acme", "other"}, Role: role},
 	}, route, []byte(`{}`))
-	if errors.Is(err, reached) {
+	if errors.Is(err, errReached) {
 		return nil
 	}
 	return err

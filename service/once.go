@@ -164,8 +164,8 @@ func execute[S any, C commands.Command, E any](ctx context.Context, s *Service, 
 ) (before S, after aggregates.State[S], err error) {
 	begin := s.now()
 	was, after, err := d.Execute(ctx, s.cfg.Log, tenant, cmd, s.meta(call), func(ctx context.Context, seq uint64) error {
-		if seq <= call.looked {
-			return nil // an earlier look covered it
+		if !call.named || seq <= call.looked { // an unnamed call may have several under way
+			return nil // or an earlier look covered it
 		}
 		done, err := s.repeated(ctx, call, seq)
 		if done != nil {

@@ -109,7 +109,7 @@ func (s *Service) CheckQueued(ctx context.Context, call *Call, command string, b
 			return nil, ErrKeysSealed
 		}
 		call.named = call.CommandID != ""
-		if _, err := s.unsealKeys(ctx, call, command, Keys{}, sealed); err != nil {
+		if _, err := s.unsealKeys(ctx, call, command, sealedFor(command, members), Keys{}, sealed); err != nil {
 			return nil, err
 		}
 	}
@@ -145,13 +145,26 @@ func QueueLane(tenant, command, commandID string, body []byte) string {
 }
 
 // sealedInfo binds sealed keys to one request: the lines "credstream/keys-sealed/1",
-// tenant, command and command id. It is the info of HPKE (RFC 9180).
-func sealedInfo(tenant, command, commandID string) []byte {
-	return []byte(strings.Join([]string{"credstream/keys-sealed/1", tenant, command, commandID}, "\n"))
+// tenant, command, command id and target, which is the component of a new
+// credential or the id of one that is there: whoever else sees the sealed keys
+// cannot have them opened for a component of his own. It is the info of HPKE
+// (RFC 9180).
+func sealedInfo(tenant, command, commandID, target string) []byte {
+	return []byte(strings.Join([]string{"credstream/keys-sealed/1", tenant, command, commandID, target}, "\n"))
+}
+
+// sealedFor is the target that a queued command names.
+func sealedFor(command string, members map[string]jsontext.Value) (target string) {
+	member := "id"
+	if command == "credential.create" {
+		member = "component"
+	}
+	_ = json.Unmarshal(members[member], &target) // of another type it is refused, for what it is
+	return target
 }
 
 // unsealKeys returns the keys of a request that carries them sealed, or keys.
-func (s *Service) unsealKeys(ctx context.Context, call *Call, command string, keys Keys, sealed string) (Keys, error) {
+func (s *Service) unsealKeys(ctx context.Context, call *Call, command, target string, keys Keys, sealed string) (Keys, error) {
 	if sealed == "" {
 		return keys, nil
 	}
@@ -159,7 +172,7 @@ func (s *Service) unsealKeys(ctx context.Context, call *Call, command string, ke
 	if err != nil || !call.named || len(keys.Names()) > 0 {
 		return Keys{}, ErrKeysSealed.At("/keys_sealed")
 	}
-	clear, err := s.cfg.Keyring.OpenFor(ctx, call.Tenant, sealedInfo(call.Tenant, command, call.CommandID), raw)
+	clear, err := s.cfg.Keyring.OpenFor(ctx, call.Tenant, sealedInfo(call.Tenant, command, call.CommandID, target), raw)
 	if err != nil {
 		return Keys{}, pointAt(err, "/keys_sealed")
 	}
@@ -189,7 +202,7 @@ func (s *Service) serviceKey(ctx context.Context, call *Call, _ GetSealingKey) (
 	sum := sha256.Sum256(public)
 	return SealingKey{
 		PublicKey: base64.RawURLEncoding.EncodeToString(public), KeyID: hex.EncodeToString(sum[:8]), Suite: seal.Suite,
-		Info: "credstream/keys-sealed/1, tenant, command and command id, joined by line feeds",
+		Info: "credstream/keys-sealed/1, tenant, command, command id and target (the component of a new credential, the id of one that is there), joined by line feeds",
 	}, nil
 }
 

@@ -222,10 +222,12 @@ func (s *Service) Serve(ctx context.Context, call Call, name string, body []byte
 		return nil, err
 	}
 	answer, err = route.serve(s, ctx, &call, body)
-	if err != nil && definite(err) {
+	r := (*repeat)(nil)
+	repeated := errors.As(err, &r)
+	if err != nil && !repeated && definite(err) {
 		drop()
 	}
-	if r := (*repeat)(nil); errors.As(err, &r) {
+	if repeated {
 		return r.done, nil // an identical call won the race to the log
 	}
 	return answer, err

@@ -62,7 +62,7 @@ var examples = map[string]string{
 	"events.changes": `{"from":1,"limit":100}`,
 	"events.replay":  `{"type":"credential.created","since":"2026-01-01T00:00:00Z","limit":100}`,
 
-	"api_key.issue":  `{"role":"OPERATOR","name":"dashboard","tenants":["default"]}`,
+	"api_key.issue":  `{"role":"OPERATOR","name":"dashboard","tenants":["default"],"expires":"720h","addresses":["127.0.0.0/8","2001:db8::/32"]}`,
 	"api_key.revoke": `{"id":"` + ExampleID + `"}`,
 	"api_key.list":   `{}`,
 }

@@ -1,6 +1,8 @@
 package v1
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -8,6 +10,7 @@ import (
 
 	"github.com/go-json-experiment/json"
 
+	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
 )
 
@@ -55,6 +58,9 @@ func (h *handler) replay(x *exchange, call service.Call, body []byte) {
 			ask.Limit = min(left, replayPage)
 		}
 		page, err := h.replayPage(x, call, ask)
+		if x.status != 0 && errors.Is(err, service.ErrRateLimited) && wait(x.r.Context(), fault.Of(err).RetryAfter) {
+			continue // a replay that is under way is slowed down, not cut
+		}
 		if err != nil {
 			x.cut(err)
 			return
@@ -110,6 +116,16 @@ func (h *handler) replayPage(x *exchange, call service.Call, ask service.ReplayE
 		return service.Replay{}, fmt.Errorf("events.replay answered %T", answer)
 	}
 	return page, nil
+}
+
+// wait returns after d, or false when ctx ends before.
+func wait(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // cut ends an answer with an error: as a problem while nothing is written yet,

@@ -546,6 +546,26 @@ func TestReplayCut(t *testing.T) {
 	}
 }
 
+// The rate limit slows a replay down that is under way, and refuses one that begins.
+func TestReplayLimited(t *testing.T) {
+	e := newEdge(t)
+	lines := http.Header{"Accept": {"application/x-ndjson"}}
+	calls, answer := 0, pages(t, 0)
+	e.answer = func(route string, body []byte) (any, error) {
+		if calls++; calls%2 == 0 {
+			return nil, service.ErrRateLimited.After(time.Millisecond)
+		}
+		return answer(route, body)
+	}
+	if resp, body := e.do(t, request{"GET", "/v1/tenants/acme/events.replay", nil, lines}); resp.StatusCode != 200 || strings.Count(body, "\n") != 8 || calls != 5 {
+		t.Errorf("%d with %d calls: %s", resp.StatusCode, calls, body)
+	}
+	e.answer = func(string, []byte) (any, error) { return nil, service.ErrRateLimited.After(time.Millisecond) }
+	if resp, _ := e.do(t, request{"GET", "/v1/tenants/acme/events.replay", nil, lines}); resp.StatusCode != 429 || resp.Header.Get("Retry-After") != "1" {
+		t.Errorf("one that begins is answered %s", resp.Status)
+	}
+}
+
 func TestLogLine(t *testing.T) {
 	e := newEdge(t)
 	e.do(t, request{"POST", create + "?x=" + canary, strings.NewReader(`{"keys":{"k":"` + canary + `"}}`), nil})

@@ -423,7 +423,7 @@ func TestClientOnExternalServers(t *testing.T) {
 			break
 		}
 	}
-	sealed, err := c.SealKeys(t.Context(), "credential.replace-keys", "queued-1", keys)
+	sealed, err := c.SealKeys(t.Context(), "credential.replace-keys", "queued-1", made.ID, keys)
 	must(t, err)
 	_, err = c.Enqueue(t.Context(), "credential.replace-keys", map[string]any{"id": made.ID, "keys_sealed": sealed}, client.CommandID("queued-1"))
 	must(t, err)

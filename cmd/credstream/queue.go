@@ -142,7 +142,7 @@ func (a *app) queueSend() *cobra.Command {
 			}
 			defer conn.Close()
 			if keysFile != "" {
-				sealed, err := a.sealed(cmd.Context(), conn, args[0], commandID, keysFile)
+				sealed, err := a.sealed(cmd.Context(), conn, args[0], commandID, sealedFor(args[0], body), keysFile)
 				if err != nil {
 					return err
 				}
@@ -163,8 +163,19 @@ func (a *app) queueSend() *cobra.Command {
 	return cmd
 }
 
+// sealedFor is the target that the keys of a command are sealed for: the component
+// of a new credential, or the id of one that is there.
+func sealedFor(command string, body map[string]jsontext.Value) (target string) {
+	member := "id"
+	if command == "credential.create" {
+		member = "component"
+	}
+	_ = json.Unmarshal(body[member], &target) // the service says what is wrong with it
+	return target
+}
+
 // sealed seals the keys of a file for a queued command, as a JSON string.
-func (a *app) sealed(ctx context.Context, conn *client.Conn, command, commandID, file string) (jsontext.Value, error) {
+func (a *app) sealed(ctx context.Context, conn *client.Conn, command, commandID, target, file string) (jsontext.Value, error) {
 	b, err := a.secretFile(file)
 	if err != nil {
 		return nil, err
@@ -173,7 +184,7 @@ func (a *app) sealed(ctx context.Context, conn *client.Conn, command, commandID,
 	if err != nil {
 		return nil, err
 	}
-	sealed, err := conn.SealKeys(ctx, command, commandID, keys)
+	sealed, err := conn.SealKeys(ctx, command, commandID, target, keys)
 	if err != nil {
 		return nil, err
 	}

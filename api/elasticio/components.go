@@ -1,0 +1,200 @@
+package elasticio
+
+import (
+	"net/http"
+	"net/url"
+	"slices"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/service"
+)
+
+// componentPointers is where the members of the service's bodies stand in a
+// document of a component.
+var componentPointers = map[string]string{"/id": "/data/id", "/descriptor": "/data/attributes/descriptor"}
+
+// Who may use a component: its owner's tenant, or every tenant.
+const (
+	accessPrivate = "private"
+	accessGlobal  = "global"
+)
+
+func componentResource(c service.ComponentInfo, descriptor jsontext.Value) resource {
+	access := accessPrivate
+	if c.Shared {
+		access = accessGlobal
+	}
+	r := resource{
+		ID: c.ID, Type: "component",
+		Links:      map[string]string{"self": "/v2/components/" + url.PathEscape(c.ID)},
+		Attributes: map[string]any{"name": c.Title, "access": access},
+		Meta: map[string]any{
+			"revision": c.Revision, "deleted": c.Deleted, "credentials": c.Credentials, "created_at": c.CreatedAt, "updated_at": c.UpdatedAt,
+		},
+	}
+	if descriptor != nil {
+		r.Attributes["descriptor"] = descriptor
+	}
+	if c.NeedsClient {
+		r.Meta["needs_oauth_client"] = true
+	}
+	return r
+}
+
+// included are the components, each once, when the request asks for them. One that
+// the caller does not see is left out.
+func (x *exchange) included(p parameters, components []string) ([]resource, error) {
+	if !p.include {
+		return nil, nil
+	}
+	list := []resource{}
+	for _, id := range slices.Compact(slices.Sorted(slices.Values(components))) {
+		c, err := ask[service.Component](x, "component.get", service.GetComponent{ID: id})
+		switch {
+		case hidden(err):
+		case err != nil:
+			return nil, err
+		default:
+			list = append(list, p.trim(componentResource(c.ComponentInfo, c.Descriptor)))
+		}
+	}
+	return list, nil
+}
+
+func (x *exchange) listComponents() {
+	p, err := readParameters(x.r.URL.RawQuery, append(paging, fieldsOf)...)
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	components, next, err := walk(p, func(after string, limit int) ([]service.ComponentInfo, string, error) {
+		page, err := ask[service.ComponentList](x, "component.list", service.ListComponents{Limit: limit, After: after})
+		return page.Components, page.Next, err
+	})
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	list := make([]resource, len(components))
+	for i, c := range components {
+		list[i] = p.trim(componentResource(c, nil))
+	}
+	x.giveList(p, list, nil, next, -1)
+}
+
+func (x *exchange) getComponent() {
+	p, err := readParameters(x.r.URL.RawQuery, fieldsOf)
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	c, err := ask[service.Component](x, "component.get", service.GetComponent{ID: x.item})
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	x.giveOne(p, http.StatusOK, componentResource(c.ComponentInfo, c.Descriptor), "")
+}
+
+// componentInput reads the document of a component: its component.json is the
+// attribute descriptor, and access says who may use it, "" when that is absent.
+func (x *exchange) componentInput() (in input, access string, err error) {
+	x.pointers = componentPointers
+	body, err := x.body()
+	if err != nil {
+		return in, "", err
+	}
+	if in, err = readDocument(body); err != nil {
+		return in, "", err
+	}
+	if err := in.only("descriptor", "access"); err != nil {
+		return in, "", err
+	}
+	if v, ok := in.Attributes["access"]; ok {
+		if err := decodeText(v, &access); err != nil || access != accessGlobal && access != accessPrivate {
+			return in, "", service.ErrBody.Because("access is global or private.").At("/data/attributes/access")
+		}
+	}
+	return in, access, nil
+}
+
+func (x *exchange) createComponent() {
+	in, access, err := x.componentInput()
+	if err == nil && in.Type != "component" {
+		err = ErrResourceType.Because("The type of the resource must be component.").At("/data/type")
+	}
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	done, err := ask[service.Done](x, "component.register", service.RegisterComponent{ID: in.ID, Descriptor: in.Attributes["descriptor"]})
+	if err == nil && access == accessGlobal {
+		done, err = x.share(done.ID, access)
+	}
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	x.giveComponent(http.StatusCreated, done)
+}
+
+// share says who may use a component.
+func (x *exchange) share(id, access string) (service.Done, error) {
+	route := "component.unshare"
+	if access == accessGlobal {
+		route = "component.share"
+	}
+	if x.commandID != "" {
+		x.commandID += "/access"
+	}
+	return ask[service.Done](x, route, service.ComponentID{ID: id})
+}
+
+// giveComponent answers a write with the component as it is now, or with its id
+// where the caller may not read components.
+func (x *exchange) giveComponent(status int, done service.Done) {
+	if !x.may(service.ComponentsGet) {
+		x.giveOne(parameters{}, status, resource{
+			ID: done.ID, Type: "component", Links: map[string]string{"self": "/v2/components/" + url.PathEscape(done.ID)}, Attributes: map[string]any{},
+		}, "")
+		return
+	}
+	c, err := ask[service.Component](x, "component.get", service.GetComponent{ID: done.ID, MinSeq: done.Seq})
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	x.giveOne(parameters{}, status, componentResource(c.ComponentInfo, c.Descriptor), "")
+}
+
+func (x *exchange) patchComponent() {
+	in, access, err := x.componentInput()
+	if err == nil {
+		err = in.changed(x.item, "component")
+	}
+	done := service.Done{ID: x.item}
+	if d := in.Attributes["descriptor"]; err == nil && d != nil {
+		done, err = ask[service.Done](x, "component.update", service.UpdateComponent{ID: x.item, Descriptor: d})
+	}
+	if err == nil && access != "" {
+		done, err = x.share(x.item, access)
+	}
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	x.giveComponent(http.StatusOK, done)
+}
+
+func (x *exchange) deleteComponent() {
+	done, err := ask[service.Done](x, "component.delete", service.DeleteComponent{ID: x.item})
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	if x.may(service.ComponentsGet) { // what is deleted is seen as deleted from here on
+		_, err = ask[service.Component](x, "component.get", service.GetComponent{ID: x.item, MinSeq: done.Seq})
+	}
+	x.gone(err)
+}

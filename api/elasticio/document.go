@@ -1,0 +1,301 @@
+package elasticio
+
+import (
+	"bytes"
+	"errors"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	v1 "github.com/credstream/credstream/api/v1"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service"
+)
+
+// The refusals of a document.
+var (
+	ErrResourceType = fault.New(fault.Invalid, "resource_type_invalid", "The type of the resource is missing or is not the one that belongs here.")
+	ErrResourceID   = fault.New(fault.Precondition, "resource_id_mismatch", "The id of the resource is not the one in the path.")
+	ErrResourceMade = fault.New(fault.Denied, "resource_id_refused", "The id of a new resource is made by the service: leave it out.")
+)
+
+// document is what a request says (JSON:API 1.1, section 5). Members that the
+// specification defines and that mean nothing here are passed over.
+type document struct {
+	Data     *input         `json:"data"`
+	Meta     jsontext.Value `json:"meta"`
+	Links    jsontext.Value `json:"links"`
+	JSONAPI  jsontext.Value `json:"jsonapi"`
+	Included jsontext.Value `json:"included"`
+}
+
+// input is the resource of a request. Attributes that are null are absent.
+type input struct {
+	ID            string                    `json:"id"`
+	LID           string                    `json:"lid"`
+	Type          string                    `json:"type"`
+	Attributes    map[string]jsontext.Value `json:"attributes"`
+	Relationships map[string]jsontext.Value `json:"relationships"`
+	Links         jsontext.Value            `json:"links"`
+	Meta          jsontext.Value            `json:"meta"`
+}
+
+// readDocument reads a document with one resource. Errors name the place, never
+// the value, which may be a secret.
+func readDocument(body []byte) (input, error) {
+	if len(bytes.TrimSpace(body)) == 0 {
+		return input{}, service.ErrMissing.Because("The body is missing: a JSON:API document with data.").At("/data")
+	}
+	var doc document
+	if err := decode(body, &doc); err != nil {
+		return input{}, err
+	}
+	if doc.Data == nil {
+		return input{}, missing("/data")
+	}
+	maps.DeleteFunc(doc.Data.Attributes, func(_ string, v jsontext.Value) bool { return string(v) == "null" })
+	return *doc.Data, nil
+}
+
+// decode reads exactly one JSON object without unknown or repeated members.
+func decode(body []byte, into any) error {
+	err := json.Unmarshal(body, into, json.RejectUnknownMembers(true))
+	var semantic *json.SemanticError
+	var syntactic *jsontext.SyntacticError
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, json.ErrUnknownName) && errors.As(err, &semantic):
+		return service.ErrBody.Because("A member is not known here.").At(pointer(semantic.JSONPointer))
+	case errors.Is(err, jsontext.ErrDuplicateName) && errors.As(err, &syntactic):
+		return service.ErrBody.Because("A member stands twice.").At(pointer(syntactic.JSONPointer))
+	case errors.As(err, &semantic):
+		return service.ErrBody.Because("A member has the wrong type.").At(pointer(semantic.JSONPointer))
+	}
+	return service.ErrBody.Because("The body is not one JSON document.")
+}
+
+// pointer is a place in an answer, "" when it is longer than any of ours: a
+// caller's mistake of a mebibyte is not sent back.
+func pointer(p jsontext.Pointer) string {
+	if len(p) > 256 {
+		return ""
+	}
+	return string(p)
+}
+
+func missing(at string) error {
+	return service.ErrMissing.Because("The member %s is needed.", at).At(at)
+}
+
+// created checks the resource of a POST.
+func (in input) created(types ...string) error {
+	switch {
+	case !slices.Contains(types, in.Type):
+		return ErrResourceType.Because("The type of the resource must be %s.", types[0]).At("/data/type")
+	case in.ID != "":
+		return ErrResourceMade.At("/data/id")
+	}
+	return nil
+}
+
+// changed checks the resource of a PATCH: what it says of itself is what the path
+// says. It may leave out both.
+func (in input) changed(id string, types ...string) error {
+	switch {
+	case in.Type != "" && !slices.Contains(types, in.Type):
+		return ErrResourceType.Because("The type of the resource must be %s.", types[0]).At("/data/type")
+	case in.ID != "" && in.ID != id:
+		return ErrResourceID.At("/data/id")
+	}
+	return nil
+}
+
+// only refuses attributes other than those named.
+func (in input) only(names ...string) error {
+	for _, name := range slices.Sorted(maps.Keys(in.Attributes)) {
+		if !slices.Contains(names, name) {
+			at := pointer(jsontext.Pointer("/data/attributes").AppendToken(name))
+			return service.ErrBody.Because("The attribute is not known here, or cannot be written.").At(at)
+		}
+	}
+	return nil
+}
+
+// related is the id that a to-one relationship names, "" when it is absent or
+// null. typ, when not "", is the type that it must have.
+func (in input) related(name, typ string) (string, error) {
+	raw, ok := in.Relationships[name]
+	if !ok {
+		return "", nil
+	}
+	at := "/data/relationships/" + name
+	var r struct {
+		Data  jsontext.Value `json:"data"`
+		Links jsontext.Value `json:"links"`
+		Meta  jsontext.Value `json:"meta"`
+	}
+	var to struct {
+		ID   string         `json:"id"`
+		LID  string         `json:"lid"`
+		Type string         `json:"type"`
+		Meta jsontext.Value `json:"meta"`
+	}
+	if err := decode(raw, &r); err != nil {
+		return "", below(err, at)
+	}
+	if len(r.Data) == 0 || string(r.Data) == "null" {
+		return "", nil
+	}
+	if err := decode(r.Data, &to); err != nil {
+		return "", below(err, at+"/data")
+	}
+	switch {
+	case typ != "" && to.Type != typ:
+		return "", ErrResourceType.Because("The type of the related resource must be %s.", typ).At(at + "/data/type")
+	case to.ID == "":
+		return "", missing(at + "/data/id")
+	}
+	return to.ID, nil
+}
+
+func below(err error, at string) error {
+	f := fault.Of(err)
+	return f.At(at + f.Pointer)
+}
+
+// resource is a resource of an answer. What the vendor has no attribute for is in meta.
+type resource struct {
+	ID            string                  `json:"id"`
+	Type          string                  `json:"type"`
+	Links         map[string]string       `json:"links,omitzero"`
+	Attributes    map[string]any          `json:"attributes"`
+	Relationships map[string]relationship `json:"relationships,omitzero"`
+	Meta          map[string]any          `json:"meta,omitzero"`
+}
+
+// relationship leads to one other resource.
+type relationship struct {
+	Data  identifier        `json:"data"`
+	Links map[string]string `json:"links"`
+}
+
+type identifier struct {
+	ID   string `json:"id"`
+	Type string `json:"type"`
+}
+
+// to makes a relationship to a resource of the collection.
+func to(collection, typ, id string) relationship {
+	return relationship{Data: identifier{id, typ}, Links: map[string]string{"self": "/v2/" + collection + "/" + url.PathEscape(id)}}
+}
+
+// answer is the document of an answer.
+type answer struct {
+	Data     any               `json:"data"`
+	Included []resource        `json:"included,omitzero"`
+	Links    map[string]string `json:"links,omitzero"`
+	Meta     map[string]any    `json:"meta"`
+}
+
+// errorObject is one error (JSON:API 1.1, section 11).
+type errorObject struct {
+	ID     string         `json:"id,omitzero"` // of the request: leads the operator to the cause
+	Status string         `json:"status"`
+	Code   string         `json:"code"`
+	Title  string         `json:"title"`
+	Detail string         `json:"detail"`
+	Source *errorSource   `json:"source,omitzero"`
+	Meta   jsontext.Value `json:"meta,omitzero"` // more for programs: the flows that hold a credential, say
+}
+
+// errorSource is the input at fault.
+type errorSource struct {
+	Pointer   string `json:"pointer,omitzero"`   // in the document (RFC 6901)
+	Parameter string `json:"parameter,omitzero"` // of the URL
+}
+
+// fail answers with the error object of err. What is no fault is for the log alone.
+func (x *exchange) fail(err error) {
+	x.err = err
+	f := fault.Of(err)
+	p := f.Problem()
+	status := p.Status
+	switch f.Code {
+	case v1.ErrMethod.Code:
+		status = http.StatusMethodNotAllowed
+	case v1.ErrMediaType.Code:
+		status = http.StatusUnsupportedMediaType
+	case ErrAccept.Code:
+		status = http.StatusNotAcceptable
+	case service.ErrBodyTooLarge.Code:
+		status = http.StatusRequestEntityTooLarge
+	}
+	if status == http.StatusUnauthorized {
+		x.w.Header()["Www-Authenticate"] = []string{`Basic realm="credstream", charset="UTF-8"`, `Bearer realm="credstream"`}
+	}
+	if p.RetryAfter > 0 {
+		x.w.Header().Set("Retry-After", strconv.Itoa(p.RetryAfter))
+	}
+	e := errorObject{
+		ID: x.id, Status: strconv.Itoa(status), Code: f.Code, Title: http.StatusText(status), Detail: f.Msg, Meta: jsontext.Value(p.Details),
+	}
+	if name, ok := strings.CutPrefix(f.Pointer, parameterPrefix); ok {
+		e.Source = &errorSource{Parameter: name}
+	} else if at := x.place(f.Pointer); at != "" {
+		e.Source = &errorSource{Pointer: at}
+	}
+	x.write(status, map[string][]errorObject{"errors": {e}})
+}
+
+// place is where in the document of the request a member of the service's body
+// stands, "" when it is not from there.
+func (x *exchange) place(at string) string {
+	if strings.HasPrefix(at, "/data") {
+		return at
+	}
+	for member, place := range x.pointers {
+		if at == member || strings.HasPrefix(at, member+"/") {
+			return place + strings.TrimPrefix(at, member)
+		}
+	}
+	return ""
+}
+
+// give answers with a document.
+func (x *exchange) give(status int, doc answer) {
+	if doc.Meta == nil {
+		doc.Meta = map[string]any{}
+	}
+	x.write(status, doc)
+}
+
+func (x *exchange) write(status int, doc any) {
+	b, err := json.Marshal(doc, json.Deterministic(true))
+	if err != nil {
+		x.err, status = err, http.StatusInternalServerError
+		b = []byte(`{"errors":[{"status":"500","code":"internal","title":"Internal Server Error","detail":""}]}`)
+	}
+	header := x.w.Header()
+	header["Content-Type"] = []string{x.media}
+	header["Content-Length"] = []string{strconv.Itoa(len(b) + 1)}
+	x.status = status
+	x.w.WriteHeader(status)
+	_, _ = x.w.Write(append(b, '\n')) // a client that is gone needs no answer
+}
+
+// gone answers a delete that was done; err is what was found when looking for the
+// thing again.
+func (x *exchange) gone(err error) {
+	if err != nil && !hidden(err) {
+		x.log.WarnContext(x.r.Context(), "the views are behind a delete", "request_id", x.id, "err", err)
+	}
+	x.status = http.StatusNoContent
+	x.w.WriteHeader(http.StatusNoContent)
+}

@@ -1,0 +1,178 @@
+package elasticio
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service"
+)
+
+// flowPointers is where the members of a flow event stand in a document of a flow.
+var flowPointers = map[string]string{"/id": "/data/id", "/name": "/data/attributes/name", "/steps": "/data/attributes/graph/nodes"}
+
+// node is a step of a flow, as far as it says what it uses.
+type node struct {
+	ID         string `json:"id"`
+	Name       string `json:"name,omitzero"`
+	Component  string `json:"component_id"`
+	Credential string `json:"credentials_id,omitzero"`
+}
+
+func flowResource(f service.Flow) resource {
+	status := "inactive"
+	if f.Active {
+		status = "active"
+	}
+	nodes := make([]node, len(f.Steps))
+	for i, s := range f.Steps {
+		nodes[i] = node(s)
+	}
+	return resource{
+		ID: f.ID, Type: "flow",
+		Links:      map[string]string{"self": "/v2/flows/" + url.PathEscape(f.ID)},
+		Attributes: map[string]any{"name": f.Name, "status": status, "graph": map[string]any{"nodes": nodes}},
+		Meta:       map[string]any{"revision": f.Revision},
+	}
+}
+
+func (x *exchange) getFlow() {
+	if _, err := readParameters(x.r.URL.RawQuery); err != nil {
+		x.fail(err)
+		return
+	}
+	f, err := ask[service.Flow](x, "flow.get", service.GetFlow{ID: x.item})
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	x.giveOne(parameters{}, http.StatusOK, flowResource(f), "")
+}
+
+// createFlow takes a flow as the vendor describes it. What a flow does is not
+// looked at, but for the components and credentials that its nodes name.
+func (x *exchange) createFlow() {
+	x.pointers = flowPointers
+	body, err := x.body()
+	var in input
+	if err == nil {
+		in, err = readDocument(body)
+	}
+	if err == nil && in.Type != "flow" {
+		err = ErrResourceType.Because("The type of the resource must be flow.").At("/data/type")
+	}
+	var data []byte
+	if err == nil {
+		data, err = flowData(in)
+	}
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	x.change("flow.created", data, http.StatusCreated)
+}
+
+// flowData is the data of the event that tells of the flow.
+func flowData(in input) ([]byte, error) {
+	var graph struct {
+		Nodes []struct {
+			node
+			Others jsontext.Value `json:",unknown"`
+		} `json:"nodes"`
+		Others jsontext.Value `json:",unknown"`
+	}
+	const at = "/data/attributes/graph"
+	raw, ok := in.Attributes["graph"]
+	if !ok {
+		return nil, missing(at)
+	}
+	if err := decode(raw, &graph); err != nil {
+		return nil, below(err, at)
+	}
+	type step struct {
+		ID         string `json:"id"`
+		Name       string `json:"name"`
+		Component  string `json:"component"`
+		Credential string `json:"credential"`
+	}
+	event := struct {
+		ID    string `json:"id"`
+		Name  string `json:"name,omitzero"`
+		Steps []step `json:"steps"`
+	}{ID: in.ID, Steps: []step{}}
+	if event.ID == "" {
+		event.ID = strings.ToLower(rand.Text())
+	}
+	if v, ok := in.Attributes["name"]; ok {
+		if err := decodeText(v, &event.Name); err != nil {
+			return nil, service.ErrBody.Because("The attribute is a text.").At("/data/attributes/name")
+		}
+	}
+	for _, n := range graph.Nodes {
+		event.Steps = append(event.Steps, step(n.node))
+	}
+	data, err := json.Marshal(event)
+	if err != nil {
+		return nil, fmt.Errorf("write a flow event: %w", err)
+	}
+	return data, nil
+}
+
+func (x *exchange) startFlow()  { x.changeItem("flow.started", http.StatusOK) }
+func (x *exchange) stopFlow()   { x.changeItem("flow.stopped", http.StatusOK) }
+func (x *exchange) deleteFlow() { x.changeItem("flow.deleted", http.StatusNoContent) }
+
+// changeItem changes the flow that the path names. A body means nothing.
+func (x *exchange) changeItem(ceType string, status int) {
+	data, err := json.Marshal(map[string]string{"id": x.item})
+	if err != nil {
+		x.fail(fmt.Errorf("write a flow event: %w", err))
+		return
+	}
+	x.change(ceType, data, status)
+}
+
+func (x *exchange) change(ceType string, data []byte, status int) {
+	f, err := x.cfg.Service.ChangeFlow(x.r.Context(), x.call(), ceType, data)
+	x.accepted(err)
+	switch {
+	case err != nil:
+		x.fail(inGraph(err))
+		return
+	case x.may(service.FlowsGet): // the change is seen from here on
+		var now service.Flow
+		if now, err = ask[service.Flow](x, "flow.get", service.GetFlow{ID: f.ID, MinSeq: f.Seq}); err == nil {
+			f = now
+		}
+	}
+	if status == http.StatusNoContent {
+		x.gone(err)
+		return
+	}
+	x.giveOne(parameters{}, status, flowResource(f), "")
+}
+
+// inGraph calls what a step names by its name in a node.
+func inGraph(err error) error {
+	f, ok := errors.AsType[*fault.Error](err)
+	if !ok {
+		return err
+	}
+	if at, ok := strings.CutSuffix(f.Pointer, "/component"); ok {
+		return f.At(at + "/component_id")
+	}
+	if at, ok := strings.CutSuffix(f.Pointer, "/credential"); ok {
+		return f.At(at + "/credentials_id")
+	}
+	return err
+}
+
+// hidden reports whether err says that there is no such thing for the caller.
+func hidden(err error) bool { return err != nil && fault.Of(err).Kind == fault.NotFound }

@@ -1,0 +1,234 @@
+package elasticio
+
+import (
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/credstream/credstream/fault"
+)
+
+// The refusals of a URL's parameters.
+var (
+	ErrParameter = fault.New(fault.Invalid, "parameter_invalid", "A parameter of the URL is not understood.")
+	ErrPage      = fault.New(fault.Invalid, "page_out_of_reach",
+		"Pages are counted through up to the 10000th item. Follow links.next from page to page to go further.")
+)
+
+// parameterPrefix marks the pointer of a fault that is a parameter.
+const parameterPrefix = "?"
+
+func badParameter(name, why string) error {
+	if len(name) > 128 {
+		name = name[:128]
+	}
+	return ErrParameter.Because("%s", why).At(parameterPrefix + strings.ToValidUTF8(name, ""))
+}
+
+// Bounds of paging.
+const (
+	defaultPage = 50
+	largestPage = 200
+	reach       = 10_000 // items that a page's number may pass over
+)
+
+// parameters are those of a URL. Values that are empty are absent.
+type parameters struct {
+	component string
+	workspace string
+	number    int // 1 is the first page
+	size      int
+	after     string // cursor of the page before, as links.next has it
+	sort      []string
+	include   bool // the components
+	fields    map[string][]string
+	reveal    bool
+}
+
+// The parameters that a resource may take.
+const (
+	byComponent = "filter[component]"
+	byWorkspace = "workspace_id"
+	pageNumber  = "page[number]"
+	pageSize    = "page[size]"
+	pageAfter   = "page[after]"
+	sorted      = "sort"
+	including   = "include"
+	fieldsOf    = "fields[" // and a type, and "]"
+	revealing   = "reveal"
+)
+
+var (
+	paging = []string{pageNumber, pageSize, pageAfter}
+	sparse = []string{including, fieldsOf}
+)
+
+// readParameters reads a query, in which brackets may be escaped or not. It takes
+// the named parameters, each once, and refuses any other.
+func readParameters(query string, takes ...string) (parameters, error) {
+	p := parameters{number: 1, size: defaultPage, fields: map[string][]string{}}
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		return p, ErrParameter.Because("The URL's parameters are not well formed.")
+	}
+	for name, given := range values {
+		kind, typ := name, ""
+		if inner, ok := strings.CutPrefix(name, fieldsOf); ok && strings.HasSuffix(inner, "]") {
+			kind, typ = fieldsOf, strings.TrimSuffix(inner, "]")
+		}
+		switch {
+		case !slices.Contains(takes, kind):
+			return p, badParameter(name, "The parameter is not known here.")
+		case len(given) != 1:
+			return p, badParameter(name, "The parameter stands at most once.")
+		case given[0] == "" && kind != fieldsOf:
+			continue
+		}
+		if err := p.take(kind, typ, given[0]); err != nil {
+			return p, err
+		}
+	}
+	if p.after == "" && (p.number-1)*p.size >= reach {
+		return p, ErrPage.At(parameterPrefix + pageNumber)
+	}
+	return p, nil
+}
+
+// take reads one parameter that is not empty.
+func (p *parameters) take(kind, typ, value string) (err error) {
+	switch kind {
+	case byComponent:
+		p.component = value
+	case byWorkspace:
+		p.workspace = value
+	case pageNumber:
+		if p.number, err = strconv.Atoi(value); err != nil || p.number < 1 || p.number > 1<<30 {
+			return badParameter(kind, "The first page has the number 1.")
+		}
+	case pageSize:
+		if p.size, err = strconv.Atoi(value); err != nil || p.size < 1 || p.size > largestPage {
+			return badParameter(kind, "A page holds 1 to 200 items.")
+		}
+	case pageAfter:
+		p.after = value
+	case sorted:
+		p.sort = strings.Split(value, ",")
+	case including:
+		if value != "component" {
+			return badParameter(kind, "Only component can be included.")
+		}
+		p.include = true
+	case fieldsOf:
+		p.fields[typ] = strings.Split(value, ",")
+	case revealing:
+		if p.reveal, err = strconv.ParseBool(value); err != nil {
+			return badParameter(kind, "reveal is true or false.")
+		}
+	}
+	return nil
+}
+
+// order is what the service is asked to sort by, and whether equal names come
+// newest first. By name, equal ones go by age in the same direction unless a
+// second field says otherwise.
+func (p *parameters) order() (by string, newest bool, err error) {
+	refused := badParameter(sorted, "Sort by name, -name, created_at or -created_at, or by a name and then one of the latter.")
+	switch len(p.sort) {
+	case 0:
+		return "name", false, nil
+	case 1, 2:
+	default:
+		return "", false, refused
+	}
+	first := p.sort[0]
+	switch {
+	case first == "created_at" || first == "-created_at":
+		if len(p.sort) > 1 && strings.TrimPrefix(p.sort[1], "-") != "name" { // times do not repeat: the name decides nothing
+			return "", false, refused
+		}
+		return strings.TrimSuffix(first, "_at"), false, nil
+	case first != "name" && first != "-name":
+		return "", false, refused
+	case len(p.sort) == 1:
+		return first, first == "-name", nil
+	case p.sort[1] != "created_at" && p.sort[1] != "-created_at":
+		return "", false, refused
+	}
+	return first, p.sort[1] == "-created_at", nil
+}
+
+// trim leaves of a resource the fields that were asked for.
+func (p *parameters) trim(r resource) resource {
+	fields, ok := p.fields[r.Type]
+	if !ok {
+		return r
+	}
+	attributes, relationships := map[string]any{}, map[string]relationship{}
+	for _, f := range fields {
+		if v, ok := r.Attributes[f]; ok {
+			attributes[f] = v
+		}
+		if v, ok := r.Relationships[f]; ok {
+			relationships[f] = v
+		}
+	}
+	r.Attributes, r.Relationships = attributes, nil
+	if len(relationships) > 0 {
+		r.Relationships = relationships
+	}
+	return r
+}
+
+// walk fetches the page: items behind a cursor, up to a limit, and the cursor of
+// what follows. It asks once more for each 200 items that the page's number passes over.
+func walk[T any](p parameters, fetch func(after string, limit int) ([]T, string, error)) ([]T, string, error) {
+	after := p.after
+	if after == "" {
+		for skip := (p.number - 1) * p.size; skip > 0; {
+			passed, next, err := fetch(after, min(skip, largestPage))
+			if err != nil || next == "" {
+				return nil, "", err
+			}
+			after, skip = next, skip-len(passed)
+		}
+	}
+	return fetch(after, p.size)
+}
+
+// links are those of a page; total is the number of all items, or -1.
+func (p *parameters) links(r *url.URL, next string, total int) map[string]string {
+	link := func(number int, after string) string {
+		q := r.Query()
+		q.Set(pageNumber, strconv.Itoa(number))
+		q.Set(pageSize, strconv.Itoa(p.size))
+		q.Del(pageAfter)
+		if after != "" {
+			q.Set(pageAfter, after)
+		}
+		return r.EscapedPath() + "?" + q.Encode()
+	}
+	links := map[string]string{"first": link(1, "")}
+	if p.number > 1 && (p.number-2)*p.size < reach {
+		links["prev"] = link(p.number-1, "")
+	}
+	if next != "" {
+		links["next"] = link(p.number+1, next)
+	}
+	if last := pages(total, p.size); total >= 0 && (last-1)*p.size < reach {
+		links["last"] = link(last, "")
+	}
+	return links
+}
+
+// pages is the number of pages of that many items; an empty list has one.
+func pages(total, size int) int { return max(1, (total+size-1)/size) }
+
+// meta tells of the page and, unless total is -1, of all there is.
+func (p *parameters) meta(total int) map[string]any {
+	m := map[string]any{"page": p.number, "per_page": p.size}
+	if total >= 0 {
+		m["total"], m["total_pages"] = total, pages(total, p.size)
+	}
+	return m
+}
