@@ -35,15 +35,7 @@ type Reader struct {
 	cfg     ReaderConfig
 	log     *slog.Logger
 	handled *prometheus.CounterVec
-	gate    *gate // commands being obeyed
 }
-
-// maxObeyed is how many commands of one tenant are obeyed at one time: one whose
-// targets are slow leaves room for the others.
-const (
-	maxObeyed = maxHanded / 4
-	obeySoon  = 250 * time.Millisecond
-)
 
 // ReaderConfig is what a Reader is made of.
 type ReaderConfig struct {
@@ -61,7 +53,7 @@ type ReaderConfig struct {
 // NewReader makes a Reader; Run runs it.
 func NewReader(cfg ReaderConfig) *Reader {
 	labels := prometheus.Labels{"queue": string(cfg.Queue)}
-	r := &Reader{cfg: cfg, log: cfg.Logger.With("queue", cfg.Queue), gate: newGate(maxHanded, maxObeyed), handled: prometheus.NewCounterVec(prometheus.CounterOpts{
+	r := &Reader{cfg: cfg, log: cfg.Logger.With("queue", cfg.Queue), handled: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "credstream_queue_handled_total", ConstLabels: labels,
 		Help: "Messages of a queue that were handled: ok, retried or poisoned, by the code of the reason.",
 	}, []string{"outcome", "code"})}
@@ -85,7 +77,7 @@ func (r *Reader) Run(ctx context.Context) error {
 	router.AddMiddleware(r.judge, r.recoverer)
 	where := r.cfg.Queue.layout()
 	subscriber := NewSubscriber(SubscriberConfig{
-		JS: r.cfg.Queues.js, Stream: where.stream, Lane: r.lane, Pause: r.cfg.Pause, Logger: r.log,
+		JS: r.cfg.Queues.js, Stream: where.stream, Lane: r.lane, Share: r.share, Pause: r.cfg.Pause, Logger: r.log,
 	})
 	topic := where.inside + ">"
 	if r.cfg.Queue == Flows {
@@ -160,6 +152,15 @@ func (r *Reader) lane(msg *message.Message) string {
 		return msg.Metadata[subjectMetadata]
 	}
 	return service.QueueLane(q.tenant, q.name, q.id, msg.Payload)
+}
+
+// share is the tenant: one whose targets are slow leaves room for the others.
+func (r *Reader) share(msg *message.Message) string {
+	q, err := r.open(msg)
+	if err != nil {
+		return ""
+	}
+	return q.tenant
 }
 
 // queuedKey is the key of a message's queued in its context.
@@ -307,10 +308,6 @@ func (r *Reader) obey(msg *message.Message) error {
 	if err != nil {
 		return err
 	}
-	if !r.gate.enter(q.tenant) {
-		return errBusy.After(obeySoon) // its lane waits outside
-	}
-	defer r.gate.leave(q.tenant)
 	call.CommandID = q.id
 	_, err = r.cfg.Service.Serve(msg.Context(), call, q.name, msg.Payload)
 	return err
@@ -350,14 +347,10 @@ func (h flowHandler) NewEvent() any { return &service.FlowEvent{Change: h.change
 
 // Handle implements cqrs.GroupEventHandler.
 func (h flowHandler) Handle(ctx context.Context, e any) error {
-	call, q, err := h.r.call(cqrs.OriginalMessageFromCtx(ctx))
+	call, _, err := h.r.call(cqrs.OriginalMessageFromCtx(ctx))
 	if err != nil {
 		return err
 	}
-	if !h.r.gate.enter(q.tenant) {
-		return errBusy.After(obeySoon)
-	}
-	defer h.r.gate.leave(q.tenant)
 	return h.r.cfg.Service.ObserveFlow(ctx, call, *e.(*service.FlowEvent))
 }
 

@@ -29,7 +29,8 @@ const (
 // The bounds of what a subscription holds. A message that waits behind another
 // of its lane is held by its sequence alone and read again when its turn comes.
 const (
-	maxHanded   = 128    // messages handed out at one time
+	maxHanded   = 256    // messages handed out at one time
+	maxShared   = 64     // of them, of one share
 	maxLanes    = 256    // lanes with a message to hand out
 	maxHeld     = 50_000 // messages that came in and are not acknowledged
 	pullBatch   = 64     // messages
@@ -46,6 +47,9 @@ type SubscriberConfig struct {
 	Stream string // with work-queue retention
 	// Lane names the lane of a message; nil puts all into one.
 	Lane func(*message.Message) string
+	// Share names who a message is of: each has a part of what is handed out at one
+	// time, so that none takes all; nil puts all into one.
+	Share func(*message.Message) string
 	// Pause is how long to wait after the nth Nack of a message; nil is 50 ms,
 	// doubled up to 30 s.
 	Pause  func(n int) time.Duration
@@ -58,7 +62,7 @@ type SubscriberConfig struct {
 // Messages are handed out in the order of the stream within their lane, one at
 // a time; lanes go on beside each other. A message that is nacked is handed out
 // again after a pause, and holds its lane until it is acknowledged. Only when
-// 10,000 messages wait behind such ones, the others wait too.
+// 50,000 messages wait behind such ones, the others wait too.
 //
 // One process at a time may subscribe to a topic. A subscription makes its
 // consumer anew, at its start and whenever a connection or the consumer was
@@ -81,6 +85,9 @@ var _ message.Subscriber = (*Subscriber)(nil)
 func NewSubscriber(cfg SubscriberConfig) *Subscriber {
 	if cfg.Lane == nil {
 		cfg.Lane = func(*message.Message) string { return "" }
+	}
+	if cfg.Share == nil {
+		cfg.Share = func(*message.Message) string { return "" }
 	}
 	if cfg.Pause == nil {
 		cfg.Pause = func(n int) time.Duration { return min(firstPause<<min(n-1, 20), lastPause) }
@@ -147,6 +154,7 @@ func rest(ctx context.Context, d time.Duration) {
 type item struct {
 	seq   uint64
 	reply string           // subject of its acknowledgement
+	share chan struct{}    // holds one for each message of its share that is handed out
 	msg   *message.Message // nil: to be read when it is its turn
 	tries int
 }
@@ -169,7 +177,8 @@ type session struct {
 	mu    sync.Mutex
 	items map[uint64]*item   // by sequence
 	lanes map[string][]*item // in order; a lane without items is absent
-	last  uint64             // sequence of the last that came in
+	share map[string]chan struct{}
+	last  uint64 // sequence of the last that came in
 }
 
 // session makes the consumer and hands out messages until it is lost or ctx
@@ -187,7 +196,7 @@ func (s *Subscriber) session(ctx context.Context, topic string, out chan<- *mess
 	u := &session{
 		Subscriber: s, topic: topic, out: out, stream: stream, conn: conn, ctx: ctx, going: going,
 		room: make(chan struct{}, maxLanes), held: make(chan struct{}, maxHeld), slots: make(chan struct{}, maxHanded),
-		items: map[uint64]*item{}, lanes: map[string][]*item{},
+		items: map[uint64]*item{}, lanes: map[string][]*item{}, share: map[string]chan struct{}{},
 	}
 	u.work.Go(func() {
 		tick := time.NewTicker(ackWait / 3)
@@ -292,7 +301,11 @@ func (u *session) enter(seq uint64, m jetstream.Msg) {
 	}
 	u.last = seq
 	it := &item{seq: seq, reply: m.Reply(), msg: newMessage(m.Subject(), seq, m.Headers(), m.Data())}
-	name := u.cfg.Lane(it.msg)
+	name, share := u.cfg.Lane(it.msg), u.cfg.Share(it.msg)
+	if u.share[share] == nil {
+		u.share[share] = make(chan struct{}, maxShared)
+	}
+	it.share = u.share[share]
 	u.items[seq] = it
 	if behind := len(u.lanes[name]) > 0; behind {
 		it.msg = nil
@@ -313,11 +326,24 @@ func (u *session) run(name string) {
 	}()
 	for it := u.next(name, nil); it != nil; it = u.next(name, it) {
 		for {
+			select {
+			case it.share <- struct{}{}:
+			default: // others may go ahead meanwhile
+				if room {
+					room = false
+					<-u.room
+				}
+				it.msg = nil
+				if !u.take(it.share) {
+					return
+				}
+			}
 			pause, done := u.hand(it)
+			<-it.share
 			if done {
 				break
 			}
-			if room { // others may go ahead meanwhile
+			if room { // here too
 				room = false
 				<-u.room
 			}

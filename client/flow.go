@@ -48,11 +48,15 @@ type FlowEvent struct {
 	Time     time.Time  `json:"-"`              // of the CloudEvent, never used for order; now when zero
 }
 
-// FlowAck says where a flow event is durable.
-type FlowAck struct {
-	Stream string `json:"stream"` // "CREDSTREAM_FLOWS", or "CREDSTREAM_POISON" for an event that was not understood
+// Ack says where a message is durable.
+type Ack struct {
+	Stream string `json:"stream"` // "CREDSTREAM_FLOWS", "CREDSTREAM_CMDQ", ...
 	Seq    uint64 `json:"seq"`    // its place in that stream, which is not the log
 }
+
+// FlowAck says where a flow event is durable: in "CREDSTREAM_FLOWS", or in
+// "CREDSTREAM_POISON" when it was not understood.
+type FlowAck Ack
 
 // poisonStream holds what was not understood, or failed for good.
 const poisonStream = "CREDSTREAM_POISON"
@@ -99,16 +103,17 @@ func (c *Conn) PublishFlow(ctx context.Context, e FlowEvent, opts ...CommandOpti
 			m.Header.Set("ce-"+h[0], percentEncode(h[1]))
 		}
 	}
-	return c.publish(ctx, m)
+	ack, err := c.publish(ctx, m)
+	return FlowAck(ack), err
 }
 
 // publish sends a message that the service stores and acknowledges in the shape
 // of a JetStream PubAck.
-func (c *Conn) publish(ctx context.Context, m *nats.Msg) (FlowAck, error) {
-	return try(ctx, func(ctx context.Context) (FlowAck, error) {
+func (c *Conn) publish(ctx context.Context, m *nats.Msg) (Ack, error) {
+	return try(ctx, func(ctx context.Context) (Ack, error) {
 		answer, err := c.request(ctx, m)
 		if err != nil {
-			return FlowAck{}, err
+			return Ack{}, err
 		}
 		return readAck(answer)
 	})
@@ -116,24 +121,24 @@ func (c *Conn) publish(ctx context.Context, m *nats.Msg) (FlowAck, error) {
 
 // readAck reads a PubAck of the service's. In a refusal the problem stands beside
 // the error that JetStream clients read.
-func readAck(answer *nats.Msg) (FlowAck, error) {
+func readAck(answer *nats.Msg) (Ack, error) {
 	var ack struct {
-		FlowAck
+		Ack
 		Error *struct {
 			Code int `json:"code"`
 		} `json:"error"`
 		Problem jsontext.Value `json:"problem"`
 	}
 	if err := json.Unmarshal(answer.Data, &ack); err != nil {
-		return FlowAck{}, fmt.Errorf("%w %w", ErrAnswer, err)
+		return Ack{}, fmt.Errorf("%w %w", ErrAnswer, err)
 	}
 	switch {
 	case ack.Error != nil:
-		return FlowAck{}, readProblem(ack.Error.Code, ack.Problem)
+		return Ack{}, readProblem(ack.Error.Code, ack.Problem)
 	case ack.Stream == "":
-		return FlowAck{}, ErrAnswer
+		return Ack{}, ErrAnswer
 	}
-	return ack.FlowAck, nil
+	return ack.Ack, nil
 }
 
 // subjectToken writes an id as one token of a subject: one of 1 to 64 letters,
@@ -296,6 +301,7 @@ func (a *API) WhereComponentUsed(ctx context.Context, component string) iter.Seq
 // Impact answers a dry run: what a command would do. Nothing was done.
 type Impact struct {
 	Allowed      bool          `json:"allowed"`       // the command would be obeyed now
+	Kind         fault.Kind    `json:"kind,omitzero"` // of the refusal
 	Code         string        `json:"code,omitzero"` // why not
 	Says         string        `json:"says"`          // in a sentence
 	Flows        []Flow        `json:"flows"`         // that use it, up to 200

@@ -67,6 +67,7 @@ type follower struct {
 	live    chan *nats.Msg
 	gap     chan struct{} // holds one when live messages were lost
 	refused chan struct{} // holds one when the port refused the subscription
+	locked  chan struct{} // holds one when the port does not let the key in any more
 }
 
 func (f *follower) missed() { raise(f.gap) }
@@ -100,7 +101,8 @@ var errEnough = errors.New("the caller wants no more")
 // whenever messages may have been lost, it calls catchUp, which finds out what
 // they said; between these it calls take with each message. An error of either
 // ends it, but it waits for a service that is away once it has begun. It returns
-// refused when the key may not listen to the subject.
+// refused when the key may not listen to the subject, and ErrRefused when it is
+// not known any more.
 func (c *Conn) attend(ctx context.Context, subject string, refused error, catchUp func() error, take func(*nats.Msg) error) error {
 	nc, err := c.listening(ctx)
 	if err != nil {
@@ -109,6 +111,7 @@ func (c *Conn) attend(ctx context.Context, subject string, refused error, catchU
 	f := &follower{
 		subject: subject, losses: func() uint64 { return nc.Stats().Reconnects },
 		live: make(chan *nats.Msg, followBuffer), gap: make(chan struct{}, 1), refused: make(chan struct{}, 1),
+		locked: make(chan struct{}, 1),
 	}
 	c.mu.Lock()
 	c.followers[f] = struct{}{}
@@ -118,6 +121,9 @@ func (c *Conn) attend(ctx context.Context, subject string, refused error, catchU
 		defer c.mu.Unlock()
 		delete(c.followers, f)
 	}()
+	if c.asking.refused() || c.hearing.refused() {
+		return unlessOver(ctx, ErrRefused)
+	}
 	sub, err := nc.Subscribe(f.subject, f.receive)
 	if err != nil {
 		return fmt.Errorf("%w (%w)", ErrUnreachable, err)
@@ -129,7 +135,10 @@ func (c *Conn) attend(ctx context.Context, subject string, refused error, catchU
 	begun := false
 	f.missed() // what came before
 	for ctx.Err() == nil {
-		// A gap goes first: what waits in live may lie behind it.
+		if len(f.locked) > 0 {
+			return ErrRefused
+		}
+		// A gap goes before what waits in live, which may lie behind it.
 		select {
 		case <-f.gap:
 			// Messages that wait are found out about too. They are dropped here, so
@@ -160,6 +169,8 @@ func (c *Conn) attend(ctx context.Context, subject string, refused error, catchU
 			return fmt.Errorf("%w (%w)", ErrUnreachable, nats.ErrConnectionClosed)
 		case <-f.refused:
 			return refused
+		case <-f.locked:
+			return ErrRefused
 		case <-f.gap:
 			f.missed()
 		case m := <-f.live:

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -44,6 +45,8 @@ type Conn struct {
 
 	dialing sync.Mutex
 	feed    *nats.Conn // listens; nil until somebody does
+	asking  entry      // of nc
+	hearing entry      // of feed
 
 	mu        sync.Mutex
 	closed    bool
@@ -66,10 +69,30 @@ type pending struct {
 	fail    context.CancelCauseFunc
 }
 
+// entry counts how often a connection that was lost was not let in again. A
+// service that starts refuses every key for a while, so one refusal says little.
+type entry struct{ refusals atomic.Int32 }
+
+// maxRefusals is how many say that the key is not known any more: 20 seconds of
+// them from a single server.
+const maxRefusals = 80
+
+func (e *entry) refused() bool { return e.refusals.Load() >= maxRefusals }
+
+// pause is the time before each attempt to come back.
+func (e *entry) pause(int) time.Duration {
+	if e.refused() {
+		return 5 * time.Second
+	}
+	return 250 * time.Millisecond
+}
+
 const natsCallTime = 35 * time.Second // above the service's own bound
 
 // Dial connects. It returns ErrRefused for a key that is not known, and
-// ErrUnreachable. Later the connection comes back by itself, for ever.
+// ErrUnreachable. Later the connection comes back by itself, for ever. When it was
+// refused many times, since the key is not known any more, requests and
+// followers end with ErrRefused until it is let in again.
 func Dial(ctx context.Context, cfg NATSConfig) (*Conn, error) {
 	if cfg.Tenant == "" {
 		cfg.Tenant = DefaultTenant
@@ -80,36 +103,48 @@ func Dial(ctx context.Context, cfg NATSConfig) (*Conn, error) {
 	c := &Conn{cfg: cfg, waiting: map[*pending]struct{}{}, followers: map[*follower]struct{}{}}
 	c.API = API{c, cfg.Tenant}
 	var err error
-	c.nc, err = c.connect(ctx, userRequests)
+	c.nc, err = c.connect(ctx, userRequests, &c.asking)
 	return c, err
 }
 
-func (c *Conn) connect(ctx context.Context, user string) (*nats.Conn, error) {
+func (c *Conn) connect(ctx context.Context, user string, at *entry) (*nats.Conn, error) {
 	options := append([]nats.Option{
 		nats.Name("credstream client"),
 		nats.UserInfo(user, c.cfg.Key),
 		nats.CustomInboxPrefix(InboxPrefix(c.cfg.Key)),
 		nats.MaxReconnects(-1),
-		nats.ReconnectWait(250 * time.Millisecond),
+		nats.CustomReconnectDelay(at.pause),
 		nats.ReconnectBufSize(-1), // what is sent meanwhile fails, and is tried again with its id
 		nats.IgnoreAuthErrorAbort(),
 	}, c.cfg.Options...)
 	if deadline, ok := ctx.Deadline(); ok {
 		options = append(options, nats.Timeout(time.Until(deadline)))
 	}
-	options = append(options, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { c.failed(err) }))
+	options = append(options, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+		if isRefusal(err) && at.refusals.Add(1) == maxRefusals {
+			c.lockedOut()
+		}
+		c.failed(err)
+	}))
 	if user == userRequests {
 		options = append(options, nats.DisconnectErrHandler(func(*nats.Conn, error) { c.lost() }))
 	}
-	options = append(options, nats.ReconnectHandler(func(*nats.Conn) { c.gap() }))
+	options = append(options, nats.ReconnectHandler(func(*nats.Conn) {
+		at.refusals.Store(0)
+		c.gap()
+	}))
 	nc, err := nats.Connect(c.cfg.URL, options...)
 	switch {
-	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked):
+	case isRefusal(err):
 		return nil, ErrRefused
 	case err != nil:
 		return nil, unreachable(ctx, err)
 	}
 	return nc, nil
+}
+
+func isRefusal(err error) bool {
+	return errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) || errors.Is(err, nats.ErrAuthRevoked)
 }
 
 // listening returns the connection that listens, made at the first call.
@@ -119,7 +154,7 @@ func (c *Conn) listening(ctx context.Context) (*nats.Conn, error) {
 	if c.feed != nil {
 		return c.feed, nil
 	}
-	feed, err := c.connect(ctx, userFeed)
+	feed, err := c.connect(ctx, userFeed, &c.hearing)
 	if err != nil {
 		return nil, err
 	}
@@ -216,6 +251,8 @@ func (c *Conn) request(ctx context.Context, m *nats.Msg) (*nats.Msg, error) {
 	defer c.forget(p)
 	answer, err := c.nc.RequestMsgWithContext(wait, m)
 	switch {
+	case err != nil && c.asking.refused():
+		return nil, ErrRefused
 	case err != nil && errors.Is(context.Cause(wait), errSubject):
 		return nil, errSubject
 	case err != nil && errors.Is(context.Cause(wait), nats.ErrDisconnected):
@@ -269,6 +306,15 @@ func (c *Conn) lost() {
 	defer c.mu.Unlock()
 	for p := range c.waiting {
 		p.fail(nats.ErrDisconnected)
+	}
+}
+
+// lockedOut ends the followers: the key is not known any more.
+func (c *Conn) lockedOut() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for f := range c.followers {
+		raise(f.locked)
 	}
 }
 

@@ -25,6 +25,7 @@ import (
 type bus struct {
 	t    *testing.T
 	port int
+	key  string // that is let in
 	srv  *natsd.Server
 	nc   *nats.Conn
 
@@ -38,7 +39,7 @@ type bus struct {
 
 func newBus(t *testing.T) *bus {
 	t.Helper()
-	b := &bus{t: t, port: -1, caughtUp: make(chan struct{})}
+	b := &bus{t: t, port: -1, key: key, caughtUp: make(chan struct{})}
 	b.start()
 	t.Cleanup(func() { b.stop() })
 	return b
@@ -58,7 +59,7 @@ func (b *bus) start() {
 	var err error
 	b.srv, err = natsd.NewServer(&natsd.Options{
 		Host: "127.0.0.1", Port: b.port, NoLog: true, NoSigs: true,
-		Users: []*natsd.User{{Username: "service", Password: "s"}, {Username: "key", Password: key, Permissions: asks}, {Username: "feed", Password: key, Permissions: listens}},
+		Users: []*natsd.User{{Username: "service", Password: "s"}, {Username: "key", Password: b.key, Permissions: asks}, {Username: "feed", Password: b.key, Permissions: listens}},
 	})
 	if err != nil {
 		b.t.Fatal(err)
@@ -349,6 +350,53 @@ func TestFollowTooSlow(t *testing.T) {
 	})
 	if d := cmp.Diff(idsOf(want...), got); d != "" {
 		t.Error(d)
+	}
+}
+
+// A key that is not known any more: who follows is told, and so is who asks, until
+// the key is let in again.
+func TestKeyNoLongerKnown(t *testing.T) {
+	b := newBus(t)
+	b.happen(1, false)
+	c, err := client.Dial(t.Context(), client.NATSConfig{
+		URL: b.srv.ClientURL(), Key: key, Tenant: "acme",
+		Options: []nats.Option{nats.CustomReconnectDelay(func(int) time.Duration { return time.Millisecond })},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	restart := func(known string) {
+		b.stop()
+		b.key = known
+		b.start()
+	}
+	n := 0
+	for _, err = range c.Follow(t.Context(), 0) {
+		if n++; err == nil && n == 2 { // the history is given
+			restart("cs_other")
+		}
+	}
+	if n != 3 || !errors.Is(err, client.ErrRefused) {
+		t.Errorf("after %d: %v", n, err)
+	}
+	for _, err = range c.Follow(t.Context(), 0) {
+		if !errors.Is(err, client.ErrRefused) {
+			t.Error(err)
+		}
+	}
+	for _, err = c.RenameCredential(t.Context(), "i", "n", 0); errors.Is(err, client.ErrUnreachable) && t.Context().Err() == nil; {
+		_, err = c.RenameCredential(t.Context(), "i", "n", 0) // this connection may have been refused less often so far
+	}
+	if !errors.Is(err, client.ErrRefused) {
+		t.Errorf("asking: %v", err)
+	}
+	restart(key)
+	for errors.Is(err, client.ErrRefused) || errors.Is(err, client.ErrUnreachable) {
+		_, err = c.RenameCredential(t.Context(), "i", "n", 0)
+	}
+	if err != nil {
+		t.Errorf("let in again: %v", err)
 	}
 }
 

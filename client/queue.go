@@ -17,7 +17,7 @@ import (
 
 // QueueAck says where a command waits to be obeyed.
 type QueueAck struct {
-	FlowAck
+	Ack
 	CommandID string `json:"command_id"` // the events that come of it have it as their causation
 }
 

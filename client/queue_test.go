@@ -33,7 +33,7 @@ func TestEnqueue(t *testing.T) {
 	c := b.dial("acme")
 	in := map[string]any{"id": "i", "name": "n"}
 	ack, err := c.Enqueue(t.Context(), "credential.rename", in, client.CommandID("mine"), client.Correlation("theirs"))
-	if want := (client.QueueAck{FlowAck: client.FlowAck{Stream: "CREDSTREAM_CMDQ", Seq: 4}, CommandID: "mine"}); err != nil || ack != want {
+	if want := (client.QueueAck{Ack: client.Ack{Stream: "CREDSTREAM_CMDQ", Seq: 4}, CommandID: "mine"}); err != nil || ack != want {
 		t.Errorf("%+v, %v", ack, err)
 	}
 	if _, err := c.Enqueue(t.Context(), "credential.create", in); !errors.Is(err, fault.New(fault.Invalid, "secret_in_queue", "")) {

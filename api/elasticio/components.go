@@ -124,6 +124,9 @@ func (x *exchange) createComponent() {
 	if err == nil && in.Type != "component" {
 		err = ErrResourceType.Because("The type of the resource must be component.").At("/data/type")
 	}
+	if err == nil && in.Attributes["descriptor"] == nil {
+		err = missing("/data/attributes/descriptor")
+	}
 	if err != nil {
 		x.fail(err)
 		return

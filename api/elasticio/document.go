@@ -65,7 +65,11 @@ func readDocument(body []byte) (input, error) {
 
 // decode reads exactly one JSON object without unknown or repeated members.
 func decode(body []byte, into any) error {
-	err := json.Unmarshal(body, into, json.RejectUnknownMembers(true))
+	return decodeWith(body, into, json.RejectUnknownMembers(true))
+}
+
+func decodeWith(body []byte, into any, how json.Options) error {
+	err := json.Unmarshal(body, into, how)
 	var semantic *json.SemanticError
 	var syntactic *jsontext.SyntacticError
 	switch {

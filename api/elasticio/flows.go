@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
@@ -82,18 +81,14 @@ func (x *exchange) createFlow() {
 // flowData is the data of the event that tells of the flow.
 func flowData(in input) ([]byte, error) {
 	var graph struct {
-		Nodes []struct {
-			node
-			Others jsontext.Value `json:",unknown"`
-		} `json:"nodes"`
-		Others jsontext.Value `json:",unknown"`
+		Nodes []node `json:"nodes"`
 	}
 	const at = "/data/attributes/graph"
 	raw, ok := in.Attributes["graph"]
 	if !ok {
 		return nil, missing(at)
 	}
-	if err := decode(raw, &graph); err != nil {
+	if err := decodeWith(raw, &graph, json.RejectUnknownMembers(false)); err != nil {
 		return nil, below(err, at)
 	}
 	type step struct {
@@ -116,7 +111,7 @@ func flowData(in input) ([]byte, error) {
 		}
 	}
 	for _, n := range graph.Nodes {
-		event.Steps = append(event.Steps, step(n.node))
+		event.Steps = append(event.Steps, step(n))
 	}
 	data, err := json.Marshal(event)
 	if err != nil {

@@ -552,7 +552,7 @@ func (b *bench) inUse(ctx context.Context, f *flowSite, many []made, most float6
 		against := fmt.Sprintf("%s of %s events; after the acknowledgement %s", perSecond(l.rate), thousands(int64(l.n)),
 			latencies(summed([][]time.Duration{acked}, b.time)))
 		if limit > 0 {
-			b.report.bar(what, latencies(l), against, "p99 "+ms(limit), l.quantile(.99) <= limit)
+			b.report.add(what, latencies(l), against)
 		} else {
 			b.report.add(what, latencies(l), against)
 		}

@@ -123,7 +123,9 @@ func TestVerbs(t *testing.T) {
 		"queue.get":     m1,
 		"tenant.list":   `{"tenants":[{"id":"acme","name":"Acme"}]}`,
 		"api_key.issue": `{"seq":9,"id":"k2","key":"cs_new"}`,
-		"api_key.list":  `{"keys":[{"id":"k2","name":"n","role":"OPERATOR","tenants":["acme"],"issued_at":"2026-01-02T03:04:05Z"}]}`,
+		"api_key.list": `{"keys":[{"id":"k2","name":"n","role":"OPERATOR","tenants":["acme"],"issued_at":"2026-01-02T03:04:05Z"},` +
+			`{"id":"k3","name":"","role":"","permissions":["credentials.reveal"],"tenants":["acme"],"addresses":["192.0.2.0/24"],"expires":"2026-02-02T03:04:05Z","expired":true,` +
+			`"issued_at":"2026-01-02T03:04:05Z","last_used_at":"2026-01-03T03:04:00Z"}]}`,
 	}
 	for _, c := range []struct {
 		args  string
@@ -205,7 +207,17 @@ func TestVerbs(t *testing.T) {
 		{args: "tenant list", asks: `default/tenant.list`, says: "ID    NAME\nacme  Acme\n"},
 		{args: "key issue --role OPERATOR --tenants acme", asks: `default/api_key.issue {"role":"OPERATOR","tenants":["acme"]}`, says: "cs_new\n", notes: "Issued key k2. This is the only time it is shown:\n"},
 		{args: "key issue --role OPERATOR --json", asks: `default/api_key.issue {"role":"OPERATOR"}`, says: `{"seq":9,"id":"k2","key":"cs_new"}` + "\n"},
-		{args: "key list", asks: `default/api_key.list`, says: "ID  NAME  ROLE      TENANTS  STATE  ISSUED\nk2  n     OPERATOR  acme     valid  2026-01-02 03:04:05Z\n"},
+		{
+			args: "key issue --permission credentials.get --permission credentials.reveal --expires 720h --address 192.0.2.0/24,2001:db8::/32 --name n",
+			asks: `default/api_key.issue {"permissions":["credentials.get","credentials.reveal"],"name":"n","expires":"720h","addresses":["192.0.2.0/24","2001:db8::/32"]}`,
+			says: "cs_new\n", notes: "Issued key k2. This is the only time it is shown:\n",
+		},
+		{
+			args: "key list", asks: `default/api_key.list`,
+			says: "ID  NAME  ROLE      PERMISSIONS         TENANTS  STATE    ISSUED                EXPIRES               ADDRESSES     LAST USED\n" +
+				"k2  n     OPERATOR                      acme     valid    2026-01-02 03:04:05Z  never                               -\n" +
+				"k3                  credentials.reveal  acme     expired  2026-01-02 03:04:05Z  2026-02-02 03:04:05Z  192.0.2.0/24  2026-01-03 03:04:00Z\n",
+		},
 		{args: "key revoke k2", asks: `default/api_key.revoke {"id":"k2"}`, says: "Revoked key i.\n"},
 		{args: "version", says: "credstream " + version + "\n"},
 	} {

@@ -23,7 +23,7 @@ import (
 
 // serveConfig is the configuration of the service.
 type serveConfig struct {
-	Data                  string `flag:"data" arg:"DIR" env:"CREDSTREAM_DATA" default:"./credstream-data" help:"folder that holds everything the service keeps"`
+	Data                  string `flag:"data" arg:"DIR" env:"CREDSTREAM_DATA" default:"./credstream-data" help:"folder that holds everything the service keeps; with --nats, what it can build again"`
 	HTTP                  string `flag:"http" arg:"ADDR" env:"CREDSTREAM_HTTP" default:"127.0.0.1:8080" help:"address for HTTP"`
 	NATSListen            string `flag:"nats-listen" arg:"ADDR" env:"CREDSTREAM_NATS_LISTEN" default:"127.0.0.1:4222" help:"address of the embedded NATS server"`
 	NATS                  string `flag:"nats" arg:"URL" env:"CREDSTREAM_NATS" help:"use this NATS cluster instead of the embedded server"`
@@ -66,8 +66,8 @@ type clientConfig struct {
 	JSON    bool   `flag:"json" help:"print one JSON document, or one a line for streams; errors too, on standard error"`
 }
 
-// tailConfig is what events tail needs besides.
-type tailConfig struct {
+// natsConfig is what the verbs that talk NATS need besides.
+type natsConfig struct {
 	NATS string `flag:"nats" arg:"URL" env:"CREDSTREAM_NATS_URL" default:"nats://127.0.0.1:4222" help:"NATS port of the service"`
 }
 
@@ -109,7 +109,8 @@ func bind(flags *pflag.FlagSet, cfg any) {
 			if err != nil {
 				panic(fmt.Sprintf("configuration field %s has no number for its default", f.Name)) // a mistake of ours
 			}
-			flags.IntVar(p, name, n, help)
+			*p = n
+			flags.Var(&number{p, f.Tag.Get("arg")}, name, help)
 		default:
 			panic(fmt.Sprintf("configuration field %s has a type that no flag has", f.Name)) // a mistake of ours
 		}
@@ -128,6 +129,22 @@ type text struct {
 func (t *text) Set(s string) error { *t.string = s; return nil }
 func (t *text) String() string     { return *t.string }
 func (t *text) Type() string       { return t.arg }
+
+// number is likewise a value that is a number.
+type number struct {
+	*int
+	arg string
+}
+
+func (n *number) Set(s string) (err error) {
+	v, err := strconv.Atoi(s)
+	if err == nil {
+		*n.int = v
+	}
+	return err
+}
+func (n *number) String() string { return strconv.Itoa(*n.int) }
+func (n *number) Type() string   { return n.arg }
 
 // fromEnvironment sets the flags that were not given from their variables. It is
 // done after parsing, so that help never prints what a variable holds.
@@ -151,6 +168,7 @@ func newServeCommand(getenv func(string) string, serve func(ctx context.Context,
 		Use:   "serve",
 		Short: "Run the service",
 		Long: "Run the service: HTTP, NATS with JetStream, and everything it keeps, in one process and one folder.\n" +
+			"With --nats it works on NATS servers of your own, and other processes may serve the same data.\n" +
 			"The first start prints an administrator's key, once.",
 		Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -181,7 +199,7 @@ func configReference() string {
 	}{
 		{"credstream serve", serveConfig{}},
 		{"Verbs that talk to a service", clientConfig{}},
-		{"credstream events tail", tailConfig{}},
+		{"credstream events tail, flow publish, flow watch, queue send", natsConfig{}},
 		{"credstream demo petstore", demoConfig{}},
 	} {
 		fmt.Fprintf(&b, "\n## %s\n\n| flag | variable | default | |\n|---|---|---|---|\n", part.title)

@@ -302,7 +302,7 @@ func (a *app) credentialShow() *cobra.Command {
 				{"component", c.Component},
 				{"status", c.Status},
 				{"version", strconv.Itoa(c.Version)},
-				{"verified", when(c.VerifiedAt) + " " + evidence(c.Verification)},
+				{"verified", tried(c)},
 				{"created", when(c.CreatedAt) + " by " + c.CreatedBy},
 				{"updated", when(c.UpdatedAt)},
 			}
@@ -317,11 +317,16 @@ func (a *app) credentialShow() *cobra.Command {
 	}
 }
 
-func evidence(v client.Verification) string {
-	if v.Probe == "" {
-		return "without a probe"
+// tried says when and how the keys in force were tried last.
+func tried(c client.Credential) string {
+	how := "without a probe"
+	if v := c.Verification; v.Probe != "" {
+		how = fmt.Sprintf("by %s: %s in %d ms", v.Probe, v.Outcome, v.LatencyMS)
 	}
-	return fmt.Sprintf("by %s: %s in %d ms", v.Probe, v.Outcome, v.LatencyMS)
+	if c.VerifiedAt.IsZero() {
+		return how
+	}
+	return when(c.VerifiedAt) + " " + how
 }
 
 // credentialVerb is a command on one credential.

@@ -84,8 +84,12 @@ func TestDocumentedExamples(t *testing.T) {
 	u := bring(t, t.TempDir())
 	first := []string{
 		"component.register", "component.set-env", "oauth_client.define", "credential.create", "credential.replace-keys", "flow.bind", "api_key.issue",
+		"v2.components.create", "v2.oauth-clients.create", "v2.credentials.create", "v2.flows.create",
 	}
-	last := []string{"flow.release", "credential.delete", "oauth_client.delete", "component.delete", "api_key.revoke"}
+	last := []string{
+		"flow.release", "credential.delete", "oauth_client.delete", "component.delete", "api_key.revoke",
+		"v2.flows.delete", "v2.credentials.delete", "v2.oauth-clients.delete", "v2.components.delete",
+	}
 	place := func(d documented) int {
 		if i := slices.Index(first, d.id); i >= 0 {
 			return i - len(first)
@@ -105,7 +109,7 @@ func TestDocumentedExamples(t *testing.T) {
 	}
 	made := map[string]string{} // ids by what they are of
 	for _, d := range list {
-		noun, _, _ := strings.Cut(d.id, ".")
+		noun := d.id[:max(0, strings.LastIndexByte(d.id, '.'))]
 		if noun == "flow" {
 			noun = "credential" // the id in it is its credential's
 		}
@@ -132,19 +136,27 @@ func TestDocumentedExamples(t *testing.T) {
 		if s, ok := want[d.id]; ok {
 			status = s
 		}
-		if strings.HasPrefix(d.path, "/v1/") && resp.StatusCode != status {
+		if verb := strings.TrimPrefix(d.id, noun); strings.HasPrefix(d.id, "v2.") && verb == ".create" {
+			status = 201
+		} else if strings.HasPrefix(d.id, "v2.") && verb == ".delete" {
+			status = 204
+		}
+		if resp.StatusCode != status {
 			t.Errorf("%s: %d %s, want %d", d.id, resp.StatusCode, bytes.TrimSpace(answer), status)
 		}
 		switch resp.StatusCode { // what no example may earn, on any surface
 		case 400, 401, 405, 406, 411, 413, 414, 415, 422, 500:
 			t.Errorf("%s %s: %d %s", d.method, d.path, resp.StatusCode, bytes.TrimSpace(answer))
 		}
-		var done struct{ ID string }
-		if _, before := made[noun]; !before && resp.StatusCode == 200 && json.Unmarshal(answer, &done) == nil && done.ID != "" {
-			made[noun] = done.ID
+		var done struct {
+			ID   string
+			Data struct{ ID string }
+		}
+		if made[noun] == "" && resp.StatusCode < 300 && json.Unmarshal(answer, &done) == nil {
+			made[noun] = done.ID + done.Data.ID // one of them
 		}
 	}
-	if len(list) < 40 || made["credential"] == "" || made["oauth_client"] == "" || made["api_key"] == "" {
+	if len(list) < 60 || made["credential"] == "" || made["oauth_client"] == "" || made["api_key"] == "" || made["v2.credentials"] == "" {
 		t.Errorf("%d examples made %v", len(list), made)
 	}
 }

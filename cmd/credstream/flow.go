@@ -26,7 +26,7 @@ func (a *app) flowCommand() *cobra.Command {
 }
 
 // dial is the service over NATS, as the flags name it.
-func (a *app) dial(ctx context.Context, cfg tailConfig) (*client.Conn, error) {
+func (a *app) dial(ctx context.Context, cfg natsConfig) (*client.Conn, error) {
 	key, err := a.key()
 	if err != nil {
 		return nil, err
@@ -45,7 +45,8 @@ func (a *app) flowList() *cobra.Command {
 				return err
 			}
 			if all {
-				return a.everyFlow(cmd.Context(), api, filter)
+				_, err := a.everyFlow(cmd.Context(), api, filter)
+				return err
 			}
 			list, err := api.ListFlows(cmd.Context(), filter)
 			if err != nil {
@@ -74,24 +75,28 @@ func (a *app) whereUsed(short string, filter func(id string) client.FlowFilter) 
 			if err != nil {
 				return err
 			}
-			return a.everyFlow(cmd.Context(), api, filter(args[0]))
+			n, err := a.everyFlow(cmd.Context(), api, filter(args[0]))
+			if err == nil && n == 0 && !a.client.JSON {
+				fmt.Fprintln(a.stderr, "No flow uses it.")
+			}
+			return err
 		},
 	}
 }
 
-// everyFlow prints the flows of every page.
-func (a *app) everyFlow(ctx context.Context, api *client.Client, filter client.FlowFilter) error {
+// everyFlow prints the flows of every page and returns how many there were.
+func (a *app) everyFlow(ctx context.Context, api *client.Client, filter client.FlowFilter) (int, error) {
 	if filter.Limit == 0 {
 		filter.Limit = 200
 	}
 	list := client.FlowList{Flows: []client.Flow{}}
 	for f, err := range api.Flows(ctx, filter) {
 		if err != nil {
-			return err
+			return 0, err
 		}
 		list.Flows = append(list.Flows, f)
 	}
-	return a.flows(list)
+	return len(list.Flows), a.flows(list)
 }
 
 func (a *app) flows(list client.FlowList) error {
@@ -158,7 +163,7 @@ func (a *app) flowShow() *cobra.Command {
 			if f.Binding != "" {
 				pairs = append(pairs, [2]string{"reserved", "until " + when(f.Until) + ", binding " + f.Binding})
 			}
-			if err := a.pairs(pairs); err != nil {
+			if err := a.pairs(told(pairs)); err != nil {
 				return err
 			}
 			faults := map[string]string{}
@@ -210,6 +215,13 @@ func (a *app) flowBind() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if done.Until.IsZero() {
+				said := "Flow %s names no credential: nothing to reserve."
+				if done.Binding != "" {
+					said += " What it had reserved is given back."
+				}
+				return a.answer(done, said, done.ID)
+			}
 			return a.answer(done, "Reserved the credentials of flow %s until %s, binding %s.", done.ID, when(done.Until), done.Binding)
 		},
 	}
@@ -247,7 +259,7 @@ func (a *app) flowRelease() *cobra.Command {
 }
 
 func (a *app) flowPublish() *cobra.Command {
-	var cfg tailConfig
+	var cfg natsConfig
 	var event, file string
 	var revision uint64
 	cmd := &cobra.Command{
@@ -277,7 +289,7 @@ func (a *app) flowPublish() *cobra.Command {
 				return err
 			}
 			if ack.Poisoned() {
-				return errFlowPoisoned
+				return errFlowPoisoned.Because("The service did not understand the event. It is in the poison queue with the reason: credstream queue show %d.", ack.Seq)
 			}
 			return nil
 		},
@@ -291,7 +303,7 @@ func (a *app) flowPublish() *cobra.Command {
 }
 
 func (a *app) flowWatch() *cobra.Command {
-	var cfg tailConfig
+	var cfg natsConfig
 	cmd := &cobra.Command{
 		Use: "watch", Short: "Print what flows use, then each change of it, until interrupted", Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -343,7 +355,7 @@ func (a *app) inUse(e client.InUseEntry) error {
 
 // dryRun gives a verb on one thing the flag --dry-run, which asks instead of obeying.
 func (a *app) dryRun(cmd *cobra.Command, ask func(ctx context.Context, api *client.Client, id string) (client.Impact, error)) {
-	dry := cmd.Flags().Bool("dry-run", false, "say what would break and change nothing; exits with 6 when it would be refused")
+	dry := cmd.Flags().Bool("dry-run", false, "say what would break and change nothing; exits as the command would")
 	obey := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if !*dry {
@@ -362,7 +374,7 @@ func (a *app) dryRun(cmd *cobra.Command, ask func(ctx context.Context, api *clie
 }
 
 // impact prints what a dry run found: the flows in a table, and a sentence. A
-// command that would be refused exits with 6.
+// command that would be refused exits as it would.
 func (a *app) impact(i client.Impact) error {
 	switch {
 	case a.client.JSON:
@@ -378,7 +390,11 @@ func (a *app) impact(i client.Impact) error {
 		}
 	}
 	if !i.Allowed {
-		return &fault.Error{Kind: fault.Precondition, Code: i.Code, Msg: i.Says}
+		kind := i.Kind
+		if kind == "" { // of a service that does not say
+			kind = fault.Precondition
+		}
+		return &fault.Error{Kind: kind, Code: i.Code, Msg: i.Says}
 	}
 	if a.client.JSON {
 		return nil

@@ -16,7 +16,7 @@ func (a *app) eventsCommand() *cobra.Command {
 }
 
 func (a *app) eventsTail() *cobra.Command {
-	var cfg tailConfig
+	var cfg natsConfig
 	var from uint64
 	cmd := &cobra.Command{
 		Use: "tail", Short: "Print changes as they happen, until interrupted",

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -87,7 +88,18 @@ func terminalWidth(w any) int {
 	return width
 }
 
-func when(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05Z") }
+// told leaves out the pairs without a value.
+func told(pairs [][2]string) [][2]string {
+	return slices.DeleteFunc(pairs, func(p [2]string) bool { return p[1] == "" })
+}
+
+// when is a time as it is printed: a dash for the zero time, which is none.
+func when(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.UTC().Format("2006-01-02 15:04:05Z")
+}
 
 // compact writes JSON in one line.
 func compact(v jsontext.Value) string {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"strconv"
 
 	"github.com/go-json-experiment/json"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/credstream/credstream/client"
 	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service"
 )
 
 var errCommandFile = fault.New(fault.Invalid, "command_file_invalid", "The file must hold the command's members as one JSON object.")
@@ -52,7 +54,7 @@ func (a *app) queueList() *cobra.Command {
 
 func (a *app) queueShow() *cobra.Command {
 	return &cobra.Command{
-		Use: "show ID", Short: "Show one of them, as far as it may be kept", Args: arguments("ID"),
+		Use: "show ID", Short: "Show a flow event or command that failed for good, as far as it may be kept", Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -90,7 +92,7 @@ func (a *app) queueShow() *cobra.Command {
 			if len(m.Content) > 0 {
 				pairs = append(pairs, [2]string{"content", compact(m.Content)})
 			}
-			return a.pairs(pairs)
+			return a.pairs(told(pairs))
 		},
 	}
 }
@@ -116,7 +118,7 @@ func (a *app) queueChange(verb, short, sentence string, change queueVerb) *cobra
 }
 
 func (a *app) queueSend() *cobra.Command {
-	var cfg tailConfig
+	var cfg natsConfig
 	var file, keysFile, commandID string
 	cmd := &cobra.Command{
 		Use: "send COMMAND --file FILE", Short: "Leave a command in the queue over NATS",
@@ -149,6 +151,9 @@ func (a *app) queueSend() *cobra.Command {
 				body["keys_sealed"] = sealed
 			}
 			ack, err := conn.Enqueue(cmd.Context(), args[0], body, client.CommandID(commandID))
+			if f, ok := errors.AsType[*fault.Error](err); ok && f.Code == service.ErrSecretInQueue.Code && f.Pointer == "/keys" {
+				return f.Because("Nothing was stored: the queue takes no keys in clear. Take them out of the file and give them by --keys-file, which seals them.")
+			}
 			if err != nil {
 				return err
 			}

@@ -11,6 +11,7 @@ import (
 	"unicode"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/credstream/credstream/client"
 	"github.com/credstream/credstream/fault"
@@ -62,19 +63,43 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 		return 0
 	}
 	if !a.parsed && !isFault(err) {
-		err = errUsage.Because("%s. Try --help.", firstUpper(beforeSecrets(err.Error())))
+		err = errUsage.Because("%s. Try --help.", firstUpper(misread(err)))
 	}
 	a.report(err)
-	f, told := (*fault.Error)(nil), false
-	if told = errors.As(err, &f); !told {
+	var f *fault.Error
+	if !errors.As(err, &f) {
 		return exitCodes[fault.Internal]
 	}
-	return exitCodes[f.Kind]
+	code, known := exitCodes[f.Kind]
+	if !known { // of a newer service
+		return exitCodes[fault.Internal]
+	}
+	return code
 }
 
 func isFault(err error) bool {
 	var f *fault.Error
 	return errors.As(err, &f)
+}
+
+// misread says what is wrong with a command line, without its values.
+func misread(err error) string {
+	var wrong *pflag.InvalidValueError
+	if !errors.As(err, &wrong) {
+		return beforeSecrets(err.Error())
+	}
+	takes := map[string]string{
+		"bool": "true or false", "int": "a number", "uint64": "a number that is not negative", "duration": "a time such as 90s or 10m",
+	}
+	f := wrong.GetFlag()
+	kind := f.Value.Type()
+	if _, ok := f.Value.(*number); ok {
+		kind = "int"
+	}
+	if takes[kind] == "" {
+		return "--" + f.Name + " does not take this value"
+	}
+	return "--" + f.Name + " takes " + takes[kind]
 }
 
 // beforeSecrets cuts the argument off that pflag quotes whole when it does not
@@ -146,7 +171,7 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(
 		newServeCommand(a.getenv, serve),
 		a.componentCommand(), a.credentialCommand(), a.oauthClientCommand(), a.flowCommand(), a.queueCommand(), a.eventsCommand(), a.viewsCommand(), a.tenantCommand(), a.keyCommand(),
-		a.demoCommand(), a.versionCommand(),
+		a.kmsCommand(), a.demoCommand(), a.versionCommand(),
 	)
 	return root
 }

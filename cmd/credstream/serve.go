@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/api/elasticio"
 	v1 "github.com/credstream/credstream/api/v1"
 	"github.com/credstream/credstream/bus"
 	"github.com/credstream/credstream/events"
@@ -456,11 +457,12 @@ func (p *program) announce(out io.Writer) {
 
 // run serves until ctx ends or a part fails, then stops everything in order.
 func (p *program) run(ctx context.Context) error {
-	server := v1.Server("", v1.Handler(v1.Config{
+	vendor := elasticio.Handler(elasticio.Config{Service: p.svc, Logger: p.log, AllowCleartext: p.cfg.BehindTLSProxy})
+	server := v1.Server("", surfaces(vendor, v1.Handler(v1.Config{
 		Service: p.svc, Logger: p.log, Ready: p.notReady, Notes: p.notes,
 		Metrics: promhttp.HandlerFor(p.metrics, promhttp.HandlerOpts{}), Version: version,
-		AllowCleartext: p.cfg.BehindTLSProxy,
-	}))
+		AllowCleartext: p.cfg.BehindTLSProxy, Describe: elasticio.Describe,
+	})))
 	p.parts.Go(func() error {
 		if err := server.Serve(p.listener); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve HTTP: %w", err)
@@ -484,6 +486,18 @@ func (p *program) run(ctx context.Context) error {
 	err := p.parts.Wait()
 	p.close()
 	return err
+}
+
+// surfaces gives each path to the surface that serves it. Paths are taken
+// literally, which http.ServeMux would not do.
+func surfaces(vendor, own http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.EscapedPath(), "/v2/") {
+			vendor.ServeHTTP(w, r)
+			return
+		}
+		own.ServeHTTP(w, r)
+	})
 }
 
 // openParts starts what runs beside the requests, and returns when the views

@@ -1,0 +1,246 @@
+package elasticio
+
+import (
+	"encoding/json"
+	"net/http"
+	"strconv"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	v1 "github.com/credstream/credstream/api/v1"
+)
+
+// Describe adds the paths of this edge to the OpenAPI document, each operation
+// that takes a body with an example of it.
+func Describe(doc *huma.OpenAPI) {
+	schemas := doc.Components.Schemas.Map()
+	for name, s := range resourceSchemas() {
+		schemas["v2."+name] = s
+	}
+	schemas["v2.errors"] = errorsSchema()
+	doc.Components.Responses["v2.errors"] = &huma.Response{
+		Description: "Error objects of JSON:API. Tell errors apart by code.",
+		Content:     media(&huma.MediaType{Schema: reference("v2.errors")}),
+	}
+	for _, o := range documented {
+		item := doc.Paths[o.path]
+		if item == nil {
+			item = &huma.PathItem{}
+			doc.Paths[o.path] = item
+		}
+		op := o.operation()
+		switch o.method {
+		case http.MethodGet:
+			item.Get = op
+		case http.MethodPost:
+			item.Post = op
+		case http.MethodPatch:
+			item.Patch = op
+		case http.MethodDelete:
+			item.Delete = op
+		}
+	}
+}
+
+// described is an operation as the document shows it.
+type described struct {
+	id, method, path, resource string
+	summary                    string
+	parameters                 []string // of the query
+	example                    string   // of the body; "" where there is none
+}
+
+// Paths and ids of the examples.
+const (
+	pathClients     = "/v2/tenants/{tenant}/oauth-clients"
+	pathCredentials = "/v2/credentials"
+	pathComponents  = "/v2/components"
+	pathFlows       = "/v2/flows"
+	item            = "/{id}"
+
+	toComponent = `"relationships":{"component":{"data":{"id":"pet-shop","type":"component"}}}`
+)
+
+var (
+	listed = []string{pageNumber, pageSize, pageAfter}
+	shown  = []string{including, revealing}
+)
+
+var documented = []described{
+	{
+		"components.create", "POST", pathComponents, "component", "Register a component by its component.json, for this tenant or for every one.", nil,
+		`{"data":{"type":"component","id":"pet-shop","attributes":{"access":"private","descriptor":{"title":"Pet shop","useOAuthClient":true,` +
+			`"credentials":{"fields":{"apiKey":{"label":"API key","viewClass":"PasswordFieldView","required":true}}}}}}}`,
+	},
+	{"components.list", "GET", pathComponents, "component", "The components that the tenant may use, page by page.", listed, ""},
+	{"components.get", "GET", pathComponents + item, "component", "One component with its descriptor.", nil, ""},
+	{
+		"components.update", "PATCH", pathComponents + item, "component", "Give a component a new descriptor, or say who may use it.", nil,
+		`{"data":{"type":"component","id":"pet-shop","attributes":{"access":"global"}}}`,
+	},
+	{"components.delete", "DELETE", pathComponents + item, "", "Delete a component. What was made for it remains.", nil, ""},
+
+	{
+		"oauth-clients.create", "POST", pathClients, "oauth-client", "Define the tenant's OAuth client of a component: there is one for each.", nil,
+		`{"data":{"type":"oauth-client","attributes":{"client_id":"a-client-id","client_secret":"a-client-secret"},` + toComponent + `}}`,
+	},
+	{"oauth-clients.list", "GET", pathClients, "oauth-client", "The OAuth clients of the tenant, page by page.", append([]string{byComponent, including}, listed...), ""},
+	{"oauth-clients.get", "GET", pathClients + item, "oauth-client", "One OAuth client; the secret is masked unless it is revealed.", shown, ""},
+	{
+		"oauth-clients.update", "PATCH", pathClients + item, "oauth-client", "Change the client id, the client secret, or both.", nil,
+		`{"data":{"type":"oauth-client","attributes":{"client_secret":"another-client-secret"},` + toComponent + `}}`,
+	},
+	{"oauth-clients.delete", "DELETE", pathClients + item, "", "Delete an OAuth client that no flow's component needs.", nil, ""},
+
+	{
+		"credentials.create", "POST", pathCredentials, "credential", "Verify keys by a dry request and save them as a new credential.", nil,
+		`{"data":{"type":"credential","attributes":{"name":"Pet shop, production","keys":{"apiKey":"a-secret-key"}},` +
+			`"relationships":{"component":{"data":{"id":"pet-shop","type":"component"}},"workspace":{"data":{"id":"sales","type":"workspace"}}}}}`,
+	},
+	{"credentials.list", "GET", pathCredentials, "credential", "Credentials by component and workspace, sorted, page by page.", append([]string{byWorkspace, byComponent, sorted, including}, listed...), ""},
+	{"credentials.get", "GET", pathCredentials + item, "credential", "One credential; secret values are masked unless they are revealed.", shown, ""},
+	{
+		"credentials.update", "PATCH", pathCredentials + item, "credential", "Rename a credential, replace all of its keys, or both.", nil,
+		`{"data":{"type":"credential","attributes":{"name":"Pet shop, test","keys":{"apiKey":"a-newer-key"}}}}`,
+	},
+	{"credentials.delete", "DELETE", pathCredentials + item, "", "Delete a credential that no active flow uses, and erase its keys.", nil, ""},
+
+	{
+		"flows.create", "POST", pathFlows, "flow", "Tell of a flow: which components and credentials its nodes use.", nil,
+		`{"data":{"type":"flow","id":"pet-orders","attributes":{"name":"Orders to the pet shop","graph":{"nodes":[{"id":"step_1","component_id":"pet-shop"}]}}}}`,
+	},
+	{"flows.get", "GET", pathFlows + item, "flow", "One flow.", nil, ""},
+	{"flows.start", "POST", pathFlows + item + "/start", "flow", "Make a flow active.", nil, ""},
+	{"flows.stop", "POST", pathFlows + item + "/stop", "flow", "Make a flow inactive.", nil, ""},
+	{"flows.delete", "DELETE", pathFlows + item, "", "Delete a flow; what it used is free.", nil, ""},
+}
+
+// exampleItem is the id in the examples: one that the service makes, or the one
+// that the example of the create gives.
+var exampleItem = map[string]string{
+	pathClients: v1.ExampleID, pathCredentials: v1.ExampleID, pathComponents: "pet-shop", pathFlows: "pet-orders",
+}
+
+// queryParameters are described once for all operations that take them. One
+// without an example changes what is answered too much for a first look.
+var queryParameters = map[string]huma.Param{
+	byComponent: {Description: "Only those of this component; empty is no filter.", Example: "pet-shop"},
+	byWorkspace: {Description: "Only those of this workspace.", Example: "sales"},
+	sorted:      {Description: "name, created_at, either with - before it, or a name and then one of the latter.", Example: "name,-created_at"},
+	including:   {Description: "component: the components too.", Example: "component"},
+	revealing:   {Description: "true: secrets in clear, which takes the permission credentials.reveal and is recorded first."},
+	pageNumber:  {Description: "From 1.", Example: 1},
+	pageSize:    {Description: "1 to 200; 50 when absent.", Example: 20},
+	pageAfter:   {Description: "Cursor of the page before, as links.next has it."},
+}
+
+func (o described) operation() *huma.Operation {
+	op := &huma.Operation{
+		OperationID: "v2." + o.id, Summary: o.summary, Tags: []string{"elastic.io v2"},
+		Responses: map[string]*huma.Response{"default": {Ref: "#/components/responses/v2.errors"}},
+	}
+	text := &huma.Schema{Type: huma.TypeString}
+	collection := o.path
+	for _, base := range []string{pathClients, pathCredentials, pathComponents, pathFlows} {
+		if len(o.path) > len(base) && o.path[:len(base)] == base {
+			collection = base
+			op.Parameters = append(op.Parameters, &huma.Param{
+				Name: "id", In: "path", Required: true, Description: "The id of the " + base[len("/v2/"):] + ".", Schema: text, Example: exampleItem[base],
+			})
+		}
+	}
+	if collection == pathClients {
+		op.Parameters = append(op.Parameters, &huma.Param{Name: "tenant", In: "path", Required: true, Description: "The tenant.", Schema: text, Example: "default"})
+	}
+	for _, name := range o.parameters {
+		p := queryParameters[name]
+		p.Name, p.In, p.Schema = name, "query", text
+		if _, number := p.Example.(int); number {
+			p.Schema = &huma.Schema{Type: huma.TypeInteger}
+		}
+		op.Parameters = append(op.Parameters, &p)
+	}
+	switch {
+	case o.resource == "":
+		op.Responses["204"] = &huma.Response{Description: "Done; there is no body."}
+	case o.method == http.MethodGet && collection == o.path:
+		op.Responses["200"] = o.answers("The list.", &huma.Schema{Type: huma.TypeArray, Items: reference("v2." + o.resource)})
+	case o.method == http.MethodPost && collection == o.path:
+		op.Responses[strconv.Itoa(http.StatusCreated)] = o.answers("Made.", reference("v2."+o.resource))
+	default:
+		op.Responses["200"] = o.answers("The resource as it is now.", reference("v2."+o.resource))
+	}
+	if o.example != "" {
+		op.RequestBody = &huma.RequestBody{Required: true, Content: media(&huma.MediaType{
+			Schema: members("A JSON:API document.", map[string]*huma.Schema{"data": reference("v2." + o.resource)}, "data"), Example: json.RawMessage(o.example),
+		})}
+	}
+	return op
+}
+
+func (o described) answers(says string, data *huma.Schema) *huma.Response {
+	return &huma.Response{Description: says, Content: media(&huma.MediaType{Schema: members("A JSON:API document.", map[string]*huma.Schema{
+		"data": data, "included": anything("The components, when asked for."), "links": anything("Other pages."), "meta": anything("Totals."),
+	}, "data")})}
+}
+
+// media is the content in JSON:API's own media type; application/json does as well.
+func media(m *huma.MediaType) map[string]*huma.MediaType {
+	return map[string]*huma.MediaType{mediaJSONAPI: m}
+}
+
+func reference(name string) *huma.Schema { return &huma.Schema{Ref: "#/components/schemas/" + name} }
+
+func members(says string, properties map[string]*huma.Schema, required ...string) *huma.Schema {
+	return &huma.Schema{Type: huma.TypeObject, Description: says, Properties: properties, Required: required}
+}
+
+func anything(says string) *huma.Schema { return &huma.Schema{Description: says} }
+
+func words(says string) *huma.Schema { return &huma.Schema{Type: huma.TypeString, Description: says} }
+
+// resourceSchemas describes the resources, by their types.
+func resourceSchemas() map[string]*huma.Schema {
+	one := func(typ, says string, attributes map[string]*huma.Schema, related ...string) *huma.Schema {
+		relationships := map[string]*huma.Schema{}
+		for _, name := range related {
+			relationships[name] = members("", map[string]*huma.Schema{
+				"data": members("", map[string]*huma.Schema{"id": words(""), "type": words("")}, "id", "type"),
+			}, "data")
+		}
+		s := members(says, map[string]*huma.Schema{
+			"id": words("Made by the service unless a create names it."), "type": words(typ + "."),
+			"attributes": members("", attributes), "meta": anything("What the vendor has no attribute for; in answers."),
+		}, "type")
+		if len(related) > 0 {
+			s.Properties["relationships"] = members("", relationships)
+		}
+		return s
+	}
+	return map[string]*huma.Schema{
+		"credential": one("credential", "Keys for one account at one API.", map[string]*huma.Schema{
+			"name": words("For people; made when absent."), "keys": anything("A value for each field of the component's descriptor; a secret one is masked in answers."),
+		}, "component", "workspace", "user", "vpn_agent"),
+		"oauth-client": one("oauth-client", "What an OAuth provider knows this tenant's installation by.", map[string]*huma.Schema{
+			"client_id": words(""), "client_secret": words("Masked in answers."),
+		}, "component"),
+		"component": one("component", "What a flow's step runs.", map[string]*huma.Schema{
+			"name": words("In answers: the title of the descriptor."), "access": words("private or global."), "descriptor": anything("The component.json."),
+		}),
+		"flow": one("flow", "What uses components and credentials.", map[string]*huma.Schema{
+			"name": words("For people."), "status": words("active or inactive; in answers."),
+			"graph": members("", map[string]*huma.Schema{"nodes": {Type: huma.TypeArray, Items: members("A step.", map[string]*huma.Schema{
+				"id": words("Unique within the flow."), "name": words("For people."), "component_id": words("What it runs."), "credentials_id": words("What it uses."),
+			}, "id", "component_id")}}, "nodes"),
+		}),
+	}
+}
+
+func errorsSchema() *huma.Schema {
+	return members("", map[string]*huma.Schema{"errors": {Type: huma.TypeArray, Items: members("", map[string]*huma.Schema{
+		"id": words("Of the request: it leads the operator to the cause."), "status": words("Of HTTP."), "code": words("Stable: for programs."),
+		"title": words("The status in words."), "detail": words("A sentence for people."),
+		"source": members("The input at fault.", map[string]*huma.Schema{"pointer": words("In the body (RFC 6901)."), "parameter": words("Of the URL.")}),
+		"meta":   anything("More for programs: the flows that hold a credential, say."),
+	}, "status", "code", "title", "detail")}}, "errors")
+}
