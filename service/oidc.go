@@ -326,6 +326,9 @@ func (k *issuerKeys) verify(ctx context.Context, token string) ([]byte, error) {
 	if payload, ok := check(signed, set); ok {
 		return payload, nil
 	}
+	if id := signed.Signatures[0].Header.KeyID; id != "" && len(set.Key(id)) > 0 {
+		return nil, ErrToken
+	}
 	// The issuer may have begun to sign with a new key.
 	if set, _, err = k.current(ctx, when); err != nil {
 		return nil, ErrToken

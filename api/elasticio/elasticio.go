@@ -19,6 +19,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/go-json-experiment/json"
 
@@ -217,7 +218,7 @@ func split(path string) (parts []string, ok bool) {
 	}
 	for part := range strings.SplitSeq(strings.TrimSuffix(rest, "/"), "/") {
 		plain, err := url.PathUnescape(part)
-		if err != nil || plain == "" {
+		if err != nil || plain == "" || !utf8.ValidString(plain) {
 			return nil, false
 		}
 		parts = append(parts, plain)

@@ -130,7 +130,7 @@ func FuzzDocument(f *testing.F) {
 func FuzzParameters(f *testing.F) {
 	for _, seed := range []string{
 		"", "filter[component]=k", "filter%5Bcomponent%5D=", "workspace_id=w&page[number]=2&page[size]=200&sort=name,-created_at", "page[number]=0", "page[number]=99999999999",
-		"page[after]=x&page[number]=7", "include=component&fields[credential]=name,keys&fields[component]=", "fields[]=x", "fields[a]b=x", "reveal=true", "%zz", "a;b", "filter[component]=a&filter[component]=b",
+		"page[after]=x&page[number]=7", "include=component&fields[credential]=name,keys&fields[component]=", "fields[]=x", "workspace_id=\xff", "\xff=1", "fields[a]b=x", "reveal=true", "%zz", "a;b", "filter[component]=a&filter[component]=b",
 	} {
 		f.Add(seed)
 	}
@@ -181,6 +181,7 @@ func TestRefusals(t *testing.T) {
 		{why: "two command ids", method: "DELETE", target: "/v2/credentials/c", change: func(r *http.Request) { r.Header["Idempotency-Key"] = []string{"a", "b"} }, status: 400, code: "header_repeated"},
 		{why: "two slashes", method: "GET", target: "/v2//credentials", status: 404, code: "path_unknown"},
 		{why: "two slashes at the end", method: "GET", target: "/v2/credentials//", status: 404, code: "path_unknown"},
+		{why: "a path that is no text", method: "GET", target: "/v2/credentials/%ff", status: 404, code: "path_unknown"},
 		{why: "a path too long", method: "GET", target: "/v2/credentials/c/keys", status: 404, code: "path_unknown"},
 		{why: "a failure", method: "GET", target: "/v2/credentials/c", fails: errors.New("canary: where we live"), status: 500, code: "internal"},
 		{why: "a limit", method: "GET", target: "/v2/credentials/c", fails: service.ErrRateLimited.After(1500e6), status: 429, code: "rate_limited"},

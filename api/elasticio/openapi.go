@@ -107,7 +107,7 @@ var documented = []described{
 
 	{
 		"flows.create", "POST", pathFlows, "flow", "Tell of a flow: which components and credentials its nodes use.", nil,
-		`{"data":{"type":"flow","id":"pet-orders","attributes":{"name":"Orders to the pet shop","graph":{"nodes":[{"id":"step_1","component_id":"pet-shop"}]}}}}`,
+		`{"data":{"type":"flow","id":"pet-orders","attributes":{"name":"Orders to the pet shop","graph":{"nodes":[{"id":"step_1","component_id":"pet-shop","credentials_id":"` + v1.ExampleID + `"}]}}}}`,
 	},
 	{"flows.get", "GET", pathFlows + item, "flow", "One flow.", nil, ""},
 	{"flows.start", "POST", pathFlows + item + "/start", "flow", "Make a flow active.", nil, ""},

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/credstream/credstream/fault"
 )
@@ -82,6 +83,8 @@ func readParameters(query string, takes ...string) (parameters, error) {
 			return p, badParameter(name, "The parameter is not known here.")
 		case len(given) != 1:
 			return p, badParameter(name, "The parameter stands at most once.")
+		case !utf8.ValidString(given[0]):
+			return p, badParameter(name, "The value is not UTF-8.")
 		case given[0] == "" && kind != fieldsOf:
 			continue
 		}

@@ -25,7 +25,6 @@ import (
 
 // The bars of flows.
 const (
-	barInUse  = 50 * time.Millisecond // from a flow event to the index, p99 at inUseRate
 	inUseRate = 500                   // flow events per second
 	barLoad   = 50 * time.Millisecond // of a stream with many uses
 )
@@ -540,7 +539,7 @@ func (b *bench) inUse(ctx context.Context, f *flowSite, many []made, most float6
 			return nil
 		}}, nil
 	}
-	row := func(what string, limit time.Duration, measure func() (load, error)) error {
+	row := func(what string, measure func() (load, error)) error {
 		acked = nil
 		l, err := measure()
 		if err == nil {
@@ -551,24 +550,20 @@ func (b *bench) inUse(ctx context.Context, f *flowSite, many []made, most float6
 		}
 		against := fmt.Sprintf("%s of %s events; after the acknowledgement %s", perSecond(l.rate), thousands(int64(l.n)),
 			latencies(summed([][]time.Duration{acked}, b.time)))
-		if limit > 0 {
-			b.report.add(what, latencies(l), against)
-		} else {
-			b.report.add(what, latencies(l), against)
-		}
+		b.report.add(what, latencies(l), against)
 		return nil
 	}
 	const what = "from a flow's start to the in-use index, "
-	if err := row(what+"one at a time", 0, func() (load, error) { return closed(ctx, 1, b.measured(), opener) }); err != nil {
+	if err := row(what+"one at a time", func() (load, error) { return closed(ctx, 1, b.measured(), opener) }); err != nil {
 		return err
 	}
 	paceAt := func(rate float64) func() (load, error) {
 		return func() (load, error) { return paced(ctx, clients, rate, b.time, opener) }
 	}
-	if err := row(fmt.Sprintf("%sat %d/s", what, inUseRate), barInUse, paceAt(inUseRate)); err != nil || most == 0 {
+	if err := row(fmt.Sprintf("%sat %d/s", what, inUseRate), paceAt(inUseRate)); err != nil || most == 0 {
 		return err
 	}
-	return row(what+"at half load", 0, paceAt(most/2))
+	return row(what+"at half load", paceAt(most/2))
 }
 
 // bind measures reservations that are given back at once.

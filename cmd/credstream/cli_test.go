@@ -24,6 +24,7 @@ import (
 	"github.com/credstream/credstream/client"
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/seal"
 )
 
 var update = flag.Bool("update", false, "write docs/config.md anew")
@@ -194,7 +195,7 @@ func TestVerbs(t *testing.T) {
 		{
 			args: "queue show 4", asks: `default/queue.get?id=4`,
 			says: "id       4\nqueue    commands\nname     credential.rename\nsubject  credstream.cmdq.default.credential.rename\ncommand  c1\n" +
-				"event    \nactor    key:k\ntime     2026-01-02 03:04:05Z\ncode     credential_not_found\nreason   It is not there.\nsize     12\nsha256   ab\n" +
+				"actor    key:k\ntime     2026-01-02 03:04:05Z\ncode     credential_not_found\nreason   It is not there.\nsize     12\nsha256   ab\n" +
 				"kept     yes: it can be tried again\ncontent  {\"id\":\"i\"}\n",
 		},
 		{args: "queue retry 4", asks: `default/queue.retry {"id":"4"}`, says: "Message i is in its queue again.\n"},
@@ -272,7 +273,7 @@ func TestExitCodes(t *testing.T) {
 }
 
 // A dry run shows the flows and says what would happen; when the command would
-// be refused the exit code is 6.
+// be refused the exit code is that of the refusal.
 func TestDryRun(t *testing.T) {
 	keys := writeFile(t, "keys.json", `{"apiKey":"canary"}`, 0o600)
 	const table = "ID  NAME    STATE   REVISION  STEPS  UPDATED\nf1  Orders  active  3         0      2026-01-02 03:04:05Z\n"
@@ -294,6 +295,11 @@ func TestDryRun(t *testing.T) {
 				`{"allowed":false,"code":"credential_in_use","says":"It is in use.",` + flows + `"total_flows":1,"active_flows":1}`,
 				table, "It is in use. (credential_in_use)\n", 6,
 			},
+			{
+				`{"allowed":false,"kind":"unprocessable","code":"credential_verification_failed","says":"It was not accepted.","flows":[],"total_flows":0,"active_flows":0}`,
+				"", "It was not accepted. (credential_verification_failed)\n", 2,
+			},
+			{`{"allowed":false,"kind":"newer","code":"c","says":"No.","flows":[],"total_flows":0,"active_flows":0}`, "", "No. (c)\n", 1},
 		} {
 			verb, _, _ := strings.Cut(c.asks[len("default/"):], " ")
 			s, cli := newCLI(t, map[string]string{verb: `{"seq":1,"id":"i","dry_run":` + r.impact + `}`})
@@ -311,6 +317,65 @@ func TestDryRun(t *testing.T) {
 				t.Errorf("%s: %v %s", c.args, err, cli.out.String())
 			}
 		}
+	}
+}
+
+// What there is not is said in words.
+func TestNothing(t *testing.T) {
+	_, cli := newCLI(t, map[string]string{
+		"flow.list": `{"flows":[]}`, "flow.bind": `{"seq":9,"id":"f1"}`,
+		"flow.get":       `{"id":"f1","revision":0,"steps":[]}`,
+		"credential.get": `{"id":"i","component":"p","status":"unverified","version":1}`,
+	})
+	steps := writeFile(t, "steps.json", `[{"id":"s1","component":"p"}]`, 0o644)
+	for _, c := range []struct{ args, says, notes string }{
+		{"credential where-used i", "", "No flow uses it.\n"},
+		{"component where-used p", "", "No flow uses it.\n"},
+		{"credential where-used i --json", `{"flows":[]}` + "\n", ""},
+		{"flow bind f1 --steps-file " + steps, "Flow f1 names no credential: nothing to reserve.\n", ""},
+		{"flow show f1", "id        f1\nrevision  0\nupdated   -\n\nSTEP  NAME  COMPONENT  CREDENTIAL  WRONG\n", ""},
+		{
+			"credential show i",
+			"id         i\nname       \ncomponent  p\nstatus     unverified\nversion    1\nverified   without a probe\ncreated    - by \nupdated    -\n", "",
+		},
+	} {
+		if got := cli.run(t.Context(), strings.Fields(c.args)...); got != 0 {
+			t.Errorf("%s: exit code %d", c.args, got)
+		}
+		if d := cmp.Diff(c.says, cli.out.String()) + cmp.Diff(c.notes, cli.errOut.String()); d != "" {
+			t.Error(c.args, d)
+		}
+	}
+}
+
+// A key file is made once, for nobody else to read, and serve can use it.
+func TestKMSNewCommand(t *testing.T) {
+	_, cli := newCLI(t, nil)
+	path := filepath.Join(t.TempDir(), "a key")
+	if got := cli.run(t.Context(), "kms", "new", path); got != 0 || !strings.Contains(cli.out.String(), "Back it up") {
+		t.Fatalf("exit code %d: %s %s", got, cli.out.String(), cli.errOut.String())
+	}
+	_, kms, _ := strings.Cut(strings.TrimSpace(cli.out.String()), "--kms ")
+	if _, err := seal.OpenKMS(t.Context(), seal.KMS{URL: kms}); err != nil {
+		t.Errorf("%q: %v", kms, err)
+	}
+	info, err := os.Stat(path)
+	must(t, err)
+	if info.Mode().Perm() != 0o600 {
+		t.Errorf("the mode is %o", info.Mode().Perm())
+	}
+	before, err := os.ReadFile(path)
+	must(t, err)
+	if got := cli.run(t.Context(), "kms", "new", path); got != 6 || !strings.HasSuffix(cli.errOut.String(), " (kms_key_exists)\n") {
+		t.Errorf("a second time: exit code %d: %s", got, cli.errOut.String())
+	}
+	after, err := os.ReadFile(path)
+	must(t, err)
+	if !bytes.Equal(before, after) || strings.Contains(cli.out.String(), string(before)) {
+		t.Error("the key was replaced or printed")
+	}
+	if got := cli.run(t.Context(), "kms", "new", filepath.Join(path, "below")); got != 2 || !strings.HasSuffix(cli.errOut.String(), " (kms_key_unmade)\n") {
+		t.Errorf("where no file can be: exit code %d: %s", got, cli.errOut.String())
 	}
 }
 
@@ -376,6 +441,18 @@ func TestUsage(t *testing.T) {
 		}
 		if strings.Contains(cli.out.String()+cli.errOut.String(), "canary") || len(s.asked) > 0 {
 			t.Errorf("%s: %q, asked %q", c.args, cli.errOut.String(), s.asked)
+		}
+	}
+	for args, want := range map[string]string{
+		"flow publish --event started --file f --revision abc": "--revision takes a number that is not negative. Try --help. (usage)\n",
+		"credential list --limit abc":                          "--limit takes a number. Try --help. (usage)\n",
+		"flow bind f --steps-file f --ttl abc":                 "--ttl takes a time such as 90s or 10m. Try --help. (usage)\n",
+		"flow list --all=abc":                                  "--all takes true or false. Try --help. (usage)\n",
+		"serve --nats-replicas abc":                            "--nats-replicas takes a number. Try --help. (usage)\n",
+	} {
+		_, cli := newCLI(t, nil)
+		if got := cli.run(t.Context(), strings.Fields(args)...); got != 2 || cli.errOut.String() != want {
+			t.Errorf("%s: exit code %d, %q", args, got, cli.errOut.String())
 		}
 	}
 	_, cli := newCLI(t, nil)
@@ -789,15 +866,22 @@ func TestFlowsOnTheCommandLine(t *testing.T) {
 	expect(0, "", "credential", "delete", made.ID, "--dry-run")
 
 	expect(2, "", "flow", "publish", "--event", "begun", "--file", flow)
+	said := c.errOut.String()
 	var queue client.QueuedList
 	must(t, json.Unmarshal([]byte(expect(0, "", "queue", "list", "--json")), &queue))
 	if len(queue.Messages) != 1 || queue.Messages[0].Code != "flow_event_type_unknown" {
 		t.Fatalf("the poison queue holds %+v", queue)
 	}
+	if !strings.Contains(said, "credstream queue show "+queue.Messages[0].ID+".") {
+		t.Errorf("the poisoned event says %s", said)
+	}
 	expect(6, "", "queue", "retry", queue.Messages[0].ID)
 	expect(0, "", "queue", "drop", queue.Messages[0].ID)
 
 	expect(2, `{"component":"plain","name":"Clear","keys":{"apiKey":"canary"}}`, "queue", "send", "credential.create", "--file", "-")
+	if said := c.errOut.String(); !strings.Contains(said, "--keys-file") || !strings.HasSuffix(said, " (secret_in_queue)\n") {
+		t.Errorf("clear keys: %s", said)
+	}
 	expect(0, `{"component":"plain","name":"Sealed"}`, "queue", "send", "credential.create", "--file", "-", "--keys-file", keys)
 	await(t, "the queued command", func() (bool, error) {
 		return strings.Contains(expect(0, "", "credential", "list"), "Sealed"), nil

@@ -45,8 +45,11 @@ func (a *app) flowList() *cobra.Command {
 				return err
 			}
 			if all {
-				_, err := a.everyFlow(cmd.Context(), api, filter)
-				return err
+				list, err := everyFlow(cmd.Context(), api, filter)
+				if err != nil {
+					return err
+				}
+				return a.flows(list)
 			}
 			list, err := api.ListFlows(cmd.Context(), filter)
 			if err != nil {
@@ -75,28 +78,32 @@ func (a *app) whereUsed(short string, filter func(id string) client.FlowFilter) 
 			if err != nil {
 				return err
 			}
-			n, err := a.everyFlow(cmd.Context(), api, filter(args[0]))
-			if err == nil && n == 0 && !a.client.JSON {
-				fmt.Fprintln(a.stderr, "No flow uses it.")
+			list, err := everyFlow(cmd.Context(), api, filter(args[0]))
+			if err != nil {
+				return err
 			}
-			return err
+			if len(list.Flows) == 0 && !a.client.JSON {
+				fmt.Fprintln(a.stderr, "No flow uses it.")
+				return nil
+			}
+			return a.flows(list)
 		},
 	}
 }
 
-// everyFlow prints the flows of every page and returns how many there were.
-func (a *app) everyFlow(ctx context.Context, api *client.Client, filter client.FlowFilter) (int, error) {
+// everyFlow gathers the flows of every page.
+func everyFlow(ctx context.Context, api *client.Client, filter client.FlowFilter) (client.FlowList, error) {
 	if filter.Limit == 0 {
 		filter.Limit = 200
 	}
 	list := client.FlowList{Flows: []client.Flow{}}
 	for f, err := range api.Flows(ctx, filter) {
 		if err != nil {
-			return 0, err
+			return list, err
 		}
 		list.Flows = append(list.Flows, f)
 	}
-	return len(list.Flows), a.flows(list)
+	return list, nil
 }
 
 func (a *app) flows(list client.FlowList) error {
