@@ -22,23 +22,23 @@ type OAuthClient struct {
 	Seq          uint64    `json:"seq"` // log sequence of the last change
 }
 
-// ClientSecret is the secret of an OAuth client. Nothing prints or encodes it;
+// OAuthSecret is the secret of an OAuth client. Nothing prints or encodes it;
 // only a command that takes it sends it.
-type ClientSecret struct{ clear func() string }
+type OAuthSecret struct{ clear func() string }
 
-// NewClientSecret takes the secret as the provider gave it.
-func NewClientSecret(s string) ClientSecret { return ClientSecret{func() string { return s }} }
+// NewOAuthSecret takes the secret as the provider gave it.
+func NewOAuthSecret(s string) OAuthSecret { return OAuthSecret{func() string { return s }} }
 
 // String implements fmt.Stringer.
-func (ClientSecret) String() string { return hidden }
+func (OAuthSecret) String() string { return hidden }
 
 // GoString implements fmt.GoStringer.
-func (ClientSecret) GoString() string { return hidden }
+func (OAuthSecret) GoString() string { return hidden }
 
 // MarshalText implements encoding.TextMarshaler, so that an encoder writes no value.
-func (ClientSecret) MarshalText() ([]byte, error) { return []byte(hidden), nil }
+func (OAuthSecret) MarshalText() ([]byte, error) { return []byte(hidden), nil }
 
-func (s ClientSecret) reveal() string {
+func (s OAuthSecret) reveal() string {
 	if s.clear == nil {
 		return ""
 	}
@@ -55,14 +55,14 @@ type clientChange struct {
 
 // DefineOAuthClient defines the tenant's OAuth client of a component
 // (oauth_client_exists, oauth_not_declared, oauth_client_component_invalid).
-func (a *API) DefineOAuthClient(ctx context.Context, component, clientID string, secret ClientSecret, opts ...CommandOption) (Done, error) {
+func (a *API) DefineOAuthClient(ctx context.Context, component, clientID string, secret OAuthSecret, opts ...CommandOption) (Done, error) {
 	var done Done
 	err := a.Command(ctx, "oauth_client.define", clientChange{Component: component, ClientID: clientID, ClientSecret: secret.reveal()}, &done, opts...)
 	return done, err
 }
 
 // ChangeOAuthClient changes the client id, the secret, or both; what is empty stays.
-func (a *API) ChangeOAuthClient(ctx context.Context, id, clientID string, secret ClientSecret, opts ...CommandOption) (Done, error) {
+func (a *API) ChangeOAuthClient(ctx context.Context, id, clientID string, secret OAuthSecret, opts ...CommandOption) (Done, error) {
 	var done Done
 	err := a.Command(ctx, "oauth_client.change", clientChange{ID: id, ClientID: clientID, ClientSecret: secret.reveal()}, &done, opts...)
 	return done, err

@@ -335,8 +335,10 @@ func history(t *rapid.T) []events.Record {
 			}
 			versions[stream] = 1
 			live = append(live, stream)
-			evs = append(evs, events.CredentialCreated{Component: rapid.SampledFrom([]string{"x", "y"}).Draw(t, "component"),
-				Workspace: rapid.SampledFrom([]string{"", "w1", "w2"}).Draw(t, "workspace"), Name: name.Draw(t, "name"), Keys: keys(1, verification.Draw(t, "verification"))})
+			evs = append(evs, events.CredentialCreated{
+				Component: rapid.SampledFrom([]string{"x", "y"}).Draw(t, "component"), Workspace: rapid.SampledFrom([]string{"", "w1", "w2"}).Draw(t, "workspace"),
+				Name: name.Draw(t, "name"), Keys: keys(1, verification.Draw(t, "verification")),
+			})
 		} else {
 			k := rapid.IntRange(0, len(live)-1).Draw(t, "which")
 			stream = live[k]

@@ -82,7 +82,7 @@ func NewTokens(cfg TokenConfig) (*Tokens, error) {
 	if err != nil || u.Host == "" || cfg.Audience == "" || cfg.Tenant == "" || cfg.Permissions == "" {
 		return nil, ErrTokenConfig
 	}
-	if u.Scheme != "https" && !(u.Scheme == "http" && loopback(u.Hostname())) {
+	if u.Scheme != "https" && (u.Scheme != "http" || !loopback(u.Hostname())) {
 		return nil, ErrTokenConfig.Because("The issuer's URL begins with https://; http:// is taken on the same machine alone.")
 	}
 	if cfg.Client == nil {

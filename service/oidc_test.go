@@ -190,8 +190,11 @@ func TestTokens(t *testing.T) {
 		"words in one string": {s, map[string]any{"permissions": "openid OPERATOR credentials.reveal"}, user("u1", service.Principal{Role: service.Operator, Permissions: []service.Permission{"credentials.reveal"}})},
 		"a path of claims":    {nested, map[string]any{"realm_access": map[string]any{"roles": []string{"OPERATOR"}}}, user("u1", service.Principal{Role: service.Operator})},
 		"dots in a claim":     {dotted, map[string]any{"https://example.org/roles": []string{"OPERATOR"}}, user("u1", service.Principal{Role: service.Operator})},
-		"a subject to be hidden": {s, map[string]any{"sub": "jane@example.org"},
-			user("", service.Principal{Permissions: get})},
+		"a subject to be hidden": {
+			s,
+			map[string]any{"sub": "jane@example.org"},
+			user("", service.Principal{Permissions: get}),
+		},
 	} {
 		got, err := c.s.AuthenticateToken(t.Context(), i.sign(i.claims(c.change)), netip.Addr{})
 		if name == "a subject to be hidden" { // by a hash that tells nothing

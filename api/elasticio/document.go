@@ -294,12 +294,18 @@ func (x *exchange) write(status int, doc any) {
 	_, _ = x.w.Write(append(b, '\n')) // a client that is gone needs no answer
 }
 
+// noteBehind logs that the views could not be waited for after a write. The write
+// was done all the same.
+func (x *exchange) noteBehind(err error) {
+	if err != nil && !hidden(err) {
+		x.log.WarnContext(x.r.Context(), "the views are behind a write", "request_id", x.id, "err", err)
+	}
+}
+
 // gone answers a delete that was done; err is what was found when looking for the
 // thing again.
 func (x *exchange) gone(err error) {
-	if err != nil && !hidden(err) {
-		x.log.WarnContext(x.r.Context(), "the views are behind a delete", "request_id", x.id, "err", err)
-	}
+	x.noteBehind(err)
 	x.status = http.StatusNoContent
 	x.w.WriteHeader(http.StatusNoContent)
 }

@@ -142,13 +142,11 @@ func (x *exchange) change(ceType string, data []byte, status int) {
 		x.fail(inGraph(err))
 		return
 	case x.may(service.FlowsGet): // the change is seen from here on
-		var now service.Flow
-		if now, err = ask[service.Flow](x, "flow.get", service.GetFlow{ID: f.ID, MinSeq: f.Seq}); err == nil {
-			f = now
-		}
+		_, err = ask[service.Flow](x, "flow.get", service.GetFlow{ID: f.ID, MinSeq: f.Seq})
 	}
+	x.noteBehind(err)
 	if status == http.StatusNoContent {
-		x.gone(err)
+		x.gone(nil)
 		return
 	}
 	x.giveOne(parameters{}, status, flowResource(f), "")

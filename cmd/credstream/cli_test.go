@@ -521,7 +521,8 @@ func TestServeConfiguration(t *testing.T) {
 	got.kmsToken = serveConfig{}.kmsToken
 	if want := (serveConfig{
 		Data: "./credstream-data", HTTP: "h", NATSListen: "127.0.0.1:4222", Durability: "group", AllowPrivateTargets: true,
-		LogFormat: "text", LogLevel: "info",
+		NATSReplicas: 3, OIDCTenantClaim: "tenant", OIDCPermissionsClaim: "permissions",
+		RatePerKey: 10_000, RatePerTenant: 20_000, WrongKeys: 20, LogFormat: "text", LogLevel: "info",
 	}); !reflect.DeepEqual(got, want) {
 		t.Errorf("the configuration is %+v", got)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -53,9 +54,7 @@ func TestKeyGrants(t *testing.T) {
 	with := func(more map[string]any) map[string]any {
 		in := map[string]any{}
 		for _, m := range []map[string]any{soon, more} {
-			for k, v := range m {
-				in[k] = v
-			}
+			maps.Copy(in, m)
 		}
 		return in
 	}
@@ -112,9 +111,7 @@ func TestKeyBounds(t *testing.T) {
 	issue := func(more map[string]any) (k issuedKey) {
 		t.Helper()
 		in := map[string]any{"role": "OPERATOR"}
-		for name, v := range more {
-			in[name] = v
-		}
+		maps.Copy(in, more)
 		must(t, u.command("api_key.issue", "", in, &k))
 		return k
 	}

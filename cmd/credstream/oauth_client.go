@@ -27,17 +27,17 @@ func bindSecretFile(cmd *cobra.Command, file *string) {
 }
 
 // clientSecret reads the secret from the file, or asks for it.
-func (a *app) clientSecret(ctx context.Context, file string) (client.ClientSecret, error) {
+func (a *app) clientSecret(ctx context.Context, file string) (client.OAuthSecret, error) {
 	if file != "" {
 		b, err := a.secretFile(file)
-		return client.NewClientSecret(strings.TrimRight(string(b), "\r\n")), err
+		return client.NewOAuthSecret(strings.TrimRight(string(b), "\r\n")), err
 	}
 	tty, ok := a.stdin.(*os.File)
 	if !ok || !term.IsTerminal(int(tty.Fd())) {
-		return client.ClientSecret{}, errSecretMissing
+		return client.OAuthSecret{}, errSecretMissing
 	}
 	s, err := a.ask(ctx, tty, commands.Field{Name: "client_secret", Label: "Client secret", Required: true, Secret: true})
-	return client.NewClientSecret(s), err
+	return client.NewOAuthSecret(s), err
 }
 
 func (a *app) clientDefine() *cobra.Command {
@@ -77,7 +77,7 @@ func (a *app) clientChange() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var secret client.ClientSecret
+			var secret client.OAuthSecret
 			if file != "" || ask {
 				if secret, err = a.clientSecret(cmd.Context(), file); err != nil {
 					return err

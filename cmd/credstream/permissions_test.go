@@ -535,11 +535,16 @@ func TestSubjectMatrix(t *testing.T) {
 			}
 			try(t, connect("x"), callsOf(tenant, other, true))
 			try(t, connect(bus.FeedUser), []call{
-				{"subscribe", "credstream.events." + tenant + ".>", true}, {"subscribe", "credstream.events." + tenant + ".credential.*", true},
+				{"subscribe", "credstream.events." + tenant + ".>", true},
+				{"subscribe", "credstream.events." + tenant + ".credential.*", true},
 				{"subscribe", "$KV.credstream-in-use." + tenant + ".>", true},
-				{"subscribe", "credstream.events." + other + ".>", false}, {"subscribe", "$KV.credstream-in-use." + other + ".>", false},
-				{"subscribe", "credstream.events.>", false}, {"subscribe", "$SYS.>", false}, {"subscribe", "_INBOX.>", false},
-				{"publish", "credstream.cmd." + tenant + ".credential.create", false}, {"publish", "credstream.events." + tenant + ".x", false},
+				{"subscribe", "credstream.events." + other + ".>", false},
+				{"subscribe", "$KV.credstream-in-use." + other + ".>", false},
+				{"subscribe", "credstream.events.>", false},
+				{"subscribe", "$SYS.>", false},
+				{"subscribe", "_INBOX.>", false},
+				{"publish", "credstream.cmd." + tenant + ".credential.create", false},
+				{"publish", "credstream.events." + tenant + ".x", false},
 				{"publish", "$KV.credstream-in-use." + tenant + ".credential.c1", false},
 			})
 		}
