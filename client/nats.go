@@ -118,7 +118,12 @@ func (c *Conn) connect(ctx context.Context, user string, at *entry) (*nats.Conn,
 		nats.IgnoreAuthErrorAbort(),
 	}, c.cfg.Options...)
 	if deadline, ok := ctx.Deadline(); ok {
-		options = append(options, nats.Timeout(time.Until(deadline)))
+		// Never longer than without a deadline: a server that can ask nobody about the
+		// key says after 2 seconds that it refuses it, which it does not know.
+		options = append(options, func(o *nats.Options) error {
+			o.Timeout = min(o.Timeout, time.Until(deadline))
+			return nil
+		})
 	}
 	options = append(options, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 		if isRefusal(err) && at.refusals.Add(1) == maxRefusals {

@@ -95,7 +95,7 @@ func (s *Service) tryFlow(ctx context.Context, call *Call, ev FlowEvent) (Flow, 
 	was, now, err := execute(ctx, s, call, aggregates.Flow, call.Tenant, commands.Flow(commands.ObserveFlow{
 		ID: ev.ID, Change: ev.Change, Name: ev.Name, Revision: told.Revision + 1, Steps: ev.Steps,
 	}))
-	if err != nil {
+	if err != nil || was.Revision != told.Revision {
 		return Flow{}, false, err
 	}
 	refused, err := s.settle(ctx, call, ev.ID, was, now.Value)

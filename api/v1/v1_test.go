@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -208,6 +209,15 @@ func TestQueryParameters(t *testing.T) {
 	}
 }
 
+// A token as Bearer is somebody else's matter than a key.
+func TestBearerTokens(t *testing.T) {
+	e := newEdge(t)
+	resp, _ := e.do(t, request{"GET", get, nil, http.Header{"Authorization": {"Bearer " + token}}})
+	if calls := e.asked(); resp.StatusCode != http.StatusOK || len(calls) != 1 || calls[0].Principal != "u1" {
+		t.Errorf("%d, %v", resp.StatusCode, calls)
+	}
+}
+
 // Every refusal has its status, is a problem with its code, and repeats nothing
 // of the request.
 func TestBadInput(t *testing.T) {
@@ -229,6 +239,8 @@ func TestBadInput(t *testing.T) {
 	}{
 		{"no key", request{"GET", get, nil, http.Header{"Authorization": nil}}, 401, "unauthenticated"},
 		{"unknown key", request{"GET", get, nil, h("Authorization", "Bearer cs_"+canary)}, 401, "api_key_unknown"},
+		{"unknown token", request{"GET", get, nil, h("Authorization", "Bearer a.b."+canary)}, 401, "token_invalid"},
+		{"a token as a password", request{"GET", get, nil, h("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte("x:"+token)))}, 401, "api_key_unknown"},
 		{"empty bearer", request{"GET", get, nil, h("Authorization", "Bearer")}, 401, "unauthenticated"},
 		{"other scheme", request{"GET", get, nil, h("Authorization", "Digest "+canary)}, 401, "authorization_invalid"},
 		{"broken basic", request{"GET", get, nil, h("Authorization", "Basic "+canary)}, 401, "authorization_invalid"},

@@ -66,3 +66,19 @@ func BenchmarkGet(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkAuthorize is what it costs to know a caller and to let it through.
+func BenchmarkAuthorize(b *testing.B) {
+	u := bring(b, b.TempDir())
+	call := service.Call{Tenant: "default", Via: "nats"}
+	b.ReportAllocs()
+	for b.Loop() {
+		var err error
+		if call.Principal, err = u.svc.Authenticate(b.Context(), adminKey, netip.Addr{}); err != nil {
+			b.Fatal(err)
+		}
+		if err := u.svc.AuthorizeFlowEvents(b.Context(), call); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

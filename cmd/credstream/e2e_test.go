@@ -525,7 +525,7 @@ func TestBadInput(t *testing.T) {
 		{"descriptor that is none", "component.register", `{"id":"x","descriptor":[]}`, "component_descriptor_invalid"},
 		{"tenant with a star", "tenant.register", `{"id":"*"}`, "id_invalid"},
 		{"role that is none", "api_key.issue", `{"role":"ROOT"}`, "role_invalid"},
-		{"OAuth credential", "credential.create", `{"component":"gspreadsheets","keys":{"oauth":{"access_token":"a"}}}`, "oauth_not_available"},
+		{"OAuth credential", "credential.create", `{"component":"gspreadsheets","keys":{"oauth":{"access_token":"a"}}}`, "oauth_client_missing"},
 	}
 	must(t, u.command("component.register", "", map[string]any{"id": "gspreadsheets", "descriptor": component(t, "gspreadsheets.json")}, nil))
 	before, err := u.store.End(t.Context())
