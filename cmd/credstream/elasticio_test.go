@@ -335,6 +335,9 @@ func TestElasticIOCredentials(t *testing.T) {
 	if name := made.Data.Attributes.Name; resp.StatusCode != 201 || !strings.HasSuffix(name, " "+unnamed[:8]) || resp.Header.Get("Location") != "/v2/credentials/"+unnamed {
 		t.Errorf("without a name: %d %s", resp.StatusCode, body)
 	}
+	const again = "Idempotency-Key: once"
+	once := v.wants("POST", "/v2/credentials", newCredential("Once", right, "petstore", ""), 201, `{"data":`+credentialJSON("{ID}", "Once", masked, "petstore", "")+`,"meta":{}}`, again)
+	v.wants("POST", "/v2/credentials", newCredential("Once", right, "petstore", ""), 201, `{"data":`+credentialJSON(once, "Once", masked, "petstore", "")+`,"meta":{}}`, again)
 	item := "/v2/credentials/" + id
 	v.wants("GET", item, "", 200, `{"data":`+credentialJSON(id, "Pets", masked, "petstore", "573d")+`,"meta":{}}`)
 	v.wants("GET", "/v2/credentials?workspace_id=573d&filter[component]=petstore", "", 200,

@@ -62,8 +62,13 @@ func TestOAuthClients(t *testing.T) {
 			t.Errorf("a client for %s: %v, want %s", component, err, want)
 		}
 	}
-	first, err := define(u.api, "sheets", "canary-client-secret-1")
-	must(t, err)
+	var first, again done
+	in := map[string]any{"component": "sheets", "client_id": "id-of-sheets", "client_secret": "canary-client-secret-1"}
+	must(t, u.command("oauth_client.define", "define-1", in, &first))
+	must(t, u.command("oauth_client.define", "define-1", in, &again))
+	if first != again {
+		t.Errorf("repeated, the command answers %+v, at first %+v", again, first)
+	}
 	if _, err := define(u.api, "sheets", "x"); code(t, err) != "oauth_client_exists" {
 		t.Errorf("a second client: %v", err)
 	}
