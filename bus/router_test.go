@@ -283,7 +283,7 @@ func TestReaderPutsAsideWhatFails(t *testing.T) {
 		t.Errorf("it was tried %d times", n)
 	}
 	w.nowhere(canary)
-	if !strings.Contains(w.logs.b.String(), `bus_test.TestReaderPutsAsideWhatFails.func1:`) {
+	if !strings.Contains(w.logs.String(), `bus_test.TestReaderPutsAsideWhatFails.func1:`) {
 		t.Error("the log does not say where it panicked")
 	}
 }
