@@ -302,7 +302,7 @@ func (w *whole) nowhere(canaries ...string) {
 		if w.onDisk(canary) || w.onDisk(coded[:len(coded)-2]) {
 			w.t.Errorf("%s is on the disk", canary)
 		}
-		if bytes.Contains(w.logs.b.Bytes(), []byte(canary)) {
+		if strings.Contains(w.logs.String(), canary) {
 			w.t.Errorf("%s is in the log", canary)
 		}
 	}
