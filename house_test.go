@@ -31,7 +31,8 @@ var imports = map[string][]string{
 	"verify":      {"fault", "seal"},           //
 	"aggregates":  {"fault", "events", "commands"},
 	"projections": {"fault", "events"},
-	"service":     {"fault", "seal", "events", "commands", "vault", "verify", "aggregates", "projections"},
+	"oauth":       {"fault", "seal", "verify"},
+	"service":     {"fault", "seal", "events", "commands", "vault", "verify", "oauth", "aggregates", "projections"},
 	"bus":         {"fault", "events", "projections", "service"},
 	"api":         {"fault", "service"},
 	"client":      {"fault"},

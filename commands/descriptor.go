@@ -44,9 +44,8 @@ var (
 
 // The errors of the keys given for a credential. Their pointers are /keys/<name>.
 var (
-	ErrKeysFieldMissing  = fault.New(fault.Invalid, "keys_field_missing", "A required field has no value.")
-	ErrKeysFieldUnknown  = fault.New(fault.Invalid, "keys_field_unknown", "The component has no field of this name.")
-	ErrOAuthNotAvailable = fault.New(fault.Precondition, "oauth_not_available", "OAuth credentials are not available yet.")
+	ErrKeysFieldMissing = fault.New(fault.Invalid, "keys_field_missing", "A required field has no value.")
+	ErrKeysFieldUnknown = fault.New(fault.Invalid, "keys_field_unknown", "The component has no field of this name.")
 )
 
 // The views of a field that hold OAuth tokens, and the one that hides what is typed.
@@ -67,6 +66,7 @@ type Descriptor struct {
 	Env             []string      // variables that the component's owner gives values to, sorted
 	ClientIDVar     string        // of Env: the client id of the legacy link, "" for none
 	ClientSecretVar string        // of Env: its client secret
+	OAuth2          *OAuth2       // how tokens are got; nil when no usable block is declared
 	Hosts           []string      // where a credential's values may be sent: lower case, patterns may hold {{field}}
 	Verification    *Verification // nil when none is declared
 }
@@ -82,6 +82,10 @@ type Field struct {
 	Required    bool
 	Secret      bool // false lets get show the value
 }
+
+// OnlyOAuth reports whether the field can hold nothing but OAuth tokens; another
+// OAuth field takes other means of HTTP authentication, too.
+func (f Field) OnlyOAuth() bool { return f.ViewClass == viewOAuth }
 
 // OAuth reports whether the field holds OAuth tokens.
 func (f Field) OAuth() bool { return f.ViewClass == viewOAuth || f.ViewClass == viewHTTPAuth }
@@ -180,6 +184,12 @@ func ParseDescriptor(raw []byte) (Descriptor, error) {
 	if d.ClientIDVar, d.ClientSecretVar = file.clientVariables(); d.ClientIDVar == "" {
 		d.ClientIDVar, d.ClientSecretVar = file.Credentials.clientVariables()
 	}
+	if d.OAuth2, err = file.oauth2("/oauth2"); err == nil && d.OAuth2 == nil {
+		d.OAuth2, err = file.Credentials.oauth2("/credentials/oauth2")
+	}
+	if err != nil {
+		return Descriptor{}, err
+	}
 	if strings.ContainsFunc(d.Title, unicode.IsControl) || strings.TrimSpace(d.Title) == "" {
 		return Descriptor{}, invalidAt("/title", "The title is empty or holds control characters.")
 	}
@@ -263,18 +273,17 @@ func (d Descriptor) HostFields() []string {
 }
 
 // CheckKeys checks the names of the fields for which a credential has a value
-// that is not empty: ErrOAuthNotAvailable, ErrKeysFieldUnknown, ErrKeysFieldMissing.
+// that is not empty: ErrKeysFieldUnknown, ErrKeysFieldMissing. Tokens that the
+// service asks for itself need none.
 func (d Descriptor) CheckKeys(names []string) error {
-	if d.UsesOAuth {
-		return ErrOAuthNotAvailable
-	}
 	for _, name := range names {
 		if _, ok := d.Field(name); !ok {
 			return ErrKeysFieldUnknown.Because("The component has no field %q.", short(name)).At(pointer("keys", name))
 		}
 	}
 	for _, f := range d.Fields {
-		if f.Required && !slices.Contains(names, f.Name) {
+		asked := f.OAuth() && d.OAuth2 != nil && d.OAuth2.ClientCredentials
+		if f.Required && !asked && !slices.Contains(names, f.Name) {
 			return ErrKeysFieldMissing.Because("The field %q is required.", f.Name).At(pointer("keys", f.Name))
 		}
 	}
@@ -836,8 +845,11 @@ func schemaFault(err error) error {
 	case *kind.Enum:
 		var want []string
 		for _, w := range k.Want {
-			if s, ok := w.(string); ok {
-				want = append(want, s)
+			switch w := w.(type) {
+			case string:
+				want = append(want, w)
+			case bool:
+				want = append(want, strconv.FormatBool(w))
 			}
 		}
 		return invalidAt(at, "This must be one of %s.", strings.Join(want, ", "))

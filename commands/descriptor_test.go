@@ -151,7 +151,7 @@ func TestDocumentedExample(t *testing.T) {
 	}
 	for _, e := range []*fault.Error{
 		commands.ErrDescriptorInvalid, commands.ErrDescriptorTooLarge, commands.ErrSecretInDescriptor,
-		commands.ErrKeysFieldMissing, commands.ErrKeysFieldUnknown, commands.ErrOAuthNotAvailable,
+		commands.ErrKeysFieldMissing, commands.ErrKeysFieldUnknown,
 	} {
 		if !strings.Contains(string(page), "`"+e.Code+"`") {
 			t.Errorf("the page does not name %s", e.Code)
@@ -402,7 +402,12 @@ func TestCheckKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	oauth, err := commands.ParseDescriptor([]byte(`{"title": "T", "credentials": {"fields": {"oauth": {"viewClass": "OAuthFieldView"}}}}`))
+	const field = `{"title": "T", "credentials": {"fields": {"oauth": {"viewClass": "OAuthFieldView", "required": true}}}`
+	oauth, err := commands.ParseDescriptor([]byte(field + `}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked, err := commands.ParseDescriptor([]byte(field + `, "oauth2": {"token_uri": "https://as.example.com/token", "grant_type": "client_credentials"}}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -418,7 +423,9 @@ func TestCheckKeys(t *testing.T) {
 		{plain, []string{"host"}, commands.ErrKeysFieldMissing, "/keys/apiKey"},
 		{plain, []string{"apiKey", "a/b~c"}, commands.ErrKeysFieldUnknown, "/keys/a~1b~0c"},
 		{plain, []string{"apikey"}, commands.ErrKeysFieldUnknown, "/keys/apikey"},
-		{oauth, []string{"oauth"}, commands.ErrOAuthNotAvailable, ""},
+		{oauth, []string{"oauth"}, nil, ""},
+		{oauth, nil, commands.ErrKeysFieldMissing, "/keys/oauth"},
+		{asked, nil, nil, ""},
 		{commands.Descriptor{}, nil, nil, ""},
 	} {
 		err := c.d.CheckKeys(c.names)
@@ -452,6 +459,7 @@ func FuzzDescriptor(f *testing.F) {
 	}
 	f.Add(get("https://{{domain}}.example.com/{{host}}?k={{apiKey}}", `, "hosts": ["{{domain}}.example.com"]`))
 	f.Add(with(`"verification": {"tcp": {"address": "{{host}}:{{port}}", "default_port": 22}}, "hosts": ["{{host}}"]`))
+	f.Add(block(`"scopes": "a b", "prompt": "consent", "token_params": {"resource": "x"}, "pkce": false`))
 	f.Add(probe(`"method": "POST", "json": {"a": {"b": ["{{apiKey}}", 1, null]}}, "says": {"4xx": "No."}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		d, err := commands.ParseDescriptor(bytes.Clone(raw))

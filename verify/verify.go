@@ -14,12 +14,10 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptrace"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -118,6 +116,7 @@ type Client struct {
 	cfg   Config
 	guard *guard
 	slots *slots
+	calls *slots // apart from slots: a tenant's slow probes do not hold up the renewal of its tokens
 	log   *slog.Logger
 }
 
@@ -140,7 +139,7 @@ func NewClient(cfg Config) *Client {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Client{cfg: cfg, guard: newGuard(cfg), slots: newSlots(cfg.Concurrency), log: cfg.Logger}
+	return &Client{cfg: cfg, guard: newGuard(cfg), slots: newSlots(cfg.Concurrency), calls: newSlots(cfg.Concurrency), log: cfg.Logger}
 }
 
 // Run makes one dry request for tenant. A target that cannot be reached or does
@@ -199,41 +198,19 @@ func (c *Client) prepare(p Probe, values Values) (attempt, error) {
 	return nil, errors.New("making the dry request: the probe is empty")
 }
 
-// http sends req. The transport is made for this one request, so that no
-// connection checked for one tenant ever serves another; used without an
-// http.Client it follows no redirect, sends no Referer and keeps no cookie.
 func (c *Client) http(ctx context.Context, cancel context.CancelFunc, p *HTTP, req *http.Request) Result {
-	var handshakeFailed atomic.Bool
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		TLSHandshakeDone: func(_ tls.ConnectionState, err error) { handshakeFailed.Store(err != nil) },
-	})
-	transport := &http.Transport{
-		Proxy: nil, // whatever the environment says
-		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			return c.guard.dial(ctx, network, address, c.guard.httpPort)
-		},
-		TLSClientConfig:        c.tlsConfig(""),
-		ForceAttemptHTTP2:      true,
-		DisableKeepAlives:      true,
-		DisableCompression:     true,
-		MaxResponseHeaderBytes: maxHeaderBytes,
-	}
-	defer transport.CloseIdleConnections()
-
+	var result Result
 	begin := time.Now()
-	resp, err := transport.RoundTrip(req.WithContext(ctx))
-	if err != nil {
-		// The error stays here: it may hold the URL, and that a secret.
-		return unreached("http", err, handshakeFailed.Load())
+	fail := c.send(ctx, req, func(resp *http.Response) {
+		result = judge(p, resp.StatusCode)
+		result.Latency = time.Since(begin)
+		timer := time.AfterFunc(drainTime, cancel)
+		defer timer.Stop()
+		_, _ = io.CopyN(io.Discard, resp.Body, c.cfg.MaxBody)
+	})
+	if fail != nil {
+		return unreached("http", fail.err, fail.handshake)
 	}
-	latency := time.Since(begin)
-	timer := time.AfterFunc(drainTime, cancel)
-	_, _ = io.CopyN(io.Discard, resp.Body, c.cfg.MaxBody)
-	timer.Stop()
-	_ = resp.Body.Close()
-
-	result := judge(p, resp.StatusCode)
-	result.Latency = latency
 	return result
 }
 

@@ -1,0 +1,314 @@
+package commands
+
+import (
+	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"unicode"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+const (
+	maxScopes      = 100
+	maxOAuthParams = 32
+	maxOAuthValue  = 1024 // bytes of a parameter's value
+)
+
+// OAuth2 is how a component's credentials are got from and renewed at the
+// provider. ParseDescriptor has checked it: its URIs are absolute, https unless
+// they lead to this machine, and no parameter takes the place of one of the
+// protocol's own.
+type OAuth2 struct {
+	Issuer            string            // identifier of the authorization server (RFC 8414), "" when not declared
+	RequireIssuer     bool              // the callback must carry iss (RFC 9207)
+	AuthURI           string            // authorization endpoint; "" for client credentials
+	TokenURI          string            // token endpoint
+	RevocationURI     string            // revocation endpoint (RFC 7009), "" when there is none
+	Basic             bool              // the client authenticates by HTTP Basic; else by client_id and client_secret in the form
+	Scopes            []string          // in the order of the file
+	ScopeSeparator    string            // " " when not declared
+	AuthParams        map[string]string // more parameters of the authorization request
+	TokenParams       map[string]string // more parameters of token requests
+	NoPKCE            bool              // the provider refuses PKCE (RFC 7636)
+	ClientCredentials bool              // the grant is client credentials, without a person
+	TokenLifetime     int               // seconds an access token lives when the provider does not say; 0: not declared
+	RefreshRotation   string            // what is known of the provider's refresh tokens: "", "always" or "never" replaced when used
+}
+
+// SecretHosts are the hosts, each with its port, to which the client's secret and
+// the tokens are sent: those of the token endpoint and the revocation endpoint.
+func (o *OAuth2) SecretHosts() (hosts []string) {
+	if o == nil {
+		return nil
+	}
+	for _, uri := range []string{o.TokenURI, o.RevocationURI} {
+		u, err := url.Parse(uri)
+		if err != nil || u.Host == "" {
+			continue
+		}
+		port := u.Port()
+		switch {
+		case port != "":
+		case u.Scheme == "http":
+			port = "80"
+		default:
+			port = "443"
+		}
+		host := strings.ToLower(net.JoinHostPort(u.Hostname(), port))
+		if !slices.Contains(hosts, host) {
+			hosts = append(hosts, host)
+		}
+	}
+	return hosts
+}
+
+// Beyond are the hosts to which the client's secret is sent, and to which none of
+// the others sends it.
+func (o *OAuth2) Beyond(others ...*OAuth2) []string {
+	return slices.DeleteFunc(o.SecretHosts(), func(host string) bool {
+		return slices.ContainsFunc(others, func(other *OAuth2) bool { return slices.Contains(other.SecretHosts(), host) })
+	})
+}
+
+// oauth2Members are the members of the block that are no parameters of the
+// authorization request. Every other member that is a string is one.
+type oauth2Members struct {
+	ClientID        jsontext.Value    `json:"client_id"`
+	ClientSecret    jsontext.Value    `json:"client_secret"`
+	Issuer          string            `json:"issuer"`
+	RequireIssuer   bool              `json:"require_iss"`
+	AuthURI         string            `json:"auth_uri"`
+	TokenURI        string            `json:"token_uri"`
+	RevocationURI   string            `json:"revocation_uri"`
+	AuthMethod      string            `json:"token_endpoint_auth_method"`
+	Scopes          jsontext.Value    `json:"scopes"`
+	Scope           string            `json:"scope"`
+	ScopeSeparator  *string           `json:"scope_separator"`
+	AuthParams      map[string]string `json:"auth_params"`
+	TokenParams     map[string]string `json:"token_params"`
+	PKCE            jsontext.Value    `json:"pkce"`
+	GrantType       string            `json:"grant_type"`
+	ResponseType    string            `json:"response_type"`
+	TokenLifetime   int               `json:"token_lifetime"`
+	RefreshRotation string            `json:"refresh_rotation"`
+
+	Others map[string]jsontext.Value `json:",embed"`
+}
+
+// ownAuthParams and ownTokenParams are the protocol's own parameters of the two
+// requests (RFC 6749, 7636, 7521, 9126 and 9101): what the service sets itself,
+// or what would let a descriptor change whom or what the request is for.
+var (
+	ownAuthParams = []string{
+		"client_id", "client_secret", "code_challenge", "code_challenge_method", "redirect_uri", "request", "request_uri",
+		"response_type", "scope", "state",
+	}
+	ownTokenParams = []string{
+		"assertion", "client_assertion", "client_assertion_type", "client_id", "client_secret", "code", "code_verifier", "grant_type",
+		"password", "redirect_uri", "refresh_token", "scope", "token", "token_type_hint", "username",
+	}
+)
+
+// oauth2 reads the block of these members; nil when it names no endpoint. at
+// points to it.
+func (m oauthMembers) oauth2(at string) (*OAuth2, error) {
+	var in oauth2Members
+	if m.OAuth2.Kind() != '{' {
+		return nil, nil //nolint:nilnil // no block is not an error
+	}
+	if err := json.Unmarshal(m.OAuth2, &in); err != nil {
+		return nil, invalidAt(at, "A member has a value of the wrong type.")
+	}
+	if in.AuthURI == "" && in.TokenURI == "" {
+		return nil, nil //nolint:nilnil // as above
+	}
+	o := &OAuth2{
+		Issuer: in.Issuer, RequireIssuer: in.RequireIssuer,
+		AuthURI: in.AuthURI, TokenURI: in.TokenURI, RevocationURI: in.RevocationURI,
+		Basic: in.AuthMethod == "client_secret_basic", ScopeSeparator: " ",
+		TokenParams: in.TokenParams, NoPKCE: in.PKCE.Kind() == 'f',
+		ClientCredentials: in.GrantType == "client_credentials",
+		TokenLifetime:     in.TokenLifetime, RefreshRotation: in.RefreshRotation,
+	}
+	if in.ScopeSeparator != nil {
+		o.ScopeSeparator = *in.ScopeSeparator
+	}
+	switch {
+	case in.TokenURI == "":
+		return nil, invalidAt(at, "The member \"token_uri\" is missing.")
+	case o.ClientCredentials:
+		o.AuthURI = "" // nobody is asked
+	case in.AuthURI == "":
+		return nil, invalidAt(at, "The member \"auth_uri\" is missing. Only the grant client_credentials does without it.")
+	}
+	for _, check := range []func() error{
+		func() error { return o.checkURIs(at) },
+		func() error { return o.readScopes(at, in) },
+		func() error { return o.readAuthParams(at, in) },
+		func() error { return checkParams(at+"/token_params", o.TokenParams, ownTokenParams) },
+	} {
+		if err := check(); err != nil {
+			return nil, err
+		}
+	}
+	return o, nil
+}
+
+func (o *OAuth2) checkURIs(at string) error {
+	for _, uri := range []struct{ member, value string }{
+		{"auth_uri", o.AuthURI}, {"token_uri", o.TokenURI}, {"revocation_uri", o.RevocationURI}, {"issuer", o.Issuer},
+	} {
+		if uri.value == "" {
+			continue
+		}
+		if err := checkEndpoint(at+pointer(uri.member), uri.value); err != nil {
+			return err
+		}
+	}
+	switch {
+	case strings.Contains(o.Issuer, "?"):
+		return invalidAt(at+"/issuer", "An issuer has no query (RFC 8414).")
+	case o.RequireIssuer && o.Issuer == "":
+		return invalidAt(at+"/require_iss", "The member \"issuer\" is missing: there is nothing to compare iss with.")
+	}
+	return nil
+}
+
+// checkEndpoint checks the URI of an endpoint (RFC 6749, section 3): absolute,
+// without fragment, and https, for what goes there is secret.
+func checkEndpoint(at, uri string) error {
+	if strings.Contains(uri, "{{") {
+		return invalidAt(at, "Templates are not filled in here: write the URI out.")
+	}
+	if strings.ContainsFunc(uri, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '\\' }) {
+		return invalidAt(at, "The URI holds a space, a backslash, a control character or one outside ASCII: percent-encode it.")
+	}
+	u, err := url.Parse(uri)
+	switch {
+	case err != nil || u.Opaque != "" || u.Hostname() == "" || u.Scheme != "https" && u.Scheme != "http":
+		return invalidAt(at, "The URI must begin with https:// and a host.")
+	case u.Scheme == "http" && !isThisMachine(u.Hostname()):
+		return invalidAt(at, "The URI must begin with https://. http:// is for localhost, 127.0.0.1 and [::1] alone.")
+	case u.Port() != "" && !isPort(u.Port()), strings.HasSuffix(u.Host, ":"):
+		return invalidAt(at, "The port must be a number from 1 to 65535.")
+	case u.User != nil:
+		return invalidAt(at, "The URI holds a user name.")
+	case strings.Contains(uri, "#"):
+		return invalidAt(at, "The URI holds a fragment (#).")
+	}
+	query, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return invalidAt(at, "The query of the URI is malformed.")
+	}
+	for _, name := range sorted(query) {
+		if slices.Contains(ownAuthParams, name) || slices.Contains(ownTokenParams, name) {
+			return invalidAt(at, "The query of the URI holds %q, which is set with each request.", short(name))
+		}
+	}
+	return nil
+}
+
+// isThisMachine tells the names of the loopback interface, which what is sent
+// there does not leave.
+func isThisMachine(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return strings.EqualFold(host, "localhost") || err == nil && (ip == netip.IPv6Loopback() || ip == netip.AddrFrom4([4]byte{127, 0, 0, 1}))
+}
+
+// readScopes takes scopes as an array or as one string, which real descriptors
+// use alike.
+func (o *OAuth2) readScopes(at string, in oauth2Members) error {
+	member, listed := "scopes", []string(nil)
+	switch in.Scopes.Kind() {
+	case '"':
+		var all string
+		_ = json.Unmarshal(in.Scopes, &all)
+		listed = []string{all}
+	case '[':
+		if err := json.Unmarshal(in.Scopes, &listed); err != nil {
+			return invalidAt(at+"/scopes", "A scope is a string.")
+		}
+	default:
+		member, listed = "scope", []string{in.Scope}
+	}
+	at += pointer(member)
+	if in.Scope != "" && member == "scopes" {
+		return invalidAt(at, "The scopes stand either in scopes or in scope, not in both.")
+	}
+	for _, text := range listed {
+		for scope := range strings.SplitSeq(text, o.ScopeSeparator) {
+			if scope == "" {
+				continue
+			}
+			// RFC 6749, section 3.3.
+			if strings.ContainsFunc(scope, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '"' || r == '\\' }) {
+				return invalidAt(at, "A scope holds a space, a quote, a backslash or a character that is not printable ASCII.")
+			}
+			o.Scopes = append(o.Scopes, scope)
+		}
+	}
+	if len(o.Scopes) > maxScopes {
+		return invalidAt(at, "At most %d scopes are allowed.", maxScopes)
+	}
+	return nil
+}
+
+// readAuthParams gathers auth_params and the parameters that stand in the block itself.
+func (o *OAuth2) readAuthParams(at string, in oauth2Members) error {
+	if err := checkParams(at+"/auth_params", in.AuthParams, ownAuthParams); err != nil {
+		return err
+	}
+	params := map[string]string{}
+	for name, value := range in.Others {
+		var text string
+		if value.Kind() == '"' && json.Unmarshal(value, &text) == nil {
+			params[name] = text
+		}
+	}
+	if err := checkParams(at, params, ownAuthParams); err != nil {
+		return err
+	}
+	for _, name := range sorted(in.AuthParams) {
+		if _, twice := params[name]; twice {
+			return invalidAt(at+pointer("auth_params", name), "The parameter stands in the block, too.")
+		}
+		params[name] = in.AuthParams[name]
+	}
+	if len(params) > maxOAuthParams {
+		return invalidAt(at, "At most %d parameters of the authorization request are allowed.", maxOAuthParams)
+	}
+	if len(params) > 0 {
+		o.AuthParams = params
+	}
+	return nil
+}
+
+// checkParams checks parameters of a request against the protocol's own.
+func checkParams(at string, params map[string]string, own []string) error {
+	if len(params) > maxOAuthParams {
+		return invalidAt(at, "At most %d parameters are allowed.", maxOAuthParams)
+	}
+	for _, name := range sorted(params) {
+		at, value := at+pointer(name), params[name]
+		switch {
+		case slices.Contains(own, name):
+			return invalidAt(at, "The parameter %q is the protocol's own and cannot be set.", name)
+		// The characters of a parameter's name: RFC 6749, section 8.2.
+		case name == "" || strings.ContainsFunc(name, func(r rune) bool {
+			return !strings.ContainsRune("-._", r) && (r > unicode.MaxASCII || !unicode.IsLetter(r) && !unicode.IsDigit(r))
+		}):
+			return invalidAt(at, "The name of a parameter holds letters, digits, dots, hyphens and underscores.")
+		case len(value) > maxOAuthValue:
+			return invalidAt(at, "The value is longer than %d bytes.", maxOAuthValue)
+		case strings.ContainsFunc(value, unicode.IsControl):
+			return invalidAt(at, "The value holds a line break or another control character.")
+		case strings.Contains(value, "{{"):
+			return invalidAt(at, "Templates are not filled in here: write the value out.")
+		}
+	}
+	return nil
+}

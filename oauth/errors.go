@@ -1,0 +1,240 @@
+package oauth
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// maxRetryAfter is the longest time a provider can make us wait by one answer.
+const maxRetryAfter = time.Hour
+
+// Error says why a provider granted nothing. It holds no word of the provider's:
+// Code comes from a closed list.
+type Error struct {
+	Outcome    Outcome
+	Status     int           // of the answer, 0 when there was none
+	Code       string        // of RFC 6749 or one of its extensions, "" when the answer has none that is known
+	RetryAfter time.Duration // how long to wait at least; 0 when not known
+	Sent       bool          // the request may have reached the provider
+
+	step  step
+	cause cause
+}
+
+// step is what was asked of the provider.
+type step string
+
+const (
+	redeeming  step = "redeeming a code"
+	refreshing step = "refreshing a token"
+	acquiring  step = "acquiring a token"
+	revoking   step = "revoking a token"
+)
+
+// cause is why there was no answer, or none that could be used; "" when the
+// answer itself says it. Those of verify stand here by their own names.
+type cause string
+
+const (
+	resting  cause = "resting"  // the provider is left alone for now
+	busy     cause = "busy"     // too many other requests
+	redirect cause = "redirect" // a 3xx
+	cut      cause = "cut"      // a success that broke off
+	oversize cause = "oversize" // a success with too large a body
+	noToken  cause = "no_token" // a success without a token
+	noURI    cause = "no_uri"   // nowhere to send the request
+
+	noRefresh cause = "no_refresh_token" // nothing to refresh with
+)
+
+// Error implements error. It is for logs; Says is for people.
+func (e *Error) Error() string {
+	var b strings.Builder
+	if e.step != "" {
+		b.WriteString(string(e.step) + ": ")
+	}
+	b.WriteString(string(e.Outcome))
+	if e.Status != 0 {
+		fmt.Fprintf(&b, ", status %d", e.Status)
+	}
+	for _, word := range []string{e.Code, string(e.cause)} {
+		if word != "" {
+			b.WriteString(", " + word)
+		}
+	}
+	return b.String()
+}
+
+// says are the sentences for causes.
+var says = map[cause]string{
+	resting:          "The provider has not been answering as it should, so it is left alone for a while.",
+	busy:             "Too many requests to the provider are under way at the moment.",
+	redirect:         "The provider's token address leads to another address (status %d). Secrets are not sent on there: the component must name the right one.",
+	cut:              "The provider's answer broke off.",
+	oversize:         "The provider's answer was far too large. Does the component name the right token address?",
+	noToken:          "The provider's answer held no token (status %d). Does the component name the right token address?",
+	noURI:            "The component names no usable address of the provider for this.",
+	noRefresh:        "There is no refresh token, so this authorization cannot be renewed. Connect the account again.",
+	"address_denied": "The provider's host has an address or port the service does not connect to.",
+	"closed":         "The provider closed the connection without an answer.",
+	"dns":            "The name of the provider's host was not found.",
+	"protocol":       "The provider did not answer as an HTTP server does.",
+	"refused":        "The provider refused the connection.",
+	"timeout":        "The provider did not answer in time.",
+	"tls":            "There is no secure connection to the provider: its certificate is not trusted, is for another name or has expired, or it does not speak TLS 1.2 or newer.",
+	"too_large":      "The provider's answer was far too large.",
+	"unreachable":    "There is no way to the provider from here at the moment.",
+}
+
+// Says tells the person who looks after the credential, in a plain sentence or
+// two, what is the matter and what to do. It holds nothing the provider wrote
+// but its error code, where that is a known one.
+func (e *Error) Says() string {
+	text := says[e.cause]
+	switch {
+	case text == "":
+		text = e.sentence()
+	case strings.Contains(text, "%d"):
+		text = fmt.Sprintf(text, e.Status)
+	}
+	if e.Outcome == Transient || e.Outcome == Malformed {
+		text += e.step.again()
+	}
+	if e.Code != "" {
+		text += " (" + e.Code + ")"
+	}
+	return text
+}
+
+// again says how the next try comes about.
+func (s step) again() string {
+	switch s {
+	case refreshing, acquiring:
+		return " The next try comes by itself."
+	case redeeming:
+		return " Start connecting again in a while."
+	}
+	return " Try again in a while."
+}
+
+func (e *Error) sentence() string {
+	switch {
+	case e.Outcome == Revoked && e.step == redeeming:
+		return "The provider did not accept the consent that was given: it was used before, came too late, or was for another client. Start connecting again."
+	case e.Outcome == Revoked:
+		return "The provider no longer accepts this authorization: it was withdrawn, has expired, or the account was changed. Connect the account again."
+	case e.Outcome == ClientRefused && e.Code == "unauthorized_client":
+		return "The provider does not let this OAuth client do this. Check the client's settings at the provider."
+	case e.Outcome == ClientRefused:
+		return "The provider did not accept the OAuth client's id or secret. Check the client here and at the provider."
+	case e.Status == http.StatusTooManyRequests:
+		return "The provider asks for fewer requests. That says nothing about the account."
+	case e.Outcome == Transient && e.Status != 0:
+		return fmt.Sprintf("The provider has a problem of its own (status %d). That says nothing about the account.", e.Status)
+	case e.Outcome == Transient:
+		return "The provider cannot be asked at the moment."
+	case e.Outcome == Malformed:
+		return "The provider's answer could not be understood."
+	case e.Code == "invalid_scope":
+		return "The provider does not grant the scopes that the component asks for."
+	case e.Code == "access_denied":
+		return "The provider denies this account or client the access asked for."
+	case e.Code == "unsupported_token_type":
+		return "The provider does not revoke tokens of this kind."
+	case e.Code != "":
+		return "The provider refused the request, which points to a mistake in the component's description of it or in the OAuth client's settings."
+	}
+	return fmt.Sprintf("The provider refused the request (status %d). Does the component name the right token address?", e.Status)
+}
+
+// verdict is what an error code stands for.
+type verdict struct {
+	code    string // the standard's own word for it
+	outcome Outcome
+}
+
+// verdicts are the codes that are known; what is not here is not repeated.
+var verdicts = map[string]verdict{
+	// RFC 6749, section 5.2.
+	"invalid_request":        {"invalid_request", Refused},
+	"invalid_client":         {"invalid_client", ClientRefused},
+	"invalid_grant":          {"invalid_grant", Revoked},
+	"unauthorized_client":    {"unauthorized_client", ClientRefused},
+	"unsupported_grant_type": {"unsupported_grant_type", Refused},
+	"invalid_scope":          {"invalid_scope", Refused},
+	// RFC 6749, section 4.1.2.1: of the authorization endpoint, and in use here, too.
+	"access_denied":             {"access_denied", Refused},
+	"unsupported_response_type": {"unsupported_response_type", Refused},
+	"server_error":              {"server_error", Transient},
+	"temporarily_unavailable":   {"temporarily_unavailable", Transient},
+	// RFC 7009, section 2.2.1; RFC 8707, section 2; RFC 6750, section 3.1.
+	"unsupported_token_type": {"unsupported_token_type", Refused},
+	"invalid_target":         {"invalid_target", Refused},
+	"invalid_token":          {"invalid_token", Refused},
+	// OpenID Connect Core 1.0, section 3.1.2.6: the person has to come back.
+	"interaction_required": {"interaction_required", Revoked},
+	"login_required":       {"login_required", Revoked},
+	"consent_required":     {"consent_required", Revoked},
+	// What GitHub and Slack say instead, with status 200.
+	"bad_refresh_token":            {"invalid_grant", Revoked},
+	"bad_verification_code":        {"invalid_grant", Revoked},
+	"invalid_refresh_token":        {"invalid_grant", Revoked},
+	"invalid_code":                 {"invalid_grant", Revoked},
+	"code_already_used":            {"invalid_grant", Revoked},
+	"token_revoked":                {"invalid_grant", Revoked},
+	"incorrect_client_credentials": {"invalid_client", ClientRefused},
+	"invalid_client_id":            {"invalid_client", ClientRefused},
+	"bad_client_secret":            {"invalid_client", ClientRefused},
+	"ratelimited":                  {"temporarily_unavailable", Transient},
+	"internal_error":               {"server_error", Transient},
+	"fatal_error":                  {"server_error", Transient},
+}
+
+// judge classifies an answer that grants nothing; code is the provider's own
+// word, of which only a known one is kept.
+func judge(status int, h http.Header, code string) *Error {
+	e := &Error{Status: status, Sent: true}
+	known, isKnown := verdicts[code]
+	switch {
+	// What a server says while it is in trouble is not to be believed of a grant.
+	case status/100 == 5, status == http.StatusTooManyRequests, status == http.StatusRequestTimeout, status == http.StatusTooEarly:
+		e.Outcome = Transient
+		if known.outcome == Transient {
+			e.Code = known.code
+		}
+	case status == http.StatusMovedPermanently, status == http.StatusPermanentRedirect:
+		e.Outcome, e.cause = Refused, redirect
+	case status/100 == 3: // a page for the time of maintenance, say
+		e.Outcome, e.cause = Transient, redirect
+	case isKnown:
+		e.Outcome, e.Code = known.outcome, known.code
+	case status == http.StatusUnauthorized:
+		e.Outcome = ClientRefused
+	case status/100 == 2 && code == "":
+		e.Outcome, e.cause = Malformed, noToken
+	case h.Get("Retry-After") != "": // a 403, say, for too many requests
+		e.Outcome = Transient
+	default:
+		e.Outcome = Refused
+	}
+	if e.Outcome == Transient {
+		e.RetryAfter = retryAfter(h, time.Now())
+	}
+	return e
+}
+
+// retryAfter is when an answer lets us come again: seconds or a date (RFC 9110,
+// section 10.2.3), at most maxRetryAfter from now; 0 when it does not say.
+func retryAfter(h http.Header, now time.Time) time.Duration {
+	value := h.Get("Retry-After")
+	if d, ok := seconds(value); ok {
+		return min(d, maxRetryAfter)
+	}
+	at, err := http.ParseTime(value)
+	if err != nil {
+		return 0
+	}
+	return min(max(at.Sub(now), 0), maxRetryAfter)
+}
