@@ -8,14 +8,23 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// Access records what one caller was refused. The same again, told twice because
+// Access records what one caller was refused, and what came of none of the
+// connections it started. The same again, told twice because
 // the first outcome was not known, is recorded once.
 var Access = Decider[AccessState, commands.Access, events.Access]{
-	Category: "access", Fold: 1, Decide: AccessState.decide, Evolve: AccessState.evolve,
+	Category: "access", Fold: 2, Decide: AccessState.decide, Evolve: AccessState.evolve,
 }
 
-// AccessState is the last fact of each route.
-type AccessState struct{ Last []events.AccessDenied }
+// AccessState is the last denial of each route, and the connections that were
+// aborted last.
+type AccessState struct {
+	Last    []events.AccessDenied
+	Aborted []string
+}
+
+// abortsKept bounds the connections that a state remembers: one told twice is
+// told again at once.
+const abortsKept = 16
 
 func (s AccessState) decide(cmd commands.Access) ([]events.Access, error) {
 	switch c := cmd.(type) {
@@ -27,6 +36,13 @@ func (s AccessState) decide(cmd commands.Access) ([]events.Access, error) {
 			}
 		}
 		return facts, nil
+	case commands.RecordConnectAborted:
+		if slices.Contains(s.Aborted, c.Connection) {
+			return nil, nil
+		}
+		return []events.Access{events.AccessConnectAborted{
+			Principal: c.Principal, Connection: c.Connection, Component: c.Component, Credential: c.Credential, User: c.User, Reason: c.Reason,
+		}}, nil
 	}
 	return nil, nil
 }
@@ -36,6 +52,9 @@ func (s AccessState) evolve(e events.Access) AccessState {
 	case events.AccessDenied:
 		last := slices.DeleteFunc(slices.Clone(s.Last), func(d events.AccessDenied) bool { return d.Route == e.Route })
 		s.Last = append(last, e)
+	case events.AccessConnectAborted:
+		s.Aborted = append(slices.Clone(s.Aborted), e.Connection)
+		s.Aborted = s.Aborted[max(0, len(s.Aborted)-abortsKept):]
 	}
 	return s
 }

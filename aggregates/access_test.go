@@ -21,11 +21,19 @@ func TestAccess(t *testing.T) {
 	later := two
 	later.Since = time.Unix(70, 0)
 	record := commands.RecordDenials{Principal: "k", Denials: []commands.Denial{commands.Denial(one), commands.Denial(two)}}
+	abort := commands.RecordConnectAborted{
+		Starter: "k", Principal: "key:k", Connection: "x", Component: "sheets", Credential: "c", User: "u", Reason: "connection_denied",
+	}
+	aborted := events.AccessConnectAborted{
+		Principal: "key:k", Connection: "x", Component: "sheets", Credential: "c", User: "u", Reason: "connection_denied",
+	}
 	aggregatetest.Run(t, aggregates.Access,
 		tc{Name: "record", When: record, Then: facts{one, two}},
 		tc{Name: "record what is recorded", Given: facts{one, two}, When: record},
 		tc{Name: "record what is new", Given: facts{one, later}, When: record, Then: facts{two}},
 		tc{Name: "record nothing", Given: facts{one}, When: commands.RecordDenials{Principal: "k"}},
+		tc{Name: "a connection ends", Given: facts{one}, When: abort, Then: facts{aborted}},
+		tc{Name: "a connection has ended", Given: facts{aborted}, When: abort},
 	)
 }
 

@@ -36,7 +36,7 @@ const KeptVersions = 10
 
 // Credential decides what may happen to one credential.
 var Credential = Decider[CredentialState, commands.Credential, events.Credential]{
-	Category: "credential", Fold: 2, Decide: CredentialState.decide, Evolve: CredentialState.evolve,
+	Category: "credential", Fold: 3, Decide: CredentialState.decide, Evolve: CredentialState.evolve,
 	New:    func(c commands.Credential) bool { _, is := c.(commands.CreateCredential); return is },
 	Weight: func(s CredentialState) int { return s.Uses.Len() },
 }
@@ -48,10 +48,12 @@ type CredentialState struct {
 	Component string
 	Name      string
 	Workspace string
+	VPNAgent  string
 	Status    events.Status
 	Versions  []events.KeysVersion // the newest KeptVersions, oldest first
 	Abandoned []string             // secret ids no event may name any more
 	Uses      Uses                 // by flows
+	Tokens    Tokens               // of an OAuth authorization server
 }
 
 // Live reports whether the credential exists and is not deleted.
@@ -78,9 +80,10 @@ func (s CredentialState) Version(n int) (events.KeysVersion, bool) {
 	return events.KeysVersion{}, false
 }
 
-// Names reports whether a kept version of a live credential names the secret.
+// Names reports whether a kept version of a live credential, or its tokens, name the secret.
 func (s CredentialState) Names(secretID string) bool {
-	return s.Live() && slices.ContainsFunc(s.Versions, func(v events.KeysVersion) bool { return v.SecretID == secretID })
+	return s.Live() && (s.Tokens.namesToken(secretID) ||
+		slices.ContainsFunc(s.Versions, func(v events.KeysVersion) bool { return v.SecretID == secretID }))
 }
 
 func (s CredentialState) decide(cmd commands.Credential) ([]events.Credential, error) {
@@ -89,6 +92,8 @@ func (s CredentialState) decide(cmd commands.Credential) ([]events.Credential, e
 		return s.create(c)
 	case commands.RenameCredential:
 		return s.rename(c)
+	case commands.SetVPNAgent:
+		return s.setVPNAgent(c)
 	case commands.ReplaceKeys:
 		return s.replaceKeys(c)
 	case commands.RevertCredential:
@@ -110,6 +115,21 @@ func (s CredentialState) decide(cmd commands.Credential) ([]events.Credential, e
 			return nil, err
 		}
 		return []events.Credential{events.CredentialRevealed{Version: c.Version}}, nil
+	case commands.StartRefresh:
+		return s.startRefresh(c)
+	case commands.CompleteRefresh:
+		return s.completeRefresh(c)
+	case commands.FailRefresh:
+		return s.failRefresh(c)
+	case commands.RequireReauthorization:
+		return s.requireReauthorization(c)
+	case commands.RevokeTokens:
+		return s.revokeTokens()
+	case commands.RecordProviderRevocation:
+		if !s.Exists {
+			return nil, ErrCredentialNotFound
+		}
+		return []events.Credential{events.CredentialRevokedAtProvider{Outcome: c.Outcome}}, nil
 	}
 	return nil, nil
 }
@@ -121,9 +141,13 @@ func (s CredentialState) create(c commands.CreateCredential) ([]events.Credentia
 	case slices.Contains(s.Abandoned, c.Keys.SecretID):
 		return nil, ErrSecretAbandoned
 	}
-	facts := []events.Credential{events.CredentialCreated{
-		Component: c.Component, Name: c.Name, Workspace: c.Workspace, Keys: s.next(c.Keys),
-	}}
+	keys := s.next(c.Keys)
+	facts := append([]events.Credential{events.CredentialCreated{
+		Component: c.Component, Name: c.Name, Workspace: c.Workspace, Keys: keys,
+	}}, s.authorized(keys, c.Keys.Tokens)...)
+	if c.VPNAgent != "" {
+		facts = append(facts, events.CredentialVPNAgentSet{VPNAgent: c.VPNAgent})
+	}
 	if c.For != nil {
 		facts = append(facts, events.CredentialUsed{Flow: c.For.Flow, Named: true, Steps: []string{c.For.Step}})
 	}
@@ -137,6 +161,13 @@ func (s CredentialState) rename(c commands.RenameCredential) ([]events.Credentia
 	return []events.Credential{events.CredentialRenamed{Name: c.Name}}, nil
 }
 
+func (s CredentialState) setVPNAgent(c commands.SetVPNAgent) ([]events.Credential, error) {
+	if err := s.mayChange(0); err != nil || s.VPNAgent == c.VPNAgent {
+		return nil, err
+	}
+	return []events.Credential{events.CredentialVPNAgentSet{VPNAgent: c.VPNAgent}}, nil
+}
+
 func (s CredentialState) replaceKeys(c commands.ReplaceKeys) ([]events.Credential, error) {
 	if err := s.mayChange(c.Expected); err != nil {
 		return nil, err
@@ -144,13 +175,17 @@ func (s CredentialState) replaceKeys(c commands.ReplaceKeys) ([]events.Credentia
 	if slices.Contains(s.Abandoned, c.Keys.SecretID) {
 		return nil, ErrSecretAbandoned
 	}
-	return []events.Credential{events.CredentialKeysReplaced{Keys: s.next(c.Keys)}}, nil
+	keys := s.next(c.Keys)
+	return append([]events.Credential{events.CredentialKeysReplaced{Keys: keys}}, s.authorized(keys, c.Keys.Tokens)...), nil
 }
 
 func (s CredentialState) revert(c commands.RevertCredential) ([]events.Credential, error) {
 	now := s.Current()
 	if err := s.mayChange(c.Expected); err != nil || c.To == now.Version {
 		return nil, err
+	}
+	if s.Tokens.Field != "" {
+		return nil, ErrRevertOAuth
 	}
 	to, kept := s.Version(c.To)
 	switch {
@@ -295,16 +330,22 @@ func (s CredentialState) evolve(e events.Credential) CredentialState {
 		return s.with(e.Keys)
 	case events.CredentialRenamed:
 		s.Name = e.Name
+	case events.CredentialVPNAgentSet:
+		s.VPNAgent = e.VPNAgent
 	case events.CredentialKeysReplaced:
 		return s.with(e.Keys)
 	case events.CredentialReverted:
 		return s.with(e.Keys)
 	case events.CredentialVerified:
-		if e.Version == s.Current().Version {
+		switch {
+		case e.Version != s.Current().Version:
+		case s.Tokens.Broken != "": // that goes before
+			s.Tokens.Before = e.Verification.Status
+		default:
 			s.Status = e.Verification.Status
 		}
 	case events.CredentialDeleted:
-		s.Deleted, s.Versions, s.Uses = true, nil, Uses{}
+		s.Deleted, s.Versions, s.Uses, s.Tokens = true, nil, Uses{}, Tokens{}
 	case events.CredentialUsed:
 		use := Use{Revision: e.Revision, Named: e.Named, Active: e.Active, Binding: e.Binding}
 		if !e.Until.IsZero() {
@@ -314,6 +355,10 @@ func (s CredentialState) evolve(e events.Credential) CredentialState {
 	case events.CredentialReleased:
 		s.Uses = s.Uses.without(e.Flow)
 	case events.CredentialRevealed:
+	case events.CredentialAuthorized, events.CredentialRefreshStarted, events.CredentialRefreshed, events.CredentialRefreshFailed,
+		events.CredentialReauthorizationRequired, events.CredentialRecovered, events.CredentialTokensRevoked,
+		events.CredentialRevokedAtProvider:
+		return s.evolveTokens(e)
 	case events.SecretAbandoned:
 		s.Abandoned = append(slices.Clip(s.Abandoned), e.SecretID)
 	}
@@ -328,5 +373,10 @@ func (s CredentialState) with(v events.KeysVersion) CredentialState {
 	}
 	s.Versions = append(slices.Clip(kept), v)
 	s.Status = v.Verification.Status
+	was := s.Tokens
+	s.Tokens = Tokens{Grant: was.Grant, Epoch: was.Epoch}
+	if was.Field != "" { // what was granted to the keys of before is over
+		s.Tokens.Grant++
+	}
 	return s
 }

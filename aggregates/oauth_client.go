@@ -18,6 +18,9 @@ var (
 		"The OAuth client is in use. Delete these flows first or give them another credential.")
 	ErrOAuthClientUnusable = fault.New(fault.Precondition, "oauth_client_unusable",
 		"The component was deleted: its OAuth client cannot be used or changed any more. It can be deleted.")
+	// ErrOAuthClientHostsChanged keeps a secret from hosts that it was not meant for. Its sentence names them.
+	ErrOAuthClientHostsChanged = fault.New(fault.Precondition, "oauth_client_hosts_changed",
+		"The component now sends the client's secret to another host. Change the client, or confirm it with oauth_client.change.")
 	ErrOAuthClientMoved = fault.New(fault.Conflict, "oauth_client_changed", "The OAuth client was changed at the same moment. Try again.")
 )
 
@@ -25,7 +28,7 @@ var (
 // tenant: there is one stream for both, so there is one client. A flow that
 // includes the component uses it, active or not.
 var OAuthClient = Decider[OAuthClientState, commands.OAuthClient, events.OAuthClient]{
-	Category: "oauth_client", Fold: 2, Decide: OAuthClientState.decide, Evolve: OAuthClientState.evolve,
+	Category: "oauth_client", Fold: 3, Decide: OAuthClientState.decide, Evolve: OAuthClientState.evolve,
 	Weight: func(s OAuthClientState) int { return s.Uses.Len() },
 }
 
@@ -34,6 +37,7 @@ type OAuthClientState struct {
 	ID        string // of the client; "" when none is defined
 	ClientID  string
 	SecretID  string
+	Revisions []int // of the component's descriptor for which the secret was given or confirmed, the newest last; 0: not known
 	Unusable  bool
 	Uses      Uses     // by flows of the tenant that include the component
 	Abandoned []string // secret ids no event may name any more
@@ -41,6 +45,18 @@ type OAuthClientState struct {
 
 // Names reports whether the client that is defined has this secret.
 func (s OAuthClientState) Names(secretID string) bool { return s.ID != "" && s.SecretID == secretID }
+
+// confirmedKept bounds the revisions for which a secret is remembered to be confirmed.
+const confirmedKept = 16
+
+// Revision is the one for which the client was defined, changed or confirmed last;
+// 0 when there is none, or it is not known.
+func (s OAuthClientState) Revision() int {
+	if len(s.Revisions) == 0 {
+		return 0
+	}
+	return s.Revisions[len(s.Revisions)-1]
+}
 
 // Over reports whether no fact can follow that names a secret.
 func (s OAuthClientState) Over() bool { return false }
@@ -54,7 +70,7 @@ func (s OAuthClientState) decide(cmd commands.OAuthClient) ([]events.OAuthClient
 		case slices.Contains(s.Abandoned, c.SecretID):
 			return nil, ErrSecretAbandoned
 		}
-		return []events.OAuthClient{events.OAuthClientDefined{ID: c.ID, ClientID: c.ClientID, SecretID: c.SecretID}}, nil
+		return []events.OAuthClient{events.OAuthClientDefined{ID: c.ID, ClientID: c.ClientID, SecretID: c.SecretID, Revision: c.Revision}}, nil
 	case commands.ChangeOAuthClient:
 		return s.change(c)
 	case commands.DeleteOAuthClient:
@@ -98,12 +114,16 @@ func (s OAuthClientState) decide(cmd commands.OAuthClient) ([]events.OAuthClient
 }
 
 func (s OAuthClientState) change(c commands.ChangeOAuthClient) ([]events.OAuthClient, error) {
-	next := events.OAuthClientChanged{ClientID: s.ClientID, SecretID: s.SecretID}
+	now := events.OAuthClientChanged{ClientID: s.ClientID, SecretID: s.SecretID, Revision: s.Revision()}
+	next := now
 	if c.ClientID != "" {
 		next.ClientID = c.ClientID
 	}
 	if c.SecretID != "" {
 		next.SecretID = c.SecretID
+	}
+	if c.Revision != 0 {
+		next.Revision = c.Revision
 	}
 	switch {
 	case s.ID == "" || s.ID != c.ID:
@@ -112,7 +132,7 @@ func (s OAuthClientState) change(c commands.ChangeOAuthClient) ([]events.OAuthCl
 		return nil, ErrOAuthClientUnusable
 	case slices.Contains(s.Abandoned, c.SecretID):
 		return nil, ErrSecretAbandoned
-	case next == events.OAuthClientChanged{ClientID: s.ClientID, SecretID: s.SecretID}:
+	case next == now:
 		return nil, nil
 	}
 	return []events.OAuthClient{next}, nil
@@ -121,14 +141,17 @@ func (s OAuthClientState) change(c commands.ChangeOAuthClient) ([]events.OAuthCl
 func (s OAuthClientState) evolve(e events.OAuthClient) OAuthClientState {
 	switch e := e.(type) {
 	case events.OAuthClientDefined:
-		s.ID, s.ClientID, s.SecretID, s.Unusable = e.ID, e.ClientID, e.SecretID, false
+		s.ID, s.ClientID, s.SecretID, s.Unusable, s.Revisions = e.ID, e.ClientID, e.SecretID, false, []int{e.Revision}
 	case events.OAuthClientChanged:
-		s.ClientID, s.SecretID = e.ClientID, e.SecretID
+		if s.SecretID != e.SecretID { // what was confirmed of the old one says nothing of this one
+			s.Revisions = nil
+		}
+		s.ClientID, s.SecretID, s.Revisions = e.ClientID, e.SecretID, confirmed(s.Revisions, e.Revision)
 	case events.OAuthClientMarkedUnusable:
 		s.Unusable = true
 	case events.OAuthClientRevealed:
 	case events.OAuthClientDeleted:
-		s.ID, s.ClientID, s.SecretID, s.Unusable = "", "", "", false
+		s.ID, s.ClientID, s.SecretID, s.Unusable, s.Revisions = "", "", "", false, nil
 	case events.OAuthClientUsed:
 		s.Uses = s.Uses.with(e.Flow, Use{Revision: e.Revision, Named: true})
 	case events.OAuthClientReleased:
@@ -137,4 +160,11 @@ func (s OAuthClientState) evolve(e events.OAuthClient) OAuthClientState {
 		s.Abandoned = append(slices.Clip(s.Abandoned), e.SecretID)
 	}
 	return s
+}
+
+// confirmed puts a revision last, in place of one that is not known.
+func confirmed(revisions []int, revision int) []int {
+	kept := slices.DeleteFunc(slices.Clone(revisions), func(r int) bool { return r == revision || r == 0 })
+	kept = append(kept, revision)
+	return kept[max(0, len(kept)-confirmedKept):]
 }

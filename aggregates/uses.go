@@ -66,6 +66,21 @@ func (u Uses) Holders(limit int) (first []string, total int) {
 	return first, u.held
 }
 
+// Named are the ids of up to limit of the flows that name it in a step, the first
+// ones in the order of their ids, and how many name it in all.
+func (u Uses) Named(limit int) (first []string, total int) {
+	first = []string{}
+	u.each(func(flow string, use Use) {
+		if !use.Named {
+			return
+		}
+		total++
+		first = append(first, flow)
+	})
+	slices.Sort(first)
+	return first[:min(limit, total)], total
+}
+
 // Reservations are the flows that have reserved it and do not run, with how they stand to it.
 func (u Uses) Reservations() map[string]Use {
 	if u.reserved == 0 {

@@ -153,6 +153,18 @@ func TestOAuthClient(t *testing.T) {
 	define := commands.DefineOAuthClient{Component: "sheets", ID: "o", ClientID: "id", SecretID: "s1"}
 	defined := events.OAuthClientDefined{ID: "o", ClientID: "id", SecretID: "s1"}
 	marked := events.OAuthClientMarkedUnusable{Reason: "component_deleted"}
+	defineAt := func(revision int) commands.DefineOAuthClient {
+		return commands.DefineOAuthClient{Component: "sheets", ID: "o", ClientID: "id", SecretID: "s1", Revision: revision}
+	}
+	definedAt := func(revision int) events.OAuthClientDefined {
+		return events.OAuthClientDefined{ID: "o", ClientID: "id", SecretID: "s1", Revision: revision}
+	}
+	changedAt := func(secret string, revision int) events.OAuthClientChanged {
+		return events.OAuthClientChanged{ClientID: "id", SecretID: secret, Revision: revision}
+	}
+	confirm := func(revision int) commands.ChangeOAuthClient {
+		return commands.ChangeOAuthClient{Component: "sheets", ID: "o", ClientID: "id", Revision: revision}
+	}
 	aggregatetest.Run(t, aggregates.OAuthClient,
 		tc{Name: "define", When: define, Then: facts{defined}},
 		tc{Name: "define for a component that flows include", Given: facts{used}, When: define, Then: facts{defined}},
@@ -162,6 +174,15 @@ func TestOAuthClient(t *testing.T) {
 		tc{Name: "change the id", Given: facts{defined}, When: commands.ChangeOAuthClient{ID: "o", ClientID: "id2"}, Then: facts{events.OAuthClientChanged{ClientID: "id2", SecretID: "s1"}}},
 		tc{Name: "change the secret", Given: facts{defined}, When: commands.ChangeOAuthClient{ID: "o", SecretID: "s2"}, Then: facts{events.OAuthClientChanged{ClientID: "id", SecretID: "s2"}}},
 		tc{Name: "change nothing", Given: facts{defined}, When: commands.ChangeOAuthClient{ID: "o", ClientID: "id"}},
+		tc{Name: "define for a revision", When: defineAt(3), Then: facts{definedAt(3)}},
+		tc{Name: "confirm a later revision", Given: facts{definedAt(3)}, When: confirm(4), Then: facts{changedAt("s1", 4)}},
+		tc{Name: "confirm what is confirmed", Given: facts{definedAt(3), changedAt("s1", 4)}, When: confirm(4)},
+		tc{Name: "confirm an earlier revision again", Given: facts{definedAt(3), changedAt("s1", 4)}, When: confirm(3), Then: facts{changedAt("s1", 3)}},
+		tc{Name: "confirm what was not known", Given: facts{defined}, When: confirm(2), Then: facts{changedAt("s1", 2)}},
+		tc{
+			Name: "change the secret of a component that is not seen", Given: facts{definedAt(3)}, When: commands.ChangeOAuthClient{ID: "o", SecretID: "s2"},
+			Then: facts{changedAt("s2", 3)},
+		},
 		tc{Name: "change another", Given: facts{defined}, When: commands.ChangeOAuthClient{ID: "p", ClientID: "x"}, Err: aggregates.ErrOAuthClientNotFound},
 		tc{Name: "change an unusable one", Given: facts{defined, marked}, When: commands.ChangeOAuthClient{ID: "o", ClientID: "x"}, Err: aggregates.ErrOAuthClientUnusable},
 		tc{Name: "delete", Given: facts{defined}, When: commands.DeleteOAuthClient{ID: "o"}, Then: facts{events.OAuthClientDeleted{}}},
@@ -181,6 +202,43 @@ func TestOAuthClient(t *testing.T) {
 		tc{Name: "a late release", Given: facts{used}, When: commands.ReleaseOAuthClient{Flow: "f", Revision: 2}},
 		tc{Name: "release of nothing", When: commands.ReleaseOAuthClient{Flow: "f", Revision: 2}},
 	)
+}
+
+// The revisions for which a secret was given or confirmed are remembered; those of
+// another secret say nothing of it.
+func TestOAuthClientRevisions(t *testing.T) {
+	defined := func(revision int) events.OAuthClient {
+		return events.OAuthClientDefined{ID: "o", SecretID: "s1", Revision: revision}
+	}
+	changed := func(secret string, revision int) events.OAuthClient {
+		return events.OAuthClientChanged{SecretID: secret, Revision: revision}
+	}
+	for name, c := range map[string]struct {
+		facts []events.OAuthClient
+		want  []int
+	}{
+		"none":               {nil, nil},
+		"defined":            {[]events.OAuthClient{defined(3)}, []int{3}},
+		"not known":          {[]events.OAuthClient{defined(0)}, []int{0}},
+		"confirmed":          {[]events.OAuthClient{defined(3), changed("s1", 5)}, []int{3, 5}},
+		"confirmed again":    {[]events.OAuthClient{defined(3), changed("s1", 5), changed("s1", 3)}, []int{5, 3}},
+		"known since":        {[]events.OAuthClient{defined(0), changed("s1", 2)}, []int{2}},
+		"another secret":     {[]events.OAuthClient{defined(3), changed("s1", 5), changed("s2", 6)}, []int{6}},
+		"deleted":            {[]events.OAuthClient{defined(3), events.OAuthClientDeleted{}}, nil},
+		"defined once more":  {[]events.OAuthClient{defined(3), events.OAuthClientDeleted{}, defined(4)}, []int{4}},
+		"marked, not erased": {[]events.OAuthClient{defined(3), events.OAuthClientMarkedUnusable{}}, []int{3}},
+	} {
+		var s aggregates.OAuthClientState
+		for _, e := range c.facts {
+			s = aggregates.OAuthClient.Evolve(s, e)
+		}
+		if !slices.Equal(s.Revisions, c.want) {
+			t.Errorf("%s: %v, want %v", name, s.Revisions, c.want)
+		}
+		if len(c.want) > 0 && s.Revision() != c.want[len(c.want)-1] {
+			t.Errorf("%s: the last one is %d", name, s.Revision())
+		}
+	}
 }
 
 func TestInstallation(t *testing.T) {

@@ -26,7 +26,15 @@ type Denial struct {
 	Since      time.Time
 }
 
-// Target implements Command.
-func (c RecordDenials) Target() string { return c.Principal }
+// RecordConnectAborted records that a connection ended without a credential.
+type RecordConnectAborted struct {
+	Starter                                                    string // id of the caller who had started it
+	Principal, Connection, Component, Credential, User, Reason string // as the fact has them
+}
 
-func (RecordDenials) access() {}
+// Target implements Command.
+func (c RecordDenials) Target() string        { return c.Principal }
+func (c RecordConnectAborted) Target() string { return c.Starter }
+
+func (RecordDenials) access()        {}
+func (RecordConnectAborted) access() {}

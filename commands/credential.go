@@ -23,11 +23,13 @@ type NewKeys struct {
 	Hosts        []string
 	HostMAC      string
 	Verification events.Verification
+	Tokens       *Tokens // what a field of the keys holds; nil for none
 }
 
 // CreateCredential saves a credential whose keys were verified.
 type CreateCredential struct {
 	ID, Component, Name, Workspace string
+	VPNAgent                       string // "" for none
 	Keys                           NewKeys
 	For                            *StepOfFlow // the step it is made for; nil for none
 }
@@ -39,6 +41,11 @@ type StepOfFlow struct{ Flow, Step string }
 type RenameCredential struct {
 	ID, Name string
 	Expected int // version of the keys the caller has seen; 0: any
+}
+
+// SetVPNAgent says through which VPN agent its API is reached.
+type SetVPNAgent struct {
+	ID, VPNAgent string // no VPNAgent: directly
 }
 
 // ReplaceKeys gives it new, verified keys.
@@ -103,6 +110,7 @@ type RevealCredential struct {
 // Target implements Command.
 func (c CreateCredential) Target() string   { return c.ID }
 func (c RenameCredential) Target() string   { return c.ID }
+func (c SetVPNAgent) Target() string        { return c.ID }
 func (c ReplaceKeys) Target() string        { return c.ID }
 func (c RevertCredential) Target() string   { return c.ID }
 func (c RecordVerification) Target() string { return c.ID }
@@ -115,6 +123,7 @@ func (c RevealCredential) Target() string   { return c.ID }
 
 func (CreateCredential) credential()   {}
 func (RenameCredential) credential()   {}
+func (SetVPNAgent) credential()        {}
 func (ReplaceKeys) credential()        {}
 func (RevertCredential) credential()   {}
 func (RecordVerification) credential() {}

@@ -9,10 +9,17 @@ type OAuthClient interface {
 }
 
 // DefineOAuthClient gives the component a client.
-type DefineOAuthClient struct{ Component, ID, ClientID, SecretID string }
+type DefineOAuthClient struct {
+	Component, ID, ClientID, SecretID string
+	Revision                          int // of the component's descriptor in force
+}
 
-// ChangeOAuthClient changes what is not "".
-type ChangeOAuthClient struct{ Component, ID, ClientID, SecretID string }
+// ChangeOAuthClient changes what is not "", and lets the secret go where a revision
+// of the component's descriptor sends it.
+type ChangeOAuthClient struct {
+	Component, ID, ClientID, SecretID string
+	Revision                          int // of the descriptor in force; 0: as before
+}
 
 // DeleteOAuthClient ends the client.
 type DeleteOAuthClient struct{ Component, ID string }

@@ -20,6 +20,18 @@ type AccessDenied struct {
 	Since      time.Time `json:"since"`      // the first of them
 }
 
-func (AccessDenied) access() {}
+// AccessConnectAborted says that an account at a provider was not connected, and
+// that no credential came of it. It stands in the tenant of the connection.
+type AccessConnectAborted struct {
+	Principal  string `json:"principal"`  // who had started: "key:<id>" or "user:<id>"
+	Connection string `json:"connection"` // id of the connect link
+	Component  string `json:"component"`  //
+	Credential string `json:"credential"` // that was to be connected again; "" for a new one
+	User       string `json:"user"`       // for whom it was started: an id of the caller's, or ""
+	Reason     string `json:"reason"`     // the code of what ended it
+}
 
-var accessTypes = []Type{Define[AccessDenied]("access.denied")}
+func (AccessDenied) access()         {}
+func (AccessConnectAborted) access() {}
+
+var accessTypes = []Type{Define[AccessDenied]("access.denied"), Define[AccessConnectAborted]("access.connect_aborted")}

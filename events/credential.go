@@ -51,6 +51,12 @@ type CredentialRenamed struct {
 	Name string `json:"name"`
 }
 
+// CredentialVPNAgentSet says through which VPN agent the credential's API is
+// reached from here on. It is kept for the flow engine, which knows its agents.
+type CredentialVPNAgentSet struct {
+	VPNAgent string `json:"vpn_agent"` // id given by the caller, "" for none
+}
+
 // CredentialKeysReplaced says that new keys were verified and took effect.
 type CredentialKeysReplaced struct {
 	Keys KeysVersion `json:"keys"`
@@ -105,6 +111,7 @@ type SecretAbandoned struct {
 
 func (CredentialCreated) credential()      {}
 func (CredentialRenamed) credential()      {}
+func (CredentialVPNAgentSet) credential()  {}
 func (CredentialKeysReplaced) credential() {}
 func (CredentialReverted) credential()     {}
 func (CredentialVerified) credential()     {}
@@ -125,4 +132,5 @@ var credentialTypes = []Type{
 	Define[CredentialReleased]("credential.released"),
 	Define[CredentialRevealed]("credential.revealed"),
 	Define[SecretAbandoned]("secret.abandoned"),
+	Define[CredentialVPNAgentSet]("credential.vpn_agent_set"),
 }

@@ -51,6 +51,10 @@ var samples = []events.Event{
 	events.APIKeyIssued{SHA256: "ab12", Name: "ci", Home: "acme", Tenants: []string{"acme", "*"}, Role: "ADMINISTRATOR", Permissions: []string{"credentials.reveal"}, Addresses: []string{"192.0.2.0/24", "2001:db8::/32"}, Expires: meta.Time},
 	events.APIKeyRevoked{},
 	events.AccessDenied{Principal: "key:01a20150-0000-7000-8000-000000000001", Tenant: "other", Route: "credential.get", Permission: "credentials.get", Count: 12, Since: meta.Time},
+	events.AccessConnectAborted{
+		Principal: "key:01a20150-0000-7000-8000-000000000001", Connection: "01a20150-0000-7000-8000-000000000007", Component: "petstore",
+		Credential: "AAABcID5GBc=", User: "u1", Reason: "connection_other_browser",
+	},
 	events.ComponentRegistered{Owner: "acme", Title: "Petstore", Descriptor: "{\n \"title\": \"Petstore\"\n}"},
 	events.ComponentUpdated{Title: "Petstore 2", Descriptor: "{}", Revision: 2},
 	events.ComponentShared{},
@@ -58,13 +62,37 @@ var samples = []events.Event{
 	events.ComponentEnvSet{Names: []string{"PIZZAVAN_KEY", "PIZZAVAN_SECRET"}, SecretID: "01a20150-0000-7000-8000-000000000005"},
 	events.ComponentDeleted{},
 	events.CredentialRevealed{Version: 3},
-	events.OAuthClientDefined{ID: "01a20150-0000-7000-8000-000000000006", ClientID: "client", SecretID: "01a20150-0000-7000-8000-000000000007"},
-	events.OAuthClientChanged{ClientID: "client 2", SecretID: "01a20150-0000-7000-8000-000000000007"},
+	events.OAuthClientDefined{ID: "01a20150-0000-7000-8000-000000000006", ClientID: "client", SecretID: "01a20150-0000-7000-8000-000000000007", Revision: 3},
+	events.OAuthClientChanged{ClientID: "client 2", SecretID: "01a20150-0000-7000-8000-000000000007", Revision: 4},
 	events.OAuthClientMarkedUnusable{Reason: "component_deleted"},
 	events.OAuthClientRevealed{SecretID: "01a20150-0000-7000-8000-000000000007"},
 	events.OAuthClientDeleted{},
+	events.AuthClientCreated{
+		Name: "Sheets ☂", Type: "oauth2", Scope: "workspace", ScopeID: "sales", Components: forComponents, Fields: []string{"client_id", "client_secret"},
+		ClientID: "client", SecretID: "01a20150-0000-7000-8000-000000000007",
+	},
+	events.AuthClientChanged{
+		Name: "Sheets", Components: forComponents, Fields: []string{"client_id", "client_secret"}, ClientID: "client 2", SecretID: "01a20150-0000-7000-8000-000000000007",
+	},
+	events.AuthClientSettled{},
+	events.AuthClientRevealed{SecretID: "01a20150-0000-7000-8000-000000000007"},
+	events.AuthClientDeleted{},
 	events.CredentialCreated{Component: "petstore", Name: "Pets ☂", Workspace: "w1", Keys: keys},
 	events.CredentialRenamed{Name: "Pets"},
+	events.CredentialVPNAgentSet{VPNAgent: "5a09"},
+	events.CredentialAuthorized{
+		Grant: 2, Version: 3, Field: "oauth", By: "connect", User: "u1", Expires: meta.Time, Lifetime: 3600, Renewable: true,
+		Scope: "read write", Connection: "01a20150-0000-7000-8000-000000000006",
+	},
+	events.CredentialRefreshStarted{Epoch: 4, Grant: 2, SecretID: "01a20150-0000-7000-8000-000000000007", Holder: "01a20150-0000-7000-8000-000000000008", Over: 3},
+	events.CredentialRefreshed{
+		Epoch: 4, Grant: 2, SecretID: "01a20150-0000-7000-8000-000000000007", Expires: meta.Time, Lifetime: 3600, Rotated: true, Scope: "read", Late: true,
+	},
+	events.CredentialRefreshFailed{Epoch: 4, Grant: 2, Outcome: "revoked", Status: 400, RetryAt: meta.Time},
+	events.CredentialReauthorizationRequired{Grant: 2, Reason: "revoked", Says: "Connect it again.", Flows: []string{"f1", "f2"}, Total: 2},
+	events.CredentialRecovered{Grant: 2, Status: events.Verified},
+	events.CredentialTokensRevoked{Grant: 2},
+	events.CredentialRevokedAtProvider{Outcome: "revoked"},
 	events.CredentialKeysReplaced{Keys: keys},
 	events.CredentialReverted{To: 1, Keys: keys},
 	events.CredentialVerified{Version: 2, Verification: keys.Verification},
@@ -80,6 +108,8 @@ var samples = []events.Event{
 	events.OAuthClientReleased{Flow: "orders to crm", Revision: 8},
 	events.DurabilityAttested{Replicas: 3, Why: "The servers do not say whether they sync always."},
 }
+
+var forComponents = []events.AuthClientComponent{{Component: "sheets", OAuthClient: "01a20150-0000-7000-8000-000000000006"}}
 
 var steps = []events.FlowStep{{ID: "step_1", Name: "Pets ☂", Component: "petstore", Credential: "AAABcID5GBc="}}
 

@@ -1,5 +1,12 @@
 package events
 
+import (
+	"encoding/json"
+
+	jsonv2 "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+)
+
 // OAuthClient is the sum of the facts about the OAuth client of one component in
 // one tenant, stream "oauth_client.<component>". The use by flows is recorded
 // whether a client is defined or not, so that none is defined into a gap.
@@ -13,12 +20,15 @@ type OAuthClientDefined struct {
 	ID       string `json:"id"`        // of the client, for callers
 	ClientID string `json:"client_id"` // as the provider gave it (RFC 6749, 2.2)
 	SecretID string `json:"secret_id"` // where the vault keeps the client secret
+	Revision int    `json:"revision"`  // of the component's descriptor, which says where the secret is sent; 0: not known
 }
 
-// OAuthClientChanged is the client as it is from here on.
+// OAuthClientChanged is the client as it is from here on. It may be as it was, but
+// for the revision: then it says that the secret may go where that one sends it.
 type OAuthClientChanged struct {
 	ClientID string `json:"client_id"`
-	SecretID string `json:"secret_id"` // the same one when only the client id changed
+	SecretID string `json:"secret_id"` // the same one when no other secret was given
+	Revision int    `json:"revision"`  // as in OAuthClientDefined
 }
 
 // OAuthClientMarkedUnusable says that the client cannot be used any more.
@@ -56,11 +66,22 @@ func (OAuthClientReleased) oauthClient()       {}
 func (SecretAbandoned) oauthClient()           {}
 
 var oauthClientTypes = []Type{
-	Define[OAuthClientDefined]("oauth_client.defined"),
-	Define[OAuthClientChanged]("oauth_client.changed"),
+	Define[OAuthClientDefined]("oauth_client.defined", withoutRevision),
+	Define[OAuthClientChanged]("oauth_client.changed", withoutRevision),
 	Define[OAuthClientMarkedUnusable]("oauth_client.marked_unusable"),
 	Define[OAuthClientRevealed]("oauth_client.revealed"),
 	Define[OAuthClientDeleted]("oauth_client.deleted"),
 	Define[OAuthClientUsed]("oauth_client.used"),
 	Define[OAuthClientReleased]("oauth_client.released"),
+}
+
+// withoutRevision makes version 2: of a client of version 1 it is not known for
+// which descriptor it was meant.
+func withoutRevision(data json.RawMessage) (json.RawMessage, error) {
+	var members map[string]jsontext.Value
+	if err := jsonv2.Unmarshal(data, &members); err != nil {
+		return nil, err
+	}
+	members["revision"] = jsontext.Value("0")
+	return jsonv2.Marshal(members, jsonv2.Deterministic(true))
 }

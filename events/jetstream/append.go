@@ -63,13 +63,15 @@ func (s *Store) Stage(ctx context.Context, stream events.StreamID, expected uint
 	}
 	a := attempt{subject: subj, expected: expected, commit: meta.Commit, msg: commitMessage(subj, meta, prev, body)}
 	seq, err := s.publish(ctx, a)
-	if err != nil {
-		if errors.Is(err, events.ErrConflict) {
-			s.recent.Remove(subj)
-		}
+	switch {
+	case errors.Is(err, events.ErrConflict):
+		s.recent.moved(subj)
+		return 0, err
+	case err != nil:
+		s.recent.doubt(subj)
 		return 0, err
 	}
-	s.recent.Add(subj, following(seq, prev))
+	s.recent.appended(subj, following(seq, prev))
 	s.durable.saw(seq)
 	return seq, nil
 }
@@ -79,7 +81,7 @@ func (s *Store) previous(ctx context.Context, subj string, expected uint64) ([]u
 	if expected == 0 {
 		return nil, nil
 	}
-	if seqs, ok := s.recent.Get(subj); ok {
+	if seqs, ok := s.recent.get(subj); ok {
 		switch {
 		case seqs[0] == expected:
 			return seqs, nil

@@ -10,7 +10,6 @@ import (
 	"reflect"
 	"sync"
 
-	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/nats-io/nats.go"
 	natsjs "github.com/nats-io/nats.go/jetstream"
 
@@ -76,6 +75,11 @@ type Config struct {
 	// instead of a direct get. Always so with more than one replica.
 	LeaderReads bool
 
+	// OnlyWriter says that nobody else appends to the log while the store is open: it
+	// is on a server of the process itself. Then Last need not ask the server of
+	// streams that were used lately.
+	OnlyWriter bool
+
 	// Sync returns after an fsync, begun after the call, of all that the server has
 	// acknowledged (bus.Syncer.Wait). nil: an acknowledged message is durable already.
 	Sync func(context.Context) error
@@ -93,18 +97,13 @@ type Store struct {
 	mux     *mux
 	follow  natsjs.JetStream
 	durable *durable
-	// recent holds the last sequences, newest first, of streams lately used, by
-	// subject. The lists are never changed, only replaced.
-	recent *lru.Cache[string, []uint64]
+	recent  *recent
 
 	stop context.CancelFunc
 	done sync.WaitGroup
 }
 
 var _ events.Store = (*Store)(nil)
-
-// recentStreams bounds the memory for the last sequences: about 500 bytes each at most.
-const recentStreams = 16384
 
 // Open returns the store. It creates the two streams where they are absent and
 // refuses a log whose configuration could lose a commit. Close the store when done.
@@ -139,7 +138,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if _, err := ensure(ctx, js, SnapshotConfig(cfg.Replicas)); err != nil {
 		return nil, err
 	}
-	recent, err := lru.New[string, []uint64](recentStreams)
+	recent, err := newRecent(cfg.OnlyWriter)
 	if err != nil {
 		return nil, fmt.Errorf("opening the log: %w", err)
 	}
@@ -170,7 +169,7 @@ func (s *Store) Reload(ctx context.Context) error {
 			return fmt.Errorf("syncing the log: %w", err)
 		}
 	}
-	s.recent.Purge()
+	s.recent.forget()
 	s.durable.reset(end)
 	return nil
 }

@@ -52,11 +52,13 @@ func (s *Store) Last(ctx context.Context, stream events.StreamID) (uint64, error
 	if err != nil {
 		return 0, err
 	}
-	m, err := s.last(ctx, Stream, subj)
+	if seq, known := s.recent.last(subj); known {
+		return seq, nil
+	}
+	m, err := s.lastCommit(ctx, subj)
 	if err != nil || m == nil {
 		return 0, err
 	}
-	s.durable.saw(m.seq)
 	return m.seq, nil
 }
 
@@ -107,12 +109,10 @@ func (s *Store) WaitDurable(ctx context.Context, seq uint64) error {
 
 // chain reads the commits on subj above after, oldest first.
 func (s *Store) chain(ctx context.Context, subj string, after uint64) ([]*message, error) {
-	last, err := s.last(ctx, Stream, subj)
+	last, err := s.lastCommit(ctx, subj)
 	if err != nil || last == nil || last.seq <= after {
 		return nil, err
 	}
-	s.durable.saw(last.seq)
-	s.remember(last)
 	msgs := []*message{last} // newest first until the end
 	for oldest := last; len(oldest.prev) > 0 && oldest.prev[0] > after; oldest = msgs[len(msgs)-1] {
 		want := oldest.prev
@@ -138,11 +138,18 @@ func (s *Store) chain(ctx context.Context, subj string, after uint64) ([]*messag
 	return msgs, nil
 }
 
-// remember keeps the last sequences of a stream whose last commit was read, for its next Append.
-func (s *Store) remember(last *message) {
-	if known, ok := s.recent.Get(last.subject); !ok || known[0] < last.seq {
-		s.recent.Add(last.subject, following(last.seq, last.prev))
+// lastCommit reads the last commit on subj, nil when there is none, and keeps its
+// place for the next Append or Last.
+func (s *Store) lastCommit(ctx context.Context, subj string) (*message, error) {
+	s.recent.ask(subj)
+	m, err := s.last(ctx, Stream, subj)
+	if err != nil || m == nil {
+		s.recent.read(subj, nil)
+		return nil, err
 	}
+	s.durable.saw(m.seq)
+	s.recent.read(subj, following(m.seq, m.prev))
+	return m, nil
 }
 
 // last reads the last message on subj, nil when there is none, from the leader.

@@ -1,0 +1,187 @@
+package aggregates
+
+import (
+	"slices"
+
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+)
+
+// The refusals of an auth client.
+var (
+	ErrAuthClientNotFound = fault.New(fault.NotFound, "auth_client_not_found", "There is no such auth client.")
+	ErrAuthClientExists   = fault.New(fault.Exists, "auth_client_exists", "An auth client with this id exists already.")
+	ErrAuthClientChanged  = fault.New(fault.Conflict, "auth_client_changed", "The auth client was changed at the same moment. Try again.")
+	// ErrAuthClientUnsettled refuses a change while an earlier one is not complete.
+	ErrAuthClientUnsettled = fault.New(fault.Conflict, "auth_client_unsettled",
+		"The auth client was changed a moment ago, and the OAuth clients of its components still have to follow. Try again in a minute.")
+)
+
+// AuthClient decides what may happen to one auth client. Where OAuth clients follow
+// it, a change is complete when they do: that is recorded as well, so that it is
+// known what a crash has left to be done.
+var AuthClient = Decider[AuthClientState, commands.AuthClient, events.AuthClient]{
+	Category: "auth_client", Fold: 1, Decide: AuthClientState.decide, Evolve: AuthClientState.evolve,
+}
+
+// AuthClientState is what decisions about an auth client rest on.
+type AuthClientState struct {
+	Exists     bool
+	Name       string
+	Type       string
+	Scope      string
+	ScopeID    string
+	Components []events.AuthClientComponent
+	Fields     []string
+	ClientID   string
+	SecretID   string
+	Changes    int  // how often it was created or changed
+	Settled    bool // OAuth clients are as the last change says
+
+	// What is left of the time before the changes that are not settled.
+	Leaving  []events.AuthClientComponent // components it is for no more, whose OAuth clients may still be there
+	Renew    bool                         // the credentials of its OAuth clients are not its own yet
+	Previous []string                     // secrets that it had, to which it may go back
+
+	Abandoned []string // secret ids no event may name any more
+}
+
+// Names reports whether the auth client has this secret, or may go back to it.
+func (s AuthClientState) Names(secretID string) bool {
+	return s.Exists && secretID != "" && (s.SecretID == secretID || slices.Contains(s.Previous, secretID))
+}
+
+// Over reports whether no fact can follow that names a secret.
+func (s AuthClientState) Over() bool { return false }
+
+// Follows is the id of the OAuth client of a component that follows the auth
+// client, "" when none does.
+func (s AuthClientState) Follows(component string) string {
+	for _, c := range s.Components {
+		if c.Component == component {
+			return c.OAuthClient
+		}
+	}
+	return ""
+}
+
+func followed(components []events.AuthClientComponent) bool {
+	return slices.ContainsFunc(components, func(c events.AuthClientComponent) bool { return c.OAuthClient != "" })
+}
+
+func (s AuthClientState) decide(cmd commands.AuthClient) ([]events.AuthClient, error) {
+	switch c := cmd.(type) {
+	case commands.CreateAuthClient:
+		return s.create(c.Created)
+	case commands.ChangeAuthClient:
+		return s.change(c)
+	case commands.SettleAuthClient:
+		switch {
+		case !s.Exists:
+			return nil, ErrAuthClientNotFound
+		case s.Changes != c.Expected:
+			return nil, ErrAuthClientChanged
+		case s.Settled:
+			return nil, nil
+		}
+		return []events.AuthClient{events.AuthClientSettled{}}, nil
+	case commands.RevealAuthClient:
+		switch {
+		case !s.Exists:
+			return nil, ErrAuthClientNotFound
+		case s.SecretID != c.SecretID:
+			return nil, ErrAuthClientChanged
+		}
+		return []events.AuthClient{events.AuthClientRevealed{SecretID: c.SecretID}}, nil
+	case commands.DeleteAuthClient:
+		switch {
+		case !s.Exists:
+			return nil, ErrAuthClientNotFound
+		case !s.Settled || followed(s.Components): // they go first
+			return nil, ErrAuthClientUnsettled
+		}
+		return []events.AuthClient{events.AuthClientDeleted{}}, nil
+	case commands.AbandonAuthClientSecret:
+		if s.Names(c.SecretID) || slices.Contains(s.Abandoned, c.SecretID) {
+			return nil, nil
+		}
+		return []events.AuthClient{events.SecretAbandoned{SecretID: c.SecretID}}, nil
+	}
+	return nil, nil
+}
+
+// settled adds that nothing has to follow, where nothing does.
+func settled(change events.AuthClient, follow bool) []events.AuthClient {
+	if follow {
+		return []events.AuthClient{change}
+	}
+	return []events.AuthClient{change, events.AuthClientSettled{}}
+}
+
+func (s AuthClientState) create(c events.AuthClientCreated) ([]events.AuthClient, error) {
+	switch {
+	case s.Exists && s.is(c):
+		return nil, nil
+	case s.Exists:
+		return nil, ErrAuthClientExists
+	case slices.Contains(s.Abandoned, c.SecretID):
+		return nil, ErrSecretAbandoned
+	}
+	return settled(c, followed(c.Components)), nil
+}
+
+// is reports whether the auth client is as it was, or would have been, created. Of
+// its secret nothing is known here.
+func (s AuthClientState) is(c events.AuthClientCreated) bool {
+	return s.Changes == 1 && s.Name == c.Name && s.Type == c.Type && s.Scope == c.Scope && s.ScopeID == c.ScopeID &&
+		slices.Equal(s.Components, c.Components) && slices.Equal(s.Fields, c.Fields) && s.ClientID == c.ClientID
+}
+
+func (s AuthClientState) change(c commands.ChangeAuthClient) ([]events.AuthClient, error) {
+	next := c.Changed
+	switch {
+	case !s.Exists:
+		return nil, ErrAuthClientNotFound
+	case s.Changes != c.Expected:
+		return nil, ErrAuthClientChanged
+	case slices.Contains(s.Abandoned, next.SecretID):
+		return nil, ErrSecretAbandoned
+	case s.Settled && s.Name == next.Name && slices.Equal(s.Components, next.Components) && slices.Equal(s.Fields, next.Fields) &&
+		s.ClientID == next.ClientID && s.SecretID == next.SecretID:
+		return nil, nil
+	}
+	return settled(next, followed(next.Components) || followed(s.Components) || followed(s.Leaving)), nil
+}
+
+func (s AuthClientState) evolve(e events.AuthClient) AuthClientState {
+	switch e := e.(type) {
+	case events.AuthClientCreated:
+		s = AuthClientState{
+			Exists: true, Name: e.Name, Type: e.Type, Scope: e.Scope, ScopeID: e.ScopeID, Components: e.Components, Fields: e.Fields,
+			ClientID: e.ClientID, SecretID: e.SecretID, Changes: 1, Abandoned: s.Abandoned,
+		}
+	case events.AuthClientChanged:
+		s.Leaving = leaving(slices.Concat(s.Leaving, s.Components), e.Components)
+		if e.SecretID != s.SecretID {
+			s.Renew, s.Previous = true, append(slices.Clip(s.Previous), s.SecretID)
+		}
+		s.Name, s.Components, s.Fields, s.ClientID, s.SecretID = e.Name, e.Components, e.Fields, e.ClientID, e.SecretID
+		s.Changes, s.Settled = s.Changes+1, false
+	case events.AuthClientSettled:
+		s.Settled, s.Leaving, s.Renew, s.Previous = true, nil, false, nil
+	case events.AuthClientRevealed:
+	case events.AuthClientDeleted:
+		s = AuthClientState{Abandoned: s.Abandoned}
+	case events.SecretAbandoned:
+		s.Abandoned = append(slices.Clip(s.Abandoned), e.SecretID)
+	}
+	return s
+}
+
+// leaving are those of before whose OAuth clients are not among those of now.
+func leaving(before, now []events.AuthClientComponent) []events.AuthClientComponent {
+	return slices.DeleteFunc(before, func(c events.AuthClientComponent) bool {
+		return c.OAuthClient == "" || slices.Contains(now, c)
+	})
+}

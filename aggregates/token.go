@@ -1,0 +1,297 @@
+package aggregates
+
+import (
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+)
+
+// The refusals of a credential's tokens.
+var (
+	ErrNotOAuth = fault.New(fault.Precondition, "credential_not_oauth", "The credential holds no OAuth tokens.")
+	// ErrReauthorizationRequired refuses tokens that the authorization server takes no more.
+	ErrReauthorizationRequired = fault.New(fault.Precondition, "reauthorization_required",
+		"The credential has to be connected again: its authorization server takes its tokens no more.")
+	ErrRevertOAuth = fault.New(fault.Precondition, "credential_revert_oauth",
+		"Tokens of an earlier version are void. Connect the credential again instead.")
+	// ErrRefreshUnderWay, ErrRefreshNeedless and ErrRefreshSuperseded concern the
+	// processes that renew tokens; no caller sees them.
+	ErrRefreshUnderWay   = fault.New(fault.Conflict, "refresh_under_way", "The tokens are being renewed.")
+	ErrRefreshNeedless   = fault.New(fault.Conflict, "refresh_needless", "The tokens were renewed already.")
+	ErrRefreshSuperseded = fault.New(fault.Conflict, "refresh_superseded", "Newer tokens are in force.")
+)
+
+// RevokedHere is what a credential whose tokens were given up on purpose says of
+// itself, and ReasonRevokedHere the reason in the fact.
+const (
+	RevokedHere       = "Its tokens were revoked on purpose. Connect it again."
+	ReasonRevokedHere = "revoked_here"
+)
+
+// flowsNamed bounds the flows that a fact names, and lateKept the epochs whose
+// answers are still looked for.
+const (
+	flowsNamed = 100
+	lateKept   = 8
+)
+
+// Tokens is how a credential stands with its authorization server. The zero
+// Tokens is of one that has none, and never had.
+type Tokens struct {
+	Grant     int           // the last authorization: 0 when there was none
+	Field     string        // of the keys that holds the tokens in force; "" when none are
+	Token     Token         // in force
+	Renewable bool          //
+	Epoch     int           // the last refresh begun
+	Refresh   Refresh       // under way; Epoch 0 when none is
+	Late      []Refresh     // of this grant, taken over without an answer, which may yet be found
+	Failures  int           // in a row
+	RetryAt   time.Time     // of the last failure; zero after a success
+	Broken    string        // why re-authorization is required, a sentence; "" when it is not
+	Before    events.Status // of the credential, until Broken
+	Unproved  bool          // the token in force came late: whether it is good shows when it is renewed
+}
+
+// Token is one access token.
+type Token struct {
+	Epoch    int           // of the refresh that brought it; that of the last one before it for a new grant
+	SecretID string        // the vault's; the keys' own where they hold the token
+	Expires  time.Time     //
+	Lifetime time.Duration // when it was granted
+}
+
+// Refresh is one epoch under way.
+type Refresh struct {
+	Epoch    int
+	From     int    // epoch of the token it renews
+	SecretID string // where the answer will be
+	Holder   string // the process
+}
+
+// Enough reports whether the token is good for as long as asked or, where the
+// server grants shorter ones, for half of what it grants.
+func (t Token) Enough(now time.Time, life time.Duration) bool {
+	return t.Expires.Sub(now) >= min(life, t.Lifetime/2)
+}
+
+// OAuth reports whether the credential holds tokens.
+func (s CredentialState) OAuth() bool { return s.Live() && s.Tokens.Field != "" }
+
+// Revision names what a holder of the values has: it changes with the keys, the
+// tokens, and when they must not be used any more. It is "" when there are none.
+func (s CredentialState) Revision() string {
+	switch {
+	case !s.Live():
+		return ""
+	case s.Tokens.Broken != "":
+		return "broken"
+	}
+	return strconv.Itoa(s.Current().Version) + "." + strconv.Itoa(s.Tokens.Token.Epoch)
+}
+
+// namesToken reports whether the secret is a token in force, or may become one.
+func (t Tokens) namesToken(secretID string) bool {
+	is := func(r Refresh) bool { return r.SecretID == secretID }
+	return t.Token.SecretID == secretID || is(t.Refresh) || slices.ContainsFunc(t.Late, is)
+}
+
+// TokenSecrets are the secrets of the tokens in force and of the refreshes that
+// may yet bring some.
+func (t Tokens) TokenSecrets() (ids []string) {
+	for _, id := range []string{t.Token.SecretID, t.Refresh.SecretID} {
+		if id != "" {
+			ids = append(ids, id)
+		}
+	}
+	for _, r := range t.Late {
+		ids = append(ids, r.SecretID)
+	}
+	return ids
+}
+
+// authorized are the facts of keys whose field holds tokens; none when t is nil.
+func (s CredentialState) authorized(keys events.KeysVersion, t *commands.Tokens) []events.Credential {
+	if t == nil {
+		return nil
+	}
+	grant := s.Tokens.Grant + 1
+	facts := []events.Credential{events.CredentialAuthorized{
+		Grant: grant, Version: keys.Version, Field: t.Field, By: t.By, User: t.User, Connection: t.Connection,
+		Expires: t.Expires.UTC(), Lifetime: int64(t.Lifetime / time.Second), Renewable: t.Renewable, Scope: t.Scope,
+	}}
+	if s.Tokens.Broken != "" {
+		facts = append(facts, events.CredentialRecovered{Grant: grant, Status: keys.Verification.Status})
+	}
+	return facts
+}
+
+func (s CredentialState) mayRenew() error {
+	switch {
+	case !s.Live():
+		return ErrCredentialNotFound
+	case s.Tokens.Field == "":
+		return ErrNotOAuth
+	}
+	return nil
+}
+
+func (s CredentialState) startRefresh(c commands.StartRefresh) ([]events.Credential, error) {
+	t := s.Tokens
+	switch err := s.mayRenew(); {
+	case err != nil:
+		return nil, err
+	case t.Broken != "" && (!c.Insist || !t.Renewable):
+		return nil, ErrReauthorizationRequired.Because("%s", t.Broken)
+	case !t.Renewable:
+		return nil, ErrReauthorizationRequired
+	case t.Token.Epoch != c.Epoch:
+		return nil, ErrRefreshNeedless
+	case t.Refresh.Epoch != c.Over:
+		return nil, ErrRefreshUnderWay
+	case slices.Contains(s.Abandoned, c.SecretID):
+		return nil, ErrSecretAbandoned
+	}
+	var facts []events.Credential
+	if c.Over != 0 {
+		facts = append(facts, events.CredentialRefreshFailed{Epoch: c.Over, Grant: t.Grant, Outcome: "unknown"})
+	}
+	return append(facts, events.CredentialRefreshStarted{
+		Epoch: t.Epoch + 1, Grant: t.Grant, SecretID: c.SecretID, Holder: c.Holder, Over: c.Over,
+	}), nil
+}
+
+// completeRefresh takes an answer of the grant in force that is newer than the
+// token in force, however late it comes: the server may know no older one. Where
+// another process has begun meanwhile it may have used the same refresh token,
+// which some servers punish by withdrawing all: such an answer is proved by
+// renewing it before anybody is given it.
+func (s CredentialState) completeRefresh(c commands.CompleteRefresh) ([]events.Credential, error) {
+	t := s.Tokens
+	switch err := s.mayRenew(); {
+	case err != nil:
+		return nil, err
+	case t.Token.SecretID == c.SecretID:
+		return nil, nil
+	case t.Grant != c.Grant, t.Token.Epoch >= c.Epoch:
+		return nil, ErrRefreshSuperseded
+	case slices.Contains(s.Abandoned, c.SecretID):
+		return nil, ErrSecretAbandoned
+	}
+	fact := events.CredentialRefreshed{
+		Epoch: c.Epoch, Grant: c.Grant, SecretID: c.SecretID, Expires: c.Expires.UTC(), Lifetime: int64(c.Lifetime / time.Second),
+		Rotated: c.Rotated, Scope: c.Scope, Late: t.Refresh.Epoch != c.Epoch,
+	}
+	if t.Epoch > c.Epoch {
+		fact.Expires = time.Time{}
+		return []events.Credential{fact}, nil
+	}
+	facts := []events.Credential{fact}
+	if t.Broken != "" {
+		facts = append(facts, events.CredentialRecovered{Grant: c.Grant, Status: t.Before})
+	}
+	return facts, nil
+}
+
+func (s CredentialState) failRefresh(c commands.FailRefresh) ([]events.Credential, error) {
+	t := s.Tokens
+	switch err := s.mayRenew(); {
+	case err != nil:
+		return nil, err
+	case t.Grant != c.Grant || t.Refresh.Epoch != c.Epoch:
+		return nil, nil // it has ended already
+	}
+	facts := []events.Credential{events.CredentialRefreshFailed{
+		Epoch: c.Epoch, Grant: c.Grant, Outcome: c.Outcome, Status: c.Status, RetryAt: c.RetryAt.UTC(),
+	}}
+	switch {
+	case c.Lost != "" && t.Token.Epoch == t.Refresh.From: // else what was refused is not the token in force any more
+		return append(facts, s.broken(c.Grant, c.Outcome, c.Lost)), nil
+	case t.Broken != "" && !t.Unproved: // somebody insisted, and it is as it was
+		return append(facts, s.broken(c.Grant, c.Outcome, t.Broken)), nil
+	}
+	return facts, nil
+}
+
+func (s CredentialState) requireReauthorization(c commands.RequireReauthorization) ([]events.Credential, error) {
+	switch err := s.mayRenew(); {
+	case err != nil:
+		return nil, err
+	case s.Tokens.Grant != c.Grant || s.Tokens.Broken != "":
+		return nil, nil
+	}
+	return []events.Credential{s.broken(c.Grant, c.Reason, c.Says)}, nil
+}
+
+func (s CredentialState) broken(grant int, reason, says string) events.Credential {
+	flows, total := s.Uses.Named(flowsNamed)
+	return events.CredentialReauthorizationRequired{Grant: grant, Reason: reason, Says: says, Flows: flows, Total: total}
+}
+
+func (s CredentialState) revokeTokens() ([]events.Credential, error) {
+	if err := s.mayRenew(); err != nil {
+		return nil, err
+	}
+	if s.Current().SecretID == "" {
+		return nil, nil
+	}
+	facts := []events.Credential{events.CredentialTokensRevoked{Grant: s.Tokens.Grant}}
+	if s.Tokens.Broken == "" {
+		facts = append(facts, s.broken(s.Tokens.Grant, ReasonRevokedHere, RevokedHere))
+	}
+	return facts, nil
+}
+
+func (s CredentialState) evolveTokens(e events.Credential) CredentialState {
+	t := &s.Tokens
+	switch e := e.(type) {
+	case events.CredentialAuthorized:
+		*t = Tokens{
+			Grant: e.Grant, Field: e.Field, Renewable: e.Renewable, Epoch: t.Epoch,
+			Token: Token{
+				Epoch: t.Epoch, SecretID: s.Current().SecretID, Expires: e.Expires, Lifetime: time.Duration(e.Lifetime) * time.Second,
+			},
+		}
+		s.Versions = slices.Clone(s.Versions[len(s.Versions)-1:]) // there is no way back to tokens of old
+	case events.CredentialRefreshStarted:
+		if t.Refresh.Epoch != 0 {
+			t.Late = append(slices.Clip(t.Late), t.Refresh)
+			t.Late = t.Late[max(0, len(t.Late)-lateKept):]
+		}
+		t.Epoch = e.Epoch
+		t.Refresh = Refresh{Epoch: e.Epoch, From: t.Token.Epoch, SecretID: e.SecretID, Holder: e.Holder}
+	case events.CredentialRefreshed:
+		t.Token = Token{Epoch: e.Epoch, SecretID: e.SecretID, Expires: e.Expires, Lifetime: time.Duration(e.Lifetime) * time.Second}
+		t.Late = slices.DeleteFunc(slices.Clone(t.Late), func(r Refresh) bool { return r.Epoch <= e.Epoch })
+		if t.Refresh.Epoch <= e.Epoch {
+			t.Refresh = Refresh{}
+		}
+		t.Failures, t.RetryAt, t.Unproved = 0, time.Time{}, e.Expires.IsZero()
+	case events.CredentialRefreshFailed:
+		if e.Outcome == "unknown" { // taken over: RefreshStarted follows and keeps it among the late ones
+			return s
+		}
+		t.Refresh = Refresh{}
+		t.Failures, t.RetryAt = t.Failures+1, e.RetryAt
+	case events.CredentialReauthorizationRequired:
+		if t.Broken == "" {
+			t.Before = s.Status
+		}
+		t.Broken, t.Unproved, s.Status = e.Says, false, events.ReauthorizationRequired
+	case events.CredentialRecovered:
+		t.Broken, s.Status = "", e.Status
+	case events.CredentialTokensRevoked:
+		// The grant is over: no answer that is still on its way may bring it back.
+		t.Grant, t.Token, t.Refresh, t.Late, t.Renewable = e.Grant+1, Token{Epoch: t.Epoch}, Refresh{}, nil, false
+		s.Versions = slices.Clone(s.Versions)
+		s.Versions[len(s.Versions)-1].SecretID = ""
+	case events.CredentialRevokedAtProvider:
+	case events.CredentialCreated, events.CredentialRenamed, events.CredentialVPNAgentSet, events.CredentialKeysReplaced,
+		events.CredentialReverted, events.CredentialVerified, events.CredentialDeleted, events.CredentialUsed, events.CredentialReleased,
+		events.CredentialRevealed, events.SecretAbandoned: // evolve's own
+	}
+	return s
+}

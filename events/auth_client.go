@@ -1,0 +1,61 @@
+package events
+
+// AuthClient is the sum of the facts about one auth client, stream
+// "auth_client.<id>" of the tenant that keeps it.
+//
+//sumtype:decl
+type AuthClient interface{ authClient() }
+
+// AuthClientComponent is a component that an auth client is for.
+type AuthClientComponent struct {
+	Component   string `json:"component"`
+	OAuthClient string `json:"oauth_client"` // id of the component's OAuth client that follows the auth client; "" when none does
+}
+
+// AuthClientCreated begins an auth client. Its credentials live in the vault alone.
+type AuthClientCreated struct {
+	Name       string                `json:"name"`
+	Type       string                `json:"type"`     // "oauth2", "basic", "api_key" or "noauth"
+	Scope      string                `json:"scope"`    // "workspace", "contract", "tenant" or "global"
+	ScopeID    string                `json:"scope_id"` // of the workspace or contract, as the caller gave it; else ""
+	Components []AuthClientComponent `json:"components"`
+	Fields     []string              `json:"fields"`    // names of the credentials that have a value, sorted
+	ClientID   string                `json:"client_id"` // of type oauth2: as the provider gave it; else ""
+	SecretID   string                `json:"secret_id"` // where the vault keeps the credentials; "" when there are none
+}
+
+// AuthClientChanged is the auth client as it is from here on.
+type AuthClientChanged struct {
+	Name       string                `json:"name"`
+	Components []AuthClientComponent `json:"components"`
+	Fields     []string              `json:"fields"`    // as in AuthClientCreated
+	ClientID   string                `json:"client_id"` // as in AuthClientCreated
+	SecretID   string                `json:"secret_id"` // the same one when the credentials are as they were
+}
+
+// AuthClientSettled says that the OAuth clients of its components are as the auth
+// client says, and that those of components it is for no more are gone.
+type AuthClientSettled struct{}
+
+// AuthClientRevealed says that its credentials were shown to a person.
+type AuthClientRevealed struct {
+	SecretID string `json:"secret_id"`
+}
+
+// AuthClientDeleted ends the auth client; its credentials are erased from the vault.
+type AuthClientDeleted struct{}
+
+func (AuthClientCreated) authClient()  {}
+func (AuthClientChanged) authClient()  {}
+func (AuthClientSettled) authClient()  {}
+func (AuthClientRevealed) authClient() {}
+func (AuthClientDeleted) authClient()  {}
+func (SecretAbandoned) authClient()    {}
+
+var authClientTypes = []Type{
+	Define[AuthClientCreated]("auth_client.created"),
+	Define[AuthClientChanged]("auth_client.changed"),
+	Define[AuthClientSettled]("auth_client.settled"),
+	Define[AuthClientRevealed]("auth_client.revealed"),
+	Define[AuthClientDeleted]("auth_client.deleted"),
+}
