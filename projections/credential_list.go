@@ -19,7 +19,7 @@ import (
 var ErrCursorInvalid = fault.New(fault.Invalid, "cursor_invalid", "The cursor does not belong to this list. Start again at its first page.")
 
 // ErrSortInvalid refuses an order that is not offered.
-var ErrSortInvalid = fault.New(fault.Invalid, "sort_invalid", `Credentials are sorted by "name" or by "created".`)
+var ErrSortInvalid = fault.New(fault.Invalid, "sort_invalid", `Credentials are sorted by "name" or by "created"; a search by part of a name knows no second order.`)
 
 // CredentialFilter chooses and orders credentials. Fields left empty choose all.
 type CredentialFilter struct {
@@ -30,6 +30,7 @@ type CredentialFilter struct {
 	NameContains string // letters compare without regard to case
 	Sort         string // "name" (the default; without regard to case, then by age) or "created"
 	Desc         bool
+	Turn         bool   // those of one name the other way round by age; by name alone, and not with NameContains
 	Limit        int    // 1 to 1000; 0 means 50
 	After        string // the cursor that came with the page before, or ""
 }
@@ -49,8 +50,12 @@ func (v *Views) Credentials(ctx context.Context, f CredentialFilter) (page []Cre
 	if err != nil {
 		return nil, "", err
 	}
-	err = v.read(ctx, func(c *conn) error {
-		page, next, err = l.page(c)
+	read, fetch := v.read, l.page
+	if f.Turn {
+		read, fetch = v.snapshot, l.turned
+	}
+	err = read(ctx, func(c *conn) error {
+		page, next, err = fetch(c)
 		return err
 	})
 	if err != nil {
@@ -107,6 +112,9 @@ func (f CredentialFilter) listing(b bounds) (*listing, error) {
 	default:
 		return nil, ErrSortInvalid
 	}
+	if f.Turn && (f.Sort != "name" || f.NameContains != "") {
+		return nil, ErrSortInvalid
+	}
 	if f.After != "" {
 		p, err := l.parse(f.After)
 		if err != nil {
@@ -121,16 +129,20 @@ func (f CredentialFilter) listing(b bounds) (*listing, error) {
 // the workspace is not empty is said for SQLite, which would not use the index of
 // those that have one.
 func (l *listing) filter(status events.Status) (where string, args []driver.Value) {
-	where, args = l.counted(status)
+	where, args = l.narrowed(" WHERE tenant = ?", []driver.Value{l.f.Tenant}, status)
 	if l.f.Workspace != "" {
 		where, args = where+" AND workspace = ? AND workspace <> ''", append(args, l.f.Workspace)
 	}
 	return where, args
 }
 
-// counted is the part of the filter that is counted: tenant, component and status.
-func (l *listing) counted(status events.Status) (where string, args []driver.Value) {
-	where, args = " WHERE tenant = ?", []driver.Value{l.f.Tenant}
+// counted is the WHERE clause of the counts.
+func (l *listing) counted() (where string, args []driver.Value) {
+	return l.narrowed(" WHERE tenant = ? AND workspace = ?", []driver.Value{l.f.Tenant, l.f.Workspace}, l.f.Status)
+}
+
+// narrowed adds component and status to a WHERE clause.
+func (l *listing) narrowed(where string, args []driver.Value, status events.Status) (string, []driver.Value) {
 	if l.f.Component != "" {
 		where, args = where+" AND component = ?", append(args, l.f.Component)
 	}
@@ -184,9 +196,15 @@ func (l *listing) between(after, end *place) []condition {
 // their order: a merge of ranges of the index, none of which is sorted. columns
 // begin with "name, seq". It ends before LIMIT.
 func (l *listing) query(columns string, end *place, contains bool) (sql string, args []driver.Value) {
+	sql, args = l.merge(columns, l.between(l.after, end), contains)
+	return sql + l.order, args
+}
+
+// merge is a SELECT of the rows of each range, in no order yet.
+func (l *listing) merge(columns string, ranges []condition, contains bool) (sql string, args []driver.Value) {
 	var arms []string
 	for _, s := range l.statuses {
-		for _, c := range l.between(l.after, end) {
+		for _, c := range ranges {
 			where, a := l.filter(s)
 			arm := "SELECT " + columns + " FROM credentials INDEXED BY " + l.index + where + c.sql
 			args = slices.Concat(args, a, c.args)
@@ -197,7 +215,62 @@ func (l *listing) query(columns string, end *place, contains bool) (sql string, 
 			arms = append(arms, arm)
 		}
 	}
-	return strings.Join(arms, " UNION ALL ") + l.order, args
+	return strings.Join(arms, " UNION ALL "), args
+}
+
+// turned fetches a page on which those of one name come the other way round by age
+// than the index has them. It reads as the index goes and turns each name's rows;
+// of the name that the cursor stands in, and of that at the page's end, of which
+// there may be more, it reads on from the other side.
+func (l *listing) turned(c *conn) (page []Credential, next string, err error) {
+	rest, beyond := l.limit+1, condition{}
+	if p := l.after; p != nil {
+		if page, err = l.named(c, p, rest); err != nil {
+			return nil, "", err
+		}
+		beyond = condition{" AND name " + l.beyond + " ?", []driver.Value{p.name}}
+	}
+	if rest -= len(page); rest > 0 {
+		sql, args := l.merge("name, seq, doc", []condition{beyond}, false)
+		rows, err := fetch(c, sql+l.order, args, rest)
+		if err != nil {
+			return nil, "", err
+		}
+		full := len(rows) == rest
+		for len(rows) > 0 {
+			name := fold(rows[0].Name)
+			n := slices.IndexFunc(rows, func(k Credential) bool { return fold(k.Name) != name })
+			if n < 0 {
+				n = len(rows)
+			}
+			same := rows[:n]
+			if rows = rows[n:]; len(rows) == 0 && full {
+				if same, err = l.named(c, &place{name: name}, n); err != nil {
+					return nil, "", err
+				}
+			} else {
+				slices.Reverse(same)
+			}
+			page = append(page, same...)
+		}
+	}
+	page, next = l.cut(page)
+	return page, next, nil
+}
+
+// named fetches up to limit rows of one name in the order of turned: those after a
+// place, or from the first on when its seq is 0.
+func (l *listing) named(c *conn, after *place, limit int) ([]Credential, error) {
+	is := condition{" AND name = ?", []driver.Value{after.name}}
+	if after.seq != 0 {
+		is = condition{is.sql + " AND seq " + l.short + " ?", append(is.args, int64(after.seq))}
+	}
+	order := " ORDER BY seq DESC"
+	if l.f.Desc {
+		order = " ORDER BY seq"
+	}
+	sql, args := l.merge("name, seq, doc", []condition{is}, false)
+	return fetch(c, sql+order, args, limit)
 }
 
 func (l *listing) page(c *conn) ([]Credential, string, error) {
@@ -268,30 +341,42 @@ func (l *listing) read(c *conn, end *place, contains bool) ([]Credential, string
 // rows runs a query of name, seq and doc. The page ends at its limit, else at
 // end, the last row looked at, when there is one.
 func (l *listing) rows(c *conn, end *place, sql string, args []driver.Value) (page []Credential, next string, err error) {
+	page, err = fetch(c, sql, args, l.limit+1)
+	if err != nil {
+		return nil, "", err
+	}
+	if page, next = l.cut(page); next == "" && end != nil {
+		next = l.cursor(*end)
+	}
+	return page, next, nil
+}
+
+// cut takes off what was read beyond the page to see whether there is more, and
+// gives the cursor of that.
+func (l *listing) cut(page []Credential) ([]Credential, string) {
+	if len(page) <= l.limit {
+		return page, ""
+	}
+	last := page[l.limit-1]
+	return page[:l.limit], l.cursor(place{fold(last.Name), last.CreatedSeq})
+}
+
+// fetch runs a query of name, seq and doc for up to limit rows.
+func fetch(c *conn, sql string, args []driver.Value, limit int) (list []Credential, err error) {
 	err = c.query(sql+" LIMIT ?", func(row []driver.Value) error {
 		k, err := scanCredential(row[2])
 		if err != nil {
 			return err
 		}
-		page = append(page, *k)
+		list = append(list, *k)
 		return nil
-	}, append(args, int64(l.limit)+1)...)
-	switch {
-	case err != nil:
-		return nil, "", err
-	case len(page) > l.limit:
-		page = page[:l.limit]
-		last := page[l.limit-1]
-		return page, l.cursor(place{fold(last.Name), last.CreatedSeq}), nil
-	case end != nil:
-		return page, l.cursor(*end), nil
-	}
-	return page, "", nil
+	}, append(args, int64(limit))...)
+	return list, err
 }
 
-// total is the number of rows of the filter, of all workspaces, from the counts.
+// total is the number of rows of the filter, from the counts.
 func (l *listing) total(c *conn) (int64, error) {
-	where, args := l.counted(l.f.Status)
+	where, args := l.counted()
 	return count(c, "SELECT coalesce(sum(n), 0) FROM counts"+where, args...)
 }
 
@@ -324,7 +409,7 @@ func (l *listing) parse(cursor string) (place, error) {
 
 func (l *listing) checksum(raw []byte) []byte {
 	f := l.f
-	sum := sha256.Sum256(events.LengthPrefixed("credstream/cursor/1", f.Tenant, f.Component, f.Workspace, string(f.Status), l.term, f.Sort, fmt.Sprint(f.Desc), string(raw)))
+	sum := sha256.Sum256(events.LengthPrefixed("credstream/cursor/1", f.Tenant, f.Component, f.Workspace, string(f.Status), l.term, f.Sort, fmt.Sprint(f.Desc, f.Turn), string(raw)))
 	return sum[:8]
 }
 
@@ -336,14 +421,14 @@ type Count struct {
 }
 
 // CredentialCounts counts a tenant's credentials by component and status, in
-// this order. Of the filter, Component and Status apply.
+// this order. Of the filter, Component, Workspace and Status apply.
 func (v *Views) CredentialCounts(ctx context.Context, tenant string, f CredentialFilter) (counts []Count, err error) {
-	f.Tenant, f.Sort, f.After = tenant, "", ""
+	f = CredentialFilter{Tenant: tenant, Component: f.Component, Workspace: f.Workspace, Status: f.Status}
 	l, err := f.listing(v.bounds)
 	if err != nil {
 		return nil, err
 	}
-	where, args := l.counted(f.Status)
+	where, args := l.counted()
 	err = v.read(ctx, func(c *conn) error {
 		return c.query("SELECT component, status, n FROM counts"+where+" ORDER BY component, status", func(row []driver.Value) error {
 			counts = append(counts, Count{str(row[0]), events.Status(str(row[1])), int(num(row[2]))})

@@ -16,6 +16,19 @@ func (v *Views) Plans(f CredentialFilter) (plans []string, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if f.Turn {
+		for _, r := range []condition{{}, {" AND name > ?", []driver.Value{"m"}}, {" AND name = ?", []driver.Value{"m"}}, {" AND name = ? AND seq < ?", []driver.Value{"m", int64(7)}}} {
+			sql, args := l.merge("name, seq, doc", []condition{r}, false)
+			order := l.order
+			if strings.Contains(r.sql, "=") {
+				order = " ORDER BY seq DESC"
+			}
+			if err := v.explain(sql+order+" LIMIT 50", args, &plans); err != nil {
+				return nil, err
+			}
+		}
+		return plans, nil
+	}
 	for _, l.after = range []*place{nil, {"m", 7}} {
 		add := func(sql string, args []driver.Value) {
 			if err == nil {
@@ -27,7 +40,7 @@ func (v *Views) Plans(f CredentialFilter) (plans []string, err error) {
 			add(l.query("name, seq, doc", &place{"x", 9}, true))
 			add(l.query("name, seq", nil, false))
 		}
-		where, args := l.counted(f.Status)
+		where, args := l.counted()
 		add("SELECT sum(n) FROM counts"+where, args)
 	}
 	return plans, err
@@ -36,7 +49,9 @@ func (v *Views) Plans(f CredentialFilter) (plans []string, err error) {
 // OtherPlans are those of all other statements that look for rows.
 func (v *Views) OtherPlans() (plans []string, err error) {
 	for _, sql := range []string{
-		credentialByID, candidateCount, candidates + " WHERE tenant = ? AND instr(name, ?) > 0", componentsVisible, commandByHash, componentColumns + " WHERE id = ?",
+		credentialByID, candidateCount, candidates + " WHERE tenant = ? AND instr(name, ?) > 0", componentsVisible, componentsOwnedCount, componentsSharedCount, oauthClientCount, oauthClientColumns + " WHERE tenant = ? AND component > ? ORDER BY component LIMIT ?", authClientByID, authClientFollowed, authClientsUnsettled, authClientsListed, authClientsCount,
+		dueTokens, tokenHolders, tokenHoldersOf, tokenHolderCount,
+		commandByHash, componentColumns + " WHERE id = ?",
 		apiKeyByHash, apiKeyColumns + " WHERE id > ? ORDER BY id LIMIT ?", tenantColumns + " WHERE id = ?",
 		flowByID, usesOfFlow, deletedOfFlow, flowName, expiredBindings, staleUses, unsettledFlows,
 		inUseByThing, inUseChanges, inUseAt, inUseList, inUseFlows,

@@ -240,11 +240,128 @@ type PublicOAuthClientDeleted struct {
 	Component string `json:"component"`
 }
 
+// PublicAuthClient is an auth client as it is from here on.
+type PublicAuthClient struct {
+	Name       string                      `json:"name"`
+	Components []PublicAuthClientComponent `json:"components"`
+	ClientID   string                      `json:"client_id"` // of type oauth2: as the provider gave it
+}
+
+// PublicAuthClientComponent is a component that an auth client is for.
+type PublicAuthClientComponent struct {
+	Component   string `json:"component"`
+	OAuthClient string `json:"oauth_client"` // id of its OAuth client that follows the auth client; "" when none does
+}
+
+// PublicAuthClientCreated is the data of auth_client.created.
+type PublicAuthClientCreated struct {
+	ID               string `json:"id"`
+	Type             string `json:"type"`     // "oauth2", "basic", "api_key" or "noauth"
+	Scope            string `json:"scope"`    // "workspace", "contract", "tenant" or "global"
+	ScopeID          string `json:"scope_id"` // of the workspace or contract
+	PublicAuthClient `json:",inline"`
+}
+
+// PublicAuthClientChanged is the data of auth_client.changed.
+type PublicAuthClientChanged struct {
+	ID               string `json:"id"`
+	PublicAuthClient `json:",inline"`
+}
+
+// PublicAuthClientSettled is the data of auth_client.settled: its OAuth clients follow it.
+type PublicAuthClientSettled struct {
+	ID string `json:"id"`
+}
+
+// PublicAuthClientRevealed is the data of auth_client.revealed: its credentials were
+// shown to the actor.
+type PublicAuthClientRevealed struct {
+	ID string `json:"id"`
+}
+
+// PublicAuthClientDeleted is the data of auth_client.deleted.
+type PublicAuthClientDeleted struct {
+	ID string `json:"id"`
+}
+
+func publicAuthClient(name string, components []events.AuthClientComponent, clientID string) PublicAuthClient {
+	k := PublicAuthClient{Name: name, Components: make([]PublicAuthClientComponent, len(components)), ClientID: clientID}
+	for i, c := range components {
+		k.Components[i] = PublicAuthClientComponent(c)
+	}
+	return k
+}
+
 // PublicCredentialRevealed is the data of credential.revealed: its values were
 // shown to the actor.
 type PublicCredentialRevealed struct {
 	ID      string `json:"id"`
 	Version int    `json:"version"` // of the keys
+}
+
+// PublicCredentialVPNAgentSet is the data of credential.vpn_agent_set.
+type PublicCredentialVPNAgentSet struct {
+	ID       string `json:"id"`
+	VPNAgent string `json:"vpn_agent"` // "" for none
+}
+
+// PublicCredentialAuthorized is the data of credential.authorized: a field of the
+// newest keys holds what an authorization server granted.
+type PublicCredentialAuthorized struct {
+	ID         string    `json:"id"`
+	Version    int       `json:"version"`    // of the keys
+	Field      string    `json:"field"`      // that holds the tokens
+	By         string    `json:"by"`         // "keys" given by the caller, "connect" or "client_credentials"
+	User       string    `json:"user"`       // who connected: an id of the caller's, or ""
+	Expires    time.Time `json:"expires"`    // of the access token
+	Scope      string    `json:"scope"`      // as the provider answered, "" when it did not say
+	Connection string    `json:"connection"` // id of the connect link it came by, or ""
+}
+
+// PublicCredentialRefreshed is the data of credential.refreshed: another access
+// token is in force.
+type PublicCredentialRefreshed struct {
+	ID      string    `json:"id"`
+	Expires time.Time `json:"expires"` // of the access token; year 1: it is renewed before anybody is given it
+	Rotated bool      `json:"rotated"` // the provider gave another refresh token
+	Scope   string    `json:"scope"`   // as the provider answered, "" when it did not say
+}
+
+// PublicCredentialRefreshFailed is the data of credential.refresh_failed.
+type PublicCredentialRefreshFailed struct {
+	ID      string    `json:"id"`
+	Outcome string    `json:"outcome"`           // "transient", "malformed", "client_refused", "refused", "revoked" or "unknown"
+	Status  int       `json:"status"`            // of the provider's HTTP answer; 0: there was none
+	RetryAt time.Time `json:"retry_at,omitzero"` // no earlier attempt is made unless somebody asks for it
+}
+
+// PublicCredentialReauthorizationRequired is the data of
+// credential.reauthorization_required: the tokens are of no use any more.
+type PublicCredentialReauthorizationRequired struct {
+	ID     string   `json:"id"`
+	Reason string   `json:"reason"` // "revoked" by the provider or "revoked_here"
+	Says   string   `json:"says"`   // why, in a plain sentence
+	Flows  []string `json:"flows"`  // ids of flows that name the credential: the first 100
+	Total  int      `json:"total"`  // how many flows name it
+}
+
+// PublicCredentialRecovered is the data of credential.recovered: the tokens work again.
+type PublicCredentialRecovered struct {
+	ID     string        `json:"id"`
+	Status events.Status `json:"status"`
+}
+
+// PublicCredentialTokensRevoked is the data of credential.tokens_revoked: the
+// tokens were given up on purpose.
+type PublicCredentialTokensRevoked struct {
+	ID string `json:"id"`
+}
+
+// PublicCredentialRevokedAtProvider is the data of credential.revoked_at_provider:
+// what the provider answered when it was told to forget a token.
+type PublicCredentialRevokedAtProvider struct {
+	ID      string `json:"id"`
+	Outcome string `json:"outcome"` // "revoked", or as in credential.refresh_failed
 }
 
 // PublicComponentEnvSet is the data of component.env_set.
@@ -327,6 +444,16 @@ type PublicAccessDenied struct {
 	Since      time.Time `json:"since"`      // the first of them
 }
 
+// PublicAccessConnectAborted is the data of access.connect_aborted.
+type PublicAccessConnectAborted struct {
+	Principal  string `json:"principal"`  // who had started: "key:<id>" or "user:<id>"
+	Connection string `json:"connection"` // id of the connect link
+	Component  string `json:"component"`  //
+	Credential string `json:"credential"` // that was to be connected again; "" for a new one
+	User       string `json:"user"`       // for whom it was started: an id of the caller's, or ""
+	Reason     string `json:"reason"`     // the code of what ended it
+}
+
 // PublicAPIKeyRevoked is the data of api_key.revoked.
 type PublicAPIKeyRevoked struct {
 	ID string `json:"id"`
@@ -370,6 +497,9 @@ func PublicTypes() []PublicType {
 			return PublicAPIKeyRevoked{ID: id}
 		}),
 		publish("access.denied", func(_ string, e events.AccessDenied) PublicAccessDenied { return PublicAccessDenied(e) }),
+		publish("access.connect_aborted", func(_ string, e events.AccessConnectAborted) PublicAccessConnectAborted {
+			return PublicAccessConnectAborted(e)
+		}),
 		publish("component.registered", func(id string, e events.ComponentRegistered) PublicComponentRegistered {
 			return PublicComponentRegistered{ID: id, Owner: e.Owner, Title: e.Title, Revision: 1, SHA256: hexSHA256(e.Descriptor)}
 		}),
@@ -452,7 +582,49 @@ func PublicTypes() []PublicType {
 		publish("oauth_client.released", func(id string, e events.OAuthClientReleased) PublicOAuthClientReleased {
 			return PublicOAuthClientReleased{ID: id, Flow: e.Flow, Revision: e.Revision}
 		}),
+		publish("auth_client.created", func(id string, e events.AuthClientCreated) PublicAuthClientCreated {
+			return PublicAuthClientCreated{ID: id, Type: e.Type, Scope: e.Scope, ScopeID: e.ScopeID, PublicAuthClient: publicAuthClient(e.Name, e.Components, e.ClientID)}
+		}),
+		publish("auth_client.changed", func(id string, e events.AuthClientChanged) PublicAuthClientChanged {
+			return PublicAuthClientChanged{ID: id, PublicAuthClient: publicAuthClient(e.Name, e.Components, e.ClientID)}
+		}),
+		publish("auth_client.settled", func(id string, _ events.AuthClientSettled) PublicAuthClientSettled {
+			return PublicAuthClientSettled{ID: id}
+		}),
+		publish("auth_client.revealed", func(id string, _ events.AuthClientRevealed) PublicAuthClientRevealed {
+			return PublicAuthClientRevealed{ID: id}
+		}),
+		publish("auth_client.deleted", func(id string, _ events.AuthClientDeleted) PublicAuthClientDeleted {
+			return PublicAuthClientDeleted{ID: id}
+		}),
 		keepPrivate[events.DurabilityAttested](),
+		publish("credential.authorized", func(id string, e events.CredentialAuthorized) PublicCredentialAuthorized {
+			return PublicCredentialAuthorized{
+				ID: id, Version: e.Version, Field: e.Field, By: e.By, User: e.User, Expires: e.Expires, Scope: e.Scope, Connection: e.Connection,
+			}
+		}),
+		keepPrivate[events.CredentialRefreshStarted](),
+		publish("credential.refreshed", func(id string, e events.CredentialRefreshed) PublicCredentialRefreshed {
+			return PublicCredentialRefreshed{ID: id, Expires: e.Expires, Rotated: e.Rotated, Scope: e.Scope}
+		}),
+		publish("credential.refresh_failed", func(id string, e events.CredentialRefreshFailed) PublicCredentialRefreshFailed {
+			return PublicCredentialRefreshFailed{ID: id, Outcome: e.Outcome, Status: e.Status, RetryAt: e.RetryAt}
+		}),
+		publish("credential.reauthorization_required", func(id string, e events.CredentialReauthorizationRequired) PublicCredentialReauthorizationRequired {
+			return PublicCredentialReauthorizationRequired{ID: id, Reason: e.Reason, Says: e.Says, Flows: e.Flows, Total: e.Total}
+		}),
+		publish("credential.recovered", func(id string, e events.CredentialRecovered) PublicCredentialRecovered {
+			return PublicCredentialRecovered{ID: id, Status: e.Status}
+		}),
+		publish("credential.tokens_revoked", func(id string, _ events.CredentialTokensRevoked) PublicCredentialTokensRevoked {
+			return PublicCredentialTokensRevoked{ID: id}
+		}),
+		publish("credential.revoked_at_provider", func(id string, e events.CredentialRevokedAtProvider) PublicCredentialRevokedAtProvider {
+			return PublicCredentialRevokedAtProvider{ID: id, Outcome: e.Outcome}
+		}),
+		publish("credential.vpn_agent_set", func(id string, e events.CredentialVPNAgentSet) PublicCredentialVPNAgentSet {
+			return PublicCredentialVPNAgentSet{ID: id, VPNAgent: e.VPNAgent}
+		}),
 	}
 }
 

@@ -122,15 +122,13 @@ func outcomeOf(t *testing.T, v *projections.Views) (o outcome) {
 	uses := func(kind, id string) string {
 		value, found, err := v.InUseOf(ctx, "acme", kind, id)
 		must(err)
-		flows, active, err := v.CountUses(ctx, "acme", kind, id)
-		must(err)
-		if flows != value.Total || active != value.Active || flows != len(value.Flows) {
-			t.Errorf("%s %s: counted %d/%d, listed %+v", kind, id, flows, active, value)
+		if value.Total != len(value.Flows) {
+			t.Errorf("%s %s: %d in all, listed %+v", kind, id, value.Total, value)
 		}
 		if !found {
 			return ""
 		}
-		s := fmt.Sprintf("%d/%d@%d", flows, active, value.Seq)
+		s := fmt.Sprintf("%d/%d@%d", value.Total, value.Active, value.Seq)
 		for _, u := range value.Flows {
 			s += " " + u.ID
 			if u.Active {
@@ -500,7 +498,7 @@ type world struct {
 }
 
 func run1[S any, C commands.Command, E any](w *world, d aggregates.Decider[S, C, E], cmd C) (was, now S, err error) {
-	meta := events.Meta{Tenant: "acme", Actor: events.Actor{Kind: "system", ID: "x"}, Command: events.NewID(), Time: bindUntil, Via: "system"}
+	meta := events.Meta{Tenant: "acme", Actor: events.Actor{Kind: "system", ID: "x"}, Command: events.NewID(), Request: "r", Time: bindUntil, Via: "system"}
 	before, after, err := d.Execute(context.Background(), w.log, "acme", cmd, meta, nil)
 	return before.Value, after.Value, err
 }

@@ -29,6 +29,7 @@ type OAuthClient struct {
 	ClientID  string
 	SecretID  string // where the vault keeps the client secret; not for callers
 	Unusable  bool   // the component was deleted
+	Used      bool   // by a flow of the tenant, active or not
 	CreatedAt time.Time
 	UpdatedAt time.Time
 	CreatedBy string // "key:<id>"
@@ -56,12 +57,15 @@ func (b *batch) client(r events.Record, e events.OAuthClient) error {
 	return nil
 }
 
-const oauthClientColumns = "SELECT tenant, component, id, client_id, secret_id, unusable, seq, created, updated, created_by FROM oauth_clients"
+const oauthClientColumns = "SELECT tenant, component, id, client_id, secret_id, unusable, seq, created, updated, created_by," +
+	" EXISTS (SELECT 1 FROM uses u INDEXED BY uses_recorded WHERE u.tenant = oauth_clients.tenant AND u.thing = '" + kindOAuthClient + ".' || component AND u.recorded = 1)" +
+	" FROM oauth_clients"
 
 func scanOAuthClient(row []driver.Value) OAuthClient {
 	return OAuthClient{
 		Tenant: str(row[0]), Component: str(row[1]), ID: str(row[2]), ClientID: str(row[3]), SecretID: str(row[4]), Unusable: num(row[5]) != 0,
 		Seq: uint64(num(row[6])), CreatedAt: micros(row[7]), UpdatedAt: micros(row[8]), CreatedBy: str(row[9]),
+		Used: num(row[10]) != 0,
 	}
 }
 
@@ -88,6 +92,22 @@ func (v *Views) OAuthClients(ctx context.Context, tenant, after string, limit in
 		next = page[limit-1].Component
 	}
 	return page, next, err
+}
+
+const oauthClientCount = "SELECT count(*) FROM oauth_clients WHERE tenant = ?"
+
+// OAuthClientCount is the number of a tenant's clients. There is one for a
+// component at most, so they are few enough to be counted.
+func (v *Views) OAuthClientCount(ctx context.Context, tenant string) (int, error) {
+	var n int64
+	err := v.read(ctx, func(c *conn) (err error) {
+		n, err = count(c, oauthClientCount, tenant)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("counting OAuth clients: %w", err)
+	}
+	return int(n), nil
 }
 
 // ClientsOfDeletedComponents lists up to limit clients that are not marked

@@ -95,7 +95,7 @@ func commits(stream events.StreamID, seq uint64, all ...[]events.Event) (recs []
 				Stream: stream, Seq: n, Index: k, Of: len(evs), Event: e,
 				Meta: events.Meta{
 					Commit: "commit-" + string(rune('a'+n%26)) + strings.Repeat("x", int(n)/26), Tenant: stream.Tenant, Actor: events.Actor{Kind: "key", ID: "k1"},
-					Command: "cmd-" + stream.ID + strings.Repeat("x", int(n)), Time: time.Date(2026, 5, 6, 7, 8, 9, 123456000, time.UTC).Add(time.Duration(n) * time.Second),
+					Command: "cmd-" + stream.ID + strings.Repeat("x", int(n)), Request: "r", Time: time.Date(2026, 5, 6, 7, 8, 9, 123456000, time.UTC).Add(time.Duration(n) * time.Second),
 				},
 			})
 		}

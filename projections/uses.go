@@ -202,8 +202,11 @@ func (b *batch) credentialUse(r events.Record, e events.Credential) error {
 		return b.recordUse(r, e.Flow, useRow{})
 	case events.CredentialDeleted:
 		return b.endUses(r)
-	case events.CredentialCreated, events.CredentialRenamed, events.CredentialKeysReplaced, events.CredentialReverted,
-		events.CredentialVerified, events.CredentialRevealed, events.SecretAbandoned: // nothing
+	case events.CredentialCreated, events.CredentialRenamed, events.CredentialVPNAgentSet, events.CredentialKeysReplaced, events.CredentialReverted,
+		events.CredentialVerified, events.CredentialRevealed, events.SecretAbandoned,
+		events.CredentialAuthorized, events.CredentialRefreshStarted, events.CredentialRefreshed, events.CredentialRefreshFailed,
+		events.CredentialReauthorizationRequired, events.CredentialRecovered, events.CredentialTokensRevoked,
+		events.CredentialRevokedAtProvider: // nothing
 	}
 	return nil
 }
@@ -299,21 +302,6 @@ func (b *batch) flushFlows() error {
 		return err
 	}
 	return b.flushInUse()
-}
-
-// CountUses counts the flows whose use of a thing is recorded, and those of them
-// that are active. It costs the same however many there are.
-func (v *Views) CountUses(ctx context.Context, tenant, kind, id string) (flows, active int, err error) {
-	err = v.read(ctx, func(c *conn) error {
-		return c.query(inUseByThing, func(row []driver.Value) error {
-			flows, active = int(num(row[1])), int(num(row[2]))
-			return nil
-		}, tenant, thingName(kind, id))
-	})
-	if err != nil {
-		return 0, 0, fmt.Errorf("counting uses: %w", err)
-	}
-	return flows, active, nil
 }
 
 const countNaming = "SELECT count(*), coalesce(sum(f.active), 0) FROM uses u INDEXED BY uses_thing CROSS JOIN flows f INDEXED BY flows_id" +

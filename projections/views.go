@@ -27,15 +27,15 @@ var ErrViewsClosed = fault.New(fault.Unavailable, "views_closed", "The service i
 // viewsVersion is the version of everything the file holds: tables, indexes and
 // how events are folded into them. Raise it with any change to these; a file
 // of another version is rebuilt from the log.
-const viewsVersion = 4
+const viewsVersion = 7
 
 // tables is the schema that every file has from its first record; indexes is
 // added then or, in a rebuild, when the rows are in.
 const (
 	tables = `
 CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
-` + commandTable + tenantTable + apiKeyTable + componentTable + oauthClientTable + credentialTable + flowTable + useTable + inUseTable
-	indexes = apiKeyIndexes + componentIndexes + oauthClientIndexes + credentialIndexes + flowIndexes + useIndexes + inUseIndexes
+` + commandTable + tenantTable + apiKeyTable + componentTable + oauthClientTable + authClientTable + credentialTable + flowTable + useTable + inUseTable + tokenTable
+	indexes = apiKeyIndexes + componentIndexes + oauthClientIndexes + authClientIndexes + credentialIndexes + flowIndexes + useIndexes + inUseIndexes + tokenIndexes
 )
 
 // ViewsOptions is how views are opened.
@@ -417,7 +417,7 @@ var dumped = []string{
 	"SELECT 'api_key', * FROM api_keys ORDER BY id",
 	"SELECT 'component', * FROM components ORDER BY id",
 	"SELECT 'credential', * FROM credentials ORDER BY seq",
-	"SELECT 'count', * FROM counts ORDER BY tenant, component, status",
+	"SELECT 'count', * FROM counts ORDER BY tenant, workspace, component, status",
 	"SELECT 'oauth client', * FROM oauth_clients ORDER BY tenant, component",
 	"SELECT 'flow', * FROM flows ORDER BY tenant, id",
 	"SELECT 'use', * FROM uses ORDER BY tenant, flow, thing",

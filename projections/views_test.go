@@ -84,6 +84,32 @@ func everything() []events.Record {
 			SHA256: strings.Repeat("cd", 32), Name: "second", Home: "acme", Tenants: []string{"acme"},
 			Permissions: []string{"credentials.get", "credentials.reveal"}, Addresses: []string{"192.0.2.0/24", "2001:db8::/32"}, Expires: until,
 		})),
+		commits(credential, 39, one(events.CredentialVPNAgentSet{VPNAgent: "v1"})),
+		commits(credential, 40,
+			one(events.CredentialAuthorized{Grant: 1, Version: 3, Field: "oauth", By: "connect", User: "u1", Expires: until, Lifetime: 3600, Renewable: true, Scope: "read", Connection: "x1"}),
+			one(events.CredentialRefreshStarted{Epoch: 1, Grant: 1, SecretID: "t1", Holder: "p1"}),
+			one(events.CredentialRefreshFailed{Epoch: 1, Grant: 1, Outcome: "transient", Status: 503, RetryAt: until}),
+			one(events.CredentialRefreshStarted{Epoch: 2, Grant: 1, SecretID: "t2", Holder: "p1"}),
+			[]events.Event{
+				events.CredentialRefreshFailed{Epoch: 2, Grant: 1, Outcome: "revoked", Status: 400, RetryAt: until},
+				events.CredentialReauthorizationRequired{Grant: 1, Reason: "revoked", Says: "Connect it again.", Flows: []string{"f1"}, Total: 1},
+			},
+			[]events.Event{
+				events.CredentialRefreshed{Epoch: 2, Grant: 1, SecretID: "t2", Expires: until.Add(time.Hour), Lifetime: 3600, Rotated: true, Scope: "read", Late: true},
+				events.CredentialRecovered{Grant: 1, Status: events.Verified},
+			},
+			one(events.CredentialTokensRevoked{Grant: 1}),
+			one(events.CredentialRevokedAtProvider{Outcome: "revoked"})),
+		commits(events.StreamID{Tenant: "acme", Category: "access", ID: "k1"}, 48,
+			one(events.AccessConnectAborted{Principal: "key:k1", Connection: "x2", Component: "petstore", Credential: "c1", User: "u1", Reason: "connection_denied"})),
+		commits(events.StreamID{Tenant: "acme", Category: "auth_client", ID: "a1"}, 49,
+			one(events.AuthClientCreated{
+				Name: "Sheets", Type: "oauth2", Scope: "tenant", Components: []events.AuthClientComponent{{Component: "sheets", OAuthClient: "o2"}},
+				Fields: []string{"client_id", "client_secret"}, ClientID: "client", SecretID: "secret-a1",
+			}),
+			one(events.AuthClientSettled{}), one(events.SecretAbandoned{SecretID: "late"}), one(events.AuthClientRevealed{SecretID: "secret-a1"}),
+			one(events.AuthClientChanged{Name: "Sheets 2", Components: []events.AuthClientComponent{}, Fields: []string{"client_id"}, ClientID: "client 2", SecretID: "secret-a2"}),
+			one(events.AuthClientDeleted{})),
 	)
 	for i := range recs {
 		recs[i].Meta.Tenant = "acme"
@@ -146,6 +172,8 @@ func TestReads(t *testing.T) {
 	})
 	counts, _ := v.CredentialCounts(ctx, "acme", projections.CredentialFilter{})
 	same("counts", counts, []projections.Count{{"petstore", events.Unverified, 1}, {"petstore", events.Verified, 1}})
+	counts, _ = v.CredentialCounts(ctx, "acme", projections.CredentialFilter{Workspace: "w1"})
+	same("counts of a workspace", counts, []projections.Count{{"petstore", events.Verified, 1}})
 	counts, _ = v.CredentialCounts(ctx, "acme", projections.CredentialFilter{Status: events.Verified})
 	same("counts of a status", counts, []projections.Count{{"petstore", events.Verified, 1}})
 	shared, _, _ := v.Components(ctx, "other", "", 0)
@@ -200,6 +228,53 @@ func TestReads(t *testing.T) {
 		ID: "k2", Name: "second", Home: "acme", Tenants: []string{"acme"}, Permissions: []string{"credentials.get", "credentials.reveal"},
 		Addresses: []string{"192.0.2.0/24", "2001:db8::/32"}, Expires: time.Date(2026, 5, 6, 7, 18, 9, 0, time.UTC), CreatedAt: at(38), Seq: 38,
 	})
+	upTo(39)
+	c, _, _ = v.Credential(ctx, "acme", "c1")
+	same("a VPN agent, and the change", []any{c.VPNAgent, c.Seq, c.UpdatedAt}, []any{"v1", uint64(39), at(39)})
+	due := func(at time.Time) bool {
+		names, err := v.DueTokens(ctx, at, 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.Equal(names, []projections.CredentialName{{Tenant: "acme", ID: "c1"}})
+	}
+	end := time.Date(2026, 5, 6, 7, 18, 9, 0, time.UTC)
+	first := projections.TokenDue("c1", end, time.Hour)
+	if first.Before(end.Add(-30*time.Minute)) || first.After(end.Add(-15*time.Minute)) {
+		t.Errorf("tokens that end at %v are due at %v", end, first)
+	}
+	for _, step := range []struct {
+		seq  int
+		due  time.Time // zero: never
+		want events.Status
+	}{
+		{40, first, events.Verified},
+		{41, at(41).Add(45 * time.Second), events.Verified},
+		{42, end, events.Verified},
+		{43, at(43).Add(45 * time.Second), events.Verified},
+		{44, time.Time{}, events.ReauthorizationRequired},
+		{45, projections.TokenDue("c1", end.Add(time.Hour), time.Hour), events.Verified},
+		{46, time.Time{}, events.Verified},
+		{47, time.Time{}, events.Verified},
+	} {
+		upTo(uint64(step.seq))
+		c, _, _ := v.Credential(ctx, "acme", "c1")
+		same(fmt.Sprintf("the status at %d", step.seq), c.Status, step.want)
+		held := step.seq < 46 // broken ones are held, too
+		for component, holds := range map[string]bool{"": held, "petstore": held, "sheets": false} {
+			ids, err := v.TokenHolders(ctx, "acme", component, "", 10)
+			same(fmt.Sprintf("who holds tokens of %q at %d", component, step.seq), []any{slices.Equal(ids, []string{"c1"}), len(ids) == 0, err}, []any{holds, !holds, nil})
+		}
+		n, err := v.TokenHolderCount(ctx, "acme")
+		same(fmt.Sprintf("how many hold tokens at %d", step.seq), []any{n == 1, err}, []any{held, nil})
+		if step.due.IsZero() {
+			same(fmt.Sprintf("due after %d", step.seq), due(end.Add(1000*time.Hour)), false)
+			continue
+		}
+		same(fmt.Sprintf("due before its time at %d", step.seq), due(step.due.Add(-time.Second)), false)
+		same(fmt.Sprintf("due at %d", step.seq), due(step.due.Add(time.Millisecond)), true)
+	}
+	upTo(54)
 	for _, id := range []string{"f 1", "f2", "f3"} {
 		_, found, err := v.Flow(ctx, "acme", id)
 		same("a flow that is gone is found", []any{found, err}, []any{false, nil})
@@ -249,6 +324,9 @@ func TestComponentsPage(t *testing.T) {
 	}
 	if diff := gocmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+	if n, err := v.ComponentCount(t.Context(), "acme"); n != len(want) || err != nil {
+		t.Errorf("%d components are counted, %v; want %d", n, err, len(want))
 	}
 }
 
@@ -305,6 +383,9 @@ func (n naive) list(f projections.CredentialFilter) (all []projections.Credentia
 	}
 	slices.SortFunc(all, func(a, b projections.Credential) int {
 		order := cmp.Compare(a.CreatedSeq, b.CreatedSeq)
+		if f.Turn {
+			order = -order
+		}
 		if f.Sort == "name" {
 			order = cmp.Or(cmp.Compare(folded(a.Name), folded(b.Name)), order)
 		}
@@ -436,6 +517,7 @@ func TestViewsEqualAFoldOfTheLog(t *testing.T) {
 				Tenant: "a", Component: rapid.SampledFrom([]string{"", "x"}).Draw(t, "component"), Workspace: rapid.SampledFrom([]string{"", "w1"}).Draw(t, "of workspace"), Status: rapid.SampledFrom([]events.Status{"", "", events.Verified, events.Failed}).Draw(t, "status"),
 				NameContains: term, Sort: rapid.SampledFrom([]string{"name", "created"}).Draw(t, "sort"), Desc: rapid.Bool().Draw(t, "desc"), Limit: rapid.IntRange(1, 9).Draw(t, "limit"),
 			}
+			f.Turn = f.Sort == "name" && term == "" && rapid.Bool().Draw(t, "turn")
 			var got []projections.Credential
 			for pages := 0; pages == 0 || f.After != ""; pages++ {
 				page, next, err := v.Credentials(t.Context(), f)
@@ -448,7 +530,7 @@ func TestViewsEqualAFoldOfTheLog(t *testing.T) {
 			if diff := gocmp.Diff(wanted, got, cmpopts.EquateEmpty()); diff != "" {
 				t.Fatalf("%+v: %s", f, diff)
 			}
-			if term != "" || f.Workspace != "" {
+			if term != "" {
 				continue
 			}
 			counts, err := v.CredentialCounts(t.Context(), "a", f)
@@ -489,6 +571,15 @@ func TestListsNeverScan(t *testing.T) {
 								t.Fatal(err)
 							}
 							plans = append(plans, more...)
+							if sort == "name" && term == "" {
+								more, err = v.Plans(projections.CredentialFilter{
+									Tenant: "a", Component: component, Workspace: workspace, Status: status, Desc: desc, Turn: true,
+								})
+								if err != nil {
+									t.Fatal(err)
+								}
+								plans = append(plans, more...)
+							}
 						}
 					}
 				}
@@ -540,6 +631,9 @@ func TestCursorsAreBound(t *testing.T) {
 		"a term":           {other(func(g *projections.CredentialFilter) { g.NameContains = "a" }), projections.ErrCursorInvalid},
 		"another sort":     {other(func(g *projections.CredentialFilter) { g.Sort = "created" }), projections.ErrCursorInvalid},
 		"other direction":  {other(func(g *projections.CredentialFilter) { g.Desc = true }), projections.ErrCursorInvalid},
+		"turned":           {other(func(g *projections.CredentialFilter) { g.Turn = true }), projections.ErrCursorInvalid},
+		"turned by age":    {projections.CredentialFilter{Tenant: "tenant-01", Sort: "created", Turn: true}, projections.ErrSortInvalid},
+		"a turned search":  {projections.CredentialFilter{Tenant: "tenant-01", NameContains: "a", Turn: true}, projections.ErrSortInvalid},
 		"cut":              {other(func(g *projections.CredentialFilter) { g.After = cursor[:8] }), projections.ErrCursorInvalid},
 		"changed":          {other(func(g *projections.CredentialFilter) { g.After = cursor[:len(cursor)-4] + "AAAA" }), projections.ErrCursorInvalid},
 		"nonsense":         {other(func(g *projections.CredentialFilter) { g.After = "%%%" }), projections.ErrCursorInvalid},
@@ -676,10 +770,10 @@ func TestViewsAreComparedWithTheLog(t *testing.T) {
 		kept bool
 	}{
 		"the same log":                  {newJournal(recs...), true},
-		"a longer log":                  {newJournal(append(slices.Clone(recs), commits(someTenant, 40, []events.Event{events.TenantRegistered{}})...)...), true},
+		"a longer log":                  {newJournal(append(slices.Clone(recs), commits(someTenant, 60, []events.Event{events.TenantRegistered{}})...)...), true},
 		"a log cut short":               {newJournal(recs[:5]...), false},
 		"an empty log":                  {newJournal(), false},
-		"a log with a hole at the end":  {newJournal(append(slices.Clone(recs[:5]), commits(someTenant, 40, []events.Event{events.TenantRegistered{}})...)...), false},
+		"a log with a hole at the end":  {newJournal(append(slices.Clone(recs[:5]), commits(someTenant, 60, []events.Event{events.TenantRegistered{}})...)...), false},
 		"a log with another commit now": {newJournal(renamedCommits(recs)...), false},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -185,7 +185,8 @@ func newBatch(w *writer) *batch {
 var errUnknownEvent = errors.New("the views do not know this event")
 
 func (b *batch) apply(r events.Record) error {
-	if r.Index == 0 && r.Meta.Command != "" {
+	// An id that the caller did not give is never asked for; renewals of tokens make many.
+	if r.Index == 0 && r.Meta.Command != "" && r.Meta.Request != "" {
 		b.commands = append(b.commands, command{commandHash(r.Meta.Tenant, r.Meta.Actor, r.Meta.Command), r.Seq})
 	}
 	if _, abandoned := r.Event.(events.SecretAbandoned); abandoned && r.Stream.Category != kindCredential {
@@ -198,6 +199,8 @@ func (b *batch) apply(r events.Record) error {
 		return b.flow(r, e)
 	case events.OAuthClient:
 		return b.oauthClient(r, e)
+	case events.AuthClient:
+		return b.authClient(r, e)
 	case events.Component:
 		return b.component(r, e)
 	case events.APIKey:

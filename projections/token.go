@@ -1,0 +1,139 @@
+package projections
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"math"
+	"time"
+
+	"github.com/credstream/credstream/events"
+)
+
+// A row of tokens says that a credential holds tokens, and when the tokens of a credential are to be looked at next:
+// to renew them ahead of their end, after a failure, or because a renewal has begun
+// and its end was not heard of. It is all that a renewal changes in the views.
+const (
+	tokenTable = `
+CREATE TABLE tokens (tenant TEXT, id TEXT, due INTEGER NOT NULL, PRIMARY KEY (tenant, id)) WITHOUT ROWID;
+`
+	tokenIndexes = `
+CREATE INDEX tokens_due ON tokens (due);
+`
+)
+
+// never is when tokens are looked at that cannot be renewed.
+const never = math.MaxInt64
+
+// refreshCheck is how long after its begin a renewal is looked at.
+const refreshCheck = 45 * time.Second
+
+// TokenDue is when tokens are to be renewed ahead of their end: after some two
+// thirds of their life, and one and a half hours before its end at the earliest.
+// Credentials are spread by their ids, so that those made together are not renewed
+// together.
+func TokenDue(id string, expires time.Time, life time.Duration) time.Time {
+	ahead := min(life/4, time.Hour)
+	hash := fnv.New32a()
+	_, _ = hash.Write([]byte(id)) // never fails
+	spread := time.Duration(float64(ahead/2) * float64(hash.Sum32()) / (1 << 32))
+	return expires.Add(-ahead - spread)
+}
+
+// token applies what a fact says of a credential's tokens. only reports that
+// nothing else in the views changes with it.
+func (b *batch) token(r events.Record, e events.Credential) (only bool, err error) {
+	key := []driver.Value{r.Stream.Tenant, r.Stream.ID}
+	due := func(at time.Time) error {
+		return b.w.exec("INSERT INTO tokens VALUES (?,?,?) ON CONFLICT DO UPDATE SET due = excluded.due", key[0], key[1], at.UnixMilli())
+	}
+	end := func() error { return b.w.exec("DELETE FROM tokens WHERE tenant = ? AND id = ?", key...) }
+	switch e := e.(type) {
+	case events.CredentialAuthorized:
+		if e.Renewable {
+			return false, due(TokenDue(r.Stream.ID, e.Expires, time.Duration(e.Lifetime)*time.Second))
+		}
+		return false, due(time.UnixMilli(never))
+	case events.CredentialRefreshStarted:
+		return true, due(r.Meta.Time.Add(refreshCheck))
+	case events.CredentialRefreshed:
+		return true, due(TokenDue(r.Stream.ID, e.Expires, time.Duration(e.Lifetime)*time.Second))
+	case events.CredentialRefreshFailed:
+		if e.Outcome == "unknown" { // the epoch that takes it over follows
+			return true, nil
+		}
+		return true, due(e.RetryAt)
+	case events.CredentialReauthorizationRequired: // they are held, but not renewed
+		return false, b.w.exec("UPDATE tokens SET due = ? WHERE tenant = ? AND id = ?", int64(never), key[0], key[1])
+	case events.CredentialTokensRevoked, events.CredentialKeysReplaced, events.CredentialDeleted:
+		return false, end()
+	case events.CredentialRevokedAtProvider:
+		return true, nil
+	case events.CredentialCreated, events.CredentialRenamed, events.CredentialVPNAgentSet, events.CredentialReverted, events.CredentialVerified,
+		events.CredentialUsed, events.CredentialReleased, events.CredentialRevealed, events.CredentialRecovered, events.SecretAbandoned: // nothing
+	}
+	return false, nil
+}
+
+// CredentialName names a credential within its tenant.
+type CredentialName struct{ Tenant, ID string }
+
+const dueTokens = "SELECT tenant, id FROM tokens INDEXED BY tokens_due WHERE due <= ? ORDER BY due LIMIT ?"
+
+// DueTokens lists up to limit credentials whose tokens are to be looked at by now,
+// those that have waited longest first.
+func (v *Views) DueTokens(ctx context.Context, now time.Time, limit int) (due []CredentialName, err error) {
+	err = v.read(ctx, func(c *conn) error {
+		return c.query(dueTokens, func(row []driver.Value) error {
+			due = append(due, CredentialName{str(row[0]), str(row[1])})
+			return nil
+		}, now.UnixMilli(), int64(limit))
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing tokens that are due: %w", err)
+	}
+	return due, nil
+}
+
+const (
+	tokenHolders = "SELECT id FROM tokens WHERE tenant = ? AND id > ? ORDER BY id LIMIT ?"
+	// A tenant has no more tokens than credentials: they are walked, and their
+	// credentials looked up.
+	tokenHoldersOf = "SELECT t.id FROM tokens t CROSS JOIN credentials c INDEXED BY credentials_id ON c.tenant = t.tenant AND c.id = t.id" +
+		" WHERE t.tenant = ? AND t.id > ? AND c.component = ? ORDER BY t.id LIMIT ?"
+	tokenHolderCount = "SELECT count(*) FROM tokens WHERE tenant = ?"
+)
+
+// TokenHolders lists up to limit credentials of a tenant that hold tokens, whether
+// they are good or not, by id, those after an id; a component's when it is not "".
+func (v *Views) TokenHolders(ctx context.Context, tenant, component, after string, limit int) (ids []string, err error) {
+	sql, args := tokenHolders, []driver.Value{tenant, after}
+	if component != "" {
+		sql, args = tokenHoldersOf, append(args, component)
+	}
+	err = v.read(ctx, func(c *conn) error {
+		return c.query(sql, func(row []driver.Value) error {
+			ids = append(ids, str(row[0]))
+			return nil
+		}, append(args, int64(limit))...)
+	})
+	if err != nil {
+		return nil, errors.Join(errors.New("listing credentials with tokens"), err)
+	}
+	return ids, nil
+}
+
+// TokenHolderCount is the number of a tenant's credentials that hold tokens.
+func (v *Views) TokenHolderCount(ctx context.Context, tenant string) (int, error) {
+	var n int64
+	err := v.read(ctx, func(c *conn) (err error) {
+		n, err = count(c, tokenHolderCount, tenant)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("counting credentials with tokens: %w", err)
+	}
+	return int(n), nil
+}
