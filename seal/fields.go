@@ -140,6 +140,46 @@ func (f Fields) Text(name string) (Secret, bool) {
 	return Secret{}, false
 }
 
+// Object returns one value that is itself an object, as a set of its members.
+// What is no object, or is not there, is not ok.
+func (f Fields) Object(name string) (Fields, bool) {
+	v, ok := f.values()[name]
+	if !ok {
+		return Fields{}, false
+	}
+	members, err := ParseFields(v)
+	return members, err == nil
+}
+
+// With is the set with one value, the JSON of which is given, set or replaced.
+func (f Fields) With(name string, value Secret) Fields {
+	values := maps.Clone(f.values())
+	if values == nil {
+		values = map[string]jsontext.Value{}
+	}
+	values[name] = slices.Clone(value.bytes())
+	return Fields{clear: func() map[string]jsontext.Value { return values }}
+}
+
+// Without is the set without the named values.
+func (f Fields) Without(names ...string) Fields {
+	values := maps.Clone(f.values())
+	for _, name := range names {
+		delete(values, name)
+	}
+	return Fields{clear: func() map[string]jsontext.Value { return values }}
+}
+
+// Over is the set with every value of f, and those of base that f does not have.
+func (f Fields) Over(base Fields) Fields {
+	values := maps.Clone(base.values())
+	if values == nil {
+		values = map[string]jsontext.Value{}
+	}
+	maps.Copy(values, f.values())
+	return Fields{clear: func() map[string]jsontext.Value { return values }}
+}
+
 // Marshal returns the set as a JSON object that ParseFields reads again: names
 // sorted, nothing between the members, each value to the byte as it was given.
 func (f Fields) Marshal() Secret {

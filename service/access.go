@@ -35,6 +35,11 @@ const (
 	CredentialsResolve       Permission = "credentials.resolve"
 	CredentialsExport        Permission = "credentials.export"
 	WorkspacesCredentialEdit Permission = "workspaces.credential.edit"
+	AuthSecretsGet           Permission = "workspaces.auth_secret.get"
+	AuthSecretsCreate        Permission = "workspaces.auth_secret.create"
+	AuthSecretsEdit          Permission = "workspaces.auth_secret.edit"
+	AuthSecretsDelete        Permission = "workspaces.auth_secret.delete"
+	AuthSecretsRefresh       Permission = "workspaces.auth_secret.refresh"
 	OAuthClientsGet          Permission = "tenants.oauth_clients.get"
 	OAuthClientsCreate       Permission = "tenants.oauth_clients.create"
 	OAuthClientsEdit         Permission = "tenants.oauth_clients.edit"
@@ -70,11 +75,16 @@ func Permissions() []PermissionInfo {
 		{CredentialsGet, "read what is known of credentials, never their secrets", false},
 		{CredentialsCreate, "create credentials", false},
 		{CredentialsEdit, "rename, replace, revert and verify credentials", false},
-		{CredentialsDelete, "delete credentials", false},
+		{CredentialsDelete, "delete credentials and revoke their tokens", false},
 		{CredentialsReveal, "see a secret value, one at a time, each time recorded", false},
 		{CredentialsResolve, "fetch the secrets of a credential for a flow", false},
 		{CredentialsExport, "export credentials, their secrets sealed or left out", false},
 		{WorkspacesCredentialEdit, "write credentials over the REST API v2", false},
+		{AuthSecretsGet, "read what is known of the credentials of workspaces, never their secrets", false},
+		{AuthSecretsCreate, "create credentials in workspaces", false},
+		{AuthSecretsEdit, "rename and replace the credentials of workspaces", false},
+		{AuthSecretsDelete, "delete the credentials of workspaces", false},
+		{AuthSecretsRefresh, "renew the tokens of the credentials of workspaces", false},
 		{OAuthClientsGet, "read OAuth clients", false},
 		{OAuthClientsCreate, "define OAuth clients", false},
 		{OAuthClientsEdit, "change OAuth clients", false},
@@ -122,11 +132,12 @@ var Roles = map[Role][]Permission{
 	Administrator: {
 		ComponentsGet, ComponentsCreate, ComponentsEdit, ComponentsDelete,
 		CredentialsGet, CredentialsCreate, CredentialsEdit, CredentialsDelete, CredentialsExport, WorkspacesCredentialEdit,
+		AuthSecretsGet, AuthSecretsCreate, AuthSecretsEdit, AuthSecretsDelete, AuthSecretsRefresh,
 		OAuthClientsGet, OAuthClientsCreate, OAuthClientsEdit, OAuthClientsDelete,
 		ThrottlePoliciesGet, ThrottlePoliciesEdit, ConnectorsManage, ConnectorSecretsWrite,
 		FlowsGet, FlowsEdit, QueueManage, AuditRead, TenantsManage, KeysManage, ViewsManage,
 	},
-	Operator:   {ComponentsGet, CredentialsGet, CredentialsExport, OAuthClientsGet, ThrottlePoliciesGet, FlowsGet},
+	Operator:   {ComponentsGet, CredentialsGet, CredentialsExport, AuthSecretsGet, OAuthClientsGet, ThrottlePoliciesGet, FlowsGet},
 	FlowEngine: {ComponentsGet, CredentialsGet, CredentialsResolve, FlowsGet, FlowsEdit},
 	Auditor:    {ComponentsGet, CredentialsGet, FlowsGet, AuditRead},
 }

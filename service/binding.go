@@ -308,7 +308,7 @@ func (s *Service) KeepFlows(ctx context.Context) error {
 	for _, flow := range unsettled {
 		errs = append(errs, s.resettle(ctx, flow.Tenant, flow.Flow))
 	}
-	return errors.Join(append(errs, s.markClients(ctx))...)
+	return errors.Join(append(errs, s.markClients(ctx), s.keepAuthClients(ctx))...)
 }
 
 // resettle completes what follows from what is known of a flow.

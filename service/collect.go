@@ -53,6 +53,8 @@ func (s *Service) orphan(ctx context.Context, ref vault.Ref) (bool, error) {
 		return abandon(ctx, s, ref, aggregates.Credential, ref.Tenant, commands.Credential(commands.AbandonSecret{ID: ref.Owner, SecretID: ref.SecretID}))
 	case aggregates.OAuthClient.Category:
 		return abandon(ctx, s, ref, aggregates.OAuthClient, ref.Tenant, commands.OAuthClient(commands.AbandonClientSecret{Component: ref.Owner, SecretID: ref.SecretID}))
+	case aggregates.AuthClient.Category:
+		return abandon(ctx, s, ref, aggregates.AuthClient, ref.Tenant, commands.AuthClient(commands.AbandonAuthClientSecret{ID: ref.Owner, SecretID: ref.SecretID}))
 	case aggregates.Component.Category:
 		return abandon(ctx, s, ref, aggregates.Component, events.System, commands.Component(commands.AbandonEnvSecret{ID: ref.Owner, SecretID: ref.SecretID}))
 	}

@@ -80,6 +80,10 @@ func (s *Service) unshareComponent(ctx context.Context, call *Call, in Component
 	return s.changeComponent(ctx, call, commands.UnshareComponent{ID: in.ID, Owner: call.Tenant})
 }
 
+// ErrComponentDeleted is what the owner of a deleted component is told, for an edge
+// that says it in its own way.
+var ErrComponentDeleted = aggregates.ErrComponentDeleted
+
 // DeleteComponent asks for a component's end.
 type DeleteComponent struct {
 	ID     string `json:"id"`
@@ -153,8 +157,14 @@ const (
 	clientOfEnv    clientKind = "env"     // the variables of the component, in its owner's tenant
 )
 
+// needsClient reports whether a component works only with an OAuth client: one that
+// a tenant can define, or the legacy one of its variables.
+func needsClient(d commands.Descriptor) bool {
+	return d.WantsClient || d.ClientIDVar != "" && d.UsesOAuth
+}
+
 func (s *Service) clientOf(ctx context.Context, tenant, component string, d commands.Descriptor) (clientKind, error) {
-	if !d.WantsClient {
+	if !needsClient(d) {
 		return noClientWanted, nil
 	}
 	client, err := aggregates.OAuthClient.Fresh(ctx, s.cfg.Log, aggregates.OAuthClient.Stream(tenant, component))
@@ -339,6 +349,7 @@ type ListComponents struct {
 type ComponentList struct {
 	Components []ComponentInfo `json:"components"`
 	Next       string          `json:"next,omitzero"` // cursor of the next page; absent on the last
+	Total      int             `json:"total"`         // of all pages
 }
 
 func (s *Service) listComponents(ctx context.Context, call *Call, in ListComponents) (ComponentList, error) {
@@ -349,30 +360,91 @@ func (s *Service) listComponents(ctx context.Context, call *Call, in ListCompone
 	if err := s.atLeast(ctx, in.MinSeq); err != nil {
 		return ComponentList{}, err
 	}
-	page, next, err := s.cfg.Views.Components(ctx, call.Tenant, in.After, limit)
-	if err != nil {
-		return ComponentList{}, err
-	}
 	counts, err := s.cfg.Views.CredentialCounts(ctx, call.Tenant, projections.CredentialFilter{})
 	if err != nil {
 		return ComponentList{}, err
 	}
 	n := perComponent(counts)
-	list := ComponentList{Components: []ComponentInfo{}, Next: next}
-	for _, c := range page {
-		d, err := s.descriptor(ctx, c.ID, c.Revision)
+	list := ComponentList{Components: []ComponentInfo{}, Next: in.After}
+	if list.Total, err = s.componentTotal(ctx, call); err != nil {
+		return list, err
+	}
+	for { // until the page is full: what the caller does not see leaves no gap
+		var page []projections.Component
+		page, list.Next, err = s.cfg.Views.Components(ctx, call.Tenant, list.Next, limit-len(list.Components))
 		if err != nil {
 			return list, err
 		}
-		kind, shown, err := s.seen(ctx, call, c, d)
-		if err != nil {
-			return list, err
+		for _, c := range page {
+			d, err := s.descriptor(ctx, c.ID, c.Revision)
+			if err != nil {
+				return list, err
+			}
+			kind, shown, err := s.seen(ctx, call, c, d)
+			if err != nil {
+				return list, err
+			}
+			if shown {
+				list.Components = append(list.Components, componentInfo(c, call.Tenant, n, kind))
+			}
 		}
-		if shown {
-			list.Components = append(list.Components, componentInfo(c, call.Tenant, n, kind))
+		if list.Next == "" || len(list.Components) == limit {
+			return list, nil
 		}
 	}
-	return list, nil
+}
+
+// componentTotal is the number of components that the caller sees, by the views.
+func (s *Service) componentTotal(ctx context.Context, call *Call) (int, error) {
+	total, err := s.cfg.Views.ComponentCount(ctx, call.Tenant)
+	if err != nil || call.Principal.May(OAuthClientsCreate) {
+		return total, err
+	}
+	has := map[string]bool{}
+	for after, more := "", true; more; more = after != "" {
+		var page []projections.OAuthClient
+		if page, after, err = s.cfg.Views.OAuthClients(ctx, call.Tenant, after, most); err != nil {
+			return 0, err
+		}
+		for _, k := range page {
+			has[k.Component] = !k.Unusable
+		}
+	}
+	for after, more := "", true; more; more = after != "" {
+		var page []projections.Component
+		if page, after, err = s.cfg.Views.Components(ctx, call.Tenant, after, most); err != nil {
+			return 0, err
+		}
+		for _, c := range page {
+			if c.Owner == call.Tenant || has[c.ID] {
+				continue
+			}
+			switch wants, err := s.wantsClient(ctx, c.ID, c.Revision); {
+			case err != nil:
+				return 0, err
+			case wants:
+				total--
+			}
+		}
+	}
+	return total, nil
+}
+
+// most is the size of the pages that are read to the end.
+const most = 1000
+
+// wantsClient is needsClient of a revision of a component. It is remembered for more
+// components than their descriptors are.
+func (s *Service) wantsClient(ctx context.Context, component string, revision int) (bool, error) {
+	key := descriptorKey{component, revision}
+	if wants, ok := s.wants.Get(key); ok {
+		return wants, nil
+	}
+	d, err := s.descriptor(ctx, component, revision)
+	if err == nil {
+		s.wants.Add(key, needsClient(d))
+	}
+	return needsClient(d), err
 }
 
 // seen reports whether the caller sees a component of another tenant: one that

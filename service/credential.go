@@ -49,6 +49,7 @@ type CreateCredential struct {
 	Name       string   `json:"name,omitzero"`        // for people; made from the component's title when absent
 	Keys       Keys     `json:"keys"`                 // a value for each field of the component's descriptor
 	Workspace  string   `json:"workspace,omitzero"`   // an id of the caller's, kept as given
+	VPNAgent   string   `json:"vpn_agent,omitzero"`   // an id of the caller's, kept as given: through which VPN agent a flow engine reaches the API
 	For        *ForStep `json:"for,omitzero"`         // the step of a flow it is made for: the use is recorded with it
 	KeysSealed string   `json:"keys_sealed,omitzero"` // in place of keys: sealed to the service's key, as the queue takes them
 }
@@ -65,6 +66,9 @@ func (s *Service) createCredential(ctx context.Context, call *Call, in CreateCre
 	}
 	if in.Workspace != "" && events.CheckID(in.Workspace) != nil {
 		return Done{}, events.ErrID.At("/workspace")
+	}
+	if err := checkVPNAgent(in.VPNAgent); err != nil {
+		return Done{}, err
 	}
 	forStep, err := s.checkFor(ctx, call, in)
 	if err != nil {
@@ -91,14 +95,14 @@ func (s *Service) createCredential(ctx context.Context, call *Call, in CreateCre
 	if err := checkName("/name", in.Name); err != nil {
 		return Done{}, err
 	}
-	keys, err := s.tryKeys(ctx, call.Tenant, d, revision, in.Keys.Fields)
+	fields, keys, err := s.tryKeys(ctx, call.Tenant, in.Component, d, revision, in.Keys.Fields)
 	if err != nil {
 		return Done{}, err
 	}
-	return s.save(ctx, call, id, in.Keys.Fields, func(secretID string) commands.Credential {
+	return s.save(ctx, call, id, fields, func(secretID string) commands.Credential {
 		keys.SecretID = secretID
 		return commands.CreateCredential{
-			ID: id, Component: in.Component, Name: in.Name, Workspace: in.Workspace, Keys: keys, For: forStep,
+			ID: id, Component: in.Component, Name: in.Name, Workspace: in.Workspace, VPNAgent: in.VPNAgent, Keys: keys, For: forStep,
 		}
 	})
 }
@@ -178,14 +182,14 @@ func (s *Service) replaceKeys(ctx context.Context, call *Call, in ReplaceKeys) (
 	if err != nil {
 		return Done{}, err
 	}
-	keys, err := s.tryKeys(ctx, call.Tenant, d, revision, in.Keys.Fields)
+	fields, keys, err := s.tryKeys(ctx, call.Tenant, state.Component, d, revision, in.Keys.Fields)
 	if in.DryRun {
 		return s.tryReplaceKeys(ctx, call, in, state, keys.Verification, err)
 	}
 	if err != nil {
 		return Done{}, err
 	}
-	return s.save(ctx, call, in.ID, in.Keys.Fields, func(secretID string) commands.Credential {
+	return s.save(ctx, call, in.ID, fields, func(secretID string) commands.Credential {
 		keys.SecretID = secretID
 		return commands.ReplaceKeys{ID: in.ID, Expected: in.Expected, Keys: keys}
 	})
@@ -210,32 +214,45 @@ func (s *Service) live(ctx context.Context, tenant, id string, expected int) (ag
 	return state.Value, nil
 }
 
-// tryKeys checks keys against the descriptor and makes the dry request. What it
-// returns lacks only the id of the secret.
-func (s *Service) tryKeys(ctx context.Context, tenant string, d commands.Descriptor, revision int, keys seal.Fields) (commands.NewKeys, error) {
+// tryKeys checks keys against the descriptor and makes the dry request. It returns
+// the keys as they are to be stored, and what is known of them but for the id of
+// the secret.
+func (s *Service) tryKeys(ctx context.Context, tenant, component string, d commands.Descriptor, revision int, keys seal.Fields) (seal.Fields, commands.NewKeys, error) {
 	if err := d.CheckKeys(keys.Names()); err != nil {
-		return commands.NewKeys{}, err
+		return keys, commands.NewKeys{}, err
 	}
-	for _, name := range keys.Names() {
-		if v, _ := keys.Get(name); bytes.Contains(v.Reveal(), []byte(`"`+Mask+`"`)) {
-			return commands.NewKeys{}, ErrKeysMasked.At("/keys/" + escapePointer(name))
-		}
+	if err := checkMask(keys); err != nil {
+		return keys, commands.NewKeys{}, err
+	}
+	keys, tokens, err := s.takeTokens(ctx, tenant, component, d, keys)
+	if err != nil {
+		return keys, commands.NewKeys{}, err
 	}
 	result, err := s.dryRun(ctx, tenant, d, keys)
 	if err != nil {
-		return commands.NewKeys{}, err
+		return keys, commands.NewKeys{}, err
 	}
 	if result.verification.Status == events.Failed {
-		return commands.NewKeys{}, ErrVerificationFailed.Because("Nothing was saved: %s", result.says).
+		return keys, commands.NewKeys{}, ErrVerificationFailed.Because("Nothing was saved: %s", result.says).
 			With(map[string]string{"outcome": result.verification.Outcome})
 	}
 	mac, err := s.hostMAC(ctx, tenant, d, keys)
 	if err != nil {
-		return commands.NewKeys{}, err
+		return keys, commands.NewKeys{}, err
 	}
-	return commands.NewKeys{
-		Fields: keys.Names(), Revision: revision, Hosts: d.Hosts, HostMAC: mac, Verification: result.verification,
+	return keys, commands.NewKeys{
+		Fields: keys.Names(), Revision: revision, Hosts: d.Hosts, HostMAC: mac, Verification: result.verification, Tokens: tokens,
 	}, nil
+}
+
+// checkMask refuses the mask as a value.
+func checkMask(keys seal.Fields) error {
+	for _, name := range keys.Names() {
+		if v, _ := keys.Get(name); bytes.Contains(v.Reveal(), []byte(`"`+Mask+`"`)) {
+			return ErrKeysMasked.At("/keys/" + escapePointer(name))
+		}
+	}
+	return nil
 }
 
 func escapePointer(name string) string {
@@ -315,19 +332,34 @@ func (s *Service) decideCredential(ctx context.Context, call *Call, cmd commands
 	if err != nil {
 		return Done{}, before, err
 	}
-	erased := map[string]bool{}
+	s.eraseAll(ctx, former(call.Tenant, cmd.Target(), before, after.Value))
+	return doneWith(cmd.Target(), after), before, nil
+}
+
+// former are the secrets that a credential had and has no more.
+func former(tenant, id string, before, after aggregates.CredentialState) (gone []vault.Ref) {
+	erased := map[string]bool{"": true}
+	had := before.Tokens.TokenSecrets()
 	for _, v := range before.Versions {
-		if !after.Value.Names(v.SecretID) && !erased[v.SecretID] {
-			erased[v.SecretID] = true
-			s.erase(ctx, vault.Ref{
-				Tenant: call.Tenant, Category: aggregates.Credential.Category, Owner: cmd.Target(), SecretID: v.SecretID,
-			})
+		had = append(had, v.SecretID)
+	}
+	for _, secretID := range had {
+		if !after.Names(secretID) && !erased[secretID] {
+			erased[secretID] = true
+			gone = append(gone, credentialRef(tenant, id, secretID))
 		}
 	}
-	return Done{
-		Seq: after.Seq, ID: cmd.Target(),
-		Version: after.Value.Current().Version, Status: statusOf(after.Value),
-	}, before, nil
+	return gone
+}
+
+func (s *Service) eraseAll(ctx context.Context, refs []vault.Ref) {
+	for _, ref := range refs {
+		s.erase(ctx, ref)
+	}
+}
+
+func doneWith(id string, after aggregates.State[aggregates.CredentialState]) Done {
+	return Done{Seq: after.Seq, ID: id, Version: after.Value.Current().Version, Status: statusOf(after.Value)}
 }
 
 func statusOf(s aggregates.CredentialState) events.Status {
@@ -347,20 +379,26 @@ func (s *Service) erase(ctx context.Context, ref vault.Ref) {
 
 // open reads the clear values of one version.
 func (s *Service) open(ctx context.Context, tenant, id string, v events.KeysVersion) (seal.Fields, error) {
-	secret, err := s.cfg.Vault.Get(ctx, vault.Ref{
-		Tenant: tenant, Category: aggregates.Credential.Category, Owner: id, SecretID: v.SecretID,
-	})
+	if v.SecretID == "" { // its tokens were revoked, and the keys they came in are erased
+		return seal.Fields{}, aggregates.ErrReauthorizationRequired.Because("%s", aggregates.RevokedHere)
+	}
+	secret, err := s.cfg.Vault.Get(ctx, credentialRef(tenant, id, v.SecretID))
 	if errors.Is(err, vault.ErrNoSecret) {
-		// It was let go since the caller looked, or it is lost, which nobody outside can mend.
-		if state, err := s.live(ctx, tenant, id, 0); err != nil || !state.Names(v.SecretID) {
-			return seal.Fields{}, errors.Join(err, aggregates.ErrCredentialVersionStale)
-		}
-		return seal.Fields{}, fmt.Errorf("the vault has lost the secret of %s version %d", id, v.Version)
+		return seal.Fields{}, s.letGo(ctx, tenant, id, v.SecretID)
 	}
 	if err != nil {
 		return seal.Fields{}, fmt.Errorf("open the secret of %s version %d: %w", id, v.Version, err)
 	}
 	return seal.ParseFields(secret.Reveal())
+}
+
+// letGo says why a secret is not in the vault: it was let go since the caller
+// looked, or it is lost, which nobody outside can mend.
+func (s *Service) letGo(ctx context.Context, tenant, id, secretID string) error {
+	if state, err := s.live(ctx, tenant, id, 0); err != nil || !state.Names(secretID) {
+		return errors.Join(err, aggregates.ErrCredentialVersionStale)
+	}
+	return fmt.Errorf("the vault has lost a secret of %s", id)
 }
 
 // RenameCredential asks for another name.
@@ -378,6 +416,29 @@ func (s *Service) renameCredential(ctx context.Context, call *Call, in RenameCre
 		return Done{}, err
 	}
 	return s.changeCredential(ctx, call, commands.RenameCredential(in))
+}
+
+// SetVPNAgent asks for another VPN agent.
+type SetVPNAgent struct {
+	ID       string `json:"id"`
+	VPNAgent string `json:"vpn_agent,omitzero"` // an id of the caller's, kept as given; none when absent
+}
+
+func (s *Service) setVPNAgent(ctx context.Context, call *Call, in SetVPNAgent) (Done, error) {
+	if err := checkCredential(in.ID, 0); err != nil {
+		return Done{}, err
+	}
+	if err := checkVPNAgent(in.VPNAgent); err != nil {
+		return Done{}, err
+	}
+	return s.changeCredential(ctx, call, commands.SetVPNAgent(in))
+}
+
+func checkVPNAgent(id string) error {
+	if id != "" && events.CheckID(id) != nil {
+		return events.ErrID.At("/vpn_agent")
+	}
+	return nil
 }
 
 func checkCredential(id string, expected int) error {
@@ -436,7 +497,7 @@ func (s *Service) revertCredential(ctx context.Context, call *Call, in RevertCre
 	if err != nil {
 		return Done{}, err
 	}
-	keys, err := s.tryKeys(ctx, call.Tenant, d, to.Revision, fields)
+	_, keys, err := s.tryKeys(ctx, call.Tenant, state.Component, d, to.Revision, fields)
 	if err != nil {
 		return Done{}, err
 	}
@@ -450,10 +511,14 @@ type VerifyCredential struct {
 }
 
 func (s *Service) verifyCredential(ctx context.Context, call *Call, in VerifyCredential) (Done, error) {
-	state, err := s.live(ctx, call.Tenant, in.ID, 0)
+	if err := checkCredential(in.ID, 0); err != nil {
+		return Done{}, err
+	}
+	live, err := s.tokenGoodFor(ctx, call, in.ID, 0)
 	if err != nil {
 		return Done{}, err
 	}
+	state := live.Value
 	now := state.Current()
 	// The probe and hosts of the recorded revision: a later descriptor reaches
 	// these keys only with a version verified against it.
@@ -461,7 +526,7 @@ func (s *Service) verifyCredential(ctx context.Context, call *Call, in VerifyCre
 	if err != nil {
 		return Done{}, err
 	}
-	fields, err := s.open(ctx, call.Tenant, in.ID, now)
+	fields, err := s.inForce(ctx, call.Tenant, in.ID, state)
 	if err != nil {
 		return Done{}, err
 	}
@@ -496,7 +561,7 @@ func (s *Service) revealCredential(ctx context.Context, call *Call, in RevealCre
 	if err != nil {
 		return RevealedCredential{}, err
 	}
-	fields, err := s.open(ctx, call.Tenant, in.ID, state.Current())
+	fields, err := s.inForce(ctx, call.Tenant, in.ID, state)
 	if err != nil {
 		return RevealedCredential{}, err
 	}
@@ -521,7 +586,9 @@ type DeleteCredential struct {
 }
 
 // deleteCredential is refused while a flow holds the credential: what the
-// credential's own stream says of its use decides, in the same append.
+// credential's own stream says of its use decides, in the same append. The provider
+// of its tokens is told that they are over; the answer says if that did not work,
+// where it is known soon.
 func (s *Service) deleteCredential(ctx context.Context, call *Call, in DeleteCredential) (Done, error) {
 	if err := checkCredential(in.ID, in.Expected); err != nil {
 		return Done{}, err
@@ -530,14 +597,14 @@ func (s *Service) deleteCredential(ctx context.Context, call *Call, in DeleteCre
 		return s.tryDelete(ctx, call, in)
 	}
 	cmd := commands.DeleteCredential{ID: in.ID, Expected: in.Expected}
-	done, state, err := s.decideCredential(ctx, call, cmd)
+	done, state, err := s.endCredential(ctx, call, cmd)
 	if errors.Is(err, aggregates.ErrCredentialInUse) {
 		expired, lapse := s.expireHolders(ctx, call, in.ID, state)
 		switch {
 		case lapse != nil:
 			return Done{}, lapse
 		case expired:
-			done, state, err = s.decideCredential(ctx, call, cmd)
+			done, state, err = s.endCredential(ctx, call, cmd)
 		}
 	}
 	if errors.Is(err, aggregates.ErrCredentialInUse) {
@@ -558,7 +625,7 @@ func (s *Service) dryRun(ctx context.Context, tenant string, d commands.Descript
 	if d.Verification == nil {
 		return outcome{verification: events.Verification{Status: events.Unverified}}, nil
 	}
-	result, err := s.cfg.Verify.Run(ctx, tenant, probe(d), keys.Text)
+	result, err := s.cfg.Verify.Run(ctx, tenant, probe(d), probeValues(d, keys))
 	if err != nil {
 		return outcome{}, err
 	}
@@ -591,6 +658,10 @@ func probe(d commands.Descriptor) verify.Probe {
 	}
 	return p
 }
+
+// CheckVPNAgent refuses, with events.ErrID at /vpn_agent, what cannot be the id of
+// a VPN agent: for an edge that has more than one command to send.
+func CheckVPNAgent(id string) error { return checkVPNAgent(id) }
 
 // CheckName refuses, with ErrName at /name, what cannot be the name of a
 // credential: for an edge that has more than one command to send.

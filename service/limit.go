@@ -54,7 +54,13 @@ type bucket struct {
 	command bool
 }
 
-const perTenant = "tenant"
+const (
+	perTenant  = "tenant"
+	connecting = "connecting" // a tenant that starts connections, which take room until they expire
+)
+
+// maxConnects is how many connections a tenant may start in a second, whatever the limits.
+const maxConnects = 20
 
 // maxBuckets is twice for each key and twice for each tenant that is remembered.
 const maxBuckets = 2 * (maxKeys + maxTenants)
@@ -71,8 +77,11 @@ func newLimiter(limits Limits) (*limiter, error) {
 // is one.
 func (l *limiter) take(b bucket, now time.Time) error {
 	bound := l.limits.PerKey
-	if b.of == perTenant {
+	switch b.of {
+	case perTenant:
 		bound = l.limits.PerTenant
+	case connecting:
+		bound = Rate{Commands: maxConnects}
 	}
 	most := bound.Queries
 	if b.command {
@@ -104,7 +113,7 @@ func (s *Service) admit(ctx context.Context, call *Call, r *Route) error {
 			return err
 		}
 	}
-	if err := s.authorize(ctx, call, r.Permission); err != nil {
+	if err := s.authorize(ctx, call, r.permission(call.Principal)); err != nil {
 		return err
 	}
 	return s.limiter.take(bucket{perTenant, call.Tenant, r.Command}, now)

@@ -17,6 +17,11 @@ type metrics struct {
 	sealed   prometheus.Histogram
 	orphans  prometheus.Counter
 	settled  prometheus.Histogram
+
+	refreshes   *prometheus.CounterVec
+	refreshLost prometheus.Counter
+	revocations *prometheus.CounterVec
+	connections *prometheus.CounterVec
 }
 
 // buckets are the bounds of the histograms, in seconds.
@@ -47,8 +52,21 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m.settled = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: "credstream_flow_settle_seconds", Help: "Time to record a flow event and every use that follows from it, in seconds.", Buckets: buckets,
 	})
+	m.refreshes = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "credstream_token_refreshes_total", Help: "Renewals of OAuth tokens by outcome.",
+	}, []string{"outcome"})
+	m.refreshLost = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "credstream_token_refreshes_lost_total",
+		Help: "Renewals whose answer, if the provider gave one, never came into the vault: the process ended in between.",
+	})
+	m.connections = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "credstream_connections_total", Help: "Connections to providers: started, done, or by the code of what ended them.",
+	}, []string{"outcome"})
+	m.revocations = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "credstream_token_revocations_total", Help: "Credentials whose provider was told to forget their tokens, by outcome.",
+	}, []string{"outcome"})
 	if reg != nil {
-		reg.MustRegister(m.settled, m.requests, m.latency, m.verified, m.appended, m.sealed, m.orphans)
+		reg.MustRegister(m.revocations, m.connections, m.refreshes, m.refreshLost, m.settled, m.requests, m.latency, m.verified, m.appended, m.sealed, m.orphans)
 	}
 	return m
 }

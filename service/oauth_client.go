@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -71,7 +72,13 @@ func (s *Service) defineOAuthClient(ctx context.Context, call *Call, in DefineOA
 	if in.ClientSecret.IsZero() {
 		return Done{}, required("/client_secret", "")
 	}
-	d, _, err := s.usable(ctx, call.Tenant, in.Component)
+	id := events.DeriveID(call.Tenant, call.Principal.Actor.ID, call.CommandID, 0)
+	return s.define(ctx, call, in.Component, id, in.ClientID, in.ClientSecret.value)
+}
+
+// define gives a component the OAuth client with this id.
+func (s *Service) define(ctx context.Context, call *Call, component, id, clientID string, secret seal.Secret) (Done, error) {
+	d, revision, err := s.usable(ctx, call.Tenant, component)
 	switch {
 	case errors.Is(err, aggregates.ErrComponentNotFound), errors.Is(err, aggregates.ErrComponentDeleted):
 		return Done{}, ErrOAuthClientComponent.Because("%s", fault.Of(err).Msg).At("/component")
@@ -81,13 +88,14 @@ func (s *Service) defineOAuthClient(ctx context.Context, call *Call, in DefineOA
 		return Done{}, ErrOAuthNotDeclared.At("/component")
 	}
 	// Flows that were told of before the component worked with OAuth hold its client too.
-	if err := s.recordUses(ctx, call, in.Component); err != nil {
+	if err := s.recordUses(ctx, call, component); err != nil {
 		return Done{}, err
 	}
-	id := events.DeriveID(call.Tenant, call.Principal.Actor.ID, call.CommandID, 0)
 	var done Done
-	err = s.withSecret(ctx, clientRef(call.Tenant, in.Component, ""), in.ClientSecret.value, func(secretID string) error {
-		done, err = s.changeClient(ctx, call, commands.DefineOAuthClient{Component: in.Component, ID: id, ClientID: in.ClientID, SecretID: secretID})
+	err = s.withSecret(ctx, clientRef(call.Tenant, component, ""), secret, func(secretID string) error {
+		done, err = s.changeClient(ctx, call, commands.DefineOAuthClient{
+			Component: component, ID: id, ClientID: clientID, SecretID: secretID, Revision: revision,
+		})
 		return err
 	})
 	return done, err
@@ -187,7 +195,8 @@ func (s *Service) client(ctx context.Context, call *Call, ref OAuthClientRef, fr
 	return k, nil
 }
 
-// ChangeOAuthClient asks for another client id, another secret, or both.
+// ChangeOAuthClient asks for another client id, another secret, or both. With
+// neither it confirms that the secret may go where the component now sends it.
 type ChangeOAuthClient struct {
 	ID           string `json:"id"`
 	Component    string `json:"component,omitzero"`     // if given, the one it has: a client does not move
@@ -208,12 +217,34 @@ func (s *Service) changeOAuthClient(ctx context.Context, call *Call, in ChangeOA
 			return Done{}, err
 		}
 	}
-	cmd := commands.ChangeOAuthClient{Component: k.Component, ID: k.ID, ClientID: in.ClientID}
-	if in.ClientSecret.IsZero() {
+	if in.ClientID != "" || !in.ClientSecret.IsZero() {
+		if err := s.followsNone(ctx, k); err != nil {
+			return Done{}, err
+		}
+	}
+	return s.changeDefined(ctx, call, k.Component, k.ID, in.ClientID, in.ClientSecret.value)
+}
+
+// changeDefined changes of a component's OAuth client what is given, and confirms
+// where its secret may go.
+func (s *Service) changeDefined(ctx context.Context, call *Call, component, id, clientID string, secret seal.Secret) (Done, error) {
+	// What is confirmed is the newest descriptor.
+	of, err := aggregates.Component.Fresh(ctx, s.cfg.Log, aggregates.Component.Stream(events.System, component))
+	revision := of.Value.Revision
+	switch {
+	case err != nil:
+		return Done{}, err
+	case of.Value.Deleted:
+		return Done{}, aggregates.ErrOAuthClientUnusable
+	case !of.Value.VisibleTo(call.Tenant): // it is shared no more: what was confirmed stays so
+		revision = 0
+	}
+	cmd := commands.ChangeOAuthClient{Component: component, ID: id, ClientID: clientID, Revision: revision}
+	if secret.IsZero() {
 		return s.changeClient(ctx, call, cmd)
 	}
 	var done Done
-	err = s.withSecret(ctx, clientRef(call.Tenant, k.Component, ""), in.ClientSecret.value, func(secretID string) error {
+	err = s.withSecret(ctx, clientRef(call.Tenant, component, ""), secret, func(secretID string) error {
 		cmd.SecretID = secretID
 		done, err = s.changeClient(ctx, call, cmd)
 		return err
@@ -221,9 +252,51 @@ func (s *Service) changeOAuthClient(ctx context.Context, call *Call, in ChangeOA
 	return done, err
 }
 
+// mayBeSent refuses, with aggregates.ErrOAuthClientHostsChanged, to send the secret
+// of a defined client to a host that it was not meant for. The owner of a shared
+// component says where the secrets of other tenants' clients go, and may say so
+// anew: the secret goes to the hosts alone of those revisions for which it was
+// given or confirmed. Where that is not known, a component of the tenant's own is
+// believed.
+func (s *Service) mayBeSent(ctx context.Context, tenant, component string, client aggregates.OAuthClientState, d commands.Descriptor) error {
+	var meant []*commands.OAuth2
+	for _, revision := range client.Revisions {
+		if revision == 0 {
+			owner, err := aggregates.Component.Fresh(ctx, s.cfg.Log, aggregates.Component.Stream(events.System, component))
+			if err != nil || owner.Value.Owner == tenant {
+				return err
+			}
+			continue
+		}
+		of, err := s.descriptor(ctx, component, revision)
+		if err != nil {
+			return err
+		}
+		meant = append(meant, of.OAuth2)
+	}
+	if beyond := d.OAuth2.Beyond(meant...); len(beyond) > 0 {
+		return aggregates.ErrOAuthClientHostsChanged.Because("The component now sends the client's secret to another host: %s. "+
+			"Change the client, or confirm it with oauth_client.change.", strings.Join(beyond, " and "))
+	}
+	return nil
+}
+
+// mayRenewAt is mayBeSent for tokens that are to be renewed later: it refuses them
+// while the client that the tenant has defined must not be used for it.
+func (s *Service) mayRenewAt(ctx context.Context, tenant, component string, d commands.Descriptor) error {
+	client, err := aggregates.OAuthClient.Fresh(ctx, s.cfg.Log, aggregates.OAuthClient.Stream(tenant, component))
+	if err != nil || client.Value.ID == "" || client.Value.Unusable {
+		return err
+	}
+	return s.mayBeSent(ctx, tenant, component, client.Value, d)
+}
+
 func (s *Service) deleteOAuthClient(ctx context.Context, call *Call, in OAuthClientRef) (Done, error) {
 	k, err := s.client(ctx, call, in, true)
 	if err != nil {
+		return Done{}, err
+	}
+	if err := s.followsNone(ctx, k); err != nil {
 		return Done{}, err
 	}
 	return s.changeClient(ctx, call, commands.DeleteOAuthClient{Component: k.Component, ID: k.ID})
@@ -248,15 +321,14 @@ func (s *Service) getOAuthClient(ctx context.Context, call *Call, in OAuthClient
 	if err != nil {
 		return OAuthClient{}, err
 	}
-	return s.clientInfo(ctx, k)
+	return clientInfo(k), nil
 }
 
-func (s *Service) clientInfo(ctx context.Context, k projections.OAuthClient) (OAuthClient, error) {
-	flows, _, err := s.cfg.Views.CountUses(ctx, k.Tenant, aggregates.OAuthClient.Category, k.Component)
+func clientInfo(k projections.OAuthClient) OAuthClient {
 	return OAuthClient{
-		ID: k.ID, Component: k.Component, ClientID: k.ClientID, ClientSecret: Mask, Unusable: k.Unusable, Used: flows > 0 && !k.Unusable,
+		ID: k.ID, Component: k.Component, ClientID: k.ClientID, ClientSecret: Mask, Unusable: k.Unusable, Used: k.Used && !k.Unusable,
 		CreatedAt: k.CreatedAt, CreatedBy: k.CreatedBy, UpdatedAt: k.UpdatedAt, Seq: k.Seq,
-	}, err
+	}
 }
 
 // ListOAuthClients asks for the OAuth clients of the tenant.
@@ -271,6 +343,7 @@ type ListOAuthClients struct {
 type OAuthClientList struct {
 	Clients []OAuthClient `json:"clients"`
 	Next    string        `json:"next,omitzero"` // cursor of the next page; absent on the last
+	Total   int           `json:"total"`         // of all pages
 }
 
 func (s *Service) listOAuthClients(ctx context.Context, call *Call, in ListOAuthClients) (OAuthClientList, error) {
@@ -289,17 +362,18 @@ func (s *Service) listOAuthClients(ctx context.Context, call *Call, in ListOAuth
 			return list, err
 		}
 		if found {
-			page = append(page, k)
+			page, list.Total = append(page, k), 1
 		}
-	} else if page, list.Next, err = s.cfg.Views.OAuthClients(ctx, call.Tenant, in.After, limit); err != nil {
-		return list, err
-	}
-	for _, k := range page {
-		info, err := s.clientInfo(ctx, k)
-		if err != nil {
+	} else {
+		if page, list.Next, err = s.cfg.Views.OAuthClients(ctx, call.Tenant, in.After, limit); err != nil {
 			return list, err
 		}
-		list.Clients = append(list.Clients, info)
+		if list.Total, err = s.cfg.Views.OAuthClientCount(ctx, call.Tenant); err != nil {
+			return list, err
+		}
+	}
+	for _, k := range page {
+		list.Clients = append(list.Clients, clientInfo(k))
 	}
 	return list, nil
 }

@@ -196,6 +196,8 @@ func answerOf(recs []events.Record) Done {
 			done.Version, done.Status = e.Keys.Version, e.Keys.Verification.Status
 		case events.CredentialVerified:
 			done.Version, done.Status = e.Version, e.Verification.Status
+		case events.CredentialReauthorizationRequired:
+			done.Status = events.ReauthorizationRequired
 		case events.OAuthClientDefined:
 			done.ID = e.ID
 		case events.FlowBound:

@@ -9,6 +9,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/projections"
@@ -26,15 +27,37 @@ type Credential struct {
 	Component    string              `json:"component"`
 	Name         string              `json:"name"`
 	Workspace    string              `json:"workspace,omitzero"`
+	VPNAgent     string              `json:"vpn_agent,omitzero"`
 	Status       events.Status       `json:"status"`
 	Version      int                 `json:"version"`
-	Keys         map[string]any      `json:"keys,omitzero"` // by field: "********", or the value where the descriptor says it is not secret; absent in lists
+	Fields       []string            `json:"fields"`          // names of the fields that have a value, sorted
+	Keys         map[string]any      `json:"keys,omitzero"`   // by field: "********", or the value where the descriptor says it is not secret; absent in lists
+	Tokens       *TokenInfo          `json:"tokens,omitzero"` // of an OAuth credential; absent in lists
 	Verification events.Verification `json:"verification"`
 	VerifiedAt   time.Time           `json:"verified_at,omitzero"` // absent when no dry request was made
 	CreatedAt    time.Time           `json:"created_at"`
 	CreatedBy    string              `json:"created_by"` // "key:<id>"
 	UpdatedAt    time.Time           `json:"updated_at"`
 	Seq          uint64              `json:"seq"` // log sequence of the last change
+}
+
+// TokenInfo is how a credential stands with its OAuth provider.
+type TokenInfo struct {
+	Expires   time.Time `json:"expires"`           // of the access token; it is renewed before
+	Renewable bool      `json:"renewable"`         // without anybody connecting it again
+	Problem   string    `json:"problem,omitzero"`  // why re-authorization is required, a sentence; absent when it is not
+	Failures  int       `json:"failures,omitzero"` // renewals in a row that the provider did not grant
+	RetryAt   time.Time `json:"retry_at,omitzero"` // when it is tried again after a failure
+}
+
+// tokenInfo is nil where the credential holds no tokens.
+func (s *Service) tokenInfo(ctx context.Context, tenant, id string) (*TokenInfo, error) {
+	state, err := aggregates.Credential.Load(ctx, s.cfg.Log, aggregates.Credential.Stream(tenant, id))
+	t := state.Value.Tokens
+	if err != nil || t.Field == "" {
+		return nil, err
+	}
+	return &TokenInfo{Expires: t.Token.Expires, Renewable: t.Renewable, Problem: t.Broken, Failures: t.Failures, RetryAt: t.RetryAt}, nil
 }
 
 func (s *Service) getCredential(ctx context.Context, call *Call, in GetCredential) (Credential, error) {
@@ -52,25 +75,28 @@ func (s *Service) getCredential(ctx context.Context, call *Call, in GetCredentia
 		return Credential{}, aggregates.ErrCredentialNotFound
 	}
 	shown := credentialInfo(c)
-	shown.Keys, err = s.maskedKeys(ctx, c)
+	d, err := s.descriptor(ctx, c.Component, c.Revision)
+	if err != nil {
+		return Credential{}, err
+	}
+	if shown.Keys, err = s.maskedKeys(ctx, c, d); err != nil || !d.UsesOAuth {
+		return shown, err
+	}
+	shown.Tokens, err = s.tokenInfo(ctx, c.Tenant, c.ID)
 	return shown, err
 }
 
 func credentialInfo(c projections.Credential) Credential {
 	return Credential{
-		ID: c.ID, Component: c.Component, Name: c.Name, Workspace: c.Workspace, Status: c.Status, Version: c.Version,
-		Verification: c.Verification, VerifiedAt: c.VerifiedAt, CreatedAt: c.CreatedAt,
+		ID: c.ID, Component: c.Component, Name: c.Name, Workspace: c.Workspace, VPNAgent: c.VPNAgent, Status: c.Status, Version: c.Version,
+		Fields: c.Fields, Verification: c.Verification, VerifiedAt: c.VerifiedAt, CreatedAt: c.CreatedAt,
 		CreatedBy: c.CreatedBy.Kind + ":" + c.CreatedBy.ID, UpdatedAt: c.UpdatedAt, Seq: c.Seq,
 	}
 }
 
 // maskedKeys shows a value only where the descriptor in force when the version
 // was written says that it is not secret.
-func (s *Service) maskedKeys(ctx context.Context, c projections.Credential) (map[string]any, error) {
-	d, err := s.descriptor(ctx, c.Component, c.Revision)
-	if err != nil {
-		return nil, err
-	}
+func (s *Service) maskedKeys(ctx context.Context, c projections.Credential, d commands.Descriptor) (map[string]any, error) {
 	keys := make(map[string]any, len(c.Fields))
 	var open []string
 	for _, name := range c.Fields {
@@ -79,7 +105,7 @@ func (s *Service) maskedKeys(ctx context.Context, c projections.Credential) (map
 			open = append(open, name)
 		}
 	}
-	if len(open) == 0 {
+	if len(open) == 0 || c.SecretID == "" {
 		return keys, nil
 	}
 	values, err := s.open(ctx, c.Tenant, c.ID, events.KeysVersion{Version: c.Version, SecretID: c.SecretID})
@@ -100,7 +126,7 @@ type ListCredentials struct {
 	Workspace    string        `json:"workspace,omitzero"`     // the id that they were created with
 	Status       events.Status `json:"status,omitzero"`        // verified, failed or unverified
 	NameContains string        `json:"name_contains,omitzero"` // without regard to case
-	Sort         string        `json:"sort,omitzero"`          // name, -name, created or -created; name when absent
+	Sort         string        `json:"sort,omitzero"`          // name, -name, created, -created, or, without name_contains, name,-created or -name,created; name when absent
 	Limit        int           `json:"limit,omitzero"`         // 1 to 200; 50 when absent
 	After        string        `json:"after,omitzero"`         // cursor of the page before, with the same filter and sort
 	MinSeq       uint64        `json:"min_seq,omitzero"`       // wait until the answer reflects this log sequence
@@ -124,8 +150,15 @@ func (s *Service) listCredentials(ctx context.Context, call *Call, in ListCreden
 		in.Sort = "name"
 	}
 	sort, desc := strings.CutPrefix(in.Sort, "-")
-	if sort != "name" && sort != "created" {
-		return CredentialList{}, projections.ErrSortInvalid.Because("Sort by name, -name, created or -created.").At("/sort")
+	turn := in.Sort == "name,-created" || in.Sort == "-name,created" // of one name, the oldest comes first unless desc
+	if turn {
+		sort = "name"
+	}
+	switch {
+	case sort != "name" && sort != "created":
+		return CredentialList{}, projections.ErrSortInvalid.Because("Sort by name, -name, created, -created, name,-created or -name,created.").At("/sort")
+	case turn && in.NameContains != "":
+		return CredentialList{}, projections.ErrSortInvalid.Because("With name_contains, sort by name or by created alone.").At("/sort")
 	}
 	switch in.Status {
 	case "", events.Verified, events.Failed, events.Unverified:
@@ -137,7 +170,7 @@ func (s *Service) listCredentials(ctx context.Context, call *Call, in ListCreden
 	}
 	page, next, err := s.cfg.Views.Credentials(ctx, projections.CredentialFilter{
 		Tenant: call.Tenant, Component: in.Component, Workspace: in.Workspace, Status: in.Status, NameContains: in.NameContains,
-		Sort: sort, Desc: desc, Limit: limit, After: in.After,
+		Sort: sort, Desc: desc, Turn: turn, Limit: limit, After: in.After,
 	})
 	if err != nil {
 		return CredentialList{}, err
@@ -152,6 +185,7 @@ func (s *Service) listCredentials(ctx context.Context, call *Call, in ListCreden
 // CountCredentials asks for the number of credentials by component and status.
 type CountCredentials struct {
 	Component string        `json:"component,omitzero"` // only this one's
+	Workspace string        `json:"workspace,omitzero"` // only those created with this id
 	Status    events.Status `json:"status,omitzero"`    // only these
 	MinSeq    uint64        `json:"min_seq,omitzero"`   // wait until the answer reflects this log sequence
 }
@@ -173,7 +207,7 @@ func (s *Service) countCredentials(ctx context.Context, call *Call, in CountCred
 	if err := s.atLeast(ctx, in.MinSeq); err != nil {
 		return CredentialCounts{}, err
 	}
-	rows, err := s.cfg.Views.CredentialCounts(ctx, call.Tenant, projections.CredentialFilter{Component: in.Component, Status: in.Status})
+	rows, err := s.cfg.Views.CredentialCounts(ctx, call.Tenant, projections.CredentialFilter{Component: in.Component, Workspace: in.Workspace, Status: in.Status})
 	if err != nil {
 		return CredentialCounts{}, err
 	}

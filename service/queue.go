@@ -95,7 +95,7 @@ func (s *Service) CheckQueued(ctx context.Context, call *Call, command string, b
 	if _, dry := members["dry_run"]; dry {
 		return nil, ErrNotQueueable.At("/dry_run")
 	}
-	for _, member := range []string{"keys", "values", "client_secret"} {
+	for _, member := range []string{"keys", "values", "client_secret", "credentials"} {
 		if _, clear := members[member]; clear {
 			return nil, ErrSecretInQueue.At("/" + member)
 		}
@@ -120,9 +120,11 @@ func (s *Service) CheckQueued(ctx context.Context, call *Call, command string, b
 	return stored, stored.Compact()
 }
 
-// unqueued are the commands whose answer is the point of them.
+// unqueued are the commands whose answer is the point of them, or whose secrets
+// could only stand there in clear.
 var unqueued = map[string]bool{
-	"api_key.issue": true, "credential.reveal": true, "oauth_client.reveal": true, "views.rebuild": true, "queue.retry": true, "queue.drop": true, "audit.rewind": true,
+	"auth_secret.create": true, "auth_secret.replace-keys": true, // their keys cannot be sealed
+	"oauth.connect": true, "oauth.complete": true, "api_key.issue": true, "credential.reveal": true, "oauth_client.reveal": true, "auth_client.reveal": true, "views.rebuild": true, "queue.retry": true, "queue.drop": true, "audit.rewind": true,
 }
 
 // QueueLane names what a queued command is aimed at: commands of one lane are

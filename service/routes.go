@@ -24,6 +24,9 @@ type Call struct {
 	CommandID   string // given by the caller to make a repeat harmless, or ""
 	Correlation string // given by the caller, or ""
 	Causation   string // id of the event or queued command that led to the call, or ""
+	// Confidential says that nobody on the way of the answer can read along: the
+	// caller is on the same machine or came over TLS. Over NATS nobody is.
+	Confidential bool
 
 	route   string // the command or query
 	named   bool   // the caller gave the command id
@@ -37,6 +40,7 @@ type Route struct {
 	Name       string // "credential.create"
 	Command    bool   // a command changes state and answers with Done; a query reads
 	Permission Permission
+	Or         Permission   // that will do in its place, or ""; then what is asked for decides which
 	Summary    string       // one sentence, for the reference
 	In, Out    reflect.Type // structs
 	Secrets    bool         // the request holds clear text: refused where others could listen
@@ -62,14 +66,36 @@ func Routes() []Route {
 			"Verify keys by a dry request and save them as a new credential.")),
 		command("credential.rename", CredentialsEdit, (*Service).renameCredential,
 			"Give a credential another name."),
+		command("credential.set-vpn-agent", CredentialsEdit, (*Service).setVPNAgent,
+			"Say through which VPN agent a flow engine reaches the API of a credential, or that it is none."),
 		withSecrets(command("credential.replace-keys", CredentialsEdit, (*Service).replaceKeys,
 			"Verify new keys by a dry request and put them in force as a new version.")),
 		command("credential.revert", CredentialsEdit, (*Service).revertCredential,
 			"Verify the keys of an earlier version again and put them in force as a new version. They are shown to nobody."),
 		command("credential.verify", CredentialsEdit, (*Service).verifyCredential,
 			"Make the dry request again with the keys in force, and record the outcome."),
+		command("credential.refresh", CredentialsEdit, (*Service).refreshCredential,
+			"Renew the tokens of an OAuth credential now, whether they are due or not."),
 		command("credential.delete", CredentialsDelete, (*Service).deleteCredential,
 			"Delete a credential and erase its secrets."),
+		command("credential.revoke", CredentialsDelete, (*Service).revokeCredential,
+			"Give up the tokens of an OAuth credential, here and at its provider. The credential remains, to be connected again."),
+		command("oauth.revoke", CredentialsDelete, (*Service).revokeOAuth,
+			"Give up the tokens of every OAuth credential of the tenant, of a component or of an OAuth client, one after the other. Answers at once."),
+		query("oauth.revocation", CredentialsGet, (*Service).oauthRevocation, "How far a revocation in bulk has come."),
+		withSecrets(command("auth_secret.create", AuthSecretsCreate, (*Service).createAuthSecret,
+			"Verify keys by a dry request and save them as a new credential of a workspace.")),
+		command("auth_secret.rename", AuthSecretsEdit, (*Service).renameAuthSecret,
+			"Give a credential of a workspace another name."),
+		withSecrets(command("auth_secret.replace-keys", AuthSecretsEdit, (*Service).replaceAuthSecretKeys,
+			"Verify new keys for a credential of a workspace and put them in force as a new version.")),
+		command("auth_secret.refresh", AuthSecretsRefresh, (*Service).refreshAuthSecret,
+			"Renew the tokens of a credential of a workspace now, whether they are due or not."),
+		command("auth_secret.delete", AuthSecretsDelete, (*Service).deleteAuthSecret,
+			"Delete a credential of a workspace and erase its secrets."),
+		query("auth_secret.get", AuthSecretsGet, (*Service).getAuthSecret,
+			"One credential of a workspace, and whether it works; secret values are masked."),
+		query("auth_secret.list", AuthSecretsGet, (*Service).listAuthSecrets, "The credentials of a workspace, sorted, page by page."),
 		command("flow.bind", FlowsEdit, (*Service).bindFlow,
 			"Reserve the credentials of a flow before it starts: all of them, or none."),
 		command("flow.release", FlowsEdit, (*Service).releaseFlow,
@@ -99,6 +125,16 @@ func Routes() []Route {
 			"Show the secret of one OAuth client to a person. That it was done is recorded first.")),
 		query("oauth_client.get", OAuthClientsGet, (*Service).getOAuthClient, "One OAuth client, by its id or its component; the secret is masked."),
 		query("oauth_client.list", OAuthClientsGet, (*Service).listOAuthClients, "The OAuth clients of the tenant."),
+		withSecrets(command("auth_client.create", OAuthClientsCreate, (*Service).createAuthClient,
+			"Create an auth client for several components. Of type oauth2 and of the tenant, it defines their OAuth clients: all of them, or none.")),
+		withSecrets(command("auth_client.change", OAuthClientsEdit, (*Service).reformAuthClient,
+			"Change the name, components or credentials of an auth client. The OAuth clients of its components follow.")),
+		command("auth_client.delete", OAuthClientsDelete, (*Service).deleteAuthClient,
+			"Delete an auth client and the OAuth clients that follow it. It is refused while a flow includes one of the components."),
+		withSecrets(command("auth_client.reveal", CredentialsReveal, (*Service).revealAuthClient,
+			"Show the credentials of one auth client to a person. That it was done is recorded first.")),
+		query("auth_client.get", OAuthClientsGet, (*Service).getAuthClient, "One auth client; secrets are masked."),
+		query("auth_client.list", OAuthClientsGet, (*Service).listAuthClients, "The auth clients that the tenant sees, page by page."),
 		withSecrets(command("component.set-env", ComponentsEdit, (*Service).setComponentEnv,
 			"Give values to the variables that a component's descriptor declares. They are sealed and serve in the owner's tenant.")),
 		command("audit.rewind", AuditRead, (*Service).rewindAudit,
@@ -119,6 +155,18 @@ func Routes() []Route {
 		query("credential.list", CredentialsGet, (*Service).listCredentials, "Credentials by filter, sorted, page by page."),
 		query("credential.counts", CredentialsGet, (*Service).countCredentials, "Number of credentials by component and status."),
 		query("credential.history", CredentialsGet, (*Service).credentialHistory, "What happened to one credential: who, what, when, which version."),
+		withSecrets(orElse(CredentialsEdit, command("oauth.connect", CredentialsCreate, (*Service).connectOAuth,
+			"Make a one-time link by which a person connects an account at the component's provider, for a new credential or for one that exists."))),
+		orElse(CredentialsEdit, command("oauth.complete", CredentialsCreate, (*Service).completeConnection,
+			"Say that who came back from the provider is who started, and save what the provider grants.")),
+		query("oauth.connection", CredentialsGet, (*Service).getConnection, "How far a connection has come."),
+		query("oauth.redirect-uri", ComponentsGet, (*Service).getRedirectURI,
+			"The redirect URI of a component in this tenant, to be registered at the provider."),
+		query("credential.resolve", CredentialsResolve, (*Service).resolveCredential,
+			"Give a flow engine the values of a credential, sealed to its public key, for the time of a lease. That it is given them is recorded first."),
+		query("lease.list", AuditRead, (*Service).listLeases, "The leases that have not expired: who may still hold the values of which credential."),
+		query("access.replay", AuditRead, (*Service).replayAccess,
+			"Who was given the values of which credential, and when, in the order in which they were, page by page."),
 		query("events.changes", CredentialsGet, (*Service).eventChanges,
 			"The tenant's changes from a place in the log on, page by page: for who follows the feed and was away."),
 		query("events.replay", AuditRead, (*Service).replayEvents, "The tenant's facts again, in the order of the log, page by page."),
@@ -147,6 +195,20 @@ func query[In, Out any](name string, p Permission, do func(*Service, context.Con
 func withSecrets(r Route) Route {
 	r.Secrets = true
 	return r
+}
+
+// orElse lets callers in that lack the route's permission but hold the other one.
+func orElse(p Permission, r Route) Route {
+	r.Or = p
+	return r
+}
+
+// permission is the one that a caller needs: the other one when it holds that alone.
+func (r *Route) permission(p Principal) Permission {
+	if r.Or != "" && !p.May(r.Permission) && p.May(r.Or) {
+		return r.Or
+	}
+	return r.Permission
 }
 
 // The refusals of a request's form.

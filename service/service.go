@@ -17,6 +17,7 @@ import (
 	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/oauth"
 	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/seal"
 	"github.com/credstream/credstream/vault"
@@ -56,6 +57,31 @@ type Config struct {
 	LastUse LastUse
 	// Tokens checks the tokens of an OpenID Connect issuer; without it none is taken.
 	Tokens *Tokens
+	// OAuth talks to authorization servers.
+	OAuth *oauth.Exchanger
+	// Holder names this process among those that renew tokens; a random name when "".
+	Holder string
+	// Alone says that no other process serves the log while this one lives.
+	Alone bool
+	// RefreshPatience is how long a renewal that another process has begun may stay
+	// without progress before this one takes it over; 30 s when 0.
+	RefreshPatience time.Duration
+	// AccessLog records who is given which credential; without it nobody is given any.
+	AccessLog AccessLog
+	// Lease is for how long a flow engine may keep what it was given; DefaultLease when 0.
+	Lease time.Duration
+	// Connections keeps the connections to providers under way; without it none can
+	// be made.
+	Connections Connections
+	// PublicURL is where browsers reach the service, as PublicURL checks it; without
+	// it no account can be connected.
+	PublicURL string
+	// ReturnTo are the origins that a browser may be sent back to when an account was
+	// connected, as ReturnOrigin checks them; optional.
+	ReturnTo []string
+	// RenewalStep is called between the steps of a renewal ("started", "answered",
+	// "stored"), so that a test can stop one there; optional.
+	RenewalStep func(step string)
 	// Limits bounds what callers may ask; none when zero.
 	Limits Limits
 	// Now is the clock; time.Now when nil.
@@ -69,6 +95,7 @@ type Service struct {
 	keys        *lru.Cache[[sha256.Size]byte, knownKey]
 	keyIDs      *lru.Cache[string, knownKey]
 	descriptors *lru.Cache[descriptorKey, commands.Descriptor]
+	wants       *lru.Cache[descriptorKey, bool] // whether the descriptor wants an OAuth client
 	tenants     *lru.Cache[string, struct{}]
 	obeyed      *lru.Cache[commandKey, uint64] // log sequence of the named commands obeyed lately
 	inFlight    sync.Map                       // commandKey of each named command under way, to a channel closed at its end
@@ -79,6 +106,9 @@ type Service struct {
 	limiter     *limiter
 	wrongKeys   *wrongKeys
 	rebuild     rebuild
+	renewals    renewals
+	revocations revocations
+	leases      *leases
 	life        context.Context // ends at Close; what outlives a request hangs on it
 	end         context.CancelFunc
 }
@@ -87,6 +117,7 @@ type Service struct {
 const (
 	maxKeys        = 10_000
 	maxDescriptors = 256
+	maxWants       = 1 << 16
 	maxTenants     = 10_000
 	maxObeyed      = 10_000 // far more than the views are ever behind
 	maxReplays     = 4
@@ -98,6 +129,17 @@ func New(cfg Config) (*Service, error) {
 	if s.now == nil {
 		s.now = time.Now
 	}
+	if err := s.checkConnect(); err != nil {
+		return nil, err
+	}
+	if s.cfg.RefreshPatience == 0 {
+		s.cfg.RefreshPatience = defaultPatience
+	}
+	if s.cfg.Holder == "" {
+		s.cfg.Holder = events.NewID()
+	}
+	s.revocations.jobs = map[string]*revocation{}
+	s.renewals.by = map[credentialKey]*renewal{}
 	s.life, s.end = context.WithCancel(context.Background())
 	var err error
 	if s.keys, err = lru.New[[sha256.Size]byte, knownKey](maxKeys); err != nil {
@@ -109,11 +151,20 @@ func New(cfg Config) (*Service, error) {
 	if s.descriptors, err = lru.New[descriptorKey, commands.Descriptor](maxDescriptors); err != nil {
 		return nil, fmt.Errorf("cache of descriptors: %w", err)
 	}
+	if s.wants, err = lru.New[descriptorKey, bool](maxWants); err != nil {
+		return nil, fmt.Errorf("cache of wanted clients: %w", err)
+	}
 	if s.obeyed, err = lru.New[commandKey, uint64](maxObeyed); err != nil {
 		return nil, fmt.Errorf("cache of commands: %w", err)
 	}
 	if s.tenants, err = lru.New[string, struct{}](maxTenants); err != nil {
 		return nil, fmt.Errorf("cache of tenants: %w", err)
+	}
+	if s.cfg.Lease == 0 {
+		s.cfg.Lease = DefaultLease
+	}
+	if s.leases, err = newLeases(cfg.Metrics, s.now); err != nil {
+		return nil, err
 	}
 	if s.limiter, err = newLimiter(cfg.Limits); err != nil {
 		return nil, err
@@ -131,6 +182,8 @@ func New(cfg Config) (*Service, error) {
 func (s *Service) Close() {
 	s.end()
 	s.rebuild.wait.Wait()
+	s.renewals.finish()
+	s.revocations.finish()
 }
 
 // system is the actor of what the service does on its own account.

@@ -1,0 +1,650 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/oauth"
+	"github.com/credstream/credstream/seal"
+)
+
+// The refusals of who wants to connect an account at a provider.
+var (
+	ErrConnectAbsent = fault.New(fault.Precondition, "connect_absent",
+		"This service connects no accounts, since it does not know where browsers reach it: start it with --public-url.")
+	// ErrRedeemFailed says that a code brought no tokens, for no fault of the client or the consent.
+	ErrRedeemFailed    = fault.New(fault.Unprocessable, "oauth_redeem_failed", "The provider gave no tokens for the consent. Start again in a while.")
+	ErrConnectNeedless = fault.New(fault.Unprocessable, "oauth_connect_needless",
+		"Nobody has to connect an account for this component: its OAuth client asks for tokens by itself. Create the credential.")
+	ErrConnectKeysNeeded = fault.New(fault.Precondition, "connect_keys_needed",
+		"The component sends the values of its fields to other hosts since these were entered. Give them again in keys.")
+	ErrReturnTo = fault.New(fault.Invalid, "return_to_invalid",
+		"Browsers are sent back to an address of an origin that --connect-return-to lists, or to http://127.0.0.1 or http://[::1] with a port.")
+	ErrConnectionNotFound    = fault.New(fault.NotFound, "connection_not_found", "There is no such connection, or it has expired.")
+	ErrConnectionExpired     = fault.New(fault.Precondition, "connection_expired", "The connection has expired: each step has to follow within ten minutes. Start again.")
+	ErrConnectionOther       = fault.New(fault.Denied, "connection_of_another", "Somebody else started this connection, and nobody but them can complete it.")
+	ErrConnectionNotReturned = fault.New(fault.Precondition, "connection_not_returned", "The browser has not come back from the provider yet.")
+	ErrConnectionConfirm     = fault.New(fault.Invalid, "connection_confirm_wrong", "This is not the confirmation of this connection.")
+	ErrConnectionBusy        = fault.New(fault.Unavailable, "connection_busy", "The connection is being completed. Try again shortly.")
+	ErrConnectionEnded       = fault.New(fault.Precondition, "connection_ended", "The connection has ended without a credential. Start again.")
+)
+
+// What ends a connection for good, beside what the provider and the dry request
+// say. The fact access.connect_aborted names the code.
+var (
+	ErrConnectionGuessed = fault.New(fault.Precondition, "connection_confirm_guessed",
+		"The connection has ended: a wrong confirmation was given five times.")
+	ErrConnectionUserMismatch = fault.New(fault.Denied, "connection_user_mismatch",
+		"The connection has ended: it was started for another user than the one who completes it.")
+	ErrConnectionComponentChanged = fault.New(fault.Precondition, "connection_component_changed",
+		"The component was changed meanwhile and names another provider. Start again.")
+	ErrConnectionUnknownOutcome = fault.New(fault.Unavailable, "connection_outcome_unknown",
+		"The provider gave tokens, but it is not known whether they were saved. Look at the credential before you start again.")
+)
+
+// ConnectOAuth asks for a link by which a person connects an account at the
+// component's provider.
+type ConnectOAuth struct {
+	Component  string   `json:"component,omitzero"`  // needed for a new credential
+	Credential string   `json:"credential,omitzero"` // id of one that is to be connected again, in place; takes the permission credentials.edit
+	Name       string   `json:"name,omitzero"`       // of a new credential; made from the component's title when absent
+	Workspace  string   `json:"workspace,omitzero"`  // of a new credential: an id of the caller's, kept as given
+	Keys       Keys     `json:"keys,omitzero"`       // a value for each other field of the component; an existing credential keeps its own when absent
+	User       string   `json:"user,omitzero"`       // for whom: an id of the caller's, which oauth.complete has to repeat
+	ReturnTo   string   `json:"return_to,omitzero"`  // where the browser goes from the callback, with the parameters connection and confirm, or error
+	For        *ForStep `json:"for,omitzero"`        // the step of a flow that a new credential is made for
+}
+
+// Connected answers ConnectOAuth.
+type Connected struct {
+	ID      string    `json:"id"`      // of the connection
+	URL     string    `json:"url"`     // to be opened once, in a browser; a secret
+	Expires time.Time `json:"expires"` // when it is too late to open it
+
+	starter string
+}
+
+// Starter is the secret that makes known the browser that asked for the link: an
+// edge gives it to the browser as a cookie. It is "" when no browser can have asked.
+func (c Connected) Starter() string { return c.starter }
+
+func (s *Service) connectOAuth(ctx context.Context, call *Call, in ConnectOAuth) (Connected, error) {
+	if s.cfg.Connections == nil || s.cfg.PublicURL == "" {
+		return Connected{}, ErrConnectAbsent
+	}
+	if in.Credential == "" {
+		if err := required("/component", in.Component); err != nil {
+			return Connected{}, err
+		}
+	}
+	if perm := connectPermission(in.Credential); !call.Principal.May(perm) {
+		return Connected{}, s.deny(ctx, call, perm)
+	}
+	c := connection{
+		id: events.NewID(), Tenant: call.Tenant, Actor: call.Principal.Actor, Component: in.Component, Credential: in.Credential,
+		Name: in.Name, Workspace: in.Workspace, For: in.For, User: in.User, ReturnTo: in.ReturnTo, keys: in.Keys.Fields,
+		KeepKeys: in.Credential != "" && len(in.Keys.Names()) == 0,
+		Stage:    stageCreated, Expires: s.now().Add(stepTime).UTC().Truncate(time.Second),
+	}
+	if in.User != "" && events.CheckID(in.User) != nil {
+		return Connected{}, events.ErrID.At("/user")
+	}
+	if err := s.checkReturnTo(in.ReturnTo); err != nil {
+		return Connected{}, err
+	}
+	var err error
+	if in.Credential == "" {
+		err = s.checkNew(ctx, call, in)
+	} else {
+		c.Component, err = s.checkAgain(ctx, call, in)
+	}
+	if err != nil {
+		return Connected{}, err
+	}
+	d, revision, err := s.connectable(ctx, call.Tenant, c.Component)
+	if err != nil {
+		return Connected{}, err
+	}
+	c.Revision = revision
+	if err := checkOtherKeys(d, c); err != nil {
+		return Connected{}, err
+	}
+	if c.KeepKeys {
+		if _, _, err := s.keptKeys(ctx, c, d); err != nil {
+			return Connected{}, err
+		}
+	}
+	if err := s.limiter.take(bucket{connecting, call.Tenant, true}, s.now()); err != nil {
+		return Connected{}, err
+	}
+	secret := newSecret()
+	c.Link = fingerprintOf(secret)
+	answer := Connected{ID: c.id, URL: s.cfg.PublicURL + "/oauth/connect/" + c.id + "." + secret, Expires: c.Expires}
+	if call.Via == "http" {
+		answer.starter = newSecret()
+		c.Starter = fingerprintOf(answer.starter)
+	}
+	if _, err := s.keep(ctx, &c); err != nil {
+		return Connected{}, err
+	}
+	s.metrics.connections.WithLabelValues("started").Inc()
+	return answer, nil
+}
+
+// checkNew checks what a new credential is told.
+func (s *Service) checkNew(ctx context.Context, call *Call, in ConnectOAuth) error {
+	if in.Name != "" {
+		if err := checkName("/name", in.Name); err != nil {
+			return err
+		}
+	}
+	if in.Workspace != "" && events.CheckID(in.Workspace) != nil {
+		return events.ErrID.At("/workspace")
+	}
+	_, err := s.checkFor(ctx, call, CreateCredential{Component: in.Component, For: in.For})
+	return err
+}
+
+// checkAgain checks what is told of a credential that is connected again, and
+// returns its component.
+func (s *Service) checkAgain(ctx context.Context, call *Call, in ConnectOAuth) (component string, err error) {
+	for _, member := range []struct {
+		name  string
+		given bool
+	}{{"name", in.Name != ""}, {"workspace", in.Workspace != ""}, {"for", in.For != nil}} {
+		if member.given {
+			return "", ErrBody.Because("The member %s is for a new credential.", member.name).At("/" + member.name)
+		}
+	}
+	if err := checkCredential(in.Credential, 0); err != nil {
+		return "", fault.Of(err).At("/credential")
+	}
+	state, err := s.live(ctx, call.Tenant, in.Credential, 0)
+	switch {
+	case err != nil:
+		return "", pointAt(err, "/credential")
+	case in.Component != "" && in.Component != state.Component:
+		return "", ErrBody.Because("The credential is one of another component.").At("/component")
+	}
+	return state.Component, nil
+}
+
+// connectable returns a component for which accounts can be connected in the
+// tenant, with the descriptor in force.
+func (s *Service) connectable(ctx context.Context, tenant, component string) (commands.Descriptor, int, error) {
+	d, revision, err := s.usable(ctx, tenant, component)
+	switch {
+	case err != nil:
+		return d, 0, pointAt(err, "/component")
+	case !d.UsesOAuth:
+		return d, 0, ErrOAuthNotDeclared.Because("No field of the component's component.json takes OAuth tokens.").At("/component")
+	case d.OAuth2 != nil && d.OAuth2.ClientCredentials:
+		return d, 0, ErrConnectNeedless.At("/component")
+	case d.OAuth2 == nil || d.OAuth2.AuthURI == "" || d.OAuth2.TokenURI == "":
+		return d, 0, ErrOAuthEndpointsMissing.Because("The component's component.json has no oauth2 block with an auth_uri and a token_uri.").At("/component")
+	}
+	if _, err := s.oauthClient(ctx, tenant, component, d); err != nil {
+		return d, 0, pointAt(err, "/component")
+	}
+	return d, revision, nil
+}
+
+// oauthField is the field that holds what the provider grants.
+func oauthField(d commands.Descriptor) string {
+	for _, f := range d.Fields {
+		if f.OAuth() {
+			return f.Name
+		}
+	}
+	return ""
+}
+
+// checkOtherKeys checks the values that are given beside the provider's.
+func checkOtherKeys(d commands.Descriptor, c connection) error {
+	field, names := oauthField(d), c.keys.Names()
+	switch {
+	case c.keys.Marshal().Len() > maxConnectKeys:
+		return seal.ErrKeysTooLarge.Because("The values of the other fields may take at most 16 KiB.").At("/keys")
+	case slices.Contains(names, field):
+		return commands.ErrKeysFieldUnknown.Because("The field %q is what connecting brings: leave it out.", field).At("/keys/" + escapePointer(field))
+	case c.KeepKeys:
+		return nil
+	}
+	if err := d.CheckKeys(append(names, field)); err != nil {
+		return err
+	}
+	return checkMask(c.keys)
+}
+
+// keptKeys opens the values of the other fields that stay, with the version that
+// they are of. They are refused where they would come to hosts that they were not
+// entered for.
+func (s *Service) keptKeys(ctx context.Context, c connection, d commands.Descriptor) (seal.Fields, int, error) {
+	state, err := s.live(ctx, c.Tenant, c.Credential, 0)
+	if err != nil {
+		return seal.Fields{}, 0, err
+	}
+	now, field := state.Current(), oauthField(d)
+	others := slices.DeleteFunc(slices.Clone(now.Fields), func(name string) bool { return name == field || name == state.Tokens.Field })
+	if len(others) == 0 {
+		return seal.Fields{}, now.Version, nil
+	}
+	if !slices.Equal(now.Hosts, d.Hosts) {
+		return seal.Fields{}, 0, ErrConnectKeysNeeded.At("/keys")
+	}
+	keys, err := s.open(ctx, c.Tenant, c.Credential, now)
+	return keys.Without(field, state.Tokens.Field), now.Version, err
+}
+
+// The refusals of a configuration.
+var (
+	ErrPublicURL = fault.New(fault.Invalid, "config_public_url",
+		"The public URL is https:// and a host, or http:// and a name of this machine, without user, query or fragment.")
+	ErrReturnOrigin = fault.New(fault.Invalid, "config_connect_return_to",
+		"An origin to return to is https:// and a host, or http:// and a name of this machine, and nothing after it.")
+)
+
+// PublicURL checks where browsers reach the service and returns it without a slash
+// at its end, or ErrPublicURL. Provider and cookies need it to be https, unless
+// browser and service are on one machine.
+func PublicURL(text string) (string, error) {
+	u, err := url.Parse(text)
+	if err != nil || u.Host == "" || u.User != nil || u.Opaque != "" || strings.ContainsAny(text, "?# \\") || !confidentialURL(u) {
+		return "", ErrPublicURL
+	}
+	return strings.TrimRight(text, "/"), nil
+}
+
+// ReturnOrigin checks an origin that browsers may be sent back to, such as
+// "https://app.example.org", or ErrReturnOrigin.
+func ReturnOrigin(text string) (string, error) {
+	u, err := url.Parse(text)
+	if err != nil || u.Host == "" || text != u.Scheme+"://"+u.Host || text != strings.ToLower(text) || !confidentialURL(u) {
+		return "", ErrReturnOrigin.Because("%q is no origin: it is https:// and a host, or http:// and a name of this machine, and nothing after it.", text)
+	}
+	return text, nil
+}
+
+// checkConnect checks the configuration.
+func (s *Service) checkConnect() (err error) {
+	if s.cfg.PublicURL != "" {
+		if s.cfg.PublicURL, err = PublicURL(s.cfg.PublicURL); err != nil {
+			return err
+		}
+	}
+	for _, origin := range s.cfg.ReturnTo {
+		if _, err := ReturnOrigin(origin); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// confidentialURL reports whether what goes to the URL can be read by nobody on
+// the way.
+func confidentialURL(u *url.URL) bool {
+	switch u.Scheme {
+	case "https":
+		return true
+	case "http":
+		ip, err := netip.ParseAddr(u.Hostname())
+		return u.Hostname() == "localhost" || err == nil && ip.IsLoopback()
+	}
+	return false
+}
+
+// openRedirects would make a browser and this service read a URL differently.
+const openRedirects = "\\\"'<>^`{|}#@"
+
+// checkReturnTo refuses, with ErrReturnTo, an address that no browser may be sent to.
+func (s *Service) checkReturnTo(address string) error {
+	if address == "" {
+		return nil
+	}
+	refused := ErrReturnTo.At("/return_to")
+	if len(address) > 2048 || strings.ContainsAny(address, openRedirects) ||
+		strings.ContainsFunc(address, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+		return refused
+	}
+	u, err := url.Parse(address)
+	if err != nil || u.Host == "" || u.User != nil || u.Opaque != "" {
+		return refused
+	}
+	rest, is := strings.CutPrefix(address, u.Scheme+"://"+u.Host)
+	if !is || rest != "" && rest[0] != '/' && rest[0] != '?' {
+		return refused
+	}
+	query, err := url.ParseQuery(u.RawQuery)
+	if err != nil || query.Has("connection") || query.Has("confirm") || query.Has("error") {
+		return ErrReturnTo.Because("The parameters connection, confirm and error are added to the address: it has none of them.").At("/return_to")
+	}
+	if !slices.Contains(s.cfg.ReturnTo, u.Scheme+"://"+u.Host) && !isLoopback(u) {
+		return refused
+	}
+	return nil
+}
+
+// isLoopback tells the address of a program on the browser's own machine, as
+// RFC 8252, section 7.3, has it: literal, and with any port.
+func isLoopback(u *url.URL) bool {
+	host, port, err := net.SplitHostPort(u.Host)
+	if err != nil || u.Scheme != "http" || host != "127.0.0.1" && host != "::1" {
+		return false
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	return err == nil && n > 0
+}
+
+// withParameters adds parameters to an address that was checked.
+func withParameters(address string, parameters ...string) string {
+	separator := "?"
+	if strings.Contains(address, "?") {
+		separator = "&"
+	}
+	for i := 0; i+1 < len(parameters); i += 2 {
+		address += separator + parameters[i] + "=" + url.QueryEscape(parameters[i+1])
+		separator = "&"
+	}
+	return address
+}
+
+// redirectURI is where the provider sends browsers back to: one for each tenant
+// and component, so that what is meant for one is never taken for another.
+func (s *Service) redirectURI(tenant, component string) string {
+	return s.cfg.PublicURL + "/oauth/callback/" + tenant + "/" + component
+}
+
+// GetRedirectURI asks for the redirect URI of a component.
+type GetRedirectURI struct {
+	Component string `json:"component"`
+}
+
+// RedirectURI answers GetRedirectURI.
+type RedirectURI struct {
+	RedirectURI string `json:"redirect_uri"` // to be registered at the provider, with the OAuth client
+}
+
+func (s *Service) getRedirectURI(ctx context.Context, call *Call, in GetRedirectURI) (RedirectURI, error) {
+	if err := required("/component", in.Component); err != nil {
+		return RedirectURI{}, err
+	}
+	if _, _, err := s.usable(ctx, call.Tenant, in.Component); err != nil {
+		return RedirectURI{}, pointAt(err, "/component")
+	}
+	if s.cfg.PublicURL == "" {
+		return RedirectURI{}, ErrConnectAbsent
+	}
+	return RedirectURI{s.redirectURI(call.Tenant, in.Component)}, nil
+}
+
+// CompleteConnection says that the person who came back from the provider is the
+// one who started.
+type CompleteConnection struct {
+	Connection string `json:"connection"`
+	Confirm    string `json:"confirm"`       // what the address to return to, or the page, was given
+	User       string `json:"user,omitzero"` // as it was given when the connection was started
+}
+
+// completeConnection redeems the code of a connection for who started it. Nobody
+// else can: whoever was talked into opening the link of another gives that other
+// nothing, unless they hand over the confirmation, too.
+func (s *Service) completeConnection(ctx context.Context, call *Call, in CompleteConnection) (Done, error) {
+	c, err := s.connectionOf(ctx, call, "/connection", in.Connection)
+	if err != nil {
+		return Done{}, err
+	}
+	if err := required("/confirm", in.Confirm); err != nil {
+		return Done{}, err
+	}
+	perm := c.permission()
+	switch {
+	case !call.Principal.May(perm):
+		return Done{}, s.deny(ctx, call, perm)
+	case c.Actor != call.Principal.Actor:
+		s.denied(ctx, call, perm)
+		return Done{}, ErrConnectionOther.At("/connection")
+	case c.Stage == stageFailed:
+		return Done{}, ErrConnectionEnded.Because("%s", c.Says).With(map[string]string{"reason": c.Reason})
+	case c.expired(s.now()):
+		return Done{}, ErrConnectionExpired
+	case c.Stage == stageCreated, c.Stage == stageOpened:
+		return Done{}, ErrConnectionNotReturned
+	case c.Stage == stageRedeeming:
+		return Done{}, ErrConnectionBusy.After(time.Second)
+	case !c.Confirm.of(normalConfirm(in.Confirm)):
+		return Done{}, s.wrongConfirm(ctx, c)
+	case c.Stage == stageDone:
+		return c.Done, nil
+	case in.User != c.User:
+		return Done{}, s.abort(ctx, c, ErrConnectionUserMismatch)
+	}
+	c.Stage = stageRedeeming
+	if mine, err := s.keep(ctx, &c); err != nil || !mine {
+		return Done{}, errors.Join(err, ErrConnectionBusy.After(time.Second))
+	}
+	return s.finish(ctx, call, c)
+}
+
+// normalConfirm takes a confirmation as people type it.
+func normalConfirm(text string) string {
+	return strings.ToUpper(strings.NewReplacer("-", "", " ", "").Replace(strings.TrimSpace(text)))
+}
+
+// wrongConfirm counts a wrong confirmation before it is refused, so that guesses at
+// the same time are no way around the count.
+func (s *Service) wrongConfirm(ctx context.Context, c connection) error {
+	if c.Stage == stageDone {
+		return ErrConnectionConfirm.At("/confirm")
+	}
+	if c.Tries++; c.Tries >= maxTries {
+		return s.abort(ctx, c, ErrConnectionGuessed)
+	}
+	mine, err := s.keep(ctx, &c)
+	switch {
+	case err != nil:
+		return err
+	case !mine:
+		return ErrConnectionBusy.After(time.Second)
+	}
+	return ErrConnectionConfirm.Because("This is not the confirmation of this connection. %d more can be tried.", maxTries-c.Tries).At("/confirm")
+}
+
+// finish redeems the code of a connection that the caller has brought to
+// redeeming, and saves what comes of it. It goes on when nobody waits any more:
+// what the provider grants would be lost.
+func (s *Service) finish(ctx context.Context, call *Call, c connection) (Done, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), maxCall)
+	defer cancel()
+	done, sent, err := s.redeem(ctx, call, c)
+	if err != nil {
+		why := fault.Of(err)
+		if why == fault.ErrInternal {
+			s.cfg.Logger.ErrorContext(ctx, "a connection failed", "tenant", c.Tenant, "connection", c.id, "err", err)
+		}
+		passes := why.Kind == fault.Unavailable || why.Kind == fault.Throttled || why.Kind == fault.Internal
+		if sent || !passes || len(c.Confirm) == 0 {
+			return Done{}, s.abort(ctx, c, why)
+		}
+		c.Stage = stageReturned // the code is as good as before, and who started can try again
+		if mine, kept := s.keep(ctx, &c); kept != nil || !mine {
+			s.cfg.Logger.WarnContext(ctx, "a connection stays as if it were being completed", "connection", c.id, "err", kept)
+		}
+		return Done{}, err
+	}
+	c.Stage, c.Done = stageDone, done
+	c.forget()
+	if mine, err := s.keep(ctx, &c); err != nil || !mine {
+		s.cfg.Logger.WarnContext(ctx, "a connection that is done is not told of", "connection", c.id, "err", err)
+	}
+	s.metrics.connections.WithLabelValues("done").Inc()
+	return done, nil
+}
+
+// redeem exchanges the code for tokens and saves them. sent says that the code may
+// have come to the provider, and is worth nothing any more.
+func (s *Service) redeem(ctx context.Context, call *Call, c connection) (done Done, sent bool, err error) {
+	if s.cfg.WritesAllowed != nil {
+		if err := s.cfg.WritesAllowed(); err != nil {
+			return done, false, err
+		}
+	}
+	d, client, err := s.providerOf(ctx, c)
+	if err != nil {
+		return done, false, err
+	}
+	keys, version := c.keys, 0
+	if c.Credential != "" {
+		state, err := s.live(ctx, c.Tenant, c.Credential, 0)
+		if err != nil {
+			return done, false, err
+		}
+		version = state.Current().Version
+	}
+	if c.KeepKeys {
+		if keys, version, err = s.keptKeys(ctx, c, d); err != nil {
+			return done, false, err
+		}
+	}
+	asked := s.now()
+	token, err := s.cfg.OAuth.Redeem(ctx, c.Tenant, provider(d.OAuth2), client, c.code, c.verifier, c.Redirect)
+	if err != nil {
+		s.revokeUnsaved(ctx, c, d, client, token)
+		refusal, ok := errors.AsType[*oauth.Error](err)
+		return done, ok && refusal.Sent, redeemFailed(err)
+	}
+	object, _ := withExpiry(token.Answer, asked, token.Lifetime)
+	done, err = s.saveConnected(ctx, call, c, d, keys.With(oauthField(d), object.Marshal()), version)
+	again, repeated := errors.AsType[*repeat](err)
+	switch {
+	case err == nil:
+		return done, true, nil
+	case repeated:
+		return again.done, true, nil
+	case !definite(err):
+		s.cfg.Logger.ErrorContext(ctx, "it is not known whether a connected credential was saved", "tenant", c.Tenant, "connection", c.id, "err", err)
+		return done, true, ErrConnectionUnknownOutcome
+	}
+	s.revokeUnsaved(ctx, c, d, client, token)
+	return done, true, err
+}
+
+// redeemFailed says to who connects why the provider gave no tokens.
+func redeemFailed(err error) error {
+	refusal, ok := errors.AsType[*oauth.Error](err)
+	switch {
+	case !ok || refusal.Outcome != oauth.Transient && refusal.Outcome != oauth.Malformed:
+		return refusedToken(err)
+	case !refusal.Sent:
+		return fault.ErrUnavailable.Because("%s", refusal.Says()).After(max(refusal.RetryAfter, time.Second))
+	}
+	return ErrRedeemFailed.Because("%s", refusal.Says())
+}
+
+// providerOf is what a connection's code is redeemed with: the descriptor that the
+// person's consent was asked for with. It is refused when the component is gone
+// or names another provider by now.
+func (s *Service) providerOf(ctx context.Context, c connection) (commands.Descriptor, oauth.Client, error) {
+	now, _, err := s.usable(ctx, c.Tenant, c.Component)
+	if err != nil {
+		return now, oauth.Client{}, err
+	}
+	d, err := s.descriptor(ctx, c.Component, c.Revision)
+	switch {
+	case err != nil:
+		return d, oauth.Client{}, err
+	case d.OAuth2 == nil || !sameHosts(d.OAuth2, now.OAuth2):
+		return d, oauth.Client{}, ErrConnectionComponentChanged
+	}
+	client, err := s.oauthClient(ctx, c.Tenant, c.Component, d)
+	return d, client, err
+}
+
+// sameHosts reports whether two blocks name the same provider.
+func sameHosts(a, b *commands.OAuth2) bool {
+	if b == nil || a.Issuer != b.Issuer {
+		return false
+	}
+	host := func(uri string) string {
+		u, err := url.Parse(uri)
+		if err != nil {
+			return ""
+		}
+		return u.Scheme + "://" + u.Host
+	}
+	return host(a.AuthURI) == host(b.AuthURI) && host(a.TokenURI) == host(b.TokenURI) && host(a.RevocationURI) == host(b.RevocationURI)
+}
+
+// saveConnected tries the keys and saves them, as a new credential or as the next
+// version of the one that is connected again.
+func (s *Service) saveConnected(ctx context.Context, call *Call, c connection, d commands.Descriptor, keys seal.Fields, version int) (Done, error) {
+	fields, known, err := s.tryKeys(ctx, c.Tenant, c.Component, d, c.Revision, keys)
+	if err != nil {
+		return Done{}, err
+	}
+	if known.Tokens == nil {
+		return Done{}, fmt.Errorf("the provider of %s granted no tokens", c.Component)
+	}
+	known.Tokens.By, known.Tokens.User, known.Tokens.Connection = "connect", c.User, c.id
+	if c.Credential != "" {
+		return s.save(ctx, call, c.Credential, fields, func(secretID string) commands.Credential {
+			known.SecretID = secretID
+			return commands.ReplaceKeys{ID: c.Credential, Expected: version, Keys: known}
+		})
+	}
+	id := events.DeriveID(c.Tenant, c.Actor.ID, c.id, 0)
+	if c.Name == "" {
+		c.Name = defaultName(d.Title, id)
+	}
+	var step *commands.StepOfFlow
+	if c.For != nil {
+		step = &commands.StepOfFlow{Flow: c.For.Flow, Step: c.For.Step}
+	}
+	return s.save(ctx, call, id, fields, func(secretID string) commands.Credential {
+		known.SecretID = secretID
+		return commands.CreateCredential{
+			ID: id, Component: c.Component, Name: c.Name, Workspace: c.Workspace, Keys: known, For: step,
+		}
+	})
+}
+
+// revokeUnsaved revokes tokens that were granted and not saved. Those of a credential
+// that is connected again are left alone: many providers would end the whole
+// grant with them, and the credential may still live on it.
+func (s *Service) revokeUnsaved(ctx context.Context, c connection, d commands.Descriptor, client oauth.Client, token oauth.Token) {
+	secret, hint := token.Refresh, refreshToken
+	if secret.IsZero() {
+		secret, hint = token.Access, accessToken
+	}
+	if secret.IsZero() || c.Credential != "" || d.OAuth2.RevocationURI == "" {
+		return
+	}
+	if err := s.cfg.OAuth.Revoke(ctx, c.Tenant, provider(d.OAuth2), client, secret, hint); err != nil {
+		s.cfg.Logger.WarnContext(ctx, "tokens that were not saved were not revoked at the provider", "tenant", c.Tenant, "connection", c.id, "err", err)
+	}
+}
+
+// starter is a call in the name of who started a connection, provided that they
+// still may.
+func (s *Service) starter(ctx context.Context, c connection) (*Call, error) {
+	call := &Call{Tenant: c.Tenant, Principal: Principal{Actor: c.Actor}, Via: "http", CommandID: events.NewID(), route: "oauth.complete"}
+	if c.Actor.Kind != "key" { // the token that they came with has no end that is known here
+		return call, nil
+	}
+	p, err := s.Principal(ctx, c.Actor.ID)
+	if err != nil {
+		return nil, err
+	}
+	call.Principal = p
+	return call, s.authorize(ctx, call, c.permission())
+}

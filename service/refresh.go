@@ -1,0 +1,543 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/oauth"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/vault"
+)
+
+// The refusals of a renewal of tokens.
+var (
+	ErrRefreshFailed = fault.New(fault.Unavailable, "token_refresh_failed",
+		"The access token has expired and the provider did not give another one. It is tried again.")
+	ErrRefreshPending = fault.New(fault.Unavailable, "token_refresh_pending",
+		"The access token is being renewed and that is not done yet. Try again shortly.")
+)
+
+// The times of a renewal. Patience, how long an epoch may stay without progress
+// before another process takes it over, is Config.RefreshPatience.
+const (
+	defaultPatience = 30 * time.Second
+	refreshWait     = 25 * time.Second // that a caller waits for a renewal
+	backoffFirst    = 5 * time.Second  // after a failure that may pass, doubled each time...
+	backoffMost     = 10 * time.Minute // ...up to this
+	storeFor        = 2 * time.Minute  // that a provider's answer is tried to be stored
+	stopFor         = 5 * time.Second  // that renewals under way are waited for at the end
+)
+
+// renewals are the renewals of tokens under way in this process: one for each
+// credential. The log keeps them to one among all processes.
+type renewals struct {
+	mu    sync.Mutex
+	by    map[credentialKey]*renewal
+	group sync.WaitGroup
+}
+
+type credentialKey struct{ tenant, id string }
+
+// renewal is one under way; err may be read when done is closed.
+type renewal struct {
+	done chan struct{}
+	err  error
+}
+
+// tokenGoodFor returns the newest durable state of a credential; where it has
+// tokens, with an access token that is good for at least life, or as long as the
+// provider grants one: it has them renewed when they are not. Errors:
+// aggregates.ErrCredentialNotFound, ErrReauthorizationRequired, ErrRefreshFailed,
+// ErrRefreshPending.
+func (s *Service) tokenGoodFor(ctx context.Context, call *Call, id string, life time.Duration) (aggregates.State[aggregates.CredentialState], error) {
+	stream := aggregates.Credential.Stream(call.Tenant, id)
+	for round := 0; ; round++ {
+		state, err := aggregates.Credential.Fresh(ctx, s.cfg.Log, stream)
+		t := state.Value.Tokens
+		switch {
+		case err != nil:
+			return state, err
+		case !state.Value.Live():
+			return state, aggregates.ErrCredentialNotFound
+		case t.Field == "":
+			return state, nil
+		case t.Broken != "":
+			return state, aggregates.ErrReauthorizationRequired.Because("%s", t.Broken)
+		case t.Token.Enough(s.now(), life):
+			return state, nil
+		case t.Refresh.Epoch == 0 && s.now().Before(t.RetryAt):
+			return state, ErrRefreshFailed.After(t.RetryAt.Sub(s.now()))
+		case round == maxRounds:
+			return state, ErrRefreshPending.After(time.Second)
+		}
+		if err := s.renew(ctx, call.Tenant, id, t.Token.Epoch, false); err != nil {
+			return state, err
+		}
+	}
+}
+
+// maxRounds bounds the renewals that one caller asks for: the provider may grant
+// tokens that are over at once.
+const maxRounds = 3
+
+// renew has the tokens renewed, unless others than those of the epoch are in
+// force by now, and waits for it. Callers that come meanwhile share the outcome.
+// A renewal that has begun goes on without them.
+func (s *Service) renew(ctx context.Context, tenant, id string, epoch int, insist bool) error {
+	key := credentialKey{tenant, id}
+	r := &s.renewals
+	r.mu.Lock()
+	now := r.by[key]
+	if now == nil {
+		if s.life.Err() != nil {
+			r.mu.Unlock()
+			return fault.ErrUnavailable
+		}
+		now = &renewal{done: make(chan struct{})}
+		r.by[key] = now
+		r.group.Go(func() {
+			// What the provider has answered is stored also when the process is told to stop.
+			now.err = s.renewal(context.WithoutCancel(s.life), tenant, id, epoch, insist)
+			r.mu.Lock()
+			delete(r.by, key)
+			r.mu.Unlock()
+			close(now.done)
+		})
+	}
+	r.mu.Unlock()
+	wait := time.NewTimer(refreshWait)
+	defer wait.Stop()
+	select {
+	case <-now.done:
+		return now.err
+	case <-wait.C:
+	case <-ctx.Done():
+	}
+	return ErrRefreshPending.After(time.Second)
+}
+
+// pause waits, but not when the service is to end.
+func (s *Service) pause(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-s.life.Done():
+	}
+}
+
+// finish waits a while for the renewals under way.
+func (r *renewals) finish() { waitFor(&r.group) }
+
+// waitFor waits a while for what is under way at the end.
+func waitFor(group *sync.WaitGroup) {
+	done := make(chan struct{})
+	go func() { group.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(stopFor):
+	}
+}
+
+func (s *Service) at(step string) {
+	if s.cfg.RenewalStep != nil {
+		s.cfg.RenewalStep(step)
+	}
+}
+
+// renewal takes an epoch, or waits for who has it, and completes it.
+func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, insist bool) error {
+	var watched int // the epoch of somebody else, and since when
+	var since time.Time
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, s.cfg.RefreshPatience/20) {
+		state, err := aggregates.Credential.Fresh(ctx, s.cfg.Log, aggregates.Credential.Stream(tenant, id))
+		t := state.Value.Tokens
+		switch {
+		case err != nil:
+			return err
+		case !state.Value.Live():
+			return aggregates.ErrCredentialNotFound
+		case t.Token.Epoch != epoch && t.Unproved: // they came late, and are good if they can be renewed
+			epoch = t.Token.Epoch
+		case t.Token.Epoch != epoch:
+			return nil // somebody has renewed them
+		case s.life.Err() != nil:
+			return fault.ErrUnavailable
+		}
+		over := 0
+		if other := t.Refresh; other.Epoch != 0 {
+			if other.Epoch != watched {
+				watched, since = other.Epoch, time.Now()
+			}
+			// What this process began has ended without a word, or this would wait for it;
+			// and a process that is alone knows that the other one is no more.
+			gone := other.Holder == s.cfg.Holder || s.cfg.Alone
+			if !gone && time.Since(since) < s.cfg.RefreshPatience {
+				s.pause(pause)
+				continue
+			}
+			if found, err := s.completeFound(ctx, tenant, id, state.Value, other); err != nil {
+				return err
+			} else if found {
+				continue
+			}
+			over = other.Epoch
+			s.metrics.refreshLost.Inc()
+			s.cfg.Logger.WarnContext(ctx, "a refresh was taken over whose outcome is not known: if the provider has answered, its answer is lost",
+				"tenant", tenant, "credential", id, "epoch", other.Epoch)
+		} else if watched != 0 && !insist {
+			// Whoever had it has failed; so would we, right after.
+			return ErrRefreshFailed.After(max(t.RetryAt.Sub(s.now()), time.Second))
+		}
+		err = s.refreshOnce(ctx, tenant, id, commands.StartRefresh{
+			ID: id, Holder: s.cfg.Holder, SecretID: events.NewID(), Epoch: epoch, Over: over, Insist: insist || t.Unproved,
+		})
+		switch {
+		case errors.Is(err, aggregates.ErrRefreshNeedless):
+			return nil
+		case err == nil, errors.Is(err, aggregates.ErrRefreshUnderWay), errors.Is(err, aggregates.ErrSecretAbandoned):
+			continue // and look again
+		}
+		return err
+	}
+}
+
+// refreshOnce takes an epoch and sees it through.
+func (s *Service) refreshOnce(ctx context.Context, tenant, id string, cmd commands.StartRefresh) error {
+	begun := time.Now() // its monotonic reading counts: nothing is sent when the epoch may have been taken over
+	call := system(tenant, "token-keeper")
+	_, state, err := execute(ctx, s, call, aggregates.Credential, tenant, commands.Credential(cmd))
+	if err != nil {
+		return err
+	}
+	epoch := state.Value.Tokens.Refresh
+	s.at("started")
+	asked := s.now()
+	token, old, err := s.ask(ctx, tenant, id, state.Value, begun)
+	if err != nil && !token.Refresh.IsZero() {
+		// The provider has replaced the refresh token and gave no access token that is one.
+		token.Lifetime = 0
+		return errors.Join(s.keepToken(ctx, call, id, state.Value, epoch, token, old, asked), refreshFailed(err))
+	}
+	if err != nil {
+		return s.failed(ctx, call, id, state.Value, err)
+	}
+	s.at("answered")
+	return s.keepToken(ctx, call, id, state.Value, epoch, token, old, asked)
+}
+
+// ask requests new tokens from the provider. A refusal of the grant is believed
+// only when it comes twice, some time apart, and nobody else has new tokens.
+func (s *Service) ask(ctx context.Context, tenant, id string, state aggregates.CredentialState, begun time.Time) (token oauth.Token, old seal.Fields, err error) {
+	version := state.Current()
+	// The provider of the recorded revision: a later descriptor reaches these
+	// tokens only with another authorization.
+	d, err := s.descriptor(ctx, state.Component, version.Revision)
+	if err != nil {
+		return token, old, err
+	}
+	if d.OAuth2 == nil {
+		return token, old, ErrOAuthEndpointsMissing
+	}
+	client, err := s.oauthClient(ctx, tenant, state.Component, d)
+	if err != nil {
+		return token, old, err
+	}
+	keys, err := s.open(ctx, tenant, id, version)
+	if err != nil {
+		return token, old, err
+	}
+	if old, err = s.tokenObject(ctx, tenant, id, state, keys); err != nil {
+		return token, old, err
+	}
+	refresh, hasRefresh := old.Text(refreshToken)
+	for try := 1; ; try++ {
+		// Whoever was stopped for a while must not send a token that another process
+		// may have sent meanwhile: a provider that sees one twice takes all away.
+		if time.Since(begun) > s.cfg.RefreshPatience/2 {
+			return token, old, &oauth.Error{Outcome: oauth.Transient}
+		}
+		// It ends the waits for a turn alone: a request that was sent is never given up.
+		send, cancel := context.WithDeadline(ctx, begun.Add(s.cfg.RefreshPatience/2))
+		if hasRefresh {
+			token, err = s.cfg.OAuth.Refresh(send, tenant, provider(d.OAuth2), client, refresh)
+		} else {
+			token, err = s.cfg.OAuth.ClientCredentials(send, tenant, provider(d.OAuth2), client)
+		}
+		cancel()
+		refusal, ok := errors.AsType[*oauth.Error](err)
+		if !ok || refusal.Outcome != oauth.Revoked || try == 2 {
+			return token, old, err
+		}
+		s.pause(s.cfg.RefreshPatience / 30)
+		now, freshErr := aggregates.Credential.Fresh(ctx, s.cfg.Log, aggregates.Credential.Stream(tenant, id))
+		if freshErr != nil {
+			return token, old, freshErr
+		}
+		if now.Value.Revision() != state.Revision() {
+			return token, old, err // a newer token is there, so this one's refusal says nothing
+		}
+	}
+}
+
+// renewed is the object of the new tokens: what the provider did not say again
+// stays as it was, unless that makes it too large to be kept.
+func renewed(token oauth.Token, old seal.Fields) seal.Fields {
+	object := token.Answer.Over(old)
+	if object.Marshal().Len() > seal.MaxFieldsSize-1024 {
+		object = token.Answer
+	}
+	if !token.Refresh.IsZero() {
+		object = object.With(refreshToken, quoted(token.Refresh))
+	}
+	return object
+}
+
+func quoted(text seal.Secret) seal.Secret {
+	b, err := jsontext.AppendQuote(nil, text.Reveal())
+	if err != nil { // it was read from JSON, or is told to be text by who read it
+		return seal.NewSecret([]byte(`""`))
+	}
+	return seal.NewSecret(b)
+}
+
+// keepToken stores the provider's answer, durable, before anything else, and then
+// puts it in force.
+func (s *Service) keepToken(ctx context.Context, call *Call, id string, of aggregates.CredentialState, epoch aggregates.Refresh, token oauth.Token, old seal.Fields, asked time.Time) error {
+	object, expires := withExpiry(renewed(token, old), asked, token.Lifetime)
+	stored := storedToken{
+		Object: object.Marshal().Reveal(), Expires: expires, Lifetime: int64(token.Lifetime / time.Second),
+		Rotated: !token.Refresh.IsZero(), Scope: shown(seal.NewSecret([]byte(token.Scope))),
+	}
+	text, err := json.Marshal(stored)
+	if err != nil {
+		return fmt.Errorf("writing the tokens of %s: %w", id, err)
+	}
+	ref := credentialRef(call.Tenant, id, epoch.SecretID)
+	err = s.insist(ctx, func(ctx context.Context) error {
+		if err := s.cfg.Vault.Put(ctx, ref, seal.NewSecret(text)); !errors.Is(err, vault.ErrExists) {
+			return err
+		}
+		return nil // stored by an attempt that seemed to fail: the id is this epoch's alone
+	})
+	if err != nil {
+		s.metrics.refreshLost.Inc()
+		s.cfg.Logger.ErrorContext(ctx, "the provider's answer could not be stored: it is lost", "tenant", call.Tenant, "credential", id, "err", err)
+		return err
+	}
+	s.at("stored")
+	return s.putInForce(ctx, call, id, of, epoch, stored)
+}
+
+// putInForce makes stored tokens those of the credential, of being its state when they
+// were asked for. It may be done twice.
+func (s *Service) putInForce(ctx context.Context, call *Call, id string, of aggregates.CredentialState, epoch aggregates.Refresh, t storedToken) error {
+	cmd := commands.CompleteRefresh{
+		ID: id, Epoch: epoch.Epoch, Grant: of.Tokens.Grant, SecretID: epoch.SecretID,
+		Expires: t.Expires, Lifetime: time.Duration(t.Lifetime) * time.Second, Rotated: t.Rotated, Scope: t.Scope,
+	}
+	err := s.insist(ctx, func(ctx context.Context) error {
+		_, err := s.changeCredential(ctx, call, cmd)
+		return err
+	})
+	switch {
+	case err == nil:
+		s.metrics.refreshes.WithLabelValues("refreshed").Inc()
+	case errors.Is(err, aggregates.ErrRefreshSuperseded), errors.Is(err, aggregates.ErrCredentialNotFound),
+		errors.Is(err, aggregates.ErrNotOAuth), errors.Is(err, aggregates.ErrSecretAbandoned):
+		s.disown(ctx, call, id, of, t)
+		s.erase(ctx, credentialRef(call.Tenant, id, epoch.SecretID)) // nobody can use it any more
+		if errors.Is(err, aggregates.ErrRefreshSuperseded) {
+			return nil
+		}
+	}
+	return err
+}
+
+// insist does again, for a while, what failed for no definite reason.
+func (s *Service) insist(ctx context.Context, do func(context.Context) error) error {
+	begun := time.Now()
+	for pause := 20 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
+		attempt, cancel := context.WithTimeout(ctx, maxCall)
+		err := do(attempt)
+		cancel()
+		if err == nil || definite(err) || time.Since(begun) > storeFor {
+			return err
+		}
+		time.Sleep(pause)
+	}
+}
+
+// completeFound looks for the answer to somebody else's epoch, and puts it in force.
+func (s *Service) completeFound(ctx context.Context, tenant, id string, of aggregates.CredentialState, epoch aggregates.Refresh) (found bool, err error) {
+	stored, err := s.storedToken(ctx, tenant, id, epoch.SecretID)
+	if errors.Is(err, vault.ErrNoSecret) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, s.putInForce(ctx, system(tenant, "token-keeper"), id, of, epoch, stored)
+}
+
+// failed ends an epoch that brought nothing, and says to the caller why.
+func (s *Service) failed(ctx context.Context, call *Call, id string, state aggregates.CredentialState, failure error) error {
+	t := state.Tokens
+	refusal, ok := errors.AsType[*oauth.Error](failure)
+	if !ok { // ours, such as an OAuth client that is missing
+		refusal = &oauth.Error{Outcome: oauth.Transient}
+		if f := fault.Of(failure); f.Kind != fault.Unavailable && f.Kind != fault.Internal {
+			refusal.Outcome = oauth.ClientRefused
+		}
+	}
+	s.metrics.refreshes.WithLabelValues(string(refusal.Outcome)).Inc()
+	cmd := commands.FailRefresh{
+		ID: id, Epoch: t.Refresh.Epoch, Grant: t.Grant, Outcome: string(refusal.Outcome), Status: refusal.Status,
+		RetryAt: s.now().Add(backoff(t.Failures, refusal)),
+	}
+	if refusal.Outcome == oauth.Revoked {
+		// An answer may have come to a process that was thought to be gone.
+		for _, late := range t.Late {
+			if found, err := s.completeFound(ctx, call.Tenant, id, state, late); found || err != nil {
+				return err
+			}
+		}
+		cmd.Lost = refusal.Says()
+	}
+	var after aggregates.CredentialState
+	err := s.insist(ctx, func(ctx context.Context) error {
+		_, now, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, commands.Credential(cmd))
+		after = now.Value
+		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case after.Tokens.Token.Epoch != t.Token.Epoch: // a late answer came meanwhile
+		return nil
+	case after.Tokens.Broken != "":
+		return aggregates.ErrReauthorizationRequired.Because("%s", after.Tokens.Broken)
+	case !ok && refusal.Outcome == oauth.ClientRefused:
+		return failure
+	}
+	s.cfg.Logger.WarnContext(ctx, "tokens were not renewed", "tenant", call.Tenant, "credential", id, "outcome", refusal.Outcome, "status", refusal.Status)
+	return ErrRefreshFailed.Because("%s", refusal.Says()).After(cmd.RetryAt.Sub(s.now()))
+}
+
+// refreshFailed says to a caller why there is no access token.
+func refreshFailed(err error) error {
+	if refusal, ok := errors.AsType[*oauth.Error](err); ok {
+		return ErrRefreshFailed.Because("%s", refusal.Says()).After(max(refusal.RetryAfter, backoffFirst))
+	}
+	return err
+}
+
+// backoff is how long nothing is asked of the provider after a failure.
+func backoff(failures int, refusal *oauth.Error) time.Duration {
+	wait := backoffMost
+	if refusal.Outcome == oauth.Transient || refusal.Outcome == oauth.Malformed {
+		wait = min(backoffFirst<<min(failures, 10), backoffMost)
+	}
+	wait += rand.N(wait / 5) //nolint:gosec // only spreads the attempts
+	return max(wait, refusal.RetryAfter)
+}
+
+// RefreshCredential asks for new tokens now.
+type RefreshCredential struct {
+	ID string `json:"id"`
+}
+
+// refreshCredential renews the tokens whether they are due or not, also after a
+// failure and when re-authorization is required.
+func (s *Service) refreshCredential(ctx context.Context, call *Call, in RefreshCredential) (Done, error) {
+	state, err := s.live(ctx, call.Tenant, in.ID, 0)
+	switch {
+	case err != nil:
+		return Done{}, err
+	case !state.OAuth():
+		return Done{}, aggregates.ErrNotOAuth
+	}
+	if err := s.renew(ctx, call.Tenant, in.ID, state.Tokens.Token.Epoch, true); err != nil {
+		return Done{}, err
+	}
+	now, err := aggregates.Credential.Fresh(ctx, s.cfg.Log, aggregates.Credential.Stream(call.Tenant, in.ID))
+	return Done{Seq: now.Seq, ID: in.ID, Version: now.Value.Current().Version, Status: statusOf(now.Value)}, err
+}
+
+// The keeper of tokens renews so many at a time, and looks so often for what is due.
+const (
+	keepTokensAtOnce = 16
+	keepTokensEvery  = time.Second
+)
+
+// RunTokenKeeper renews tokens ahead of their end until ctx ends, and completes
+// the renewals that a crash left. One process of an installation needs to run it;
+// two do no harm.
+func (s *Service) RunTokenKeeper(ctx context.Context) error {
+	slots := make(chan struct{}, keepTokensAtOnce)
+	var busy sync.Map // by credentialKey
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	tick := time.NewTicker(keepTokensEvery)
+	defer tick.Stop()
+	for {
+		due, err := s.cfg.Views.DueTokens(ctx, s.now(), keepAtOnce)
+		if err != nil && ctx.Err() == nil {
+			s.cfg.Logger.WarnContext(ctx, "looking for tokens that are due", "err", err)
+		}
+		if s.cfg.WritesAllowed != nil && s.cfg.WritesAllowed() != nil {
+			due = nil
+		}
+		for _, d := range due {
+			key := credentialKey{d.Tenant, d.ID}
+			if _, taken := busy.LoadOrStore(key, nil); taken {
+				continue
+			}
+			select {
+			case slots <- struct{}{}:
+			case <-ctx.Done():
+				return nil
+			}
+			workers.Go(func() {
+				defer func() { busy.Delete(key); <-slots }()
+				if err := s.keepFresh(ctx, key); err != nil && ctx.Err() == nil {
+					s.cfg.Logger.DebugContext(ctx, "keeping a token fresh", "tenant", key.tenant, "credential", key.id, "err", err)
+				}
+			})
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// keepFresh renews the tokens of one credential that are due.
+func (s *Service) keepFresh(ctx context.Context, key credentialKey) error {
+	state, err := aggregates.Credential.Fresh(ctx, s.cfg.Log, aggregates.Credential.Stream(key.tenant, key.id))
+	t := state.Value.Tokens
+	switch {
+	case err != nil:
+		return err
+	case !state.Value.OAuth() || !t.Renewable || t.Broken != "" && !t.Unproved:
+		return nil
+	case t.Refresh.Epoch == 0 && s.now().Before(t.RetryAt):
+		return nil
+	case t.Refresh.Epoch == 0 && s.now().Before(projections.TokenDue(key.id, t.Token.Expires, t.Token.Lifetime)):
+		return nil // the views have not heard of it yet
+	}
+	return s.renew(ctx, key.tenant, key.id, t.Token.Epoch, false)
+}

@@ -1,0 +1,388 @@
+package service
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/nats-io/nkeys"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/seal"
+)
+
+// The bounds of Config.Lease, and what it is when it is 0.
+const (
+	MinLease     = time.Minute
+	MaxLease     = 15 * time.Minute
+	DefaultLease = 10 * time.Minute
+)
+
+const (
+	resolveLife   = time.Minute // that an access token is still good for when it is given
+	resolveRounds = 4           // while the credential changes each time
+	maxLeases     = 1 << 14     // that are remembered, to be given again
+	maxKeptAnswer = 8 << 10     // bytes of a sealed answer that is remembered
+)
+
+// The refusals of a resolve.
+var (
+	// ErrCleartext refuses clear secrets where others could listen.
+	ErrCleartext = fault.New(fault.Denied, "cleartext_refused",
+		"Secrets are taken over TLS only, or over plain HTTP on the same machine.")
+	ErrRecipient = fault.New(fault.Invalid, "recipient_invalid",
+		"Name who the values are for: either public_key, an X25519 key in the form of nkeys (\"X\" and 55 more characters), or cleartext.")
+)
+
+// ResolveCredential asks for the values of a credential, for a flow. The same
+// caller asking again for the same is given the same lease while at least a tenth
+// of it is left.
+type ResolveCredential struct {
+	ID        string `json:"id"`
+	Flow      string `json:"flow,omitzero"`       // id of the flow that needs it, for the record
+	Step      string `json:"step,omitzero"`       // id of the step, for the record
+	PublicKey string `json:"public_key,omitzero"` // to which the values are sealed: X25519, in the form of nkeys ("X" and 55 more characters)
+	Cleartext bool   `json:"cleartext,omitzero"`  // in place of public_key: answer clear values; over TLS, or HTTP on the same machine, never over NATS
+}
+
+// ResolvedCredential answers ResolveCredential. It holds sealed or keys, as asked for.
+type ResolvedCredential struct {
+	Lease   string         `json:"lease"`
+	Expires time.Time      `json:"expires"`         // until when the values may be kept: seconds, UTC; no later than the access token's end
+	Version int            `json:"version"`         // of the keys
+	Hosts   []string       `json:"hosts"`           // the only ones the values may be sent to, as the component declares them
+	Sealed  string         `json:"sealed,omitzero"` // unpadded base64url of HPKE (RFC 9180, base mode; DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM): the encapsulated key and the ciphertext of {"keys":{...}}. Its info is credstream/resolved/1, tenant, id, lease, version and expires, joined by line feeds
+	Keys    map[string]any `json:"keys,omitzero"`   // the clear values, by field; of an OAuth field what the provider answered, without the refresh token
+}
+
+// resolveInfo binds a sealed answer to what it is an answer to. It is the info of HPKE.
+func resolveInfo(tenant, id, lease string, version int, expires time.Time) []byte {
+	return []byte(strings.Join([]string{
+		"credstream/resolved/1", tenant, id, lease, strconv.Itoa(version), expires.UTC().Format(time.RFC3339),
+	}, "\n"))
+}
+
+// recipient reads who the values are for: a public key, or nil for clear text.
+func (in ResolveCredential) recipient() ([]byte, error) {
+	if in.Cleartext == (in.PublicKey != "") {
+		return nil, ErrRecipient
+	}
+	if in.Cleartext {
+		return nil, nil
+	}
+	key, err := nkeys.Decode(nkeys.PrefixByteCurve, []byte(in.PublicKey))
+	if err != nil || len(key) != 32 {
+		return nil, ErrRecipient.At("/public_key")
+	}
+	return key, nil
+}
+
+func (in ResolveCredential) check() error {
+	if err := checkCredential(in.ID, 0); err != nil {
+		return err
+	}
+	if in.Flow != "" && events.CheckID(in.Flow) != nil {
+		return events.ErrID.At("/flow")
+	}
+	if in.Step != "" && events.CheckID(in.Step) != nil {
+		return events.ErrID.At("/step")
+	}
+	return nil
+}
+
+// resolveCredential gives the values of a credential away. That it does is durable
+// before, and the last thing it looks at is whether the credential is still as it
+// was given, and the caller still a caller: whoever is told that a credential was
+// deleted, or has other keys, knows that nobody who asks from then on is given
+// what was before.
+func (s *Service) resolveCredential(ctx context.Context, call *Call, in ResolveCredential) (answer ResolvedCredential, err error) {
+	defer func() { s.leases.answered(err) }()
+	public, err := in.recipient()
+	if err == nil {
+		err = in.check()
+	}
+	switch {
+	case err != nil:
+		return answer, err
+	case in.Cleartext && !call.Confidential:
+		s.denied(ctx, call, CredentialsResolve)
+		return answer, ErrCleartext.Because("Clear values are answered over TLS, or over plain HTTP on the same machine, and never over NATS. Name a public_key to have them sealed.")
+	}
+	if s.cfg.WritesAllowed != nil {
+		if err := s.cfg.WritesAllowed(); err != nil {
+			return answer, err
+		}
+	}
+	key := leaseKey{tenant: call.Tenant, actor: call.Principal.Actor, id: in.ID, flow: in.Flow, step: in.Step}
+	if public != nil {
+		sum := sha256.Sum256(public)
+		key.recipient = hex.EncodeToString(sum[:])
+	}
+	if answer, found, err := s.resolveAgain(ctx, call, key); found || err != nil {
+		return answer, err
+	}
+	answer, err = s.resolveAnew(ctx, call, key, public)
+	if errors.Is(err, aggregates.ErrCredentialNotFound) {
+		s.denied(ctx, call, CredentialsResolve) // a mistake, or a caller who tries ids
+	}
+	return answer, err
+}
+
+// resolveAgain gives a lease that was given before, when it is still good.
+func (s *Service) resolveAgain(ctx context.Context, call *Call, key leaseKey) (answer ResolvedCredential, found bool, err error) {
+	l, ok := s.leases.held.Get(key)
+	if !ok || !l.lasts(s.now()) {
+		return answer, false, nil
+	}
+	state, err := s.stillGiven(ctx, call, key.id)
+	if err != nil {
+		return answer, false, err
+	}
+	if state.Revision() != l.revision || state.OAuth() && !state.Tokens.Token.Enough(s.now(), resolveLife) {
+		return answer, false, nil
+	}
+	answer = l.answer
+	if key.recipient != "" {
+		return answer, true, nil
+	}
+	keys, _, err := s.values(ctx, key.tenant, key.id, state)
+	if err == nil {
+		state, err = s.stillGiven(ctx, call, key.id)
+	}
+	switch {
+	case errors.Is(err, aggregates.ErrCredentialVersionStale), err == nil && state.Revision() != l.revision:
+		return answer, false, nil
+	case err != nil:
+		return answer, false, err
+	}
+	answer.Keys = clearKeys(keys)
+	return answer, true, nil
+}
+
+// stillGiven returns the state of a credential as the leader of its stream knows
+// it, when the caller may still be given it. Its key may have been revoked since
+// it was let in.
+func (s *Service) stillGiven(ctx context.Context, call *Call, id string) (aggregates.CredentialState, error) {
+	if who := call.Principal.Actor; who.Kind == "key" {
+		p, err := s.freshPrincipal(ctx, who.ID)
+		switch {
+		case err != nil:
+			return aggregates.CredentialState{}, err
+		case p.expired(s.now()):
+			return aggregates.CredentialState{}, ErrKeyUnknown
+		}
+	}
+	state, err := aggregates.Credential.Fresh(ctx, s.cfg.Log, aggregates.Credential.Stream(call.Tenant, id))
+	return state.Value, err
+}
+
+// resolveAnew makes a new lease.
+func (s *Service) resolveAnew(ctx context.Context, call *Call, key leaseKey, public []byte) (ResolvedCredential, error) {
+	for range resolveRounds {
+		state, err := s.tokenGoodFor(ctx, call, key.id, resolveLife)
+		if err != nil {
+			return ResolvedCredential{}, err
+		}
+		keys, tokenEnds, err := s.values(ctx, key.tenant, key.id, state.Value)
+		if errors.Is(err, aggregates.ErrCredentialVersionStale) {
+			continue
+		}
+		if err != nil {
+			return ResolvedCredential{}, err
+		}
+		now := s.now().UTC().Truncate(time.Microsecond)
+		fact := AccessFact{
+			Lease: events.NewID(), Credential: key.id, Version: state.Value.Current().Version, Grant: grantOf(state.Value),
+			Actor: key.actor, Flow: key.flow, Step: key.step, Via: call.Via, Cleartext: public == nil, Recipient: key.recipient,
+			Time: now, Expires: s.leaseEnd(now, tokenEnds), Kind: AccessGiven,
+		}
+		answer := ResolvedCredential{
+			Lease: fact.Lease, Expires: fact.Expires, Version: fact.Version, Hosts: append([]string{}, state.Value.Current().Hosts...),
+		}
+		if public != nil {
+			text := append(append([]byte(`{"keys":`), keys.Marshal().Reveal()...), '}')
+			sealed, err := seal.To(public, resolveInfo(key.tenant, key.id, answer.Lease, answer.Version, answer.Expires), seal.NewSecret(text))
+			if err != nil { // of the key: a point that makes no secret
+				return ResolvedCredential{}, ErrRecipient.At("/public_key")
+			}
+			answer.Sealed = base64.RawURLEncoding.EncodeToString(sealed)
+		}
+		given, err := s.give(ctx, call, fact, state.Value.Revision())
+		if err != nil {
+			return ResolvedCredential{}, err
+		}
+		if given {
+			s.leases.add(key, &lease{revision: state.Value.Revision(), given: now, answer: answer})
+			if public == nil {
+				answer.Keys = clearKeys(keys)
+			}
+			return answer, nil
+		}
+	}
+	return ResolvedCredential{}, fault.ErrConflict
+}
+
+// give records the fact, and then reports whether the credential still has the
+// revision. When it has not, or that cannot be told, the fact is taken back.
+func (s *Service) give(ctx context.Context, call *Call, fact AccessFact, revision string) (bool, error) {
+	if s.cfg.AccessLog == nil {
+		return false, ErrAccessLog
+	}
+	if err := s.cfg.AccessLog.Append(ctx, call.Tenant, fact); err != nil {
+		return false, fmt.Errorf("%w: credential %s: %w", ErrAccessLog, fact.Credential, err)
+	}
+	state, err := s.stillGiven(ctx, call, fact.Credential)
+	if err == nil && state.Revision() == revision {
+		return true, nil
+	}
+	s.leases.results.WithLabelValues("withdrawn").Inc()
+	fact.Kind, fact.Time = AccessWithdrawn, s.now().UTC().Truncate(time.Microsecond)
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), withdrawTime)
+	defer cancel()
+	if err := s.cfg.AccessLog.Append(last, call.Tenant, fact); err != nil { // then the log says more was given than was
+		s.cfg.Logger.WarnContext(ctx, "it was not recorded that a credential was not given after all",
+			"tenant", call.Tenant, "credential", fact.Credential, "lease", fact.Lease, "err", err)
+	}
+	return false, err
+}
+
+const withdrawTime = 5 * time.Second
+
+// leaseEnd is when a lease that begins now ends, in whole seconds.
+func (s *Service) leaseEnd(now, tokenEnds time.Time) time.Time {
+	end := now.Add(s.cfg.Lease)
+	if !tokenEnds.IsZero() && tokenEnds.Before(end) {
+		end = tokenEnds
+	}
+	return end.UTC().Truncate(time.Second)
+}
+
+// clearKeys is for the one answer that shows them.
+func clearKeys(keys seal.Fields) map[string]any {
+	shown := map[string]any{}
+	for _, name := range keys.Names() {
+		if v, ok := keys.Get(name); ok {
+			shown[name] = jsontext.Value(v.Reveal())
+		}
+	}
+	return shown
+}
+
+// leases remembers what was given, so that the same can be given again without
+// another fact. It holds no clear text: of a lease on clear values it keeps all but
+// them, and the vault is opened anew each time. That costs a read and keeps the
+// values of every credential in use out of a dump of the memory.
+type leases struct {
+	results *prometheus.CounterVec
+	held    *lru.Cache[leaseKey, *lease]
+	now     func() time.Time
+
+	mu    sync.Mutex
+	ends  map[int64]int // leases given by this process, by the second in which they end
+	swept int64         // second of the last look for those that have ended
+}
+
+// leaseKey is who is given what for which purpose.
+type leaseKey struct {
+	tenant         string
+	actor          events.Actor
+	id, flow, step string
+	recipient      string // SHA-256 of the public key in hex; "" for clear text
+}
+
+// lease is one that was given. It is never changed.
+type lease struct {
+	revision string // of the credential
+	given    time.Time
+	answer   ResolvedCredential // without clear values
+}
+
+// lasts reports whether at least a tenth of the lease is left.
+func (l *lease) lasts(now time.Time) bool {
+	return 10*l.answer.Expires.Sub(now) >= l.answer.Expires.Sub(l.given)
+}
+
+func newLeases(reg prometheus.Registerer, now func() time.Time) (*leases, error) {
+	held, err := lru.New[leaseKey, *lease](maxLeases)
+	if err != nil {
+		return nil, fmt.Errorf("cache of leases: %w", err)
+	}
+	l := &leases{
+		held: held, now: now, ends: map[int64]int{},
+		results: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "credstream_resolves_total",
+			Help: "Requests for the values of a credential: answered (given), refused, unavailable or failed; new leases (leased) and those taken back before they left (withdrawn).",
+		}, []string{"result"}),
+	}
+	if reg != nil {
+		reg.MustRegister(l.results, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "credstream_leases_outstanding", Help: "Leases given by this process that have not expired.",
+		}, func() float64 { return float64(l.outstanding()) }))
+	}
+	return l, nil
+}
+
+// answered counts an answer.
+func (l *leases) answered(err error) {
+	result := "given"
+	if err != nil {
+		switch fault.Of(err).Kind {
+		case fault.Unavailable:
+			result = "unavailable"
+		case fault.Internal:
+			result = "failed"
+		default:
+			result = "refused"
+		}
+	}
+	l.results.WithLabelValues(result).Inc()
+}
+
+func (l *leases) add(key leaseKey, given *lease) {
+	l.results.WithLabelValues("leased").Inc()
+	if len(given.answer.Sealed) <= maxKeptAnswer {
+		l.held.Add(key, given)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sweep()
+	l.ends[given.answer.Expires.Unix()]++
+}
+
+// outstanding is the number of leases that have not ended.
+func (l *leases) outstanding() (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sweep()
+	for _, count := range l.ends {
+		n += count
+	}
+	return n
+}
+
+// sweep forgets the leases that have ended: there are no more seconds than in the
+// longest lease.
+func (l *leases) sweep() {
+	now := l.now().Unix()
+	if now == l.swept {
+		return
+	}
+	l.swept = now
+	for second := range l.ends {
+		if second <= now {
+			delete(l.ends, second)
+		}
+	}
+}

@@ -1,0 +1,651 @@
+package service
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/oauth"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/vault"
+)
+
+// The times of a revocation.
+const (
+	tellFor    = 10 * time.Second // that the turn at a provider is waited for, to tell it something
+	deleteWait = 2 * time.Second  // that the answer to a delete waits for what the provider says
+)
+
+// What became of telling a provider, besides the outcomes of oauth.
+const (
+	revokedThere = "revoked"
+	notOffered   = "not_offered" // the component names no revocation endpoint
+)
+
+// told is what became of telling a provider to forget tokens. The zero told is that
+// there was nothing to tell.
+type told struct {
+	outcome string        // revokedThere, notOffered, an oauth.Outcome, or ""
+	says    string        // why the provider does not confirm it, a sentence; "" when it does
+	after   time.Duration // how long to wait before it is tried again; 0: not known
+}
+
+// passing reports whether the provider may say something else another time.
+func (t told) passing() bool {
+	return t.outcome == string(oauth.Transient) || t.outcome == string(oauth.Malformed)
+}
+
+// heldToken is a token that a provider may still take.
+type heldToken struct {
+	value seal.Secret
+	hint  string // token_type_hint (RFC 7009, section 2.1)
+}
+
+// heldTokens opens the tokens of a credential that its provider may still take:
+// those in force, and the answers to renewals that the vault has and that were not
+// put in force. Of each it is the refresh token, with which the provider forgets
+// all (RFC 7009, section 2.1), or the access token where there is none.
+func (s *Service) heldTokens(ctx context.Context, tenant, id string, state aggregates.CredentialState) (held []heldToken, err error) {
+	for _, secretID := range state.Tokens.TokenSecrets() {
+		var object seal.Fields
+		if secretID == state.Current().SecretID {
+			object, err = s.tokensOfKeys(ctx, tenant, id, state)
+		} else {
+			object, err = s.tokensStored(ctx, tenant, id, secretID)
+		}
+		if errors.Is(err, vault.ErrNoSecret) { // no answer came, or it is erased already
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		held = addToken(held, object)
+	}
+	return held, nil
+}
+
+func (s *Service) tokensOfKeys(ctx context.Context, tenant, id string, state aggregates.CredentialState) (seal.Fields, error) {
+	secret, err := s.cfg.Vault.Get(ctx, credentialRef(tenant, id, state.Current().SecretID))
+	if err != nil {
+		return seal.Fields{}, fmt.Errorf("open the keys of %s: %w", id, err)
+	}
+	keys, err := seal.ParseFields(secret.Reveal())
+	if err != nil {
+		return seal.Fields{}, fmt.Errorf("read the keys of %s: %w", id, err)
+	}
+	object, _ := keys.Object(state.Tokens.Field)
+	return object, nil
+}
+
+func (s *Service) tokensStored(ctx context.Context, tenant, id, secretID string) (seal.Fields, error) {
+	stored, err := s.storedToken(ctx, tenant, id, secretID)
+	if err != nil {
+		return seal.Fields{}, err
+	}
+	return seal.ParseFields(stored.Object)
+}
+
+// addToken adds what the provider is to forget of a token's object, once.
+func addToken(held []heldToken, object seal.Fields) []heldToken {
+	for _, hint := range []string{refreshToken, accessToken} {
+		value, ok := object.Text(hint)
+		if !ok {
+			continue
+		}
+		if !slices.ContainsFunc(held, func(h heldToken) bool { return bytes.Equal(h.value.Reveal(), value.Reveal()) }) {
+			held = append(held, heldToken{value, hint})
+		}
+		break
+	}
+	return held
+}
+
+// tell tells the provider of a credential's recorded revision to forget tokens. It
+// tries once. ctx ends the waiting for a turn.
+func (s *Service) tell(ctx context.Context, tenant string, state aggregates.CredentialState, held []heldToken) told {
+	if len(held) == 0 {
+		return told{}
+	}
+	d, err := s.descriptor(ctx, state.Component, state.Current().Revision)
+	if err == nil && (d.OAuth2 == nil || d.OAuth2.RevocationURI == "") {
+		return told{outcome: notOffered, says: "The provider was not told: the component's component.json names no revocation_uri."}
+	}
+	var client oauth.Client
+	if err == nil {
+		client, err = s.oauthClient(ctx, tenant, state.Component, d)
+	}
+	if err != nil {
+		return s.notTold(ctx, state.Component, err)
+	}
+	worst := told{outcome: revokedThere}
+	for _, h := range held {
+		turn, cancel := context.WithTimeout(ctx, tellFor)
+		err := s.cfg.OAuth.Revoke(turn, tenant, provider(d.OAuth2), client, h.value, h.hint)
+		cancel()
+		if err != nil {
+			worst = s.notTold(ctx, state.Component, err)
+		}
+	}
+	return worst
+}
+
+// notTold says why a provider did not confirm that it has forgotten a token.
+func (s *Service) notTold(ctx context.Context, component string, err error) told {
+	if refusal, ok := errors.AsType[*oauth.Error](err); ok {
+		return told{string(refusal.Outcome), "The provider did not confirm it: " + refusal.Says(), refusal.RetryAfter}
+	}
+	f := fault.Of(err)
+	if f.Kind == fault.Unavailable || f.Kind == fault.Internal {
+		s.cfg.Logger.WarnContext(ctx, "a provider was not told to forget tokens", "component", component, "err", err)
+		return told{outcome: string(oauth.Transient), says: "The provider could not be told."}
+	}
+	return told{outcome: string(oauth.ClientRefused), says: "The provider could not be told: " + f.Msg}
+}
+
+// recordTold records what a provider answered. The tokens are given up either way.
+func (s *Service) recordTold(ctx context.Context, call *Call, id string, t told) {
+	if t.outcome == "" || t.outcome == notOffered {
+		return
+	}
+	s.metrics.revocations.WithLabelValues(t.outcome).Inc()
+	_, _, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, commands.Credential(commands.RecordProviderRevocation{ID: id, Outcome: t.outcome}))
+	if err != nil {
+		s.cfg.Logger.WarnContext(ctx, "it was not recorded that a provider was told to forget tokens",
+			"tenant", call.Tenant, "credential", id, "outcome", t.outcome, "err", err)
+	}
+}
+
+// RevokeCredential asks for the end of a credential's tokens.
+type RevokeCredential struct {
+	ID string `json:"id"`
+}
+
+// RevokedCredential answers RevokeCredential. The tokens are given up, whatever the
+// provider said.
+type RevokedCredential struct {
+	Done
+	Outcome string `json:"outcome,omitzero"` // of telling the provider: revoked, not_offered where the component names no revocation_uri, or as in credential.refresh_failed; absent when no tokens were held
+}
+
+// revokeCredential gives the tokens up here and at the provider. It is seen through
+// whether the caller waits for it or not.
+func (s *Service) revokeCredential(ctx context.Context, call *Call, in RevokeCredential) (RevokedCredential, error) {
+	if err := checkCredential(in.ID, 0); err != nil {
+		return RevokedCredential{}, err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), maxCall)
+	defer cancel()
+	done, gone, err := s.revoke(ctx, call, in.ID, nil)
+	s.eraseAll(context.WithoutCancel(ctx), gone)
+	return done, err
+}
+
+// cut has nobody be given the tokens of a credential any more. They are still
+// held, so that whoever repeats a revocation that broke off can tell the provider.
+func (s *Service) cut(ctx context.Context, call *Call, id string) (aggregates.CredentialState, error) {
+	state, err := s.live(ctx, call.Tenant, id, 0)
+	switch {
+	case err != nil:
+		return state, err
+	case !state.OAuth():
+		return state, aggregates.ErrNotOAuth
+	case state.Current().SecretID == "": // there is nothing to give
+		return state, nil
+	}
+	_, after, err := execute(ctx, s, call.step(1), aggregates.Credential, call.Tenant, commands.Credential(commands.RequireReauthorization{
+		ID: id, Grant: state.Tokens.Grant, Reason: aggregates.ReasonRevokedHere, Says: aggregates.RevokedHere,
+	}))
+	return after.Value, err
+}
+
+// revoke gives the tokens of a credential up, in this order: nobody is given them
+// any more, the provider is told, they are over here. What is gone then is for the
+// caller to erase, and for the collector if that does not come about. A crash before
+// leaves the tokens held, and the same again completes it; a refresh under way cannot
+// bring them back, and what the provider answered to it is disowned, too. again,
+// when not nil, hears what the provider says and decides whether it is told once more.
+func (s *Service) revoke(ctx context.Context, call *Call, id string, again func(component string, t told) bool) (done RevokedCredential, gone []vault.Ref, err error) {
+	state, err := s.cut(ctx, call, id)
+	if err != nil {
+		return done, nil, err
+	}
+	held, err := s.heldTokens(ctx, call.Tenant, id, state)
+	if err != nil {
+		return done, nil, err
+	}
+	t := s.tell(ctx, call.Tenant, state, held)
+	for again != nil && again(state.Component, t) {
+		t = s.tell(ctx, call.Tenant, state, held)
+	}
+	before, after, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, commands.Credential(commands.RevokeTokens{ID: id}))
+	if err != nil {
+		return done, nil, err
+	}
+	ctx = context.WithoutCancel(ctx)
+	if !slices.Equal(before.Tokens.TokenSecrets(), state.Tokens.TokenSecrets()) { // a renewal brought others meanwhile
+		if late, err := s.heldTokens(ctx, call.Tenant, id, before); err != nil {
+			t = s.notTold(ctx, before.Component, err)
+		} else if more := s.tell(ctx, call.Tenant, before, late); more.outcome != "" {
+			t = more
+		}
+	}
+	s.recordTold(ctx, call.step(2), id, t)
+	done = RevokedCredential{Done: doneWith(id, after), Outcome: t.outcome}
+	done.Says = t.says
+	return done, former(call.Tenant, id, before, after.Value), nil
+}
+
+// disown tells the provider to forget the answer to a renewal which came when the
+// tokens had been revoked, or the credential deleted. of is the state in which it
+// was asked for. Where the credential has other tokens by now the provider is not
+// told: it may forget those with these.
+func (s *Service) disown(ctx context.Context, call *Call, id string, of aggregates.CredentialState, answer storedToken) {
+	now, err := aggregates.Credential.Fresh(ctx, s.cfg.Log, aggregates.Credential.Stream(call.Tenant, id))
+	if err != nil || !now.Value.Deleted && (now.Value.Tokens.Field == "" || now.Value.Current().SecretID != "") {
+		return
+	}
+	object, err := seal.ParseFields(answer.Object)
+	if err != nil {
+		return
+	}
+	s.recordTold(ctx, call.step(1), id, s.tell(ctx, call.Tenant, of, addToken(nil, object)))
+}
+
+// endCredential executes a delete. Then it has the provider told that the tokens
+// are over; when that is not done soon it goes on behind the answer.
+func (s *Service) endCredential(ctx context.Context, call *Call, cmd commands.DeleteCredential) (Done, aggregates.CredentialState, error) {
+	before, after, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, commands.Credential(cmd))
+	if err != nil {
+		return Done{}, before, err
+	}
+	done := doneWith(cmd.ID, after)
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), maxCall)
+	defer cancel()
+	held, err := s.heldTokens(last, call.Tenant, cmd.ID, before)
+	if err != nil {
+		done.Says = s.notTold(last, before.Component, err).says
+	}
+	s.eraseAll(last, former(call.Tenant, cmd.ID, before, after.Value))
+	if len(held) == 0 {
+		return done, before, nil
+	}
+	answer := make(chan told, 1)
+	begun := s.revocations.start(s.life, func() {
+		ctx := context.WithoutCancel(s.life)
+		t := s.tell(ctx, call.Tenant, before, held)
+		s.recordTold(ctx, call.step(1), cmd.ID, t)
+		answer <- t
+	})
+	if !begun {
+		done.Says = "The provider was not told: the service is stopping."
+		return done, before, nil
+	}
+	wait := time.NewTimer(deleteWait)
+	defer wait.Stop()
+	select {
+	case t := <-answer:
+		if t.outcome != notOffered {
+			done.Says = t.says
+		}
+	case <-wait.C:
+	case <-ctx.Done():
+	}
+	return done, before, nil
+}
+
+// The bounds of a revocation in bulk.
+const (
+	revokeAtOnce  = 16
+	revokePage    = 1000
+	bulkPatience  = time.Minute      // with a provider that does not confirm
+	bulkPause     = 30 * time.Second // that is waited at the most before it is told again
+	failuresShown = 20
+)
+
+// revocations are the revocations in bulk, one for each tenant, and what else is
+// under way.
+type revocations struct {
+	mu    sync.Mutex
+	jobs  map[string]*revocation // by tenant: the last one
+	group sync.WaitGroup
+}
+
+// revocation is one in bulk. Its members are guarded by revocations.mu.
+type revocation struct {
+	progress RevocationProgress
+	since    map[string]time.Time // by component: since when its provider has not confirmed anything
+	gone     []vault.Ref          // to be erased
+}
+
+// start begins what finish waits for, unless life has ended.
+func (r *revocations) start(life context.Context, do func()) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if life.Err() != nil {
+		return false
+	}
+	r.group.Go(do)
+	return true
+}
+
+// finish waits a while for what is under way. Nothing begins any more.
+func (r *revocations) finish() {
+	r.mu.Lock()   // whoever was about to start has, or will see the end
+	r.mu.Unlock() //nolint:staticcheck // an empty section, as said
+	waitFor(&r.group)
+}
+
+// The refusals of a revocation in bulk.
+var (
+	ErrRevocationScope = fault.New(fault.Invalid, "revocation_scope_invalid",
+		"Say whose tokens are revoked, by one of these: all, component, oauth_client.")
+	ErrRevocationUnderWay = fault.New(fault.Precondition, "revocation_under_way",
+		"Tokens of this tenant are being revoked already. The query oauth.revocation tells how far that has come.")
+)
+
+// RevokeOAuth asks for the end of many credentials' tokens. One of all, component
+// and oauth_client says which.
+type RevokeOAuth struct {
+	All         bool   `json:"all,omitzero"`          // every OAuth credential of the tenant
+	Component   string `json:"component,omitzero"`    // those of this component
+	OAuthClient string `json:"oauth_client,omitzero"` // those of the component of the OAuth client with this id
+	DryRun      bool   `json:"dry_run,omitzero"`      // say how many they are; revoke nothing
+}
+
+// RevocationStarted answers RevokeOAuth. The id is that of the revocation, absent
+// after a dry run.
+type RevocationStarted struct {
+	Done
+	Total int `json:"total"` // credentials that hold tokens
+}
+
+// revokeOAuth begins to walk through the credentials that hold tokens, as the views
+// know them, and answers. The walk keeps nothing but what it counts: when it breaks
+// off, the same command goes on with those that still hold tokens.
+func (s *Service) revokeOAuth(ctx context.Context, call *Call, in RevokeOAuth) (RevocationStarted, error) {
+	started := RevocationStarted{Done: Done{ID: events.DeriveID(call.Tenant, call.Principal.Actor.ID, call.CommandID, 0)}}
+	if total, known := s.revocations.known(call.Tenant, started.ID); known { // the command comes again
+		started.Total = total
+		return started, nil
+	}
+	end, err := s.cfg.Log.Store.End(ctx)
+	if err == nil {
+		err = s.atLeast(ctx, end)
+	}
+	if err != nil {
+		return RevocationStarted{}, err
+	}
+	component, err := s.revocationScope(ctx, call, in)
+	if err != nil {
+		return RevocationStarted{}, err
+	}
+	ids, err := s.tokenHolders(ctx, call.Tenant, component)
+	if err != nil {
+		return RevocationStarted{}, err
+	}
+	started.Seq, started.Total = end, len(ids)
+	if in.DryRun {
+		started.ID = ""
+		return started, nil
+	}
+	job := &revocation{since: map[string]time.Time{}, progress: RevocationProgress{
+		ID: started.ID, Here: true, Running: true, Total: len(ids), Failures: []RevocationFailure{}, StartedAt: s.now().UTC(),
+	}}
+	if err := s.revocations.begin(call.Tenant, job); err != nil {
+		return RevocationStarted{}, err
+	}
+	walk := *call
+	walk.named, walk.request, walk.Correlation = false, "", s.meta(call).Correlation // the facts belong together
+	if !s.revocations.start(s.life, func() { s.revokeAll(s.life, &walk, job, ids) }) {
+		return RevocationStarted{}, fault.ErrUnavailable
+	}
+	return started, nil
+}
+
+// revocationScope is the component whose credentials are meant; "" for all.
+func (s *Service) revocationScope(ctx context.Context, call *Call, in RevokeOAuth) (string, error) {
+	named := 0
+	for _, given := range []bool{in.All, in.Component != "", in.OAuthClient != ""} {
+		if given {
+			named++
+		}
+	}
+	switch {
+	case named != 1:
+		return "", ErrRevocationScope
+	case in.OAuthClient != "":
+		k, err := s.client(ctx, call, OAuthClientRef{ID: in.OAuthClient}, false)
+		return k.Component, pointAt(err, "/oauth_client")
+	case in.Component != "":
+		if events.CheckName(in.Component) != nil {
+			return "", aggregates.ErrComponentNotFound.At("/component")
+		}
+		state, err := aggregates.Component.Fresh(ctx, s.cfg.Log, aggregates.Component.Stream(events.System, in.Component))
+		if err != nil || state.Value.VisibleTo(call.Tenant) {
+			return in.Component, err
+		}
+		// It may have been shared once, and have left credentials.
+		if left, err := s.cfg.Views.TokenHolders(ctx, call.Tenant, in.Component, "", 1); err != nil || len(left) > 0 {
+			return in.Component, err
+		}
+		return "", aggregates.ErrComponentNotFound.At("/component")
+	}
+	return "", nil
+}
+
+// tokenHolders are the credentials of a tenant that hold tokens, of a component when
+// it is not "".
+func (s *Service) tokenHolders(ctx context.Context, tenant, component string) (ids []string, err error) {
+	for after := ""; ; after = ids[len(ids)-1] {
+		page, err := s.cfg.Views.TokenHolders(ctx, tenant, component, after, revokePage)
+		if err != nil {
+			return nil, err
+		}
+		if ids = append(ids, page...); len(page) < revokePage {
+			return ids, nil
+		}
+	}
+}
+
+// revokeAll gives up the tokens of all: first nobody is given any of them any more,
+// which takes moments, then the providers are told, which may take long, and last
+// the secrets are erased, which the vault does one by one.
+func (s *Service) revokeAll(ctx context.Context, call *Call, job *revocation, ids []string) {
+	forEach(ctx, ids, func(id string) {
+		if _, err := s.cut(ctx, call.within(id), id); err != nil && ctx.Err() == nil {
+			s.cfg.Logger.DebugContext(ctx, "tokens to be revoked are given for a while longer", "tenant", call.Tenant, "credential", id, "err", err)
+		}
+	})
+	forEach(ctx, ids, func(id string) {
+		done, gone, err := s.revoke(ctx, call.within(id), id, func(component string, t told) bool {
+			return s.revocations.wait(ctx, job, component, t)
+		})
+		if err != nil && ctx.Err() != nil {
+			return // it is told of as left
+		}
+		s.revocations.note(job, s.revoked(ctx, call.Tenant, id, done, err), gone)
+	})
+	forEach(ctx, job.gone, func(ref vault.Ref) {
+		s.erase(ctx, ref)
+		s.revocations.note(job, RevocationProgress{Erased: 1}, nil)
+	})
+	s.revocations.end(job, s.now().UTC())
+}
+
+// within is the call as it concerns one of many credentials.
+func (c *Call) within(id string) *Call {
+	one := *c
+	one.CommandID += "/" + id
+	return &one
+}
+
+// forEach does something for each of many, several at a time, until ctx ends.
+func forEach[E any](ctx context.Context, all []E, do func(E)) {
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	next := make(chan E)
+	defer close(next)
+	for range min(revokeAtOnce, len(all)) {
+		workers.Go(func() {
+			for one := range next {
+				do(one)
+			}
+		})
+	}
+	for _, one := range all {
+		select {
+		case next <- one:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// revoked is what one credential adds to the progress.
+func (s *Service) revoked(ctx context.Context, tenant, id string, done RevokedCredential, err error) (one RevocationProgress) {
+	switch {
+	case errors.Is(err, aggregates.ErrCredentialNotFound), errors.Is(err, aggregates.ErrNotOAuth): // it has none any more
+		one.Done = 1
+	case err != nil:
+		s.cfg.Logger.WarnContext(ctx, "tokens were not revoked", "tenant", tenant, "credential", id, "err", err)
+		one.Failed = 1
+		one.Failures = []RevocationFailure{{Credential: id, Says: "Its tokens were not given up: " + fault.Of(err).Msg}}
+	case done.Outcome == revokedThere:
+		one.Done, one.AtProvider = 1, 1
+	case done.Outcome == notOffered:
+		one.Done, one.NotOffered = 1, 1
+	case done.Outcome == "":
+		one.Done = 1
+	default:
+		one.Done, one.Failed = 1, 1
+		one.Failures = []RevocationFailure{{Credential: id, Outcome: done.Outcome, Says: done.Says}}
+	}
+	return one
+}
+
+// known finds the last revocation of a tenant by its id.
+func (r *revocations) known(tenant, id string) (total int, known bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	job := r.jobs[tenant]
+	if job == nil || job.progress.ID != id {
+		return 0, false
+	}
+	return job.progress.Total, true
+}
+
+// begin makes a revocation the tenant's, unless one is running.
+func (r *revocations) begin(tenant string, job *revocation) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if now := r.jobs[tenant]; now != nil && now.progress.Running {
+		return ErrRevocationUnderWay
+	}
+	r.jobs[tenant] = job
+	return nil
+}
+
+func (r *revocations) note(job *revocation, one RevocationProgress, gone []vault.Ref) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	job.gone = append(job.gone, gone...)
+	p := &job.progress
+	p.Erased += one.Erased
+	p.Done += one.Done
+	p.AtProvider += one.AtProvider
+	p.NotOffered += one.NotOffered
+	p.Failed += one.Failed
+	if len(p.Failures) < failuresShown {
+		p.Failures = append(p.Failures, one.Failures...)
+	}
+}
+
+func (r *revocations) end(job *revocation, at time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	job.progress.Running, job.progress.EndedAt, job.gone = false, at, nil
+}
+
+// wait pauses before a provider that did not confirm is told again, and reports
+// whether it is to be. A component's provider that has confirmed nothing for long is
+// not waited for.
+func (r *revocations) wait(ctx context.Context, job *revocation, component string, t told) bool {
+	if !r.patient(job, component, t) {
+		return false
+	}
+	pause := time.NewTimer(min(max(t.after, time.Second), bulkPause))
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (r *revocations) patient(job *revocation, component string, t told) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !t.passing() {
+		delete(job.since, component)
+		return false
+	}
+	since, failing := job.since[component]
+	if !failing {
+		since = time.Now()
+		job.since[component] = since
+	}
+	return time.Since(since) < bulkPatience
+}
+
+// OAuthRevocation asks how far a revocation in bulk has come.
+type OAuthRevocation struct {
+	ID string `json:"id,omitzero"` // the tenant's last one when absent
+}
+
+// RevocationProgress answers OAuthRevocation. Its numbers are of credentials.
+type RevocationProgress struct {
+	ID         string              `json:"id,omitzero"`         // of the revocation
+	Here       bool                `json:"here"`                // the process that answers ran it; else all it can tell is what is left
+	Running    bool                `json:"running"`             //
+	Total      int                 `json:"total"`               // that held tokens when it began
+	Done       int                 `json:"done"`                // whose tokens are given up
+	AtProvider int                 `json:"at_provider"`         // of these, where the provider confirmed that it has forgotten them
+	NotOffered int                 `json:"not_offered"`         // of these, where the component names no address to tell the provider
+	Erased     int                 `json:"erased"`              // secrets erased from the vault, after all are given up
+	Failed     int                 `json:"failed"`              // where the provider did not confirm it, or the tokens could not be given up
+	Failures   []RevocationFailure `json:"failures"`            // the first 20 of these
+	StartedAt  time.Time           `json:"started_at,omitzero"` //
+	EndedAt    time.Time           `json:"ended_at,omitzero"`   // absent while it runs
+	Left       int                 `json:"left"`                // of the tenant that hold tokens now
+}
+
+// RevocationFailure says why a revocation was not confirmed.
+type RevocationFailure struct {
+	Credential string `json:"credential"`
+	Outcome    string `json:"outcome,omitzero"` // of telling the provider, as in credential.revoked_at_provider; absent when the tokens are not given up
+	Says       string `json:"says"`             // a sentence
+}
+
+// oauthRevocation tells what this process knows. A revocation that another process
+// runs, or that a restart ended, shows in what is left.
+func (s *Service) oauthRevocation(ctx context.Context, call *Call, in OAuthRevocation) (RevocationProgress, error) {
+	p := RevocationProgress{ID: in.ID, Failures: []RevocationFailure{}}
+	s.revocations.mu.Lock()
+	if job := s.revocations.jobs[call.Tenant]; job != nil && (in.ID == "" || in.ID == job.progress.ID) {
+		p = job.progress
+		p.Failures = slices.Clone(p.Failures)
+	}
+	s.revocations.mu.Unlock()
+	var err error
+	p.Left, err = s.cfg.Views.TokenHolderCount(ctx, call.Tenant)
+	return p, err
+}

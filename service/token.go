@@ -1,0 +1,337 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/oauth"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/vault"
+	"github.com/credstream/credstream/verify"
+)
+
+// The refusals of tokens that a caller gives.
+var (
+	ErrTokensInvalid = fault.New(fault.Invalid, "oauth_tokens_invalid",
+		"An OAuth field takes an object as the provider answered it: access_token, refresh_token, expires_in and more.")
+	ErrRefreshTokenMissing = fault.New(fault.Unprocessable, "oauth_refresh_token_missing",
+		"There is no refresh_token, so the credential would stop working when its access token expires. Ask the provider for offline access.")
+	ErrOAuthEndpointsMissing = fault.New(fault.Unprocessable, "oauth_endpoints_missing",
+		"The component's component.json has no oauth2 block with a token_uri, so its tokens could not be renewed.")
+	ErrTokenRefused = fault.New(fault.Unprocessable, "oauth_token_refused", "The provider gave no token.")
+)
+
+// The members of the object in an OAuth field that the service knows.
+const (
+	accessToken  = "access_token"
+	refreshToken = "refresh_token"
+	expiresIn    = "expires_in"
+	expiresAt    = "expires_at"
+)
+
+// maxTokenLife bounds what a provider may say of a token's life.
+const maxTokenLife = 366 * 24 * time.Hour
+
+// provider writes the descriptor's oauth2 block in the words of oauth.
+func provider(o *commands.OAuth2) oauth.Provider {
+	return oauth.Provider{
+		Issuer: o.Issuer, RequireIssuer: o.RequireIssuer, AuthURI: o.AuthURI, TokenURI: o.TokenURI, RevocationURI: o.RevocationURI,
+		Basic: o.Basic, Scopes: o.Scopes, ScopeSeparator: o.ScopeSeparator, AuthParams: o.AuthParams, TokenParams: o.TokenParams,
+		NoPKCE: o.NoPKCE, ClientCredentials: o.ClientCredentials, TokenLifetime: time.Duration(o.TokenLifetime) * time.Second,
+	}
+}
+
+// oauthClient opens the OAuth client that serves the component in the tenant: the
+// tenant's own, else the variables of the component in its owner's tenant. It is
+// for the provider that d names, a descriptor of the component of any revision.
+// Errors: ErrOAuthClientMissing, aggregates.ErrOAuthClientUnusable,
+// ErrOAuthClientHostsChanged.
+func (s *Service) oauthClient(ctx context.Context, tenant, component string, d commands.Descriptor) (oauth.Client, error) {
+	state, err := aggregates.OAuthClient.Fresh(ctx, s.cfg.Log, aggregates.OAuthClient.Stream(tenant, component))
+	switch client := state.Value; {
+	case err != nil:
+		return oauth.Client{}, err
+	case client.ID != "" && client.Unusable:
+		return oauth.Client{}, aggregates.ErrOAuthClientUnusable
+	case client.ID != "":
+		if err := s.mayBeSent(ctx, tenant, component, client, d); err != nil {
+			return oauth.Client{}, err
+		}
+		secret, err := s.cfg.Vault.Get(ctx, clientRef(tenant, component, client.SecretID))
+		if err != nil {
+			return oauth.Client{}, fmt.Errorf("open the secret of the OAuth client of %s: %w", component, err)
+		}
+		return oauth.Client{ID: client.ClientID, Secret: secret}, nil
+	}
+	owner, err := aggregates.Component.Fresh(ctx, s.cfg.Log, aggregates.Component.Stream(events.System, component))
+	switch {
+	case err != nil:
+		return oauth.Client{}, err
+	case owner.Value.Owner != tenant || owner.Value.EnvSecret == "":
+		return oauth.Client{}, ErrOAuthClientMissing
+	}
+	secret, err := s.cfg.Vault.Get(ctx, vault.Ref{
+		Tenant: tenant, Category: aggregates.Component.Category, Owner: component, SecretID: owner.Value.EnvSecret,
+	})
+	if err != nil {
+		return oauth.Client{}, fmt.Errorf("open the variables of %s: %w", component, err)
+	}
+	env, err := seal.ParseFields(secret.Reveal())
+	if err != nil {
+		return oauth.Client{}, fmt.Errorf("read the variables of %s: %w", component, err)
+	}
+	id, hasID := env.Text(d.ClientIDVar)
+	clientSecret, hasSecret := env.Text(d.ClientSecretVar)
+	if !hasID || !hasSecret {
+		return oauth.Client{}, ErrOAuthClientMissing
+	}
+	return oauth.Client{ID: string(id.Reveal()), Secret: clientSecret}, nil
+}
+
+// takeTokens looks for tokens among the keys of a new version. It returns the keys
+// as they are to be stored, and what is known of the tokens; nil when there are
+// none. A client that may ask by itself is given its first token here.
+func (s *Service) takeTokens(ctx context.Context, tenant, component string, d commands.Descriptor, keys seal.Fields) (seal.Fields, *commands.Tokens, error) {
+	for _, f := range d.Fields {
+		if !f.OAuth() {
+			continue
+		}
+		byItself := d.OAuth2 != nil && d.OAuth2.ClientCredentials
+		_, given := keys.Get(f.Name)
+		if !given && byItself {
+			return s.firstToken(ctx, tenant, component, d, f.Name, keys)
+		}
+		if !given {
+			continue
+		}
+		at := "/keys/" + escapePointer(f.Name)
+		object, is := keys.Object(f.Name)
+		if !is {
+			return keys, nil, ErrTokensInvalid.At(at)
+		}
+		_, access := object.Get(accessToken)
+		_, refresh := object.Get(refreshToken)
+		if !access && !refresh && f.OnlyOAuth() {
+			return keys, nil, ErrTokensInvalid.At(at + "/" + accessToken)
+		}
+		if !access && !refresh {
+			continue // other means of authentication, which need no renewal
+		}
+		for _, name := range []string{accessToken, refreshToken} {
+			if _, there := object.Get(name); there && !isToken(object, name) {
+				return keys, nil, ErrTokensInvalid.Because("The member %s is a text without control characters.", name).At(at + "/" + name)
+			}
+		}
+		switch {
+		case d.OAuth2 == nil || d.OAuth2.TokenURI == "":
+			return keys, nil, ErrOAuthEndpointsMissing.At(at)
+		case !refresh && !byItself:
+			return keys, nil, ErrRefreshTokenMissing.At(at)
+		}
+		if err := s.mayRenewAt(ctx, tenant, component, d); err != nil {
+			return keys, nil, err
+		}
+		life := lifeOf(object, d.OAuth2, s.now())
+		if !access {
+			life = 0 // it is renewed before it is given to anybody
+		}
+		object, expires := withExpiry(object, s.now(), life)
+		scope, _ := object.Text("scope")
+		return keys.With(f.Name, object.Marshal()), &commands.Tokens{
+			Field: f.Name, By: "keys", Expires: expires, Lifetime: life, Renewable: true, Scope: shown(scope),
+		}, nil
+	}
+	return keys, nil, nil
+}
+
+// isToken reports whether a member is a text that can stand in a header.
+func isToken(object seal.Fields, name string) bool {
+	v, ok := object.Text(name)
+	raw, _ := object.Get(name)
+	text := v.Reveal()
+	if !ok || len(text) == 0 || raw.Reveal()[0] != '"' {
+		return false
+	}
+	for _, c := range text {
+		if c < 0x20 || c == 0x7f {
+			return false
+		}
+	}
+	return true
+}
+
+// shown is a scope as events may hold it.
+func shown(scope seal.Secret) string {
+	const most = 1024
+	text := scope.Reveal()
+	if len(text) > most {
+		text = text[:most]
+	}
+	for _, c := range text {
+		if c < 0x20 || c > 0x7e {
+			return ""
+		}
+	}
+	return string(text)
+}
+
+// firstToken asks for the first token of a client that may do so by itself.
+func (s *Service) firstToken(ctx context.Context, tenant, component string, d commands.Descriptor, field string, keys seal.Fields) (seal.Fields, *commands.Tokens, error) {
+	client, err := s.oauthClient(ctx, tenant, component, d)
+	if err != nil {
+		return keys, nil, err
+	}
+	asked := s.now()
+	token, err := s.cfg.OAuth.ClientCredentials(ctx, tenant, provider(d.OAuth2), client)
+	if err != nil {
+		return keys, nil, refusedToken(err)
+	}
+	object, expires := withExpiry(token.Answer, asked, token.Lifetime)
+	return keys.With(field, object.Marshal()), &commands.Tokens{
+		Field: field, By: "client_credentials", Expires: expires, Lifetime: token.Lifetime, Renewable: true,
+		Scope: shown(seal.NewSecret([]byte(token.Scope))),
+	}, nil
+}
+
+// refusedToken says to a caller why the provider gave no token.
+func refusedToken(err error) error {
+	refusal, ok := errors.AsType[*oauth.Error](err)
+	switch {
+	case !ok:
+		return err
+	case refusal.Outcome == oauth.Transient || refusal.Outcome == oauth.Malformed:
+		return ErrRefreshFailed.Because("%s", refusal.Says()).After(max(refusal.RetryAfter, time.Second))
+	}
+	return ErrTokenRefused.Because("%s", refusal.Says())
+}
+
+// lifeOf is how long the token in the object is still good, by what the object
+// says, else by what the descriptor does.
+func lifeOf(object seal.Fields, o *commands.OAuth2, now time.Time) time.Duration {
+	if at, ok := object.Text(expiresAt); ok {
+		text := string(at.Reveal())
+		if t, err := time.Parse(time.RFC3339, text); err == nil {
+			return min(max(t.Sub(now), 0), maxTokenLife)
+		}
+		if unix, err := strconv.ParseFloat(text, 64); err == nil && unix > 0 && unix < math.MaxInt64/2 {
+			if unix > 1e11 { // milliseconds
+				unix /= 1e3
+			}
+			return min(max(time.Unix(int64(unix), 0).Sub(now), 0), maxTokenLife)
+		}
+	}
+	if in, ok := object.Text(expiresIn); ok {
+		if seconds, err := strconv.ParseFloat(string(in.Reveal()), 64); err == nil && seconds > 0 {
+			return time.Duration(min(seconds, maxTokenLife.Seconds())) * time.Second
+		}
+	}
+	if o != nil && o.TokenLifetime > 0 {
+		return time.Duration(o.TokenLifetime) * time.Second
+	}
+	return oauth.DefaultLifetime
+}
+
+// withExpiry writes into a token's object when it ends, in place of how long it
+// was good for when it was granted.
+func withExpiry(object seal.Fields, from time.Time, life time.Duration) (seal.Fields, time.Time) {
+	expires := from.Add(life).UTC().Truncate(time.Second)
+	return object.Without(expiresIn).With(expiresAt, seal.NewSecret([]byte(`"`+expires.Format(time.RFC3339)+`"`))), expires
+}
+
+// storedToken is the form, for ever, in which the vault keeps renewed tokens: all
+// that is needed to put them in force, should the process that got them be gone.
+type storedToken struct {
+	Object   jsontext.Value `json:"token"`    // as OAuth fields hold it
+	Expires  time.Time      `json:"expires"`  //
+	Lifetime int64          `json:"lifetime"` // seconds
+	Rotated  bool           `json:"rotated"`
+	Scope    string         `json:"scope"`
+}
+
+// tokenObject opens the tokens in force: an object as the provider answered it.
+func (s *Service) tokenObject(ctx context.Context, tenant, id string, state aggregates.CredentialState, keys seal.Fields) (seal.Fields, error) {
+	t := state.Tokens
+	if t.Token.SecretID == state.Current().SecretID {
+		object, ok := keys.Object(t.Field)
+		if !ok {
+			return object, fmt.Errorf("the keys of %s hold no tokens", id)
+		}
+		return object, nil
+	}
+	stored, err := s.storedToken(ctx, tenant, id, t.Token.SecretID)
+	if errors.Is(err, vault.ErrNoSecret) {
+		return seal.Fields{}, s.letGo(ctx, tenant, id, t.Token.SecretID)
+	}
+	if err != nil {
+		return seal.Fields{}, err
+	}
+	return seal.ParseFields(stored.Object)
+}
+
+func (s *Service) storedToken(ctx context.Context, tenant, id, secretID string) (storedToken, error) {
+	secret, err := s.cfg.Vault.Get(ctx, credentialRef(tenant, id, secretID))
+	if err != nil {
+		return storedToken{}, fmt.Errorf("open the tokens of %s: %w", id, err)
+	}
+	var stored storedToken
+	if json.Unmarshal(secret.Reveal(), &stored) != nil {
+		return stored, fmt.Errorf("the tokens of %s are not as they were stored", id) // never quote them
+	}
+	return stored, nil
+}
+
+func credentialRef(tenant, id, secretID string) vault.Ref {
+	return vault.Ref{Tenant: tenant, Category: aggregates.Credential.Category, Owner: id, SecretID: secretID}
+}
+
+// inForce opens the keys in force, the tokens in force among them.
+func (s *Service) inForce(ctx context.Context, tenant, id string, state aggregates.CredentialState) (seal.Fields, error) {
+	keys, err := s.open(ctx, tenant, id, state.Current())
+	if err != nil || state.Tokens.Field == "" {
+		return keys, err
+	}
+	object, err := s.tokenObject(ctx, tenant, id, state, keys)
+	if err != nil {
+		return keys, err
+	}
+	return keys.With(state.Tokens.Field, object.Marshal()), nil
+}
+
+// values opens what a flow engine may have: the keys in force and the access
+// token, never a refresh token. expires is the access token's end, zero when there
+// is none. aggregates.ErrCredentialVersionStale means that state is an old one.
+func (s *Service) values(ctx context.Context, tenant, id string, state aggregates.CredentialState) (keys seal.Fields, expires time.Time, err error) {
+	keys, err = s.inForce(ctx, tenant, id, state)
+	if err != nil || state.Tokens.Field == "" {
+		return keys, time.Time{}, err
+	}
+	object, ok := keys.Object(state.Tokens.Field)
+	if !ok {
+		return keys, time.Time{}, fmt.Errorf("the tokens of %s are no object", id)
+	}
+	return keys.With(state.Tokens.Field, object.Without(refreshToken).Marshal()), state.Tokens.Token.Expires, nil
+}
+
+// probeValues are the values for a dry request: an OAuth field stands for its
+// access token.
+func probeValues(d commands.Descriptor, keys seal.Fields) verify.Values {
+	return func(name string) (seal.Secret, bool) {
+		if f, ok := d.Field(name); ok && f.OAuth() {
+			if object, is := keys.Object(name); is {
+				return object.Text(accessToken)
+			}
+		}
+		return keys.Text(name)
+	}
+}
