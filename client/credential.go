@@ -79,6 +79,7 @@ type CreateCredential struct {
 	Name      string // made from the component's title when empty
 	Keys      Keys
 	Workspace string   // an id of the caller's, kept as given; may be empty
+	VPNAgent  string   // an id of the caller's, kept as given: through which VPN agent a flow engine reaches the API; may be empty
 	For       *ForStep // the step of a flow it is made for, whose use is recorded with it; may be nil
 }
 
@@ -97,8 +98,9 @@ func (a *API) CreateCredential(ctx context.Context, in CreateCredential, opts ..
 		Name      string         `json:"name,omitzero"`
 		Keys      jsontext.Value `json:"keys"`
 		Workspace string         `json:"workspace,omitzero"`
+		VPNAgent  string         `json:"vpn_agent,omitzero"`
 		For       *ForStep       `json:"for,omitzero"`
-	}{in.Component, in.Name, in.Keys.reveal(), in.Workspace, in.For}, &done, opts...)
+	}{in.Component, in.Name, in.Keys.reveal(), in.Workspace, in.VPNAgent, in.For}, &done, opts...)
 	return done, err
 }
 
@@ -143,6 +145,13 @@ func (a *API) VerifyCredential(ctx context.Context, id string, opts ...CommandOp
 	return a.change(ctx, "credential.verify", change{ID: id}, opts)
 }
 
+// RefreshCredential renews the tokens of an OAuth credential now. Refused with
+// credential_not_oauth, reauthorization_required or token_refresh_failed, whose
+// sentence says what the provider answered.
+func (a *API) RefreshCredential(ctx context.Context, id string, opts ...CommandOption) (Done, error) {
+	return a.change(ctx, "credential.refresh", change{ID: id}, opts)
+}
+
 // DeleteCredential deletes a credential and erases its secrets. It is refused
 // while an active flow uses the credential (credential_in_use; FlowsOf names the
 // flows).
@@ -156,15 +165,26 @@ type Credential struct {
 	Component    string         `json:"component"`
 	Name         string         `json:"name"`
 	Workspace    string         `json:"workspace,omitzero"`
+	VPNAgent     string         `json:"vpn_agent,omitzero"` // through which a flow engine reaches the API
 	Status       string         `json:"status"`
 	Version      int            `json:"version"`
-	Keys         map[string]any `json:"keys,omitzero"` // by field, "********" for a secret; absent in lists
+	Keys         map[string]any `json:"keys,omitzero"`   // by field, "********" for a secret; absent in lists
+	Tokens       *TokenInfo     `json:"tokens,omitzero"` // of an OAuth credential; absent in lists
 	Verification Verification   `json:"verification"`
 	VerifiedAt   time.Time      `json:"verified_at"`
 	CreatedAt    time.Time      `json:"created_at"`
 	CreatedBy    string         `json:"created_by"` // "key:<id>"
 	UpdatedAt    time.Time      `json:"updated_at"`
 	Seq          uint64         `json:"seq"` // log sequence of the last change
+}
+
+// TokenInfo is how a credential stands with its OAuth provider.
+type TokenInfo struct {
+	Expires   time.Time `json:"expires"`           // of the access token; it is renewed before
+	Renewable bool      `json:"renewable"`         // without anybody connecting it again
+	Problem   string    `json:"problem,omitzero"`  // why re-authorization is required, a sentence
+	Failures  int       `json:"failures,omitzero"` // renewals in a row that the provider did not grant
+	RetryAt   time.Time `json:"retry_at,omitzero"` // when it is tried again after a failure
 }
 
 // Verification is the evidence of the last dry request.

@@ -1,0 +1,339 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/credstream/credstream/fault"
+)
+
+// ErrResolverClosed is returned by a Resolver after Close.
+var ErrResolverClosed = fault.New(fault.Precondition, "resolver_closed", "The resolver was closed.")
+
+// The times of a Resolver.
+const (
+	longestLease  = 15 * time.Minute // the service gives no longer ones; holds also where clocks differ
+	resolveTime   = 40 * time.Second // for one question, above the service's own bound
+	pollEvery     = time.Second      // over HTTP, between two questions for changes
+	beatEvery     = time.Second      // over NATS, between two looks whether the server is there
+	beatTime      = 2 * time.Second  // for its answer
+	silent        = 4 * time.Second  // after which what is kept may be old
+	followPause   = time.Second      // before listening anew
+	maxResolved   = 10_000           // values that are kept
+	eventsOfOne   = "credential."    // what the subject of a credential's event begins with
+	eventsOfTheir = "credstream.credential."
+)
+
+// Resolver gives a flow engine the values of credentials and keeps them within
+// their leases, so that most calls cost nothing. It drops what it keeps of a
+// credential as soon as the feed tells that it was deleted, has other keys or
+// tokens, or has to be connected again, and everything while it does not hear the
+// feed: then each call asks the service, which always knows. Over NATS it hears of
+// a change within milliseconds; over HTTP it asks once a second.
+//
+// It makes a pair of keys of its own, in memory. Its methods may be called from
+// many goroutines. Close ends it. Besides credentials.resolve the key needs the
+// permission credentials.get, to follow the feed; without it nothing is kept.
+type Resolver struct {
+	api  *API
+	key  ResolveKey
+	life context.Context
+	end  context.CancelFunc
+	work sync.WaitGroup
+
+	mu      sync.Mutex
+	closed  bool
+	hears   func() bool // whether the feed is heard; nil: it is not
+	kept    map[string]map[ResolveOptions]keptValues
+	size    int // of all in kept
+	flights map[question]*flight
+}
+
+// question is what one answer serves.
+type question struct {
+	id string
+	ResolveOptions
+}
+
+type keptValues struct {
+	Resolved
+	until time.Time // with a monotonic reading
+}
+
+// flight is a question on its way. Its result may be read when done is closed.
+type flight struct {
+	done  chan struct{}
+	heard bool // the feed was heard when it was asked
+	stale bool // the credential may have changed since
+	value Resolved
+	err   error
+}
+
+// NewResolver makes a Resolver that follows the feed over NATS.
+func (c *Conn) NewResolver() (*Resolver, error) { return newResolver(&c.API, c.hearCredentials) }
+
+// NewResolver makes a Resolver that asks for changes over HTTP.
+func (c *Client) NewResolver() (*Resolver, error) { return newResolver(&c.API, c.pollCredentials) }
+
+func newResolver(api *API, follow func(context.Context, *Resolver)) (*Resolver, error) {
+	key, err := NewResolveKey()
+	if err != nil {
+		return nil, err
+	}
+	r := &Resolver{api: api, key: key, kept: map[string]map[ResolveOptions]keptValues{}, flights: map[question]*flight{}}
+	r.life, r.end = context.WithCancel(context.Background())
+	r.work.Go(func() { follow(r.life, r) })
+	return r, nil
+}
+
+// Close drops what is kept and waits until nothing is under way. The connection
+// stays open.
+func (r *Resolver) Close() {
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
+	r.end()
+	r.work.Wait()
+	r.deaf()
+}
+
+// Resolve returns the values of a credential. Many calls for the same at the same
+// time are one question to the service. Do not use the values after Expires: ask
+// again.
+func (r *Resolver) Resolve(ctx context.Context, id string, opts ResolveOptions) (Resolved, error) {
+	q := question{id, opts}
+	r.mu.Lock()
+	if r.closed {
+		r.mu.Unlock()
+		return Resolved{}, ErrResolverClosed
+	}
+	hears := r.hears != nil && r.hears()
+	if v, ok := r.kept[id][opts]; ok && hears && time.Now().Before(v.until) {
+		r.mu.Unlock()
+		return v.Resolved, nil
+	}
+	f := r.flights[q]
+	if f == nil || f.stale {
+		f = &flight{done: make(chan struct{}), heard: hears}
+		r.flights[q] = f
+		r.work.Go(func() { r.fly(q, f) })
+	}
+	r.mu.Unlock()
+	select {
+	case <-f.done:
+		return f.value, f.err
+	case <-ctx.Done():
+		return Resolved{}, fmt.Errorf("%w (%w)", fault.ErrTimeout, context.Cause(ctx))
+	}
+}
+
+// fly asks the service.
+func (r *Resolver) fly(q question, f *flight) {
+	ctx, cancel := context.WithTimeout(r.life, resolveTime)
+	defer cancel()
+	asked := time.Now()
+	value, err := r.api.Resolve(ctx, r.key, q.id, q.ResolveOptions)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f.value, f.err = value, err
+	if r.flights[q] == f {
+		delete(r.flights, q)
+	}
+	if err == nil && f.heard && !f.stale && !r.closed {
+		r.keep(q, value, asked)
+	}
+	close(f.done)
+}
+
+// keep holds values until little is left of their lease.
+func (r *Resolver) keep(q question, v Resolved, asked time.Time) {
+	left := min(v.Expires.Sub(asked), longestLease) * 9 / 10
+	if left <= 0 {
+		return
+	}
+	for id := range r.kept { // any
+		if r.size < maxResolved {
+			break
+		}
+		r.forget(id)
+	}
+	if r.kept[q.id] == nil {
+		r.kept[q.id] = map[ResolveOptions]keptValues{}
+	}
+	if _, there := r.kept[q.id][q.ResolveOptions]; !there {
+		r.size++
+	}
+	r.kept[q.id][q.ResolveOptions] = keptValues{v, asked.Add(left)}
+}
+
+func (r *Resolver) forget(id string) {
+	r.size -= len(r.kept[id])
+	delete(r.kept, id)
+}
+
+// hear says that from now on every change is told to changed. What was kept before
+// goes: a change of it may have been missed.
+func (r *Resolver) hear(still func() bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.drop()
+	r.hears = still
+}
+
+// deaf says that changes are not heard of.
+func (r *Resolver) deaf() { r.hear(nil) }
+
+func (r *Resolver) drop() {
+	clear(r.kept)
+	r.size = 0
+	for _, f := range r.flights {
+		f.stale = true
+	}
+}
+
+// harmless are the events that leave the values of a credential as they are. All
+// others, those of later versions too, have them dropped.
+var harmless = map[string]bool{
+	"renamed": true, "verified": true, "used": true, "released": true, "revealed": true, "vpn_agent_set": true,
+	"throttle_policy_assigned": true, "refresh_started": true, "refresh_failed": true,
+}
+
+// changed drops what is kept of the credential that an event tells of.
+func (r *Resolver) changed(e Event) {
+	id, ok := strings.CutPrefix(e.Subject, eventsOfOne)
+	what := strings.TrimPrefix(e.Type, eventsOfTheir)
+	if i := strings.LastIndex(what, ".v"); i > 0 {
+		what = what[:i]
+	}
+	if !ok || harmless[what] {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.forget(id)
+	for q, f := range r.flights {
+		if q.id == id {
+			f.stale = true
+		}
+	}
+}
+
+// hearCredentials tells the Resolver what the feed says, until ctx ends.
+func (c *Conn) hearCredentials(ctx context.Context, r *Resolver) {
+	for ctx.Err() == nil {
+		c.hearOnce(ctx, r)
+		r.deaf()
+		pause(ctx, followPause)
+	}
+}
+
+// hearOnce listens until that cannot go on. A server that is gone without a word,
+// or a way to it that swallows everything, is noticed by the beats: the server
+// answers each, behind what it has sent before.
+func (c *Conn) hearOnce(ctx context.Context, r *Resolver) {
+	nc, err := c.listening(ctx)
+	if err != nil {
+		return
+	}
+	var beat beats
+	ctx, stop := context.WithCancel(ctx)
+	var beating sync.WaitGroup
+	defer beating.Wait()
+	defer stop()
+	beating.Go(func() {
+		for ctx.Err() == nil {
+			beat.ask(ctx, nc)
+			pause(ctx, beatEvery)
+		}
+	})
+	catchUp := func() error {
+		lives := nc.Stats().Reconnects
+		beat.heard(time.Now()) // attend has just had an answer
+		r.hear(func() bool { return nc.IsConnected() && nc.Stats().Reconnects == lives && beat.recent() })
+		return nil
+	}
+	take := func(m *nats.Msg) error {
+		e, err := readEvent(m)
+		if err == nil {
+			r.changed(e)
+		}
+		return err
+	}
+	// Whatever ends it, there is nobody to tell: each call asks the service, which
+	// says why when it refuses.
+	_ = c.attend(ctx, "credstream.events."+c.tenant+".credential.>", ErrFeedRefused, catchUp, take)
+}
+
+// beats remembers when the server last answered.
+type beats struct {
+	mu   sync.Mutex
+	last time.Time
+}
+
+func (b *beats) ask(ctx context.Context, nc *nats.Conn) {
+	ctx, cancel := context.WithTimeout(ctx, beatTime)
+	defer cancel()
+	asked := time.Now()
+	if nc.FlushWithContext(ctx) == nil {
+		b.heard(asked)
+	}
+}
+
+func (b *beats) heard(at time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.last = at
+}
+
+func (b *beats) recent() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return time.Since(b.last) < silent
+}
+
+// pollCredentials asks for changes until ctx ends, and tells the Resolver.
+func (c *Client) pollCredentials(ctx context.Context, r *Resolver) {
+	var beat beats
+	next := uint64(math.MaxInt64) // only the end of the log is wanted
+	hearing := false
+	for ; ctx.Err() == nil; pause(ctx, pollEvery) {
+		asked := time.Now()
+		page, err := c.changes(ctx, next, replayLimit)
+		switch {
+		case err != nil:
+			hearing, next = false, math.MaxInt64
+			r.deaf()
+			continue
+		case !hearing:
+			hearing, next = true, page.End+1
+			beat.heard(asked)
+			r.hear(beat.recent)
+			continue
+		}
+		for _, e := range page.Events {
+			r.changed(e)
+		}
+		if page.Next != 0 { // more is there: nothing is known up to now
+			next = page.Next
+			continue
+		}
+		next = page.End + 1
+		beat.heard(asked)
+	}
+}
+
+// pause waits, but not beyond ctx.
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
