@@ -1,14 +1,28 @@
 package elasticio
 
 import (
+	"errors"
 	"net/http"
 	"net/url"
 	"slices"
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
 )
+
+// ErrComponentGone answers for a component that was deleted: what was deleted is not
+// found any more, as with every other resource here.
+var ErrComponentGone = fault.New(fault.NotFound, "component_gone", "The component was deleted.")
+
+// here says ErrComponentGone where the service says that a component was deleted.
+func here(err error) error {
+	if errors.Is(err, service.ErrComponentDeleted) {
+		return ErrComponentGone
+	}
+	return err
+}
 
 // componentPointers is where the members of the service's bodies stand in a
 // document of a component.
@@ -68,8 +82,10 @@ func (x *exchange) listComponents() {
 		x.fail(err)
 		return
 	}
+	var total int
 	components, next, err := walk(p, func(after string, limit int) ([]service.ComponentInfo, string, error) {
 		page, err := ask[service.ComponentList](x, "component.list", service.ListComponents{Limit: limit, After: after})
+		total = page.Total
 		return page.Components, page.Next, err
 	})
 	if err != nil {
@@ -80,7 +96,7 @@ func (x *exchange) listComponents() {
 	for i, c := range components {
 		list[i] = p.trim(componentResource(c, nil))
 	}
-	x.giveList(p, list, nil, next, -1)
+	x.giveList(p, list, nil, next, total)
 }
 
 func (x *exchange) getComponent() {
@@ -90,6 +106,9 @@ func (x *exchange) getComponent() {
 		return
 	}
 	c, err := ask[service.Component](x, "component.get", service.GetComponent{ID: x.item})
+	if err == nil && c.Deleted {
+		err = ErrComponentGone
+	}
 	if err != nil {
 		x.fail(err)
 		return
@@ -184,7 +203,7 @@ func (x *exchange) patchComponent() {
 		done, err = x.share(x.item, access)
 	}
 	if err != nil {
-		x.fail(err)
+		x.fail(here(err))
 		return
 	}
 	x.giveComponent(http.StatusOK, done)
@@ -193,7 +212,7 @@ func (x *exchange) patchComponent() {
 func (x *exchange) deleteComponent() {
 	done, err := ask[service.Done](x, "component.delete", service.DeleteComponent{ID: x.item})
 	if err != nil {
-		x.fail(err)
+		x.fail(here(err))
 		return
 	}
 	if x.may(service.ComponentsGet) { // what is deleted is seen as deleted from here on

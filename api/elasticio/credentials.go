@@ -23,6 +23,7 @@ var credentialPointers = map[string]string{
 	"/id":        "/data/id",
 	"/component": "/data/relationships/component/data/id",
 	"/workspace": "/data/relationships/workspace/data/id",
+	"/vpn_agent": "/data/relationships/vpn_agent/data/id",
 	"/name":      "/data/attributes/name",
 	"/keys":      "/data/attributes/keys",
 }
@@ -37,14 +38,22 @@ func credentialResource(c service.Credential) resource {
 			"status": c.Status, "version": c.Version, "created_at": c.CreatedAt, "updated_at": c.UpdatedAt,
 		},
 	}
-	if c.Keys != nil {
-		r.Attributes["keys"] = c.Keys
+	keys := c.Keys
+	if keys == nil { // in a list: nothing is opened for it, so every value is masked
+		keys = map[string]any{}
+		for _, name := range c.Fields {
+			keys[name] = service.Mask
+		}
 	}
+	r.Attributes["keys"] = keys
 	if _, user, ok := strings.Cut(c.CreatedBy, ":"); ok {
 		r.Relationships["user"] = to("users", "user", user)
 	}
 	if c.Workspace != "" {
 		r.Relationships["workspace"] = to("workspaces", "workspace", c.Workspace)
+	}
+	if c.VPNAgent != "" {
+		r.Relationships["vpn_agent"] = to("vpn_agents", "vpn-agent", c.VPNAgent)
 	}
 	return r
 }
@@ -55,7 +64,7 @@ func (x *exchange) listCredentials() {
 		x.fail(err)
 		return
 	}
-	by, newest, err := p.order()
+	by, err := p.order()
 	if err != nil {
 		x.fail(err)
 		return
@@ -66,35 +75,19 @@ func (x *exchange) listCredentials() {
 		})
 		return page.Credentials, page.Next, err
 	})
-	total := -1 // nobody counts by workspace
-	if err == nil && p.workspace == "" {
-		var counts service.CredentialCounts
-		counts, err = ask[service.CredentialCounts](x, "credential.counts", service.CountCredentials{Component: p.component})
-		total = counts.Total
+	var counts service.CredentialCounts
+	if err == nil {
+		counts, err = ask[service.CredentialCounts](x, "credential.counts", service.CountCredentials{Component: p.component, Workspace: p.workspace})
 	}
 	if err != nil {
 		x.fail(err)
 		return
 	}
-	if strings.HasSuffix(by, "name") && newest != (by == "-name") {
-		turnEqual(credentials)
-	}
 	list, components := make([]resource, len(credentials)), make([]string, len(credentials))
 	for i, c := range credentials {
 		list[i], components[i] = p.trim(credentialResource(c)), c.Component
 	}
-	x.giveList(p, list, components, next, total)
-}
-
-// turnEqual turns the order of those that stand together under one name: they come
-// by age in the direction of the names, and are wanted in the other one.
-func turnEqual(list []service.Credential) {
-	for start, i := 0, 1; i <= len(list); i++ {
-		if i == len(list) || !strings.EqualFold(list[i].Name, list[start].Name) {
-			slices.Reverse(list[start:i])
-			start = i
-		}
-	}
+	x.giveList(p, list, components, next, counts.Total)
 }
 
 func (x *exchange) getCredential() {
@@ -130,6 +123,7 @@ type credentialInput struct {
 	name                 string
 	keys                 jsontext.Value // nil when absent
 	component, workspace string
+	vpnAgent             string
 }
 
 func (x *exchange) credentialInput() (c credentialInput, err error) {
@@ -161,8 +155,10 @@ func (x *exchange) credentialInput() (c credentialInput, err error) {
 	if c.workspace, err = c.related("workspace", ""); err != nil {
 		return c, err
 	}
-	_, err = c.related("vpn_agent", "") // there is no VPN here: its form alone is looked at
-	return c, err
+	if c.vpnAgent, err = c.related("vpn_agent", ""); err != nil {
+		return c, err
+	}
+	return c, service.CheckVPNAgent(c.vpnAgent)
 }
 
 func decodeText(v jsontext.Value, into *string) error {
@@ -194,6 +190,9 @@ func (x *exchange) createCredential() {
 	}
 	if in.workspace != "" {
 		members["workspace"] = in.workspace
+	}
+	if in.vpnAgent != "" {
+		members["vpn_agent"] = in.vpnAgent
 	}
 	done, err := ask[service.Done](x, "credential.create", members)
 	if err != nil {
@@ -244,21 +243,45 @@ func (x *exchange) patchCredential() {
 		x.fail(err)
 		return
 	}
-	done := service.Done{ID: x.item}
-	if in.keys != nil { // first, since they may be refused; the name was looked at
-		done, err = ask[service.Done](x, "credential.replace-keys", map[string]any{"id": x.item, "keys": in.keys})
+	var changes []change
+	if in.keys != nil { // first, since they may be refused; the rest was looked at
+		changes = append(changes, change{"/keys", "credential.replace-keys", map[string]any{"id": x.item, "keys": in.keys}})
 	}
-	if err == nil && in.name != "" {
-		if x.commandID != "" && in.keys != nil {
-			x.commandID += "/name"
-		}
-		done, err = ask[service.Done](x, "credential.rename", service.RenameCredential{ID: x.item, Name: in.name})
+	if in.name != "" {
+		changes = append(changes, change{"/name", "credential.rename", service.RenameCredential{ID: x.item, Name: in.name}})
 	}
+	if in.vpnAgent != "" || in.unlinks("vpn_agent") {
+		changes = append(changes, change{"/vpn_agent", "credential.set-vpn-agent", service.SetVPNAgent{ID: x.item, VPNAgent: in.vpnAgent}})
+	}
+	done, err := x.inTurn(changes)
 	if err != nil {
 		x.fail(err)
 		return
 	}
 	x.giveCredential(http.StatusOK, done, in)
+}
+
+// change is one command of a request that takes several.
+type change struct {
+	step  string // added to the command id, but for the first one
+	route string
+	body  any
+}
+
+// inTurn gives the commands one after the other, up to one that is refused. The
+// answer is the last one's.
+func (x *exchange) inTurn(changes []change) (done service.Done, err error) {
+	done.ID = x.item
+	given := x.commandID
+	for n, c := range changes {
+		if given != "" && n > 0 {
+			x.commandID = given + c.step
+		}
+		if done, err = ask[service.Done](x, c.route, c.body); err != nil {
+			return done, err
+		}
+	}
+	return done, nil
 }
 
 // stays refuses to move a credential to another component or workspace. Without

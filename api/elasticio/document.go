@@ -169,6 +169,57 @@ func (in input) related(name, typ string) (string, error) {
 	return to.ID, nil
 }
 
+// relatedAll are the ids that a to-many relationship names; given reports whether it
+// is there. typ is the type that each must have.
+func (in input) relatedAll(name, typ string) (ids []string, given bool, err error) {
+	raw, ok := in.Relationships[name]
+	if !ok {
+		return nil, false, nil
+	}
+	at := "/data/relationships/" + name
+	var r struct {
+		Data  jsontext.Value `json:"data"`
+		Links jsontext.Value `json:"links"`
+		Meta  jsontext.Value `json:"meta"`
+	}
+	if err := decode(raw, &r); err != nil {
+		return nil, false, below(err, at)
+	}
+	if len(r.Data) == 0 {
+		return nil, false, nil
+	}
+	var to []struct {
+		ID   string         `json:"id"`
+		LID  string         `json:"lid"`
+		Type string         `json:"type"`
+		Meta jsontext.Value `json:"meta"`
+	}
+	if err := decode(r.Data, &to); err != nil {
+		return nil, true, below(err, at+"/data")
+	}
+	ids = []string{}
+	for i, one := range to {
+		at := at + "/data/" + strconv.Itoa(i)
+		switch {
+		case one.Type != typ:
+			return nil, true, ErrResourceType.Because("The type of the related resource must be %s.", typ).At(at + "/type")
+		case one.ID == "":
+			return nil, true, missing(at + "/id")
+		}
+		ids = append(ids, one.ID)
+	}
+	return ids, true, nil
+}
+
+// unlinks reports whether a to-one relationship, whose form was looked at, is said
+// to lead nowhere from here on: its data is null.
+func (in input) unlinks(name string) bool {
+	var r struct {
+		Data jsontext.Value `json:"data"`
+	}
+	return json.Unmarshal(in.Relationships[name], &r) == nil && string(r.Data) == "null"
+}
+
 func below(err error, at string) error {
 	f := fault.Of(err)
 	return f.At(at + f.Pointer)
@@ -184,10 +235,10 @@ type resource struct {
 	Meta          map[string]any          `json:"meta,omitzero"`
 }
 
-// relationship leads to one other resource.
+// relationship leads to one other resource, or to several.
 type relationship struct {
-	Data  identifier        `json:"data"`
-	Links map[string]string `json:"links"`
+	Data  any               `json:"data"` // an identifier, or a list of them
+	Links map[string]string `json:"links,omitzero"`
 }
 
 type identifier struct {
@@ -198,6 +249,15 @@ type identifier struct {
 // to makes a relationship to a resource of the collection.
 func to(collection, typ, id string) relationship {
 	return relationship{Data: identifier{id, typ}, Links: map[string]string{"self": "/v2/" + collection + "/" + url.PathEscape(id)}}
+}
+
+// toAll makes a relationship to several resources, without a link.
+func toAll(typ string, ids []string) relationship {
+	list := make([]identifier, len(ids))
+	for i, id := range ids {
+		list[i] = identifier{id, typ}
+	}
+	return relationship{Data: list}
 }
 
 // answer is the document of an answer.

@@ -55,6 +55,11 @@ type Config struct {
 //	GET, PATCH, DELETE  /v2/tenants/{tenant}/oauth-clients/{id}
 //	GET, POST           /v2/credentials
 //	GET, PATCH, DELETE  /v2/credentials/{id}
+//	GET, POST           /v2/workspaces/{workspace}/secrets
+//	GET, PATCH, DELETE  /v2/workspaces/{workspace}/secrets/{id}
+//	POST                /v2/workspaces/{workspace}/secrets/{id}/refresh
+//	GET, POST           /v2/auth-clients
+//	GET, PATCH, DELETE  /v2/auth-clients/{id}
 //	GET, POST           /v2/components
 //	GET, PATCH, DELETE  /v2/components/{id}
 //	POST                /v2/flows
@@ -91,6 +96,7 @@ type exchange struct {
 	id        string
 	pattern   string // of the path, "" while unknown
 	tenant    string // from the path, or the caller's home
+	workspace string // from the path, or ""
 	item      string // id from the path, or ""
 	known     bool   // the service has accepted the tenant
 	principal service.Principal
@@ -141,6 +147,9 @@ func (x *exchange) find(path []string) (operations, string) {
 		}
 		return nil, ""
 	}
+	if len(path) >= 3 && path[0] == "workspaces" && path[2] == "secrets" {
+		return x.findSecret(path)
+	}
 	if len(path) > 1 {
 		x.item = path[1]
 	}
@@ -150,6 +159,11 @@ func (x *exchange) find(path []string) (operations, string) {
 	case len(path) == 2 && path[0] == "credentials":
 		return operations{"GET": (*exchange).getCredential, "PATCH": (*exchange).patchCredential, "DELETE": (*exchange).deleteCredential},
 			"/v2/credentials/{id}"
+	case len(path) == 1 && path[0] == "auth-clients":
+		return operations{"GET": (*exchange).listAuthClients, "POST": (*exchange).createAuthClient}, "/v2/auth-clients"
+	case len(path) == 2 && path[0] == "auth-clients":
+		return operations{"GET": (*exchange).getAuthClient, "PATCH": (*exchange).patchAuthClient, "DELETE": (*exchange).deleteAuthClient},
+			"/v2/auth-clients/{id}"
 	case len(path) == 1 && path[0] == "components":
 		return operations{"GET": (*exchange).listComponents, "POST": (*exchange).createComponent}, "/v2/components"
 	case len(path) == 2 && path[0] == "components":
@@ -163,6 +177,24 @@ func (x *exchange) find(path []string) (operations, string) {
 		return operations{"POST": (*exchange).startFlow}, "/v2/flows/{id}/start"
 	case len(path) == 3 && path[0] == "flows" && path[2] == "stop":
 		return operations{"POST": (*exchange).stopFlow}, "/v2/flows/{id}/stop"
+	}
+	return nil, ""
+}
+
+// findSecret is find for the secrets of a workspace.
+func (x *exchange) findSecret(path []string) (operations, string) {
+	const pattern = "/v2/workspaces/{workspace}/secrets"
+	x.workspace = path[1]
+	if len(path) > 3 {
+		x.item = path[3]
+	}
+	switch {
+	case len(path) == 3:
+		return operations{"GET": (*exchange).listSecrets, "POST": (*exchange).createSecret}, pattern
+	case len(path) == 4:
+		return operations{"GET": (*exchange).getSecret, "PATCH": (*exchange).patchSecret, "DELETE": (*exchange).deleteSecret}, pattern + "/{id}"
+	case len(path) == 5 && path[4] == "refresh":
+		return operations{"POST": (*exchange).refreshSecret}, pattern + "/{id}/refresh"
 	}
 	return nil, ""
 }

@@ -52,6 +52,14 @@ func (a *asked) Serve(_ context.Context, _ service.Call, route string, body []by
 		return service.CredentialCounts{Total: 400_000}, nil
 	case "credential.get":
 		return service.Credential{ID: "c", Component: "k"}, nil
+	case "auth_client.list":
+		return service.AuthClientList{AuthClients: []service.AuthClient{{ID: "a", Type: "basic", Scope: "global"}}, Next: "next", Total: 400_000}, nil
+	case "auth_client.get":
+		return service.AuthClient{ID: "a", Type: "basic", Scope: "global"}, nil
+	case "auth_secret.list":
+		return service.AuthSecretList{Secrets: []service.AuthSecret{{Credential: service.Credential{ID: "c", Component: "k"}}}, Next: "next", Total: 400_000}, nil
+	case "auth_secret.get":
+		return service.AuthSecret{Credential: service.Credential{ID: "c", Component: "k"}}, nil
 	case "oauth_client.list":
 		return service.OAuthClientList{Clients: []service.OAuthClient{{ID: "o", Component: "k"}}, Next: "next"}, nil
 	case "oauth_client.get":
@@ -95,13 +103,15 @@ func FuzzDocument(f *testing.F) {
 	for _, seed := range []string{
 		client, strings.Replace(client, "oauth-client", "flow", 1), strings.Replace(client, "component\"", "credential\"", 1), `{}`, `{"data":null}`, `{"data":[]}`, `[`, ``, "\xff",
 		`{"data":{"id":"c","type":"credential","attributes":{"name":null,"keys":{"a":{"b":[1]}}},"relationships":{"component":{"data":{"id":"k","type":"component"}},"vpn_agent":{"data":null},"user":[]}}}`,
+		`{"data":{"type":"auth-client","attributes":{"name":"n","type":"basic","credentials":{"a":1}},"relationships":{"components":{"data":[{"id":"k","type":"component"}]},"tenant":{"data":{"id":"acme","type":"tenant"}}}}}`,
+		`{"data":{"type":"auth-secret","attributes":{"name":"n","state":"ready","error":"e","credentials":{"access_token":"t"}},"relationships":{"component":{"data":{"id":"k","type":"component"}}}}}`,
 		`{"data":{"type":"component","attributes":{"descriptor":{"title":"T"},"access":"global"}},"meta":{},"jsonapi":{"version":"1.1"}}`,
 		`{"data":{"type":"flow","attributes":{"name":"n","graph":{"nodes":[{"id":"s","component_id":"k","credentials_id":"c","x":1}],"edges":[]}}}}`,
 		`{"data":{"data":{}}}`, `{"data":{"type":"credential","type":"x"}}`, `{"data":{"attributes":{"a/b~c":1}}}`,
 	} {
 		f.Add([]byte(seed))
 	}
-	targets := []string{"POST /v2/tenants/acme/oauth-clients", "PATCH /v2/tenants/acme/oauth-clients/o", "POST /v2/credentials", "PATCH /v2/credentials/c", "POST /v2/components", "PATCH /v2/components/k", "POST /v2/flows"}
+	targets := []string{"POST /v2/tenants/acme/oauth-clients", "PATCH /v2/tenants/acme/oauth-clients/o", "POST /v2/credentials", "PATCH /v2/credentials/c", "POST /v2/workspaces/w/secrets", "PATCH /v2/workspaces/w/secrets/c", "POST /v2/auth-clients", "PATCH /v2/auth-clients/a", "POST /v2/components", "PATCH /v2/components/k", "POST /v2/flows"}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		for _, target := range targets {
 			a := &asked{}
@@ -135,7 +145,7 @@ func FuzzParameters(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, query string) {
-		for _, path := range []string{"/v2/credentials", "/v2/tenants/acme/oauth-clients/"} {
+		for _, path := range []string{"/v2/credentials", "/v2/workspaces/w/secrets", "/v2/auth-clients", "/v2/tenants/acme/oauth-clients/"} {
 			a := &asked{}
 			h := elasticio.Handler(elasticio.Config{Service: a})
 			w := send(h, "GET", path+"?"+query, "")

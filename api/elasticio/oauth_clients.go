@@ -39,8 +39,10 @@ func (x *exchange) listClients() {
 		x.fail(err)
 		return
 	}
+	var total int
 	clients, next, err := walk(p, func(after string, limit int) ([]service.OAuthClient, string, error) {
 		page, err := ask[service.OAuthClientList](x, "oauth_client.list", service.ListOAuthClients{Component: p.component, Limit: limit, After: after})
+		total = page.Total
 		return page.Clients, page.Next, err
 	})
 	if err != nil {
@@ -51,7 +53,7 @@ func (x *exchange) listClients() {
 	for i, c := range clients {
 		list[i], components[i] = p.trim(x.clientResource(c)), c.Component
 	}
-	x.giveList(p, list, components, next, -1)
+	x.giveList(p, list, components, next, total)
 }
 
 // giveList answers with a page of resources, and their components if asked for.

@@ -54,6 +54,8 @@ type described struct {
 const (
 	pathClients     = "/v2/tenants/{tenant}/oauth-clients"
 	pathCredentials = "/v2/credentials"
+	pathSecrets     = "/v2/workspaces/{workspace}/secrets"
+	pathAuthClients = "/v2/auth-clients"
 	pathComponents  = "/v2/components"
 	pathFlows       = "/v2/flows"
 	item            = "/{id}"
@@ -100,10 +102,40 @@ var documented = []described{
 	{"credentials.list", "GET", pathCredentials, "credential", "Credentials by component and workspace, sorted, page by page.", append([]string{byWorkspace, byComponent, sorted, including}, listed...), ""},
 	{"credentials.get", "GET", pathCredentials + item, "credential", "One credential; secret values are masked unless they are revealed.", shown, ""},
 	{
-		"credentials.update", "PATCH", pathCredentials + item, "credential", "Rename a credential, replace all of its keys, or both.", nil,
+		"credentials.update", "PATCH", pathCredentials + item, "credential", "Rename a credential, set its VPN agent, replace all of its keys, or several of these.", nil,
 		`{"data":{"type":"credential","attributes":{"name":"Pet shop, test","keys":{"apiKey":"a-newer-key"}}}}`,
 	},
 	{"credentials.delete", "DELETE", pathCredentials + item, "", "Delete a credential that no active flow uses, and erase its keys.", nil, ""},
+
+	{
+		"secrets.create", "POST", pathSecrets, "auth-secret", "Verify credentials by a dry request and save them as a new auth secret of the workspace.", nil,
+		`{"data":{"type":"auth-secret","attributes":{"name":"Pet shop of sales","credentials":{"apiKey":"a-secret-key"}},` + toComponent + `}}`,
+	},
+	{"secrets.list", "GET", pathSecrets, "auth-secret", "The auth secrets of the workspace, and whether they work, sorted, page by page.", append([]string{byComponent, sorted, including}, listed...), ""},
+	{"secrets.get", "GET", pathSecrets + item, "auth-secret", "One auth secret; secret values are masked unless they are revealed.", shown, ""},
+	{
+		"secrets.update", "PATCH", pathSecrets + item, "auth-secret", "Rename an auth secret, replace all of its credentials, or both.", nil,
+		`{"data":{"type":"auth-secret","attributes":{"name":"Pet shop, test","credentials":{"apiKey":"a-newer-key"}}}}`,
+	},
+	{"secrets.refresh", "POST", pathSecrets + item + "/refresh", "auth-secret", "Renew the tokens of an auth secret now, whether they are due or not.", nil, ""},
+	{"secrets.delete", "DELETE", pathSecrets + item, "", "Delete an auth secret that no active flow uses, and erase its credentials.", nil, ""},
+
+	{
+		"auth-clients.create", "POST", pathAuthClients, "auth-client",
+		"Create an auth client for several components. Of type oauth2 and of a tenant, it defines their OAuth clients: all of them, or none.", nil,
+		`{"data":{"type":"auth-client","attributes":{"name":"Pet shops","type":"basic","credentials":{"username":"a-user","password":"a-secret-password"}},` +
+			`"relationships":{"components":{"data":[{"id":"pet-shop","type":"component"}]},"workspace":{"data":{"id":"sales","type":"workspace"}}}}}`,
+	},
+	{
+		"auth-clients.list", "GET", pathAuthClients, "auth-client", "The auth clients that are to be seen from a workspace, contract or tenant; of none, those of every tenant.",
+		append([]string{byWorkspace, byContract, byTenant, byComponent, including}, listed...), "",
+	},
+	{"auth-clients.get", "GET", pathAuthClients + item, "auth-client", "One auth client; secrets are masked unless they are revealed.", append([]string{byWorkspace, byContract, byTenant}, shown...), ""},
+	{
+		"auth-clients.update", "PATCH", pathAuthClients + item, "auth-client", "Change the name, the components or members of the credentials. The OAuth clients of its components follow.", []string{byTenant},
+		`{"data":{"type":"auth-client","attributes":{"name":"Pet shops, test","credentials":{"password":"another-secret-password"}}}}`,
+	},
+	{"auth-clients.delete", "DELETE", pathAuthClients + item, "", "Delete an auth client, and the OAuth clients that follow it. Refused while a flow includes one of its components.", []string{byTenant}, ""},
 
 	{
 		"flows.create", "POST", pathFlows, "flow", "Tell of a flow: which components and credentials its nodes use.", nil,
@@ -118,7 +150,7 @@ var documented = []described{
 // exampleItem is the id in the examples: one that the service makes, or the one
 // that the example of the create gives.
 var exampleItem = map[string]string{
-	pathClients: v1.ExampleID, pathCredentials: v1.ExampleID, pathComponents: "pet-shop", pathFlows: "pet-orders",
+	pathClients: v1.ExampleID, pathCredentials: v1.ExampleID, pathSecrets: v1.ExampleID, pathAuthClients: v1.ExampleID, pathComponents: "pet-shop", pathFlows: "pet-orders",
 }
 
 // queryParameters are described once for all operations that take them. One
@@ -126,6 +158,8 @@ var exampleItem = map[string]string{
 var queryParameters = map[string]huma.Param{
 	byComponent: {Description: "Only those of this component; empty is no filter.", Example: "pet-shop"},
 	byWorkspace: {Description: "Only those of this workspace.", Example: "sales"},
+	byContract:  {Description: "In place of workspace_id: a contract."},
+	byTenant:    {Description: "In place of workspace_id: a tenant, else it is the home of the key."},
 	sorted:      {Description: "name, created_at, either with - before it, or a name and then one of the latter.", Example: "name,-created_at"},
 	including:   {Description: "component: the components too.", Example: "component"},
 	revealing:   {Description: "true: secrets in clear, which takes the permission credentials.reveal and is recorded first."},
@@ -141,7 +175,7 @@ func (o described) operation() *huma.Operation {
 	}
 	text := &huma.Schema{Type: huma.TypeString}
 	collection := o.path
-	for _, base := range []string{pathClients, pathCredentials, pathComponents, pathFlows} {
+	for _, base := range []string{pathClients, pathCredentials, pathSecrets, pathAuthClients, pathComponents, pathFlows} {
 		if len(o.path) > len(base) && o.path[:len(base)] == base {
 			collection = base
 			op.Parameters = append(op.Parameters, &huma.Param{
@@ -151,6 +185,9 @@ func (o described) operation() *huma.Operation {
 	}
 	if collection == pathClients {
 		op.Parameters = append(op.Parameters, &huma.Param{Name: "tenant", In: "path", Required: true, Description: "The tenant.", Schema: text, Example: "default"})
+	}
+	if collection == pathSecrets {
+		op.Parameters = append(op.Parameters, &huma.Param{Name: "workspace", In: "path", Required: true, Description: "The workspace.", Schema: text, Example: "sales"})
 	}
 	for _, name := range o.parameters {
 		p := queryParameters[name]
@@ -221,6 +258,13 @@ func resourceSchemas() map[string]*huma.Schema {
 		"credential": one("credential", "Keys for one account at one API.", map[string]*huma.Schema{
 			"name": words("For people; made when absent."), "keys": anything("A value for each field of the component's descriptor; a secret one is masked in answers."),
 		}, "component", "workspace", "user", "vpn_agent"),
+		"auth-secret": one("auth-secret", "A credential of a workspace.", map[string]*huma.Schema{
+			"name": words("For people; made when absent."), "state": words("ready or error; found out by the service."), "error": words("Why it is not ready; in answers."),
+			"credentials": anything("A value for each field of the component's descriptor, or tokens; secret ones are masked in answers."),
+		}, "component", "workspace", "user", "auth-client"),
+		"auth-client": authClientSchema(one("auth-client", "What components authenticate with, several of them.", map[string]*huma.Schema{
+			"name": words("For people."), "type": words("oauth2, basic, api_key or noauth."), "credentials": anything("Of oauth2 client_id, client_secret and more; secrets are masked in answers."),
+		}, "workspace", "contract", "tenant")),
 		"oauth-client": one("oauth-client", "What an OAuth provider knows this tenant's installation by.", map[string]*huma.Schema{
 			"client_id": words(""), "client_secret": words("Masked in answers."),
 		}, "component"),
@@ -234,6 +278,14 @@ func resourceSchemas() map[string]*huma.Schema {
 			}, "id", "component_id")}}, "nodes"),
 		}),
 	}
+}
+
+// authClientSchema adds the one relationship that leads to several resources.
+func authClientSchema(s *huma.Schema) *huma.Schema {
+	s.Properties["relationships"].Properties["components"] = members("", map[string]*huma.Schema{
+		"data": {Type: huma.TypeArray, Items: members("", map[string]*huma.Schema{"id": words(""), "type": words("")}, "id", "type")},
+	}, "data")
+	return s
 }
 
 func errorsSchema() *huma.Schema {

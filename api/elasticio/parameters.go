@@ -38,6 +38,8 @@ const (
 type parameters struct {
 	component string
 	workspace string
+	contract  string
+	tenant    string
 	number    int // 1 is the first page
 	size      int
 	after     string // cursor of the page before, as links.next has it
@@ -51,6 +53,8 @@ type parameters struct {
 const (
 	byComponent = "filter[component]"
 	byWorkspace = "workspace_id"
+	byContract  = "contract_id"
+	byTenant    = "tenant_id"
 	pageNumber  = "page[number]"
 	pageSize    = "page[size]"
 	pageAfter   = "page[after]"
@@ -105,6 +109,10 @@ func (p *parameters) take(kind, typ, value string) (err error) {
 		p.component = value
 	case byWorkspace:
 		p.workspace = value
+	case byContract:
+		p.contract = value
+	case byTenant:
+		p.tenant = value
 	case pageNumber:
 		if p.number, err = strconv.Atoi(value); err != nil || p.number < 1 || p.number > 1<<30 {
 			return badParameter(kind, "The first page has the number 1.")
@@ -132,33 +140,34 @@ func (p *parameters) take(kind, typ, value string) (err error) {
 	return nil
 }
 
-// order is what the service is asked to sort by, and whether equal names come
-// newest first. By name, equal ones go by age in the same direction unless a
-// second field says otherwise.
-func (p *parameters) order() (by string, newest bool, err error) {
+// order is what the service is asked to sort by. By name, equal ones go by age in
+// the same direction unless a second field says otherwise.
+func (p *parameters) order() (by string, err error) {
 	refused := badParameter(sorted, "Sort by name, -name, created_at or -created_at, or by a name and then one of the latter.")
 	switch len(p.sort) {
 	case 0:
-		return "name", false, nil
+		return "name", nil
 	case 1, 2:
 	default:
-		return "", false, refused
+		return "", refused
 	}
 	first := p.sort[0]
 	switch {
 	case first == "created_at" || first == "-created_at":
 		if len(p.sort) > 1 && strings.TrimPrefix(p.sort[1], "-") != "name" { // times do not repeat: the name decides nothing
-			return "", false, refused
+			return "", refused
 		}
-		return strings.TrimSuffix(first, "_at"), false, nil
+		return strings.TrimSuffix(first, "_at"), nil
 	case first != "name" && first != "-name":
-		return "", false, refused
+		return "", refused
 	case len(p.sort) == 1:
-		return first, first == "-name", nil
+		return first, nil
 	case p.sort[1] != "created_at" && p.sort[1] != "-created_at":
-		return "", false, refused
+		return "", refused
+	case strings.HasPrefix(first, "-") == strings.HasPrefix(p.sort[1], "-"):
+		return first, nil
 	}
-	return first, p.sort[1] == "-created_at", nil
+	return first + "," + strings.TrimSuffix(p.sort[1], "_at"), nil
 }
 
 // trim leaves of a resource the fields that were asked for.
@@ -199,7 +208,7 @@ func walk[T any](p parameters, fetch func(after string, limit int) ([]T, string,
 	return fetch(after, p.size)
 }
 
-// links are those of a page; total is the number of all items, or -1.
+// links are those of a page; total is the number of all items.
 func (p *parameters) links(r *url.URL, next string, total int) map[string]string {
 	link := func(number int, after string) string {
 		q := r.Query()
@@ -218,7 +227,7 @@ func (p *parameters) links(r *url.URL, next string, total int) map[string]string
 	if next != "" {
 		links["next"] = link(p.number+1, next)
 	}
-	if last := pages(total, p.size); total >= 0 && (last-1)*p.size < reach {
+	if last := pages(total, p.size); (last-1)*p.size < reach {
 		links["last"] = link(last, "")
 	}
 	return links
@@ -227,11 +236,7 @@ func (p *parameters) links(r *url.URL, next string, total int) map[string]string
 // pages is the number of pages of that many items; an empty list has one.
 func pages(total, size int) int { return max(1, (total+size-1)/size) }
 
-// meta tells of the page and, unless total is -1, of all there is.
+// meta tells of the page and of all there is.
 func (p *parameters) meta(total int) map[string]any {
-	m := map[string]any{"page": p.number, "per_page": p.size}
-	if total >= 0 {
-		m["total"], m["total_pages"] = total, pages(total, p.size)
-	}
-	return m
+	return map[string]any{"page": p.number, "per_page": p.size, "total": total, "total_pages": pages(total, p.size)}
 }

@@ -57,7 +57,7 @@ func openAPI(version string, more func(*huma.OpenAPI)) []byte {
 	said := readComments()
 	for _, r := range service.Routes() {
 		op := &huma.Operation{
-			OperationID: r.Name, Summary: r.Summary, Description: "Needs the permission " + string(r.Permission) + ".",
+			OperationID: r.Name, Summary: r.Summary, Description: needs(r),
 			Parameters: []*huma.Param{text("tenant", "path", true, "The tenant.", exampleTenant)},
 			Responses: map[string]*huma.Response{
 				strconv.Itoa(http.StatusOK): {
@@ -78,14 +78,17 @@ func openAPI(version string, more func(*huma.OpenAPI)) []byte {
 			}
 			op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{typeJSON[0]: body}}
 			doc.Paths[commandPath+r.Name] = &huma.PathItem{Post: op}
+			if r.Name == connectRoute {
+				short := *op
+				short.OperationID += ".short"
+				doc.Paths[queryPath+connectPath] = &huma.PathItem{Post: &short}
+			}
 			continue
 		}
 		op.Tags = []string{"queries"}
 		op.Parameters = append(op.Parameters, queryParameters(types, said, r)...)
-		if r.Name == replayRoute {
-			op.Responses["200"].Content[linesType] = &huma.MediaType{Schema: &huma.Schema{
-				Type: huma.TypeString, Description: "CloudEvents in JSON, one a line, up to limit or to the end.",
-			}}
+		if lines := replays[r.Name]; lines != "" {
+			op.Responses["200"].Content[linesType] = &huma.MediaType{Schema: &huma.Schema{Type: huma.TypeString, Description: lines}}
 		}
 		doc.Paths[queryPath+r.Name] = &huma.PathItem{Get: op}
 	}
@@ -105,6 +108,14 @@ func openAPI(version string, more func(*huma.OpenAPI)) []byte {
 		panic("openapi document: " + err.Error())
 	}
 	return b
+}
+
+// needs says what permission a route takes.
+func needs(r service.Route) string {
+	if r.Or != "" {
+		return "Needs the permission " + string(r.Permission) + ", or " + string(r.Or) + " for what exists."
+	}
+	return "Needs the permission " + string(r.Permission) + "."
 }
 
 // queryParameters describes the members of a query's input that a URL carries.

@@ -9,20 +9,34 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
 )
 
 const (
-	replayRoute = "events.replay"
-	linesType   = "application/x-ndjson"
+	linesType = "application/x-ndjson"
 
-	replayPage = 1000             // events asked for at a time
+	replayPage = 1000             // items asked for at a time
 	pageTime   = 60 * time.Second // a client must take a page within
 )
 
 var typeLines = []string{linesType}
+
+// replays are the queries whose pages can be had as one stream of lines, and what
+// a line is.
+var replays = map[string]string{
+	"events.replay": "CloudEvents in JSON, one a line, up to limit or to the end.",
+	"access.replay": "The facts in JSON, one a line, up to limit or to the end.",
+}
+
+// paging is what the questions of all replays have. The rest is for the service to read.
+type paging struct {
+	From  uint64                    `json:"from,omitzero"`
+	Limit int                       `json:"limit,omitzero"`
+	Rest  map[string]jsontext.Value `json:",embed"`
+}
 
 func wantsLines(r *http.Request) bool {
 	for _, accept := range r.Header["Accept"] {
@@ -33,12 +47,11 @@ func wantsLines(r *http.Request) bool {
 	return false
 }
 
-// replay writes every page of events.replay as one stream of CloudEvents in
-// JSON, one a line, up to the limit in the request or to the end. An error after
-// the first line cuts the connection, so that a client cannot take a part for
-// the whole.
-func (h *handler) replay(x *exchange, call service.Call, body []byte) {
-	var ask service.ReplayEvents
+// replay writes every page of a replay as one stream of JSON documents, one a
+// line, up to the limit in the request or to the end. An error after the first line
+// cuts the connection, so that a client cannot take a part for the whole.
+func (h *handler) replay(x *exchange, call service.Call, name string, body []byte) {
+	var ask paging
 	if len(body) > 0 {
 		if err := json.Unmarshal(body, &ask); err != nil {
 			x.fail(service.ErrBody)
@@ -47,7 +60,7 @@ func (h *handler) replay(x *exchange, call service.Call, body []byte) {
 	}
 	left := ask.Limit // 0: no limit
 	if left < 0 {
-		x.fail(service.ErrLimit.Because("The limit is the largest number of events, or absent for all.").At("/limit"))
+		x.fail(service.ErrLimit.Because("The limit is the largest number of lines, or absent for all.").At("/limit"))
 		return
 	}
 	control := http.NewResponseController(x.w)
@@ -57,7 +70,10 @@ func (h *handler) replay(x *exchange, call service.Call, body []byte) {
 		if left > 0 {
 			ask.Limit = min(left, replayPage)
 		}
-		page, err := h.replayPage(x, call, ask)
+		var n int
+		var next uint64
+		var err error
+		lines, n, next, err = h.replayPage(x, call, name, ask, lines[:0])
 		if x.status != 0 && errors.Is(err, service.ErrRateLimited) && wait(x.r.Context(), fault.Of(err).RetryAfter) {
 			continue // a replay that is under way is slowed down, not cut
 		}
@@ -73,15 +89,6 @@ func (h *handler) replay(x *exchange, call service.Call, body []byte) {
 				return
 			}
 		}
-		lines = lines[:0]
-		for i := range page.Events {
-			b, err := json.Marshal(&page.Events[i])
-			if err != nil {
-				x.cut(err)
-				return
-			}
-			lines = append(append(lines, b...), '\n')
-		}
 		// The server's own bound is for a whole answer; here each page has its own.
 		// A recorder in a test has no deadline to set.
 		_ = control.SetWriteDeadline(time.Now().Add(pageTime))
@@ -90,32 +97,49 @@ func (h *handler) replay(x *exchange, call service.Call, body []byte) {
 		}
 		_ = control.Flush()
 		if left > 0 {
-			if left -= len(page.Events); left <= 0 {
+			if left -= n; left <= 0 {
 				return
 			}
 		}
-		if page.Next == 0 {
+		if next == 0 {
 			return
 		}
-		ask.From = page.Next
+		ask.From = next
 	}
 }
 
-func (h *handler) replayPage(x *exchange, call service.Call, ask service.ReplayEvents) (service.Replay, error) {
+// replayPage appends the lines of one page to b, and tells how many they are and
+// where the next page begins; 0 at the end.
+func (h *handler) replayPage(x *exchange, call service.Call, name string, ask paging, b []byte) (lines []byte, n int, next uint64, err error) {
 	body, err := json.Marshal(ask)
 	if err != nil {
-		return service.Replay{}, fmt.Errorf("ask for a page of events: %w", err)
+		return b, 0, 0, fmt.Errorf("ask for a page of %s: %w", name, err)
 	}
-	answer, err := h.cfg.Service.Serve(x.r.Context(), call, replayRoute, body)
+	answer, err := h.cfg.Service.Serve(x.r.Context(), call, name, body)
 	x.accepted(call, err)
 	if err != nil {
-		return service.Replay{}, err
+		return b, 0, 0, err
 	}
-	page, ok := answer.(service.Replay)
-	if !ok {
-		return service.Replay{}, fmt.Errorf("events.replay answered %T", answer)
+	switch page := answer.(type) {
+	case service.Replay:
+		b, err = appendLines(b, page.Events)
+		return b, len(page.Events), page.Next, err
+	case service.AccessReplay:
+		b, err = appendLines(b, page.Accesses)
+		return b, len(page.Accesses), page.Next, err
 	}
-	return page, nil
+	return b, 0, 0, fmt.Errorf("%s answered %T", name, answer)
+}
+
+func appendLines[T any](b []byte, items []T) ([]byte, error) {
+	for i := range items {
+		line, err := json.Marshal(&items[i])
+		if err != nil {
+			return b, err
+		}
+		b = append(append(b, line...), '\n')
+	}
+	return b, nil
 }
 
 // wait returns after d, or false when ctx ends before.

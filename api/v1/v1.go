@@ -46,6 +46,9 @@ type Config struct {
 	// that only a TLS terminating proxy can reach. Without it they are taken over
 	// TLS and from the same machine alone.
 	AllowCleartext bool
+	// Answered is told the answer of each command before it goes out, to add to its
+	// header; optional.
+	Answered func(header http.Header, answer any)
 	// Describe adds the paths of another surface to /openapi.json; optional.
 	Describe func(*huma.OpenAPI)
 }
@@ -62,13 +65,13 @@ var (
 	ErrHeaderTwice = fault.New(fault.Invalid, "header_repeated", "Idempotency-Key and X-Correlation-Id stand at most once.")
 	ErrCrossOrigin = fault.New(fault.Denied, "cross_origin_refused", "A page of another origin cannot send commands.")
 	// ErrCleartext refuses clear secrets where others could listen.
-	ErrCleartext = fault.New(fault.Denied, "cleartext_refused",
-		"Secrets are taken over TLS only, or over plain HTTP on the same machine.")
+	ErrCleartext = service.ErrCleartext
 )
 
 // Handler returns the edge:
 //
 //	POST /v1/tenants/{tenant}/commands/{command}
+//	POST /v1/tenants/{tenant}/oauth/connect (the command oauth.connect)
 //	GET  /v1/tenants/{tenant}/{query}
 //	GET  /healthz, /readyz, /metrics, /openapi.json, /docs, /
 //
@@ -111,6 +114,10 @@ func Server(addr string, h http.Handler) *http.Server {
 const (
 	commandPath = "/v1/tenants/{tenant}/commands/"
 	queryPath   = "/v1/tenants/{tenant}/"
+
+	// Who connects accounts knows the command by this path below the tenant.
+	connectPath  = "oauth/connect"
+	connectRoute = "oauth.connect"
 )
 
 type handler struct {
@@ -247,6 +254,9 @@ func (h *handler) route(x *exchange) {
 func (h *handler) routeTenant(x *exchange, rest string) {
 	tenant, name, _ := strings.Cut(rest, "/")
 	name, isCommand := strings.CutPrefix(name, "commands/")
+	if name == connectPath && !isCommand {
+		name, isCommand = connectRoute, true
+	}
 	if tenant == "" || name == "" || strings.Contains(name, "/") {
 		x.fail(ErrPathUnknown)
 		return
@@ -278,7 +288,9 @@ func (h *handler) routeTenant(x *exchange, rest string) {
 		return
 	}
 	x.pattern = to.pattern
-	call := service.Call{Tenant: tenant, Principal: principal, Via: "http"}
+	call := service.Call{
+		Tenant: tenant, Principal: principal, Via: "http", Confidential: h.cfg.AllowCleartext || confidential(x.r),
+	}
 	if isCommand {
 		h.command(x, to, call, name)
 	} else {
@@ -307,7 +319,7 @@ func (x *exchange) allows(methods string) bool {
 
 // command answers a POST.
 func (h *handler) command(x *exchange, to endpoint, call service.Call, name string) {
-	if to.secrets && !h.cfg.AllowCleartext && !confidential(x.r) {
+	if to.secrets && !call.Confidential {
 		x.fail(ErrCleartext)
 		return
 	}
@@ -332,8 +344,8 @@ func (h *handler) query(x *exchange, to endpoint, call service.Call, name string
 	switch {
 	case err != nil:
 		x.fail(err)
-	case name == replayRoute && wantsLines(x.r):
-		h.replay(x, call, body)
+	case replays[name] != "" && wantsLines(x.r):
+		h.replay(x, call, name, body)
 	default:
 		h.serve(x, call, name, body)
 	}
@@ -345,6 +357,9 @@ func (h *handler) serve(x *exchange, call service.Call, name string, body []byte
 	if err != nil {
 		x.fail(err)
 		return
+	}
+	if h.cfg.Answered != nil {
+		h.cfg.Answered(x.w.Header(), answer)
 	}
 	x.json(http.StatusOK, typeJSON, answer)
 }

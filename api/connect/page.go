@@ -1,0 +1,50 @@
+package connect
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
+	"html/template"
+	"net/http"
+)
+
+// page is what a person is shown. Every text is shown as text.
+type page struct {
+	Title  string
+	Text   []string // paragraphs
+	Code   string   // to be entered somewhere else
+	Detail string   // for who helps
+}
+
+const style = `body{font:16px/1.5 system-ui,sans-serif;max-width:34rem;margin:12vh auto;padding:0 1.5rem;color:#1b1f24;background:#fff}` +
+	`h1{font-size:1.5rem}.code{font:600 2rem ui-monospace,monospace;letter-spacing:.1em}.detail{color:#57606a;font-size:.85rem}` +
+	`@media(prefers-color-scheme:dark){body{color:#e6edf3;background:#0d1117}.detail{color:#9198a1}}`
+
+// pagePolicy lets a page have its style and nothing else: no script, no image, no
+// form, no frame around it.
+var pagePolicy = "default-src 'none'; style-src 'sha256-" + styleHash() + "'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+func styleHash() string {
+	sum := sha256.Sum256([]byte(style))
+	return base64.StdEncoding.EncodeToString(sum[:])
+}
+
+var pageTemplate = template.Must(template.New("page").Parse(`<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><meta name="robots" content="noindex">
+<title>{{.Title}}</title><style>` + style + `</style></head>
+<body><h1>{{.Title}}</h1>
+{{range .Text}}<p>{{.}}</p>
+{{end}}{{with .Code}}<p class="code">{{.}}</p>
+{{end}}{{with .Detail}}<p class="detail">{{.}}</p>
+{{end}}</body></html>
+`))
+
+// page answers with a page.
+func (x *exchange) page(status int, p page) {
+	var b bytes.Buffer
+	if err := pageTemplate.Execute(&b, p); err != nil { // a page of ours executes
+		status = http.StatusInternalServerError
+		b.Reset()
+	}
+	x.bytes(status, "text/html; charset=utf-8", b.Bytes())
+}

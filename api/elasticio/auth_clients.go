@@ -1,0 +1,347 @@
+package elasticio
+
+import (
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/service"
+)
+
+const authClientType = "auth-client"
+
+// authClientPointers is where the members of the service's bodies stand in a
+// document of an auth client; that of the scope's id depends on the scope.
+func authClientPointers(scope string) map[string]string {
+	return map[string]string{
+		"/id":          "/data/id",
+		"/name":        "/data/attributes/name",
+		"/type":        "/data/attributes/type",
+		"/credentials": "/data/attributes/credentials",
+		"/keys":        "/data/attributes/credentials",
+		"/components":  "/data/relationships/components/data",
+		"/scope":       "/data/relationships",
+		"/scope_id":    "/data/relationships/" + scope + "/data/id",
+	}
+}
+
+func (x *exchange) authClientResource(a service.AuthClient) resource {
+	following := map[string]string{}
+	for _, c := range a.Components {
+		if c.OAuthClient != "" {
+			following[c.Component] = c.OAuthClient
+		}
+	}
+	r := resource{
+		ID: a.ID, Type: authClientType,
+		Links:         map[string]string{"self": "/v2/auth-clients/" + url.PathEscape(a.ID)},
+		Attributes:    map[string]any{"name": a.Name, "type": a.Type, "credentials": a.Credentials},
+		Relationships: map[string]relationship{"components": toAll("component", componentsOf(a))},
+		Meta: map[string]any{
+			"scope": a.Scope, "settled": a.Settled, "oauth_clients": following, "created_at": a.CreatedAt, "updated_at": a.UpdatedAt,
+		},
+	}
+	switch a.Scope {
+	case "workspace", "contract":
+		r.Relationships[a.Scope] = to(a.Scope+"s", a.Scope, a.ScopeID)
+	case "tenant":
+		r.Relationships[a.Scope] = to("tenants", a.Scope, x.tenant)
+	}
+	return r
+}
+
+func componentsOf(a service.AuthClient) (ids []string) {
+	for _, c := range a.Components {
+		ids = append(ids, c.Component)
+	}
+	return ids
+}
+
+// from is the scope from which the parameters have auth clients looked at, "" when
+// they name none. The tenant that they name is the one of the request.
+func (x *exchange) from(p parameters) (scope, id string, err error) {
+	for name, given := range map[string]string{"workspace": p.workspace, "contract": p.contract, "tenant": p.tenant} {
+		if given == "" {
+			continue
+		}
+		if scope != "" {
+			return "", "", badParameter(byWorkspace, "One of workspace_id, contract_id and tenant_id can be given.")
+		}
+		scope, id = name, given
+	}
+	if scope == "tenant" {
+		x.tenant, id = id, ""
+	}
+	return scope, id, nil
+}
+
+func (x *exchange) listAuthClients() {
+	p, err := readParameters(x.r.URL.RawQuery, slices.Concat(paging, sparse, []string{byComponent, byWorkspace, byContract, byTenant})...)
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	scope, id, err := x.from(p)
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	if scope == "" { // as the vendor has it: without a place to look from, those of every tenant alone
+		scope = "global"
+	}
+	var total int
+	clients, next, err := walk(p, func(after string, limit int) ([]service.AuthClient, string, error) {
+		page, err := ask[service.AuthClientList](x, "auth_client.list", service.ListAuthClients{
+			Component: p.component, Scope: scope, ScopeID: id, Limit: limit, After: after,
+		})
+		total = page.Total
+		return page.AuthClients, page.Next, err
+	})
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	list, components := make([]resource, len(clients)), []string{}
+	for i, a := range clients {
+		list[i], components = p.trim(x.authClientResource(a)), append(components, componentsOf(a)...)
+	}
+	x.giveList(p, list, components, next, total)
+}
+
+func (x *exchange) getAuthClient() {
+	p, err := readParameters(x.r.URL.RawQuery, append(sparse, revealing, byWorkspace, byContract, byTenant)...)
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	scope, id, err := x.from(p)
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	a, err := ask[service.AuthClient](x, "auth_client.get", service.GetAuthClient{ID: x.item, Scope: scope, ScopeID: id})
+	if err == nil && p.reveal {
+		var shown service.RevealedAuthClient
+		shown, err = ask[service.RevealedAuthClient](x, "auth_client.reveal", service.RevealAuthClient{ID: x.item})
+		a.Credentials = shown.Credentials
+	}
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	x.giveAuthClient(p, http.StatusOK, a)
+}
+
+func (x *exchange) giveAuthClient(p parameters, status int, a service.AuthClient) {
+	included, err := x.included(p, componentsOf(a))
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	r := x.authClientResource(a)
+	if status == http.StatusCreated {
+		x.w.Header().Set("Location", r.Links["self"])
+	}
+	x.give(status, answer{Data: p.trim(r), Included: included})
+}
+
+// authClientInput is what the document of an auth client says.
+type authClientInput struct {
+	input
+	name, typ      string
+	credentials    jsontext.Value // nil when absent
+	components     []string       // nil when absent
+	scope, scopeID string         // "" when no place is named
+}
+
+func (x *exchange) authClientInput() (in authClientInput, err error) {
+	x.pointers = authClientPointers("")
+	body, err := x.body()
+	if err != nil {
+		return in, err
+	}
+	if in.input, err = readDocument(body); err != nil {
+		return in, err
+	}
+	if err := in.only("name", "type", "credentials"); err != nil {
+		return in, err
+	}
+	for _, name := range slices.Sorted(maps.Keys(in.Attributes)) {
+		at, v := "/data/attributes/"+name, in.Attributes[name]
+		if name == "credentials" {
+			if v.Kind() != jsontext.KindBeginObject {
+				return in, service.ErrBody.Because("The credentials are an object.").At(at)
+			}
+			in.credentials = v
+			continue
+		}
+		into := &in.name
+		if name == "type" {
+			into = &in.typ
+		}
+		if err := decodeText(v, into); err != nil {
+			return in, service.ErrBody.Because("The attribute is a text.").At(at)
+		}
+	}
+	if in.components, _, err = in.relatedAll("components", "component"); err != nil {
+		return in, err
+	}
+	for _, scope := range []string{"workspace", "contract", "tenant"} {
+		id, err := in.related(scope, scope)
+		switch {
+		case err != nil:
+			return in, err
+		case id != "" && in.scope != "":
+			return in, service.ErrAuthClientScope.At("/data/relationships/" + scope)
+		case id != "":
+			in.scope, in.scopeID = scope, id
+		}
+	}
+	x.pointers = authClientPointers(in.scope)
+	return in, nil
+}
+
+func (x *exchange) createAuthClient() {
+	in, err := x.authClientInput()
+	if err == nil {
+		err = in.created(authClientType)
+	}
+	if err == nil && in.components == nil {
+		err = missing("/data/relationships/components/data")
+	}
+	if err == nil && in.name == "" {
+		err = missing("/data/attributes/name")
+	}
+	if err == nil && in.typ == "" {
+		err = missing("/data/attributes/type")
+	}
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	members := map[string]any{"name": in.name, "type": in.typ, "components": in.components, "scope": "global"}
+	if in.credentials != nil {
+		members["credentials"] = in.credentials
+	}
+	switch in.scope {
+	case "workspace", "contract":
+		members["scope"], members["scope_id"] = in.scope, in.scopeID
+	case "tenant":
+		members["scope"], x.tenant = in.scope, in.scopeID
+	}
+	done, err := ask[service.Done](x, "auth_client.create", members)
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	x.giveWritten(http.StatusCreated, done, in)
+}
+
+// giveWritten answers a write with the auth client as it is now or, where the caller
+// may not read auth clients, with what the caller has written.
+func (x *exchange) giveWritten(status int, done service.Done, in authClientInput) {
+	if x.may(service.OAuthClientsGet) {
+		a, err := ask[service.AuthClient](x, "auth_client.get", service.GetAuthClient{ID: done.ID, MinSeq: done.Seq})
+		if err != nil {
+			x.fail(err)
+			return
+		}
+		x.giveAuthClient(parameters{}, status, a)
+		return
+	}
+	r := resource{ID: done.ID, Type: authClientType, Links: map[string]string{"self": "/v2/auth-clients/" + url.PathEscape(done.ID)}, Attributes: map[string]any{}}
+	for name, text := range map[string]string{"name": in.name, "type": in.typ} {
+		if text != "" {
+			r.Attributes[name] = text
+		}
+	}
+	if in.components != nil {
+		r.Relationships = map[string]relationship{"components": toAll("component", in.components)}
+	}
+	x.giveOne(parameters{}, status, r, "")
+}
+
+// inTenant reads the one parameter of a write: the tenant.
+func (x *exchange) inTenant() error {
+	p, err := readParameters(x.r.URL.RawQuery, byTenant)
+	if err == nil && p.tenant != "" {
+		x.tenant = p.tenant
+	}
+	return err
+}
+
+func (x *exchange) patchAuthClient() {
+	err := x.inTenant()
+	var in authClientInput
+	if err == nil {
+		in, err = x.authClientInput()
+	}
+	if err == nil {
+		err = in.changed(x.item, authClientType)
+	}
+	if err == nil && (in.typ != "" || in.scope != "") {
+		err = x.authClientStays(in)
+	}
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	members := map[string]any{"id": x.item}
+	if _, named := in.Attributes["name"]; named {
+		if err := service.CheckName(in.name); err != nil {
+			x.fail(err)
+			return
+		}
+		members["name"] = in.name
+	}
+	if in.credentials != nil {
+		members["credentials"] = in.credentials
+	}
+	if in.components != nil {
+		members["components"] = in.components
+	}
+	done, err := ask[service.Done](x, "auth_client.change", members)
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	x.giveWritten(http.StatusOK, done, in)
+}
+
+// authClientStays refuses to make another type of an auth client, or to move it.
+func (x *exchange) authClientStays(in authClientInput) error {
+	a, err := ask[service.AuthClient](x, "auth_client.get", service.GetAuthClient{ID: x.item})
+	if err != nil {
+		return err
+	}
+	id := a.ScopeID
+	if a.Scope == "tenant" {
+		id = x.tenant
+	}
+	switch {
+	case in.typ != "" && in.typ != a.Type:
+		return ErrRelationshipFixed.Because("An auth client stays of its type. Delete it and create another one.").At("/type")
+	case in.scope != "" && (in.scope != a.Scope || in.scopeID != id):
+		return ErrRelationshipFixed.Because("An auth client stays where it belongs. Delete it and create another one.").At("/scope_id")
+	}
+	return nil
+}
+
+func (x *exchange) deleteAuthClient() {
+	if err := x.inTenant(); err != nil {
+		x.fail(err)
+		return
+	}
+	done, err := ask[service.Done](x, "auth_client.delete", service.AuthClientRef{ID: x.item})
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	if x.may(service.OAuthClientsGet) { // what is deleted is not found from here on
+		_, err = ask[service.AuthClient](x, "auth_client.get", service.GetAuthClient{ID: x.item, MinSeq: done.Seq})
+	}
+	x.gone(err)
+}

@@ -1,0 +1,289 @@
+package elasticio
+
+import (
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/service"
+)
+
+// secretPointers is where the members of the service's bodies stand in a document
+// of an auth secret.
+var secretPointers = map[string]string{
+	"/id":          "/data/id",
+	"/component":   "/data/relationships/component/data/id",
+	"/auth_client": "/data/relationships/auth-client/data/id",
+	"/name":        "/data/attributes/name",
+	"/keys":        "/data/attributes/credentials",
+}
+
+// toAuthClient is the name of a relationship in answers. In a request it may also be
+// written as the vendor's table does, auth_client.
+const toAuthClient = "auth-client"
+
+// secretTypes are the types that a document of an auth secret may have; the first
+// is the one of answers.
+var secretTypes = []string{"auth-secret", "secret"}
+
+func (x *exchange) secretsPath() string {
+	return "/v2/workspaces/" + url.PathEscape(x.workspace) + "/secrets"
+}
+
+func (x *exchange) secretResource(s service.AuthSecret) resource {
+	r := credentialResource(s.Credential)
+	r.Type = secretTypes[0]
+	r.Links = map[string]string{"self": x.secretsPath() + "/" + url.PathEscape(s.ID)}
+	r.Attributes = map[string]any{"name": s.Name, "state": s.State, "credentials": r.Attributes["keys"]}
+	if s.Error != "" {
+		r.Attributes["error"] = s.Error
+	}
+	if s.AuthClient != "" {
+		r.Relationships[toAuthClient] = to("auth-clients", "auth-client", s.AuthClient)
+	}
+	if s.Tokens != nil && s.Tokens.Problem == "" {
+		r.Meta["expires_at"] = s.Tokens.Expires
+	}
+	return r
+}
+
+func (x *exchange) listSecrets() {
+	p, err := readParameters(x.r.URL.RawQuery, slices.Concat(paging, sparse, []string{byComponent, sorted})...)
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	by, err := p.order()
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	var total int
+	secrets, next, err := walk(p, func(after string, limit int) ([]service.AuthSecret, string, error) {
+		page, err := ask[service.AuthSecretList](x, "auth_secret.list", service.ListAuthSecrets{
+			Workspace: x.workspace, Component: p.component, Sort: by, Limit: limit, After: after,
+		})
+		total = page.Total
+		return page.Secrets, page.Next, err
+	})
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	list, components := make([]resource, len(secrets)), make([]string, len(secrets))
+	for i, s := range secrets {
+		list[i], components[i] = p.trim(x.secretResource(s)), s.Component
+	}
+	x.giveList(p, list, components, next, total)
+}
+
+func (x *exchange) getSecret() {
+	p, err := readParameters(x.r.URL.RawQuery, append(sparse, revealing)...)
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	s, err := ask[service.AuthSecret](x, "auth_secret.get", service.GetAuthSecret{Workspace: x.workspace, ID: x.item})
+	if err == nil && p.reveal { // it was found in the workspace, and stays there
+		var shown service.RevealedCredential
+		shown, err = ask[service.RevealedCredential](x, "credential.reveal", service.RevealCredential{ID: x.item})
+		s.Keys = shown.Keys
+	}
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	x.giveOne(p, http.StatusOK, x.secretResource(s), s.Component)
+}
+
+// secretInput is what the document of an auth secret says.
+type secretInput struct {
+	input
+	name                  string
+	keys                  jsontext.Value // nil when absent
+	component, authClient string
+}
+
+// secretInput reads the document of an auth secret. Its state and error are found
+// out by the service: what a document says of them is looked at and passed over.
+func (x *exchange) secretInput() (in secretInput, err error) {
+	x.pointers = secretPointers
+	body, err := x.body()
+	if err != nil {
+		return in, err
+	}
+	if in.input, err = readDocument(body); err != nil {
+		return in, err
+	}
+	if err := in.only("name", "credentials", "state", "error"); err != nil {
+		return in, err
+	}
+	texts := map[string]string{}
+	for _, name := range slices.Sorted(maps.Keys(in.Attributes)) {
+		at, v := "/data/attributes/"+name, in.Attributes[name]
+		if name == "credentials" {
+			if v.Kind() != jsontext.KindBeginObject {
+				return in, service.ErrBody.Because("The credentials are an object.").At(at)
+			}
+			in.keys = v
+			continue
+		}
+		var text string
+		if err := decodeText(v, &text); err != nil {
+			return in, service.ErrBody.Because("The attribute is a text.").At(at)
+		}
+		texts[name] = text
+	}
+	in.name = texts["name"]
+	if state := texts["state"]; state != "" && state != "ready" && state != "error" {
+		return in, service.ErrBody.Because("The state is ready or error.").At("/data/attributes/state")
+	}
+	if in.component, err = in.related("component", "component"); err != nil {
+		return in, err
+	}
+	for _, name := range []string{toAuthClient, "auth_client"} {
+		id, err := in.related(name, "auth-client")
+		if err != nil {
+			return in, err
+		}
+		if id != "" {
+			in.authClient = id
+		}
+	}
+	workspace, err := in.related("workspace", "workspace")
+	if err == nil && workspace != "" && workspace != x.workspace {
+		err = ErrRelationshipFixed.Because("The workspace is the one in the path.").At("/data/relationships/workspace/data/id")
+	}
+	return in, err
+}
+
+func (x *exchange) createSecret() {
+	in, err := x.secretInput()
+	if err == nil {
+		err = in.created(secretTypes...)
+	}
+	if err == nil && in.component == "" && in.authClient == "" {
+		err = missing("/data/relationships/component/data/id")
+	}
+	if err == nil && in.keys == nil {
+		err = missing("/data/attributes/credentials")
+	}
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	members := map[string]any{"workspace": x.workspace, "keys": in.keys}
+	if in.component != "" {
+		members["component"] = in.component
+	}
+	if in.authClient != "" {
+		members["auth_client"] = in.authClient
+	}
+	if in.name != "" {
+		members["name"] = in.name
+	}
+	done, err := ask[service.Done](x, "auth_secret.create", members)
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	x.giveSecret(http.StatusCreated, done, in)
+}
+
+// giveSecret answers a write with the auth secret as it is now or, where the caller
+// may not read auth secrets, with what the caller has written.
+func (x *exchange) giveSecret(status int, done service.Done, in secretInput) {
+	if x.may(service.AuthSecretsGet) {
+		s, err := ask[service.AuthSecret](x, "auth_secret.get", service.GetAuthSecret{Workspace: x.workspace, ID: done.ID, MinSeq: done.Seq})
+		if err != nil {
+			x.fail(err)
+			return
+		}
+		x.giveOne(parameters{}, status, x.secretResource(s), s.Component)
+		return
+	}
+	r := resource{
+		ID: done.ID, Type: secretTypes[0], Links: map[string]string{"self": x.secretsPath() + "/" + url.PathEscape(done.ID)}, Attributes: map[string]any{},
+		Relationships: map[string]relationship{"workspace": to("workspaces", "workspace", x.workspace)},
+	}
+	if in.name != "" {
+		r.Attributes["name"] = in.name
+	}
+	if in.component != "" {
+		r.Relationships["component"] = to("components", "component", in.component)
+	}
+	x.giveOne(parameters{}, status, r, in.component)
+}
+
+func (x *exchange) patchSecret() {
+	in, err := x.secretInput()
+	if err == nil {
+		err = in.changed(x.item, secretTypes...)
+	}
+	if err == nil && (in.component != "" || in.authClient != "") {
+		err = x.secretStays(in)
+	}
+	if _, named := in.Attributes["name"]; err == nil && named {
+		err = service.CheckName(in.name)
+	}
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	var changes []change
+	if in.keys != nil { // first, since they may be refused; the rest was looked at
+		changes = append(changes, change{"/keys", "auth_secret.replace-keys", map[string]any{"workspace": x.workspace, "id": x.item, "keys": in.keys}})
+	}
+	if in.name != "" {
+		changes = append(changes, change{"/name", "auth_secret.rename", service.RenameAuthSecret{Workspace: x.workspace, ID: x.item, Name: in.name}})
+	}
+	done, err := x.inTurn(changes)
+	if err == nil && len(changes) == 0 { // nothing is asked for, of a secret that must be there
+		err = x.cfg.Service.Require(x.r.Context(), x.call(), "auth_secret.rename", service.AuthSecretsEdit)
+		x.accepted(err)
+	}
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	x.giveSecret(http.StatusOK, done, in)
+}
+
+// secretStays refuses to move an auth secret to another component or auth client. Without the
+// permission to read auth secrets a caller is not told what it is.
+func (x *exchange) secretStays(in secretInput) error {
+	s, err := ask[service.AuthSecret](x, "auth_secret.get", service.GetAuthSecret{Workspace: x.workspace, ID: x.item})
+	switch {
+	case err != nil:
+		return err
+	case in.component != "" && in.component != s.Component:
+		return ErrRelationshipFixed.At("/component")
+	case in.authClient != "" && in.authClient != s.AuthClient:
+		return ErrRelationshipFixed.Because("The auth client is the one of the component.").At("/auth_client")
+	}
+	return nil
+}
+
+func (x *exchange) refreshSecret() {
+	done, err := ask[service.Done](x, "auth_secret.refresh", service.AuthSecretRef{Workspace: x.workspace, ID: x.item})
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	x.giveSecret(http.StatusOK, done, secretInput{})
+}
+
+func (x *exchange) deleteSecret() {
+	done, err := ask[service.Done](x, "auth_secret.delete", service.AuthSecretRef{Workspace: x.workspace, ID: x.item})
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	if x.may(service.AuthSecretsGet) { // what is deleted is not found from here on
+		_, err = ask[service.AuthSecret](x, "auth_secret.get", service.GetAuthSecret{Workspace: x.workspace, ID: x.item, MinSeq: done.Seq})
+	}
+	x.gone(err)
+}
