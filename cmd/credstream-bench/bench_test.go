@@ -164,6 +164,44 @@ func TestCreateBody(t *testing.T) {
 	}
 }
 
+func TestCreateDocument(t *testing.T) {
+	for _, n := range []uint64{1, 7, 99_999, 1 << 40} {
+		type related struct{ Data struct{ ID, Type string } }
+		var in struct {
+			Data struct {
+				Type       string
+				Attributes struct {
+					Name string
+					Keys struct{ APIKey string }
+				}
+				Relationships struct{ Component, Workspace related }
+			}
+		}
+		body := appendCreateV2(nil, n)
+		if err := json.Unmarshal(body, &in); err != nil {
+			t.Fatalf("%s: %v", body, err)
+		}
+		d := in.Data
+		if d.Type != "credential" || d.Attributes.Name != string(appendName(nil, n)) || d.Attributes.Keys.APIKey != string(appendSecret(nil, n)) ||
+			d.Relationships.Component.Data.ID != plain(n) || d.Relationships.Workspace.Data.Type != "workspace" {
+			t.Errorf("%s", body)
+		}
+	}
+}
+
+// The cost of the authorization is measured on calls that are let through and on
+// calls that are refused.
+func TestAuthorize(t *testing.T) {
+	var out bytes.Buffer
+	if err := authorizeChild(t.Context(), &out, []string{t.TempDir(), "100"}); err != nil {
+		t.Fatal(err)
+	}
+	var a authorized
+	if err := json.Unmarshal(out.Bytes(), &a); err != nil || a.First <= 0 || a.Passed <= 0 || a.Refused <= 0 {
+		t.Errorf("%s: %v", &out, err)
+	}
+}
+
 // What the benchmark tells of a flow is what the service understands.
 func TestFlowMessage(t *testing.T) {
 	from := []made{{id: "a", n: 1}, {id: "b", n: 2}, {id: "c", n: 3}}

@@ -59,6 +59,12 @@ func runChild(ctx context.Context, args []string, stdout io.Writer) error {
 		return reopenChild(ctx, stdout, args)
 	case "uses":
 		return usesChild(ctx, stdout, args)
+	case "authorize":
+		return authorizeChild(ctx, stdout, args)
+	case "accesses":
+		return accessesChild(ctx, stdout, args)
+	case "nats":
+		return natsChild(ctx, stdout, args)
 	default:
 		return fmt.Errorf("unknown kind of child %q", kind)
 	}

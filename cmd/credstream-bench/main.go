@@ -31,7 +31,7 @@ func main() {
 
 // rows are the names that -only takes, in the order in which they are measured.
 var rows = []string{
-	"create", "probe", "slow-disk", "flows", "in-use", "bind", "refusal", "uses", "memory", "get", "rebuild", "start", "list", "feed",
+	"create", "probe", "slow-disk", "flows", "in-use", "bind", "refusal", "uses", "authorize", "oauth-clients", "v2-create", "resolve", "revocation", "herd", "renewals", "memory", "get", "rebuild", "start", "list", "feed",
 }
 
 // config says what to measure and how long.

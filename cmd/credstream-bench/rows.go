@@ -46,6 +46,8 @@ func (b *bench) measure(ctx context.Context) (err error) {
 		{[]string{"create", "probe"}, b.commands},
 		{[]string{"slow-disk"}, b.slowDisk},
 		{[]string{"flows", "in-use", "bind", "refusal", "uses"}, b.flows},
+		{[]string{"authorize", "oauth-clients", "v2-create"}, b.identities},
+		{[]string{"resolve", "revocation", "herd", "renewals"}, b.oauth},
 		{[]string{"memory", "get", "rebuild", "start", "list", "feed"}, b.large},
 	} {
 		if !b.wants(part.rows...) {
@@ -78,9 +80,9 @@ func (b *bench) helloWorld(ctx context.Context, n int) (load, error) {
 	})
 }
 
-func (b *bench) publish(ctx context.Context, sync, transport string) (p published, err error) {
+func (b *bench) publish(ctx context.Context, sync, transport string, publishers int) (p published, err error) {
 	dir := filepath.Join(b.dir, fmt.Sprint("publish-", next.Add(1)))
-	err = askChild(ctx, &p, "publish", dir, sync, transport, strconv.Itoa(clients), b.time.String())
+	err = askChild(ctx, &p, "publish", dir, sync, transport, strconv.Itoa(publishers), b.time.String())
 	return p, err
 }
 
@@ -103,7 +105,7 @@ func (b *bench) commands(ctx context.Context) error {
 	}
 	raw := func(sync, transport string) func() (load, error) {
 		return func() (load, error) {
-			p, err := b.publish(ctx, sync, transport)
+			p, err := b.publish(ctx, sync, transport, clients)
 			return load{rate: p.Rate, took: []time.Duration{p.P50, p.P50, p.P99}}, err
 		}
 	}

@@ -302,11 +302,13 @@ func (s *site) natsCreators(i int) (caller, error) {
 }
 
 // idOf finds the id in a command's answer.
-func idOf(answer []byte) (string, bool) {
-	const member = `"id":"`
-	_, rest, found := bytes.Cut(answer, []byte(member))
-	id, _, ended := bytes.Cut(rest, []byte{'"'})
-	return string(id), found && ended && len(id) > 0
+func idOf(answer []byte) (string, bool) { return memberOf(answer, `"id":"`) }
+
+// memberOf finds the text after the first `"name":"`, up to the next quote.
+func memberOf(answer []byte, name string) (string, bool) {
+	_, rest, found := bytes.Cut(answer, []byte(name))
+	text, _, ended := bytes.Cut(rest, []byte{'"'})
+	return string(text), found && ended && len(text) > 0
 }
 
 func (s *site) remember(mine []made) {

@@ -23,34 +23,39 @@ import (
 
 // serveConfig is the configuration of the service.
 type serveConfig struct {
-	Data                  string `flag:"data" arg:"DIR" env:"CREDSTREAM_DATA" default:"./credstream-data" help:"folder that holds everything the service keeps; with --nats, what it can build again"`
-	HTTP                  string `flag:"http" arg:"ADDR" env:"CREDSTREAM_HTTP" default:"127.0.0.1:8080" help:"address for HTTP"`
-	NATSListen            string `flag:"nats-listen" arg:"ADDR" env:"CREDSTREAM_NATS_LISTEN" default:"127.0.0.1:4222" help:"address of the embedded NATS server"`
-	NATS                  string `flag:"nats" arg:"URL" env:"CREDSTREAM_NATS" help:"use this NATS cluster instead of the embedded server"`
-	NATSCredentials       string `flag:"nats-credentials" arg:"FILE" env:"CREDSTREAM_NATS_CREDENTIALS" help:"credentials file of the user that owns the streams, when --nats names none"`
-	NATSEndpoints         string `flag:"nats-endpoints" arg:"URL" env:"CREDSTREAM_NATS_ENDPOINTS" help:"the same servers with the user of the endpoints, who may publish answers only; the user of --nats when empty"`
-	NATSSystem            string `flag:"nats-system" arg:"URL" env:"CREDSTREAM_NATS_SYSTEM" help:"the same servers with a user of the system account: shows how durable they are and ends the connections of revoked keys"`
-	NATSSystemCredentials string `flag:"nats-system-credentials" arg:"FILE" env:"CREDSTREAM_NATS_SYSTEM_CREDENTIALS" help:"credentials file for --nats-system"`
-	NATSCallout           string `flag:"nats-callout" arg:"URL" env:"CREDSTREAM_NATS_CALLOUT" help:"the same servers with the user that the auth callout is sent to; the user of --nats when empty"`
-	NATSCalloutSeed       string `flag:"nats-callout-seed" arg:"FILE" env:"CREDSTREAM_NATS_CALLOUT_SEED" help:"seed of the account key that issues the servers' auth callout; without it no API key is let in on NATS"`
-	NATSCalloutXKey       string `flag:"nats-callout-xkey" arg:"FILE" env:"CREDSTREAM_NATS_CALLOUT_XKEY" help:"seed of the curve key that the servers encrypt the callout with"`
-	NATSReplicas          int    `flag:"nats-replicas" arg:"N" env:"CREDSTREAM_NATS_REPLICAS" default:"3" help:"copies of each stream on an external cluster"`
-	AttestSyncAlways      bool   `flag:"attest-sync-always" env:"CREDSTREAM_ATTEST_SYNC_ALWAYS" help:"answer for it that the external servers sync before they acknowledge, where this is not seen or not so"`
-	AdminKey              string `flag:"admin-key" arg:"KEY" env:"CREDSTREAM_ADMIN_KEY" help:"administrator key to take on the first start, instead of one that is made and printed; better set by the environment, since other users of the machine see flags"`
-	OIDCIssuer            string `flag:"oidc-issuer" arg:"URL" env:"CREDSTREAM_OIDC_ISSUER" help:"take the tokens of this OpenID Connect issuer as Bearer over HTTP, besides API keys"`
-	OIDCAudience          string `flag:"oidc-audience" arg:"NAME" env:"CREDSTREAM_OIDC_AUDIENCE" help:"audience that a token must be meant for; needed with --oidc-issuer"`
-	OIDCTenantClaim       string `flag:"oidc-tenant-claim" arg:"CLAIM" env:"CREDSTREAM_OIDC_TENANT_CLAIM" default:"tenant" help:"claim that names the tenant, or the tenants, of a token"`
-	OIDCPermissionsClaim  string `flag:"oidc-permissions-claim" arg:"CLAIM" env:"CREDSTREAM_OIDC_PERMISSIONS_CLAIM" default:"permissions" help:"claim that lists permissions and roles; a path with dots, such as realm_access.roles, reaches into objects"`
-	Durability            string `flag:"durability" arg:"MODE" env:"CREDSTREAM_DURABILITY" default:"group" help:"how a change is made durable before it is acknowledged: group (one fsync for all that wait) or always (one for each)"`
-	KMS                   string `flag:"kms" arg:"URL" env:"CREDSTREAM_KMS" help:"key that wraps the tenants' keys: file:///path, hcvault://, aws-kms:// or gcp-kms://; a key file in the data folder when empty"`
-	Views                 string `flag:"views" arg:"URL" env:"CREDSTREAM_VIEWS" help:"database of the lists; SQLite in the data folder when empty"`
-	AllowPrivateTargets   bool   `flag:"allow-private-targets" env:"CREDSTREAM_ALLOW_PRIVATE_TARGETS" help:"let dry requests reach private and loopback addresses; for development only"`
-	BehindTLSProxy        bool   `flag:"behind-tls-proxy" env:"CREDSTREAM_BEHIND_TLS_PROXY" help:"take requests that hold secrets over plain HTTP from other machines: only where nothing but a proxy that ends TLS can reach the port"`
-	RatePerKey            int    `flag:"rate-per-key" arg:"N" env:"CREDSTREAM_RATE_PER_KEY" default:"10000" help:"commands a second that one identity may send to this process, and ten times as many queries; 0 is no limit"`
-	RatePerTenant         int    `flag:"rate-per-tenant" arg:"N" env:"CREDSTREAM_RATE_PER_TENANT" default:"20000" help:"the same for everybody who asks for one tenant"`
-	WrongKeys             int    `flag:"wrong-keys" arg:"N" env:"CREDSTREAM_WRONG_KEYS" default:"20" help:"wrong keys a minute from one address, after which it is told to wait; right keys pass all the same; 0 is no limit"`
-	LogFormat             string `flag:"log-format" arg:"FORMAT" env:"CREDSTREAM_LOG_FORMAT" default:"text" help:"text or json"`
-	LogLevel              string `flag:"log-level" arg:"LEVEL" env:"CREDSTREAM_LOG_LEVEL" default:"info" help:"debug, info, warn or error"`
+	Data                  string        `flag:"data" arg:"DIR" env:"CREDSTREAM_DATA" default:"./credstream-data" help:"folder that holds everything the service keeps; with --nats, what it can build again"`
+	HTTP                  string        `flag:"http" arg:"ADDR" env:"CREDSTREAM_HTTP" default:"127.0.0.1:8080" help:"address for HTTP"`
+	NATSListen            string        `flag:"nats-listen" arg:"ADDR" env:"CREDSTREAM_NATS_LISTEN" default:"127.0.0.1:4222" help:"address of the embedded NATS server"`
+	NATS                  string        `flag:"nats" arg:"URL" env:"CREDSTREAM_NATS" help:"use this NATS cluster instead of the embedded server"`
+	NATSCredentials       string        `flag:"nats-credentials" arg:"FILE" env:"CREDSTREAM_NATS_CREDENTIALS" help:"credentials file of the user that owns the streams, when --nats names none"`
+	NATSEndpoints         string        `flag:"nats-endpoints" arg:"URL" env:"CREDSTREAM_NATS_ENDPOINTS" help:"the same servers with the user of the endpoints, who may publish answers only; the user of --nats when empty"`
+	NATSSystem            string        `flag:"nats-system" arg:"URL" env:"CREDSTREAM_NATS_SYSTEM" help:"the same servers with a user of the system account: shows how durable they are and ends the connections of revoked keys"`
+	NATSSystemCredentials string        `flag:"nats-system-credentials" arg:"FILE" env:"CREDSTREAM_NATS_SYSTEM_CREDENTIALS" help:"credentials file for --nats-system"`
+	NATSCallout           string        `flag:"nats-callout" arg:"URL" env:"CREDSTREAM_NATS_CALLOUT" help:"the same servers with the user that the auth callout is sent to; the user of --nats when empty"`
+	NATSCalloutSeed       string        `flag:"nats-callout-seed" arg:"FILE" env:"CREDSTREAM_NATS_CALLOUT_SEED" help:"seed of the account key that issues the servers' auth callout; without it no API key is let in on NATS"`
+	NATSCalloutXKey       string        `flag:"nats-callout-xkey" arg:"FILE" env:"CREDSTREAM_NATS_CALLOUT_XKEY" help:"seed of the curve key that the servers encrypt the callout with"`
+	NATSReplicas          int           `flag:"nats-replicas" arg:"N" env:"CREDSTREAM_NATS_REPLICAS" default:"3" help:"copies of each stream on an external cluster"`
+	AttestSyncAlways      bool          `flag:"attest-sync-always" env:"CREDSTREAM_ATTEST_SYNC_ALWAYS" help:"answer for it that the external servers sync before they acknowledge, where this is not seen or not so"`
+	AdminKey              string        `flag:"admin-key" arg:"KEY" env:"CREDSTREAM_ADMIN_KEY" help:"administrator key to take on the first start, instead of one that is made and printed; better set by the environment, since other users of the machine see flags"`
+	OIDCIssuer            string        `flag:"oidc-issuer" arg:"URL" env:"CREDSTREAM_OIDC_ISSUER" help:"take the tokens of this OpenID Connect issuer as Bearer over HTTP, besides API keys"`
+	OIDCAudience          string        `flag:"oidc-audience" arg:"NAME" env:"CREDSTREAM_OIDC_AUDIENCE" help:"audience that a token must be meant for; needed with --oidc-issuer"`
+	OIDCTenantClaim       string        `flag:"oidc-tenant-claim" arg:"CLAIM" env:"CREDSTREAM_OIDC_TENANT_CLAIM" default:"tenant" help:"claim that names the tenant, or the tenants, of a token"`
+	OIDCPermissionsClaim  string        `flag:"oidc-permissions-claim" arg:"CLAIM" env:"CREDSTREAM_OIDC_PERMISSIONS_CLAIM" default:"permissions" help:"claim that lists permissions and roles; a path with dots, such as realm_access.roles, reaches into objects"`
+	Durability            string        `flag:"durability" arg:"MODE" env:"CREDSTREAM_DURABILITY" default:"group" help:"how a change is made durable before it is acknowledged: group (one fsync for all that wait) or always (one for each)"`
+	KMS                   string        `flag:"kms" arg:"URL" env:"CREDSTREAM_KMS" help:"key that wraps the tenants' keys: file:///path, hcvault://, aws-kms:// or gcp-kms://; a key file in the data folder when empty"`
+	Views                 string        `flag:"views" arg:"URL" env:"CREDSTREAM_VIEWS" help:"database of the lists; SQLite in the data folder when empty"`
+	AllowPrivateTargets   bool          `flag:"allow-private-targets" env:"CREDSTREAM_ALLOW_PRIVATE_TARGETS" help:"let dry requests reach private and loopback addresses; for development only"`
+	BehindTLSProxy        bool          `flag:"behind-tls-proxy" env:"CREDSTREAM_BEHIND_TLS_PROXY" help:"take requests that hold secrets over plain HTTP from other machines: only where nothing but a proxy that ends TLS can reach the port"`
+	PublicURL             string        `flag:"public-url" arg:"URL" env:"CREDSTREAM_PUBLIC_URL" help:"where browsers reach the service, for connect links and redirect URIs, the same for every process; http:// and the HTTP address when empty and of this machine"`
+	ConnectReturnTo       string        `flag:"connect-return-to" arg:"ORIGINS" env:"CREDSTREAM_CONNECT_RETURN_TO" help:"origins that browsers may be sent back to when an account was connected, such as https://app.example.org, separated by commas; http://127.0.0.1 and http://[::1] with a port need not be named"`
+	Lease                 time.Duration `flag:"lease" arg:"TIME" env:"CREDSTREAM_LEASE" default:"10m" help:"how long a flow engine may keep the values of a credential it was given: 1m to 15m, and never beyond the access token's end"`
+	AccessRetention       time.Duration `flag:"access-retention" arg:"TIME" env:"CREDSTREAM_ACCESS_RETENTION" default:"400d" help:"how long the record is kept of who was given which credential: at least 1d"`
+	RefreshPatience       time.Duration `flag:"refresh-patience" arg:"TIME" env:"CREDSTREAM_REFRESH_PATIENCE" default:"30s" help:"how long the renewal of a token that another process began may stay without progress before this one takes it over; with less than 30s a slow provider may be asked twice"`
+	RatePerKey            int           `flag:"rate-per-key" arg:"N" env:"CREDSTREAM_RATE_PER_KEY" default:"10000" help:"commands a second that one identity may send to this process, and ten times as many queries; 0 is no limit"`
+	RatePerTenant         int           `flag:"rate-per-tenant" arg:"N" env:"CREDSTREAM_RATE_PER_TENANT" default:"20000" help:"the same for everybody who asks for one tenant"`
+	WrongKeys             int           `flag:"wrong-keys" arg:"N" env:"CREDSTREAM_WRONG_KEYS" default:"20" help:"wrong keys a minute from one address, after which it is told to wait; right keys pass all the same; 0 is no limit"`
+	LogFormat             string        `flag:"log-format" arg:"FORMAT" env:"CREDSTREAM_LOG_FORMAT" default:"text" help:"text or json"`
+	LogLevel              string        `flag:"log-level" arg:"LEVEL" env:"CREDSTREAM_LOG_LEVEL" default:"info" help:"debug, info, warn or error"`
 
 	fsyncDelay time.Duration `env:"CREDSTREAM_BENCH_FSYNC_DELAY" help:"added to every fsync, to model a slower disk; for benchmarks alone"`
 
@@ -79,6 +84,12 @@ type demoConfig struct {
 	key string `env:"CREDSTREAM_DEMO_KEY" default:"secret" help:"the key the API takes when there is no file; by the environment alone"`
 }
 
+// demoProviderConfig is the configuration of the demo OAuth provider.
+type demoProviderConfig struct {
+	Listen   string        `flag:"listen" arg:"ADDR" env:"CREDSTREAM_DEMO_LISTEN" default:"127.0.0.1:9091" help:"address for HTTP"`
+	Lifetime time.Duration `flag:"lifetime" arg:"TIME" env:"CREDSTREAM_DEMO_LIFETIME" default:"5m" help:"how long an access token lives"`
+}
+
 var errEnvironment = fault.New(fault.Invalid, "config_environment", "A variable of the environment is not valid.")
 
 // envOf is the annotation that names a flag's variable.
@@ -104,6 +115,12 @@ func bind(flags *pflag.FlagSet, cfg any) {
 			flags.Var(&text{p, f.Tag.Get("arg")}, name, help)
 		case *bool:
 			flags.BoolVar(p, name, false, help)
+		case *time.Duration:
+			d := &duration{p, f.Tag.Get("arg")}
+			if d.Set(f.Tag.Get("default")) != nil {
+				panic(fmt.Sprintf("configuration field %s has no duration for its default", f.Name)) // a mistake of ours
+			}
+			flags.Var(d, name, help)
 		case *int:
 			n, err := strconv.Atoi(f.Tag.Get("default"))
 			if err != nil {
@@ -145,6 +162,44 @@ func (n *number) Set(s string) (err error) {
 }
 func (n *number) String() string { return strconv.Itoa(*n.int) }
 func (n *number) Type() string   { return n.arg }
+
+// duration is likewise a value that is a time, such as 10m or 400d.
+type duration struct {
+	*time.Duration
+	arg string
+}
+
+func (d *duration) Set(s string) (err error) {
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		n, err := strconv.Atoi(days)
+		if err == nil && (n < 0 || n > maxDays) {
+			err = strconv.ErrRange
+		}
+		if err == nil {
+			*d.Duration = time.Duration(n) * day
+		}
+		return err
+	}
+	v, err := time.ParseDuration(s)
+	if err == nil {
+		*d.Duration = v
+	}
+	return err
+}
+
+func (d *duration) String() string {
+	if n := *d.Duration / day; n > 0 && *d.Duration%day == 0 {
+		return strconv.Itoa(int(n)) + "d"
+	}
+	return d.Duration.String()
+}
+
+func (d *duration) Type() string { return d.arg }
+
+const (
+	day     = 24 * time.Hour
+	maxDays = 100_000 // a time.Duration holds a few more
+)
 
 // fromEnvironment sets the flags that were not given from their variables. It is
 // done after parsing, so that help never prints what a variable holds.
@@ -201,6 +256,7 @@ func configReference() string {
 		{"Verbs that talk to a service", clientConfig{}},
 		{"credstream events tail, flow publish, flow watch, queue send", natsConfig{}},
 		{"credstream demo petstore", demoConfig{}},
+		{"credstream demo provider", demoProviderConfig{}},
 	} {
 		fmt.Fprintf(&b, "\n## %s\n\n| flag | variable | default | |\n|---|---|---|---|\n", part.title)
 		t := reflect.TypeOf(part.cfg)

@@ -23,10 +23,13 @@ import (
 var errKeysMissing = fault.New(fault.Invalid, "keys_missing",
 	"Give the keys as a JSON object: --keys-file FILE, or --keys-file - for standard input. On a terminal they are asked for.")
 
+var errTokensNotTyped = fault.New(fault.Invalid, "oauth_tokens_not_typed",
+	"OAuth tokens are not typed: use credstream connect --component ID, or give them with --keys-file.")
+
 func (a *app) credentialCommand() *cobra.Command {
 	return a.group("credential", "Make, change and look at credentials",
 		a.credentialCreate(), a.credentialList(), a.credentialCounts(), a.credentialShow(), a.credentialRename(),
-		a.credentialReplaceKeys(), a.credentialRevert(), a.credentialVerify(), a.credentialDelete(), a.credentialReveal(), a.credentialHistory(),
+		a.credentialReplaceKeys(), a.credentialRevert(), a.credentialVerify(), a.credentialRefresh(), a.credentialRevoke(), a.credentialDelete(), a.credentialReveal(), a.credentialResolve(), a.credentialHistory(),
 		a.whereUsed("List the flows that use a credential, active or not", func(id string) client.FlowFilter { return client.FlowFilter{Credential: id} }))
 }
 
@@ -81,6 +84,7 @@ func (a *app) credentialCreate() *cobra.Command {
 	cmd.Flags().StringVar(&in.Name, "name", "", "`NAME` for people; made from the component's title when absent")
 	cmd.Flags().StringVar(&step, "for", "", "`FLOW/STEP` it is made for: the step's use is recorded with it")
 	cmd.Flags().StringVar(&in.Workspace, "workspace", "", "`ID` of your own, kept as given")
+	cmd.Flags().StringVar(&in.VPNAgent, "vpn-agent", "", "`ID` of the VPN agent through which a flow engine reaches the API, kept as given")
 	bindKeysFile(cmd, &keysFile)
 	by.bind(cmd, false)
 	required(cmd, "component")
@@ -113,7 +117,7 @@ func (a *app) keys(ctx context.Context, api *client.Client, file, component stri
 		return client.Keys{}, err
 	}
 	if d.UsesOAuth {
-		return client.Keys{}, commands.ErrOAuthNotAvailable
+		return client.Keys{}, errTokensNotTyped
 	}
 	values := map[string]any{}
 	for _, f := range d.Fields {
@@ -309,12 +313,33 @@ func (a *app) credentialShow() *cobra.Command {
 			if c.Workspace != "" {
 				pairs = append(pairs, [2]string{"workspace", c.Workspace})
 			}
+			if c.VPNAgent != "" {
+				pairs = append(pairs, [2]string{"vpn agent", c.VPNAgent})
+			}
 			for _, name := range slices.Sorted(maps.Keys(c.Keys)) {
 				pairs = append(pairs, [2]string{"keys." + name, fmt.Sprint(c.Keys[name])})
 			}
-			return a.pairs(pairs)
+			return a.pairs(append(pairs, tokenPairs(c.Tokens)...))
 		},
 	}
+}
+
+// tokenPairs says how a credential stands with its provider.
+func tokenPairs(t *client.TokenInfo) (pairs [][2]string) {
+	if t == nil {
+		return nil
+	}
+	if t.Problem != "" {
+		return [][2]string{{"tokens.problem", t.Problem}}
+	}
+	pairs = [][2]string{{"tokens.expire", when(t.Expires)}}
+	if !t.Renewable {
+		pairs = append(pairs, [2]string{"tokens.renewed", "never"})
+	}
+	if t.Failures > 0 {
+		pairs = append(pairs, [2]string{"tokens.failures", fmt.Sprintf("%d in a row; tried again at %s", t.Failures, when(t.RetryAt))})
+	}
+	return pairs
 }
 
 // tried says when and how the keys in force were tried last.
@@ -343,6 +368,9 @@ func (a *app) credentialVerb(use, short string, names []string, sentence string,
 			done, err := obey(cmd.Context(), api, args)
 			if err != nil {
 				return err
+			}
+			if done.Says != "" && !a.client.JSON {
+				fmt.Fprintln(a.stderr, clean(done.Says))
 			}
 			said := strings.NewReplacer("{id}", done.ID, "{version}", strconv.Itoa(done.Version), "{status}", done.Status).Replace(sentence)
 			return a.answer(done, "%s", said)
@@ -405,6 +433,29 @@ func (a *app) credentialRevert() *cobra.Command {
 	cmd.Flags().IntVar(&to, "to-version", 0, "`VERSION` to go back to")
 	by.bind(cmd, true)
 	required(cmd, "to-version")
+	return cmd
+}
+
+func (a *app) credentialRefresh() *cobra.Command {
+	var by changing
+	cmd := &cobra.Command{
+		Use: "refresh ID", Short: "Renew the tokens of an OAuth credential now",
+		Long: "Renew the tokens of an OAuth credential now, whether they are due or not. That happens by itself before\n" +
+			"they end; after it has failed, this tries again at once.",
+		Args: arguments("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			done, err := api.RefreshCredential(cmd.Context(), args[0], by.options()...)
+			if err != nil {
+				return err
+			}
+			return a.answer(done, "Credential %s has new tokens.", done.ID)
+		},
+	}
+	by.bind(cmd, false)
 	return cmd
 }
 

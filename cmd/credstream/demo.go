@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/credstream/credstream/fault"
 )
 
 // demoCommand holds the API that the README's tour makes credentials for.
@@ -34,21 +36,39 @@ func (a *app) demoCommand() *cobra.Command {
 				}
 				cfg.key = strings.TrimSpace(string(b))
 			}
-			return a.servePetstore(cmd.Context(), cfg)
+			return a.serveDemo(cmd.Context(), "Petstore", cfg.Listen, petstoreAPI(cfg.key))
 		},
 	}
 	bind(petstore.Flags(), &cfg)
-	cmd.AddCommand(petstore)
+	var oauth demoProviderConfig
+	provider := &cobra.Command{
+		Use: "provider", Short: "Run a tiny OAuth provider, until interrupted",
+		Long: "Run a tiny OAuth provider with an API behind it. It knows the client " + demoClientID + " with the secret\n" +
+			demoClientSecret + ", replaces refresh tokens when they are used, and ends every grant at POST /withdraw-all.\n" +
+			"docs/examples/calendar-component.json is the component for it.",
+		Args: arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if oauth.Lifetime < time.Second {
+				return errDemoLifetime
+			}
+			return a.serveDemo(cmd.Context(), "The provider", oauth.Listen, newDemoProvider(oauth.Lifetime).handler())
+		},
+	}
+	bind(provider.Flags(), &oauth)
+	cmd.AddCommand(petstore, provider)
 	return cmd
 }
 
-func (a *app) servePetstore(ctx context.Context, cfg demoConfig) error {
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Listen)
+var errDemoLifetime = fault.New(fault.Invalid, "demo_lifetime", "An access token lives a second at least.")
+
+// serveDemo serves a demonstration until ctx ends.
+func (a *app) serveDemo(ctx context.Context, name, address string, handler http.Handler) error {
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
 		return fmt.Errorf("listen for HTTP: %w", err)
 	}
-	server := &http.Server{Handler: petstoreAPI(cfg.key), ReadHeaderTimeout: 5 * time.Second}
-	if _, err := fmt.Fprintf(a.stdout, "Petstore answers on http://%s\n", listener.Addr()); err != nil {
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second}
+	if _, err := fmt.Fprintf(a.stdout, "%s answers on http://%s\n", name, listener.Addr()); err != nil {
 		return errors.Join(err, listener.Close())
 	}
 	stopped := context.AfterFunc(ctx, func() { _ = server.Close() }) // nothing here is worth waiting for

@@ -174,8 +174,8 @@ func TestElasticIOClients(t *testing.T) {
 		if strings.Contains(path, "?") {
 			link += "filter%5Bcomponent%5D=" + query + "&"
 		}
-		v.wants("GET", path, "", 200, fmt.Sprintf(`{"data":[%s],"links":{"first":%q},"meta":{"page":1,"per_page":50}}`,
-			list, link+"page%5Bnumber%5D=1&page%5Bsize%5D=50"))
+		v.wants("GET", path, "", 200, fmt.Sprintf(`{"data":[%[1]s],"links":{"first":%[2]q,"last":%[2]q},"meta":{"page":1,"per_page":50,"total":%[3]d,"total_pages":1}}`,
+			list, link+"page%5Bnumber%5D=1&page%5Bsize%5D=50", strings.Count(list, `"oauth-client"`)))
 	}
 	item := clients + "/" + first
 	v.wants("GET", item, "", 200, `{"data":`+one+`,"meta":{}}`)
@@ -303,12 +303,10 @@ func newCredential(name, keys, component, workspace string) string {
 func credentialJSON(id, name, keys, component, workspace string) string {
 	more := ""
 	if workspace != "" {
-		more = fmt.Sprintf(`,"workspace":{"data":{"id":%[1]q,"type":"workspace"},"links":{"self":"/v2/workspaces/%[1]s"}}`, workspace)
+		more = fmt.Sprintf(`,"workspace":{"data":{"id":%[1]q,"type":"workspace"},"links":{"self":"/v2/workspaces/%[1]s"}},
+			"vpn_agent":{"data":{"id":"5a09","type":"vpn-agent"},"links":{"self":"/v2/vpn_agents/5a09"}}`, workspace)
 	}
-	if keys != "" {
-		keys = `,"keys":` + keys
-	}
-	return fmt.Sprintf(`{"id":%[1]q,"type":"credential","links":{"self":"/v2/credentials/%[1]s"},"attributes":{"name":%[2]q%[3]s},"relationships":{
+	return fmt.Sprintf(`{"id":%[1]q,"type":"credential","links":{"self":"/v2/credentials/%[1]s"},"attributes":{"name":%[2]q,"keys":%[3]s},"relationships":{
 		"user":{"data":{"id":"first-administrator","type":"user"},"links":{"self":"/v2/users/first-administrator"}},
 		"component":{"data":{"id":%[4]q,"type":"component"},"links":{"self":"/v2/components/%[4]s"}}%[5]s}}`, id, name, keys, component, more)
 }
@@ -341,19 +339,32 @@ func TestElasticIOCredentials(t *testing.T) {
 	item := "/v2/credentials/" + id
 	v.wants("GET", item, "", 200, `{"data":`+credentialJSON(id, "Pets", masked, "petstore", "573d")+`,"meta":{}}`)
 	v.wants("GET", "/v2/credentials?workspace_id=573d&filter[component]=petstore", "", 200,
-		`{"data":[`+credentialJSON(id, "Pets", "", "petstore", "573d")+`],"meta":{"page":1,"per_page":50},
-		"links":{"first":"/v2/credentials?filter%5Bcomponent%5D=petstore&page%5Bnumber%5D=1&page%5Bsize%5D=50&workspace_id=573d"}}`)
+		fmt.Sprintf(`{"data":[%s],"meta":{"page":1,"per_page":50,"total":1,"total_pages":1},"links":{"first":%[2]q,"last":%[2]q}}`,
+			credentialJSON(id, "Pets", masked, "petstore", "573d"), "/v2/credentials?filter%5Bcomponent%5D=petstore&page%5Bnumber%5D=1&page%5Bsize%5D=50&workspace_id=573d"))
 	v.wants("PATCH", item, `{"data":{"id":"`+id+`","type":"credential","attributes":{"name":"Pets of Acme"}}}`, 200,
 		`{"data":`+credentialJSON(id, "Pets of Acme", masked, "petstore", "573d")+`,"meta":{}}`)
 	pets.accept("new-canary")
 	v.wants("PATCH", item, newCredential("", `{"apiKey":"new-canary"}`, "petstore", "573d"), 200, // the name stays
 		`{"data":`+credentialJSON(id, "Pets of Acme", masked, "petstore", "573d")+`,"meta":{}}`)
 
+	agent := func(data string) string { return `{"data":{"relationships":{"vpn_agent":` + data + `}}}` }
+	moved := strings.ReplaceAll(credentialJSON(id, "Pets of Acme", masked, "petstore", "573d"), "5a09", "office")
+	v.wants("PATCH", item, agent(`{"data":{"id":"office","type":"vpn-agent"}}`), 200, `{"data":`+moved+`,"meta":{}}`)
+	v.wants("PATCH", item, agent(`{"links":{"self":"/v2/vpn_agents/none"}}`), 200, `{"data":`+moved+`,"meta":{}}`) // without data, nothing is said
+	_, body = v.send("PATCH", item, agent(`{"data":null}`))
+	if strings.Contains(body, "vpn_agent") {
+		t.Errorf("the VPN agent is still there: %s", body)
+	}
+	v.wants("PATCH", item, newCredential("Pets of Acme", `{"apiKey":"new-canary"}`, "petstore", "573d"), 200, // all three
+		`{"data":`+credentialJSON(id, "Pets of Acme", masked, "petstore", "573d")+`,"meta":{}}`, "Idempotency-Key: three")
+
 	for _, c := range []struct {
 		why, method, path, body string
 		status                  int
 		code, source            string
 	}{
+		{"a VPN agent that is no id", "PATCH", item, agent(`{"data":{"id":"a\u0007","type":"vpn-agent"}}`), 400, "id_invalid", "/data/relationships/vpn_agent/data/id"},
+		{"a new one behind such an agent", "POST", "/v2/credentials", strings.Replace(newCredential("", right, "petstore", "w"), "5a09", strings.Repeat("x", 200), 1), 400, "id_invalid", "/data/relationships/vpn_agent/data/id"},
 		{"wrong keys", "POST", "/v2/credentials", newCredential("x", `{"apiKey":"wrong-canary"}`, "petstore", ""), 422, "credential_verification_failed", ""},
 		{"wrong new keys", "PATCH", item, newCredential("y", `{"apiKey":"wrong-canary"}`, "petstore", ""), 422, "credential_verification_failed", ""},
 		{"the mask", "PATCH", item, newCredential("y", masked, "petstore", ""), 400, "keys_masked", "/data/attributes/keys/apiKey"},
@@ -411,14 +422,23 @@ func TestElasticIOLists(t *testing.T) {
 	u, v := bringVendor(t)
 	registerPlain(t, u.base)
 	var made done
-	for _, name := range []string{"b", "a", "B", "c", "a"} {
-		must(t, u.command("credential.create", "", map[string]any{"component": "plain", "name": name, "keys": map[string]string{"apiKey": "t"}}, &made))
+	place := map[string]string{} // in the order of creation, by id
+	for n, name := range []string{"b", "a", "B", "c", "a"} {
+		in := map[string]any{"component": "plain", "name": name, "keys": map[string]string{"apiKey": "t"}}
+		if n%2 == 0 {
+			in["workspace"] = "w"
+		}
+		must(t, u.command("credential.create", "", in, &made))
+		place[made.ID] = fmt.Sprint(n)
 	}
 	must(t, u.query("credential.counts", fmt.Sprint("min_seq=", made.Seq), nil))
 	last := v.wantsAny("/v2/credentials?sort=-created_at&page[size]=1")
 	page := func(path string) (names []string, links map[string]string, meta map[string]any) {
 		var doc struct {
-			Data  []struct{ Attributes struct{ Name string } }
+			Data []struct {
+				ID         string
+				Attributes struct{ Name string }
+			}
 			Links map[string]string
 			Meta  map[string]any
 		}
@@ -427,17 +447,16 @@ func TestElasticIOLists(t *testing.T) {
 			t.Fatalf("%s: %d %s", path, resp.StatusCode, body)
 		}
 		for _, c := range doc.Data {
-			names = append(names, c.Attributes.Name)
+			names = append(names, c.Attributes.Name+place[c.ID])
 		}
 		return names, doc.Links, doc.Meta
 	}
 	for query, want := range map[string]string{
-		"":                       "a a b B c",
-		"sort=-name":             "c B b a a",
-		"sort=name,-created_at":  "a a B b c",
-		"sort=-name,created_at":  "c b B a a",
-		"sort=created_at":        "b a B c a",
-		"sort=-created_at":       "a c B a b",
+		"":                       "a1 a4 b0 B2 c3",
+		"sort=created_at":        "b0 a1 B2 c3 a4",
+		"sort=-created_at":       "a4 c3 B2 a1 b0",
+		"sort=created_at,name":   "b0 a1 B2 c3 a4", // no two are of one time
+		"workspace_id=w":         "a4 b0 B2",
 		"page[number]=2":         "",
 		"filter[component]=none": "",
 	} {
@@ -445,12 +464,30 @@ func TestElasticIOLists(t *testing.T) {
 			t.Errorf("%s: %v, want %s", query, names, want)
 		}
 	}
+	// In both orders, and across the borders of pages in the middle of a name.
+	for query, want := range map[string]string{
+		"sort=name,created_at":   "a1 a4 b0 B2 c3",
+		"sort=name,-created_at":  "a4 a1 B2 b0 c3",
+		"sort=-name,created_at":  "c3 b0 B2 a1 a4",
+		"sort=-name,-created_at": "c3 B2 b0 a4 a1",
+	} {
+		for size := 1; size <= 5; size++ {
+			var got []string
+			for next := fmt.Sprintf("/v2/credentials?%s&page[size]=%d", query, size); next != ""; {
+				names, links, _ := page(next)
+				got, next = append(got, names...), links["next"]
+			}
+			if strings.Join(got, " ") != want {
+				t.Errorf("%s, %d a page: %v, want %s", query, size, got, want)
+			}
+		}
+	}
 	next, got, numbers := "/v2/credentials?page[size]=2", []string{}, ""
 	for next != "" {
 		names, links, meta := page(next)
 		got, next = append(got, names...), links["next"]
 		numbers += fmt.Sprint(meta["page"], "/", meta["total_pages"], " of ", meta["total"], " ")
-		if at, _, _ := page(links["last"]); len(at) != 1 || at[0] != "c" {
+		if at, _, _ := page(links["last"]); len(at) != 1 || at[0] != "c3" {
 			t.Errorf("the last page is %v", at)
 		}
 		if prev := links["prev"]; prev != "" {
@@ -459,12 +496,98 @@ func TestElasticIOLists(t *testing.T) {
 			}
 		}
 	}
-	if s := strings.Join(got, " "); s != "a a b B c" || numbers != "1/3 of 5 2/3 of 5 3/3 of 5 " {
+	if s := strings.Join(got, " "); s != "a1 a4 b0 B2 c3" || numbers != "1/3 of 5 2/3 of 5 3/3 of 5 " {
 		t.Errorf("page by page: %s, %s", s, numbers)
+	}
+	for query, want := range map[string]string{
+		"workspace_id=w&page[size]=2":                           "3 on 2",
+		"workspace_id=w&filter[component]=plain&page[number]=2": "3 on 1",
+		"workspace_id=w&filter[component]=none":                 "0 on 1",
+		"workspace_id=none":                                     "0 on 1",
+	} {
+		if _, _, meta := page("/v2/credentials?" + query); fmt.Sprint(meta["total"], " on ", meta["total_pages"]) != want {
+			t.Errorf("%s: %v, want %s", query, meta, want)
+		}
 	}
 	v.wants("GET", "/v2/credentials/"+last+"?include=component&fields[credential]=name&fields[component]=access", "", 200, `{
 		"data":{"id":"`+last+`","type":"credential","links":{"self":"/v2/credentials/`+last+`"},"attributes":{"name":"a"}},
 		"included":[{"id":"plain","type":"component","links":{"self":"/v2/components/plain"},"attributes":{"access":"private"}}],"meta":{}}`)
+}
+
+// Who may not define OAuth clients does not see every global component. Totals and
+// pages, by number and by link, tell of those alone that the caller sees.
+func TestElasticIOTotals(t *testing.T) {
+	u, v := bringVendor(t)
+	must(t, u.command("tenant.register", "", map[string]any{"id": "other"}, nil))
+	theirs := u.api
+	theirs.tenant = "other"
+	for n, id := range []string{"a", "b", "c", "d", "e", "f", "g"} {
+		descriptor := sheets
+		if n%3 == 2 {
+			descriptor = `{"title":"Bare"}`
+		}
+		registerAs(t, theirs, id, descriptor)
+		must(t, theirs.command("component.share", "", map[string]any{"id": id}, nil))
+	}
+	registerPlain(t, u.base)
+	for _, id := range []string{"b", "e"} {
+		if resp, body := v.send("POST", clients, newClient("oauth-client", "i", "s", id)); resp.StatusCode != 201 {
+			t.Fatalf("%s: %d %s", id, resp.StatusCode, body)
+		}
+	}
+	look := func(v *vendor, path string) (ids, next string, total string) {
+		resp, body := v.send("GET", path, "")
+		var doc struct {
+			Data  []struct{ ID string }
+			Links struct{ Next string }
+			Meta  struct {
+				Total int
+				Pages int `json:"total_pages"`
+			}
+		}
+		if err := json.Unmarshal([]byte(body), &doc); err != nil || resp.StatusCode != 200 {
+			t.Fatalf("%s: %d %s", path, resp.StatusCode, body)
+		}
+		for _, r := range doc.Data {
+			ids += r.ID + " "
+		}
+		return ids, doc.Links.Next, fmt.Sprint(doc.Meta.Total, " on ", doc.Meta.Pages)
+	}
+	operator := v.as(u.issue(t, map[string]any{"role": "OPERATOR"}))
+	for _, c := range []struct {
+		who         *vendor
+		path, total string
+		pages       []string
+	}{
+		{v, "/v2/components", "8 on 4", []string{"a b ", "c d ", "e f ", "g plain "}},
+		{operator, "/v2/components", "5 on 3", []string{"b c ", "e f ", "plain "}},
+		{v, clients, "2 on 1", []string{"b e "}},
+		{operator, clients, "2 on 1", []string{"b e "}},
+		{v, clients + "?filter[component]=e", "1 on 1", []string{"e "}},
+	} {
+		mark := "?"
+		if strings.Contains(c.path, "?") {
+			mark = "&"
+		}
+		path := c.path + mark + "page[size]=2"
+		for n, want := range c.pages {
+			if strings.HasPrefix(c.path, clients) { // they have ids of their own
+				want = fmt.Sprint(strings.Count(want, " "))
+			}
+			same := func(how, path string) (next string) {
+				got, next, total := look(c.who, path)
+				if strings.HasPrefix(c.path, clients) {
+					got = fmt.Sprint(strings.Count(got, " "))
+				}
+				if got != want || total != c.total || (next == "") != (n == len(c.pages)-1) {
+					t.Errorf("page %d by %s of %s: %s of %s, next %q; want %s of %s", n+1, how, c.path, got, total, next, want, c.total)
+				}
+				return next
+			}
+			same("number", fmt.Sprint(c.path, mark, "page[size]=2&page[number]=", n+1))
+			path = same("link", path)
+		}
+	}
 }
 
 // wantsAny returns the id of the first resource of a list.
@@ -497,7 +620,8 @@ func TestElasticIOComponentsAndFlows(t *testing.T) {
 	v.wants("PATCH", "/v2/components/plain", `{"data":{"id":"plain","type":"component","attributes":{"access":"global"}}}`, 200, resource("global"))
 	v.wants("GET", "/v2/components/plain", "", 200, resource("global"))
 	v.wants("GET", "/v2/components?fields[component]=name", "", 200, `{"data":[{"id":"plain","type":"component","links":{"self":"/v2/components/plain"},"attributes":{"name":"Plain"}}],
-		"links":{"first":"/v2/components?fields%5Bcomponent%5D=name&page%5Bnumber%5D=1&page%5Bsize%5D=50"},"meta":{"page":1,"per_page":50}}`)
+		"links":{"first":"/v2/components?fields%5Bcomponent%5D=name&page%5Bnumber%5D=1&page%5Bsize%5D=50","last":"/v2/components?fields%5Bcomponent%5D=name&page%5Bnumber%5D=1&page%5Bsize%5D=50"},
+		"meta":{"page":1,"per_page":50,"total":1,"total_pages":1}}`)
 
 	id := v.wants("POST", "/v2/credentials", newCredential("Token", `{"token":"canary"}`, "plain", ""), 201,
 		`{"data":`+credentialJSON("{ID}", "Token", `{"token":"********"}`, "plain", "")+`,"meta":{}}`)
@@ -537,7 +661,10 @@ func TestElasticIOComponentsAndFlows(t *testing.T) {
 		t.Errorf("the flow's facts are %s", got)
 	}
 	v.wants("DELETE", "/v2/components/bare", "", 204, "")
-	v.refused("DELETE", "/v2/components/bare", "", 409, "component_deleted", "")
+	for method, body := range map[string]string{"DELETE": "", "GET": "", "PATCH": `{"data":{"type":"component","attributes":{"access":"global"}}}`} {
+		v.refused(method, "/v2/components/bare", body, 404, "component_gone", "")
+	}
+	v.refused("DELETE", "/v2/components/nothing", "", 404, "component_not_found", "")
 }
 
 // Changes of one flow at the same moment all happen: none is taken for the repeat

@@ -83,12 +83,12 @@ func documentedBy(t *testing.T, base string) (list []documented) {
 func TestDocumentedExamples(t *testing.T) {
 	u := bring(t, t.TempDir())
 	first := []string{
-		"component.register", "component.set-env", "oauth_client.define", "credential.create", "credential.replace-keys", "flow.bind", "api_key.issue",
-		"v2.components.create", "v2.oauth-clients.create", "v2.credentials.create", "v2.flows.create",
+		"component.register", "component.set-env", "oauth_client.define", "credential.create", "credential.replace-keys", "auth_secret.create", "auth_client.create", "flow.bind", "api_key.issue",
+		"v2.components.create", "v2.oauth-clients.create", "v2.credentials.create", "v2.secrets.create", "v2.auth-clients.create", "v2.flows.create",
 	}
 	last := []string{
-		"flow.release", "credential.delete", "oauth_client.delete", "component.delete", "api_key.revoke",
-		"v2.flows.delete", "v2.credentials.delete", "v2.oauth-clients.delete", "v2.components.delete",
+		"flow.release", "auth_secret.delete", "auth_client.delete", "credential.delete", "oauth_client.delete", "component.delete", "api_key.revoke",
+		"v2.flows.delete", "v2.secrets.delete", "v2.auth-clients.delete", "v2.credentials.delete", "v2.oauth-clients.delete", "v2.components.delete",
 	}
 	place := func(d documented) int {
 		if i := slices.Index(first, d.id); i >= 0 {
@@ -105,7 +105,8 @@ func TestDocumentedExamples(t *testing.T) {
 	})
 	want := map[string]int{ // of those that cannot be obeyed in an empty service
 		"queue.get": 404, "queue.retry": 404, "queue.drop": 404, // no message has failed
-		"credential.reveal": 403, "oauth_client.reveal": 403, // no role does this
+		"credential.refresh": 409, "auth_secret.refresh": 409, "v2.secrets.refresh": 409, "credential.revoke": 409, // there are no tokens
+		"credential.reveal": 403, "oauth_client.reveal": 403, "auth_client.reveal": 403, // no role does this
 	}
 	made := map[string]string{} // ids by what they are of
 	for _, d := range list {

@@ -85,6 +85,7 @@ func (p *program) startNode(ctx context.Context, secrets []string, restarted fun
 		p.log.Warn("every fsync is delayed, to model a slower disk", "by", p.cfg.fsyncDelay)
 		p.node.Syncer(eventlog.Stream).Delay = p.cfg.fsyncDelay
 		p.node.Syncer(vault.Stream).Delay = p.cfg.fsyncDelay
+		p.node.Syncer(bus.AccessStream).Delay = p.cfg.fsyncDelay
 	}
 	p.stopMessaging()
 	return nil

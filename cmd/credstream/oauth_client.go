@@ -57,7 +57,15 @@ func (a *app) clientDefine() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.answer(done, "Defined OAuth client %s of component %s.", done.ID, component)
+			defined := struct {
+				client.Done
+				RedirectURI string `json:"redirect_uri,omitzero"`
+			}{done, a.redirectURI(cmd.Context(), api, component)}
+			if defined.RedirectURI == "" {
+				return a.answer(defined, "Defined OAuth client %s of component %s.", done.ID, component)
+			}
+			return a.answer(defined, "Defined OAuth client %s of component %s. Its redirect URI, to be registered at the provider: %s",
+				done.ID, component, defined.RedirectURI)
 		},
 	}
 	cmd.Flags().StringVar(&component, "component", "", "`ID` of the component")
@@ -65,6 +73,16 @@ func (a *app) clientDefine() *cobra.Command {
 	bindSecretFile(cmd, &file)
 	required(cmd, "component", "client-id")
 	return cmd
+}
+
+// redirectURI is the redirect URI of a component; "" when the service does not say:
+// who may define a client need not see more.
+func (a *app) redirectURI(ctx context.Context, api *client.Client, component string) string {
+	uri, err := api.RedirectURI(ctx, component)
+	if err != nil {
+		return ""
+	}
+	return uri
 }
 
 func (a *app) clientChange() *cobra.Command {
@@ -149,15 +167,16 @@ func (a *app) clientShow() *cobra.Command {
 			if a.client.JSON {
 				return a.json(c)
 			}
-			return a.pairs([][2]string{
+			return a.pairs(told([][2]string{
 				{"id", c.ID},
 				{"component", c.Component},
 				{"client id", c.ClientID},
 				{"client secret", c.ClientSecret},
+				{"redirect uri", a.redirectURI(cmd.Context(), api, c.Component)},
 				{"state", clientState(c)},
 				{"created", when(c.CreatedAt) + " by " + c.CreatedBy},
 				{"updated", when(c.UpdatedAt)},
-			})
+			}))
 		},
 	}
 }

@@ -154,7 +154,7 @@ func TestPermissionMatrix(t *testing.T) {
 		nc, err := nats.Connect(u.node.ClientURL(), nats.UserInfo("x", h.key), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 		must(t, err)
 		for _, r := range service.Routes() {
-			allowed := h.holds(r.Permission) && !everywhere(r.Permission)
+			allowed := (h.holds(r.Permission) || r.Or != "" && h.holds(r.Or)) && !everywhere(r.Permission)
 			check(t, fmt.Sprintf("HTTP, own tenant, %s, %s", r.Name, h.name), r, allowed, ask(t, u.base, h.key, "acme", r, "{}"))
 			check(t, fmt.Sprintf("NATS, own tenant, %s, %s", r.Name, h.name), r, allowed, askNATS(t, nc, root(r)+"acme."+r.Name))
 			foreign, unknown := ask(t, u.base, h.key, "ajax", r, "{}"), ask(t, u.base, h.key, "nobody", r, "{}")
@@ -299,12 +299,15 @@ func TestForeignIDs(t *testing.T) {
 		"title": "Theirs", "useOAuthClient": true, "envVars": map[string]any{"A": map[string]any{}},
 		"credentials": map[string]any{"fields": map[string]any{"apiKey": map[string]any{"viewClass": "TextFieldView"}}},
 	}}, nil))
-	var client, credential, key, last done
+	var client, authClient, credential, key, last done
 	must(t, ajax.command("oauth_client.define", "", map[string]any{"component": "theirs", "client_id": "c", "client_secret": "s"}, &client))
+	must(t, ajax.command("auth_client.create", "", map[string]any{
+		"name": "Theirs", "type": "basic", "components": []string{"theirs"}, "credentials": map[string]string{"password": "p"},
+	}, &authClient))
 	must(t, ajax.command("component.register", "", map[string]any{"id": "plain", "descriptor": map[string]any{
 		"title": "Plain", "credentials": map[string]any{"fields": map[string]any{"apiKey": map[string]any{"viewClass": "TextFieldView"}}},
 	}}, nil))
-	must(t, ajax.command("credential.create", "", map[string]any{"component": "plain", "keys": map[string]any{"apiKey": "k"}}, &credential))
+	must(t, ajax.command("credential.create", "", map[string]any{"component": "plain", "workspace": "sales", "keys": map[string]any{"apiKey": "k"}}, &credential))
 	must(t, ajax.command("flow.bind", "", map[string]any{"flow": "their-flow", "steps": []any{map[string]any{"id": "s", "component": "plain", "credential": credential.ID}}}, nil))
 	must(t, ajax.command("api_key.issue", "", map[string]any{"role": "OPERATOR"}, &key))
 	nc := u.connect(t, adminKey)
@@ -333,12 +336,22 @@ func TestForeignIDs(t *testing.T) {
 	table := map[string]naming{
 		"component.update": component(`,"descriptor":{"title":"Mine"}`), "component.share": component(""), "component.unshare": component(""),
 		"component.delete": component(""), "component.set-env": component(`,"values":{"A":"x"}`), "component.get": component(""),
-		"credential.create":       {"plain", `{"component":"%s","keys":{"apiKey":"k"}}`},
-		"credential.rename":       of(credential.ID, `,"name":"n"`),
-		"credential.replace-keys": of(credential.ID, `,"keys":{"apiKey":"k"}`), "credential.revert": of(credential.ID, `,"version":1`),
-		"credential.verify": of(credential.ID, ""), "credential.delete": of(credential.ID, ""), "credential.reveal": of(credential.ID, ""),
+		"credential.create":        {"plain", `{"component":"%s","keys":{"apiKey":"k"}}`},
+		"credential.rename":        of(credential.ID, `,"name":"n"`),
+		"credential.set-vpn-agent": of(credential.ID, `,"vpn_agent":"v"`),
+		"credential.replace-keys":  of(credential.ID, `,"keys":{"apiKey":"k"}`), "credential.revert": of(credential.ID, `,"version":1`),
+		"credential.verify": of(credential.ID, ""), "credential.refresh": of(credential.ID, ""), "credential.revoke": of(credential.ID, ""),
+		"oauth.revoke": {"theirs", `{"component":"%s","dry_run":true}`}, "oauth.revocation": of("4242", ""),
+		"credential.delete": of(credential.ID, ""), "credential.reveal": of(credential.ID, ""),
 		"credential.get": of(credential.ID, ""), "credential.history": of(credential.ID, ""),
 		"credential.list": {"plain", `{"component":"%s"}`}, "credential.counts": {"plain", `{"component":"%s"}`},
+		"auth_client.change": of(authClient.ID, `,"name":"n"`), "auth_client.delete": of(authClient.ID, ""), "auth_client.reveal": of(authClient.ID, ""),
+		"auth_client.get": of(authClient.ID, ""), "auth_client.list": {"theirs", `{"component":"%s"}`},
+		"auth_secret.create":       {"plain", `{"workspace":"sales","component":"%s","keys":{"apiKey":"k"}}`},
+		"auth_secret.rename":       of(credential.ID, `,"workspace":"sales","name":"n"`),
+		"auth_secret.replace-keys": of(credential.ID, `,"workspace":"sales","keys":{"apiKey":"k"}`),
+		"auth_secret.refresh":      of(credential.ID, `,"workspace":"sales"`), "auth_secret.delete": of(credential.ID, `,"workspace":"sales"`),
+		"auth_secret.get": of(credential.ID, `,"workspace":"sales"`), "auth_secret.list": {"plain", `{"workspace":"sales","component":"%s"}`},
 		"flow.bind":    {credential.ID, `{"flow":"f","steps":[{"id":"s","component":"plain","credential":"%s"}]}`},
 		"flow.release": {"their-flow", `{"flow":"%s"}`}, "flow.get": of("their-flow", ""), "flow.list": {credential.ID, `{"credential":"%s"}`},
 		"queue.retry": of(poisoned.Messages[0].ID, ""), "queue.drop": of(poisoned.Messages[0].ID, ""), "queue.get": of(poisoned.Messages[0].ID, ""),
@@ -346,7 +359,11 @@ func TestForeignIDs(t *testing.T) {
 		"oauth_client.change": of(client.ID, `,"client_id":"d"`), "oauth_client.delete": of(client.ID, ""), "oauth_client.reveal": of(client.ID, ""),
 		"oauth_client.get": of(client.ID, ""), "oauth_client.list": {"theirs", `{"component":"%s"}`},
 		"api_key.revoke": of(key.ID, ""),
-		"events.replay":  {"credential." + credential.ID, `{"stream":"%s"}`},
+		"oauth.connect":  {"theirs", `{"component":"%s"}`}, "oauth.redirect-uri": {"theirs", `{"component":"%s"}`},
+		"oauth.connection":   {}, // TestConnectAttacks has one of another tenant
+		"events.replay":      {"credential." + credential.ID, `{"stream":"%s"}`},
+		"credential.resolve": of(credential.ID, `,"cleartext":"true"`),
+		"lease.list":         {credential.ID, `{"credential":"%s"}`}, "access.replay": {credential.ID, `{"credential":"%s"}`},
 		// Ids of components and tenants are one space: a taken one says so.
 		"component.register": {}, "tenant.register": {},
 	}
@@ -419,8 +436,10 @@ func subjectCalls(external bool) (own, foreign, nobodys []string) {
 	nobodys = []string{
 		// The service's own streams and buckets, and another way into the feed.
 		"publish credstream.log.%s.credential.c1", "publish credstream.vault.%s.credential.c1.s1", "publish credstream.events.%s.credential.c1",
+		"publish credstream.access.%s.c1",
+		"publish $JS.API.DIRECT.GET.CREDSTREAM_ACCESS", "publish $JS.API.STREAM.MSG.GET.CREDSTREAM_ACCESS", "publish $JS.API.STREAM.PURGE.CREDSTREAM_ACCESS",
 		"publish credstream.in.flows.%s.f1", "publish credstream.in.cmdq.%s.credential.rename", "publish credstream.in.poison.%s.x",
-		"publish $KV.credstream-in-use.%s.credential.c1", "publish $KV.CREDSTREAM_KEYS.%s", "publish $KV.CREDSTREAM_LAST_USED.x",
+		"publish $KV.credstream-in-use.%s.credential.c1", "publish $KV.CREDSTREAM_KEYS.%s", "publish $KV.CREDSTREAM_LAST_USED.x", "publish $KV.CREDSTREAM_CONNECT.x",
 		"publish $JS.API.DIRECT.GET.KV_CREDSTREAM_KEYS.$KV.CREDSTREAM_KEYS.%s", "publish $JS.API.DIRECT.GET.KV_CREDSTREAM_LAST_USED.$KV.CREDSTREAM_LAST_USED.x",
 		"publish $JS.API.DIRECT.GET.KV_credstream-in-use", "publish $JS.API.DIRECT.GET.CREDSTREAM_LOG.credstream.log.%s.credential.c1",
 		"publish $JS.API.DIRECT.GET.CREDSTREAM_VAULT", "publish $JS.API.STREAM.MSG.GET.CREDSTREAM_VAULT", "publish $JS.API.STREAM.MSG.GET.KV_credstream-in-use",
@@ -435,8 +454,8 @@ func subjectCalls(external bool) (own, foreign, nobodys []string) {
 		// The system, other clients' inboxes, and answers.
 		"publish $SYS.REQ.SERVER.PING", "publish $SYS.REQ.ACCOUNT.PING.CONNZ", "publish $SYS.REQ.USER.AUTH", "publish _INBOX.somebody.else",
 		"publish _INBOX_0123456789abcdef.x", "publish _R_.x.y", "publish credstream.cmd._system.api_key.issue",
-		"subscribe >", "subscribe $SYS.>", "subscribe $JS.>", "subscribe $KV.>", "subscribe $KV.CREDSTREAM_KEYS.>", "subscribe $KV.CREDSTREAM_LAST_USED.>",
-		"subscribe credstream.>", "subscribe credstream.log.%s.>", "subscribe credstream.vault.%s.>", "subscribe credstream.cmd.%s.>", "subscribe credstream.query.>",
+		"subscribe >", "subscribe $SYS.>", "subscribe $JS.>", "subscribe $KV.>", "subscribe $KV.CREDSTREAM_KEYS.>", "subscribe $KV.CREDSTREAM_LAST_USED.>", "subscribe $KV.CREDSTREAM_CONNECT.>",
+		"subscribe credstream.>", "subscribe credstream.log.%s.>", "subscribe credstream.vault.%s.>", "subscribe credstream.access.%s.>", "subscribe credstream.cmd.%s.>", "subscribe credstream.query.>",
 		"subscribe credstream.events.>", "subscribe credstream.events.*.>", "subscribe $KV.credstream-in-use.>", "subscribe _R_.>", "subscribe $SRV.>",
 		"subscribe _INBOX_0123456789abcdef.>",
 	}

@@ -90,11 +90,15 @@ func misread(err error) string {
 	}
 	takes := map[string]string{
 		"bool": "true or false", "int": "a number", "uint64": "a number that is not negative", "duration": "a time such as 90s or 10m",
+		"days": "a time such as 10m, 48h or 400d",
 	}
 	f := wrong.GetFlag()
 	kind := f.Value.Type()
-	if _, ok := f.Value.(*number); ok {
+	switch f.Value.(type) {
+	case *number:
 		kind = "int"
+	case *duration:
+		kind = "days"
 	}
 	if takes[kind] == "" {
 		return "--" + f.Name + " does not take this value"
@@ -170,7 +174,7 @@ func (a *app) root() *cobra.Command {
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
 		newServeCommand(a.getenv, serve),
-		a.componentCommand(), a.credentialCommand(), a.oauthClientCommand(), a.flowCommand(), a.queueCommand(), a.eventsCommand(), a.viewsCommand(), a.tenantCommand(), a.keyCommand(),
+		a.componentCommand(), a.credentialCommand(), a.connectCommand(), a.oauthClientCommand(), a.authClientCommand(), a.oauthCommand(), a.flowCommand(), a.queueCommand(), a.accessCommand(), a.leaseCommand(), a.eventsCommand(), a.viewsCommand(), a.tenantCommand(), a.keyCommand(),
 		a.kmsCommand(), a.demoCommand(), a.versionCommand(),
 	)
 	return root

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,12 +24,14 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/api/connect"
 	"github.com/credstream/credstream/api/elasticio"
 	v1 "github.com/credstream/credstream/api/v1"
 	"github.com/credstream/credstream/bus"
 	"github.com/credstream/credstream/events"
 	eventlog "github.com/credstream/credstream/events/jetstream"
 	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/oauth"
 	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/seal"
 	"github.com/credstream/credstream/service"
@@ -51,6 +54,8 @@ const (
 var (
 	errDurability = fault.New(fault.Invalid, "config_durability", "--durability is group or always.")
 	errViewsURL   = fault.New(fault.Invalid, "config_views", "Other views than the SQLite file of the data folder are not supported yet: leave --views out.")
+	errLease      = fault.New(fault.Invalid, "config_lease", "--lease is 1m to 15m.")
+	errRetention  = fault.New(fault.Invalid, "config_access_retention", "--access-retention is at least 1d.")
 	errLogLevel   = fault.New(fault.Invalid, "config_log_level", "--log-level is debug, info, warn or error.")
 	errLogFormat  = fault.New(fault.Invalid, "config_log_format", "--log-format is text or json.")
 	errKMSNeeded  = fault.New(fault.Invalid, "config_kms",
@@ -61,35 +66,37 @@ var (
 
 // program is a running credstream: the parts and how to stop them.
 type program struct {
-	cfg      serveConfig
-	log      *slog.Logger
-	nats     messaging    // the node or the cluster
-	node     *bus.Node    // the embedded server; nil with an external one
-	cluster  *bus.Cluster // the external servers; nil with the embedded one
-	store    *eventlog.Store
-	states   *aggregates.Log
-	views    *projections.Views
-	proj     *projections.Projector
-	vault    *vault.Vault
-	keyring  *seal.Keyring
-	svc      *service.Service
-	feed     *bus.Feed
-	ends     *bus.Endpoints
-	inUse    *bus.InUse
-	queues   *bus.Queues
-	poison   *bus.Poison
-	intake   *bus.Intake
-	lastUse  *bus.LastUse
-	ended    *endedKeys
-	listener net.Listener
-	metrics  *prometheus.Registry
-	firstKey seal.Secret // what the first start made; zero ever after
-	restarts chan struct{}
-	id       string              // of this process among those that serve one log
-	leases   jetstream.JetStream // where roles are agreed on; nil with the embedded server
-	water    *eventlog.HighWater
-	cut      error    // the log was cut short; nil when it is whole
-	stop     []func() // in reverse order
+	cfg       serveConfig
+	log       *slog.Logger
+	nats      messaging    // the node or the cluster
+	node      *bus.Node    // the embedded server; nil with an external one
+	cluster   *bus.Cluster // the external servers; nil with the embedded one
+	store     *eventlog.Store
+	states    *aggregates.Log
+	views     *projections.Views
+	proj      *projections.Projector
+	vault     *vault.Vault
+	keyring   *seal.Keyring
+	svc       *service.Service
+	feed      *bus.Feed
+	ends      *bus.Endpoints
+	inUse     *bus.InUse
+	queues    *bus.Queues
+	poison    *bus.Poison
+	access    *bus.AccessLog
+	intake    *bus.Intake
+	lastUse   *bus.LastUse
+	ended     *endedKeys
+	listener  net.Listener
+	metrics   *prometheus.Registry
+	firstKey  seal.Secret // what the first start made; zero ever after
+	publicURL string      // where browsers reach the service; "" when that is not known
+	restarts  chan struct{}
+	id        string              // of this process among those that serve one log
+	leases    jetstream.JetStream // where roles are agreed on; nil with the embedded server
+	water     *eventlog.HighWater
+	cut       error    // the log was cut short; nil when it is whole
+	stop      []func() // in reverse order
 
 	parts *errgroup.Group    // what runs beside the requests
 	life  context.Context    // of the parts; ends when one of them fails
@@ -122,6 +129,12 @@ func start(ctx context.Context, cfg serveConfig, stderr io.Writer) (_ *program, 
 	if cfg.Durability != "group" && cfg.Durability != "always" {
 		return nil, errDurability
 	}
+	if cfg.Lease != 0 && (cfg.Lease < service.MinLease || cfg.Lease > service.MaxLease) {
+		return nil, errLease
+	}
+	if cfg.AccessRetention != 0 && cfg.AccessRetention < bus.MinAccessRetention {
+		return nil, errRetention
+	}
 	p.id = events.NewID()
 	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if p.listener, err = net.Listen("tcp", cfg.HTTP); err != nil { //nolint:noctx // lives as long as the process
@@ -143,6 +156,7 @@ func (p *program) openLog(ctx context.Context) error {
 	}
 	cfg := eventlog.Config{
 		Conn: conn, Registry: events.All(), Logger: p.log, Replicas: p.replicas(), Sync: p.durable(eventlog.Stream),
+		OnlyWriter: p.node != nil,
 	}
 	if p.node != nil {
 		cfg.SyncTree = p.node.Syncer(eventlog.Stream).SyncTree
@@ -252,6 +266,9 @@ func (p *program) openService(ctx context.Context) error {
 	if err := p.openQueues(); err != nil {
 		return err
 	}
+	if err := p.openAccessLog(ctx, js); err != nil {
+		return err
+	}
 	p.vault = vault.New(js, conn, p.keyring, p.durable(vault.Stream))
 	if p.lastUse, err = bus.OpenLastUse(ctx, js, n, p.log); err != nil {
 		return err
@@ -260,11 +277,23 @@ func (p *program) openService(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	connections, err := bus.OpenConnections(ctx, js, n)
+	if err != nil {
+		return err
+	}
+	if p.publicURL, err = p.findPublicURL(); err != nil {
+		return err
+	}
+	guarded := verify.NewClient(verify.Config{AllowPrivate: p.cfg.AllowPrivateTargets, Logger: p.log})
 	p.svc, err = service.New(service.Config{
 		Log: p.states, Views: p.views, Projector: p.proj, Keyring: p.keyring,
-		Vault:   p.vault,
-		Verify:  verify.NewClient(verify.Config{AllowPrivate: p.cfg.AllowPrivateTargets, Logger: p.log}),
-		Metrics: p.metrics, Logger: p.log,
+		Vault:           p.vault,
+		Verify:          guarded,
+		OAuth:           oauth.New(guarded),
+		Holder:          p.id,
+		Alone:           p.node != nil,
+		RefreshPatience: p.cfg.RefreshPatience,
+		Metrics:         p.metrics, Logger: p.log,
 		WritesAllowed: p.writesAllowed,
 		TenantAdded:   p.nats.EnsureTenant,
 		KeyRevoked:    p.nats.DisconnectKey,
@@ -272,11 +301,17 @@ func (p *program) openService(ctx context.Context) error {
 		RebuildViews:  p.rebuildViews,
 		Claims:        claims,
 		Poison:        p.poison,
+		AccessLog:     p.access,
+		Lease:         p.cfg.Lease,
 		Limits: service.Limits{
 			PerKey: service.RateOf(p.cfg.RatePerKey), PerTenant: service.RateOf(p.cfg.RatePerTenant), WrongKeys: p.cfg.WrongKeys,
 		},
 		LastUse: p.lastUse,
 		Tokens:  tokens,
+
+		Connections: connections,
+		PublicURL:   p.publicURL,
+		ReturnTo:    strings.FieldsFunc(p.cfg.ConnectReturnTo, func(r rune) bool { return r == ',' || r == ' ' }),
 	})
 	if err != nil {
 		return err
@@ -319,6 +354,24 @@ func (p *program) openQueues() error {
 	}
 	p.poison = bus.NewPoison(p.queues, p.metrics, p.log)
 	return nil
+}
+
+// openAccessLog opens the record of who was given which credential.
+func (p *program) openAccessLog(ctx context.Context, js jetstream.JetStream) error {
+	keep := cmp.Or(p.cfg.AccessRetention, bus.DefaultAccessRetention)
+	changed, err := bus.EnsureAccessLog(ctx, js, p.replicas(), keep)
+	if err == nil && changed && p.node != nil {
+		err = p.node.Syncer(bus.AccessStream).SyncTree()
+	}
+	if err != nil {
+		return err
+	}
+	conn, err := p.nats.Conn("access")
+	if err != nil {
+		return err
+	}
+	p.access, err = bus.NewAccessLog(conn, p.durable(bus.AccessStream))
+	return err
 }
 
 // openKeyring opens the tenants' keysets with the KMS key. The local key file is
@@ -398,6 +451,25 @@ func (p *program) openTokens() (*service.Tokens, error) {
 	})
 }
 
+// findPublicURL is where browsers reach the service; "" when that is not known: who
+// listens for others than this machine has to say it.
+func (p *program) findPublicURL() (string, error) {
+	if p.cfg.PublicURL != "" {
+		return service.PublicURL(p.cfg.PublicURL)
+	}
+	listens, err := netip.ParseAddrPort(p.listener.Addr().String())
+	if err != nil {
+		return "", nil //nolint:nilerr // an address of another kind
+	}
+	if listens.Addr().IsUnspecified() {
+		listens = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), listens.Port())
+	}
+	if !listens.Addr().Unmap().IsLoopback() {
+		return "", nil
+	}
+	return "http://" + listens.String(), nil
+}
+
 // openPort lets callers in on NATS.
 func (p *program) openPort(context.Context) error {
 	p.nats.SetAuthenticator(func(ctx context.Context, key string, from netip.Addr) (bus.Grant, error) {
@@ -458,10 +530,12 @@ func (p *program) announce(out io.Writer) {
 // run serves until ctx ends or a part fails, then stops everything in order.
 func (p *program) run(ctx context.Context) error {
 	vendor := elasticio.Handler(elasticio.Config{Service: p.svc, Logger: p.log, AllowCleartext: p.cfg.BehindTLSProxy})
-	server := v1.Server("", surfaces(vendor, v1.Handler(v1.Config{
+	browsers := connect.New(connect.Config{Service: p.svc, PublicURL: p.publicURL, Logger: p.log})
+	server := v1.Server("", surfaces(vendor, browsers, v1.Handler(v1.Config{
 		Service: p.svc, Logger: p.log, Ready: p.notReady, Notes: p.notes,
 		Metrics: promhttp.HandlerFor(p.metrics, promhttp.HandlerOpts{}), Version: version,
 		AllowCleartext: p.cfg.BehindTLSProxy, Describe: elasticio.Describe,
+		Answered: browsers.Answered,
 	})))
 	p.parts.Go(func() error {
 		if err := server.Serve(p.listener); !errors.Is(err, http.ErrServerClosed) {
@@ -490,13 +564,16 @@ func (p *program) run(ctx context.Context) error {
 
 // surfaces gives each path to the surface that serves it. Paths are taken
 // literally, which http.ServeMux would not do.
-func surfaces(vendor, own http.Handler) http.Handler {
+func surfaces(vendor, browsers, own http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.HasPrefix(r.URL.EscapedPath(), "/v2/") {
+		switch path := r.URL.EscapedPath(); {
+		case strings.HasPrefix(path, "/v2/"):
 			vendor.ServeHTTP(w, r)
-			return
+		case strings.HasPrefix(path, "/oauth/"):
+			browsers.ServeHTTP(w, r)
+		default:
+			own.ServeHTTP(w, r)
 		}
-		own.ServeHTTP(w, r)
 	})
 }
 
@@ -534,6 +611,7 @@ func (p *program) openParts(ctx context.Context) error {
 				return p.keep(p.life, "reader of "+string(queue), p.lead("read-"+string(queue), reader.Run))
 			})
 		}
+		p.parts.Go(func() error { return p.keep(p.life, "token keeper", p.lead("token-keeper", p.svc.RunTokenKeeper)) })
 		p.parts.Go(func() error { return p.keep(p.life, "flow keeper", p.lead("flow-keeper", p.svc.RunFlowKeeper)) })
 	}
 	if err := p.proj.Wait(ctx, end); err != nil {

@@ -1,0 +1,341 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	memlog "github.com/credstream/credstream/events/memory"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/service"
+)
+
+// barAuthorize bounds what it costs to let a request through.
+const barAuthorize = 20 * time.Microsecond
+
+// oauthClients is the number of OAuth clients of one tenant.
+const oauthClients = 200
+
+// authorized is the outcome of an authorize child: seconds for one request.
+type authorized struct {
+	First   float64 // of a key that is used for the first time
+	Passed  float64 // of one that is let through
+	Refused float64 // of one that lacks the permission
+}
+
+// errReached stands behind the authorization: no command gets further.
+var errReached = errors.New("let through")
+
+// authorizeChild measures what a service does before a command begins: it finds
+// the key, its tenant and its permission, and takes from the rates of both. The
+// log is in memory, the views are on the disk. args: folder, calls of a round.
+func authorizeChild(ctx context.Context, stdout io.Writer, args []string) (err error) {
+	calls, err := strconv.Atoi(args[1])
+	if err != nil {
+		return fmt.Errorf("calls: %w", err)
+	}
+	store := memlog.New(events.All())
+	log, err := aggregates.NewLog(store, keys)
+	if err != nil {
+		return err
+	}
+	quiet := slog.New(slog.DiscardHandler)
+	views, err := projections.OpenViews(filepath.Join(args[0], "authorize.db"), projections.ViewsOptions{Logger: quiet})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, views.Close()) }()
+	projector := projections.NewProjector(store, views, quiet)
+	running, stop := context.WithCancel(ctx)
+	var parts errgroup.Group
+	parts.Go(func() error { return projector.Run(running) })
+	defer func() { _ = parts.Wait() }() // it was stopped
+	defer stop()
+	svc, err := service.New(service.Config{
+		Log: log, Views: views, Projector: projector, Logger: quiet, WritesAllowed: func() error { return errReached },
+		Limits: service.Limits{PerKey: service.RateOf(1 << 30), PerTenant: service.RateOf(1 << 30)}, // counted, never reached
+	})
+	if err != nil {
+		return err
+	}
+	defer svc.Close()
+	of, end, err := issueKeys(ctx, log, store)
+	if err != nil {
+		return err
+	}
+	if err := projector.Wait(ctx, end); err != nil {
+		return fmt.Errorf("wait for the views: %w", err)
+	}
+	from := netip.MustParseAddr("127.0.0.1")
+	once := func(n int, route string, want error) error {
+		k := of[n%len(of)]
+		p, err := svc.Authenticate(ctx, k.key, from)
+		if err != nil {
+			return fmt.Errorf("authenticate: %w", err)
+		}
+		if _, err := svc.Serve(ctx, service.Call{Tenant: k.tenant, Principal: p, Via: "http"}, route, nil); !errors.Is(err, want) {
+			return fmt.Errorf("%s answers %w", route, err)
+		}
+		return nil
+	}
+	each := func(calls int, route string, want error) (float64, error) {
+		began := time.Now()
+		for n := range calls {
+			if err := once(n, route, want); err != nil {
+				return 0, err
+			}
+		}
+		return time.Since(began).Seconds() / float64(calls), nil
+	}
+	rounds := func(calls int, route string, want error) (float64, error) {
+		var took []float64
+		for range 5 {
+			t, err := each(calls, route, want)
+			if err != nil {
+				return 0, err
+			}
+			took = append(took, t)
+		}
+		return median(took), nil
+	}
+	const allowed, denied = "credential.verify", "credential.reveal" // which no role lets do
+	var out authorized
+	if out.First, err = each(keys, allowed, errReached); err != nil {
+		return err
+	}
+	if out.Passed, err = rounds(calls, allowed, errReached); err != nil {
+		return err
+	}
+	if out.Refused, err = rounds(calls/10, denied, service.ErrDenied); err != nil {
+		return err
+	}
+	return json.NewEncoder(stdout).Encode(out)
+}
+
+// issueKeys makes tenants with an administrator's keys, and returns the end of the log.
+func issueKeys(ctx context.Context, log *aggregates.Log, store events.Store) (of []apiKey, end uint64, err error) {
+	meta := func(tenant string) events.Meta {
+		return events.Meta{Tenant: tenant, Actor: events.Actor{Kind: "system", ID: "bench"}, Command: events.NewID(), Time: time.Now().UTC(), Via: "system"}
+	}
+	for i := range tenants {
+		id := fmt.Sprintf("t%02d", i)
+		_, _, err := aggregates.Tenant.Execute(ctx, log, events.System, commands.Tenant(commands.RegisterTenant{ID: id}), meta(id), nil)
+		if err != nil {
+			return nil, 0, fmt.Errorf("register a tenant: %w", err)
+		}
+	}
+	for i := range keys {
+		k := apiKey{string(service.NewKey().Reveal()), fmt.Sprintf("t%02d", i%tenants)}
+		sum := sha256.Sum256([]byte(k.key))
+		cmd := commands.IssueAPIKey{
+			ID: events.NewID(), SHA256: hex.EncodeToString(sum[:]), Home: k.tenant, Tenants: []string{k.tenant}, Role: string(service.Administrator),
+		}
+		if _, _, err := aggregates.APIKey.Execute(ctx, log, events.System, commands.APIKey(cmd), meta(k.tenant), nil); err != nil {
+			return nil, 0, fmt.Errorf("issue a key: %w", err)
+		}
+		of = append(of, k)
+	}
+	end, err = store.End(ctx)
+	return of, end, err
+}
+
+// identities measures the authorization of requests and the elastic.io v2 surface.
+func (b *bench) identities(ctx context.Context) error {
+	b.report.part("Identities and the elastic.io v2 surface")
+	if b.wants("authorize") {
+		if err := b.authorize(ctx); err != nil {
+			return fmt.Errorf("authorize: %w", err)
+		}
+	}
+	if !b.wants("oauth-clients", "v2-create") {
+		return nil
+	}
+	s, err := newSite(ctx, b.bin, filepath.Join(b.dir, "identities"), b.probe.line)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = s.stop() }() // again, after an error
+	if b.wants("oauth-clients") {
+		if err := b.listClients(ctx, s); err != nil {
+			return fmt.Errorf("list of OAuth clients: %w", err)
+		}
+	}
+	if !b.wants("v2-create") {
+		return nil
+	}
+	if err := b.createV2(ctx, s); err != nil {
+		return fmt.Errorf("create over /v2: %w", err)
+	}
+	return b.reopen(ctx, s, "re-read and opened by a fresh process")
+}
+
+func (b *bench) authorize(ctx context.Context) error {
+	var a authorized
+	if err := askChild(ctx, &a, "authorize", b.dir, strconv.Itoa(100*keys)); err != nil {
+		return err
+	}
+	spent := func(seconds float64) string { return fmt.Sprintf("%.2f µs", seconds*1e6) }
+	b.report.bar("let a request through: key, tenant, permission, rates", spent(a.Passed), fmt.Sprintf("of %s keys in turn, one after the other", thousands(keys)),
+		"under "+micros(barAuthorize), a.Passed < barAuthorize.Seconds())
+	b.report.add("the same of a key that is used for the first time", spent(a.First), "looked up in the views")
+	b.report.add("refuse one for want of the permission", spent(a.Refused), "counted, for the fact that tells of it")
+	return nil
+}
+
+// listClients measures lists of the OAuth clients of a tenant that has many.
+func (b *bench) listClients(ctx context.Context, s *site) error {
+	admin, err := dialWire(s.proc.http)
+	if err != nil {
+		return err
+	}
+	defer admin.close()
+	component := func(n int) string { return fmt.Sprintf("oauth-%03d", n) }
+	for n := range oauthClients {
+		id := component(n)
+		in := map[string]any{"id": id, "descriptor": map[string]any{"title": id, "useOAuthClient": true}}
+		if err := command(admin, adminKey, bigTenant, "component.register", in, nil); err != nil {
+			return err
+		}
+		in = map[string]any{"component": id, "client_id": "client-of-" + id, "client_secret": string(appendSecret(nil, uint64(n)))}
+		if err := command(admin, adminKey, bigTenant, "oauth_client.define", in, nil); err != nil {
+			return err
+		}
+	}
+	const path = "/v2/tenants/" + bigTenant + "/oauth-clients"
+	for _, row := range []struct {
+		what   string
+		target func() string
+		items  int
+	}{
+		{"list of OAuth clients, a page of 50 of " + thousands(oauthClients) + ", 64 clients", func() string { return path }, 50},
+		{"the same, of one component", func() string {
+			return path + "?filter%5Bcomponent%5D=" + component(rand.IntN(oauthClients)) //nolint:gosec // a choice, not a secret
+		}, 1},
+	} {
+		hello, err := b.helloWorld(ctx, clients)
+		if err != nil {
+			return err
+		}
+		l, err := s.counted(ctx, clients, b.measured(), s.clientListers(row.target, row.items))
+		if err != nil {
+			return err
+		}
+		b.report.add(row.what, perSecond(l.rate), percent(l.rate/hello.rate)+" of hello-world; "+latencies(l))
+		b.report.add("processor time of the service for one of them", micros(l.cpu), "")
+	}
+	return nil
+}
+
+// clientListers returns clients that ask for a list, each call with one of the
+// keys of the tenant, and check the number of its items once.
+func (s *site) clientListers(target func() string, items int) func(int) (caller, error) {
+	return func(i int) (caller, error) {
+		c, err := dialWire(s.proc.http)
+		if err != nil {
+			return caller{}, err
+		}
+		var list struct{ Data []struct{ ID string } }
+		if err := answered(c, "list", getRequest(nil, target(), s.big[0].key), &list); err != nil || len(list.Data) != items {
+			c.close()
+			return caller{}, errors.Join(err, fmt.Errorf("the list has %d items, want %d", len(list.Data), items))
+		}
+		var request []byte
+		return caller{close: c.close, call: func() error {
+			i++
+			request = getRequest(request[:0], target(), s.big[i%len(s.big)].key)
+			status, answer, err := c.do(request)
+			if err != nil || status != 200 {
+				return fmt.Errorf("list: %d %.300s: %w", status, answer, err)
+			}
+			return nil
+		}}, nil
+	}
+}
+
+// createV2 measures the create of the vendor's surface next to that of the
+// service's own.
+func (b *bench) createV2(ctx context.Context, s *site) error {
+	one, err := closed(ctx, 1, b.measured(), s.creatorsV2)
+	if err != nil {
+		return err
+	}
+	b.report.add("create over /v2, 1 client", perSecond(one.rate), latencies(one))
+	var ratios []float64
+	var overV1, overV2 []load
+	for range b.rounds {
+		own, err := closed(ctx, clients, b.measured(), s.creators(s.keys, "", nil))
+		if err != nil {
+			return err
+		}
+		vendors, err := s.counted(ctx, clients, b.measured(), s.creatorsV2)
+		if err != nil {
+			return err
+		}
+		overV1, overV2 = append(overV1, own), append(overV2, vendors)
+		ratios = append(ratios, vendors.rate/own.rate)
+	}
+	l := middle(overV2)
+	b.report.add("create over /v2, 64 clients", perSecond(l.rate), latencies(l))
+	b.report.add("the same over /v1", perSecond(middle(overV1).rate), "create over /v2 reaches "+percent(median(ratios))+" of it")
+	b.report.add("processor time of the service for a create over /v2", micros(l.cpu), "it answers with the credential as the views have it")
+	return nil
+}
+
+// creatorsV2 returns clients that create credentials over /v2, each call with
+// another of the keys.
+func (s *site) creatorsV2(int) (caller, error) {
+	c, err := dialWire(s.proc.http)
+	if err != nil {
+		return caller{}, err
+	}
+	var body, request []byte
+	var mine []made
+	return caller{
+		call: func() error {
+			n := next.Add(1)
+			k := s.keys[n%uint64(len(s.keys))]
+			body = appendCreateV2(body[:0], n)
+			request = postRequest(request[:0], "/v2/credentials", k.key, commandID(n), body)
+			status, answer, err := c.do(request)
+			id, ok := idOf(answer)
+			if err != nil || status != 201 || !ok {
+				return fmt.Errorf("create: %d %.300s: %w", status, answer, err)
+			}
+			mine = append(mine, made{k.tenant, id, n})
+			return nil
+		},
+		close: func() {
+			c.close()
+			s.remember(mine)
+		},
+	}, nil
+}
+
+// appendCreateV2 appends the document that creates the n-th credential, in one of
+// a hundred workspaces.
+func appendCreateV2(b []byte, n uint64) []byte {
+	b = append(b, `{"data":{"type":"credential","attributes":{"name":"`...)
+	b = appendName(b, n)
+	b = append(b, `","keys":{"apiKey":"`...)
+	b = appendSecret(b, n)
+	b = append(b, `"}},"relationships":{"component":{"data":{"id":"`...)
+	b = append(b, plain(n)...)
+	b = append(b, `","type":"component"}},"workspace":{"data":{"id":"w`...)
+	b = strconv.AppendUint(b, n%100, 10)
+	return append(b, `","type":"workspace"}}}}}`...)
+}

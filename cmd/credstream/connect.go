@@ -1,0 +1,281 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os/exec"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/credstream/credstream/client"
+	"github.com/credstream/credstream/fault"
+)
+
+var (
+	errConfirmMissing = fault.New(fault.Invalid, "confirm_missing",
+		"With --headless the code that the page shows is read from standard input, and there is none.")
+	errListenLoopback = fault.New(fault.Unavailable, "loopback_unavailable",
+		"No port of 127.0.0.1 can be listened on for the browser to come back to. Try --headless.")
+)
+
+// connectPoll is the pause between two looks at a connection.
+const connectPoll = 2 * time.Second
+
+func (a *app) connectCommand() *cobra.Command {
+	var in client.ConnectOAuth
+	var keysFile, step string
+	var headless, open, noBrowser bool
+	cmd := &cobra.Command{
+		Use: "connect --component ID", Short: "Connect an account at a component's provider, in a browser",
+		Long: "Connect an account at a component's provider, in a browser, and save it as a credential.\n" +
+			"The link that is printed works once. The browser has to be on this machine, since it comes back to it:\n" +
+			"for another one there is --headless, with which you enter a code that the browser shows.\n" +
+			"The provider must know the redirect URI that credstream oauth-client define prints.",
+		Args: arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			switch {
+			case in.Component == "" && in.Credential == "":
+				return errUsage.Because("Name a --component, or a --credential to connect again.")
+			case open && (headless || noBrowser):
+				return errUsage.Because("--open does not go with --headless or --no-browser.")
+			}
+			if in.For, err = stepOfFlow(step); err != nil {
+				return err
+			}
+			if keysFile != "" {
+				b, err := a.secretFile(keysFile)
+				if err != nil {
+					return err
+				}
+				if in.Keys, err = client.KeysJSON(b); err != nil {
+					return err
+				}
+			}
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			connect := connecting{app: a, api: api, in: in, open: open}
+			var done client.Done
+			if headless {
+				done, err = connect.byCode(cmd.Context())
+			} else {
+				done, err = connect.byLoopback(cmd.Context())
+			}
+			if err != nil {
+				return err
+			}
+			if in.Credential != "" {
+				return a.answer(done, "Connected credential %s again, version %d, %s.", done.ID, done.Version, done.Status)
+			}
+			return a.answer(done, "Created credential %s, version %d, %s.", done.ID, done.Version, done.Status)
+		},
+	}
+	bind(cmd.Flags(), &a.client)
+	f := cmd.Flags()
+	f.StringVar(&in.Component, "component", "", "`ID` of the component")
+	f.StringVar(&in.Credential, "credential", "", "`ID` of a credential to connect again; it keeps its id, and its other fields unless --keys-file is given")
+	f.StringVar(&in.Name, "name", "", "`NAME` of a new credential; made from the component's title when absent")
+	f.StringVar(&in.Workspace, "workspace", "", "`ID` of your own, kept as given")
+	f.StringVar(&in.User, "user", "", "`ID` of your own user that it is for")
+	f.StringVar(&step, "for", "", "`FLOW/STEP` it is made for: the step's use is recorded with it")
+	f.StringVar(&keysFile, "keys-file", "", "`FILE` with the values of the component's other fields as a JSON object, - for standard input")
+	f.BoolVar(&headless, "headless", false, "the browser is on another machine: ask for the code that it shows")
+	f.BoolVar(&open, "open", false, "open the link in a browser")
+	f.BoolVar(&noBrowser, "no-browser", false, "print the link only, as is done without --open")
+	return cmd
+}
+
+// connecting is one run of connect.
+type connecting struct {
+	*app
+	api  *client.Client
+	in   client.ConnectOAuth
+	open bool
+}
+
+// link asks for the link and shows it. What it says goes to standard error: the
+// output is the credential.
+func (c *connecting) link(ctx context.Context) (client.ConnectLink, error) {
+	link, err := c.api.ConnectOAuth(ctx, c.in)
+	if err != nil {
+		return link, err
+	}
+	fmt.Fprintf(c.stderr, "Open this link in your browser. It works once, until %s:\n\n  %s\n\n", when(link.Expires), clean(link.URL))
+	if c.open {
+		if err := openBrowser(ctx, link.URL); err != nil {
+			fmt.Fprintln(c.stderr, "No browser could be opened.")
+		}
+	}
+	return link, nil
+}
+
+// openBrowser has the system open an address.
+func openBrowser(ctx context.Context, address string) error {
+	if !strings.HasPrefix(address, "https://") && !strings.HasPrefix(address, "http://") {
+		return client.ErrAnswer
+	}
+	program := []string{"xdg-open"}
+	switch runtime.GOOS {
+	case "darwin":
+		program = []string{"open"}
+	case "windows":
+		program = []string{"rundll32", "url.dll,FileProtocolHandler"}
+	}
+	cmd := exec.CommandContext(ctx, program[0], append(program[1:], address)...)
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("open a browser: %w", err)
+	}
+	return nil
+}
+
+// byCode asks for the code that the page at the end shows.
+func (c *connecting) byCode(ctx context.Context) (client.Done, error) {
+	link, err := c.link(ctx)
+	if err != nil {
+		return client.Done{}, err
+	}
+	for {
+		fmt.Fprint(c.stderr, "The page at the end shows a code: ")
+		code, err := c.line(ctx)
+		if err != nil {
+			return client.Done{}, err
+		}
+		if code == "" {
+			continue
+		}
+		done, err := c.api.CompleteConnection(ctx, link.ID, code, c.in.User)
+		var refused *fault.Error
+		if !errors.As(err, &refused) || refused.Code != "connection_confirm_wrong" && refused.Code != "connection_not_returned" {
+			return done, err
+		}
+		fmt.Fprintln(c.stderr, clean(refused.Msg))
+	}
+}
+
+// line reads a line of the standard input.
+func (c *connecting) line(ctx context.Context) (string, error) {
+	type line struct {
+		text string
+		err  error
+	}
+	read := make(chan line, 1)
+	go func() { // a read cannot be ended: after an interrupt it ends with the process
+		text, err := readLine(c.stdin)
+		read <- line{strings.TrimSpace(text), err}
+	}()
+	select {
+	case l := <-read:
+		if l.err != nil && l.text == "" {
+			return "", errConfirmMissing
+		}
+		return l.text, nil
+	case <-ctx.Done():
+		fmt.Fprintln(c.stderr)
+		return "", errStopped.Because("Interrupted. Nothing was connected.")
+	}
+}
+
+// byLoopback waits for the browser to come back to this machine (RFC 8252, section 7.3).
+func (c *connecting) byLoopback(ctx context.Context) (done client.Done, err error) {
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return done, fmt.Errorf("%w (%w)", errListenLoopback, err)
+	}
+	back := &comeback{path: "/" + rand.Text(), arrived: make(chan arrival, 1), over: make(chan struct{})}
+	server := &http.Server{Handler: back, ReadHeaderTimeout: 5 * time.Second}
+	served := make(chan struct{})
+	go func() { defer close(served); _ = server.Serve(listener) }()
+	defer func() { // the browser is told how it went
+		back.says = "Connected. You can close this page."
+		if err != nil {
+			back.says = "Not connected: " + clean(err.Error())
+		}
+		close(back.over)
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = server.Shutdown(last)
+		_ = server.Close()
+		<-served
+	}()
+	c.in.ReturnTo = "http://" + listener.Addr().String() + back.path
+	link, err := c.link(ctx)
+	if err != nil {
+		return done, err
+	}
+	fmt.Fprintln(c.stderr, "Waiting for the browser to come back ...")
+	look := time.NewTicker(connectPoll)
+	defer look.Stop()
+	for {
+		select {
+		case came := <-back.arrived:
+			if came.connection == link.ID && came.confirm != "" {
+				return c.api.CompleteConnection(ctx, link.ID, came.confirm, c.in.User)
+			}
+			if err := c.ended(ctx, link.ID); err != nil { // else somebody else has sent a browser here
+				return done, err
+			}
+		case <-look.C:
+			if err := c.ended(ctx, link.ID); err != nil {
+				return done, err
+			}
+		case <-ctx.Done():
+			return done, errStopped.Because("Interrupted. Nothing was connected.")
+		}
+	}
+}
+
+// ended says why a connection came to nothing; nil while it is under way.
+func (c *connecting) ended(ctx context.Context, id string) error {
+	now, err := c.api.GetConnection(ctx, id)
+	switch {
+	case ctx.Err() != nil:
+		return errStopped.Because("Interrupted. Nothing was connected.")
+	case err != nil:
+		return err
+	case now.Stage == client.ConnectionFailed:
+		return &fault.Error{Kind: fault.Precondition, Code: now.Reason, Msg: now.Says}
+	}
+	return nil
+}
+
+// arrival is a browser that has come back.
+type arrival struct{ connection, confirm string }
+
+// comeback is where the browser comes back to: one path, once.
+type comeback struct {
+	path    string
+	arrived chan arrival
+	over    chan struct{} // closed when it is known how it went
+	says    string        // that; may be read then
+}
+
+// ServeHTTP implements http.Handler.
+func (b *comeback) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	header := w.Header()
+	header.Set("Cache-Control", "no-store")
+	header.Set("Referrer-Policy", "no-referrer")
+	header.Set("X-Content-Type-Options", "nosniff")
+	header.Set("Content-Type", "text/plain; charset=utf-8")
+	if r.Method != http.MethodGet || r.URL.EscapedPath() != b.path {
+		w.WriteHeader(http.StatusNotFound)
+		return
+	}
+	q := r.URL.Query()
+	select {
+	case b.arrived <- arrival{q.Get("connection"), q.Get("confirm")}:
+	default: // another one is being looked at
+	}
+	select {
+	case <-b.over:
+		_, _ = fmt.Fprintln(w, b.says) // a browser that is gone needs no answer
+	case <-r.Context().Done():
+	}
+}
