@@ -86,7 +86,11 @@ The same on every edge. A route for every tenant takes a caller that is granted 
 			if p.Everywhere {
 				kind += ", for every tenant"
 			}
-			fmt.Fprintf(&b, "| `%s` | %s | `%s` |", r.Name, kind, r.Permission)
+			perm := fmt.Sprintf("`%s`", r.Permission)
+			if r.Or != "" {
+				perm += fmt.Sprintf(", or `%s` for what exists", r.Or)
+			}
+			fmt.Fprintf(&b, "| `%s` | %s | %s |", r.Name, kind, perm)
 			for _, role := range roles {
 				mark := ""
 				if slices.Contains(service.Roles[role], r.Permission) {

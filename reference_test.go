@@ -66,7 +66,11 @@ The key is HTTP Basic's password or a Bearer token, or the password (or token) o
 			if r.Command != kind.command {
 				continue
 			}
-			fmt.Fprintf(&b, "### %s\n\n%s Permission `%s`.", r.Name, r.Summary, r.Permission)
+			fmt.Fprintf(&b, "### %s\n\n%s Permission `%s`", r.Name, r.Summary, r.Permission)
+			if r.Or != "" {
+				fmt.Fprintf(&b, ", or `%s` for what exists", r.Or)
+			}
+			b.WriteString(".")
 			if r.Secrets {
 				b.WriteString(" Holds clear secrets: only over TLS or on the same machine.")
 			}
