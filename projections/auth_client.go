@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql/driver"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -143,7 +144,8 @@ const (
 	authClientsOwn    = " INDEXED BY auth_clients_tenant WHERE tenant = ? AND begun > ?" + authClientsSeen
 	authClientsOthers = " INDEXED BY auth_clients_global WHERE scope = 'global' AND tenant <> ? AND begun > ?" + authClientsSeen
 	authClientsListed = authClientColumns + authClientsOwn + " UNION ALL " + authClientColumns + authClientsOthers + " ORDER BY begun LIMIT ?"
-	authClientsCount  = "SELECT (SELECT count(*) FROM auth_clients" + authClientsOwn + ") + (SELECT count(*) FROM auth_clients" + authClientsOthers + ")"
+	ownAuthClients    = "SELECT count(*) FROM auth_clients" + authClientsOwn
+	otherAuthClients  = "SELECT count(*) FROM auth_clients" + authClientsOthers
 )
 
 // AuthClient finds an auth client by its id: one that the tenant keeps, or a global one.
@@ -175,12 +177,9 @@ type AuthClientFilter struct {
 	After     string // the cursor that came with the page before, or ""
 }
 
+// args are those of authClientsOwn, and of authClientsOthers.
 func (f AuthClientFilter) args(after int64) []driver.Value {
-	var args []driver.Value
-	for range 2 {
-		args = append(args, f.Tenant, after, f.Scope, f.Scope, f.Scope, f.ScopeID, f.Component, f.Component)
-	}
-	return args
+	return []driver.Value{f.Tenant, after, f.Scope, f.Scope, f.Scope, f.ScopeID, f.Component, f.Component}
 }
 
 // AuthClients lists a page of auth clients, the oldest first, and the number of all
@@ -193,22 +192,24 @@ func (v *Views) AuthClients(ctx context.Context, f AuthClientFilter) (page []Aut
 		}
 	}
 	limit := bounded(f.Limit)
-	page, begun, err := v.authClients(ctx, authClientsListed, append(f.args(after), int64(limit)+1)...)
+	page, begun, err := v.authClients(ctx, authClientsListed, append(slices.Concat(f.args(after), f.args(after)), int64(limit)+1)...)
 	if err != nil {
 		return nil, "", 0, err
 	}
 	if len(page) > limit {
 		page, next = page[:limit], strconv.FormatInt(begun[limit-1], 10)
 	}
-	var n int64
-	err = v.read(ctx, func(c *conn) (err error) {
-		n, err = count(c, authClientsCount, f.args(0)...)
+	var own, others int64
+	err = v.snapshot(ctx, func(c *conn) (err error) {
+		if own, err = count(c, ownAuthClients, f.args(0)...); err == nil {
+			others, err = count(c, otherAuthClients, f.args(0)...)
+		}
 		return err
 	})
 	if err != nil {
 		return nil, "", 0, fmt.Errorf("counting auth clients: %w", err)
 	}
-	return page, next, int(n), nil
+	return page, next, int(own + others), nil
 }
 
 // UnsettledAuthClients lists up to limit auth clients that were changed before a

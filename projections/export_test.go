@@ -49,7 +49,7 @@ func (v *Views) Plans(f CredentialFilter) (plans []string, err error) {
 // OtherPlans are those of all other statements that look for rows.
 func (v *Views) OtherPlans() (plans []string, err error) {
 	for _, sql := range []string{
-		credentialByID, candidateCount, candidates + " WHERE tenant = ? AND instr(name, ?) > 0", componentsVisible, componentsOwnedCount, componentsSharedCount, oauthClientCount, oauthClientColumns + " WHERE tenant = ? AND component > ? ORDER BY component LIMIT ?", authClientByID, authClientFollowed, authClientsUnsettled, authClientsListed, authClientsCount,
+		credentialByID, candidateCount, candidates + " WHERE tenant = ? AND instr(name, ?) > 0", componentsVisible, componentsOwnedCount, componentsSharedCount, oauthClientCount, oauthClientColumns + " WHERE tenant = ? AND component > ? ORDER BY component LIMIT ?", authClientByID, authClientFollowed, authClientsUnsettled, authClientsListed, ownAuthClients, otherAuthClients,
 		dueTokens, tokenHolders, tokenHoldersOf, tokenHolderCount,
 		commandByHash, componentColumns + " WHERE id = ?",
 		apiKeyByHash, apiKeyColumns + " WHERE id > ? ORDER BY id LIMIT ?", tenantColumns + " WHERE id = ?",

@@ -132,7 +132,8 @@ var documented = []described{
 	},
 	{"auth-clients.get", "GET", pathAuthClients + item, "auth-client", "One auth client; secrets are masked unless they are revealed.", append([]string{byWorkspace, byContract, byTenant}, shown...), ""},
 	{
-		"auth-clients.update", "PATCH", pathAuthClients + item, "auth-client", "Change the name, the components or members of the credentials. The OAuth clients of its components follow.", []string{byTenant},
+		"auth-clients.update", "PATCH", pathAuthClients + item, "auth-client", "Change the name, the components or members of the credentials. The OAuth clients of its components follow.",
+		[]string{byTenant},
 		`{"data":{"type":"auth-client","attributes":{"name":"Pet shops, test","credentials":{"password":"another-secret-password"}}}}`,
 	},
 	{"auth-clients.delete", "DELETE", pathAuthClients + item, "", "Delete an auth client, and the OAuth clients that follow it. Refused while a flow includes one of its components.", []string{byTenant}, ""},
