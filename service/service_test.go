@@ -84,7 +84,7 @@ func TestRoutes(t *testing.T) {
 		if !slices.ContainsFunc(service.Permissions(), func(p service.PermissionInfo) bool { return p.Permission == r.Permission }) {
 			t.Errorf("%s takes %s, which is none of the list", r.Name, r.Permission)
 		}
-		if slices.Contains([]string{"credential.create", "credential.replace-keys", "oauth.connect"}, r.Name) != holdsKeys(r.In) || holdsKeys(r.In) && !r.Secrets {
+		if slices.Contains([]string{"credential.create", "credential.replace-keys", "oauth.connect", "auth_secret.create", "auth_secret.replace-keys"}, r.Name) != holdsKeys(r.In) || holdsKeys(r.In) && !r.Secrets {
 			t.Errorf("%s holds secrets and does not say so", r.Name)
 		}
 	}

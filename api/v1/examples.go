@@ -52,10 +52,10 @@ var examples = map[string]string{
 	"lease.list":               `{"limit":100}`,
 	"access.replay":            `{"credential":"` + ExampleID + `","since":"2026-01-01T00:00:00Z","limit":100}`,
 
-	"oauth.connect":      `{"component":"petstore","name":"Pet store of u1","user":"u1","return_to":"https://app.example.org/connected"}`,
+	"oauth.connect":      `{"component":"calendar","name":"Calendar of u1","user":"u1","return_to":"https://app.example.org/connected"}`,
 	"oauth.complete":     `{"connection":"` + ExampleID + `","confirm":"K7QD2XWM","user":"u1"}`,
 	"oauth.connection":   `{"id":"` + ExampleID + `"}`,
-	"oauth.redirect-uri": `{"component":"petstore"}`,
+	"oauth.redirect-uri": `{"component":"calendar"}`,
 
 	"auth_client.create": `{"name":"Pet stores","type":"basic","scope":"workspace","scope_id":"sales","components":["petstore"],` +
 		`"credentials":{"username":"a-user","password":"a-secret-password"}}`,

@@ -984,14 +984,14 @@ func (b *bench) herd(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if asked, _, first, _ := p.seen(); first.Before(begun) { // the keeper came before them
+		asked, _, first, _ := p.seen()
+		if first.Before(begun) { // the keeper of tokens came before them
 			if early++; early > herdRounds*b.rounds {
 				return errors.New("the keeper of tokens always comes first")
 			}
 			continue
-		} else {
-			most = max(most, asked)
 		}
+		most = max(most, asked)
 		took, alone = append(took, last), append(alone, one)
 	}
 	_, bad, _, _ := p.seen()

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -81,9 +82,13 @@ func documentedBy(t *testing.T, base string) (list []documented) {
 // the service makes put in their places. What makes things goes first, what ends
 // them last.
 func TestDocumentedExamples(t *testing.T) {
-	u := bring(t, t.TempDir())
+	u := bring(t, t.TempDir(), func(c *serveConfig) { c.ConnectReturnTo = "https://app.example.org" })
+	calendar, err := os.ReadFile("../../docs/examples/calendar-component.json")
+	must(t, err)
+	must(t, u.command("component.register", "", map[string]any{"id": "calendar", "descriptor": json.RawMessage(calendar)}, nil))
+	must(t, u.command("oauth_client.define", "", map[string]any{"component": "calendar", "client_id": "demo-client", "client_secret": "demo-secret"}, nil))
 	first := []string{
-		"component.register", "component.set-env", "oauth_client.define", "credential.create", "credential.replace-keys", "auth_secret.create", "auth_client.create", "flow.bind", "api_key.issue",
+		"component.register", "component.set-env", "oauth_client.define", "credential.create", "credential.replace-keys", "oauth.connect", "auth_secret.create", "auth_client.create", "flow.bind", "api_key.issue",
 		"v2.components.create", "v2.oauth-clients.create", "v2.credentials.create", "v2.secrets.create", "v2.auth-clients.create", "v2.flows.create",
 	}
 	last := []string{
@@ -106,7 +111,8 @@ func TestDocumentedExamples(t *testing.T) {
 	want := map[string]int{ // of those that cannot be obeyed in an empty service
 		"queue.get": 404, "queue.retry": 404, "queue.drop": 404, // no message has failed
 		"credential.refresh": 409, "auth_secret.refresh": 409, "v2.secrets.refresh": 409, "credential.revoke": 409, // there are no tokens
-		"credential.reveal": 403, "oauth_client.reveal": 403, "auth_client.reveal": 403, // no role does this
+		"oauth.complete":     409,                                                                                  // nobody has come back
+		"credential.resolve": 403, "credential.reveal": 403, "oauth_client.reveal": 403, "auth_client.reveal": 403, // no role does this
 	}
 	made := map[string]string{} // ids by what they are of
 	for _, d := range list {

@@ -47,7 +47,7 @@ func TestKeyGrants(t *testing.T) {
 		return k, c
 	}
 	manager, _ := issue(acme, map[string]any{
-		"permissions": []string{"keys.manage", "components.get", "credentials.get", "credentials.export", "tenants.oauth_clients.get", "throttle_policies.get", "flows.get"},
+		"permissions": []string{"keys.manage", "components.get", "credentials.get", "credentials.export", "tenants.oauth_clients.get", "throttle_policies.get", "flows.get", "workspaces.auth_secret.get"},
 		"expires":     "24h", "addresses": []string{"127.0.0.0/8", "::1"},
 	})
 	soon := map[string]any{"expires": "1h", "addresses": []string{"127.0.0.1"}}
