@@ -99,7 +99,7 @@ func TestKeyGrants(t *testing.T) {
 	}
 	must(t, acme.query("api_key.list", "", &list))
 	i := slices.IndexFunc(list.Keys, func(k client.APIKey) bool { return k.ID == manager.ID })
-	if k := list.Keys[i]; k.Role != "" || len(k.Permissions) != 7 || !slices.Equal(k.Addresses, []string{"127.0.0.0/8", "::1/128"}) || !k.Expires.Equal(manager.Expires) || k.Expired || k.Revoked {
+	if k := list.Keys[i]; k.Role != "" || len(k.Permissions) != 8 || !slices.Equal(k.Addresses, []string{"127.0.0.0/8", "::1/128"}) || !k.Expires.Equal(manager.Expires) || k.Expired || k.Revoked {
 		t.Errorf("the list shows %+v", k)
 	}
 }
