@@ -1,6 +1,7 @@
 package aggregates
 
 import (
+	"maps"
 	"slices"
 
 	"github.com/credstream/credstream/commands"
@@ -22,7 +23,7 @@ var (
 // it, a change is complete when they do: that is recorded as well, so that it is
 // known what a crash has left to be done.
 var AuthClient = Decider[AuthClientState, commands.AuthClient, events.AuthClient]{
-	Category: "auth_client", Fold: 1, Decide: AuthClientState.decide, Evolve: AuthClientState.evolve,
+	Category: "auth_client", Fold: 2, Decide: AuthClientState.decide, Evolve: AuthClientState.evolve,
 }
 
 // AuthClientState is what decisions about an auth client rest on.
@@ -36,8 +37,9 @@ type AuthClientState struct {
 	Fields     []string
 	ClientID   string
 	SecretID   string
-	Changes    int  // how often it was created or changed
-	Settled    bool // OAuth clients are as the last change says
+	Revisions  map[string]int // by component: of its descriptor, for which the client secret was given last; absent or 0: not known
+	Changes    int            // how often it was created or changed
+	Settled    bool           // OAuth clients are as the last change says
 
 	// What is left of the time before the changes that are not settled.
 	Leaving  []events.AuthClientComponent // components it is for no more, whose OAuth clients may still be there
@@ -64,6 +66,30 @@ func (s AuthClientState) Follows(component string) string {
 		}
 	}
 	return ""
+}
+
+// RevisionsOf are the Revisions of components, in their order.
+func (s AuthClientState) RevisionsOf(components []events.AuthClientComponent) []int {
+	revisions := make([]int, len(components))
+	for i, c := range components {
+		revisions[i] = s.Revisions[c.Component]
+	}
+	return revisions
+}
+
+// given adds the revisions of components to those that are known.
+func given(known map[string]int, components []events.AuthClientComponent, revisions []int) map[string]int {
+	all := maps.Clone(known)
+	for i, c := range components {
+		if i >= len(revisions) || revisions[i] == 0 {
+			continue
+		}
+		if all == nil {
+			all = map[string]int{}
+		}
+		all[c.Component] = revisions[i]
+	}
+	return all
 }
 
 func followed(components []events.AuthClientComponent) bool {
@@ -148,7 +174,7 @@ func (s AuthClientState) change(c commands.ChangeAuthClient) ([]events.AuthClien
 	case slices.Contains(s.Abandoned, next.SecretID):
 		return nil, ErrSecretAbandoned
 	case s.Settled && s.Name == next.Name && slices.Equal(s.Components, next.Components) && slices.Equal(s.Fields, next.Fields) &&
-		s.ClientID == next.ClientID && s.SecretID == next.SecretID:
+		s.ClientID == next.ClientID && s.SecretID == next.SecretID && maps.Equal(s.Revisions, given(s.Revisions, next.Components, next.Revisions)):
 		return nil, nil
 	}
 	return settled(next, followed(next.Components) || followed(s.Components) || followed(s.Leaving)), nil
@@ -159,7 +185,7 @@ func (s AuthClientState) evolve(e events.AuthClient) AuthClientState {
 	case events.AuthClientCreated:
 		s = AuthClientState{
 			Exists: true, Name: e.Name, Type: e.Type, Scope: e.Scope, ScopeID: e.ScopeID, Components: e.Components, Fields: e.Fields,
-			ClientID: e.ClientID, SecretID: e.SecretID, Changes: 1, Abandoned: s.Abandoned,
+			ClientID: e.ClientID, SecretID: e.SecretID, Revisions: given(nil, e.Components, e.Revisions), Changes: 1, Abandoned: s.Abandoned,
 		}
 	case events.AuthClientChanged:
 		s.Leaving = leaving(slices.Concat(s.Leaving, s.Components), e.Components)
@@ -167,9 +193,11 @@ func (s AuthClientState) evolve(e events.AuthClient) AuthClientState {
 			s.Renew, s.Previous = true, append(slices.Clip(s.Previous), s.SecretID)
 		}
 		s.Name, s.Components, s.Fields, s.ClientID, s.SecretID = e.Name, e.Components, e.Fields, e.ClientID, e.SecretID
+		s.Revisions = given(s.Revisions, e.Components, e.Revisions)
 		s.Changes, s.Settled = s.Changes+1, false
 	case events.AuthClientSettled:
 		s.Settled, s.Leaving, s.Renew, s.Previous = true, nil, false, nil
+		s.Revisions = given(nil, s.Components, s.RevisionsOf(s.Components))
 	case events.AuthClientRevealed:
 	case events.AuthClientDeleted:
 		s = AuthClientState{Abandoned: s.Abandoned}

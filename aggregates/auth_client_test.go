@@ -1,6 +1,7 @@
 package aggregates_test
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/credstream/credstream/aggregates"
@@ -34,6 +35,8 @@ func TestAuthClient(t *testing.T) {
 	abandon := func(id string) commands.AbandonAuthClientSecret {
 		return commands.AbandonAuthClientSecret{ID: "a", SecretID: id}
 	}
+	revised := less
+	revised.Revisions = []int{4}
 	aggregatetest.Run(t, aggregates.AuthClient,
 		tc{Name: "create", When: commands.CreateAuthClient{Created: created}, Then: facts{created}},
 		tc{Name: "create one that nothing follows", When: commands.CreateAuthClient{Created: idle}, Then: facts{idle, settled}},
@@ -46,6 +49,9 @@ func TestAuthClient(t *testing.T) {
 		tc{Name: "settle nothing", When: commands.SettleAuthClient{Expected: 1}, Err: aggregates.ErrAuthClientNotFound},
 		tc{Name: "change", Given: facts{created, settled}, When: change(1, less), Then: facts{less}},
 		tc{Name: "change nothing", Given: facts{created, settled, less, settled}, When: change(2, less)},
+		tc{Name: "give the secret for a later revision", Given: facts{created, settled, less, settled}, When: change(2, revised), Then: facts{revised}},
+		tc{Name: "give it for the same", Given: facts{created, settled, revised, settled}, When: change(2, revised)},
+		tc{Name: "change nothing of which the revision is known", Given: facts{created, settled, revised, settled}, When: change(2, less)},
 		tc{Name: "change back before it is settled", Given: facts{created, settled, less}, When: change(2, renewed), Then: facts{renewed}},
 		tc{Name: "change one that nothing follows", Given: facts{idle, settled}, When: change(1, renamed), Then: facts{renamed, settled}},
 		tc{Name: "change what was changed since", Given: facts{created, settled, less}, When: change(1, renewed), Err: aggregates.ErrAuthClientChanged},
@@ -63,4 +69,32 @@ func TestAuthClient(t *testing.T) {
 		tc{Name: "abandon what it may go back to", Given: facts{created, settled, renewed}, When: abandon("s1")},
 		tc{Name: "abandon what it had", Given: facts{created, settled, renewed, settled}, When: abandon("s1"), Then: facts{events.SecretAbandoned{SecretID: "s1"}}},
 	)
+}
+
+// An auth client remembers for which descriptors its secret was given, also of
+// components that it may go back to.
+func TestAuthClientRevisions(t *testing.T) {
+	sheets, docs := events.AuthClientComponent{Component: "sheets", OAuthClient: "o1"}, events.AuthClientComponent{Component: "docs", OAuthClient: "o2"}
+	both := []events.AuthClientComponent{sheets, docs}
+	created := events.AuthClientCreated{Components: both, Revisions: []int{3, 5}}
+	less := events.AuthClientChanged{Components: both[1:], Revisions: []int{6}}
+	for name, c := range map[string]struct {
+		facts []events.AuthClient
+		want  []int
+	}{
+		"created":                 {[]events.AuthClient{created}, []int{3, 5}},
+		"not known":               {[]events.AuthClient{events.AuthClientCreated{Components: both}}, []int{0, 0}},
+		"not said":                {[]events.AuthClient{created, events.AuthClientChanged{Components: both}}, []int{3, 5}},
+		"left, and may come back": {[]events.AuthClient{created, less}, []int{3, 6}},
+		"left":                    {[]events.AuthClient{created, less, events.AuthClientSettled{}}, []int{0, 6}},
+		"deleted":                 {[]events.AuthClient{created, events.AuthClientDeleted{}}, []int{0, 0}},
+	} {
+		var s aggregates.AuthClientState
+		for _, e := range c.facts {
+			s = aggregates.AuthClient.Evolve(s, e)
+		}
+		if got := s.RevisionsOf(both); !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+	}
 }

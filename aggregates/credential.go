@@ -124,7 +124,7 @@ func (s CredentialState) decide(cmd commands.Credential) ([]events.Credential, e
 	case commands.RequireReauthorization:
 		return s.requireReauthorization(c)
 	case commands.RevokeTokens:
-		return s.revokeTokens()
+		return s.revokeTokens(c)
 	case commands.RecordProviderRevocation:
 		if !s.Exists {
 			return nil, ErrCredentialNotFound

@@ -18,9 +18,11 @@ var (
 		"The OAuth client is in use. Delete these flows first or give them another credential.")
 	ErrOAuthClientUnusable = fault.New(fault.Precondition, "oauth_client_unusable",
 		"The component was deleted: its OAuth client cannot be used or changed any more. It can be deleted.")
-	// ErrOAuthClientHostsChanged keeps a secret from hosts that it was not meant for. Its sentence names them.
+	// ErrOAuthClientHostsChanged keeps a secret, and people who connect an account, from hosts that the
+	// client was not meant for. Its sentence names them.
 	ErrOAuthClientHostsChanged = fault.New(fault.Precondition, "oauth_client_hosts_changed",
-		"The component now sends the client's secret to another host. Change the client, or confirm it with oauth_client.change.")
+		"The component now sends the client's secret, or people who connect an account, to another host. "+
+			"If that is right, enter the client's secret again with oauth_client.change, or auth_client.change where it follows one.")
 	ErrOAuthClientMoved = fault.New(fault.Conflict, "oauth_client_changed", "The OAuth client was changed at the same moment. Try again.")
 )
 
@@ -37,7 +39,7 @@ type OAuthClientState struct {
 	ID        string // of the client; "" when none is defined
 	ClientID  string
 	SecretID  string
-	Revisions []int // of the component's descriptor for which the secret was given or confirmed, the newest last; 0: not known
+	Revisions []int // of the component's descriptor for which the secret was given, the newest last; 0: not known
 	Unusable  bool
 	Uses      Uses     // by flows of the tenant that include the component
 	Abandoned []string // secret ids no event may name any more
@@ -46,11 +48,11 @@ type OAuthClientState struct {
 // Names reports whether the client that is defined has this secret.
 func (s OAuthClientState) Names(secretID string) bool { return s.ID != "" && s.SecretID == secretID }
 
-// confirmedKept bounds the revisions for which a secret is remembered to be confirmed.
+// confirmedKept bounds the revisions for which a secret is remembered to be given.
 const confirmedKept = 16
 
-// Revision is the one for which the client was defined, changed or confirmed last;
-// 0 when there is none, or it is not known.
+// Revision is the one for which the secret was given last; 0 when there is none, or
+// it is not known.
 func (s OAuthClientState) Revision() int {
 	if len(s.Revisions) == 0 {
 		return 0
@@ -122,7 +124,9 @@ func (s OAuthClientState) change(c commands.ChangeOAuthClient) ([]events.OAuthCl
 	if c.SecretID != "" {
 		next.SecretID = c.SecretID
 	}
-	if c.Revision != 0 {
+	// Nothing but the secret itself lets it go elsewhere: who may change a client need
+	// not know it.
+	if c.Revision != 0 && (c.SecretID != "" || c.Again != "") {
 		next.Revision = c.Revision
 	}
 	switch {
@@ -132,6 +136,8 @@ func (s OAuthClientState) change(c commands.ChangeOAuthClient) ([]events.OAuthCl
 		return nil, ErrOAuthClientUnusable
 	case slices.Contains(s.Abandoned, c.SecretID):
 		return nil, ErrSecretAbandoned
+	case c.Again != "" && c.Again != s.SecretID:
+		return nil, ErrOAuthClientMoved
 	case next == now:
 		return nil, nil
 	}

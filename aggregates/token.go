@@ -32,6 +32,10 @@ const (
 	ReasonRevokedHere = "revoked_here"
 )
 
+// OutcomeBusy ends an epoch in which the provider was not asked, for want of a place:
+// that says nothing about it.
+const OutcomeBusy = "busy"
+
 // flowsNamed bounds the flows that a fact names, and lateKept the epochs whose
 // answers are still looked for.
 const (
@@ -53,6 +57,7 @@ type Tokens struct {
 	RetryAt   time.Time     // of the last failure; zero after a success
 	Broken    string        // why re-authorization is required, a sentence; "" when it is not
 	Before    events.Status // of the credential, until Broken
+	Cut       bool          // they were revoked on purpose: no renewal may bring them back
 	Unproved  bool          // the token in force came late: whether it is good shows when it is renewed
 }
 
@@ -144,7 +149,7 @@ func (s CredentialState) startRefresh(c commands.StartRefresh) ([]events.Credent
 	switch err := s.mayRenew(); {
 	case err != nil:
 		return nil, err
-	case t.Broken != "" && (!c.Insist || !t.Renewable):
+	case t.Broken != "" && (!c.Insist || !t.Renewable || t.Cut):
 		return nil, ErrReauthorizationRequired.Because("%s", t.Broken)
 	case !t.Renewable:
 		return nil, ErrReauthorizationRequired
@@ -176,7 +181,7 @@ func (s CredentialState) completeRefresh(c commands.CompleteRefresh) ([]events.C
 		return nil, err
 	case t.Token.SecretID == c.SecretID:
 		return nil, nil
-	case t.Grant != c.Grant, t.Token.Epoch >= c.Epoch:
+	case t.Grant != c.Grant, t.Token.Epoch >= c.Epoch, t.Cut:
 		return nil, ErrRefreshSuperseded
 	case slices.Contains(s.Abandoned, c.SecretID):
 		return nil, ErrSecretAbandoned
@@ -220,7 +225,7 @@ func (s CredentialState) requireReauthorization(c commands.RequireReauthorizatio
 	switch err := s.mayRenew(); {
 	case err != nil:
 		return nil, err
-	case s.Tokens.Grant != c.Grant || s.Tokens.Broken != "":
+	case s.Tokens.Grant != c.Grant || s.Tokens.Cut || s.Tokens.Broken != "" && c.Reason != ReasonRevokedHere:
 		return nil, nil
 	}
 	return []events.Credential{s.broken(c.Grant, c.Reason, c.Says)}, nil
@@ -231,15 +236,15 @@ func (s CredentialState) broken(grant int, reason, says string) events.Credentia
 	return events.CredentialReauthorizationRequired{Grant: grant, Reason: reason, Says: says, Flows: flows, Total: total}
 }
 
-func (s CredentialState) revokeTokens() ([]events.Credential, error) {
+func (s CredentialState) revokeTokens(c commands.RevokeTokens) ([]events.Credential, error) {
 	if err := s.mayRenew(); err != nil {
 		return nil, err
 	}
-	if s.Current().SecretID == "" {
+	if s.Tokens.Grant != c.Grant || s.Current().SecretID == "" { // it is over, and another one may be in force
 		return nil, nil
 	}
 	facts := []events.Credential{events.CredentialTokensRevoked{Grant: s.Tokens.Grant}}
-	if s.Tokens.Broken == "" {
+	if !s.Tokens.Cut {
 		facts = append(facts, s.broken(s.Tokens.Grant, ReasonRevokedHere, RevokedHere))
 	}
 	return facts, nil
@@ -274,13 +279,16 @@ func (s CredentialState) evolveTokens(e events.Credential) CredentialState {
 		if e.Outcome == "unknown" { // taken over: RefreshStarted follows and keeps it among the late ones
 			return s
 		}
-		t.Refresh = Refresh{}
-		t.Failures, t.RetryAt = t.Failures+1, e.RetryAt
+		t.Refresh, t.RetryAt = Refresh{}, e.RetryAt
+		if e.Outcome != OutcomeBusy {
+			t.Failures++
+		}
 	case events.CredentialReauthorizationRequired:
 		if t.Broken == "" {
 			t.Before = s.Status
 		}
 		t.Broken, t.Unproved, s.Status = e.Says, false, events.ReauthorizationRequired
+		t.Cut = t.Cut || e.Reason == ReasonRevokedHere
 	case events.CredentialRecovered:
 		t.Broken, s.Status = "", e.Status
 	case events.CredentialTokensRevoked:

@@ -70,6 +70,8 @@ func TestTokens(t *testing.T) {
 		return e
 	}
 	recovered := events.CredentialRecovered{Grant: 1, Status: events.Verified}
+	cutting := commands.RequireReauthorization{ID: "c", Grant: 1, Reason: aggregates.ReasonRevokedHere, Says: aggregates.RevokedHere}
+	cut := events.CredentialReauthorizationRequired{Grant: 1, Reason: aggregates.ReasonRevokedHere, Says: aggregates.RevokedHere, Flows: []string{}}
 	given := facts{created, authorized(1, 1)}
 	revoked := append(given, started(1, 0), refused(1), lost)
 	replacedKeys := events.CredentialKeysReplaced{Keys: version(2, "s2")}
@@ -105,6 +107,11 @@ func TestTokens(t *testing.T) {
 		tc{Name: "fail", Given: append(given, started(1, 0)), When: fail(1, ""), Then: facts{failed}},
 		tc{Name: "fail what has ended", Given: append(given, started(1, 0), failed), When: fail(1, "")},
 		tc{Name: "fail what was taken over", Given: append(given, started(1, 0), unknown, started(2, 1)), When: fail(1, "Gone.")},
+		tc{
+			Name: "a turn that did not come", Given: append(given, started(1, 0)),
+			When: commands.FailRefresh{ID: "c", Epoch: 1, Grant: 1, Outcome: aggregates.OutcomeBusy, RetryAt: noon},
+			Then: facts{events.CredentialRefreshFailed{Epoch: 1, Grant: 1, Outcome: aggregates.OutcomeBusy, RetryAt: noon}},
+		},
 		tc{Name: "revoked", Given: append(given, used, started(1, 0)), When: fail(1, "Gone."), Then: facts{refused(1), lostToFlow}},
 		tc{
 			Name: "refused because a late answer won", Given: append(given, started(1, 0), unknown, started(2, 1), refreshed(1, true)),
@@ -142,7 +149,7 @@ func TestTokens(t *testing.T) {
 		},
 
 		tc{
-			Name: "revoke here", Given: given, When: commands.RevokeTokens{ID: "c"},
+			Name: "revoke here", Given: given, When: commands.RevokeTokens{ID: "c", Grant: 1},
 			Then: facts{events.CredentialTokensRevoked{Grant: 1}, events.CredentialReauthorizationRequired{
 				Grant: 1, Reason: "revoked_here", Says: "Its tokens were revoked on purpose. Connect it again.", Flows: []string{},
 			}},
@@ -154,6 +161,16 @@ func TestTokens(t *testing.T) {
 		tc{
 			Name: "insist after that", Given: append(given, events.CredentialTokensRevoked{Grant: 1}, lost),
 			When: commands.StartRefresh{ID: "c", Holder: "p", SecretID: "t1", Insist: true}, Err: aggregates.ErrReauthorizationRequired,
+		},
+		tc{Name: "revoke a grant that is over", Given: append(given, replacedKeys, authorized(2, 2)), When: commands.RevokeTokens{ID: "c", Grant: 1}},
+		tc{Name: "cut", Given: given, When: cutting, Then: facts{cut}},
+		tc{Name: "cut what was refused before", Given: revoked, When: cutting, Then: facts{cut}},
+		tc{Name: "insist after the cut", Given: append(given, cut), When: commands.StartRefresh{ID: "c", Holder: "p", SecretID: "t1", Insist: true}, Err: aggregates.ErrReauthorizationRequired},
+		tc{Name: "an answer after the cut", Given: append(given, started(1, 0), cut), When: complete(1), Err: aggregates.ErrRefreshSuperseded},
+		tc{Name: "revoke after the cut", Given: append(given, cut), When: commands.RevokeTokens{ID: "c", Grant: 1}, Then: facts{events.CredentialTokensRevoked{Grant: 1}}},
+		tc{
+			Name: "connected again after the cut", Given: append(given, cut), When: commands.ReplaceKeys{ID: "c", Keys: tokenKeys("s2")},
+			Then: facts{replacedKeys, authorized(2, 2), events.CredentialRecovered{Grant: 2, Status: events.Verified}}, Again: true,
 		},
 		tc{Name: "what the provider said of the end", Given: append(given, events.CredentialDeleted{}), When: commands.RecordProviderRevocation{ID: "c", Outcome: "revoked"}, Then: facts{events.CredentialRevokedAtProvider{Outcome: "revoked"}}, Again: true},
 	)

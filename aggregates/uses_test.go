@@ -162,8 +162,8 @@ func TestOAuthClient(t *testing.T) {
 	changedAt := func(secret string, revision int) events.OAuthClientChanged {
 		return events.OAuthClientChanged{ClientID: "id", SecretID: secret, Revision: revision}
 	}
-	confirm := func(revision int) commands.ChangeOAuthClient {
-		return commands.ChangeOAuthClient{Component: "sheets", ID: "o", ClientID: "id", Revision: revision}
+	again := func(revision int) commands.ChangeOAuthClient {
+		return commands.ChangeOAuthClient{Component: "sheets", ID: "o", ClientID: "id", Again: "s1", Revision: revision}
 	}
 	aggregatetest.Run(t, aggregates.OAuthClient,
 		tc{Name: "define", When: define, Then: facts{defined}},
@@ -175,10 +175,20 @@ func TestOAuthClient(t *testing.T) {
 		tc{Name: "change the secret", Given: facts{defined}, When: commands.ChangeOAuthClient{ID: "o", SecretID: "s2"}, Then: facts{events.OAuthClientChanged{ClientID: "id", SecretID: "s2"}}},
 		tc{Name: "change nothing", Given: facts{defined}, When: commands.ChangeOAuthClient{ID: "o", ClientID: "id"}},
 		tc{Name: "define for a revision", When: defineAt(3), Then: facts{definedAt(3)}},
-		tc{Name: "confirm a later revision", Given: facts{definedAt(3)}, When: confirm(4), Then: facts{changedAt("s1", 4)}},
-		tc{Name: "confirm what is confirmed", Given: facts{definedAt(3), changedAt("s1", 4)}, When: confirm(4)},
-		tc{Name: "confirm an earlier revision again", Given: facts{definedAt(3), changedAt("s1", 4)}, When: confirm(3), Then: facts{changedAt("s1", 3)}},
-		tc{Name: "confirm what was not known", Given: facts{defined}, When: confirm(2), Then: facts{changedAt("s1", 2)}},
+		tc{Name: "give the secret again for a later revision", Given: facts{definedAt(3)}, When: again(4), Then: facts{changedAt("s1", 4)}},
+		tc{Name: "give it again for the same", Given: facts{definedAt(3), changedAt("s1", 4)}, When: again(4)},
+		tc{Name: "give it again for an earlier one", Given: facts{definedAt(3), changedAt("s1", 4)}, When: again(3), Then: facts{changedAt("s1", 3)}},
+		tc{Name: "give it again for what was not known", Given: facts{defined}, When: again(2), Then: facts{changedAt("s1", 2)}},
+		tc{Name: "give again what it was", Given: facts{definedAt(3), changedAt("s2", 3)}, When: again(4), Err: aggregates.ErrOAuthClientMoved},
+		tc{Name: "a later revision without the secret", Given: facts{definedAt(3)}, When: commands.ChangeOAuthClient{ID: "o", Revision: 4}},
+		tc{
+			Name: "change the id without the secret", Given: facts{definedAt(3)}, When: commands.ChangeOAuthClient{ID: "o", ClientID: "id2", Revision: 4},
+			Then: facts{events.OAuthClientChanged{ClientID: "id2", SecretID: "s1", Revision: 3}},
+		},
+		tc{
+			Name: "change the secret", Given: facts{definedAt(3), changedAt("s1", 4)}, When: commands.ChangeOAuthClient{ID: "o", SecretID: "s2", Revision: 5},
+			Then: facts{changedAt("s2", 5)},
+		},
 		tc{
 			Name: "change the secret of a component that is not seen", Given: facts{definedAt(3)}, When: commands.ChangeOAuthClient{ID: "o", SecretID: "s2"},
 			Then: facts{changedAt("s2", 3)},
@@ -204,7 +214,7 @@ func TestOAuthClient(t *testing.T) {
 	)
 }
 
-// The revisions for which a secret was given or confirmed are remembered; those of
+// The revisions for which a secret was given are remembered; those of
 // another secret say nothing of it.
 func TestOAuthClientRevisions(t *testing.T) {
 	defined := func(revision int) events.OAuthClient {
@@ -220,8 +230,8 @@ func TestOAuthClientRevisions(t *testing.T) {
 		"none":               {nil, nil},
 		"defined":            {[]events.OAuthClient{defined(3)}, []int{3}},
 		"not known":          {[]events.OAuthClient{defined(0)}, []int{0}},
-		"confirmed":          {[]events.OAuthClient{defined(3), changed("s1", 5)}, []int{3, 5}},
-		"confirmed again":    {[]events.OAuthClient{defined(3), changed("s1", 5), changed("s1", 3)}, []int{5, 3}},
+		"given again":        {[]events.OAuthClient{defined(3), changed("s1", 5)}, []int{3, 5}},
+		"for an earlier one": {[]events.OAuthClient{defined(3), changed("s1", 5), changed("s1", 3)}, []int{5, 3}},
 		"known since":        {[]events.OAuthClient{defined(0), changed("s1", 2)}, []int{2}},
 		"another secret":     {[]events.OAuthClient{defined(3), changed("s1", 5), changed("s2", 6)}, []int{6}},
 		"deleted":            {[]events.OAuthClient{defined(3), events.OAuthClientDeleted{}}, nil},

@@ -30,8 +30,9 @@ const (
 	StatusUnverified = "unverified" // the component declares no probe
 )
 
-// Keys are the clear values of a credential. Nothing prints or encodes them;
-// only a command that takes them sends them. The zero Keys are none.
+// Keys are the clear values of a credential. Nothing prints or encodes them: a
+// command that takes them sends them, and Text, AccessToken and Reveal show them to
+// who asks. The zero Keys are none.
 type Keys struct{ clear func() jsontext.Value }
 
 // NewKeys takes a value for each field.

@@ -62,6 +62,7 @@ func (a *API) DefineOAuthClient(ctx context.Context, component, clientID string,
 }
 
 // ChangeOAuthClient changes the client id, the secret, or both; what is empty stays.
+// A secret that is given, be it the same again, may go where the component sends it now.
 func (a *API) ChangeOAuthClient(ctx context.Context, id, clientID string, secret OAuthSecret, opts ...CommandOption) (Done, error) {
 	var done Done
 	err := a.Command(ctx, "oauth_client.change", clientChange{ID: id, ClientID: clientID, ClientSecret: secret.reveal()}, &done, opts...)

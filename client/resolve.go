@@ -89,6 +89,19 @@ func (k Keys) Text(name string) (text string, ok bool) {
 	return text, ok
 }
 
+// AccessToken returns the access token that an OAuth field holds; not ok where the
+// field holds none.
+func (k Keys) AccessToken(field string) (token string, ok bool) {
+	var object struct {
+		AccessToken string `json:"access_token"`
+	}
+	v, there := k.fields()[field]
+	if !there || json.Unmarshal(v, &object) != nil {
+		return "", false
+	}
+	return object.AccessToken, object.AccessToken != ""
+}
+
 // Reveal returns the clear values as a JSON object.
 func (k Keys) Reveal() jsontext.Value { return k.reveal().Clone() }
 

@@ -41,11 +41,25 @@ type OAuth2 struct {
 
 // SecretHosts are the hosts, each with its port, to which the client's secret and
 // the tokens are sent: those of the token endpoint and the revocation endpoint.
-func (o *OAuth2) SecretHosts() (hosts []string) {
+func (o *OAuth2) SecretHosts() []string {
 	if o == nil {
 		return nil
 	}
-	for _, uri := range []string{o.TokenURI, o.RevocationURI} {
+	return hostsOf(o.TokenURI, o.RevocationURI)
+}
+
+// ConsentHosts are the hosts, each with its port, to which people who connect an
+// account are sent: that of the authorization endpoint.
+func (o *OAuth2) ConsentHosts() []string {
+	if o == nil {
+		return nil
+	}
+	return hostsOf(o.AuthURI)
+}
+
+// hostsOf are the hosts of URIs, each once and with its port.
+func hostsOf(uris ...string) (hosts []string) {
+	for _, uri := range uris {
 		u, err := url.Parse(uri)
 		if err != nil || u.Host == "" {
 			continue
@@ -69,8 +83,18 @@ func (o *OAuth2) SecretHosts() (hosts []string) {
 // Beyond are the hosts to which the client's secret is sent, and to which none of
 // the others sends it.
 func (o *OAuth2) Beyond(others ...*OAuth2) []string {
-	return slices.DeleteFunc(o.SecretHosts(), func(host string) bool {
-		return slices.ContainsFunc(others, func(other *OAuth2) bool { return slices.Contains(other.SecretHosts(), host) })
+	return beyond((*OAuth2).SecretHosts, o, others)
+}
+
+// ConsentBeyond are the hosts to which people are sent, and to which none of the
+// others sends them.
+func (o *OAuth2) ConsentBeyond(others ...*OAuth2) []string {
+	return beyond((*OAuth2).ConsentHosts, o, others)
+}
+
+func beyond(hosts func(*OAuth2) []string, o *OAuth2, others []*OAuth2) []string {
+	return slices.DeleteFunc(hosts(o), func(host string) bool {
+		return slices.ContainsFunc(others, func(other *OAuth2) bool { return slices.Contains(hosts(other), host) })
 	})
 }
 

@@ -253,3 +253,29 @@ func TestSecretHosts(t *testing.T) {
 		}
 	}
 }
+
+// People go beyond the hosts they were sent to when the authorization endpoint does.
+func TestConsentHosts(t *testing.T) {
+	at := func(authorization string) *commands.OAuth2 {
+		return &commands.OAuth2{AuthURI: authorization, TokenURI: "https://token.example.org/"}
+	}
+	plain := at("https://login.example.org/authorize")
+	for name, c := range map[string]struct {
+		now    *commands.OAuth2
+		others []*commands.OAuth2
+		beyond []string
+	}{
+		"another path":          {at("https://LOGIN.example.org:443/v2?x=1"), []*commands.OAuth2{plain}, nil},
+		"another host":          {at("https://evil.example.org/authorize"), []*commands.OAuth2{plain}, []string{"evil.example.org:443"}},
+		"where the secret goes": {at("https://token.example.org/authorize"), []*commands.OAuth2{plain}, []string{"token.example.org:443"}},
+		"one of those":          {at("https://new.example.org/"), []*commands.OAuth2{plain, at("https://new.example.org/x")}, nil},
+		"nobody was asked":      {plain, []*commands.OAuth2{at("")}, []string{"login.example.org:443"}},
+		"nobody is asked":       {at(""), []*commands.OAuth2{plain}, nil},
+		"there was no block":    {plain, []*commands.OAuth2{nil}, []string{"login.example.org:443"}},
+		"there is no block":     {nil, []*commands.OAuth2{plain}, nil},
+	} {
+		if got := c.now.ConsentBeyond(c.others...); !slices.Equal(got, c.beyond) {
+			t.Errorf("%s: beyond are %q, want %q", name, got, c.beyond)
+		}
+	}
+}

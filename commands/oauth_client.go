@@ -14,11 +14,12 @@ type DefineOAuthClient struct {
 	Revision                          int // of the component's descriptor in force
 }
 
-// ChangeOAuthClient changes what is not "", and lets the secret go where a revision
-// of the component's descriptor sends it.
+// ChangeOAuthClient changes what is not "". A secret that is given, be it the one
+// that the client has, may go where a revision of the component's descriptor sends it.
 type ChangeOAuthClient struct {
 	Component, ID, ClientID, SecretID string
-	Revision                          int // of the descriptor in force; 0: as before
+	Again                             string // in place of SecretID: the one that it has, and that was given again
+	Revision                          int    // of the descriptor that the secret was given for; 0: as before
 }
 
 // DeleteOAuthClient ends the client.

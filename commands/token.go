@@ -50,8 +50,11 @@ type RequireReauthorization struct {
 	Reason, Says string
 }
 
-// RevokeTokens gives the tokens up.
-type RevokeTokens struct{ ID string }
+// RevokeTokens gives the tokens of a grant up.
+type RevokeTokens struct {
+	ID    string
+	Grant int
+}
 
 // RecordProviderRevocation records what the authorization server answered.
 type RecordProviderRevocation struct{ ID, Outcome string }

@@ -1,5 +1,7 @@
 package events
 
+import "encoding/json"
+
 // AuthClient is the sum of the facts about one auth client, stream
 // "auth_client.<id>" of the tenant that keeps it.
 //
@@ -22,6 +24,7 @@ type AuthClientCreated struct {
 	Fields     []string              `json:"fields"`    // names of the credentials that have a value, sorted
 	ClientID   string                `json:"client_id"` // of type oauth2: as the provider gave it; else ""
 	SecretID   string                `json:"secret_id"` // where the vault keeps the credentials; "" when there are none
+	Revisions  []int                 `json:"revisions"` // of the components' descriptors, in their order, for which the client secret was given; 0: not known; none where no OAuth client follows
 }
 
 // AuthClientChanged is the auth client as it is from here on.
@@ -31,6 +34,7 @@ type AuthClientChanged struct {
 	Fields     []string              `json:"fields"`    // as in AuthClientCreated
 	ClientID   string                `json:"client_id"` // as in AuthClientCreated
 	SecretID   string                `json:"secret_id"` // the same one when the credentials are as they were
+	Revisions  []int                 `json:"revisions"` // as in AuthClientCreated
 }
 
 // AuthClientSettled says that the OAuth clients of its components are as the auth
@@ -53,9 +57,15 @@ func (AuthClientDeleted) authClient()  {}
 func (SecretAbandoned) authClient()    {}
 
 var authClientTypes = []Type{
-	Define[AuthClientCreated]("auth_client.created"),
-	Define[AuthClientChanged]("auth_client.changed"),
+	Define[AuthClientCreated]("auth_client.created", withoutRevisions),
+	Define[AuthClientChanged]("auth_client.changed", withoutRevisions),
 	Define[AuthClientSettled]("auth_client.settled"),
 	Define[AuthClientRevealed]("auth_client.revealed"),
 	Define[AuthClientDeleted]("auth_client.deleted"),
+}
+
+// withoutRevisions makes version 2: of an auth client of version 1 it is not known
+// for which descriptors its secret was given.
+func withoutRevisions(data json.RawMessage) (json.RawMessage, error) {
+	return withMember(data, "revisions", "[]")
 }

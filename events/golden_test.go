@@ -69,10 +69,11 @@ var samples = []events.Event{
 	events.OAuthClientDeleted{},
 	events.AuthClientCreated{
 		Name: "Sheets ☂", Type: "oauth2", Scope: "workspace", ScopeID: "sales", Components: forComponents, Fields: []string{"client_id", "client_secret"},
-		ClientID: "client", SecretID: "01a20150-0000-7000-8000-000000000007",
+		ClientID: "client", SecretID: "01a20150-0000-7000-8000-000000000007", Revisions: []int{3},
 	},
 	events.AuthClientChanged{
 		Name: "Sheets", Components: forComponents, Fields: []string{"client_id", "client_secret"}, ClientID: "client 2", SecretID: "01a20150-0000-7000-8000-000000000007",
+		Revisions: []int{4},
 	},
 	events.AuthClientSettled{},
 	events.AuthClientRevealed{SecretID: "01a20150-0000-7000-8000-000000000007"},

@@ -24,7 +24,7 @@ type OAuthClientDefined struct {
 }
 
 // OAuthClientChanged is the client as it is from here on. It may be as it was, but
-// for the revision: then it says that the secret may go where that one sends it.
+// for the revision: then the secret was given again, and may go where that one sends it.
 type OAuthClientChanged struct {
 	ClientID string `json:"client_id"`
 	SecretID string `json:"secret_id"` // the same one when no other secret was given
@@ -78,10 +78,15 @@ var oauthClientTypes = []Type{
 // withoutRevision makes version 2: of a client of version 1 it is not known for
 // which descriptor it was meant.
 func withoutRevision(data json.RawMessage) (json.RawMessage, error) {
+	return withMember(data, "revision", "0")
+}
+
+// withMember adds a member to the data of an event.
+func withMember(data json.RawMessage, name, value string) (json.RawMessage, error) {
 	var members map[string]jsontext.Value
 	if err := jsonv2.Unmarshal(data, &members); err != nil {
 		return nil, err
 	}
-	members["revision"] = jsontext.Value("0")
+	members[name] = jsontext.Value(value)
 	return jsonv2.Marshal(members, jsonv2.Deterministic(true))
 }

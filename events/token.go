@@ -48,7 +48,7 @@ type CredentialRefreshed struct {
 type CredentialRefreshFailed struct {
 	Epoch   int       `json:"epoch"`
 	Grant   int       `json:"grant"`
-	Outcome string    `json:"outcome"`           // "transient", "malformed", "client_refused", "refused", "revoked" or "unknown"
+	Outcome string    `json:"outcome"`           // "transient", "malformed", "client_refused", "refused", "revoked", "busy" (nothing was asked) or "unknown"
 	Status  int       `json:"status"`            // of the HTTP answer; 0: there was none
 	RetryAt time.Time `json:"retry_at,omitzero"` // no earlier attempt is made unless somebody asks for it
 }

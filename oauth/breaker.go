@@ -3,6 +3,7 @@ package oauth
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"sync"
 	"time"
@@ -16,26 +17,40 @@ const (
 	perHost     = 8                // requests under way to one host
 	patience    = 10 * time.Second // for one of these
 	maxIdle     = 1000             // lines kept that nobody uses
+	manyTenants = 2                // for whom an endpoint fails, until all leave it alone
+	failingFor  = 2 * longestRest  // that a tenant's failures count for the others
 )
 
 // breaker leaves endpoints alone that are in trouble, and keeps the requests to
 // one host few.
 //
-// Trouble is known by endpoint and not by host: a tenant can have a component
-// name any path of a host, and must not be able to stop the others by one that
-// fails. For the same reason a demand for fewer requests counts for the client
-// it was made to.
+// Trouble is known by endpoint and tenant. By the host, a tenant could stop the
+// others, since it can have a component name any path of a host; by the endpoint
+// alone, too, since it can have one send what the endpoint stumbles over. Only what
+// keeps failing for several tenants is the endpoint's own trouble. A demand for
+// fewer requests counts for the tenant's client that it was made to.
 type breaker struct {
 	mu    sync.Mutex
-	lines map[string]*line // by endpoint, or endpoint and client
+	lines map[string]*line // by the keys of place
 	hosts map[string]*host
 }
 
-// line is what is known of an endpoint. The zero line is in order.
+// place names what a request has to do with, from all to few.
+type place struct{ endpoint, tenant, client string }
+
+func placeOf(hostname, path, tenant, client string) place {
+	endpoint := hostname + path // no URL and no tenant holds a line break
+	return place{endpoint, endpoint + "\n" + tenant, endpoint + "\n" + tenant + "\n" + client}
+}
+
+func (p place) keys() []string { return []string{p.endpoint, p.tenant, p.client} }
+
+// line is what is known of a place. The zero line is in order.
 type line struct {
-	failed int       // times in a row
-	until  time.Time // left alone so long; zero when in order
-	trying bool      // somebody finds out whether it is well again
+	failed  int                  // times in a row
+	until   time.Time            // left alone so long; zero when in order
+	trying  bool                 // somebody finds out whether it is well again
+	failing map[string]time.Time // of an endpoint: the tenants for whom it keeps failing, by their key, and when last
 }
 
 // host bounds the requests to one host.
@@ -49,12 +64,11 @@ func newBreaker() *breaker {
 }
 
 // enter waits until a request may go to the host, and reports how it went by
-// leave. It returns an *Error while the endpoint rests or the client shall rest
-// there, or ctx's own when that ended.
-func (b *breaker) enter(ctx context.Context, hostname, path, client string) (leave func(*Error), err error) {
-	endpoint := hostname + path
-	forClient := endpoint + "\n" + client // no URL holds a line break
-	if err := b.resting(endpoint, forClient, false); err != nil {
+// leave. It returns an *Error while the endpoint rests or shall not be asked by the
+// tenant or its client, or ctx's own when that ended.
+func (b *breaker) enter(ctx context.Context, hostname, path, tenant, client string) (leave func(*Error), err error) {
+	at := placeOf(hostname, path, tenant, client)
+	if err := b.resting(at, false); err != nil {
 		return nil, err
 	}
 	release, err := b.slot(ctx, hostname)
@@ -62,7 +76,7 @@ func (b *breaker) enter(ctx context.Context, hostname, path, client string) (lea
 		return nil, err
 	}
 	if err = ctx.Err(); err == nil {
-		err = b.resting(endpoint, forClient, true)
+		err = b.resting(at, true)
 	}
 	if err != nil {
 		release()
@@ -70,17 +84,17 @@ func (b *breaker) enter(ctx context.Context, hostname, path, client string) (lea
 	}
 	return func(e *Error) {
 		defer release()
-		b.leave(endpoint, forClient, e)
+		b.leave(at, e)
 	}, nil
 }
 
 // resting tells whether one of the lines is left alone; if not and try is set,
 // the caller is the one who tries those that were.
-func (b *breaker) resting(endpoint, client string, try bool) error {
+func (b *breaker) resting(at place, try bool) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
-	for _, key := range []string{endpoint, client} {
+	for _, key := range at.keys() {
 		l := b.lines[key]
 		switch {
 		case l == nil || l.until.IsZero():
@@ -91,7 +105,7 @@ func (b *breaker) resting(endpoint, client string, try bool) error {
 		}
 	}
 	if try {
-		for _, key := range []string{endpoint, client} {
+		for _, key := range at.keys() {
 			if l := b.lines[key]; l != nil {
 				l.trying = !l.until.IsZero()
 			}
@@ -127,26 +141,29 @@ func (b *breaker) slot(ctx context.Context, hostname string) (release func(), er
 		return nil, fmt.Errorf("waiting for the other requests to the provider: %w", ctx.Err())
 	case <-timer.C:
 		gone()
-		return nil, &Error{Outcome: Transient, RetryAfter: trying, cause: busy}
+		return nil, &Error{Outcome: Transient, Busy: true, RetryAfter: trying, cause: busy}
 	}
 }
 
 // leave notes how a request went: e is nil when it succeeded.
-func (b *breaker) leave(endpoint, client string, e *Error) {
+func (b *breaker) leave(at place, e *Error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
 	case e == nil || e.Outcome != Transient && e.Outcome != Malformed:
-		b.well(endpoint)
-		b.well(client)
+		b.well(at.endpoint)
+		b.well(at.tenant)
+		b.well(at.client)
 	case e.Status == http.StatusTooManyRequests:
-		b.well(endpoint)
-		b.ill(client, e.RetryAfter)
+		b.well(at.endpoint)
+		b.well(at.tenant)
+		b.ill(at.client, e.RetryAfter)
 	default:
-		if l := b.lines[client]; l != nil {
+		if l := b.lines[at.client]; l != nil {
 			l.trying = false
 		}
-		b.ill(endpoint, e.RetryAfter)
+		b.ill(at.tenant, e.RetryAfter)
+		b.illForAll(at)
 	}
 }
 
@@ -161,12 +178,7 @@ func (b *breaker) well(key string) {
 // ill notes a failure, after which the provider wants to be left alone for the
 // time it asked for. What fails while the line rests already counts no more.
 func (b *breaker) ill(key string, asked time.Duration) {
-	l, now := b.lines[key], time.Now()
-	if l == nil {
-		b.sweep()
-		l = &line{}
-		b.lines[key] = l
-	}
+	l, now := b.line(key), time.Now()
 	rest := asked
 	if !now.Before(l.until) {
 		l.trying = false
@@ -178,6 +190,42 @@ func (b *breaker) ill(key string, asked time.Duration) {
 	if until := now.Add(rest); rest > 0 && until.After(l.until) {
 		l.until = until
 	}
+}
+
+// illForAll notes a failure after that of the tenant. The endpoint rests when it
+// keeps failing for several tenants, each time twice as long; for how long one of
+// them was told to stay away is no matter of the others.
+func (b *breaker) illForAll(at place) {
+	now, l := time.Now(), b.lines[at.endpoint]
+	if b.lines[at.tenant].failed >= maxFailures {
+		l = b.line(at.endpoint)
+		if l.failing == nil {
+			l.failing = map[string]time.Time{}
+		}
+		l.failing[at.tenant] = now
+	}
+	if l == nil || now.Before(l.until) {
+		return
+	}
+	l.trying = false
+	maps.DeleteFunc(l.failing, func(_ string, last time.Time) bool { return now.Sub(last) > failingFor })
+	if len(l.failing) < manyTenants {
+		l.failed, l.until = 0, time.Time{}
+		return
+	}
+	l.until = now.Add(min(firstRest<<min(l.failed, 10), longestRest))
+	l.failed++
+}
+
+// line returns a line, new where there is none.
+func (b *breaker) line(key string) *line {
+	l := b.lines[key]
+	if l == nil {
+		b.sweep()
+		l = &line{}
+		b.lines[key] = l
+	}
+	return l
 }
 
 // sweep forgets the lines that need not be known any more, once they are many.

@@ -20,7 +20,7 @@ func TestBreakerRests(t *testing.T) {
 		b, ctx := oauth.NewBreaker(), t.Context()
 		// enter is the rest that is left when a request may not be made, else 0.
 		enter := func(path, client string) (leave func(*oauth.Error), rest time.Duration) {
-			leave, err := b.Enter(ctx, "as", path, client)
+			leave, err := b.Enter(ctx, "as", path, "t", client)
 			if err == nil {
 				return leave, 0
 			}
@@ -71,14 +71,14 @@ func TestBreakerRecovers(t *testing.T) {
 		b, ctx := oauth.NewBreaker(), t.Context()
 		down := &oauth.Error{Outcome: oauth.Transient}
 		for range 5 {
-			leave, err := b.Enter(ctx, "as", "/token", "c")
+			leave, err := b.Enter(ctx, "as", "/token", "t", "c")
 			if err != nil {
 				t.Fatal(err)
 			}
 			leave(down)
 		}
 		time.Sleep(10 * time.Second)
-		leave, err := b.Enter(ctx, "as", "/token", "c")
+		leave, err := b.Enter(ctx, "as", "/token", "t", "c")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -87,20 +87,20 @@ func TestBreakerRecovers(t *testing.T) {
 			t.Errorf("%d lines are kept when all is well", b.Lines())
 		}
 		for range 4 {
-			leave, err := b.Enter(ctx, "as", "/token", "c")
+			leave, err := b.Enter(ctx, "as", "/token", "t", "c")
 			if err != nil {
 				t.Fatal(err)
 			}
 			leave(down)
 		}
-		if _, err := b.Enter(ctx, "as", "/token", "c"); err != nil {
+		if _, err := b.Enter(ctx, "as", "/token", "t", "c"); err != nil {
 			t.Errorf("after four failures: %v", err)
 		}
 	})
 }
 
 // Retry-After is obeyed at once. A demand for fewer requests concerns the client
-// it was made to, any other the endpoint.
+// it was made to, any other the tenant; neither concerns another tenant.
 func TestBreakerObeysRetryAfter(t *testing.T) {
 	for _, test := range []struct {
 		status  int
@@ -108,28 +108,82 @@ func TestBreakerObeysRetryAfter(t *testing.T) {
 	}{{429, true}, {503, false}} {
 		synctest.Test(t, func(t *testing.T) {
 			b, ctx := oauth.NewBreaker(), t.Context()
-			early, err := b.Enter(ctx, "as", "/token", "c")
+			early, err := b.Enter(ctx, "as", "/token", "t", "c")
 			if err != nil {
 				t.Fatal(err)
 			}
-			leave, err := b.Enter(ctx, "as", "/token", "c")
+			leave, err := b.Enter(ctx, "as", "/token", "t", "c")
 			if err != nil {
 				t.Fatal(err)
 			}
 			leave(&oauth.Error{Outcome: oauth.Transient, Status: test.status, RetryAfter: 30 * time.Minute})
 			early(nil) // was under way, and says nothing of what was asked since
-			if _, err := b.Enter(ctx, "as", "/token", "c"); failure(t, err).RetryAfter != 30*time.Minute {
+			if _, err := b.Enter(ctx, "as", "/token", "t", "c"); failure(t, err).RetryAfter != 30*time.Minute {
 				t.Errorf("%d: %v", test.status, err)
 			}
-			if _, err := b.Enter(ctx, "as", "/token", "c2"); (err == nil) != test.another {
+			if _, err := b.Enter(ctx, "as", "/token", "t", "c2"); (err == nil) != test.another {
 				t.Errorf("%d: another client: %v", test.status, err)
 			}
+			if _, err := b.Enter(ctx, "as", "/token", "t2", "c"); err != nil {
+				t.Errorf("%d: another tenant: %v", test.status, err)
+			}
 			time.Sleep(30 * time.Minute)
-			if _, err := b.Enter(ctx, "as", "/token", "c"); err != nil {
+			if _, err := b.Enter(ctx, "as", "/token", "t", "c"); err != nil {
 				t.Errorf("%d: afterwards: %v", test.status, err)
 			}
 		})
 	}
+}
+
+// What fails for one tenant alone, however often, is no trouble of the endpoint: it
+// may be the tenant's own doing. What keeps failing for two is, for everybody, until
+// it is well for somebody.
+func TestBreakerTakesManyTenants(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := oauth.NewBreaker()
+		down := &oauth.Error{Outcome: oauth.Transient, Status: 500}
+		fail := func(tenant string, times int) {
+			t.Helper()
+			for range times {
+				leave, err := b.Enter(t.Context(), "as", "/token", tenant, "c")
+				if err != nil {
+					t.Fatalf("%s: %v", tenant, err)
+				}
+				leave(down)
+			}
+		}
+		rests := func(tenant string, want time.Duration) (leave func(*oauth.Error)) {
+			t.Helper()
+			leave, err := b.Enter(t.Context(), "as", "/token", tenant, "c")
+			if rest := time.Duration(0); err != nil {
+				if rest = failure(t, err).RetryAfter; rest != want {
+					t.Errorf("%s rests for %v, want %v", tenant, rest, want)
+				}
+			} else if want != 0 {
+				t.Errorf("%s does not rest", tenant)
+			}
+			return leave
+		}
+		fail("evil", 5)
+		rests("evil", 10*time.Second)
+		fail("one", 4) // by chance
+		rests("two", 0)(nil)
+		time.Sleep(10 * time.Second)
+		fail("evil", 1)
+		rests("evil", 20*time.Second)
+		fail("one", 1)
+		rests("one", 10*time.Second)
+		rests("two", 10*time.Second)
+		rests("three", 10*time.Second)
+		time.Sleep(10 * time.Second)
+		try := rests("two", 0)
+		rests("three", time.Second)
+		try(down)
+		rests("three", 20*time.Second)
+		time.Sleep(20 * time.Second)
+		rests("three", 0)(nil)
+		rests("two", 0)(nil)
+	})
 }
 
 // What fails together counts once: the rest is not the longer for it.
@@ -138,7 +192,7 @@ func TestBreakerCountsAHerdOnce(t *testing.T) {
 		b := oauth.NewBreaker()
 		var leaves []func(*oauth.Error)
 		for range 8 {
-			leave, err := b.Enter(t.Context(), "as", "/token", "c")
+			leave, err := b.Enter(t.Context(), "as", "/token", "t", "c")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -147,7 +201,7 @@ func TestBreakerCountsAHerdOnce(t *testing.T) {
 		for _, leave := range leaves {
 			leave(&oauth.Error{Outcome: oauth.Transient, Status: 500})
 		}
-		if _, err := b.Enter(t.Context(), "as", "/token", "c"); failure(t, err).RetryAfter != 10*time.Second {
+		if _, err := b.Enter(t.Context(), "as", "/token", "t", "c"); failure(t, err).RetryAfter != 10*time.Second {
 			t.Errorf("eight at once: %v", failure(t, err).RetryAfter)
 		}
 	})
@@ -164,7 +218,7 @@ func TestBreakerBoundsAHost(t *testing.T) {
 		)
 		for i := range 30 {
 			wg.Go(func() {
-				leave, err := b.Enter(t.Context(), "as", fmt.Sprintf("/%d", i), "c")
+				leave, err := b.Enter(t.Context(), "as", fmt.Sprintf("/%d", i), "t", "c")
 				if err != nil {
 					t.Error(err)
 					return
@@ -181,7 +235,7 @@ func TestBreakerBoundsAHost(t *testing.T) {
 			})
 		}
 		synctest.Wait()
-		if leave, err := b.Enter(t.Context(), "another", "/", "c"); err != nil {
+		if leave, err := b.Enter(t.Context(), "another", "/", "t", "c"); err != nil {
 			t.Error(err)
 		} else {
 			leave(nil)
@@ -191,18 +245,18 @@ func TestBreakerBoundsAHost(t *testing.T) {
 			t.Errorf("%d at a time, %d kept", most, b.Lines())
 		}
 		for range 8 {
-			if _, err := b.Enter(t.Context(), "as", "/", "c"); err != nil {
+			if _, err := b.Enter(t.Context(), "as", "/", "t", "c"); err != nil {
 				t.Fatal(err)
 			}
 		}
 		begin := time.Now()
-		_, err := b.Enter(t.Context(), "as", "/", "c")
-		if e := failure(t, err); e.Outcome != oauth.Transient || e.Sent || time.Since(begin) != 10*time.Second {
+		_, err := b.Enter(t.Context(), "as", "/", "t", "c")
+		if e := failure(t, err); e.Outcome != oauth.Transient || e.Sent || !e.Busy || time.Since(begin) != 10*time.Second {
 			t.Errorf("after %v: %+v", time.Since(begin), e)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if _, err := b.Enter(ctx, "as", "/", "c"); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := b.Enter(ctx, "as", "/", "t", "c"); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("when the caller gives up: %v", err)
 		}
 	})
@@ -213,7 +267,7 @@ func TestBreakerForgets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := oauth.NewBreaker()
 		for i := range 5000 {
-			leave, err := b.Enter(t.Context(), "as", fmt.Sprintf("/%d", i), "c")
+			leave, err := b.Enter(t.Context(), "as", fmt.Sprintf("/%d", i), "t", "c")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -235,9 +289,15 @@ func TestProviderRests(t *testing.T) {
 			t.Fatalf("got %+v", e)
 		}
 	}
-	e := failure(t, second(x.ClientCredentials(ctx, "another tenant", s.Provider(), s.Client())))
-	if e.Sent || e.Outcome != oauth.Transient || e.RetryAfter <= 0 || e.RetryAfter > 10*time.Second || s.Requests() != 5 {
+	e := failure(t, second(x.ClientCredentials(ctx, "t", s.Provider(), s.Client())))
+	if e.Sent || e.Busy || e.Outcome != oauth.Transient || e.RetryAfter <= 0 || e.RetryAfter > 10*time.Second || s.Requests() != 5 {
 		t.Errorf("the sixth: %+v, %d requests", e, s.Requests())
+	}
+	for range 5 {
+		failure(t, second(x.ClientCredentials(ctx, "t2", s.Provider(), s.Client())))
+	}
+	if e := failure(t, second(x.ClientCredentials(ctx, "t3", s.Provider(), s.Client()))); e.Sent || s.Requests() != 10 {
+		t.Errorf("a third tenant: %+v, %d requests", e, s.Requests())
 	}
 	if err := x.Revoke(ctx, "t", s.Provider(), s.Client(), secret("x"), ""); err != nil {
 		t.Errorf("another endpoint of the host: %v", err)
@@ -247,7 +307,7 @@ func TestProviderRests(t *testing.T) {
 	s.AnswerNext(1, oauthtest.Later(429, "3600"))
 	failure(t, second(y.ClientCredentials(ctx, "t", s.Provider(), s.Client())))
 	e = failure(t, second(y.ClientCredentials(ctx, "t", s.Provider(), s.Client())))
-	if e.Sent || e.RetryAfter < 50*time.Minute || s.Requests() != 6 {
+	if e.Sent || e.RetryAfter < 50*time.Minute || s.Requests() != 11 {
 		t.Errorf("after a 429: %+v, %d requests", e, s.Requests())
 	}
 }

@@ -18,6 +18,7 @@ type Error struct {
 	Code       string        // of RFC 6749 or one of its extensions, "" when the answer has none that is known
 	RetryAfter time.Duration // how long to wait at least; 0 when not known
 	Sent       bool          // the request may have reached the provider
+	Busy       bool          // nothing was sent, since other requests were in the way too long: it says nothing of the provider
 
 	step  step
 	cause cause

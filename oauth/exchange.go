@@ -223,14 +223,15 @@ func (x *Exchanger) ask(ctx context.Context, tenant, uri string, c Client, s ste
 		return fail(&Error{Outcome: Refused, cause: noURI})
 	}
 	// The tenant's place first: who waits for it must not keep others from a host.
-	release, err := x.guarded.Slot(ctx, tenant)
+	host := strings.ToLower(u.Host)
+	release, err := x.guarded.Slot(ctx, tenant, host)
 	if errors.Is(err, verify.ErrBusy) {
-		return fail(&Error{Outcome: Transient, RetryAfter: fault.Of(err).RetryAfter, cause: busy})
+		return fail(&Error{Outcome: Transient, Busy: true, RetryAfter: fault.Of(err).RetryAfter, cause: busy})
 	} else if err != nil {
 		return asked, fmt.Errorf("%s: %w", s, err)
 	}
 	defer release()
-	leave, err := x.breaker.enter(ctx, strings.ToLower(u.Host), u.EscapedPath(), c.ID)
+	leave, err := x.breaker.enter(ctx, host, u.EscapedPath(), tenant, c.ID)
 	if rests, ok := errors.AsType[*Error](err); ok {
 		return fail(rests)
 	} else if err != nil {

@@ -15,8 +15,8 @@ type Breaker struct{ b *breaker }
 func NewBreaker() Breaker { return Breaker{newBreaker()} }
 
 // Enter is enter.
-func (b Breaker) Enter(ctx context.Context, host, path, client string) (leave func(*Error), err error) {
-	return b.b.enter(ctx, host, path, client)
+func (b Breaker) Enter(ctx context.Context, host, path, tenant, client string) (leave func(*Error), err error) {
+	return b.b.enter(ctx, host, path, tenant, client)
 }
 
 // Lines is how many endpoints and clients are known to be or have been in trouble.

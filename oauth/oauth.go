@@ -85,10 +85,12 @@ type Token struct {
 // Exchanger makes the requests. It may be used by many goroutines; one for the
 // whole process, so that it knows which providers are in trouble.
 //
-// A provider that fails again and again, or asks for fewer requests, is left
-// alone for a while: calls then end at once with an Error that says how long.
-// At most eight requests go to one host at a time, and as many of one tenant as
-// the guarded client allows; the others wait.
+// A provider that fails for a tenant again and again, or asks it for fewer
+// requests, is left alone by the tenant for a while: calls then end at once with an
+// Error that says how long. One that fails so for several tenants is left alone by
+// all. At most eight requests go to one host at a time, and as many of one tenant as
+// the guarded client allows; the others wait, and end with an Error that says Busy
+// when that takes too long.
 //
 // A request that has begun is waited for, for no longer than the guarded
 // client's timeout, even when ctx ends: its answer may be the only copy of a new

@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -351,5 +352,51 @@ func TestSays(t *testing.T) {
 		if e.Code != "" && !strings.HasSuffix(says, "("+e.Code+")") {
 			t.Errorf("%v does not name its code: %q", e, says)
 		}
+	}
+}
+
+// A provider that keeps a tenant waiting keeps it from no other one; who waits too
+// long for the first has sent nothing, and is told so.
+func TestSlowProvider(t *testing.T) {
+	good, held := oauthtest.NewServer(t), make(chan struct{})
+	reached := make(chan struct{}, 4)
+	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		reached <- struct{}{}
+		<-held
+		oauthtest.JSON(`{"access_token":"a"}`)(w, nil)
+	}))
+	t.Cleanup(slow.Close)
+	guarded := verify.NewClient(verify.Config{AllowPrivate: true})
+	x, p, c := oauth.New(guarded), good.Provider(), good.Client()
+	p.TokenURI = slow.URL
+	var waiting sync.WaitGroup
+	for range 4 {
+		waiting.Go(func() {
+			if _, err := x.ClientCredentials(t.Context(), "t", p, c); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for range 4 {
+		<-reached
+	}
+	if _, err := x.ClientCredentials(t.Context(), "t", good.Provider(), c); err != nil {
+		t.Errorf("at another provider: %v", err)
+	}
+	close(held)
+	waiting.Wait()
+
+	hasty := verify.NewClient(verify.Config{AllowPrivate: true, Timeout: 50 * time.Millisecond})
+	x = oauth.New(hasty)
+	for range 4 {
+		release, err := hasty.Slot(t.Context(), "t", strings.TrimPrefix(slow.URL, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer release()
+	}
+	e := failure(t, second(x.ClientCredentials(t.Context(), "t", p, c)))
+	if !e.Busy || e.Sent || e.Outcome != oauth.Transient || e.RetryAfter <= 0 {
+		t.Errorf("too many at once: %+v", e)
 	}
 }

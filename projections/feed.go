@@ -330,7 +330,7 @@ type PublicCredentialRefreshed struct {
 // PublicCredentialRefreshFailed is the data of credential.refresh_failed.
 type PublicCredentialRefreshFailed struct {
 	ID      string    `json:"id"`
-	Outcome string    `json:"outcome"`           // "transient", "malformed", "client_refused", "refused", "revoked" or "unknown"
+	Outcome string    `json:"outcome"`           // "transient", "malformed", "client_refused", "refused", "revoked", "busy" (nothing was asked) or "unknown"
 	Status  int       `json:"status"`            // of the provider's HTTP answer; 0: there was none
 	RetryAt time.Time `json:"retry_at,omitzero"` // no earlier attempt is made unless somebody asks for it
 }

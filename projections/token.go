@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/credstream/credstream/events"
@@ -29,6 +30,20 @@ const never = math.MaxInt64
 
 // refreshCheck is how long after its begin a renewal is looked at.
 const refreshCheck = 45 * time.Second
+
+// RenewEvery is the shortest time between two renewals that nobody asked for: a
+// provider that grants tokens of a second is not to fill the log.
+const RenewEvery = 5 * time.Minute
+
+// RenewedDue is when tokens that were renewed are to be renewed again; TokenDue,
+// but no sooner than RenewEvery after that.
+func RenewedDue(id string, expires time.Time, life time.Duration) time.Time {
+	due, soonest := TokenDue(id, expires, life), expires.Add(RenewEvery-life)
+	if expires.IsZero() || due.After(soonest) { // the zero time says at once
+		return due
+	}
+	return soonest
+}
 
 // TokenDue is when tokens are to be renewed ahead of their end: after some two
 // thirds of their life, and one and a half hours before its end at the earliest.
@@ -59,7 +74,7 @@ func (b *batch) token(r events.Record, e events.Credential) (only bool, err erro
 	case events.CredentialRefreshStarted:
 		return true, due(r.Meta.Time.Add(refreshCheck))
 	case events.CredentialRefreshed:
-		return true, due(TokenDue(r.Stream.ID, e.Expires, time.Duration(e.Lifetime)*time.Second))
+		return true, due(RenewedDue(r.Stream.ID, e.Expires, time.Duration(e.Lifetime)*time.Second))
 	case events.CredentialRefreshFailed:
 		if e.Outcome == "unknown" { // the epoch that takes it over follows
 			return true, nil
@@ -80,16 +95,23 @@ func (b *batch) token(r events.Record, e events.Credential) (only bool, err erro
 // CredentialName names a credential within its tenant.
 type CredentialName struct{ Tenant, ID string }
 
-const dueTokens = "SELECT tenant, id FROM tokens INDEXED BY tokens_due WHERE due <= ? ORDER BY due LIMIT ?"
+const (
+	dueTokens      = "SELECT tenant, id FROM tokens INDEXED BY tokens_due WHERE due <= ?"
+	dueTokensOrder = " ORDER BY due LIMIT ?"
+)
 
 // DueTokens lists up to limit credentials whose tokens are to be looked at by now,
-// those that have waited longest first.
-func (v *Views) DueTokens(ctx context.Context, now time.Time, limit int) (due []CredentialName, err error) {
+// those that have waited longest first, but for those of some tenants.
+func (v *Views) DueTokens(ctx context.Context, now time.Time, without []string, limit int) (due []CredentialName, err error) {
+	sql, args := dueTokens+strings.Repeat(" AND tenant <> ?", len(without))+dueTokensOrder, []driver.Value{now.UnixMilli()}
+	for _, tenant := range without {
+		args = append(args, tenant)
+	}
 	err = v.read(ctx, func(c *conn) error {
-		return c.query(dueTokens, func(row []driver.Value) error {
+		return c.query(sql, func(row []driver.Value) error {
 			due = append(due, CredentialName{str(row[0]), str(row[1])})
 			return nil
-		}, now.UnixMilli(), int64(limit))
+		}, append(args, int64(limit))...)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("listing tokens that are due: %w", err)

@@ -232,7 +232,7 @@ func TestReads(t *testing.T) {
 	c, _, _ = v.Credential(ctx, "acme", "c1")
 	same("a VPN agent, and the change", []any{c.VPNAgent, c.Seq, c.UpdatedAt}, []any{"v1", uint64(39), at(39)})
 	due := func(at time.Time) bool {
-		names, err := v.DueTokens(ctx, at, 10)
+		names, err := v.DueTokens(ctx, at, []string{"other"}, 10)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -253,7 +253,7 @@ func TestReads(t *testing.T) {
 		{42, end, events.Verified},
 		{43, at(43).Add(45 * time.Second), events.Verified},
 		{44, time.Time{}, events.ReauthorizationRequired},
-		{45, projections.TokenDue("c1", end.Add(time.Hour), time.Hour), events.Verified},
+		{45, projections.RenewedDue("c1", end.Add(time.Hour), time.Hour), events.Verified},
 		{46, time.Time{}, events.Verified},
 		{47, time.Time{}, events.Verified},
 	} {

@@ -1,11 +1,13 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -28,6 +30,9 @@ var (
 	ErrAuthClientIdle = fault.New(fault.Unprocessable, "auth_client_idle",
 		"No credential is made with this auth client: it is kept and shown, no more. Leave it out, or name one of type oauth2 that belongs to the tenant.")
 	ErrAuthClientOther = fault.New(fault.Unprocessable, "auth_client_component_mismatch", "The auth client is not for this component.")
+	// ErrOAuthClientSecretNeeded keeps a stored secret from the hosts of a component that is added.
+	ErrOAuthClientSecretNeeded = fault.New(fault.Unprocessable, "oauth_client_secret_needed",
+		"The component sends the client secret to a host that it was not given for. Give the client_secret again with the change.")
 	// ErrOAuthClientFollows keeps an OAuth client as its auth client says.
 	ErrOAuthClientFollows = fault.New(fault.Precondition, "oauth_client_follows", "The OAuth client follows an auth client. Change or delete that one.")
 )
@@ -75,8 +80,12 @@ func (s *Service) createAuthClient(ctx context.Context, call *Call, in CreateAut
 	}
 	follow := follows(in.Type, in.Scope)
 	var err error
-	if created.Components, err = s.authComponents(ctx, call, in.Type, follow, nil, in.Components); err != nil {
+	var revisions map[string]int
+	if created.Components, revisions, err = s.authComponents(ctx, call, in.Type, follow, nil, in.Components, givenFor{now: true}); err != nil {
 		return Done{}, err
+	}
+	if follow {
+		created.Revisions = aggregates.AuthClientState{Revisions: revisions}.RevisionsOf(created.Components)
 	}
 	before, err := aggregates.AuthClient.Fresh(ctx, s.cfg.Log, aggregates.AuthClient.Stream(call.Tenant, id))
 	if err != nil {
@@ -198,43 +207,98 @@ func follows(typ, scope string) bool { return typ == typeOAuth2 && scope == proj
 
 // authComponents are the components that an auth client is to be for: those of
 // before stay as they are; each other one must be there, work with the type, and
-// have no OAuth client where one is to follow.
-func (s *Service) authComponents(ctx context.Context, call *Call, typ string, follow bool, before []events.AuthClientComponent, ids []string) (now []events.AuthClientComponent, err error) {
+// have no OAuth client where one is to follow, nor send the secret where it must not
+// go. Of these the revisions that were looked at are returned.
+func (s *Service) authComponents(ctx context.Context, call *Call, typ string, follow bool, before []events.AuthClientComponent, ids []string, secret givenFor) (now []events.AuthClientComponent, revisions map[string]int, err error) {
 	if len(ids) == 0 || len(ids) > maxAuthComponents {
-		return nil, ErrAuthClientComponents.At("/components")
+		return nil, nil, ErrAuthClientComponents.At("/components")
 	}
+	revisions = map[string]int{}
 	for i, id := range ids {
 		at := "/components/" + strconv.Itoa(i)
 		if slices.Contains(ids[:i], id) {
-			return nil, ErrAuthClientComponents.At(at)
+			return nil, nil, ErrAuthClientComponents.At(at)
 		}
 		if n := slices.IndexFunc(before, func(c events.AuthClientComponent) bool { return c.Component == id }); n >= 0 {
 			now = append(now, before[n])
 			continue
 		}
-		d, _, err := s.usable(ctx, call.Tenant, id)
+		d, revision, err := s.usable(ctx, call.Tenant, id)
 		switch {
 		case errors.Is(err, aggregates.ErrComponentNotFound), errors.Is(err, aggregates.ErrComponentDeleted):
-			return nil, ErrOAuthClientComponent.Because("%s", fault.Of(err).Msg).At(at)
+			return nil, nil, ErrOAuthClientComponent.Because("%s", fault.Of(err).Msg).At(at)
 		case err != nil:
-			return nil, err
+			return nil, nil, err
 		case typ == typeOAuth2 && !d.WantsClient:
-			return nil, ErrOAuthNotDeclared.At(at)
+			return nil, nil, ErrOAuthNotDeclared.At(at)
 		}
 		c := events.AuthClientComponent{Component: id}
 		if follow {
 			c.OAuthClient = events.DeriveID(call.Tenant, call.Principal.Actor.ID, call.CommandID, i+1)
 			client, err := aggregates.OAuthClient.Fresh(ctx, s.cfg.Log, aggregates.OAuthClient.Stream(call.Tenant, id))
 			if err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 			if other := client.Value.ID; other != "" && other != c.OAuthClient {
-				return nil, aggregates.ErrOAuthClientExists.At(at)
+				return nil, nil, aggregates.ErrOAuthClientExists.At(at)
 			}
+			if beyond := d.OAuth2.Beyond(secret.blocks...); len(beyond) > 0 && !secret.now {
+				return nil, nil, ErrOAuthClientSecretNeeded.Because("The component sends the client secret to a host that it was not given for: %s. "+
+					"Give the client_secret again with the change.", strings.Join(beyond, " and ")).At(at)
+			}
+			revisions[id] = revision
 		}
 		now = append(now, c)
 	}
-	return now, nil
+	return now, revisions, nil
+}
+
+// givenFor says what the secret of an auth client may be used for.
+type givenFor struct {
+	now    bool               // it is in the request, so it may go wherever the components send it
+	known  map[string]int     // by component: revision of its descriptor that it was given for last
+	blocks []*commands.OAuth2 // of all revisions that it was given for
+}
+
+// secretOf says it of an auth client as it is.
+func (s *Service) secretOf(ctx context.Context, tenant string, a aggregates.AuthClientState) (givenFor, error) {
+	secret := givenFor{known: map[string]int{}}
+	for _, c := range a.Components {
+		client, err := aggregates.OAuthClient.Fresh(ctx, s.cfg.Log, aggregates.OAuthClient.Stream(tenant, c.Component))
+		switch {
+		case err != nil:
+			return secret, err
+		case client.Value.ID != c.OAuthClient || client.Value.Unusable:
+			continue
+		}
+		if secret.known[c.Component] = a.Revisions[c.Component]; secret.known[c.Component] == 0 {
+			secret.known[c.Component] = client.Value.Revision()
+		}
+		blocks, _, err := s.meant(ctx, tenant, c.Component, client.Value)
+		if err != nil {
+			return secret, err
+		}
+		secret.blocks = append(secret.blocks, blocks...)
+	}
+	return secret, nil
+}
+
+// revisions are those of components that the secret is given for from now on, in
+// their order. added are the ones of components that are new.
+func (s *Service) revisions(ctx context.Context, tenant string, components []events.AuthClientComponent, added map[string]int, secret givenFor) ([]int, error) {
+	all := make([]int, len(components))
+	for i, c := range components {
+		all[i] = cmp.Or(added[c.Component], secret.known[c.Component])
+		if !secret.now || added[c.Component] != 0 {
+			continue
+		}
+		revision, err := s.descriptorInForce(ctx, tenant, c.Component)
+		if err != nil && !errors.Is(err, aggregates.ErrOAuthClientUnusable) {
+			return nil, err
+		}
+		all[i] = cmp.Or(revision, all[i]) // what is deleted, or shared no more, is as it was
+	}
+	return all, nil
 }
 
 // authClientRef is where the vault keeps an auth client's credentials.
@@ -277,7 +341,7 @@ func (s *Service) settleAuthClient(ctx context.Context, call *Call, id string) (
 // is no refusal, nor is a repeat.
 func refused(err error) bool {
 	_, repeated := errors.AsType[*repeat](err)
-	return err != nil && !repeated && definite(err) && !errors.Is(err, aggregates.ErrAuthClientChanged)
+	return err != nil && !repeated && definite(err) && !errors.Is(err, aggregates.ErrAuthClientChanged) && !errors.Is(err, aggregates.ErrOAuthClientMoved)
 }
 
 // follow is settleAuthClient without the record.
@@ -309,9 +373,11 @@ func (s *Service) follow(ctx context.Context, call *Call, id string, a aggregate
 		secret, _ := credentials.Text(clientSecretMember)
 		step := call.step(200 + i)
 		if own {
-			_, err = s.changeDefined(ctx, step, c.Component, c.OAuthClient, a.ClientID, secret)
+			cmd := commands.ChangeOAuthClient{Component: c.Component, ID: c.OAuthClient, ClientID: a.ClientID, Revision: a.Revisions[c.Component]}
+			_, err = s.changeDefined(ctx, step, cmd, secret)
 		} else {
-			_, err = s.define(ctx, step, c.Component, c.OAuthClient, a.ClientID, secret)
+			cmd := commands.DefineOAuthClient{Component: c.Component, ID: c.OAuthClient, ClientID: a.ClientID, Revision: a.Revisions[c.Component]}
+			_, err = s.define(ctx, step, cmd, secret)
 		}
 		switch {
 		case errors.Is(err, aggregates.ErrOAuthClientUnusable): // its component was deleted
@@ -336,7 +402,11 @@ func (s *Service) authCredentials(ctx context.Context, tenant, id, secretID stri
 
 // form is an auth client as a change says it.
 func form(a aggregates.AuthClientState) events.AuthClientChanged {
-	return events.AuthClientChanged{Name: a.Name, Components: a.Components, Fields: a.Fields, ClientID: a.ClientID, SecretID: a.SecretID}
+	changed := events.AuthClientChanged{Name: a.Name, Components: a.Components, Fields: a.Fields, ClientID: a.ClientID, SecretID: a.SecretID}
+	if follows(a.Type, a.Scope) {
+		changed.Revisions = a.RevisionsOf(a.Components)
+	}
+	return changed
 }
 
 // restoreAuthClient puts an earlier form in force again, which no OAuth client of
@@ -360,7 +430,7 @@ func (s *Service) dropAuthClient(ctx context.Context, call *Call, id string) err
 		return err
 	}
 	to := form(now.Value)
-	to.Components = []events.AuthClientComponent{}
+	to.Components, to.Revisions = []events.AuthClientComponent{}, nil
 	if err := s.restoreAuthClient(ctx, call, id, to); err != nil {
 		return err
 	}
@@ -442,6 +512,14 @@ func (s *Service) reformAuthClient(ctx context.Context, call *Call, in ChangeAut
 	if err != nil {
 		return Done{}, err
 	}
+	follow := follows(before.Type, before.Scope)
+	var secret givenFor
+	if follow {
+		if secret, err = s.secretOf(ctx, home.Tenant, before); err != nil {
+			return Done{}, err
+		}
+		before.Revisions, secret.now = secret.known, slices.Contains(in.Credentials.Names(), clientSecretMember)
+	}
 	next := form(before)
 	if in.Name != "" {
 		if err := checkName("/name", in.Name); err != nil {
@@ -449,12 +527,17 @@ func (s *Service) reformAuthClient(ctx context.Context, call *Call, in ChangeAut
 		}
 		next.Name = in.Name
 	}
-	follow := follows(before.Type, before.Scope)
+	var added map[string]int
 	if in.Components != nil {
-		if next.Components, err = s.authComponents(ctx, home, before.Type, follow, before.Components, in.Components); err != nil {
+		if next.Components, added, err = s.authComponents(ctx, home, before.Type, follow, before.Components, in.Components, secret); err != nil {
 			return Done{}, err
 		}
 		if err := s.mayLeave(ctx, home, before, next.Components); err != nil {
+			return Done{}, err
+		}
+	}
+	if follow {
+		if next.Revisions, err = s.revisions(ctx, home.Tenant, next.Components, added, secret); err != nil {
 			return Done{}, err
 		}
 	}
@@ -530,7 +613,7 @@ func (s *Service) deleteAuthClient(ctx context.Context, call *Call, in AuthClien
 	}
 	if follows(before.Type, before.Scope) && len(before.Components) > 0 {
 		empty := form(before)
-		empty.Components = []events.AuthClientComponent{}
+		empty.Components, empty.Revisions = []events.AuthClientComponent{}, nil
 		if _, err := s.changeAuthClient(ctx, home.step(0), commands.ChangeAuthClient{ID: in.ID, Expected: before.Changes, Changed: empty}); err != nil {
 			return Done{}, err
 		}
@@ -577,6 +660,7 @@ func (s *Service) asItIs(ctx context.Context, call *Call, id string) error {
 			to.Components = append(to.Components, c)
 		}
 	}
+	to.Revisions = state.Value.RevisionsOf(to.Components)
 	return s.restoreAuthClient(ctx, call, id, to)
 }
 

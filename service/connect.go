@@ -135,7 +135,11 @@ func (s *Service) connectOAuth(ctx context.Context, call *Call, in ConnectOAuth)
 		answer.starter = newSecret()
 		c.Starter = fingerprintOf(answer.starter)
 	}
+	if err := s.underWay.start(c.Tenant, c.id, s.now(), c.Expires); err != nil {
+		return Connected{}, err
+	}
 	if _, err := s.keep(ctx, &c); err != nil {
+		s.underWay.leave(c.Tenant, c.id)
 		return Connected{}, err
 	}
 	s.metrics.connections.WithLabelValues("started").Inc()
@@ -197,7 +201,7 @@ func (s *Service) connectable(ctx context.Context, tenant, component string) (co
 	if _, err := s.oauthClient(ctx, tenant, component, d); err != nil {
 		return d, 0, pointAt(err, "/component")
 	}
-	return d, revision, nil
+	return d, revision, pointAt(s.mayAskAt(ctx, tenant, component, d), "/component")
 }
 
 // oauthField is the field that holds what the provider grants.
@@ -565,6 +569,9 @@ func (s *Service) providerOf(ctx context.Context, c connection) (commands.Descri
 		return d, oauth.Client{}, err
 	case d.OAuth2 == nil || !sameHosts(d.OAuth2, now.OAuth2):
 		return d, oauth.Client{}, ErrConnectionComponentChanged
+	}
+	if err := s.mayAskAt(ctx, c.Tenant, c.Component, d); err != nil {
+		return d, oauth.Client{}, err
 	}
 	client, err := s.oauthClient(ctx, c.Tenant, c.Component, d)
 	return d, client, err

@@ -196,6 +196,7 @@ func (s *Service) keep(ctx context.Context, c *connection) (mine bool, err error
 	next, mine, err := s.cfg.Connections.Update(ctx, c.id, value, c.revision)
 	if mine {
 		c.revision = next
+		s.underWay.moved(c)
 	}
 	return mine, err
 }

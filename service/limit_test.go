@@ -140,6 +140,95 @@ func TestRateOfDenied(t *testing.T) {
 	}
 }
 
+// A tenant whose leases are many loses its own, and those it asks for stay.
+func TestHeldLeases(t *testing.T) {
+	held, err := service.NewHeld(8, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	holds := func(want map[string]string) {
+		t.Helper()
+		total := 0
+		for tenant, numbers := range want {
+			total += len(numbers)
+			for n := range 10 {
+				if has, wanted := held.Has(tenant, n), strings.Contains(numbers, fmt.Sprint(n)); has != wanted {
+					t.Errorf("%s %d: %t, want %t", tenant, n, has, wanted)
+				}
+			}
+		}
+		if leases, tenants := held.Len(); leases != total || tenants != len(want) {
+			t.Errorf("%d leases of %d tenants are held, want %d of %d", leases, tenants, total, len(want))
+		}
+	}
+	held.Add("one", 0)
+	held.Add("one", 1)
+	for n := range 9 {
+		held.Add("evil", n)
+		held.Add("evil", n)
+		held.Get("evil", 0)
+	}
+	holds(map[string]string{"one": "01", "evil": "078"})
+	for n := range 3 {
+		held.Add("two", n)
+	}
+	holds(map[string]string{"one": "01", "evil": "078", "two": "012"})
+	held.Get("one", 1)
+	for n := range 2 { // beyond what is held of all
+		held.Add("three", n)
+	}
+	holds(map[string]string{"one": "1", "evil": "08", "two": "012", "three": "01"})
+	for n := range 3 {
+		held.Add("four", n)
+		held.Add("five", n)
+	}
+	if leases, tenants := held.Len(); leases != 8 || tenants > 4 {
+		t.Errorf("%d leases of %d tenants are held", leases, tenants)
+	}
+}
+
+// A tenant has a thousand connections under way, and others what they want. Those
+// that have ended or expired do not count.
+func TestConnectionsUnderWay(t *testing.T) {
+	u, now := service.NewUnderWay(), time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	start := func(tenant string, n int, within time.Duration) error {
+		return u.Start(tenant, fmt.Sprint(n), now, now.Add(within))
+	}
+	for n := range 1000 {
+		if err := start("acme", n, 10*time.Minute); err != nil {
+			t.Fatalf("%d: %v", n, err)
+		}
+		now = now.Add(time.Millisecond)
+	}
+	err := start("acme", 1000, 10*time.Minute)
+	if f := fault.Of(err); !errors.Is(err, service.ErrConnectionsLimit) || f.Kind != fault.Throttled || f.RetryAfter != 599*time.Second {
+		t.Errorf("one more: %v, after %v", err, fault.Of(err).RetryAfter)
+	}
+	if err := start("other", 0, time.Minute); err != nil {
+		t.Errorf("of another tenant: %v", err)
+	}
+	u.Moved("acme", "7", "opened", now.Add(10*time.Minute))
+	if err := start("acme", 1000, 10*time.Minute); !errors.Is(err, service.ErrConnectionsLimit) {
+		t.Errorf("after one was opened: %v", err)
+	}
+	for n, ended := range []string{"done", "failed"} {
+		u.Moved("acme", fmt.Sprint(n), ended, now)
+		if err := start("acme", 1000+n, 10*time.Minute); err != nil {
+			t.Errorf("after one is %s: %v", ended, err)
+		}
+	}
+	now = now.Add(10 * time.Minute) // nothing but the last ones is left
+	if err := start("acme", 1002, time.Minute); err != nil {
+		t.Error(err)
+	}
+	for _, id := range []string{"7", "1000", "1001", "1002"} {
+		u.Moved("acme", id, "done", now)
+	}
+	if connections, tenants := u.Len(); connections != 1 || tenants != 1 { // the other tenant's, which nobody has looked at
+		t.Errorf("%d connections of %d tenants are remembered", connections, tenants)
+	}
+}
+
 func TestNoLimits(t *testing.T) {
 	l := newLimited(t, service.Limits{})
 	if _, f := l.drain(t, "k1", "acme", aCommand, service.Administrator); f != nil {

@@ -22,13 +22,13 @@ import (
 // The refusals of an OAuth client's input.
 var (
 	ErrOAuthNotDeclared = fault.New(fault.Unprocessable, "oauth_not_declared",
-		"The component does not work with OAuth clients: its component.json says neither useOAuthClient nor oauth2.")
+		"The component takes no OAuth client of a tenant: its component.json says neither \"useOAuthClient\": true nor \"oauth2\" among its authClientTypes.")
 	ErrOAuthClientComponent = fault.New(fault.Unprocessable, "oauth_client_component_invalid",
 		"There is no such component in this tenant, or it was deleted.")
 	ErrOAuthClientFixed = fault.New(fault.Unprocessable, "oauth_client_component_fixed",
 		"An OAuth client stays with its component. Delete it and define another one.")
 	ErrOAuthClientMissing = fault.New(fault.Unprocessable, "oauth_client_missing",
-		"The component needs an OAuth client of this tenant before credentials can be made for it.")
+		"The component needs an OAuth client of this tenant, and there is none. Define it with oauth_client.define.")
 	ErrClientID     = fault.New(fault.Invalid, "oauth_client_id_invalid", "A client id is 1 to 512 printable ASCII characters.")
 	ErrClientSecret = fault.New(fault.Invalid, "oauth_client_secret_invalid", "A client secret is 1 to 4096 characters, and not the mask.")
 )
@@ -73,12 +73,13 @@ func (s *Service) defineOAuthClient(ctx context.Context, call *Call, in DefineOA
 		return Done{}, required("/client_secret", "")
 	}
 	id := events.DeriveID(call.Tenant, call.Principal.Actor.ID, call.CommandID, 0)
-	return s.define(ctx, call, in.Component, id, in.ClientID, in.ClientSecret.value)
+	return s.define(ctx, call, commands.DefineOAuthClient{Component: in.Component, ID: id, ClientID: in.ClientID}, in.ClientSecret.value)
 }
 
-// define gives a component the OAuth client with this id.
-func (s *Service) define(ctx context.Context, call *Call, component, id, clientID string, secret seal.Secret) (Done, error) {
-	d, revision, err := s.usable(ctx, call.Tenant, component)
+// define gives a component the OAuth client that cmd says, and this secret. Without
+// a revision the secret is for the one in force.
+func (s *Service) define(ctx context.Context, call *Call, cmd commands.DefineOAuthClient, secret seal.Secret) (Done, error) {
+	d, revision, err := s.usable(ctx, call.Tenant, cmd.Component)
 	switch {
 	case errors.Is(err, aggregates.ErrComponentNotFound), errors.Is(err, aggregates.ErrComponentDeleted):
 		return Done{}, ErrOAuthClientComponent.Because("%s", fault.Of(err).Msg).At("/component")
@@ -88,14 +89,16 @@ func (s *Service) define(ctx context.Context, call *Call, component, id, clientI
 		return Done{}, ErrOAuthNotDeclared.At("/component")
 	}
 	// Flows that were told of before the component worked with OAuth hold its client too.
-	if err := s.recordUses(ctx, call, component); err != nil {
+	if err := s.recordUses(ctx, call, cmd.Component); err != nil {
 		return Done{}, err
 	}
+	if cmd.Revision == 0 {
+		cmd.Revision = revision
+	}
 	var done Done
-	err = s.withSecret(ctx, clientRef(call.Tenant, component, ""), secret, func(secretID string) error {
-		done, err = s.changeClient(ctx, call, commands.DefineOAuthClient{
-			Component: component, ID: id, ClientID: clientID, SecretID: secretID, Revision: revision,
-		})
+	err = s.withSecret(ctx, clientRef(call.Tenant, cmd.Component, ""), secret, func(secretID string) error {
+		cmd.SecretID = secretID
+		done, err = s.changeClient(ctx, call, cmd)
 		return err
 	})
 	return done, err
@@ -195,8 +198,9 @@ func (s *Service) client(ctx context.Context, call *Call, ref OAuthClientRef, fr
 	return k, nil
 }
 
-// ChangeOAuthClient asks for another client id, another secret, or both. With
-// neither it confirms that the secret may go where the component now sends it.
+// ChangeOAuthClient asks for another client id, another secret, or both. A secret
+// that is given, be it the one that the client has, may go where the component now
+// sends it.
 type ChangeOAuthClient struct {
 	ID           string `json:"id"`
 	Component    string `json:"component,omitzero"`     // if given, the one it has: a client does not move
@@ -217,34 +221,56 @@ func (s *Service) changeOAuthClient(ctx context.Context, call *Call, in ChangeOA
 			return Done{}, err
 		}
 	}
-	if in.ClientID != "" || !in.ClientSecret.IsZero() {
-		if err := s.followsNone(ctx, k); err != nil {
-			return Done{}, err
-		}
+	if err := s.followsNone(ctx, k); err != nil {
+		return Done{}, err
 	}
-	return s.changeDefined(ctx, call, k.Component, k.ID, in.ClientID, in.ClientSecret.value)
+	revision, err := s.descriptorInForce(ctx, call.Tenant, k.Component)
+	if err != nil {
+		return Done{}, err
+	}
+	cmd := commands.ChangeOAuthClient{Component: k.Component, ID: k.ID, ClientID: in.ClientID, Revision: revision}
+	return s.changeDefined(ctx, call, cmd, in.ClientSecret.value)
 }
 
-// changeDefined changes of a component's OAuth client what is given, and confirms
-// where its secret may go.
-func (s *Service) changeDefined(ctx context.Context, call *Call, component, id, clientID string, secret seal.Secret) (Done, error) {
-	// What is confirmed is the newest descriptor.
+// descriptorInForce is the revision of a component's descriptor in force: what a secret is given
+// for. It is 0 where the tenant does not see the component any more. Errors:
+// aggregates.ErrOAuthClientUnusable.
+func (s *Service) descriptorInForce(ctx context.Context, tenant, component string) (int, error) {
 	of, err := aggregates.Component.Fresh(ctx, s.cfg.Log, aggregates.Component.Stream(events.System, component))
-	revision := of.Value.Revision
 	switch {
 	case err != nil:
-		return Done{}, err
+		return 0, err
 	case of.Value.Deleted:
-		return Done{}, aggregates.ErrOAuthClientUnusable
-	case !of.Value.VisibleTo(call.Tenant): // it is shared no more: what was confirmed stays so
-		revision = 0
+		return 0, aggregates.ErrOAuthClientUnusable
+	case !of.Value.VisibleTo(tenant):
+		return 0, nil
 	}
-	cmd := commands.ChangeOAuthClient{Component: component, ID: id, ClientID: clientID, Revision: revision}
+	return of.Value.Revision, nil
+}
+
+// changeDefined changes the OAuth client of a component. The secret, if there is one,
+// may go where the command's revision sends it. The one that the client has stays the
+// same: what it was given for before holds as well.
+func (s *Service) changeDefined(ctx context.Context, call *Call, cmd commands.ChangeOAuthClient, secret seal.Secret) (Done, error) {
 	if secret.IsZero() {
 		return s.changeClient(ctx, call, cmd)
 	}
+	now, err := aggregates.OAuthClient.Fresh(ctx, s.cfg.Log, aggregates.OAuthClient.Stream(call.Tenant, cmd.Component))
+	if err != nil {
+		return Done{}, err
+	}
+	if has := now.Value.SecretID; has != "" {
+		old, err := s.cfg.Vault.Get(ctx, clientRef(call.Tenant, cmd.Component, has))
+		switch {
+		case err != nil && !errors.Is(err, vault.ErrNoSecret):
+			return Done{}, fmt.Errorf("open the secret of the OAuth client of %s: %w", cmd.Component, err)
+		case err == nil && old.Equal(secret):
+			cmd.Again = has
+			return s.changeClient(ctx, call, cmd)
+		}
+	}
 	var done Done
-	err = s.withSecret(ctx, clientRef(call.Tenant, component, ""), secret, func(secretID string) error {
+	err = s.withSecret(ctx, clientRef(call.Tenant, cmd.Component, ""), secret, func(secretID string) error {
 		cmd.SecretID = secretID
 		done, err = s.changeClient(ctx, call, cmd)
 		return err
@@ -252,33 +278,60 @@ func (s *Service) changeDefined(ctx context.Context, call *Call, component, id, 
 	return done, err
 }
 
-// mayBeSent refuses, with aggregates.ErrOAuthClientHostsChanged, to send the secret
-// of a defined client to a host that it was not meant for. The owner of a shared
-// component says where the secrets of other tenants' clients go, and may say so
-// anew: the secret goes to the hosts alone of those revisions for which it was
-// given or confirmed. Where that is not known, a component of the tenant's own is
-// believed.
-func (s *Service) mayBeSent(ctx context.Context, tenant, component string, client aggregates.OAuthClientState, d commands.Descriptor) error {
-	var meant []*commands.OAuth2
+// meant are the descriptors' blocks that the secret of a defined client was given
+// for. all says that it may go anywhere: where it is not known what it was given for,
+// a component of the tenant's own is believed.
+func (s *Service) meant(ctx context.Context, tenant, component string, client aggregates.OAuthClientState) (blocks []*commands.OAuth2, all bool, err error) {
 	for _, revision := range client.Revisions {
 		if revision == 0 {
 			owner, err := aggregates.Component.Fresh(ctx, s.cfg.Log, aggregates.Component.Stream(events.System, component))
 			if err != nil || owner.Value.Owner == tenant {
-				return err
+				return nil, true, err
 			}
 			continue
 		}
 		of, err := s.descriptor(ctx, component, revision)
 		if err != nil {
-			return err
+			return nil, false, err
 		}
-		meant = append(meant, of.OAuth2)
+		blocks = append(blocks, of.OAuth2)
 	}
-	if beyond := d.OAuth2.Beyond(meant...); len(beyond) > 0 {
-		return aggregates.ErrOAuthClientHostsChanged.Because("The component now sends the client's secret to another host: %s. "+
-			"Change the client, or confirm it with oauth_client.change.", strings.Join(beyond, " and "))
+	return blocks, false, nil
+}
+
+// mayBeSent refuses, with aggregates.ErrOAuthClientHostsChanged, to send the secret
+// of a defined client to a host that it was not meant for. The owner of a shared
+// component says where the secrets of other tenants' clients go, and may say so
+// anew: the secret goes to the hosts alone of those revisions for which it was given.
+func (s *Service) mayBeSent(ctx context.Context, tenant, component string, client aggregates.OAuthClientState, d commands.Descriptor) error {
+	blocks, all, err := s.meant(ctx, tenant, component, client)
+	if err != nil || all {
+		return err
 	}
-	return nil
+	return hostsChanged("the client's secret", d.OAuth2.Beyond(blocks...))
+}
+
+// mayAskAt is mayBeSent for people who connect an account: whoever could send them
+// to a page of their own could have them connect an account that is not theirs.
+func (s *Service) mayAskAt(ctx context.Context, tenant, component string, d commands.Descriptor) error {
+	client, err := aggregates.OAuthClient.Fresh(ctx, s.cfg.Log, aggregates.OAuthClient.Stream(tenant, component))
+	if err != nil || client.Value.ID == "" {
+		return err
+	}
+	blocks, all, err := s.meant(ctx, tenant, component, client.Value)
+	if err != nil || all {
+		return err
+	}
+	return hostsChanged("people who connect an account", d.OAuth2.ConsentBeyond(blocks...))
+}
+
+// hostsChanged names the hosts that are too many, if there are any.
+func hostsChanged(what string, beyond []string) error {
+	if len(beyond) == 0 {
+		return nil
+	}
+	return aggregates.ErrOAuthClientHostsChanged.Because("The component now sends %s to another host: %s. If that is right, enter the client's secret again "+
+		"with oauth_client.change, or auth_client.change where it follows one.", what, strings.Join(beyond, " and "))
 }
 
 // mayRenewAt is mayBeSent for tokens that are to be renewed later: it refuses them

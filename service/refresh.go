@@ -36,6 +36,7 @@ const (
 	refreshWait     = 25 * time.Second // that a caller waits for a renewal
 	backoffFirst    = 5 * time.Second  // after a failure that may pass, doubled each time...
 	backoffMost     = 10 * time.Minute // ...up to this
+	maxRetry        = 75 * time.Minute // of a provider that asks for an hour, and what spreads the attempts
 	storeFor        = 2 * time.Minute  // that a provider's answer is tried to be stored
 	stopFor         = 5 * time.Second  // that renewals under way are waited for at the end
 )
@@ -77,8 +78,8 @@ func (s *Service) tokenGoodFor(ctx context.Context, call *Call, id string, life 
 			return state, aggregates.ErrReauthorizationRequired.Because("%s", t.Broken)
 		case t.Token.Enough(s.now(), life):
 			return state, nil
-		case t.Refresh.Epoch == 0 && s.now().Before(t.RetryAt):
-			return state, ErrRefreshFailed.After(t.RetryAt.Sub(s.now()))
+		case t.Refresh.Epoch == 0 && s.untilRetry(t) > 0:
+			return state, ErrRefreshFailed.After(s.untilRetry(t))
 		case round == maxRounds:
 			return state, ErrRefreshPending.After(time.Second)
 		}
@@ -86,6 +87,16 @@ func (s *Service) tokenGoodFor(ctx context.Context, call *Call, id string, life 
 			return state, err
 		}
 	}
+}
+
+// untilRetry is how long nothing is asked of the provider after a failure. What is
+// further off than any wait of ours was set by a clock that was ahead.
+func (s *Service) untilRetry(t aggregates.Tokens) time.Duration {
+	wait := t.RetryAt.Sub(s.now())
+	if t.RetryAt.IsZero() || wait > maxRetry {
+		return 0
+	}
+	return max(wait, 0)
 }
 
 // maxRounds bounds the renewals that one caller asks for: the provider may grant
@@ -199,7 +210,7 @@ func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, ins
 				"tenant", tenant, "credential", id, "epoch", other.Epoch)
 		} else if watched != 0 && !insist {
 			// Whoever had it has failed; so would we, right after.
-			return ErrRefreshFailed.After(max(t.RetryAt.Sub(s.now()), time.Second))
+			return ErrRefreshFailed.After(max(s.untilRetry(t), time.Second))
 		}
 		err = s.refreshOnce(ctx, tenant, id, commands.StartRefresh{
 			ID: id, Holder: s.cfg.Holder, SecretID: events.NewID(), Epoch: epoch, Over: over, Insist: insist || t.Unproved,
@@ -407,6 +418,9 @@ func (s *Service) failed(ctx context.Context, call *Call, id string, state aggre
 		ID: id, Epoch: t.Refresh.Epoch, Grant: t.Grant, Outcome: string(refusal.Outcome), Status: refusal.Status,
 		RetryAt: s.now().Add(backoff(t.Failures, refusal)),
 	}
+	if refusal.Busy {
+		cmd.Outcome, cmd.RetryAt = aggregates.OutcomeBusy, s.now().Add(max(refusal.RetryAfter, time.Second))
+	}
 	if refusal.Outcome == oauth.Revoked {
 		// An answer may have come to a process that was thought to be gone.
 		for _, late := range t.Late {
@@ -476,51 +490,110 @@ func (s *Service) refreshCredential(ctx context.Context, call *Call, in RefreshC
 	return Done{Seq: now.Seq, ID: in.ID, Version: now.Value.Current().Version, Status: statusOf(now.Value)}, err
 }
 
-// The keeper of tokens renews so many at a time, and looks so often for what is due.
+// The keeper of tokens renews so many at a time. One tenant has a share of that,
+// the smaller one while half of all are taken: a provider that is slow to answer
+// takes time from its own tenant alone.
 const (
-	keepTokensAtOnce = 16
+	keepTokensAtOnce = 64
+	keepTokensShare  = 16
+	keepTokensScarce = 4
 	keepTokensEvery  = time.Second
+	keepTokensPause  = 5 * time.Millisecond // between two looks for what is due
 )
+
+// tokenKeeper is what RunTokenKeeper has under way.
+type tokenKeeper struct {
+	mu     sync.Mutex
+	busy   map[credentialKey]struct{}
+	shares map[string]int // by tenant
+	freed  chan struct{}
+}
+
+// share is how many of a tenant's may be under way now.
+func (k *tokenKeeper) share() int {
+	if len(k.busy) < keepTokensAtOnce/2 {
+		return keepTokensShare
+	}
+	return keepTokensScarce
+}
+
+// full are the tenants that have their share under way.
+func (k *tokenKeeper) full() (tenants []string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	share := k.share()
+	for tenant, n := range k.shares {
+		if n >= share {
+			tenants = append(tenants, tenant)
+		}
+	}
+	return tenants
+}
+
+// take reports whether the credential may be renewed now.
+func (k *tokenKeeper) take(key credentialKey) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if _, taken := k.busy[key]; taken || len(k.busy) >= keepTokensAtOnce || k.shares[key.tenant] >= k.share() {
+		return false
+	}
+	k.busy[key] = struct{}{}
+	k.shares[key.tenant]++
+	return true
+}
+
+func (k *tokenKeeper) give(key credentialKey) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.busy, key)
+	if k.shares[key.tenant]--; k.shares[key.tenant] == 0 {
+		delete(k.shares, key.tenant)
+	}
+	select {
+	case k.freed <- struct{}{}:
+	default:
+	}
+}
 
 // RunTokenKeeper renews tokens ahead of their end until ctx ends, and completes
 // the renewals that a crash left. One process of an installation needs to run it;
 // two do no harm.
 func (s *Service) RunTokenKeeper(ctx context.Context) error {
-	slots := make(chan struct{}, keepTokensAtOnce)
-	var busy sync.Map // by credentialKey
+	k := &tokenKeeper{busy: map[credentialKey]struct{}{}, shares: map[string]int{}, freed: make(chan struct{}, 1)}
 	var workers sync.WaitGroup
 	defer workers.Wait()
 	tick := time.NewTicker(keepTokensEvery)
 	defer tick.Stop()
 	for {
-		due, err := s.cfg.Views.DueTokens(ctx, s.now(), keepAtOnce)
-		if err != nil && ctx.Err() == nil {
-			s.cfg.Logger.WarnContext(ctx, "looking for tokens that are due", "err", err)
-		}
-		if s.cfg.WritesAllowed != nil && s.cfg.WritesAllowed() != nil {
-			due = nil
+		var due []projections.CredentialName
+		if s.cfg.WritesAllowed == nil || s.cfg.WritesAllowed() == nil {
+			var err error
+			if due, err = s.cfg.Views.DueTokens(ctx, s.now(), k.full(), keepAtOnce); err != nil && ctx.Err() == nil {
+				s.cfg.Logger.WarnContext(ctx, "looking for tokens that are due", "err", err)
+			}
 		}
 		for _, d := range due {
 			key := credentialKey{d.Tenant, d.ID}
-			if _, taken := busy.LoadOrStore(key, nil); taken {
+			if !k.take(key) {
 				continue
 			}
-			select {
-			case slots <- struct{}{}:
-			case <-ctx.Done():
-				return nil
-			}
 			workers.Go(func() {
-				defer func() { busy.Delete(key); <-slots }()
+				defer k.give(key)
 				if err := s.keepFresh(ctx, key); err != nil && ctx.Err() == nil {
 					s.cfg.Logger.DebugContext(ctx, "keeping a token fresh", "tenant", key.tenant, "credential", key.id, "err", err)
 				}
 			})
 		}
+		freed := k.freed
+		if len(due) == 0 { // nothing waits for a place
+			freed = nil
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		case <-freed:
+			s.pause(keepTokensPause)
 		}
 	}
 }
@@ -534,10 +607,16 @@ func (s *Service) keepFresh(ctx context.Context, key credentialKey) error {
 		return err
 	case !state.Value.OAuth() || !t.Renewable || t.Broken != "" && !t.Unproved:
 		return nil
-	case t.Refresh.Epoch == 0 && s.now().Before(t.RetryAt):
+	case t.Refresh.Epoch == 0 && s.untilRetry(t) > 0:
 		return nil
-	case t.Refresh.Epoch == 0 && s.now().Before(projections.TokenDue(key.id, t.Token.Expires, t.Token.Lifetime)):
-		return nil // the views have not heard of it yet
+	}
+	// The views may not have heard of the last renewal yet.
+	due := projections.RenewedDue
+	if t.Token.SecretID == state.Value.Current().SecretID { // it came with the keys
+		due = projections.TokenDue
+	}
+	if t.Refresh.Epoch == 0 && s.now().Before(due(key.id, t.Token.Expires, t.Token.Lifetime)) {
+		return nil
 	}
 	return s.renew(ctx, key.tenant, key.id, t.Token.Epoch, false)
 }

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
-	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"github.com/nats-io/nkeys"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -34,6 +34,7 @@ const (
 	resolveLife   = time.Minute // that an access token is still good for when it is given
 	resolveRounds = 4           // while the credential changes each time
 	maxLeases     = 1 << 14     // that are remembered, to be given again
+	tenantLeases  = 1 << 12     // of these, of one tenant
 	maxKeptAnswer = 8 << 10     // bytes of a sealed answer that is remembered
 )
 
@@ -133,6 +134,9 @@ func (s *Service) resolveCredential(ctx context.Context, call *Call, in ResolveC
 	if answer, found, err := s.resolveAgain(ctx, call, key); found || err != nil {
 		return answer, err
 	}
+	if err := s.admitLease(call); err != nil {
+		return answer, err
+	}
 	answer, err = s.resolveAnew(ctx, call, key, public)
 	if errors.Is(err, aggregates.ErrCredentialNotFound) {
 		s.denied(ctx, call, CredentialsResolve) // a mistake, or a caller who tries ids
@@ -142,7 +146,7 @@ func (s *Service) resolveCredential(ctx context.Context, call *Call, in ResolveC
 
 // resolveAgain gives a lease that was given before, when it is still good.
 func (s *Service) resolveAgain(ctx context.Context, call *Call, key leaseKey) (answer ResolvedCredential, found bool, err error) {
-	l, ok := s.leases.held.Get(key)
+	l, ok := s.leases.held.get(key)
 	if !ok || !l.lasts(s.now()) {
 		return answer, false, nil
 	}
@@ -286,7 +290,7 @@ func clearKeys(keys seal.Fields) map[string]any {
 // values of every credential in use out of a dump of the memory.
 type leases struct {
 	results *prometheus.CounterVec
-	held    *lru.Cache[leaseKey, *lease]
+	held    *heldLeases
 	now     func() time.Time
 
 	mu    sync.Mutex
@@ -309,13 +313,59 @@ type lease struct {
 	answer   ResolvedCredential // without clear values
 }
 
+// heldLeases are the leases that were asked for last, of all and of each tenant: one
+// that asks for many makes the service forget its own before those of others.
+type heldLeases struct {
+	ofTenant int // at the most
+
+	mu      sync.Mutex
+	all     *simplelru.LRU[leaseKey, *lease]
+	tenants map[string]*simplelru.LRU[leaseKey, struct{}] // the keys of all, by tenant; none is empty
+}
+
+func newHeldLeases(most, ofTenant int) (held *heldLeases, err error) {
+	held = &heldLeases{ofTenant: ofTenant, tenants: map[string]*simplelru.LRU[leaseKey, struct{}]{}}
+	held.all, err = simplelru.NewLRU(most, func(key leaseKey, _ *lease) {
+		own := held.tenants[key.tenant]
+		if own.Remove(key); own.Len() == 0 {
+			delete(held.tenants, key.tenant)
+		}
+	})
+	return held, err
+}
+
+func (h *heldLeases) get(key leaseKey) (l *lease, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if l, ok = h.all.Get(key); ok {
+		h.tenants[key.tenant].Get(key)
+	}
+	return l, ok
+}
+
+func (h *heldLeases) add(key leaseKey, l *lease) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	own := h.tenants[key.tenant]
+	if own == nil {
+		own, _ = simplelru.NewLRU[leaseKey, struct{}](h.ofTenant+1, nil) // of a size that is one
+		h.tenants[key.tenant] = own
+	}
+	own.Add(key, struct{}{})
+	h.all.Add(key, l)
+	if own.Len() > h.ofTenant {
+		oldest, _, _ := own.GetOldest()
+		h.all.Remove(oldest)
+	}
+}
+
 // lasts reports whether at least a tenth of the lease is left.
 func (l *lease) lasts(now time.Time) bool {
 	return 10*l.answer.Expires.Sub(now) >= l.answer.Expires.Sub(l.given)
 }
 
 func newLeases(reg prometheus.Registerer, now func() time.Time) (*leases, error) {
-	held, err := lru.New[leaseKey, *lease](maxLeases)
+	held, err := newHeldLeases(maxLeases, tenantLeases)
 	if err != nil {
 		return nil, fmt.Errorf("cache of leases: %w", err)
 	}
@@ -353,7 +403,7 @@ func (l *leases) answered(err error) {
 func (l *leases) add(key leaseKey, given *lease) {
 	l.results.WithLabelValues("leased").Inc()
 	if len(given.answer.Sealed) <= maxKeptAnswer {
-		l.held.Add(key, given)
+		l.held.add(key, given)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

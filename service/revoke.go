@@ -225,7 +225,7 @@ func (s *Service) revoke(ctx context.Context, call *Call, id string, again func(
 	for again != nil && again(state.Component, t) {
 		t = s.tell(ctx, call.Tenant, state, held)
 	}
-	before, after, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, commands.Credential(commands.RevokeTokens{ID: id}))
+	before, after, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, commands.Credential(commands.RevokeTokens{ID: id, Grant: state.Tokens.Grant}))
 	if err != nil {
 		return done, nil, err
 	}
@@ -249,7 +249,7 @@ func (s *Service) revoke(ctx context.Context, call *Call, id string, again func(
 // told: it may forget those with these.
 func (s *Service) disown(ctx context.Context, call *Call, id string, of aggregates.CredentialState, answer storedToken) {
 	now, err := aggregates.Credential.Fresh(ctx, s.cfg.Log, aggregates.Credential.Stream(call.Tenant, id))
-	if err != nil || !now.Value.Deleted && (now.Value.Tokens.Field == "" || now.Value.Current().SecretID != "") {
+	if err != nil || !now.Value.Deleted && !now.Value.Tokens.Cut && (now.Value.Tokens.Field == "" || now.Value.Current().SecretID != "") {
 		return
 	}
 	object, err := seal.ParseFields(answer.Object)
@@ -304,25 +304,26 @@ func (s *Service) endCredential(ctx context.Context, call *Call, cmd commands.De
 // The bounds of a revocation in bulk.
 const (
 	revokeAtOnce  = 16
+	revocationsOf = 8 // a tenant, at one time; so many are remembered
 	revokePage    = 1000
 	bulkPatience  = time.Minute      // with a provider that does not confirm
 	bulkPause     = 30 * time.Second // that is waited at the most before it is told again
 	failuresShown = 20
 )
 
-// revocations are the revocations in bulk, one for each tenant, and what else is
-// under way.
+// revocations are the revocations in bulk, and what else is under way.
 type revocations struct {
 	mu    sync.Mutex
-	jobs  map[string]*revocation // by tenant: the last one
+	jobs  map[string][]*revocation // by tenant: the last ones, in the order in which they began
 	group sync.WaitGroup
 }
 
 // revocation is one in bulk. Its members are guarded by revocations.mu.
 type revocation struct {
-	progress RevocationProgress
-	since    map[string]time.Time // by component: since when its provider has not confirmed anything
-	gone     []vault.Ref          // to be erased
+	component string // "" for all; never changed
+	progress  RevocationProgress
+	since     map[string]time.Time // by component: since when its provider has not confirmed anything
+	gone      []vault.Ref          // to be erased
 }
 
 // start begins what finish waits for, unless life has ended.
@@ -348,7 +349,7 @@ var (
 	ErrRevocationScope = fault.New(fault.Invalid, "revocation_scope_invalid",
 		"Say whose tokens are revoked, by one of these: all, component, oauth_client.")
 	ErrRevocationUnderWay = fault.New(fault.Precondition, "revocation_under_way",
-		"Tokens of this tenant are being revoked already. The query oauth.revocation tells how far that has come.")
+		"The same tokens are being revoked already, or eight revocations are under way. The query oauth.revocation tells how far they have come.")
 )
 
 // RevokeOAuth asks for the end of many credentials' tokens. One of all, component
@@ -396,7 +397,7 @@ func (s *Service) revokeOAuth(ctx context.Context, call *Call, in RevokeOAuth) (
 		started.ID = ""
 		return started, nil
 	}
-	job := &revocation{since: map[string]time.Time{}, progress: RevocationProgress{
+	job := &revocation{component: component, since: map[string]time.Time{}, progress: RevocationProgress{
 		ID: started.ID, Here: true, Running: true, Total: len(ids), Failures: []RevocationFailure{}, StartedAt: s.now().UTC(),
 	}}
 	if err := s.revocations.begin(call.Tenant, job); err != nil {
@@ -531,25 +532,44 @@ func (s *Service) revoked(ctx context.Context, tenant, id string, done RevokedCr
 	return one
 }
 
-// known finds the last revocation of a tenant by its id.
+// known finds a revocation of a tenant that is remembered, by its id.
 func (r *revocations) known(tenant, id string) (total int, known bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	job := r.jobs[tenant]
-	if job == nil || job.progress.ID != id {
-		return 0, false
+	if job := r.find(tenant, id); job != nil {
+		return job.progress.Total, true
 	}
-	return job.progress.Total, true
+	return 0, false
 }
 
-// begin makes a revocation the tenant's, unless one is running.
+// find is for who holds mu: the tenant's revocation with the id, its last one when
+// that is "", or nil.
+func (r *revocations) find(tenant, id string) *revocation {
+	for _, job := range slices.Backward(r.jobs[tenant]) {
+		if id == "" || id == job.progress.ID {
+			return job
+		}
+	}
+	return nil
+}
+
+// begin makes a revocation one of the tenant's, unless the same or too many are
+// running. One whose provider does not answer is no reason to let the others wait.
 func (r *revocations) begin(tenant string, job *revocation) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if now := r.jobs[tenant]; now != nil && now.progress.Running {
+	jobs := r.jobs[tenant]
+	if slices.ContainsFunc(jobs, func(j *revocation) bool { return j.progress.Running && j.component == job.component }) {
 		return ErrRevocationUnderWay
 	}
-	r.jobs[tenant] = job
+	if len(jobs) == revocationsOf {
+		over := slices.IndexFunc(jobs, func(j *revocation) bool { return !j.progress.Running })
+		if over < 0 {
+			return ErrRevocationUnderWay
+		}
+		jobs = slices.Delete(jobs, over, over+1)
+	}
+	r.jobs[tenant] = append(jobs, job)
 	return nil
 }
 
@@ -595,7 +615,9 @@ func (r *revocations) patient(job *revocation, component string, t told) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !t.passing() {
-		delete(job.since, component)
+		if t.outcome == revokedThere { // a refusal is no sign that it will confirm the next
+			delete(job.since, component)
+		}
 		return false
 	}
 	since, failing := job.since[component]
@@ -640,7 +662,7 @@ type RevocationFailure struct {
 func (s *Service) oauthRevocation(ctx context.Context, call *Call, in OAuthRevocation) (RevocationProgress, error) {
 	p := RevocationProgress{ID: in.ID, Failures: []RevocationFailure{}}
 	s.revocations.mu.Lock()
-	if job := s.revocations.jobs[call.Tenant]; job != nil && (in.ID == "" || in.ID == job.progress.ID) {
+	if job := s.revocations.find(call.Tenant, in.ID); job != nil {
 		p = job.progress
 		p.Failures = slices.Clone(p.Failures)
 	}

@@ -44,6 +44,7 @@ type Route struct {
 	Summary    string       // one sentence, for the reference
 	In, Out    reflect.Type // structs
 	Secrets    bool         // the request holds clear text: refused where others could listen
+	Records    bool         // a query that leaves a fact: refused to pages of another origin, as commands are
 	serve      func(*Service, context.Context, *Call, []byte) (any, error)
 }
 
@@ -162,8 +163,8 @@ func Routes() []Route {
 		query("oauth.connection", CredentialsGet, (*Service).getConnection, "How far a connection has come."),
 		query("oauth.redirect-uri", ComponentsGet, (*Service).getRedirectURI,
 			"The redirect URI of a component in this tenant, to be registered at the provider."),
-		query("credential.resolve", CredentialsResolve, (*Service).resolveCredential,
-			"Give a flow engine the values of a credential, sealed to its public key, for the time of a lease. That it is given them is recorded first."),
+		recording(query("credential.resolve", CredentialsResolve, (*Service).resolveCredential,
+			"Give a flow engine the values of a credential, sealed to its public key, for the time of a lease. That it is given them is recorded first.")),
 		query("lease.list", AuditRead, (*Service).listLeases, "The leases that have not expired: who may still hold the values of which credential."),
 		query("access.replay", AuditRead, (*Service).replayAccess,
 			"Who was given the values of which credential, and when, in the order in which they were, page by page."),
@@ -194,6 +195,11 @@ func query[In, Out any](name string, p Permission, do func(*Service, context.Con
 
 func withSecrets(r Route) Route {
 	r.Secrets = true
+	return r
+}
+
+func recording(r Route) Route {
+	r.Records = true
 	return r
 }
 

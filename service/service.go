@@ -104,6 +104,7 @@ type Service struct {
 	metrics     *metrics
 	denials     *denials
 	limiter     *limiter
+	underWay    underWay
 	wrongKeys   *wrongKeys
 	rebuild     rebuild
 	renewals    renewals
@@ -138,7 +139,8 @@ func New(cfg Config) (*Service, error) {
 	if s.cfg.Holder == "" {
 		s.cfg.Holder = events.NewID()
 	}
-	s.revocations.jobs = map[string]*revocation{}
+	s.revocations.jobs = map[string][]*revocation{}
+	s.underWay.by = map[string]map[string]time.Time{}
 	s.renewals.by = map[credentialKey]*renewal{}
 	s.life, s.end = context.WithCancel(context.Background())
 	var err error

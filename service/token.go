@@ -1,11 +1,13 @@
 package service
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"math"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -102,7 +104,15 @@ func (s *Service) oauthClient(ctx context.Context, tenant, component string, d c
 // takeTokens looks for tokens among the keys of a new version. It returns the keys
 // as they are to be stored, and what is known of the tokens; nil when there are
 // none. A client that may ask by itself is given its first token here.
-func (s *Service) takeTokens(ctx context.Context, tenant, component string, d commands.Descriptor, keys seal.Fields) (seal.Fields, *commands.Tokens, error) {
+func (s *Service) takeTokens(ctx context.Context, tenant, component string, d commands.Descriptor, keys seal.Fields) (_ seal.Fields, _ *commands.Tokens, err error) {
+	tokens := 0
+	for _, f := range d.Fields {
+		if object, is := keys.Object(f.Name); is && f.OAuth() && holdsTokens(object) {
+			if tokens++; tokens > 1 {
+				return keys, nil, ErrTokensInvalid.Because("One field of a credential holds tokens; the component takes them in several.").At("/keys/" + escapePointer(f.Name))
+			}
+		}
+	}
 	for _, f := range d.Fields {
 		if !f.OAuth() {
 			continue
@@ -146,6 +156,11 @@ func (s *Service) takeTokens(ctx context.Context, tenant, component string, d co
 		if !access {
 			life = 0 // it is renewed before it is given to anybody
 		}
+		if life == 0 && d.Verification != nil { // the dry request needs a token that is good
+			if object, life, err = s.firstRenewal(ctx, tenant, component, d, object); err != nil {
+				return keys, nil, err
+			}
+		}
 		object, expires := withExpiry(object, s.now(), life)
 		scope, _ := object.Text("scope")
 		return keys.With(f.Name, object.Marshal()), &commands.Tokens{
@@ -153,6 +168,12 @@ func (s *Service) takeTokens(ctx context.Context, tenant, component string, d co
 		}, nil
 	}
 	return keys, nil, nil
+}
+
+func holdsTokens(object seal.Fields) bool {
+	_, access := object.Get(accessToken)
+	_, refresh := object.Get(refreshToken)
+	return access || refresh
 }
 
 // isToken reports whether a member is a text that can stand in a header.
@@ -202,6 +223,25 @@ func (s *Service) firstToken(ctx context.Context, tenant, component string, d co
 		Field: field, By: "client_credentials", Expires: expires, Lifetime: token.Lifetime, Renewable: true,
 		Scope: shown(seal.NewSecret([]byte(token.Scope))),
 	}, nil
+}
+
+// firstRenewal renews tokens that are over before the keys they came in are tried. A
+// provider that replaces refresh tokens then knows the new one alone, which is
+// stored with the keys; if they are refused, the account has to be connected again.
+func (s *Service) firstRenewal(ctx context.Context, tenant, component string, d commands.Descriptor, object seal.Fields) (seal.Fields, time.Duration, error) {
+	refresh, ok := object.Text(refreshToken)
+	if !ok {
+		return object, 0, ErrRefreshTokenMissing
+	}
+	client, err := s.oauthClient(ctx, tenant, component, d)
+	if err != nil {
+		return object, 0, err
+	}
+	token, err := s.cfg.OAuth.Refresh(ctx, tenant, provider(d.OAuth2), client, refresh)
+	if err != nil {
+		return object, 0, refusedToken(err)
+	}
+	return renewed(token, object), token.Lifetime, nil
 }
 
 // refusedToken says to a caller why the provider gave no token.
@@ -312,15 +352,69 @@ func (s *Service) inForce(ctx context.Context, tenant, id string, state aggregat
 // token, never a refresh token. expires is the access token's end, zero when there
 // is none. aggregates.ErrCredentialVersionStale means that state is an old one.
 func (s *Service) values(ctx context.Context, tenant, id string, state aggregates.CredentialState) (keys seal.Fields, expires time.Time, err error) {
-	keys, err = s.inForce(ctx, tenant, id, state)
-	if err != nil || state.Tokens.Field == "" {
+	if keys, err = s.inForce(ctx, tenant, id, state); err != nil {
 		return keys, time.Time{}, err
 	}
-	object, ok := keys.Object(state.Tokens.Field)
-	if !ok {
-		return keys, time.Time{}, fmt.Errorf("the tokens of %s are no object", id)
+	d, err := s.descriptor(ctx, state.Component, state.Current().Revision)
+	if err != nil {
+		return keys, time.Time{}, err
 	}
-	return keys.With(state.Tokens.Field, object.Without(refreshToken).Marshal()), state.Tokens.Token.Expires, nil
+	for _, f := range d.Fields {
+		if value, ok := keys.Get(f.Name); ok && f.OAuth() {
+			keys = keys.With(f.Name, withoutRefreshTokens(value))
+		}
+	}
+	return keys, state.Tokens.Token.Expires, nil
+}
+
+// withoutRefreshTokens takes the refresh tokens out of a JSON value, however deep
+// they stand: some providers nest what they grant.
+func withoutRefreshTokens(value seal.Secret) seal.Secret {
+	stripped, err := strip(nil, jsontext.NewDecoder(bytes.NewReader(value.Reveal())))
+	if err != nil { // it was read before: this does not happen, and nothing is better than what it might hold
+		return seal.NewSecret([]byte("null"))
+	}
+	return seal.NewSecret(stripped)
+}
+
+func strip(b []byte, dec *jsontext.Decoder) (_ []byte, err error) {
+	kind := dec.PeekKind()
+	if kind != '{' && kind != '[' {
+		v, err := dec.ReadValue()
+		return append(b, v...), err
+	}
+	if _, err = dec.ReadToken(); err != nil {
+		return nil, err
+	}
+	b = append(b, byte(kind))
+	for first := true; dec.PeekKind() != kind+2; { // '}' and ']' stand two after their openings
+		at := len(b)
+		if !first {
+			b = append(b, ',')
+		}
+		hide := false
+		if kind == '{' {
+			name, err := dec.ReadToken()
+			if err != nil {
+				return nil, err
+			}
+			hide = strings.EqualFold(strings.ReplaceAll(name.String(), "_", ""), "refreshtoken")
+			if b, err = jsontext.AppendQuote(b, name.String()); err != nil {
+				return nil, err
+			}
+			b = append(b, ':')
+		}
+		if b, err = strip(b, dec); err != nil {
+			return nil, err
+		}
+		if hide {
+			b = b[:at]
+			continue
+		}
+		first = false
+	}
+	_, err = dec.ReadToken()
+	return append(b, byte(kind+2)), err
 }
 
 // probeValues are the values for a dry request: an OAuth field stands for its

@@ -38,11 +38,23 @@ type Unanswered struct {
 // Error implements error.
 func (u *Unanswered) Error() string { return "no answer: " + u.Outcome }
 
-// Slot waits until tenant may make another call: a tenant makes no more than
-// Config.Concurrency at one time. The caller must release it. The error is
-// ErrBusy when the wait takes longer than Config.Timeout, or ctx's own.
-func (c *Client) Slot(ctx context.Context, tenant string) (release func(), err error) {
-	return c.calls.take(ctx, tenant, c.cfg.Timeout)
+// Slot waits until tenant may make another call to host: it makes no more than
+// Config.Concurrency to one host at one time, so that a host that is slow keeps
+// nobody from the others, and no more than eight times as many in all. The caller
+// must release it. The error is ErrBusy when one of the two waits takes longer than
+// Config.Timeout, or ctx's own.
+func (c *Client) Slot(ctx context.Context, tenant, host string) (release func(), err error) {
+	// The host's place first: who waits for a slow host holds none of the tenant's.
+	leaveHost, err := c.hostCalls.take(ctx, tenant+"\n"+host, c.cfg.Timeout)
+	if err != nil {
+		return nil, err
+	}
+	leaveTenant, err := c.calls.take(ctx, tenant, c.cfg.Timeout)
+	if err != nil {
+		leaveHost()
+		return nil, err
+	}
+	return func() { leaveTenant(); leaveHost() }, nil
 }
 
 // Do makes one HTTP request to an address that a tenant may have chosen, under

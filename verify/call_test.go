@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -114,28 +115,47 @@ func TestDoUnanswered(t *testing.T) {
 	}
 }
 
-// A tenant makes four calls at a time, whatever another does and whatever its own
-// dry requests do.
+// A tenant makes four calls to a host at a time and 32 in all, whatever another does
+// and whatever its own dry requests do.
 func TestSlot(t *testing.T) {
-	c := verify.NewClient(verify.Config{Timeout: 50 * time.Millisecond})
-	for range 4 {
-		release, err := c.Slot(t.Context(), "acme")
-		if err != nil {
-			t.Fatal(err)
+	synctest.Test(t, func(t *testing.T) {
+		c := verify.NewClient(verify.Config{})
+		take := func(tenant, host string) (release func()) {
+			t.Helper()
+			release, err := c.Slot(t.Context(), tenant, host)
+			if err != nil {
+				t.Fatalf("%s at %s: %v", tenant, host, err)
+			}
+			return release
 		}
-		defer release()
-	}
-	if _, err := c.Slot(t.Context(), "acme"); !errors.Is(err, verify.ErrBusy) {
-		t.Errorf("the fifth: %v", err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := c.Slot(ctx, "acme"); err == nil {
-		t.Error("the fifth, given up")
-	}
-	release, err := c.Slot(t.Context(), "ajax")
-	if err != nil {
-		t.Fatal(err)
-	}
-	release()
+		refused := func(tenant, host string) {
+			t.Helper()
+			begun := time.Now()
+			if _, err := c.Slot(t.Context(), tenant, host); !errors.Is(err, verify.ErrBusy) || time.Since(begun) != 10*time.Second {
+				t.Errorf("%s at %s: %v after %v", tenant, host, err, time.Since(begun))
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			if _, err := c.Slot(ctx, tenant, host); !errors.Is(err, context.Canceled) {
+				t.Errorf("%s at %s, given up: %v", tenant, host, err)
+			}
+		}
+		var slow []func()
+		for range 4 {
+			slow = append(slow, take("acme", "slow.test"))
+		}
+		refused("acme", "slow.test")
+		take("ajax", "slow.test")()
+		for n := range 28 { // who is refused holds nothing
+			slow = append(slow, take("acme", fmt.Sprint("host", n/4)))
+		}
+		refused("acme", "another.test")
+		take("ajax", "another.test")()
+		for _, release := range slow {
+			release()
+		}
+		for range 4 {
+			defer take("acme", "slow.test")()
+		}
+	})
 }

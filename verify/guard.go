@@ -93,12 +93,13 @@ func (g *guard) anyPort(port uint16) bool {
 	return port != 0 && (g.private || !slices.Contains(controlPorts, port))
 }
 
-// slots bounds the dry requests in flight per tenant, so that one tenant's slow
-// targets cost no other tenant anything. Idle tenants take no memory.
+// slots bounds the requests in flight of each holder, a tenant or what it does with
+// one host, so that one holder's slow targets cost no other anything. Idle holders
+// take no memory.
 type slots struct {
 	limit   int
 	mu      sync.Mutex
-	tenants map[string]*slot
+	holders map[string]*slot
 }
 
 type slot struct {
@@ -106,15 +107,15 @@ type slot struct {
 	users int // that hold or wait; guarded by slots.mu
 }
 
-func newSlots(limit int) *slots { return &slots{limit: limit, tenants: map[string]*slot{}} }
+func newSlots(limit int) *slots { return &slots{limit: limit, holders: map[string]*slot{}} }
 
 // take waits up to patience for a slot; the caller must release it.
-func (s *slots) take(ctx context.Context, tenant string, patience time.Duration) (release func(), err error) {
+func (s *slots) take(ctx context.Context, holder string, patience time.Duration) (release func(), err error) {
 	s.mu.Lock()
-	t, ok := s.tenants[tenant]
+	t, ok := s.holders[holder]
 	if !ok {
 		t = &slot{taken: make(chan struct{}, s.limit)}
-		s.tenants[tenant] = t
+		s.holders[holder] = t
 	}
 	t.users++
 	s.mu.Unlock()
@@ -122,7 +123,7 @@ func (s *slots) take(ctx context.Context, tenant string, patience time.Duration)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if t.users--; t.users == 0 {
-			delete(s.tenants, tenant)
+			delete(s.holders, holder)
 		}
 	}
 
@@ -133,7 +134,7 @@ func (s *slots) take(ctx context.Context, tenant string, patience time.Duration)
 		return func() { <-t.taken; leave() }, nil
 	case <-ctx.Done():
 		leave()
-		return nil, fmt.Errorf("waiting for the tenant's other dry requests: %w", ctx.Err())
+		return nil, fmt.Errorf("waiting for the tenant's other requests: %w", ctx.Err())
 	case <-timer.C:
 		leave()
 		return nil, ErrBusy.After(patience)

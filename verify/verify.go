@@ -105,7 +105,7 @@ type Config struct {
 	Deny         []netip.Prefix // more addresses not to connect to: the service's own public ones
 	Timeout      time.Duration  // for one dry request as a whole; 0: 10 s
 	MaxBody      int64          // bytes of an answer's body read, and thrown away; 0: 64 KiB
-	Concurrency  int            // dry requests at one time for one tenant; 0: 4
+	Concurrency  int            // dry requests at one time for one tenant, and calls to one host; 0: 4
 	Resolver     *net.Resolver  // nil: the system's
 	RootCAs      *x509.CertPool // nil: the system's
 	Logger       *slog.Logger   // nil: no log
@@ -116,13 +116,16 @@ type Client struct {
 	cfg   Config
 	guard *guard
 	slots *slots
-	calls *slots // apart from slots: a tenant's slow probes do not hold up the renewal of its tokens
 	log   *slog.Logger
+
+	// Apart from slots: a tenant's slow probes do not hold up the renewal of its tokens.
+	calls, hostCalls *slots // by tenant, and by tenant and host
 }
 
 const (
 	maxHeaderBytes = 32 << 10               // of an answer
 	drainTime      = 500 * time.Millisecond // a body is read no longer than this: only its status counts
+	hostsAtOnce    = 8                      // that one tenant's calls can keep waiting before the others wait, too
 )
 
 // NewClient returns a Client with this policy.
@@ -139,7 +142,10 @@ func NewClient(cfg Config) *Client {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Client{cfg: cfg, guard: newGuard(cfg), slots: newSlots(cfg.Concurrency), calls: newSlots(cfg.Concurrency), log: cfg.Logger}
+	return &Client{
+		cfg: cfg, guard: newGuard(cfg), log: cfg.Logger,
+		slots: newSlots(cfg.Concurrency), calls: newSlots(hostsAtOnce * cfg.Concurrency), hostCalls: newSlots(cfg.Concurrency),
+	}
 }
 
 // Run makes one dry request for tenant. A target that cannot be reached or does

@@ -31,6 +31,13 @@ func secure(header http.Header) {
 // not notice it.
 var origin http.CrossOriginProtection
 
+// foreign reports whether a page of another origin has a browser send the request,
+// whatever its method: for a GET that leaves something behind.
+func foreign(r *http.Request) bool {
+	same := http.Request{Method: http.MethodPost, Host: r.Host, Header: r.Header, URL: r.URL}
+	return origin.Check(&same) != nil
+}
+
 // Protect gives another surface what every answer of this edge has: the headers
 // of a browser's safety, and the refusal of cross-origin requests that change
 // something, as a problem.

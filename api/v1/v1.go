@@ -63,7 +63,7 @@ var (
 	ErrAuthorization = fault.New(fault.Unauthenticated, "authorization_invalid",
 		"Send one Authorization header: Basic with the key as password, or Bearer with the key.")
 	ErrHeaderTwice = fault.New(fault.Invalid, "header_repeated", "Idempotency-Key and X-Correlation-Id stand at most once.")
-	ErrCrossOrigin = fault.New(fault.Denied, "cross_origin_refused", "A page of another origin cannot send commands.")
+	ErrCrossOrigin = fault.New(fault.Denied, "cross_origin_refused", "A page of another origin cannot send commands, nor ask for what is recorded.")
 	// ErrCleartext refuses clear secrets where others could listen.
 	ErrCleartext = service.ErrCleartext
 )
@@ -89,7 +89,7 @@ func Handler(cfg Config) http.Handler {
 		if r.Command {
 			h.commands[r.Name] = endpoint{pattern: commandPath + r.Name, secrets: r.Secrets}
 		} else {
-			h.queries[r.Name] = endpoint{pattern: queryPath + r.Name, parameters: parametersOf(r.In)}
+			h.queries[r.Name] = endpoint{pattern: queryPath + r.Name, parameters: parametersOf(r.In), records: r.Records}
 		}
 	}
 	h.openAPI = openAPI(cfg.Version, cfg.Describe)
@@ -134,6 +134,7 @@ type handler struct {
 type endpoint struct {
 	pattern    string
 	secrets    bool
+	records    bool
 	parameters []parameter
 }
 
@@ -274,6 +275,10 @@ func (h *handler) routeTenant(x *exchange, rest string) {
 		endpoints, methods = h.commands, "POST"
 	}
 	if !x.allows(methods) {
+		return
+	}
+	if endpoints[name].records && foreign(x.r) {
+		x.fail(ErrCrossOrigin)
 		return
 	}
 	principal, err := Identify(h.cfg.Service, x.r)

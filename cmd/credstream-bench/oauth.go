@@ -109,8 +109,10 @@ func openEngines(ctx context.Context, s *site) (*engineSite, error) {
 		}
 		e.keys, of[k.tenant] = append(e.keys, k), append(of[k.tenant], k)
 	}
-	for i, m := range s.made {
-		e.purposes = append(e.purposes, purpose{made: m, engine: of[m.tenant][i%enginesEach]})
+	given := map[string]int{} // by tenant: every engine needs some of its credentials
+	for _, m := range s.made {
+		e.purposes = append(e.purposes, purpose{made: m, engine: of[m.tenant][given[m.tenant]%enginesEach]})
+		given[m.tenant]++
 	}
 	return e, nil
 }

@@ -86,8 +86,8 @@ type demoConfig struct {
 
 // demoProviderConfig is the configuration of the demo OAuth provider.
 type demoProviderConfig struct {
-	Listen   string        `flag:"listen" arg:"ADDR" env:"CREDSTREAM_DEMO_LISTEN" default:"127.0.0.1:9091" help:"address for HTTP"`
-	Lifetime time.Duration `flag:"lifetime" arg:"TIME" env:"CREDSTREAM_DEMO_LIFETIME" default:"5m" help:"how long an access token lives"`
+	Listen   string        `flag:"listen" arg:"ADDR" env:"CREDSTREAM_DEMO_PROVIDER_LISTEN" default:"127.0.0.1:9091" help:"address for HTTP"`
+	Lifetime time.Duration `flag:"lifetime" arg:"TIME" env:"CREDSTREAM_DEMO_LIFETIME" default:"10m" help:"how long an access token lives"`
 }
 
 var errEnvironment = fault.New(fault.Invalid, "config_environment", "A variable of the environment is not valid.")
@@ -204,8 +204,13 @@ const (
 // fromEnvironment sets the flags that were not given from their variables. It is
 // done after parsing, so that help never prints what a variable holds.
 func fromEnvironment(flags *pflag.FlagSet, getenv func(string) string) (err error) {
+	keyFile := flags.Lookup("key-file") // one that is given goes before a key of the environment
+	fileGiven := keyFile != nil && keyFile.Changed
 	flags.VisitAll(func(f *pflag.Flag) {
 		env := f.Annotations[envOf]
+		if f.Name == "key" && fileGiven {
+			return
+		}
 		if f.Changed || len(env) == 0 || getenv(env[0]) == "" || err != nil {
 			return
 		}

@@ -33,7 +33,7 @@ func (a *app) connectCommand() *cobra.Command {
 	var keysFile, step string
 	var headless, open, noBrowser bool
 	cmd := &cobra.Command{
-		Use: "connect --component ID", Short: "Connect an account at a component's provider, in a browser",
+		Use: "connect --component ID | --credential ID", Short: "Connect an account at a component's provider, in a browser",
 		Long: "Connect an account at a component's provider, in a browser, and save it as a credential.\n" +
 			"The link that is printed works once. The browser has to be on this machine, since it comes back to it:\n" +
 			"for another one there is --headless, with which you enter a code that the browser shows.\n" +

@@ -17,7 +17,7 @@ import (
 
 // demoCommand holds the API that the README's tour makes credentials for.
 func (a *app) demoCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "demo", Short: "Run an API to try credentials with", Args: arguments()}
+	cmd := &cobra.Command{Use: "demo", Short: "Run an API, or an OAuth provider, to try credentials with", Args: arguments()}
 	var cfg demoConfig
 	petstore := &cobra.Command{
 		Use: "petstore", Short: "Run a tiny Petstore API, until interrupted",

@@ -125,9 +125,10 @@ type api struct {
 }
 
 type apiError struct {
-	Status int
-	Code   string `json:"code"`
-	Detail string `json:"detail"`
+	Status  int
+	Code    string `json:"code"`
+	Detail  string `json:"detail"`
+	Pointer string `json:"pointer"`
 }
 
 func (e *apiError) Error() string { return fmt.Sprintf("%d %s: %s", e.Status, e.Code, e.Detail) }

@@ -90,6 +90,9 @@ func (a *app) clientChange() *cobra.Command {
 	var ask bool
 	cmd := &cobra.Command{
 		Use: "change ID", Short: "Change the client id, the client secret, or both", Args: arguments("ID"),
+		Long: "Change the client id, the client secret, or both. A secret that is given, be it the same again, may go to the\n" +
+			"hosts that the component names now: that is what it takes after a refusal with oauth_client_hosts_changed. Look at\n" +
+			"the host that the refusal names first.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -109,7 +112,7 @@ func (a *app) clientChange() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&id, "client-id", "", "client `ID` as the provider gave it; stays when absent")
-	cmd.Flags().BoolVar(&ask, "secret", false, "ask for another client secret on the terminal")
+	cmd.Flags().BoolVar(&ask, "secret", false, "ask for the client secret on the terminal: another one, or the same again")
 	bindSecretFile(cmd, &file)
 	return cmd
 }

@@ -12,6 +12,8 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -658,7 +660,7 @@ func TestRevokeInBulkGoesOn(t *testing.T) {
 }
 
 // The owner of a shared component has the secrets of other tenants' clients sent to
-// himself: they do not go there until each has confirmed it.
+// himself: they do not go there until each has given its secret again.
 func TestClientGoesWhereItWasMeant(t *testing.T) {
 	provider := oauthtest.NewServer(t)
 	evil := newRevoker(t, func(_ int, w http.ResponseWriter, r *http.Request) {
@@ -697,8 +699,12 @@ func TestClientGoesWhereItWasMeant(t *testing.T) {
 	}
 	must(t, u.proj.Wait(t.Context(), after.Seq))
 	must(t, old.command("oauth_client.change", "", map[string]any{"id": "old-client"}, nil))
+	if _, c := create(old); c != "oauth_client_hosts_changed" {
+		t.Errorf("after a change of nothing: %q", c)
+	}
+	must(t, old.command("oauth_client.change", "", map[string]any{"id": "old-client", "client_secret": oauthtest.ClientSecret}, nil))
 	if id, c := create(old); c != "" || refresh(old, id) != "" {
-		t.Errorf("a client that was confirmed: %q", c)
+		t.Errorf("a client whose secret was given again: %q", c)
 	}
 
 	first, c := create(other)
@@ -734,12 +740,24 @@ func TestClientGoesWhereItWasMeant(t *testing.T) {
 		t.Fatalf("%d requests reached the other host", n)
 	}
 
-	// Confirmed, it goes there; what was granted elsewhere is still renewed there.
-	must(t, other.command("oauth_client.change", "", map[string]any{"id": client.ID}, &last))
+	// Whoever may change a client need not know its secret.
+	for _, change := range []map[string]any{{}, {"client_id": "another"}, {"client_id": oauthtest.ClientID}} {
+		change["id"] = client.ID
+		must(t, other.command("oauth_client.change", "", change, nil))
+		if _, c := create(other); c != "oauth_client_hosts_changed" {
+			t.Errorf("after a change without the secret, %v: %q", change, c)
+		}
+	}
+	if n := evil.count(); n != 0 {
+		t.Fatalf("%d requests reached the other host", n)
+	}
+	// Given again, it goes there; what was granted elsewhere is still renewed there.
+	given := map[string]any{"id": client.ID, "client_secret": oauthtest.ClientSecret}
+	must(t, other.command("oauth_client.change", "", given, &last))
 	var twice done
-	must(t, other.command("oauth_client.change", "", map[string]any{"id": client.ID}, &twice))
+	must(t, other.command("oauth_client.change", "", given, &twice))
 	if last.Seq == client.Seq || twice.Seq != last.Seq {
-		t.Errorf("confirmed at %d and, already so, at %d", last.Seq, twice.Seq)
+		t.Errorf("given again at %d and, as it was, at %d", last.Seq, twice.Seq)
 	}
 	second, c := create(other)
 	if c != "" || refresh(other, second) != "" || evil.count() != 1 {
@@ -814,7 +832,9 @@ func TestRevokeOnTheCommandLine(t *testing.T) {
 	}}, nil))
 	var k struct{ ID string }
 	must(t, u.query("oauth_client.get", "component=sheets", &k))
-	verb(0, "oauth-client", "change", k.ID)
+	secret := filepath.Join(t.TempDir(), "secret")
+	must(t, os.WriteFile(secret, []byte(oauthtest.ClientSecret), 0o600))
+	verb(0, "oauth-client", "change", k.ID, "--secret-file", secret)
 	id, _ = u.connected(t, provider, "sheets")
 	says(verb(9, "credential", "revoke", id), "invalid_client")
 	u.connected(t, provider, "sheets")

@@ -632,3 +632,36 @@ func TestRotatedTokenIsKeptWhateverElseIsWrong(t *testing.T) {
 		t.Error("a token was sent twice")
 	}
 }
+
+// A refresh token alone, or beside an access token that is over, is used before the
+// dry request, and the credential is verified with what it brings.
+func TestRefreshTokenAloneIsTried(t *testing.T) {
+	provider := oauthtest.NewServer(t)
+	u := bring(t, t.TempDir())
+	u.registerSheets(t, provider)
+	must(t, u.command("component.update", "", map[string]any{"id": "sheets", "descriptor": map[string]any{
+		"title": "Sheets", "useOAuthClient": true, "hosts": []string{"127.0.0.1"},
+		"credentials": map[string]any{
+			"fields": map[string]any{"oauth": map[string]any{"viewClass": "OAuthFieldView", "required": true}},
+			"oauth2": provider.Block(),
+		},
+		"verification": map[string]any{"http": map[string]any{
+			"method": "GET", "url": provider.URL + "/me", "headers": map[string]any{"Authorization": "Bearer {{oauth}}"},
+		}},
+	}}, nil))
+	var made struct{ ID, Status string }
+	tokens := provider.Grant()
+	only := map[string]any{"refresh_token": tokens["refresh_token"]}
+	must(t, u.command("credential.create", "", map[string]any{"component": "sheets", "keys": map[string]any{"oauth": only}}, &made))
+	if made.Status != "verified" || provider.Live(tokens["refresh_token"].(string)) {
+		t.Errorf("the credential is %s", made.Status)
+	}
+	must(t, u.command("credential.refresh", "", map[string]any{"id": made.ID}, nil))
+	old := map[string]any{"access_token": "over", "refresh_token": "no such", "expires_at": "2020-01-01T00:00:00Z"}
+	if got := code(t, u.command("credential.create", "", map[string]any{"component": "sheets", "keys": map[string]any{"oauth": old}}, nil)); got != "oauth_token_refused" {
+		t.Errorf("a refresh token that is none: %q", got)
+	}
+	if provider.Reused() != 0 {
+		t.Error("a token was sent twice")
+	}
+}

@@ -189,5 +189,6 @@ func (s *Store) decodeOne(m natsjs.Msg, after, want uint64) ([]events.Record, er
 	if err != nil {
 		return nil, err
 	}
+	s.recent.followed(msg.subject, seq, msg.prev)
 	return msg.records(s.cfg.Registry)
 }

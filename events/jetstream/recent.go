@@ -16,7 +16,7 @@ const (
 // recent knows the last sequences, newest first, of streams lately used, by
 // subject. The lists are never changed, only replaced.
 //
-// What a writer was told is known here before the writer hears of it. So where
+// What a writer or a follower was told is known here before they hear of it. So where
 // nobody else writes, a stream's newest sequence here is its last one; but not
 // once the outcome of an append was not known, for that commit may come yet, and
 // not from an answer of the server that was under way while somebody appended.
@@ -32,7 +32,7 @@ type recent struct {
 // reading is a stream whose last commit the server is being asked for.
 type reading struct {
 	askers   int
-	appended uint64 // sequence of the newest commit appended meanwhile
+	appended uint64 // sequence of the newest commit appended or followed meanwhile
 }
 
 func newRecent(only bool) (*recent, error) {
@@ -79,6 +79,19 @@ func (r *recent) appended(subject string, seqs []uint64) {
 func (r *recent) keep(subject string, seqs []uint64) {
 	if known, ok := r.seqs.Get(subject); !ok || known[0] < seqs[0] {
 		r.seqs.Add(subject, seqs)
+	}
+}
+
+// followed notes a commit that a follower is about to be told of: who hears of it
+// that way may ask for the stream's last commit before the writer has heard of it.
+func (r *recent) followed(subject string, seq uint64, prev []uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if now := r.readings[subject]; now != nil {
+		now.appended = max(now.appended, seq)
+	}
+	if known, ok := r.seqs.Peek(subject); ok && known[0] < seq {
+		r.seqs.Add(subject, following(seq, prev))
 	}
 }
 

@@ -108,3 +108,40 @@ func TestStoreOnlyWriter(t *testing.T) {
 		return storetest.Harness{Store: openStore(t, jetstream.Config{Conn: n.connect(t), OnlyWriter: true})}
 	})
 }
+
+// Who is told of a commit by Follow and then asks for the last one is never told of
+// an older one, though the writer may not have heard of its own yet.
+func TestLastAfterFollow(t *testing.T) {
+	n := startNode(t, t.TempDir())
+	s := openStore(t, jetstream.Config{Conn: n.connect(t), OnlyWriter: true})
+	const streams, commits = 8, 50
+	var writers sync.WaitGroup
+	for i := range streams {
+		stream := storetest.Credential("acme", fmt.Sprint(i))
+		writers.Go(func() {
+			for last := uint64(0); ; {
+				seq, err := s.Append(t.Context(), stream, last, storetest.Meta("acme", "c"), renamed("n"))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if last = seq; last > streams*commits {
+					return
+				}
+			}
+		})
+	}
+	defer writers.Wait()
+	for rec, err := range s.Follow(t.Context(), 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		last, err := s.Last(t.Context(), rec.Stream)
+		if err != nil || last < rec.Seq {
+			t.Fatalf("last of %s is %d, %v, after %d was followed", rec.Stream, last, err, rec.Seq)
+		}
+		if rec.Seq == streams*commits {
+			return
+		}
+	}
+}

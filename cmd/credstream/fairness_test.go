@@ -1,0 +1,145 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/credstream/credstream/oauth/oauthtest"
+	"github.com/credstream/credstream/service"
+)
+
+// Each new lease is a fact that is kept for long, so it costs a command; within a
+// lease it is a query.
+func TestNewLeaseCountsAsACommand(t *testing.T) {
+	u := bring(t, t.TempDir(), func(c *serveConfig) { c.RatePerKey = 2 })
+	registerPlain(t, u.base)
+	id := u.create(t)
+	engine := u.as(u.engine(t))
+	flow := func(n int) string { return fmt.Sprintf("cleartext=true&id=%s&flow=f%d", id, n) }
+	before, given := u.factCount(t), 0
+	var err error
+	for ; given < 100 && err == nil; given++ { // four at once, two a second: no machine is that slow
+		err = engine.query("credential.resolve", flow(given), nil)
+	}
+	if code(t, err) != "rate_limited" {
+		t.Fatalf("after %d: %v", given, err)
+	}
+	given--
+	for range 10 {
+		must(t, engine.query("credential.resolve", flow(0), nil))
+	}
+	if facts := u.factCount(t) - before; facts != uint64(given) {
+		t.Errorf("%d facts of %d leases", facts, given)
+	}
+}
+
+// A page of another site has a browser that remembers a key resolve nothing.
+func TestResolveFromAnotherSite(t *testing.T) {
+	u := bring(t, t.TempDir())
+	registerPlain(t, u.base)
+	id, key, before := u.create(t), u.engine(t), u.factCount(t)
+	ask := func(header, value string) int {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), "GET", u.base+"/v1/tenants/default/credential.resolve?cleartext=true&id="+id, nil)
+		must(t, err)
+		req.SetBasicAuth("x", key)
+		req.Header.Set(header, value)
+		resp, err := http.DefaultClient.Do(req)
+		must(t, err)
+		_ = resp.Body.Close()
+		return resp.StatusCode
+	}
+	for _, foreign := range [][2]string{{"Sec-Fetch-Site", "cross-site"}, {"Sec-Fetch-Site", "same-site"}, {"Origin", "https://evil.example.org"}} {
+		if status := ask(foreign[0], foreign[1]); status != 403 {
+			t.Errorf("%s: %d", foreign, status)
+		}
+	}
+	if facts := u.factCount(t) - before; facts != 0 {
+		t.Errorf("%d facts", facts)
+	}
+	if status := ask("Sec-Fetch-Site", "same-origin"); status != 200 {
+		t.Errorf("of our own: %d", status)
+	}
+}
+
+// A tenant that starts connections without end has a thousand of them.
+func TestConnectionsLimit(t *testing.T) {
+	u := connectable(t, oauthtest.NewServer(t))
+	var ahead atomic.Int64 // of the clock, as the rate of starts has it
+	svc, _ := u.besides(t, func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) })
+	for n := range 1000 {
+		ahead.Add(int64(time.Second / 20))
+		if err := serveBy(t.Context(), svc, "oauth.connect", map[string]any{"component": "sheets"}); err != nil {
+			t.Fatalf("%d: %v", n, err)
+		}
+	}
+	ahead.Add(int64(time.Second))
+	err := serveBy(t.Context(), svc, "oauth.connect", map[string]any{"component": "sheets"})
+	if !errors.Is(err, service.ErrConnectionsLimit) {
+		t.Errorf("one more: %v", err)
+	}
+	ahead.Add(int64(10 * time.Minute))
+	must(t, serveBy(t.Context(), svc, "oauth.connect", map[string]any{"component": "sheets"}))
+}
+
+// A provider that does not confirm keeps nobody from giving up the tokens of others.
+func TestSickProviderKeepsNoOtherRevocation(t *testing.T) {
+	provider := oauthtest.NewServer(t)
+	reached := make(chan struct{}, 1)
+	sick := newRevoker(t, func(_ int, w http.ResponseWriter, r *http.Request) {
+		oauthtest.Status(503, "")(w, r)
+		select {
+		case reached <- struct{}{}:
+		default:
+		}
+	})
+	u := bring(t, t.TempDir())
+	u.registerSheets(t, provider, sick.in)
+	for n := range 7 {
+		registerPlainOAuth(t, u, provider, fmt.Sprint("leaked", n))
+	}
+	u.connected(t, provider, "sheets")
+	u.connected(t, provider, "leaked0")
+	var first, other struct{ ID string }
+	must(t, u.command("oauth.revoke", "", map[string]any{"component": "sheets"}, &first))
+	<-reached
+	must(t, u.command("oauth.revoke", "", map[string]any{"component": "leaked0"}, &other))
+	await(t, "the end of the other", func() (bool, error) {
+		var p progress
+		err := u.query("oauth.revocation", "id="+other.ID, &p)
+		return p.ID == other.ID && !p.Running && p.Done == 1, err
+	})
+	var last progress
+	must(t, u.query("oauth.revocation", "", &last))
+	if last.ID != other.ID {
+		t.Errorf("the last one is %s, want %s", last.ID, other.ID)
+	}
+	if err := u.command("oauth.revoke", "", map[string]any{"component": "sheets"}, nil); code(t, err) != "revocation_under_way" {
+		t.Errorf("the same again: %v", err)
+	}
+	for n := range 7 { // those that have ended are forgotten for them, the other is not
+		must(t, u.command("oauth.revoke", "", map[string]any{"component": fmt.Sprint("leaked", n)}, nil))
+	}
+	must(t, u.query("oauth.revocation", "id="+first.ID, &last))
+	if last.ID != first.ID || !last.Running {
+		t.Errorf("the first: %+v", last)
+	}
+}
+
+// registerPlainOAuth registers a component whose provider is not told of revocations.
+func registerPlainOAuth(t testing.TB, u *up, provider *oauthtest.Server, id string) {
+	t.Helper()
+	must(t, u.command("component.register", "", map[string]any{"id": id, "descriptor": map[string]any{
+		"title": id, "useOAuthClient": true, "hosts": []string{"127.0.0.1"}, "credentials": map[string]any{
+			"fields": map[string]any{"oauth": map[string]any{"viewClass": "OAuthFieldView"}},
+			"oauth2": map[string]any{"auth_uri": provider.Provider().AuthURI, "token_uri": provider.Provider().TokenURI},
+		},
+	}}, nil))
+	must(t, u.command("oauth_client.define", "", map[string]any{
+		"component": id, "client_id": oauthtest.ClientID, "client_secret": oauthtest.ClientSecret,
+	}, nil))
+}
