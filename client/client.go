@@ -1,6 +1,7 @@
 // Package client is the Go client of credstream, for platform services and flow
 // engines: the same commands and queries over HTTP (New) and NATS (Dial), and
-// the feed of changes (Conn.Follow).
+// the feed of changes (Conn.Follow). A flow engine gets secrets by a Resolver
+// (Conn.NewResolver, Client.NewResolver).
 //
 // An error that the service answered is a *fault.Error with the service's own
 // kind and code, so that errors.Is and errors.As work as they do inside it.

@@ -30,8 +30,8 @@ const (
 	eventsOfTheir = "credstream.credential."
 )
 
-// Resolver gives a flow engine the values of credentials and keeps them within
-// their leases, so that most calls cost nothing. It drops what it keeps of a
+// Resolver, made by Conn.NewResolver or Client.NewResolver, gives a flow engine the
+// values of credentials and keeps them within their leases, so that most calls cost nothing. It drops what it keeps of a
 // credential as soon as the feed tells that it was deleted, has other keys or
 // tokens, or has to be connected again, and everything while it does not hear the
 // feed: then each call asks the service, which always knows. Over NATS it hears of

@@ -117,7 +117,7 @@ func (s step) again() string {
 	case redeeming:
 		return " Start connecting again in a while."
 	}
-	return " Try again in a while."
+	return " What was granted may still stand at the provider: withdraw it there."
 }
 
 func (e *Error) sentence() string {

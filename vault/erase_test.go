@@ -221,3 +221,42 @@ func TestEraseReplacesTheBlockFile(t *testing.T) {
 		t.Error("the old file is still written to")
 	}
 }
+
+// What is read while it is erased is read no more when that is done, though reads
+// are answered from memory.
+func TestReadsAmongErases(t *testing.T) {
+	n := startNode(t, t.TempDir(), "acme")
+	v, ctx := n.vault(), t.Context()
+	for i := range 100 {
+		r := ref(fmt.Sprint("s", i))
+		if err := v.Put(ctx, r, secret("x")); err != nil {
+			t.Fatal(err)
+		}
+		var readers sync.WaitGroup
+		erased := make(chan struct{})
+		for range 4 {
+			readers.Go(func() {
+				for {
+					_, err := v.Get(ctx, r)
+					select {
+					case <-erased:
+						if _, err := v.Get(ctx, r); !errors.Is(err, vault.ErrNoSecret) {
+							t.Errorf("after Erase: %v", err)
+						}
+						return
+					default:
+					}
+					if err != nil && !errors.Is(err, vault.ErrNoSecret) {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		if err := v.Erase(ctx, r); err != nil {
+			t.Fatal(err)
+		}
+		close(erased)
+		readers.Wait()
+	}
+}

@@ -134,6 +134,8 @@ type Vault struct {
 	keys *seal.Keyring
 	sync func(context.Context) error
 	api  string // prefix of the JetStream API, with its final dot
+
+	recent *recent
 }
 
 // New returns a vault over the stream of StreamConfig. nc is the connection of js.
@@ -144,7 +146,7 @@ type Vault struct {
 // A sync must therefore open the files anew, or notice the change, and sync the
 // folder, too; a file kept open is no longer the one that is written to.
 func New(js jetstream.JetStream, nc *nats.Conn, keys *seal.Keyring, sync func(context.Context) error) *Vault {
-	v := &Vault{js: js, nc: nc, keys: keys, sync: sync, api: jetstream.DefaultAPIPrefix}
+	v := &Vault{js: js, nc: nc, keys: keys, sync: sync, api: jetstream.DefaultAPIPrefix, recent: newRecent()}
 	switch opts := js.Options(); {
 	case opts.APIPrefix != "":
 		v.api = strings.TrimSuffix(opts.APIPrefix, ".") + "."
@@ -285,11 +287,16 @@ func (v *Vault) Get(ctx context.Context, ref Ref) (seal.Secret, error) {
 	if err := ref.check(); err != nil {
 		return seal.Secret{}, err
 	}
+	subject := ref.subject()
+	sealed, mark, ok := v.recent.get(subject)
+	if ok {
+		return v.keys.Open(ctx, ref.Tenant, sealed, ref.AssociatedData())
+	}
 	// A secret is written once, so any replica that has it has the right one.
 	// Only the leader can say that there is none.
-	m, err := v.lastDirect(ctx, ref.subject())
+	m, err := v.lastDirect(ctx, subject)
 	if err == nil && m == nil {
-		m, err = v.lastFromLeader(ctx, ref.subject())
+		m, err = v.lastFromLeader(ctx, subject)
 	}
 	switch {
 	case err != nil:
@@ -297,10 +304,10 @@ func (v *Vault) Get(ctx context.Context, ref Ref) (seal.Secret, error) {
 	case m == nil:
 		return seal.Secret{}, ErrNoSecret
 	}
-	sealed, err := decode(m)
-	if err != nil {
+	if sealed, err = decode(m); err != nil {
 		return seal.Secret{}, err
 	}
+	v.recent.keep(subject, sealed, mark)
 	return v.keys.Open(ctx, ref.Tenant, sealed, ref.AssociatedData())
 }
 
@@ -311,8 +318,11 @@ func (v *Vault) Erase(ctx context.Context, ref Ref) error {
 		return err
 	}
 	var failed error
+	subject := ref.subject()
+	v.recent.erase(subject)
+	defer v.recent.erase(subject) // what was read meanwhile
 	for range attempts {
-		m, err := v.lastFromLeader(ctx, ref.subject())
+		m, err := v.lastFromLeader(ctx, subject)
 		if err != nil {
 			return fmt.Errorf("erasing a secret: %w", err)
 		}
