@@ -566,9 +566,10 @@ func (s *Service) RunTokenKeeper(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		var due []projections.CredentialName
+		full := k.full()
 		if s.cfg.WritesAllowed == nil || s.cfg.WritesAllowed() == nil {
 			var err error
-			if due, err = s.cfg.Views.DueTokens(ctx, s.now(), k.full(), keepAtOnce); err != nil && ctx.Err() == nil {
+			if due, err = s.cfg.Views.DueTokens(ctx, s.now(), full, keepAtOnce); err != nil && ctx.Err() == nil {
 				s.cfg.Logger.WarnContext(ctx, "looking for tokens that are due", "err", err)
 			}
 		}
@@ -585,7 +586,7 @@ func (s *Service) RunTokenKeeper(ctx context.Context) error {
 			})
 		}
 		freed := k.freed
-		if len(due) == 0 { // nothing waits for a place
+		if len(due)+len(full) == 0 { // nothing waits for a place
 			freed = nil
 		}
 		select {
