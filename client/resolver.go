@@ -30,12 +30,13 @@ const (
 	eventsOfTheir = "credstream.credential."
 )
 
-// Resolver, made by Conn.NewResolver or Client.NewResolver, gives a flow engine the
-// values of credentials and keeps them within their leases, so that most calls cost nothing. It drops what it keeps of a
-// credential as soon as the feed tells that it was deleted, has other keys or
-// tokens, or has to be connected again, and everything while it does not hear the
-// feed: then each call asks the service, which always knows. Over NATS it hears of
-// a change within milliseconds; over HTTP it asks once a second.
+// Resolver gives a flow engine the values of credentials and keeps them within
+// their leases, so that most calls cost nothing. Conn.NewResolver and
+// Client.NewResolver make one. It drops what it keeps of a credential as soon as
+// the feed tells that it was deleted, has other keys or tokens, or has to be
+// connected again, and everything while it does not hear the feed: then each call
+// asks the service, which always knows. Over NATS it hears of a change within
+// milliseconds; over HTTP it asks once a second.
 //
 // It makes a pair of keys of its own, in memory. Its methods may be called from
 // many goroutines. Close ends it. Besides credentials.resolve the key needs the
