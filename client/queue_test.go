@@ -31,7 +31,10 @@ func TestEnqueue(t *testing.T) {
 		return body(`{"stream":"CREDSTREAM_CMDQ","seq":5}`)
 	})
 	c := b.dial("acme")
-	in := map[string]any{"id": "i", "name": "n"}
+	in := struct { // a map has its members in any order
+		ID   string `json:"id"`
+		Name string `json:"name"`
+	}{"i", "n"}
 	ack, err := c.Enqueue(t.Context(), "credential.rename", in, client.CommandID("mine"), client.Correlation("theirs"))
 	if want := (client.QueueAck{Ack: client.Ack{Stream: "CREDSTREAM_CMDQ", Seq: 4}, CommandID: "mine"}); err != nil || ack != want {
 		t.Errorf("%+v, %v", ack, err)
