@@ -484,6 +484,10 @@ func (s *Service) refreshCredential(ctx context.Context, call *Call, in RefreshC
 		return Done{}, aggregates.ErrNotOAuth
 	}
 	if err := s.renew(ctx, call.Tenant, in.ID, state.Tokens.Token.Epoch, true); err != nil {
+		// A refusal has no sequence to ask for: what it left is in the views before it is told.
+		if now, lookErr := aggregates.Credential.Fresh(ctx, s.cfg.Log, aggregates.Credential.Stream(call.Tenant, in.ID)); lookErr == nil {
+			_ = s.atLeast(ctx, now.Seq)
+		}
 		return Done{}, err
 	}
 	now, err := aggregates.Credential.Fresh(ctx, s.cfg.Log, aggregates.Credential.Stream(call.Tenant, in.ID))
