@@ -285,7 +285,7 @@ func (b *batch) flushCredentials() error {
 		now.counted(counts, 1)
 		if old != nil && (now == nil || now.CreatedSeq != old.CreatedSeq) {
 			seq := int64(old.CreatedSeq)
-			if err := errors.Join(b.w.update("DELETE FROM credentials WHERE seq = ?", seq), b.w.exec("DELETE FROM names WHERE rowid = ?", seq)); err != nil {
+			if err := errors.Join(b.w.update("DELETE FROM credentials WHERE seq = ?", seq), b.w.dropName(seq)); err != nil {
 				return err
 			}
 			old = nil
@@ -300,7 +300,7 @@ func (b *batch) flushCredentials() error {
 		seq, name := int64(now.CreatedSeq), fold(now.Name)
 		if old == nil {
 			rows = append(rows, seq, now.Tenant, now.ID, now.Component, string(now.Status), name, now.Workspace, string(doc))
-			if err := b.w.exec(insertName, seq, tag(now.Tenant)+name); err != nil {
+			if err := b.w.addName(seq, now.Tenant, name); err != nil {
 				return err
 			}
 			continue
@@ -329,7 +329,7 @@ func (b *batch) update(old, now *Credential, name, doc string) error {
 	if !renamed {
 		return nil
 	}
-	return errors.Join(b.w.exec("DELETE FROM names WHERE rowid = ?", seq), b.w.exec(insertName, seq, tag(now.Tenant)+name))
+	return errors.Join(b.w.dropName(seq), b.w.addName(seq, now.Tenant, name))
 }
 
 func (b *batch) flushCounts(counts map[countKey]int64) error {

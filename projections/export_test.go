@@ -3,6 +3,7 @@ package projections
 import (
 	"context"
 	"database/sql/driver"
+	"errors"
 	"strings"
 )
 
@@ -90,3 +91,27 @@ func (v *Views) explain(sql string, args []driver.Value, plans *[]string) error 
 // Hurried reports whether somebody has asked the projector, which must not run,
 // not to let records come together.
 func (p *Projector) Hurried() bool { return len(p.hurry) > 0 }
+
+// ExhaustNames brings the trigram index of a new file to its end, and returns why it ended.
+func ExhaustNames(path string) (err error) {
+	w, err := openWriter(path, "")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.Close()) }()
+	if err := w.script("INSERT INTO names (names, rank) VALUES ('automerge', 0), ('crisismerge', 1000000); BEGIN"); err != nil {
+		return err
+	}
+	for seq := int64(8000); seq > 0; seq-- { // each before the one written last
+		if err := w.addName(seq, "acme", "orders"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// The names of what SQLite calls "database or disk is full".
+var (
+	ErrDiskFull  = errDiskFull
+	ErrIndexFull = errIndexFull
+)

@@ -9,14 +9,25 @@ import (
 	"net/url"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
 	"modernc.org/sqlite"
 )
 
-// The result codes that say a file is damaged, https://sqlite.org/rescode.html.
+// The result codes that are told apart, https://sqlite.org/rescode.html.
 const (
 	sqliteCorrupt = 11
+	sqliteFull    = 13
 	sqliteNotADB  = 26
 )
+
+// SQLite has one sentence for both: "database or disk is full".
+var (
+	errDiskFull  = errors.New("the disk that holds the views is full")
+	errIndexFull = errors.New("an index of the views takes no more segments, though the disk has space")
+)
+
+// diskFull is the free space in bytes below which a file is full because the disk is.
+const diskFull = 16 << 20
 
 // conn is one SQLite connection with its prepared statements, for one goroutine
 // at a time. It speaks to the driver without database/sql, whose pool and
@@ -24,6 +35,7 @@ const (
 // makes. Statements are short, so they do not watch a context.
 type conn struct {
 	driver.Conn
+	path  string
 	stmts map[string]statement
 	args  []driver.NamedValue
 }
@@ -48,7 +60,7 @@ func connect(path string, pragmas ...string) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{Conn: raw, stmts: map[string]statement{}}
+	c := &conn{Conn: raw, path: abs, stmts: map[string]statement{}}
 	for _, p := range pragmas {
 		if err := c.exec("PRAGMA " + p); err != nil {
 			return nil, errors.Join(err, c.Close())
@@ -73,7 +85,7 @@ func (c *conn) prepared(sql string) (statement, error) {
 	}
 	raw, err := c.Prepare(sql)
 	if err != nil {
-		return nil, fmt.Errorf("preparing %s: %w", head(sql), err)
+		return nil, c.failed("preparing "+head(sql), err)
 	}
 	s, ok := raw.(statement)
 	if !ok {
@@ -98,7 +110,7 @@ func (c *conn) exec(sql string, args ...driver.Value) error {
 		return err
 	}
 	if _, err := s.ExecContext(context.Background(), c.named(args)); err != nil {
-		return fmt.Errorf("%s: %w", head(sql), err)
+		return c.failed(head(sql), err)
 	}
 	return nil
 }
@@ -119,7 +131,7 @@ func (c *conn) update(sql string, args ...driver.Value) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", head(sql), err)
+		return c.failed(head(sql), err)
 	}
 	return nil
 }
@@ -128,9 +140,11 @@ func (c *conn) update(sql string, args ...driver.Value) error {
 func (c *conn) script(sql string) error {
 	s, err := c.Prepare(sql)
 	if err != nil {
-		return fmt.Errorf("preparing %s: %w", head(sql), err)
+		return c.failed("preparing "+head(sql), err)
 	}
-	_, err = s.(statement).ExecContext(context.Background(), nil)
+	if _, err = s.(statement).ExecContext(context.Background(), nil); err != nil {
+		err = c.failed(head(sql), err)
+	}
 	return errors.Join(err, s.Close())
 }
 
@@ -142,11 +156,11 @@ func (c *conn) query(sql string, row func([]driver.Value) error, args ...driver.
 	}
 	rows, err := s.QueryContext(context.Background(), c.named(args))
 	if err != nil {
-		return fmt.Errorf("%s: %w", head(sql), err)
+		return c.failed(head(sql), err)
 	}
 	defer func() {
 		if e := rows.Close(); err == nil && e != nil {
-			err = fmt.Errorf("%s: %w", head(sql), e)
+			err = c.failed(head(sql), e)
 		}
 	}()
 	dest := make([]driver.Value, len(rows.Columns()))
@@ -155,7 +169,7 @@ func (c *conn) query(sql string, row func([]driver.Value) error, args ...driver.
 		case errors.Is(err, io.EOF):
 			return nil
 		case err != nil:
-			return fmt.Errorf("%s: %w", head(sql), err)
+			return c.failed(head(sql), err)
 		}
 		if err := row(dest); err != nil {
 			return err
@@ -171,12 +185,30 @@ func head(sql string) string {
 	return sql
 }
 
+// failed says what could not be done, and names SQLite's "full" for what it is.
+func (c *conn) failed(what string, err error) error {
+	if resultCode(err) == sqliteFull {
+		var fs unix.Statfs_t
+		full := errDiskFull
+		if unix.Statfs(filepath.Dir(c.path), &fs) == nil && uint64(fs.Bavail)*uint64(fs.Bsize) >= diskFull { // their types differ between systems
+			full = errIndexFull
+		}
+		err = fmt.Errorf("%w: %w", full, err)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
 // damaged reports whether SQLite found the file to be no sound database.
 func damaged(err error) bool {
+	code := resultCode(err)
+	return code == sqliteCorrupt || code == sqliteNotADB
+}
+
+// resultCode is SQLite's primary result code, 0 when err is not SQLite's.
+func resultCode(err error) int {
 	var e *sqlite.Error
 	if !errors.As(err, &e) {
-		return false
+		return 0
 	}
-	code := e.Code() & 0xff
-	return code == sqliteCorrupt || code == sqliteNotADB
+	return e.Code() & 0xff
 }

@@ -11,8 +11,8 @@ import (
 )
 
 // writer is the connection that writes one file of views. bulk is a rebuild:
-// until finish it is one transaction without a journal, and secondary indexes
-// are missing.
+// until finish it is one transaction without a journal, and the secondary
+// indexes and the trigram index of names are missing.
 type writer struct {
 	*conn
 	meta meta
@@ -37,7 +37,7 @@ func openBulk(path, log string) (*writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, err := start(c, log, tables+bulkNames)
+	w, err := start(c, log, tables)
 	if err != nil {
 		return nil, err
 	}
@@ -48,21 +48,37 @@ func openBulk(path, log string) (*writer, error) {
 	return w, nil
 }
 
-// The trigram index is merged once, at the end of a rebuild.
-const (
-	bulkNames = `
-INSERT INTO names (names, rank) VALUES ('automerge', 0), ('crisismerge', 1000000);
-`
-	mergeNames = `
-INSERT INTO names (names) VALUES ('optimize');
-INSERT INTO names (names, rank) VALUES ('automerge', 4), ('crisismerge', 16);
-`
-)
-
 // finish builds what is quicker to build at once.
 func (w *writer) finish() error {
 	w.bulk = false
-	return w.script(indexes + mergeNames + "COMMIT")
+	if err := w.script(indexes); err != nil {
+		return err
+	}
+	err := w.query("SELECT seq, tenant, name FROM credentials ORDER BY seq", func(row []driver.Value) error {
+		return w.addName(num(row[0]), str(row[1]), str(row[2]))
+	})
+	if err != nil {
+		return err
+	}
+	return w.script("INSERT INTO names (names) VALUES ('optimize'); COMMIT")
+}
+
+// addName puts the folded name of the credential with a row into the trigram
+// index. A rebuild leaves it to finish: FTS5 begins a segment with every row that
+// does not follow the one before it, and refuses more than 2,000 of them.
+func (w *writer) addName(seq int64, tenant, name string) error {
+	if w.bulk {
+		return nil
+	}
+	return w.exec(insertName, seq, tag(tenant)+name)
+}
+
+// dropName takes the name of the credential with a row out of the trigram index.
+func (w *writer) dropName(seq int64) error {
+	if w.bulk {
+		return nil
+	}
+	return w.exec("DELETE FROM names WHERE rowid = ?", seq)
 }
 
 // insert writes rows of width values each. verb is "INSERT INTO table". In bulk
