@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -10,6 +11,10 @@ import (
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/vault"
 )
+
+// clockSkew is how far the clocks of the server that stores secrets and of the process
+// that appends commits may differ before a secret counts as older than the log.
+const clockSkew = time.Minute
 
 // Collect erases the secrets in the vault that no event names and that are
 // older than age, and returns how many. Age only chooses what to look at: a
@@ -21,6 +26,11 @@ func (s *Service) Collect(ctx context.Context, age time.Duration) (erased int, e
 			return 0, err
 		}
 	}
+	if s.cfg.CheckStored != nil {
+		if err := s.cfg.CheckStored(ctx); err != nil {
+			return 0, fmt.Errorf("check the log before collecting: %w", err)
+		}
+	}
 	before := s.now().Add(-age)
 	for entry, err := range s.cfg.Vault.All(ctx) {
 		if err != nil {
@@ -29,7 +39,7 @@ func (s *Service) Collect(ctx context.Context, age time.Duration) (erased int, e
 		if entry.Stored.After(before) {
 			continue
 		}
-		orphan, err := s.orphan(ctx, entry.Ref)
+		orphan, err := s.orphan(ctx, entry)
 		if err != nil {
 			return erased, fmt.Errorf("look at a secret of %s: %w", entry.Ref.Owner, err)
 		}
@@ -47,37 +57,84 @@ func (s *Service) Collect(ctx context.Context, age time.Duration) (erased int, e
 
 // orphan reports whether nothing names the secret and, once it has said so on
 // the owner's stream, nothing ever will.
-func (s *Service) orphan(ctx context.Context, ref vault.Ref) (bool, error) {
+func (s *Service) orphan(ctx context.Context, e vault.Entry) (bool, error) {
+	ref := e.Ref
 	switch ref.Category {
 	case aggregates.Credential.Category:
-		return abandon(ctx, s, ref, aggregates.Credential, ref.Tenant, commands.Credential(commands.AbandonSecret{ID: ref.Owner, SecretID: ref.SecretID}))
+		return abandon(ctx, s, e, aggregates.Credential, ref.Tenant, commands.Credential(commands.AbandonSecret{ID: ref.Owner, SecretID: ref.SecretID}),
+			func() (bool, error) {
+				_, found, err := s.cfg.Views.Credential(ctx, ref.Tenant, ref.Owner)
+				return found, err
+			})
 	case aggregates.OAuthClient.Category:
-		return abandon(ctx, s, ref, aggregates.OAuthClient, ref.Tenant, commands.OAuthClient(commands.AbandonClientSecret{Component: ref.Owner, SecretID: ref.SecretID}))
+		return abandon(ctx, s, e, aggregates.OAuthClient, ref.Tenant, commands.OAuthClient(commands.AbandonClientSecret{Component: ref.Owner, SecretID: ref.SecretID}),
+			func() (bool, error) {
+				_, found, err := s.cfg.Views.OAuthClient(ctx, ref.Tenant, "", ref.Owner)
+				return found, err
+			})
 	case aggregates.AuthClient.Category:
-		return abandon(ctx, s, ref, aggregates.AuthClient, ref.Tenant, commands.AuthClient(commands.AbandonAuthClientSecret{ID: ref.Owner, SecretID: ref.SecretID}))
+		return abandon(ctx, s, e, aggregates.AuthClient, ref.Tenant, commands.AuthClient(commands.AbandonAuthClientSecret{ID: ref.Owner, SecretID: ref.SecretID}),
+			func() (bool, error) {
+				_, found, err := s.cfg.Views.AuthClient(ctx, ref.Tenant, ref.Owner)
+				return found, err
+			})
 	case aggregates.Component.Category:
-		return abandon(ctx, s, ref, aggregates.Component, events.System, commands.Component(commands.AbandonEnvSecret{ID: ref.Owner, SecretID: ref.SecretID}))
+		return abandon(ctx, s, e, aggregates.Component, events.System, commands.Component(commands.AbandonEnvSecret{ID: ref.Owner, SecretID: ref.SecretID}),
+			func() (bool, error) { _, found, err := s.cfg.Views.Component(ctx, ref.Owner); return found, err })
 	}
 	return false, nil // of a kind that is not known here
 }
 
 // abandon forbids the secret on its owner's stream, which is under tenant,
-// unless the owner names it. It reports whether nothing names it.
+// unless the owner names it. It reports whether nothing names it. An owner without
+// commits proves nothing when the log may have lost them; inViews reports whether the
+// views know the owner.
 func abandon[S interface {
 	Names(secretID string) bool
 	Over() bool
-}, C commands.Command, E any](ctx context.Context, s *Service, ref vault.Ref,
-	d aggregates.Decider[S, C, E], tenant string, cmd C,
+}, C commands.Command, E any](ctx context.Context, s *Service, e vault.Entry,
+	d aggregates.Decider[S, C, E], tenant string, cmd C, inViews func() (bool, error),
 ) (bool, error) {
+	ref := e.Ref
 	state, err := d.Fresh(ctx, s.cfg.Log, d.Stream(tenant, ref.Owner))
 	if err != nil || state.Value.Names(ref.SecretID) {
 		return false, err
+	}
+	if state.Seq == 0 {
+		lost, err := s.mayBeLost(ctx, e, inViews)
+		if err != nil || lost {
+			return false, err
+		}
 	}
 	if state.Value.Over() {
 		return true, nil // its owner takes no more commands
 	}
 	_, state, err = execute(ctx, s, system(ref.Tenant, "collector"), d, tenant, cmd)
 	return err == nil && !state.Value.Names(ref.SecretID), err
+}
+
+// mayBeLost reports whether the log may once have known the owner of a secret: the
+// secret is older than the log's first commit, or the views know the owner.
+func (s *Service) mayBeLost(ctx context.Context, e vault.Entry, inViews func() (bool, error)) (bool, error) {
+	var why string
+	first, err := s.cfg.Log.Store.Commit(ctx, 1)
+	switch {
+	case errors.Is(err, events.ErrNoSuchCommit):
+		why = "the log is empty"
+	case err != nil:
+		return false, err
+	case e.Stored.Before(first[0].Meta.Time.Add(-clockSkew)):
+		why = "the secret is older than the log"
+	default:
+		known, err := inViews()
+		if err != nil || !known {
+			return false, err
+		}
+		why = "the views know the owner"
+	}
+	s.cfg.Logger.WarnContext(ctx, "a secret is kept although its owner is missing in the log: the log may have lost it", "why", why,
+		"tenant", e.Ref.Tenant, "category", e.Ref.Category, "owner", e.Ref.Owner)
+	return true, nil
 }
 
 // RunCollector collects every interval until ctx ends.

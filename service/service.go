@@ -38,6 +38,9 @@ type Config struct {
 	// WritesAllowed refuses commands while it returns an error, such as too little
 	// free space; optional.
 	WritesAllowed func() error
+	// CheckStored proves, before anything is collected, that the log is whole; nil:
+	// nothing to prove.
+	CheckStored func(context.Context) error
 	// TenantAdded prepares the bus for a tenant before it is registered: its
 	// consumers of the feed. It may be called again for the same tenant; optional.
 	TenantAdded func(ctx context.Context, tenant string) error

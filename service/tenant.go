@@ -104,6 +104,36 @@ func (s *Service) listTenants(ctx context.Context, call *Call, in ListTenants) (
 	return list, nil
 }
 
+// maxBootstrap bounds the commits that processes starting at once on an empty log append
+// before there is a first administrator key.
+const maxBootstrap = 64
+
+// isNew reports whether the log holds nothing but what a first start writes, which may
+// have been interrupted.
+func (s *Service) isNew(ctx context.Context) (bool, error) {
+	end, err := s.cfg.Log.Store.End(ctx)
+	if err != nil || end > maxBootstrap {
+		return false, err
+	}
+	for seq := uint64(1); seq <= end; seq++ {
+		recs, err := s.cfg.Log.Store.Commit(ctx, seq)
+		if err != nil {
+			return false, err
+		}
+		for _, r := range recs {
+			switch r.Event.(type) {
+			case events.TenantRegistered, events.DurabilityAttested:
+			default:
+				return false, nil
+			}
+			if r.Meta.Actor.Kind != "system" {
+				return false, nil
+			}
+		}
+	}
+	return true, nil
+}
+
 // ErrKeyShape refuses an administrator key that is given but is no key.
 var ErrKeyShape = fault.New(fault.Invalid, "api_key_shape", "An API key is \"cs_\" followed by 32 to 128 letters and digits.")
 
@@ -113,12 +143,21 @@ const firstAdministrator = "first-administrator"
 // Bootstrap makes what a new installation needs: the tenant "default" and an
 // administrator key for every tenant. It takes the given key, or mints one when
 // given is zero. It returns the key when this call made it, which happens once
-// in the life of an installation, and the zero Secret ever after.
+// in the life of an installation, on a log that holds nothing else, and the zero Secret
+// ever after.
 func (s *Service) Bootstrap(ctx context.Context, given seal.Secret) (seal.Secret, error) {
 	stream := aggregates.APIKey.Stream(events.System, firstAdministrator)
 	state, err := aggregates.APIKey.Fresh(ctx, s.cfg.Log, stream)
 	if err != nil || state.Value.Exists {
 		return seal.Secret{}, err
+	}
+	isNew, err := s.isNew(ctx)
+	if err != nil {
+		return seal.Secret{}, err
+	}
+	if !isNew {
+		s.cfg.Logger.ErrorContext(ctx, "the log has no first administrator key, and is not empty: no key is made")
+		return seal.Secret{}, nil
 	}
 	key := given
 	if key.IsZero() {

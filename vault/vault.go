@@ -136,6 +136,7 @@ type Vault struct {
 	api  string // prefix of the JetStream API, with its final dot
 
 	recent *recent
+	intact func() error // nil: always
 }
 
 // New returns a vault over the stream of StreamConfig. nc is the connection of js.
@@ -154,6 +155,21 @@ func New(js jetstream.JetStream, nc *nats.Conn, keys *seal.Keyring, sync func(co
 		v.api = "$JS." + opts.Domain + ".API."
 	}
 	return v
+}
+
+// Guard has every Put, Get and Erase return intact's error while there is one: no secret
+// comes, leaves or goes. Call it before the first of them.
+func (v *Vault) Guard(intact func() error) { v.intact = intact }
+
+// check refuses a ref that cannot stand in a subject, and everything while the vault is
+// guarded.
+func (v *Vault) check(ref Ref) error {
+	if v.intact != nil {
+		if err := v.intact(); err != nil {
+			return err
+		}
+	}
+	return ref.check()
 }
 
 func (v *Vault) waitDurable(ctx context.Context) error {
@@ -193,7 +209,7 @@ func decode(m *message) (seal.Sealed, error) {
 // Errors: ErrExists, ErrTooLarge, ErrUnknownOutcome, events.ErrID, those of the
 // keyring.
 func (v *Vault) Put(ctx context.Context, ref Ref, s seal.Secret) error {
-	if err := ref.check(); err != nil {
+	if err := v.check(ref); err != nil {
 		return err
 	}
 	if s.Len() > MaxSecret {
@@ -284,7 +300,7 @@ func (v *Vault) isStored(ctx context.Context, subject string, body []byte) (ours
 // Get opens the secret of ref. Errors: ErrNoSecret, seal.ErrSecretUnopenable,
 // events.ErrID, those of the keyring.
 func (v *Vault) Get(ctx context.Context, ref Ref) (seal.Secret, error) {
-	if err := ref.check(); err != nil {
+	if err := v.check(ref); err != nil {
 		return seal.Secret{}, err
 	}
 	subject := ref.subject()
@@ -314,7 +330,7 @@ func (v *Vault) Get(ctx context.Context, ref Ref) (seal.Secret, error) {
 // Erase overwrites and deletes the secret of ref. When it returns, its bytes
 // stand in no file of the stream, durably. It is no error when there is none.
 func (v *Vault) Erase(ctx context.Context, ref Ref) error {
-	if err := ref.check(); err != nil {
+	if err := v.check(ref); err != nil {
 		return err
 	}
 	var failed error

@@ -95,7 +95,7 @@ type program struct {
 	id        string              // of this process among those that serve one log
 	leases    jetstream.JetStream // where roles are agreed on; nil with the embedded server
 	water     *eventlog.HighWater
-	cut       error    // the log was cut short; nil when it is whole
+	integrity integrity
 	stop      []func() // in reverse order
 
 	parts *errgroup.Group    // what runs beside the requests
@@ -156,7 +156,7 @@ func (p *program) openLog(ctx context.Context) error {
 	}
 	cfg := eventlog.Config{
 		Conn: conn, Registry: events.All(), Logger: p.log, Replicas: p.replicas(), Sync: p.durable(eventlog.Stream),
-		OnlyWriter: p.node != nil,
+		OnlyWriter: p.node != nil, Intact: p.integrity.Err,
 	}
 	if p.node != nil {
 		cfg.SyncTree = p.node.Syncer(eventlog.Stream).SyncTree
@@ -167,11 +167,8 @@ func (p *program) openLog(ctx context.Context) error {
 	}
 	p.stop = append(p.stop, p.store.Close)
 	p.water = eventlog.NewHighWater(filepath.Join(p.cfg.Data, "high-water.json"), p.store)
-	if p.cut = p.water.Check(ctx); p.cut != nil {
-		if !errors.Is(p.cut, eventlog.ErrLogCutShort) {
-			return p.cut
-		}
-		p.log.Error("the log was cut short: nothing will be written", "err", p.cut)
+	if err := p.checkIntegrity(ctx); err != nil {
+		return err
 	}
 	p.states, err = aggregates.NewLog(p.store, cachedStates)
 	return err
@@ -179,8 +176,8 @@ func (p *program) openLog(ctx context.Context) error {
 
 // writesAllowed refuses commands while the log or the disk must not be written to.
 func (p *program) writesAllowed() error {
-	if p.cut != nil {
-		return p.cut
+	if err := p.integrity.Err(); err != nil {
+		return err
 	}
 	return p.nats.WritesAllowed()
 }
@@ -270,6 +267,7 @@ func (p *program) openService(ctx context.Context) error {
 		return err
 	}
 	p.vault = vault.New(js, conn, p.keyring, p.durable(vault.Stream))
+	p.vault.Guard(p.integrity.Err)
 	if p.lastUse, err = bus.OpenLastUse(ctx, js, n, p.log); err != nil {
 		return err
 	}
@@ -295,14 +293,20 @@ func (p *program) openService(ctx context.Context) error {
 		RefreshPatience: p.cfg.RefreshPatience,
 		Metrics:         p.metrics, Logger: p.log,
 		WritesAllowed: p.writesAllowed,
-		TenantAdded:   p.nats.EnsureTenant,
-		KeyRevoked:    p.nats.DisconnectKey,
-		Rewind:        func(ctx context.Context, tenant string, seq uint64) error { return p.feed.Rewind(ctx, tenant, seq) },
-		RebuildViews:  p.rebuildViews,
-		Claims:        claims,
-		Poison:        p.poison,
-		AccessLog:     p.access,
-		Lease:         p.cfg.Lease,
+		CheckStored: func(ctx context.Context) error {
+			if err := p.checkIntegrity(ctx); err != nil {
+				return err
+			}
+			return p.integrity.Err()
+		},
+		TenantAdded:  p.nats.EnsureTenant,
+		KeyRevoked:   p.nats.DisconnectKey,
+		Rewind:       func(ctx context.Context, tenant string, seq uint64) error { return p.feed.Rewind(ctx, tenant, seq) },
+		RebuildViews: p.rebuildViews,
+		Claims:       claims,
+		Poison:       p.poison,
+		AccessLog:    p.access,
+		Lease:        p.cfg.Lease,
 		Limits: service.Limits{
 			PerKey: service.RateOf(p.cfg.RatePerKey), PerTenant: service.RateOf(p.cfg.RatePerTenant), WrongKeys: p.cfg.WrongKeys,
 		},
@@ -330,7 +334,7 @@ func (p *program) openService(ctx context.Context) error {
 		return fmt.Errorf("open the bucket of the in-use index: %w", err)
 	}
 	p.inUse = bus.NewInUse(feedJS, p.views, p.proj, p.log)
-	if p.cut != nil {
+	if p.integrity.Err() != nil {
 		return nil // what is there is served; nothing is made
 	}
 	if p.attested() {
@@ -599,7 +603,8 @@ func (p *program) openParts(ctx context.Context) error {
 	p.parts.Go(func() error { return p.lastUse.Run(p.life) })
 	p.parts.Go(func() error { return p.svc.RunDenials(p.life) })
 	p.parts.Go(func() error { return p.giveMemoryBack(p.life) })
-	if p.cut == nil {
+	p.parts.Go(func() error { return p.watchIntegrity(p.life) })
+	if p.integrity.Err() == nil {
 		p.parts.Go(func() error { return p.water.Run(p.life) })
 		collect := p.lead("collector", func(ctx context.Context) error { return p.svc.RunCollector(ctx, collectEvery, orphanAge) })
 		p.parts.Go(func() error { return p.keep(p.life, "collector", collect) })
@@ -631,7 +636,7 @@ func (p *program) keep(ctx context.Context, part string, run func(context.Contex
 }
 
 // afterRestarts compares what is kept in memory with the log again each time
-// the embedded server was restarted. It ends the process when the log was cut short.
+// the embedded server was restarted, or the connection to the external ones.
 func (p *program) afterRestarts(ctx context.Context) error {
 	for {
 		select {
@@ -642,19 +647,21 @@ func (p *program) afterRestarts(ctx context.Context) error {
 		p.states.Forget()
 		for ctx.Err() == nil {
 			err := p.store.Reload(ctx)
-			if err == nil {
-				err = p.water.Check(ctx)
+			pause := 100 * time.Millisecond
+			switch {
+			case isDamage(err): // an old leader of a cluster answers so, too: ask again
+				p.damaged(ctx, err)
+				pause = recheckEvery
+			case err == nil:
+				err = p.checkIntegrity(ctx)
 			}
 			if err == nil {
 				break
 			}
-			if errors.Is(err, eventlog.ErrLogCutShort) {
-				return err // the next start serves what is left, and says so
-			}
 			p.log.Warn("the log is not back yet", "err", err)
 			select {
 			case <-ctx.Done():
-			case <-time.After(100 * time.Millisecond):
+			case <-time.After(pause):
 			}
 		}
 	}
@@ -684,7 +691,7 @@ func (p *program) giveMemoryBack(ctx context.Context) error {
 // notReady lists why the service cannot do all of its work.
 func (p *program) notReady() []string {
 	var reasons []string
-	for what, err := range map[string]error{"log": p.cut, "storage": p.nats.Health(), "views": p.proj.Err(), "feed": p.feed.Err(), "in-use index": p.inUse.Err()} {
+	for what, err := range map[string]error{"log": p.integrity.Err(), "storage": p.nats.Health(), "views": p.proj.Err(), "feed": p.feed.Err(), "in-use index": p.inUse.Err()} {
 		if err != nil {
 			reasons = append(reasons, what+": "+err.Error())
 		}

@@ -42,6 +42,11 @@ func (s *Store) Append(ctx context.Context, stream events.StreamID, expected uin
 
 // Stage implements events.Store, with the errors of Append.
 func (s *Store) Stage(ctx context.Context, stream events.StreamID, expected uint64, meta events.Meta, evs ...events.Event) (uint64, error) {
+	if s.cfg.Intact != nil {
+		if err := s.cfg.Intact(); err != nil {
+			return 0, err
+		}
+	}
 	subj, err := subject(Prefix, stream)
 	if err != nil {
 		return 0, err

@@ -10,16 +10,64 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/credstream/credstream/fault"
 )
 
-// ErrLogCutShort says that the log holds less than it once did, or something
-// else: a block of it was lost or damaged. JetStream drops such a block and what
-// follows with a warning and uses the sequences again, so somebody has to remember.
-var ErrLogCutShort = fault.New(fault.Unavailable, "log_cut_short",
-	"The log holds less than was durable before: it was damaged. Nothing is changed and no secret leaves until it is restored.")
+// The proofs that a part of the log was lost. JetStream drops a damaged block with a
+// warning and uses its sequences again, so somebody has to remember and to count.
+var (
+	// ErrLogCutShort says that the log ends before a commit that was durable, or holds
+	// another one in its place.
+	ErrLogCutShort = fault.New(fault.Unavailable, "log_cut_short",
+		"The log holds less than was durable before: it was damaged. Nothing is changed and no secret leaves until it is restored.")
+	// ErrLogIncomplete says that commits are missing between others, or before the first one.
+	ErrLogIncomplete = fault.New(fault.Unavailable, "log_incomplete",
+		"Commits are missing in the log: it was damaged. Nothing is changed and no secret leaves until it is restored.")
+	// ErrHighWater says that the high-water file itself cannot be read.
+	ErrHighWater = fault.New(fault.Precondition, "high_water_unreadable",
+		"The high-water file cannot be read. Put it back from its backup, or remove it if the log is known to be whole.")
+)
+
+// Damage reports whether err proves that the log was damaged.
+func Damage(err error) bool {
+	return errors.Is(err, ErrLogCutShort) || errors.Is(err, ErrLogIncomplete)
+}
+
+// CutShort is ErrLogCutShort for a log that should hold the commit at seq.
+func CutShort(seq uint64) error {
+	return ErrLogCutShort.Because("The log was durable up to commit %d, and does not hold that commit any more: it was damaged. "+
+		"Nothing is changed and no secret leaves until it is restored from a backup.", seq)
+}
+
+// CheckWhole counts the log, which never deletes: it begins with commit 1, no commit is
+// missing, and it ends no earlier than it was durable. It returns ErrLogIncomplete or
+// ErrLogCutShort, with the first commit that is missing.
+func (s *Store) CheckWhole(ctx context.Context) error {
+	durable := s.Durable() // before the look: it moves on meanwhile
+	state, err := s.state(ctx, false)
+	switch {
+	case err != nil:
+		return err
+	case state.LastSeq < durable:
+		return CutShort(durable)
+	case state.LastSeq == 0 || state.FirstSeq == 1 && state.Messages == state.LastSeq:
+		return nil
+	}
+	missing := uint64(1)
+	if state.FirstSeq == 1 {
+		if state, err = s.state(ctx, true); err != nil {
+			return err
+		}
+		if len(state.Deleted) > 0 {
+			missing = slices.Min(state.Deleted)
+		}
+	}
+	return ErrLogIncomplete.Because("The log misses %d of its %d commits, from commit %d on: it was damaged. "+
+		"Nothing is changed and no secret leaves until it is restored from a backup.", state.LastSeq-min(state.LastSeq, state.Messages), state.LastSeq, missing)
+}
 
 // HighWater remembers, in a file outside the log's folder, how far the log was
 // durable and what stood there.
@@ -37,9 +85,13 @@ type mark struct {
 // NewHighWater keeps the mark of store in the file at path.
 func NewHighWater(path string, store *Store) *HighWater { return &HighWater{path: path, store: store} }
 
-// Check compares the log with the mark and returns ErrLogCutShort when the
-// log does not bear it out. Without a file there is nothing to compare.
+// Check counts the log (see CheckWhole) and compares it with the mark; it returns
+// ErrLogCutShort when the log does not bear the mark out. Without a file there is
+// nothing to compare. A file that cannot be read is ErrHighWater.
 func (h *HighWater) Check(ctx context.Context) error {
+	if err := h.store.CheckWhole(ctx); err != nil {
+		return err
+	}
 	b, err := os.ReadFile(h.path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -49,15 +101,15 @@ func (h *HighWater) Check(ctx context.Context) error {
 	}
 	var m mark
 	if err := json.Unmarshal(b, &m); err != nil || m.Seq == 0 {
-		return fmt.Errorf("the high-water mark %s cannot be read", h.path)
+		return ErrHighWater.Because("The high-water file %s is empty or damaged, which says nothing of the log itself. "+
+			"Put it back from its backup; or, if you know that the log is whole, remove it, and the next start writes it anew.", h.path)
 	}
 	at, err := h.mark(ctx, m.Seq)
 	switch {
 	case err != nil:
 		return err
 	case at != m:
-		return ErrLogCutShort.Because("The log was durable up to commit %d, and does not hold that commit any more: it was damaged. "+
-			"Nothing is changed and no secret leaves until it is restored from a backup.", m.Seq)
+		return CutShort(m.Seq)
 	}
 	h.last = m
 	return nil

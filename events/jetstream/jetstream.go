@@ -83,7 +83,10 @@ type Config struct {
 	// Sync returns after an fsync, begun after the call, of all that the server has
 	// acknowledged (bus.Syncer.Wait). nil: an acknowledged message is durable already.
 	Sync func(context.Context) error
-	// SyncTree makes the log's stream itself durable after Open created it
+	// Intact refuses every append while it returns an error. nil: never.
+	Intact func() error
+
+	// SyncTree makes the log's stream itself durable, whoever created it
 	// (bus.Syncer.SyncTree). nil: nothing to do.
 	SyncTree func() error
 
@@ -126,16 +129,15 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the log: %w", err)
 	}
-	created, err := ensure(ctx, js, StreamConfig(cfg.Replicas))
-	if err != nil {
+	if err := ensure(ctx, js, StreamConfig(cfg.Replicas)); err != nil {
 		return nil, err
 	}
-	if created && cfg.SyncTree != nil {
+	if cfg.SyncTree != nil { // also when a process created it that ended before it had synced
 		if err := cfg.SyncTree(); err != nil {
 			return nil, err
 		}
 	}
-	if _, err := ensure(ctx, js, SnapshotConfig(cfg.Replicas)); err != nil {
+	if err := ensure(ctx, js, SnapshotConfig(cfg.Replicas)); err != nil {
 		return nil, err
 	}
 	recent, err := newRecent(cfg.OnlyWriter)
@@ -158,11 +160,16 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 }
 
 // Reload forgets what is known of the log and starts again from what the
-// server has. Call it after the embedded server was restarted in the process.
+// server has. Call it after the embedded server was restarted in the process. It
+// returns ErrLogCutShort, and forgets nothing, when the log now ends before what was durable.
 func (s *Store) Reload(ctx context.Context) error {
+	durable := s.Durable()
 	end, err := s.End(ctx)
-	if err != nil {
+	switch {
+	case err != nil:
 		return fmt.Errorf("reading the end of the log: %w", err)
+	case end < durable:
+		return CutShort(durable)
 	}
 	if s.cfg.Sync != nil { // a predecessor may have been killed before its fsync
 		if err := s.cfg.Sync(ctx); err != nil {
@@ -185,20 +192,19 @@ func (s *Store) Close() {
 }
 
 // ensure creates the stream, or checks the one that is there.
-func ensure(ctx context.Context, js natsjs.JetStream, want natsjs.StreamConfig) (created bool, err error) {
+func ensure(ctx context.Context, js natsjs.JetStream, want natsjs.StreamConfig) error {
 	stream, err := js.Stream(ctx, want.Name)
 	if errors.Is(err, natsjs.ErrStreamNotFound) {
 		if stream, err = js.CreateStream(ctx, want); err != nil {
-			return false, fmt.Errorf("creating stream %s: %w", want.Name, err)
+			return fmt.Errorf("creating stream %s: %w", want.Name, err)
 		}
-		created = true
 	} else if err != nil {
-		return false, fmt.Errorf("looking up stream %s: %w", want.Name, err)
+		return fmt.Errorf("looking up stream %s: %w", want.Name, err)
 	}
 	if err := sameConfig(stream.CachedInfo().Config, want); err != nil {
-		return false, fmt.Errorf("stream %s is not as it must be: %w", want.Name, err)
+		return fmt.Errorf("stream %s is not as it must be: %w", want.Name, err)
 	}
-	return created, nil
+	return nil
 }
 
 // sameConfig compares everything that decides what is stored and for how long.

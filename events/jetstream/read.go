@@ -76,20 +76,38 @@ func (s *Store) Commit(ctx context.Context, seq uint64) ([]events.Record, error)
 
 // End implements events.Store; it asks the leader.
 func (s *Store) End(ctx context.Context) (uint64, error) {
-	var info struct {
-		apiAnswer
-		State struct {
-			LastSeq uint64 `json:"last_seq"`
-		} `json:"state"`
-	}
-	if err := s.mux.api(ctx, "$JS.API.STREAM.INFO."+Stream, nil, &info); err != nil {
+	state, err := s.state(ctx, false)
+	if err != nil {
 		return 0, err
 	}
-	if info.Error != nil {
-		return 0, unavailable("reading the state of the log", info.Error)
+	s.durable.saw(state.LastSeq)
+	return state.LastSeq, nil
+}
+
+// streamState is what the leader says of the log.
+type streamState struct {
+	Messages uint64   `json:"messages"`
+	FirstSeq uint64   `json:"first_seq"`
+	LastSeq  uint64   `json:"last_seq"`
+	Deleted  []uint64 `json:"deleted"` // sequences that are missing between others; only when asked for
+}
+
+func (s *Store) state(ctx context.Context, deleted bool) (streamState, error) {
+	var info struct {
+		apiAnswer
+		State streamState `json:"state"`
 	}
-	s.durable.saw(info.State.LastSeq)
-	return info.State.LastSeq, nil
+	var question any
+	if deleted {
+		question = map[string]any{"deleted_details": true}
+	}
+	if err := s.mux.api(ctx, "$JS.API.STREAM.INFO."+Stream, question, &info); err != nil {
+		return streamState{}, err
+	}
+	if info.Error != nil {
+		return streamState{}, unavailable("reading the state of the log", info.Error)
+	}
+	return info.State, nil
 }
 
 // WaitDurable implements events.Store. A sequence beyond the end of the log is

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/minio/highwayhash"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/events"
+	eventlog "github.com/credstream/credstream/events/jetstream"
+	"github.com/credstream/credstream/events/memory"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/vault"
+)
+
+// blocks is the folder of a stream's block files.
+func blocks(data, stream string) string {
+	return filepath.Join(data, "nats", "jetstream", "CREDSTREAM", "streams", stream, "msgs")
+}
+
+// splitBlocks writes the one block of a stopped stream anew as blocks of one message each,
+// number n holding the n-th message, as if the stream were as many times larger.
+func splitBlocks(t *testing.T, data, stream string) (n int) {
+	t.Helper()
+	dir := blocks(data, stream)
+	all, err := os.ReadFile(filepath.Join(dir, "1.blk"))
+	must(t, err)
+	must(t, os.Remove(filepath.Join(dir, "index.db")))
+	for len(all) > 0 {
+		n++
+		size := binary.LittleEndian.Uint32(all) &^ (1 << 31)
+		record := all[:size]
+		all = all[size:]
+		subject := int(binary.LittleEndian.Uint16(record[20:]))
+		from := 22 + subject
+		if record[3]&0x80 != 0 { // headers, whose length stands first
+			from += 4
+		}
+		key := sha256.Sum256(fmt.Appendf(nil, "%s-%d", stream, n))
+		sum, err := highwayhash.New64(key[:])
+		must(t, err)
+		for _, part := range [][]byte{record[4:20], record[22 : 22+subject], record[from : size-8]} {
+			_, _ = sum.Write(part)
+		}
+		copy(record[size-8:], sum.Sum(nil))
+		must(t, os.WriteFile(filepath.Join(dir, fmt.Sprintf("%d.blk", n)), record, 0o600))
+	}
+	return n
+}
+
+// notReadyReasons are the reasons that readiness gives; none when it is ready.
+func (u *up) notReadyReasons(t testing.TB) string {
+	t.Helper()
+	resp, err := http.Get(u.base + "/readyz")
+	must(t, err)
+	defer resp.Body.Close()
+	var answer struct {
+		Ready   bool
+		Reasons []string
+	}
+	must(t, json.NewDecoder(resp.Body).Decode(&answer))
+	if answer.Ready != (resp.StatusCode == http.StatusOK) || answer.Ready != (len(answer.Reasons) == 0) {
+		t.Errorf("readiness is %d %+v", resp.StatusCode, answer)
+	}
+	return strings.Join(answer.Reasons, "\n")
+}
+
+// A log that has lost a block is not believed, whichever block it is: no write, no
+// secret, no collection, no new administrator key; and readiness names the first commit that is missing.
+func TestLogWithAHole(t *testing.T) {
+	for _, lost := range []int{1, 2, 5, 6} { // of 6: tenant, key, component, two credentials, a third one
+		t.Run(fmt.Sprint("block ", lost), func(t *testing.T) {
+			t.Parallel()
+			data := t.TempDir()
+			u := bring(t, data)
+			registerPlain(t, u.base)
+			var ids [3]string
+			for i := range ids {
+				ids[i] = u.create(t)
+			}
+			u.stop()
+			if n := splitBlocks(t, data, eventlog.Stream); n != 6 {
+				t.Fatalf("%d commits", n)
+			}
+			must(t, os.Remove(filepath.Join(blocks(data, eventlog.Stream), fmt.Sprintf("%d.blk", lost))))
+			u = bring(t, data)
+			want, where := eventlog.ErrLogIncomplete.Code, fmt.Sprintf("from commit %d on", lost)
+			if lost == 6 {
+				want, where = eventlog.ErrLogCutShort.Code, "commit 6"
+			}
+			if !u.firstKey.IsZero() {
+				t.Error("a new first administrator key was made")
+			}
+			if reasons := u.notReadyReasons(t); !strings.Contains(reasons, where) {
+				t.Errorf("readiness says %q", reasons)
+			}
+			if err := u.writesAllowed(); err == nil || fault.Of(err).Code != want {
+				t.Errorf("writes: %v", err)
+			}
+			if err := u.command("component.delete", "", map[string]any{"id": "plain"}, nil); err == nil {
+				t.Error("a command was obeyed")
+			}
+			if _, err := u.held(t.Context(), ids[0]); err == nil {
+				t.Error("a secret leaves")
+			}
+			if n, err := u.svc.Collect(t.Context(), 0); err == nil || n != 0 || vaultSize(t, u) != 3 {
+				t.Errorf("the collector erased %d: %v, %d are left", n, err, vaultSize(t, u))
+			}
+		})
+	}
+}
+
+// A secret whose owner has no commits is an orphan only where the log cannot have lost
+// them: it is not older than the log, and the views do not know its owner.
+func TestCollectorNeedsProof(t *testing.T) {
+	u := bring(t, t.TempDir())
+	registerPlain(t, u.base)
+	known := u.create(t)
+	put := func(owner string) {
+		t.Helper()
+		must(t, u.vault.Put(t.Context(), vault.Ref{Tenant: "default", Category: "credential", Owner: owner, SecretID: events.NewID()}, seal.NewSecret([]byte("x"))))
+	}
+	put("nobody")
+	collect := func(logBegan time.Time) (erased int) {
+		t.Helper()
+		store := memory.New(events.All()) // another log than the one that the vault and the views belong to
+		_, err := store.Append(t.Context(), events.StreamID{Tenant: "default", Category: "flow", ID: "f"}, 0,
+			events.Meta{Tenant: "default", Actor: events.Actor{Kind: "system", ID: "test"}, Command: "c", Time: logBegan, Via: "system"}, events.FlowReleased{})
+		must(t, err)
+		states, err := aggregates.NewLog(store, 100)
+		must(t, err)
+		svc, err := service.New(service.Config{
+			Log: states, Views: u.views, Projector: u.proj, Vault: u.vault, Keyring: u.keyring, Logger: slog.New(slog.DiscardHandler),
+		})
+		must(t, err)
+		defer svc.Close()
+		erased, err = svc.Collect(t.Context(), 0)
+		must(t, err)
+		return erased
+	}
+	if n := collect(time.Now().Add(time.Hour)); n != 0 {
+		t.Errorf("%d secrets that are older than the log were erased", n)
+	}
+	if n := collect(time.Now().Add(-time.Hour)); n != 1 {
+		t.Errorf("%d secrets were erased, not the one of nobody", n)
+	}
+	if _, err := u.held(t.Context(), known); err != nil {
+		t.Errorf("the secret of a credential that the views know: %v", err)
+	}
+}
