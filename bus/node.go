@@ -430,11 +430,12 @@ func (n *Node) serverHealth() (latched bool, _ error) {
 // Watch looks after the server until ctx ends: JetStream keeps refusing writes
 // after an error of the disk, even when the disk is well again, until it is
 // restarted. Watch restarts it in the process, once there is space, on the same
-// port, and tells Restarted. It returns nil when ctx ends, or why a restart failed.
+// port, and tells Restarted. A restart that fails is tried again, ever more
+// slowly. It returns nil when ctx ends.
 func (n *Node) Watch(ctx context.Context) error {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
-	var low, waiting bool
+	var low, waiting, down bool // down: the last restart failed
 	var next time.Time
 	pause := restartMin
 	for {
@@ -450,7 +451,7 @@ func (n *Node) Watch(ctx context.Context) error {
 		}
 		latched, err := n.serverHealth()
 		switch {
-		case !latched:
+		case !latched && !down:
 			waiting = false
 			if time.Since(next) > restartMax {
 				pause = restartMin
@@ -462,8 +463,9 @@ func (n *Node) Watch(ctx context.Context) error {
 			waiting = true
 		default:
 			n.log.Error("restarting the NATS server", "err", err)
-			if err := n.Restart(ctx); err != nil {
-				return err
+			err := n.Restart(ctx)
+			if down = err != nil; down {
+				n.log.Error("the NATS server does not start; it will be tried again", "in", pause, "err", err)
 			}
 			waiting = false
 			next, pause = time.Now().Add(pause), min(2*pause, restartMax)

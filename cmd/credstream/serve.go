@@ -98,8 +98,10 @@ type program struct {
 	integrity integrity
 	stop      []func() // in reverse order
 
+	supervised supervisor // of the parts that outlive a failure
+
 	parts *errgroup.Group    // what runs beside the requests
-	life  context.Context    // of the parts; ends when one of them fails
+	life  context.Context    // of the parts; ends when one of them fails for good
 	halt  context.CancelFunc // ends the parts
 }
 
@@ -126,6 +128,7 @@ func start(ctx context.Context, cfg serveConfig, stderr io.Writer) (_ *program, 
 			p.close()
 		}
 	}()
+	p.supervised.log = p.log
 	if cfg.Durability != "group" && cfg.Durability != "always" {
 		return nil, errDurability
 	}
@@ -594,43 +597,37 @@ func (p *program) openParts(ctx context.Context) error {
 		p.halt()
 		_ = p.parts.Wait() // run has told of its error
 	})
-	p.parts.Go(func() error { return p.keep(p.life, "projector", p.proj.Run) })
-	p.parts.Go(func() error { return p.keep(p.life, "feed", p.lead("feed", p.feed.Run)) })
-	p.parts.Go(func() error { return p.keep(p.life, "in-use index", p.lead("in-use", p.inUse.Run)) })
-	p.parts.Go(func() error { return p.nats.Watch(p.life) })
+	p.parts.Go(func() error { return p.supervised.run(p.life, "views", p.proj.Run) })
+	p.parts.Go(func() error { return p.supervised.run(p.life, "feed", p.lead("feed", p.feed.Run)) })
+	p.parts.Go(func() error { return p.supervised.run(p.life, "in-use index", p.lead("in-use", p.inUse.Run)) })
+	p.parts.Go(func() error { return p.supervised.run(p.life, "storage", p.nats.Watch) })
 	p.parts.Go(func() error { return p.afterRestarts(p.life) })
 	p.parts.Go(func() error { return p.ended.run(p.life, p.nats.DisconnectKey) })
-	p.parts.Go(func() error { return p.lastUse.Run(p.life) })
-	p.parts.Go(func() error { return p.svc.RunDenials(p.life) })
+	p.parts.Go(func() error { return p.supervised.run(p.life, "last use of keys", p.lastUse.Run) })
+	p.parts.Go(func() error { return p.supervised.run(p.life, "denials", p.svc.RunDenials) })
 	p.parts.Go(func() error { return p.giveMemoryBack(p.life) })
 	p.parts.Go(func() error { return p.watchIntegrity(p.life) })
 	if p.integrity.Err() == nil {
-		p.parts.Go(func() error { return p.water.Run(p.life) })
+		p.parts.Go(func() error { return p.supervised.run(p.life, "high-water mark", p.water.Run) })
 		collect := p.lead("collector", func(ctx context.Context) error { return p.svc.RunCollector(ctx, collectEvery, orphanAge) })
-		p.parts.Go(func() error { return p.keep(p.life, "collector", collect) })
+		p.parts.Go(func() error { return p.supervised.run(p.life, "collector", collect) })
 		for _, queue := range []bus.Queue{bus.Flows, bus.Commands} {
 			reader := bus.NewReader(bus.ReaderConfig{
 				Queue: queue, Queues: p.queues, Poison: p.poison, Service: p.svc, Metrics: p.metrics, Logger: p.log,
 			})
 			p.parts.Go(func() error {
-				return p.keep(p.life, "reader of "+string(queue), p.lead("read-"+string(queue), reader.Run))
+				return p.supervised.run(p.life, "reader of "+string(queue), p.lead("read-"+string(queue), reader.Run))
 			})
 		}
-		p.parts.Go(func() error { return p.keep(p.life, "token keeper", p.lead("token-keeper", p.svc.RunTokenKeeper)) })
-		p.parts.Go(func() error { return p.keep(p.life, "flow keeper", p.lead("flow-keeper", p.svc.RunFlowKeeper)) })
+		p.parts.Go(func() error {
+			return p.supervised.run(p.life, "token keeper", p.lead("token-keeper", p.svc.RunTokenKeeper))
+		})
+		p.parts.Go(func() error {
+			return p.supervised.run(p.life, "flow keeper", p.lead("flow-keeper", p.svc.RunFlowKeeper))
+		})
 	}
 	if err := p.proj.Wait(ctx, end); err != nil {
 		return fmt.Errorf("bring the views up to the log: %w", err)
-	}
-	return nil
-}
-
-// keep leaves the process up when a reader of the log has stopped: readiness
-// says why, nothing is skipped, and secrets stay where they are.
-func (p *program) keep(ctx context.Context, part string, run func(context.Context) error) error {
-	if err := run(ctx); err != nil && ctx.Err() == nil {
-		p.log.Error("a part has stopped; the service is not ready", "part", part, "err", err)
-		<-ctx.Done()
 	}
 	return nil
 }
@@ -690,11 +687,15 @@ func (p *program) giveMemoryBack(ctx context.Context) error {
 
 // notReady lists why the service cannot do all of its work.
 func (p *program) notReady() []string {
-	var reasons []string
-	for what, err := range map[string]error{"log": p.integrity.Err(), "storage": p.nats.Health(), "views": p.proj.Err(), "feed": p.feed.Err(), "in-use index": p.inUse.Err()} {
+	failures := p.supervised.failures()
+	for part, err := range map[string]error{"log": p.integrity.Err(), "storage": p.nats.Health(), "views": p.proj.Err(), "feed": p.feed.Err(), "in-use index": p.inUse.Err()} {
 		if err != nil {
-			reasons = append(reasons, what+": "+err.Error())
+			failures[part] = err
 		}
+	}
+	var reasons []string
+	for what, err := range failures {
+		reasons = append(reasons, what+": "+err.Error())
 	}
 	return reasons
 }
