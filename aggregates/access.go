@@ -44,7 +44,7 @@ func (s AccessState) decide(cmd commands.Access) ([]events.Access, error) {
 			Principal: c.Principal, Connection: c.Connection, Component: c.Component, Credential: c.Credential, User: c.User, Reason: c.Reason,
 		}}, nil
 	}
-	return nil, nil
+	return nil, unknownCommand(cmd)
 }
 
 func (s AccessState) evolve(e events.Access) AccessState {

@@ -55,7 +55,7 @@ func (s APIKeyState) decide(cmd commands.APIKey) ([]events.APIKey, error) {
 		}
 		return []events.APIKey{events.APIKeyRevoked{}}, nil
 	}
-	return nil, nil
+	return nil, unknownCommand(cmd)
 }
 
 // is reports whether the key is the one asked for.

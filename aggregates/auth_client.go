@@ -134,7 +134,7 @@ func (s AuthClientState) decide(cmd commands.AuthClient) ([]events.AuthClient, e
 		}
 		return []events.AuthClient{events.SecretAbandoned{SecretID: c.SecretID}}, nil
 	}
-	return nil, nil
+	return nil, unknownCommand(cmd)
 }
 
 // settled adds that nothing has to follow, where nothing does.

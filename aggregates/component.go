@@ -97,7 +97,7 @@ func (s ComponentState) decide(cmd commands.Component) ([]events.Component, erro
 		}
 		return []events.Component{events.ComponentDeleted{}}, nil
 	}
-	return nil, nil
+	return nil, unknownCommand(cmd)
 }
 
 // mayChange refuses everybody but the owner; who may not see the component is

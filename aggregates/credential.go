@@ -131,7 +131,7 @@ func (s CredentialState) decide(cmd commands.Credential) ([]events.Credential, e
 		}
 		return []events.Credential{events.CredentialRevokedAtProvider{Outcome: c.Outcome}}, nil
 	}
-	return nil, nil
+	return nil, unknownCommand(cmd)
 }
 
 func (s CredentialState) create(c commands.CreateCredential) ([]events.Credential, error) {

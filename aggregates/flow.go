@@ -56,7 +56,7 @@ func (s FlowState) decide(cmd commands.Flow) ([]events.Flow, error) {
 	case commands.RefuseUse:
 		return s.refuse(c), nil
 	}
-	return nil, nil
+	return nil, unknownCommand(cmd)
 }
 
 func (s FlowState) observe(c commands.ObserveFlow) []events.Flow {

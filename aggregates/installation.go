@@ -24,7 +24,7 @@ func (s InstallationState) decide(cmd commands.Installation) ([]events.Installat
 		}
 		return []events.Installation{now}, nil
 	}
-	return nil, nil
+	return nil, unknownCommand(cmd)
 }
 
 func (s InstallationState) evolve(e events.Installation) InstallationState {

@@ -112,7 +112,7 @@ func (s OAuthClientState) decide(cmd commands.OAuthClient) ([]events.OAuthClient
 		}
 		return []events.OAuthClient{events.SecretAbandoned{SecretID: c.SecretID}}, nil
 	}
-	return nil, nil
+	return nil, unknownCommand(cmd)
 }
 
 func (s OAuthClientState) change(c commands.ChangeOAuthClient) ([]events.OAuthClient, error) {

@@ -31,7 +31,7 @@ func (s TenantState) decide(cmd commands.Tenant) ([]events.Tenant, error) {
 		}
 		return []events.Tenant{events.TenantRegistered{Name: c.Name}}, nil
 	}
-	return nil, nil
+	return nil, unknownCommand(cmd)
 }
 
 func (s TenantState) evolve(e events.Tenant) TenantState {

@@ -108,6 +108,12 @@ var samples = []events.Event{
 	events.OAuthClientUsed{Flow: "orders to crm", Revision: 7},
 	events.OAuthClientReleased{Flow: "orders to crm", Revision: 8},
 	events.DurabilityAttested{Replicas: 3, Why: "The servers do not say whether they sync always."},
+	events.CommandCompleted{
+		Route: "credential.revoke", Seq: 12, ID: "AAABcID5GBc=", Version: 2, Status: events.ReauthorizationRequired, Revision: 3,
+		Says: "The provider did not confirm it.", Binding: "01a20150-0000-7000-8000-000000000008", Until: meta.Time, Outcome: "transient",
+		Total: 7, Expires: meta.Time,
+		Refusal: events.CommandRefusal{Kind: "precondition", Code: "oauth_client_exists", Says: "The component has an OAuth client.", Pointer: "/components/0"},
+	},
 }
 
 var forComponents = []events.AuthClientComponent{{Component: "sheets", OAuthClient: "01a20150-0000-7000-8000-000000000006"}}
@@ -390,5 +396,25 @@ func TestUpcast(t *testing.T) {
 	}
 	if typ, ok := reg.TypeOf(renamed{}); !ok || typ.Version() != 3 {
 		t.Errorf("type %+v, %v", typ, ok)
+	}
+}
+
+// One command id makes one thing for each caller and target, and another tenant's
+// or another kind of caller's makes another.
+func TestDeriveID(t *testing.T) {
+	key, user := events.Actor{Kind: "key", ID: "42"}, events.Actor{Kind: "user", ID: "42"}
+	seen := map[string]bool{}
+	for _, tenant := range []string{"acme", "other"} {
+		for _, actor := range []events.Actor{key, user, {Kind: "key", ID: "43"}} {
+			for _, command := range []string{"1", "2"} {
+				for _, what := range []string{"credential/a", "credential/b", "api_key"} {
+					id := events.DeriveID(tenant, actor, command, what)
+					if seen[id] || id != events.DeriveID(tenant, actor, command, what) || !events.Plain(id) {
+						t.Errorf("%s %v %s %s makes %s", tenant, actor, command, what, id)
+					}
+					seen[id] = true
+				}
+			}
+		}
 	}
 }

@@ -107,10 +107,12 @@ func LengthPrefixed(parts ...string) []byte {
 	return b
 }
 
-// DeriveID makes the id of the nth new thing of a command: a UUIDv8 (RFC 9562)
-// from SHA-256, so that a repeated command meets the stream it made before.
-func DeriveID(tenant, principal, command string, n int) string {
-	sum := sha256.Sum256(LengthPrefixed("credstream/id/1", tenant, principal, command, fmt.Sprint(n)))
+// DeriveID makes the id of a new thing of a command: a UUIDv8 (RFC 9562) from
+// SHA-256, so that a repeated command meets the stream it made before. What is the
+// thing as the command names it, such as "oauth_client/petstore": one command id that
+// is used for two targets makes two ids.
+func DeriveID(tenant string, actor Actor, command, what string) string {
+	sum := sha256.Sum256(LengthPrefixed("credstream/id/2", tenant, actor.Kind, actor.ID, command, what))
 	var id uuid.UUID
 	copy(id[:], sum[:16])
 	id[6] = id[6]&0x0f | 0x80

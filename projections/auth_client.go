@@ -111,7 +111,7 @@ func (b *batch) authClientComponents(tenant, id string, components []events.Auth
 		return err
 	}
 	for _, c := range components {
-		if err := b.w.exec("INSERT INTO auth_client_components VALUES (?,?,?,?)", tenant, id, c.Component, c.OAuthClient); err != nil {
+		if err := b.w.exec("INSERT OR REPLACE INTO auth_client_components VALUES (?,?,?,?)", tenant, id, c.Component, c.OAuthClient); err != nil {
 			return err
 		}
 	}

@@ -46,7 +46,7 @@ func created(n int) []events.Record {
 	for i := range recs {
 		tenant := fmt.Sprintf("tenant-%02d", i%50)
 		recs[i] = events.Record{
-			Stream: events.StreamID{Tenant: tenant, Category: "credential", ID: events.DeriveID(tenant, "key:1", fmt.Sprint(i), 0)},
+			Stream: events.StreamID{Tenant: tenant, Category: "credential", ID: events.DeriveID(tenant, events.Actor{Kind: "key", ID: "1"}, fmt.Sprint(i), "credential")},
 			Seq:    uint64(i + 1), Of: 1,
 			Meta: events.Meta{
 				Commit: fmt.Sprintf("0198c1a0-0000-7000-8000-%012d", i), Tenant: tenant, Actor: events.Actor{Kind: "key", ID: "0198c1a0-0000-7000-8000-00000000000a"},

@@ -598,6 +598,7 @@ func PublicTypes() []PublicType {
 			return PublicAuthClientDeleted{ID: id}
 		}),
 		keepPrivate[events.DurabilityAttested](),
+		keepPrivate[events.CommandCompleted](),
 		publish("credential.authorized", func(id string, e events.CredentialAuthorized) PublicCredentialAuthorized {
 			return PublicCredentialAuthorized{
 				ID: id, Version: e.Version, Field: e.Field, By: e.By, User: e.User, Expires: e.Expires, Scope: e.Scope, Connection: e.Connection,

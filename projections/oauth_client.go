@@ -16,7 +16,7 @@ CREATE TABLE oauth_clients (tenant TEXT NOT NULL, component TEXT NOT NULL, id TE
 	PRIMARY KEY (tenant, component)) WITHOUT ROWID;
 `
 	oauthClientIndexes = `
-CREATE UNIQUE INDEX oauth_clients_id ON oauth_clients (tenant, id);
+CREATE INDEX oauth_clients_id ON oauth_clients (tenant, id);
 CREATE INDEX oauth_clients_component ON oauth_clients (component, tenant);
 `
 )

@@ -27,7 +27,7 @@ var ErrViewsClosed = fault.New(fault.Unavailable, "views_closed", "The service i
 // viewsVersion is the version of everything the file holds: tables, indexes and
 // how events are folded into them. Raise it with any change to these; a file
 // of another version is rebuilt from the log.
-const viewsVersion = 7
+const viewsVersion = 8
 
 // tables is the schema that every file has from its first record; indexes is
 // added then or, in a rebuild, when the rows are in.

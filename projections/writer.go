@@ -223,7 +223,7 @@ func (b *batch) apply(r events.Record) error {
 		return b.apiKey(r, e)
 	case events.Tenant:
 		return b.tenant(r, e)
-	case events.Installation, events.Access:
+	case events.Installation, events.Access, events.CommandRecord:
 		return nil // shown elsewhere
 	}
 	return errUnknownEvent

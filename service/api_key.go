@@ -96,7 +96,7 @@ func (s *Service) issueAPIKey(ctx context.Context, call *Call, in IssueAPIKey) (
 	}
 	key := string(NewKey().Reveal())
 	done, err := s.issueKey(ctx, call, commands.IssueAPIKey{
-		ID:     events.DeriveID(call.Tenant, call.Principal.Actor.ID, call.CommandID, 0),
+		ID:     call.deriveID("api_key"),
 		SHA256: hashKey(key), Name: in.Name, Home: call.Tenant, Tenants: in.Tenants, Role: string(in.Role),
 		Permissions: permissions, Addresses: addresses, Expires: expires,
 	})

@@ -74,7 +74,7 @@ func (s *Service) createAuthClient(ctx context.Context, call *Call, in CreateAut
 	if err := s.checkAuthClient(ctx, call, in); err != nil {
 		return Done{}, err
 	}
-	id := events.DeriveID(call.Tenant, call.Principal.Actor.ID, call.CommandID, 0)
+	id := call.deriveID("auth_client")
 	created := events.AuthClientCreated{
 		Name: in.Name, Type: in.Type, Scope: in.Scope, ScopeID: in.ScopeID, Fields: in.Credentials.Names(), ClientID: clientIDOf(in.Type, in.Credentials.Fields),
 	}
@@ -234,7 +234,7 @@ func (s *Service) authComponents(ctx context.Context, call *Call, typ string, fo
 		}
 		c := events.AuthClientComponent{Component: id}
 		if follow {
-			c.OAuthClient = events.DeriveID(call.Tenant, call.Principal.Actor.ID, call.CommandID, i+1)
+			c.OAuthClient = call.deriveID("oauth_client/" + id)
 			client, err := aggregates.OAuthClient.Fresh(ctx, s.cfg.Log, aggregates.OAuthClient.Stream(call.Tenant, id))
 			if err != nil {
 				return nil, nil, err

@@ -116,7 +116,7 @@ func (s *Service) binding(call *Call, in BindFlow) (cmd commands.BindFlow, err e
 		}
 	}
 	return commands.BindFlow{
-		ID: in.Flow, Binding: events.DeriveID(call.Tenant, call.Principal.Actor.ID, call.CommandID, 0),
+		ID: in.Flow, Binding: call.deriveID("binding/" + in.Flow),
 		Name: in.Name, Steps: in.Steps, Until: s.now().Add(ttl).UTC().Truncate(time.Microsecond),
 	}, nil
 }

@@ -609,7 +609,7 @@ func (s *Service) saveConnected(ctx context.Context, call *Call, c connection, d
 			return commands.ReplaceKeys{ID: c.Credential, Expected: version, Keys: known}
 		})
 	}
-	id := events.DeriveID(c.Tenant, c.Actor.ID, c.id, 0)
+	id := events.DeriveID(c.Tenant, c.Actor, c.id, "credential/"+c.Component)
 	if c.Name == "" {
 		c.Name = defaultName(d.Title, id)
 	}

@@ -88,7 +88,7 @@ func (s *Service) createCredential(ctx context.Context, call *Call, in CreateCre
 	if kind == clientMissing {
 		return Done{}, ErrOAuthClientMissing.At("/component")
 	}
-	id := events.DeriveID(call.Tenant, call.Principal.Actor.ID, call.CommandID, 0)
+	id := call.deriveID("credential/" + in.Component)
 	if in.Name == "" {
 		in.Name = defaultName(d.Title, id)
 	}

@@ -72,7 +72,7 @@ func (s *Service) defineOAuthClient(ctx context.Context, call *Call, in DefineOA
 	if in.ClientSecret.IsZero() {
 		return Done{}, required("/client_secret", "")
 	}
-	id := events.DeriveID(call.Tenant, call.Principal.Actor.ID, call.CommandID, 0)
+	id := call.deriveID("oauth_client/" + in.Component)
 	return s.define(ctx, call, commands.DefineOAuthClient{Component: in.Component, ID: id, ClientID: in.ClientID}, in.ClientSecret.value)
 }
 

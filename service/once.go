@@ -64,6 +64,11 @@ func (c *Call) key() commandKey {
 	return commandKey{c.Tenant, c.Principal.Actor.Kind, c.Principal.Actor.ID, c.CommandID}
 }
 
+// deriveID makes the id of a new thing of the command. A repeat makes the same one.
+func (c *Call) deriveID(what string) string {
+	return events.DeriveID(c.Tenant, c.Principal.Actor, c.CommandID, what)
+}
+
 // Claims are the named commands under way or obeyed lately, shared by every
 // process that serves one log.
 type Claims interface {

@@ -372,7 +372,7 @@ type RevocationStarted struct {
 // know them, and answers. The walk keeps nothing but what it counts: when it breaks
 // off, the same command goes on with those that still hold tokens.
 func (s *Service) revokeOAuth(ctx context.Context, call *Call, in RevokeOAuth) (RevocationStarted, error) {
-	started := RevocationStarted{Done: Done{ID: events.DeriveID(call.Tenant, call.Principal.Actor.ID, call.CommandID, 0)}}
+	started := RevocationStarted{Done: Done{ID: call.deriveID("revocation")}}
 	if total, known := s.revocations.known(call.Tenant, started.ID); known { // the command comes again
 		started.Total = total
 		return started, nil

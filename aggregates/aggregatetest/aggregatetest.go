@@ -4,6 +4,8 @@ package aggregatetest
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -52,6 +54,17 @@ func Run[S any, C commands.Command, E any](t *testing.T, d aggregates.Decider[S,
 				t.Errorf("the same command again gives %+v", again)
 			}
 		})
+	}
+}
+
+// Unknown checks that the decider answers a command it has no case for with an
+// error that names its type.
+func Unknown[S any, C commands.Command, E any](t *testing.T, d aggregates.Decider[S, C, E], unknown C) {
+	t.Helper()
+	var nothing S
+	facts, err := d.Decide(nothing, unknown)
+	if err == nil || len(facts) > 0 || !strings.Contains(err.Error(), fmt.Sprintf("%T", unknown)) {
+		t.Errorf("%s answers the unknown %T with %+v, %v", d.Category, unknown, facts, err)
 	}
 }
 

@@ -1,0 +1,43 @@
+package aggregates
+
+import (
+	"fmt"
+
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+)
+
+// CommandRecord decides what is remembered of one named command, beside the commit
+// that it made: there is one stream for each command id of a caller.
+var CommandRecord = Decider[CommandRecordState, commands.CommandRecord, events.CommandRecord]{
+	Category: "command", Fold: 1, Decide: CommandRecordState.decide, Evolve: CommandRecordState.evolve,
+}
+
+// CommandRecordState is how the command ended; nil while that is not recorded.
+type CommandRecordState struct {
+	Completed *events.CommandCompleted
+}
+
+func (s CommandRecordState) decide(cmd commands.CommandRecord) ([]events.CommandRecord, error) {
+	switch c := cmd.(type) {
+	case commands.CompleteCommand:
+		if s.Completed != nil { // the first answer stays the answer
+			return nil, nil
+		}
+		return []events.CommandRecord{c.Completed}, nil
+	}
+	return nil, unknownCommand(cmd)
+}
+
+func (s CommandRecordState) evolve(e events.CommandRecord) CommandRecordState {
+	switch e := e.(type) {
+	case events.CommandCompleted:
+		s.Completed = &e
+	}
+	return s
+}
+
+// unknownCommand ends every decide: a case that is missing must not pass for "already so".
+func unknownCommand(cmd commands.Command) error {
+	return fmt.Errorf("aggregates: no rule decides %T", cmd)
+}

@@ -1,0 +1,22 @@
+package commands
+
+import "github.com/credstream/credstream/events"
+
+// CommandRecord is the sum of the intents about what is remembered of one named command.
+//
+//sumtype:decl
+type CommandRecord interface {
+	Command
+	commandRecord()
+}
+
+// CompleteCommand records how the command ended.
+type CompleteCommand struct {
+	ID        string // derived from the caller and the command id
+	Completed events.CommandCompleted
+}
+
+// Target implements Command.
+func (c CompleteCommand) Target() string { return c.ID }
+
+func (CompleteCommand) commandRecord() {}

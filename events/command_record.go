@@ -1,0 +1,40 @@
+package events
+
+import "time"
+
+// CommandRecord is the sum of the facts about one named command, stream
+// "command.<id derived from the caller and the command id>".
+//
+//sumtype:decl
+type CommandRecord interface{ commandRecord() }
+
+// CommandCompleted says how a command ended, where the commit that it made does not
+// say it whole: it changed nothing, it took several commits, or it acted outside
+// the log. It holds what the caller was answered, and no secret.
+type CommandCompleted struct {
+	Route    string         `json:"route"`    // "credential.refresh"
+	Seq      uint64         `json:"seq"`      // log sequence in the answer
+	ID       string         `json:"id"`       // of the thing that changed
+	Version  int            `json:"version"`  // of a credential's keys
+	Status   Status         `json:"status"`   // of a credential
+	Revision int            `json:"revision"` // of a component's descriptor
+	Says     string         `json:"says"`     // a sentence
+	Binding  string         `json:"binding"`  // id of a flow's reservation
+	Until    time.Time      `json:"until"`    // when the reservation ends by itself
+	Outcome  string         `json:"outcome"`  // of telling an authorization server
+	Total    int            `json:"total"`    // of a revocation in bulk
+	Expires  time.Time      `json:"expires"`  // of a key or a link
+	Refusal  CommandRefusal `json:"refusal"`  // the command was refused after its first commit, which was undone; zero when it was not
+}
+
+// CommandRefusal is a refusal as the caller was told.
+type CommandRefusal struct {
+	Kind    string `json:"kind"` // of the error; "" for no refusal
+	Code    string `json:"code"`
+	Says    string `json:"says"`    // a sentence
+	Pointer string `json:"pointer"` // to the input at fault
+}
+
+func (CommandCompleted) commandRecord() {}
+
+var commandRecordTypes = []Type{Define[CommandCompleted]("command.completed")}
