@@ -119,7 +119,7 @@ func startWhole(t *testing.T) *whole {
 	ok(t, seal.CreateKeyFile(keyFile))
 	kms := must(seal.OpenKMS(t.Context(), seal.KMS{URL: "file://" + keyFile}))(t)
 	kv := must(w.js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "CREDSTREAM_KEYS", Storage: jetstream.FileStorage}))(t)
-	w.keyring = seal.NewKeyring(kms, seal.NewKVKeysets(kv, nil))
+	w.keyring = seal.NewKeyring(kms, seal.NewKVKeysets(w.js, kv, nil))
 	w.queues = must(bus.NewQueues(conn, durable))(t)
 	w.poison = bus.NewPoison(w.queues, w.metrics, log)
 	w.svc = must(svc.New(svc.Config{

@@ -27,6 +27,10 @@ type Sealed []byte
 var (
 	// ErrNoKeyset says that a tenant has no keys yet: Ensure makes them.
 	ErrNoKeyset = fault.New(fault.NotFound, "keyset_not_found", "The tenant has no keys.")
+	// ErrKeysetMissing says that a tenant which has been registered has no keys: they are
+	// lost. New ones would open nothing, so none are made.
+	ErrKeysetMissing = fault.New(fault.Unavailable, "keyset_missing",
+		"The keys of a tenant are lost. Nothing is changed and no secret leaves until they are restored.")
 	// ErrKeysetExists is returned by a KeysetStore whose caller came second.
 	ErrKeysetExists = fault.New(fault.Exists, "keyset_exists", "The tenant's keys were made or changed by somebody else.")
 	// ErrKeysetUnopenable says that a stored keyset is there and does not open:

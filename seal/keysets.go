@@ -4,40 +4,101 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
+	"time"
 
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
 // kvKeysets is a KeysetStore over a JetStream key-value bucket, one key a tenant.
 type kvKeysets struct {
+	js      jetstream.JetStream
 	kv      jetstream.KeyValue
 	sync    func(context.Context) error
 	durable atomic.Uint64 // revisions up to this one are known to be synced
 }
 
-// NewKVKeysets returns a KeysetStore over kv whose keys are the tenants. sync
+// NewKVKeysets returns a KeysetStore over kv, a bucket of js, whose keys are the tenants. sync
 // returns when all that was written to the bucket before the call is durable;
 // nil says that the server itself syncs before it answers.
-func NewKVKeysets(kv jetstream.KeyValue, sync func(context.Context) error) KeysetStore {
-	return &kvKeysets{kv: kv, sync: sync}
+func NewKVKeysets(js jetstream.JetStream, kv jetstream.KeyValue, sync func(context.Context) error) KeysetStore {
+	return &kvKeysets{js: js, kv: kv, sync: sync}
 }
 
 // Keyset implements KeysetStore. What a writer stored whose own sync is still
 // under way, or was given up, is synced before it is returned: nobody may seal
 // with keys that a power cut could take away.
-func (s *kvKeysets) Keyset(ctx context.Context, tenant string) ([]byte, uint64, error) {
+func (s *kvKeysets) Keyset(ctx context.Context, tenant string) (wrapped []byte, revision uint64, err error) {
 	entry, err := s.kv.Get(ctx, tenant)
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return nil, 0, ErrNoKeyset
+	switch {
+	case err == nil:
+		wrapped, revision = entry.Value(), entry.Revision()
+	case errors.Is(err, jetstream.ErrKeyNotFound): // on the replica that answered, which may be behind
+		wrapped, revision, err = s.fromLeader(ctx, tenant)
 	}
 	if err != nil {
 		return nil, 0, fmt.Errorf("reading key %s: %w", tenant, err)
 	}
-	if err := s.waitDurable(ctx, entry.Revision()); err != nil {
+	if err := s.waitDurable(ctx, revision); err != nil {
 		return nil, 0, err
 	}
-	return entry.Value(), entry.Revision(), nil
+	return wrapped, revision, nil
+}
+
+// leaderTime bounds a request whose context has no deadline.
+const leaderTime = 5 * time.Second
+
+// fromLeader reads the tenant's entry from the leader of the bucket's stream, which
+// alone can say that there is none.
+func (s *kvKeysets) fromLeader(ctx context.Context, tenant string) (wrapped []byte, revision uint64, err error) {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, leaderTime)
+		defer cancel()
+	}
+	api := jetstream.DefaultAPIPrefix
+	switch opts := s.js.Options(); {
+	case opts.APIPrefix != "":
+		api = strings.TrimSuffix(opts.APIPrefix, ".") + "."
+	case opts.Domain != "":
+		api = "$JS." + opts.Domain + ".API."
+	}
+	question, err := json.Marshal(map[string]string{"last_by_subj": "$KV." + s.kv.Bucket() + "." + tenant})
+	if err != nil {
+		return nil, 0, err
+	}
+	reply, err := s.js.Conn().RequestWithContext(ctx, api+"STREAM.MSG.GET.KV_"+s.kv.Bucket(), question)
+	if err != nil {
+		return nil, 0, err
+	}
+	var answer struct {
+		Error   *jetstream.APIError `json:"error"`
+		Message struct {
+			Seq    uint64 `json:"seq"`
+			Header []byte `json:"hdrs"`
+			Data   []byte `json:"data"`
+		} `json:"message"`
+	}
+	err = json.Unmarshal(reply.Data, &answer)
+	switch {
+	case err != nil:
+		return nil, 0, err
+	case answer.Error != nil && answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
+		return nil, 0, ErrNoKeyset
+	case answer.Error != nil:
+		return nil, 0, answer.Error
+	}
+	header, err := nats.DecodeHeadersMsg(answer.Message.Header)
+	if err != nil {
+		return nil, 0, err
+	}
+	if header.Get("KV-Operation") != "" { // it was deleted
+		return nil, 0, ErrNoKeyset
+	}
+	return answer.Message.Data, answer.Message.Seq, nil
 }
 
 // CreateKeyset implements KeysetStore.

@@ -14,7 +14,7 @@ import (
 	"github.com/credstream/credstream/seal"
 )
 
-func bucket(tb testing.TB) jetstream.KeyValue {
+func bucket(tb testing.TB) (jetstream.JetStream, jetstream.KeyValue) {
 	tb.Helper()
 	srv, err := server.NewServer(&server.Options{DontListen: true, JetStream: true, StoreDir: tb.TempDir(), NoSigs: true, NoLog: true})
 	if err != nil {
@@ -38,13 +38,14 @@ func bucket(tb testing.TB) jetstream.KeyValue {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return kv
+	return js, kv
 }
 
 func TestKVKeysets(t *testing.T) {
 	ctx := t.Context()
 	var syncs atomic.Int64
-	store := seal.NewKVKeysets(bucket(t), func(context.Context) error { syncs.Add(1); return nil })
+	js, kv := bucket(t)
+	store := seal.NewKVKeysets(js, kv, func(context.Context) error { syncs.Add(1); return nil })
 
 	if _, _, err := store.Keyset(ctx, "acme"); !errors.Is(err, seal.ErrNoKeyset) {
 		t.Errorf("Keyset of none: %v", err)
@@ -85,9 +86,9 @@ func TestKVKeysets(t *testing.T) {
 // What another writer left unsynced is synced before it is given out.
 func TestKVKeysetsGiveOutDurableKeysOnly(t *testing.T) {
 	ctx := t.Context()
-	kv := bucket(t)
+	js, kv := bucket(t)
 	broken := errors.New("input/output error")
-	writer := seal.NewKVKeysets(kv, func(context.Context) error { return broken })
+	writer := seal.NewKVKeysets(js, kv, func(context.Context) error { return broken })
 	if err := writer.CreateKeyset(ctx, "acme", []byte("one")); !errors.Is(err, broken) {
 		t.Errorf("CreateKeyset = %v", err)
 	}
@@ -95,7 +96,7 @@ func TestKVKeysetsGiveOutDurableKeysOnly(t *testing.T) {
 		t.Errorf("Keyset = %v", err)
 	}
 	var syncs atomic.Int64
-	reader := seal.NewKVKeysets(kv, func(context.Context) error { syncs.Add(1); return nil })
+	reader := seal.NewKVKeysets(js, kv, func(context.Context) error { syncs.Add(1); return nil })
 	if _, _, err := reader.Keyset(ctx, "acme"); err != nil || syncs.Load() != 1 {
 		t.Errorf("%v after %d syncs", err, syncs.Load())
 	}
@@ -103,15 +104,47 @@ func TestKVKeysetsGiveOutDurableKeysOnly(t *testing.T) {
 
 func TestKeyringOverKV(t *testing.T) {
 	ctx := t.Context()
-	kv, kms := bucket(t), keyFile(t)
-	k := seal.NewKeyring(kms, seal.NewKVKeysets(kv, nil))
+	js, kv := bucket(t)
+	kms := keyFile(t)
+	k := seal.NewKeyring(kms, seal.NewKVKeysets(js, kv, nil))
 	ensure(t, k, "acme")
 	sealed, err := k.Seal(ctx, "acme", seal.NewSecret([]byte("swordfish")), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	fresh := seal.NewKeyring(kms, seal.NewKVKeysets(kv, nil))
+	fresh := seal.NewKeyring(kms, seal.NewKVKeysets(js, kv, nil))
 	if got, err := fresh.Open(ctx, "acme", sealed, nil); err != nil || string(got.Reveal()) != "swordfish" {
 		t.Errorf("%q, %v", got.Reveal(), err)
+	}
+}
+
+// late reads from a replica that has not heard of any key yet.
+type late struct{ jetstream.KeyValue }
+
+func (late) Get(context.Context, string) (jetstream.KeyValueEntry, error) {
+	return nil, jetstream.ErrKeyNotFound
+}
+
+// Only the leader can say that there is no keyset: a replica may be behind.
+func TestKVKeysetsOnALateReplica(t *testing.T) {
+	ctx := t.Context()
+	js, kv := bucket(t)
+	store := seal.NewKVKeysets(js, late{kv}, nil)
+	kms := keyFile(t)
+	ensure(t, seal.NewKeyring(kms, store), "acme")
+	if err := seal.NewKeyring(kms, store).Check(ctx, []string{"acme"}); err != nil {
+		t.Error(err)
+	}
+	if _, revision, err := store.Keyset(ctx, "acme"); err != nil || revision != 1 {
+		t.Errorf("revision %d, %v", revision, err)
+	}
+	if _, _, err := store.Keyset(ctx, "beta"); !errors.Is(err, seal.ErrNoKeyset) {
+		t.Errorf("no keyset at all: %v", err)
+	}
+	if err := kv.Delete(ctx, "acme"); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := store.Keyset(ctx, "acme"); !errors.Is(err, seal.ErrNoKeyset) {
+		t.Errorf("a deleted keyset: %v", err)
 	}
 }

@@ -154,7 +154,7 @@ func newStage(t testing.TB) *stage {
 	ok(t, seal.CreateKeyFile(keyFile))
 	kms := must(seal.OpenKMS(t.Context(), seal.KMS{URL: "file://" + keyFile}))(t)
 	kv := must(js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "CREDSTREAM_KEYS", Storage: jetstream.FileStorage}))(t)
-	keyring := seal.NewKeyring(kms, seal.NewKVKeysets(kv, nil))
+	keyring := seal.NewKeyring(kms, seal.NewKVKeysets(js, kv, nil))
 	s.access = &tapped{AccessLog: must(bus.NewAccessLog(must(node.Conn("access"))(t), node.Syncer(bus.AccessStream).Wait))(t)}
 	guarded := verify.NewClient(verify.Config{Logger: log})
 	s.svc = must(service.New(service.Config{

@@ -44,8 +44,21 @@ func (s *Service) registerTenant(ctx context.Context, call *Call, in RegisterTen
 	return Done{Seq: state.Seq, ID: in.ID}, nil
 }
 
+// prepareTenant makes what a tenant needs. A tenant that is registered has its keyset:
+// when it is gone, a new one would open nothing.
 func (s *Service) prepareTenant(ctx context.Context, tenant string) error {
-	if err := s.cfg.Keyring.Ensure(ctx, tenant); err != nil {
+	exists, err := s.tenantExists(ctx, tenant)
+	if err != nil {
+		return err
+	}
+	if exists {
+		if err = s.cfg.Keyring.Check(ctx, []string{tenant}); errors.Is(err, seal.ErrNoKeyset) {
+			err = seal.ErrKeysetMissing.Because("The keys of tenant %s are lost. Restore them from a backup.", tenant)
+		}
+	} else {
+		err = s.cfg.Keyring.Ensure(ctx, tenant)
+	}
+	if err != nil {
 		return fmt.Errorf("keyset of tenant %s: %w", tenant, err)
 	}
 	if s.cfg.TenantAdded != nil {

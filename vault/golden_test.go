@@ -46,7 +46,7 @@ func TestGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	keysets := seal.NewKVKeysets(kv, nil)
+	keysets := seal.NewKVKeysets(n.js, kv, nil)
 	if err := keysets.CreateKeyset(ctx, "acme", read("..", "seal", "testdata", "keyset.v1.json")); err != nil {
 		t.Fatal(err)
 	}

@@ -84,7 +84,7 @@ func startNode(tb testing.TB, dir string, tenants ...string) *node {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	n.keys = seal.NewKeyring(kms, seal.NewKVKeysets(kv, nil))
+	n.keys = seal.NewKeyring(kms, seal.NewKVKeysets(n.js, kv, nil))
 	for _, tenant := range tenants {
 		if err := n.keys.Ensure(ctx, tenant); err != nil {
 			tb.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -158,5 +159,46 @@ func TestCollectorNeedsProof(t *testing.T) {
 	}
 	if _, err := u.held(t.Context(), known); err != nil {
 		t.Errorf("the secret of a credential that the views know: %v", err)
+	}
+}
+
+// Keysets that are lost are never made anew: not for a tenant that is in the log, and no
+// new KMS key for them.
+func TestKeysetsLost(t *testing.T) {
+	data := t.TempDir()
+	u := bring(t, data)
+	must(t, u.command("tenant.register", "", map[string]any{"id": "acme"}, nil))
+	registerPlain(t, u.base)
+	id := u.create(t)
+	u.stop()
+	must(t, os.RemoveAll(filepath.Dir(blocks(data, keyStream))))
+
+	u = bring(t, data)
+	if reasons := u.notReadyReasons(t); !strings.Contains(reasons, "2 tenants whose keys are lost, acme") {
+		t.Errorf("readiness says %q", reasons)
+	}
+	for _, tenant := range []string{"acme", "default"} {
+		if got := code(t, u.command("tenant.register", "", map[string]any{"id": tenant}, nil)); got != seal.ErrKeysetMissing.Code {
+			t.Errorf("registering %s: %q", tenant, got)
+		}
+	}
+	if _, err := u.held(t.Context(), id); err == nil {
+		t.Error("a secret leaves")
+	}
+	u.integrity.set(nil) // the tenant's own check holds without the one of the start, too
+	if err := u.command("tenant.register", "again", map[string]any{"id": "acme"}, nil); err == nil {
+		t.Error("a tenant without its keyset was registered again")
+	}
+	if have, err := u.keysetTenants(t.Context()); err != nil || len(have) != 0 {
+		t.Errorf("new keysets of %v, %v", have, err)
+	}
+	u.stop()
+
+	must(t, os.Remove(filepath.Join(data, "kms.key")))
+	if p, err := start(t.Context(), u.cfg, &lockedBuffer{}); !errors.Is(err, errKeyFileMissing) {
+		t.Errorf("without the key file: %v %v", p, err)
+	}
+	if _, err := os.Stat(filepath.Join(data, "kms.key")); err == nil {
+		t.Error("a new KMS key was made")
 	}
 }

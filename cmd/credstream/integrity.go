@@ -2,10 +2,19 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/events"
 	eventlog "github.com/credstream/credstream/events/jetstream"
+	"github.com/credstream/credstream/seal"
 )
 
 const (
@@ -39,7 +48,7 @@ func (i *integrity) set(damage error) bool {
 
 // isDamage tells a proof from a check that could not be made.
 func isDamage(err error) bool {
-	return eventlog.Damage(err)
+	return eventlog.Damage(err) || errors.Is(err, seal.ErrKeysetMissing)
 }
 
 // checkIntegrity compares what is stored with itself and with what is remembered of it.
@@ -48,6 +57,9 @@ func (p *program) checkIntegrity(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
 	err := p.water.Check(ctx)
+	if err == nil && p.keysets != nil {
+		err = p.checkKeysets(ctx)
+	}
 	if err != nil && !isDamage(err) {
 		return err
 	}
@@ -83,4 +95,42 @@ func (p *program) watchIntegrity(ctx context.Context) error {
 			p.log.WarnContext(ctx, "what is stored could not be checked", "err", err)
 		}
 	}
+}
+
+// checkKeysets returns seal.ErrKeysetMissing when a tenant in the log has no keyset. A
+// keyset is stored before its tenant is in the log.
+func (p *program) checkKeysets(ctx context.Context) error {
+	tenants, err := p.store.IDs(ctx, events.System, aggregates.Tenant.Category)
+	if err != nil {
+		return err
+	}
+	have, err := p.keysetTenants(ctx)
+	if err != nil {
+		return err
+	}
+	missing := slices.DeleteFunc(tenants, func(tenant string) bool { _, found := slices.BinarySearch(have, tenant); return found })
+	if len(missing) == 0 {
+		return nil
+	}
+	return seal.ErrKeysetMissing.Because("The log has %d tenants whose keys are lost, %s among them. "+
+		"Nothing is changed and no secret leaves until the stream %s is restored from a backup.", len(missing), slices.Min(missing), keyStream)
+}
+
+// keysetTenants lists, in order, the tenants that have a keyset, as the leader knows them.
+func (p *program) keysetTenants(ctx context.Context) ([]string, error) {
+	stream, err := p.keysets.Stream(ctx, keyStream)
+	if err != nil {
+		return nil, fmt.Errorf("list the keysets: %w", err)
+	}
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter("$KV."+keyBucket+".*"))
+	if err != nil {
+		return nil, fmt.Errorf("list the keysets: %w", err)
+	}
+	subjects := info.State.Subjects
+	tenants := make([]string, 0, len(subjects))
+	for subject := range subjects {
+		tenants = append(tenants, strings.TrimPrefix(subject, "$KV."+keyBucket+"."))
+	}
+	slices.Sort(tenants)
+	return tenants, nil
 }

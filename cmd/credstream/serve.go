@@ -42,12 +42,13 @@ import (
 const (
 	cachedStates = 16_384            // folded aggregates kept in memory
 	keyBucket    = "CREDSTREAM_KEYS" // wrapped keysets, by tenant
-	stopTime     = 3 * time.Second   // for requests under way when the process is told to stop
-	collectEvery = 10 * time.Minute  // between two looks for orphaned secrets
-	orphanAge    = time.Hour         // of a secret before it is looked at
-	idleAfter    = 5 * time.Second   // without a commit
-	burst        = 1_000             // commits that leave something to give back
-	bulkRebuild  = 5_000             // commits behind which the views are built anew rather than caught up
+	keyStream    = "KV_" + keyBucket
+	stopTime     = 3 * time.Second  // for requests under way when the process is told to stop
+	collectEvery = 10 * time.Minute // between two looks for orphaned secrets
+	orphanAge    = time.Hour        // of a secret before it is looked at
+	idleAfter    = 5 * time.Second  // without a commit
+	burst        = 1_000            // commits that leave something to give back
+	bulkRebuild  = 5_000            // commits behind which the views are built anew rather than caught up
 )
 
 // The refusals of a configuration.
@@ -61,7 +62,7 @@ var (
 	errKMSNeeded  = fault.New(fault.Invalid, "config_kms",
 		"With --nats every process needs the same key: name it by --kms, such as file:///path/kms.key or hcvault://.")
 	errKeyFileMissing = fault.New(fault.Precondition, "kms_key_missing",
-		"The data folder holds sealed keysets, but its key file kms.key is missing. Put the file back from its backup; a new one would not open them.")
+		"The data folder holds tenants, but its key file kms.key is missing. Put the file back from its backup; a new one would not open their secrets.")
 )
 
 // program is a running credstream: the parts and how to stop them.
@@ -96,7 +97,8 @@ type program struct {
 	leases    jetstream.JetStream // where roles are agreed on; nil with the embedded server
 	water     *eventlog.HighWater
 	integrity integrity
-	stop      []func() // in reverse order
+	keysets   jetstream.JetStream // where the keysets are; nil until they are open
+	stop      []func()            // in reverse order
 
 	supervised supervisor // of the parts that outlive a failure
 
@@ -384,11 +386,11 @@ func (p *program) openAccessLog(ctx context.Context, js jetstream.JetStream) err
 // openKeyring opens the tenants' keysets with the KMS key. The local key file is
 // made only where no keyset needs another one.
 func (p *program) openKeyring(ctx context.Context, js jetstream.JetStream) (*seal.Keyring, error) {
-	const stream = "KV_" + keyBucket
-	created, err := bus.EnsureBucket(ctx, js, jetstream.KeyValueConfig{
+	const stream = keyStream
+	_, err := bus.EnsureBucket(ctx, js, jetstream.KeyValueConfig{
 		Bucket: keyBucket, History: 5, Storage: jetstream.FileStorage, Replicas: p.replicas(),
 	})
-	if err == nil && created && p.node != nil {
+	if err == nil && p.node != nil {
 		err = p.node.Syncer(stream).SyncTree()
 	}
 	if err != nil {
@@ -398,11 +400,19 @@ func (p *program) openKeyring(ctx context.Context, js jetstream.JetStream) (*sea
 	if err != nil {
 		return nil, fmt.Errorf("open the bucket of keysets: %w", err)
 	}
-	tenants, err := kv.Keys(ctx)
-	if err != nil && !errors.Is(err, jetstream.ErrNoKeysFound) {
-		return nil, fmt.Errorf("list the keysets: %w", err)
+	p.keysets = js
+	tenants, err := p.keysetTenants(ctx)
+	if err != nil {
+		return nil, err
 	}
-	url, err := p.kmsURL(len(tenants) > 0)
+	if err := p.checkIntegrity(ctx); err != nil { // the keysets among what is stored
+		return nil, err
+	}
+	end, err := p.store.End(ctx)
+	if err != nil {
+		return nil, err
+	}
+	url, err := p.kmsURL(len(tenants) > 0 || end > 0)
 	if err != nil {
 		return nil, err
 	}
@@ -410,7 +420,7 @@ func (p *program) openKeyring(ctx context.Context, js jetstream.JetStream) (*sea
 	if err != nil {
 		return nil, err
 	}
-	keyring := seal.NewKeyring(kms, seal.NewKVKeysets(kv, p.durable(stream)))
+	keyring := seal.NewKeyring(kms, seal.NewKVKeysets(js, kv, p.durable(stream)))
 	if err := keyring.Check(ctx, tenants); err != nil {
 		return nil, fmt.Errorf("the keysets do not open with this KMS key: %w", err)
 	}

@@ -84,6 +84,38 @@ func (s *Store) End(ctx context.Context) (uint64, error) {
 	return state.LastSeq, nil
 }
 
+// IDs lists the ids of the streams of a category under tenant that have a commit, as the
+// leader knows them.
+func (s *Store) IDs(ctx context.Context, tenant, category string) ([]string, error) {
+	var ids []string
+	for offset := 0; ; {
+		var info struct {
+			apiAnswer
+			Total int `json:"total"` // subjects in all; an answer holds so many of them
+			State struct {
+				Subjects map[string]uint64 `json:"subjects"`
+			} `json:"state"`
+		}
+		filter := Prefix + "." + tenant + "." + category + ".*"
+		if err := s.mux.api(ctx, "$JS.API.STREAM.INFO."+Stream, map[string]any{"subjects_filter": filter, "offset": offset}, &info); err != nil {
+			return nil, err
+		}
+		if info.Error != nil {
+			return nil, unavailable("listing the streams of the log", info.Error)
+		}
+		for subject := range info.State.Subjects {
+			stream, err := events.ParseSubject(Prefix, subject)
+			if err != nil {
+				return nil, err
+			}
+			ids = append(ids, stream.ID)
+		}
+		if offset += len(info.State.Subjects); len(info.State.Subjects) == 0 || offset >= info.Total {
+			return ids, nil
+		}
+	}
+}
+
 // streamState is what the leader says of the log.
 type streamState struct {
 	Messages uint64   `json:"messages"`
