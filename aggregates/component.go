@@ -18,11 +18,14 @@ var (
 	ErrComponentNotOwner = fault.New(fault.Denied, "component_not_owner", "Only the component's owner may change it.")
 	ErrComponentDeleted  = fault.New(fault.Precondition, "component_deleted",
 		"The component was deleted: its credentials remain, but none can be made or changed.")
+	// ErrComponentChanged refuses secrets that were entered for another revision of the descriptor.
+	ErrComponentChanged = fault.New(fault.Precondition, "component_changed",
+		"The component was changed since you looked at it. Nothing was sent or saved. Look at it again, and repeat if its hosts are still right.")
 )
 
 // Component decides what may happen to one component.
 var Component = Decider[ComponentState, commands.Component, events.Component]{
-	Category: "component", Fold: 2, Decide: ComponentState.decide, Evolve: ComponentState.evolve,
+	Category: "component", Fold: 3, Decide: ComponentState.decide, Evolve: ComponentState.evolve,
 }
 
 // ComponentState is what decisions about a component rest on. The descriptor
@@ -35,9 +38,10 @@ type ComponentState struct {
 	Revision int    // of the descriptor: 1, 2, 3, ...
 	SHA256   string // hex, of the descriptor in force
 
-	EnvNames  []string // variables of the descriptor that have a value
-	EnvSecret string   // where the vault keeps them, "" for none
-	Abandoned []string // secret ids no event may name any more
+	EnvNames    []string // variables of the descriptor that have a value
+	EnvSecret   string   // where the vault keeps them, "" for none
+	EnvRevision int      // of the descriptor in force when they were given
+	Abandoned   []string // secret ids no event may name any more
 }
 
 // Names reports whether the values of the variables stand under the secret.
@@ -82,7 +86,10 @@ func (s ComponentState) decide(cmd commands.Component) ([]events.Component, erro
 		if err := s.mayChange(c.Owner); err != nil {
 			return nil, err
 		}
-		if slices.Contains(s.Abandoned, c.SecretID) {
+		switch {
+		case c.Revision != s.Revision:
+			return nil, ErrComponentChanged
+		case slices.Contains(s.Abandoned, c.SecretID):
 			return nil, ErrSecretAbandoned
 		}
 		return []events.Component{events.ComponentEnvSet{Names: c.Names, SecretID: c.SecretID}}, nil
@@ -125,9 +132,9 @@ func (s ComponentState) evolve(e events.Component) ComponentState {
 	case events.ComponentUnshared:
 		s.Shared = false
 	case events.ComponentEnvSet:
-		s.EnvNames, s.EnvSecret = e.Names, e.SecretID
+		s.EnvNames, s.EnvSecret, s.EnvRevision = e.Names, e.SecretID, s.Revision
 	case events.ComponentDeleted:
-		s.Deleted, s.EnvNames, s.EnvSecret = true, nil, ""
+		s.Deleted, s.EnvNames, s.EnvSecret, s.EnvRevision = true, nil, "", 0
 	case events.SecretAbandoned:
 		s.Abandoned = append(slices.Clip(s.Abandoned), e.SecretID)
 	}

@@ -46,6 +46,8 @@ type NewAuthClient struct {
 	ScopeID     string   // of the workspace or contract
 	Components  []string // ids
 	Credentials Keys     // of oauth2: client_id, client_secret, ...
+
+	ExpectRevisions map[string]int // by component: refuse unless its descriptor in force has this revision (component_changed); may be nil
 }
 
 // CreateAuthClient creates an auth client. One of type oauth2 that belongs to the
@@ -60,7 +62,8 @@ func (a *API) CreateAuthClient(ctx context.Context, in NewAuthClient, opts ...Co
 		ScopeID     string         `json:"scope_id,omitzero"`
 		Components  []string       `json:"components"`
 		Credentials jsontext.Value `json:"credentials"`
-	}{in.Name, in.Type, in.Scope, in.ScopeID, in.Components, in.Credentials.reveal()}, &done, opts...)
+		Revisions   map[string]int `json:"expected_revisions,omitzero"`
+	}{in.Name, in.Type, in.Scope, in.ScopeID, in.Components, in.Credentials.reveal(), in.ExpectRevisions}, &done, opts...)
 	return done, err
 }
 
@@ -69,6 +72,8 @@ type AuthClientChange struct {
 	Name        string
 	Components  []string // they replace all
 	Credentials Keys     // members that are given replace those of their name
+
+	ExpectRevisions map[string]int // as in NewAuthClient
 }
 
 // ChangeAuthClient changes an auth client; the OAuth clients of its components
@@ -80,7 +85,8 @@ func (a *API) ChangeAuthClient(ctx context.Context, id string, in AuthClientChan
 		Name        string         `json:"name,omitzero"`
 		Components  []string       `json:"components,omitzero"`
 		Credentials jsontext.Value `json:"credentials"`
-	}{id, in.Name, in.Components, in.Credentials.reveal()}, &done, opts...)
+		Revisions   map[string]int `json:"expected_revisions,omitzero"`
+	}{id, in.Name, in.Components, in.Credentials.reveal(), in.ExpectRevisions}, &done, opts...)
 	return done, err
 }
 

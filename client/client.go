@@ -66,7 +66,10 @@ type API struct {
 	tenant    string
 }
 
-type commandOptions struct{ id, correlation string }
+type commandOptions struct {
+	id, correlation string
+	revision        int
+}
 
 // CommandOption changes how one command is sent.
 type CommandOption func(*commandOptions)
@@ -79,6 +82,18 @@ func CommandID(id string) CommandOption { return func(o *commandOptions) { o.id 
 // Correlation sets the correlation id that the command's events carry: 1 to 128
 // printable ASCII characters.
 func Correlation(id string) CommandOption { return func(o *commandOptions) { o.correlation = id } }
+
+// ExpectRevision refuses the command (component_changed) unless the component's
+// descriptor in force has this revision, the one that the caller has looked at: so
+// secrets go only where it was seen to send them. CreateCredential, ReplaceKeys,
+// ConnectOAuth, DefineOAuthClient, ChangeOAuthClient and SetComponentEnv take it; 0
+// expects none.
+func ExpectRevision(revision int) CommandOption {
+	return func(o *commandOptions) { o.revision = revision }
+}
+
+// revisionOf is the revision that the options expect.
+func revisionOf(opts []CommandOption) int { return optionsOf(opts).revision }
 
 // Command sends a command by name, such as "credential.rename". In marshals to
 // a JSON object, or is nil; out, unless nil, takes the answer.

@@ -218,6 +218,18 @@ func TestRequests(t *testing.T) {
 			_, err := c.ReplaceKeysDryRun(ctx, "i", keys(t, `{"a":"b"}`), 0)
 			return err
 		}},
+		{`POST /v1/tenants/acme/commands/credential.replace-keys {"id":"i","keys":{"a":"b"},"expected_revision":3}`, func(c *client.Client) error {
+			_, err := c.ReplaceKeys(ctx, "i", keys(t, `{"a":"b"}`), 0, client.ExpectRevision(3))
+			return err
+		}},
+		{`POST /v1/tenants/acme/commands/oauth_client.define {"component":"p","client_id":"i","client_secret":"s","expected_revision":3}`, func(c *client.Client) error {
+			_, err := c.DefineOAuthClient(ctx, "p", "i", client.NewOAuthSecret("s"), client.ExpectRevision(3))
+			return err
+		}},
+		{`POST /v1/tenants/acme/commands/component.set-env {"id":"p","values":{"a":"b"},"expected_revision":3}`, func(c *client.Client) error {
+			_, err := c.SetComponentEnv(ctx, "p", keys(t, `{"a":"b"}`), client.ExpectRevision(3))
+			return err
+		}},
 		{`POST /v1/tenants/acme/commands/component.delete {"id":"p","dry_run":true}`, func(c *client.Client) error {
 			_, err := c.DeleteComponentDryRun(ctx, "p")
 			return err

@@ -44,7 +44,8 @@ func (a *API) ConnectOAuth(ctx context.Context, in ConnectOAuth, opts ...Command
 		User       string         `json:"user,omitzero"`
 		ReturnTo   string         `json:"return_to,omitzero"`
 		For        *ForStep       `json:"for,omitzero"`
-	}{in.Component, in.Credential, in.Name, in.Workspace, keys, in.User, in.ReturnTo, in.For}, &link, opts...)
+		Revision   int            `json:"expected_revision,omitzero"`
+	}{in.Component, in.Credential, in.Name, in.Workspace, keys, in.User, in.ReturnTo, in.For, revisionOf(opts)}, &link, opts...)
 	return link, err
 }
 

@@ -101,7 +101,8 @@ func (a *API) CreateCredential(ctx context.Context, in CreateCredential, opts ..
 		Workspace string         `json:"workspace,omitzero"`
 		VPNAgent  string         `json:"vpn_agent,omitzero"`
 		For       *ForStep       `json:"for,omitzero"`
-	}{in.Component, in.Name, in.Keys.reveal(), in.Workspace, in.VPNAgent, in.For}, &done, opts...)
+		Revision  int            `json:"expected_revision,omitzero"`
+	}{in.Component, in.Name, in.Keys.reveal(), in.Workspace, in.VPNAgent, in.For, revisionOf(opts)}, &done, opts...)
 	return done, err
 }
 
@@ -113,6 +114,7 @@ type change struct {
 	Keys     jsontext.Value `json:"keys,omitzero"`
 	Version  int            `json:"version,omitzero"`
 	Expected int            `json:"expected_version,omitzero"`
+	Revision int            `json:"expected_revision,omitzero"` // of the component
 	DryRun   bool           `json:"dry_run,omitzero"`
 }
 
@@ -131,7 +133,7 @@ func (a *API) RenameCredential(ctx context.Context, id, name string, expected in
 
 // ReplaceKeys verifies new keys and puts them in force as a new version.
 func (a *API) ReplaceKeys(ctx context.Context, id string, keys Keys, expected int, opts ...CommandOption) (Done, error) {
-	return a.change(ctx, "credential.replace-keys", change{ID: id, Keys: keys.reveal(), Expected: expected}, opts)
+	return a.change(ctx, "credential.replace-keys", change{ID: id, Keys: keys.reveal(), Expected: expected, Revision: revisionOf(opts)}, opts)
 }
 
 // RevertCredential verifies the keys of an earlier version again and puts them

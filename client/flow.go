@@ -329,9 +329,9 @@ func (a *API) DeleteCredentialDryRun(ctx context.Context, id string, expected in
 }
 
 // ReplaceKeysDryRun makes the dry request with new keys and tells which flows
-// would get them. Nothing is saved.
-func (a *API) ReplaceKeysDryRun(ctx context.Context, id string, keys Keys, expected int) (Impact, error) {
-	return a.impact(ctx, "credential.replace-keys", change{ID: id, Keys: keys.reveal(), Expected: expected, DryRun: true})
+// would get them. Nothing is saved. Of the options it takes ExpectRevision alone.
+func (a *API) ReplaceKeysDryRun(ctx context.Context, id string, keys Keys, expected int, opts ...CommandOption) (Impact, error) {
+	return a.impact(ctx, "credential.replace-keys", change{ID: id, Keys: keys.reveal(), Expected: expected, Revision: revisionOf(opts), DryRun: true})
 }
 
 // DeleteComponentDryRun tells what deleting a component would break.

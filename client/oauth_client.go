@@ -51,13 +51,14 @@ type clientChange struct {
 	Component    string `json:"component,omitzero"`
 	ClientID     string `json:"client_id,omitzero"`
 	ClientSecret string `json:"client_secret,omitzero"`
+	Revision     int    `json:"expected_revision,omitzero"`
 }
 
 // DefineOAuthClient defines the tenant's OAuth client of a component
 // (oauth_client_exists, oauth_not_declared, oauth_client_component_invalid).
 func (a *API) DefineOAuthClient(ctx context.Context, component, clientID string, secret OAuthSecret, opts ...CommandOption) (Done, error) {
 	var done Done
-	err := a.Command(ctx, "oauth_client.define", clientChange{Component: component, ClientID: clientID, ClientSecret: secret.reveal()}, &done, opts...)
+	err := a.Command(ctx, "oauth_client.define", clientChange{Component: component, ClientID: clientID, ClientSecret: secret.reveal(), Revision: revisionOf(opts)}, &done, opts...)
 	return done, err
 }
 
@@ -65,7 +66,7 @@ func (a *API) DefineOAuthClient(ctx context.Context, component, clientID string,
 // A secret that is given, be it the same again, may go where the component sends it now.
 func (a *API) ChangeOAuthClient(ctx context.Context, id, clientID string, secret OAuthSecret, opts ...CommandOption) (Done, error) {
 	var done Done
-	err := a.Command(ctx, "oauth_client.change", clientChange{ID: id, ClientID: clientID, ClientSecret: secret.reveal()}, &done, opts...)
+	err := a.Command(ctx, "oauth_client.change", clientChange{ID: id, ClientID: clientID, ClientSecret: secret.reveal(), Revision: revisionOf(opts)}, &done, opts...)
 	return done, err
 }
 
@@ -141,8 +142,9 @@ func (a *API) RevealCredential(ctx context.Context, id string, opts ...CommandOp
 func (a *API) SetComponentEnv(ctx context.Context, id string, values Keys, opts ...CommandOption) (Done, error) {
 	var done Done
 	err := a.Command(ctx, "component.set-env", struct {
-		ID     string         `json:"id"`
-		Values jsontext.Value `json:"values"`
-	}{id, values.reveal()}, &done, opts...)
+		ID       string         `json:"id"`
+		Values   jsontext.Value `json:"values"`
+		Revision int            `json:"expected_revision,omitzero"`
+	}{id, values.reveal(), revisionOf(opts)}, &done, opts...)
 	return done, err
 }

@@ -31,6 +31,7 @@ type SetComponentEnv struct {
 	ID, Owner string
 	Names     []string
 	SecretID  string
+	Revision  int // of the descriptor that they are given for: the one in force
 }
 
 // AbandonEnvSecret forbids a secret that no event names, so that it can be erased.

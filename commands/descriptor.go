@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math/big"
 	"net/url"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -288,6 +289,35 @@ func (d Descriptor) CheckKeys(names []string) error {
 		}
 	}
 	return nil
+}
+
+// KeepsRules reports whether values of these fields, entered under the descriptor
+// entered, keep its rules under d: the hosts they may be sent to, the request that
+// tries them, which of them are masked, and which hold OAuth tokens. More may be
+// masked than before.
+func (d Descriptor) KeepsRules(entered Descriptor, fields []string) bool {
+	for _, name := range fields {
+		was, before := entered.Field(name)
+		now, still := d.Field(name)
+		if !before || !still || was.Secret && !now.Secret || was.OAuth() != now.OAuth() {
+			return false
+		}
+	}
+	return slices.Equal(d.Hosts, entered.Hosts) && reflect.DeepEqual(d.Verification.sends(), entered.Verification.sends())
+}
+
+// sends is the dry request without what its answers mean, which leads no value anywhere.
+func (v *Verification) sends() Verification {
+	if v == nil {
+		return Verification{}
+	}
+	sent := *v
+	if v.HTTP != nil {
+		request := *v.HTTP
+		request.Expect, request.Says = Expect{}, nil
+		sent.HTTP = &request
+	}
+	return sent
 }
 
 // fieldList keeps the order of the file, which a map would lose.

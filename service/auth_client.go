@@ -59,12 +59,13 @@ var shownMembers = []string{clientIDMember, "auth_uri", "token_uri", "refresh_to
 
 // CreateAuthClient asks for a new auth client.
 type CreateAuthClient struct {
-	Name        string   `json:"name"`                 // for people
-	Type        string   `json:"type"`                 // oauth2, basic, api_key or noauth
-	Scope       string   `json:"scope,omitzero"`       // workspace, contract, tenant or global, which takes a caller that is granted every tenant; tenant when absent
-	ScopeID     string   `json:"scope_id,omitzero"`    // of the workspace or contract: an id of the caller's, kept as given
-	Components  []string `json:"components"`           // ids, 1 to 50
-	Credentials Keys     `json:"credentials,omitzero"` // of type oauth2: client_id, client_secret, and as they are known auth_uri, token_uri, refresh_token_uri and token_expires_in; else anything
+	Name        string         `json:"name"`                        // for people
+	Type        string         `json:"type"`                        // oauth2, basic, api_key or noauth
+	Scope       string         `json:"scope,omitzero"`              // workspace, contract, tenant or global, which takes a caller that is granted every tenant; tenant when absent
+	ScopeID     string         `json:"scope_id,omitzero"`           // of the workspace or contract: an id of the caller's, kept as given
+	Components  []string       `json:"components"`                  // ids, 1 to 50
+	Credentials Keys           `json:"credentials,omitzero"`        // of type oauth2: client_id, client_secret, and as they are known auth_uri, token_uri, refresh_token_uri and token_expires_in; else anything
+	Expected    map[string]int `json:"expected_revisions,omitzero"` // by component: refuse when its descriptor in force has another revision
 }
 
 func (s *Service) createAuthClient(ctx context.Context, call *Call, in CreateAuthClient) (Done, error) {
@@ -81,7 +82,7 @@ func (s *Service) createAuthClient(ctx context.Context, call *Call, in CreateAut
 	follow := follows(in.Type, in.Scope)
 	var err error
 	var revisions map[string]int
-	if created.Components, revisions, err = s.authComponents(ctx, call, in.Type, follow, nil, in.Components, givenFor{now: true}); err != nil {
+	if created.Components, revisions, err = s.authComponents(ctx, call, in.Type, follow, nil, in.Components, givenFor{now: true, expected: in.Expected}); err != nil {
 		return Done{}, err
 	}
 	if follow {
@@ -223,8 +224,10 @@ func (s *Service) authComponents(ctx context.Context, call *Call, typ string, fo
 			now = append(now, before[n])
 			continue
 		}
-		d, revision, err := s.usable(ctx, call.Tenant, id)
+		d, revision, err := s.usableAt(ctx, call.Tenant, id, "", secret.expected[id])
 		switch {
+		case errors.Is(err, aggregates.ErrComponentChanged):
+			return nil, nil, pointAt(err, expectedOf(id))
 		case errors.Is(err, aggregates.ErrComponentNotFound), errors.Is(err, aggregates.ErrComponentDeleted):
 			return nil, nil, ErrOAuthClientComponent.Because("%s", fault.Of(err).Msg).At(at)
 		case err != nil:
@@ -242,8 +245,8 @@ func (s *Service) authComponents(ctx context.Context, call *Call, typ string, fo
 			if other := client.Value.ID; other != "" && other != c.OAuthClient {
 				return nil, nil, aggregates.ErrOAuthClientExists.At(at)
 			}
-			if beyond := d.OAuth2.Beyond(secret.blocks...); len(beyond) > 0 && !secret.now {
-				return nil, nil, ErrOAuthClientSecretNeeded.Because("The component sends the client secret to a host that it was not given for: %s. "+
+			if beyond := append(d.OAuth2.Beyond(secret.blocks...), d.OAuth2.ConsentBeyond(secret.blocks...)...); len(beyond) > 0 && !secret.now {
+				return nil, nil, ErrOAuthClientSecretNeeded.Because("The component sends the client secret, or people who connect an account, to a host that it was not given for: %s. "+
 					"Give the client_secret again with the change.", strings.Join(beyond, " and ")).At(at)
 			}
 			revisions[id] = revision
@@ -258,7 +261,12 @@ type givenFor struct {
 	now    bool               // it is in the request, so it may go wherever the components send it
 	known  map[string]int     // by component: revision of its descriptor that it was given for last
 	blocks []*commands.OAuth2 // of all revisions that it was given for
+
+	expected map[string]int // by component: the revision that the caller has looked at
 }
+
+// expectedOf is where a change says which revision of a component it expects.
+func expectedOf(component string) string { return "/expected_revisions/" + escapePointer(component) }
 
 // secretOf says it of an auth client as it is.
 func (s *Service) secretOf(ctx context.Context, tenant string, a aggregates.AuthClientState) (givenFor, error) {
@@ -293,6 +301,9 @@ func (s *Service) revisions(ctx context.Context, tenant string, components []eve
 			continue
 		}
 		revision, err := s.descriptorInForce(ctx, tenant, c.Component)
+		if err == nil {
+			err = checkRevision(expectedOf(c.Component), secret.expected[c.Component], revision)
+		}
 		if err != nil && !errors.Is(err, aggregates.ErrOAuthClientUnusable) {
 			return nil, err
 		}
@@ -377,7 +388,7 @@ func (s *Service) follow(ctx context.Context, call *Call, id string, a aggregate
 			_, err = s.changeDefined(ctx, step, cmd, secret)
 		} else {
 			cmd := commands.DefineOAuthClient{Component: c.Component, ID: c.OAuthClient, ClientID: a.ClientID, Revision: a.Revisions[c.Component]}
-			_, err = s.define(ctx, step, cmd, secret)
+			_, err = s.define(ctx, step, cmd, secret, 0)
 		}
 		switch {
 		case errors.Is(err, aggregates.ErrOAuthClientUnusable): // its component was deleted
@@ -501,10 +512,11 @@ func (s *Service) toChange(ctx context.Context, call *Call, id string, perm Perm
 
 // ChangeAuthClient asks for another form of an auth client. What is absent stays.
 type ChangeAuthClient struct {
-	ID          string   `json:"id"`
-	Name        string   `json:"name,omitzero"`
-	Components  []string `json:"components,omitzero"`  // ids; they replace all
-	Credentials Keys     `json:"credentials,omitzero"` // members that are given replace those of their name; one that is null goes
+	ID          string         `json:"id"`
+	Name        string         `json:"name,omitzero"`
+	Components  []string       `json:"components,omitzero"`         // ids; they replace all
+	Credentials Keys           `json:"credentials,omitzero"`        // members that are given replace those of their name; one that is null goes
+	Expected    map[string]int `json:"expected_revisions,omitzero"` // by component: refuse when its descriptor in force has another revision
 }
 
 func (s *Service) reformAuthClient(ctx context.Context, call *Call, in ChangeAuthClient) (Done, error) {
@@ -519,6 +531,7 @@ func (s *Service) reformAuthClient(ctx context.Context, call *Call, in ChangeAut
 			return Done{}, err
 		}
 		before.Revisions, secret.now = secret.known, slices.Contains(in.Credentials.Names(), clientSecretMember)
+		secret.expected = in.Expected
 	}
 	next := form(before)
 	if in.Name != "" {

@@ -53,10 +53,11 @@ func checkWorkspace(workspace string) error {
 // CreateAuthSecret asks for a new credential of a workspace.
 type CreateAuthSecret struct {
 	Workspace  string `json:"workspace"`
-	Component  string `json:"component,omitzero"`   // needed unless the auth client is for one component alone
-	AuthClient string `json:"auth_client,omitzero"` // id of the one that the component's OAuth client follows
-	Name       string `json:"name,omitzero"`        // for people; made from the component's title when absent
-	Keys       Keys   `json:"keys"`                 // a value for each field of the component's descriptor; tokens may stand by themselves, without their field
+	Component  string `json:"component,omitzero"`         // needed unless the auth client is for one component alone
+	AuthClient string `json:"auth_client,omitzero"`       // id of the one that the component's OAuth client follows
+	Name       string `json:"name,omitzero"`              // for people; made from the component's title when absent
+	Keys       Keys   `json:"keys"`                       // a value for each field of the component's descriptor; tokens may stand by themselves, without their field
+	Expected   int    `json:"expected_revision,omitzero"` // refuse when the component's descriptor in force has another revision
 }
 
 func (s *Service) createAuthSecret(ctx context.Context, call *Call, in CreateAuthSecret) (Done, error) {
@@ -69,13 +70,13 @@ func (s *Service) createAuthSecret(ctx context.Context, call *Call, in CreateAut
 	if err := required("/component", in.Component); err != nil {
 		return Done{}, err
 	}
-	d, _, err := s.usable(ctx, call.Tenant, in.Component)
+	d, _, err := s.usableAt(ctx, call.Tenant, in.Component, "/component", in.Expected)
 	if err != nil {
-		return Done{}, pointAt(err, "/component")
+		return Done{}, err
 	}
 	keys, field := tokensInField(d, in.Keys.Fields)
 	done, err := s.createCredential(ctx, call, CreateCredential{
-		Component: in.Component, Name: in.Name, Workspace: in.Workspace, Keys: Keys{keys},
+		Component: in.Component, Name: in.Name, Workspace: in.Workspace, Keys: Keys{keys}, Expected: in.Expected,
 	})
 	return done, outOfField(err, field)
 }
@@ -157,7 +158,8 @@ func (s *Service) renameAuthSecret(ctx context.Context, call *Call, in RenameAut
 type ReplaceAuthSecretKeys struct {
 	Workspace string `json:"workspace"`
 	ID        string `json:"id"`
-	Keys      Keys   `json:"keys"` // replaces all values; tokens may stand by themselves, without their field
+	Keys      Keys   `json:"keys"`                       // replaces all values; tokens may stand by themselves, without their field
+	Expected  int    `json:"expected_revision,omitzero"` // refuse when the component's descriptor in force has another revision
 }
 
 func (s *Service) replaceAuthSecretKeys(ctx context.Context, call *Call, in ReplaceAuthSecretKeys) (Done, error) {
@@ -168,12 +170,12 @@ func (s *Service) replaceAuthSecretKeys(ctx context.Context, call *Call, in Repl
 	if err != nil {
 		return Done{}, err
 	}
-	d, _, err := s.usable(ctx, call.Tenant, state.Component)
+	d, _, err := s.usableAt(ctx, call.Tenant, state.Component, "", in.Expected)
 	if err != nil {
 		return Done{}, err
 	}
 	keys, field := tokensInField(d, in.Keys.Fields)
-	done, err := s.replaceKeys(ctx, call, ReplaceKeys{ID: in.ID, Keys: Keys{keys}})
+	done, err := s.replaceKeys(ctx, call, ReplaceKeys{ID: in.ID, Keys: Keys{keys}, Revision: in.Expected})
 	return done, outOfField(err, field)
 }
 

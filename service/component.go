@@ -100,17 +100,18 @@ func (s *Service) deleteComponent(ctx context.Context, call *Call, in DeleteComp
 // SetComponentEnv asks for values of the variables that a descriptor declares in
 // envVars or env.
 type SetComponentEnv struct {
-	ID     string `json:"id"`
-	Values Keys   `json:"values"` // texts by variable; they replace all values
+	ID       string `json:"id"`
+	Values   Keys   `json:"values"`                     // texts by variable; they replace all values
+	Expected int    `json:"expected_revision,omitzero"` // refuse when the component's descriptor in force has another revision
 }
 
 // ErrEnvUnknown refuses a variable that the descriptor does not declare.
 var ErrEnvUnknown = fault.New(fault.Unprocessable, "component_env_unknown", "The component's descriptor declares no such variable.")
 
 func (s *Service) setComponentEnv(ctx context.Context, call *Call, in SetComponentEnv) (Done, error) {
-	d, _, err := s.usable(ctx, call.Tenant, in.ID)
+	d, revision, err := s.usableAt(ctx, call.Tenant, in.ID, "/id", in.Expected)
 	if err != nil {
-		return Done{}, pointAt(err, "/id")
+		return Done{}, err
 	}
 	names := in.Values.Names()
 	if len(names) == 0 {
@@ -136,9 +137,12 @@ func (s *Service) setComponentEnv(ctx context.Context, call *Call, in SetCompone
 	}
 	owner := vault.Ref{Tenant: call.Tenant, Category: aggregates.Component.Category, Owner: in.ID}
 	err = s.withSecret(ctx, owner, in.Values.Marshal(), func(secretID string) error {
-		done, err = s.changeComponent(ctx, call, commands.SetComponentEnv{ID: in.ID, Owner: call.Tenant, Names: names, SecretID: secretID})
+		done, err = s.changeComponent(ctx, call, commands.SetComponentEnv{ID: in.ID, Owner: call.Tenant, Names: names, SecretID: secretID, Revision: revision})
 		return err
 	})
+	if in.Expected == 0 && errors.Is(err, aggregates.ErrComponentChanged) {
+		return s.setComponentEnv(ctx, call, in) // at this moment: look at the new descriptor
+	}
 	if err == nil && before.Value.EnvSecret != "" {
 		owner.SecretID = before.Value.EnvSecret
 		s.erase(ctx, owner)
@@ -248,6 +252,38 @@ func (s *Service) usable(ctx context.Context, tenant, component string) (command
 	}
 	d, err := s.descriptor(ctx, component, state.Value.Revision)
 	return d, state.Value.Revision, err
+}
+
+// usableAt is usable for a caller who has looked at a revision: ErrComponentChanged
+// when another one is in force. expected 0 takes any. What else is wrong with the
+// component points at pointer.
+func (s *Service) usableAt(ctx context.Context, tenant, component, pointer string, expected int) (commands.Descriptor, int, error) {
+	d, revision, err := s.usable(ctx, tenant, component)
+	if err != nil || expected == 0 || revision == expected {
+		return d, revision, pointAt(err, pointer)
+	}
+	// A refusal has to be sure.
+	state, err := aggregates.Component.Fresh(ctx, s.cfg.Log, aggregates.Component.Stream(events.System, component))
+	if err == nil {
+		err = checkRevision("/expected_revision", expected, state.Value.Revision)
+	}
+	if err != nil {
+		return commands.Descriptor{}, 0, err
+	}
+	d, err = s.descriptor(ctx, component, expected)
+	return d, expected, err
+}
+
+// checkRevision refuses, with ErrComponentChanged, what a caller expects of another
+// revision of a component than the one in force. expected 0 takes any.
+func checkRevision(pointer string, expected, revision int) error {
+	switch {
+	case expected < 0:
+		return ErrBody.Because("A revision is at least 1.").At(pointer)
+	case expected != 0 && expected != revision:
+		return aggregates.ErrComponentChanged.At(pointer).With(map[string]int{"revision": revision})
+	}
+	return nil
 }
 
 // descriptor returns one revision of a component's descriptor. A revision never

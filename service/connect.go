@@ -28,7 +28,7 @@ var (
 	ErrConnectNeedless = fault.New(fault.Unprocessable, "oauth_connect_needless",
 		"Nobody has to connect an account for this component: its OAuth client asks for tokens by itself. Create the credential.")
 	ErrConnectKeysNeeded = fault.New(fault.Precondition, "connect_keys_needed",
-		"The component sends the values of its fields to other hosts since these were entered. Give them again in keys.")
+		"The component has other rules for the values of its fields since these were entered: other hosts, another dry request or fewer masks. Give them again in keys.")
 	ErrReturnTo = fault.New(fault.Invalid, "return_to_invalid",
 		"Browsers are sent back to an address of an origin that --connect-return-to lists, or to http://127.0.0.1 or http://[::1] with a port.")
 	ErrConnectionNotFound    = fault.New(fault.NotFound, "connection_not_found", "There is no such connection, or it has expired.")
@@ -56,14 +56,15 @@ var (
 // ConnectOAuth asks for a link by which a person connects an account at the
 // component's provider.
 type ConnectOAuth struct {
-	Component  string   `json:"component,omitzero"`  // needed for a new credential
-	Credential string   `json:"credential,omitzero"` // id of one that is to be connected again, in place; takes the permission credentials.edit
-	Name       string   `json:"name,omitzero"`       // of a new credential; made from the component's title when absent
-	Workspace  string   `json:"workspace,omitzero"`  // of a new credential: an id of the caller's, kept as given
-	Keys       Keys     `json:"keys,omitzero"`       // a value for each other field of the component; an existing credential keeps its own when absent
-	User       string   `json:"user,omitzero"`       // for whom: an id of the caller's, which oauth.complete has to repeat
-	ReturnTo   string   `json:"return_to,omitzero"`  // where the browser goes from the callback, with the parameters connection and confirm, or error
-	For        *ForStep `json:"for,omitzero"`        // the step of a flow that a new credential is made for
+	Component  string   `json:"component,omitzero"`         // needed for a new credential
+	Credential string   `json:"credential,omitzero"`        // id of one that is to be connected again, in place; takes the permission credentials.edit
+	Name       string   `json:"name,omitzero"`              // of a new credential; made from the component's title when absent
+	Workspace  string   `json:"workspace,omitzero"`         // of a new credential: an id of the caller's, kept as given
+	Keys       Keys     `json:"keys,omitzero"`              // a value for each other field of the component; an existing credential keeps its own when absent
+	User       string   `json:"user,omitzero"`              // for whom: an id of the caller's, which oauth.complete has to repeat
+	ReturnTo   string   `json:"return_to,omitzero"`         // where the browser goes from the callback, with the parameters connection and confirm, or error
+	For        *ForStep `json:"for,omitzero"`               // the step of a flow that a new credential is made for
+	Expected   int      `json:"expected_revision,omitzero"` // refuse when the component's descriptor in force has another revision
 }
 
 // Connected answers ConnectOAuth.
@@ -112,7 +113,7 @@ func (s *Service) connectOAuth(ctx context.Context, call *Call, in ConnectOAuth)
 	if err != nil {
 		return Connected{}, err
 	}
-	d, revision, err := s.connectable(ctx, call.Tenant, c.Component)
+	d, revision, err := s.connectable(ctx, call.Tenant, c.Component, in.Expected)
 	if err != nil {
 		return Connected{}, err
 	}
@@ -186,11 +187,11 @@ func (s *Service) checkAgain(ctx context.Context, call *Call, in ConnectOAuth) (
 
 // connectable returns a component for which accounts can be connected in the
 // tenant, with the descriptor in force.
-func (s *Service) connectable(ctx context.Context, tenant, component string) (commands.Descriptor, int, error) {
-	d, revision, err := s.usable(ctx, tenant, component)
+func (s *Service) connectable(ctx context.Context, tenant, component string, expected int) (commands.Descriptor, int, error) {
+	d, revision, err := s.usableAt(ctx, tenant, component, "/component", expected)
 	switch {
 	case err != nil:
-		return d, 0, pointAt(err, "/component")
+		return d, 0, err
 	case !d.UsesOAuth:
 		return d, 0, ErrOAuthNotDeclared.Because("No field of the component's component.json takes OAuth tokens.").At("/component")
 	case d.OAuth2 != nil && d.OAuth2.ClientCredentials:
@@ -232,8 +233,8 @@ func checkOtherKeys(d commands.Descriptor, c connection) error {
 }
 
 // keptKeys opens the values of the other fields that stay, with the version that
-// they are of. They are refused where they would come to hosts that they were not
-// entered for.
+// they are of. The new version has the rules of d, so they stay only where these are
+// the rules that they were entered under; else ErrConnectKeysNeeded.
 func (s *Service) keptKeys(ctx context.Context, c connection, d commands.Descriptor) (seal.Fields, int, error) {
 	state, err := s.live(ctx, c.Tenant, c.Credential, 0)
 	if err != nil {
@@ -244,7 +245,11 @@ func (s *Service) keptKeys(ctx context.Context, c connection, d commands.Descrip
 	if len(others) == 0 {
 		return seal.Fields{}, now.Version, nil
 	}
-	if !slices.Equal(now.Hosts, d.Hosts) {
+	entered, err := s.descriptor(ctx, state.Component, now.Revision)
+	if err != nil {
+		return seal.Fields{}, 0, err
+	}
+	if !d.KeepsRules(entered, others) {
 		return seal.Fields{}, 0, ErrConnectKeysNeeded.At("/keys")
 	}
 	keys, err := s.open(ctx, c.Tenant, c.Credential, now)

@@ -46,12 +46,13 @@ func (k *Keys) UnmarshalJSON(b []byte) error {
 // CreateCredential asks for a new credential.
 type CreateCredential struct {
 	Component  string   `json:"component"`
-	Name       string   `json:"name,omitzero"`        // for people; made from the component's title when absent
-	Keys       Keys     `json:"keys"`                 // a value for each field of the component's descriptor
-	Workspace  string   `json:"workspace,omitzero"`   // an id of the caller's, kept as given
-	VPNAgent   string   `json:"vpn_agent,omitzero"`   // an id of the caller's, kept as given: through which VPN agent a flow engine reaches the API
-	For        *ForStep `json:"for,omitzero"`         // the step of a flow it is made for: the use is recorded with it
-	KeysSealed string   `json:"keys_sealed,omitzero"` // in place of keys: sealed to the service's key, as the queue takes them
+	Name       string   `json:"name,omitzero"`              // for people; made from the component's title when absent
+	Keys       Keys     `json:"keys"`                       // a value for each field of the component's descriptor
+	Workspace  string   `json:"workspace,omitzero"`         // an id of the caller's, kept as given
+	VPNAgent   string   `json:"vpn_agent,omitzero"`         // an id of the caller's, kept as given: through which VPN agent a flow engine reaches the API
+	For        *ForStep `json:"for,omitzero"`               // the step of a flow it is made for: the use is recorded with it
+	KeysSealed string   `json:"keys_sealed,omitzero"`       // in place of keys: sealed to the service's key, as the queue takes them
+	Expected   int      `json:"expected_revision,omitzero"` // refuse when the component's descriptor in force has another revision
 }
 
 // ForStep names the step of a flow that a credential is made for.
@@ -77,9 +78,9 @@ func (s *Service) createCredential(ctx context.Context, call *Call, in CreateCre
 	if in.Keys, err = s.unsealKeys(ctx, call, "credential.create", in.Component, in.Keys, in.KeysSealed); err != nil {
 		return Done{}, err
 	}
-	d, revision, err := s.usable(ctx, call.Tenant, in.Component)
+	d, revision, err := s.usableAt(ctx, call.Tenant, in.Component, "/component", in.Expected)
 	if err != nil {
-		return Done{}, pointAt(err, "/component")
+		return Done{}, err
 	}
 	kind, err := s.clientOf(ctx, call.Tenant, in.Component, d)
 	if err != nil {
@@ -164,10 +165,11 @@ func pointAt(err error, pointer string) error {
 // ReplaceKeys asks for new keys.
 type ReplaceKeys struct {
 	ID         string `json:"id"`
-	Keys       Keys   `json:"keys"`                      // replaces all values
-	Expected   int    `json:"expected_version,omitzero"` // refuse when the keys in force have another version
-	DryRun     bool   `json:"dry_run,omitzero"`          // make the dry request and say what would change; save nothing
-	KeysSealed string `json:"keys_sealed,omitzero"`      // in place of keys: sealed to the service's key, as the queue takes them
+	Keys       Keys   `json:"keys"`                       // replaces all values
+	Expected   int    `json:"expected_version,omitzero"`  // refuse when the keys in force have another version
+	DryRun     bool   `json:"dry_run,omitzero"`           // make the dry request and say what would change; save nothing
+	KeysSealed string `json:"keys_sealed,omitzero"`       // in place of keys: sealed to the service's key, as the queue takes them
+	Revision   int    `json:"expected_revision,omitzero"` // refuse when the component's descriptor in force has another revision
 }
 
 func (s *Service) replaceKeys(ctx context.Context, call *Call, in ReplaceKeys) (Done, error) {
@@ -178,7 +180,7 @@ func (s *Service) replaceKeys(ctx context.Context, call *Call, in ReplaceKeys) (
 	if in.Keys, err = s.unsealKeys(ctx, call, "credential.replace-keys", in.ID, in.Keys, in.KeysSealed); err != nil {
 		return Done{}, err
 	}
-	d, revision, err := s.usable(ctx, call.Tenant, state.Component)
+	d, revision, err := s.usableAt(ctx, call.Tenant, state.Component, "", in.Revision)
 	if err != nil {
 		return Done{}, err
 	}

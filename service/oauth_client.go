@@ -58,8 +58,9 @@ func (c Secret) IsZero() bool { return c.value.IsZero() }
 // DefineOAuthClient asks for the OAuth client of a component.
 type DefineOAuthClient struct {
 	Component    string `json:"component"`
-	ClientID     string `json:"client_id"`     // as the provider gave it
-	ClientSecret Secret `json:"client_secret"` // it is shown to nobody who may not reveal it
+	ClientID     string `json:"client_id"`                  // as the provider gave it
+	ClientSecret Secret `json:"client_secret"`              // it is shown to nobody who may not reveal it
+	Expected     int    `json:"expected_revision,omitzero"` // refuse when the component's descriptor in force has another revision
 }
 
 func (s *Service) defineOAuthClient(ctx context.Context, call *Call, in DefineOAuthClient) (Done, error) {
@@ -73,13 +74,13 @@ func (s *Service) defineOAuthClient(ctx context.Context, call *Call, in DefineOA
 		return Done{}, required("/client_secret", "")
 	}
 	id := call.deriveID("oauth_client/" + in.Component)
-	return s.define(ctx, call, commands.DefineOAuthClient{Component: in.Component, ID: id, ClientID: in.ClientID}, in.ClientSecret.value)
+	return s.define(ctx, call, commands.DefineOAuthClient{Component: in.Component, ID: id, ClientID: in.ClientID}, in.ClientSecret.value, in.Expected)
 }
 
 // define gives a component the OAuth client that cmd says, and this secret. Without
-// a revision the secret is for the one in force.
-func (s *Service) define(ctx context.Context, call *Call, cmd commands.DefineOAuthClient, secret seal.Secret) (Done, error) {
-	d, revision, err := s.usable(ctx, call.Tenant, cmd.Component)
+// a revision the secret is for the one in force, which is the expected one unless that is 0.
+func (s *Service) define(ctx context.Context, call *Call, cmd commands.DefineOAuthClient, secret seal.Secret, expected int) (Done, error) {
+	d, revision, err := s.usableAt(ctx, call.Tenant, cmd.Component, "", expected)
 	switch {
 	case errors.Is(err, aggregates.ErrComponentNotFound), errors.Is(err, aggregates.ErrComponentDeleted):
 		return Done{}, ErrOAuthClientComponent.Because("%s", fault.Of(err).Msg).At("/component")
@@ -203,9 +204,10 @@ func (s *Service) client(ctx context.Context, call *Call, ref OAuthClientRef, fr
 // sends it.
 type ChangeOAuthClient struct {
 	ID           string `json:"id"`
-	Component    string `json:"component,omitzero"`     // if given, the one it has: a client does not move
-	ClientID     string `json:"client_id,omitzero"`     // stays when absent
-	ClientSecret Secret `json:"client_secret,omitzero"` // stays when absent
+	Component    string `json:"component,omitzero"`         // if given, the one it has: a client does not move
+	ClientID     string `json:"client_id,omitzero"`         // stays when absent
+	ClientSecret Secret `json:"client_secret,omitzero"`     // stays when absent
+	Expected     int    `json:"expected_revision,omitzero"` // refuse when the component's descriptor in force has another revision
 }
 
 func (s *Service) changeOAuthClient(ctx context.Context, call *Call, in ChangeOAuthClient) (Done, error) {
@@ -225,6 +227,9 @@ func (s *Service) changeOAuthClient(ctx context.Context, call *Call, in ChangeOA
 		return Done{}, err
 	}
 	revision, err := s.descriptorInForce(ctx, call.Tenant, k.Component)
+	if err == nil {
+		err = checkRevision("/expected_revision", in.Expected, revision)
+	}
 	if err != nil {
 		return Done{}, err
 	}
@@ -308,40 +313,61 @@ func (s *Service) mayBeSent(ctx context.Context, tenant, component string, clien
 	if err != nil || all {
 		return err
 	}
-	return hostsChanged("the client's secret", d.OAuth2.Beyond(blocks...))
+	return hostsChanged("the client's secret", d.OAuth2.Beyond(blocks...), giveClientAgain)
 }
 
 // mayAskAt is mayBeSent for people who connect an account: whoever could send them
 // to a page of their own could have them connect an account that is not theirs.
 func (s *Service) mayAskAt(ctx context.Context, tenant, component string, d commands.Descriptor) error {
-	client, err := aggregates.OAuthClient.Fresh(ctx, s.cfg.Log, aggregates.OAuthClient.Stream(tenant, component))
-	if err != nil || client.Value.ID == "" {
-		return err
-	}
-	blocks, all, err := s.meant(ctx, tenant, component, client.Value)
+	blocks, all, again, err := s.servingClient(ctx, tenant, component)
 	if err != nil || all {
 		return err
 	}
-	return hostsChanged("people who connect an account", d.OAuth2.ConsentBeyond(blocks...))
+	return hostsChanged("people who connect an account", d.OAuth2.ConsentBeyond(blocks...), again)
 }
 
+// servingClient is meant of the OAuth client that serves the component in the tenant,
+// with how its secret is given again; all is true when none does.
+func (s *Service) servingClient(ctx context.Context, tenant, component string) (blocks []*commands.OAuth2, all bool, again string, err error) {
+	client, err := aggregates.OAuthClient.Fresh(ctx, s.cfg.Log, aggregates.OAuthClient.Stream(tenant, component))
+	if err != nil {
+		return nil, false, "", err
+	}
+	if client.Value.ID != "" {
+		blocks, all, err = s.meant(ctx, tenant, component, client.Value)
+		return blocks, all || client.Value.Unusable, giveClientAgain, err
+	}
+	owner, err := aggregates.Component.Fresh(ctx, s.cfg.Log, aggregates.Component.Stream(events.System, component))
+	if err != nil || owner.Value.Owner != tenant || owner.Value.EnvSecret == "" {
+		return nil, true, "", err
+	}
+	given, err := s.descriptor(ctx, component, owner.Value.EnvRevision)
+	return []*commands.OAuth2{given.OAuth2}, false, giveEnvAgain, err
+}
+
+// How a secret is given again, for the hosts that the component names now.
+const (
+	giveClientAgain = "enter the client's secret again with oauth_client.change, or auth_client.change where it follows one"
+	giveEnvAgain    = "give the values of the component's variables again with component.set-env"
+)
+
 // hostsChanged names the hosts that are too many, if there are any.
-func hostsChanged(what string, beyond []string) error {
+func hostsChanged(what string, beyond []string, again string) error {
 	if len(beyond) == 0 {
 		return nil
 	}
-	return aggregates.ErrOAuthClientHostsChanged.Because("The component now sends %s to another host: %s. If that is right, enter the client's secret again "+
-		"with oauth_client.change, or auth_client.change where it follows one.", what, strings.Join(beyond, " and "))
+	return aggregates.ErrOAuthClientHostsChanged.Because("The component now sends %s to another host: %s. If that is right, %s.",
+		what, strings.Join(beyond, " and "), again)
 }
 
 // mayRenewAt is mayBeSent for tokens that are to be renewed later: it refuses them
-// while the client that the tenant has defined must not be used for it.
+// while the client that serves the component must not be used for it.
 func (s *Service) mayRenewAt(ctx context.Context, tenant, component string, d commands.Descriptor) error {
-	client, err := aggregates.OAuthClient.Fresh(ctx, s.cfg.Log, aggregates.OAuthClient.Stream(tenant, component))
-	if err != nil || client.Value.ID == "" || client.Value.Unusable {
+	blocks, all, again, err := s.servingClient(ctx, tenant, component)
+	if err != nil || all {
 		return err
 	}
-	return s.mayBeSent(ctx, tenant, component, client.Value, d)
+	return hostsChanged("the client's secret", d.OAuth2.Beyond(blocks...), again)
 }
 
 func (s *Service) deleteOAuthClient(ctx context.Context, call *Call, in OAuthClientRef) (Done, error) {

@@ -83,6 +83,13 @@ func (s *Service) oauthClient(ctx context.Context, tenant, component string, d c
 	case owner.Value.Owner != tenant || owner.Value.EnvSecret == "":
 		return oauth.Client{}, ErrOAuthClientMissing
 	}
+	given, err := s.descriptor(ctx, component, owner.Value.EnvRevision)
+	if err != nil {
+		return oauth.Client{}, err
+	}
+	if err := hostsChanged("the client's secret", d.OAuth2.Beyond(given.OAuth2), giveEnvAgain); err != nil {
+		return oauth.Client{}, err
+	}
 	secret, err := s.cfg.Vault.Get(ctx, vault.Ref{
 		Tenant: tenant, Category: aggregates.Component.Category, Owner: component, SecretID: owner.Value.EnvSecret,
 	})
@@ -93,8 +100,9 @@ func (s *Service) oauthClient(ctx context.Context, tenant, component string, d c
 	if err != nil {
 		return oauth.Client{}, fmt.Errorf("read the variables of %s: %w", component, err)
 	}
-	id, hasID := env.Text(d.ClientIDVar)
-	clientSecret, hasSecret := env.Text(d.ClientSecretVar)
+	// Which of them is the secret is what was said when they were given: a client id is shown to browsers.
+	id, hasID := env.Text(given.ClientIDVar)
+	clientSecret, hasSecret := env.Text(given.ClientSecretVar)
 	if !hasID || !hasSecret {
 		return oauth.Client{}, ErrOAuthClientMissing
 	}

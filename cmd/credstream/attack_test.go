@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -17,19 +18,35 @@ import (
 // spy is a server of an attacker: it answers every dry request and keeps what it got.
 type spy struct {
 	*httptest.Server
-	mu  sync.Mutex
-	got []string
+	mu        sync.Mutex
+	got       []string
+	connected int
 }
 
 func newSpy(t *testing.T) *spy {
 	s := &spy{}
-	s.Server = httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	s.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.got = append(s.got, r.Header.Get("api-key"))
 	}))
+	s.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.connected++
+		}
+	}
+	s.Start()
 	t.Cleanup(s.Close)
 	return s
+}
+
+// connections counts all that were made to the server, whatever was sent.
+func (s *spy) connections() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.connected
 }
 
 func (s *spy) saw(secret string) bool {

@@ -654,7 +654,7 @@ const cliDescriptor = `{"title":"D","credentials":{"fields":{` +
 // On a terminal the fields are asked for, secret ones without echo.
 func TestPrompt(t *testing.T) {
 	keyboard, tty := pseudoTerminal(t)
-	s, _ := newCLI(t, map[string]string{"component.get": `{"id":"p","descriptor":` + cliDescriptor + `}`})
+	s, _ := newCLI(t, map[string]string{"component.get": `{"id":"p","revision":7,"descriptor":` + strings.Replace(cliDescriptor, `{"title"`, `{"hosts":["x.example","y.example"],"title"`, 1) + `}`})
 	screen := &promptly{t: t, keyboard: keyboard, tty: tty, lines: []string{"https://x", "canary", ""}}
 	getenv := func(name string) string {
 		return map[string]string{"CREDSTREAM_URL": s.URL, "CREDSTREAM_KEY": cliKey}[name]
@@ -663,11 +663,11 @@ func TestPrompt(t *testing.T) {
 	if got := run(t.Context(), []string{"credential", "create", "--component", "p"}, getenv, tty, &out, screen); got != 0 {
 		t.Fatalf("exit code %d: %s", got, screen.said.String())
 	}
-	want := []string{"default/component.get?id=p", `default/credential.create {"component":"p","keys":{"token":"canary","url":"https://x"}}`}
+	want := []string{"default/component.get?id=p", `default/credential.create {"component":"p","keys":{"token":"canary","url":"https://x"},"expected_revision":7}`}
 	if d := cmp.Diff(want, s.asked); d != "" {
 		t.Error(d)
 	}
-	if d := cmp.Diff("Address: Token (not shown): \nregion (one of eu, us; may be empty): ", screen.said.String()); d != "" {
+	if d := cmp.Diff("The values go to x.example, y.example.\nAddress: Token (not shown): \nregion (one of eu, us; may be empty): ", screen.said.String()); d != "" {
 		t.Error(d)
 	}
 	must(t, tty.Close())

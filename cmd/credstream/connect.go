@@ -32,6 +32,7 @@ func (a *app) connectCommand() *cobra.Command {
 	var in client.ConnectOAuth
 	var keysFile, step string
 	var headless, open, noBrowser bool
+	var revision int
 	cmd := &cobra.Command{
 		Use: "connect --component ID | --credential ID", Short: "Connect an account at a component's provider, in a browser",
 		Long: "Connect an account at a component's provider, in a browser, and save it as a credential.\n" +
@@ -62,7 +63,7 @@ func (a *app) connectCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			connect := connecting{app: a, api: api, in: in, open: open}
+			connect := connecting{app: a, api: api, in: in, open: open, revision: revision}
 			var done client.Done
 			if headless {
 				done, err = connect.byCode(cmd.Context())
@@ -87,6 +88,7 @@ func (a *app) connectCommand() *cobra.Command {
 	f.StringVar(&in.User, "user", "", "`ID` of your own user that it is for")
 	f.StringVar(&step, "for", "", "`FLOW/STEP` it is made for: the step's use is recorded with it")
 	f.StringVar(&keysFile, "keys-file", "", "`FILE` with the values of the component's other fields as a JSON object, - for standard input")
+	bindRevision(cmd, &revision)
 	f.BoolVar(&headless, "headless", false, "the browser is on another machine: ask for the code that it shows")
 	f.BoolVar(&open, "open", false, "open the link in a browser")
 	f.BoolVar(&noBrowser, "no-browser", false, "print the link only, as is done without --open")
@@ -99,12 +101,14 @@ type connecting struct {
 	api  *client.Client
 	in   client.ConnectOAuth
 	open bool
+
+	revision int // of the component, 0: any
 }
 
 // link asks for the link and shows it. What it says goes to standard error: the
 // output is the credential.
 func (c *connecting) link(ctx context.Context) (client.ConnectLink, error) {
-	link, err := c.api.ConnectOAuth(ctx, c.in)
+	link, err := c.api.ConnectOAuth(ctx, c.in, client.ExpectRevision(c.revision))
 	if err != nil {
 		return link, err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -37,6 +38,7 @@ func (a *app) credentialCommand() *cobra.Command {
 type changing struct {
 	commandID string
 	expected  int
+	revision  int
 }
 
 func (c *changing) bind(cmd *cobra.Command, expected bool) {
@@ -46,11 +48,17 @@ func (c *changing) bind(cmd *cobra.Command, expected bool) {
 	}
 }
 
+// bindRevision adds the flag of commands that carry secrets.
+func bindRevision(cmd *cobra.Command, revision *int) {
+	cmd.Flags().IntVar(revision, "expected-revision", 0, "refuse unless the component has this `REVISION`, the one that you have looked at")
+}
+
 func (c *changing) options() []client.CommandOption {
-	if c.commandID == "" {
-		return nil
+	opts := []client.CommandOption{client.ExpectRevision(c.revision)}
+	if c.commandID != "" {
+		opts = append(opts, client.CommandID(c.commandID))
 	}
-	return []client.CommandOption{client.CommandID(c.commandID)}
+	return opts
 }
 
 func (a *app) credentialCreate() *cobra.Command {
@@ -70,7 +78,7 @@ func (a *app) credentialCreate() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if in.Keys, err = a.keys(cmd.Context(), api, keysFile, in.Component); err != nil {
+			if in.Keys, err = a.keys(cmd.Context(), api, keysFile, in.Component, &by.revision); err != nil {
 				return err
 			}
 			done, err := api.CreateCredential(cmd.Context(), in, by.options()...)
@@ -87,6 +95,7 @@ func (a *app) credentialCreate() *cobra.Command {
 	cmd.Flags().StringVar(&in.VPNAgent, "vpn-agent", "", "`ID` of the VPN agent through which a flow engine reaches the API, kept as given")
 	bindKeysFile(cmd, &keysFile)
 	by.bind(cmd, false)
+	bindRevision(cmd, &by.revision)
 	required(cmd, "component")
 	return cmd
 }
@@ -95,8 +104,9 @@ func bindKeysFile(cmd *cobra.Command, file *string) {
 	cmd.Flags().StringVar(file, "keys-file", "", "`FILE` with the keys as a JSON object, - for standard input")
 }
 
-// keys reads the keys from the file, or asks for the component's fields.
-func (a *app) keys(ctx context.Context, api *client.Client, file, component string) (client.Keys, error) {
+// keys reads the keys from the file, or shows where they go and asks for the
+// component's fields: then revision is that of the component that was shown.
+func (a *app) keys(ctx context.Context, api *client.Client, file, component string, revision *int) (client.Keys, error) {
 	if file != "" {
 		b, err := a.secretFile(file)
 		if err != nil {
@@ -118,6 +128,10 @@ func (a *app) keys(ctx context.Context, api *client.Client, file, component stri
 	}
 	if d.UsesOAuth {
 		return client.Keys{}, errTokensNotTyped
+	}
+	*revision = cmp.Or(*revision, c.Revision)
+	if len(d.Hosts) > 0 {
+		fmt.Fprintf(a.stderr, "The values go to %s.\n", clean(strings.Join(d.Hosts, ", ")))
 	}
 	values := map[string]any{}
 	for _, f := range d.Fields {
@@ -400,7 +414,7 @@ func (a *app) credentialReplaceKeys() *cobra.Command {
 			}
 			component = c.Component
 		}
-		return a.keys(ctx, api, keysFile, component)
+		return a.keys(ctx, api, keysFile, component, &by.revision)
 	}
 	cmd := a.credentialVerb("replace-keys ID", "Verify new keys and put them in force", []string{"ID"}, "Credential {id} has version {version}, {status}.",
 		func(ctx context.Context, api *client.Client, args []string) (client.Done, error) {
@@ -412,12 +426,13 @@ func (a *app) credentialReplaceKeys() *cobra.Command {
 		})
 	bindKeysFile(cmd, &keysFile)
 	by.bind(cmd, true)
+	bindRevision(cmd, &by.revision)
 	a.dryRun(cmd, func(ctx context.Context, api *client.Client, id string) (client.Impact, error) {
 		k, err := keys(ctx, api, id)
 		if err != nil {
 			return client.Impact{}, err
 		}
-		return api.ReplaceKeysDryRun(ctx, id, k, by.expected)
+		return api.ReplaceKeysDryRun(ctx, id, k, by.expected, by.options()...)
 	})
 	return cmd
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -26,8 +27,9 @@ func bindSecretFile(cmd *cobra.Command, file *string) {
 	cmd.Flags().StringVar(file, "secret-file", "", "`FILE` with the client secret, - for standard input")
 }
 
-// clientSecret reads the secret from the file, or asks for it.
-func (a *app) clientSecret(ctx context.Context, file string) (client.OAuthSecret, error) {
+// clientSecret reads the secret from the file, or shows where it goes and asks for
+// it: then revision is that of the component that was shown.
+func (a *app) clientSecret(ctx context.Context, api *client.Client, file, component string, revision *int) (client.OAuthSecret, error) {
 	if file != "" {
 		b, err := a.secretFile(file)
 		return client.NewOAuthSecret(strings.TrimRight(string(b), "\r\n")), err
@@ -36,12 +38,22 @@ func (a *app) clientSecret(ctx context.Context, file string) (client.OAuthSecret
 	if !ok || !term.IsTerminal(int(tty.Fd())) {
 		return client.OAuthSecret{}, errSecretMissing
 	}
+	// Who may define a client need not be allowed to see the component.
+	if c, err := api.GetComponent(ctx, component, 0); err == nil {
+		d, err := commands.ParseDescriptor(c.Descriptor)
+		if err != nil {
+			return client.OAuthSecret{}, err
+		}
+		*revision = cmp.Or(*revision, c.Revision)
+		fmt.Fprintf(a.stderr, "The client secret goes to %s.\n", clean(strings.Join(d.OAuth2.SecretHosts(), ", ")))
+	}
 	s, err := a.ask(ctx, tty, commands.Field{Name: "client_secret", Label: "Client secret", Required: true, Secret: true})
 	return client.NewOAuthSecret(s), err
 }
 
 func (a *app) clientDefine() *cobra.Command {
 	var component, id, file string
+	var revision int
 	cmd := &cobra.Command{
 		Use: "define --component ID --client-id ID", Short: "Define the tenant's OAuth client of a component", Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -49,11 +61,11 @@ func (a *app) clientDefine() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			secret, err := a.clientSecret(cmd.Context(), file)
+			secret, err := a.clientSecret(cmd.Context(), api, file, component, &revision)
 			if err != nil {
 				return err
 			}
-			done, err := api.DefineOAuthClient(cmd.Context(), component, id, secret)
+			done, err := api.DefineOAuthClient(cmd.Context(), component, id, secret, client.ExpectRevision(revision))
 			if err != nil {
 				return err
 			}
@@ -71,6 +83,7 @@ func (a *app) clientDefine() *cobra.Command {
 	cmd.Flags().StringVar(&component, "component", "", "`ID` of the component")
 	cmd.Flags().StringVar(&id, "client-id", "", "client `ID` as the provider gave it")
 	bindSecretFile(cmd, &file)
+	bindRevision(cmd, &revision)
 	required(cmd, "component", "client-id")
 	return cmd
 }
@@ -88,6 +101,7 @@ func (a *app) redirectURI(ctx context.Context, api *client.Client, component str
 func (a *app) clientChange() *cobra.Command {
 	var id, file string
 	var ask bool
+	var revision int
 	cmd := &cobra.Command{
 		Use: "change ID", Short: "Change the client id, the client secret, or both", Args: arguments("ID"),
 		Long: "Change the client id, the client secret, or both. A secret that is given, be it the same again, may go to the\n" +
@@ -100,11 +114,17 @@ func (a *app) clientChange() *cobra.Command {
 			}
 			var secret client.OAuthSecret
 			if file != "" || ask {
-				if secret, err = a.clientSecret(cmd.Context(), file); err != nil {
+				var c client.OAuthClient
+				if file == "" {
+					if c, err = api.GetOAuthClient(cmd.Context(), args[0], 0); err != nil {
+						return err
+					}
+				}
+				if secret, err = a.clientSecret(cmd.Context(), api, file, c.Component, &revision); err != nil {
 					return err
 				}
 			}
-			done, err := api.ChangeOAuthClient(cmd.Context(), args[0], id, secret)
+			done, err := api.ChangeOAuthClient(cmd.Context(), args[0], id, secret, client.ExpectRevision(revision))
 			if err != nil {
 				return err
 			}
@@ -114,6 +134,7 @@ func (a *app) clientChange() *cobra.Command {
 	cmd.Flags().StringVar(&id, "client-id", "", "client `ID` as the provider gave it; stays when absent")
 	cmd.Flags().BoolVar(&ask, "secret", false, "ask for the client secret on the terminal: another one, or the same again")
 	bindSecretFile(cmd, &file)
+	bindRevision(cmd, &revision)
 	return cmd
 }
 
@@ -238,6 +259,7 @@ func (a *app) credentialReveal() *cobra.Command {
 
 func (a *app) componentSetEnv() *cobra.Command {
 	var file string
+	var revision int
 	cmd := &cobra.Command{
 		Use: "set-env ID --values-file FILE", Short: "Give values to the variables that a component's descriptor declares", Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -253,7 +275,7 @@ func (a *app) componentSetEnv() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			done, err := api.SetComponentEnv(cmd.Context(), args[0], values)
+			done, err := api.SetComponentEnv(cmd.Context(), args[0], values, client.ExpectRevision(revision))
 			if err != nil {
 				return err
 			}
@@ -261,6 +283,7 @@ func (a *app) componentSetEnv() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&file, "values-file", "", "`FILE` with a JSON object of texts by variable, - for standard input")
+	bindRevision(cmd, &revision)
 	required(cmd, "values-file")
 	return cmd
 }
