@@ -295,8 +295,8 @@ func confidentialClient(req *jwt.AuthorizationRequestClaims) bool {
 }
 
 // userName is the name of a principal's users at the servers: the principal and
-// a MAC that only the replicas can make and check. Clients can forge the header
-// that names them, but not the name of another key.
+// a MAC that only the replicas can make and check, so that a user of the account
+// which the callout did not make is nobody. It is no secret: servers log it.
 func (o *callout) userName(principal string) string {
 	h := hmac.New(sha256.New, o.mac)
 	h.Write([]byte(principal))

@@ -58,7 +58,7 @@ type ClusterConfig struct {
 	Credentials string
 	// EndpointURL holds the user of the endpoints, which receives requests and may
 	// publish to "_R_.>" and inboxes only. "": the user of URL, so that one mistake
-	// in an endpoint could reach a stream.
+	// in an endpoint could reach a stream. The scheme is nats or tls: see EndpointConn.
 	EndpointURL string
 	// SystemURL and SystemCredentials hold a user of the system account. Without
 	// one the servers' sync setting is not seen, and the connections of a revoked
@@ -252,17 +252,29 @@ func (c *Cluster) Conn(name string) (*nats.Conn, error) {
 	return c.connect(c.life, name, roleService)
 }
 
-// EndpointConn opens the connection for the command and query endpoints.
+// EndpointConn opens the connection for the command and query endpoints. It checks
+// the headers of requests as they are on the wire, hence no WebSocket: those that
+// are malformed arrive without a caller.
 func (c *Cluster) EndpointConn() (*nats.Conn, error) {
-	return c.connect(c.life, "endpoints", roleEndpoint)
+	l := c.logins[roleEndpoint]
+	dialer := &guardedDialer{tls: c.cfg.TLS, exposed: &c.exposed}
+	for s := range strings.SplitSeq(l.servers, ",") {
+		u, err := url.Parse(s)
+		if err != nil || u.Scheme != "nats" && u.Scheme != "tls" {
+			return nil, ErrNATSConfig.Because("The endpoints connect to NATS by nats:// or tls://, not over a WebSocket: give them such a URL of their own.")
+		}
+		dialer.hosts = append(dialer.hosts, u.Hostname())
+		dialer.secure = dialer.secure || u.Scheme == "tls"
+	}
+	return c.connect(c.life, "endpoints", roleEndpoint, nats.SetCustomDialer(dialer), nats.SkipHostLookup())
 }
 
-func (c *Cluster) connect(ctx context.Context, name, role string) (*nats.Conn, error) {
+func (c *Cluster) connect(ctx context.Context, name, role string, more ...nats.Option) (*nats.Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("connecting to NATS as %s: %w", role, err)
 	}
 	log := c.log.With("conn", name)
-	options := slices.Concat(c.logins[role].options, []nats.Option{
+	options := slices.Concat(c.logins[role].options, more, []nats.Option{
 		nats.Name("credstream " + name),
 		nats.MaxReconnects(-1), nats.ReconnectWait(clusterReconnect), nats.ReconnectJitter(clusterReconnect, clusterReconnect),
 		nats.ReconnectBufSize(-1), nats.IgnoreAuthErrorAbort(),
@@ -321,6 +333,9 @@ func recent(version string) bool {
 
 // expose notes a connection on whose way to the server somebody can read along.
 func (c *Cluster) expose(nc *nats.Conn) {
+	if _, guarded := nc.Opts.CustomDialer.(*guardedDialer); guarded {
+		return // the dialer does it
+	}
 	if _, err := nc.TLSConnectionState(); err == nil {
 		return
 	}

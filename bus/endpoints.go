@@ -152,6 +152,9 @@ func sender(reply string, h nats.Header, caller func(nats.Header) (string, bool)
 	if !Answerable(reply) {
 		return "", "reply subject"
 	}
+	if _, malformed := h[malformedHeader]; malformed {
+		return "", "headers"
+	}
 	principal, ok := caller(h)
 	if !ok {
 		return "", "no caller"

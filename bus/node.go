@@ -298,17 +298,19 @@ func (n *Node) InProcessConn() (net.Conn, error) {
 // Conn opens an in-process connection as the service itself, with every right
 // in its account. It reconnects for ever, also to a restarted server; what is
 // published meanwhile is an error, never kept back. The node closes it at Shutdown.
-func (n *Node) Conn(name string) (*nats.Conn, error) { return n.connect(name, serviceUser) }
+func (n *Node) Conn(name string) (*nats.Conn, error) { return n.connect(name, serviceUser, n) }
 
 // EndpointConn opens the in-process connection for the command and query
 // endpoints: it receives requests and publishes answers, and cannot publish
-// into any stream.
-func (n *Node) EndpointConn() (*nats.Conn, error) { return n.connect("endpoints", endpointUser) }
+// into any stream. Requests with malformed headers arrive without a caller.
+func (n *Node) EndpointConn() (*nats.Conn, error) {
+	return n.connect("endpoints", endpointUser, guardedServer{n})
+}
 
-func (n *Node) connect(name, user string) (*nats.Conn, error) {
+func (n *Node) connect(name, user string, to nats.InProcessConnProvider) (*nats.Conn, error) {
 	log := n.log.With("conn", name)
 	nc, err := nats.Connect("",
-		nats.InProcessServer(n), nats.UserInfo(user, n.secret), nats.Name(name),
+		nats.InProcessServer(to), nats.UserInfo(user, n.secret), nats.Name(name),
 		nats.MaxReconnects(-1), nats.ReconnectWait(reconnect), nats.ReconnectJitter(0, 0),
 		nats.ReconnectBufSize(-1), nats.IgnoreAuthErrorAbort(),
 		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {

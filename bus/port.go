@@ -230,11 +230,12 @@ func addressOf(a net.Addr) netip.Addr {
 
 // confidential reports whether nobody on the way can read along.
 func confidential(c server.ClientAuthentication) bool {
-	if c.GetTLSConnectionState() != nil {
-		return true
-	}
-	a, ok := c.RemoteAddress().(*net.TCPAddr)
-	return ok && a.IP.IsLoopback()
+	return c.GetTLSConnectionState() != nil || loopback(c.RemoteAddress())
+}
+
+func loopback(a net.Addr) bool {
+	tcp, ok := a.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
 }
 
 // subjects lists what the key may send requests to, and what it may subscribe to.
@@ -285,8 +286,7 @@ func (g Grant) consumers(tenant string) (names []string) {
 }
 
 // account returns the account for a grant, made at its first connection. Its
-// name holds a random part that only the server and this process know: it is
-// how Caller tells the server's word from a client's.
+// name is no secret: the server tells it to the client.
 func (p *port) account(g Grant, requests, subscriptions []string) (*server.Account, error) {
 	grant := strings.Join(slices.Concat([]string{g.Principal}, requests, []string{""}, subscriptions), "\n")
 	p.mu.Lock()
@@ -314,11 +314,10 @@ func (p *port) account(g Grant, requests, subscriptions []string) (*server.Accou
 
 // Caller tells whose key sent the request with these headers: the id that its
 // Authenticator gave. The server puts the sender's account into the header
-// Nats-Request-Info when a request crosses from that account into ours. A client
-// can forge or hide the header (the server and the Go client do not agree on
-// where headers end), but cannot name the account of another key: the name is
-// random and lives as long as this server. A request without a caller must be
-// dropped: it is forged, or it is an answer that somebody directed at an endpoint.
+// Nats-Request-Info when a request crosses from that account into ours. Nobody
+// else can have written it if the request arrived on EndpointConn, which checks
+// the headers as they are on the wire. A request without a caller must be dropped:
+// it is forged, or it is an answer that somebody directed at an endpoint.
 func (n *Node) Caller(h nats.Header) (principal string, ok bool) {
 	r := n.running()
 	values := h[server.ClientInfoHdr]
