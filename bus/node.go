@@ -545,30 +545,3 @@ func (n *Node) Shutdown(ctx context.Context) error {
 	}
 	return nil
 }
-
-// serverLog passes the server's messages on. Tracing, the only level that
-// prints payloads, is never switched on.
-type serverLog struct {
-	log   *slog.Logger
-	fatal chan<- string // takes the first message that would have ended a server of its own
-}
-
-func (l *serverLog) Noticef(format string, v ...any) { l.write(slog.LevelDebug, format, v) }
-func (l *serverLog) Warnf(format string, v ...any)   { l.write(slog.LevelWarn, format, v) }
-func (l *serverLog) Errorf(format string, v ...any)  { l.write(slog.LevelError, format, v) }
-func (l *serverLog) Debugf(format string, v ...any)  { l.write(slog.LevelDebug, format, v) }
-func (l *serverLog) Tracef(string, ...any)           {}
-
-func (l *serverLog) Fatalf(format string, v ...any) {
-	l.write(slog.LevelError, format, v)
-	select {
-	case l.fatal <- fmt.Sprintf(format, v...):
-	default:
-	}
-}
-
-func (l *serverLog) write(level slog.Level, format string, v []any) {
-	if ctx := context.Background(); l.log.Enabled(ctx, level) {
-		l.log.Log(ctx, level, fmt.Sprintf(format, v...))
-	}
-}
