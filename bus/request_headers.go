@@ -3,6 +3,7 @@ package bus
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -215,7 +216,7 @@ func (d *guardedDialer) SkipTLSHandshake() bool { return true }
 
 // Dial connects, with TLS where the server or a URL asks for it.
 func (d *guardedDialer) Dial(network, address string) (_ net.Conn, err error) {
-	conn, err := net.DialTimeout(network, address, nats.DefaultTimeout)
+	conn, err := (&net.Dialer{Timeout: nats.DefaultTimeout}).DialContext(context.Background(), network, address)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // the library wraps it
 	}
