@@ -347,7 +347,7 @@ func TestFlowEvents(t *testing.T) {
 
 	cased := nats.NewMsg("credstream.flows.default." + events.Token("f 2"))
 	cased.Header = nats.Header{
-		"Ce-Specversion": {"1.0", "0.3"}, "CE-TYPE": {"flow.started"}, "Ce-Source": {"/engine"}, "Ce-Id": {"e%202%22"[:2]},
+		"Ce-Specversion": {"1.0"}, "CE-TYPE": {"flow.started"}, "Ce-Source": {"/engine"}, "Ce-Id": {"e%202%22"[:2]},
 		"Ce-Subject": {"f%202"}, "Content-Type": {"application/json; charset=utf-8"}, "ce-datacontenttype": {"text/plain"},
 	}
 	cased.Data = []byte(`{"id":"f 2","revision":3,` + sheets + `}`)
