@@ -92,13 +92,12 @@ func (u *InUse) Err() error {
 	return nil
 }
 
-// errInUseViews marks a failure to read the views: no pause mends it.
+// errInUseViews marks a failure to read the views.
 var errInUseViews = errors.New("read the views")
 
 // Run writes until ctx ends; then it returns nil. At its start, after every
-// failed write and after every lost connection it compares the whole bucket with
-// the views and mends it, then goes on. It stops with an error when the views
-// cannot be read.
+// failure and after every lost connection it compares the whole bucket with
+// the views and mends it, then goes on.
 func (u *InUse) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := u.write(ctx)
@@ -107,10 +106,8 @@ func (u *InUse) Run(ctx context.Context) error {
 			return nil
 		case errors.Is(err, errInUseViews):
 			u.err.Store(&err)
-			return fmt.Errorf("in-use index: %w", err)
-		default:
-			u.log.WarnContext(ctx, "the in-use index is compared with the views and goes on", "err", err)
 		}
+		u.log.WarnContext(ctx, "the in-use index is compared with the views and goes on", "err", err)
 		select {
 		case <-ctx.Done():
 		case <-time.After(inUseRetry):
@@ -125,6 +122,9 @@ var errReconnected = errors.New("the connection was lost meanwhile")
 func (u *InUse) write(ctx context.Context) error {
 	connection := u.connection()
 	after, err := u.mend(ctx, connection)
+	if err == nil {
+		u.err.Store(nil)
+	}
 	for err == nil {
 		position := u.projector.Position()
 		var last uint64

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"math"
 	"sync"
 	"time"
 
@@ -49,6 +50,8 @@ type Projector struct {
 	hurry   chan struct{}         // holds one token when somebody has come to wait
 	applied func([]events.Record) // see OnApplied
 
+	followed uint64 // the last commit that applied was called for
+
 	mu      sync.Mutex
 	moved   chan struct{} // closed at the next change; nil while nobody waits
 	stopped bool
@@ -57,21 +60,26 @@ type Projector struct {
 
 // NewProjector returns a projector that does nothing until Run.
 func NewProjector(store events.Store, model Model, log *slog.Logger) *Projector {
-	return &Projector{store: store, model: model, log: log, hurry: make(chan struct{}, 1), applied: func([]events.Record) {}}
+	return &Projector{
+		store: store, model: model, log: log, hurry: make(chan struct{}, 1), applied: func([]events.Record) {},
+		followed: math.MaxUint64, // the model's position, when the first run begins
+	}
 }
 
 // OnApplied has f called with every batch, in log order, once it is applied and
-// before anybody who waits for it goes on. f must be quick and must not keep the
-// slice. Set it before Run.
+// before anybody who waits for it goes on, also with what a rebuild of the model
+// applied between two runs. f must be quick and must not keep the slice. Set it
+// before Run.
 func (p *Projector) OnApplied(f func([]events.Record)) { p.applied = f }
 
 // Run follows the log from the model's position until ctx ends; then it returns
 // nil. It applies what is ready in one batch. A record that follows another
 // closely may wait a few milliseconds for more, unless somebody waits for it. An
 // event that cannot be applied, or a log that cannot be read, stops it: it says
-// so loudly and returns the error. It may be run again, one run at a time.
+// so loudly and returns the error. It may be run again, one run at a time, and
+// goes on with the same event then.
 func (p *Projector) Run(ctx context.Context) (err error) {
-	p.note(false, nil)
+	p.note(false, p.Err())
 	defer func() {
 		if err != nil {
 			p.log.ErrorContext(ctx, "the projector has stopped; lists are out of date from here on",
@@ -79,7 +87,13 @@ func (p *Projector) Run(ctx context.Context) (err error) {
 		}
 		p.note(true, err)
 	}()
-	for batch, err := range follow(ctx, p.store, p.model.Position(), maxBatch) {
+	p.followed = min(p.model.Position(), p.followed)
+	if p.Err() != nil { // what stopped the last run is over when nothing is left to apply
+		if end, err := p.End(ctx); err == nil && p.followed >= end {
+			p.note(false, nil)
+		}
+	}
+	for batch, err := range follow(ctx, p.store, p.followed, maxBatch) {
 		if err != nil {
 			return fmt.Errorf("following the log: %w", err)
 		}
@@ -90,6 +104,7 @@ func (p *Projector) Run(ctx context.Context) (err error) {
 			return fmt.Errorf("applying the log: %w", err)
 		}
 		p.applied(batch)
+		p.followed = batch[len(batch)-1].Seq
 		p.note(false, nil)
 		if len(batch) < maxBatch/2 {
 			p.pause(ctx)
@@ -186,7 +201,8 @@ func (p *Projector) Lag(ctx context.Context) (uint64, error) {
 }
 
 // Err is why the projector has stopped, nil while it runs or when it was told
-// to end.
+// to end. Of a projector that runs again it is why it had stopped, until it has
+// applied something or there is nothing to apply.
 func (p *Projector) Err() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -304,3 +304,29 @@ func TestAppliedBatchesAreTold(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// What a rebuild brought into the model while the projector stood still is told
+// to those who follow what is applied.
+func TestWhatARebuildAppliedIsToldToo(t *testing.T) {
+	log := newJournal(manyCommits(1, 10)...)
+	model := &counter{}
+	p := projections.NewProjector(log, model, quiet())
+	var told uint64
+	p.OnApplied(func(batch []events.Record) { told = max(told, batch[len(batch)-1].Seq) })
+	stop := run(t, p)
+	if err := errors.Join(p.Wait(t.Context(), 10), stop()); err != nil {
+		t.Fatal(err)
+	}
+	log.write(manyCommits(11, 10)...)
+	model.pos = 20
+	stop = run(t, p)
+	log.write(manyCommits(21, 1)...)
+	reached(t, p, 21)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	first := model.batches[len(model.batches)-1][0].Seq
+	if told != 21 || first > 11 {
+		t.Errorf("told of %d, the last batch begins at %d", told, first)
+	}
+}

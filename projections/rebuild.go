@@ -72,10 +72,10 @@ func (v *Views) Rebuild(ctx context.Context, store events.Store, progress func(d
 
 	v.mu.Lock() // nothing moves from here on
 	defer v.mu.Unlock()
-	if v.w == nil {
+	if v.done {
 		return ErrViewsClosed
 	}
-	if err := w.replay(ctx, store, v.w.meta.seq, progress); err != nil {
+	if err := w.replay(ctx, store, v.Position(), progress); err != nil {
 		return err
 	}
 	err = w.Close()
@@ -95,6 +95,29 @@ func (v *Views) Rebuild(ctx context.Context, store events.Store, progress func(d
 		}
 		return syncDir(filepath.Dir(v.path))
 	})
+}
+
+// Repair rebuilds the views each time a query or the projector finds the file
+// damaged, until ctx ends; then it returns nil. It returns the error of a rebuild
+// that fails, and may be run again.
+func (v *Views) Repair(ctx context.Context, store events.Store) error {
+	for {
+		if v.Err() == nil {
+			select {
+			case <-v.damaged:
+			case <-ctx.Done():
+				return nil
+			}
+			continue
+		}
+		if err := v.Rebuild(ctx, store, nil); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		v.log.InfoContext(ctx, "the damaged views were rebuilt", "path", v.path, "position", v.Position())
+	}
 }
 
 // replay applies the log up to and including end.

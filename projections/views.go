@@ -24,6 +24,9 @@ import (
 // ErrViewsClosed is returned by reads after Close.
 var ErrViewsClosed = fault.New(fault.Unavailable, "views_closed", "The service is stopping.")
 
+// ErrViewsDamaged is returned by reads that find the file damaged.
+var ErrViewsDamaged = fault.New(fault.Unavailable, "views_damaged", "The lists are damaged and are being rebuilt. Try again shortly.")
+
 // viewsVersion is the version of everything the file holds: tables, indexes and
 // how events are folded into them. Raise it with any change to these; a file
 // of another version is rebuilt from the log.
@@ -69,11 +72,15 @@ type Views struct {
 	log  *slog.Logger
 
 	mu       sync.Mutex // held by whoever writes
-	w        *writer    // nil when closed
+	w        *writer    // nil after a failure, until the file is opened again
+	done     bool       // Close was called
 	position atomic.Uint64
 	keys     atomic.Uint64 // how often what is known of API keys may have changed
-	readers  chan *conn    // the idle ones
+	readers  chan *conn    // the idle ones; nil stands for one that is not open
 	closed   chan struct{}
+
+	damage  atomic.Pointer[error] // what was found; nil while the file is sound
+	damaged chan struct{}         // holds one token when damage was found
 
 	bounds     bounds
 	rebuilding sync.Mutex
@@ -92,7 +99,7 @@ func OpenViews(path string, opts ViewsOptions) (*Views, error) {
 	}
 	v := &Views{
 		path: path, opts: opts, log: opts.Logger, bounds: bounds{walk: 600, candidates: 600},
-		readers: make(chan *conn, opts.Readers), closed: make(chan struct{}),
+		readers: make(chan *conn, opts.Readers), closed: make(chan struct{}), damaged: make(chan struct{}, 1),
 	}
 	if why := unfit(path, opts.Log); why != nil {
 		v.log.Warn("the views are dropped and built again from the log", "path", path, "reason", why)
@@ -223,52 +230,78 @@ func readMeta(c *conn) (meta, error) {
 }
 
 // open connects the writer and the readers to the file, which is made if need be.
+// Nothing is connected before. When it fails, queries fail until it succeeds.
 func (v *Views) open() error {
+	readers := make([]*conn, cap(v.readers))
 	w, err := openWriter(v.path, v.opts.Log)
-	if err != nil {
-		return err
-	}
-	readers := make([]*conn, 0, cap(v.readers))
-	for range cap(v.readers) {
-		c, err := connect(v.path, "busy_timeout=5000", "cache_size=-4096", "mmap_size=0", "query_only=ON")
-		if err != nil {
-			for _, r := range readers {
-				err = errors.Join(err, r.Close())
-			}
-			return errors.Join(err, w.Close())
+	for i := range readers {
+		if err == nil {
+			readers[i], err = connect(v.path, "busy_timeout=5000", "cache_size=-4096", "mmap_size=0", "query_only=ON")
 		}
-		readers = append(readers, c)
 	}
-	v.w = w
-	v.position.Store(w.meta.seq)
+	if err == nil {
+		v.w = w
+		v.position.Store(w.meta.seq)
+	}
 	for _, c := range readers {
+		if err != nil && c != nil {
+			err, c = errors.Join(err, c.Close()), nil
+		}
 		v.readers <- c
 	}
-	return nil
+	if err != nil && w != nil {
+		err = errors.Join(err, w.Close())
+	}
+	return err
 }
 
-// shut waits for the queries that are running and closes every connection.
-// The file is whole then, without a write-ahead log beside it.
+// shut waits for the queries that are running, has others wait, and closes every
+// connection. Without an error the file is whole then, with no write-ahead log
+// beside it.
 func (v *Views) shut() error {
 	var errs []error
 	for range cap(v.readers) {
-		errs = append(errs, (<-v.readers).Close())
+		if c := <-v.readers; c != nil {
+			errs = append(errs, c.Close())
+		}
 	}
-	errs = append(errs, v.w.exec("PRAGMA wal_checkpoint(TRUNCATE)"), v.w.Close())
-	v.w = nil
+	if v.w != nil {
+		errs = append(errs, v.w.exec("PRAGMA wal_checkpoint(TRUNCATE)"), v.w.Close())
+		v.w = nil
+	}
 	return errors.Join(errs...)
+}
+
+// reopen opens the file again when a failure has closed it. The caller holds mu.
+func (v *Views) reopen() error {
+	switch {
+	case v.done:
+		return ErrViewsClosed
+	case v.w != nil:
+		return nil
+	}
+	_ = v.shut() // the readers alone, which have written nothing
+	if err := v.open(); err != nil {
+		return v.noticed(fmt.Errorf("opening the views again: %w", err))
+	}
+	return nil
 }
 
 // Close ends all use of the views and marks the file as sound.
 func (v *Views) Close() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.w == nil {
+	if v.done {
 		return nil
 	}
+	v.done = true
 	close(v.closed)
+	sound := v.w != nil && v.Err() == nil
 	if err := v.shut(); err != nil {
 		return fmt.Errorf("closing the views: %w", err)
+	}
+	if !sound {
+		return nil
 	}
 	sum, err := digest(v.path)
 	if err == nil {
@@ -302,8 +335,8 @@ func digest(path string) (string, error) {
 func (v *Views) Check(end uint64, commitAt func(seq uint64) (commitID string, err error)) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.w == nil {
-		return ErrViewsClosed
+	if err := v.reopen(); err != nil {
+		return err
 	}
 	m := v.w.meta
 	if m.seq == 0 {
@@ -333,20 +366,18 @@ func (v *Views) Check(end uint64, commitAt func(seq uint64) (commitID string, er
 }
 
 // swap closes the file, lets replace put another in its place, and opens that.
-// Queries wait meanwhile. The caller holds mu. When it fails, the views are closed.
+// Queries wait meanwhile. The caller holds mu. When it fails, the next Apply tries
+// to open what is there.
 func (v *Views) swap(replace func() error) error {
 	defer v.keys.Add(1)
-	err := v.shut()
-	if err == nil || damaged(err) {
-		err = replace()
+	if err := v.shut(); err != nil { // of a file that goes away
+		v.log.Info("the old views were not closed in order", "path", v.path, "error", err)
 	}
-	if err == nil {
-		err = v.open()
+	if err := replace(); err != nil {
+		return errors.Join(err, v.open())
 	}
-	if err != nil {
-		close(v.closed)
-	}
-	return err
+	v.damage.Store(nil)
+	return v.open()
 }
 
 // Position is the sequence of the last commit applied, 0 for none.
@@ -356,10 +387,13 @@ func (v *Views) Position() uint64 { return v.position.Load() }
 func (v *Views) Apply(_ context.Context, batch []events.Record) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.w == nil {
-		return ErrViewsClosed
+	if err := v.reopen(); err != nil {
+		return err
 	}
 	if err := v.w.apply(batch); err != nil {
+		// Whether the transaction stands, or was ended at all, a new connection knows.
+		err = errors.Join(err, v.w.Close())
+		v.w = nil
 		return v.noticed(err)
 	}
 	for _, r := range batch {
@@ -380,6 +414,9 @@ func (v *Views) read(ctx context.Context, f func(*conn) error) error {
 	select {
 	case c := <-v.readers:
 		defer func() { v.readers <- c }()
+		if c == nil {
+			return ErrViewsBehind
+		}
 		return v.noticed(f(c))
 	case <-v.closed:
 		return ErrViewsClosed
@@ -399,14 +436,31 @@ func (v *Views) snapshot(ctx context.Context, f func(*conn) error) error {
 	})
 }
 
-// noticed marks the file when err says that it is damaged, so that the next
-// start drops it.
+// noticed marks the file when err says that it is damaged, so that Repair or the
+// next start builds it anew, and says so once.
 func (v *Views) noticed(err error) error {
-	if err == nil || !damaged(err) {
+	if !damaged(err) {
 		return err
 	}
-	v.log.Error("the views are damaged; restart or rebuild them", "path", v.path, "error", err)
-	return errors.Join(err, os.WriteFile(v.path+damagedMark, nil, 0o600))
+	if v.damage.CompareAndSwap(nil, &err) {
+		v.log.Error("the views are damaged; they are rebuilt from the log", "path", v.path, "error", err)
+		if err := os.WriteFile(v.path+damagedMark, nil, 0o600); err != nil {
+			v.log.Error("the damaged views could not be marked", "path", v.path, "error", err)
+		}
+		select {
+		case v.damaged <- struct{}{}:
+		default:
+		}
+	}
+	return fmt.Errorf("%w: %w", ErrViewsDamaged, err)
+}
+
+// Err says what is wrong with the file, nil while it is sound.
+func (v *Views) Err() error {
+	if err := v.damage.Load(); err != nil {
+		return fmt.Errorf("%w: %w", ErrViewsDamaged, *err)
+	}
+	return nil
 }
 
 // dumped lists what Dump shows of each table, in a stable order.

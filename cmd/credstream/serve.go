@@ -608,6 +608,9 @@ func (p *program) openParts(ctx context.Context) error {
 		_ = p.parts.Wait() // run has told of its error
 	})
 	p.parts.Go(func() error { return p.supervised.run(p.life, "views", p.proj.Run) })
+	p.parts.Go(func() error {
+		return p.supervised.run(p.life, "repair of the views", func(ctx context.Context) error { return p.views.Repair(ctx, p.store) })
+	})
 	p.parts.Go(func() error { return p.supervised.run(p.life, "feed", p.lead("feed", p.feed.Run)) })
 	p.parts.Go(func() error { return p.supervised.run(p.life, "in-use index", p.lead("in-use", p.inUse.Run)) })
 	p.parts.Go(func() error { return p.supervised.run(p.life, "storage", p.nats.Watch) })
@@ -698,7 +701,7 @@ func (p *program) giveMemoryBack(ctx context.Context) error {
 // notReady lists why the service cannot do all of its work.
 func (p *program) notReady() []string {
 	failures := p.supervised.failures()
-	for part, err := range map[string]error{"log": p.integrity.Err(), "storage": p.nats.Health(), "views": p.proj.Err(), "feed": p.feed.Err(), "in-use index": p.inUse.Err()} {
+	for part, err := range map[string]error{"log": p.integrity.Err(), "storage": p.nats.Health(), "views": errors.Join(p.views.Err(), p.proj.Err()), "feed": p.feed.Err(), "in-use index": p.inUse.Err()} {
 		if err != nil {
 			failures[part] = err
 		}
