@@ -1,11 +1,13 @@
 package bus_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -106,11 +108,13 @@ type replica struct {
 	proj  *projections.Projector
 	inUse *bus.InUse
 	said  *logBuffer
+	path  string // of the views
 }
 
 func newReplica(tb testing.TB, js jetstream.JetStream, store events.Store) *replica {
 	tb.Helper()
-	views, err := projections.OpenViews(filepath.Join(tb.TempDir(), "views.db"), projections.ViewsOptions{})
+	path := filepath.Join(tb.TempDir(), "views.db")
+	views, err := projections.OpenViews(path, projections.ViewsOptions{})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -121,7 +125,7 @@ func newReplica(tb testing.TB, js jetstream.JetStream, store events.Store) *repl
 	})
 	proj := projections.NewProjector(store, views, slog.New(slog.DiscardHandler))
 	said := &logBuffer{}
-	return &replica{tb, views, proj, bus.NewInUse(js, views, proj, said.logger()), said}
+	return &replica{tb, views, proj, bus.NewInUse(js, views, proj, said.logger()), said, path}
 }
 
 // run starts the parts; stop ends them.
@@ -446,17 +450,6 @@ func TestInUseGoesOn(t *testing.T) {
 	}
 }
 
-func TestInUseStopsWhenTheViewsAreClosed(t *testing.T) {
-	js, _ := inUseBucket(t, startNode(t))
-	r := newReplica(t, js, memory.New(events.All()))
-	if err := r.views.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.inUse.Run(t.Context()); !errors.Is(err, projections.ErrViewsClosed) || !errors.Is(r.inUse.Err(), projections.ErrViewsClosed) {
-		t.Errorf("%v, %v", err, r.inUse.Err())
-	}
-}
-
 // From an applied batch to the key that everybody sees.
 func BenchmarkInUse(b *testing.B) {
 	node, err := bus.StartNode(b.Context(), bus.NodeConfig{Dir: b.TempDir(), MinFree: 1})
@@ -509,5 +502,35 @@ func BenchmarkInUse(b *testing.B) {
 			b.ReportMetric(float64(sum.Microseconds())/float64(n), "us-visible")
 			b.ReportMetric(float64(slowest.Microseconds()), "us-slowest")
 		})
+	}
+}
+
+// A writer whose views cannot be read says so, and goes on once they were rebuilt.
+func TestInUseGoesOnAfterDamagedViews(t *testing.T) {
+	js, _ := inUseBucket(t, startNode(t))
+	u := usage{t, memory.New(events.All())}
+	r := newReplica(t, js, u.store)
+	u.create("c")
+	first := u.use("c", "f1", true)
+	if err := r.views.Rebuild(t.Context(), u.store, nil); err != nil { // into a file without a write-ahead log
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(r.path, os.O_RDWR, 0)
+	if err == nil {
+		_, err = f.WriteAt(bytes.Repeat([]byte{0xa5}, 500_000), 4096)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.run()
+	eventually(t, "the writer to say what is wrong", func() bool { return r.inUse.Err() != nil })
+	if err := r.views.Rebuild(t.Context(), u.store, nil); err != nil {
+		t.Fatal(err)
+	}
+	r.reached(first)
+	eventually(t, "the writer to be well", func() bool { return r.inUse.Err() == nil })
+	if diff := cmp.Diff(r.wanted(), held(t, js)); diff != "" {
+		t.Error(diff)
 	}
 }
