@@ -24,16 +24,17 @@ const module = "github.com/credstream/credstream/"
 // may import what the room may, and the room. cmd may import anything.
 var imports = map[string][]string{
 	"fault":       {},
+	"admission":   {"fault"},
 	"seal":        {"fault"},
-	"events":      {"fault"},
-	"commands":    {"fault", "events"},         // commands speak of versions and verifications in the events' words
-	"vault":       {"fault", "seal", "events"}, // events for the one encoding of ids
-	"verify":      {"fault", "seal"},           //
+	"events":      {"fault", "admission"},
+	"commands":    {"fault", "events"},                      // commands speak of versions and verifications in the events' words
+	"vault":       {"fault", "admission", "seal", "events"}, // events for the one encoding of ids
+	"verify":      {"fault", "admission", "seal"},           //
 	"aggregates":  {"fault", "events", "commands"},
-	"projections": {"fault", "events"},
-	"oauth":       {"fault", "seal", "verify"},
-	"service":     {"fault", "seal", "events", "commands", "vault", "verify", "oauth", "aggregates", "projections"},
-	"bus":         {"fault", "events", "projections", "service"},
+	"projections": {"fault", "admission", "events"},
+	"oauth":       {"fault", "admission", "seal", "verify"},
+	"service":     {"fault", "admission", "seal", "events", "commands", "vault", "verify", "oauth", "aggregates", "projections"},
+	"bus":         {"fault", "admission", "events", "projections", "service"},
 	"api":         {"fault", "service"},
 	"client":      {"fault"},
 }

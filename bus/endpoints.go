@@ -19,18 +19,14 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// The bounds of what is answered at one time and of what waits in line.
+// The bounds of what has arrived and is not looked at yet.
 const (
-	maxInFlight    = 512      // requests
-	maxOfPrincipal = 128      // requests of one key; more are told to come again
 	maxWaiting     = 1024     // requests of one endpoint
 	maxWaitingSize = 16 << 20 // bytes of them
 	grace          = time.Second
 )
 
 var (
-	errBusy = fault.New(fault.Throttled, "too_many_requests",
-		"Too many requests of this key are being answered. Wait for some answers first.").After(time.Second)
 	errAnswerTooLarge = fault.New(fault.Invalid, "answer_too_large",
 		"The answer does not fit into one message: ask for a smaller page, or over HTTP.")
 )
@@ -47,7 +43,6 @@ type Endpoints struct {
 
 	life    context.Context
 	end     context.CancelFunc
-	gate    *gate
 	answers sync.WaitGroup
 	micro   micro.Service
 }
@@ -65,7 +60,7 @@ type EndpointsConfig struct {
 // ServeEndpoints starts to answer. Close ends it.
 func ServeEndpoints(cfg EndpointsConfig) (*Endpoints, error) {
 	e := &Endpoints{
-		conn: cfg.Conn, service: cfg.Service, caller: cfg.Caller, log: cfg.Logger, gate: newGate(maxInFlight, maxOfPrincipal),
+		conn: cfg.Conn, service: cfg.Service, caller: cfg.Caller, log: cfg.Logger,
 		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "credstream_nats_requests_dropped_total", Help: "Requests dropped unread, by reason.",
 		}, []string{"reason"}),
@@ -111,41 +106,6 @@ func (e *Endpoints) Close() {
 	e.end()
 }
 
-// gate bounds the requests under way: those of all keys, and those of each.
-type gate struct {
-	slots chan struct{}
-	most  int // of one principal
-	mu    sync.Mutex
-	busy  map[string]int // requests under way, by principal
-}
-
-func newGate(all, each int) *gate {
-	return &gate{slots: make(chan struct{}, all), most: each, busy: map[string]int{}}
-}
-
-// enter lets a request of the principal in once there is room; false says that
-// the principal has too many.
-func (g *gate) enter(principal string) bool {
-	g.mu.Lock()
-	if g.busy[principal] >= g.most {
-		g.mu.Unlock()
-		return false
-	}
-	g.busy[principal]++
-	g.mu.Unlock()
-	g.slots <- struct{}{}
-	return true
-}
-
-func (g *gate) leave(principal string) {
-	<-g.slots
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.busy[principal]--; g.busy[principal] == 0 {
-		delete(g.busy, principal)
-	}
-}
-
 // sender tells who sent a request that may be answered, or why it must be dropped
 // unread: a caller could otherwise have us publish into whatever subject it names.
 func sender(reply string, h nats.Header, caller func(nats.Header) (string, bool)) (principal, drop string) {
@@ -171,12 +131,7 @@ func (e *Endpoints) handler(r service.Route) micro.HandlerFunc {
 			e.dropped.WithLabelValues(drop).Inc()
 			return
 		}
-		if !e.gate.enter(principal) {
-			e.refuse(req, r.Name, events.NewID(), errBusy)
-			return
-		}
 		e.answers.Go(func() {
-			defer e.gate.leave(principal)
 			tenant, _, _ := strings.Cut(strings.TrimPrefix(req.Subject(), prefix), ".")
 			e.answer(req, r.Name, tenant, principal)
 		})

@@ -14,20 +14,19 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sync/semaphore"
 
+	"github.com/credstream/credstream/admission"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
 )
 
-// The bounds of what is being stored at one time. A publisher may send many
-// messages ahead of their acknowledgements, and is told of too many.
+// The bounds of what waits to be stored. A publisher may send many messages ahead
+// of their acknowledgements, and is told of too many.
 const (
-	inboundAll   = 8192     // messages
-	inboundEach  = 4096     // of one key
-	inboundBytes = 64 << 20 // of all
-	inboundLine  = 16 << 20 // bytes that wait in line, by queue
+	maxInbound      = 4096     // messages of one key
+	maxInboundBytes = 64 << 20 // of all; a key's part is what the others leave free
+	inboundLine     = 16 << 20 // bytes that have arrived and are not looked at yet, by queue
 )
 
 // refusalCode is added to the status of a refusal to make the err_code of the
@@ -47,11 +46,13 @@ var errTooLarge = service.ErrBodyTooLarge.Because("A message for a queue holds u
 // Messages that come from one connection to one queue and through one process
 // are stored in the order in which they were published.
 type Intake struct {
-	cfg   IntakeConfig
-	log   *slog.Logger
-	gate  *gate
-	bytes *semaphore.Weighted
-	seen  *prometheus.CounterVec
+	cfg  IntakeConfig
+	log  *slog.Logger
+	seen *prometheus.CounterVec
+
+	mu    sync.Mutex
+	bytes int64 // that wait in lines
+	lines map[source]*line
 
 	subs    []*nats.Subscription
 	life    context.Context
@@ -74,7 +75,7 @@ type IntakeConfig struct {
 // ServeIntake starts to take messages in. Close ends it.
 func ServeIntake(cfg IntakeConfig) (*Intake, error) {
 	in := &Intake{
-		cfg: cfg, log: cfg.Logger, gate: newGate(inboundAll, inboundEach), bytes: semaphore.NewWeighted(inboundBytes),
+		cfg: cfg, log: cfg.Logger, lines: map[source]*line{},
 		seen: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "credstream_intake_messages_total",
 			Help: "Messages published to a queue: stored, poisoned, refused or dropped, by the code of the refusal.",
@@ -124,8 +125,20 @@ func (in *Intake) Close() {
 	in.end()
 }
 
-// receive takes the messages of a queue in, one after the other, so that they
-// are stored in their order, and leaves the waiting to others.
+// source is what messages come from whose order is kept.
+type source struct {
+	queue     Queue
+	principal string
+}
+
+// line is what has come from a source and waits to be stored.
+type line struct {
+	messages []*nats.Msg
+	bytes    int64
+}
+
+// receive puts the messages of a queue into the lines of their sources. It never
+// waits, so no publisher holds up another one.
 func (in *Intake) receive(q Queue) nats.MsgHandler {
 	return func(m *nats.Msg) {
 		principal, drop := sender(m.Reply, m.Header, in.cfg.Caller)
@@ -133,56 +146,103 @@ func (in *Intake) receive(q Queue) nats.MsgHandler {
 			in.seen.WithLabelValues(string(q), "dropped", drop).Inc()
 			return
 		}
-		if !in.gate.enter(principal) {
-			in.refuse(q, m, errBusy)
-			return
+		from := source{q, principal}
+		if !in.queue(from, m) {
+			in.refuse(q, m, admission.ErrBusy)
 		}
-		size := int64(len(m.Data))
-		if in.bytes.Acquire(in.life, size) != nil {
-			in.gate.leave(principal)
-			return // closed
-		}
+	}
+}
+
+// queue puts a message at the end of the line of its source; false says that the
+// line is full.
+func (in *Intake) queue(from source, m *nats.Msg) bool {
+	size := int64(len(m.Data))
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	l := in.lines[from]
+	if l == nil {
+		l = &line{}
+		in.lines[from] = l
+		in.answers.Go(func() { in.drain(from, l) })
+	} else if len(l.messages) >= maxInbound || l.bytes+size > maxInboundBytes-in.bytes {
+		return false
+	}
+	l.messages = append(l.messages, m)
+	l.bytes += size
+	in.bytes += size
+	return true
+}
+
+// next takes the first message out of a line; nil ends the line.
+func (in *Intake) next(from source, l *line) *nats.Msg {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if len(l.messages) == 0 {
+		delete(in.lines, from)
+		return nil
+	}
+	m := l.messages[0]
+	l.messages[0], l.messages = nil, l.messages[1:]
+	l.bytes -= int64(len(m.Data))
+	in.bytes -= int64(len(m.Data))
+	return m
+}
+
+// drain stores the messages of a line, one after the other, so that they are
+// stored in their order, and leaves the waiting to others.
+func (in *Intake) drain(from source, l *line) {
+	for m := in.next(from, l); m != nil; m = in.next(from, l) {
 		ctx, cancel := context.WithTimeout(in.life, AckTimeout)
-		r, code, err := in.take(ctx, q, m, principal)
+		r, code, leave, err := in.take(ctx, from, m)
+		if err != nil {
+			in.refuse(from.queue, m, err)
+			leave()
+			cancel()
+			continue
+		}
 		in.answers.Go(func() {
-			defer func() { cancel(); in.bytes.Release(size); in.gate.leave(principal) }()
-			var seq uint64
-			if err == nil {
-				seq, err = r.wait(ctx)
-			}
+			defer cancel()
+			defer leave()
+			seq, err := r.wait(ctx)
 			if err != nil {
-				in.refuse(q, m, err)
+				in.refuse(from.queue, m, err)
 				return
 			}
 			outcome := "stored"
 			if code != "" {
 				outcome = "poisoned"
 			}
-			in.seen.WithLabelValues(string(q), outcome, code).Inc()
+			in.seen.WithLabelValues(string(from.queue), outcome, code).Inc()
 			in.send(m.Reply, nil, answer{Stream: r.stream, Seq: seq})
 		})
 	}
 }
 
 // take puts a message on its way into its stream, or into the poison queue, with
-// the code of the reason.
-func (in *Intake) take(ctx context.Context, q Queue, m *nats.Msg, principal string) (r receipt, code string, err error) {
+// the code of the reason. leave ends its part of the work under way.
+func (in *Intake) take(ctx context.Context, from source, m *nats.Msg) (r receipt, code string, leave func(), err error) {
+	leave = func() {}
 	if in.cfg.WritesAllowed != nil {
 		if err := in.cfg.WritesAllowed(); err != nil {
-			return r, "", err
+			return r, "", leave, err
 		}
 	}
-	tenant, name, _ := strings.Cut(strings.TrimPrefix(m.Subject, q.layout().outside), ".")
-	p, err := in.cfg.Service.Principal(ctx, principal)
+	tenant, name, _ := strings.Cut(strings.TrimPrefix(m.Subject, from.queue.layout().outside), ".")
+	p, err := in.cfg.Service.Principal(ctx, from.principal)
 	if err != nil {
-		return r, "", err
+		return r, "", leave, err
 	}
 	call := service.Call{Tenant: tenant, Principal: p, Via: "nats"}
-	if q == Flows {
-		return in.takeFlow(ctx, call, m, name)
+	entered, err := in.cfg.Service.ReceiveMessage(ctx, &call, int64(len(m.Data)))
+	if err != nil {
+		return r, "", leave, err
 	}
-	r, err = in.takeCommand(ctx, call, m, name)
-	return r, "", err
+	if from.queue == Flows {
+		r, code, err = in.takeFlow(ctx, call, m, name)
+	} else {
+		r, err = in.takeCommand(ctx, call, m, name)
+	}
+	return r, code, entered, err
 }
 
 // takeFlow stores what is understood of a flow event, and of one that is not
@@ -192,10 +252,10 @@ func (in *Intake) takeFlow(ctx context.Context, call service.Call, m *nats.Msg, 
 	if lost {
 		call.Tenant = call.Principal.Home
 	}
-	err = in.cfg.Service.AuthorizeFlowEvents(ctx, call)
+	err = in.cfg.Service.AdmitFlowEvent(ctx, call)
 	if errors.Is(err, service.ErrTenantNotFound) && !lost && call.Principal.Reaches(call.Tenant) {
 		lost, call.Tenant = true, call.Principal.Home
-		err = in.cfg.Service.AuthorizeFlowEvents(ctx, call)
+		err = in.cfg.Service.AdmitFlowEvent(ctx, call)
 	}
 	if err != nil {
 		return r, "", err

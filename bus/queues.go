@@ -115,7 +115,7 @@ type Queues struct {
 }
 
 // maxUnacked bounds what is sent ahead of the streams' acknowledgements.
-const maxUnacked = 2 * inboundAll
+const maxUnacked = 16_384
 
 // NewQueues makes Queues over a connection as the service. durable returns the
 // wait for the fsync of a stream, or nil where the server syncs by itself. The

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/oauth2"
 	"golang.org/x/oauth2/clientcredentials"
 
+	"github.com/credstream/credstream/admission"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/seal"
 	"github.com/credstream/credstream/verify"
@@ -224,6 +225,7 @@ func (x *Exchanger) ask(ctx context.Context, tenant, uri string, c Client, s ste
 	}
 	// The tenant's place first: who waits for it must not keep others from a host.
 	host := strings.ToLower(u.Host)
+	defer admission.Idle(ctx)()
 	release, err := x.guarded.Slot(ctx, tenant, host)
 	if errors.Is(err, verify.ErrBusy) {
 		return fail(&Error{Outcome: Transient, Busy: true, RetryAfter: fault.Of(err).RetryAfter, cause: busy})

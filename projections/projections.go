@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/credstream/credstream/admission"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
 )
@@ -148,6 +149,9 @@ func (p *Projector) Next(ctx context.Context, after uint64) error {
 }
 
 func (p *Projector) reach(ctx context.Context, seq uint64, hurry bool) error {
+	if p.model.Position() < seq {
+		defer admission.Idle(ctx)()
+	}
 	for p.model.Position() < seq {
 		p.mu.Lock()
 		if p.moved == nil {

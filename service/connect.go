@@ -126,7 +126,7 @@ func (s *Service) connectOAuth(ctx context.Context, call *Call, in ConnectOAuth)
 			return Connected{}, err
 		}
 	}
-	if err := s.limiter.take(bucket{connecting, call.Tenant, true}, s.now()); err != nil {
+	if err := s.limiter.take(bucket{connecting, call.Tenant, commandCall}, s.now()); err != nil {
 		return Connected{}, err
 	}
 	secret := newSecret()

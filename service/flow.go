@@ -11,6 +11,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/credstream/credstream/admission"
 	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
@@ -131,11 +132,11 @@ func checkSteps(steps []events.FlowStep) error {
 // flowEvent stands for the name of a route where a flow event is refused.
 const flowEvent = "flow.event"
 
-// AuthorizeFlowEvents reports whether the caller may tell of flows of the
-// call's tenant: nil, or what authorization says.
-func (s *Service) AuthorizeFlowEvents(ctx context.Context, call Call) error {
+// AdmitFlowEvent reports whether the caller may publish a flow event of the call's
+// tenant now: nil, or what authorization or the limits say.
+func (s *Service) AdmitFlowEvent(ctx context.Context, call Call) error {
 	call.route = flowEvent
-	return s.authorize(ctx, &call, FlowsEdit)
+	return s.admit(ctx, &call, FlowsEdit, message)
 }
 
 // ObserveFlow takes in a flow event: it is recorded on the flow's stream, then
@@ -147,6 +148,12 @@ func (s *Service) ObserveFlow(ctx context.Context, call Call, ev FlowEvent) erro
 	ctx, cancel := context.WithTimeout(ctx, maxCall)
 	defer cancel()
 	call.route = flowEvent
+	leave, err := s.enter(ctx, &call, admission.Request, 0)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	ctx = call.pass.With(ctx)
 	if err := s.authorize(ctx, &call, FlowsEdit); err != nil {
 		return err
 	}

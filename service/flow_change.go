@@ -7,6 +7,7 @@ import (
 
 	"github.com/go-json-experiment/json"
 
+	"github.com/credstream/credstream/admission"
 	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
@@ -33,7 +34,13 @@ func (s *Service) ChangeFlow(ctx context.Context, call Call, ceType string, data
 	ctx, cancel := context.WithTimeout(ctx, maxCall)
 	defer cancel()
 	call.route = flowEvent
-	if err := s.admit(ctx, &call, &Route{Name: flowEvent, Command: true, Permission: FlowsEdit}); err != nil {
+	leave, err := s.enter(ctx, &call, admission.Request, int64(len(data)))
+	if err != nil {
+		return Flow{}, err
+	}
+	defer leave()
+	ctx = call.pass.With(ctx)
+	if err := s.admit(ctx, &call, FlowsEdit, commandCall); err != nil {
 		return Flow{}, err
 	}
 	if s.cfg.WritesAllowed != nil {

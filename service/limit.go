@@ -16,7 +16,8 @@ import (
 )
 
 // Rate bounds calls by number in a second; 0 is no bound. Two seconds' worth may
-// come at once. A query that makes a new lease counts as a command, too.
+// come at once. A query that makes a new lease counts as a command, too. Flow
+// events and commands for the queue have the rate of commands, counted apart.
 type Rate struct {
 	Commands, Queries int
 }
@@ -50,8 +51,24 @@ type limiter struct {
 
 // bucket names what is counted together.
 type bucket struct {
-	of, id  string // perTenant and its id, or the kind of an identity and its id
-	command bool
+	of, id string // perTenant and its id, or the kind of an identity and its id
+	kind   kind
+}
+
+// kind is what is counted apart.
+type kind string
+
+const (
+	commandCall kind = "command"
+	queryCall   kind = "query"
+	message     kind = "message" // to be stored in a queue
+)
+
+func kindOf(r *Route) kind {
+	if r.Command {
+		return commandCall
+	}
+	return queryCall
 }
 
 const (
@@ -124,8 +141,8 @@ func (u *underWay) leave(tenant, connection string) {
 // maxConnects is how many connections a tenant may start in a second, whatever the limits.
 const maxConnects = 20
 
-// maxBuckets is twice for each key and twice for each tenant that is remembered.
-const maxBuckets = 2 * (maxKeys + maxTenants)
+// maxBuckets is one of each kind for each key and each tenant that is remembered.
+const maxBuckets = 3 * (maxKeys + maxTenants)
 
 func newLimiter(limits Limits) (*limiter, error) {
 	buckets, err := lru.New[bucket, *rate.Limiter](maxBuckets)
@@ -145,9 +162,9 @@ func (l *limiter) take(b bucket, now time.Time) error {
 	case connecting:
 		bound = Rate{Commands: maxConnects}
 	}
-	most := bound.Queries
-	if b.command {
-		most = bound.Commands
+	most := bound.Commands
+	if b.kind == queryCall {
+		most = bound.Queries
 	}
 	if most <= 0 {
 		return nil
@@ -168,17 +185,17 @@ func (l *limiter) take(b bucket, now time.Time) error {
 
 // admit lets a call through that is authorized and within the limits. What a
 // caller is refused counts against itself, never against the tenant it names.
-func (s *Service) admit(ctx context.Context, call *Call, r *Route) error {
+func (s *Service) admit(ctx context.Context, call *Call, perm Permission, what kind) error {
 	now := s.now()
 	if who := call.Principal.Actor; who.ID != "" {
-		if err := s.limiter.take(bucket{who.Kind, who.ID, r.Command}, now); err != nil {
+		if err := s.limiter.take(bucket{who.Kind, who.ID, what}, now); err != nil {
 			return err
 		}
 	}
-	if err := s.authorize(ctx, call, r.permission(call.Principal)); err != nil {
+	if err := s.authorize(ctx, call, perm); err != nil {
 		return err
 	}
-	return s.limiter.take(bucket{perTenant, call.Tenant, r.Command}, now)
+	return s.limiter.take(bucket{perTenant, call.Tenant, what}, now)
 }
 
 // admitLease lets a query through that makes a lease. It costs as much as a command,
@@ -186,11 +203,11 @@ func (s *Service) admit(ctx context.Context, call *Call, r *Route) error {
 func (s *Service) admitLease(call *Call) error {
 	now := s.now()
 	if who := call.Principal.Actor; who.ID != "" {
-		if err := s.limiter.take(bucket{who.Kind, who.ID, true}, now); err != nil {
+		if err := s.limiter.take(bucket{who.Kind, who.ID, commandCall}, now); err != nil {
 			return err
 		}
 	}
-	return s.limiter.take(bucket{perTenant, call.Tenant, true}, now)
+	return s.limiter.take(bucket{perTenant, call.Tenant, commandCall}, now)
 }
 
 // wrongKeys counts the wrong keys of each address. Only requests that are

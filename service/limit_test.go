@@ -342,3 +342,29 @@ func TestBombs(t *testing.T) {
 		}
 	}
 }
+
+// Flow events and commands for the queue have a rate, too.
+func TestRateOfMessages(t *testing.T) {
+	l := newLimited(t, service.Limits{PerKey: service.RateOf(2)})
+	call := service.Call{
+		Tenant: "acme", Principal: service.Principal{Actor: events.Actor{Kind: "key", ID: "k1"}, Tenants: []string{"acme"}, Role: service.Administrator},
+	}
+	for name, publish := range map[string]func() error{
+		"flow event": func() error { return l.AdmitFlowEvent(t.Context(), call) },
+		"command": func() error {
+			_, err := l.CheckQueued(t.Context(), &call, aCommand, []byte(`{"id":"c"}`))
+			return err
+		},
+	} {
+		passed := 0
+		for ; passed < 100 && publish() == nil; passed++ {
+		}
+		if err := publish(); passed != 4 || !errors.Is(err, service.ErrRateLimited) {
+			t.Errorf("%s: after %d: %v, want 4 in two seconds", name, passed, err)
+		}
+		l.now = l.now.Add(time.Hour)
+	}
+	if passed, _ := l.drain(t, "k1", "acme", aCommand, service.Administrator); passed != 4 {
+		t.Errorf("messages are counted as commands: %d pass", passed)
+	}
+}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/credstream/credstream/admission"
 	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
@@ -116,9 +117,12 @@ func (s *Service) alone(ctx context.Context, call *Call) (release func(), err er
 		if !taken {
 			return func() { s.inFlight.Delete(key); close(mine) }, nil
 		}
+		resume := admission.Idle(ctx)
 		select {
 		case <-other.(chan struct{}):
+			resume()
 		case <-ctx.Done():
+			resume()
 			return nil, ctx.Err()
 		}
 	}

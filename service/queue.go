@@ -76,7 +76,7 @@ func (s *Service) CheckQueued(ctx context.Context, call *Call, command string, b
 		return nil, ErrNotQueueable
 	}
 	call.route = command
-	if err := s.authorize(ctx, call, route.Permission); err != nil {
+	if err := s.admit(ctx, call, route.Permission, message); err != nil {
 		return nil, err
 	}
 	if len(call.CommandID) > maxID || !printable(call.CommandID) {

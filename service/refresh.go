@@ -11,6 +11,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/credstream/credstream/admission"
 	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
@@ -128,6 +129,7 @@ func (s *Service) renew(ctx context.Context, tenant, id string, epoch int, insis
 		})
 	}
 	r.mu.Unlock()
+	defer admission.Idle(ctx)()
 	wait := time.NewTimer(refreshWait)
 	defer wait.Stop()
 	select {

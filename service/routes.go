@@ -12,6 +12,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/credstream/credstream/admission"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
 )
@@ -28,10 +29,11 @@ type Call struct {
 	// caller is on the same machine or came over TLS. Over NATS nobody is.
 	Confidential bool
 
-	route   string // the command or query
-	named   bool   // the caller gave the command id
-	request string // HMAC of the request, when named
-	looked  uint64 // log position up to which the views were asked for the command
+	route   string          // the command or query
+	named   bool            // the caller gave the command id
+	request string          // HMAC of the request, when named
+	pass    *admission.Pass // nil until the call has entered
+	looked  uint64          // log position up to which the views were asked for the command
 }
 
 // Route is one command or query: its name on every edge, who may use it, and
@@ -45,6 +47,7 @@ type Route struct {
 	In, Out    reflect.Type // structs
 	Secrets    bool         // the request holds clear text: refused where others could listen
 	Records    bool         // a query that leaves a fact: refused to pages of another origin, as commands are
+	cost       int          // of its work, for admission
 	serve      func(*Service, context.Context, *Call, []byte) (any, error)
 }
 
@@ -96,21 +99,21 @@ func Routes() []Route {
 			"Delete a credential of a workspace and erase its secrets."),
 		query("auth_secret.get", AuthSecretsGet, (*Service).getAuthSecret,
 			"One credential of a workspace, and whether it works; secret values are masked."),
-		query("auth_secret.list", AuthSecretsGet, (*Service).listAuthSecrets, "The credentials of a workspace, sorted, page by page."),
+		scan(query("auth_secret.list", AuthSecretsGet, (*Service).listAuthSecrets, "The credentials of a workspace, sorted, page by page.")),
 		command("flow.bind", FlowsEdit, (*Service).bindFlow,
 			"Reserve the credentials of a flow before it starts: all of them, or none."),
 		command("flow.release", FlowsEdit, (*Service).releaseFlow,
 			"Give back what a flow has reserved."),
 		query("flow.get", FlowsGet, (*Service).getFlow, "One flow: its steps, what it uses and what it cannot use."),
-		query("flow.list", FlowsGet, (*Service).listFlows,
-			"Flows by id, page by page: all, or those that use one credential or one component."),
-		query("flow.in-use", FlowsGet, (*Service).listInUse,
-			"What flows use: the values of the in-use index, page by page."),
+		scan(query("flow.list", FlowsGet, (*Service).listFlows,
+			"Flows by id, page by page: all, or those that use one credential or one component.")),
+		scan(query("flow.in-use", FlowsGet, (*Service).listInUse,
+			"What flows use: the values of the in-use index, page by page.")),
 		command("queue.retry", QueueManage, (*Service).retryQueued,
 			"Put a message of the poison queue back where it came from."),
 		command("queue.drop", QueueManage, (*Service).dropQueued,
 			"Erase a message of the poison queue."),
-		query("queue.list", QueueManage, (*Service).listQueued, "The tenant's messages in the poison queue, page by page."),
+		scan(query("queue.list", QueueManage, (*Service).listQueued, "The tenant's messages in the poison queue, page by page.")),
 		query("queue.get", QueueManage, (*Service).getQueued, "One message of the poison queue, as far as it may be kept."),
 		query("service.key", CredentialsCreate, (*Service).serviceKey,
 			"The public key to which the keys of a queued command are sealed."),
@@ -125,7 +128,7 @@ func Routes() []Route {
 		withSecrets(command("oauth_client.reveal", CredentialsReveal, (*Service).revealOAuthClient,
 			"Show the secret of one OAuth client to a person. That it was done is recorded first.")),
 		query("oauth_client.get", OAuthClientsGet, (*Service).getOAuthClient, "One OAuth client, by its id or its component; the secret is masked."),
-		query("oauth_client.list", OAuthClientsGet, (*Service).listOAuthClients, "The OAuth clients of the tenant."),
+		scan(query("oauth_client.list", OAuthClientsGet, (*Service).listOAuthClients, "The OAuth clients of the tenant.")),
 		withSecrets(command("auth_client.create", OAuthClientsCreate, (*Service).createAuthClient,
 			"Create an auth client for several components. Of type oauth2 and of the tenant, it defines their OAuth clients: all of them, or none.")),
 		withSecrets(command("auth_client.change", OAuthClientsEdit, (*Service).reformAuthClient,
@@ -135,7 +138,7 @@ func Routes() []Route {
 		withSecrets(command("auth_client.reveal", CredentialsReveal, (*Service).revealAuthClient,
 			"Show the credentials of one auth client to a person. That it was done is recorded first.")),
 		query("auth_client.get", OAuthClientsGet, (*Service).getAuthClient, "One auth client; secrets are masked."),
-		query("auth_client.list", OAuthClientsGet, (*Service).listAuthClients, "The auth clients that the tenant sees, page by page."),
+		scan(query("auth_client.list", OAuthClientsGet, (*Service).listAuthClients, "The auth clients that the tenant sees, page by page.")),
 		withSecrets(command("component.set-env", ComponentsEdit, (*Service).setComponentEnv,
 			"Give values to the variables that a component's descriptor declares. They are sealed and serve in the owner's tenant.")),
 		command("audit.rewind", AuditRead, (*Service).rewindAudit,
@@ -146,16 +149,16 @@ func Routes() []Route {
 			"Issue an API key. The key is in this answer and nowhere else; a repeat answers without it.")),
 		command("api_key.revoke", KeysManage, (*Service).revokeAPIKey,
 			"Revoke an API key."),
-		query("api_key.list", KeysManage, (*Service).listAPIKeys, "The API keys of the tenant, never the keys themselves."),
+		scan(query("api_key.list", KeysManage, (*Service).listAPIKeys, "The API keys of the tenant, never the keys themselves.")),
 		query("views.status", ViewsManage, (*Service).viewsStatus,
 			"How far the views are, and how far a rebuild has come."),
-		query("tenant.list", TenantsManage, (*Service).listTenants, "The tenants of the installation."),
+		scan(query("tenant.list", TenantsManage, (*Service).listTenants, "The tenants of the installation.")),
 		query("component.get", ComponentsGet, (*Service).getComponent, "One component with its descriptor."),
-		query("component.list", ComponentsGet, (*Service).listComponents, "The components the tenant may use, with counts of its credentials."),
+		scan(query("component.list", ComponentsGet, (*Service).listComponents, "The components the tenant may use, with counts of its credentials.")),
 		query("credential.get", CredentialsGet, (*Service).getCredential, "One credential; secret values are masked."),
-		query("credential.list", CredentialsGet, (*Service).listCredentials, "Credentials by filter, sorted, page by page."),
-		query("credential.counts", CredentialsGet, (*Service).countCredentials, "Number of credentials by component and status."),
-		query("credential.history", CredentialsGet, (*Service).credentialHistory, "What happened to one credential: who, what, when, which version."),
+		scan(query("credential.list", CredentialsGet, (*Service).listCredentials, "Credentials by filter, sorted, page by page.")),
+		scan(query("credential.counts", CredentialsGet, (*Service).countCredentials, "Number of credentials by component and status.")),
+		scan(query("credential.history", CredentialsGet, (*Service).credentialHistory, "What happened to one credential: who, what, when, which version.")),
 		withSecrets(orElse(CredentialsEdit, command("oauth.connect", CredentialsCreate, (*Service).connectOAuth,
 			"Make a one-time link by which a person connects an account at the component's provider, for a new credential or for one that exists."))),
 		orElse(CredentialsEdit, command("oauth.complete", CredentialsCreate, (*Service).completeConnection,
@@ -165,12 +168,12 @@ func Routes() []Route {
 			"The redirect URI of a component in this tenant, to be registered at the provider."),
 		recording(query("credential.resolve", CredentialsResolve, (*Service).resolveCredential,
 			"Give a flow engine the values of a credential, sealed to its public key, for the time of a lease. That it is given them is recorded first.")),
-		query("lease.list", AuditRead, (*Service).listLeases, "The leases that have not expired: who may still hold the values of which credential."),
-		query("access.replay", AuditRead, (*Service).replayAccess,
-			"Who was given the values of which credential, and when, in the order in which they were, page by page."),
-		query("events.changes", CredentialsGet, (*Service).eventChanges,
-			"The tenant's changes from a place in the log on, page by page: for who follows the feed and was away."),
-		query("events.replay", AuditRead, (*Service).replayEvents, "The tenant's facts again, in the order of the log, page by page."),
+		scan(query("lease.list", AuditRead, (*Service).listLeases, "The leases that have not expired: who may still hold the values of which credential.")),
+		scan(query("access.replay", AuditRead, (*Service).replayAccess,
+			"Who was given the values of which credential, and when, in the order in which they were, page by page.")),
+		scan(query("events.changes", CredentialsGet, (*Service).eventChanges,
+			"The tenant's changes from a place in the log on, page by page: for who follows the feed and was away.")),
+		scan(query("events.replay", AuditRead, (*Service).replayEvents, "The tenant's facts again, in the order of the log, page by page.")),
 	}
 }
 
@@ -182,7 +185,7 @@ func command[In, Out any](name string, p Permission, do func(*Service, context.C
 
 func query[In, Out any](name string, p Permission, do func(*Service, context.Context, *Call, In) (Out, error), summary string) Route {
 	return Route{
-		Name: name, Permission: p, Summary: summary, In: reflect.TypeFor[In](), Out: reflect.TypeFor[Out](),
+		Name: name, Permission: p, Summary: summary, cost: admission.Request, In: reflect.TypeFor[In](), Out: reflect.TypeFor[Out](),
 		serve: func(s *Service, ctx context.Context, call *Call, body []byte) (any, error) {
 			var in In
 			if err := decode(body, &in); err != nil {
@@ -195,6 +198,12 @@ func query[In, Out any](name string, p Permission, do func(*Service, context.Con
 
 func withSecrets(r Route) Route {
 	r.Secrets = true
+	return r
+}
+
+// scan is for what looks at many things.
+func scan(r Route) Route {
+	r.cost = admission.Scan
 	return r
 }
 
@@ -252,7 +261,13 @@ func (s *Service) Serve(ctx context.Context, call Call, name string, body []byte
 	start := s.now()
 	defer func() { s.metrics.served(route, s.now().Sub(start), err) }()
 	call.route = name
-	if err := s.admit(ctx, &call, route); err != nil {
+	leave, err := s.enter(ctx, &call, route.cost, int64(len(body)))
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	ctx = call.pass.With(ctx)
+	if err := s.admit(ctx, &call, route.permission(call.Principal), kindOf(route)); err != nil {
 		return nil, err
 	}
 	if len(call.Correlation) > maxID || !printable(call.Correlation) {

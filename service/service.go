@@ -8,12 +8,14 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/credstream/credstream/admission"
 	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
@@ -87,6 +89,8 @@ type Config struct {
 	RenewalStep func(step string)
 	// Limits bounds what callers may ask; none when zero.
 	Limits Limits
+	// Admission shares the work of the process between callers; one of its own when nil.
+	Admission *admission.Admission
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
 }
@@ -102,7 +106,6 @@ type Service struct {
 	tenants     *lru.Cache[string, struct{}]
 	obeyed      *lru.Cache[commandKey, uint64] // log sequence of the named commands obeyed lately
 	inFlight    sync.Map                       // commandKey of each named command under way, to a channel closed at its end
-	replays     chan struct{}                  // a slot for each replay under way
 	routes      map[string]*Route
 	metrics     *metrics
 	denials     *denials
@@ -124,12 +127,11 @@ const (
 	maxWants       = 1 << 16
 	maxTenants     = 10_000
 	maxObeyed      = 10_000 // far more than the views are ever behind
-	maxReplays     = 4
 )
 
 // New makes a Service. Close ends it.
 func New(cfg Config) (*Service, error) {
-	s := &Service{cfg: cfg, now: cfg.Now, metrics: newMetrics(cfg.Metrics), denials: newDenials(cfg.Metrics), routes: map[string]*Route{}, replays: make(chan struct{}, maxReplays)}
+	s := &Service{cfg: cfg, now: cfg.Now, metrics: newMetrics(cfg.Metrics), denials: newDenials(cfg.Metrics), routes: map[string]*Route{}}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -164,6 +166,9 @@ func New(cfg Config) (*Service, error) {
 	}
 	if s.tenants, err = lru.New[string, struct{}](maxTenants); err != nil {
 		return nil, fmt.Errorf("cache of tenants: %w", err)
+	}
+	if s.cfg.Admission == nil {
+		s.cfg.Admission = admission.New(runtime.GOMAXPROCS(0), cfg.Metrics)
 	}
 	if s.cfg.Lease == 0 {
 		s.cfg.Lease = DefaultLease

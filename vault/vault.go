@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/credstream/credstream/admission"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/seal"
@@ -176,6 +177,7 @@ func (v *Vault) waitDurable(ctx context.Context) error {
 	if v.sync == nil {
 		return nil
 	}
+	defer admission.Idle(ctx)()
 	if err := v.sync(ctx); err != nil {
 		return fmt.Errorf("syncing the vault: %w", err)
 	}

@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/credstream/credstream/admission"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/seal"
 )
@@ -156,6 +157,7 @@ func (c *Client) Run(ctx context.Context, tenant string, p Probe, values Values)
 	if err != nil {
 		return Result{}, err
 	}
+	defer admission.Idle(ctx)()
 	release, err := c.slots.take(ctx, tenant, c.cfg.Timeout)
 	if err != nil {
 		return Result{}, err

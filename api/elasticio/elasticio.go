@@ -33,6 +33,8 @@ type Service interface {
 	v1.Identities
 	// Serve answers one call of the route with a JSON body.
 	Serve(ctx context.Context, call service.Call, route string, body []byte) (any, error)
+	// Receive gives the call its place, has its body read and waits for its turn.
+	Receive(ctx context.Context, call *service.Call, size int64, read func() ([]byte, error)) (body []byte, leave func(), err error)
 	// Require refuses a caller without the permission, and records that.
 	Require(ctx context.Context, call service.Call, route string, perm service.Permission) error
 	// ChangeFlow creates, starts, stops or deletes a flow.
@@ -100,6 +102,8 @@ type exchange struct {
 	item      string // id from the path, or ""
 	known     bool   // the service has accepted the tenant
 	principal service.Principal
+	received  service.Call      // of a request whose body was read
+	leave     func()            // ends it; nil when no body was read
 	media     string            // of the answer
 	commandID string            // Idempotency-Key
 	pointers  map[string]string // where in the document a member of the service's body stands
@@ -114,6 +118,9 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header()["X-Request-Id"] = []string{x.id}
 	defer func() {
 		v := recover()
+		if x.leave != nil {
+			x.leave()
+		}
 		if v != nil {
 			// The value may hold anything, so only its type is logged.
 			h.log.Error("a request panicked", "request_id", x.id, "route", x.pattern, "type", fmt.Sprintf("%T", v), "stack", string(debug.Stack()))
@@ -270,7 +277,9 @@ func (o operations) allowed() string {
 }
 
 func (x *exchange) call() service.Call {
-	return service.Call{Tenant: x.tenant, Principal: x.principal, Via: "http", CommandID: x.commandID}
+	call := x.received
+	call.Tenant, call.Principal, call.Via, call.CommandID = x.tenant, x.principal, "http", x.commandID
+	return call
 }
 
 // ask has the service answer a route with in as its body.
@@ -320,7 +329,13 @@ func (x *exchange) confidential() bool {
 }
 
 // body reads the whole body, up to service.MaxBody, of a JSON media type.
-func (x *exchange) body() ([]byte, error) {
+func (x *exchange) body() (body []byte, err error) {
+	x.received = x.call()
+	body, x.leave, err = x.cfg.Service.Receive(x.r.Context(), &x.received, v1.BodySize(x.r), x.read)
+	return body, err
+}
+
+func (x *exchange) read() ([]byte, error) {
 	if x.r.ContentLength > service.MaxBody {
 		x.w.Header().Set("Connection", "close") // the rest is not read
 		return nil, service.ErrBodyTooLarge

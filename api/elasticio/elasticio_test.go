@@ -40,6 +40,11 @@ func (a *asked) AuthenticateToken(context.Context, string, netip.Addr) (service.
 	return service.Principal{}, service.ErrKeyUnknown
 }
 
+func (a *asked) Receive(_ context.Context, _ *service.Call, _ int64, read func() ([]byte, error)) ([]byte, func(), error) {
+	body, err := read()
+	return body, func() {}, err
+}
+
 func (a *asked) Serve(_ context.Context, _ service.Call, route string, body []byte) (any, error) {
 	a.route, a.body, a.calls = route, body, a.calls+1
 	if a.serve != nil {

@@ -2,7 +2,6 @@ package v1
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -74,7 +73,7 @@ func (h *handler) replay(x *exchange, call service.Call, name string, body []byt
 		var next uint64
 		var err error
 		lines, n, next, err = h.replayPage(x, call, name, ask, lines[:0])
-		if x.status != 0 && errors.Is(err, service.ErrRateLimited) && wait(x.r.Context(), fault.Of(err).RetryAfter) {
+		if err != nil && x.status != 0 && fault.Of(err).Kind == fault.Throttled && wait(x.r.Context(), fault.Of(err).RetryAfter) {
 			continue // a replay that is under way is slowed down, not cut
 		}
 		if err != nil {

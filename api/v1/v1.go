@@ -32,6 +32,8 @@ type Service interface {
 	Identities
 	// Serve answers one call of the route with a JSON body.
 	Serve(ctx context.Context, call service.Call, route string, body []byte) (any, error)
+	// Receive gives the call its place, has its body read and waits for its turn.
+	Receive(ctx context.Context, call *service.Call, size int64, read func() ([]byte, error)) (body []byte, leave func(), err error)
 }
 
 // Config is what the edge is made of. Service is needed, the rest is optional.
@@ -332,14 +334,16 @@ func (h *handler) command(x *exchange, to endpoint, call service.Call, name stri
 	if call.CommandID, err = single(x.r, "Idempotency-Key", service.ErrCommandID); err == nil {
 		call.Correlation, err = single(x.r, "X-Correlation-Id", service.ErrCorrelation)
 	}
-	var body []byte
-	if err == nil {
-		body, err = readBody(x.w, x.r)
-	}
 	if err != nil {
 		x.fail(err)
 		return
 	}
+	body, leave, err := h.cfg.Service.Receive(x.r.Context(), &call, BodySize(x.r), func() ([]byte, error) { return readBody(x.w, x.r) })
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	defer leave()
 	h.serve(x, call, name, body)
 }
 
@@ -406,6 +410,15 @@ func confidential(r *http.Request) bool {
 	}
 	remote, err := netip.ParseAddrPort(r.RemoteAddr)
 	return err == nil && remote.Addr().Unmap().IsLoopback()
+}
+
+// BodySize is how large the body of a request may be: what it says, or as large
+// as any when it does not say.
+func BodySize(r *http.Request) int64 {
+	if r.ContentLength < 0 || r.ContentLength > service.MaxBody {
+		return service.MaxBody
+	}
+	return r.ContentLength
 }
 
 // readBody reads the whole body, up to service.MaxBody, of a JSON media type.

@@ -64,6 +64,11 @@ func (f *fake) Authenticate(_ context.Context, given string, _ netip.Addr) (serv
 	return service.Principal{}, service.ErrKeyUnknown
 }
 
+func (f *fake) Receive(_ context.Context, _ *service.Call, _ int64, read func() ([]byte, error)) ([]byte, func(), error) {
+	body, err := read()
+	return body, func() {}, err
+}
+
 func (f *fake) Serve(_ context.Context, c service.Call, route string, body []byte) (any, error) {
 	f.mu.Lock()
 	f.calls = append(f.calls, call{route, c.Tenant, c.Principal.Actor.ID, c.Via, c.CommandID, c.Correlation, string(body)})

@@ -77,7 +77,7 @@ func BenchmarkAuthorize(b *testing.B) {
 		if call.Principal, err = u.svc.Authenticate(b.Context(), adminKey, netip.Addr{}); err != nil {
 			b.Fatal(err)
 		}
-		if err := u.svc.AuthorizeFlowEvents(b.Context(), call); err != nil {
+		if err := u.svc.AdmitFlowEvent(b.Context(), call); err != nil {
 			b.Fatal(err)
 		}
 	}

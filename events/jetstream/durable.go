@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"sync"
+
+	"github.com/credstream/credstream/admission"
 )
 
 // durable knows how far the log is durable and moves that position on, by one
@@ -99,6 +101,7 @@ func (d *durable) wait(ctx context.Context, seq uint64) error {
 	done := make(chan error, 1)
 	d.waiting = append(d.waiting, waiter{seq, done})
 	d.mu.Unlock()
+	defer admission.Idle(ctx)()
 	select {
 	case d.kick <- struct{}{}:
 	default: // the next fsync is called for already
