@@ -271,7 +271,7 @@ func (o *callout) user(ctx context.Context, req *jwt.AuthorizationRequestClaims)
 	}
 	if !confidentialClient(req) || o.c.exposed.Load() {
 		for _, command := range o.c.cfg.ClearSecretCommands {
-			u.Pub.Deny = append(u.Pub.Deny, "credstream.cmd.*."+command, "credstream.cmdq.*."+command)
+			u.Pub.Deny = append(u.Pub.Deny, "credstream.cmd.*."+command) // a queued one carries its keys sealed, or is told
 		}
 	}
 	if o.c.sys == nil {

@@ -78,7 +78,7 @@ func answerAll(t *testing.T, c *bus.Cluster, calls chan<- call) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, subject := range []string{"credstream.cmd.>", "credstream.query.>"} {
+	for _, subject := range []string{"credstream.cmd.>", "credstream.query.>", "credstream.cmdq.>"} {
 		_, err := nc.QueueSubscribe(subject, "test", func(m *nats.Msg) {
 			got := call{subject: m.Subject, answerable: bus.Answerable(m.Reply)}
 			got.caller, got.known = c.Caller(m.Header)
@@ -729,11 +729,13 @@ func TestClusterClearSecretsNeedTLS(t *testing.T) {
 			opts = append(opts, nats.Secure(s.Config().TLS))
 		}
 		nc, refused := dial(t, s, "alice-key", opts...)
-		for _, subject := range []string{"credstream.cmd.default.credential.create", "credstream.cmd.default.credential.delete"} {
+		for _, subject := range []string{
+			"credstream.cmd.default.credential.create", "credstream.cmd.default.credential.delete", "credstream.cmdq.default.credential.create",
+		} {
 			if err := nc.Publish(subject, nil); err != nil {
 				t.Fatal(err)
 			}
-			if tc.allowed || strings.HasSuffix(subject, "delete") {
+			if tc.allowed || subject != "credstream.cmd.default.credential.create" {
 				if got := recv(t, sv.calls); got.subject != subject {
 					t.Errorf("%s: %+v", tc.host, got)
 				}

@@ -212,7 +212,7 @@ func (p *port) register(ctx context.Context, c server.ClientAuthentication, key 
 	}
 	if !confidential(c) {
 		for _, command := range p.n.cfg.ClearSecretCommands {
-			perms.Publish.Deny = append(perms.Publish.Deny, "credstream.cmd.*."+command, "credstream.cmdq.*."+command)
+			perms.Publish.Deny = append(perms.Publish.Deny, "credstream.cmd.*."+command) // a queued one carries its keys sealed, or is told
 		}
 	}
 	c.RegisterUser(&server.User{Username: g.Principal, Account: acc, Permissions: perms, ConnectionDeadline: g.Expires})
@@ -402,6 +402,13 @@ func (n *Node) EnsureTenant(ctx context.Context, tenant string) error {
 	return nil
 }
 
+// The bounds of what readers of a consumer of the feed hold unacknowledged.
+const (
+	maxFeedPending = 20_000           // events of all readers
+	maxFeedBatch   = 1000             // events of one pull
+	feedAckWait    = 30 * time.Second // until an event is handed to another reader
+)
+
 // makeConsumers makes what a tenant's readers of the feed pull from.
 func makeConsumers(ctx context.Context, nc *nats.Conn, tenant string) error {
 	js, err := jetstream.New(nc)
@@ -414,6 +421,8 @@ func makeConsumers(ctx context.Context, nc *nats.Conn, tenant string) error {
 			FilterSubject: FeedSubject + "." + tenant + ".>",
 			DeliverPolicy: jetstream.DeliverAllPolicy,
 			AckPolicy:     jetstream.AckExplicitPolicy,
+			// One reader that acknowledges nothing must not hold up those it shares with.
+			MaxAckPending: maxFeedPending, MaxRequestBatch: maxFeedBatch, AckWait: feedAckWait,
 		})
 		if err != nil {
 			return fmt.Errorf("making consumer %s: %w", name, err)

@@ -116,7 +116,7 @@ func startService(t *testing.T, n *bus.Node) *service {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, subject := range []string{"credstream.cmd.>", "credstream.query.>"} {
+	for _, subject := range []string{"credstream.cmd.>", "credstream.query.>", "credstream.cmdq.>"} {
 		_, err := nc.Subscribe(subject, func(m *nats.Msg) {
 			c := call{subject: m.Subject, answerable: bus.Answerable(m.Reply)}
 			c.caller, c.known = n.Caller(m.Header)
@@ -779,11 +779,13 @@ func TestClearSecretsNeedTLS(t *testing.T) {
 			t.Fatal(tc.name, err)
 		}
 		t.Cleanup(nc.Close)
-		for _, subject := range []string{"credstream.cmd.default.credential.create", "credstream.cmd.default.credential.delete"} {
+		for _, subject := range []string{
+			"credstream.cmd.default.credential.create", "credstream.cmd.default.credential.delete", "credstream.cmdq.default.credential.create",
+		} {
 			if err := nc.Publish(subject, nil); err != nil {
 				t.Fatal(err)
 			}
-			if tc.allowed || strings.HasSuffix(subject, "delete") {
+			if tc.allowed || subject != "credstream.cmd.default.credential.create" {
 				if got := recv(t, s.calls); got.subject != subject {
 					t.Errorf("%s: %+v", tc.name, got)
 				}
@@ -826,5 +828,36 @@ func TestEnsureTenant(t *testing.T) {
 	}
 	if diff := cmp.Diff(before, s.state(t)); diff != "" {
 		t.Errorf("consumers changed:\n%s", diff)
+	}
+}
+
+// A reader that acknowledges nothing leaves events to those it shares with.
+func TestReaderThatHoldsEvents(t *testing.T) {
+	n := startNode(t)
+	s := startService(t, n)
+	const held = 1000
+	for i := range held + 10 {
+		if _, err := s.js.PublishAsync(fmt.Sprint("credstream.events.default.credential.", i), []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-s.js.PublishAsyncComplete()
+	pull := func(most int) (got int) {
+		nc, _ := connect(t, n, "alice-key")
+		consumer := must(must(jetstream.New(nc))(t).Consumer(t.Context(), bus.FeedStream, bus.EngineConsumer("default")))(t)
+		batch, err := consumer.Fetch(most, jetstream.FetchMaxWait(10*time.Second))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range batch.Messages() {
+			got++
+		}
+		return got
+	}
+	if got := pull(held); got != held {
+		t.Fatalf("the first reader has %d events", got)
+	}
+	if got := pull(5); got != 5 {
+		t.Errorf("the second reader has %d events, want 5", got)
 	}
 }
