@@ -155,7 +155,11 @@ func (d Decider[S, C, E]) refresh(ctx context.Context, log *Log, stream events.S
 	if err != nil {
 		return s, fmt.Errorf("last of %s: %w", stream, err)
 	}
-	if last != s.Seq {
+	switch {
+	case last < s.Seq: // the answer is older than what is cached, or the log was cut below it
+		log.states.Remove(stream)
+		return s, fmt.Errorf("last of %s is %d where %d is known: %w", stream, last, s.Seq, fault.ErrUnavailable)
+	case last > s.Seq:
 		if s, err = d.reload(ctx, log, stream, s); err != nil {
 			return s, err
 		}

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -51,6 +52,9 @@ func ClearCallout() Option { return func(s *NATS) { s.clear = true } }
 // OnHost has the servers listen to this IP address instead of 127.0.0.1.
 func OnHost(ip string) Option { return func(s *NATS) { s.host = ip } }
 
+// Cuttable has the servers of a cluster reach each other by ways that Cut closes.
+func Cuttable() Option { return func(s *NATS) { s.wires = &wires{} } }
+
 // TLS has the servers demand TLS of their clients, with this certificate, which
 // the clients need not trust.
 func TLS(certificate tls.Certificate) Option { return func(s *NATS) { s.tls = &certificate } }
@@ -68,6 +72,7 @@ type NATS struct {
 	lazy     bool
 	clear    bool
 	nodes    []*node
+	wires    *wires // between the servers; nil: they reach each other directly
 }
 
 type node struct {
@@ -98,6 +103,9 @@ func Start(t testing.TB, options ...Option) *NATS {
 			s.showLogs()
 		}
 	})
+	if s.wires != nil {
+		s.wires.lay(t, s.nodes)
+	}
 	for i := range s.nodes {
 		s.StartNode(i)
 	}
@@ -142,6 +150,21 @@ func (s *NATS) URL(user string) string {
 	return strings.Join(urls, ",")
 }
 
+// HostURL is the URL of one server for one of the users.
+func (s *NATS) HostURL(i int, user string) string { return strings.Split(s.URL(user), ",")[i] }
+
+// Leader is the server that leads a stream; -1 while there is none.
+func (s *NATS) Leader(js jetstream.JetStream, stream string) int {
+	at, err := js.Stream(s.t.Context(), stream)
+	if err != nil {
+		return -1
+	}
+	if c := at.CachedInfo().Cluster; c != nil {
+		return slices.IndexFunc(s.nodes, func(n *node) bool { return n.name == c.Leader })
+	}
+	return -1
+}
+
 // SeedFile holds the seed of the issuer of the auth callout.
 func (s *NATS) SeedFile() string { return filepath.Join(s.dir, "issuer.seed") }
 
@@ -155,6 +178,9 @@ func (s *NATS) configure() {
 		s.must(err)
 		if s.lazy {
 			text = bytes.ReplaceAll(text, []byte("sync_interval: always"), nil)
+		}
+		if s.wires != nil { // nobody else tells a server where another one is
+			text = bytes.ReplaceAll(text, []byte("routes: $NATS_ROUTES"), []byte("routes: $NATS_ROUTES\n  advertise: \"127.0.0.1:1\""))
 		}
 		if s.clear {
 			text = bytes.ReplaceAll(text, []byte("xkey: $NATS_CALLOUT_XKEY"), nil)
@@ -197,8 +223,12 @@ func (s *NATS) StartNode(i int) {
 	var routes []string
 	if len(s.nodes) > 1 {
 		file = "node.conf"
-		for _, other := range s.nodes {
-			routes = append(routes, fmt.Sprintf("%q", "nats://route:"+s.password+"@"+other.route))
+		for j, other := range s.nodes {
+			address := other.route
+			if s.wires != nil && i != j {
+				address = s.wires.address(i, j)
+			}
+			routes = append(routes, fmt.Sprintf("%q", "nats://route:"+s.password+"@"+address))
 		}
 	}
 	var err error

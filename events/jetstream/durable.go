@@ -86,6 +86,13 @@ func (d *durable) knows(seq uint64) bool {
 	return seq <= d.written
 }
 
+// end is the highest commit that is known to be written.
+func (d *durable) end() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.written
+}
+
 // wait returns when the commit at seq, which is known to be written, is durable.
 func (d *durable) wait(ctx context.Context, seq uint64) error {
 	if d.sync == nil {

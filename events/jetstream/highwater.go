@@ -47,7 +47,7 @@ func CutShort(seq uint64) error {
 // ErrLogCutShort, with the first commit that is missing.
 func (s *Store) CheckWhole(ctx context.Context) error {
 	durable := s.Durable() // before the look: it moves on meanwhile
-	state, err := s.state(ctx, false)
+	state, err := s.state(ctx, stateQuestion{}, 0)
 	switch {
 	case err != nil:
 		return err
@@ -58,7 +58,7 @@ func (s *Store) CheckWhole(ctx context.Context) error {
 	}
 	missing := uint64(1)
 	if state.FirstSeq == 1 {
-		if state, err = s.state(ctx, true); err != nil {
+		if state, err = s.state(ctx, stateQuestion{Deleted: true}, 0); err != nil {
 			return err
 		}
 		if len(state.Deleted) > 0 {

@@ -102,6 +102,8 @@ type Store struct {
 	durable *durable
 	recent  *recent
 
+	leadership *leadership
+
 	stop context.CancelFunc
 	done sync.WaitGroup
 }
@@ -148,7 +150,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the log: %w", err)
 	}
-	s := &Store{cfg: cfg, log: cfg.Logger, mux: m, follow: follow, durable: newDurable(cfg.Sync), recent: recent}
+	s := &Store{cfg: cfg, log: cfg.Logger, mux: m, follow: follow, durable: newDurable(cfg.Sync), recent: recent, leadership: newLeadership()}
 	if err := s.Reload(ctx); err != nil {
 		m.close()
 		return nil, err
@@ -164,11 +166,11 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 // returns ErrLogCutShort, and forgets nothing, when the log now ends before what was durable.
 func (s *Store) Reload(ctx context.Context) error {
 	durable := s.Durable()
-	end, err := s.End(ctx)
+	at, err := s.state(ctx, stateQuestion{}, 0)
 	switch {
 	case err != nil:
 		return fmt.Errorf("reading the end of the log: %w", err)
-	case end < durable:
+	case at.LastSeq < durable:
 		return CutShort(durable)
 	}
 	if s.cfg.Sync != nil { // a predecessor may have been killed before its fsync
@@ -177,7 +179,7 @@ func (s *Store) Reload(ctx context.Context) error {
 		}
 	}
 	s.recent.forget()
-	s.durable.reset(end)
+	s.durable.reset(at.LastSeq)
 	return nil
 }
 

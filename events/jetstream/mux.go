@@ -165,8 +165,8 @@ func (m *mux) answer(ctx context.Context, req *nats.Msg, c call, err error) (*na
 }
 
 // api asks the JetStream API a question in JSON and reads the answer into out,
-// which embeds apiAnswer.
-func (m *mux) api(ctx context.Context, subject string, question, out any) error {
+// which embeds apiAnswer. It asks again while the servers are choosing a leader.
+func (m *mux) api(ctx context.Context, subject string, question any, out interface{ answer() *apiAnswer }) error {
 	var body []byte
 	if question != nil {
 		var err error
@@ -174,20 +174,32 @@ func (m *mux) api(ctx context.Context, subject string, question, out any) error 
 			return fmt.Errorf("asking %s: %w", subject, err)
 		}
 	}
-	msg, err := m.ask(ctx, &nats.Msg{Subject: subject, Data: body})
-	if err != nil {
-		return unavailable("asking "+subject, err)
+	bounded, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for p := newPacer(); ; {
+		msg, err := m.ask(bounded, &nats.Msg{Subject: subject, Data: body})
+		if err != nil {
+			return unavailable("asking "+subject, err)
+		}
+		out.answer().Error = nil
+		if err := jsonv2.Unmarshal(msg.Data, out); err != nil {
+			return fmt.Errorf("reading the answer of %s: %w", subject, err)
+		}
+		if e := out.answer().Error; e == nil || e.Code != codeUnavailable || !p.pause(bounded) {
+			return nil
+		}
 	}
-	if err := jsonv2.Unmarshal(msg.Data, out); err != nil {
-		return fmt.Errorf("reading the answer of %s: %w", subject, err)
-	}
-	return nil
 }
+
+// codeUnavailable is the status of a refusal that passes.
+const codeUnavailable = 503
 
 // apiAnswer is what every answer of the JetStream API has.
 type apiAnswer struct {
 	Error *apiError `json:"error"`
 }
+
+func (a *apiAnswer) answer() *apiAnswer { return a }
 
 // apiError is a refusal by the JetStream API.
 type apiError struct {

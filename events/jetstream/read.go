@@ -76,70 +76,31 @@ func (s *Store) Commit(ctx context.Context, seq uint64) ([]events.Record, error)
 
 // End implements events.Store; it asks the leader.
 func (s *Store) End(ctx context.Context) (uint64, error) {
-	state, err := s.state(ctx, false)
-	if err != nil {
-		return 0, err
-	}
-	s.durable.saw(state.LastSeq)
-	return state.LastSeq, nil
+	at, err := s.state(ctx, stateQuestion{}, s.durable.end())
+	return at.LastSeq, err
 }
 
 // IDs lists the ids of the streams of a category under tenant that have a commit, as the
 // leader knows them.
 func (s *Store) IDs(ctx context.Context, tenant, category string) ([]string, error) {
 	var ids []string
-	for offset := 0; ; {
-		var info struct {
-			apiAnswer
-			Total int `json:"total"` // subjects in all; an answer holds so many of them
-			State struct {
-				Subjects map[string]uint64 `json:"subjects"`
-			} `json:"state"`
-		}
-		filter := Prefix + "." + tenant + "." + category + ".*"
-		if err := s.mux.api(ctx, "$JS.API.STREAM.INFO."+Stream, map[string]any{"subjects_filter": filter, "offset": offset}, &info); err != nil {
+	q := stateQuestion{Subject: Prefix + "." + tenant + "." + category + ".*"}
+	for {
+		at, err := s.state(ctx, q, s.durable.end())
+		if err != nil {
 			return nil, err
 		}
-		if info.Error != nil {
-			return nil, unavailable("listing the streams of the log", info.Error)
-		}
-		for subject := range info.State.Subjects {
+		for subject := range at.Subjects {
 			stream, err := events.ParseSubject(Prefix, subject)
 			if err != nil {
 				return nil, err
 			}
 			ids = append(ids, stream.ID)
 		}
-		if offset += len(info.State.Subjects); len(info.State.Subjects) == 0 || offset >= info.Total {
+		if q.Offset += len(at.Subjects); len(at.Subjects) == 0 || q.Offset >= at.Total {
 			return ids, nil
 		}
 	}
-}
-
-// streamState is what the leader says of the log.
-type streamState struct {
-	Messages uint64   `json:"messages"`
-	FirstSeq uint64   `json:"first_seq"`
-	LastSeq  uint64   `json:"last_seq"`
-	Deleted  []uint64 `json:"deleted"` // sequences that are missing between others; only when asked for
-}
-
-func (s *Store) state(ctx context.Context, deleted bool) (streamState, error) {
-	var info struct {
-		apiAnswer
-		State streamState `json:"state"`
-	}
-	var question any
-	if deleted {
-		question = map[string]any{"deleted_details": true}
-	}
-	if err := s.mux.api(ctx, "$JS.API.STREAM.INFO."+Stream, question, &info); err != nil {
-		return streamState{}, err
-	}
-	if info.Error != nil {
-		return streamState{}, unavailable("reading the state of the log", info.Error)
-	}
-	return info.State, nil
 }
 
 // WaitDurable implements events.Store. A sequence beyond the end of the log is
@@ -192,7 +153,13 @@ func (s *Store) chain(ctx context.Context, subj string, after uint64) ([]*messag
 // place for the next Append or Last.
 func (s *Store) lastCommit(ctx context.Context, subj string) (*message, error) {
 	s.recent.ask(subj)
-	m, err := s.last(ctx, Stream, subj)
+	var m *message
+	var err error
+	if s.cfg.LeaderReads {
+		m, err = s.certain(ctx, question{Subject: subj})
+	} else {
+		m, err = s.direct(ctx, Stream, subj)
+	}
 	if err != nil || m == nil {
 		s.recent.read(subj, nil)
 		return nil, err
@@ -202,11 +169,8 @@ func (s *Store) lastCommit(ctx context.Context, subj string) (*message, error) {
 	return m, nil
 }
 
-// last reads the last message on subj, nil when there is none, from the leader.
-func (s *Store) last(ctx context.Context, stream, subj string) (*message, error) {
-	if s.cfg.LeaderReads {
-		return s.fromLeader(ctx, stream, map[string]any{"last_by_subj": subj})
-	}
+// direct reads the last message on subj, nil when there is none, from any replica.
+func (s *Store) direct(ctx context.Context, stream, subj string) (*message, error) {
 	msg, err := s.mux.ask(ctx, &nats.Msg{Subject: "$JS.API.DIRECT.GET." + stream + "." + subj})
 	if err != nil {
 		return nil, unavailable("reading "+subj, err)
@@ -258,7 +222,7 @@ func (s *Store) gets(ctx context.Context, seqs []uint64) ([]*message, error) {
 		}
 		m, err := readDirect(answer)
 		if err == nil && m == nil && s.cfg.LeaderReads { // the replica that answered may be behind
-			m, err = s.fromLeader(ctx, Stream, map[string]any{"seq": seqs[i]})
+			m, err = s.certain(ctx, question{Seq: seqs[i]})
 		}
 		if err != nil {
 			failed = err
@@ -290,7 +254,7 @@ func readDirect(answer *nats.Msg) (*message, error) {
 const codeNoMessage = 10037
 
 // fromLeader reads one message from the stream's leader; nil says that there is no such message.
-func (s *Store) fromLeader(ctx context.Context, stream string, question map[string]any) (*message, error) {
+func (s *Store) fromLeader(ctx context.Context, stream string, q question) (*message, error) {
 	var answer struct {
 		apiAnswer
 		Message struct {
@@ -300,7 +264,7 @@ func (s *Store) fromLeader(ctx context.Context, stream string, question map[stri
 			Data    []byte `json:"data"`
 		} `json:"message"`
 	}
-	if err := s.mux.api(ctx, "$JS.API.STREAM.MSG.GET."+stream, question, &answer); err != nil {
+	if err := s.mux.api(ctx, "$JS.API.STREAM.MSG.GET."+stream, q, &answer); err != nil {
 		return nil, err
 	}
 	switch m := answer.Message; {

@@ -32,7 +32,7 @@ func (s *Store) Snapshot(ctx context.Context, stream events.StreamID, fold int) 
 	if err != nil {
 		return events.Snapshot{}, err
 	}
-	kept, err := s.last(ctx, SnapshotStream, subj)
+	kept, err := s.direct(ctx, SnapshotStream, subj)
 	if err != nil || kept == nil || kept.format != snapshotFormat {
 		return events.Snapshot{}, err
 	}

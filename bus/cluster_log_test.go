@@ -1,0 +1,105 @@
+package bus_test
+
+import (
+	"context"
+	"encoding/json"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/bus/bustest"
+	"github.com/credstream/credstream/events"
+	eventlog "github.com/credstream/credstream/events/jetstream"
+	"github.com/credstream/credstream/events/storetest"
+)
+
+// host connects to one server of several as the service.
+func host(t *testing.T, s *bustest.NATS, i int) *nats.Conn {
+	t.Helper()
+	nc, err := nats.Connect(s.HostURL(i, "credstream"), nats.IgnoreDiscoveredServers(), nats.MaxReconnects(-1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return nc
+}
+
+// A server that led the log and is cut off from the others goes on answering as if
+// it led. What it does not know is not taken for absent, nor what it knows for the last.
+func TestLogLeaderThatIsCutOff(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t, bustest.Nodes(3), bustest.Cuttable())
+	var conns [3]*nats.Conn
+	var stores [3]*eventlog.Store
+	for i := range 3 {
+		conns[i] = host(t, s, i)
+		var err error
+		if stores[i], err = eventlog.Open(t.Context(), eventlog.Config{Conn: conns[i], Registry: events.All(), Replicas: 3}); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(stores[i].Close)
+	}
+	js, err := jetstream.New(conns[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(i int, id string, expected uint64) uint64 {
+		t.Helper()
+		stream := events.StreamID{Tenant: "default", Category: "credential", ID: id}
+		for {
+			seq, err := stores[i].Append(t.Context(), stream, expected, storetest.Meta("default", ""), events.CredentialRenamed{Name: "n"})
+			if err == nil {
+				return seq
+			}
+			if t.Context().Err() != nil {
+				t.Fatal(err)
+			}
+			t.Log(err)
+		}
+	}
+	old := s.Leader(js, eventlog.Stream)
+	for ; old < 0; old = s.Leader(js, eventlog.Stream) {
+		time.Sleep(10 * time.Millisecond)
+	}
+	other := (old + 1) % 3
+	first := write(other, "known", 0)
+	s.Cut(old)
+	second := write(other, "known", first)
+	fresh := write(other, "fresh", 0)
+
+	answer, err := conns[old].Request("$JS.API.STREAM.MSG.GET."+eventlog.Stream, []byte(`{"last_by_subj":"credstream.log.default.credential.fresh"}`), time.Second)
+	var said struct {
+		Error struct {
+			ErrCode int `json:"err_code"`
+		} `json:"error"`
+	}
+	if err == nil {
+		err = json.Unmarshal(answer.Data, &said)
+	}
+	t.Logf("the server that is cut off says %+v, %v", said.Error, err) // 10037 while it takes itself for the leader
+	for id, want := range map[string]uint64{"known": second, "fresh": fresh} {
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		seq, err := stores[old].Last(ctx, events.StreamID{Tenant: "default", Category: "credential", ID: id})
+		cancel()
+		if err == nil && seq != want {
+			t.Errorf("by the server that is cut off the last commit of %s is %d, not %d", id, seq, want)
+		}
+	}
+	s.Heal(old)
+	for id, want := range map[string]uint64{"known": second, "fresh": fresh} {
+		for {
+			seq, err := stores[old].Last(t.Context(), events.StreamID{Tenant: "default", Category: "credential", ID: id})
+			if err == nil {
+				if seq != want {
+					t.Errorf("the last commit of %s is %d, not %d", id, seq, want)
+				}
+				break
+			}
+			if t.Context().Err() != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
