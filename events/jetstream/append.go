@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"time"
 
 	jsonv2 "github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
@@ -157,7 +156,6 @@ func (s *Store) publish(ctx context.Context, a attempt) (uint64, error) {
 }
 
 func (s *Store) publishOnce(ctx context.Context, msg *nats.Msg) (ack pubAck, err error) {
-	begun := time.Now()
 	c, err := s.mux.send(msg)
 	if err != nil {
 		return ack, err
@@ -168,9 +166,6 @@ func (s *Store) publishOnce(ctx context.Context, msg *nats.Msg) (ack pubAck, err
 	}
 	if err := jsonv2.Unmarshal(answer.Data, &ack); err != nil || ack.Error == nil && ack.Seq == 0 {
 		return ack, errNoAnswer // no JetStream answered: the message's fate is not known
-	}
-	if ack.Error == nil {
-		s.leadership.followed(begun) // a majority has stored it
 	}
 	return ack, nil
 }

@@ -12,9 +12,12 @@ import (
 // A follower that has heard of the leader of a stream elects no other one for 4 s
 // (nats-server, raft.go: minElectionTimeoutDefault). So for that long after a
 // majority has followed a leader nothing is stored that this leader does not know.
+// A leader that nobody follows any more notices it within 20 s (lostQuorumCheck and
+// lostQuorumInterval there), and until then two servers may answer.
 const (
 	reign      = 3 * time.Second         // how long the leader is trusted after a majority followed it; the rest is for answers of followers that were on their way
 	reignRenew = 1500 * time.Millisecond // after so long the leader is asked before a read, not after it
+	newReign   = 25 * time.Second        // how long the leader before this one may still answer
 )
 
 // errUncertain says that nobody who is known to lead the log has answered.
@@ -24,26 +27,28 @@ var errUncertain = errors.New("jetstream: it is not known who leads the log")
 type leadership struct {
 	asking chan struct{} // holds one token while the leader is asked
 
-	mu sync.Mutex
-	at time.Time
+	mu    sync.Mutex
+	at    time.Time
+	alone bool // nobody else can take itself for the leader
 }
 
 func newLeadership() *leadership { return &leadership{asking: make(chan struct{}, 1)} }
 
 // followed notes that a majority followed the leader at a time or after it.
-func (l *leadership) followed(at time.Time) {
+func (l *leadership) followed(at time.Time, alone bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if at.After(l.at) {
-		l.at = at
+		l.at, l.alone = at, alone
 	}
 }
 
-// within reports whether a majority followed the leader that recently.
-func (l *leadership) within(d time.Duration) bool {
+// within reports whether a majority followed the leader that recently, and whether
+// only this leader can answer.
+func (l *leadership) within(d time.Duration) (known, alone bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return time.Since(l.at) < d
+	return time.Since(l.at) < d, l.alone
 }
 
 // question names one message of the log: the last one on a subject, or the one at a sequence.
@@ -78,12 +83,14 @@ func (s *Store) certainOnce(ctx context.Context, q question) (*message, error) {
 		return nil, err
 	}
 	m, err := s.fromLeader(ctx, Stream, q)
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, err
-	case m == nil:
-		return nil, s.confirmAbsent(ctx, q)
-	case !s.leadership.within(reign):
+	}
+	known, alone := s.leadership.within(reign)
+	switch {
+	case m == nil, !alone:
+		return m, s.confirm(ctx, q, m)
+	case !known:
 		return nil, errUncertain
 	}
 	return m, nil
@@ -91,7 +98,7 @@ func (s *Store) certainOnce(ctx context.Context, q question) (*message, error) {
 
 // confirmLeader asks who leads the log, unless that is known for a while.
 func (s *Store) confirmLeader(ctx context.Context) error {
-	if s.leadership.within(reignRenew) {
+	if known, _ := s.leadership.within(reignRenew); known {
 		return nil
 	}
 	select {
@@ -100,22 +107,28 @@ func (s *Store) confirmLeader(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if s.leadership.within(reignRenew) { // somebody else has asked meanwhile
+	if known, _ := s.leadership.within(reignRenew); known { // somebody else has asked meanwhile
 		return nil
 	}
 	_, err := s.stateOnce(ctx, stateQuestion{}, s.durable.end())
 	return err
 }
 
-// confirmAbsent returns an error unless the leader's own count of messages bears
-// out that there is no such message.
-func (s *Store) confirmAbsent(ctx context.Context, q question) error {
+// confirm returns errUncertain unless the count of messages that the leader gives
+// bears out the answer to a question, which another server may have given.
+func (s *Store) confirm(ctx context.Context, q question, m *message) error {
 	at, err := s.stateOnce(ctx, stateQuestion{Subject: q.Subject}, s.durable.end())
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case at.Subjects[q.Subject] > 0, q.Seq != 0 && q.Seq <= at.LastSeq:
-		return fmt.Errorf("%w: a message is there that it does not find", errUncertain)
+	}
+	count := at.Subjects[q.Subject]
+	switch {
+	case q.Seq != 0 && m != nil: // nothing is ever changed
+	case q.Seq != 0 && q.Seq > at.LastSeq, q.Seq == 0 && m == nil && count == 0:
+	case q.Seq == 0 && m != nil && count == uint64(len(m.prev))+1:
+	case q.Seq == 0 && m != nil && len(m.prev) == maxPrev && count > maxPrev: // it is not counted further than that
+	default:
+		return fmt.Errorf("%w: the answer is not borne out by the leader's count", errUncertain)
 	}
 	return nil
 }
@@ -154,11 +167,13 @@ func (s *Store) stateOnce(ctx context.Context, q stateQuestion, known uint64) (s
 		apiAnswer
 		State   streamState `json:"state"`
 		Cluster struct {
-			Leader   string `json:"leader"`
+			Leader   string    `json:"leader"`
+			Since    time.Time `json:"leader_since"`
 			Replicas []struct {
 				Active int64 `json:"active"` // nanoseconds since the leader heard of it; 0: never
 			} `json:"replicas"`
 		} `json:"cluster"`
+		Time time.Time `json:"ts"` // of the server that answers
 	}
 	begun := time.Now()
 	if err := s.mux.api(ctx, "$JS.API.STREAM.INFO."+Stream, q, &info); err != nil {
@@ -179,8 +194,9 @@ func (s *Store) stateOnce(ctx context.Context, q stateQuestion, known uint64) (s
 		if info.Cluster.Leader == "" || len(heard) < others || info.State.LastSeq < known {
 			return streamState{}, errUncertain
 		}
-		s.leadership.followed(begun.Add(-time.Duration(heard[others-1])))
-		if !s.leadership.within(reign) {
+		led := info.Time.Sub(info.Cluster.Since)
+		s.leadership.followed(begun.Add(-time.Duration(heard[others-1])), !info.Cluster.Since.IsZero() && led > newReign)
+		if known, _ := s.leadership.within(reign); !known {
 			return streamState{}, errUncertain
 		}
 	}
