@@ -139,11 +139,13 @@ type streamState struct {
 	FirstSeq uint64            `json:"first_seq"`
 	LastSeq  uint64            `json:"last_seq"`
 	Deleted  []uint64          `json:"deleted"`  // sequences that are missing between others; only when asked for
-	Subjects map[string]uint64 `json:"subjects"` // messages by subject, of the one that was asked for
+	Subjects map[string]uint64 `json:"subjects"` // messages by subject, of those that were asked for
+	Total    int               `json:"-"`        // subjects in all; an answer holds so many of them
 }
 
 type stateQuestion struct {
 	Subject string `json:"subjects_filter,omitzero"`
+	Offset  int    `json:"offset,omitzero"`
 	Deleted bool   `json:"deleted_details,omitzero"`
 }
 
@@ -165,6 +167,7 @@ func (s *Store) state(ctx context.Context, q stateQuestion, known uint64) (strea
 func (s *Store) stateOnce(ctx context.Context, q stateQuestion, known uint64) (streamState, error) {
 	var info struct {
 		apiAnswer
+		Total   int         `json:"total"`
 		State   streamState `json:"state"`
 		Cluster struct {
 			Leader   string    `json:"leader"`
@@ -201,5 +204,6 @@ func (s *Store) stateOnce(ctx context.Context, q stateQuestion, known uint64) (s
 		}
 	}
 	s.durable.saw(info.State.LastSeq)
+	info.State.Total = info.Total
 	return info.State, nil
 }
