@@ -101,7 +101,7 @@ The same on every edge. A route for every tenant takes a caller that is granted 
 			b.WriteString("\n")
 		}
 	}
-	fmt.Fprintf(&b, "\nFlow events on NATS take `%s`, a subscription to the feed and the in-use index `%s`, the audit consumer `%s`.\n",
+	fmt.Fprintf(&b, "\nFlow events on NATS take `%s`, the feed (by subscription or consumer) and the in-use index `%s`, the audit trail `%s`.\n",
 		service.FlowsEdit, service.CredentialsGet, service.AuditRead)
 	if len(unused) > 0 {
 		fmt.Fprintf(&b, "No route of this table takes %s.\n", strings.Join(unused, ", "))

@@ -32,8 +32,8 @@ import (
 // connection has allow lists for what its own key is granted:
 //
 //   - requests to the endpoints of its tenants, and the discovery of the micro service;
-//   - the pull API of its tenants' pre-made consumers of the feed, and single keys
-//     of their part of the in-use index;
+//   - the pull API of its tenants' pre-made consumers of the feed and of the audit
+//     trail, and single keys of their part of the in-use index;
 //   - an inbox prefix of its own (see InboxPrefix), and never "_INBOX.>".
 //
 // The import is shared, so the servers put the user's name into the request.
@@ -41,20 +41,20 @@ import (
 // Whoever sends a request names the subject of the answer, and the servers do
 // not ask whether he may publish there: in one account an answer could be directed
 // into the subscription of another tenant. Inboxes cannot be guessed, the subjects
-// of the feed and the in-use index can. So plain subscriptions to these have an
+// of the feed, the audit trail and the in-use index can. So plain subscriptions to these have an
 // account of their own, in which nobody can send anything: a connection is put
 // there that gives FeedUser as its user.
 
 // The NATS accounts of the keys on an external NATS.
 const (
 	ClientAccount = "CLIENTS" // sends requests and pulls
-	FeedAccount   = "FEED"    // subscribes to the feed and the in-use index
+	FeedAccount   = "FEED"    // subscribes to the feed, the audit trail and the in-use index
 )
 
 // FeedUser is the user name, with the key as the password, of a connection that
-// subscribes to the feed and the in-use index on an external NATS and does nothing
-// else. Any other
-// name is for everything else. On the embedded server all names are alike.
+// subscribes to the feed, the audit trail and the in-use index on an external NATS
+// and does nothing else. Any other name is for everything else. On the embedded
+// server all names are alike.
 const FeedUser = "feed"
 
 const (

@@ -61,7 +61,7 @@ func startEndpoints(t *testing.T, c *bus.Cluster) *service {
 		if err := c.EnsureTenant(t.Context(), tenant); err != nil {
 			t.Fatal(err)
 		}
-		for _, stream := range []string{"log", "vault", "events"} {
+		for _, stream := range []string{"log", "vault", "events", "audit"} {
 			if _, err := s.js.Publish(t.Context(), "credstream."+stream+"."+tenant+".credential.first", []byte(tenant)); err != nil {
 				t.Fatal(err)
 			}
@@ -169,7 +169,7 @@ func TestClusterAttacks(t *testing.T) {
 		{"alice-key", "x", slices.Concat(forbiddenToAll, forbiddenToTenant, []string{"$SYS.REQ.USER.AUTH", bus.InboxPrefix("victim-key") + ".x"}), append(everywhere, "credstream.events.default.>", "$KV.credstream-in-use.default.>")},
 		{"admin-key", "x", forbiddenToAll, everywhere},
 		{"quiet-key", "x", slices.Concat(forbiddenToAll, forbiddenToTenant, []string{
-			"$JS.API.CONSUMER.MSG.NEXT.CREDSTREAM_FEED.engine-default", "$JS.API.CONSUMER.INFO.CREDSTREAM_FEED.audit-default",
+			"$JS.API.CONSUMER.MSG.NEXT.CREDSTREAM_FEED.engine-default", "$JS.API.CONSUMER.INFO.CREDSTREAM_AUDIT.audit-default",
 			"$JS.ACK.CREDSTREAM_FEED.engine-default.1.1.1.1.0",
 		}), append(everywhere, "credstream.events.default.>")},
 		{"alice-key", bus.FeedUser, slices.Concat(forbiddenToAll, []string{"credstream.cmd.default.x", "$SRV.PING"}), append(everywhere, bus.InboxPrefix("alice-key")+".>")},
@@ -455,6 +455,19 @@ func TestAccountsCarryWhatIsGranted(t *testing.T) {
 	}
 }
 
+// TestClusterConsumerRights is TestConsumerRights on an external server.
+func TestClusterConsumerRights(t *testing.T) {
+	s := bustest.Start(t)
+	startEndpoints(t, startCluster(t, s))
+	consumerRights(t, func(key, user string, opts ...nats.Option) *nats.Conn {
+		nc, err := nats.Connect(s.URL(""), append([]nats.Option{nats.UserInfo(user, key)}, opts...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return nc
+	})
+}
+
 // Plain clients with no code of ours follow the feed and discover the service.
 func TestClusterFeed(t *testing.T) {
 	s := bustest.Start(t)
@@ -486,8 +499,8 @@ func TestClusterFeed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"engine-default", "audit-default"} {
-		consumer, err := js.Consumer(t.Context(), bus.FeedStream, name)
+	for _, of := range readers {
+		consumer, err := js.Consumer(t.Context(), of.stream, of.consumer+"default")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -496,14 +509,14 @@ func TestClusterFeed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		last := "credstream.events.default.credential." + name
+		last := of.root + ".default.credential.last"
 		if _, err := sv.js.Publish(t.Context(), last, []byte("default")); err != nil {
 			t.Fatal(err)
 		}
 		for more := true; more; {
 			m := recv(t, got)
 			if string(m.Data()) != "default" {
-				t.Errorf("%s delivers %s", name, m.Subject())
+				t.Errorf("%s delivers %s", of.consumer, m.Subject())
 			}
 			if err := m.DoubleAck(t.Context()); err != nil {
 				t.Error(err)

@@ -358,8 +358,9 @@ func (c *Cluster) Replicas() int { return c.cfg.Replicas }
 // refuse what they cannot store.
 func (c *Cluster) WritesAllowed() error { return nil }
 
-// EnsureTenant makes the tenant's consumers of the feed, from its first event
-// on, unless they exist. The feed's stream must exist. Calling it again costs nothing.
+// EnsureTenant makes the tenant's consumers of the feed and of the audit trail, from
+// the first event on, unless they exist. The two streams must exist. Calling it again
+// costs nothing.
 func (c *Cluster) EnsureTenant(ctx context.Context, tenant string) error {
 	if err := events.CheckName(tenant); err != nil {
 		return err

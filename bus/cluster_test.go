@@ -167,7 +167,7 @@ func TestConnectRefusesOldServers(t *testing.T) {
 func TestEnsureStream(t *testing.T) {
 	n := startNode(t)
 	js := serviceJS(t, n)
-	configs := append([]jetstream.StreamConfig{bus.FeedConfig(1), bus.ClaimsConfig(1)}, streams[:len(streams)-1]...)
+	configs := append([]jetstream.StreamConfig{bus.FeedConfig(1), bus.AuditConfig(1), bus.ClaimsConfig(1)}, streams[:len(streams)-2]...)
 	for _, cfg := range configs {
 		for _, want := range []bool{true, false} {
 			if created, err := bus.EnsureStream(t.Context(), js, cfg); err != nil || created != want {
@@ -214,7 +214,7 @@ func TestThreeServers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, cfg := range []jetstream.StreamConfig{bus.FeedConfig(3), bus.ClaimsConfig(3)} {
+	for _, cfg := range []jetstream.StreamConfig{bus.FeedConfig(3), bus.AuditConfig(3), bus.ClaimsConfig(3)} {
 		for _, want := range []bool{true, false} {
 			if created, err := bus.EnsureStream(t.Context(), js, cfg); err != nil || created != want {
 				t.Errorf("%s: %v, %v", cfg.Name, created, err)

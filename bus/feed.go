@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sort"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -17,13 +18,44 @@ import (
 	"github.com/credstream/credstream/projections"
 )
 
-// FeedConfig is the stream of the feed. It is derived from the log, so it is
-// not fsynced: what a power cut takes, the writer puts there again.
-func FeedConfig(replicas int) jetstream.StreamConfig {
+// FeedConfig is the stream of the feed: the changes. It is derived from the log,
+// so it is not fsynced: what a power cut takes, the writer puts there again.
+func FeedConfig(replicas int) jetstream.StreamConfig { return feedOfChanges.config(replicas) }
+
+// AuditConfig is the stream of the audit trail: every public event. It is derived
+// from the log like the feed.
+func AuditConfig(replicas int) jetstream.StreamConfig { return feedOfAudit.config(replicas) }
+
+// feedKind is what tells the feed and the audit trail apart. They are streams of
+// their own because a subject of the pull API names the stream as a token of its
+// own, but the consumer with its kind and tenant as one: "engine-*" cannot be
+// granted, the consumers of one stream can.
+type feedKind struct {
+	stream   string
+	root     string                           // of the subjects
+	consumer func(tenant string) string       // of a tenant's readers
+	subject  func(projections.Message) string // "": not for this audience
+}
+
+var (
+	feedOfChanges = feedKind{FeedStream, FeedSubject, EngineConsumer, func(m projections.Message) string { return m.Subject }}
+	feedOfAudit   = feedKind{AuditStream, AuditSubject, AuditConsumer, func(m projections.Message) string { return m.AuditSubject }}
+)
+
+func (k feedKind) config(replicas int) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
-		Name: FeedStream, Subjects: []string{FeedSubject + ".>"}, Storage: jetstream.FileStorage, Replicas: replicas,
+		Name: k.stream, Subjects: []string{k.root + ".>"}, Storage: jetstream.FileStorage, Replicas: replicas,
 		AllowDirect: true, DenyDelete: true, MaxMsgSize: maxPayload,
 	}
+}
+
+// message is the public form of a record; ok is false when this audience is not told of it.
+func (k feedKind) message(r events.Record) (subject string, m projections.Message, ok bool) {
+	if m, ok = projections.Public(r); !ok {
+		return "", m, false
+	}
+	subject = k.subject(m)
+	return subject, m, subject != ""
 }
 
 // feedWindow is the number of messages sent ahead of their acknowledgements.
@@ -32,10 +64,11 @@ const feedWindow = 256
 // feedRetry is the pause before the writer looks where the feed stands and goes on.
 const feedRetry = 100 * time.Millisecond
 
-// Feed writes the public form of every durable event into the stream of the
-// feed, once and in the order of the log: each message expects the feed's last
-// sequence, so of two writers one is refused.
+// Feed writes the public form of every durable event that its audience may read
+// into a stream, once and in the order of the log: each message expects the
+// stream's last sequence, so of two writers one is refused.
 type Feed struct {
+	kind  feedKind
 	js    jetstream.JetStream
 	store events.Store
 	log   *slog.Logger
@@ -47,10 +80,15 @@ type Feed struct {
 // message: a server whose disk has failed answers nothing.
 const AckTimeout = 5 * time.Second
 
-// NewFeed makes a writer; Run runs it. js is made with
+// NewFeed makes the writer of the feed; Run runs it. js is made with
 // jetstream.WithPublishAsyncTimeout(AckTimeout).
 func NewFeed(js jetstream.JetStream, store events.Store, log *slog.Logger) *Feed {
-	return &Feed{js: js, store: store, log: log}
+	return &Feed{kind: feedOfChanges, js: js, store: store, log: log.With("stream", FeedStream)}
+}
+
+// NewAuditFeed makes the writer of the audit trail, like NewFeed.
+func NewAuditFeed(js jetstream.JetStream, store events.Store, log *slog.Logger) *Feed {
+	return &Feed{kind: feedOfAudit, js: js, store: store, log: log.With("stream", AuditStream)}
 }
 
 // place is a place in the feed: an event of the log.
@@ -63,7 +101,8 @@ func (p place) before(q place) bool { return p.seq < q.seq || p.seq == q.seq && 
 
 var errFeedAhead = errors.New("the feed tells of events that the log does not hold")
 
-// Position is the log sequence of the last commit the feed has told whole or in part.
+// Position is the log sequence of the last commit that the stream tells whole or
+// in part, or that holds nothing for its audience.
 func (f *Feed) Position() uint64 { return f.seq.Load() }
 
 // Err is why the writer stands still, or nil.
@@ -149,7 +188,7 @@ func transient(err error) bool {
 // last reads the feed's last message: the place it tells of and its sequence in
 // the feed. The log must bear it out.
 func (f *Feed) last(ctx context.Context) (place, uint64, error) {
-	stream, err := f.js.Stream(ctx, FeedStream)
+	stream, err := f.js.Stream(ctx, f.kind.stream)
 	if err != nil {
 		return place{}, 0, fmt.Errorf("look at the feed: %w", err)
 	}
@@ -162,7 +201,7 @@ func (f *Feed) last(ctx context.Context) (place, uint64, error) {
 		return place{}, lastSeq, nil
 	}
 	// The last one that is there: a power cut may have taken later ones.
-	msg, err := stream.GetLastMsgForSubject(ctx, FeedSubject+".>")
+	msg, err := stream.GetLastMsgForSubject(ctx, f.kind.root+".>")
 	if err != nil {
 		return place{}, 0, fmt.Errorf("read the feed's last message: %w", err)
 	}
@@ -189,7 +228,7 @@ func (f *Feed) last(ctx context.Context) (place, uint64, error) {
 // feed's end was put there again behind them. Where events are missing the feed
 // is written anew, and its consumers get all of it again.
 func (f *Feed) mend(ctx context.Context) error {
-	stream, err := f.js.Stream(ctx, FeedStream)
+	stream, err := f.js.Stream(ctx, f.kind.stream)
 	if err != nil {
 		return fmt.Errorf("look at the feed: %w", err)
 	}
@@ -222,7 +261,29 @@ func (f *Feed) mend(ctx context.Context) error {
 			if err := stream.Purge(ctx); err != nil {
 				return fmt.Errorf("purge the feed: %w", err)
 			}
-			return nil
+			return f.dropOldConsumers(ctx, stream)
+		}
+	}
+	return nil
+}
+
+// dropOldConsumers deletes the audit consumers of a feed that an earlier version
+// wrote: it held what the audit trail holds now, which is how it comes to be
+// written anew.
+func (f *Feed) dropOldConsumers(ctx context.Context, stream jetstream.Stream) error {
+	names := stream.ConsumerNames(ctx)
+	var old []string
+	for name := range names.Name() {
+		if f.kind.stream == FeedStream && strings.HasPrefix(name, AuditConsumer("")) {
+			old = append(old, name)
+		}
+	}
+	if err := names.Err(); err != nil {
+		return fmt.Errorf("list the consumers of the feed: %w", err)
+	}
+	for _, name := range old {
+		if err := stream.DeleteConsumer(ctx, name); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+			return fmt.Errorf("delete the consumer %s of the feed: %w", name, err)
 		}
 	}
 	return nil
@@ -257,8 +318,9 @@ func (f *Feed) adjacent(ctx context.Context, stream jetstream.Stream, gap [2]uin
 		if !before.before(at) {
 			continue
 		}
-		if _, public := projections.Public(rec); public {
-			return at == after, nil
+		// The record after them all is in the log, since the feed tells of it.
+		if _, _, told := f.kind.message(rec); told || !at.before(after) {
+			return told && at == after, nil
 		}
 	}
 	return false, ctx.Err()
@@ -279,7 +341,7 @@ func (f *Feed) write(ctx context.Context, told place, feedSeq uint64) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	type sent struct {
-		ack jetstream.PubAckFuture
+		ack jetstream.PubAckFuture // nil: there was nothing to tell
 		at  place
 	}
 	inFlight := make(chan sent, feedWindow)
@@ -287,6 +349,10 @@ func (f *Feed) write(ctx context.Context, told place, feedSeq uint64) error {
 	go func() { // ends when inFlight is closed, which write does before it returns
 		defer close(failed)
 		for s := range inFlight {
+			if s.ack == nil {
+				f.seq.Store(s.at.seq)
+				continue
+			}
 			select {
 			case <-s.ack.Ok():
 				f.seq.Store(s.at.seq)
@@ -315,8 +381,8 @@ func drain[T any](from <-chan T) {
 	}
 }
 
-func (f *Feed) send(ctx context.Context, told place, feedSeq uint64, sent func(jetstream.PubAckFuture, place)) error {
-	after := told.seq
+func (f *Feed) send(ctx context.Context, from place, feedSeq uint64, sent func(jetstream.PubAckFuture, place)) error {
+	after := from.seq
 	if after > 0 {
 		after-- // the last commit may have been told in part
 	}
@@ -325,14 +391,15 @@ func (f *Feed) send(ctx context.Context, told place, feedSeq uint64, sent func(j
 			return err
 		}
 		at := place{rec.Seq, rec.Index}
-		if told.seq > 0 && !told.before(at) {
+		if from.seq > 0 && !from.before(at) {
 			continue
 		}
-		m, public := projections.Public(rec)
-		if !public {
+		subject, m, told := f.kind.message(rec)
+		if !told {
+			sent(nil, at)
 			continue
 		}
-		ack, err := f.js.PublishMsgAsync(feedMessage(m),
+		ack, err := f.js.PublishMsgAsync(feedMessage(subject, m),
 			jetstream.WithExpectLastSequence(feedSeq))
 		if err != nil {
 			return &publishError{err}
@@ -343,8 +410,8 @@ func (f *Feed) send(ctx context.Context, told place, feedSeq uint64, sent func(j
 	return nil
 }
 
-func feedMessage(m projections.Message) *nats.Msg {
-	msg := nats.NewMsg(m.Subject)
+func feedMessage(subject string, m projections.Message) *nats.Msg {
+	msg := nats.NewMsg(subject)
 	for _, h := range m.Headers() {
 		msg.Header[h[0]] = []string{h[1]} // as they stand: CloudEvents names are lower case
 	}
@@ -352,10 +419,10 @@ func feedMessage(m projections.Message) *nats.Msg {
 	return msg
 }
 
-// Rewind starts the tenant's audit consumer over at the first event whose log
-// sequence is at least seq.
+// Rewind starts the tenant's consumer of the stream over at the first event whose
+// log sequence is at least seq.
 func (f *Feed) Rewind(ctx context.Context, tenant string, seq uint64) error {
-	stream, err := f.js.Stream(ctx, FeedStream)
+	stream, err := f.js.Stream(ctx, f.kind.stream)
 	if err != nil {
 		return fmt.Errorf("look at the feed: %w", err)
 	}
@@ -366,7 +433,7 @@ func (f *Feed) Rewind(ctx context.Context, tenant string, seq uint64) error {
 	first, last := info.State.FirstSeq, info.State.LastSeq
 	var failed error
 	n := sort.Search(int(last-first+1), func(i int) bool {
-		msg, err := stream.GetMsg(ctx, first+uint64(i), jetstream.WithGetMsgSubject(FeedSubject+".>")) // or the next that is there
+		msg, err := stream.GetMsg(ctx, first+uint64(i), jetstream.WithGetMsgSubject(f.kind.root+".>")) // or the next that is there
 		if err != nil {
 			failed = err
 			return true
@@ -381,8 +448,8 @@ func (f *Feed) Rewind(ctx context.Context, tenant string, seq uint64) error {
 		return fmt.Errorf("search the feed: %w", failed)
 	}
 	target := first + uint64(n)
-	if _, err := stream.ResetConsumerToSequence(ctx, AuditConsumer(tenant), target); err != nil {
-		return fmt.Errorf("rewind the audit consumer of %s: %w", tenant, err)
+	if _, err := stream.ResetConsumerToSequence(ctx, f.kind.consumer(tenant), target); err != nil {
+		return fmt.Errorf("rewind the consumer %s: %w", f.kind.consumer(tenant), err)
 	}
 	return nil
 }

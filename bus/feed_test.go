@@ -5,10 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/credstream/credstream/bus"
@@ -189,5 +193,168 @@ func TestFeedWithTwoWriters(t *testing.T) {
 	}
 	if info, err := stream.Info(t.Context()); err != nil || info.State.Msgs != uint64(len(want)) {
 		t.Errorf("the feed holds %d messages of %d events: %v", info.State.Msgs, len(want), err)
+	}
+}
+
+// tell appends one commit of every type of event there is and returns the ids of
+// those that an audience reads, with their types, in the order of the log.
+func tell(t *testing.T, store events.Store) (changes, audit []string) {
+	t.Helper()
+	for _, typ := range events.All().Types() {
+		category, _, _ := strings.Cut(typ.Name, ".")
+		meta := events.Meta{Tenant: "default", Actor: events.Actor{Kind: "key", ID: "k"}, Command: events.NewID(), Time: time.Unix(1, 0), Via: "http"}
+		stream := events.StreamID{Tenant: "default", Category: category, ID: events.NewID()}
+		seq, err := store.Append(t.Context(), stream, 0, meta, reflect.Zero(typ.GoType()).Interface())
+		if err != nil {
+			t.Fatal(err)
+		}
+		recs, err := store.Commit(t.Context(), seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, public := projections.Public(recs[0])
+		if !public {
+			continue
+		}
+		audit = append(audit, m.Type+" "+m.ID)
+		if typ.Audience == events.Changes {
+			changes = append(changes, m.Type+" "+m.ID)
+		}
+	}
+	return changes, audit
+}
+
+// pullAll reads what a tenant's consumer holds, as a client does.
+func pullAll(t *testing.T, nc *nats.Conn, stream, name string, n int) (got []string) {
+	t.Helper()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	consumer, err := js.Consumer(t.Context(), stream, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for len(got) < n {
+		m, err := consumer.Next(jetstream.FetchMaxWait(20 * time.Second))
+		if err != nil {
+			t.Fatalf("%s after %d of %d: %v", name, len(got), n, err)
+		}
+		if err := m.DoubleAck(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, m.Headers().Get("ce-type")+" "+m.Headers().Get("ce-id"))
+	}
+	if info, err := consumer.Info(t.Context()); err != nil || info.NumPending > 0 {
+		t.Errorf("%s holds %d more: %v", name, info.NumPending, err)
+	}
+	return got
+}
+
+// Every type of event reaches its audience and nobody else, by plain subscription
+// and by consumer, also from the feed of a version that told everybody everything.
+func TestAudiences(t *testing.T) {
+	node := startNode(t)
+	js := serviceJS(t, node)
+	store := memory.New(events.All())
+	changes, audit := tell(t, store)
+
+	old, err := js.CreateStream(t.Context(), bus.FeedConfig(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateStream(t.Context(), bus.AuditConfig(1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := node.EnsureTenant(t.Context(), "default"); err != nil {
+		t.Fatal(err)
+	}
+	// As an earlier version wrote it.
+	if _, err := old.CreateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: "audit-default", AckPolicy: jetstream.AckExplicitPolicy}); err != nil {
+		t.Fatal(err)
+	}
+	end, err := store.End(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for seq := uint64(1); seq <= end; seq++ {
+		recs, err := store.Commit(t.Context(), seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, public := projections.Public(recs[0])
+		if !public {
+			continue
+		}
+		msg := nats.NewMsg("credstream.events" + strings.TrimPrefix(m.AuditSubject, "credstream.audit"))
+		for _, h := range m.Headers() {
+			msg.Header[h[0]] = []string{h[1]}
+		}
+		msg.Data = m.Data
+		if _, err := js.PublishMsg(t.Context(), msg); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	plain := map[string]*nats.Subscription{}
+	for _, key := range []string{"engine-key", "auditor-key"} {
+		nc, _ := connect(t, node, key)
+		sub, err := nc.SubscribeSync(map[string]string{"engine-key": "credstream.events.default.>", "auditor-key": "credstream.audit.default.>"}[key])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := nc.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		plain[key] = sub
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	for _, feed := range []*bus.Feed{
+		bus.NewFeed(js, store, slog.New(slog.DiscardHandler)), bus.NewAuditFeed(js, store, slog.New(slog.DiscardHandler)),
+	} {
+		running.Go(func() {
+			if err := feed.Run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+		eventually(t, "the position of the log's end", func() bool { return feed.Position() == end })
+	}
+	for _, of := range []struct {
+		key, stream, consumer string
+		want                  []string
+	}{
+		{"engine-key", bus.FeedStream, "engine-default", changes}, {"engines-key", bus.FeedStream, "engine-default", nil},
+		{"auditor-key", bus.AuditStream, "audit-default", audit}, {"audits-key", bus.AuditStream, "audit-default", nil},
+	} {
+		nc, _ := connect(t, node, of.key)
+		if diff := cmp.Diff(of.want, pullAll(t, nc, of.stream, of.consumer, len(of.want))); diff != "" {
+			t.Errorf("%s pulls (-want +got):\n%s", of.key, diff)
+		}
+		if plain[of.key] == nil {
+			continue
+		}
+		var heard []string
+		for range of.want {
+			m, err := plain[of.key].NextMsgWithContext(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			heard = append(heard, m.Header.Get("ce-type")+" "+m.Header.Get("ce-id"))
+		}
+		if diff := cmp.Diff(of.want, heard); diff != "" {
+			t.Errorf("%s hears (-want +got):\n%s", of.key, diff)
+		}
+		if n, _, err := plain[of.key].Pending(); err != nil || n > 0 {
+			t.Errorf("%s hears %d more: %v", of.key, n, err)
+		}
+	}
+	cancel()
+	running.Wait()
+	if info, err := old.Info(t.Context()); err != nil || info.State.Msgs != uint64(len(changes)) {
+		t.Errorf("the feed holds %d messages of %d changes: %v", info.State.Msgs, len(changes), err)
+	}
+	if _, err := old.Consumer(t.Context(), "audit-default"); !errors.Is(err, jetstream.ErrConsumerNotFound) {
+		t.Errorf("the audit consumer of the feed of an earlier version: %v", err)
 	}
 }

@@ -104,7 +104,7 @@ func startWhole(t *testing.T) *whole {
 	}))(t)
 	t.Cleanup(w.store.Close)
 	for _, cfg := range []jetstream.StreamConfig{
-		vault.StreamConfig(1), bus.FeedConfig(1), bus.FlowsConfig(1), bus.QueueConfig(1), bus.PoisonConfig(1),
+		vault.StreamConfig(1), bus.FeedConfig(1), bus.AuditConfig(1), bus.FlowsConfig(1), bus.QueueConfig(1), bus.PoisonConfig(1),
 	} {
 		must(bus.EnsureStream(t.Context(), w.js, cfg))(t)
 	}

@@ -26,9 +26,9 @@ import (
 // the service's account, and nothing else:
 //
 //   - requests to the endpoints, and the discovery of the micro service;
-//   - plain subscriptions to its tenants' part of the feed and of the in-use index,
-//     and single keys of that part;
-//   - the pull API of its tenants' pre-made consumers of the feed.
+//   - plain subscriptions to its tenants' part of the feed, of the audit trail and of
+//     the in-use index, and single keys of that index;
+//   - the pull API of its tenants' pre-made consumers of the feed and of the audit trail.
 //
 // Streams, their API and the service's own subjects do not exist in that
 // account, its inboxes are seen by no other key, and a reply subject means
@@ -39,10 +39,13 @@ import (
 // AllTenants in a Grant means every tenant.
 const AllTenants = "*"
 
-// The feed's stream and the first tokens of its subjects.
+// The streams of the feed and of the audit trail, and the first tokens of their
+// subjects.
 const (
-	FeedStream  = "CREDSTREAM_FEED"
-	FeedSubject = "credstream.events"
+	FeedStream   = "CREDSTREAM_FEED"
+	FeedSubject  = "credstream.events"
+	AuditStream  = "CREDSTREAM_AUDIT"
+	AuditSubject = "credstream.audit"
 )
 
 // The in-use index is a key-value bucket. Its keys begin with the tenant.
@@ -62,11 +65,14 @@ const (
 // to: "credstream.cmd.<tenant>.<command>".
 var requestRoots = []string{"cmd", "query", "cmdq", "flows"}
 
+// Each is followed by the stream and the consumer.
 const (
-	infoAPI = "$JS.API.CONSUMER.INFO." + FeedStream + "."
-	nextAPI = "$JS.API.CONSUMER.MSG.NEXT." + FeedStream + "."
-	ackAPI  = "$JS.ACK." + FeedStream + "."
+	infoAPI = "$JS.API.CONSUMER.INFO."
+	nextAPI = "$JS.API.CONSUMER.MSG.NEXT."
+	ackAPI  = "$JS.ACK."
+)
 
+const (
 	servicePrefix = "_R_."                  // what the server rewrites the reply subject of an imported request to
 	inboxPrefix   = "_INBOX."               // the reply subjects of NATS clients
 	clientPrefix  = "KEY_"                  // of the accounts that keys connect to
@@ -79,7 +85,7 @@ type Grant struct {
 	Principal string   // the key's id: letters, digits, '_' and '-'
 	Tenants   []string // the tenants it is granted, or AllTenants
 	Follow    bool     // may subscribe to the feed and pull from engine-<tenant>
-	Audit     bool     // may pull from audit-<tenant>
+	Audit     bool     // may subscribe to the audit trail and pull from audit-<tenant>
 
 	Expires time.Time // when its connections are closed; zero: never
 }
@@ -114,17 +120,19 @@ func (p *port) open(srv *server.Server, core *server.Account) error {
 	p.srv, p.core = srv, core
 	err := errors.Join(
 		core.AddStreamExport(FeedSubject+".>", server.IsPublicExport),
+		core.AddStreamExport(AuditSubject+".>", server.IsPublicExport),
 		core.AddStreamExport(InUseSubject+".>", server.IsPublicExport),
 		core.AddServiceExport(inUseAPI+">", server.IsPublicExport))
 	for _, root := range requestRoots {
 		err = errors.Join(err, core.AddServiceExport("credstream."+root+".>", server.IsPublicExport))
 	}
-	err = errors.Join(err,
-		core.AddServiceExport(infoAPI+"*", server.IsPublicExport),
-		core.AddServiceExport(ackAPI+">", server.IsPublicExport),
-		// One request, several answers.
-		core.AddServiceExportWithResponse("$SRV.>", server.Streamed, server.IsPublicExport),
-		core.AddServiceExportWithResponse(nextAPI+"*", server.Streamed, server.IsPublicExport))
+	for _, stream := range []string{FeedStream, AuditStream} {
+		err = errors.Join(err,
+			core.AddServiceExport(infoAPI+stream+".*", server.IsPublicExport),
+			core.AddServiceExport(ackAPI+stream+".>", server.IsPublicExport),
+			core.AddServiceExportWithResponse(nextAPI+stream+".*", server.Streamed, server.IsPublicExport)) // one request, several answers
+	}
+	err = errors.Join(err, core.AddServiceExportWithResponse("$SRV.>", server.Streamed, server.IsPublicExport))
 	if err != nil {
 		return fmt.Errorf("exporting from the account of the service: %w", err)
 	}
@@ -255,34 +263,31 @@ func (g Grant) subjects() (requests, subscriptions []string, err error) {
 		for _, root := range requestRoots {
 			requests = append(requests, "credstream."+root+"."+t+".>")
 		}
-		switch {
-		case g.Follow && t == AllTenants:
-			subscriptions = append(subscriptions, FeedSubject+".>", InUseSubject+".>") // any subscription to the feed is within it
-			requests = append(requests, inUseAPI+InUseSubject+".>")
-		case g.Follow:
-			subscriptions = append(subscriptions, FeedSubject+"."+t+".>", InUseSubject+"."+t+".>")
-			requests = append(requests, inUseAPI+InUseSubject+"."+t+".>")
+		part := "." + t + ".>"
+		if t == AllTenants {
+			part = ".>" // any subscription is within it
 		}
-		for _, consumer := range g.consumers(t) {
-			requests = append(requests, infoAPI+consumer, nextAPI+consumer, ackAPI+consumer+".>")
+		if g.Follow {
+			subscriptions = append(subscriptions, FeedSubject+part, InUseSubject+part)
+			requests = append(requests, inUseAPI+InUseSubject+part)
+			requests = append(requests, feedOfChanges.pullAPI(t)...)
+		}
+		if g.Audit {
+			subscriptions = append(subscriptions, AuditSubject+part)
+			requests = append(requests, feedOfAudit.pullAPI(t)...)
 		}
 	}
 	return requests, subscriptions, nil
 }
 
-// consumers names the consumers of the feed that the key may pull from. A
-// subject cannot say "engine-*": who may read every tenant may use every consumer.
-func (g Grant) consumers(tenant string) (names []string) {
-	if tenant == AllTenants && (g.Follow || g.Audit) {
-		return []string{"*"}
+// pullAPI lists the subjects of the pull API of the tenant's consumer, or of every
+// tenant's: each consumer of the stream is one of a tenant.
+func (k feedKind) pullAPI(tenant string) []string {
+	of := k.stream + ".*"
+	if tenant != AllTenants {
+		of = k.stream + "." + k.consumer(tenant)
 	}
-	if g.Follow {
-		names = append(names, EngineConsumer(tenant))
-	}
-	if g.Audit {
-		names = append(names, AuditConsumer(tenant))
-	}
-	return names
+	return []string{infoAPI + of, nextAPI + of, ackAPI + of + ".>"}
 }
 
 // account returns the account for a grant, made at its first connection. Its
@@ -371,15 +376,15 @@ func (n *Node) DisconnectKey(principal string) {
 	}
 }
 
-// EngineConsumer names the pre-made consumer that a tenant's flow engines share.
+// EngineConsumer names the pre-made consumer of the feed that a tenant's flow engines share.
 func EngineConsumer(tenant string) string { return "engine-" + tenant }
 
-// AuditConsumer names the pre-made consumer of whoever keeps a tenant's audit trail.
+// AuditConsumer names the pre-made consumer of the audit trail of whoever keeps a tenant's.
 func AuditConsumer(tenant string) string { return "audit-" + tenant }
 
-// EnsureTenant makes the tenant's consumers of the feed, from its first event
-// on, unless they exist: clients cannot make consumers. They are on disk when it
-// returns. The feed's stream must exist. Calling it again costs nothing.
+// EnsureTenant makes the tenant's consumers of the feed and of the audit trail, from
+// the first event on, unless they exist: clients cannot make consumers. They are on
+// disk when it returns. The two streams must exist. Calling it again costs nothing.
 func (n *Node) EnsureTenant(ctx context.Context, tenant string) error {
 	if err := events.CheckName(tenant); err != nil {
 		return err
@@ -393,8 +398,10 @@ func (n *Node) EnsureTenant(ctx context.Context, tenant string) error {
 	if err := makeConsumers(ctx, n.own, tenant); err != nil {
 		return err
 	}
-	if err := n.Syncer(FeedStream).SyncConsumers(EngineConsumer(tenant), AuditConsumer(tenant)); err != nil {
-		return err
+	for _, kind := range []feedKind{feedOfChanges, feedOfAudit} {
+		if err := n.Syncer(kind.stream).SyncConsumers(kind.consumer(tenant)); err != nil {
+			return err
+		}
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -409,16 +416,17 @@ const (
 	feedAckWait    = 30 * time.Second // until an event is handed to another reader
 )
 
-// makeConsumers makes what a tenant's readers of the feed pull from.
+// makeConsumers makes what a tenant's readers of the feed and of the audit trail pull from.
 func makeConsumers(ctx context.Context, nc *nats.Conn, tenant string) error {
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return fmt.Errorf("making the consumers of %s: %w", tenant, err)
 	}
-	for _, name := range []string{EngineConsumer(tenant), AuditConsumer(tenant)} {
-		_, err := js.CreateOrUpdateConsumer(ctx, FeedStream, jetstream.ConsumerConfig{
+	for _, kind := range []feedKind{feedOfChanges, feedOfAudit} {
+		name := kind.consumer(tenant)
+		_, err := js.CreateOrUpdateConsumer(ctx, kind.stream, jetstream.ConsumerConfig{
 			Durable:       name,
-			FilterSubject: FeedSubject + "." + tenant + ".>",
+			FilterSubject: kind.root + "." + tenant + ".>",
 			DeliverPolicy: jetstream.DeliverAllPolicy,
 			AckPolicy:     jetstream.AckExplicitPolicy,
 			// One reader that acknowledges nothing must not hold up those it shares with.

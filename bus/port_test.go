@@ -28,7 +28,13 @@ var grants = map[string]bus.Grant{
 	"bob-key":   {Principal: "bob", Tenants: []string{"other"}, Follow: true, Audit: true},
 	"admin-key": {Principal: "admin", Tenants: []string{"default", bus.AllTenants, "default"}, Follow: true, Audit: true},
 	"quiet-key": {Principal: "quiet", Tenants: []string{"default"}},
-	"odd-key":   {Principal: "odd", Tenants: []string{"a.>"}},
+
+	"engine-key":  {Principal: "engine", Tenants: []string{"default"}, Follow: true},
+	"auditor-key": {Principal: "auditor", Tenants: []string{"default"}, Audit: true},
+	"engines-key": {Principal: "engines", Tenants: []string{bus.AllTenants}, Follow: true},
+	"audits-key":  {Principal: "audits", Tenants: []string{bus.AllTenants}, Audit: true},
+	"nothing-key": {Principal: "nothing", Tenants: []string{bus.AllTenants}},
+	"odd-key":     {Principal: "odd", Tenants: []string{"a.>"}},
 }
 
 var errUnknownKey = errors.New("unknown key")
@@ -92,6 +98,7 @@ var streams = []jetstream.StreamConfig{
 	{Name: "CREDSTREAM_FLOWS", Subjects: []string{"credstream.in.flows.>"}},
 	{Name: "KV_CREDSTREAM_KEYS", Subjects: []string{"$KV.CREDSTREAM_KEYS.>"}, AllowDirect: true},
 	{Name: bus.FeedStream, Subjects: []string{bus.FeedSubject + ".>"}},
+	{Name: bus.AuditStream, Subjects: []string{bus.AuditSubject + ".>"}},
 }
 
 func startService(t *testing.T, n *bus.Node) *service {
@@ -106,7 +113,7 @@ func startService(t *testing.T, n *bus.Node) *service {
 		if err := n.EnsureTenant(t.Context(), tenant); err != nil {
 			t.Fatal(err)
 		}
-		for _, stream := range []string{"log", "vault", "events"} {
+		for _, stream := range []string{"log", "vault", "events", "audit"} {
 			if _, err := s.js.Publish(t.Context(), "credstream."+stream+"."+tenant+".credential.first", []byte(tenant)); err != nil {
 				t.Fatal(err)
 			}
@@ -246,7 +253,7 @@ func TestNobodyConnectsWithoutAuthenticator(t *testing.T) {
 // What nobody may send, whatever the key.
 var forbiddenToAll = strings.Fields(`
 	credstream.log.default.credential.x    credstream.vault.default.credential.x.y  credstream.events.default.credential.x
-	credstream.access.default.x            credstream.in.flows.default.x            credstream.in.cmdq.default.x
+	credstream.access.default.x            credstream.audit.default.api_key.x      credstream.in.flows.default.x            credstream.in.cmdq.default.x
 	credstream.cmd.default                 credstream.nothing.default.x             $KV.CREDSTREAM_KEYS.default
 	$JS.API.INFO                           $JS.API.STREAM.NAMES                     $JS.API.STREAM.LIST
 	$JS.API.STREAM.INFO.CREDSTREAM_LOG     $JS.API.STREAM.INFO.CREDSTREAM_FEED      $JS.API.STREAM.CREATE.MINE
@@ -272,9 +279,9 @@ var forbiddenToAll = strings.Fields(`
 var forbiddenToTenant = strings.Fields(`
 	credstream.cmd.other.credential.create   credstream.query.other.credentials   credstream.flows.other.x  credstream.cmdq.other.x
 	credstream.cmd._system.api_key.issue
-	$JS.API.CONSUMER.INFO.CREDSTREAM_FEED.engine-other      $JS.API.CONSUMER.INFO.CREDSTREAM_FEED.audit-other
-	$JS.API.CONSUMER.MSG.NEXT.CREDSTREAM_FEED.engine-other  $JS.API.CONSUMER.MSG.NEXT.CREDSTREAM_FEED.audit-other
-	$JS.ACK.CREDSTREAM_FEED.engine-other.1.1.1.1.0          $JS.ACK.CREDSTREAM_FEED.audit-other.1.1.1.1.0`)
+	$JS.API.CONSUMER.INFO.CREDSTREAM_FEED.engine-other      $JS.API.CONSUMER.INFO.CREDSTREAM_AUDIT.audit-other
+	$JS.API.CONSUMER.MSG.NEXT.CREDSTREAM_FEED.engine-other  $JS.API.CONSUMER.MSG.NEXT.CREDSTREAM_AUDIT.audit-other
+	$JS.ACK.CREDSTREAM_FEED.engine-other.1.1.1.1.0          $JS.ACK.CREDSTREAM_AUDIT.audit-other.1.1.1.1.0`)
 
 // What nobody may subscribe to.
 var hiddenFromAll = strings.Fields(`
@@ -293,7 +300,7 @@ func TestAttacks(t *testing.T) {
 		{"alice-key", slices.Concat(forbiddenToAll, forbiddenToTenant), append(hiddenFromAll, "credstream.events.>", "credstream.events.other.>", "credstream.events.*.>")},
 		{"admin-key", forbiddenToAll, hiddenFromAll},
 		{"quiet-key", slices.Concat(forbiddenToAll, forbiddenToTenant, []string{
-			"$JS.API.CONSUMER.MSG.NEXT.CREDSTREAM_FEED.engine-default", "$JS.API.CONSUMER.INFO.CREDSTREAM_FEED.audit-default",
+			"$JS.API.CONSUMER.MSG.NEXT.CREDSTREAM_FEED.engine-default", "$JS.API.CONSUMER.INFO.CREDSTREAM_AUDIT.audit-default",
 			"$JS.ACK.CREDSTREAM_FEED.engine-default.1.1.1.1.0",
 		}), append(hiddenFromAll, "credstream.events.default.>")},
 	} {
@@ -569,6 +576,113 @@ func TestInboxesAreSeparate(t *testing.T) {
 	}
 }
 
+// readers are the two streams that a key may read of, and what their consumers'
+// names begin with.
+var readers = []struct{ stream, root, consumer string }{
+	{bus.FeedStream, bus.FeedSubject, "engine-"}, {bus.AuditStream, bus.AuditSubject, "audit-"},
+}
+
+// TestConsumerRights tries every verb of every tenant's consumers, and plain
+// subscriptions, with keys of one tenant and of every tenant.
+func TestConsumerRights(t *testing.T) {
+	n := startNode(t)
+	startService(t, n)
+	consumerRights(t, func(key, _ string, opts ...nats.Option) *nats.Conn {
+		nc, err := nats.Connect(n.ClientURL(), append([]nats.Option{nats.UserInfo("x", key)}, opts...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return nc
+	})
+}
+
+func consumerRights(t *testing.T, connect func(key, user string, opts ...nats.Option) *nats.Conn) {
+	for key, g := range grants {
+		if key == "odd-key" {
+			continue // does not get in
+		}
+		may := map[string]bool{}
+		all := slices.Contains(g.Tenants, bus.AllTenants)
+		var publish, subscribe []string
+		for _, of := range readers {
+			holds := g.Follow && of.stream == bus.FeedStream || g.Audit && of.stream == bus.AuditStream
+			for _, tenant := range []string{"default", "other"} {
+				// The consumer of the other kind is none of this stream, so who may use every
+				// consumer of it gets no answer.
+				for _, kind := range readers {
+					consumer := of.stream + "." + kind.consumer + tenant
+					for _, subject := range []string{"$JS.API.CONSUMER.INFO." + consumer, "$JS.API.CONSUMER.MSG.NEXT." + consumer, "$JS.ACK." + consumer + ".1.1.1.1.0"} {
+						publish = append(publish, subject)
+						may[subject] = holds && (all || slices.Contains(g.Tenants, tenant) && kind == of)
+					}
+				}
+				subscribe = append(subscribe, of.root+"."+tenant+".>")
+				may[of.root+"."+tenant+".>"] = holds && (all || slices.Contains(g.Tenants, tenant))
+			}
+			subscribe = append(subscribe, of.root+".>")
+			may[of.root+".>"] = holds && all
+		}
+		try := func(user string, subjects []string, do func(*nats.Conn, string) error) {
+			refused := make(chan error, len(subjects)+1)
+			nc := connect(key, user, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { refused <- err }))
+			defer nc.Close()
+			const end = "nobody.may"
+			for _, subject := range append(subjects, end) {
+				if err := do(nc, subject); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var said []string // in the order in which they were tried
+			for len(said) == 0 || !strings.Contains(said[len(said)-1], end) {
+				said = append(said, recv(t, refused).Error())
+			}
+			for _, subject := range subjects {
+				got := !slices.ContainsFunc(said, func(s string) bool { return strings.Contains(s, `"`+subject+`"`) })
+				if got != may[subject] {
+					t.Errorf("%s, %s: allowed %t, want %t", key, subject, got, may[subject])
+				}
+			}
+		}
+		try("x", publish, func(nc *nats.Conn, subject string) error { return nc.Publish(subject, nil) })
+		try(bus.FeedUser, subscribe, func(nc *nats.Conn, subject string) error {
+			_, err := nc.SubscribeSync(subject)
+			return err
+		})
+	}
+	// What they get: a key of every tenant reads what its kind of consumer holds, and
+	// nothing answers it by the name of the other kind.
+	for key, mine := range map[string]string{"engines-key": bus.FeedStream, "audits-key": bus.AuditStream} {
+		nc := connect(key, "x", nats.CustomInboxPrefix(bus.InboxPrefix(key)))
+		defer nc.Close()
+		js, err := jetstream.New(nc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, of := range readers {
+			if of.stream != mine {
+				continue
+			}
+			for _, tenant := range []string{"default", "other"} {
+				consumer, err := js.Consumer(t.Context(), of.stream, of.consumer+tenant)
+				if err != nil {
+					t.Fatalf("%s, %s%s: %v", key, of.consumer, tenant, err)
+				}
+				m, err := consumer.Next()
+				if err != nil || string(m.Data()) != tenant || !strings.HasPrefix(m.Subject(), of.root) {
+					t.Errorf("%s, %s%s delivers %v, %v", key, of.consumer, tenant, m, err)
+				}
+			}
+			for _, other := range readers {
+				if other != of {
+					if _, err := js.Consumer(t.Context(), of.stream, other.consumer+"default"); !errors.Is(err, jetstream.ErrConsumerNotFound) {
+						t.Errorf("%s, the consumer %sdefault of %s: %v", key, other.consumer, of.stream, err)
+					}
+				}
+			}
+		}
+	}
+}
+
 // A plain client with no code of ours follows the feed.
 func TestFeed(t *testing.T) {
 	n := startNode(t)
@@ -599,8 +713,8 @@ func TestFeed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"engine-default", "audit-default"} {
-		consumer, err := js.Consumer(t.Context(), bus.FeedStream, name)
+	for _, of := range readers {
+		consumer, err := js.Consumer(t.Context(), of.stream, of.consumer+"default")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -616,13 +730,14 @@ func TestFeed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.js.Publish(t.Context(), "credstream.events.default.credential."+name, []byte("default")); err != nil {
+		last := of.root + ".default.credential.last"
+		if _, err := s.js.Publish(t.Context(), last, []byte("default")); err != nil {
 			t.Fatal(err)
 		}
-		for last := "credstream.events.default.credential." + name; ; {
+		for {
 			m := recv(t, got)
 			if string(m.Data()) != "default" {
-				t.Errorf("%s delivers %s", name, m.Subject())
+				t.Errorf("%s delivers %s", of.consumer, m.Subject())
 			}
 			if err := m.DoubleAck(t.Context()); err != nil {
 				t.Error(err)

@@ -34,4 +34,4 @@ type AccessConnectAborted struct {
 func (AccessDenied) access()         {}
 func (AccessConnectAborted) access() {}
 
-var accessTypes = []Type{Define[AccessDenied]("access.denied"), Define[AccessConnectAborted]("access.connect_aborted")}
+var accessTypes = []Type{Define[AccessDenied]("access.denied", Audit), Define[AccessConnectAborted]("access.connect_aborted", Audit)}

@@ -32,8 +32,8 @@ func (APIKeyIssued) apiKey()  {}
 func (APIKeyRevoked) apiKey() {}
 
 var apiKeyTypes = []Type{
-	Define[APIKeyIssued]("api_key.issued", boundedAPIKey),
-	Define[APIKeyRevoked]("api_key.revoked"),
+	Define[APIKeyIssued]("api_key.issued", Audit, boundedAPIKey),
+	Define[APIKeyRevoked]("api_key.revoked", Audit),
 }
 
 // boundedAPIKey makes version 2: a key of version 1 has the permissions of its

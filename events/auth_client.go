@@ -57,11 +57,11 @@ func (AuthClientDeleted) authClient()  {}
 func (SecretAbandoned) authClient()    {}
 
 var authClientTypes = []Type{
-	Define[AuthClientCreated]("auth_client.created", withoutRevisions),
-	Define[AuthClientChanged]("auth_client.changed", withoutRevisions),
-	Define[AuthClientSettled]("auth_client.settled"),
-	Define[AuthClientRevealed]("auth_client.revealed"),
-	Define[AuthClientDeleted]("auth_client.deleted"),
+	Define[AuthClientCreated]("auth_client.created", Changes, withoutRevisions),
+	Define[AuthClientChanged]("auth_client.changed", Changes, withoutRevisions),
+	Define[AuthClientSettled]("auth_client.settled", Changes),
+	Define[AuthClientRevealed]("auth_client.revealed", Audit),
+	Define[AuthClientDeleted]("auth_client.deleted", Changes),
 }
 
 // withoutRevisions makes version 2: of an auth client of version 1 it is not known

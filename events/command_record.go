@@ -37,4 +37,4 @@ type CommandRefusal struct {
 
 func (CommandCompleted) commandRecord() {}
 
-var commandRecordTypes = []Type{Define[CommandCompleted]("command.completed")}
+var commandRecordTypes = []Type{Define[CommandCompleted]("command.completed", Audit)}

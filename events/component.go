@@ -45,10 +45,10 @@ func (ComponentDeleted) component()    {}
 func (SecretAbandoned) component()     {}
 
 var componentTypes = []Type{
-	Define[ComponentRegistered]("component.registered"),
-	Define[ComponentUpdated]("component.updated"),
-	Define[ComponentShared]("component.shared"),
-	Define[ComponentUnshared]("component.unshared"),
-	Define[ComponentEnvSet]("component.env_set"),
-	Define[ComponentDeleted]("component.deleted"),
+	Define[ComponentRegistered]("component.registered", Changes),
+	Define[ComponentUpdated]("component.updated", Changes),
+	Define[ComponentShared]("component.shared", Changes),
+	Define[ComponentUnshared]("component.unshared", Changes),
+	Define[ComponentEnvSet]("component.env_set", Changes),
+	Define[ComponentDeleted]("component.deleted", Changes),
 }

@@ -122,15 +122,15 @@ func (CredentialRevealed) credential()     {}
 func (SecretAbandoned) credential()        {}
 
 var credentialTypes = []Type{
-	Define[CredentialCreated]("credential.created"),
-	Define[CredentialRenamed]("credential.renamed"),
-	Define[CredentialKeysReplaced]("credential.keys_replaced"),
-	Define[CredentialReverted]("credential.reverted"),
-	Define[CredentialVerified]("credential.verified"),
-	Define[CredentialDeleted]("credential.deleted"),
-	Define[CredentialUsed]("credential.used"),
-	Define[CredentialReleased]("credential.released"),
-	Define[CredentialRevealed]("credential.revealed"),
-	Define[SecretAbandoned]("secret.abandoned"),
-	Define[CredentialVPNAgentSet]("credential.vpn_agent_set"),
+	Define[CredentialCreated]("credential.created", Changes),
+	Define[CredentialRenamed]("credential.renamed", Changes),
+	Define[CredentialKeysReplaced]("credential.keys_replaced", Changes),
+	Define[CredentialReverted]("credential.reverted", Changes),
+	Define[CredentialVerified]("credential.verified", Changes),
+	Define[CredentialDeleted]("credential.deleted", Changes),
+	Define[CredentialUsed]("credential.used", Changes),
+	Define[CredentialReleased]("credential.released", Changes),
+	Define[CredentialRevealed]("credential.revealed", Audit),
+	Define[SecretAbandoned]("secret.abandoned", Changes),
+	Define[CredentialVPNAgentSet]("credential.vpn_agent_set", Changes),
 }

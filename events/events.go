@@ -129,18 +129,31 @@ type Snapshot struct {
 // Upcast rewrites a stored payload of version n as version n+1.
 type Upcast func(json.RawMessage) (json.RawMessage, error)
 
+// Audience is who may read a fact in its public form.
+type Audience string
+
+// The audiences. Who reads the audit trail reads the changes too.
+const (
+	// Changes are for who follows credentials, components and flows.
+	Changes Audience = "changes"
+	// Audit is for the audit trail alone: who may do what, who was refused, who saw a secret.
+	Audit Audience = "audit"
+)
+
 // Type ties a Go struct to its stored name. The struct may be renamed, the name
 // may not. The current version is one more than the number of upcasters, so
 // nobody can forget to raise it.
 type Type struct {
-	Name    string // "credential.created"
-	upcasts []Upcast
-	goType  reflect.Type
+	Name     string // "credential.created"
+	Audience Audience
+	upcasts  []Upcast
+	goType   reflect.Type
 }
 
-// Define names the facts of type E. upcasts[0] makes version 2 of version 1.
-func Define[E Event](name string, upcasts ...Upcast) Type {
-	return Type{Name: name, upcasts: upcasts, goType: reflect.TypeFor[E]()}
+// Define names the facts of type E and says who may read them. upcasts[0] makes
+// version 2 of version 1.
+func Define[E Event](name string, to Audience, upcasts ...Upcast) Type {
+	return Type{Name: name, Audience: to, upcasts: upcasts, goType: reflect.TypeFor[E]()}
 }
 
 // Version is the version written today.

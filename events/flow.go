@@ -75,8 +75,8 @@ func (FlowReleased) flow()   {}
 func (FlowUseRefused) flow() {}
 
 var flowTypes = []Type{
-	Define[FlowObserved]("flow.observed"),
-	Define[FlowBound]("flow.bound"),
-	Define[FlowReleased]("flow.released"),
-	Define[FlowUseRefused]("flow.use_refused"),
+	Define[FlowObserved]("flow.observed", Changes),
+	Define[FlowBound]("flow.bound", Changes),
+	Define[FlowReleased]("flow.released", Changes),
+	Define[FlowUseRefused]("flow.use_refused", Changes),
 }

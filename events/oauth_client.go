@@ -66,13 +66,13 @@ func (OAuthClientReleased) oauthClient()       {}
 func (SecretAbandoned) oauthClient()           {}
 
 var oauthClientTypes = []Type{
-	Define[OAuthClientDefined]("oauth_client.defined", withoutRevision),
-	Define[OAuthClientChanged]("oauth_client.changed", withoutRevision),
-	Define[OAuthClientMarkedUnusable]("oauth_client.marked_unusable"),
-	Define[OAuthClientRevealed]("oauth_client.revealed"),
-	Define[OAuthClientDeleted]("oauth_client.deleted"),
-	Define[OAuthClientUsed]("oauth_client.used"),
-	Define[OAuthClientReleased]("oauth_client.released"),
+	Define[OAuthClientDefined]("oauth_client.defined", Changes, withoutRevision),
+	Define[OAuthClientChanged]("oauth_client.changed", Changes, withoutRevision),
+	Define[OAuthClientMarkedUnusable]("oauth_client.marked_unusable", Changes),
+	Define[OAuthClientRevealed]("oauth_client.revealed", Audit),
+	Define[OAuthClientDeleted]("oauth_client.deleted", Changes),
+	Define[OAuthClientUsed]("oauth_client.used", Changes),
+	Define[OAuthClientReleased]("oauth_client.released", Changes),
 }
 
 // withoutRevision makes version 2: of a client of version 1 it is not known for

@@ -13,5 +13,5 @@ type TenantRegistered struct {
 func (TenantRegistered) tenant() {}
 
 var tenantTypes = []Type{
-	Define[TenantRegistered]("tenant.registered"),
+	Define[TenantRegistered]("tenant.registered", Audit),
 }

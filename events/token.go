@@ -90,12 +90,12 @@ func (CredentialTokensRevoked) credential()           {}
 func (CredentialRevokedAtProvider) credential()       {}
 
 var tokenTypes = []Type{
-	Define[CredentialAuthorized]("credential.authorized"),
-	Define[CredentialRefreshStarted]("credential.refresh_started"),
-	Define[CredentialRefreshed]("credential.refreshed"),
-	Define[CredentialRefreshFailed]("credential.refresh_failed"),
-	Define[CredentialReauthorizationRequired]("credential.reauthorization_required"),
-	Define[CredentialRecovered]("credential.recovered"),
-	Define[CredentialTokensRevoked]("credential.tokens_revoked"),
-	Define[CredentialRevokedAtProvider]("credential.revoked_at_provider"),
+	Define[CredentialAuthorized]("credential.authorized", Changes),
+	Define[CredentialRefreshStarted]("credential.refresh_started", Changes),
+	Define[CredentialRefreshed]("credential.refreshed", Changes),
+	Define[CredentialRefreshFailed]("credential.refresh_failed", Changes),
+	Define[CredentialReauthorizationRequired]("credential.reauthorization_required", Changes),
+	Define[CredentialRecovered]("credential.recovered", Changes),
+	Define[CredentialTokensRevoked]("credential.tokens_revoked", Changes),
+	Define[CredentialRevokedAtProvider]("credential.revoked_at_provider", Changes),
 }

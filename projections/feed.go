@@ -14,8 +14,12 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// FeedPrefix is what the subjects of the feed begin with.
-const FeedPrefix = "credstream.events"
+// What the subjects of the feed and of the audit trail begin with. The feed holds
+// the changes, the audit trail every public event.
+const (
+	FeedPrefix  = "credstream.events"
+	AuditPrefix = "credstream.audit"
+)
 
 // Headers that give an event's place in the feed: the pair (log sequence, index
 // within the commit) rises from message to message.
@@ -28,7 +32,9 @@ const (
 // rely on, for ever. It holds no secret id, no MAC, no hash of a key and no
 // descriptor.
 type Message struct {
-	Subject      string    // NATS subject: "credstream.events.<tenant>.<category>.<id as token>"
+	Subject      string // in the feed: "credstream.events.<tenant>.<category>.<id as token>"; "" when Audience is Audit
+	AuditSubject string // in the audit trail: "credstream.audit.<tenant>.<category>.<id as token>"
+	Audience     events.Audience
 	ID           string    // the event's id, "<commit>-<index>"
 	Type         string    // "credstream.credential.created.v1"
 	Source       string    // "/credstream/<tenant>"
@@ -461,10 +467,11 @@ type PublicAPIKeyRevoked struct {
 
 // PublicType ties the type of a public event to the struct of its data.
 type PublicType struct {
-	Name   string       // "credstream.credential.created.v1"; "" when the fact is not public
-	Stored reflect.Type // the fact it is made from
-	Data   reflect.Type // the struct of its data; nil when the fact is not public
-	form   func(id string, e events.Event) any
+	Name     string          // "credstream.credential.created.v1"; "" when the fact is not public
+	Stored   reflect.Type    // the fact it is made from
+	Data     reflect.Type    // the struct of its data; nil when the fact is not public
+	Audience events.Audience // as the fact declares it
+	form     func(id string, e events.Event) any
 }
 
 // publish makes version 1 of a public type. Another version is another type,
@@ -479,9 +486,21 @@ func publish[E events.Event, P any](name string, form func(id string, e E) P) Pu
 // keepPrivate says of a fact that the world does not hear of it.
 func keepPrivate[E events.Event]() PublicType { return PublicType{Stored: reflect.TypeFor[E]()} }
 
-// PublicTypes lists every stored fact with its public form, in the order of
-// definition; the feed and the reference are made from it.
+// PublicTypes lists every stored fact with its public form; the feed and the
+// reference are made from it.
 func PublicTypes() []PublicType {
+	types := publicTypes()
+	audiences := map[reflect.Type]events.Audience{}
+	for _, t := range events.All().Types() {
+		audiences[t.GoType()] = t.Audience
+	}
+	for i := range types {
+		types[i].Audience = audiences[types[i].Stored]
+	}
+	return types
+}
+
+func publicTypes() []PublicType {
 	return []PublicType{
 		publish("tenant.registered", func(id string, e events.TenantRegistered) PublicTenantRegistered {
 			return PublicTenantRegistered{ID: id, Name: e.Name}
@@ -663,10 +682,15 @@ func Public(r events.Record) (m Message, ok bool) {
 		panic(fmt.Sprintf("projections: %s cannot be written as JSON: %v", t.Name, err)) // plain structs always can
 	}
 	tenant := r.Meta.Tenant
-	return Message{
-		Subject: events.StreamID{Tenant: tenant, Category: r.Stream.Category, ID: r.Stream.ID}.Subject(FeedPrefix),
-		ID:      r.ID(), Type: t.Name, Source: "/credstream/" + tenant, EventSubject: r.Stream.String(), Time: r.Meta.Time.UTC(), Data: data,
+	stream := events.StreamID{Tenant: tenant, Category: r.Stream.Category, ID: r.Stream.ID}
+	m = Message{
+		AuditSubject: stream.Subject(AuditPrefix), Audience: t.Audience,
+		ID: r.ID(), Type: t.Name, Source: "/credstream/" + tenant, EventSubject: r.Stream.String(), Time: r.Meta.Time.UTC(), Data: data,
 		Tenant: tenant, Actor: r.Meta.Actor.Kind + ":" + r.Meta.Actor.ID, CommandID: r.Meta.Command,
 		CorrelationID: r.Meta.Correlation, CausationID: r.Meta.Causation, LogSeq: r.Seq, LogIndex: r.Index,
-	}, true
+	}
+	if t.Audience == events.Changes {
+		m.Subject = stream.Subject(FeedPrefix)
+	}
+	return m, true
 }

@@ -2,6 +2,7 @@ package projections_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -52,10 +54,31 @@ func TestEveryStoredFactHasItsPublicForm(t *testing.T) {
 	}
 }
 
+// Who follows credentials, components and flows reads of these and of nothing
+// else: a new category is for the audit trail until it is listed here.
+func TestAudiences(t *testing.T) {
+	followed := []string{"credential", "component", "flow", "oauth_client", "auth_client", "secret"}
+	for _, typ := range events.All().Types() {
+		category, fact, _ := strings.Cut(typ.Name, ".")
+		want := events.Audit
+		if slices.Contains(followed, category) && fact != "revealed" {
+			want = events.Changes
+		}
+		if typ.Audience != want {
+			t.Errorf("%s is for the audience %q, want %q", typ.Name, typ.Audience, want)
+		}
+	}
+	for _, p := range projections.PublicTypes() {
+		if p.Audience == "" {
+			t.Errorf("%s has no audience", p.Stored)
+		}
+	}
+}
+
 // feedText is a message as a golden file holds it.
 func feedText(m projections.Message) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "subject %s\n", m.Subject)
+	fmt.Fprintf(&b, "subject %s\n", cmp.Or(m.Subject, m.AuditSubject))
 	for _, h := range m.Headers() {
 		fmt.Fprintf(&b, "%s: %s\n", h[0], h[1])
 	}
@@ -121,8 +144,12 @@ func TestFeedPlaces(t *testing.T) {
 		if m.LogSeq < last.LogSeq || m.LogSeq == last.LogSeq && m.LogIndex <= last.LogIndex {
 			t.Errorf("(%d, %d) comes after (%d, %d)", m.LogSeq, m.LogIndex, last.LogSeq, last.LogIndex)
 		}
-		if want := fmt.Sprintf("credstream.events.acme.%s.%s", r.Stream.Category, events.Token(r.Stream.ID)); m.Subject != want {
-			t.Errorf("subject %q, want %q", m.Subject, want)
+		rest := fmt.Sprintf(".acme.%s.%s", r.Stream.Category, events.Token(r.Stream.ID))
+		if m.AuditSubject != "credstream.audit"+rest {
+			t.Errorf("audit subject %q, want credstream.audit%s", m.AuditSubject, rest)
+		}
+		if public := m.Audience == events.Changes; public != (m.Subject == "credstream.events"+rest) || !public && m.Subject != "" {
+			t.Errorf("subject %q of %s, which is for the audience %s", m.Subject, m.Type, m.Audience)
 		}
 		last = m
 	}

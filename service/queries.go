@@ -274,7 +274,7 @@ func (s *Service) credentialHistory(ctx context.Context, call *Call, in Credenti
 		state = aggregates.Credential.Evolve(state, e)
 		m, public := projections.Public(rec)
 		known = known || public
-		if !public || rec.Seq <= in.After {
+		if !public || rec.Seq <= in.After || m.Audience == events.Audit && !call.Principal.May(AuditRead) {
 			continue
 		}
 		if n := len(h.Events); n >= in.Limit && rec.Index == 0 {
@@ -316,7 +316,7 @@ type EventChanges struct {
 // eventChanges tells a follower what the feed told before it listened: whoever
 // may follow the feed may ask.
 func (s *Service) eventChanges(ctx context.Context, call *Call, in EventChanges) (Replay, error) {
-	return s.replayEvents(ctx, call, ReplayEvents{From: in.From, Limit: in.Limit})
+	return s.replay(ctx, call.Tenant, ReplayEvents{From: in.From, Limit: in.Limit}, func(m projections.Message) bool { return m.Audience == events.Changes })
 }
 
 // Replay answers ReplayEvents and EventChanges. A page may hold fewer events than the limit, or
@@ -353,6 +353,11 @@ const replayScan = 20_000
 var ErrRange = fault.New(fault.Invalid, "range_invalid", "A range goes from a sequence of at least 1 to one that is not below it.")
 
 func (s *Service) replayEvents(ctx context.Context, call *Call, in ReplayEvents) (Replay, error) {
+	return s.replay(ctx, call.Tenant, in, func(projections.Message) bool { return true })
+}
+
+// replay reads a page of the tenant's facts that the caller may read.
+func (s *Service) replay(ctx context.Context, tenant string, in ReplayEvents, may func(projections.Message) bool) (Replay, error) {
 	end, err := s.cfg.Log.Store.End(ctx)
 	if err != nil {
 		return Replay{}, err
@@ -391,7 +396,7 @@ func (s *Service) replayEvents(ctx context.Context, call *Call, in ReplayEvents)
 			return r, nil
 		}
 		seen++
-		if m, public := projections.Public(rec); public && in.wants(call.Tenant, rec, m) {
+		if m, public := projections.Public(rec); public && may(m) && in.wants(tenant, rec, m) {
 			r.Events = append(r.Events, replayed(rec, m))
 		}
 		if rec.Seq == in.To && rec.Last() {

@@ -204,7 +204,7 @@ func TestAttacksOnNATS(t *testing.T) {
 			t.Errorf("%s is answered: %s", subject, m.Data)
 		}
 	}
-	for _, stream := range []string{"CREDSTREAM_LOG", "CREDSTREAM_VAULT", "CREDSTREAM_FEED", "KV_CREDSTREAM_KEYS"} {
+	for _, stream := range []string{"CREDSTREAM_LOG", "CREDSTREAM_VAULT", "CREDSTREAM_FEED", "CREDSTREAM_AUDIT", "KV_CREDSTREAM_KEYS"} {
 		ask("$JS.API.STREAM.DELETE."+stream, "")
 		ask("$JS.API.STREAM.UPDATE."+stream, `{"name":"`+stream+`","max_msgs":1}`)
 		ask("$JS.API.STREAM.PURGE."+stream, "")

@@ -445,9 +445,15 @@ func (p *program) checkViews(t *testing.T, end uint64) {
 	}
 }
 
-// checkFeed lets the feed catch up and compares it, message by message, with
-// the public form of the log.
+// checkFeed lets the feed and the audit trail catch up and compares them, message by
+// message, with the public form of the log.
 func (p *program) checkFeed(t *testing.T, end uint64) {
+	t.Helper()
+	p.checkStream(t, end, bus.FeedStream, func(m projections.Message) string { return m.Subject })
+	p.checkStream(t, end, bus.AuditStream, func(m projections.Message) string { return m.AuditSubject })
+}
+
+func (p *program) checkStream(t *testing.T, end uint64, name string, subject func(projections.Message) string) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -456,8 +462,8 @@ func (p *program) checkFeed(t *testing.T, end uint64) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if m, public := projections.Public(rec); public {
-			want = append(want, m.ID+" "+m.Type+" "+string(m.Data))
+		if m, public := projections.Public(rec); public && subject(m) != "" {
+			want = append(want, subject(m)+" "+m.ID+" "+m.Type+" "+string(m.Data))
 		}
 		if rec.Seq == end && rec.Last() {
 			break
@@ -471,7 +477,7 @@ func (p *program) checkFeed(t *testing.T, end uint64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	consumer, err := js.OrderedConsumer(ctx, bus.FeedStream, jetstream.OrderedConsumerConfig{})
+	consumer, err := js.OrderedConsumer(ctx, name, jetstream.OrderedConsumerConfig{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -483,18 +489,18 @@ func (p *program) checkFeed(t *testing.T, end uint64) {
 	for i, w := range want {
 		msg, err := messages.Next(jetstream.NextMaxWait(20 * time.Second))
 		if err != nil {
-			t.Fatalf("the feed holds %d of %d events: %v", i, len(want), err)
+			t.Fatalf("%s holds %d of %d events: %v", name, i, len(want), err)
 		}
-		if got := msg.Headers().Get("ce-id") + " " + msg.Headers().Get("ce-type") + " " + string(msg.Data()); got != w {
-			t.Fatalf("message %d of the feed is\n%s\nwant\n%s", i, got, w)
+		if got := msg.Subject() + " " + msg.Headers().Get("ce-id") + " " + msg.Headers().Get("ce-type") + " " + string(msg.Data()); got != w {
+			t.Fatalf("message %d of %s is\n%s\nwant\n%s", i, name, got, w)
 		}
 	}
-	stream, err := js.Stream(t.Context(), bus.FeedStream)
+	stream, err := js.Stream(t.Context(), name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if n := stream.CachedInfo().State.Msgs; n != uint64(len(want)) {
-		t.Errorf("the feed holds %d messages, want %d", n, len(want))
+		t.Errorf("%s holds %d messages, want %d", name, n, len(want))
 	}
 }
 

@@ -424,11 +424,11 @@ func subjectCalls(external bool) (own, foreign, nobodys []string) {
 		"publish credstream.cmd.%s.credential.create", "publish credstream.query.%s.credential.list",
 		"publish credstream.cmdq.%s.credential.rename", "publish credstream.flows.%s.f1",
 		"publish $JS.API.CONSUMER.INFO.CREDSTREAM_FEED.engine-%s", "publish $JS.API.CONSUMER.MSG.NEXT.CREDSTREAM_FEED.engine-%s",
-		"publish $JS.API.CONSUMER.INFO.CREDSTREAM_FEED.audit-%s", "publish $JS.API.CONSUMER.MSG.NEXT.CREDSTREAM_FEED.audit-%s",
-		"publish $JS.ACK.CREDSTREAM_FEED.engine-%s.1.1.1.1.0",
+		"publish $JS.API.CONSUMER.INFO.CREDSTREAM_AUDIT.audit-%s", "publish $JS.API.CONSUMER.MSG.NEXT.CREDSTREAM_AUDIT.audit-%s",
+		"publish $JS.ACK.CREDSTREAM_FEED.engine-%s.1.1.1.1.0", "publish $JS.ACK.CREDSTREAM_AUDIT.audit-%s.1.1.1.1.0",
 		"publish $JS.API.DIRECT.GET.KV_credstream-in-use.$KV.credstream-in-use.%s.credential.c1",
 	}
-	feeds := []string{"subscribe credstream.events.%s.>", "subscribe $KV.credstream-in-use.%s.>"}
+	feeds := []string{"subscribe credstream.events.%s.>", "subscribe credstream.audit.%s.>", "subscribe $KV.credstream-in-use.%s.>"}
 	foreign = slices.Concat(own, feeds)
 	if !external { // there these have a user of their own
 		own = append(own, feeds...)
@@ -436,6 +436,7 @@ func subjectCalls(external bool) (own, foreign, nobodys []string) {
 	nobodys = []string{
 		// The service's own streams and buckets, and another way into the feed.
 		"publish credstream.log.%s.credential.c1", "publish credstream.vault.%s.credential.c1.s1", "publish credstream.events.%s.credential.c1",
+		"publish credstream.audit.%s.api_key.k1",
 		"publish credstream.access.%s.c1",
 		"publish $JS.API.DIRECT.GET.CREDSTREAM_ACCESS", "publish $JS.API.STREAM.MSG.GET.CREDSTREAM_ACCESS", "publish $JS.API.STREAM.PURGE.CREDSTREAM_ACCESS",
 		"publish credstream.in.flows.%s.f1", "publish credstream.in.cmdq.%s.credential.rename", "publish credstream.in.poison.%s.x",
@@ -456,11 +457,11 @@ func subjectCalls(external bool) (own, foreign, nobodys []string) {
 		"publish _INBOX_0123456789abcdef.x", "publish _R_.x.y", "publish credstream.cmd._system.api_key.issue",
 		"subscribe >", "subscribe $SYS.>", "subscribe $JS.>", "subscribe $KV.>", "subscribe $KV.CREDSTREAM_KEYS.>", "subscribe $KV.CREDSTREAM_LAST_USED.>", "subscribe $KV.CREDSTREAM_CONNECT.>",
 		"subscribe credstream.>", "subscribe credstream.log.%s.>", "subscribe credstream.vault.%s.>", "subscribe credstream.access.%s.>", "subscribe credstream.cmd.%s.>", "subscribe credstream.query.>",
-		"subscribe credstream.events.>", "subscribe credstream.events.*.>", "subscribe $KV.credstream-in-use.>", "subscribe _R_.>", "subscribe $SRV.>",
+		"subscribe credstream.events.>", "subscribe credstream.events.*.>", "subscribe credstream.audit.>", "subscribe $KV.credstream-in-use.>", "subscribe _R_.>", "subscribe $SRV.>",
 		"subscribe _INBOX_0123456789abcdef.>",
 	}
 	if external {
-		nobodys = append(nobodys, "subscribe _INBOX.>", "subscribe credstream.events.%s.>")
+		nobodys = append(nobodys, "subscribe _INBOX.>", "subscribe credstream.events.%s.>", "subscribe credstream.audit.%s.>")
 	}
 	return own, foreign, nobodys
 }
@@ -560,6 +561,9 @@ func TestSubjectMatrix(t *testing.T) {
 				{"subscribe", "credstream.events." + other + ".>", false},
 				{"subscribe", "$KV.credstream-in-use." + other + ".>", false},
 				{"subscribe", "credstream.events.>", false},
+				{"subscribe", "credstream.audit." + tenant + ".>", true},
+				{"subscribe", "credstream.audit." + other + ".>", false},
+				{"subscribe", "credstream.audit.>", false},
 				{"subscribe", "$SYS.>", false},
 				{"subscribe", "_INBOX.>", false},
 				{"publish", "credstream.cmd." + tenant + ".credential.create", false},

@@ -80,6 +80,7 @@ type program struct {
 	keyring   *seal.Keyring
 	svc       *service.Service
 	feed      *bus.Feed
+	audit     *bus.Feed
 	ends      *bus.Endpoints
 	inUse     *bus.InUse
 	queues    *bus.Queues
@@ -259,7 +260,7 @@ func (p *program) openService(ctx context.Context) error {
 	}
 	n := p.replicas()
 	for _, cfg := range []jetstream.StreamConfig{
-		vault.StreamConfig(n), bus.FeedConfig(n), bus.FlowsConfig(n), bus.QueueConfig(n), bus.PoisonConfig(n),
+		vault.StreamConfig(n), bus.FeedConfig(n), bus.AuditConfig(n), bus.FlowsConfig(n), bus.QueueConfig(n), bus.PoisonConfig(n),
 	} {
 		if err := p.ensureStream(ctx, js, cfg); err != nil {
 			return err
@@ -306,7 +307,7 @@ func (p *program) openService(ctx context.Context) error {
 		},
 		TenantAdded:  p.nats.EnsureTenant,
 		KeyRevoked:   p.nats.DisconnectKey,
-		Rewind:       func(ctx context.Context, tenant string, seq uint64) error { return p.feed.Rewind(ctx, tenant, seq) },
+		Rewind:       func(ctx context.Context, tenant string, seq uint64) error { return p.audit.Rewind(ctx, tenant, seq) },
 		RebuildViews: p.rebuildViews,
 		Claims:       claims,
 		Poison:       p.poison,
@@ -334,7 +335,7 @@ func (p *program) openService(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open JetStream: %w", err)
 	}
-	p.feed = bus.NewFeed(feedJS, p.store, p.log)
+	p.feed, p.audit = bus.NewFeed(feedJS, p.store, p.log), bus.NewAuditFeed(feedJS, p.store, p.log)
 	if _, err := bus.EnsureBucket(ctx, feedJS, bus.InUseConfig(n)); err != nil {
 		return fmt.Errorf("open the bucket of the in-use index: %w", err)
 	}
@@ -527,6 +528,9 @@ func (p *program) openPort(context.Context) error {
 			Name: "credstream_feed_position", Help: "Log sequence of the last commit that the feed tells of.",
 		}, func() float64 { return float64(p.feed.Position()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "credstream_audit_position", Help: "Log sequence of the last commit that the audit trail tells of.",
+		}, func() float64 { return float64(p.audit.Position()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "credstream_in_use_position", Help: "Log sequence that the in-use index reflects.",
 		}, func() float64 { return float64(p.inUse.Position()) }),
 	)
@@ -612,6 +616,7 @@ func (p *program) openParts(ctx context.Context) error {
 		return p.supervised.run(p.life, "repair of the views", func(ctx context.Context) error { return p.views.Repair(ctx, p.store) })
 	})
 	p.parts.Go(func() error { return p.supervised.run(p.life, "feed", p.lead("feed", p.feed.Run)) })
+	p.parts.Go(func() error { return p.supervised.run(p.life, "audit trail", p.lead("audit", p.audit.Run)) })
 	p.parts.Go(func() error { return p.supervised.run(p.life, "in-use index", p.lead("in-use", p.inUse.Run)) })
 	p.parts.Go(func() error { return p.supervised.run(p.life, "storage", p.nats.Watch) })
 	p.parts.Go(func() error { return p.afterRestarts(p.life) })
@@ -701,7 +706,7 @@ func (p *program) giveMemoryBack(ctx context.Context) error {
 // notReady lists why the service cannot do all of its work.
 func (p *program) notReady() []string {
 	failures := p.supervised.failures()
-	for part, err := range map[string]error{"log": p.integrity.Err(), "storage": p.nats.Health(), "views": errors.Join(p.views.Err(), p.proj.Err()), "feed": p.feed.Err(), "in-use index": p.inUse.Err()} {
+	for part, err := range map[string]error{"log": p.integrity.Err(), "storage": p.nats.Health(), "views": errors.Join(p.views.Err(), p.proj.Err()), "feed": p.feed.Err(), "audit trail": p.audit.Err(), "in-use index": p.inUse.Err()} {
 		if err != nil {
 			failures[part] = err
 		}
