@@ -222,9 +222,10 @@ func worthAgain(f *fault.Error, tries int) bool {
 }
 
 // poison puts a message into the poison queue, durable. A message that is none
-// of ours is not kept.
+// of ours is not kept, nor is a command that would not be stored today.
 func (r *Reader) poison(msg *message.Message, q queued, kept bool, f *fault.Error) error {
-	e := poisonEntry{Poisoned: service.Poisoned{Queue: string(r.cfg.Queue), Kept: kept}}
+	whole := kept && (r.cfg.Queue == Flows || r.cfg.Service.MayKeep(q.name, msg.Payload) == nil)
+	e := poisonEntry{Poisoned: service.Poisoned{Queue: string(r.cfg.Queue), Kept: whole}}
 	if kept {
 		e.Name, e.Subject, e.Actor, e.Size, e.SHA256 = q.name, q.subject, "key:"+q.actor, q.size, q.sum
 		if r.cfg.Queue == Flows {
@@ -232,6 +233,10 @@ func (r *Reader) poison(msg *message.Message, q queued, kept bool, f *fault.Erro
 		} else {
 			e.CommandID = q.id
 		}
+	} else {
+		e.Subject, e.Size, e.SHA256 = msg.Metadata[subjectMetadata], len(msg.Payload), hexSum(msg.Payload)
+	}
+	if whole {
 		e.Origin = &origin{Subject: msg.Metadata[subjectMetadata], Header: map[string]string{}, Data: msg.Payload}
 		for name, value := range msg.Metadata {
 			switch name {
@@ -240,8 +245,6 @@ func (r *Reader) poison(msg *message.Message, q queued, kept bool, f *fault.Erro
 				e.Origin.Header[name] = value
 			}
 		}
-	} else {
-		e.Subject, e.Size, e.SHA256 = msg.Metadata[subjectMetadata], len(msg.Payload), hexSum(msg.Payload)
 	}
 	blame(&e.Poisoned, f)
 	tenant := q.tenant

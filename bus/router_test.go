@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -65,6 +66,14 @@ func TestQueuedCommands(t *testing.T) {
 		msg  *nats.Msg
 	}{
 		{"secret_in_queue", queuedCommand("default", "credential.create", "c1", `{"component":"petstore","keys":{"apiKey":"`+canary+`"}}`)},
+		{"secret_in_queue", queuedCommand("default", "credential.replace-keys", "c1", `{"id":"x","keys":{"apiKey":"`+canary+`"}}`)},
+		{"secret_in_queue", queuedCommand("default", "oauth_client.define", "c1", `{"component":"petstore","client_id":"i","client_secret":"`+canary+`"}`)},
+		{"secret_in_queue", queuedCommand("default", "auth_client.create", "c1", `{"name":"n","type":"basic","components":["petstore"],"credentials":{"password":"`+canary+`"}}`)},
+		{"secret_in_queue", queuedCommand("default", "component.set-env", "c1", `{"id":"petstore","values":{"V":"`+canary+`"}}`)},
+		{"component_secret_in_descriptor", queuedCommand("default", "component.register", "c1", `{"id":"d","descriptor":{"title":"T","oauth2":{"client_secret":"`+canary+`"}}}`)},
+		{"component_secret_in_descriptor", queuedCommand("default", "component.update", "c1", `{"id":"petstore","descriptor":{"title":"T","oauth2":{"auth_uri":"https://a.example/a",`+
+			`"token_uri":"https://a.example/t","token_params":{"app_secret":"`+canary+`"}}}}`)},
+		{"component_descriptor_invalid", queuedCommand("default", "component.register", "c1", `{"id":"d","descriptor":{"title":1,"apiKey":"`+canary+`"}}`)},
 		{"keys_sealed_unopenable", queuedCommand("default", "credential.create", "c1",
 			`{"component":"petstore","keys_sealed":"`+w.sealed("default", "credential.create", "c2", "petstore", `{"apiKey":"`+secret+`"}`)+`"}`)},
 		{"body_invalid", queuedCommand("default", "credential.rename", "c1", canary)},
@@ -383,5 +392,40 @@ func TestReaderForeignMessages(t *testing.T) {
 	w.observed("f1", 9)
 	if n := w.metric("credstream_intake_messages_total", "flows", "dropped", "headers"); n != 1 {
 		t.Errorf("%v messages are counted as dropped for their headers", n)
+	}
+}
+
+// A command that an earlier version has stored, and that would not be stored today, is
+// refused, and nothing of it is kept in the poison queue.
+func TestReaderKeepsNoSecret(t *testing.T) {
+	w := startWhole(t)
+	w.serveIntake()
+	const canary = "hunter2-canary-27b0"
+	stored := map[string]string{
+		"component.register":       `{"id":"d","descriptor":{"title":"T","oauth2":{"client_secret":"` + canary + `"}}}`,
+		"component.update":         `{"id":"d","descriptor":{"title":"T","oauth2":{"auth_uri":"https://a.example/a","token_uri":"https://a.example/t","auth_params":{"app_secret":"` + canary + `"}}}}`,
+		"credential.explode":       `{"keys":"` + canary + `"}`,
+		"credential.rename":        `{"id":"x","name":"n","note":"` + canary + `"}`,
+		"oauth_client.change":      `{"id":"x","client_secret":"` + canary + `"}`,
+		"credential.set-vpn-agent": `{"id":"x"}`, // of which all may be kept
+	}
+	for command, body := range stored {
+		h := nats.Header{"Cs-Actor": {w.admin.Actor.ID}, "Cs-Size": {"7"}, "Cs-Sha256": {strings.Repeat("0", 64)}, "Cs-Command": {"c-" + command}}
+		must(w.js.PublishMsg(t.Context(), &nats.Msg{Subject: "credstream.in.cmdq.default." + command, Header: h, Data: []byte(body)}))(t)
+	}
+	w.read(bus.Commands)
+	stream := must(w.js.Stream(t.Context(), bus.PoisonStream))(t)
+	for _, m := range w.poisoned("default", len(stored)) {
+		raw := must(stream.GetMsg(t.Context(), must(strconv.ParseUint(m.ID, 10, 64))(t)))(t)
+		coded := base64.StdEncoding.EncodeToString([]byte(stored[m.Name]))
+		if kept := m.Name == "credential.set-vpn-agent"; m.Kept != kept || strings.Contains(string(raw.Data), coded) != kept || strings.Contains(string(raw.Data), canary) {
+			t.Errorf("%s is kept as %s", m.Name, raw.Data)
+		}
+		if m.Actor != "key:"+w.admin.Actor.ID || m.CommandID != "c-"+m.Name || m.Size != 7 {
+			t.Errorf("%s is told of as %+v", m.Name, m)
+		}
+	}
+	if strings.Contains(w.logs.String(), canary) {
+		t.Error("it is in the log")
 	}
 }

@@ -24,6 +24,11 @@ type RegisterComponent struct {
 	Descriptor jsontext.Value `json:"descriptor"`  // the component.json
 }
 
+func (in RegisterComponent) checkStored() error {
+	_, err := parseDescriptor(in.Descriptor)
+	return err
+}
+
 func (s *Service) registerComponent(ctx context.Context, call *Call, in RegisterComponent) (Done, error) {
 	d, err := parseDescriptor(in.Descriptor)
 	if err != nil {
@@ -46,6 +51,11 @@ type UpdateComponent struct {
 	Descriptor jsontext.Value `json:"descriptor"` // the component.json
 }
 
+func (in UpdateComponent) checkStored() error {
+	_, err := parseDescriptor(in.Descriptor)
+	return err
+}
+
 func (s *Service) updateComponent(ctx context.Context, call *Call, in UpdateComponent) (Done, error) {
 	d, err := parseDescriptor(in.Descriptor)
 	if err != nil {
@@ -56,11 +66,15 @@ func (s *Service) updateComponent(ctx context.Context, call *Call, in UpdateComp
 	})
 }
 
+// parseDescriptor reads a descriptor that is to be stored.
 func parseDescriptor(raw jsontext.Value) (commands.Descriptor, error) {
 	if len(raw) == 0 {
 		return commands.Descriptor{}, required("/descriptor", "")
 	}
 	d, err := commands.ParseDescriptor(raw)
+	if err == nil {
+		err = commands.CheckNoSecrets(raw)
+	}
 	if f := fault.Of(err); f != nil && err != nil {
 		return d, f.At("/descriptor" + f.Pointer)
 	}

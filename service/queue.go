@@ -85,22 +85,8 @@ func (s *Service) CheckQueued(ctx context.Context, call *Call, command string, b
 	if len(call.Correlation) > maxID || !printable(call.Correlation) {
 		return nil, ErrCorrelation
 	}
-	if err := checkForm(body); err != nil {
-		return nil, err
-	}
-	var members map[string]jsontext.Value
-	if err := decode(body, &members); err != nil {
-		return nil, err
-	}
-	if _, dry := members["dry_run"]; dry {
-		return nil, ErrNotQueueable.At("/dry_run")
-	}
-	for _, member := range []string{"keys", "values", "client_secret", "credentials"} {
-		if _, clear := members[member]; clear {
-			return nil, ErrSecretInQueue.At("/" + member)
-		}
-	}
-	if err := decode(body, reflect.New(route.In).Interface()); err != nil {
+	members, err := storable(route, body)
+	if err != nil {
 		return nil, err
 	}
 	if raw, ok := members["keys_sealed"]; ok {
@@ -118,6 +104,57 @@ func (s *Service) CheckQueued(ctx context.Context, call *Call, command string, b
 	}
 	stored := jsontext.Value(body).Clone()
 	return stored, stored.Compact()
+}
+
+// MayKeep refuses a queued command that must not be kept: its body is not what the
+// command takes, or holds a secret in clear. A message that an earlier version of
+// the service has stored may be one.
+func (s *Service) MayKeep(command string, body []byte) error {
+	route, ok := s.routes[command]
+	if !ok || !route.Command || unqueued[command] {
+		return ErrNotQueueable
+	}
+	_, err := storable(route, body)
+	return err
+}
+
+// storable reads the body of a queued command by the command's own input, which says
+// what of it is a secret, and refuses what must not be stored.
+func storable(route *Route, body []byte) (members map[string]jsontext.Value, err error) {
+	if err := checkForm(body); err != nil {
+		return nil, err
+	}
+	if err := decode(body, &members); err != nil {
+		return nil, err
+	}
+	if _, dry := members["dry_run"]; dry {
+		return nil, ErrNotQueueable.At("/dry_run")
+	}
+	for _, member := range clearMembers(route.In) {
+		if _, given := members[member]; given {
+			return nil, ErrSecretInQueue.At("/" + member)
+		}
+	}
+	in := reflect.New(route.In)
+	if err := decode(body, in.Interface()); err != nil {
+		return nil, err
+	}
+	if whole, ok := in.Elem().Interface().(interface{ checkStored() error }); ok {
+		return members, whole.checkStored()
+	}
+	return members, nil
+}
+
+// clearMembers are the members of an input that hold clear secrets.
+func clearMembers(in reflect.Type) (members []string) {
+	for i := range in.NumField() {
+		f := in.Field(i)
+		if f.Type == reflect.TypeFor[Keys]() || f.Type == reflect.TypeFor[Secret]() {
+			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			members = append(members, name)
+		}
+	}
+	return members
 }
 
 // unqueued are the commands whose answer is the point of them, or whose secrets

@@ -1,0 +1,48 @@
+package service
+
+import (
+	"reflect"
+	"testing"
+)
+
+// What of a command's input is a secret is told by its type, wherever it stands:
+// the queue looks at the members themselves, so none stands deeper.
+func TestClearMembersStandOnTop(t *testing.T) {
+	var deeper func(reflect.Type) bool
+	seen := map[reflect.Type]bool{}
+	deeper = func(in reflect.Type) bool {
+		for in.Kind() == reflect.Pointer || in.Kind() == reflect.Slice || in.Kind() == reflect.Map {
+			in = in.Elem()
+		}
+		if in == reflect.TypeFor[Keys]() || in == reflect.TypeFor[Secret]() {
+			return true
+		}
+		if in.Kind() != reflect.Struct || seen[in] {
+			return false
+		}
+		seen[in] = true
+		for i := range in.NumField() {
+			if deeper(in.Field(i).Type) {
+				return true
+			}
+		}
+		return false
+	}
+	found := 0
+	for _, r := range Routes() {
+		top := clearMembers(r.In)
+		found += len(top)
+		for i := range r.In.NumField() {
+			f := r.In.Field(i)
+			if is := f.Type == reflect.TypeFor[Keys]() || f.Type == reflect.TypeFor[Secret](); !is && deeper(f.Type) {
+				t.Errorf("%s: a secret stands below %s", r.Name, f.Name)
+			}
+		}
+		if len(top) > 0 && !r.Secrets {
+			t.Errorf("%s takes %v and is not told to hold secrets", r.Name, top)
+		}
+	}
+	if found < 10 {
+		t.Errorf("%d members hold secrets", found)
+	}
+}
