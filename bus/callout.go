@@ -141,24 +141,20 @@ func (c *Cluster) readSeed(what, file string, kind nkeys.PrefixByte) ([]byte, er
 
 // SetAuthenticator lets keys in from now on. Without one this process leaves the
 // servers' questions to the other replicas.
-func (c *Cluster) SetAuthenticator(f Authenticator) {
+func (c *Cluster) SetAuthenticator(f Authenticator) error {
 	o := c.callout
-	if o == nil {
-		return
-	}
-	first := o.auth.Swap(&f) == nil
-	if !first {
-		return
+	if o == nil || o.auth.Swap(&f) != nil {
+		return nil
 	}
 	sub, err := o.conn.QueueSubscribe(server.AuthCalloutSubject, calloutQueue, o.receive)
 	if err == nil {
 		err = o.conn.Flush()
 	}
-	if err != nil { // the connection was closed
-		c.log.Error("no key is let in on NATS", "err", err)
-		return
+	if err != nil {
+		return fmt.Errorf("listening for the auth callout: %w", err)
 	}
 	o.sub.Store(sub)
+	return nil
 }
 
 // stop leaves what comes from now on to the other replicas.

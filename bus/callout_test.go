@@ -633,7 +633,7 @@ func TestCalloutSlow(t *testing.T) {
 	c := startCluster(t, s)
 	bob, _ := dial(t, s, "bob-key")
 	asked, known := make(chan struct{}, 100), make(chan struct{})
-	c.SetAuthenticator(func(ctx context.Context, key string, from netip.Addr) (bus.Grant, error) {
+	slow := func(ctx context.Context, key string, from netip.Addr) (bus.Grant, error) {
 		if key != "alice-key" {
 			return authenticate(ctx, key, from)
 		}
@@ -644,7 +644,10 @@ func TestCalloutSlow(t *testing.T) {
 		case <-ctx.Done():
 			return bus.Grant{}, ctx.Err()
 		}
-	})
+	}
+	if err := c.SetAuthenticator(slow); err != nil {
+		t.Fatal(err)
+	}
 	if nc, err := nats.Connect(s.URL(""), nats.UserInfo("x", "alice-key"), quick); err == nil {
 		nc.Close()
 		t.Error("connected before the key was judged")
@@ -659,7 +662,10 @@ func TestCalloutSlow(t *testing.T) {
 	close(known)
 	dial(t, s, "alice-key")
 	// A part that is out of reach is no judgment, either.
-	c.SetAuthenticator(func(context.Context, string, netip.Addr) (bus.Grant, error) { return bus.Grant{}, fault.ErrUnavailable })
+	away := func(context.Context, string, netip.Addr) (bus.Grant, error) { return bus.Grant{}, fault.ErrUnavailable }
+	if err := c.SetAuthenticator(away); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := nats.Connect(s.URL(""), nats.UserInfo("x", "alice-key"), quick); err == nil || errors.Is(err, nats.ErrAuthorization) {
 		t.Errorf("an authenticator that is out of reach: %v", err)
 	}

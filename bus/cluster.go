@@ -173,7 +173,9 @@ func Connect(ctx context.Context, cfg ClusterConfig) (_ *Cluster, err error) {
 		}
 	}
 	if cfg.Authenticate != nil {
-		c.SetAuthenticator(cfg.Authenticate)
+		if err := c.SetAuthenticator(cfg.Authenticate); err != nil {
+			return nil, err
+		}
 	}
 	return c, nil
 }

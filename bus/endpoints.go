@@ -108,8 +108,9 @@ func (e *Endpoints) Close() {
 
 // sender tells who sent a request that may be answered, or why it must be dropped
 // unread: a caller could otherwise have us publish into whatever subject it names.
-func sender(reply string, h nats.Header, caller func(nats.Header) (string, bool)) (principal, drop string) {
-	if !Answerable(reply) {
+// A mute request needs no answer and may come without a reply subject.
+func sender(reply string, h nats.Header, caller func(nats.Header) (string, bool), mute bool) (principal, drop string) {
+	if !Answerable(reply) && (reply != "" || !mute) {
 		return "", "reply subject"
 	}
 	if _, malformed := h[malformedHeader]; malformed {
@@ -126,7 +127,7 @@ func sender(reply string, h nats.Header, caller func(nats.Header) (string, bool)
 func (e *Endpoints) handler(r service.Route) micro.HandlerFunc {
 	prefix := root(r) + "."
 	return func(req micro.Request) {
-		principal, drop := sender(req.Reply(), nats.Header(req.Headers()), e.caller)
+		principal, drop := sender(req.Reply(), nats.Header(req.Headers()), e.caller, false)
 		if drop != "" {
 			e.dropped.WithLabelValues(drop).Inc()
 			return

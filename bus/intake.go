@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nats.go/micro"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -39,9 +41,10 @@ var errTooLarge = service.ErrBodyTooLarge.Because("A message for a queue holds u
 // Intake takes flow events and queued commands in. They are published as if to
 // a stream, but to endpoints of the service, which checks them, stores them, and
 // answers in the shape of a JetStream PubAck when they are durable; with no
-// service running the publisher is told so by the server. A message without a
-// reply subject cannot be acknowledged: it is dropped and counted, so that
-// nobody comes to rely on it.
+// service running the publisher is told so by the server. As with a stream, a flow
+// event without a reply subject is stored too, and its publisher learns nothing; a
+// command without one is dropped and counted. A header that asks a stream for what
+// is not done here is refused.
 //
 // Messages that come from one connection to one queue and through one process
 // are stored in the order in which they were published.
@@ -49,6 +52,7 @@ type Intake struct {
 	cfg  IntakeConfig
 	log  *slog.Logger
 	seen *prometheus.CounterVec
+	mute *prometheus.CounterVec
 
 	mu    sync.Mutex
 	bytes int64 // that wait in lines
@@ -80,10 +84,14 @@ func ServeIntake(cfg IntakeConfig) (*Intake, error) {
 			Name: "credstream_intake_messages_total",
 			Help: "Messages published to a queue: stored, poisoned, refused or dropped, by the code of the refusal.",
 		}, []string{"queue", "outcome", "code"}),
+		mute: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "credstream_intake_unanswered_total",
+			Help: "Messages published to a queue without a reply subject, whose publishers learn nothing of what became of them.",
+		}, []string{"queue"}),
 	}
 	in.life, in.end = context.WithCancel(context.Background())
 	if cfg.Metrics != nil {
-		cfg.Metrics.MustRegister(in.seen)
+		cfg.Metrics.MustRegister(in.seen, in.mute)
 	}
 	for subject, q := range map[string]Queue{
 		flowsOutside + "*.>": Flows, flowsOutside + "*": Flows, // the latter names no tenant, and goes to the poison queue
@@ -141,10 +149,13 @@ type line struct {
 // waits, so no publisher holds up another one.
 func (in *Intake) receive(q Queue) nats.MsgHandler {
 	return func(m *nats.Msg) {
-		principal, drop := sender(m.Reply, m.Header, in.cfg.Caller)
+		principal, drop := sender(m.Reply, m.Header, in.cfg.Caller, q == Flows)
 		if drop != "" {
 			in.seen.WithLabelValues(string(q), "dropped", drop).Inc()
 			return
+		}
+		if m.Reply == "" {
+			in.mute.WithLabelValues(string(q)).Inc()
 		}
 		from := source{q, principal}
 		if !in.queue(from, m) {
@@ -213,7 +224,7 @@ func (in *Intake) drain(from source, l *line) {
 				outcome = "poisoned"
 			}
 			in.seen.WithLabelValues(string(from.queue), outcome, code).Inc()
-			in.send(m.Reply, nil, answer{Stream: r.stream, Seq: seq})
+			in.answer(m, nil, answer{Stream: r.stream, Seq: seq})
 		})
 	}
 }
@@ -226,6 +237,9 @@ func (in *Intake) take(ctx context.Context, from source, m *nats.Msg) (r receipt
 		if err := in.cfg.WritesAllowed(); err != nil {
 			return r, "", leave, err
 		}
+	}
+	if err := checkStreamHeaders(from.queue, m.Header); err != nil {
+		return r, "", leave, err
 	}
 	tenant, name, _ := strings.Cut(strings.TrimPrefix(m.Subject, from.queue.layout().outside), ".")
 	p, err := in.cfg.Service.Principal(ctx, from.principal)
@@ -243,6 +257,32 @@ func (in *Intake) take(ctx context.Context, from source, m *nats.Msg) (r receipt
 		r, err = in.takeCommand(ctx, call, m, name)
 	}
 	return r, code, entered, err
+}
+
+// ErrStreamHeader refuses a message with a header that asks a stream for what the
+// queues do not do.
+var ErrStreamHeader = fault.New(fault.Invalid, "queue_header_unsupported",
+	"A header asks JetStream for something that this queue does not do.")
+
+// unsupported begin the names of such headers.
+var unsupported = []string{
+	"Nats-Expected-", "Nats-TTL", "Nats-Rollup", "Nats-Batch-", "Nats-Schedule", "Nats-Incr", "Nats-Counter-", "Nats-Required-Api-Level",
+}
+
+// checkStreamHeaders refuses what would otherwise be acknowledged as if it were
+// done. That a publisher expects the stream that it is stored in is met.
+func checkStreamHeaders(q Queue, h nats.Header) error {
+	for name, values := range h {
+		if name == jetstream.ExpectedStreamHeader && slices.Equal(values, []string{q.layout().stream}) {
+			continue
+		}
+		for _, prefix := range unsupported {
+			if len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix) {
+				return ErrStreamHeader.Because("This queue does not do what the header %s asks for. Publish without it.", prefix)
+			}
+		}
+	}
+	return nil
 }
 
 // takeFlow stores what is understood of a flow event, and of one that is not
@@ -341,7 +381,7 @@ func (in *Intake) refuse(q Queue, m *nats.Msg, err error) {
 	} else {
 		in.log.Error("a message was not stored", "queue", q, "request", problem.RequestID, "err", err)
 	}
-	in.send(m.Reply, nats.Header{
+	in.answer(m, nats.Header{
 		micro.ErrorHeader: {problem.Detail}, micro.ErrorCodeHeader: {strconv.Itoa(problem.Status)},
 	}, answer{
 		Error: &answerError{
@@ -351,10 +391,14 @@ func (in *Intake) refuse(q Queue, m *nats.Msg, err error) {
 	})
 }
 
-func (in *Intake) send(reply string, h nats.Header, a answer) {
+// answer answers whoever waits for it.
+func (in *Intake) answer(m *nats.Msg, h nats.Header, a answer) {
+	if m.Reply == "" {
+		return
+	}
 	data, err := json.Marshal(a)
 	if err == nil {
-		err = in.cfg.Conn.PublishMsg(&nats.Msg{Subject: reply, Header: h, Data: data})
+		err = in.cfg.Conn.PublishMsg(&nats.Msg{Subject: m.Reply, Header: h, Data: data})
 	}
 	if err != nil {
 		in.log.Warn("an acknowledgement was not sent", "err", err)

@@ -137,10 +137,10 @@ func startWhole(t *testing.T) *whole {
 	t.Cleanup(w.svc.Close)
 	first := must(w.svc.Bootstrap(t.Context(), seal.Secret{}))(t)
 	w.key = string(first.Reveal())
-	w.node.SetAuthenticator(func(ctx context.Context, key string, from netip.Addr) (bus.Grant, error) {
+	ok(w.t, w.node.SetAuthenticator(func(ctx context.Context, key string, from netip.Addr) (bus.Grant, error) {
 		who, err := w.svc.Authenticate(ctx, key, from)
 		return bus.Grant{Principal: who.Actor.ID, Tenants: who.Tenants}, err
-	})
+	}))
 	end := must(w.store.End(t.Context()))(t)
 	ok(t, projector.Wait(t.Context(), end))
 	w.admin = must(w.svc.Authenticate(t.Context(), w.key, netip.Addr{}))(t)
@@ -415,12 +415,6 @@ func TestFlowEventsRefused(t *testing.T) {
 		answer.Header.Get(micro.ErrorCodeHeader) != "403" || answer.Header.Get(micro.ErrorHeader) != body.Problem.Detail {
 		t.Errorf("answered %s with %v", answer.Data, answer.Header)
 	}
-	// Without a reply subject nobody would learn that it is stored.
-	ok(t, operator.PublishMsg(event()))
-	must(operator.RequestMsg(event(), 10*time.Second))(t)
-	if n := w.metric("credstream_intake_messages_total", "flows", "dropped"); n != 1 {
-		t.Errorf("%v messages are counted as dropped", n)
-	}
 	in.Close()
 	if _, err := js.PublishMsg(t.Context(), event()); !errors.Is(err, jetstream.ErrNoStreamResponse) {
 		t.Errorf("after the end: %v", err)
@@ -428,6 +422,70 @@ func TestFlowEventsRefused(t *testing.T) {
 	if w.count(bus.FlowsStream) != 0 || w.count(bus.PoisonStream) != 0 {
 		t.Error("something was stored")
 	}
+}
+
+// A plain publish is stored as a stream does it. A command is not: who sends one
+// has to learn what became of it.
+func TestPublishWithoutReply(t *testing.T) {
+	w := startWhole(t)
+	w.serveIntake()
+	nc := w.client(w.issue(svc.FlowEngine, "default"))
+	ok(t, nc.PublishMsg(flowEvent("f1", "flow.stopped", "e1", `{"id":"f1","revision":1}`)))
+	ok(t, nc.PublishMsg(flowEvent("f1", "flow.exploded", "e2", `{}`)))
+	ok(t, nc.PublishMsg(queuedCommand("default", "credential.delete", "c1", `{"id":"x"}`)))
+	ack := must(must(jetstream.New(nc))(t).PublishMsg(t.Context(), flowEvent("f1", "flow.stopped", "e3", `{"id":"f1","revision":2}`)))(t)
+	if ack.Sequence != 2 || w.count(bus.PoisonStream) != 1 {
+		t.Errorf("the next is acknowledged as %+v, %d messages are poisoned", ack, w.count(bus.PoisonStream))
+	}
+	w.read(bus.Flows)
+	w.observed("f1", 2)
+	for _, tc := range []struct {
+		metric string
+		labels []string
+		want   float64
+	}{
+		{"credstream_intake_unanswered_total", []string{"flows"}, 2},
+		{"credstream_intake_messages_total", []string{"flows", "stored"}, 2},
+		{"credstream_intake_messages_total", []string{"flows", "poisoned"}, 1},
+		{"credstream_intake_messages_total", []string{"commands", "dropped", "reply subject"}, 1},
+	} {
+		if n := w.metric(tc.metric, tc.labels...); n != tc.want {
+			t.Errorf("%s %v: %v", tc.metric, tc.labels, n)
+		}
+	}
+}
+
+// What a stream would do for a header and a queue does not is refused, rather than
+// acknowledged as if it were done.
+func TestHeadersForAStream(t *testing.T) {
+	w := startWhole(t)
+	w.serveIntake()
+	js := must(jetstream.New(w.client(w.key)))(t)
+	event := func(name, value string) *nats.Msg {
+		m := flowEvent("f1", "flow.stopped", "e1", `{"id":"f1","revision":1}`)
+		m.Header[name] = []string{value}
+		return m
+	}
+	command := queuedCommand("default", "credential.delete", "c1", `{"id":"x"}`)
+	command.Header["Nats-TTL"] = []string{"1s"}
+	refused := []*nats.Msg{command, event("nats-expected-last-sequence", "1"), event("Nats-Expected-Stream", "OTHER"), event("Nats-Batch-Id", "b")}
+	for _, name := range []string{
+		jetstream.ExpectedLastSeqHeader, jetstream.ExpectedLastSubjSeqHeader, jetstream.ExpectedLastMsgIDHeader, jetstream.MsgRollup, jetstream.MsgTTLHeader,
+	} {
+		refused = append(refused, event(name, "1"))
+	}
+	for _, m := range refused {
+		_, err := js.PublishMsg(t.Context(), m)
+		e, is := errors.AsType[*jetstream.APIError](err)
+		if !is || e.Code != 400 || !strings.HasSuffix(e.Description, " (queue_header_unsupported)") {
+			t.Errorf("%v: %v", m.Header, err)
+		}
+	}
+	if w.count(bus.FlowsStream)+w.count(bus.PoisonStream)+w.count(bus.QueueStream) != 0 {
+		t.Error("something was stored")
+	}
+	must(js.PublishMsg(t.Context(), event(jetstream.ExpectedStreamHeader, bus.FlowsStream)))(t)
+	must(js.PublishMsg(t.Context(), event(jetstream.MsgIDHeader, "m1")))(t)
 }
 
 // What nobody understands is acknowledged, and goes to the poison queue without

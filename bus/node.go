@@ -113,8 +113,9 @@ type Node struct {
 
 // running is one life of the embedded server.
 type running struct {
-	srv  *server.Server
-	port *port
+	srv   *server.Server
+	port  *port
+	fatal <-chan string // why the server would have ended, were it one of its own
 }
 
 type spaceReading struct {
@@ -141,7 +142,16 @@ func StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) {
 		tenants: map[string]bool{},
 	}
 	if cfg.Authenticate != nil {
-		n.SetAuthenticator(cfg.Authenticate)
+		n.auth.Store(&cfg.Authenticate)
+	}
+	if cfg.Listen != "" { // the port opens at the end of the start; that it is taken is said at its beginning
+		l, err := net.Listen("tcp", cfg.Listen) //nolint:noctx // closed at once
+		if err != nil {
+			return nil, fmt.Errorf("opening the NATS port: %w", err)
+		}
+		if err := l.Close(); err != nil {
+			return nil, fmt.Errorf("opening the NATS port: %w", err)
+		}
 	}
 	if err := os.MkdirAll(n.storeDir(), 0o700); err != nil {
 		return nil, fmt.Errorf("making the data folder: %w", err)
@@ -157,7 +167,10 @@ func StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) {
 		_ = n.lock.Close() // the start has failed already
 		return nil, err
 	}
-	if n.own, err = n.Conn("node"); err != nil {
+	if n.own, err = n.Conn("node"); err == nil {
+		err = n.listen(n.up)
+	}
+	if err != nil {
 		return nil, errors.Join(err, n.Shutdown(ctx))
 	}
 	return n, nil
@@ -207,9 +220,13 @@ func (n *Node) options(p *port) (*server.Options, error) {
 		// Every tenant has two consumers of the feed; clients can make none.
 		JetStreamLimits: server.JSLimitOpts{DefaultMaxConsumers: -1},
 		NoSigs:          true,
-		DontListen:      n.cfg.Listen == "",
+		DontListen:      true, // listen opens the port
+		MaxConn:         MaxConnections(),
+		MaxSubs:         maxSubscriptions,
+		MaxPending:      maxPending,
+		WriteDeadline:   stalled,
 	}
-	if o.DontListen {
+	if n.cfg.Listen == "" {
 		return o, nil
 	}
 	host, port, err := net.SplitHostPort(n.cfg.Listen)
@@ -272,11 +289,27 @@ func (n *Node) boot(ctx context.Context) (_ *running, err error) {
 	if err := core.EnableJetStream(nil, nil); err != nil {
 		return nil, fmt.Errorf("recovering the streams: %w", err)
 	}
-	if a, ok := srv.Addr().(*net.TCPAddr); ok && !opts.DontListen {
-		n.port = strconv.Itoa(a.Port)
+	return &running{srv: srv, port: p, fatal: fatal}, nil
+}
+
+// listen opens the NATS port, once keys can be checked: a client that is refused
+// twice with a good key gives up for good, while one that cannot connect comes again.
+func (n *Node) listen(r *running) error {
+	if n.cfg.Listen == "" || n.auth.Load() == nil || r.srv.Addr() != nil {
+		return nil
 	}
-	close(p.ready)
-	return &running{srv: srv, port: p}, nil
+	r.srv.AcceptLoop(make(chan struct{}))
+	a, ok := r.srv.Addr().(*net.TCPAddr)
+	if !ok {
+		select {
+		case why := <-r.fatal:
+			return fmt.Errorf("opening the NATS port: %s", why)
+		default:
+			return errNoServer // it is being stopped
+		}
+	}
+	n.port = strconv.Itoa(a.Port)
+	return nil
 }
 
 func (n *Node) running() *running {
@@ -503,6 +536,9 @@ func (n *Node) Restart(ctx context.Context) error {
 	n.mu.Lock()
 	n.up = up
 	n.mu.Unlock()
+	if err := n.listen(up); err != nil {
+		return err
+	}
 	n.log.Info("the NATS server runs again")
 	return nil
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
 )
 
 // The NATS port is closed: who has no key gets no connection, and who has one
@@ -76,7 +77,8 @@ const (
 	servicePrefix = "_R_."                  // what the server rewrites the reply subject of an imported request to
 	inboxPrefix   = "_INBOX."               // the reply subjects of NATS clients
 	clientPrefix  = "KEY_"                  // of the accounts that keys connect to
-	checkTimeout  = 1500 * time.Millisecond // below the 2 s after which the server drops who is not let in
+	checkTimeout  = 1500 * time.Millisecond // below authTime
+	authTime      = 2 * time.Second         // after which the server drops who is not let in
 )
 
 // Grant is what a key may reach at the NATS port. What it may do there is for
@@ -95,16 +97,23 @@ type Grant struct {
 // from many goroutines, with about a second to answer.
 type Authenticator func(ctx context.Context, key string, from netip.Addr) (Grant, error)
 
-// SetAuthenticator lets keys in from now on; without one nobody is. The service
+// SetAuthenticator opens the NATS port and lets keys in from now on. The service
 // needs the node before it can check a key, hence not only in NodeConfig.
-func (n *Node) SetAuthenticator(f Authenticator) { n.auth.Store(&f) }
+func (n *Node) SetAuthenticator(f Authenticator) error {
+	n.life.Lock()
+	defer n.life.Unlock()
+	n.auth.Store(&f)
+	if r := n.running(); r != nil {
+		return n.listen(r)
+	}
+	return nil
+}
 
 // port decides who may connect to one server and with which rights.
 type port struct {
-	n     *Node
-	srv   *server.Server
-	core  *server.Account
-	ready chan struct{} // closed when connections may come in
+	n    *Node
+	srv  *server.Server
+	core *server.Account
 
 	mu       sync.RWMutex
 	accounts map[string]*server.Account // by grant
@@ -112,7 +121,7 @@ type port struct {
 }
 
 func newPort(n *Node) *port {
-	return &port{n: n, ready: make(chan struct{}), accounts: map[string]*server.Account{}, keys: map[string]string{}}
+	return &port{n: n, accounts: map[string]*server.Account{}, keys: map[string]string{}}
 }
 
 // open says what of the service's account other accounts may import.
@@ -143,11 +152,6 @@ func (p *port) open(srv *server.Server, core *server.Account) error {
 func (p *port) Check(c server.ClientAuthentication) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), checkTimeout)
 	defer cancel()
-	select {
-	case <-p.ready:
-	case <-ctx.Done(): // still recovering its streams: the client will come again
-		return false
-	}
 	opts := c.GetOpts()
 	name, key := opts.Username, opts.Password
 	if key == "" {
@@ -202,6 +206,11 @@ func (p *port) register(ctx context.Context, c server.ClientAuthentication, key 
 	}
 	g, err := (*auth)(ctx, key, addressOf(c.RemoteAddress()))
 	if err != nil {
+		if kind := fault.Of(err).Kind; ctx.Err() != nil || kind == fault.Unavailable || kind == fault.Throttled {
+			// Nothing is known of the key. The server closes the connection with a
+			// time-out, after which clients come again; of two refusals they give up.
+			time.Sleep(authTime)
+		}
 		return false
 	}
 	requests, subscriptions, err := g.subjects()

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"github.com/nats-io/nats.go/micro"
 
 	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/fault"
 )
 
 // The keys of these tests.
@@ -240,14 +242,87 @@ func TestOnlyKeysConnect(t *testing.T) {
 	}
 }
 
-func TestNobodyConnectsWithoutAuthenticator(t *testing.T) {
-	n := startNode(t, func(c *bus.NodeConfig) { c.Authenticate = nil })
-	if nc, err := nats.Connect(n.ClientURL(), nats.UserInfo("x", "alice-key")); err == nil {
-		nc.Close()
-		t.Error("connected")
+// A client with a good key outlives a restart of the process, however long the
+// service takes until it can check keys: nobody listens until then.
+func TestPortOpensWithTheAuthenticator(t *testing.T) {
+	dir := t.TempDir()
+	first := startNode(t, func(c *bus.NodeConfig) { c.Dir = dir })
+	address := first.Addr().String()
+	closed := make(chan error, 1)
+	nc, _ := connect(t, first, "alice-key", nats.ReconnectWait(time.Millisecond), nats.ReconnectJitter(0, 0), nats.MaxReconnects(-1),
+		nats.ClosedHandler(func(nc *nats.Conn) { closed <- nc.LastError() }))
+	if err := first.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
 	}
-	n.SetAuthenticator(authenticate)
-	connect(t, n, "alice-key")
+	n := startNode(t, func(c *bus.NodeConfig) { c.Dir, c.Listen, c.Authenticate = dir, address, nil })
+	if n.Addr() != nil {
+		t.Errorf("listens on %s before keys can be checked", n.Addr())
+	}
+	select {
+	case err := <-closed:
+		t.Fatalf("the client gave up: %v", err)
+	case <-time.After(100 * time.Millisecond): // a hundred attempts
+	}
+	if err := n.SetAuthenticator(authenticate); err != nil {
+		t.Fatal(err)
+	}
+	if n.Addr().String() != address {
+		t.Errorf("listens on %s", n.Addr())
+	}
+	for !nc.IsConnected() {
+		select {
+		case err := <-closed:
+			t.Fatalf("the client gave up: %v", err)
+		case <-t.Context().Done():
+			t.Fatal("the client is not back")
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := l.Addr().String()
+	_ = l.Close() // it is free for the start
+	other := startNode(t, func(c *bus.NodeConfig) { c.Listen, c.Authenticate = late, nil })
+	if l, err = net.Listen("tcp", late); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.SetAuthenticator(authenticate); err == nil {
+		t.Error("a port that was taken meanwhile is no error")
+	}
+	_ = l.Close() // the test is over
+}
+
+// A good key that cannot be checked just now is no wrong key: a client whose key is
+// refused twice gives up.
+func TestKeysThatCannotBeChecked(t *testing.T) {
+	asked := make(chan struct{}, 10)
+	var well atomic.Bool
+	n := startNode(t, func(c *bus.NodeConfig) {
+		c.Authenticate = func(ctx context.Context, key string, from netip.Addr) (bus.Grant, error) {
+			if well.Load() {
+				return authenticate(ctx, key, from)
+			}
+			asked <- struct{}{}
+			return bus.Grant{}, fault.ErrUnavailable
+		}
+	})
+	nc, err := nats.Connect(n.ClientURL(), nats.UserInfo("x", "alice-key"), nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectWait(time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	for range 3 {
+		recv(t, asked)
+	}
+	well.Store(true)
+	for !nc.IsConnected() {
+		if nc.IsClosed() || t.Context().Err() != nil {
+			t.Fatalf("the client gave up: %v", nc.LastError())
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 }
 
 // What nobody may send, whatever the key.
@@ -846,7 +921,7 @@ func TestDisconnectKey(t *testing.T) {
 func TestRevokedWhileConnecting(t *testing.T) {
 	n := startNode(t)
 	var revoked bool
-	n.SetAuthenticator(func(ctx context.Context, key string, from netip.Addr) (bus.Grant, error) {
+	err := n.SetAuthenticator(func(ctx context.Context, key string, from netip.Addr) (bus.Grant, error) {
 		if revoked {
 			return bus.Grant{}, errUnknownKey
 		}
@@ -854,6 +929,9 @@ func TestRevokedWhileConnecting(t *testing.T) {
 		n.DisconnectKey("alice")
 		return authenticate(ctx, key, from)
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	if nc, err := nats.Connect(n.ClientURL(), nats.UserInfo("x", "alice-key")); err == nil {
 		nc.Close()
 		t.Error("connected with a revoked key")

@@ -18,7 +18,7 @@ import (
 type messaging interface {
 	Conn(name string) (*nats.Conn, error)
 	EndpointConn() (*nats.Conn, error)
-	SetAuthenticator(auth bus.Authenticator)
+	SetAuthenticator(auth bus.Authenticator) error
 	Caller(h nats.Header) (principal string, ok bool)
 	DisconnectKey(principal string)
 	EnsureTenant(ctx context.Context, tenant string) error

@@ -147,7 +147,7 @@ func start(ctx context.Context, cfg serveConfig, stderr io.Writer) (_ *program, 
 		return nil, fmt.Errorf("listen for HTTP: %w", err)
 	}
 	p.stop = append(p.stop, func() { _ = p.listener.Close() })
-	for _, open := range []func(context.Context) error{p.openMessaging, p.openLog, p.openViews, p.openService, p.openPort, p.openParts} {
+	for _, open := range []func(context.Context) error{p.openMessaging, p.openLog, p.openViews, p.openService, p.openPort, p.openParts, p.letKeysIn} {
 		if err := open(ctx); err != nil {
 			return nil, err
 		}
@@ -488,9 +488,9 @@ func (p *program) findPublicURL() (string, error) {
 	return "http://" + listens.String(), nil
 }
 
-// openPort lets callers in on NATS.
-func (p *program) openPort(context.Context) error {
-	p.nats.SetAuthenticator(func(ctx context.Context, key string, from netip.Addr) (bus.Grant, error) {
+// letKeysIn opens the NATS port to clients, when all that they could ask for is there.
+func (p *program) letKeysIn(context.Context) error {
+	return p.nats.SetAuthenticator(func(ctx context.Context, key string, from netip.Addr) (bus.Grant, error) {
 		who, err := p.svc.Authenticate(ctx, key, from)
 		return bus.Grant{
 			Principal: who.Actor.ID, Tenants: who.Tenants,
@@ -498,6 +498,10 @@ func (p *program) openPort(context.Context) error {
 			Expires: who.Expires,
 		}, err
 	})
+}
+
+// openPort answers callers on NATS.
+func (p *program) openPort(context.Context) error {
 	conn, err := p.nats.EndpointConn()
 	if err != nil {
 		return err

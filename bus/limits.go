@@ -1,0 +1,30 @@
+package bus
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The bounds of a connection to the embedded NATS port.
+const (
+	maxSubscriptions = 1000
+	maxPending       = 16 << 20        // bytes that wait for a slow reader; it is closed beyond
+	stalled          = 5 * time.Second // without reading, after which a connection is closed
+)
+
+const (
+	connectionShare = 4     // one of so many file descriptors may be a connection to one port
+	mostConnections = 16384 // whatever the limit of descriptors
+)
+
+// MaxConnections is how many connections each port of the process takes: a quarter
+// of the file descriptors that the process may have. The rest are for files and for
+// connections that the process makes.
+func MaxConnections() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return mostConnections
+	}
+	return int(min(limit.Cur/connectionShare, mostConnections))
+}
