@@ -26,10 +26,8 @@ const (
 	grace          = time.Second
 )
 
-var (
-	errAnswerTooLarge = fault.New(fault.Invalid, "answer_too_large",
-		"The answer does not fit into one message: ask for a smaller page, or over HTTP.")
-)
+var errAnswerTooLarge = fault.New(fault.Invalid, "answer_too_large",
+	"The answer does not fit into one message: ask for a smaller page, or over HTTP.")
 
 // Endpoints answers commands and queries over request-reply: a NATS micro
 // service with one endpoint for each route, so that discovery and statistics
