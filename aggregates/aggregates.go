@@ -202,12 +202,36 @@ func (d Decider[S, C, E]) reload(ctx context.Context, log *Log, stream events.St
 	return s, nil
 }
 
+// Around returns the states of a stream before and after one of its commits.
+func (d Decider[S, C, E]) Around(ctx context.Context, log *Log, commit []events.Record) (before, after S, err error) {
+	stream, seq := commit[0].Stream, commit[0].Seq
+	for rec, err := range log.Store.Stream(ctx, stream, 0) {
+		if err != nil {
+			return before, after, fmt.Errorf("load %s: %w", stream, err)
+		}
+		e, ok := rec.Event.(E)
+		switch {
+		case !ok:
+			return before, after, fmt.Errorf("load %s: %T at %d does not belong here", stream, rec.Event, rec.Seq)
+		case rec.Seq > seq:
+			return before, after, nil
+		case rec.Seq < seq:
+			before = d.Evolve(before, e)
+			after = before
+		default:
+			after = d.Evolve(after, e)
+		}
+	}
+	return before, after, nil
+}
+
 // Execute decides cmd on the stream of its target under tenant and appends what
 // follows, starting over when it loses a race. look, when not nil, is called
 // in every round with the revision the round decides on; its error ends the
 // execution: that is where a repeated command is noticed. Execute returns the
 // state the command was decided on and the state after it, whose Seq is the
-// revision the caller may rely on; when nothing was appended they are the same.
+// revision the caller may rely on; when nothing was appended they are the same. They
+// differ beside an error when a commit was stored and is not known to be durable.
 func (d Decider[S, C, E]) Execute(ctx context.Context, log *Log, tenant string, cmd C, meta events.Meta,
 	look func(context.Context, uint64) error,
 ) (before, after State[S], err error) {
@@ -218,7 +242,7 @@ func (d Decider[S, C, E]) Execute(ctx context.Context, log *Log, tenant string, 
 	}
 	if err := log.Store.WaitDurable(ctx, after.Seq); err != nil {
 		log.states.Remove(stream)
-		return before, before, fmt.Errorf("commit %d of %s is stored but not known to be durable: %w: %w", after.Seq, stream, events.ErrUnknownOutcome, err)
+		return before, after, fmt.Errorf("commit %d of %s is stored but not known to be durable: %w: %w", after.Seq, stream, events.ErrUnknownOutcome, err)
 	}
 	if d.snapshotDue(after) {
 		d.snapshot(ctx, log, stream, after)
@@ -263,6 +287,9 @@ func (d Decider[S, C, E]) stage(ctx context.Context, log *Log, stream events.Str
 				continue
 			}
 			return s, s, refusal
+		}
+		if end, bounded := ctx.Deadline(); bounded && !time.Now().Before(end) {
+			return s, s, context.DeadlineExceeded // of a process that stood still, which no timer has told yet
 		}
 		evs := make([]events.Event, len(facts))
 		for i, f := range facts {

@@ -46,7 +46,7 @@ func TestUnknownCommands(t *testing.T) {
 	}
 	deciders := 0
 	for _, file := range files {
-		source, err := os.ReadFile(file) //nolint:gosec // a source file of this package
+		source, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}

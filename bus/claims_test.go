@@ -11,23 +11,18 @@ import (
 	"github.com/credstream/credstream/bus/bustest"
 )
 
-// oneClaims lets many claim the same ids by way of two processes: one is first,
-// and everybody learns whose request that was.
+// oneClaims lets many claim the same ids by way of two processes: one request is
+// first, and everybody learns which.
 func oneClaims(t *testing.T, processes ...*bus.Claims) {
 	t.Helper()
 	const ids, callers = 20, 8
-	type result struct {
-		mine   bool
-		holder string
-	}
-	var results [ids][callers]result
+	var claimed [ids][callers]string
 	var work sync.WaitGroup
 	for id := range ids {
 		for n := range callers {
 			work.Go(func() {
-				r := &results[id][n]
 				var err error
-				r.mine, r.holder, err = processes[n%len(processes)].Claim(t.Context(), [32]byte{9, byte(id)}, fmt.Sprint("request ", n))
+				claimed[id][n], err = processes[n%len(processes)].Begin(t.Context(), [32]byte{9, byte(id)}, fmt.Sprint("request ", n), fmt.Sprint("attempt ", n))
 				if err != nil {
 					t.Error(err)
 				}
@@ -35,18 +30,14 @@ func oneClaims(t *testing.T, processes ...*bus.Claims) {
 		}
 	}
 	work.Wait()
-	for id := range results {
-		first := -1
-		for n, r := range results[id] {
-			if r.mine && first >= 0 {
-				t.Errorf("id %d was claimed by %d and by %d", id, first, n)
-			} else if r.mine {
-				first = n
-			}
+	for id, told := range claimed {
+		var first int
+		if n, err := fmt.Sscanf(told[0], "request %d", &first); n != 1 || err != nil || told[first] != told[0] {
+			t.Errorf("id %d was claimed by %q, who is told of %q", id, told[0], told[first])
 		}
-		for n, r := range results[id] {
-			if r.holder != fmt.Sprint("request ", first) {
-				t.Errorf("id %d was claimed by %d, but %d is told of %q", id, first, n, r.holder)
+		for n, holder := range told {
+			if holder != told[0] {
+				t.Errorf("id %d was claimed by %q, but %d is told of %q", id, told[0], n, holder)
 			}
 		}
 	}
@@ -72,28 +63,46 @@ func TestClaims(t *testing.T) {
 	}
 	oneClaims(t, processes...)
 	key := [32]byte{1, 2, 3}
-	claim := func(process int, request string, wantMine bool, wantHolder string) {
+	begin := func(process int, request, attempt, want string) {
 		t.Helper()
-		mine, holder, err := processes[process].Claim(t.Context(), key, request)
-		if err != nil || mine != wantMine || holder != wantHolder {
-			t.Errorf("got %v, %q, %v", mine, holder, err)
+		if claimed, err := processes[process].Begin(t.Context(), key, request, attempt); err != nil || claimed != want {
+			t.Errorf("got %q, %v", claimed, err)
 		}
 	}
-	claim(0, "a", true, "a")
-	claim(0, "a", false, "a") // again, by the same process: it was obeyed, or is
-	claim(1, "a", false, "a")
-	claim(1, "b", false, "a")
-	if err := processes[0].Drop(t.Context(), key); err != nil {
-		t.Fatal(err)
+	refuse := func(process int, attempt string, want bool) {
+		t.Helper()
+		if others, err := processes[process].Refuse(t.Context(), key, attempt); err != nil || others != want {
+			t.Errorf("got %t, %v", others, err)
+		}
 	}
-	claim(1, "b", true, "b")
-	claim(0, "a", false, "b")
+	begin(0, "a", "1", "a")
+	begin(1, "b", "2", "a")
+	begin(1, "a", "3", "a")
+	// Whoever is refused frees its own attempt, never another process's.
+	refuse(1, "3", true)
+	refuse(1, "3", true)
+	refuse(1, "never begun", true)
+	begin(1, "b", "4", "a")
+	refuse(0, "1", false)
+	begin(1, "b", "5", "b")
+	begin(0, "a", "6", "b")
+	refuse(0, "6", true)
+	// More attempts than are told apart: the id stays claimed.
+	key[0]++
+	for n := range 40 {
+		begin(n%2, "a", fmt.Sprint(n), "a")
+	}
+	for n := range 40 {
+		refuse(n%2, fmt.Sprint(n), true)
+	}
+	begin(1, "b", "x", "a")
 	// The claims are gone with the memory of a single server, the stream comes back.
 	s.Stop(0)
 	s.StartNode(0)
 	s.Ready()
-	claim(1, "c", true, "c")
-	claim(0, "d", false, "c")
+	begin(1, "c", "7", "c")
+	begin(0, "d", "8", "c")
+	refuse(1, "7", false)
 }
 
 func BenchmarkClaim(b *testing.B) {
@@ -122,8 +131,8 @@ func BenchmarkClaim(b *testing.B) {
 			var n uint32
 			for b.Loop() {
 				n++
-				if mine, _, err := claims.Claim(b.Context(), [32]byte{byte(n), byte(n >> 8), byte(n >> 16)}, "request"); err != nil || !mine {
-					b.Fatal(mine, err)
+				if claimed, err := claims.Begin(b.Context(), [32]byte{byte(n), byte(n >> 8), byte(n >> 16)}, "request", "attempt"); err != nil || claimed != "request" {
+					b.Fatal(claimed, err)
 				}
 			}
 		})

@@ -263,8 +263,8 @@ func TestThreeServers(t *testing.T) {
 	}
 	dial(t, s, "alice-key")
 	for {
-		if mine, _, err := claims.Claim(t.Context(), [32]byte{1}, "request"); err == nil {
-			if !mine {
+		if claimed, err := claims.Begin(t.Context(), [32]byte{1}, "request", "attempt"); err == nil {
+			if claimed != "request" {
 				t.Error("a new id was claimed before")
 			}
 			break

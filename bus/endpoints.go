@@ -95,12 +95,19 @@ func root(r service.Route) string {
 }
 
 // Close stops to take requests and waits for the answers under way, which it
-// cuts short after a grace of a second.
+// cuts short after a grace of a second, for three seconds at most.
 func (e *Endpoints) Close() {
 	_ = e.micro.Stop() // what it could not unsubscribe goes with the connection
 	cut := time.AfterFunc(grace, e.end)
 	defer cut.Stop()
-	e.answers.Wait()
+	// A command that has begun to change something goes on by itself, but is not
+	// waited for without end.
+	answered := make(chan struct{})
+	go func() { e.answers.Wait(); close(answered) }()
+	select {
+	case <-answered:
+	case <-time.After(3 * grace):
+	}
 	e.end()
 }
 
@@ -180,8 +187,12 @@ func (e *Endpoints) serve(req micro.Request, route, tenant, principal string) ([
 	if err != nil {
 		return nil, err
 	}
+	deadline, err := service.ParseDeadline(req.Headers().Get(service.DeadlineHeader))
+	if err != nil {
+		return nil, err
+	}
 	answer, err := e.service.Serve(e.life, service.Call{
-		Tenant: tenant, Principal: p, Via: "nats",
+		Tenant: tenant, Principal: p, Via: "nats", Deadline: deadline,
 		CommandID: req.Headers().Get(nats.MsgIdHdr), Correlation: req.Headers().Get("X-Correlation-Id"),
 	}, route, req.Data())
 	if err != nil {

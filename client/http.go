@@ -66,6 +66,11 @@ type httpTransport struct {
 }
 
 func (t *httpTransport) send(ctx context.Context, r request) ([]byte, error) {
+	if t.client.Timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, t.client.Timeout)
+		defer cancel()
+	}
 	method, target := http.MethodGet, t.base+url.PathEscape(r.name)
 	var body io.Reader
 	if r.command {
@@ -82,6 +87,9 @@ func (t *httpTransport) send(ctx context.Context, r request) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, method, target, body)
 	if err != nil {
 		return nil, ErrConfig.Because("%q is no name of a command or query.", r.name)
+	}
+	if r.command {
+		setDeadline(ctx, req.Header)
 	}
 	req.Header.Set("Authorization", t.key())
 	req.Header.Set("Accept", "application/json")
@@ -111,6 +119,14 @@ func (t *httpTransport) send(ctx context.Context, r request) ([]byte, error) {
 		return nil, readProblem(resp.StatusCode, answer)
 	}
 	return answer, nil
+}
+
+// setDeadline says until when the answer is waited for. A command that reaches the
+// service later, such as one that a hung server has kept, is not carried out then.
+func setDeadline(ctx context.Context, h http.Header) {
+	if at, bounded := ctx.Deadline(); bounded {
+		h["X-Request-Deadline"] = []string{at.UTC().Format(time.RFC3339Nano)}
+	}
 }
 
 // unreachable says that no answer came, and why. A caller who gave up gets the

@@ -209,8 +209,11 @@ func (c *Conn) send(ctx context.Context, r request) ([]byte, error) {
 	}
 	m := nats.NewMsg(subject)
 	m.Data = r.body
+	ctx, cancel := context.WithTimeout(ctx, natsCallTime)
+	defer cancel()
 	if r.command {
 		r.options.write(m.Header)
+		setDeadline(ctx, http.Header(m.Header))
 	}
 	answer, err := c.request(ctx, m)
 	if err != nil {

@@ -58,7 +58,8 @@ func obeying[S any, C commands.Command, E any](d aggregates.Decider[S, C, E], sy
 var every = func() (all []struct {
 	cmd  commands.Command
 	obey obey
-}) {
+},
+) {
 	add := func(o obey, list ...commands.Command) {
 		for _, cmd := range list {
 			all = append(all, struct {
@@ -152,7 +153,7 @@ func TestViewsAcceptWhatAggregatesDecide(t *testing.T) {
 		if err != nil || d.IsDir() {
 			return err
 		}
-		source, err := os.ReadFile(path) //nolint:gosec // the sources of this module
+		source, err := os.ReadFile(path)
 		all += string(source)
 		return err
 	}))

@@ -69,6 +69,9 @@ type CreateAuthClient struct {
 }
 
 func (s *Service) createAuthClient(ctx context.Context, call *Call, in CreateAuthClient) (Done, error) {
+	if call.resumed() != nil {
+		return s.resumeAuthClient(ctx, call)
+	}
 	if in.Scope == "" {
 		in.Scope = projections.ScopeTenant
 	}
@@ -92,14 +95,10 @@ func (s *Service) createAuthClient(ctx context.Context, call *Call, in CreateAut
 	if err != nil {
 		return Done{}, err
 	}
-	first := call
-	if follow {
-		first = call.step(0)
-	}
 	var done Done
 	create := func(secretID string) error {
 		created.SecretID = secretID
-		done, err = s.changeAuthClient(ctx, first, commands.CreateAuthClient{ID: id, Created: created})
+		done, err = s.changeAuthClient(ctx, call, commands.CreateAuthClient{ID: id, Created: created})
 		return err
 	}
 	if before.Value.Exists || len(created.Fields) == 0 { // a repeat needs no other secret
@@ -110,11 +109,74 @@ func (s *Service) createAuthClient(ctx context.Context, call *Call, in CreateAut
 	if err != nil || !follow {
 		return done, err
 	}
-	done, err = s.settleAuthClient(ctx, call, id)
+	return s.settleCreated(ctx, call, id)
+}
+
+// settleCreated completes the creation of an auth client, or takes it back.
+func (s *Service) settleCreated(ctx context.Context, call *Call, id string) (Done, error) {
+	done, err := s.settleAuthClient(ctx, call.step(1), id)
 	if refused(err) {
 		return Done{}, errors.Join(err, s.dropAuthClient(ctx, call, id))
 	}
 	return done, err
+}
+
+// settleChanged completes the change of an auth client, or puts its form of before in
+// force again.
+func (s *Service) settleChanged(ctx context.Context, call *Call, id string, before aggregates.AuthClientState) (Done, error) {
+	done, err := s.settleAuthClient(ctx, call.step(1), id)
+	if refused(err) {
+		return Done{}, errors.Join(err, s.restoreAuthClient(ctx, call, id, form(before)))
+	}
+	return done, err
+}
+
+// settleDeleted completes the deletion of an auth client, or puts its form of before
+// in force again.
+func (s *Service) settleDeleted(ctx context.Context, call *Call, id string, before aggregates.AuthClientState) (Done, error) {
+	if done, err := s.settleChanged(ctx, call, id, before); err != nil {
+		return done, err
+	}
+	return s.changeAuthClient(ctx, call.step(2), commands.DeleteAuthClient{ID: id})
+}
+
+// resumed is the first commit of the command, of an attempt that broke off; nil when
+// there is none.
+func (c *Call) resumed() []events.Record {
+	if c.execution == nil {
+		return nil
+	}
+	return c.execution.resumed
+}
+
+// resumeAuthClient completes a command whose first commit stands, unless somebody
+// has changed the auth client since.
+func (s *Service) resumeAuthClient(ctx context.Context, call *Call) (Done, error) {
+	recs := call.resumed()
+	id := recs[0].Stream.ID
+	before, after, err := aggregates.AuthClient.Around(ctx, s.cfg.Log, recs)
+	if err != nil {
+		return Done{}, err
+	}
+	if !after.Exists || after.Settled { // it took one commit
+		return answered(recs[0].Stream, before, after, recs[0].Seq), nil
+	}
+	now, err := aggregates.AuthClient.Fresh(ctx, s.cfg.Log, recs[0].Stream)
+	switch {
+	case err != nil:
+		return Done{}, err
+	case !now.Value.Exists && call.route == "auth_client.delete":
+		return answered(recs[0].Stream, before, now.Value, now.Seq), nil
+	case now.Value.Changes != after.Changes:
+		return Done{}, aggregates.ErrAuthClientChanged
+	}
+	switch call.route {
+	case "auth_client.create":
+		return s.settleCreated(ctx, call, id)
+	case "auth_client.delete":
+		return s.settleDeleted(ctx, call, id, before)
+	}
+	return s.settleChanged(ctx, call, id, before)
 }
 
 // checkAuthClient checks what a new auth client is told, but for its components.
@@ -329,7 +391,7 @@ func (s *Service) changeAuthClient(ctx context.Context, call *Call, cmd commands
 			s.erase(ctx, authClientRef(call.Tenant, cmd.Target(), had))
 		}
 	}
-	return Done{Seq: after.Seq, ID: cmd.Target()}, nil
+	return answered(aggregates.AuthClient.Stream(call.Tenant, cmd.Target()), before, after.Value, after.Seq), nil
 }
 
 // settleAuthClient makes the OAuth clients of the components follow the auth client
@@ -496,8 +558,11 @@ func (s *Service) toChange(ctx context.Context, call *Call, id string, perm Perm
 	if err := s.mayScope(ctx, call, k.Scope, perm); err != nil {
 		return nil, none, err
 	}
-	home := *call
-	home.Tenant = k.Tenant
+	home := call
+	if k.Tenant != call.Tenant { // one of every tenant: the command is remembered where its caller belongs
+		home = call.step(1)
+		home.Tenant = k.Tenant
+	}
 	state, err := aggregates.AuthClient.Fresh(ctx, s.cfg.Log, aggregates.AuthClient.Stream(k.Tenant, id))
 	switch {
 	case err != nil:
@@ -507,7 +572,7 @@ func (s *Service) toChange(ctx context.Context, call *Call, id string, perm Perm
 	case !state.Value.Settled:
 		return nil, none, aggregates.ErrAuthClientUnsettled
 	}
-	return &home, state.Value, nil
+	return home, state.Value, nil
 }
 
 // ChangeAuthClient asks for another form of an auth client. What is absent stays.
@@ -520,6 +585,9 @@ type ChangeAuthClient struct {
 }
 
 func (s *Service) reformAuthClient(ctx context.Context, call *Call, in ChangeAuthClient) (Done, error) {
+	if call.resumed() != nil {
+		return s.resumeAuthClient(ctx, call)
+	}
 	home, before, err := s.toChange(ctx, call, in.ID, OAuthClientsEdit)
 	if err != nil {
 		return Done{}, err
@@ -554,13 +622,10 @@ func (s *Service) reformAuthClient(ctx context.Context, call *Call, in ChangeAut
 			return Done{}, err
 		}
 	}
+	var done Done
 	change := func(secretID string) error {
 		next.SecretID = secretID
-		first := home
-		if follow {
-			first = home.step(0)
-		}
-		_, err = s.changeAuthClient(ctx, first, commands.ChangeAuthClient{ID: in.ID, Expected: before.Changes, Changed: next})
+		done, err = s.changeAuthClient(ctx, home, commands.ChangeAuthClient{ID: in.ID, Expected: before.Changes, Changed: next})
 		return err
 	}
 	if len(in.Credentials.Names()) == 0 {
@@ -573,14 +638,10 @@ func (s *Service) reformAuthClient(ctx context.Context, call *Call, in ChangeAut
 		next.Fields, next.ClientID = credentials.Names(), clientIDOf(before.Type, credentials)
 		err = s.withSecret(ctx, authClientRef(home.Tenant, in.ID, ""), credentials.Marshal(), change)
 	}
-	if err != nil {
-		return Done{}, err
+	if err != nil || !follow {
+		return done, err
 	}
-	done, err := s.settleAuthClient(ctx, home, in.ID)
-	if refused(err) {
-		return Done{}, errors.Join(err, s.restoreAuthClient(ctx, home, in.ID, form(before)))
-	}
-	return done, err
+	return s.settleChanged(ctx, home, in.ID, before)
 }
 
 // mergeCredentials are the credentials with those that a change gives.
@@ -617,6 +678,9 @@ func (s *Service) mayLeave(ctx context.Context, call *Call, before aggregates.Au
 }
 
 func (s *Service) deleteAuthClient(ctx context.Context, call *Call, in AuthClientRef) (Done, error) {
+	if call.resumed() != nil {
+		return s.resumeAuthClient(ctx, call)
+	}
 	home, before, err := s.toChange(ctx, call, in.ID, OAuthClientsDelete)
 	if err != nil {
 		return Done{}, err
@@ -627,15 +691,10 @@ func (s *Service) deleteAuthClient(ctx context.Context, call *Call, in AuthClien
 	if follows(before.Type, before.Scope) && len(before.Components) > 0 {
 		empty := form(before)
 		empty.Components, empty.Revisions = []events.AuthClientComponent{}, nil
-		if _, err := s.changeAuthClient(ctx, home.step(0), commands.ChangeAuthClient{ID: in.ID, Expected: before.Changes, Changed: empty}); err != nil {
+		if _, err := s.changeAuthClient(ctx, home, commands.ChangeAuthClient{ID: in.ID, Expected: before.Changes, Changed: empty}); err != nil {
 			return Done{}, err
 		}
-		if _, err := s.settleAuthClient(ctx, home.step(1), in.ID); err != nil {
-			if refused(err) {
-				err = errors.Join(err, s.restoreAuthClient(ctx, home, in.ID, form(before)))
-			}
-			return Done{}, err
-		}
+		return s.settleDeleted(ctx, home, in.ID, before)
 	}
 	return s.changeAuthClient(ctx, home, commands.DeleteAuthClient{ID: in.ID})
 }

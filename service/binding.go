@@ -64,7 +64,7 @@ func (s *Service) bindFlow(ctx context.Context, call *Call, in BindFlow) (Done, 
 	if err := s.keepBinding(ctx, call, cmd.ID, now.Value.Binding); err != nil {
 		return Done{}, err
 	}
-	return Done{Seq: now.Seq, ID: cmd.ID, Binding: cmd.Binding, Until: now.Value.Binding.Until}, nil
+	return answered(aggregates.Flow.Stream(call.Tenant, cmd.ID), before, now.Value, now.Seq), nil
 }
 
 // keepBinding makes the credentials hold the reservation that stands: another
@@ -132,7 +132,7 @@ func checkFlow(pointer, id string) error {
 func (c *Call) step(n int) *Call {
 	sub := *c
 	sub.CommandID += "/" + strconv.Itoa(n)
-	sub.named = false // it meets itself by the binding, not by its command id
+	sub.named, sub.request = false, "" // it meets itself by its effect, not by its command id
 	return &sub
 }
 
@@ -162,7 +162,7 @@ func (s *Service) giveUp(ctx context.Context, call *Call, bind commands.BindFlow
 func (s *Service) giveBack(ctx context.Context, call *Call, flow, binding string, credentials []string) (last uint64) {
 	// Not as the command itself: it would be taken for a repeat of it, or its commit for the command's own.
 	beside := *call
-	if beside.named = false; beside.CommandID != "" {
+	if beside.named, beside.request = false, ""; beside.CommandID != "" {
 		beside.CommandID += "/0"
 	}
 	call = &beside

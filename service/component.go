@@ -204,7 +204,7 @@ func (s *Service) changeComponent(ctx context.Context, call *Call, cmd commands.
 	if events.CheckName(cmd.Target()) != nil {
 		return Done{}, aggregates.ErrComponentNotFound.At("/id")
 	}
-	_, state, err := execute(ctx, s, call, aggregates.Component, events.System, cmd)
+	before, state, err := execute(ctx, s, call, aggregates.Component, events.System, cmd)
 	if err != nil {
 		return Done{}, err
 	}
@@ -214,7 +214,7 @@ func (s *Service) changeComponent(ctx context.Context, call *Call, cmd commands.
 			s.cfg.Logger.WarnContext(ctx, "OAuth clients are left to the keeper", "component", cmd.Target(), "err", err)
 		}
 	}
-	return Done{Seq: state.Seq, ID: cmd.Target(), Revision: state.Value.Revision}, nil
+	return answered(aggregates.Component.Stream(events.System, cmd.Target()), before, state.Value, state.Seq), nil
 }
 
 // Slug makes a component id of a title or a file's name: lower case, words

@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"encoding/base32"
 	"errors"
 	"fmt"
 	"net"
@@ -93,7 +94,7 @@ func (s *Service) connectOAuth(ctx context.Context, call *Call, in ConnectOAuth)
 		return Connected{}, s.deny(ctx, call, perm)
 	}
 	c := connection{
-		id: events.NewID(), Tenant: call.Tenant, Actor: call.Principal.Actor, Component: in.Component, Credential: in.Credential,
+		id: call.deriveID("connection"), Tenant: call.Tenant, Actor: call.Principal.Actor, Component: in.Component, Credential: in.Credential,
 		Name: in.Name, Workspace: in.Workspace, For: in.For, User: in.User, ReturnTo: in.ReturnTo, keys: in.Keys.Fields,
 		KeepKeys: in.Credential != "" && len(in.Keys.Names()) == 0,
 		Stage:    stageCreated, Expires: s.now().Add(stepTime).UTC().Truncate(time.Second),
@@ -129,13 +130,15 @@ func (s *Service) connectOAuth(ctx context.Context, call *Call, in ConnectOAuth)
 	if err := s.limiter.take(bucket{connecting, call.Tenant, commandCall}, s.now()); err != nil {
 		return Connected{}, err
 	}
-	secret := newSecret()
+	answer, secret, err := s.link(ctx, call, c.id, c.Expires)
+	if err != nil {
+		return Connected{}, err
+	}
 	c.Link = fingerprintOf(secret)
-	answer := Connected{ID: c.id, URL: s.cfg.PublicURL + "/oauth/connect/" + c.id + "." + secret, Expires: c.Expires}
 	if call.Via == "http" {
-		answer.starter = newSecret()
 		c.Starter = fingerprintOf(answer.starter)
 	}
+	call.detach()
 	if err := s.underWay.start(c.Tenant, c.id, s.now(), c.Expires); err != nil {
 		return Connected{}, err
 	}
@@ -145,6 +148,27 @@ func (s *Service) connectOAuth(ctx context.Context, call *Call, in ConnectOAuth)
 	}
 	s.metrics.connections.WithLabelValues("started").Inc()
 	return answer, nil
+}
+
+// link makes the link of a connection, with its secret. The same connection has the
+// same link, so that a repeated command is answered with it: its secrets are made
+// with the tenant's key, and kept nowhere.
+func (s *Service) link(ctx context.Context, call *Call, id string, expires time.Time) (answer Connected, secret string, err error) {
+	made := func(what string) (string, error) {
+		mac, err := s.cfg.Keyring.MAC(ctx, call.Tenant, events.LengthPrefixed("credstream/connection-"+what+"/1", id))
+		if err != nil {
+			return "", fmt.Errorf("make the link of a connection: %w", err)
+		}
+		return base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(mac), nil
+	}
+	if secret, err = made("link"); err != nil {
+		return Connected{}, "", err
+	}
+	answer = Connected{ID: id, URL: s.cfg.PublicURL + "/oauth/connect/" + id + "." + secret, Expires: expires}
+	if call.Via == "http" {
+		answer.starter, err = made("starter")
+	}
+	return answer, secret, err
 }
 
 // checkNew checks what a new credential is told.
@@ -475,6 +499,7 @@ func (s *Service) wrongConfirm(ctx context.Context, c connection) error {
 func (s *Service) finish(ctx context.Context, call *Call, c connection) (Done, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), maxCall)
 	defer cancel()
+	call.detach()
 	done, sent, err := s.redeem(ctx, call, c)
 	if err != nil {
 		why := fault.Of(err)
@@ -539,7 +564,10 @@ func (s *Service) redeem(ctx context.Context, call *Call, c connection) (done Do
 	case err == nil:
 		return done, true, nil
 	case repeated:
-		return again.done, true, nil
+		if saved, is := again.answer.(Done); is {
+			return saved, true, nil
+		}
+		return done, true, again.err
 	case !definite(err):
 		s.cfg.Logger.ErrorContext(ctx, "it is not known whether a connected credential was saved", "tenant", c.Tenant, "connection", c.id, "err", err)
 		return done, true, ErrConnectionUnknownOutcome

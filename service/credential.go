@@ -340,7 +340,7 @@ func (s *Service) decideCredential(ctx context.Context, call *Call, cmd commands
 		return Done{}, before, err
 	}
 	s.eraseAll(ctx, former(call.Tenant, cmd.Target(), before, after.Value))
-	return doneWith(cmd.Target(), after), before, nil
+	return credentialDone(call.Tenant, cmd.Target(), before, after), before, nil
 }
 
 // former are the secrets that a credential had and has no more.
@@ -365,8 +365,8 @@ func (s *Service) eraseAll(ctx context.Context, refs []vault.Ref) {
 	}
 }
 
-func doneWith(id string, after aggregates.State[aggregates.CredentialState]) Done {
-	return Done{Seq: after.Seq, ID: id, Version: after.Value.Current().Version, Status: statusOf(after.Value)}
+func credentialDone(tenant, id string, before aggregates.CredentialState, after aggregates.State[aggregates.CredentialState]) Done {
+	return answered(aggregates.Credential.Stream(tenant, id), before, after.Value, after.Seq)
 }
 
 func statusOf(s aggregates.CredentialState) events.Status {

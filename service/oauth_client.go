@@ -138,11 +138,7 @@ func (s *Service) changeClient(ctx context.Context, call *Call, cmd commands.OAu
 	if before.SecretID != "" && !after.Value.Names(before.SecretID) {
 		s.erase(ctx, clientRef(call.Tenant, cmd.Target(), before.SecretID))
 	}
-	id := after.Value.ID
-	if id == "" {
-		id = before.ID
-	}
-	return Done{Seq: after.Seq, ID: id}, nil
+	return answered(aggregates.OAuthClient.Stream(call.Tenant, cmd.Target()), before, after.Value, after.Seq), nil
 }
 
 // clientInUse names the flows that include the component of a client.

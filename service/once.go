@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -29,15 +31,27 @@ type Done struct {
 	DryRun   *Impact       `json:"dry_run,omitzero"`  // what would happen; nothing did
 }
 
-// repeat ends the execution of a command that was already obeyed.
-type repeat struct{ done Done }
+// repeat ends the execution of a command that the log already holds.
+type repeat struct {
+	answer any
+	err    error // in place of an answer: the refusal that is remembered
+}
 
-func (r *repeat) Error() string { return "the command was already obeyed" }
+func (r *repeat) Error() string { return "the command was already completed" }
 
-// name gives the call its command id: the caller's, or a random one. The
+// execution is one attempt at a command. The steps of the command share it.
+type execution struct {
+	detach  func()          // from the caller's context, see detachable
+	request string          // HMAC of the request, when the caller gave the command id
+	seq     uint64          // of the commit that recorded the command id; 0 while there is none
+	done    Done            // the answer that this commit makes
+	resumed []events.Record // the commit of an attempt that broke off, which this one completes
+}
+
+// assignCommandID gives the call its command id: the caller's, or a random one. The
 // request of a caller's id is remembered by an HMAC under the tenant's key,
 // since what it holds may be guessed.
-func (s *Service) name(ctx context.Context, call *Call, route string, body []byte) error {
+func (s *Service) assignCommandID(ctx context.Context, call *Call, route string, body []byte) error {
 	if call.CommandID == "" {
 		call.CommandID = events.NewID()
 		return nil
@@ -70,47 +84,188 @@ func (c *Call) deriveID(what string) string {
 	return events.DeriveID(c.Tenant, c.Principal.Actor, c.CommandID, what)
 }
 
-// Claims are the named commands under way or obeyed lately, shared by every
-// process that serves one log.
-type Claims interface {
-	// Claim notes that the command with this key is obeyed with this request,
-	// unless one is noted already, and returns the one that is.
-	Claim(ctx context.Context, key [sha256.Size]byte, request string) (mine bool, noted string, err error)
-	// Drop forgets a command whose claim was the caller's and that was refused.
-	Drop(ctx context.Context, key [sha256.Size]byte) error
+// detach lets the command go on whether or not its caller waits for it: from its
+// first effect on. Limits in time remain.
+func (c *Call) detach() {
+	if c.execution != nil {
+		c.execution.detach()
+	}
 }
 
-// claim refuses a command id that another process has in hand for another
-// request. drop lets go of it when the command came to nothing.
-func (s *Service) claim(ctx context.Context, call *Call) (drop func(), err error) {
-	if !call.named || s.cfg.Claims == nil {
-		return func() {}, nil
+// detachable is the context of one command. It ends with the caller's until detach
+// is called, then by itself alone, at the latest maxCall after its beginning.
+func detachable(caller context.Context) (ctx context.Context, detach, end func()) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(caller), maxCall)
+	stop := context.AfterFunc(caller, cancel)
+	return ctx, func() { stop() }, func() { stop(); cancel() }
+}
+
+// Claims are the attempts at named commands under way or of unknown outcome, shared
+// by every process that serves one log. A claim is forgotten some time after its
+// last attempt: no sooner than ClaimTime.
+type Claims interface {
+	// Begin notes an attempt at the command with this key and returns the request
+	// that its command id stands for: this one, or another one for which there is an
+	// attempt that was not refused. Then nothing was noted.
+	Begin(ctx context.Context, key [sha256.Size]byte, request, attempt string) (claimed string, err error)
+	// Refuse notes that an attempt was refused. others reports whether another one may
+	// still be carried out; when none may, the command id is free for any request.
+	Refuse(ctx context.Context, key [sha256.Size]byte, attempt string) (others bool, err error)
+	// Complete notes that an attempt has succeeded, which the log knows.
+	Complete(key [sha256.Size]byte, attempt string)
+}
+
+// ClaimTime is how long a claim is kept at least: what is under way for longer has
+// ended by its own limits.
+const ClaimTime = 10 * time.Minute
+
+// localClaims are the claims of a process that serves its log alone. Attempts of one
+// command id follow each other there (serialize): what is kept is an attempt whose
+// outcome is not known.
+type localClaims struct {
+	mu sync.Mutex
+	by map[[sha256.Size]byte]*localClaim
+}
+
+type localClaim struct {
+	request string
+	open    map[string]struct{}
+	last    time.Time
+}
+
+// maxLocalClaims is the number of claims above which old ones are looked for.
+const maxLocalClaims = 4096
+
+func (c *localClaims) Begin(_ context.Context, key [sha256.Size]byte, request, attempt string) (string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.by) > maxLocalClaims {
+		for k, claim := range c.by {
+			if time.Since(claim.last) > ClaimTime {
+				delete(c.by, k)
+			}
+		}
+	}
+	claim := c.by[key]
+	switch {
+	case claim == nil || time.Since(claim.last) > ClaimTime:
+		claim = &localClaim{request: request, open: map[string]struct{}{}}
+		c.by[key] = claim
+	case claim.request != request:
+		return claim.request, nil
+	}
+	claim.open[attempt], claim.last = struct{}{}, time.Now()
+	return request, nil
+}
+
+func (c *localClaims) Refuse(_ context.Context, key [sha256.Size]byte, attempt string) (others bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	claim := c.by[key]
+	if claim == nil {
+		return false, nil
+	}
+	delete(claim.open, attempt)
+	if len(claim.open) == 0 {
+		delete(c.by, key)
+	}
+	return len(claim.open) > 0, nil
+}
+
+func (c *localClaims) Complete(key [sha256.Size]byte, _ string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.by, key)
+}
+
+// obey carries out one command, and answers a repeated one as it was answered first.
+func (s *Service) obey(caller context.Context, call *Call, route *Route, body []byte) (any, error) {
+	ctx, detach, end := detachable(caller)
+	defer end()
+	call.execution = &execution{detach: detach, request: call.request}
+	if !call.named {
+		return route.serve(s, ctx, call, body)
+	}
+	release, err := s.serialize(ctx, call)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	call.dedupPosition = s.cfg.Views.Position()
+	if r, err := s.repeated(ctx, call, 0); err != nil || r != nil {
+		return r.outcome(err)
 	}
 	k := call.key()
 	key := sha256.Sum256(events.LengthPrefixed("credstream/claim/1", k.tenant, k.kind, k.actor, k.command))
-	mine, noted, err := s.cfg.Claims.Claim(ctx, key, call.request)
+	attempt := events.NewID()
+	switch claimed, err := s.cfg.Claims.Begin(ctx, key, call.request, attempt); {
+	case err != nil:
+		return nil, err
+	case claimed != call.request:
+		return nil, ErrCommandIDReused
+	}
+	answer, err := route.serve(s, ctx, call, body)
+	if err == nil {
+		answer, err = s.remember(ctx, call, route.Name, answer)
+	}
+	if r, ok := errors.AsType[*repeat](err); ok { // an identical call won the race to the log
+		s.cfg.Claims.Complete(key, attempt)
+		return r.outcome(nil)
+	}
+	if err == nil {
+		s.cfg.Claims.Complete(key, attempt)
+		return answer, nil
+	}
+	if !definite(err) {
+		return nil, err // its outcome is not known, so the claim stays
+	}
+	return s.refuse(ctx, call, route, key, attempt, err)
+}
+
+// refuse answers a refusal of a named command. It is the answer only where no other
+// attempt at the command has been carried out, or may yet be: what the log holds is
+// looked at to its end, and the claim tells of the others.
+func (s *Service) refuse(ctx context.Context, call *Call, route *Route, key [sha256.Size]byte, attempt string, refusal error) (any, error) {
+	if call.execution.seq != 0 || call.execution.resumed != nil {
+		// Its id stands in the log, and what it did there was undone.
+		if err := s.rememberRefusal(ctx, call, route.Name, refusal); err != nil {
+			return nil, err
+		}
+		s.cfg.Claims.Complete(key, attempt)
+		return nil, refusal
+	}
+	end, err := s.cfg.Log.Store.End(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if r, err := s.repeated(ctx, call, end); err != nil || r != nil {
+		if err == nil {
+			s.cfg.Claims.Complete(key, attempt)
+		}
+		return r.outcome(err)
+	}
+	others, err := s.cfg.Claims.Refuse(ctx, key, attempt)
+	if err != nil || others {
+		return nil, errors.Join(events.ErrUnknownOutcome, err)
+	}
+	return nil, refusal
+}
+
+// outcome is what the caller of a repeated command is told; err goes before.
+func (r *repeat) outcome(err error) (any, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case noted != call.request:
-		return nil, ErrCommandIDReused
-	case !mine: // a repeat; whose claim it is drops it
-		return func() {}, nil
+	case r.err != nil:
+		return nil, r.err
 	}
-	return func() {
-		if err := s.cfg.Claims.Drop(context.WithoutCancel(ctx), key); err != nil {
-			s.cfg.Logger.WarnContext(ctx, "a refused command id stays claimed for a while", "err", err)
-		}
-	}, nil
+	return r.answer, nil
 }
 
-// alone returns when no other call with the same command id is under way in this
+// serialize returns when no other call with the same command id is under way in this
 // process; release lets the next one in. Two requests that share an id but not a
 // target would otherwise not meet.
-func (s *Service) alone(ctx context.Context, call *Call) (release func(), err error) {
-	if !call.named {
-		return func() {}, nil
-	}
+func (s *Service) serialize(ctx context.Context, call *Call) (release func(), err error) {
 	key, mine := call.key(), make(chan struct{})
 	for {
 		other, taken := s.inFlight.LoadOrStore(key, mine)
@@ -137,17 +292,18 @@ func printable(s string) bool {
 	return true
 }
 
-// repeated answers a named command that the log already holds, else nil. The
-// views know every command up to their position; it waits for them when the
-// stream the command is decided on has gone further.
-func (s *Service) repeated(ctx context.Context, call *Call, streamSeq uint64) (*Done, error) {
+// repeated finds the answer to a named command that the log already holds, else nil.
+// The views know every command up to their position; it waits for them to reach
+// upTo. A command of several steps that broke off between them is not answered: the
+// call is to complete it.
+func (s *Service) repeated(ctx context.Context, call *Call, upTo uint64) (*repeat, error) {
 	if !call.named {
-		return nil, nil
+		return nil, nil //nolint:nilnil // no id of the caller's
 	}
-	if err := s.cfg.Projector.Wait(ctx, streamSeq); err != nil {
+	if err := s.cfg.Projector.Wait(ctx, upTo); err != nil {
 		return nil, err
 	}
-	seq, found := s.obeyed.Get(call.key()) // what the views may not know yet
+	seq, found := s.completedCommands.Get(call.key()) // what the views may not know yet
 	if !found {
 		var err error
 		seq, found, err = s.cfg.Views.Command(ctx, call.Tenant, call.Principal.Actor, call.CommandID)
@@ -156,14 +312,33 @@ func (s *Service) repeated(ctx context.Context, call *Call, streamSeq uint64) (*
 		}
 	}
 	recs, err := s.cfg.Log.Store.Commit(ctx, seq)
+	if err == nil {
+		err = s.cfg.Log.Store.WaitDurable(ctx, seq)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("commit of a repeated command: %w", err)
 	}
 	if recs[0].Meta.Request != call.request {
 		return nil, ErrCommandIDReused
 	}
-	done := answerOf(recs)
-	return &done, nil
+	record, err := aggregates.CommandRecord.Fresh(ctx, s.cfg.Log, aggregates.CommandRecord.Stream(call.Tenant, call.recordID()))
+	if err != nil {
+		return nil, err
+	}
+	if record.Value.Completed != nil {
+		return s.recalled(ctx, call, *record.Value.Completed)
+	}
+	done, err := s.answerOf(ctx, recs)
+	if err != nil {
+		return nil, err
+	}
+	if e := call.execution; resumable[call.route] {
+		if e.seq == 0 {
+			e.resumed, e.done, call.named, call.request = recs, done, false, ""
+		}
+		return nil, nil //nolint:nilnil // to be completed
+	}
+	return s.recalled(ctx, call, summaryOf(call.route, done))
 }
 
 // execute runs one command of one aggregate: the one way to the log. It returns
@@ -172,52 +347,32 @@ func execute[S any, C commands.Command, E any](ctx context.Context, s *Service, 
 	d aggregates.Decider[S, C, E], tenant string, cmd C,
 ) (before S, after aggregates.State[S], err error) {
 	begin := s.now()
+	if err := call.late(begin); err != nil {
+		return before, after, err
+	}
+	call.detach()
 	was, after, err := d.Execute(ctx, s.cfg.Log, tenant, cmd, s.meta(call), func(ctx context.Context, seq uint64) error {
-		if !call.named || seq <= call.looked { // an unnamed call may have several under way
+		if !call.named || seq <= call.dedupPosition || call.execution.seq != 0 { // an unnamed call may have several under way
 			return nil // or an earlier look covered it
 		}
-		done, err := s.repeated(ctx, call, seq)
-		if done != nil {
-			return &repeat{*done}
+		r, err := s.repeated(ctx, call, seq)
+		switch {
+		case err != nil:
+			return err
+		case r != nil:
+			return r
+		case !call.named: // another process has begun it meanwhile
+			return events.ErrUnknownOutcome
 		}
-		call.looked = seq
-		return err
+		call.dedupPosition = seq
+		return nil
 	})
-	if err == nil && after.Seq != was.Seq {
+	if after.Seq > was.Seq { // stored, also when that is not known to be durable
 		s.metrics.appended.Observe(s.now().Sub(begin).Seconds())
-		if call.named {
-			s.obeyed.Add(call.key(), after.Seq)
+		if call.named && call.execution.seq == 0 {
+			call.execution.seq, call.execution.done = after.Seq, answered(d.Stream(tenant, cmd.Target()), was.Value, after.Value, after.Seq)
+			s.completedCommands.Add(call.key(), after.Seq)
 		}
 	}
 	return was.Value, after, err
-}
-
-// answerOf rebuilds a command's answer from the commit it made.
-func answerOf(recs []events.Record) Done {
-	done := Done{Seq: recs[0].Seq, ID: recs[0].Stream.ID}
-	for _, r := range recs {
-		switch e := r.Event.(type) {
-		case events.CredentialCreated:
-			done.Version, done.Status = e.Keys.Version, e.Keys.Verification.Status
-		case events.CredentialKeysReplaced:
-			done.Version, done.Status = e.Keys.Version, e.Keys.Verification.Status
-		case events.CredentialReverted:
-			done.Version, done.Status = e.Keys.Version, e.Keys.Verification.Status
-		case events.CredentialVerified:
-			done.Version, done.Status = e.Version, e.Verification.Status
-		case events.CredentialReauthorizationRequired:
-			done.Status = events.ReauthorizationRequired
-		case events.OAuthClientDefined:
-			done.ID = e.ID
-		case events.FlowBound:
-			done.Binding, done.Until = e.Binding, e.Until
-		case events.FlowReleased:
-			done.Binding = e.Binding
-		case events.ComponentRegistered:
-			done.Revision = 1
-		case events.ComponentUpdated:
-			done.Revision = e.Revision
-		}
-	}
-	return done
 }

@@ -25,6 +25,7 @@ func (s *Service) rewindAudit(ctx context.Context, call *Call, in RewindAudit) (
 	if s.cfg.Rewind == nil {
 		return Done{}, ErrNoConsumers
 	}
+	call.detach()
 	return Done{Seq: in.Seq}, s.cfg.Rewind(ctx, call.Tenant, in.Seq)
 }
 

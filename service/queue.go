@@ -288,6 +288,7 @@ func (s *Service) retryQueued(ctx context.Context, call *Call, in QueuedID) (Don
 	if s.cfg.Poison == nil {
 		return Done{}, ErrQueueAbsent
 	}
+	call.detach()
 	return Done{ID: in.ID}, s.cfg.Poison.Retry(ctx, call.Tenant, in.ID)
 }
 
@@ -295,5 +296,6 @@ func (s *Service) dropQueued(ctx context.Context, call *Call, in QueuedID) (Done
 	if s.cfg.Poison == nil {
 		return Done{}, ErrQueueAbsent
 	}
+	call.detach()
 	return Done{ID: in.ID}, s.cfg.Poison.Drop(ctx, call.Tenant, in.ID)
 }

@@ -485,6 +485,7 @@ func (s *Service) refreshCredential(ctx context.Context, call *Call, in RefreshC
 	case !state.OAuth():
 		return Done{}, aggregates.ErrNotOAuth
 	}
+	call.detach()
 	if err := s.renew(ctx, call.Tenant, in.ID, state.Tokens.Token.Epoch, true); err != nil {
 		// A refusal has no sequence to ask for: what it left is in the views before it is told.
 		if now, lookErr := aggregates.Credential.Fresh(ctx, s.cfg.Log, aggregates.Credential.Stream(call.Tenant, in.ID)); lookErr == nil {

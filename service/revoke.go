@@ -181,8 +181,7 @@ func (s *Service) revokeCredential(ctx context.Context, call *Call, in RevokeCre
 	if err := checkCredential(in.ID, 0); err != nil {
 		return RevokedCredential{}, err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), maxCall)
-	defer cancel()
+	call.detach()
 	done, gone, err := s.revoke(ctx, call, in.ID, nil)
 	s.eraseAll(context.WithoutCancel(ctx), gone)
 	return done, err
@@ -200,7 +199,7 @@ func (s *Service) cut(ctx context.Context, call *Call, id string) (aggregates.Cr
 	case state.Current().SecretID == "": // there is nothing to give
 		return state, nil
 	}
-	_, after, err := execute(ctx, s, call.step(1), aggregates.Credential, call.Tenant, commands.Credential(commands.RequireReauthorization{
+	_, after, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, commands.Credential(commands.RequireReauthorization{
 		ID: id, Grant: state.Tokens.Grant, Reason: aggregates.ReasonRevokedHere, Says: aggregates.RevokedHere,
 	}))
 	return after.Value, err
@@ -225,7 +224,7 @@ func (s *Service) revoke(ctx context.Context, call *Call, id string, again func(
 	for again != nil && again(state.Component, t) {
 		t = s.tell(ctx, call.Tenant, state, held)
 	}
-	before, after, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, commands.Credential(commands.RevokeTokens{ID: id, Grant: state.Tokens.Grant}))
+	before, after, err := execute(ctx, s, call.step(1), aggregates.Credential, call.Tenant, commands.Credential(commands.RevokeTokens{ID: id, Grant: state.Tokens.Grant}))
 	if err != nil {
 		return done, nil, err
 	}
@@ -238,7 +237,7 @@ func (s *Service) revoke(ctx context.Context, call *Call, id string, again func(
 		}
 	}
 	s.recordTold(ctx, call.step(2), id, t)
-	done = RevokedCredential{Done: doneWith(id, after), Outcome: t.outcome}
+	done = RevokedCredential{Done: credentialDone(call.Tenant, id, before, after), Outcome: t.outcome}
 	done.Says = t.says
 	return done, former(call.Tenant, id, before, after.Value), nil
 }
@@ -266,7 +265,7 @@ func (s *Service) endCredential(ctx context.Context, call *Call, cmd commands.De
 	if err != nil {
 		return Done{}, before, err
 	}
-	done := doneWith(cmd.ID, after)
+	done := credentialDone(call.Tenant, cmd.ID, before, after)
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), maxCall)
 	defer cancel()
 	held, err := s.heldTokens(last, call.Tenant, cmd.ID, before)
@@ -404,7 +403,7 @@ func (s *Service) revokeOAuth(ctx context.Context, call *Call, in RevokeOAuth) (
 		return RevocationStarted{}, err
 	}
 	walk := *call
-	walk.named, walk.request, walk.Correlation = false, "", s.meta(call).Correlation // the facts belong together
+	walk.named, walk.request, walk.execution, walk.Correlation = false, "", nil, s.meta(call).Correlation // the facts belong together
 	if !s.revocations.start(s.life, func() { s.revokeAll(s.life, &walk, job, ids) }) {
 		return RevocationStarted{}, fault.ErrUnavailable
 	}
@@ -485,6 +484,7 @@ func (s *Service) revokeAll(ctx context.Context, call *Call, job *revocation, id
 func (c *Call) within(id string) *Call {
 	one := *c
 	one.CommandID += "/" + id
+	one.named, one.request, one.execution = false, "", nil
 	return &one
 }
 

@@ -29,11 +29,16 @@ type Call struct {
 	// caller is on the same machine or came over TLS. Over NATS nobody is.
 	Confidential bool
 
-	route   string          // the command or query
-	named   bool            // the caller gave the command id
-	request string          // HMAC of the request, when named
-	pass    *admission.Pass // nil until the call has entered
-	looked  uint64          // log position up to which the views were asked for the command
+	// Deadline is when the caller stops waiting: what has not begun by then does not
+	// begin. None when zero.
+	Deadline time.Time
+
+	route         string          // the command or query
+	named         bool            // the caller gave the command id
+	request       string          // HMAC of the request, when named
+	dedupPosition uint64          // log position up to which the views were asked for the command
+	pass          *admission.Pass // nil until the call has entered
+	execution     *execution      // nil for what the service does on its own account
 }
 
 // Route is one command or query: its name on every edge, who may use it, and
@@ -251,8 +256,10 @@ const (
 // Serve answers one call of the route with a JSON body, "" being an empty
 // object. The answer marshals to JSON; an error that is no *fault.Error is
 // internal and is not for the caller.
-func (s *Service) Serve(ctx context.Context, call Call, name string, body []byte) (answer any, err error) {
-	ctx, cancel := context.WithTimeout(ctx, maxCall)
+//
+// A command goes on when its caller hangs up once it has begun to change something.
+func (s *Service) Serve(caller context.Context, call Call, name string, body []byte) (answer any, err error) {
+	ctx, cancel := context.WithTimeout(caller, maxCall)
 	defer cancel()
 	route, ok := s.routes[name]
 	if !ok {
@@ -261,6 +268,9 @@ func (s *Service) Serve(ctx context.Context, call Call, name string, body []byte
 	start := s.now()
 	defer func() { s.metrics.served(route, s.now().Sub(start), err) }()
 	call.route = name
+	if err := call.late(start); err != nil {
+		return nil, err
+	}
 	leave, err := s.enter(ctx, &call, route.cost, int64(len(body)))
 	if err != nil {
 		return nil, err
@@ -287,33 +297,10 @@ func (s *Service) Serve(ctx context.Context, call Call, name string, body []byte
 			return nil, err
 		}
 	}
-	if err := s.name(ctx, &call, route.Name, body); err != nil {
+	if err := s.assignCommandID(ctx, &call, route.Name, body); err != nil {
 		return nil, err
 	}
-	release, err := s.alone(ctx, &call)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	call.looked = s.cfg.Views.Position()
-	done, err := s.repeated(ctx, &call, 0)
-	if err != nil || done != nil {
-		return done, err
-	}
-	drop, err := s.claim(ctx, &call)
-	if err != nil {
-		return nil, err
-	}
-	answer, err = route.serve(s, ctx, &call, body)
-	r := (*repeat)(nil)
-	repeated := errors.As(err, &r)
-	if err != nil && !repeated && definite(err) {
-		drop()
-	}
-	if repeated {
-		return r.done, nil // an identical call won the race to the log
-	}
-	return answer, err
+	return s.obey(ctx, &call, route, body)
 }
 
 // checkForm bounds a body before anything is decoded from it.

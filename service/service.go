@@ -97,27 +97,27 @@ type Config struct {
 
 // Service answers the route table. Its methods may be called from many goroutines.
 type Service struct {
-	cfg         Config
-	now         func() time.Time
-	keys        *lru.Cache[[sha256.Size]byte, knownKey]
-	keyIDs      *lru.Cache[string, knownKey]
-	descriptors *lru.Cache[descriptorKey, commands.Descriptor]
-	wants       *lru.Cache[descriptorKey, bool] // whether the descriptor wants an OAuth client
-	tenants     *lru.Cache[string, struct{}]
-	obeyed      *lru.Cache[commandKey, uint64] // log sequence of the named commands obeyed lately
-	inFlight    sync.Map                       // commandKey of each named command under way, to a channel closed at its end
-	routes      map[string]*Route
-	metrics     *metrics
-	denials     *denials
-	limiter     *limiter
-	underWay    underWay
-	wrongKeys   *wrongKeys
-	rebuild     rebuild
-	renewals    renewals
-	revocations revocations
-	leases      *leases
-	life        context.Context // ends at Close; what outlives a request hangs on it
-	end         context.CancelFunc
+	cfg               Config
+	now               func() time.Time
+	keys              *lru.Cache[[sha256.Size]byte, knownKey]
+	keyIDs            *lru.Cache[string, knownKey]
+	descriptors       *lru.Cache[descriptorKey, commands.Descriptor]
+	wants             *lru.Cache[descriptorKey, bool] // whether the descriptor wants an OAuth client
+	tenants           *lru.Cache[string, struct{}]
+	completedCommands *lru.Cache[commandKey, uint64] // log sequence of the named commands completed lately
+	inFlight          sync.Map                       // commandKey of each named command under way, to a channel closed at its end
+	routes            map[string]*Route
+	metrics           *metrics
+	denials           *denials
+	limiter           *limiter
+	underWay          underWay
+	wrongKeys         *wrongKeys
+	rebuild           rebuild
+	renewals          renewals
+	revocations       revocations
+	leases            *leases
+	life              context.Context // ends at Close; what outlives a request hangs on it
+	end               context.CancelFunc
 }
 
 // The bounds of what is kept in memory.
@@ -126,7 +126,7 @@ const (
 	maxDescriptors = 256
 	maxWants       = 1 << 16
 	maxTenants     = 10_000
-	maxObeyed      = 10_000 // far more than the views are ever behind
+	maxCompleted   = 10_000 // far more than the views are ever behind
 )
 
 // New makes a Service. Close ends it.
@@ -143,6 +143,9 @@ func New(cfg Config) (*Service, error) {
 	}
 	if s.cfg.Holder == "" {
 		s.cfg.Holder = events.NewID()
+	}
+	if s.cfg.Claims == nil {
+		s.cfg.Claims = &localClaims{by: map[[sha256.Size]byte]*localClaim{}}
 	}
 	s.revocations.jobs = map[string][]*revocation{}
 	s.underWay.by = map[string]map[string]time.Time{}
@@ -161,7 +164,7 @@ func New(cfg Config) (*Service, error) {
 	if s.wants, err = lru.New[descriptorKey, bool](maxWants); err != nil {
 		return nil, fmt.Errorf("cache of wanted clients: %w", err)
 	}
-	if s.obeyed, err = lru.New[commandKey, uint64](maxObeyed); err != nil {
+	if s.completedCommands, err = lru.New[commandKey, uint64](maxCompleted); err != nil {
 		return nil, fmt.Errorf("cache of commands: %w", err)
 	}
 	if s.tenants, err = lru.New[string, struct{}](maxTenants); err != nil {

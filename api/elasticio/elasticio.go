@@ -106,6 +106,7 @@ type exchange struct {
 	leave     func()            // ends it; nil when no body was read
 	media     string            // of the answer
 	commandID string            // Idempotency-Key
+	deadline  time.Time         // X-Request-Deadline
 	pointers  map[string]string // where in the document a member of the service's body stands
 	status    int               // 0 until the answer begins
 	err       error             // what the answer was made of
@@ -245,6 +246,10 @@ func (x *exchange) route() {
 	} else if len(given) == 1 {
 		x.commandID = given[0]
 	}
+	if x.deadline, err = v1.Deadline(x.r); err != nil {
+		x.fail(err)
+		return
+	}
 	serve(x)
 }
 
@@ -279,6 +284,7 @@ func (o operations) allowed() string {
 func (x *exchange) call() service.Call {
 	call := x.received
 	call.Tenant, call.Principal, call.Via, call.CommandID = x.tenant, x.principal, "http", x.commandID
+	call.Deadline = x.deadline
 	return call
 }
 

@@ -71,7 +71,8 @@ func openAPI(version string, more func(*huma.OpenAPI)) []byte {
 			op.Tags = []string{"commands"}
 			op.Parameters = append(op.Parameters,
 				text("Idempotency-Key", "header", false, "The command's id: the same command sent again with it is obeyed once and answered as before.", nil),
-				text("X-Correlation-Id", "header", false, "Shared by all that one outside cause led to; stands in the events.", nil))
+				text("X-Correlation-Id", "header", false, "Shared by all that one outside cause led to; stands in the events.", nil),
+				text(service.DeadlineHeader, "header", false, "Until when the answer is waited for (RFC 3339): a command that comes later is not carried out.", nil))
 			body := &huma.MediaType{Schema: types.Schema(r.In, true, "")}
 			if example, ok := examples[r.Name]; ok {
 				body.Example = json.RawMessage(example)

@@ -64,7 +64,7 @@ var (
 	// ErrAuthorization refuses an Authorization header that is not one Basic or Bearer.
 	ErrAuthorization = fault.New(fault.Unauthenticated, "authorization_invalid",
 		"Send one Authorization header: Basic with the key as password, or Bearer with the key.")
-	ErrHeaderTwice = fault.New(fault.Invalid, "header_repeated", "Idempotency-Key and X-Correlation-Id stand at most once.")
+	ErrHeaderTwice = fault.New(fault.Invalid, "header_repeated", "Idempotency-Key, X-Correlation-Id and X-Request-Deadline may appear at most once.")
 	ErrCrossOrigin = fault.New(fault.Denied, "cross_origin_refused", "A page of another origin cannot send commands, nor ask for what is recorded.")
 	// ErrCleartext refuses clear secrets where others could listen.
 	ErrCleartext = service.ErrCleartext
@@ -324,6 +324,15 @@ func (x *exchange) allows(methods string) bool {
 	return false
 }
 
+// Deadline reads until when the caller of a command waits for its answer.
+func Deadline(r *http.Request) (time.Time, error) {
+	text, err := single(r, service.DeadlineHeader, service.ErrDeadline)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return service.ParseDeadline(text)
+}
+
 // command answers a POST.
 func (h *handler) command(x *exchange, to endpoint, call service.Call, name string) {
 	if to.secrets && !call.Confidential {
@@ -333,6 +342,9 @@ func (h *handler) command(x *exchange, to endpoint, call service.Call, name stri
 	var err error
 	if call.CommandID, err = single(x.r, "Idempotency-Key", service.ErrCommandID); err == nil {
 		call.Correlation, err = single(x.r, "X-Correlation-Id", service.ErrCorrelation)
+	}
+	if err == nil {
+		call.Deadline, err = Deadline(x.r)
 	}
 	if err != nil {
 		x.fail(err)
