@@ -53,6 +53,9 @@ type TokenInfo struct {
 // tokenInfo is nil where the credential holds no tokens.
 func (s *Service) tokenInfo(ctx context.Context, tenant, id string) (*TokenInfo, error) {
 	state, err := aggregates.Credential.Load(ctx, s.cfg.Log, aggregates.Credential.Stream(tenant, id))
+	if err == nil { // what was appended a moment ago may still be lost in a power cut
+		err = s.cfg.Log.Store.WaitDurable(ctx, state.Seq)
+	}
 	t := state.Value.Tokens
 	if err != nil || t.Field == "" {
 		return nil, err

@@ -166,7 +166,7 @@ func TestNothingPrivateIsReached(t *testing.T) {
 			if host == "loop6.test" && r.Outcome == verify.OutcomeUnreachable {
 				continue // a machine without IPv6 has no socket to check
 			}
-			if r.OK || err == nil && r.Outcome != verify.OutcomeAddressDenied && r.Outcome != verify.OutcomeDNS {
+			if r.OK || err == nil && r.Outcome != verify.OutcomeAddressDenied {
 				t.Errorf("%s: %+v, %v", host, r, err)
 			}
 			if r.Outcome == verify.OutcomeAddressDenied {
@@ -273,10 +273,34 @@ func TestProxyVariablesAreIgnored(t *testing.T) {
 	}
 }
 
+// Which names exist inside is told to nobody: one that is not found is answered like
+// one with an address that is refused.
 func TestNamesThatAreNotFound(t *testing.T) {
-	cfg := verify.Config{Resolver: names(t, func(string, int) []string { return nil })}
-	if r, err := run(t, cfg, get("https://nobody.test/?k={{key}}", "nobody.test"), canaryKey); err != nil || r.Outcome != verify.OutcomeDNS {
-		t.Errorf("%+v, %v", r, err)
+	cfg := verify.Config{Resolver: names(t, func(name string, _ int) []string {
+		return map[string][]string{"inside.test": {"10.0.0.7"}, "loop.test": {"127.0.0.1"}, "link.test": {"169.254.169.254"}}[name]
+	})}
+	answer := func(p verify.Probe) verify.Result {
+		r, err := run(t, cfg, p, canaryKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Latency = 0
+		return r
+	}
+	for _, name := range []string{"inside.test", "loop.test", "link.test"} {
+		for _, probe := range []func(name string) verify.Probe{
+			func(name string) verify.Probe { return get("https://"+name+"/?k={{key}}", name) },
+			func(name string) verify.Probe {
+				return verify.Probe{TCP: &verify.TCP{Address: name + ":443"}, Hosts: []string{name}}
+			},
+			func(name string) verify.Probe {
+				return verify.Probe{TLS: &verify.TLS{Address: name + ":443"}, Hosts: []string{name}}
+			},
+		} {
+			if there, not := answer(probe(name)), answer(probe("nobody.test")); there != not || not.Outcome != verify.OutcomeAddressDenied {
+				t.Errorf("%s is answered with %+v, a name that does not exist with %+v", name, there, not)
+			}
+		}
 	}
 }
 

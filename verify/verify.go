@@ -82,9 +82,8 @@ const (
 	OutcomeRefused       = "refused"        // nobody listens there
 	OutcomeUnreachable   = "unreachable"    // no route
 	OutcomeTimeout       = "timeout"        // no answer in time
-	OutcomeDNS           = "dns"            // the name was not resolved
 	OutcomeTLS           = "tls"            // no TLS, or a certificate that is not trusted
-	OutcomeAddressDenied = "address_denied" // an address or port the service does not connect to
+	OutcomeAddressDenied = "address_denied" // no address, or one or a port the service does not connect to: which names exist inside is told to nobody
 	OutcomeRedirect      = "redirect"       // a 3xx that is not expected
 	OutcomeTooLarge      = "too_large"      // header fields beyond 32 KiB
 	OutcomeClosed        = "closed"         // the connection ended before the answer
@@ -295,10 +294,8 @@ func unreached(probe string, err error, handshakeFailed bool) Result {
 	switch {
 	case errors.Is(err, errPortDenied):
 		r.Outcome, r.Says = OutcomeAddressDenied, "The service makes no dry requests to this port."
-	case errors.Is(err, errAddressDenied):
-		r.Outcome, r.Says = OutcomeAddressDenied, "The host has a private or reserved address, and the service does not connect to those."
-	case errors.As(err, &dns) && !dns.IsTimeout:
-		r.Outcome, r.Says = OutcomeDNS, "The host's name was not found."
+	case errors.Is(err, errAddressDenied), errors.As(err, &dns) && !dns.IsTimeout:
+		r.Outcome, r.Says = OutcomeAddressDenied, "The host's name was not found, or it has a private or reserved address, and the service does not connect to those."
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		r.Outcome, r.Says = OutcomeTimeout, "The server did not answer in time."
 	case handshakeFailed:

@@ -1,14 +1,22 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"flag"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/http/httptest"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/oauth/oauthtest"
+	"github.com/credstream/credstream/service"
 )
 
 // crm is a component with a field of its own beside the OAuth one.
@@ -227,4 +235,173 @@ func TestSecretsForAnotherRevision(t *testing.T) {
 		t.Errorf("a negative revision: %v", err)
 	}
 	must(t, victim.command("credential.create", "", map[string]any{"component": "crm", "keys": keys(), "expected_revision": 2}, nil))
+}
+
+// leading is a component that sends everything to a server: values in its dry request,
+// the client's secret, tokens and people.
+func leading(server *httptest.Server, provider *oauthtest.Server, change func(block map[string]any)) func(d, field map[string]any) {
+	return func(d, field map[string]any) {
+		block := provider.Block()
+		change(block)
+		d["verification"] = tries(server, map[string]any{"url": server.URL + "/?k={{secretKey}}", "headers": map[string]string{"api-key": "{{secretKey}} {{oauth}}"}})
+		d["credentials"].(map[string]any)["oauth2"] = block
+		field["secret"] = false
+	}
+}
+
+var betweenAllSteps = flag.Bool("between-all-steps", false, "change a component between all steps of another tenant, not between some")
+
+// The owner of a shared component changes it between every two steps of what another
+// tenant does with a credential. Nothing that the other tenant has entered for the
+// component as it saw it comes to the owner's server, and none of it is shown.
+func TestComponentOwnerBetweenAllSteps(t *testing.T) {
+	provider, honest, thief := oauthtest.NewServer(t), newSpy(t), newSpy(t)
+	u := connectable(t, provider)
+	must(t, u.command("tenant.register", "", map[string]any{"id": "victim"}, nil))
+	victim := u.in("victim")
+	engine := victim.as(victim.engine(t))
+	honestly := func(d, _ map[string]any) { d["verification"] = tries(honest.Server, nil) }
+	evils := []func(d, field map[string]any){
+		leading(thief.Server, provider, func(map[string]any) {}), // all but the provider
+		leading(thief.Server, provider, func(b map[string]any) {
+			b["token_uri"], b["revocation_uri"], b["auth_uri"] = thief.URL+"/token", thief.URL+"/revoke", thief.URL+"/authorize"
+		}),
+		leading(honest.Server, provider, func(b map[string]any) { b["revocation_uri"] = thief.URL + "/revoke" }), // the mask, and what is told at the end
+	}
+
+	for round := range 14 {
+		if !*betweenAllSteps && !slices.Contains([]int{3, 4, 7, 11, 13}, round) {
+			continue
+		}
+		component, evil := fmt.Sprint("crm-", round), evils[round%len(evils)]
+		var k, a, made, connected done
+		var link connectLink
+		var confirm string
+		keys := func() map[string]any { return map[string]any{"secretKey": "canary-entered", "oauth": provider.Grant()} }
+		_ = u.command("component.register", "", map[string]any{"id": component, "descriptor": crm(provider, honestly)}, nil)
+		must(t, u.command("component.share", "", map[string]any{"id": component}, nil))
+		do := func(command string, in map[string]any, out any) {
+			err := victim.command(command, "", in, out)
+			if c := code(t, err); c == "internal" || c == "" && err != nil {
+				t.Errorf("round %d, %s: %v", round, command, err)
+			}
+		}
+		steps := []func(){
+			func() {
+				do("auth_client.create", map[string]any{
+					"name": "G", "type": "oauth2", "components": []string{component}, "expected_revisions": map[string]int{component: 1},
+					"credentials": map[string]any{"client_id": oauthtest.ClientID, "client_secret": oauthtest.ClientSecret},
+				}, &a)
+				if a.ID == "" {
+					do("oauth_client.define", map[string]any{"component": component, "client_id": oauthtest.ClientID, "client_secret": oauthtest.ClientSecret, "expected_revision": 1}, &k)
+				}
+			},
+			func() {
+				do("credential.create", map[string]any{"component": component, "workspace": "w", "keys": keys(), "expected_revision": 1}, &made)
+			},
+			func() {
+				do("credential.replace-keys", map[string]any{"id": made.ID, "keys": keys(), "expected_revision": 1}, nil)
+				do("auth_client.change", map[string]any{"id": a.ID, "name": "H"}, nil)
+				do("auth_client.change", map[string]any{"id": a.ID, "credentials": map[string]any{"token_expires_in": 7200}}, nil)
+			},
+			func() { do("oauth.connect", map[string]any{"credential": made.ID}, &link) },
+			func() {
+				if link.URL == "" {
+					return
+				}
+				b := newBrowser(t)
+				opened := b.get(link.URL)
+				if opened.next == "" {
+					return // refused
+				}
+				if strings.HasPrefix(opened.next, thief.URL) {
+					t.Errorf("round %d: people are sent to %s", round, thief.URL)
+				}
+				confirm = b.get(b.get(opened.next).next).confirm()
+			},
+			func() {
+				do("oauth.complete", map[string]any{"connection": link.ID, "confirm": confirm}, &connected)
+			},
+			func() { do("credential.verify", map[string]any{"id": made.ID}, nil) },
+			func() { do("credential.refresh", map[string]any{"id": made.ID}, nil) },
+			func() { do("auth_secret.refresh", map[string]any{"workspace": "w", "id": made.ID}, nil) },
+			func() {
+				do("credential.revert", map[string]any{"id": made.ID, "version": 1}, nil)
+				do("credential.rename", map[string]any{"id": made.ID, "name": "R"}, nil)
+			},
+			func() {
+				var given struct{ Hosts []string }
+				err := engine.query("credential.resolve", "cleartext=true&id="+made.ID, &given)
+				if err == nil && fmt.Sprint(given.Hosts) != "[127.0.0.1]" {
+					t.Errorf("round %d: to be sent to %v", round, given.Hosts)
+				}
+			},
+			func() { do("credential.revoke", map[string]any{"id": made.ID}, nil) },
+			func() { do("credential.delete", map[string]any{"id": made.ID}, nil) },
+		}
+		for n, step := range steps {
+			if n == round {
+				must(t, u.command("component.update", "", map[string]any{"id": component, "descriptor": crm(provider, evil)}, nil))
+			}
+			step()
+			var s shown
+			if made.ID != "" && n < len(steps)-1 {
+				must(t, victim.query("credential.get", fmt.Sprint("id=", made.ID, "&min_seq=", logEnd(t, u.program)), &s))
+				if s.Keys["secretKey"] != "********" {
+					t.Errorf("round %d, step %d: it is shown: %v", round, n, s.Keys)
+				}
+			}
+		}
+		if round > 1 && made.ID == "" || round == len(steps) && (connected.ID != made.ID || connected.Version != 3) {
+			t.Errorf("round %d: the steps were not gone: %+v, %+v", round, made, connected)
+		}
+	}
+	if n := thief.connections(); n != 0 {
+		t.Errorf("the owner's server had %d connections and got %q", n, thief.got)
+	}
+	if !honest.saw("canary-entered") {
+		t.Error("the keys were not tried: the test has lost its point")
+	}
+}
+
+// undurable is a log whose last commits may still be lost.
+type undurable struct {
+	events.Store
+	lost atomic.Bool
+}
+
+var errUndurable = errors.New("it is not known to be durable")
+
+func (s *undurable) WaitDurable(ctx context.Context, seq uint64) error {
+	if s.lost.Load() {
+		return errUndurable
+	}
+	return s.Store.WaitDurable(ctx, seq)
+}
+
+// How tokens stand is told of what is durable.
+func TestTokensShownAreDurable(t *testing.T) {
+	provider := oauthtest.NewServer(t)
+	u := connectable(t, provider)
+	id, _ := u.grant(t, provider)
+	log := &undurable{Store: u.store}
+	svc := u.over(t, log)
+	must(t, serveBy(t.Context(), svc, "credential.get", map[string]any{"id": id}))
+	log.lost.Store(true)
+	if err := serveBy(t.Context(), svc, "credential.get", map[string]any{"id": id}); !errors.Is(err, errUndurable) {
+		t.Errorf("answered with %v", err)
+	}
+}
+
+// over is a service on another log.
+func (u *up) over(t testing.TB, log events.Store) *service.Service {
+	t.Helper()
+	states, err := aggregates.NewLog(log, 100)
+	must(t, err)
+	svc, err := service.New(service.Config{
+		Log: states, Views: u.views, Projector: u.proj, Vault: u.vault, Keyring: u.keyring, Logger: slog.New(slog.DiscardHandler),
+	})
+	must(t, err)
+	t.Cleanup(svc.Close)
+	return svc
 }
