@@ -1,19 +1,31 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
 	"maps"
+	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
 
 	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/bus"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/oauth/oauthtest"
 	"github.com/credstream/credstream/service"
@@ -404,4 +416,87 @@ func (u *up) over(t testing.TB, log events.Store) *service.Service {
 	must(t, err)
 	t.Cleanup(svc.Close)
 	return svc
+}
+
+// What is refused leaves none of its secrets: in no answer, log line, event, metric or
+// file, whatever it was refused for.
+func TestRefusalsKeepNoSecret(t *testing.T) {
+	const canary = "canary-refused"
+	provider, data := oauthtest.NewServer(t), t.TempDir()
+	u := bring(t, data, func(c *serveConfig) { c.LogLevel = "debug" })
+	plain := crm(provider, func(d, _ map[string]any) { d["envVars"] = map[string]any{"V": map[string]any{}} })
+	must(t, u.command("component.register", "", map[string]any{"id": "crm", "descriptor": plain}, nil))
+	must(t, u.command("component.update", "", map[string]any{"id": "crm", "descriptor": crm(provider, func(d, _ map[string]any) {
+		d["title"], d["envVars"] = "Other", map[string]any{"V": map[string]any{}}
+	})}, nil))
+	params := func(change func(block map[string]any)) map[string]any {
+		block := provider.Block()
+		change(block)
+		return withBlock(block)
+	}
+	keys := map[string]any{"secretKey": canary, "oauth": map[string]any{"access_token": canary, "refresh_token": canary}}
+	low := u.as(u.issue(t, map[string]any{"permissions": []string{"credentials.get"}}))
+	nc, err := nats.Connect(u.node.ClientURL(), nats.UserInfo("x", adminKey), nats.CustomInboxPrefix(bus.InboxPrefix(adminKey)))
+	must(t, err)
+	defer nc.Close()
+	var said strings.Builder
+	for _, c := range []struct {
+		command string
+		in      map[string]any
+		code    string
+	}{
+		{"component.register", map[string]any{"id": "a", "descriptor": params(func(b map[string]any) { b["token_params"] = map[string]any{"app_secret": canary} })}, "component_secret_in_descriptor"},
+		{"component.register", map[string]any{"id": "a", "descriptor": params(func(b map[string]any) { b["apiKey"] = canary })}, "component_secret_in_descriptor"},
+		{"component.update", map[string]any{"id": "crm", "descriptor": params(func(b map[string]any) { b["client_secret"] = canary })}, "component_secret_in_descriptor"},
+		{"component.set-env", map[string]any{"id": "crm", "values": map[string]any{"V": canary}, "expected_revision": 1}, "component_changed"},
+		{"component.set-env", map[string]any{"id": "crm", "values": map[string]any{"W": canary}}, "component_env_unknown"},
+		{"credential.create", map[string]any{"component": "crm", "keys": keys, "expected_revision": 1}, "component_changed"},
+		{"credential.create", map[string]any{"component": "crm", "keys": keys}, "oauth_client_missing"},
+		{"credential.create", map[string]any{"component": "crm", "keys_sealed": canary}, "keys_sealed_invalid"},
+		{"auth_secret.create", map[string]any{"component": "crm", "workspace": "w", "keys": keys, "expected_revision": 1}, "component_changed"},
+		{"oauth.connect", map[string]any{"component": "crm", "keys": map[string]any{"secretKey": canary}, "expected_revision": 1}, "connect_absent"},
+		{"oauth_client.define", map[string]any{"component": "crm", "client_id": "i", "client_secret": canary, "expected_revision": 1}, "component_changed"},
+		{"auth_client.create", map[string]any{
+			"name": "G", "type": "oauth2", "components": []string{"crm"}, "expected_revisions": map[string]int{"crm": 1},
+			"credentials": map[string]any{"client_id": "i", "client_secret": canary},
+		}, "component_changed"},
+	} {
+		err := u.command(c.command, "", c.in, nil)
+		if got := code(t, err); got != c.code && !(c.command == "oauth.connect" && got == "component_changed") {
+			t.Errorf("%s: %v", c.command, err)
+		}
+		fmt.Fprintln(&said, err, low.command(c.command, "", c.in, nil))
+		body, err := json.Marshal(c.in)
+		must(t, err)
+		answer, err := nc.Request("credstream.cmdq.default."+c.command, body, 30*time.Second)
+		must(t, err)
+		if fmt.Fprintln(&said, answer.Header, string(answer.Data)); answer.Header.Get("Nats-Service-Error-Code") == "" {
+			t.Errorf("%s is taken into the queue: %s", c.command, answer.Data)
+		}
+	}
+	for _, query := range []string{"events.replay", "queue.list"} {
+		var page json.RawMessage
+		must(t, u.query(query, "", &page))
+		said.Write(page)
+	}
+	metrics, err := http.Get(u.base + "/metrics")
+	must(t, err)
+	_, err = io.Copy(&said, metrics.Body)
+	must(t, err)
+	_ = metrics.Body.Close()
+	u.stop()
+	if strings.Contains(said.String(), canary) || strings.Contains(u.logs.String(), canary) {
+		t.Error("a secret is in an answer, an event, a metric or the log")
+	}
+	coded := base64.StdEncoding.EncodeToString([]byte(canary))
+	must(t, filepath.WalkDir(data, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if bytes.Contains(b, []byte(canary)) || bytes.Contains(b, []byte(coded[:len(coded)-4])) {
+			t.Errorf("%s holds it", path)
+		}
+		return err
+	}))
 }
