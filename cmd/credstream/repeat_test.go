@@ -491,3 +491,28 @@ func TestLateRequests(t *testing.T) {
 		}
 	}
 }
+
+// A view that refuses an event does not keep the service from starting: it is not
+// ready and says at which event the views stand still, and what does not need them
+// is carried out.
+func TestStartsWithViewsThatStandStill(t *testing.T) {
+	data := t.TempDir()
+	u := bring(t, data)
+	registerPlain(t, u.base)
+	id := u.create(t)
+	meta := events.Meta{Tenant: "other", Actor: events.Actor{Kind: "key", ID: "k"}, Time: time.Now().UTC(), Via: "http"}
+	seq, err := u.store.Append(t.Context(), aggregates.Credential.Stream("other", "never-created"), 0, meta, events.CredentialRenamed{Name: "x"})
+	must(t, err)
+	u.stop()
+	u = bring(t, data)
+	must(t, u.command("credential.rename", "", map[string]any{"id": id, "name": "Goes on"}, nil))
+	await(t, "the reason", func() (bool, error) {
+		resp, err := http.Get(u.base + "/readyz")
+		if err != nil {
+			return false, err
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		return resp.StatusCode == http.StatusServiceUnavailable && strings.Contains(string(body), fmt.Sprint("commit ", seq)), err
+	})
+}

@@ -648,7 +648,10 @@ func (p *program) openParts(ctx context.Context) error {
 			return p.supervised.run(p.life, "flow keeper", p.lead("flow-keeper", p.svc.RunFlowKeeper))
 		})
 	}
-	if err := p.proj.Wait(ctx, end); err != nil {
+	switch err := p.proj.Wait(ctx, end); {
+	case errors.Is(err, projections.ErrViewsBehind): // readiness says at which event they stand still
+		p.log.Error("the views stand still; what does not need them is served: credstream views status, credstream views rebuild", "err", p.proj.Err())
+	case err != nil:
 		return fmt.Errorf("bring the views up to the log: %w", err)
 	}
 	return nil
