@@ -320,7 +320,7 @@ func (in *Intake) takeFlow(ctx context.Context, call service.Call, m *nats.Msg, 
 			Size: len(m.Data), SHA256: hexSum(m.Data),
 		}
 		blame(&e, wrong)
-		r, err = in.cfg.Poison.send(call.Tenant, poisonEntry{Poisoned: e})
+		r, err = in.cfg.Poison.send(ctx, call.Tenant, poisonEntry{Poisoned: e})
 		return r, e.Code, err
 	}
 	stored := nats.NewMsg(flowsInside + call.Tenant + "." + events.Token(f.ID))
@@ -331,7 +331,7 @@ func (in *Intake) takeFlow(ctx context.Context, call service.Call, m *nats.Msg, 
 	}
 	describe(stored.Header, principal, f.correlation, m.Data)
 	stored.Data = data
-	r, err = in.cfg.Queues.send(FlowsStream, stored)
+	r, err = in.cfg.Queues.send(ctx, FlowsStream, stored)
 	return r, "", err
 }
 
@@ -353,7 +353,7 @@ func (in *Intake) takeCommand(ctx context.Context, call service.Call, m *nats.Ms
 	stored.Header[commandHeader] = []string{call.CommandID}
 	describe(stored.Header, call.Principal.Actor.ID, call.Correlation, m.Data)
 	stored.Data = body
-	return in.cfg.Queues.send(QueueStream, stored)
+	return in.cfg.Queues.send(ctx, QueueStream, stored)
 }
 
 // answer is a JetStream publish acknowledgement, as clients read it. Problem is

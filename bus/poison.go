@@ -85,14 +85,14 @@ func blame(e *service.Poisoned, err error) {
 }
 
 // send puts an entry on its way into the tenant's part of the queue.
-func (p *Poison) send(tenant string, e poisonEntry) (receipt, error) {
+func (p *Poison) send(ctx context.Context, tenant string, e poisonEntry) (receipt, error) {
 	data, err := json.Marshal(e)
 	if err != nil {
 		return receipt{}, fmt.Errorf("encoding an entry of the poison queue: %w", err)
 	}
-	m := nats.NewMsg(poisonSubject + tenant + "." + e.Queue)
+	m := nats.NewMsg(sized(poisonSubject+tenant+"."+e.Queue, len(data)))
 	m.Data = data
-	r, err := p.queues.send(PoisonStream, m)
+	r, err := p.queues.send(ctx, PoisonStream, m)
 	r.stored = func() {
 		p.put.WithLabelValues(e.Queue, e.Code).Inc()
 		p.log.Warn("a message went to the poison queue", "queue", e.Queue, "tenant", tenant, "name", e.Name,

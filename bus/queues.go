@@ -83,7 +83,8 @@ func QueueConfig(replicas int) jetstream.StreamConfig {
 }
 
 // PoisonConfig is the stream of what failed for good, by tenant and queue:
-// "credstream.in.poison.<tenant>.<queue>". It stays until somebody drops it.
+// "credstream.in.poison.<tenant>.<queue>", and of a large one its size. It stays
+// until somebody drops it.
 func PoisonConfig(replicas int) jetstream.StreamConfig {
 	return queueStream(PoisonStream, poisonSubject+">", jetstream.LimitsPolicy, replicas)
 }
@@ -100,9 +101,10 @@ func queueStream(name, subject string, retention jetstream.RetentionPolicy, repl
 var ErrNotStored = fault.New(fault.Unavailable, "queue_message_not_stored",
 	"The message was not stored, or it is not known whether it was. Publish it again.")
 
-// ErrQueueFull is answered while too many commands of one name wait.
+// ErrQueueFull is answered while too many messages of a tenant, or commands of one
+// name, wait in a queue.
 var ErrQueueFull = fault.New(fault.Throttled, "queue_full",
-	"Too many of these commands of this tenant wait in the queue. Publish it again later.").After(10 * time.Second)
+	"Too many messages of this tenant wait in the queue. Publish it again later.").After(10 * time.Second)
 
 // storeFull is how the server refuses a message for a subject that is full
 // (nats-server's ErrMaxMsgsPerSubject).
@@ -112,6 +114,7 @@ const storeFull = "maximum messages per subject exceeded"
 type Queues struct {
 	js      jetstream.JetStream
 	durable map[string]func(context.Context) error // by stream; nil where the server syncs by itself
+	backlog map[string]*backlog                    // by stream
 }
 
 // maxUnacked bounds what is sent ahead of the streams' acknowledgements.
@@ -125,9 +128,17 @@ func NewQueues(conn *nats.Conn, durable func(stream string) func(context.Context
 	if err != nil {
 		return nil, fmt.Errorf("opening JetStream for the queues: %w", err)
 	}
-	q := &Queues{js: js, durable: map[string]func(context.Context) error{}}
-	for _, stream := range []string{FlowsStream, QueueStream, PoisonStream} {
-		q.durable[stream] = durable(stream)
+	q := &Queues{js: js, durable: map[string]func(context.Context) error{}, backlog: map[string]*backlog{}}
+	for _, s := range []struct {
+		stream, prefix string
+		full           *fault.Error
+	}{
+		{FlowsStream, flowsInside, ErrQueueFull}, {QueueStream, queueInside, ErrQueueFull}, {PoisonStream, poisonSubject, ErrPoisonFull},
+	} {
+		q.durable[s.stream] = durable(s.stream)
+		if q.backlog[s.stream], err = newBacklog(s.stream, s.prefix, s.full); err != nil {
+			return nil, err
+		}
 	}
 	return q, nil
 }
@@ -140,9 +151,12 @@ type receipt struct {
 	stored  func() // called when it is durable; may be nil
 }
 
-// send puts a message on its way. Messages are stored in the order in which they
-// were sent.
-func (q *Queues) send(stream string, m *nats.Msg) (receipt, error) {
+// send puts a message on its way, or refuses it with ErrQueueFull or ErrPoisonFull.
+// Messages are stored in the order in which they were sent.
+func (q *Queues) send(ctx context.Context, stream string, m *nats.Msg) (receipt, error) {
+	if err := q.backlog[stream].add(ctx, q.js, m.Subject); err != nil {
+		return receipt{}, err
+	}
 	// Tried again, it could be stored behind one that was sent after it.
 	ack, err := q.js.PublishMsgAsync(m, jetstream.WithRetryAttempts(0))
 	if err != nil {
@@ -180,7 +194,7 @@ func (r receipt) wait(ctx context.Context) (seq uint64, err error) {
 
 // put stores a message and returns when it is durable.
 func (q *Queues) put(ctx context.Context, stream string, m *nats.Msg) error {
-	r, err := q.send(stream, m)
+	r, err := q.send(ctx, stream, m)
 	if err != nil {
 		return err
 	}

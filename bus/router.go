@@ -251,7 +251,7 @@ func (r *Reader) poison(msg *message.Message, q queued, kept bool, f *fault.Erro
 	if tenant == "" {
 		tenant = events.System // nobody's
 	}
-	sent, err := r.cfg.Poison.send(tenant, e)
+	sent, err := r.cfg.Poison.send(msg.Context(), tenant, e)
 	if err != nil {
 		return err
 	}

@@ -171,3 +171,46 @@ func (a *API) DropQueued(ctx context.Context, id string, opts ...CommandOption) 
 	err := a.Command(ctx, "queue.drop", byID{ID: id}, &done, opts...)
 	return done, err
 }
+
+// QueueBulk says which messages of the poison queue a change in bulk is for. The
+// zero QueueBulk means all.
+type QueueBulk struct {
+	Queue  string    `json:"queue,omitzero"`  // "flows" or "commands"
+	Code   string    `json:"code,omitzero"`   // of the error
+	Before time.Time `json:"before,omitzero"` // those that failed before; before the request when zero
+	After  string    `json:"after,omitzero"`  // cursor of the answer before, with its Before
+}
+
+// QueueChanged answers a change in bulk.
+type QueueChanged struct {
+	Done    int       `json:"done"`          // messages that were changed
+	Skipped int       `json:"skipped"`       // whose content was not kept, so they cannot be tried again
+	Before  time.Time `json:"before"`        // as asked for
+	Next    string    `json:"next,omitzero"` // cursor to go on with; empty at the end
+}
+
+// RetryAllQueued puts messages of the poison queue back where they came from, and
+// returns how many. What fails again comes back and is not met again.
+func (a *API) RetryAllQueued(ctx context.Context, which QueueBulk) (QueueChanged, error) {
+	return a.changeQueued(ctx, "queue.retry-all", which)
+}
+
+// DropAllQueued erases messages of the poison queue, and returns how many.
+func (a *API) DropAllQueued(ctx context.Context, which QueueBulk) (QueueChanged, error) {
+	return a.changeQueued(ctx, "queue.drop-all", which)
+}
+
+func (a *API) changeQueued(ctx context.Context, command string, which QueueBulk) (all QueueChanged, err error) {
+	for {
+		var part QueueChanged
+		if err := a.Command(ctx, command, which, &part); err != nil {
+			return all, err
+		}
+		all.Done += part.Done
+		all.Skipped += part.Skipped
+		all.Before, which.Before, which.After = part.Before, part.Before, part.Next
+		if part.Next == "" {
+			return all, nil
+		}
+	}
+}

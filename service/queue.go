@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"reflect"
 	"strings"
 	"time"
@@ -161,7 +162,7 @@ func clearMembers(in reflect.Type) (members []string) {
 // could only stand there in clear.
 var unqueued = map[string]bool{
 	"auth_secret.create": true, "auth_secret.replace-keys": true, // their keys cannot be sealed
-	"oauth.connect": true, "oauth.complete": true, "api_key.issue": true, "credential.reveal": true, "oauth_client.reveal": true, "auth_client.reveal": true, "views.rebuild": true, "queue.retry": true, "queue.drop": true, "audit.rewind": true,
+	"oauth.connect": true, "oauth.complete": true, "api_key.issue": true, "credential.reveal": true, "oauth_client.reveal": true, "auth_client.reveal": true, "views.rebuild": true, "queue.retry": true, "queue.retry-all": true, "queue.drop": true, "queue.drop-all": true, "audit.rewind": true,
 }
 
 // QueueLane names what a queued command is aimed at: commands of one lane are
@@ -298,4 +299,71 @@ func (s *Service) dropQueued(ctx context.Context, call *Call, in QueuedID) (Done
 	}
 	call.detach()
 	return Done{ID: in.ID}, s.cfg.Poison.Drop(ctx, call.Tenant, in.ID)
+}
+
+// QueuedMany names the messages of the poison queue that a change in bulk is for.
+// Filters combine by AND.
+type QueuedMany struct {
+	Queue  string    `json:"queue,omitzero"`  // "flows" or "commands"
+	Code   string    `json:"code,omitzero"`   // of the error
+	Before time.Time `json:"before,omitzero"` // those that failed before (RFC 3339); before the request when absent
+	After  string    `json:"after,omitzero"`  // cursor of the answer before, with the same filters
+}
+
+// QueuedChanged answers a change in bulk.
+type QueuedChanged struct {
+	Done    int       `json:"done"`          // messages that were changed
+	Skipped int       `json:"skipped"`       // that match but were not kept, so they cannot be tried again
+	Before  time.Time `json:"before"`        // as asked for
+	Next    string    `json:"next,omitzero"` // cursor to go on with; absent at the end
+}
+
+// maxQueuedChanges bounds the messages that one change in bulk looks at.
+const maxQueuedChanges = 1000
+
+func (s *Service) retryAllQueued(ctx context.Context, call *Call, in QueuedMany) (QueuedChanged, error) {
+	return s.changeQueued(ctx, call, in, PoisonQueue.Retry)
+}
+
+func (s *Service) dropAllQueued(ctx context.Context, call *Call, in QueuedMany) (QueuedChanged, error) {
+	return s.changeQueued(ctx, call, in, PoisonQueue.Drop)
+}
+
+// changeQueued changes the messages one after the other. A message that fails
+// again comes back with a later time, and is not met again.
+func (s *Service) changeQueued(ctx context.Context, call *Call, in QueuedMany, change func(q PoisonQueue, ctx context.Context, tenant, id string) error) (QueuedChanged, error) {
+	if s.cfg.Poison == nil {
+		return QueuedChanged{}, ErrQueueAbsent
+	}
+	if in.Before.IsZero() {
+		in.Before = s.now().UTC()
+	}
+	out := QueuedChanged{Before: in.Before}
+	for seen := 0; seen < maxQueuedChanges; {
+		page, next, err := s.cfg.Poison.List(ctx, call.Tenant, in.After, 200)
+		if err != nil {
+			return out, err
+		}
+		for _, m := range page {
+			if in.Queue != "" && m.Queue != in.Queue || in.Code != "" && m.Code != in.Code || !m.At.Before(in.Before) {
+				continue
+			}
+			err := change(s.cfg.Poison, ctx, call.Tenant, m.ID)
+			switch {
+			case err == nil:
+				out.Done++
+			case errors.Is(err, ErrQueueNotKept):
+				out.Skipped++
+			case errors.Is(err, ErrQueueNotFound): // somebody else was faster
+			default:
+				return out, err
+			}
+		}
+		seen += len(page)
+		in.After = next
+		if out.Next = next; next == "" {
+			break
+		}
+	}
+	return out, nil
 }

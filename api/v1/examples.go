@@ -85,6 +85,9 @@ var examples = map[string]string{
 	"queue.retry": `{"id":"` + ExampleID + `"}`,
 	"queue.drop":  `{"id":"` + ExampleID + `"}`,
 
+	"queue.retry-all": `{"queue":"commands"}`,
+	"queue.drop-all":  `{"code":"flow_event_invalid"}`,
+
 	"service.key":    `{}`,
 	"audit.rewind":   `{"seq":1}`,
 	"views.rebuild":  `{}`,

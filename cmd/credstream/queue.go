@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"strconv"
+	"strings"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -20,8 +21,10 @@ var errCommandFile = fault.New(fault.Invalid, "command_file_invalid", "The file 
 func (a *app) queueCommand() *cobra.Command {
 	return a.group("queue", "Leave commands in the queue, and look at what failed for good",
 		a.queueList(), a.queueShow(),
-		a.queueChange("retry", "Put a message back where it came from", "Message %s is in its queue again.", (*client.API).RetryQueued),
-		a.queueChange("drop", "Erase a message", "Dropped message %s.", (*client.API).DropQueued),
+		a.queueChange("retry", "Put a message, or all, back where it came from", "Message %s is in its queue again.", (*client.API).RetryQueued,
+			"%d messages are in their queues again. %d were not kept and cannot be tried again.", (*client.API).RetryAllQueued),
+		a.queueChange("drop", "Erase a message, or all", "Dropped message %s.", (*client.API).DropQueued,
+			"Dropped %d messages.", (*client.API).DropAllQueued),
 		a.queueSend())
 }
 
@@ -100,13 +103,32 @@ func (a *app) queueShow() *cobra.Command {
 // queueVerb is a command that takes the id of a message alone.
 type queueVerb = func(a *client.API, ctx context.Context, id string, opts ...client.CommandOption) (client.Done, error)
 
-func (a *app) queueChange(verb, short, sentence string, change queueVerb) *cobra.Command {
-	return &cobra.Command{
-		Use: verb + " ID", Short: short, Args: arguments("ID"),
+// queueBulk is a command that takes many messages.
+type queueBulk = func(a *client.API, ctx context.Context, which client.QueueBulk) (client.QueueChanged, error)
+
+func (a *app) queueChange(verb, short, sentence string, change queueVerb, sentenceAll string, changeAll queueBulk) *cobra.Command {
+	var all bool
+	var which client.QueueBulk
+	cmd := &cobra.Command{
+		Use: verb + " ID | --all", Short: short,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if all {
+				return arguments()(cmd, args)
+			}
+			return arguments("ID")(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
 			if err != nil {
 				return err
+			}
+			if all {
+				done, err := changeAll(&api.API, cmd.Context(), which)
+				if err != nil {
+					return err
+				}
+				numbers := []any{done.Done, done.Skipped}
+				return a.answer(done, sentenceAll, numbers[:strings.Count(sentenceAll, "%d")]...)
 			}
 			done, err := change(&api.API, cmd.Context(), args[0])
 			if err != nil {
@@ -115,6 +137,10 @@ func (a *app) queueChange(verb, short, sentence string, change queueVerb) *cobra
 			return a.answer(done, sentence, done.ID)
 		},
 	}
+	cmd.Flags().BoolVar(&all, "all", false, "every message of the tenant, or those that --queue and --code name")
+	cmd.Flags().StringVar(&which.Queue, "queue", "", "with --all: only messages of this `QUEUE`, flows or commands")
+	cmd.Flags().StringVar(&which.Code, "code", "", "with --all: only messages with this error `CODE`")
+	return cmd
 }
 
 func (a *app) queueSend() *cobra.Command {

@@ -1,0 +1,108 @@
+package bus_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/bus"
+	svc "github.com/credstream/credstream/service"
+)
+
+// What waits of a tenant, or failed, has a bound. Another tenant has its own, and
+// whoever works the poison queue off in bulk has room again.
+func TestBacklogIsBounded(t *testing.T) {
+	const most = 20
+	w := startWhole(t)
+	w.queues.SetBacklog(most)
+	w.serveIntake()
+	w.call("default", "tenant.register", `{"id":"other"}`)
+	nc := w.client(w.key)
+	js := must(jetstream.New(nc))(t)
+	flow := func(tenant, body string) *nats.Msg {
+		m := nats.NewMsg("credstream.flows." + tenant + ".f1")
+		for k, v := range map[string]string{"ce-specversion": "1.0", "ce-id": "e", "ce-type": "flow.updated", "ce-source": "/engine"} {
+			m.Header[k] = []string{v}
+		}
+		m.Data = []byte(body)
+		return m
+	}
+	for _, c := range []struct {
+		name, code string
+		message    func(tenant string) *nats.Msg
+	}{
+		{"flow events", "queue_full", func(tenant string) *nats.Msg {
+			return flow(tenant, `{"id":"f1","revision":1,"steps":[{"id":"s","component":"sheets"}]}`)
+		}},
+		{"commands", "queue_full", func(tenant string) *nats.Msg {
+			return queuedCommand(tenant, "component.share", "", `{"id":"sheets"}`)
+		}},
+		{"rubbish", "poison_queue_full", func(tenant string) *nats.Msg { return flow(tenant, "rubbish") }},
+	} {
+		publish := func(tenant string) error {
+			_, err := js.PublishMsg(t.Context(), c.message(tenant), jetstream.WithRetryAttempts(0))
+			return err
+		}
+		for n := range most {
+			if err := publish("default"); err != nil {
+				t.Fatalf("%s: %d: %v", c.name, n, err)
+			}
+		}
+		for range 3 {
+			var refusal *jetstream.APIError
+			if err := publish("default"); !errors.As(err, &refusal) || refusal.Code != 429 || !strings.Contains(refusal.Description, c.code) {
+				t.Errorf("%s: one more: %v", c.name, err)
+			}
+		}
+		if err := publish("other"); err != nil {
+			t.Errorf("%s of the other tenant: %v", c.name, err)
+		}
+	}
+	bulk := func(command, body string) svc.QueuedChanged {
+		answer := must(w.svc.Serve(t.Context(), svc.Call{Tenant: "default", Principal: w.admin, Via: "http"}, command, []byte(body)))(t)
+		return answer.(svc.QueuedChanged)
+	}
+	if got := bulk("queue.retry-all", `{}`); got.Done != 0 || got.Skipped != most {
+		t.Errorf("tried again: %+v", got)
+	}
+	if got := bulk("queue.drop-all", `{"queue":"commands"}`); got.Done != 0 {
+		t.Errorf("of another queue: %+v", got)
+	}
+	if got := bulk("queue.drop-all", `{}`); got.Done != most || got.Next != "" {
+		t.Errorf("dropped: %+v", got)
+	}
+	if left := w.count(bus.PoisonStream); left != 1 {
+		t.Errorf("%d messages are left, want that of the other tenant", left)
+	}
+	eventually(t, "room in the poison queue", func() bool {
+		_, err := js.PublishMsg(t.Context(), flow("default", "rubbish"), jetstream.WithRetryAttempts(0))
+		return err == nil
+	})
+}
+
+// What failed can be tried again in bulk, and large ones count by their size: three of 400 KiB are 21.
+func TestRetryInBulk(t *testing.T) {
+	w := startWhole(t)
+	w.queues.SetBacklog(21)
+	w.serveIntake()
+	stop := w.read(bus.Commands)
+	js := must(jetstream.New(w.client(w.key)))(t)
+	for n := range 3 {
+		body := fmt.Sprintf(`{"id":"none%d","descriptor":{"title":%q}}`, n, strings.Repeat("x", 300<<10))
+		must(js.PublishMsg(t.Context(), queuedCommand("default", "component.update", "", body)))(t)
+	}
+	w.poisoned("default", 3)
+	stop()
+	must(js.PublishMsg(t.Context(), queuedCommand("default", "component.update", "", `{"id":"none","descriptor":{"title":"x"}}`)))(t)
+	answer := must(w.svc.Serve(t.Context(), svc.Call{Tenant: "default", Principal: w.admin, Via: "http"}, "queue.retry-all", []byte(`{"queue":"commands"}`)))(t)
+	if got := answer.(svc.QueuedChanged); got.Done != 3 || got.Skipped != 0 {
+		t.Errorf("tried again: %+v", got)
+	}
+	if poisoned, waiting := w.count(bus.PoisonStream), w.count(bus.QueueStream); poisoned != 0 || waiting != 4 {
+		t.Errorf("%d are poisoned and %d wait", poisoned, waiting)
+	}
+}
