@@ -146,8 +146,8 @@ func (a *Admission) Reserve(who Caller, cost int, size int64) (*Pass, error) {
 	}
 	p := &Pass{a: a, t: t, k: k, cost: cost + int(size/perUnit), size: size, admitted: make(chan struct{}), idle: 1}
 	full := k.waiting+k.idle >= maxLine || t.waiting+t.idle >= maxLines || t.bytes+size > maxBytes-a.bytes
-	t.share.idle++
-	k.share.idle++
+	t.idle++
+	k.idle++
 	t.passes++
 	k.passes++
 	t.bytes += size
@@ -189,8 +189,8 @@ func (a *Admission) request(p *Pass) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	p.idle = 0
-	p.t.share.idle--
-	p.k.share.idle--
+	p.t.idle--
+	p.k.idle--
 	if p.t.waiting == 0 && a.fits(p.t, p.cost) && a.fitsKey(p) {
 		a.take(p)
 		close(p.admitted)
@@ -284,8 +284,8 @@ func (a *Admission) leave(p *Pass) {
 	if i := slices.Index(p.k.line, p); i >= 0 {
 		a.unqueue(p.k, i)
 	} else if p.idle > 0 {
-		p.t.share.idle--
-		p.k.share.idle--
+		p.t.idle--
+		p.k.idle--
 	} else {
 		a.release(p)
 	}
@@ -319,8 +319,8 @@ func Idle(ctx context.Context) (resume func()) {
 		return func() {}
 	}
 	if p.idle++; p.idle == 1 {
-		p.t.share.idle++
-		p.k.share.idle++
+		p.t.idle++
+		p.k.idle++
 		p.a.release(p)
 	}
 	return func() {
@@ -329,8 +329,8 @@ func Idle(ctx context.Context) (resume func()) {
 		if p.idle--; p.idle > 0 || p.left {
 			return
 		}
-		p.t.share.idle--
-		p.k.share.idle--
+		p.t.idle--
+		p.k.idle--
 		p.a.take(p) // room or not: what was begun is completed
 	}
 }
