@@ -106,6 +106,8 @@ func summarize(route string, answer any) (events.CommandCompleted, bool, error) 
 		done = a.Done
 	case Connected:
 		done.ID, c.Expires = a.ID, a.Expires
+	case QueuedChanged:
+		done.ID, done.Until, done.Version, c.Total = a.Next, a.Before, a.Skipped, a.Done
 	default:
 		return c, false, fmt.Errorf("service: how %s was answered cannot be remembered: %T", route, answer)
 	}
@@ -129,6 +131,8 @@ func (s *Service) recalled(ctx context.Context, call *Call, c events.CommandComp
 		return &repeat{answer: RevocationStarted{Done: done, Total: c.Total}}, nil
 	case "api_key.issue":
 		return &repeat{answer: IssuedAPIKey{Done: done, Expires: c.Expires}}, nil
+	case "queue.retry-all", "queue.drop-all":
+		return &repeat{answer: QueuedChanged{Done: c.Total, Skipped: c.Version, Before: c.Until, Next: c.ID}}, nil
 	case "oauth.connect":
 		link, _, err := s.link(ctx, call, c.ID, c.Expires)
 		return &repeat{answer: link}, err

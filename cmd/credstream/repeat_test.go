@@ -149,6 +149,8 @@ func TestEveryCommandTwice(t *testing.T) {
 		{"views.rebuild", m{}},
 		{"queue.retry", m{"id": ""}},
 		{"queue.drop", m{"id": ""}},
+		{"queue.retry-all", m{}},
+		{"queue.drop-all", m{}},
 		{"oauth.revoke", m{"all": true}},
 	}
 	type answered struct {
