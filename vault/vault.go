@@ -138,6 +138,8 @@ type Vault struct {
 
 	recent *recent
 	intact func() error // nil: always
+
+	deleting func(context.Context) (done func(known bool), err error) // nil: nobody counts
 }
 
 // New returns a vault over the stream of StreamConfig. nc is the connection of js.
@@ -161,6 +163,12 @@ func New(js jetstream.JetStream, nc *nats.Conn, keys *seal.Keyring, sync func(co
 // Guard has every Put, Get and Erase return intact's error while there is one: no secret
 // comes, leaves or goes. Call it before the first of them.
 func (v *Vault) Guard(intact func() error) { v.intact = intact }
+
+// OnDelete has deleting called before a message is deleted, and done when that is durable or
+// was given up. Its error ends the Erase. Call it before the first of them.
+func (v *Vault) OnDelete(deleting func(context.Context) (done func(known bool), err error)) {
+	v.deleting = deleting
+}
 
 // check refuses a ref that cannot stand in a subject, and everything while the vault is
 // guarded.
@@ -331,7 +339,7 @@ func (v *Vault) Get(ctx context.Context, ref Ref) (seal.Secret, error) {
 
 // Erase overwrites and deletes the secret of ref. When it returns, its bytes
 // stand in no file of the stream, durably. It is no error when there is none.
-func (v *Vault) Erase(ctx context.Context, ref Ref) error {
+func (v *Vault) Erase(ctx context.Context, ref Ref) (erased error) {
 	if err := v.check(ref); err != nil {
 		return err
 	}
@@ -349,6 +357,13 @@ func (v *Vault) Erase(ctx context.Context, ref Ref) error {
 		}
 		// What looks like a failure may be the work of another caller, or done and
 		// not heard of: the next look tells.
+		if v.deleting != nil {
+			done, err := v.deleting(ctx)
+			if err != nil {
+				return fmt.Errorf("erasing a secret: %w", err)
+			}
+			defer func() { done(erased == nil) }() // when it is durable
+		}
 		failed = v.overwrite(ctx, m.seq)
 	}
 	return fmt.Errorf("erasing a secret: %w", cmp.Or(failed, errBusy))

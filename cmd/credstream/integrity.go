@@ -4,17 +4,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/bus"
 	"github.com/credstream/credstream/events"
 	eventlog "github.com/credstream/credstream/events/jetstream"
 	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/vault"
 )
 
 const (
@@ -22,6 +26,28 @@ const (
 	checkEvery   = time.Minute      // between two checks of what is stored
 	recheckEvery = 2 * time.Second  // while it is damaged: the leader of a cluster may have been an old one
 )
+
+// keptStreams are the streams beside the log that nothing can make anew.
+var keptStreams = []string{vault.Stream, keyStream, bus.AccessStream, bus.FlowsStream, bus.QueueStream, bus.PoisonStream}
+
+func (p *program) highWaterFile() string { return filepath.Join(p.cfg.Data, "high-water.json") }
+
+// openMarks reads what is remembered of the streams beside the log.
+func (p *program) openMarks(conn *nats.Conn) error {
+	js, err := jetstream.New(conn)
+	if err != nil {
+		return fmt.Errorf("open JetStream: %w", err)
+	}
+	var streams []bus.Marked
+	for _, name := range keptStreams {
+		streams = append(streams, bus.Marked{
+			Stream: name, Durable: p.durable(name),
+			Exact: p.node != nil && (name == vault.Stream || name == keyStream), // of the others messages go by age, or when they are done
+		})
+	}
+	p.marks, err = bus.OpenMarks(filepath.Join(p.cfg.Data, "marks.json"), js, p.log, streams...)
+	return err
+}
 
 // integrity says whether what is stored is damaged. While it is, nothing is written, no
 // secret leaves and none is collected. Each check looks at everything anew.
@@ -48,7 +74,7 @@ func (i *integrity) set(damage error) bool {
 
 // isDamage tells a proof from a check that could not be made.
 func isDamage(err error) bool {
-	return eventlog.Damage(err) || errors.Is(err, seal.ErrKeysetMissing)
+	return eventlog.Damage(err) || errors.Is(err, bus.ErrStoredIncomplete) || errors.Is(err, seal.ErrKeysetMissing)
 }
 
 // checkIntegrity compares what is stored with itself and with what is remembered of it.
@@ -56,7 +82,10 @@ func isDamage(err error) bool {
 func (p *program) checkIntegrity(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
-	err := p.water.Check(ctx)
+	err := p.marks.Check(ctx)
+	if err == nil && p.water != nil {
+		err = p.water.Check(ctx)
+	}
 	if err == nil && p.keysets != nil {
 		err = p.checkKeysets(ctx)
 	}

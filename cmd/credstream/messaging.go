@@ -76,6 +76,13 @@ func (p *program) startNode(ctx context.Context, secrets []string, restarted fun
 	node, err := bus.StartNode(ctx, bus.NodeConfig{
 		Dir: p.cfg.Data, Listen: p.cfg.NATSListen, SyncAlways: p.cfg.Durability == "always",
 		ClearSecretCommands: secrets, Logger: p.log, Fatal: p.fatal, Restarted: restarted,
+		Kept: append([]string{eventlog.Stream}, keptStreams...),
+		Durable: func(stream string) uint64 {
+			if stream != eventlog.Stream {
+				return 0
+			}
+			return eventlog.Marked(p.highWaterFile())
+		},
 	})
 	if err != nil {
 		return err

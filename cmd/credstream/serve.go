@@ -97,6 +97,7 @@ type program struct {
 	id        string              // of this process among those that serve one log
 	leases    jetstream.JetStream // where roles are agreed on; nil with the embedded server
 	water     *eventlog.HighWater
+	marks     *bus.Marks
 	integrity integrity
 	keysets   jetstream.JetStream // where the keysets are; nil until they are open
 	stop      []func()            // in reverse order
@@ -167,12 +168,18 @@ func (p *program) openLog(ctx context.Context) error {
 	if p.node != nil {
 		cfg.SyncTree = p.node.Syncer(eventlog.Stream).SyncTree
 	}
+	if err := p.openMarks(conn); err != nil {
+		return err
+	}
+	if err := p.checkIntegrity(ctx); err != nil { // before what is missing is made
+		return err
+	}
 	p.store, err = eventlog.Open(ctx, cfg)
 	if err != nil {
 		return err
 	}
 	p.stop = append(p.stop, p.store.Close)
-	p.water = eventlog.NewHighWater(filepath.Join(p.cfg.Data, "high-water.json"), p.store)
+	p.water = eventlog.NewHighWater(p.highWaterFile(), p.store)
 	if err := p.checkIntegrity(ctx); err != nil {
 		return err
 	}
@@ -274,6 +281,7 @@ func (p *program) openService(ctx context.Context) error {
 	}
 	p.vault = vault.New(js, conn, p.keyring, p.durable(vault.Stream))
 	p.vault.Guard(p.integrity.Err)
+	p.vault.OnDelete(p.marks.Deleting)
 	if p.lastUse, err = bus.OpenLastUse(ctx, js, n, p.log); err != nil {
 		return err
 	}

@@ -85,6 +85,16 @@ type mark struct {
 // NewHighWater keeps the mark of store in the file at path.
 func NewHighWater(path string, store *Store) *HighWater { return &HighWater{path: path, store: store} }
 
+// Marked is the sequence in the high-water file at path; 0 when there is none to read.
+func Marked(path string) uint64 {
+	var m mark
+	b, err := os.ReadFile(path)
+	if err != nil || json.Unmarshal(b, &m) != nil {
+		return 0
+	}
+	return m.Seq
+}
+
 // Check counts the log (see CheckWhole) and compares it with the mark; it returns
 // ErrLogCutShort when the log does not bear the mark out. Without a file there is
 // nothing to compare. A file that cannot be read is ErrHighWater.

@@ -1,0 +1,273 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/fault"
+)
+
+// The errors of Marks.Check.
+var (
+	// ErrStoredIncomplete says that a stream is not the one it was, or misses messages.
+	ErrStoredIncomplete = fault.New(fault.Unavailable, "stored_incomplete",
+		"A stream holds less than it held before: it was damaged. Nothing is changed and no secret leaves until it is restored.")
+	// ErrMarks says that the file of the marks cannot be read.
+	ErrMarks = fault.New(fault.Precondition, "marks_unreadable",
+		"The file of the marks cannot be read. Put it back from its backup, or remove it if the data is known to be whole.")
+)
+
+// Marked is a stream whose marks are kept.
+type Marked struct {
+	Stream string
+	// Exact says that this process alone deletes messages, and calls Marks.Deleting
+	// before: then lost messages are told from deleted ones by their number.
+	Exact bool
+	// Durable returns after an fsync of what the stream held before the call; nil says
+	// that the server syncs by itself.
+	Durable func(context.Context) error
+}
+
+// Marks remembers, in a file outside the streams, which streams there are and how much was
+// durable in each. JetStream drops what it cannot read, and uses sequences again.
+type Marks struct {
+	path    string
+	js      jetstream.JetStream
+	streams []Marked
+	log     *slog.Logger
+
+	mu       sync.Mutex
+	marks    map[string]mark // as they are in the file
+	deleting uint64          // deletions under way
+	unknown  uint64          // deletions of this process that may still come about
+	budget   uint64          // deletions that may still begin before the file must be written
+}
+
+// mark is what a stream held, durable.
+type mark struct {
+	Created time.Time `json:"created"` // of the stream: another one has another time
+	Last    uint64    `json:"last"`    // its last sequence
+	Deleted uint64    `json:"deleted"` // how many of its sequences have no message
+	Slack   uint64    `json:"slack"`   // how many more may have been deleted since
+}
+
+// marksFile is the stored form, for ever.
+type marksFile struct {
+	Format  int             `json:"format"`
+	Streams map[string]mark `json:"streams"`
+}
+
+const (
+	marksFormat  = 1
+	deleteBudget = 256 // deletions that the marks allow for at once
+	marksEvery   = time.Second
+)
+
+// OpenMarks reads the file at path, which need not exist, or returns ErrMarks.
+func OpenMarks(path string, js jetstream.JetStream, log *slog.Logger, streams ...Marked) (*Marks, error) {
+	m := &Marks{path: path, js: js, streams: streams, log: log, marks: map[string]mark{}}
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return m, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the marks: %w", err)
+	}
+	var file marksFile
+	if err := json.Unmarshal(b, &file); err != nil || file.Format != marksFormat {
+		return nil, ErrMarks.Because("The file %s is empty, damaged or of a newer version, which says nothing of the data itself. "+
+			"Put it back from its backup; or, if you know that the data is whole, remove it, and the next start writes it anew.", path)
+	}
+	m.marks = file.Streams
+	return m, nil
+}
+
+// Check compares the streams with their marks. It returns ErrStoredIncomplete for one that
+// is gone, is another one, ends too early, or misses messages that nobody deleted. A
+// stream without a mark is not looked at.
+func (m *Marks) Check(ctx context.Context) error {
+	for _, s := range m.streams {
+		was, known := m.mark(s.Stream)
+		if !known {
+			continue
+		}
+		now, err := m.look(ctx, s.Stream)
+		allowed, _ := m.mark(s.Stream) // again: messages are deleted meanwhile
+		switch {
+		case errors.Is(err, jetstream.ErrStreamNotFound):
+			return incomplete(s.Stream, "is gone")
+		case err != nil:
+			return err
+		case !now.Created.Equal(was.Created):
+			return incomplete(s.Stream, "is another one: it was made at %s, and the one before at %s", now.Created.Format(time.RFC3339), was.Created.Format(time.RFC3339))
+		case now.Last < was.Last:
+			return incomplete(s.Stream, "ends at message %d, and held message %d", now.Last, was.Last)
+		case s.Exact && now.Deleted < was.Deleted:
+			return incomplete(s.Stream, "holds %d messages that were erased: it is an old copy", was.Deleted-now.Deleted)
+		case s.Exact && now.Deleted > allowed.Deleted+allowed.Slack:
+			return incomplete(s.Stream, "misses %d messages that were not erased", now.Deleted-allowed.Deleted-allowed.Slack)
+		}
+	}
+	return nil
+}
+
+func (m *Marks) mark(stream string) (mark, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	k, known := m.marks[stream]
+	return k, known
+}
+
+func incomplete(stream, format string, args ...any) error {
+	return ErrStoredIncomplete.Because("The stream %s %s: it was damaged. Nothing is changed and no secret leaves until it is restored from a backup.",
+		stream, fmt.Sprintf(format, args...))
+}
+
+func (m *Marks) look(ctx context.Context, stream string) (mark, error) {
+	s, err := m.js.Stream(ctx, stream)
+	if err != nil {
+		return mark{}, fmt.Errorf("looking up stream %s: %w", stream, err)
+	}
+	info := s.CachedInfo()
+	return mark{Created: info.Created, Last: info.State.LastSeq, Deleted: info.State.LastSeq - info.State.Msgs}, nil
+}
+
+// Deleting says that a message of an exact stream is about to be deleted. The caller calls
+// done afterwards, and says whether it knows the outcome, durable.
+func (m *Marks) Deleting(context.Context) (done func(known bool), err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.budget == 0 {
+		loose := map[string]mark{}
+		for name, k := range m.marks {
+			k.Slack += deleteBudget
+			loose[name] = k
+		}
+		if err := m.write(loose); err != nil {
+			return nil, err
+		}
+		m.budget = deleteBudget
+	}
+	m.budget--
+	m.deleting++
+	return func(known bool) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.deleting--
+		if !known {
+			m.unknown++
+		}
+	}, nil
+}
+
+// Record writes the marks when the streams have moved on and what they hold is durable.
+func (m *Marks) Record(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	slack := m.unknown
+	if m.deleting > 0 { // what is under way may be counted or not
+		if m.deleting >= deleteBudget {
+			return nil // the marks allow for it
+		}
+		slack += deleteBudget
+	}
+	next, changed := map[string]mark{}, false
+	for _, s := range m.streams {
+		now, err := m.look(ctx, s.Stream)
+		if err != nil {
+			return err
+		}
+		now.Slack = slack
+		if now != m.marks[s.Stream] && s.Durable != nil {
+			if err := s.Durable(ctx); err != nil {
+				return fmt.Errorf("syncing stream %s: %w", s.Stream, err)
+			}
+		}
+		changed = changed || now != m.marks[s.Stream]
+		next[s.Stream] = now
+	}
+	if !changed {
+		return nil
+	}
+	if err := m.write(next); err != nil {
+		return err
+	}
+	m.budget = 0
+	if m.deleting > 0 {
+		m.budget = deleteBudget - m.deleting
+	}
+	return nil
+}
+
+// write replaces the file; the caller holds mu.
+func (m *Marks) write(marks map[string]mark) error {
+	b, err := json.Marshal(marksFile{Format: marksFormat, Streams: marks}, json.Deterministic(true))
+	if err == nil {
+		err = replaceFile(m.path, b)
+	}
+	if err != nil {
+		return fmt.Errorf("writing the marks: %w", err)
+	}
+	m.marks = marks
+	return nil
+}
+
+// Run records the marks every second until ctx ends, and once more then. It records
+// nothing while intact returns an error.
+func (m *Marks) Run(ctx context.Context, intact func() error) error {
+	tick := time.NewTicker(marksEvery)
+	defer tick.Stop()
+	for {
+		over := false
+		select {
+		case <-ctx.Done():
+			over = true
+		case <-tick.C:
+		}
+		if intact() == nil {
+			once, cancel := context.WithTimeout(context.WithoutCancel(ctx), marksEvery)
+			err := m.Record(once)
+			cancel()
+			if err != nil && !over {
+				m.log.WarnContext(ctx, "the marks of the streams were not written", "err", err)
+			}
+		}
+		if over {
+			return nil
+		}
+	}
+}
+
+// replaceFile writes a file so that after a power cut it is the old or the new one, whole.
+func replaceFile(path string, content []byte) error {
+	tmp := path + ".new"
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
