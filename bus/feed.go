@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/projections"
 )
 
@@ -99,7 +100,17 @@ type place struct {
 
 func (p place) before(q place) bool { return p.seq < q.seq || p.seq == q.seq && p.index < q.index }
 
-var errFeedAhead = errors.New("the feed tells of events that the log does not hold")
+// ErrFeedAhead says that the feed tells of events that the log does not hold. It is written
+// from durable commits only, so it is the log that has lost something.
+var ErrFeedAhead = fault.New(fault.Unavailable, "log_behind_feed",
+	"The feed tells of events that the log does not hold: it was damaged. Nothing is changed and no secret leaves until it is restored from a backup. "+
+		"If the log was restored on purpose, remove the streams CREDSTREAM_FEED and CREDSTREAM_AUDIT.")
+
+// Check returns ErrFeedAhead when the log does not hold the feed's last event.
+func (f *Feed) Check(ctx context.Context) error {
+	_, _, err := f.last(ctx)
+	return err
+}
 
 // Position is the log sequence of the last commit that the stream tells whole or
 // in part, or that holds nothing for its audience.
@@ -212,11 +223,11 @@ func (f *Feed) last(ctx context.Context) (place, uint64, error) {
 	recs, err := f.store.Commit(ctx, at.seq)
 	switch {
 	case errors.Is(err, events.ErrNoSuchCommit):
-		return place{}, 0, errFeedAhead
+		return place{}, 0, ErrFeedAhead
 	case err != nil:
 		return place{}, 0, err
 	case at.index >= len(recs) || recs[at.index].ID() != msg.Header.Get("ce-id"):
-		return place{}, 0, errFeedAhead
+		return place{}, 0, ErrFeedAhead
 	}
 	f.seq.Store(at.seq)
 	return at, lastSeq, nil

@@ -75,10 +75,21 @@ const (
 
 // OpenMarks reads the file at path, which need not exist, or returns ErrMarks.
 func OpenMarks(path string, js jetstream.JetStream, log *slog.Logger, streams ...Marked) (*Marks, error) {
-	m := &Marks{path: path, js: js, streams: streams, log: log, marks: map[string]mark{}}
+	marks, err := readMarks(path)
+	return &Marks{path: path, js: js, streams: streams, log: log, marks: marks}, err
+}
+
+// MarkedLast is the sequence up to which the file at path says that a stream was durable; 0
+// when it does not say.
+func MarkedLast(path, stream string) uint64 {
+	marks, _ := readMarks(path) // OpenMarks says what is wrong with it
+	return marks[stream].Last
+}
+
+func readMarks(path string) (map[string]mark, error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return m, nil
+		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the marks: %w", err)
@@ -88,8 +99,7 @@ func OpenMarks(path string, js jetstream.JetStream, log *slog.Logger, streams ..
 		return nil, ErrMarks.Because("The file %s is empty, damaged or of a newer version, which says nothing of the data itself. "+
 			"Put it back from its backup; or, if you know that the data is whole, remove it, and the next start writes it anew.", path)
 	}
-	m.marks = file.Streams
-	return m, nil
+	return file.Streams, nil
 }
 
 // Check compares the streams with their marks. It returns ErrStoredIncomplete for one that
@@ -109,7 +119,7 @@ func (m *Marks) Check(ctx context.Context) error {
 		case err != nil:
 			return err
 		case !now.Created.Equal(was.Created):
-			return incomplete(s.Stream, "is another one: it was made at %s, and the one before at %s", now.Created.Format(time.RFC3339), was.Created.Format(time.RFC3339))
+			return incomplete(s.Stream, "is another one: it was made at %s, and the one before at %s", now.Created.Format(time.RFC3339Nano), was.Created.Format(time.RFC3339Nano))
 		case now.Last < was.Last:
 			return incomplete(s.Stream, "ends at message %d, and held message %d", now.Last, was.Last)
 		case s.Exact && now.Deleted < was.Deleted:
@@ -238,7 +248,7 @@ func (m *Marks) Run(ctx context.Context, intact func() error) error {
 			once, cancel := context.WithTimeout(context.WithoutCancel(ctx), marksEvery)
 			err := m.Record(once)
 			cancel()
-			if err != nil && !over {
+			if err != nil {
 				m.log.WarnContext(ctx, "the marks of the streams were not written", "err", err)
 			}
 		}

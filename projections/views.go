@@ -327,40 +327,32 @@ func digest(path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// Check compares the views with the log: end is its last sequence, and commitAt
-// gives the id of the commit at a sequence. Views that are ahead of the log, or
-// that saw another commit at their position, are dropped: their position is 0
-// then and Rebuild or the Projector fills them again. Call it before anything
-// reads, and after every restart of the log.
-func (v *Views) Check(end uint64, commitAt func(seq uint64) (commitID string, err error)) error {
+// ErrViewsAhead says that the views reflect a commit that the log does not hold. They are fed
+// with durable commits only, so it is the log that has lost something.
+var ErrViewsAhead = fault.New(fault.Unavailable, "log_behind_views",
+	"The log does not hold what the views were made from: it was damaged. Nothing is changed and no secret leaves until it is restored.")
+
+// Check compares the views with the log, of which commitAt gives the id of the commit at
+// a sequence. It returns ErrViewsAhead when the log does not hold the commit that they
+// end with.
+func (v *Views) Check(commitAt func(seq uint64) (commitID string, err error)) error {
 	v.mu.Lock()
-	defer v.mu.Unlock()
 	if err := v.reopen(); err != nil {
+		v.mu.Unlock()
 		return err
 	}
 	m := v.w.meta
+	v.mu.Unlock()
 	if m.seq == 0 {
 		return nil
 	}
-	var why string
-	if m.seq > end {
-		why = "they are ahead of the log"
-	} else {
-		switch id, err := commitAt(m.seq); {
-		case errors.Is(err, events.ErrNoSuchCommit):
-			why = "the log has lost the commit they end with"
-		case err != nil:
-			return fmt.Errorf("comparing the views with the log: %w", err)
-		case id != m.commit:
-			why = "the log holds another commit at their position"
-		}
-	}
-	if why == "" {
-		return nil
-	}
-	v.log.Warn("the views are dropped and built again from the log", "path", v.path, "reason", why, "position", m.seq, "end", end)
-	if err := v.swap(func() error { return remove(v.path) }); err != nil {
-		return fmt.Errorf("dropping the views: %w", err)
+	id, err := commitAt(m.seq)
+	switch {
+	case err != nil && !errors.Is(err, events.ErrNoSuchCommit):
+		return fmt.Errorf("comparing the views with the log: %w", err)
+	case err != nil || id != m.commit:
+		return ErrViewsAhead.Because("The views were made from a log with the commit %d, which the log does not hold, or holds another one in its place: it was damaged. "+
+			"Nothing is changed and no secret leaves until it is restored from a backup. If the log was restored on purpose, remove the files of the views.", m.seq)
 	}
 	return nil
 }

@@ -767,8 +767,8 @@ func TestDamageFoundByAQueryDropsTheFileAtTheNextStart(t *testing.T) {
 func TestViewsAreComparedWithTheLog(t *testing.T) {
 	recs := everything()
 	for name, c := range map[string]struct {
-		log  *journal
-		kept bool
+		log      *journal
+		borneOut bool
 	}{
 		"the same log":                  {newJournal(recs...), true},
 		"a longer log":                  {newJournal(append(slices.Clone(recs), commits(someTenant, 60, []events.Event{events.TenantRegistered{}})...)...), true},
@@ -786,12 +786,10 @@ func TestViewsAreComparedWithTheLog(t *testing.T) {
 			if err := v.Apply(t.Context(), recs); err != nil {
 				t.Fatal(err)
 			}
-			end, _ := c.log.End(t.Context())
-			if err := v.Check(end, c.log.commitAt); err != nil {
-				t.Fatal(err)
+			if err := v.Check(c.log.commitAt); errors.Is(err, projections.ErrViewsAhead) != !c.borneOut || err != nil && c.borneOut {
+				t.Error(err)
 			}
-			tenants, err := v.Tenants(t.Context())
-			if kept := v.Position() != 0; kept != c.kept || (len(tenants) != 0) != c.kept || err != nil {
+			if tenants, err := v.Tenants(t.Context()); v.Position() == 0 || len(tenants) == 0 || err != nil { // they are the proof
 				t.Errorf("position %d with %d tenants, %v", v.Position(), len(tenants), err)
 			}
 		})

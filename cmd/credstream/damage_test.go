@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
@@ -17,6 +18,7 @@ import (
 	"github.com/minio/highwayhash"
 
 	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/bus"
 	"github.com/credstream/credstream/events"
 	eventlog "github.com/credstream/credstream/events/jetstream"
 	"github.com/credstream/credstream/events/memory"
@@ -172,6 +174,7 @@ func TestKeysetsLost(t *testing.T) {
 	id := u.create(t)
 	u.stop()
 	must(t, os.RemoveAll(filepath.Dir(blocks(data, keyStream))))
+	must(t, os.Remove(filepath.Join(data, "marks.json"))) // which would tell, too
 
 	u = bring(t, data)
 	if reasons := u.notReadyReasons(t); !strings.Contains(reasons, "2 tenants whose keys are lost, acme") {
@@ -200,5 +203,118 @@ func TestKeysetsLost(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(data, "kms.key")); err == nil {
 		t.Error("a new KMS key was made")
+	}
+}
+
+// A flipped bit in a file that must be kept refuses the start, with the file named and
+// nothing touched; one in what is derived from the log is set aside.
+func TestFlippedBit(t *testing.T) {
+	data := t.TempDir()
+	u := bring(t, data)
+	registerPlain(t, u.base)
+	id := u.create(t)
+	for range 3 {
+		u.create(t)
+	}
+	u.stop()
+	for _, stream := range []string{eventlog.Stream, vault.Stream, keyStream} {
+		file := filepath.Join(blocks(data, stream), "1.blk")
+		whole, err := os.ReadFile(file)
+		must(t, err)
+		flipped := bytes.Clone(whole)
+		flipped[len(flipped)/3] ^= 1
+		must(t, os.WriteFile(file, flipped, 0o600))
+		if p, err := start(t.Context(), u.cfg, &lockedBuffer{}); !errors.Is(err, bus.ErrStoredDamaged) || !strings.Contains(err.Error(), stream) || !strings.Contains(err.Error(), "1.blk") {
+			t.Errorf("%s: %v %v", stream, p, err)
+		}
+		now, err := os.ReadFile(file)
+		must(t, err)
+		if !bytes.Equal(now, flipped) {
+			t.Errorf("%s was touched", stream)
+		}
+		must(t, os.WriteFile(file, whole, 0o600))
+	}
+	file := filepath.Join(blocks(data, bus.FeedStream), "1.blk")
+	b, err := os.ReadFile(file)
+	must(t, err)
+	b[len(b)/3] ^= 1
+	must(t, os.WriteFile(file, b, 0o600))
+	u = bring(t, data)
+	if reasons := u.notReadyReasons(t); reasons != "" {
+		t.Error(reasons)
+	}
+	if _, err := u.held(t.Context(), id); err != nil {
+		t.Error(err)
+	}
+	if kept, err := os.ReadDir(filepath.Join(data, "damaged")); err != nil || len(kept) != 1 {
+		t.Errorf("set aside: %v %v", kept, err)
+	}
+}
+
+// The end of the newest block that a kill or a power cut has torn is cut off, as ever,
+// when it was not durable.
+func TestTornEnd(t *testing.T) {
+	data := t.TempDir()
+	u := bring(t, data)
+	registerPlain(t, u.base)
+	id := u.create(t)
+	u.stop()
+	file := filepath.Join(blocks(data, eventlog.Stream), "1.blk")
+	whole, err := os.ReadFile(file)
+	must(t, err)
+	for name, torn := range map[string][]byte{
+		"half a record": append(bytes.Clone(whole), whole[:100]...),
+		"zeros":         append(bytes.Clone(whole), make([]byte, 4096)...),
+	} {
+		must(t, os.WriteFile(file, torn, 0o600))
+		u := bring(t, data)
+		if reasons := u.notReadyReasons(t); reasons != "" {
+			t.Errorf("%s: %s", name, reasons)
+		}
+		if _, err := u.held(t.Context(), id); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		u.stop()
+	}
+	must(t, os.WriteFile(file, whole[:len(whole)-10], 0o600)) // of what was durable
+	if p, err := start(t.Context(), u.cfg, &lockedBuffer{}); !errors.Is(err, bus.ErrStoredDamaged) {
+		t.Errorf("a durable end: %v %v", p, err)
+	}
+}
+
+// What was made from the log and is ahead of it proves that the log was cut, also without
+// a high-water mark: nothing is written, and no first key is made.
+func TestLogBehindWhatWasMadeFromIt(t *testing.T) {
+	for name, gone := range map[string][]string{
+		"views": {bus.FeedStream, bus.AuditStream}, "feed": {"views.db", bus.AuditStream},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			data := t.TempDir()
+			u := bring(t, data)
+			registerPlain(t, u.base)
+			end, err := u.store.End(t.Context())
+			must(t, err)
+			for until := time.Now().Add(time.Minute); u.feed.Position() < end; time.Sleep(10 * time.Millisecond) {
+				if time.Now().After(until) {
+					t.Fatal("the feed does not get there")
+				}
+			}
+			u.stop()
+			for _, g := range append(gone, eventlog.Stream, "high-water.json") {
+				if !strings.Contains(g, ".") {
+					must(t, os.RemoveAll(filepath.Dir(blocks(data, g))))
+				} else {
+					must(t, os.Remove(filepath.Join(data, g)))
+				}
+			}
+			u = bring(t, data)
+			if !u.firstKey.IsZero() || u.writesAllowed() == nil {
+				t.Errorf("a first key: %v; writes: %v", !u.firstKey.IsZero(), u.writesAllowed())
+			}
+			if end, err := u.store.End(t.Context()); err != nil || end != 0 {
+				t.Errorf("the log goes to %d, %v", end, err)
+			}
+		})
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/credstream/credstream/bus"
 	"github.com/credstream/credstream/events"
 	eventlog "github.com/credstream/credstream/events/jetstream"
+	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/seal"
 	"github.com/credstream/credstream/vault"
 )
@@ -32,6 +33,8 @@ var keptStreams = []string{vault.Stream, keyStream, bus.AccessStream, bus.FlowsS
 
 func (p *program) highWaterFile() string { return filepath.Join(p.cfg.Data, "high-water.json") }
 
+func (p *program) marksFile() string { return filepath.Join(p.cfg.Data, "marks.json") }
+
 // openMarks reads what is remembered of the streams beside the log.
 func (p *program) openMarks(conn *nats.Conn) error {
 	js, err := jetstream.New(conn)
@@ -45,7 +48,7 @@ func (p *program) openMarks(conn *nats.Conn) error {
 			Exact: p.node != nil && (name == vault.Stream || name == keyStream), // of the others messages go by age, or when they are done
 		})
 	}
-	p.marks, err = bus.OpenMarks(filepath.Join(p.cfg.Data, "marks.json"), js, p.log, streams...)
+	p.marks, err = bus.OpenMarks(p.marksFile(), js, p.log, streams...)
 	return err
 }
 
@@ -74,7 +77,9 @@ func (i *integrity) set(damage error) bool {
 
 // isDamage tells a proof from a check that could not be made.
 func isDamage(err error) bool {
-	return eventlog.Damage(err) || errors.Is(err, bus.ErrStoredIncomplete) || errors.Is(err, seal.ErrKeysetMissing)
+	return slices.ContainsFunc([]error{
+		eventlog.ErrLogCutShort, eventlog.ErrLogIncomplete, bus.ErrStoredIncomplete, bus.ErrFeedAhead, projections.ErrViewsAhead, seal.ErrKeysetMissing,
+	}, func(proof error) bool { return errors.Is(err, proof) })
 }
 
 // checkIntegrity compares what is stored with itself and with what is remembered of it.
@@ -83,11 +88,18 @@ func (p *program) checkIntegrity(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
 	err := p.marks.Check(ctx)
-	if err == nil && p.water != nil {
-		err = p.water.Check(ctx)
-	}
-	if err == nil && p.keysets != nil {
-		err = p.checkKeysets(ctx)
+	for _, check := range []struct {
+		open bool
+		run  func(context.Context) error
+	}{
+		{p.water != nil, func(ctx context.Context) error { return p.water.Check(ctx) }},
+		{p.views != nil, p.compareViews},
+		{p.keysets != nil, p.checkKeysets},
+		{p.feed != nil, p.compareFeeds},
+	} {
+		if err == nil && check.open {
+			err = check.run(ctx)
+		}
 	}
 	if err != nil && !isDamage(err) {
 		return err
@@ -124,6 +136,28 @@ func (p *program) watchIntegrity(ctx context.Context) error {
 			p.log.WarnContext(ctx, "what is stored could not be checked", "err", err)
 		}
 	}
+}
+
+// compareFeeds returns bus.ErrFeedAhead when the log does not hold what a feed tells of; the
+// feeds' writers say what else is wrong with them.
+func (p *program) compareFeeds(ctx context.Context) error {
+	for _, f := range []*bus.Feed{p.feed, p.audit} {
+		if err := f.Check(ctx); errors.Is(err, bus.ErrFeedAhead) {
+			return err
+		}
+	}
+	return nil
+}
+
+// compareViews returns projections.ErrViewsAhead when the log does not hold what they reflect.
+func (p *program) compareViews(ctx context.Context) error {
+	return p.views.Check(func(seq uint64) (string, error) {
+		recs, err := p.store.Commit(ctx, seq)
+		if err != nil {
+			return "", err
+		}
+		return recs[0].Meta.Commit, nil
+	})
 }
 
 // checkKeysets returns seal.ErrKeysetMissing when a tenant in the log has no keyset. A

@@ -79,7 +79,7 @@ func (p *program) startNode(ctx context.Context, secrets []string, restarted fun
 		Kept: append([]string{eventlog.Stream}, keptStreams...),
 		Durable: func(stream string) uint64 {
 			if stream != eventlog.Stream {
-				return 0
+				return bus.MarkedLast(p.marksFile(), stream)
 			}
 			return eventlog.Marked(p.highWaterFile())
 		},

@@ -208,21 +208,14 @@ func (p *program) openViews(ctx context.Context) error {
 			p.log.Error("close the views", "err", err)
 		}
 	})
+	if err := p.checkIntegrity(ctx); err != nil { // the views among what is compared
+		return err
+	}
 	end, err := p.store.End(ctx)
 	if err != nil {
 		return err
 	}
-	err = p.views.Check(end, func(seq uint64) (string, error) {
-		recs, err := p.store.Commit(ctx, seq)
-		if err != nil {
-			return "", err
-		}
-		return recs[0].Meta.Commit, nil
-	})
-	if err != nil {
-		return err
-	}
-	if end-p.views.Position() > bulkRebuild {
+	if end > p.views.Position()+bulkRebuild {
 		p.log.Info("the views are built from the log", "commits", end)
 		if err := p.rebuildViews(ctx, func(uint64, uint64) {}); err != nil {
 			return err
@@ -344,6 +337,9 @@ func (p *program) openService(ctx context.Context) error {
 		return fmt.Errorf("open JetStream: %w", err)
 	}
 	p.feed, p.audit = bus.NewFeed(feedJS, p.store, p.log), bus.NewAuditFeed(feedJS, p.store, p.log)
+	if err := p.checkIntegrity(ctx); err != nil { // the feeds among what is compared
+		return err
+	}
 	if _, err := bus.EnsureBucket(ctx, feedJS, bus.InUseConfig(n)); err != nil {
 		return fmt.Errorf("open the bucket of the in-use index: %w", err)
 	}
@@ -639,6 +635,7 @@ func (p *program) openParts(ctx context.Context) error {
 	p.parts.Go(func() error { return p.watchIntegrity(p.life) })
 	if p.integrity.Err() == nil {
 		p.parts.Go(func() error { return p.supervised.run(p.life, "high-water mark", p.water.Run) })
+		p.parts.Go(func() error { return p.marks.Run(p.life, p.integrity.Err) })
 		collect := p.lead("collector", func(ctx context.Context) error { return p.svc.RunCollector(ctx, collectEvery, orphanAge) })
 		p.parts.Go(func() error { return p.supervised.run(p.life, "collector", collect) })
 		for _, queue := range []bus.Queue{bus.Flows, bus.Commands} {

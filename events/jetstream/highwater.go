@@ -31,11 +31,6 @@ var (
 		"The high-water file cannot be read. Put it back from its backup, or remove it if the log is known to be whole.")
 )
 
-// Damage reports whether err proves that the log was damaged.
-func Damage(err error) bool {
-	return errors.Is(err, ErrLogCutShort) || errors.Is(err, ErrLogIncomplete)
-}
-
 // CutShort is ErrLogCutShort for a log that should hold the commit at seq.
 func CutShort(seq uint64) error {
 	return ErrLogCutShort.Because("The log was durable up to commit %d, and does not hold that commit any more: it was damaged. "+
