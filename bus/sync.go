@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,6 +14,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // errSyncerClosed is what Wait returns once Close was called.
@@ -21,6 +24,9 @@ var errSyncerClosed = errors.New("bus: the syncer is closed")
 // A directory's change time moves in ticks of up to 10 ms. Within this time
 // after a change another one may hide behind the same change time.
 const dirTick = 100 * time.Millisecond
+
+// descriptorWait is the pause between two attempts to open a file while no descriptor is free.
+const descriptorWait = 20 * time.Millisecond
 
 // Syncer makes what the embedded server has acknowledged durable, for one
 // stream: it fsyncs the stream's block files from outside the server, one round
@@ -52,6 +58,7 @@ type Syncer struct {
 	blocks  map[int]os.FileInfo // every block, as it was before it was last synced
 	newest  int
 	head    *os.File // the newest block; kept open so that no write error goes to somebody else
+	folder  *os.File // dir; kept open so that no stranger's connection takes its descriptor
 }
 
 type syncRound struct {
@@ -124,6 +131,13 @@ func (s *Syncer) Close() {
 // without it a power cut can take the stream's own description.
 func (s *Syncer) SyncTree() error {
 	stream := filepath.Dir(s.dir)
+	if err := s.withDescriptors(func() error { return s.syncTree(stream) }); err != nil {
+		return s.fail(fmt.Errorf("syncing %s: %w", stream, err))
+	}
+	return nil
+}
+
+func (s *Syncer) syncTree(stream string) error {
 	err := filepath.WalkDir(stream, func(path string, _ fs.DirEntry, err error) error {
 		if err == nil {
 			err = s.syncPath(path)
@@ -136,15 +150,19 @@ func (s *Syncer) SyncTree() error {
 	for up, n := filepath.Dir(stream), 0; err == nil && n < 4; up, n = filepath.Dir(up), n+1 { // streams, account, jetstream, store
 		err = s.syncPath(up)
 	}
-	if err != nil {
-		return s.fail(fmt.Errorf("syncing %s: %w", stream, err))
-	}
-	return nil
+	return err
 }
 
 // SyncConsumers fsyncs what the stream keeps of these durable consumers. Call it
 // once after creating them.
 func (s *Syncer) SyncConsumers(names ...string) error {
+	if err := s.withDescriptors(func() error { return s.syncConsumers(names) }); err != nil {
+		return s.fail(fmt.Errorf("syncing the consumers of %s: %w", filepath.Dir(s.dir), err))
+	}
+	return nil
+}
+
+func (s *Syncer) syncConsumers(names []string) error {
 	all := filepath.Join(filepath.Dir(s.dir), "obs")
 	var err error
 	for _, name := range names {
@@ -158,17 +176,32 @@ func (s *Syncer) SyncConsumers(names ...string) error {
 			return err
 		}))
 	}
-	if err = errors.Join(err, s.syncPath(all), s.syncPath(filepath.Dir(all))); err != nil {
-		return s.fail(fmt.Errorf("syncing the consumers of %s: %w", filepath.Dir(s.dir), err))
+	return errors.Join(err, s.syncPath(all), s.syncPath(filepath.Dir(all)))
+}
+
+// withDescriptors calls a function that opens files, again while no descriptor is
+// free: such a call has synced less than it should, and lost nothing.
+func (s *Syncer) withDescriptors(sync func() error) error {
+	for {
+		err := sync()
+		if !errors.Is(err, unix.EMFILE) && !errors.Is(err, unix.ENFILE) {
+			return err
+		}
+		select {
+		case <-s.quit:
+			return err
+		case <-time.After(descriptorWait):
+		}
 	}
-	return nil
 }
 
 func (s *Syncer) run() {
 	defer close(s.done)
 	defer func() {
-		if s.head != nil {
-			_ = s.head.Close() // opened for reading
+		for _, f := range []*os.File{s.head, s.folder} {
+			if f != nil {
+				_ = f.Close() // opened for reading
+			}
 		}
 	}()
 	for {
@@ -180,7 +213,7 @@ func (s *Syncer) run() {
 		}
 		r := s.take()
 		s.rounds.Add(1)
-		err := s.syncBlocks()
+		err := s.withDescriptors(s.syncBlocks)
 		if err == nil {
 			s.finish(r, nil)
 			continue
@@ -252,7 +285,7 @@ func (s *Syncer) syncBlocks() error {
 // was the newest until now: it may have grown after its last sync and before its
 // successor was made. vanished says that a block went away meanwhile.
 func (s *Syncer) syncChanged(dir os.FileInfo, now time.Time) (vanished bool, err error) {
-	entries, err := os.ReadDir(s.dir)
+	entries, err := s.list(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return true, nil
 	}
@@ -299,12 +332,11 @@ func (s *Syncer) syncChanged(dir os.FileInfo, now time.Time) (vanished bool, err
 		s.head = nil
 	}
 	if dirChanged {
-		paths := []string{s.dir}
-		if s.listed == nil || !os.SameFile(dir, s.listed) {
-			paths = append(paths, filepath.Dir(s.dir))
+		if err := s.syncFile(s.folder); err != nil {
+			return false, err
 		}
-		for _, p := range paths {
-			if err := s.syncPath(p); errors.Is(err, fs.ErrNotExist) {
+		if s.listed == nil || !os.SameFile(dir, s.listed) {
+			if err := s.syncPath(filepath.Dir(s.dir)); errors.Is(err, fs.ErrNotExist) {
 				vanished = true
 			} else if err != nil {
 				return false, err
@@ -318,6 +350,32 @@ func (s *Syncer) syncChanged(dir os.FileInfo, now time.Time) (vanished bool, err
 		s.newest = order[len(order)-1]
 	}
 	return vanished, nil
+}
+
+// list reads the folder, whose state was dir, through the open file if that still
+// is the folder.
+func (s *Syncer) list(dir os.FileInfo) ([]os.DirEntry, error) {
+	if s.folder != nil {
+		held, err := s.folder.Stat()
+		if err != nil {
+			return nil, err
+		}
+		if os.SameFile(held, dir) {
+			if _, err := s.folder.Seek(0, io.SeekStart); err != nil {
+				return nil, err
+			}
+			return s.folder.ReadDir(-1)
+		}
+	}
+	f, err := os.Open(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	if s.folder != nil {
+		_ = s.folder.Close() // opened for reading
+	}
+	s.folder = f
+	return f.ReadDir(-1)
 }
 
 // syncBlock syncs block n through the open file if that still is the block, and
