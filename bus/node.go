@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -31,6 +32,10 @@ const Account = "CREDSTREAM"
 // unless a NodeConfig says otherwise.
 const DefaultMinFree = 256 << 20
 
+// DefaultMinFreeInodes is the number of free inodes below which writes are
+// refused unless a NodeConfig says otherwise.
+const DefaultMinFreeInodes = 1000
+
 const (
 	maxPayload   = 1 << 20               // bytes of one message
 	maxMemory    = 256 << 20             // bytes of memory streams; ours are files
@@ -52,6 +57,8 @@ var (
 	ErrStorageLow = fault.New(fault.Unavailable, "storage_low",
 		"The disk is nearly full: nothing can be changed until space is freed. Reading goes on.")
 )
+
+var errInodesLow = ErrStorageLow.Because("The disk has nearly no free inodes: nothing can be changed until files are removed from it. Reading goes on.")
 
 var errNoServer = errors.New("bus: the embedded NATS server is not running")
 
@@ -84,6 +91,9 @@ type NodeConfig struct {
 	// MinFree is the free space, in bytes, below which WritesAllowed says no;
 	// 0 means DefaultMinFree.
 	MinFree uint64
+	// MinFreeInodes is the number of free inodes below which WritesAllowed says no, on
+	// a file system that counts them; 0 means DefaultMinFreeInodes.
+	MinFreeInodes uint64
 	// Logger takes what the server has to say; nil drops it. No payload and no key is logged.
 	Logger *slog.Logger
 	// Fatal is called with the first fsync error of a Syncer: the process must
@@ -127,9 +137,10 @@ type running struct {
 }
 
 type spaceReading struct {
-	at   time.Time
-	free uint64
-	err  error
+	at     time.Time
+	free   uint64 // bytes
+	inodes uint64 // free ones; MaxUint64 where they are not counted
+	err    error
 }
 
 // StartNode locks the data folder, starts the server on it and returns when its
@@ -138,6 +149,9 @@ type spaceReading struct {
 func StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) {
 	if cfg.MinFree == 0 {
 		cfg.MinFree = DefaultMinFree
+	}
+	if cfg.MinFreeInodes == 0 {
+		cfg.MinFreeInodes = DefaultMinFreeInodes
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -425,31 +439,51 @@ func (n *Node) fatal(err error) {
 	}
 }
 
-// WritesAllowed returns ErrStorageLow while less than MinFree bytes are free.
-// It reads the disk's state at most once a second.
+// WritesAllowed returns ErrStorageLow while less than MinFree bytes or
+// MinFreeInodes inodes are free. It reads the disk's state at most once a second.
 func (n *Node) WritesAllowed() error {
 	r := n.space.Load()
 	if r == nil || time.Since(r.at) > spaceMaxAge {
 		r = n.readSpace()
 	}
-	if r.err != nil {
-		return r.err
-	}
-	if r.free < n.cfg.MinFree {
-		return ErrStorageLow
-	}
-	return nil
+	return r.err
 }
 
+// readSpace reads the disk's state; its err says why nothing may be written.
 func (n *Node) readSpace() *spaceReading {
-	r := &spaceReading{at: time.Now()}
+	r := &spaceReading{at: time.Now(), inodes: math.MaxUint64}
 	var fs unix.Statfs_t
 	if err := unix.Statfs(n.storeDir(), &fs); err != nil {
 		r.err = fmt.Errorf("reading the free space: %w", err)
+	} else {
+		r.free = uint64(fs.Bavail) * uint64(fs.Bsize) // their types differ between systems
+		if fs.Files > 0 {
+			r.inodes = uint64(fs.Ffree)
+		}
+		switch {
+		case r.free < n.cfg.MinFree:
+			r.err = ErrStorageLow
+		case r.inodes < n.cfg.MinFreeInodes:
+			r.err = errInodesLow
+		}
 	}
-	r.free = uint64(fs.Bavail) * uint64(fs.Bsize) // their types differ between systems
 	n.space.Store(r)
 	return r
+}
+
+// mayRestart reports whether a restarted server would find the folder as it needs
+// it. The one that runs answers reads, also while it refuses writes; one that does
+// not start answers nothing.
+func (n *Node) mayRestart(r *spaceReading) error {
+	if r.err != nil {
+		return r.err
+	}
+	f, err := os.CreateTemp(n.storeDir(), "probe-")
+	if err != nil {
+		return fmt.Errorf("trying to write: %w", err)
+	}
+	_, err = f.Write(make([]byte, 4096))
+	return errors.Join(err, f.Close(), os.Remove(f.Name()))
 }
 
 // Health reports why the node cannot do all of its work: the server restarts,
@@ -501,9 +535,9 @@ func (n *Node) Watch(ctx context.Context) error {
 		case <-tick.C:
 		}
 		r := n.readSpace()
-		if now := r.err == nil && r.free < n.cfg.MinFree; now != low {
+		if now := errors.Is(r.err, ErrStorageLow); now != low {
 			low = now
-			n.log.Warn("free space", "low", low, "bytes", r.free, "watermark", n.cfg.MinFree)
+			n.log.Warn("free space", "low", low, "bytes", r.free, "watermark", n.cfg.MinFree, "inodes", r.inodes, "inode_watermark", n.cfg.MinFreeInodes)
 		}
 		latched, err := n.serverHealth()
 		switch {
@@ -512,9 +546,10 @@ func (n *Node) Watch(ctx context.Context) error {
 			if time.Since(next) > restartMax {
 				pause = restartMin
 			}
-		case low || time.Now().Before(next):
+		case time.Now().Before(next):
+		case n.mayRestart(r) != nil:
 			if !waiting {
-				n.log.Error("JetStream refuses writes; it will be restarted", "err", err, "low_space", low)
+				n.log.Error("JetStream refuses writes; it is restarted once the disk can be written to", "err", err, "low_space", low)
 			}
 			waiting = true
 		default:

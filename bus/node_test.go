@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -278,6 +280,113 @@ func TestWatchRestartsAfterFullDisk(t *testing.T) {
 	}
 	if err := n.Health(); err != nil {
 		t.Error(err)
+	}
+	cancel()
+	if err := recv(t, watched); err != nil {
+		t.Error(err)
+	}
+}
+
+// A disk without free inodes is low on storage: writes are refused, and the server
+// that runs is kept for reading until files are gone.
+func TestNodeReadsWithoutFreeInodes(t *testing.T) {
+	dir := t.TempDir()
+	if os.Getuid() != 0 {
+		t.Skip("what used up inodes do is not tried: mounting a small file system needs root")
+	}
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=64m,nr_inodes=400"); err != nil {
+		t.Skip("what used up inodes do is not tried: a small file system cannot be mounted here: ", err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	restarted := make(chan bool, 10)
+	n := startNode(t, func(c *bus.NodeConfig) {
+		c.Dir, c.MinFree, c.MinFreeInodes, c.Restarted = dir, 1<<20, 100, func() { restarted <- true }
+	})
+	js := serviceJS(t, n)
+	stream, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "CREDSTREAM_LOG", Subjects: []string{"credstream.log.>"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	publish := func(size int) error {
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		defer cancel()
+		_, err := js.Publish(ctx, "credstream.log.default.x", make([]byte, size))
+		return err
+	}
+	if err := errors.Join(publish(10), n.WritesAllowed()); err != nil {
+		t.Fatal(err)
+	}
+	ballast := filepath.Join(dir, "ballast")
+	if err := os.Mkdir(ballast, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; ; i++ {
+		f, err := os.Create(filepath.Join(ballast, strconv.Itoa(i)))
+		if err != nil {
+			break
+		}
+		f.Close()
+	}
+	for publish(512<<10) == nil { // until the next block cannot be made
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	watched := make(chan error, 1)
+	go func() { watched <- n.Watch(ctx) }()
+	select {
+	case <-restarted:
+		t.Error("the server was restarted on a disk without inodes")
+	case err := <-watched:
+		t.Fatalf("the watch has ended: %v", err)
+	case <-time.After(2500 * time.Millisecond): // more than two looks
+	}
+	if err := n.WritesAllowed(); !errors.Is(err, bus.ErrStorageLow) {
+		t.Errorf("writes without free inodes: %v", err)
+	}
+	if _, err := stream.GetMsg(t.Context(), 1); err != nil {
+		t.Errorf("reading without free inodes: %v", err)
+	}
+	if err := os.RemoveAll(ballast); err != nil {
+		t.Fatal(err)
+	}
+	recv(t, restarted)
+	for publish(10) != nil {
+		if t.Context().Err() != nil {
+			t.Fatal("no write after the restart")
+		}
+	}
+	cancel()
+	if err := recv(t, watched); err != nil {
+		t.Error(err)
+	}
+}
+
+// A server that does not start, here for want of its port, is tried again.
+func TestWatchRetriesARestart(t *testing.T) {
+	said := &logBuffer{}
+	n := startNode(t, func(c *bus.NodeConfig) { c.Listen, c.Logger = "127.0.0.1:0", said.logger() })
+	address := n.Addr().String()
+	n.StopServer()
+	taken, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	watched := make(chan error, 1)
+	go func() { watched <- n.Watch(ctx) }()
+	eventually(t, "the first attempt", func() bool { return strings.Contains(said.String(), "does not start") })
+	if err := n.Health(); err == nil {
+		t.Error("a node without a server is healthy")
+	}
+	taken.Close()
+	for deadline := time.Now().Add(30 * time.Second); n.Health() != nil; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the server was not started again")
+		}
 	}
 	cancel()
 	if err := recv(t, watched); err != nil {

@@ -10,8 +10,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/credstream/credstream/bus"
 )
@@ -274,4 +276,64 @@ func TestSyncTree(t *testing.T) {
 	if diff := cmp.Diff(want, b.take()); diff != "" {
 		t.Errorf("synced (-want +got):\n%s", diff)
 	}
+}
+
+// A process without a free descriptor loses nothing: whoever waits for an fsync
+// waits for a descriptor too.
+func TestSyncerWaitsForADescriptor(t *testing.T) {
+	b, s, fatal := newBlocks(t)
+	b.write("1.blk")
+	if err := s.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.write("2.blk")
+	obs := filepath.Join(filepath.Dir(b.dir), "obs")
+	if err := os.MkdirAll(filepath.Join(obs, "feed"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	release := useDescriptors(t)
+	done := make(chan error, 3)
+	go func() { done <- s.Wait(t.Context()) }()
+	go func() { done <- s.SyncTree() }()
+	go func() { done <- s.SyncConsumers("feed") }()
+	select {
+	case err := <-done:
+		t.Errorf("synced without a descriptor: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	release()
+	for range cap(done) {
+		if err := recv(t, done); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := b.take(); !slices.Contains(got, "LOG/msgs/2.blk") || !slices.Contains(got, "LOG/obs/feed") {
+		t.Errorf("synced %v", got)
+	}
+	if len(*fatal) > 0 {
+		t.Errorf("fatal: %v", *fatal)
+	}
+}
+
+// useDescriptors leaves the process without a free descriptor until release.
+func useDescriptors(t *testing.T) (release func()) {
+	t.Helper()
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	free, err := unix.Dup(0) // the lowest one that is free
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(unix.Close(free), unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(free), Max: was.Max})); err != nil {
+		t.Fatal(err)
+	}
+	release = sync.OnceFunc(func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(release)
+	return release
 }
