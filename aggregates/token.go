@@ -80,7 +80,16 @@ type Refresh struct {
 // Enough reports whether the token is good for as long as asked or, where the
 // server grants shorter ones, for half of what it grants.
 func (t Token) Enough(now time.Time, life time.Duration) bool {
-	return t.Expires.Sub(now) >= min(life, t.Lifetime/2)
+	return t.Expires.Sub(now) >= min(life, t.Lifetime/2) && t.Plausible(now)
+}
+
+// clockDrift is how far the clocks of the processes may differ.
+const clockDrift = time.Minute
+
+// Plausible reports whether the token ends no later than its lifetime allows: an end
+// further off was written by a clock that was ahead.
+func (t Token) Plausible(now time.Time) bool {
+	return t.Lifetime == 0 || t.Expires.Sub(now) <= t.Lifetime+clockDrift
 }
 
 // OAuth reports whether the credential holds tokens.

@@ -26,11 +26,13 @@ import (
 const DefaultReplicas = 3
 
 const (
-	clusterReconnect = 100 * time.Millisecond // between two attempts, and up to as much again
-	clusterCheck     = time.Second            // between two looks at JetStream
-	clusterAnswer    = 2 * time.Second        // how long JetStream may take to answer
-	clusterStart     = 20 * time.Second       // at the start: it may be choosing a leader
-	clusterLook      = time.Minute            // between two looks at the servers' settings
+	clusterReconnect = 100 * time.Millisecond  // between two attempts, and up to as much again
+	clusterPing      = 1500 * time.Millisecond // between two pings; a server that leaves two unanswered is given up
+	clusterCheck     = time.Second             // between two looks at JetStream
+	clusterSilence   = 4 * time.Second         // after which a connection tries another server, when JetStream is not reached by it
+	clusterAnswer    = 2 * time.Second         // how long JetStream may take to answer
+	clusterStart     = 20 * time.Second        // at the start: it may be choosing a leader
+	clusterLook      = time.Minute             // between two looks at the servers' settings
 )
 
 // The errors of Connect.
@@ -117,8 +119,14 @@ type Cluster struct {
 
 	mu      sync.Mutex
 	done    bool
-	conns   []*nats.Conn
+	conns   []member
 	tenants map[string]bool // those whose consumers are known to exist
+}
+
+// member is one of the process's connections.
+type member struct {
+	*nats.Conn
+	role string
 }
 
 // The roles in which the process connects.
@@ -280,6 +288,7 @@ func (c *Cluster) connect(ctx context.Context, name, role string, more ...nats.O
 		nats.Name("credstream " + name),
 		nats.MaxReconnects(-1), nats.ReconnectWait(clusterReconnect), nats.ReconnectJitter(clusterReconnect, clusterReconnect),
 		nats.ReconnectBufSize(-1), nats.IgnoreAuthErrorAbort(),
+		nats.PingInterval(clusterPing), nats.MaxPingsOutstanding(2),
 		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
 			subject := ""
 			if sub != nil {
@@ -320,7 +329,7 @@ func (c *Cluster) connect(ctx context.Context, name, role string, more ...nats.O
 		nc.Close()
 		return nil, fmt.Errorf("connecting to NATS as %s: %w", role, nats.ErrConnectionClosed)
 	}
-	c.conns = append(c.conns, nc)
+	c.conns = append(c.conns, member{nc, role})
 	return nc, nil
 }
 
@@ -400,11 +409,14 @@ func (c *Cluster) Health() error {
 }
 
 // Watch looks after the cluster until ctx ends, and then returns nil: whether
-// JetStream answers, and whether the servers still keep what they acknowledge.
+// JetStream answers on every connection of the service, and whether the servers still
+// keep what they acknowledge. A connection that does not reach JetStream for a while
+// goes to another server.
 func (c *Cluster) Watch(ctx context.Context) error {
 	tick := time.NewTicker(clusterCheck)
 	defer tick.Stop()
 	looked := time.Now()
+	silent := map[*nats.Conn]time.Time{} // since when
 	var weak error
 	for {
 		select {
@@ -415,7 +427,7 @@ func (c *Cluster) Watch(ctx context.Context) error {
 		if c.sys != nil && time.Since(looked) >= clusterLook {
 			looked, weak = time.Now(), c.lookAgain(ctx)
 		}
-		err := errors.Join(weak, c.ping(ctx))
+		err := errors.Join(weak, c.pingAll(ctx, silent))
 		was := c.ill.Swap(&err)
 		switch {
 		case ctx.Err() != nil:
@@ -427,11 +439,40 @@ func (c *Cluster) Watch(ctx context.Context) error {
 	}
 }
 
+// pingAll asks for JetStream on every connection of the service at the same time.
+func (c *Cluster) pingAll(ctx context.Context, silent map[*nats.Conn]time.Time) error {
+	c.mu.Lock()
+	conns := slices.Clone(c.conns)
+	c.mu.Unlock()
+	errs := make([]error, len(conns))
+	var asking sync.WaitGroup
+	for i, nc := range conns {
+		if nc.role == roleService && nc.IsConnected() { // else it looks for a server already, and Health says so
+			asking.Go(func() { errs[i] = c.ping(ctx, nc.Conn) })
+		}
+	}
+	asking.Wait()
+	for i, nc := range conns {
+		since, known := silent[nc.Conn]
+		switch {
+		case errs[i] == nil:
+			delete(silent, nc.Conn)
+		case !known:
+			silent[nc.Conn] = time.Now()
+		case time.Since(since) > clusterSilence && ctx.Err() == nil:
+			c.log.WarnContext(ctx, "a NATS connection goes to another server", "conn", nc.Opts.Name, "server", nc.ConnectedServerName(), "err", errs[i])
+			silent[nc.Conn] = time.Now()
+			_ = nc.ForceReconnect() // fails when it is closed
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // ping asks whether JetStream answers.
-func (c *Cluster) ping(ctx context.Context) error {
+func (c *Cluster) ping(ctx context.Context, nc *nats.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, clusterAnswer)
 	defer cancel()
-	js, err := jetstream.New(c.own)
+	js, err := jetstream.New(nc)
 	if err == nil {
 		_, err = js.AccountInfo(ctx)
 	}
@@ -441,7 +482,7 @@ func (c *Cluster) ping(ctx context.Context) error {
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
 		return ErrNoJetStream
 	}
-	return fmt.Errorf("bus: JetStream does not answer: %w", err)
+	return fmt.Errorf("bus: JetStream does not answer on the NATS connection %q: %w", nc.Opts.Name, err)
 }
 
 // Shutdown ends what the cluster does by itself and closes every connection. It

@@ -68,7 +68,7 @@ func (c *Cluster) await(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, clusterStart)
 	defer cancel()
 	for {
-		err := c.ping(ctx)
+		err := c.ping(ctx, c.own)
 		if err == nil || errors.Is(err, ErrNoJetStream) {
 			return err
 		}

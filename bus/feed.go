@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	jsonv2 "github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -62,8 +63,14 @@ func (k feedKind) message(r events.Record) (subject string, m projections.Messag
 // feedWindow is the number of messages sent ahead of their acknowledgements.
 const feedWindow = 256
 
-// feedRetry is the pause before the writer looks where the feed stands and goes on.
-const feedRetry = 100 * time.Millisecond
+// Pauses before the writer looks where the feed stands and goes on, and how it looks.
+const (
+	feedRetry     = 100 * time.Millisecond
+	feedRetryMost = 2 * time.Second
+	feedPatience  = 10 * time.Second // of failing before readiness says so
+	feedChecked   = 512              // messages at the end of the feed that are compared with the log
+	feedCheckTime = time.Minute      // how long that may take
+)
 
 // Feed writes the public form of every durable event that its audience may read
 // into a stream, once and in the order of the log: each message expects the
@@ -124,38 +131,64 @@ func (f *Feed) Err() error {
 	return nil
 }
 
-// Run writes until ctx ends. It first looks for what a power cut may have torn
-// out of the feed. It goes on after a failed or refused publish from where the
-// feed then stands; it stops with an error when the log cannot be followed or
-// holds something else than the feed tells.
+// Run writes until ctx ends. At its start, and after a publish that failed or was
+// refused, it looks where the feed stands and whether its end tells of each event once
+// and in order, repairs it, and goes on, ever more slowly. It stops with an error when
+// the log misses a commit or holds one that cannot be read, or something else than
+// the feed tells.
 func (f *Feed) Run(ctx context.Context) error {
 	whole := false
-	for ctx.Err() == nil {
+	failing := time.Time{} // since when
+	for pause := feedRetry; ctx.Err() == nil; pause = min(2*pause, feedRetryMost) {
+		at := f.Position()
 		var err error
 		if !whole {
 			err = f.mend(ctx)
 			whole = err == nil
 		}
 		if err == nil {
+			err = f.check(ctx)
+		}
+		if err == nil {
 			err = f.resume(ctx)
 		}
-		var lost *publishError
 		switch {
-		case ctx.Err() != nil:
+		case ctx.Err() != nil, err == nil:
 			return nil
-		case err == nil:
-			return nil
-		case !errors.As(err, &lost) && !transient(err) || refusedForGood(err):
+		case permanent(err):
 			f.err.Store(&err)
 			return fmt.Errorf("feed: %w", err)
+		case f.Position() > at:
+			failing, pause = time.Time{}, feedRetry
+			f.err.Store(nil)
+		case failing.IsZero():
+			failing = time.Now()
+		case time.Since(failing) > feedPatience:
+			f.err.Store(&err) // it goes on, but somebody should know
 		}
 		f.log.WarnContext(ctx, "the feed goes on from where it stands", "err", err)
 		select {
 		case <-ctx.Done():
-		case <-time.After(feedRetry):
+		case <-time.After(pause):
 		}
 	}
 	return nil
+}
+
+// errLog marks an error of the log, or of what the feed says of it.
+type errLog struct{ err error }
+
+func (e *errLog) Error() string { return e.err.Error() }
+func (e *errLog) Unwrap() error { return e.err }
+
+// permanent reports whether looking again changes nothing: what the log holds, or the
+// feed, is not as it must be. An error on the way to them passes.
+func permanent(err error) bool {
+	if _, of := errors.AsType[*errLog](err); !of {
+		return false
+	}
+	_, refused := errors.AsType[*jetstream.APIError](err)
+	return !refused && !transient(err) && !errors.Is(err, fault.ErrUnavailable) && !errors.Is(err, context.Canceled)
 }
 
 func (f *Feed) resume(ctx context.Context) error {
@@ -172,20 +205,6 @@ type publishError struct{ err error }
 func (e *publishError) Error() string { return "publish: " + e.err.Error() }
 func (e *publishError) Unwrap() error { return e.err }
 
-// refusedForGood reports whether the server will not take the message however
-// often it is sent: any refusal but that the feed has moved on, or is not there.
-func refusedForGood(err error) bool {
-	api, ok := errors.AsType[*jetstream.APIError](err)
-	if !ok || errors.Is(err, jetstream.ErrStreamNotFound) {
-		return false
-	}
-	switch api.ErrorCode {
-	case jetstream.JSErrCodeStreamWrongLastSequence, wrongLastInFlight:
-		return false
-	}
-	return api.Code == 400
-}
-
 // wrongLastInFlight is how a replicated stream says that the last sequence is
 // not the expected one (nats-server's JSStreamWrongLastSequenceConstantErr).
 const wrongLastInFlight = 10164
@@ -196,41 +215,187 @@ func transient(err error) bool {
 		errors.Is(err, nats.ErrReconnectBufExceeded) || errors.Is(err, context.DeadlineExceeded)
 }
 
-// last reads the feed's last message: the place it tells of and its sequence in
-// the feed. The log must bear it out.
+// last reads the feed's last message: the place it tells of and the sequence that the
+// next one is to expect. The log must bear it out.
 func (f *Feed) last(ctx context.Context) (place, uint64, error) {
-	stream, err := f.js.Stream(ctx, f.kind.stream)
-	if err != nil {
-		return place{}, 0, fmt.Errorf("look at the feed: %w", err)
+	for ctx.Err() == nil {
+		stream, err := f.js.Stream(ctx, f.kind.stream)
+		if err != nil {
+			return place{}, 0, fmt.Errorf("look at the feed: %w", err)
+		}
+		before, err := f.lastMessage(ctx)
+		if err != nil {
+			return place{}, 0, err
+		}
+		info, err := stream.Info(ctx)
+		if err != nil {
+			return place{}, 0, fmt.Errorf("look at the feed: %w", err)
+		}
+		msg, err := f.lastMessage(ctx)
+		switch {
+		case err != nil:
+			return place{}, 0, err
+		case msg.Seq != before.Seq:
+			continue // somebody else writes
+		case msg.Seq == 0:
+			return place{}, info.State.LastSeq, nil
+		}
+		at, err := f.bornOut(ctx, msg.header)
+		if err != nil {
+			return place{}, 0, err
+		}
+		f.seq.Store(at.seq)
+		// A power cut may have taken later messages, whose sequences are not used again. A
+		// server that is not the leader may say less than the message itself.
+		return at, max(msg.Seq, info.State.LastSeq), nil
 	}
-	info, err := stream.Info(ctx)
-	if err != nil {
-		return place{}, 0, fmt.Errorf("look at the feed: %w", err)
+	return place{}, 0, ctx.Err()
+}
+
+// feedLast is the last message of the feed; the zero one when there is none.
+type feedLast struct {
+	Seq    uint64 `json:"seq"`
+	Raw    []byte `json:"hdrs"`
+	header nats.Header
+}
+
+// lastMessage reads the feed's last message from the leader of its stream. A direct get
+// could be answered by a replica that is behind.
+func (f *Feed) lastMessage(ctx context.Context) (feedLast, error) {
+	ctx, cancel := context.WithTimeout(ctx, AckTimeout)
+	defer cancel()
+	reply, err := f.js.Conn().RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+f.kind.stream, []byte(`{"last_by_subj":"`+f.kind.root+`.>"}`))
+	var answer struct {
+		Error   *jetstream.APIError `json:"error"`
+		Message feedLast            `json:"message"`
 	}
-	lastSeq := info.State.LastSeq
-	if info.State.Msgs == 0 {
-		return place{}, lastSeq, nil
+	if err == nil {
+		err = jsonv2.Unmarshal(reply.Data, &answer)
 	}
-	// The last one that is there: a power cut may have taken later ones.
-	msg, err := stream.GetLastMsgForSubject(ctx, f.kind.root+".>")
-	if err != nil {
-		return place{}, 0, fmt.Errorf("read the feed's last message: %w", err)
+	switch {
+	case err != nil:
+		return feedLast{}, fmt.Errorf("read the feed's last message: %w", err)
+	case answer.Error != nil && answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
+		return feedLast{}, nil
+	case answer.Error != nil:
+		return feedLast{}, fmt.Errorf("read the feed's last message: %w", answer.Error)
 	}
-	at, err := placeOf(msg.Header)
+	answer.Message.header, err = nats.DecodeHeadersMsg(answer.Message.Raw)
 	if err != nil {
-		return place{}, 0, err
+		return feedLast{}, &errLog{fmt.Errorf("read the feed's last message: %w", err)}
+	}
+	return answer.Message, nil
+}
+
+// bornOut returns the place that a message tells of, when the log holds that event.
+func (f *Feed) bornOut(ctx context.Context, h nats.Header) (place, error) {
+	at, err := placeOf(h)
+	if err != nil {
+		return place{}, &errLog{err}
 	}
 	recs, err := f.store.Commit(ctx, at.seq)
 	switch {
 	case errors.Is(err, events.ErrNoSuchCommit):
-		return place{}, 0, ErrFeedAhead
+		return place{}, &errLog{ErrFeedAhead}
 	case err != nil:
-		return place{}, 0, err
-	case at.index >= len(recs) || recs[at.index].ID() != msg.Header.Get("ce-id"):
-		return place{}, 0, ErrFeedAhead
+		return place{}, &errLog{err}
+	case at.index >= len(recs) || recs[at.index].ID() != h.Get("ce-id"):
+		return place{}, &errLog{ErrFeedAhead}
 	}
-	f.seq.Store(at.seq)
-	return at, lastSeq, nil
+	return at, nil
+}
+
+// check compares the end of the feed with the log. Where an event is missing, or told
+// twice, or out of order, the feed is written anew: servers have lost or repeated
+// messages that were on their way when another one came to lead.
+func (f *Feed) check(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, feedCheckTime)
+	defer cancel()
+	stream, err := f.js.Stream(ctx, f.kind.stream)
+	if err != nil {
+		return fmt.Errorf("look at the feed: %w", err)
+	}
+	last, err := f.lastMessage(ctx)
+	if err != nil || last.Seq == 0 {
+		return err
+	}
+	end, err := f.bornOut(ctx, last.header)
+	if err != nil {
+		return err
+	}
+	expected, err := f.toldAtEnd(ctx, stream, last.Seq)
+	if err != nil {
+		return err
+	}
+	if len(expected) == 0 || expected[len(expected)-1] != end {
+		return fmt.Errorf("compare the feed with the log: %w", nats.ErrTimeout) // a replica that is behind; again
+	}
+	first := expected[0]
+	for rec, err := range f.store.Follow(ctx, max(first.seq, 1)-1) {
+		if err != nil {
+			return &errLog{err}
+		}
+		at := place{rec.Seq, rec.Index}
+		if at.before(first) {
+			continue
+		}
+		_, _, told := f.kind.message(rec)
+		right := told && len(expected) > 0 && expected[0] == at
+		if right {
+			expected = expected[1:]
+		}
+		switch {
+		case (right || !told) && at != end:
+			continue
+		case right && len(expected) == 0:
+			return nil
+		}
+		f.log.ErrorContext(ctx, "the feed tells of other events than the log holds; it is written anew", "seq", at.seq, "index", at.index)
+		if err := stream.Purge(ctx); err != nil {
+			return fmt.Errorf("purge the feed: %w", err)
+		}
+		return f.dropOldConsumers(ctx, stream)
+	}
+	return ctx.Err()
+}
+
+// toldAtEnd reads which events the last messages of the feed, up to the one at seq, tell of.
+func (f *Feed) toldAtEnd(ctx context.Context, stream jetstream.Stream, seq uint64) ([]place, error) {
+	reader, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(seq, feedChecked) - feedChecked + 1, HeadersOnly: true,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the end of the feed: %w", err)
+	}
+	messages, err := reader.Messages(jetstream.PullMaxMessages(feedChecked))
+	if err != nil {
+		return nil, fmt.Errorf("read the end of the feed: %w", err)
+	}
+	defer messages.Stop()
+	var told []place
+	for {
+		msg, err := messages.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			return nil, fmt.Errorf("read the end of the feed: %w", err)
+		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			return nil, fmt.Errorf("read the end of the feed: %w", err)
+		}
+		if meta.Sequence.Stream <= seq {
+			at, err := placeOf(msg.Headers())
+			if err != nil {
+				return nil, &errLog{err}
+			}
+			told = append(told, at)
+		}
+		if meta.Sequence.Stream >= seq {
+			if info := reader.CachedInfo(); info != nil {
+				_ = stream.DeleteConsumer(ctx, info.Name) // else the server does when it is idle
+			}
+			return told, nil
+		}
+	}
 }
 
 // mend looks for events that are missing between others. The feed is not
@@ -310,7 +475,7 @@ func (f *Feed) adjacent(ctx context.Context, stream jetstream.Stream, gap [2]uin
 			return false, fmt.Errorf("read message %d of the feed: %w", gap[0], err)
 		}
 		if before, err = placeOf(msg.Header); err != nil {
-			return false, err
+			return false, &errLog{err}
 		}
 	}
 	msg, err := stream.GetMsg(ctx, gap[1])
@@ -319,11 +484,11 @@ func (f *Feed) adjacent(ctx context.Context, stream jetstream.Stream, gap [2]uin
 	}
 	after, err := placeOf(msg.Header)
 	if err != nil {
-		return false, err
+		return false, &errLog{err}
 	}
 	for rec, err := range f.store.Follow(ctx, max(before.seq, 1)-1) {
 		if err != nil {
-			return false, err
+			return false, &errLog{err}
 		}
 		at := place{rec.Seq, rec.Index}
 		if !before.before(at) {
@@ -399,7 +564,7 @@ func (f *Feed) send(ctx context.Context, from place, feedSeq uint64, sent func(j
 	}
 	for rec, err := range f.store.Follow(ctx, after) {
 		if err != nil {
-			return err
+			return &errLog{err}
 		}
 		at := place{rec.Seq, rec.Index}
 		if from.seq > 0 && !from.before(at) {

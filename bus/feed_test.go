@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -356,5 +357,76 @@ func TestAudiences(t *testing.T) {
 	}
 	if _, err := old.Consumer(t.Context(), "audit-default"); !errors.Is(err, jetstream.ErrConsumerNotFound) {
 		t.Errorf("the audit consumer of the feed of an earlier version: %v", err)
+	}
+}
+
+// Servers that lost or repeated messages on their way leave no gap in the sequences:
+// the end of the feed is compared with the log, and written anew where it differs.
+func TestFeedThatDiffersFromTheLog(t *testing.T) {
+	node := startNode(t)
+	conn, err := node.Conn("feed")
+	if err != nil {
+		t.Fatal(err)
+	}
+	js, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.CreateStream(t.Context(), bus.FeedConfig(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := memory.New(events.All())
+	want := fill(t, store, 30)
+	told(t, js, store, len(want))
+	var messages []*nats.Msg
+	for seq := range uint64(len(want)) {
+		m, err := stream.GetMsg(t.Context(), seq+1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := nats.Header{}
+		for _, name := range []string{"ce-id", "ce-logseq", "ce-logindex"} {
+			h[name] = []string{m.Header.Get(name)}
+		}
+		messages = append(messages, &nats.Msg{Subject: m.Subject, Header: h, Data: m.Data})
+	}
+	for what, wrong := range map[string][]*nats.Msg{
+		"an event is missing":  slices.Concat(messages[:20], messages[21:]),
+		"events are repeated":  slices.Concat(messages, messages[25:]),
+		"the last is repeated": slices.Concat(messages, messages[len(messages)-1:]),
+		"two changed places":   slices.Concat(messages[:10], messages[11:12], messages[10:11], messages[12:]),
+	} {
+		if err := stream.Purge(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range wrong {
+			if _, err := js.PublishMsg(t.Context(), m); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ran := make(chan error, 1)
+		go func() { ran <- bus.NewFeed(js, store, slog.New(slog.DiscardHandler)).Run(ctx) }()
+		var got []string
+		for deadline := time.Now().Add(20 * time.Second); !cmp.Equal(want, got) && time.Now().Before(deadline); {
+			info, err := stream.Info(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = nil
+			for seq := info.State.FirstSeq; seq <= info.State.LastSeq; seq++ {
+				if m, err := stream.GetMsg(t.Context(), seq); err == nil { // else it is purged
+					got = append(got, m.Header.Get("ce-id"))
+				}
+			}
+		}
+		cancel()
+		if err := <-ran; err != nil {
+			t.Error(err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", what, diff)
+		}
 	}
 }

@@ -623,7 +623,7 @@ func (s *Service) keepFresh(ctx context.Context, key credentialKey) error {
 	if t.Token.SecretID == state.Value.Current().SecretID { // it came with the keys
 		due = projections.TokenDue
 	}
-	if t.Refresh.Epoch == 0 && s.now().Before(due(key.id, t.Token.Expires, t.Token.Lifetime)) {
+	if t.Refresh.Epoch == 0 && t.Token.Plausible(s.now()) && s.now().Before(due(key.id, t.Token.Expires, t.Token.Lifetime)) {
 		return nil
 	}
 	return s.renew(ctx, key.tenant, key.id, t.Token.Epoch, false)

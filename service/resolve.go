@@ -359,9 +359,11 @@ func (h *heldLeases) add(key leaseKey, l *lease) {
 	}
 }
 
-// lasts reports whether at least a tenth of the lease is left.
+// lasts reports whether at least a tenth of the lease is left. One that was given in
+// what is now the future does not last: the clock was ahead.
 func (l *lease) lasts(now time.Time) bool {
-	return 10*l.answer.Expires.Sub(now) >= l.answer.Expires.Sub(l.given)
+	left, whole := l.answer.Expires.Sub(now), l.answer.Expires.Sub(l.given)
+	return 10*left >= whole && left <= whole
 }
 
 func newLeases(reg prometheus.Registerer, now func() time.Time) (*leases, error) {

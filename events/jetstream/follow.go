@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	natsjs "github.com/nats-io/nats.go/jetstream"
 
 	"github.com/credstream/credstream/events"
@@ -25,6 +26,7 @@ const (
 	chunkCommits = 256      // commits that wait for one fsync and travel together at most
 	chunkBuffer  = 4        // chunks waiting for the reader
 	orphanLife   = time.Minute
+	followPause  = 2 * time.Second // between two attempts to begin, at most
 )
 
 // chunk is a run of whole commits, or the error that ends it.
@@ -35,7 +37,8 @@ type chunk struct {
 }
 
 // Follow implements events.Store. It ends with an error when a commit is not
-// understood, or with ErrGap when one is missing; it survives lost connections.
+// understood, or with ErrGap when one is missing; it survives lost connections and
+// servers that refuse for a while.
 // An after beyond the end of the log waits for the log to get there: compare a
 // checkpoint with End before trusting it.
 func (s *Store) Follow(ctx context.Context, after uint64) iter.Seq2[events.Record, error] {
@@ -44,6 +47,14 @@ func (s *Store) Follow(ctx context.Context, after uint64) iter.Seq2[events.Recor
 		raw := make(chan natsjs.Msg, rawBuffer)
 		chunks := make(chan chunk, chunkBuffer)
 		stop, err := s.consume(ctx, after, raw)
+		for wait := firstPause; err != nil && !errors.Is(err, nats.ErrConnectionClosed) && ctx.Err() == nil; wait = min(2*wait, followPause) {
+			s.log.Warn("the log cannot be followed yet", "after", after, "error", err)
+			select {
+			case <-time.After(wait):
+				stop, err = s.consume(ctx, after, raw)
+			case <-ctx.Done():
+			}
+		}
 		if err != nil {
 			over := ctx.Err() != nil
 			cancel()
