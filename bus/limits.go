@@ -6,8 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The bounds of a connection to the embedded NATS port.
+// The bounds of the embedded NATS port: of a connection, and of a key.
 const (
+	maxOfKey         = 128 // connections; more are closed with a time-out, and come again
 	maxSubscriptions = 1000
 	maxPending       = 16 << 20        // bytes that wait for a slow reader; it is closed beyond
 	stalled          = 5 * time.Second // without reading, after which a connection is closed

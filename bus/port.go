@@ -232,7 +232,27 @@ func (p *port) register(ctx context.Context, c server.ClientAuthentication, key 
 			perms.Publish.Deny = append(perms.Publish.Deny, "credstream.cmd.*."+command) // a queued one carries its keys sealed, or is told
 		}
 	}
-	c.RegisterUser(&server.User{Username: g.Principal, Account: acc, Permissions: perms, ConnectionDeadline: g.Expires})
+	if !p.admit(c, &server.User{Username: g.Principal, Account: acc, Permissions: perms, ConnectionDeadline: g.Expires}) {
+		time.Sleep(authTime)
+		return false
+	}
+	return true
+}
+
+// admit makes the connection one of its key, unless the key has too many.
+func (p *port) admit(c server.ClientAuthentication, u *server.User) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	open := 0
+	for _, acc := range p.accounts {
+		if p.keys[acc.GetName()] == u.Username {
+			open += acc.NumLocalConnections()
+		}
+	}
+	if open >= maxOfKey {
+		return false
+	}
+	c.RegisterUser(u)
 	return true
 }
 

@@ -325,6 +325,32 @@ func TestKeysThatCannotBeChecked(t *testing.T) {
 	}
 }
 
+// A key has a bounded number of connections, and a connection of subscriptions;
+// other keys do not suffer.
+func TestBoundsOfAKey(t *testing.T) {
+	n := startNode(t)
+	first, refused := connect(t, n, "alice-key")
+	for range 127 {
+		connect(t, n, "alice-key")
+	}
+	if nc, err := nats.Connect(n.ClientURL(), nats.UserInfo("x", "alice-key")); err == nil || errors.Is(err, nats.ErrAuthorization) {
+		nc.Close()
+		t.Errorf("one connection more: %v", err)
+	}
+	connect(t, n, "bob-key")
+	for i := range 1001 {
+		if _, err := first.SubscribeSync(fmt.Sprintf("_INBOX.%d", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := recv(t, refused); !errors.Is(err, nats.ErrMaxSubscriptionsExceeded) {
+		t.Errorf("one subscription more: %v", err)
+	}
+	if most := bus.MaxConnections(); most < 1 || most > 16384 {
+		t.Errorf("a port takes %d connections", most)
+	}
+}
+
 // What nobody may send, whatever the key.
 var forbiddenToAll = strings.Fields(`
 	credstream.log.default.credential.x    credstream.vault.default.credential.x.y  credstream.events.default.credential.x

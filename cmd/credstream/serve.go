@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/credstream/credstream/aggregates"
@@ -147,6 +148,7 @@ func start(ctx context.Context, cfg serveConfig, stderr io.Writer) (_ *program, 
 	if p.listener, err = net.Listen("tcp", cfg.HTTP); err != nil { //nolint:noctx // lives as long as the process
 		return nil, fmt.Errorf("listen for HTTP: %w", err)
 	}
+	p.listener = netutil.LimitListener(p.listener, bus.MaxConnections()) // more wait until one ends
 	p.stop = append(p.stop, func() { _ = p.listener.Close() })
 	for _, open := range []func(context.Context) error{p.openMessaging, p.openLog, p.openViews, p.openService, p.openPort, p.openParts, p.letKeysIn} {
 		if err := open(ctx); err != nil {
