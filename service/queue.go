@@ -140,7 +140,7 @@ func storable(route *Route, body []byte) (members map[string]jsontext.Value, err
 	if err := decode(body, in.Interface()); err != nil {
 		return nil, err
 	}
-	if whole, ok := in.Elem().Interface().(interface{ checkStored() error }); ok {
+	if whole, ok := reflect.TypeAssert[interface{ checkStored() error }](in.Elem()); ok {
 		return members, whole.checkStored()
 	}
 	return members, nil
@@ -148,8 +148,7 @@ func storable(route *Route, body []byte) (members map[string]jsontext.Value, err
 
 // clearMembers are the members of an input that hold clear secrets.
 func clearMembers(in reflect.Type) (members []string) {
-	for i := range in.NumField() {
-		f := in.Field(i)
+	for f := range in.Fields() {
 		if f.Type == reflect.TypeFor[Keys]() || f.Type == reflect.TypeFor[Secret]() {
 			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 			members = append(members, name)

@@ -21,8 +21,8 @@ func TestClearMembersStandOnTop(t *testing.T) {
 			return false
 		}
 		seen[in] = true
-		for i := range in.NumField() {
-			if deeper(in.Field(i).Type) {
+		for f := range in.Fields() {
+			if deeper(f.Type) {
 				return true
 			}
 		}
@@ -32,8 +32,7 @@ func TestClearMembersStandOnTop(t *testing.T) {
 	for _, r := range Routes() {
 		top := clearMembers(r.In)
 		found += len(top)
-		for i := range r.In.NumField() {
-			f := r.In.Field(i)
+		for f := range r.In.Fields() {
 			if is := f.Type == reflect.TypeFor[Keys]() || f.Type == reflect.TypeFor[Secret](); !is && deeper(f.Type) {
 				t.Errorf("%s: a secret stands below %s", r.Name, f.Name)
 			}

@@ -454,7 +454,7 @@ func TestRefusalsKeepNoSecret(t *testing.T) {
 		{"credential.create", map[string]any{"component": "crm", "keys": keys}, "oauth_client_missing"},
 		{"credential.create", map[string]any{"component": "crm", "keys_sealed": canary}, "keys_sealed_invalid"},
 		{"auth_secret.create", map[string]any{"component": "crm", "workspace": "w", "keys": keys, "expected_revision": 1}, "component_changed"},
-		{"oauth.connect", map[string]any{"component": "crm", "keys": map[string]any{"secretKey": canary}, "expected_revision": 1}, "connect_absent"},
+		{"oauth.connect", map[string]any{"component": "crm", "keys": map[string]any{"secretKey": canary}, "expected_revision": 1}, "component_changed"},
 		{"oauth_client.define", map[string]any{"component": "crm", "client_id": "i", "client_secret": canary, "expected_revision": 1}, "component_changed"},
 		{"auth_client.create", map[string]any{
 			"name": "G", "type": "oauth2", "components": []string{"crm"}, "expected_revisions": map[string]int{"crm": 1},
@@ -462,7 +462,7 @@ func TestRefusalsKeepNoSecret(t *testing.T) {
 		}, "component_changed"},
 	} {
 		err := u.command(c.command, "", c.in, nil)
-		if got := code(t, err); got != c.code && !(c.command == "oauth.connect" && got == "component_changed") {
+		if got := code(t, err); got != c.code {
 			t.Errorf("%s: %v", c.command, err)
 		}
 		fmt.Fprintln(&said, err, low.command(c.command, "", c.in, nil))
