@@ -144,8 +144,16 @@ func (e *Endpoints) handler(r service.Route) micro.HandlerFunc {
 	}
 }
 
+// requestID is the id that the sender gave the request, or a new one.
+func requestID(h micro.Headers) string {
+	if given := h.Values("X-Request-Id"); len(given) == 1 && service.GoodRequestID(given[0]) {
+		return given[0]
+	}
+	return events.NewID()
+}
+
 func (e *Endpoints) answer(req micro.Request, route, tenant, principal string) {
-	id := events.NewID()
+	id := requestID(req.Headers())
 	body, err := e.serve(req, route, tenant, principal)
 	if err == nil && len(body) > maxPayload-1024 { // headers need room too
 		err = errAnswerTooLarge

@@ -153,6 +153,9 @@ func (d *denials) giveBack(who denied, list []commands.Denial) {
 // while: the answer waits until that is durable, whatever it says. A failure is
 // told of in the log of the process, and the caller hears nothing of it.
 func (s *Service) denied(ctx context.Context, call *Call, perm Permission) {
+	if call.CrossSite { // somebody else had the browser send it
+		return
+	}
 	who := denied{call.Principal.Home, call.Principal.Actor}
 	one := commands.Denial{
 		Principal: who.actor.Kind + ":" + who.actor.ID, Route: call.route, Permission: string(perm), Count: 1, Since: s.now().UTC().Truncate(time.Microsecond),

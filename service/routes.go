@@ -28,6 +28,9 @@ type Call struct {
 	// Confidential says that nobody on the way of the answer can read along: the
 	// caller is on the same machine or came over TLS. Over NATS nobody is.
 	Confidential bool
+	// CrossSite says that a page of another origin has a browser send the call, and
+	// Head that its sender does not read the answer: see Route.CheckSender.
+	CrossSite, Head bool
 
 	// Deadline is when the caller stops waiting: what has not begun by then does not
 	// begin. None when zero.
@@ -51,7 +54,7 @@ type Route struct {
 	Summary    string       // one sentence, for the reference
 	In, Out    reflect.Type // structs
 	Secrets    bool         // the request holds clear text: refused where others could listen
-	Records    bool         // a query that leaves a fact: refused to pages of another origin, as commands are
+	Audited    bool         // a query that leaves a fact in the name of the caller, as commands do
 	cost       int          // of its work, for admission
 	serve      func(*Service, context.Context, *Call, []byte) (any, error)
 }
@@ -175,7 +178,7 @@ func Routes() []Route {
 		query("oauth.connection", CredentialsGet, (*Service).getConnection, "How far a connection has come."),
 		query("oauth.redirect-uri", ComponentsGet, (*Service).getRedirectURI,
 			"The redirect URI of a component in this tenant, to be registered at the provider."),
-		recording(query("credential.resolve", CredentialsResolve, (*Service).resolveCredential,
+		audited(query("credential.resolve", CredentialsResolve, (*Service).resolveCredential,
 			"Give a flow engine the values of a credential, sealed to its public key, for the time of a lease. That it is given them is recorded first.")),
 		scan(query("lease.list", AuditRead, (*Service).listLeases, "The leases that have not expired: who may still hold the values of which credential.")),
 		scan(query("access.replay", AuditRead, (*Service).replayAccess,
@@ -216,9 +219,30 @@ func scan(r Route) Route {
 	return r
 }
 
-func recording(r Route) Route {
-	r.Records = true
+func audited(r Route) Route {
+	r.Audited = true
 	return r
+}
+
+// The refusals of who leaves a fact in somebody else's name, or for nothing.
+var (
+	ErrCrossOrigin = fault.New(fault.Denied, "cross_origin_refused", "A page of another origin cannot send commands, nor ask for what is recorded.")
+	ErrMethod      = fault.New(fault.Invalid, "method_not_allowed", "This path does not take this method.")
+)
+
+// CheckSender refuses a call that leaves a fact to a page of another origin, which
+// has a browser send it in the name of its user, and to who does not read the
+// answer (HEAD): the fact would say that somebody was shown what nobody saw.
+func (r Route) CheckSender(crossSite, head bool) error {
+	switch {
+	case !r.Command && !r.Audited:
+		return nil
+	case crossSite:
+		return ErrCrossOrigin
+	case head:
+		return ErrMethod.Because("What is asked for leaves a record, and HEAD shows nothing of it. Use GET.")
+	}
+	return nil
 }
 
 // orElse lets callers in that lack the route's permission but hold the other one.
@@ -272,6 +296,9 @@ func (s *Service) Serve(caller context.Context, call Call, name string, body []b
 	start := s.now()
 	defer func() { s.metrics.served(route, s.now().Sub(start), err) }()
 	call.route = name
+	if err := route.CheckSender(call.CrossSite, call.Head); err != nil {
+		return nil, err
+	}
 	if err := call.late(start); err != nil {
 		return nil, err
 	}
@@ -380,6 +407,21 @@ func place(p jsontext.Pointer) string {
 		return string(p)
 	}
 	return strings.ToValidUTF8(string(p[:most]), "") + "..."
+}
+
+// GoodRequestID reports whether a request may have the id that its sender gave it: 1
+// to 64 ASCII letters, digits, '-', '_' and '.', since logs and answers repeat it.
+func GoodRequestID(id string) bool {
+	if len(id) < 1 || len(id) > 64 {
+		return false
+	}
+	for i := range len(id) {
+		c := id[i]
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '_' && c != '.' {
+			return false
+		}
+	}
+	return true
 }
 
 // meta says on whose behalf a commit is made.

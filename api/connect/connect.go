@@ -6,7 +6,6 @@ package connect
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,11 +14,11 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/go-json-experiment/json"
 
+	v1 "github.com/credstream/credstream/api/v1"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
 )
@@ -74,13 +73,12 @@ type Handler struct {
 	prefix  string // of the names of cookies
 	path    string // of cookies
 	secure  bool
-	process string // starts the ids of this process's requests
-	count   atomic.Uint64
+	ids     *v1.RequestIDs
 }
 
 // New makes a Handler.
 func New(cfg Config) *Handler {
-	h := &Handler{service: cfg.Service, log: cfg.Logger, process: rand.Text()[:8] + "-", prefix: "credstream-", path: "/oauth"}
+	h := &Handler{service: cfg.Service, log: cfg.Logger, ids: v1.NewRequestIDs(), prefix: "credstream-", path: "/oauth"}
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
 	}
@@ -127,7 +125,7 @@ type exchange struct {
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
-	x := &exchange{Handler: h, w: w, r: r, id: h.process + strconv.FormatUint(h.count.Add(1), 10)}
+	x := &exchange{Handler: h, w: w, r: r, id: h.ids.Of(r)}
 	header := w.Header()
 	header.Set("X-Request-Id", x.id)
 	header.Set("Cache-Control", "no-store")

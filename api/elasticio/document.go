@@ -294,6 +294,9 @@ func (x *exchange) fail(err error) {
 	switch f.Code {
 	case v1.ErrMethod.Code:
 		status = http.StatusMethodNotAllowed
+		if x.w.Header().Get("Allow") == "" {
+			x.w.Header().Set("Allow", http.MethodGet) // all but HEAD
+		}
 	case v1.ErrMediaType.Code:
 		status = http.StatusUnsupportedMediaType
 	case ErrAccept.Code:

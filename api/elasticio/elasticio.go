@@ -6,7 +6,6 @@ package elasticio
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -15,9 +14,7 @@ import (
 	"net/netip"
 	"net/url"
 	"runtime/debug"
-	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -72,7 +69,7 @@ type Config struct {
 // is the home of the caller. Answers have the headers of v1.Protect, and
 // X-Request-Id, which the log line of the request repeats.
 func Handler(cfg Config) http.Handler {
-	h := &handler{cfg: cfg, log: cfg.Logger, process: rand.Text()[:8] + "-", secrets: map[string]bool{}}
+	h := &handler{cfg: cfg, log: cfg.Logger, ids: v1.NewRequestIDs(), secrets: map[string]bool{}}
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
 	}
@@ -86,8 +83,7 @@ type handler struct {
 	cfg     Config
 	log     *slog.Logger
 	secrets map[string]bool // routes that hold clear text
-	process string          // starts the ids of this process's requests
-	count   atomic.Uint64
+	ids     *v1.RequestIDs
 }
 
 // exchange is one request on its way to its answer.
@@ -115,7 +111,7 @@ type exchange struct {
 // ServeHTTP implements http.Handler.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
-	x := &exchange{handler: h, w: w, r: r, id: h.process + strconv.FormatUint(h.count.Add(1), 10), media: mediaJSONAPI}
+	x := &exchange{handler: h, w: w, r: r, id: h.ids.Of(r), media: mediaJSONAPI}
 	w.Header()["X-Request-Id"] = []string{x.id}
 	defer func() {
 		v := recover()
@@ -285,6 +281,7 @@ func (x *exchange) call() service.Call {
 	call := x.received
 	call.Tenant, call.Principal, call.Via, call.CommandID = x.tenant, x.principal, "http", x.commandID
 	call.Deadline = x.deadline
+	call.CrossSite, call.Head = v1.CrossSite(x.r), x.r.Method == http.MethodHead
 	return call
 }
 

@@ -2,9 +2,12 @@ package v1
 
 import (
 	"context"
+	"crypto/rand"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/credstream/credstream/service"
 )
@@ -51,4 +54,23 @@ func Identify(s Identities, r *http.Request) (service.Principal, error) {
 		return service.Principal{}, ErrAuthorization
 	}
 	return s.Authenticate(r.Context(), key, from)
+}
+
+// RequestIDs names the requests of one HTTP surface. Its methods may be called from
+// many goroutines.
+type RequestIDs struct {
+	process string // starts the ids of this process's requests
+	count   atomic.Uint64
+}
+
+// NewRequestIDs starts to count.
+func NewRequestIDs() *RequestIDs { return &RequestIDs{process: rand.Text()[:8] + "-"} }
+
+// Of is the id that the sender gave the request in X-Request-Id, when it is a
+// service.GoodRequestID, else a new one.
+func (ids *RequestIDs) Of(r *http.Request) string {
+	if given := r.Header["X-Request-Id"]; len(given) == 1 && service.GoodRequestID(given[0]) {
+		return given[0]
+	}
+	return ids.process + strconv.FormatUint(ids.count.Add(1), 10)
 }

@@ -34,6 +34,9 @@ func (x *exchange) fail(err error) {
 	if p.Status == http.StatusUnauthorized {
 		x.w.Header()["Www-Authenticate"] = challenges
 	}
+	if p.Status == http.StatusMethodNotAllowed && x.w.Header().Get("Allow") == "" {
+		x.w.Header().Set("Allow", http.MethodGet) // all but HEAD
+	}
 	if p.RetryAfter > 0 {
 		x.w.Header().Set("Retry-After", strconv.Itoa(p.RetryAfter))
 	}

@@ -31,9 +31,9 @@ func secure(header http.Header) {
 // not notice it.
 var origin http.CrossOriginProtection
 
-// foreign reports whether a page of another origin has a browser send the request,
-// whatever its method: for a GET that leaves something behind.
-func foreign(r *http.Request) bool {
+// CrossSite reports whether a page of another origin has a browser send the request,
+// whatever its method.
+func CrossSite(r *http.Request) bool {
 	same := http.Request{Method: http.MethodPost, Host: r.Host, Header: r.Header, URL: r.URL}
 	return origin.Check(&same) != nil
 }
@@ -42,6 +42,7 @@ func foreign(r *http.Request) bool {
 // of a browser's safety, and the refusal of cross-origin requests that change
 // something, as a problem.
 func Protect(h http.Handler) http.Handler {
+	ids := NewRequestIDs()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		secure(w.Header())
 		if origin.Check(r) == nil {
@@ -49,6 +50,8 @@ func Protect(h http.Handler) http.Handler {
 			return
 		}
 		p := ErrCrossOrigin.Problem()
+		p.RequestID = ids.Of(r)
+		w.Header()["X-Request-Id"] = []string{p.RequestID}
 		b, err := json.Marshal(p)
 		if err != nil { // a problem of ours marshals
 			b = []byte("{}")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -19,6 +20,10 @@ const (
 
 	replayPage = 1000             // items asked for at a time
 	pageTime   = 60 * time.Second // a client must take a page within
+
+	// identifyEvery is how often it is looked whether the key of a replay under way is
+	// still good: a second is promised.
+	identifyEvery = 250 * time.Millisecond
 )
 
 var typeLines = []string{linesType}
@@ -48,7 +53,8 @@ func wantsLines(r *http.Request) bool {
 
 // replay writes every page of a replay as one stream of JSON documents, one a
 // line, up to the limit in the request or to the end. An error after the first line
-// cuts the connection, so that a client cannot take a part for the whole.
+// cuts the connection, so that a client cannot take a part for the whole. Each page
+// is for who the caller is by then, and the replay ends within a second of its key.
 func (h *handler) replay(x *exchange, call service.Call, name string, body []byte) {
 	var ask paging
 	if len(body) > 0 {
@@ -63,18 +69,27 @@ func (h *handler) replay(x *exchange, call service.Call, name string, body []byt
 		return
 	}
 	control := http.NewResponseController(x.w)
+	ctx, end := h.whileGood(x, control)
+	defer end()
 	var lines []byte
 	for {
+		var err error
+		if call.Principal, err = Identify(h.cfg.Service, x.r); err != nil {
+			x.cut(err)
+			return
+		}
 		ask.Limit = replayPage
 		if left > 0 {
 			ask.Limit = min(left, replayPage)
 		}
 		var n int
 		var next uint64
-		var err error
-		lines, n, next, err = h.replayPage(x, call, name, ask, lines[:0])
-		if err != nil && x.status != 0 && fault.Of(err).Kind == fault.Throttled && wait(x.r.Context(), fault.Of(err).RetryAfter) {
+		lines, n, next, err = h.replayPage(ctx, x, call, name, ask, lines[:0])
+		if err != nil && x.status != 0 && fault.Of(err).Kind == fault.Throttled && wait(ctx, fault.Of(err).RetryAfter) {
 			continue // a replay that is under way is slowed down, not cut
+		}
+		if ended := context.Cause(ctx); ended != nil {
+			err = ended
 		}
 		if err != nil {
 			x.cut(err)
@@ -91,7 +106,14 @@ func (h *handler) replay(x *exchange, call service.Call, name string, body []byt
 		// The server's own bound is for a whole answer; here each page has its own.
 		// A recorder in a test has no deadline to set.
 		_ = control.SetWriteDeadline(time.Now().Add(pageTime))
+		if err := context.Cause(ctx); err != nil { // the key has ended, and its deadline was overwritten
+			x.cut(err)
+			return
+		}
 		if _, err := x.w.Write(lines); err != nil {
+			if ended := context.Cause(ctx); ended != nil {
+				x.cut(ended)
+			}
 			return // the client is gone
 		}
 		_ = control.Flush()
@@ -107,14 +129,31 @@ func (h *handler) replay(x *exchange, call service.Call, name string, body []byt
 	}
 }
 
+// whileGood returns a context that ends when the key of the request does, with the
+// refusal as its cause; a write to a client that does not read ends then too.
+func (h *handler) whileGood(x *exchange, control *http.ResponseController) (ctx context.Context, end func()) {
+	ctx, cancel := context.WithCancelCause(x.r.Context())
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		for wait(ctx, identifyEvery) {
+			if _, err := Identify(h.cfg.Service, x.r); fault.Of(err) != nil && fault.Of(err).Kind == fault.Unauthenticated {
+				cancel(err)
+				_ = control.SetWriteDeadline(time.Now())
+				return
+			}
+		}
+	})
+	return ctx, func() { cancel(context.Canceled); watching.Wait() }
+}
+
 // replayPage appends the lines of one page to b, and tells how many they are and
 // where the next page begins; 0 at the end.
-func (h *handler) replayPage(x *exchange, call service.Call, name string, ask paging, b []byte) (lines []byte, n int, next uint64, err error) {
+func (h *handler) replayPage(ctx context.Context, x *exchange, call service.Call, name string, ask paging, b []byte) (lines []byte, n int, next uint64, err error) {
 	body, err := json.Marshal(ask)
 	if err != nil {
 		return b, 0, 0, fmt.Errorf("ask for a page of %s: %w", name, err)
 	}
-	answer, err := h.cfg.Service.Serve(x.r.Context(), call, name, body)
+	answer, err := h.cfg.Service.Serve(ctx, call, name, body)
 	x.accepted(call, err)
 	if err != nil {
 		return b, 0, 0, err

@@ -5,7 +5,6 @@ package v1
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -17,7 +16,6 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -58,16 +56,17 @@ type Config struct {
 // The refusals of a request that HTTP adds to the service's.
 var (
 	ErrPathUnknown = fault.New(fault.NotFound, "path_unknown", "There is nothing at this path.")
-	ErrMethod      = fault.New(fault.Invalid, "method_not_allowed", "This path does not take this method.")
 	ErrMediaType   = fault.New(fault.Invalid, "media_type", "The body must be application/json in UTF-8.")
 	ErrBodyRead    = fault.New(fault.Invalid, "body_incomplete", "The body ended before its length.")
 	// ErrAuthorization refuses an Authorization header that is not one Basic or Bearer.
 	ErrAuthorization = fault.New(fault.Unauthenticated, "authorization_invalid",
 		"Send one Authorization header: Basic with the key as password, or Bearer with the key.")
 	ErrHeaderTwice = fault.New(fault.Invalid, "header_repeated", "Idempotency-Key, X-Correlation-Id and X-Request-Deadline may appear at most once.")
-	ErrCrossOrigin = fault.New(fault.Denied, "cross_origin_refused", "A page of another origin cannot send commands, nor ask for what is recorded.")
 	// ErrCleartext refuses clear secrets where others could listen.
 	ErrCleartext = service.ErrCleartext
+
+	ErrMethod      = service.ErrMethod
+	ErrCrossOrigin = service.ErrCrossOrigin
 )
 
 // Handler returns the edge:
@@ -81,7 +80,7 @@ var (
 // Paths are taken literally: nothing is cleaned or redirected.
 func Handler(cfg Config) http.Handler {
 	h := &handler{
-		cfg: cfg, log: cfg.Logger, process: rand.Text()[:8] + "-",
+		cfg: cfg, log: cfg.Logger, ids: NewRequestIDs(),
 		commands: map[string]endpoint{}, queries: map[string]endpoint{},
 	}
 	if h.log == nil {
@@ -89,9 +88,9 @@ func Handler(cfg Config) http.Handler {
 	}
 	for _, r := range service.Routes() {
 		if r.Command {
-			h.commands[r.Name] = endpoint{pattern: commandPath + r.Name, secrets: r.Secrets}
+			h.commands[r.Name] = endpoint{pattern: commandPath + r.Name, route: r}
 		} else {
-			h.queries[r.Name] = endpoint{pattern: queryPath + r.Name, parameters: parametersOf(r.In), records: r.Records}
+			h.queries[r.Name] = endpoint{pattern: queryPath + r.Name, parameters: parametersOf(r.In), route: r}
 		}
 	}
 	h.openAPI = openAPI(cfg.Version, cfg.Describe)
@@ -128,15 +127,13 @@ type handler struct {
 	commands map[string]endpoint
 	queries  map[string]endpoint
 	openAPI  []byte
-	process  string // starts the ids of this process's requests
-	count    atomic.Uint64
+	ids      *RequestIDs
 }
 
 // endpoint is what the edge knows of a route.
 type endpoint struct {
 	pattern    string
-	secrets    bool
-	records    bool
+	route      service.Route
 	parameters []parameter
 }
 
@@ -163,7 +160,7 @@ var (
 // ServeHTTP implements http.Handler.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
-	x := exchange{w: w, r: r, id: h.requestID(r)}
+	x := exchange{w: w, r: r, id: h.ids.Of(r)}
 	header := w.Header()
 	header["X-Request-Id"] = []string{x.id}
 	secure(header)
@@ -192,27 +189,6 @@ func (h *handler) panicked(x *exchange, v any, start time.Time) {
 	}
 	h.note(x, time.Since(start))
 	panic(http.ErrAbortHandler) // the answer has begun: the client must see that it is cut
-}
-
-// requestID takes the caller's id when it is short and plain, else makes one.
-func (h *handler) requestID(r *http.Request) string {
-	if given := r.Header["X-Request-Id"]; len(given) == 1 && plain(given[0]) {
-		return given[0]
-	}
-	return h.process + strconv.FormatUint(h.count.Add(1), 10)
-}
-
-func plain(s string) bool {
-	if len(s) < 1 || len(s) > 64 {
-		return false
-	}
-	for i := range len(s) {
-		c := s[i]
-		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '_' && c != '.' {
-			return false
-		}
-	}
-	return true
 }
 
 // route finds what the path names.
@@ -279,8 +255,9 @@ func (h *handler) routeTenant(x *exchange, rest string) {
 	if !x.allows(methods) {
 		return
 	}
-	if endpoints[name].records && foreign(x.r) {
-		x.fail(ErrCrossOrigin)
+	// Before the key is looked at, which a browser sends by itself.
+	if err := endpoints[name].route.CheckSender(CrossSite(x.r), x.r.Method == http.MethodHead); err != nil {
+		x.fail(err)
 		return
 	}
 	principal, err := Identify(h.cfg.Service, x.r)
@@ -297,6 +274,7 @@ func (h *handler) routeTenant(x *exchange, rest string) {
 	x.pattern = to.pattern
 	call := service.Call{
 		Tenant: tenant, Principal: principal, Via: "http", Confidential: h.cfg.AllowCleartext || confidential(x.r),
+		CrossSite: CrossSite(x.r), Head: x.r.Method == http.MethodHead,
 	}
 	if isCommand {
 		h.command(x, to, call, name)
@@ -335,7 +313,7 @@ func Deadline(r *http.Request) (time.Time, error) {
 
 // command answers a POST.
 func (h *handler) command(x *exchange, to endpoint, call service.Call, name string) {
-	if to.secrets && !call.Confidential {
+	if to.route.Secrets && !call.Confidential {
 		x.fail(ErrCleartext)
 		return
 	}

@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,7 +38,8 @@ const (
 
 // fake answers what it is told, and remembers what it was asked.
 type fake struct {
-	answer func(route string, body []byte) (any, error)
+	answer  func(route string, body []byte) (any, error)
+	revoked atomic.Bool // every key and token
 
 	mu    sync.Mutex
 	calls []call
@@ -48,17 +50,17 @@ type call struct {
 }
 
 func (f *fake) AuthenticateToken(_ context.Context, given string, _ netip.Addr) (service.Principal, error) {
-	if given == token {
+	if given == token && !f.revoked.Load() {
 		return service.Principal{Actor: events.Actor{Kind: "user", ID: "u1"}, Tenants: []string{"acme"}}, nil
 	}
 	return service.Principal{}, service.ErrToken
 }
 
 func (f *fake) Authenticate(_ context.Context, given string, _ netip.Addr) (service.Principal, error) {
-	switch given {
-	case "":
+	switch {
+	case given == "":
 		return service.Principal{}, service.ErrUnauthenticated
-	case key:
+	case given == key && !f.revoked.Load():
 		return service.Principal{Actor: events.Actor{Kind: "key", ID: "k1"}, Tenants: []string{"acme"}}, nil
 	}
 	return service.Principal{}, service.ErrKeyUnknown
@@ -560,6 +562,83 @@ func TestReplayCut(t *testing.T) {
 	e.answer = pages(t, 1)
 	if resp, body := e.do(t, request{"GET", "/v1/tenants/acme/events.replay", nil, http.Header{"Accept": {"application/x-ndjson"}}}); resp.StatusCode != 500 {
 		t.Errorf("the first page fails with %d %s", resp.StatusCode, body)
+	}
+}
+
+// A replay ends when its key does: between two pages, while a page is gathered or
+// waited for, and while its client does not read.
+func TestReplayEndsWithItsKey(t *testing.T) {
+	event := service.ReplayedEvent{SpecVersion: "1.0", Data: []byte(`"` + strings.Repeat("x", 1000) + `"`)}
+	endless := func(string, []byte) (any, error) {
+		time.Sleep(time.Millisecond) // leaves the machine to the others
+		return service.Replay{Events: []service.ReplayedEvent{event}, Next: 1, End: 2}, nil
+	}
+	for name, tc := range map[string]struct {
+		reads  bool
+		answer func(n int, route string, body []byte) (any, error)
+	}{
+		"reading": {true, func(_ int, route string, body []byte) (any, error) { return endless(route, body) }},
+		"limited": {true, func(n int, route string, body []byte) (any, error) {
+			if n > 1 {
+				return nil, service.ErrRateLimited.After(time.Hour)
+			}
+			return endless(route, body)
+		}},
+		"not reading": {false, func(_ int, route string, body []byte) (any, error) { return endless(route, body) }},
+	} {
+		for _, credential := range []string{key, token} {
+			e := newEdge(t)
+			n := 0
+			e.answer = func(route string, body []byte) (any, error) { n++; return tc.answer(n, route, body) }
+			req, err := http.NewRequestWithContext(t.Context(), "GET", e.URL+"/v1/tenants/acme/events.replay", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Authorization", "Bearer "+credential)
+			req.Header.Set("Accept", "application/x-ndjson")
+			resp, err := e.Client().Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if resp.StatusCode != 200 {
+				t.Fatalf("%s: %d", name, resp.StatusCode)
+			}
+			if _, err := io.ReadFull(resp.Body, make([]byte, 1000)); err != nil {
+				t.Fatal(err)
+			}
+			if !tc.reads { // until what is sent fills the buffers of the connection
+				for calls := 0; ; {
+					time.Sleep(50 * time.Millisecond)
+					if now := len(e.asked()); now == 0 && calls == 0 {
+						break
+					} else {
+						calls = now
+					}
+				}
+			}
+			e.revoked.Store(true)
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				for !strings.Contains(e.logs.String(), `"route":"/v1/tenants/{tenant}/events.replay"`) {
+					time.Sleep(5 * time.Millisecond)
+				}
+			}()
+			if tc.reads {
+				if _, err := io.Copy(io.Discard, resp.Body); err == nil {
+					t.Errorf("%s: a part of the replay looks like the whole", name)
+				}
+			}
+			select {
+			case <-ended:
+			case <-time.After(20 * time.Second):
+				t.Errorf("%s: the replay goes on", name)
+			}
+			if log := e.logs.String(); !strings.Contains(log, `"code":"api_key_unknown"`) && !strings.Contains(log, `"code":"token_invalid"`) {
+				t.Errorf("%s: the log says %s", name, log)
+			}
+			_ = resp.Body.Close()
+		}
 	}
 }
 

@@ -66,6 +66,53 @@ func TestResolveFromAnotherSite(t *testing.T) {
 	}
 }
 
+// A page of another site has a browser reveal nothing over /v2, nor does a HEAD, and
+// no record says that somebody was shown a secret.
+func TestRevealFromAnotherSite(t *testing.T) {
+	u := bring(t, t.TempDir())
+	registerPlain(t, u.base)
+	id := u.create(t)
+	var issued struct{ Key string }
+	must(t, u.command("api_key.issue", "", map[string]any{"role": "ADMINISTRATOR", "permissions": []string{"credentials.reveal"}}, &issued))
+	ask := func(method, header, value string) *http.Response {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), method, u.base+"/v2/credentials/"+id+"?reveal=true", nil)
+		must(t, err)
+		req.SetBasicAuth("x", issued.Key)
+		req.Header.Set("X-Request-Id", "mine-1")
+		req.Header.Set(header, value)
+		resp, err := http.DefaultClient.Do(req)
+		must(t, err)
+		_ = resp.Body.Close()
+		if got := resp.Header.Get("X-Request-Id"); got != "mine-1" {
+			t.Errorf("%s: the request is called %q", method, got)
+		}
+		return resp
+	}
+	revealed := func() (n int) {
+		t.Helper()
+		var page struct{ Events []struct{ Type string } }
+		must(t, u.query("events.replay", "type=credential.revealed", &page))
+		return len(page.Events)
+	}
+	for _, foreign := range [][2]string{{"Sec-Fetch-Site", "cross-site"}, {"Sec-Fetch-Site", "same-site"}, {"Origin", "https://evil.example.org"}} {
+		for _, method := range []string{"GET", "HEAD"} {
+			if resp := ask(method, foreign[0], foreign[1]); resp.StatusCode != 403 {
+				t.Errorf("%s, %s: %d", method, foreign, resp.StatusCode)
+			}
+		}
+	}
+	if resp := ask("HEAD", "Sec-Fetch-Site", "same-origin"); resp.StatusCode != 405 || resp.Header.Get("Allow") != "GET" {
+		t.Errorf("HEAD: %d, Allow %q", resp.StatusCode, resp.Header.Get("Allow"))
+	}
+	if n := revealed(); n != 0 {
+		t.Errorf("%d records", n)
+	}
+	if resp := ask("GET", "Sec-Fetch-Site", "same-origin"); resp.StatusCode != 200 || revealed() != 1 {
+		t.Errorf("of our own: %d, %d records", resp.StatusCode, revealed())
+	}
+}
+
 // A tenant that starts connections without end has a thousand of them.
 func TestConnectionsLimit(t *testing.T) {
 	u := connectable(t, oauthtest.NewServer(t))
