@@ -36,7 +36,7 @@ func permissionsPage() []byte {
 
 Generated from the code. The list of permissions is closed, and a caller has what its role or its own list of permissions grants, in the tenants it is granted; everything else is refused. A refusal names the permission that is missing (403), and a tenant that is not the caller's is not found (404), whether it exists or not. Each refusal leaves the fact ` + "`access.denied`" + ` in the caller's home tenant; those that repeat within a minute are told of together.
 
-An ADMINISTRATOR may issue keys with any role and any permission of the list; other callers with ` + "`keys.manage`" + ` only what they hold themselves, no longer and from no more addresses than they may be used. Permissions without a role in the table are granted by name: ` + "`credstream key issue --permission credentials.reveal`" + `.
+An ADMINISTRATOR may issue keys with any role and any permission of the list; other callers with ` + "`keys.manage`" + ` only what they hold themselves, no longer and from no more addresses than they may be used. They revoke keys whose permissions they could grant, however long and from wherever those may be used, and themselves. A caller by a token of an OpenID Connect issuer ends with its token, and so do the keys that it issues. Permissions without a role in the table are granted by name: ` + "`credstream key issue --permission credentials.reveal`" + `.
 
 ## Roles
 

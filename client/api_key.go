@@ -51,13 +51,26 @@ type APIKey struct {
 	LastUsedAt  time.Time `json:"last_used_at,omitzero"` // to the minute; zero when that is not known
 }
 
-// ListAPIKeys returns the keys whose home is the tenant.
+// ListAPIKeys returns every key whose home is the tenant, page by page.
 func (a *API) ListAPIKeys(ctx context.Context, minSeq uint64) ([]APIKey, error) {
-	var list struct {
-		Keys []APIKey `json:"keys"`
-	}
-	err := a.Query(ctx, "api_key.list", struct {
+	var keys []APIKey
+	ask := struct {
+		Limit  int    `json:"limit"`
+		After  string `json:"after,omitzero"`
 		MinSeq uint64 `json:"min_seq,omitzero"`
-	}{minSeq}, &list)
-	return list.Keys, err
+	}{Limit: 200, MinSeq: minSeq}
+	for {
+		var page struct {
+			Keys []APIKey `json:"keys"`
+			Next string   `json:"next"`
+		}
+		if err := a.Query(ctx, "api_key.list", ask, &page); err != nil {
+			return nil, err
+		}
+		keys = append(keys, page.Keys...)
+		if page.Next == "" {
+			return keys, nil
+		}
+		ask.After = page.Next
+	}
 }

@@ -28,6 +28,9 @@ const (
 	StatusVerified   = "verified"   // the component's probe succeeded
 	StatusFailed     = "failed"     // a later probe failed
 	StatusUnverified = "unverified" // the component declares no probe
+
+	// The provider no longer takes the tokens: somebody has to connect the account again.
+	StatusReauthorizationRequired = "reauthorization_required"
 )
 
 // Keys are the clear values of a credential. Nothing prints or encodes them: a

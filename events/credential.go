@@ -18,6 +18,11 @@ const (
 	Unverified Status = "unverified" // the component declares no probe
 )
 
+// Statuses are all that a credential can have.
+func Statuses() []Status {
+	return []Status{Verified, Failed, Unverified, ReauthorizationRequired}
+}
+
 // Verification is the evidence of one dry request, never what the API answered.
 type Verification struct {
 	Status    Status `json:"status"`

@@ -96,14 +96,15 @@ func (v *Views) APIKey(ctx context.Context, sha256 string) (k APIKey, found bool
 	return k, found, nil
 }
 
-// APIKeys lists up to limit keys by id, those after an id; next is "" at the end.
-func (v *Views) APIKeys(ctx context.Context, after string, limit int) (page []APIKey, next string, err error) {
+// APIKeys lists up to limit keys of a home tenant by id, those after an id; next is
+// "" at the end.
+func (v *Views) APIKeys(ctx context.Context, home, after string, limit int) (page []APIKey, next string, err error) {
 	limit = bounded(limit)
 	err = v.read(ctx, func(c *conn) error {
-		return c.query(apiKeyColumns+" WHERE id > ? ORDER BY id LIMIT ?", func(row []driver.Value) error {
+		return c.query(apiKeyColumns+" WHERE home = ? AND id > ? ORDER BY id LIMIT ?", func(row []driver.Value) error {
 			page = append(page, scanAPIKey(row))
 			return nil
-		}, after, int64(limit)+1)
+		}, home, after, int64(limit)+1)
 	})
 	if err != nil {
 		return nil, "", fmt.Errorf("listing API keys: %w", err)

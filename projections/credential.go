@@ -50,8 +50,8 @@ CREATE INDEX credentials_workspace_name ON credentials (tenant, workspace, statu
 `
 )
 
-// statuses are all that a credential can have; lists merge them.
-var statuses = []events.Status{events.Verified, events.Failed, events.Unverified, events.ReauthorizationRequired}
+// statuses are all that a credential can have; lists merge them. It never changes.
+var statuses = events.Statuses()
 
 // Credential is one credential as it stands, without its secrets.
 type Credential struct {

@@ -12,7 +12,7 @@ import (
 )
 
 // ErrViewsRebuilding is returned by Rebuild while another rebuild is on its way.
-var ErrViewsRebuilding = fault.New(fault.Conflict, "views_rebuilding", "The views are being rebuilt already.")
+var ErrViewsRebuilding = fault.New(fault.Precondition, "views_rebuild_running", "The views are being rebuilt already.")
 
 // Records that a rebuild applies in one transaction, and commits it may be
 // behind when it stops the writer to catch up for good.

@@ -209,6 +209,17 @@ func (s *Service) issueKey(ctx context.Context, call *Call, cmd commands.IssueAP
 	return Done{Seq: state.Seq, ID: cmd.ID}, nil
 }
 
+// mayHold reports whether the principal could issue a key with the permissions of
+// this one. How long and from where that key may be used counts for nothing here: who
+// may be used for an hour can end what would last for ever.
+func mayHold(p Principal, k aggregates.APIKeyState) bool {
+	permissions := slices.Clone(Roles[Role(k.Role)])
+	for _, name := range k.Permissions {
+		permissions = append(permissions, Permission(name))
+	}
+	return !slices.ContainsFunc(permissions, func(perm Permission) bool { return !p.mayGrant(perm) })
+}
+
 // RevokeAPIKey asks for a key's end.
 type RevokeAPIKey struct {
 	ID string `json:"id"`
@@ -226,6 +237,8 @@ func (s *Service) revokeAPIKey(ctx context.Context, call *Call, in RevokeAPIKey)
 		return Done{}, aggregates.ErrAPIKeyNotFound
 	case !covers(call.Principal, known.Value.Tenants):
 		return Done{}, ErrKeyRights.Because("A key that reaches more tenants than yours can only be revoked by one that reaches them too.")
+	case in.ID != call.Principal.Actor.ID && !mayHold(call.Principal, known.Value):
+		return Done{}, ErrKeyRights.Because("This key has permissions that yours lacks, so yours cannot revoke it.")
 	case in.ID == call.Principal.Actor.ID && slices.Contains(known.Value.Tenants, AllTenants):
 		return Done{}, ErrKeyLast
 	}
@@ -245,12 +258,15 @@ func (s *Service) revokeAPIKey(ctx context.Context, call *Call, in RevokeAPIKey)
 
 // ListAPIKeys asks for the keys whose home is the call's tenant.
 type ListAPIKeys struct {
+	Limit  int    `json:"limit,omitzero"`   // 1 to 200; 50 when absent
+	After  string `json:"after,omitzero"`   // cursor of the page before
 	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
 }
 
 // APIKeyList answers ListAPIKeys.
 type APIKeyList struct {
 	Keys []APIKeyInfo `json:"keys"`
+	Next string       `json:"next,omitzero"` // cursor of the next page; absent on the last
 }
 
 // APIKeyInfo is what is shown of a key.
@@ -269,32 +285,28 @@ type APIKeyInfo struct {
 }
 
 func (s *Service) listAPIKeys(ctx context.Context, call *Call, in ListAPIKeys) (APIKeyList, error) {
+	limit, err := pageSize(in.Limit)
+	if err != nil {
+		return APIKeyList{}, err
+	}
 	if err := s.atLeast(ctx, in.MinSeq); err != nil {
 		return APIKeyList{}, err
 	}
 	var used map[string]time.Time
 	if s.cfg.LastUse != nil {
-		var err error
 		if used, err = s.cfg.LastUse.LastUsed(ctx); err != nil { // the list is worth more than this
 			s.cfg.Logger.WarnContext(ctx, "the last use of keys is not known", "err", err)
 		}
 	}
-	list := APIKeyList{Keys: []APIKeyInfo{}}
-	for after := ""; ; {
-		page, next, err := s.cfg.Views.APIKeys(ctx, after, 200)
-		if err != nil {
-			return APIKeyList{}, err
-		}
-		for _, k := range page {
-			if k.Home == call.Tenant {
-				list.Keys = append(list.Keys, s.keyInfo(k, used[k.ID]))
-			}
-		}
-		if next == "" {
-			return list, nil
-		}
-		after = next
+	page, next, err := s.cfg.Views.APIKeys(ctx, call.Tenant, in.After, limit)
+	if err != nil {
+		return APIKeyList{}, err
 	}
+	list := APIKeyList{Keys: make([]APIKeyInfo, len(page)), Next: next}
+	for i, k := range page {
+		list.Keys[i] = s.keyInfo(k, used[k.ID])
+	}
+	return list, nil
 }
 
 func (s *Service) keyInfo(k projections.APIKey, used time.Time) APIKeyInfo {

@@ -221,7 +221,7 @@ func (t *Tokens) read(token *oidc.IDToken) (Principal, error) {
 	if token.Subject == "" {
 		return Principal{}, ErrToken.Because("The token names nobody: its claim sub is missing.")
 	}
-	p := Principal{Actor: events.Actor{Kind: "user", ID: userID(token.Subject)}}
+	p := Principal{Actor: events.Actor{Kind: "user", ID: userID(token.Subject)}, Expires: token.Expiry} // a key that it issues ends no later
 	for _, tenant := range words(claims, t.cfg.Tenant) {
 		if events.CheckName(tenant) == nil && len(p.Tenants) < maxKeyTenants {
 			p.Tenants = append(p.Tenants, tenant)

@@ -8,6 +8,7 @@ import (
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/projections"
 )
 
 // RewindAudit asks for the tenant's audit consumer to start over.
@@ -38,9 +39,6 @@ type rebuild struct {
 	wait      sync.WaitGroup
 }
 
-// ErrRebuildRunning refuses a second rebuild at the same time.
-var ErrRebuildRunning = fault.New(fault.Precondition, "views_rebuild_running", "The views are being rebuilt already.")
-
 // RebuildViews asks for new views.
 type RebuildViews struct{}
 
@@ -58,7 +56,7 @@ func (s *Service) rebuildViews(ctx context.Context, _ *Call, _ RebuildViews) (Do
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.running {
-		return Done{}, ErrRebuildRunning
+		return Done{}, projections.ErrViewsRebuilding
 	}
 	r.running, r.done, r.end, r.err = true, 0, end, ""
 	r.wait.Go(func() {

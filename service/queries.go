@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -127,7 +128,7 @@ func (s *Service) maskedKeys(ctx context.Context, c projections.Credential, d co
 type ListCredentials struct {
 	Component    string        `json:"component,omitzero"`
 	Workspace    string        `json:"workspace,omitzero"`     // the id that they were created with
-	Status       events.Status `json:"status,omitzero"`        // verified, failed or unverified
+	Status       events.Status `json:"status,omitzero"`        // verified, failed, unverified or reauthorization_required
 	NameContains string        `json:"name_contains,omitzero"` // without regard to case
 	Sort         string        `json:"sort,omitzero"`          // name, -name, created, -created, or, without name_contains, name,-created or -name,created; name when absent
 	Limit        int           `json:"limit,omitzero"`         // 1 to 200; 50 when absent
@@ -142,7 +143,15 @@ type CredentialList struct {
 }
 
 // ErrStatus refuses a filter by something that is no status.
-var ErrStatus = fault.New(fault.Invalid, "status_invalid", "A status is verified, failed or unverified.")
+var ErrStatus = fault.New(fault.Invalid, "status_invalid", "A status is verified, failed, unverified or reauthorization_required.")
+
+// checkStatus refuses a filter by something that is no status; "" is no filter.
+func checkStatus(status events.Status) error {
+	if status != "" && !slices.Contains(events.Statuses(), status) {
+		return ErrStatus.At("/status")
+	}
+	return nil
+}
 
 func (s *Service) listCredentials(ctx context.Context, call *Call, in ListCredentials) (CredentialList, error) {
 	limit, err := pageSize(in.Limit)
@@ -163,10 +172,8 @@ func (s *Service) listCredentials(ctx context.Context, call *Call, in ListCreden
 	case turn && in.NameContains != "":
 		return CredentialList{}, projections.ErrSortInvalid.Because("With name_contains, sort by name or by created alone.").At("/sort")
 	}
-	switch in.Status {
-	case "", events.Verified, events.Failed, events.Unverified:
-	default:
-		return CredentialList{}, ErrStatus.At("/status")
+	if err := checkStatus(in.Status); err != nil {
+		return CredentialList{}, err
 	}
 	if err := s.atLeast(ctx, in.MinSeq); err != nil {
 		return CredentialList{}, err
@@ -189,7 +196,7 @@ func (s *Service) listCredentials(ctx context.Context, call *Call, in ListCreden
 type CountCredentials struct {
 	Component string        `json:"component,omitzero"` // only this one's
 	Workspace string        `json:"workspace,omitzero"` // only those created with this id
-	Status    events.Status `json:"status,omitzero"`    // only these
+	Status    events.Status `json:"status,omitzero"`    // only these: verified, failed, unverified or reauthorization_required
 	MinSeq    uint64        `json:"min_seq,omitzero"`   // wait until the answer reflects this log sequence
 }
 
@@ -207,6 +214,9 @@ type ComponentCount struct {
 }
 
 func (s *Service) countCredentials(ctx context.Context, call *Call, in CountCredentials) (CredentialCounts, error) {
+	if err := checkStatus(in.Status); err != nil {
+		return CredentialCounts{}, err
+	}
 	if err := s.atLeast(ctx, in.MinSeq); err != nil {
 		return CredentialCounts{}, err
 	}

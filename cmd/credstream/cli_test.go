@@ -214,7 +214,7 @@ func TestVerbs(t *testing.T) {
 			says: "cs_new\n", notes: "Issued key k2. This is the only time it is shown:\n",
 		},
 		{
-			args: "key list", asks: `default/api_key.list`,
+			args: "key list", asks: `default/api_key.list?limit=200`,
 			says: "ID  NAME  ROLE      PERMISSIONS         TENANTS  STATE    ISSUED                EXPIRES               ADDRESSES     LAST USED\n" +
 				"k2  n     OPERATOR                      acme     valid    2026-01-02 03:04:05Z  never                               -\n" +
 				"k3                  credentials.reveal  acme     expired  2026-01-02 03:04:05Z  2026-02-02 03:04:05Z  192.0.2.0/24  2026-01-03 03:04:00Z\n",

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/credstream/credstream/client"
+	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
@@ -263,13 +264,23 @@ func (a *app) credentialList() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&filter.Component, "component", "", "only those of the component with this `ID`")
-	f.StringVar(&filter.Status, "status", "", "only those with this `STATUS`: verified, failed or unverified")
+	f.StringVar(&filter.Status, "status", "", "only those with this `STATUS`: "+statusChoice())
 	f.StringVar(&filter.NameContains, "name-contains", "", "only those whose name contains `TEXT`")
 	f.StringVar(&filter.Sort, "sort", "", "sort by `FIELD`: name, -name, created or -created")
 	f.IntVar(&filter.Limit, "limit", 0, "`NUMBER` of credentials on a page, up to 200")
 	f.StringVar(&filter.After, "after", "", "go on after the page with this `CURSOR`")
 	f.BoolVar(&all, "all", false, "every page")
 	return cmd
+}
+
+// statusChoice names every status: "verified, failed or ...".
+func statusChoice() string {
+	var names []string
+	for _, s := range events.Statuses() {
+		names = append(names, string(s))
+	}
+	last := len(names) - 1
+	return strings.Join(names[:last], ", ") + " or " + names[last]
 }
 
 func (a *app) credentialCounts() *cobra.Command {

@@ -171,7 +171,12 @@ func TestOpenIDConnect(t *testing.T) {
 		t.Errorf("an administrator of two tenants lists all: %q", got)
 	}
 	var key issuedKey
-	must(t, acme.as(admin).command("api_key.issue", "", map[string]any{"role": "OPERATOR"}, &key))
+	for _, expires := range []string{"", "8760h"} { // a key does not outlast the token that issues it
+		if got := code(t, acme.as(admin).command("api_key.issue", "", map[string]any{"role": "OPERATOR", "expires": expires}, nil)); got != "api_key_exceeds_issuer" {
+			t.Errorf("a token issues a key with expires %q: %q", expires, got)
+		}
+	}
+	must(t, acme.as(admin).command("api_key.issue", "", map[string]any{"role": "OPERATOR", "expires": "1m"}, &key))
 	var page struct {
 		Events []struct {
 			Type, Actor string
