@@ -17,7 +17,7 @@ func TestRevokeIsBoundByRights(t *testing.T) {
 		_, err := s.svc.Serve(t.Context(), service.Call{Tenant: "default", Principal: by, Via: "http"}, "api_key.revoke", fmt.Appendf(nil, `{"id":%q}`, id))
 		return codeOf(err)
 	}
-	manager := s.issue("default", `{"role":"OPERATOR","permissions":["keys.manage"],"expires":"1h","addresses":["127.0.0.1"]}`)
+	manager := s.issue("default", `{"role":"OPERATOR","permissions":["keys.manage"],"expires":"1h"}`)
 	admin := s.issue("default", `{"role":"ADMINISTRATOR"}`)
 	revealer := s.issue("default", `{"role":"OPERATOR","permissions":["credentials.reveal"]}`)
 	operator := s.issue("default", `{"role":"OPERATOR"}`)
@@ -74,7 +74,7 @@ func TestIssuedKeysEndWithTheirIssuer(t *testing.T) {
 	user := s.admin
 	user.Actor.Kind, user.Expires = "user", time.Now().Add(time.Hour) // as AuthenticateToken makes it
 	for body, want := range map[string]string{
-		`{"role":"OPERATOR"}`:                  "api_key_exceeds_issuer",
+		`{"role":"OPERATOR"}`:                 "api_key_exceeds_issuer",
 		`{"role":"OPERATOR","expires":"2h"}`:  "api_key_exceeds_issuer",
 		`{"role":"OPERATOR","expires":"30m"}`: "",
 	} {

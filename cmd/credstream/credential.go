@@ -16,8 +16,8 @@ import (
 	"golang.org/x/term"
 
 	"github.com/credstream/credstream/client"
-	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
 )
