@@ -84,15 +84,15 @@ func TestBacklogIsBounded(t *testing.T) {
 	})
 }
 
-// What failed can be tried again in bulk, and large ones count by their size: three of 400 KiB are 21.
+// What failed can be tried again in bulk, and large ones count by their size: three of 320 KiB are 18.
 func TestRetryInBulk(t *testing.T) {
 	w := startWhole(t)
-	w.queues.SetBacklog(21)
+	w.queues.SetBacklog(18)
 	w.serveIntake()
 	stop := w.read(bus.Commands)
 	js := must(jetstream.New(w.client(w.key)))(t)
 	for n := range 3 {
-		body := fmt.Sprintf(`{"id":"none%d","descriptor":{"title":%q}}`, n, strings.Repeat("x", 300<<10))
+		body := fmt.Sprintf(`{"id":"none%d","descriptor":{"title":"x","logo":%q}}`, n, strings.Repeat("x", 240<<10))
 		must(js.PublishMsg(t.Context(), queuedCommand("default", "component.update", "", body)))(t)
 	}
 	w.poisoned("default", 3)
