@@ -325,8 +325,10 @@ func TestAudiences(t *testing.T) {
 		key, stream, consumer string
 		want                  []string
 	}{
-		{"engine-key", bus.FeedStream, "engine-default", changes}, {"engines-key", bus.FeedStream, "engine-default", nil},
-		{"auditor-key", bus.AuditStream, "audit-default", audit}, {"audits-key", bus.AuditStream, "audit-default", nil},
+		{"engine-key", bus.FeedStream, "engine-default", changes},
+		{"engines-key", bus.FeedStream, "engine-default", nil},
+		{"auditor-key", bus.AuditStream, "audit-default", audit},
+		{"audits-key", bus.AuditStream, "audit-default", nil},
 	} {
 		nc, _ := connect(t, node, of.key)
 		if diff := cmp.Diff(of.want, pullAll(t, nc, of.stream, of.consumer, len(of.want))); diff != "" {
