@@ -174,16 +174,7 @@ func (d Decider[S, C, E]) refresh(ctx context.Context, log *Log, stream events.S
 // there is nothing to go on from.
 func (d Decider[S, C, E]) reload(ctx context.Context, log *Log, stream events.StreamID, s State[S]) (State[S], error) {
 	if s.Seq == 0 {
-		snap, err := log.Store.Snapshot(ctx, stream, d.Fold)
-		if err != nil {
-			return s, fmt.Errorf("snapshot of %s: %w", stream, err)
-		}
-		if snap.Seq > 0 {
-			if err := json.Unmarshal(snap.State, &s.Value); err != nil {
-				return s, fmt.Errorf("snapshot of %s at %d: %w", stream, snap.Seq, err)
-			}
-			s.Seq, s.commit = snap.Seq, snap.Commit
-		}
+		s = d.fromSnapshot(ctx, log, stream)
 	}
 	for rec, err := range log.Store.Stream(ctx, stream, s.Seq) {
 		if err != nil {
@@ -335,6 +326,20 @@ func pause(ctx context.Context, lost int) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// fromSnapshot returns the state in the stream's snapshot. A snapshot that cannot be
+// reached or decoded is a miss, the zero state: the stream itself holds everything.
+func (d Decider[S, C, E]) fromSnapshot(ctx context.Context, log *Log, stream events.StreamID) State[S] {
+	snap, err := log.Store.Snapshot(ctx, stream, d.Fold)
+	if err != nil || snap.Seq == 0 {
+		return State[S]{}
+	}
+	var value S
+	if err := json.Unmarshal(snap.State, &value); err != nil {
+		return State[S]{}
+	}
+	return State[S]{Value: value, Seq: snap.Seq, commit: snap.Commit}
 }
 
 // snapshot keeps s, which is durable, in the store so that a later load is

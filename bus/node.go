@@ -60,7 +60,10 @@ var (
 
 var errInodesLow = ErrStorageLow.Because("The disk has nearly no free inodes: nothing can be changed until files are removed from it. Reading goes on.")
 
-var errNoServer = errors.New("bus: the embedded NATS server is not running")
+var (
+	errNoServer   = errors.New("bus: the embedded NATS server is not running")
+	errPortClosed = errors.New("bus: the NATS port is closed, its address may be taken; clients cannot connect")
+)
 
 // NodeConfig says how to run the embedded server. Only Dir is required.
 type NodeConfig struct {
@@ -487,10 +490,14 @@ func (n *Node) mayRestart(r *spaceReading) error {
 }
 
 // Health reports why the node cannot do all of its work: the server restarts,
-// JetStream is off, a stream has a latched write error, the disk is nearly full.
+// JetStream is off, a stream has a latched write error, the NATS port is not open though
+// keys can be checked, the disk is nearly full.
 func (n *Node) Health() error {
 	if _, err := n.serverHealth(); err != nil {
 		return err
+	}
+	if r := n.running(); r != nil && n.cfg.Listen != "" && n.auth.Load() != nil && r.srv.Addr() == nil {
+		return errPortClosed
 	}
 	return n.WritesAllowed()
 }

@@ -128,6 +128,9 @@ func start(ctx context.Context, cfg serveConfig, stderr io.Writer) (_ *program, 
 	if p.log, err = newLogger(cfg, stderr); err != nil {
 		return nil, err
 	}
+	if err := forbidDumps(); err != nil {
+		p.log.Warn("the memory of this process may end in a core file", "err", err)
+	}
 	defer func() {
 		if err != nil {
 			p.close()
