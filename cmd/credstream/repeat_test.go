@@ -330,8 +330,12 @@ func TestNoRefusalBesideAnotherAttempt(t *testing.T) {
 	registerPlain(t, u.base)
 	claims := u.claims(t)
 	hung, other := u.second(t, claims), u.second(t, claims)
-	hung.follow(t)
-	other.follow(t)
+	for _, s := range []*second{hung, other} { // their read models have to know the key
+		s.follow(t)
+		end, err := s.store.Store.End(t.Context())
+		must(t, err)
+		must(t, s.proj.Wait(t.Context(), end))
+	}
 	for _, carriedOut := range []bool{false, true} {
 		id := u.create(t)
 		rename := map[string]any{"id": id, "name": "Late", "expected_version": 1}
@@ -343,23 +347,28 @@ func TestNoRefusalBesideAnotherAttempt(t *testing.T) {
 			<-goOn
 		}
 		var first error
-		var work sync.WaitGroup
-		work.Go(func() {
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
 			_, first = hung.command(context.WithoutCancel(t.Context()), t, "credential.rename", command, rename)
-		})
-		<-reached
+		}()
+		select {
+		case <-reached:
+		case <-ended:
+			t.Fatalf("the attempt has ended before its append: %v", first)
+		}
 		if !carriedOut {
 			must(t, u.command("credential.replace-keys", "", map[string]any{"id": id, "keys": map[string]any{"apiKey": "k2"}}, nil))
 		}
 		if carriedOut {
 			close(goOn)
-			work.Wait()
+			<-ended
 		} else if _, err := other.command(t.Context(), t, "credential.rename", command, rename); !errors.Is(err, events.ErrUnknownOutcome) {
 			t.Errorf("a repeat beside an attempt that hangs is answered %v", err)
 		}
 		if !carriedOut {
 			close(goOn)
-			work.Wait()
+			<-ended
 		}
 		_, again := other.command(t.Context(), t, "credential.rename", command, rename)
 		if carriedOut && (first != nil || again != nil) {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/credstream/credstream/fault"
@@ -65,11 +66,13 @@ func (s *Store) CheckWhole(ctx context.Context) error {
 }
 
 // HighWater remembers, in a file outside the log's folder, how far the log was
-// durable and what stood there.
+// durable and what stood there. Its methods may be called from many goroutines.
 type HighWater struct {
 	path  string
 	store *Store
-	last  mark
+
+	mu   sync.Mutex // held while the file is compared or written
+	last mark       // in the file
 }
 
 type mark struct {
@@ -97,6 +100,8 @@ func (h *HighWater) Check(ctx context.Context) error {
 	if err := h.store.CheckWhole(ctx); err != nil {
 		return err
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	b, err := os.ReadFile(h.path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -135,6 +140,8 @@ func (h *HighWater) mark(ctx context.Context, seq uint64) (mark, error) {
 
 // Record writes the mark when the log has become durable further than it says.
 func (h *HighWater) Record(ctx context.Context) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	seq := h.store.Durable()
 	if seq <= h.last.Seq {
 		return nil
