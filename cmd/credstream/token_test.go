@@ -586,7 +586,7 @@ func TestRefreshKills(t *testing.T) {
 			for _, e := range history.Events {
 				counted = counted || e.Type == "credential.refresh_failed" && e.Data["outcome"] == "unknown"
 			}
-			if !counted || stopped {
+			if !counted { // a provider that saw both tokens of a process that was stopped has taken the grant
 				t.Errorf("round %d: tokens were lost, and that it may be so stands nowhere: %+v", round, history.Events)
 			}
 		default:
