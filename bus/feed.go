@@ -115,7 +115,11 @@ var ErrFeedAhead = fault.New(fault.Unavailable, "log_behind_feed",
 
 // Check returns ErrFeedAhead when the log does not hold the feed's last event.
 func (f *Feed) Check(ctx context.Context) error {
-	_, _, err := f.last(ctx)
+	last, err := f.lastMessage(ctx)
+	if err != nil || last.Seq == 0 {
+		return err
+	}
+	_, err = f.bornOut(ctx, last.header)
 	return err
 }
 
@@ -147,7 +151,7 @@ func (f *Feed) Run(ctx context.Context) error {
 			whole = err == nil
 		}
 		if err == nil {
-			err = f.check(ctx)
+			err = f.repairEnd(ctx)
 		}
 		if err == nil {
 			err = f.resume(ctx)
@@ -305,10 +309,10 @@ func (f *Feed) bornOut(ctx context.Context, h nats.Header) (place, error) {
 	return at, nil
 }
 
-// check compares the end of the feed with the log. Where an event is missing, or told
+// repairEnd compares the end of the feed with the log. Where an event is missing, or told
 // twice, or out of order, the feed is written anew: servers have lost or repeated
 // messages that were on their way when another one came to lead.
-func (f *Feed) check(ctx context.Context) error {
+func (f *Feed) repairEnd(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, feedCheckTime)
 	defer cancel()
 	stream, err := f.js.Stream(ctx, f.kind.stream)

@@ -22,7 +22,10 @@ type CommandCompleted struct {
 	Binding  string         `json:"binding"`  // id of a flow's reservation
 	Until    time.Time      `json:"until"`    // when the reservation ends by itself
 	Outcome  string         `json:"outcome"`  // of telling an authorization server
-	Total    int            `json:"total"`    // of a revocation in bulk
+	Total    int            `json:"total"`    // of what a command in bulk changes
+	Skipped  int            `json:"skipped"`  // of what a command in bulk had to leave as it was
+	Before   time.Time      `json:"before"`   // which messages a change of the queue in bulk was for
+	Next     string         `json:"next"`     // cursor after them
 	Expires  time.Time      `json:"expires"`  // of a key or a link
 	Refusal  CommandRefusal `json:"refusal"`  // the command was refused after its first commit, which was undone; zero when it was not
 }

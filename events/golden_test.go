@@ -111,7 +111,7 @@ var samples = []events.Event{
 	events.CommandCompleted{
 		Route: "credential.revoke", Seq: 12, ID: "AAABcID5GBc=", Version: 2, Status: events.ReauthorizationRequired, Revision: 3,
 		Says: "The provider did not confirm it.", Binding: "01a20150-0000-7000-8000-000000000008", Until: meta.Time, Outcome: "transient",
-		Total: 7, Expires: meta.Time,
+		Total: 7, Skipped: 1, Before: meta.Time, Next: "MTc", Expires: meta.Time,
 		Refusal: events.CommandRefusal{Kind: "precondition", Code: "oauth_client_exists", Says: "The component has an OAuth client.", Pointer: "/components/0"},
 	},
 }

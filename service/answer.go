@@ -107,14 +107,14 @@ func summarize(route string, answer any) (events.CommandCompleted, bool, error) 
 	case Connected:
 		done.ID, c.Expires = a.ID, a.Expires
 	case QueuedChanged:
-		done.ID, done.Until, done.Version, c.Total = a.Next, a.Before, a.Skipped, a.Done
+		c.Total, c.Skipped, c.Before, c.Next = a.Done, a.Skipped, a.Before, a.Next
 	default:
 		return c, false, fmt.Errorf("service: how %s was answered cannot be remembered: %T", route, answer)
 	}
-	outcome, total, expires := c.Outcome, c.Total, c.Expires
-	c = summaryOf(route, done)
-	c.Outcome, c.Total, c.Expires = outcome, total, expires
-	return c, done.DryRun == nil, nil
+	summary := summaryOf(route, done)
+	summary.Outcome, summary.Total, summary.Expires = c.Outcome, c.Total, c.Expires
+	summary.Skipped, summary.Before, summary.Next = c.Skipped, c.Before, c.Next
+	return summary, done.DryRun == nil, nil
 }
 
 // recalled answers a command again as it was answered first. The secrets that an
@@ -132,7 +132,7 @@ func (s *Service) recalled(ctx context.Context, call *Call, c events.CommandComp
 	case "api_key.issue":
 		return &repeat{answer: IssuedAPIKey{Done: done, Expires: c.Expires}}, nil
 	case "queue.retry-all", "queue.drop-all":
-		return &repeat{answer: QueuedChanged{Done: c.Total, Skipped: c.Version, Before: c.Until, Next: c.ID}}, nil
+		return &repeat{answer: QueuedChanged{Done: c.Total, Skipped: c.Skipped, Before: c.Before, Next: c.Next}}, nil
 	case "oauth.connect":
 		link, _, err := s.link(ctx, call, c.ID, c.Expires)
 		return &repeat{answer: link}, err
