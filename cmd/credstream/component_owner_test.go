@@ -398,9 +398,10 @@ func TestTokensShownAreDurable(t *testing.T) {
 	id, _ := u.grant(t, provider)
 	log := &undurable{Store: u.store}
 	svc := u.over(t, log)
-	must(t, serveBy(t.Context(), svc, "credential.get", map[string]any{"id": id}))
+	get := map[string]any{"id": id, "min_seq": logEnd(t, u.program)}
+	must(t, serveBy(t.Context(), svc, "credential.get", get))
 	log.lost.Store(true)
-	if err := serveBy(t.Context(), svc, "credential.get", map[string]any{"id": id}); !errors.Is(err, errUndurable) {
+	if err := serveBy(t.Context(), svc, "credential.get", get); !errors.Is(err, errUndurable) {
 		t.Errorf("answered with %v", err)
 	}
 }

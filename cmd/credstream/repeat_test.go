@@ -290,6 +290,16 @@ func (s *second) follow(t testing.TB) {
 	t.Cleanup(func() { cancel(); must(t, <-ended) })
 }
 
+// ready is follow, and returns when the read models have reached the end of the log:
+// before that they do not know the key.
+func (s *second) ready(t testing.TB) {
+	t.Helper()
+	s.follow(t)
+	end, err := s.store.Store.End(t.Context())
+	must(t, err)
+	must(t, s.proj.Wait(t.Context(), end))
+}
+
 // caughtUp brings them to the end of the log as it is now.
 func (s *second) caughtUp(t testing.TB) {
 	t.Helper()
@@ -330,12 +340,8 @@ func TestNoRefusalBesideAnotherAttempt(t *testing.T) {
 	registerPlain(t, u.base)
 	claims := u.claims(t)
 	hung, other := u.second(t, claims), u.second(t, claims)
-	for _, s := range []*second{hung, other} { // their read models have to know the key
-		s.follow(t)
-		end, err := s.store.Store.End(t.Context())
-		must(t, err)
-		must(t, s.proj.Wait(t.Context(), end))
-	}
+	hung.ready(t)
+	other.ready(t)
 	for _, carriedOut := range []bool{false, true} {
 		id := u.create(t)
 		rename := map[string]any{"id": id, "name": "Late", "expected_version": 1}
@@ -420,7 +426,7 @@ func TestHangUpBetweenSteps(t *testing.T) {
 	registerAs(t, u.api, "one", sheets)
 	registerAs(t, u.api, "two", sheets)
 	s := u.second(t, u.claims(t))
-	s.follow(t)
+	s.ready(t)
 	var own done
 	type m = map[string]any
 	credentials := m{"client_id": "x", "client_secret": "y"}
