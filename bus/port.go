@@ -79,6 +79,7 @@ const (
 	clientPrefix  = "KEY_"                  // of the accounts that keys connect to
 	checkTimeout  = 1500 * time.Millisecond // below authTime
 	authTime      = 2 * time.Second         // after which the server drops who is not let in
+	outlast       = authTime + time.Second  // after which it surely has, on a busy machine too
 )
 
 // Grant is what a key may reach at the NATS port. What it may do there is for
@@ -209,7 +210,7 @@ func (p *port) register(ctx context.Context, c server.ClientAuthentication, key 
 		if kind := fault.Of(err).Kind; ctx.Err() != nil || kind == fault.Unavailable || kind == fault.Throttled {
 			// Nothing is known of the key. The server closes the connection with a
 			// time-out, after which clients come again; of two refusals they give up.
-			time.Sleep(authTime)
+			time.Sleep(outlast)
 		}
 		return false
 	}
@@ -233,7 +234,7 @@ func (p *port) register(ctx context.Context, c server.ClientAuthentication, key 
 		}
 	}
 	if !p.admit(c, &server.User{Username: g.Principal, Account: acc, Permissions: perms, ConnectionDeadline: g.Expires}) {
-		time.Sleep(authTime)
+		time.Sleep(outlast)
 		return false
 	}
 	return true

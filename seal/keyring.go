@@ -100,6 +100,7 @@ func (k *Keyring) Ensure(ctx context.Context, tenant string) error {
 		return err
 	}
 	created := k.store.CreateKeyset(ctx, tenant, wrapped)
+	k.forget(tenant)
 	// Ours, or that of whoever was first; and when the outcome is not known, this
 	// tells. Only what the store gives back is ever used.
 	if _, err = k.keys(ctx, tenant); err != nil && created != nil && !errors.Is(created, ErrKeysetExists) {
@@ -204,13 +205,23 @@ func (k *Keyring) keys(ctx context.Context, tenant string) (*keys, error) {
 	}
 }
 
+// forget lets the next caller read the store again: a load under way may have read it
+// before what the caller knows to be there.
+func (k *Keyring) forget(tenant string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.loading, tenant)
+}
+
 // finish does the work of l and tells those who wait for it.
 func (k *Keyring) finish(ctx context.Context, tenant string, l *load) {
 	defer close(l.done)
 	defer func() {
 		k.mu.Lock()
 		defer k.mu.Unlock()
-		delete(k.loading, tenant)
+		if k.loading[tenant] == l {
+			delete(k.loading, tenant)
+		}
 		if l.keys != nil {
 			k.open[tenant] = l.keys
 		}

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/google/go-cmp/cmp"
@@ -364,6 +366,40 @@ func TestAWaiterSurvivesTheLoader(t *testing.T) {
 	})
 	cancel()
 	wg.Wait()
+}
+
+// A read that began before the keyset was made does not tell Ensure that there is none.
+func TestEnsureBesideAnOlderRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &overtaken{memStore: newMemStore()}
+		k := seal.NewKeyring(keyFile(t), store)
+		store.beside = func() { _ = k.Check(t.Context(), []string{"acme"}) }
+		ensure(t, k, "acme")
+		store.wg.Wait()
+	})
+}
+
+// overtaken's keysets are made while somebody reads, whose answer comes later.
+type overtaken struct {
+	*memStore
+	beside func()
+	wg     sync.WaitGroup
+	late   atomic.Bool
+}
+
+func (s *overtaken) CreateKeyset(ctx context.Context, tenant string, wrapped []byte) error {
+	s.late.Store(true)
+	s.wg.Go(s.beside)
+	synctest.Wait()
+	return s.memStore.CreateKeyset(ctx, tenant, wrapped)
+}
+
+func (s *overtaken) Keyset(ctx context.Context, tenant string) ([]byte, uint64, error) {
+	wrapped, revision, err := s.memStore.Keyset(ctx, tenant)
+	if s.late.Swap(false) {
+		time.Sleep(time.Second)
+	}
+	return wrapped, revision, err
 }
 
 // slowStore's first reader waits until its context ends.

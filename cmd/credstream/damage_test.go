@@ -131,6 +131,9 @@ func TestCollectorNeedsProof(t *testing.T) {
 	u := bring(t, t.TempDir())
 	registerPlain(t, u.base)
 	known := u.create(t)
+	end, err := u.store.End(t.Context())
+	must(t, err)
+	must(t, u.proj.Wait(t.Context(), end))
 	put := func(owner string) {
 		t.Helper()
 		must(t, u.vault.Put(t.Context(), vault.Ref{Tenant: "default", Category: "credential", Owner: owner, SecretID: events.NewID()}, seal.NewSecret([]byte("x"))))
