@@ -38,7 +38,7 @@ func queuedCommand(tenant, command, id, body string) *nats.Msg {
 // petstore registers a component whose credentials have one key.
 func (w *whole) petstore() {
 	w.t.Helper()
-	descriptor := must(os.ReadFile("../commands/testdata/components/petstore-component-nodejs.json"))(w.t)
+	descriptor := must(os.ReadFile("../commands/testdata/components/api-key.json"))(w.t)
 	w.call("default", "component.register", fmt.Sprintf(`{"id":"petstore","descriptor":%s}`, descriptor))
 }
 

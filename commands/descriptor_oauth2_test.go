@@ -14,17 +14,17 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-func TestRealOAuth2(t *testing.T) {
+func TestOAuth2OfDescriptors(t *testing.T) {
 	for file, want := range map[string]*commands.OAuth2{
-		"gspreadsheets.json": {
-			AuthURI:        "https://accounts.google.com/o/oauth2/v2/auth",
-			TokenURI:       "https://www.googleapis.com/oauth2/v4/token",
-			Scopes:         []string{"https://www.googleapis.com/auth/spreadsheets", "https://www.googleapis.com/auth/drive.metadata.readonly"},
+		"oauth-with-endpoints.json": {
+			AuthURI:        "https://accounts.example.com/authorize",
+			TokenURI:       "https://accounts.example.com/token",
+			Scopes:         []string{"https://api.example.com/auth/rows", "https://api.example.com/auth/names.readonly"},
 			ScopeSeparator: " ",
 			AuthParams:     map[string]string{"access_type": "offline", "prompt": "consent"},
 		},
-		"salesforce-component-v2.json": nil,
-		"pipedrive-component.json":     nil,
+		"oauth-by-auth-client.json": nil,
+		"host-in-field.json":        nil,
 	} {
 		raw, err := os.ReadFile("testdata/components/" + file)
 		if err != nil {

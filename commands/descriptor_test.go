@@ -38,20 +38,20 @@ func probe(members string) []byte {
 	return with(`"verification": {"http": {"url": "https://api.example.com/{{apiKey}}", ` + members + `}}`)
 }
 
-func TestRealDescriptors(t *testing.T) {
+func TestDescriptorsOfEachTrait(t *testing.T) {
 	type summary struct {
 		Title  string
 		Fields []string // name, ! when required, = options
 		OAuth  bool
 	}
 	want := map[string]summary{
-		"aws-s3-component.json":          {"AWS S3", []string{"accessKeyId!", "accessKeySecret!", "region!", "endpoint", "s3ForcePathStyle"}, false},
-		"gspreadsheets.json":             {"Google Spreadsheets", []string{"oauth!", "retries=8", "maxNumberOfCallsPerSecond"}, true},
-		"petstore-component-nodejs.json": {"Petstore API (Node.js)", []string{"apiKey!"}, false},
-		"pipedrive-component.json":       {"Pipedrive", []string{"company_domain!", "token!"}, false},
-		"postgresql-component.json":      {"PostgreSQL", []string{"conString", "host", "port", "database", "user", "password", "allowSelfSignedCertificates"}, false},
-		"salesforce-component-v2.json":   {"Salesforce v2", []string{"oauth!"}, true},
-		"sftp-component.json":            {"SFTP", []string{"host!", "port", "username!", "password", "privateKey", "passphrase"}, false},
+		"all-optional.json":         {"SQL database", []string{"connection", "host", "port", "user", "password", "selfSigned"}, false},
+		"api-key.json":              {"Pet shop", []string{"apiKey!"}, false},
+		"checkbox.json":             {"Object storage", []string{"accessKeyId!", "accessKeySecret!", "region!", "endpoint", "pathStyle"}, false},
+		"host-in-field.json":        {"Sales pipeline", []string{"company!", "token!"}, false},
+		"long-text.json":            {"File server", []string{"host!", "port", "username!", "password", "privateKey", "passphrase"}, false},
+		"oauth-by-auth-client.json": {"Customers", []string{"oauth!"}, true},
+		"oauth-with-endpoints.json": {"Worksheets", []string{"oauth!", "retries=3", "callsPerSecond"}, true},
 	}
 	got := map[string]summary{}
 	files, err := filepath.Glob("testdata/components/*.json")
@@ -92,15 +92,43 @@ func TestRealDescriptors(t *testing.T) {
 	}
 }
 
+// Real files, where they are at hand, are taken whole and hold no secret.
+func TestRealDescriptors(t *testing.T) {
+	files, err := filepath.Glob("../../shared/components/*.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(files) == 0 {
+		t.Skip("there are no real component descriptors beside the repository")
+	}
+	for _, file := range files {
+		raw, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := commands.ParseDescriptor(raw)
+		if err != nil {
+			t.Errorf("%s: %v at %s", file, err, fault.Of(err).Pointer)
+			continue
+		}
+		if !bytes.Equal(d.Raw, raw) || d.Title == "" {
+			t.Errorf("%s: not kept whole", file)
+		}
+		if err := commands.CheckNoSecrets(raw); err != nil {
+			t.Errorf("%s: %v at %s", file, err, fault.Of(err).Pointer)
+		}
+	}
+}
+
 func TestVerificationIsRead(t *testing.T) {
-	raw, err := os.ReadFile("testdata/components/pipedrive-component.json")
+	raw, err := os.ReadFile("testdata/components/host-in-field.json")
 	if err != nil {
 		t.Fatal(err)
 	}
 	raw = []byte(strings.Replace(string(raw), `"version": "1.0.0",`, `"version": "1.0.0",
-		"hosts": ["{{company_domain}}.PipeDrive.com", "api.pipedrive.com"],
+		"hosts": ["{{company}}.CRM.example.com", "api.crm.example.com"],
 		"verification": {"http": {
-			"url": "https://{{company_domain}}.pipedrive.com/v1/users/me?api_token={{token}}",
+			"url": "https://{{company}}.crm.example.com/v1/users/me?api_token={{token}}",
 			"headers": {"Accept": "application/json"},
 			"expect": {"status": [200, 204]},
 			"says": {"401": "The API token was not accepted.", "4xx": "Something is wrong."}}},`, 1))
@@ -110,7 +138,7 @@ func TestVerificationIsRead(t *testing.T) {
 	}
 	want := &commands.Verification{HTTP: &commands.HTTPProbe{
 		Method:  "GET",
-		URL:     "https://{{company_domain}}.pipedrive.com/v1/users/me?api_token={{token}}",
+		URL:     "https://{{company}}.crm.example.com/v1/users/me?api_token={{token}}",
 		Headers: map[string]string{"Accept": "application/json"},
 		Expect:  commands.Expect{Status: []int{200, 204}},
 		Says:    map[string]string{"401": "The API token was not accepted.", "4xx": "Something is wrong."},
@@ -118,16 +146,16 @@ func TestVerificationIsRead(t *testing.T) {
 	if diff := cmp.Diff(want, d.Verification); diff != "" {
 		t.Errorf("verification (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]string{"{{company_domain}}.pipedrive.com", "api.pipedrive.com"}, d.Hosts); diff != "" {
+	if diff := cmp.Diff([]string{"{{company}}.crm.example.com", "api.crm.example.com"}, d.Hosts); diff != "" {
 		t.Errorf("hosts (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]string{"company_domain"}, d.HostFields()); diff != "" {
+	if diff := cmp.Diff([]string{"company"}, d.HostFields()); diff != "" {
 		t.Errorf("host fields (-want +got):\n%s", diff)
 	}
 	f, ok := d.Field("token")
 	wantField := commands.Field{
 		Name: "token", Label: "API token", ViewClass: "TextFieldView", Required: true, Secret: true,
-		Placeholder: "The API token which will be used to authenticated the component with pipedrive",
+		Placeholder: "From your personal settings",
 	}
 	if diff := cmp.Diff(wantField, f); diff != "" || !ok {
 		t.Errorf("field (-want +got):\n%s", diff)
@@ -488,7 +516,7 @@ func FuzzDescriptor(f *testing.F) {
 }
 
 func BenchmarkParseDescriptor(b *testing.B) {
-	raw, err := os.ReadFile("testdata/components/salesforce-component-v2.json")
+	raw, err := os.ReadFile("testdata/components/api-key.json")
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -14,13 +14,13 @@ import (
 
 func TestSlug(t *testing.T) {
 	for title, want := range map[string]string{
-		"Petstore API (Node.js)":       "petstore-api-node-js",
+		"Pet Shop API (Node.js)":       "pet-shop-api-node-js",
 		"sftp":                         "sftp",
 		"  --Über  ":                   "ber",
 		"日本":                           "component",
 		"":                             "component",
 		strings.Repeat("ab ", 40):      strings.Repeat("ab-", 21) + "a",
-		"salesforce-component-v2.json": "salesforce-component-v2-json",
+		"customers-component-v2.json": "customers-component-v2-json",
 	} {
 		got := service.Slug(title)
 		if got != want {

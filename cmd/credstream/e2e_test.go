@@ -148,7 +148,7 @@ func (p *petstore) accept(key string) {
 	p.key = key
 }
 
-// component reads a real component.json.
+// component reads a component.json of the tests.
 func component(t testing.TB, file string) map[string]any {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join("../../commands/testdata/components", file))
@@ -158,10 +158,10 @@ func component(t testing.TB, file string) map[string]any {
 	return d
 }
 
-// verified is the real petstore descriptor with a dry request against the test's API.
+// verified is the descriptor of a pet shop with a dry request against the test's API.
 func verified(t testing.TB, p *petstore) map[string]any {
 	t.Helper()
-	d := component(t, "petstore-component-nodejs.json")
+	d := component(t, "api-key.json")
 	d["hosts"] = []string{"127.0.0.1"}
 	d["verification"] = map[string]any{"http": map[string]any{
 		"method": "GET", "url": p.URL + "/v2/user/me", "headers": map[string]string{"api-key": "{{apiKey}}"},
@@ -191,8 +191,8 @@ func TestLifeOfACredential(t *testing.T) {
 	pets := newPetstore(t, "right-canary-1")
 
 	for _, f := range []string{
-		"aws-s3-component.json", "gspreadsheets.json", "pipedrive-component.json", "postgresql-component.json",
-		"salesforce-component-v2.json", "sftp-component.json",
+		"checkbox.json", "oauth-with-endpoints.json", "host-in-field.json", "all-optional.json",
+		"oauth-by-auth-client.json", "long-text.json",
 	} {
 		must(t, u.command("component.register", "", map[string]any{"id": strings.TrimSuffix(f, ".json"), "descriptor": component(t, f)}, nil))
 	}
@@ -525,9 +525,9 @@ func TestBadInput(t *testing.T) {
 		{"descriptor that is none", "component.register", `{"id":"x","descriptor":[]}`, "component_descriptor_invalid"},
 		{"tenant with a star", "tenant.register", `{"id":"*"}`, "id_invalid"},
 		{"role that is none", "api_key.issue", `{"role":"ROOT"}`, "role_invalid"},
-		{"OAuth credential", "credential.create", `{"component":"gspreadsheets","keys":{"oauth":{"access_token":"a"}}}`, "oauth_client_missing"},
+		{"OAuth credential", "credential.create", `{"component":"worksheets","keys":{"oauth":{"access_token":"a"}}}`, "oauth_client_missing"},
 	}
-	must(t, u.command("component.register", "", map[string]any{"id": "gspreadsheets", "descriptor": component(t, "gspreadsheets.json")}, nil))
+	must(t, u.command("component.register", "", map[string]any{"id": "worksheets", "descriptor": component(t, "oauth-with-endpoints.json")}, nil))
 	before, err := u.store.End(t.Context())
 	must(t, err)
 	secrets := vaultSize(t, u)
