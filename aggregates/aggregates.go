@@ -196,7 +196,12 @@ func (d Decider[S, C, E]) reload(ctx context.Context, log *Log, stream events.St
 // Around returns the states of a stream before and after one of its commits.
 func (d Decider[S, C, E]) Around(ctx context.Context, log *Log, commit []events.Record) (before, after S, err error) {
 	stream, seq := commit[0].Stream, commit[0].Seq
-	for rec, err := range log.Store.Stream(ctx, stream, 0) {
+	start := d.fromSnapshot(ctx, log, stream)
+	if start.Seq >= seq {
+		start = State[S]{}
+	}
+	before, after = start.Value, start.Value
+	for rec, err := range log.Store.Stream(ctx, stream, start.Seq) {
 		if err != nil {
 			return before, after, fmt.Errorf("load %s: %w", stream, err)
 		}

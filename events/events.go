@@ -87,8 +87,13 @@ type Store interface {
 
 	// Stream yields the records of one stream whose sequence is above after,
 	// oldest first, and ends. It may yield records that are not durable yet: before
-	// an answer tells of them, WaitDurable.
+	// an answer tells of them, WaitDurable. However long the stream is, a bounded
+	// number of its records is in memory, and a reader who leaves early spares the rest.
 	Stream(ctx context.Context, stream StreamID, after uint64) iter.Seq2[Record, error]
+
+	// Back is Stream in the opposite order: it yields the records whose sequence is at
+	// most upTo, all when it is 0, newest first, and ends.
+	Back(ctx context.Context, stream StreamID, upTo uint64) iter.Seq2[Record, error]
 
 	// Last is the sequence of the stream's last commit, 0 when it has none, read
 	// from the leader: never an old answer.

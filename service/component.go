@@ -307,7 +307,8 @@ func (s *Service) descriptor(ctx context.Context, component string, revision int
 	if d, ok := s.descriptors.Get(key); ok {
 		return d, nil
 	}
-	for rec, err := range s.cfg.Log.Store.Stream(ctx, aggregates.Component.Stream(events.System, component), 0) {
+	// Back, for most ask for the revision in force or one of the last.
+	for rec, err := range s.cfg.Log.Store.Back(ctx, aggregates.Component.Stream(events.System, component), 0) {
 		if err != nil {
 			return commands.Descriptor{}, fmt.Errorf("descriptor of %s: %w", component, err)
 		}

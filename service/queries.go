@@ -273,39 +273,87 @@ func (s *Service) credentialHistory(ctx context.Context, call *Call, in Credenti
 		return History{}, ErrLimit.Because("A page holds 1 to 1000 events.").At("/limit")
 	}
 	h := History{Events: []HistoryEntry{}}
-	known := false
-	var state aggregates.CredentialState
 	stream := aggregates.Credential.Stream(call.Tenant, in.ID)
-	for rec, err := range s.cfg.Log.Store.Stream(ctx, stream, 0) {
+	now, err := aggregates.Credential.Fresh(ctx, s.cfg.Log, stream)
+	switch {
+	case err != nil:
+		return h, err
+	case !now.Value.Exists:
+		return h, aggregates.ErrCredentialNotFound
+	}
+	version, err := s.versionAt(ctx, stream, in.After, now.Value)
+	if err != nil {
+		return h, err
+	}
+	for rec, err := range s.cfg.Log.Store.Stream(ctx, stream, in.After) {
 		if err != nil {
 			return h, fmt.Errorf("history of %s: %w", in.ID, err)
 		}
-		e, ok := rec.Event.(events.Credential)
-		if !ok {
-			return h, fmt.Errorf("history of %s: %T at %d does not belong here", in.ID, rec.Event, rec.Seq)
-		}
-		state = aggregates.Credential.Evolve(state, e)
 		m, public := projections.Public(rec)
-		known = known || public
-		if !public || rec.Seq <= in.After || m.Audience == events.Audit && !call.Principal.May(AuditRead) {
-			continue
+		if !public || m.Audience == events.Audit && !call.Principal.May(AuditRead) {
+			continue // none of these changes the version
 		}
 		if n := len(h.Events); n >= in.Limit && rec.Index == 0 {
 			h.Next = h.Events[n-1].Seq
+			s.pageEnds.Add(pageEnd{stream, h.Next}, version)
 			break
+		}
+		if v, changed := versionAfter(rec.Event); changed {
+			version = v
 		}
 		h.Events = append(h.Events, HistoryEntry{
 			Seq: rec.Seq, Type: storedName(m), Time: rec.Meta.Time, Actor: rec.Meta.Actor.Kind + ":" + rec.Meta.Actor.ID,
-			Via: rec.Meta.Via, Command: rec.Meta.Command, Version: state.Current().Version, Data: jsontext.Value(m.Data),
+			Via: rec.Meta.Via, Command: rec.Meta.Command, Version: version, Data: jsontext.Value(m.Data),
 		})
 	}
-	switch {
-	case !known:
-		return h, aggregates.ErrCredentialNotFound
-	case len(h.Events) == 0:
+	if len(h.Events) == 0 {
 		return h, nil
 	}
 	return h, s.cfg.Log.Store.WaitDurable(ctx, h.Events[len(h.Events)-1].Seq)
+}
+
+// pageEnd is where a page of a credential's history ended.
+type pageEnd struct {
+	stream events.StreamID
+	seq    uint64
+}
+
+// versionAt is the version of the keys in force after the commits of a credential's
+// stream up to seq; now is the state of today.
+func (s *Service) versionAt(ctx context.Context, stream events.StreamID, seq uint64, now aggregates.CredentialState) (int, error) {
+	switch {
+	case seq == 0:
+		return 0, nil
+	case now.Current().Version == 1:
+		return 1, nil
+	}
+	if v, known := s.pageEnds.Get(pageEnd{stream, seq}); known {
+		return v, nil
+	}
+	for rec, err := range s.cfg.Log.Store.Back(ctx, stream, seq) {
+		if err != nil {
+			return 0, fmt.Errorf("history of %s: %w", stream.ID, err)
+		}
+		if v, changed := versionAfter(rec.Event); changed {
+			return v, nil
+		}
+	}
+	return 0, nil
+}
+
+// versionAfter is the version of a credential's keys after a fact that changes it.
+func versionAfter(e events.Event) (version int, changed bool) {
+	switch e := e.(type) {
+	case events.CredentialCreated:
+		return e.Keys.Version, true
+	case events.CredentialKeysReplaced:
+		return e.Keys.Version, true
+	case events.CredentialReverted:
+		return e.Keys.Version, true
+	case events.CredentialDeleted:
+		return 0, true
+	}
+	return 0, false
 }
 
 // ReplayEvents asks for the tenant's facts in the order of the log. Filters

@@ -103,6 +103,7 @@ type Service struct {
 	keyIDs            *lru.Cache[string, knownKey]
 	descriptors       *lru.Cache[descriptorKey, commands.Descriptor]
 	wants             *lru.Cache[descriptorKey, bool] // whether the descriptor wants an OAuth client
+	pageEnds          *lru.Cache[pageEnd, int]        // version of the keys where a page of a history ended
 	tenants           *lru.Cache[string, struct{}]
 	completedCommands *lru.Cache[commandKey, uint64] // log sequence of the named commands completed lately
 	inFlight          sync.Map                       // commandKey of each named command under way, to a channel closed at its end
@@ -125,6 +126,7 @@ const (
 	maxKeys        = 10_000
 	maxDescriptors = 256
 	maxWants       = 1 << 16
+	maxPageEnds    = 1024
 	maxTenants     = 10_000
 	maxCompleted   = 10_000 // far more than the views are ever behind
 )
@@ -160,6 +162,9 @@ func New(cfg Config) (*Service, error) {
 	}
 	if s.descriptors, err = lru.New[descriptorKey, commands.Descriptor](maxDescriptors); err != nil {
 		return nil, fmt.Errorf("cache of descriptors: %w", err)
+	}
+	if s.pageEnds, err = lru.New[pageEnd, int](maxPageEnds); err != nil {
+		return nil, fmt.Errorf("cache of pages: %w", err)
 	}
 	if s.wants, err = lru.New[descriptorKey, bool](maxWants); err != nil {
 		return nil, fmt.Errorf("cache of wanted clients: %w", err)

@@ -179,16 +179,16 @@ func moved(e *apiError) bool {
 // finds ours, or says events.ErrConflict when it is another, or finds nothing
 // (yet): one sent before may still arrive.
 func (s *Store) lookFor(ctx context.Context, a attempt) (seq uint64, found bool, err error) {
-	msgs, err := s.chain(ctx, a.subject, a.expected)
-	if err != nil || len(msgs) == 0 {
-		return 0, false, err
+	for next, err := range s.chain(ctx, a.subject, a.expected) {
+		switch {
+		case err != nil:
+			return 0, false, err
+		case next.commit != a.commit:
+			return 0, false, events.ErrConflict
+		case sha256.Sum256(next.body) != sha256.Sum256(a.msg.Data):
+			return 0, false, fmt.Errorf("commit %d has our id and another content: %w", next.seq, events.ErrConflict)
+		}
+		return next.seq, true, nil
 	}
-	next := msgs[0]
-	if next.commit != a.commit {
-		return 0, false, events.ErrConflict
-	}
-	if sha256.Sum256(next.body) != sha256.Sum256(a.msg.Data) {
-		return 0, false, fmt.Errorf("commit %d has our id and another content: %w", next.seq, events.ErrConflict)
-	}
-	return next.seq, true, nil
+	return 0, false, nil
 }

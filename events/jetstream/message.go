@@ -89,6 +89,14 @@ func (m *message) records(reg *events.Registry) ([]events.Record, error) {
 	return recs, nil
 }
 
+// previous is the sequence of the stream's commit before this one; 0 when it is the first.
+func (m *message) previous() uint64 {
+	if len(m.prev) == 0 {
+		return 0
+	}
+	return m.prev[0]
+}
+
 // following is the list of last sequences after one more commit.
 func following(seq uint64, prev []uint64) []uint64 {
 	return append([]uint64{seq}, prev[:min(len(prev), maxPrev-1)]...)

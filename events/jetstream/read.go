@@ -17,27 +17,42 @@ import (
 // that is not there, or not of its stream.
 var errChain = errors.New("jetstream: a stream's chain of commits is broken")
 
-// Stream implements events.Store. It reads the last message, then the missing
-// ones by their sequences, all in flight at once: never a consumer, never a filter.
+// Stream implements events.Store. It reads the last message, from it where the others
+// are, then these in order, maxPrev in flight at once: never a consumer, never a filter.
 func (s *Store) Stream(ctx context.Context, stream events.StreamID, after uint64) iter.Seq2[events.Record, error] {
+	return s.walk(stream, slices.Values[[]events.Record], func(subj string) iter.Seq2[*message, error] { return s.chain(ctx, subj, after) })
+}
+
+// Back implements events.Store. The first reads are small, for a reader who finds what
+// it looks for near the end.
+func (s *Store) Back(ctx context.Context, stream events.StreamID, upTo uint64) iter.Seq2[events.Record, error] {
+	newestFirst := func(recs []events.Record) iter.Seq[events.Record] {
+		slices.Reverse(recs)
+		return slices.Values(recs)
+	}
+	return s.walk(stream, newestFirst, func(subj string) iter.Seq2[*message, error] { return s.back(ctx, subj, upTo) })
+}
+
+// walk yields the records, in order, of the commits of a stream.
+func (s *Store) walk(stream events.StreamID, order func([]events.Record) iter.Seq[events.Record],
+	commits func(subj string) iter.Seq2[*message, error],
+) iter.Seq2[events.Record, error] {
 	return func(yield func(events.Record, error) bool) {
 		subj, err := subject(Prefix, stream)
 		if err != nil {
 			yield(events.Record{}, err)
 			return
 		}
-		msgs, err := s.chain(ctx, subj, after)
-		if err != nil {
-			yield(events.Record{}, fmt.Errorf("loading %s: %w", stream, err))
-			return
-		}
-		for _, m := range msgs {
-			recs, err := m.records(s.cfg.Registry)
+		for m, err := range commits(subj) {
+			var recs []events.Record
+			if err == nil {
+				recs, err = m.records(s.cfg.Registry)
+			}
 			if err != nil {
-				yield(events.Record{}, err)
+				yield(events.Record{}, fmt.Errorf("loading %s: %w", stream, err))
 				return
 			}
-			for _, r := range recs {
+			for r := range order(recs) {
 				if !yield(r, nil) {
 					return
 				}
@@ -118,35 +133,119 @@ func (s *Store) WaitDurable(ctx context.Context, seq uint64) error {
 	return s.durable.wait(ctx, seq)
 }
 
-// chain reads the commits on subj above after, oldest first.
-func (s *Store) chain(ctx context.Context, subj string, after uint64) ([]*message, error) {
-	last, err := s.lastCommit(ctx, subj)
-	if err != nil || last == nil || last.seq <= after {
+// chain yields the commits on subj above after, oldest first. It holds maxPrev of them
+// at a time, and the sequences of all.
+func (s *Store) chain(ctx context.Context, subj string, after uint64) iter.Seq2[*message, error] {
+	return func(yield func(*message, error) bool) {
+		last, err := s.lastCommit(ctx, subj)
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		if last == nil || last.seq <= after {
+			return
+		}
+		seqs, prior, err := s.before(ctx, last, after)
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		slices.Reverse(seqs)
+		for window := range slices.Chunk(seqs, maxPrev) {
+			msgs, err := s.gets(ctx, window)
+			for i, m := range msgs {
+				if err == nil {
+					err = follows(m, window[i], subj, prior)
+				}
+				if !yield(m, err) || err != nil {
+					return
+				}
+				prior = m.seq
+			}
+		}
+		yield(last, follows(last, last.seq, subj, prior))
+	}
+}
+
+// before lists the sequences of the commits between after and m, newest first, and the
+// one at or below after that precedes them; 0: none does. It reads every maxPrev-th commit.
+func (s *Store) before(ctx context.Context, m *message, after uint64) (seqs []uint64, start uint64, err error) {
+	subj := m.subject
+	for {
+		for _, seq := range m.prev {
+			if seq <= after {
+				return seqs, seq, nil
+			}
+			seqs = append(seqs, seq)
+		}
+		if len(m.prev) < maxPrev { // it names all
+			return seqs, 0, nil
+		}
+		if m, err = s.member(ctx, seqs[len(seqs)-1], subj); err != nil {
+			return nil, 0, err
+		}
+	}
+}
+
+// back yields the commits on subj up to upTo, all when it is 0, newest first. It holds
+// maxPrev of them at a time.
+func (s *Store) back(ctx context.Context, subj string, upTo uint64) iter.Seq2[*message, error] {
+	return func(yield func(*message, error) bool) {
+		m, err := s.lastCommit(ctx, subj)
+		if err == nil && m != nil && upTo != 0 && m.seq > upTo {
+			m, err = s.lastUpTo(ctx, m, upTo)
+		}
+		if err == nil && m == nil || !yield(m, err) || err != nil {
+			return
+		}
+		for window := 1; len(m.prev) > 0; window = min(2*window, maxPrev) {
+			named := m.prev
+			msgs, err := s.gets(ctx, named[:min(len(named), window)])
+			for i := range msgs {
+				m = msgs[i]
+				switch {
+				case err != nil:
+				case i+1 < len(named):
+					err = follows(m, named[i], subj, named[i+1])
+				case len(named) < maxPrev: // it names all
+					err = follows(m, named[i], subj, 0)
+				case m == nil || m.subject != subj:
+					err = fmt.Errorf("commit %d of %s: %w", named[i], subj, errChain)
+				}
+				if !yield(m, err) || err != nil {
+					return
+				}
+			}
+		}
+	}
+}
+
+// lastUpTo reads the last commit up to upTo of the stream of m, which is above it; nil
+// when there is none.
+func (s *Store) lastUpTo(ctx context.Context, m *message, upTo uint64) (*message, error) {
+	_, seq, err := s.before(ctx, m, upTo)
+	if err != nil || seq == 0 {
 		return nil, err
 	}
-	msgs := []*message{last} // newest first until the end
-	for oldest := last; len(oldest.prev) > 0 && oldest.prev[0] > after; oldest = msgs[len(msgs)-1] {
-		want := oldest.prev
-		if i := slices.IndexFunc(want, func(seq uint64) bool { return seq <= after }); i >= 0 {
-			want = want[:i]
-		}
-		got, err := s.gets(ctx, want)
-		if err != nil {
-			return nil, err
-		}
-		for i, m := range got {
-			newer := msgs[len(msgs)-1]
-			if m == nil || m.subject != subj || newer.prev[0] != m.seq {
-				return nil, fmt.Errorf("commit %d of %s, before %d: %w", want[i], subj, newer.seq, errChain)
-			}
-			msgs = append(msgs, m)
-			if len(m.prev) == 0 && i < len(got)-1 {
-				return nil, fmt.Errorf("commit %d of %s has none before it: %w", m.seq, subj, errChain)
-			}
-		}
+	return s.member(ctx, seq, m.subject)
+}
+
+// member reads the commit at seq, which belongs on subj.
+func (s *Store) member(ctx context.Context, seq uint64, subj string) (*message, error) {
+	m, err := s.get(ctx, seq)
+	if err == nil && (m == nil || m.subject != subj) {
+		return nil, fmt.Errorf("commit %d of %s: %w", seq, subj, errChain)
 	}
-	slices.Reverse(msgs)
-	return msgs, nil
+	return m, err
+}
+
+// follows returns errChain unless m, read at seq, is a commit on subj that names prior
+// as the one it follows; 0: none.
+func follows(m *message, seq uint64, subj string, prior uint64) error {
+	if m == nil || m.subject != subj || m.previous() != prior {
+		return fmt.Errorf("commit %d of %s, after %d: %w", seq, subj, prior, errChain)
+	}
+	return nil
 }
 
 // lastCommit reads the last commit on subj, nil when there is none, and keeps its

@@ -96,6 +96,25 @@ func (s *Store) Stream(ctx context.Context, stream events.StreamID, after uint64
 	}
 }
 
+// Back implements events.Store.
+func (s *Store) Back(ctx context.Context, stream events.StreamID, upTo uint64) iter.Seq2[events.Record, error] {
+	return func(yield func(events.Record, error) bool) {
+		var recs []events.Record
+		for r, err := range s.Stream(ctx, stream, 0) {
+			if err != nil {
+				yield(r, err)
+				return
+			}
+			recs = append(recs, r)
+		}
+		for _, r := range slices.Backward(recs) {
+			if (upTo == 0 || r.Seq <= upTo) && !yield(r, nil) {
+				return
+			}
+		}
+	}
+}
+
 // Last implements events.Store.
 func (s *Store) Last(_ context.Context, stream events.StreamID) (uint64, error) {
 	if err := check(stream); err != nil {

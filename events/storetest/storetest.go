@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -92,6 +93,19 @@ func load(t *testing.T, s events.Store, stream events.StreamID, after uint64) []
 	for r, err := range s.Stream(t.Context(), stream, after) {
 		if err != nil {
 			t.Fatalf("load %v after %d: %v", stream, after, err)
+		}
+		recs = append(recs, r)
+	}
+	return recs
+}
+
+// loadBack returns the records of a stream up to upTo, newest first.
+func loadBack(t *testing.T, s events.Store, stream events.StreamID, upTo uint64) []events.Record {
+	t.Helper()
+	var recs []events.Record
+	for r, err := range s.Back(t.Context(), stream, upTo) {
+		if err != nil {
+			t.Fatalf("load %v back from %d: %v", stream, upTo, err)
 		}
 		recs = append(recs, r)
 	}
@@ -294,6 +308,9 @@ func refusedIDs(t *testing.T, h Harness) {
 		for _, err = range h.Store.Stream(t.Context(), stream, 0) {
 			is(t, fmt.Sprintf("stream %q", stream), err, events.ErrID)
 		}
+		for _, err = range h.Store.Back(t.Context(), stream, 0) {
+			is(t, fmt.Sprintf("back %q", stream), err, events.ErrID)
+		}
 	}
 }
 
@@ -395,11 +412,22 @@ func longStream(t *testing.T, h Harness) {
 			if diff := cmp.Diff(want[from:], names(load(t, s, stream, after))); diff != "" {
 				t.Fatalf("after %d (-want +got):\n%s", after, diff)
 			}
+			if after == 0 {
+				from = len(want) // of everything
+			}
+			back := slices.Clone(want[:from])
+			slices.Reverse(back)
+			if diff := cmp.Diff(back, names(loadBack(t, s, stream, after))); diff != "" {
+				t.Fatalf("back from %d (-want +got):\n%s", after, diff)
+			}
 		}
 	}
 	check(h.Store)
 	for range h.Store.Stream(t.Context(), stream, 0) {
 		break // a reader may leave early
+	}
+	for range h.Store.Back(t.Context(), stream, 0) {
+		break
 	}
 	if h.Restart != nil { // and so does a store that remembers nothing
 		s := h.Restart(t)
