@@ -101,12 +101,24 @@ The key is HTTP Basic's password or a Bearer token, or the password (or token) o
 	b.WriteString(`
 ## Events
 
-Stored names are for ever; the number is the version written today. The feed shows each, but for ` + "`secret.abandoned`" + `, in a public form without secret ids, as CloudEvents of the type ` + "`credstream.<name>.v<version>`" + `.
+Stored names are for ever; the number is the version written today. The public form of an event, a CloudEvent of the type ` + "`credstream.<name>.v1`" + `, holds the members listed with it and is published on the feed, in the audit trail, or on both.
 
 `)
 	for _, typ := range events.All().Types() {
 		d := doc["events."+typ.GoType().Name()]
 		fmt.Fprintf(&b, "### %s v%d\n\n%s\n\n", typ.Name, typ.Version(), sentence(d.comment, typ.GoType().Name()))
+		switch typ.Audience {
+		case events.Changes:
+			b.WriteString("Published on the feed and in the audit trail: ")
+		case events.Audit:
+			b.WriteString("Published in the audit trail: ")
+		case events.Internal:
+			b.WriteString("Internal: it is not published.")
+		}
+		if public := typ.PublicData(); public != nil {
+			fmt.Fprintf(&b, "`%s`.", strings.Join(names(public), "`, `"))
+		}
+		b.WriteString("\n\n")
 		members(&b, doc, "holds", typ.GoType())
 	}
 	b.WriteString("## Error codes\n\n| code | kind | says |\n|---|---|---|\n")
@@ -178,6 +190,19 @@ func documented(t *testing.T, folders ...string) map[string]typeDoc {
 		}
 	}
 	return docs
+}
+
+// names lists the JSON members of a struct.
+func names(typ reflect.Type) (all []string) {
+	for f := range typ.Fields() {
+		name, option, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if option == "embed" {
+			all = append(all, names(f.Type)...)
+			continue
+		}
+		all = append(all, name)
+	}
+	return all
 }
 
 // members writes the JSON members of a struct as a table.

@@ -12,26 +12,26 @@ type Access interface{ access() }
 // named a tenant that it may not name. What is refused often is told of once in a
 // while, with its count.
 type AccessDenied struct {
-	Principal  string    `json:"principal"`  // "key:<id>" or "user:<id>"
-	Tenant     string    `json:"tenant"`     // the tenant it named; "" when that is no tenant's name, or when they were several
-	Route      string    `json:"route"`      // the command or query
-	Permission string    `json:"permission"` // that the route takes
-	Count      int       `json:"count"`      // refusals that this tells of
-	Since      time.Time `json:"since"`      // the first of them
+	Principal  string    `json:"principal" feed:"principal"`   // "key:<id>" or "user:<id>"
+	Tenant     string    `json:"tenant" feed:"tenant"`         // the tenant it named; "" when that is no tenant's name, or when they were several
+	Route      string    `json:"route" feed:"route"`           // the command or query
+	Permission string    `json:"permission" feed:"permission"` // that the route takes
+	Count      int       `json:"count" feed:"count"`           // refusals that this tells of
+	Since      time.Time `json:"since" feed:"since"`           // the first of them
 }
 
 // AccessConnectAborted says that an account at a provider was not connected, and
 // that no credential came of it. It stands in the tenant of the connection.
 type AccessConnectAborted struct {
-	Principal  string `json:"principal"`  // who had started: "key:<id>" or "user:<id>"
-	Connection string `json:"connection"` // id of the connect link
-	Component  string `json:"component"`  //
-	Credential string `json:"credential"` // that was to be connected again; "" for a new one
-	User       string `json:"user"`       // for whom it was started: an id of the caller's, or ""
-	Reason     string `json:"reason"`     // the code of what ended it
+	Principal  string `json:"principal" feed:"principal"`   // who had started: "key:<id>" or "user:<id>"
+	Connection string `json:"connection" feed:"connection"` // id of the connect link
+	Component  string `json:"component" feed:"component"`   //
+	Credential string `json:"credential" feed:"credential"` // that was to be connected again; "" for a new one
+	User       string `json:"user" feed:"user"`             // for whom it was started: an id of the caller's, or ""
+	Reason     string `json:"reason" feed:"reason"`         // the code of what ended it
 }
 
 func (AccessDenied) access()         {}
 func (AccessConnectAborted) access() {}
 
-var accessTypes = []Type{Define[AccessDenied]("access.denied", Audit), Define[AccessConnectAborted]("access.connect_aborted", Audit)}
+var accessTypes = []Type{Define[AccessDenied]("access.denied", Audit).WithID(""), Define[AccessConnectAborted]("access.connect_aborted", Audit).WithID("")}

@@ -15,14 +15,14 @@ type APIKey interface{ apiKey() }
 
 // APIKeyIssued makes a key known. The key itself is shown once and never stored.
 type APIKeyIssued struct {
-	SHA256      string    `json:"sha256"`           // hex SHA-256 of the key, which is 256 random bits
-	Name        string    `json:"name"`             // for people; may be ""
-	Home        string    `json:"home"`             // tenant used where a surface names none
-	Tenants     []string  `json:"tenants"`          // tenants it may name; "*" is every tenant
-	Role        string    `json:"role"`             // a named set of permissions: "ADMINISTRATOR", ...; may be ""
-	Permissions []string  `json:"permissions"`      // held by name, besides those of the role
-	Addresses   []string  `json:"addresses"`        // networks it may be used from, as CIDR; empty: from everywhere
-	Expires     time.Time `json:"expires,omitzero"` // when it ends by itself; absent: never
+	SHA256      string    `json:"sha256" feed:"-"`                          // hex SHA-256 of the key, which is 256 random bits
+	Name        string    `json:"name" feed:"name"`                         // for people; may be ""
+	Home        string    `json:"home" feed:"home"`                         // tenant used where a surface names none
+	Tenants     []string  `json:"tenants" feed:"tenants"`                   // tenants it may name; "*" is every tenant
+	Role        string    `json:"role" feed:"role"`                         // a named set of permissions: "ADMINISTRATOR", ...; may be ""
+	Permissions []string  `json:"permissions" feed:"permissions,omitempty"` // held by name, besides those of the role
+	Addresses   []string  `json:"addresses" feed:"-"`                       // networks it may be used from, as CIDR; empty: from everywhere
+	Expires     time.Time `json:"expires,omitzero" feed:"expires,omitzero"` // when it ends by itself; absent: never
 }
 
 // APIKeyRevoked ends the key.

@@ -10,8 +10,8 @@ type AuthClient interface{ authClient() }
 
 // AuthClientComponent is a component that an auth client is for.
 type AuthClientComponent struct {
-	Component   string `json:"component"`
-	OAuthClient string `json:"oauth_client"` // id of the component's OAuth client that follows the auth client; "" when none does
+	Component   string `json:"component" feed:"component"`
+	OAuthClient string `json:"oauth_client" feed:"oauth_client"` // id of the component's OAuth client that follows the auth client; "" when none does
 }
 
 // AuthClientCreated begins an auth client. Its credentials live in the vault alone.
@@ -27,14 +27,32 @@ type AuthClientCreated struct {
 	Revisions  []int                 `json:"revisions"` // of the components' descriptors, in their order, for which the client secret was given; 0: not known; none where no OAuth client follows
 }
 
-// AuthClientChanged is the auth client as it is from here on.
-type AuthClientChanged struct {
+// PublicAuthClientCreated is what others see of AuthClientCreated.
+type PublicAuthClientCreated struct {
+	ID         string                `json:"id"`
+	Type       string                `json:"type"`
+	Scope      string                `json:"scope"`
+	ScopeID    string                `json:"scope_id"`
 	Name       string                `json:"name"`
 	Components []AuthClientComponent `json:"components"`
-	Fields     []string              `json:"fields"`    // as in AuthClientCreated
-	ClientID   string                `json:"client_id"` // as in AuthClientCreated
-	SecretID   string                `json:"secret_id"` // the same one when the credentials are as they were
-	Revisions  []int                 `json:"revisions"` // as in AuthClientCreated
+	ClientID   string                `json:"client_id"`
+}
+
+// Public hides where the credentials are.
+func (e AuthClientCreated) Public(id string) any {
+	return PublicAuthClientCreated{
+		ID: id, Type: e.Type, Scope: e.Scope, ScopeID: e.ScopeID, Name: e.Name, Components: e.Components, ClientID: e.ClientID,
+	}
+}
+
+// AuthClientChanged is the auth client as it is from here on.
+type AuthClientChanged struct {
+	Name       string                `json:"name" feed:"name"`
+	Components []AuthClientComponent `json:"components" feed:"components"`
+	Fields     []string              `json:"fields" feed:"-"`            // as in AuthClientCreated
+	ClientID   string                `json:"client_id" feed:"client_id"` // as in AuthClientCreated
+	SecretID   string                `json:"secret_id" feed:"-"`         // the same one when the credentials are as they were
+	Revisions  []int                 `json:"revisions" feed:"-"`         // as in AuthClientCreated
 }
 
 // AuthClientSettled says that the OAuth clients of its components are as the auth
@@ -43,7 +61,7 @@ type AuthClientSettled struct{}
 
 // AuthClientRevealed says that its credentials were shown to a person.
 type AuthClientRevealed struct {
-	SecretID string `json:"secret_id"`
+	SecretID string `json:"secret_id" feed:"-"`
 }
 
 // AuthClientDeleted ends the auth client; its credentials are erased from the vault.

@@ -40,4 +40,4 @@ type CommandRefusal struct {
 
 func (CommandCompleted) commandRecord() {}
 
-var commandRecordTypes = []Type{Define[CommandCompleted]("command.completed", Audit)}
+var commandRecordTypes = []Type{Define[CommandCompleted]("command.completed", Internal)}

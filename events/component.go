@@ -1,5 +1,10 @@
 package events
 
+import (
+	"crypto/sha256"
+	"encoding/hex"
+)
+
 // Component is the sum of the facts about one component, stream
 // "component.<id>" under System.
 //
@@ -20,6 +25,31 @@ type ComponentUpdated struct {
 	Revision   int    `json:"revision"` // 2, 3, ...
 }
 
+// PublicDescriptor is what others see of a descriptor that took effect.
+type PublicDescriptor struct {
+	ID       string `json:"id"`
+	Owner    string `json:"owner,omitzero"` // tenant that registered the component; absent from an update
+	Title    string `json:"title"`
+	Revision int    `json:"revision"` // 1, 2, 3, ...
+	SHA256   string `json:"sha256"`   // of the descriptor, hex
+}
+
+// Public has the descriptor's hash in place of the descriptor.
+func (e ComponentRegistered) Public(id string) any {
+	return PublicDescriptor{ID: id, Owner: e.Owner, Title: e.Title, Revision: 1, SHA256: DescriptorHash(e.Descriptor)}
+}
+
+// Public has the descriptor's hash in place of the descriptor.
+func (e ComponentUpdated) Public(id string) any {
+	return PublicDescriptor{ID: id, Title: e.Title, Revision: e.Revision, SHA256: DescriptorHash(e.Descriptor)}
+}
+
+// DescriptorHash is the SHA-256 of a descriptor, hex.
+func DescriptorHash(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:])
+}
+
 // ComponentShared makes the component visible to every tenant.
 type ComponentShared struct{}
 
@@ -29,8 +59,8 @@ type ComponentUnshared struct{}
 // ComponentEnvSet gives values to the variables that the descriptor declares.
 // They live in the vault alone and serve in the owner's tenant.
 type ComponentEnvSet struct {
-	Names    []string `json:"names"`     // of the variables that have a value, sorted
-	SecretID string   `json:"secret_id"` // where the vault keeps the values
+	Names    []string `json:"names" feed:"names"` // of the variables that have a value, sorted
+	SecretID string   `json:"secret_id" feed:"-"` // where the vault keeps the values
 }
 
 // ComponentDeleted ends the component; credentials made for it remain.

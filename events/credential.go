@@ -25,10 +25,10 @@ func Statuses() []Status {
 
 // Verification is the evidence of one dry request, never what the API answered.
 type Verification struct {
-	Status    Status `json:"status"`
-	Probe     string `json:"probe"`      // "http", "tcp", "tls", or "" when none is declared
-	Outcome   string `json:"outcome"`    // class of the outcome: "2xx", "4xx", "refused", "timeout", ...
-	LatencyMS int64  `json:"latency_ms"` // milliseconds until the outcome was known
+	Status    Status `json:"status" feed:"status"`
+	Probe     string `json:"probe" feed:"probe"`           // "http", "tcp", "tls", or "" when none is declared
+	Outcome   string `json:"outcome" feed:"outcome"`       // class of the outcome: "2xx", "4xx", "refused", "timeout", ...
+	LatencyMS int64  `json:"latency_ms" feed:"latency_ms"` // milliseconds until the outcome was known
 }
 
 // KeysVersion describes one version of a credential's keys. The values live in
@@ -43,41 +43,55 @@ type KeysVersion struct {
 	Verification Verification `json:"verification"`
 }
 
+// PublicKeys is what others see of a KeysVersion.
+type PublicKeys struct {
+	Version  int      `json:"version"` // 1, 2, 3, ...
+	Status   Status   `json:"status"`  // what the dry request found
+	Fields   []string `json:"fields"`
+	Revision int      `json:"revision"`
+	Hosts    []string `json:"hosts"`
+}
+
+// Public hides where the values are and what they are.
+func (k KeysVersion) Public() any {
+	return PublicKeys{Version: k.Version, Status: k.Verification.Status, Fields: k.Fields, Revision: k.Revision, Hosts: k.Hosts}
+}
+
 // CredentialCreated says that a credential was verified and saved.
 type CredentialCreated struct {
-	Component string      `json:"component"`
-	Name      string      `json:"name"`
-	Workspace string      `json:"workspace"` // id given by the caller, or ""
-	Keys      KeysVersion `json:"keys"`
+	Component string      `json:"component" feed:"component"`
+	Name      string      `json:"name" feed:"name"`
+	Workspace string      `json:"workspace" feed:"workspace"` // id given by the caller, or ""
+	Keys      KeysVersion `json:"keys" feed:",embed"`
 }
 
 // CredentialRenamed gives the credential another name.
 type CredentialRenamed struct {
-	Name string `json:"name"`
+	Name string `json:"name" feed:"name"`
 }
 
 // CredentialVPNAgentSet says through which VPN agent the credential's API is
 // reached from here on. It is kept for the flow engine, which knows its agents.
 type CredentialVPNAgentSet struct {
-	VPNAgent string `json:"vpn_agent"` // id given by the caller, "" for none
+	VPNAgent string `json:"vpn_agent" feed:"vpn_agent"` // id given by the caller, "" for none
 }
 
 // CredentialKeysReplaced says that new keys were verified and took effect.
 type CredentialKeysReplaced struct {
-	Keys KeysVersion `json:"keys"`
+	Keys KeysVersion `json:"keys" feed:",embed"`
 }
 
 // CredentialReverted says that the keys of an earlier version were verified
 // again and took effect as a new version, which names the same secret.
 type CredentialReverted struct {
-	To   int         `json:"to"` // the earlier version
-	Keys KeysVersion `json:"keys"`
+	To   int         `json:"to" feed:"to"` // the earlier version
+	Keys KeysVersion `json:"keys" feed:",embed"`
 }
 
 // CredentialVerified is the outcome, good or bad, of a dry request made on demand.
 type CredentialVerified struct {
-	Version      int          `json:"version"` // the version of the keys that was tried
-	Verification Verification `json:"verification"`
+	Version      int          `json:"version" feed:"version"` // the version of the keys that was tried
+	Verification Verification `json:"verification" feed:",embed"`
 }
 
 // CredentialDeleted ends the credential; its secrets are erased from the vault.
@@ -87,25 +101,25 @@ type CredentialDeleted struct{}
 // names it, it is reserved for the flow, or both. The credential cannot be
 // deleted while the flow is active or a reservation stands.
 type CredentialUsed struct {
-	Flow     string    `json:"flow"`
-	Revision uint64    `json:"revision"`       // of the flow; 0 when the flow engine has not told of it yet
-	Named    bool      `json:"named"`          // a step of the flow names the credential
-	Active   bool      `json:"active"`         // and the flow runs
-	Steps    []string  `json:"steps"`          // ids of the steps that what led to this fact was about, sorted; none when something ended
-	Binding  string    `json:"binding"`        // id of the reservation, "" when none stands
-	Until    time.Time `json:"until,omitzero"` // when the reservation ends by itself
+	Flow     string    `json:"flow" feed:"flow"`
+	Revision uint64    `json:"revision" feed:"revision"`             // of the flow; 0 when the flow engine has not told of it yet
+	Named    bool      `json:"named" feed:"named"`                   // a step of the flow names the credential
+	Active   bool      `json:"active" feed:"active"`                 // and the flow runs
+	Steps    []string  `json:"steps" feed:"steps"`                   // ids of the steps that what led to this fact was about, sorted; none when something ended
+	Binding  string    `json:"binding" feed:"binding"`               // id of the reservation, "" when none stands
+	Until    time.Time `json:"until,omitzero" feed:"until,omitzero"` // when the reservation ends by itself
 }
 
 // CredentialReleased says that a flow has to do with the credential no longer.
 type CredentialReleased struct {
-	Flow     string `json:"flow"`
-	Revision uint64 `json:"revision"` // of the flow that no longer names it, 0 when only a reservation ended
+	Flow     string `json:"flow" feed:"flow"`
+	Revision uint64 `json:"revision" feed:"revision"` // of the flow that no longer names it, 0 when only a reservation ended
 }
 
 // CredentialRevealed says that the values of one version are about to be shown to
 // a person: the fact is durable before the answer leaves.
 type CredentialRevealed struct {
-	Version int `json:"version"`
+	Version int `json:"version" feed:"version"`
 }
 
 // SecretAbandoned forbids a secret that no event names yet: the collector
@@ -136,6 +150,6 @@ var credentialTypes = []Type{
 	Define[CredentialUsed]("credential.used", Changes),
 	Define[CredentialReleased]("credential.released", Changes),
 	Define[CredentialRevealed]("credential.revealed", Audit),
-	Define[SecretAbandoned]("secret.abandoned", Changes),
+	Define[SecretAbandoned]("secret.abandoned", Internal),
 	Define[CredentialVPNAgentSet]("credential.vpn_agent_set", Changes),
 }

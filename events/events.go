@@ -143,6 +143,8 @@ const (
 	Changes Audience = "changes"
 	// Audit is for the audit trail alone: who may do what, who was refused, who saw a secret.
 	Audit Audience = "audit"
+	// Internal are for nobody: they have no public form.
+	Internal Audience = "internal"
 )
 
 // Type ties a Go struct to its stored name. The struct may be renamed, the name
@@ -153,12 +155,24 @@ type Type struct {
 	Audience Audience
 	upcasts  []Upcast
 	goType   reflect.Type
+	public   publicForm
 }
 
 // Define names the facts of type E and says who may read them. upcasts[0] makes
-// version 2 of version 1.
+// version 2 of version 1. It panics when a field does not say whether it is public,
+// as Type.Public wants it.
 func Define[E Event](name string, to Audience, upcasts ...Upcast) Type {
-	return Type{Name: name, Audience: to, upcasts: upcasts, goType: reflect.TypeFor[E]()}
+	t := Type{Name: name, Audience: to, upcasts: upcasts, goType: reflect.TypeFor[E]()}
+	return t.WithID("id")
+}
+
+// WithID is t with another name for the member of the public form that holds the id
+// of the stream; without one when name is "".
+func (t Type) WithID(name string) Type {
+	if t.Audience != Internal {
+		t.public = derive(t.goType, name)
+	}
+	return t
 }
 
 // Version is the version written today.

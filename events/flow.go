@@ -11,10 +11,10 @@ type Flow interface{ flow() }
 
 // FlowStep is one step of a flow.
 type FlowStep struct {
-	ID         string `json:"id"`         // unique within the flow
-	Name       string `json:"name"`       // for people, or ""
-	Component  string `json:"component"`  // id of the component it runs
-	Credential string `json:"credential"` // id of the credential it uses, "" for none
+	ID         string `json:"id" feed:"id"`                 // unique within the flow
+	Name       string `json:"name" feed:"name"`             // for people, or ""
+	Component  string `json:"component" feed:"component"`   // id of the component it runs
+	Credential string `json:"credential" feed:"credential"` // id of the credential it uses, "" for none
 }
 
 // FlowChange says what happened to a flow.
@@ -32,25 +32,25 @@ const (
 // FlowObserved is what the flow engine said of a flow: the flow as it is from
 // this revision on.
 type FlowObserved struct {
-	Change   FlowChange `json:"change"`
-	Name     string     `json:"name"`     // for people, or ""
-	Revision uint64     `json:"revision"` // rises with every event of the flow, start and stop too
-	Active   bool       `json:"active"`
-	Steps    []FlowStep `json:"steps"` // none once it is deleted
+	Change   FlowChange `json:"change" feed:"change"`
+	Name     string     `json:"name" feed:"name"`         // for people, or ""
+	Revision uint64     `json:"revision" feed:"revision"` // rises with every event of the flow, start and stop too
+	Active   bool       `json:"active" feed:"active"`
+	Steps    []FlowStep `json:"steps" feed:"steps"` // none once it is deleted
 }
 
 // FlowBound reserves the credentials of a flow that is about to start.
 type FlowBound struct {
-	Binding string     `json:"binding"` // id of the reservation
-	Name    string     `json:"name"`    // of the flow, or ""
-	Steps   []FlowStep `json:"steps"`
-	Until   time.Time  `json:"until"` // when the reservation ends by itself
+	Binding string     `json:"binding" feed:"binding"` // id of the reservation
+	Name    string     `json:"name" feed:"name"`       // of the flow, or ""
+	Steps   []FlowStep `json:"steps" feed:"steps"`
+	Until   time.Time  `json:"until" feed:"until"` // when the reservation ends by itself
 }
 
 // FlowReleased ends a reservation that no start has confirmed.
 type FlowReleased struct {
-	Binding string `json:"binding"`
-	Reason  string `json:"reason"` // ReleasedOnRequest, ReleasedByExpiry
+	Binding string `json:"binding" feed:"binding"`
+	Reason  string `json:"reason" feed:"reason"` // ReleasedOnRequest, ReleasedByExpiry
 }
 
 // The reasons of a FlowReleased.
@@ -62,11 +62,11 @@ const (
 // FlowUseRefused says that a step cannot have what it names, a credential or its
 // component: the flow is broken.
 type FlowUseRefused struct {
-	Revision   uint64 `json:"revision"` // of the flow
-	Step       string `json:"step"`
-	Component  string `json:"component"`
-	Credential string `json:"credential"` // "" when the step names none
-	Reason     string `json:"reason"`     // a fault code: "credential_not_found", ...
+	Revision   uint64 `json:"revision" feed:"revision"` // of the flow
+	Step       string `json:"step" feed:"step"`
+	Component  string `json:"component" feed:"component"`
+	Credential string `json:"credential" feed:"credential"` // "" when the step names none
+	Reason     string `json:"reason" feed:"reason"`         // a fault code: "credential_not_found", ...
 }
 
 func (FlowObserved) flow()   {}
@@ -78,5 +78,5 @@ var flowTypes = []Type{
 	Define[FlowObserved]("flow.observed", Changes),
 	Define[FlowBound]("flow.bound", Changes),
 	Define[FlowReleased]("flow.released", Changes),
-	Define[FlowUseRefused]("flow.use_refused", Changes),
+	Define[FlowUseRefused]("flow.use_refused", Changes).WithID("flow"),
 }

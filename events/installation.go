@@ -15,4 +15,4 @@ type DurabilityAttested struct {
 
 func (DurabilityAttested) installation() {}
 
-var installationTypes = []Type{Define[DurabilityAttested]("installation.durability_attested", Audit)}
+var installationTypes = []Type{Define[DurabilityAttested]("installation.durability_attested", Internal)}

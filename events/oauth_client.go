@@ -23,22 +23,34 @@ type OAuthClientDefined struct {
 	Revision int    `json:"revision"`  // of the component's descriptor, which says where the secret is sent; 0: not known
 }
 
+// PublicOAuthClientDefined is what others see of OAuthClientDefined.
+type PublicOAuthClientDefined struct {
+	ID        string `json:"id"`
+	Component string `json:"component"`
+	ClientID  string `json:"client_id"`
+}
+
+// Public names the client and its component.
+func (e OAuthClientDefined) Public(component string) any {
+	return PublicOAuthClientDefined{ID: e.ID, Component: component, ClientID: e.ClientID}
+}
+
 // OAuthClientChanged is the client as it is from here on. It may be as it was, but
 // for the revision: then the secret was given again, and may go where that one sends it.
 type OAuthClientChanged struct {
-	ClientID string `json:"client_id"`
-	SecretID string `json:"secret_id"` // the same one when no other secret was given
-	Revision int    `json:"revision"`  // as in OAuthClientDefined
+	ClientID string `json:"client_id" feed:"client_id"`
+	SecretID string `json:"secret_id" feed:"-"` // the same one when no other secret was given
+	Revision int    `json:"revision" feed:"-"`  // as in OAuthClientDefined
 }
 
 // OAuthClientMarkedUnusable says that the client cannot be used any more.
 type OAuthClientMarkedUnusable struct {
-	Reason string `json:"reason"` // a fault code: "component_deleted"
+	Reason string `json:"reason" feed:"reason"` // a fault code: "component_deleted"
 }
 
 // OAuthClientRevealed says that the client's secret was shown to a person.
 type OAuthClientRevealed struct {
-	SecretID string `json:"secret_id"`
+	SecretID string `json:"secret_id" feed:"-"`
 }
 
 // OAuthClientDeleted ends the client; its secret is erased from the vault.
@@ -46,14 +58,14 @@ type OAuthClientDeleted struct{}
 
 // OAuthClientUsed says that a flow, active or not, includes the component.
 type OAuthClientUsed struct {
-	Flow     string `json:"flow"`
-	Revision uint64 `json:"revision"` // of the flow
+	Flow     string `json:"flow" feed:"flow"`
+	Revision uint64 `json:"revision" feed:"revision"` // of the flow
 }
 
 // OAuthClientReleased says that a flow no longer includes the component.
 type OAuthClientReleased struct {
-	Flow     string `json:"flow"`
-	Revision uint64 `json:"revision"` // of the flow
+	Flow     string `json:"flow" feed:"flow"`
+	Revision uint64 `json:"revision" feed:"revision"` // of the flow
 }
 
 func (OAuthClientDefined) oauthClient()        {}
@@ -67,10 +79,10 @@ func (SecretAbandoned) oauthClient()           {}
 
 var oauthClientTypes = []Type{
 	Define[OAuthClientDefined]("oauth_client.defined", Changes, withoutRevision),
-	Define[OAuthClientChanged]("oauth_client.changed", Changes, withoutRevision),
-	Define[OAuthClientMarkedUnusable]("oauth_client.marked_unusable", Changes),
-	Define[OAuthClientRevealed]("oauth_client.revealed", Audit),
-	Define[OAuthClientDeleted]("oauth_client.deleted", Changes),
+	Define[OAuthClientChanged]("oauth_client.changed", Changes, withoutRevision).WithID("component"),
+	Define[OAuthClientMarkedUnusable]("oauth_client.marked_unusable", Changes).WithID("component"),
+	Define[OAuthClientRevealed]("oauth_client.revealed", Audit).WithID("component"),
+	Define[OAuthClientDeleted]("oauth_client.deleted", Changes).WithID("component"),
 	Define[OAuthClientUsed]("oauth_client.used", Changes),
 	Define[OAuthClientReleased]("oauth_client.released", Changes),
 }

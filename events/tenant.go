@@ -7,7 +7,7 @@ type Tenant interface{ tenant() }
 
 // TenantRegistered brings a tenant in.
 type TenantRegistered struct {
-	Name string `json:"name"` // for people; may be ""
+	Name string `json:"name" feed:"name"` // for people; may be ""
 }
 
 func (TenantRegistered) tenant() {}

@@ -9,16 +9,16 @@ const ReauthorizationRequired Status = "reauthorization_required"
 // CredentialAuthorized says that a field of the newest keys holds what an OAuth
 // authorization server granted. It stands in the commit that brought the keys.
 type CredentialAuthorized struct {
-	Grant      int       `json:"grant"`      // 1, 2, 3, ...: rises with every authorization of the credential
-	Version    int       `json:"version"`    // of the keys
-	Field      string    `json:"field"`      // that holds the tokens
-	By         string    `json:"by"`         // "keys" given by the caller, "connect" or "client_credentials"
-	User       string    `json:"user"`       // who connected: an id of the caller's, or ""
-	Expires    time.Time `json:"expires"`    // of the access token
-	Lifetime   int64     `json:"lifetime"`   // seconds that it was good for when it was granted
-	Renewable  bool      `json:"renewable"`  // there is a refresh token, or the client can ask by itself
-	Scope      string    `json:"scope"`      // as the server answered, "" when it did not say
-	Connection string    `json:"connection"` // id of the connect link it came by, or ""
+	Grant      int       `json:"grant" feed:"-"`               // 1, 2, 3, ...: rises with every authorization of the credential
+	Version    int       `json:"version" feed:"version"`       // of the keys
+	Field      string    `json:"field" feed:"field"`           // that holds the tokens
+	By         string    `json:"by" feed:"by"`                 // "keys" given by the caller, "connect" or "client_credentials"
+	User       string    `json:"user" feed:"user"`             // who connected: an id of the caller's, or ""
+	Expires    time.Time `json:"expires" feed:"expires"`       // of the access token
+	Lifetime   int64     `json:"lifetime" feed:"-"`            // seconds that it was good for when it was granted
+	Renewable  bool      `json:"renewable" feed:"-"`           // there is a refresh token, or the client can ask by itself
+	Scope      string    `json:"scope" feed:"scope"`           // as the server answered, "" when it did not say
+	Connection string    `json:"connection" feed:"connection"` // id of the connect link it came by, or ""
 }
 
 // CredentialRefreshStarted gives one process the right to renew the tokens: an
@@ -34,50 +34,50 @@ type CredentialRefreshStarted struct {
 
 // CredentialRefreshed puts renewed tokens in force. They are in the vault, durable.
 type CredentialRefreshed struct {
-	Epoch    int       `json:"epoch"`
-	Grant    int       `json:"grant"`
-	SecretID string    `json:"secret_id"`
-	Expires  time.Time `json:"expires"`  // of the access token; zero: it has to be renewed before anybody is given it
-	Lifetime int64     `json:"lifetime"` // seconds that it was good for when it was granted
-	Rotated  bool      `json:"rotated"`  // the server gave another refresh token
-	Scope    string    `json:"scope"`    // as the server answered, "" when it did not say
-	Late     bool      `json:"late"`     // the epoch had been taken over or ended when the answer was found
+	Epoch    int       `json:"epoch" feed:"-"`
+	Grant    int       `json:"grant" feed:"-"`
+	SecretID string    `json:"secret_id" feed:"-"`
+	Expires  time.Time `json:"expires" feed:"expires"` // of the access token; zero: it has to be renewed before anybody is given it
+	Lifetime int64     `json:"lifetime" feed:"-"`      // seconds that it was good for when it was granted
+	Rotated  bool      `json:"rotated" feed:"rotated"` // the server gave another refresh token
+	Scope    string    `json:"scope" feed:"scope"`     // as the server answered, "" when it did not say
+	Late     bool      `json:"late" feed:"-"`          // the epoch had been taken over or ended when the answer was found
 }
 
 // CredentialRefreshFailed ends an epoch without new tokens.
 type CredentialRefreshFailed struct {
-	Epoch   int       `json:"epoch"`
-	Grant   int       `json:"grant"`
-	Outcome string    `json:"outcome"`           // "transient", "malformed", "client_refused", "refused", "revoked", "busy" (nothing was asked) or "unknown"
-	Status  int       `json:"status"`            // of the HTTP answer; 0: there was none
-	RetryAt time.Time `json:"retry_at,omitzero"` // no earlier attempt is made unless somebody asks for it
+	Epoch   int       `json:"epoch" feed:"-"`
+	Grant   int       `json:"grant" feed:"-"`
+	Outcome string    `json:"outcome" feed:"outcome"`                     // "transient", "malformed", "client_refused", "refused", "revoked", "busy" (nothing was asked) or "unknown"
+	Status  int       `json:"status" feed:"status"`                       // of the HTTP answer; 0: there was none
+	RetryAt time.Time `json:"retry_at,omitzero" feed:"retry_at,omitzero"` // no earlier attempt is made unless somebody asks for it
 }
 
 // CredentialReauthorizationRequired says that the tokens are of no use any more.
 type CredentialReauthorizationRequired struct {
-	Grant  int      `json:"grant"`
-	Reason string   `json:"reason"` // "revoked" by the server or "revoked_here"
-	Says   string   `json:"says"`   // why, in a plain sentence
-	Flows  []string `json:"flows"`  // ids of flows that name the credential, sorted: the first 100
-	Total  int      `json:"total"`  // how many flows name it
+	Grant  int      `json:"grant" feed:"-"`
+	Reason string   `json:"reason" feed:"reason"` // "revoked" by the server or "revoked_here"
+	Says   string   `json:"says" feed:"says"`     // why, in a plain sentence
+	Flows  []string `json:"flows" feed:"flows"`   // ids of flows that name the credential, sorted: the first 100
+	Total  int      `json:"total" feed:"total"`   // how many flows name it
 }
 
 // CredentialRecovered says that the tokens work again.
 type CredentialRecovered struct {
-	Grant  int    `json:"grant"`
-	Status Status `json:"status"` // of the credential from here on
+	Grant  int    `json:"grant" feed:"-"`
+	Status Status `json:"status" feed:"status"` // of the credential from here on
 }
 
 // CredentialTokensRevoked says that the tokens are given up on purpose: they are
 // erased from the vault, with the keys they came in.
 type CredentialTokensRevoked struct {
-	Grant int `json:"grant"`
+	Grant int `json:"grant" feed:"-"`
 }
 
 // CredentialRevokedAtProvider is what the authorization server answered when it
 // was told to forget a token (RFC 7009). It may follow the credential's end.
 type CredentialRevokedAtProvider struct {
-	Outcome string `json:"outcome"` // "revoked", or as CredentialRefreshFailed has it
+	Outcome string `json:"outcome" feed:"outcome"` // "revoked", or as CredentialRefreshFailed has it
 }
 
 func (CredentialAuthorized) credential()              {}
@@ -91,7 +91,7 @@ func (CredentialRevokedAtProvider) credential()       {}
 
 var tokenTypes = []Type{
 	Define[CredentialAuthorized]("credential.authorized", Changes),
-	Define[CredentialRefreshStarted]("credential.refresh_started", Changes),
+	Define[CredentialRefreshStarted]("credential.refresh_started", Internal),
 	Define[CredentialRefreshed]("credential.refreshed", Changes),
 	Define[CredentialRefreshFailed]("credential.refresh_failed", Changes),
 	Define[CredentialReauthorizationRequired]("credential.reauthorization_required", Changes),

@@ -2,9 +2,7 @@ package projections
 
 import (
 	"context"
-	"crypto/sha256"
 	"database/sql/driver"
-	"encoding/hex"
 	"fmt"
 	"time"
 
@@ -45,9 +43,9 @@ func (b *batch) component(r events.Record, e events.Component) error {
 	}
 	switch e := e.(type) {
 	case events.ComponentRegistered:
-		return b.w.exec("INSERT OR REPLACE INTO components VALUES (?,?,?,0,0,1,0,?,?,?,?)", id, e.Owner, e.Title, hexSHA256(e.Descriptor), seq, now, now)
+		return b.w.exec("INSERT OR REPLACE INTO components VALUES (?,?,?,0,0,1,0,?,?,?,?)", id, e.Owner, e.Title, events.DescriptorHash(e.Descriptor), seq, now, now)
 	case events.ComponentUpdated:
-		return set("title = ?, revision = ?, sha256 = ?", e.Title, int64(e.Revision), hexSHA256(e.Descriptor))
+		return set("title = ?, revision = ?, sha256 = ?", e.Title, int64(e.Revision), events.DescriptorHash(e.Descriptor))
 	case events.ComponentShared:
 		return set("shared = 1")
 	case events.ComponentUnshared:
@@ -60,11 +58,6 @@ func (b *batch) component(r events.Record, e events.Component) error {
 		return nil
 	}
 	return errUnknownEvent
-}
-
-func hexSHA256(s string) string {
-	sum := sha256.Sum256([]byte(s))
-	return hex.EncodeToString(sum[:])
 }
 
 const componentColumns = "SELECT id, owner, title, shared, deleted, revision, sha256, seq, created, updated, env FROM components"

@@ -11,7 +11,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/credstream/credstream/events"
-	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/service"
 )
 
@@ -39,17 +38,13 @@ func (s *stage) read(who service.Principal, query, body string) (types []string)
 func TestAudiences(t *testing.T) {
 	s := newStage(t)
 	begin := must(s.store.End(t.Context()))(t) + 1
-	public := map[reflect.Type]bool{}
-	for _, p := range projections.PublicTypes() {
-		public[p.Stored] = p.Data != nil
-	}
 	var changes, all []string
 	for _, typ := range events.All().Types() {
 		category, _, _ := strings.Cut(typ.Name, ".")
 		stream := events.StreamID{Tenant: "default", Category: category, ID: events.NewID()}
 		meta := events.Meta{Tenant: "default", Actor: events.Actor{Kind: "system", ID: "test"}, Command: events.NewID(), Time: time.Now(), Via: "system"}
 		must(s.store.Append(t.Context(), stream, 0, meta, reflect.Zero(typ.GoType()).Interface()))(t)
-		if public[typ.GoType()] {
+		if typ.Audience != events.Internal {
 			all = append(all, typ.Name)
 			if typ.Audience == events.Changes {
 				changes = append(changes, typ.Name)

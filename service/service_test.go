@@ -14,12 +14,12 @@ import (
 
 func TestSlug(t *testing.T) {
 	for title, want := range map[string]string{
-		"Pet Shop API (Node.js)":       "pet-shop-api-node-js",
-		"sftp":                         "sftp",
-		"  --Über  ":                   "ber",
-		"日本":                           "component",
-		"":                             "component",
-		strings.Repeat("ab ", 40):      strings.Repeat("ab-", 21) + "a",
+		"Pet Shop API (Node.js)":      "pet-shop-api-node-js",
+		"sftp":                        "sftp",
+		"  --Über  ":                  "ber",
+		"日本":                          "component",
+		"":                            "component",
+		strings.Repeat("ab ", 40):     strings.Repeat("ab-", 21) + "a",
 		"customers-component-v2.json": "customers-component-v2-json",
 	} {
 		got := service.Slug(title)
