@@ -3,6 +3,8 @@ package bus_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -107,6 +109,59 @@ func TestLogLeaderThatIsCutOff(t *testing.T) {
 			if t.Context().Err() != nil {
 				t.Fatal(err)
 			}
+		}
+	}
+}
+
+// A server that hangs keeps a commit that its writer has given up. Settle finds out
+// what becomes of it: it is stored, once, or it never will be.
+func TestCommitWithoutAnswerIsSettled(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	store, err := eventlog.Open(t.Context(), eventlog.Config{Conn: host(t, s, 0), Registry: events.All(), Replicas: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(store.Close)
+	meta := storetest.Meta("default", "")
+	for _, lost := range []bool{false, true} {
+		stream := events.StreamID{Tenant: "default", Category: "credential", ID: fmt.Sprint("lost-", lost)}
+		s.Freeze(0)
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		_, err := store.Append(ctx, stream, 0, meta, events.CredentialRenamed{Name: "given up"})
+		cancel()
+		unsettled, ok := errors.AsType[*events.UnsettledError](err)
+		if !ok || !errors.Is(err, events.ErrUnknownOutcome) {
+			t.Fatalf("an append to a server that hangs returns %v", err)
+		}
+		if lost { // with what was sent to it, and somebody else is faster
+			s.Kill(0)
+			s.StartNode(0)
+			s.Ready()
+			other, err := eventlog.Open(t.Context(), eventlog.Config{Conn: host(t, s, 0), Registry: events.All(), Replicas: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(other.Close)
+			if _, err := other.Append(t.Context(), stream, 0, meta, events.CredentialRenamed{Name: "another"}); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			s.Thaw(0)
+		}
+		stored, err := unsettled.Settle(t.Context())
+		if err != nil || stored == lost {
+			t.Errorf("lost %t: stored %t, %v", lost, stored, err)
+		}
+		var names []string
+		for rec, err := range store.Stream(t.Context(), stream, 0) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			names = append(names, rec.Event.(events.CredentialRenamed).Name)
+		}
+		if want := map[bool]string{false: "given up", true: "another"}[lost]; len(names) != 1 || names[0] != want {
+			t.Errorf("lost %t: the stream holds %q", lost, names)
 		}
 	}
 }

@@ -69,6 +69,19 @@ var (
 	ErrNoSuchCommit = fault.New(fault.NotFound, "commit_not_found", "The log has no commit at this place.")
 )
 
+// UnsettledError is an ErrUnknownOutcome of Stage or Append that can still be resolved.
+type UnsettledError struct {
+	Err error
+	// Settle sends the same commit until the log says whether it is stored, or ctx ends.
+	// When stored is false and err is nil, it never will be.
+	Settle func(ctx context.Context) (stored bool, err error)
+}
+
+func (e *UnsettledError) Error() string { return e.Err.Error() }
+
+// Unwrap returns an error with ErrUnknownOutcome in its chain.
+func (e *UnsettledError) Unwrap() error { return e.Err }
+
 // MaxCommit is the size in bytes of the largest commit body a Store takes.
 const MaxCommit = 960 << 10
 

@@ -177,6 +177,7 @@ func (s *Service) complete(ctx context.Context, call *Call, c events.CommandComp
 	named.request = call.execution.request
 	_, after, err := aggregates.CommandRecord.Execute(ctx, s.cfg.Log, call.Tenant,
 		commands.CommandRecord(commands.CompleteCommand{ID: call.recordID(), Completed: c}), s.meta(&named), nil)
+	call.execution.note(err, true)
 	if err != nil {
 		return c, fmt.Errorf("remember how a command ended: %w", err)
 	}

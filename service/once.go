@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -42,10 +43,36 @@ func (r *repeat) Error() string { return "the command was already completed" }
 // execution is one attempt at a command. The steps of the command share it.
 type execution struct {
 	detach  func()          // from the caller's context, see detachable
+	acted   bool            // on something else than the log, whose outcome may not be known
 	request string          // HMAC of the request, when the caller gave the command id
 	seq     uint64          // of the commit that recorded the command id; 0 while there is none
 	done    Done            // the answer that this commit makes
 	resumed []events.Record // the commit of an attempt that broke off, which this one completes
+
+	mu        sync.Mutex
+	unsettled []unsettled // what was sent to the log without an answer
+}
+
+// unsettled is a commit that may be in the log, or come to be.
+type unsettled struct {
+	*events.UnsettledError
+	named bool // it records the command id
+}
+
+// note keeps what err says was sent to the log without an answer.
+func (e *execution) note(err error, named bool) {
+	if u, ok := errors.AsType[*events.UnsettledError](err); ok && e != nil {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.unsettled = append(e.unsettled, unsettled{u, named})
+	}
+}
+
+// sent is what was sent to the log without an answer.
+func (e *execution) sent() []unsettled {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.unsettled)
 }
 
 // assignCommandID gives the call its command id: the caller's, or a random one. The
@@ -85,9 +112,10 @@ func (c *Call) deriveID(what string) string {
 }
 
 // detach lets the command go on whether or not its caller waits for it: from its
-// first effect on. Limits in time remain.
+// first effect on, which is one beside the log. Limits in time remain.
 func (c *Call) detach() {
 	if c.execution != nil {
+		c.execution.acted = true
 		c.execution.detach()
 	}
 }
@@ -200,10 +228,20 @@ func (s *Service) obey(caller context.Context, call *Call, route *Route, body []
 	attempt := events.NewID()
 	switch claimed, err := s.cfg.Claims.Begin(ctx, key, call.request, attempt); {
 	case err != nil:
+		s.settleAttempt(call, key, attempt)
 		return nil, err
 	case claimed != call.request:
 		return nil, ErrCommandIDReused
 	}
+	answer, err := s.attempt(ctx, call, route, body, key, attempt)
+	if err != nil && !definite(err) {
+		s.settleAttempt(call, key, attempt)
+	}
+	return answer, err
+}
+
+// attempt carries out a named command that is claimed.
+func (s *Service) attempt(ctx context.Context, call *Call, route *Route, body []byte, key [sha256.Size]byte, attempt string) (any, error) {
 	answer, err := route.serve(s, ctx, call, body)
 	if err == nil {
 		answer, err = s.remember(ctx, call, route.Name, answer)
@@ -217,7 +255,7 @@ func (s *Service) obey(caller context.Context, call *Call, route *Route, body []
 		return answer, nil
 	}
 	if !definite(err) {
-		return nil, err // its outcome is not known, so the claim stays
+		return nil, err
 	}
 	return s.refuse(ctx, call, route, key, attempt, err)
 }
@@ -249,6 +287,61 @@ func (s *Service) refuse(ctx context.Context, call *Call, route *Route, key [sha
 		return nil, errors.Join(events.ErrUnknownOutcome, err)
 	}
 	return nil, refusal
+}
+
+// maxSettling bounds the attempts that are settled at one time; the claim of any
+// other one stays until it runs out.
+const maxSettling = 4096
+
+// settling are the attempts that are settled now.
+type settling struct {
+	mu    sync.Mutex
+	n     int
+	group sync.WaitGroup
+}
+
+func (s *settling) leave() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.n--
+}
+
+// settleAttempt resolves, in the background, an attempt that ended without an answer: what it
+// sent to the log is stored or never will be. When it comes to nothing the claim is
+// told, so that a repeat may be refused. Whatever has acted beside the log keeps its
+// claim until that runs out.
+func (s *Service) settleAttempt(call *Call, key [sha256.Size]byte, attempt string) {
+	e := call.execution
+	if e.acted || e.seq != 0 || e.resumed != nil {
+		return
+	}
+	s.settling.mu.Lock()
+	defer s.settling.mu.Unlock()
+	if s.settling.n == maxSettling || s.life.Err() != nil {
+		return
+	}
+	s.settling.n++
+	s.settling.group.Go(func() {
+		defer s.settling.leave()
+		ctx, cancel := context.WithTimeout(s.life, ClaimTime)
+		defer cancel()
+		for _, u := range e.sent() {
+			stored, err := u.Settle(ctx)
+			if err != nil || stored && u.named {
+				return // not known; or the log knows
+			}
+		}
+		for {
+			if _, err := s.cfg.Claims.Refuse(ctx, key, attempt); err == nil {
+				return
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(time.Second):
+			}
+		}
+	})
 }
 
 // outcome is what the caller of a repeated command is told; err goes before.
@@ -350,7 +443,9 @@ func execute[S any, C commands.Command, E any](ctx context.Context, s *Service, 
 	if err := call.late(begin); err != nil {
 		return before, after, err
 	}
-	call.detach()
+	if call.execution != nil {
+		call.execution.detach()
+	}
 	was, after, err := d.Execute(ctx, s.cfg.Log, tenant, cmd, s.meta(call), func(ctx context.Context, seq uint64) error {
 		if !call.named || seq <= call.dedupPosition || call.execution.seq != 0 { // an unnamed call may have several under way
 			return nil // or an earlier look covered it
@@ -367,6 +462,7 @@ func execute[S any, C commands.Command, E any](ctx context.Context, s *Service, 
 		call.dedupPosition = seq
 		return nil
 	})
+	call.execution.note(err, call.named)
 	if after.Seq > was.Seq { // stored, also when that is not known to be durable
 		s.metrics.appended.Observe(s.now().Sub(begin).Seconds())
 		if call.named && call.execution.seq == 0 {

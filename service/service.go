@@ -117,6 +117,7 @@ type Service struct {
 	renewals          renewals
 	revocations       revocations
 	leases            *leases
+	settling          settling
 	life              context.Context // ends at Close; what outlives a request hangs on it
 	end               context.CancelFunc
 }
@@ -198,10 +199,13 @@ func New(cfg Config) (*Service, error) {
 
 // Close ends what outlives a request, and waits for it.
 func (s *Service) Close() {
+	s.settling.mu.Lock() // none begins afterwards
 	s.end()
+	s.settling.mu.Unlock()
 	s.rebuild.wait.Wait()
 	s.renewals.finish()
 	s.revocations.finish()
+	waitFor(&s.settling.group)
 }
 
 // system is the actor of what the service does on its own account.

@@ -416,6 +416,46 @@ func TestRepeatWithViewsBehind(t *testing.T) {
 	}
 }
 
+// claimed are claims that a test listens in on.
+type claimed struct {
+	service.Claims
+	begun func() // called when an attempt has been noted
+}
+
+func (c *claimed) Begin(ctx context.Context, key [32]byte, request, attempt string) (string, error) {
+	defer c.begun()
+	return c.Claims.Begin(ctx, key, request, attempt)
+}
+
+// An attempt that broke off before it sent anything to the log takes its claim back:
+// another process may refuse the repeat.
+func TestBrokenOffAttemptTakesItsClaimBack(t *testing.T) {
+	u := bring(t, t.TempDir())
+	registerPlain(t, u.base)
+	claims := &claimed{Claims: u.claims(t)}
+	one, other := u.second(t, claims), u.second(t, u.claims(t))
+	one.ready(t)
+	other.ready(t)
+	id := u.create(t)
+	rename := map[string]any{"id": id, "name": "Another", "expected_version": 1}
+	caller, hangUp := context.WithCancel(t.Context())
+	claims.begun = hangUp
+	if _, err := one.command(caller, t, "credential.rename", "r", rename); !errors.Is(err, context.Canceled) {
+		t.Fatalf("an attempt that is hung up before its append ends with %v", err)
+	}
+	must(t, u.command("credential.replace-keys", "", map[string]any{"id": id, "keys": map[string]any{"apiKey": "k2"}}, nil))
+	await(t, "the refusal", func() (bool, error) {
+		_, err := other.command(t.Context(), t, "credential.rename", "r", rename)
+		if errors.Is(err, events.ErrUnknownOutcome) {
+			return false, nil
+		}
+		if !errors.Is(err, aggregates.ErrCredentialVersionStale) {
+			return false, fmt.Errorf("a repeat is answered %w", err)
+		}
+		return true, nil
+	})
+}
+
 // The caller hangs up at each append of a command. What has begun is seen through: the
 // commit is durable, what follows from it is done, and a repeat is answered.
 func TestHangUpBetweenSteps(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"time"
 
 	jsonv2 "github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
@@ -67,11 +68,14 @@ func (s *Store) Stage(ctx context.Context, stream events.StreamID, expected uint
 		return 0, err
 	}
 	a := attempt{subject: subj, expected: expected, commit: meta.Commit, msg: commitMessage(subj, meta, prev, body)}
-	seq, err := s.publish(ctx, a)
+	seq, err := s.publish(ctx, a, false)
 	switch {
 	case errors.Is(err, events.ErrConflict):
 		s.recent.moved(subj)
 		return 0, err
+	case errors.Is(err, events.ErrUnknownOutcome):
+		s.recent.doubt(subj)
+		return 0, &events.UnsettledError{Err: err, Settle: func(ctx context.Context) (bool, error) { return s.settle(ctx, a) }}
 	case err != nil:
 		s.recent.doubt(subj)
 		return 0, err
@@ -118,10 +122,36 @@ type pubAck struct {
 	Seq uint64 `json:"seq"`
 }
 
+// settlePause is the time between two rounds of settle.
+const settlePause = time.Second
+
+// settle resolves an attempt that publish gave up: a copy of it may wait in a server
+// that hangs, so it is over only when it is stored or its stream has moved on.
+func (s *Store) settle(ctx context.Context, a attempt) (stored bool, err error) {
+	for {
+		seq, err := s.publish(ctx, a, true)
+		switch {
+		case err == nil:
+			s.recent.doubt(a.subject)
+			s.durable.saw(seq)
+			return true, nil
+		case errors.Is(err, events.ErrConflict):
+			return false, nil
+		case errors.Is(err, nats.ErrConnectionClosed):
+			return false, err
+		}
+		select {
+		case <-ctx.Done():
+			return false, errors.Join(err, ctx.Err())
+		case <-time.After(settlePause):
+		}
+	}
+}
+
 // publish sends the commit until its fate is known. It sends the same bytes with
-// the same expected sequence each time, so that at most one of them is stored.
-func (s *Store) publish(ctx context.Context, a attempt) (uint64, error) {
-	doubt := false // a message sent may have been stored, or may yet be
+// the same expected sequence each time, so that at most one of them is stored. doubt
+// says that a message sent before may have been stored, or may yet be.
+func (s *Store) publish(ctx context.Context, a attempt, doubt bool) (uint64, error) {
 	refusals := 0
 	for p := newPacer(); ; {
 		ack, err := s.publishOnce(ctx, a.msg)
