@@ -346,19 +346,11 @@ func (s CredentialState) evolve(e events.Credential) CredentialState {
 		}
 	case events.CredentialDeleted:
 		s.Deleted, s.Versions, s.Uses, s.Tokens = true, nil, Uses{}, Tokens{}
-	case events.CredentialUsed:
-		use := Use{Revision: e.Revision, Named: e.Named, Active: e.Active, Binding: e.Binding}
-		if !e.Until.IsZero() {
-			use.Until = e.Until.UnixMicro()
-		}
-		s.Uses = s.Uses.with(e.Flow, use)
-	case events.CredentialReleased:
-		s.Uses = s.Uses.without(e.Flow)
-	case events.CredentialRevealed:
-	case events.CredentialAuthorized, events.CredentialRefreshStarted, events.CredentialRefreshed, events.CredentialRefreshFailed,
-		events.CredentialReauthorizationRequired, events.CredentialRecovered, events.CredentialTokensRevoked,
-		events.CredentialRevokedAtProvider:
+	case events.CredentialUse:
+		s.Uses = s.Uses.evolve(e)
+	case events.CredentialToken:
 		return s.evolveTokens(e)
+	case events.CredentialRevealed:
 	case events.SecretAbandoned:
 		s.Abandoned = append(slices.Clip(s.Abandoned), e.SecretID)
 	}

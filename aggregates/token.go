@@ -259,7 +259,7 @@ func (s CredentialState) revokeTokens(c commands.RevokeTokens) ([]events.Credent
 	return facts, nil
 }
 
-func (s CredentialState) evolveTokens(e events.Credential) CredentialState {
+func (s CredentialState) evolveTokens(e events.CredentialToken) CredentialState {
 	t := &s.Tokens
 	switch e := e.(type) {
 	case events.CredentialAuthorized:
@@ -306,9 +306,6 @@ func (s CredentialState) evolveTokens(e events.Credential) CredentialState {
 		s.Versions = slices.Clone(s.Versions)
 		s.Versions[len(s.Versions)-1].SecretID = ""
 	case events.CredentialRevokedAtProvider:
-	case events.CredentialCreated, events.CredentialRenamed, events.CredentialVPNAgentSet, events.CredentialKeysReplaced,
-		events.CredentialReverted, events.CredentialVerified, events.CredentialDeleted, events.CredentialUsed, events.CredentialReleased,
-		events.CredentialRevealed, events.SecretAbandoned: // evolve's own
 	}
 	return s
 }

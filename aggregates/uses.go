@@ -5,6 +5,8 @@ import (
 
 	"github.com/benbjohnson/immutable"
 	"github.com/go-json-experiment/json"
+
+	"github.com/credstream/credstream/events"
 )
 
 // Use is how one flow stands to the thing it uses.
@@ -106,6 +108,20 @@ func (u Uses) each(f func(flow string, use Use)) {
 		}
 		f(flow, use)
 	}
+}
+
+func (u Uses) evolve(e events.CredentialUse) Uses {
+	switch e := e.(type) {
+	case events.CredentialUsed:
+		use := Use{Revision: e.Revision, Named: e.Named, Active: e.Active, Binding: e.Binding}
+		if !e.Until.IsZero() {
+			use.Until = e.Until.UnixMicro()
+		}
+		return u.with(e.Flow, use)
+	case events.CredentialReleased:
+		return u.without(e.Flow)
+	}
+	return u
 }
 
 func (u Uses) with(flow string, use Use) Uses {

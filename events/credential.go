@@ -128,6 +128,17 @@ type SecretAbandoned struct {
 	SecretID string `json:"secret_id"`
 }
 
+// CredentialUse is the sum of the facts about a flow's use of a credential.
+//
+//sumtype:decl
+type CredentialUse interface {
+	Credential
+	credentialUse()
+}
+
+func (CredentialUsed) credentialUse()     {}
+func (CredentialReleased) credentialUse() {}
+
 func (CredentialCreated) credential()      {}
 func (CredentialRenamed) credential()      {}
 func (CredentialVPNAgentSet) credential()  {}

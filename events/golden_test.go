@@ -379,7 +379,7 @@ func TestUpcast(t *testing.T) {
 			return json.RawMessage(strings.Replace(string(data), from, to, 1)), nil
 		}
 	}
-	reg := events.NewRegistry(events.Define[renamed]("thing.renamed", events.Changes, rename(`"nom":"a"`, `"name":"a"`), rename(`"name":"a"`, `"names":["a"]`)))
+	reg := events.NewRegistry(events.Define[renamed]("thing.renamed", events.Internal, rename(`"nom":"a"`, `"name":"a"`), rename(`"name":"a"`, `"names":["a"]`)))
 	for v, stored := range map[int]string{1: `{"nom":"a"}`, 2: `{"name":"a"}`, 3: `{"names":["a"]}`} {
 		got, err := reg.Decode("thing.renamed", v, json.RawMessage(stored))
 		if err != nil {

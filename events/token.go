@@ -80,6 +80,23 @@ type CredentialRevokedAtProvider struct {
 	Outcome string `json:"outcome" feed:"outcome"` // "revoked", or as CredentialRefreshFailed has it
 }
 
+// CredentialToken is the sum of the facts about the tokens of a credential.
+//
+//sumtype:decl
+type CredentialToken interface {
+	Credential
+	credentialToken()
+}
+
+func (CredentialAuthorized) credentialToken()              {}
+func (CredentialRefreshStarted) credentialToken()          {}
+func (CredentialRefreshed) credentialToken()               {}
+func (CredentialRefreshFailed) credentialToken()           {}
+func (CredentialReauthorizationRequired) credentialToken() {}
+func (CredentialRecovered) credentialToken()               {}
+func (CredentialTokensRevoked) credentialToken()           {}
+func (CredentialRevokedAtProvider) credentialToken()       {}
+
 func (CredentialAuthorized) credential()              {}
 func (CredentialRefreshStarted) credential()          {}
 func (CredentialRefreshed) credential()               {}

@@ -117,43 +117,24 @@ func scanCredential(v driver.Value) (*Credential, error) {
 
 // evolve is the credential after one more event; nil means there is none.
 func (c *Credential) evolve(r events.Record, e events.Credential) (*Credential, error) {
-	switch e := e.(type) {
-	case events.CredentialCreated:
+	if created, ok := e.(events.CredentialCreated); ok {
 		if c != nil {
 			return nil, errors.New("the credential exists already")
 		}
 		n := &Credential{
-			ID: r.Stream.ID, Tenant: r.Stream.Tenant, Component: e.Component, Name: e.Name, Workspace: e.Workspace,
+			ID: r.Stream.ID, Tenant: r.Stream.Tenant, Component: created.Component, Name: created.Name, Workspace: created.Workspace,
 			CreatedAt: r.Meta.Time, UpdatedAt: r.Meta.Time, CreatedSeq: r.Seq, Seq: r.Seq, CreatedBy: r.Meta.Actor,
 		}
-		n.setKeys(e.Keys, r.Meta.Time)
+		n.setKeys(created.Keys, r.Meta.Time)
 		return n, nil
-	case events.SecretAbandoned: // concerns an attempt that no one sees, perhaps before a credential or after it
-		if c != nil {
-			c.Seq = r.Seq
-		}
-		return c, nil
-	case events.CredentialUsed, events.CredentialReleased, events.CredentialRevealed, events.CredentialAuthorized,
-		events.CredentialTokensRevoked: // not shown on the credential
-		if c == nil {
-			return nil, errNoRow
-		}
-		if _, revoked := e.(events.CredentialTokensRevoked); revoked {
-			c.SecretID = "" // it is erased
-		}
-		c.Seq = r.Seq
-		return c, nil
-	case events.CredentialRenamed, events.CredentialVPNAgentSet, events.CredentialKeysReplaced, events.CredentialReverted,
-		events.CredentialVerified, events.CredentialDeleted, events.CredentialReauthorizationRequired, events.CredentialRecovered:
-		if c == nil {
-			return nil, errNoRow
-		}
-	case events.CredentialRefreshStarted, events.CredentialRefreshed, events.CredentialRefreshFailed, events.CredentialRevokedAtProvider:
-		return c, nil // they do not come here
-	default:
-		return nil, errUnknownEvent
 	}
-	c.Seq, c.UpdatedAt = r.Seq, r.Meta.Time
+	if c == nil {
+		if _, abandoned := e.(events.SecretAbandoned); abandoned { // an attempt before the credential, or after it
+			return nil, nil //nolint:nilnil // no credential, and that is as it should be
+		}
+		return nil, errNoRow
+	}
+	c.Seq = r.Seq
 	switch e := e.(type) {
 	case events.CredentialRenamed:
 		c.Name = e.Name
@@ -166,21 +147,41 @@ func (c *Credential) evolve(r events.Record, e events.Credential) (*Credential, 
 	case events.CredentialVerified:
 		if status := c.Status; e.Version == c.Version {
 			c.verify(e.Verification, r.Meta.Time)
-			if status == events.ReauthorizationRequired { // that goes before
+			if status == events.ReauthorizationRequired { // takes precedence
 				c.Status = status
 			}
 		}
+	case events.CredentialToken:
+		if !c.evolveTokens(e) {
+			return c, nil
+		}
+	case events.CredentialDeleted:
+		return nil, nil //nolint:nilnil // as above
+	case events.CredentialUse, events.CredentialRevealed, events.SecretAbandoned: // not shown on the credential
+		return c, nil
+	case events.CredentialCreated: // above
+	default:
+		return nil, errUnknownEvent
+	}
+	c.UpdatedAt = r.Meta.Time
+	return c, nil
+}
+
+// evolveTokens reports whether the credential shows the change.
+func (c *Credential) evolveTokens(e events.CredentialToken) bool {
+	switch e := e.(type) {
 	case events.CredentialReauthorizationRequired:
 		c.Status = events.ReauthorizationRequired
+		return true
 	case events.CredentialRecovered:
 		c.Status = e.Status
-	case events.CredentialDeleted:
-		return nil, nil //nolint:nilnil // no credential, and that is as it should be
-	case events.CredentialCreated, events.CredentialUsed, events.CredentialReleased, events.CredentialRevealed, events.SecretAbandoned,
-		events.CredentialAuthorized, events.CredentialTokensRevoked: // above
-	case events.CredentialRefreshStarted, events.CredentialRefreshed, events.CredentialRefreshFailed, events.CredentialRevokedAtProvider: // they do not come here
+		return true
+	case events.CredentialTokensRevoked:
+		c.SecretID = "" // it is erased
+	case events.CredentialAuthorized, events.CredentialRefreshStarted, events.CredentialRefreshed, events.CredentialRefreshFailed,
+		events.CredentialRevokedAtProvider:
 	}
-	return c, nil
+	return false
 }
 
 func (c *Credential) setKeys(k events.KeysVersion, at time.Time) {

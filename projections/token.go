@@ -65,7 +65,15 @@ func (b *batch) token(r events.Record, e events.Credential) (only bool, err erro
 		return b.w.exec("INSERT INTO tokens VALUES (?,?,?) ON CONFLICT DO UPDATE SET due = excluded.due", key[0], key[1], at.UnixMilli())
 	}
 	end := func() error { return b.w.exec("DELETE FROM tokens WHERE tenant = ? AND id = ?", key...) }
-	switch e := e.(type) {
+	switch events.Event(e).(type) {
+	case events.CredentialKeysReplaced, events.CredentialDeleted:
+		return false, end()
+	}
+	token, ok := e.(events.CredentialToken)
+	if !ok {
+		return false, nil
+	}
+	switch e := token.(type) {
 	case events.CredentialAuthorized:
 		if e.Renewable {
 			return false, due(TokenDue(r.Stream.ID, e.Expires, time.Duration(e.Lifetime)*time.Second))
@@ -82,12 +90,11 @@ func (b *batch) token(r events.Record, e events.Credential) (only bool, err erro
 		return true, due(e.RetryAt)
 	case events.CredentialReauthorizationRequired: // they are held, but not renewed
 		return false, b.w.exec("UPDATE tokens SET due = ? WHERE tenant = ? AND id = ?", int64(never), key[0], key[1])
-	case events.CredentialTokensRevoked, events.CredentialKeysReplaced, events.CredentialDeleted:
+	case events.CredentialTokensRevoked:
 		return false, end()
 	case events.CredentialRevokedAtProvider:
 		return true, nil
-	case events.CredentialCreated, events.CredentialRenamed, events.CredentialVPNAgentSet, events.CredentialReverted, events.CredentialVerified,
-		events.CredentialUsed, events.CredentialReleased, events.CredentialRevealed, events.CredentialRecovered, events.SecretAbandoned: // nothing
+	case events.CredentialRecovered:
 	}
 	return false, nil
 }

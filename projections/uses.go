@@ -191,7 +191,14 @@ func (b *batch) recordUse(r events.Record, flow string, used useRow) error {
 
 // credentialUse applies what a fact about a credential says of its uses.
 func (b *batch) credentialUse(r events.Record, e events.Credential) error {
-	switch e := e.(type) {
+	if _, deleted := e.(events.CredentialDeleted); deleted {
+		return b.endUses(r)
+	}
+	use, ok := e.(events.CredentialUse)
+	if !ok {
+		return nil
+	}
+	switch e := use.(type) {
 	case events.CredentialUsed:
 		used := useRow{recorded: true, fact: e.Named, revision: e.Revision, active: e.Active, binding: e.Binding, seq: r.Seq}
 		if e.Binding != "" {
@@ -200,15 +207,8 @@ func (b *batch) credentialUse(r events.Record, e events.Credential) error {
 		return b.recordUse(r, e.Flow, used)
 	case events.CredentialReleased:
 		return b.recordUse(r, e.Flow, useRow{})
-	case events.CredentialDeleted:
-		return b.endUses(r)
-	case events.CredentialCreated, events.CredentialRenamed, events.CredentialVPNAgentSet, events.CredentialKeysReplaced, events.CredentialReverted,
-		events.CredentialVerified, events.CredentialRevealed, events.SecretAbandoned,
-		events.CredentialAuthorized, events.CredentialRefreshStarted, events.CredentialRefreshed, events.CredentialRefreshFailed,
-		events.CredentialReauthorizationRequired, events.CredentialRecovered, events.CredentialTokensRevoked,
-		events.CredentialRevokedAtProvider: // nothing
 	}
-	return nil
+	return errUnknownEvent
 }
 
 func (b *batch) oauthClient(r events.Record, e events.OAuthClient) error {
