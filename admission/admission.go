@@ -40,7 +40,7 @@ const (
 
 // ErrBusy refuses a call while too many of its key or tenant are under way.
 var ErrBusy = fault.New(fault.Throttled, "too_many_requests",
-	"Too many requests of this key or tenant are under way. Wait for some answers, then retry.").After(again)
+	"Too many requests of this key or tenant are in flight. Wait for some responses, then retry.").After(again)
 
 // Caller is whose work it is.
 type Caller struct {
@@ -91,12 +91,12 @@ func New(cores int, metrics prometheus.Registerer) *Admission {
 		capacity: cores * perCore, wait: maxWait, tenants: map[string]*tenant{},
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "credstream_admission_refused_total",
-			Help: "Calls refused because too many of their key or tenant were under way: the line was full, or they waited too long.",
+			Help: "Calls refused because too many calls of their key or tenant were in flight: the line was full, or they waited too long.",
 		}, []string{"reason"}),
 	}
 	if metrics != nil {
 		metrics.MustRegister(a.refused,
-			a.gauge("credstream_admission_used", "Part of the capacity that is in use; 1 is all of it.",
+			a.gauge("credstream_admission_used", "Used share of the capacity, from 0 to 1.",
 				func() float64 { return float64(a.used) / float64(a.capacity) }),
 			a.gauge("credstream_admission_waiting", "Calls that wait to be admitted.", func() float64 {
 				n := 0

@@ -158,7 +158,7 @@ func (d Decider[S, C, E]) refresh(ctx context.Context, log *Log, stream events.S
 	switch {
 	case last < s.Seq: // the answer is older than what is cached, or the log was cut below it
 		log.states.Remove(stream)
-		return s, fmt.Errorf("last of %s is %d where %d is known: %w", stream, last, s.Seq, fault.ErrUnavailable)
+		return s, fmt.Errorf("last of %s is %d, expected %d: %w", stream, last, s.Seq, fault.ErrUnavailable)
 	case last > s.Seq:
 		if s, err = d.reload(ctx, log, stream, s); err != nil {
 			return s, err
@@ -182,7 +182,7 @@ func (d Decider[S, C, E]) reload(ctx context.Context, log *Log, stream events.St
 		}
 		e, ok := rec.Event.(E)
 		if !ok {
-			return s, fmt.Errorf("load %s: %T at %d does not belong here", stream, rec.Event, rec.Seq)
+			return s, fmt.Errorf("load %s: unexpected event %T at %d", stream, rec.Event, rec.Seq)
 		}
 		s.Value, s.Seq, s.commit = d.Evolve(s.Value, e), rec.Seq, rec.Meta.Commit
 		if rec.Last() {
@@ -208,7 +208,7 @@ func (d Decider[S, C, E]) Around(ctx context.Context, log *Log, commit []events.
 		e, ok := rec.Event.(E)
 		switch {
 		case !ok:
-			return before, after, fmt.Errorf("load %s: %T at %d does not belong here", stream, rec.Event, rec.Seq)
+			return before, after, fmt.Errorf("load %s: unexpected event %T at %d", stream, rec.Event, rec.Seq)
 		case rec.Seq > seq:
 			return before, after, nil
 		case rec.Seq < seq:
@@ -238,7 +238,7 @@ func (d Decider[S, C, E]) Execute(ctx context.Context, log *Log, tenant string, 
 	}
 	if err := log.Store.WaitDurable(ctx, after.Seq); err != nil {
 		log.states.Remove(stream)
-		return before, after, fmt.Errorf("commit %d of %s is stored but not known to be durable: %w: %w", after.Seq, stream, events.ErrUnknownOutcome, err)
+		return before, after, fmt.Errorf("commit %d of %s is stored, but its durability is unknown: %w: %w", after.Seq, stream, events.ErrUnknownOutcome, err)
 	}
 	if d.snapshotDue(after) {
 		d.snapshot(ctx, log, stream, after)

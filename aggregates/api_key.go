@@ -11,8 +11,8 @@ import (
 
 // The refusals of an API key.
 var (
-	ErrAPIKeyNotFound = fault.New(fault.NotFound, "api_key_not_found", "There is no such API key.")
-	ErrAPIKeyExists   = fault.New(fault.Exists, "api_key_exists", "An API key with this id exists already.")
+	ErrAPIKeyNotFound = fault.New(fault.NotFound, "api_key_not_found", "API key not found.")
+	ErrAPIKeyExists   = fault.New(fault.Exists, "api_key_exists", "An API key with this id already exists.")
 )
 
 // APIKey decides what may happen to one API key.

@@ -11,12 +11,12 @@ import (
 
 // The refusals of an auth client.
 var (
-	ErrAuthClientNotFound = fault.New(fault.NotFound, "auth_client_not_found", "There is no such auth client.")
-	ErrAuthClientExists   = fault.New(fault.Exists, "auth_client_exists", "An auth client with this id exists already.")
-	ErrAuthClientChanged  = fault.New(fault.Conflict, "auth_client_changed", "The auth client was changed at the same moment. Try again.")
+	ErrAuthClientNotFound = fault.New(fault.NotFound, "auth_client_not_found", "Auth client not found.")
+	ErrAuthClientExists   = fault.New(fault.Exists, "auth_client_exists", "An auth client with this id already exists.")
+	ErrAuthClientChanged  = fault.New(fault.Conflict, "auth_client_changed", "The auth client was changed concurrently. Try again.")
 	// ErrAuthClientUnsettled refuses a change while an earlier one is not complete.
 	ErrAuthClientUnsettled = fault.New(fault.Conflict, "auth_client_unsettled",
-		"The auth client was changed a moment ago, and the OAuth clients of its components still have to follow. Try again in a minute.")
+		"The auth client was just changed, and the OAuth clients of its components are not updated yet. Try again in a minute.")
 )
 
 // AuthClient decides what may happen to one auth client. Where OAuth clients follow

@@ -12,15 +12,15 @@ import (
 
 // The refusals of a component.
 var (
-	ErrComponentNotFound = fault.New(fault.NotFound, "component_not_found", "There is no such component.")
+	ErrComponentNotFound = fault.New(fault.NotFound, "component_not_found", "Component not found.")
 	ErrComponentIDTaken  = fault.New(fault.Exists, "component_id_taken",
-		"This component id is taken. Ids are unique in the installation and are not used again.")
-	ErrComponentNotOwner = fault.New(fault.Denied, "component_not_owner", "Only the component's owner may change it.")
+		"This component id is taken. Ids are unique in the installation and are never reused.")
+	ErrComponentNotOwner = fault.New(fault.Denied, "component_not_owner", "Only the component's owner can change it.")
 	ErrComponentDeleted  = fault.New(fault.Precondition, "component_deleted",
-		"The component was deleted: its credentials remain, but none can be made or changed.")
+		"The component was deleted. Its credentials remain, but none can be created or changed.")
 	// ErrComponentChanged refuses secrets that were entered for another revision of the descriptor.
 	ErrComponentChanged = fault.New(fault.Precondition, "component_changed",
-		"The component was changed since you looked at it. Nothing was sent or saved. Look at it again, and repeat if its hosts are still right.")
+		"The component was changed since you read it. Nothing was sent or saved. Read it again, and repeat the command if its hosts are still correct.")
 )
 
 // Component decides what may happen to one component.

@@ -11,20 +11,20 @@ import (
 
 // The refusals of a credential.
 var (
-	ErrCredentialNotFound     = fault.New(fault.NotFound, "credential_not_found", "There is no such credential.")
-	ErrCredentialExists       = fault.New(fault.Exists, "credential_exists", "A credential with this id exists already.")
+	ErrCredentialNotFound     = fault.New(fault.NotFound, "credential_not_found", "Credential not found.")
+	ErrCredentialExists       = fault.New(fault.Exists, "credential_exists", "A credential with this id already exists.")
 	ErrCredentialVersionStale = fault.New(fault.Precondition, "credential_version_stale",
-		"The credential's keys have changed since you looked. Look again and repeat.")
+		"The credential's keys have changed since you read them. Read the credential again and repeat.")
 	ErrCredentialVersionNotFound = fault.New(fault.NotFound, "credential_version_not_found",
-		"The credential has no such version, or it is too old to go back to.")
+		"The credential has no such version, or the version is too old to revert to.")
 	ErrCredentialHostsChanged = fault.New(fault.Precondition, "credential_hosts_changed",
-		"That version belongs to other hosts than the present one. Enter its keys again instead.")
+		"That version was entered for other hosts than the current ones. Enter its keys again instead.")
 	// ErrCredentialInUse keeps the credential of a running flow. Its detail names the flows.
 	ErrCredentialInUse = fault.New(fault.Precondition, "credential_in_use",
-		"The credential is in use by an active flow. Delete these flows first or give them another credential.")
+		"The credential is in use by an active flow. Stop or delete the flow first, or give it another credential.")
 	// ErrCredentialComponentMismatch refuses a step that names a credential of another component.
 	ErrCredentialComponentMismatch = fault.New(fault.Unprocessable, "credential_component_mismatch",
-		"The step runs another component than the one its credential is for.")
+		"The step's component is not the component of its credential.")
 	// ErrSecretAbandoned tells a writer that its secret was collected before its
 	// commit arrived: it must put the secret anew. No caller sees it.
 	ErrSecretAbandoned = fault.New(fault.Conflict, "secret_abandoned", "The secret was collected before it was used.")

@@ -11,8 +11,8 @@ import (
 
 // The refusals of a flow.
 var (
-	ErrFlowNotFound = fault.New(fault.NotFound, "flow_not_found", "There is no such flow.")
-	ErrFlowNotBound = fault.New(fault.Precondition, "flow_not_bound", "The flow has no such reservation of its credentials.")
+	ErrFlowNotFound = fault.New(fault.NotFound, "flow_not_found", "Flow not found.")
+	ErrFlowNotBound = fault.New(fault.Precondition, "flow_not_bound", "The flow has no such reservation.")
 )
 
 // Flow decides what is recorded of one flow. The flow engine's revision decides

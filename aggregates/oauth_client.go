@@ -10,20 +10,19 @@ import (
 
 // The refusals of an OAuth client.
 var (
-	ErrOAuthClientNotFound = fault.New(fault.NotFound, "oauth_client_not_found", "There is no such OAuth client.")
+	ErrOAuthClientNotFound = fault.New(fault.NotFound, "oauth_client_not_found", "OAuth client not found.")
 	ErrOAuthClientExists   = fault.New(fault.Exists, "oauth_client_exists",
-		"The component has an OAuth client in this tenant already. Change that one, or delete it first.")
+		"The component already has an OAuth client in this tenant. Change it, or delete it first.")
 	// ErrOAuthClientInUse keeps the client of a component that a flow includes. Its detail names the flows.
 	ErrOAuthClientInUse = fault.New(fault.Precondition, "oauth_client_in_use",
-		"The OAuth client is in use. Delete these flows first or give them another credential.")
+		"The OAuth client is in use. Delete the flows that include its component first.")
 	ErrOAuthClientUnusable = fault.New(fault.Precondition, "oauth_client_unusable",
-		"The component was deleted: its OAuth client cannot be used or changed any more. It can be deleted.")
+		"The component was deleted: its OAuth client can only be deleted.")
 	// ErrOAuthClientHostsChanged keeps a secret, and people who connect an account, from hosts that the
 	// client was not meant for. Its sentence names them.
 	ErrOAuthClientHostsChanged = fault.New(fault.Precondition, "oauth_client_hosts_changed",
-		"The component now sends the client's secret, or people who connect an account, to another host. "+
-			"If that is right, enter the client's secret again with oauth_client.change, or auth_client.change where it follows one.")
-	ErrOAuthClientMoved = fault.New(fault.Conflict, "oauth_client_changed", "The OAuth client was changed at the same moment. Try again.")
+		"The component now sends the client secret, or users who connect an account, to another host. If that host is correct, enter the client secret again with oauth_client.change, or with auth_client.change if an auth client manages it.")
+	ErrOAuthClientMoved = fault.New(fault.Conflict, "oauth_client_changed", "The OAuth client was changed concurrently. Try again.")
 )
 
 // OAuthClient decides what may happen to the OAuth client of one component in a

@@ -7,7 +7,7 @@ import (
 )
 
 // ErrTenantExists refuses a tenant id that is taken under another name.
-var ErrTenantExists = fault.New(fault.Exists, "tenant_exists", "A tenant with this id exists already.")
+var ErrTenantExists = fault.New(fault.Exists, "tenant_exists", "A tenant with this id already exists.")
 
 // Tenant decides what may happen to one tenant.
 var Tenant = Decider[TenantState, commands.Tenant, events.Tenant]{

@@ -12,23 +12,23 @@ import (
 
 // The refusals of a credential's tokens.
 var (
-	ErrNotOAuth = fault.New(fault.Precondition, "credential_not_oauth", "The credential holds no OAuth tokens.")
+	ErrNotOAuth = fault.New(fault.Precondition, "credential_not_oauth", "The credential has no OAuth tokens.")
 	// ErrReauthorizationRequired refuses tokens that the authorization server takes no more.
 	ErrReauthorizationRequired = fault.New(fault.Precondition, "reauthorization_required",
-		"The credential has to be connected again: its authorization server takes its tokens no more.")
+		"The credential must be connected again: the provider no longer accepts its tokens.")
 	ErrRevertOAuth = fault.New(fault.Precondition, "credential_revert_oauth",
-		"Tokens of an earlier version are void. Connect the credential again instead.")
+		"Tokens of an earlier version are no longer valid. Connect the credential again instead.")
 	// ErrRefreshUnderWay, ErrRefreshNeedless and ErrRefreshSuperseded concern the
 	// processes that renew tokens; no caller sees them.
 	ErrRefreshUnderWay   = fault.New(fault.Conflict, "refresh_under_way", "The tokens are being renewed.")
-	ErrRefreshNeedless   = fault.New(fault.Conflict, "refresh_needless", "The tokens were renewed already.")
-	ErrRefreshSuperseded = fault.New(fault.Conflict, "refresh_superseded", "Newer tokens are in force.")
+	ErrRefreshNeedless   = fault.New(fault.Conflict, "refresh_needless", "The tokens were already renewed.")
+	ErrRefreshSuperseded = fault.New(fault.Conflict, "refresh_superseded", "Newer tokens are active.")
 )
 
 // RevokedHere is what a credential whose tokens were given up on purpose says of
 // itself, and ReasonRevokedHere the reason in the fact.
 const (
-	RevokedHere       = "Its tokens were revoked on purpose. Connect it again."
+	RevokedHere       = "The tokens were revoked on request. Connect the credential again."
 	ReasonRevokedHere = "revoked_here"
 )
 

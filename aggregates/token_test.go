@@ -151,7 +151,7 @@ func TestTokens(t *testing.T) {
 		tc{
 			Name: "revoke here", Given: given, When: commands.RevokeTokens{ID: "c", Grant: 1},
 			Then: facts{events.CredentialTokensRevoked{Grant: 1}, events.CredentialReauthorizationRequired{
-				Grant: 1, Reason: "revoked_here", Says: "Its tokens were revoked on purpose. Connect it again.", Flows: []string{},
+				Grant: 1, Reason: "revoked_here", Says: "The tokens were revoked on request. Connect the credential again.", Flows: []string{},
 			}},
 		},
 		tc{

@@ -49,7 +49,7 @@ const (
 // fact that is stored twice is no harm, one that is swallowed is.
 func AccessConfig(replicas int, retention time.Duration) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
-		Name: AccessStream, Description: "credstream: who was given which credential, when and for how long. No secrets.",
+		Name: AccessStream, Description: "credstream: access log. Who got which credential, when and for how long. No secrets.",
 		Subjects: []string{accessPrefix + ">"}, Storage: jetstream.FileStorage, Replicas: replicas,
 		MaxAge: retention, MaxMsgSize: accessSize, AllowDirect: true, DenyDelete: true, DenyPurge: true,
 	}
@@ -68,7 +68,7 @@ func EnsureAccessLog(ctx context.Context, js jetstream.JetStream, replicas int, 
 		cfg := stream.CachedInfo().Config
 		cfg.MaxAge = retention
 		if _, err := js.UpdateStream(ctx, cfg); err != nil {
-			return false, fmt.Errorf("changing how long %s keeps: %w", AccessStream, err)
+			return false, fmt.Errorf("changing the retention of %s: %w", AccessStream, err)
 		}
 		changed = true
 	}
@@ -106,7 +106,7 @@ func (l *AccessLog) Append(ctx context.Context, tenant string, fact service.Acce
 	}
 	body, err := json.Marshal(fact)
 	if err != nil {
-		return fmt.Errorf("encoding a fact of access: %w", err)
+		return fmt.Errorf("encoding an access record: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, accessTime)
 	defer cancel()
@@ -116,7 +116,7 @@ func (l *AccessLog) Append(ctx context.Context, tenant string, fact service.Acce
 	}
 	ack, err := l.js.PublishMsgAsync(m, jetstream.WithRetryAttempts(0))
 	if err != nil {
-		return fmt.Errorf("storing a fact of access: %w", err)
+		return fmt.Errorf("storing an access record: %w", err)
 	}
 	_, err = receipt{stream: AccessStream, ack: ack, durable: l.durable}.wait(ctx)
 	return err
@@ -188,7 +188,7 @@ func (l *AccessLog) ask(ctx context.Context, q accessQuestion) (*service.AccessR
 	defer cancel()
 	body, err := json.Marshal(q)
 	if err != nil {
-		return nil, fmt.Errorf("asking the access log: %w", err)
+		return nil, fmt.Errorf("reading the access log: %w", err)
 	}
 	reply, err := l.nc.RequestWithContext(ctx, leaderGet, body)
 	if err != nil {
@@ -215,7 +215,7 @@ func (l *AccessLog) ask(ctx context.Context, q accessQuestion) (*service.AccessR
 	m := answer.Message
 	header, err := nats.DecodeHeadersMsg(m.Header)
 	if err != nil {
-		return nil, fmt.Errorf("reading fact %d of access: %w", m.Seq, err)
+		return nil, fmt.Errorf("reading access record %d: %w", m.Seq, err)
 	}
 	rec, err := readAccess(m.Subject, m.Seq, header, m.Data)
 	return &rec, err
@@ -227,7 +227,7 @@ func (l *AccessLog) batch(ctx context.Context, q accessQuestion) (list []service
 	defer cancel()
 	body, err := json.Marshal(q)
 	if err != nil {
-		return nil, fmt.Errorf("asking the access log: %w", err)
+		return nil, fmt.Errorf("reading the access log: %w", err)
 	}
 	inbox, err := l.nc.SubscribeSync(l.nc.NewInbox())
 	if err != nil {
@@ -269,13 +269,13 @@ func unread(err error) error {
 func readAccess(subject string, seq uint64, header nats.Header, body []byte) (service.AccessRecord, error) {
 	rec := service.AccessRecord{Seq: seq}
 	if f := header.Get(accessFormatHeader); f != accessFormat {
-		return rec, fmt.Errorf("fact %d of access: its form %q is not known to this program", seq, f)
+		return rec, fmt.Errorf("access record %d: unknown format %q", seq, f)
 	}
 	if err := json.Unmarshal(body, &rec.AccessFact, json.RejectUnknownMembers(true)); err != nil {
-		return rec, fmt.Errorf("fact %d of access: %w", seq, err)
+		return rec, fmt.Errorf("access record %d: %w", seq, err)
 	}
 	if !strings.HasSuffix(subject, "."+events.Token(rec.Credential)) {
-		return rec, fmt.Errorf("fact %d of access is of %s and stands on %s", seq, rec.Credential, subject)
+		return rec, fmt.Errorf("access record %d of %s is stored on the subject %s", seq, rec.Credential, subject)
 	}
 	return rec, nil
 }

@@ -72,7 +72,7 @@ func (v *verifier) verify() error {
 			return fmt.Errorf("verifying stream %s: %w", e.Name(), err)
 		case damage == "":
 		case slices.Contains(v.kept, e.Name()):
-			return ErrStoredDamaged.Because("The stream %s is damaged: %s. Nothing was touched. Restore the data folder from its backup.", e.Name(), damage)
+			return ErrStoredDamaged.Because("The stream %s is damaged: %s. No file was changed. Restore the data folder from its backup.", e.Name(), damage)
 		default:
 			if err := v.setAside(e.Name(), damage); err != nil {
 				return err
@@ -85,12 +85,12 @@ func (v *verifier) verify() error {
 // setAside moves the folder at a path below the streams away; what it held is made anew.
 func (v *verifier) setAside(path, damage string) error {
 	to := filepath.Join(v.aside, time.Now().UTC().Format("20060102T150405.000000000")+"-"+strings.ReplaceAll(path, string(filepath.Separator), "-"))
-	v.log.Warn("damaged files are set aside and made anew", "of", path, "damage", damage, "to", to)
+	v.log.Warn("damaged files moved aside; they are rebuilt from the log", "of", path, "damage", damage, "to", to)
 	if err := os.MkdirAll(v.aside, 0o700); err != nil {
-		return fmt.Errorf("setting damaged files aside: %w", err)
+		return fmt.Errorf("moving damaged files aside: %w", err)
 	}
 	if err := os.Rename(filepath.Join(v.streams, path), to); err != nil {
-		return fmt.Errorf("setting damaged files aside: %w", err)
+		return fmt.Errorf("moving damaged files aside: %w", err)
 	}
 	return nil
 }
@@ -131,9 +131,9 @@ func (v *verifier) stream(name string) (damage string, err error) {
 		return "", err
 	case whole:
 	case slices.Contains(records, true):
-		return "its description meta.inf or the checksum meta.sum is missing or damaged", nil
+		return "its metadata meta.inf or the checksum meta.sum is missing or damaged", nil
 	default: // made by a process that ended before it was on disk
-		return "", v.setAside(name, "its description is missing or damaged, and it is empty")
+		return "", v.setAside(name, "its metadata is missing or damaged, and it is empty")
 	}
 	return "", v.consumers(name)
 }
@@ -150,7 +150,7 @@ func (v *verifier) consumers(stream string) error {
 		key := sha256.Sum256([]byte(stream + "/" + e.Name()))
 		whole, err := verifyMeta(filepath.Join(v.streams, path), key)
 		if err == nil && !whole {
-			err = v.setAside(path, "the description of the consumer is missing or damaged")
+			err = v.setAside(path, "the metadata of the consumer is missing or damaged")
 		}
 		if err != nil {
 			return err

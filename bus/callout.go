@@ -125,7 +125,7 @@ func (c *Cluster) readSeed(what, file string, kind nkeys.PrefixByte) ([]byte, er
 		return nil, fmt.Errorf("reading the seed of the %s: %w", what, err)
 	}
 	if info.Mode().Perm()&0o007 != 0 {
-		c.log.Warn("a file with a seed can be read by everybody on this machine", "file", file)
+		c.log.Warn("other users of this machine can read a file with a seed; run chmod 600 on it", "file", file)
 	}
 	raw, err := os.ReadFile(file)
 	if err != nil {
@@ -134,7 +134,7 @@ func (c *Cluster) readSeed(what, file string, kind nkeys.PrefixByte) ([]byte, er
 	seed := bytes.Clone(bytes.TrimSpace(raw))
 	clear(raw)
 	if prefix, _, err := nkeys.DecodeSeed(seed); err != nil || prefix != kind {
-		return nil, ErrNATSConfig.Because("The file with the seed of the %s does not hold one.", what)
+		return nil, ErrNATSConfig.Because("The file for the seed of the %s does not contain one.", what)
 	}
 	return seed, nil
 }
@@ -180,16 +180,16 @@ func (o *callout) receive(m *nats.Msg) {
 		answer, err := o.answer(ctx, m)
 		if err != nil {
 			// The client is told of a time-out, and comes again.
-			o.c.log.Warn("a connection to NATS was not judged", "err", err)
+			o.c.log.Warn("auth callout failed", "err", err)
 			return
 		}
 		if err := m.Respond(answer); err != nil {
-			o.c.log.Warn("a connection to NATS was not judged", "err", err)
+			o.c.log.Warn("auth callout failed", "err", err)
 		}
 	})
 }
 
-var errCalloutClear = errors.New("the server does not encrypt its auth callout, but a key for it is configured")
+var errCalloutClear = errors.New("the server does not encrypt its auth callout, but --nats-callout-xkey is set")
 
 // answer makes the answer to one question. An error means that none is given.
 func (o *callout) answer(ctx context.Context, m *nats.Msg) ([]byte, error) {
@@ -217,19 +217,19 @@ func (o *callout) answer(ctx context.Context, m *nats.Msg) ([]byte, error) {
 	case ctx.Err() != nil || fault.Of(err).Kind == fault.Unavailable:
 		return nil, fmt.Errorf("checking a key: %w", err)
 	default:
-		answer.Error = "the key is not known" // for the server's log, like the line below
-		o.c.log.Info("a connection to NATS was refused", "host", req.ClientInformation.Host)
+		answer.Error = "unknown key" // for the server's log, like the line below
+		o.c.log.Info("connection to NATS refused", "host", req.ClientInformation.Host)
 	}
 	token, err := answer.Encode(o.issuer)
 	if err != nil {
-		return nil, fmt.Errorf("signing the answer to an auth callout: %w", err)
+		return nil, fmt.Errorf("signing an auth callout response: %w", err)
 	}
 	if o.xkey == nil {
 		return []byte(token), nil
 	}
 	sealed, err := o.xkey.Seal([]byte(token), from)
 	if err != nil {
-		return nil, fmt.Errorf("encrypting the answer to an auth callout: %w", err)
+		return nil, fmt.Errorf("encrypting an auth callout response: %w", err)
 	}
 	return sealed, nil
 }
@@ -328,7 +328,7 @@ func (c *Cluster) Caller(h nats.Header) (principal string, ok bool) {
 // closed; each connection ends when it is a quarter of an hour old.
 func (c *Cluster) DisconnectKey(principal string) {
 	if c.sys == nil || c.callout == nil {
-		c.log.Warn("the connections of a key stay open for up to a quarter of an hour: there is no user of the NATS system account", "principal", principal)
+		c.log.Warn("connections of a revoked key stay open for up to 15 minutes: no user of the NATS system account is configured (--nats-system)", "principal", principal)
 		return
 	}
 	c.kick(principal)
@@ -361,7 +361,7 @@ func (c *Cluster) disconnect(principal string) error {
 		"auth": true, "user": c.callout.userName(principal), "limit": 1 << 20,
 	})
 	if err != nil {
-		return fmt.Errorf("asking for connections: %w", err)
+		return fmt.Errorf("listing connections: %w", err)
 	}
 	return c.ask(c.life, sysConnz, body, func(a sysAnswer) (bool, error) {
 		var list struct {
@@ -375,11 +375,11 @@ func (c *Cluster) disconnect(principal string) error {
 		for _, conn := range list.Connections {
 			order, err := json.Marshal(map[string]uint64{"cid": conn.ID})
 			if err != nil {
-				return false, fmt.Errorf("ending a connection: %w", err)
+				return false, fmt.Errorf("closing a connection: %w", err)
 			}
 			// The server ignores an order without a reply subject. A failure is a connection that has gone by itself.
 			if err := c.sys.PublishRequest(fmt.Sprintf(sysKick, a.Server.ID), c.sys.NewInbox(), order); err != nil {
-				return false, fmt.Errorf("ending a connection: %w", err)
+				return false, fmt.Errorf("closing a connection: %w", err)
 			}
 		}
 		return false, nil

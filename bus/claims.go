@@ -51,7 +51,7 @@ func (c claim) free() bool { return len(c.Open) == 0 && !c.Crowded }
 // replica that is behind does not know the newest claim.
 func ClaimsConfig(replicas int) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
-		Name: ClaimsStream, Description: "credstream: the command ids of the last minutes. In memory, may be deleted.",
+		Name: ClaimsStream, Description: "credstream: command ids of the last minutes. In memory, may be deleted.",
 		Subjects: []string{claimsPrefix + "*"}, Storage: jetstream.MemoryStorage, Replicas: replicas,
 		MaxMsgsPerSubject: 1, MaxAge: claimAge, MaxMsgSize: 4096,
 	}

@@ -38,16 +38,16 @@ const (
 // The errors of Connect.
 var (
 	// ErrNATSConfig is returned for a configuration that cannot be used.
-	ErrNATSConfig = fault.New(fault.Invalid, "nats_config_invalid", "The configuration of the external NATS cannot be used.")
+	ErrNATSConfig = fault.New(fault.Invalid, "nats_config_invalid", "The configuration of the external NATS is not valid.")
 	// ErrServerTooOld is returned when a server is older than 2.12.
-	ErrServerTooOld = fault.New(fault.Precondition, "nats_server_too_old", "A NATS server is too old: credstream needs 2.12 or later.")
+	ErrServerTooOld = fault.New(fault.Precondition, "nats_server_too_old", "The NATS server is too old: credstream requires 2.12 or later.")
 	// ErrNoJetStream is returned when the account of the service has no JetStream.
 	ErrNoJetStream = fault.New(fault.Precondition, "nats_jetstream_off",
-		"JetStream is not switched on for the NATS account that credstream connects to.")
+		"JetStream is not enabled for the NATS account that credstream connects to.")
 	// ErrDurabilityWeak is returned when it is not seen that an acknowledged message
 	// survives a power cut, and nobody answers for it.
 	ErrDurabilityWeak = fault.New(fault.Precondition, "nats_durability_weak",
-		"The NATS servers may lose what they have acknowledged.")
+		"The NATS servers may lose messages that they have acknowledged.")
 )
 
 // ClusterConfig says how to reach an external NATS. Only URL is required. A URL
@@ -144,7 +144,7 @@ func Connect(ctx context.Context, cfg ClusterConfig) (_ *Cluster, err error) {
 		cfg.Replicas = DefaultReplicas
 	}
 	if cfg.Replicas < 1 || cfg.Replicas > 5 {
-		return nil, ErrNATSConfig.Because("A stream has 1 to 5 replicas.")
+		return nil, ErrNATSConfig.Because("The number of replicas must be 1 to 5.")
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -171,10 +171,10 @@ func Connect(ctx context.Context, cfg ClusterConfig) (_ *Cluster, err error) {
 		return nil, err
 	}
 	if cfg.EndpointURL == "" {
-		c.log.WarnContext(ctx, "the endpoints have no NATS user of their own: they could publish into the streams")
+		c.log.WarnContext(ctx, "the endpoints have no NATS user of their own, so they could publish into the streams: set --nats-endpoints")
 	}
 	if cfg.CalloutSeedFile == "" {
-		c.log.WarnContext(ctx, "this process lets no key in on NATS: there is no seed for the auth callout")
+		c.log.WarnContext(ctx, "NATS clients cannot authenticate with API keys: set --nats-callout-seed")
 	} else {
 		if c.callout, err = c.openCallout(ctx); err != nil {
 			return nil, err
@@ -234,7 +234,7 @@ func readLogin(name, urls, credentials string) (login, error) {
 		}
 		u, err := url.Parse(s)
 		if err != nil || u.Hostname() == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme) {
-			return login{}, ErrNATSConfig.Because("The %s is not a URL such as nats://user:password@host:4222, or several with commas between.", name)
+			return login{}, ErrNATSConfig.Because("The %s must be a URL such as nats://user:password@host:4222, or several separated by commas.", name)
 		}
 		if user == nil {
 			user = u.User
@@ -271,7 +271,7 @@ func (c *Cluster) EndpointConn() (*nats.Conn, error) {
 	for s := range strings.SplitSeq(l.servers, ",") {
 		u, err := url.Parse(s)
 		if err != nil || u.Scheme != "nats" && u.Scheme != "tls" {
-			return nil, ErrNATSConfig.Because("The endpoints connect to NATS by nats:// or tls://, not over a WebSocket: give them such a URL of their own.")
+			return nil, ErrNATSConfig.Because("The endpoints need a nats:// or tls:// URL; a WebSocket URL is not supported. Set --nats-endpoints.")
 		}
 		dialer.hosts = append(dialer.hosts, u.Hostname())
 		dialer.secure = dialer.secure || u.Scheme == "tls"
@@ -298,7 +298,7 @@ func (c *Cluster) connect(ctx context.Context, name, role string, more ...nats.O
 		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { log.Warn("NATS disconnected", "err", err) }),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
-			log.Info("NATS connected again", "server", nc.ConnectedServerName())
+			log.Info("NATS reconnected", "server", nc.ConnectedServerName())
 			c.expose(nc)
 			if name == "cluster" && c.cfg.Restarted != nil {
 				c.cfg.Restarted()
@@ -320,7 +320,7 @@ func (c *Cluster) connect(ctx context.Context, name, role string, more ...nats.O
 	}
 	if v := nc.ConnectedServerVersion(); !recent(v) {
 		nc.Close()
-		return nil, ErrServerTooOld.Because("The NATS server %s is version %s: credstream needs 2.12 or later.", nc.ConnectedServerName(), v)
+		return nil, ErrServerTooOld.Because("The NATS server %s has version %s. credstream requires 2.12 or later.", nc.ConnectedServerName(), v)
 	}
 	c.expose(nc)
 	c.mu.Lock()
@@ -432,9 +432,9 @@ func (c *Cluster) Watch(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 		case err != nil && (was == nil || *was == nil):
-			c.log.ErrorContext(ctx, "NATS cannot do all of its work", "err", err)
+			c.log.ErrorContext(ctx, "NATS is degraded", "err", err)
 		case err == nil && was != nil && *was != nil:
-			c.log.InfoContext(ctx, "NATS works again")
+			c.log.InfoContext(ctx, "NATS has recovered")
 		}
 	}
 }
@@ -460,7 +460,7 @@ func (c *Cluster) pingAll(ctx context.Context, silent map[*nats.Conn]time.Time) 
 		case !known:
 			silent[nc.Conn] = time.Now()
 		case time.Since(since) > clusterSilence && ctx.Err() == nil:
-			c.log.WarnContext(ctx, "a NATS connection goes to another server", "conn", nc.Opts.Name, "server", nc.ConnectedServerName(), "err", errs[i])
+			c.log.WarnContext(ctx, "NATS connection moved to another server", "conn", nc.Opts.Name, "server", nc.ConnectedServerName(), "err", errs[i])
 			silent[nc.Conn] = time.Now()
 			_ = nc.ForceReconnect() // fails when it is closed
 		}

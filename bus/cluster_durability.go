@@ -58,7 +58,7 @@ func (c *Cluster) checkServers(ctx context.Context) error {
 	case !d.Attested:
 		return weak(d)
 	default:
-		c.log.WarnContext(ctx, "durability is attested, not seen", "why", d.Why)
+		c.log.WarnContext(ctx, "durability is attested, not verified", "why", d.Why)
 	}
 	return nil
 }
@@ -81,7 +81,7 @@ func (c *Cluster) await(ctx context.Context) error {
 }
 
 func weak(d Durability) error {
-	return ErrDurabilityWeak.Because("%s Start with --attest-sync-always only if you answer for it that every NATS server fsyncs what it acknowledges.", d.Why)
+	return ErrDurabilityWeak.Because("%s Use --attest-sync-always only if you guarantee that every NATS server fsyncs before it acknowledges.", d.Why)
 }
 
 // lookAgain looks while the process runs. What was seen once and is not answered
@@ -115,7 +115,7 @@ func (c *Cluster) look(ctx context.Context) (Durability, error) {
 	d.SyncSeen = true
 	for _, s := range seen {
 		if !recent(s.version) {
-			return d, ErrServerTooOld.Because("The NATS server %s is version %s: credstream needs 2.12 or later.", s.name, s.version)
+			return d, ErrServerTooOld.Because("The NATS server %s has version %s. credstream requires 2.12 or later.", s.name, s.version)
 		}
 		if s.jetStream {
 			d.Servers = append(d.Servers, s.name)
@@ -147,15 +147,15 @@ func judge(seen []serverSeen, replicas int, asked bool) string {
 	slices.Sort(lazy)
 	switch {
 	case !asked:
-		return "Without a user of the NATS system account it is not seen whether the servers fsync before they acknowledge (sync_interval: always)."
+		return "Without a user of the NATS system account, credstream cannot check whether the servers fsync before they acknowledge (sync_interval: always)."
 	case have == 0:
-		return "No JetStream server has answered the system account, so it is not seen whether they fsync before they acknowledge."
+		return "No JetStream server answered the system account, so credstream cannot check whether they fsync before they acknowledge."
 	case len(lazy) > 0:
 		return "These NATS servers acknowledge before they fsync (sync_interval is not \"always\"): " + strings.Join(lazy, ", ") + "."
 	case 2*have <= size:
-		return fmt.Sprintf("Only %d of %d JetStream servers have answered the system account.", have, size)
+		return fmt.Sprintf("Only %d of %d JetStream servers answered the system account.", have, size)
 	case replicas == 1:
-		return "Each stream would have one replica: what its server loses is lost."
+		return "Each stream would have one replica: if its server loses data, the data is lost."
 	}
 	return ""
 }
@@ -227,7 +227,7 @@ func (c *Cluster) ask(ctx context.Context, subject string, body []byte, each fun
 		}
 		var a sysAnswer
 		if err := json.Unmarshal(m.Data, &a); err != nil {
-			return fmt.Errorf("reading the answer of a NATS server: %w", err)
+			return fmt.Errorf("reading the response of a NATS server: %w", err)
 		}
 		if last, err := each(a); last || err != nil {
 			return err

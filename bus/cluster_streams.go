@@ -13,7 +13,7 @@ import (
 
 // ErrStreamConfig is returned by EnsureStream for a stream that exists and is not as it must be.
 var ErrStreamConfig = fault.New(fault.Precondition, "stream_config_differs",
-	"A stream in NATS is not configured as credstream needs it.")
+	"A stream in NATS does not have the configuration that credstream requires.")
 
 // EnsureStream creates the stream, or checks that the one that is there keeps
 // messages in the same way: it returns ErrStreamConfig, with the setting that
@@ -58,7 +58,7 @@ func EnsureStream(ctx context.Context, js jetstream.JetStream, want jetstream.St
 		{"no_ack", got.NoAck, want.NoAck},
 	} {
 		if !reflect.DeepEqual(c.got, c.want) {
-			return false, ErrStreamConfig.Because("The stream %s is not as it must be: %s is %v, must be %v.", want.Name, c.field, c.got, c.want)
+			return false, ErrStreamConfig.Because("The stream %s has an unexpected configuration: %s is %v, must be %v.", want.Name, c.field, c.got, c.want)
 		}
 	}
 	return created, nil
@@ -98,7 +98,7 @@ func EnsureBucket(ctx context.Context, js jetstream.JetStream, want jetstream.Ke
 		{"no_ack", got.NoAck, false},
 	} {
 		if !reflect.DeepEqual(c.got, c.want) {
-			return created, ErrStreamConfig.Because("The stream %s is not as it must be: %s is %v, must be %v.", name, c.field, c.got, c.want)
+			return created, ErrStreamConfig.Because("The stream %s has an unexpected configuration: %s is %v, must be %v.", name, c.field, c.got, c.want)
 		}
 	}
 	return created, nil

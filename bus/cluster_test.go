@@ -38,7 +38,7 @@ func TestConnectToOneServer(t *testing.T) {
 			"attested",
 			func(c *bus.ClusterConfig) { c.AttestSyncAlways = true },
 			"",
-			bus.Durability{Replicas: 1, Servers: []string{"n1"}, SyncSeen: true, Attested: true, Why: "Each stream would have one replica: what its server loses is lost."},
+			bus.Durability{Replicas: 1, Servers: []string{"n1"}, SyncSeen: true, Attested: true, Why: "Each stream would have one replica: if its server loses data, the data is lost."},
 		},
 		{
 			"unseen",
@@ -50,7 +50,7 @@ func TestConnectToOneServer(t *testing.T) {
 			"unseen and attested",
 			func(c *bus.ClusterConfig) { c.SystemURL, c.Replicas, c.AttestSyncAlways = "", 3, true },
 			"",
-			bus.Durability{Replicas: 3, Attested: true, Why: "Without a user of the NATS system account it is not seen whether the servers fsync before they acknowledge (sync_interval: always)."},
+			bus.Durability{Replicas: 3, Attested: true, Why: "Without a user of the NATS system account, credstream cannot check whether the servers fsync before they acknowledge (sync_interval: always)."},
 		},
 	} {
 		cfg := s.Config()

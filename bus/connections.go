@@ -31,7 +31,7 @@ type Connections struct{ kv jetstream.KeyValue }
 // a replica that is behind does not know what the browser did a moment ago.
 func ConnectionsConfig(replicas int) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
-		Name: "KV_" + ConnectBucket, Description: "credstream: connections to providers under way. May be deleted.",
+		Name: "KV_" + ConnectBucket, Description: "credstream: pending account connections. May be deleted.",
 		Subjects: []string{connectPrefix + ">"}, Storage: jetstream.FileStorage, Replicas: replicas,
 		MaxMsgsPerSubject: 1, MaxAge: connectAge, MaxBytes: connectBytes, Discard: jetstream.DiscardNew,
 	}

@@ -27,7 +27,7 @@ const (
 )
 
 var errAnswerTooLarge = fault.New(fault.Invalid, "answer_too_large",
-	"The answer does not fit into one message: ask for a smaller page, or over HTTP.")
+	"The response does not fit into one NATS message. Request a smaller page, or use HTTP.")
 
 // Endpoints answers commands and queries over request-reply: a NATS micro
 // service with one endpoint for each route, so that discovery and statistics
@@ -60,7 +60,7 @@ func ServeEndpoints(cfg EndpointsConfig) (*Endpoints, error) {
 	e := &Endpoints{
 		conn: cfg.Conn, service: cfg.Service, caller: cfg.Caller, log: cfg.Logger,
 		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "credstream_nats_requests_dropped_total", Help: "Requests dropped unread, by reason.",
+			Name: "credstream_nats_requests_dropped_total", Help: "Requests dropped without processing, by reason.",
 		}, []string{"reason"}),
 	}
 	e.life, e.end = context.WithCancel(context.Background())
@@ -160,7 +160,7 @@ func (e *Endpoints) answer(req micro.Request, route, tenant, principal string) {
 	}
 	if err != nil {
 		if fault.Of(err).Kind == fault.Internal {
-			e.log.Error("a request failed", "route", route, "tenant", tenant, "principal", principal, "request", id, "err", err)
+			e.log.Error("request failed", "route", route, "tenant", tenant, "principal", principal, "request", id, "err", err)
 		}
 		e.refuse(req, route, id, err)
 		return
@@ -174,7 +174,7 @@ func (e *Endpoints) refuse(req micro.Request, route, id string, err error) {
 	problem.RequestID = id
 	data, err := json.Marshal(problem)
 	if err != nil {
-		e.log.Error("a refusal was not encoded", "route", route, "request", id, "err", err)
+		e.log.Error("error response not encoded", "route", route, "request", id, "err", err)
 		return
 	}
 	e.send(route, id, &nats.Msg{Subject: req.Reply(), Data: data, Header: nats.Header{
@@ -186,7 +186,7 @@ func (e *Endpoints) refuse(req micro.Request, route, id string, err error) {
 // which was before, so its own means of answering cannot be used.
 func (e *Endpoints) send(route, id string, answer *nats.Msg) {
 	if err := e.conn.PublishMsg(answer); err != nil {
-		e.log.Warn("an answer was not sent", "route", route, "request", id, "err", err)
+		e.log.Warn("response not sent", "route", route, "request", id, "err", err)
 	}
 }
 
@@ -208,7 +208,7 @@ func (e *Endpoints) serve(req micro.Request, route, tenant, principal string) ([
 	}
 	body, err := json.Marshal(answer)
 	if err != nil {
-		return nil, fmt.Errorf("encode the answer of %s: %w", route, err)
+		return nil, fmt.Errorf("encode the response of %s: %w", route, err)
 	}
 	return body, nil
 }

@@ -110,8 +110,7 @@ func (p place) before(q place) bool { return p.seq < q.seq || p.seq == q.seq && 
 // ErrFeedAhead says that the feed tells of events that the log does not hold. It is written
 // from durable commits only, so it is the log that has lost something.
 var ErrFeedAhead = fault.New(fault.Unavailable, "log_behind_feed",
-	"The feed tells of events that the log does not hold: it was damaged. Nothing is changed and no secret leaves until it is restored from a backup. "+
-		"If the log was restored on purpose, remove the streams CREDSTREAM_FEED and CREDSTREAM_AUDIT.")
+	"The feed has events that the log does not have, so the log is damaged. Changes are refused and no secret is returned until the log is restored from a backup. If you restored an older log on purpose, remove the streams CREDSTREAM_FEED and CREDSTREAM_AUDIT.")
 
 // Check returns ErrFeedAhead when the log does not hold the feed's last event.
 func (f *Feed) Check(ctx context.Context) error {
@@ -170,7 +169,7 @@ func (f *Feed) Run(ctx context.Context) error {
 		case time.Since(failing) > feedPatience:
 			f.err.Store(&err) // it goes on, but somebody should know
 		}
-		f.log.WarnContext(ctx, "the feed goes on from where it stands", "err", err)
+		f.log.WarnContext(ctx, "feed resumes after its last message", "err", err)
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause):
@@ -225,7 +224,7 @@ func (f *Feed) last(ctx context.Context) (place, uint64, error) {
 	for ctx.Err() == nil {
 		stream, err := f.js.Stream(ctx, f.kind.stream)
 		if err != nil {
-			return place{}, 0, fmt.Errorf("look at the feed: %w", err)
+			return place{}, 0, fmt.Errorf("look up the feed: %w", err)
 		}
 		before, err := f.lastMessage(ctx)
 		if err != nil {
@@ -233,7 +232,7 @@ func (f *Feed) last(ctx context.Context) (place, uint64, error) {
 		}
 		info, err := stream.Info(ctx)
 		if err != nil {
-			return place{}, 0, fmt.Errorf("look at the feed: %w", err)
+			return place{}, 0, fmt.Errorf("look up the feed: %w", err)
 		}
 		msg, err := f.lastMessage(ctx)
 		switch {
@@ -317,7 +316,7 @@ func (f *Feed) repairEnd(ctx context.Context) error {
 	defer cancel()
 	stream, err := f.js.Stream(ctx, f.kind.stream)
 	if err != nil {
-		return fmt.Errorf("look at the feed: %w", err)
+		return fmt.Errorf("look up the feed: %w", err)
 	}
 	last, err := f.lastMessage(ctx)
 	if err != nil || last.Seq == 0 {
@@ -354,7 +353,7 @@ func (f *Feed) repairEnd(ctx context.Context) error {
 		case right && len(expected) == 0:
 			return nil
 		}
-		f.log.ErrorContext(ctx, "the feed tells of other events than the log holds; it is written anew", "seq", at.seq, "index", at.index)
+		f.log.ErrorContext(ctx, "the feed differs from the log; rebuilding it", "seq", at.seq, "index", at.index)
 		if err := stream.Purge(ctx); err != nil {
 			return fmt.Errorf("purge the feed: %w", err)
 		}
@@ -410,11 +409,11 @@ func (f *Feed) toldAtEnd(ctx context.Context, stream jetstream.Stream, seq uint6
 func (f *Feed) mend(ctx context.Context) error {
 	stream, err := f.js.Stream(ctx, f.kind.stream)
 	if err != nil {
-		return fmt.Errorf("look at the feed: %w", err)
+		return fmt.Errorf("look up the feed: %w", err)
 	}
 	info, err := stream.Info(ctx, jetstream.WithDeletedDetails(true))
 	if err != nil {
-		return fmt.Errorf("look at the feed: %w", err)
+		return fmt.Errorf("look up the feed: %w", err)
 	}
 	state := info.State
 	if state.Msgs == 0 {
@@ -437,7 +436,7 @@ func (f *Feed) mend(ctx context.Context) error {
 			return err
 		}
 		if !whole {
-			f.log.ErrorContext(ctx, "events are missing in the feed; it is written anew", "after", gap[0], "before", gap[1])
+			f.log.ErrorContext(ctx, "the feed misses events; rebuilding it", "after", gap[0], "before", gap[1])
 			if err := stream.Purge(ctx); err != nil {
 				return fmt.Errorf("purge the feed: %w", err)
 			}
@@ -510,7 +509,7 @@ func placeOf(h nats.Header) (place, error) {
 	seq, err1 := strconv.ParseUint(h.Get("ce-logseq"), 10, 64)
 	index, err2 := strconv.Atoi(h.Get("ce-logindex"))
 	if err := errors.Join(err1, err2); err != nil {
-		return place{}, fmt.Errorf("a message of the feed without its place in the log: %w", err)
+		return place{}, fmt.Errorf("a message of the feed has no log position: %w", err)
 	}
 	return place{seq, index}, nil
 }
@@ -604,11 +603,11 @@ func feedMessage(subject string, m projections.Message) *nats.Msg {
 func (f *Feed) Rewind(ctx context.Context, tenant string, seq uint64) error {
 	stream, err := f.js.Stream(ctx, f.kind.stream)
 	if err != nil {
-		return fmt.Errorf("look at the feed: %w", err)
+		return fmt.Errorf("look up the feed: %w", err)
 	}
 	info, err := stream.Info(ctx)
 	if err != nil {
-		return fmt.Errorf("look at the feed: %w", err)
+		return fmt.Errorf("look up the feed: %w", err)
 	}
 	first, last := info.State.FirstSeq, info.State.LastSeq
 	var failed error

@@ -19,7 +19,7 @@ import (
 
 // ErrFlowEventForm refuses a flow event that is no CloudEvent, or one whose id cannot be kept.
 var ErrFlowEventForm = fault.New(fault.Invalid, "flow_event_not_cloudevent",
-	"The message is no CloudEvent 1.0, in binary or structured mode, with an id of up to 128 printable ASCII characters.")
+	"The message must be a CloudEvent 1.0, in binary or structured mode, with an id of at most 128 printable ASCII characters.")
 
 // flowEvent is what is kept of a CloudEvent about a flow.
 type flowEvent struct {
@@ -50,7 +50,7 @@ func readFlowEvent(m *nats.Msg, token string) (f flowEvent, err error) {
 	}
 	flow, err := events.ParseToken(token)
 	if err != nil {
-		return f, service.ErrFlowEventSubject.Because("The subject ends in no flow's id.")
+		return f, service.ErrFlowEventSubject.Because("The subject does not end in a valid flow id.")
 	}
 	f.FlowEvent, err = service.ParseFlowEvent(e.Type(), e.Subject(), flow, e.Data())
 	return f, discreet(err)

@@ -93,7 +93,7 @@ func (u *InUse) Err() error {
 }
 
 // errInUseViews marks a failure to read the views.
-var errInUseViews = errors.New("read the views")
+var errInUseViews = errors.New("read the read models")
 
 // Run writes until ctx ends; then it returns nil. At its start, after every
 // failure and after every lost connection it compares the whole bucket with
@@ -107,7 +107,7 @@ func (u *InUse) Run(ctx context.Context) error {
 		case errors.Is(err, errInUseViews):
 			u.err.Store(&err)
 		}
-		u.log.WarnContext(ctx, "the in-use index is compared with the views and goes on", "err", err)
+		u.log.WarnContext(ctx, "in-use index is compared with the read models, then resumes", "err", err)
 		select {
 		case <-ctx.Done():
 		case <-time.After(inUseRetry):
@@ -279,7 +279,7 @@ func (u *InUse) contend(ctx context.Context, p inUsePut) error {
 func (u *InUse) look(ctx context.Context, key string) (standing, error) {
 	stream, err := u.js.Stream(ctx, "KV_"+InUseBucket)
 	if err != nil {
-		return standing{}, fmt.Errorf("look at the bucket: %w", err)
+		return standing{}, fmt.Errorf("look up the bucket: %w", err)
 	}
 	msg, err := stream.GetLastMsgForSubject(ctx, InUseSubject+"."+key)
 	switch {
@@ -370,7 +370,7 @@ func (u *InUse) mend(ctx context.Context, connection uint64) (after uint64, err 
 		}
 	}
 	if missing+len(unknown) > 0 {
-		u.log.InfoContext(ctx, "the in-use index was mended", "written", missing, "emptied", len(unknown))
+		u.log.InfoContext(ctx, "in-use index repaired", "written", missing, "emptied", len(unknown))
 	}
 	return after, nil
 }

@@ -36,7 +36,7 @@ const (
 const refusalCode = 20_000
 
 // errTooLarge is the service's refusal, with the bound of a queue.
-var errTooLarge = service.ErrBodyTooLarge.Because("A message for a queue holds up to %d KiB.", maxQueued>>10)
+var errTooLarge = service.ErrBodyTooLarge.Because("A message for a queue is limited to %d KiB.", maxQueued>>10)
 
 // Intake takes flow events and queued commands in. They are published as if to
 // a stream, but to endpoints of the service, which checks them, stores them, and
@@ -82,11 +82,11 @@ func ServeIntake(cfg IntakeConfig) (*Intake, error) {
 		cfg: cfg, log: cfg.Logger, lines: map[source]*line{},
 		seen: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "credstream_intake_messages_total",
-			Help: "Messages published to a queue: stored, poisoned, refused or dropped, by the code of the refusal.",
+			Help: "Messages published to a queue: stored, poisoned (dead-lettered), refused or dropped, by error code.",
 		}, []string{"queue", "outcome", "code"}),
 		mute: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "credstream_intake_unanswered_total",
-			Help: "Messages published to a queue without a reply subject, whose publishers learn nothing of what became of them.",
+			Help: "Messages published to a queue without a reply subject: their publishers get no acknowledgement.",
 		}, []string{"queue"}),
 	}
 	in.life, in.end = context.WithCancel(context.Background())
@@ -262,7 +262,7 @@ func (in *Intake) take(ctx context.Context, from source, m *nats.Msg) (r receipt
 // ErrStreamHeader refuses a message with a header that asks a stream for what the
 // queues do not do.
 var ErrStreamHeader = fault.New(fault.Invalid, "queue_header_unsupported",
-	"A header asks JetStream for something that this queue does not do.")
+	"A header requests a JetStream feature that this queue does not support.")
 
 // unsupported begin the names of such headers.
 var unsupported = []string{
@@ -278,7 +278,7 @@ func checkStreamHeaders(q Queue, h nats.Header) error {
 		}
 		for _, prefix := range unsupported {
 			if len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix) {
-				return ErrStreamHeader.Because("This queue does not do what the header %s asks for. Publish without it.", prefix)
+				return ErrStreamHeader.Because("This queue does not support the header %s. Publish without it.", prefix)
 			}
 		}
 	}
@@ -377,9 +377,9 @@ func (in *Intake) refuse(q Queue, m *nats.Msg, err error) {
 	problem.RequestID = events.NewID()
 	in.seen.WithLabelValues(string(q), "refused", problem.Code).Inc()
 	if !errors.Is(err, ErrNotStored) && problem.Kind != fault.Internal {
-		in.log.Debug("a message was refused", "queue", q, "request", problem.RequestID, "code", problem.Code)
+		in.log.Debug("message refused", "queue", q, "request", problem.RequestID, "code", problem.Code)
 	} else {
-		in.log.Error("a message was not stored", "queue", q, "request", problem.RequestID, "err", err)
+		in.log.Error("message not stored", "queue", q, "request", problem.RequestID, "err", err)
 	}
 	in.answer(m, nats.Header{
 		micro.ErrorHeader: {problem.Detail}, micro.ErrorCodeHeader: {strconv.Itoa(problem.Status)},
@@ -401,6 +401,6 @@ func (in *Intake) answer(m *nats.Msg, h nats.Header, a answer) {
 		err = in.cfg.Conn.PublishMsg(&nats.Msg{Subject: m.Reply, Header: h, Data: data})
 	}
 	if err != nil {
-		in.log.Warn("an acknowledgement was not sent", "err", err)
+		in.log.Warn("acknowledgement not sent", "err", err)
 	}
 }

@@ -40,7 +40,7 @@ type LastUse struct {
 // OpenLastUse opens the bucket, which is made when it does not exist.
 func OpenLastUse(ctx context.Context, js jetstream.JetStream, replicas int, log *slog.Logger) (*LastUse, error) {
 	kv, err := js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
-		Bucket: LastUseBucket, Description: "credstream: when API keys were used last. May be deleted.",
+		Bucket: LastUseBucket, Description: "credstream: when API keys were last used. May be deleted.",
 		History: 1, Storage: jetstream.FileStorage, Replicas: replicas,
 	})
 	if err != nil {
@@ -134,7 +134,7 @@ func (l *LastUse) write(ctx context.Context) {
 			continue
 		}
 		if ctx.Err() == nil {
-			l.log.Warn("the last use of keys was not written", "keys", len(dirty), "err", err)
+			l.log.Warn("last use of keys not written", "keys", len(dirty), "err", err)
 		}
 		break
 	}

@@ -81,7 +81,7 @@ func RunLeased(ctx context.Context, cfg LeaseConfig, run func(ctx context.Contex
 	}
 	defer func() { _ = sub.Unsubscribe() }() // fails when the connection is closed already
 	for l.acquire(ctx) {
-		l.log.Info("took the role", "holder", cfg.Holder)
+		l.log.Info("acquired lease", "holder", cfg.Holder)
 		lost, err := l.hold(ctx, run)
 		switch {
 		case !lost:
@@ -89,7 +89,7 @@ func RunLeased(ctx context.Context, cfg LeaseConfig, run func(ctx context.Contex
 		case ctx.Err() != nil:
 			return nil
 		}
-		l.log.Warn("lost the role", "holder", cfg.Holder, "err", err)
+		l.log.Warn("lost lease", "holder", cfg.Holder, "err", err)
 	}
 	return nil
 }
@@ -117,7 +117,7 @@ type leaseValue struct {
 // that is behind could answer.
 func leaseStream(replicas int) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
-		Name: "KV_" + LeaseBucket, Description: "credstream: who acts in which role. In memory, may be deleted.",
+		Name: "KV_" + LeaseBucket, Description: "credstream: leases of roles. In memory, may be deleted.",
 		Subjects: []string{leasePrefix + ">"}, Storage: jetstream.MemoryStorage, Replicas: replicas,
 		MaxMsgsPerSubject: 1, Discard: jetstream.DiscardNew, AllowRollup: true, DenyDelete: true,
 	}
@@ -177,7 +177,7 @@ func (l *lease) acquire(ctx context.Context) bool {
 		case err != nil:
 			since = time.Time{} // in an emptied bucket the revisions begin again
 			if !troubled && ctx.Err() == nil {
-				l.log.Warn("the lease cannot be read", "err", err)
+				l.log.Warn("cannot read lease", "err", err)
 			}
 			troubled = true
 		default:
@@ -233,7 +233,7 @@ func (l *lease) hold(ctx context.Context, run func(context.Context) error) (lost
 			release, cancel := context.WithTimeout(work, leaseRelease)
 			defer cancel()
 			if err := l.write(release, mine, l.rev); err != nil {
-				l.log.Warn("the role was not given back", "err", err)
+				l.log.Warn("lease not released; it will expire", "err", err)
 			}
 			if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 				err = nil
@@ -243,7 +243,7 @@ func (l *lease) hold(ctx context.Context, run func(context.Context) error) (lost
 			if err := l.renew(work, mine); errors.Is(err, errLeaseLost) {
 				end(errLeaseLost)
 			} else if err != nil {
-				l.log.Warn("the lease was not renewed", "err", err)
+				l.log.Warn("lease not renewed", "err", err)
 			} else if expiry.Stop() { // else it has expired meanwhile
 				expiry.Reset(keep - time.Since(l.good))
 			}

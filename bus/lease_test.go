@@ -118,7 +118,7 @@ func TestLeaseIsHandedOver(t *testing.T) {
 		}
 		recv(t, second.started)
 	case <-time.After(5 * time.Second): // only a failed test waits
-		t.Fatal("nobody took the role")
+		t.Fatal("nobody acquired lease")
 	}
 }
 
@@ -208,7 +208,7 @@ func TestLeaseWithoutServer(t *testing.T) {
 	case <-first.started:
 	case <-second.started:
 	case <-time.After(10 * time.Second): // only a failed test waits
-		t.Fatal("nobody took the role")
+		t.Fatal("nobody acquired lease")
 	}
 }
 

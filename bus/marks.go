@@ -21,10 +21,10 @@ import (
 var (
 	// ErrStoredIncomplete says that a stream is not the one it was, or misses messages.
 	ErrStoredIncomplete = fault.New(fault.Unavailable, "stored_incomplete",
-		"A stream holds less than it held before: it was damaged. Nothing is changed and no secret leaves until it is restored.")
+		"A stream has fewer messages than before, so it is damaged. Changes are refused and no secret is returned until it is restored from a backup.")
 	// ErrMarks says that the file of the marks cannot be read.
 	ErrMarks = fault.New(fault.Precondition, "marks_unreadable",
-		"The file of the marks cannot be read. Put it back from its backup, or remove it if the data is known to be whole.")
+		"marks.json cannot be read. Restore it from its backup, or remove it if you know that the data is intact.")
 )
 
 // Marked is a stream whose marks are kept.
@@ -92,12 +92,11 @@ func readMarks(path string) (map[string]mark, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading the marks: %w", err)
+		return nil, fmt.Errorf("reading marks.json: %w", err)
 	}
 	var file marksFile
 	if err := json.Unmarshal(b, &file); err != nil || file.Format != marksFormat {
-		return nil, ErrMarks.Because("The file %s is empty, damaged or of a newer version, which says nothing of the data itself. "+
-			"Put it back from its backup; or, if you know that the data is whole, remove it, and the next start writes it anew.", path)
+		return nil, ErrMarks.Because("The file %s is empty, damaged or of a newer version. This does not mean that the data is damaged. Restore the file from its backup, or, if you know that the data is intact, remove it: the next start writes it again.", path)
 	}
 	return file.Streams, nil
 }
@@ -115,15 +114,15 @@ func (m *Marks) Check(ctx context.Context) error {
 		allowed, _ := m.mark(s.Stream) // again: messages are deleted meanwhile
 		switch {
 		case errors.Is(err, jetstream.ErrStreamNotFound):
-			return incomplete(s.Stream, "is gone")
+			return incomplete(s.Stream, "is missing")
 		case err != nil:
 			return err
 		case !now.Created.Equal(was.Created):
-			return incomplete(s.Stream, "is another one: it was made at %s, and the one before at %s", now.Created.Format(time.RFC3339Nano), was.Created.Format(time.RFC3339Nano))
+			return incomplete(s.Stream, "was created at %s, but the stream before it at %s", now.Created.Format(time.RFC3339Nano), was.Created.Format(time.RFC3339Nano))
 		case now.Last < was.Last:
-			return incomplete(s.Stream, "ends at message %d, and held message %d", now.Last, was.Last)
+			return incomplete(s.Stream, "ends at message %d, but ended at message %d before", now.Last, was.Last)
 		case s.Exact && now.Deleted < was.Deleted:
-			return incomplete(s.Stream, "holds %d messages that were erased: it is an old copy", was.Deleted-now.Deleted)
+			return incomplete(s.Stream, "has %d messages that had been erased, so it is an old copy", was.Deleted-now.Deleted)
 		case s.Exact && now.Deleted > allowed.Deleted+allowed.Slack:
 			return incomplete(s.Stream, "misses %d messages that were not erased", now.Deleted-allowed.Deleted-allowed.Slack)
 		}
@@ -139,7 +138,7 @@ func (m *Marks) mark(stream string) (mark, bool) {
 }
 
 func incomplete(stream, format string, args ...any) error {
-	return ErrStoredIncomplete.Because("The stream %s %s: it was damaged. Nothing is changed and no secret leaves until it is restored from a backup.",
+	return ErrStoredIncomplete.Because("The stream %s %s. It is damaged: changes are refused and no secret is returned until it is restored from a backup.",
 		stream, fmt.Sprintf(format, args...))
 }
 
@@ -226,7 +225,7 @@ func (m *Marks) write(marks map[string]mark) error {
 		err = replaceFile(m.path, b)
 	}
 	if err != nil {
-		return fmt.Errorf("writing the marks: %w", err)
+		return fmt.Errorf("writing marks.json: %w", err)
 	}
 	m.marks = marks
 	return nil
@@ -249,7 +248,7 @@ func (m *Marks) Run(ctx context.Context, intact func() error) error {
 			err := m.Record(once)
 			cancel()
 			if err != nil {
-				m.log.WarnContext(ctx, "the marks of the streams were not written", "err", err)
+				m.log.WarnContext(ctx, "marks.json not written", "err", err)
 			}
 		}
 		if over {

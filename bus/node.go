@@ -52,17 +52,17 @@ const (
 var (
 	// ErrDataFolderLocked is returned by StartNode when another process serves the folder.
 	ErrDataFolderLocked = fault.New(fault.Precondition, "data_folder_locked",
-		"Another process serves this data folder.")
+		"Another process uses this data folder.")
 	// ErrStorageLow refuses writes while the disk is nearly full. Reads go on.
 	ErrStorageLow = fault.New(fault.Unavailable, "storage_low",
-		"The disk is nearly full: nothing can be changed until space is freed. Reading goes on.")
+		"The disk is nearly full. Changes are refused until space is freed; queries still work.")
 )
 
-var errInodesLow = ErrStorageLow.Because("The disk has nearly no free inodes: nothing can be changed until files are removed from it. Reading goes on.")
+var errInodesLow = ErrStorageLow.Because("The disk is nearly out of inodes. Changes are refused until files are removed; queries still work.")
 
 var (
 	errNoServer   = errors.New("bus: the embedded NATS server is not running")
-	errPortClosed = errors.New("bus: the NATS port is closed, its address may be taken; clients cannot connect")
+	errPortClosed = errors.New("bus: the NATS port is closed, its address may be in use; clients cannot connect")
 )
 
 // NodeConfig says how to run the embedded server. Only Dir is required.
@@ -182,10 +182,10 @@ func StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) {
 		}
 	}
 	if err := os.MkdirAll(n.storeDir(), 0o700); err != nil {
-		return nil, fmt.Errorf("making the data folder: %w", err)
+		return nil, fmt.Errorf("creating the data folder: %w", err)
 	}
 	if err := os.Chmod(n.storeDir(), 0o700); err != nil { //nolint:gosec // a folder needs its x bit
-		return nil, fmt.Errorf("closing the data folder to others: %w", err)
+		return nil, fmt.Errorf("restricting access to the data folder: %w", err)
 	}
 	var err error
 	if n.lock, err = lockFolder(cfg.Dir); err != nil {
@@ -218,7 +218,7 @@ func lockFolder(dir string) (*os.File, error) {
 		}
 		holder := make([]byte, 20)
 		k, _ := f.ReadAt(holder, 0) // who it is only helps; that it is locked is certain
-		return nil, ErrDataFolderLocked.Because("The data folder %s is served by another process (pid %s): stop that one first, or choose another folder.",
+		return nil, ErrDataFolderLocked.Because("The data folder %s is in use by another process (pid %s). Stop that process first, or choose another folder.",
 			dir, strings.TrimSpace(string(holder[:k])))
 	}
 	if err = f.Truncate(0); err == nil {
@@ -296,7 +296,7 @@ func (n *Node) boot(ctx context.Context) (_ *running, err error) {
 	}
 	srv, err := server.NewServer(opts)
 	if err != nil {
-		return nil, fmt.Errorf("making the NATS server: %w", err)
+		return nil, fmt.Errorf("creating the NATS server: %w", err)
 	}
 	defer func() {
 		if err != nil {
@@ -392,7 +392,7 @@ func (n *Node) connect(name, user string, to nats.InProcessConnProvider) (*nats.
 			log.Warn("NATS connection", "err", err, "subject", subject)
 		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { log.Debug("NATS disconnected", "err", err) }),
-		nats.ReconnectHandler(func(*nats.Conn) { log.Info("NATS connected again") }),
+		nats.ReconnectHandler(func(*nats.Conn) { log.Info("NATS reconnected") }),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("connecting in process: %w", err)
@@ -510,7 +510,7 @@ func (n *Node) serverHealth() (latched bool, _ error) {
 		return false, errNoServer
 	}
 	if !r.srv.JetStreamEnabled() {
-		return true, errors.New("bus: JetStream has switched itself off")
+		return true, errors.New("bus: JetStream has disabled itself")
 	}
 	h := r.srv.Healthz(&server.HealthzOptions{Details: true})
 	var errs []error
@@ -556,14 +556,14 @@ func (n *Node) Watch(ctx context.Context) error {
 		case time.Now().Before(next):
 		case n.mayRestart(r) != nil:
 			if !waiting {
-				n.log.Error("JetStream refuses writes; it is restarted once the disk can be written to", "err", err, "low_space", low)
+				n.log.Error("JetStream refuses writes; restarting it when the disk is writable again", "err", err, "low_space", low)
 			}
 			waiting = true
 		default:
 			n.log.Error("restarting the NATS server", "err", err)
 			err := n.Restart(ctx)
 			if down = err != nil; down {
-				n.log.Error("the NATS server does not start; it will be tried again", "in", pause, "err", err)
+				n.log.Error("the NATS server does not start; will retry", "in", pause, "err", err)
 			}
 			waiting = false
 			next, pause = time.Now().Add(pause), min(2*pause, restartMax)
@@ -602,7 +602,7 @@ func (n *Node) Restart(ctx context.Context) error {
 	if err := n.listen(up); err != nil {
 		return err
 	}
-	n.log.Info("the NATS server runs again")
+	n.log.Info("NATS server restarted")
 	return nil
 }
 

@@ -41,10 +41,10 @@ var _ service.PoisonQueue = (*Poison)(nil)
 // NewPoison makes the poison queue. metrics may be nil.
 func NewPoison(queues *Queues, metrics prometheus.Registerer, log *slog.Logger) *Poison {
 	p := &Poison{queues: queues, log: log, put: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "credstream_poison_total", Help: "Messages put into the poison queue, by queue and reason.",
+		Name: "credstream_poison_total", Help: "Messages put into the dead-letter queue, by queue and reason.",
 	}, []string{"queue", "code"})}
 	if metrics != nil {
-		metrics.MustRegister(p.put, waiting("credstream_poison_messages", "Messages in the poison queue.", nil, queues, PoisonStream))
+		metrics.MustRegister(p.put, waiting("credstream_poison_messages", "Messages in the dead-letter queue.", nil, queues, PoisonStream))
 	}
 	return p
 }
@@ -88,14 +88,14 @@ func blame(e *service.Poisoned, err error) {
 func (p *Poison) send(ctx context.Context, tenant string, e poisonEntry) (receipt, error) {
 	data, err := json.Marshal(e)
 	if err != nil {
-		return receipt{}, fmt.Errorf("encoding an entry of the poison queue: %w", err)
+		return receipt{}, fmt.Errorf("encoding an entry of the dead-letter queue: %w", err)
 	}
 	m := nats.NewMsg(sized(poisonSubject+tenant+"."+e.Queue, len(data)))
 	m.Data = data
 	r, err := p.queues.send(ctx, PoisonStream, m)
 	r.stored = func() {
 		p.put.WithLabelValues(e.Queue, e.Code).Inc()
-		p.log.Warn("a message went to the poison queue", "queue", e.Queue, "tenant", tenant, "name", e.Name,
+		p.log.Warn("message moved to the dead-letter queue", "queue", e.Queue, "tenant", tenant, "name", e.Name,
 			"command", e.CommandID, "event", e.EventID, "actor", e.Actor, "code", e.Code)
 	}
 	return r, err
@@ -124,7 +124,7 @@ func (p *Poison) List(ctx context.Context, tenant, after string, limit int) (pag
 		case errors.Is(err, jetstream.ErrMsgNotFound):
 			return page, "", nil
 		case err != nil:
-			return nil, "", fmt.Errorf("reading the poison queue: %w: %w", fault.ErrUnavailable, err)
+			return nil, "", fmt.Errorf("reading the dead-letter queue: %w: %w", fault.ErrUnavailable, err)
 		case len(page) == limit:
 			return page, page[limit-1].ID, nil
 		}
@@ -184,7 +184,7 @@ func (p *Poison) Drop(ctx context.Context, tenant, id string) error {
 	case errors.Is(err, jetstream.ErrMsgNotFound), errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) && p.gone(ctx, tenant, id):
 		return service.ErrQueueNotFound
 	case err != nil:
-		return fmt.Errorf("erasing from the poison queue: %w: %w", fault.ErrUnavailable, err)
+		return fmt.Errorf("erasing from the dead-letter queue: %w: %w", fault.ErrUnavailable, err)
 	}
 	if durable := p.queues.durable[PoisonStream]; durable != nil {
 		return durable(ctx)
@@ -200,7 +200,7 @@ func (p *Poison) gone(ctx context.Context, tenant, id string) bool {
 func (p *Poison) stream(ctx context.Context) (jetstream.Stream, error) {
 	s, err := p.queues.js.Stream(ctx, PoisonStream)
 	if err != nil {
-		return nil, fmt.Errorf("looking up the poison queue: %w: %w", fault.ErrUnavailable, err)
+		return nil, fmt.Errorf("looking up the dead-letter queue: %w: %w", fault.ErrUnavailable, err)
 	}
 	return s, nil
 }
@@ -220,7 +220,7 @@ func (p *Poison) find(ctx context.Context, tenant, id string) (jetstream.Stream,
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 		return nil, poisonEntry{}, service.ErrQueueNotFound
 	case err != nil:
-		return nil, poisonEntry{}, fmt.Errorf("reading the poison queue: %w: %w", fault.ErrUnavailable, err)
+		return nil, poisonEntry{}, fmt.Errorf("reading the dead-letter queue: %w: %w", fault.ErrUnavailable, err)
 	case !strings.HasPrefix(m.Subject, poisonSubject+tenant+"."):
 		return nil, poisonEntry{}, service.ErrQueueNotFound
 	}
@@ -232,7 +232,7 @@ func (p *Poison) find(ctx context.Context, tenant, id string) (jetstream.Stream,
 func (p *Poison) read(ctx context.Context, m *jetstream.RawStreamMsg) poisonEntry {
 	var e poisonEntry
 	if err := json.Unmarshal(m.Data, &e); err != nil {
-		p.log.WarnContext(ctx, "an entry of the poison queue is none", "seq", m.Sequence)
+		p.log.WarnContext(ctx, "invalid entry in the dead-letter queue", "seq", m.Sequence)
 		e = poisonEntry{Poisoned: service.Poisoned{Subject: m.Subject, At: m.Time.UTC(), Size: len(m.Data), SHA256: hexSum(m.Data)}}
 		blame(&e.Poisoned, errForeign)
 	}

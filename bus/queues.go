@@ -99,12 +99,12 @@ func queueStream(name, subject string, retention jetstream.RetentionPolicy, repl
 
 // ErrNotStored is answered to a publisher whose message is not known to be durable.
 var ErrNotStored = fault.New(fault.Unavailable, "queue_message_not_stored",
-	"The message was not stored, or it is not known whether it was. Publish it again.")
+	"The message was not stored, or it is unknown whether it was. Publish it again.")
 
 // ErrQueueFull is answered while too many messages of a tenant, or commands of one
 // name, wait in a queue.
 var ErrQueueFull = fault.New(fault.Throttled, "queue_full",
-	"Too many messages of this tenant wait in the queue. Publish it again later.").After(10 * time.Second)
+	"Too many messages of this tenant are waiting in the queue. Publish it again later.").After(10 * time.Second)
 
 // storeFull is how the server refuses a message for a subject that is full
 // (nats-server's ErrMaxMsgsPerSubject).
@@ -173,7 +173,7 @@ func (r receipt) wait(ctx context.Context) (seq uint64, err error) {
 	case err = <-r.ack.Err():
 	case ack := <-r.ack.Ok():
 		if ack.Stream != r.stream {
-			err = fmt.Errorf("it went into %s", ack.Stream)
+			err = fmt.Errorf("it was stored in %s", ack.Stream)
 		}
 		if err == nil && r.durable != nil {
 			err = r.durable(ctx)

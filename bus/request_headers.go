@@ -40,7 +40,7 @@ const (
 )
 
 var (
-	errProtocol = errors.New("bus: the NATS server does not speak its protocol")
+	errProtocol = errors.New("bus: unexpected response from the NATS server")
 	requestInfo = []byte(strings.ToLower(server.ClientInfoHdr))
 )
 

@@ -55,11 +55,11 @@ func NewReader(cfg ReaderConfig) *Reader {
 	labels := prometheus.Labels{"queue": string(cfg.Queue)}
 	r := &Reader{cfg: cfg, log: cfg.Logger.With("queue", cfg.Queue), handled: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "credstream_queue_handled_total", ConstLabels: labels,
-		Help: "Messages of a queue that were handled: ok, retried or poisoned, by the code of the reason.",
+		Help: "Queue messages handled: ok, retried or poisoned (dead-lettered), by error code.",
 	}, []string{"outcome", "code"})}
 	if cfg.Metrics != nil {
 		cfg.Metrics.MustRegister(r.handled,
-			waiting("credstream_queue_messages", "Messages that wait in a queue.", labels, cfg.Queues, cfg.Queue.layout().stream))
+			waiting("credstream_queue_messages", "Messages waiting in a queue.", labels, cfg.Queues, cfg.Queue.layout().stream))
 	}
 	return r
 }
@@ -72,7 +72,7 @@ func (r *Reader) Run(ctx context.Context) error {
 	})
 	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: grace + AckTimeout}, logger)
 	if err != nil {
-		return fmt.Errorf("making the router: %w", err)
+		return fmt.Errorf("creating the router: %w", err)
 	}
 	router.AddMiddleware(r.judge, r.recoverer)
 	where := r.cfg.Queue.layout()
@@ -107,7 +107,7 @@ type queued struct {
 }
 
 // errForeign refuses a message that this service did not put into the queue.
-var errForeign = fault.New(fault.Invalid, "queue_message_foreign", "The message in the queue was not put there by this service.")
+var errForeign = fault.New(fault.Invalid, "queue_message_foreign", "The message in the queue was not published by this service.")
 
 // open reads what the intake has written about a message.
 func (r *Reader) open(msg *message.Message) (queued, error) {
@@ -167,7 +167,7 @@ func (r *Reader) share(msg *message.Message) string {
 type queuedKey struct{}
 
 // errAgain is all that Watermill hears of a failure.
-var errAgain = errors.New("the message will be handed out again")
+var errAgain = errors.New("message will be redelivered")
 
 // judge is the middleware that decides what becomes of a message: it is done, it
 // is tried again, or it goes to the poison queue, which then answers for it.
@@ -201,7 +201,7 @@ func (r *Reader) judge(next message.HandlerFunc) message.HandlerFunc {
 		if f.Kind == fault.Internal {
 			log = log.With("err", err)
 		}
-		log.Warn("a message will be tried again")
+		log.Warn("message will be retried")
 		r.handled.WithLabelValues("retried", f.Code).Inc()
 		if f.RetryAfter > 0 {
 			msg.Metadata[afterMetadata] = min(f.RetryAfter, lastPause).String()
@@ -260,7 +260,7 @@ func (r *Reader) poison(msg *message.Message, q queued, kept bool, f *fault.Erro
 }
 
 // errPanic stands for a panic, whose value and stack may hold anything.
-var errPanic = errors.New("the handler of a message panicked")
+var errPanic = errors.New("message handler panicked")
 
 // recoverer is the middleware that makes an error of a panic. It logs where it
 // happened, and nothing of what was being handled.
@@ -271,7 +271,7 @@ func (r *Reader) recoverer(next message.HandlerFunc) message.HandlerFunc {
 			if v == nil {
 				return
 			}
-			r.log.Error("the handler of a message panicked", "seq", msg.Metadata[sequenceMetadata], "kind", fmt.Sprintf("%T", v), "at", panickedAt())
+			r.log.Error("message handler panicked", "seq", msg.Metadata[sequenceMetadata], "kind", fmt.Sprintf("%T", v), "at", panickedAt())
 			out, err = nil, errPanic
 		}()
 		return next(msg)
@@ -327,7 +327,7 @@ func (r *Reader) handleFlows(router *message.Router, subscriber message.Subscrib
 		Logger:    logger,
 	})
 	if err != nil {
-		return fmt.Errorf("making the event processor: %w", err)
+		return fmt.Errorf("creating the event processor: %w", err)
 	}
 	var handlers []cqrs.GroupEventHandler
 	for _, change := range flowChanges {
@@ -360,7 +360,7 @@ func (h flowHandler) Handle(ctx context.Context, e any) error {
 // flowMarshaler reads flow events from CloudEvents in binary mode.
 type flowMarshaler struct{}
 
-var errOnlyRead = errors.New("bus: flow events are only read")
+var errOnlyRead = errors.New("bus: flow events are read-only")
 
 // Marshal implements cqrs.CommandEventMarshaler.
 func (flowMarshaler) Marshal(any) (*message.Message, error) { return nil, errOnlyRead }

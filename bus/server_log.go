@@ -104,5 +104,5 @@ func (l *serverLog) warn(principal string, f clientFaults) {
 		l.log.Warn("connections without a key failed on the NATS port", "count", f.count, "from", f.from, "last", f.last)
 		return
 	}
-	l.log.Warn("the NATS server refused what a key tried", "principal", principal, "count", f.count, "from", f.from, "last", f.last)
+	l.log.Warn("the NATS server denied an operation of a key", "principal", principal, "count", f.count, "from", f.from, "last", f.last)
 }

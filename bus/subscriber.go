@@ -119,7 +119,7 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 			if ctx.Err() != nil {
 				return
 			}
-			s.log.Warn("the messages of a queue are asked for anew", "topic", topic, "err", err)
+			s.log.Warn("consumer lost; resubscribing", "topic", topic, "err", err)
 			if time.Since(began) > lastPause {
 				pause = firstPause
 			}
@@ -229,7 +229,7 @@ func (s *Subscriber) consumer(ctx context.Context, topic string) (jetstream.Cons
 	}
 	name := "reader_" + strings.NewReplacer(".", "_", "*", "any", ">", "all").Replace(topic)
 	if err := stream.DeleteConsumer(ctx, name); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
-		return nil, nil, fmt.Errorf("removing the consumer before: %w", err)
+		return nil, nil, fmt.Errorf("deleting the previous consumer: %w", err)
 	}
 	consumer, err := stream.CreateConsumer(ctx, jetstream.ConsumerConfig{
 		Durable: name, FilterSubject: topic, DeliverPolicy: jetstream.DeliverAllPolicy, AckPolicy: jetstream.AckExplicitPolicy,
@@ -237,7 +237,7 @@ func (s *Subscriber) consumer(ctx context.Context, topic string) (jetstream.Cons
 		MemoryStorage: true, // where it stands is worth nothing after its end
 	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("making the consumer: %w", err)
+		return nil, nil, fmt.Errorf("creating the consumer: %w", err)
 	}
 	return consumer, stream, nil
 }
@@ -251,7 +251,7 @@ func (u *session) receive(consumer jetstream.Consumer) error {
 	messages, err := consumer.Messages(jetstream.PullMaxMessages(pullBatch),
 		jetstream.PullExpiry(pullExpiry), jetstream.PullHeartbeat(pullSilence))
 	if err != nil {
-		return fmt.Errorf("asking for messages: %w", err)
+		return fmt.Errorf("requesting messages: %w", err)
 	}
 	defer messages.Stop()
 	for delivery := uint64(1); ; delivery++ {
@@ -264,7 +264,7 @@ func (u *session) receive(consumer jetstream.Consumer) error {
 		}
 		at, err := m.Metadata()
 		if err != nil {
-			return fmt.Errorf("reading the place of a message: %w", err)
+			return fmt.Errorf("reading the position of a message: %w", err)
 		}
 		if at.Sequence.Consumer != delivery {
 			return errGap
@@ -388,7 +388,7 @@ func (u *session) hand(it *item) (pause time.Duration, done bool) {
 		if w, err = u.read(it.seq); errors.Is(err, jetstream.ErrMsgNotFound) {
 			return 0, true // somebody has removed it
 		} else if err != nil {
-			u.log.Warn("a message of a queue is out of reach", "seq", it.seq, "err", err)
+			u.log.Warn("message of a queue cannot be read", "seq", it.seq, "err", err)
 			return time.Second, false
 		}
 	}
@@ -437,7 +437,7 @@ var (
 // message comes again, and is known.
 func (u *session) tell(reply string, what []byte) {
 	if err := u.conn.Publish(reply, what); err != nil {
-		u.log.Debug("a message of a queue was not acknowledged", "err", err)
+		u.log.Debug("message of a queue not acknowledged", "err", err)
 	}
 }
 

@@ -277,7 +277,7 @@ func (s *Syncer) syncBlocks() error {
 			return err
 		}
 	}
-	return fmt.Errorf("%s does not keep still: %w", s.dir, fs.ErrNotExist)
+	return fmt.Errorf("%s keeps changing: %w", s.dir, fs.ErrNotExist)
 }
 
 // syncChanged lists the folder, whose state at the time now was dir, and syncs

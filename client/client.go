@@ -25,10 +25,10 @@ import (
 // The errors that arise on this side.
 var (
 	// ErrUnreachable is returned when no answer came from the service.
-	ErrUnreachable = fault.New(fault.Unavailable, "service_unreachable", "The service cannot be reached.")
+	ErrUnreachable = fault.New(fault.Unavailable, "service_unreachable", "The service cannot be reached. Check the address and whether the service runs.")
 	// ErrAnswer is returned for an answer that is not one of this API.
 	ErrAnswer = fault.New(fault.Internal, "answer_not_understood",
-		"What answered is not a credstream API of this version.")
+		"The response is not from a credstream API of this version. Check the address.")
 	// ErrConfig is returned by New and Dial for a URL or tenant that is none.
 	ErrConfig = fault.New(fault.Invalid, "client_config_invalid", "The client's configuration is not valid.")
 )
@@ -190,9 +190,9 @@ func readProblem(status int, body []byte) error {
 		// Something between us and the service answered: a proxy, a load balancer.
 		switch status {
 		case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-			return ErrUnreachable.Because("The service cannot be reached: what stands before it answered with status %d.", status)
+			return ErrUnreachable.Because("The service cannot be reached: the proxy in front of it answered with status %d.", status)
 		}
-		return ErrAnswer.Because("What answered is not a credstream API: it answered with status %d.", status)
+		return ErrAnswer.Because("The response is not from a credstream API: status %d. Check the address.", status)
 	}
 	f := p.Fault()
 	if f.Kind == fault.Internal && p.RequestID != "" {

@@ -14,7 +14,7 @@ import (
 )
 
 // ErrFeedRefused is returned by Follow for a key that may not follow the feed.
-var ErrFeedRefused = fault.New(fault.Denied, "feed_refused", "The key may not follow the changes of this tenant.")
+var ErrFeedRefused = fault.New(fault.Denied, "feed_refused", "The key may not subscribe to the changes of this tenant.")
 
 // Follow yields every change of the tenant after the log sequence, in the order
 // of the log, each once and none left out, and waits for more until ctx ends;

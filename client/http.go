@@ -86,7 +86,7 @@ func (t *httpTransport) send(ctx context.Context, r request) ([]byte, error) {
 	}
 	req, err := http.NewRequestWithContext(ctx, method, target, body)
 	if err != nil {
-		return nil, ErrConfig.Because("%q is no name of a command or query.", r.name)
+		return nil, ErrConfig.Because("%q is not the name of a command or query.", r.name)
 	}
 	if r.command {
 		setDeadline(ctx, req.Header)
@@ -114,7 +114,7 @@ func (t *httpTransport) send(ctx context.Context, r request) ([]byte, error) {
 	case err != nil:
 		return nil, unreachable(ctx, err)
 	case len(answer) > maxAnswer:
-		return nil, ErrAnswer.Because("The answer is larger than %d MiB.", maxAnswer>>20)
+		return nil, ErrAnswer.Because("The response is larger than %d MiB.", maxAnswer>>20)
 	case resp.StatusCode != http.StatusOK:
 		return nil, readProblem(resp.StatusCode, answer)
 	}

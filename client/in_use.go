@@ -15,7 +15,7 @@ import (
 
 // ErrInUseRefused is returned by WatchInUse for a key that may not watch the
 // in-use index.
-var ErrInUseRefused = fault.New(fault.Denied, "in_use_refused", "The key may not watch what the flows of this tenant use.")
+var ErrInUseRefused = fault.New(fault.Denied, "in_use_refused", "The key may not subscribe to the in-use index of this tenant.")
 
 // InUse is a value of the in-use index: the flows that use one thing.
 type InUse struct {

@@ -21,11 +21,11 @@ import (
 
 // ErrRefused is returned when the NATS port lets the key in nowhere, or not to
 // a subject: the key is unknown, or is not granted the tenant.
-var ErrRefused = fault.New(fault.Unauthenticated, "nats_refused", "The NATS port does not let this key in.")
+var ErrRefused = fault.New(fault.Unauthenticated, "nats_refused", "The NATS server rejected the API key.")
 
 // errSubject is returned for a tenant the key is not granted: the port refuses
 // the subject before the service sees the request.
-var errSubject = &fault.Error{Kind: fault.NotFound, Code: "tenant_not_found", Msg: "There is no such tenant."}
+var errSubject = &fault.Error{Kind: fault.NotFound, Code: "tenant_not_found", Msg: "Tenant not found."}
 
 // NATSConfig says where the service's NATS port is and who is calling.
 type NATSConfig struct {
@@ -98,7 +98,7 @@ func Dial(ctx context.Context, cfg NATSConfig) (*Conn, error) {
 		cfg.Tenant = DefaultTenant
 	}
 	if !isToken(cfg.Tenant) {
-		return nil, ErrConfig.Because("A tenant is 1 to 64 letters, digits, '_' and '-'.")
+		return nil, ErrConfig.Because("A tenant must have 1 to 64 letters, digits, '_' and '-'.")
 	}
 	c := &Conn{cfg: cfg, waiting: map[*pending]struct{}{}, followers: map[*follower]struct{}{}}
 	c.API = API{c, cfg.Tenant}
@@ -234,7 +234,7 @@ func (c *Conn) send(ctx context.Context, r request) ([]byte, error) {
 func (c *Conn) subject(kind, name string) (string, error) {
 	for token := range strings.SplitSeq(name, ".") {
 		if !isToken(token) {
-			return "", ErrConfig.Because("%q is no name of a command or query.", name)
+			return "", ErrConfig.Because("%q is not the name of a command or query.", name)
 		}
 	}
 	return "credstream." + kind + "." + c.tenant + "." + name, nil

@@ -21,7 +21,7 @@ import (
 // ErrNotForUs is returned for sealed values that do not open: they were sealed to
 // another key, or somebody changed them, or the answer, on the way.
 var ErrNotForUs = fault.New(fault.Internal, "resolved_values_unopenable",
-	"The sealed values do not open with this key, or not as the answer to this question.")
+	"The sealed values cannot be opened: they are for another key or another request.")
 
 // ResolveKey is a pair of keys (X25519). The service seals to the public half; the
 // private half stays here, and nothing prints it. It is meant to live as long as

@@ -14,7 +14,7 @@ import (
 )
 
 // ErrResolverClosed is returned by a Resolver after Close.
-var ErrResolverClosed = fault.New(fault.Precondition, "resolver_closed", "The resolver was closed.")
+var ErrResolverClosed = fault.New(fault.Precondition, "resolver_closed", "The resolver is closed.")
 
 // The times of a Resolver.
 const (

@@ -399,7 +399,7 @@ func TestResolverLeases(t *testing.T) {
 	if first := get(t, r, "short"); first.Lease == get(t, r, "short").Lease {
 		t.Error("values whose lease has ended are kept")
 	}
-	gone := fault.New(fault.NotFound, "credential_not_found", "There is no such credential.")
+	gone := fault.New(fault.NotFound, "credential_not_found", "Credential not found.")
 	g.mu.Lock()
 	g.refuse = gone
 	g.mu.Unlock()

@@ -40,13 +40,13 @@ var (
 	ErrDescriptorTooLarge = fault.New(fault.Invalid, "component_descriptor_too_large", "The component.json is larger than 256 KiB.")
 	// ErrSecretInDescriptor refuses a secret in clear: descriptors are stored in the log, for ever.
 	ErrSecretInDescriptor = fault.New(fault.Invalid, "component_secret_in_descriptor",
-		"The component.json holds a secret. Put a template such as {{OAUTH_CLIENT_SECRET}} in its place.")
+		"The component.json contains a secret. Replace it with a template such as {{OAUTH_CLIENT_SECRET}}.")
 )
 
 // The errors of the keys given for a credential. Their pointers are /keys/<name>.
 var (
 	ErrKeysFieldMissing = fault.New(fault.Invalid, "keys_field_missing", "A required field has no value.")
-	ErrKeysFieldUnknown = fault.New(fault.Invalid, "keys_field_unknown", "The component has no field of this name.")
+	ErrKeysFieldUnknown = fault.New(fault.Invalid, "keys_field_unknown", "The component has no field with this name.")
 )
 
 // The views of a field that hold OAuth tokens, and the one that hides what is typed.
@@ -192,7 +192,7 @@ func ParseDescriptor(raw []byte) (Descriptor, error) {
 		return Descriptor{}, err
 	}
 	if strings.ContainsFunc(d.Title, unicode.IsControl) || strings.TrimSpace(d.Title) == "" {
-		return Descriptor{}, invalidAt("/title", "The title is empty or holds control characters.")
+		return Descriptor{}, invalidAt("/title", "The title is empty or has control characters.")
 	}
 	for _, check := range []func() error{d.checkFields, d.checkHosts, d.checkVerification} {
 		if err := check(); err != nil {
@@ -410,7 +410,7 @@ func (d *Descriptor) checkHosts() error {
 		at := pointer("hosts", strconv.Itoa(i))
 		pattern, ok := hostPattern(h)
 		if !ok {
-			return invalidAt(at, "This is not a host name: letters, digits, dots and hyphens, and {{field}} for a whole part between them; no port, no scheme, no wildcard.")
+			return invalidAt(at, "This is not a host name. Use letters, digits, dots and hyphens, with {{field}} for a whole part between dots; no port, scheme or wildcard.")
 		}
 		if err := d.checkTemplate(at, pattern); err != nil {
 			return err
@@ -443,7 +443,7 @@ func (d *Descriptor) checkVerification() error {
 	case v.TLS != nil:
 		return d.checkAddress("/verification/tls", TCPProbe(*v.TLS))
 	}
-	return invalidAt("/verification", "Exactly one of http, tcp and tls is needed.")
+	return invalidAt("/verification", "Give exactly one of http, tcp and tls.")
 }
 
 // host is the probe's host, in lower case if it is well formed.
@@ -484,19 +484,19 @@ func (d *Descriptor) checkHTTP(p *HTTPProbe) error {
 			return err
 		}
 		if strings.Contains(b.Username, ":") {
-			return invalidAt(at+"/basic/username", "A user name cannot hold a colon.")
+			return invalidAt(at+"/basic/username", "A user name cannot contain a colon.")
 		}
 		if !strings.Contains(b.Username+b.Password, "{{") {
-			return ErrSecretInDescriptor.Because("The user name and password are written out. Name the fields that hold them: {{field}}.").At(at + "/basic")
+			return ErrSecretInDescriptor.Because("The user name and password are literal values. Use the fields that contain them: {{field}}.").At(at + "/basic")
 		}
 		templates = append(templates, b.Username+b.Password)
 	}
 	if p.Form != nil || p.JSON != nil {
 		switch {
 		case p.Method != "POST":
-			return invalidAt(at, "Only a POST has a body.")
+			return invalidAt(at, "Only a POST request can have a body.")
 		case p.Form != nil && p.JSON != nil:
-			return invalidAt(at, "The body is either form or json, not both.")
+			return invalidAt(at, "Give the body as either form or json, not both.")
 		}
 	}
 	for _, name := range sorted(p.Form) {
@@ -514,11 +514,11 @@ func (d *Descriptor) checkHTTP(p *HTTPProbe) error {
 	}
 	for _, status := range sorted(p.Says) {
 		if says := p.Says[status]; strings.ContainsFunc(says, unicode.IsControl) || strings.Contains(says, "{{") {
-			return invalidAt(at+pointer("says", status), "A sentence holds neither control characters nor {{field}}.")
+			return invalidAt(at+pointer("says", status), "The message cannot contain control characters or {{field}}.")
 		}
 	}
 	if !slices.ContainsFunc(templates, func(t string) bool { return strings.Contains(t, "{{") }) {
-		return invalidAt(at, "The request uses no field, so it could not tell right keys from wrong ones.")
+		return invalidAt(at, "The request uses no field, so it cannot verify the keys.")
 	}
 	return nil
 }
@@ -534,20 +534,20 @@ func (d *Descriptor) checkURL(at, template string) error {
 		return invalidAt(at, "The URL must begin with https:// or http:// and a host.")
 	}
 	if strings.ContainsFunc(template, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '\\' }) {
-		return invalidAt(at, "The URL holds a space, a backslash, a control character or one outside ASCII: percent-encode it.")
+		return invalidAt(at, "The URL contains a space, a backslash, a control character or a non-ASCII character. Percent-encode it.")
 	}
 	if strings.Contains(template, "#") {
-		return invalidAt(at, "The URL holds a fragment (#).")
+		return invalidAt(at, "The URL contains a fragment (#).")
 	}
 	if strings.Contains(auth, "@") {
-		return invalidAt(at, "The URL holds a user name. Use basic.")
+		return invalidAt(at, "The URL contains a user name. Use basic instead.")
 	}
 	sample := fill(template, "x")
 	if strings.ContainsAny(sample, "{}") {
-		return invalidAt(at, "The URL holds a brace that is not part of {{field}}.")
+		return invalidAt(at, "The URL contains a brace that is not part of {{field}}.")
 	}
 	if strings.Contains(sample, "/../") || strings.Contains(sample, "/./") {
-		return invalidAt(at, "The URL's path holds a dot segment.")
+		return invalidAt(at, "The URL's path contains a dot segment.")
 	}
 	if u, err := url.Parse(sample); err != nil || u.Host == "" || u.Opaque != "" {
 		return invalidAt(at, "This is not a URL.")
@@ -563,10 +563,10 @@ func (d *Descriptor) checkURL(at, template string) error {
 func (d *Descriptor) checkDeclared(at, host string) error {
 	pattern, ok := hostPattern(host)
 	if !ok {
-		return invalidAt(at, "The host is not a name or an IPv4 address.")
+		return invalidAt(at, "The host must be a name or an IPv4 address.")
 	}
 	if !slices.Contains(d.Hosts, pattern) {
-		return invalidAt(at, "The host %q is not among hosts. Add it there just as it stands here.", short(pattern))
+		return invalidAt(at, "The host %q is not listed in hosts. Add it there exactly as written here.", short(pattern))
 	}
 	return nil
 }
@@ -580,10 +580,10 @@ func (d *Descriptor) checkAddress(at string, p TCPProbe) error {
 	names, _ := placeholders(port)
 	isField := len(names) == 1 && port == "{{"+names[0]+"}}"
 	if !hasPort || !isField && !isPort(port) {
-		return invalidAt(at, "The address must be host:port, the port a number from 1 to 65535 or {{field}}.")
+		return invalidAt(at, "The address must be host:port. The port is a number from 1 to 65535 or {{field}}.")
 	}
 	if p.DefaultPort != 0 && !isField {
-		return invalidAt(at, "default_port is for a port that is a {{field}}.")
+		return invalidAt(at, "default_port is only allowed for a port that is a {{field}}.")
 	}
 	return d.checkDeclared(at, host)
 }
@@ -601,22 +601,22 @@ func (d *Descriptor) checkHeaders(at string, headers map[string]string, basic bo
 		at, value, lower := at+pointer(name), headers[name], strings.ToLower(name)
 		switch {
 		case !httpguts.ValidHeaderFieldName(name):
-			return invalidAt(at, "This is not the name of a header field.")
+			return invalidAt(at, "This is not a valid name of a header field.")
 		case slices.Contains(ownHeaders, lower), strings.HasPrefix(lower, "proxy-"):
-			return invalidAt(at, "The header field %s belongs to the client and cannot be set.", short(name))
+			return invalidAt(at, "The HTTP client sets the header field %s. Remove it.", short(name))
 		case seen[lower]:
-			return invalidAt(at, "The header field %s stands here twice.", short(name))
+			return invalidAt(at, "The header field %s appears more than once.", short(name))
 		case basic && lower == "authorization":
-			return invalidAt(at, "The request has basic and an Authorization header: one of them is needed.")
+			return invalidAt(at, "The request has both basic and an Authorization header. Remove one of them.")
 		case !httpguts.ValidHeaderFieldValue(value):
-			return invalidAt(at, "The value holds a line break or another control character.")
+			return invalidAt(at, "The value contains a line break or another control character.")
 		}
 		seen[lower] = true
 		if err := d.checkTemplate(at, value); err != nil {
 			return err
 		}
 		if lower == "authorization" && !strings.Contains(value, "{{") {
-			return ErrSecretInDescriptor.Because("The Authorization header is written out. Name the field that holds the secret: {{field}}.").At(at)
+			return ErrSecretInDescriptor.Because("The Authorization header is a literal value. Use the field that contains the secret: {{field}}.").At(at)
 		}
 	}
 	return nil
@@ -643,7 +643,7 @@ func (d *Descriptor) checkJSONBody(at string, body jsontext.Value) ([]string, er
 		}
 		if outer, n := dec.StackIndex(dec.StackDepth()); outer == '{' && n%2 == 1 {
 			if strings.Contains(text, "{{") {
-				return nil, invalidAt(at, "A name cannot hold {{field}}.")
+				return nil, invalidAt(at, "A name cannot contain {{field}}.")
 			}
 			continue
 		}
@@ -655,14 +655,14 @@ func (d *Descriptor) checkJSONBody(at string, body jsontext.Value) ([]string, er
 func (d *Descriptor) checkTemplate(at, template string) error {
 	names, ok := placeholders(template)
 	if !ok {
-		return invalidAt(at, "Braces stand only around the name of a field: {{field}}.")
+		return invalidAt(at, "Braces are only allowed around the name of a field: {{field}}.")
 	}
 	if len(names) > maxPlaceholders {
-		return invalidAt(at, "More than %d fields stand in one template.", maxPlaceholders)
+		return invalidAt(at, "A template can use at most %d fields.", maxPlaceholders)
 	}
 	for _, name := range names {
 		if _, ok := d.Field(name); !ok {
-			return invalidAt(at, "{{%s}} is not among the credential's fields.", name)
+			return invalidAt(at, "The credential has no field {{%s}}.", name)
 		}
 	}
 	return nil
@@ -770,15 +770,15 @@ func checkJSON(raw []byte) error {
 		case errors.Is(err, io.EOF) && len(bytes.TrimSpace(raw)) == 0:
 			return invalidAt("", "The file is empty.")
 		case errors.Is(err, jsontext.ErrDuplicateName) && errors.As(err, &syntax):
-			return invalidAt(string(syntax.JSONPointer), "A name stands twice in one object.")
+			return invalidAt(string(syntax.JSONPointer), "A name appears more than once in one object.")
 		case errors.As(err, &syntax):
-			return invalidAt(string(syntax.JSONPointer), "This is not JSON in UTF-8, at or after byte %d.", syntax.ByteOffset)
+			return invalidAt(string(syntax.JSONPointer), "The file is not valid JSON in UTF-8, at or after byte %d.", syntax.ByteOffset)
 		case err != nil:
-			return invalidAt("", "This is not JSON in UTF-8, at or after byte %d.", dec.InputOffset())
+			return invalidAt("", "The file is not valid JSON in UTF-8, at or after byte %d.", dec.InputOffset())
 		case documents == 1:
-			return invalidAt("", "The file holds more than one JSON document.")
+			return invalidAt("", "The file contains more than one JSON document.")
 		case dec.StackDepth() > maxDescriptorDepth:
-			return invalidAt(string(dec.StackPointer()), "Objects and arrays are nested deeper than %d.", maxDescriptorDepth)
+			return invalidAt(string(dec.StackPointer()), "Objects and arrays are nested deeper than %d levels.", maxDescriptorDepth)
 		case token.Kind() == '0' && !plainNumber(token.String()):
 			return invalidAt(string(dec.StackPointer()), "A number is too long or too large.")
 		}
@@ -866,7 +866,7 @@ func schemaFault(err error) error {
 	at := pointer(v.InstanceLocation...)
 	switch k := v.ErrorKind.(type) {
 	case *kind.Type:
-		return invalidAt(at, "This must be of type %s, and it is of type %s.", strings.Join(k.Want, " or "), k.Got)
+		return invalidAt(at, "The value must be of type %s, but is of type %s.", strings.Join(k.Want, " or "), k.Got)
 	case *kind.Required:
 		return invalidAt(at, "The member %q is missing.", k.Missing[0])
 	case *kind.AdditionalProperties:
@@ -882,30 +882,30 @@ func schemaFault(err error) error {
 				want = append(want, strconv.FormatBool(w))
 			}
 		}
-		return invalidAt(at, "This must be one of %s.", strings.Join(want, ", "))
+		return invalidAt(at, "The value must be one of %s.", strings.Join(want, ", "))
 	case *kind.MinProperties, *kind.MaxProperties:
 		if at == "/verification" {
-			return invalidAt(at, "Exactly one of http, tcp and tls is needed.")
+			return invalidAt(at, "Give exactly one of http, tcp and tls.")
 		}
 		return invalidAt(at, "There are too many or too few members here.")
 	case *kind.MinItems:
-		return invalidAt(at, "At least %d items are needed.", k.Want)
+		return invalidAt(at, "At least %d items are required.", k.Want)
 	case *kind.MaxItems:
 		return invalidAt(at, "At most %d items are allowed.", k.Want)
 	case *kind.UniqueItems:
-		return invalidAt(at, "An item stands here twice.")
+		return invalidAt(at, "An item appears more than once.")
 	case *kind.MinLength:
-		return invalidAt(at, "At least %d characters are needed.", k.Want)
+		return invalidAt(at, "At least %d characters are required.", k.Want)
 	case *kind.MaxLength:
 		return invalidAt(at, "At most %d characters are allowed.", k.Want)
 	case *kind.Minimum:
-		return invalidAt(at, "The smallest number allowed is %s.", whole(k.Want))
+		return invalidAt(at, "The number must be at least %s.", whole(k.Want))
 	case *kind.Maximum:
-		return invalidAt(at, "The largest number allowed is %s.", whole(k.Want))
+		return invalidAt(at, "The number must be at most %s.", whole(k.Want))
 	case *kind.Not:
 		return invalidAt(at, "This value is not allowed here.")
 	}
-	return invalidAt(at, "This does not fit the schema of a component.json.")
+	return invalidAt(at, "This does not match the schema of a component.json.")
 }
 
 // firstFault returns the most exact fault, the first by its place where several

@@ -167,7 +167,7 @@ func (m oauthMembers) oauth2(at string) (*OAuth2, error) {
 	case o.ClientCredentials:
 		o.AuthURI = "" // nobody is asked
 	case in.AuthURI == "":
-		return nil, invalidAt(at, "The member \"auth_uri\" is missing. Only the grant client_credentials does without it.")
+		return nil, invalidAt(at, "The member \"auth_uri\" is missing. Only grant_type client_credentials works without it.")
 	}
 	for _, check := range []func() error{
 		func() error { return o.checkURIs(at) },
@@ -195,9 +195,9 @@ func (o *OAuth2) checkURIs(at string) error {
 	}
 	switch {
 	case strings.Contains(o.Issuer, "?"):
-		return invalidAt(at+"/issuer", "An issuer has no query (RFC 8414).")
+		return invalidAt(at+"/issuer", "An issuer cannot have a query (RFC 8414).")
 	case o.RequireIssuer && o.Issuer == "":
-		return invalidAt(at+"/require_iss", "The member \"issuer\" is missing: there is nothing to compare iss with.")
+		return invalidAt(at+"/require_iss", "The member \"issuer\" is missing. It is required to check the iss parameter.")
 	}
 	return nil
 }
@@ -206,23 +206,23 @@ func (o *OAuth2) checkURIs(at string) error {
 // without fragment, and https, for what goes there is secret.
 func checkEndpoint(at, uri string) error {
 	if strings.Contains(uri, "{{") {
-		return invalidAt(at, "Templates are not filled in here: write the URI out.")
+		return invalidAt(at, "Templates are not supported here. Write the complete URI.")
 	}
 	if strings.ContainsFunc(uri, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '\\' }) {
-		return invalidAt(at, "The URI holds a space, a backslash, a control character or one outside ASCII: percent-encode it.")
+		return invalidAt(at, "The URI contains a space, a backslash, a control character or a non-ASCII character. Percent-encode it.")
 	}
 	u, err := url.Parse(uri)
 	switch {
 	case err != nil || u.Opaque != "" || u.Hostname() == "" || u.Scheme != "https" && u.Scheme != "http":
 		return invalidAt(at, "The URI must begin with https:// and a host.")
 	case u.Scheme == "http" && !isThisMachine(u.Hostname()):
-		return invalidAt(at, "The URI must begin with https://. http:// is for localhost, 127.0.0.1 and [::1] alone.")
+		return invalidAt(at, "The URI must begin with https://. http:// is only allowed for localhost, 127.0.0.1 and [::1].")
 	case u.Port() != "" && !isPort(u.Port()), strings.HasSuffix(u.Host, ":"):
 		return invalidAt(at, "The port must be a number from 1 to 65535.")
 	case u.User != nil:
-		return invalidAt(at, "The URI holds a user name.")
+		return invalidAt(at, "The URI contains a user name.")
 	case strings.Contains(uri, "#"):
-		return invalidAt(at, "The URI holds a fragment (#).")
+		return invalidAt(at, "The URI contains a fragment (#).")
 	}
 	query, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
@@ -230,7 +230,7 @@ func checkEndpoint(at, uri string) error {
 	}
 	for _, name := range sorted(query) {
 		if slices.Contains(ownAuthParams, name) || slices.Contains(ownTokenParams, name) {
-			return invalidAt(at, "The query of the URI holds %q, which is set with each request.", short(name))
+			return invalidAt(at, "The query of the URI contains %q, which the service sets in each request.", short(name))
 		}
 	}
 	return nil
@@ -254,14 +254,14 @@ func (o *OAuth2) readScopes(at string, in oauth2Members) error {
 		listed = []string{all}
 	case '[':
 		if err := json.Unmarshal(in.Scopes, &listed); err != nil {
-			return invalidAt(at+"/scopes", "A scope is a string.")
+			return invalidAt(at+"/scopes", "A scope must be a string.")
 		}
 	default:
 		member, listed = "scope", []string{in.Scope}
 	}
 	at += pointer(member)
 	if in.Scope != "" && member == "scopes" {
-		return invalidAt(at, "The scopes stand either in scopes or in scope, not in both.")
+		return invalidAt(at, "Give the scopes in either scopes or scope, not both.")
 	}
 	for _, text := range listed {
 		for scope := range strings.SplitSeq(text, o.ScopeSeparator) {
@@ -270,7 +270,7 @@ func (o *OAuth2) readScopes(at string, in oauth2Members) error {
 			}
 			// RFC 6749, section 3.3.
 			if strings.ContainsFunc(scope, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '"' || r == '\\' }) {
-				return invalidAt(at, "A scope holds a space, a quote, a backslash or a character that is not printable ASCII.")
+				return invalidAt(at, "A scope contains a space, a quote, a backslash or a character that is not printable ASCII.")
 			}
 			o.Scopes = append(o.Scopes, scope)
 		}
@@ -298,7 +298,7 @@ func (o *OAuth2) readAuthParams(at string, in oauth2Members) error {
 	}
 	for _, name := range sorted(in.AuthParams) {
 		if _, twice := params[name]; twice {
-			return invalidAt(at+pointer("auth_params", name), "The parameter stands in the block, too.")
+			return invalidAt(at+pointer("auth_params", name), "The parameter is also a member of the block.")
 		}
 		params[name] = in.AuthParams[name]
 	}
@@ -320,18 +320,18 @@ func checkParams(at string, params map[string]string, own []string) error {
 		at, value := at+pointer(name), params[name]
 		switch {
 		case slices.Contains(own, name):
-			return invalidAt(at, "The parameter %q is the protocol's own and cannot be set.", name)
+			return invalidAt(at, "The parameter %q belongs to the protocol and cannot be set.", name)
 		// The characters of a parameter's name: RFC 6749, section 8.2.
 		case name == "" || strings.ContainsFunc(name, func(r rune) bool {
 			return !strings.ContainsRune("-._", r) && (r > unicode.MaxASCII || !unicode.IsLetter(r) && !unicode.IsDigit(r))
 		}):
-			return invalidAt(at, "The name of a parameter holds letters, digits, dots, hyphens and underscores.")
+			return invalidAt(at, "The name of a parameter can contain letters, digits, dots, hyphens and underscores.")
 		case len(value) > maxOAuthValue:
 			return invalidAt(at, "The value is longer than %d bytes.", maxOAuthValue)
 		case strings.ContainsFunc(value, unicode.IsControl):
-			return invalidAt(at, "The value holds a line break or another control character.")
+			return invalidAt(at, "The value contains a line break or another control character.")
 		case strings.Contains(value, "{{"):
-			return invalidAt(at, "Templates are not filled in here: write the value out.")
+			return invalidAt(at, "Templates are not supported here. Write the complete value.")
 		}
 	}
 	return nil

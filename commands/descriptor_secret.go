@@ -33,9 +33,7 @@ func CheckNoSecrets(raw []byte) error {
 		{"/envVars", root["envVars"]},
 	} {
 		if at, name := literalSecret(part.value, part.at, ""); name != "" {
-			return ErrSecretInDescriptor.Because("The component.json holds the value of %q, which is the name of a secret, and is kept for ever. "+
-				"Leave it out, and change it where it is in use: the secret of an OAuth client is given with oauth_client.define, the value of a variable with component.set-env, "+
-				"and what belongs to an account is a field of the credential, {{field}}.", short(name)).At(shortPointer(at))
+			return ErrSecretInDescriptor.Because("The component.json contains a value for %q, which is the name of a secret. A component.json is stored permanently. Remove the value, and replace the secret if it is in use. Set the secret of an OAuth client with oauth_client.define and the value of a variable with component.set-env. Make a secret of an account a field of the credential: {{field}}.", short(name)).At(shortPointer(at))
 		}
 	}
 	return nil

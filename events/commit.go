@@ -77,7 +77,7 @@ func (r *Registry) DecodeCommit(stream StreamID, seq uint64, body []byte) ([]Rec
 		return nil, fmt.Errorf("commit %d of %s: %w", seq, stream, errCommitMeta)
 	}
 	if stream.Tenant != c.Meta.Tenant && stream.Tenant != System {
-		return nil, fmt.Errorf("events: commit %d of tenant %s stands under %s", seq, c.Meta.Tenant, stream.Tenant)
+		return nil, fmt.Errorf("events: commit %d of tenant %s is stored on the subject %s", seq, c.Meta.Tenant, stream.Tenant)
 	}
 	recs := make([]Record, len(c.Events))
 	for i, s := range c.Events {

@@ -58,15 +58,15 @@ func (r Record) Last() bool { return r.Index == r.Of-1 }
 var (
 	// ErrConflict is returned by Append when the stream has moved on since it was
 	// loaded: load again, decide again.
-	ErrConflict = fault.New(fault.Conflict, "stream_moved", "This was changed by somebody else at the same moment.")
+	ErrConflict = fault.New(fault.Conflict, "stream_moved", "The resource was changed concurrently. Read it again and retry.")
 	// ErrUnknownOutcome is returned by Append when the store could not tell whether
 	// the commit was stored, even after asking. Repeating the command finds out.
 	ErrUnknownOutcome = fault.New(fault.Unavailable, "outcome_unknown",
-		"The log did not answer in time: whether the change was stored is not known. Repeat it with the same command id.")
+		"The log did not answer in time, so it is unknown whether the change was stored. Repeat it with the same command id.")
 	// ErrTooLarge refuses a commit that does not fit into one message of the log.
 	ErrTooLarge = fault.New(fault.Invalid, "commit_too_large", "The change is too large to be stored.")
 	// ErrNoSuchCommit is returned by Commit for a sequence without a commit.
-	ErrNoSuchCommit = fault.New(fault.NotFound, "commit_not_found", "The log has no commit at this place.")
+	ErrNoSuchCommit = fault.New(fault.NotFound, "commit_not_found", "The log has no commit at this position.")
 )
 
 // UnsettledError is an ErrUnknownOutcome of Stage or Append that can still be resolved.
@@ -239,7 +239,7 @@ func (r *Registry) TypeOf(e Event) (t Type, ok bool) {
 func (r *Registry) Decode(name string, version int, data json.RawMessage) (Event, error) {
 	t, ok := r.byName[name]
 	if !ok || version < 1 || version > t.Version() {
-		return nil, fmt.Errorf("events: %s version %d is not known to this program", name, version)
+		return nil, fmt.Errorf("events: %s: unknown version %d", name, version)
 	}
 	var err error
 	for i, up := range t.upcasts[version-1:] {

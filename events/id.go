@@ -16,7 +16,7 @@ import (
 
 // ErrID refuses an id that cannot stand in a subject, a key or a row.
 var ErrID = fault.New(fault.Invalid, "id_invalid",
-	"An id is 1 to 128 bytes of UTF-8 without control characters; tenants and components take letters, digits, '_' and '-' only, up to 64.")
+	"An id must have 1 to 128 bytes of UTF-8 without control characters. Ids of tenants and components have at most 64 letters, digits, '_' and '-'.")
 
 // System is the tenant that holds what belongs to the installation:
 // components, tenants and API keys.

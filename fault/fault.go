@@ -83,10 +83,10 @@ func (e *Error) After(d time.Duration) *Error {
 
 // The errors that belong to no single rule.
 var (
-	ErrInternal    = New(Internal, "internal", "Something went wrong on our side. The request id leads the operator to the cause.")
-	ErrUnavailable = New(Unavailable, "unavailable", "The service cannot do this right now. Try again shortly.")
-	ErrTimeout     = New(Unavailable, "timeout", "The request took too long. Whether it took effect is not known: repeat it with the same command id.")
-	ErrConflict    = New(Conflict, "conflict", "Somebody else changed this at the same moment, again and again. Try again.")
+	ErrInternal    = New(Internal, "internal", "Internal error. Give the request id to the operator.")
+	ErrUnavailable = New(Unavailable, "unavailable", "The service is temporarily unavailable. Try again shortly.")
+	ErrTimeout     = New(Unavailable, "timeout", "The request timed out and its outcome is unknown. Repeat it with the same command id.")
+	ErrConflict    = New(Conflict, "conflict", "Too many concurrent changes to this resource. Retry.")
 )
 
 // Of returns the *Error in err's chain. An error that is none is reported as

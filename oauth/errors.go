@@ -70,22 +70,22 @@ func (e *Error) Error() string {
 
 // says are the sentences for causes.
 var says = map[cause]string{
-	resting:          "The provider has not been answering as it should, so it is left alone for a while.",
-	busy:             "Too many requests to the provider are under way at the moment.",
-	redirect:         "The provider's token address leads to another address (status %d). Secrets are not sent on there: the component must name the right one.",
-	cut:              "The provider's answer broke off.",
-	oversize:         "The provider's answer was far too large. Does the component name the right token address?",
-	noToken:          "The provider's answer held no token (status %d). Does the component name the right token address?",
-	noURI:            "The component names no usable address of the provider for this.",
-	noRefresh:        "There is no refresh token, so this authorization cannot be renewed. Connect the account again.",
-	"address_denied": "The provider's host was not found, or has an address or port the service does not connect to.",
-	"closed":         "The provider closed the connection without an answer.",
-	"protocol":       "The provider did not answer as an HTTP server does.",
+	resting:          "The provider's recent responses were errors, so requests to it are paused for a while.",
+	busy:             "Too many requests to the provider are in flight.",
+	redirect:         "The provider's token endpoint redirects to another address (status %d). Secrets are not sent there: correct the token_uri in the component.json.",
+	cut:              "The provider's response was incomplete.",
+	oversize:         "The provider's response was too large. Check the token_uri in the component.json.",
+	noToken:          "The provider's response contained no token (status %d). Check the token_uri in the component.json.",
+	noURI:            "The component names no usable endpoint of the provider for this operation.",
+	noRefresh:        "There is no refresh token, so the authorization cannot be renewed. Connect the account again.",
+	"address_denied": "The provider's host was not found, or the service may not connect to its address or port.",
+	"closed":         "The provider closed the connection without a response.",
+	"protocol":       "The provider's response was not HTTP.",
 	"refused":        "The provider refused the connection.",
 	"timeout":        "The provider did not answer in time.",
-	"tls":            "There is no secure connection to the provider: its certificate is not trusted, is for another name or has expired, or it does not speak TLS 1.2 or newer.",
-	"too_large":      "The provider's answer was far too large.",
-	"unreachable":    "There is no way to the provider from here at the moment.",
+	"tls":            "No secure connection to the provider: its certificate is not trusted, is for another name or has expired, or it does not support TLS 1.2 or newer.",
+	"too_large":      "The provider's response was too large.",
+	"unreachable":    "The provider is unreachable from this service.",
 }
 
 // Says tells the person who looks after the credential, in a plain sentence or
@@ -112,41 +112,41 @@ func (e *Error) Says() string {
 func (s step) again() string {
 	switch s {
 	case refreshing, acquiring:
-		return " The next try comes by itself."
+		return " The service will retry."
 	case redeeming:
-		return " Start connecting again in a while."
+		return " Try to connect again later."
 	}
-	return " What was granted may still stand at the provider: withdraw it there."
+	return " The grant may still be active at the provider: revoke it there."
 }
 
 func (e *Error) sentence() string {
 	switch {
 	case e.Outcome == Revoked && e.step == redeeming:
-		return "The provider did not accept the consent that was given: it was used before, came too late, or was for another client. Start connecting again."
+		return "The provider rejected the authorization code: it was already used, has expired, or belongs to another client. Connect again."
 	case e.Outcome == Revoked:
-		return "The provider no longer accepts this authorization: it was withdrawn, has expired, or the account was changed. Connect the account again."
+		return "The provider no longer accepts this authorization: it was revoked, has expired, or the account was changed. Connect the account again."
 	case e.Outcome == ClientRefused && e.Code == "unauthorized_client":
-		return "The provider does not let this OAuth client do this. Check the client's settings at the provider."
+		return "The provider does not allow this OAuth client to do this. Check the client's settings at the provider."
 	case e.Outcome == ClientRefused:
-		return "The provider did not accept the OAuth client's id or secret. Check the client here and at the provider."
+		return "The provider rejected the OAuth client's id or secret. Check the OAuth client here and at the provider."
 	case e.Status == http.StatusTooManyRequests:
-		return "The provider asks for fewer requests. That says nothing about the account."
+		return "The provider limits the rate of requests. The account is not affected."
 	case e.Outcome == Transient && e.Status != 0:
-		return fmt.Sprintf("The provider has a problem of its own (status %d). That says nothing about the account.", e.Status)
+		return fmt.Sprintf("The provider reports an error of its own (status %d). The account is not affected.", e.Status)
 	case e.Outcome == Transient:
-		return "The provider cannot be asked at the moment."
+		return "The provider cannot be reached."
 	case e.Outcome == Malformed:
-		return "The provider's answer could not be understood."
+		return "The provider's response could not be parsed."
 	case e.Code == "invalid_scope":
-		return "The provider does not grant the scopes that the component asks for."
+		return "The provider does not grant the scopes that the component requests."
 	case e.Code == "access_denied":
-		return "The provider denies this account or client the access asked for."
+		return "The provider denies this account or client the requested access."
 	case e.Code == "unsupported_token_type":
-		return "The provider does not revoke tokens of this kind."
+		return "The provider does not revoke this type of token."
 	case e.Code != "":
-		return "The provider refused the request, which points to a mistake in the component's description of it or in the OAuth client's settings."
+		return "The provider rejected the request. Check the oauth2 block of the component.json and the OAuth client's settings."
 	}
-	return fmt.Sprintf("The provider refused the request (status %d). Does the component name the right token address?", e.Status)
+	return fmt.Sprintf("The provider rejected the request (status %d). Check the token_uri in the component.json.", e.Status)
 }
 
 // verdict is what an error code stands for.

@@ -16,10 +16,10 @@ import (
 
 // ErrCursorInvalid refuses a cursor that was not given out for this tenant,
 // filter and sort.
-var ErrCursorInvalid = fault.New(fault.Invalid, "cursor_invalid", "The cursor does not belong to this list. Start again at its first page.")
+var ErrCursorInvalid = fault.New(fault.Invalid, "cursor_invalid", "The cursor does not belong to this list. Start again at the first page.")
 
 // ErrSortInvalid refuses an order that is not offered.
-var ErrSortInvalid = fault.New(fault.Invalid, "sort_invalid", `Credentials are sorted by "name" or by "created"; a search by part of a name knows no second order.`)
+var ErrSortInvalid = fault.New(fault.Invalid, "sort_invalid", `Credentials can be sorted by "name" or "created". A search for a part of the name supports one of them only.`)
 
 // CredentialFilter chooses and orders credentials. Fields left empty choose all.
 type CredentialFilter struct {

@@ -20,7 +20,7 @@ import (
 
 // ErrViewsBehind is returned by Wait when the projector has stopped before the
 // position asked for: what is read now may be old.
-var ErrViewsBehind = fault.New(fault.Unavailable, "views_behind", "The lists are not up to date right now. Try again shortly.")
+var ErrViewsBehind = fault.New(fault.Unavailable, "views_behind", "The read models are not up to date. Try again shortly.")
 
 // maxBatch is the number of records that are applied in one transaction, give
 // or take a commit. More would make a reader of its own write wait for others.
@@ -83,7 +83,7 @@ func (p *Projector) Run(ctx context.Context) (err error) {
 	p.note(false, p.Err())
 	defer func() {
 		if err != nil {
-			p.log.ErrorContext(ctx, "the projector has stopped; lists are out of date from here on",
+			p.log.ErrorContext(ctx, "projector stopped; read models are out of date from here on",
 				"position", p.model.Position(), "error", err)
 		}
 		p.note(true, err)

@@ -12,7 +12,7 @@ import (
 )
 
 // ErrViewsRebuilding is returned by Rebuild while another rebuild is on its way.
-var ErrViewsRebuilding = fault.New(fault.Precondition, "views_rebuild_running", "The views are being rebuilt already.")
+var ErrViewsRebuilding = fault.New(fault.Precondition, "views_rebuild_running", "The read models are already being rebuilt.")
 
 // Records that a rebuild applies in one transaction, and commits it may be
 // behind when it stops the writer to catch up for good.
@@ -36,18 +36,18 @@ func (v *Views) Rebuild(ctx context.Context, store events.Store, progress func(d
 	}
 	fresh := v.path + building
 	if err := remove(fresh); err != nil {
-		return fmt.Errorf("rebuilding the views: %w", err)
+		return fmt.Errorf("rebuilding the read models: %w", err)
 	}
 	w, err := openBulk(fresh, v.opts.Log)
 	if err != nil {
-		return fmt.Errorf("rebuilding the views: %w", err)
+		return fmt.Errorf("rebuilding the read models: %w", err)
 	}
 	defer func() {
 		if w != nil {
 			err = errors.Join(err, w.Close())
 		}
 		if err != nil {
-			err = fmt.Errorf("rebuilding the views: %w", errors.Join(err, remove(fresh)))
+			err = fmt.Errorf("rebuilding the read models: %w", errors.Join(err, remove(fresh)))
 		}
 	}()
 
@@ -116,7 +116,7 @@ func (v *Views) Repair(ctx context.Context, store events.Store) error {
 			}
 			return err
 		}
-		v.log.InfoContext(ctx, "the damaged views were rebuilt", "path", v.path, "position", v.Position())
+		v.log.InfoContext(ctx, "damaged read models rebuilt", "path", v.path, "position", v.Position())
 	}
 }
 
@@ -140,7 +140,7 @@ func (w *writer) replay(ctx context.Context, store events.Store, end uint64, pro
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return fmt.Errorf("the log gave no more after %d of %d", w.meta.seq, end)
+	return fmt.Errorf("the log ended after %d of %d", w.meta.seq, end)
 }
 
 func syncFile(path string) error {

@@ -22,8 +22,8 @@ const (
 
 // SQLite has one sentence for both: "database or disk is full".
 var (
-	errDiskFull  = errors.New("the disk that holds the views is full")
-	errIndexFull = errors.New("an index of the views takes no more segments, though the disk has space")
+	errDiskFull  = errors.New("the disk of the read models is full")
+	errIndexFull = errors.New("an index of the read models cannot grow, although the disk has space")
 )
 
 // diskFull is the free space in bytes below which a file is full because the disk is.
@@ -89,7 +89,7 @@ func (c *conn) prepared(sql string) (statement, error) {
 	}
 	s, ok := raw.(statement)
 	if !ok {
-		return nil, fmt.Errorf("preparing %s: the driver's %T is of another make", head(sql), raw)
+		return nil, fmt.Errorf("preparing %s: unexpected driver type %T", head(sql), raw)
 	}
 	c.stmts[sql] = s
 	return s, nil

@@ -25,7 +25,7 @@ import (
 var ErrViewsClosed = fault.New(fault.Unavailable, "views_closed", "The service is stopping.")
 
 // ErrViewsDamaged is returned by reads that find the file damaged.
-var ErrViewsDamaged = fault.New(fault.Unavailable, "views_damaged", "The lists are damaged and are being rebuilt. Try again shortly.")
+var ErrViewsDamaged = fault.New(fault.Unavailable, "views_damaged", "The read models are damaged and are being rebuilt. Try again shortly.")
 
 // viewsVersion is the version of everything the file holds: tables, indexes and
 // how events are folded into them. Raise it with any change to these; a file
@@ -102,9 +102,9 @@ func OpenViews(path string, opts ViewsOptions) (*Views, error) {
 		readers: make(chan *conn, opts.Readers), closed: make(chan struct{}), damaged: make(chan struct{}, 1),
 	}
 	if why := unfit(path, opts.Log); why != nil {
-		v.log.Warn("the views are dropped and built again from the log", "path", path, "reason", why)
+		v.log.Warn("dropping the read models and rebuilding them from the log", "path", path, "reason", why)
 		if err := remove(path); err != nil {
-			return nil, fmt.Errorf("dropping the views: %w", err)
+			return nil, fmt.Errorf("dropping the read models: %w", err)
 		}
 	}
 	err := removeIfThere(path + building)
@@ -112,7 +112,7 @@ func OpenViews(path string, opts ViewsOptions) (*Views, error) {
 		err = v.open()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("opening the views: %w", err)
+		return nil, fmt.Errorf("opening the read models: %w", err)
 	}
 	return v, nil
 }
@@ -282,7 +282,7 @@ func (v *Views) reopen() error {
 	}
 	_ = v.shut() // the readers alone, which have written nothing
 	if err := v.open(); err != nil {
-		return v.noticed(fmt.Errorf("opening the views again: %w", err))
+		return v.noticed(fmt.Errorf("reopening the read models: %w", err))
 	}
 	return nil
 }
@@ -298,7 +298,7 @@ func (v *Views) Close() error {
 	close(v.closed)
 	sound := v.w != nil && v.Err() == nil
 	if err := v.shut(); err != nil {
-		return fmt.Errorf("closing the views: %w", err)
+		return fmt.Errorf("closing the read models: %w", err)
 	}
 	if !sound {
 		return nil
@@ -308,7 +308,7 @@ func (v *Views) Close() error {
 		err = os.WriteFile(v.path+cleanMark, []byte(sum), 0o600)
 	}
 	if err != nil {
-		return fmt.Errorf("marking the views as closed: %w", err)
+		return fmt.Errorf("marking the read models as closed: %w", err)
 	}
 	return nil
 }
@@ -330,7 +330,7 @@ func digest(path string) (string, error) {
 // ErrViewsAhead says that the views reflect a commit that the log does not hold. They are fed
 // with durable commits only, so it is the log that has lost something.
 var ErrViewsAhead = fault.New(fault.Unavailable, "log_behind_views",
-	"The log does not hold what the views were made from: it was damaged. Nothing is changed and no secret leaves until it is restored.")
+	"The log misses commits that are in the read models, so it is damaged. Changes are refused and no secret is returned until it is restored from a backup.")
 
 // Check compares the views with the log, of which commitAt gives the id of the commit at
 // a sequence. It returns ErrViewsAhead when the log does not hold the commit that they
@@ -349,10 +349,9 @@ func (v *Views) Check(commitAt func(seq uint64) (commitID string, err error)) er
 	id, err := commitAt(m.seq)
 	switch {
 	case err != nil && !errors.Is(err, events.ErrNoSuchCommit):
-		return fmt.Errorf("comparing the views with the log: %w", err)
+		return fmt.Errorf("comparing the read models with the log: %w", err)
 	case err != nil || id != m.commit:
-		return ErrViewsAhead.Because("The views were made from a log with the commit %d, which the log does not hold, or holds another one in its place: it was damaged. "+
-			"Nothing is changed and no secret leaves until it is restored from a backup. If the log was restored on purpose, remove the files of the views.", m.seq)
+		return ErrViewsAhead.Because("The read models were built from commit %d, which the log misses or has replaced by another commit, so the log is damaged. Changes are refused and no secret is returned until it is restored from a backup. If you restored an older log on purpose, remove views.db and the files beside it.", m.seq)
 	}
 	return nil
 }
@@ -363,7 +362,7 @@ func (v *Views) Check(commitAt func(seq uint64) (commitID string, err error)) er
 func (v *Views) swap(replace func() error) error {
 	defer v.keys.Add(1)
 	if err := v.shut(); err != nil { // of a file that goes away
-		v.log.Info("the old views were not closed in order", "path", v.path, "error", err)
+		v.log.Info("old read models not closed cleanly", "path", v.path, "error", err)
 	}
 	if err := replace(); err != nil {
 		return errors.Join(err, v.open())
@@ -435,9 +434,9 @@ func (v *Views) noticed(err error) error {
 		return err
 	}
 	if v.damage.CompareAndSwap(nil, &err) {
-		v.log.Error("the views are damaged; they are rebuilt from the log", "path", v.path, "error", err)
+		v.log.Error("read models are damaged; rebuilding them from the log", "path", v.path, "error", err)
 		if err := os.WriteFile(v.path+damagedMark, nil, 0o600); err != nil {
-			v.log.Error("the damaged views could not be marked", "path", v.path, "error", err)
+			v.log.Error("cannot mark the read models as damaged", "path", v.path, "error", err)
 		}
 		select {
 		case v.damaged <- struct{}{}:
@@ -504,7 +503,7 @@ func (v *Views) Dump(ctx context.Context, out io.Writer) error {
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("dumping the views: %w", err)
+		return fmt.Errorf("dumping the read models: %w", err)
 	}
 	return b.Flush()
 }

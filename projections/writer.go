@@ -198,7 +198,7 @@ func newBatch(w *writer) *batch {
 	return &batch{w: w, credentials: map[credentialKey]*change{}, flows: map[flowKey]*flowChange{}, inUse: map[inUseKey]inUseChange{}}
 }
 
-var errUnknownEvent = errors.New("the views do not know this event")
+var errUnknownEvent = errors.New("unknown event")
 
 func (b *batch) apply(r events.Record) error {
 	// An id that the caller did not give is never asked for; renewals of tokens make many.

@@ -28,7 +28,7 @@ var (
 	// names, in valid UTF-8 and without NUL.
 	ErrKeysMalformed = fault.New(fault.Invalid, "keys_malformed", "The keys must be one JSON object.")
 	// ErrKeysTooLarge refuses an object above MaxFieldsSize or MaxFieldsDepth.
-	ErrKeysTooLarge = fault.New(fault.Invalid, "keys_too_large", "The keys may take at most 64 KiB, nested at most 32 deep.")
+	ErrKeysTooLarge = fault.New(fault.Invalid, "keys_too_large", "The keys are limited to 64 KiB and a nesting depth of 32.")
 )
 
 // Fields is a set of named secret values, as the keys of a credential are. A
@@ -60,7 +60,7 @@ func ParseFields(jsonObject []byte) (Fields, error) {
 		}
 		key := name.String() // before the next read, which ends the token's life
 		if key == "" || strings.ContainsFunc(key, unicode.IsControl) {
-			return Fields{}, ErrKeysMalformed.Because("A name in the keys is empty or holds a control character.")
+			return Fields{}, ErrKeysMalformed.Because("A name in the keys is empty or has a control character.")
 		}
 		value, err := dec.ReadValue()
 		if err != nil {
@@ -90,7 +90,7 @@ func checkObject(b []byte) error {
 		case dec.StackDepth() > MaxFieldsDepth:
 			return ErrKeysTooLarge
 		case tok.Kind() == '"' && strings.IndexByte(tok.String(), 0) >= 0:
-			return ErrKeysMalformed.Because("The keys hold a NUL character.")
+			return ErrKeysMalformed.Because("The keys have a NUL character.")
 		}
 	}
 }
@@ -98,7 +98,7 @@ func checkObject(b []byte) error {
 // malformed says what is wrong without the decoder's own words, which quote the input.
 func malformed(err error) error {
 	if errors.Is(err, jsontext.ErrDuplicateName) {
-		return ErrKeysMalformed.Because("A name stands twice in the keys.")
+		return ErrKeysMalformed.Because("A name appears more than once in the keys.")
 	}
 	return ErrKeysMalformed.Because("The keys are not valid JSON.")
 }

@@ -26,21 +26,21 @@ type Sealed []byte
 // The errors of a Keyring and its store.
 var (
 	// ErrNoKeyset says that a tenant has no keys yet: Ensure makes them.
-	ErrNoKeyset = fault.New(fault.NotFound, "keyset_not_found", "The tenant has no keys.")
+	ErrNoKeyset = fault.New(fault.NotFound, "keyset_not_found", "The tenant has no encryption keys.")
 	// ErrKeysetMissing says that a tenant which has been registered has no keys: they are
 	// lost. New ones would open nothing, so none are made.
 	ErrKeysetMissing = fault.New(fault.Unavailable, "keyset_missing",
-		"The keys of a tenant are lost. Nothing is changed and no secret leaves until they are restored.")
+		"The encryption keys of a tenant are lost. Changes are refused and no secret is returned until they are restored from a backup.")
 	// ErrKeysetExists is returned by a KeysetStore whose caller came second.
-	ErrKeysetExists = fault.New(fault.Exists, "keyset_exists", "The tenant's keys were made or changed by somebody else.")
+	ErrKeysetExists = fault.New(fault.Exists, "keyset_exists", "The encryption keys of the tenant were created or changed concurrently.")
 	// ErrKeysetUnopenable says that a stored keyset is there and does not open:
 	// wrong KMS key, KMS out of reach, or a damaged or foreign entry.
-	ErrKeysetUnopenable = fault.New(fault.Unavailable, "keyset_unopenable", "The tenant's keys cannot be opened with this KMS key.")
+	ErrKeysetUnopenable = fault.New(fault.Unavailable, "keyset_unopenable", "The encryption keys of the tenant cannot be decrypted with this KMS key.")
 	// ErrKeysetUnwrappable says that new keys could not be wrapped by the KMS.
-	ErrKeysetUnwrappable = fault.New(fault.Unavailable, "keyset_unwrappable", "New keys for the tenant cannot be wrapped with this KMS key.")
+	ErrKeysetUnwrappable = fault.New(fault.Unavailable, "keyset_unwrappable", "New encryption keys of the tenant cannot be wrapped with this KMS key.")
 	// ErrSecretUnopenable says that sealed bytes do not open: damaged, sealed for
 	// another tenant, or bound to something else.
-	ErrSecretUnopenable = fault.New(fault.Internal, "secret_unopenable", "A stored secret cannot be opened.")
+	ErrSecretUnopenable = fault.New(fault.Internal, "secret_unopenable", "A stored secret cannot be decrypted.")
 )
 
 // KeysetStore keeps the wrapped keyset of each tenant. What it has taken is
@@ -308,7 +308,7 @@ func (k *Keyring) unwrap(tenant string, wrapped []byte) (*keys, error) {
 		return nil, unopenable(err)
 	}
 	if entry.Format != keysetFormat {
-		return nil, unopenable(fmt.Errorf("format %d is not known to this program", entry.Format))
+		return nil, unopenable(fmt.Errorf("unknown format %d", entry.Format))
 	}
 	aeadHandle, err := readKeyset(entry.AEAD, k.kms, keysetContext(tenant))
 	if err != nil {

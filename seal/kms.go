@@ -48,5 +48,5 @@ func OpenKMS(ctx context.Context, cfg KMS) (tink.AEAD, error) {
 	case "gcp-kms":
 		return openGCP(ctx, cfg.URL)
 	}
-	return nil, errors.New("opening the KMS key: its URL is none of file:, hcvault:, aws-kms: and gcp-kms: URLs")
+	return nil, errors.New("opening the KMS key: the URL must begin with file:, hcvault:, aws-kms: or gcp-kms:")
 }

@@ -10,5 +10,5 @@ import (
 )
 
 func openAWS(context.Context, string) (tink.AEAD, error) {
-	return nil, errors.New("opening the KMS key: aws-kms is not part of this program: build it with the tag awskms")
+	return nil, errors.New("opening the KMS key: this build has no aws-kms: build with the tag awskms")
 }

@@ -101,13 +101,13 @@ func readPrivate(path string) ([]byte, error) {
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("there is no key file: %w", err)
+		return nil, fmt.Errorf("the key file does not exist: %w", err)
 	case err != nil:
 		return nil, err
 	case !info.Mode().IsRegular() || info.Size() > 1024:
-		return nil, fmt.Errorf("key file %s is not a key file of this program", path)
+		return nil, fmt.Errorf("key file %s is not a credstream key file", path)
 	case runtime.GOOS != "windows" && info.Mode().Perm()&0o077 != 0: // Windows has no such bits
-		return nil, fmt.Errorf("key file %s has mode %04o and is open to others: run chmod 600 on it", path, info.Mode().Perm())
+		return nil, fmt.Errorf("key file %s has mode %04o, so other users can read it: run chmod 600 on it", path, info.Mode().Perm())
 	}
 	return os.ReadFile(path)
 }
@@ -115,7 +115,7 @@ func readPrivate(path string) ([]byte, error) {
 func parseKeyLine(line []byte) ([]byte, error) {
 	text, ok := bytes.CutPrefix(bytes.TrimRight(line, "\r\n"), []byte(keyFilePrefix))
 	if !ok {
-		return nil, errors.New("is not a key file of this program")
+		return nil, errors.New("is not a credstream key file")
 	}
 	raw, err := base64.StdEncoding.Strict().DecodeString(string(text))
 	if err != nil || len(raw) != keySize+checkSize {

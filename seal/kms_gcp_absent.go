@@ -10,5 +10,5 @@ import (
 )
 
 func openGCP(context.Context, string) (tink.AEAD, error) {
-	return nil, errors.New("opening the KMS key: gcp-kms is not part of this program: build it with the tag gcpkms")
+	return nil, errors.New("opening the KMS key: this build has no gcp-kms: build with the tag gcpkms")
 }

@@ -109,9 +109,9 @@ func TestKeyFile(t *testing.T) {
 
 func TestKMSURLs(t *testing.T) {
 	for _, c := range []struct{ url, want string }{
-		{"", "is none of"},
-		{"kms.key", "is none of"},
-		{"http://x/transit/keys/k", "is none of"},
+		{"", "must begin with"},
+		{"kms.key", "must begin with"},
+		{"http://x/transit/keys/k", "must begin with"},
 		{"file:", "file:///absolute/path"},
 		{"file://host/kms.key", "file:///absolute/path"},
 		{"file:///kms.key?x=1", "file:///absolute/path"},
@@ -123,7 +123,7 @@ func TestKMSURLs(t *testing.T) {
 		{"hcvault://vault/transit/keys/k?tls=off", "loopback"},
 		{"hcvault://10.0.0.1/transit/keys/k?tls=off", "loopback"},
 		{"hcvault://127.0.0.1/transit/keys/k?tls=skip", "loopback"},
-		{"hcvault://vault/transit/keys/k?token=x", "no option"},
+		{"hcvault://vault/transit/keys/k?token=x", "is not an option"},
 		{"hcvault://vault/transit/keys/k?ca_file=/nonexistent", "ca_file"},
 		{"aws-kms://arn:aws:kms:eu-west-1:1:key/k", "awskms"},
 		{"gcp-kms://projects/p/locations/l/keyRings/r/cryptoKeys/k", "gcpkms"},

@@ -24,7 +24,7 @@ func openVault(u *url.URL, token Secret) (tink.AEAD, error) {
 		return nil, fmt.Errorf("opening the KMS key: %w", err)
 	}
 	if token.IsZero() {
-		return nil, errors.New("opening the KMS key: Vault needs a token")
+		return nil, errors.New("opening the KMS key: Vault requires a token: set CREDSTREAM_KMS_TOKEN")
 	}
 	client, err := api.NewClient(&api.Config{
 		Address: opts.scheme + "://" + u.Host,
@@ -81,7 +81,7 @@ func parseVaultURL(u *url.URL) (vaultOptions, error) {
 			}
 			opts.roots = x509.NewCertPool()
 			if !opts.roots.AppendCertsFromPEM(pem) {
-				return opts, fmt.Errorf("ca_file %s holds no certificate", value)
+				return opts, fmt.Errorf("ca_file %s has no certificate", value)
 			}
 		case "tls":
 			ip := net.ParseIP(u.Hostname())
@@ -90,7 +90,7 @@ func parseVaultURL(u *url.URL) (vaultOptions, error) {
 			}
 			opts.scheme = "http"
 		default:
-			return opts, fmt.Errorf("%q is no option of an hcvault URL", name)
+			return opts, fmt.Errorf("%q is not an option of an hcvault URL", name)
 		}
 	}
 	return opts, nil

@@ -12,7 +12,7 @@ import (
 // ErrSealedUnopenable refuses what was not sealed to the tenant's service key,
 // or for another request.
 var ErrSealedUnopenable = fault.New(fault.Unprocessable, "keys_sealed_unopenable",
-	"The sealed keys do not open: they were sealed to another key, or for another tenant, command or command id.")
+	"The sealed keys cannot be opened: they are for another key, tenant, command or command id.")
 
 // Suite names what secrets are sealed to the service with: HPKE in base mode
 // (RFC 9180). A sealed text is the encapsulated key, 32 bytes, and the ciphertext.

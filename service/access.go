@@ -72,15 +72,15 @@ func Permissions() []PermissionInfo {
 		{ComponentsCreate, "register components", false},
 		{ComponentsEdit, "change, share and set up components", false},
 		{ComponentsDelete, "delete components", false},
-		{CredentialsGet, "read what is known of credentials, never their secrets", false},
+		{CredentialsGet, "read the metadata of credentials, never their secrets", false},
 		{CredentialsCreate, "create credentials", false},
 		{CredentialsEdit, "rename, replace, revert and verify credentials", false},
 		{CredentialsDelete, "delete credentials and revoke their tokens", false},
-		{CredentialsReveal, "see a secret value, one at a time, each time recorded", false},
+		{CredentialsReveal, "reveal secret values, one resource at a time, each time audited", false},
 		{CredentialsResolve, "fetch the secrets of a credential for a flow", false},
-		{CredentialsExport, "export credentials, their secrets sealed or left out", false},
+		{CredentialsExport, "export credentials, with their secrets sealed or omitted", false},
 		{WorkspacesCredentialEdit, "write credentials over the REST API v2", false},
-		{AuthSecretsGet, "read what is known of the credentials of workspaces, never their secrets", false},
+		{AuthSecretsGet, "read the metadata of credentials of workspaces, never their secrets", false},
 		{AuthSecretsCreate, "create credentials in workspaces", false},
 		{AuthSecretsEdit, "rename and replace the credentials of workspaces", false},
 		{AuthSecretsDelete, "delete the credentials of workspaces", false},
@@ -95,12 +95,12 @@ func Permissions() []PermissionInfo {
 		{ConnectorSecretsRead, "read the secrets of connectors", false},
 		{ConnectorSecretsWrite, "write and delete the secrets of connectors", false},
 		{FlowsGet, "read flows and what they use", false},
-		{FlowsEdit, "tell of flows, bind and release them", false},
-		{QueueManage, "look into the poison queue and work it off", false},
+		{FlowsEdit, "publish flow events; bind and release flows", false},
+		{QueueManage, "inspect, retry and drop dead-lettered messages", false},
 		{AuditRead, "read the history of the tenant", false},
-		{TenantsManage, "bring tenants in and list them", true},
+		{TenantsManage, "register and list tenants", true},
 		{KeysManage, "issue, list and revoke API keys", false},
-		{ViewsManage, "look at the views and rebuild them", true},
+		{ViewsManage, "inspect and rebuild the read models", true},
 	}
 }
 
@@ -183,15 +183,15 @@ func (p Principal) usableFrom(from netip.Addr) bool {
 // The refusals of a caller.
 var (
 	ErrUnauthenticated = fault.New(fault.Unauthenticated, "unauthenticated",
-		"A key is needed: HTTP Basic or Bearer, or the password of a NATS connection.")
+		"An API key is required: send it by HTTP Basic or Bearer, or as the password of the NATS connection.")
 	// ErrKeyUnknown says one thing of every key that is not good, so that it tells
 	// nothing to who guesses.
 	ErrKeyUnknown = fault.New(fault.Unauthenticated, "api_key_unknown",
-		"This key is not known here, was revoked, has expired, or may not be used from this address.")
+		"The API key is unknown, revoked or expired, or it may not be used from this address.")
 	ErrKeyMalformed = fault.New(fault.Unauthenticated, "api_key_malformed",
-		"This is no key of this service: it was mistyped, cut short, or belongs elsewhere.")
-	ErrDenied         = fault.New(fault.Denied, "permission_denied", "The key lacks the permission for this.")
-	ErrTenantNotFound = fault.New(fault.NotFound, "tenant_not_found", "There is no such tenant.")
+		"Not a valid API key: mistyped, truncated, or for another service.")
+	ErrDenied         = fault.New(fault.Denied, "permission_denied", "The key lacks the required permission.")
+	ErrTenantNotFound = fault.New(fault.NotFound, "tenant_not_found", "Tenant not found.")
 )
 
 // The form of a key that the service makes: "cs_", 256 random bits as 52 letters
@@ -396,7 +396,7 @@ func (s *Service) authorize(ctx context.Context, call *Call, perm Permission) er
 		return s.deny(ctx, call, perm)
 	case permissions[perm].Everywhere && !slices.Contains(call.Principal.Tenants, AllTenants):
 		s.denied(ctx, call, perm)
-		return ErrDenied.Because("The permission %s concerns every tenant: it takes a key that is granted every tenant.", perm)
+		return ErrDenied.Because("The permission %s affects every tenant. Use a key that is granted every tenant (*).", perm)
 	}
 	return nil
 }

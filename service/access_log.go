@@ -59,7 +59,7 @@ type AccessLog interface {
 
 // ErrAccessLog refuses secrets while it cannot be recorded who gets them.
 var ErrAccessLog = fault.New(fault.Unavailable, "access_log_unavailable",
-	"That you are given this could not be recorded, so it is not given. Try again.")
+	"The access could not be recorded in the audit log, so nothing was returned. Try again.")
 
 // ReplayAccess asks who was given which credential. Filters combine by AND.
 type ReplayAccess struct {
@@ -138,7 +138,7 @@ func (s *Service) scanAccess(ctx context.Context, call *Call, credential string,
 		return 0, ErrLimit.Because("A page holds 1 to 1000 entries.").At("/limit")
 	}
 	if s.cfg.AccessLog == nil {
-		return 0, ErrAccessLog.Because("This service keeps no access log.")
+		return 0, ErrAccessLog.Because("This service has no access log.")
 	}
 	of := AccessRange{Credential: credential, From: from, Since: since}
 	taken := 0

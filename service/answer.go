@@ -109,7 +109,7 @@ func summarize(route string, answer any) (events.CommandCompleted, bool, error) 
 	case QueuedChanged:
 		c.Total, c.Skipped, c.Before, c.Next = a.Done, a.Skipped, a.Before, a.Next
 	default:
-		return c, false, fmt.Errorf("service: how %s was answered cannot be remembered: %T", route, answer)
+		return c, false, fmt.Errorf("service: cannot store the outcome of %s: %T", route, answer)
 	}
 	summary := summaryOf(route, done)
 	summary.Outcome, summary.Total, summary.Expires = c.Outcome, c.Total, c.Expires
@@ -179,7 +179,7 @@ func (s *Service) complete(ctx context.Context, call *Call, c events.CommandComp
 		commands.CommandRecord(commands.CompleteCommand{ID: call.recordID(), Completed: c}), s.meta(&named), nil)
 	call.execution.note(err, true)
 	if err != nil {
-		return c, fmt.Errorf("remember how a command ended: %w", err)
+		return c, fmt.Errorf("store the outcome of a command: %w", err)
 	}
 	if e := call.execution; e.seq == 0 && e.resumed == nil {
 		e.seq = after.Seq
@@ -190,9 +190,9 @@ func (s *Service) complete(ctx context.Context, call *Call, c events.CommandComp
 
 // The refusals of a deadline.
 var (
-	ErrDeadline = fault.New(fault.Invalid, "deadline_invalid", "A deadline is a moment as RFC 3339 writes it, such as \"2031-01-31T12:00:00.5Z\".")
+	ErrDeadline = fault.New(fault.Invalid, "deadline_invalid", "The deadline must be an RFC 3339 time, such as \"2031-01-31T12:00:00.5Z\".")
 	ErrLate     = fault.New(fault.Unavailable, "request_late",
-		"The request came after its deadline and was not carried out. If it was sent in time, compare the clocks of this machine and the service.")
+		"The request arrived after its deadline and was not executed. If it was sent in time, compare the clocks of the client and the service.")
 )
 
 // DeadlineHeader is the header, on NATS and HTTP, that says when the caller stops

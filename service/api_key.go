@@ -16,18 +16,18 @@ import (
 
 // The refusals of an API key's input.
 var (
-	ErrRole       = fault.New(fault.Invalid, "role_invalid", "A role is ADMINISTRATOR, OPERATOR, FLOW_ENGINE or AUDITOR.")
-	ErrPermission = fault.New(fault.Invalid, "permission_invalid", "A permission is one of the closed list, such as credentials.get.")
-	ErrKeyRights  = fault.New(fault.Denied, "api_key_exceeds_issuer", "A key cannot be given more than its issuer has.")
+	ErrRole       = fault.New(fault.Invalid, "role_invalid", "The role must be ADMINISTRATOR, OPERATOR, FLOW_ENGINE or AUDITOR.")
+	ErrPermission = fault.New(fault.Invalid, "permission_invalid", "Unknown permission. Use one of docs/permissions.md, such as credentials.get.")
+	ErrKeyRights  = fault.New(fault.Denied, "api_key_exceeds_issuer", "You cannot grant a key more than your own key has.")
 	ErrKeyExpires = fault.New(fault.Invalid, "api_key_expires_invalid",
-		"A key expires at a moment to come, such as \"2031-01-31T00:00:00Z\", or after a time, such as \"720h\".")
+		"The expiry must be a future time, such as \"2031-01-31T00:00:00Z\", or a duration, such as \"720h\".")
 	ErrKeyAddresses = fault.New(fault.Invalid, "api_key_addresses_invalid",
-		"The addresses of a key are up to 32 IPv4 or IPv6 networks, such as \"192.0.2.0/24\".")
+		"The addresses must be at most 32 IPv4 or IPv6 networks, such as \"192.0.2.0/24\".")
 )
 
 // ErrKeyLast keeps an installation from being locked out.
 var ErrKeyLast = fault.New(fault.Precondition, "api_key_own",
-	"A key that reaches every tenant cannot revoke itself: issue another one and revoke this one with it.")
+	"A key that is granted every tenant cannot revoke itself. Issue another key and revoke this one with it.")
 
 // The bounds of a key.
 const (
@@ -76,7 +76,7 @@ func (s *Service) issueAPIKey(ctx context.Context, call *Call, in IssueAPIKey) (
 		in.Tenants = []string{call.Tenant}
 	}
 	if len(in.Tenants) > maxKeyTenants {
-		return IssuedAPIKey{}, ErrKeyRights.Because("A key names at most %d tenants, or every one by \"*\".", maxKeyTenants).At("/tenants")
+		return IssuedAPIKey{}, ErrKeyRights.Because("A key can list at most %d tenants. Use \"*\" for every tenant.", maxKeyTenants).At("/tenants")
 	}
 	for _, t := range in.Tenants {
 		if t != AllTenants && events.CheckName(t) != nil {
@@ -115,13 +115,13 @@ func grantable(issuer Principal, in IssueAPIKey) ([]string, error) {
 	role, known := Roles[in.Role]
 	switch {
 	case in.Role == "" && len(in.Permissions) == 0:
-		return nil, ErrRole.Because("A key needs a role or permissions.").At("/role")
+		return nil, ErrRole.Because("Give the key a role or permissions.").At("/role")
 	case in.Role != "" && !known:
 		return nil, ErrRole.At("/role")
 	}
 	for _, perm := range role {
 		if !issuer.mayGrant(perm) {
-			return nil, ErrKeyRights.Because("The role %s has the permission %s, which its issuer lacks.", in.Role, perm).At("/role")
+			return nil, ErrKeyRights.Because("The role %s includes the permission %s, which your key lacks.", in.Role, perm).At("/role")
 		}
 	}
 	var names []string
@@ -131,7 +131,7 @@ func grantable(issuer Principal, in IssueAPIKey) ([]string, error) {
 			return nil, ErrPermission.At(at)
 		}
 		if !issuer.mayGrant(perm) {
-			return nil, ErrKeyRights.Because("A key cannot be given %s, which its issuer lacks.", perm).At(at)
+			return nil, ErrKeyRights.Because("You cannot grant %s: your key lacks it.", perm).At(at)
 		}
 		if !slices.Contains(role, perm) {
 			names = append(names, string(perm))
@@ -160,7 +160,7 @@ func expiry(issuer Principal, given string, now time.Time) (time.Time, error) {
 		}
 	}
 	if !issuer.Expires.IsZero() && (end.IsZero() || end.After(issuer.Expires)) {
-		return time.Time{}, ErrKeyRights.Because("A key cannot last longer than its issuer, which expires at %s.",
+		return time.Time{}, ErrKeyRights.Because("The key cannot outlive the key that issues it, which expires at %s.",
 			issuer.Expires.Format(time.RFC3339)).At("/expires")
 	}
 	return end, nil
@@ -173,7 +173,7 @@ func networks(issuer Principal, given []string) ([]string, error) {
 		return nil, ErrKeyAddresses.At("/addresses")
 	}
 	if len(given) == 0 && len(issuer.Addresses) > 0 {
-		return nil, ErrKeyRights.Because("The issuer may be used from some addresses only, so its keys need addresses within those.").At("/addresses")
+		return nil, ErrKeyRights.Because("Your key is restricted to some networks. Give the new key networks within those.").At("/addresses")
 	}
 	var list []string
 	for i, text := range given {
@@ -187,13 +187,13 @@ func networks(issuer Principal, given []string) ([]string, error) {
 			network = netip.PrefixFrom(address, address.BitLen())
 		}
 		if network.Addr().Is4In6() { // connections from there are known by the IPv4 address
-			return nil, ErrKeyAddresses.Because("An IPv4 network is written as one: \"192.0.2.0/24\".").At(at)
+			return nil, ErrKeyAddresses.Because("Write an IPv4 network in IPv4 form: \"192.0.2.0/24\".").At(at)
 		}
 		network = network.Masked()
 		if len(issuer.Addresses) > 0 && !slices.ContainsFunc(issuer.Addresses, func(n netip.Prefix) bool {
 			return n.Bits() <= network.Bits() && n.Contains(network.Addr())
 		}) {
-			return nil, ErrKeyRights.Because("The issuer may not be used from %s itself.", network).At(at)
+			return nil, ErrKeyRights.Because("Your key may not be used from %s, so it cannot grant that network.", network).At(at)
 		}
 		list = append(list, network.String())
 	}
@@ -236,9 +236,9 @@ func (s *Service) revokeAPIKey(ctx context.Context, call *Call, in RevokeAPIKey)
 	case !known.Value.Exists || known.Value.Home != call.Tenant:
 		return Done{}, aggregates.ErrAPIKeyNotFound
 	case !covers(call.Principal, known.Value.Tenants):
-		return Done{}, ErrKeyRights.Because("A key that reaches more tenants than yours can only be revoked by one that reaches them too.")
+		return Done{}, ErrKeyRights.Because("The key is granted more tenants than yours. Revoke it with a key that is granted those tenants too.")
 	case in.ID != call.Principal.Actor.ID && !mayHold(call.Principal, known.Value):
-		return Done{}, ErrKeyRights.Because("This key has permissions that yours lacks, so yours cannot revoke it.")
+		return Done{}, ErrKeyRights.Because("The key has permissions that yours lacks. Revoke it with a key that has them.")
 	case in.ID == call.Principal.Actor.ID && slices.Contains(known.Value.Tenants, AllTenants):
 		return Done{}, ErrKeyLast
 	}
@@ -295,7 +295,7 @@ func (s *Service) listAPIKeys(ctx context.Context, call *Call, in ListAPIKeys) (
 	var used map[string]time.Time
 	if s.cfg.LastUse != nil {
 		if used, err = s.cfg.LastUse.LastUsed(ctx); err != nil { // the list is worth more than this
-			s.cfg.Logger.WarnContext(ctx, "the last use of keys is not known", "err", err)
+			s.cfg.Logger.WarnContext(ctx, "cannot read when keys were last used", "err", err)
 		}
 	}
 	page, next, err := s.cfg.Views.APIKeys(ctx, call.Tenant, in.After, limit)

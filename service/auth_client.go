@@ -23,18 +23,18 @@ import (
 
 // The refusals of an auth client's input.
 var (
-	ErrAuthClientType       = fault.New(fault.Invalid, "auth_client_type_invalid", "The type of an auth client is oauth2, basic, api_key or noauth.")
-	ErrAuthClientScope      = fault.New(fault.Invalid, "auth_client_scope_invalid", "An auth client belongs to one workspace or contract, to the tenant, or to every tenant.")
-	ErrAuthClientComponents = fault.New(fault.Invalid, "auth_client_components_invalid", "An auth client is for 1 to 50 components, each once.")
+	ErrAuthClientType       = fault.New(fault.Invalid, "auth_client_type_invalid", "The type of an auth client must be oauth2, basic, api_key or noauth.")
+	ErrAuthClientScope      = fault.New(fault.Invalid, "auth_client_scope_invalid", "An auth client belongs to one workspace, to one contract, to the tenant, or to every tenant.")
+	ErrAuthClientComponents = fault.New(fault.Invalid, "auth_client_components_invalid", "An auth client needs 1 to 50 components, without duplicates.")
 	// ErrAuthClientIdle refuses to make a credential with an auth client that nothing is done with.
 	ErrAuthClientIdle = fault.New(fault.Unprocessable, "auth_client_idle",
-		"No credential is made with this auth client: it is kept and shown, no more. Leave it out, or name one of type oauth2 that belongs to the tenant.")
-	ErrAuthClientOther = fault.New(fault.Unprocessable, "auth_client_component_mismatch", "The auth client is not for this component.")
+		"No credential can be created with this auth client: only auth clients of type oauth2 that belong to the tenant are used. Omit it, or name one of those.")
+	ErrAuthClientOther = fault.New(fault.Unprocessable, "auth_client_component_mismatch", "The auth client does not include this component.")
 	// ErrOAuthClientSecretNeeded keeps a stored secret from the hosts of a component that is added.
 	ErrOAuthClientSecretNeeded = fault.New(fault.Unprocessable, "oauth_client_secret_needed",
-		"The component sends the client secret to a host that it was not given for. Give the client_secret again with the change.")
+		"The component sends the client secret to a host that the secret was not entered for. Enter client_secret again with the change.")
 	// ErrOAuthClientFollows keeps an OAuth client as its auth client says.
-	ErrOAuthClientFollows = fault.New(fault.Precondition, "oauth_client_follows", "The OAuth client follows an auth client. Change or delete that one.")
+	ErrOAuthClientFollows = fault.New(fault.Precondition, "oauth_client_follows", "An auth client manages this OAuth client. Change or delete the auth client.")
 )
 
 // maxAuthComponents bounds the components of an auth client.
@@ -219,7 +219,7 @@ func (s *Service) mayScope(ctx context.Context, call *Call, scope string, perm P
 		return nil
 	}
 	s.denied(ctx, call, perm)
-	return ErrDenied.Because("An auth client of every tenant takes a key that holds the permission %s and is granted every tenant.", perm)
+	return ErrDenied.Because("An auth client of every tenant requires a key with the permission %s that is granted every tenant (*).", perm)
 }
 
 func checkAuthCredentials(typ string, credentials seal.Fields) error {
@@ -232,10 +232,10 @@ func checkAuthCredentials(typ string, credentials seal.Fields) error {
 	}
 	for _, name := range credentials.Names() {
 		if name != clientSecretMember && !slices.Contains(shownMembers, name) {
-			return ErrBody.Because("The credentials of an oauth2 auth client have no such member.").At(at + "/" + escapePointer(name))
+			return ErrBody.Because("Unknown member of the credentials of an oauth2 auth client.").At(at + "/" + escapePointer(name))
 		}
 		if v, text := credentials.Text(name); !text || len(v.Reveal()) > 4096 {
-			return ErrBody.Because("The member is a text of up to 4096 characters.").At(at + "/" + escapePointer(name))
+			return ErrBody.Because("The member must be a string of at most 4096 characters.").At(at + "/" + escapePointer(name))
 		}
 	}
 	id, _ := credentials.Text(clientIDMember)
@@ -308,8 +308,7 @@ func (s *Service) authComponents(ctx context.Context, call *Call, typ string, fo
 				return nil, nil, aggregates.ErrOAuthClientExists.At(at)
 			}
 			if beyond := append(d.OAuth2.Beyond(secret.blocks...), d.OAuth2.ConsentBeyond(secret.blocks...)...); len(beyond) > 0 && !secret.now {
-				return nil, nil, ErrOAuthClientSecretNeeded.Because("The component sends the client secret, or people who connect an account, to a host that it was not given for: %s. "+
-					"Give the client_secret again with the change.", strings.Join(beyond, " and ")).At(at)
+				return nil, nil, ErrOAuthClientSecretNeeded.Because("The component sends the client secret, or users who connect an account, to a host that the secret was not entered for: %s. Enter client_secret again with the change.", strings.Join(beyond, " and ")).At(at)
 			}
 			revisions[id] = revision
 		}
@@ -743,7 +742,7 @@ func (s *Service) followsNone(ctx context.Context, k projections.OAuthClient) er
 	if err != nil || !found || !slices.Contains(a.Components, events.AuthClientComponent{Component: k.Component, OAuthClient: k.ID}) {
 		return err
 	}
-	return ErrOAuthClientFollows.Because("The OAuth client follows the auth client %s. Change or delete that one.", a.ID)
+	return ErrOAuthClientFollows.Because("The auth client %s manages this OAuth client. Change or delete the auth client.", a.ID)
 }
 
 // AuthClient is what the service shows of an auth client.

@@ -258,9 +258,9 @@ func (s *Service) authSecret(ctx context.Context, call *Call, c Credential) (Aut
 // saysOf is what remains to be said of a dry request that failed some time ago.
 func saysOf(v events.Verification) string {
 	if strings.HasSuffix(v.Outcome, "xx") {
-		return fmt.Sprintf("The API did not accept the keys when they were tried last: it answered with a status of the class %s.", v.Outcome)
+		return fmt.Sprintf("The API rejected the keys at the last verification: it answered with a %s status.", v.Outcome)
 	}
-	return fmt.Sprintf("The API could not be reached when the keys were tried last (%s).", v.Outcome)
+	return fmt.Sprintf("The API could not be reached at the last verification (%s).", v.Outcome)
 }
 
 // ListAuthSecrets asks for the credentials of a workspace.

@@ -104,7 +104,7 @@ func (s *Service) binding(call *Call, in BindFlow) (cmd commands.BindFlow, err e
 		}
 	}
 	if len(in.Steps) == 0 {
-		return cmd, ErrMissing.Because("The steps of the flow are needed.").At("/steps")
+		return cmd, ErrMissing.Because("The flow's steps are required.").At("/steps")
 	}
 	if err := checkSteps(in.Steps); err != nil {
 		return cmd, err
@@ -170,7 +170,7 @@ func (s *Service) giveBack(ctx context.Context, call *Call, flow, binding string
 		seq, err := s.release(ctx, call, commands.ReleaseCredential{ID: credential, Flow: flow, Binding: binding})
 		last = max(last, seq)
 		if err != nil {
-			s.cfg.Logger.WarnContext(ctx, "a reservation is left to its expiry", "tenant", call.Tenant, "credential", credential, "binding", binding, "err", err)
+			s.cfg.Logger.WarnContext(ctx, "reservation not released; it will expire", "tenant", call.Tenant, "credential", credential, "binding", binding, "err", err)
 		}
 	}
 	return last
@@ -238,7 +238,7 @@ func (s *Service) releaseFlow(ctx context.Context, call *Call, in ReleaseFlow) (
 	case state.Seq == 0:
 		return Done{}, aggregates.ErrFlowNotFound.At("/flow")
 	case in.Binding != "" && now != "" && now != in.Binding:
-		return Done{}, aggregates.ErrFlowNotBound.Because("The flow has no reservation %s; it has %s.", in.Binding, now).At("/binding")
+		return Done{}, aggregates.ErrFlowNotBound.Because("The flow has no reservation %s; its reservation is %s.", in.Binding, now).At("/binding")
 	}
 	return s.endBinding(ctx, call, commands.ReleaseFlow{ID: in.Flow, Binding: in.Binding, Reason: events.ReleasedOnRequest})
 }
@@ -272,7 +272,7 @@ func (s *Service) RunFlowKeeper(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		if err := s.KeepFlows(ctx); err != nil && ctx.Err() == nil {
-			s.cfg.Logger.WarnContext(ctx, "keeping flows stopped early", "err", err)
+			s.cfg.Logger.WarnContext(ctx, "reconciliation of flows stopped early", "err", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -28,7 +28,7 @@ func (s *Service) Collect(ctx context.Context, age time.Duration) (erased int, e
 	}
 	if s.cfg.CheckStored != nil {
 		if err := s.cfg.CheckStored(ctx); err != nil {
-			return 0, fmt.Errorf("check the log before collecting: %w", err)
+			return 0, fmt.Errorf("check the log before collection: %w", err)
 		}
 	}
 	before := s.now().Add(-age)
@@ -41,7 +41,7 @@ func (s *Service) Collect(ctx context.Context, age time.Duration) (erased int, e
 		}
 		orphan, err := s.orphan(ctx, entry)
 		if err != nil {
-			return erased, fmt.Errorf("look at a secret of %s: %w", entry.Ref.Owner, err)
+			return erased, fmt.Errorf("check a secret of %s: %w", entry.Ref.Owner, err)
 		}
 		if !orphan {
 			continue
@@ -130,9 +130,9 @@ func (s *Service) mayBeLost(ctx context.Context, e vault.Entry, inViews func() (
 		if err != nil || !known {
 			return false, err
 		}
-		why = "the views know the owner"
+		why = "the read models know the owner"
 	}
-	s.cfg.Logger.WarnContext(ctx, "a secret is kept although its owner is missing in the log: the log may have lost it", "why", why,
+	s.cfg.Logger.WarnContext(ctx, "secret kept: its owner is missing in the log, so the log may be damaged", "why", why,
 		"tenant", e.Ref.Tenant, "category", e.Ref.Category, "owner", e.Ref.Owner)
 	return true, nil
 }
@@ -151,7 +151,7 @@ func (s *Service) RunCollector(ctx context.Context, interval, age time.Duration)
 		case ctx.Err() != nil:
 			return nil
 		case err != nil:
-			s.cfg.Logger.WarnContext(ctx, "collecting orphaned secrets stopped early", "err", err)
+			s.cfg.Logger.WarnContext(ctx, "collection of orphaned secrets stopped early", "err", err)
 		case erased > 0:
 			s.cfg.Logger.InfoContext(ctx, "erased orphaned secrets", "count", erased)
 		}

@@ -120,7 +120,7 @@ type SetComponentEnv struct {
 }
 
 // ErrEnvUnknown refuses a variable that the descriptor does not declare.
-var ErrEnvUnknown = fault.New(fault.Unprocessable, "component_env_unknown", "The component's descriptor declares no such variable.")
+var ErrEnvUnknown = fault.New(fault.Unprocessable, "component_env_unknown", "The component's descriptor does not declare this variable.")
 
 func (s *Service) setComponentEnv(ctx context.Context, call *Call, in SetComponentEnv) (Done, error) {
 	d, revision, err := s.usableAt(ctx, call.Tenant, in.ID, "/id", in.Expected)
@@ -139,7 +139,7 @@ func (s *Service) setComponentEnv(ctx context.Context, call *Call, in SetCompone
 		v, text := in.Values.Text(name)
 		switch {
 		case !text:
-			return Done{}, ErrBody.Because("The value of a variable is a text.").At(at)
+			return Done{}, ErrBody.Because("The value of a variable must be a string.").At(at)
 		case string(v.Reveal()) == Mask:
 			return Done{}, ErrKeysMasked.At(at)
 		}
@@ -211,7 +211,7 @@ func (s *Service) changeComponent(ctx context.Context, call *Call, cmd commands.
 	if _, deleted := cmd.(commands.DeleteComponent); deleted {
 		// The keeper does it too, a moment later.
 		if err := errors.Join(s.atLeast(ctx, state.Seq), s.markClients(ctx)); err != nil {
-			s.cfg.Logger.WarnContext(ctx, "OAuth clients are left to the keeper", "component", cmd.Target(), "err", err)
+			s.cfg.Logger.WarnContext(ctx, "OAuth clients not updated yet; the reconciler will retry", "component", cmd.Target(), "err", err)
 		}
 	}
 	return answered(aggregates.Component.Stream(events.System, cmd.Target()), before, state.Value, state.Seq), nil
@@ -293,7 +293,7 @@ func (s *Service) usableAt(ctx context.Context, tenant, component, pointer strin
 func checkRevision(pointer string, expected, revision int) error {
 	switch {
 	case expected < 0:
-		return ErrBody.Because("A revision is at least 1.").At(pointer)
+		return ErrBody.Because("A revision is a number from 1.").At(pointer)
 	case expected != 0 && expected != revision:
 		return aggregates.ErrComponentChanged.At(pointer).With(map[string]int{"revision": revision})
 	}
@@ -543,7 +543,7 @@ const maxWait = 5 * time.Second
 
 // ErrNotYet is the answer of a query whose min_seq the views did not reach in time.
 var ErrNotYet = fault.New(fault.Unavailable, "min_seq_not_reached",
-	"The log or the views have not come to min_seq yet. Try again, or ask without it.")
+	"The service has not reached min_seq yet. Try again, or send the query without min_seq.")
 
 // atLeast waits until the views reflect the log sequence.
 func (s *Service) atLeast(ctx context.Context, seq uint64) error {

@@ -23,35 +23,35 @@ import (
 // The refusals of who wants to connect an account at a provider.
 var (
 	ErrConnectAbsent = fault.New(fault.Precondition, "connect_absent",
-		"This service connects no accounts, since it does not know where browsers reach it: start it with --public-url.")
+		"Account connection is disabled: start the service with --public-url, the address where browsers reach it.")
 	// ErrRedeemFailed says that a code brought no tokens, for no fault of the client or the consent.
-	ErrRedeemFailed    = fault.New(fault.Unprocessable, "oauth_redeem_failed", "The provider gave no tokens for the consent. Start again in a while.")
+	ErrRedeemFailed    = fault.New(fault.Unprocessable, "oauth_redeem_failed", "The provider did not issue tokens. Try again later.")
 	ErrConnectNeedless = fault.New(fault.Unprocessable, "oauth_connect_needless",
-		"Nobody has to connect an account for this component: its OAuth client asks for tokens by itself. Create the credential.")
+		"The component needs no account connection: its OAuth client requests tokens itself. Use credential.create.")
 	ErrConnectKeysNeeded = fault.New(fault.Precondition, "connect_keys_needed",
-		"The component has other rules for the values of its fields since these were entered: other hosts, another dry request or fewer masks. Give them again in keys.")
+		"The component's rules for its other fields have changed since their values were entered: other hosts, another dry request or fewer masked fields. Enter all of them again in keys.")
 	ErrReturnTo = fault.New(fault.Invalid, "return_to_invalid",
-		"Browsers are sent back to an address of an origin that --connect-return-to lists, or to http://127.0.0.1 or http://[::1] with a port.")
-	ErrConnectionNotFound    = fault.New(fault.NotFound, "connection_not_found", "There is no such connection, or it has expired.")
-	ErrConnectionExpired     = fault.New(fault.Precondition, "connection_expired", "The connection has expired: each step has to follow within ten minutes. Start again.")
-	ErrConnectionOther       = fault.New(fault.Denied, "connection_of_another", "Somebody else started this connection, and nobody but them can complete it.")
-	ErrConnectionNotReturned = fault.New(fault.Precondition, "connection_not_returned", "The browser has not come back from the provider yet.")
-	ErrConnectionConfirm     = fault.New(fault.Invalid, "connection_confirm_wrong", "This is not the confirmation of this connection.")
+		"return_to must be an address of an origin that --connect-return-to lists, or of http://127.0.0.1 or http://[::1] with a port.")
+	ErrConnectionNotFound    = fault.New(fault.NotFound, "connection_not_found", "Connection not found: it does not exist or has expired.")
+	ErrConnectionExpired     = fault.New(fault.Precondition, "connection_expired", "The connection has expired: each step must follow within ten minutes. Start again.")
+	ErrConnectionOther       = fault.New(fault.Denied, "connection_of_another", "Another caller started this connection. Only that caller can complete it.")
+	ErrConnectionNotReturned = fault.New(fault.Precondition, "connection_not_returned", "The browser has not returned from the provider yet. Try again when it has.")
+	ErrConnectionConfirm     = fault.New(fault.Invalid, "connection_confirm_wrong", "The confirmation does not match this connection.")
 	ErrConnectionBusy        = fault.New(fault.Unavailable, "connection_busy", "The connection is being completed. Try again shortly.")
-	ErrConnectionEnded       = fault.New(fault.Precondition, "connection_ended", "The connection has ended without a credential. Start again.")
+	ErrConnectionEnded       = fault.New(fault.Precondition, "connection_ended", "The connection ended without a credential. Start again.")
 )
 
 // What ends a connection for good, beside what the provider and the dry request
 // say. The fact access.connect_aborted names the code.
 var (
 	ErrConnectionGuessed = fault.New(fault.Precondition, "connection_confirm_guessed",
-		"The connection has ended: a wrong confirmation was given five times.")
+		"The connection ended after five wrong confirmations. Start again.")
 	ErrConnectionUserMismatch = fault.New(fault.Denied, "connection_user_mismatch",
-		"The connection has ended: it was started for another user than the one who completes it.")
+		"The connection ended: it was started for another user. Start again.")
 	ErrConnectionComponentChanged = fault.New(fault.Precondition, "connection_component_changed",
-		"The component was changed meanwhile and names another provider. Start again.")
+		"The component now names another provider. Start again.")
 	ErrConnectionUnknownOutcome = fault.New(fault.Unavailable, "connection_outcome_unknown",
-		"The provider gave tokens, but it is not known whether they were saved. Look at the credential before you start again.")
+		"The provider issued tokens, but it is not known whether they were saved. Check the credential before you start again.")
 )
 
 // ConnectOAuth asks for a link by which a person connects an account at the
@@ -157,7 +157,7 @@ func (s *Service) link(ctx context.Context, call *Call, id string, expires time.
 	made := func(what string) (string, error) {
 		mac, err := s.cfg.Keyring.MAC(ctx, call.Tenant, events.LengthPrefixed("credstream/connection-"+what+"/1", id))
 		if err != nil {
-			return "", fmt.Errorf("make the link of a connection: %w", err)
+			return "", fmt.Errorf("create the link of a connection: %w", err)
 		}
 		return base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(mac), nil
 	}
@@ -193,7 +193,7 @@ func (s *Service) checkAgain(ctx context.Context, call *Call, in ConnectOAuth) (
 		given bool
 	}{{"name", in.Name != ""}, {"workspace", in.Workspace != ""}, {"for", in.For != nil}} {
 		if member.given {
-			return "", ErrBody.Because("The member %s is for a new credential.", member.name).At("/" + member.name)
+			return "", ErrBody.Because("The member %s is only for a new credential.", member.name).At("/" + member.name)
 		}
 	}
 	if err := checkCredential(in.Credential, 0); err != nil {
@@ -204,7 +204,7 @@ func (s *Service) checkAgain(ctx context.Context, call *Call, in ConnectOAuth) (
 	case err != nil:
 		return "", pointAt(err, "/credential")
 	case in.Component != "" && in.Component != state.Component:
-		return "", ErrBody.Because("The credential is one of another component.").At("/component")
+		return "", ErrBody.Because("The credential belongs to another component.").At("/component")
 	}
 	return state.Component, nil
 }
@@ -217,11 +217,11 @@ func (s *Service) connectable(ctx context.Context, tenant, component string, exp
 	case err != nil:
 		return d, 0, err
 	case !d.UsesOAuth:
-		return d, 0, ErrOAuthNotDeclared.Because("No field of the component's component.json takes OAuth tokens.").At("/component")
+		return d, 0, ErrOAuthNotDeclared.Because("The component.json has no field for OAuth tokens.").At("/component")
 	case d.OAuth2 != nil && d.OAuth2.ClientCredentials:
 		return d, 0, ErrConnectNeedless.At("/component")
 	case d.OAuth2 == nil || d.OAuth2.AuthURI == "" || d.OAuth2.TokenURI == "":
-		return d, 0, ErrOAuthEndpointsMissing.Because("The component's component.json has no oauth2 block with an auth_uri and a token_uri.").At("/component")
+		return d, 0, ErrOAuthEndpointsMissing.Because("The component.json has no oauth2 block with an auth_uri and a token_uri.").At("/component")
 	}
 	if _, err := s.oauthClient(ctx, tenant, component, d); err != nil {
 		return d, 0, pointAt(err, "/component")
@@ -244,9 +244,9 @@ func checkOtherKeys(d commands.Descriptor, c connection) error {
 	field, names := oauthField(d), c.keys.Names()
 	switch {
 	case c.keys.Marshal().Len() > maxConnectKeys:
-		return seal.ErrKeysTooLarge.Because("The values of the other fields may take at most 16 KiB.").At("/keys")
+		return seal.ErrKeysTooLarge.Because("The values of the other fields are limited to 16 KiB.").At("/keys")
 	case slices.Contains(names, field):
-		return commands.ErrKeysFieldUnknown.Because("The field %q is what connecting brings: leave it out.", field).At("/keys/" + escapePointer(field))
+		return commands.ErrKeysFieldUnknown.Because("Connecting sets the field %q. Omit it.", field).At("/keys/" + escapePointer(field))
 	case c.KeepKeys:
 		return nil
 	}
@@ -283,9 +283,9 @@ func (s *Service) keptKeys(ctx context.Context, c connection, d commands.Descrip
 // The refusals of a configuration.
 var (
 	ErrPublicURL = fault.New(fault.Invalid, "config_public_url",
-		"The public URL is https:// and a host, or http:// and a name of this machine, without user, query or fragment.")
+		"The public URL must be https:// and a host, or http:// and localhost or a loopback address, without user, query or fragment.")
 	ErrReturnOrigin = fault.New(fault.Invalid, "config_connect_return_to",
-		"An origin to return to is https:// and a host, or http:// and a name of this machine, and nothing after it.")
+		"A return origin must be https:// and a host, or http:// and localhost or a loopback address, with nothing after it.")
 )
 
 // PublicURL checks where browsers reach the service and returns it without a slash
@@ -304,7 +304,7 @@ func PublicURL(text string) (string, error) {
 func ReturnOrigin(text string) (string, error) {
 	u, err := url.Parse(text)
 	if err != nil || u.Host == "" || text != u.Scheme+"://"+u.Host || text != strings.ToLower(text) || !confidentialURL(u) {
-		return "", ErrReturnOrigin.Because("%q is no origin: it is https:// and a host, or http:// and a name of this machine, and nothing after it.", text)
+		return "", ErrReturnOrigin.Because("%q is not an origin. Write https:// and a host, or http:// and localhost or a loopback address, with nothing after it.", text)
 	}
 	return text, nil
 }
@@ -360,7 +360,7 @@ func (s *Service) checkReturnTo(address string) error {
 	}
 	query, err := url.ParseQuery(u.RawQuery)
 	if err != nil || query.Has("connection") || query.Has("confirm") || query.Has("error") {
-		return ErrReturnTo.Because("The parameters connection, confirm and error are added to the address: it has none of them.").At("/return_to")
+		return ErrReturnTo.Because("The service adds the parameters connection, confirm and error to return_to. Remove them from it.").At("/return_to")
 	}
 	if !slices.Contains(s.cfg.ReturnTo, u.Scheme+"://"+u.Host) && !isLoopback(u) {
 		return refused
@@ -490,7 +490,7 @@ func (s *Service) wrongConfirm(ctx context.Context, c connection) error {
 	case !mine:
 		return ErrConnectionBusy.After(time.Second)
 	}
-	return ErrConnectionConfirm.Because("This is not the confirmation of this connection. %d more can be tried.", maxTries-c.Tries).At("/confirm")
+	return ErrConnectionConfirm.Because("The confirmation does not match this connection. Attempts left: %d.", maxTries-c.Tries).At("/confirm")
 }
 
 // finish redeems the code of a connection that the caller has brought to
@@ -504,7 +504,7 @@ func (s *Service) finish(ctx context.Context, call *Call, c connection) (Done, e
 	if err != nil {
 		why := fault.Of(err)
 		if why == fault.ErrInternal {
-			s.cfg.Logger.ErrorContext(ctx, "a connection failed", "tenant", c.Tenant, "connection", c.id, "err", err)
+			s.cfg.Logger.ErrorContext(ctx, "connection failed", "tenant", c.Tenant, "connection", c.id, "err", err)
 		}
 		passes := why.Kind == fault.Unavailable || why.Kind == fault.Throttled || why.Kind == fault.Internal
 		if sent || !passes || len(c.Confirm) == 0 {
@@ -512,14 +512,14 @@ func (s *Service) finish(ctx context.Context, call *Call, c connection) (Done, e
 		}
 		c.Stage = stageReturned // the code is as good as before, and who started can try again
 		if mine, kept := s.keep(ctx, &c); kept != nil || !mine {
-			s.cfg.Logger.WarnContext(ctx, "a connection stays as if it were being completed", "connection", c.id, "err", kept)
+			s.cfg.Logger.WarnContext(ctx, "cannot release a connection; it still counts as being completed", "connection", c.id, "err", kept)
 		}
 		return Done{}, err
 	}
 	c.Stage, c.Done = stageDone, done
 	c.forget()
 	if mine, err := s.keep(ctx, &c); err != nil || !mine {
-		s.cfg.Logger.WarnContext(ctx, "a connection that is done is not told of", "connection", c.id, "err", err)
+		s.cfg.Logger.WarnContext(ctx, "connection completed but its state was not saved", "connection", c.id, "err", err)
 	}
 	s.metrics.connections.WithLabelValues("done").Inc()
 	return done, nil
@@ -569,7 +569,7 @@ func (s *Service) redeem(ctx context.Context, call *Call, c connection) (done Do
 		}
 		return done, true, again.err
 	case !definite(err):
-		s.cfg.Logger.ErrorContext(ctx, "it is not known whether a connected credential was saved", "tenant", c.Tenant, "connection", c.id, "err", err)
+		s.cfg.Logger.ErrorContext(ctx, "outcome of saving a connected credential is unknown", "tenant", c.Tenant, "connection", c.id, "err", err)
 		return done, true, ErrConnectionUnknownOutcome
 	}
 	s.revokeUnsaved(ctx, c, d, client, token)
@@ -633,7 +633,7 @@ func (s *Service) saveConnected(ctx context.Context, call *Call, c connection, d
 		return Done{}, err
 	}
 	if known.Tokens == nil {
-		return Done{}, fmt.Errorf("the provider of %s granted no tokens", c.Component)
+		return Done{}, fmt.Errorf("provider of %s issued no tokens", c.Component)
 	}
 	known.Tokens.By, known.Tokens.User, known.Tokens.Connection = "connect", c.User, c.id
 	if c.Credential != "" {

@@ -15,31 +15,31 @@ import (
 
 // The refusals of a link.
 var (
-	ErrLinkUnknown = fault.New(fault.NotFound, "connect_link_unknown", "This link is not known: it has expired, or was not copied whole. Start again where you got it.")
-	ErrLinkUsed    = fault.New(fault.Precondition, "connect_link_used", "This link has been opened before, and it works once. Start again where you got it.")
-	ErrLinkExpired = fault.New(fault.Precondition, "connect_link_expired", "This link has expired: it is good for ten minutes. Start again where you got it.")
+	ErrLinkUnknown = fault.New(fault.NotFound, "connect_link_unknown", "Unknown link: it has expired or was not copied completely. Request a new link.")
+	ErrLinkUsed    = fault.New(fault.Precondition, "connect_link_used", "This link was already used. Request a new link.")
+	ErrLinkExpired = fault.New(fault.Precondition, "connect_link_expired", "This link has expired after ten minutes. Request a new link.")
 )
 
 // The refusals of a callback that say nothing about a connection, and leave it as
 // it is.
 var (
-	ErrStateMissing = fault.New(fault.Invalid, "connection_state_missing", "The provider's answer does not say, or not plainly, which connection it is for.")
-	ErrStateUnknown = fault.New(fault.NotFound, "connection_state_unknown", "The provider's answer is for no connection that is under way.")
-	ErrStateUsed    = fault.New(fault.Precondition, "connection_state_used", "The provider's answer has come before. It counts once.")
+	ErrStateMissing = fault.New(fault.Invalid, "connection_state_missing", "The provider's response does not identify exactly one connection.")
+	ErrStateUnknown = fault.New(fault.NotFound, "connection_state_unknown", "The provider's response matches no pending connection.")
+	ErrStateUsed    = fault.New(fault.Precondition, "connection_state_used", "The provider's response was already received. It is accepted only once.")
 )
 
 // The refusals of a callback that end its connection. The code is not redeemed.
 var (
 	ErrConnectionContext = fault.New(fault.Denied, "connection_other_context",
-		"The connection has ended: the provider's answer came to the address of another component or tenant.")
+		"The connection ended: the provider's response arrived at the address of another component or tenant.")
 	ErrConnectionBrowser = fault.New(fault.Denied, "connection_other_browser",
-		"The connection has ended: the provider's answer came by another browser than the one that opened the link.")
+		"The connection ended: the provider's response came from another browser than the one that opened the link.")
 	ErrConnectionIssuer = fault.New(fault.Denied, "connection_issuer_mismatch",
-		"The connection has ended: the answer does not come from the provider that the component names.")
+		"The connection ended: the response is not from the provider that the component names.")
 	ErrConnectionAnswer = fault.New(fault.Invalid, "connection_answer_invalid",
-		"The connection has ended: the provider's answer holds neither one code nor one error.")
-	ErrConnectionDenied  = fault.New(fault.Precondition, "connection_denied", "You did not allow it, so nothing was connected.")
-	ErrConnectionRefused = fault.New(fault.Precondition, "connection_refused", "The provider did not grant access, so nothing was connected.")
+		"The connection ended: the provider's response must hold exactly one code or one error.")
+	ErrConnectionDenied  = fault.New(fault.Precondition, "connection_denied", "You denied the access, so nothing was connected.")
+	ErrConnectionRefused = fault.New(fault.Precondition, "connection_refused", "The provider denied the access, so nothing was connected.")
 )
 
 const (

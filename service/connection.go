@@ -161,13 +161,13 @@ func (s *Service) connection(ctx context.Context, id string) (connection, error)
 	}
 	var stored storedConnection
 	if json.Unmarshal(secret.Reveal(), &stored) != nil {
-		return connection{}, fmt.Errorf("connection %s is not as it was kept", id) // never quote it
+		return connection{}, fmt.Errorf("stored connection %s is invalid", id) // never quote it
 	}
 	c := stored.connection
 	c.id, c.revision = id, revision
 	c.verifier, c.code = seal.NewSecret([]byte(stored.Verifier)), seal.NewSecret([]byte(stored.Code))
 	if c.keys, err = seal.ParseFields(stored.Keys); err != nil {
-		return connection{}, fmt.Errorf("the keys of connection %s are not as they were kept", id)
+		return connection{}, fmt.Errorf("stored keys of connection %s are invalid", id)
 	}
 	return c, nil
 }
@@ -241,7 +241,7 @@ func (s *Service) abort(ctx context.Context, c connection, why *fault.Error) err
 		Connection: c.id, Component: c.Component, Credential: c.Credential, User: c.User, Reason: why.Code,
 	}))
 	if err != nil {
-		s.cfg.Logger.ErrorContext(ctx, "the end of a connection was not recorded", "tenant", c.Tenant, "connection", c.id, "reason", why.Code, "err", err)
+		s.cfg.Logger.ErrorContext(ctx, "failed to record the end of a connection", "tenant", c.Tenant, "connection", c.id, "reason", why.Code, "err", err)
 	}
 	s.metrics.connections.WithLabelValues(why.Code).Inc()
 	return why

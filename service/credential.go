@@ -28,7 +28,7 @@ var (
 		"The dry request failed, so nothing was saved.")
 	ErrKeysMasked = fault.New(fault.Invalid, "keys_masked",
 		"The mask ******** is not a value. Enter the value itself.")
-	ErrName = fault.New(fault.Invalid, "name_invalid", "A name is 1 to 200 characters without control characters.")
+	ErrName = fault.New(fault.Invalid, "name_invalid", "A name must have 1 to 200 characters and no control characters.")
 )
 
 // Mask stands in answers for a secret value, and is refused as one.
@@ -380,7 +380,7 @@ func statusOf(s aggregates.CredentialState) events.Status {
 // collector erases later.
 func (s *Service) erase(ctx context.Context, ref vault.Ref) {
 	if err := s.cfg.Vault.Erase(ctx, ref); err != nil {
-		s.cfg.Logger.WarnContext(ctx, "a secret is left to the collector", "tenant", ref.Tenant, "owner", ref.Owner, "err", err)
+		s.cfg.Logger.WarnContext(ctx, "secret not erased; collector will retry", "tenant", ref.Tenant, "owner", ref.Owner, "err", err)
 	}
 }
 
@@ -405,7 +405,7 @@ func (s *Service) letGo(ctx context.Context, tenant, id, secretID string) error 
 	if state, err := s.live(ctx, tenant, id, 0); err != nil || !state.Names(secretID) {
 		return errors.Join(err, aggregates.ErrCredentialVersionStale)
 	}
-	return fmt.Errorf("the vault has lost a secret of %s", id)
+	return fmt.Errorf("the vault has no secret of %s", id)
 }
 
 // RenameCredential asks for another name.
@@ -456,7 +456,7 @@ func checkCredential(id string, expected int) error {
 		return fault.Of(err).At("/id")
 	}
 	if expected < 0 {
-		return ErrBody.Because("A version is at least 1.").At("/expected_version")
+		return ErrBody.Because("A version is a number from 1.").At("/expected_version")
 	}
 	return nil
 }
@@ -470,7 +470,7 @@ type RevertCredential struct {
 
 func (s *Service) revertCredential(ctx context.Context, call *Call, in RevertCredential) (Done, error) {
 	if in.Version < 1 {
-		return Done{}, ErrMissing.Because("The version to go back to is needed.").At("/version")
+		return Done{}, ErrMissing.Because("The version to revert to is required.").At("/version")
 	}
 	state, err := s.live(ctx, call.Tenant, in.ID, in.Expected)
 	if err != nil {

@@ -55,7 +55,7 @@ func newDenials(reg prometheus.Registerer) *denials {
 		commits: rate.NewLimiter(deniedRate, deniedBurst), by: map[denied]map[string]*deniedWindow{},
 		outcome: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "credstream_denials_total",
-			Help: "Refused calls: recorded at once, counted until the end of a minute, or lost because there were too many callers or the log could not be written.",
+			Help: "Denied calls: recorded at once, counted until the end of the minute, or lost because too many callers were denied or the log could not be written.",
 		}, []string{"outcome"}),
 	}
 	if reg != nil {
@@ -188,7 +188,7 @@ func (s *Service) recordDenials(ctx context.Context, who denied, via string, lis
 	}()
 	if err != nil {
 		s.denials.giveBack(who, list)
-		s.cfg.Logger.ErrorContext(ctx, "refused calls were not recorded yet", "principal", who.actor.ID, "err", err)
+		s.cfg.Logger.ErrorContext(ctx, "denied calls not recorded yet; will retry", "principal", who.actor.ID, "err", err)
 	}
 }
 

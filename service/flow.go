@@ -22,17 +22,17 @@ import (
 // The refusals of what a flow engine says.
 var (
 	ErrFlowEventType = fault.New(fault.Invalid, "flow_event_type_unknown",
-		"A flow event has the type flow.created, flow.updated, flow.started, flow.stopped or flow.deleted.")
+		"The type of a flow event must be flow.created, flow.updated, flow.started, flow.stopped or flow.deleted.")
 	ErrFlowEventData = fault.New(fault.Invalid, "flow_event_data_invalid",
-		"The data of the flow event is not the JSON it must be.")
+		"The data of the flow event is not valid.")
 	ErrFlowEventSubject = fault.New(fault.Invalid, "flow_event_subject_mismatch",
-		"The flow event tells of another flow than its subject.")
+		"The data of the flow event names another flow than its subject.")
 	ErrFlowRefused = fault.New(fault.Unprocessable, "flow_use_refused",
-		"Some steps of the flow cannot use what they name. What they can use is recorded.")
-	ErrCredentialRequired = fault.New(fault.Unprocessable, "credential_required", "The step's component needs a credential, and the step names none.")
-	ErrTTL                = fault.New(fault.Invalid, "flow_ttl_invalid", "A reservation lasts between one second and 24 hours, such as \"10m\".")
-	ErrFlowSteps          = fault.New(fault.Invalid, "flow_steps_invalid", "A flow has up to 1000 steps, each with an id of its own and a component.")
-	ErrFlowCannotBind     = fault.New(fault.Unprocessable, "flow_cannot_bind", "Nothing was reserved: some steps cannot use what they name.")
+		"Some steps of the flow cannot use the credential or component that they name. The uses of the other steps are recorded.")
+	ErrCredentialRequired = fault.New(fault.Unprocessable, "credential_required", "The step's component requires a credential, and the step names none.")
+	ErrTTL                = fault.New(fault.Invalid, "flow_ttl_invalid", "The ttl of a reservation must be between 1s and 24h, such as \"10m\".")
+	ErrFlowSteps          = fault.New(fault.Invalid, "flow_steps_invalid", "A flow has at most 1000 steps, each with a unique id and a component.")
+	ErrFlowCannotBind     = fault.New(fault.Unprocessable, "flow_cannot_bind", "Nothing was reserved: some steps cannot use the credential or component that they name.")
 )
 
 // The bounds of a flow.
@@ -89,13 +89,13 @@ func ParseFlowEvent(ceType, ceSubject, flow string, data []byte) (FlowEvent, err
 	}
 	switch {
 	case events.CheckID(e.ID) != nil:
-		return e, ErrFlowEventData.Because("The flow's id is missing or cannot be used.").At("/id")
+		return e, ErrFlowEventData.Because("The flow's id is missing or invalid.").At("/id")
 	case e.ID != flow || ceSubject != "" && ceSubject != e.ID:
 		return e, ErrFlowEventSubject
 	case e.Revision > math.MaxInt64>>10: // 2^53-1: more is not the same number to every reader of JSON, and the last one could never be followed
-		return e, ErrFlowEventData.Because("The revision is larger than 2^53-1.").At("/revision")
+		return e, ErrFlowEventData.Because("The revision is greater than 2^53-1.").At("/revision")
 	case e.Revision == 0:
-		return e, ErrFlowEventData.Because("The revision is missing. It is at least 1 and rises with every event of a flow.").At("/revision")
+		return e, ErrFlowEventData.Because("The revision is missing. It must be at least 1 and rise with every event of the flow.").At("/revision")
 	case e.Name != "" && checkName("/name", e.Name) != nil:
 		return e, ErrFlowEventData.Because("%s", ErrName.Msg).At("/name")
 	case e.Steps == nil && (e.Change == events.FlowWasCreated || e.Change == events.FlowWasUpdated):
@@ -114,13 +114,13 @@ func checkSteps(steps []events.FlowStep) error {
 		at := func(member string) string { return fmt.Sprintf("/steps/%d/%s", i, member) }
 		switch {
 		case events.CheckID(s.ID) != nil:
-			return ErrFlowSteps.Because("A step's id is missing or cannot be used.").At(at("id"))
+			return ErrFlowSteps.Because("A step's id is missing or invalid.").At(at("id"))
 		case seen[s.ID]:
 			return ErrFlowSteps.Because("Two steps have the same id.").At(at("id"))
 		case s.Name != "" && checkName("", s.Name) != nil:
 			return ErrName.At(at("name"))
 		case events.CheckName(s.Component) != nil:
-			return ErrFlowSteps.Because("A step's component is missing or is no component's id.").At(at("component"))
+			return ErrFlowSteps.Because("A step's component is missing or is not a valid component id.").At(at("component"))
 		case s.Credential != "" && events.CheckID(s.Credential) != nil:
 			return events.ErrID.At(at("credential"))
 		}
@@ -207,13 +207,13 @@ func sayRefused(refused []events.FlowUseRefused) string {
 	var why string
 	switch first.Reason {
 	case ErrCredentialRequired.Code:
-		why = fmt.Sprintf("names no credential, which the component %s needs", first.Component)
+		why = fmt.Sprintf("names no credential, but the component %s requires one", first.Component)
 	case aggregates.ErrCredentialComponentMismatch.Code:
-		why = fmt.Sprintf("names the credential %s, which is not for the component %s", first.Credential, first.Component)
+		why = fmt.Sprintf("names the credential %s, which belongs to another component than %s", first.Credential, first.Component)
 	case aggregates.ErrComponentNotFound.Code:
-		why = fmt.Sprintf("runs the component %s, which is not there", first.Component)
+		why = fmt.Sprintf("names the component %s, which does not exist", first.Component)
 	default:
-		why = fmt.Sprintf("names the credential %s, which is not there", first.Credential)
+		why = fmt.Sprintf("names the credential %s, which does not exist", first.Credential)
 	}
 	more := ""
 	if n := len(refused) - 1; n > 0 {

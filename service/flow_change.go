@@ -15,7 +15,7 @@ import (
 )
 
 // ErrFlowExists refuses a new flow with the id of another.
-var ErrFlowExists = fault.New(fault.Exists, "flow_exists", "There is a flow with this id already.")
+var ErrFlowExists = fault.New(fault.Exists, "flow_exists", "A flow with this id already exists.")
 
 // flowRaces is how often a change of a flow is tried again because somebody else
 // told of the flow at the same moment.

@@ -217,10 +217,10 @@ func sayInUse(refs FlowRefs) string {
 	}
 	release := ""
 	if !active {
-		release = fmt.Sprintf(" The reservation ends at %s, or by flow.release.", refs.Flows[0].Until.Format(time.RFC3339))
+		release = fmt.Sprintf(" The reservation ends at %s or with flow.release.", refs.Flows[0].Until.Format(time.RFC3339))
 	}
 	// The last sentence is the contract's.
-	return fmt.Sprintf("The credential is %s %s.%s Delete these flows first or give them another credential.", flows, list, release)
+	return fmt.Sprintf("The credential is %s %s.%s Stop or delete these flows first, or give them another credential.", flows, list, release)
 }
 
 // expireHolders ends the reservations among what holds a credential whose time
@@ -311,7 +311,7 @@ func (s *Service) tryDelete(ctx context.Context, call *Call, in DeleteCredential
 	case refusal != nil:
 		err = i.refusedBy(refusal)
 	case i.TotalFlows > 0:
-		i.Says = fmt.Sprintf("The credential would be deleted. %s name it and could not start any more.", countFlows(i.TotalFlows))
+		i.Says = fmt.Sprintf("The credential would be deleted. %s could not start again.", countFlows(i.TotalFlows))
 	default:
 		i.Says = "The credential would be deleted. No flow uses it."
 	}
@@ -320,9 +320,9 @@ func (s *Service) tryDelete(ctx context.Context, call *Call, in DeleteCredential
 
 func countFlows(n int) string {
 	if n == 1 {
-		return "1 flow that is not active would"
+		return "1 inactive flow that uses it"
 	}
-	return fmt.Sprintf("%d flows that are not active", n)
+	return fmt.Sprintf("%d inactive flows that use it", n)
 }
 
 // tryReplaceKeys is the dry run of replacing keys: the dry request is made, and
@@ -339,7 +339,7 @@ func (s *Service) tryReplaceKeys(ctx context.Context, call *Call, in ReplaceKeys
 	case refusal != nil:
 		err = i.refusedBy(refusal)
 	case i.TotalFlows > 0:
-		i.Says = fmt.Sprintf("The keys would become version %d. The flows that use the credential would get them from then on.", state.Current().Version+1)
+		i.Says = fmt.Sprintf("The keys would become version %d, and the flows that use the credential would get them.", state.Current().Version+1)
 	default:
 		i.Says = fmt.Sprintf("The keys would become version %d. No flow uses the credential.", state.Current().Version+1)
 	}
@@ -371,7 +371,6 @@ func (s *Service) tryDeleteComponent(ctx context.Context, call *Call, id string)
 		}
 		return done, i.refusedBy(refusal)
 	}
-	i.Says = fmt.Sprintf("The component would be deleted. Your credentials of it (%d) remain and go on working with the hosts and probe of their time, "+
-		"but none can be made, replaced or reverted, and an OAuth client of it becomes unusable. Flows of yours that include it: %d.", i.Credentials, i.TotalFlows)
+	i.Says = fmt.Sprintf("The component would be deleted. Its %d credentials in your tenant would remain usable with the hosts and probe of their recorded revision. New credentials, new keys and reverts would be refused, and an OAuth client of the component would become unusable. Flows in your tenant that include it: %d.", i.Credentials, i.TotalFlows)
 	return done, nil
 }

@@ -36,9 +36,9 @@ type Limits struct {
 
 // The refusals of who asks too much. Both say when to come again.
 var (
-	ErrRateLimited = fault.New(fault.Throttled, "rate_limited", "Too many requests in a short time. Wait a moment and go on more slowly.")
+	ErrRateLimited = fault.New(fault.Throttled, "rate_limited", "Too many requests. Slow down and retry.")
 	ErrWrongKeys   = fault.New(fault.Throttled, "too_many_wrong_keys",
-		"Too many wrong keys came from this address: wait a minute. A right key is taken all the same.")
+		"Too many invalid API keys from this address. Wait a minute. Valid keys are still accepted.")
 )
 
 // limiter holds a bucket of tokens for each identity and tenant that was seen
@@ -81,7 +81,7 @@ const maxUnderWay = 1000
 
 // ErrConnectionsLimit refuses to start more connections.
 var ErrConnectionsLimit = fault.New(fault.Throttled, "connections_limit",
-	"Too many connections of this tenant are under way. Complete some, or wait until they expire.")
+	"Too many connections of this tenant are pending. Complete some, or wait until they expire.")
 
 // underWay holds a place for each connection under way that the process has started
 // or moved on, so that one tenant cannot take all the room there is for them.

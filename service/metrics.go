@@ -46,24 +46,24 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "credstream_vault_put_seconds", Help: "Time to seal a secret and make it durable, in seconds.", Buckets: buckets,
 		}),
 		orphans: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "credstream_vault_orphans_erased_total", Help: "Secrets erased because no event names them.",
+			Name: "credstream_vault_orphans_erased_total", Help: "Secrets erased because no event references them.",
 		}),
 	}
 	m.settled = prometheus.NewHistogram(prometheus.HistogramOpts{
-		Name: "credstream_flow_settle_seconds", Help: "Time to record a flow event and every use that follows from it, in seconds.", Buckets: buckets,
+		Name: "credstream_flow_settle_seconds", Help: "Time to record a flow event and every resulting use, in seconds.", Buckets: buckets,
 	})
 	m.refreshes = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "credstream_token_refreshes_total", Help: "Renewals of OAuth tokens by outcome.",
 	}, []string{"outcome"})
 	m.refreshLost = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "credstream_token_refreshes_lost_total",
-		Help: "Renewals whose answer, if the provider gave one, never came into the vault: the process ended in between.",
+		Help: "Renewals whose response was lost: the process ended before the vault stored it.",
 	})
 	m.connections = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "credstream_connections_total", Help: "Connections to providers: started, done, or by the code of what ended them.",
+		Name: "credstream_connections_total", Help: "Account connections: started, done, or by the code that ended them.",
 	}, []string{"outcome"})
 	m.revocations = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "credstream_token_revocations_total", Help: "Credentials whose provider was told to forget their tokens, by outcome.",
+		Name: "credstream_token_revocations_total", Help: "Credentials whose tokens were revoked at the provider, by outcome.",
 	}, []string{"outcome"})
 	if reg != nil {
 		reg.MustRegister(m.revocations, m.connections, m.refreshes, m.refreshLost, m.settled, m.requests, m.latency, m.verified, m.appended, m.sealed, m.orphans)

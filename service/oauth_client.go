@@ -22,15 +22,15 @@ import (
 // The refusals of an OAuth client's input.
 var (
 	ErrOAuthNotDeclared = fault.New(fault.Unprocessable, "oauth_not_declared",
-		"The component takes no OAuth client of a tenant: its component.json says neither \"useOAuthClient\": true nor \"oauth2\" among its authClientTypes.")
+		"The component does not use an OAuth client of the tenant: its component.json has neither \"useOAuthClient\": true nor \"oauth2\" among its authClientTypes.")
 	ErrOAuthClientComponent = fault.New(fault.Unprocessable, "oauth_client_component_invalid",
-		"There is no such component in this tenant, or it was deleted.")
+		"The component does not exist in this tenant or was deleted.")
 	ErrOAuthClientFixed = fault.New(fault.Unprocessable, "oauth_client_component_fixed",
-		"An OAuth client stays with its component. Delete it and define another one.")
+		"The component of an OAuth client cannot be changed. Delete the client and define another one.")
 	ErrOAuthClientMissing = fault.New(fault.Unprocessable, "oauth_client_missing",
-		"The component needs an OAuth client of this tenant, and there is none. Define it with oauth_client.define.")
-	ErrClientID     = fault.New(fault.Invalid, "oauth_client_id_invalid", "A client id is 1 to 512 printable ASCII characters.")
-	ErrClientSecret = fault.New(fault.Invalid, "oauth_client_secret_invalid", "A client secret is 1 to 4096 characters, and not the mask.")
+		"The component requires an OAuth client, and this tenant has none. Define it with oauth_client.define.")
+	ErrClientID     = fault.New(fault.Invalid, "oauth_client_id_invalid", "A client id must have 1 to 512 printable ASCII characters.")
+	ErrClientSecret = fault.New(fault.Invalid, "oauth_client_secret_invalid", "A client secret must have 1 to 4096 characters and cannot be the mask.")
 )
 
 // Secret is a clear value in a request. It cannot be printed.
@@ -153,8 +153,7 @@ func (s *Service) clientInUse(ctx context.Context, call *Call, component string,
 	}
 	refs.Total = max(refs.Total, len(refs.Flows))
 	// The last sentence is the contract's.
-	return aggregates.ErrOAuthClientInUse.Because("The OAuth client is in use: flows include its component: %s. "+
-		"Delete these flows first or give them another credential.", refs.list()).With(refs)
+	return aggregates.ErrOAuthClientInUse.Because("The OAuth client is in use: flows include its component: %s. Delete these flows first.", refs.list()).With(refs)
 }
 
 // OAuthClientRef names a client by its id, or by its component.
@@ -170,7 +169,7 @@ func (s *Service) client(ctx context.Context, call *Call, ref OAuthClientRef, fr
 	var none projections.OAuthClient
 	switch {
 	case (ref.ID == "") == (ref.Component == ""):
-		return none, ErrMissing.Because("Name the client by its id or by its component.").At("/id")
+		return none, ErrMissing.Because("Give the id of the client or its component.").At("/id")
 	case ref.ID != "" && events.CheckID(ref.ID) != nil, ref.Component != "" && events.CheckName(ref.Component) != nil:
 		return none, aggregates.ErrOAuthClientNotFound
 	}
@@ -309,7 +308,7 @@ func (s *Service) mayBeSent(ctx context.Context, tenant, component string, clien
 	if err != nil || all {
 		return err
 	}
-	return hostsChanged("the client's secret", d.OAuth2.Beyond(blocks...), giveClientAgain)
+	return hostsChanged("the client secret", d.OAuth2.Beyond(blocks...), giveClientAgain)
 }
 
 // mayAskAt is mayBeSent for people who connect an account: whoever could send them
@@ -319,7 +318,7 @@ func (s *Service) mayAskAt(ctx context.Context, tenant, component string, d comm
 	if err != nil || all {
 		return err
 	}
-	return hostsChanged("people who connect an account", d.OAuth2.ConsentBeyond(blocks...), again)
+	return hostsChanged("users who connect an account", d.OAuth2.ConsentBeyond(blocks...), again)
 }
 
 // servingClient is meant of the OAuth client that serves the component in the tenant,
@@ -343,8 +342,8 @@ func (s *Service) servingClient(ctx context.Context, tenant, component string) (
 
 // How a secret is given again, for the hosts that the component names now.
 const (
-	giveClientAgain = "enter the client's secret again with oauth_client.change, or auth_client.change where it follows one"
-	giveEnvAgain    = "give the values of the component's variables again with component.set-env"
+	giveClientAgain = "enter the client secret again with oauth_client.change, or with auth_client.change if an auth client manages it"
+	giveEnvAgain    = "set the component's variables again with component.set-env"
 )
 
 // hostsChanged names the hosts that are too many, if there are any.
@@ -352,7 +351,7 @@ func hostsChanged(what string, beyond []string, again string) error {
 	if len(beyond) == 0 {
 		return nil
 	}
-	return aggregates.ErrOAuthClientHostsChanged.Because("The component now sends %s to another host: %s. If that is right, %s.",
+	return aggregates.ErrOAuthClientHostsChanged.Because("The component now sends %s to another host: %s. If that host is correct, %s.",
 		what, strings.Join(beyond, " and "), again)
 }
 
@@ -363,7 +362,7 @@ func (s *Service) mayRenewAt(ctx context.Context, tenant, component string, d co
 	if err != nil || all {
 		return err
 	}
-	return hostsChanged("the client's secret", d.OAuth2.Beyond(blocks...), again)
+	return hostsChanged("the client secret", d.OAuth2.Beyond(blocks...), again)
 }
 
 func (s *Service) deleteOAuthClient(ctx context.Context, call *Call, in OAuthClientRef) (Done, error) {

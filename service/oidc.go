@@ -28,10 +28,10 @@ import (
 
 // The refusals of a token, and of the configuration for tokens.
 var (
-	ErrToken       = fault.New(fault.Unauthenticated, "token_invalid", "The token is not one of the issuer for this service.")
-	ErrIssuerAway  = fault.New(fault.Unavailable, "token_issuer_unavailable", "The issuer of the tokens cannot be asked for its keys right now.")
+	ErrToken       = fault.New(fault.Unauthenticated, "token_invalid", "The token was not issued by the configured issuer for this service.")
+	ErrIssuerAway  = fault.New(fault.Unavailable, "token_issuer_unavailable", "The signing keys of the OpenID Connect issuer are not available. Try again shortly, or use an API key.")
 	ErrTokenConfig = fault.New(fault.Invalid, "token_config_invalid",
-		"An OpenID Connect issuer needs its https URL, an audience, and the claims that name the tenant and the permissions.")
+		"OpenID Connect requires the https URL of the issuer, an audience, and the claims for the tenant and the permissions.")
 )
 
 // TokenConfig says whose tokens are taken and how they are read.
@@ -83,7 +83,7 @@ func NewTokens(cfg TokenConfig) (*Tokens, error) {
 		return nil, ErrTokenConfig
 	}
 	if u.Scheme != "https" && (u.Scheme != "http" || !loopback(u.Hostname())) {
-		return nil, ErrTokenConfig.Because("The issuer's URL begins with https://; http:// is taken on the same machine alone.")
+		return nil, ErrTokenConfig.Because("The issuer URL must begin with https://. http:// is only allowed for this machine.")
 	}
 	if cfg.Client == nil {
 		cfg.Client = &http.Client{Timeout: issuerTimeout}
@@ -179,7 +179,7 @@ func (t *Tokens) issuer(ctx context.Context) (*oidc.Config, *issuerKeys, error) 
 		err = provider.Claims(&found)
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("asking the issuer: %w: %w", ErrIssuerAway, err)
+		return nil, nil, fmt.Errorf("fetching the issuer's keys: %w: %w", ErrIssuerAway, err)
 	}
 	known := slices.DeleteFunc(found.Algorithms, func(a string) bool { return !slices.Contains(signatures, a) })
 	if len(known) == 0 {
@@ -219,7 +219,7 @@ func (t *Tokens) read(token *oidc.IDToken) (Principal, error) {
 		return Principal{}, ErrToken
 	}
 	if token.Subject == "" {
-		return Principal{}, ErrToken.Because("The token names nobody: its claim sub is missing.")
+		return Principal{}, ErrToken.Because("The token has no sub claim.")
 	}
 	p := Principal{Actor: events.Actor{Kind: "user", ID: userID(token.Subject)}, Expires: token.Expiry} // a key that it issues ends no later
 	for _, tenant := range words(claims, t.cfg.Tenant) {
@@ -228,7 +228,7 @@ func (t *Tokens) read(token *oidc.IDToken) (Principal, error) {
 		}
 	}
 	if len(p.Tenants) == 0 { // no tenant is anybody's by default
-		return Principal{}, ErrToken.Because("The token names no tenant in its claim %s.", t.cfg.Tenant)
+		return Principal{}, ErrToken.Because("The token has no tenant in its claim %s.", t.cfg.Tenant)
 	}
 	p.Home = p.Tenants[0]
 	for _, word := range words(claims, t.cfg.Permissions) {
@@ -388,11 +388,11 @@ func (k *issuerKeys) fetch(ctx context.Context) (set jose.JSONWebKeySet, err err
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, k.url, nil)
 	if err != nil {
-		return set, fmt.Errorf("asking for the issuer's keys: %w: %w", ErrIssuerAway, err)
+		return set, fmt.Errorf("fetching the issuer's keys: %w: %w", ErrIssuerAway, err)
 	}
 	resp, err := k.client.Do(req)
 	if err != nil {
-		return set, fmt.Errorf("asking for the issuer's keys: %w: %w", ErrIssuerAway, err)
+		return set, fmt.Errorf("fetching the issuer's keys: %w: %w", ErrIssuerAway, err)
 	}
 	defer resp.Body.Close() //nolint:errcheck // only read
 	body, err := io.ReadAll(io.LimitReader(resp.Body, issuerMax))
@@ -400,7 +400,7 @@ func (k *issuerKeys) fetch(ctx context.Context) (set jose.JSONWebKeySet, err err
 		return set, fmt.Errorf("reading the issuer's keys: %w: %w", ErrIssuerAway, err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return set, fmt.Errorf("asking for the issuer's keys: %w: status %d", ErrIssuerAway, resp.StatusCode)
+		return set, fmt.Errorf("fetching the issuer's keys: %w: status %d", ErrIssuerAway, resp.StatusCode)
 	}
 	var list struct {
 		Keys []jsontext.Value `json:"keys"`

@@ -89,7 +89,7 @@ func (s *Service) assignCommandID(ctx context.Context, call *Call, route string,
 	canonical := jsontext.Value(append([]byte(nil), body...))
 	// Numbers stay as they were written: they may be longer than a float64.
 	if err := canonical.Canonicalize(jsontext.CanonicalizeRawInts(false), jsontext.CanonicalizeRawFloats(false)); err != nil {
-		return ErrBody.Because("The body is not one JSON document.")
+		return ErrBody.Because("The body must be one JSON document.")
 	}
 	mac, err := s.cfg.Keyring.MAC(ctx, call.Tenant, events.LengthPrefixed("credstream/request/1", route, string(canonical)))
 	if err != nil {

@@ -69,7 +69,7 @@ func (s *Service) rebuildViews(ctx context.Context, _ *Call, _ RebuildViews) (Do
 		defer r.mu.Unlock()
 		r.running = false
 		if err != nil {
-			s.cfg.Logger.Error("the rebuild of the views failed", "err", err)
+			s.cfg.Logger.Error("rebuild of the read models failed", "err", err)
 			r.err = fault.Of(err).Msg
 		}
 	})

@@ -21,13 +21,13 @@ import (
 // The refusals of the queues.
 var (
 	ErrSecretInQueue = fault.New(fault.Invalid, "secret_in_queue",
-		"A queued command carries no clear keys, and nothing was stored. Seal them to the key that query service.key answers and send keys_sealed.")
-	ErrNotQueueable  = fault.New(fault.Invalid, "command_not_queueable", "This command cannot be left in the queue: its answer is needed.")
-	ErrKeysSealed    = fault.New(fault.Invalid, "keys_sealed_invalid", "Sealed keys stand alone, as unpadded base64url, in a command with a command id.")
+		"A queued command cannot hold keys in clear text. Nothing was stored. Encrypt the keys to the public key of query service.key and send keys_sealed.")
+	ErrNotQueueable  = fault.New(fault.Invalid, "command_not_queueable", "This command cannot be queued: its response is needed. Send it as a request.")
+	ErrKeysSealed    = fault.New(fault.Invalid, "keys_sealed_invalid", "keys_sealed must be unpadded base64url, without keys beside it, in a command with a command id.")
 	ErrQueueAbsent   = fault.New(fault.Unavailable, "queue_absent", "This service has no queues.")
-	ErrQueueNotFound = fault.New(fault.NotFound, "queue_message_not_found", "There is no such message in the poison queue.")
+	ErrQueueNotFound = fault.New(fault.NotFound, "queue_message_not_found", "Message not found in the dead-letter queue.")
 	ErrQueueNotKept  = fault.New(fault.Precondition, "queue_message_not_kept",
-		"The message was not understood, so its content was not kept. Publish it again, corrected.")
+		"The message could not be parsed, so its content was not kept. Correct it and publish it again.")
 )
 
 // Poisoned is a message of the poison queue: a flow event or queued command that
@@ -241,7 +241,7 @@ func (s *Service) serviceKey(ctx context.Context, call *Call, _ GetSealingKey) (
 	sum := sha256.Sum256(public)
 	return SealingKey{
 		PublicKey: base64.RawURLEncoding.EncodeToString(public), KeyID: hex.EncodeToString(sum[:8]), Suite: seal.Suite,
-		Info: "credstream/keys-sealed/1, tenant, command, command id and target (the component of a new credential, the id of one that is there), joined by line feeds",
+		Info: "credstream/keys-sealed/1, tenant, command, command id and target (the component of a new credential, otherwise the id of the credential), joined by line feeds",
 	}, nil
 }
 

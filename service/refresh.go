@@ -25,9 +25,9 @@ import (
 // The refusals of a renewal of tokens.
 var (
 	ErrRefreshFailed = fault.New(fault.Unavailable, "token_refresh_failed",
-		"The access token has expired and the provider did not give another one. It is tried again.")
+		"The access token has expired and the provider did not issue a new one. The service will retry.")
 	ErrRefreshPending = fault.New(fault.Unavailable, "token_refresh_pending",
-		"The access token is being renewed and that is not done yet. Try again shortly.")
+		"The access token is being renewed. Try again shortly.")
 )
 
 // The times of a renewal. Patience, how long an epoch may stay without progress
@@ -208,7 +208,7 @@ func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, ins
 			}
 			over = other.Epoch
 			s.metrics.refreshLost.Inc()
-			s.cfg.Logger.WarnContext(ctx, "a refresh was taken over whose outcome is not known: if the provider has answered, its answer is lost",
+			s.cfg.Logger.WarnContext(ctx, "took over a renewal with an unknown outcome; if the provider answered it, the new tokens are lost",
 				"tenant", tenant, "credential", id, "epoch", other.Epoch)
 		} else if watched != 0 && !insist {
 			// Whoever had it has failed; so would we, right after.
@@ -336,7 +336,7 @@ func (s *Service) keepToken(ctx context.Context, call *Call, id string, of aggre
 	}
 	text, err := json.Marshal(stored)
 	if err != nil {
-		return fmt.Errorf("writing the tokens of %s: %w", id, err)
+		return fmt.Errorf("store the tokens of %s: %w", id, err)
 	}
 	ref := credentialRef(call.Tenant, id, epoch.SecretID)
 	err = s.insist(ctx, func(ctx context.Context) error {
@@ -347,7 +347,7 @@ func (s *Service) keepToken(ctx context.Context, call *Call, id string, of aggre
 	})
 	if err != nil {
 		s.metrics.refreshLost.Inc()
-		s.cfg.Logger.ErrorContext(ctx, "the provider's answer could not be stored: it is lost", "tenant", call.Tenant, "credential", id, "err", err)
+		s.cfg.Logger.ErrorContext(ctx, "cannot store the provider's response; the new tokens are lost", "tenant", call.Tenant, "credential", id, "err", err)
 		return err
 	}
 	s.at("stored")
@@ -448,7 +448,7 @@ func (s *Service) failed(ctx context.Context, call *Call, id string, state aggre
 	case !ok && refusal.Outcome == oauth.ClientRefused:
 		return failure
 	}
-	s.cfg.Logger.WarnContext(ctx, "tokens were not renewed", "tenant", call.Tenant, "credential", id, "outcome", refusal.Outcome, "status", refusal.Status)
+	s.cfg.Logger.WarnContext(ctx, "tokens not renewed", "tenant", call.Tenant, "credential", id, "outcome", refusal.Outcome, "status", refusal.Status)
 	return ErrRefreshFailed.Because("%s", refusal.Says()).After(cmd.RetryAt.Sub(s.now()))
 }
 
@@ -577,7 +577,7 @@ func (s *Service) RunTokenKeeper(ctx context.Context) error {
 		if s.cfg.WritesAllowed == nil || s.cfg.WritesAllowed() == nil {
 			var err error
 			if due, err = s.cfg.Views.DueTokens(ctx, s.now(), full, keepAtOnce); err != nil && ctx.Err() == nil {
-				s.cfg.Logger.WarnContext(ctx, "looking for tokens that are due", "err", err)
+				s.cfg.Logger.WarnContext(ctx, "cannot list the tokens that are due", "err", err)
 			}
 		}
 		for _, d := range due {
@@ -588,7 +588,7 @@ func (s *Service) RunTokenKeeper(ctx context.Context) error {
 			workers.Go(func() {
 				defer k.give(key)
 				if err := s.keepFresh(ctx, key); err != nil && ctx.Err() == nil {
-					s.cfg.Logger.DebugContext(ctx, "keeping a token fresh", "tenant", key.tenant, "credential", key.id, "err", err)
+					s.cfg.Logger.DebugContext(ctx, "renewal of a due token failed", "tenant", key.tenant, "credential", key.id, "err", err)
 				}
 			})
 		}

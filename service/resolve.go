@@ -42,9 +42,9 @@ const (
 var (
 	// ErrCleartext refuses clear secrets where others could listen.
 	ErrCleartext = fault.New(fault.Denied, "cleartext_refused",
-		"Secrets are taken over TLS only, or over plain HTTP on the same machine.")
+		"Send secrets over TLS, or over plain HTTP from the same machine.")
 	ErrRecipient = fault.New(fault.Invalid, "recipient_invalid",
-		"Name who the values are for: either public_key, an X25519 key in the form of nkeys (\"X\" and 55 more characters), or cleartext.")
+		"Give either public_key, an X25519 key in nkeys form (\"X\" and 55 more characters), or cleartext.")
 )
 
 // ResolveCredential asks for the values of a credential, for a flow. The same
@@ -119,7 +119,7 @@ func (s *Service) resolveCredential(ctx context.Context, call *Call, in ResolveC
 		return answer, err
 	case in.Cleartext && !call.Confidential:
 		s.denied(ctx, call, CredentialsResolve)
-		return answer, ErrCleartext.Because("Clear values are answered over TLS, or over plain HTTP on the same machine, and never over NATS. Name a public_key to have them sealed.")
+		return answer, ErrCleartext.Because("Clear values are only returned over TLS, or over plain HTTP on the same machine, and never over NATS. Give a public_key to get them encrypted.")
 	}
 	if s.cfg.WritesAllowed != nil {
 		if err := s.cfg.WritesAllowed(); err != nil {
@@ -256,7 +256,7 @@ func (s *Service) give(ctx context.Context, call *Call, fact AccessFact, revisio
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), withdrawTime)
 	defer cancel()
 	if err := s.cfg.AccessLog.Append(last, call.Tenant, fact); err != nil { // then the log says more was given than was
-		s.cfg.Logger.WarnContext(ctx, "it was not recorded that a credential was not given after all",
+		s.cfg.Logger.WarnContext(ctx, "failed to record withdrawn lease",
 			"tenant", call.Tenant, "credential", fact.Credential, "lease", fact.Lease, "err", err)
 	}
 	return false, err
@@ -375,12 +375,12 @@ func newLeases(reg prometheus.Registerer, now func() time.Time) (*leases, error)
 		held: held, now: now, ends: map[int64]int{},
 		results: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "credstream_resolves_total",
-			Help: "Requests for the values of a credential: answered (given), refused, unavailable or failed; new leases (leased) and those taken back before they left (withdrawn).",
+			Help: "Requests for the values of a credential: answered (given), refused, unavailable or failed; new leases (leased) and leases withdrawn before the values left (withdrawn).",
 		}, []string{"result"}),
 	}
 	if reg != nil {
 		reg.MustRegister(l.results, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "credstream_leases_outstanding", Help: "Leases given by this process that have not expired.",
+			Name: "credstream_leases_outstanding", Help: "Leases granted by this process that have not expired.",
 		}, func() float64 { return float64(l.outstanding()) }))
 	}
 	return l, nil

@@ -116,7 +116,7 @@ func (s *Service) tell(ctx context.Context, tenant string, state aggregates.Cred
 	}
 	d, err := s.descriptor(ctx, state.Component, state.Current().Revision)
 	if err == nil && (d.OAuth2 == nil || d.OAuth2.RevocationURI == "") {
-		return told{outcome: notOffered, says: "The provider was not told: the component's component.json names no revocation_uri."}
+		return told{outcome: notOffered, says: "Not revoked at the provider: the component.json has no revocation_uri."}
 	}
 	var client oauth.Client
 	if err == nil {
@@ -140,14 +140,14 @@ func (s *Service) tell(ctx context.Context, tenant string, state aggregates.Cred
 // notTold says why a provider did not confirm that it has forgotten a token.
 func (s *Service) notTold(ctx context.Context, component string, err error) told {
 	if refusal, ok := errors.AsType[*oauth.Error](err); ok {
-		return told{string(refusal.Outcome), "The provider did not confirm it: " + refusal.Says(), refusal.RetryAfter}
+		return told{string(refusal.Outcome), "The provider did not confirm the revocation: " + refusal.Says(), refusal.RetryAfter}
 	}
 	f := fault.Of(err)
 	if f.Kind == fault.Unavailable || f.Kind == fault.Internal {
-		s.cfg.Logger.WarnContext(ctx, "a provider was not told to forget tokens", "component", component, "err", err)
-		return told{outcome: string(oauth.Transient), says: "The provider could not be told."}
+		s.cfg.Logger.WarnContext(ctx, "cannot revoke tokens at the provider", "component", component, "err", err)
+		return told{outcome: string(oauth.Transient), says: "The provider could not be asked to revoke the tokens."}
 	}
-	return told{outcome: string(oauth.ClientRefused), says: "The provider could not be told: " + f.Msg}
+	return told{outcome: string(oauth.ClientRefused), says: "The provider could not be asked to revoke the tokens: " + f.Msg}
 }
 
 // recordTold records what a provider answered. The tokens are given up either way.
@@ -158,7 +158,7 @@ func (s *Service) recordTold(ctx context.Context, call *Call, id string, t told)
 	s.metrics.revocations.WithLabelValues(t.outcome).Inc()
 	_, _, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, commands.Credential(commands.RecordProviderRevocation{ID: id, Outcome: t.outcome}))
 	if err != nil {
-		s.cfg.Logger.WarnContext(ctx, "it was not recorded that a provider was told to forget tokens",
+		s.cfg.Logger.WarnContext(ctx, "failed to record a revocation at the provider",
 			"tenant", call.Tenant, "credential", id, "outcome", t.outcome, "err", err)
 	}
 }
@@ -284,7 +284,7 @@ func (s *Service) endCredential(ctx context.Context, call *Call, cmd commands.De
 		answer <- t
 	})
 	if !begun {
-		done.Says = "The provider was not told: the service is stopping."
+		done.Says = "Not revoked at the provider: the service is stopping."
 		return done, before, nil
 	}
 	wait := time.NewTimer(deleteWait)
@@ -346,9 +346,9 @@ func (r *revocations) finish() {
 // The refusals of a revocation in bulk.
 var (
 	ErrRevocationScope = fault.New(fault.Invalid, "revocation_scope_invalid",
-		"Say whose tokens are revoked, by one of these: all, component, oauth_client.")
+		"Give exactly one of all, component and oauth_client.")
 	ErrRevocationUnderWay = fault.New(fault.Precondition, "revocation_under_way",
-		"The same tokens are being revoked already, or eight revocations are under way. The query oauth.revocation tells how far they have come.")
+		"These tokens are already being revoked, or eight revocations are running. Query oauth.revocation for the progress.")
 )
 
 // RevokeOAuth asks for the end of many credentials' tokens. One of all, component
@@ -461,7 +461,7 @@ func (s *Service) tokenHolders(ctx context.Context, tenant, component string) (i
 func (s *Service) revokeAll(ctx context.Context, call *Call, job *revocation, ids []string) {
 	forEach(ctx, ids, func(id string) {
 		if _, err := s.cut(ctx, call.within(id), id); err != nil && ctx.Err() == nil {
-			s.cfg.Logger.DebugContext(ctx, "tokens to be revoked are given for a while longer", "tenant", call.Tenant, "credential", id, "err", err)
+			s.cfg.Logger.DebugContext(ctx, "tokens to be revoked may still be resolved for a while", "tenant", call.Tenant, "credential", id, "err", err)
 		}
 	})
 	forEach(ctx, ids, func(id string) {
@@ -516,9 +516,9 @@ func (s *Service) revoked(ctx context.Context, tenant, id string, done RevokedCr
 	case errors.Is(err, aggregates.ErrCredentialNotFound), errors.Is(err, aggregates.ErrNotOAuth): // it has none any more
 		one.Done = 1
 	case err != nil:
-		s.cfg.Logger.WarnContext(ctx, "tokens were not revoked", "tenant", tenant, "credential", id, "err", err)
+		s.cfg.Logger.WarnContext(ctx, "tokens not revoked", "tenant", tenant, "credential", id, "err", err)
 		one.Failed = 1
-		one.Failures = []RevocationFailure{{Credential: id, Says: "Its tokens were not given up: " + fault.Of(err).Msg}}
+		one.Failures = []RevocationFailure{{Credential: id, Says: "The tokens were not revoked: " + fault.Of(err).Msg}}
 	case done.Outcome == revokedThere:
 		one.Done, one.AtProvider = 1, 1
 	case done.Outcome == notOffered:

@@ -63,129 +63,129 @@ type Route struct {
 func Routes() []Route {
 	return []Route{
 		command("tenant.register", TenantsManage, (*Service).registerTenant,
-			"Bring a tenant in. The new tenant's keys are made with it."),
+			"Register a tenant. Its encryption keys are created with it."),
 		command("component.register", ComponentsCreate, (*Service).registerComponent,
-			"Register a component from its component.json, which is kept whole."),
+			"Register a component from its component.json, which is stored unchanged."),
 		command("component.update", ComponentsEdit, (*Service).updateComponent,
-			"Give a component a new descriptor, which makes a new revision."),
+			"Update the descriptor of a component, which creates a new revision."),
 		command("component.share", ComponentsEdit, (*Service).shareComponent,
 			"Make a component visible to every tenant."),
 		command("component.unshare", ComponentsEdit, (*Service).unshareComponent,
-			"Make a component visible to its owner alone."),
+			"Make a component visible to its owner only."),
 		command("component.delete", ComponentsDelete, (*Service).deleteComponent,
-			"Delete a component. Its credentials remain, but none can be made or changed."),
+			"Delete a component. Its credentials remain, but none can be created or changed."),
 		withSecrets(command("credential.create", CredentialsCreate, (*Service).createCredential,
 			"Verify keys by a dry request and save them as a new credential.")),
 		command("credential.rename", CredentialsEdit, (*Service).renameCredential,
-			"Give a credential another name."),
+			"Rename a credential."),
 		command("credential.set-vpn-agent", CredentialsEdit, (*Service).setVPNAgent,
-			"Say through which VPN agent a flow engine reaches the API of a credential, or that it is none."),
+			"Set or clear the VPN agent through which a flow engine reaches the API of a credential."),
 		withSecrets(command("credential.replace-keys", CredentialsEdit, (*Service).replaceKeys,
-			"Verify new keys by a dry request and put them in force as a new version.")),
+			"Verify new keys by a dry request and activate them as a new version.")),
 		command("credential.revert", CredentialsEdit, (*Service).revertCredential,
-			"Verify the keys of an earlier version again and put them in force as a new version. They are shown to nobody."),
+			"Verify the keys of an earlier version again and activate them as a new version. They are not shown."),
 		command("credential.verify", CredentialsEdit, (*Service).verifyCredential,
-			"Make the dry request again with the keys in force, and record the outcome."),
+			"Repeat the dry request with the current keys and record the outcome."),
 		command("credential.refresh", CredentialsEdit, (*Service).refreshCredential,
-			"Renew the tokens of an OAuth credential now, whether they are due or not."),
+			"Renew the tokens of an OAuth credential now, even if they are not due."),
 		command("credential.delete", CredentialsDelete, (*Service).deleteCredential,
 			"Delete a credential and erase its secrets."),
 		command("credential.revoke", CredentialsDelete, (*Service).revokeCredential,
-			"Give up the tokens of an OAuth credential, here and at its provider. The credential remains, to be connected again."),
+			"Revoke the tokens of an OAuth credential locally and at its provider. The credential remains and can be connected again."),
 		command("oauth.revoke", CredentialsDelete, (*Service).revokeOAuth,
-			"Give up the tokens of every OAuth credential of the tenant, of a component or of an OAuth client, one after the other. Answers at once."),
-		query("oauth.revocation", CredentialsGet, (*Service).oauthRevocation, "How far a revocation in bulk has come."),
+			"Revoke the tokens of every OAuth credential of the tenant, of a component or of an OAuth client. Runs in the background and answers at once."),
+		query("oauth.revocation", CredentialsGet, (*Service).oauthRevocation, "Progress of a bulk revocation."),
 		withSecrets(command("auth_secret.create", AuthSecretsCreate, (*Service).createAuthSecret,
 			"Verify keys by a dry request and save them as a new credential of a workspace.")),
 		command("auth_secret.rename", AuthSecretsEdit, (*Service).renameAuthSecret,
-			"Give a credential of a workspace another name."),
+			"Rename a credential of a workspace."),
 		withSecrets(command("auth_secret.replace-keys", AuthSecretsEdit, (*Service).replaceAuthSecretKeys,
-			"Verify new keys for a credential of a workspace and put them in force as a new version.")),
+			"Verify new keys for a credential of a workspace and activate them as a new version.")),
 		command("auth_secret.refresh", AuthSecretsRefresh, (*Service).refreshAuthSecret,
-			"Renew the tokens of a credential of a workspace now, whether they are due or not."),
+			"Renew the tokens of a credential of a workspace now, even if they are not due."),
 		command("auth_secret.delete", AuthSecretsDelete, (*Service).deleteAuthSecret,
 			"Delete a credential of a workspace and erase its secrets."),
 		query("auth_secret.get", AuthSecretsGet, (*Service).getAuthSecret,
-			"One credential of a workspace, and whether it works; secret values are masked."),
+			"One credential of a workspace and its state; secret values are masked."),
 		scan(query("auth_secret.list", AuthSecretsGet, (*Service).listAuthSecrets, "The credentials of a workspace, sorted, page by page.")),
 		command("flow.bind", FlowsEdit, (*Service).bindFlow,
-			"Reserve the credentials of a flow before it starts: all of them, or none."),
+			"Reserve all credentials of a flow before it starts, or none."),
 		command("flow.release", FlowsEdit, (*Service).releaseFlow,
-			"Give back what a flow has reserved."),
-		query("flow.get", FlowsGet, (*Service).getFlow, "One flow: its steps, what it uses and what it cannot use."),
+			"Release the reservation of a flow."),
+		query("flow.get", FlowsGet, (*Service).getFlow, "One flow: its steps, the credentials it uses, and the steps that cannot use theirs."),
 		scan(query("flow.list", FlowsGet, (*Service).listFlows,
 			"Flows by id, page by page: all, or those that use one credential or one component.")),
 		scan(query("flow.in-use", FlowsGet, (*Service).listInUse,
 			"What flows use: the values of the in-use index, page by page.")),
 		command("queue.retry", QueueManage, (*Service).retryQueued,
-			"Put a message of the poison queue back where it came from."),
+			"Retry a message of the dead-letter queue: put it back into its queue."),
 		command("queue.drop", QueueManage, (*Service).dropQueued,
-			"Erase a message of the poison queue."),
+			"Drop a message of the dead-letter queue: erase it."),
 		command("queue.retry-all", QueueManage, (*Service).retryAllQueued,
-			"Put the tenant's messages of the poison queue back where they came from: all, or those of a queue or an error. At most 1,000 are looked at; next says where to go on."),
+			"Retry the tenant's messages of the dead-letter queue: all, or those of a queue or an error code. One call examines at most 1,000 messages; next is the cursor for the following call."),
 		command("queue.drop-all", QueueManage, (*Service).dropAllQueued,
-			"Erase the tenant's messages of the poison queue: all, or those of a queue or an error. At most 1,000 are looked at; next says where to go on."),
-		scan(query("queue.list", QueueManage, (*Service).listQueued, "The tenant's messages in the poison queue, page by page.")),
-		query("queue.get", QueueManage, (*Service).getQueued, "One message of the poison queue, as far as it may be kept."),
+			"Drop the tenant's messages of the dead-letter queue: all, or those of a queue or an error code. One call examines at most 1,000 messages; next is the cursor for the following call."),
+		scan(query("queue.list", QueueManage, (*Service).listQueued, "The tenant's messages in the dead-letter queue, page by page.")),
+		query("queue.get", QueueManage, (*Service).getQueued, "One message of the dead-letter queue. Clear secrets are not included."),
 		query("service.key", CredentialsCreate, (*Service).serviceKey,
-			"The public key to which the keys of a queued command are sealed."),
+			"The public key for sealing the keys of a queued command."),
 		withSecrets(command("credential.reveal", CredentialsReveal, (*Service).revealCredential,
-			"Show the clear values of one credential to a person. That it was done is recorded first.")),
+			"Reveal the clear values of one credential to a person. The access is audited first.")),
 		withSecrets(command("oauth_client.define", OAuthClientsCreate, (*Service).defineOAuthClient,
-			"Define the tenant's OAuth client of a component. There is one for each component.")),
+			"Define the tenant's OAuth client of a component. Each component has at most one.")),
 		withSecrets(command("oauth_client.change", OAuthClientsEdit, (*Service).changeOAuthClient,
 			"Change the client id, the client secret, or both.")),
 		command("oauth_client.delete", OAuthClientsDelete, (*Service).deleteOAuthClient,
-			"Delete an OAuth client. It is refused while a flow, active or not, includes the component."),
+			"Delete an OAuth client. Refused while a flow, active or not, includes the component."),
 		withSecrets(command("oauth_client.reveal", CredentialsReveal, (*Service).revealOAuthClient,
-			"Show the secret of one OAuth client to a person. That it was done is recorded first.")),
+			"Reveal the secret of one OAuth client to a person. The access is audited first.")),
 		query("oauth_client.get", OAuthClientsGet, (*Service).getOAuthClient, "One OAuth client, by its id or its component; the secret is masked."),
 		scan(query("oauth_client.list", OAuthClientsGet, (*Service).listOAuthClients, "The OAuth clients of the tenant.")),
 		withSecrets(command("auth_client.create", OAuthClientsCreate, (*Service).createAuthClient,
-			"Create an auth client for several components. Of type oauth2 and of the tenant, it defines their OAuth clients: all of them, or none.")),
+			"Create an auth client for several components. With type oauth2 and scope tenant, it also defines their OAuth clients: all of them, or none.")),
 		withSecrets(command("auth_client.change", OAuthClientsEdit, (*Service).reformAuthClient,
-			"Change the name, components or credentials of an auth client. The OAuth clients of its components follow.")),
+			"Change the name, components or credentials of an auth client. The OAuth clients of its components are updated with it.")),
 		command("auth_client.delete", OAuthClientsDelete, (*Service).deleteAuthClient,
-			"Delete an auth client and the OAuth clients that follow it. It is refused while a flow includes one of the components."),
+			"Delete an auth client and the OAuth clients that it manages. Refused while a flow includes one of the components."),
 		withSecrets(command("auth_client.reveal", CredentialsReveal, (*Service).revealAuthClient,
-			"Show the credentials of one auth client to a person. That it was done is recorded first.")),
+			"Reveal the credentials of one auth client to a person. The access is audited first.")),
 		query("auth_client.get", OAuthClientsGet, (*Service).getAuthClient, "One auth client; secrets are masked."),
-		scan(query("auth_client.list", OAuthClientsGet, (*Service).listAuthClients, "The auth clients that the tenant sees, page by page.")),
+		scan(query("auth_client.list", OAuthClientsGet, (*Service).listAuthClients, "The auth clients that are visible to the tenant, page by page.")),
 		withSecrets(command("component.set-env", ComponentsEdit, (*Service).setComponentEnv,
-			"Give values to the variables that a component's descriptor declares. They are sealed and serve in the owner's tenant.")),
+			"Set the variables that a component's descriptor declares. They are encrypted and only used in the owner's tenant.")),
 		command("audit.rewind", AuditRead, (*Service).rewindAudit,
-			"Start the tenant's audit consumer over at a place in the log."),
+			"Rewind the tenant's audit consumer to a log sequence."),
 		command("views.rebuild", ViewsManage, (*Service).rebuildViews,
-			"Build the views anew from the log, beside the ones in use."),
+			"Rebuild the read models from the log, beside the ones in use."),
 		withSecrets(command("api_key.issue", KeysManage, (*Service).issueAPIKey,
-			"Issue an API key. The key is in this answer and nowhere else; a repeat answers without it.")),
+			"Issue an API key. Only this response contains the key; a repeat answers without it.")),
 		command("api_key.revoke", KeysManage, (*Service).revokeAPIKey,
 			"Revoke an API key."),
-		scan(query("api_key.list", KeysManage, (*Service).listAPIKeys, "The API keys of the tenant, never the keys themselves.")),
+		scan(query("api_key.list", KeysManage, (*Service).listAPIKeys, "The API keys of the tenant, without the keys themselves.")),
 		query("views.status", ViewsManage, (*Service).viewsStatus,
-			"How far the views are, and how far a rebuild has come."),
+			"Position of the read models, and progress of a rebuild."),
 		scan(query("tenant.list", TenantsManage, (*Service).listTenants, "The tenants of the installation.")),
 		query("component.get", ComponentsGet, (*Service).getComponent, "One component with its descriptor."),
-		scan(query("component.list", ComponentsGet, (*Service).listComponents, "The components the tenant may use, with counts of its credentials.")),
+		scan(query("component.list", ComponentsGet, (*Service).listComponents, "The components that the tenant may use, with counts of its credentials.")),
 		query("credential.get", CredentialsGet, (*Service).getCredential, "One credential; secret values are masked."),
 		scan(query("credential.list", CredentialsGet, (*Service).listCredentials, "Credentials by filter, sorted, page by page.")),
 		scan(query("credential.counts", CredentialsGet, (*Service).countCredentials, "Number of credentials by component and status.")),
-		scan(query("credential.history", CredentialsGet, (*Service).credentialHistory, "What happened to one credential: who, what, when, which version.")),
+		scan(query("credential.history", CredentialsGet, (*Service).credentialHistory, "History of one credential: who changed what, when, and which version.")),
 		withSecrets(orElse(CredentialsEdit, command("oauth.connect", CredentialsCreate, (*Service).connectOAuth,
-			"Make a one-time link by which a person connects an account at the component's provider, for a new credential or for one that exists."))),
+			"Create a one-time link with which a person connects an account at the component's provider, for a new or an existing credential."))),
 		orElse(CredentialsEdit, command("oauth.complete", CredentialsCreate, (*Service).completeConnection,
-			"Say that who came back from the provider is who started, and save what the provider grants.")),
-		query("oauth.connection", CredentialsGet, (*Service).getConnection, "How far a connection has come."),
+			"Confirm that the person who returned from the provider started the connection, and save the tokens.")),
+		query("oauth.connection", CredentialsGet, (*Service).getConnection, "State of a connection."),
 		query("oauth.redirect-uri", ComponentsGet, (*Service).getRedirectURI,
 			"The redirect URI of a component in this tenant, to be registered at the provider."),
 		audited(query("credential.resolve", CredentialsResolve, (*Service).resolveCredential,
-			"Give a flow engine the values of a credential, sealed to its public key, for the time of a lease. That it is given them is recorded first.")),
-		scan(query("lease.list", AuditRead, (*Service).listLeases, "The leases that have not expired: who may still hold the values of which credential.")),
+			"Resolve a credential for a flow engine: its values, encrypted to the engine's public key, under a lease. The access is audited first.")),
+		scan(query("lease.list", AuditRead, (*Service).listLeases, "The active leases: who may still hold the values of which credential.")),
 		scan(query("access.replay", AuditRead, (*Service).replayAccess,
-			"Who was given the values of which credential, and when, in the order in which they were, page by page.")),
+			"The access log: who got the values of which credential, and when, oldest first, page by page.")),
 		scan(query("events.changes", CredentialsGet, (*Service).eventChanges,
-			"The tenant's changes from a place in the log on, page by page: for who follows the feed and was away.")),
-		scan(query("events.replay", AuditRead, (*Service).replayEvents, "The tenant's facts again, in the order of the log, page by page.")),
+			"The tenant's feed events after a log position, page by page, for subscribers that were offline.")),
+		scan(query("events.replay", AuditRead, (*Service).replayEvents, "The tenant's events in log order, page by page.")),
 	}
 }
 
@@ -226,8 +226,8 @@ func audited(r Route) Route {
 
 // The refusals of who leaves a fact in somebody else's name, or for nothing.
 var (
-	ErrCrossOrigin = fault.New(fault.Denied, "cross_origin_refused", "A page of another origin cannot send commands, nor ask for what is recorded.")
-	ErrMethod      = fault.New(fault.Invalid, "method_not_allowed", "This path does not take this method.")
+	ErrCrossOrigin = fault.New(fault.Denied, "cross_origin_refused", "Cross-origin browser requests cannot send commands or audited queries.")
+	ErrMethod      = fault.New(fault.Invalid, "method_not_allowed", "This path does not support this method.")
 )
 
 // CheckSender refuses a call that leaves a fact to a page of another origin, which
@@ -240,7 +240,7 @@ func (r Route) CheckSender(crossSite, head bool) error {
 	case crossSite:
 		return ErrCrossOrigin
 	case head:
-		return ErrMethod.Because("What is asked for leaves a record, and HEAD shows nothing of it. Use GET.")
+		return ErrMethod.Because("This query is audited, and HEAD would return nothing of it. Use GET.")
 	}
 	return nil
 }
@@ -261,15 +261,15 @@ func (r *Route) permission(p Principal) Permission {
 
 // The refusals of a request's form.
 var (
-	ErrRouteUnknown = fault.New(fault.NotFound, "route_unknown", "There is no such command or query.")
-	ErrBody         = fault.New(fault.Invalid, "body_invalid", "The body is not the JSON this takes.")
+	ErrRouteUnknown = fault.New(fault.NotFound, "route_unknown", "No such command or query.")
+	ErrBody         = fault.New(fault.Invalid, "body_invalid", "The body is not valid JSON for this command or query.")
 	ErrBodyTooLarge = fault.New(fault.Invalid, "body_too_large", "The body is larger than 1 MiB.")
-	ErrBodyTooDeep  = fault.New(fault.Invalid, "body_too_deep", "The body is nested more than 32 levels deep.")
+	ErrBodyTooDeep  = fault.New(fault.Invalid, "body_too_deep", "The body is nested deeper than 32 levels.")
 	ErrCommandID    = fault.New(fault.Invalid, "command_id_invalid",
-		"A command id is 1 to 128 printable ASCII characters.")
-	ErrCorrelation     = fault.New(fault.Invalid, "correlation_id_invalid", "A correlation id is 1 to 128 printable ASCII characters.")
+		"A command id must have 1 to 128 printable ASCII characters.")
+	ErrCorrelation     = fault.New(fault.Invalid, "correlation_id_invalid", "A correlation id must have 1 to 128 printable ASCII characters.")
 	ErrCommandIDReused = fault.New(fault.Precondition, "command_id_reused",
-		"This command id was used for another request. Use a new id for a new command.")
+		"This command id was already used for another request. Use a new id for a new command.")
 )
 
 // The bounds of a request.
@@ -385,10 +385,10 @@ func decodeWith(body []byte, in any, how json.Options) error {
 		return own
 	case errors.Is(err, json.ErrUnknownName) && errors.As(err, &semantic):
 		at := place(semantic.JSONPointer)
-		return ErrBody.Because("The member %s is not known here.", at).At(at)
+		return ErrBody.Because("Unknown member: %s.", at).At(at)
 	case errors.Is(err, jsontext.ErrDuplicateName) && errors.As(err, &syntactic):
 		at := place(syntactic.JSONPointer)
-		return ErrBody.Because("The member %s stands twice.", at).At(at)
+		return ErrBody.Because("The member %s appears more than once.", at).At(at)
 	case errors.As(err, &semantic):
 		if semantic.JSONPointer == "" {
 			return ErrBody.Because("The body is not a JSON object.")
@@ -396,7 +396,7 @@ func decodeWith(body []byte, in any, how json.Options) error {
 		at := place(semantic.JSONPointer)
 		return ErrBody.Because("The member %s has the wrong type.", at).At(at)
 	}
-	return ErrBody.Because("The body is not one JSON document.")
+	return ErrBody.Because("The body must be one JSON document.")
 }
 
 // place is a JSON pointer in an answer, cut when it is longer than any of ours: a
@@ -439,10 +439,10 @@ func (s *Service) meta(call *Call) events.Meta {
 // required refuses an empty member.
 func required(pointer, value string) error {
 	if strings.TrimSpace(value) == "" {
-		return ErrMissing.Because("The member %s is needed.", strings.TrimPrefix(pointer, "/")).At(pointer)
+		return ErrMissing.Because("The member %s is required.", strings.TrimPrefix(pointer, "/")).At(pointer)
 	}
 	return nil
 }
 
 // ErrMissing refuses a request without a member it needs.
-var ErrMissing = fault.New(fault.Invalid, "member_missing", "A member is needed.")
+var ErrMissing = fault.New(fault.Invalid, "member_missing", "A required member is missing.")

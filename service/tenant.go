@@ -53,7 +53,7 @@ func (s *Service) prepareTenant(ctx context.Context, tenant string) error {
 	}
 	if exists {
 		if err = s.cfg.Keyring.Check(ctx, []string{tenant}); errors.Is(err, seal.ErrNoKeyset) {
-			err = seal.ErrKeysetMissing.Because("The keys of tenant %s are lost. Restore them from a backup.", tenant)
+			err = seal.ErrKeysetMissing.Because("The encryption keys of tenant %s are lost. Restore them from a backup.", tenant)
 		}
 	} else {
 		err = s.cfg.Keyring.Ensure(ctx, tenant)
@@ -148,7 +148,7 @@ func (s *Service) isNew(ctx context.Context) (bool, error) {
 }
 
 // ErrKeyShape refuses an administrator key that is given but is no key.
-var ErrKeyShape = fault.New(fault.Invalid, "api_key_shape", "An API key is \"cs_\" followed by 32 to 128 letters and digits.")
+var ErrKeyShape = fault.New(fault.Invalid, "api_key_shape", "An API key must be \"cs_\" and 32 to 128 letters and digits.")
 
 // firstAdministrator is the id of the key that the first start makes.
 const firstAdministrator = "first-administrator"
@@ -169,7 +169,7 @@ func (s *Service) Bootstrap(ctx context.Context, given seal.Secret) (seal.Secret
 		return seal.Secret{}, err
 	}
 	if !isNew {
-		s.cfg.Logger.ErrorContext(ctx, "the log has no first administrator key, and is not empty: no key is made")
+		s.cfg.Logger.ErrorContext(ctx, "the log is not empty but has no first administrator key; none is created")
 		return seal.Secret{}, nil
 	}
 	key := given

@@ -26,12 +26,12 @@ import (
 // The refusals of tokens that a caller gives.
 var (
 	ErrTokensInvalid = fault.New(fault.Invalid, "oauth_tokens_invalid",
-		"An OAuth field takes an object as the provider answered it: access_token, refresh_token, expires_in and more.")
+		"An OAuth field takes the provider's token response as an object: access_token, refresh_token, expires_in and more.")
 	ErrRefreshTokenMissing = fault.New(fault.Unprocessable, "oauth_refresh_token_missing",
-		"There is no refresh_token, so the credential would stop working when its access token expires. Ask the provider for offline access.")
+		"The refresh_token is missing, so the credential would stop working when its access token expires. Request offline access at the provider.")
 	ErrOAuthEndpointsMissing = fault.New(fault.Unprocessable, "oauth_endpoints_missing",
-		"The component's component.json has no oauth2 block with a token_uri, so its tokens could not be renewed.")
-	ErrTokenRefused = fault.New(fault.Unprocessable, "oauth_token_refused", "The provider gave no token.")
+		"The component.json has no oauth2 block with a token_uri, so the tokens could not be renewed.")
+	ErrTokenRefused = fault.New(fault.Unprocessable, "oauth_token_refused", "The provider did not issue a token.")
 )
 
 // The members of the object in an OAuth field that the service knows.
@@ -87,7 +87,7 @@ func (s *Service) oauthClient(ctx context.Context, tenant, component string, d c
 	if err != nil {
 		return oauth.Client{}, err
 	}
-	if err := hostsChanged("the client's secret", d.OAuth2.Beyond(given.OAuth2), giveEnvAgain); err != nil {
+	if err := hostsChanged("the client secret", d.OAuth2.Beyond(given.OAuth2), giveEnvAgain); err != nil {
 		return oauth.Client{}, err
 	}
 	secret, err := s.cfg.Vault.Get(ctx, vault.Ref{
@@ -117,7 +117,7 @@ func (s *Service) takeTokens(ctx context.Context, tenant, component string, d co
 	for _, f := range d.Fields {
 		if object, is := keys.Object(f.Name); is && f.OAuth() && holdsTokens(object) {
 			if tokens++; tokens > 1 {
-				return keys, nil, ErrTokensInvalid.Because("One field of a credential holds tokens; the component takes them in several.").At("/keys/" + escapePointer(f.Name))
+				return keys, nil, ErrTokensInvalid.Because("A credential can hold tokens in one field only; the component has several.").At("/keys/" + escapePointer(f.Name))
 			}
 		}
 	}
@@ -148,7 +148,7 @@ func (s *Service) takeTokens(ctx context.Context, tenant, component string, d co
 		}
 		for _, name := range []string{accessToken, refreshToken} {
 			if _, there := object.Get(name); there && !isToken(object, name) {
-				return keys, nil, ErrTokensInvalid.Because("The member %s is a text without control characters.", name).At(at + "/" + name)
+				return keys, nil, ErrTokensInvalid.Because("The member %s must be a string without control characters.", name).At(at + "/" + name)
 			}
 		}
 		switch {
@@ -313,7 +313,7 @@ func (s *Service) tokenObject(ctx context.Context, tenant, id string, state aggr
 	if t.Token.SecretID == state.Current().SecretID {
 		object, ok := keys.Object(t.Field)
 		if !ok {
-			return object, fmt.Errorf("the keys of %s hold no tokens", id)
+			return object, fmt.Errorf("the keys of %s have no tokens", id)
 		}
 		return object, nil
 	}
@@ -334,7 +334,7 @@ func (s *Service) storedToken(ctx context.Context, tenant, id, secretID string) 
 	}
 	var stored storedToken
 	if json.Unmarshal(secret.Reveal(), &stored) != nil {
-		return stored, fmt.Errorf("the tokens of %s are not as they were stored", id) // never quote them
+		return stored, fmt.Errorf("the stored tokens of %s are invalid", id) // never quote them
 	}
 	return stored, nil
 }

@@ -37,7 +37,7 @@ const MaxSecret = 960 << 10
 // The errors of a Vault.
 var (
 	// ErrNoSecret is returned by Get when there is no such secret, or no more.
-	ErrNoSecret = fault.New(fault.NotFound, "secret_not_found", "There is no such secret.")
+	ErrNoSecret = fault.New(fault.NotFound, "secret_not_found", "Secret not found in the vault.")
 	// ErrExists is returned by Put when something else is stored under the ref:
 	// make a new secret id.
 	ErrExists = fault.New(fault.Exists, "secret_exists", "Another secret is stored under this id.")
@@ -46,7 +46,7 @@ var (
 	// ErrUnknownOutcome is returned by Put when even asking did not tell whether
 	// the secret is stored. Use a new secret id: the collector erases this one.
 	ErrUnknownOutcome = fault.New(fault.Unavailable, "secret_outcome_unknown",
-		"The vault did not answer in time: whether the secret was stored is not known. Try again.")
+		"The vault did not answer in time, so it is unknown whether the secret was stored. Try again.")
 )
 
 // Ref names one secret for ever.
@@ -207,10 +207,10 @@ func encode(sealed seal.Sealed) []byte {
 // decode stops at every form it does not know.
 func decode(m *message) (seal.Sealed, error) {
 	if f := m.header.Get(formatHeader); f != format {
-		return nil, fmt.Errorf("vault: message %d: format %q is not known to this program", m.seq, f)
+		return nil, fmt.Errorf("vault: message %d: unknown format %q", m.seq, f)
 	}
 	if len(m.body) == 0 || m.body[0] != bodyFormat {
-		return nil, fmt.Errorf("vault: message %d: its body is of no form known to this program", m.seq)
+		return nil, fmt.Errorf("vault: message %d: unknown format of its body", m.seq)
 	}
 	return seal.Sealed(m.body[1:]), nil
 }
@@ -238,7 +238,7 @@ func (v *Vault) Put(ctx context.Context, ref Ref, s seal.Secret) error {
 // attempts is how often something is tried while the outcome of a try is not known.
 const attempts = 4
 
-var errBusy = errors.New("vault: somebody puts the secret again and again")
+var errBusy = errors.New("vault: the secret is written concurrently again and again")
 
 // publish stores body under subject, where nothing may stand yet.
 func (v *Vault) publish(ctx context.Context, subject string, body []byte) error {

@@ -84,7 +84,7 @@ func asPath(field, value string) (string, error) {
 	case value == "":
 		return "", refuse(field, "is missing: it is part of the URL's path")
 	case hasControl(value):
-		return "", refuse(field, "holds a line break or another control character")
+		return "", refuse(field, "contains a line break or another control character")
 	case slices.Contains(parts, "."), slices.Contains(parts, ".."):
 		return "", refuse(field, "would lead to another path")
 	}
@@ -93,7 +93,7 @@ func asPath(field, value string) (string, error) {
 
 func asQuery(field, value string) (string, error) {
 	if hasControl(value) {
-		return "", refuse(field, "holds a line break or another control character")
+		return "", refuse(field, "contains a line break or another control character")
 	}
 	return url.QueryEscape(value), nil
 }
@@ -101,7 +101,7 @@ func asQuery(field, value string) (string, error) {
 func asHeader(field, value string) (string, error) {
 	switch {
 	case hasControl(value):
-		return "", refuse(field, "holds a line break or another control character")
+		return "", refuse(field, "contains a line break or another control character")
 	case strings.Trim(value, " ") != value:
 		return "", refuse(field, "begins or ends with a space")
 	}
@@ -110,14 +110,14 @@ func asHeader(field, value string) (string, error) {
 
 func asUsername(field, value string) (string, error) {
 	if strings.Contains(value, ":") {
-		return "", refuse(field, "holds a colon, which a user name cannot")
+		return "", refuse(field, "contains a colon, which is not allowed in a user name")
 	}
 	return asPassword(field, value)
 }
 
 func asPassword(field, value string) (string, error) {
 	if hasControl(value) {
-		return "", refuse(field, "holds a line break or another control character")
+		return "", refuse(field, "contains a line break or another control character")
 	}
 	return value, nil
 }
@@ -126,7 +126,7 @@ func asIs(_, value string) (string, error) { return value, nil }
 
 func asPort(field, value string) (string, error) {
 	if n, err := strconv.ParseUint(value, 10, 16); value != "" && (err != nil || n == 0) {
-		return "", refuse(field, "must be a port: a number from 1 to 65535")
+		return "", refuse(field, "must be a port number from 1 to 65535")
 	}
 	return value, nil
 }

@@ -32,9 +32,9 @@ var (
 	// pointer is /keys/<field>.
 	ErrValueInvalid = fault.New(fault.Invalid, "verification_value_invalid", "A value cannot be used in the dry request.")
 	// ErrHostRefused says that the probe would send values to a host they may not be sent to.
-	ErrHostRefused = fault.New(fault.Precondition, "verification_host_refused", "The dry request would go to a host these values may not be sent to.")
+	ErrHostRefused = fault.New(fault.Precondition, "verification_host_refused", "The dry request would go to a host that these values may not be sent to.")
 	// ErrBusy says that the tenant's dry requests in flight did not end in time.
-	ErrBusy = fault.New(fault.Throttled, "verification_busy", "Too many dry requests are being made at the moment. Try again shortly.")
+	ErrBusy = fault.New(fault.Throttled, "verification_busy", "Too many dry requests are running. Try again shortly.")
 )
 
 // Values returns the clear value of a field as text; ok is false when it has none.
@@ -271,17 +271,17 @@ func sentence(status int, ok bool) string {
 	case ok:
 		return "The API accepted the keys."
 	case status == http.StatusUnauthorized:
-		return "The API did not accept the keys (status 401)."
+		return "The API rejected the keys (status 401)."
 	case status == http.StatusForbidden:
-		return "The API knows the keys but denies them the right to do this (status 403)."
+		return "The API accepts the keys but denies them access (status 403)."
 	case status == http.StatusTooManyRequests:
-		return "The API asks for fewer requests (status 429). That says nothing about the keys: try again later."
+		return "The API limits the rate of requests (status 429), so the keys could not be checked. Try again later."
 	case status/100 == 5:
-		return fmt.Sprintf("The API has a problem of its own (status %d). That says nothing about the keys: try again later.", status)
+		return fmt.Sprintf("The API reports an error of its own (status %d), so the keys could not be checked. Try again later.", status)
 	case status/100 == 3:
-		return fmt.Sprintf("The API redirects to another address (status %d). The dry request does not follow, lest keys go where they should not.", status)
+		return fmt.Sprintf("The API redirects to another address (status %d). The dry request does not follow redirects, because that could expose the keys.", status)
 	}
-	return fmt.Sprintf("The API answered with status %d, which is not what the component expects of keys that work.", status)
+	return fmt.Sprintf("The API answered with status %d, which the component does not accept as a success.", status)
 }
 
 // unreached classifies why there was no answer. Of err it keeps nothing.
@@ -293,23 +293,23 @@ func unreached(probe string, err error, handshakeFailed bool) Result {
 	)
 	switch {
 	case errors.Is(err, errPortDenied):
-		r.Outcome, r.Says = OutcomeAddressDenied, "The service makes no dry requests to this port."
+		r.Outcome, r.Says = OutcomeAddressDenied, "The service does not send dry requests to this port."
 	case errors.Is(err, errAddressDenied), errors.As(err, &dns) && !dns.IsTimeout:
-		r.Outcome, r.Says = OutcomeAddressDenied, "The host's name was not found, or it has a private or reserved address, and the service does not connect to those."
+		r.Outcome, r.Says = OutcomeAddressDenied, "The host was not found, or it has a private or reserved address, which the service does not connect to."
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		r.Outcome, r.Says = OutcomeTimeout, "The server did not answer in time."
 	case handshakeFailed:
-		r.Outcome, r.Says = OutcomeTLS, "No secure connection: the server's certificate is not trusted, is for another name or has expired, or it does not speak TLS 1.2 or newer."
+		r.Outcome, r.Says = OutcomeTLS, "No secure connection: the server's certificate is not trusted, is for another name or has expired, or it does not support TLS 1.2 or newer."
 	case errors.Is(err, syscall.ECONNREFUSED):
 		r.Outcome, r.Says = OutcomeRefused, "The server refused the connection: nothing listens at this address and port."
 	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.EAFNOSUPPORT), errors.Is(err, syscall.EADDRNOTAVAIL):
-		r.Outcome, r.Says = OutcomeUnreachable, "There is no way to the server from here."
+		r.Outcome, r.Says = OutcomeUnreachable, "The server is unreachable from this service."
 	case strings.Contains(err.Error(), "response header"): // of net/http, which has no name for it
-		r.Outcome, r.Says = OutcomeTooLarge, "The server's answer was too large."
+		r.Outcome, r.Says = OutcomeTooLarge, "The server's response was too large."
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		r.Outcome, r.Says = OutcomeClosed, "The server closed the connection without an answer."
+		r.Outcome, r.Says = OutcomeClosed, "The server closed the connection without a response."
 	default:
-		r.Outcome, r.Says = OutcomeProtocol, "The server did not answer as an HTTP server does."
+		r.Outcome, r.Says = OutcomeProtocol, "The server's response was not HTTP."
 	}
 	return r
 }

@@ -42,9 +42,9 @@ type Config struct {
 
 // The refusals that HTTP adds to the service's.
 var (
-	ErrPath     = fault.New(fault.NotFound, "connect_path_unknown", "There is nothing at this address.")
-	ErrMethod   = fault.New(fault.Invalid, "connect_method_not_allowed", "This address is opened by a browser, with GET.")
-	ErrPrefetch = fault.New(fault.Denied, "connect_link_prefetched", "A link that works once is not opened ahead of time.")
+	ErrPath     = fault.New(fault.NotFound, "connect_path_unknown", "No such path.")
+	ErrMethod   = fault.New(fault.Invalid, "connect_method_not_allowed", "A browser opens this address with GET.")
+	ErrPrefetch = fault.New(fault.Denied, "connect_link_prefetched", "A one-time link cannot be prefetched.")
 )
 
 // The paths, as they stand in logs.
@@ -138,7 +138,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		v := recover()
 		if v != nil {
 			// The value may hold anything, so only its type is logged.
-			h.log.Error("a request panicked", "request_id", x.id, "route", x.pattern, "type", fmt.Sprintf("%T", v), "stack", string(debug.Stack()))
+			h.log.Error("request panicked", "request_id", x.id, "route", x.pattern, "type", fmt.Sprintf("%T", v), "stack", string(debug.Stack()))
 			if x.status == 0 {
 				x.fail(fault.ErrInternal)
 				v = nil
@@ -264,7 +264,7 @@ func (x *exchange) confirm(back service.Returned) {
 		Title: "One more step", Code: back.Confirm[:len(back.Confirm)/2] + "-" + back.Confirm[len(back.Confirm)/2:],
 		Text: []string{
 			"The provider has answered. Nothing is connected yet: enter this code where you started, within ten minutes.",
-			"Did somebody else send you the link? Then close this page and give the code to nobody: they would get access to your account.",
+			"Did somebody else send you the link? Then close this page and do not share the code: it would give them access to your account.",
 		},
 	})
 }

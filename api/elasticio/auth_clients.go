@@ -68,7 +68,7 @@ func (x *exchange) from(p parameters) (scope, id string, err error) {
 			continue
 		}
 		if scope != "" {
-			return "", "", badParameter(byWorkspace, "One of workspace_id, contract_id and tenant_id can be given.")
+			return "", "", badParameter(byWorkspace, "Give at most one of workspace_id, contract_id and tenant_id.")
 		}
 		scope, id = name, given
 	}
@@ -173,7 +173,7 @@ func (x *exchange) authClientInput() (in authClientInput, err error) {
 		at, v := "/data/attributes/"+name, in.Attributes[name]
 		if name == "credentials" {
 			if v.Kind() != jsontext.KindBeginObject {
-				return in, service.ErrBody.Because("The credentials are an object.").At(at)
+				return in, service.ErrBody.Because("The credentials must be an object.").At(at)
 			}
 			in.credentials = v
 			continue
@@ -183,7 +183,7 @@ func (x *exchange) authClientInput() (in authClientInput, err error) {
 			into = &in.typ
 		}
 		if err := decodeText(v, into); err != nil {
-			return in, service.ErrBody.Because("The attribute is a text.").At(at)
+			return in, service.ErrBody.Because("The attribute must be a string.").At(at)
 		}
 	}
 	if in.components, _, err = in.relatedAll("components", "component"); err != nil {
@@ -323,9 +323,9 @@ func (x *exchange) authClientStays(in authClientInput) error {
 	}
 	switch {
 	case in.typ != "" && in.typ != a.Type:
-		return ErrRelationshipFixed.Because("An auth client stays of its type. Delete it and create another one.").At("/type")
+		return ErrRelationshipFixed.Because("The type of an auth client cannot be changed. Delete it and create another one.").At("/type")
 	case in.scope != "" && (in.scope != a.Scope || in.scopeID != id):
-		return ErrRelationshipFixed.Because("An auth client stays where it belongs. Delete it and create another one.").At("/scope_id")
+		return ErrRelationshipFixed.Because("The scope of an auth client cannot be changed. Delete it and create another one.").At("/scope_id")
 	}
 	return nil
 }

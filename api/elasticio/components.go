@@ -132,7 +132,7 @@ func (x *exchange) componentInput() (in input, access string, err error) {
 	}
 	if v, ok := in.Attributes["access"]; ok {
 		if err := decodeText(v, &access); err != nil || access != accessGlobal && access != accessPrivate {
-			return in, "", service.ErrBody.Because("access is global or private.").At("/data/attributes/access")
+			return in, "", service.ErrBody.Because("access must be global or private.").At("/data/attributes/access")
 		}
 	}
 	return in, access, nil

@@ -15,7 +15,7 @@ import (
 
 // ErrRelationshipFixed refuses to move a credential.
 var ErrRelationshipFixed = fault.New(fault.Unprocessable, "relationship_fixed",
-	"A credential stays with its component and its workspace. Delete it and create another one.")
+	"The component and the workspace of a credential cannot be changed. Delete it and create another one.")
 
 // credentialPointers is where the members of the service's bodies stand in a
 // document of a credential.
@@ -140,12 +140,12 @@ func (x *exchange) credentialInput() (c credentialInput, err error) {
 	}
 	if v, ok := c.Attributes["name"]; ok {
 		if err := decodeText(v, &c.name); err != nil {
-			return c, service.ErrBody.Because("The attribute is a text.").At("/data/attributes/name")
+			return c, service.ErrBody.Because("The attribute must be a string.").At("/data/attributes/name")
 		}
 	}
 	if v, ok := c.Attributes["keys"]; ok {
 		if v.Kind() != jsontext.KindBeginObject {
-			return c, service.ErrBody.Because("The keys are an object.").At("/data/attributes/keys")
+			return c, service.ErrBody.Because("The keys must be an object.").At("/data/attributes/keys")
 		}
 		c.keys = v
 	}

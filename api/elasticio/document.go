@@ -20,9 +20,9 @@ import (
 
 // The refusals of a document.
 var (
-	ErrResourceType = fault.New(fault.Invalid, "resource_type_invalid", "The type of the resource is missing or is not the one that belongs here.")
-	ErrResourceID   = fault.New(fault.Precondition, "resource_id_mismatch", "The id of the resource is not the one in the path.")
-	ErrResourceMade = fault.New(fault.Denied, "resource_id_refused", "The id of a new resource is made by the service: leave it out.")
+	ErrResourceType = fault.New(fault.Invalid, "resource_type_invalid", "The type of the resource is missing or is not the type of this path.")
+	ErrResourceID   = fault.New(fault.Precondition, "resource_id_mismatch", "The id of the resource differs from the id in the path.")
+	ErrResourceMade = fault.New(fault.Denied, "resource_id_refused", "The service generates the id of a new resource. Omit it.")
 )
 
 // document is what a request says (JSON:API 1.1, section 5). Members that the
@@ -50,7 +50,7 @@ type input struct {
 // the value, which may be a secret.
 func readDocument(body []byte) (input, error) {
 	if len(bytes.TrimSpace(body)) == 0 {
-		return input{}, service.ErrMissing.Because("The body is missing: a JSON:API document with data.").At("/data")
+		return input{}, service.ErrMissing.Because("The body is missing. Send a JSON:API document with data.").At("/data")
 	}
 	var doc document
 	if err := decode(body, &doc); err != nil {
@@ -76,13 +76,13 @@ func decodeWith(body []byte, into any, how json.Options) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, json.ErrUnknownName) && errors.As(err, &semantic):
-		return service.ErrBody.Because("A member is not known here.").At(pointer(semantic.JSONPointer))
+		return service.ErrBody.Because("Unknown member.").At(pointer(semantic.JSONPointer))
 	case errors.Is(err, jsontext.ErrDuplicateName) && errors.As(err, &syntactic):
-		return service.ErrBody.Because("A member stands twice.").At(pointer(syntactic.JSONPointer))
+		return service.ErrBody.Because("The member appears more than once.").At(pointer(syntactic.JSONPointer))
 	case errors.As(err, &semantic):
-		return service.ErrBody.Because("A member has the wrong type.").At(pointer(semantic.JSONPointer))
+		return service.ErrBody.Because("The member has the wrong type.").At(pointer(semantic.JSONPointer))
 	}
-	return service.ErrBody.Because("The body is not one JSON document.")
+	return service.ErrBody.Because("The body must be one JSON document.")
 }
 
 // pointer is a place in an answer, "" when it is longer than any of ours: a
@@ -95,7 +95,7 @@ func pointer(p jsontext.Pointer) string {
 }
 
 func missing(at string) error {
-	return service.ErrMissing.Because("The member %s is needed.", at).At(at)
+	return service.ErrMissing.Because("The member %s is required.", at).At(at)
 }
 
 // created checks the resource of a POST.
@@ -126,7 +126,7 @@ func (in input) only(names ...string) error {
 	for _, name := range slices.Sorted(maps.Keys(in.Attributes)) {
 		if !slices.Contains(names, name) {
 			at := pointer(jsontext.Pointer("/data/attributes").AppendToken(name))
-			return service.ErrBody.Because("The attribute is not known here, or cannot be written.").At(at)
+			return service.ErrBody.Because("The attribute is unknown or read-only.").At(at)
 		}
 	}
 	return nil
@@ -361,7 +361,7 @@ func (x *exchange) write(status int, doc any) {
 // was done all the same.
 func (x *exchange) noteBehind(err error) {
 	if err != nil && !hidden(err) {
-		x.log.WarnContext(x.r.Context(), "the views are behind a write", "request_id", x.id, "err", err)
+		x.log.WarnContext(x.r.Context(), "read models are behind a write", "request_id", x.id, "err", err)
 	}
 }
 

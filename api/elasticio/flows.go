@@ -107,7 +107,7 @@ func flowData(in input) ([]byte, error) {
 	}
 	if v, ok := in.Attributes["name"]; ok {
 		if err := decodeText(v, &event.Name); err != nil {
-			return nil, service.ErrBody.Because("The attribute is a text.").At("/data/attributes/name")
+			return nil, service.ErrBody.Because("The attribute must be a string.").At("/data/attributes/name")
 		}
 	}
 	for _, n := range graph.Nodes {

@@ -15,7 +15,7 @@ const (
 
 // ErrAccept refuses a request that takes no answer which could be given.
 var ErrAccept = fault.New(fault.Invalid, "not_acceptable",
-	"Answers are application/vnd.api+json or application/json: let the Accept header take one of them, without parameters.")
+	"The response is application/vnd.api+json or application/json. Accept one of them, without parameters.")
 
 // mediaOf is the media type of a body, "" when it is not one that is taken:
 // application/vnd.api+json without parameters, as JSON:API demands of extensions

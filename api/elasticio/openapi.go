@@ -19,7 +19,7 @@ func Describe(doc *huma.OpenAPI) {
 	}
 	schemas["v2.errors"] = errorsSchema()
 	doc.Components.Responses["v2.errors"] = &huma.Response{
-		Description: "Error objects of JSON:API. Tell errors apart by code.",
+		Description: "JSON:API error objects. Programs should use code.",
 		Content:     media(&huma.MediaType{Schema: reference("v2.errors")}),
 	}
 	for _, o := range documented {
@@ -70,20 +70,20 @@ var (
 
 var documented = []described{
 	{
-		"components.create", "POST", pathComponents, "component", "Register a component by its component.json, for this tenant or for every one.", nil,
+		"components.create", "POST", pathComponents, "component", "Register a component from its component.json, for this tenant or for every tenant.", nil,
 		`{"data":{"type":"component","id":"pet-shop","attributes":{"access":"private","descriptor":{"title":"Pet shop","useOAuthClient":true,` +
 			`"credentials":{"fields":{"apiKey":{"label":"API key","viewClass":"PasswordFieldView","required":true}}}}}}}`,
 	},
 	{"components.list", "GET", pathComponents, "component", "The components that the tenant may use, page by page.", listed, ""},
 	{"components.get", "GET", pathComponents + item, "component", "One component with its descriptor.", nil, ""},
 	{
-		"components.update", "PATCH", pathComponents + item, "component", "Give a component a new descriptor, or say who may use it.", nil,
+		"components.update", "PATCH", pathComponents + item, "component", "Update the descriptor of a component, or who may use it.", nil,
 		`{"data":{"type":"component","id":"pet-shop","attributes":{"access":"global"}}}`,
 	},
-	{"components.delete", "DELETE", pathComponents + item, "", "Delete a component. What was made for it remains.", nil, ""},
+	{"components.delete", "DELETE", pathComponents + item, "", "Delete a component. Its credentials and OAuth clients remain.", nil, ""},
 
 	{
-		"oauth-clients.create", "POST", pathClients, "oauth-client", "Define the tenant's OAuth client of a component: there is one for each.", nil,
+		"oauth-clients.create", "POST", pathClients, "oauth-client", "Define the tenant's OAuth client of a component. Each component has at most one.", nil,
 		`{"data":{"type":"oauth-client","attributes":{"client_id":"a-client-id","client_secret":"a-client-secret"},` + toComponent + `}}`,
 	},
 	{"oauth-clients.list", "GET", pathClients, "oauth-client", "The OAuth clients of the tenant, page by page.", append([]string{byComponent, including}, listed...), ""},
@@ -92,7 +92,7 @@ var documented = []described{
 		"oauth-clients.update", "PATCH", pathClients + item, "oauth-client", "Change the client id, the client secret, or both.", nil,
 		`{"data":{"type":"oauth-client","attributes":{"client_secret":"another-client-secret"},` + toComponent + `}}`,
 	},
-	{"oauth-clients.delete", "DELETE", pathClients + item, "", "Delete an OAuth client that no flow's component needs.", nil, ""},
+	{"oauth-clients.delete", "DELETE", pathClients + item, "", "Delete an OAuth client. Refused while a flow includes its component.", nil, ""},
 
 	{
 		"credentials.create", "POST", pathCredentials, "credential", "Verify keys by a dry request and save them as a new credential.", nil,
@@ -117,35 +117,35 @@ var documented = []described{
 		"secrets.update", "PATCH", pathSecrets + item, "auth-secret", "Rename an auth secret, replace all of its credentials, or both.", nil,
 		`{"data":{"type":"auth-secret","attributes":{"name":"Pet shop, test","credentials":{"apiKey":"a-newer-key"}}}}`,
 	},
-	{"secrets.refresh", "POST", pathSecrets + item + "/refresh", "auth-secret", "Renew the tokens of an auth secret now, whether they are due or not.", nil, ""},
+	{"secrets.refresh", "POST", pathSecrets + item + "/refresh", "auth-secret", "Renew the tokens of an auth secret now, even if they are not due.", nil, ""},
 	{"secrets.delete", "DELETE", pathSecrets + item, "", "Delete an auth secret that no active flow uses, and erase its credentials.", nil, ""},
 
 	{
 		"auth-clients.create", "POST", pathAuthClients, "auth-client",
-		"Create an auth client for several components. Of type oauth2 and of a tenant, it defines their OAuth clients: all of them, or none.", nil,
+		"Create an auth client for several components. With type oauth2 and a tenant, it also defines their OAuth clients: all of them, or none.", nil,
 		`{"data":{"type":"auth-client","attributes":{"name":"Pet shops","type":"basic","credentials":{"username":"a-user","password":"a-secret-password"}},` +
 			`"relationships":{"components":{"data":[{"id":"pet-shop","type":"component"}]},"workspace":{"data":{"id":"sales","type":"workspace"}}}}}`,
 	},
 	{
-		"auth-clients.list", "GET", pathAuthClients, "auth-client", "The auth clients that are to be seen from a workspace, contract or tenant; of none, those of every tenant.",
+		"auth-clients.list", "GET", pathAuthClients, "auth-client", "The auth clients that are visible in a workspace, contract or tenant. Without one of these, the auth clients of every tenant.",
 		append([]string{byWorkspace, byContract, byTenant, byComponent, including}, listed...), "",
 	},
 	{"auth-clients.get", "GET", pathAuthClients + item, "auth-client", "One auth client; secrets are masked unless they are revealed.", append([]string{byWorkspace, byContract, byTenant}, shown...), ""},
 	{
-		"auth-clients.update", "PATCH", pathAuthClients + item, "auth-client", "Change the name, the components or members of the credentials. The OAuth clients of its components follow.",
+		"auth-clients.update", "PATCH", pathAuthClients + item, "auth-client", "Change the name, the components or members of the credentials. The OAuth clients of its components are updated with it.",
 		[]string{byTenant},
 		`{"data":{"type":"auth-client","attributes":{"name":"Pet shops, test","credentials":{"password":"another-secret-password"}}}}`,
 	},
-	{"auth-clients.delete", "DELETE", pathAuthClients + item, "", "Delete an auth client, and the OAuth clients that follow it. Refused while a flow includes one of its components.", []string{byTenant}, ""},
+	{"auth-clients.delete", "DELETE", pathAuthClients + item, "", "Delete an auth client and the OAuth clients that it manages. Refused while a flow includes one of its components.", []string{byTenant}, ""},
 
 	{
-		"flows.create", "POST", pathFlows, "flow", "Tell of a flow: which components and credentials its nodes use.", nil,
+		"flows.create", "POST", pathFlows, "flow", "Create a flow: which components and credentials its nodes use.", nil,
 		`{"data":{"type":"flow","id":"pet-orders","attributes":{"name":"Orders to the pet shop","graph":{"nodes":[{"id":"step_1","component_id":"pet-shop","credentials_id":"` + v1.ExampleID + `"}]}}}}`,
 	},
 	{"flows.get", "GET", pathFlows + item, "flow", "One flow.", nil, ""},
 	{"flows.start", "POST", pathFlows + item + "/start", "flow", "Make a flow active.", nil, ""},
 	{"flows.stop", "POST", pathFlows + item + "/stop", "flow", "Make a flow inactive.", nil, ""},
-	{"flows.delete", "DELETE", pathFlows + item, "", "Delete a flow; what it used is free.", nil, ""},
+	{"flows.delete", "DELETE", pathFlows + item, "", "Delete a flow and release its credentials.", nil, ""},
 }
 
 // exampleItem is the id in the examples: one that the service makes, or the one
@@ -157,16 +157,16 @@ var exampleItem = map[string]string{
 // queryParameters are described once for all operations that take them. One
 // without an example changes what is answered too much for a first look.
 var queryParameters = map[string]huma.Param{
-	byComponent: {Description: "Only those of this component; empty is no filter.", Example: "pet-shop"},
-	byWorkspace: {Description: "Only those of this workspace.", Example: "sales"},
-	byContract:  {Description: "In place of workspace_id: a contract."},
-	byTenant:    {Description: "In place of workspace_id: a tenant, else it is the home of the key."},
-	sorted:      {Description: "name, created_at, either with - before it, or a name and then one of the latter.", Example: "name,-created_at"},
-	including:   {Description: "component: the components too.", Example: "component"},
-	revealing:   {Description: "true: secrets in clear, which takes the permission credentials.reveal and is recorded first."},
-	pageNumber:  {Description: "From 1.", Example: 1},
+	byComponent: {Description: "Filter by component; empty means no filter.", Example: "pet-shop"},
+	byWorkspace: {Description: "Filter by workspace.", Example: "sales"},
+	byContract:  {Description: "The contract, instead of workspace_id."},
+	byTenant:    {Description: "The tenant, instead of workspace_id; the key's home tenant when absent."},
+	sorted:      {Description: "name or created_at, with - for descending, or name and then created_at.", Example: "name,-created_at"},
+	including:   {Description: "component: include the components.", Example: "component"},
+	revealing:   {Description: "true: return secrets in clear text. Requires credentials.reveal and is audited first."},
+	pageNumber:  {Description: "Counted from 1.", Example: 1},
 	pageSize:    {Description: "1 to 200; 50 when absent.", Example: 20},
-	pageAfter:   {Description: "Cursor of the page before, as links.next has it."},
+	pageAfter:   {Description: "Cursor from links.next of the previous page."},
 }
 
 func (o described) operation() *huma.Operation {
@@ -200,13 +200,13 @@ func (o described) operation() *huma.Operation {
 	}
 	switch {
 	case o.resource == "":
-		op.Responses["204"] = &huma.Response{Description: "Done; there is no body."}
+		op.Responses["204"] = &huma.Response{Description: "Done, without a body."}
 	case o.method == http.MethodGet && collection == o.path:
 		op.Responses["200"] = o.answers("The list.", &huma.Schema{Type: huma.TypeArray, Items: reference("v2." + o.resource)})
 	case o.method == http.MethodPost && collection == o.path:
 		op.Responses[strconv.Itoa(http.StatusCreated)] = o.answers("Made.", reference("v2."+o.resource))
 	default:
-		op.Responses["200"] = o.answers("The resource as it is now.", reference("v2."+o.resource))
+		op.Responses["200"] = o.answers("The resource after the change.", reference("v2."+o.resource))
 	}
 	if o.example != "" {
 		op.RequestBody = &huma.RequestBody{Required: true, Content: media(&huma.MediaType{
@@ -218,7 +218,7 @@ func (o described) operation() *huma.Operation {
 
 func (o described) answers(says string, data *huma.Schema) *huma.Response {
 	return &huma.Response{Description: says, Content: media(&huma.MediaType{Schema: members("A JSON:API document.", map[string]*huma.Schema{
-		"data": data, "included": anything("The components, when asked for."), "links": anything("Other pages."), "meta": anything("Totals."),
+		"data": data, "included": anything("The components, if included."), "links": anything("Links to other pages."), "meta": anything("Totals."),
 	}, "data")})}
 }
 
@@ -247,8 +247,8 @@ func resourceSchemas() map[string]*huma.Schema {
 			}, "data")
 		}
 		s := members(says, map[string]*huma.Schema{
-			"id": words("Made by the service unless a create names it."), "type": words(typ + "."),
-			"attributes": members("", attributes), "meta": anything("What the vendor has no attribute for; in answers."),
+			"id": words("Generated by the service unless a create gives it."), "type": words(typ + "."),
+			"attributes": members("", attributes), "meta": anything("Attributes that the vendor's schema does not have; read-only."),
 		}, "type")
 		if len(related) > 0 {
 			s.Properties["relationships"] = members("", relationships)
@@ -257,25 +257,25 @@ func resourceSchemas() map[string]*huma.Schema {
 	}
 	return map[string]*huma.Schema{
 		"credential": one("credential", "Keys for one account at one API.", map[string]*huma.Schema{
-			"name": words("For people; made when absent."), "keys": anything("A value for each field of the component's descriptor; a secret one is masked in answers."),
+			"name": words("Display name; generated when absent."), "keys": anything("A value for each field of the component's descriptor; secret values are masked in responses."),
 		}, "component", "workspace", "user", "vpn_agent"),
 		"auth-secret": one("auth-secret", "A credential of a workspace.", map[string]*huma.Schema{
-			"name": words("For people; made when absent."), "state": words("ready or error; found out by the service."), "error": words("Why it is not ready; in answers."),
-			"credentials": anything("A value for each field of the component's descriptor, or tokens; secret ones are masked in answers."),
+			"name": words("Display name; generated when absent."), "state": words("ready or error; set by the service."), "error": words("Why it is not ready; read-only."),
+			"credentials": anything("A value for each field of the component's descriptor, or tokens; secret values are masked in responses."),
 		}, "component", "workspace", "user", "auth-client"),
-		"auth-client": authClientSchema(one("auth-client", "What components authenticate with, several of them.", map[string]*huma.Schema{
-			"name": words("For people."), "type": words("oauth2, basic, api_key or noauth."), "credentials": anything("Of oauth2 client_id, client_secret and more; secrets are masked in answers."),
+		"auth-client": authClientSchema(one("auth-client", "Credentials with which several components authenticate.", map[string]*huma.Schema{
+			"name": words("Display name."), "type": words("oauth2, basic, api_key or noauth."), "credentials": anything("For oauth2: client_id, client_secret and more; secrets are masked in responses."),
 		}, "workspace", "contract", "tenant")),
-		"oauth-client": one("oauth-client", "What an OAuth provider knows this tenant's installation by.", map[string]*huma.Schema{
-			"client_id": words(""), "client_secret": words("Masked in answers."),
+		"oauth-client": one("oauth-client", "The OAuth client with which this tenant is registered at a provider.", map[string]*huma.Schema{
+			"client_id": words(""), "client_secret": words("Masked in responses."),
 		}, "component"),
-		"component": one("component", "What a flow's step runs.", map[string]*huma.Schema{
-			"name": words("In answers: the title of the descriptor."), "access": words("private or global."), "descriptor": anything("The component.json."),
+		"component": one("component", "The connector that a flow step runs.", map[string]*huma.Schema{
+			"name": words("The title of the descriptor; read-only."), "access": words("private or global."), "descriptor": anything("The component.json."),
 		}),
-		"flow": one("flow", "What uses components and credentials.", map[string]*huma.Schema{
-			"name": words("For people."), "status": words("active or inactive; in answers."),
+		"flow": one("flow", "A flow and the components and credentials that its steps use.", map[string]*huma.Schema{
+			"name": words("Display name."), "status": words("active or inactive; read-only."),
 			"graph": members("", map[string]*huma.Schema{"nodes": {Type: huma.TypeArray, Items: members("A step.", map[string]*huma.Schema{
-				"id": words("Unique within the flow."), "name": words("For people."), "component_id": words("What it runs."), "credentials_id": words("What it uses."),
+				"id": words("Unique within the flow."), "name": words("Display name."), "component_id": words("The component that it runs."), "credentials_id": words("The credential that it uses."),
 			}, "id", "component_id")}}, "nodes"),
 		}),
 	}
@@ -291,9 +291,9 @@ func authClientSchema(s *huma.Schema) *huma.Schema {
 
 func errorsSchema() *huma.Schema {
 	return members("", map[string]*huma.Schema{"errors": {Type: huma.TypeArray, Items: members("", map[string]*huma.Schema{
-		"id": words("Of the request: it leads the operator to the cause."), "status": words("Of HTTP."), "code": words("Stable: for programs."),
-		"title": words("The status in words."), "detail": words("A sentence for people."),
-		"source": members("The input at fault.", map[string]*huma.Schema{"pointer": words("In the body (RFC 6901)."), "parameter": words("Of the URL.")}),
-		"meta":   anything("More for programs: the flows that hold a credential, say."),
+		"id": words("Request id, for support."), "status": words("HTTP status."), "code": words("Stable error code, for programs."),
+		"title": words("Status text."), "detail": words("Message for people."),
+		"source": members("The invalid input.", map[string]*huma.Schema{"pointer": words("JSON pointer into the body (RFC 6901)."), "parameter": words("Parameter of the URL.")}),
+		"meta":   anything("Further data for programs, such as the flows that use a credential."),
 	}, "status", "code", "title", "detail")}}, "errors")
 }

@@ -12,9 +12,9 @@ import (
 
 // The refusals of a URL's parameters.
 var (
-	ErrParameter = fault.New(fault.Invalid, "parameter_invalid", "A parameter of the URL is not understood.")
+	ErrParameter = fault.New(fault.Invalid, "parameter_invalid", "Invalid URL parameter.")
 	ErrPage      = fault.New(fault.Invalid, "page_out_of_reach",
-		"Pages are counted through up to the 10000th item. Follow links.next from page to page to go further.")
+		"Page numbers end at the 10000th item. Follow links.next to read further.")
 )
 
 // parameterPrefix marks the pointer of a fault that is a parameter.
@@ -75,7 +75,7 @@ func readParameters(query string, takes ...string) (parameters, error) {
 	p := parameters{number: 1, size: defaultPage, fields: map[string][]string{}}
 	values, err := url.ParseQuery(query)
 	if err != nil {
-		return p, ErrParameter.Because("The URL's parameters are not well formed.")
+		return p, ErrParameter.Because("The query string of the URL is malformed.")
 	}
 	for name, given := range values {
 		kind, typ := name, ""
@@ -84,9 +84,9 @@ func readParameters(query string, takes ...string) (parameters, error) {
 		}
 		switch {
 		case !slices.Contains(takes, kind):
-			return p, badParameter(name, "The parameter is not known here.")
+			return p, badParameter(name, "Unknown parameter.")
 		case len(given) != 1:
-			return p, badParameter(name, "The parameter stands at most once.")
+			return p, badParameter(name, "The parameter appears more than once.")
 		case !utf8.ValidString(given[0]):
 			return p, badParameter(name, "The value is not UTF-8.")
 		case given[0] == "" && kind != fieldsOf:
@@ -115,7 +115,7 @@ func (p *parameters) take(kind, typ, value string) (err error) {
 		p.tenant = value
 	case pageNumber:
 		if p.number, err = strconv.Atoi(value); err != nil || p.number < 1 || p.number > 1<<30 {
-			return badParameter(kind, "The first page has the number 1.")
+			return badParameter(kind, "Pages are numbered from 1.")
 		}
 	case pageSize:
 		if p.size, err = strconv.Atoi(value); err != nil || p.size < 1 || p.size > largestPage {
@@ -134,7 +134,7 @@ func (p *parameters) take(kind, typ, value string) (err error) {
 		p.fields[typ] = strings.Split(value, ",")
 	case revealing:
 		if p.reveal, err = strconv.ParseBool(value); err != nil {
-			return badParameter(kind, "reveal is true or false.")
+			return badParameter(kind, "reveal must be true or false.")
 		}
 	}
 	return nil
@@ -143,7 +143,7 @@ func (p *parameters) take(kind, typ, value string) (err error) {
 // order is what the service is asked to sort by. By name, equal ones go by age in
 // the same direction unless a second field says otherwise.
 func (p *parameters) order() (by string, err error) {
-	refused := badParameter(sorted, "Sort by name, -name, created_at or -created_at, or by a name and then one of the latter.")
+	refused := badParameter(sorted, "The sort order must be name, -name, created_at or -created_at, or name and then created_at.")
 	switch len(p.sort) {
 	case 0:
 		return "name", nil

@@ -32,16 +32,14 @@ func openAPI(version string, more func(*huma.OpenAPI)) []byte {
 	types.RegisterTypeAlias(reflect.TypeFor[service.Secret](), reflect.TypeFor[string]())
 
 	problem := &huma.Response{
-		Description: "A problem (RFC 9457). Tell problems apart by code.",
+		Description: "A problem document (RFC 9457). Programs should use code.",
 		Content:     map[string]*huma.MediaType{typeProblem[0]: {Schema: types.Schema(reflect.TypeFor[fault.Problem](), true, "")}},
 	}
 	doc := &huma.OpenAPI{
 		OpenAPI: "3.1.0",
 		Info: &huma.Info{
 			Title: "credstream", Version: version,
-			Description: "Commands and queries of credstream. The same are served over NATS with the same JSON. " +
-				"A command answers with the log sequence of its change; a query with min_seq reflects at least that one. " +
-				"Who sends too much is answered 429 with Retry-After.",
+			Description: "Commands and queries of credstream. NATS serves the same ones with the same JSON. A command answers with the log sequence of its change; a query with min_seq reflects at least that sequence. A caller above its rate gets 429 with Retry-After.",
 		},
 		Paths:    map[string]*huma.PathItem{},
 		Security: []map[string][]string{{"basic": {}}, {"bearer": {}}},
@@ -70,9 +68,9 @@ func openAPI(version string, more func(*huma.OpenAPI)) []byte {
 		if r.Command {
 			op.Tags = []string{"commands"}
 			op.Parameters = append(op.Parameters,
-				text("Idempotency-Key", "header", false, "The command's id: the same command sent again with it is obeyed once and answered as before.", nil),
-				text("X-Correlation-Id", "header", false, "Shared by all that one outside cause led to; stands in the events.", nil),
-				text(service.DeadlineHeader, "header", false, "Until when the answer is waited for (RFC 3339): a command that comes later is not carried out.", nil))
+				text("Idempotency-Key", "header", false, "Idempotency key: the service executes a command with this id once and answers a repeat with the first result.", nil),
+				text("X-Correlation-Id", "header", false, "Correlation id: stored in the events of this command.", nil),
+				text(service.DeadlineHeader, "header", false, "Deadline of the caller (RFC 3339). A command that arrives later is not executed.", nil))
 			body := &huma.MediaType{Schema: types.Schema(r.In, true, "")}
 			if example, ok := examples[r.Name]; ok {
 				body.Example = json.RawMessage(example)
@@ -114,9 +112,9 @@ func openAPI(version string, more func(*huma.OpenAPI)) []byte {
 // needs says what permission a route takes.
 func needs(r service.Route) string {
 	if r.Or != "" {
-		return "Needs the permission " + string(r.Permission) + ", or " + string(r.Or) + " for what exists."
+		return "Requires the permission " + string(r.Permission) + ", or " + string(r.Or) + " for an existing credential."
 	}
-	return "Needs the permission " + string(r.Permission) + "."
+	return "Requires the permission " + string(r.Permission) + "."
 }
 
 // queryParameters describes the members of a query's input that a URL carries.
@@ -148,15 +146,15 @@ func edgePaths(types huma.Registry) map[string]*huma.Operation {
 		}
 	}
 	readiness := types.Schema(reflect.TypeFor[Readiness](), true, "")
-	ready := one("readyz", "Whether the service can do all of its work, and why not.", typeJSON[0], readiness)
+	ready := one("readyz", "Readiness: whether every component of the service works, with the reasons if not.", typeJSON[0], readiness)
 	ready.Responses["503"] = answer("Not ready.", typeJSON[0], readiness)
 	return map[string]*huma.Operation{
-		"/":             one("index", "What this is, and where to go on.", typeJSON[0], &huma.Schema{Type: huma.TypeObject}),
-		"/healthz":      one("healthz", "Whether the process answers.", "text/plain", plain),
+		"/":             one("index", "Name, version and links.", typeJSON[0], &huma.Schema{Type: huma.TypeObject}),
+		"/healthz":      one("healthz", "Liveness: whether the process answers.", "text/plain", plain),
 		"/readyz":       ready,
-		"/metrics":      one("metrics", "Counters in the Prometheus text format.", "text/plain", plain),
+		"/metrics":      one("metrics", "Metrics in the Prometheus text format.", "text/plain", plain),
 		"/openapi.json": one("openapi", "This document.", typeJSON[0], &huma.Schema{Type: huma.TypeObject}),
-		"/docs":         one("docs", "This document for people.", "text/html", plain),
+		"/docs":         one("docs", "This document as a web page.", "text/html", plain),
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 
 // The refusals of a query's parameters. They repeat neither names nor values.
 var (
-	ErrParameterUnknown = fault.New(fault.Invalid, "query_parameter_unknown", "A parameter is not known here, or stands twice.")
+	ErrParameterUnknown = fault.New(fault.Invalid, "query_parameter_unknown", "Unknown parameter, or a parameter appears more than once.")
 	ErrParameterInvalid = fault.New(fault.Invalid, "query_parameter_invalid", "A parameter has the wrong type.")
 )
 
@@ -37,9 +37,9 @@ func parametersOf(in reflect.Type) []parameter {
 		p := parameter{name: name, field: f.Name, required: !strings.Contains(options, "omitzero"), goType: f.Type}
 		switch {
 		case f.Type == reflect.TypeFor[time.Time]():
-			p.is, p.write = "a time as RFC 3339 writes it", writeTime
+			p.is, p.write = "an RFC 3339 time", writeTime
 		case f.Type.Kind() == reflect.String:
-			p.is, p.write = "text in UTF-8", writeString
+			p.is, p.write = "UTF-8 text", writeString
 		case f.Type.Kind() == reflect.Bool:
 			p.is, p.write = "true or false", writeBool
 		case f.Type.Kind() >= reflect.Int && f.Type.Kind() <= reflect.Int64:
@@ -95,7 +95,7 @@ func bodyOf(known []parameter, query string) ([]byte, error) {
 		name, err := unescapeParameter(name)
 		i := indexOf(known, name)
 		if err != nil || i < 0 || seen&(1<<i) != 0 {
-			return nil, ErrParameterUnknown.Because("A parameter is not known here, or stands twice. Known are: %s.", names(known))
+			return nil, ErrParameterUnknown.Because("Unknown parameter, or a parameter appears more than once. Supported parameters: %s.", names(known))
 		}
 		p := &known[i]
 		if value, err = unescapeParameter(value); err != nil {

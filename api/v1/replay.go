@@ -31,8 +31,8 @@ var typeLines = []string{linesType}
 // replays are the queries whose pages can be had as one stream of lines, and what
 // a line is.
 var replays = map[string]string{
-	"events.replay": "CloudEvents in JSON, one a line, up to limit or to the end.",
-	"access.replay": "The facts in JSON, one a line, up to limit or to the end.",
+	"events.replay": "CloudEvents in JSON, one per line, up to limit or the end.",
+	"access.replay": "Access records in JSON, one per line, up to limit or the end.",
 }
 
 // paging is what the questions of all replays have. The rest is for the service to read.
@@ -65,7 +65,7 @@ func (h *handler) replay(x *exchange, call service.Call, name string, body []byt
 	}
 	left := ask.Limit // 0: no limit
 	if left < 0 {
-		x.fail(service.ErrLimit.Because("The limit is the largest number of lines, or absent for all.").At("/limit"))
+		x.fail(service.ErrLimit.Because("The limit is the maximum number of lines. Omit it to get all.").At("/limit"))
 		return
 	}
 	control := http.NewResponseController(x.w)

@@ -55,9 +55,9 @@ type Config struct {
 
 // The refusals of a request that HTTP adds to the service's.
 var (
-	ErrPathUnknown = fault.New(fault.NotFound, "path_unknown", "There is nothing at this path.")
+	ErrPathUnknown = fault.New(fault.NotFound, "path_unknown", "No such path.")
 	ErrMediaType   = fault.New(fault.Invalid, "media_type", "The body must be application/json in UTF-8.")
-	ErrBodyRead    = fault.New(fault.Invalid, "body_incomplete", "The body ended before its length.")
+	ErrBodyRead    = fault.New(fault.Invalid, "body_incomplete", "The body is shorter than its Content-Length.")
 	// ErrAuthorization refuses an Authorization header that is not one Basic or Bearer.
 	ErrAuthorization = fault.New(fault.Unauthenticated, "authorization_invalid",
 		"Send one Authorization header: Basic with the key as password, or Bearer with the key.")
@@ -180,7 +180,7 @@ func (h *handler) panicked(x *exchange, v any, start time.Time) {
 	if err, ok := v.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 		aborted = true
 	} else {
-		h.log.Error("a request panicked", "request_id", x.id, "route", x.pattern, "type", fmt.Sprintf("%T", v), "stack", string(debug.Stack()))
+		h.log.Error("request panicked", "request_id", x.id, "route", x.pattern, "type", fmt.Sprintf("%T", v), "stack", string(debug.Stack()))
 	}
 	if x.status == 0 && !aborted {
 		x.fail(fault.ErrInternal)

@@ -155,9 +155,9 @@ func TestAuthSecrets(t *testing.T) {
 	must(t, u.command("credential.verify", "", map[string]any{"id": id}, &found))
 	must(t, u.proj.Wait(t.Context(), found.Seq))
 	v.refused("PATCH", item, newSecret("y", right, "petstore"), 422, "credential_verification_failed", "") // as before, nothing changed
-	broken := secretJSON(id, "Pets", `"state":"error","error":"The API did not accept the keys when they were tried last: it answered with a status of the class 4xx."`, masked, "petstore", "sales")
+	broken := secretJSON(id, "Pets", `"state":"error","error":"The API rejected the keys at the last verification: it answered with a 4xx status."`, masked, "petstore", "sales")
 	v.wants("GET", item, "", 200, `{"data":`+broken+`,"meta":{}}`)
-	if _, body := v.send("GET", secretsOfSales+"?filter[component]=petstore&fields[auth-secret]=state,error", ""); !strings.Contains(body, `{"error":"The API did not accept`) {
+	if _, body := v.send("GET", secretsOfSales+"?filter[component]=petstore&fields[auth-secret]=state,error", ""); !strings.Contains(body, `{"error":"The API rejected the keys`) {
 		t.Errorf("the list says %s", body)
 	}
 

@@ -705,7 +705,7 @@ func TestConnectPages(t *testing.T) {
 	link := u.start(t, nil)
 	got := b.get(with(t, b.toCallback(link.URL), "code", "", "error", "access_denied", "error_description", says, "error_uri", "https://evil.example/uri"))
 	if strings.Contains(got.body, "<script") || strings.Contains(got.body, "<a ") || strings.Contains(got.body, "evil.example/uri") || !strings.Contains(got.body, "&lt;script&gt;") ||
-		strings.ContainsAny(got.body, "\u202e\x1b") || strings.Count(got.body, "long") > 40 || !strings.Contains(got.body, "You did not allow it") {
+		strings.ContainsAny(got.body, "\u202e\x1b") || strings.Count(got.body, "long") > 40 || !strings.Contains(got.body, "You denied the access") {
 		t.Errorf("the page is %s", got.body)
 	}
 	policy := got.header.Get("Content-Security-Policy")

@@ -113,9 +113,9 @@ func (p *program) damaged(ctx context.Context, damage error) {
 	switch changed := p.integrity.set(damage); {
 	case !changed:
 	case damage != nil:
-		p.log.ErrorContext(ctx, "stored data is damaged: nothing is written and no secret leaves", "err", damage)
+		p.log.ErrorContext(ctx, "stored data is damaged: changes are refused and no secret is returned", "err", damage)
 	default:
-		p.log.InfoContext(ctx, "stored data is whole again")
+		p.log.InfoContext(ctx, "stored data is intact again")
 	}
 }
 
@@ -133,7 +133,7 @@ func (p *program) watchIntegrity(ctx context.Context) error {
 		case <-time.After(pause):
 		}
 		if err := p.checkIntegrity(ctx); err != nil && ctx.Err() == nil {
-			p.log.WarnContext(ctx, "what is stored could not be checked", "err", err)
+			p.log.WarnContext(ctx, "integrity check failed", "err", err)
 		}
 	}
 }
@@ -175,8 +175,7 @@ func (p *program) checkKeysets(ctx context.Context) error {
 	if len(missing) == 0 {
 		return nil
 	}
-	return seal.ErrKeysetMissing.Because("The log has %d tenants whose keys are lost, %s among them. "+
-		"Nothing is changed and no secret leaves until the stream %s is restored from a backup.", len(missing), slices.Min(missing), keyStream)
+	return seal.ErrKeysetMissing.Because("The encryption keys of %d tenants in the log are missing, %s among them. Changes are refused and no secret is returned until the stream %s is restored from a backup.", len(missing), slices.Min(missing), keyStream)
 }
 
 // keysetTenants lists, in order, the tenants that have a keyset, as the leader knows them.

@@ -33,10 +33,10 @@ type messaging interface {
 // connection to an external one.
 func (p *program) openMessaging(ctx context.Context) error {
 	if err := os.MkdirAll(p.cfg.Data, 0o700); err != nil {
-		return fmt.Errorf("make the data folder: %w", err)
+		return fmt.Errorf("create the data folder: %w", err)
 	}
 	if err := os.Chmod(p.cfg.Data, 0o700); err != nil { //nolint:gosec // a folder needs its x bit
-		return fmt.Errorf("close the data folder to others: %w", err)
+		return fmt.Errorf("restrict access to the data folder: %w", err)
 	}
 	var secrets []string // commands with clear text
 	for _, r := range service.Routes() {
@@ -89,7 +89,7 @@ func (p *program) startNode(ctx context.Context, secrets []string, restarted fun
 	}
 	p.nats, p.node = node, node
 	if p.cfg.fsyncDelay > 0 {
-		p.log.Warn("every fsync is delayed, to model a slower disk", "by", p.cfg.fsyncDelay)
+		p.log.Warn("every fsync is delayed (CREDSTREAM_BENCH_FSYNC_DELAY)", "by", p.cfg.fsyncDelay)
 		p.node.Syncer(eventlog.Stream).Delay = p.cfg.fsyncDelay
 		p.node.Syncer(vault.Stream).Delay = p.cfg.fsyncDelay
 		p.node.Syncer(bus.AccessStream).Delay = p.cfg.fsyncDelay
@@ -112,7 +112,7 @@ func (p *program) stopMessaging() {
 // fatal ends the process at once: after a failed fsync nobody knows what is on
 // the disk, and nothing more may be acknowledged.
 func (p *program) fatal(err error) {
-	p.log.Error("an fsync failed; the process ends", "err", err)
+	p.log.Error("fsync failed; the process exits", "err", err)
 	os.Exit(1)
 }
 

@@ -139,7 +139,7 @@ func TestOAuthClients(t *testing.T) {
 	var refused *apiError
 	err = u.command("oauth_client.delete", "", map[string]any{"id": first.ID}, nil)
 	if !errors.As(err, &refused) || refused.Code != "oauth_client_in_use" || refused.Status != 409 || !strings.Contains(refused.Detail, `"The flow f1" (f1)`) ||
-		!strings.HasSuffix(refused.Detail, "Delete these flows first or give them another credential.") {
+		!strings.HasSuffix(refused.Detail, "Delete these flows first.") {
 		t.Errorf("a client that a flow uses is deleted: %v", err)
 	}
 	must(t, other.command("oauth_client.delete", "", map[string]any{"component": "sheets"}, nil)) // their flows are other flows

@@ -640,7 +640,7 @@ func TestDenialsAreFacts(t *testing.T) {
 	if got := facts(acme); len(got) > 0 {
 		t.Errorf("the tenant that was named is told %v", got)
 	}
-	if strings.Contains(u.logs.String(), "were not recorded") {
+	if strings.Contains(u.logs.String(), "denied calls not recorded") {
 		t.Error("something was not recorded")
 	}
 }

@@ -88,7 +88,7 @@ func TestDamagedViewsHeal(t *testing.T) {
 	if len(list.Credentials) != 30 {
 		t.Errorf("%d credentials after the views healed, want 30", len(list.Credentials))
 	}
-	if !seen && !strings.Contains(u.logs.String(), "the damaged views were rebuilt") {
+	if !seen && !strings.Contains(u.logs.String(), "damaged read models rebuilt") {
 		t.Error("nothing was damaged")
 	}
 	within(t, "the service is ready", func() bool { return u.notReadyReasons(t) == "" })

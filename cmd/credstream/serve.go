@@ -54,16 +54,16 @@ const (
 
 // The refusals of a configuration.
 var (
-	errDurability = fault.New(fault.Invalid, "config_durability", "--durability is group or always.")
-	errViewsURL   = fault.New(fault.Invalid, "config_views", "Other views than the SQLite file of the data folder are not supported yet: leave --views out.")
-	errLease      = fault.New(fault.Invalid, "config_lease", "--lease is 1m to 15m.")
-	errRetention  = fault.New(fault.Invalid, "config_access_retention", "--access-retention is at least 1d.")
-	errLogLevel   = fault.New(fault.Invalid, "config_log_level", "--log-level is debug, info, warn or error.")
-	errLogFormat  = fault.New(fault.Invalid, "config_log_format", "--log-format is text or json.")
+	errDurability = fault.New(fault.Invalid, "config_durability", "--durability must be group or always.")
+	errViewsURL   = fault.New(fault.Invalid, "config_views", "--views is not supported yet: the read models are in the SQLite file of the data folder. Omit --views.")
+	errLease      = fault.New(fault.Invalid, "config_lease", "--lease must be 1m to 15m.")
+	errRetention  = fault.New(fault.Invalid, "config_access_retention", "--access-retention must be at least 1d.")
+	errLogLevel   = fault.New(fault.Invalid, "config_log_level", "--log-level must be debug, info, warn or error.")
+	errLogFormat  = fault.New(fault.Invalid, "config_log_format", "--log-format must be text or json.")
 	errKMSNeeded  = fault.New(fault.Invalid, "config_kms",
-		"With --nats every process needs the same key: name it by --kms, such as file:///path/kms.key or hcvault://.")
+		"With --nats every process needs the same KMS key. Set --kms, such as file:///path/kms.key or hcvault://.")
 	errKeyFileMissing = fault.New(fault.Precondition, "kms_key_missing",
-		"The data folder holds tenants, but its key file kms.key is missing. Put the file back from its backup; a new one would not open their secrets.")
+		"The data folder has tenants, but its key file kms.key is missing. Restore the file from its backup: a new key file could not decrypt their secrets.")
 )
 
 // program is a running credstream: the parts and how to stop them.
@@ -129,7 +129,7 @@ func start(ctx context.Context, cfg serveConfig, stderr io.Writer) (_ *program, 
 		return nil, err
 	}
 	if err := forbidDumps(); err != nil {
-		p.log.Warn("the memory of this process may end in a core file", "err", err)
+		p.log.Warn("a core file may contain the memory of this process", "err", err)
 	}
 	defer func() {
 		if err != nil {
@@ -210,7 +210,7 @@ func (p *program) openViews(ctx context.Context) error {
 	}
 	p.stop = append(p.stop, func() {
 		if err := p.views.Close(); err != nil {
-			p.log.Error("close the views", "err", err)
+			p.log.Error("close the read models", "err", err)
 		}
 	})
 	if err := p.checkIntegrity(ctx); err != nil { // the views among what is compared
@@ -221,7 +221,7 @@ func (p *program) openViews(ctx context.Context) error {
 		return err
 	}
 	if end > p.views.Position()+bulkRebuild {
-		p.log.Info("the views are built from the log", "commits", end)
+		p.log.Info("read models are being built from the log", "commits", end)
 		if err := p.rebuildViews(ctx, func(uint64, uint64) {}); err != nil {
 			return err
 		}
@@ -432,7 +432,7 @@ func (p *program) openKeyring(ctx context.Context, js jetstream.JetStream) (*sea
 	}
 	keyring := seal.NewKeyring(kms, seal.NewKVKeysets(js, kv, p.durable(stream)))
 	if err := keyring.Check(ctx, tenants); err != nil {
-		return nil, fmt.Errorf("the keysets do not open with this KMS key: %w", err)
+		return nil, fmt.Errorf("the keysets cannot be decrypted with this KMS key: %w", err)
 	}
 	return keyring, nil
 }
@@ -461,7 +461,7 @@ func (p *program) kmsURL(needed bool) (string, error) {
 		if err := seal.CreateKeyFile(path); err != nil {
 			return "", err
 		}
-		p.log.Warn("made a local key file: back it up apart from the data; without it no secret opens", "path", path)
+		p.log.Warn("created a local KMS key file: back it up apart from the data; without it no secret can be decrypted", "path", path)
 	}
 	return "file://" + path, nil
 }
@@ -532,16 +532,16 @@ func (p *program) openPort(context.Context) error {
 	p.stop = append(p.stop, p.intake.Close)
 	p.metrics.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "credstream_projector_position", Help: "Log sequence that the views reflect.",
+			Name: "credstream_projector_position", Help: "Log sequence that the read models reflect.",
 		}, func() float64 { return float64(p.views.Position()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "credstream_log_durable_position", Help: "Log sequence up to which every commit is known to be durable.",
 		}, func() float64 { return float64(p.store.Durable()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "credstream_feed_position", Help: "Log sequence of the last commit that the feed tells of.",
+			Name: "credstream_feed_position", Help: "Log sequence of the last commit in the feed.",
 		}, func() float64 { return float64(p.feed.Position()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "credstream_audit_position", Help: "Log sequence of the last commit that the audit trail tells of.",
+			Name: "credstream_audit_position", Help: "Log sequence of the last commit in the audit stream.",
 		}, func() float64 { return float64(p.audit.Position()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "credstream_in_use_position", Help: "Log sequence that the in-use index reflects.",
@@ -557,7 +557,7 @@ func (p *program) announce(out io.Writer) {
 	}
 	fmt.Fprintf(out, "credstream %s is ready\n  HTTP  http://%s\n  NATS  %s\n  data  %s\n", version, p.listener.Addr(), p.nats.ClientURL(), data)
 	if !p.firstKey.IsZero() && p.cfg.AdminKey == "" {
-		fmt.Fprintf(out, "\nThe first administrator's key, shown this once:\n\n  %s\n\n", p.firstKey.Reveal())
+		fmt.Fprintf(out, "\nThe first administrator's key, shown only once:\n\n  %s\n\n", p.firstKey.Reveal())
 	}
 }
 
@@ -585,7 +585,7 @@ func (p *program) run(ctx context.Context) error {
 	stopping, cancel := context.WithTimeout(context.Background(), stopTime)
 	defer cancel()
 	if err := server.Shutdown(stopping); err != nil {
-		p.log.Warn("requests were cut off", "err", err)
+		p.log.Warn("requests were aborted", "err", err)
 		_ = server.Close() // it has nothing more to say
 	}
 	p.intake.Close()
@@ -660,9 +660,9 @@ func (p *program) openParts(ctx context.Context) error {
 	}
 	switch err := p.proj.Wait(ctx, end); {
 	case errors.Is(err, projections.ErrViewsBehind): // readiness says at which event they stand still
-		p.log.Error("the views stand still; what does not need them is served: credstream views status, credstream views rebuild", "err", p.proj.Err())
+		p.log.Error("read models stopped at an event; other functions still work: see credstream views status and credstream views rebuild", "err", p.proj.Err())
 	case err != nil:
-		return fmt.Errorf("bring the views up to the log: %w", err)
+		return fmt.Errorf("bring the read models up to the log: %w", err)
 	}
 	return nil
 }
@@ -690,7 +690,7 @@ func (p *program) afterRestarts(ctx context.Context) error {
 			if err == nil {
 				break
 			}
-			p.log.Warn("the log is not back yet", "err", err)
+			p.log.Warn("the log is not available yet", "err", err)
 			select {
 			case <-ctx.Done():
 			case <-time.After(pause):

@@ -38,7 +38,7 @@ func (s *supervisor) run(ctx context.Context, part string, run func(context.Cont
 			pause = restartMin
 		}
 		s.note(part, err)
-		s.log.Error("component failed; it starts again", "part", part, "in", pause, "err", err)
+		s.log.Error("component failed; restarting it", "part", part, "in", pause, "err", err)
 		select {
 		case <-ctx.Done():
 			return nil

@@ -36,7 +36,7 @@ func (s *Store) Append(ctx context.Context, stream events.StreamID, expected uin
 		return 0, err
 	}
 	if err := s.durable.wait(ctx, seq); err != nil {
-		return 0, fmt.Errorf("commit %d is stored but not known to be durable: %w: %w", seq, events.ErrUnknownOutcome, err)
+		return 0, fmt.Errorf("commit %d is stored, but its durability is unknown: %w: %w", seq, events.ErrUnknownOutcome, err)
 	}
 	return seq, nil
 }

@@ -48,7 +48,7 @@ func (s *Store) Follow(ctx context.Context, after uint64) iter.Seq2[events.Recor
 		chunks := make(chan chunk, chunkBuffer)
 		stop, err := s.consume(ctx, after, raw)
 		for wait := firstPause; err != nil && !errors.Is(err, nats.ErrConnectionClosed) && ctx.Err() == nil; wait = min(2*wait, followPause) {
-			s.log.Warn("the log cannot be followed yet", "after", after, "error", err)
+			s.log.Warn("cannot follow the log yet; will retry", "after", after, "error", err)
 			select {
 			case <-time.After(wait):
 				stop, err = s.consume(ctx, after, raw)

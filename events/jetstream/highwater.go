@@ -23,19 +23,18 @@ var (
 	// ErrLogCutShort says that the log ends before a commit that was durable, or holds
 	// another one in its place.
 	ErrLogCutShort = fault.New(fault.Unavailable, "log_cut_short",
-		"The log holds less than was durable before: it was damaged. Nothing is changed and no secret leaves until it is restored.")
+		"The log is shorter than it was, so it is damaged. Changes are refused and no secret is returned until it is restored from a backup.")
 	// ErrLogIncomplete says that commits are missing between others, or before the first one.
 	ErrLogIncomplete = fault.New(fault.Unavailable, "log_incomplete",
-		"Commits are missing in the log: it was damaged. Nothing is changed and no secret leaves until it is restored.")
+		"The log misses commits, so it is damaged. Changes are refused and no secret is returned until it is restored from a backup.")
 	// ErrHighWater says that the high-water file itself cannot be read.
 	ErrHighWater = fault.New(fault.Precondition, "high_water_unreadable",
-		"The high-water file cannot be read. Put it back from its backup, or remove it if the log is known to be whole.")
+		"high-water.json cannot be read. Restore it from its backup, or remove it if you know that the log is intact.")
 )
 
 // CutShort is ErrLogCutShort for a log that should hold the commit at seq.
 func CutShort(seq uint64) error {
-	return ErrLogCutShort.Because("The log was durable up to commit %d, and does not hold that commit any more: it was damaged. "+
-		"Nothing is changed and no secret leaves until it is restored from a backup.", seq)
+	return ErrLogCutShort.Because("The log was durable up to commit %d but no longer contains that commit, so it is damaged. Changes are refused and no secret is returned until it is restored from a backup.", seq)
 }
 
 // CheckWhole counts the log, which never deletes: it begins with commit 1, no commit is
@@ -61,8 +60,7 @@ func (s *Store) CheckWhole(ctx context.Context) error {
 			missing = slices.Min(state.Deleted)
 		}
 	}
-	return ErrLogIncomplete.Because("The log misses %d of its %d commits, from commit %d on: it was damaged. "+
-		"Nothing is changed and no secret leaves until it is restored from a backup.", state.LastSeq-min(state.LastSeq, state.Messages), state.LastSeq, missing)
+	return ErrLogIncomplete.Because("The log misses %d of its %d commits, from commit %d on, so it is damaged. Changes are refused and no secret is returned until it is restored from a backup.", state.LastSeq-min(state.LastSeq, state.Messages), state.LastSeq, missing)
 }
 
 // HighWater remembers, in a file outside the log's folder, how far the log was
@@ -111,8 +109,7 @@ func (h *HighWater) Check(ctx context.Context) error {
 	}
 	var m mark
 	if err := json.Unmarshal(b, &m); err != nil || m.Seq == 0 {
-		return ErrHighWater.Because("The high-water file %s is empty or damaged, which says nothing of the log itself. "+
-			"Put it back from its backup; or, if you know that the log is whole, remove it, and the next start writes it anew.", h.path)
+		return ErrHighWater.Because("The file %s is empty or damaged. This does not mean that the log is damaged. Restore the file from its backup, or, if you know that the log is intact, remove it: the next start writes it again.", h.path)
 	}
 	at, err := h.mark(ctx, m.Seq)
 	switch {
@@ -174,7 +171,7 @@ func (h *HighWater) Run(ctx context.Context) error {
 		case <-tick.C:
 		}
 		if err := h.Record(ctx); err != nil && ctx.Err() == nil {
-			h.store.log.Warn("the high-water mark was not written", "err", err)
+			h.store.log.Warn("high-water mark not written", "err", err)
 		}
 	}
 }

@@ -35,7 +35,7 @@ const maxMessage = 1 << 20
 func StreamConfig(replicas int) natsjs.StreamConfig {
 	return natsjs.StreamConfig{
 		Name:        Stream,
-		Description: "credstream: the log. One message per commit; the truth.",
+		Description: "credstream: the event log. One message per commit; the source of truth.",
 		Subjects:    []string{Prefix + ".>"},
 		Storage:     natsjs.FileStorage,
 		Replicas:    replicas,
@@ -50,7 +50,7 @@ func StreamConfig(replicas int) natsjs.StreamConfig {
 func SnapshotConfig(replicas int) natsjs.StreamConfig {
 	cfg := natsjs.StreamConfig{
 		Name:              SnapshotStream,
-		Description:       "credstream: folded states. Made from the log, may be deleted.",
+		Description:       "credstream: snapshots of streams. Rebuilt from the log, may be deleted.",
 		Subjects:          []string{SnapshotPrefix + ".>"},
 		Storage:           natsjs.FileStorage,
 		Replicas:          replicas,
@@ -204,7 +204,7 @@ func ensure(ctx context.Context, js natsjs.JetStream, want natsjs.StreamConfig) 
 		return fmt.Errorf("looking up stream %s: %w", want.Name, err)
 	}
 	if err := sameConfig(stream.CachedInfo().Config, want); err != nil {
-		return fmt.Errorf("stream %s is not as it must be: %w", want.Name, err)
+		return fmt.Errorf("stream %s has an unexpected configuration: %w", want.Name, err)
 	}
 	return nil
 }

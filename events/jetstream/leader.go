@@ -21,7 +21,7 @@ const (
 )
 
 // errUncertain says that nobody who is known to lead the log has answered.
-var errUncertain = errors.New("jetstream: it is not known who leads the log")
+var errUncertain = errors.New("jetstream: the leader of the log is unknown")
 
 // leadership is when a majority was last known to follow the leader of the log.
 type leadership struct {
@@ -128,7 +128,7 @@ func (s *Store) confirm(ctx context.Context, q question, m *message) error {
 	case q.Seq == 0 && m != nil && count == uint64(len(m.prev))+1:
 	case q.Seq == 0 && m != nil && len(m.prev) == maxPrev && count > maxPrev: // it is not counted further than that
 	default:
-		return fmt.Errorf("%w: the answer is not borne out by the leader's count", errUncertain)
+		return fmt.Errorf("%w: the answer contradicts the leader's message count", errUncertain)
 	}
 	return nil
 }

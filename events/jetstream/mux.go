@@ -21,8 +21,8 @@ const (
 )
 
 var (
-	errNoAnswer     = errors.New("no answer, or none in time")
-	errNoResponders = errors.New("nobody answers: JetStream or the stream is not there")
+	errNoAnswer     = errors.New("no response in time")
+	errNoResponders = errors.New("no responders: JetStream or the stream does not exist")
 )
 
 // mux sends requests whose answers all come to one subscription, so that a
@@ -171,7 +171,7 @@ func (m *mux) api(ctx context.Context, subject string, question any, out interfa
 	if question != nil {
 		var err error
 		if body, err = jsonv2.Marshal(question); err != nil {
-			return fmt.Errorf("asking %s: %w", subject, err)
+			return fmt.Errorf("requesting %s: %w", subject, err)
 		}
 	}
 	bounded, cancel := context.WithTimeout(ctx, patience)
@@ -179,11 +179,11 @@ func (m *mux) api(ctx context.Context, subject string, question any, out interfa
 	for p := newPacer(); ; {
 		msg, err := m.ask(bounded, &nats.Msg{Subject: subject, Data: body})
 		if err != nil {
-			return unavailable("asking "+subject, err)
+			return unavailable("requesting "+subject, err)
 		}
 		out.answer().Error = nil
 		if err := jsonv2.Unmarshal(msg.Data, out); err != nil {
-			return fmt.Errorf("reading the answer of %s: %w", subject, err)
+			return fmt.Errorf("reading the response of %s: %w", subject, err)
 		}
 		if e := out.answer().Error; e == nil || e.Code != codeUnavailable || !p.pause(bounded) {
 			return nil

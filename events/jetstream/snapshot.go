@@ -38,7 +38,7 @@ func (s *Store) Snapshot(ctx context.Context, stream events.StreamID, fold int) 
 	}
 	var b snapshotBody
 	if err := jsonv2.Unmarshal(kept.body, &b); err != nil {
-		s.log.Warn("a snapshot is not readable", "stream", stream.String(), "error", err)
+		s.log.Warn("snapshot not readable", "stream", stream.String(), "error", err)
 		return events.Snapshot{}, nil
 	}
 	if b.Fold != fold || b.Tenant != stream.Tenant || b.Stream != stream.String() || b.Seq == 0 {
