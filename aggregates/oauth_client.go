@@ -21,7 +21,8 @@ var (
 	// ErrOAuthClientHostsChanged keeps a secret, and people who connect an account, from hosts that the
 	// client was not meant for. Its sentence names them.
 	ErrOAuthClientHostsChanged = fault.New(fault.Precondition, "oauth_client_hosts_changed",
-		"The component now sends the client secret, or users who connect an account, to another host. If that host is correct, enter the client secret again with oauth_client.change, or with auth_client.change if an auth client manages it.")
+		"The component now sends the client secret, or users who connect an account, to another host. If that host is correct, enter "+
+			"the client secret again with oauth_client.change, or with auth_client.change if an auth client manages it.")
 	ErrOAuthClientMoved = fault.New(fault.Conflict, "oauth_client_changed", "The OAuth client was changed concurrently. Try again.")
 )
 

@@ -110,7 +110,9 @@ func (p place) before(q place) bool { return p.seq < q.seq || p.seq == q.seq && 
 // ErrFeedAhead says that the feed tells of events that the log does not hold. It is written
 // from durable commits only, so it is the log that has lost something.
 var ErrFeedAhead = fault.New(fault.Unavailable, "log_behind_feed",
-	"The feed has events that the log does not have, so the log is damaged. Changes are refused and no secret is returned until the log is restored from a backup. If you restored an older log on purpose, remove the streams CREDSTREAM_FEED and CREDSTREAM_AUDIT.")
+	"The feed has events that the log does not have, so the log is damaged. Changes are refused and "+
+		"no secret is returned until the log is restored from a backup. If you restored an older log on "+
+		"purpose, remove the streams CREDSTREAM_FEED and CREDSTREAM_AUDIT.")
 
 // Check returns ErrFeedAhead when the log does not hold the feed's last event.
 func (f *Feed) Check(ctx context.Context) error {

@@ -96,7 +96,8 @@ func readMarks(path string) (map[string]mark, error) {
 	}
 	var file marksFile
 	if err := json.Unmarshal(b, &file); err != nil || file.Format != marksFormat {
-		return nil, ErrMarks.Because("The file %s is empty, damaged or of a newer version. This does not mean that the data is damaged. Restore the file from its backup, or, if you know that the data is intact, remove it: the next start writes it again.", path)
+		return nil, ErrMarks.Because("The file %s is empty, damaged or of a newer version. This does not mean that the data is damaged. Restore the file "+
+			"from its backup, or, if you know that the data is intact, remove it: the next start writes it again.", path)
 	}
 	return file.Streams, nil
 }

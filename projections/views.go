@@ -330,7 +330,8 @@ func digest(path string) (string, error) {
 // ErrViewsAhead says that the views reflect a commit that the log does not hold. They are fed
 // with durable commits only, so it is the log that has lost something.
 var ErrViewsAhead = fault.New(fault.Unavailable, "log_behind_views",
-	"The log misses commits that are in the read models, so it is damaged. Changes are refused and no secret is returned until it is restored from a backup.")
+	"The log misses commits that are in the read models, so it is damaged. Changes are "+
+		"refused and no secret is returned until it is restored from a backup.")
 
 // Check compares the views with the log, of which commitAt gives the id of the commit at
 // a sequence. It returns ErrViewsAhead when the log does not hold the commit that they
@@ -351,7 +352,9 @@ func (v *Views) Check(commitAt func(seq uint64) (commitID string, err error)) er
 	case err != nil && !errors.Is(err, events.ErrNoSuchCommit):
 		return fmt.Errorf("comparing the read models with the log: %w", err)
 	case err != nil || id != m.commit:
-		return ErrViewsAhead.Because("The read models were built from commit %d, which the log misses or has replaced by another commit, so the log is damaged. Changes are refused and no secret is returned until it is restored from a backup. If you restored an older log on purpose, remove views.db and the files beside it.", m.seq)
+		return ErrViewsAhead.Because("The read models were built from commit %d, which the log misses or has replaced by another commit, so the "+
+			"log is damaged. Changes are refused and no secret is returned until it is restored from a backup. If you "+
+			"restored an older log on purpose, remove views.db and the files beside it.", m.seq)
 	}
 	return nil
 }

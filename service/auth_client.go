@@ -28,7 +28,8 @@ var (
 	ErrAuthClientComponents = fault.New(fault.Invalid, "auth_client_components_invalid", "An auth client needs 1 to 50 components, without duplicates.")
 	// ErrAuthClientIdle refuses to make a credential with an auth client that nothing is done with.
 	ErrAuthClientIdle = fault.New(fault.Unprocessable, "auth_client_idle",
-		"No credential can be created with this auth client: only auth clients of type oauth2 that belong to the tenant are used. Omit it, or name one of those.")
+		"No credential can be created with this auth client: only auth clients of type oauth2 "+
+			"that belong to the tenant are used. Omit it, or name one of those.")
 	ErrAuthClientOther = fault.New(fault.Unprocessable, "auth_client_component_mismatch", "The auth client does not include this component.")
 	// ErrOAuthClientSecretNeeded keeps a stored secret from the hosts of a component that is added.
 	ErrOAuthClientSecretNeeded = fault.New(fault.Unprocessable, "oauth_client_secret_needed",
@@ -308,7 +309,8 @@ func (s *Service) authComponents(ctx context.Context, call *Call, typ string, fo
 				return nil, nil, aggregates.ErrOAuthClientExists.At(at)
 			}
 			if beyond := append(d.OAuth2.Beyond(secret.blocks...), d.OAuth2.ConsentBeyond(secret.blocks...)...); len(beyond) > 0 && !secret.now {
-				return nil, nil, ErrOAuthClientSecretNeeded.Because("The component sends the client secret, or users who connect an account, to a host that the secret was not entered for: %s. Enter client_secret again with the change.", strings.Join(beyond, " and ")).At(at)
+				return nil, nil, ErrOAuthClientSecretNeeded.Because("The component sends the client secret, or users who connect an account, to a host that the "+
+					"secret was not entered for: %s. Enter client_secret again with the change.", strings.Join(beyond, " and ")).At(at)
 			}
 			revisions[id] = revision
 		}

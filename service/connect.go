@@ -29,7 +29,8 @@ var (
 	ErrConnectNeedless = fault.New(fault.Unprocessable, "oauth_connect_needless",
 		"The component needs no account connection: its OAuth client requests tokens itself. Use credential.create.")
 	ErrConnectKeysNeeded = fault.New(fault.Precondition, "connect_keys_needed",
-		"The component's rules for its other fields have changed since their values were entered: other hosts, another dry request or fewer masked fields. Enter all of them again in keys.")
+		"The component's rules for its other fields have changed since their values were entered: other "+
+			"hosts, another dry request or fewer masked fields. Enter all of them again in keys.")
 	ErrReturnTo = fault.New(fault.Invalid, "return_to_invalid",
 		"return_to must be an address of an origin that --connect-return-to lists, or of http://127.0.0.1 or http://[::1] with a port.")
 	ErrConnectionNotFound    = fault.New(fault.NotFound, "connection_not_found", "Connection not found: it does not exist or has expired.")

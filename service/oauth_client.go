@@ -22,7 +22,8 @@ import (
 // The refusals of an OAuth client's input.
 var (
 	ErrOAuthNotDeclared = fault.New(fault.Unprocessable, "oauth_not_declared",
-		"The component does not use an OAuth client of the tenant: its component.json has neither \"useOAuthClient\": true nor \"oauth2\" among its authClientTypes.")
+		"The component does not use an OAuth client of the tenant: its component.json has "+
+			"neither \"useOAuthClient\": true nor \"oauth2\" among its authClientTypes.")
 	ErrOAuthClientComponent = fault.New(fault.Unprocessable, "oauth_client_component_invalid",
 		"The component does not exist in this tenant or was deleted.")
 	ErrOAuthClientFixed = fault.New(fault.Unprocessable, "oauth_client_component_fixed",

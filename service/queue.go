@@ -241,7 +241,8 @@ func (s *Service) serviceKey(ctx context.Context, call *Call, _ GetSealingKey) (
 	sum := sha256.Sum256(public)
 	return SealingKey{
 		PublicKey: base64.RawURLEncoding.EncodeToString(public), KeyID: hex.EncodeToString(sum[:8]), Suite: seal.Suite,
-		Info: "credstream/keys-sealed/1, tenant, command, command id and target (the component of a new credential, otherwise the id of the credential), joined by line feeds",
+		Info: "credstream/keys-sealed/1, tenant, command, command id and target (the component of a new " +
+			"credential, otherwise the id of the credential), joined by line feeds",
 	}, nil
 }
 

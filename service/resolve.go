@@ -375,7 +375,8 @@ func newLeases(reg prometheus.Registerer, now func() time.Time) (*leases, error)
 		held: held, now: now, ends: map[int64]int{},
 		results: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "credstream_resolves_total",
-			Help: "Requests for the values of a credential: answered (given), refused, unavailable or failed; new leases (leased) and leases withdrawn before the values left (withdrawn).",
+			Help: "Requests for the values of a credential: answered (given), refused, unavailable or failed; new " +
+				"leases (leased) and leases withdrawn before the values left (withdrawn).",
 		}, []string{"result"}),
 	}
 	if reg != nil {

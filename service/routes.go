@@ -122,9 +122,11 @@ func Routes() []Route {
 		command("queue.drop", QueueManage, (*Service).dropQueued,
 			"Drop a message of the dead-letter queue: erase it."),
 		command("queue.retry-all", QueueManage, (*Service).retryAllQueued,
-			"Retry the tenant's messages of the dead-letter queue: all, or those of a queue or an error code. One call examines at most 1,000 messages; next is the cursor for the following call."),
+			"Retry the tenant's messages of the dead-letter queue: all, or those of a queue or an error code. One "+
+				"call examines at most 1,000 messages; next is the cursor for the following call."),
 		command("queue.drop-all", QueueManage, (*Service).dropAllQueued,
-			"Drop the tenant's messages of the dead-letter queue: all, or those of a queue or an error code. One call examines at most 1,000 messages; next is the cursor for the following call."),
+			"Drop the tenant's messages of the dead-letter queue: all, or those of a queue or an error code. One "+
+				"call examines at most 1,000 messages; next is the cursor for the following call."),
 		scan(query("queue.list", QueueManage, (*Service).listQueued, "The tenant's messages in the dead-letter queue, page by page.")),
 		query("queue.get", QueueManage, (*Service).getQueued, "One message of the dead-letter queue. Clear secrets are not included."),
 		query("service.key", CredentialsCreate, (*Service).serviceKey,

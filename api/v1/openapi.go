@@ -39,7 +39,9 @@ func openAPI(version string, more func(*huma.OpenAPI)) []byte {
 		OpenAPI: "3.1.0",
 		Info: &huma.Info{
 			Title: "credstream", Version: version,
-			Description: "Commands and queries of credstream. NATS serves the same ones with the same JSON. A command answers with the log sequence of its change; a query with min_seq reflects at least that sequence. A caller above its rate gets 429 with Retry-After.",
+			Description: "Commands and queries of credstream. NATS serves the same ones with the same JSON. A command " +
+				"answers with the log sequence of its change; a query with min_seq reflects at least that " +
+				"sequence. A caller above its rate gets 429 with Retry-After.",
 		},
 		Paths:    map[string]*huma.PathItem{},
 		Security: []map[string][]string{{"basic": {}}, {"bearer": {}}},

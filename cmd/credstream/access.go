@@ -13,16 +13,17 @@ import (
 )
 
 func (a *app) accessCommand() *cobra.Command {
-	return a.group("access", "See who was given which credential", a.accessList())
+	return a.group("access", "Query the access log of credentials", a.accessList())
 }
 
 func (a *app) accessList() *cobra.Command {
 	var filter client.AccessFilter
 	var since string
 	cmd := &cobra.Command{
-		Use: "list", Short: "List who was given the values of which credential, and when", Args: arguments(),
-		Long: "List who was given the values of which credential, and when, oldest first.\n" +
-			"A line says \"withdrawn\" where the credential changed at the same moment, so that the values did not leave.",
+		Use: "list", Short: "List who got the values of which credential, and when", Args: arguments(),
+		Long: "List who got the values of which credential, and when, oldest first.\n" +
+			"An entry is \"withdrawn\" if the credential changed at the same moment, so that the values did not leave " +
+			"the service.",
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if filter.Since, err = sinceTime(since); err != nil {
 				return err
@@ -50,9 +51,9 @@ func (a *app) accessList() *cobra.Command {
 			return a.list(append([]string{"TIME", "WHAT"}, accessHeaders...), rows)
 		},
 	}
-	cmd.Flags().StringVar(&filter.Credential, "credential", "", "only of the credential with this `ID`, also after its end")
-	cmd.Flags().StringVar(&filter.Actor, "actor", "", "only what was given to this `ACTOR`: key:<id>")
-	cmd.Flags().StringVar(&since, "since", "", "only what was given at this `TIME` or later: 2026-01-31T08:00:00Z, or 24h for the last day")
+	cmd.Flags().StringVar(&filter.Credential, "credential", "", "filter by credential `ID`; deleted credentials are included")
+	cmd.Flags().StringVar(&filter.Actor, "actor", "", "filter by `ACTOR`: key:<id>")
+	cmd.Flags().StringVar(&since, "since", "", "only entries from this `TIME` on: 2026-01-31T08:00:00Z, or 24h for the last day")
 	return cmd
 }
 
@@ -67,7 +68,7 @@ func sinceTime(text string) (time.Time, error) {
 	}
 	t, err := time.Parse(time.RFC3339, text)
 	if err != nil {
-		return t, errUsage.Because("--since is a time such as 2026-01-31T08:00:00Z, or one that has passed since, such as 24h.")
+		return t, errUsage.Because("--since must be a time such as 2026-01-31T08:00:00Z, or a duration such as 24h.")
 	}
 	return t, nil
 }
@@ -89,9 +90,9 @@ func accessRow(a client.Access) []string {
 func (a *app) leaseCommand() *cobra.Command {
 	var filter client.LeaseFilter
 	list := &cobra.Command{
-		Use: "list", Short: "List the leases that have not expired", Args: arguments(),
-		Long: "List the leases that have not expired: who may still hold the values of which credential.\n" +
-			"One is revoked when the credential has other keys by now, has to be connected again, or is gone.",
+		Use: "list", Short: "List active leases", Args: arguments(),
+		Long: "List active leases: who may still hold the values of which credential.\n" +
+			"A lease is shown as revoked if the credential has other keys now, must be connected again, or was deleted.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -103,7 +104,7 @@ func (a *app) leaseCommand() *cobra.Command {
 					return err
 				}
 				if !a.client.JSON {
-					state := "in force"
+					state := "active"
 					if one.Revoked {
 						state = "revoked"
 					}
@@ -120,18 +121,18 @@ func (a *app) leaseCommand() *cobra.Command {
 			return a.list(append([]string{"SINCE", "STATE"}, accessHeaders...), rows)
 		},
 	}
-	list.Flags().StringVar(&filter.Credential, "credential", "", "only of the credential with this `ID`")
-	list.Flags().StringVar(&filter.Actor, "actor", "", "only of this `ACTOR`: key:<id>")
-	return a.group("lease", "See who may hold the values of credentials", list)
+	list.Flags().StringVar(&filter.Credential, "credential", "", "filter by credential `ID`")
+	list.Flags().StringVar(&filter.Actor, "actor", "", "filter by `ACTOR`: key:<id>")
+	return a.group("lease", "List active leases", list)
 }
 
 func (a *app) credentialResolve() *cobra.Command {
 	var opts client.ResolveOptions
 	var clearText, show bool
 	cmd := &cobra.Command{
-		Use: "resolve ID", Short: "Fetch the values of a credential, as a flow engine does", Args: arguments("ID"),
-		Long: "Fetch the values of a credential, as a flow engine does: sealed to a key that is made on the spot.\n" +
-			"That they were given is recorded. They are printed with --show alone, as a JSON object.",
+		Use: "resolve ID", Short: "Resolve the values of a credential, as a flow engine does", Args: arguments("ID"),
+		Long: "Resolve the values of a credential, as a flow engine does. They are encrypted to a key pair that exists for this " +
+			"call only.\nThe access is audited. The values are printed only with --show, as a JSON object.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -162,9 +163,9 @@ func (a *app) credentialResolve() *cobra.Command {
 			}))
 		},
 	}
-	cmd.Flags().StringVar(&opts.Flow, "flow", "", "`ID` of the flow it is for, for the record")
-	cmd.Flags().StringVar(&opts.Step, "step", "", "`ID` of the step, for the record")
-	cmd.Flags().BoolVar(&clearText, "cleartext", false, "have the service answer clear values: over TLS or on the same machine alone")
+	cmd.Flags().StringVar(&opts.Flow, "flow", "", "`ID` of the flow, for the access log")
+	cmd.Flags().StringVar(&opts.Step, "step", "", "`ID` of the step, for the access log")
+	cmd.Flags().BoolVar(&clearText, "cleartext", false, "request clear values; only over TLS or on the same machine")
 	cmd.Flags().BoolVar(&show, "show", false, "print the values")
 	return cmd
 }

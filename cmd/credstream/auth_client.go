@@ -12,12 +12,12 @@ import (
 )
 
 func (a *app) authClientCommand() *cobra.Command {
-	return a.group("auth-client", "Make auth clients, which hold the OAuth client of several components",
+	return a.group("auth-client", "Manage auth clients, which hold the OAuth client of several components",
 		a.authClientCreate(), a.authClientChange(), a.authClientList(), a.authClientShow(), a.authClientDelete(), a.authClientReveal())
 }
 
 func bindCredentialsFile(cmd *cobra.Command, file *string) {
-	cmd.Flags().StringVar(file, "credentials-file", "", "`FILE` with the credentials as a JSON object, - for standard input")
+	cmd.Flags().StringVar(file, "credentials-file", "", "`FILE` with the credentials as a JSON object; - for standard input")
 }
 
 // authCredentials reads credentials from the file; none when there is no file.
@@ -37,8 +37,8 @@ func (a *app) authClientCreate() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
 		Use: "create --name NAME --component ID...", Short: "Create an auth client for several components",
-		Long: "Create an auth client for several components. Of type oauth2 and of the tenant, it defines the OAuth\n" +
-			"clients of its components, all of them or none; any other is kept and shown.",
+		Long: "Create an auth client for several components. With type oauth2 and scope tenant, it also defines the OAuth\n" +
+			"clients of its components: all of them, or none. Other auth clients are stored but not used yet.",
 		Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			api, err := a.api()
@@ -56,10 +56,10 @@ func (a *app) authClientCreate() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&in.Name, "name", "", "`NAME` for people")
+	f.StringVar(&in.Name, "name", "", "display `NAME`")
 	f.StringVar(&in.Type, "type", "oauth2", "`TYPE`: oauth2, basic, api_key or noauth")
-	f.StringSliceVar(&in.Components, "component", nil, "`ID` of a component; may stand several times")
-	f.StringVar(&in.Scope, "scope", client.ScopeTenant, "where it belongs, a `SCOPE`: workspace, contract, tenant or global")
+	f.StringSliceVar(&in.Components, "component", nil, "component `ID`; repeatable")
+	f.StringVar(&in.Scope, "scope", client.ScopeTenant, "`SCOPE` of the auth client: workspace, contract, tenant or global")
 	f.StringVar(&in.ScopeID, "scope-id", "", "`ID` of the workspace or contract")
 	bindCredentialsFile(cmd, &file)
 	required(cmd, "name", "component")
@@ -86,8 +86,8 @@ func (a *app) authClientChange() *cobra.Command {
 			return a.answer(done, "Changed auth client %s.", done.ID)
 		},
 	}
-	cmd.Flags().StringVar(&in.Name, "name", "", "another `NAME`; stays when absent")
-	cmd.Flags().StringSliceVar(&in.Components, "component", nil, "`ID` of a component, several times; they replace all, and stay when absent")
+	cmd.Flags().StringVar(&in.Name, "name", "", "new `NAME`; unchanged when absent")
+	cmd.Flags().StringSliceVar(&in.Components, "component", nil, "component `ID`, repeatable; replaces all components; unchanged when absent")
 	bindCredentialsFile(cmd, &file)
 	return cmd
 }
@@ -95,7 +95,7 @@ func (a *app) authClientChange() *cobra.Command {
 func (a *app) authClientList() *cobra.Command {
 	var filter client.AuthClientFilter
 	cmd := &cobra.Command{
-		Use: "list", Short: "List the auth clients that the tenant sees", Args: arguments(),
+		Use: "list", Short: "List the auth clients that are visible to the tenant", Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -116,8 +116,8 @@ func (a *app) authClientList() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&filter.Component, "component", "", "only those for the component with this `ID`")
-	f.StringVar(&filter.Scope, "scope", "", "only what is to be seen from this `SCOPE`: workspace, contract, tenant or global")
+	f.StringVar(&filter.Component, "component", "", "filter by component `ID`")
+	f.StringVar(&filter.Scope, "scope", "", "only those visible in this `SCOPE`: workspace, contract, tenant or global")
 	f.StringVar(&filter.ScopeID, "scope-id", "", "`ID` of the workspace or contract")
 	return cmd
 }
@@ -148,7 +148,7 @@ func (a *app) authClientShow() *cobra.Command {
 			}
 			pairs := [][2]string{{"id", c.ID}, {"name", c.Name}, {"type", c.Type}, {"scope", scopeOf(c)}}
 			for _, of := range c.Components {
-				follows := "no OAuth client follows"
+				follows := "manages no OAuth client"
 				if of.OAuthClient != "" {
 					follows = "OAuth client " + of.OAuthClient
 				}
@@ -158,7 +158,7 @@ func (a *app) authClientShow() *cobra.Command {
 				pairs = append(pairs, [2]string{"credentials." + name, fmt.Sprint(c.Credentials[name])})
 			}
 			if !c.Settled {
-				pairs = append(pairs, [2]string{"state", "its OAuth clients do not follow the last change yet"})
+				pairs = append(pairs, [2]string{"state", "the last change has not reached its OAuth clients yet"})
 			}
 			return a.pairs(append(pairs, [2]string{"created", when(c.CreatedAt)}, [2]string{"updated", when(c.UpdatedAt)}))
 		},
@@ -167,7 +167,7 @@ func (a *app) authClientShow() *cobra.Command {
 
 func (a *app) authClientDelete() *cobra.Command {
 	return &cobra.Command{
-		Use: "delete ID", Short: "Delete an auth client and the OAuth clients that follow it; refused while a flow includes a component", Args: arguments("ID"),
+		Use: "delete ID", Short: "Delete an auth client and the OAuth clients that it manages; refused while a flow includes a component", Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -184,7 +184,7 @@ func (a *app) authClientDelete() *cobra.Command {
 
 func (a *app) authClientReveal() *cobra.Command {
 	return &cobra.Command{
-		Use: "reveal ID", Short: "Print the clear credentials of an auth client; that it was done is recorded first", Args: arguments("ID"),
+		Use: "reveal ID", Short: "Reveal the clear credentials of an auth client; the access is audited first", Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
 			if err != nil {

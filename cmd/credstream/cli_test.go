@@ -139,7 +139,7 @@ func TestVerbs(t *testing.T) {
 		{args: "component register --file DESCRIPTOR", asks: `default/component.register {"id":"pet-store","descriptor":{"title":"P"}}`, says: "Registered component i, revision 3.\n"},
 		{args: "component register --file NAMELESS", asks: `default/component.register {"id":"the-pets","descriptor":{"title":"The Pets"}}`, says: "Registered component i, revision 3.\n"},
 		{args: "component register --file - --id x", stdin: `{"title":"P"}`, asks: `default/component.register {"id":"x","descriptor":{"title":"P"}}`, says: "Registered component i, revision 3.\n"},
-		{args: "component update p --file DESCRIPTOR", asks: `default/component.update {"id":"p","descriptor":{"title":"P"}}`, says: "Component i has revision 3.\n"},
+		{args: "component update p --file DESCRIPTOR", asks: `default/component.update {"id":"p","descriptor":{"title":"P"}}`, says: "Component i now has revision 3.\n"},
 		{args: "component list --tenant acme", asks: `acme/component.list?limit=200`, says: "ID  TITLE  REVISION  VISIBLE TO  CREDENTIALS  UPDATED\np   Pets   1         owner       2            2026-01-02 03:04:05Z\n"},
 		{args: "component share p", asks: `default/component.share {"id":"p"}`, says: "Component i is visible to every tenant.\n"},
 		{args: "component unshare p --json", asks: `default/component.unshare {"id":"p"}`, says: `{"seq":7,"id":"i","version":2,"status":"verified","revision":3}` + "\n"},
@@ -153,7 +153,7 @@ func TestVerbs(t *testing.T) {
 		{args: "credential create --component p --keys-file -", stdin: ` {"apiKey":"canary"}` + "\n", asks: `default/credential.create {"component":"p","keys":{"apiKey":"canary"}}`, says: "Created credential i, version 2, verified.\n"},
 		{
 			args: "credential list --component p --status failed --name-contains n --sort -created --limit 1", asks: `default/credential.list?component=p&limit=1&name_contains=n&sort=-created&status=failed`,
-			says: "ID  NAME    COMPONENT  STATUS  VERSION  UPDATED\ni   n\uFFFD[31m  p          failed  2        2026-01-02 03:04:05Z\n", notes: "There are more: --all, or --after c2\n",
+			says: "ID  NAME    COMPONENT  STATUS  VERSION  UPDATED\ni   n\uFFFD[31m  p          failed  2        2026-01-02 03:04:05Z\n", notes: "More results: use --all, or --after c2\n",
 		},
 		{args: "credential counts", asks: `default/credential.counts`, says: "COMPONENT  TOTAL  VERIFIED  FAILED  UNVERIFIED\np          3      2         1       0\n"},
 		{
@@ -186,7 +186,7 @@ func TestVerbs(t *testing.T) {
 			args: "flow bind f1 --steps-file STEPS --name n", asks: `default/flow.bind {"flow":"f1","name":"n","steps":[{"id":"s1","component":"p"}]}`,
 			says: "Reserved the credentials of flow f1 until 2026-01-02 03:04:05Z, binding b1.\n",
 		},
-		{args: "flow release f1 --binding b1", asks: `default/flow.release {"flow":"f1","binding":"b1"}`, says: "Flow f1 had nothing reserved.\n"},
+		{args: "flow release f1 --binding b1", asks: `default/flow.release {"flow":"f1","binding":"b1"}`, says: "Flow f1 has no reservation.\n"},
 		{
 			args: "queue list", asks: `default/queue.list?limit=200`,
 			says: "ID  TIME                  QUEUE     NAME               ACTOR  CODE                  REASON\n" +
@@ -194,24 +194,22 @@ func TestVerbs(t *testing.T) {
 		},
 		{
 			args: "queue show 4", asks: `default/queue.get?id=4`,
-			says: "id       4\nqueue    commands\nname     credential.rename\nsubject  credstream.cmdq.default.credential.rename\ncommand  c1\n" +
-				"actor    key:k\ntime     2026-01-02 03:04:05Z\ncode     credential_not_found\nreason   It is not there.\nsize     12\nsha256   ab\n" +
-				"kept     yes: it can be tried again\ncontent  {\"id\":\"i\"}\n",
+			says: "id       4\nqueue    commands\nname     credential.rename\nsubject  credstream.cmdq.default.credential.rename\ncommand  c1\nactor    key:k\ntime     2026-01-02 03:04:05Z\ncode     credential_not_found\nreason   It is not there.\nsize     12\nsha256   ab\nkept     yes: it can be retried\ncontent  {\"id\":\"i\"}\n",
 		},
-		{args: "queue retry 4", asks: `default/queue.retry {"id":"4"}`, says: "Message i is in its queue again.\n"},
+		{args: "queue retry 4", asks: `default/queue.retry {"id":"4"}`, says: "Message i is back in its queue.\n"},
 		{args: "queue drop 4", asks: `default/queue.drop {"id":"4"}`, says: "Dropped message i.\n"},
 		{args: "credential history i", asks: `default/credential.history?id=i`, says: "SEQ  TIME                  EVENT               VERSION  ACTOR  VIA\n4    2026-01-02 03:04:05Z  credential.created  1        key:k  http\n"},
 		{args: "events replay --from 4 --type credential.created", asks: `default/events.replay?from=4&limit=1000&type=credential.created`, says: "2026-01-02 03:04:05Z  4.0  credential.created  credential.i  key:k  {\"id\":\"i\"}\n"},
-		{args: "views rebuild", asks: "default/views.rebuild {}\ndefault/views.status", says: "Rebuilt the lists from 9 commits.\n", notes: "9 of 9\n"},
-		{args: "views status", asks: "default/views.status", says: "The lists reflect 9 of 9 commits.\n"},
+		{args: "views rebuild", asks: "default/views.rebuild {}\ndefault/views.status", says: "Rebuilt the read models from 9 commits.\n", notes: "9 of 9\n"},
+		{args: "views status", asks: "default/views.status", says: "The read models reflect 9 of 9 commits.\n"},
 		{args: "tenant register acme --name Acme", asks: `default/tenant.register {"id":"acme","name":"Acme"}`, says: "Registered tenant i.\n"},
 		{args: "tenant list", asks: `default/tenant.list`, says: "ID    NAME\nacme  Acme\n"},
-		{args: "key issue --role OPERATOR --tenants acme", asks: `default/api_key.issue {"role":"OPERATOR","tenants":["acme"]}`, says: "cs_new\n", notes: "Issued key k2. This is the only time it is shown:\n"},
+		{args: "key issue --role OPERATOR --tenants acme", asks: `default/api_key.issue {"role":"OPERATOR","tenants":["acme"]}`, says: "cs_new\n", notes: "Issued key k2. It is shown only once:\n"},
 		{args: "key issue --role OPERATOR --json", asks: `default/api_key.issue {"role":"OPERATOR"}`, says: `{"seq":9,"id":"k2","key":"cs_new"}` + "\n"},
 		{
 			args: "key issue --permission credentials.get --permission credentials.reveal --expires 720h --address 192.0.2.0/24,2001:db8::/32 --name n",
 			asks: `default/api_key.issue {"permissions":["credentials.get","credentials.reveal"],"name":"n","expires":"720h","addresses":["192.0.2.0/24","2001:db8::/32"]}`,
-			says: "cs_new\n", notes: "Issued key k2. This is the only time it is shown:\n",
+			says: "cs_new\n", notes: "Issued key k2. It is shown only once:\n",
 		},
 		{
 			args: "key list", asks: `default/api_key.list?limit=200`,
@@ -332,7 +330,7 @@ func TestNothing(t *testing.T) {
 		{"credential where-used i", "", "No flow uses it.\n"},
 		{"component where-used p", "", "No flow uses it.\n"},
 		{"credential where-used i --json", `{"flows":[]}` + "\n", ""},
-		{"flow bind f1 --steps-file " + steps, "Flow f1 names no credential: nothing to reserve.\n", ""},
+		{"flow bind f1 --steps-file " + steps, "Flow f1 names no credential, so nothing was reserved.\n", ""},
 		{"flow show f1", "id        f1\nrevision  0\nupdated   -\n\nSTEP  NAME  COMPONENT  CREDENTIAL  WRONG\n", ""},
 		{
 			"credential show i",
@@ -444,7 +442,7 @@ func TestUsage(t *testing.T) {
 		}
 	}
 	for args, want := range map[string]string{
-		"flow publish --event started --file f --revision abc": "--revision takes a number that is not negative. Try --help. (usage)\n",
+		"flow publish --event started --file f --revision abc": "--revision takes a non-negative number. Try --help. (usage)\n",
 		"credential list --limit abc":                          "--limit takes a number. Try --help. (usage)\n",
 		"flow bind f --steps-file f --ttl abc":                 "--ttl takes a time such as 90s or 10m. Try --help. (usage)\n",
 		"flow list --all=abc":                                  "--all takes true or false. Try --help. (usage)\n",
@@ -456,7 +454,7 @@ func TestUsage(t *testing.T) {
 		}
 	}
 	_, cli := newCLI(t, nil)
-	if got := cli.run(t.Context(), "credential", "create", "--component", "p", "--keys-file", open); got != 0 || !strings.HasPrefix(cli.errOut.String(), "Warning: other users can read ") {
+	if got := cli.run(t.Context(), "credential", "create", "--component", "p", "--keys-file", open); got != 0 || !strings.HasPrefix(cli.errOut.String(), "Warning: other users of this machine can read ") {
 		t.Errorf("exit code %d, %q", got, cli.errOut.String())
 	}
 }
@@ -788,7 +786,7 @@ func TestCommandLineOnRealParts(t *testing.T) {
 	if out := must2("", "events", "replay", "--type", "credential.renamed"); strings.Count(out, "\n") != 1 || !strings.Contains(out, made.ID) {
 		t.Errorf("the replay says %s", out)
 	}
-	if out := must2("", "views", "rebuild"); !strings.HasPrefix(out, "Rebuilt the lists from ") {
+	if out := must2("", "views", "rebuild"); !strings.HasPrefix(out, "Rebuilt the read models from ") {
 		t.Errorf("the rebuild says %s", out)
 	}
 }

@@ -15,10 +15,10 @@ import (
 )
 
 func (a *app) componentCommand() *cobra.Command {
-	return a.group("component", "Register and share components",
+	return a.group("component", "Register, update and share components",
 		a.componentRegister(), a.componentUpdate(), a.componentList(), a.componentShow(),
 		a.componentChange("share", "Make a component visible to every tenant", "Component %s is visible to every tenant.", (*client.API).ShareComponent),
-		a.componentChange("unshare", "Make a component visible to its owner alone", "Component %s is visible to its owner alone.", (*client.API).UnshareComponent),
+		a.componentChange("unshare", "Make a component visible to its owner only", "Component %s is visible to its owner only.", (*client.API).UnshareComponent),
 		a.componentDelete(), a.componentSetEnv(),
 		a.whereUsed("List the flows that include a component", func(id string) client.FlowFilter { return client.FlowFilter{Component: id} }))
 }
@@ -46,8 +46,8 @@ func (a *app) componentRegister() *cobra.Command {
 			return a.answer(done, "Registered component %s, revision %d.", done.ID, done.Revision)
 		},
 	}
-	cmd.Flags().StringVar(&file, "file", "", "`FILE` with the component.json, - for standard input")
-	cmd.Flags().StringVar(&id, "id", "", "`ID` of the component; made from the file's name, or from the title when that says nothing")
+	cmd.Flags().StringVar(&file, "file", "", "`FILE` with the component.json; - for standard input")
+	cmd.Flags().StringVar(&id, "id", "", "component `ID`; derived from the file name or the title when absent")
 	required(cmd, "file")
 	return cmd
 }
@@ -77,7 +77,7 @@ func required(cmd *cobra.Command, flags ...string) {
 func (a *app) componentUpdate() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
-		Use: "update ID --file FILE", Short: "Give a component a new component.json, as its next revision", Args: arguments("ID"),
+		Use: "update ID --file FILE", Short: "Update the component.json of a component, as a new revision", Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			descriptor, err := a.file(file)
 			if err != nil {
@@ -91,17 +91,17 @@ func (a *app) componentUpdate() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.answer(done, "Component %s has revision %d.", done.ID, done.Revision)
+			return a.answer(done, "Component %s now has revision %d.", done.ID, done.Revision)
 		},
 	}
-	cmd.Flags().StringVar(&file, "file", "", "`FILE` with the component.json, - for standard input")
+	cmd.Flags().StringVar(&file, "file", "", "`FILE` with the component.json; - for standard input")
 	required(cmd, "file")
 	return cmd
 }
 
 func (a *app) componentList() *cobra.Command {
 	return &cobra.Command{
-		Use: "list", Short: "List the components the tenant may use", Args: arguments(),
+		Use: "list", Short: "List the components that the tenant may use", Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -138,7 +138,7 @@ func visibility(c client.Component) string {
 
 func (a *app) componentShow() *cobra.Command {
 	return &cobra.Command{
-		Use: "show ID", Short: "Show one component with its descriptor", Args: arguments("ID"),
+		Use: "show ID", Short: "Show one component and its descriptor", Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
 			if err != nil {

@@ -23,74 +23,74 @@ import (
 
 // serveConfig is the configuration of the service.
 type serveConfig struct {
-	Data                  string        `flag:"data" arg:"DIR" env:"CREDSTREAM_DATA" default:"./credstream-data" help:"folder that holds everything the service keeps; with --nats, what it can build again"`
-	HTTP                  string        `flag:"http" arg:"ADDR" env:"CREDSTREAM_HTTP" default:"127.0.0.1:8080" help:"address for HTTP"`
-	NATSListen            string        `flag:"nats-listen" arg:"ADDR" env:"CREDSTREAM_NATS_LISTEN" default:"127.0.0.1:4222" help:"address of the embedded NATS server"`
-	NATS                  string        `flag:"nats" arg:"URL" env:"CREDSTREAM_NATS" help:"use this NATS cluster instead of the embedded server"`
-	NATSCredentials       string        `flag:"nats-credentials" arg:"FILE" env:"CREDSTREAM_NATS_CREDENTIALS" help:"credentials file of the user that owns the streams, when --nats names none"`
-	NATSEndpoints         string        `flag:"nats-endpoints" arg:"URL" env:"CREDSTREAM_NATS_ENDPOINTS" help:"the same servers with the user of the endpoints, who may publish answers only; the user of --nats when empty"`
-	NATSSystem            string        `flag:"nats-system" arg:"URL" env:"CREDSTREAM_NATS_SYSTEM" help:"the same servers with a user of the system account: shows how durable they are and ends the connections of revoked keys"`
+	Data                  string        `flag:"data" arg:"DIR" env:"CREDSTREAM_DATA" default:"./credstream-data" help:"folder for all data of the service; with --nats only for data that can be rebuilt"`
+	HTTP                  string        `flag:"http" arg:"ADDR" env:"CREDSTREAM_HTTP" default:"127.0.0.1:8080" help:"HTTP listen address"`
+	NATSListen            string        `flag:"nats-listen" arg:"ADDR" env:"CREDSTREAM_NATS_LISTEN" default:"127.0.0.1:4222" help:"listen address of the embedded NATS server"`
+	NATS                  string        `flag:"nats" arg:"URL" env:"CREDSTREAM_NATS" help:"URL of an external NATS cluster, instead of the embedded server"`
+	NATSCredentials       string        `flag:"nats-credentials" arg:"FILE" env:"CREDSTREAM_NATS_CREDENTIALS" help:"credentials file of the user that owns the streams, if --nats names no user"`
+	NATSEndpoints         string        `flag:"nats-endpoints" arg:"URL" env:"CREDSTREAM_NATS_ENDPOINTS" help:"URL with the user of the endpoints, which may only publish replies; the user of --nats when empty"`
+	NATSSystem            string        `flag:"nats-system" arg:"URL" env:"CREDSTREAM_NATS_SYSTEM" help:"URL with a user of the system account: used to check fsync settings and to disconnect revoked keys"`
 	NATSSystemCredentials string        `flag:"nats-system-credentials" arg:"FILE" env:"CREDSTREAM_NATS_SYSTEM_CREDENTIALS" help:"credentials file for --nats-system"`
-	NATSCallout           string        `flag:"nats-callout" arg:"URL" env:"CREDSTREAM_NATS_CALLOUT" help:"the same servers with the user that the auth callout is sent to; the user of --nats when empty"`
-	NATSCalloutSeed       string        `flag:"nats-callout-seed" arg:"FILE" env:"CREDSTREAM_NATS_CALLOUT_SEED" help:"seed of the account key that issues the servers' auth callout; without it no API key is let in on NATS"`
-	NATSCalloutXKey       string        `flag:"nats-callout-xkey" arg:"FILE" env:"CREDSTREAM_NATS_CALLOUT_XKEY" help:"seed of the curve key that the servers encrypt the callout with"`
-	NATSReplicas          int           `flag:"nats-replicas" arg:"N" env:"CREDSTREAM_NATS_REPLICAS" default:"3" help:"copies of each stream on an external cluster"`
-	AttestSyncAlways      bool          `flag:"attest-sync-always" env:"CREDSTREAM_ATTEST_SYNC_ALWAYS" help:"answer for it that the external servers sync before they acknowledge, where this is not seen or not so"`
-	AdminKey              string        `flag:"admin-key" arg:"KEY" env:"CREDSTREAM_ADMIN_KEY" help:"administrator key to take on the first start, instead of one that is made and printed; better set by the environment, since other users of the machine see flags"`
-	OIDCIssuer            string        `flag:"oidc-issuer" arg:"URL" env:"CREDSTREAM_OIDC_ISSUER" help:"take the tokens of this OpenID Connect issuer as Bearer over HTTP, besides API keys"`
-	OIDCAudience          string        `flag:"oidc-audience" arg:"NAME" env:"CREDSTREAM_OIDC_AUDIENCE" help:"audience that a token must be meant for; needed with --oidc-issuer"`
-	OIDCTenantClaim       string        `flag:"oidc-tenant-claim" arg:"CLAIM" env:"CREDSTREAM_OIDC_TENANT_CLAIM" default:"tenant" help:"claim that names the tenant, or the tenants, of a token"`
-	OIDCPermissionsClaim  string        `flag:"oidc-permissions-claim" arg:"CLAIM" env:"CREDSTREAM_OIDC_PERMISSIONS_CLAIM" default:"permissions" help:"claim that lists permissions and roles; a path with dots, such as realm_access.roles, reaches into objects"`
-	Durability            string        `flag:"durability" arg:"MODE" env:"CREDSTREAM_DURABILITY" default:"group" help:"how a change is made durable before it is acknowledged: group (one fsync for all that wait) or always (one for each)"`
-	KMS                   string        `flag:"kms" arg:"URL" env:"CREDSTREAM_KMS" help:"key that wraps the tenants' keys: file:///path, hcvault://, aws-kms:// or gcp-kms://; a key file in the data folder when empty"`
-	Views                 string        `flag:"views" arg:"URL" env:"CREDSTREAM_VIEWS" help:"database of the lists; SQLite in the data folder when empty"`
-	AllowPrivateTargets   bool          `flag:"allow-private-targets" env:"CREDSTREAM_ALLOW_PRIVATE_TARGETS" help:"let dry requests and requests to OAuth providers reach private and loopback addresses; for development only"`
-	BehindTLSProxy        bool          `flag:"behind-tls-proxy" env:"CREDSTREAM_BEHIND_TLS_PROXY" help:"take requests that hold secrets over plain HTTP from other machines: only where nothing but a proxy that ends TLS can reach the port"`
-	PublicURL             string        `flag:"public-url" arg:"URL" env:"CREDSTREAM_PUBLIC_URL" help:"where browsers reach the service, for connect links and redirect URIs, the same for every process; http:// and the HTTP address when empty and of this machine"`
-	ConnectReturnTo       string        `flag:"connect-return-to" arg:"ORIGINS" env:"CREDSTREAM_CONNECT_RETURN_TO" help:"origins that browsers may be sent back to when an account was connected, such as https://app.example.org, separated by commas; http://127.0.0.1 and http://[::1] with a port need not be named"`
-	Lease                 time.Duration `flag:"lease" arg:"TIME" env:"CREDSTREAM_LEASE" default:"10m" help:"how long a flow engine may keep the values of a credential it was given: 1m to 15m, and never beyond the access token's end"`
-	AccessRetention       time.Duration `flag:"access-retention" arg:"TIME" env:"CREDSTREAM_ACCESS_RETENTION" default:"400d" help:"how long the record is kept of who was given which credential: at least 1d"`
-	RefreshPatience       time.Duration `flag:"refresh-patience" arg:"TIME" env:"CREDSTREAM_REFRESH_PATIENCE" default:"30s" help:"how long the renewal of a token that another process began may stay without progress before this one takes it over; with less than 30s a slow provider may be asked twice"`
-	RatePerKey            int           `flag:"rate-per-key" arg:"N" env:"CREDSTREAM_RATE_PER_KEY" default:"10000" help:"commands a second that one identity may send to this process, and ten times as many queries; 0 is no limit"`
-	RatePerTenant         int           `flag:"rate-per-tenant" arg:"N" env:"CREDSTREAM_RATE_PER_TENANT" default:"20000" help:"the same for everybody who asks for one tenant"`
-	WrongKeys             int           `flag:"wrong-keys" arg:"N" env:"CREDSTREAM_WRONG_KEYS" default:"20" help:"wrong keys a minute from one address, after which it is told to wait; right keys pass all the same; 0 is no limit"`
+	NATSCallout           string        `flag:"nats-callout" arg:"URL" env:"CREDSTREAM_NATS_CALLOUT" help:"URL with the user that receives the auth callout; the user of --nats when empty"`
+	NATSCalloutSeed       string        `flag:"nats-callout-seed" arg:"FILE" env:"CREDSTREAM_NATS_CALLOUT_SEED" help:"file with the seed of the account key that signs auth callout responses; without it NATS clients cannot authenticate with API keys"`
+	NATSCalloutXKey       string        `flag:"nats-callout-xkey" arg:"FILE" env:"CREDSTREAM_NATS_CALLOUT_XKEY" help:"file with the seed of the curve key to which the servers encrypt the auth callout"`
+	NATSReplicas          int           `flag:"nats-replicas" arg:"N" env:"CREDSTREAM_NATS_REPLICAS" default:"3" help:"replicas of each stream on an external cluster"`
+	AttestSyncAlways      bool          `flag:"attest-sync-always" env:"CREDSTREAM_ATTEST_SYNC_ALWAYS" help:"assert that the external servers fsync before acking, if credstream cannot verify it or they do not"`
+	AdminKey              string        `flag:"admin-key" arg:"KEY" env:"CREDSTREAM_ADMIN_KEY" help:"administrator key for the first start, instead of a generated one; prefer the environment variable, because other users of the machine can see flags"`
+	OIDCIssuer            string        `flag:"oidc-issuer" arg:"URL" env:"CREDSTREAM_OIDC_ISSUER" help:"OpenID Connect issuer whose tokens are accepted as Bearer over HTTP, in addition to API keys"`
+	OIDCAudience          string        `flag:"oidc-audience" arg:"NAME" env:"CREDSTREAM_OIDC_AUDIENCE" help:"required audience of a token; required with --oidc-issuer"`
+	OIDCTenantClaim       string        `flag:"oidc-tenant-claim" arg:"CLAIM" env:"CREDSTREAM_OIDC_TENANT_CLAIM" default:"tenant" help:"claim with the tenant, or the tenants, of a token"`
+	OIDCPermissionsClaim  string        `flag:"oidc-permissions-claim" arg:"CLAIM" env:"CREDSTREAM_OIDC_PERMISSIONS_CLAIM" default:"permissions" help:"claim with the permissions and roles; use dots to reach into objects, such as realm_access.roles"`
+	Durability            string        `flag:"durability" arg:"MODE" env:"CREDSTREAM_DURABILITY" default:"group" help:"fsync before a change is acknowledged: group (one fsync for all waiting changes) or always (one per change)"`
+	KMS                   string        `flag:"kms" arg:"URL" env:"CREDSTREAM_KMS" help:"KMS key that wraps the tenants' encryption keys: file:///path, hcvault://, aws-kms:// or gcp-kms://; a key file in the data folder when empty"`
+	Views                 string        `flag:"views" arg:"URL" env:"CREDSTREAM_VIEWS" help:"read-model database; SQLite in the data folder when empty"`
+	AllowPrivateTargets   bool          `flag:"allow-private-targets" env:"CREDSTREAM_ALLOW_PRIVATE_TARGETS" help:"allow dry requests and requests to OAuth providers to private and loopback addresses; for development only"`
+	BehindTLSProxy        bool          `flag:"behind-tls-proxy" env:"CREDSTREAM_BEHIND_TLS_PROXY" help:"accept secrets over plain HTTP from other machines; only if nothing but a TLS-terminating proxy can reach the port"`
+	PublicURL             string        `flag:"public-url" arg:"URL" env:"CREDSTREAM_PUBLIC_URL" help:"URL where browsers reach the service, for connect links and redirect URIs; the same for all processes; when empty, http:// and the HTTP address if that is a local address"`
+	ConnectReturnTo       string        `flag:"connect-return-to" arg:"ORIGINS" env:"CREDSTREAM_CONNECT_RETURN_TO" help:"origins to which browsers may return after an account was connected, such as https://app.example.org, separated by commas; http://127.0.0.1 and http://[::1] with a port are always allowed"`
+	Lease                 time.Duration `flag:"lease" arg:"TIME" env:"CREDSTREAM_LEASE" default:"10m" help:"how long a flow engine may keep the resolved values of a credential: 1m to 15m, and never beyond the expiry of the access token"`
+	AccessRetention       time.Duration `flag:"access-retention" arg:"TIME" env:"CREDSTREAM_ACCESS_RETENTION" default:"400d" help:"retention of the access log: at least 1d"`
+	RefreshPatience       time.Duration `flag:"refresh-patience" arg:"TIME" env:"CREDSTREAM_REFRESH_PATIENCE" default:"30s" help:"how long a token renewal by another process may make no progress before this process takes it over; with less than 30s a slow provider may be asked twice"`
+	RatePerKey            int           `flag:"rate-per-key" arg:"N" env:"CREDSTREAM_RATE_PER_KEY" default:"10000" help:"commands per second of one identity in this process, and ten times as many queries; 0 means no limit"`
+	RatePerTenant         int           `flag:"rate-per-tenant" arg:"N" env:"CREDSTREAM_RATE_PER_TENANT" default:"20000" help:"the same per tenant"`
+	WrongKeys             int           `flag:"wrong-keys" arg:"N" env:"CREDSTREAM_WRONG_KEYS" default:"20" help:"invalid API keys per minute and address before it is throttled; valid keys are still accepted; 0 means no limit"`
 	LogFormat             string        `flag:"log-format" arg:"FORMAT" env:"CREDSTREAM_LOG_FORMAT" default:"text" help:"text or json"`
 	LogLevel              string        `flag:"log-level" arg:"LEVEL" env:"CREDSTREAM_LOG_LEVEL" default:"info" help:"debug, info, warn or error"`
 
-	fsyncDelay time.Duration `env:"CREDSTREAM_BENCH_FSYNC_DELAY" help:"added to every fsync, to model a slower disk; for benchmarks alone"`
+	fsyncDelay time.Duration `env:"CREDSTREAM_BENCH_FSYNC_DELAY" help:"added to every fsync, to model a slower disk; for benchmarks only"`
 
-	kmsToken seal.Secret `env:"CREDSTREAM_KMS_TOKEN" help:"token for a Vault or OpenBao KMS; by the environment alone"`
+	kmsToken seal.Secret `env:"CREDSTREAM_KMS_TOKEN" help:"token for a Vault or OpenBao KMS; only as an environment variable"`
 }
 
 // clientConfig is the configuration of the verbs that talk to a service.
 type clientConfig struct {
-	Server  string `flag:"server" arg:"URL" env:"CREDSTREAM_URL" default:"http://127.0.0.1:8080" help:"where the service is"`
-	Key     string `flag:"key" arg:"KEY" env:"CREDSTREAM_KEY" help:"API key; better set by the environment or --key-file, since other users of the machine see flags"`
-	KeyFile string `flag:"key-file" arg:"FILE" env:"CREDSTREAM_KEY_FILE" help:"file that holds the API key, used when no key is given"`
-	Tenant  string `flag:"tenant" arg:"TENANT" env:"CREDSTREAM_TENANT" default:"default" help:"tenant to work in"`
-	JSON    bool   `flag:"json" help:"print one JSON document, or one a line for streams; errors too, on standard error"`
+	Server  string `flag:"server" arg:"URL" env:"CREDSTREAM_URL" default:"http://127.0.0.1:8080" help:"URL of the service"`
+	Key     string `flag:"key" arg:"KEY" env:"CREDSTREAM_KEY" help:"API key; prefer the environment variable or --key-file, because other users of the machine can see flags"`
+	KeyFile string `flag:"key-file" arg:"FILE" env:"CREDSTREAM_KEY_FILE" help:"file with the API key, used when no key is given"`
+	Tenant  string `flag:"tenant" arg:"TENANT" env:"CREDSTREAM_TENANT" default:"default" help:"tenant"`
+	JSON    bool   `flag:"json" help:"print JSON: one document, or one per line for streams; errors too, on standard error"`
 }
 
 // natsConfig is what the verbs that talk NATS need besides.
 type natsConfig struct {
-	NATS string `flag:"nats" arg:"URL" env:"CREDSTREAM_NATS_URL" default:"nats://127.0.0.1:4222" help:"NATS port of the service"`
+	NATS string `flag:"nats" arg:"URL" env:"CREDSTREAM_NATS_URL" default:"nats://127.0.0.1:4222" help:"NATS URL of the service"`
 }
 
 // demoConfig is the configuration of the demo API.
 type demoConfig struct {
-	Listen  string `flag:"listen" arg:"ADDR" env:"CREDSTREAM_DEMO_LISTEN" default:"127.0.0.1:9090" help:"address for HTTP"`
-	KeyFile string `flag:"key-file" arg:"FILE" env:"CREDSTREAM_DEMO_KEY_FILE" help:"file that holds the key the API takes"`
+	Listen  string `flag:"listen" arg:"ADDR" env:"CREDSTREAM_DEMO_LISTEN" default:"127.0.0.1:9090" help:"HTTP listen address"`
+	KeyFile string `flag:"key-file" arg:"FILE" env:"CREDSTREAM_DEMO_KEY_FILE" help:"file with the API key that the demo API accepts"`
 
-	key string `env:"CREDSTREAM_DEMO_KEY" default:"secret" help:"the key the API takes when there is no file; by the environment alone"`
+	key string `env:"CREDSTREAM_DEMO_KEY" default:"secret" help:"API key that the demo API accepts when there is no file; only as an environment variable"`
 }
 
 // demoProviderConfig is the configuration of the demo OAuth provider.
 type demoProviderConfig struct {
 	Listen   string        `flag:"listen" arg:"ADDR" env:"CREDSTREAM_DEMO_PROVIDER_LISTEN" default:"127.0.0.1:9091" help:"address for HTTP"`
-	Lifetime time.Duration `flag:"lifetime" arg:"TIME" env:"CREDSTREAM_DEMO_LIFETIME" default:"10m" help:"how long an access token lives"`
+	Lifetime time.Duration `flag:"lifetime" arg:"TIME" env:"CREDSTREAM_DEMO_LIFETIME" default:"10m" help:"lifetime of an access token"`
 }
 
-var errEnvironment = fault.New(fault.Invalid, "config_environment", "A variable of the environment is not valid.")
+var errEnvironment = fault.New(fault.Invalid, "config_environment", "An environment variable has an invalid value.")
 
 // envOf is the annotation that names a flag's variable.
 const envOf = "env"
@@ -215,7 +215,7 @@ func fromEnvironment(flags *pflag.FlagSet, getenv func(string) string) (err erro
 			return
 		}
 		if f.Value.Set(getenv(env[0])) != nil {
-			err = errEnvironment.Because("The variable %s is not valid.", env[0])
+			err = errEnvironment.Because("The environment variable %s has an invalid value.", env[0])
 		}
 	})
 	return err
@@ -227,9 +227,9 @@ func newServeCommand(getenv func(string) string, serve func(ctx context.Context,
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the service",
-		Long: "Run the service: HTTP, NATS with JetStream, and everything it keeps, in one process and one folder.\n" +
-			"With --nats it works on NATS servers of your own, and other processes may serve the same data.\n" +
-			"The first start prints an administrator's key, once.",
+		Long: "Run the service: HTTP, NATS with JetStream, and storage, in one process and one data folder.\n" +
+			"With --nats it uses external NATS servers, and several processes can serve the same data.\n" +
+			"The first start prints an administrator's key, only once.",
 		Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if token := getenv("CREDSTREAM_KMS_TOKEN"); token != "" {
@@ -238,7 +238,7 @@ func newServeCommand(getenv func(string) string, serve func(ctx context.Context,
 			if delay := getenv("CREDSTREAM_BENCH_FSYNC_DELAY"); delay != "" {
 				var err error
 				if cfg.fsyncDelay, err = time.ParseDuration(delay); err != nil {
-					return errEnvironment.Because("The variable CREDSTREAM_BENCH_FSYNC_DELAY is not a duration.")
+					return errEnvironment.Because("The environment variable CREDSTREAM_BENCH_FSYNC_DELAY must be a duration.")
 				}
 			}
 			return serve(cmd.Context(), cfg, cmd.OutOrStdout(), cmd.ErrOrStderr())
@@ -251,14 +251,17 @@ func newServeCommand(getenv func(string) string, serve func(ctx context.Context,
 // configReference writes docs/config.md.
 func configReference() string {
 	var b strings.Builder
-	b.WriteString("# Configuration\n\nA flag goes before its variable, and the variable before the default. An empty\nvariable counts as none. " +
-		"This page is made from the program; a test keeps it so.\n")
+	b.WriteString("# Configuration\n" +
+		"\n" +
+		"The settings of every command, with their flags and environment variables.\n" +
+		"A flag overrides its variable, and the variable overrides the default. An empty\n" +
+		"variable counts as unset. This page is generated from the program.\n")
 	for _, part := range []struct {
 		title string
 		cfg   any
 	}{
 		{"credstream serve", serveConfig{}},
-		{"Verbs that talk to a service", clientConfig{}},
+		{"Commands that call a service", clientConfig{}},
 		{"credstream events tail, flow publish, flow watch, queue send", natsConfig{}},
 		{"credstream demo petstore", demoConfig{}},
 		{"credstream demo provider", demoProviderConfig{}},

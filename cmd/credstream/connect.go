@@ -20,9 +20,9 @@ import (
 
 var (
 	errConfirmMissing = fault.New(fault.Invalid, "confirm_missing",
-		"With --headless the code that the page shows is read from standard input, and there is none.")
+		"The confirmation code is missing. With --headless, enter the code of the last page on standard input.")
 	errListenLoopback = fault.New(fault.Unavailable, "loopback_unavailable",
-		"No port of 127.0.0.1 can be listened on for the browser to come back to. Try --headless.")
+		"Cannot listen on 127.0.0.1 for the browser's return. Use --headless.")
 )
 
 // connectPoll is the pause between two looks at a connection.
@@ -36,16 +36,16 @@ func (a *app) connectCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "connect --component ID | --credential ID", Short: "Connect an account at a component's provider, in a browser",
 		Long: "Connect an account at a component's provider, in a browser, and save it as a credential.\n" +
-			"The link that is printed works once. The browser has to be on this machine, since it comes back to it:\n" +
-			"for another one there is --headless, with which you enter a code that the browser shows.\n" +
-			"The provider must know the redirect URI that credstream oauth-client define prints.",
+			"The printed link works once. The browser must run on this machine, because it returns to a local port.\n" +
+			"For a browser on another machine, use --headless and enter the code that the last page shows.\n" +
+			"The redirect URI that credstream oauth-client define prints must be registered at the provider.",
 		Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			switch {
 			case in.Component == "" && in.Credential == "":
-				return errUsage.Because("Name a --component, or a --credential to connect again.")
+				return errUsage.Because("Give --component, or --credential to connect an existing credential again.")
 			case open && (headless || noBrowser):
-				return errUsage.Because("--open does not go with --headless or --no-browser.")
+				return errUsage.Because("--open cannot be combined with --headless or --no-browser.")
 			}
 			if in.For, err = stepOfFlow(step); err != nil {
 				return err
@@ -81,17 +81,17 @@ func (a *app) connectCommand() *cobra.Command {
 	}
 	bind(cmd.Flags(), &a.client)
 	f := cmd.Flags()
-	f.StringVar(&in.Component, "component", "", "`ID` of the component")
-	f.StringVar(&in.Credential, "credential", "", "`ID` of a credential to connect again; it keeps its id, and its other fields unless --keys-file is given")
-	f.StringVar(&in.Name, "name", "", "`NAME` of a new credential; made from the component's title when absent")
-	f.StringVar(&in.Workspace, "workspace", "", "`ID` of your own, kept as given")
-	f.StringVar(&in.User, "user", "", "`ID` of your own user that it is for")
-	f.StringVar(&step, "for", "", "`FLOW/STEP` it is made for: the step's use is recorded with it")
-	f.StringVar(&keysFile, "keys-file", "", "`FILE` with the values of the component's other fields as a JSON object, - for standard input")
+	f.StringVar(&in.Component, "component", "", "component `ID`")
+	f.StringVar(&in.Credential, "credential", "", "`ID` of a credential to connect again; keeps its id, and its other fields unless --keys-file is given")
+	f.StringVar(&in.Name, "name", "", "`NAME` of a new credential; derived from the component's title when absent")
+	f.StringVar(&in.Workspace, "workspace", "", "workspace `ID`, stored as given")
+	f.StringVar(&in.User, "user", "", "`ID` of the user in your application")
+	f.StringVar(&step, "for", "", "`FLOW/STEP` that will use the credential; records the use")
+	f.StringVar(&keysFile, "keys-file", "", "`FILE` with the values of the component's other fields as a JSON object; - for standard input")
 	bindRevision(cmd, &revision)
-	f.BoolVar(&headless, "headless", false, "the browser is on another machine: ask for the code that it shows")
+	f.BoolVar(&headless, "headless", false, "the browser is on another machine: ask for the code that its last page shows")
 	f.BoolVar(&open, "open", false, "open the link in a browser")
-	f.BoolVar(&noBrowser, "no-browser", false, "print the link only, as is done without --open")
+	f.BoolVar(&noBrowser, "no-browser", false, "only print the link (the default)")
 	return cmd
 }
 
@@ -115,7 +115,7 @@ func (c *connecting) link(ctx context.Context) (client.ConnectLink, error) {
 	fmt.Fprintf(c.stderr, "Open this link in your browser. It works once, until %s:\n\n  %s\n\n", when(link.Expires), clean(link.URL))
 	if c.open {
 		if err := openBrowser(ctx, link.URL); err != nil {
-			fmt.Fprintln(c.stderr, "No browser could be opened.")
+			fmt.Fprintln(c.stderr, "Cannot open a browser.")
 		}
 	}
 	return link, nil
@@ -147,7 +147,7 @@ func (c *connecting) byCode(ctx context.Context) (client.Done, error) {
 		return client.Done{}, err
 	}
 	for {
-		fmt.Fprint(c.stderr, "The page at the end shows a code: ")
+		fmt.Fprint(c.stderr, "Code on the last page: ")
 		code, err := c.line(ctx)
 		if err != nil {
 			return client.Done{}, err
@@ -214,7 +214,7 @@ func (c *connecting) byLoopback(ctx context.Context) (done client.Done, err erro
 	if err != nil {
 		return done, err
 	}
-	fmt.Fprintln(c.stderr, "Waiting for the browser to come back ...")
+	fmt.Fprintln(c.stderr, "Waiting for the browser to return ...")
 	look := time.NewTicker(connectPoll)
 	defer look.Stop()
 	for {

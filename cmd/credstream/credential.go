@@ -23,13 +23,13 @@ import (
 )
 
 var errKeysMissing = fault.New(fault.Invalid, "keys_missing",
-	"Give the keys as a JSON object: --keys-file FILE, or --keys-file - for standard input. On a terminal they are asked for.")
+	"Give the keys as a JSON object: --keys-file FILE, or --keys-file - for standard input. Without it, a terminal prompts for each field.")
 
 var errTokensNotTyped = fault.New(fault.Invalid, "oauth_tokens_not_typed",
-	"OAuth tokens are not typed: use credstream connect --component ID, or give them with --keys-file.")
+	"OAuth tokens cannot be entered at the prompt. Use credstream connect --component ID, or give them with --keys-file.")
 
 func (a *app) credentialCommand() *cobra.Command {
-	return a.group("credential", "Make, change and look at credentials",
+	return a.group("credential", "Create, change and inspect credentials",
 		a.credentialCreate(), a.credentialList(), a.credentialCounts(), a.credentialShow(), a.credentialRename(),
 		a.credentialReplaceKeys(), a.credentialRevert(), a.credentialVerify(), a.credentialRefresh(), a.credentialRevoke(), a.credentialDelete(), a.credentialReveal(), a.credentialResolve(), a.credentialHistory(),
 		a.whereUsed("List the flows that use a credential, active or not", func(id string) client.FlowFilter { return client.FlowFilter{Credential: id} }))
@@ -43,15 +43,15 @@ type changing struct {
 }
 
 func (c *changing) bind(cmd *cobra.Command, expected bool) {
-	cmd.Flags().StringVar(&c.commandID, "command-id", "", "`ID` of this command: repeated with the same one it is obeyed once")
+	cmd.Flags().StringVar(&c.commandID, "command-id", "", "command `ID`, the idempotency key: a repeat with the same id is executed once")
 	if expected {
-		cmd.Flags().IntVar(&c.expected, "expected-version", 0, "refuse unless the keys in force have this `VERSION`")
+		cmd.Flags().IntVar(&c.expected, "expected-version", 0, "refuse unless the current keys have this `VERSION`")
 	}
 }
 
 // bindRevision adds the flag of commands that carry secrets.
 func bindRevision(cmd *cobra.Command, revision *int) {
-	cmd.Flags().IntVar(revision, "expected-revision", 0, "refuse unless the component has this `REVISION`, the one that you have looked at")
+	cmd.Flags().IntVar(revision, "expected-revision", 0, "refuse unless the component has this `REVISION`")
 }
 
 func (c *changing) options() []client.CommandOption {
@@ -69,7 +69,7 @@ func (a *app) credentialCreate() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "create --component ID", Short: "Verify keys and save them as a new credential",
 		Long: "Verify keys with the component's dry request and save them as a new credential.\n" +
-			"Nothing is saved when they do not pass. Without --keys-file each field is asked for on the terminal.",
+			"If the verification fails, nothing is saved. Without --keys-file, the terminal prompts for each field.",
 		Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if in.For, err = stepOfFlow(step); err != nil {
@@ -89,11 +89,11 @@ func (a *app) credentialCreate() *cobra.Command {
 			return a.answer(done, "Created credential %s, version %d, %s.", done.ID, done.Version, done.Status)
 		},
 	}
-	cmd.Flags().StringVar(&in.Component, "component", "", "`ID` of the component")
-	cmd.Flags().StringVar(&in.Name, "name", "", "`NAME` for people; made from the component's title when absent")
-	cmd.Flags().StringVar(&step, "for", "", "`FLOW/STEP` it is made for: the step's use is recorded with it")
-	cmd.Flags().StringVar(&in.Workspace, "workspace", "", "`ID` of your own, kept as given")
-	cmd.Flags().StringVar(&in.VPNAgent, "vpn-agent", "", "`ID` of the VPN agent through which a flow engine reaches the API, kept as given")
+	cmd.Flags().StringVar(&in.Component, "component", "", "component `ID`")
+	cmd.Flags().StringVar(&in.Name, "name", "", "display `NAME`; derived from the component's title when absent")
+	cmd.Flags().StringVar(&step, "for", "", "`FLOW/STEP` that will use the credential; records the use")
+	cmd.Flags().StringVar(&in.Workspace, "workspace", "", "workspace `ID`, stored as given")
+	cmd.Flags().StringVar(&in.VPNAgent, "vpn-agent", "", "`ID` of the VPN agent through which a flow engine reaches the API; stored as given")
 	bindKeysFile(cmd, &keysFile)
 	by.bind(cmd, false)
 	bindRevision(cmd, &by.revision)
@@ -102,7 +102,7 @@ func (a *app) credentialCreate() *cobra.Command {
 }
 
 func bindKeysFile(cmd *cobra.Command, file *string) {
-	cmd.Flags().StringVar(file, "keys-file", "", "`FILE` with the keys as a JSON object, - for standard input")
+	cmd.Flags().StringVar(file, "keys-file", "", "`FILE` with the keys as a JSON object; - for standard input")
 }
 
 // keys reads the keys from the file, or shows where they go and asks for the
@@ -179,7 +179,7 @@ func (a *app) ask(ctx context.Context, tty *os.File, f commands.Field) (string, 
 	fd := int(tty.Fd())
 	before, err := term.GetState(fd)
 	if err != nil {
-		return "", fmt.Errorf("look at the terminal: %w", err)
+		return "", fmt.Errorf("read the terminal: %w", err)
 	}
 	type line struct {
 		text string
@@ -257,19 +257,19 @@ func (a *app) credentialList() *cobra.Command {
 				return err
 			}
 			if list.Next != "" {
-				fmt.Fprintf(a.stderr, "There are more: --all, or --after %s\n", clean(list.Next))
+				fmt.Fprintf(a.stderr, "More results: use --all, or --after %s\n", clean(list.Next))
 			}
 			return nil
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&filter.Component, "component", "", "only those of the component with this `ID`")
-	f.StringVar(&filter.Status, "status", "", "only those with this `STATUS`: "+statusChoice())
-	f.StringVar(&filter.NameContains, "name-contains", "", "only those whose name contains `TEXT`")
+	f.StringVar(&filter.Component, "component", "", "filter by component `ID`")
+	f.StringVar(&filter.Status, "status", "", "filter by `STATUS`: "+statusChoice())
+	f.StringVar(&filter.NameContains, "name-contains", "", "filter by a `TEXT` that the name contains")
 	f.StringVar(&filter.Sort, "sort", "", "sort by `FIELD`: name, -name, created or -created")
-	f.IntVar(&filter.Limit, "limit", 0, "`NUMBER` of credentials on a page, up to 200")
-	f.StringVar(&filter.After, "after", "", "go on after the page with this `CURSOR`")
-	f.BoolVar(&all, "all", false, "every page")
+	f.IntVar(&filter.Limit, "limit", 0, "`NUMBER` of credentials per page, up to 200")
+	f.StringVar(&filter.After, "after", "", "continue after the page with this `CURSOR`")
+	f.BoolVar(&all, "all", false, "list all pages")
 	return cmd
 }
 
@@ -362,7 +362,7 @@ func tokenPairs(t *client.TokenInfo) (pairs [][2]string) {
 		pairs = append(pairs, [2]string{"tokens.renewed", "never"})
 	}
 	if t.Failures > 0 {
-		pairs = append(pairs, [2]string{"tokens.failures", fmt.Sprintf("%d in a row; tried again at %s", t.Failures, when(t.RetryAt))})
+		pairs = append(pairs, [2]string{"tokens.failures", fmt.Sprintf("%d in a row; next retry at %s", t.Failures, when(t.RetryAt))})
 	}
 	return pairs
 }
@@ -405,7 +405,7 @@ func (a *app) credentialVerb(use, short string, names []string, sentence string,
 
 func (a *app) credentialRename() *cobra.Command {
 	var by changing
-	cmd := a.credentialVerb("rename ID NAME", "Give a credential another name", []string{"ID", "NAME"}, "Renamed credential {id}.",
+	cmd := a.credentialVerb("rename ID NAME", "Rename a credential", []string{"ID", "NAME"}, "Renamed credential {id}.",
 		func(ctx context.Context, api *client.Client, args []string) (client.Done, error) {
 			return api.RenameCredential(ctx, args[0], args[1], by.expected, by.options()...)
 		})
@@ -427,7 +427,7 @@ func (a *app) credentialReplaceKeys() *cobra.Command {
 		}
 		return a.keys(ctx, api, keysFile, component, &by.revision)
 	}
-	cmd := a.credentialVerb("replace-keys ID", "Verify new keys and put them in force", []string{"ID"}, "Credential {id} has version {version}, {status}.",
+	cmd := a.credentialVerb("replace-keys ID", "Verify new keys and activate them as a new version", []string{"ID"}, "Credential {id} now has version {version}, {status}.",
 		func(ctx context.Context, api *client.Client, args []string) (client.Done, error) {
 			k, err := keys(ctx, api, args[0])
 			if err != nil {
@@ -451,12 +451,12 @@ func (a *app) credentialReplaceKeys() *cobra.Command {
 func (a *app) credentialRevert() *cobra.Command {
 	var by changing
 	var to int
-	cmd := a.credentialVerb("revert ID --to-version N", "Put the keys of an earlier version in force again", []string{"ID"},
-		"Credential {id} has version {version}, {status}.",
+	cmd := a.credentialVerb("revert ID --to-version N", "Activate the keys of an earlier version again", []string{"ID"},
+		"Credential {id} now has version {version}, {status}.",
 		func(ctx context.Context, api *client.Client, args []string) (client.Done, error) {
 			return api.RevertCredential(ctx, args[0], to, by.expected, by.options()...)
 		})
-	cmd.Flags().IntVar(&to, "to-version", 0, "`VERSION` to go back to")
+	cmd.Flags().IntVar(&to, "to-version", 0, "`VERSION` to revert to")
 	by.bind(cmd, true)
 	required(cmd, "to-version")
 	return cmd
@@ -466,8 +466,8 @@ func (a *app) credentialRefresh() *cobra.Command {
 	var by changing
 	cmd := &cobra.Command{
 		Use: "refresh ID", Short: "Renew the tokens of an OAuth credential now",
-		Long: "Renew the tokens of an OAuth credential now, whether they are due or not. That happens by itself before\n" +
-			"they end; after it has failed, this tries again at once.",
+		Long: "Renew the tokens of an OAuth credential now, even if they are not due. The service renews tokens " +
+			"itself before\nthey expire; after a failed renewal, this command retries at once.",
 		Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
@@ -488,8 +488,8 @@ func (a *app) credentialRefresh() *cobra.Command {
 func (a *app) credentialVerify() *cobra.Command {
 	var by changing
 	cmd := &cobra.Command{
-		Use: "verify ID", Short: "Make the dry request again",
-		Long: "Make the dry request again and record what it finds. A failed one exits with 2, so that scripts see it.",
+		Use: "verify ID", Short: "Repeat the dry request",
+		Long: "Repeat the dry request and record the outcome. The exit code is 2 if it fails.",
 		Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
@@ -531,7 +531,7 @@ func (a *app) credentialDelete() *cobra.Command {
 
 func (a *app) credentialHistory() *cobra.Command {
 	return &cobra.Command{
-		Use: "history ID", Short: "Show what happened to a credential: who, what, when, which version", Args: arguments("ID"),
+		Use: "history ID", Short: "Show the history of a credential: who changed what, when, and which version", Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
 			if err != nil {

@@ -17,12 +17,12 @@ import (
 
 // demoCommand holds the API that the README's tour makes credentials for.
 func (a *app) demoCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "demo", Short: "Run an API, or an OAuth provider, to try credentials with", Args: arguments()}
+	cmd := &cobra.Command{Use: "demo", Short: "Run a demo API or a demo OAuth provider", Args: arguments()}
 	var cfg demoConfig
 	petstore := &cobra.Command{
-		Use: "petstore", Short: "Run a tiny Petstore API, until interrupted",
-		Long: "Run a tiny Petstore API: GET /v2/user/me answers 200 to the right key in the header api-key, else 401.\n" +
-			"docs/examples/petstore-component.json is the component for it.",
+		Use: "petstore", Short: "Run a small Petstore API until interrupted",
+		Long: "Run a small Petstore API: GET /v2/user/me answers 200 if the header api-key has the right " +
+			"key, otherwise 401.\nIts component is docs/examples/petstore-component.json.",
 		Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg.key = "secret"
@@ -42,10 +42,10 @@ func (a *app) demoCommand() *cobra.Command {
 	bind(petstore.Flags(), &cfg)
 	var oauth demoProviderConfig
 	provider := &cobra.Command{
-		Use: "provider", Short: "Run a tiny OAuth provider, until interrupted",
-		Long: "Run a tiny OAuth provider with an API behind it. It knows the client " + demoClientID + " with the secret\n" +
-			demoClientSecret + ", replaces refresh tokens when they are used, and ends every grant at POST /withdraw-all.\n" +
-			"docs/examples/calendar-component.json is the component for it.",
+		Use: "provider", Short: "Run a small OAuth provider until interrupted",
+		Long: "Run a small OAuth provider and an API that accepts its tokens. It knows the client " + demoClientID + " with the secret\n" +
+			demoClientSecret + ", rotates refresh tokens, and revokes every grant at POST /withdraw-all.\n" +
+			"Its component is docs/examples/calendar-component.json.",
 		Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if oauth.Lifetime < time.Second {
@@ -59,7 +59,7 @@ func (a *app) demoCommand() *cobra.Command {
 	return cmd
 }
 
-var errDemoLifetime = fault.New(fault.Invalid, "demo_lifetime", "An access token lives a second at least.")
+var errDemoLifetime = fault.New(fault.Invalid, "demo_lifetime", "--lifetime must be at least 1s.")
 
 // serveDemo serves a demonstration until ctx ends.
 func (a *app) serveDemo(ctx context.Context, name, address string, handler http.Handler) error {
@@ -68,7 +68,7 @@ func (a *app) serveDemo(ctx context.Context, name, address string, handler http.
 		return fmt.Errorf("listen for HTTP: %w", err)
 	}
 	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second}
-	if _, err := fmt.Fprintf(a.stdout, "%s answers on http://%s\n", name, listener.Addr()); err != nil {
+	if _, err := fmt.Fprintf(a.stdout, "%s listens on http://%s\n", name, listener.Addr()); err != nil {
 		return errors.Join(err, listener.Close())
 	}
 	stopped := context.AfterFunc(ctx, func() { _ = server.Close() }) // nothing here is worth waiting for

@@ -82,7 +82,7 @@ func (p *demoProvider) consent(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	back, err := url.Parse(q.Get("redirect_uri"))
 	if err != nil || back.Host == "" || q.Get("client_id") != demoClientID {
-		http.Error(w, "There is nowhere to send you back to.", http.StatusBadRequest)
+		http.Error(w, "The redirect_uri is not valid.", http.StatusBadRequest)
 		return
 	}
 	answer := back.Query()

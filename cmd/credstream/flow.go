@@ -15,13 +15,13 @@ import (
 
 var (
 	errFlowFile = fault.New(fault.Invalid, "flow_file_invalid",
-		"The file must hold a flow as JSON: {\"id\", \"name\", \"revision\", \"steps\": [{\"id\", \"component\", \"credential\"}]}.")
+		"The file must contain a flow as JSON: {\"id\", \"name\", \"revision\", \"steps\": [{\"id\", \"component\", \"credential\"}]}.")
 	errFlowPoisoned = fault.New(fault.Invalid, "flow_event_poisoned",
-		"The service did not understand the event. It is in the poison queue with the reason: credstream queue list.")
+		"The service could not parse the event. It is in the dead-letter queue with the reason: credstream queue list.")
 )
 
 func (a *app) flowCommand() *cobra.Command {
-	return a.group("flow", "See what flows use, and reserve it",
+	return a.group("flow", "List flows, publish flow events, and reserve credentials",
 		a.flowList(), a.flowShow(), a.flowBind(), a.flowRelease(), a.flowPublish(), a.flowWatch())
 }
 
@@ -59,13 +59,13 @@ func (a *app) flowList() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&filter.Credential, "credential", "", "only those that name, use or have reserved the credential with this `ID`")
-	f.StringVar(&filter.Component, "component", "", "only those that include the component with this `ID`")
-	f.BoolVar(&filter.Active, "active", false, "only active ones")
-	f.BoolVar(&filter.Broken, "broken", false, "only those with a step that cannot use what it names")
-	f.IntVar(&filter.Limit, "limit", 0, "`NUMBER` of flows on a page, up to 200")
-	f.StringVar(&filter.After, "after", "", "go on after the page with this `CURSOR`")
-	f.BoolVar(&all, "all", false, "every page")
+	f.StringVar(&filter.Credential, "credential", "", "only flows that name, use or have reserved the credential with this `ID`")
+	f.StringVar(&filter.Component, "component", "", "only flows that include the component with this `ID`")
+	f.BoolVar(&filter.Active, "active", false, "only active flows")
+	f.BoolVar(&filter.Broken, "broken", false, "only flows with a step that cannot use its credential or component")
+	f.IntVar(&filter.Limit, "limit", 0, "`NUMBER` of flows per page, up to 200")
+	f.StringVar(&filter.After, "after", "", "continue after the page with this `CURSOR`")
+	f.BoolVar(&all, "all", false, "list all pages")
 	return cmd
 }
 
@@ -114,7 +114,7 @@ func (a *app) flows(list client.FlowList) error {
 		return err
 	}
 	if list.Next != "" {
-		fmt.Fprintf(a.stderr, "There are more: --all, or --after %s\n", clean(list.Next))
+		fmt.Fprintf(a.stderr, "More results: use --all, or --after %s\n", clean(list.Next))
 	}
 	return nil
 }
@@ -147,7 +147,7 @@ func flowState(f client.Flow) string {
 
 func (a *app) flowShow() *cobra.Command {
 	return &cobra.Command{
-		Use: "show ID", Short: "Show one flow: its steps, and which cannot use what they name", Args: arguments("ID"),
+		Use: "show ID", Short: "Show one flow: its steps, and which of them cannot use their credential or component", Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -204,7 +204,7 @@ func (a *app) flowBind() *cobra.Command {
 	var file string
 	var by changing
 	cmd := &cobra.Command{
-		Use: "bind ID --steps-file FILE", Short: "Reserve the credentials of a flow before it starts: all, or none", Args: arguments("ID"),
+		Use: "bind ID --steps-file FILE", Short: "Reserve all credentials of a flow before it starts, or none", Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f, err := a.flowFile(file)
 			if err != nil {
@@ -223,18 +223,18 @@ func (a *app) flowBind() *cobra.Command {
 				return err
 			}
 			if done.Until.IsZero() {
-				said := "Flow %s names no credential: nothing to reserve."
+				said := "Flow %s names no credential, so nothing was reserved."
 				if done.Binding != "" {
-					said += " What it had reserved is given back."
+					said += " Its previous reservation was released."
 				}
 				return a.answer(done, said, done.ID)
 			}
 			return a.answer(done, "Reserved the credentials of flow %s until %s, binding %s.", done.ID, when(done.Until), done.Binding)
 		},
 	}
-	cmd.Flags().StringVar(&file, "steps-file", "", "`FILE` with the steps as a JSON array, or a flow with its steps, - for standard input")
-	cmd.Flags().DurationVar(&in.TTL, "ttl", 0, "`TIME` after which the reservation ends unless the flow has started: 10m when absent")
-	cmd.Flags().StringVar(&in.Name, "name", "", "`NAME` of the flow for people")
+	cmd.Flags().StringVar(&file, "steps-file", "", "`FILE` with the steps as a JSON array, or a flow with its steps; - for standard input")
+	cmd.Flags().DurationVar(&in.TTL, "ttl", 0, "`TIME` after which the reservation expires unless the flow has started; 10m when absent")
+	cmd.Flags().StringVar(&in.Name, "name", "", "display `NAME` of the flow")
 	by.bind(cmd, false)
 	required(cmd, "steps-file")
 	return cmd
@@ -244,7 +244,7 @@ func (a *app) flowRelease() *cobra.Command {
 	var binding string
 	var by changing
 	cmd := &cobra.Command{
-		Use: "release ID", Short: "Give back what a flow has reserved", Args: arguments("ID"),
+		Use: "release ID", Short: "Release the reservation of a flow", Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -255,12 +255,12 @@ func (a *app) flowRelease() *cobra.Command {
 				return err
 			}
 			if done.Binding == "" {
-				return a.answer(done, "Flow %s had nothing reserved.", done.ID)
+				return a.answer(done, "Flow %s has no reservation.", done.ID)
 			}
-			return a.answer(done, "Gave back what flow %s had reserved, binding %s.", done.ID, done.Binding)
+			return a.answer(done, "Released the reservation of flow %s, binding %s.", done.ID, done.Binding)
 		},
 	}
-	cmd.Flags().StringVar(&binding, "binding", "", "only the reservation with this `ID`; the one that stands when absent")
+	cmd.Flags().StringVar(&binding, "binding", "", "only the reservation with this `ID`; the current one when absent")
 	by.bind(cmd, false)
 	return cmd
 }
@@ -270,7 +270,7 @@ func (a *app) flowPublish() *cobra.Command {
 	var event, file string
 	var revision uint64
 	cmd := &cobra.Command{
-		Use: "publish --event EVENT --file FILE", Short: "Tell the service of a flow over NATS, as a flow engine does", Args: arguments(),
+		Use: "publish --event EVENT --file FILE", Short: "Publish a flow event over NATS, as a flow engine does", Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			e, err := a.flowFile(file)
 			if err != nil {
@@ -296,7 +296,7 @@ func (a *app) flowPublish() *cobra.Command {
 				return err
 			}
 			if ack.Poisoned() {
-				return errFlowPoisoned.Because("The service did not understand the event. It is in the poison queue with the reason: credstream queue show %d.", ack.Seq)
+				return errFlowPoisoned.Because("The service could not parse the event. It is in the dead-letter queue with the reason: credstream queue show %d.", ack.Seq)
 			}
 			return nil
 		},
@@ -304,7 +304,7 @@ func (a *app) flowPublish() *cobra.Command {
 	bind(cmd.Flags(), &cfg)
 	cmd.Flags().StringVar(&event, "event", "", "`EVENT`: created, updated, started, stopped or deleted")
 	cmd.Flags().StringVar(&file, "file", "", "`FILE` with the flow as JSON: id, name, revision, steps; - for standard input")
-	cmd.Flags().Uint64Var(&revision, "revision", 0, "`NUMBER` in place of the file's revision, which must rise with every event of a flow")
+	cmd.Flags().Uint64Var(&revision, "revision", 0, "revision `NUMBER`, instead of the one in the file; it must rise with every event of a flow")
 	required(cmd, "event", "file")
 	return cmd
 }
@@ -312,7 +312,7 @@ func (a *app) flowPublish() *cobra.Command {
 func (a *app) flowWatch() *cobra.Command {
 	var cfg natsConfig
 	cmd := &cobra.Command{
-		Use: "watch", Short: "Print what flows use, then each change of it, until interrupted", Args: arguments(),
+		Use: "watch", Short: "Print the in-use index, then each change of it, until interrupted", Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			conn, err := a.dial(cmd.Context(), cfg)
 			if err != nil {
@@ -362,7 +362,7 @@ func (a *app) inUse(e client.InUseEntry) error {
 
 // dryRun gives a verb on one thing the flag --dry-run, which asks instead of obeying.
 func (a *app) dryRun(cmd *cobra.Command, ask func(ctx context.Context, api *client.Client, id string) (client.Impact, error)) {
-	dry := cmd.Flags().Bool("dry-run", false, "say what would break and change nothing; exits as the command would")
+	dry := cmd.Flags().Bool("dry-run", false, "show the impact without changing anything; the exit code is that of the command")
 	obey := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if !*dry {
@@ -437,7 +437,7 @@ func stepOfFlow(s string) (*client.ForStep, error) {
 	}
 	i := strings.LastIndexByte(s, '/')
 	if i <= 0 || i == len(s)-1 {
-		return nil, errUsage.Because("--for takes FLOW/STEP.")
+		return nil, errUsage.Because("--for must be FLOW/STEP.")
 	}
 	return &client.ForStep{Flow: s[:i], Step: s[i+1:]}, nil
 }

@@ -175,7 +175,8 @@ func (p *program) checkKeysets(ctx context.Context) error {
 	if len(missing) == 0 {
 		return nil
 	}
-	return seal.ErrKeysetMissing.Because("The encryption keys of %d tenants in the log are missing, %s among them. Changes are refused and no secret is returned until the stream %s is restored from a backup.", len(missing), slices.Min(missing), keyStream)
+	return seal.ErrKeysetMissing.Because("The encryption keys of %d tenants in the log are missing, %s among them. Changes are refused "+
+		"and no secret is returned until the stream %s is restored from a backup.", len(missing), slices.Min(missing), keyStream)
 }
 
 // keysetTenants lists, in order, the tenants that have a keyset, as the leader knows them.

@@ -17,7 +17,7 @@ func (a *app) keyCommand() *cobra.Command {
 func (a *app) keyIssue() *cobra.Command {
 	var in client.IssueAPIKey
 	cmd := &cobra.Command{
-		Use: "issue --role ROLE | --permission PERMISSION...", Short: "Issue an API key, which is printed once", Args: arguments(),
+		Use: "issue --role ROLE | --permission PERMISSION...", Short: "Issue an API key; it is printed only once", Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -30,24 +30,24 @@ func (a *app) keyIssue() *cobra.Command {
 			if a.client.JSON {
 				return a.json(issued)
 			}
-			fmt.Fprintf(a.stderr, "Issued key %s. This is the only time it is shown:\n", clean(issued.ID))
+			fmt.Fprintf(a.stderr, "Issued key %s. It is shown only once:\n", clean(issued.ID))
 			_, err = fmt.Fprintln(a.stdout, clean(issued.Key))
 			return err
 		},
 	}
 	cmd.Flags().StringVar(&in.Role, "role", "", "`ROLE`: ADMINISTRATOR, OPERATOR, FLOW_ENGINE or AUDITOR")
-	cmd.Flags().StringSliceVar(&in.Permissions, "permission", nil, "`PERMISSION` besides those of the role, such as credentials.reveal; may be given several times")
-	cmd.Flags().StringVar(&in.Name, "name", "", "`NAME` for people")
-	cmd.Flags().StringVar(&in.Expires, "expires", "", "`WHEN` it ends by itself: 720h from now, or 2031-01-31T00:00:00Z; never when absent")
-	cmd.Flags().StringSliceVar(&in.Addresses, "address", nil, "`CIDR` of a network it may be used from, such as 192.0.2.0/24; may be given several times; from everywhere when absent")
-	cmd.Flags().StringSliceVar(&in.Tenants, "tenants", nil, "`TENANTS` it may name, with commas between, or *; the tenant of this call when absent")
+	cmd.Flags().StringSliceVar(&in.Permissions, "permission", nil, "`PERMISSION` in addition to the role, such as credentials.reveal; repeatable")
+	cmd.Flags().StringVar(&in.Name, "name", "", "display `NAME`")
+	cmd.Flags().StringVar(&in.Expires, "expires", "", "expiry `TIME`: 720h from now, or 2031-01-31T00:00:00Z; never when absent")
+	cmd.Flags().StringSliceVar(&in.Addresses, "address", nil, "`CIDR` of a network from which the key may be used, such as 192.0.2.0/24; repeatable; every network when absent")
+	cmd.Flags().StringSliceVar(&in.Tenants, "tenants", nil, "`TENANTS` that the key may use, separated by commas, or * for all; the tenant of this call when absent")
 	cmd.MarkFlagsOneRequired("role", "permission")
 	return cmd
 }
 
 func (a *app) keyList() *cobra.Command {
 	return &cobra.Command{
-		Use: "list", Short: "List the tenant's API keys, never the keys themselves", Args: arguments(),
+		Use: "list", Short: "List the tenant's API keys, without the keys themselves", Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			api, err := a.api()
 			if err != nil {

@@ -15,17 +15,17 @@ import (
 
 var (
 	errKeyFileExists = fault.New(fault.Exists, "kms_key_exists",
-		"There is a file of this name already. It is left as it is, since what is sealed with a key opens with no other.")
-	errKeyFileUnmade = fault.New(fault.Invalid, "kms_key_unmade", "The key file cannot be made.")
+		"The key file already exists. It was not changed, because data that is encrypted with it needs it.")
+	errKeyFileUnmade = fault.New(fault.Invalid, "kms_key_unmade", "The key file cannot be created.")
 )
 
 // kmsCommand makes what serve --kms takes. It talks to no service.
 func (a *app) kmsCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "kms", Short: "Make the key that wraps the tenants' keys"}
+	cmd := &cobra.Command{Use: "kms", Short: "Manage the KMS key, which wraps the tenants' encryption keys"}
 	cmd.AddCommand(&cobra.Command{
-		Use: "new FILE", Short: "Make a key file for serve --kms",
-		Long: "Make a key file that only you can read, for serve --kms. A file that is there is never replaced.\n" +
-			"Every process that serves the same data needs the same one.",
+		Use: "new FILE", Short: "Create a key file for serve --kms",
+		Long: "Create a key file for serve --kms that only you can read. An existing file is never " +
+			"replaced.\nAll processes that serve the same data need the same file.",
 		Args: arguments("FILE"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			path, err := filepath.Abs(args[0])
@@ -35,12 +35,12 @@ func (a *app) kmsCommand() *cobra.Command {
 			err = seal.CreateKeyFile(path)
 			switch {
 			case errors.Is(err, fs.ErrExist):
-				return errKeyFileExists.Because("There is a file %s already. It is left as it is, since what is sealed with a key opens with no other.", path)
+				return errKeyFileExists.Because("The key file %s already exists. It was not changed, because data that is encrypted with it needs it.", path)
 			case err != nil:
 				return fmt.Errorf("%w (%w)", errKeyFileUnmade, err)
 			}
-			_, err = fmt.Fprintf(a.stdout, "Made the key file %s. Back it up, apart from the data: without it no secret opens.\n"+
-				"Give it to every process that serves the same data: --kms %s\n", clean(path), clean((&url.URL{Scheme: "file", Path: path}).String()))
+			_, err = fmt.Fprintf(a.stdout, "Created the key file %s. Back it up, apart from the data: without it no secret can be "+
+				"decrypted.\nUse it in all processes that serve the same data: --kms %s\n", clean(path), clean((&url.URL{Scheme: "file", Path: path}).String()))
 			return err
 		},
 	})

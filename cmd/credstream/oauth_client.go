@@ -16,15 +16,15 @@ import (
 )
 
 var errSecretMissing = fault.New(fault.Invalid, "secret_missing",
-	"Give the client secret by --secret-file FILE, or --secret-file - for standard input. On a terminal it is asked for.")
+	"Give the client secret by --secret-file FILE, or --secret-file - for standard input. Without it, a terminal prompts for it.")
 
 func (a *app) oauthClientCommand() *cobra.Command {
-	return a.group("oauth-client", "Define the OAuth clients of components",
+	return a.group("oauth-client", "Manage the OAuth clients of components",
 		a.clientDefine(), a.clientChange(), a.clientList(), a.clientShow(), a.clientDelete(), a.clientReveal())
 }
 
 func bindSecretFile(cmd *cobra.Command, file *string) {
-	cmd.Flags().StringVar(file, "secret-file", "", "`FILE` with the client secret, - for standard input")
+	cmd.Flags().StringVar(file, "secret-file", "", "`FILE` with the client secret; - for standard input")
 }
 
 // clientSecret reads the secret from the file, or shows where it goes and asks for
@@ -76,12 +76,12 @@ func (a *app) clientDefine() *cobra.Command {
 			if defined.RedirectURI == "" {
 				return a.answer(defined, "Defined OAuth client %s of component %s.", done.ID, component)
 			}
-			return a.answer(defined, "Defined OAuth client %s of component %s. Its redirect URI, to be registered at the provider: %s",
+			return a.answer(defined, "Defined OAuth client %s of component %s. Register its redirect URI at the provider: %s",
 				done.ID, component, defined.RedirectURI)
 		},
 	}
-	cmd.Flags().StringVar(&component, "component", "", "`ID` of the component")
-	cmd.Flags().StringVar(&id, "client-id", "", "client `ID` as the provider gave it")
+	cmd.Flags().StringVar(&component, "component", "", "component `ID`")
+	cmd.Flags().StringVar(&id, "client-id", "", "client `ID` from the provider")
 	bindSecretFile(cmd, &file)
 	bindRevision(cmd, &revision)
 	required(cmd, "component", "client-id")
@@ -104,9 +104,10 @@ func (a *app) clientChange() *cobra.Command {
 	var revision int
 	cmd := &cobra.Command{
 		Use: "change ID", Short: "Change the client id, the client secret, or both", Args: arguments("ID"),
-		Long: "Change the client id, the client secret, or both. A secret that is given, be it the same again, may go to the\n" +
-			"hosts that the component names now: that is what it takes after a refusal with oauth_client_hosts_changed. Look at\n" +
-			"the host that the refusal names first.",
+		Long: "Change the client id, the client secret, or both. Entering the secret, even an unchanged one, allows " +
+			"it to be sent\n" +
+			"to the hosts that the component names now. Do this after a refusal with oauth_client_hosts_changed, " +
+			"once you have\nchecked the host that the refusal names.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -131,8 +132,8 @@ func (a *app) clientChange() *cobra.Command {
 			return a.answer(done, "Changed OAuth client %s.", done.ID)
 		},
 	}
-	cmd.Flags().StringVar(&id, "client-id", "", "client `ID` as the provider gave it; stays when absent")
-	cmd.Flags().BoolVar(&ask, "secret", false, "ask for the client secret on the terminal: another one, or the same again")
+	cmd.Flags().StringVar(&id, "client-id", "", "client `ID` from the provider; unchanged when absent")
+	cmd.Flags().BoolVar(&ask, "secret", false, "prompt for the client secret: a new one, or the same one again")
 	bindSecretFile(cmd, &file)
 	bindRevision(cmd, &revision)
 	return cmd
@@ -162,7 +163,7 @@ func (a *app) clientList() *cobra.Command {
 			return a.list([]string{"ID", "COMPONENT", "CLIENT ID", "STATE", "UPDATED"}, rows)
 		},
 	}
-	cmd.Flags().StringVar(&component, "component", "", "only the client of this component `ID`")
+	cmd.Flags().StringVar(&component, "component", "", "filter by component `ID`")
 	return cmd
 }
 
@@ -224,7 +225,7 @@ func (a *app) clientDelete() *cobra.Command {
 
 func (a *app) clientReveal() *cobra.Command {
 	return &cobra.Command{
-		Use: "reveal ID", Short: "Print the secret of an OAuth client; that it was done is recorded first", Args: arguments("ID"),
+		Use: "reveal ID", Short: "Reveal the secret of an OAuth client; the access is audited first", Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -241,7 +242,7 @@ func (a *app) clientReveal() *cobra.Command {
 
 func (a *app) credentialReveal() *cobra.Command {
 	return &cobra.Command{
-		Use: "reveal ID", Short: "Print the clear values of a credential; that it was done is recorded first", Args: arguments("ID"),
+		Use: "reveal ID", Short: "Reveal the clear values of a credential; the access is audited first", Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -261,7 +262,7 @@ func (a *app) componentSetEnv() *cobra.Command {
 	var file string
 	var revision int
 	cmd := &cobra.Command{
-		Use: "set-env ID --values-file FILE", Short: "Give values to the variables that a component's descriptor declares", Args: arguments("ID"),
+		Use: "set-env ID --values-file FILE", Short: "Set the variables that a component's descriptor declares", Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			b, err := a.secretFile(file)
 			if err != nil {
@@ -282,7 +283,7 @@ func (a *app) componentSetEnv() *cobra.Command {
 			return a.answer(done, "The variables of component %s are set.", done.ID)
 		},
 	}
-	cmd.Flags().StringVar(&file, "values-file", "", "`FILE` with a JSON object of texts by variable, - for standard input")
+	cmd.Flags().StringVar(&file, "values-file", "", "`FILE` with a JSON object of strings by variable; - for standard input")
 	bindRevision(cmd, &revision)
 	required(cmd, "values-file")
 	return cmd

@@ -12,16 +12,16 @@ import (
 )
 
 func (a *app) eventsCommand() *cobra.Command {
-	return a.group("events", "Follow changes and replay history", a.eventsTail(), a.eventsReplay())
+	return a.group("events", "Follow and replay events", a.eventsTail(), a.eventsReplay())
 }
 
 func (a *app) eventsTail() *cobra.Command {
 	var cfg natsConfig
 	var from uint64
 	cmd := &cobra.Command{
-		Use: "tail", Short: "Print changes as they happen, until interrupted",
-		Long: "Print the tenant's changes as they happen, in order and without a gap, until interrupted.\n" +
-			"With --from, those from that log sequence on first.",
+		Use: "tail", Short: "Print events as they happen, until interrupted",
+		Long: "Print the tenant's events as they happen, in order and without gaps, until interrupted.\n" +
+			"With --from, the events from that log sequence on are printed first.",
 		Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			conn, err := a.dial(cmd.Context(), cfg)
@@ -45,7 +45,7 @@ func (a *app) eventsTail() *cobra.Command {
 		},
 	}
 	bind(cmd.Flags(), &cfg)
-	cmd.Flags().Uint64Var(&from, "from", 0, "begin with this log `SEQ`; 1 is the first")
+	cmd.Flags().Uint64Var(&from, "from", 0, "start at this log `SEQ`; 1 is the first")
 	return cmd
 }
 
@@ -53,12 +53,12 @@ func (a *app) eventsReplay() *cobra.Command {
 	filter := client.ReplayFilter{}
 	var since string
 	cmd := &cobra.Command{
-		Use: "replay", Short: "Print the tenant's history again, in order", Args: arguments(),
+		Use: "replay", Short: "Print the tenant's past events, in order", Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if since != "" {
 				t, err := time.Parse(time.RFC3339, since)
 				if err != nil {
-					return errUsage.Because("--since is a time such as 2026-01-31T08:00:00Z.")
+					return errUsage.Because("--since must be a time such as 2026-01-31T08:00:00Z.")
 				}
 				filter.Since = t
 			}
@@ -80,10 +80,10 @@ func (a *app) eventsReplay() *cobra.Command {
 	f := cmd.Flags()
 	f.Uint64Var(&filter.From, "from", 1, "first log `SEQ`")
 	f.Uint64Var(&filter.To, "to", 0, "last log `SEQ`; the end of the log when 0")
-	f.StringVar(&filter.Stream, "stream", "", "only those of this `STREAM`: credential.<id>")
-	f.StringVar(&filter.Type, "type", "", "only those of this `TYPE`: credential.created")
-	f.StringVar(&filter.Actor, "actor", "", "only those caused by this `ACTOR`: key:<id>")
-	f.StringVar(&since, "since", "", "only those of this `TIME` or later")
+	f.StringVar(&filter.Stream, "stream", "", "filter by `STREAM`: credential.<id>")
+	f.StringVar(&filter.Type, "type", "", "filter by event `TYPE`: credential.created")
+	f.StringVar(&filter.Actor, "actor", "", "filter by `ACTOR`: key:<id>")
+	f.StringVar(&since, "since", "", "only events from this `TIME` on")
 	return cmd
 }
 
@@ -108,18 +108,18 @@ func shortType(t string) string {
 }
 
 func (a *app) viewsCommand() *cobra.Command {
-	return a.group("views", "Look after the lists", a.viewsRebuild(), a.viewsStatus())
+	return a.group("views", "Manage read models", a.viewsRebuild(), a.viewsStatus())
 }
 
 const progressEvery = 200 * time.Millisecond
 
-var errRebuild = fault.New(fault.Unavailable, "views_rebuild_failed", "The rebuild ended early.")
+var errRebuild = fault.New(fault.Unavailable, "views_rebuild_failed", "The rebuild was not completed.")
 
 func (a *app) viewsRebuild() *cobra.Command {
 	return &cobra.Command{
-		Use: "rebuild", Short: "Build the lists anew from the log", Args: arguments(),
-		Long: "Build the lists anew from the log, beside the ones in use, and show the progress on standard error.\n" +
-			"The service goes on with it when this is interrupted.",
+		Use: "rebuild", Short: "Rebuild the read models from the log", Args: arguments(),
+		Long: "Rebuild the read models from the log, beside the ones in use, and show the progress on standard " +
+			"error.\nIf you interrupt this command, the service continues the rebuild.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -146,14 +146,14 @@ func (a *app) viewsRebuild() *cobra.Command {
 						fmt.Fprintln(a.stderr)
 					}
 					if s.Error != "" {
-						return errRebuild.Because("The rebuild ended early: %s", s.Error)
+						return errRebuild.Because("The rebuild was not completed: %s", s.Error)
 					}
-					return a.answer(s, "Rebuilt the lists from %s.", count(int(s.Rebuilt), "commit"))
+					return a.answer(s, "Rebuilt the read models from %s.", count(int(s.Rebuilt), "commit"))
 				}
 				select {
 				case <-tick.C:
 				case <-cmd.Context().Done():
-					return errStopped.Because("Interrupted. The service goes on with the rebuild: credstream views status.")
+					return errStopped.Because("Interrupted. The service continues the rebuild: credstream views status.")
 				}
 			}
 		},
@@ -162,7 +162,7 @@ func (a *app) viewsRebuild() *cobra.Command {
 
 func (a *app) viewsStatus() *cobra.Command {
 	return &cobra.Command{
-		Use: "status", Short: "Show how far the lists are", Args: arguments(),
+		Use: "status", Short: "Show the position of the read models", Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -172,12 +172,12 @@ func (a *app) viewsStatus() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			sentence := fmt.Sprintf("The lists reflect %d of %s.", s.Position, count(int(s.End), "commit"))
+			sentence := fmt.Sprintf("The read models reflect %d of %s.", s.Position, count(int(s.End), "commit"))
 			if s.Rebuilding {
-				sentence += fmt.Sprintf(" A rebuild has come to %d of %d.", s.Rebuilt, s.RebuildEnd)
+				sentence += fmt.Sprintf(" A rebuild has reached %d of %d.", s.Rebuilt, s.RebuildEnd)
 			}
 			if s.Stopped != "" {
-				sentence += " They stand still: " + s.Stopped
+				sentence += " They have stopped: " + s.Stopped
 			}
 			return a.answer(s, "%s", sentence)
 		},
@@ -187,7 +187,7 @@ func (a *app) viewsStatus() *cobra.Command {
 func (a *app) tenantCommand() *cobra.Command {
 	var t client.Tenant
 	register := &cobra.Command{
-		Use: "register ID", Short: "Bring a tenant in", Args: arguments("ID"),
+		Use: "register ID", Short: "Register a tenant", Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -201,9 +201,9 @@ func (a *app) tenantCommand() *cobra.Command {
 			return a.answer(done, "Registered tenant %s.", done.ID)
 		},
 	}
-	register.Flags().StringVar(&t.Name, "name", "", "`NAME` for people")
+	register.Flags().StringVar(&t.Name, "name", "", "display `NAME`")
 	list := &cobra.Command{
-		Use: "list", Short: "List the tenants the key may name", Args: arguments(),
+		Use: "list", Short: "List the tenants that the key may use", Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -225,5 +225,5 @@ func (a *app) tenantCommand() *cobra.Command {
 			return a.list([]string{"ID", "NAME"}, rows)
 		},
 	}
-	return a.group("tenant", "Bring tenants in", register, list)
+	return a.group("tenant", "Register and list tenants", register, list)
 }

@@ -16,21 +16,21 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-var errCommandFile = fault.New(fault.Invalid, "command_file_invalid", "The file must hold the command's members as one JSON object.")
+var errCommandFile = fault.New(fault.Invalid, "command_file_invalid", "The file must contain the command's members as one JSON object.")
 
 func (a *app) queueCommand() *cobra.Command {
-	return a.group("queue", "Leave commands in the queue, and look at what failed for good",
+	return a.group("queue", "Enqueue commands and manage the dead-letter queue",
 		a.queueList(), a.queueShow(),
-		a.queueChange("retry", "Put a message, or all, back where it came from", "Message %s is in its queue again.", (*client.API).RetryQueued,
-			"%d messages are in their queues again. %d were not kept and cannot be tried again.", (*client.API).RetryAllQueued),
-		a.queueChange("drop", "Erase a message, or all", "Dropped message %s.", (*client.API).DropQueued,
+		a.queueChange("retry", "Retry a message, or all: put it back into its queue", "Message %s is back in its queue.", (*client.API).RetryQueued,
+			"%d messages are back in their queues. %d have no stored content and cannot be retried.", (*client.API).RetryAllQueued),
+		a.queueChange("drop", "Drop a message, or all: erase it", "Dropped message %s.", (*client.API).DropQueued,
 			"Dropped %d messages.", (*client.API).DropAllQueued),
 		a.queueSend())
 }
 
 func (a *app) queueList() *cobra.Command {
 	return &cobra.Command{
-		Use: "list", Short: "List the flow events and queued commands that failed for good, oldest first", Args: arguments(),
+		Use: "list", Short: "List the dead-letter queue: flow events and commands that failed permanently, oldest first", Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -57,7 +57,7 @@ func (a *app) queueList() *cobra.Command {
 
 func (a *app) queueShow() *cobra.Command {
 	return &cobra.Command{
-		Use: "show ID", Short: "Show a flow event or command that failed for good, as far as it may be kept", Args: arguments("ID"),
+		Use: "show ID", Short: "Show a message of the dead-letter queue", Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -70,9 +70,9 @@ func (a *app) queueShow() *cobra.Command {
 			if a.client.JSON {
 				return a.json(m)
 			}
-			kept := "yes: it can be tried again"
+			kept := "yes: it can be retried"
 			if !m.Kept {
-				kept = "no: it was not understood"
+				kept = "no: it could not be parsed"
 			}
 			pairs := [][2]string{
 				{"id", m.ID},
@@ -137,7 +137,7 @@ func (a *app) queueChange(verb, short, sentence string, change queueVerb, senten
 			return a.answer(done, sentence, done.ID)
 		},
 	}
-	cmd.Flags().BoolVar(&all, "all", false, "every message of the tenant, or those that --queue and --code name")
+	cmd.Flags().BoolVar(&all, "all", false, "all messages of the tenant, or those that match --queue and --code")
 	cmd.Flags().StringVar(&which.Queue, "queue", "", "with --all: only messages of this `QUEUE`, flows or commands")
 	cmd.Flags().StringVar(&which.Code, "code", "", "with --all: only messages with this error `CODE`")
 	return cmd
@@ -147,10 +147,11 @@ func (a *app) queueSend() *cobra.Command {
 	var cfg natsConfig
 	var file, keysFile, commandID string
 	cmd := &cobra.Command{
-		Use: "send COMMAND --file FILE", Short: "Leave a command in the queue over NATS",
-		Long: "Leave a command in the queue over NATS. It is durable when this returns, and is obeyed once. What comes of it\n" +
-			"is an event with the command's id as its causation, or a message of credstream queue list.\n" +
-			"Keys never lie in the queue in clear: --keys-file seals them for this command.",
+		Use: "send COMMAND --file FILE", Short: "Enqueue a command over NATS",
+		Long: "Enqueue a command over NATS. When this returns, the command is durable; it will be executed once. Its result " +
+			"is\n" +
+			"an event with the command's id as its causation id, or a message in credstream queue list.\n" +
+			"The queue never contains keys in clear text: --keys-file encrypts them for this command.",
 		Args: arguments("COMMAND"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var body map[string]jsontext.Value
@@ -178,7 +179,7 @@ func (a *app) queueSend() *cobra.Command {
 			}
 			ack, err := conn.Enqueue(cmd.Context(), args[0], body, client.CommandID(commandID))
 			if f, ok := errors.AsType[*fault.Error](err); ok && f.Code == service.ErrSecretInQueue.Code && f.Pointer == "/keys" {
-				return f.Because("Nothing was stored: the queue takes no keys in clear. Take them out of the file and give them by --keys-file, which seals them.")
+				return f.Because("Nothing was stored: the file contains keys in clear text. Remove them and give them with --keys-file, which encrypts them.")
 			}
 			if err != nil {
 				return err
@@ -187,9 +188,9 @@ func (a *app) queueSend() *cobra.Command {
 		},
 	}
 	bind(cmd.Flags(), &cfg)
-	cmd.Flags().StringVar(&file, "file", "", "`FILE` with the command's members as a JSON object, - for standard input")
-	cmd.Flags().StringVar(&keysFile, "keys-file", "", "`FILE` with keys as a JSON object, to be sealed for this command")
-	cmd.Flags().StringVar(&commandID, "command-id", "", "`ID` of this command: repeated with the same one it is obeyed once")
+	cmd.Flags().StringVar(&file, "file", "", "`FILE` with the command's members as a JSON object; - for standard input")
+	cmd.Flags().StringVar(&keysFile, "keys-file", "", "`FILE` with keys as a JSON object; they are encrypted for this command")
+	cmd.Flags().StringVar(&commandID, "command-id", "", "command `ID`, the idempotency key: a repeat with the same id is executed once")
 	required(cmd, "file")
 	return cmd
 }

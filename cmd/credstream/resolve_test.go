@@ -154,7 +154,7 @@ func TestResolve(t *testing.T) {
 		t.Errorf("access list of the future says\n%s", out)
 	}
 	say(2, "access", "list", "--since", "yesterday")
-	if out := say(0, "lease", "list", "--credential", made.ID); strings.Count(out, "in force") != 3 {
+	if out := say(0, "lease", "list", "--credential", made.ID); strings.Count(out, "active") != 3 {
 		t.Errorf("lease list says\n%s", out)
 	}
 	say(4, "credential", "resolve", made.ID) // an administrator is no flow engine
@@ -174,7 +174,7 @@ func TestResolve(t *testing.T) {
 
 	must(t, u.command("credential.replace-keys", "", map[string]any{"id": made.ID, "keys": map[string]any{"apiKey": "canary-2"}}, nil))
 	c.env["CREDSTREAM_KEY"] = adminKey
-	if out := say(0, "lease", "list"); strings.Contains(out, "in force") || !strings.Contains(out, "revoked") {
+	if out := say(0, "lease", "list"); strings.Contains(out, "active") || !strings.Contains(out, "revoked") {
 		t.Errorf("after the keys were replaced, lease list says\n%s", out)
 	}
 	must(t, engine.query("credential.resolve", "cleartext=true&id="+made.ID, &clearly))

@@ -17,8 +17,8 @@ import (
 // The refusals of a revocation on the command line.
 var (
 	errNotConfirmed        = fault.New(fault.Invalid, "not_confirmed", "Nothing was revoked.")
-	errRevocationPartial   = fault.New(fault.Unavailable, "revocation_not_confirmed", "Not every provider confirmed that it has forgotten the tokens.")
-	errRevocationElsewhere = fault.New(fault.Unavailable, "revocation_elsewhere", "Another process has the revocation in hand, or it broke off.")
+	errRevocationPartial   = fault.New(fault.Unavailable, "revocation_not_confirmed", "Some providers did not confirm the revocation.")
+	errRevocationElsewhere = fault.New(fault.Unavailable, "revocation_elsewhere", "Another process runs the revocation, or it was interrupted.")
 )
 
 func (a *app) oauthCommand() *cobra.Command {
@@ -28,9 +28,9 @@ func (a *app) oauthCommand() *cobra.Command {
 func (a *app) credentialRevoke() *cobra.Command {
 	var by changing
 	cmd := &cobra.Command{
-		Use: "revoke ID", Short: "Give up the tokens of an OAuth credential, here and at its provider", Args: arguments("ID"),
-		Long: "Give up the tokens of an OAuth credential, here and at its provider. The credential remains: connect it again.\n" +
-			"The tokens are gone here also when the provider does not confirm it; then it is said why, and the exit code is 9.",
+		Use: "revoke ID", Short: "Revoke the tokens of an OAuth credential locally and at its provider", Args: arguments("ID"),
+		Long: "Revoke the tokens of an OAuth credential locally and at its provider. The credential remains and can be connected again.\n" +
+			"If the provider does not confirm, the tokens are still revoked locally, the reason is printed, and the exit code is 9.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -42,11 +42,11 @@ func (a *app) credentialRevoke() *cobra.Command {
 			}
 			switch done.Outcome {
 			case "revoked":
-				return a.answer(done, "Revoked the tokens of credential %s, here and at the provider.", done.ID)
+				return a.answer(done, "Revoked the tokens of credential %s locally and at the provider.", done.ID)
 			case "":
-				return a.answer(done, "Credential %s holds no tokens.", done.ID)
+				return a.answer(done, "Credential %s has no tokens.", done.ID)
 			}
-			if err := a.answer(done, "Revoked the tokens of credential %s here.", done.ID); err != nil {
+			if err := a.answer(done, "Revoked the tokens of credential %s locally.", done.ID); err != nil {
 				return err
 			}
 			if done.Outcome == "not_offered" {
@@ -64,16 +64,16 @@ func (a *app) oauthRevoke() *cobra.Command {
 	var scope client.RevocationScope
 	var dry, yes bool
 	cmd := &cobra.Command{
-		Use: "revoke --all | --component ID | --oauth-client ID", Short: "Give up the tokens of many credentials, here and at their providers",
-		Long: "Give up the tokens of every OAuth credential of the tenant, of a component or of an OAuth client, here and at\n" +
-			"their providers, and show the progress on standard error. The service goes on with it when this is interrupted.\n" +
-			"When the service itself was stopped, the same again goes on with what is left.",
+		Use: "revoke --all | --component ID | --oauth-client ID", Short: "Revoke the tokens of many credentials locally and at their providers",
+		Long: "Revoke the tokens of every OAuth credential of the tenant, of a component or of an OAuth client, locally and at\n" +
+			"their providers, and show the progress on standard error. If you interrupt this command, the service continues.\n" +
+			"If the service itself was stopped, repeat the command to revoke the remaining tokens.",
 		Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch scope {
 			case client.RevocationScope{All: true}, client.RevocationScope{Component: scope.Component}, client.RevocationScope{OAuthClient: scope.OAuthClient}:
 			default:
-				return errUsage.Because("Only one of --all, --component and --oauth-client can be given.")
+				return errUsage.Because("Give only one of --all, --component and --oauth-client.")
 			}
 			if scope == (client.RevocationScope{}) {
 				return errUsage.Because("Give --all, --component ID or --oauth-client ID.")
@@ -100,10 +100,10 @@ func (a *app) oauthRevoke() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&scope.All, "all", false, "every OAuth credential of the tenant")
-	cmd.Flags().StringVar(&scope.Component, "component", "", "those of the component with this `ID`")
-	cmd.Flags().StringVar(&scope.OAuthClient, "oauth-client", "", "those of the component of the OAuth client with this `ID`")
-	cmd.Flags().BoolVar(&dry, "dry-run", false, "say how many they are and revoke nothing")
-	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask on the terminal whether to go on")
+	cmd.Flags().StringVar(&scope.Component, "component", "", "only those of the component with this `ID`")
+	cmd.Flags().StringVar(&scope.OAuthClient, "oauth-client", "", "only those of the component of the OAuth client with this `ID`")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "print how many credentials are affected and revoke nothing")
+	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask for confirmation on the terminal")
 	return cmd
 }
 
@@ -114,7 +114,7 @@ func (a *app) confirm(ctx context.Context, yes bool, total int) error {
 		return nil
 	}
 	answer, err := a.ask(ctx, tty, commands.Field{
-		Label: fmt.Sprintf("The tokens of %s are revoked for good; each has to be connected again. Type yes to go on", count(total, "credential")), Required: true,
+		Label: fmt.Sprintf("The tokens of %s will be revoked permanently; each credential must be connected again. Type yes to continue", count(total, "credential")), Required: true,
 	})
 	if err == nil && answer != "yes" {
 		err = errNotConfirmed
@@ -133,7 +133,7 @@ func (a *app) watchRevocation(ctx context.Context, api *client.Client, id string
 			return err
 		}
 		if !p.Here {
-			return errRevocationElsewhere.Because("Another process has the revocation in hand, or it broke off. Credentials that hold tokens: %d. The same command goes on with them.",
+			return errRevocationElsewhere.Because("Another process runs the revocation, or it was interrupted. Credentials that still have tokens: %d. Repeat the command to revoke them.",
 				p.Left)
 		}
 		if live {
@@ -151,7 +151,7 @@ func (a *app) watchRevocation(ctx context.Context, api *client.Client, id string
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return errStopped.Because("Interrupted. The service goes on with it: credstream oauth revocation.")
+			return errStopped.Because("Interrupted. The service continues the revocation: credstream oauth revocation.")
 		}
 	}
 }
@@ -160,7 +160,7 @@ func (a *app) watchRevocation(ctx context.Context, api *client.Client, id string
 func (a *app) revocation(p client.RevocationProgress) error {
 	sentence := fmt.Sprintf("Revoked the tokens of %s, %d at the provider.", count(p.Done, "credential"), p.AtProvider)
 	if p.NotOffered > 0 {
-		sentence += fmt.Sprintf(" The components of %d name no address at which providers take tokens back.", p.NotOffered)
+		sentence += fmt.Sprintf(" The components of %d have no revocation_uri.", p.NotOffered)
 	}
 	if err := a.answer(p, "%s", sentence); err != nil {
 		return err
@@ -171,12 +171,12 @@ func (a *app) revocation(p client.RevocationProgress) error {
 	for _, f := range p.Failures {
 		fmt.Fprintf(a.stderr, "%s  %s\n", clean(f.Credential), clean(f.Says))
 	}
-	return errRevocationPartial.Because("It was not confirmed for %s.", count(p.Failed, "credential"))
+	return errRevocationPartial.Because("Not confirmed for %s.", count(p.Failed, "credential"))
 }
 
 func (a *app) oauthRevocation() *cobra.Command {
 	return &cobra.Command{
-		Use: "revocation", Short: "Show how far the tenant's last revocation in bulk has come", Args: arguments(),
+		Use: "revocation", Short: "Show the progress of the tenant's last bulk revocation", Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -187,7 +187,7 @@ func (a *app) oauthRevocation() *cobra.Command {
 				return err
 			}
 			if !p.Here {
-				return a.answer(p, "This process knows of none. Credentials that hold tokens: %d.", p.Left)
+				return a.answer(p, "This process has run no revocation. Credentials that have tokens: %d.", p.Left)
 			}
 			if p.Running {
 				return a.answer(p, "Revoking: %d of %d, %d at the provider, %d not confirmed.", p.Done, p.Total, p.AtProvider, p.Failed)

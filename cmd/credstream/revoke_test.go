@@ -804,11 +804,11 @@ func TestRevokeOnTheCommandLine(t *testing.T) {
 		}
 	}
 	id, refresh := u.connected(t, provider, "sheets")
-	says(verb(0, "credential", "revoke", id), "here and at the provider")
+	says(verb(0, "credential", "revoke", id), "locally and at the provider")
 	if provider.Live(refresh) {
 		t.Error("the token is good")
 	}
-	says(verb(0, "credential", "revoke", id), "holds no tokens")
+	says(verb(0, "credential", "revoke", id), "has no tokens")
 	verb(5, "credential", "revoke", "nobody")
 	for range 3 {
 		u.connected(t, provider, "sheets")
@@ -838,7 +838,7 @@ func TestRevokeOnTheCommandLine(t *testing.T) {
 	id, _ = u.connected(t, provider, "sheets")
 	says(verb(9, "credential", "revoke", id), "invalid_client")
 	u.connected(t, provider, "sheets")
-	says(verb(9, "oauth", "revoke", "--all"), "It was not confirmed for 1 credential.")
+	says(verb(9, "oauth", "revoke", "--all"), "Not confirmed for 1 credential.")
 	id, _ = u.connected(t, provider, "sheets")
 	says(verb(0, "credential", "delete", id), "invalid_client")
 }

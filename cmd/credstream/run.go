@@ -19,10 +19,10 @@ import (
 
 // The refusals of the command line.
 var (
-	errUsage   = fault.New(fault.Invalid, "usage", "The command line is not understood.")
-	errNoKey   = fault.New(fault.Unauthenticated, "key_missing", "An API key is needed: set CREDSTREAM_KEY, or give --key-file or --key.")
+	errUsage   = fault.New(fault.Invalid, "usage", "Invalid command line.")
+	errNoKey   = fault.New(fault.Unauthenticated, "key_missing", "An API key is required: set CREDSTREAM_KEY, or give --key-file or --key.")
 	errFile    = fault.New(fault.Invalid, "file_unreadable", "The file cannot be read.")
-	errStopped = fault.New(fault.Unavailable, "interrupted", "Interrupted. Whether the command took effect is not known.")
+	errStopped = fault.New(fault.Unavailable, "interrupted", "Interrupted. It is unknown whether the command took effect.")
 )
 
 // exitCodes tell scripts the kind of an error.
@@ -89,7 +89,7 @@ func misread(err error) string {
 		return beforeSecrets(err.Error())
 	}
 	takes := map[string]string{
-		"bool": "true or false", "int": "a number", "uint64": "a number that is not negative", "duration": "a time such as 90s or 10m",
+		"bool": "true or false", "int": "a number", "uint64": "a non-negative number", "duration": "a time such as 90s or 10m",
 		"days": "a time such as 10m, 48h or 400d",
 	}
 	f := wrong.GetFlag()
@@ -101,9 +101,9 @@ func misread(err error) string {
 		kind = "days"
 	}
 	if takes[kind] == "" {
-		return "--" + f.Name + " does not take this value"
+		return "--" + f.Name + " does not accept this value"
 	}
-	return "--" + f.Name + " takes " + takes[kind]
+	return "--" + f.Name + " must be " + takes[kind]
 }
 
 // beforeSecrets cuts the argument off that pflag quotes whole when it does not
@@ -159,7 +159,7 @@ func clean(s string) string {
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "credstream",
-		Short:         "Keeps the credentials that integration flows use",
+		Short:         "Manages the credentials of integration flows",
 		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -187,7 +187,7 @@ func (a *app) group(noun, short string, verbs ...*cobra.Command) *cobra.Command 
 		Use: noun, Short: short,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return errUsage.Because("%s has no such verb. Try credstream %s --help.", firstUpper(noun), noun)
+				return errUsage.Because("%s has no such command. Try credstream %s --help.", firstUpper(noun), noun)
 			}
 			return cmd.Help()
 		},
@@ -208,7 +208,7 @@ func arguments(names ...string) cobra.PositionalArgs {
 		if len(names) > 0 {
 			takes = strings.Join(names, " and ")
 		}
-		return errUsage.Because("%s takes %s. Try --help.", cmd.CommandPath(), takes)
+		return errUsage.Because("%s requires %s. Try --help.", cmd.CommandPath(), takes)
 	}
 }
 
@@ -235,7 +235,7 @@ func (a *app) key() (string, error) {
 	}
 	key := strings.TrimSpace(string(b))
 	if key == "" || strings.ContainsAny(key, " \t\r\n") {
-		return "", errFile.Because("The file %s does not hold one API key.", a.client.KeyFile)
+		return "", errFile.Because("The file %s does not contain exactly one API key.", a.client.KeyFile)
 	}
 	return key, nil
 }
@@ -248,7 +248,7 @@ const maxFile = 1 << 20
 func (a *app) secretFile(path string) ([]byte, error) {
 	if path != "-" {
 		if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o077 != 0 {
-			fmt.Fprintf(a.stderr, "Warning: other users can read %s. chmod 600 keeps it to you.\n", clean(path))
+			fmt.Fprintf(a.stderr, "Warning: other users of this machine can read %s. Run chmod 600 on it.\n", clean(path))
 		}
 	}
 	return a.file(path)

@@ -34,7 +34,8 @@ var (
 
 // CutShort is ErrLogCutShort for a log that should hold the commit at seq.
 func CutShort(seq uint64) error {
-	return ErrLogCutShort.Because("The log was durable up to commit %d but no longer contains that commit, so it is damaged. Changes are refused and no secret is returned until it is restored from a backup.", seq)
+	return ErrLogCutShort.Because("The log was durable up to commit %d but no longer contains that commit, so it is damaged. "+
+		"Changes are refused and no secret is returned until it is restored from a backup.", seq)
 }
 
 // CheckWhole counts the log, which never deletes: it begins with commit 1, no commit is
@@ -60,7 +61,8 @@ func (s *Store) CheckWhole(ctx context.Context) error {
 			missing = slices.Min(state.Deleted)
 		}
 	}
-	return ErrLogIncomplete.Because("The log misses %d of its %d commits, from commit %d on, so it is damaged. Changes are refused and no secret is returned until it is restored from a backup.", state.LastSeq-min(state.LastSeq, state.Messages), state.LastSeq, missing)
+	return ErrLogIncomplete.Because("The log misses %d of its %d commits, from commit %d on, so it is damaged. Changes are "+
+		"refused and no secret is returned until it is restored from a backup.", state.LastSeq-min(state.LastSeq, state.Messages), state.LastSeq, missing)
 }
 
 // HighWater remembers, in a file outside the log's folder, how far the log was
@@ -109,7 +111,8 @@ func (h *HighWater) Check(ctx context.Context) error {
 	}
 	var m mark
 	if err := json.Unmarshal(b, &m); err != nil || m.Seq == 0 {
-		return ErrHighWater.Because("The file %s is empty or damaged. This does not mean that the log is damaged. Restore the file from its backup, or, if you know that the log is intact, remove it: the next start writes it again.", h.path)
+		return ErrHighWater.Because("The file %s is empty or damaged. This does not mean that the log is damaged. Restore the file from its "+
+			"backup, or, if you know that the log is intact, remove it: the next start writes it again.", h.path)
 	}
 	at, err := h.mark(ctx, m.Seq)
 	switch {
