@@ -143,7 +143,7 @@ type CredentialList struct {
 }
 
 // ErrStatus refuses a filter by something that is no status.
-var ErrStatus = fault.New(fault.Invalid, "status_invalid", "A status is verified, failed, unverified or reauthorization_required.")
+var ErrStatus = fault.New(fault.Invalid, "status_invalid", "The status must be verified, failed, unverified or reauthorization_required.")
 
 // checkStatus refuses a filter by something that is no status; "" is no filter.
 func checkStatus(status events.Status) error {
@@ -168,9 +168,9 @@ func (s *Service) listCredentials(ctx context.Context, call *Call, in ListCreden
 	}
 	switch {
 	case sort != "name" && sort != "created":
-		return CredentialList{}, projections.ErrSortInvalid.Because("Sort by name, -name, created, -created, name,-created or -name,created.").At("/sort")
+		return CredentialList{}, projections.ErrSortInvalid.Because("The sort order must be name, -name, created, -created, name,-created or -name,created.").At("/sort")
 	case turn && in.NameContains != "":
-		return CredentialList{}, projections.ErrSortInvalid.Because("With name_contains, sort by name or by created alone.").At("/sort")
+		return CredentialList{}, projections.ErrSortInvalid.Because("With name_contains, sort by either name or created, not both.").At("/sort")
 	}
 	if err := checkStatus(in.Status); err != nil {
 		return CredentialList{}, err
@@ -411,7 +411,7 @@ type ReplayedEvent struct {
 const replayScan = 20_000
 
 // ErrRange refuses a range that is none.
-var ErrRange = fault.New(fault.Invalid, "range_invalid", "A range goes from a sequence of at least 1 to one that is not below it.")
+var ErrRange = fault.New(fault.Invalid, "range_invalid", "from must be at least 1, and to must not be less than from.")
 
 func (s *Service) replayEvents(ctx context.Context, call *Call, in ReplayEvents) (Replay, error) {
 	return s.replay(ctx, call.Tenant, in, func(projections.Message) bool { return true })

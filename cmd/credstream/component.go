@@ -91,7 +91,7 @@ func (a *app) componentUpdate() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.answer(done, "Component %s now has revision %d.", done.ID, done.Revision)
+			return a.answer(done, "Updated component %s to revision %d.", done.ID, done.Revision)
 		},
 	}
 	cmd.Flags().StringVar(&file, "file", "", "`FILE` with the component.json; - for standard input")

@@ -427,7 +427,7 @@ func (a *app) credentialReplaceKeys() *cobra.Command {
 		}
 		return a.keys(ctx, api, keysFile, component, &by.revision)
 	}
-	cmd := a.credentialVerb("replace-keys ID", "Verify new keys and activate them as a new version", []string{"ID"}, "Credential {id} now has version {version}, {status}.",
+	cmd := a.credentialVerb("replace-keys ID", "Verify new keys and activate them as a new version", []string{"ID"}, "Credential {id} has version {version}, {status}.",
 		func(ctx context.Context, api *client.Client, args []string) (client.Done, error) {
 			k, err := keys(ctx, api, args[0])
 			if err != nil {
@@ -452,7 +452,7 @@ func (a *app) credentialRevert() *cobra.Command {
 	var by changing
 	var to int
 	cmd := a.credentialVerb("revert ID --to-version N", "Activate the keys of an earlier version again", []string{"ID"},
-		"Credential {id} now has version {version}, {status}.",
+		"Credential {id} has version {version}, {status}.",
 		func(ctx context.Context, api *client.Client, args []string) (client.Done, error) {
 			return api.RevertCredential(ctx, args[0], to, by.expected, by.options()...)
 		})
