@@ -442,11 +442,11 @@ func TestUsage(t *testing.T) {
 		}
 	}
 	for args, want := range map[string]string{
-		"flow publish --event started --file f --revision abc": "--revision takes a non-negative number. Try --help. (usage)\n",
-		"credential list --limit abc":                          "--limit takes a number. Try --help. (usage)\n",
-		"flow bind f --steps-file f --ttl abc":                 "--ttl takes a time such as 90s or 10m. Try --help. (usage)\n",
-		"flow list --all=abc":                                  "--all takes true or false. Try --help. (usage)\n",
-		"serve --nats-replicas abc":                            "--nats-replicas takes a number. Try --help. (usage)\n",
+		"flow publish --event started --file f --revision abc": "--revision must be a non-negative number. Try --help. (usage)\n",
+		"credential list --limit abc":                          "--limit must be a number. Try --help. (usage)\n",
+		"flow bind f --steps-file f --ttl abc":                 "--ttl must be a time such as 90s or 10m. Try --help. (usage)\n",
+		"flow list --all=abc":                                  "--all must be true or false. Try --help. (usage)\n",
+		"serve --nats-replicas abc":                            "--nats-replicas must be a number. Try --help. (usage)\n",
 	} {
 		_, cli := newCLI(t, nil)
 		if got := cli.run(t.Context(), strings.Fields(args)...); got != 2 || cli.errOut.String() != want {
