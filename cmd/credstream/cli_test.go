@@ -572,7 +572,7 @@ func TestDemoPetstore(t *testing.T) {
 	line := make([]byte, 200)
 	n, err := reader.Read(line)
 	must(t, err)
-	url, found := strings.CutPrefix(strings.TrimSpace(string(line[:n])), "Petstore answers on ")
+	url, found := strings.CutPrefix(strings.TrimSpace(string(line[:n])), "Petstore listens on ")
 	if !found {
 		t.Fatalf("it says %q", line[:n])
 	}
@@ -858,7 +858,7 @@ func TestFlowsOnTheCommandLine(t *testing.T) {
 	}
 	expect(0, fmt.Sprintf(`[{"id":"a","component":"plain","credential":%q}]`, made.ID), "flow", "bind", "f2", "--steps-file", "-")
 	until("f2", false)
-	if out := expect(0, "", "flow", "release", "f2"); !strings.HasPrefix(out, "Gave back what flow f2 had reserved, ") {
+	if out := expect(0, "", "flow", "release", "f2"); !strings.HasPrefix(out, "Released the reservation of flow f2, ") {
 		t.Errorf("the release says %s", out)
 	}
 	expect(0, "", "flow", "publish", "--event", "stopped", "--file", flow, "--revision", "3")

@@ -1121,7 +1121,7 @@ func TestConnectOnTheCommandLine(t *testing.T) {
 		t.Errorf("printed %q", out)
 	}
 	provider.Deny(true)
-	if _, notes := verb(comeBack("Not connected: You did not allow it"), 6, "connect", "--component", "sheets"); !strings.Contains(notes, "(connection_denied)") {
+	if _, notes := verb(comeBack("Not connected: You denied the access"), 6, "connect", "--component", "sheets"); !strings.Contains(notes, "(connection_denied)") {
 		t.Errorf("denied: %s", notes)
 	}
 	provider.Deny(false)

@@ -180,7 +180,7 @@ func TestKeysetsLost(t *testing.T) {
 	must(t, os.Remove(filepath.Join(data, "marks.json"))) // which would tell, too
 
 	u = bring(t, data)
-	if reasons := u.notReadyReasons(t); !strings.Contains(reasons, "2 tenants whose keys are lost, acme") {
+	if reasons := u.notReadyReasons(t); !strings.Contains(reasons, "encryption keys of 2 tenants in the log are missing, acme") {
 		t.Errorf("readiness says %q", reasons)
 	}
 	for _, tenant := range []string{"acme", "default"} {

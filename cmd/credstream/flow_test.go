@@ -175,7 +175,7 @@ func TestFlows(t *testing.T) {
 	var refused *apiError
 	err := u.command("credential.delete", "", map[string]any{"id": one}, nil)
 	if !errors.As(err, &refused) || refused.Code != "credential_in_use" || refused.Status != 409 ||
-		refused.Detail != `The credential is in use by the active flow "The flow f1" (f1). Delete these flows first or give them another credential.` {
+		refused.Detail != `The credential is in use by the active flow "The flow f1" (f1). Stop or delete these flows first, or give them another credential.` {
 		t.Fatalf("deleting what a running flow uses: %v", err)
 	}
 	if err := u.command("credential.delete", "", map[string]any{"id": two}, nil); err != nil {
