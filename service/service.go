@@ -87,6 +87,9 @@ type Config struct {
 	// RenewalStep is called between the steps of a renewal ("started", "answered",
 	// "stored"), so that a test can stop one there; optional.
 	RenewalStep func(step string)
+	// ClocksAgree returns why the clocks of the processes are not known to agree: then no
+	// reservation is ended because its time is over; optional.
+	ClocksAgree func() error
 	// Limits bounds what callers may ask; none when zero.
 	Limits Limits
 	// Admission shares the work of the process between callers; one of its own when nil.

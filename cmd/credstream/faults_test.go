@@ -32,10 +32,10 @@ var (
 )
 
 const (
-	faultClients = 6
+	faultClients  = 6
 	faultPatience = 1500 * time.Millisecond // of a client for one answer; less than most faults last
-	faultSettle  = 2 * time.Minute          // for every command to be answered once all faults are over
-	faultSlots   = 3                        // credentials in use at one time
+	faultSettle   = 2 * time.Minute         // for every command to be answered once all faults are over
+	faultSlots    = 3                       // credentials in use at one time
 )
 
 // change is a command to one credential, or a look at it (route "credential.resolve").
@@ -149,19 +149,19 @@ func withoutFlow(set, flow string) string {
 
 // load is the clients of TestClusterFaults and what they were answered.
 type load struct {
-	t       *testing.T
-	servers *bustest.NATS
+	t         *testing.T
+	servers   *bustest.NATS
 	processes []*process
-	engine  string // key that may resolve
-	begin   time.Time
-	halt    chan struct{} // closed when no new command is sent
-	giveUp  context.Context
+	engine    string // key that may resolve
+	begin     time.Time
+	halt      chan struct{} // closed when no new command is sent
+	giveUp    context.Context
 
-	mu        sync.Mutex
-	slots     [faultSlots]string // ids of the credentials in use
-	versions  map[string]int     // as somebody was last told
-	history   []porcupine.Operation
-	attempts  atomic.Int64
+	mu       sync.Mutex
+	slots    [faultSlots]string // ids of the credentials in use
+	versions map[string]int     // as somebody was last told
+	history  []porcupine.Operation
+	attempts atomic.Int64
 }
 
 // client sends one command after the other, each until it is answered.

@@ -263,7 +263,7 @@ type second struct {
 	admin service.Principal
 }
 
-func (u *up) second(t testing.TB, claims service.Claims) *second {
+func (u *up) second(t testing.TB, claims service.Claims, change ...func(*service.Config)) *second {
 	t.Helper()
 	s := &second{store: &tapped{Store: u.store}}
 	log := slog.New(slog.NewTextHandler(u.logs, nil))
@@ -273,10 +273,14 @@ func (u *up) second(t testing.TB, claims service.Claims) *second {
 	must(t, err)
 	t.Cleanup(func() { must(t, s.views.Close()) })
 	s.proj = projections.NewProjector(u.store, s.views, log)
-	s.Service, err = service.New(service.Config{
+	cfg := service.Config{
 		Log: states, Views: s.views, Projector: s.proj, Vault: u.vault, Keyring: u.keyring, Logger: log, Claims: claims,
 		OAuth: oauth.New(verify.NewClient(verify.Config{AllowPrivate: true})), RefreshPatience: time.Second,
-	})
+	}
+	for _, c := range change {
+		c(&cfg)
+	}
+	s.Service, err = service.New(cfg)
 	must(t, err)
 	t.Cleanup(s.Close)
 	return s

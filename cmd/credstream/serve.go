@@ -89,6 +89,7 @@ type program struct {
 	access    *bus.AccessLog
 	intake    *bus.Intake
 	lastUse   *bus.LastUse
+	clocks    *bus.Clocks // nil where one process alone serves the log
 	ended     *endedKeys
 	listener  net.Listener
 	metrics   *prometheus.Registry
@@ -259,6 +260,7 @@ func (p *program) openService(ctx context.Context) error {
 	var claims service.Claims
 	if p.cluster != nil {
 		p.leases = js
+		p.clocks = bus.NewClocks(bus.ClocksConfig{Conn: conn, Process: p.id, Metrics: p.metrics, Logger: p.log})
 		if claims, err = bus.OpenClaims(ctx, js, p.replicas()); err != nil {
 			return err
 		}
@@ -314,6 +316,7 @@ func (p *program) openService(ctx context.Context) error {
 		TenantAdded:  p.nats.EnsureTenant,
 		KeyRevoked:   p.nats.DisconnectKey,
 		Rewind:       func(ctx context.Context, tenant string, seq uint64) error { return p.audit.Rewind(ctx, tenant, seq) },
+		ClocksAgree:  p.clocksAgree,
 		RebuildViews: p.rebuildViews,
 		Claims:       claims,
 		Poison:       p.poison,
@@ -636,6 +639,9 @@ func (p *program) openParts(ctx context.Context) error {
 	p.parts.Go(func() error { return p.ended.run(p.life, p.nats.DisconnectKey) })
 	p.parts.Go(func() error { return p.supervised.run(p.life, "last use of keys", p.lastUse.Run) })
 	p.parts.Go(func() error { return p.supervised.run(p.life, "denials", p.svc.RunDenials) })
+	if p.clocks != nil {
+		p.parts.Go(func() error { return p.supervised.run(p.life, "clocks", p.clocks.Run) })
+	}
 	p.parts.Go(func() error { return p.giveMemoryBack(p.life) })
 	p.parts.Go(func() error { return p.watchIntegrity(p.life) })
 	if p.integrity.Err() == nil {
@@ -747,10 +753,22 @@ func (p *program) attested() bool {
 
 // notes is what whoever asks for readiness should know.
 func (p *program) notes() []string {
-	if !p.attested() {
+	var notes []string
+	if p.attested() {
+		notes = append(notes, "durability: attested by the operator; "+p.cluster.Durability().Why)
+	}
+	if err := p.clocksAgree(); err != nil {
+		notes = append(notes, "clocks: "+err.Error())
+	}
+	return notes
+}
+
+// clocksAgree returns why the clocks of the processes are not known to agree.
+func (p *program) clocksAgree() error {
+	if p.clocks == nil {
 		return nil
 	}
-	return []string{"durability: attested by the operator; " + p.cluster.Durability().Why}
+	return p.clocks.Err()
 }
 
 func (p *program) close() {
