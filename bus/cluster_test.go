@@ -314,3 +314,41 @@ func TestRestarted(t *testing.T) {
 	s.StartNode(0)
 	recv(t, restarted)
 }
+
+// A connection leaves a server that hangs, by the pings alone; and one that is cut off
+// from the others, which answers pings and not for JetStream, by the probes of Watch.
+func TestConnectionsLeaveASilentServer(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t, bustest.Nodes(3), bustest.Cuttable())
+	c := startCluster(t, s)
+	nc, err := c.Conn("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaves := func(what string, begin, end func(node int)) {
+		t.Helper()
+		for !nc.IsConnected() {
+			time.Sleep(10 * time.Millisecond)
+		}
+		node := 0
+		for s.Host(node) != nc.ConnectedAddr() {
+			node++
+		}
+		begin(node)
+		defer end(node)
+		for left := time.Now().Add(time.Minute); nc.ConnectedAddr() == s.Host(node) || !nc.IsConnected(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(left) {
+				t.Fatalf("after a minute the connection is at the server that %s", what)
+			}
+		}
+	}
+	leaves("hangs", s.Freeze, s.Thaw)
+	watching, stop := context.WithCancel(t.Context())
+	watched := make(chan error, 1)
+	go func() { watched <- c.Watch(watching) }()
+	leaves("is cut off", s.Cut, s.Heal)
+	stop()
+	if err := recv(t, watched); err != nil {
+		t.Error(err)
+	}
+}

@@ -28,6 +28,7 @@ import (
 
 var (
 	faultSeed  = flag.Uint64("faultseed", 0, "seed of TestClusterFaults, which it prints; 0: any")
+	nodeStops  = flag.Duration("nodestops", 0, "for how long TestOneNodeStops stops each server in turn; 0: it is skipped")
 	faultCount = flag.Int("faults", 2, "faults that TestClusterFaults injects")
 )
 
@@ -496,4 +497,67 @@ func (l *load) checkRepeats() {
 			l.t.Errorf("%+v was answered %+v, and again %+v", c, o.done, again)
 		}
 	}
+}
+
+// Each server hangs in turn: writes go on within ten seconds.
+func TestOneNodeStops(t *testing.T) {
+	if *nodeStops == 0 {
+		t.Skip("a measurement: -nodestops 30s")
+	}
+	servers := bustest.Start(t, bustest.Nodes(3))
+	kms := kmsFile(t)
+	processes := []*process{replica(t, servers, kms), replica(t, servers, kms), replica(t, servers, kms)}
+	registerPlain(t, processes[0].http)
+	nc, err := nats.Connect(servers.URL("credstream"), nats.MaxReconnects(-1), nats.PingInterval(time.Second))
+	must(t, err)
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	must(t, err)
+	var mu sync.Mutex
+	last, most := time.Now(), time.Duration(0) // the last write, and the longest time without one
+	wrote := func() {
+		mu.Lock()
+		defer mu.Unlock()
+		most = max(most, time.Since(last))
+		last = time.Now()
+	}
+	longest := func() time.Duration { // since it was asked for last
+		wrote()
+		mu.Lock()
+		defer mu.Unlock()
+		was := most
+		most = 0
+		return was
+	}
+	running, stop := context.WithCancel(t.Context())
+	var writers sync.WaitGroup
+	for n := range 6 {
+		http := &http.Client{Timeout: 2 * time.Second}
+		writers.Go(func() {
+			for i := 0; running.Err() == nil; i++ {
+				a := api{base: processes[i%3].http, key: adminKey, tenant: "default", client: http}
+				in := map[string]any{"component": "plain", "name": fmt.Sprint(n, "-", i), "keys": map[string]any{"apiKey": "k"}}
+				if a.command("credential.create", fmt.Sprint("w", n, "-", i), in, nil) == nil {
+					wrote()
+				}
+			}
+		})
+	}
+	time.Sleep(3 * time.Second)
+	for node := range 3 {
+		leader := servers.Leader(js, eventlog.Stream)
+		longest()
+		servers.Freeze(node)
+		time.Sleep(*nodeStops)
+		hung := longest()
+		servers.Thaw(node)
+		time.Sleep(10 * time.Second)
+		after := longest()
+		t.Logf("n%d hangs for %v, the log's leader is n%d: no write for %v, and when it goes on for %v", node+1, *nodeStops, leader+1, hung, after)
+		if max(hung, after) > 10*time.Second {
+			t.Error("one server that hangs stops writes for more than ten seconds")
+		}
+	}
+	stop()
+	writers.Wait()
 }
