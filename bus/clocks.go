@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -9,8 +10,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/credstream/credstream/fault"
 )
 
 // clockSubject is within the service's own account, where no key publishes.
@@ -27,8 +26,8 @@ const (
 
 // The reasons why clocks are not known to agree.
 var (
-	errClocksUnseen = fault.New(fault.Unavailable, "clocks_not_compared", "The clocks of the processes have not been compared yet.")
-	errClocksDiffer = fault.New(fault.Unavailable, "clocks_differ", "The clocks of two processes differ.")
+	errClocksUnseen = errors.New("the clocks of the processes have not been compared yet")
+	errClocksDiffer = errors.New("the clocks of two processes differ")
 )
 
 // ClocksConfig says whose clocks are compared. Metrics and Now are optional.
@@ -132,8 +131,8 @@ func (c *Clocks) compare(ctx context.Context) error {
 	c.offset.Set(most.Seconds())
 	var differ error
 	if most.Abs() > MaxClockOffset {
-		differ = errClocksDiffer.Because("The clock of the process %s differs from this one's by %v: set the clocks of the machines by NTP. Until then no reservation ends by time.",
-			of, most.Round(time.Second))
+		differ = fmt.Errorf("%w: that of %s and this one's by %v; set the clocks of the machines by NTP, until then no reservation ends by time",
+			errClocksDiffer, of, most.Round(time.Second))
 	}
 	c.mu.Lock()
 	was := c.err
