@@ -34,9 +34,9 @@ func permissionsPage() []byte {
 	var b bytes.Buffer
 	b.WriteString(`# Permissions
 
-Generated from the code. The list of permissions is closed, and a caller has what its role or its own list of permissions grants, in the tenants it is granted; everything else is refused. A refusal names the permission that is missing (403), and a tenant that is not the caller's is not found (404), whether it exists or not. Each refusal leaves the fact ` + "`access.denied`" + ` in the caller's home tenant; those that repeat within a minute are told of together.
+This page lists the permissions, the roles that include them, and the permission of each command and query. It is generated from the code. The list of permissions is closed. A caller has the permissions of its role and its own list of permissions, in the tenants that it is granted; everything else is refused. A denied call gets 403 and the name of the missing permission. A tenant that the caller is not granted is answered with 404, whether it exists or not. Each denial is recorded as the event ` + "`access.denied`" + ` in the caller's home tenant; repeated denials are aggregated per minute.
 
-An ADMINISTRATOR may issue keys with any role and any permission of the list; other callers with ` + "`keys.manage`" + ` only what they hold themselves, no longer and from no more addresses than they may be used. They revoke keys whose permissions they could grant, however long and from wherever those may be used, and themselves. A caller by a token of an OpenID Connect issuer ends with its token, and so do the keys that it issues. Permissions without a role in the table are granted by name: ` + "`credstream key issue --permission credentials.reveal`" + `.
+An ADMINISTRATOR can issue keys with any role and any permission of the list. Other callers with ` + "`keys.manage`" + ` can only grant the permissions that they have themselves, with no later expiry and no more networks than their own. They can revoke their own key and all keys whose permissions they could grant, regardless of the expiry and networks of those keys. A caller with an OpenID Connect token loses access when the token expires, and so do the keys that it issues. Permissions without a role in the table must be granted by name: ` + "`credstream key issue --permission credentials.reveal`" + `.
 
 ## Roles
 
@@ -61,7 +61,7 @@ An ADMINISTRATOR may issue keys with any role and any permission of the list; ot
 	b.WriteString(`
 ## Routes
 
-The same on every edge. A route for every tenant takes a caller that is granted every tenant (` + "`*`" + `).
+The permissions are the same over NATS and HTTP. A route for every tenant requires a caller that is granted every tenant (` + "`*`" + `).
 
 `)
 	routes := map[service.Permission][]service.Route{}
@@ -88,7 +88,7 @@ The same on every edge. A route for every tenant takes a caller that is granted 
 			}
 			perm := fmt.Sprintf("`%s`", r.Permission)
 			if r.Or != "" {
-				perm += fmt.Sprintf(", or `%s` for what exists", r.Or)
+				perm += fmt.Sprintf(", or `%s` for an existing credential", r.Or)
 			}
 			fmt.Fprintf(&b, "| `%s` | %s | %s |", r.Name, kind, perm)
 			for _, role := range roles {
@@ -101,10 +101,10 @@ The same on every edge. A route for every tenant takes a caller that is granted 
 			b.WriteString("\n")
 		}
 	}
-	fmt.Fprintf(&b, "\nFlow events on NATS take `%s`, the feed (by subscription or consumer) and the in-use index `%s`, the audit trail `%s`.\n",
+	fmt.Fprintf(&b, "\nFlow events over NATS require `%s`, the feed (by subscription or consumer) and the in-use index `%s`, the audit stream `%s`.\n",
 		service.FlowsEdit, service.CredentialsGet, service.AuditRead)
 	if len(unused) > 0 {
-		fmt.Fprintf(&b, "No route of this table takes %s.\n", strings.Join(unused, ", "))
+		fmt.Fprintf(&b, "No route of this table requires %s.\n", strings.Join(unused, ", "))
 	}
 	return b.Bytes()
 }

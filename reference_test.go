@@ -47,14 +47,14 @@ func reference(t *testing.T) []byte {
 	doc := documented(t, "service", "events", "projections", "seal")
 	b.WriteString(`# Reference
 
-Generated from the code. Every command and query is served on two edges, with the same JSON:
+This page describes every command, query, event and error code. It is generated from the code. NATS and HTTP serve the same commands and queries, with the same JSON:
 
 | | command | query |
 |---|---|---|
 | HTTP | ` + "`POST /v1/tenants/{tenant}/commands/{command}`" + `, JSON body | ` + "`GET /v1/tenants/{tenant}/{query}?member=value`" + ` |
 | NATS | request to ` + "`credstream.cmd.{tenant}.{command}`" + `, JSON body | request to ` + "`credstream.query.{tenant}.{query}`" + `, JSON body |
 
-The key is HTTP Basic's password or a Bearer token, or the password (or token) of the NATS connection. A command id, which makes a repeat harmless, comes as the header ` + "`Idempotency-Key`" + ` (HTTP) or ` + "`Nats-Msg-Id`" + ` (NATS). An error is a problem (RFC 9457) with a stable ` + "`code`" + `; on NATS the headers ` + "`Nats-Service-Error-Code`" + ` and ` + "`Nats-Service-Error`" + ` say so.
+Send the API key as the password of HTTP Basic, as a Bearer token, or as the password (or token) of the NATS connection. To repeat a command safely, send a command id (idempotency key) in the header ` + "`Idempotency-Key`" + ` (HTTP) or ` + "`Nats-Msg-Id`" + ` (NATS). An error is a problem (RFC 9457) with a stable ` + "`code`" + `; on NATS the headers ` + "`Nats-Service-Error-Code`" + ` and ` + "`Nats-Service-Error`" + ` say so.
 
 `)
 	for _, kind := range []struct {
