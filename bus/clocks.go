@@ -52,7 +52,7 @@ type Clocks struct {
 func NewClocks(cfg ClocksConfig) *Clocks {
 	c := &Clocks{cfg: cfg, err: errClocksUnseen, offset: prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "credstream_clock_offset_seconds",
-		Help: "By how much the clock of another process differs from this one's: the one that differs most; below 0 where it is behind.",
+		Help: "Clock offset of another process, in seconds: the largest one; negative if that clock is behind.",
 	})}
 	if cfg.Now == nil {
 		c.cfg.Now = time.Now
@@ -85,7 +85,7 @@ func (c *Clocks) Run(ctx context.Context) error {
 	defer sub.Unsubscribe() //nolint:errcheck // fails when the connection is closed already
 	for pause := clockWait; ; pause = min(2*pause, clockEvery) {
 		if err := c.compare(ctx); err != nil && ctx.Err() == nil {
-			c.cfg.Logger.WarnContext(ctx, "the clocks were not compared", "err", err)
+			c.cfg.Logger.WarnContext(ctx, "clock comparison failed", "err", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -131,7 +131,7 @@ func (c *Clocks) compare(ctx context.Context) error {
 	c.offset.Set(most.Seconds())
 	var differ error
 	if most.Abs() > MaxClockOffset {
-		differ = fmt.Errorf("%w: that of %s and this one's by %v; set the clocks of the machines by NTP, until then no reservation ends by time",
+		differ = fmt.Errorf("%w: %s and this process by %v. Synchronize the clocks with NTP; until then no reservation expires",
 			errClocksDiffer, of, most.Round(time.Second))
 	}
 	c.mu.Lock()

@@ -371,7 +371,7 @@ func (s *Service) tryDeleteComponent(ctx context.Context, call *Call, id string)
 		}
 		return done, i.refusedBy(refusal)
 	}
-	i.Says = fmt.Sprintf("The component would be deleted. Its %d credentials in your tenant would remain usable with the hosts and "+
+	i.Says = fmt.Sprintf("The component would be deleted. Its credentials in your tenant (%d) would remain usable with the hosts and "+
 		"probe of their recorded revision. New credentials, new keys and reverts would be refused, and an OAuth client "+
 		"of the component would become unusable. Flows in your tenant that include it: %d.", i.Credentials, i.TotalFlows)
 	return done, nil

@@ -488,8 +488,8 @@ func (a *app) credentialRefresh() *cobra.Command {
 func (a *app) credentialVerify() *cobra.Command {
 	var by changing
 	cmd := &cobra.Command{
-		Use: "verify ID", Short: "Repeat the dry request",
-		Long: "Repeat the dry request and record the outcome. The exit code is 2 if it fails.",
+		Use: "verify ID", Short: "Verify the current keys again by the dry request",
+		Long: "Verify the current keys again by the dry request and record the outcome. The exit code is 2 if it fails.",
 		Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
