@@ -16,43 +16,60 @@ import (
 // that appends commits may differ before a secret counts as older than the log.
 const clockSkew = time.Minute
 
+// wholeRound is how often the collector looks at all secrets. Between, it looks at
+// those put since its last round: an older one becomes an orphan only where a process
+// ended between a commit and the erasing that follows from it.
+const wholeRound = 24 * time.Hour
+
 // Collect erases the secrets in the vault that no event names and that are
 // older than age, and returns how many. Age only chooses what to look at: a
 // secret that was never named is first abandoned on its owner's stream, so a
 // writer that was merely slow conflicts and puts its secret anew.
 func (s *Service) Collect(ctx context.Context, age time.Duration) (erased int, err error) {
+	erased, _, err = s.collect(ctx, age, 1)
+	return erased, err
+}
+
+// collect is Collect for the secrets from a sequence of the vault on; next is where the
+// first one stands that it has not looked at.
+func (s *Service) collect(ctx context.Context, age time.Duration, from uint64) (erased int, next uint64, err error) {
+	next = from
 	if s.cfg.WritesAllowed != nil {
 		if err := s.cfg.WritesAllowed(); err != nil {
-			return 0, err
+			return 0, next, err
 		}
 	}
 	if s.cfg.CheckStored != nil {
 		if err := s.cfg.CheckStored(ctx); err != nil {
-			return 0, fmt.Errorf("check the log before collection: %w", err)
+			return 0, next, fmt.Errorf("check the log before collection: %w", err)
 		}
 	}
 	before := s.now().Add(-age)
-	for entry, err := range s.cfg.Vault.All(ctx) {
+	young := false // one that is too young was passed by: the next round begins there
+	for entry, err := range s.cfg.Vault.All(ctx, from) {
 		if err != nil {
-			return erased, fmt.Errorf("walk the vault: %w", err)
+			return erased, next, fmt.Errorf("walk the vault: %w", err)
 		}
 		if entry.Stored.After(before) {
+			young = true
 			continue
 		}
 		orphan, err := s.orphan(ctx, entry)
 		if err != nil {
-			return erased, fmt.Errorf("check a secret of %s: %w", entry.Ref.Owner, err)
+			return erased, next, fmt.Errorf("check a secret of %s: %w", entry.Ref.Owner, err)
 		}
-		if !orphan {
-			continue
+		if orphan {
+			if err := s.cfg.Vault.Erase(ctx, entry.Ref); err != nil {
+				return erased, next, fmt.Errorf("erase a secret of %s: %w", entry.Ref.Owner, err)
+			}
+			erased++
+			s.metrics.orphans.Inc()
 		}
-		if err := s.cfg.Vault.Erase(ctx, entry.Ref); err != nil {
-			return erased, fmt.Errorf("erase a secret of %s: %w", entry.Ref.Owner, err)
+		if !young {
+			next = entry.Seq + 1
 		}
-		erased++
-		s.metrics.orphans.Inc()
 	}
-	return erased, nil
+	return erased, next, nil
 }
 
 // orphan reports whether nothing names the secret and, once it has said so on
@@ -137,17 +154,24 @@ func (s *Service) mayBeLost(ctx context.Context, e vault.Entry, inViews func() (
 	return true, nil
 }
 
-// RunCollector collects every interval until ctx ends.
+// RunCollector collects every interval until ctx ends: first among all secrets, then
+// among those put since the round before, and once a day among all again.
 func (s *Service) RunCollector(ctx context.Context, interval, age time.Duration) error {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
+	next, whole := uint64(1), s.now()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		switch erased, err := s.Collect(ctx, age); {
+		if now := s.now(); now.Sub(whole) >= wholeRound {
+			next, whole = 1, now
+		}
+		erased, upTo, err := s.collect(ctx, age, next)
+		next = upTo
+		switch {
 		case ctx.Err() != nil:
 			return nil
 		case err != nil:

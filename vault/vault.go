@@ -389,12 +389,13 @@ func (v *Vault) Owned(ctx context.Context, tenant, category, owner string) ([]En
 	return entries, nil
 }
 
-// All yields every secret, oldest first, and ends; those put or erased meanwhile
-// may or may not be among them. After an error it ends.
-func (v *Vault) All(ctx context.Context) iter.Seq2[Entry, error] {
+// All yields every secret whose sequence is at least from, oldest first, and ends; those
+// put or erased meanwhile may or may not be among them. After an error it ends.
+func (v *Vault) All(ctx context.Context, from uint64) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
 		// Headers alone: what is wanted is where the secrets are, not what.
 		cons, err := v.js.CreateConsumer(ctx, Stream, jetstream.ConsumerConfig{
+			DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: from,
 			AckPolicy: jetstream.AckNonePolicy, HeadersOnly: true, MemoryStorage: true, Replicas: 1,
 			InactiveThreshold: time.Minute, // should the deletion below not arrive
 		})

@@ -286,7 +286,7 @@ func TestOwnedAndAll(t *testing.T) {
 		{Tenant: "beta", Category: "credential", Owner: "c1", SecretID: "s1"},
 	}
 	empty := 0
-	for range v.All(ctx) {
+	for range v.All(ctx, 1) {
 		empty++
 	}
 	if empty != 0 {
@@ -313,7 +313,7 @@ func TestOwnedAndAll(t *testing.T) {
 	}
 
 	var all []vault.Ref
-	for e, err := range v.All(ctx) {
+	for e, err := range v.All(ctx, 1) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -325,13 +325,13 @@ func TestOwnedAndAll(t *testing.T) {
 	if diff := cmp.Diff(left, all); diff != "" {
 		t.Errorf("All (-want +got):\n%s", diff)
 	}
-	for range v.All(ctx) { // broken off
+	for range v.All(ctx, 1) { // broken off
 		break
 	}
 	cancelled, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var failed error
-	for _, err := range v.All(cancelled) {
+	for _, err := range v.All(cancelled, 1) {
 		cancel()
 		failed = err
 	}

@@ -591,7 +591,7 @@ func TestBadInput(t *testing.T) {
 
 func vaultSize(t *testing.T, u *up) (n int) {
 	t.Helper()
-	for _, err := range u.vault.All(t.Context()) {
+	for _, err := range u.vault.All(t.Context(), 1) {
 		must(t, err)
 		n++
 	}

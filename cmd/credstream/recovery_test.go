@@ -16,7 +16,7 @@ import (
 
 func (u *up) secrets(t testing.TB) (n int) {
 	t.Helper()
-	for _, err := range u.vault.All(t.Context()) {
+	for _, err := range u.vault.All(t.Context(), 1) {
 		must(t, err)
 		n++
 	}
