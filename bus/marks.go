@@ -7,13 +7,13 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go/jetstream"
 
+	eventlog "github.com/credstream/credstream/events/jetstream"
 	"github.com/credstream/credstream/fault"
 )
 
@@ -223,7 +223,7 @@ func (m *Marks) Record(ctx context.Context) error {
 func (m *Marks) write(marks map[string]mark) error {
 	b, err := json.Marshal(marksFile{Format: marksFormat, Streams: marks}, json.Deterministic(true))
 	if err == nil {
-		err = replaceFile(m.path, b)
+		err = eventlog.ReplaceFile(m.path, b)
 	}
 	if err != nil {
 		return fmt.Errorf("writing marks.json: %w", err)
@@ -256,28 +256,4 @@ func (m *Marks) Run(ctx context.Context, intact func() error) error {
 			return nil
 		}
 	}
-}
-
-// replaceFile writes a file so that after a power cut it is the old or the new one, whole.
-func replaceFile(path string, content []byte) error {
-	tmp := path + ".new"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -386,24 +387,33 @@ func (n *Node) DisconnectKey(principal string) {
 	if r == nil {
 		return
 	}
-	var names []string
-	r.port.mu.RLock()
-	for name, p := range r.port.keys {
-		if p == principal {
-			names = append(names, name)
-		}
-	}
-	r.port.mu.RUnlock()
-	for _, name := range names {
-		conns, err := r.srv.Connz(&server.ConnzOptions{Account: name, Limit: 1 << 20})
+	for _, acc := range r.port.drop(principal) {
+		conns, err := r.srv.Connz(&server.ConnzOptions{Account: acc.GetName(), Limit: 1 << 20})
 		if err != nil {
 			n.log.Error("listing the connections of a key", "principal", principal, "err", err)
-			continue
+		} else {
+			for _, c := range conns.Conns {
+				_ = r.srv.DisconnectClientByID(c.Cid) // fails when it has gone by itself
+			}
 		}
-		for _, c := range conns.Conns {
-			_ = r.srv.DisconnectClientByID(c.Cid) // fails when it has gone by itself
+		// The server has no way to forget an account, but forgets what it imports, which is
+		// more than half of it. With no connections allowed it closes one that is just being made.
+		r.srv.UpdateAccountClaims(acc, &jwt.AccountClaims{})
+	}
+}
+
+// drop forgets the accounts of a key: its next connection gets a new one.
+func (p *port) drop(principal string) (dropped []*server.Account) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for grant, acc := range p.accounts {
+		if name := acc.GetName(); p.keys[name] == principal {
+			dropped = append(dropped, acc)
+			delete(p.accounts, grant)
+			delete(p.keys, name)
 		}
 	}
+	return dropped
 }
 
 // EngineConsumer names the pre-made consumer of the feed that a tenant's flow engines share.

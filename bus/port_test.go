@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http/httptest"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -941,6 +942,45 @@ func TestDisconnectKey(t *testing.T) {
 		t.Error(err)
 	}
 	n.DisconnectKey("nobody")
+}
+
+// What the account of a key imports, which is most of what it holds, goes with the key.
+func TestAccountsOfEndedKeys(t *testing.T) {
+	const keys = 300
+	n := startNode(t)
+	ok(t, n.SetAuthenticator(func(_ context.Context, key string, _ netip.Addr) (bus.Grant, error) {
+		return bus.Grant{Principal: key, Tenants: []string{"acme", "other"}, Follow: true, Audit: true}, nil
+	}))
+	use := func(key string) {
+		nc := must(nats.Connect(n.ClientURL(), nats.UserInfo("x", key)))(t)
+		nc.Close()
+	}
+	for i := range 20 { // what is made once
+		use(fmt.Sprint("first-", i))
+		n.DisconnectKey(fmt.Sprint("first-", i))
+	}
+	before := heap()
+	for i := range keys {
+		use(fmt.Sprint("key-", i))
+	}
+	held := heap() - before
+	for i := range keys {
+		n.DisconnectKey(fmt.Sprint("key-", i))
+	}
+	if left := heap() - before; left > held*2/3 { // the server forgets no account
+		t.Errorf("%d bytes a key, %d when it has ended", held/keys, left/keys)
+	}
+	use("key-1") // and a key that has another grant now comes again
+}
+
+// heap is how many bytes are in use.
+func heap() int64 {
+	var m runtime.MemStats
+	for range 3 {
+		runtime.GC()
+	}
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }
 
 // A key that is revoked while it is being checked does not get in.

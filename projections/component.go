@@ -85,6 +85,21 @@ func (v *Views) Component(ctx context.Context, id string) (k Component, found bo
 	return k, found, nil
 }
 
+// ComponentLike finds a component, of whatever tenant, deleted or not, whose id differs
+// from this one in case alone.
+func (v *Views) ComponentLike(ctx context.Context, id string) (other string, found bool, err error) {
+	err = v.read(ctx, func(c *conn) error {
+		return c.query("SELECT id FROM components WHERE lower(id) = lower(?) AND id <> ?", func(row []driver.Value) error {
+			other, found = str(row[0]), true
+			return nil
+		}, id, id)
+	})
+	if err != nil {
+		return "", false, fmt.Errorf("reading a component: %w", err)
+	}
+	return other, found, nil
+}
+
 const componentsVisible = componentColumns + " INDEXED BY components_owned WHERE owner = ? AND deleted = 0 AND id > ?" +
 	" UNION ALL " + componentColumns + " INDEXED BY components_shared WHERE deleted = 0 AND shared = 1 AND id > ? AND owner <> ?" +
 	" ORDER BY id LIMIT ?"

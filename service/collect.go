@@ -17,8 +17,8 @@ import (
 const clockSkew = time.Minute
 
 // wholeRound is how often the collector looks at all secrets. Between, it looks at
-// those put since its last round: an older one becomes an orphan only where a process
-// ended between a commit and the erasing that follows from it.
+// those put since its last round: an older one becomes an orphan only where the erasing
+// that follows from a commit failed, which is known here, or its process ended before it.
 const wholeRound = 24 * time.Hour
 
 // Collect erases the secrets in the vault that no event names and that are
@@ -155,7 +155,8 @@ func (s *Service) mayBeLost(ctx context.Context, e vault.Entry, inViews func() (
 }
 
 // RunCollector collects every interval until ctx ends: first among all secrets, then
-// among those put since the round before, and once a day among all again.
+// among those put since the round before; among all again once a day, and after an
+// erasing that failed.
 func (s *Service) RunCollector(ctx context.Context, interval, age time.Duration) error {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
@@ -166,7 +167,7 @@ func (s *Service) RunCollector(ctx context.Context, interval, age time.Duration)
 			return nil
 		case <-tick.C:
 		}
-		if now := s.now(); now.Sub(whole) >= wholeRound {
+		if now := s.now(); s.secretsLeft.Swap(false) || now.Sub(whole) >= wholeRound {
 			next, whole = 1, now
 		}
 		erased, upTo, err := s.collect(ctx, age, next)

@@ -40,9 +40,30 @@ func (s *Service) registerComponent(ctx context.Context, call *Call, in Register
 	if err := events.CheckName(in.ID); err != nil {
 		return Done{}, fault.Of(err).At("/id")
 	}
+	if err := s.checkCase(ctx, in.ID); err != nil {
+		return Done{}, err
+	}
 	return s.changeComponent(ctx, call, commands.RegisterComponent{
 		ID: in.ID, Owner: call.Tenant, Title: d.Title, Descriptor: string(d.Raw),
 	})
+}
+
+// ErrComponentIDCase refuses an id that people and file systems take for another one.
+var ErrComponentIDCase = fault.New(fault.Exists, "component_id_case",
+	"A component's id differs from this one in upper and lower case alone. Choose another id.")
+
+// checkCase refuses the id of a new component that differs in case alone from one that
+// exists, or existed. Components that differ so from before this rule stay as they are.
+func (s *Service) checkCase(ctx context.Context, id string) error {
+	other, found, err := s.cfg.Views.ComponentLike(ctx, id)
+	if err != nil || !found {
+		return err
+	}
+	state, err := aggregates.Component.Fresh(ctx, s.cfg.Log, aggregates.Component.Stream(events.System, id))
+	if err != nil || state.Value.Exists {
+		return err // that it is taken is for the component to say
+	}
+	return ErrComponentIDCase.Because("The component %s exists, or existed. Ids that differ in upper and lower case alone are refused: choose another one.", other).At("/id")
 }
 
 // UpdateComponent asks for a new revision of a component's descriptor.
@@ -189,15 +210,18 @@ func (s *Service) clientOf(ctx context.Context, tenant, component string, d comm
 	if err != nil || client.Value.ID != "" && !client.Value.Unusable {
 		return clientDefined, err
 	}
-	state, err := aggregates.Component.Load(ctx, s.cfg.Log, aggregates.Component.Stream(events.System, component))
-	if err != nil {
+	stream := aggregates.Component.Stream(events.System, component)
+	given := func(c aggregates.ComponentState) bool {
+		return c.Owner == tenant && slices.Contains(c.EnvNames, d.ClientIDVar) && slices.Contains(c.EnvNames, d.ClientSecretVar)
+	}
+	owner, err := aggregates.Component.Load(ctx, s.cfg.Log, stream)
+	if err == nil && !given(owner.Value) { // a refusal has to be sure
+		owner, err = aggregates.Component.Fresh(ctx, s.cfg.Log, stream)
+	}
+	if err != nil || !given(owner.Value) {
 		return clientMissing, err
 	}
-	has := func(variable string) bool { return variable != "" && slices.Contains(state.Value.EnvNames, variable) }
-	if state.Value.Owner == tenant && has(d.ClientIDVar) && has(d.ClientSecretVar) {
-		return clientOfEnv, nil
-	}
-	return clientMissing, nil
+	return clientOfEnv, nil
 }
 
 func (s *Service) changeComponent(ctx context.Context, call *Call, cmd commands.Component) (Done, error) {

@@ -380,6 +380,7 @@ func statusOf(s aggregates.CredentialState) events.Status {
 // collector erases later.
 func (s *Service) erase(ctx context.Context, ref vault.Ref) {
 	if err := s.cfg.Vault.Erase(ctx, ref); err != nil {
+		s.secretsLeft.Store(true)
 		s.cfg.Logger.WarnContext(ctx, "secret not erased; collector will retry", "tenant", ref.Tenant, "owner", ref.Owner, "err", err)
 	}
 }

@@ -132,13 +132,21 @@ func (p *program) replicas() int {
 	return p.cluster.Replicas()
 }
 
-// ensureStream creates a stream, durable, or checks that it can be used.
+// ensureStream creates a stream, or checks that it can be used, and makes it durable.
 func (p *program) ensureStream(ctx context.Context, js jetstream.JetStream, cfg jetstream.StreamConfig) error {
-	created, err := bus.EnsureStream(ctx, js, cfg)
-	if err != nil || !created || p.node == nil {
+	if _, err := bus.EnsureStream(ctx, js, cfg); err != nil {
 		return err
 	}
-	return p.node.Syncer(cfg.Name).SyncTree()
+	return p.syncStream(cfg.Name)
+}
+
+// syncStream makes a stream itself durable, whoever created or changed it: that process
+// may have ended before it had synced.
+func (p *program) syncStream(name string) error {
+	if p.node == nil {
+		return nil // the servers sync by themselves
+	}
+	return p.node.Syncer(name).SyncTree()
 }
 
 // lead has run active in one process of those that serve the log, and taken over

@@ -381,11 +381,10 @@ func (p *program) openQueues() error {
 // openAccessLog opens the record of who was given which credential.
 func (p *program) openAccessLog(ctx context.Context, js jetstream.JetStream) error {
 	keep := cmp.Or(p.cfg.AccessRetention, bus.DefaultAccessRetention)
-	changed, err := bus.EnsureAccessLog(ctx, js, p.replicas(), keep)
-	if err == nil && changed && p.node != nil {
-		err = p.node.Syncer(bus.AccessStream).SyncTree()
+	if _, err := bus.EnsureAccessLog(ctx, js, p.replicas(), keep); err != nil {
+		return err
 	}
-	if err != nil {
+	if err := p.syncStream(bus.AccessStream); err != nil {
 		return err
 	}
 	conn, err := p.nats.Conn("access")
@@ -403,8 +402,8 @@ func (p *program) openKeyring(ctx context.Context, js jetstream.JetStream) (*sea
 	_, err := bus.EnsureBucket(ctx, js, jetstream.KeyValueConfig{
 		Bucket: keyBucket, History: 5, Storage: jetstream.FileStorage, Replicas: p.replicas(),
 	})
-	if err == nil && p.node != nil {
-		err = p.node.Syncer(stream).SyncTree()
+	if err == nil {
+		err = p.syncStream(stream)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open the bucket of keysets: %w", err)

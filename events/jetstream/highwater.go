@@ -154,7 +154,7 @@ func (h *HighWater) Record(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("encoding the high-water mark: %w", err)
 	}
-	if err := replace(h.path, b); err != nil {
+	if err := ReplaceFile(h.path, b); err != nil {
 		return fmt.Errorf("writing the high-water mark: %w", err)
 	}
 	h.last = m
@@ -179,8 +179,8 @@ func (h *HighWater) Run(ctx context.Context) error {
 	}
 }
 
-// replace writes a file so that after a power cut it is the old or the new one, whole.
-func replace(path string, content []byte) error {
+// ReplaceFile writes a file so that after a power cut it is the old or the new one, whole.
+func ReplaceFile(path string, content []byte) error {
 	tmp := path + ".new"
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
