@@ -122,7 +122,7 @@ type Service struct {
 	revocations       revocations
 	leases            *leases
 	settling          settling
-	secretsLeft       atomic.Bool // the next round of the collector has to look at all secrets
+	secretsLeft       atomic.Bool     // the next round of the collector has to look at all secrets
 	life              context.Context // ends at Close; what outlives a request hangs on it
 	end               context.CancelFunc
 }
