@@ -78,8 +78,8 @@ func (w *whole) peer(t *testing.T, v verify.Config) *peer {
 		Log: p.log, Views: p.views, Projector: p.proj, Keyring: w.keyring,
 		Vault:  vault.New(w.js, conn, w.keyring, w.node.Syncer(vault.Stream).Wait),
 		Verify: verify.NewClient(v), Metrics: prometheus.NewRegistry(), Logger: log,
-		TenantAdded: w.node.EnsureTenant, Poison: w.poison,
-		Now: func() time.Time { return time.Now().Add(time.Duration(p.skew.Load())) },
+		Poison: w.poison,
+		Now:    func() time.Time { return time.Now().Add(time.Duration(p.skew.Load())) },
 	}))(t)
 	t.Cleanup(p.svc.Close)
 	p.sync(t)

@@ -32,8 +32,8 @@ import (
 // connection has allow lists for what its own key is granted:
 //
 //   - requests to the endpoints of its tenants, and the discovery of the micro service;
-//   - the pull API of its tenants' pre-made consumers of the feed and of the audit
-//     trail, and single keys of their part of the in-use index;
+//   - the pull API of its tenants' consumers of the feed and of the audit
+//     trail (see Pulls), and single keys of their part of the in-use index;
 //   - an inbox prefix of its own (see InboxPrefix), and never "_INBOX.>".
 //
 // The import is shared, so the servers put the user's name into the request.

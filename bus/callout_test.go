@@ -57,8 +57,9 @@ func startEndpoints(t *testing.T, c *bus.Cluster) *service {
 			t.Fatal(err)
 		}
 	}
+	pulls := servePulls(t, c)
 	for _, tenant := range []string{"default", "other"} {
-		if err := c.EnsureTenant(t.Context(), tenant); err != nil {
+		if err := pulls.Ensure(t.Context(), tenant, true, true); err != nil {
 			t.Fatal(err)
 		}
 		for _, stream := range []string{"log", "vault", "events", "audit"} {

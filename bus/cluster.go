@@ -18,7 +18,6 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
 )
 
@@ -117,10 +116,9 @@ type Cluster struct {
 	end  context.CancelFunc
 	work sync.WaitGroup
 
-	mu      sync.Mutex
-	done    bool
-	conns   []member
-	tenants map[string]bool // those whose consumers are known to exist
+	mu    sync.Mutex
+	done  bool
+	conns []member
 }
 
 // member is one of the process's connections.
@@ -149,7 +147,7 @@ func Connect(ctx context.Context, cfg ClusterConfig) (_ *Cluster, err error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	c := &Cluster{cfg: cfg, log: cfg.Logger, logins: map[string]login{}, tenants: map[string]bool{}}
+	c := &Cluster{cfg: cfg, log: cfg.Logger, logins: map[string]login{}}
 	c.life, c.end = context.WithCancel(context.Background())
 	if err := c.readLogins(); err != nil {
 		return nil, err
@@ -368,28 +366,6 @@ func (c *Cluster) Replicas() int { return c.cfg.Replicas }
 // WritesAllowed returns nil: the servers look after their disks themselves and
 // refuse what they cannot store.
 func (c *Cluster) WritesAllowed() error { return nil }
-
-// EnsureTenant makes the tenant's consumers of the feed and of the audit trail, from
-// the first event on, unless they exist. The two streams must exist. Calling it again
-// costs nothing.
-func (c *Cluster) EnsureTenant(ctx context.Context, tenant string) error {
-	if err := events.CheckName(tenant); err != nil {
-		return err
-	}
-	c.mu.Lock()
-	known := c.tenants[tenant]
-	c.mu.Unlock()
-	if known {
-		return nil
-	}
-	if err := makeConsumers(ctx, c.own, tenant); err != nil {
-		return err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.tenants[tenant] = true
-	return nil
-}
 
 // Health reports why the cluster cannot do all of its work: a connection is
 // away, JetStream does not answer, a server's durability has become weak.

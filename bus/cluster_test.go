@@ -221,7 +221,7 @@ func TestThreeServers(t *testing.T) {
 			}
 		}
 	}
-	if err := c.EnsureTenant(t.Context(), "default"); err != nil {
+	if err := servePulls(t, c).Ensure(t.Context(), "default", true, true); err != nil {
 		t.Error(err)
 	}
 	calls := make(chan call, 100)

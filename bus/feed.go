@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -67,6 +68,7 @@ const feedWindow = 256
 const (
 	feedRetry     = 100 * time.Millisecond
 	feedRetryMost = 2 * time.Second
+	feedWatch     = 2 * time.Second  // between two looks whether the stream is there
 	feedPatience  = 10 * time.Second // of failing before readiness says so
 	feedChecked   = 512              // messages at the end of the feed that are compared with the log
 	feedCheckTime = time.Minute      // how long that may take
@@ -76,12 +78,13 @@ const (
 // into a stream, once and in the order of the log: each message expects the
 // stream's last sequence, so of two writers one is refused.
 type Feed struct {
-	kind  feedKind
-	js    jetstream.JetStream
-	store events.Store
-	log   *slog.Logger
-	seq   atomic.Uint64
-	err   atomic.Pointer[error]
+	kind     feedKind
+	js       jetstream.JetStream
+	store    events.Store
+	replicas int
+	log      *slog.Logger
+	seq      atomic.Uint64
+	err      atomic.Pointer[error]
 }
 
 // AckTimeout bounds how long the feed waits for the acknowledgement of a
@@ -89,14 +92,15 @@ type Feed struct {
 const AckTimeout = 5 * time.Second
 
 // NewFeed makes the writer of the feed; Run runs it. js is made with
-// jetstream.WithPublishAsyncTimeout(AckTimeout).
-func NewFeed(js jetstream.JetStream, store events.Store, log *slog.Logger) *Feed {
-	return &Feed{kind: feedOfChanges, js: js, store: store, log: log.With("stream", FeedStream)}
+// jetstream.WithPublishAsyncTimeout(AckTimeout). A stream that is lost is made again with
+// so many replicas.
+func NewFeed(js jetstream.JetStream, store events.Store, replicas int, log *slog.Logger) *Feed {
+	return &Feed{kind: feedOfChanges, js: js, store: store, replicas: replicas, log: log.With("stream", FeedStream)}
 }
 
 // NewAuditFeed makes the writer of the audit trail, like NewFeed.
-func NewAuditFeed(js jetstream.JetStream, store events.Store, log *slog.Logger) *Feed {
-	return &Feed{kind: feedOfAudit, js: js, store: store, log: log.With("stream", AuditStream)}
+func NewAuditFeed(js jetstream.JetStream, store events.Store, replicas int, log *slog.Logger) *Feed {
+	return &Feed{kind: feedOfAudit, js: js, store: store, replicas: replicas, log: log.With("stream", AuditStream)}
 }
 
 // place is a place in the feed: an event of the log.
@@ -138,7 +142,8 @@ func (f *Feed) Err() error {
 
 // Run writes until ctx ends. At its start, and after a publish that failed or was
 // refused, it looks where the feed stands and whether its end tells of each event once
-// and in order, repairs it, and goes on, ever more slowly. It stops with an error when
+// and in order, repairs it, and goes on, ever more slowly. A stream that was deleted is made
+// again. It stops with an error when
 // the log misses a commit or holds one that cannot be read, or something else than
 // the feed tells.
 func (f *Feed) Run(ctx context.Context) error {
@@ -170,6 +175,13 @@ func (f *Feed) Run(ctx context.Context) error {
 			failing = time.Now()
 		case time.Since(failing) > feedPatience:
 			f.err.Store(&err) // it goes on, but somebody should know
+		}
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			if _, err = EnsureStream(ctx, f.js, f.kind.config(f.replicas)); err == nil {
+				f.seq.Store(0)
+				f.log.ErrorContext(ctx, "the feed was gone; it is written anew")
+				continue
+			}
 		}
 		f.log.WarnContext(ctx, "feed resumes after its last message", "err", err)
 		select {
@@ -548,12 +560,33 @@ func (f *Feed) write(ctx context.Context, told place, feedSeq uint64) error {
 			}
 		}
 	}()
+	gone := make(chan error, 1)
+	go func() { // ends with ctx
+		gone <- f.watch(ctx)
+		cancel()
+	}()
 	err := f.send(ctx, told, feedSeq, func(ack jetstream.PubAckFuture, at place) { inFlight <- sent{ack, at} })
 	close(inFlight)
-	if lost := <-failed; lost != nil {
-		return lost
+	lost := <-failed
+	cancel()
+	return cmp.Or(<-gone, lost, err)
+}
+
+// watch returns an error when the stream has been deleted, which a writer with nothing to
+// write would not notice, and nil when ctx ends.
+func (f *Feed) watch(ctx context.Context) error {
+	tick := time.NewTicker(feedWatch)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if _, err := f.js.Stream(ctx, f.kind.stream); errors.Is(err, jetstream.ErrStreamNotFound) {
+			return fmt.Errorf("look at the feed: %w", err)
+		}
 	}
-	return err
 }
 
 // drain takes what is sent until the sender has ended.

@@ -57,7 +57,7 @@ func told(t *testing.T, js jetstream.JetStream, store events.Store, n int) (ids 
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	feed := bus.NewFeed(js, store, slog.New(slog.DiscardHandler))
+	feed := bus.NewFeed(js, store, 1, slog.New(slog.DiscardHandler))
 	ran := make(chan error, 1)
 	go func() { ran <- feed.Run(ctx) }()
 	stream, err := js.Stream(ctx, bus.FeedStream)
@@ -179,7 +179,7 @@ func TestFeedWithTwoWriters(t *testing.T) {
 	defer cancel()
 	ran := make(chan error, 2)
 	for range 2 {
-		go func() { ran <- bus.NewFeed(js, store, slog.New(slog.DiscardHandler)).Run(ctx) }()
+		go func() { ran <- bus.NewFeed(js, store, 1, slog.New(slog.DiscardHandler)).Run(ctx) }()
 	}
 	want := fill(t, store, 300)
 	got := told(t, js, store, len(want))
@@ -267,9 +267,7 @@ func TestAudiences(t *testing.T) {
 	if _, err := js.CreateStream(t.Context(), bus.AuditConfig(1)); err != nil {
 		t.Fatal(err)
 	}
-	if err := node.EnsureTenant(t.Context(), "default"); err != nil {
-		t.Fatal(err)
-	}
+	servePulls(t, node)
 	// As an earlier version wrote it.
 	if _, err := old.CreateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: "audit-default", AckPolicy: jetstream.AckExplicitPolicy}); err != nil {
 		t.Fatal(err)
@@ -312,7 +310,7 @@ func TestAudiences(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	for _, feed := range []*bus.Feed{
-		bus.NewFeed(js, store, slog.New(slog.DiscardHandler)), bus.NewAuditFeed(js, store, slog.New(slog.DiscardHandler)),
+		bus.NewFeed(js, store, 1, slog.New(slog.DiscardHandler)), bus.NewAuditFeed(js, store, 1, slog.New(slog.DiscardHandler)),
 	} {
 		running.Go(func() {
 			if err := feed.Run(ctx); err != nil {
@@ -409,7 +407,7 @@ func TestFeedThatDiffersFromTheLog(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		ran := make(chan error, 1)
-		go func() { ran <- bus.NewFeed(js, store, slog.New(slog.DiscardHandler)).Run(ctx) }()
+		go func() { ran <- bus.NewFeed(js, store, 1, slog.New(slog.DiscardHandler)).Run(ctx) }()
 		var got []string
 		for deadline := time.Now().Add(20 * time.Second); !cmp.Equal(want, got) && time.Now().Before(deadline); {
 			info, err := stream.Info(t.Context())

@@ -132,7 +132,7 @@ func startWhole(t *testing.T) *whole {
 			}
 			return nil
 		},
-		TenantAdded: w.node.EnsureTenant, Poison: w.poison,
+		Poison: w.poison,
 	}))(t)
 	t.Cleanup(w.svc.Close)
 	first := must(w.svc.Bootstrap(t.Context(), seal.Secret{}))(t)

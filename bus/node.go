@@ -128,7 +128,6 @@ type Node struct {
 
 	syncers map[string]*Syncer
 	conns   []*nats.Conn
-	tenants map[string]bool // those whose consumers are known to exist
 	own     *nats.Conn
 }
 
@@ -167,7 +166,6 @@ func StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) {
 		log:     cfg.Logger,
 		secret:  rand.Text(),
 		syncers: map[string]*Syncer{},
-		tenants: map[string]bool{},
 	}
 	if cfg.Authenticate != nil {
 		n.auth.Store(&cfg.Authenticate)
@@ -249,7 +247,7 @@ func (n *Node) options(p *port) (*server.Options, error) {
 		SyncAlways:                 n.cfg.SyncAlways,
 		SyncInterval:               syncBackstop,
 		MaxPayload:                 maxPayload,
-		// Every tenant has two consumers of the feed; clients can make none.
+		// Every tenant may have two consumers; clients can make none.
 		JetStreamLimits: server.JSLimitOpts{DefaultMaxConsumers: -1},
 		NoSigs:          true,
 		DontListen:      true, // listen opens the port

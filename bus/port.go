@@ -17,7 +17,6 @@ import (
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
@@ -30,7 +29,7 @@ import (
 //   - requests to the endpoints, and the discovery of the micro service;
 //   - plain subscriptions to its tenants' part of the feed, of the audit trail and of
 //     the in-use index, and single keys of that index;
-//   - the pull API of its tenants' pre-made consumers of the feed and of the audit trail.
+//   - the pull API of its tenants' consumers of the feed and of the audit trail (see Pulls).
 //
 // Streams, their API and the service's own subjects do not exist in that
 // account, its inboxes are seen by no other key, and a reply subject means
@@ -139,7 +138,7 @@ func (p *port) open(srv *server.Server, core *server.Account) error {
 	}
 	for _, stream := range []string{FeedStream, AuditStream} {
 		err = errors.Join(err,
-			core.AddServiceExport(infoAPI+stream+".*", server.IsPublicExport),
+			core.AddServiceExport(pullInfo+stream+".*", server.IsPublicExport),
 			core.AddServiceExport(ackAPI+stream+".>", server.IsPublicExport),
 			core.AddServiceExportWithResponse(nextAPI+stream+".*", server.Streamed, server.IsPublicExport)) // one request, several answers
 	}
@@ -186,7 +185,7 @@ func (p *port) checkOwn(c server.ClientAuthentication, name, secret string) bool
 	case serviceUser:
 		c.RegisterUser(&server.User{Username: name, Account: p.core})
 	case endpointUser:
-		receive := []string{"$SRV.>", inboxPrefix + ">"}
+		receive := []string{"$SRV.>", inboxPrefix + ">", pullInfo + ">", nextAPI + FeedStream + ".*", nextAPI + AuditStream + ".*"}
 		for _, root := range requestRoots {
 			receive = append(receive, "credstream."+root+".>")
 		}
@@ -321,6 +320,14 @@ func (k feedKind) pullAPI(tenant string) []string {
 	return []string{infoAPI + of, nextAPI + of, ackAPI + of + ".>"}
 }
 
+// servedAt is where the service takes what a client sends to a subject.
+func servedAt(subject string) string {
+	if rest, ok := strings.CutPrefix(subject, infoAPI); ok {
+		return pullInfo + rest
+	}
+	return subject
+}
+
 // account returns the account for a grant, made at its first connection. Its
 // name is no secret: the server tells it to the client.
 func (p *port) account(g Grant, requests, subscriptions []string) (*server.Account, error) {
@@ -335,7 +342,7 @@ func (p *port) account(g Grant, requests, subscriptions []string) (*server.Accou
 		return nil, fmt.Errorf("registering: %w", err)
 	}
 	for _, s := range requests {
-		if err := acc.AddServiceImport(p.core, s, s); err != nil {
+		if err := acc.AddServiceImport(p.core, s, servedAt(s)); err != nil {
 			return nil, fmt.Errorf("importing %s: %w", s, err)
 		}
 	}
@@ -416,65 +423,8 @@ func (p *port) drop(principal string) (dropped []*server.Account) {
 	return dropped
 }
 
-// EngineConsumer names the pre-made consumer of the feed that a tenant's flow engines share.
+// EngineConsumer names the consumer of the feed that a tenant's flow engines share.
 func EngineConsumer(tenant string) string { return "engine-" + tenant }
 
-// AuditConsumer names the pre-made consumer of the audit trail of whoever keeps a tenant's.
+// AuditConsumer names the consumer of the audit trail of whoever keeps a tenant's.
 func AuditConsumer(tenant string) string { return "audit-" + tenant }
-
-// EnsureTenant makes the tenant's consumers of the feed and of the audit trail, from
-// the first event on, unless they exist: clients cannot make consumers. They are on
-// disk when it returns. The two streams must exist. Calling it again costs nothing.
-func (n *Node) EnsureTenant(ctx context.Context, tenant string) error {
-	if err := events.CheckName(tenant); err != nil {
-		return err
-	}
-	n.mu.RLock()
-	known := n.tenants[tenant]
-	n.mu.RUnlock()
-	if known {
-		return nil
-	}
-	if err := makeConsumers(ctx, n.own, tenant); err != nil {
-		return err
-	}
-	for _, kind := range []feedKind{feedOfChanges, feedOfAudit} {
-		if err := n.Syncer(kind.stream).SyncConsumers(kind.consumer(tenant)); err != nil {
-			return err
-		}
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.tenants[tenant] = true
-	return nil
-}
-
-// The bounds of what readers of a consumer of the feed hold unacknowledged.
-const (
-	maxFeedPending = 20_000           // events of all readers
-	maxFeedBatch   = 1000             // events of one pull
-	feedAckWait    = 30 * time.Second // until an event is handed to another reader
-)
-
-// makeConsumers makes what a tenant's readers of the feed and of the audit trail pull from.
-func makeConsumers(ctx context.Context, nc *nats.Conn, tenant string) error {
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return fmt.Errorf("making the consumers of %s: %w", tenant, err)
-	}
-	for _, kind := range []feedKind{feedOfChanges, feedOfAudit} {
-		name := kind.consumer(tenant)
-		_, err := js.CreateOrUpdateConsumer(ctx, kind.stream, jetstream.ConsumerConfig{
-			Durable:       name,
-			FilterSubject: kind.root + "." + tenant + ".>",
-			DeliverPolicy: jetstream.DeliverAllPolicy,
-			AckPolicy:     jetstream.AckExplicitPolicy,
-			// One reader that acknowledges nothing must not hold up those it shares with.
-			MaxAckPending: maxFeedPending, MaxRequestBatch: maxFeedBatch, AckWait: feedAckWait,
-		})
-		if err != nil {
-			return fmt.Errorf("making consumer %s: %w", name, err)
-		}
-	}
-	return nil
-}

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http/httptest"
 	"net/netip"
@@ -112,8 +113,9 @@ func startService(t *testing.T, n *bus.Node) *service {
 			t.Fatal(err)
 		}
 	}
+	pulls := servePulls(t, n)
 	for _, tenant := range []string{"default", "other"} {
-		if err := n.EnsureTenant(t.Context(), tenant); err != nil {
+		if err := pulls.Ensure(t.Context(), tenant, true, true); err != nil {
 			t.Fatal(err)
 		}
 		for _, stream := range []string{"log", "vault", "events", "audit"} {
@@ -143,6 +145,31 @@ func startService(t *testing.T, n *bus.Node) *service {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// server is a bus.Node or a bus.Cluster.
+type server interface {
+	Conn(name string) (*nats.Conn, error)
+	EndpointConn() (*nats.Conn, error)
+	Caller(h nats.Header) (string, bool)
+	DisconnectKey(principal string)
+}
+
+// servePulls serves the consumers of the tenants "default" and "other", the only ones.
+func servePulls(t *testing.T, on server) *bus.Pulls {
+	t.Helper()
+	pulls, err := bus.ServePulls(bus.PullsConfig{
+		Conn: must(on.Conn("pulls"))(t), Requests: must(on.EndpointConn())(t), Caller: on.Caller, DisconnectKey: on.DisconnectKey,
+		Logger: slog.New(slog.DiscardHandler),
+		TenantExists: func(_ context.Context, tenant string) (bool, error) {
+			return tenant == "default" || tenant == "other", nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pulls.Close)
+	return pulls
 }
 
 func serviceJS(t *testing.T, n *bus.Node) jetstream.JetStream {
@@ -1068,26 +1095,6 @@ func outsideAddress(t *testing.T) string {
 	}
 	t.Skip("needs a network interface besides the loopback one")
 	return ""
-}
-
-func TestEnsureTenant(t *testing.T) {
-	n := startNode(t)
-	if err := n.EnsureTenant(t.Context(), "early"); !errors.Is(err, jetstream.ErrStreamNotFound) {
-		t.Errorf("without a feed: %v", err)
-	}
-	s := startService(t, n)
-	before := s.state(t)
-	if err := n.EnsureTenant(t.Context(), "default"); err != nil {
-		t.Error(err)
-	}
-	for _, tenant := range []string{"", "*", "a.b", "a b", ">", "_system"} {
-		if err := n.EnsureTenant(t.Context(), tenant); err == nil {
-			t.Errorf("tenant %q was accepted", tenant)
-		}
-	}
-	if diff := cmp.Diff(before, s.state(t)); diff != "" {
-		t.Errorf("consumers changed:\n%s", diff)
-	}
 }
 
 // A reader that acknowledges nothing leaves events to those it shares with.

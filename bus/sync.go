@@ -127,7 +127,7 @@ func (s *Syncer) Close() {
 }
 
 // SyncTree fsyncs every file and folder of the stream and the folders that
-// lead to it. Call it once after creating or changing the stream or a consumer:
+// lead to it. Call it once after creating or changing the stream:
 // without it a power cut can take the stream's own description.
 func (s *Syncer) SyncTree() error {
 	stream := filepath.Dir(s.dir)
@@ -151,32 +151,6 @@ func (s *Syncer) syncTree(stream string) error {
 		err = s.syncPath(up)
 	}
 	return err
-}
-
-// SyncConsumers fsyncs what the stream keeps of these durable consumers. Call it
-// once after creating them.
-func (s *Syncer) SyncConsumers(names ...string) error {
-	if err := s.withDescriptors(func() error { return s.syncConsumers(names) }); err != nil {
-		return s.fail(fmt.Errorf("syncing the consumers of %s: %w", filepath.Dir(s.dir), err))
-	}
-	return nil
-}
-
-func (s *Syncer) syncConsumers(names []string) error {
-	all := filepath.Join(filepath.Dir(s.dir), "obs")
-	var err error
-	for _, name := range names {
-		err = errors.Join(err, filepath.WalkDir(filepath.Join(all, name), func(path string, _ fs.DirEntry, err error) error {
-			if err == nil {
-				err = s.syncPath(path)
-			}
-			if errors.Is(err, fs.ErrNotExist) && filepath.Base(path) != name {
-				return nil // the server's temporary files come and go
-			}
-			return err
-		}))
-	}
-	return errors.Join(err, s.syncPath(all), s.syncPath(filepath.Dir(all)))
 }
 
 // withDescriptors calls a function that opens files, again while no descriptor is

@@ -292,10 +292,9 @@ func TestSyncerWaitsForADescriptor(t *testing.T) {
 		t.Fatal(err)
 	}
 	release := useDescriptors(t)
-	done := make(chan error, 3)
+	done := make(chan error, 2)
 	go func() { done <- s.Wait(t.Context()) }()
 	go func() { done <- s.SyncTree() }()
-	go func() { done <- s.SyncConsumers("feed") }()
 	select {
 	case err := <-done:
 		t.Errorf("synced without a descriptor: %v", err)

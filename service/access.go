@@ -386,7 +386,7 @@ func (s *Service) authorize(ctx context.Context, call *Call, perm Permission) er
 		s.denied(ctx, call, perm)
 		return ErrTenantNotFound
 	}
-	exists, err := s.tenantExists(ctx, call.Tenant)
+	exists, err := s.TenantExists(ctx, call.Tenant)
 	switch {
 	case err != nil:
 		return err

@@ -177,7 +177,7 @@ func (s *Service) recordDenials(ctx context.Context, who denied, via string, lis
 				return err
 			}
 		}
-		exists, err := s.tenantExists(ctx, who.home)
+		exists, err := s.TenantExists(ctx, who.home)
 		if err != nil || !exists { // a token may name any home: there is nobody to tell
 			return err
 		}

@@ -44,9 +44,6 @@ type Config struct {
 	// CheckStored proves, before anything is collected, that the log is whole; nil:
 	// nothing to prove.
 	CheckStored func(context.Context) error
-	// TenantAdded prepares the bus for a tenant before it is registered: its
-	// consumers of the feed. It may be called again for the same tenant; optional.
-	TenantAdded func(ctx context.Context, tenant string) error
 	// KeyRevoked is told the id of a key when it was revoked, to end its
 	// connections; optional.
 	KeyRevoked func(id string)

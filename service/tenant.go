@@ -47,7 +47,7 @@ func (s *Service) registerTenant(ctx context.Context, call *Call, in RegisterTen
 // prepareTenant makes what a tenant needs. A tenant that is registered has its keyset:
 // when it is gone, a new one would open nothing.
 func (s *Service) prepareTenant(ctx context.Context, tenant string) error {
-	exists, err := s.tenantExists(ctx, tenant)
+	exists, err := s.TenantExists(ctx, tenant)
 	if err != nil {
 		return err
 	}
@@ -61,16 +61,12 @@ func (s *Service) prepareTenant(ctx context.Context, tenant string) error {
 	if err != nil {
 		return fmt.Errorf("keyset of tenant %s: %w", tenant, err)
 	}
-	if s.cfg.TenantAdded != nil {
-		if err := s.cfg.TenantAdded(ctx, tenant); err != nil {
-			return fmt.Errorf("consumers of tenant %s: %w", tenant, err)
-		}
-	}
 	return nil
 }
 
-// tenantExists knows every tenant it has seen once: tenants do not go away.
-func (s *Service) tenantExists(ctx context.Context, tenant string) (bool, error) {
+// TenantExists reports whether a tenant is registered. It knows every tenant that it has
+// seen once: tenants do not go away.
+func (s *Service) TenantExists(ctx context.Context, tenant string) (bool, error) {
 	if s.tenants.Contains(tenant) {
 		return true, nil
 	}

@@ -21,7 +21,6 @@ type messaging interface {
 	SetAuthenticator(auth bus.Authenticator) error
 	Caller(h nats.Header) (principal string, ok bool)
 	DisconnectKey(principal string)
-	EnsureTenant(ctx context.Context, tenant string) error
 	Health() error
 	WritesAllowed() error
 	Watch(ctx context.Context) error

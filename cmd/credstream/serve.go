@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -88,6 +89,7 @@ type program struct {
 	poison    *bus.Poison
 	access    *bus.AccessLog
 	intake    *bus.Intake
+	pulls     *bus.Pulls
 	lastUse   *bus.LastUse
 	clocks    *bus.Clocks // nil where one process alone serves the log
 	ended     *endedKeys
@@ -313,9 +315,13 @@ func (p *program) openService(ctx context.Context) error {
 			}
 			return p.integrity.Err()
 		},
-		TenantAdded:  p.nats.EnsureTenant,
-		KeyRevoked:   p.nats.DisconnectKey,
-		Rewind:       func(ctx context.Context, tenant string, seq uint64) error { return p.audit.Rewind(ctx, tenant, seq) },
+		KeyRevoked: p.nats.DisconnectKey,
+		Rewind: func(ctx context.Context, tenant string, seq uint64) error {
+			if err := p.pulls.Ensure(ctx, tenant, false, true); err != nil {
+				return err
+			}
+			return p.audit.Rewind(ctx, tenant, seq)
+		},
 		ClocksAgree:  p.clocksAgree,
 		RebuildViews: p.rebuildViews,
 		Claims:       claims,
@@ -344,7 +350,7 @@ func (p *program) openService(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open JetStream: %w", err)
 	}
-	p.feed, p.audit = bus.NewFeed(feedJS, p.store, p.log), bus.NewAuditFeed(feedJS, p.store, p.log)
+	p.feed, p.audit = bus.NewFeed(feedJS, p.store, n, p.log), bus.NewAuditFeed(feedJS, p.store, n, p.log)
 	if err := p.checkIntegrity(ctx); err != nil { // the feeds among what is compared
 		return err
 	}
@@ -503,18 +509,39 @@ func (p *program) findPublicURL() (string, error) {
 func (p *program) letKeysIn(context.Context) error {
 	return p.nats.SetAuthenticator(func(ctx context.Context, key string, from netip.Addr) (bus.Grant, error) {
 		who, err := p.svc.Authenticate(ctx, key, from)
-		return bus.Grant{
+		grant := bus.Grant{
 			Principal: who.Actor.ID, Tenants: who.Tenants,
 			Follow: who.May(service.CredentialsGet), Audit: who.May(service.AuditRead),
 			Expires: who.Expires,
-		}, err
+		}
+		if err == nil && p.cluster != nil {
+			p.ensureConsumers(ctx, grant)
+		}
+		return grant, err
 	})
 }
 
+// ensureConsumers makes the consumers that a key may pull from. External servers with the
+// accounts of an earlier version pass its requests by the service, which would make them.
+func (p *program) ensureConsumers(ctx context.Context, g bus.Grant) {
+	for _, tenant := range g.Tenants {
+		if tenant == bus.AllTenants {
+			continue
+		}
+		if err := p.pulls.Ensure(ctx, tenant, g.Follow, g.Audit); err != nil {
+			p.log.WarnContext(ctx, "the consumers of a key could not be made", "principal", g.Principal, "tenant", tenant, "err", err)
+			return
+		}
+	}
+}
+
 // openPort answers callers on NATS.
-func (p *program) openPort(context.Context) error {
+func (p *program) openPort(ctx context.Context) error {
 	conn, err := p.nats.EndpointConn()
 	if err != nil {
+		return err
+	}
+	if err := p.openPulls(ctx, conn); err != nil {
 		return err
 	}
 	p.ends, err = bus.ServeEndpoints(bus.EndpointsConfig{
@@ -550,6 +577,26 @@ func (p *program) openPort(context.Context) error {
 		}, func() float64 { return float64(p.inUse.Position()) }),
 	)
 	return nil
+}
+
+// openPulls serves the consumers of the feed and of the audit trail.
+func (p *program) openPulls(ctx context.Context, requests *nats.Conn) error {
+	conn, err := p.nats.Conn("pulls")
+	if err != nil {
+		return err
+	}
+	p.pulls, err = bus.ServePulls(bus.PullsConfig{
+		Conn: conn, Requests: requests, Caller: p.nats.Caller, DisconnectKey: p.nats.DisconnectKey, TenantExists: p.svc.TenantExists,
+		Metrics: p.metrics, Logger: p.log,
+	})
+	if err != nil {
+		return err
+	}
+	p.stop = append(p.stop, p.pulls.Close)
+	if p.node == nil {
+		return nil
+	}
+	return p.pulls.DropUnused(ctx)
 }
 
 func (p *program) announce(out io.Writer) {
@@ -682,6 +729,7 @@ func (p *program) afterRestarts(ctx context.Context) error {
 		case <-p.restarts:
 		}
 		p.states.Forget()
+		p.pulls.Forget()
 		for ctx.Err() == nil {
 			err := p.store.Reload(ctx)
 			pause := 100 * time.Millisecond
