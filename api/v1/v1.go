@@ -49,6 +49,9 @@ type Config struct {
 	// Answered is told the answer of each command before it goes out, to add to its
 	// header; optional.
 	Answered func(header http.Header, answer any)
+	// Starting says that the service has not started: /healthz and /readyz answer, and
+	// everything else is refused with ErrStarting. Service is not needed.
+	Starting bool
 	// Describe adds the paths of another surface to /openapi.json; optional.
 	Describe func(*huma.OpenAPI)
 }
@@ -64,6 +67,10 @@ var (
 	ErrHeaderTwice = fault.New(fault.Invalid, "header_repeated", "Idempotency-Key, X-Correlation-Id and X-Request-Deadline may appear at most once.")
 	// ErrCleartext refuses clear secrets where others could listen.
 	ErrCleartext = service.ErrCleartext
+
+	// ErrStarting refuses a request to a service that has not started.
+	ErrStarting = fault.New(fault.Unavailable, "service_starting",
+		"The service is starting. /readyz says how far it is; try again shortly.").After(2 * time.Second)
 
 	ErrMethod      = service.ErrMethod
 	ErrCrossOrigin = service.ErrCrossOrigin
@@ -93,7 +100,9 @@ func Handler(cfg Config) http.Handler {
 			h.queries[r.Name] = endpoint{pattern: queryPath + r.Name, parameters: parametersOf(r.In), route: r}
 		}
 	}
-	h.openAPI = openAPI(cfg.Version, cfg.Describe)
+	if !cfg.Starting {
+		h.openAPI = openAPI(cfg.Version, cfg.Describe)
+	}
 	return h
 }
 
@@ -198,6 +207,10 @@ func (h *handler) route(x *exchange) {
 		return
 	}
 	path := x.r.URL.EscapedPath()
+	if h.cfg.Starting && path != "/healthz" && path != "/readyz" {
+		x.fail(ErrStarting)
+		return
+	}
 	if rest, ok := strings.CutPrefix(path, "/v1/tenants/"); ok {
 		h.routeTenant(x, rest)
 		return

@@ -83,7 +83,7 @@ func bring(t testing.TB, data string, change ...func(*serveConfig)) *up {
 	})
 	t.Cleanup(u.stop)
 	u.program = p
-	u.api = api{base: "http://" + p.listener.Addr().String(), key: adminKey, tenant: "default"}
+	u.api = api{base: "http://" + p.front.listener.Addr().String(), key: adminKey, tenant: "default"}
 	return u
 }
 

@@ -56,6 +56,8 @@ func (p *program) openMessaging(ctx context.Context) error {
 }
 
 func (p *program) connectCluster(ctx context.Context, secrets []string, restarted func()) error {
+	ctx, cancel := context.WithTimeout(ctx, connectTime)
+	defer cancel()
 	cluster, err := bus.Connect(ctx, bus.ClusterConfig{
 		URL: p.cfg.NATS, Credentials: p.cfg.NATSCredentials, EndpointURL: p.cfg.NATSEndpoints,
 		SystemURL: p.cfg.NATSSystem, SystemCredentials: p.cfg.NATSSystemCredentials,

@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -22,7 +21,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/credstream/credstream/aggregates"
@@ -93,7 +91,7 @@ type program struct {
 	lastUse   *bus.LastUse
 	clocks    *bus.Clocks // nil where one process alone serves the log
 	ended     *endedKeys
-	listener  net.Listener
+	front     *front
 	metrics   *prometheus.Registry
 	firstKey  seal.Secret // what the first start made; zero ever after
 	publicURL string      // where browsers reach the service; "" when that is not known
@@ -124,22 +122,16 @@ func serve(ctx context.Context, cfg serveConfig, stdout, stderr io.Writer) error
 	return p.run(ctx)
 }
 
-// start brings every part up, in the order in which they need each other. When
-// it fails, what it started is stopped again.
-func start(ctx context.Context, cfg serveConfig, stderr io.Writer) (_ *program, err error) {
-	p := &program{cfg: cfg, metrics: prometheus.NewRegistry(), restarts: make(chan struct{}, 1), ended: newEndedKeys()}
-	if p.log, err = newLogger(cfg, stderr); err != nil {
+// start answers HTTP, and brings up the rest behind it. When it fails, what it started
+// is stopped again.
+func start(ctx context.Context, cfg serveConfig, stderr io.Writer) (*program, error) {
+	log, err := newLogger(cfg, stderr)
+	if err != nil {
 		return nil, err
 	}
 	if err := forbidDumps(); err != nil {
-		p.log.Warn("a core file may contain the memory of this process", "err", err)
+		log.Warn("a core file may contain the memory of this process", "err", err)
 	}
-	defer func() {
-		if err != nil {
-			p.close()
-		}
-	}()
-	p.supervised.log = p.log
 	if cfg.Durability != "group" && cfg.Durability != "always" {
 		return nil, errDurability
 	}
@@ -149,19 +141,52 @@ func start(ctx context.Context, cfg serveConfig, stderr io.Writer) (_ *program, 
 	if cfg.AccessRetention != 0 && cfg.AccessRetention < bus.MinAccessRetention {
 		return nil, errRetention
 	}
-	p.id = events.NewID()
-	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if p.listener, err = net.Listen("tcp", cfg.HTTP); err != nil { //nolint:noctx // lives as long as the process
-		return nil, fmt.Errorf("listen for HTTP: %w", err)
+	if cfg.Views != "" {
+		return nil, errViewsURL
 	}
-	p.listener = netutil.LimitListener(p.listener, bus.MaxConnections()) // more wait until one ends
-	p.stop = append(p.stop, func() { _ = p.listener.Close() })
-	for _, open := range []func(context.Context) error{p.openMessaging, p.openLog, p.openViews, p.openService, p.openPort, p.openParts, p.letKeysIn} {
-		if err := open(ctx); err != nil {
-			return nil, err
-		}
+	f, err := listen(cfg.HTTP, log)
+	if err != nil {
+		return nil, err
+	}
+	p, err := f.start(ctx, cfg)
+	if err != nil {
+		f.close()
+		return nil, err
 	}
 	return p, nil
+}
+
+func newProgram(f *front, cfg serveConfig) *program {
+	p := &program{
+		cfg: cfg, log: f.log, front: f, metrics: prometheus.NewRegistry(), restarts: make(chan struct{}, 1), ended: newEndedKeys(), id: events.NewID(),
+	}
+	p.supervised.log = p.log
+	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return p
+}
+
+// open brings every part up, in the order in which they need each other; close
+// stops them, also after a failure.
+func (p *program) open(ctx context.Context) error {
+	for _, step := range []struct {
+		doing string
+		open  func(context.Context) error
+	}{
+		{"opening the streams", p.openMessaging},
+		{"opening the log", p.openLog},
+		{"opening the read models", p.openViews},
+		{"opening the vault and the queues", p.openService},
+		{"opening the endpoints", p.openPort},
+		{"bringing the read models up to date", p.openParts},
+		{"opening the ports", p.letKeysIn},
+	} {
+		// JetStream recovers its streams for as long as it takes, and says nothing meanwhile.
+		p.front.step(p.node != nil || p.cluster != nil, "%s", step.doing)
+		if err := step.open(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (p *program) openLog(ctx context.Context) error {
@@ -204,9 +229,6 @@ func (p *program) writesAllowed() error {
 }
 
 func (p *program) openViews(ctx context.Context) error {
-	if p.cfg.Views != "" {
-		return errViewsURL
-	}
 	var err error
 	if p.views, err = projections.OpenViews(filepath.Join(p.cfg.Data, "views.db"), projections.ViewsOptions{Logger: p.log}); err != nil {
 		return err
@@ -225,8 +247,13 @@ func (p *program) openViews(ctx context.Context) error {
 	}
 	if end > p.views.Position()+bulkRebuild {
 		p.log.Info("read models are being built from the log", "commits", end)
-		if err := p.rebuildViews(ctx, func(uint64, uint64) {}); err != nil {
+		p.front.step(true, "rebuilding read models, 0 of %d", end)
+		err := p.rebuildViews(ctx, func(done, end uint64) { p.front.step(true, "rebuilding read models, %d of %d", done, end) })
+		if ctx.Err() != nil {
 			return err
+		}
+		if err != nil { // what does not need them is served: they follow the log from where they are, as far as that goes
+			p.log.Error("read models were not built; they follow the log", "position", p.views.Position(), "err", err)
 		}
 	}
 	p.proj = projections.NewProjector(p.store, p.views, p.log)
@@ -492,7 +519,7 @@ func (p *program) findPublicURL() (string, error) {
 	if p.cfg.PublicURL != "" {
 		return service.PublicURL(p.cfg.PublicURL)
 	}
-	listens, err := netip.ParseAddrPort(p.listener.Addr().String())
+	listens, err := netip.ParseAddrPort(p.front.listener.Addr().String())
 	if err != nil {
 		return "", nil //nolint:nilerr // an address of another kind
 	}
@@ -505,9 +532,9 @@ func (p *program) findPublicURL() (string, error) {
 	return "http://" + listens.String(), nil
 }
 
-// letKeysIn opens the NATS port to clients, when all that they could ask for is there.
+// letKeysIn opens the NATS port and HTTP to clients, when all that they could ask for is there.
 func (p *program) letKeysIn(context.Context) error {
-	return p.nats.SetAuthenticator(func(ctx context.Context, key string, from netip.Addr) (bus.Grant, error) {
+	err := p.nats.SetAuthenticator(func(ctx context.Context, key string, from netip.Addr) (bus.Grant, error) {
 		who, err := p.svc.Authenticate(ctx, key, from)
 		grant := bus.Grant{
 			Principal: who.Actor.ID, Tenants: who.Tenants,
@@ -519,6 +546,18 @@ func (p *program) letKeysIn(context.Context) error {
 		}
 		return grant, err
 	})
+	if err != nil {
+		return err
+	}
+	vendor := elasticio.Handler(elasticio.Config{Service: p.svc, Logger: p.log, AllowCleartext: p.cfg.BehindTLSProxy})
+	browsers := connect.New(connect.Config{Service: p.svc, PublicURL: p.publicURL, Logger: p.log})
+	p.front.open(surfaces(vendor, browsers, v1.Handler(v1.Config{
+		Service: p.svc, Logger: p.log, Ready: p.notReady, Notes: p.notes,
+		Metrics: promhttp.HandlerFor(p.metrics, promhttp.HandlerOpts{}), Version: version,
+		AllowCleartext: p.cfg.BehindTLSProxy, Describe: elasticio.Describe,
+		Answered: browsers.Answered,
+	})))
+	return nil
 }
 
 // ensureConsumers makes the consumers that a key may pull from. External servers with the
@@ -604,7 +643,7 @@ func (p *program) announce(out io.Writer) {
 	if err != nil {
 		data = p.cfg.Data
 	}
-	fmt.Fprintf(out, "credstream %s is ready\n  HTTP  http://%s\n  NATS  %s\n  data  %s\n", version, p.listener.Addr(), p.nats.ClientURL(), data)
+	fmt.Fprintf(out, "credstream %s is ready\n  HTTP  http://%s\n  NATS  %s\n  data  %s\n", version, p.front.listener.Addr(), p.nats.ClientURL(), data)
 	if !p.firstKey.IsZero() && p.cfg.AdminKey == "" {
 		fmt.Fprintf(out, "\nThe first administrator's key, shown only once:\n\n  %s\n\n", p.firstKey.Reveal())
 	}
@@ -612,17 +651,13 @@ func (p *program) announce(out io.Writer) {
 
 // run serves until ctx ends or a part fails, then stops everything in order.
 func (p *program) run(ctx context.Context) error {
-	vendor := elasticio.Handler(elasticio.Config{Service: p.svc, Logger: p.log, AllowCleartext: p.cfg.BehindTLSProxy})
-	browsers := connect.New(connect.Config{Service: p.svc, PublicURL: p.publicURL, Logger: p.log})
-	server := v1.Server("", surfaces(vendor, browsers, v1.Handler(v1.Config{
-		Service: p.svc, Logger: p.log, Ready: p.notReady, Notes: p.notes,
-		Metrics: promhttp.HandlerFor(p.metrics, promhttp.HandlerOpts{}), Version: version,
-		AllowCleartext: p.cfg.BehindTLSProxy, Describe: elasticio.Describe,
-		Answered: browsers.Answered,
-	})))
 	p.parts.Go(func() error {
-		if err := server.Serve(p.listener); !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("serve HTTP: %w", err)
+		select {
+		case err := <-p.front.ended:
+			if !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serve HTTP: %w", err)
+			}
+		case <-p.life.Done():
 		}
 		return nil
 	})
@@ -633,9 +668,9 @@ func (p *program) run(ctx context.Context) error {
 	}
 	stopping, cancel := context.WithTimeout(context.Background(), stopTime)
 	defer cancel()
-	if err := server.Shutdown(stopping); err != nil {
+	if err := p.front.server.Shutdown(stopping); err != nil {
 		p.log.Warn("requests were aborted", "err", err)
-		_ = server.Close() // it has nothing more to say
+		p.front.close()
 	}
 	p.intake.Close()
 	p.ends.Close()
@@ -710,13 +745,34 @@ func (p *program) openParts(ctx context.Context) error {
 			return p.supervised.run(p.life, "flow keeper", p.lead("flow-keeper", p.svc.RunFlowKeeper))
 		})
 	}
-	switch err := p.proj.Wait(ctx, end); {
-	case errors.Is(err, projections.ErrViewsBehind): // readiness says at which event they stand still
-		p.log.Error("read models stopped at an event; other functions still work: see credstream views status and credstream views rebuild", "err", p.proj.Err())
-	case err != nil:
-		return fmt.Errorf("bring the read models up to the log: %w", err)
+	return p.followLog(ctx, end)
+}
+
+// followLog returns when the views have come to the end of the log, or stand still before
+// it.
+func (p *program) followLog(ctx context.Context, end uint64) error {
+	for at := p.views.Position(); ; {
+		once, cancel := context.WithTimeout(ctx, time.Second)
+		err := p.proj.Wait(once, end)
+		late := once.Err() != nil && ctx.Err() == nil
+		cancel()
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, projections.ErrViewsBehind): // readiness says at which event they stand still
+			p.log.Error("read models stopped at an event; other functions still work: see credstream views status and credstream views rebuild", "err", p.proj.Err())
+			if err := p.checkIntegrity(ctx); err != nil { // it may be the log that is damaged
+				p.log.WarnContext(ctx, "what is stored could not be checked", "err", err)
+			}
+			return nil
+		case !late:
+			return fmt.Errorf("bring the read models up to the log: %w", err)
+		}
+		if now := p.views.Position(); now > at {
+			at = now
+			p.front.step(true, "bringing the read models up to date, %d of %d", at, end)
+		}
 	}
-	return nil
 }
 
 // afterRestarts compares what is kept in memory with the log again each time
@@ -818,7 +874,13 @@ func (p *program) clocksAgree() error {
 	return p.clocks.Err()
 }
 
+// close stops everything, in reverse order.
 func (p *program) close() {
+	p.closeParts()
+	p.front.close()
+}
+
+func (p *program) closeParts() {
 	for len(p.stop) > 0 {
 		last := len(p.stop) - 1
 		p.stop[last]()

@@ -27,7 +27,11 @@ const (
 	chunkBuffer  = 4        // chunks waiting for the reader
 	orphanLife   = time.Minute
 	followPause  = 2 * time.Second // between two attempts to begin, at most
+	followStill  = 5 * time.Second // without a commit, after which the log is asked whether there is one
 )
+
+// errWithheld ends a Follow that is not sent what the log holds.
+var errWithheld = errors.New("jetstream: the server does not send the commits that it holds")
 
 // chunk is a run of whole commits, or the error that ends it.
 type chunk struct {
@@ -37,8 +41,9 @@ type chunk struct {
 }
 
 // Follow implements events.Store. It ends with an error when a commit is not
-// understood, or with ErrGap when one is missing; it survives lost connections and
-// servers that refuse for a while.
+// understood, or is held and not sent, with ErrGap when one is missing or cannot be
+// read, and with ErrLogCutShort when the log ends before what was durable; it survives
+// lost connections and servers that refuse for a while.
 // An after beyond the end of the log waits for the log to get there: compare a
 // checkpoint with End before trusting it.
 func (s *Store) Follow(ctx context.Context, after uint64) iter.Seq2[events.Record, error] {
@@ -70,13 +75,29 @@ func (s *Store) Follow(ctx context.Context, after uint64) iter.Seq2[events.Recor
 			stop()
 			decoding.Wait()
 		}()
-		for {
+		still := time.NewTicker(followStill)
+		defer still.Stop()
+		withheld := uint64(0) // the commit that did not come though it is there
+		for last := after; ; {
 			var c chunk
 			select {
 			case c = <-chunks:
+				still.Reset(followStill)
+			case <-still.C:
+				missed, err := s.missed(ctx, last)
+				if err == nil && missed != 0 && missed == withheld {
+					err = fmt.Errorf("following the log after %d: %w", last, errWithheld)
+				}
+				if err != nil && ctx.Err() == nil {
+					yield(events.Record{}, err)
+					return
+				}
+				withheld = missed
+				continue
 			case <-ctx.Done():
 				return
 			}
+			last = max(last, c.last)
 			s.durable.saw(c.last) // so that the next fsync serves them all
 			for _, r := range c.recs {
 				if r.Index == 0 {
@@ -100,6 +121,30 @@ func (s *Store) Follow(ctx context.Context, after uint64) iter.Seq2[events.Recor
 			}
 		}
 	}
+}
+
+// missed is the commit after last where the log holds one that has not come, else 0. It
+// returns ErrGap when that commit is gone or cannot be read, and ErrLogCutShort when the
+// log has lost its end: the server sends nothing then, and says nothing either.
+func (s *Store) missed(ctx context.Context, last uint64) (uint64, error) {
+	durable := s.Durable()
+	at, err := s.state(ctx, stateQuestion{}, 0)
+	switch {
+	case err != nil: // it is away, or chooses a leader; Follow goes on when it is back
+		return 0, nil //nolint:nilerr // see there
+	case at.LastSeq < durable:
+		return 0, CutShort(durable)
+	case at.LastSeq <= last:
+		return 0, nil
+	}
+	m, err := s.get(ctx, last+1)
+	switch {
+	case err != nil:
+		return 0, nil //nolint:nilerr // as above
+	case m == nil:
+		return 0, fmt.Errorf("%w: commit %d of %d is missing or cannot be read", ErrGap, last+1, at.LastSeq)
+	}
+	return m.seq, nil
 }
 
 // consume has the server send the log above after into raw. stop ends that and

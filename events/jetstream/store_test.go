@@ -268,6 +268,62 @@ func TestGap(t *testing.T) {
 	}
 }
 
+// A server that cannot read a block sends nothing and says nothing: Follow finds out, where
+// it waited for ever.
+func TestFollowOfADamagedBlock(t *testing.T) {
+	for _, damaged := range []struct {
+		name  string
+		place func(size int) int // of the flipped bit
+	}{
+		{"in its middle", func(size int) int { return size / 2 }},
+		{"in its first commit", func(int) int { return 40 }},
+		{"in its last commit", func(size int) int { return size - 20 }},
+	} {
+		t.Run(damaged.name, func(t *testing.T) {
+			t.Parallel()
+			n := startNode(t, t.TempDir())
+			s := openStore(t, jetstream.Config{Conn: n.connect(t)})
+			const commits = 20
+			for i := range commits {
+				appendTo(t, s, storetest.Credential("acme", fmt.Sprint(i)), 0, "c")
+			}
+			n.stop()
+			file := filepath.Join(n.dir, "jetstream", "$G", "streams", jetstream.Stream, "msgs", "1.blk")
+			block, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			block[damaged.place(len(block))] ^= 1
+			if err := os.WriteFile(file, block, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			n.start(t) // by what it has written of its state, without a look at the block
+			s = openStore(t, jetstream.Config{Conn: n.connect(t)})
+			end, err := s.End(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if end < commits { // the server has noticed, and cut the log
+				return
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute) // only a failing test waits for it
+			defer cancel()
+			var last error
+			seen := 0
+			for _, err := range s.Follow(ctx, 0) {
+				if last = err; err == nil {
+					if seen++; seen == commits {
+						t.Fatal("the damage was read")
+					}
+				}
+			}
+			if !errors.Is(last, jetstream.ErrGap) && !errors.Is(last, jetstream.ErrLogCutShort) {
+				t.Errorf("after %d commits: %v", seen, last)
+			}
+		})
+	}
+}
+
 func TestFollowLeavesNoConsumer(t *testing.T) {
 	n := startNode(t, t.TempDir())
 	nc := n.connect(t)

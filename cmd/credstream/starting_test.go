@@ -1,0 +1,134 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/credstream/credstream/bus/bustest"
+)
+
+// beginning is a start on its way, of which only the HTTP address is known.
+type beginning struct {
+	*front
+	logs  *lockedBuffer
+	ended chan error
+	p     *program // once ended
+}
+
+// begin starts a program and does not wait for it.
+func begin(t *testing.T, cfg serveConfig) *beginning {
+	t.Helper()
+	b := &beginning{logs: &lockedBuffer{}, ended: make(chan error, 1)}
+	cfg.HTTP, cfg.LogFormat, cfg.LogLevel, cfg.Durability, cfg.AdminKey = "127.0.0.1:0", "json", "info", "group", adminKey
+	log, err := newLogger(cfg, b.logs)
+	must(t, err)
+	b.front, err = listen(cfg.HTTP, log)
+	must(t, err)
+	b.look(t, false) // before anything is open
+	go func() {
+		p, err := b.start(t.Context(), cfg)
+		b.p = p
+		b.ended <- err
+	}()
+	return b
+}
+
+// finish returns when the start has succeeded.
+func (b *beginning) finish(t *testing.T) {
+	t.Helper()
+	must(t, <-b.ended)
+	t.Cleanup(b.p.close)
+}
+
+// look asks the three kinds of paths, which answer so unless the service may have started,
+// and returns what readiness says.
+func (b *beginning) look(t *testing.T, started bool) string {
+	t.Helper()
+	base := "http://" + b.listener.Addr().String()
+	get := func(path string) (status int, body string, header http.Header) {
+		t.Helper()
+		resp, err := http.Get(base + path)
+		must(t, err)
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		must(t, err)
+		return resp.StatusCode, string(text), resp.Header
+	}
+	if status, body, _ := get("/healthz"); status != http.StatusOK {
+		t.Errorf("/healthz is answered %d %s", status, body)
+	}
+	if status, body, header := get("/v1/tenants/default/credential.list"); !started &&
+		(status != http.StatusServiceUnavailable || !strings.Contains(body, `"service_starting"`) || header.Get("Retry-After") == "") {
+		t.Errorf("a query is answered %d %s %v", status, body, header)
+	}
+	status, body, _ := get("/readyz")
+	var answer struct{ Reasons []string }
+	must(t, json.Unmarshal([]byte(body), &answer))
+	said := strings.Join(answer.Reasons, "; ")
+	if !started && (status != http.StatusServiceUnavailable || !strings.HasPrefix(said, "starting: ")) {
+		t.Errorf("/readyz is answered %d %s", status, body)
+	}
+	return said
+}
+
+// HTTP answers from the first moment on, and the NATS port is closed until keys can be checked.
+func TestHTTPAnswersWhileTheServiceStarts(t *testing.T) {
+	data := t.TempDir()
+	bring(t, data).stop()
+	port, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	address := port.Addr().String()
+	must(t, port.Close())
+	b := begin(t, serveConfig{Data: data, NATSListen: address, fsyncDelay: 500 * time.Millisecond})
+	for ended := false; !ended; {
+		select {
+		case err := <-b.ended:
+			b.ended <- err
+			ended = true
+		default:
+			b.look(t, true)
+		}
+		if nc, err := nats.Connect("nats://"+address, nats.UserInfo("x", adminKey)); err == nil {
+			nc.Close()
+		} else if errors.Is(err, nats.ErrAuthorization) {
+			t.Error("the NATS port is open before keys can be checked")
+		}
+	}
+	b.finish(t)
+	within(t, "the service is ready", func() bool { return b.look(t, true) == "" })
+	nc, err := nats.Connect("nats://"+address, nats.UserInfo("x", adminKey))
+	must(t, err)
+	nc.Close()
+}
+
+// A start on servers that have no leader waits, says so, and goes on when they have one.
+func TestStartWithoutALeader(t *testing.T) {
+	servers := bustest.Start(t, bustest.Nodes(3))
+	of := servers.Config()
+	cfg := serveConfig{
+		Data: t.TempDir(), NATS: of.URL, NATSEndpoints: of.EndpointURL, NATSSystem: of.SystemURL, NATSCallout: of.CalloutURL,
+		NATSCalloutSeed: of.CalloutSeedFile, NATSCalloutXKey: of.CalloutXKeyFile, NATSReplicas: of.Replicas, AttestSyncAlways: true, KMS: kmsFile(t),
+	}
+	b := begin(t, cfg)
+	must(t, <-b.ended)
+	b.p.close()
+	servers.Kill(1)
+	servers.Kill(2)
+	b = begin(t, cfg)
+	within(t, "readiness says that the start waits", func() bool { return strings.HasPrefix(b.look(t, false), "starting: waiting while ") })
+	if !strings.Contains(b.logs.String(), "the start waits for NATS") {
+		t.Error("the log does not say that the start waits")
+	}
+	servers.StartNode(1)
+	servers.StartNode(2)
+	b.finish(t)
+	within(t, "the service is ready", func() bool { return b.look(t, true) == "" })
+}
