@@ -15,6 +15,7 @@ import (
 	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/seal"
 )
 
@@ -269,7 +270,7 @@ type LastUse interface {
 // ErrWrongKeys in their place when too many came from the address.
 func (s *Service) Authenticate(ctx context.Context, key string, from netip.Addr) (Principal, error) {
 	p, err := s.authenticate(ctx, key, from)
-	return p, s.wrongKeys.refuse(from, err)
+	return p, s.wrongKeys.refuse(from, s.believed(err))
 }
 
 func (s *Service) authenticate(ctx context.Context, key string, from netip.Addr) (Principal, error) {
@@ -307,6 +308,8 @@ func (s *Service) principal(ctx context.Context, sum [sha256.Size]byte) (Princip
 	switch {
 	case err != nil:
 		return Principal{}, err
+	case !found && !followed: // it may have been issued after where the views stand still
+		return Principal{}, projections.ErrViewsBehind
 	case !found || k.Revoked:
 		s.keys.Remove(sum)
 		return Principal{}, ErrKeyUnknown
@@ -352,7 +355,7 @@ func (s *Service) freshPrincipal(ctx context.Context, id string) (Principal, err
 	case err != nil:
 		return Principal{}, err
 	case !state.Value.Exists || state.Value.Revoked:
-		return Principal{}, ErrKeyUnknown
+		return Principal{}, s.believed(ErrKeyUnknown)
 	}
 	return principalOf(id, state.Value)
 }

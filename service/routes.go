@@ -15,6 +15,7 @@ import (
 	"github.com/credstream/credstream/admission"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/projections"
 )
 
 // Call is one request of an authenticated caller.
@@ -296,13 +297,21 @@ func (s *Service) Serve(caller context.Context, call Call, name string, body []b
 		return nil, ErrRouteUnknown
 	}
 	start := s.now()
-	defer func() { s.metrics.served(route, s.now().Sub(start), err) }()
+	defer func() {
+		err = s.believed(err)
+		s.metrics.served(route, s.now().Sub(start), err)
+	}()
 	call.route = name
 	if err := route.CheckSender(call.CrossSite, call.Head); err != nil {
 		return nil, err
 	}
 	if err := call.late(start); err != nil {
 		return nil, err
+	}
+	if route.Command && s.cfg.WritesAllowed != nil { // before anything is looked up that may be lost
+		if err := s.cfg.WritesAllowed(); err != nil {
+			return nil, err
+		}
 	}
 	leave, err := s.enter(ctx, &call, route.cost, int64(len(body)))
 	if err != nil {
@@ -325,15 +334,24 @@ func (s *Service) Serve(caller context.Context, call Call, name string, body []b
 	if !route.Command {
 		return route.serve(s, ctx, &call, body)
 	}
-	if s.cfg.WritesAllowed != nil {
-		if err := s.cfg.WritesAllowed(); err != nil {
-			return nil, err
-		}
-	}
 	if err := s.assignCommandID(ctx, &call, route.Name, body); err != nil {
 		return nil, err
 	}
 	return s.obey(ctx, &call, route, body)
+}
+
+// believed replaces a refusal that rests on what a damaged log does not hold, or on views
+// that wait for it, by the damage.
+func (s *Service) believed(err error) error {
+	if err == nil || s.cfg.Intact == nil {
+		return err
+	}
+	switch damage := s.cfg.Intact(); {
+	case damage == nil:
+	case fault.Of(err).Kind == fault.NotFound, errors.Is(err, ErrKeyUnknown), errors.Is(err, projections.ErrViewsBehind):
+		return damage
+	}
+	return err
 }
 
 // checkForm bounds a body before anything is decoded from it.

@@ -41,6 +41,9 @@ type Config struct {
 	// WritesAllowed refuses commands while it returns an error, such as too little
 	// free space; optional.
 	WritesAllowed func() error
+	// Intact returns why the log cannot be believed, nil while it can: one that has lost
+	// commits cannot say that something is not there. Optional.
+	Intact func() error
 	// CheckStored proves, before anything is collected, that the log is whole; nil:
 	// nothing to prove.
 	CheckStored func(context.Context) error

@@ -525,6 +525,8 @@ func (x *exchange) bytes(status int, contentType []string, b []byte) {
 func (h *handler) note(x *exchange, took time.Duration) {
 	level := slog.LevelInfo
 	switch {
+	case h.cfg.Starting: // the start has lines of its own
+		level = slog.LevelDebug
 	case x.status >= 500:
 		level = slog.LevelError
 	case x.pattern == "/healthz" || x.pattern == "/readyz" || x.pattern == "/metrics":

@@ -335,7 +335,7 @@ func (p *program) openService(ctx context.Context) error {
 		Alone:           p.node != nil,
 		RefreshPatience: p.cfg.RefreshPatience,
 		Metrics:         p.metrics, Logger: p.log,
-		WritesAllowed: p.writesAllowed,
+		WritesAllowed: p.writesAllowed, Intact: p.integrity.Err,
 		CheckStored: func(ctx context.Context) error {
 			if err := p.checkIntegrity(ctx); err != nil {
 				return err

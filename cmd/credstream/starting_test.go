@@ -87,7 +87,7 @@ func TestHTTPAnswersWhileTheServiceStarts(t *testing.T) {
 	must(t, err)
 	address := port.Addr().String()
 	must(t, port.Close())
-	b := begin(t, serveConfig{Data: data, NATSListen: address, fsyncDelay: 500 * time.Millisecond})
+	b := begin(t, serveConfig{Data: data, NATSListen: address, fsyncDelay: 50 * time.Millisecond})
 	for ended := false; !ended; {
 		select {
 		case err := <-b.ended:
