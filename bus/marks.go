@@ -2,6 +2,8 @@ package bus
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,6 +15,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/credstream/credstream/events"
 	eventlog "github.com/credstream/credstream/events/jetstream"
 	"github.com/credstream/credstream/fault"
 )
@@ -59,6 +62,9 @@ type mark struct {
 	Last    uint64    `json:"last"`    // its last sequence
 	Deleted uint64    `json:"deleted"` // how many of its sequences have no message
 	Slack   uint64    `json:"slack"`   // how many more may have been deleted since
+	// Sum is a hash of the last message, "" where it was deleted or an earlier version
+	// wrote the mark: the files of another installation may have the same numbers.
+	Sum string `json:"sum,omitzero"`
 }
 
 // marksFile is the stored form, for ever.
@@ -111,7 +117,7 @@ func (m *Marks) Check(ctx context.Context) error {
 		if !known {
 			continue
 		}
-		now, err := m.look(ctx, s.Stream)
+		now, err := m.look(ctx, s.Stream, was)
 		allowed, _ := m.mark(s.Stream) // again: messages are deleted meanwhile
 		switch {
 		case errors.Is(err, jetstream.ErrStreamNotFound):
@@ -127,8 +133,33 @@ func (m *Marks) Check(ctx context.Context) error {
 		case s.Exact && now.Deleted > allowed.Deleted+allowed.Slack:
 			return incomplete(s.Stream, "misses %d messages that were not erased", now.Deleted-allowed.Deleted-allowed.Slack)
 		}
+		if was.Sum != "" {
+			switch sum, err := m.sum(ctx, s.Stream, was.Last); {
+			case err != nil:
+				return err
+			case sum != "" && sum != was.Sum:
+				return incomplete(s.Stream, "holds another message %d than before", was.Last)
+			}
+		}
 	}
 	return nil
+}
+
+// sum is a hash of the message at seq; "" when there is none.
+func (m *Marks) sum(ctx context.Context, stream string, seq uint64) (string, error) {
+	s, err := m.js.Stream(ctx, stream)
+	if err != nil {
+		return "", fmt.Errorf("looking up stream %s: %w", stream, err)
+	}
+	msg, err := s.GetMsg(ctx, seq)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("reading message %d of stream %s: %w", seq, stream, err)
+	}
+	sum := sha256.Sum256(events.LengthPrefixed(msg.Subject, string(msg.Data)))
+	return hex.EncodeToString(sum[:]), nil
 }
 
 func (m *Marks) mark(stream string) (mark, bool) {
@@ -143,13 +174,19 @@ func incomplete(stream, format string, args ...any) error {
 		stream, fmt.Sprintf(format, args...))
 }
 
-func (m *Marks) look(ctx context.Context, stream string) (mark, error) {
+// look is what a stream holds. Its sum stays that of the mark where the mark names the
+// same last message, and is left out else.
+func (m *Marks) look(ctx context.Context, stream string, was mark) (mark, error) {
 	s, err := m.js.Stream(ctx, stream)
 	if err != nil {
 		return mark{}, fmt.Errorf("looking up stream %s: %w", stream, err)
 	}
 	info := s.CachedInfo()
-	return mark{Created: info.Created, Last: info.State.LastSeq, Deleted: info.State.LastSeq - info.State.Msgs}, nil
+	now := mark{Created: info.Created, Last: info.State.LastSeq, Deleted: info.State.LastSeq - info.State.Msgs}
+	if now.Created.Equal(was.Created) && now.Last == was.Last {
+		now.Sum = was.Sum
+	}
+	return now, nil
 }
 
 // Deleting says that a message of an exact stream is about to be deleted. The caller calls
@@ -193,17 +230,21 @@ func (m *Marks) Record(ctx context.Context) error {
 	}
 	next, changed := map[string]mark{}, false
 	for _, s := range m.streams {
-		now, err := m.look(ctx, s.Stream)
+		was := m.marks[s.Stream]
+		now, err := m.look(ctx, s.Stream, was)
+		if err == nil && now.Last > was.Last {
+			now.Sum, err = m.sum(ctx, s.Stream, now.Last)
+		}
 		if err != nil {
 			return err
 		}
 		now.Slack = slack
-		if now != m.marks[s.Stream] && s.Durable != nil {
+		if now != was && s.Durable != nil {
 			if err := s.Durable(ctx); err != nil {
 				return fmt.Errorf("syncing stream %s: %w", s.Stream, err)
 			}
 		}
-		changed = changed || now != m.marks[s.Stream]
+		changed = changed || now != was
 		next[s.Stream] = now
 	}
 	if !changed {

@@ -57,6 +57,7 @@ func (p *program) openMarks(conn *nats.Conn) error {
 type integrity struct {
 	mu     sync.Mutex
 	damage error
+	whole  chan struct{} // closed when the damage is over; nil while nobody waits
 }
 
 // Err is the proof of damage, or nil.
@@ -72,7 +73,31 @@ func (i *integrity) set(damage error) bool {
 	defer i.mu.Unlock()
 	was := i.damage
 	i.damage = damage
+	if damage == nil && i.whole != nil {
+		close(i.whole)
+		i.whole = nil
+	}
 	return (was == nil) != (damage == nil)
+}
+
+// await returns when there is no damage; false says that ctx ended first.
+func (i *integrity) await(ctx context.Context) bool {
+	i.mu.Lock()
+	if i.damage == nil {
+		i.mu.Unlock()
+		return true
+	}
+	if i.whole == nil {
+		i.whole = make(chan struct{})
+	}
+	whole := i.whole
+	i.mu.Unlock()
+	select {
+	case <-whole:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // isDamage tells a proof from a check that could not be made.

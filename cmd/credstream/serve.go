@@ -725,26 +725,26 @@ func (p *program) openParts(ctx context.Context) error {
 	}
 	p.parts.Go(func() error { return p.giveMemoryBack(p.life) })
 	p.parts.Go(func() error { return p.watchIntegrity(p.life) })
-	if p.integrity.Err() == nil {
-		p.parts.Go(func() error { return p.supervised.run(p.life, "high-water mark", p.water.Run) })
-		p.parts.Go(func() error { return p.marks.Run(p.life, p.integrity.Err) })
-		collect := p.lead("collector", func(ctx context.Context) error { return p.svc.RunCollector(ctx, collectEvery, orphanAge) })
-		p.parts.Go(func() error { return p.supervised.run(p.life, "collector", collect) })
-		for _, queue := range []bus.Queue{bus.Flows, bus.Commands} {
-			reader := bus.NewReader(bus.ReaderConfig{
-				Queue: queue, Queues: p.queues, Poison: p.poison, Service: p.svc, Metrics: p.metrics, Logger: p.log,
-			})
-			p.parts.Go(func() error {
-				return p.supervised.run(p.life, "reader of "+string(queue), p.lead("read-"+string(queue), reader.Run))
-			})
-		}
+	// What writes begins once what is stored is whole, or whole again.
+	writer := func(part string, run func(context.Context) error) {
 		p.parts.Go(func() error {
-			return p.supervised.run(p.life, "token keeper", p.lead("token-keeper", p.svc.RunTokenKeeper))
-		})
-		p.parts.Go(func() error {
-			return p.supervised.run(p.life, "flow keeper", p.lead("flow-keeper", p.svc.RunFlowKeeper))
+			if !p.integrity.await(p.life) {
+				return nil
+			}
+			return p.supervised.run(p.life, part, run)
 		})
 	}
+	writer("high-water mark", p.water.Run)
+	writer("marks", func(ctx context.Context) error { return p.marks.Run(ctx, p.integrity.Err) })
+	writer("collector", p.lead("collector", func(ctx context.Context) error { return p.svc.RunCollector(ctx, collectEvery, orphanAge) }))
+	for _, queue := range []bus.Queue{bus.Flows, bus.Commands} {
+		reader := bus.NewReader(bus.ReaderConfig{
+			Queue: queue, Queues: p.queues, Poison: p.poison, Service: p.svc, Metrics: p.metrics, Logger: p.log,
+		})
+		writer("reader of "+string(queue), p.lead("read-"+string(queue), reader.Run))
+	}
+	writer("token keeper", p.lead("token-keeper", p.svc.RunTokenKeeper))
+	writer("flow keeper", p.lead("flow-keeper", p.svc.RunFlowKeeper))
 	return p.followLog(ctx, end)
 }
 
