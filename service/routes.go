@@ -308,8 +308,8 @@ func (s *Service) Serve(caller context.Context, call Call, name string, body []b
 	if err := call.late(start); err != nil {
 		return nil, err
 	}
-	if route.Command && s.cfg.WritesAllowed != nil { // before anything is looked up that may be lost
-		if err := s.cfg.WritesAllowed(); err != nil {
+	if route.Command && s.cfg.Intact != nil { // before anything is looked up that may be lost
+		if err := s.cfg.Intact(); err != nil {
 			return nil, err
 		}
 	}
@@ -333,6 +333,11 @@ func (s *Service) Serve(caller context.Context, call Call, name string, body []b
 	}
 	if !route.Command {
 		return route.serve(s, ctx, &call, body)
+	}
+	if s.cfg.WritesAllowed != nil {
+		if err := s.cfg.WritesAllowed(); err != nil {
+			return nil, err
+		}
 	}
 	if err := s.assignCommandID(ctx, &call, route.Name, body); err != nil {
 		return nil, err
