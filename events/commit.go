@@ -63,6 +63,17 @@ func (r *Registry) EncodeCommit(meta Meta, evs []Event) ([]byte, error) {
 	return b, nil
 }
 
+// DecodeMeta reads what a stored commit says of itself, whatever its events are.
+func DecodeMeta(body []byte) (Meta, error) {
+	var c struct {
+		Meta Meta `json:"meta"`
+	}
+	if err := jsonv2.Unmarshal(body, &c); err != nil {
+		return Meta{}, fmt.Errorf("events: what a commit says of itself: %w", err)
+	}
+	return c.Meta, nil
+}
+
 // DecodeCommit reads the records of a stored commit. Anything it does not fully
 // understand is an error: a reader stops, it never skips.
 func (r *Registry) DecodeCommit(stream StreamID, seq uint64, body []byte) ([]Record, error) {

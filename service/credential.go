@@ -16,7 +16,6 @@ import (
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
-	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/seal"
 	"github.com/credstream/credstream/vault"
 	"github.com/credstream/credstream/verify"
@@ -292,12 +291,8 @@ func (s *Service) save(ctx context.Context, call *Call, id string, keys seal.Fie
 
 // withSecret puts a secret into the vault, durable, and then does what names it.
 // When that is refused the secret goes again; when its outcome is not known the
-// collector finds out. While the views stand still nothing is put: what comes
-// after would fail, and each retry leave a secret behind.
+// collector finds out.
 func (s *Service) withSecret(ctx context.Context, ref vault.Ref, secret seal.Secret, do func(secretID string) error) error {
-	if s.cfg.Projector.Err() != nil {
-		return projections.ErrViewsBehind
-	}
 	for {
 		ref.SecretID = events.NewID()
 		begin := s.now()

@@ -16,6 +16,7 @@ import (
 	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/projections"
 )
 
 // Done answers a command. It is rebuilt from the stored events when the command
@@ -393,13 +394,20 @@ func (s *Service) repeated(ctx context.Context, call *Call, upTo uint64) (*repea
 	if !call.named {
 		return nil, nil //nolint:nilnil // no id of the caller's
 	}
-	if err := s.cfg.Projector.Wait(ctx, upTo); err != nil {
+	standing := false // the views come to upTo only when somebody mends them
+	if err := s.cfg.Projector.Wait(ctx, upTo); errors.Is(err, projections.ErrViewsBehind) {
+		standing = true
+	} else if err != nil {
 		return nil, err
 	}
 	seq, found := s.completedCommands.Get(call.key()) // what the views may not know yet
 	if !found {
+		at := s.cfg.Views.Position() // which may move on
 		var err error
 		seq, found, err = s.cfg.Views.Command(ctx, call.Tenant, call.Principal.Actor, call.CommandID)
+		if err == nil && !found && standing {
+			seq, found, err = s.beyondViews.command(ctx, s, call.key(), at, upTo)
+		}
 		if err != nil || !found {
 			return nil, err
 		}

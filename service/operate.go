@@ -102,7 +102,7 @@ func (s *Service) viewsStatus(ctx context.Context, _ *Call, _ ViewsStatus) (View
 		Rebuilt: s.rebuild.done, RebuildEnd: s.rebuild.end, Error: s.rebuild.err,
 	}
 	if err := s.cfg.Projector.Err(); err != nil {
-		p.Stopped = fault.Of(err).Msg
+		p.Stopped = err.Error() // names the event
 	}
 	return p, nil
 }

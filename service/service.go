@@ -110,7 +110,8 @@ type Service struct {
 	pageEnds          *lru.Cache[pageEnd, int]        // version of the keys where a page of a history ended
 	tenants           *lru.Cache[string, struct{}]
 	completedCommands *lru.Cache[commandKey, uint64] // log sequence of the named commands completed lately
-	inFlight          sync.Map                       // commandKey of each named command under way, to a channel closed at its end
+	beyondViews       beyondViews
+	inFlight          sync.Map // commandKey of each named command under way, to a channel closed at its end
 	routes            map[string]*Route
 	metrics           *metrics
 	denials           *denials

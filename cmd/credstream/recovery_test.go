@@ -10,8 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/service"
 )
 
 func (u *up) secrets(t testing.TB) (n int) {
@@ -23,31 +25,59 @@ func (u *up) secrets(t testing.TB) (n int) {
 	return n
 }
 
-// While the views stand still no secret is stored: the command would fail after
-// it, and each retry leave one behind.
-func TestNoSecretIsPutWhileTheViewsStandStill(t *testing.T) {
+// While the views stand still at an event that they cannot apply, the commands of others
+// go on, repeated ones too, and so do resolve and the feed; readiness and the status of
+// the views name the event. No retry leaves a secret behind.
+func TestWorkGoesOnWhileTheViewsStandStill(t *testing.T) {
 	u := bring(t, t.TempDir())
 	registerPlain(t, u.base)
 	create := map[string]any{"component": "plain", "name": "One", "keys": map[string]string{"apiKey": "k"}}
 	must(t, u.command("credential.create", "", create, nil))
+	engine := u.as(u.issue(t, map[string]any{"name": "engine", "role": "FLOW_ENGINE"}))
+	var status struct {
+		Position, End uint64
+		Stopped       string
+	}
+	within(t, "the views know the key", func() bool {
+		must(t, u.query("views.status", "", &status))
+		return status.Position == status.End
+	})
 	before := u.secrets(t)
 	stream := events.StreamID{Tenant: "default", Category: "credential", ID: "nobody"}
 	meta := events.Meta{Tenant: "default", Actor: events.Actor{Kind: "system", ID: "x"}, Command: events.NewID(), Time: time.Unix(1, 0), Via: "system"}
-	_, err := u.store.Append(t.Context(), stream, 0, meta, events.CredentialRenamed{Name: "no view can apply it"})
+	seq, err := u.store.Append(t.Context(), stream, 0, meta, events.CredentialRenamed{Name: "no view can apply it"})
 	must(t, err)
 	within(t, "the projector stops", func() bool { return u.proj.Err() != nil })
-	for i := range 20 { // longer than the projector's first attempts to go on
-		if got := code(t, u.command("credential.create", fmt.Sprint("c", i), create, nil)); got != projections.ErrViewsBehind.Code {
-			t.Errorf("a create while the views stand still: %s", got)
+	const creates = 10
+	for i := range creates { // longer than the projector's first attempts to go on
+		var made, again done
+		must(t, u.command("credential.create", fmt.Sprint("c", i), create, &made))
+		must(t, u.command("credential.create", fmt.Sprint("c", i), create, &again))
+		if made != again {
+			t.Errorf("a create is answered %+v, and its repeat %+v", made, again)
 		}
+		if got := code(t, u.command("credential.rename", fmt.Sprint("c", i), map[string]any{"id": made.ID, "name": "x"}, nil)); got != service.ErrCommandIDReused.Code {
+			t.Errorf("another command with the same id: %q", got)
+		}
+		if got := code(t, u.command("credential.rename", fmt.Sprint("r", i), map[string]any{"id": "nobody-else", "name": "x"}, nil)); got != aggregates.ErrCredentialNotFound.Code {
+			t.Errorf("a named command that is refused: %q", got)
+		}
+		must(t, engine.query("credential.resolve", "cleartext=true&id="+made.ID, nil))
 		if reasons := u.notReadyReasons(t); !strings.Contains(reasons, "views: ") {
 			t.Errorf("readiness says %q", reasons)
 		}
 		time.Sleep(restartMin / 10)
 	}
-	if after := u.secrets(t); after != before {
+	if after := u.secrets(t); after != before+creates {
 		t.Errorf("%d secrets, %d before", after, before)
 	}
+	must(t, u.query("views.status", "", &status))
+	if !strings.Contains(status.Stopped, fmt.Sprint("commit ", seq)) {
+		t.Errorf("the status of the views says %q", status.Stopped)
+	}
+	end, err := u.store.End(t.Context())
+	must(t, err)
+	within(t, "the feeds are at the end of the log", func() bool { return u.feed.Position() >= end && u.audit.Position() >= end })
 }
 
 // within waits until something is so.

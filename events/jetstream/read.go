@@ -89,6 +89,20 @@ func (s *Store) Commit(ctx context.Context, seq uint64) ([]events.Record, error)
 	return m.records(s.cfg.Registry)
 }
 
+// Meta implements events.Store.
+func (s *Store) Meta(ctx context.Context, seq uint64) (events.Meta, error) {
+	m, err := s.get(ctx, seq)
+	switch {
+	case err != nil:
+		return events.Meta{}, err
+	case m == nil:
+		return events.Meta{}, events.ErrNoSuchCommit
+	case m.format != events.CommitFormat:
+		return events.Meta{}, fmt.Errorf("commit %d on %s: form %q is not known to this program", m.seq, m.subject, m.format)
+	}
+	return events.DecodeMeta(m.body)
+}
+
 // End implements events.Store; it asks the leader.
 func (s *Store) End(ctx context.Context) (uint64, error) {
 	at, err := s.state(ctx, stateQuestion{}, s.durable.end())

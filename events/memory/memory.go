@@ -158,6 +158,16 @@ func (s *Store) Commit(_ context.Context, seq uint64) ([]events.Record, error) {
 	return s.registry.DecodeCommit(c.stream, seq, c.body)
 }
 
+// Meta implements events.Store.
+func (s *Store) Meta(_ context.Context, seq uint64) (events.Meta, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if seq == 0 || seq > uint64(len(s.commits)) {
+		return events.Meta{}, events.ErrNoSuchCommit
+	}
+	return events.DecodeMeta(s.commits[seq-1].body)
+}
+
 // End implements events.Store.
 func (s *Store) End(context.Context) (uint64, error) {
 	s.mu.Lock()
