@@ -30,11 +30,15 @@ func install(t *testing.T, credentials int) installation {
 	u := bring(t, in.data)
 	registerPlain(t, u.base)
 	must(t, u.command("tenant.register", "", map[string]any{"id": "acme"}, nil))
-	nc := u.connect(t, adminKey) // and a consumer
+	u.settle(t)
+	nc := u.connect(t, adminKey) // and a consumer, which is kept once it has delivered something
 	js, err := jetstream.New(nc)
 	must(t, err)
-	_, err = js.Consumer(t.Context(), bus.FeedStream, "engine-default")
+	consumer, err := js.Consumer(t.Context(), bus.FeedStream, bus.EngineConsumer("default"))
 	must(t, err)
+	first, err := consumer.Next(jetstream.FetchMaxWait(time.Minute))
+	must(t, err)
+	must(t, first.DoubleAck(t.Context()))
 	for i := range credentials {
 		if i == credentials-1 {
 			u.settle(t)
