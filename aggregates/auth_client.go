@@ -54,6 +54,9 @@ func (s AuthClientState) Names(secretID string) bool {
 	return s.Exists && secretID != "" && (s.SecretID == secretID || slices.Contains(s.Previous, secretID))
 }
 
+// Secrets are the ids of all secrets that the auth client has, or may go back to.
+func (s AuthClientState) Secrets() []string { return append(slices.Clone(s.Previous), s.SecretID) }
+
 // Over reports whether no fact can follow that names a secret.
 func (s AuthClientState) Over() bool { return false }
 

@@ -10,16 +10,23 @@ import (
 // CommandRecord decides what is remembered of one named command, beside the commit
 // that it made: there is one stream for each command id of a caller.
 var CommandRecord = Decider[CommandRecordState, commands.CommandRecord, events.CommandRecord]{
-	Category: "command", Fold: 1, Decide: CommandRecordState.decide, Evolve: CommandRecordState.evolve,
+	Category: "command", Fold: 2, Decide: CommandRecordState.decide, Evolve: CommandRecordState.evolve,
 }
 
-// CommandRecordState is how the command ended; nil while that is not recorded.
+// CommandRecordState is how the command began to act outside the log, and how it ended;
+// nil while that is not recorded.
 type CommandRecordState struct {
+	Started   *events.CommandStarted
 	Completed *events.CommandCompleted
 }
 
 func (s CommandRecordState) decide(cmd commands.CommandRecord) ([]events.CommandRecord, error) {
 	switch c := cmd.(type) {
+	case commands.StartCommand:
+		if s.Started != nil || s.Completed != nil {
+			return nil, nil
+		}
+		return []events.CommandRecord{c.Started}, nil
 	case commands.CompleteCommand:
 		if s.Completed != nil { // the first answer stays the answer
 			return nil, nil
@@ -31,6 +38,8 @@ func (s CommandRecordState) decide(cmd commands.CommandRecord) ([]events.Command
 
 func (s CommandRecordState) evolve(e events.CommandRecord) CommandRecordState {
 	switch e := e.(type) {
+	case events.CommandStarted:
+		s.Started = &e
 	case events.CommandCompleted:
 		s.Completed = &e
 	}

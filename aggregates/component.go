@@ -49,6 +49,9 @@ func (s ComponentState) Names(secretID string) bool {
 	return s.Exists && !s.Deleted && s.EnvSecret == secretID
 }
 
+// Secrets is the id of the secret that holds the component's variables.
+func (s ComponentState) Secrets() []string { return []string{s.EnvSecret} }
+
 // VisibleTo reports whether a tenant may see the component.
 func (s ComponentState) VisibleTo(tenant string) bool {
 	return s.Exists && (s.Shared || s.Owner == tenant)

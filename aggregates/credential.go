@@ -86,6 +86,15 @@ func (s CredentialState) Names(secretID string) bool {
 		slices.ContainsFunc(s.Versions, func(v events.KeysVersion) bool { return v.SecretID == secretID }))
 }
 
+// Secrets are the ids of all secrets that the credential has.
+func (s CredentialState) Secrets() []string {
+	ids := s.Tokens.TokenSecrets()
+	for _, v := range s.Versions {
+		ids = append(ids, v.SecretID)
+	}
+	return ids
+}
+
 func (s CredentialState) decide(cmd commands.Credential) ([]events.Credential, error) {
 	switch c := cmd.(type) {
 	case commands.CreateCredential:

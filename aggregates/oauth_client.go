@@ -48,6 +48,9 @@ type OAuthClientState struct {
 // Names reports whether the client that is defined has this secret.
 func (s OAuthClientState) Names(secretID string) bool { return s.ID != "" && s.SecretID == secretID }
 
+// Secrets is the id of the client's secret.
+func (s OAuthClientState) Secrets() []string { return []string{s.SecretID} }
+
 // confirmedKept bounds the revisions for which a secret is remembered to be given.
 const confirmedKept = 16
 

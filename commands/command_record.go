@@ -10,6 +10,15 @@ type CommandRecord interface {
 	commandRecord()
 }
 
+// StartCommand records that the command is about to act outside the log.
+type StartCommand struct {
+	ID      string // derived from the caller and the command id
+	Started events.CommandStarted
+}
+
+// Target implements Command.
+func (c StartCommand) Target() string { return c.ID }
+
 // CompleteCommand records how the command ended.
 type CompleteCommand struct {
 	ID        string // derived from the caller and the command id
@@ -19,4 +28,5 @@ type CompleteCommand struct {
 // Target implements Command.
 func (c CompleteCommand) Target() string { return c.ID }
 
+func (StartCommand) commandRecord()    {}
 func (CompleteCommand) commandRecord() {}

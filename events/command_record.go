@@ -8,6 +8,14 @@ import "time"
 //sumtype:decl
 type CommandRecord interface{ commandRecord() }
 
+// CommandStarted says that a command is about to act outside the log, with what a
+// repeat needs to act once: after a crash in between it goes on from here.
+type CommandStarted struct {
+	Route  string    `json:"route"`  // "credential.refresh"
+	Epoch  int       `json:"epoch"`  // of the tokens that a renewal replaces
+	Before time.Time `json:"before"` // which messages a change of the queue in bulk is for
+}
+
 // CommandCompleted says how a command ended, where the commit that it made does not
 // say it whole: it changed nothing, it took several commits, or it acted outside
 // the log. It holds what the caller was answered, and no secret.
@@ -38,6 +46,10 @@ type CommandRefusal struct {
 	Pointer string `json:"pointer"` // to the input at fault
 }
 
+func (CommandStarted) commandRecord()   {}
 func (CommandCompleted) commandRecord() {}
 
-var commandRecordTypes = []Type{Define[CommandCompleted]("command.completed", Internal)}
+var commandRecordTypes = []Type{
+	Define[CommandStarted]("command.started", Internal),
+	Define[CommandCompleted]("command.completed", Internal),
+}

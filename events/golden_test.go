@@ -108,6 +108,7 @@ var samples = []events.Event{
 	events.OAuthClientUsed{Flow: "orders to crm", Revision: 7},
 	events.OAuthClientReleased{Flow: "orders to crm", Revision: 8},
 	events.DurabilityAttested{Replicas: 3, Why: "The servers do not say whether they sync always."},
+	events.CommandStarted{Route: "credential.refresh", Epoch: 3, Before: meta.Time},
 	events.CommandCompleted{
 		Route: "credential.revoke", Seq: 12, ID: "AAABcID5GBc=", Version: 2, Status: events.ReauthorizationRequired, Revision: 3,
 		Says: "The provider did not confirm it.", Binding: "01a20150-0000-7000-8000-000000000008", Until: meta.Time, Outcome: "transient",

@@ -30,7 +30,7 @@ var newGolden = flag.Bool("new-golden", false, "write the golden files that are 
 
 // What is not for everybody is listed here, so that nothing is hidden by mistake either.
 func TestInternalFacts(t *testing.T) {
-	hidden := []string{"secret.abandoned", "credential.refresh_started", "installation.durability_attested", "command.completed"}
+	hidden := []string{"secret.abandoned", "credential.refresh_started", "installation.durability_attested", "command.started", "command.completed"}
 	for _, typ := range events.All().Types() {
 		internal := typ.Audience == events.Internal
 		if internal != slices.Contains(hidden, typ.Name) || internal != (typ.PublicData() == nil) {

@@ -110,7 +110,7 @@ func everything() []events.Record {
 			one(events.AuthClientSettled{}), one(events.SecretAbandoned{SecretID: "late"}), one(events.AuthClientRevealed{SecretID: "secret-a1"}),
 			one(events.AuthClientChanged{Name: "Sheets 2", Components: []events.AuthClientComponent{}, Fields: []string{"client_id"}, ClientID: "client 2", SecretID: "secret-a2"}),
 			one(events.AuthClientDeleted{})),
-		commits(events.StreamID{Tenant: "acme", Category: "command", ID: "d1"}, 55, one(events.CommandCompleted{Route: "credential.refresh", ID: "c1"})),
+		commits(events.StreamID{Tenant: "acme", Category: "command", ID: "d1"}, 55, one(events.CommandStarted{Route: "credential.refresh"}), one(events.CommandCompleted{Route: "credential.refresh", ID: "c1"})),
 	)
 	for i := range recs {
 		recs[i].Meta.Tenant = "acme"
@@ -275,7 +275,7 @@ func TestReads(t *testing.T) {
 		same(fmt.Sprintf("due before its time at %d", step.seq), due(step.due.Add(-time.Second)), false)
 		same(fmt.Sprintf("due at %d", step.seq), due(step.due.Add(time.Millisecond)), true)
 	}
-	upTo(55)
+	upTo(56)
 	for _, id := range []string{"f 1", "f2", "f3"} {
 		_, found, err := v.Flow(ctx, "acme", id)
 		same("a flow that is gone is found", []any{found, err}, []any{false, nil})

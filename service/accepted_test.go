@@ -72,7 +72,7 @@ var every = func() (all []struct {
 	add(obeying(aggregates.APIKey, true), commands.IssueAPIKey{}, commands.RevokeAPIKey{})
 	add(obeying(aggregates.AuthClient, false), commands.CreateAuthClient{}, commands.ChangeAuthClient{}, commands.SettleAuthClient{},
 		commands.RevealAuthClient{}, commands.DeleteAuthClient{}, commands.AbandonAuthClientSecret{})
-	add(obeying(aggregates.CommandRecord, false), commands.CompleteCommand{})
+	add(obeying(aggregates.CommandRecord, false), commands.StartCommand{}, commands.CompleteCommand{})
 	add(obeying(aggregates.Component, true), commands.RegisterComponent{}, commands.UpdateComponent{}, commands.ShareComponent{}, commands.UnshareComponent{},
 		commands.SetComponentEnv{}, commands.AbandonEnvSecret{}, commands.DeleteComponent{})
 	add(obeying(aggregates.Credential, false), commands.CreateCredential{}, commands.RenameCredential{}, commands.SetVPNAgent{}, commands.ReplaceKeys{},

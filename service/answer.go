@@ -62,7 +62,28 @@ func rebuilt[S any, C commands.Command, E any](ctx context.Context, s *Service, 
 // A repeat completes what broke off, unless it is recorded that it was completed.
 var resumable = map[string]bool{
 	"auth_client.create": true, "auth_client.change": true, "auth_client.delete": true,
-	"credential.revoke": true,
+	"credential.revoke": true, "flow.bind": true,
+}
+
+// begin records that a command is about to act outside the log. It returns what was
+// recorded by the first attempt at the command: an attempt after a crash goes on from
+// that. A command without an id of its caller's leaves no record.
+func (s *Service) begin(ctx context.Context, call *Call, c events.CommandStarted) (first events.CommandStarted, err error) {
+	c.Route = call.route
+	e := call.execution
+	if e == nil || e.request == "" {
+		return c, nil
+	}
+	named := *call
+	named.request = e.request
+	_, after, err := commit(ctx, s, &named, aggregates.CommandRecord, call.Tenant, commands.CommandRecord(commands.StartCommand{ID: call.recordID(), Started: c}))
+	switch {
+	case err != nil:
+		return c, fmt.Errorf("record that a command begins: %w", err)
+	case after.Value.Started == nil: // another attempt has completed it meanwhile
+		return c, events.ErrUnknownOutcome
+	}
+	return *after.Value.Started, nil
 }
 
 // recordID is the id of the stream that remembers how the command ended.

@@ -383,14 +383,9 @@ func authClientRef(tenant, id, secretID string) vault.Ref {
 // changeAuthClient executes a command and erases the secrets that the auth client
 // neither has nor may go back to any more.
 func (s *Service) changeAuthClient(ctx context.Context, call *Call, cmd commands.AuthClient) (Done, error) {
-	before, after, err := execute(ctx, s, call, aggregates.AuthClient, call.Tenant, cmd)
+	before, after, err := change(ctx, s, call, aggregates.AuthClient, call.Tenant, cmd)
 	if err != nil {
 		return Done{}, err
-	}
-	for _, had := range append(slices.Clone(before.Previous), before.SecretID) {
-		if had != "" && !after.Value.Names(had) {
-			s.erase(ctx, authClientRef(call.Tenant, cmd.Target(), had))
-		}
 	}
 	return answered(aggregates.AuthClient.Stream(call.Tenant, cmd.Target()), before, after.Value, after.Seq), nil
 }

@@ -44,7 +44,11 @@ func (s *Service) bindFlow(ctx context.Context, call *Call, in BindFlow) (Done, 
 	}
 	order := slices.Sorted(maps.Keys(steps))
 	for n, credential := range order {
-		refused, err := s.reserve(ctx, call.step(n+1), cmd, credential, steps[credential])
+		step := call // the first step records the command id
+		if n > 0 || call.resumed() != nil {
+			step = call.step(n)
+		}
+		refused, err := s.reserve(ctx, step, cmd, credential, steps[credential])
 		if err == nil && len(refused) > 0 { // it went away since it was looked at
 			err = cannotBind(in.Steps, refused)
 		}
@@ -53,7 +57,7 @@ func (s *Service) bindFlow(ctx context.Context, call *Call, in BindFlow) (Done, 
 			return Done{}, err
 		}
 	}
-	before, now, err := execute(ctx, s, call, aggregates.Flow, call.Tenant, commands.Flow(cmd))
+	before, now, err := execute(ctx, s, call.step(len(order)), aggregates.Flow, call.Tenant, commands.Flow(cmd))
 	if err != nil {
 		s.giveUp(ctx, call, cmd, order, err)
 		return Done{}, err

@@ -166,10 +166,6 @@ func (s *Service) setComponentEnv(ctx context.Context, call *Call, in SetCompone
 		}
 	}
 	var done Done
-	before, err := aggregates.Component.Fresh(ctx, s.cfg.Log, aggregates.Component.Stream(events.System, in.ID))
-	if err != nil {
-		return Done{}, err
-	}
 	owner := vault.Ref{Tenant: call.Tenant, Category: aggregates.Component.Category, Owner: in.ID}
 	err = s.withSecret(ctx, owner, in.Values.Marshal(), func(secretID string) error {
 		done, err = s.changeComponent(ctx, call, commands.SetComponentEnv{ID: in.ID, Owner: call.Tenant, Names: names, SecretID: secretID, Revision: revision})
@@ -177,10 +173,6 @@ func (s *Service) setComponentEnv(ctx context.Context, call *Call, in SetCompone
 	})
 	if in.Expected == 0 && errors.Is(err, aggregates.ErrComponentChanged) {
 		return s.setComponentEnv(ctx, call, in) // at this moment: look at the new descriptor
-	}
-	if err == nil && before.Value.EnvSecret != "" {
-		owner.SecretID = before.Value.EnvSecret
-		s.erase(ctx, owner)
 	}
 	return done, err
 }
@@ -228,7 +220,7 @@ func (s *Service) changeComponent(ctx context.Context, call *Call, cmd commands.
 	if events.CheckName(cmd.Target()) != nil {
 		return Done{}, aggregates.ErrComponentNotFound.At("/id")
 	}
-	before, state, err := execute(ctx, s, call, aggregates.Component, events.System, cmd)
+	before, state, err := change(ctx, s, call, aggregates.Component, events.System, cmd)
 	if err != nil {
 		return Done{}, err
 	}

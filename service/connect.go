@@ -131,6 +131,20 @@ func (s *Service) connectOAuth(ctx context.Context, call *Call, in ConnectOAuth)
 	if err := s.limiter.take(bucket{connecting, call.Tenant, commandCall}, s.now()); err != nil {
 		return Connected{}, err
 	}
+	if _, err := s.begin(ctx, call, events.CommandStarted{}); err != nil {
+		return Connected{}, err
+	}
+	call.detach()
+	if call.resumed() != nil { // an attempt that broke off may have made it
+		made, err := s.connection(ctx, c.id)
+		if err == nil {
+			answer, _, err := s.link(ctx, call, made.id, made.Expires)
+			return answer, err
+		}
+		if !errors.Is(err, ErrConnectionNotFound) {
+			return Connected{}, err
+		}
+	}
 	answer, secret, err := s.link(ctx, call, c.id, c.Expires)
 	if err != nil {
 		return Connected{}, err
@@ -139,7 +153,6 @@ func (s *Service) connectOAuth(ctx context.Context, call *Call, in ConnectOAuth)
 	if call.Via == "http" {
 		c.Starter = fingerprintOf(answer.starter)
 	}
-	call.detach()
 	if err := s.underWay.start(c.Tenant, c.id, s.now(), c.Expires); err != nil {
 		return Connected{}, err
 	}

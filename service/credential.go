@@ -321,7 +321,7 @@ func definite(err error) bool {
 }
 
 // changeCredential executes a command and erases what no kept version names any
-// more. What it misses in a crash the collector finds.
+// more.
 func (s *Service) changeCredential(ctx context.Context, call *Call, cmd commands.Credential) (Done, error) {
 	done, _, err := s.decideCredential(ctx, call, cmd)
 	return done, err
@@ -330,34 +330,25 @@ func (s *Service) changeCredential(ctx context.Context, call *Call, cmd commands
 // decideCredential is changeCredential that also tells on which state the
 // command was decided.
 func (s *Service) decideCredential(ctx context.Context, call *Call, cmd commands.Credential) (Done, aggregates.CredentialState, error) {
-	before, after, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, cmd)
+	before, after, err := change(ctx, s, call, aggregates.Credential, call.Tenant, cmd)
 	if err != nil {
 		return Done{}, before, err
 	}
-	s.eraseAll(ctx, former(call.Tenant, cmd.Target(), before, after.Value))
 	return credentialDone(call.Tenant, cmd.Target(), before, after), before, nil
 }
 
-// former are the secrets that a credential had and has no more.
-func former(tenant, id string, before, after aggregates.CredentialState) (gone []vault.Ref) {
-	erased := map[string]bool{"": true}
-	had := before.Tokens.TokenSecrets()
-	for _, v := range before.Versions {
-		had = append(had, v.SecretID)
-	}
-	for _, secretID := range had {
-		if !after.Names(secretID) && !erased[secretID] {
-			erased[secretID] = true
-			gone = append(gone, credentialRef(tenant, id, secretID))
-		}
-	}
-	return gone
-}
-
-func (s *Service) eraseAll(ctx context.Context, refs []vault.Ref) {
+// eraseAll removes secrets from the vault now. An error means that some are left.
+func (s *Service) eraseAll(ctx context.Context, refs []vault.Ref) error {
+	var errs []error
 	for _, ref := range refs {
-		s.erase(ctx, ref)
+		errs = append(errs, s.cfg.Vault.Erase(ctx, ref))
 	}
+	err := errors.Join(errs...)
+	if err != nil {
+		s.secretsLeft.Store(true)
+		s.cfg.Logger.WarnContext(ctx, "secret not erased; process manager will retry", "tenant", refs[0].Tenant, "owner", refs[0].Owner, "err", err)
+	}
+	return err
 }
 
 func credentialDone(tenant, id string, before aggregates.CredentialState, after aggregates.State[aggregates.CredentialState]) Done {
@@ -371,8 +362,8 @@ func statusOf(s aggregates.CredentialState) events.Status {
 	return s.Status
 }
 
-// erase removes a secret from the vault now; what it cannot erase the
-// collector erases later.
+// erase removes a secret that no event names from the vault now; what it cannot erase
+// the collector erases later.
 func (s *Service) erase(ctx context.Context, ref vault.Ref) {
 	if err := s.cfg.Vault.Erase(ctx, ref); err != nil {
 		s.secretsLeft.Store(true)

@@ -22,6 +22,9 @@ type metrics struct {
 	refreshLost prometheus.Counter
 	revocations *prometheus.CounterVec
 	connections *prometheus.CounterVec
+
+	followUps     *prometheus.CounterVec
+	followUpsOpen prometheus.Gauge
 }
 
 // buckets are the bounds of the histograms, in seconds.
@@ -65,8 +68,15 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m.revocations = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "credstream_token_revocations_total", Help: "Credentials whose tokens were revoked at the provider, by outcome.",
 	}, []string{"outcome"})
+	m.followUps = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "credstream_follow_ups_total",
+		Help: "Attempts of the process manager to complete what a commit owes outside the log, by outcome: done, failed, given_up.",
+	}, []string{"outcome"})
+	m.followUpsOpen = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "credstream_follow_ups_open", Help: "Commits that may owe something outside the log and are not known to be followed up.",
+	})
 	if reg != nil {
-		reg.MustRegister(m.revocations, m.connections, m.refreshes, m.refreshLost, m.settled, m.requests, m.latency, m.verified, m.appended, m.sealed, m.orphans)
+		reg.MustRegister(m.followUps, m.followUpsOpen, m.revocations, m.connections, m.refreshes, m.refreshLost, m.settled, m.requests, m.latency, m.verified, m.appended, m.sealed, m.orphans)
 	}
 	return m
 }

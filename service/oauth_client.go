@@ -129,15 +129,12 @@ func clientRef(tenant, component, secretID string) vault.Ref {
 // changeClient executes a command and erases the secret that the client no
 // longer has.
 func (s *Service) changeClient(ctx context.Context, call *Call, cmd commands.OAuthClient) (Done, error) {
-	before, after, err := execute(ctx, s, call, aggregates.OAuthClient, call.Tenant, cmd)
+	before, after, err := change(ctx, s, call, aggregates.OAuthClient, call.Tenant, cmd)
 	if err != nil {
 		if errors.Is(err, aggregates.ErrOAuthClientInUse) {
 			return Done{}, s.clientInUse(ctx, call, cmd.Target(), before)
 		}
 		return Done{}, err
-	}
-	if before.SecretID != "" && !after.Value.Names(before.SecretID) {
-		s.erase(ctx, clientRef(call.Tenant, cmd.Target(), before.SecretID))
 	}
 	return answered(aggregates.OAuthClient.Stream(call.Tenant, cmd.Target()), before, after.Value, after.Seq), nil
 }

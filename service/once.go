@@ -243,10 +243,7 @@ func (s *Service) obey(caller context.Context, call *Call, route *Route, body []
 
 // attempt carries out a named command that is claimed.
 func (s *Service) attempt(ctx context.Context, call *Call, route *Route, body []byte, key [sha256.Size]byte, attempt string) (any, error) {
-	answer, err := route.serve(s, ctx, call, body)
-	if err == nil {
-		answer, err = s.remember(ctx, call, route.Name, answer)
-	}
+	answer, err := s.carryOut(ctx, call, route, body)
 	if r, ok := errors.AsType[*repeat](err); ok { // an identical call won the race to the log
 		s.cfg.Claims.Complete(key, attempt)
 		return r.outcome(nil)
@@ -258,13 +255,27 @@ func (s *Service) attempt(ctx context.Context, call *Call, route *Route, body []
 	if !definite(err) {
 		return nil, err
 	}
-	return s.refuse(ctx, call, route, key, attempt, err)
+	return s.refuse(ctx, call, route, body, key, attempt, err)
+}
+
+// carryOut carries out a named command and remembers how it ended. It completes an
+// attempt of which it hears only when it is about to append.
+func (s *Service) carryOut(ctx context.Context, call *Call, route *Route, body []byte) (any, error) {
+	resumed := call.execution.resumed != nil
+	answer, err := route.serve(s, ctx, call, body)
+	if !resumed && call.execution.resumed != nil && errors.Is(err, events.ErrUnknownOutcome) {
+		answer, err = route.serve(s, ctx, call, body)
+	}
+	if err == nil {
+		answer, err = s.remember(ctx, call, route.Name, answer)
+	}
+	return answer, err
 }
 
 // refuse answers a refusal of a named command. It is the answer only where no other
 // attempt at the command has been carried out, or may yet be: what the log holds is
 // looked at to its end, and the claim tells of the others.
-func (s *Service) refuse(ctx context.Context, call *Call, route *Route, key [sha256.Size]byte, attempt string, refusal error) (any, error) {
+func (s *Service) refuse(ctx context.Context, call *Call, route *Route, body []byte, key [sha256.Size]byte, attempt string, refusal error) (any, error) {
 	if call.execution.seq != 0 || call.execution.resumed != nil {
 		// Its id stands in the log, and what it did there was undone.
 		if err := s.rememberRefusal(ctx, call, route.Name, refusal); err != nil {
@@ -282,6 +293,9 @@ func (s *Service) refuse(ctx context.Context, call *Call, route *Route, key [sha
 			s.cfg.Claims.Complete(key, attempt)
 		}
 		return r.outcome(err)
+	}
+	if call.execution.resumed != nil { // an attempt that broke off in another process, of which the views did not know
+		return s.attempt(ctx, call, route, body, key, attempt)
 	}
 	others, err := s.cfg.Claims.Refuse(ctx, key, attempt)
 	if err != nil || others {
@@ -433,7 +447,8 @@ func (s *Service) repeated(ctx context.Context, call *Call, upTo uint64) (*repea
 	if err != nil {
 		return nil, err
 	}
-	if e := call.execution; resumable[call.route] {
+	ended := recs[0].Stream.Category == aggregates.Flow.Category // the last step of a bind, where a version of before has recorded the id
+	if e := call.execution; record.Value.Started != nil || resumable[call.route] && !ended {
 		if e.seq == 0 {
 			e.resumed, e.done, call.named, call.request = recs, done, false, ""
 		}
@@ -442,19 +457,28 @@ func (s *Service) repeated(ctx context.Context, call *Call, upTo uint64) (*repea
 	return s.recalled(ctx, call, summaryOf(call.route, done))
 }
 
-// execute runs one command of one aggregate: the one way to the log. It returns
-// the value the command was decided on and the state after it.
+// execute runs one command of one aggregate. It returns the value the command was
+// decided on and the state after it.
 func execute[S any, C commands.Command, E any](ctx context.Context, s *Service, call *Call,
 	d aggregates.Decider[S, C, E], tenant string, cmd C,
 ) (before S, after aggregates.State[S], err error) {
+	was, after, err := commit(ctx, s, call, d, tenant, cmd)
+	return was.Value, after, err
+}
+
+// commit is execute that returns both states: the one way to the log. They have one
+// Seq when nothing was appended.
+func commit[S any, C commands.Command, E any](ctx context.Context, s *Service, call *Call,
+	d aggregates.Decider[S, C, E], tenant string, cmd C,
+) (was, after aggregates.State[S], err error) {
 	begin := s.now()
 	if err := call.late(begin); err != nil {
-		return before, after, err
+		return was, after, err
 	}
 	if call.execution != nil {
 		call.execution.detach()
 	}
-	was, after, err := d.Execute(ctx, s.cfg.Log, tenant, cmd, s.meta(call), func(ctx context.Context, seq uint64) error {
+	was, after, err = d.Execute(ctx, s.cfg.Log, tenant, cmd, s.meta(call), func(ctx context.Context, seq uint64) error {
 		if !call.named || seq <= call.dedupPosition || call.execution.seq != 0 { // an unnamed call may have several under way
 			return nil // or an earlier look covered it
 		}
@@ -464,7 +488,7 @@ func execute[S any, C commands.Command, E any](ctx context.Context, s *Service, 
 			return err
 		case r != nil:
 			return r
-		case !call.named: // another process has begun it meanwhile
+		case !call.named: // another attempt has begun it: carryOut starts over
 			return events.ErrUnknownOutcome
 		}
 		call.dedupPosition = seq
@@ -478,5 +502,5 @@ func execute[S any, C commands.Command, E any](ctx context.Context, s *Service, 
 			s.completedCommands.Add(call.key(), after.Seq)
 		}
 	}
-	return was.Value, after, err
+	return was, after, err
 }

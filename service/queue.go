@@ -286,19 +286,35 @@ func (s *Service) getQueued(ctx context.Context, call *Call, in QueuedID) (Poiso
 }
 
 func (s *Service) retryQueued(ctx context.Context, call *Call, in QueuedID) (Done, error) {
-	if s.cfg.Poison == nil {
-		return Done{}, ErrQueueAbsent
-	}
-	call.detach()
-	return Done{ID: in.ID}, s.cfg.Poison.Retry(ctx, call.Tenant, in.ID)
+	return s.takeQueued(ctx, call, in, PoisonQueue.Retry)
 }
 
 func (s *Service) dropQueued(ctx context.Context, call *Call, in QueuedID) (Done, error) {
+	return s.takeQueued(ctx, call, in, PoisonQueue.Drop)
+}
+
+// takeQueued changes one message, which then is in the poison queue no more. That it is
+// there is known when the command begins: when an attempt after a crash does not find
+// it, the one before took it.
+func (s *Service) takeQueued(ctx context.Context, call *Call, in QueuedID, change func(q PoisonQueue, ctx context.Context, tenant, id string) error) (Done, error) {
 	if s.cfg.Poison == nil {
 		return Done{}, ErrQueueAbsent
 	}
+	resumed := call.resumed() != nil
+	if !resumed {
+		if _, err := s.cfg.Poison.Get(ctx, call.Tenant, in.ID); err != nil {
+			return Done{}, err
+		}
+	}
+	if _, err := s.begin(ctx, call, events.CommandStarted{}); err != nil {
+		return Done{}, err
+	}
 	call.detach()
-	return Done{ID: in.ID}, s.cfg.Poison.Drop(ctx, call.Tenant, in.ID)
+	err := change(s.cfg.Poison, ctx, call.Tenant, in.ID)
+	if resumed && errors.Is(err, ErrQueueNotFound) {
+		err = nil
+	}
+	return Done{ID: in.ID}, err
 }
 
 // QueuedMany names the messages of the poison queue that a change in bulk is for.
@@ -312,7 +328,7 @@ type QueuedMany struct {
 
 // QueuedChanged answers a change in bulk.
 type QueuedChanged struct {
-	Done    int       `json:"done"`          // messages that were changed
+	Done    int       `json:"done"`          // messages that were changed; after a crash, those that were left
 	Skipped int       `json:"skipped"`       // that match but were not kept, so they cannot be tried again
 	Before  time.Time `json:"before"`        // as asked for
 	Next    string    `json:"next,omitzero"` // cursor to go on with; absent at the end
@@ -338,6 +354,13 @@ func (s *Service) changeQueued(ctx context.Context, call *Call, in QueuedMany, c
 	if in.Before.IsZero() {
 		in.Before = s.now().UTC()
 	}
+	// A repeat after a crash is for the same messages: not for those that failed since.
+	started, err := s.begin(ctx, call, events.CommandStarted{Before: in.Before})
+	if err != nil {
+		return QueuedChanged{}, err
+	}
+	in.Before = started.Before
+	call.detach()
 	out := QueuedChanged{Before: in.Before}
 	for seen := 0; seen < maxQueuedChanges; {
 		page, next, err := s.cfg.Poison.List(ctx, call.Tenant, in.After, 200)

@@ -485,8 +485,13 @@ func (s *Service) refreshCredential(ctx context.Context, call *Call, in RefreshC
 	case !state.OAuth():
 		return Done{}, aggregates.ErrNotOAuth
 	}
+	// A repeat after a crash renews the same tokens, so the provider is asked once.
+	started, err := s.begin(ctx, call, events.CommandStarted{Epoch: state.Tokens.Token.Epoch})
+	if err != nil {
+		return Done{}, err
+	}
 	call.detach()
-	if err := s.renew(ctx, call.Tenant, in.ID, state.Tokens.Token.Epoch, true); err != nil {
+	if err := s.renew(ctx, call.Tenant, in.ID, started.Epoch, true); err != nil {
 		// A refusal has no sequence to ask for: what it left is in the views before it is told.
 		if now, lookErr := aggregates.Credential.Fresh(ctx, s.cfg.Log, aggregates.Credential.Stream(call.Tenant, in.ID)); lookErr == nil {
 			_ = s.atLeast(ctx, now.Seq)

@@ -151,9 +151,9 @@ func (s *Service) notTold(ctx context.Context, component string, err error) told
 }
 
 // recordTold records what a provider answered. The tokens are given up either way.
-func (s *Service) recordTold(ctx context.Context, call *Call, id string, t told) {
+func (s *Service) recordTold(ctx context.Context, call *Call, id string, t told) error {
 	if t.outcome == "" || t.outcome == notOffered {
-		return
+		return nil
 	}
 	s.metrics.revocations.WithLabelValues(t.outcome).Inc()
 	_, _, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, commands.Credential(commands.RecordProviderRevocation{ID: id, Outcome: t.outcome}))
@@ -161,6 +161,7 @@ func (s *Service) recordTold(ctx context.Context, call *Call, id string, t told)
 		s.cfg.Logger.WarnContext(ctx, "failed to record a revocation at the provider",
 			"tenant", call.Tenant, "credential", id, "outcome", t.outcome, "err", err)
 	}
+	return err
 }
 
 // RevokeCredential asks for the end of a credential's tokens.
@@ -182,51 +183,107 @@ func (s *Service) revokeCredential(ctx context.Context, call *Call, in RevokeCre
 		return RevokedCredential{}, err
 	}
 	call.detach()
-	done, gone, err := s.revoke(ctx, call, in.ID, nil)
-	s.eraseAll(context.WithoutCancel(ctx), gone)
+	defer s.followUps.hold(aggregates.Credential.Stream(call.Tenant, in.ID))()
+	done, gone, commits, err := s.revoke(ctx, call, in.ID, nil)
+	if s.eraseAll(context.WithoutCancel(ctx), gone) == nil && err == nil {
+		s.followUps.finish(commits...)
+	}
+	if first := call.resumed(); first != nil && err == nil && done.Outcome == "" { // another attempt has ended the tokens
+		done.Outcome, err = s.outcomeSince(ctx, first[0])
+	}
 	return done, err
 }
 
+// outcomeSince is what a provider answered to the end of tokens in a revocation that
+// began with a commit. Where nobody has told it, it is told now.
+func (s *Service) outcomeSince(ctx context.Context, cut events.Record) (outcome string, err error) {
+	for round := range 2 {
+		var commit, ended []events.Record
+		for rec, err := range s.cfg.Log.Store.Stream(ctx, cut.Stream, cut.Seq) {
+			if err != nil {
+				return "", fmt.Errorf("load %s: %w", cut.Stream, err)
+			}
+			if rec.Index == 0 {
+				commit = nil
+			}
+			commit = append(commit, rec)
+			switch e := rec.Event.(type) {
+			case events.CredentialTokensRevoked:
+				if ended == nil {
+					ended = commit
+				}
+			case events.CredentialRevokedAtProvider:
+				return e.Outcome, nil
+			}
+		}
+		if ended == nil || round > 0 {
+			break
+		}
+		if _, err := s.followUpCredential(ctx, ended, time.Time{}); err != nil {
+			return "", err
+		}
+	}
+	return "", nil
+}
+
 // cut has nobody be given the tokens of a credential any more. They are still
-// held, so that whoever repeats a revocation that broke off can tell the provider.
-func (s *Service) cut(ctx context.Context, call *Call, id string) (aggregates.CredentialState, error) {
+// held, so that whoever completes a revocation that broke off can tell the provider.
+// The Seq of the state is 0 when nothing was to be done.
+func (s *Service) cut(ctx context.Context, call *Call, id string) (aggregates.State[aggregates.CredentialState], error) {
 	state, err := s.live(ctx, call.Tenant, id, 0)
+	now := aggregates.State[aggregates.CredentialState]{Value: state}
 	switch {
 	case err != nil:
-		return state, err
+		return now, err
 	case !state.OAuth():
-		return state, aggregates.ErrNotOAuth
+		return now, aggregates.ErrNotOAuth
 	case state.Current().SecretID == "": // there is nothing to give
-		return state, nil
+		return now, nil
 	}
-	_, after, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, commands.Credential(commands.RequireReauthorization{
+	was, after, err := commit(ctx, s, call, aggregates.Credential, call.Tenant, commands.Credential(commands.RequireReauthorization{
 		ID: id, Grant: state.Tokens.Grant, Reason: aggregates.ReasonRevokedHere, Says: aggregates.RevokedHere,
 	}))
-	return after.Value, err
+	if after.Seq == was.Seq {
+		after.Seq = 0
+	}
+	return after, err
 }
 
 // revoke gives the tokens of a credential up, in this order: nobody is given them
 // any more, the provider is told, they are over here. What is gone then is for the
-// caller to erase, and for the collector if that does not come about. A crash before
-// leaves the tokens held, and the same again completes it; a refresh under way cannot
-// bring them back, and what the provider answered to it is disowned, too. again,
-// when not nil, hears what the provider says and decides whether it is told once more.
-func (s *Service) revoke(ctx context.Context, call *Call, id string, again func(component string, t told) bool) (done RevokedCredential, gone []vault.Ref, err error) {
-	state, err := s.cut(ctx, call, id)
+// caller to erase, which holds the stream, and then finishes the follow-up of the
+// commits. A crash in between leaves the tokens held, and the process manager
+// completes it; a refresh under way cannot bring them back, and what the provider
+// answered to it is disowned, too. again, when not nil, hears what the provider says
+// and decides whether it is told once more; its error ends the revocation for now.
+func (s *Service) revoke(ctx context.Context, call *Call, id string, again func(component string, t told) (bool, error)) (done RevokedCredential, gone []vault.Ref, commits []uint64, err error) {
+	cut, err := s.cut(ctx, call, id)
 	if err != nil {
-		return done, nil, err
+		return done, nil, nil, err
 	}
+	state := cut.Value
 	held, err := s.heldTokens(ctx, call.Tenant, id, state)
 	if err != nil {
-		return done, nil, err
+		return done, nil, nil, err
 	}
 	t := s.tell(ctx, call.Tenant, state, held)
-	for again != nil && again(state.Component, t) {
+	for again != nil {
+		more, err := again(state.Component, t)
+		if err != nil {
+			return done, nil, nil, err
+		}
+		if !more {
+			break
+		}
 		t = s.tell(ctx, call.Tenant, state, held)
 	}
-	before, after, err := execute(ctx, s, call.step(1), aggregates.Credential, call.Tenant, commands.Credential(commands.RevokeTokens{ID: id, Grant: state.Tokens.Grant}))
+	was, after, err := commit(ctx, s, call.step(1), aggregates.Credential, call.Tenant, commands.Credential(commands.RevokeTokens{ID: id, Grant: state.Tokens.Grant}))
 	if err != nil {
-		return done, nil, err
+		return done, nil, nil, err
+	}
+	before := was.Value
+	if commits = append(commits, cut.Seq); after.Seq > was.Seq {
+		commits = append(commits, after.Seq)
 	}
 	ctx = context.WithoutCancel(ctx)
 	if !slices.Equal(before.Tokens.TokenSecrets(), state.Tokens.TokenSecrets()) { // a renewal brought others meanwhile
@@ -236,10 +293,10 @@ func (s *Service) revoke(ctx context.Context, call *Call, id string, again func(
 			t = more
 		}
 	}
-	s.recordTold(ctx, call.step(2), id, t)
+	_ = s.recordTold(ctx, call.step(2), id, t) // it is logged
 	done = RevokedCredential{Done: credentialDone(call.Tenant, id, before, after), Outcome: t.outcome}
 	done.Says = t.says
-	return done, former(call.Tenant, id, before, after.Value), nil
+	return done, dropped(credentialRef(call.Tenant, id, ""), before, after.Value), commits, nil
 }
 
 // disown tells the provider to forget the answer to a renewal which came when the
@@ -255,44 +312,85 @@ func (s *Service) disown(ctx context.Context, call *Call, id string, of aggregat
 	if err != nil {
 		return
 	}
-	s.recordTold(ctx, call.step(1), id, s.tell(ctx, call.Tenant, of, addToken(nil, object)))
+	_ = s.recordTold(ctx, call.step(1), id, s.tell(ctx, call.Tenant, of, addToken(nil, object))) // it is logged
+}
+
+// tellOfEnd tells the provider that tokens which a credential held before are over, and
+// records what it said. Their secrets must be there still: only who has the tokens can
+// tell it. While what it says may pass, the error is postponed and nothing is recorded,
+// unless it is final. It may be done twice.
+func (s *Service) tellOfEnd(ctx context.Context, call *Call, id string, before aggregates.CredentialState, final bool) (told, error) {
+	held, err := s.heldTokens(ctx, call.Tenant, id, before)
+	t := told{}
+	if err != nil {
+		t = s.notTold(ctx, before.Component, err)
+	} else {
+		t = s.tell(ctx, call.Tenant, before, held)
+	}
+	switch {
+	case err != nil && !final:
+		return t, err
+	case t.passing() && !final:
+		return t, &postponed{t.after, "the provider does not confirm the end of tokens: " + t.outcome}
+	}
+	if err := s.recordTold(ctx, call.step(1), id, t); !final {
+		return t, err
+	}
+	return t, nil
 }
 
 // endCredential executes a delete. Then it has the provider told that the tokens
-// are over; when that is not done soon it goes on behind the answer.
+// are over, and erases the secrets; when that is not done soon it goes on behind the
+// answer, and the process manager completes it.
 func (s *Service) endCredential(ctx context.Context, call *Call, cmd commands.DeleteCredential) (Done, aggregates.CredentialState, error) {
-	before, after, err := execute(ctx, s, call, aggregates.Credential, call.Tenant, commands.Credential(cmd))
+	release := s.followUps.hold(aggregates.Credential.Stream(call.Tenant, cmd.ID))
+	was, after, err := commit(ctx, s, call, aggregates.Credential, call.Tenant, commands.Credential(cmd))
+	before := was.Value
 	if err != nil {
+		release()
 		return Done{}, before, err
 	}
 	done := credentialDone(call.Tenant, cmd.ID, before, after)
-	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), maxCall)
-	defer cancel()
-	held, err := s.heldTokens(last, call.Tenant, cmd.ID, before)
-	if err != nil {
-		done.Says = s.notTold(last, before.Component, err).says
-	}
-	s.eraseAll(last, former(call.Tenant, cmd.ID, before, after.Value))
-	if len(held) == 0 {
+	gone := dropped(credentialRef(call.Tenant, cmd.ID, ""), before, after.Value)
+	if len(before.Tokens.TokenSecrets()) == 0 {
+		defer release()
+		if s.eraseAll(ctx, gone) == nil {
+			s.followUps.finish(after.Seq)
+		}
 		return done, before, nil
 	}
-	answer := make(chan told, 1)
+	answer, ended := make(chan told, 1), make(chan struct{})
 	begun := s.revocations.start(s.life, func() {
+		defer close(ended)
+		defer release()
 		ctx := context.WithoutCancel(s.life)
-		t := s.tell(ctx, call.Tenant, before, held)
-		s.recordTold(ctx, call.step(1), cmd.ID, t)
+		t, err := s.tellOfEnd(ctx, call, cmd.ID, before, false)
 		answer <- t
+		if err == nil {
+			err = s.eraseAll(ctx, gone)
+		}
+		if err == nil && before.Tokens.Refresh.Epoch == 0 { // else its answer may yet come
+			s.followUps.finish(after.Seq)
+		}
 	})
 	if !begun {
-		done.Says = "Not revoked at the provider: the service is stopping."
+		release()
+		done.Says = "Not revoked at the provider yet: the service is stopping. It does so when it runs again."
 		return done, before, nil
 	}
 	wait := time.NewTimer(deleteWait)
 	defer wait.Stop()
 	select {
 	case t := <-answer:
-		if t.outcome != notOffered {
+		switch {
+		case t.passing():
+			done.Says = t.says + " The service retries for a while."
+		case t.outcome != notOffered:
 			done.Says = t.says
+		}
+		select {
+		case <-ended:
+		case <-ctx.Done():
 		}
 	case <-wait.C:
 	case <-ctx.Done():
@@ -322,7 +420,13 @@ type revocation struct {
 	component string // "" for all; never changed
 	progress  RevocationProgress
 	since     map[string]time.Time // by component: since when its provider has not confirmed anything
-	gone      []vault.Ref          // to be erased
+	gone      []revokedTokens      // to be erased
+}
+
+// revokedTokens is what is left to be done when a credential's tokens are over.
+type revokedTokens struct {
+	secrets []vault.Ref
+	commits []uint64 // that ended them
 }
 
 // start begins what finish waits for, unless life has ended.
@@ -459,23 +563,28 @@ func (s *Service) tokenHolders(ctx context.Context, tenant, component string) (i
 // which takes moments, then the providers are told, which may take long, and last
 // the secrets are erased, which the vault does one by one.
 func (s *Service) revokeAll(ctx context.Context, call *Call, job *revocation, ids []string) {
+	for _, id := range ids {
+		defer s.followUps.hold(aggregates.Credential.Stream(call.Tenant, id))()
+	}
 	forEach(ctx, ids, func(id string) {
 		if _, err := s.cut(ctx, call.within(id), id); err != nil && ctx.Err() == nil {
 			s.cfg.Logger.DebugContext(ctx, "tokens to be revoked may still be resolved for a while", "tenant", call.Tenant, "credential", id, "err", err)
 		}
 	})
 	forEach(ctx, ids, func(id string) {
-		done, gone, err := s.revoke(ctx, call.within(id), id, func(component string, t told) bool {
+		done, gone, commits, err := s.revoke(ctx, call.within(id), id, func(component string, t told) (bool, error) {
 			return s.revocations.wait(ctx, job, component, t)
 		})
 		if err != nil && ctx.Err() != nil {
 			return // it is told of as left
 		}
-		s.revocations.note(job, s.revoked(ctx, call.Tenant, id, done, err), gone)
+		s.revocations.note(job, s.revoked(ctx, call.Tenant, id, done, err), revokedTokens{gone, commits})
 	})
-	forEach(ctx, job.gone, func(ref vault.Ref) {
-		s.erase(ctx, ref)
-		s.revocations.note(job, RevocationProgress{Erased: 1}, nil)
+	forEach(ctx, job.gone, func(tokens revokedTokens) {
+		if s.eraseAll(ctx, tokens.secrets) == nil {
+			s.followUps.finish(tokens.commits...)
+			s.revocations.note(job, RevocationProgress{Erased: len(tokens.secrets)})
+		}
 	})
 	s.revocations.end(job, s.now().UTC())
 }
@@ -573,7 +682,7 @@ func (r *revocations) begin(tenant string, job *revocation) error {
 	return nil
 }
 
-func (r *revocations) note(job *revocation, one RevocationProgress, gone []vault.Ref) {
+func (r *revocations) note(job *revocation, one RevocationProgress, gone ...revokedTokens) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	job.gone = append(job.gone, gone...)
@@ -596,18 +705,18 @@ func (r *revocations) end(job *revocation, at time.Time) {
 
 // wait pauses before a provider that did not confirm is told again, and reports
 // whether it is to be. A component's provider that has confirmed nothing for long is
-// not waited for.
-func (r *revocations) wait(ctx context.Context, job *revocation, component string, t told) bool {
+// not waited for. Its error is that of ctx.
+func (r *revocations) wait(ctx context.Context, job *revocation, component string, t told) (bool, error) {
 	if !r.patient(job, component, t) {
-		return false
+		return false, nil
 	}
 	pause := time.NewTimer(min(max(t.after, time.Second), bulkPause))
 	defer pause.Stop()
 	select {
 	case <-pause.C:
-		return true
+		return true, nil
 	case <-ctx.Done():
-		return false
+		return false, ctx.Err()
 	}
 }
 

@@ -57,6 +57,8 @@ type Config struct {
 	// Claims keeps a command id to one command between processes; optional where
 	// one process alone serves the log.
 	Claims Claims
+	// FollowedUp keeps how far RunFollowUps has come; needed to run it.
+	FollowedUp Checkpoint
 	// RebuildViews builds the views anew from the log; optional.
 	RebuildViews func(ctx context.Context, progress func(done, end uint64)) error
 	// LastUse remembers when keys were used last; optional.
@@ -121,6 +123,7 @@ type Service struct {
 	rebuild           rebuild
 	renewals          renewals
 	revocations       revocations
+	followUps         *followUps
 	leases            *leases
 	settling          settling
 	secretsLeft       atomic.Bool     // the next round of the collector has to look at all secrets
@@ -178,6 +181,9 @@ func New(cfg Config) (*Service, error) {
 	}
 	if s.completedCommands, err = lru.New[commandKey, uint64](maxCompleted); err != nil {
 		return nil, fmt.Errorf("cache of commands: %w", err)
+	}
+	if s.followUps, err = newFollowUps(); err != nil {
+		return nil, err
 	}
 	if s.tenants, err = lru.New[string, struct{}](maxTenants); err != nil {
 		return nil, fmt.Errorf("cache of tenants: %w", err)

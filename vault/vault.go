@@ -337,6 +337,18 @@ func (v *Vault) Get(ctx context.Context, ref Ref) (seal.Secret, error) {
 	return v.keys.Open(ctx, ref.Tenant, sealed, ref.AssociatedData())
 }
 
+// Has reports whether there is a secret of ref, as the stream's leader knows it.
+func (v *Vault) Has(ctx context.Context, ref Ref) (bool, error) {
+	if err := v.check(ref); err != nil {
+		return false, err
+	}
+	m, err := v.lastFromLeader(ctx, ref.subject())
+	if err != nil {
+		return false, fmt.Errorf("looking for a secret: %w", err)
+	}
+	return m != nil, nil
+}
+
 // Erase overwrites and deletes the secret of ref. When it returns, its bytes
 // stand in no file of the stream, durably. It is no error when there is none.
 func (v *Vault) Erase(ctx context.Context, ref Ref) (erased error) {

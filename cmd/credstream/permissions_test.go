@@ -440,7 +440,7 @@ func subjectCalls(external bool) (own, foreign, nobodys []string) {
 		"publish credstream.access.%s.c1",
 		"publish $JS.API.DIRECT.GET.CREDSTREAM_ACCESS", "publish $JS.API.STREAM.MSG.GET.CREDSTREAM_ACCESS", "publish $JS.API.STREAM.PURGE.CREDSTREAM_ACCESS",
 		"publish credstream.in.flows.%s.f1", "publish credstream.in.cmdq.%s.credential.rename", "publish credstream.in.poison.%s.x",
-		"publish $KV.credstream-in-use.%s.credential.c1", "publish $KV.CREDSTREAM_KEYS.%s", "publish $KV.CREDSTREAM_LAST_USED.x", "publish $KV.CREDSTREAM_CONNECT.x",
+		"publish $KV.credstream-in-use.%s.credential.c1", "publish $KV.CREDSTREAM_KEYS.%s", "publish $KV.CREDSTREAM_LAST_USED.x", "publish $KV.CREDSTREAM_CONNECT.x", "publish $KV.CREDSTREAM_CHECKPOINTS.follow-ups",
 		"publish $JS.API.DIRECT.GET.KV_CREDSTREAM_KEYS.$KV.CREDSTREAM_KEYS.%s", "publish $JS.API.DIRECT.GET.KV_CREDSTREAM_LAST_USED.$KV.CREDSTREAM_LAST_USED.x",
 		"publish $JS.API.DIRECT.GET.KV_credstream-in-use", "publish $JS.API.DIRECT.GET.CREDSTREAM_LOG.credstream.log.%s.credential.c1",
 		"publish $JS.API.DIRECT.GET.CREDSTREAM_VAULT", "publish $JS.API.STREAM.MSG.GET.CREDSTREAM_VAULT", "publish $JS.API.STREAM.MSG.GET.KV_credstream-in-use",
@@ -455,7 +455,7 @@ func subjectCalls(external bool) (own, foreign, nobodys []string) {
 		// The system, other clients' inboxes, and answers.
 		"publish $SYS.REQ.SERVER.PING", "publish $SYS.REQ.ACCOUNT.PING.CONNZ", "publish $SYS.REQ.USER.AUTH", "publish _INBOX.somebody.else",
 		"publish _INBOX_0123456789abcdef.x", "publish _R_.x.y", "publish credstream.cmd._system.api_key.issue",
-		"subscribe >", "subscribe $SYS.>", "subscribe $JS.>", "subscribe $KV.>", "subscribe $KV.CREDSTREAM_KEYS.>", "subscribe $KV.CREDSTREAM_LAST_USED.>", "subscribe $KV.CREDSTREAM_CONNECT.>",
+		"subscribe >", "subscribe $SYS.>", "subscribe $JS.>", "subscribe $KV.>", "subscribe $KV.CREDSTREAM_KEYS.>", "subscribe $KV.CREDSTREAM_LAST_USED.>", "subscribe $KV.CREDSTREAM_CONNECT.>", "subscribe $KV.CREDSTREAM_CHECKPOINTS.>",
 		"subscribe credstream.>", "subscribe credstream.log.%s.>", "subscribe credstream.vault.%s.>", "subscribe credstream.access.%s.>", "subscribe credstream.cmd.%s.>", "subscribe credstream.query.>",
 		"subscribe credstream.events.>", "subscribe credstream.events.*.>", "subscribe credstream.audit.>", "subscribe $KV.credstream-in-use.>", "subscribe _R_.>", "subscribe $SRV.>",
 		"subscribe _INBOX_0123456789abcdef.>",

@@ -276,6 +276,7 @@ func (u *up) second(t testing.TB, claims service.Claims, change ...func(*service
 	cfg := service.Config{
 		Log: states, Views: s.views, Projector: s.proj, Vault: u.vault, Keyring: u.keyring, Logger: log, Claims: claims,
 		OAuth: oauth.New(verify.NewClient(verify.Config{AllowPrivate: true})), RefreshPatience: time.Second,
+		Poison: u.poison, Rewind: u.audit.Rewind, Connections: u.connections(t), PublicURL: u.publicURL,
 	}
 	for _, c := range change {
 		c(&cfg)
@@ -323,6 +324,17 @@ func (s *second) command(ctx context.Context, t testing.TB, route, id string, in
 		must(t, err)
 	}
 	return s.Serve(ctx, service.Call{Tenant: "default", Principal: s.admin, Via: "http", CommandID: id}, route, encode(t, in))
+}
+
+func (u *up) connections(t testing.TB) *bus.Connections {
+	t.Helper()
+	conn, err := u.node.Conn("other connections")
+	must(t, err)
+	js, err := jetstream.New(conn)
+	must(t, err)
+	connections, err := bus.OpenConnections(t.Context(), js, 1)
+	must(t, err)
+	return connections
 }
 
 func (u *up) claims(t testing.TB) *bus.Claims {

@@ -89,7 +89,8 @@ type program struct {
 	intake    *bus.Intake
 	pulls     *bus.Pulls
 	lastUse   *bus.LastUse
-	clocks    *bus.Clocks // nil where one process alone serves the log
+	clocks    *bus.Clocks     // nil where one process alone serves the log
+	followed  *bus.Checkpoint // of the process manager
 	ended     *endedKeys
 	front     *front
 	metrics   *prometheus.Registry
@@ -297,6 +298,7 @@ func (p *program) openService(ctx context.Context) error {
 	n := p.replicas()
 	for _, cfg := range []jetstream.StreamConfig{
 		vault.StreamConfig(n), bus.FeedConfig(n), bus.AuditConfig(n), bus.FlowsConfig(n), bus.QueueConfig(n), bus.PoisonConfig(n),
+		bus.CheckpointConfig(n),
 	} {
 		if err := p.ensureStream(ctx, js, cfg); err != nil {
 			return err
@@ -326,6 +328,7 @@ func (p *program) openService(ctx context.Context) error {
 		return err
 	}
 	guarded := verify.NewClient(verify.Config{AllowPrivate: p.cfg.AllowPrivateTargets, Logger: p.log})
+	p.followed = bus.NewCheckpoint(js, "follow-ups", p.durable(bus.CheckpointStream))
 	p.svc, err = service.New(service.Config{
 		Log: p.states, Views: p.views, Projector: p.proj, Keyring: p.keyring,
 		Vault:           p.vault,
@@ -358,8 +361,9 @@ func (p *program) openService(ctx context.Context) error {
 		Limits: service.Limits{
 			PerKey: service.RateOf(p.cfg.RatePerKey), PerTenant: service.RateOf(p.cfg.RatePerTenant), WrongKeys: p.cfg.WrongKeys,
 		},
-		LastUse: p.lastUse,
-		Tokens:  tokens,
+		LastUse:    p.lastUse,
+		FollowedUp: p.followed,
+		Tokens:     tokens,
 
 		Connections: connections,
 		PublicURL:   p.publicURL,
@@ -743,6 +747,7 @@ func (p *program) openParts(ctx context.Context) error {
 		})
 		writer("reader of "+string(queue), p.lead("read-"+string(queue), reader.Run))
 	}
+	writer("process manager", p.lead("follow-ups", p.svc.RunFollowUps))
 	writer("token keeper", p.lead("token-keeper", p.svc.RunTokenKeeper))
 	writer("flow keeper", p.lead("flow-keeper", p.svc.RunFlowKeeper))
 	return p.followLog(ctx, end)
