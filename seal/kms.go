@@ -48,5 +48,5 @@ func OpenKMS(ctx context.Context, cfg KMS) (tink.AEAD, error) {
 	case "gcp-kms":
 		return openGCP(ctx, cfg.URL)
 	}
-	return nil, errors.New("opening the KMS key: the URL must begin with one of file:, hcvault:, aws-kms:, gcp-kms:")
+	return nil, errors.New("opening the KMS key: the scheme of the URL must be file, hcvault, aws-kms or gcp-kms")
 }
