@@ -109,9 +109,9 @@ func TestKeyFile(t *testing.T) {
 
 func TestKMSURLs(t *testing.T) {
 	for _, c := range []struct{ url, want string }{
-		{"", "must begin with"},
-		{"kms.key", "must begin with"},
-		{"http://x/transit/keys/k", "must begin with"},
+		{"", "the scheme of the URL must be"},
+		{"kms.key", "the scheme of the URL must be"},
+		{"http://x/transit/keys/k", "the scheme of the URL must be"},
 		{"file:", "file:///absolute/path"},
 		{"file://host/kms.key", "file:///absolute/path"},
 		{"file:///kms.key?x=1", "file:///absolute/path"},
