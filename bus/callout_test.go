@@ -414,7 +414,11 @@ func TestAccountsCarryWhatIsGranted(t *testing.T) {
 		asks, refused := dial(t, s, key)
 		for _, subject := range requests {
 			got := make(chan struct{}, 1)
-			sub, err := own.Subscribe(subject, func(*nats.Msg) { got <- struct{}{} })
+			inside := subject
+			if consumer, ok := strings.CutPrefix(subject, "$JS.API.CONSUMER.INFO."); ok { // the service answers it
+				inside = "credstream.consumer.info." + consumer
+			}
+			sub, err := own.Subscribe(inside, func(*nats.Msg) { got <- struct{}{} })
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -227,11 +227,12 @@ func (s *Service) obey(caller context.Context, call *Call, route *Route, body []
 	k := call.key()
 	key := sha256.Sum256(events.LengthPrefixed("credstream/claim/1", k.tenant, k.kind, k.actor, k.command))
 	attempt := events.NewID()
-	switch claimed, err := s.cfg.Claims.Begin(ctx, key, call.request, attempt); {
+	request := call.execution.request // also of a call that completes an attempt, and is not named any more
+	switch claimed, err := s.cfg.Claims.Begin(ctx, key, request, attempt); {
 	case err != nil:
 		s.settleAttempt(call, key, attempt)
 		return nil, err
-	case claimed != call.request:
+	case claimed != request:
 		return nil, ErrCommandIDReused
 	}
 	answer, err := s.attempt(ctx, call, route, body, key, attempt)

@@ -259,8 +259,29 @@ func (s *NATS) Kill(i int) { s.end(i, syscall.SIGKILL) }
 // Stop ends one server in order.
 func (s *NATS) Stop(i int) { s.end(i, syscall.SIGTERM) }
 
-// Freeze stops one server's clock, Thaw lets it go on: what it was sent meanwhile arrives then.
-func (s *NATS) Freeze(i int) { s.signal(i, syscall.SIGSTOP) }
+// Freeze stops one server's clock, Thaw lets it go on: what it was sent meanwhile arrives
+// then. It returns when every thread of the server has stopped.
+func (s *NATS) Freeze(i int) {
+	s.t.Helper()
+	s.signal(i, syscall.SIGSTOP)
+	for pid := s.nodes[i].cmd.Process.Pid; !stopped(pid) && s.t.Context().Err() == nil; {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// stopped reports whether no thread of a process runs. Where threads cannot be looked at,
+// it has to be believed.
+func stopped(pid int) bool {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, file := range threads {
+		stat, err := os.ReadFile(file)
+		_, state, ok := strings.Cut(string(stat), ") ")
+		if err == nil && ok && !strings.HasPrefix(state, "T") {
+			return false
+		}
+	}
+	return true
+}
 
 // Thaw lets a frozen server go on.
 func (s *NATS) Thaw(i int) { s.signal(i, syscall.SIGCONT) }
