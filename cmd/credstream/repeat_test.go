@@ -276,7 +276,7 @@ func (u *up) second(t testing.TB, claims service.Claims, change ...func(*service
 	cfg := service.Config{
 		Log: states, Views: s.views, Projector: s.proj, Vault: u.vault, Keyring: u.keyring, Logger: log, Claims: claims,
 		OAuth: oauth.New(verify.NewClient(verify.Config{AllowPrivate: true})), RefreshPatience: time.Second,
-		Poison: u.poison, Rewind: u.audit.Rewind, Connections: u.connections(t), PublicURL: u.publicURL,
+		Poison: u.poison, Rewind: u.rewindAudit, Connections: u.connections(t), PublicURL: u.publicURL,
 	}
 	for _, c := range change {
 		c(&cfg)

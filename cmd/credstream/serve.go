@@ -345,13 +345,8 @@ func (p *program) openService(ctx context.Context) error {
 			}
 			return p.integrity.Err()
 		},
-		KeyRevoked: p.nats.DisconnectKey,
-		Rewind: func(ctx context.Context, tenant string, seq uint64) error {
-			if err := p.pulls.Ensure(ctx, tenant, false, true); err != nil {
-				return err
-			}
-			return p.audit.Rewind(ctx, tenant, seq)
-		},
+		KeyRevoked:   p.nats.DisconnectKey,
+		Rewind:       p.rewindAudit,
 		ClocksAgree:  p.clocksAgree,
 		RebuildViews: p.rebuildViews,
 		Claims:       claims,
@@ -751,6 +746,14 @@ func (p *program) openParts(ctx context.Context) error {
 	writer("token keeper", p.lead("token-keeper", p.svc.RunTokenKeeper))
 	writer("flow keeper", p.lead("flow-keeper", p.svc.RunFlowKeeper))
 	return p.followLog(ctx, end)
+}
+
+// rewindAudit starts the tenant's audit consumer over, which nobody may have used so far.
+func (p *program) rewindAudit(ctx context.Context, tenant string, seq uint64) error {
+	if err := p.pulls.Ensure(ctx, tenant, false, true); err != nil {
+		return err
+	}
+	return p.audit.Rewind(ctx, tenant, seq)
 }
 
 // followLog returns when the views have come to the end of the log, or stand still before
