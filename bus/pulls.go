@@ -187,8 +187,12 @@ func shortHeartbeat(pull []byte) bool {
 
 // kick closes the connections of the key that sent a request.
 func (p *Pulls) kick(m *nats.Msg) {
-	principal, drop := sender(m.Reply, m.Header, p.cfg.Caller, true)
-	if drop != "" {
+	h := m.Header
+	if said, is := h[malformedHeader]; is { // the server carries the pull out all the same
+		h = nats.Header{server.ClientInfoHdr: said}
+	}
+	principal, ok := p.cfg.Caller(h)
+	if !ok || !Answerable(m.Reply) {
 		return
 	}
 	p.mu.Lock()

@@ -126,4 +126,13 @@ func checkPullBounds(t *testing.T, _ server, _ *service, connect func(key string
 		}
 		recv(t, closed)
 	}
+	for _, headers := range []nats.Header{
+		{"X": {"y\nNats-Request-Info: {\"acc\":\"KEY_x\",\"user\":\"admin\"}"}}, {"nats-request-info": {"{\"acc\":\"KEY_x\"}"}},
+		{"Cs-Malformed-Headers": {"{\"acc\":\"KEY_x\",\"user\":\"admin\"}"}},
+	} { // malformed ones do not shield a key
+		closed := make(chan struct{})
+		nc := connect("auditor-key", nats.NoReconnect(), nats.ClosedHandler(func(*nats.Conn) { close(closed) }))
+		ok(t, nc.PublishMsg(&nats.Msg{Subject: next, Reply: nc.NewInbox(), Header: headers, Data: []byte(`{"batch":1,"expires":60000000000,"idle_heartbeat":1}`)}))
+		recv(t, closed)
+	}
 }

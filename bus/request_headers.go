@@ -27,11 +27,24 @@ import (
 // of its own. What is left of the headers once they are parsed does not show that,
 // so the connection on which requests arrive checks them as they are on the wire.
 
-// malformedHeader replaces the headers of a request that are malformed: the
-// request has no caller then, and is dropped and counted.
+// malformedHeader replaces the headers of a request that are malformed: the request has
+// no caller then, and is dropped and counted. Its value is what the server said of the
+// sender, for who has to know whose request the server carries out all the same: the
+// server appends its header to what the client wrote, so the last one is its word. A
+// client cannot write it: headers that name it are malformed.
 const malformedHeader = "Cs-Malformed-Headers"
 
-var malformedBlock = []byte("NATS/1.0\r\n" + malformedHeader + ": 1\r\n\r\n")
+// malformed is the block that replaces malformed headers.
+func malformed(block []byte) []byte {
+	var sender []byte
+	if at := bytes.LastIndex(block, []byte(server.ClientInfoHdr+": ")); at >= 0 {
+		line, ok := bytes.CutSuffix(block[at:], []byte("\r\n\r\n"))
+		if ok && !bytes.ContainsAny(line, "\r\n\x00") {
+			sender = line[len(server.ClientInfoHdr+": "):]
+		}
+	}
+	return fmt.Appendf(nil, "NATS/1.0\r\n%s: %s\r\n\r\n", malformedHeader, sender)
+}
 
 const (
 	guardBuffer     = 32 << 10
@@ -42,6 +55,7 @@ const (
 var (
 	errProtocol = errors.New("bus: unexpected response from the NATS server")
 	requestInfo = []byte(strings.ToLower(server.ClientInfoHdr))
+	marker      = []byte(strings.ToLower(malformedHeader))
 )
 
 // wellFormed reports whether headers can be read in one way only: each line is a
@@ -51,7 +65,7 @@ var (
 // within a value: since the server adds it to each request that comes from another
 // account, and removes no spelling but its own, the one that is left is its word.
 func wellFormed(block []byte) bool {
-	if bytes.Count(bytes.ToLower(block), requestInfo) > 1 {
+	if lower := bytes.ToLower(block); bytes.Count(lower, requestInfo) > 1 || bytes.Contains(lower, marker) {
 		return false
 	}
 	block, ok := bytes.CutSuffix(block, []byte("\r\n\r\n"))
@@ -156,9 +170,10 @@ func (g *headerGuard) next() error {
 		g.out = append(g.out, body...)
 		return nil
 	}
-	fields[len(fields)-2] = strconv.AppendInt(nil, int64(len(malformedBlock)), 10)
-	fields[len(fields)-1] = strconv.AppendInt(nil, int64(size-headers+len(malformedBlock)), 10)
-	g.out = slices.Concat(bytes.Join(fields, []byte(" ")), []byte("\r\n"), malformedBlock, body[headers:])
+	marked := malformed(body[:headers])
+	fields[len(fields)-2] = strconv.AppendInt(nil, int64(len(marked)), 10)
+	fields[len(fields)-1] = strconv.AppendInt(nil, int64(size-headers+len(marked)), 10)
+	g.out = slices.Concat(bytes.Join(fields, []byte(" ")), []byte("\r\n"), marked, body[headers:])
 	return nil
 }
 
