@@ -127,7 +127,8 @@ func checkPullBounds(t *testing.T, _ server, _ *service, connect func(key string
 		recv(t, closed)
 	}
 	for _, headers := range []nats.Header{
-		{"X": {"y\nNats-Request-Info: {\"acc\":\"KEY_x\",\"user\":\"admin\"}"}}, {"nats-request-info": {"{\"acc\":\"KEY_x\"}"}},
+		{"X": {"y\nNats-Request-Info: {\"acc\":\"KEY_x\",\"user\":\"admin\"}"}},
+		{"nats-request-info": {"{\"acc\":\"KEY_x\"}"}},
 		{"Cs-Malformed-Headers": {"{\"acc\":\"KEY_x\",\"user\":\"admin\"}"}},
 	} { // malformed ones do not shield a key
 		closed := make(chan struct{})
