@@ -456,22 +456,26 @@ func (s *Service) followUp(ctx context.Context, recs []events.Record, seen time.
 
 // eraseDropped erases the secrets that a commit has dropped.
 func eraseDropped[S secretOwner, C commands.Command, E any](ctx context.Context, s *Service, d aggregates.Decider[S, C, E], recs []events.Record) (worked bool, err error) {
-	before, now, err := around(ctx, s, d, recs)
+	_, _, gone, err := around(ctx, s, d, recs)
 	if err != nil {
 		return false, err
 	}
-	gone := dropped(ownerOf(recs), before, now)
 	worked, err = s.keeps(ctx, gone)
 	return worked, errors.Join(err, s.eraseAll(ctx, gone))
 }
 
-// around are the states of a stream before a commit and now.
-func around[S any, C commands.Command, E any](ctx context.Context, s *Service, d aggregates.Decider[S, C, E], recs []events.Record) (before, now S, err error) {
-	if before, _, err = d.Around(ctx, s.cfg.Log, recs); err != nil {
-		return before, now, err
+// around are the states of a stream before a commit and now, and the secrets that this
+// commit dropped and nothing names. What a later commit dropped is for that one's
+// follow-up, which may have to tell a provider of it first.
+func around[S secretOwner, C commands.Command, E any](ctx context.Context, s *Service, d aggregates.Decider[S, C, E], recs []events.Record) (before, now S, gone []vault.Ref, err error) {
+	before, after, err := d.Around(ctx, s.cfg.Log, recs)
+	if err != nil {
+		return before, now, nil, err
 	}
 	state, err := d.Fresh(ctx, s.cfg.Log, recs[0].Stream)
-	return before, state.Value, err
+	now = state.Value
+	gone = slices.DeleteFunc(dropped(ownerOf(recs), before, after), func(r vault.Ref) bool { return now.Names(r.SecretID) })
+	return before, now, gone, err
 }
 
 // ownerOf is where the vault keeps the secrets of what a commit is about.
@@ -493,7 +497,7 @@ func (s *Service) keeps(ctx context.Context, refs []vault.Ref) (bool, error) {
 // the secrets that it has dropped. A revocation that broke off is completed.
 func (s *Service) followUpCredential(ctx context.Context, recs []events.Record, seen time.Time) (worked bool, err error) {
 	id, call := recs[0].Stream.ID, followingUp(recs[0].Meta)
-	before, now, err := around(ctx, s, aggregates.Credential, recs)
+	before, now, gone, err := around(ctx, s, aggregates.Credential, recs)
 	if err != nil {
 		return false, err
 	}
@@ -508,7 +512,6 @@ func (s *Service) followUpCredential(ctx context.Context, recs []events.Record, 
 			}
 		}
 	}
-	gone := dropped(ownerOf(recs), before, now)
 	if worked, err = s.keeps(ctx, gone); err != nil {
 		return worked, err
 	}
