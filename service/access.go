@@ -189,11 +189,13 @@ var (
 	// nothing to who guesses.
 	ErrKeyUnknown = fault.New(fault.Unauthenticated, "api_key_unknown",
 		"The API key is unknown, revoked or expired, or it may not be used from this address.")
-	ErrKeyMalformed = fault.New(fault.Unauthenticated, "api_key_malformed",
-		"Not a valid API key: mistyped, truncated, or for another service.")
 	ErrDenied         = fault.New(fault.Denied, "permission_denied", "The key lacks the required permission.")
 	ErrTenantNotFound = fault.New(fault.NotFound, "tenant_not_found", "Tenant not found.")
 )
+
+// ErrKeyMalformed refuses what cannot be a key.
+var ErrKeyMalformed = fault.New(fault.Unauthenticated, "api_key_malformed",
+	"Not a valid API key: mistyped, truncated, or for another service.")
 
 // The form of a key that the service makes: "cs_", 256 random bits as 52 letters
 // and digits of base32, and 6 more that are a checksum of what is before them.

@@ -261,12 +261,11 @@ func (s *Service) endBinding(ctx context.Context, call *Call, cmd commands.Relea
 	return done, nil
 }
 
-// keepEvery is how often the keeper of flows looks for what is left over, and
-// keepAtOnce how many it mends at one time.
-const (
-	keepEvery  = time.Second
-	keepAtOnce = 200
-)
+// keepEvery is how often the keeper of flows looks for what is left over.
+const keepEvery = time.Second
+
+// keepAtOnce is how many things a keeper mends at one time.
+const keepAtOnce = 200
 
 // RunFlowKeeper ends the reservations whose time is over, and completes what a
 // crash left undone between a flow and what it uses, until ctx ends. One process
@@ -288,7 +287,7 @@ func (s *Service) RunFlowKeeper(ctx context.Context) error {
 
 // KeepFlows is one round of RunFlowKeeper.
 func (s *Service) KeepFlows(ctx context.Context) error {
-	if s.cfg.WritesAllowed != nil && s.cfg.WritesAllowed() != nil {
+	if s.writesAllowed() != nil {
 		return nil
 	}
 	var errs []error

@@ -34,10 +34,8 @@ func (s *Service) Collect(ctx context.Context, age time.Duration) (erased int, e
 // first one stands that it has not looked at.
 func (s *Service) collect(ctx context.Context, age time.Duration, from uint64) (erased int, next uint64, err error) {
 	next = from
-	if s.cfg.WritesAllowed != nil {
-		if err := s.cfg.WritesAllowed(); err != nil {
-			return 0, next, err
-		}
+	if err := s.writesAllowed(); err != nil {
+		return 0, next, err
 	}
 	if s.cfg.CheckStored != nil {
 		if err := s.cfg.CheckStored(ctx); err != nil {

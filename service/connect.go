@@ -128,7 +128,7 @@ func (s *Service) connectOAuth(ctx context.Context, call *Call, in ConnectOAuth)
 			return Connected{}, err
 		}
 	}
-	if err := s.limiter.take(bucket{connecting, call.Tenant, commandCall}, s.now()); err != nil {
+	if err := s.admitConnect(call.Tenant); err != nil {
 		return Connected{}, err
 	}
 	if _, err := s.begin(ctx, call, events.CommandStarted{}); err != nil {
@@ -542,10 +542,8 @@ func (s *Service) finish(ctx context.Context, call *Call, c connection) (Done, e
 // redeem exchanges the code for tokens and saves them. sent says that the code may
 // have come to the provider, and is worth nothing any more.
 func (s *Service) redeem(ctx context.Context, call *Call, c connection) (done Done, sent bool, err error) {
-	if s.cfg.WritesAllowed != nil {
-		if err := s.cfg.WritesAllowed(); err != nil {
-			return done, false, err
-		}
+	if err := s.writesAllowed(); err != nil {
+		return done, false, err
 	}
 	d, client, err := s.providerOf(ctx, c)
 	if err != nil {

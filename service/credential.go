@@ -21,14 +21,16 @@ import (
 	"github.com/credstream/credstream/verify"
 )
 
-// The refusals of a credential's input.
-var (
-	ErrVerificationFailed = fault.New(fault.Unprocessable, "credential_verification_failed",
-		"The dry request failed, so nothing was saved.")
-	ErrKeysMasked = fault.New(fault.Invalid, "keys_masked",
-		"The mask ******** is not a value. Enter the value itself.")
-	ErrName = fault.New(fault.Invalid, "name_invalid", "A name must have 1 to 200 characters and no control characters.")
-)
+// ErrVerificationFailed refuses keys that the dry request found useless.
+var ErrVerificationFailed = fault.New(fault.Unprocessable, "credential_verification_failed",
+	"The dry request failed, so nothing was saved.")
+
+// ErrKeysMasked refuses the mask as a value.
+var ErrKeysMasked = fault.New(fault.Invalid, "keys_masked",
+	"The mask ******** is not a value. Enter the value itself.")
+
+// ErrName refuses what people cannot call a thing.
+var ErrName = fault.New(fault.Invalid, "name_invalid", "A name must have 1 to 200 characters and no control characters.")
 
 // Mask stands in answers for a secret value, and is refused as one.
 const Mask = "********"

@@ -172,10 +172,8 @@ func (s *Service) denied(ctx context.Context, call *Call, perm Permission) {
 
 func (s *Service) recordDenials(ctx context.Context, who denied, via string, list []commands.Denial) {
 	err := func() error {
-		if s.cfg.WritesAllowed != nil {
-			if err := s.cfg.WritesAllowed(); err != nil {
-				return err
-			}
+		if err := s.writesAllowed(); err != nil {
+			return err
 		}
 		exists, err := s.TenantExists(ctx, who.home)
 		if err != nil || !exists { // a token may name any home: there is nobody to tell

@@ -157,10 +157,8 @@ func (s *Service) ObserveFlow(ctx context.Context, call Call, ev FlowEvent) erro
 	if err := s.authorize(ctx, &call, FlowsEdit); err != nil {
 		return err
 	}
-	if s.cfg.WritesAllowed != nil {
-		if err := s.cfg.WritesAllowed(); err != nil {
-			return err
-		}
+	if err := s.writesAllowed(); err != nil {
+		return err
 	}
 	begin := s.now()
 	was, now, err := execute(ctx, s, &call, aggregates.Flow, call.Tenant, commands.Flow(commands.ObserveFlow{

@@ -43,10 +43,8 @@ func (s *Service) ChangeFlow(ctx context.Context, call Call, ceType string, data
 	if err := s.admit(ctx, &call, FlowsEdit, commandCall); err != nil {
 		return Flow{}, err
 	}
-	if s.cfg.WritesAllowed != nil {
-		if err := s.cfg.WritesAllowed(); err != nil {
-			return Flow{}, err
-		}
+	if err := s.writesAllowed(); err != nil {
+		return Flow{}, err
 	}
 	ev, err := flowChange(ceType, data)
 	if err != nil {

@@ -71,6 +71,7 @@ func kindOf(r *Route) kind {
 	return queryCall
 }
 
+// Beside the kinds of identities, these are counted together.
 const (
 	perTenant  = "tenant"
 	connecting = "connecting" // a tenant that starts connections, which take room until they expire
@@ -208,6 +209,11 @@ func (s *Service) admitLease(call *Call) error {
 		}
 	}
 	return s.limiter.take(bucket{perTenant, call.Tenant, commandCall}, now)
+}
+
+// admitConnect lets a tenant start one more connection this second.
+func (s *Service) admitConnect(tenant string) error {
+	return s.limiter.take(bucket{of: connecting, id: tenant, kind: commandCall}, s.now())
 }
 
 // wrongKeys counts the wrong keys of each address. Only requests that are

@@ -23,12 +23,14 @@ var (
 	ErrSecretInQueue = fault.New(fault.Invalid, "secret_in_queue",
 		"A queued command cannot hold keys in clear text. Nothing was stored. Encrypt the keys to the public key of query service.key and send keys_sealed.")
 	ErrNotQueueable  = fault.New(fault.Invalid, "command_not_queueable", "This command cannot be queued: its response is needed. Send it as a request.")
-	ErrKeysSealed    = fault.New(fault.Invalid, "keys_sealed_invalid", "keys_sealed must be unpadded base64url, without keys beside it, in a command with a command id.")
 	ErrQueueAbsent   = fault.New(fault.Unavailable, "queue_absent", "This service has no queues.")
 	ErrQueueNotFound = fault.New(fault.NotFound, "queue_message_not_found", "Message not found in the dead-letter queue.")
 	ErrQueueNotKept  = fault.New(fault.Precondition, "queue_message_not_kept",
 		"The message could not be parsed, so its content was not kept. Correct it and publish it again.")
 )
+
+// ErrKeysSealed refuses sealed keys that cannot be read as such.
+var ErrKeysSealed = fault.New(fault.Invalid, "keys_sealed_invalid", "keys_sealed must be unpadded base64url, without keys beside it, in a command with a command id.")
 
 // Poisoned is a message of the poison queue: a flow event or queued command that
 // failed for good.

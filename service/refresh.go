@@ -579,7 +579,7 @@ func (s *Service) RunTokenKeeper(ctx context.Context) error {
 	for {
 		var due []projections.CredentialName
 		full := k.full()
-		if s.cfg.WritesAllowed == nil || s.cfg.WritesAllowed() == nil {
+		if s.writesAllowed() == nil {
 			var err error
 			if due, err = s.cfg.Views.DueTokens(ctx, s.now(), full, keepAtOnce); err != nil && ctx.Err() == nil {
 				s.cfg.Logger.WarnContext(ctx, "cannot list the tokens that are due", "err", err)

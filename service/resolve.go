@@ -121,10 +121,8 @@ func (s *Service) resolveCredential(ctx context.Context, call *Call, in ResolveC
 		s.denied(ctx, call, CredentialsResolve)
 		return answer, ErrCleartext.Because("Clear values are only returned over TLS, or over plain HTTP on the same machine, and never over NATS. Give a public_key to get them encrypted.")
 	}
-	if s.cfg.WritesAllowed != nil {
-		if err := s.cfg.WritesAllowed(); err != nil {
-			return answer, err
-		}
+	if err := s.writesAllowed(); err != nil {
+		return answer, err
 	}
 	key := leaseKey{tenant: call.Tenant, actor: call.Principal.Actor, id: in.ID, flow: in.Flow, step: in.Step}
 	if public != nil {

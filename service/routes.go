@@ -334,15 +334,21 @@ func (s *Service) Serve(caller context.Context, call Call, name string, body []b
 	if !route.Command {
 		return route.serve(s, ctx, &call, body)
 	}
-	if s.cfg.WritesAllowed != nil {
-		if err := s.cfg.WritesAllowed(); err != nil {
-			return nil, err
-		}
+	if err := s.writesAllowed(); err != nil {
+		return nil, err
 	}
 	if err := s.assignCommandID(ctx, &call, route.Name, body); err != nil {
 		return nil, err
 	}
 	return s.obey(ctx, &call, route, body)
+}
+
+// writesAllowed refuses what would write while nothing can be written.
+func (s *Service) writesAllowed() error {
+	if s.cfg.WritesAllowed == nil {
+		return nil
+	}
+	return s.cfg.WritesAllowed()
 }
 
 // believed replaces a refusal that rests on what a damaged log does not hold, or on views
