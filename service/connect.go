@@ -563,13 +563,13 @@ func (s *Service) redeem(ctx context.Context, call *Call, c connection) (done Do
 		}
 	}
 	asked := s.now()
-	token, err := s.cfg.OAuth.Redeem(ctx, c.Tenant, provider(d.OAuth2), client, c.code, c.verifier, c.Redirect)
+	granted, err := s.cfg.OAuth.Redeem(ctx, c.Tenant, provider(d.OAuth2), client, c.code, c.verifier, c.Redirect)
 	if err != nil {
-		s.revokeUnsaved(ctx, c, d, client, token)
+		s.revokeUnsaved(ctx, c, d, client, granted)
 		refusal, ok := errors.AsType[*oauth.Error](err)
 		return done, ok && refusal.Sent, redeemFailed(err)
 	}
-	object, _ := withExpiry(token.Answer, asked, token.Lifetime)
+	object, _ := withExpiry(granted.Answer, asked, granted.Lifetime)
 	done, err = s.saveConnected(ctx, call, c, d, keys.With(oauthField(d), object.Marshal()), version)
 	again, repeated := errors.AsType[*repeat](err)
 	switch {
@@ -584,7 +584,7 @@ func (s *Service) redeem(ctx context.Context, call *Call, c connection) (done Do
 		s.cfg.Logger.ErrorContext(ctx, "outcome of saving a connected credential is unknown", "tenant", c.Tenant, "connection", c.id, "err", err)
 		return done, true, ErrConnectionUnknownOutcome
 	}
-	s.revokeUnsaved(ctx, c, d, client, token)
+	s.revokeUnsaved(ctx, c, d, client, granted)
 	return done, true, err
 }
 
@@ -673,10 +673,10 @@ func (s *Service) saveConnected(ctx context.Context, call *Call, c connection, d
 // revokeUnsaved revokes tokens that were granted and not saved. Those of a credential
 // that is connected again are left alone: many providers would end the whole
 // grant with them, and the credential may still live on it.
-func (s *Service) revokeUnsaved(ctx context.Context, c connection, d commands.Descriptor, client oauth.Client, token oauth.Token) {
-	secret, hint := token.Refresh, refreshToken
+func (s *Service) revokeUnsaved(ctx context.Context, c connection, d commands.Descriptor, client oauth.Client, granted oauth.Token) {
+	secret, hint := granted.Refresh, refreshToken
 	if secret.IsZero() {
-		secret, hint = token.Access, accessToken
+		secret, hint = granted.Access, accessToken
 	}
 	if secret.IsZero() || c.Credential != "" || d.OAuth2.RevocationURI == "" {
 		return

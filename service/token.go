@@ -61,20 +61,20 @@ func provider(o *commands.OAuth2) oauth.Provider {
 // ErrOAuthClientHostsChanged.
 func (s *Service) oauthClient(ctx context.Context, tenant, component string, d commands.Descriptor) (oauth.Client, error) {
 	state, err := aggregates.OAuthClient.Fresh(ctx, s.cfg.Log, aggregates.OAuthClient.Stream(tenant, component))
-	switch client := state.Value; {
+	switch defined := state.Value; {
 	case err != nil:
 		return oauth.Client{}, err
-	case client.ID != "" && client.Unusable:
+	case defined.ID != "" && defined.Unusable:
 		return oauth.Client{}, aggregates.ErrOAuthClientUnusable
-	case client.ID != "":
-		if err := s.mayBeSent(ctx, tenant, component, client, d); err != nil {
+	case defined.ID != "":
+		if err := s.mayBeSent(ctx, tenant, component, defined, d); err != nil {
 			return oauth.Client{}, err
 		}
-		secret, err := s.cfg.Vault.Get(ctx, clientRef(tenant, component, client.SecretID))
+		secret, err := s.cfg.Vault.Get(ctx, clientRef(tenant, component, defined.SecretID))
 		if err != nil {
 			return oauth.Client{}, fmt.Errorf("open the secret of the OAuth client of %s: %w", component, err)
 		}
-		return oauth.Client{ID: client.ClientID, Secret: secret}, nil
+		return oauth.Client{ID: defined.ClientID, Secret: secret}, nil
 	}
 	owner, err := aggregates.Component.Fresh(ctx, s.cfg.Log, aggregates.Component.Stream(events.System, component))
 	switch {
