@@ -11,7 +11,7 @@ import (
 
 	v1 "github.com/credstream/credstream/api/v1"
 	"github.com/credstream/credstream/fault"
-	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/application"
 )
 
 // The OpenAPI document says of each type and member what the source says of it.
@@ -20,7 +20,7 @@ func TestReferenceInOpenAPI(t *testing.T) {
 	said := map[string]map[string]string{}
 	comments(docs, said, reflect.TypeFor[fault.Problem]())
 	comments(docs, said, reflect.TypeFor[v1.Readiness]())
-	for _, r := range service.Routes() {
+	for _, r := range application.Routes() {
 		comments(docs, said, r.In)
 		comments(docs, said, r.Out)
 	}

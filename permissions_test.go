@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/application"
+	"github.com/credstream/credstream/service/permission"
 )
 
 // docs/permissions.md is generated from the closed list, the roles and the route
@@ -41,17 +43,17 @@ An ADMINISTRATOR can issue keys with any role and any permission of the list. Ot
 ## Roles
 
 `)
-	roles := slices.Sorted(keysOf(service.Roles))
+	roles := slices.Sorted(keysOf(permission.Roles))
 	fmt.Fprintf(&b, "| permission | allows to |")
 	for _, role := range roles {
 		fmt.Fprintf(&b, " %s |", role)
 	}
 	b.WriteString("\n|---|---|" + strings.Repeat(":-:|", len(roles)) + "\n")
-	for _, p := range service.Permissions() {
+	for _, p := range permission.Permissions() {
 		fmt.Fprintf(&b, "| `%s` | %s |", p.Permission, p.Allows)
 		for _, role := range roles {
 			mark := ""
-			if slices.Contains(service.Roles[role], p.Permission) {
+			if slices.Contains(permission.Roles[role], p.Permission) {
 				mark = "yes"
 			}
 			fmt.Fprintf(&b, " %s |", mark)
@@ -64,8 +66,8 @@ An ADMINISTRATOR can issue keys with any role and any permission of the list. Ot
 The permissions are the same over NATS and HTTP. A route for every tenant requires a caller that is granted every tenant (` + "`*`" + `).
 
 `)
-	routes := map[service.Permission][]service.Route{}
-	for _, r := range service.Routes() {
+	routes := map[permission.Permission][]service.Route{}
+	for _, r := range application.Routes() {
 		routes[r.Permission] = append(routes[r.Permission], r)
 	}
 	b.WriteString("| route | | permission |")
@@ -74,7 +76,7 @@ The permissions are the same over NATS and HTTP. A route for every tenant requir
 	}
 	b.WriteString("\n|---|---|---|" + strings.Repeat(":-:|", len(roles)) + "\n")
 	var unused []string
-	for _, p := range service.Permissions() {
+	for _, p := range permission.Permissions() {
 		if len(routes[p.Permission]) == 0 {
 			unused = append(unused, fmt.Sprintf("`%s`", p.Permission))
 		}
@@ -93,7 +95,7 @@ The permissions are the same over NATS and HTTP. A route for every tenant requir
 			fmt.Fprintf(&b, "| `%s` | %s | %s |", r.Name, kind, perm)
 			for _, role := range roles {
 				mark := ""
-				if slices.Contains(service.Roles[role], r.Permission) {
+				if slices.Contains(permission.Roles[role], r.Permission) {
 					mark = "yes"
 				}
 				fmt.Fprintf(&b, " %s |", mark)
@@ -102,7 +104,7 @@ The permissions are the same over NATS and HTTP. A route for every tenant requir
 		}
 	}
 	fmt.Fprintf(&b, "\nFlow events over NATS require `%s`, the feed (by subscription or consumer) and the in-use index `%s`, the audit stream `%s`.\n",
-		service.FlowsEdit, service.CredentialsGet, service.AuditRead)
+		permission.FlowsEdit, permission.CredentialsGet, permission.AuditRead)
 	if len(unused) > 0 {
 		fmt.Fprintf(&b, "No route of this table requires %s.\n", strings.Join(unused, ", "))
 	}

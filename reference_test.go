@@ -19,6 +19,8 @@ import (
 
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/application"
+	"github.com/credstream/credstream/service/permission"
 )
 
 var update = flag.Bool("update", false, "write docs/reference.md anew")
@@ -62,7 +64,7 @@ Send the API key as the password of HTTP Basic, as a Bearer token, or as the pas
 		command bool
 	}{{"Commands", true}, {"Queries", false}} {
 		fmt.Fprintf(&b, "## %s\n\n", kind.title)
-		for _, r := range service.Routes() {
+		for _, r := range application.Routes() {
 			if r.Command != kind.command {
 				continue
 			}
@@ -88,9 +90,9 @@ Send the API key as the password of HTTP Basic, as a Bearer token, or as the pas
 		}
 	}
 	b.WriteString("## Roles\n\n| role | permissions |\n|---|---|\n")
-	for _, role := range slices.Sorted(keysOf(service.Roles)) {
+	for _, role := range slices.Sorted(keysOf(permission.Roles)) {
 		fmt.Fprintf(&b, "| %s | ", role)
-		for i, p := range service.Roles[role] {
+		for i, p := range permission.Roles[role] {
 			if i > 0 {
 				b.WriteString(", ")
 			}

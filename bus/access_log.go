@@ -14,7 +14,7 @@ import (
 
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
-	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/credential"
 )
 
 // AccessStream is the stream of the access log: who was given which credential.
@@ -83,7 +83,7 @@ type AccessLog struct {
 	durable func(context.Context) error
 }
 
-var _ service.AccessLog = (*AccessLog)(nil)
+var _ credential.AccessLog = (*AccessLog)(nil)
 
 // NewAccessLog makes an AccessLog over a connection as the service. durable returns
 // after an fsync of all that the stream has taken before the call; nil says that
@@ -97,7 +97,7 @@ func NewAccessLog(nc *nats.Conn, durable func(context.Context) error) (*AccessLo
 }
 
 // Append implements service.AccessLog. It gives up after five seconds.
-func (l *AccessLog) Append(ctx context.Context, tenant string, fact service.AccessFact) error {
+func (l *AccessLog) Append(ctx context.Context, tenant string, fact credential.AccessFact) error {
 	if !events.Plain(tenant) {
 		return events.ErrID
 	}
@@ -125,7 +125,7 @@ func (l *AccessLog) Append(ctx context.Context, tenant string, fact service.Acce
 // Read implements service.AccessLog. It leaves nothing behind on the server: the
 // stream's leader is asked where the facts end, and any replica for a batch of
 // them; what a replica does not have yet comes from the leader.
-func (l *AccessLog) Read(ctx context.Context, tenant string, of service.AccessRange, limit int) (page []service.AccessRecord, next uint64, err error) {
+func (l *AccessLog) Read(ctx context.Context, tenant string, of credential.AccessRange, limit int) (page []credential.AccessRecord, next uint64, err error) {
 	if !events.Plain(tenant) {
 		return nil, 0, events.ErrID
 	}
@@ -183,7 +183,7 @@ type accessQuestion struct {
 }
 
 // ask reads one fact from the stream's leader; nil says that there is none.
-func (l *AccessLog) ask(ctx context.Context, q accessQuestion) (*service.AccessRecord, error) {
+func (l *AccessLog) ask(ctx context.Context, q accessQuestion) (*credential.AccessRecord, error) {
 	ctx, cancel := context.WithTimeout(ctx, accessTime)
 	defer cancel()
 	body, err := json.Marshal(q)
@@ -222,7 +222,7 @@ func (l *AccessLog) ask(ctx context.Context, q accessQuestion) (*service.AccessR
 }
 
 // batch reads facts from any replica, perhaps none.
-func (l *AccessLog) batch(ctx context.Context, q accessQuestion) (list []service.AccessRecord, err error) {
+func (l *AccessLog) batch(ctx context.Context, q accessQuestion) (list []credential.AccessRecord, err error) {
 	ctx, cancel := context.WithTimeout(ctx, accessTime)
 	defer cancel()
 	body, err := json.Marshal(q)
@@ -266,8 +266,8 @@ func unread(err error) error {
 }
 
 // readAccess decodes a message of the stream. It stops at every form it does not know.
-func readAccess(subject string, seq uint64, header nats.Header, body []byte) (service.AccessRecord, error) {
-	rec := service.AccessRecord{Seq: seq}
+func readAccess(subject string, seq uint64, header nats.Header, body []byte) (credential.AccessRecord, error) {
+	rec := credential.AccessRecord{Seq: seq}
 	if f := header.Get(accessFormatHeader); f != accessFormat {
 		return rec, fmt.Errorf("access record %d: unknown format %q", seq, f)
 	}

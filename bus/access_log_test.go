@@ -18,17 +18,17 @@ import (
 	"github.com/credstream/credstream/bus/bustest"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
-	svc "github.com/credstream/credstream/service"
+	credentials "github.com/credstream/credstream/service/credential"
 )
 
 var accessDay = time.Date(2026, 1, 31, 8, 0, 0, 123456000, time.UTC)
 
 // accessFact is the nth fact of a credential, a second after the one before it.
-func accessFact(credential string, n int) svc.AccessFact {
+func accessFact(credential string, n int) credentials.AccessFact {
 	at := accessDay.Add(time.Duration(n) * time.Second)
-	return svc.AccessFact{
+	return credentials.AccessFact{
 		Lease: fmt.Sprintf("lease-%d", n), Credential: credential, Version: n, Actor: events.Actor{Kind: "key", ID: "engine"},
-		Via: "nats", Recipient: strings.Repeat("ab", 32), Time: at, Expires: at.Add(10 * time.Minute).Truncate(time.Second), Kind: svc.AccessGiven,
+		Via: "nats", Recipient: strings.Repeat("ab", 32), Time: at, Expires: at.Add(10 * time.Minute).Truncate(time.Second), Kind: credentials.AccessGiven,
 	}
 }
 
@@ -44,11 +44,11 @@ func openAccess(t *testing.T, n *bus.Node) (*bus.AccessLog, jetstream.JetStream)
 func TestAccessGolden(t *testing.T) {
 	log, js := openAccess(t, startNode(t))
 	whole := accessFact("AAABcID5GBc=", 3)
-	whole.Grant, whole.Flow, whole.Step, whole.Kind = 2, "orders", "step_1", svc.AccessWithdrawn
+	whole.Grant, whole.Flow, whole.Step, whole.Kind = 2, "orders", "step_1", credentials.AccessWithdrawn
 	plain := accessFact("c1", 1)
 	plain.Cleartext, plain.Recipient, plain.Via = true, "", "http"
 	var got strings.Builder
-	for i, fact := range []svc.AccessFact{whole, plain} {
+	for i, fact := range []credentials.AccessFact{whole, plain} {
 		ok(t, log.Append(t.Context(), "acme", fact))
 		m := must(must(js.Stream(t.Context(), bus.AccessStream))(t).GetMsg(t.Context(), uint64(i+1)))(t)
 		fmt.Fprintf(&got, "%s\n", m.Subject)
@@ -71,15 +71,15 @@ func TestAccessGolden(t *testing.T) {
 	if diff := cmp.Diff(string(want), got.String()); diff != "" {
 		t.Errorf("%s is for ever (-want +got):\n%s", path, diff)
 	}
-	page, next, err := log.Read(t.Context(), "acme", svc.AccessRange{}, 10)
+	page, next, err := log.Read(t.Context(), "acme", credentials.AccessRange{}, 10)
 	ok(t, err)
-	if diff := cmp.Diff([]svc.AccessRecord{{Seq: 1, AccessFact: whole}, {Seq: 2, AccessFact: plain}}, page); diff != "" || next != 0 {
+	if diff := cmp.Diff([]credentials.AccessRecord{{Seq: 1, AccessFact: whole}, {Seq: 2, AccessFact: plain}}, page); diff != "" || next != 0 {
 		t.Errorf("read back, next %d (-want +got):\n%s", next, diff)
 	}
 }
 
 // seqs are the places of what was read, and where it goes on.
-func seqs(page []svc.AccessRecord, next uint64) string {
+func seqs(page []credentials.AccessRecord, next uint64) string {
 	var b strings.Builder
 	for _, rec := range page {
 		fmt.Fprint(&b, rec.Seq, " ")
@@ -99,26 +99,26 @@ func TestAccessRead(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		tenant string
-		of     svc.AccessRange
+		of     credentials.AccessRange
 		limit  int
 		want   string
 	}{
-		{"a tenant", "acme", svc.AccessRange{}, 100, "1 2 3 4 5 next 0"},
-		{"another", "ajax", svc.AccessRange{}, 100, "6 7 8 9 10 next 0"},
-		{"nobody", "nobody", svc.AccessRange{}, 100, "next 0"},
-		{"a credential", "acme", svc.AccessRange{Credential: "c1"}, 100, "1 3 5 next 0"},
-		{"an id that is not plain", "ajax", svc.AccessRange{Credential: other}, 100, "6 8 10 next 0"},
-		{"the same id of another tenant", "acme", svc.AccessRange{Credential: other}, 100, "2 4 next 0"},
-		{"an id that nobody has", "acme", svc.AccessRange{Credential: "c2"}, 100, "next 0"},
-		{"the first page", "acme", svc.AccessRange{}, 2, "1 2 next 3"},
-		{"the second", "acme", svc.AccessRange{From: 3}, 2, "3 4 next 5"},
-		{"the last", "acme", svc.AccessRange{From: 5}, 2, "5 next 0"},
-		{"a full page that is the last", "acme", svc.AccessRange{From: 4}, 2, "4 5 next 0"},
-		{"from between two", "acme", svc.AccessRange{Credential: "c1", From: 2}, 1, "3 next 4"},
-		{"from behind the end", "acme", svc.AccessRange{From: 6}, 2, "next 0"},
-		{"since before all", "ajax", svc.AccessRange{Since: time.Unix(0, 0)}, 100, "6 7 8 9 10 next 0"},
-		{"since, and from", "ajax", svc.AccessRange{Since: time.Now(), From: 9}, 100, "9 10 next 0"},
-		{"since after all", "ajax", svc.AccessRange{Since: future}, 100, "next 0"},
+		{"a tenant", "acme", credentials.AccessRange{}, 100, "1 2 3 4 5 next 0"},
+		{"another", "ajax", credentials.AccessRange{}, 100, "6 7 8 9 10 next 0"},
+		{"nobody", "nobody", credentials.AccessRange{}, 100, "next 0"},
+		{"a credential", "acme", credentials.AccessRange{Credential: "c1"}, 100, "1 3 5 next 0"},
+		{"an id that is not plain", "ajax", credentials.AccessRange{Credential: other}, 100, "6 8 10 next 0"},
+		{"the same id of another tenant", "acme", credentials.AccessRange{Credential: other}, 100, "2 4 next 0"},
+		{"an id that nobody has", "acme", credentials.AccessRange{Credential: "c2"}, 100, "next 0"},
+		{"the first page", "acme", credentials.AccessRange{}, 2, "1 2 next 3"},
+		{"the second", "acme", credentials.AccessRange{From: 3}, 2, "3 4 next 5"},
+		{"the last", "acme", credentials.AccessRange{From: 5}, 2, "5 next 0"},
+		{"a full page that is the last", "acme", credentials.AccessRange{From: 4}, 2, "4 5 next 0"},
+		{"from between two", "acme", credentials.AccessRange{Credential: "c1", From: 2}, 1, "3 next 4"},
+		{"from behind the end", "acme", credentials.AccessRange{From: 6}, 2, "next 0"},
+		{"since before all", "ajax", credentials.AccessRange{Since: time.Unix(0, 0)}, 100, "6 7 8 9 10 next 0"},
+		{"since, and from", "ajax", credentials.AccessRange{Since: time.Now(), From: 9}, 100, "9 10 next 0"},
+		{"since after all", "ajax", credentials.AccessRange{Since: future}, 100, "next 0"},
 	} {
 		page, next, err := log.Read(t.Context(), c.tenant, c.of, c.limit)
 		if got := seqs(page, next); err != nil || got != c.want {
@@ -126,7 +126,7 @@ func TestAccessRead(t *testing.T) {
 		}
 	}
 	for _, tenant := range []string{"", "a.b", "*", ">", "a b"} {
-		if _, _, err := log.Read(t.Context(), tenant, svc.AccessRange{}, 1); !errors.Is(err, events.ErrID) {
+		if _, _, err := log.Read(t.Context(), tenant, credentials.AccessRange{}, 1); !errors.Is(err, events.ErrID) {
 			t.Errorf("tenant %q: %v", tenant, err)
 		}
 		if err := log.Append(t.Context(), tenant, accessFact("c1", 1)); !errors.Is(err, events.ErrID) {
@@ -172,7 +172,7 @@ func TestAccessAppend(t *testing.T) {
 	if err := log.Append(t.Context(), "acme", accessFact("c1", 1)); err == nil {
 		t.Error("stored where there is no stream")
 	}
-	if _, _, err := log.Read(t.Context(), "acme", svc.AccessRange{}, 1); !errors.Is(err, fault.ErrUnavailable) {
+	if _, _, err := log.Read(t.Context(), "acme", credentials.AccessRange{}, 1); !errors.Is(err, fault.ErrUnavailable) {
 		t.Errorf("read where there is no stream: %v", err)
 	}
 }
@@ -214,7 +214,7 @@ func TestAccessUnknownForms(t *testing.T) {
 	} {
 		m.Subject = "credstream.access." + tenant + ".c1"
 		must(js.PublishMsg(t.Context(), m))(t)
-		if page, _, err := log.Read(t.Context(), tenant, svc.AccessRange{}, 10); err == nil {
+		if page, _, err := log.Read(t.Context(), tenant, credentials.AccessRange{}, 10); err == nil {
 			t.Errorf("%s is read as %+v", tenant, page)
 		}
 	}
@@ -231,7 +231,7 @@ func TestAccessOnCluster(t *testing.T) {
 	log := must(bus.NewAccessLog(conn, nil))(t)
 	for i := range 50 {
 		ok(t, log.Append(t.Context(), "acme", accessFact("c1", i)))
-		page, _, err := log.Read(t.Context(), "acme", svc.AccessRange{Credential: "c1", From: uint64(i + 1)}, 10)
+		page, _, err := log.Read(t.Context(), "acme", credentials.AccessRange{Credential: "c1", From: uint64(i + 1)}, 10)
 		if err != nil || len(page) != 1 || page[0].Version != i {
 			t.Fatalf("fact %d is read as %+v, %v", i, page, err)
 		}

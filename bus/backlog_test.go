@@ -11,6 +11,7 @@ import (
 
 	"github.com/credstream/credstream/bus"
 	svc "github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/admin"
 )
 
 // What waits of a tenant, or failed, has a bound. Another tenant has its own, and
@@ -62,9 +63,9 @@ func TestBacklogIsBounded(t *testing.T) {
 			t.Errorf("%s of the other tenant: %v", c.name, err)
 		}
 	}
-	bulk := func(command, body string) svc.QueuedChanged {
+	bulk := func(command, body string) admin.QueuedChanged {
 		answer := must(w.svc.Serve(t.Context(), svc.Call{Tenant: "default", Principal: w.admin, Via: "http"}, command, []byte(body)))(t)
-		return answer.(svc.QueuedChanged)
+		return answer.(admin.QueuedChanged)
 	}
 	if got := bulk("queue.retry-all", `{}`); got.Done != 0 || got.Skipped != most {
 		t.Errorf("tried again: %+v", got)
@@ -99,7 +100,7 @@ func TestRetryInBulk(t *testing.T) {
 	stop()
 	must(js.PublishMsg(t.Context(), queuedCommand("default", "component.update", "", `{"id":"none","descriptor":{"title":"x"}}`)))(t)
 	answer := must(w.svc.Serve(t.Context(), svc.Call{Tenant: "default", Principal: w.admin, Via: "http"}, "queue.retry-all", []byte(`{"queue":"commands"}`)))(t)
-	if got := answer.(svc.QueuedChanged); got.Done != 3 || got.Skipped != 0 {
+	if got := answer.(admin.QueuedChanged); got.Done != 3 || got.Skipped != 0 {
 		t.Errorf("tried again: %+v", got)
 	}
 	if poisoned, waiting := w.count(bus.PoisonStream), w.count(bus.QueueStream); poisoned != 0 || waiting != 4 {

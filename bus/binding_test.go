@@ -24,6 +24,10 @@ import (
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/projections"
 	svc "github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/admin"
+	"github.com/credstream/credstream/service/application"
+	"github.com/credstream/credstream/service/flow"
+	"github.com/credstream/credstream/service/permission"
 	"github.com/credstream/credstream/vault"
 	"github.com/credstream/credstream/verify"
 )
@@ -45,7 +49,7 @@ func (h *hooked) Stage(ctx context.Context, s events.StreamID, expected uint64, 
 
 type peer struct {
 	*whole
-	svc   *svc.Service
+	svc   *application.Application
 	hook  *hooked
 	proj  *projections.Projector
 	skew  atomic.Int64
@@ -74,7 +78,7 @@ func (w *whole) peer(t *testing.T, v verify.Config) *peer {
 	parts.Go(func() { _ = p.proj.Run(running) })
 	conn := must(w.node.Conn("peer"))(t)
 	v.Logger = log
-	p.svc = must(svc.New(svc.Config{
+	p.svc = must(application.New(application.Config{
 		Log: p.log, Views: p.views, Projector: p.proj, Keyring: w.keyring,
 		Vault:  vault.New(w.js, conn, w.keyring, w.node.Syncer(vault.Stream).Wait),
 		Verify: verify.NewClient(v), Metrics: prometheus.NewRegistry(), Logger: log,
@@ -131,7 +135,7 @@ func TestReservedThenStarted(t *testing.T) {
 		var both sync.WaitGroup
 		var started, deleted error
 		both.Go(func() {
-			started = p.svc.ObserveFlow(t.Context(), svc.Call{Tenant: "default", Principal: p.admin, Via: "nats"}, svc.FlowEvent{
+			started = p.svc.Flows.ObserveFlow(t.Context(), svc.Call{Tenant: "default", Principal: p.admin, Via: "nats"}, flow.FlowEvent{
 				Change: events.FlowWasStarted, ID: f, Revision: 1, Steps: []events.FlowStep{{ID: "s0", Component: "sheets", Credential: c}},
 			})
 		})
@@ -185,7 +189,7 @@ func TestDeleteInTheGap(t *testing.T) {
 			return nil
 		}
 		a.hook.before.Store(&hook)
-		started := a.svc.ObserveFlow(t.Context(), svc.Call{Tenant: "default", Principal: a.admin, Via: "nats"}, svc.FlowEvent{
+		started := a.svc.Flows.ObserveFlow(t.Context(), svc.Call{Tenant: "default", Principal: a.admin, Via: "nats"}, flow.FlowEvent{
 			Change: events.FlowWasStarted, ID: f, Revision: 1, Steps: []events.FlowStep{{ID: "s0", Component: "sheets", Credential: c}},
 		})
 		a.hook.before.Store(nil)
@@ -235,7 +239,7 @@ func TestSameBindTwiceFlowTold(t *testing.T) {
 		switch evs[0].(type) {
 		case events.CredentialUsed:
 			if s.ID == "c2" { // between two reservations the engine tells of the flow
-				ok(t, b.svc.ObserveFlow(t.Context(), svc.Call{Tenant: "default", Principal: a.admin, Via: "nats"}, svc.FlowEvent{
+				ok(t, b.svc.Flows.ObserveFlow(t.Context(), svc.Call{Tenant: "default", Principal: a.admin, Via: "nats"}, flow.FlowEvent{
 					Change: events.FlowWasCreated, ID: "f1", Revision: 1, Steps: []events.FlowStep{},
 				}))
 				a.sync(t)
@@ -277,7 +281,7 @@ func TestBindRepeatedLater(t *testing.T) {
 	t.Log("again: reserved until", time.Until(done.Until))
 	p.skew.Store(int64(10*time.Minute + time.Second))
 	p.sync(t)
-	ok(t, p.svc.KeepFlows(t.Context()))
+	ok(t, p.svc.Flows.KeepFlows(t.Context()))
 	if _, err := p.do("", "credential.delete", `{"id":"c1"}`); err == nil {
 		t.Errorf("deleted %v before the reservation was said to end", time.Until(done.Until)-time.Duration(p.skew.Load()))
 	}
@@ -387,13 +391,13 @@ func TestSealedKeysElsewhere(t *testing.T) {
 	must(js.PublishMsg(t.Context(), queuedCommand("default", "credential.create", "c1", fmt.Sprintf(`{"component":"petstroe","keys_sealed":%q}`, sealedText))))(t)
 	w.read(bus.Commands)
 	list := w.poisoned("default", 1)
-	other := w.issue(svc.Administrator, "default") // another key of the tenant, without reveal or resolve
-	who := must(w.svc.Authenticate(t.Context(), other, netip.Addr{}))(t)
+	other := w.issue(permission.Administrator, "default") // another key of the tenant, without reveal or resolve
+	who := must(w.svc.Access.Authenticate(t.Context(), other, netip.Addr{}))(t)
 	p.sync(t)
 	as := func(id, command, body string) (any, error) {
 		return p.svc.Serve(t.Context(), svc.Call{Tenant: "default", Principal: who, Via: "http", CommandID: id}, command, []byte(body))
 	}
-	entry := must(as("", "queue.get", fmt.Sprintf(`{"id":%q}`, list[0].ID)))(t).(svc.Poisoned)
+	entry := must(as("", "queue.get", fmt.Sprintf(`{"id":%q}`, list[0].ID)))(t).(admin.Poisoned)
 	var seen struct {
 		KeysSealed string `json:"keys_sealed"`
 	}

@@ -8,7 +8,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/secrets"
 )
 
 // CheckpointBucket is the key-value bucket of how far the followers of the log have
@@ -46,7 +46,7 @@ func NewCheckpoint(js jetstream.JetStream, name string, sync func(context.Contex
 }
 
 // Load implements service.Checkpoint. What cannot be read as a position is none.
-func (c *Checkpoint) Load(ctx context.Context) (p service.Position, err error) {
+func (c *Checkpoint) Load(ctx context.Context) (p secrets.Position, err error) {
 	stream, err := c.js.Stream(ctx, CheckpointStream)
 	if err != nil {
 		return p, fmt.Errorf("looking up stream %s: %w", CheckpointStream, err)
@@ -59,13 +59,13 @@ func (c *Checkpoint) Load(ctx context.Context) (p service.Position, err error) {
 		return p, fmt.Errorf("reading the checkpoint %s: %w", c.name, err)
 	}
 	if json.Unmarshal(msg.Data, &p) != nil {
-		return service.Position{}, nil
+		return secrets.Position{}, nil
 	}
 	return p, nil
 }
 
 // Save implements service.Checkpoint.
-func (c *Checkpoint) Save(ctx context.Context, p service.Position) error {
+func (c *Checkpoint) Save(ctx context.Context, p secrets.Position) error {
 	data, err := json.Marshal(p)
 	if err == nil {
 		_, err = c.js.Publish(ctx, checkpointPrefix+c.name, data)

@@ -17,6 +17,7 @@ import (
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/application"
 )
 
 // The bounds of what has arrived and is not looked at yet.
@@ -34,7 +35,7 @@ var errAnswerTooLarge = fault.New(fault.Invalid, "answer_too_large",
 // ($SRV.PING, INFO, STATS) work.
 type Endpoints struct {
 	conn    *nats.Conn
-	service *service.Service
+	service *application.Application
 	caller  func(nats.Header) (principal string, ok bool)
 	log     *slog.Logger
 	dropped *prometheus.CounterVec
@@ -49,7 +50,7 @@ type Endpoints struct {
 type EndpointsConfig struct {
 	Conn    *nats.Conn // may publish to reply subjects only: Node.EndpointConn
 	Caller  func(nats.Header) (principal string, ok bool)
-	Service *service.Service
+	Service *application.Application
 	Version string // of the program, three numbers
 	Metrics prometheus.Registerer
 	Logger  *slog.Logger
@@ -74,7 +75,7 @@ func ServeEndpoints(cfg EndpointsConfig) (*Endpoints, error) {
 	if err != nil {
 		return nil, fmt.Errorf("announce the micro service: %w", err)
 	}
-	for _, r := range service.Routes() {
+	for _, r := range application.Routes() {
 		err := e.micro.AddEndpoint(strings.ReplaceAll(r.Name, ".", "_"), e.handler(r),
 			micro.WithEndpointSubject(root(r)+".*."+r.Name),
 			micro.WithEndpointPendingLimits(maxWaiting, maxWaitingSize),
@@ -191,7 +192,7 @@ func (e *Endpoints) send(route, id string, answer *nats.Msg) {
 }
 
 func (e *Endpoints) serve(req micro.Request, route, tenant, principal string) ([]byte, error) {
-	p, err := e.service.Principal(e.life, principal)
+	p, err := e.service.Access.Principal(e.life, principal)
 	if err != nil {
 		return nil, err
 	}

@@ -14,7 +14,7 @@ import (
 
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
-	"github.com/credstream/credstream/service"
+	flows "github.com/credstream/credstream/service/flow"
 )
 
 // ErrFlowEventForm refuses a flow event that is no CloudEvent, or one whose id cannot be kept.
@@ -23,7 +23,7 @@ var ErrFlowEventForm = fault.New(fault.Invalid, "flow_event_not_cloudevent",
 
 // flowEvent is what is kept of a CloudEvent about a flow.
 type flowEvent struct {
-	service.FlowEvent
+	flows.FlowEvent
 	id          string // ce-id
 	name        string // ce-type
 	correlation string
@@ -50,9 +50,9 @@ func readFlowEvent(m *nats.Msg, token string) (f flowEvent, err error) {
 	}
 	flow, err := events.ParseToken(token)
 	if err != nil {
-		return f, service.ErrFlowEventSubject.Because("The subject does not end in a valid flow id.")
+		return f, flows.ErrFlowEventSubject.Because("The subject does not end in a valid flow id.")
 	}
-	f.FlowEvent, err = service.ParseFlowEvent(e.Type(), e.Subject(), flow, e.Data())
+	f.FlowEvent, err = flows.ParseFlowEvent(e.Type(), e.Subject(), flow, e.Data())
 	return f, discreet(err)
 }
 
@@ -65,7 +65,7 @@ func discreet(err error) error {
 	f := fault.Of(err)
 	for part := range strings.SplitSeq(strings.TrimPrefix(f.Pointer, "/"), "/") {
 		if !slices.Contains(flowMembers, part) && strings.Trim(part, "0123456789") != "" {
-			return service.ErrFlowEventData
+			return flows.ErrFlowEventData
 		}
 	}
 	return f

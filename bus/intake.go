@@ -21,6 +21,8 @@ import (
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/admin"
+	"github.com/credstream/credstream/service/application"
 )
 
 // The bounds of what waits to be stored. A publisher may send many messages ahead
@@ -68,7 +70,7 @@ type Intake struct {
 type IntakeConfig struct {
 	Conn          *nats.Conn // may publish to reply subjects only: the one of the Endpoints
 	Caller        func(nats.Header) (principal string, ok bool)
-	Service       *service.Service
+	Service       *application.Application
 	Queues        *Queues
 	Poison        *Poison
 	WritesAllowed func() error // optional: refuses messages while it returns an error
@@ -242,7 +244,7 @@ func (in *Intake) take(ctx context.Context, from source, m *nats.Msg) (r receipt
 		return r, "", leave, err
 	}
 	tenant, name, _ := strings.Cut(strings.TrimPrefix(m.Subject, from.queue.layout().outside), ".")
-	p, err := in.cfg.Service.Principal(ctx, from.principal)
+	p, err := in.cfg.Service.Access.Principal(ctx, from.principal)
 	if err != nil {
 		return r, "", leave, err
 	}
@@ -292,10 +294,10 @@ func (in *Intake) takeFlow(ctx context.Context, call service.Call, m *nats.Msg, 
 	if lost {
 		call.Tenant = call.Principal.Home
 	}
-	err = in.cfg.Service.AdmitFlowEvent(ctx, call)
+	err = in.cfg.Service.Flows.AdmitFlowEvent(ctx, call)
 	if errors.Is(err, service.ErrTenantNotFound) && !lost && call.Principal.Reaches(call.Tenant) {
 		lost, call.Tenant = true, call.Principal.Home
-		err = in.cfg.Service.AdmitFlowEvent(ctx, call)
+		err = in.cfg.Service.Flows.AdmitFlowEvent(ctx, call)
 	}
 	if err != nil {
 		return r, "", err
@@ -315,7 +317,7 @@ func (in *Intake) takeFlow(ctx context.Context, call service.Call, m *nats.Msg, 
 	}
 	principal := call.Principal.Actor.ID
 	if wrong != nil {
-		e := service.Poisoned{
+		e := admin.Poisoned{
 			Queue: string(Flows), Name: f.name, Subject: m.Subject, EventID: f.id, Actor: "key:" + principal,
 			Size: len(m.Data), SHA256: hexSum(m.Data),
 		}
@@ -342,7 +344,7 @@ func (in *Intake) takeCommand(ctx context.Context, call service.Call, m *nats.Ms
 	if len(body) == 0 {
 		body = []byte("{}")
 	}
-	body, err := in.cfg.Service.CheckQueued(ctx, &call, command, body)
+	body, err := in.cfg.Service.Admin.CheckQueued(ctx, &call, command, body)
 	if err != nil {
 		return receipt{}, err
 	}

@@ -33,6 +33,10 @@ import (
 	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/seal"
 	svc "github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/access"
+	"github.com/credstream/credstream/service/admin"
+	"github.com/credstream/credstream/service/application"
+	"github.com/credstream/credstream/service/permission"
 	"github.com/credstream/credstream/vault"
 	"github.com/credstream/credstream/verify"
 )
@@ -43,7 +47,7 @@ type whole struct {
 	dir     string
 	node    *bus.Node
 	store   *eventlog.Store
-	svc     *svc.Service
+	svc     *application.Application
 	keyring *seal.Keyring
 	queues  *bus.Queues
 	poison  *bus.Poison
@@ -122,7 +126,7 @@ func startWhole(t *testing.T) *whole {
 	w.keyring = seal.NewKeyring(kms, seal.NewKVKeysets(w.js, kv, nil))
 	w.queues = must(bus.NewQueues(conn, durable))(t)
 	w.poison = bus.NewPoison(w.queues, w.metrics, log)
-	w.svc = must(svc.New(svc.Config{
+	w.svc = must(application.New(application.Config{
 		Log: must(aggregates.NewLog(w.store, 1000))(t), Views: views, Projector: projector, Keyring: w.keyring,
 		Vault:  vault.New(w.js, conn, w.keyring, durable(vault.Stream)),
 		Verify: verify.NewClient(verify.Config{Logger: log}), Metrics: w.metrics, Logger: log,
@@ -135,15 +139,15 @@ func startWhole(t *testing.T) *whole {
 		Poison: w.poison,
 	}))(t)
 	t.Cleanup(w.svc.Close)
-	first := must(w.svc.Bootstrap(t.Context(), seal.Secret{}))(t)
+	first := must(w.svc.Access.Bootstrap(t.Context(), seal.Secret{}))(t)
 	w.key = string(first.Reveal())
 	ok(w.t, w.node.SetAuthenticator(func(ctx context.Context, key string, from netip.Addr) (bus.Grant, error) {
-		who, err := w.svc.Authenticate(ctx, key, from)
+		who, err := w.svc.Access.Authenticate(ctx, key, from)
 		return bus.Grant{Principal: who.Actor.ID, Tenants: who.Tenants}, err
 	}))
 	end := must(w.store.End(t.Context()))(t)
 	ok(t, projector.Wait(t.Context(), end))
-	w.admin = must(w.svc.Authenticate(t.Context(), w.key, netip.Addr{}))(t)
+	w.admin = must(w.svc.Access.Authenticate(t.Context(), w.key, netip.Addr{}))(t)
 	w.call("default", "component.register", `{"id":"sheets","descriptor":{"title":"Sheets"}}`)
 	return w
 }
@@ -157,11 +161,11 @@ func (w *whole) call(tenant, command, body string) svc.Done {
 }
 
 // issue issues another key.
-func (w *whole) issue(role svc.Role, tenants ...string) string {
+func (w *whole) issue(role permission.Role, tenants ...string) string {
 	w.t.Helper()
-	body := must(json.Marshal(svc.IssueAPIKey{Role: role, Tenants: tenants}))(w.t)
+	body := must(json.Marshal(access.IssueAPIKey{Role: role, Tenants: tenants}))(w.t)
 	answer := must(w.svc.Serve(w.t.Context(), svc.Call{Tenant: "default", Principal: w.admin, Via: "http"}, "api_key.issue", body))(w.t)
-	return answer.(svc.IssuedAPIKey).Key
+	return answer.(access.IssuedAPIKey).Key
 }
 
 // serveIntake takes messages in until the test ends.
@@ -226,7 +230,7 @@ func (w *whole) observed(flow string, revision uint64) events.Record {
 
 // poisoned waits until n messages of the tenant have come to the poison queue
 // and lists them.
-func (w *whole) poisoned(tenant string, n int) []svc.Poisoned {
+func (w *whole) poisoned(tenant string, n int) []admin.Poisoned {
 	w.t.Helper()
 	c := must(w.js.OrderedConsumer(w.t.Context(), bus.PoisonStream, jetstream.OrderedConsumerConfig{}))(w.t)
 	messages := must(c.Messages())(w.t)
@@ -330,7 +334,7 @@ func flowEvent(flow, kind, id, data string) *nats.Msg {
 func TestFlowEvents(t *testing.T) {
 	w := startWhole(t)
 	w.serveIntake()
-	key := w.issue(svc.FlowEngine, "default")
+	key := w.issue(permission.FlowEngine, "default")
 	nc := w.client(key)
 	js := must(jetstream.New(nc))(t)
 	old := must(nc.JetStream())(t)
@@ -392,14 +396,14 @@ func TestFlowEvents(t *testing.T) {
 // nothing is stored.
 func TestFlowEventsRefused(t *testing.T) {
 	w := startWhole(t)
-	key := w.issue(svc.FlowEngine, "default")
+	key := w.issue(permission.FlowEngine, "default")
 	event := func() *nats.Msg { return flowEvent("f1", "flow.stopped", "e1", `{"id":"f1","revision":1}`) }
 	js := must(jetstream.New(w.client(key)))(t)
 	if _, err := js.PublishMsg(t.Context(), event()); !errors.Is(err, jetstream.ErrNoStreamResponse) {
 		t.Errorf("without a service: %v", err)
 	}
 	in := w.serveIntake()
-	operator := w.client(w.issue(svc.Operator, "default"))
+	operator := w.client(w.issue(permission.Operator, "default"))
 	_, err := must(jetstream.New(operator))(t).PublishMsg(t.Context(), event())
 	refused, is := errors.AsType[*jetstream.APIError](err)
 	if !is || refused.Code != 403 || refused.ErrorCode != 20403 || !strings.HasSuffix(refused.Description, " (permission_denied)") {
@@ -429,7 +433,7 @@ func TestFlowEventsRefused(t *testing.T) {
 func TestPublishWithoutReply(t *testing.T) {
 	w := startWhole(t)
 	w.serveIntake()
-	nc := w.client(w.issue(svc.FlowEngine, "default"))
+	nc := w.client(w.issue(permission.FlowEngine, "default"))
 	ok(t, nc.PublishMsg(flowEvent("f1", "flow.stopped", "e1", `{"id":"f1","revision":1}`)))
 	ok(t, nc.PublishMsg(flowEvent("f1", "flow.exploded", "e2", `{}`)))
 	ok(t, nc.PublishMsg(queuedCommand("default", "credential.delete", "c1", `{"id":"x"}`)))
@@ -535,13 +539,13 @@ func TestFlowEventsNotUnderstood(t *testing.T) {
 			t.Errorf("%s: %+v", c.code, got)
 		}
 		got.At, got.SHA256, got.Reason, got.ID = time.Time{}, "", "", ""
-		want := svc.Poisoned{
+		want := admin.Poisoned{
 			Queue: "flows", Name: c.name, Subject: c.msg.Subject, EventID: c.event, Actor: "key:" + w.admin.Actor.ID, Code: c.code, Size: len(c.msg.Data),
 		}
 		if d := cmp.Diff(want, got); d != "" {
 			t.Error(c.code, d)
 		}
-		if err := w.poison.Retry(t.Context(), "default", fmt.Sprint(ack.Sequence)); !errors.Is(err, svc.ErrQueueNotKept) {
+		if err := w.poison.Retry(t.Context(), "default", fmt.Sprint(ack.Sequence)); !errors.Is(err, admin.ErrQueueNotKept) {
 			t.Errorf("%s: trying again: %v", c.code, err)
 		}
 	}

@@ -22,7 +22,7 @@ import (
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/projections"
-	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/admin"
 )
 
 // maxDetails bounds the details of an entry, in bytes; larger ones are left out.
@@ -36,7 +36,7 @@ type Poison struct {
 	put    *prometheus.CounterVec
 }
 
-var _ service.PoisonQueue = (*Poison)(nil)
+var _ admin.PoisonQueue = (*Poison)(nil)
 
 // NewPoison makes the poison queue. metrics may be nil.
 func NewPoison(queues *Queues, metrics prometheus.Registerer, log *slog.Logger) *Poison {
@@ -64,7 +64,7 @@ func waiting(name, help string, labels prometheus.Labels, queues *Queues, stream
 
 // poisonEntry is a message of the poison queue as it is stored, in JSON.
 type poisonEntry struct {
-	service.Poisoned
+	admin.Poisoned
 	Origin *origin `json:"origin,omitzero"` // of a message that is kept
 }
 
@@ -76,7 +76,7 @@ type origin struct {
 }
 
 // blame writes into an entry why it is there: what a caller may see of err.
-func blame(e *service.Poisoned, err error) {
+func blame(e *admin.Poisoned, err error) {
 	f := fault.Of(err)
 	e.Code, e.Reason, e.At = f.Code, f.Msg, time.Now().UTC().Truncate(time.Microsecond)
 	if d := f.Problem().Details; len(d) <= maxDetails {
@@ -103,7 +103,7 @@ func (p *Poison) send(ctx context.Context, tenant string, e poisonEntry) (receip
 
 // List lists up to limit messages of the tenant, oldest first, those after an id.
 // It returns projections.ErrCursorInvalid for an id that is none.
-func (p *Poison) List(ctx context.Context, tenant, after string, limit int) (page []service.Poisoned, next string, err error) {
+func (p *Poison) List(ctx context.Context, tenant, after string, limit int) (page []admin.Poisoned, next string, err error) {
 	seq := uint64(0)
 	if after != "" {
 		var ok bool
@@ -134,10 +134,10 @@ func (p *Poison) List(ctx context.Context, tenant, after string, limit int) (pag
 }
 
 // Get returns one message with its content, or service.ErrQueueNotFound.
-func (p *Poison) Get(ctx context.Context, tenant, id string) (service.Poisoned, error) {
+func (p *Poison) Get(ctx context.Context, tenant, id string) (admin.Poisoned, error) {
 	_, e, err := p.find(ctx, tenant, id)
 	if err != nil {
-		return service.Poisoned{}, err
+		return admin.Poisoned{}, err
 	}
 	if e.Origin != nil && jsontext.Value(e.Origin.Data).IsValid() {
 		e.Content = e.Origin.Data
@@ -155,7 +155,7 @@ func (p *Poison) Retry(ctx context.Context, tenant, id string) error {
 	}
 	queue := Queue(e.Queue).layout()
 	if !e.Kept || e.Origin == nil || !strings.HasPrefix(e.Origin.Subject, queue.inside+tenant+".") {
-		return service.ErrQueueNotKept
+		return admin.ErrQueueNotKept
 	}
 	m := nats.NewMsg(e.Origin.Subject)
 	for k, v := range e.Origin.Header {
@@ -166,7 +166,7 @@ func (p *Poison) Retry(ctx context.Context, tenant, id string) error {
 		return err
 	}
 	err = p.Drop(ctx, tenant, id)
-	if errors.Is(err, service.ErrQueueNotFound) { // somebody else dropped it meanwhile
+	if errors.Is(err, admin.ErrQueueNotFound) { // somebody else dropped it meanwhile
 		return nil
 	}
 	return err
@@ -182,7 +182,7 @@ func (p *Poison) Drop(ctx context.Context, tenant, id string) error {
 	err = stream.SecureDeleteMsg(ctx, seq)
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound), errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) && p.gone(ctx, tenant, id):
-		return service.ErrQueueNotFound
+		return admin.ErrQueueNotFound
 	case err != nil:
 		return fmt.Errorf("erasing from the dead-letter queue: %w: %w", fault.ErrUnavailable, err)
 	}
@@ -194,7 +194,7 @@ func (p *Poison) Drop(ctx context.Context, tenant, id string) error {
 
 func (p *Poison) gone(ctx context.Context, tenant, id string) bool {
 	_, _, err := p.find(ctx, tenant, id)
-	return errors.Is(err, service.ErrQueueNotFound)
+	return errors.Is(err, admin.ErrQueueNotFound)
 }
 
 func (p *Poison) stream(ctx context.Context) (jetstream.Stream, error) {
@@ -209,7 +209,7 @@ func (p *Poison) stream(ctx context.Context) (jetstream.Stream, error) {
 func (p *Poison) find(ctx context.Context, tenant, id string) (jetstream.Stream, poisonEntry, error) {
 	seq, ok := parseEntryID(id)
 	if !ok {
-		return nil, poisonEntry{}, service.ErrQueueNotFound
+		return nil, poisonEntry{}, admin.ErrQueueNotFound
 	}
 	stream, err := p.stream(ctx)
 	if err != nil {
@@ -218,11 +218,11 @@ func (p *Poison) find(ctx context.Context, tenant, id string) (jetstream.Stream,
 	m, err := stream.GetMsg(ctx, seq)
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
-		return nil, poisonEntry{}, service.ErrQueueNotFound
+		return nil, poisonEntry{}, admin.ErrQueueNotFound
 	case err != nil:
 		return nil, poisonEntry{}, fmt.Errorf("reading the dead-letter queue: %w: %w", fault.ErrUnavailable, err)
 	case !strings.HasPrefix(m.Subject, poisonSubject+tenant+"."):
-		return nil, poisonEntry{}, service.ErrQueueNotFound
+		return nil, poisonEntry{}, admin.ErrQueueNotFound
 	}
 	return stream, p.read(ctx, m), nil
 }
@@ -233,7 +233,7 @@ func (p *Poison) read(ctx context.Context, m *jetstream.RawStreamMsg) poisonEntr
 	var e poisonEntry
 	if err := json.Unmarshal(m.Data, &e); err != nil {
 		p.log.WarnContext(ctx, "invalid entry in the dead-letter queue", "seq", m.Sequence)
-		e = poisonEntry{Poisoned: service.Poisoned{Subject: m.Subject, At: m.Time.UTC(), Size: len(m.Data), SHA256: hexSum(m.Data)}}
+		e = poisonEntry{Poisoned: admin.Poisoned{Subject: m.Subject, At: m.Time.UTC(), Size: len(m.Data), SHA256: hexSum(m.Data)}}
 		blame(&e.Poisoned, errForeign)
 	}
 	e.ID = strconv.FormatUint(m.Sequence, 10)

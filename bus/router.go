@@ -19,6 +19,9 @@ import (
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/admin"
+	"github.com/credstream/credstream/service/application"
+	"github.com/credstream/credstream/service/flow"
 )
 
 // maxTries is how often a message is handed out that fails for a reason of ours,
@@ -42,7 +45,7 @@ type ReaderConfig struct {
 	Queue   Queue
 	Queues  *Queues
 	Poison  *Poison
-	Service *service.Service
+	Service *application.Application
 	Metrics prometheus.Registerer // may be nil
 	Logger  *slog.Logger
 	// Pause is how long to wait after the nth failure of a message; nil is 50 ms,
@@ -151,7 +154,7 @@ func (r *Reader) lane(msg *message.Message) string {
 	if err != nil || r.cfg.Queue == Flows {
 		return msg.Metadata[subjectMetadata]
 	}
-	return service.QueueLane(q.tenant, q.name, q.id, msg.Payload)
+	return admin.QueueLane(q.tenant, q.name, q.id, msg.Payload)
 }
 
 // share is the tenant: one whose targets are slow leaves room for the others.
@@ -224,8 +227,8 @@ func worthAgain(f *fault.Error, tries int) bool {
 // poison puts a message into the poison queue, durable. A message that is none
 // of ours is not kept, nor is a command that would not be stored today.
 func (r *Reader) poison(msg *message.Message, q queued, kept bool, f *fault.Error) error {
-	whole := kept && (r.cfg.Queue == Flows || r.cfg.Service.MayKeep(q.name, msg.Payload) == nil)
-	e := poisonEntry{Poisoned: service.Poisoned{Queue: string(r.cfg.Queue), Kept: whole}}
+	whole := kept && (r.cfg.Queue == Flows || r.cfg.Service.Admin.MayKeep(q.name, msg.Payload) == nil)
+	e := poisonEntry{Poisoned: admin.Poisoned{Queue: string(r.cfg.Queue), Kept: whole}}
 	if kept {
 		e.Name, e.Subject, e.Actor, e.Size, e.SHA256 = q.name, q.subject, "key:"+q.actor, q.size, q.sum
 		if r.cfg.Queue == Flows {
@@ -299,7 +302,7 @@ func panickedAt() string {
 // it, if it is still good.
 func (r *Reader) call(msg *message.Message) (service.Call, queued, error) {
 	q, _ := msg.Context().Value(queuedKey{}).(queued) // judge has put it there
-	p, err := r.cfg.Service.Principal(msg.Context(), q.actor)
+	p, err := r.cfg.Service.Access.Principal(msg.Context(), q.actor)
 	return service.Call{
 		Tenant: q.tenant, Principal: p, Via: "nats", Causation: q.id, Correlation: msg.Metadata[correlationHeader],
 	}, q, err
@@ -346,7 +349,7 @@ type flowHandler struct {
 }
 
 // NewEvent implements cqrs.GroupEventHandler.
-func (h flowHandler) NewEvent() any { return &service.FlowEvent{Change: h.change} }
+func (h flowHandler) NewEvent() any { return &flow.FlowEvent{Change: h.change} }
 
 // Handle implements cqrs.GroupEventHandler.
 func (h flowHandler) Handle(ctx context.Context, e any) error {
@@ -354,7 +357,7 @@ func (h flowHandler) Handle(ctx context.Context, e any) error {
 	if err != nil {
 		return err
 	}
-	return h.r.cfg.Service.ObserveFlow(ctx, call, *e.(*service.FlowEvent))
+	return h.r.cfg.Service.Flows.ObserveFlow(ctx, call, *e.(*flow.FlowEvent))
 }
 
 // flowMarshaler reads flow events from CloudEvents in binary mode.
@@ -366,7 +369,7 @@ var errOnlyRead = errors.New("bus: flow events are read-only")
 func (flowMarshaler) Marshal(any) (*message.Message, error) { return nil, errOnlyRead }
 
 // Name implements cqrs.CommandEventMarshaler: the type of the CloudEvent.
-func (flowMarshaler) Name(v any) string { return v.(*service.FlowEvent).Type() }
+func (flowMarshaler) Name(v any) string { return v.(*flow.FlowEvent).Type() }
 
 // NameFromMessage implements cqrs.CommandEventMarshaler.
 func (flowMarshaler) NameFromMessage(msg *message.Message) string { return msg.Metadata["ce-type"] }
@@ -375,10 +378,10 @@ func (flowMarshaler) NameFromMessage(msg *message.Message) string { return msg.M
 // understood: what is not is foreign.
 func (flowMarshaler) Unmarshal(msg *message.Message, v any) error {
 	q, _ := msg.Context().Value(queuedKey{}).(queued) // judge has put it there
-	e, err := service.ParseFlowEvent(q.name, "", q.target, msg.Payload)
+	e, err := flow.ParseFlowEvent(q.name, "", q.target, msg.Payload)
 	if err != nil {
 		return errForeign
 	}
-	*v.(*service.FlowEvent) = e
+	*v.(*flow.FlowEvent) = e
 	return nil
 }

@@ -23,6 +23,9 @@ import (
 	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/seal"
 	svc "github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/admin"
+	"github.com/credstream/credstream/service/flow"
+	"github.com/credstream/credstream/service/permission"
 )
 
 // queuedCommand is a command for the queue.
@@ -46,7 +49,7 @@ func (w *whole) petstore() {
 func (w *whole) sealed(tenant, command, id, target, keys string) string {
 	w.t.Helper()
 	answer := must(w.svc.Serve(w.t.Context(), svc.Call{Tenant: tenant, Principal: w.admin, Via: "nats"}, "service.key", nil))(w.t)
-	public := must(base64.RawURLEncoding.DecodeString(answer.(svc.SealingKey).PublicKey))(w.t)
+	public := must(base64.RawURLEncoding.DecodeString(answer.(admin.SealingKey).PublicKey))(w.t)
 	info := strings.Join([]string{"credstream/keys-sealed/1", tenant, command, id, target}, "\n")
 	text := must(seal.To(public, []byte(info), seal.NewSecret([]byte(keys))))(w.t)
 	return base64.RawURLEncoding.EncodeToString(text)
@@ -146,16 +149,16 @@ func TestPoisonQueue(t *testing.T) {
 	if len(list) != 1 || list[0].Code != "flow_use_refused" || list[0].EventID != "e1" || list[0].Name != "flow.started" || !list[0].Kept {
 		t.Fatalf("the poison queue of default holds %+v", list)
 	}
-	var details svc.FlowFaults
+	var details flow.FlowFaults
 	ok(t, json.Unmarshal(list[0].Details, &details))
-	if d := cmp.Diff(svc.FlowFaults{Steps: []svc.StepFault{{Step: "s1", Component: "absent-canary", Reason: "component_not_found"}}}, details); d != "" {
+	if d := cmp.Diff(flow.FlowFaults{Steps: []flow.StepFault{{Step: "s1", Component: "absent-canary", Reason: "component_not_found"}}}, details); d != "" {
 		t.Error(d)
 	}
 	id := list[0].ID
 	one := must(w.poison.Get(ctx, "default", id))(t)
-	var content svc.FlowEvent
+	var content flow.FlowEvent
 	ok(t, json.Unmarshal(one.Content, &content))
-	want := svc.FlowEvent{ID: "f1", Name: "Orders", Revision: 1, Steps: []events.FlowStep{{ID: "s1", Component: "absent-canary"}}}
+	want := flow.FlowEvent{ID: "f1", Name: "Orders", Revision: 1, Steps: []events.FlowStep{{ID: "s1", Component: "absent-canary"}}}
 	if d := cmp.Diff(want, content); d != "" {
 		t.Error(d)
 	}
@@ -183,7 +186,7 @@ func TestPoisonQueue(t *testing.T) {
 		"no id": second(w.poison.Get(ctx, "default", "x")), "another spelling": second(w.poison.Get(ctx, "default", "0"+id)),
 		"beyond": second(w.poison.Get(ctx, "default", "999")), "pattern": second(w.poison.Get(ctx, "*", id)),
 	} {
-		if !errors.Is(err, svc.ErrQueueNotFound) {
+		if !errors.Is(err, admin.ErrQueueNotFound) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -331,8 +334,8 @@ func TestReaderWithoutPoisonQueue(t *testing.T) {
 func TestReaderRevokedKey(t *testing.T) {
 	w := startWhole(t)
 	w.serveIntake()
-	key := w.issue(svc.FlowEngine, "default")
-	who := must(w.svc.Authenticate(t.Context(), key, netip.Addr{}))(t)
+	key := w.issue(permission.FlowEngine, "default")
+	who := must(w.svc.Access.Authenticate(t.Context(), key, netip.Addr{}))(t)
 	js := must(jetstream.New(w.client(key)))(t)
 	must(js.PublishMsg(t.Context(), flowEvent("f1", "flow.stopped", "e1", `{"id":"f1","revision":1}`)))(t)
 	w.call("default", "api_key.revoke", fmt.Sprintf(`{"id":%q}`, who.Actor.ID))

@@ -125,3 +125,10 @@ func Public(r events.Record) (m Message, ok bool) {
 	}
 	return m, true
 }
+
+// StoredName is the name of the event in the log: "credential.created" of
+// "credstream.credential.created.v1".
+func (m Message) StoredName() string {
+	name := strings.TrimPrefix(m.Type, "credstream.")
+	return name[:strings.LastIndexByte(name, '.')]
+}

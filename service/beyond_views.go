@@ -21,7 +21,7 @@ const maxBeyondViews = 50_000
 
 // command finds the commit that recorded a command id in the log after the position of the
 // views, up to upTo. It returns projections.ErrViewsBehind when there is too much to read.
-func (b *beyondViews) command(ctx context.Context, s *Service, key commandKey, at, upTo uint64) (seq uint64, found bool, err error) {
+func (b *beyondViews) command(ctx context.Context, s *Kernel, key commandKey, at, upTo uint64) (seq uint64, found bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.seqs == nil || at < b.from || at >= b.to { // nothing of it is needed, or it began later

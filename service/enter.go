@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/credstream/credstream/admission"
+	"github.com/credstream/credstream/fault"
 )
 
 // Receive gives a call its place among those under way, reads its body, which
@@ -11,8 +12,8 @@ import (
 // call. It returns admission.ErrBusy when too many of the caller's are under way.
 // An edge that has a body to read calls it before Serve, which then does not wait
 // again. The call is not authorized yet.
-func (s *Service) Receive(ctx context.Context, call *Call, size int64, read func() ([]byte, error)) (body []byte, leave func(), err error) {
-	p, err := s.cfg.Admission.Reserve(s.payer(call), admission.Request, size)
+func (k *Kernel) Receive(ctx context.Context, call *Call, size int64, read func() ([]byte, error)) (body []byte, leave func(), err error) {
+	p, err := k.cfg.Admission.Reserve(k.payer(call), admission.Request, size)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -29,33 +30,62 @@ func (s *Service) Receive(ctx context.Context, call *Call, size int64, read func
 }
 
 // ReceiveMessage is Receive for a message of a size in bytes that is to be stored in a queue.
-func (s *Service) ReceiveMessage(ctx context.Context, call *Call, size int64) (leave func(), err error) {
-	return s.enter(ctx, call, admission.Message, size)
+func (k *Kernel) ReceiveMessage(ctx context.Context, call *Call, size int64) (leave func(), err error) {
+	_, leave, err = k.Enter(ctx, call, admission.Message, size)
+	return leave, err
 }
 
-// enter gives a call its place, if it has none yet, and waits for its turn.
-func (s *Service) enter(ctx context.Context, call *Call, cost int, size int64) (leave func(), err error) {
+// Enter gives a call its place, if it has none yet, and waits for its turn. inside is the
+// context of what the call does; leave ends the call.
+func (k *Kernel) Enter(ctx context.Context, call *Call, cost int, size int64) (inside context.Context, leave func(), err error) {
 	if call.pass != nil {
-		return func() {}, nil
+		return call.pass.With(ctx), func() {}, nil
 	}
-	p, err := s.cfg.Admission.Reserve(s.payer(call), cost, size)
+	p, err := k.cfg.Admission.Reserve(k.payer(call), cost, size)
 	if err != nil {
-		return nil, err
+		return ctx, nil, err
 	}
 	if err := p.Enter(ctx); err != nil {
-		return nil, err
+		return ctx, nil, err
 	}
 	call.pass = p
-	return p.Leave, nil
+	return p.With(ctx), p.Leave, nil
 }
 
 // payer is whose share a call takes: that of the tenant it names, if the caller
 // may name it and it is known to exist; else that of the caller's home.
-func (s *Service) payer(call *Call) admission.Caller {
+func (k *Kernel) payer(call *Call) admission.Caller {
 	who := call.Principal.Actor
 	tenant := call.Principal.Home
-	if call.Principal.Reaches(call.Tenant) && s.tenants.Contains(call.Tenant) {
+	if call.Principal.Reaches(call.Tenant) && k.gate.Knows(call.Tenant) {
 		tenant = call.Tenant
 	}
 	return admission.Caller{Tenant: tenant, Key: who.Kind + ":" + who.ID}
+}
+
+// ErrNotQueueable refuses to store a command in a queue.
+var ErrNotQueueable = fault.New(fault.Invalid, "command_not_queueable", "This command cannot be queued: its response is needed. Send it as a request.")
+
+// Queue looks at a command before it is stored in a queue: that there is such a command, that
+// its caller may give it, and that its ids are ones. The body is for the caller to look at.
+func (k *Kernel) Queue(ctx context.Context, call *Call, command string) (*Route, error) {
+	route, ok := k.routes[command]
+	switch {
+	case !ok || !route.Command:
+		return nil, ErrRouteUnknown
+	case route.Unqueueable:
+		return nil, ErrNotQueueable
+	}
+	call.Route = command
+	if err := k.gate.Admit(ctx, call, route.Permission, QueuedMessage); err != nil {
+		return nil, err
+	}
+	if len(call.CommandID) > maxID || !printable(call.CommandID) {
+		return nil, ErrCommandID
+	}
+	if len(call.Correlation) > maxID || !printable(call.Correlation) {
+		return nil, ErrCorrelation
+	}
+	call.named = call.CommandID != ""
+	return route, nil
 }

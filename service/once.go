@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -16,8 +17,38 @@ import (
 	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/projections"
 )
+
+// Resumed is the first commit of the command, of an attempt that broke off; nil when
+// there is none.
+func (c *Call) Resumed() []events.Record {
+	if c.execution == nil {
+		return nil
+	}
+	return c.execution.resumed
+}
+
+// Step is the call as the nth command within it.
+func (c *Call) Step(n int) *Call {
+	sub := *c
+	if sub.CommandID != "" {
+		sub.CommandID += "/" + strconv.Itoa(n)
+	}
+	sub.named, sub.request = false, "" // it meets itself by its effect, not by its command id
+	return &sub
+}
+
+// Definite reports whether err means that nothing was appended. Anything that
+// is not plainly a refusal may hide a commit that names the secret.
+func Definite(err error) bool {
+	if _, repeated := errors.AsType[*Repeat](err); repeated {
+		return true
+	}
+	f, ok := errors.AsType[*fault.Error](err)
+	return ok && f.Kind != fault.Unavailable && f.Kind != fault.Internal
+}
 
 // Done answers a command. It is rebuilt from the stored events when the command
 // comes again, so it holds nothing that is not in them.
@@ -30,16 +61,22 @@ type Done struct {
 	Says     string        `json:"says,omitzero"`     // what a failed dry request found, in a sentence
 	Binding  string        `json:"binding,omitzero"`  // id of a flow's reservation
 	Until    time.Time     `json:"until,omitzero"`    // when the reservation ends by itself
-	DryRun   *Impact       `json:"dry_run,omitzero"`  // what would happen; nothing did
 }
 
-// repeat ends the execution of a command that the log already holds.
-type repeat struct {
+// Repeat ends the execution of a command that the log already holds.
+type Repeat struct {
 	answer any
 	err    error // in place of an answer: the refusal that is remembered
 }
 
-func (r *repeat) Error() string { return "the command was already completed" }
+// Outcome is how the command ended: a Done, if its answer was one, or the refusal that is
+// remembered.
+func (r *Repeat) Outcome() (done Done, ok bool, err error) {
+	done, ok = r.answer.(Done)
+	return done, ok, r.err
+}
+
+func (r *Repeat) Error() string { return "the command was already completed" }
 
 // execution is one attempt at a command. The steps of the command share it.
 type execution struct {
@@ -79,7 +116,7 @@ func (e *execution) sent() []unsettled {
 // assignCommandID gives the call its command id: the caller's, or a random one. The
 // request of a caller's id is remembered by an HMAC under the tenant's key,
 // since what it holds may be guessed.
-func (s *Service) assignCommandID(ctx context.Context, call *Call, route string, body []byte) error {
+func (k *Kernel) assignCommandID(ctx context.Context, call *Call, route string, body []byte) error {
 	if call.CommandID == "" {
 		call.CommandID = events.NewID()
 		return nil
@@ -92,7 +129,7 @@ func (s *Service) assignCommandID(ctx context.Context, call *Call, route string,
 	if err := canonical.Canonicalize(jsontext.CanonicalizeRawInts(false), jsontext.CanonicalizeRawFloats(false)); err != nil {
 		return ErrBody.Because("The body must be one JSON document.")
 	}
-	mac, err := s.cfg.Keyring.MAC(ctx, call.Tenant, events.LengthPrefixed("credstream/request/1", route, string(canonical)))
+	mac, err := k.cfg.Keyring.MAC(ctx, call.Tenant, events.LengthPrefixed("credstream/request/1", route, string(canonical)))
 	if err != nil {
 		return fmt.Errorf("mac of the request: %w", err)
 	}
@@ -107,14 +144,17 @@ func (c *Call) key() commandKey {
 	return commandKey{c.Tenant, c.Principal.Actor.Kind, c.Principal.Actor.ID, c.CommandID}
 }
 
-// deriveID makes the id of a new thing of the command. A repeat makes the same one.
-func (c *Call) deriveID(what string) string {
+// Named reports whether the caller gave the command id.
+func (c *Call) Named() bool { return c.named }
+
+// DeriveID makes the id of a new thing of the command. A repeat makes the same one.
+func (c *Call) DeriveID(what string) string {
 	return events.DeriveID(c.Tenant, c.Principal.Actor, c.CommandID, what)
 }
 
-// detach lets the command go on whether or not its caller waits for it: from its
+// Detach lets the command go on whether or not its caller waits for it: from its
 // first effect on, which is one beside the log. Limits in time remain.
-func (c *Call) detach() {
+func (c *Call) Detach() {
 	if c.execution != nil {
 		c.execution.acted = true
 		c.execution.detach()
@@ -124,7 +164,7 @@ func (c *Call) detach() {
 // detachable is the context of one command. It ends with the caller's until detach
 // is called, then by itself alone, at the latest maxCall after its beginning.
 func detachable(caller context.Context) (ctx context.Context, detach, end func()) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(caller), maxCall)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(caller), MaxCall)
 	stop := context.AfterFunc(caller, cancel)
 	return ctx, func() { stop() }, func() { stop(); cancel() }
 }
@@ -208,67 +248,67 @@ func (c *localClaims) Complete(key [sha256.Size]byte, _ string) {
 }
 
 // obey carries out one command, and answers a repeated one as it was answered first.
-func (s *Service) obey(caller context.Context, call *Call, route *Route, body []byte) (any, error) {
+func (k *Kernel) obey(caller context.Context, call *Call, route *Route, body []byte) (any, error) {
 	ctx, detach, end := detachable(caller)
 	defer end()
 	call.execution = &execution{detach: detach, request: call.request}
 	if !call.named {
-		return route.serve(s, ctx, call, body)
+		return route.serve(ctx, call, body)
 	}
-	release, err := s.serialize(ctx, call)
+	release, err := k.serialize(ctx, call)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	call.dedupPosition = s.cfg.Views.Position()
-	if r, err := s.repeated(ctx, call, 0); err != nil || r != nil {
+	call.dedupPosition = k.cfg.Views.Position()
+	if r, err := k.repeated(ctx, call, 0); err != nil || r != nil {
 		return r.outcome(err)
 	}
-	k := call.key()
-	key := sha256.Sum256(events.LengthPrefixed("credstream/claim/1", k.tenant, k.kind, k.actor, k.command))
+	id := call.key()
+	key := sha256.Sum256(events.LengthPrefixed("credstream/claim/1", id.tenant, id.kind, id.actor, id.command))
 	attempt := events.NewID()
 	request := call.execution.request // also of a call that completes an attempt, and is not named any more
-	switch claimed, err := s.cfg.Claims.Begin(ctx, key, request, attempt); {
+	switch claimed, err := k.cfg.Claims.Begin(ctx, key, request, attempt); {
 	case err != nil:
-		s.settleAttempt(call, key, attempt)
+		k.settleAttempt(call, key, attempt)
 		return nil, err
 	case claimed != request:
 		return nil, ErrCommandIDReused
 	}
-	answer, err := s.attempt(ctx, call, route, body, key, attempt)
-	if err != nil && !definite(err) {
-		s.settleAttempt(call, key, attempt)
+	answer, err := k.attempt(ctx, call, route, body, key, attempt)
+	if err != nil && !Definite(err) {
+		k.settleAttempt(call, key, attempt)
 	}
 	return answer, err
 }
 
 // attempt carries out a named command that is claimed.
-func (s *Service) attempt(ctx context.Context, call *Call, route *Route, body []byte, key [sha256.Size]byte, attempt string) (any, error) {
-	answer, err := s.carryOut(ctx, call, route, body)
-	if r, ok := errors.AsType[*repeat](err); ok { // an identical call won the race to the log
-		s.cfg.Claims.Complete(key, attempt)
+func (k *Kernel) attempt(ctx context.Context, call *Call, route *Route, body []byte, key [sha256.Size]byte, attempt string) (any, error) {
+	answer, err := k.carryOut(ctx, call, route, body)
+	if r, ok := errors.AsType[*Repeat](err); ok { // an identical call won the race to the log
+		k.cfg.Claims.Complete(key, attempt)
 		return r.outcome(nil)
 	}
 	if err == nil {
-		s.cfg.Claims.Complete(key, attempt)
+		k.cfg.Claims.Complete(key, attempt)
 		return answer, nil
 	}
-	if !definite(err) {
+	if !Definite(err) {
 		return nil, err
 	}
-	return s.refuse(ctx, call, route, body, key, attempt, err)
+	return k.refuse(ctx, call, route, body, key, attempt, err)
 }
 
 // carryOut carries out a named command and remembers how it ended. It completes an
 // attempt of which it hears only when it is about to append.
-func (s *Service) carryOut(ctx context.Context, call *Call, route *Route, body []byte) (any, error) {
+func (k *Kernel) carryOut(ctx context.Context, call *Call, route *Route, body []byte) (any, error) {
 	resumed := call.execution.resumed != nil
-	answer, err := route.serve(s, ctx, call, body)
+	answer, err := route.serve(ctx, call, body)
 	if !resumed && call.execution.resumed != nil && errors.Is(err, events.ErrUnknownOutcome) {
-		answer, err = route.serve(s, ctx, call, body)
+		answer, err = route.serve(ctx, call, body)
 	}
 	if err == nil {
-		answer, err = s.remember(ctx, call, route.Name, answer)
+		answer, err = k.remember(ctx, call, route.Name, answer)
 	}
 	return answer, err
 }
@@ -276,29 +316,29 @@ func (s *Service) carryOut(ctx context.Context, call *Call, route *Route, body [
 // refuse answers a refusal of a named command. It is the answer only where no other
 // attempt at the command has been carried out, or may yet be: what the log holds is
 // looked at to its end, and the claim tells of the others.
-func (s *Service) refuse(ctx context.Context, call *Call, route *Route, body []byte, key [sha256.Size]byte, attempt string, refusal error) (any, error) {
+func (k *Kernel) refuse(ctx context.Context, call *Call, route *Route, body []byte, key [sha256.Size]byte, attempt string, refusal error) (any, error) {
 	if call.execution.seq != 0 || call.execution.resumed != nil {
 		// Its id stands in the log, and what it did there was undone.
-		if err := s.rememberRefusal(ctx, call, route.Name, refusal); err != nil {
+		if err := k.rememberRefusal(ctx, call, route.Name, refusal); err != nil {
 			return nil, err
 		}
-		s.cfg.Claims.Complete(key, attempt)
+		k.cfg.Claims.Complete(key, attempt)
 		return nil, refusal
 	}
-	end, err := s.cfg.Log.Store.End(ctx)
+	end, err := k.cfg.Log.Store.End(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if r, err := s.repeated(ctx, call, end); err != nil || r != nil {
+	if r, err := k.repeated(ctx, call, end); err != nil || r != nil {
 		if err == nil {
-			s.cfg.Claims.Complete(key, attempt)
+			k.cfg.Claims.Complete(key, attempt)
 		}
 		return r.outcome(err)
 	}
 	if call.execution.resumed != nil { // an attempt that broke off in another process, of which the views did not know
-		return s.attempt(ctx, call, route, body, key, attempt)
+		return k.attempt(ctx, call, route, body, key, attempt)
 	}
-	others, err := s.cfg.Claims.Refuse(ctx, key, attempt)
+	others, err := k.cfg.Claims.Refuse(ctx, key, attempt)
 	if err != nil || others {
 		return nil, errors.Join(events.ErrUnknownOutcome, err)
 	}
@@ -326,20 +366,20 @@ func (s *settling) leave() {
 // sent to the log is stored or never will be. When it comes to nothing the claim is
 // told, so that a repeat may be refused. Whatever has acted beside the log keeps its
 // claim until that runs out.
-func (s *Service) settleAttempt(call *Call, key [sha256.Size]byte, attempt string) {
+func (k *Kernel) settleAttempt(call *Call, key [sha256.Size]byte, attempt string) {
 	e := call.execution
 	if e.acted || e.seq != 0 || e.resumed != nil {
 		return
 	}
-	s.settling.mu.Lock()
-	defer s.settling.mu.Unlock()
-	if s.settling.n == maxSettling || s.life.Err() != nil {
+	k.settling.mu.Lock()
+	defer k.settling.mu.Unlock()
+	if k.settling.n == maxSettling || k.life.Err() != nil {
 		return
 	}
-	s.settling.n++
-	s.settling.group.Go(func() {
-		defer s.settling.leave()
-		ctx, cancel := context.WithTimeout(s.life, ClaimTime)
+	k.settling.n++
+	k.settling.group.Go(func() {
+		defer k.settling.leave()
+		ctx, cancel := context.WithTimeout(k.life, ClaimTime)
 		defer cancel()
 		for _, u := range e.sent() {
 			stored, err := u.Settle(ctx)
@@ -348,7 +388,7 @@ func (s *Service) settleAttempt(call *Call, key [sha256.Size]byte, attempt strin
 			}
 		}
 		for {
-			if _, err := s.cfg.Claims.Refuse(ctx, key, attempt); err == nil {
+			if _, err := k.cfg.Claims.Refuse(ctx, key, attempt); err == nil {
 				return
 			}
 			select {
@@ -361,7 +401,7 @@ func (s *Service) settleAttempt(call *Call, key [sha256.Size]byte, attempt strin
 }
 
 // outcome is what the caller of a repeated command is told; err goes before.
-func (r *repeat) outcome(err error) (any, error) {
+func (r *Repeat) outcome(err error) (any, error) {
 	switch {
 	case err != nil:
 		return nil, err
@@ -374,12 +414,12 @@ func (r *repeat) outcome(err error) (any, error) {
 // serialize returns when no other call with the same command id is under way in this
 // process; release lets the next one in. Two requests that share an id but not a
 // target would otherwise not meet.
-func (s *Service) serialize(ctx context.Context, call *Call) (release func(), err error) {
+func (k *Kernel) serialize(ctx context.Context, call *Call) (release func(), err error) {
 	key, mine := call.key(), make(chan struct{})
 	for {
-		other, taken := s.inFlight.LoadOrStore(key, mine)
+		other, taken := k.inFlight.LoadOrStore(key, mine)
 		if !taken {
-			return func() { s.inFlight.Delete(key); close(mine) }, nil
+			return func() { k.inFlight.Delete(key); close(mine) }, nil
 		}
 		resume := admission.Idle(ctx)
 		select {
@@ -405,31 +445,31 @@ func printable(s string) bool {
 // The views know every command up to their position; it waits for them to reach
 // upTo. A command of several steps that broke off between them is not answered: the
 // call is to complete it.
-func (s *Service) repeated(ctx context.Context, call *Call, upTo uint64) (*repeat, error) {
+func (k *Kernel) repeated(ctx context.Context, call *Call, upTo uint64) (*Repeat, error) {
 	if !call.named {
 		return nil, nil //nolint:nilnil // no id of the caller's
 	}
 	standing := false // the views come to upTo only when somebody mends them
-	if err := s.cfg.Projector.Wait(ctx, upTo); errors.Is(err, projections.ErrViewsBehind) {
+	if err := k.cfg.Projector.Wait(ctx, upTo); errors.Is(err, projections.ErrViewsBehind) {
 		standing = true
 	} else if err != nil {
 		return nil, err
 	}
-	seq, found := s.completedCommands.Get(call.key()) // what the views may not know yet
+	seq, found := k.completedCommands.Get(call.key()) // what the views may not know yet
 	if !found {
-		at := s.cfg.Views.Position() // which may move on
+		at := k.cfg.Views.Position() // which may move on
 		var err error
-		seq, found, err = s.cfg.Views.Command(ctx, call.Tenant, call.Principal.Actor, call.CommandID)
+		seq, found, err = k.cfg.Views.Command(ctx, call.Tenant, call.Principal.Actor, call.CommandID)
 		if err == nil && !found && standing {
-			seq, found, err = s.beyondViews.command(ctx, s, call.key(), at, upTo)
+			seq, found, err = k.beyondViews.command(ctx, k, call.key(), at, upTo)
 		}
 		if err != nil || !found {
 			return nil, err
 		}
 	}
-	recs, err := s.cfg.Log.Store.Commit(ctx, seq)
+	recs, err := k.cfg.Log.Store.Commit(ctx, seq)
 	if err == nil {
-		err = s.cfg.Log.Store.WaitDurable(ctx, seq)
+		err = k.cfg.Log.Store.WaitDurable(ctx, seq)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("commit of a repeated command: %w", err)
@@ -437,53 +477,53 @@ func (s *Service) repeated(ctx context.Context, call *Call, upTo uint64) (*repea
 	if recs[0].Meta.Request != call.request {
 		return nil, ErrCommandIDReused
 	}
-	record, err := aggregates.CommandRecord.Fresh(ctx, s.cfg.Log, aggregates.CommandRecord.Stream(call.Tenant, call.recordID()))
+	record, err := aggregates.CommandRecord.Fresh(ctx, k.cfg.Log, aggregates.CommandRecord.Stream(call.Tenant, call.recordID()))
 	if err != nil {
 		return nil, err
 	}
 	if record.Value.Completed != nil {
-		return s.recalled(ctx, call, *record.Value.Completed)
+		return k.recalled(ctx, call, *record.Value.Completed)
 	}
-	done, err := s.answerOf(ctx, recs)
+	done, err := k.answerOf(ctx, recs)
 	if err != nil {
 		return nil, err
 	}
-	ended := recs[0].Stream.Category == aggregates.Flow.Category // the last step of a bind, where a version of before has recorded the id
-	if e := call.execution; record.Value.Started != nil || resumable[call.route] && !ended {
+	ended := k.answers[recs[0].Stream.Category].last // where a version of before has recorded the id
+	if e := call.execution; record.Value.Started != nil || k.routes[call.Route].resumable && !ended {
 		if e.seq == 0 {
 			e.resumed, e.done, call.named, call.request = recs, done, false, ""
 		}
 		return nil, nil //nolint:nilnil // to be completed
 	}
-	return s.recalled(ctx, call, summaryOf(call.route, done))
+	return k.recalled(ctx, call, summaryOf(call.Route, done))
 }
 
-// execute runs one command of one aggregate. It returns the value the command was
+// Execute runs one command of one aggregate. It returns the value the command was
 // decided on and the state after it.
-func execute[S any, C commands.Command, E any](ctx context.Context, s *Service, call *Call,
+func Execute[S any, C commands.Command, E any](ctx context.Context, k *Kernel, call *Call,
 	d aggregates.Decider[S, C, E], tenant string, cmd C,
 ) (before S, after aggregates.State[S], err error) {
-	was, after, err := commit(ctx, s, call, d, tenant, cmd)
+	was, after, err := Commit(ctx, k, call, d, tenant, cmd)
 	return was.Value, after, err
 }
 
-// commit is execute that returns both states: the one way to the log. They have one
+// Commit is execute that returns both states: the one way to the log. They have one
 // Seq when nothing was appended.
-func commit[S any, C commands.Command, E any](ctx context.Context, s *Service, call *Call,
+func Commit[S any, C commands.Command, E any](ctx context.Context, k *Kernel, call *Call,
 	d aggregates.Decider[S, C, E], tenant string, cmd C,
 ) (was, after aggregates.State[S], err error) {
-	begin := s.now()
+	begin := k.Now()
 	if err := call.late(begin); err != nil {
 		return was, after, err
 	}
 	if call.execution != nil {
 		call.execution.detach()
 	}
-	was, after, err = d.Execute(ctx, s.cfg.Log, tenant, cmd, s.meta(call), func(ctx context.Context, seq uint64) error {
+	was, after, err = d.Execute(ctx, k.cfg.Log, tenant, cmd, k.meta(call), func(ctx context.Context, seq uint64) error {
 		if !call.named || seq <= call.dedupPosition || call.execution.seq != 0 { // an unnamed call may have several under way
 			return nil // or an earlier look covered it
 		}
-		r, err := s.repeated(ctx, call, seq)
+		r, err := k.repeated(ctx, call, seq)
 		switch {
 		case err != nil:
 			return err
@@ -497,11 +537,36 @@ func commit[S any, C commands.Command, E any](ctx context.Context, s *Service, c
 	})
 	call.execution.note(err, call.named)
 	if after.Seq > was.Seq { // stored, also when that is not known to be durable
-		s.metrics.appended.Observe(s.now().Sub(begin).Seconds())
+		k.metrics.appended.Observe(k.Now().Sub(begin).Seconds())
 		if call.named && call.execution.seq == 0 {
-			call.execution.seq, call.execution.done = after.Seq, answered(d.Stream(tenant, cmd.Target()), was.Value, after.Value, after.Seq)
-			s.completedCommands.Add(call.key(), after.Seq)
+			call.execution.seq, call.execution.done = after.Seq, k.Answered(d.Stream(tenant, cmd.Target()), was.Value, after.Value, after.Seq)
+			k.completedCommands.Add(call.key(), after.Seq)
 		}
 	}
 	return was, after, err
+}
+
+// correlation is what joins what the call leads to.
+func (c *Call) correlation() string {
+	if c.Correlation == "" {
+		return c.CommandID
+	}
+	return c.Correlation
+}
+
+// Apart is the call as it goes on when its caller has its answer. What it records belongs
+// together with what the call records.
+func (c *Call) Apart() *Call {
+	one := *c
+	one.Correlation = c.correlation()
+	one.named, one.request, one.execution = false, "", nil
+	return &one
+}
+
+// Within is the call as it concerns one of many credentials.
+func (c *Call) Within(id string) *Call {
+	one := *c
+	one.CommandID += "/" + id
+	one.named, one.request, one.execution = false, "", nil
+	return &one
 }

@@ -20,15 +20,15 @@ import (
 
 	v1 "github.com/credstream/credstream/api/v1"
 	"github.com/credstream/credstream/fault"
-	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/connect"
 )
 
-// Service is what the edge needs of *service.Service.
+// Service is what the edge needs of the feature.
 type Service interface {
 	// OpenLink uses up a link.
-	OpenLink(ctx context.Context, link string, browser service.Browser) (service.OpenedLink, error)
+	OpenLink(ctx context.Context, link string, browser connect.Browser) (connect.OpenedLink, error)
 	// ReturnConnection takes a provider's answer.
-	ReturnConnection(ctx context.Context, cb service.Callback) (service.Returned, error)
+	ReturnConnection(ctx context.Context, cb connect.Callback) (connect.Returned, error)
 }
 
 // Config is what the edge is made of. Service is needed, the rest is optional.
@@ -95,7 +95,7 @@ func New(cfg Config) *Handler {
 // Answered makes known the browser that has asked for a link: it sets a cookie
 // beside the answer of oauth.connect. Other answers it leaves as they are.
 func (h *Handler) Answered(header http.Header, answer any) {
-	if c, ok := answer.(service.Connected); ok && c.Starter() != "" {
+	if c, ok := answer.(connect.Connected); ok && c.Starter() != "" {
 		header.Add("Set-Cookie", h.cookie("start-"+c.ID, c.Starter(), starterAge))
 	}
 }
@@ -211,7 +211,7 @@ func (x *exchange) open(link string) {
 
 // callback answers what the provider sends back.
 func (x *exchange) callback(tenant, component string) {
-	back, err := x.service.ReturnConnection(x.r.Context(), service.Callback{
+	back, err := x.service.ReturnConnection(x.r.Context(), connect.Callback{
 		Tenant: tenant, Component: component, Query: x.r.URL.RawQuery, Browser: x.browser,
 	})
 	if back.Connection != "" {
@@ -255,7 +255,7 @@ type confirmation struct {
 	Confirm    string `json:"confirm"` // for oauth.complete
 }
 
-func (x *exchange) confirm(back service.Returned) {
+func (x *exchange) confirm(back connect.Returned) {
 	if x.asksJSON() {
 		x.json(http.StatusOK, "application/json", confirmation{back.Connection, back.Confirm})
 		return
@@ -269,7 +269,7 @@ func (x *exchange) confirm(back service.Returned) {
 	})
 }
 
-func (x *exchange) done(back service.Returned) {
+func (x *exchange) done(back connect.Returned) {
 	if x.asksJSON() {
 		x.json(http.StatusOK, "application/json", back.Done)
 		return

@@ -13,23 +13,23 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/credstream/credstream/api/connect"
+	edge "github.com/credstream/credstream/api/connect"
 	"github.com/credstream/credstream/fault"
-	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/connect"
 )
 
 // answers is a service that answers what a test wants; the rules are tested where
 // the real one is at hand.
 type answers struct {
-	open func(link string, browser service.Browser) (service.OpenedLink, error)
-	back func(cb service.Callback) (service.Returned, error)
+	open func(link string, browser connect.Browser) (connect.OpenedLink, error)
+	back func(cb connect.Callback) (connect.Returned, error)
 }
 
-func (a answers) OpenLink(_ context.Context, link string, browser service.Browser) (service.OpenedLink, error) {
+func (a answers) OpenLink(_ context.Context, link string, browser connect.Browser) (connect.OpenedLink, error) {
 	return a.open(link, browser)
 }
 
-func (a answers) ReturnConnection(_ context.Context, cb service.Callback) (service.Returned, error) {
+func (a answers) ReturnConnection(_ context.Context, cb connect.Callback) (connect.Returned, error) {
 	return a.back(cb)
 }
 
@@ -54,8 +54,8 @@ func body(t *testing.T, resp *http.Response) string {
 
 // What a page shows is what its policy lets it show.
 func TestPageAndPolicy(t *testing.T) {
-	h := connect.New(connect.Config{Service: answers{back: func(service.Callback) (service.Returned, error) {
-		return service.Returned{Connection: "x", Confirm: "ABCDEFGH"}, nil
+	h := edge.New(edge.Config{Service: answers{back: func(connect.Callback) (connect.Returned, error) {
+		return connect.Returned{Connection: "x", Confirm: "ABCDEFGH"}, nil
 	}}})
 	resp := get(h, "/oauth/callback/acme/sheets?code=x")
 	page := body(t, resp)
@@ -89,9 +89,9 @@ func TestCookies(t *testing.T) {
 		{"https://example.org", []string{"__Host-credstream-connect-x1=a", "credstream-start-x1=b"}, "a", "", "__Host-credstream-connect-x1=new", "/"},
 	} {
 		var opened, starter string
-		h := connect.New(connect.Config{PublicURL: c.public, Service: answers{open: func(_ string, browser service.Browser) (service.OpenedLink, error) {
+		h := edge.New(edge.Config{PublicURL: c.public, Service: answers{open: func(_ string, browser connect.Browser) (connect.OpenedLink, error) {
 			opened, starter = browser("x1")
-			return service.OpenedLink{Connection: "x1", Cookie: "new", Location: "https://provider.example.org/"}, nil
+			return connect.OpenedLink{Connection: "x1", Cookie: "new", Location: "https://provider.example.org/"}, nil
 		}}})
 		resp := get(h, "/oauth/connect/x1.secret", c.cookies...)
 		if opened != c.opened || starter != c.starter {
@@ -108,12 +108,12 @@ func TestCookies(t *testing.T) {
 func TestFailuresAndPanics(t *testing.T) {
 	var log bytes.Buffer
 	failing := answers{
-		open: func(string, service.Browser) (service.OpenedLink, error) { panic("canary-panic") },
-		back: func(service.Callback) (service.Returned, error) {
-			return service.Returned{Connection: "x"}, fmt.Errorf("reading: %w", fault.ErrUnavailable)
+		open: func(string, connect.Browser) (connect.OpenedLink, error) { panic("canary-panic") },
+		back: func(connect.Callback) (connect.Returned, error) {
+			return connect.Returned{Connection: "x"}, fmt.Errorf("reading: %w", fault.ErrUnavailable)
 		},
 	}
-	h := connect.New(connect.Config{Service: failing, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	h := edge.New(edge.Config{Service: failing, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	resp := get(h, "/oauth/connect/x1.canary-link")
 	if page := body(t, resp); resp.StatusCode != http.StatusInternalServerError || strings.Contains(page, "canary") {
 		t.Errorf("a panic: %d %s", resp.StatusCode, page)

@@ -9,6 +9,9 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/client"
+	"github.com/credstream/credstream/service/credential"
+	"github.com/credstream/credstream/service/permission"
 )
 
 const authClientType = "auth-client"
@@ -28,7 +31,7 @@ func authClientPointers(scope string) map[string]string {
 	}
 }
 
-func (x *exchange) authClientResource(a service.AuthClient) resource {
+func (x *exchange) authClientResource(a client.AuthClient) resource {
 	following := map[string]string{}
 	for _, c := range a.Components {
 		if c.OAuthClient != "" {
@@ -53,7 +56,7 @@ func (x *exchange) authClientResource(a service.AuthClient) resource {
 	return r
 }
 
-func componentsOf(a service.AuthClient) (ids []string) {
+func componentsOf(a client.AuthClient) (ids []string) {
 	for _, c := range a.Components {
 		ids = append(ids, c.Component)
 	}
@@ -93,8 +96,8 @@ func (x *exchange) listAuthClients() {
 		scope = "global"
 	}
 	var total int
-	clients, next, err := walk(p, func(after string, limit int) ([]service.AuthClient, string, error) {
-		page, err := ask[service.AuthClientList](x, "auth_client.list", service.ListAuthClients{
+	clients, next, err := walk(p, func(after string, limit int) ([]client.AuthClient, string, error) {
+		page, err := ask[client.AuthClientList](x, "auth_client.list", client.ListAuthClients{
 			Component: p.component, Scope: scope, ScopeID: id, Limit: limit, After: after,
 		})
 		total = page.Total
@@ -122,10 +125,10 @@ func (x *exchange) getAuthClient() {
 		x.fail(err)
 		return
 	}
-	a, err := ask[service.AuthClient](x, "auth_client.get", service.GetAuthClient{ID: x.item, Scope: scope, ScopeID: id})
+	a, err := ask[client.AuthClient](x, "auth_client.get", client.GetAuthClient{ID: x.item, Scope: scope, ScopeID: id})
 	if err == nil && p.reveal {
-		var shown service.RevealedAuthClient
-		shown, err = ask[service.RevealedAuthClient](x, "auth_client.reveal", service.RevealAuthClient{ID: x.item})
+		var shown client.RevealedAuthClient
+		shown, err = ask[client.RevealedAuthClient](x, "auth_client.reveal", client.RevealAuthClient{ID: x.item})
 		a.Credentials = shown.Credentials
 	}
 	if err != nil {
@@ -135,7 +138,7 @@ func (x *exchange) getAuthClient() {
 	x.giveAuthClient(p, http.StatusOK, a)
 }
 
-func (x *exchange) giveAuthClient(p parameters, status int, a service.AuthClient) {
+func (x *exchange) giveAuthClient(p parameters, status int, a client.AuthClient) {
 	included, err := x.included(p, componentsOf(a))
 	if err != nil {
 		x.fail(err)
@@ -195,7 +198,7 @@ func (x *exchange) authClientInput() (in authClientInput, err error) {
 		case err != nil:
 			return in, err
 		case id != "" && in.scope != "":
-			return in, service.ErrAuthClientScope.At("/data/relationships/" + scope)
+			return in, client.ErrAuthClientScope.At("/data/relationships/" + scope)
 		case id != "":
 			in.scope, in.scopeID = scope, id
 		}
@@ -243,8 +246,8 @@ func (x *exchange) createAuthClient() {
 // giveWritten answers a write with the auth client as it is now or, where the caller
 // may not read auth clients, with what the caller has written.
 func (x *exchange) giveWritten(status int, done service.Done, in authClientInput) {
-	if x.may(service.OAuthClientsGet) {
-		a, err := ask[service.AuthClient](x, "auth_client.get", service.GetAuthClient{ID: done.ID, MinSeq: done.Seq})
+	if x.may(permission.OAuthClientsGet) {
+		a, err := ask[client.AuthClient](x, "auth_client.get", client.GetAuthClient{ID: done.ID, MinSeq: done.Seq})
 		if err != nil {
 			x.fail(err)
 			return
@@ -291,7 +294,7 @@ func (x *exchange) patchAuthClient() {
 	}
 	members := map[string]any{"id": x.item}
 	if _, named := in.Attributes["name"]; named {
-		if err := service.CheckName(in.name); err != nil {
+		if err := credential.CheckName(in.name); err != nil {
 			x.fail(err)
 			return
 		}
@@ -313,7 +316,7 @@ func (x *exchange) patchAuthClient() {
 
 // authClientStays refuses to make another type of an auth client, or to move it.
 func (x *exchange) authClientStays(in authClientInput) error {
-	a, err := ask[service.AuthClient](x, "auth_client.get", service.GetAuthClient{ID: x.item})
+	a, err := ask[client.AuthClient](x, "auth_client.get", client.GetAuthClient{ID: x.item})
 	if err != nil {
 		return err
 	}
@@ -335,13 +338,13 @@ func (x *exchange) deleteAuthClient() {
 		x.fail(err)
 		return
 	}
-	done, err := ask[service.Done](x, "auth_client.delete", service.AuthClientRef{ID: x.item})
+	done, err := ask[service.Done](x, "auth_client.delete", client.AuthClientRef{ID: x.item})
 	if err != nil {
 		x.fail(err)
 		return
 	}
-	if x.may(service.OAuthClientsGet) { // what is deleted is not found from here on
-		_, err = ask[service.AuthClient](x, "auth_client.get", service.GetAuthClient{ID: x.item, MinSeq: done.Seq})
+	if x.may(permission.OAuthClientsGet) { // what is deleted is not found from here on
+		_, err = ask[client.AuthClient](x, "auth_client.get", client.GetAuthClient{ID: x.item, MinSeq: done.Seq})
 	}
 	x.gone(err)
 }

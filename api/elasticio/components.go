@@ -10,6 +10,8 @@ import (
 
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/component"
+	"github.com/credstream/credstream/service/permission"
 )
 
 // ErrComponentGone answers for a component that was deleted: what was deleted is not
@@ -18,7 +20,7 @@ var ErrComponentGone = fault.New(fault.NotFound, "component_gone", "The componen
 
 // here says ErrComponentGone where the service says that a component was deleted.
 func here(err error) error {
-	if errors.Is(err, service.ErrComponentDeleted) {
+	if errors.Is(err, component.ErrComponentDeleted) {
 		return ErrComponentGone
 	}
 	return err
@@ -34,7 +36,7 @@ const (
 	accessGlobal  = "global"
 )
 
-func componentResource(c service.ComponentInfo, descriptor jsontext.Value) resource {
+func componentResource(c component.Info, descriptor jsontext.Value) resource {
 	access := accessPrivate
 	if c.Shared {
 		access = accessGlobal
@@ -64,13 +66,13 @@ func (x *exchange) included(p parameters, components []string) ([]resource, erro
 	}
 	list := []resource{}
 	for _, id := range slices.Compact(slices.Sorted(slices.Values(components))) {
-		c, err := ask[service.Component](x, "component.get", service.GetComponent{ID: id})
+		c, err := ask[component.Component](x, "component.get", component.Get{ID: id})
 		switch {
 		case hidden(err):
 		case err != nil:
 			return nil, err
 		default:
-			list = append(list, p.trim(componentResource(c.ComponentInfo, c.Descriptor)))
+			list = append(list, p.trim(componentResource(c.Info, c.Descriptor)))
 		}
 	}
 	return list, nil
@@ -83,8 +85,8 @@ func (x *exchange) listComponents() {
 		return
 	}
 	var total int
-	components, next, err := walk(p, func(after string, limit int) ([]service.ComponentInfo, string, error) {
-		page, err := ask[service.ComponentList](x, "component.list", service.ListComponents{Limit: limit, After: after})
+	components, next, err := walk(p, func(after string, limit int) ([]component.Info, string, error) {
+		page, err := ask[component.Page](x, "component.list", component.List{Limit: limit, After: after})
 		total = page.Total
 		return page.Components, page.Next, err
 	})
@@ -105,7 +107,7 @@ func (x *exchange) getComponent() {
 		x.fail(err)
 		return
 	}
-	c, err := ask[service.Component](x, "component.get", service.GetComponent{ID: x.item})
+	c, err := ask[component.Component](x, "component.get", component.Get{ID: x.item})
 	if err == nil && c.Deleted {
 		err = ErrComponentGone
 	}
@@ -113,7 +115,7 @@ func (x *exchange) getComponent() {
 		x.fail(err)
 		return
 	}
-	x.giveOne(p, http.StatusOK, componentResource(c.ComponentInfo, c.Descriptor), "")
+	x.giveOne(p, http.StatusOK, componentResource(c.Info, c.Descriptor), "")
 }
 
 // componentInput reads the document of a component: its component.json is the
@@ -150,7 +152,7 @@ func (x *exchange) createComponent() {
 		x.fail(err)
 		return
 	}
-	done, err := ask[service.Done](x, "component.register", service.RegisterComponent{ID: in.ID, Descriptor: in.Attributes["descriptor"]})
+	done, err := ask[service.Done](x, "component.register", component.Register{ID: in.ID, Descriptor: in.Attributes["descriptor"]})
 	if err == nil && access == accessGlobal {
 		done, err = x.share(done.ID, access)
 	}
@@ -170,24 +172,24 @@ func (x *exchange) share(id, access string) (service.Done, error) {
 	if x.commandID != "" {
 		x.commandID += "/access"
 	}
-	return ask[service.Done](x, route, service.ComponentID{ID: id})
+	return ask[service.Done](x, route, component.ID{ID: id})
 }
 
 // giveComponent answers a write with the component as it is now, or with its id
 // where the caller may not read components.
 func (x *exchange) giveComponent(status int, done service.Done) {
-	if !x.may(service.ComponentsGet) {
+	if !x.may(permission.ComponentsGet) {
 		x.giveOne(parameters{}, status, resource{
 			ID: done.ID, Type: "component", Links: map[string]string{"self": "/v2/components/" + url.PathEscape(done.ID)}, Attributes: map[string]any{},
 		}, "")
 		return
 	}
-	c, err := ask[service.Component](x, "component.get", service.GetComponent{ID: done.ID, MinSeq: done.Seq})
+	c, err := ask[component.Component](x, "component.get", component.Get{ID: done.ID, MinSeq: done.Seq})
 	if err != nil {
 		x.fail(err)
 		return
 	}
-	x.giveOne(parameters{}, status, componentResource(c.ComponentInfo, c.Descriptor), "")
+	x.giveOne(parameters{}, status, componentResource(c.Info, c.Descriptor), "")
 }
 
 func (x *exchange) patchComponent() {
@@ -197,7 +199,7 @@ func (x *exchange) patchComponent() {
 	}
 	done := service.Done{ID: x.item}
 	if d := in.Attributes["descriptor"]; err == nil && d != nil {
-		done, err = ask[service.Done](x, "component.update", service.UpdateComponent{ID: x.item, Descriptor: d})
+		done, err = ask[service.Done](x, "component.update", component.Update{ID: x.item, Descriptor: d})
 	}
 	if err == nil && access != "" {
 		done, err = x.share(x.item, access)
@@ -210,13 +212,13 @@ func (x *exchange) patchComponent() {
 }
 
 func (x *exchange) deleteComponent() {
-	done, err := ask[service.Done](x, "component.delete", service.DeleteComponent{ID: x.item})
+	done, err := ask[service.Done](x, "component.delete", component.Delete{ID: x.item})
 	if err != nil {
 		x.fail(here(err))
 		return
 	}
-	if x.may(service.ComponentsGet) { // what is deleted is seen as deleted from here on
-		_, err = ask[service.Component](x, "component.get", service.GetComponent{ID: x.item, MinSeq: done.Seq})
+	if x.may(permission.ComponentsGet) { // what is deleted is seen as deleted from here on
+		_, err = ask[component.Component](x, "component.get", component.Get{ID: x.item, MinSeq: done.Seq})
 	}
 	x.gone(err)
 }

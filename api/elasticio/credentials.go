@@ -11,6 +11,9 @@ import (
 
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/credential"
+	"github.com/credstream/credstream/service/permission"
+	"github.com/credstream/credstream/service/secrets"
 )
 
 // ErrRelationshipFixed refuses to move a credential.
@@ -28,7 +31,7 @@ var credentialPointers = map[string]string{
 	"/keys":      "/data/attributes/keys",
 }
 
-func credentialResource(c service.Credential) resource {
+func credentialResource(c credential.Credential) resource {
 	r := resource{
 		ID: c.ID, Type: "credential",
 		Links:         map[string]string{"self": "/v2/credentials/" + url.PathEscape(c.ID)},
@@ -42,7 +45,7 @@ func credentialResource(c service.Credential) resource {
 	if keys == nil { // in a list: nothing is opened for it, so every value is masked
 		keys = map[string]any{}
 		for _, name := range c.Fields {
-			keys[name] = service.Mask
+			keys[name] = secrets.Mask
 		}
 	}
 	r.Attributes["keys"] = keys
@@ -69,15 +72,15 @@ func (x *exchange) listCredentials() {
 		x.fail(err)
 		return
 	}
-	credentials, next, err := walk(p, func(after string, limit int) ([]service.Credential, string, error) {
-		page, err := ask[service.CredentialList](x, "credential.list", service.ListCredentials{
+	credentials, next, err := walk(p, func(after string, limit int) ([]credential.Credential, string, error) {
+		page, err := ask[credential.Page](x, "credential.list", credential.List{
 			Component: p.component, Workspace: p.workspace, Sort: by, Limit: limit, After: after,
 		})
 		return page.Credentials, page.Next, err
 	})
-	var counts service.CredentialCounts
+	var counts credential.CredentialCounts
 	if err == nil {
-		counts, err = ask[service.CredentialCounts](x, "credential.counts", service.CountCredentials{Component: p.component, Workspace: p.workspace})
+		counts, err = ask[credential.CredentialCounts](x, "credential.counts", credential.CountCredentials{Component: p.component, Workspace: p.workspace})
 	}
 	if err != nil {
 		x.fail(err)
@@ -96,10 +99,10 @@ func (x *exchange) getCredential() {
 		x.fail(err)
 		return
 	}
-	c, err := ask[service.Credential](x, "credential.get", service.GetCredential{ID: x.item})
+	c, err := ask[credential.Credential](x, "credential.get", credential.Get{ID: x.item})
 	if err == nil && p.reveal {
-		var shown service.RevealedCredential
-		shown, err = ask[service.RevealedCredential](x, "credential.reveal", service.RevealCredential{ID: x.item})
+		var shown credential.Revealed
+		shown, err = ask[credential.Revealed](x, "credential.reveal", credential.Reveal{ID: x.item})
 		c.Keys = shown.Keys
 	}
 	if err != nil {
@@ -112,7 +115,7 @@ func (x *exchange) getCredential() {
 // require refuses a write of credentials to who lacks the permission of this
 // surface. The route's own is asked for by the service.
 func (x *exchange) require(route string) error {
-	err := x.cfg.Service.Require(x.r.Context(), x.call(), route, service.WorkspacesCredentialEdit)
+	err := x.cfg.Access.Require(x.r.Context(), x.call(), route, permission.WorkspacesCredentialEdit)
 	x.accepted(err)
 	return err
 }
@@ -158,7 +161,7 @@ func (x *exchange) credentialInput() (c credentialInput, err error) {
 	if c.vpnAgent, err = c.related("vpn_agent", ""); err != nil {
 		return c, err
 	}
-	return c, service.CheckVPNAgent(c.vpnAgent)
+	return c, credential.CheckVPNAgent(c.vpnAgent)
 }
 
 func decodeText(v jsontext.Value, into *string) error {
@@ -205,8 +208,8 @@ func (x *exchange) createCredential() {
 // giveCredential answers a write with the credential as it is now or, where the
 // caller may not read credentials, with what the caller has written.
 func (x *exchange) giveCredential(status int, done service.Done, in credentialInput) {
-	if x.may(service.CredentialsGet) {
-		c, err := ask[service.Credential](x, "credential.get", service.GetCredential{ID: done.ID, MinSeq: done.Seq})
+	if x.may(permission.CredentialsGet) {
+		c, err := ask[credential.Credential](x, "credential.get", credential.Get{ID: done.ID, MinSeq: done.Seq})
 		if err != nil {
 			x.fail(err)
 			return
@@ -237,7 +240,7 @@ func (x *exchange) patchCredential() {
 		err = x.stays(in)
 	}
 	if _, named := in.Attributes["name"]; err == nil && named {
-		err = service.CheckName(in.name)
+		err = credential.CheckName(in.name)
 	}
 	if err != nil {
 		x.fail(err)
@@ -248,10 +251,10 @@ func (x *exchange) patchCredential() {
 		changes = append(changes, change{"/keys", "credential.replace-keys", map[string]any{"id": x.item, "keys": in.keys}})
 	}
 	if in.name != "" {
-		changes = append(changes, change{"/name", "credential.rename", service.RenameCredential{ID: x.item, Name: in.name}})
+		changes = append(changes, change{"/name", "credential.rename", credential.Rename{ID: x.item, Name: in.name}})
 	}
 	if in.vpnAgent != "" || in.unlinks("vpn_agent") {
-		changes = append(changes, change{"/vpn_agent", "credential.set-vpn-agent", service.SetVPNAgent{ID: x.item, VPNAgent: in.vpnAgent}})
+		changes = append(changes, change{"/vpn_agent", "credential.set-vpn-agent", credential.SetVPNAgent{ID: x.item, VPNAgent: in.vpnAgent}})
 	}
 	done, err := x.inTurn(changes)
 	if err != nil {
@@ -290,7 +293,7 @@ func (x *exchange) stays(in credentialInput) error {
 	if in.component == "" && in.workspace == "" {
 		return nil
 	}
-	c, err := ask[service.Credential](x, "credential.get", service.GetCredential{ID: x.item})
+	c, err := ask[credential.Credential](x, "credential.get", credential.Get{ID: x.item})
 	switch {
 	case err != nil:
 		return err
@@ -306,14 +309,14 @@ func (x *exchange) deleteCredential() {
 	err := x.require("credential.delete")
 	var done service.Done
 	if err == nil {
-		done, err = ask[service.Done](x, "credential.delete", service.DeleteCredential{ID: x.item})
+		done, err = ask[service.Done](x, "credential.delete", credential.Delete{ID: x.item})
 	}
 	if err != nil {
 		x.fail(err)
 		return
 	}
-	if x.may(service.CredentialsGet) { // what is deleted is not found from here on
-		_, err = ask[service.Credential](x, "credential.get", service.GetCredential{ID: x.item, MinSeq: done.Seq})
+	if x.may(permission.CredentialsGet) { // what is deleted is not found from here on
+		_, err = ask[credential.Credential](x, "credential.get", credential.Get{ID: x.item, MinSeq: done.Seq})
 	}
 	x.gone(err)
 }

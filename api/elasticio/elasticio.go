@@ -23,24 +23,38 @@ import (
 	v1 "github.com/credstream/credstream/api/v1"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/application"
+	"github.com/credstream/credstream/service/flow"
+	"github.com/credstream/credstream/service/permission"
 )
 
-// Service is what the edge needs of *service.Service.
-type Service interface {
+// Access is what the edge needs of *access.Service.
+type Access interface {
 	v1.Identities
+	// Require refuses a caller without the permission, and records that.
+	Require(ctx context.Context, call service.Call, route string, perm permission.Permission) error
+}
+
+// Flows is what the edge needs of *flow.Service.
+type Flows interface {
+	// ChangeFlow creates, starts, stops or deletes a flow.
+	ChangeFlow(ctx context.Context, call service.Call, ceType string, data []byte) (flow.Flow, error)
+}
+
+// Service is what the edge needs of *service.Kernel.
+type Service interface {
 	// Serve answers one call of the route with a JSON body.
 	Serve(ctx context.Context, call service.Call, route string, body []byte) (any, error)
 	// Receive gives the call its place, has its body read and waits for its turn.
 	Receive(ctx context.Context, call *service.Call, size int64, read func() ([]byte, error)) (body []byte, leave func(), err error)
-	// Require refuses a caller without the permission, and records that.
-	Require(ctx context.Context, call service.Call, route string, perm service.Permission) error
-	// ChangeFlow creates, starts, stops or deletes a flow.
-	ChangeFlow(ctx context.Context, call service.Call, ceType string, data []byte) (service.Flow, error)
 }
 
-// Config is what the edge is made of. Service is needed, the rest is optional.
+// Config is what the edge is made of. Service, Access and Flows are needed, the rest is
+// optional.
 type Config struct {
 	Service Service
+	Access  Access
+	Flows   Flows
 	Logger  *slog.Logger // takes one line per request; nil drops them
 	// AllowCleartext takes clear keys over plain HTTP from anywhere: for a service
 	// that only a TLS terminating proxy can reach. Without it they are taken over
@@ -73,7 +87,7 @@ func Handler(cfg Config) http.Handler {
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
 	}
-	for _, r := range service.Routes() {
+	for _, r := range application.Routes() {
 		h.secrets[r.Name] = r.Secrets
 	}
 	return v1.Protect(h)
@@ -229,7 +243,7 @@ func (x *exchange) route() {
 		return
 	}
 	var err error
-	if x.principal, err = v1.Identify(x.cfg.Service, x.r); err != nil {
+	if x.principal, err = v1.Identify(x.cfg.Access, x.r); err != nil {
 		x.fail(err)
 		return
 	}
@@ -320,7 +334,7 @@ func (x *exchange) accepted(err error) {
 
 // may reports whether the caller could ask a query of its own, so that the answer
 // of a command shows the whole resource.
-func (x *exchange) may(perm service.Permission) bool { return x.principal.May(perm) }
+func (x *exchange) may(perm permission.Permission) bool { return x.principal.May(perm) }
 
 // confidential reports whether nobody on the way can read along.
 func (x *exchange) confidential() bool {

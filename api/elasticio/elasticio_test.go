@@ -16,6 +16,12 @@ import (
 	"github.com/credstream/credstream/api/elasticio"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/access"
+	"github.com/credstream/credstream/service/client"
+	"github.com/credstream/credstream/service/component"
+	"github.com/credstream/credstream/service/credential"
+	"github.com/credstream/credstream/service/flow"
+	"github.com/credstream/credstream/service/permission"
 )
 
 // asked is a service that remembers what it was asked and has one of everything.
@@ -31,7 +37,7 @@ func (a *asked) Authenticate(_ context.Context, key string, _ netip.Addr) (servi
 	case "":
 		return service.Principal{}, service.ErrUnauthenticated
 	case "good":
-		return service.Principal{Home: "acme", Tenants: []string{"acme"}, Role: service.Administrator}, nil
+		return service.Principal{Home: "acme", Tenants: []string{"acme"}, Role: permission.Administrator}, nil
 	}
 	return service.Principal{}, service.ErrKeyUnknown
 }
@@ -52,38 +58,40 @@ func (a *asked) Serve(_ context.Context, _ service.Call, route string, body []by
 	}
 	switch route {
 	case "credential.list":
-		return service.CredentialList{Credentials: []service.Credential{{ID: "c", Component: "k"}}, Next: "next"}, nil
+		return credential.Page{Credentials: []credential.Credential{{ID: "c", Component: "k"}}, Next: "next"}, nil
 	case "credential.counts":
-		return service.CredentialCounts{Total: 400_000}, nil
+		return credential.CredentialCounts{Total: 400_000}, nil
 	case "credential.get":
-		return service.Credential{ID: "c", Component: "k"}, nil
+		return credential.Credential{ID: "c", Component: "k"}, nil
 	case "auth_client.list":
-		return service.AuthClientList{AuthClients: []service.AuthClient{{ID: "a", Type: "basic", Scope: "global"}}, Next: "next", Total: 400_000}, nil
+		return client.AuthClientList{AuthClients: []client.AuthClient{{ID: "a", Type: "basic", Scope: "global"}}, Next: "next", Total: 400_000}, nil
 	case "auth_client.get":
-		return service.AuthClient{ID: "a", Type: "basic", Scope: "global"}, nil
+		return client.AuthClient{ID: "a", Type: "basic", Scope: "global"}, nil
 	case "auth_secret.list":
-		return service.AuthSecretList{Secrets: []service.AuthSecret{{Credential: service.Credential{ID: "c", Component: "k"}}}, Next: "next", Total: 400_000}, nil
+		return credential.AuthSecretList{Secrets: []credential.AuthSecret{{Credential: credential.Credential{ID: "c", Component: "k"}}}, Next: "next", Total: 400_000}, nil
 	case "auth_secret.get":
-		return service.AuthSecret{Credential: service.Credential{ID: "c", Component: "k"}}, nil
+		return credential.AuthSecret{Credential: credential.Credential{ID: "c", Component: "k"}}, nil
 	case "oauth_client.list":
-		return service.OAuthClientList{Clients: []service.OAuthClient{{ID: "o", Component: "k"}}, Next: "next"}, nil
+		return client.OAuthClientList{Clients: []client.OAuthClient{{ID: "o", Component: "k"}}, Next: "next"}, nil
 	case "oauth_client.get":
-		return service.OAuthClient{ID: "o", Component: "k"}, nil
+		return client.OAuthClient{ID: "o", Component: "k"}, nil
 	case "component.list":
-		return service.ComponentList{}, nil
+		return component.Page{}, nil
 	case "component.get":
-		return service.Component{ComponentInfo: service.ComponentInfo{ID: "k"}, Descriptor: []byte("{}")}, nil
+		return component.Component{Info: component.Info{ID: "k"}, Descriptor: []byte("{}")}, nil
 	case "flow.get":
-		return service.Flow{ID: "f"}, nil
+		return flow.Flow{ID: "f"}, nil
 	}
 	return service.Done{ID: "x", Seq: 1}, nil
 }
 
-func (a *asked) Require(context.Context, service.Call, string, service.Permission) error { return nil }
+func (a *asked) Require(context.Context, service.Call, string, permission.Permission) error {
+	return nil
+}
 
-func (a *asked) ChangeFlow(_ context.Context, _ service.Call, _ string, data []byte) (service.Flow, error) {
+func (a *asked) ChangeFlow(_ context.Context, _ service.Call, _ string, data []byte) (flow.Flow, error) {
 	a.route, a.body = "flow", data
-	return service.Flow{ID: "f"}, nil
+	return flow.Flow{ID: "f"}, nil
 }
 
 // send makes a request of the edge in this process, from this machine.
@@ -199,7 +207,7 @@ func TestRefusals(t *testing.T) {
 		{why: "a path that is no text", method: "GET", target: "/v2/credentials/%ff", status: 404, code: "path_unknown"},
 		{why: "a path too long", method: "GET", target: "/v2/credentials/c/keys", status: 404, code: "path_unknown"},
 		{why: "a failure", method: "GET", target: "/v2/credentials/c", fails: errors.New("canary: where we live"), status: 500, code: "internal"},
-		{why: "a limit", method: "GET", target: "/v2/credentials/c", fails: service.ErrRateLimited.After(1500e6), status: 429, code: "rate_limited"},
+		{why: "a limit", method: "GET", target: "/v2/credentials/c", fails: access.ErrRateLimited.After(1500e6), status: 429, code: "rate_limited"},
 		{why: "the disk", method: "DELETE", target: "/v2/credentials/c", fails: fault.ErrUnavailable, status: 503, code: "unavailable"},
 	} {
 		t.Run(c.why, func(t *testing.T) {

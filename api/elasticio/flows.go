@@ -12,6 +12,8 @@ import (
 
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/flow"
+	"github.com/credstream/credstream/service/permission"
 )
 
 // flowPointers is where the members of a flow event stand in a document of a flow.
@@ -25,7 +27,7 @@ type node struct {
 	Credential string `json:"credentials_id,omitzero"`
 }
 
-func flowResource(f service.Flow) resource {
+func flowResource(f flow.Flow) resource {
 	status := "inactive"
 	if f.Active {
 		status = "active"
@@ -47,7 +49,7 @@ func (x *exchange) getFlow() {
 		x.fail(err)
 		return
 	}
-	f, err := ask[service.Flow](x, "flow.get", service.GetFlow{ID: x.item})
+	f, err := ask[flow.Flow](x, "flow.get", flow.GetFlow{ID: x.item})
 	if err != nil {
 		x.fail(err)
 		return
@@ -135,14 +137,14 @@ func (x *exchange) changeItem(ceType string, status int) {
 }
 
 func (x *exchange) change(ceType string, data []byte, status int) {
-	f, err := x.cfg.Service.ChangeFlow(x.r.Context(), x.call(), ceType, data)
+	f, err := x.cfg.Flows.ChangeFlow(x.r.Context(), x.call(), ceType, data)
 	x.accepted(err)
 	switch {
 	case err != nil:
 		x.fail(inGraph(err))
 		return
-	case x.may(service.FlowsGet): // the change is seen from here on
-		_, err = ask[service.Flow](x, "flow.get", service.GetFlow{ID: f.ID, MinSeq: f.Seq})
+	case x.may(permission.FlowsGet): // the change is seen from here on
+		_, err = ask[flow.Flow](x, "flow.get", flow.GetFlow{ID: f.ID, MinSeq: f.Seq})
 	}
 	x.noteBehind(err)
 	if status == http.StatusNoContent {

@@ -9,6 +9,9 @@ import (
 
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/client"
+	"github.com/credstream/credstream/service/permission"
+	"github.com/credstream/credstream/service/secrets"
 )
 
 // clientPointers is where the members of the service's bodies stand in a document
@@ -20,7 +23,7 @@ var clientPointers = map[string]string{
 	"/client_secret": "/data/attributes/client_secret",
 }
 
-func (x *exchange) clientResource(c service.OAuthClient) resource {
+func (x *exchange) clientResource(c client.OAuthClient) resource {
 	r := resource{
 		ID: c.ID, Type: "oauth-client",
 		Links:         map[string]string{"self": "/v2/tenants/" + url.PathEscape(x.tenant) + "/oauth-clients/" + url.PathEscape(c.ID)},
@@ -40,8 +43,8 @@ func (x *exchange) listClients() {
 		return
 	}
 	var total int
-	clients, next, err := walk(p, func(after string, limit int) ([]service.OAuthClient, string, error) {
-		page, err := ask[service.OAuthClientList](x, "oauth_client.list", service.ListOAuthClients{Component: p.component, Limit: limit, After: after})
+	clients, next, err := walk(p, func(after string, limit int) ([]client.OAuthClient, string, error) {
+		page, err := ask[client.OAuthClientList](x, "oauth_client.list", client.ListOAuthClients{Component: p.component, Limit: limit, After: after})
 		total = page.Total
 		return page.Clients, page.Next, err
 	})
@@ -72,10 +75,10 @@ func (x *exchange) getClient() {
 		x.fail(err)
 		return
 	}
-	c, err := ask[service.OAuthClient](x, "oauth_client.get", service.OAuthClientRef{ID: x.item})
+	c, err := ask[client.OAuthClient](x, "oauth_client.get", client.OAuthClientRef{ID: x.item})
 	if err == nil && p.reveal {
-		var shown service.RevealedClient
-		shown, err = ask[service.RevealedClient](x, "oauth_client.reveal", service.OAuthClientRef{ID: x.item})
+		var shown client.RevealedClient
+		shown, err = ask[client.RevealedClient](x, "oauth_client.reveal", client.OAuthClientRef{ID: x.item})
 		c.ClientSecret = shown.ClientSecret
 	}
 	if err != nil {
@@ -160,7 +163,7 @@ func (x *exchange) createClient() {
 // atSecret points at the client secret where the service does not: what it refuses
 // while it reads a secret has no place yet.
 func atSecret(err error) error {
-	if f := fault.Of(err); f.Pointer == "" && (f.Is(service.ErrKeysMasked) || f.Is(service.ErrClientSecret)) {
+	if f := fault.Of(err); f.Pointer == "" && (f.Is(secrets.ErrKeysMasked) || f.Is(secrets.ErrClientSecret)) {
 		return f.At("/client_secret")
 	}
 	return err
@@ -169,15 +172,15 @@ func atSecret(err error) error {
 // giveClient answers a write with the client as it is now or, where the caller may
 // not read clients, with what the caller has written.
 func (x *exchange) giveClient(status int, done service.Done, in input, component string) {
-	c := service.OAuthClient{ID: done.ID, Component: component, ClientSecret: service.Mask}
-	if x.may(service.OAuthClientsGet) {
+	c := client.OAuthClient{ID: done.ID, Component: component, ClientSecret: secrets.Mask}
+	if x.may(permission.OAuthClientsGet) {
 		// A define that came again names the component alone.
-		ref := service.OAuthClientRef{ID: done.ID, MinSeq: done.Seq}
+		ref := client.OAuthClientRef{ID: done.ID, MinSeq: done.Seq}
 		if component != "" {
 			ref.ID, ref.Component = "", component
 		}
 		var err error
-		if c, err = ask[service.OAuthClient](x, "oauth_client.get", ref); err != nil {
+		if c, err = ask[client.OAuthClient](x, "oauth_client.get", ref); err != nil {
 			x.fail(err)
 			return
 		}
@@ -218,13 +221,13 @@ func (x *exchange) patchClient() {
 }
 
 func (x *exchange) deleteClient() {
-	done, err := ask[service.Done](x, "oauth_client.delete", service.OAuthClientRef{ID: x.item})
+	done, err := ask[service.Done](x, "oauth_client.delete", client.OAuthClientRef{ID: x.item})
 	if err != nil {
 		x.fail(err)
 		return
 	}
-	if x.may(service.OAuthClientsGet) { // what is deleted is not found from here on
-		_, err = ask[service.OAuthClient](x, "oauth_client.get", service.OAuthClientRef{ID: x.item, MinSeq: done.Seq})
+	if x.may(permission.OAuthClientsGet) { // what is deleted is not found from here on
+		_, err = ask[client.OAuthClient](x, "oauth_client.get", client.OAuthClientRef{ID: x.item, MinSeq: done.Seq})
 	}
 	x.gone(err)
 }

@@ -9,6 +9,8 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/credential"
+	"github.com/credstream/credstream/service/permission"
 )
 
 // secretPointers is where the members of the service's bodies stand in a document
@@ -33,7 +35,7 @@ func (x *exchange) secretsPath() string {
 	return "/v2/workspaces/" + url.PathEscape(x.workspace) + "/secrets"
 }
 
-func (x *exchange) secretResource(s service.AuthSecret) resource {
+func (x *exchange) secretResource(s credential.AuthSecret) resource {
 	r := credentialResource(s.Credential)
 	r.Type = secretTypes[0]
 	r.Links = map[string]string{"self": x.secretsPath() + "/" + url.PathEscape(s.ID)}
@@ -62,8 +64,8 @@ func (x *exchange) listSecrets() {
 		return
 	}
 	var total int
-	secrets, next, err := walk(p, func(after string, limit int) ([]service.AuthSecret, string, error) {
-		page, err := ask[service.AuthSecretList](x, "auth_secret.list", service.ListAuthSecrets{
+	secrets, next, err := walk(p, func(after string, limit int) ([]credential.AuthSecret, string, error) {
+		page, err := ask[credential.AuthSecretList](x, "auth_secret.list", credential.ListAuthSecrets{
 			Workspace: x.workspace, Component: p.component, Sort: by, Limit: limit, After: after,
 		})
 		total = page.Total
@@ -86,10 +88,10 @@ func (x *exchange) getSecret() {
 		x.fail(err)
 		return
 	}
-	s, err := ask[service.AuthSecret](x, "auth_secret.get", service.GetAuthSecret{Workspace: x.workspace, ID: x.item})
+	s, err := ask[credential.AuthSecret](x, "auth_secret.get", credential.GetAuthSecret{Workspace: x.workspace, ID: x.item})
 	if err == nil && p.reveal { // it was found in the workspace, and stays there
-		var shown service.RevealedCredential
-		shown, err = ask[service.RevealedCredential](x, "credential.reveal", service.RevealCredential{ID: x.item})
+		var shown credential.Revealed
+		shown, err = ask[credential.Revealed](x, "credential.reveal", credential.Reveal{ID: x.item})
 		s.Keys = shown.Keys
 	}
 	if err != nil {
@@ -196,8 +198,8 @@ func (x *exchange) createSecret() {
 // giveSecret answers a write with the auth secret as it is now or, where the caller
 // may not read auth secrets, with what the caller has written.
 func (x *exchange) giveSecret(status int, done service.Done, in secretInput) {
-	if x.may(service.AuthSecretsGet) {
-		s, err := ask[service.AuthSecret](x, "auth_secret.get", service.GetAuthSecret{Workspace: x.workspace, ID: done.ID, MinSeq: done.Seq})
+	if x.may(permission.AuthSecretsGet) {
+		s, err := ask[credential.AuthSecret](x, "auth_secret.get", credential.GetAuthSecret{Workspace: x.workspace, ID: done.ID, MinSeq: done.Seq})
 		if err != nil {
 			x.fail(err)
 			return
@@ -227,7 +229,7 @@ func (x *exchange) patchSecret() {
 		err = x.secretStays(in)
 	}
 	if _, named := in.Attributes["name"]; err == nil && named {
-		err = service.CheckName(in.name)
+		err = credential.CheckName(in.name)
 	}
 	if err != nil {
 		x.fail(err)
@@ -238,11 +240,11 @@ func (x *exchange) patchSecret() {
 		changes = append(changes, change{"/keys", "auth_secret.replace-keys", map[string]any{"workspace": x.workspace, "id": x.item, "keys": in.keys}})
 	}
 	if in.name != "" {
-		changes = append(changes, change{"/name", "auth_secret.rename", service.RenameAuthSecret{Workspace: x.workspace, ID: x.item, Name: in.name}})
+		changes = append(changes, change{"/name", "auth_secret.rename", credential.RenameAuthSecret{Workspace: x.workspace, ID: x.item, Name: in.name}})
 	}
 	done, err := x.inTurn(changes)
 	if err == nil && len(changes) == 0 { // nothing is asked for, of a secret that must be there
-		err = x.cfg.Service.Require(x.r.Context(), x.call(), "auth_secret.rename", service.AuthSecretsEdit)
+		err = x.cfg.Access.Require(x.r.Context(), x.call(), "auth_secret.rename", permission.AuthSecretsEdit)
 		x.accepted(err)
 	}
 	if err != nil {
@@ -255,7 +257,7 @@ func (x *exchange) patchSecret() {
 // secretStays refuses to move an auth secret to another component or auth client. Without the
 // permission to read auth secrets a caller is not told what it is.
 func (x *exchange) secretStays(in secretInput) error {
-	s, err := ask[service.AuthSecret](x, "auth_secret.get", service.GetAuthSecret{Workspace: x.workspace, ID: x.item})
+	s, err := ask[credential.AuthSecret](x, "auth_secret.get", credential.GetAuthSecret{Workspace: x.workspace, ID: x.item})
 	switch {
 	case err != nil:
 		return err
@@ -268,7 +270,7 @@ func (x *exchange) secretStays(in secretInput) error {
 }
 
 func (x *exchange) refreshSecret() {
-	done, err := ask[service.Done](x, "auth_secret.refresh", service.AuthSecretRef{Workspace: x.workspace, ID: x.item})
+	done, err := ask[service.Done](x, "auth_secret.refresh", credential.AuthSecretRef{Workspace: x.workspace, ID: x.item})
 	if err != nil {
 		x.fail(err)
 		return
@@ -277,13 +279,13 @@ func (x *exchange) refreshSecret() {
 }
 
 func (x *exchange) deleteSecret() {
-	done, err := ask[service.Done](x, "auth_secret.delete", service.AuthSecretRef{Workspace: x.workspace, ID: x.item})
+	done, err := ask[service.Done](x, "auth_secret.delete", credential.AuthSecretRef{Workspace: x.workspace, ID: x.item})
 	if err != nil {
 		x.fail(err)
 		return
 	}
-	if x.may(service.AuthSecretsGet) { // what is deleted is not found from here on
-		_, err = ask[service.AuthSecret](x, "auth_secret.get", service.GetAuthSecret{Workspace: x.workspace, ID: x.item, MinSeq: done.Seq})
+	if x.may(permission.AuthSecretsGet) { // what is deleted is not found from here on
+		_, err = ask[credential.AuthSecret](x, "auth_secret.get", credential.GetAuthSecret{Workspace: x.workspace, ID: x.item, MinSeq: done.Seq})
 	}
 	x.gone(err)
 }

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/access"
 )
 
 // Identities tell who a caller is. The address is the one that the request came
@@ -42,7 +43,7 @@ func Identify(s Identities, r *http.Request) (service.Principal, error) {
 	switch {
 	case strings.EqualFold(scheme, "Bearer"):
 		key = strings.TrimLeft(key, " ")
-		if service.IsToken(key) {
+		if access.IsToken(key) {
 			return s.AuthenticateToken(r.Context(), key, from)
 		}
 	case strings.EqualFold(scheme, "Basic"):

@@ -13,6 +13,8 @@ import (
 
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/application"
+	"github.com/credstream/credstream/service/secrets"
 )
 
 // comments holds what the source says of the types in the document and of their
@@ -28,8 +30,8 @@ var comments []byte
 func openAPI(version string, more func(*huma.OpenAPI)) []byte {
 	types := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
 	types.RegisterTypeAlias(reflect.TypeFor[jsontext.Value](), reflect.TypeFor[json.RawMessage]())
-	types.RegisterTypeAlias(reflect.TypeFor[service.Keys](), reflect.TypeFor[map[string]json.RawMessage]())
-	types.RegisterTypeAlias(reflect.TypeFor[service.Secret](), reflect.TypeFor[string]())
+	types.RegisterTypeAlias(reflect.TypeFor[secrets.Keys](), reflect.TypeFor[map[string]json.RawMessage]())
+	types.RegisterTypeAlias(reflect.TypeFor[secrets.Secret](), reflect.TypeFor[string]())
 
 	problem := &huma.Response{
 		Description: "A problem document (RFC 9457). Programs should use code.",
@@ -55,7 +57,7 @@ func openAPI(version string, more func(*huma.OpenAPI)) []byte {
 		},
 	}
 	said := readComments()
-	for _, r := range service.Routes() {
+	for _, r := range application.Routes() {
 		op := &huma.Operation{
 			OperationID: r.Name, Summary: r.Summary, Description: needs(r),
 			Parameters: []*huma.Param{text("tenant", "path", true, "The tenant.", exampleTenant)},

@@ -11,7 +11,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	v1 "github.com/credstream/credstream/api/v1"
-	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/application"
 )
 
 // compilerOf returns a compiler that knows the document as file:///openapi.json,
@@ -38,7 +38,7 @@ func TestExamples(t *testing.T) {
 	_, body := e.do(t, request{"GET", "/openapi.json", nil, nil})
 	compiler, root := compilerOf(t, body)
 	paths := root["paths"].(map[string]any)
-	for _, r := range service.Routes() {
+	for _, r := range application.Routes() {
 		if !r.Command {
 			path := "/v1/tenants/{tenant}/" + r.Name
 			shown := 0

@@ -13,6 +13,8 @@ import (
 
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/admin"
+	"github.com/credstream/credstream/service/credential"
 )
 
 const (
@@ -74,7 +76,7 @@ func (h *handler) replay(x *exchange, call service.Call, name string, body []byt
 	var lines []byte
 	for {
 		var err error
-		if call.Principal, err = Identify(h.cfg.Service, x.r); err != nil {
+		if call.Principal, err = Identify(h.cfg.Access, x.r); err != nil {
 			x.cut(err)
 			return
 		}
@@ -136,7 +138,7 @@ func (h *handler) whileGood(x *exchange, control *http.ResponseController) (ctx 
 	var watching sync.WaitGroup
 	watching.Go(func() {
 		for wait(ctx, identifyEvery) {
-			if _, err := Identify(h.cfg.Service, x.r); fault.Of(err) != nil && fault.Of(err).Kind == fault.Unauthenticated {
+			if _, err := Identify(h.cfg.Access, x.r); fault.Of(err) != nil && fault.Of(err).Kind == fault.Unauthenticated {
 				cancel(err)
 				_ = control.SetWriteDeadline(time.Now())
 				return
@@ -159,10 +161,10 @@ func (h *handler) replayPage(ctx context.Context, x *exchange, call service.Call
 		return b, 0, 0, err
 	}
 	switch page := answer.(type) {
-	case service.Replay:
+	case admin.Replay:
 		b, err = appendLines(b, page.Events)
 		return b, len(page.Events), page.Next, err
-	case service.AccessReplay:
+	case credential.AccessReplay:
 		b, err = appendLines(b, page.Accesses)
 		return b, len(page.Accesses), page.Next, err
 	}

@@ -23,20 +23,22 @@ import (
 
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/application"
+	"github.com/credstream/credstream/service/credential"
 )
 
-// Service is what the edge needs of *service.Service.
+// Service is what the edge needs of *service.Kernel.
 type Service interface {
-	Identities
 	// Serve answers one call of the route with a JSON body.
 	Serve(ctx context.Context, call service.Call, route string, body []byte) (any, error)
 	// Receive gives the call its place, has its body read and waits for its turn.
 	Receive(ctx context.Context, call *service.Call, size int64, read func() ([]byte, error)) (body []byte, leave func(), err error)
 }
 
-// Config is what the edge is made of. Service is needed, the rest is optional.
+// Config is what the edge is made of. Service and Access are needed, the rest is optional.
 type Config struct {
 	Service Service
+	Access  Identities
 	Logger  *slog.Logger    // takes one line per request; nil drops them
 	Ready   func() []string // why the service is not ready; empty means it is
 	Notes   func() []string // what else to tell who asks for readiness; optional
@@ -66,7 +68,7 @@ var (
 		"Send one Authorization header: Basic with the key as password, or Bearer with the key.")
 	ErrHeaderTwice = fault.New(fault.Invalid, "header_repeated", "Idempotency-Key, X-Correlation-Id and X-Request-Deadline may appear at most once.")
 	// ErrCleartext refuses clear secrets where others could listen.
-	ErrCleartext = service.ErrCleartext
+	ErrCleartext = credential.ErrCleartext
 
 	// ErrStarting refuses a request to a service that has not started.
 	ErrStarting = fault.New(fault.Unavailable, "service_starting",
@@ -93,7 +95,7 @@ func Handler(cfg Config) http.Handler {
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
 	}
-	for _, r := range service.Routes() {
+	for _, r := range application.Routes() {
 		if r.Command {
 			h.commands[r.Name] = endpoint{pattern: commandPath + r.Name, route: r}
 		} else {
@@ -273,7 +275,7 @@ func (h *handler) routeTenant(x *exchange, rest string) {
 		x.fail(err)
 		return
 	}
-	principal, err := Identify(h.cfg.Service, x.r)
+	principal, err := Identify(h.cfg.Access, x.r)
 	if err != nil {
 		x.fail(err)
 		return

@@ -28,6 +28,11 @@ import (
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/access"
+	"github.com/credstream/credstream/service/admin"
+	"github.com/credstream/credstream/service/application"
+	"github.com/credstream/credstream/service/credential"
+	"github.com/credstream/credstream/service/secrets"
 )
 
 const (
@@ -53,7 +58,7 @@ func (f *fake) AuthenticateToken(_ context.Context, given string, _ netip.Addr) 
 	if given == token && !f.revoked.Load() {
 		return service.Principal{Actor: events.Actor{Kind: "user", ID: "u1"}, Tenants: []string{"acme"}}, nil
 	}
-	return service.Principal{}, service.ErrToken
+	return service.Principal{}, access.ErrToken
 }
 
 func (f *fake) Authenticate(_ context.Context, given string, _ netip.Addr) (service.Principal, error) {
@@ -486,7 +491,7 @@ func TestCleartext(t *testing.T) {
 // Each page of a replay is one of three events; pages answers them.
 func pages(t *testing.T, fail uint64) func(string, []byte) (any, error) {
 	return func(_ string, body []byte) (any, error) {
-		var in service.ReplayEvents
+		var in admin.ReplayEvents
 		if err := json.Unmarshal(body, &in); err != nil {
 			t.Error(err)
 		}
@@ -494,10 +499,10 @@ func pages(t *testing.T, fail uint64) func(string, []byte) (any, error) {
 		if in.From == fail {
 			return nil, errors.New(canary)
 		}
-		r := service.Replay{Events: []service.ReplayedEvent{}}
+		r := admin.Replay{Events: []admin.ReplayedEvent{}}
 		for i := range uint64(min(3, in.Limit)) {
 			if seq := in.From + i; seq <= 8 {
-				r.Events = append(r.Events, service.ReplayedEvent{SpecVersion: "1.0", LogSeq: seq, Data: []byte("{}")})
+				r.Events = append(r.Events, admin.ReplayedEvent{SpecVersion: "1.0", LogSeq: seq, Data: []byte("{}")})
 			}
 		}
 		if n := uint64(len(r.Events)); in.From+n <= 8 {
@@ -568,10 +573,10 @@ func TestReplayCut(t *testing.T) {
 // A replay ends when its key does: between two pages, while a page is gathered or
 // waited for, and while its client does not read.
 func TestReplayEndsWithItsKey(t *testing.T) {
-	event := service.ReplayedEvent{SpecVersion: "1.0", Data: []byte(`"` + strings.Repeat("x", 1000) + `"`)}
+	event := admin.ReplayedEvent{SpecVersion: "1.0", Data: []byte(`"` + strings.Repeat("x", 1000) + `"`)}
 	endless := func(string, []byte) (any, error) {
 		time.Sleep(time.Millisecond) // leaves the machine to the others
-		return service.Replay{Events: []service.ReplayedEvent{event}, Next: 1, End: 2}, nil
+		return admin.Replay{Events: []admin.ReplayedEvent{event}, Next: 1, End: 2}, nil
 	}
 	for name, tc := range map[string]struct {
 		reads  bool
@@ -580,7 +585,7 @@ func TestReplayEndsWithItsKey(t *testing.T) {
 		"reading": {true, func(_ int, route string, body []byte) (any, error) { return endless(route, body) }},
 		"limited": {true, func(n int, route string, body []byte) (any, error) {
 			if n > 1 {
-				return nil, service.ErrRateLimited.After(time.Hour)
+				return nil, access.ErrRateLimited.After(time.Hour)
 			}
 			return endless(route, body)
 		}},
@@ -649,14 +654,14 @@ func TestReplayLimited(t *testing.T) {
 	calls, answer := 0, pages(t, 0)
 	e.answer = func(route string, body []byte) (any, error) {
 		if calls++; calls%2 == 0 {
-			return nil, service.ErrRateLimited.After(time.Millisecond)
+			return nil, access.ErrRateLimited.After(time.Millisecond)
 		}
 		return answer(route, body)
 	}
 	if resp, body := e.do(t, request{"GET", "/v1/tenants/acme/events.replay", nil, lines}); resp.StatusCode != 200 || strings.Count(body, "\n") != 8 || calls != 5 {
 		t.Errorf("%d with %d calls: %s", resp.StatusCode, calls, body)
 	}
-	e.answer = func(string, []byte) (any, error) { return nil, service.ErrRateLimited.After(time.Millisecond) }
+	e.answer = func(string, []byte) (any, error) { return nil, access.ErrRateLimited.After(time.Millisecond) }
 	if resp, _ := e.do(t, request{"GET", "/v1/tenants/acme/events.replay", nil, lines}); resp.StatusCode != 429 || resp.Header.Get("Retry-After") != "1" {
 		t.Errorf("one that begins is answered %s", resp.Status)
 	}
@@ -703,10 +708,10 @@ func TestOpenAPI(t *testing.T) {
 	if err := json.Unmarshal([]byte(body), &doc); err != nil {
 		t.Fatal(err)
 	}
-	if doc.OpenAPI != "3.1.0" || doc.Info.Version != "1.2.3" || len(doc.Paths) != len(service.Routes())+7 { // those of the edge, and the short one of oauth.connect
+	if doc.OpenAPI != "3.1.0" || doc.Info.Version != "1.2.3" || len(doc.Paths) != len(application.Routes())+7 { // those of the edge, and the short one of oauth.connect
 		t.Errorf("OpenAPI %s of %s with %d paths", doc.OpenAPI, doc.Info.Version, len(doc.Paths))
 	}
-	for _, r := range service.Routes() {
+	for _, r := range application.Routes() {
 		path, method := "/v1/tenants/{tenant}/"+r.Name, "get"
 		if r.Command {
 			path, method = "/v1/tenants/{tenant}/commands/"+r.Name, "post"
@@ -775,5 +780,5 @@ func (d *discard) Write(p []byte) (int, error) { return len(p), nil }
 type quiet struct{ fake }
 
 func (*quiet) Serve(context.Context, service.Call, string, []byte) (any, error) {
-	return service.Credential{ID: "0198c1aa", Component: "petstore", Name: "n", Status: events.Verified, Keys: map[string]any{"apiKey": service.Mask}}, nil
+	return credential.Credential{ID: "0198c1aa", Component: "petstore", Name: "n", Status: events.Verified, Keys: map[string]any{"apiKey": secrets.Mask}}, nil
 }

@@ -20,7 +20,7 @@ import (
 	"github.com/credstream/credstream/bus"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/projections"
-	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/flow"
 )
 
 func wireTo(t *testing.T, h http.HandlerFunc) *wire {
@@ -211,7 +211,7 @@ func TestFlowMessage(t *testing.T) {
 			t.Fatalf("flow %d uses %v", n, uses)
 		}
 		m := flowMessage("flow.started", n, 7, uses)
-		e, err := service.ParseFlowEvent(m.Header["ce-type"][0], m.Header["ce-subject"][0], flowName(n), m.Data)
+		e, err := flow.ParseFlowEvent(m.Header["ce-type"][0], m.Header["ce-subject"][0], flowName(n), m.Data)
 		if err != nil {
 			t.Fatalf("%s: %v", m.Data, err)
 		}

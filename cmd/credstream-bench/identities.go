@@ -23,6 +23,9 @@ import (
 	memlog "github.com/credstream/credstream/events/memory"
 	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/access"
+	"github.com/credstream/credstream/service/application"
+	"github.com/credstream/credstream/service/permission"
 )
 
 // barAuthorize bounds what it costs to let a request through.
@@ -66,9 +69,9 @@ func authorizeChild(ctx context.Context, stdout io.Writer, args []string) (err e
 	parts.Go(func() error { return projector.Run(running) })
 	defer func() { _ = parts.Wait() }() // it was stopped
 	defer stop()
-	svc, err := service.New(service.Config{
+	svc, err := application.New(application.Config{
 		Log: log, Views: views, Projector: projector, Logger: quiet, WritesAllowed: func() error { return errReached },
-		Limits: service.Limits{PerKey: service.RateOf(1 << 30), PerTenant: service.RateOf(1 << 30)}, // counted, never reached
+		Limits: access.Limits{PerKey: access.RateOf(1 << 30), PerTenant: access.RateOf(1 << 30)}, // counted, never reached
 	})
 	if err != nil {
 		return err
@@ -84,7 +87,7 @@ func authorizeChild(ctx context.Context, stdout io.Writer, args []string) (err e
 	from := netip.MustParseAddr("127.0.0.1")
 	once := func(n int, route string, want error) error {
 		k := of[n%len(of)]
-		p, err := svc.Authenticate(ctx, k.key, from)
+		p, err := svc.Access.Authenticate(ctx, k.key, from)
 		if err != nil {
 			return fmt.Errorf("authenticate: %w", err)
 		}
@@ -140,10 +143,10 @@ func issueKeys(ctx context.Context, log *aggregates.Log, store events.Store) (of
 		}
 	}
 	for i := range keys {
-		k := apiKey{string(service.NewKey().Reveal()), fmt.Sprintf("t%02d", i%tenants)}
+		k := apiKey{string(access.NewKey().Reveal()), fmt.Sprintf("t%02d", i%tenants)}
 		sum := sha256.Sum256([]byte(k.key))
 		cmd := commands.IssueAPIKey{
-			ID: events.NewID(), SHA256: hex.EncodeToString(sum[:]), Home: k.tenant, Tenants: []string{k.tenant}, Role: string(service.Administrator),
+			ID: events.NewID(), SHA256: hex.EncodeToString(sum[:]), Home: k.tenant, Tenants: []string{k.tenant}, Role: string(permission.Administrator),
 		}
 		if _, _, err := aggregates.APIKey.Execute(ctx, log, events.System, commands.APIKey(cmd), meta(k.tenant), nil); err != nil {
 			return nil, 0, fmt.Errorf("issue a key: %w", err)

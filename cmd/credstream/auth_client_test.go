@@ -17,7 +17,7 @@ import (
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/oauth/oauthtest"
 	"github.com/credstream/credstream/seal"
-	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/permission"
 	"github.com/credstream/credstream/vault"
 )
 
@@ -226,7 +226,7 @@ func TestAuthClients(t *testing.T) {
 	if strings.Contains(v.answers.String()+u.logs.String(), "canary") {
 		t.Error("a secret is in an answer or the log")
 	}
-	n, err := u.svc.Collect(t.Context(), 0)
+	n, err := u.svc.Secrets.Collect(t.Context(), 0)
 	must(t, err)
 	if n != 0 {
 		t.Errorf("%d secrets were left in the vault", n)
@@ -298,19 +298,19 @@ func TestAuthClientPermissions(t *testing.T) {
 		return made.Data.ID
 	}
 	var all []string
-	for _, p := range service.Permissions() {
+	for _, p := range permission.Permissions() {
 		all = append(all, string(p.Permission))
 	}
 	for _, c := range []struct {
 		method, more, body string
-		takes              service.Permission
+		takes              permission.Permission
 		status             int
 	}{
-		{"GET", "", "", service.OAuthClientsGet, 200},
-		{"GET", "/{id}", "", service.OAuthClientsGet, 200},
-		{"POST", "", document, service.OAuthClientsCreate, 201},
-		{"PATCH", "/{id}", `{"data":{"attributes":{"name":"Another"}}}`, service.OAuthClientsEdit, 200},
-		{"DELETE", "/{id}", "", service.OAuthClientsDelete, 204},
+		{"GET", "", "", permission.OAuthClientsGet, 200},
+		{"GET", "/{id}", "", permission.OAuthClientsGet, 200},
+		{"POST", "", document, permission.OAuthClientsCreate, 201},
+		{"PATCH", "/{id}", `{"data":{"attributes":{"name":"Another"}}}`, permission.OAuthClientsEdit, 200},
+		{"DELETE", "/{id}", "", permission.OAuthClientsDelete, 204},
 	} {
 		but := []string{}
 		for _, p := range all {
@@ -384,7 +384,7 @@ func TestAuthClientOutlivesADeadProcess(t *testing.T) {
 	}
 	settled := func(id string) aggregates.AuthClientState {
 		t.Helper()
-		must(t, u.svc.KeepFlows(t.Context()))
+		must(t, u.svc.Flows.KeepFlows(t.Context()))
 		state, err := aggregates.AuthClient.Fresh(t.Context(), u.states, aggregates.AuthClient.Stream("default", id))
 		must(t, err)
 		must(t, u.proj.Wait(t.Context(), state.Seq))
@@ -482,7 +482,7 @@ func TestRaceOfAuthClients(t *testing.T) {
 	if got := u.oauthClients(t); got != "a last, b last, c last" {
 		t.Errorf("after all, the OAuth clients are %s", got)
 	}
-	if n, err := u.svc.Collect(t.Context(), 0); err != nil || n != 0 {
+	if n, err := u.svc.Secrets.Collect(t.Context(), 0); err != nil || n != 0 {
 		t.Errorf("%d secrets were left in the vault, %v", n, err)
 	}
 }

@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"github.com/credstream/credstream/oauth/oauthtest"
-	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/permission"
 )
 
 const secretsOfSales = "/v2/workspaces/sales/secrets"
@@ -187,20 +187,20 @@ func TestAuthSecretPermissions(t *testing.T) {
 	}
 	calls := []struct {
 		method, more, body string
-		takes              service.Permission
+		takes              permission.Permission
 		status             int // with the permission
 	}{
-		{"GET", "", "", service.AuthSecretsGet, 200},
-		{"POST", "", newSecret("New", right, "plain"), service.AuthSecretsCreate, 201},
-		{"GET", "/{id}", "", service.AuthSecretsGet, 200},
-		{"PATCH", "/{id}", `{"data":{"attributes":{"name":"Another"}}}`, service.AuthSecretsEdit, 200},
-		{"PATCH", "/{id}", `{"data":{"attributes":{"credentials":` + right + `}}}`, service.AuthSecretsEdit, 200},
-		{"PATCH", "/{id}", `{"data":{"type":"auth-secret"}}`, service.AuthSecretsEdit, 200},
-		{"POST", "/{id}/refresh", "", service.AuthSecretsRefresh, 409}, // there are no tokens
-		{"DELETE", "/{id}", "", service.AuthSecretsDelete, 204},
+		{"GET", "", "", permission.AuthSecretsGet, 200},
+		{"POST", "", newSecret("New", right, "plain"), permission.AuthSecretsCreate, 201},
+		{"GET", "/{id}", "", permission.AuthSecretsGet, 200},
+		{"PATCH", "/{id}", `{"data":{"attributes":{"name":"Another"}}}`, permission.AuthSecretsEdit, 200},
+		{"PATCH", "/{id}", `{"data":{"attributes":{"credentials":` + right + `}}}`, permission.AuthSecretsEdit, 200},
+		{"PATCH", "/{id}", `{"data":{"type":"auth-secret"}}`, permission.AuthSecretsEdit, 200},
+		{"POST", "/{id}/refresh", "", permission.AuthSecretsRefresh, 409}, // there are no tokens
+		{"DELETE", "/{id}", "", permission.AuthSecretsDelete, 204},
 	}
 	var all []string
-	for _, p := range service.Permissions() {
+	for _, p := range permission.Permissions() {
 		all = append(all, string(p.Permission))
 	}
 	for _, c := range calls {

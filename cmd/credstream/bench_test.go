@@ -16,7 +16,7 @@ import (
 func BenchmarkCreate(b *testing.B) {
 	u := bring(b, b.TempDir())
 	registerPlain(b, u.base)
-	admin, err := u.svc.Authenticate(b.Context(), adminKey, netip.Addr{})
+	admin, err := u.svc.Access.Authenticate(b.Context(), adminKey, netip.Addr{})
 	must(b, err)
 	var n atomic.Int64
 	b.SetParallelism(32)
@@ -38,7 +38,7 @@ func BenchmarkCreate(b *testing.B) {
 func BenchmarkGet(b *testing.B) {
 	u := bring(b, b.TempDir())
 	registerPlain(b, u.base)
-	admin, err := u.svc.Authenticate(b.Context(), adminKey, netip.Addr{})
+	admin, err := u.svc.Access.Authenticate(b.Context(), adminKey, netip.Addr{})
 	must(b, err)
 	var bodies [][]byte
 	var d done
@@ -74,10 +74,10 @@ func BenchmarkAuthorize(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		var err error
-		if call.Principal, err = u.svc.Authenticate(b.Context(), adminKey, netip.Addr{}); err != nil {
+		if call.Principal, err = u.svc.Access.Authenticate(b.Context(), adminKey, netip.Addr{}); err != nil {
 			b.Fatal(err)
 		}
-		if err := u.svc.AdmitFlowEvent(b.Context(), call); err != nil {
+		if err := u.svc.Flows.AdmitFlowEvent(b.Context(), call); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -9,7 +9,7 @@ import (
 
 	"github.com/credstream/credstream/bus"
 	"github.com/credstream/credstream/oauth/oauthtest"
-	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/application"
 )
 
 // The clock of one process is an hour ahead. Both say so; a reservation of ten minutes
@@ -40,7 +40,7 @@ func TestClockAnHourAhead(t *testing.T) {
 	for _, c := range []*bus.Clocks{wrong, alone} {
 		await(t, "the difference", func() (bool, error) { return c.Err() != nil && strings.Contains(c.Err().Error(), "1h0m0s"), nil })
 	}
-	s := u.second(t, u.claims(t), func(c *service.Config) { c.Now, c.ClocksAgree = ahead, wrong.Err })
+	s := u.second(t, u.claims(t), func(c *application.Config) { c.Now, c.ClocksAgree = ahead, wrong.Err })
 	s.ready(t)
 
 	held := u.create(t)
@@ -48,7 +48,7 @@ func TestClockAnHourAhead(t *testing.T) {
 		"flow": "f", "ttl": "10m", "steps": []any{map[string]any{"id": "s", "component": "plain", "credential": held}},
 	}, nil))
 	must(t, s.proj.Wait(t.Context(), logEnd(t, u.program)))
-	must(t, s.KeepFlows(t.Context()))
+	must(t, s.Flows.KeepFlows(t.Context()))
 	if got := code(t, u.command("credential.delete", "", map[string]any{"id": held}, nil)); got != "credential_in_use" {
 		t.Errorf("a credential that is reserved for ten minutes is deleted: %q", got)
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/credstream/credstream/client"
-	"github.com/credstream/credstream/service"
+	components "github.com/credstream/credstream/service/component"
 )
 
 func (a *app) componentCommand() *cobra.Command {
@@ -57,13 +57,13 @@ func (a *app) componentRegister() *cobra.Command {
 func componentID(file string, descriptor []byte) string {
 	name := strings.TrimSuffix(filepath.Base(file), filepath.Ext(file))
 	if file != "-" && name != "component" && name != "" {
-		return service.Slug(name)
+		return components.Slug(name)
 	}
 	var d struct {
 		Title string `json:"title"`
 	}
 	_ = json.Unmarshal(descriptor, &d) // the service says what is wrong with it
-	return service.Slug(d.Title)
+	return components.Slug(d.Title)
 }
 
 func required(cmd *cobra.Command, flags ...string) {

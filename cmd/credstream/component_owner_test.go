@@ -28,7 +28,7 @@ import (
 	"github.com/credstream/credstream/bus"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/oauth/oauthtest"
-	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/application"
 )
 
 // crm is a component with a field of its own beside the OAuth one.
@@ -407,11 +407,11 @@ func TestTokensShownAreDurable(t *testing.T) {
 }
 
 // over is a service on another log.
-func (u *up) over(t testing.TB, log events.Store) *service.Service {
+func (u *up) over(t testing.TB, log events.Store) *application.Application {
 	t.Helper()
 	states, err := aggregates.NewLog(log, 100)
 	must(t, err)
-	svc, err := service.New(service.Config{
+	svc, err := application.New(application.Config{
 		Log: states, Views: u.views, Projector: u.proj, Vault: u.vault, Keyring: u.keyring, Logger: slog.New(slog.DiscardHandler),
 	})
 	must(t, err)

@@ -22,12 +22,15 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/credstream/credstream/aggregates"
-	"github.com/credstream/credstream/api/connect"
+	edge "github.com/credstream/credstream/api/connect"
 	"github.com/credstream/credstream/bus"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/oauth"
 	"github.com/credstream/credstream/oauth/oauthtest"
-	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/access"
+	"github.com/credstream/credstream/service/application"
+	"github.com/credstream/credstream/service/connect"
+	"github.com/credstream/credstream/service/permission"
 	"github.com/credstream/credstream/verify"
 )
 
@@ -265,7 +268,7 @@ func refreshTokenOf(t testing.TB, u *up, id string) string {
 	t.Helper()
 	state, err := aggregates.Credential.Fresh(t.Context(), u.states, aggregates.Credential.Stream("default", id))
 	must(t, err)
-	key := grant(t, u.program, "revealer-"+id, []string{"default"}, service.CredentialsReveal)
+	key := grant(t, u.program, "revealer-"+id, []string{"default"}, permission.CredentialsReveal)
 	a := u.api
 	a.key = key
 	var shown struct {
@@ -679,9 +682,9 @@ func TestConnectIsCompletedByWhoStarted(t *testing.T) {
 	// Permissions: what exists takes another one than what is new.
 	var made struct{ ID string }
 	must(t, u.command("credential.create", "", map[string]any{"component": "sheets", "keys": map[string]any{"oauth": provider.Grant()}}, &made))
-	for perm, in := range map[service.Permission][2]map[string]any{
-		service.CredentialsCreate: {{"component": "sheets"}, {"credential": made.ID}},
-		service.CredentialsEdit:   {{"credential": made.ID}, {"component": "sheets"}},
+	for perm, in := range map[permission.Permission][2]map[string]any{
+		permission.CredentialsCreate: {{"component": "sheets"}, {"credential": made.ID}},
+		permission.CredentialsEdit:   {{"credential": made.ID}, {"component": "sheets"}},
 	} {
 		a := u.api
 		a.key = grant(t, u.program, "only-"+strings.ReplaceAll(string(perm), ".", "-"), []string{"default"}, perm)
@@ -811,7 +814,7 @@ func TestConnectOverNATS(t *testing.T) {
 
 // besides is another process over the same log, with a clock of its own; it knows
 // the same public URL.
-func (u *up) besides(t testing.TB, now func() time.Time) (*service.Service, *httptest.Server) {
+func (u *up) besides(t testing.TB, now func() time.Time) (*application.Application, *httptest.Server) {
 	t.Helper()
 	conn, err := u.nats.Conn("other connections")
 	must(t, err)
@@ -823,13 +826,13 @@ func (u *up) besides(t testing.TB, now func() time.Time) (*service.Service, *htt
 	must(t, err)
 	logger := slog.New(slog.NewTextHandler(u.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	guarded := verify.NewClient(verify.Config{AllowPrivate: true})
-	svc, err := service.New(service.Config{
+	svc, err := application.New(application.Config{
 		Log: states, Views: u.views, Projector: u.proj, Vault: u.vault, Keyring: u.keyring, Verify: guarded, OAuth: oauth.New(guarded),
 		Logger: logger, Connections: connections, PublicURL: u.publicURL, Now: now,
 	})
 	must(t, err)
 	t.Cleanup(svc.Close)
-	server := httptest.NewServer(connect.New(connect.Config{Service: svc, PublicURL: u.publicURL, Logger: logger}))
+	server := httptest.NewServer(edge.New(edge.Config{Service: svc.Connects, PublicURL: u.publicURL, Logger: logger}))
 	t.Cleanup(server.Close)
 	return svc, server
 }
@@ -1028,7 +1031,7 @@ func TestConnectRefusals(t *testing.T) {
 	noon := time.Now()
 	svc, _ := u.besides(t, func() time.Time { return noon })
 	for i := range 41 {
-		if err := serveBy(t.Context(), svc, "oauth.connect", map[string]any{"component": "sheets"}); errors.Is(err, service.ErrRateLimited) != (i == 40) {
+		if err := serveBy(t.Context(), svc, "oauth.connect", map[string]any{"component": "sheets"}); errors.Is(err, access.ErrRateLimited) != (i == 40) {
 			t.Errorf("link %d at the same moment: %v", i+1, err)
 		}
 	}
@@ -1049,7 +1052,7 @@ func TestConnectRefusals(t *testing.T) {
 			Data: t.TempDir(), HTTP: "127.0.0.1:0", NATSListen: "127.0.0.1:0", Durability: "group", LogFormat: "json", LogLevel: "error",
 			PublicURL: cfg.PublicURL, ConnectReturnTo: cfg.ConnectReturnTo,
 		}, io.Discard)
-		if !errors.Is(err, service.ErrPublicURL) && !errors.Is(err, service.ErrReturnOrigin) {
+		if !errors.Is(err, connect.ErrPublicURL) && !errors.Is(err, connect.ErrReturnOrigin) {
 			t.Errorf("%+v: %v", cfg, err)
 		}
 	}

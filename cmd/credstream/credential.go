@@ -19,7 +19,7 @@ import (
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
-	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/credential"
 )
 
 var errKeysMissing = fault.New(fault.Invalid, "keys_missing",
@@ -507,7 +507,7 @@ func (a *app) credentialVerify() *cobra.Command {
 				if done.Says == "" {
 					done.Says = "The dry request failed."
 				}
-				return service.ErrVerificationFailed.Because("%s", done.Says)
+				return credential.ErrVerificationFailed.Because("%s", done.Says)
 			}
 			return nil
 		},

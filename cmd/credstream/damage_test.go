@@ -24,7 +24,7 @@ import (
 	"github.com/credstream/credstream/events/memory"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/seal"
-	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/application"
 	"github.com/credstream/credstream/vault"
 )
 
@@ -128,7 +128,7 @@ func TestLogWithAHole(t *testing.T) {
 			if _, err := u.held(t.Context(), ids[0]); err == nil {
 				t.Error("a secret leaves")
 			}
-			if n, err := u.svc.Collect(t.Context(), 0); err == nil || n != 0 || vaultSize(t, u) != 3 {
+			if n, err := u.svc.Secrets.Collect(t.Context(), 0); err == nil || n != 0 || vaultSize(t, u) != 3 {
 				t.Errorf("the collector erased %d: %v, %d are left", n, err, vaultSize(t, u))
 			}
 		})
@@ -157,12 +157,12 @@ func TestCollectorNeedsProof(t *testing.T) {
 		must(t, err)
 		states, err := aggregates.NewLog(store, 100)
 		must(t, err)
-		svc, err := service.New(service.Config{
+		svc, err := application.New(application.Config{
 			Log: states, Views: u.views, Projector: u.proj, Vault: u.vault, Keyring: u.keyring, Logger: slog.New(slog.DiscardHandler),
 		})
 		must(t, err)
 		defer svc.Close()
-		erased, err = svc.Collect(t.Context(), 0)
+		erased, err = svc.Secrets.Collect(t.Context(), 0)
 		must(t, err)
 		return erased
 	}

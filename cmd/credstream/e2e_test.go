@@ -29,6 +29,9 @@ import (
 	"github.com/credstream/credstream/events"
 	eventlog "github.com/credstream/credstream/events/jetstream"
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/access"
+	"github.com/credstream/credstream/service/application"
+	"github.com/credstream/credstream/service/secrets"
 	"github.com/credstream/credstream/vault"
 )
 
@@ -232,7 +235,7 @@ func TestLifeOfACredential(t *testing.T) {
 		fmt.Fprintln(&answers, s)
 		return s
 	}
-	if s := get(); s.Keys["apiKey"] != service.Mask || s.Name != "Pets of Acme" || s.Seq != d.Seq {
+	if s := get(); s.Keys["apiKey"] != secrets.Mask || s.Name != "Pets of Acme" || s.Seq != d.Seq {
 		t.Errorf("shown as %+v", s)
 	}
 	must(t, u.command("credential.rename", "", map[string]any{"id": id, "name": "Pets"}, &d))
@@ -425,7 +428,7 @@ func TestNATS(t *testing.T) {
 	for _, e := range stats.Endpoints {
 		served[e.Name] = e.NumRequests
 	}
-	if len(served) != len(service.Routes()) || served["credential_create"] != 4 {
+	if len(served) != len(application.Routes()) || served["credential_create"] != 4 {
 		t.Errorf("statistics are %v", served)
 	}
 
@@ -680,7 +683,7 @@ func TestStarts(t *testing.T) {
 	var said bytes.Buffer
 	first.announce(&said)
 	key := string(first.firstKey.Reveal())
-	if service.CheckKeyShape(key) != nil || !strings.Contains(said.String(), key) {
+	if access.CheckKeyShape(key) != nil || !strings.Contains(said.String(), key) {
 		t.Errorf("the first start says\n%s", &said)
 	}
 	if _, err := start(t.Context(), cfg, io.Discard); !errors.Is(err, bus.ErrDataFolderLocked) {
@@ -781,12 +784,12 @@ func TestCollectorAndStalledWriter(t *testing.T) {
 	slow := &pausing{Store: u.store, reached: make(chan struct{}), goOn: make(chan struct{})}
 	states, err := aggregates.NewLog(slow, 100)
 	must(t, err)
-	svc, err := service.New(service.Config{
+	svc, err := application.New(application.Config{
 		Log: states, Views: u.views, Projector: u.proj, Vault: u.vault, Keyring: u.keyring, Logger: slog.New(slog.DiscardHandler),
 	})
 	must(t, err)
 	defer svc.Close()
-	admin, err := svc.Authenticate(t.Context(), adminKey, netip.Addr{})
+	admin, err := svc.Access.Authenticate(t.Context(), adminKey, netip.Addr{})
 	must(t, err)
 	type answer struct {
 		done any
@@ -802,7 +805,7 @@ func TestCollectorAndStalledWriter(t *testing.T) {
 	if n := vaultSize(t, u); n != 1 {
 		t.Fatalf("the vault holds %d secrets", n)
 	}
-	erased, err := u.svc.Collect(t.Context(), 0)
+	erased, err := u.svc.Secrets.Collect(t.Context(), 0)
 	must(t, err)
 	if erased != 1 || vaultSize(t, u) != 0 {
 		t.Errorf("the collector erased %d, %d are left", erased, vaultSize(t, u))
@@ -815,7 +818,7 @@ func TestCollectorAndStalledWriter(t *testing.T) {
 	if held.key != "stalled" || held.version != 1 {
 		t.Errorf("the credential is %+v", held)
 	}
-	if erased, err := u.svc.Collect(t.Context(), 0); err != nil || erased != 0 {
+	if erased, err := u.svc.Secrets.Collect(t.Context(), 0); err != nil || erased != 0 {
 		t.Errorf("a secret in force was collected: %d, %v", erased, err)
 	}
 }
@@ -824,13 +827,13 @@ func TestCollectorAndStalledWriter(t *testing.T) {
 func TestWritesRefused(t *testing.T) {
 	u := bring(t, t.TempDir())
 	registerPlain(t, u.base)
-	svc, err := service.New(service.Config{
+	svc, err := application.New(application.Config{
 		Log: u.states, Views: u.views, Projector: u.proj, Vault: u.vault, Keyring: u.keyring, Logger: slog.New(slog.DiscardHandler),
 		WritesAllowed: func() error { return bus.ErrStorageLow },
 	})
 	must(t, err)
 	defer svc.Close()
-	admin, err := svc.Authenticate(t.Context(), adminKey, netip.Addr{})
+	admin, err := svc.Access.Authenticate(t.Context(), adminKey, netip.Addr{})
 	must(t, err)
 	call := service.Call{Tenant: "default", Principal: admin, Via: "http"}
 	if _, err := svc.Serve(t.Context(), call, "component.delete", []byte(`{"id":"plain"}`)); !errors.Is(err, bus.ErrStorageLow) {

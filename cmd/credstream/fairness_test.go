@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/credstream/credstream/oauth/oauthtest"
-	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/connect"
 )
 
 // Each new lease is a fact that is kept for long, so it costs a command; within a
@@ -126,7 +126,7 @@ func TestConnectionsLimit(t *testing.T) {
 	}
 	ahead.Add(int64(time.Second))
 	err := serveBy(t.Context(), svc, "oauth.connect", map[string]any{"component": "sheets"})
-	if !errors.Is(err, service.ErrConnectionsLimit) {
+	if !errors.Is(err, connect.ErrConnectionsLimit) {
 		t.Errorf("one more: %v", err)
 	}
 	ahead.Add(int64(10 * time.Minute))

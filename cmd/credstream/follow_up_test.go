@@ -20,7 +20,7 @@ import (
 	"github.com/credstream/credstream/bus/bustest"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/oauth/oauthtest"
-	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/secrets"
 )
 
 // secretsOf are the ids of an owner's secrets in the vault.
@@ -426,8 +426,8 @@ func TestFollowUpsGoOnFromTheCheckpoint(t *testing.T) {
 	if position.Seq < end {
 		t.Errorf("the checkpoint is at %d, the log ended at %d", position.Seq, end)
 	}
-	must(t, u.followed.Save(t.Context(), service.Position{Seq: 1, Commit: "another"}))
-	if got, err := u.followed.Load(t.Context()); err != nil || got != (service.Position{Seq: 1, Commit: "another"}) {
+	must(t, u.followed.Save(t.Context(), secrets.Position{Seq: 1, Commit: "another"}))
+	if got, err := u.followed.Load(t.Context()); err != nil || got != (secrets.Position{Seq: 1, Commit: "another"}) {
 		t.Errorf("saved and loaded: %+v, %v", got, err)
 	}
 }

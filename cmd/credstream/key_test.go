@@ -165,7 +165,7 @@ func TestKeyBounds(t *testing.T) {
 	if !refusedOnNATS(brief.Key) {
 		t.Error("an expired key is let in on NATS")
 	}
-	if _, err := u.svc.Principal(t.Context(), brief.ID); !errors.Is(err, service.ErrKeyUnknown) {
+	if _, err := u.svc.Access.Principal(t.Context(), brief.ID); !errors.Is(err, service.ErrKeyUnknown) {
 		t.Errorf("requests of an expired key: %v", err)
 	}
 

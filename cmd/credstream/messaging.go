@@ -10,7 +10,7 @@ import (
 
 	"github.com/credstream/credstream/bus"
 	eventlog "github.com/credstream/credstream/events/jetstream"
-	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/application"
 	"github.com/credstream/credstream/vault"
 )
 
@@ -38,7 +38,7 @@ func (p *program) openMessaging(ctx context.Context) error {
 		return fmt.Errorf("restrict access to the data folder: %w", err)
 	}
 	var secrets []string // commands with clear text
-	for _, r := range service.Routes() {
+	for _, r := range application.Routes() {
 		if r.Secrets {
 			secrets = append(secrets, r.Name)
 		}

@@ -22,7 +22,7 @@ import (
 	"github.com/zitadel/oidc/v3/pkg/op"
 	"golang.org/x/oauth2"
 
-	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/access"
 )
 
 // provider is a real OpenID Connect provider in this process, with a login page.
@@ -128,7 +128,7 @@ func (p *provider) signIn(t *testing.T, clientID string, claims map[string]any) 
 	token, err := cfg.Exchange(t.Context(), to.Query().Get("code"), oauth2.VerifierOption(verifier))
 	must(t, err)
 	id, _ := token.Extra("id_token").(string)
-	if !service.IsToken(id) {
+	if !access.IsToken(id) {
 		t.Fatalf("the provider gives no ID token but %q", id)
 	}
 	return id

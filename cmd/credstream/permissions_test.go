@@ -23,13 +23,16 @@ import (
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/access"
+	"github.com/credstream/credstream/service/application"
+	"github.com/credstream/credstream/service/permission"
 )
 
 // grant makes a key with exactly these permissions; there may be none, which no
 // command would issue.
-func grant(t testing.TB, p *program, id string, tenants []string, permissions ...service.Permission) (key string) {
+func grant(t testing.TB, p *program, id string, tenants []string, permissions ...permission.Permission) (key string) {
 	t.Helper()
-	key = string(service.NewKey().Reveal())
+	key = string(access.NewKey().Reveal())
 	sum := sha256.Sum256([]byte(key))
 	cmd := commands.IssueAPIKey{ID: id, SHA256: hex.EncodeToString(sum[:]), Home: "acme", Tenants: tenants}
 	for _, perm := range permissions {
@@ -45,29 +48,29 @@ func grant(t testing.TB, p *program, id string, tenants []string, permissions ..
 // holder is a key of the tenant acme and what it holds.
 type holder struct {
 	name, key string
-	holds     func(service.Permission) bool
+	holds     func(permission.Permission) bool
 }
 
 // holders are keys with exactly one permission, with all but one, and with none.
 func holders(t testing.TB, p *program) (list []holder) {
-	var all []service.Permission
-	for _, info := range service.Permissions() {
+	var all []permission.Permission
+	for _, info := range permission.Permissions() {
 		all = append(all, info.Permission)
 	}
 	acme := []string{"acme"}
-	list = append(list, holder{"none", grant(t, p, "none", acme), func(service.Permission) bool { return false }})
+	list = append(list, holder{"none", grant(t, p, "none", acme), func(permission.Permission) bool { return false }})
 	for i, one := range all {
 		others := slices.Concat(all[:i], all[i+1:])
 		list = append(list,
-			holder{"only " + string(one), grant(t, p, fmt.Sprint("only-", i), acme, one), func(p service.Permission) bool { return p == one }},
-			holder{"all but " + string(one), grant(t, p, fmt.Sprint("but-", i), acme, others...), func(p service.Permission) bool { return p != one }})
+			holder{"only " + string(one), grant(t, p, fmt.Sprint("only-", i), acme, one), func(p permission.Permission) bool { return p == one }},
+			holder{"all but " + string(one), grant(t, p, fmt.Sprint("but-", i), acme, others...), func(p permission.Permission) bool { return p != one }})
 	}
 	return list
 }
 
 // everywhere are the permissions that take a key of every tenant.
-func everywhere(perm service.Permission) bool {
-	return slices.ContainsFunc(service.Permissions(), func(p service.PermissionInfo) bool { return p.Permission == perm && p.Everywhere })
+func everywhere(perm permission.Permission) bool {
+	return slices.ContainsFunc(permission.Permissions(), func(p permission.PermissionInfo) bool { return p.Permission == perm && p.Everywhere })
 }
 
 // said is an answer without what differs from one request to the next.
@@ -153,7 +156,7 @@ func TestPermissionMatrix(t *testing.T) {
 	for _, h := range holders(t, u.program) {
 		nc, err := nats.Connect(u.node.ClientURL(), nats.UserInfo("x", h.key), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 		must(t, err)
-		for _, r := range service.Routes() {
+		for _, r := range application.Routes() {
 			allowed := (h.holds(r.Permission) || r.Or != "" && h.holds(r.Or)) && !everywhere(r.Permission)
 			check(t, fmt.Sprintf("HTTP, own tenant, %s, %s", r.Name, h.name), r, allowed, ask(t, u.base, h.key, "acme", r, "{}"))
 			check(t, fmt.Sprintf("NATS, own tenant, %s, %s", r.Name, h.name), r, allowed, askNATS(t, nc, root(r)+"acme."+r.Name))
@@ -169,7 +172,7 @@ func TestPermissionMatrix(t *testing.T) {
 				cells++
 			}
 		}
-		if !h.holds(service.FlowsEdit) {
+		if !h.holds(permission.FlowsEdit) {
 			if code := enqueue(t, nc, "credstream.flows.acme.f1"); code != "permission_denied" {
 				t.Errorf("flow event, own tenant, %s: %q", h.name, code)
 			}
@@ -177,12 +180,12 @@ func TestPermissionMatrix(t *testing.T) {
 		nc.Close()
 		cells += silence(t, u.node.ClientURL(), h)
 	}
-	for i, info := range service.Permissions() {
+	for i, info := range permission.Permissions() {
 		if !info.Everywhere {
 			continue
 		}
 		key := grant(t, u.program, fmt.Sprint("everywhere-", i), []string{service.AllTenants}, info.Permission)
-		for _, r := range service.Routes() {
+		for _, r := range application.Routes() {
 			for _, tenant := range []string{"acme", "ajax"} {
 				check(t, fmt.Sprintf("HTTP, every tenant, %s, only %s", r.Name, info.Permission), r, r.Permission == info.Permission, ask(t, u.base, key, tenant, r, "{}"))
 				cells++
@@ -193,7 +196,7 @@ func TestPermissionMatrix(t *testing.T) {
 		}
 	}
 	t.Logf("%d cells", cells)
-	if least := len(service.Routes()) * len(service.Permissions()) * 2 * 6; cells < least {
+	if least := len(application.Routes()) * len(permission.Permissions()) * 2 * 6; cells < least {
 		t.Errorf("%d cells were looked at, at least %d are there", cells, least)
 	}
 }
@@ -269,7 +272,7 @@ func silence(t testing.TB, url string, h holder) (cells int) {
 	must(t, err)
 	var subjects []string
 	for _, tenant := range []string{"ajax", "nobody"} {
-		for _, r := range service.Routes() {
+		for _, r := range application.Routes() {
 			subjects = append(subjects, root(r)+tenant+"."+r.Name)
 		}
 	}
@@ -321,8 +324,8 @@ func TestForeignIDs(t *testing.T) {
 		err := ajax.query("queue.list", "", &poisoned)
 		return len(poisoned.Messages) > 0, err
 	})
-	var all []service.Permission
-	for _, info := range service.Permissions() {
+	var all []permission.Permission
+	for _, info := range permission.Permissions() {
 		all = append(all, info.Permission)
 	}
 	mine := grant(t, u.program, "mine", []string{"acme"}, all...)
@@ -367,7 +370,7 @@ func TestForeignIDs(t *testing.T) {
 		// Ids of components and tenants are one space: a taken one says so.
 		"component.register": {}, "tenant.register": {},
 	}
-	for _, r := range service.Routes() {
+	for _, r := range application.Routes() {
 		names, listed := table[r.Name]
 		if !listed {
 			if field := namingMember(r.In); field != "" {

@@ -13,7 +13,7 @@ import (
 
 	"github.com/credstream/credstream/client"
 	"github.com/credstream/credstream/fault"
-	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/admin"
 )
 
 var errCommandFile = fault.New(fault.Invalid, "command_file_invalid", "The file must contain the command's members as one JSON object.")
@@ -178,7 +178,7 @@ func (a *app) queueSend() *cobra.Command {
 				body["keys_sealed"] = sealed
 			}
 			ack, err := conn.Enqueue(cmd.Context(), args[0], body, client.CommandID(commandID))
-			if f, ok := errors.AsType[*fault.Error](err); ok && f.Code == service.ErrSecretInQueue.Code && f.Pointer == "/keys" {
+			if f, ok := errors.AsType[*fault.Error](err); ok && f.Code == admin.ErrSecretInQueue.Code && f.Pointer == "/keys" {
 				return f.Because("Nothing was stored: the file contains keys in clear text. Remove them and give them with --keys-file, which encrypts them.")
 			}
 			if err != nil {

@@ -30,6 +30,7 @@ import (
 	"github.com/credstream/credstream/oauth/oauthtest"
 	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/application"
 	"github.com/credstream/credstream/verify"
 )
 
@@ -211,7 +212,7 @@ func TestEveryCommandTwice(t *testing.T) {
 			t.Errorf("%s again reaches the provider", step.route)
 		}
 	}
-	for _, r := range service.Routes() {
+	for _, r := range application.Routes() {
 		if r.Command && !tried[r.Name] {
 			t.Errorf("%s is not tried", r.Name)
 		}
@@ -256,14 +257,14 @@ func (s *tapped) End(ctx context.Context) (uint64, error) {
 // second is another process over the same log, vault and claims, with read models of
 // its own.
 type second struct {
-	*service.Service
+	*application.Application
 	store *tapped
 	views *projections.Views
 	proj  *projections.Projector
 	admin service.Principal
 }
 
-func (u *up) second(t testing.TB, claims service.Claims, change ...func(*service.Config)) *second {
+func (u *up) second(t testing.TB, claims service.Claims, change ...func(*application.Config)) *second {
 	t.Helper()
 	s := &second{store: &tapped{Store: u.store}}
 	log := slog.New(slog.NewTextHandler(u.logs, nil))
@@ -273,7 +274,7 @@ func (u *up) second(t testing.TB, claims service.Claims, change ...func(*service
 	must(t, err)
 	t.Cleanup(func() { must(t, s.views.Close()) })
 	s.proj = projections.NewProjector(u.store, s.views, log)
-	cfg := service.Config{
+	cfg := application.Config{
 		Log: states, Views: s.views, Projector: s.proj, Vault: u.vault, Keyring: u.keyring, Logger: log, Claims: claims,
 		OAuth: oauth.New(verify.NewClient(verify.Config{AllowPrivate: true})), RefreshPatience: time.Second,
 		Poison: u.poison, Rewind: u.rewindAudit, Connections: u.connections(t), PublicURL: u.publicURL,
@@ -281,7 +282,7 @@ func (u *up) second(t testing.TB, claims service.Claims, change ...func(*service
 	for _, c := range change {
 		c(&cfg)
 	}
-	s.Service, err = service.New(cfg)
+	s.Application, err = application.New(cfg)
 	must(t, err)
 	t.Cleanup(s.Close)
 	return s
@@ -320,7 +321,7 @@ func (s *second) caughtUp(t testing.TB) {
 func (s *second) command(ctx context.Context, t testing.TB, route, id string, in any) (any, error) {
 	if s.admin.Actor.ID == "" {
 		var err error
-		s.admin, err = s.Authenticate(t.Context(), adminKey, netip.Addr{})
+		s.admin, err = s.Access.Authenticate(t.Context(), adminKey, netip.Addr{})
 		must(t, err)
 	}
 	return s.Serve(ctx, service.Call{Tenant: "default", Principal: s.admin, Via: "http", CommandID: id}, route, encode(t, in))

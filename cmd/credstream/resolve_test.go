@@ -27,7 +27,7 @@ import (
 	"github.com/credstream/credstream/bus/bustest"
 	"github.com/credstream/credstream/client"
 	"github.com/credstream/credstream/fault"
-	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/credential"
 )
 
 var (
@@ -485,7 +485,7 @@ func TestRaceOfResolveAndRevoke(t *testing.T) {
 	}
 	// What was withheld is told so, and nothing else.
 	for _, f := range admins[0].accesses(t, "limit=1000") {
-		if f.Kind != service.AccessGiven && f.Kind != service.AccessWithdrawn {
+		if f.Kind != credential.AccessGiven && f.Kind != credential.AccessWithdrawn {
 			t.Errorf("a fact says %q", f.Kind)
 		}
 	}

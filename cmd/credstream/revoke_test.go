@@ -29,6 +29,7 @@ import (
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/oauth/oauthtest"
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/application"
 	"github.com/credstream/credstream/vault"
 )
 
@@ -589,8 +590,8 @@ func TestRevokeInBulk(t *testing.T) {
 }
 
 // answerBy asks a service in the name of the administrator.
-func answerBy(ctx context.Context, s *service.Service, tenant, route string, in, out any) error {
-	admin, err := s.Authenticate(ctx, adminKey, netip.Addr{})
+func answerBy(ctx context.Context, s *application.Application, tenant, route string, in, out any) error {
+	admin, err := s.Access.Authenticate(ctx, adminKey, netip.Addr{})
 	if err != nil {
 		return err
 	}

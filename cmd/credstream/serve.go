@@ -24,7 +24,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/credstream/credstream/aggregates"
-	"github.com/credstream/credstream/api/connect"
+	edge "github.com/credstream/credstream/api/connect"
 	"github.com/credstream/credstream/api/elasticio"
 	v1 "github.com/credstream/credstream/api/v1"
 	"github.com/credstream/credstream/bus"
@@ -35,6 +35,11 @@ import (
 	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/seal"
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/access"
+	"github.com/credstream/credstream/service/application"
+	"github.com/credstream/credstream/service/connect"
+	"github.com/credstream/credstream/service/credential"
+	"github.com/credstream/credstream/service/permission"
 	"github.com/credstream/credstream/vault"
 	"github.com/credstream/credstream/verify"
 )
@@ -78,7 +83,7 @@ type program struct {
 	proj      *projections.Projector
 	vault     *vault.Vault
 	keyring   *seal.Keyring
-	svc       *service.Service
+	svc       *application.Application
 	feed      *bus.Feed
 	audit     *bus.Feed
 	ends      *bus.Endpoints
@@ -136,7 +141,7 @@ func start(ctx context.Context, cfg serveConfig, stderr io.Writer) (*program, er
 	if cfg.Durability != "group" && cfg.Durability != "always" {
 		return nil, errDurability
 	}
-	if cfg.Lease != 0 && (cfg.Lease < service.MinLease || cfg.Lease > service.MaxLease) {
+	if cfg.Lease != 0 && (cfg.Lease < credential.MinLease || cfg.Lease > credential.MaxLease) {
 		return nil, errLease
 	}
 	if cfg.AccessRetention != 0 && cfg.AccessRetention < bus.MinAccessRetention {
@@ -329,7 +334,7 @@ func (p *program) openService(ctx context.Context) error {
 	}
 	guarded := verify.NewClient(verify.Config{AllowPrivate: p.cfg.AllowPrivateTargets, Logger: p.log})
 	p.followed = bus.NewCheckpoint(js, "follow-ups", p.durable(bus.CheckpointStream))
-	p.svc, err = service.New(service.Config{
+	p.svc, err = application.New(application.Config{
 		Log: p.states, Views: p.views, Projector: p.proj, Keyring: p.keyring,
 		Vault:           p.vault,
 		Verify:          guarded,
@@ -353,8 +358,8 @@ func (p *program) openService(ctx context.Context) error {
 		Poison:       p.poison,
 		AccessLog:    p.access,
 		Lease:        p.cfg.Lease,
-		Limits: service.Limits{
-			PerKey: service.RateOf(p.cfg.RatePerKey), PerTenant: service.RateOf(p.cfg.RatePerTenant), WrongKeys: p.cfg.WrongKeys,
+		Limits: access.Limits{
+			PerKey: access.RateOf(p.cfg.RatePerKey), PerTenant: access.RateOf(p.cfg.RatePerTenant), WrongKeys: p.cfg.WrongKeys,
 		},
 		LastUse:    p.lastUse,
 		FollowedUp: p.followed,
@@ -389,11 +394,11 @@ func (p *program) openService(ctx context.Context) error {
 	}
 	if p.attested() {
 		d := p.cluster.Durability()
-		if err := p.svc.AttestDurability(ctx, d.Replicas, d.Why); err != nil {
+		if err := p.svc.Admin.AttestDurability(ctx, d.Replicas, d.Why); err != nil {
 			return err
 		}
 	}
-	p.firstKey, err = p.svc.Bootstrap(ctx, seal.NewSecret([]byte(p.cfg.AdminKey)))
+	p.firstKey, err = p.svc.Access.Bootstrap(ctx, seal.NewSecret([]byte(p.cfg.AdminKey)))
 	return err
 }
 
@@ -502,12 +507,12 @@ func (p *program) kmsURL(needed bool) (string, error) {
 
 // openTokens prepares to take the tokens of an OpenID Connect issuer; nil when none
 // is configured.
-func (p *program) openTokens() (*service.Tokens, error) {
+func (p *program) openTokens() (*access.Tokens, error) {
 	c := p.cfg
 	if c.OIDCIssuer == "" && c.OIDCAudience == "" {
 		return nil, nil
 	}
-	return service.NewTokens(service.TokenConfig{
+	return access.NewTokens(access.TokenConfig{
 		Issuer: c.OIDCIssuer, Audience: c.OIDCAudience, Tenant: c.OIDCTenantClaim, Permissions: c.OIDCPermissionsClaim,
 	})
 }
@@ -516,7 +521,7 @@ func (p *program) openTokens() (*service.Tokens, error) {
 // listens for others than this machine has to say it.
 func (p *program) findPublicURL() (string, error) {
 	if p.cfg.PublicURL != "" {
-		return service.PublicURL(p.cfg.PublicURL)
+		return connect.PublicURL(p.cfg.PublicURL)
 	}
 	listens, err := netip.ParseAddrPort(p.front.listener.Addr().String())
 	if err != nil {
@@ -534,10 +539,10 @@ func (p *program) findPublicURL() (string, error) {
 // letKeysIn opens the NATS port and HTTP to clients, when all that they could ask for is there.
 func (p *program) letKeysIn(context.Context) error {
 	err := p.nats.SetAuthenticator(func(ctx context.Context, key string, from netip.Addr) (bus.Grant, error) {
-		who, err := p.svc.Authenticate(ctx, key, from)
+		who, err := p.svc.Access.Authenticate(ctx, key, from)
 		grant := bus.Grant{
 			Principal: who.Actor.ID, Tenants: who.Tenants,
-			Follow: who.May(service.CredentialsGet), Audit: who.May(service.AuditRead),
+			Follow: who.May(permission.CredentialsGet), Audit: who.May(permission.AuditRead),
 			Expires: who.Expires,
 		}
 		if err == nil && p.cluster != nil {
@@ -548,10 +553,10 @@ func (p *program) letKeysIn(context.Context) error {
 	if err != nil {
 		return err
 	}
-	vendor := elasticio.Handler(elasticio.Config{Service: p.svc, Logger: p.log, AllowCleartext: p.cfg.BehindTLSProxy})
-	browsers := connect.New(connect.Config{Service: p.svc, PublicURL: p.publicURL, Logger: p.log})
+	vendor := elasticio.Handler(elasticio.Config{Service: p.svc, Access: p.svc.Access, Flows: p.svc.Flows, Logger: p.log, AllowCleartext: p.cfg.BehindTLSProxy})
+	browsers := edge.New(edge.Config{Service: p.svc.Connects, PublicURL: p.publicURL, Logger: p.log})
 	p.front.open(surfaces(vendor, browsers, v1.Handler(v1.Config{
-		Service: p.svc, Logger: p.log, Ready: p.notReady, Notes: p.notes,
+		Service: p.svc, Access: p.svc.Access, Logger: p.log, Ready: p.notReady, Notes: p.notes,
 		Metrics: promhttp.HandlerFor(p.metrics, promhttp.HandlerOpts{}), Version: version,
 		AllowCleartext: p.cfg.BehindTLSProxy, Describe: elasticio.Describe,
 		Answered: browsers.Answered,
@@ -624,7 +629,7 @@ func (p *program) openPulls(ctx context.Context, requests *nats.Conn) error {
 		return err
 	}
 	p.pulls, err = bus.ServePulls(bus.PullsConfig{
-		Conn: conn, Requests: requests, Caller: p.nats.Caller, DisconnectKey: p.nats.DisconnectKey, TenantExists: p.svc.TenantExists,
+		Conn: conn, Requests: requests, Caller: p.nats.Caller, DisconnectKey: p.nats.DisconnectKey, TenantExists: p.svc.Access.TenantExists,
 		Metrics: p.metrics, Logger: p.log,
 	})
 	if err != nil {
@@ -718,7 +723,7 @@ func (p *program) openParts(ctx context.Context) error {
 	p.parts.Go(func() error { return p.afterRestarts(p.life) })
 	p.parts.Go(func() error { return p.ended.run(p.life, p.nats.DisconnectKey) })
 	p.parts.Go(func() error { return p.supervised.run(p.life, "last use of keys", p.lastUse.Run) })
-	p.parts.Go(func() error { return p.supervised.run(p.life, "denials", p.svc.RunDenials) })
+	p.parts.Go(func() error { return p.supervised.run(p.life, "denials", p.svc.Access.RunDenials) })
 	if p.clocks != nil {
 		p.parts.Go(func() error { return p.supervised.run(p.life, "clocks", p.clocks.Run) })
 	}
@@ -735,16 +740,16 @@ func (p *program) openParts(ctx context.Context) error {
 	}
 	writer("high-water mark", p.water.Run)
 	writer("marks", func(ctx context.Context) error { return p.marks.Run(ctx, p.integrity.Err) })
-	writer("collector", p.lead("collector", func(ctx context.Context) error { return p.svc.RunCollector(ctx, collectEvery, orphanAge) }))
+	writer("collector", p.lead("collector", func(ctx context.Context) error { return p.svc.Secrets.RunCollector(ctx, collectEvery, orphanAge) }))
 	for _, queue := range []bus.Queue{bus.Flows, bus.Commands} {
 		reader := bus.NewReader(bus.ReaderConfig{
 			Queue: queue, Queues: p.queues, Poison: p.poison, Service: p.svc, Metrics: p.metrics, Logger: p.log,
 		})
 		writer("reader of "+string(queue), p.lead("read-"+string(queue), reader.Run))
 	}
-	writer("process manager", p.lead("follow-ups", p.svc.RunFollowUps))
-	writer("token keeper", p.lead("token-keeper", p.svc.RunTokenKeeper))
-	writer("flow keeper", p.lead("flow-keeper", p.svc.RunFlowKeeper))
+	writer("process manager", p.lead("follow-ups", p.svc.Secrets.RunFollowUps))
+	writer("token keeper", p.lead("token-keeper", p.svc.Tokens.RunTokenKeeper))
+	writer("flow keeper", p.lead("flow-keeper", p.svc.Flows.RunFlowKeeper))
 	return p.followLog(ctx, end)
 }
 

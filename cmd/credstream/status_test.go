@@ -9,7 +9,7 @@ import (
 
 	"github.com/credstream/credstream/client"
 	"github.com/credstream/credstream/events"
-	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/credential"
 )
 
 // The statuses of a credential are one closed set: what the feed tells, filters
@@ -26,7 +26,7 @@ func TestStatuses(t *testing.T) {
 	reference, err := os.ReadFile("../../docs/reference.md")
 	must(t, err)
 	for name, text := range map[string]string{
-		"the reference": string(reference), "the refusal": service.ErrStatus.Msg,
+		"the reference": string(reference), "the refusal": credential.ErrStatus.Msg,
 	} {
 		if !strings.Contains(text, statusChoice()) {
 			t.Errorf("%s does not name %s", name, statusChoice())

@@ -26,7 +26,7 @@ var manyTenants = flag.Int("tenants", 0, "measure processes with so many tenants
 func registerTenants(t *testing.T, data string, n int) {
 	t.Helper()
 	u := bring(t, data, func(c *serveConfig) { c.RatePerKey, c.RatePerTenant = 1_000_000, 1_000_000 })
-	admin, err := u.svc.Principal(t.Context(), "first-administrator")
+	admin, err := u.svc.Access.Principal(t.Context(), "first-administrator")
 	must(t, err)
 	var g errgroup.Group
 	g.SetLimit(64)

@@ -27,6 +27,8 @@ import (
 	"github.com/credstream/credstream/oauth"
 	"github.com/credstream/credstream/oauth/oauthtest"
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/application"
+	"github.com/credstream/credstream/service/token"
 	"github.com/credstream/credstream/verify"
 )
 
@@ -82,11 +84,11 @@ func (u *up) facts(t testing.TB, id string) (facts []events.Event) {
 
 // beside makes another service over the same log and vault, as a second process
 // has it. It takes over after a second.
-func (u *up) beside(t testing.TB, holder string, step func(string)) *service.Service {
+func (u *up) beside(t testing.TB, holder string, step func(string)) *application.Application {
 	t.Helper()
 	states, err := aggregates.NewLog(u.store, 100)
 	must(t, err)
-	svc, err := service.New(service.Config{
+	svc, err := application.New(application.Config{
 		Log: states, Views: u.views, Projector: u.proj, Vault: u.vault, Keyring: u.keyring,
 		Logger: slog.New(slog.NewTextHandler(u.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		OAuth:  oauth.New(verify.NewClient(verify.Config{AllowPrivate: true})),
@@ -98,13 +100,13 @@ func (u *up) beside(t testing.TB, holder string, step func(string)) *service.Ser
 }
 
 // refreshBy asks a service for new tokens now.
-func refreshBy(ctx context.Context, t testing.TB, s *service.Service, id string) error {
+func refreshBy(ctx context.Context, t testing.TB, s *application.Application, id string) error {
 	t.Helper()
 	return serveBy(ctx, s, "credential.refresh", map[string]any{"id": id})
 }
 
-func serveBy(ctx context.Context, s *service.Service, route string, in any) error {
-	admin, err := s.Authenticate(ctx, adminKey, netip.Addr{})
+func serveBy(ctx context.Context, s *application.Application, route string, in any) error {
+	admin, err := s.Access.Authenticate(ctx, adminKey, netip.Addr{})
 	if err != nil {
 		return err
 	}
@@ -149,7 +151,7 @@ func TestRenewalOutlivesADeadProcess(t *testing.T) {
 			}
 			heir := u.beside(t, "heir", nil)
 			err := refreshBy(t.Context(), t, heir, id)
-			for errors.Is(err, service.ErrRefreshPending) {
+			for errors.Is(err, token.ErrRefreshPending) {
 				err = refreshBy(t.Context(), t, heir, id)
 			}
 			if n := provider.Requests() - before; n != c.requests {
@@ -289,7 +291,7 @@ func TestRenewalFails(t *testing.T) {
 				if err == nil {
 					break
 				}
-				if got := code(t, err); got != service.ErrRefreshFailed.Code {
+				if got := code(t, err); got != token.ErrRefreshFailed.Code {
 					t.Fatalf("after the failure: %s", got)
 				}
 			}
@@ -384,7 +386,7 @@ func TestTokensAreKeptFresh(t *testing.T) {
 	if len(held) != 2 {
 		t.Errorf("the vault holds %d secrets of the credential", len(held))
 	}
-	erased, err := u.svc.Collect(t.Context(), 0)
+	erased, err := u.svc.Secrets.Collect(t.Context(), 0)
 	must(t, err)
 	if erased != 0 {
 		t.Errorf("%d secrets were orphans", erased)
@@ -620,7 +622,7 @@ func TestRotatedTokenIsKeptWhateverElseIsWrong(t *testing.T) {
 			provider.Mangle(mangle)
 			err := u.command("credential.refresh", "", map[string]any{"id": done.ID}, nil)
 			provider.Mangle(nil)
-			if got := code(t, err); got != "" && got != service.ErrRefreshFailed.Code {
+			if got := code(t, err); got != "" && got != token.ErrRefreshFailed.Code {
 				t.Errorf("the renewal: %s", got)
 			}
 			must(t, u.command("credential.refresh", "", map[string]any{"id": done.ID}, nil))

@@ -1,0 +1,250 @@
+package access
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"hash/crc32"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/permission"
+)
+
+// ErrKeyMalformed refuses what cannot be a key.
+var ErrKeyMalformed = fault.New(fault.Unauthenticated, "api_key_malformed",
+	"Not a valid API key: mistyped, truncated, or for another service.")
+
+// The form of a key that the service makes: "cs_", 256 random bits as 52 letters
+// and digits of base32, and 6 more that are a checksum of what is before them.
+// Programs that look for lost keys find "cs_" and can tell a key from a look-alike.
+const (
+	keyPrefix   = "cs_"
+	keyAlphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567" // base32 (RFC 4648), as rand.Text has it
+	keyRandom   = 52
+	keyCheck    = 6
+)
+
+// NewKey makes an API key.
+func NewKey() seal.Secret {
+	key := keyPrefix + rand.Text() + rand.Text()
+	return seal.NewSecret([]byte(key + keyChecksum(key)))
+}
+
+// keyChecksum is the CRC-32 (IEEE) of the text, its lower 30 bits as base32.
+func keyChecksum(text string) string {
+	sum := crc32.ChecksumIEEE([]byte(text))
+	check := make([]byte, keyCheck)
+	for i := range check {
+		check[keyCheck-1-i] = keyAlphabet[sum&31]
+		sum >>= 5
+	}
+	return string(check)
+}
+
+// CheckKeyShape refuses, with ErrKeyMalformed, what cannot be a key: not "cs_" and
+// 32 to 128 letters and digits, or of the length of the keys made here without
+// their checksum. Other lengths are of keys that were given.
+func CheckKeyShape(key string) error {
+	rest, ok := strings.CutPrefix(key, keyPrefix)
+	if !ok || len(rest) < 32 || len(rest) > 128 {
+		return ErrKeyMalformed
+	}
+	for i := range len(rest) {
+		c := rest[i]
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') {
+			return ErrKeyMalformed
+		}
+	}
+	if body := len(keyPrefix) + keyRandom; len(rest) == keyRandom+keyCheck && keyChecksum(key[:body]) != key[body:] {
+		return ErrKeyMalformed
+	}
+	return nil
+}
+
+// hashKey is how a key is known: hex SHA-256. The key's 256 random bits need no
+// slower hash.
+func hashKey(key string) string {
+	sum := sha256.Sum256([]byte(key))
+	return hex.EncodeToString(sum[:])
+}
+
+// knownKey is remembered until the views hear of a change to any key.
+type knownKey struct {
+	principal service.Principal
+	changes   uint64 // Views.KeyChanges before the key was looked up
+}
+
+// LastUse remembers when keys were used last, to the minute. It is not derived
+// from the log and may be lost.
+type LastUse interface {
+	// Note says that the key was used. It is called for every request and does not wait.
+	Note(id string, at time.Time)
+	// LastUsed tells when keys were used last, by their ids.
+	LastUsed(ctx context.Context) (map[string]time.Time, error)
+}
+
+// Authenticate returns the principal of an API key that is used from the
+// address; the zero address is one that is not known. It returns
+// ErrUnauthenticated when the key is empty, ErrKeyMalformed, or ErrKeyUnknown, and
+// ErrWrongKeys in their place when too many came from the address.
+func (s *Service) Authenticate(ctx context.Context, key string, from netip.Addr) (service.Principal, error) {
+	p, err := s.authenticate(ctx, key, from)
+	return p, s.wrongKeys.refuse(from, s.Kernel.Believed(err))
+}
+
+func (s *Service) authenticate(ctx context.Context, key string, from netip.Addr) (service.Principal, error) {
+	if key == "" {
+		return service.Principal{}, service.ErrUnauthenticated
+	}
+	if err := CheckKeyShape(key); err != nil {
+		return service.Principal{}, err
+	}
+	p, err := s.principal(ctx, sha256.Sum256([]byte(key)))
+	if err != nil {
+		return service.Principal{}, err
+	}
+	if p.Expired(s.Kernel.Now()) || !p.UsableFrom(from) {
+		return service.Principal{}, service.ErrKeyUnknown
+	}
+	s.noteUse(p)
+	return p, nil
+}
+
+func (s *Service) noteUse(p service.Principal) {
+	if s.LastUse != nil {
+		s.LastUse.Note(p.Actor.ID, s.Kernel.Now())
+	}
+}
+
+// principal finds a key by its hash: a lookup by hash tells a guesser nothing
+// by its timing.
+func (s *Service) principal(ctx context.Context, sum [sha256.Size]byte) (service.Principal, error) {
+	changes, followed := s.Views.KeyChanges(), s.Projector.Err() == nil
+	if k, ok := s.keys.Get(sum); ok && k.changes == changes && followed {
+		return k.principal, nil
+	}
+	k, found, err := s.Views.APIKey(ctx, hex.EncodeToString(sum[:]))
+	switch {
+	case err != nil:
+		return service.Principal{}, err
+	case !found && !followed: // it may have been issued after where the views stand still
+		return service.Principal{}, projections.ErrViewsBehind
+	case !found || k.Revoked:
+		s.keys.Remove(sum)
+		return service.Principal{}, service.ErrKeyUnknown
+	case !followed: // the views stand still and would never hear of its end
+		return s.FreshPrincipal(ctx, k.ID)
+	}
+	p, err := principalOf(k.ID, aggregates.APIKeyState{
+		Home: k.Home, Tenants: k.Tenants, Role: k.Role, Permissions: k.Permissions, Addresses: k.Addresses, Expires: k.Expires,
+	})
+	if err != nil {
+		return service.Principal{}, err
+	}
+	s.keys.Add(sum, knownKey{p, changes})
+	return p, nil
+}
+
+// Principal returns the principal of a key that an edge has checked already and
+// knows by its id, or ErrKeyUnknown when it was revoked or has expired since. The
+// edge has looked at its address.
+func (s *Service) Principal(ctx context.Context, id string) (service.Principal, error) {
+	changes, followed := s.Views.KeyChanges(), s.Projector.Err() == nil
+	k, ok := s.keyIDs.Get(id)
+	if !ok || k.changes != changes || !followed {
+		p, err := s.FreshPrincipal(ctx, id)
+		if err != nil {
+			s.keyIDs.Remove(id)
+			return service.Principal{}, err
+		}
+		k = knownKey{p, changes}
+		s.keyIDs.Add(id, k)
+	}
+	if k.principal.Expired(s.Kernel.Now()) {
+		return service.Principal{}, service.ErrKeyUnknown
+	}
+	s.noteUse(k.principal)
+	return k.principal, nil
+}
+
+// FreshPrincipal asks the log for a key.
+func (s *Service) FreshPrincipal(ctx context.Context, id string) (service.Principal, error) {
+	state, err := aggregates.APIKey.Fresh(ctx, s.Log, aggregates.APIKey.Stream(events.System, id))
+	switch {
+	case err != nil:
+		return service.Principal{}, err
+	case !state.Value.Exists || state.Value.Revoked:
+		return service.Principal{}, s.Kernel.Believed(service.ErrKeyUnknown)
+	}
+	return principalOf(id, state.Value)
+}
+
+func principalOf(id string, k aggregates.APIKeyState) (service.Principal, error) {
+	p := service.Principal{
+		Actor: events.Actor{Kind: "key", ID: id}, Home: k.Home, Tenants: k.Tenants, Role: permission.Role(k.Role), Expires: k.Expires,
+	}
+	for _, perm := range k.Permissions {
+		p.Permissions = append(p.Permissions, permission.Permission(perm))
+	}
+	for _, network := range k.Addresses {
+		n, err := netip.ParsePrefix(network)
+		if err != nil {
+			return service.Principal{}, fmt.Errorf("network of key %s: %w", id, err)
+		}
+		p.Addresses = append(p.Addresses, n)
+	}
+	return p, nil
+}
+
+// Authorize is the one place where a call is let through: the tenant is one the
+// caller may name and that exists, and the caller holds the permission. Of a
+// tenant that is not the caller's it says what it says of an unknown one. A
+// refusal is recorded.
+func (s *Service) Authorize(ctx context.Context, call *service.Call, perm permission.Permission) error {
+	if call.Principal.Actor.ID == "" {
+		return service.ErrUnauthenticated
+	}
+	if events.CheckName(call.Tenant) != nil || !call.Principal.Reaches(call.Tenant) {
+		s.Denied(ctx, call, perm)
+		return service.ErrTenantNotFound
+	}
+	exists, err := s.TenantExists(ctx, call.Tenant)
+	switch {
+	case err != nil:
+		return err
+	case !exists:
+		return service.ErrTenantNotFound
+	case !call.Principal.May(perm):
+		return s.Deny(ctx, call, perm)
+	case permission.Of[perm].Everywhere && !slices.Contains(call.Principal.Tenants, service.AllTenants):
+		s.Denied(ctx, call, perm)
+		return service.ErrDenied.Because("The permission %s affects every tenant. Use a key that is granted every tenant (*).", perm)
+	}
+	return nil
+}
+
+// Deny refuses a call for want of the permission, and records that. It is for
+// what takes more than the permission of its route.
+func (s *Service) Deny(ctx context.Context, call *service.Call, perm permission.Permission) error {
+	s.Denied(ctx, call, perm)
+	return service.ErrDenied.Because("The key lacks the permission %s.", perm)
+}
+
+// Require refuses a call whose caller may not use its tenant or lacks a permission
+// that a surface asks for beyond that of the route, and records the refusal. The
+// route's own is for Serve to ask.
+func (s *Service) Require(ctx context.Context, call service.Call, route string, perm permission.Permission) error {
+	call.Route = route
+	return s.Authorize(ctx, &call, perm)
+}

@@ -1,0 +1,323 @@
+package access
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/permission"
+)
+
+// The refusals of an API key's input.
+var (
+	ErrRole       = fault.New(fault.Invalid, "role_invalid", "The role must be ADMINISTRATOR, OPERATOR, FLOW_ENGINE or AUDITOR.")
+	ErrPermission = fault.New(fault.Invalid, "permission_invalid", "Unknown permission. Use one of docs/permissions.md, such as credentials.get.")
+	ErrKeyRights  = fault.New(fault.Denied, "api_key_exceeds_issuer", "You cannot grant a key more than your own key has.")
+	ErrKeyExpires = fault.New(fault.Invalid, "api_key_expires_invalid",
+		"The expiry must be a future time, such as \"2031-01-31T00:00:00Z\", or a duration, such as \"720h\".")
+	ErrKeyAddresses = fault.New(fault.Invalid, "api_key_addresses_invalid",
+		"The addresses must be at most 32 IPv4 or IPv6 networks, such as \"192.0.2.0/24\".")
+)
+
+// ErrKeyLast keeps an installation from being locked out.
+var ErrKeyLast = fault.New(fault.Precondition, "api_key_own",
+	"A key that is granted every tenant cannot revoke itself. Issue another key and revoke this one with it.")
+
+// The bounds of a key.
+const (
+	maxKeyTenants   = 100 // that it names one by one
+	maxKeyAddresses = 32
+)
+
+// covers reports whether the principal reaches every one of the tenants.
+func covers(p service.Principal, tenants []string) bool {
+	for _, t := range tenants {
+		if t == service.AllTenants && !slices.Contains(p.Tenants, service.AllTenants) || !p.Reaches(t) {
+			return false
+		}
+	}
+	return true
+}
+
+// IssueAPIKey asks for a new API key. It has a role, permissions, or both.
+type IssueAPIKey struct {
+	Role        permission.Role         `json:"role,omitzero"`        // a named set of permissions
+	Permissions []permission.Permission `json:"permissions,omitzero"` // held by name, besides those of the role
+	Name        string                  `json:"name,omitzero"`        // for people
+	Tenants     []string                `json:"tenants,omitzero"`     // tenants it may name, "*" is every one; the call's tenant when absent
+	Expires     string                  `json:"expires,omitzero"`     // when it ends by itself: a moment (RFC 3339), or a duration such as "720h"; never when absent
+	Addresses   []string                `json:"addresses,omitzero"`   // networks (CIDR) that it may be used from, up to 32; from everywhere when absent
+}
+
+// IssuedAPIKey answers IssueAPIKey.
+type IssuedAPIKey struct {
+	service.Done
+	Key     string    `json:"key,omitzero"`     // shown once
+	Expires time.Time `json:"expires,omitzero"` // when it ends by itself
+}
+
+func (s *Service) issueAPIKey(ctx context.Context, call *service.Call, in IssueAPIKey) (IssuedAPIKey, error) {
+	if in.Name != "" {
+		if err := service.CheckName("/name", in.Name); err != nil {
+			return IssuedAPIKey{}, err
+		}
+	}
+	permissions, err := grantable(call.Principal, in)
+	if err != nil {
+		return IssuedAPIKey{}, err
+	}
+	if len(in.Tenants) == 0 {
+		in.Tenants = []string{call.Tenant}
+	}
+	if len(in.Tenants) > maxKeyTenants {
+		return IssuedAPIKey{}, ErrKeyRights.Because("A key can list at most %d tenants. Use \"*\" for every tenant.", maxKeyTenants).At("/tenants")
+	}
+	for _, t := range in.Tenants {
+		if t != service.AllTenants && events.CheckName(t) != nil {
+			return IssuedAPIKey{}, events.ErrID.At("/tenants")
+		}
+	}
+	if !covers(call.Principal, in.Tenants) {
+		return IssuedAPIKey{}, ErrKeyRights.At("/tenants")
+	}
+	expires, err := expiry(call.Principal, in.Expires, s.Kernel.Now())
+	if err != nil {
+		return IssuedAPIKey{}, err
+	}
+	addresses, err := networks(call.Principal, in.Addresses)
+	if err != nil {
+		return IssuedAPIKey{}, err
+	}
+	key := string(NewKey().Reveal())
+	done, err := s.issueKey(ctx, call, commands.IssueAPIKey{
+		ID:     call.DeriveID("api_key"),
+		SHA256: hashKey(key), Name: in.Name, Home: call.Tenant, Tenants: in.Tenants, Role: string(in.Role),
+		Permissions: permissions, Addresses: addresses, Expires: expires,
+	})
+	if err != nil {
+		return IssuedAPIKey{}, err
+	}
+	// The key works when its holder gets it, unless the views are late; it is
+	// shown this once either way.
+	_ = s.Kernel.AtLeast(ctx, done.Seq)
+	return IssuedAPIKey{done, key, expires}, nil
+}
+
+// grantable checks what a key is to be granted, and returns its permissions by
+// name, sorted: those of the role need not stand twice.
+func grantable(issuer service.Principal, in IssueAPIKey) ([]string, error) {
+	role, known := permission.Roles[in.Role]
+	switch {
+	case in.Role == "" && len(in.Permissions) == 0:
+		return nil, ErrRole.Because("Give the key a role or permissions.").At("/role")
+	case in.Role != "" && !known:
+		return nil, ErrRole.At("/role")
+	}
+	for _, perm := range role {
+		if !issuer.MayGrant(perm) {
+			return nil, ErrKeyRights.Because("The role %s includes the permission %s, which your key lacks.", in.Role, perm).At("/role")
+		}
+	}
+	var names []string
+	for i, perm := range in.Permissions {
+		at := fmt.Sprintf("/permissions/%d", i)
+		if _, known := permission.Of[perm]; !known {
+			return nil, ErrPermission.At(at)
+		}
+		if !issuer.MayGrant(perm) {
+			return nil, ErrKeyRights.Because("You cannot grant %s: your key lacks it.", perm).At(at)
+		}
+		if !slices.Contains(role, perm) {
+			names = append(names, string(perm))
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}
+
+// expiry reads when a key is to end, which is not after its issuer does. The zero
+// time is never.
+func expiry(issuer service.Principal, given string, now time.Time) (time.Time, error) {
+	var end time.Time
+	if given != "" {
+		var err error
+		if end, err = time.Parse(time.RFC3339, given); err != nil {
+			after, err := time.ParseDuration(given)
+			if err != nil {
+				return time.Time{}, ErrKeyExpires.At("/expires")
+			}
+			end = now.Add(after)
+		}
+		end = end.UTC().Truncate(time.Microsecond)
+		if !end.After(now) || end.Year() > 9999 { // what RFC 3339 can write
+			return time.Time{}, ErrKeyExpires.At("/expires")
+		}
+	}
+	if !issuer.Expires.IsZero() && (end.IsZero() || end.After(issuer.Expires)) {
+		return time.Time{}, ErrKeyRights.Because("The key cannot outlive the key that issues it, which expires at %s.",
+			issuer.Expires.Format(time.RFC3339)).At("/expires")
+	}
+	return end, nil
+}
+
+// networks reads where a key may be used from, which is within what its issuer
+// may. An address alone is a network of one.
+func networks(issuer service.Principal, given []string) ([]string, error) {
+	if len(given) > maxKeyAddresses {
+		return nil, ErrKeyAddresses.At("/addresses")
+	}
+	if len(given) == 0 && len(issuer.Addresses) > 0 {
+		return nil, ErrKeyRights.Because("Your key is restricted to some networks. Give the new key networks within those.").At("/addresses")
+	}
+	var list []string
+	for i, text := range given {
+		at := fmt.Sprintf("/addresses/%d", i)
+		network, err := netip.ParsePrefix(text)
+		if err != nil {
+			address, err := netip.ParseAddr(text)
+			if err != nil || address.Zone() != "" {
+				return nil, ErrKeyAddresses.At(at)
+			}
+			network = netip.PrefixFrom(address, address.BitLen())
+		}
+		if network.Addr().Is4In6() { // connections from there are known by the IPv4 address
+			return nil, ErrKeyAddresses.Because("Write an IPv4 network in IPv4 form: \"192.0.2.0/24\".").At(at)
+		}
+		network = network.Masked()
+		if len(issuer.Addresses) > 0 && !slices.ContainsFunc(issuer.Addresses, func(n netip.Prefix) bool {
+			return n.Bits() <= network.Bits() && n.Contains(network.Addr())
+		}) {
+			return nil, ErrKeyRights.Because("Your key may not be used from %s, so it cannot grant that network.", network).At(at)
+		}
+		list = append(list, network.String())
+	}
+	slices.Sort(list)
+	return slices.Compact(list), nil
+}
+
+func (s *Service) issueKey(ctx context.Context, call *service.Call, cmd commands.IssueAPIKey) (service.Done, error) {
+	_, state, err := service.Execute(ctx, s.Kernel, call, aggregates.APIKey, events.System, commands.APIKey(cmd))
+	if err != nil {
+		return service.Done{}, err
+	}
+	return service.Done{Seq: state.Seq, ID: cmd.ID}, nil
+}
+
+// mayHold reports whether the principal could issue a key with the permissions of
+// this one. How long and from where that key may be used counts for nothing here: who
+// may be used for an hour can end what would last for ever.
+func mayHold(p service.Principal, k aggregates.APIKeyState) bool {
+	permissions := slices.Clone(permission.Roles[permission.Role(k.Role)])
+	for _, name := range k.Permissions {
+		permissions = append(permissions, permission.Permission(name))
+	}
+	return !slices.ContainsFunc(permissions, func(perm permission.Permission) bool { return !p.MayGrant(perm) })
+}
+
+// RevokeAPIKey asks for a key's end.
+type RevokeAPIKey struct {
+	ID string `json:"id"`
+}
+
+func (s *Service) revokeAPIKey(ctx context.Context, call *service.Call, in RevokeAPIKey) (service.Done, error) {
+	if err := service.CheckTarget(in.ID, 0); err != nil {
+		return service.Done{}, err
+	}
+	known, err := aggregates.APIKey.Fresh(ctx, s.Log, aggregates.APIKey.Stream(events.System, in.ID))
+	switch {
+	case err != nil:
+		return service.Done{}, err
+	case !known.Value.Exists || known.Value.Home != call.Tenant:
+		return service.Done{}, aggregates.ErrAPIKeyNotFound
+	case !covers(call.Principal, known.Value.Tenants):
+		return service.Done{}, ErrKeyRights.Because("The key is granted more tenants than yours. Revoke it with a key that is granted those tenants too.")
+	case in.ID != call.Principal.Actor.ID && !mayHold(call.Principal, known.Value):
+		return service.Done{}, ErrKeyRights.Because("The key has permissions that yours lacks. Revoke it with a key that has them.")
+	case in.ID == call.Principal.Actor.ID && slices.Contains(known.Value.Tenants, service.AllTenants):
+		return service.Done{}, ErrKeyLast
+	}
+	_, state, err := service.Execute(ctx, s.Kernel, call, aggregates.APIKey, events.System, commands.APIKey(commands.RevokeAPIKey(in)))
+	if err != nil {
+		return service.Done{}, err
+	}
+	// Once the views know of it the key is refused everywhere in this process.
+	if err := s.Kernel.AtLeast(ctx, state.Seq); err != nil {
+		return service.Done{}, err
+	}
+	if s.KeyRevoked != nil {
+		s.KeyRevoked(in.ID)
+	}
+	return service.Done{Seq: state.Seq, ID: in.ID}, nil
+}
+
+// ListAPIKeys asks for the keys whose home is the call's tenant.
+type ListAPIKeys struct {
+	Limit  int    `json:"limit,omitzero"`   // 1 to 200; 50 when absent
+	After  string `json:"after,omitzero"`   // cursor of the page before
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+}
+
+// APIKeyList answers ListAPIKeys.
+type APIKeyList struct {
+	Keys []APIKeyInfo `json:"keys"`
+	Next string       `json:"next,omitzero"` // cursor of the next page; absent on the last
+}
+
+// APIKeyInfo is what is shown of a key.
+type APIKeyInfo struct {
+	ID          string                  `json:"id"`
+	Name        string                  `json:"name"`
+	Role        permission.Role         `json:"role"`                  // "" when it has permissions by name alone
+	Permissions []permission.Permission `json:"permissions,omitzero"`  // held by name, besides those of the role
+	Tenants     []string                `json:"tenants"`               //
+	Addresses   []string                `json:"addresses,omitzero"`    // networks it may be used from; absent: from everywhere
+	Expires     time.Time               `json:"expires,omitzero"`      // when it ends, or ended, by itself; absent: never
+	Expired     bool                    `json:"expired,omitzero"`      // that has come
+	Revoked     bool                    `json:"revoked"`               //
+	IssuedAt    time.Time               `json:"issued_at"`             //
+	LastUsedAt  time.Time               `json:"last_used_at,omitzero"` // to the minute; absent when that is not known
+}
+
+func (s *Service) listAPIKeys(ctx context.Context, call *service.Call, in ListAPIKeys) (APIKeyList, error) {
+	limit, err := service.PageSize(in.Limit)
+	if err != nil {
+		return APIKeyList{}, err
+	}
+	if err := s.Kernel.AtLeast(ctx, in.MinSeq); err != nil {
+		return APIKeyList{}, err
+	}
+	var used map[string]time.Time
+	if s.LastUse != nil {
+		if used, err = s.LastUse.LastUsed(ctx); err != nil { // the list is worth more than this
+			s.Logger.WarnContext(ctx, "cannot read when keys were last used", "err", err)
+		}
+	}
+	page, next, err := s.Views.APIKeys(ctx, call.Tenant, in.After, limit)
+	if err != nil {
+		return APIKeyList{}, err
+	}
+	list := APIKeyList{Keys: make([]APIKeyInfo, len(page)), Next: next}
+	for i, k := range page {
+		list.Keys[i] = s.keyInfo(k, used[k.ID])
+	}
+	return list, nil
+}
+
+func (s *Service) keyInfo(k projections.APIKey, used time.Time) APIKeyInfo {
+	info := APIKeyInfo{
+		ID: k.ID, Name: k.Name, Role: permission.Role(k.Role), Tenants: k.Tenants, Addresses: k.Addresses, Expires: k.Expires,
+		Expired: !k.Expires.IsZero() && !s.Kernel.Now().Before(k.Expires), Revoked: k.Revoked, IssuedAt: k.CreatedAt, LastUsedAt: used,
+	}
+	for _, perm := range k.Permissions {
+		info.Permissions = append(info.Permissions, permission.Permission(perm))
+	}
+	return info
+}

@@ -1,0 +1,215 @@
+package access
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/permission"
+)
+
+// A refusal is a fact in the home tenant of who was refused. The first one is
+// recorded at once; those of the same caller and route that come within a minute
+// are counted, and recorded together when it is over. So neither a mistake in a
+// loop nor an attack fills the log.
+const (
+	deniedTime    = time.Minute
+	deniedRate    = 20  // commits a second
+	deniedBurst   = 100 // of them at once
+	deniedCallers = 1000
+	DeniedAppend  = 5 * time.Second // for one commit
+	deniedStop    = 2 * time.Second // for what is left when the process stops
+	deniedLook    = time.Second     // between two looks at what is due
+)
+
+// denials gathers refusals until they are recorded. It holds at most deniedCallers
+// callers, and of each at most the routes that there are.
+type denials struct {
+	outcome *prometheus.CounterVec
+	commits *rate.Limiter
+
+	mu sync.Mutex
+	by map[denied]map[string]*deniedWindow // and by route
+}
+
+// denied is who was refused.
+type denied struct {
+	home  string
+	actor events.Actor
+}
+
+// deniedWindow counts what is to be recorded at its end; a count of 0 says that
+// all is recorded so far.
+type deniedWindow struct {
+	commands.Denial
+	end time.Time
+}
+
+func newDenials(reg prometheus.Registerer) *denials {
+	d := &denials{
+		commits: rate.NewLimiter(deniedRate, deniedBurst), by: map[denied]map[string]*deniedWindow{},
+		outcome: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "credstream_denials_total",
+			Help: "Denied calls: recorded at once, counted until the end of the minute, or lost because too many callers were denied or the log could not be written.",
+		}, []string{"outcome"}),
+	}
+	if reg != nil {
+		reg.MustRegister(d.outcome)
+	}
+	return d
+}
+
+// note takes a refusal in. now says that it is the first in a while and that the
+// caller has to record it.
+func (d *denials) note(who denied, one commands.Denial) (now bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	routes := d.by[who]
+	if routes == nil {
+		if len(d.by) >= deniedCallers {
+			d.outcome.WithLabelValues("lost").Inc()
+			return false
+		}
+		routes = map[string]*deniedWindow{}
+		d.by[who] = routes
+	}
+	w := routes[one.Route]
+	if w == nil || w.Count == 0 && !one.Since.Before(w.end) {
+		w = &deniedWindow{Denial: one, end: one.Since.Add(deniedTime)}
+		routes[one.Route] = w
+		if now = d.commits.AllowN(one.Since, 1); now {
+			w.Count = 0
+			d.outcome.WithLabelValues("recorded").Inc()
+			return true
+		}
+	} else {
+		w.add(one)
+	}
+	d.outcome.WithLabelValues("counted").Inc()
+	return false
+}
+
+// add counts another refusal of the caller on the route.
+func (w *deniedWindow) add(one commands.Denial) {
+	switch {
+	case w.Count == 0:
+		w.Since, w.Tenant = one.Since, one.Tenant
+	case w.Tenant != one.Tenant:
+		w.Tenant = ""
+	}
+	w.Count += one.Count
+}
+
+// due takes out what is to be recorded now, or all there is, by caller. What the
+// rate does not let through stays.
+func (d *denials) due(now time.Time, all bool) map[denied][]commands.Denial {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	list := map[denied][]commands.Denial{}
+	for who, routes := range d.by {
+		ripe := 0
+		for route, w := range routes {
+			switch ended := !now.Before(w.end); {
+			case w.Count == 0 && ended:
+				delete(routes, route)
+			case w.Count > 0 && (ended || all):
+				ripe++
+			}
+		}
+		if ripe > 0 && (all || d.commits.AllowN(now, 1)) {
+			for _, w := range routes {
+				if w.Count > 0 && (all || !now.Before(w.end)) {
+					list[who] = append(list[who], w.Denial)
+					w.Count, w.end = 0, now.Add(deniedTime)
+				}
+			}
+		}
+		if len(routes) == 0 {
+			delete(d.by, who)
+		}
+	}
+	return list
+}
+
+// giveBack keeps what could not be recorded for the next time.
+func (d *denials) giveBack(who denied, list []commands.Denial) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, one := range list {
+		if w := d.by[who][one.Route]; w != nil {
+			w.add(one)
+		} else {
+			d.outcome.WithLabelValues("lost").Add(float64(one.Count))
+		}
+	}
+}
+
+// Denied notes that a call was refused, and records it when it is the first in a
+// while: the answer waits until that is durable, whatever it says. A failure is
+// told of in the log of the process, and the caller hears nothing of it.
+func (s *Service) Denied(ctx context.Context, call *service.Call, perm permission.Permission) {
+	if call.CrossSite { // somebody else had the browser send it
+		return
+	}
+	who := denied{call.Principal.Home, call.Principal.Actor}
+	one := commands.Denial{
+		Principal: who.actor.Kind + ":" + who.actor.ID, Route: call.Route, Permission: string(perm), Count: 1, Since: s.Kernel.Now().UTC().Truncate(time.Microsecond),
+	}
+	if events.CheckName(call.Tenant) == nil {
+		one.Tenant = call.Tenant
+	}
+	if events.CheckName(who.home) == nil && s.denials.note(who, one) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), DeniedAppend)
+		defer cancel()
+		s.recordDenials(ctx, who, call.Via, []commands.Denial{one})
+	}
+}
+
+func (s *Service) recordDenials(ctx context.Context, who denied, via string, list []commands.Denial) {
+	err := func() error {
+		if err := s.Kernel.WritesAllowed(); err != nil {
+			return err
+		}
+		exists, err := s.TenantExists(ctx, who.home)
+		if err != nil || !exists { // a token may name any home: there is nobody to tell
+			return err
+		}
+		call := &service.Call{Tenant: who.home, Principal: service.Principal{Actor: who.actor}, Via: via, CommandID: events.NewID()}
+		_, _, err = service.Execute(ctx, s.Kernel, call, aggregates.Access, who.home,
+			commands.Access(commands.RecordDenials{Principal: who.actor.ID, Denials: list}))
+		return err
+	}()
+	if err != nil {
+		s.denials.giveBack(who, list)
+		s.Logger.ErrorContext(ctx, "denied calls not recorded yet; will retry", "principal", who.actor.ID, "err", err)
+	}
+}
+
+// RunDenials records refused calls that were counted, each minute's at its end,
+// and what is left when ctx ends; then it returns nil.
+func (s *Service) RunDenials(ctx context.Context) error {
+	tick := time.NewTicker(deniedLook)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			for who, list := range s.denials.due(s.Kernel.Now(), false) {
+				s.recordDenials(ctx, who, "system", list)
+			}
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), deniedStop)
+			defer cancel()
+			for who, list := range s.denials.due(s.Kernel.Now(), true) {
+				s.recordDenials(last, who, "system", list)
+			}
+			return nil
+		}
+	}
+}

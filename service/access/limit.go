@@ -1,0 +1,211 @@
+package access
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"golang.org/x/time/rate"
+
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/permission"
+)
+
+// Rate bounds calls by number in a second; 0 is no bound. Two seconds' worth may
+// come at once. A query that makes a new lease counts as a command, too. Flow
+// events and commands for the queue have the rate of commands, counted apart.
+type Rate struct {
+	Commands, Queries int
+}
+
+// RateOf allows so many commands a second and ten times as many queries, which
+// cost about a tenth. 0 allows any number of both.
+func RateOf(commands int) Rate { return Rate{Commands: commands, Queries: 10 * commands} }
+
+// Limits bounds what callers may ask of one process; each process counts by
+// itself. The zero Limits bound nothing.
+type Limits struct {
+	PerKey    Rate // of one identity
+	PerTenant Rate // of one tenant, whoever asks
+	WrongKeys int  // from one address in a minute; 0 is no bound
+}
+
+// The refusals of who asks too much. Both say when to come again.
+var (
+	ErrRateLimited = fault.New(fault.Throttled, "rate_limited", "Too many requests. Slow down and retry.")
+	ErrWrongKeys   = fault.New(fault.Throttled, "too_many_wrong_keys",
+		"Too many invalid API keys from this address. Wait a minute. Valid keys are still accepted.")
+)
+
+// limiter holds a bucket of tokens for each identity and tenant that was seen
+// lately. Forgetting one fills its bucket, so it takes more callers than are
+// remembered at once, all of them with good keys, to get past it.
+type limiter struct {
+	limits  Limits
+	buckets *lru.Cache[bucket, *rate.Limiter]
+}
+
+// bucket names what is counted together.
+type bucket struct {
+	of, id string // perTenant and its id, or the kind of an identity and its id
+	kind   service.Kind
+}
+
+// Beside the kinds of identities, these are counted together.
+const (
+	perTenant  = "tenant"
+	connecting = "connecting" // a tenant that starts connections, which take room until they expire
+)
+
+// maxConnects is how many connections a tenant may start in a second, whatever the limits.
+const maxConnects = 20
+
+// maxBuckets is one of each kind for each key and each tenant that is remembered.
+const maxBuckets = 3 * (maxKeys + maxTenants)
+
+func newLimiter(limits Limits) (*limiter, error) {
+	buckets, err := lru.New[bucket, *rate.Limiter](maxBuckets)
+	if err != nil {
+		return nil, fmt.Errorf("cache of rates: %w", err)
+	}
+	return &limiter{limits, buckets}, nil
+}
+
+// take takes one token, or refuses with ErrRateLimited and the time until there
+// is one.
+func (l *limiter) take(b bucket, now time.Time) error {
+	bound := l.limits.PerKey
+	switch b.of {
+	case perTenant:
+		bound = l.limits.PerTenant
+	case connecting:
+		bound = Rate{Commands: maxConnects}
+	}
+	most := bound.Commands
+	if b.kind == service.QueryCall {
+		most = bound.Queries
+	}
+	if most <= 0 {
+		return nil
+	}
+	tokens, ok := l.buckets.Get(b)
+	if !ok {
+		tokens = rate.NewLimiter(rate.Limit(most), 2*most)
+		if earlier, ok, _ := l.buckets.PeekOrAdd(b, tokens); ok {
+			tokens = earlier
+		}
+	}
+	if tokens.AllowN(now, 1) {
+		return nil
+	}
+	missing := 1 - tokens.TokensAt(now)
+	return ErrRateLimited.After(time.Duration(missing / float64(most) * float64(time.Second)))
+}
+
+// Admit lets a call through that is authorized and within the limits. What a
+// caller is refused counts against itself, never against the tenant it names.
+func (s *Service) Admit(ctx context.Context, call *service.Call, perm permission.Permission, what service.Kind) error {
+	now := s.Kernel.Now()
+	if who := call.Principal.Actor; who.ID != "" {
+		if err := s.limiter.take(bucket{who.Kind, who.ID, what}, now); err != nil {
+			return err
+		}
+	}
+	if err := s.Authorize(ctx, call, perm); err != nil {
+		return err
+	}
+	return s.limiter.take(bucket{perTenant, call.Tenant, what}, now)
+}
+
+// Charge implements service.Gate.
+func (s *Service) Charge(_ context.Context, call *service.Call, what service.Kind) error {
+	now := s.Kernel.Now()
+	if who := call.Principal.Actor; who.ID != "" {
+		if err := s.limiter.take(bucket{who.Kind, who.ID, what}, now); err != nil {
+			return err
+		}
+	}
+	return s.limiter.take(bucket{perTenant, call.Tenant, what}, now)
+}
+
+// AdmitConnect lets a tenant start one more connection this second.
+func (s *Service) AdmitConnect(tenant string) error {
+	return s.limiter.take(bucket{of: connecting, id: tenant, kind: service.CommandCall}, s.Kernel.Now())
+}
+
+// wrongKeys counts the wrong keys of each address. Only requests that are
+// refused anyway are counted or look here.
+type wrongKeys struct {
+	most int // 0: none are counted
+	now  func() time.Time
+
+	mu sync.Mutex
+	by *simplelru.LRU[netip.Addr, *wrong]
+}
+
+// wrong is how many keys an address got wrong until the end of its minute.
+type wrong struct {
+	keys int
+	end  time.Time
+}
+
+const (
+	maxAddresses = 10_000
+	wrongTime    = time.Minute
+)
+
+func newWrongKeys(most int, now func() time.Time) (*wrongKeys, error) {
+	by, err := simplelru.NewLRU[netip.Addr, *wrong](maxAddresses, nil)
+	if err != nil {
+		return nil, fmt.Errorf("cache of addresses: %w", err)
+	}
+	return &wrongKeys{most: most, now: now, by: by}, nil
+}
+
+// refuse returns the refusal that a caller from the address gets in place of
+// err: ErrWrongKeys once it got too many keys wrong in a minute that began with
+// the first, else err itself. A caller without a key is none who guesses, but is
+// refused alike.
+func (w *wrongKeys) refuse(from netip.Addr, err error) error {
+	if w.most <= 0 || !from.IsValid() || err == nil || fault.Of(err).Kind != fault.Unauthenticated {
+		return err
+	}
+	from, now := network(from), w.now()
+	guess := !errors.Is(err, service.ErrUnauthenticated)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	seen, ok := w.by.Get(from)
+	if ok && !now.Before(seen.end) {
+		w.by.Remove(from)
+		ok = false
+	}
+	switch {
+	case !ok && guess:
+		w.by.Add(from, &wrong{keys: 1, end: now.Add(wrongTime)})
+		return err
+	case !ok:
+		return err
+	case seen.keys >= w.most:
+		return ErrWrongKeys.After(seen.end.Sub(now))
+	case guess:
+		seen.keys++
+	}
+	return err
+}
+
+// network is what one caller can have addresses of: an IPv4 address, or the /64
+// of an IPv6 address.
+func network(a netip.Addr) netip.Addr {
+	a = a.Unmap().WithZone("")
+	if a.Is4() {
+		return a
+	}
+	p, _ := a.Prefix(64) // never more bits than it has
+	return p.Addr()
+}

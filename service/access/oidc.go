@@ -1,0 +1,420 @@
+package access
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-oidc/v3/oidc"
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/time/rate"
+
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/permission"
+)
+
+// The refusals of a token, and of the configuration for tokens.
+var (
+	ErrToken       = fault.New(fault.Unauthenticated, "token_invalid", "The token was not issued by the configured issuer for this service.")
+	ErrIssuerAway  = fault.New(fault.Unavailable, "token_issuer_unavailable", "The signing keys of the OpenID Connect issuer are not available. Try again shortly, or use an API key.")
+	ErrTokenConfig = fault.New(fault.Invalid, "token_config_invalid",
+		"OpenID Connect requires the https URL of the issuer, an audience, and the claims for the tenant and the permissions.")
+)
+
+// TokenConfig says whose tokens are taken and how they are read.
+type TokenConfig struct {
+	Issuer      string // URL; https, or http on the same machine
+	Audience    string // that a token must be meant for: the id of a client, or the name of this API
+	Tenant      string // claim: a tenant, or a list of them; the first is the home
+	Permissions string // claim: permissions and roles, as a list or separated by spaces; unknown ones are ignored
+
+	Client *http.Client     // asks the issuer; one with a time-out when nil
+	Now    func() time.Time // time.Now when nil
+}
+
+// Tokens checks the tokens of one OpenID Connect issuer (OpenID Connect Core 1.0,
+// RFC 9068 for access tokens). The issuer is asked for its configuration and keys
+// when the first token comes, so that it may be away when the service starts.
+type Tokens struct {
+	cfg   TokenConfig
+	known *lru.Cache[[sha256.Size]byte, knownToken]
+
+	mu    sync.Mutex // held while the issuer is asked
+	ask   *rate.Limiter
+	rules *oidc.Config
+	keys  *issuerKeys
+}
+
+// knownToken is remembered for as long as the issuer's keys are, at most.
+type knownToken struct {
+	principal service.Principal
+	until     time.Time
+}
+
+const (
+	maxTokens      = 10_000
+	maxToken       = 8 << 10         // bytes
+	tokenTrust     = time.Minute     // that a token which was checked is not checked again
+	issuerTimeout  = 5 * time.Second // for one question
+	issuerMax      = 256 << 10       // bytes of an answer
+	issuerKeyAge   = 5 * time.Minute // after which the keys are asked for again: one may have been withdrawn
+	issuerKeyStale = time.Hour       // that they serve at most while the issuer does not answer
+	issuerAsk      = 10 * time.Second
+	issuerBurst    = 3 // questions that may come at once; then one each issuerAsk
+)
+
+// NewTokens makes Tokens. It returns ErrTokenConfig when something is missing.
+func NewTokens(cfg TokenConfig) (*Tokens, error) {
+	u, err := url.Parse(cfg.Issuer)
+	if err != nil || u.Host == "" || cfg.Audience == "" || cfg.Tenant == "" || cfg.Permissions == "" {
+		return nil, ErrTokenConfig
+	}
+	if u.Scheme != "https" && (u.Scheme != "http" || !loopback(u.Hostname())) {
+		return nil, ErrTokenConfig.Because("The issuer URL must begin with https://. http:// is only allowed for this machine.")
+	}
+	if cfg.Client == nil {
+		cfg.Client = &http.Client{Timeout: issuerTimeout}
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	known, err := lru.New[[sha256.Size]byte, knownToken](maxTokens)
+	if err != nil {
+		return nil, fmt.Errorf("cache of tokens: %w", err)
+	}
+	return &Tokens{cfg: cfg, known: known, ask: rate.NewLimiter(rate.Every(issuerAsk), issuerBurst)}, nil
+}
+
+func loopback(host string) bool {
+	a, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && a.IsLoopback()
+}
+
+// IsToken reports whether a Bearer value is a signed token rather than a key: three
+// parts with dots between (RFC 7519).
+func IsToken(bearer string) bool {
+	return strings.Count(bearer, ".") == 2 && !strings.HasPrefix(bearer, keyPrefix)
+}
+
+// AuthenticateToken returns the principal of a token of the configured issuer. It
+// returns ErrToken, ErrIssuerAway, ErrKeyMalformed when no issuer is configured,
+// and ErrWrongKeys in the place of a refusal when too many came from the address.
+func (s *Service) AuthenticateToken(ctx context.Context, token string, from netip.Addr) (service.Principal, error) {
+	if s.Tokens == nil {
+		return service.Principal{}, s.wrongKeys.refuse(from, ErrKeyMalformed)
+	}
+	p, err := s.Tokens.principal(ctx, token)
+	return p, s.wrongKeys.refuse(from, err)
+}
+
+// principal checks a token: its signature by a key of the issuer, the issuer, the
+// audience and the time; and reads who it is of.
+func (t *Tokens) principal(ctx context.Context, token string) (service.Principal, error) {
+	if len(token) > maxToken {
+		return service.Principal{}, ErrToken
+	}
+	sum, now := sha256.Sum256([]byte(token)), t.cfg.Now()
+	if k, ok := t.known.Get(sum); ok && now.Before(k.until) {
+		return k.principal, nil
+	}
+	rules, keys, err := t.issuer(ctx)
+	if err != nil {
+		return service.Principal{}, err
+	}
+	attempt := &attempt{keys: keys}
+	checked, err := oidc.NewVerifier(t.cfg.Issuer, attempt, rules).Verify(ctx, token)
+	if attempt.err != nil {
+		return service.Principal{}, attempt.err
+	}
+	if late := (*oidc.TokenExpiredError)(nil); errors.As(err, &late) {
+		return service.Principal{}, ErrToken.Because("The token has expired.")
+	}
+	if err != nil {
+		return service.Principal{}, ErrToken
+	}
+	p, err := t.read(checked)
+	if err != nil {
+		return service.Principal{}, err
+	}
+	until := now.Add(tokenTrust)
+	if checked.Expiry.Before(until) {
+		until = checked.Expiry
+	}
+	t.known.Add(sum, knownToken{p, until})
+	return p, nil
+}
+
+// issuer asks the issuer for its configuration (OpenID Connect Discovery 1.0),
+// once. Who comes meanwhile waits for the answer.
+func (t *Tokens) issuer(ctx context.Context) (*oidc.Config, *issuerKeys, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.rules != nil {
+		return t.rules, t.keys, nil
+	}
+	if !t.ask.AllowN(t.cfg.Now(), 1) {
+		return nil, nil, ErrIssuerAway
+	}
+	ctx, cancel := context.WithTimeout(oidc.ClientContext(context.WithoutCancel(ctx), t.cfg.Client), issuerTimeout)
+	defer cancel()
+	provider, err := oidc.NewProvider(ctx, t.cfg.Issuer)
+	var found struct {
+		Keys       string   `json:"jwks_uri"`
+		Algorithms []string `json:"id_token_signing_alg_values_supported"`
+	}
+	if err == nil {
+		err = provider.Claims(&found)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("fetching the issuer's keys: %w: %w", ErrIssuerAway, err)
+	}
+	known := slices.DeleteFunc(found.Algorithms, func(a string) bool { return !slices.Contains(signatures, a) })
+	if len(known) == 0 {
+		known = []string{oidc.RS256}
+	}
+	t.rules = &oidc.Config{ClientID: t.cfg.Audience, SupportedSigningAlgs: known, Now: t.cfg.Now}
+	t.keys = &issuerKeys{client: t.cfg.Client, url: found.Keys, now: t.cfg.Now, ask: rate.NewLimiter(rate.Every(issuerAsk), issuerBurst)}
+	return t.rules, t.keys, nil
+}
+
+// attempt is the key set for one token. The library drops the chain of a key
+// set's error, so the one that is not the token's fault is kept here.
+type attempt struct {
+	keys *issuerKeys
+	err  error
+}
+
+// VerifySignature implements oidc.KeySet.
+func (a *attempt) VerifySignature(ctx context.Context, token string) ([]byte, error) {
+	payload, err := a.keys.verify(ctx, token)
+	if errors.Is(err, ErrIssuerAway) {
+		a.err = err
+	}
+	return payload, err
+}
+
+// signatures are the algorithms that are taken: those with a public key.
+var signatures = []string{
+	oidc.RS256, oidc.RS384, oidc.RS512, oidc.ES256, oidc.ES384, oidc.ES512, oidc.PS256, oidc.PS384, oidc.PS512, oidc.EdDSA,
+}
+
+// read makes a principal of a token's claims.
+func (t *Tokens) read(token *oidc.IDToken) (service.Principal, error) {
+	var claims map[string]jsontext.Value
+	var raw jsonBytes
+	if err := token.Claims(&raw); err != nil || json.Unmarshal(raw, &claims, jsontext.AllowDuplicateNames(false)) != nil {
+		return service.Principal{}, ErrToken
+	}
+	if token.Subject == "" {
+		return service.Principal{}, ErrToken.Because("The token has no sub claim.")
+	}
+	p := service.Principal{Actor: events.Actor{Kind: "user", ID: userID(token.Subject)}, Expires: token.Expiry} // a key that it issues ends no later
+	for _, tenant := range words(claims, t.cfg.Tenant) {
+		if events.CheckName(tenant) == nil && len(p.Tenants) < maxKeyTenants {
+			p.Tenants = append(p.Tenants, tenant)
+		}
+	}
+	if len(p.Tenants) == 0 { // no tenant is anybody's by default
+		return service.Principal{}, ErrToken.Because("The token has no tenant in its claim %s.", t.cfg.Tenant)
+	}
+	p.Home = p.Tenants[0]
+	for _, word := range words(claims, t.cfg.Permissions) {
+		if _, known := permission.Of[permission.Permission(word)]; known {
+			p.Permissions = append(p.Permissions, permission.Permission(word))
+		}
+		switch role, known := permission.Roles[permission.Role(word)]; {
+		case !known:
+		case permission.Role(word) == permission.Administrator || p.Role == "":
+			p.Permissions = append(p.Permissions, permission.Roles[p.Role]...)
+			p.Role = permission.Role(word)
+		default:
+			p.Permissions = append(p.Permissions, role...)
+		}
+	}
+	slices.Sort(p.Permissions)
+	p.Permissions = slices.Compact(p.Permissions)
+	return p, nil
+}
+
+// jsonBytes keeps a JSON value as it came.
+type jsonBytes []byte
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (b *jsonBytes) UnmarshalJSON(v []byte) error { *b = slices.Clone(v); return nil }
+
+// words reads a claim that is a string of words or a list of strings. Its name is
+// taken as it stands or, when there is none such, as a path with dots, such as
+// "realm_access.roles".
+func words(claims map[string]jsontext.Value, name string) []string {
+	value, found := claims[name]
+	if !found {
+		outer, inner, nested := strings.Cut(name, ".")
+		var within map[string]jsontext.Value
+		if !nested || json.Unmarshal(claims[outer], &within) != nil {
+			return nil
+		}
+		return words(within, inner)
+	}
+	var list []string
+	if json.Unmarshal(value, &list) == nil {
+		return list
+	}
+	var text string
+	if json.Unmarshal(value, &text) == nil {
+		return strings.Fields(text)
+	}
+	return nil
+}
+
+// hashedUser begins the id of a user whom the issuer knows by something else than
+// a plain id, such as an address.
+const hashedUser = "sub-"
+
+// userID is the id of a user by the token's subject: the subject itself when it is
+// a plain id, else a hash of it. Different subjects have different ids.
+func userID(subject string) string {
+	if events.Plain(subject) && !strings.HasPrefix(subject, hashedUser) {
+		return subject
+	}
+	sum := sha256.Sum256([]byte(subject))
+	return hashedUser + hex.EncodeToString(sum[:24])
+}
+
+// issuerKeys are the public keys of the issuer. Other than the key set of the
+// library, which asks the issuer about every token that does not verify and never
+// forgets a key, it bounds how often it asks and how long a key is trusted.
+type issuerKeys struct {
+	client *http.Client
+	url    string
+	now    func() time.Time
+	ask    *rate.Limiter
+
+	mu   sync.Mutex // held while the issuer is asked
+	set  jose.JSONWebKeySet
+	when time.Time // of set
+}
+
+// verify returns what a token says when one of the keys has signed it. It returns
+// ErrToken, or ErrIssuerAway when there are no keys to check with.
+func (k *issuerKeys) verify(ctx context.Context, token string) ([]byte, error) {
+	signed, err := jose.ParseSigned(token, algorithms)
+	if err != nil || len(signed.Signatures) != 1 {
+		return nil, ErrToken
+	}
+	switch typ, _ := signed.Signatures[0].Header.ExtraHeaders[jose.HeaderType].(string); strings.ToLower(typ) {
+	case "", "jwt", "at+jwt", "application/at+jwt": // RFC 9068; not one that ends a session, say
+	default:
+		return nil, ErrToken
+	}
+	set, when, err := k.current(ctx, time.Time{})
+	if err != nil {
+		return nil, err
+	}
+	if payload, ok := check(signed, set); ok {
+		return payload, nil
+	}
+	if id := signed.Signatures[0].Header.KeyID; id != "" && len(set.Key(id)) > 0 {
+		return nil, ErrToken
+	}
+	// The issuer may have begun to sign with a new key.
+	if set, _, err = k.current(ctx, when); err != nil {
+		return nil, ErrToken
+	}
+	if payload, ok := check(signed, set); ok {
+		return payload, nil
+	}
+	return nil, ErrToken
+}
+
+var algorithms = func() (list []jose.SignatureAlgorithm) {
+	for _, s := range signatures {
+		list = append(list, jose.SignatureAlgorithm(s))
+	}
+	return list
+}()
+
+func check(signed *jose.JSONWebSignature, set jose.JSONWebKeySet) (payload []byte, ok bool) {
+	id := signed.Signatures[0].Header.KeyID
+	for _, key := range set.Keys {
+		if id != "" && key.KeyID != id || key.Use != "" && key.Use != "sig" || !key.IsPublic() {
+			continue
+		}
+		if payload, err := signed.Verify(&key); err == nil {
+			return payload, true
+		}
+	}
+	return nil, false
+}
+
+// current returns the keys and when they came. It asks the issuer when they are
+// old, or no newer than seen, but not more often than the rate allows.
+func (k *issuerKeys) current(ctx context.Context, seen time.Time) (jose.JSONWebKeySet, time.Time, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := k.now()
+	fresh := !k.when.IsZero() && now.Sub(k.when) < issuerKeyAge
+	if fresh && k.when.After(seen) {
+		return k.set, k.when, nil
+	}
+	err := error(ErrIssuerAway)
+	if k.ask.AllowN(now, 1) {
+		var set jose.JSONWebKeySet
+		if set, err = k.fetch(ctx); err == nil {
+			k.set, k.when = set, now
+			return k.set, k.when, nil
+		}
+	}
+	if !k.when.IsZero() && now.Sub(k.when) < issuerKeyStale {
+		return k.set, k.when, nil
+	}
+	return jose.JSONWebKeySet{}, time.Time{}, err
+}
+
+func (k *issuerKeys) fetch(ctx context.Context) (set jose.JSONWebKeySet, err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), issuerTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, k.url, nil)
+	if err != nil {
+		return set, fmt.Errorf("fetching the issuer's keys: %w: %w", ErrIssuerAway, err)
+	}
+	resp, err := k.client.Do(req)
+	if err != nil {
+		return set, fmt.Errorf("fetching the issuer's keys: %w: %w", ErrIssuerAway, err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // only read
+	body, err := io.ReadAll(io.LimitReader(resp.Body, issuerMax))
+	if err != nil {
+		return set, fmt.Errorf("reading the issuer's keys: %w: %w", ErrIssuerAway, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return set, fmt.Errorf("fetching the issuer's keys: %w: status %d", ErrIssuerAway, resp.StatusCode)
+	}
+	var list struct {
+		Keys []jsontext.Value `json:"keys"`
+	}
+	if err := json.Unmarshal(body, &list); err != nil {
+		return set, fmt.Errorf("reading the issuer's keys: %w: %w", ErrIssuerAway, err)
+	}
+	for _, raw := range list.Keys {
+		var key jose.JSONWebKey
+		if key.UnmarshalJSON(raw) == nil { // of the others nothing can be made here
+			set.Keys = append(set.Keys, key)
+		}
+	}
+	return set, nil
+}

@@ -1,0 +1,94 @@
+// Package access says who may call, and how much: API keys, tokens of an OpenID Connect
+// issuer, roles, tenants, rates and the record of what was denied.
+package access
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"log/slog"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/service"
+)
+
+// Deps is what a Service is made of. Every field without "optional" is needed.
+type Deps struct {
+	Kernel    *service.Kernel
+	Log       *aggregates.Log
+	Views     *projections.Views
+	Projector *projections.Projector
+	Keyring   *seal.Keyring
+	Metrics   prometheus.Registerer // optional
+	Logger    *slog.Logger
+
+	// KeyRevoked is told the id of a key when it was revoked, to end its
+	// connections; optional.
+	KeyRevoked func(id string)
+	// LastUse remembers when keys were used last; optional.
+	LastUse LastUse
+	// Tokens checks the tokens of an OpenID Connect issuer; without it none is taken.
+	Tokens *Tokens
+	// Limits bounds what callers may ask; none when zero.
+	Limits Limits
+}
+
+// Service is the gate of the kernel. Its methods may be called from many goroutines.
+type Service struct {
+	Deps
+	keys      *lru.Cache[[sha256.Size]byte, knownKey]
+	keyIDs    *lru.Cache[string, knownKey]
+	tenants   *lru.Cache[string, struct{}]
+	denials   *denials
+	limiter   *limiter
+	wrongKeys *wrongKeys
+}
+
+// The bounds of what is kept in memory.
+const (
+	maxKeys    = 10_000
+	maxTenants = 10_000
+)
+
+// New makes a Service.
+func New(deps Deps) (*Service, error) {
+	s := &Service{Deps: deps, denials: newDenials(deps.Metrics)}
+	var err error
+	if s.keys, err = lru.New[[sha256.Size]byte, knownKey](maxKeys); err != nil {
+		return nil, fmt.Errorf("cache of keys: %w", err)
+	}
+	if s.keyIDs, err = lru.New[string, knownKey](maxKeys); err != nil {
+		return nil, fmt.Errorf("cache of keys: %w", err)
+	}
+	if s.tenants, err = lru.New[string, struct{}](maxTenants); err != nil {
+		return nil, fmt.Errorf("cache of tenants: %w", err)
+	}
+	if s.limiter, err = newLimiter(deps.Limits); err != nil {
+		return nil, err
+	}
+	s.wrongKeys, err = newWrongKeys(deps.Limits.WrongKeys, deps.Kernel.Now)
+	return s, err
+}
+
+// Knows implements service.Gate.
+func (s *Service) Knows(tenant string) bool { return s.tenants.Contains(tenant) }
+
+// Answers is what the feature adds to Done: nothing.
+func (s *Service) Answers() []service.Answer { return nil }
+
+// Remember implements service.Result.
+func (k IssuedAPIKey) Remember(c *events.CommandCompleted) (service.Done, bool) {
+	c.Expires = k.Expires
+	return k.Done, true
+}
+
+// recallIssued answers without the key, which is shown once.
+func recallIssued(_ context.Context, _ *service.Call, done service.Done, c events.CommandCompleted) (any, error) {
+	return IssuedAPIKey{Done: done, Expires: c.Expires}, nil
+}

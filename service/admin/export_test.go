@@ -1,0 +1,4 @@
+package admin
+
+// ClearMembers is clearMembers.
+var ClearMembers = clearMembers

@@ -1,0 +1,201 @@
+// Package application is the whole service: the kernel and its features, wired together.
+package application
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/credstream/credstream/admission"
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/oauth"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/access"
+	"github.com/credstream/credstream/service/admin"
+	"github.com/credstream/credstream/service/client"
+	"github.com/credstream/credstream/service/component"
+	"github.com/credstream/credstream/service/connect"
+	"github.com/credstream/credstream/service/credential"
+	"github.com/credstream/credstream/service/flow"
+	"github.com/credstream/credstream/service/secrets"
+	"github.com/credstream/credstream/service/token"
+	"github.com/credstream/credstream/vault"
+	"github.com/credstream/credstream/verify"
+)
+
+// Config is what an Application is made of. Every field without "optional" is needed.
+type Config struct {
+	Log       *aggregates.Log
+	Views     *projections.Views
+	Projector *projections.Projector
+	Vault     *vault.Vault
+	Keyring   *seal.Keyring
+	Verify    *verify.Client
+	Metrics   prometheus.Registerer
+	Logger    *slog.Logger
+
+	// WritesAllowed refuses commands while it returns an error, such as too little
+	// free space; optional.
+	WritesAllowed func() error
+	// Intact returns why the log cannot be believed, nil while it can: one that has lost
+	// commits cannot say that something is not there. Optional.
+	Intact func() error
+	// CheckStored proves, before anything is collected, that the log is whole; nil:
+	// nothing to prove.
+	CheckStored func(context.Context) error
+	// KeyRevoked is told the id of a key when it was revoked, to end its
+	// connections; optional.
+	KeyRevoked func(id string)
+	// Rewind starts the tenant's audit consumer over at a log sequence; optional.
+	Rewind func(ctx context.Context, tenant string, seq uint64) error
+	// Poison holds the messages that failed for good; optional.
+	Poison admin.PoisonQueue
+	// Claims keeps a command id to one command between processes; optional where
+	// one process alone serves the log.
+	Claims service.Claims
+	// FollowedUp keeps how far RunFollowUps has come; needed to run it.
+	FollowedUp secrets.Checkpoint
+	// RebuildViews builds the views anew from the log; optional.
+	RebuildViews func(ctx context.Context, progress func(done, end uint64)) error
+	// LastUse remembers when keys were used last; optional.
+	LastUse access.LastUse
+	// Tokens checks the tokens of an OpenID Connect issuer; without it none is taken.
+	Tokens *access.Tokens
+	// OAuth talks to authorization servers.
+	OAuth *oauth.Exchanger
+	// Holder names this process among those that renew tokens; a random name when "".
+	Holder string
+	// Alone says that no other process serves the log while this one lives.
+	Alone bool
+	// RefreshPatience is how long a renewal that another process has begun may stay
+	// without progress before this one takes it over; 30 s when 0.
+	RefreshPatience time.Duration
+	// AccessLog records who is given which credential; without it nobody is given any.
+	AccessLog credential.AccessLog
+	// Lease is for how long a flow engine may keep what it was given; credential.DefaultLease when 0.
+	Lease time.Duration
+	// Connections keeps the connections to providers under way; without it none can
+	// be made.
+	Connections connect.Connections
+	// PublicURL is where browsers reach the service, as connect.PublicURL checks it; without
+	// it no account can be connected.
+	PublicURL string
+	// ReturnTo are the origins that a browser may be sent back to when an account was
+	// connected, as connect.ReturnOrigin checks them; optional.
+	ReturnTo []string
+	// RenewalStep is called between the steps of a renewal ("started", "answered",
+	// "stored"), so that a test can stop one there; optional.
+	RenewalStep func(step string)
+	// ClocksAgree returns why the clocks of the processes are not known to agree: then no
+	// reservation is ended because its time is over; optional.
+	ClocksAgree func() error
+	// Limits bounds what callers may ask; none when zero.
+	Limits access.Limits
+	// Admission shares the work of the process between callers; one of its own when nil.
+	Admission *admission.Admission
+	// Now is the clock; time.Now when nil.
+	Now func() time.Time
+}
+
+// Application answers the route table of all features. The features' own methods are
+// reached through their fields.
+type Application struct {
+	*service.Kernel
+
+	Access      *access.Service
+	Secrets     *secrets.Service
+	Flows       *flow.Service
+	Components  *component.Service
+	Clients     *client.Service
+	Tokens      *token.Service
+	Credentials *credential.Service
+	Connects    *connect.Service
+	Admin       *admin.Service
+}
+
+// features are those of a, in the order of the route table.
+func (a *Application) features() []service.Feature {
+	return []service.Feature{a.Access, a.Components, a.Credentials, a.Clients, a.Connects, a.Tokens, a.Flows, a.Admin}
+}
+
+// Routes is the one route table: what the service can be asked on every edge.
+func Routes() (routes []service.Route) {
+	for _, f := range (&Application{}).features() {
+		routes = append(routes, f.Routes()...)
+	}
+	return routes
+}
+
+// New makes an Application. Close ends it. Errors: connect.ErrPublicURL,
+// connect.ErrReturnOrigin.
+func New(cfg Config) (*Application, error) {
+	if cfg.RefreshPatience == 0 {
+		cfg.RefreshPatience = token.DefaultPatience
+	}
+	kernel, err := service.New(service.Config{
+		Log: cfg.Log, Views: cfg.Views, Projector: cfg.Projector, Keyring: cfg.Keyring, Metrics: cfg.Metrics, Logger: cfg.Logger,
+		WritesAllowed: cfg.WritesAllowed, Intact: cfg.Intact, Claims: cfg.Claims, Admission: cfg.Admission, Now: cfg.Now,
+	})
+	if err != nil {
+		return nil, err
+	}
+	a := &Application{Kernel: kernel}
+	var errs [5]error
+	a.Access, errs[0] = access.New(access.Deps{
+		Kernel: kernel, Log: cfg.Log, Views: cfg.Views, Projector: cfg.Projector, Keyring: cfg.Keyring, Metrics: cfg.Metrics, Logger: cfg.Logger,
+		KeyRevoked: cfg.KeyRevoked, LastUse: cfg.LastUse, Tokens: cfg.Tokens, Limits: cfg.Limits,
+	})
+	a.Secrets, errs[1] = secrets.New(secrets.Deps{
+		Kernel: kernel, Log: cfg.Log, Views: cfg.Views, Vault: cfg.Vault, Keyring: cfg.Keyring, Metrics: cfg.Metrics, Logger: cfg.Logger,
+		CheckStored: cfg.CheckStored, FollowedUp: cfg.FollowedUp, Alone: cfg.Alone, RefreshPatience: cfg.RefreshPatience,
+	})
+	a.Flows = flow.New(flow.Deps{
+		Kernel: kernel, Access: a.Access, Log: cfg.Log, Views: cfg.Views, Projector: cfg.Projector, Metrics: cfg.Metrics, Logger: cfg.Logger,
+		ClocksAgree: cfg.ClocksAgree,
+	})
+	a.Components, errs[2] = component.New(component.Deps{
+		Kernel: kernel, Secrets: a.Secrets, Log: cfg.Log, Views: cfg.Views, Logger: cfg.Logger, Flows: a.Flows,
+	})
+	a.Clients = client.New(client.Deps{
+		Kernel: kernel, Secrets: a.Secrets, Access: a.Access, Components: a.Components, Flows: a.Flows,
+		Log: cfg.Log, Views: cfg.Views, Vault: cfg.Vault, Logger: cfg.Logger,
+	})
+	// What stands below asks what stands above it.
+	a.Flows.Components, a.Flows.Clients, a.Components.Clients = a.Components, a.Clients, a.Clients
+	a.Tokens = token.New(token.Deps{
+		Kernel: kernel, Secrets: a.Secrets, Components: a.Components, Clients: a.Clients,
+		Log: cfg.Log, Views: cfg.Views, Vault: cfg.Vault, OAuth: cfg.OAuth, Metrics: cfg.Metrics, Logger: cfg.Logger,
+		Holder: cfg.Holder, Alone: cfg.Alone, RefreshPatience: cfg.RefreshPatience, RenewalStep: cfg.RenewalStep,
+	})
+	a.Credentials, errs[3] = credential.New(credential.Deps{
+		Kernel: kernel, Secrets: a.Secrets, Access: a.Access, Components: a.Components, Clients: a.Clients, Flows: a.Flows, Tokens: a.Tokens, Grants: a.Tokens,
+		Log: cfg.Log, Views: cfg.Views, Keyring: cfg.Keyring, Verify: cfg.Verify, Metrics: cfg.Metrics, Logger: cfg.Logger,
+		AccessLog: cfg.AccessLog, Lease: cfg.Lease,
+	})
+	a.Connects, errs[4] = connect.New(connect.Deps{
+		Kernel: kernel, Secrets: a.Secrets, Access: a.Access, Components: a.Components, Clients: a.Clients, Credentials: a.Credentials, Tokens: a.Tokens,
+		Log: cfg.Log, Keyring: cfg.Keyring, OAuth: cfg.OAuth, Metrics: cfg.Metrics, Logger: cfg.Logger,
+		Connections: cfg.Connections, PublicURL: cfg.PublicURL, ReturnTo: cfg.ReturnTo,
+	})
+	a.Admin = admin.New(admin.Deps{
+		Kernel: kernel, Secrets: a.Secrets, Log: cfg.Log, Views: cfg.Views, Projector: cfg.Projector, Keyring: cfg.Keyring, Logger: cfg.Logger,
+		Rewind: cfg.Rewind, Poison: cfg.Poison, RebuildViews: cfg.RebuildViews,
+	})
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, err
+	}
+	kernel.Open(a.Access, a.features()...)
+	return a, nil
+}
+
+// Close ends what outlives a request, and waits for it.
+func (a *Application) Close() {
+	a.Kernel.Close()
+	a.Admin.Close()
+	a.Tokens.Close()
+}

@@ -1,0 +1,900 @@
+package client
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/component"
+	"github.com/credstream/credstream/service/permission"
+	"github.com/credstream/credstream/service/secrets"
+	"github.com/credstream/credstream/vault"
+)
+
+// The refusals of an auth client's input.
+var (
+	ErrAuthClientType       = fault.New(fault.Invalid, "auth_client_type_invalid", "The type of an auth client must be oauth2, basic, api_key or noauth.")
+	ErrAuthClientScope      = fault.New(fault.Invalid, "auth_client_scope_invalid", "An auth client belongs to one workspace, to one contract, to the tenant, or to every tenant.")
+	ErrAuthClientComponents = fault.New(fault.Invalid, "auth_client_components_invalid", "An auth client needs 1 to 50 components, without duplicates.")
+	// ErrAuthClientIdle refuses to make a credential with an auth client that nothing is done with.
+	ErrAuthClientIdle = fault.New(fault.Unprocessable, "auth_client_idle",
+		"No credential can be created with this auth client: only auth clients of type oauth2 "+
+			"that belong to the tenant are used. Omit it, or name one of those.")
+	ErrAuthClientOther = fault.New(fault.Unprocessable, "auth_client_component_mismatch", "The auth client does not include this component.")
+	// ErrOAuthClientSecretNeeded keeps a stored secret from the hosts of a component that is added.
+	ErrOAuthClientSecretNeeded = fault.New(fault.Unprocessable, "oauth_client_secret_needed",
+		"The component sends the client secret to a host that the secret was not entered for. Enter client_secret again with the change.")
+	// ErrOAuthClientFollows keeps an OAuth client as its auth client says.
+	ErrOAuthClientFollows = fault.New(fault.Precondition, "oauth_client_follows", "An auth client manages this OAuth client. Change or delete the auth client.")
+)
+
+// maxAuthComponents bounds the components of an auth client.
+const maxAuthComponents = 50
+
+// typeOAuth2 is the type of auth clients whose components work with OAuth. Where one
+// belongs to the tenant, the OAuth clients of its components follow it: they are
+// defined, changed and deleted with it. All others are kept and shown.
+const typeOAuth2 = "oauth2"
+
+var authClientTypes = []string{typeOAuth2, "basic", "api_key", "noauth"}
+
+// The members of an oauth2 auth client's credentials. All but the secret are shown
+// to who may read it. What says where tokens come from is kept as given: secrets go
+// where the component's descriptor sends them, and nowhere else.
+const (
+	clientIDMember     = "client_id"
+	clientSecretMember = "client_secret"
+)
+
+var shownMembers = []string{clientIDMember, "auth_uri", "token_uri", "refresh_token_uri", "token_expires_in"}
+
+// CreateAuthClient asks for a new auth client.
+type CreateAuthClient struct {
+	Name        string         `json:"name"`                        // for people
+	Type        string         `json:"type"`                        // oauth2, basic, api_key or noauth
+	Scope       string         `json:"scope,omitzero"`              // workspace, contract, tenant or global, which takes a caller that is granted every tenant; tenant when absent
+	ScopeID     string         `json:"scope_id,omitzero"`           // of the workspace or contract: an id of the caller's, kept as given
+	Components  []string       `json:"components"`                  // ids, 1 to 50
+	Credentials secrets.Keys   `json:"credentials,omitzero"`        // of type oauth2: client_id, client_secret, and as they are known auth_uri, token_uri, refresh_token_uri and token_expires_in; else anything
+	Expected    map[string]int `json:"expected_revisions,omitzero"` // by component: refuse when its descriptor in force has another revision
+}
+
+func (s *Service) createAuthClient(ctx context.Context, call *service.Call, in CreateAuthClient) (service.Done, error) {
+	if call.Resumed() != nil {
+		return s.resumeAuthClient(ctx, call)
+	}
+	if in.Scope == "" {
+		in.Scope = projections.ScopeTenant
+	}
+	if err := s.checkAuthClient(ctx, call, in); err != nil {
+		return service.Done{}, err
+	}
+	id := call.DeriveID("auth_client")
+	created := events.AuthClientCreated{
+		Name: in.Name, Type: in.Type, Scope: in.Scope, ScopeID: in.ScopeID, Fields: in.Credentials.Names(), ClientID: clientIDOf(in.Type, in.Credentials.Fields),
+	}
+	follow := Follows(in.Type, in.Scope)
+	var err error
+	var revisions map[string]int
+	if created.Components, revisions, err = s.authComponents(ctx, call, in.Type, follow, nil, in.Components, givenFor{now: true, expected: in.Expected}); err != nil {
+		return service.Done{}, err
+	}
+	if follow {
+		created.Revisions = aggregates.AuthClientState{Revisions: revisions}.RevisionsOf(created.Components)
+	}
+	before, err := aggregates.AuthClient.Fresh(ctx, s.Log, aggregates.AuthClient.Stream(call.Tenant, id))
+	if err != nil {
+		return service.Done{}, err
+	}
+	var done service.Done
+	create := func(secretID string) error {
+		created.SecretID = secretID
+		done, err = s.changeAuthClient(ctx, call, commands.CreateAuthClient{ID: id, Created: created})
+		return err
+	}
+	if before.Value.Exists || len(created.Fields) == 0 { // a repeat needs no other secret
+		err = create("")
+	} else {
+		err = s.Secrets.WithSecret(ctx, authClientRef(call.Tenant, id, ""), in.Credentials.Marshal(), create)
+	}
+	if err != nil || !follow {
+		return done, err
+	}
+	return s.settleCreated(ctx, call, id)
+}
+
+// settleCreated completes the creation of an auth client, or takes it back.
+func (s *Service) settleCreated(ctx context.Context, call *service.Call, id string) (service.Done, error) {
+	done, err := s.settleAuthClient(ctx, call.Step(1), id)
+	if refused(err) {
+		return service.Done{}, errors.Join(err, s.dropAuthClient(ctx, call, id))
+	}
+	return done, err
+}
+
+// settleChanged completes the change of an auth client, or puts its form of before in
+// force again.
+func (s *Service) settleChanged(ctx context.Context, call *service.Call, id string, before aggregates.AuthClientState) (service.Done, error) {
+	done, err := s.settleAuthClient(ctx, call.Step(1), id)
+	if refused(err) {
+		return service.Done{}, errors.Join(err, s.restoreAuthClient(ctx, call, id, form(before)))
+	}
+	return done, err
+}
+
+// settleDeleted completes the deletion of an auth client, or puts its form of before
+// in force again.
+func (s *Service) settleDeleted(ctx context.Context, call *service.Call, id string, before aggregates.AuthClientState) (service.Done, error) {
+	if done, err := s.settleChanged(ctx, call, id, before); err != nil {
+		return done, err
+	}
+	return s.changeAuthClient(ctx, call.Step(2), commands.DeleteAuthClient{ID: id})
+}
+
+// resumeAuthClient completes a command whose first commit stands, unless somebody
+// has changed the auth client since.
+func (s *Service) resumeAuthClient(ctx context.Context, call *service.Call) (service.Done, error) {
+	recs := call.Resumed()
+	id := recs[0].Stream.ID
+	before, after, err := aggregates.AuthClient.Around(ctx, s.Log, recs)
+	if err != nil {
+		return service.Done{}, err
+	}
+	if !after.Exists || after.Settled { // it took one commit
+		return s.Kernel.Answered(recs[0].Stream, before, after, recs[0].Seq), nil
+	}
+	now, err := aggregates.AuthClient.Fresh(ctx, s.Log, recs[0].Stream)
+	switch {
+	case err != nil:
+		return service.Done{}, err
+	case !now.Value.Exists && call.Route == "auth_client.delete":
+		return s.Kernel.Answered(recs[0].Stream, before, now.Value, now.Seq), nil
+	case now.Value.Changes != after.Changes:
+		return service.Done{}, aggregates.ErrAuthClientChanged
+	}
+	switch call.Route {
+	case "auth_client.create":
+		return s.settleCreated(ctx, call, id)
+	case "auth_client.delete":
+		return s.settleDeleted(ctx, call, id, before)
+	}
+	return s.settleChanged(ctx, call, id, before)
+}
+
+// checkAuthClient checks what a new auth client is told, but for its components.
+func (s *Service) checkAuthClient(ctx context.Context, call *service.Call, in CreateAuthClient) error {
+	if err := service.CheckName("/name", in.Name); err != nil {
+		return err
+	}
+	if !slices.Contains(authClientTypes, in.Type) {
+		return ErrAuthClientType.At("/type")
+	}
+	if err := checkSeenFrom(in.Scope, in.ScopeID); err != nil {
+		return err
+	}
+	if err := s.mayScope(ctx, call, in.Scope, permission.OAuthClientsCreate); err != nil {
+		return err
+	}
+	return checkAuthCredentials(in.Type, in.Credentials.Fields)
+}
+
+// checkSeenFrom checks a scope, "" being every one, and the id that two of them have.
+func checkSeenFrom(scope, id string) error {
+	switch scope {
+	case projections.ScopeWorkspace, projections.ScopeContract:
+		if err := service.Required("/scope_id", id); err != nil {
+			return err
+		}
+		return service.PointAt(events.CheckID(id), "/scope_id")
+	case "", projections.ScopeTenant, projections.ScopeGlobal:
+		if id != "" {
+			return ErrAuthClientScope.At("/scope_id")
+		}
+		return nil
+	}
+	return ErrAuthClientScope.At("/scope")
+}
+
+// mayScope refuses what concerns every tenant to who is not granted every tenant.
+func (s *Service) mayScope(ctx context.Context, call *service.Call, scope string, perm permission.Permission) error {
+	if scope != projections.ScopeGlobal || slices.Contains(call.Principal.Tenants, service.AllTenants) {
+		return nil
+	}
+	s.Access.Denied(ctx, call, perm)
+	return service.ErrDenied.Because("An auth client of every tenant requires a key with the permission %s that is granted every tenant (*).", perm)
+}
+
+func checkAuthCredentials(typ string, credentials seal.Fields) error {
+	const at = "/credentials"
+	if err := secrets.CheckMask(credentials); err != nil {
+		return outOf(err, "/keys", at)
+	}
+	if typ != typeOAuth2 {
+		return nil
+	}
+	for _, name := range credentials.Names() {
+		if name != clientSecretMember && !slices.Contains(shownMembers, name) {
+			return service.ErrBody.Because("Unknown member of the credentials of an oauth2 auth client.").At(at + "/" + service.EscapePointer(name))
+		}
+		if v, text := credentials.Text(name); !text || len(v.Reveal()) > 4096 {
+			return service.ErrBody.Because("The member must be a string of at most 4096 characters.").At(at + "/" + service.EscapePointer(name))
+		}
+	}
+	id, _ := credentials.Text(clientIDMember)
+	if err := checkClientID(string(id.Reveal())); err != nil {
+		return outOf(err, "/client_id", at+"/"+clientIDMember)
+	}
+	if secret, _ := credentials.Text(clientSecretMember); len(secret.Reveal()) == 0 {
+		return service.Required(at+"/"+clientSecretMember, "")
+	}
+	return nil
+}
+
+// outOf makes an error that points at one place, or below it, point at another.
+func outOf(err error, place, other string) error {
+	f := fault.Of(err)
+	if f == nil || len(f.Pointer) < len(place) || f.Pointer[:len(place)] != place {
+		return err
+	}
+	return f.At(other + f.Pointer[len(place):])
+}
+
+func clientIDOf(typ string, credentials seal.Fields) string {
+	if typ != typeOAuth2 {
+		return ""
+	}
+	id, _ := credentials.Text(clientIDMember)
+	return string(id.Reveal())
+}
+
+// Follows reports whether OAuth clients follow an auth client.
+func Follows(typ, scope string) bool { return typ == typeOAuth2 && scope == projections.ScopeTenant }
+
+// authComponents are the components that an auth client is to be for: those of
+// before stay as they are; each other one must be there, work with the type, and
+// have no OAuth client where one is to follow, nor send the secret where it must not
+// go. Of these the revisions that were looked at are returned.
+func (s *Service) authComponents(ctx context.Context, call *service.Call, typ string, follow bool, before []events.AuthClientComponent, ids []string, secret givenFor) (now []events.AuthClientComponent, revisions map[string]int, err error) {
+	if len(ids) == 0 || len(ids) > maxAuthComponents {
+		return nil, nil, ErrAuthClientComponents.At("/components")
+	}
+	revisions = map[string]int{}
+	for i, id := range ids {
+		at := "/components/" + strconv.Itoa(i)
+		if slices.Contains(ids[:i], id) {
+			return nil, nil, ErrAuthClientComponents.At(at)
+		}
+		if n := slices.IndexFunc(before, func(c events.AuthClientComponent) bool { return c.Component == id }); n >= 0 {
+			now = append(now, before[n])
+			continue
+		}
+		d, revision, err := s.Components.UsableAt(ctx, call.Tenant, id, "", secret.expected[id])
+		switch {
+		case errors.Is(err, aggregates.ErrComponentChanged):
+			return nil, nil, service.PointAt(err, expectedOf(id))
+		case errors.Is(err, aggregates.ErrComponentNotFound), errors.Is(err, aggregates.ErrComponentDeleted):
+			return nil, nil, ErrOAuthClientComponent.Because("%s", fault.Of(err).Msg).At(at)
+		case err != nil:
+			return nil, nil, err
+		case typ == typeOAuth2 && !d.WantsClient:
+			return nil, nil, ErrOAuthNotDeclared.At(at)
+		}
+		c := events.AuthClientComponent{Component: id}
+		if follow {
+			c.OAuthClient = call.DeriveID("oauth_client/" + id)
+			client, err := aggregates.OAuthClient.Fresh(ctx, s.Log, aggregates.OAuthClient.Stream(call.Tenant, id))
+			if err != nil {
+				return nil, nil, err
+			}
+			if other := client.Value.ID; other != "" && other != c.OAuthClient {
+				return nil, nil, aggregates.ErrOAuthClientExists.At(at)
+			}
+			if beyond := append(d.OAuth2.Beyond(secret.blocks...), d.OAuth2.ConsentBeyond(secret.blocks...)...); len(beyond) > 0 && !secret.now {
+				return nil, nil, ErrOAuthClientSecretNeeded.Because("The component sends the client secret, or users who connect an account, to a host that the "+
+					"secret was not entered for: %s. Enter client_secret again with the change.", strings.Join(beyond, " and ")).At(at)
+			}
+			revisions[id] = revision
+		}
+		now = append(now, c)
+	}
+	return now, revisions, nil
+}
+
+// givenFor says what the secret of an auth client may be used for.
+type givenFor struct {
+	now    bool               // it is in the request, so it may go wherever the components send it
+	known  map[string]int     // by component: revision of its descriptor that it was given for last
+	blocks []*commands.OAuth2 // of all revisions that it was given for
+
+	expected map[string]int // by component: the revision that the caller has looked at
+}
+
+// expectedOf is where a change says which revision of a component it expects.
+func expectedOf(component string) string {
+	return "/expected_revisions/" + service.EscapePointer(component)
+}
+
+// secretOf says it of an auth client as it is.
+func (s *Service) secretOf(ctx context.Context, tenant string, a aggregates.AuthClientState) (givenFor, error) {
+	secret := givenFor{known: map[string]int{}}
+	for _, c := range a.Components {
+		client, err := aggregates.OAuthClient.Fresh(ctx, s.Log, aggregates.OAuthClient.Stream(tenant, c.Component))
+		switch {
+		case err != nil:
+			return secret, err
+		case client.Value.ID != c.OAuthClient || client.Value.Unusable:
+			continue
+		}
+		if secret.known[c.Component] = a.Revisions[c.Component]; secret.known[c.Component] == 0 {
+			secret.known[c.Component] = client.Value.Revision()
+		}
+		blocks, _, err := s.meant(ctx, tenant, c.Component, client.Value)
+		if err != nil {
+			return secret, err
+		}
+		secret.blocks = append(secret.blocks, blocks...)
+	}
+	return secret, nil
+}
+
+// revisions are those of components that the secret is given for from now on, in
+// their order. added are the ones of components that are new.
+func (s *Service) revisions(ctx context.Context, tenant string, components []events.AuthClientComponent, added map[string]int, secret givenFor) ([]int, error) {
+	all := make([]int, len(components))
+	for i, c := range components {
+		all[i] = cmp.Or(added[c.Component], secret.known[c.Component])
+		if !secret.now || added[c.Component] != 0 {
+			continue
+		}
+		revision, err := s.descriptorInForce(ctx, tenant, c.Component)
+		if err == nil {
+			err = component.CheckRevision(expectedOf(c.Component), secret.expected[c.Component], revision)
+		}
+		if err != nil && !errors.Is(err, aggregates.ErrOAuthClientUnusable) {
+			return nil, err
+		}
+		all[i] = cmp.Or(revision, all[i]) // what is deleted, or shared no more, is as it was
+	}
+	return all, nil
+}
+
+// authClientRef is where the vault keeps an auth client's credentials.
+func authClientRef(tenant, id, secretID string) vault.Ref {
+	return vault.Ref{Tenant: tenant, Category: aggregates.AuthClient.Category, Owner: id, SecretID: secretID}
+}
+
+// changeAuthClient executes a command and erases the secrets that the auth client
+// neither has nor may go back to any more.
+func (s *Service) changeAuthClient(ctx context.Context, call *service.Call, cmd commands.AuthClient) (service.Done, error) {
+	before, after, err := secrets.Change(ctx, s.Secrets, call, aggregates.AuthClient, call.Tenant, cmd)
+	if err != nil {
+		return service.Done{}, err
+	}
+	return s.Kernel.Answered(aggregates.AuthClient.Stream(call.Tenant, cmd.Target()), before, after.Value, after.Seq), nil
+}
+
+// settleAuthClient makes the OAuth clients of the components follow the auth client
+// and records that they do. It may be done twice. After a refusal some may follow
+// and others not.
+func (s *Service) settleAuthClient(ctx context.Context, call *service.Call, id string) (service.Done, error) {
+	now, err := aggregates.AuthClient.Fresh(ctx, s.Log, aggregates.AuthClient.Stream(call.Tenant, id))
+	if err != nil {
+		return service.Done{}, err
+	}
+	if !now.Value.Settled {
+		if err := s.follow(ctx, call, id, now.Value); err != nil {
+			return service.Done{}, err
+		}
+	}
+	return s.changeAuthClient(ctx, call, commands.SettleAuthClient{ID: id, Expected: now.Value.Changes})
+}
+
+// refused reports whether an OAuth client cannot follow. A change of somebody else
+// is no refusal, nor is a repeat.
+func refused(err error) bool {
+	_, repeated := errors.AsType[*service.Repeat](err)
+	return err != nil && !repeated && service.Definite(err) && !errors.Is(err, aggregates.ErrAuthClientChanged) && !errors.Is(err, aggregates.ErrOAuthClientMoved)
+}
+
+// follow is settleAuthClient without the record.
+func (s *Service) follow(ctx context.Context, call *service.Call, id string, a aggregates.AuthClientState) error {
+	for i, c := range a.Leaving {
+		client, err := aggregates.OAuthClient.Fresh(ctx, s.Log, aggregates.OAuthClient.Stream(call.Tenant, c.Component))
+		if err == nil && client.Value.ID == c.OAuthClient {
+			_, err = s.changeClient(ctx, call.Step(100+i), commands.DeleteOAuthClient{Component: c.Component, ID: c.OAuthClient})
+		}
+		if err != nil && !errors.Is(err, aggregates.ErrOAuthClientNotFound) {
+			return err
+		}
+	}
+	var credentials seal.Fields
+	for i, c := range a.Components {
+		client, err := aggregates.OAuthClient.Fresh(ctx, s.Log, aggregates.OAuthClient.Stream(call.Tenant, c.Component))
+		own := client.Value.ID == c.OAuthClient
+		if err != nil {
+			return err
+		}
+		if own && (!a.Renew || client.Value.Unusable) { // nothing is done with an unusable one any more
+			continue
+		}
+		if len(credentials.Names()) == 0 {
+			if credentials, err = s.authCredentials(ctx, call.Tenant, id, a.SecretID); err != nil {
+				return err
+			}
+		}
+		secret, _ := credentials.Text(clientSecretMember)
+		step := call.Step(200 + i)
+		if own {
+			cmd := commands.ChangeOAuthClient{Component: c.Component, ID: c.OAuthClient, ClientID: a.ClientID, Revision: a.Revisions[c.Component]}
+			_, err = s.changeDefined(ctx, step, cmd, secret)
+		} else {
+			cmd := commands.DefineOAuthClient{Component: c.Component, ID: c.OAuthClient, ClientID: a.ClientID, Revision: a.Revisions[c.Component]}
+			_, err = s.define(ctx, step, cmd, secret, 0)
+		}
+		switch {
+		case errors.Is(err, aggregates.ErrOAuthClientUnusable): // its component was deleted
+		case err != nil:
+			return service.PointAt(err, "/components/"+strconv.Itoa(i))
+		}
+	}
+	return nil
+}
+
+// authCredentials opens the credentials of an auth client.
+func (s *Service) authCredentials(ctx context.Context, tenant, id, secretID string) (seal.Fields, error) {
+	if secretID == "" {
+		return seal.Fields{}, nil
+	}
+	secret, err := s.Vault.Get(ctx, authClientRef(tenant, id, secretID))
+	if err != nil {
+		return seal.Fields{}, fmt.Errorf("open the credentials of auth client %s: %w", id, err)
+	}
+	return seal.ParseFields(secret.Reveal())
+}
+
+// form is an auth client as a change says it.
+func form(a aggregates.AuthClientState) events.AuthClientChanged {
+	changed := events.AuthClientChanged{Name: a.Name, Components: a.Components, Fields: a.Fields, ClientID: a.ClientID, SecretID: a.SecretID}
+	if Follows(a.Type, a.Scope) {
+		changed.Revisions = a.RevisionsOf(a.Components)
+	}
+	return changed
+}
+
+// restoreAuthClient puts an earlier form in force again, which no OAuth client of
+// another refuses.
+func (s *Service) restoreAuthClient(ctx context.Context, call *service.Call, id string, to events.AuthClientChanged) error {
+	now, err := aggregates.AuthClient.Fresh(ctx, s.Log, aggregates.AuthClient.Stream(call.Tenant, id))
+	if err != nil {
+		return err
+	}
+	if _, err := s.changeAuthClient(ctx, call.Step(300), commands.ChangeAuthClient{ID: id, Expected: now.Value.Changes, Changed: to}); err != nil {
+		return err
+	}
+	_, err = s.settleAuthClient(ctx, call.Step(301), id)
+	return err
+}
+
+// dropAuthClient takes an auth client back that could not be made whole.
+func (s *Service) dropAuthClient(ctx context.Context, call *service.Call, id string) error {
+	now, err := aggregates.AuthClient.Fresh(ctx, s.Log, aggregates.AuthClient.Stream(call.Tenant, id))
+	if err != nil {
+		return err
+	}
+	to := form(now.Value)
+	to.Components, to.Revisions = []events.AuthClientComponent{}, nil
+	if err := s.restoreAuthClient(ctx, call, id, to); err != nil {
+		return err
+	}
+	_, err = s.changeAuthClient(ctx, call.Step(302), commands.DeleteAuthClient{ID: id})
+	return err
+}
+
+// AuthClientRef names one auth client.
+type AuthClientRef struct {
+	ID     string `json:"id"`
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+}
+
+// AuthClient finds an auth client that the tenant sees, as the newest views know it.
+func (s *Service) AuthClient(ctx context.Context, call *service.Call, ref AuthClientRef, fresh bool) (projections.AuthClient, error) {
+	var none projections.AuthClient
+	if err := service.Required("/id", ref.ID); err != nil {
+		return none, err
+	}
+	if events.CheckID(ref.ID) != nil {
+		return none, aggregates.ErrAuthClientNotFound
+	}
+	seq := ref.MinSeq
+	if fresh { // what was acknowledged, by whichever process, is known
+		end, err := s.Log.Store.End(ctx)
+		if err != nil {
+			return none, err
+		}
+		seq = max(seq, end)
+	}
+	if err := s.Kernel.AtLeast(ctx, seq); err != nil {
+		return none, err
+	}
+	k, found, err := s.Views.AuthClient(ctx, call.Tenant, ref.ID)
+	switch {
+	case err != nil:
+		return none, err
+	case !found:
+		return none, aggregates.ErrAuthClientNotFound
+	}
+	return k, nil
+}
+
+// toChange finds an auth client that the caller may write, with its state. The call
+// that it returns is one in the tenant that keeps it.
+func (s *Service) toChange(ctx context.Context, call *service.Call, id string, perm permission.Permission) (*service.Call, aggregates.AuthClientState, error) {
+	var none aggregates.AuthClientState
+	k, err := s.AuthClient(ctx, call, AuthClientRef{ID: id}, true)
+	if err != nil {
+		return nil, none, err
+	}
+	if err := s.mayScope(ctx, call, k.Scope, perm); err != nil {
+		return nil, none, err
+	}
+	home := call
+	if k.Tenant != call.Tenant { // one of every tenant: the command is remembered where its caller belongs
+		home = call.Step(1)
+		home.Tenant = k.Tenant
+	}
+	state, err := aggregates.AuthClient.Fresh(ctx, s.Log, aggregates.AuthClient.Stream(k.Tenant, id))
+	switch {
+	case err != nil:
+		return nil, none, err
+	case !state.Value.Exists:
+		return nil, none, aggregates.ErrAuthClientNotFound
+	case !state.Value.Settled:
+		return nil, none, aggregates.ErrAuthClientUnsettled
+	}
+	return home, state.Value, nil
+}
+
+// ChangeAuthClient asks for another form of an auth client. What is absent stays.
+type ChangeAuthClient struct {
+	ID          string         `json:"id"`
+	Name        string         `json:"name,omitzero"`
+	Components  []string       `json:"components,omitzero"`         // ids; they replace all
+	Credentials secrets.Keys   `json:"credentials,omitzero"`        // members that are given replace those of their name; one that is null goes
+	Expected    map[string]int `json:"expected_revisions,omitzero"` // by component: refuse when its descriptor in force has another revision
+}
+
+func (s *Service) reformAuthClient(ctx context.Context, call *service.Call, in ChangeAuthClient) (service.Done, error) {
+	if call.Resumed() != nil {
+		return s.resumeAuthClient(ctx, call)
+	}
+	home, before, err := s.toChange(ctx, call, in.ID, permission.OAuthClientsEdit)
+	if err != nil {
+		return service.Done{}, err
+	}
+	follow := Follows(before.Type, before.Scope)
+	var secret givenFor
+	if follow {
+		if secret, err = s.secretOf(ctx, home.Tenant, before); err != nil {
+			return service.Done{}, err
+		}
+		before.Revisions, secret.now = secret.known, slices.Contains(in.Credentials.Names(), clientSecretMember)
+		secret.expected = in.Expected
+	}
+	next := form(before)
+	if in.Name != "" {
+		if err := service.CheckName("/name", in.Name); err != nil {
+			return service.Done{}, err
+		}
+		next.Name = in.Name
+	}
+	var added map[string]int
+	if in.Components != nil {
+		if next.Components, added, err = s.authComponents(ctx, home, before.Type, follow, before.Components, in.Components, secret); err != nil {
+			return service.Done{}, err
+		}
+		if err := s.mayLeave(ctx, home, before, next.Components); err != nil {
+			return service.Done{}, err
+		}
+	}
+	if follow {
+		if next.Revisions, err = s.revisions(ctx, home.Tenant, next.Components, added, secret); err != nil {
+			return service.Done{}, err
+		}
+	}
+	var done service.Done
+	change := func(secretID string) error {
+		next.SecretID = secretID
+		done, err = s.changeAuthClient(ctx, home, commands.ChangeAuthClient{ID: in.ID, Expected: before.Changes, Changed: next})
+		return err
+	}
+	if len(in.Credentials.Names()) == 0 {
+		err = change(before.SecretID)
+	} else {
+		var credentials seal.Fields
+		if credentials, err = s.mergeCredentials(ctx, home, in, before); err != nil {
+			return service.Done{}, err
+		}
+		next.Fields, next.ClientID = credentials.Names(), clientIDOf(before.Type, credentials)
+		err = s.Secrets.WithSecret(ctx, authClientRef(home.Tenant, in.ID, ""), credentials.Marshal(), change)
+	}
+	if err != nil || !follow {
+		return done, err
+	}
+	return s.settleChanged(ctx, home, in.ID, before)
+}
+
+// mergeCredentials are the credentials with those that a change gives.
+func (s *Service) mergeCredentials(ctx context.Context, call *service.Call, in ChangeAuthClient, before aggregates.AuthClientState) (seal.Fields, error) {
+	old, err := s.authCredentials(ctx, call.Tenant, in.ID, before.SecretID)
+	if err != nil {
+		return old, err
+	}
+	merged := in.Credentials.Over(old)
+	for _, name := range in.Credentials.Names() {
+		if v, _ := in.Credentials.Get(name); string(v.Reveal()) == "null" {
+			merged = merged.Without(name)
+		}
+	}
+	return merged, checkAuthCredentials(before.Type, merged)
+}
+
+// mayLeave refuses, naming the flows, to let go of an OAuth client that is in use.
+// Its own stream decides again.
+func (s *Service) mayLeave(ctx context.Context, call *service.Call, before aggregates.AuthClientState, now []events.AuthClientComponent) error {
+	for _, c := range before.Components {
+		if c.OAuthClient == "" || slices.Contains(now, c) {
+			continue
+		}
+		client, err := aggregates.OAuthClient.Fresh(ctx, s.Log, aggregates.OAuthClient.Stream(call.Tenant, c.Component))
+		switch k := client.Value; {
+		case err != nil:
+			return err
+		case k.ID == c.OAuthClient && k.Uses.Len() > 0 && !k.Unusable:
+			return s.clientInUse(ctx, call, c.Component, k)
+		}
+	}
+	return nil
+}
+
+func (s *Service) deleteAuthClient(ctx context.Context, call *service.Call, in AuthClientRef) (service.Done, error) {
+	if call.Resumed() != nil {
+		return s.resumeAuthClient(ctx, call)
+	}
+	home, before, err := s.toChange(ctx, call, in.ID, permission.OAuthClientsDelete)
+	if err != nil {
+		return service.Done{}, err
+	}
+	if err := s.mayLeave(ctx, home, before, nil); err != nil {
+		return service.Done{}, err
+	}
+	if Follows(before.Type, before.Scope) && len(before.Components) > 0 {
+		empty := form(before)
+		empty.Components, empty.Revisions = []events.AuthClientComponent{}, nil
+		if _, err := s.changeAuthClient(ctx, home, commands.ChangeAuthClient{ID: in.ID, Expected: before.Changes, Changed: empty}); err != nil {
+			return service.Done{}, err
+		}
+		return s.settleDeleted(ctx, home, in.ID, before)
+	}
+	return s.changeAuthClient(ctx, home, commands.DeleteAuthClient{ID: in.ID})
+}
+
+// KeepAuthClients completes the changes that a crash has left. What is refused is
+// let be, and the auth client is for the components that it has OAuth clients of.
+func (s *Service) KeepAuthClients(ctx context.Context) error {
+	const since = time.Minute // nobody is at it any more
+	list, err := s.Views.UnsettledAuthClients(ctx, s.Kernel.Now().Add(-since), service.KeepAtOnce)
+	errs := []error{err}
+	for _, k := range list {
+		call := service.System(k.Tenant, "keeper")
+		_, err := s.settleAuthClient(ctx, call, k.ID)
+		if refused(err) {
+			err = s.asItIs(ctx, call, k.ID)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Service) asItIs(ctx context.Context, call *service.Call, id string) error {
+	state, err := aggregates.AuthClient.Fresh(ctx, s.Log, aggregates.AuthClient.Stream(call.Tenant, id))
+	if err != nil || !state.Value.Exists {
+		return err
+	}
+	to := form(state.Value)
+	to.Components = []events.AuthClientComponent{}
+	for _, c := range slices.Concat(state.Value.Components, state.Value.Leaving) {
+		client, err := aggregates.OAuthClient.Fresh(ctx, s.Log, aggregates.OAuthClient.Stream(call.Tenant, c.Component))
+		if err != nil {
+			return err
+		}
+		if client.Value.ID == c.OAuthClient && !slices.Contains(to.Components, c) {
+			to.Components = append(to.Components, c)
+		}
+	}
+	to.Revisions = state.Value.RevisionsOf(to.Components)
+	return s.restoreAuthClient(ctx, call, id, to)
+}
+
+// followsNone refuses, with ErrOAuthClientFollows, an OAuth client that follows an
+// auth client.
+func (s *Service) followsNone(ctx context.Context, k projections.OAuthClient) error {
+	a, found, err := s.Views.AuthClientFollowed(ctx, k.Tenant, k.Component)
+	if err != nil || !found || !slices.Contains(a.Components, events.AuthClientComponent{Component: k.Component, OAuthClient: k.ID}) {
+		return err
+	}
+	return ErrOAuthClientFollows.Because("The auth client %s manages this OAuth client. Change or delete the auth client.", a.ID)
+}
+
+// AuthClient is what the service shows of an auth client.
+type AuthClient struct {
+	ID          string                `json:"id"`
+	Name        string                `json:"name"`
+	Type        string                `json:"type"`              // oauth2, basic, api_key or noauth
+	Scope       string                `json:"scope"`             // workspace, contract, tenant or global
+	ScopeID     string                `json:"scope_id,omitzero"` // of the workspace or contract
+	Components  []AuthClientComponent `json:"components"`
+	Credentials map[string]any        `json:"credentials"` // by member: "********", or the value where it is no secret; of one of every tenant, only to who is granted every tenant
+	Settled     bool                  `json:"settled"`     // the OAuth clients of its components follow the last change
+	CreatedAt   time.Time             `json:"created_at"`
+	CreatedBy   string                `json:"created_by,omitzero"` // "key:<id>"; absent when it was another tenant's
+	UpdatedAt   time.Time             `json:"updated_at"`
+	Seq         uint64                `json:"seq"` // log sequence of the last change
+}
+
+// AuthClientComponent is a component that an auth client is for.
+type AuthClientComponent struct {
+	Component   string `json:"component"`
+	OAuthClient string `json:"oauth_client,omitzero"` // id of its OAuth client that follows the auth client; absent when none does
+}
+
+// authClientInfo shows of the credentials what the log has of them.
+func authClientInfo(call *service.Call, k projections.AuthClient) AuthClient {
+	a := AuthClient{
+		ID: k.ID, Name: k.Name, Type: k.Type, Scope: k.Scope, ScopeID: k.ScopeID, Components: make([]AuthClientComponent, len(k.Components)),
+		Credentials: map[string]any{}, Settled: k.Settled, CreatedAt: k.CreatedAt, UpdatedAt: k.UpdatedAt, Seq: k.Seq,
+	}
+	for i, c := range k.Components {
+		a.Components[i] = AuthClientComponent(c)
+	}
+	for _, name := range k.Fields {
+		a.Credentials[name] = secrets.Mask
+	}
+	if call.Tenant == k.Tenant {
+		a.CreatedBy = k.CreatedBy
+	}
+	if k.ClientID != "" && seesCredentials(call, k) {
+		a.Credentials[clientIDMember] = k.ClientID
+	}
+	return a
+}
+
+// seesCredentials reports whether the caller belongs where the auth client does.
+func seesCredentials(call *service.Call, k projections.AuthClient) bool {
+	return k.Scope != projections.ScopeGlobal || slices.Contains(call.Principal.Tenants, service.AllTenants)
+}
+
+// GetAuthClient asks for one auth client.
+type GetAuthClient struct {
+	ID      string `json:"id"`
+	Scope   string `json:"scope,omitzero"`    // only if it is to be seen there, as in ListAuthClients
+	ScopeID string `json:"scope_id,omitzero"` // of the workspace or contract
+	MinSeq  uint64 `json:"min_seq,omitzero"`  // wait until the answer reflects this log sequence
+}
+
+func (s *Service) getAuthClient(ctx context.Context, call *service.Call, in GetAuthClient) (AuthClient, error) {
+	if err := checkSeenFrom(in.Scope, in.ScopeID); err != nil {
+		return AuthClient{}, err
+	}
+	k, err := s.AuthClient(ctx, call, AuthClientRef{ID: in.ID, MinSeq: in.MinSeq}, false)
+	switch {
+	case err != nil:
+		return AuthClient{}, err
+	case in.Scope == "", k.Scope == projections.ScopeGlobal, k.Scope == projections.ScopeTenant && in.Scope != projections.ScopeGlobal,
+		k.Scope == in.Scope && k.ScopeID == in.ScopeID:
+	default:
+		return AuthClient{}, aggregates.ErrAuthClientNotFound
+	}
+	a := authClientInfo(call, k)
+	if k.Type != typeOAuth2 || !seesCredentials(call, k) {
+		return a, nil
+	}
+	credentials, err := s.authCredentials(ctx, k.Tenant, k.ID, k.SecretID)
+	if errors.Is(err, vault.ErrNoSecret) { // it was changed at this moment
+		return a, nil
+	}
+	for _, name := range shownMembers {
+		if v, ok := credentials.Get(name); ok {
+			a.Credentials[name] = jsontext.Value(v.Reveal())
+		}
+	}
+	return a, err
+}
+
+// ListAuthClients asks for the auth clients that the tenant sees: its own, and those
+// of every tenant. Filters combine by AND.
+type ListAuthClients struct {
+	Component string `json:"component,omitzero"` // only those for this one
+	Scope     string `json:"scope,omitzero"`     // only what is to be seen there: in a workspace or contract what belongs to it, to the tenant or to every tenant; in the tenant or global, nothing below it
+	ScopeID   string `json:"scope_id,omitzero"`  // of the workspace or contract
+	Limit     int    `json:"limit,omitzero"`     // 1 to 200; 50 when absent
+	After     string `json:"after,omitzero"`     // cursor of the page before, with the same filter
+	MinSeq    uint64 `json:"min_seq,omitzero"`   // wait until the answer reflects this log sequence
+}
+
+// AuthClientList answers ListAuthClients, the oldest first.
+type AuthClientList struct {
+	AuthClients []AuthClient `json:"auth_clients"`
+	Next        string       `json:"next,omitzero"` // cursor of the next page; absent on the last
+	Total       int          `json:"total"`         // of all pages
+}
+
+func (s *Service) listAuthClients(ctx context.Context, call *service.Call, in ListAuthClients) (AuthClientList, error) {
+	limit, err := service.PageSize(in.Limit)
+	if err != nil {
+		return AuthClientList{}, err
+	}
+	if err := checkSeenFrom(in.Scope, in.ScopeID); err != nil {
+		return AuthClientList{}, err
+	}
+	if err := s.Kernel.AtLeast(ctx, in.MinSeq); err != nil {
+		return AuthClientList{}, err
+	}
+	list := AuthClientList{AuthClients: []AuthClient{}}
+	page, next, total, err := s.Views.AuthClients(ctx, projections.AuthClientFilter{
+		Tenant: call.Tenant, Component: in.Component, Scope: in.Scope, ScopeID: in.ScopeID, Limit: limit, After: in.After,
+	})
+	list.Next, list.Total = next, total
+	for _, k := range page {
+		list.AuthClients = append(list.AuthClients, authClientInfo(call, k))
+	}
+	return list, err
+}
+
+// RevealedAuthClient answers a reveal of an auth client.
+type RevealedAuthClient struct {
+	service.Done
+	Credentials map[string]any `json:"credentials"` // the clear values, by member
+}
+
+// RevealAuthClient asks for the clear credentials of an auth client.
+type RevealAuthClient struct {
+	ID string `json:"id"`
+}
+
+// revealAuthClient shows the credentials of one auth client to a person. The fact
+// is durable before it does.
+func (s *Service) revealAuthClient(ctx context.Context, call *service.Call, in RevealAuthClient) (RevealedAuthClient, error) {
+	home, state, err := s.toChange(ctx, call, in.ID, permission.CredentialsReveal)
+	if err != nil {
+		return RevealedAuthClient{}, err
+	}
+	credentials, err := s.authCredentials(ctx, home.Tenant, in.ID, state.SecretID)
+	if err != nil {
+		return RevealedAuthClient{}, err
+	}
+	done, err := s.changeAuthClient(ctx, home, commands.RevealAuthClient{ID: in.ID, SecretID: state.SecretID})
+	if err != nil {
+		return RevealedAuthClient{}, err
+	}
+	shown := RevealedAuthClient{done, map[string]any{}}
+	for _, name := range credentials.Names() {
+		if v, ok := credentials.Get(name); ok {
+			shown.Credentials[name] = jsontext.Value(v.Reveal())
+		}
+	}
+	return shown, nil
+}

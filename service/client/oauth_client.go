@@ -1,0 +1,467 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/component"
+	"github.com/credstream/credstream/service/flow"
+	"github.com/credstream/credstream/service/secrets"
+	"github.com/credstream/credstream/vault"
+)
+
+// The refusals of an OAuth client's input.
+var (
+	ErrOAuthNotDeclared = fault.New(fault.Unprocessable, "oauth_not_declared",
+		"The component does not use an OAuth client of the tenant: its component.json has "+
+			"neither \"useOAuthClient\": true nor \"oauth2\" among its authClientTypes.")
+	ErrOAuthClientComponent = fault.New(fault.Unprocessable, "oauth_client_component_invalid",
+		"The component does not exist in this tenant or was deleted.")
+	ErrOAuthClientFixed = fault.New(fault.Unprocessable, "oauth_client_component_fixed",
+		"The component of an OAuth client cannot be changed. Delete the client and define another one.")
+	ErrOAuthClientMissing = fault.New(fault.Unprocessable, "oauth_client_missing",
+		"The component requires an OAuth client, and this tenant has none. Define it with oauth_client.define.")
+	ErrClientID = fault.New(fault.Invalid, "oauth_client_id_invalid", "A client id must have 1 to 512 printable ASCII characters.")
+)
+
+// DefineOAuthClient asks for the OAuth client of a component.
+type DefineOAuthClient struct {
+	Component    string         `json:"component"`
+	ClientID     string         `json:"client_id"`                  // as the provider gave it
+	ClientSecret secrets.Secret `json:"client_secret"`              // it is shown to nobody who may not reveal it
+	Expected     int            `json:"expected_revision,omitzero"` // refuse when the component's descriptor in force has another revision
+}
+
+func (s *Service) defineOAuthClient(ctx context.Context, call *service.Call, in DefineOAuthClient) (service.Done, error) {
+	if err := service.Required("/component", in.Component); err != nil {
+		return service.Done{}, err
+	}
+	if err := checkClientID(in.ClientID); err != nil {
+		return service.Done{}, err
+	}
+	if in.ClientSecret.IsZero() {
+		return service.Done{}, service.Required("/client_secret", "")
+	}
+	id := call.DeriveID("oauth_client/" + in.Component)
+	return s.define(ctx, call, commands.DefineOAuthClient{Component: in.Component, ID: id, ClientID: in.ClientID}, in.ClientSecret.Value(), in.Expected)
+}
+
+// define gives a component the OAuth client that cmd says, and this secret. Without
+// a revision the secret is for the one in force, which is the expected one unless that is 0.
+func (s *Service) define(ctx context.Context, call *service.Call, cmd commands.DefineOAuthClient, secret seal.Secret, expected int) (service.Done, error) {
+	d, revision, err := s.Components.UsableAt(ctx, call.Tenant, cmd.Component, "", expected)
+	switch {
+	case errors.Is(err, aggregates.ErrComponentNotFound), errors.Is(err, aggregates.ErrComponentDeleted):
+		return service.Done{}, ErrOAuthClientComponent.Because("%s", fault.Of(err).Msg).At("/component")
+	case err != nil:
+		return service.Done{}, err
+	case !d.WantsClient:
+		return service.Done{}, ErrOAuthNotDeclared.At("/component")
+	}
+	// Flows that were told of before the component worked with OAuth hold its client too.
+	if err := s.Flows.RecordUses(ctx, call, cmd.Component); err != nil {
+		return service.Done{}, err
+	}
+	if cmd.Revision == 0 {
+		cmd.Revision = revision
+	}
+	var done service.Done
+	err = s.Secrets.WithSecret(ctx, ClientRef(call.Tenant, cmd.Component, ""), secret, func(secretID string) error {
+		cmd.SecretID = secretID
+		done, err = s.changeClient(ctx, call, cmd)
+		return err
+	})
+	return done, err
+}
+
+func checkClientID(id string) error {
+	if id == "" {
+		return service.Required("/client_id", "")
+	}
+	for i := range len(id) {
+		if id[i] < 0x20 || id[i] > 0x7e {
+			return ErrClientID.At("/client_id")
+		}
+	}
+	if len(id) > 512 || id == secrets.Mask {
+		return ErrClientID.At("/client_id")
+	}
+	return nil
+}
+
+// ClientRef is where the vault keeps a client's secret.
+func ClientRef(tenant, component, secretID string) vault.Ref {
+	return vault.Ref{Tenant: tenant, Category: aggregates.OAuthClient.Category, Owner: component, SecretID: secretID}
+}
+
+// changeClient executes a command and erases the secret that the client no
+// longer has.
+func (s *Service) changeClient(ctx context.Context, call *service.Call, cmd commands.OAuthClient) (service.Done, error) {
+	before, after, err := secrets.Change(ctx, s.Secrets, call, aggregates.OAuthClient, call.Tenant, cmd)
+	if err != nil {
+		if errors.Is(err, aggregates.ErrOAuthClientInUse) {
+			return service.Done{}, s.clientInUse(ctx, call, cmd.Target(), before)
+		}
+		return service.Done{}, err
+	}
+	return s.Kernel.Answered(aggregates.OAuthClient.Stream(call.Tenant, cmd.Target()), before, after.Value, after.Seq), nil
+}
+
+// clientInUse names the flows that include the component of a client.
+func (s *Service) clientInUse(ctx context.Context, call *service.Call, component string, state aggregates.OAuthClientState) error {
+	refs := flow.FlowRefs{Total: state.Uses.Len(), Flows: []flow.FlowRef{}}
+	page, _, err := s.Views.Flows(ctx, projections.FlowFilter{Tenant: call.Tenant, Component: component, Limit: flow.FlowsInDetail})
+	if err != nil {
+		s.Logger.WarnContext(ctx, "names of flows", "err", err)
+	}
+	for _, f := range page {
+		refs.Flows = append(refs.Flows, flow.FlowRef{ID: f.ID, Name: f.Name, Active: f.Active})
+	}
+	refs.Total = max(refs.Total, len(refs.Flows))
+	// The last sentence is the contract's.
+	return aggregates.ErrOAuthClientInUse.Because("The OAuth client is in use: flows include its component: %s. Delete these flows first.", refs.List()).With(refs)
+}
+
+// OAuthClientRef names a client by its id, or by its component.
+type OAuthClientRef struct {
+	ID        string `json:"id,omitzero"`
+	Component string `json:"component,omitzero"` // in place of the id
+	MinSeq    uint64 `json:"min_seq,omitzero"`   // wait until the answer reflects this log sequence
+}
+
+// Client finds the client that ref names, as the newest views know it. Another
+// tenant's is not found.
+func (s *Service) Client(ctx context.Context, call *service.Call, ref OAuthClientRef, fresh bool) (projections.OAuthClient, error) {
+	var none projections.OAuthClient
+	switch {
+	case (ref.ID == "") == (ref.Component == ""):
+		return none, service.ErrMissing.Because("Give the id of the client or its component.").At("/id")
+	case ref.ID != "" && events.CheckID(ref.ID) != nil, ref.Component != "" && events.CheckName(ref.Component) != nil:
+		return none, aggregates.ErrOAuthClientNotFound
+	}
+	seq := ref.MinSeq
+	if fresh { // what was acknowledged, by whichever process, is known
+		end, err := s.Log.Store.End(ctx)
+		if err != nil {
+			return none, err
+		}
+		seq = max(seq, end)
+	}
+	if err := s.Kernel.AtLeast(ctx, seq); err != nil {
+		return none, err
+	}
+	k, found, err := s.Views.OAuthClient(ctx, call.Tenant, ref.ID, ref.Component)
+	switch {
+	case err != nil:
+		return none, err
+	case !found:
+		return none, aggregates.ErrOAuthClientNotFound
+	}
+	return k, nil
+}
+
+// ChangeOAuthClient asks for another client id, another secret, or both. A secret
+// that is given, be it the one that the client has, may go where the component now
+// sends it.
+type ChangeOAuthClient struct {
+	ID           string         `json:"id"`
+	Component    string         `json:"component,omitzero"`         // if given, the one it has: a client does not move
+	ClientID     string         `json:"client_id,omitzero"`         // stays when absent
+	ClientSecret secrets.Secret `json:"client_secret,omitzero"`     // stays when absent
+	Expected     int            `json:"expected_revision,omitzero"` // refuse when the component's descriptor in force has another revision
+}
+
+func (s *Service) changeOAuthClient(ctx context.Context, call *service.Call, in ChangeOAuthClient) (service.Done, error) {
+	k, err := s.Client(ctx, call, OAuthClientRef{ID: in.ID}, true)
+	switch {
+	case err != nil:
+		return service.Done{}, err
+	case in.Component != "" && in.Component != k.Component:
+		return service.Done{}, ErrOAuthClientFixed.At("/component")
+	}
+	if in.ClientID != "" {
+		if err := checkClientID(in.ClientID); err != nil {
+			return service.Done{}, err
+		}
+	}
+	if err := s.followsNone(ctx, k); err != nil {
+		return service.Done{}, err
+	}
+	revision, err := s.descriptorInForce(ctx, call.Tenant, k.Component)
+	if err == nil {
+		err = component.CheckRevision("/expected_revision", in.Expected, revision)
+	}
+	if err != nil {
+		return service.Done{}, err
+	}
+	cmd := commands.ChangeOAuthClient{Component: k.Component, ID: k.ID, ClientID: in.ClientID, Revision: revision}
+	return s.changeDefined(ctx, call, cmd, in.ClientSecret.Value())
+}
+
+// descriptorInForce is the revision of a component's descriptor in force: what a secret is given
+// for. It is 0 where the tenant does not see the component any more. Errors:
+// aggregates.ErrOAuthClientUnusable.
+func (s *Service) descriptorInForce(ctx context.Context, tenant, component string) (int, error) {
+	of, err := aggregates.Component.Fresh(ctx, s.Log, aggregates.Component.Stream(events.System, component))
+	switch {
+	case err != nil:
+		return 0, err
+	case of.Value.Deleted:
+		return 0, aggregates.ErrOAuthClientUnusable
+	case !of.Value.VisibleTo(tenant):
+		return 0, nil
+	}
+	return of.Value.Revision, nil
+}
+
+// changeDefined changes the OAuth client of a component. The secret, if there is one,
+// may go where the command's revision sends it. The one that the client has stays the
+// same: what it was given for before holds as well.
+func (s *Service) changeDefined(ctx context.Context, call *service.Call, cmd commands.ChangeOAuthClient, secret seal.Secret) (service.Done, error) {
+	if secret.IsZero() {
+		return s.changeClient(ctx, call, cmd)
+	}
+	now, err := aggregates.OAuthClient.Fresh(ctx, s.Log, aggregates.OAuthClient.Stream(call.Tenant, cmd.Component))
+	if err != nil {
+		return service.Done{}, err
+	}
+	if has := now.Value.SecretID; has != "" {
+		old, err := s.Vault.Get(ctx, ClientRef(call.Tenant, cmd.Component, has))
+		switch {
+		case err != nil && !errors.Is(err, vault.ErrNoSecret):
+			return service.Done{}, fmt.Errorf("open the secret of the OAuth client of %s: %w", cmd.Component, err)
+		case err == nil && old.Equal(secret):
+			cmd.Again = has
+			return s.changeClient(ctx, call, cmd)
+		}
+	}
+	var done service.Done
+	err = s.Secrets.WithSecret(ctx, ClientRef(call.Tenant, cmd.Component, ""), secret, func(secretID string) error {
+		cmd.SecretID = secretID
+		done, err = s.changeClient(ctx, call, cmd)
+		return err
+	})
+	return done, err
+}
+
+// meant are the descriptors' blocks that the secret of a defined client was given
+// for. all says that it may go anywhere: where it is not known what it was given for,
+// a component of the tenant's own is believed.
+func (s *Service) meant(ctx context.Context, tenant, component string, client aggregates.OAuthClientState) (blocks []*commands.OAuth2, all bool, err error) {
+	for _, revision := range client.Revisions {
+		if revision == 0 {
+			owner, err := aggregates.Component.Fresh(ctx, s.Log, aggregates.Component.Stream(events.System, component))
+			if err != nil || owner.Value.Owner == tenant {
+				return nil, true, err
+			}
+			continue
+		}
+		of, err := s.Components.Descriptor(ctx, component, revision)
+		if err != nil {
+			return nil, false, err
+		}
+		blocks = append(blocks, of.OAuth2)
+	}
+	return blocks, false, nil
+}
+
+// MayBeSent refuses, with aggregates.ErrOAuthClientHostsChanged, to send the secret
+// of a defined client to a host that it was not meant for. The owner of a shared
+// component says where the secrets of other tenants' clients go, and may say so
+// anew: the secret goes to the hosts alone of those revisions for which it was given.
+func (s *Service) MayBeSent(ctx context.Context, tenant, component string, client aggregates.OAuthClientState, d commands.Descriptor) error {
+	blocks, all, err := s.meant(ctx, tenant, component, client)
+	if err != nil || all {
+		return err
+	}
+	return HostsChanged("the client secret", d.OAuth2.Beyond(blocks...), giveClientAgain)
+}
+
+// MayAskAt is mayBeSent for people who connect an account: whoever could send them
+// to a page of their own could have them connect an account that is not theirs.
+func (s *Service) MayAskAt(ctx context.Context, tenant, component string, d commands.Descriptor) error {
+	blocks, all, again, err := s.servingClient(ctx, tenant, component)
+	if err != nil || all {
+		return err
+	}
+	return HostsChanged("users who connect an account", d.OAuth2.ConsentBeyond(blocks...), again)
+}
+
+// servingClient is meant of the OAuth client that serves the component in the tenant,
+// with how its secret is given again; all is true when none does.
+func (s *Service) servingClient(ctx context.Context, tenant, component string) (blocks []*commands.OAuth2, all bool, again string, err error) {
+	client, err := aggregates.OAuthClient.Fresh(ctx, s.Log, aggregates.OAuthClient.Stream(tenant, component))
+	if err != nil {
+		return nil, false, "", err
+	}
+	if client.Value.ID != "" {
+		blocks, all, err = s.meant(ctx, tenant, component, client.Value)
+		return blocks, all || client.Value.Unusable, giveClientAgain, err
+	}
+	owner, err := aggregates.Component.Fresh(ctx, s.Log, aggregates.Component.Stream(events.System, component))
+	if err != nil || owner.Value.Owner != tenant || owner.Value.EnvSecret == "" {
+		return nil, true, "", err
+	}
+	given, err := s.Components.Descriptor(ctx, component, owner.Value.EnvRevision)
+	return []*commands.OAuth2{given.OAuth2}, false, GiveEnvAgain, err
+}
+
+// How a secret is given again, for the hosts that the component names now.
+const (
+	giveClientAgain = "enter the client secret again with oauth_client.change, or with auth_client.change if an auth client manages it"
+	GiveEnvAgain    = "set the component's variables again with component.set-env"
+)
+
+// HostsChanged names the hosts that are too many, if there are any.
+func HostsChanged(what string, beyond []string, again string) error {
+	if len(beyond) == 0 {
+		return nil
+	}
+	return aggregates.ErrOAuthClientHostsChanged.Because("The component now sends %s to another host: %s. If that host is correct, %s.",
+		what, strings.Join(beyond, " and "), again)
+}
+
+// MayRenewAt is mayBeSent for tokens that are to be renewed later: it refuses them
+// while the client that serves the component must not be used for it.
+func (s *Service) MayRenewAt(ctx context.Context, tenant, component string, d commands.Descriptor) error {
+	blocks, all, again, err := s.servingClient(ctx, tenant, component)
+	if err != nil || all {
+		return err
+	}
+	return HostsChanged("the client secret", d.OAuth2.Beyond(blocks...), again)
+}
+
+func (s *Service) deleteOAuthClient(ctx context.Context, call *service.Call, in OAuthClientRef) (service.Done, error) {
+	k, err := s.Client(ctx, call, in, true)
+	if err != nil {
+		return service.Done{}, err
+	}
+	if err := s.followsNone(ctx, k); err != nil {
+		return service.Done{}, err
+	}
+	return s.changeClient(ctx, call, commands.DeleteOAuthClient{Component: k.Component, ID: k.ID})
+}
+
+// OAuthClient is what the service shows of an OAuth client.
+type OAuthClient struct {
+	ID           string    `json:"id"`
+	Component    string    `json:"component"`
+	ClientID     string    `json:"client_id"`
+	ClientSecret string    `json:"client_secret"` // "********"
+	Unusable     bool      `json:"unusable"`      // the component was deleted: the client can only be deleted
+	Used         bool      `json:"used"`          // a flow of the tenant includes the component, active or not
+	CreatedAt    time.Time `json:"created_at"`
+	CreatedBy    string    `json:"created_by"` // "key:<id>"
+	UpdatedAt    time.Time `json:"updated_at"`
+	Seq          uint64    `json:"seq"` // log sequence of the last change
+}
+
+func (s *Service) getOAuthClient(ctx context.Context, call *service.Call, in OAuthClientRef) (OAuthClient, error) {
+	k, err := s.Client(ctx, call, in, false)
+	if err != nil {
+		return OAuthClient{}, err
+	}
+	return clientInfo(k), nil
+}
+
+func clientInfo(k projections.OAuthClient) OAuthClient {
+	return OAuthClient{
+		ID: k.ID, Component: k.Component, ClientID: k.ClientID, ClientSecret: secrets.Mask, Unusable: k.Unusable, Used: k.Used && !k.Unusable,
+		CreatedAt: k.CreatedAt, CreatedBy: k.CreatedBy, UpdatedAt: k.UpdatedAt, Seq: k.Seq,
+	}
+}
+
+// ListOAuthClients asks for the OAuth clients of the tenant.
+type ListOAuthClients struct {
+	Component string `json:"component,omitzero"` // only this one's
+	Limit     int    `json:"limit,omitzero"`     // 1 to 200; 50 when absent
+	After     string `json:"after,omitzero"`     // cursor of the page before
+	MinSeq    uint64 `json:"min_seq,omitzero"`   // wait until the answer reflects this log sequence
+}
+
+// OAuthClientList answers ListOAuthClients, by component.
+type OAuthClientList struct {
+	Clients []OAuthClient `json:"clients"`
+	Next    string        `json:"next,omitzero"` // cursor of the next page; absent on the last
+	Total   int           `json:"total"`         // of all pages
+}
+
+func (s *Service) listOAuthClients(ctx context.Context, call *service.Call, in ListOAuthClients) (OAuthClientList, error) {
+	limit, err := service.PageSize(in.Limit)
+	if err != nil {
+		return OAuthClientList{}, err
+	}
+	if err := s.Kernel.AtLeast(ctx, in.MinSeq); err != nil {
+		return OAuthClientList{}, err
+	}
+	list := OAuthClientList{Clients: []OAuthClient{}}
+	var page []projections.OAuthClient
+	if in.Component != "" {
+		k, found, err := s.Views.OAuthClient(ctx, call.Tenant, "", in.Component)
+		if err != nil {
+			return list, err
+		}
+		if found {
+			page, list.Total = append(page, k), 1
+		}
+	} else {
+		if page, list.Next, err = s.Views.OAuthClients(ctx, call.Tenant, in.After, limit); err != nil {
+			return list, err
+		}
+		if list.Total, err = s.Views.OAuthClientCount(ctx, call.Tenant); err != nil {
+			return list, err
+		}
+	}
+	for _, k := range page {
+		list.Clients = append(list.Clients, clientInfo(k))
+	}
+	return list, nil
+}
+
+// RevealedClient answers a reveal: the one place where a client secret leaves.
+type RevealedClient struct {
+	service.Done
+	ClientSecret string `json:"client_secret"`
+}
+
+// revealOAuthClient shows the secret of one client to a person. The fact is
+// durable before it does.
+func (s *Service) revealOAuthClient(ctx context.Context, call *service.Call, in OAuthClientRef) (RevealedClient, error) {
+	k, err := s.Client(ctx, call, in, true)
+	if err != nil {
+		return RevealedClient{}, err
+	}
+	secret, err := s.Vault.Get(ctx, ClientRef(call.Tenant, k.Component, k.SecretID))
+	if err != nil {
+		return RevealedClient{}, fmt.Errorf("open the secret of the OAuth client of %s: %w", k.Component, err)
+	}
+	done, err := s.changeClient(ctx, call, commands.RevealOAuthClient{Component: k.Component, ID: k.ID, SecretID: k.SecretID})
+	if err != nil {
+		return RevealedClient{}, err
+	}
+	return RevealedClient{done, string(secret.Reveal())}, nil
+}
+
+// MarkClients marks every tenant's client of a deleted component. What it misses
+// the keeper finds.
+func (s *Service) MarkClients(ctx context.Context) error {
+	clients, err := s.Views.ClientsOfDeletedComponents(ctx, service.KeepAtOnce)
+	errs := []error{err}
+	for _, k := range clients {
+		_, err := s.changeClient(ctx, service.System(k.Tenant, "keeper"), commands.MarkOAuthClientUnusable{
+			Component: k.Component, Reason: aggregates.ErrComponentDeleted.Code,
+		})
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,547 @@
+package component
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/flow"
+	"github.com/credstream/credstream/service/permission"
+	"github.com/credstream/credstream/service/secrets"
+	"github.com/credstream/credstream/vault"
+)
+
+// RegisterComponent asks for a new component.
+type Register struct {
+	ID         string         `json:"id,omitzero"` // letters, digits, '_' and '-', up to 64; made from the title when absent
+	Descriptor jsontext.Value `json:"descriptor"`  // the component.json
+}
+
+func (in Register) CheckStored() error {
+	_, err := parseDescriptor(in.Descriptor)
+	return err
+}
+
+func (s *Service) registerComponent(ctx context.Context, call *service.Call, in Register) (service.Done, error) {
+	d, err := parseDescriptor(in.Descriptor)
+	if err != nil {
+		return service.Done{}, err
+	}
+	if in.ID == "" {
+		in.ID = Slug(d.Title)
+	}
+	if err := events.CheckName(in.ID); err != nil {
+		return service.Done{}, fault.Of(err).At("/id")
+	}
+	if err := s.checkCase(ctx, in.ID); err != nil {
+		return service.Done{}, err
+	}
+	return s.changeComponent(ctx, call, commands.RegisterComponent{
+		ID: in.ID, Owner: call.Tenant, Title: d.Title, Descriptor: string(d.Raw),
+	})
+}
+
+// ErrComponentIDCase refuses an id that people and file systems take for another one.
+var ErrComponentIDCase = fault.New(fault.Exists, "component_id_case",
+	"A component's id differs from this one in upper and lower case alone. Choose another id.")
+
+// checkCase refuses the id of a new component that differs in case alone from one that
+// exists, or existed. Components that differ so from before this rule stay as they are.
+func (s *Service) checkCase(ctx context.Context, id string) error {
+	other, found, err := s.Views.ComponentLike(ctx, id)
+	if err != nil || !found {
+		return err
+	}
+	state, err := aggregates.Component.Fresh(ctx, s.Log, aggregates.Component.Stream(events.System, id))
+	if err != nil || state.Value.Exists {
+		return err // that it is taken is for the component to say
+	}
+	return ErrComponentIDCase.Because("The component %s exists, or existed. Ids that differ in upper and lower case alone are refused: choose another one.", other).At("/id")
+}
+
+// UpdateComponent asks for a new revision of a component's descriptor.
+type Update struct {
+	ID         string         `json:"id"`
+	Descriptor jsontext.Value `json:"descriptor"` // the component.json
+}
+
+func (in Update) CheckStored() error {
+	_, err := parseDescriptor(in.Descriptor)
+	return err
+}
+
+func (s *Service) updateComponent(ctx context.Context, call *service.Call, in Update) (service.Done, error) {
+	d, err := parseDescriptor(in.Descriptor)
+	if err != nil {
+		return service.Done{}, err
+	}
+	return s.changeComponent(ctx, call, commands.UpdateComponent{
+		ID: in.ID, Owner: call.Tenant, Title: d.Title, Descriptor: string(d.Raw),
+	})
+}
+
+// parseDescriptor reads a descriptor that is to be stored.
+func parseDescriptor(raw jsontext.Value) (commands.Descriptor, error) {
+	if len(raw) == 0 {
+		return commands.Descriptor{}, service.Required("/descriptor", "")
+	}
+	d, err := commands.ParseDescriptor(raw)
+	if err == nil {
+		err = commands.CheckNoSecrets(raw)
+	}
+	if f := fault.Of(err); f != nil && err != nil {
+		return d, f.At("/descriptor" + f.Pointer)
+	}
+	return d, nil
+}
+
+// ComponentID names one component.
+type ID struct {
+	ID string `json:"id"`
+}
+
+func (s *Service) shareComponent(ctx context.Context, call *service.Call, in ID) (service.Done, error) {
+	return s.changeComponent(ctx, call, commands.ShareComponent{ID: in.ID, Owner: call.Tenant})
+}
+
+func (s *Service) unshareComponent(ctx context.Context, call *service.Call, in ID) (service.Done, error) {
+	return s.changeComponent(ctx, call, commands.UnshareComponent{ID: in.ID, Owner: call.Tenant})
+}
+
+// ErrComponentDeleted is what the owner of a deleted component is told, for an edge
+// that says it in its own way.
+var ErrComponentDeleted = aggregates.ErrComponentDeleted
+
+// DeleteComponent asks for a component's end.
+type Delete struct {
+	ID     string `json:"id"`
+	DryRun bool   `json:"dry_run,omitzero"` // say what would break; delete nothing
+}
+
+func (s *Service) deleteComponent(ctx context.Context, call *service.Call, in Delete) (flow.Tried, error) {
+	if in.DryRun {
+		return s.tryDeleteComponent(ctx, call, in.ID)
+	}
+	done, err := s.changeComponent(ctx, call, commands.DeleteComponent{ID: in.ID, Owner: call.Tenant})
+	return flow.Tried{Done: done}, err
+}
+
+// SetComponentEnv asks for values of the variables that a descriptor declares in
+// envVars or env.
+type SetEnv struct {
+	ID       string       `json:"id"`
+	Values   secrets.Keys `json:"values"`                     // texts by variable; they replace all values
+	Expected int          `json:"expected_revision,omitzero"` // refuse when the component's descriptor in force has another revision
+}
+
+// ErrEnvUnknown refuses a variable that the descriptor does not declare.
+var ErrEnvUnknown = fault.New(fault.Unprocessable, "component_env_unknown", "The component's descriptor does not declare this variable.")
+
+func (s *Service) setComponentEnv(ctx context.Context, call *service.Call, in SetEnv) (service.Done, error) {
+	d, revision, err := s.UsableAt(ctx, call.Tenant, in.ID, "/id", in.Expected)
+	if err != nil {
+		return service.Done{}, err
+	}
+	names := in.Values.Names()
+	if len(names) == 0 {
+		return service.Done{}, service.Required("/values", "")
+	}
+	for _, name := range names {
+		at := "/values/" + service.EscapePointer(name)
+		if !slices.Contains(d.Env, name) {
+			return service.Done{}, ErrEnvUnknown.At(at)
+		}
+		v, text := in.Values.Text(name)
+		switch {
+		case !text:
+			return service.Done{}, service.ErrBody.Because("The value of a variable must be a string.").At(at)
+		case string(v.Reveal()) == secrets.Mask:
+			return service.Done{}, secrets.ErrKeysMasked.At(at)
+		}
+	}
+	var done service.Done
+	owner := vault.Ref{Tenant: call.Tenant, Category: aggregates.Component.Category, Owner: in.ID}
+	err = s.Secrets.WithSecret(ctx, owner, in.Values.Marshal(), func(secretID string) error {
+		done, err = s.changeComponent(ctx, call, commands.SetComponentEnv{ID: in.ID, Owner: call.Tenant, Names: names, SecretID: secretID, Revision: revision})
+		return err
+	})
+	if in.Expected == 0 && errors.Is(err, aggregates.ErrComponentChanged) {
+		return s.setComponentEnv(ctx, call, in) // at this moment: look at the new descriptor
+	}
+	return done, err
+}
+
+// ClientKind says which OAuth client of a component serves in a tenant.
+type ClientKind string
+
+// A client that the tenant defined goes before the owner's variables.
+const (
+	noClientWanted ClientKind = ""        // the component works without one
+	ClientMissing  ClientKind = "missing" // there is none: no credential can be made
+	clientDefined  ClientKind = "defined" // the tenant's own
+	clientOfEnv    ClientKind = "env"     // the variables of the component, in its owner's tenant
+)
+
+// needsClient reports whether a component works only with an OAuth client: one that
+// a tenant can define, or the legacy one of its variables.
+func needsClient(d commands.Descriptor) bool {
+	return d.WantsClient || d.ClientIDVar != "" && d.UsesOAuth
+}
+
+func (s *Service) ClientOf(ctx context.Context, tenant, component string, d commands.Descriptor) (ClientKind, error) {
+	if !needsClient(d) {
+		return noClientWanted, nil
+	}
+	client, err := aggregates.OAuthClient.Fresh(ctx, s.Log, aggregates.OAuthClient.Stream(tenant, component))
+	if err != nil || client.Value.ID != "" && !client.Value.Unusable {
+		return clientDefined, err
+	}
+	stream := aggregates.Component.Stream(events.System, component)
+	given := func(c aggregates.ComponentState) bool {
+		return c.Owner == tenant && slices.Contains(c.EnvNames, d.ClientIDVar) && slices.Contains(c.EnvNames, d.ClientSecretVar)
+	}
+	owner, err := aggregates.Component.Load(ctx, s.Log, stream)
+	if err == nil && !given(owner.Value) { // a refusal has to be sure
+		owner, err = aggregates.Component.Fresh(ctx, s.Log, stream)
+	}
+	if err != nil || !given(owner.Value) {
+		return ClientMissing, err
+	}
+	return clientOfEnv, nil
+}
+
+func (s *Service) changeComponent(ctx context.Context, call *service.Call, cmd commands.Component) (service.Done, error) {
+	if events.CheckName(cmd.Target()) != nil {
+		return service.Done{}, aggregates.ErrComponentNotFound.At("/id")
+	}
+	before, state, err := secrets.Change(ctx, s.Secrets, call, aggregates.Component, events.System, cmd)
+	if err != nil {
+		return service.Done{}, err
+	}
+	if _, deleted := cmd.(commands.DeleteComponent); deleted {
+		// The keeper does it too, a moment later.
+		if err := errors.Join(s.Kernel.AtLeast(ctx, state.Seq), s.Clients.MarkClients(ctx)); err != nil {
+			s.Logger.WarnContext(ctx, "OAuth clients not updated yet; the reconciler will retry", "component", cmd.Target(), "err", err)
+		}
+	}
+	return s.Kernel.Answered(aggregates.Component.Stream(events.System, cmd.Target()), before, state.Value, state.Seq), nil
+}
+
+// Slug makes a component id of a title or a file's name: lower case, words
+// joined by '-', at most 64 characters; "component" when nothing is left.
+func Slug(title string) string {
+	var b strings.Builder
+	for _, c := range strings.ToLower(title) {
+		switch {
+		case 'a' <= c && c <= 'z', '0' <= c && c <= '9':
+			b.WriteRune(c)
+		case b.Len() > 0 && !strings.HasSuffix(b.String(), "-"):
+			b.WriteByte('-')
+		}
+		if b.Len() == 64 {
+			break
+		}
+	}
+	if slug := strings.Trim(b.String(), "-"); slug != "" {
+		return slug
+	}
+	return "component"
+}
+
+type descriptorKey struct {
+	component string
+	revision  int
+}
+
+// Usable returns a component that the tenant may make credentials for, with
+// the descriptor in force: ErrComponentNotFound, ErrComponentDeleted.
+func (s *Service) Usable(ctx context.Context, tenant, component string) (commands.Descriptor, int, error) {
+	if events.CheckName(component) != nil {
+		return commands.Descriptor{}, 0, aggregates.ErrComponentNotFound
+	}
+	// What this process knows may be let through: a component that was deleted a
+	// moment ago loses nothing by one credential more. A refusal has to be sure.
+	stream := aggregates.Component.Stream(events.System, component)
+	state, err := aggregates.Component.Load(ctx, s.Log, stream)
+	if err == nil && (!state.Value.VisibleTo(tenant) || state.Value.Deleted) {
+		state, err = aggregates.Component.Fresh(ctx, s.Log, stream)
+	}
+	switch {
+	case err != nil:
+		return commands.Descriptor{}, 0, err
+	case !state.Value.VisibleTo(tenant):
+		return commands.Descriptor{}, 0, aggregates.ErrComponentNotFound
+	case state.Value.Deleted:
+		return commands.Descriptor{}, 0, aggregates.ErrComponentDeleted
+	}
+	d, err := s.Descriptor(ctx, component, state.Value.Revision)
+	return d, state.Value.Revision, err
+}
+
+// UsableAt is usable for a caller who has looked at a revision: ErrComponentChanged
+// when another one is in force. expected 0 takes any. What else is wrong with the
+// component points at pointer.
+func (s *Service) UsableAt(ctx context.Context, tenant, component, pointer string, expected int) (commands.Descriptor, int, error) {
+	d, revision, err := s.Usable(ctx, tenant, component)
+	if err != nil || expected == 0 || revision == expected {
+		return d, revision, service.PointAt(err, pointer)
+	}
+	// A refusal has to be sure.
+	state, err := aggregates.Component.Fresh(ctx, s.Log, aggregates.Component.Stream(events.System, component))
+	if err == nil {
+		err = CheckRevision("/expected_revision", expected, state.Value.Revision)
+	}
+	if err != nil {
+		return commands.Descriptor{}, 0, err
+	}
+	d, err = s.Descriptor(ctx, component, expected)
+	return d, expected, err
+}
+
+// CheckRevision refuses, with ErrComponentChanged, what a caller expects of another
+// revision of a component than the one in force. expected 0 takes any.
+func CheckRevision(pointer string, expected, revision int) error {
+	switch {
+	case expected < 0:
+		return service.ErrBody.Because("A revision is a number from 1.").At(pointer)
+	case expected != 0 && expected != revision:
+		return aggregates.ErrComponentChanged.At(pointer).With(map[string]int{"revision": revision})
+	}
+	return nil
+}
+
+// Descriptor returns one revision of a component's descriptor. A revision never
+// changes, so it is parsed once.
+func (s *Service) Descriptor(ctx context.Context, component string, revision int) (commands.Descriptor, error) {
+	key := descriptorKey{component, revision}
+	if d, ok := s.descriptors.Get(key); ok {
+		return d, nil
+	}
+	// Back, for most ask for the revision in force or one of the last.
+	for rec, err := range s.Log.Store.Back(ctx, aggregates.Component.Stream(events.System, component), 0) {
+		if err != nil {
+			return commands.Descriptor{}, fmt.Errorf("descriptor of %s: %w", component, err)
+		}
+		var raw string
+		switch e := rec.Event.(type) {
+		case events.ComponentRegistered:
+			if revision == 1 {
+				raw = e.Descriptor
+			}
+		case events.ComponentUpdated:
+			if revision == e.Revision {
+				raw = e.Descriptor
+			}
+		}
+		if raw == "" {
+			continue
+		}
+		d, err := commands.ParseDescriptor([]byte(raw))
+		if err != nil {
+			return d, fmt.Errorf("stored descriptor of %s, revision %d: %w", component, revision, err)
+		}
+		s.descriptors.Add(key, d)
+		return d, nil
+	}
+	return commands.Descriptor{}, fmt.Errorf("component %s has no revision %d", component, revision)
+}
+
+// GetComponent asks for one component.
+type Get struct {
+	ID     string `json:"id"`
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+}
+
+// ComponentInfo is what lists show of a component.
+type Info struct {
+	ID          string     `json:"id"`
+	Title       string     `json:"title"`
+	Owner       string     `json:"owner,omitzero"` // shown to the owner alone
+	Shared      bool       `json:"shared"`
+	Deleted     bool       `json:"deleted"`
+	Revision    int        `json:"revision"`
+	CreatedAt   time.Time  `json:"created_at"`
+	UpdatedAt   time.Time  `json:"updated_at"`
+	Credentials int        `json:"credentials"`                 // the tenant's own
+	OAuthClient ClientKind `json:"oauth_client,omitzero"`       // defined, env or missing; absent when the component needs none
+	NeedsClient bool       `json:"needs_oauth_client,omitzero"` // shown only to who may define one: nobody else sees the component
+}
+
+// Component answers GetComponent.
+type Component struct {
+	Info
+	Descriptor jsontext.Value `json:"descriptor"`
+}
+
+func (s *Service) getComponent(ctx context.Context, call *service.Call, in Get) (Component, error) {
+	if err := s.Kernel.AtLeast(ctx, in.MinSeq); err != nil {
+		return Component{}, err
+	}
+	c, found, err := s.Views.Component(ctx, in.ID)
+	switch {
+	case err != nil:
+		return Component{}, err
+	case !found || c.Owner != call.Tenant && !c.Shared:
+		return Component{}, aggregates.ErrComponentNotFound
+	}
+	d, err := s.Descriptor(ctx, c.ID, c.Revision)
+	if err != nil {
+		return Component{}, err
+	}
+	kind, shown, err := s.seen(ctx, call, c, d)
+	if err != nil || !shown {
+		return Component{}, errors.Join(err, aggregates.ErrComponentNotFound)
+	}
+	counts, err := s.Views.CredentialCounts(ctx, call.Tenant, projections.CredentialFilter{Component: c.ID})
+	if err != nil {
+		return Component{}, err
+	}
+	return Component{componentInfo(c, call.Tenant, perComponent(counts), kind), d.Raw}, nil
+}
+
+// ListComponents asks for the components a tenant may use: its own and the shared ones.
+type List struct {
+	Limit  int    `json:"limit,omitzero"`   // 1 to 200; 50 when absent
+	After  string `json:"after,omitzero"`   // cursor of the page before
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+}
+
+// ComponentList answers ListComponents.
+type Page struct {
+	Components []Info `json:"components"`
+	Next       string `json:"next,omitzero"` // cursor of the next page; absent on the last
+	Total      int    `json:"total"`         // of all pages
+}
+
+func (s *Service) listComponents(ctx context.Context, call *service.Call, in List) (Page, error) {
+	limit, err := service.PageSize(in.Limit)
+	if err != nil {
+		return Page{}, err
+	}
+	if err := s.Kernel.AtLeast(ctx, in.MinSeq); err != nil {
+		return Page{}, err
+	}
+	counts, err := s.Views.CredentialCounts(ctx, call.Tenant, projections.CredentialFilter{})
+	if err != nil {
+		return Page{}, err
+	}
+	n := perComponent(counts)
+	list := Page{Components: []Info{}, Next: in.After}
+	if list.Total, err = s.componentTotal(ctx, call); err != nil {
+		return list, err
+	}
+	for { // until the page is full: what the caller does not see leaves no gap
+		var page []projections.Component
+		page, list.Next, err = s.Views.Components(ctx, call.Tenant, list.Next, limit-len(list.Components))
+		if err != nil {
+			return list, err
+		}
+		for _, c := range page {
+			d, err := s.Descriptor(ctx, c.ID, c.Revision)
+			if err != nil {
+				return list, err
+			}
+			kind, shown, err := s.seen(ctx, call, c, d)
+			if err != nil {
+				return list, err
+			}
+			if shown {
+				list.Components = append(list.Components, componentInfo(c, call.Tenant, n, kind))
+			}
+		}
+		if list.Next == "" || len(list.Components) == limit {
+			return list, nil
+		}
+	}
+}
+
+// componentTotal is the number of components that the caller sees, by the views.
+func (s *Service) componentTotal(ctx context.Context, call *service.Call) (int, error) {
+	total, err := s.Views.ComponentCount(ctx, call.Tenant)
+	if err != nil || call.Principal.May(permission.OAuthClientsCreate) {
+		return total, err
+	}
+	has := map[string]bool{}
+	for after, more := "", true; more; more = after != "" {
+		var page []projections.OAuthClient
+		if page, after, err = s.Views.OAuthClients(ctx, call.Tenant, after, most); err != nil {
+			return 0, err
+		}
+		for _, k := range page {
+			has[k.Component] = !k.Unusable
+		}
+	}
+	for after, more := "", true; more; more = after != "" {
+		var page []projections.Component
+		if page, after, err = s.Views.Components(ctx, call.Tenant, after, most); err != nil {
+			return 0, err
+		}
+		for _, c := range page {
+			if c.Owner == call.Tenant || has[c.ID] {
+				continue
+			}
+			switch wants, err := s.wantsClient(ctx, c.ID, c.Revision); {
+			case err != nil:
+				return 0, err
+			case wants:
+				total--
+			}
+		}
+	}
+	return total, nil
+}
+
+// most is the size of the pages that are read to the end.
+const most = 1000
+
+// wantsClient is needsClient of a revision of a component. It is remembered for more
+// components than their descriptors are.
+func (s *Service) wantsClient(ctx context.Context, component string, revision int) (bool, error) {
+	key := descriptorKey{component, revision}
+	if wants, ok := s.wants.Get(key); ok {
+		return wants, nil
+	}
+	d, err := s.Descriptor(ctx, component, revision)
+	if err == nil {
+		s.wants.Add(key, needsClient(d))
+	}
+	return needsClient(d), err
+}
+
+// seen reports whether the caller sees a component of another tenant: one that
+// wants an OAuth client is shown where the tenant has one, and to who may define it.
+func (s *Service) seen(ctx context.Context, call *service.Call, c projections.Component, d commands.Descriptor) (ClientKind, bool, error) {
+	kind, err := s.ClientOf(ctx, call.Tenant, c.ID, d)
+	return kind, c.Owner == call.Tenant || kind != ClientMissing || call.Principal.May(permission.OAuthClientsCreate), err
+}
+
+func componentInfo(c projections.Component, tenant string, credentials map[string]int, kind ClientKind) Info {
+	info := Info{
+		ID: c.ID, Title: c.Title, Shared: c.Shared, Deleted: c.Deleted, Revision: c.Revision,
+		CreatedAt: c.CreatedAt, UpdatedAt: c.UpdatedAt, Credentials: credentials[c.ID],
+		OAuthClient: kind, NeedsClient: kind == ClientMissing,
+	}
+	if c.Owner == tenant {
+		info.Owner = c.Owner
+	}
+	return info
+}
+
+func perComponent(counts []projections.Count) map[string]int {
+	n := map[string]int{}
+	for _, c := range counts {
+		n[c.Component] += c.N
+	}
+	return n
+}

@@ -1,0 +1,708 @@
+package connect
+
+import (
+	"context"
+	"encoding/base32"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/oauth"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/client"
+	"github.com/credstream/credstream/service/credential"
+	"github.com/credstream/credstream/service/secrets"
+	"github.com/credstream/credstream/service/token"
+)
+
+// The refusals of who wants to connect an account at a provider.
+var (
+	ErrConnectAbsent = fault.New(fault.Precondition, "connect_absent",
+		"Account connection is disabled: start the service with --public-url, the address where browsers reach it.")
+	// ErrRedeemFailed says that a code brought no tokens, for no fault of the client or the consent.
+	ErrRedeemFailed    = fault.New(fault.Unprocessable, "oauth_redeem_failed", "The provider did not issue tokens. Try again later.")
+	ErrConnectNeedless = fault.New(fault.Unprocessable, "oauth_connect_needless",
+		"The component needs no account connection: its OAuth client requests tokens itself. Use credential.create.")
+	ErrConnectKeysNeeded = fault.New(fault.Precondition, "connect_keys_needed",
+		"The component's rules for its other fields have changed since their values were entered: other "+
+			"hosts, another dry request or fewer masked fields. Enter all of them again in keys.")
+	ErrReturnTo = fault.New(fault.Invalid, "return_to_invalid",
+		"return_to must be an address of an origin that --connect-return-to lists, or of http://127.0.0.1 or http://[::1] with a port.")
+	ErrConnectionNotFound    = fault.New(fault.NotFound, "connection_not_found", "Connection not found: it does not exist or has expired.")
+	ErrConnectionExpired     = fault.New(fault.Precondition, "connection_expired", "The connection has expired: each step must follow within ten minutes. Start again.")
+	ErrConnectionOther       = fault.New(fault.Denied, "connection_of_another", "Another caller started this connection. Only that caller can complete it.")
+	ErrConnectionNotReturned = fault.New(fault.Precondition, "connection_not_returned", "The browser has not returned from the provider yet. Try again when it has.")
+	ErrConnectionConfirm     = fault.New(fault.Invalid, "connection_confirm_wrong", "The confirmation does not match this connection.")
+	ErrConnectionBusy        = fault.New(fault.Unavailable, "connection_busy", "The connection is being completed. Try again shortly.")
+	ErrConnectionEnded       = fault.New(fault.Precondition, "connection_ended", "The connection ended without a credential. Start again.")
+)
+
+// What ends a connection for good, beside what the provider and the dry request
+// say. The fact access.connect_aborted names the code.
+var (
+	ErrConnectionGuessed = fault.New(fault.Precondition, "connection_confirm_guessed",
+		"The connection ended after five wrong confirmations. Start again.")
+	ErrConnectionUserMismatch = fault.New(fault.Denied, "connection_user_mismatch",
+		"The connection ended: it was started for another user. Start again.")
+	ErrConnectionComponentChanged = fault.New(fault.Precondition, "connection_component_changed",
+		"The component now names another provider. Start again.")
+	ErrConnectionUnknownOutcome = fault.New(fault.Unavailable, "connection_outcome_unknown",
+		"The provider issued tokens, but it is not known whether they were saved. Check the credential before you start again.")
+)
+
+// ConnectOAuth asks for a link by which a person connects an account at the
+// component's provider.
+type ConnectOAuth struct {
+	Component  string              `json:"component,omitzero"`         // needed for a new credential
+	Credential string              `json:"credential,omitzero"`        // id of one that is to be connected again, in place; takes the permission credentials.edit
+	Name       string              `json:"name,omitzero"`              // of a new credential; made from the component's title when absent
+	Workspace  string              `json:"workspace,omitzero"`         // of a new credential: an id of the caller's, kept as given
+	Keys       secrets.Keys        `json:"keys,omitzero"`              // a value for each other field of the component; an existing credential keeps its own when absent
+	User       string              `json:"user,omitzero"`              // for whom: an id of the caller's, which oauth.complete has to repeat
+	ReturnTo   string              `json:"return_to,omitzero"`         // where the browser goes from the callback, with the parameters connection and confirm, or error
+	For        *credential.ForStep `json:"for,omitzero"`               // the step of a flow that a new credential is made for
+	Expected   int                 `json:"expected_revision,omitzero"` // refuse when the component's descriptor in force has another revision
+}
+
+// Connected answers ConnectOAuth.
+type Connected struct {
+	ID      string    `json:"id"`      // of the connection
+	URL     string    `json:"url"`     // to be opened once, in a browser; a secret
+	Expires time.Time `json:"expires"` // when it is too late to open it
+
+	starter string
+}
+
+// Starter is the secret that makes known the browser that asked for the link: an
+// edge gives it to the browser as a cookie. It is "" when no browser can have asked.
+func (c Connected) Starter() string { return c.starter }
+
+func (s *Service) connectOAuth(ctx context.Context, call *service.Call, in ConnectOAuth) (Connected, error) {
+	if s.Connections == nil || s.PublicURL == "" {
+		return Connected{}, ErrConnectAbsent
+	}
+	if in.Credential == "" {
+		if err := service.Required("/component", in.Component); err != nil {
+			return Connected{}, err
+		}
+	}
+	if perm := connectPermission(in.Credential); !call.Principal.May(perm) {
+		return Connected{}, s.Access.Deny(ctx, call, perm)
+	}
+	c := connection{
+		id: call.DeriveID("connection"), Tenant: call.Tenant, Actor: call.Principal.Actor, Component: in.Component, Credential: in.Credential,
+		Name: in.Name, Workspace: in.Workspace, For: in.For, User: in.User, ReturnTo: in.ReturnTo, keys: in.Keys.Fields,
+		KeepKeys: in.Credential != "" && len(in.Keys.Names()) == 0,
+		Stage:    stageCreated, Expires: s.Kernel.Now().Add(stepTime).UTC().Truncate(time.Second),
+	}
+	if in.User != "" && events.CheckID(in.User) != nil {
+		return Connected{}, events.ErrID.At("/user")
+	}
+	if err := s.checkReturnTo(in.ReturnTo); err != nil {
+		return Connected{}, err
+	}
+	var err error
+	if in.Credential == "" {
+		err = s.checkNew(ctx, call, in)
+	} else {
+		c.Component, err = s.checkAgain(ctx, call, in)
+	}
+	if err != nil {
+		return Connected{}, err
+	}
+	d, revision, err := s.connectable(ctx, call.Tenant, c.Component, in.Expected)
+	if err != nil {
+		return Connected{}, err
+	}
+	c.Revision = revision
+	if err := checkOtherKeys(d, c); err != nil {
+		return Connected{}, err
+	}
+	if c.KeepKeys {
+		if _, _, err := s.keptKeys(ctx, c, d); err != nil {
+			return Connected{}, err
+		}
+	}
+	if err := s.Access.AdmitConnect(call.Tenant); err != nil {
+		return Connected{}, err
+	}
+	if _, err := s.Kernel.Begin(ctx, call, events.CommandStarted{}); err != nil {
+		return Connected{}, err
+	}
+	call.Detach()
+	if call.Resumed() != nil { // an attempt that broke off may have made it
+		made, err := s.connection(ctx, c.id)
+		if err == nil {
+			answer, _, err := s.link(ctx, call, made.id, made.Expires)
+			return answer, err
+		}
+		if !errors.Is(err, ErrConnectionNotFound) {
+			return Connected{}, err
+		}
+	}
+	answer, secret, err := s.link(ctx, call, c.id, c.Expires)
+	if err != nil {
+		return Connected{}, err
+	}
+	c.Link = fingerprintOf(secret)
+	if call.Via == "http" {
+		c.Starter = fingerprintOf(answer.starter)
+	}
+	if err := s.underWay.start(c.Tenant, c.id, s.Kernel.Now(), c.Expires); err != nil {
+		return Connected{}, err
+	}
+	if _, err := s.keep(ctx, &c); err != nil {
+		s.underWay.leave(c.Tenant, c.id)
+		return Connected{}, err
+	}
+	s.outcomes.WithLabelValues("started").Inc()
+	return answer, nil
+}
+
+// link makes the link of a connection, with its secret. The same connection has the
+// same link, so that a repeated command is answered with it: its secrets are made
+// with the tenant's key, and kept nowhere.
+func (s *Service) link(ctx context.Context, call *service.Call, id string, expires time.Time) (answer Connected, secret string, err error) {
+	made := func(what string) (string, error) {
+		mac, err := s.Keyring.MAC(ctx, call.Tenant, events.LengthPrefixed("credstream/connection-"+what+"/1", id))
+		if err != nil {
+			return "", fmt.Errorf("create the link of a connection: %w", err)
+		}
+		return base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(mac), nil
+	}
+	if secret, err = made("link"); err != nil {
+		return Connected{}, "", err
+	}
+	answer = Connected{ID: id, URL: s.PublicURL + "/oauth/connect/" + id + "." + secret, Expires: expires}
+	if call.Via == "http" {
+		answer.starter, err = made("starter")
+	}
+	return answer, secret, err
+}
+
+// checkNew checks what a new credential is told.
+func (s *Service) checkNew(ctx context.Context, call *service.Call, in ConnectOAuth) error {
+	if in.Name != "" {
+		if err := service.CheckName("/name", in.Name); err != nil {
+			return err
+		}
+	}
+	if in.Workspace != "" && events.CheckID(in.Workspace) != nil {
+		return events.ErrID.At("/workspace")
+	}
+	_, err := s.Credentials.CheckFor(ctx, call, credential.Create{Component: in.Component, For: in.For})
+	return err
+}
+
+// checkAgain checks what is told of a credential that is connected again, and
+// returns its component.
+func (s *Service) checkAgain(ctx context.Context, call *service.Call, in ConnectOAuth) (component string, err error) {
+	for _, member := range []struct {
+		name  string
+		given bool
+	}{{"name", in.Name != ""}, {"workspace", in.Workspace != ""}, {"for", in.For != nil}} {
+		if member.given {
+			return "", service.ErrBody.Because("The member %s is only for a new credential.", member.name).At("/" + member.name)
+		}
+	}
+	if err := service.CheckTarget(in.Credential, 0); err != nil {
+		return "", fault.Of(err).At("/credential")
+	}
+	state, err := s.Secrets.Live(ctx, call.Tenant, in.Credential, 0)
+	switch {
+	case err != nil:
+		return "", service.PointAt(err, "/credential")
+	case in.Component != "" && in.Component != state.Component:
+		return "", service.ErrBody.Because("The credential belongs to another component.").At("/component")
+	}
+	return state.Component, nil
+}
+
+// connectable returns a component for which accounts can be connected in the
+// tenant, with the descriptor in force.
+func (s *Service) connectable(ctx context.Context, tenant, component string, expected int) (commands.Descriptor, int, error) {
+	d, revision, err := s.Components.UsableAt(ctx, tenant, component, "/component", expected)
+	switch {
+	case err != nil:
+		return d, 0, err
+	case !d.UsesOAuth:
+		return d, 0, client.ErrOAuthNotDeclared.Because("The component.json has no field for OAuth tokens.").At("/component")
+	case d.OAuth2 != nil && d.OAuth2.ClientCredentials:
+		return d, 0, ErrConnectNeedless.At("/component")
+	case d.OAuth2 == nil || d.OAuth2.AuthURI == "" || d.OAuth2.TokenURI == "":
+		return d, 0, token.ErrOAuthEndpointsMissing.Because("The component.json has no oauth2 block with an auth_uri and a token_uri.").At("/component")
+	}
+	if _, err := s.Tokens.OAuthClient(ctx, tenant, component, d); err != nil {
+		return d, 0, service.PointAt(err, "/component")
+	}
+	return d, revision, service.PointAt(s.Clients.MayAskAt(ctx, tenant, component, d), "/component")
+}
+
+// oauthField is the field that holds what the provider grants.
+func oauthField(d commands.Descriptor) string {
+	for _, f := range d.Fields {
+		if f.OAuth() {
+			return f.Name
+		}
+	}
+	return ""
+}
+
+// checkOtherKeys checks the values that are given beside the provider's.
+func checkOtherKeys(d commands.Descriptor, c connection) error {
+	field, names := oauthField(d), c.keys.Names()
+	switch {
+	case c.keys.Marshal().Len() > maxConnectKeys:
+		return seal.ErrKeysTooLarge.Because("The values of the other fields are limited to 16 KiB.").At("/keys")
+	case slices.Contains(names, field):
+		return commands.ErrKeysFieldUnknown.Because("Connecting sets the field %q. Omit it.", field).At("/keys/" + service.EscapePointer(field))
+	case c.KeepKeys:
+		return nil
+	}
+	if err := d.CheckKeys(append(names, field)); err != nil {
+		return err
+	}
+	return secrets.CheckMask(c.keys)
+}
+
+// keptKeys opens the values of the other fields that stay, with the version that
+// they are of. The new version has the rules of d, so they stay only where these are
+// the rules that they were entered under; else ErrConnectKeysNeeded.
+func (s *Service) keptKeys(ctx context.Context, c connection, d commands.Descriptor) (seal.Fields, int, error) {
+	state, err := s.Secrets.Live(ctx, c.Tenant, c.Credential, 0)
+	if err != nil {
+		return seal.Fields{}, 0, err
+	}
+	now, field := state.Current(), oauthField(d)
+	others := slices.DeleteFunc(slices.Clone(now.Fields), func(name string) bool { return name == field || name == state.Tokens.Field })
+	if len(others) == 0 {
+		return seal.Fields{}, now.Version, nil
+	}
+	entered, err := s.Components.Descriptor(ctx, state.Component, now.Revision)
+	if err != nil {
+		return seal.Fields{}, 0, err
+	}
+	if !d.KeepsRules(entered, others) {
+		return seal.Fields{}, 0, ErrConnectKeysNeeded.At("/keys")
+	}
+	keys, err := s.Secrets.Open(ctx, c.Tenant, c.Credential, now)
+	return keys.Without(field, state.Tokens.Field), now.Version, err
+}
+
+// The refusals of a configuration.
+var (
+	ErrPublicURL = fault.New(fault.Invalid, "config_public_url",
+		"The public URL must be https:// and a host, or http:// and localhost or a loopback address, without user, query or fragment.")
+	ErrReturnOrigin = fault.New(fault.Invalid, "config_connect_return_to",
+		"A return origin must be https:// and a host, or http:// and localhost or a loopback address, with nothing after it.")
+)
+
+// PublicURL checks where browsers reach the service and returns it without a slash
+// at its end, or ErrPublicURL. Provider and cookies need it to be https, unless
+// browser and service are on one machine.
+func PublicURL(text string) (string, error) {
+	u, err := url.Parse(text)
+	if err != nil || u.Host == "" || u.User != nil || u.Opaque != "" || strings.ContainsAny(text, "?# \\") || !confidentialURL(u) {
+		return "", ErrPublicURL
+	}
+	return strings.TrimRight(text, "/"), nil
+}
+
+// ReturnOrigin checks an origin that browsers may be sent back to, such as
+// "https://app.example.org", or ErrReturnOrigin.
+func ReturnOrigin(text string) (string, error) {
+	u, err := url.Parse(text)
+	if err != nil || u.Host == "" || text != u.Scheme+"://"+u.Host || text != strings.ToLower(text) || !confidentialURL(u) {
+		return "", ErrReturnOrigin.Because("%q is not an origin. Write https:// and a host, or http:// and localhost or a loopback address, with nothing after it.", text)
+	}
+	return text, nil
+}
+
+// checkConnect checks the configuration.
+func (s *Service) checkConnect() (err error) {
+	if s.PublicURL != "" {
+		if s.PublicURL, err = PublicURL(s.PublicURL); err != nil {
+			return err
+		}
+	}
+	for _, origin := range s.ReturnTo {
+		if _, err := ReturnOrigin(origin); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// confidentialURL reports whether what goes to the URL can be read by nobody on
+// the way.
+func confidentialURL(u *url.URL) bool {
+	switch u.Scheme {
+	case "https":
+		return true
+	case "http":
+		ip, err := netip.ParseAddr(u.Hostname())
+		return u.Hostname() == "localhost" || err == nil && ip.IsLoopback()
+	}
+	return false
+}
+
+// openRedirects would make a browser and this service read a URL differently.
+const openRedirects = "\\\"'<>^`{|}#@"
+
+// checkReturnTo refuses, with ErrReturnTo, an address that no browser may be sent to.
+func (s *Service) checkReturnTo(address string) error {
+	if address == "" {
+		return nil
+	}
+	refused := ErrReturnTo.At("/return_to")
+	if len(address) > 2048 || strings.ContainsAny(address, openRedirects) ||
+		strings.ContainsFunc(address, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+		return refused
+	}
+	u, err := url.Parse(address)
+	if err != nil || u.Host == "" || u.User != nil || u.Opaque != "" {
+		return refused
+	}
+	rest, is := strings.CutPrefix(address, u.Scheme+"://"+u.Host)
+	if !is || rest != "" && rest[0] != '/' && rest[0] != '?' {
+		return refused
+	}
+	query, err := url.ParseQuery(u.RawQuery)
+	if err != nil || query.Has("connection") || query.Has("confirm") || query.Has("error") {
+		return ErrReturnTo.Because("The service adds the parameters connection, confirm and error to return_to. Remove them from it.").At("/return_to")
+	}
+	if !slices.Contains(s.ReturnTo, u.Scheme+"://"+u.Host) && !isLoopback(u) {
+		return refused
+	}
+	return nil
+}
+
+// isLoopback tells the address of a program on the browser's own machine, as
+// RFC 8252, section 7.3, has it: literal, and with any port.
+func isLoopback(u *url.URL) bool {
+	host, port, err := net.SplitHostPort(u.Host)
+	if err != nil || u.Scheme != "http" || host != "127.0.0.1" && host != "::1" {
+		return false
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	return err == nil && n > 0
+}
+
+// withParameters adds parameters to an address that was checked.
+func withParameters(address string, parameters ...string) string {
+	separator := "?"
+	if strings.Contains(address, "?") {
+		separator = "&"
+	}
+	for i := 0; i+1 < len(parameters); i += 2 {
+		address += separator + parameters[i] + "=" + url.QueryEscape(parameters[i+1])
+		separator = "&"
+	}
+	return address
+}
+
+// redirectURI is where the provider sends browsers back to: one for each tenant
+// and component, so that what is meant for one is never taken for another.
+func (s *Service) redirectURI(tenant, component string) string {
+	return s.PublicURL + "/oauth/callback/" + tenant + "/" + component
+}
+
+// GetRedirectURI asks for the redirect URI of a component.
+type GetRedirectURI struct {
+	Component string `json:"component"`
+}
+
+// RedirectURI answers GetRedirectURI.
+type RedirectURI struct {
+	RedirectURI string `json:"redirect_uri"` // to be registered at the provider, with the OAuth client
+}
+
+func (s *Service) getRedirectURI(ctx context.Context, call *service.Call, in GetRedirectURI) (RedirectURI, error) {
+	if err := service.Required("/component", in.Component); err != nil {
+		return RedirectURI{}, err
+	}
+	if _, _, err := s.Components.Usable(ctx, call.Tenant, in.Component); err != nil {
+		return RedirectURI{}, service.PointAt(err, "/component")
+	}
+	if s.PublicURL == "" {
+		return RedirectURI{}, ErrConnectAbsent
+	}
+	return RedirectURI{s.redirectURI(call.Tenant, in.Component)}, nil
+}
+
+// CompleteConnection says that the person who came back from the provider is the
+// one who started.
+type CompleteConnection struct {
+	Connection string `json:"connection"`
+	Confirm    string `json:"confirm"`       // what the address to return to, or the page, was given
+	User       string `json:"user,omitzero"` // as it was given when the connection was started
+}
+
+// completeConnection redeems the code of a connection for who started it. Nobody
+// else can: whoever was talked into opening the link of another gives that other
+// nothing, unless they hand over the confirmation, too.
+func (s *Service) completeConnection(ctx context.Context, call *service.Call, in CompleteConnection) (service.Done, error) {
+	c, err := s.connectionOf(ctx, call, "/connection", in.Connection)
+	if err != nil {
+		return service.Done{}, err
+	}
+	if err := service.Required("/confirm", in.Confirm); err != nil {
+		return service.Done{}, err
+	}
+	perm := c.permission()
+	switch {
+	case !call.Principal.May(perm):
+		return service.Done{}, s.Access.Deny(ctx, call, perm)
+	case c.Actor != call.Principal.Actor:
+		s.Access.Denied(ctx, call, perm)
+		return service.Done{}, ErrConnectionOther.At("/connection")
+	case c.Stage == stageFailed:
+		return service.Done{}, ErrConnectionEnded.Because("%s", c.Says).With(map[string]string{"reason": c.Reason})
+	case c.expired(s.Kernel.Now()):
+		return service.Done{}, ErrConnectionExpired
+	case c.Stage == stageCreated, c.Stage == stageOpened:
+		return service.Done{}, ErrConnectionNotReturned
+	case c.Stage == stageRedeeming:
+		return service.Done{}, ErrConnectionBusy.After(time.Second)
+	case !c.Confirm.of(normalConfirm(in.Confirm)):
+		return service.Done{}, s.wrongConfirm(ctx, c)
+	case c.Stage == stageDone:
+		return c.Done, nil
+	case in.User != c.User:
+		return service.Done{}, s.abort(ctx, c, ErrConnectionUserMismatch)
+	}
+	c.Stage = stageRedeeming
+	if mine, err := s.keep(ctx, &c); err != nil || !mine {
+		return service.Done{}, errors.Join(err, ErrConnectionBusy.After(time.Second))
+	}
+	return s.finish(ctx, call, c)
+}
+
+// normalConfirm takes a confirmation as people type it.
+func normalConfirm(text string) string {
+	return strings.ToUpper(strings.NewReplacer("-", "", " ", "").Replace(strings.TrimSpace(text)))
+}
+
+// wrongConfirm counts a wrong confirmation before it is refused, so that guesses at
+// the same time are no way around the count.
+func (s *Service) wrongConfirm(ctx context.Context, c connection) error {
+	if c.Stage == stageDone {
+		return ErrConnectionConfirm.At("/confirm")
+	}
+	if c.Tries++; c.Tries >= maxTries {
+		return s.abort(ctx, c, ErrConnectionGuessed)
+	}
+	mine, err := s.keep(ctx, &c)
+	switch {
+	case err != nil:
+		return err
+	case !mine:
+		return ErrConnectionBusy.After(time.Second)
+	}
+	return ErrConnectionConfirm.Because("The confirmation does not match this connection. Attempts left: %d.", maxTries-c.Tries).At("/confirm")
+}
+
+// finish redeems the code of a connection that the caller has brought to
+// redeeming, and saves what comes of it. It goes on when nobody waits any more:
+// what the provider grants would be lost.
+func (s *Service) finish(ctx context.Context, call *service.Call, c connection) (service.Done, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), service.MaxCall)
+	defer cancel()
+	call.Detach()
+	done, sent, err := s.redeem(ctx, call, c)
+	if err != nil {
+		why := fault.Of(err)
+		if why == fault.ErrInternal {
+			s.Logger.ErrorContext(ctx, "connection failed", "tenant", c.Tenant, "connection", c.id, "err", err)
+		}
+		passes := why.Kind == fault.Unavailable || why.Kind == fault.Throttled || why.Kind == fault.Internal
+		if sent || !passes || len(c.Confirm) == 0 {
+			return service.Done{}, s.abort(ctx, c, why)
+		}
+		c.Stage = stageReturned // the code is as good as before, and who started can try again
+		if mine, kept := s.keep(ctx, &c); kept != nil || !mine {
+			s.Logger.WarnContext(ctx, "cannot release a connection; it still counts as being completed", "connection", c.id, "err", kept)
+		}
+		return service.Done{}, err
+	}
+	c.Stage, c.Done = stageDone, done
+	c.forget()
+	if mine, err := s.keep(ctx, &c); err != nil || !mine {
+		s.Logger.WarnContext(ctx, "connection completed but its state was not saved", "connection", c.id, "err", err)
+	}
+	s.outcomes.WithLabelValues("done").Inc()
+	return done, nil
+}
+
+// redeem exchanges the code for tokens and saves them. sent says that the code may
+// have come to the provider, and is worth nothing any more.
+func (s *Service) redeem(ctx context.Context, call *service.Call, c connection) (done service.Done, sent bool, err error) {
+	if err := s.Kernel.WritesAllowed(); err != nil {
+		return done, false, err
+	}
+	d, client, err := s.providerOf(ctx, c)
+	if err != nil {
+		return done, false, err
+	}
+	keys, version := c.keys, 0
+	if c.Credential != "" {
+		state, err := s.Secrets.Live(ctx, c.Tenant, c.Credential, 0)
+		if err != nil {
+			return done, false, err
+		}
+		version = state.Current().Version
+	}
+	if c.KeepKeys {
+		if keys, version, err = s.keptKeys(ctx, c, d); err != nil {
+			return done, false, err
+		}
+	}
+	asked := s.Kernel.Now()
+	granted, err := s.OAuth.Redeem(ctx, c.Tenant, token.Provider(d.OAuth2), client, c.code, c.verifier, c.Redirect)
+	if err != nil {
+		s.revokeUnsaved(ctx, c, d, client, granted)
+		refusal, ok := errors.AsType[*oauth.Error](err)
+		return done, ok && refusal.Sent, redeemFailed(err)
+	}
+	object, _ := token.WithExpiry(granted.Answer, asked, granted.Lifetime)
+	done, err = s.saveConnected(ctx, call, c, d, keys.With(oauthField(d), object.Marshal()), version)
+	again, repeated := errors.AsType[*service.Repeat](err)
+	switch {
+	case err == nil:
+		return done, true, nil
+	case repeated:
+		saved, is, err := again.Outcome()
+		if is {
+			return saved, true, nil
+		}
+		return done, true, err
+	case !service.Definite(err):
+		s.Logger.ErrorContext(ctx, "outcome of saving a connected credential is unknown", "tenant", c.Tenant, "connection", c.id, "err", err)
+		return done, true, ErrConnectionUnknownOutcome
+	}
+	s.revokeUnsaved(ctx, c, d, client, granted)
+	return done, true, err
+}
+
+// redeemFailed says to who connects why the provider gave no tokens.
+func redeemFailed(err error) error {
+	refusal, ok := errors.AsType[*oauth.Error](err)
+	switch {
+	case !ok || refusal.Outcome != oauth.Transient && refusal.Outcome != oauth.Malformed:
+		return token.RefusedToken(err)
+	case !refusal.Sent:
+		return fault.ErrUnavailable.Because("%s", refusal.Says()).After(max(refusal.RetryAfter, time.Second))
+	}
+	return ErrRedeemFailed.Because("%s", refusal.Says())
+}
+
+// providerOf is what a connection's code is redeemed with: the descriptor that the
+// person's consent was asked for with. It is refused when the component is gone
+// or names another provider by now.
+func (s *Service) providerOf(ctx context.Context, c connection) (commands.Descriptor, oauth.Client, error) {
+	now, _, err := s.Components.Usable(ctx, c.Tenant, c.Component)
+	if err != nil {
+		return now, oauth.Client{}, err
+	}
+	d, err := s.Components.Descriptor(ctx, c.Component, c.Revision)
+	switch {
+	case err != nil:
+		return d, oauth.Client{}, err
+	case d.OAuth2 == nil || !sameHosts(d.OAuth2, now.OAuth2):
+		return d, oauth.Client{}, ErrConnectionComponentChanged
+	}
+	if err := s.Clients.MayAskAt(ctx, c.Tenant, c.Component, d); err != nil {
+		return d, oauth.Client{}, err
+	}
+	client, err := s.Tokens.OAuthClient(ctx, c.Tenant, c.Component, d)
+	return d, client, err
+}
+
+// sameHosts reports whether two blocks name the same provider.
+func sameHosts(a, b *commands.OAuth2) bool {
+	if b == nil || a.Issuer != b.Issuer {
+		return false
+	}
+	host := func(uri string) string {
+		u, err := url.Parse(uri)
+		if err != nil {
+			return ""
+		}
+		return u.Scheme + "://" + u.Host
+	}
+	return host(a.AuthURI) == host(b.AuthURI) && host(a.TokenURI) == host(b.TokenURI) && host(a.RevocationURI) == host(b.RevocationURI)
+}
+
+// saveConnected tries the keys and saves them, as a new credential or as the next
+// version of the one that is connected again.
+func (s *Service) saveConnected(ctx context.Context, call *service.Call, c connection, d commands.Descriptor, keys seal.Fields, version int) (service.Done, error) {
+	fields, known, err := s.Credentials.TryKeys(ctx, c.Tenant, c.Component, d, c.Revision, keys)
+	if err != nil {
+		return service.Done{}, err
+	}
+	if known.Tokens == nil {
+		return service.Done{}, fmt.Errorf("provider of %s issued no tokens", c.Component)
+	}
+	known.Tokens.By, known.Tokens.User, known.Tokens.Connection = "connect", c.User, c.id
+	if c.Credential != "" {
+		return s.Credentials.Save(ctx, call, c.Credential, fields, func(secretID string) commands.Credential {
+			known.SecretID = secretID
+			return commands.ReplaceKeys{ID: c.Credential, Expected: version, Keys: known}
+		})
+	}
+	id := events.DeriveID(c.Tenant, c.Actor, c.id, "credential/"+c.Component)
+	if c.Name == "" {
+		c.Name = credential.DefaultName(d.Title, id)
+	}
+	var step *commands.StepOfFlow
+	if c.For != nil {
+		step = &commands.StepOfFlow{Flow: c.For.Flow, Step: c.For.Step}
+	}
+	return s.Credentials.Save(ctx, call, id, fields, func(secretID string) commands.Credential {
+		known.SecretID = secretID
+		return commands.CreateCredential{
+			ID: id, Component: c.Component, Name: c.Name, Workspace: c.Workspace, Keys: known, For: step,
+		}
+	})
+}
+
+// revokeUnsaved revokes tokens that were granted and not saved. Those of a credential
+// that is connected again are left alone: many providers would end the whole
+// grant with them, and the credential may still live on it.
+func (s *Service) revokeUnsaved(ctx context.Context, c connection, d commands.Descriptor, client oauth.Client, granted oauth.Token) {
+	secret, hint := granted.Refresh, token.RefreshToken
+	if secret.IsZero() {
+		secret, hint = granted.Access, token.AccessToken
+	}
+	if secret.IsZero() || c.Credential != "" || d.OAuth2.RevocationURI == "" {
+		return
+	}
+	if err := s.OAuth.Revoke(ctx, c.Tenant, token.Provider(d.OAuth2), client, secret, hint); err != nil {
+		s.Logger.WarnContext(ctx, "tokens that were not saved were not revoked at the provider", "tenant", c.Tenant, "connection", c.id, "err", err)
+	}
+}
+
+// starter is a call in the name of who started a connection, provided that they
+// still may.
+func (s *Service) starter(ctx context.Context, c connection) (*service.Call, error) {
+	call := &service.Call{Tenant: c.Tenant, Principal: service.Principal{Actor: c.Actor}, Via: "http", CommandID: events.NewID(), Route: "oauth.complete"}
+	if c.Actor.Kind != "key" { // the token that they came with has no end that is known here
+		return call, nil
+	}
+	p, err := s.Access.Principal(ctx, c.Actor.ID)
+	if err != nil {
+		return nil, err
+	}
+	call.Principal = p
+	return call, s.Access.Authorize(ctx, call, c.permission())
+}

@@ -1,0 +1,305 @@
+package connect
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/credential"
+	"github.com/credstream/credstream/service/permission"
+)
+
+// Connections keeps the connections under way, shared by every process that
+// serves one log. A value is gone some time after its last change, no sooner than
+// stepTime.
+type Connections interface {
+	// Create keeps a new connection and returns its revision.
+	Create(ctx context.Context, id string, value []byte) (revision uint64, err error)
+	// Get returns the newest value of a connection and its revision; found is false
+	// when there is none, or none any more.
+	Get(ctx context.Context, id string) (value []byte, revision uint64, found bool, err error)
+	// Update replaces the value that has this revision, and returns the new one; mine
+	// is false when the connection has another revision by now. After an error it is
+	// not known whether it was replaced.
+	Update(ctx context.Context, id string, value []byte, revision uint64) (next uint64, mine bool, err error)
+}
+
+// stage is how far a connection has come.
+type stage string
+
+// The stages. A connection goes forward only, each step by compare-and-set, so
+// that a link is opened, a state returned and a code redeemed once. The one step
+// back is from redeeming, when nothing was sent to the provider.
+const (
+	stageCreated   stage = "created"   // the link was not opened
+	stageOpened    stage = "opened"    // the browser is at the provider
+	stageReturned  stage = "returned"  // the provider's code waits for whoever started it
+	stageRedeeming stage = "redeeming" // one process redeems the code
+	stageDone      stage = "done"      // a credential was saved
+	stageFailed    stage = "failed"    // it has ended, and no credential came of it
+)
+
+const (
+	stepTime       = 10 * time.Minute // from one step to the next
+	maxTries       = 5                // at the confirmation
+	maxConnectKeys = 16 << 10         // bytes of JSON
+	confirmSize    = 8                // letters and digits of the code that a page shows: 40 bits
+)
+
+// connection is one way of a browser to a provider and back. Of each secret that
+// somebody else has to show it holds the fingerprint alone.
+type connection struct {
+	Tenant     string              `json:"tenant"`
+	Actor      events.Actor        `json:"actor"` // who started it
+	Component  string              `json:"component"`
+	Revision   int                 `json:"revision"`   // of the component's descriptor
+	Credential string              `json:"credential"` // that is connected again; "" for a new one
+	KeepKeys   bool                `json:"keep_keys"`  // the values of its other fields stay as they are
+	Name       string              `json:"name"`
+	Workspace  string              `json:"workspace"`
+	For        *credential.ForStep `json:"for"`
+	User       string              `json:"user"`
+	ReturnTo   string              `json:"return_to"`
+	Redirect   string              `json:"redirect"` // the redirect URI that the provider was given
+
+	Stage   stage        `json:"stage"`
+	Expires time.Time    `json:"expires"` // of the stage
+	Tries   int          `json:"tries"`   // wrong confirmations
+	Reason  string       `json:"reason"`  // the code of what ended it
+	Says    string       `json:"says"`    // that in a sentence
+	Done    service.Done `json:"done"`
+
+	Link    fingerprint `json:"link"`
+	State   fingerprint `json:"state"`
+	Opened  fingerprint `json:"opened"`  // the cookie of the browser that opened the link
+	Starter fingerprint `json:"starter"` // the cookie of the browser that asked for it
+	Confirm fingerprint `json:"confirm"`
+
+	id       string
+	revision uint64 // of the stored value
+	keys     seal.Fields
+	verifier seal.Secret
+	code     seal.Secret
+}
+
+// storedConnection is what is sealed of a connection.
+type storedConnection struct {
+	connection
+	Keys     jsontext.Value `json:"keys"`
+	Verifier string         `json:"verifier"`
+	Code     string         `json:"code"`
+}
+
+// sealedConnection is the form in which a connection is kept.
+type sealedConnection struct {
+	Tenant string `json:"tenant"` // whose keyset opens it
+	Sealed []byte `json:"sealed"`
+}
+
+// fingerprint is the SHA-256 of a secret; nil is of none.
+type fingerprint []byte
+
+func fingerprintOf(secret string) fingerprint {
+	sum := sha256.Sum256([]byte(secret))
+	return sum[:]
+}
+
+// of reports whether the fingerprint is that of the secret. The time it takes says
+// nothing about either.
+func (f fingerprint) of(secret string) bool {
+	return secret != "" && subtle.ConstantTimeCompare(f, fingerprintOf(secret)) == 1
+}
+
+// newSecret makes a secret of more than 256 bits, in letters and digits.
+func newSecret() string { return rand.Text() + rand.Text() }
+
+// ConnectionID is the id of the connection that a link or state is of: what is
+// before its dot. It is not checked.
+func ConnectionID(secret string) string {
+	id, _, _ := strings.Cut(secret, ".")
+	return id
+}
+
+// associated binds a sealed connection to its tenant and id.
+func associatedConnection(tenant, id string) []byte {
+	return events.LengthPrefixed("credstream/connection/1", tenant, id)
+}
+
+// connection reads a connection, or ErrConnectionNotFound.
+func (s *Service) connection(ctx context.Context, id string) (connection, error) {
+	if s.Connections == nil {
+		return connection{}, ErrConnectAbsent
+	}
+	if len(id) != len(events.NewID()) || !events.Plain(id) {
+		return connection{}, ErrConnectionNotFound
+	}
+	value, revision, found, err := s.Connections.Get(ctx, id)
+	switch {
+	case err != nil:
+		return connection{}, err
+	case !found:
+		return connection{}, ErrConnectionNotFound
+	}
+	var kept sealedConnection
+	if err := json.Unmarshal(value, &kept); err != nil {
+		return connection{}, fmt.Errorf("reading connection %s: %w", id, err)
+	}
+	secret, err := s.Keyring.Open(ctx, kept.Tenant, kept.Sealed, associatedConnection(kept.Tenant, id))
+	if err != nil {
+		return connection{}, fmt.Errorf("opening connection %s: %w", id, err)
+	}
+	var stored storedConnection
+	if json.Unmarshal(secret.Reveal(), &stored) != nil {
+		return connection{}, fmt.Errorf("stored connection %s is invalid", id) // never quote it
+	}
+	c := stored.connection
+	c.id, c.revision = id, revision
+	c.verifier, c.code = seal.NewSecret([]byte(stored.Verifier)), seal.NewSecret([]byte(stored.Code))
+	if c.keys, err = seal.ParseFields(stored.Keys); err != nil {
+		return connection{}, fmt.Errorf("stored keys of connection %s are invalid", id)
+	}
+	return c, nil
+}
+
+// keep writes a connection; mine is false when somebody else has changed it since
+// it was read.
+func (s *Service) keep(ctx context.Context, c *connection) (mine bool, err error) {
+	text, err := json.Marshal(storedConnection{
+		connection: *c, Keys: c.keys.Marshal().Reveal(), Verifier: string(c.verifier.Reveal()), Code: string(c.code.Reveal()),
+	})
+	if err != nil {
+		return false, fmt.Errorf("writing connection %s: %w", c.id, err)
+	}
+	sealed, err := s.Keyring.Seal(ctx, c.Tenant, seal.NewSecret(text), associatedConnection(c.Tenant, c.id))
+	if err != nil {
+		return false, fmt.Errorf("sealing connection %s: %w", c.id, err)
+	}
+	value, err := json.Marshal(sealedConnection{c.Tenant, sealed})
+	if err != nil {
+		return false, fmt.Errorf("writing connection %s: %w", c.id, err)
+	}
+	if c.revision == 0 {
+		c.revision, err = s.Connections.Create(ctx, c.id, value)
+		return err == nil, err
+	}
+	next, mine, err := s.Connections.Update(ctx, c.id, value, c.revision)
+	if mine {
+		c.revision = next
+		s.underWay.moved(c)
+	}
+	return mine, err
+}
+
+// expired reports whether the step that is due comes too late.
+func (c connection) expired(now time.Time) bool {
+	return c.Stage != stageDone && c.Stage != stageFailed && now.After(c.Expires)
+}
+
+// permission is what it takes to make what comes of the connection.
+func (c connection) permission() permission.Permission { return connectPermission(c.Credential) }
+
+func connectPermission(credential string) permission.Permission {
+	if credential != "" {
+		return permission.CredentialsEdit
+	}
+	return permission.CredentialsCreate
+}
+
+// forget takes out what is of no use any more.
+func (c *connection) forget() {
+	c.keys, c.verifier, c.code = seal.Fields{}, seal.Secret{}, seal.Secret{}
+}
+
+// abortTime bounds the record that a connection was aborted.
+const abortTime = 5 * time.Second
+
+// abort ends a connection and leaves the fact, unless somebody else has moved it
+// on meanwhile. It returns why the caller gets nothing.
+func (s *Service) abort(ctx context.Context, c connection, why *fault.Error) error {
+	c.Stage, c.Reason, c.Says = stageFailed, why.Code, why.Msg
+	c.forget()
+	mine, err := s.keep(ctx, &c)
+	switch {
+	case err != nil:
+		return err
+	case !mine:
+		return ErrConnectionBusy.After(time.Second)
+	}
+	call := service.System(c.Tenant, "connect")
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTime)
+	defer cancel()
+	_, _, err = service.Execute(ctx, s.Kernel, call, aggregates.Access, c.Tenant, commands.Access(commands.RecordConnectAborted{
+		Starter: c.Actor.ID, Principal: c.Actor.Kind + ":" + c.Actor.ID,
+		Connection: c.id, Component: c.Component, Credential: c.Credential, User: c.User, Reason: why.Code,
+	}))
+	if err != nil {
+		s.Logger.ErrorContext(ctx, "failed to record the end of a connection", "tenant", c.Tenant, "connection", c.id, "reason", why.Code, "err", err)
+	}
+	s.outcomes.WithLabelValues(why.Code).Inc()
+	return why
+}
+
+// Connection is what the service shows of a connection.
+type Connection struct {
+	ID         string    `json:"id"`
+	Component  string    `json:"component"`
+	Stage      string    `json:"stage"`               // "created", "opened" by a browser, "returned" from the provider and waiting for oauth.complete, "done" or "failed"
+	Expires    time.Time `json:"expires"`             // when the step that is due comes too late
+	Credential string    `json:"credential,omitzero"` // that was saved, or is to be connected again
+	Reason     string    `json:"reason,omitzero"`     // why it failed: a code of this reference
+	Says       string    `json:"says,omitzero"`       // that in a sentence
+}
+
+// GetConnection asks for one connection.
+type GetConnection struct {
+	ID string `json:"id"`
+}
+
+func (s *Service) getConnection(ctx context.Context, call *service.Call, in GetConnection) (Connection, error) {
+	c, err := s.connectionOf(ctx, call, "/id", in.ID)
+	if err != nil {
+		return Connection{}, err
+	}
+	shown := Connection{
+		ID: c.id, Component: c.Component, Stage: string(c.Stage), Expires: c.Expires,
+		Credential: c.Credential, Reason: c.Reason, Says: c.Says,
+	}
+	switch {
+	case c.expired(s.Kernel.Now()):
+		shown.Stage, shown.Reason, shown.Says = string(stageFailed), ErrConnectionExpired.Code, ErrConnectionExpired.Msg
+	case c.Stage == stageRedeeming:
+		shown.Stage = string(stageReturned)
+	case c.Stage == stageDone:
+		shown.Credential = c.Done.ID
+	}
+	return shown, nil
+}
+
+// connectionOf reads a connection of the caller's tenant, or ErrConnectionNotFound.
+func (s *Service) connectionOf(ctx context.Context, call *service.Call, pointer, id string) (connection, error) {
+	if err := service.Required(pointer, id); err != nil {
+		return connection{}, err
+	}
+	c, err := s.connection(ctx, id)
+	if err == nil && c.Tenant != call.Tenant {
+		err = ErrConnectionNotFound
+	}
+	if errors.Is(err, ErrConnectionNotFound) {
+		err = ErrConnectionNotFound.At(pointer)
+	}
+	return c, err
+}

@@ -1,0 +1,266 @@
+package connect
+
+import (
+	"context"
+	"errors"
+	"net/url"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/oauth"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/token"
+)
+
+// The refusals of a link.
+var (
+	ErrLinkUnknown = fault.New(fault.NotFound, "connect_link_unknown", "Unknown link: it has expired or was not copied completely. Request a new link.")
+	ErrLinkUsed    = fault.New(fault.Precondition, "connect_link_used", "This link was already used. Request a new link.")
+	ErrLinkExpired = fault.New(fault.Precondition, "connect_link_expired", "This link has expired after ten minutes. Request a new link.")
+)
+
+// The refusals of a callback that say nothing about a connection, and leave it as
+// it is.
+var (
+	ErrStateMissing = fault.New(fault.Invalid, "connection_state_missing", "The provider's response does not identify exactly one connection.")
+	ErrStateUnknown = fault.New(fault.NotFound, "connection_state_unknown", "The provider's response matches no pending connection.")
+	ErrStateUsed    = fault.New(fault.Precondition, "connection_state_used", "The provider's response was already received. It is accepted only once.")
+)
+
+// The refusals of a callback that end its connection. The code is not redeemed.
+var (
+	ErrConnectionContext = fault.New(fault.Denied, "connection_other_context",
+		"The connection ended: the provider's response arrived at the address of another component or tenant.")
+	ErrConnectionBrowser = fault.New(fault.Denied, "connection_other_browser",
+		"The connection ended: the provider's response came from another browser than the one that opened the link.")
+	ErrConnectionIssuer = fault.New(fault.Denied, "connection_issuer_mismatch",
+		"The connection ended: the response is not from the provider that the component names.")
+	ErrConnectionAnswer = fault.New(fault.Invalid, "connection_answer_invalid",
+		"The connection ended: the provider's response must hold exactly one code or one error.")
+	ErrConnectionDenied  = fault.New(fault.Precondition, "connection_denied", "You denied the access, so nothing was connected.")
+	ErrConnectionRefused = fault.New(fault.Precondition, "connection_refused", "The provider denied the access, so nothing was connected.")
+)
+
+const (
+	maxCode     = 2048 // bytes
+	maxProvider = 200  // characters of what a provider says to a person
+)
+
+// Browser tells the values of the cookies that a browser has of a connection, "" for
+// one that it does not have: the one it was given when it opened the link, and the
+// one when it asked for it.
+type Browser func(connection string) (opened, starter string)
+
+// OpenedLink is what a browser is told that has opened a link.
+type OpenedLink struct {
+	Connection string
+	Tenant     string
+	Cookie     string // for the browser to keep: it shows it at the callback
+	Location   string // of the provider; it holds the state and is a secret
+}
+
+// OpenLink uses up a link, "<id>.<secret>". The browser that opened it may open it
+// again until it has come back from the provider: people press Back, and reload.
+// Errors: ErrLinkUnknown, ErrLinkExpired, ErrLinkUsed, and what refuses the component.
+func (s *Service) OpenLink(ctx context.Context, link string, browser Browser) (OpenedLink, error) {
+	ctx, cancel := context.WithTimeout(ctx, service.MaxCall)
+	defer cancel()
+	c, err := s.connection(ctx, ConnectionID(link))
+	_, secret, _ := strings.Cut(link, ".")
+	switch {
+	case errors.Is(err, ErrConnectionNotFound):
+		return OpenedLink{}, ErrLinkUnknown
+	case err != nil:
+		return OpenedLink{}, err
+	case !c.Link.of(secret):
+		return OpenedLink{}, ErrLinkUnknown
+	}
+	cookie, _ := browser(c.id)
+	again := c.Stage == stageOpened && c.Opened.of(cookie)
+	switch {
+	case c.Stage != stageCreated && !again:
+		return OpenedLink{}, ErrLinkUsed
+	case c.expired(s.Kernel.Now()):
+		return OpenedLink{}, ErrLinkExpired
+	}
+	d, client, err := s.providerOf(ctx, c)
+	if err != nil {
+		return OpenedLink{}, err
+	}
+	if !again {
+		cookie = newSecret()
+		c.Opened, c.Stage = fingerprintOf(cookie), stageOpened
+		c.Expires = s.Kernel.Now().Add(stepTime).UTC().Truncate(time.Second)
+	}
+	state := newSecret()
+	c.State, c.verifier, c.Redirect = fingerprintOf(state), oauth.NewVerifier(), s.redirectURI(c.Tenant, c.Component)
+	mine, err := s.keep(ctx, &c)
+	switch {
+	case err != nil:
+		return OpenedLink{}, err
+	case !mine:
+		return OpenedLink{}, ErrLinkUsed
+	}
+	return OpenedLink{
+		Connection: c.id, Tenant: c.Tenant, Cookie: cookie,
+		Location: s.OAuth.AuthorizationURL(token.Provider(d.OAuth2), client.ID, c.Redirect, c.id+"."+state, c.verifier),
+	}, nil
+}
+
+// Callback is what a browser brings back from a provider.
+type Callback struct {
+	Tenant, Component string // of the path
+	Query             string // as it came
+	Browser           Browser
+}
+
+// Returned is what a browser is told that has come back from a provider.
+type Returned struct {
+	Connection string       // "" when it is not known
+	Location   string       // where to send the browser; it may hold a secret. "": nowhere
+	Confirm    string       // to be shown to the person, for who started; "" when nothing is to be confirmed
+	Done       service.Done // what was saved, when the browser is the one that asked for the link
+}
+
+// ReturnConnection takes a provider's answer. It redeems the code only where the
+// browser has asked for the link itself; else the code waits, sealed, until whoever
+// started confirms that this was them. Besides an error there may be a Location,
+// which tells it to the program that started.
+func (s *Service) ReturnConnection(ctx context.Context, cb Callback) (Returned, error) {
+	ctx, cancel := context.WithTimeout(ctx, service.MaxCall)
+	defer cancel()
+	query, err := url.ParseQuery(cb.Query)
+	state := query["state"]
+	if err != nil || len(state) != 1 || !strings.Contains(state[0], ".") {
+		return Returned{}, ErrStateMissing
+	}
+	c, err := s.connection(ctx, ConnectionID(state[0]))
+	_, secret, _ := strings.Cut(state[0], ".")
+	opened, starter := cb.Browser(c.id)
+	switch {
+	case errors.Is(err, ErrConnectionNotFound):
+		return Returned{}, ErrStateUnknown
+	case err != nil:
+		return Returned{}, err
+	case !c.State.of(secret):
+		return Returned{}, ErrStateUnknown
+	case c.Stage != stageOpened:
+		return Returned{Connection: c.id}, ErrStateUsed
+	case c.expired(s.Kernel.Now()):
+		return Returned{Connection: c.id}, ErrConnectionExpired
+	case cb.Tenant != c.Tenant || cb.Component != c.Component:
+		return Returned{}, s.abort(ctx, c, ErrConnectionContext)
+	case !c.Opened.of(opened):
+		return Returned{}, s.abort(ctx, c, ErrConnectionBrowser)
+	}
+	if err := s.checkIssuer(ctx, c, query["iss"]); errors.Is(err, ErrConnectionIssuer) {
+		return s.ended(ctx, c, ErrConnectionIssuer, "")
+	} else if err != nil {
+		return Returned{Connection: c.id}, err
+	}
+	code, refusal, says := answerIn(query)
+	if refusal != nil {
+		return s.ended(ctx, c, refusal, says)
+	}
+	c.code, c.Stage = code, stageReturned
+	c.Expires = s.Kernel.Now().Add(stepTime).UTC().Truncate(time.Second)
+	back, confirm := Returned{Connection: c.id}, ""
+	byItself := c.ReturnTo == "" && c.Starter.of(starter)
+	switch {
+	case byItself:
+		c.Stage = stageRedeeming
+	case c.ReturnTo != "":
+		confirm = newSecret()
+		back.Location = withParameters(c.ReturnTo, "connection", c.id, "confirm", confirm)
+	default:
+		confirm = newSecret()[:confirmSize]
+		back.Confirm = confirm
+	}
+	if confirm != "" {
+		c.Confirm = fingerprintOf(confirm)
+	}
+	mine, err := s.keep(ctx, &c)
+	switch {
+	case err != nil:
+		return Returned{Connection: c.id}, err
+	case !mine:
+		return Returned{Connection: c.id}, ErrStateUsed
+	case !byItself:
+		return back, nil
+	}
+	call, err := s.starter(ctx, c)
+	if err != nil {
+		return back, s.abort(ctx, c, fault.Of(err))
+	}
+	back.Done, err = s.finish(ctx, call, c)
+	return back, err
+}
+
+// checkIssuer compares who answered with who was asked (RFC 9207, section 2.4).
+func (s *Service) checkIssuer(ctx context.Context, c connection, given []string) error {
+	d, err := s.Components.Descriptor(ctx, c.Component, c.Revision)
+	switch {
+	case err != nil:
+		return err
+	case d.OAuth2 == nil, len(given) > 1,
+		len(given) == 0 && d.OAuth2.RequireIssuer,
+		len(given) == 1 && d.OAuth2.Issuer != "" && given[0] != d.OAuth2.Issuer:
+		return ErrConnectionIssuer
+	}
+	return nil
+}
+
+// answerIn reads the code of a provider's answer, or why there is none and what the
+// provider says to that (RFC 6749, section 4.1.2).
+func answerIn(query url.Values) (code seal.Secret, refusal *fault.Error, says string) {
+	codes, refusals := query["code"], query["error"]
+	switch {
+	case len(codes)+len(refusals) != 1:
+		return code, ErrConnectionAnswer, ""
+	case len(refusals) == 1:
+		says = query.Get("error_description")
+		if refusals[0] == "access_denied" {
+			return code, ErrConnectionDenied, says
+		}
+		if says == "" {
+			says = refusals[0]
+		}
+		return code, ErrConnectionRefused, says
+	case codes[0] == "" || len(codes[0]) > maxCode || strings.ContainsFunc(codes[0], func(r rune) bool { return r < ' ' || r > '~' }):
+		return code, ErrConnectionAnswer, ""
+	}
+	return seal.NewSecret([]byte(codes[0])), nil, ""
+}
+
+// ended ends a connection by the browser that it belongs to, which can therefore
+// be sent back to where it was started. What the provider says is for the person
+// alone: it is in the error, and is not kept.
+func (s *Service) ended(ctx context.Context, c connection, why *fault.Error, says string) (Returned, error) {
+	back := Returned{Connection: c.id}
+	err := s.abort(ctx, c, why)
+	if !errors.Is(err, why) {
+		return back, err
+	}
+	if c.ReturnTo != "" {
+		back.Location = withParameters(c.ReturnTo, "connection", c.id, "error", why.Code)
+	}
+	if says = plainText(says); says != "" {
+		why = why.Because("%s The provider says: %q", why.Msg, says)
+	}
+	return back, why
+}
+
+// plainText is what somebody else wrote, as it may be shown to a person: one line,
+// not too long, and nothing in it that turns text around or hides in it.
+func plainText(text string) string {
+	text = strings.Join(strings.FieldsFunc(strings.ToValidUTF8(text, ""), func(r rune) bool {
+		return unicode.IsSpace(r) || !unicode.IsPrint(r)
+	}), " ")
+	if runes := []rune(text); len(runes) > maxProvider {
+		text = string(runes[:maxProvider-1]) + "…"
+	}
+	return text
+}

@@ -1,0 +1,114 @@
+// Package connect lets a person connect an account at a provider: a one-time link, the
+// provider's page, and the tokens that come back.
+package connect
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/oauth"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/credential"
+	"github.com/credstream/credstream/service/permission"
+	"github.com/credstream/credstream/service/secrets"
+)
+
+// Deps is what a Service is made of. Every field without "optional" is needed.
+type Deps struct {
+	Kernel      *service.Kernel
+	Secrets     *secrets.Service
+	Access      Access
+	Components  Components
+	Clients     Clients
+	Credentials Credentials
+	Tokens      Tokens
+	Log         *aggregates.Log
+	Keyring     *seal.Keyring
+	OAuth       *oauth.Exchanger      // talks to authorization servers
+	Metrics     prometheus.Registerer // optional
+	Logger      *slog.Logger
+
+	// Connections keeps the connections to providers under way; without it none can
+	// be made.
+	Connections Connections
+	// PublicURL is where browsers reach the service, as PublicURL checks it; without
+	// it no account can be connected.
+	PublicURL string
+	// ReturnTo are the origins that a browser may be sent back to when an account was
+	// connected, as ReturnOrigin checks them; optional.
+	ReturnTo []string
+}
+
+// Access says who may connect an account.
+type Access interface {
+	Principal(ctx context.Context, id string) (service.Principal, error)
+	Authorize(ctx context.Context, call *service.Call, perm permission.Permission) error
+	Deny(ctx context.Context, call *service.Call, perm permission.Permission) error
+	Denied(ctx context.Context, call *service.Call, perm permission.Permission)
+	AdmitConnect(tenant string) error
+}
+
+// Components knows the components that accounts are connected for.
+type Components interface {
+	Descriptor(ctx context.Context, component string, revision int) (commands.Descriptor, error)
+	Usable(ctx context.Context, tenant, component string) (commands.Descriptor, int, error)
+	UsableAt(ctx context.Context, tenant, component, pointer string, expected int) (commands.Descriptor, int, error)
+}
+
+// Clients says which provider an OAuth client may be used at.
+type Clients interface {
+	MayAskAt(ctx context.Context, tenant, component string, d commands.Descriptor) error
+}
+
+// Credentials saves what a connection brings.
+type Credentials interface {
+	CheckFor(ctx context.Context, call *service.Call, in credential.Create) (*commands.StepOfFlow, error)
+	TryKeys(ctx context.Context, tenant, component string, d commands.Descriptor, revision int, keys seal.Fields) (seal.Fields, commands.NewKeys, error)
+	Save(ctx context.Context, call *service.Call, id string, keys seal.Fields, cmd func(secretID string) commands.Credential) (service.Done, error)
+}
+
+// Tokens opens OAuth clients.
+type Tokens interface {
+	OAuthClient(ctx context.Context, tenant, component string, d commands.Descriptor) (oauth.Client, error)
+}
+
+// Service answers the routes of connections. Its methods may be called from many goroutines.
+type Service struct {
+	Deps
+	underWay underWay
+	outcomes *prometheus.CounterVec
+}
+
+// New makes a Service. Errors: ErrPublicURL, ErrReturnOrigin.
+func New(deps Deps) (*Service, error) {
+	s := &Service{Deps: deps, outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "credstream_connections_total", Help: "Account connections: started, done, or by the code that ended them.",
+	}, []string{"outcome"})}
+	if deps.Metrics != nil {
+		deps.Metrics.MustRegister(s.outcomes)
+	}
+	s.underWay.by = map[string]map[string]time.Time{}
+	return s, s.checkConnect()
+}
+
+// Answers is what the feature adds to Done: nothing.
+func (s *Service) Answers() []service.Answer { return nil }
+
+// Remember implements service.Result.
+func (c Connected) Remember(kept *events.CommandCompleted) (service.Done, bool) {
+	kept.Expires = c.Expires
+	return service.Done{ID: c.ID}, true
+}
+
+// recall makes a link again.
+func (s *Service) recall(ctx context.Context, call *service.Call, _ service.Done, c events.CommandCompleted) (any, error) {
+	link, _, err := s.link(ctx, call, c.ID, c.Expires)
+	return link, err
+}

@@ -1,0 +1,476 @@
+package credential
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/client"
+	"github.com/credstream/credstream/service/component"
+	"github.com/credstream/credstream/service/flow"
+	"github.com/credstream/credstream/service/secrets"
+	"github.com/credstream/credstream/service/token"
+	"github.com/credstream/credstream/vault"
+	"github.com/credstream/credstream/verify"
+)
+
+// ErrVerificationFailed refuses keys that the dry request found useless.
+var ErrVerificationFailed = fault.New(fault.Unprocessable, "credential_verification_failed",
+	"The dry request failed, so nothing was saved.")
+
+// CreateCredential asks for a new credential.
+type Create struct {
+	Component  string       `json:"component"`
+	Name       string       `json:"name,omitzero"`              // for people; made from the component's title when absent
+	Keys       secrets.Keys `json:"keys"`                       // a value for each field of the component's descriptor
+	Workspace  string       `json:"workspace,omitzero"`         // an id of the caller's, kept as given
+	VPNAgent   string       `json:"vpn_agent,omitzero"`         // an id of the caller's, kept as given: through which VPN agent a flow engine reaches the API
+	For        *ForStep     `json:"for,omitzero"`               // the step of a flow it is made for: the use is recorded with it
+	KeysSealed string       `json:"keys_sealed,omitzero"`       // in place of keys: sealed to the service's key, as the queue takes them
+	Expected   int          `json:"expected_revision,omitzero"` // refuse when the component's descriptor in force has another revision
+}
+
+// ForStep names the step of a flow that a credential is made for.
+type ForStep struct {
+	Flow string `json:"flow"`
+	Step string `json:"step"`
+}
+
+func (s *Service) createCredential(ctx context.Context, call *service.Call, in Create) (service.Done, error) {
+	if err := service.Required("/component", in.Component); err != nil {
+		return service.Done{}, err
+	}
+	if in.Workspace != "" && events.CheckID(in.Workspace) != nil {
+		return service.Done{}, events.ErrID.At("/workspace")
+	}
+	if err := checkVPNAgent(in.VPNAgent); err != nil {
+		return service.Done{}, err
+	}
+	forStep, err := s.CheckFor(ctx, call, in)
+	if err != nil {
+		return service.Done{}, err
+	}
+	if in.Keys, err = s.Secrets.UnsealKeys(ctx, call, "credential.create", in.Component, in.Keys, in.KeysSealed); err != nil {
+		return service.Done{}, err
+	}
+	d, revision, err := s.Components.UsableAt(ctx, call.Tenant, in.Component, "/component", in.Expected)
+	if err != nil {
+		return service.Done{}, err
+	}
+	kind, err := s.Components.ClientOf(ctx, call.Tenant, in.Component, d)
+	if err != nil {
+		return service.Done{}, err
+	}
+	if kind == component.ClientMissing {
+		return service.Done{}, client.ErrOAuthClientMissing.At("/component")
+	}
+	id := call.DeriveID("credential/" + in.Component)
+	if in.Name == "" {
+		in.Name = DefaultName(d.Title, id)
+	}
+	if err := service.CheckName("/name", in.Name); err != nil {
+		return service.Done{}, err
+	}
+	fields, keys, err := s.TryKeys(ctx, call.Tenant, in.Component, d, revision, in.Keys.Fields)
+	if err != nil {
+		return service.Done{}, err
+	}
+	return s.Save(ctx, call, id, fields, func(secretID string) commands.Credential {
+		keys.SecretID = secretID
+		return commands.CreateCredential{
+			ID: id, Component: in.Component, Name: in.Name, Workspace: in.Workspace, VPNAgent: in.VPNAgent, Keys: keys, For: forStep,
+		}
+	})
+}
+
+// CheckFor checks the step a credential is made for, as far as the flow is known.
+func (s *Service) CheckFor(ctx context.Context, call *service.Call, in Create) (*commands.StepOfFlow, error) {
+	if in.For == nil {
+		return nil, nil //nolint:nilnil // for no step
+	}
+	if err := flow.CheckFlow("/for/flow", in.For.Flow); err != nil {
+		return nil, err
+	}
+	if err := flow.CheckFlow("/for/step", in.For.Step); err != nil {
+		return nil, err
+	}
+	flow, err := aggregates.Flow.Fresh(ctx, s.Log, aggregates.Flow.Stream(call.Tenant, in.For.Flow))
+	if err != nil {
+		return nil, err
+	}
+	for _, step := range flow.Value.Steps {
+		if step.ID == in.For.Step && step.Component != in.Component {
+			return nil, aggregates.ErrCredentialComponentMismatch.At("/for/step")
+		}
+	}
+	return &commands.StepOfFlow{Flow: in.For.Flow, Step: in.For.Step}, nil
+}
+
+// DefaultName is the component's title and the start of the credential's id.
+func DefaultName(title, id string) string {
+	if title == "" {
+		title = "Credential"
+	}
+	if r := []rune(title); len(r) > 180 {
+		title = string(r[:180])
+	}
+	return title + " " + id[:8]
+}
+
+// ReplaceKeys asks for new keys.
+type ReplaceKeys struct {
+	ID         string       `json:"id"`
+	Keys       secrets.Keys `json:"keys"`                       // replaces all values
+	Expected   int          `json:"expected_version,omitzero"`  // refuse when the keys in force have another version
+	DryRun     bool         `json:"dry_run,omitzero"`           // make the dry request and say what would change; save nothing
+	KeysSealed string       `json:"keys_sealed,omitzero"`       // in place of keys: sealed to the service's key, as the queue takes them
+	Revision   int          `json:"expected_revision,omitzero"` // refuse when the component's descriptor in force has another revision
+}
+
+func (s *Service) replaceKeys(ctx context.Context, call *service.Call, in ReplaceKeys) (flow.Tried, error) {
+	state, err := s.Secrets.Live(ctx, call.Tenant, in.ID, in.Expected)
+	if err != nil {
+		return flow.Tried{}, err
+	}
+	if in.Keys, err = s.Secrets.UnsealKeys(ctx, call, "credential.replace-keys", in.ID, in.Keys, in.KeysSealed); err != nil {
+		return flow.Tried{}, err
+	}
+	d, revision, err := s.Components.UsableAt(ctx, call.Tenant, state.Component, "", in.Revision)
+	if err != nil {
+		return flow.Tried{}, err
+	}
+	fields, keys, err := s.TryKeys(ctx, call.Tenant, state.Component, d, revision, in.Keys.Fields)
+	if in.DryRun {
+		return s.tryReplaceKeys(ctx, call, in, state, keys.Verification, err)
+	}
+	if err != nil {
+		return flow.Tried{}, err
+	}
+	done, err := s.Save(ctx, call, in.ID, fields, func(secretID string) commands.Credential {
+		keys.SecretID = secretID
+		return commands.ReplaceKeys{ID: in.ID, Expected: in.Expected, Keys: keys}
+	})
+	return flow.Tried{Done: done}, err
+}
+
+// TryKeys checks keys against the descriptor and makes the dry request. It returns
+// the keys as they are to be stored, and what is known of them but for the id of
+// the secret.
+func (s *Service) TryKeys(ctx context.Context, tenant, component string, d commands.Descriptor, revision int, keys seal.Fields) (seal.Fields, commands.NewKeys, error) {
+	if err := d.CheckKeys(keys.Names()); err != nil {
+		return keys, commands.NewKeys{}, err
+	}
+	if err := secrets.CheckMask(keys); err != nil {
+		return keys, commands.NewKeys{}, err
+	}
+	keys, tokens, err := s.Tokens.TakeTokens(ctx, tenant, component, d, keys)
+	if err != nil {
+		return keys, commands.NewKeys{}, err
+	}
+	result, err := s.dryRun(ctx, tenant, d, keys)
+	if err != nil {
+		return keys, commands.NewKeys{}, err
+	}
+	if result.verification.Status == events.Failed {
+		return keys, commands.NewKeys{}, ErrVerificationFailed.Because("Nothing was saved: %s", result.says).
+			With(map[string]string{"outcome": result.verification.Outcome})
+	}
+	mac, err := s.hostMAC(ctx, tenant, d, keys)
+	if err != nil {
+		return keys, commands.NewKeys{}, err
+	}
+	return keys, commands.NewKeys{
+		Fields: keys.Names(), Revision: revision, Hosts: d.Hosts, HostMAC: mac, Verification: result.verification, Tokens: tokens,
+	}, nil
+}
+
+// hostMAC fingerprints the values that make up a host, so that a change of them
+// is noticed without the log holding them.
+func (s *Service) hostMAC(ctx context.Context, tenant string, d commands.Descriptor, keys seal.Fields) (string, error) {
+	parts := []string{"credstream/hosts/1"}
+	for _, name := range d.HostFields() {
+		v, _ := keys.Text(name)
+		parts = append(parts, name, string(v.Reveal()))
+	}
+	if len(parts) == 1 {
+		return "", nil
+	}
+	mac, err := s.Keyring.MAC(ctx, tenant, events.LengthPrefixed(parts...))
+	if err != nil {
+		return "", fmt.Errorf("mac of the hosts: %w", err)
+	}
+	return hex.EncodeToString(mac[:16]), nil
+}
+
+// Save puts the secret into the vault and executes the command that names it.
+func (s *Service) Save(ctx context.Context, call *service.Call, id string, keys seal.Fields, cmd func(secretID string) commands.Credential) (done service.Done, err error) {
+	owner := vault.Ref{Tenant: call.Tenant, Category: aggregates.Credential.Category, Owner: id}
+	err = s.Secrets.WithSecret(ctx, owner, keys.Marshal(), func(secretID string) error {
+		done, err = s.Secrets.ChangeCredential(ctx, call, cmd(secretID))
+		return err
+	})
+	return done, err
+}
+
+// RenameCredential asks for another name.
+type Rename struct {
+	ID       string `json:"id"`
+	Name     string `json:"name"`
+	Expected int    `json:"expected_version,omitzero"` // refuse when the keys in force have another version
+}
+
+func (s *Service) renameCredential(ctx context.Context, call *service.Call, in Rename) (service.Done, error) {
+	if err := service.CheckName("/name", in.Name); err != nil {
+		return service.Done{}, err
+	}
+	if err := service.CheckTarget(in.ID, in.Expected); err != nil {
+		return service.Done{}, err
+	}
+	return s.Secrets.ChangeCredential(ctx, call, commands.RenameCredential(in))
+}
+
+// SetVPNAgent asks for another VPN agent.
+type SetVPNAgent struct {
+	ID       string `json:"id"`
+	VPNAgent string `json:"vpn_agent,omitzero"` // an id of the caller's, kept as given; none when absent
+}
+
+func (s *Service) setVPNAgent(ctx context.Context, call *service.Call, in SetVPNAgent) (service.Done, error) {
+	if err := service.CheckTarget(in.ID, 0); err != nil {
+		return service.Done{}, err
+	}
+	if err := checkVPNAgent(in.VPNAgent); err != nil {
+		return service.Done{}, err
+	}
+	return s.Secrets.ChangeCredential(ctx, call, commands.SetVPNAgent(in))
+}
+
+func checkVPNAgent(id string) error {
+	if id != "" && events.CheckID(id) != nil {
+		return events.ErrID.At("/vpn_agent")
+	}
+	return nil
+}
+
+// RevertCredential asks for the keys of an earlier version.
+type Revert struct {
+	ID       string `json:"id"`
+	Version  int    `json:"version"`                   // the version to go back to
+	Expected int    `json:"expected_version,omitzero"` // refuse when the keys in force have another version
+}
+
+func (s *Service) revertCredential(ctx context.Context, call *service.Call, in Revert) (service.Done, error) {
+	if in.Version < 1 {
+		return service.Done{}, service.ErrMissing.Because("The version to revert to is required.").At("/version")
+	}
+	state, err := s.Secrets.Live(ctx, call.Tenant, in.ID, in.Expected)
+	if err != nil {
+		return service.Done{}, err
+	}
+	to, kept := state.Version(in.Version)
+	now := state.Current()
+	switch {
+	case !kept:
+		return service.Done{}, aggregates.ErrCredentialVersionNotFound.At("/version")
+	case to.Version == now.Version: // already so: these keys go nowhere
+		done, err := s.Secrets.ChangeCredential(ctx, call, commands.RevertCredential{ID: in.ID, Expected: now.Version, To: in.Version})
+		if in.Expected == 0 && errors.Is(err, aggregates.ErrCredentialVersionStale) {
+			return s.revertCredential(ctx, call, in) // no longer so: somebody put other keys in force
+		}
+		return done, err
+	case to.HostMAC != now.HostMAC || !slices.Equal(to.Hosts, now.Hosts): // the aggregate decides again
+		return service.Done{}, aggregates.ErrCredentialHostsChanged
+	}
+	if _, _, err := s.Components.Usable(ctx, call.Tenant, state.Component); err != nil {
+		return service.Done{}, err
+	}
+	// The descriptor of that version's time: its hosts, its probe and what it
+	// keeps masked. What the component's owner changed since reaches only keys
+	// that were entered since.
+	d, err := s.Components.Descriptor(ctx, state.Component, to.Revision)
+	if err != nil {
+		return service.Done{}, err
+	}
+	fields, err := s.Secrets.Open(ctx, call.Tenant, in.ID, to)
+	if err != nil {
+		return service.Done{}, err
+	}
+	_, keys, err := s.TryKeys(ctx, call.Tenant, state.Component, d, to.Revision, fields)
+	if err != nil {
+		return service.Done{}, err
+	}
+	keys.SecretID = to.SecretID
+	return s.Secrets.ChangeCredential(ctx, call, commands.RevertCredential{ID: in.ID, Expected: in.Expected, To: in.Version, Keys: keys})
+}
+
+// VerifyCredential asks for the dry request with the keys in force.
+type Verify struct {
+	ID string `json:"id"`
+}
+
+func (s *Service) verifyCredential(ctx context.Context, call *service.Call, in Verify) (service.Done, error) {
+	if err := service.CheckTarget(in.ID, 0); err != nil {
+		return service.Done{}, err
+	}
+	live, err := s.Tokens.TokenGoodFor(ctx, call, in.ID, 0)
+	if err != nil {
+		return service.Done{}, err
+	}
+	state := live.Value
+	now := state.Current()
+	// The probe and hosts of the recorded revision: a later descriptor reaches
+	// these keys only with a version verified against it.
+	d, err := s.Components.Descriptor(ctx, state.Component, now.Revision)
+	if err != nil {
+		return service.Done{}, err
+	}
+	fields, err := s.Tokens.InForce(ctx, call.Tenant, in.ID, state)
+	if err != nil {
+		return service.Done{}, err
+	}
+	result, err := s.dryRun(ctx, call.Tenant, d, fields)
+	if err != nil {
+		return service.Done{}, err
+	}
+	done, err := s.Secrets.ChangeCredential(ctx, call, commands.RecordVerification{
+		ID: in.ID, Version: now.Version, Verification: result.verification,
+	})
+	if result.verification.Status == events.Failed {
+		done.Says = result.says
+	}
+	return done, err
+}
+
+// RevealCredential asks for the clear values of a credential.
+type Reveal struct {
+	ID string `json:"id"`
+}
+
+// RevealedCredential answers RevealCredential.
+type Revealed struct {
+	service.Done
+	Keys map[string]any `json:"keys"` // the clear values, by field
+}
+
+// revealCredential shows the values of one credential to a person. The fact is
+// durable before it does.
+func (s *Service) revealCredential(ctx context.Context, call *service.Call, in Reveal) (Revealed, error) {
+	state, err := s.Secrets.Live(ctx, call.Tenant, in.ID, 0)
+	if err != nil {
+		return Revealed{}, err
+	}
+	fields, err := s.Tokens.InForce(ctx, call.Tenant, in.ID, state)
+	if err != nil {
+		return Revealed{}, err
+	}
+	done, err := s.Secrets.ChangeCredential(ctx, call, commands.RevealCredential{ID: in.ID, Version: state.Current().Version})
+	if err != nil {
+		return Revealed{}, err
+	}
+	shown := Revealed{done, map[string]any{}}
+	for _, name := range fields.Names() {
+		if v, ok := fields.Get(name); ok {
+			shown.Keys[name] = jsontext.Value(v.Reveal())
+		}
+	}
+	return shown, nil
+}
+
+// DeleteCredential asks for a credential's end.
+type Delete struct {
+	ID       string `json:"id"`
+	Expected int    `json:"expected_version,omitzero"` // refuse when the keys in force have another version
+	DryRun   bool   `json:"dry_run,omitzero"`          // say what would break; delete nothing
+}
+
+// deleteCredential is refused while a flow holds the credential: what the
+// credential's own stream says of its use decides, in the same append. The provider
+// of its tokens is told that they are over; the answer says if that did not work,
+// where it is known soon.
+func (s *Service) deleteCredential(ctx context.Context, call *service.Call, in Delete) (flow.Tried, error) {
+	if err := service.CheckTarget(in.ID, in.Expected); err != nil {
+		return flow.Tried{}, err
+	}
+	if in.DryRun {
+		return s.tryDelete(ctx, call, in)
+	}
+	cmd := commands.DeleteCredential{ID: in.ID, Expected: in.Expected}
+	done, state, err := s.Grants.EndCredential(ctx, call, cmd)
+	if errors.Is(err, aggregates.ErrCredentialInUse) {
+		expired, lapse := s.Flows.ExpireHolders(ctx, call, in.ID, state)
+		switch {
+		case lapse != nil:
+			return flow.Tried{}, lapse
+		case expired:
+			done, state, err = s.Grants.EndCredential(ctx, call, cmd)
+		}
+	}
+	if errors.Is(err, aggregates.ErrCredentialInUse) {
+		return flow.Tried{}, s.Flows.InUse(ctx, call, state)
+	}
+	return flow.Tried{Done: done}, err
+}
+
+// outcome is what a dry request found.
+type outcome struct {
+	verification events.Verification
+	says         string // why it failed, in a plain sentence
+}
+
+// dryRun makes the descriptor's probe with the values. A component that
+// declares none leaves its credentials unverified.
+func (s *Service) dryRun(ctx context.Context, tenant string, d commands.Descriptor, keys seal.Fields) (outcome, error) {
+	if d.Verification == nil {
+		return outcome{verification: events.Verification{Status: events.Unverified}}, nil
+	}
+	result, err := s.Verify.Run(ctx, tenant, probe(d), token.ProbeValues(d, keys))
+	if err != nil {
+		return outcome{}, err
+	}
+	s.verified.WithLabelValues(result.Probe, result.Outcome).Inc()
+	v := events.Verification{
+		Status: events.Verified, Probe: result.Probe, Outcome: result.Outcome, LatencyMS: result.Latency.Milliseconds(),
+	}
+	if !result.OK {
+		v.Status = events.Failed
+	}
+	return outcome{v, result.Says}, nil
+}
+
+// probe writes the descriptor's dry request in the words of verify.
+func probe(d commands.Descriptor) verify.Probe {
+	p := verify.Probe{Hosts: d.Hosts}
+	switch v := d.Verification; {
+	case v.HTTP != nil:
+		p.HTTP = &verify.HTTP{
+			Method: v.HTTP.Method, URL: v.HTTP.URL, Headers: v.HTTP.Headers, Form: v.HTTP.Form, JSON: v.HTTP.JSON,
+			Expect: v.HTTP.Expect.Status, Says: v.HTTP.Says,
+		}
+		if b := v.HTTP.Basic; b != nil {
+			p.HTTP.Basic = &verify.Basic{Username: b.Username, Password: b.Password}
+		}
+	case v.TCP != nil:
+		p.TCP = &verify.TCP{Address: v.TCP.Address, DefaultPort: v.TCP.DefaultPort}
+	case v.TLS != nil:
+		p.TLS = &verify.TLS{Address: v.TLS.Address, DefaultPort: v.TLS.DefaultPort}
+	}
+	return p
+}
+
+// CheckVPNAgent refuses, with events.ErrID at /vpn_agent, what cannot be the id of
+// a VPN agent: for an edge that has more than one command to send.
+func CheckVPNAgent(id string) error { return checkVPNAgent(id) }
+
+// CheckName refuses, with ErrName at /name, what cannot be the name of a
+// credential: for an edge that has more than one command to send.
+func CheckName(name string) error { return service.CheckName("/name", name) }

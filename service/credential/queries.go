@@ -1,0 +1,360 @@
+package credential
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/permission"
+	"github.com/credstream/credstream/service/secrets"
+)
+
+// GetCredential asks for one credential.
+type Get struct {
+	ID     string `json:"id"`
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+}
+
+// Credential is what the service shows of a credential.
+type Credential struct {
+	ID           string              `json:"id"`
+	Component    string              `json:"component"`
+	Name         string              `json:"name"`
+	Workspace    string              `json:"workspace,omitzero"`
+	VPNAgent     string              `json:"vpn_agent,omitzero"`
+	Status       events.Status       `json:"status"`
+	Version      int                 `json:"version"`
+	Fields       []string            `json:"fields"`          // names of the fields that have a value, sorted
+	Keys         map[string]any      `json:"keys,omitzero"`   // by field: "********", or the value where the descriptor says it is not secret; absent in lists
+	Tokens       *TokenInfo          `json:"tokens,omitzero"` // of an OAuth credential; absent in lists
+	Verification events.Verification `json:"verification"`
+	VerifiedAt   time.Time           `json:"verified_at,omitzero"` // absent when no dry request was made
+	CreatedAt    time.Time           `json:"created_at"`
+	CreatedBy    string              `json:"created_by"` // "key:<id>"
+	UpdatedAt    time.Time           `json:"updated_at"`
+	Seq          uint64              `json:"seq"` // log sequence of the last change
+}
+
+// TokenInfo is how a credential stands with its OAuth provider.
+type TokenInfo struct {
+	Expires   time.Time `json:"expires"`           // of the access token; it is renewed before
+	Renewable bool      `json:"renewable"`         // without anybody connecting it again
+	Problem   string    `json:"problem,omitzero"`  // why re-authorization is required, a sentence; absent when it is not
+	Failures  int       `json:"failures,omitzero"` // renewals in a row that the provider did not grant
+	RetryAt   time.Time `json:"retry_at,omitzero"` // when it is tried again after a failure
+}
+
+// tokenInfo is nil where the credential holds no tokens.
+func (s *Service) tokenInfo(ctx context.Context, tenant, id string) (*TokenInfo, error) {
+	state, err := aggregates.Credential.Load(ctx, s.Log, aggregates.Credential.Stream(tenant, id))
+	if err == nil { // what was appended a moment ago may still be lost in a power cut
+		err = s.Log.Store.WaitDurable(ctx, state.Seq)
+	}
+	t := state.Value.Tokens
+	if err != nil || t.Field == "" {
+		return nil, err
+	}
+	return &TokenInfo{Expires: t.Token.Expires, Renewable: t.Renewable, Problem: t.Broken, Failures: t.Failures, RetryAt: t.RetryAt}, nil
+}
+
+func (s *Service) getCredential(ctx context.Context, call *service.Call, in Get) (Credential, error) {
+	if err := service.CheckTarget(in.ID, 0); err != nil {
+		return Credential{}, err
+	}
+	if err := s.Kernel.AtLeast(ctx, in.MinSeq); err != nil {
+		return Credential{}, err
+	}
+	c, found, err := s.Views.Credential(ctx, call.Tenant, in.ID)
+	switch {
+	case err != nil:
+		return Credential{}, err
+	case !found:
+		return Credential{}, aggregates.ErrCredentialNotFound
+	}
+	shown := credentialInfo(c)
+	d, err := s.Components.Descriptor(ctx, c.Component, c.Revision)
+	if err != nil {
+		return Credential{}, err
+	}
+	if shown.Keys, err = s.maskedKeys(ctx, c, d); err != nil || !d.UsesOAuth {
+		return shown, err
+	}
+	shown.Tokens, err = s.tokenInfo(ctx, c.Tenant, c.ID)
+	return shown, err
+}
+
+func credentialInfo(c projections.Credential) Credential {
+	return Credential{
+		ID: c.ID, Component: c.Component, Name: c.Name, Workspace: c.Workspace, VPNAgent: c.VPNAgent, Status: c.Status, Version: c.Version,
+		Fields: c.Fields, Verification: c.Verification, VerifiedAt: c.VerifiedAt, CreatedAt: c.CreatedAt,
+		CreatedBy: c.CreatedBy.Kind + ":" + c.CreatedBy.ID, UpdatedAt: c.UpdatedAt, Seq: c.Seq,
+	}
+}
+
+// maskedKeys shows a value only where the descriptor in force when the version
+// was written says that it is not secret.
+func (s *Service) maskedKeys(ctx context.Context, c projections.Credential, d commands.Descriptor) (map[string]any, error) {
+	keys := make(map[string]any, len(c.Fields))
+	var open []string
+	for _, name := range c.Fields {
+		keys[name] = secrets.Mask
+		if f, ok := d.Field(name); ok && !f.Secret {
+			open = append(open, name)
+		}
+	}
+	if len(open) == 0 || c.SecretID == "" {
+		return keys, nil
+	}
+	values, err := s.Secrets.Open(ctx, c.Tenant, c.ID, events.KeysVersion{Version: c.Version, SecretID: c.SecretID})
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range open {
+		if v, ok := values.Get(name); ok {
+			keys[name] = jsontext.Value(v.Reveal())
+		}
+	}
+	return keys, nil
+}
+
+// ListCredentials asks for credentials by filter. Filters combine by AND.
+type List struct {
+	Component    string        `json:"component,omitzero"`
+	Workspace    string        `json:"workspace,omitzero"`     // the id that they were created with
+	Status       events.Status `json:"status,omitzero"`        // verified, failed, unverified or reauthorization_required
+	NameContains string        `json:"name_contains,omitzero"` // without regard to case
+	Sort         string        `json:"sort,omitzero"`          // name, -name, created, -created, or, without name_contains, name,-created or -name,created; name when absent
+	Limit        int           `json:"limit,omitzero"`         // 1 to 200; 50 when absent
+	After        string        `json:"after,omitzero"`         // cursor of the page before, with the same filter and sort
+	MinSeq       uint64        `json:"min_seq,omitzero"`       // wait until the answer reflects this log sequence
+}
+
+// CredentialList answers ListCredentials.
+type Page struct {
+	Credentials []Credential `json:"credentials"`
+	Next        string       `json:"next,omitzero"` // cursor of the next page; absent on the last
+}
+
+// ErrStatus refuses a filter by something that is no status.
+var ErrStatus = fault.New(fault.Invalid, "status_invalid", "The status must be verified, failed, unverified or reauthorization_required.")
+
+// checkStatus refuses a filter by something that is no status; "" is no filter.
+func checkStatus(status events.Status) error {
+	if status != "" && !slices.Contains(events.Statuses(), status) {
+		return ErrStatus.At("/status")
+	}
+	return nil
+}
+
+func (s *Service) listCredentials(ctx context.Context, call *service.Call, in List) (Page, error) {
+	limit, err := service.PageSize(in.Limit)
+	if err != nil {
+		return Page{}, err
+	}
+	if in.Sort == "" {
+		in.Sort = "name"
+	}
+	sort, desc := strings.CutPrefix(in.Sort, "-")
+	turn := in.Sort == "name,-created" || in.Sort == "-name,created" // of one name, the oldest comes first unless desc
+	if turn {
+		sort = "name"
+	}
+	switch {
+	case sort != "name" && sort != "created":
+		return Page{}, projections.ErrSortInvalid.Because("The sort order must be name, -name, created, -created, name,-created or -name,created.").At("/sort")
+	case turn && in.NameContains != "":
+		return Page{}, projections.ErrSortInvalid.Because("With name_contains, sort by either name or created, not both.").At("/sort")
+	}
+	if err := checkStatus(in.Status); err != nil {
+		return Page{}, err
+	}
+	if err := s.Kernel.AtLeast(ctx, in.MinSeq); err != nil {
+		return Page{}, err
+	}
+	page, next, err := s.Views.Credentials(ctx, projections.CredentialFilter{
+		Tenant: call.Tenant, Component: in.Component, Workspace: in.Workspace, Status: in.Status, NameContains: in.NameContains,
+		Sort: sort, Desc: desc, Turn: turn, Limit: limit, After: in.After,
+	})
+	if err != nil {
+		return Page{}, err
+	}
+	list := Page{Credentials: make([]Credential, len(page)), Next: next}
+	for i, c := range page {
+		list.Credentials[i] = credentialInfo(c)
+	}
+	return list, nil
+}
+
+// CountCredentials asks for the number of credentials by component and status.
+type CountCredentials struct {
+	Component string        `json:"component,omitzero"` // only this one's
+	Workspace string        `json:"workspace,omitzero"` // only those created with this id
+	Status    events.Status `json:"status,omitzero"`    // only these: verified, failed, unverified or reauthorization_required
+	MinSeq    uint64        `json:"min_seq,omitzero"`   // wait until the answer reflects this log sequence
+}
+
+// CredentialCounts answers CountCredentials.
+type CredentialCounts struct {
+	Total  int              `json:"total"`
+	Counts []ComponentCount `json:"components"`
+}
+
+// ComponentCount is the number of a tenant's credentials of one component.
+type ComponentCount struct {
+	Component string                `json:"component"`
+	Total     int                   `json:"total"`
+	Status    map[events.Status]int `json:"status"`
+}
+
+func (s *Service) countCredentials(ctx context.Context, call *service.Call, in CountCredentials) (CredentialCounts, error) {
+	if err := checkStatus(in.Status); err != nil {
+		return CredentialCounts{}, err
+	}
+	if err := s.Kernel.AtLeast(ctx, in.MinSeq); err != nil {
+		return CredentialCounts{}, err
+	}
+	rows, err := s.Views.CredentialCounts(ctx, call.Tenant, projections.CredentialFilter{Component: in.Component, Workspace: in.Workspace, Status: in.Status})
+	if err != nil {
+		return CredentialCounts{}, err
+	}
+	counts := CredentialCounts{Counts: []ComponentCount{}}
+	for _, r := range rows { // ordered by component
+		if n := len(counts.Counts); n == 0 || counts.Counts[n-1].Component != r.Component {
+			counts.Counts = append(counts.Counts, ComponentCount{Component: r.Component, Status: map[events.Status]int{}})
+		}
+		c := &counts.Counts[len(counts.Counts)-1]
+		c.Status[r.Status] += r.N
+		c.Total += r.N
+		counts.Total += r.N
+	}
+	return counts, nil
+}
+
+// CredentialHistory asks what happened to one credential, also after its end.
+type CredentialHistory struct {
+	ID    string `json:"id"`
+	After uint64 `json:"after,omitzero"` // log sequence: only facts behind it
+	Limit int    `json:"limit,omitzero"` // 1 to 1000; 200 when absent
+}
+
+// History answers CredentialHistory, oldest first.
+type History struct {
+	Events []HistoryEntry `json:"events"`
+	Next   uint64         `json:"next,omitzero"` // after of the next page; absent on the last
+}
+
+// HistoryEntry is one fact about a credential.
+type HistoryEntry struct {
+	Seq     uint64         `json:"seq"`
+	Type    string         `json:"type"` // "credential.created"
+	Time    time.Time      `json:"time"`
+	Actor   string         `json:"actor"` // "key:<id>"
+	Via     string         `json:"via"`
+	Command string         `json:"command"`
+	Version int            `json:"version,omitzero"` // of the keys, after the event
+	Data    jsontext.Value `json:"data"`             // the fact in its public form
+}
+
+func (s *Service) credentialHistory(ctx context.Context, call *service.Call, in CredentialHistory) (History, error) {
+	if err := service.CheckTarget(in.ID, 0); err != nil {
+		return History{}, err
+	}
+	if in.Limit == 0 {
+		in.Limit = 200
+	}
+	if in.Limit < 0 || in.Limit > 1000 {
+		return History{}, service.ErrLimit.Because("A page holds 1 to 1000 events.").At("/limit")
+	}
+	h := History{Events: []HistoryEntry{}}
+	stream := aggregates.Credential.Stream(call.Tenant, in.ID)
+	now, err := aggregates.Credential.Fresh(ctx, s.Log, stream)
+	switch {
+	case err != nil:
+		return h, err
+	case !now.Value.Exists:
+		return h, aggregates.ErrCredentialNotFound
+	}
+	version, err := s.versionAt(ctx, stream, in.After, now.Value)
+	if err != nil {
+		return h, err
+	}
+	for rec, err := range s.Log.Store.Stream(ctx, stream, in.After) {
+		if err != nil {
+			return h, fmt.Errorf("history of %s: %w", in.ID, err)
+		}
+		m, public := projections.Public(rec)
+		if !public || m.Audience == events.Audit && !call.Principal.May(permission.AuditRead) {
+			continue // none of these changes the version
+		}
+		if n := len(h.Events); n >= in.Limit && rec.Index == 0 {
+			h.Next = h.Events[n-1].Seq
+			s.pageEnds.Add(pageEnd{stream, h.Next}, version)
+			break
+		}
+		if v, changed := versionAfter(rec.Event); changed {
+			version = v
+		}
+		h.Events = append(h.Events, HistoryEntry{
+			Seq: rec.Seq, Type: m.StoredName(), Time: rec.Meta.Time, Actor: rec.Meta.Actor.Kind + ":" + rec.Meta.Actor.ID,
+			Via: rec.Meta.Via, Command: rec.Meta.Command, Version: version, Data: jsontext.Value(m.Data),
+		})
+	}
+	if len(h.Events) == 0 {
+		return h, nil
+	}
+	return h, s.Log.Store.WaitDurable(ctx, h.Events[len(h.Events)-1].Seq)
+}
+
+// pageEnd is where a page of a credential's history ended.
+type pageEnd struct {
+	stream events.StreamID
+	seq    uint64
+}
+
+// versionAt is the version of the keys in force after the commits of a credential's
+// stream up to seq; now is the state of today.
+func (s *Service) versionAt(ctx context.Context, stream events.StreamID, seq uint64, now aggregates.CredentialState) (int, error) {
+	switch {
+	case seq == 0:
+		return 0, nil
+	case now.Current().Version == 1:
+		return 1, nil
+	}
+	if v, known := s.pageEnds.Get(pageEnd{stream, seq}); known {
+		return v, nil
+	}
+	for rec, err := range s.Log.Store.Back(ctx, stream, seq) {
+		if err != nil {
+			return 0, fmt.Errorf("history of %s: %w", stream.ID, err)
+		}
+		if v, changed := versionAfter(rec.Event); changed {
+			return v, nil
+		}
+	}
+	return 0, nil
+}
+
+// versionAfter is the version of a credential's keys after a fact that changes it.
+func versionAfter(e events.Event) (version int, changed bool) {
+	switch e := e.(type) {
+	case events.CredentialCreated:
+		return e.Keys.Version, true
+	case events.CredentialKeysReplaced:
+		return e.Keys.Version, true
+	case events.CredentialReverted:
+		return e.Keys.Version, true
+	case events.CredentialDeleted:
+		return 0, true
+	}
+	return 0, false
+}

@@ -1,0 +1,438 @@
+package credential
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"github.com/nats-io/nkeys"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/permission"
+)
+
+// The bounds of Config.Lease, and what it is when it is 0.
+const (
+	MinLease     = time.Minute
+	MaxLease     = 15 * time.Minute
+	DefaultLease = 10 * time.Minute
+)
+
+const (
+	resolveLife   = time.Minute // that an access token is still good for when it is given
+	resolveRounds = 4           // while the credential changes each time
+	maxLeases     = 1 << 14     // that are remembered, to be given again
+	tenantLeases  = 1 << 12     // of these, of one tenant
+	maxKeptAnswer = 8 << 10     // bytes of a sealed answer that is remembered
+)
+
+// The refusals of a resolve.
+var (
+	// ErrCleartext refuses clear secrets where others could listen.
+	ErrCleartext = fault.New(fault.Denied, "cleartext_refused",
+		"Send secrets over TLS, or over plain HTTP from the same machine.")
+	ErrRecipient = fault.New(fault.Invalid, "recipient_invalid",
+		"Give either public_key, an X25519 key in nkeys form (\"X\" and 55 more characters), or cleartext.")
+)
+
+// ResolveCredential asks for the values of a credential, for a flow. The same
+// caller asking again for the same is given the same lease while at least a tenth
+// of it is left.
+type Resolve struct {
+	ID        string `json:"id"`
+	Flow      string `json:"flow,omitzero"`       // id of the flow that needs it, for the record
+	Step      string `json:"step,omitzero"`       // id of the step, for the record
+	PublicKey string `json:"public_key,omitzero"` // to which the values are sealed: X25519, in the form of nkeys ("X" and 55 more characters)
+	Cleartext bool   `json:"cleartext,omitzero"`  // in place of public_key: answer clear values; over TLS, or HTTP on the same machine, never over NATS
+}
+
+// ResolvedCredential answers ResolveCredential. It holds sealed or keys, as asked for.
+type Resolved struct {
+	Lease   string         `json:"lease"`
+	Expires time.Time      `json:"expires"`         // until when the values may be kept: seconds, UTC; no later than the access token's end
+	Version int            `json:"version"`         // of the keys
+	Hosts   []string       `json:"hosts"`           // the only ones the values may be sent to, as the component declares them
+	Sealed  string         `json:"sealed,omitzero"` // unpadded base64url of HPKE (RFC 9180, base mode; DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM): the encapsulated key and the ciphertext of {"keys":{...}}. Its info is credstream/resolved/1, tenant, id, lease, version and expires, joined by line feeds
+	Keys    map[string]any `json:"keys,omitzero"`   // the clear values, by field; of an OAuth field what the provider answered, without the refresh token
+}
+
+// resolveInfo binds a sealed answer to what it is an answer to. It is the info of HPKE.
+func resolveInfo(tenant, id, lease string, version int, expires time.Time) []byte {
+	return []byte(strings.Join([]string{
+		"credstream/resolved/1", tenant, id, lease, strconv.Itoa(version), expires.UTC().Format(time.RFC3339),
+	}, "\n"))
+}
+
+// recipient reads who the values are for: a public key, or nil for clear text.
+func (in Resolve) recipient() ([]byte, error) {
+	if in.Cleartext == (in.PublicKey != "") {
+		return nil, ErrRecipient
+	}
+	if in.Cleartext {
+		return nil, nil
+	}
+	key, err := nkeys.Decode(nkeys.PrefixByteCurve, []byte(in.PublicKey))
+	if err != nil || len(key) != 32 {
+		return nil, ErrRecipient.At("/public_key")
+	}
+	return key, nil
+}
+
+func (in Resolve) check() error {
+	if err := service.CheckTarget(in.ID, 0); err != nil {
+		return err
+	}
+	if in.Flow != "" && events.CheckID(in.Flow) != nil {
+		return events.ErrID.At("/flow")
+	}
+	if in.Step != "" && events.CheckID(in.Step) != nil {
+		return events.ErrID.At("/step")
+	}
+	return nil
+}
+
+// resolveCredential gives the values of a credential away. That it does is durable
+// before, and the last thing it looks at is whether the credential is still as it
+// was given, and the caller still a caller: whoever is told that a credential was
+// deleted, or has other keys, knows that nobody who asks from then on is given
+// what was before.
+func (s *Service) resolveCredential(ctx context.Context, call *service.Call, in Resolve) (answer Resolved, err error) {
+	defer func() { s.leases.answered(err) }()
+	public, err := in.recipient()
+	if err == nil {
+		err = in.check()
+	}
+	switch {
+	case err != nil:
+		return answer, err
+	case in.Cleartext && !call.Confidential:
+		s.Access.Denied(ctx, call, permission.CredentialsResolve)
+		return answer, ErrCleartext.Because("Clear values are only returned over TLS, or over plain HTTP on the same machine, and never over NATS. Give a public_key to get them encrypted.")
+	}
+	key := leaseKey{tenant: call.Tenant, actor: call.Principal.Actor, id: in.ID, flow: in.Flow, step: in.Step}
+	if public != nil {
+		sum := sha256.Sum256(public)
+		key.recipient = hex.EncodeToString(sum[:])
+	}
+	if answer, found, err := s.resolveAgain(ctx, call, key); found || err != nil {
+		return answer, err
+	}
+	if err := s.Kernel.Charge(ctx, call); err != nil {
+		return answer, err
+	}
+	answer, err = s.resolveAnew(ctx, call, key, public)
+	if errors.Is(err, aggregates.ErrCredentialNotFound) {
+		s.Access.Denied(ctx, call, permission.CredentialsResolve) // a mistake, or a caller who tries ids
+	}
+	return answer, err
+}
+
+// resolveAgain gives a lease that was given before, when it is still good.
+func (s *Service) resolveAgain(ctx context.Context, call *service.Call, key leaseKey) (answer Resolved, found bool, err error) {
+	l, ok := s.leases.held.get(key)
+	if !ok || !l.lasts(s.Kernel.Now()) {
+		return answer, false, nil
+	}
+	state, err := s.stillGiven(ctx, call, key.id)
+	if err != nil {
+		return answer, false, err
+	}
+	if state.Revision() != l.revision || state.OAuth() && !state.Tokens.Token.Enough(s.Kernel.Now(), resolveLife) {
+		return answer, false, nil
+	}
+	answer = l.answer
+	if key.recipient != "" {
+		return answer, true, nil
+	}
+	keys, _, err := s.Tokens.Values(ctx, key.tenant, key.id, state)
+	if err == nil {
+		state, err = s.stillGiven(ctx, call, key.id)
+	}
+	switch {
+	case errors.Is(err, aggregates.ErrCredentialVersionStale), err == nil && state.Revision() != l.revision:
+		return answer, false, nil
+	case err != nil:
+		return answer, false, err
+	}
+	answer.Keys = clearKeys(keys)
+	return answer, true, nil
+}
+
+// stillGiven returns the state of a credential as the leader of its stream knows
+// it, when the caller may still be given it. Its key may have been revoked since
+// it was let in.
+func (s *Service) stillGiven(ctx context.Context, call *service.Call, id string) (aggregates.CredentialState, error) {
+	if who := call.Principal.Actor; who.Kind == "key" {
+		p, err := s.Access.FreshPrincipal(ctx, who.ID)
+		switch {
+		case err != nil:
+			return aggregates.CredentialState{}, err
+		case p.Expired(s.Kernel.Now()):
+			return aggregates.CredentialState{}, service.ErrKeyUnknown
+		}
+	}
+	state, err := aggregates.Credential.Fresh(ctx, s.Log, aggregates.Credential.Stream(call.Tenant, id))
+	return state.Value, err
+}
+
+// resolveAnew makes a new lease.
+func (s *Service) resolveAnew(ctx context.Context, call *service.Call, key leaseKey, public []byte) (Resolved, error) {
+	for range resolveRounds {
+		state, err := s.Tokens.TokenGoodFor(ctx, call, key.id, resolveLife)
+		if err != nil {
+			return Resolved{}, err
+		}
+		keys, tokenEnds, err := s.Tokens.Values(ctx, key.tenant, key.id, state.Value)
+		if errors.Is(err, aggregates.ErrCredentialVersionStale) {
+			continue
+		}
+		if err != nil {
+			return Resolved{}, err
+		}
+		now := s.Kernel.Now().UTC().Truncate(time.Microsecond)
+		fact := AccessFact{
+			Lease: events.NewID(), Credential: key.id, Version: state.Value.Current().Version, Grant: grantOf(state.Value),
+			Actor: key.actor, Flow: key.flow, Step: key.step, Via: call.Via, Cleartext: public == nil, Recipient: key.recipient,
+			Time: now, Expires: s.leaseEnd(now, tokenEnds), Kind: AccessGiven,
+		}
+		answer := Resolved{
+			Lease: fact.Lease, Expires: fact.Expires, Version: fact.Version, Hosts: append([]string{}, state.Value.Current().Hosts...),
+		}
+		if public != nil {
+			text := append(append([]byte(`{"keys":`), keys.Marshal().Reveal()...), '}')
+			sealed, err := seal.To(public, resolveInfo(key.tenant, key.id, answer.Lease, answer.Version, answer.Expires), seal.NewSecret(text))
+			if err != nil { // of the key: a point that makes no secret
+				return Resolved{}, ErrRecipient.At("/public_key")
+			}
+			answer.Sealed = base64.RawURLEncoding.EncodeToString(sealed)
+		}
+		given, err := s.give(ctx, call, fact, state.Value.Revision())
+		if err != nil {
+			return Resolved{}, err
+		}
+		if given {
+			s.leases.add(key, &lease{revision: state.Value.Revision(), given: now, answer: answer})
+			if public == nil {
+				answer.Keys = clearKeys(keys)
+			}
+			return answer, nil
+		}
+	}
+	return Resolved{}, fault.ErrConflict
+}
+
+// give records the fact, and then reports whether the credential still has the
+// revision. When it has not, or that cannot be told, the fact is taken back.
+func (s *Service) give(ctx context.Context, call *service.Call, fact AccessFact, revision string) (bool, error) {
+	if s.AccessLog == nil {
+		return false, ErrAccessLog
+	}
+	if err := s.AccessLog.Append(ctx, call.Tenant, fact); err != nil {
+		return false, fmt.Errorf("%w: credential %s: %w", ErrAccessLog, fact.Credential, err)
+	}
+	state, err := s.stillGiven(ctx, call, fact.Credential)
+	if err == nil && state.Revision() == revision {
+		return true, nil
+	}
+	s.leases.results.WithLabelValues("withdrawn").Inc()
+	fact.Kind, fact.Time = AccessWithdrawn, s.Kernel.Now().UTC().Truncate(time.Microsecond)
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), withdrawTime)
+	defer cancel()
+	if err := s.AccessLog.Append(last, call.Tenant, fact); err != nil { // then the log says more was given than was
+		s.Logger.WarnContext(ctx, "failed to record withdrawn lease",
+			"tenant", call.Tenant, "credential", fact.Credential, "lease", fact.Lease, "err", err)
+	}
+	return false, err
+}
+
+const withdrawTime = 5 * time.Second
+
+// leaseEnd is when a lease that begins now ends, in whole seconds.
+func (s *Service) leaseEnd(now, tokenEnds time.Time) time.Time {
+	end := now.Add(s.Lease)
+	if !tokenEnds.IsZero() && tokenEnds.Before(end) {
+		end = tokenEnds
+	}
+	return end.UTC().Truncate(time.Second)
+}
+
+// clearKeys is for the one answer that shows them.
+func clearKeys(keys seal.Fields) map[string]any {
+	shown := map[string]any{}
+	for _, name := range keys.Names() {
+		if v, ok := keys.Get(name); ok {
+			shown[name] = jsontext.Value(v.Reveal())
+		}
+	}
+	return shown
+}
+
+// leases remembers what was given, so that the same can be given again without
+// another fact. It holds no clear text: of a lease on clear values it keeps all but
+// them, and the vault is opened anew each time. That costs a read and keeps the
+// values of every credential in use out of a dump of the memory.
+type leases struct {
+	results *prometheus.CounterVec
+	held    *heldLeases
+	now     func() time.Time
+
+	mu    sync.Mutex
+	ends  map[int64]int // leases given by this process, by the second in which they end
+	swept int64         // second of the last look for those that have ended
+}
+
+// leaseKey is who is given what for which purpose.
+type leaseKey struct {
+	tenant         string
+	actor          events.Actor
+	id, flow, step string
+	recipient      string // SHA-256 of the public key in hex; "" for clear text
+}
+
+// lease is one that was given. It is never changed.
+type lease struct {
+	revision string // of the credential
+	given    time.Time
+	answer   Resolved // without clear values
+}
+
+// heldLeases are the leases that were asked for last, of all and of each tenant: one
+// that asks for many makes the service forget its own before those of others.
+type heldLeases struct {
+	ofTenant int // at the most
+
+	mu      sync.Mutex
+	all     *simplelru.LRU[leaseKey, *lease]
+	tenants map[string]*simplelru.LRU[leaseKey, struct{}] // the keys of all, by tenant; none is empty
+}
+
+func newHeldLeases(most, ofTenant int) (held *heldLeases, err error) {
+	held = &heldLeases{ofTenant: ofTenant, tenants: map[string]*simplelru.LRU[leaseKey, struct{}]{}}
+	held.all, err = simplelru.NewLRU(most, func(key leaseKey, _ *lease) {
+		own := held.tenants[key.tenant]
+		if own.Remove(key); own.Len() == 0 {
+			delete(held.tenants, key.tenant)
+		}
+	})
+	return held, err
+}
+
+func (h *heldLeases) get(key leaseKey) (l *lease, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if l, ok = h.all.Get(key); ok {
+		h.tenants[key.tenant].Get(key)
+	}
+	return l, ok
+}
+
+func (h *heldLeases) add(key leaseKey, l *lease) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	own := h.tenants[key.tenant]
+	if own == nil {
+		own, _ = simplelru.NewLRU[leaseKey, struct{}](h.ofTenant+1, nil) // of a size that is one
+		h.tenants[key.tenant] = own
+	}
+	own.Add(key, struct{}{})
+	h.all.Add(key, l)
+	if own.Len() > h.ofTenant {
+		oldest, _, _ := own.GetOldest()
+		h.all.Remove(oldest)
+	}
+}
+
+// lasts reports whether at least a tenth of the lease is left. One that was given in
+// what is now the future does not last: the clock was ahead.
+func (l *lease) lasts(now time.Time) bool {
+	left, whole := l.answer.Expires.Sub(now), l.answer.Expires.Sub(l.given)
+	return 10*left >= whole && left <= whole
+}
+
+func newLeases(reg prometheus.Registerer, now func() time.Time) (*leases, error) {
+	held, err := newHeldLeases(maxLeases, tenantLeases)
+	if err != nil {
+		return nil, fmt.Errorf("cache of leases: %w", err)
+	}
+	l := &leases{
+		held: held, now: now, ends: map[int64]int{},
+		results: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "credstream_resolves_total",
+			Help: "Requests for the values of a credential: answered (given), refused, unavailable or failed; new " +
+				"leases (leased) and leases withdrawn before the values left (withdrawn).",
+		}, []string{"result"}),
+	}
+	if reg != nil {
+		reg.MustRegister(l.results, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "credstream_leases_outstanding", Help: "Leases granted by this process that have not expired.",
+		}, func() float64 { return float64(l.outstanding()) }))
+	}
+	return l, nil
+}
+
+// answered counts an answer.
+func (l *leases) answered(err error) {
+	result := "given"
+	if err != nil {
+		switch fault.Of(err).Kind {
+		case fault.Unavailable:
+			result = "unavailable"
+		case fault.Internal:
+			result = "failed"
+		default:
+			result = "refused"
+		}
+	}
+	l.results.WithLabelValues(result).Inc()
+}
+
+func (l *leases) add(key leaseKey, given *lease) {
+	l.results.WithLabelValues("leased").Inc()
+	if len(given.answer.Sealed) <= maxKeptAnswer {
+		l.held.add(key, given)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sweep()
+	l.ends[given.answer.Expires.Unix()]++
+}
+
+// outstanding is the number of leases that have not ended.
+func (l *leases) outstanding() (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sweep()
+	for _, count := range l.ends {
+		n += count
+	}
+	return n
+}
+
+// sweep forgets the leases that have ended: there are no more seconds than in the
+// longest lease.
+func (l *leases) sweep() {
+	now := l.now().Unix()
+	if now == l.swept {
+		return
+	}
+	l.swept = now
+	for second := range l.ends {
+		if second <= now {
+			delete(l.ends, second)
+		}
+	}
+}

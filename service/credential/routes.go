@@ -1,0 +1,51 @@
+package credential
+
+import (
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/flow"
+	"github.com/credstream/credstream/service/permission"
+)
+
+// Routes is what can be asked of the feature.
+func (s *Service) Routes() []service.Route {
+	return []service.Route{
+		service.Command("credential.create", permission.CredentialsCreate, s.createCredential,
+			"Verify keys by a dry request and save them as a new credential.").WithSecrets(),
+		service.Command("credential.rename", permission.CredentialsEdit, s.renameCredential,
+			"Rename a credential."),
+		service.Command("credential.set-vpn-agent", permission.CredentialsEdit, s.setVPNAgent,
+			"Set or clear the VPN agent through which a flow engine reaches the API of a credential."),
+		service.Command("credential.replace-keys", permission.CredentialsEdit, s.replaceKeys,
+			"Verify new keys by a dry request and activate them as a new version.").WithSecrets().Recalling(flow.RecallTried),
+		service.Command("credential.revert", permission.CredentialsEdit, s.revertCredential,
+			"Verify the keys of an earlier version again and activate them as a new version. They are not shown."),
+		service.Command("credential.verify", permission.CredentialsEdit, s.verifyCredential,
+			"Repeat the dry request with the current keys and record the outcome."),
+		service.Command("credential.delete", permission.CredentialsDelete, s.deleteCredential,
+			"Delete a credential and erase its secrets.").Recalling(flow.RecallTried),
+		service.Command("auth_secret.create", permission.AuthSecretsCreate, s.createAuthSecret,
+			"Verify keys by a dry request and save them as a new credential of a workspace.").WithSecrets().Unqueued(),
+		service.Command("auth_secret.rename", permission.AuthSecretsEdit, s.renameAuthSecret,
+			"Rename a credential of a workspace."),
+		service.Command("auth_secret.replace-keys", permission.AuthSecretsEdit, s.replaceAuthSecretKeys,
+			"Verify new keys for a credential of a workspace and activate them as a new version.").WithSecrets().Unqueued(),
+		service.Command("auth_secret.refresh", permission.AuthSecretsRefresh, s.refreshAuthSecret,
+			"Renew the tokens of a credential of a workspace now, even if they are not due."),
+		service.Command("auth_secret.delete", permission.AuthSecretsDelete, s.deleteAuthSecret,
+			"Delete a credential of a workspace and erase its secrets."),
+		service.Query("auth_secret.get", permission.AuthSecretsGet, s.getAuthSecret,
+			"One credential of a workspace and its state; secret values are masked."),
+		service.Query("auth_secret.list", permission.AuthSecretsGet, s.listAuthSecrets, "The credentials of a workspace, sorted, page by page.").Scan(),
+		service.Command("credential.reveal", permission.CredentialsReveal, s.revealCredential,
+			"Reveal the clear values of one credential to a person. The access is audited first.").WithSecrets().Unqueued(),
+		service.Query("credential.get", permission.CredentialsGet, s.getCredential, "One credential; secret values are masked."),
+		service.Query("credential.list", permission.CredentialsGet, s.listCredentials, "Credentials by filter, sorted, page by page.").Scan(),
+		service.Query("credential.counts", permission.CredentialsGet, s.countCredentials, "Number of credentials by component and status.").Scan(),
+		service.Query("credential.history", permission.CredentialsGet, s.credentialHistory, "History of one credential: who changed what, when, and which version.").Scan(),
+		service.AuditedQuery("credential.resolve", permission.CredentialsResolve, s.resolveCredential,
+			"Resolve a credential for a flow engine: its values, encrypted to the engine's public key, under a lease. The access is audited first."),
+		service.Query("lease.list", permission.AuditRead, s.listLeases, "The active leases: who may still hold the values of which credential.").Scan(),
+		service.Query("access.replay", permission.AuditRead, s.replayAccess,
+			"The access log: who got the values of which credential, and when, oldest first, page by page.").Scan(),
+	}
+}

@@ -1,0 +1,130 @@
+// Package credential keeps credentials: verifies their keys by a dry request before it
+// stores them, gives their values to flow engines under leases, and audits that first.
+package credential
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/client"
+	"github.com/credstream/credstream/service/component"
+	"github.com/credstream/credstream/service/flow"
+	"github.com/credstream/credstream/service/permission"
+	"github.com/credstream/credstream/service/secrets"
+	"github.com/credstream/credstream/service/token"
+	"github.com/credstream/credstream/verify"
+)
+
+// Deps is what a Service is made of. Every field without "optional" is needed.
+type Deps struct {
+	Kernel     *service.Kernel
+	Secrets    *secrets.Service
+	Access     Callers
+	Components Components
+	Clients    Clients
+	Flows      Flows
+	Tokens     Tokens
+	Grants     Grants
+	Log        *aggregates.Log
+	Views      *projections.Views
+	Keyring    *seal.Keyring
+	Verify     *verify.Client
+	Metrics    prometheus.Registerer // optional
+	Logger     *slog.Logger
+
+	// AccessLog records who is given which credential; without it nobody is given any.
+	AccessLog AccessLog
+	// Lease is for how long a flow engine may keep what it was given; DefaultLease when 0.
+	Lease time.Duration
+}
+
+// Callers knows who may still have what they were given.
+type Callers interface {
+	Denied(ctx context.Context, call *service.Call, perm permission.Permission)
+	FreshPrincipal(ctx context.Context, id string) (service.Principal, error)
+}
+
+// Components knows the components that credentials are for.
+type Components interface {
+	Descriptor(ctx context.Context, component string, revision int) (commands.Descriptor, error)
+	Usable(ctx context.Context, tenant, component string) (commands.Descriptor, int, error)
+	UsableAt(ctx context.Context, tenant, component, pointer string, expected int) (commands.Descriptor, int, error)
+	ClientOf(ctx context.Context, tenant, component string, d commands.Descriptor) (component.ClientKind, error)
+}
+
+// Clients are the auth clients that the credentials of a workspace are made with.
+type Clients interface {
+	AuthClient(ctx context.Context, call *service.Call, ref client.AuthClientRef, fresh bool) (projections.AuthClient, error)
+}
+
+// Flows knows what uses a credential.
+type Flows interface {
+	Impact(ctx context.Context, call *service.Call, kind, id string) (*flow.Impact, error)
+	InUse(ctx context.Context, call *service.Call, state aggregates.CredentialState) error
+	ExpireHolders(ctx context.Context, call *service.Call, id string, state aggregates.CredentialState) (some bool, err error)
+}
+
+// Tokens keeps the tokens of credentials.
+type Tokens interface {
+	TokenGoodFor(ctx context.Context, call *service.Call, id string, life time.Duration) (aggregates.State[aggregates.CredentialState], error)
+	InForce(ctx context.Context, tenant, id string, state aggregates.CredentialState) (seal.Fields, error)
+	Values(ctx context.Context, tenant, id string, state aggregates.CredentialState) (keys seal.Fields, expires time.Time, err error)
+	TakeTokens(ctx context.Context, tenant, component string, d commands.Descriptor, keys seal.Fields) (seal.Fields, *commands.Tokens, error)
+}
+
+// Grants renews and ends what a provider has granted.
+type Grants interface {
+	RefreshCredential(ctx context.Context, call *service.Call, in token.Refresh) (service.Done, error)
+	EndCredential(ctx context.Context, call *service.Call, cmd commands.DeleteCredential) (service.Done, aggregates.CredentialState, error)
+}
+
+// Service answers the routes of credentials. Its methods may be called from many goroutines.
+type Service struct {
+	Deps
+	verified *prometheus.CounterVec
+	pageEnds *lru.Cache[pageEnd, int] // version of the keys where a page of a history ended
+	leases   *leases
+}
+
+// maxPageEnds bounds what is kept in memory.
+const maxPageEnds = 1024
+
+// New makes a Service.
+func New(deps Deps) (*Service, error) {
+	s := &Service{Deps: deps, verified: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "credstream_verifications_total", Help: "Dry requests by probe and class of outcome.",
+	}, []string{"probe", "outcome"})}
+	if deps.Metrics != nil {
+		deps.Metrics.MustRegister(s.verified)
+	}
+	if s.Lease == 0 {
+		s.Lease = DefaultLease
+	}
+	var err error
+	if s.pageEnds, err = lru.New[pageEnd, int](maxPageEnds); err != nil {
+		return nil, fmt.Errorf("cache of pages: %w", err)
+	}
+	s.leases, err = newLeases(deps.Metrics, deps.Kernel.Now)
+	return s, err
+}
+
+// Answers says how commits to credentials are answered.
+func (s *Service) Answers() []service.Answer {
+	return []service.Answer{service.AnswerOf(aggregates.Credential, func(done *service.Done, _, after aggregates.CredentialState) {
+		done.Version, done.Status = after.Current().Version, secrets.StatusOf(after)
+	})}
+}
+
+// Remember implements service.Result. The secrets are shown once.
+func (r Revealed) Remember(*events.CommandCompleted) (service.Done, bool) { return r.Done, true }

@@ -1,0 +1,324 @@
+package flow
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service"
+)
+
+// BindFlow asks for the credentials of a flow that is about to start.
+type BindFlow struct {
+	Flow  string            `json:"flow"`
+	Name  string            `json:"name,omitzero"` // for people
+	Steps []events.FlowStep `json:"steps"`
+	TTL   string            `json:"ttl,omitzero"` // how long the reservation lasts unless the flow starts: "10m" when absent
+}
+
+// bindFlow reserves every credential that the steps name, in the order of their
+// ids, under one binding id; where one cannot be had, what was reserved is given
+// back. A process that dies in between leaves reservations that end by themselves.
+func (s *Service) bindFlow(ctx context.Context, call *service.Call, in BindFlow) (service.Done, error) {
+	cmd, err := s.binding(call, in)
+	if err != nil {
+		return service.Done{}, err
+	}
+	// Every step is told what is wrong with it, so look at all before reserving any.
+	refused, err := s.bindFaults(ctx, call.Tenant, in.Steps)
+	if err != nil {
+		return service.Done{}, err
+	}
+	if len(refused) > 0 {
+		return service.Done{}, cannotBind(in.Steps, refused)
+	}
+	steps := byCredential(in.Steps)
+	if len(steps) == 0 { // nothing to hold; what was held before is given back
+		return s.endBinding(ctx, call, commands.ReleaseFlow{ID: cmd.ID, Reason: events.ReleasedOnRequest})
+	}
+	order := slices.Sorted(maps.Keys(steps))
+	for n, credential := range order {
+		step := call // the first step records the command id
+		if n > 0 || call.Resumed() != nil {
+			step = call.Step(n)
+		}
+		refused, err := s.reserve(ctx, step, cmd, credential, steps[credential])
+		if err == nil && len(refused) > 0 { // it went away since it was looked at
+			err = cannotBind(in.Steps, refused)
+		}
+		if err != nil {
+			s.giveUp(ctx, call, cmd, order[:n], err)
+			return service.Done{}, err
+		}
+	}
+	before, now, err := service.Execute(ctx, s.Kernel, call.Step(len(order)), aggregates.Flow, call.Tenant, commands.Flow(cmd))
+	if err != nil {
+		s.giveUp(ctx, call, cmd, order, err)
+		return service.Done{}, err
+	}
+	if b := before.Binding; b.ID != "" && b.ID != cmd.Binding { // this one takes its place
+		s.giveBack(ctx, call, cmd.ID, b.ID, slices.Sorted(maps.Keys(byCredential(b.Steps))))
+	}
+	if err := s.keepBinding(ctx, call, cmd.ID, now.Value.Binding); err != nil {
+		return service.Done{}, err
+	}
+	return s.Kernel.Answered(aggregates.Flow.Stream(call.Tenant, cmd.ID), before, now.Value, now.Seq), nil
+}
+
+// keepBinding makes the credentials hold the reservation that stands: another
+// bind of the flow may have reserved some of them between ours and our fact. The
+// flow's own stream says which one stands.
+func (s *Service) keepBinding(ctx context.Context, call *service.Call, flow string, b aggregates.Binding) error {
+	for {
+		for credential, steps := range byCredential(b.Steps) {
+			refused, err := s.reserve(ctx, call.Step(0), commands.BindFlow{ID: flow, Binding: b.ID, Until: b.Until}, credential, steps)
+			if err == nil && len(refused) > 0 {
+				err = cannotBind(b.Steps, refused)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		now, err := aggregates.Flow.Fresh(ctx, s.Log, aggregates.Flow.Stream(call.Tenant, flow))
+		switch {
+		case err != nil || now.Value.Binding.ID == b.ID:
+			return err
+		case now.Value.Binding.ID == "": // it has started, or was released, meanwhile
+			s.giveBack(ctx, call, flow, b.ID, slices.Sorted(maps.Keys(byCredential(b.Steps))))
+			return nil
+		}
+		b = now.Value.Binding
+	}
+}
+
+// binding checks the form of the request.
+func (s *Service) binding(call *service.Call, in BindFlow) (cmd commands.BindFlow, err error) {
+	if err := CheckFlow("/flow", in.Flow); err != nil {
+		return cmd, err
+	}
+	if in.Name != "" {
+		if err := service.CheckName("/name", in.Name); err != nil {
+			return cmd, err
+		}
+	}
+	if len(in.Steps) == 0 {
+		return cmd, service.ErrMissing.Because("The flow's steps are required.").At("/steps")
+	}
+	if err := checkSteps(in.Steps); err != nil {
+		return cmd, err
+	}
+	ttl := defaultTTL
+	if in.TTL != "" {
+		if ttl, err = time.ParseDuration(in.TTL); err != nil || ttl < shortestTTL || ttl > longestTTL {
+			return cmd, ErrTTL.At("/ttl")
+		}
+	}
+	return commands.BindFlow{
+		ID: in.Flow, Binding: call.DeriveID("binding/" + in.Flow),
+		Name: in.Name, Steps: in.Steps, Until: s.Kernel.Now().Add(ttl).UTC().Truncate(time.Microsecond),
+	}, nil
+}
+
+func CheckFlow(pointer, id string) error {
+	if err := service.Required(pointer, id); err != nil {
+		return err
+	}
+	return service.PointAt(events.CheckID(id), pointer)
+}
+
+func (s *Service) reserve(ctx context.Context, call *service.Call, bind commands.BindFlow, credential string, steps []events.FlowStep) ([]events.FlowUseRefused, error) {
+	_, state, err := service.Execute(ctx, s.Kernel, call, aggregates.Credential, call.Tenant, commands.Credential(commands.ReserveCredential{
+		ID: credential, Flow: bind.ID, Binding: bind.Binding, Steps: steps, Until: bind.Until,
+	}))
+	return mismatched(0, steps, state.Value, err)
+}
+
+// giveUp gives back what was reserved for a binding that failed for good. The
+// same command may have been obeyed by another process meanwhile: then the
+// reservation is that one's.
+func (s *Service) giveUp(ctx context.Context, call *service.Call, bind commands.BindFlow, credentials []string, failed error) {
+	if _, repeated := errors.AsType[*service.Repeat](failed); repeated || !service.Definite(failed) {
+		return
+	}
+	now, err := aggregates.Flow.Fresh(ctx, s.Log, aggregates.Flow.Stream(call.Tenant, bind.ID))
+	if err != nil || now.Value.Binding.ID == bind.Binding {
+		return
+	}
+	s.giveBack(ctx, call, bind.ID, bind.Binding, credentials)
+}
+
+// giveBack ends a reservation on the credentials and returns the last sequence of
+// that. What it misses ends by itself.
+func (s *Service) giveBack(ctx context.Context, call *service.Call, flow, binding string, credentials []string) (last uint64) {
+	// Not as the command itself: it would be taken for a repeat of it, or its commit for the command's own.
+	call = call.Step(0)
+	for _, credential := range credentials {
+		seq, err := s.release(ctx, call, commands.ReleaseCredential{ID: credential, Flow: flow, Binding: binding})
+		last = max(last, seq)
+		if err != nil {
+			s.Logger.WarnContext(ctx, "reservation not released; it will expire", "tenant", call.Tenant, "credential", credential, "binding", binding, "err", err)
+		}
+	}
+	return last
+}
+
+// bindFaults lists the steps that cannot have what they name.
+func (s *Service) bindFaults(ctx context.Context, tenant string, steps []events.FlowStep) ([]events.FlowUseRefused, error) {
+	needs := map[string]need{}
+	for component := range componentsOf(steps) {
+		n, err := s.componentNeed(ctx, tenant, component)
+		if err != nil {
+			return nil, err
+		}
+		needs[component] = n
+	}
+	refused := componentFaults(0, steps, needs)
+	for credential, its := range byCredential(steps) {
+		state, err := aggregates.Credential.Fresh(ctx, s.Log, aggregates.Credential.Stream(tenant, credential))
+		if err != nil {
+			return nil, err
+		}
+		missing := error(nil)
+		if !state.Value.Live() {
+			missing = aggregates.ErrCredentialNotFound
+		}
+		more, err := mismatched(0, its, state.Value, missing)
+		if err != nil {
+			return nil, err
+		}
+		refused = append(refused, more...)
+	}
+	return inOrder(steps, refused), nil
+}
+
+// cannotBind names every step that cannot have what it names. One fault alone
+// has its own code.
+func cannotBind(steps []events.FlowStep, refused []events.FlowUseRefused) error {
+	refused = inOrder(steps, refused)
+	err := ErrFlowCannotBind
+	first := refused[0].Reason
+	if !slices.ContainsFunc(refused, func(r events.FlowUseRefused) bool { return r.Reason != first }) {
+		for _, known := range []*fault.Error{ErrCredentialRequired, aggregates.ErrCredentialComponentMismatch} {
+			if known.Code == first {
+				err = known
+			}
+		}
+	}
+	return err.Because("Nothing was reserved. %s", sayRefused(refused)).With(stepFaults(refused))
+}
+
+// ReleaseFlow asks for the end of a flow's reservation.
+type ReleaseFlow struct {
+	Flow    string `json:"flow"`
+	Binding string `json:"binding,omitzero"` // only this one; the one that stands when absent
+}
+
+func (s *Service) releaseFlow(ctx context.Context, call *service.Call, in ReleaseFlow) (service.Done, error) {
+	if err := CheckFlow("/flow", in.Flow); err != nil {
+		return service.Done{}, err
+	}
+	state, err := aggregates.Flow.Fresh(ctx, s.Log, aggregates.Flow.Stream(call.Tenant, in.Flow))
+	switch now := state.Value.Binding.ID; {
+	case err != nil:
+		return service.Done{}, err
+	case state.Seq == 0:
+		return service.Done{}, aggregates.ErrFlowNotFound.At("/flow")
+	case in.Binding != "" && now != "" && now != in.Binding:
+		return service.Done{}, aggregates.ErrFlowNotBound.Because("The flow has no reservation %s; its reservation is %s.", in.Binding, now).At("/binding")
+	}
+	return s.endBinding(ctx, call, commands.ReleaseFlow{ID: in.Flow, Binding: in.Binding, Reason: events.ReleasedOnRequest})
+}
+
+// endBinding ends a reservation: on the flow's stream, then on each credential's.
+func (s *Service) endBinding(ctx context.Context, call *service.Call, cmd commands.ReleaseFlow) (service.Done, error) {
+	was, now, err := service.Execute(ctx, s.Kernel, call, aggregates.Flow, call.Tenant, commands.Flow(cmd))
+	if err != nil {
+		return service.Done{}, err
+	}
+	done := service.Done{Seq: now.Seq, ID: cmd.ID}
+	if b := was.Binding; b.ID != "" && now.Value.Binding.ID != b.ID {
+		done.Binding = b.ID
+		done.Seq = max(done.Seq, s.giveBack(ctx, call, cmd.ID, b.ID, slices.Sorted(maps.Keys(byCredential(b.Steps)))))
+	}
+	return done, nil
+}
+
+// keepEvery is how often the keeper of flows looks for what is left over.
+const keepEvery = time.Second
+
+// RunFlowKeeper ends the reservations whose time is over, and completes what a
+// crash left undone between a flow and what it uses, until ctx ends. One process
+// of an installation needs to run it; two do no harm.
+func (s *Service) RunFlowKeeper(ctx context.Context) error {
+	tick := time.NewTicker(keepEvery)
+	defer tick.Stop()
+	for {
+		if err := s.KeepFlows(ctx); err != nil && ctx.Err() == nil {
+			s.Logger.WarnContext(ctx, "reconciliation of flows stopped early", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// KeepFlows is one round of RunFlowKeeper.
+func (s *Service) KeepFlows(ctx context.Context) error {
+	if s.Kernel.WritesAllowed() != nil {
+		return nil
+	}
+	var errs []error
+	if s.ClocksAgree == nil || s.ClocksAgree() == nil { // else the end was set by another clock than it is seen by
+		expired, err := s.Views.ExpiredBindings(ctx, s.Kernel.Now(), service.KeepAtOnce)
+		errs = append(errs, err)
+		for _, use := range expired {
+			errs = append(errs, s.expire(ctx, use.Tenant, use.Flow, use.ID, use.Binding))
+		}
+	}
+	stale, err := s.Views.StaleUses(ctx, service.KeepAtOnce)
+	errs = append(errs, err)
+	for _, use := range stale {
+		call := service.System(use.Tenant, "flow-keeper")
+		if use.Kind == aggregates.OAuthClient.Category {
+			errs = append(errs, s.changeClientUse(ctx, call, commands.ReleaseOAuthClient{Component: use.ID, Flow: use.Flow, Revision: use.Revision}))
+			continue
+		}
+		errs = append(errs, s.changeUse(ctx, call, commands.ReleaseCredential{ID: use.ID, Flow: use.Flow, Revision: use.Revision}))
+	}
+	unsettled, err := s.Views.UnsettledFlows(ctx, service.KeepAtOnce)
+	errs = append(errs, err)
+	for _, flow := range unsettled {
+		errs = append(errs, s.resettle(ctx, flow.Tenant, flow.Flow))
+	}
+	return errors.Join(append(errs, s.Clients.MarkClients(ctx), s.Clients.KeepAuthClients(ctx))...)
+}
+
+// resettle completes what follows from what is known of a flow.
+func (s *Service) resettle(ctx context.Context, tenant, flow string) error {
+	call := service.System(tenant, "flow-keeper")
+	state, err := aggregates.Flow.Fresh(ctx, s.Log, aggregates.Flow.Stream(tenant, flow))
+	if err != nil {
+		return err
+	}
+	_, err = s.settle(ctx, call, flow, state.Value, state.Value)
+	return err
+}
+
+// expire ends one reservation whose time is over. It names the binding, so it
+// cannot end what a start has confirmed or another reservation replaced.
+func (s *Service) expire(ctx context.Context, tenant, flow, credential, binding string) error {
+	call := service.System(tenant, "flow-keeper")
+	_, err := s.endBinding(ctx, call, commands.ReleaseFlow{ID: flow, Binding: binding, Reason: events.ReleasedByExpiry})
+	if err != nil {
+		return err
+	}
+	return s.changeUse(ctx, call, commands.ReleaseCredential{ID: credential, Flow: flow, Binding: binding})
+}

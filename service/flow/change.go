@@ -1,0 +1,145 @@
+package flow
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/credstream/credstream/admission"
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/permission"
+)
+
+// ErrFlowExists refuses a new flow with the id of another.
+var ErrFlowExists = fault.New(fault.Exists, "flow_exists", "A flow with this id already exists.")
+
+// flowRaces is how often a change of a flow is tried again because somebody else
+// told of the flow at the same moment.
+const flowRaces = 10
+
+// ChangeFlow changes a flow for a caller who has no revision of its own to tell
+// with a flow event: the change gets the revision after the last one, and ends in
+// the same facts. ceType and data are those of a flow event, without the
+// revision; members that are not known are ignored. An event of a bus is recorded
+// as far as it can be; here a flow with a step that cannot use what it names is
+// neither created nor started: ErrCredentialRequired,
+// aggregates.ErrCredentialComponentMismatch or ErrFlowCannotBind, with the steps,
+// and nothing is recorded. To start what is started and to stop what is stopped
+// changes nothing. It returns ErrFlowExists, or aggregates.ErrFlowNotFound.
+func (s *Service) ChangeFlow(ctx context.Context, call service.Call, ceType string, data []byte) (Flow, error) {
+	ctx, cancel := context.WithTimeout(ctx, service.MaxCall)
+	defer cancel()
+	call.Route = flowEvent
+	ctx, leave, err := s.Kernel.Enter(ctx, &call, admission.Request, int64(len(data)))
+	if err != nil {
+		return Flow{}, err
+	}
+	defer leave()
+	if err := s.Access.Admit(ctx, &call, permission.FlowsEdit, service.CommandCall); err != nil {
+		return Flow{}, err
+	}
+	if err := s.Kernel.WritesAllowed(); err != nil {
+		return Flow{}, err
+	}
+	ev, err := flowChange(ceType, data)
+	if err != nil {
+		return Flow{}, err
+	}
+	call.CommandID = events.NewID()
+	for range flowRaces {
+		flow, done, err := s.tryFlow(ctx, &call, ev)
+		if done || err != nil {
+			return flow, err
+		}
+	}
+	return Flow{}, fault.ErrConflict
+}
+
+// flowChange reads a flow event that has no revision yet.
+func flowChange(ceType string, data []byte) (FlowEvent, error) {
+	if err := service.CheckForm(data); err != nil {
+		return FlowEvent{}, err
+	}
+	var ev FlowEvent
+	if err := service.DecodeWith(data, &ev, json.RejectUnknownMembers(false)); err != nil {
+		return FlowEvent{}, err
+	}
+	ev.Revision = 1 // of no meaning: the flow's own decides
+	whole, err := ev.Data()
+	if err != nil {
+		return FlowEvent{}, fmt.Errorf("write a flow event: %w", err)
+	}
+	return ParseFlowEvent(ceType, "", ev.ID, whole)
+}
+
+// tryFlow makes the change on the flow as it is now. It reports that it is not
+// done when somebody else was faster.
+func (s *Service) tryFlow(ctx context.Context, call *service.Call, ev FlowEvent) (Flow, bool, error) {
+	state, err := aggregates.Flow.Fresh(ctx, s.Log, aggregates.Flow.Stream(call.Tenant, ev.ID))
+	if err != nil {
+		return Flow{}, false, err
+	}
+	told := state.Value
+	switch there := told.Revision > 0 && !told.Deleted; {
+	case there && ev.Change == events.FlowWasCreated:
+		return Flow{}, false, ErrFlowExists.At("/id")
+	case !there && ev.Change != events.FlowWasCreated:
+		return Flow{}, false, aggregates.ErrFlowNotFound
+	case ev.Change == events.FlowWasStarted && told.Active, ev.Change == events.FlowWasStopped && !told.Active:
+		return toldFlow(ev.ID, state), true, nil
+	}
+	if err := s.flowCanRun(ctx, call.Tenant, ev, told); err != nil {
+		return Flow{}, false, err
+	}
+	begin := s.Kernel.Now()
+	was, now, err := service.Execute(ctx, s.Kernel, call, aggregates.Flow, call.Tenant, commands.Flow(commands.ObserveFlow{
+		ID: ev.ID, Change: ev.Change, Name: ev.Name, Revision: told.Revision + 1, Steps: ev.Steps,
+	}))
+	if err != nil || was.Revision != told.Revision {
+		return Flow{}, false, err
+	}
+	refused, err := s.settle(ctx, call, ev.ID, was, now.Value)
+	s.settled.Observe(s.Kernel.Now().Sub(begin).Seconds())
+	switch {
+	case err != nil:
+		return Flow{}, false, err
+	case len(refused) > 0: // it went away since it was looked at
+		return Flow{}, false, ErrFlowRefused.Because("%s", sayRefused(refused)).With(stepFaults(refused))
+	}
+	return toldFlow(ev.ID, now), true, nil
+}
+
+// flowCanRun refuses to create or start a flow with a step that cannot have what
+// it names.
+func (s *Service) flowCanRun(ctx context.Context, tenant string, ev FlowEvent, told aggregates.FlowState) error {
+	steps := ev.Steps
+	switch {
+	case ev.Change != events.FlowWasCreated && ev.Change != events.FlowWasStarted:
+		return nil
+	case steps == nil:
+		steps = told.Steps
+	}
+	refused, err := s.bindFaults(ctx, tenant, steps)
+	if err != nil || len(refused) == 0 {
+		return err
+	}
+	return fault.Of(cannotBind(steps, refused)).Because("Nothing was recorded. %s", sayRefused(refused))
+}
+
+// toldFlow is what a change of a flow answers.
+func toldFlow(id string, state aggregates.State[aggregates.FlowState]) Flow {
+	f := Flow{
+		ID: id, Name: state.Value.Name, Revision: state.Value.Revision, Active: state.Value.Active,
+		Steps: slices.Clone(state.Value.Steps), Seq: state.Seq,
+	}
+	if f.Steps == nil {
+		f.Steps = []events.FlowStep{}
+	}
+	return f
+}

@@ -1,0 +1,464 @@
+package flow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/credstream/credstream/admission"
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/permission"
+)
+
+// The refusals of what a flow engine says.
+var (
+	ErrFlowEventType = fault.New(fault.Invalid, "flow_event_type_unknown",
+		"The type of a flow event must be flow.created, flow.updated, flow.started, flow.stopped or flow.deleted.")
+	ErrFlowEventData = fault.New(fault.Invalid, "flow_event_data_invalid",
+		"The data of the flow event is not valid.")
+	ErrFlowEventSubject = fault.New(fault.Invalid, "flow_event_subject_mismatch",
+		"The data of the flow event names another flow than its subject.")
+	ErrFlowRefused = fault.New(fault.Unprocessable, "flow_use_refused",
+		"Some steps of the flow cannot use the credential or component that they name. The uses of the other steps are recorded.")
+	ErrCredentialRequired = fault.New(fault.Unprocessable, "credential_required", "The step's component requires a credential, and the step names none.")
+	ErrTTL                = fault.New(fault.Invalid, "flow_ttl_invalid", "The ttl of a reservation must be between 1s and 24h, such as \"10m\".")
+	ErrFlowSteps          = fault.New(fault.Invalid, "flow_steps_invalid", "A flow has at most 1000 steps, each with a unique id and a component.")
+	ErrFlowCannotBind     = fault.New(fault.Unprocessable, "flow_cannot_bind", "Nothing was reserved: some steps cannot use the credential or component that they name.")
+)
+
+// The bounds of a flow.
+const (
+	maxSteps      = 1000
+	defaultTTL    = 10 * time.Minute
+	shortestTTL   = time.Second
+	longestTTL    = 24 * time.Hour
+	settleAtOnce  = 8   // streams a flow is settled on at one time
+	FlowsInDetail = 100 // flows that a refusal lists
+)
+
+// FlowEvent is what a flow engine says of a flow: the data of a CloudEvent of
+// type flow.created, flow.updated, flow.started, flow.stopped or flow.deleted.
+type FlowEvent struct {
+	Change   events.FlowChange `json:"-"`
+	ID       string            `json:"id"`
+	Name     string            `json:"name,omitzero"`  // for people
+	Revision uint64            `json:"revision"`       // rises with every event of the flow
+	Steps    []events.FlowStep `json:"steps,omitzero"` // nil: as they were
+}
+
+// Type is the CloudEvents type of the event.
+func (e FlowEvent) Type() string { return "flow." + string(e.Change) }
+
+// Data is the event's data with the members that are understood, and no others.
+func (e FlowEvent) Data() ([]byte, error) { return json.Marshal(e) }
+
+// ParseFlowEvent reads a flow event. ceType and ceSubject are its CloudEvents
+// attributes, flow the id in the subject it was published to. Members of the
+// data that are not known are ignored: engines differ. It returns
+// ErrFlowEventType, ErrFlowEventData, ErrFlowEventSubject or ErrFlowSteps.
+func ParseFlowEvent(ceType, ceSubject, flow string, data []byte) (FlowEvent, error) {
+	var e FlowEvent
+	switch ceType {
+	case "flow.created":
+		e.Change = events.FlowWasCreated
+	case "flow.updated":
+		e.Change = events.FlowWasUpdated
+	case "flow.started":
+		e.Change = events.FlowWasStarted
+	case "flow.stopped":
+		e.Change = events.FlowWasStopped
+	case "flow.deleted":
+		e.Change = events.FlowWasDeleted
+	default:
+		return e, ErrFlowEventType
+	}
+	if err := service.CheckForm(data); err != nil {
+		return e, ErrFlowEventData.Because("%s", fault.Of(err).Msg)
+	}
+	if err := service.DecodeWith(data, &e, json.RejectUnknownMembers(false)); err != nil {
+		return e, ErrFlowEventData.Because("%s", fault.Of(err).Msg).At(fault.Of(err).Pointer)
+	}
+	switch {
+	case events.CheckID(e.ID) != nil:
+		return e, ErrFlowEventData.Because("The flow's id is missing or invalid.").At("/id")
+	case e.ID != flow || ceSubject != "" && ceSubject != e.ID:
+		return e, ErrFlowEventSubject
+	case e.Revision > math.MaxInt64>>10: // 2^53-1: more is not the same number to every reader of JSON, and the last one could never be followed
+		return e, ErrFlowEventData.Because("The revision is greater than 2^53-1.").At("/revision")
+	case e.Revision == 0:
+		return e, ErrFlowEventData.Because("The revision is missing. It must be at least 1 and rise with every event of the flow.").At("/revision")
+	case e.Name != "" && service.CheckName("/name", e.Name) != nil:
+		return e, ErrFlowEventData.Because("%s", service.ErrName.Msg).At("/name")
+	case e.Steps == nil && (e.Change == events.FlowWasCreated || e.Change == events.FlowWasUpdated):
+		return e, ErrFlowEventData.Because("The steps are missing.").At("/steps")
+	}
+	return e, checkSteps(e.Steps)
+}
+
+// checkSteps bounds what a flow may consist of.
+func checkSteps(steps []events.FlowStep) error {
+	if len(steps) > maxSteps {
+		return ErrFlowSteps.At("/steps")
+	}
+	seen := make(map[string]bool, len(steps))
+	for i, s := range steps {
+		at := func(member string) string { return fmt.Sprintf("/steps/%d/%s", i, member) }
+		switch {
+		case events.CheckID(s.ID) != nil:
+			return ErrFlowSteps.Because("A step's id is missing or invalid.").At(at("id"))
+		case seen[s.ID]:
+			return ErrFlowSteps.Because("Two steps have the same id.").At(at("id"))
+		case s.Name != "" && service.CheckName("", s.Name) != nil:
+			return service.ErrName.At(at("name"))
+		case events.CheckName(s.Component) != nil:
+			return ErrFlowSteps.Because("A step's component is missing or is not a valid component id.").At(at("component"))
+		case s.Credential != "" && events.CheckID(s.Credential) != nil:
+			return events.ErrID.At(at("credential"))
+		}
+		seen[s.ID] = true
+	}
+	return nil
+}
+
+// flowEvent stands for the name of a route where a flow event is refused.
+const flowEvent = "flow.event"
+
+// AdmitFlowEvent reports whether the caller may publish a flow event of the call's
+// tenant now: nil, or what authorization or the limits say.
+func (s *Service) AdmitFlowEvent(ctx context.Context, call service.Call) error {
+	call.Route = flowEvent
+	return s.Access.Admit(ctx, &call, permission.FlowsEdit, service.QueuedMessage)
+}
+
+// ObserveFlow takes in a flow event: it is recorded on the flow's stream, then
+// every use that follows from it on the stream of the thing used. It may be
+// called again with the same event, by this process or another, and completes
+// then what is missing; an event that comes late changes nothing. It returns
+// ErrFlowRefused, with the steps, when some cannot use what they name.
+func (s *Service) ObserveFlow(ctx context.Context, call service.Call, ev FlowEvent) error {
+	ctx, cancel := context.WithTimeout(ctx, service.MaxCall)
+	defer cancel()
+	call.Route = flowEvent
+	ctx, leave, err := s.Kernel.Enter(ctx, &call, admission.Request, 0)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if err := s.Access.Authorize(ctx, &call, permission.FlowsEdit); err != nil {
+		return err
+	}
+	if err := s.Kernel.WritesAllowed(); err != nil {
+		return err
+	}
+	begin := s.Kernel.Now()
+	was, now, err := service.Execute(ctx, s.Kernel, &call, aggregates.Flow, call.Tenant, commands.Flow(commands.ObserveFlow{
+		ID: ev.ID, Change: ev.Change, Name: ev.Name, Revision: ev.Revision, Steps: ev.Steps,
+	}))
+	if err != nil || ev.Revision < now.Value.Revision {
+		return err
+	}
+	refused, err := s.settle(ctx, &call, ev.ID, was, now.Value)
+	s.settled.Observe(s.Kernel.Now().Sub(begin).Seconds())
+	if err != nil {
+		return err
+	}
+	if len(refused) > 0 {
+		return ErrFlowRefused.Because("%s", sayRefused(refused)).With(stepFaults(refused))
+	}
+	return nil
+}
+
+// StepFault says why a step of a flow cannot have what it names.
+type StepFault struct {
+	Step       string `json:"step"`
+	Component  string `json:"component"`
+	Credential string `json:"credential,omitzero"`
+	Reason     string `json:"reason"` // "credential_not_found", "credential_component_mismatch", "credential_required", "component_not_found"
+}
+
+// FlowFaults are the details of ErrFlowRefused and ErrFlowCannotBind.
+type FlowFaults struct {
+	Steps []StepFault `json:"steps"`
+}
+
+func stepFaults(refused []events.FlowUseRefused) FlowFaults {
+	faults := FlowFaults{Steps: make([]StepFault, len(refused))}
+	for i, r := range refused {
+		faults.Steps[i] = StepFault{Step: r.Step, Component: r.Component, Credential: r.Credential, Reason: r.Reason}
+	}
+	return faults
+}
+
+// sayRefused names the first of the steps for people.
+func sayRefused(refused []events.FlowUseRefused) string {
+	first := refused[0]
+	var why string
+	switch first.Reason {
+	case ErrCredentialRequired.Code:
+		why = fmt.Sprintf("names no credential, but the component %s requires one", first.Component)
+	case aggregates.ErrCredentialComponentMismatch.Code:
+		why = fmt.Sprintf("names the credential %s, which belongs to another component than %s", first.Credential, first.Component)
+	case aggregates.ErrComponentNotFound.Code:
+		why = fmt.Sprintf("names the component %s, which does not exist", first.Component)
+	default:
+		why = fmt.Sprintf("names the credential %s, which does not exist", first.Credential)
+	}
+	more := ""
+	if n := len(refused) - 1; n > 0 {
+		more = fmt.Sprintf(" (and %d more)", n)
+	}
+	return fmt.Sprintf("The step %s %s%s.", first.Step, why, more)
+}
+
+// settle makes the streams of what the flow uses agree with the flow: now uses
+// what it names, and what it was holding before is given back. Each stream
+// decides for itself, so it does not matter how often or in which order this
+// is done. It returns the steps that cannot use what they name, recorded.
+func (s *Service) settle(ctx context.Context, call *service.Call, flow string, was, now aggregates.FlowState) ([]events.FlowUseRefused, error) {
+	steps := byCredential(now.Steps)
+	var all errgroup.Group
+	all.SetLimit(settleAtOnce)
+	found := make(chan []events.FlowUseRefused, len(steps)+1)
+	ended := ""
+	if was.Binding.ID != now.Binding.ID {
+		ended = was.Binding.ID
+	}
+	for credential, its := range steps {
+		all.Go(func() error {
+			r, err := s.useCredential(ctx, call, flow, credential, now, its)
+			found <- r
+			if err == nil && ended != "" { // only now: given back before, nothing would hold it in between
+				err = s.changeUse(ctx, call, commands.ReleaseCredential{ID: credential, Flow: flow, Binding: ended})
+			}
+			return err
+		})
+	}
+	for credential := range byCredential(slices.Concat(was.Steps, was.Binding.Steps)) {
+		if _, named := steps[credential]; named {
+			continue
+		}
+		release := commands.ReleaseCredential{ID: credential, Flow: flow, Revision: now.Revision, Binding: ended}
+		all.Go(func() error { return s.changeUse(ctx, call, release) })
+	}
+	components := componentsOf(now.Steps)
+	for component := range componentsOf(was.Steps) {
+		if !components[component] {
+			all.Go(func() error {
+				return s.changeClientUse(ctx, call, commands.ReleaseOAuthClient{Component: component, Flow: flow, Revision: now.Revision})
+			})
+		}
+	}
+	all.Go(func() error {
+		r, err := s.useComponents(ctx, call, flow, now)
+		found <- r
+		return err
+	})
+	err := all.Wait()
+	close(found)
+	var refused []events.FlowUseRefused
+	for r := range found {
+		refused = append(refused, r...)
+	}
+	if err != nil || len(refused) == 0 {
+		return nil, err
+	}
+	refused = inOrder(now.Steps, refused)
+	_, _, err = service.Execute(ctx, s.Kernel, call, aggregates.Flow, call.Tenant, commands.Flow(commands.RefuseUse{ID: flow, Revision: now.Revision, Refused: refused}))
+	return refused, err
+}
+
+// inOrder is one refusal for each refused step, in the order of the steps. A
+// component that is not there goes before what is wrong with the credential.
+func inOrder(steps []events.FlowStep, refused []events.FlowUseRefused) []events.FlowUseRefused {
+	byStep := map[string]events.FlowUseRefused{}
+	for _, r := range refused {
+		if _, has := byStep[r.Step]; !has || r.Reason == aggregates.ErrComponentNotFound.Code {
+			byStep[r.Step] = r
+		}
+	}
+	var list []events.FlowUseRefused
+	for _, step := range steps {
+		if r, ok := byStep[step.ID]; ok {
+			list = append(list, r)
+		}
+	}
+	return list
+}
+
+// useCredential records the use of one credential by the steps that name it.
+func (s *Service) useCredential(ctx context.Context, call *service.Call, flow, credential string, now aggregates.FlowState, steps []events.FlowStep) ([]events.FlowUseRefused, error) {
+	_, state, err := service.Execute(ctx, s.Kernel, call, aggregates.Credential, call.Tenant, commands.Credential(commands.UseCredential{
+		ID: credential, Flow: flow, Revision: now.Revision, Active: now.Active, Steps: steps,
+	}))
+	if errors.Is(err, aggregates.ErrCredentialComponentMismatch) { // what an earlier revision used, this one does not
+		release := commands.ReleaseCredential{ID: credential, Flow: flow, Revision: now.Revision}
+		if err := s.changeUse(ctx, call, release); err != nil {
+			return nil, err
+		}
+	}
+	return mismatched(now.Revision, steps, state.Value, err)
+}
+
+// mismatched lists the steps that the credential cannot serve. err is what the
+// credential's stream decided; what is no refusal is returned.
+func mismatched(revision uint64, steps []events.FlowStep, state aggregates.CredentialState, err error) ([]events.FlowUseRefused, error) {
+	reason := ""
+	switch {
+	case errors.Is(err, aggregates.ErrCredentialNotFound):
+		reason = aggregates.ErrCredentialNotFound.Code
+	case err != nil && !errors.Is(err, aggregates.ErrCredentialComponentMismatch):
+		return nil, err
+	}
+	var refused []events.FlowUseRefused
+	for _, step := range steps {
+		if reason == "" && step.Component == state.Component {
+			continue
+		}
+		r := refusal(revision, step, reason)
+		if reason == "" {
+			r.Reason = aggregates.ErrCredentialComponentMismatch.Code
+		}
+		refused = append(refused, r)
+	}
+	return refused, nil
+}
+
+func refusal(revision uint64, step events.FlowStep, reason string) events.FlowUseRefused {
+	return events.FlowUseRefused{Revision: revision, Step: step.ID, Component: step.Component, Credential: step.Credential, Reason: reason}
+}
+
+// useComponents records that the flow includes its components, as far as they
+// work with OAuth, and finds the steps whose component is not there or needs a
+// credential they do not name. It looks at the components as they are now, after
+// the flow's own fact: what it passes over, defining a client finds (recordUses).
+func (s *Service) useComponents(ctx context.Context, call *service.Call, flow string, now aggregates.FlowState) ([]events.FlowUseRefused, error) {
+	needs := map[string]need{}
+	var all errgroup.Group
+	all.SetLimit(settleAtOnce)
+	for component := range componentsOf(now.Steps) {
+		n, err := s.componentNeed(ctx, call.Tenant, component)
+		if err != nil {
+			return nil, err
+		}
+		needs[component] = n
+		if n.oauth {
+			all.Go(func() error {
+				return s.changeClientUse(ctx, call, commands.UseOAuthClient{Component: component, Flow: flow, Revision: now.Revision})
+			})
+		}
+	}
+	return componentFaults(now.Revision, now.Steps, needs), all.Wait()
+}
+
+// RecordUses records the use of a component by every flow that was heard of
+// before it worked with OAuth.
+func (s *Service) RecordUses(ctx context.Context, call *service.Call, component string) error {
+	end, err := s.Log.Store.End(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.Projector.Wait(ctx, end); err != nil {
+		return err
+	}
+	for after := ""; ; {
+		page, next, err := s.Views.Flows(ctx, projections.FlowFilter{Tenant: call.Tenant, Component: component, Limit: 200, After: after})
+		if err != nil {
+			return err
+		}
+		for _, f := range page {
+			if f.Revision == 0 {
+				continue // only reserved: its first event will tell
+			}
+			err := s.changeClientUse(ctx, call.Step(0), commands.UseOAuthClient{Component: component, Flow: f.ID, Revision: f.Revision})
+			if err != nil {
+				return err
+			}
+		}
+		if after = next; next == "" {
+			return nil
+		}
+	}
+}
+
+// need is what a component asks of a step.
+type need struct {
+	missing    bool // the tenant has no such component
+	credential bool // a step cannot do without one
+	oauth      bool // it works with OAuth, so flows hold its client
+}
+
+// componentFaults lists the steps whose component the tenant does not have, and
+// those that need a credential and name none.
+func componentFaults(revision uint64, steps []events.FlowStep, needs map[string]need) (refused []events.FlowUseRefused) {
+	for _, step := range steps {
+		switch n := needs[step.Component]; {
+		case n.missing:
+			refused = append(refused, refusal(revision, step, aggregates.ErrComponentNotFound.Code))
+		case n.credential && step.Credential == "":
+			refused = append(refused, refusal(revision, step, ErrCredentialRequired.Code))
+		}
+	}
+	return refused
+}
+
+// componentNeed looks at a component as it is now.
+func (s *Service) componentNeed(ctx context.Context, tenant, component string) (need, error) {
+	state, err := aggregates.Component.Fresh(ctx, s.Log, aggregates.Component.Stream(events.System, component))
+	switch {
+	case err != nil:
+		return need{}, err
+	case !state.Value.VisibleTo(tenant):
+		return need{missing: true}, nil
+	case state.Value.Deleted:
+		return need{}, nil // what it has goes on working; its client is unusable
+	}
+	d, err := s.Components.Descriptor(ctx, component, state.Value.Revision)
+	return need{credential: d.NeedsCredential(), oauth: d.DeclaresOAuth}, err
+}
+
+// changeUse executes a release, of a credential that may be gone.
+func (s *Service) changeUse(ctx context.Context, call *service.Call, cmd commands.ReleaseCredential) error {
+	_, err := s.release(ctx, call, cmd)
+	return err
+}
+
+// release is changeUse that also tells the revision of the credential's stream.
+func (s *Service) release(ctx context.Context, call *service.Call, cmd commands.ReleaseCredential) (uint64, error) {
+	_, after, err := service.Execute(ctx, s.Kernel, call, aggregates.Credential, call.Tenant, commands.Credential(cmd))
+	return after.Seq, err
+}
+
+func (s *Service) changeClientUse(ctx context.Context, call *service.Call, cmd commands.OAuthClient) error {
+	_, _, err := service.Execute(ctx, s.Kernel, call, aggregates.OAuthClient, call.Tenant, cmd)
+	return err
+}
+
+// byCredential groups the steps that name a credential.
+func byCredential(steps []events.FlowStep) map[string][]events.FlowStep {
+	m := map[string][]events.FlowStep{}
+	for _, s := range steps {
+		if s.Credential != "" {
+			m[s.Credential] = append(m[s.Credential], s)
+		}
+	}
+	return m
+}
+
+func componentsOf(steps []events.FlowStep) map[string]bool {
+	m := map[string]bool{}
+	for _, s := range steps {
+		m[s.Component] = true
+	}
+	return m
+}

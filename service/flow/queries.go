@@ -1,0 +1,303 @@
+package flow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/service"
+)
+
+// GetFlow asks for one flow.
+type GetFlow struct {
+	ID     string `json:"id"`
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+}
+
+// Flow is what the service knows of a flow.
+type Flow struct {
+	ID        string            `json:"id"`
+	Name      string            `json:"name,omitzero"`
+	Revision  uint64            `json:"revision"` // 0: the flow engine has told nothing yet
+	Active    bool              `json:"active"`
+	Broken    bool              `json:"broken"` // a step cannot use what it names
+	Faults    []StepFault       `json:"faults,omitzero"`
+	Steps     []events.FlowStep `json:"steps"`
+	Binding   string            `json:"binding,omitzero"` // id of a reservation that stands
+	Until     time.Time         `json:"until,omitzero"`   // when it ends by itself
+	UpdatedAt time.Time         `json:"updated_at"`
+	Seq       uint64            `json:"seq"` // log sequence of the last change
+}
+
+func (s *Service) getFlow(ctx context.Context, call *service.Call, in GetFlow) (Flow, error) {
+	if err := CheckFlow("/id", in.ID); err != nil {
+		return Flow{}, err
+	}
+	if err := s.Kernel.AtLeast(ctx, in.MinSeq); err != nil {
+		return Flow{}, err
+	}
+	f, found, err := s.Views.Flow(ctx, call.Tenant, in.ID)
+	switch {
+	case err != nil:
+		return Flow{}, err
+	case !found:
+		return Flow{}, aggregates.ErrFlowNotFound
+	}
+	return flowInfo(f), nil
+}
+
+func flowInfo(f projections.Flow) Flow {
+	info := Flow{
+		ID: f.ID, Name: f.Name, Revision: f.Revision, Active: f.Active, Broken: len(f.Faults) > 0, Steps: f.Steps,
+		Binding: f.Binding, Until: f.Until, UpdatedAt: f.UpdatedAt, Seq: f.Seq,
+	}
+	if info.Steps == nil {
+		info.Steps = []events.FlowStep{}
+	}
+	for _, fault := range f.Faults {
+		info.Faults = append(info.Faults, StepFault(fault))
+	}
+	return info
+}
+
+// ListFlows asks for flows. Filters combine by AND.
+type ListFlows struct {
+	Credential string `json:"credential,omitzero"` // those that name it, use it or have it reserved
+	Component  string `json:"component,omitzero"`  // those that include it
+	Active     bool   `json:"active,omitzero"`     // only active ones
+	Broken     bool   `json:"broken,omitzero"`     // only those with a step that cannot use what it names
+	Limit      int    `json:"limit,omitzero"`      // 1 to 200; 50 when absent
+	After      string `json:"after,omitzero"`      // cursor of the page before, with the same filter
+	MinSeq     uint64 `json:"min_seq,omitzero"`    // wait until the answer reflects this log sequence
+}
+
+// FlowList answers ListFlows.
+type FlowList struct {
+	Flows []Flow `json:"flows"`
+	Next  string `json:"next,omitzero"` // cursor of the next page; absent on the last
+}
+
+func (s *Service) listFlows(ctx context.Context, call *service.Call, in ListFlows) (FlowList, error) {
+	limit, err := service.PageSize(in.Limit)
+	if err != nil {
+		return FlowList{}, err
+	}
+	if err := s.Kernel.AtLeast(ctx, in.MinSeq); err != nil {
+		return FlowList{}, err
+	}
+	page, next, err := s.Views.Flows(ctx, projections.FlowFilter{
+		Tenant: call.Tenant, Credential: in.Credential, Component: in.Component, Active: in.Active, Broken: in.Broken,
+		Limit: limit, After: in.After,
+	})
+	if err != nil {
+		return FlowList{}, err
+	}
+	list := FlowList{Flows: make([]Flow, len(page)), Next: next}
+	for i, f := range page {
+		list.Flows[i] = flowInfo(f)
+	}
+	return list, nil
+}
+
+// ListInUse asks for the in-use index.
+type ListInUse struct {
+	Limit  int    `json:"limit,omitzero"`   // 1 to 200; 50 when absent
+	After  string `json:"after,omitzero"`   // cursor of the page before
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+}
+
+// InUseList answers ListInUse.
+type InUseList struct {
+	Entries []InUseEntry `json:"entries"`
+	Next    string       `json:"next,omitzero"` // cursor of the next page; absent on the last
+}
+
+// InUseEntry is one key of the in-use index.
+type InUseEntry struct {
+	Kind  string            `json:"kind"` // "credential" or "oauth_client"
+	ID    string            `json:"id"`   // of the credential, or of the component
+	Value projections.InUse `json:"value"`
+}
+
+func (s *Service) listInUse(ctx context.Context, call *service.Call, in ListInUse) (InUseList, error) {
+	limit, err := service.PageSize(in.Limit)
+	if err != nil {
+		return InUseList{}, err
+	}
+	// Whoever listens to the index asks for what it held before: no older answer
+	// than what another process may have written there already.
+	end, err := s.Log.Store.End(ctx)
+	if err != nil {
+		return InUseList{}, err
+	}
+	if err := s.Kernel.AtLeast(ctx, max(end, in.MinSeq)); err != nil {
+		return InUseList{}, err
+	}
+	page, next, err := s.Views.InUseList(ctx, call.Tenant, in.After, limit)
+	if err != nil {
+		return InUseList{}, err
+	}
+	list := InUseList{Entries: make([]InUseEntry, len(page)), Next: next}
+	for i, e := range page {
+		list.Entries[i] = InUseEntry{Kind: e.Kind, ID: e.ID, Value: e.Value}
+	}
+	return list, nil
+}
+
+// FlowRef names one flow for people and programs.
+type FlowRef struct {
+	ID       string    `json:"id"`
+	Name     string    `json:"name,omitzero"`
+	Active   bool      `json:"active"`
+	Reserved bool      `json:"reserved,omitzero"` // it has a reservation
+	Until    time.Time `json:"until,omitzero"`    // when the reservation ends by itself
+}
+
+// FlowRefs are the details of a refusal that flows cause.
+type FlowRefs struct {
+	Total int       `json:"total"` // of the flows; the list holds up to 100
+	Flows []FlowRef `json:"flows"`
+}
+
+// List names the first flows for people.
+func (refs FlowRefs) List() string {
+	const named = 3
+	var names []string
+	for _, f := range refs.Flows[:min(len(refs.Flows), named)] {
+		if f.Name != "" {
+			names = append(names, fmt.Sprintf("%q (%s)", f.Name, f.ID))
+		} else {
+			names = append(names, f.ID)
+		}
+	}
+	if refs.Total > named {
+		return strings.Join(names, ", ") + fmt.Sprintf(" and %d more", refs.Total-named)
+	}
+	return strings.Join(names, ", ")
+}
+
+// InUse names the flows that hold a credential in the refusal to delete it.
+func (s *Service) InUse(ctx context.Context, call *service.Call, state aggregates.CredentialState) error {
+	holders, total := state.Uses.Holders(FlowsInDetail)
+	refs := FlowRefs{Total: total, Flows: []FlowRef{}}
+	names, err := s.Views.FlowNames(ctx, call.Tenant, holders)
+	if err != nil {
+		s.Logger.WarnContext(ctx, "names of flows", "err", err) // their ids have to do
+	}
+	for _, id := range holders {
+		use, _ := state.Uses.Of(id)
+		ref := FlowRef{ID: id, Name: names[id], Active: use.Active, Reserved: use.Binding != ""}
+		if use.Until != 0 {
+			ref.Until = time.UnixMicro(use.Until).UTC()
+		}
+		refs.Flows = append(refs.Flows, ref)
+	}
+	return aggregates.ErrCredentialInUse.Because("%s", sayInUse(refs)).With(refs)
+}
+
+// sayInUse names the first flows, and the remedy.
+func sayInUse(refs FlowRefs) string {
+	list := refs.List()
+	flows := "in use by the active flow"
+	active := slices.ContainsFunc(refs.Flows, func(f FlowRef) bool { return f.Active })
+	switch {
+	case !active && refs.Total == 1:
+		flows = "reserved for the flow"
+	case !active:
+		flows = "reserved for flows:"
+	case refs.Total > 1:
+		flows = "in use by active flows:"
+	}
+	release := ""
+	if !active {
+		release = fmt.Sprintf(" The reservation ends at %s or with flow.release.", refs.Flows[0].Until.Format(time.RFC3339))
+	}
+	// The last sentence is the contract's.
+	return fmt.Sprintf("The credential is %s %s.%s Stop or delete these flows first, or give them another credential.", flows, list, release)
+}
+
+// ExpireHolders ends the reservations among what holds a credential whose time
+// is over, so that a delete need not wait for the keeper. It reports whether there were some.
+func (s *Service) ExpireHolders(ctx context.Context, call *service.Call, id string, state aggregates.CredentialState) (some bool, err error) {
+	now := s.Kernel.Now().UnixMicro()
+	for flow, use := range state.Uses.Reservations() {
+		if use.Until > now {
+			continue
+		}
+		some = true
+		if err := s.expire(ctx, call.Tenant, flow, id, use.Binding); err != nil {
+			return some, err
+		}
+	}
+	return some, nil
+}
+
+// Impact answers a dry run: what the command would do, without doing it.
+type Impact struct {
+	Allowed     bool                 `json:"allowed"`               // the command would be obeyed now
+	Kind        fault.Kind           `json:"kind,omitzero"`         // of the refusal
+	Code        string               `json:"code,omitzero"`         // why not
+	Says        string               `json:"says"`                  // in a sentence
+	Flows       []Flow               `json:"flows"`                 // that use it, up to 200
+	TotalFlows  int                  `json:"total_flows"`           //
+	ActiveFlows int                  `json:"active_flows"`          //
+	Credentials int                  `json:"credentials,omitzero"`  // of a component: those of the tenant that remain
+	Verified    *events.Verification `json:"verification,omitzero"` // what the dry request with the new keys found
+}
+
+// Tried answers a command that can be tried in a dry run.
+type Tried struct {
+	service.Done
+	DryRun *Impact `json:"dry_run,omitzero"` // what would happen; nothing did
+}
+
+// Remember implements service.Result.
+func (t Tried) Remember(*events.CommandCompleted) (service.Done, bool) {
+	return t.Done, t.DryRun == nil
+}
+
+// RecallTried makes the answer of a command that can be tried again.
+func RecallTried(_ context.Context, _ *service.Call, done service.Done, _ events.CommandCompleted) (any, error) {
+	return Tried{Done: done}, nil
+}
+
+// Impact lists the flows behind a thing that is used.
+func (s *Service) Impact(ctx context.Context, call *service.Call, kind, id string) (*Impact, error) {
+	filter := projections.FlowFilter{Tenant: call.Tenant, Credential: id, Limit: 200}
+	if kind == aggregates.OAuthClient.Category {
+		filter.Credential, filter.Component = "", id
+	}
+	if end, err := s.Log.Store.End(ctx); err != nil { // what was recorded before the question is in the answer
+		return nil, err
+	} else if err := s.Kernel.AtLeast(ctx, end); err != nil {
+		return nil, err
+	}
+	page, _, err := s.Views.Flows(ctx, filter)
+	if err != nil {
+		return nil, err
+	}
+	i := &Impact{Allowed: true, Flows: make([]Flow, len(page))}
+	for n, f := range page {
+		i.Flows[n] = flowInfo(f)
+	}
+	i.TotalFlows, i.ActiveFlows, err = s.Views.CountNaming(ctx, call.Tenant, kind, id)
+	i.TotalFlows = max(i.TotalFlows, len(page))
+	return i, err
+}
+
+// RefusedBy notes why the command would be refused.
+func (i *Impact) RefusedBy(err error) error {
+	f, ok := errors.AsType[*fault.Error](err)
+	if !ok {
+		return err
+	}
+	i.Allowed, i.Kind, i.Code, i.Says = false, f.Kind, f.Code, f.Msg
+	return nil
+}

@@ -1,0 +1,21 @@
+package flow
+
+import (
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/permission"
+)
+
+// Routes is what can be asked of the feature.
+func (s *Service) Routes() []service.Route {
+	return []service.Route{
+		service.Command("flow.bind", permission.FlowsEdit, s.bindFlow,
+			"Reserve all credentials of a flow before it starts, or none.").Resumable(),
+		service.Command("flow.release", permission.FlowsEdit, s.releaseFlow,
+			"Release the reservation of a flow."),
+		service.Query("flow.get", permission.FlowsGet, s.getFlow, "One flow: its steps, the credentials it uses, and the steps that cannot use theirs."),
+		service.Query("flow.list", permission.FlowsGet, s.listFlows,
+			"Flows by id, page by page: all, or those that use one credential or one component.").Scan(),
+		service.Query("flow.in-use", permission.FlowsGet, s.listInUse,
+			"What flows use: the values of the in-use index, page by page.").Scan(),
+	}
+}

@@ -1,0 +1,77 @@
+// Package flow records which flows use which credentials and components, reserves them
+// for a flow that starts, and keeps the two sides of a use in step.
+package flow
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/permission"
+)
+
+// Deps is what a Service is made of. Every field without "optional" is needed.
+type Deps struct {
+	Kernel     *service.Kernel
+	Access     Access
+	Components Components
+	Clients    Clients
+	Log        *aggregates.Log
+	Views      *projections.Views
+	Projector  *projections.Projector
+	Metrics    prometheus.Registerer // optional
+	Logger     *slog.Logger
+
+	// ClocksAgree returns why the clocks of the processes are not known to agree: then no
+	// reservation is ended because its time is over; optional.
+	ClocksAgree func() error
+}
+
+// Access lets a flow event or a change in.
+type Access interface {
+	Admit(ctx context.Context, call *service.Call, perm permission.Permission, what service.Kind) error
+	Authorize(ctx context.Context, call *service.Call, perm permission.Permission) error
+}
+
+// Components knows the descriptors of components.
+type Components interface {
+	Descriptor(ctx context.Context, component string, revision int) (commands.Descriptor, error)
+}
+
+// Clients are the OAuth clients and auth clients, which the keeper of flows mends.
+type Clients interface {
+	MarkClients(ctx context.Context) error
+	KeepAuthClients(ctx context.Context) error
+}
+
+// Service answers the routes of flows. Its methods may be called from many goroutines.
+type Service struct {
+	Deps
+	settled prometheus.Histogram
+}
+
+// New makes a Service.
+func New(deps Deps) *Service {
+	s := &Service{Deps: deps, settled: prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "credstream_flow_settle_seconds", Help: "Time to record a flow event and every resulting use, in seconds.", Buckets: service.Buckets,
+	})}
+	if deps.Metrics != nil {
+		deps.Metrics.MustRegister(s.settled)
+	}
+	return s
+}
+
+// Answers says how commits to flows are answered. Such a commit is the last step of a bind.
+func (s *Service) Answers() []service.Answer {
+	return []service.Answer{service.AnswerOf(aggregates.Flow, func(done *service.Done, before, after aggregates.FlowState) {
+		done.Binding, done.Until = after.Binding.ID, after.Binding.Until
+		if done.Binding == "" { // it was released
+			done.Binding = before.Binding.ID
+		}
+	}).Last()}
+}

@@ -1,0 +1,127 @@
+package permission
+
+import ()
+
+// Permission is one thing a caller may be allowed to do. The list is closed.
+type Permission string
+
+// The permissions.
+const (
+	ComponentsGet            Permission = "components.get"
+	ComponentsCreate         Permission = "components.create"
+	ComponentsEdit           Permission = "components.edit"
+	ComponentsDelete         Permission = "components.delete"
+	CredentialsGet           Permission = "credentials.get"
+	CredentialsCreate        Permission = "credentials.create"
+	CredentialsEdit          Permission = "credentials.edit"
+	CredentialsDelete        Permission = "credentials.delete"
+	CredentialsReveal        Permission = "credentials.reveal"
+	CredentialsResolve       Permission = "credentials.resolve"
+	CredentialsExport        Permission = "credentials.export"
+	WorkspacesCredentialEdit Permission = "workspaces.credential.edit"
+	AuthSecretsGet           Permission = "workspaces.auth_secret.get"
+	AuthSecretsCreate        Permission = "workspaces.auth_secret.create"
+	AuthSecretsEdit          Permission = "workspaces.auth_secret.edit"
+	AuthSecretsDelete        Permission = "workspaces.auth_secret.delete"
+	AuthSecretsRefresh       Permission = "workspaces.auth_secret.refresh"
+	OAuthClientsGet          Permission = "tenants.oauth_clients.get"
+	OAuthClientsCreate       Permission = "tenants.oauth_clients.create"
+	OAuthClientsEdit         Permission = "tenants.oauth_clients.edit"
+	OAuthClientsDelete       Permission = "tenants.oauth_clients.delete"
+	ThrottlePoliciesGet      Permission = "throttle_policies.get"
+	ThrottlePoliciesEdit     Permission = "throttle_policies.edit"
+	ConnectorsManage         Permission = "connectors.manage"
+	ConnectorSecretsRead     Permission = "read_connector_secrets"
+	ConnectorSecretsWrite    Permission = "write_connector_secrets"
+	FlowsGet                 Permission = "flows.get"
+	FlowsEdit                Permission = "flows.edit"
+	QueueManage              Permission = "queue.manage"
+	AuditRead                Permission = "audit.read"
+	TenantsManage            Permission = "tenants.manage"
+	KeysManage               Permission = "keys.manage"
+	ViewsManage              Permission = "views.manage"
+)
+
+// PermissionInfo says what a permission is for.
+type PermissionInfo struct {
+	Permission Permission
+	Allows     string // a phrase
+	Everywhere bool   // concerns every tenant: it takes a caller that is granted every tenant
+}
+
+// Permissions is the closed list, in the order of the reference.
+func Permissions() []PermissionInfo {
+	return []PermissionInfo{
+		{ComponentsGet, "read components", false},
+		{ComponentsCreate, "register components", false},
+		{ComponentsEdit, "change, share and set up components", false},
+		{ComponentsDelete, "delete components", false},
+		{CredentialsGet, "read the metadata of credentials, never their secrets", false},
+		{CredentialsCreate, "create credentials", false},
+		{CredentialsEdit, "rename, replace, revert and verify credentials", false},
+		{CredentialsDelete, "delete credentials and revoke their tokens", false},
+		{CredentialsReveal, "reveal secret values, one resource at a time, each time audited", false},
+		{CredentialsResolve, "fetch the secrets of a credential for a flow", false},
+		{CredentialsExport, "export credentials, with their secrets sealed or omitted", false},
+		{WorkspacesCredentialEdit, "write credentials over the REST API v2", false},
+		{AuthSecretsGet, "read the metadata of credentials of workspaces, never their secrets", false},
+		{AuthSecretsCreate, "create credentials in workspaces", false},
+		{AuthSecretsEdit, "rename and replace the credentials of workspaces", false},
+		{AuthSecretsDelete, "delete the credentials of workspaces", false},
+		{AuthSecretsRefresh, "renew the tokens of the credentials of workspaces", false},
+		{OAuthClientsGet, "read OAuth clients", false},
+		{OAuthClientsCreate, "define OAuth clients", false},
+		{OAuthClientsEdit, "change OAuth clients", false},
+		{OAuthClientsDelete, "delete OAuth clients", false},
+		{ThrottlePoliciesGet, "read throttle policies", false},
+		{ThrottlePoliciesEdit, "define, change and delete throttle policies", false},
+		{ConnectorsManage, "manage connectors, but not their secrets", false},
+		{ConnectorSecretsRead, "read the secrets of connectors", false},
+		{ConnectorSecretsWrite, "write and delete the secrets of connectors", false},
+		{FlowsGet, "read flows and what they use", false},
+		{FlowsEdit, "publish flow events; bind and release flows", false},
+		{QueueManage, "inspect, retry and drop dead-lettered messages", false},
+		{AuditRead, "read the history of the tenant", false},
+		{TenantsManage, "register and list tenants", true},
+		{KeysManage, "issue, list and revoke API keys", false},
+		{ViewsManage, "inspect and rebuild the read models", true},
+	}
+}
+
+// permissions finds what the closed list says of a permission. It never changes.
+var Of = func() map[Permission]PermissionInfo {
+	m := map[Permission]PermissionInfo{}
+	for _, p := range Permissions() {
+		m[p.Permission] = p
+	}
+	return m
+}()
+
+// Role is a named set of permissions.
+type Role string
+
+// The roles. An OPERATOR reads what is known about credentials, and exports it,
+// but never sees a secret; a FLOW_ENGINE fetches secrets, tells of flows and binds
+// them; an AUDITOR reads history.
+const (
+	Administrator Role = "ADMINISTRATOR"
+	Operator      Role = "OPERATOR"
+	FlowEngine    Role = "FLOW_ENGINE"
+	Auditor       Role = "AUDITOR"
+)
+
+// Roles says what each role may do. No role lets a person see a secret:
+// credentials.reveal and read_connector_secrets are granted by name.
+var Roles = map[Role][]Permission{
+	Administrator: {
+		ComponentsGet, ComponentsCreate, ComponentsEdit, ComponentsDelete,
+		CredentialsGet, CredentialsCreate, CredentialsEdit, CredentialsDelete, CredentialsExport, WorkspacesCredentialEdit,
+		AuthSecretsGet, AuthSecretsCreate, AuthSecretsEdit, AuthSecretsDelete, AuthSecretsRefresh,
+		OAuthClientsGet, OAuthClientsCreate, OAuthClientsEdit, OAuthClientsDelete,
+		ThrottlePoliciesGet, ThrottlePoliciesEdit, ConnectorsManage, ConnectorSecretsWrite,
+		FlowsGet, FlowsEdit, QueueManage, AuditRead, TenantsManage, KeysManage, ViewsManage,
+	},
+	Operator:   {ComponentsGet, CredentialsGet, CredentialsExport, AuthSecretsGet, OAuthClientsGet, ThrottlePoliciesGet, FlowsGet},
+	FlowEngine: {ComponentsGet, CredentialsGet, CredentialsResolve, FlowsGet, FlowsEdit},
+	Auditor:    {ComponentsGet, CredentialsGet, FlowsGet, AuditRead},
+}

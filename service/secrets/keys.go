@@ -1,0 +1,102 @@
+package secrets
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/service"
+)
+
+// ErrKeysMasked refuses the mask as a value.
+var ErrKeysMasked = fault.New(fault.Invalid, "keys_masked",
+	"The mask ******** is not a value. Enter the value itself.")
+
+// Mask stands in answers for a secret value, and is refused as one.
+const Mask = "********"
+
+// Keys is the object of clear values in a request. It cannot be printed.
+type Keys struct{ seal.Fields }
+
+// UnmarshalJSON implements json.Unmarshaler. Its errors do not quote the input.
+func (k *Keys) UnmarshalJSON(b []byte) error {
+	fields, err := seal.ParseFields(b)
+	k.Fields = fields
+	return service.PointAt(err, "/keys")
+}
+
+// CheckMask refuses the mask as a value.
+func CheckMask(keys seal.Fields) error {
+	for _, name := range keys.Names() {
+		if v, _ := keys.Get(name); bytes.Contains(v.Reveal(), []byte(`"`+Mask+`"`)) {
+			return ErrKeysMasked.At("/keys/" + service.EscapePointer(name))
+		}
+	}
+	return nil
+}
+
+// ErrClientSecret refuses what cannot be the secret of a client.
+var ErrClientSecret = fault.New(fault.Invalid, "oauth_client_secret_invalid", "A client secret must have 1 to 4096 characters and cannot be the mask.")
+
+// Secret is a clear value in a request. It cannot be printed.
+type Secret struct{ value seal.Secret }
+
+// UnmarshalJSON implements json.Unmarshaler. Its errors do not quote the input.
+func (c *Secret) UnmarshalJSON(b []byte) error {
+	var text string
+	if err := json.Unmarshal(b, &text); err != nil {
+		return ErrClientSecret
+	}
+	if text == Mask {
+		return ErrKeysMasked
+	}
+	if len(text) == 0 || len(text) > 4096 || !utf8.ValidString(text) {
+		return ErrClientSecret
+	}
+	c.value = seal.NewSecret([]byte(text))
+	return nil
+}
+
+// IsZero reports whether there is no value.
+func (c Secret) IsZero() bool { return c.value.IsZero() }
+
+// ErrKeysSealed refuses sealed keys that cannot be read as such.
+var ErrKeysSealed = fault.New(fault.Invalid, "keys_sealed_invalid", "keys_sealed must be unpadded base64url, without keys beside it, in a command with a command id.")
+
+// sealedInfo binds sealed keys to one request: the lines "credstream/keys-sealed/1",
+// tenant, command, command id and target, which is the component of a new
+// credential or the id of one that is there: whoever else sees the sealed keys
+// cannot have them opened for a component of his own. It is the info of HPKE
+// (RFC 9180).
+func sealedInfo(tenant, command, commandID, target string) []byte {
+	return []byte(strings.Join([]string{"credstream/keys-sealed/1", tenant, command, commandID, target}, "\n"))
+}
+
+// UnsealKeys returns the keys of a request that carries them sealed, or keys.
+func (s *Service) UnsealKeys(ctx context.Context, call *service.Call, command, target string, keys Keys, sealed string) (Keys, error) {
+	if sealed == "" {
+		return keys, nil
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(sealed)
+	if err != nil || !call.Named() || len(keys.Names()) > 0 {
+		return Keys{}, ErrKeysSealed.At("/keys_sealed")
+	}
+	clear, err := s.Keyring.OpenFor(ctx, call.Tenant, sealedInfo(call.Tenant, command, call.CommandID, target), raw)
+	if err != nil {
+		return Keys{}, service.PointAt(err, "/keys_sealed")
+	}
+	fields, err := seal.ParseFields(clear.Reveal())
+	if err != nil {
+		return Keys{}, service.PointAt(err, "/keys_sealed")
+	}
+	return Keys{fields}, nil
+}
+
+// Value is the secret itself.
+func (c Secret) Value() seal.Secret { return c.value }

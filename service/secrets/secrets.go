@@ -1,0 +1,57 @@
+package secrets
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/vault"
+)
+
+// WithSecret puts a secret into the vault, durable, and then does what names it.
+// When that is refused the secret goes again; when its outcome is not known the
+// collector finds out.
+func (s *Service) WithSecret(ctx context.Context, ref vault.Ref, secret seal.Secret, do func(secretID string) error) error {
+	for {
+		ref.SecretID = events.NewID()
+		begin := s.Kernel.Now()
+		if err := s.Vault.Put(ctx, ref, secret); err != nil {
+			return fmt.Errorf("put the secret of %s %s: %w", ref.Category, ref.Owner, err)
+		}
+		s.metrics.sealed.Observe(s.Kernel.Now().Sub(begin).Seconds())
+		err := do(ref.SecretID)
+		if err != nil && service.Definite(err) {
+			s.Erase(ctx, ref)
+		}
+		if !errors.Is(err, aggregates.ErrSecretAbandoned) {
+			return err
+		}
+	}
+}
+
+// EraseAll removes secrets from the vault now. An error means that some are left.
+func (s *Service) EraseAll(ctx context.Context, refs []vault.Ref) error {
+	var errs []error
+	for _, ref := range refs {
+		errs = append(errs, s.Vault.Erase(ctx, ref))
+	}
+	err := errors.Join(errs...)
+	if err != nil {
+		s.secretsLeft.Store(true)
+		s.Logger.WarnContext(ctx, "secret not erased; process manager will retry", "tenant", refs[0].Tenant, "owner", refs[0].Owner, "err", err)
+	}
+	return err
+}
+
+// Erase removes a secret that no event names from the vault now; what it cannot erase
+// the collector erases later.
+func (s *Service) Erase(ctx context.Context, ref vault.Ref) {
+	if err := s.Vault.Erase(ctx, ref); err != nil {
+		s.secretsLeft.Store(true)
+		s.Logger.WarnContext(ctx, "secret not erased; collector will retry", "tenant", ref.Tenant, "owner", ref.Owner, "err", err)
+	}
+}

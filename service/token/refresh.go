@@ -1,0 +1,625 @@
+package token
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/admission"
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/oauth"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/secrets"
+	"github.com/credstream/credstream/vault"
+)
+
+// The refusals of a renewal of tokens.
+var (
+	ErrRefreshFailed = fault.New(fault.Unavailable, "token_refresh_failed",
+		"The access token has expired and the provider did not issue a new one. The service will retry.")
+	ErrRefreshPending = fault.New(fault.Unavailable, "token_refresh_pending",
+		"The access token is being renewed. Try again shortly.")
+)
+
+// The times of a renewal. Patience, how long an epoch may stay without progress
+// before another process takes it over, is Config.RefreshPatience.
+const (
+	refreshWait  = 25 * time.Second // that a caller waits for a renewal
+	backoffFirst = 5 * time.Second  // after a failure that may pass, doubled each time...
+	backoffMost  = 10 * time.Minute // ...up to this
+	maxRetry     = 75 * time.Minute // of a provider that asks for an hour, and what spreads the attempts
+	storeFor     = 2 * time.Minute  // that a provider's answer is tried to be stored
+)
+
+// renewals are the renewals of tokens under way in this process: one for each
+// credential. The log keeps them to one among all processes.
+type renewals struct {
+	mu    sync.Mutex
+	by    map[credentialKey]*renewal
+	group sync.WaitGroup
+}
+
+type credentialKey struct{ tenant, id string }
+
+// renewal is one under way; err may be read when done is closed.
+type renewal struct {
+	done chan struct{}
+	err  error
+}
+
+// TokenGoodFor returns the newest durable state of a credential; where it has
+// tokens, with an access token that is good for at least life, or as long as the
+// provider grants one: it has them renewed when they are not. Errors:
+// aggregates.ErrCredentialNotFound, ErrReauthorizationRequired, ErrRefreshFailed,
+// ErrRefreshPending.
+func (s *Service) TokenGoodFor(ctx context.Context, call *service.Call, id string, life time.Duration) (aggregates.State[aggregates.CredentialState], error) {
+	stream := aggregates.Credential.Stream(call.Tenant, id)
+	for round := 0; ; round++ {
+		state, err := aggregates.Credential.Fresh(ctx, s.Log, stream)
+		t := state.Value.Tokens
+		switch {
+		case err != nil:
+			return state, err
+		case !state.Value.Live():
+			return state, aggregates.ErrCredentialNotFound
+		case t.Field == "":
+			return state, nil
+		case t.Broken != "":
+			return state, aggregates.ErrReauthorizationRequired.Because("%s", t.Broken)
+		case t.Token.Enough(s.Kernel.Now(), life):
+			return state, nil
+		case t.Refresh.Epoch == 0 && s.untilRetry(t) > 0:
+			return state, ErrRefreshFailed.After(s.untilRetry(t))
+		case round == maxRounds:
+			return state, ErrRefreshPending.After(time.Second)
+		}
+		if err := s.renew(ctx, call.Tenant, id, t.Token.Epoch, false); err != nil {
+			return state, err
+		}
+	}
+}
+
+// untilRetry is how long nothing is asked of the provider after a failure. What is
+// further off than any wait of ours was set by a clock that was ahead.
+func (s *Service) untilRetry(t aggregates.Tokens) time.Duration {
+	wait := t.RetryAt.Sub(s.Kernel.Now())
+	if t.RetryAt.IsZero() || wait > maxRetry {
+		return 0
+	}
+	return max(wait, 0)
+}
+
+// maxRounds bounds the renewals that one caller asks for: the provider may grant
+// tokens that are over at once.
+const maxRounds = 3
+
+// renew has the tokens renewed, unless others than those of the epoch are in
+// force by now, and waits for it. Callers that come meanwhile share the outcome.
+// A renewal that has begun goes on without them.
+func (s *Service) renew(ctx context.Context, tenant, id string, epoch int, insist bool) error {
+	key := credentialKey{tenant, id}
+	r := &s.renewals
+	r.mu.Lock()
+	now := r.by[key]
+	if now == nil {
+		if s.Kernel.Life().Err() != nil {
+			r.mu.Unlock()
+			return fault.ErrUnavailable
+		}
+		now = &renewal{done: make(chan struct{})}
+		r.by[key] = now
+		r.group.Go(func() {
+			// What the provider has answered is stored also when the process is told to stop.
+			now.err = s.renewal(context.WithoutCancel(s.Kernel.Life()), tenant, id, epoch, insist)
+			r.mu.Lock()
+			delete(r.by, key)
+			r.mu.Unlock()
+			close(now.done)
+		})
+	}
+	r.mu.Unlock()
+	defer admission.Idle(ctx)()
+	wait := time.NewTimer(refreshWait)
+	defer wait.Stop()
+	select {
+	case <-now.done:
+		return now.err
+	case <-wait.C:
+	case <-ctx.Done():
+	}
+	return ErrRefreshPending.After(time.Second)
+}
+
+// pause waits, but not when the service is to end.
+func (s *Service) pause(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-s.Kernel.Life().Done():
+	}
+}
+
+// finish waits a while for the renewals under way.
+func (r *renewals) finish() { service.WaitFor(&r.group) }
+
+func (s *Service) at(step string) {
+	if s.RenewalStep != nil {
+		s.RenewalStep(step)
+	}
+}
+
+// renewal takes an epoch, or waits for who has it, and completes it.
+func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, insist bool) error {
+	var watched int // the epoch of somebody else, and since when
+	var since time.Time
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, s.RefreshPatience/20) {
+		state, err := aggregates.Credential.Fresh(ctx, s.Log, aggregates.Credential.Stream(tenant, id))
+		t := state.Value.Tokens
+		switch {
+		case err != nil:
+			return err
+		case !state.Value.Live():
+			return aggregates.ErrCredentialNotFound
+		case t.Token.Epoch != epoch && t.Unproved: // they came late, and are good if they can be renewed
+			epoch = t.Token.Epoch
+		case t.Token.Epoch != epoch:
+			return nil // somebody has renewed them
+		case s.Kernel.Life().Err() != nil:
+			return fault.ErrUnavailable
+		}
+		over := 0
+		if other := t.Refresh; other.Epoch != 0 {
+			if other.Epoch != watched {
+				watched, since = other.Epoch, time.Now()
+			}
+			// What this process began has ended without a word, or this would wait for it;
+			// and a process that is alone knows that the other one is no more.
+			gone := other.Holder == s.Holder || s.Alone
+			if !gone && time.Since(since) < s.RefreshPatience {
+				s.pause(pause)
+				continue
+			}
+			if found, err := s.completeFound(ctx, tenant, id, state.Value, other); err != nil {
+				return err
+			} else if found {
+				continue
+			}
+			over = other.Epoch
+			s.metrics.refreshLost.Inc()
+			s.Logger.WarnContext(ctx, "took over a renewal with an unknown outcome; if the provider answered it, the new tokens are lost",
+				"tenant", tenant, "credential", id, "epoch", other.Epoch)
+		} else if watched != 0 && !insist {
+			// Whoever had it has failed; so would we, right after.
+			return ErrRefreshFailed.After(max(s.untilRetry(t), time.Second))
+		}
+		err = s.refreshOnce(ctx, tenant, id, commands.StartRefresh{
+			ID: id, Holder: s.Holder, SecretID: events.NewID(), Epoch: epoch, Over: over, Insist: insist || t.Unproved,
+		})
+		switch {
+		case errors.Is(err, aggregates.ErrRefreshNeedless):
+			return nil
+		case err == nil, errors.Is(err, aggregates.ErrRefreshUnderWay), errors.Is(err, aggregates.ErrSecretAbandoned):
+			continue // and look again
+		}
+		return err
+	}
+}
+
+// refreshOnce takes an epoch and sees it through.
+func (s *Service) refreshOnce(ctx context.Context, tenant, id string, cmd commands.StartRefresh) error {
+	begun := time.Now() // its monotonic reading counts: nothing is sent when the epoch may have been taken over
+	call := service.System(tenant, "token-keeper")
+	_, state, err := service.Execute(ctx, s.Kernel, call, aggregates.Credential, tenant, commands.Credential(cmd))
+	if err != nil {
+		return err
+	}
+	epoch := state.Value.Tokens.Refresh
+	s.at("started")
+	asked := s.Kernel.Now()
+	token, old, err := s.ask(ctx, tenant, id, state.Value, begun)
+	if err != nil && !token.Refresh.IsZero() {
+		// The provider has replaced the refresh token and gave no access token that is one.
+		token.Lifetime = 0
+		return errors.Join(s.keepToken(ctx, call, id, state.Value, epoch, token, old, asked), refreshFailed(err))
+	}
+	if err != nil {
+		return s.failed(ctx, call, id, state.Value, err)
+	}
+	s.at("answered")
+	return s.keepToken(ctx, call, id, state.Value, epoch, token, old, asked)
+}
+
+// ask requests new tokens from the provider. A refusal of the grant is believed
+// only when it comes twice, some time apart, and nobody else has new tokens.
+func (s *Service) ask(ctx context.Context, tenant, id string, state aggregates.CredentialState, begun time.Time) (token oauth.Token, old seal.Fields, err error) {
+	version := state.Current()
+	// The provider of the recorded revision: a later descriptor reaches these
+	// tokens only with another authorization.
+	d, err := s.Components.Descriptor(ctx, state.Component, version.Revision)
+	if err != nil {
+		return token, old, err
+	}
+	if d.OAuth2 == nil {
+		return token, old, ErrOAuthEndpointsMissing
+	}
+	client, err := s.OAuthClient(ctx, tenant, state.Component, d)
+	if err != nil {
+		return token, old, err
+	}
+	keys, err := s.Secrets.Open(ctx, tenant, id, version)
+	if err != nil {
+		return token, old, err
+	}
+	if old, err = s.tokenObject(ctx, tenant, id, state, keys); err != nil {
+		return token, old, err
+	}
+	refresh, hasRefresh := old.Text(RefreshToken)
+	for try := 1; ; try++ {
+		// Whoever was stopped for a while must not send a token that another process
+		// may have sent meanwhile: a provider that sees one twice takes all away.
+		if time.Since(begun) > s.RefreshPatience/2 {
+			return token, old, &oauth.Error{Outcome: oauth.Transient}
+		}
+		// It ends the waits for a turn alone: a request that was sent is never given up.
+		send, cancel := context.WithDeadline(ctx, begun.Add(s.RefreshPatience/2))
+		if hasRefresh {
+			token, err = s.OAuth.Refresh(send, tenant, Provider(d.OAuth2), client, refresh)
+		} else {
+			token, err = s.OAuth.ClientCredentials(send, tenant, Provider(d.OAuth2), client)
+		}
+		cancel()
+		refusal, ok := errors.AsType[*oauth.Error](err)
+		if !ok || refusal.Outcome != oauth.Revoked || try == 2 {
+			return token, old, err
+		}
+		s.pause(s.RefreshPatience / 30)
+		now, freshErr := aggregates.Credential.Fresh(ctx, s.Log, aggregates.Credential.Stream(tenant, id))
+		if freshErr != nil {
+			return token, old, freshErr
+		}
+		if now.Value.Revision() != state.Revision() {
+			return token, old, err // a newer token is there, so this one's refusal says nothing
+		}
+	}
+}
+
+// renewed is the object of the new tokens: what the provider did not say again
+// stays as it was, unless that makes it too large to be kept.
+func renewed(token oauth.Token, old seal.Fields) seal.Fields {
+	object := token.Answer.Over(old)
+	if object.Marshal().Len() > seal.MaxFieldsSize-1024 {
+		object = token.Answer
+	}
+	if !token.Refresh.IsZero() {
+		object = object.With(RefreshToken, quoted(token.Refresh))
+	}
+	return object
+}
+
+func quoted(text seal.Secret) seal.Secret {
+	b, err := jsontext.AppendQuote(nil, text.Reveal())
+	if err != nil { // it was read from JSON, or is told to be text by who read it
+		return seal.NewSecret([]byte(`""`))
+	}
+	return seal.NewSecret(b)
+}
+
+// keepToken stores the provider's answer, durable, before anything else, and then
+// puts it in force.
+func (s *Service) keepToken(ctx context.Context, call *service.Call, id string, of aggregates.CredentialState, epoch aggregates.Refresh, token oauth.Token, old seal.Fields, asked time.Time) error {
+	object, expires := WithExpiry(renewed(token, old), asked, token.Lifetime)
+	stored := storedToken{
+		Object: object.Marshal().Reveal(), Expires: expires, Lifetime: int64(token.Lifetime / time.Second),
+		Rotated: !token.Refresh.IsZero(), Scope: shown(seal.NewSecret([]byte(token.Scope))),
+	}
+	text, err := json.Marshal(stored)
+	if err != nil {
+		return fmt.Errorf("store the tokens of %s: %w", id, err)
+	}
+	ref := secrets.CredentialRef(call.Tenant, id, epoch.SecretID)
+	err = s.insist(ctx, func(ctx context.Context) error {
+		if err := s.Vault.Put(ctx, ref, seal.NewSecret(text)); !errors.Is(err, vault.ErrExists) {
+			return err
+		}
+		return nil // stored by an attempt that seemed to fail: the id is this epoch's alone
+	})
+	if err != nil {
+		s.metrics.refreshLost.Inc()
+		s.Logger.ErrorContext(ctx, "cannot store the provider's response; the new tokens are lost", "tenant", call.Tenant, "credential", id, "err", err)
+		return err
+	}
+	s.at("stored")
+	return s.putInForce(ctx, call, id, of, epoch, stored)
+}
+
+// putInForce makes stored tokens those of the credential, of being its state when they
+// were asked for. It may be done twice.
+func (s *Service) putInForce(ctx context.Context, call *service.Call, id string, of aggregates.CredentialState, epoch aggregates.Refresh, t storedToken) error {
+	cmd := commands.CompleteRefresh{
+		ID: id, Epoch: epoch.Epoch, Grant: of.Tokens.Grant, SecretID: epoch.SecretID,
+		Expires: t.Expires, Lifetime: time.Duration(t.Lifetime) * time.Second, Rotated: t.Rotated, Scope: t.Scope,
+	}
+	err := s.insist(ctx, func(ctx context.Context) error {
+		_, err := s.Secrets.ChangeCredential(ctx, call, cmd)
+		return err
+	})
+	switch {
+	case err == nil:
+		s.metrics.refreshes.WithLabelValues("refreshed").Inc()
+	case errors.Is(err, aggregates.ErrRefreshSuperseded), errors.Is(err, aggregates.ErrCredentialNotFound),
+		errors.Is(err, aggregates.ErrNotOAuth), errors.Is(err, aggregates.ErrSecretAbandoned):
+		s.disown(ctx, call, id, of, t)
+		s.Secrets.Erase(ctx, secrets.CredentialRef(call.Tenant, id, epoch.SecretID)) // nobody can use it any more
+		if errors.Is(err, aggregates.ErrRefreshSuperseded) {
+			return nil
+		}
+	}
+	return err
+}
+
+// insist does again, for a while, what failed for no definite reason.
+func (s *Service) insist(ctx context.Context, do func(context.Context) error) error {
+	begun := time.Now()
+	for pause := 20 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
+		attempt, cancel := context.WithTimeout(ctx, service.MaxCall)
+		err := do(attempt)
+		cancel()
+		if err == nil || service.Definite(err) || time.Since(begun) > storeFor {
+			return err
+		}
+		time.Sleep(pause)
+	}
+}
+
+// completeFound looks for the answer to somebody else's epoch, and puts it in force.
+func (s *Service) completeFound(ctx context.Context, tenant, id string, of aggregates.CredentialState, epoch aggregates.Refresh) (found bool, err error) {
+	stored, err := s.storedToken(ctx, tenant, id, epoch.SecretID)
+	if errors.Is(err, vault.ErrNoSecret) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, s.putInForce(ctx, service.System(tenant, "token-keeper"), id, of, epoch, stored)
+}
+
+// failed ends an epoch that brought nothing, and says to the caller why.
+func (s *Service) failed(ctx context.Context, call *service.Call, id string, state aggregates.CredentialState, failure error) error {
+	t := state.Tokens
+	refusal, ok := errors.AsType[*oauth.Error](failure)
+	if !ok { // ours, such as an OAuth client that is missing
+		refusal = &oauth.Error{Outcome: oauth.Transient}
+		if f := fault.Of(failure); f.Kind != fault.Unavailable && f.Kind != fault.Internal {
+			refusal.Outcome = oauth.ClientRefused
+		}
+	}
+	s.metrics.refreshes.WithLabelValues(string(refusal.Outcome)).Inc()
+	cmd := commands.FailRefresh{
+		ID: id, Epoch: t.Refresh.Epoch, Grant: t.Grant, Outcome: string(refusal.Outcome), Status: refusal.Status,
+		RetryAt: s.Kernel.Now().Add(backoff(t.Failures, refusal)),
+	}
+	if refusal.Busy {
+		cmd.Outcome, cmd.RetryAt = aggregates.OutcomeBusy, s.Kernel.Now().Add(max(refusal.RetryAfter, time.Second))
+	}
+	if refusal.Outcome == oauth.Revoked {
+		// An answer may have come to a process that was thought to be gone.
+		for _, late := range t.Late {
+			if found, err := s.completeFound(ctx, call.Tenant, id, state, late); found || err != nil {
+				return err
+			}
+		}
+		cmd.Lost = refusal.Says()
+	}
+	var after aggregates.CredentialState
+	err := s.insist(ctx, func(ctx context.Context) error {
+		_, now, err := service.Execute(ctx, s.Kernel, call, aggregates.Credential, call.Tenant, commands.Credential(cmd))
+		after = now.Value
+		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case after.Tokens.Token.Epoch != t.Token.Epoch: // a late answer came meanwhile
+		return nil
+	case after.Tokens.Broken != "":
+		return aggregates.ErrReauthorizationRequired.Because("%s", after.Tokens.Broken)
+	case !ok && refusal.Outcome == oauth.ClientRefused:
+		return failure
+	}
+	s.Logger.WarnContext(ctx, "tokens not renewed", "tenant", call.Tenant, "credential", id, "outcome", refusal.Outcome, "status", refusal.Status)
+	return ErrRefreshFailed.Because("%s", refusal.Says()).After(cmd.RetryAt.Sub(s.Kernel.Now()))
+}
+
+// refreshFailed says to a caller why there is no access token.
+func refreshFailed(err error) error {
+	if refusal, ok := errors.AsType[*oauth.Error](err); ok {
+		return ErrRefreshFailed.Because("%s", refusal.Says()).After(max(refusal.RetryAfter, backoffFirst))
+	}
+	return err
+}
+
+// backoff is how long nothing is asked of the provider after a failure.
+func backoff(failures int, refusal *oauth.Error) time.Duration {
+	wait := backoffMost
+	if refusal.Outcome == oauth.Transient || refusal.Outcome == oauth.Malformed {
+		wait = min(backoffFirst<<min(failures, 10), backoffMost)
+	}
+	wait += rand.N(wait / 5) //nolint:gosec // only spreads the attempts
+	return max(wait, refusal.RetryAfter)
+}
+
+// RefreshCredential asks for new tokens now.
+type Refresh struct {
+	ID string `json:"id"`
+}
+
+// RefreshCredential renews the tokens whether they are due or not, also after a
+// failure and when re-authorization is required.
+func (s *Service) RefreshCredential(ctx context.Context, call *service.Call, in Refresh) (service.Done, error) {
+	state, err := s.Secrets.Live(ctx, call.Tenant, in.ID, 0)
+	switch {
+	case err != nil:
+		return service.Done{}, err
+	case !state.OAuth():
+		return service.Done{}, aggregates.ErrNotOAuth
+	}
+	// A repeat after a crash renews the same tokens, so the provider is asked once.
+	started, err := s.Kernel.Begin(ctx, call, events.CommandStarted{Epoch: state.Tokens.Token.Epoch})
+	if err != nil {
+		return service.Done{}, err
+	}
+	call.Detach()
+	if err := s.renew(ctx, call.Tenant, in.ID, started.Epoch, true); err != nil {
+		// A refusal has no sequence to ask for: what it left is in the views before it is told.
+		if now, lookErr := aggregates.Credential.Fresh(ctx, s.Log, aggregates.Credential.Stream(call.Tenant, in.ID)); lookErr == nil {
+			_ = s.Kernel.AtLeast(ctx, now.Seq)
+		}
+		return service.Done{}, err
+	}
+	now, err := aggregates.Credential.Fresh(ctx, s.Log, aggregates.Credential.Stream(call.Tenant, in.ID))
+	return service.Done{Seq: now.Seq, ID: in.ID, Version: now.Value.Current().Version, Status: secrets.StatusOf(now.Value)}, err
+}
+
+// The keeper of tokens renews so many at a time. One tenant has a share of that,
+// the smaller one while half of all are taken: a provider that is slow to answer
+// takes time from its own tenant alone.
+const (
+	keepTokensAtOnce = 64
+	keepTokensShare  = 16
+	keepTokensScarce = 4
+	keepTokensEvery  = time.Second
+	keepTokensPause  = 5 * time.Millisecond // between two looks for what is due
+)
+
+// tokenKeeper is what RunTokenKeeper has under way.
+type tokenKeeper struct {
+	mu     sync.Mutex
+	busy   map[credentialKey]struct{}
+	shares map[string]int // by tenant
+	freed  chan struct{}
+}
+
+// share is how many of a tenant's may be under way now.
+func (k *tokenKeeper) share() int {
+	if len(k.busy) < keepTokensAtOnce/2 {
+		return keepTokensShare
+	}
+	return keepTokensScarce
+}
+
+// full are the tenants that have their share under way.
+func (k *tokenKeeper) full() (tenants []string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	share := k.share()
+	for tenant, n := range k.shares {
+		if n >= share {
+			tenants = append(tenants, tenant)
+		}
+	}
+	return tenants
+}
+
+// take reports whether the credential may be renewed now.
+func (k *tokenKeeper) take(key credentialKey) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if _, taken := k.busy[key]; taken || len(k.busy) >= keepTokensAtOnce || k.shares[key.tenant] >= k.share() {
+		return false
+	}
+	k.busy[key] = struct{}{}
+	k.shares[key.tenant]++
+	return true
+}
+
+func (k *tokenKeeper) give(key credentialKey) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.busy, key)
+	if k.shares[key.tenant]--; k.shares[key.tenant] == 0 {
+		delete(k.shares, key.tenant)
+	}
+	select {
+	case k.freed <- struct{}{}:
+	default:
+	}
+}
+
+// RunTokenKeeper renews tokens ahead of their end until ctx ends, and completes
+// the renewals that a crash left. One process of an installation needs to run it;
+// two do no harm.
+func (s *Service) RunTokenKeeper(ctx context.Context) error {
+	k := &tokenKeeper{busy: map[credentialKey]struct{}{}, shares: map[string]int{}, freed: make(chan struct{}, 1)}
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	tick := time.NewTicker(keepTokensEvery)
+	defer tick.Stop()
+	for {
+		var due []projections.CredentialName
+		full := k.full()
+		if s.Kernel.WritesAllowed() == nil {
+			var err error
+			if due, err = s.Views.DueTokens(ctx, s.Kernel.Now(), full, service.KeepAtOnce); err != nil && ctx.Err() == nil {
+				s.Logger.WarnContext(ctx, "cannot list the tokens that are due", "err", err)
+			}
+		}
+		for _, d := range due {
+			key := credentialKey{d.Tenant, d.ID}
+			if !k.take(key) {
+				continue
+			}
+			workers.Go(func() {
+				defer k.give(key)
+				if err := s.keepFresh(ctx, key); err != nil && ctx.Err() == nil {
+					s.Logger.DebugContext(ctx, "renewal of a due token failed", "tenant", key.tenant, "credential", key.id, "err", err)
+				}
+			})
+		}
+		freed := k.freed
+		if len(due)+len(full) == 0 { // nothing waits for a place
+			freed = nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-freed:
+			s.pause(keepTokensPause)
+		}
+	}
+}
+
+// keepFresh renews the tokens of one credential that are due.
+func (s *Service) keepFresh(ctx context.Context, key credentialKey) error {
+	state, err := aggregates.Credential.Fresh(ctx, s.Log, aggregates.Credential.Stream(key.tenant, key.id))
+	t := state.Value.Tokens
+	switch {
+	case err != nil:
+		return err
+	case !state.Value.OAuth() || !t.Renewable || t.Broken != "" && !t.Unproved:
+		return nil
+	case t.Refresh.Epoch == 0 && s.untilRetry(t) > 0:
+		return nil
+	}
+	// The views may not have heard of the last renewal yet.
+	due := projections.RenewedDue
+	if t.Token.SecretID == state.Value.Current().SecretID { // it came with the keys
+		due = projections.TokenDue
+	}
+	if t.Refresh.Epoch == 0 && t.Token.Plausible(s.Kernel.Now()) && s.Kernel.Now().Before(due(key.id, t.Token.Expires, t.Token.Lifetime)) {
+		return nil
+	}
+	return s.renew(ctx, key.tenant, key.id, t.Token.Epoch, false)
+}

@@ -1,0 +1,776 @@
+package token
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/oauth"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/client"
+	"github.com/credstream/credstream/service/secrets"
+	"github.com/credstream/credstream/vault"
+)
+
+// The times of a revocation.
+const (
+	tellFor    = 10 * time.Second // that the turn at a provider is waited for, to tell it something
+	deleteWait = 2 * time.Second  // that the answer to a delete waits for what the provider says
+)
+
+// What became of telling a provider, besides the outcomes of oauth.
+const (
+	revokedThere = "revoked"
+	notOffered   = "not_offered" // the component names no revocation endpoint
+)
+
+// told is what became of telling a provider to forget tokens. The zero told is that
+// there was nothing to tell.
+type told struct {
+	outcome string        // revokedThere, notOffered, an oauth.Outcome, or ""
+	says    string        // why the provider does not confirm it, a sentence; "" when it does
+	after   time.Duration // how long to wait before it is tried again; 0: not known
+}
+
+// passing reports whether the provider may say something else another time.
+func (t told) passing() bool {
+	return t.outcome == string(oauth.Transient) || t.outcome == string(oauth.Malformed)
+}
+
+// heldToken is a token that a provider may still take.
+type heldToken struct {
+	value seal.Secret
+	hint  string // token_type_hint (RFC 7009, section 2.1)
+}
+
+// heldTokens opens the tokens of a credential that its provider may still take:
+// those in force, and the answers to renewals that the vault has and that were not
+// put in force. Of each it is the refresh token, with which the provider forgets
+// all (RFC 7009, section 2.1), or the access token where there is none.
+func (s *Service) heldTokens(ctx context.Context, tenant, id string, state aggregates.CredentialState) (held []heldToken, err error) {
+	for _, secretID := range state.Tokens.TokenSecrets() {
+		var object seal.Fields
+		if secretID == state.Current().SecretID {
+			object, err = s.tokensOfKeys(ctx, tenant, id, state)
+		} else {
+			object, err = s.tokensStored(ctx, tenant, id, secretID)
+		}
+		if errors.Is(err, vault.ErrNoSecret) { // no answer came, or it is erased already
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		held = addToken(held, object)
+	}
+	return held, nil
+}
+
+func (s *Service) tokensOfKeys(ctx context.Context, tenant, id string, state aggregates.CredentialState) (seal.Fields, error) {
+	secret, err := s.Vault.Get(ctx, secrets.CredentialRef(tenant, id, state.Current().SecretID))
+	if err != nil {
+		return seal.Fields{}, fmt.Errorf("open the keys of %s: %w", id, err)
+	}
+	keys, err := seal.ParseFields(secret.Reveal())
+	if err != nil {
+		return seal.Fields{}, fmt.Errorf("read the keys of %s: %w", id, err)
+	}
+	object, _ := keys.Object(state.Tokens.Field)
+	return object, nil
+}
+
+func (s *Service) tokensStored(ctx context.Context, tenant, id, secretID string) (seal.Fields, error) {
+	stored, err := s.storedToken(ctx, tenant, id, secretID)
+	if err != nil {
+		return seal.Fields{}, err
+	}
+	return seal.ParseFields(stored.Object)
+}
+
+// addToken adds what the provider is to forget of a token's object, once.
+func addToken(held []heldToken, object seal.Fields) []heldToken {
+	for _, hint := range []string{RefreshToken, AccessToken} {
+		value, ok := object.Text(hint)
+		if !ok {
+			continue
+		}
+		if !slices.ContainsFunc(held, func(h heldToken) bool { return bytes.Equal(h.value.Reveal(), value.Reveal()) }) {
+			held = append(held, heldToken{value, hint})
+		}
+		break
+	}
+	return held
+}
+
+// tell tells the provider of a credential's recorded revision to forget tokens. It
+// tries once. ctx ends the waiting for a turn.
+func (s *Service) tell(ctx context.Context, tenant string, state aggregates.CredentialState, held []heldToken) told {
+	if len(held) == 0 {
+		return told{}
+	}
+	d, err := s.Components.Descriptor(ctx, state.Component, state.Current().Revision)
+	if err == nil && (d.OAuth2 == nil || d.OAuth2.RevocationURI == "") {
+		return told{outcome: notOffered, says: "Not revoked at the provider: the component.json has no revocation_uri."}
+	}
+	var client oauth.Client
+	if err == nil {
+		client, err = s.OAuthClient(ctx, tenant, state.Component, d)
+	}
+	if err != nil {
+		return s.notTold(ctx, state.Component, err)
+	}
+	worst := told{outcome: revokedThere}
+	for _, h := range held {
+		turn, cancel := context.WithTimeout(ctx, tellFor)
+		err := s.OAuth.Revoke(turn, tenant, Provider(d.OAuth2), client, h.value, h.hint)
+		cancel()
+		if err != nil {
+			worst = s.notTold(ctx, state.Component, err)
+		}
+	}
+	return worst
+}
+
+// notTold says why a provider did not confirm that it has forgotten a token.
+func (s *Service) notTold(ctx context.Context, component string, err error) told {
+	if refusal, ok := errors.AsType[*oauth.Error](err); ok {
+		return told{string(refusal.Outcome), "The provider did not confirm the revocation: " + refusal.Says(), refusal.RetryAfter}
+	}
+	f := fault.Of(err)
+	if f.Kind == fault.Unavailable || f.Kind == fault.Internal {
+		s.Logger.WarnContext(ctx, "cannot revoke tokens at the provider", "component", component, "err", err)
+		return told{outcome: string(oauth.Transient), says: "The provider could not be asked to revoke the tokens."}
+	}
+	return told{outcome: string(oauth.ClientRefused), says: "The provider could not be asked to revoke the tokens: " + f.Msg}
+}
+
+// recordTold records what a provider answered. The tokens are given up either way.
+func (s *Service) recordTold(ctx context.Context, call *service.Call, id string, t told) error {
+	if t.outcome == "" || t.outcome == notOffered {
+		return nil
+	}
+	s.metrics.revocations.WithLabelValues(t.outcome).Inc()
+	_, _, err := service.Execute(ctx, s.Kernel, call, aggregates.Credential, call.Tenant, commands.Credential(commands.RecordProviderRevocation{ID: id, Outcome: t.outcome}))
+	if err != nil {
+		s.Logger.WarnContext(ctx, "failed to record a revocation at the provider",
+			"tenant", call.Tenant, "credential", id, "outcome", t.outcome, "err", err)
+	}
+	return err
+}
+
+// RevokeCredential asks for the end of a credential's tokens.
+type Revoke struct {
+	ID string `json:"id"`
+}
+
+// RevokedCredential answers RevokeCredential. The tokens are given up, whatever the
+// provider said.
+type Revoked struct {
+	service.Done
+	Outcome string `json:"outcome,omitzero"` // of telling the provider: revoked, not_offered where the component names no revocation_uri, or as in credential.refresh_failed; absent when no tokens were held
+}
+
+// revokeCredential gives the tokens up here and at the provider. It is seen through
+// whether the caller waits for it or not.
+func (s *Service) revokeCredential(ctx context.Context, call *service.Call, in Revoke) (Revoked, error) {
+	if err := service.CheckTarget(in.ID, 0); err != nil {
+		return Revoked{}, err
+	}
+	call.Detach()
+	defer s.Secrets.Hold(aggregates.Credential.Stream(call.Tenant, in.ID))()
+	done, gone, commits, err := s.revoke(ctx, call, in.ID, nil)
+	if s.Secrets.EraseAll(context.WithoutCancel(ctx), gone) == nil && err == nil {
+		s.Secrets.Finish(commits...)
+	}
+	if first := call.Resumed(); first != nil && err == nil && done.Outcome == "" { // another attempt has ended the tokens
+		done.Outcome, err = s.outcomeSince(ctx, first[0])
+	}
+	return done, err
+}
+
+// outcomeSince is what a provider answered to the end of tokens in a revocation that
+// began with a commit. Where nobody has told it, it is told now.
+func (s *Service) outcomeSince(ctx context.Context, cut events.Record) (outcome string, err error) {
+	for round := range 2 {
+		var commit, ended []events.Record
+		for rec, err := range s.Log.Store.Stream(ctx, cut.Stream, cut.Seq) {
+			if err != nil {
+				return "", fmt.Errorf("load %s: %w", cut.Stream, err)
+			}
+			if rec.Index == 0 {
+				commit = nil
+			}
+			commit = append(commit, rec)
+			switch e := rec.Event.(type) {
+			case events.CredentialTokensRevoked:
+				if ended == nil {
+					ended = commit
+				}
+			case events.CredentialRevokedAtProvider:
+				return e.Outcome, nil
+			}
+		}
+		if ended == nil || round > 0 {
+			break
+		}
+		if _, err := s.followUp(ctx, ended, time.Time{}); err != nil {
+			return "", err
+		}
+	}
+	return "", nil
+}
+
+// cut has nobody be given the tokens of a credential any more. They are still
+// held, so that whoever completes a revocation that broke off can tell the provider.
+// The Seq of the state is 0 when nothing was to be done.
+func (s *Service) cut(ctx context.Context, call *service.Call, id string) (aggregates.State[aggregates.CredentialState], error) {
+	state, err := s.Secrets.Live(ctx, call.Tenant, id, 0)
+	now := aggregates.State[aggregates.CredentialState]{Value: state}
+	switch {
+	case err != nil:
+		return now, err
+	case !state.OAuth():
+		return now, aggregates.ErrNotOAuth
+	case state.Current().SecretID == "": // there is nothing to give
+		return now, nil
+	}
+	was, after, err := service.Commit(ctx, s.Kernel, call, aggregates.Credential, call.Tenant, commands.Credential(commands.RequireReauthorization{
+		ID: id, Grant: state.Tokens.Grant, Reason: aggregates.ReasonRevokedHere, Says: aggregates.RevokedHere,
+	}))
+	if after.Seq == was.Seq {
+		after.Seq = 0
+	}
+	return after, err
+}
+
+// revoke gives the tokens of a credential up, in this order: nobody is given them
+// any more, the provider is told, they are over here. What is gone then is for the
+// caller to erase, which holds the stream, and then finishes the follow-up of the
+// commits. A crash in between leaves the tokens held, and the process manager
+// completes it; a refresh under way cannot bring them back, and what the provider
+// answered to it is disowned, too. again, when not nil, hears what the provider says
+// and decides whether it is told once more; its error ends the revocation for now.
+func (s *Service) revoke(ctx context.Context, call *service.Call, id string, again func(component string, t told) (bool, error)) (done Revoked, gone []vault.Ref, commits []uint64, err error) {
+	cut, err := s.cut(ctx, call, id)
+	if err != nil {
+		return done, nil, nil, err
+	}
+	state := cut.Value
+	held, err := s.heldTokens(ctx, call.Tenant, id, state)
+	if err != nil {
+		return done, nil, nil, err
+	}
+	t := s.tell(ctx, call.Tenant, state, held)
+	for again != nil {
+		more, err := again(state.Component, t)
+		if err != nil {
+			return done, nil, nil, err
+		}
+		if !more {
+			break
+		}
+		t = s.tell(ctx, call.Tenant, state, held)
+	}
+	was, after, err := service.Commit(ctx, s.Kernel, call.Step(1), aggregates.Credential, call.Tenant, commands.Credential(commands.RevokeTokens{ID: id, Grant: state.Tokens.Grant}))
+	if err != nil {
+		return done, nil, nil, err
+	}
+	before := was.Value
+	if commits = append(commits, cut.Seq); after.Seq > was.Seq {
+		commits = append(commits, after.Seq)
+	}
+	ctx = context.WithoutCancel(ctx)
+	if !slices.Equal(before.Tokens.TokenSecrets(), state.Tokens.TokenSecrets()) { // a renewal brought others meanwhile
+		if late, err := s.heldTokens(ctx, call.Tenant, id, before); err != nil {
+			t = s.notTold(ctx, before.Component, err)
+		} else if more := s.tell(ctx, call.Tenant, before, late); more.outcome != "" {
+			t = more
+		}
+	}
+	_ = s.recordTold(ctx, call.Step(2), id, t) // it is logged
+	done = Revoked{Done: s.Secrets.CredentialDone(call.Tenant, id, before, after), Outcome: t.outcome}
+	done.Says = t.says
+	return done, secrets.Dropped(secrets.CredentialRef(call.Tenant, id, ""), before, after.Value), commits, nil
+}
+
+// disown tells the provider to forget the answer to a renewal which came when the
+// tokens had been revoked, or the credential deleted. of is the state in which it
+// was asked for. Where the credential has other tokens by now the provider is not
+// told: it may forget those with these.
+func (s *Service) disown(ctx context.Context, call *service.Call, id string, of aggregates.CredentialState, answer storedToken) {
+	now, err := aggregates.Credential.Fresh(ctx, s.Log, aggregates.Credential.Stream(call.Tenant, id))
+	if err != nil || !now.Value.Deleted && !now.Value.Tokens.Cut && (now.Value.Tokens.Field == "" || now.Value.Current().SecretID != "") {
+		return
+	}
+	object, err := seal.ParseFields(answer.Object)
+	if err != nil {
+		return
+	}
+	_ = s.recordTold(ctx, call.Step(1), id, s.tell(ctx, call.Tenant, of, addToken(nil, object))) // it is logged
+}
+
+// tellOfEnd tells the provider that tokens which a credential held before are over, and
+// records what it said. Their secrets must be there still: only who has the tokens can
+// tell it. While what it says may pass, the error is postponed and nothing is recorded,
+// unless it is final. It may be done twice.
+func (s *Service) tellOfEnd(ctx context.Context, call *service.Call, id string, before aggregates.CredentialState, final bool) (told, error) {
+	held, err := s.heldTokens(ctx, call.Tenant, id, before)
+	t := told{}
+	if err != nil {
+		t = s.notTold(ctx, before.Component, err)
+	} else {
+		t = s.tell(ctx, call.Tenant, before, held)
+	}
+	switch {
+	case err != nil && !final:
+		return t, err
+	case t.passing() && !final:
+		return t, &secrets.Postponed{After: t.after, Why: "the provider does not confirm the end of tokens: " + t.outcome}
+	}
+	if err := s.recordTold(ctx, call.Step(1), id, t); !final {
+		return t, err
+	}
+	return t, nil
+}
+
+// EndCredential executes a delete. Then it has the provider told that the tokens
+// are over, and erases the secrets; when that is not done soon it goes on behind the
+// answer, and the process manager completes it.
+func (s *Service) EndCredential(ctx context.Context, call *service.Call, cmd commands.DeleteCredential) (service.Done, aggregates.CredentialState, error) {
+	release := s.Secrets.Hold(aggregates.Credential.Stream(call.Tenant, cmd.ID))
+	was, after, err := service.Commit(ctx, s.Kernel, call, aggregates.Credential, call.Tenant, commands.Credential(cmd))
+	before := was.Value
+	if err != nil {
+		release()
+		return service.Done{}, before, err
+	}
+	done := s.Secrets.CredentialDone(call.Tenant, cmd.ID, before, after)
+	gone := secrets.Dropped(secrets.CredentialRef(call.Tenant, cmd.ID, ""), before, after.Value)
+	if len(before.Tokens.TokenSecrets()) == 0 {
+		defer release()
+		if s.Secrets.EraseAll(ctx, gone) == nil {
+			s.Secrets.Finish(after.Seq)
+		}
+		return done, before, nil
+	}
+	answer, ended := make(chan told, 1), make(chan struct{})
+	begun := s.revocations.start(s.Kernel.Life(), func() {
+		defer close(ended)
+		defer release()
+		ctx := context.WithoutCancel(s.Kernel.Life())
+		t, err := s.tellOfEnd(ctx, call, cmd.ID, before, false)
+		answer <- t
+		if err == nil {
+			err = s.Secrets.EraseAll(ctx, gone)
+		}
+		if err == nil && before.Tokens.Refresh.Epoch == 0 { // else its answer may yet come
+			s.Secrets.Finish(after.Seq)
+		}
+	})
+	if !begun {
+		release()
+		done.Says = "Not revoked at the provider yet: the service is stopping. It does so when it runs again."
+		return done, before, nil
+	}
+	wait := time.NewTimer(deleteWait)
+	defer wait.Stop()
+	select {
+	case t := <-answer:
+		switch {
+		case t.passing():
+			done.Says = t.says + " The service retries for a while."
+		case t.outcome != notOffered:
+			done.Says = t.says
+		}
+		select {
+		case <-ended:
+		case <-ctx.Done():
+		}
+	case <-wait.C:
+	case <-ctx.Done():
+	}
+	return done, before, nil
+}
+
+// The bounds of a revocation in bulk.
+const (
+	revokeAtOnce  = 16
+	revocationsOf = 8 // a tenant, at one time; so many are remembered
+	revokePage    = 1000
+	bulkPatience  = time.Minute      // with a provider that does not confirm
+	bulkPause     = 30 * time.Second // that is waited at the most before it is told again
+	failuresShown = 20
+)
+
+// revocations are the revocations in bulk, and what else is under way.
+type revocations struct {
+	mu    sync.Mutex
+	jobs  map[string][]*revocation // by tenant: the last ones, in the order in which they began
+	group sync.WaitGroup
+}
+
+// revocation is one in bulk. Its members are guarded by revocations.mu.
+type revocation struct {
+	component string // "" for all; never changed
+	progress  RevocationProgress
+	since     map[string]time.Time // by component: since when its provider has not confirmed anything
+	gone      []revokedTokens      // to be erased
+}
+
+// revokedTokens is what is left to be done when a credential's tokens are over.
+type revokedTokens struct {
+	secrets []vault.Ref
+	commits []uint64 // that ended them
+}
+
+// start begins what finish waits for, unless life has ended.
+func (r *revocations) start(life context.Context, do func()) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if life.Err() != nil {
+		return false
+	}
+	r.group.Go(do)
+	return true
+}
+
+// finish waits a while for what is under way. Nothing begins any more.
+func (r *revocations) finish() {
+	r.mu.Lock()   // whoever was about to start has, or will see the end
+	r.mu.Unlock() //nolint:staticcheck // an empty section, as said
+	service.WaitFor(&r.group)
+}
+
+// The refusals of a revocation in bulk.
+var (
+	ErrRevocationScope = fault.New(fault.Invalid, "revocation_scope_invalid",
+		"Give exactly one of all, component and oauth_client.")
+	ErrRevocationUnderWay = fault.New(fault.Precondition, "revocation_under_way",
+		"These tokens are already being revoked, or eight revocations are running. Query oauth.revocation for the progress.")
+)
+
+// RevokeOAuth asks for the end of many credentials' tokens. One of all, component
+// and oauth_client says which.
+type RevokeOAuth struct {
+	All         bool   `json:"all,omitzero"`          // every OAuth credential of the tenant
+	Component   string `json:"component,omitzero"`    // those of this component
+	OAuthClient string `json:"oauth_client,omitzero"` // those of the component of the OAuth client with this id
+	DryRun      bool   `json:"dry_run,omitzero"`      // say how many they are; revoke nothing
+}
+
+// RevocationStarted answers RevokeOAuth. The id is that of the revocation, absent
+// after a dry run.
+type RevocationStarted struct {
+	service.Done
+	Total int `json:"total"` // credentials that hold tokens
+}
+
+// revokeOAuth begins to walk through the credentials that hold tokens, as the views
+// know them, and answers. The walk keeps nothing but what it counts: when it breaks
+// off, the same command goes on with those that still hold tokens.
+func (s *Service) revokeOAuth(ctx context.Context, call *service.Call, in RevokeOAuth) (RevocationStarted, error) {
+	started := RevocationStarted{Done: service.Done{ID: call.DeriveID("revocation")}}
+	if total, known := s.revocations.known(call.Tenant, started.ID); known { // the command comes again
+		started.Total = total
+		return started, nil
+	}
+	end, err := s.Log.Store.End(ctx)
+	if err == nil {
+		err = s.Kernel.AtLeast(ctx, end)
+	}
+	if err != nil {
+		return RevocationStarted{}, err
+	}
+	component, err := s.revocationScope(ctx, call, in)
+	if err != nil {
+		return RevocationStarted{}, err
+	}
+	ids, err := s.tokenHolders(ctx, call.Tenant, component)
+	if err != nil {
+		return RevocationStarted{}, err
+	}
+	started.Seq, started.Total = end, len(ids)
+	if in.DryRun {
+		started.ID = ""
+		return started, nil
+	}
+	job := &revocation{component: component, since: map[string]time.Time{}, progress: RevocationProgress{
+		ID: started.ID, Here: true, Running: true, Total: len(ids), Failures: []RevocationFailure{}, StartedAt: s.Kernel.Now().UTC(),
+	}}
+	if err := s.revocations.begin(call.Tenant, job); err != nil {
+		return RevocationStarted{}, err
+	}
+	walk := call.Apart()
+	if !s.revocations.start(s.Kernel.Life(), func() { s.revokeAll(s.Kernel.Life(), walk, job, ids) }) {
+		return RevocationStarted{}, fault.ErrUnavailable
+	}
+	return started, nil
+}
+
+// revocationScope is the component whose credentials are meant; "" for all.
+func (s *Service) revocationScope(ctx context.Context, call *service.Call, in RevokeOAuth) (string, error) {
+	named := 0
+	for _, given := range []bool{in.All, in.Component != "", in.OAuthClient != ""} {
+		if given {
+			named++
+		}
+	}
+	switch {
+	case named != 1:
+		return "", ErrRevocationScope
+	case in.OAuthClient != "":
+		k, err := s.Clients.Client(ctx, call, client.OAuthClientRef{ID: in.OAuthClient}, false)
+		return k.Component, service.PointAt(err, "/oauth_client")
+	case in.Component != "":
+		if events.CheckName(in.Component) != nil {
+			return "", aggregates.ErrComponentNotFound.At("/component")
+		}
+		state, err := aggregates.Component.Fresh(ctx, s.Log, aggregates.Component.Stream(events.System, in.Component))
+		if err != nil || state.Value.VisibleTo(call.Tenant) {
+			return in.Component, err
+		}
+		// It may have been shared once, and have left credentials.
+		if left, err := s.Views.TokenHolders(ctx, call.Tenant, in.Component, "", 1); err != nil || len(left) > 0 {
+			return in.Component, err
+		}
+		return "", aggregates.ErrComponentNotFound.At("/component")
+	}
+	return "", nil
+}
+
+// tokenHolders are the credentials of a tenant that hold tokens, of a component when
+// it is not "".
+func (s *Service) tokenHolders(ctx context.Context, tenant, component string) (ids []string, err error) {
+	for after := ""; ; after = ids[len(ids)-1] {
+		page, err := s.Views.TokenHolders(ctx, tenant, component, after, revokePage)
+		if err != nil {
+			return nil, err
+		}
+		if ids = append(ids, page...); len(page) < revokePage {
+			return ids, nil
+		}
+	}
+}
+
+// revokeAll gives up the tokens of all: first nobody is given any of them any more,
+// which takes moments, then the providers are told, which may take long, and last
+// the secrets are erased, which the vault does one by one.
+func (s *Service) revokeAll(ctx context.Context, call *service.Call, job *revocation, ids []string) {
+	for _, id := range ids {
+		defer s.Secrets.Hold(aggregates.Credential.Stream(call.Tenant, id))()
+	}
+	forEach(ctx, ids, func(id string) {
+		if _, err := s.cut(ctx, call.Within(id), id); err != nil && ctx.Err() == nil {
+			s.Logger.DebugContext(ctx, "tokens to be revoked may still be resolved for a while", "tenant", call.Tenant, "credential", id, "err", err)
+		}
+	})
+	forEach(ctx, ids, func(id string) {
+		done, gone, commits, err := s.revoke(ctx, call.Within(id), id, func(component string, t told) (bool, error) {
+			return s.revocations.wait(ctx, job, component, t)
+		})
+		if err != nil && ctx.Err() != nil {
+			return // it is told of as left
+		}
+		s.revocations.note(job, s.revoked(ctx, call.Tenant, id, done, err), revokedTokens{gone, commits})
+	})
+	forEach(ctx, job.gone, func(tokens revokedTokens) {
+		if s.Secrets.EraseAll(ctx, tokens.secrets) == nil {
+			s.Secrets.Finish(tokens.commits...)
+			s.revocations.note(job, RevocationProgress{Erased: len(tokens.secrets)})
+		}
+	})
+	s.revocations.end(job, s.Kernel.Now().UTC())
+}
+
+// forEach does something for each of many, several at a time, until ctx ends.
+func forEach[E any](ctx context.Context, all []E, do func(E)) {
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	next := make(chan E)
+	defer close(next)
+	for range min(revokeAtOnce, len(all)) {
+		workers.Go(func() {
+			for one := range next {
+				do(one)
+			}
+		})
+	}
+	for _, one := range all {
+		select {
+		case next <- one:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// revoked is what one credential adds to the progress.
+func (s *Service) revoked(ctx context.Context, tenant, id string, done Revoked, err error) (one RevocationProgress) {
+	switch {
+	case errors.Is(err, aggregates.ErrCredentialNotFound), errors.Is(err, aggregates.ErrNotOAuth): // it has none any more
+		one.Done = 1
+	case err != nil:
+		s.Logger.WarnContext(ctx, "tokens not revoked", "tenant", tenant, "credential", id, "err", err)
+		one.Failed = 1
+		one.Failures = []RevocationFailure{{Credential: id, Says: "The tokens were not revoked: " + fault.Of(err).Msg}}
+	case done.Outcome == revokedThere:
+		one.Done, one.AtProvider = 1, 1
+	case done.Outcome == notOffered:
+		one.Done, one.NotOffered = 1, 1
+	case done.Outcome == "":
+		one.Done = 1
+	default:
+		one.Done, one.Failed = 1, 1
+		one.Failures = []RevocationFailure{{Credential: id, Outcome: done.Outcome, Says: done.Says}}
+	}
+	return one
+}
+
+// known finds a revocation of a tenant that is remembered, by its id.
+func (r *revocations) known(tenant, id string) (total int, known bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if job := r.find(tenant, id); job != nil {
+		return job.progress.Total, true
+	}
+	return 0, false
+}
+
+// find is for who holds mu: the tenant's revocation with the id, its last one when
+// that is "", or nil.
+func (r *revocations) find(tenant, id string) *revocation {
+	for _, job := range slices.Backward(r.jobs[tenant]) {
+		if id == "" || id == job.progress.ID {
+			return job
+		}
+	}
+	return nil
+}
+
+// begin makes a revocation one of the tenant's, unless the same or too many are
+// running. One whose provider does not answer is no reason to let the others wait.
+func (r *revocations) begin(tenant string, job *revocation) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	jobs := r.jobs[tenant]
+	if slices.ContainsFunc(jobs, func(j *revocation) bool { return j.progress.Running && j.component == job.component }) {
+		return ErrRevocationUnderWay
+	}
+	if len(jobs) == revocationsOf {
+		over := slices.IndexFunc(jobs, func(j *revocation) bool { return !j.progress.Running })
+		if over < 0 {
+			return ErrRevocationUnderWay
+		}
+		jobs = slices.Delete(jobs, over, over+1)
+	}
+	r.jobs[tenant] = append(jobs, job)
+	return nil
+}
+
+func (r *revocations) note(job *revocation, one RevocationProgress, gone ...revokedTokens) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	job.gone = append(job.gone, gone...)
+	p := &job.progress
+	p.Erased += one.Erased
+	p.Done += one.Done
+	p.AtProvider += one.AtProvider
+	p.NotOffered += one.NotOffered
+	p.Failed += one.Failed
+	if len(p.Failures) < failuresShown {
+		p.Failures = append(p.Failures, one.Failures...)
+	}
+}
+
+func (r *revocations) end(job *revocation, at time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	job.progress.Running, job.progress.EndedAt, job.gone = false, at, nil
+}
+
+// wait pauses before a provider that did not confirm is told again, and reports
+// whether it is to be. A component's provider that has confirmed nothing for long is
+// not waited for. Its error is that of ctx.
+func (r *revocations) wait(ctx context.Context, job *revocation, component string, t told) (bool, error) {
+	if !r.patient(job, component, t) {
+		return false, nil
+	}
+	pause := time.NewTimer(min(max(t.after, time.Second), bulkPause))
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+		return true, nil
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+}
+
+func (r *revocations) patient(job *revocation, component string, t told) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !t.passing() {
+		if t.outcome == revokedThere { // a refusal is no sign that it will confirm the next
+			delete(job.since, component)
+		}
+		return false
+	}
+	since, failing := job.since[component]
+	if !failing {
+		since = time.Now()
+		job.since[component] = since
+	}
+	return time.Since(since) < bulkPatience
+}
+
+// OAuthRevocation asks how far a revocation in bulk has come.
+type OAuthRevocation struct {
+	ID string `json:"id,omitzero"` // the tenant's last one when absent
+}
+
+// RevocationProgress answers OAuthRevocation. Its numbers are of credentials.
+type RevocationProgress struct {
+	ID         string              `json:"id,omitzero"`         // of the revocation
+	Here       bool                `json:"here"`                // the process that answers ran it; else all it can tell is what is left
+	Running    bool                `json:"running"`             //
+	Total      int                 `json:"total"`               // that held tokens when it began
+	Done       int                 `json:"done"`                // whose tokens are given up
+	AtProvider int                 `json:"at_provider"`         // of these, where the provider confirmed that it has forgotten them
+	NotOffered int                 `json:"not_offered"`         // of these, where the component names no address to tell the provider
+	Erased     int                 `json:"erased"`              // secrets erased from the vault, after all are given up
+	Failed     int                 `json:"failed"`              // where the provider did not confirm it, or the tokens could not be given up
+	Failures   []RevocationFailure `json:"failures"`            // the first 20 of these
+	StartedAt  time.Time           `json:"started_at,omitzero"` //
+	EndedAt    time.Time           `json:"ended_at,omitzero"`   // absent while it runs
+	Left       int                 `json:"left"`                // of the tenant that hold tokens now
+}
+
+// RevocationFailure says why a revocation was not confirmed.
+type RevocationFailure struct {
+	Credential string `json:"credential"`
+	Outcome    string `json:"outcome,omitzero"` // of telling the provider, as in credential.revoked_at_provider; absent when the tokens are not given up
+	Says       string `json:"says"`             // a sentence
+}
+
+// oauthRevocation tells what this process knows. A revocation that another process
+// runs, or that a restart ended, shows in what is left.
+func (s *Service) oauthRevocation(ctx context.Context, call *service.Call, in OAuthRevocation) (RevocationProgress, error) {
+	p := RevocationProgress{ID: in.ID, Failures: []RevocationFailure{}}
+	s.revocations.mu.Lock()
+	if job := s.revocations.find(call.Tenant, in.ID); job != nil {
+		p = job.progress
+		p.Failures = slices.Clone(p.Failures)
+	}
+	s.revocations.mu.Unlock()
+	var err error
+	p.Left, err = s.Views.TokenHolderCount(ctx, call.Tenant)
+	return p, err
+}

@@ -1,0 +1,135 @@
+// Package token keeps the tokens of OAuth credentials: it renews them before they end, at
+// one place at a time, and revokes them at their provider.
+package token
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/oauth"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/client"
+	"github.com/credstream/credstream/service/secrets"
+	"github.com/credstream/credstream/vault"
+)
+
+// Deps is what a Service is made of. Every field without "optional" is needed.
+type Deps struct {
+	Kernel     *service.Kernel
+	Secrets    *secrets.Service
+	Components Components
+	Clients    Clients
+	Log        *aggregates.Log
+	Views      *projections.Views
+	Vault      *vault.Vault
+	OAuth      *oauth.Exchanger      // talks to authorization servers
+	Metrics    prometheus.Registerer // optional
+	Logger     *slog.Logger
+
+	// Holder names this process among those that renew tokens; a random name when "".
+	Holder string
+	// Alone says that no other process serves the log while this one lives.
+	Alone bool
+	// RefreshPatience is how long a renewal that another process has begun may stay
+	// without progress before this one takes it over.
+	RefreshPatience time.Duration
+	// RenewalStep is called between the steps of a renewal ("started", "answered",
+	// "stored"), so that a test can stop one there; optional.
+	RenewalStep func(step string)
+}
+
+// DefaultPatience is the RefreshPatience of an installation that sets none.
+const DefaultPatience = 30 * time.Second
+
+// Components knows the descriptors of components.
+type Components interface {
+	Descriptor(ctx context.Context, component string, revision int) (commands.Descriptor, error)
+}
+
+// Clients are the OAuth clients whose tokens are renewed.
+type Clients interface {
+	Client(ctx context.Context, call *service.Call, ref client.OAuthClientRef, fresh bool) (projections.OAuthClient, error)
+	MayBeSent(ctx context.Context, tenant, component string, c aggregates.OAuthClientState, d commands.Descriptor) error
+	MayRenewAt(ctx context.Context, tenant, component string, d commands.Descriptor) error
+}
+
+// Service renews and revokes tokens. Its methods may be called from many goroutines.
+type Service struct {
+	Deps
+	metrics     *metrics
+	renewals    renewals
+	revocations revocations
+}
+
+// New makes a Service. Close ends it.
+func New(deps Deps) *Service {
+	s := &Service{Deps: deps, metrics: newMetrics(deps.Metrics)}
+	if s.Holder == "" {
+		s.Holder = events.NewID()
+	}
+	s.renewals.by = map[credentialKey]*renewal{}
+	s.revocations.jobs = map[string][]*revocation{}
+	s.Secrets.FollowUpWith(aggregates.Credential.Category, s.followUp)
+	return s
+}
+
+// Close waits for the renewals and revocations under way, which end with the kernel's life.
+func (s *Service) Close() {
+	s.renewals.finish()
+	s.revocations.finish()
+}
+
+// Answers is what the feature adds to Done: nothing.
+func (s *Service) Answers() []service.Answer { return nil }
+
+// Remember implements service.Result.
+func (r Revoked) Remember(c *events.CommandCompleted) (service.Done, bool) {
+	c.Outcome = r.Outcome
+	return r.Done, true
+}
+
+func recallRevoked(_ context.Context, _ *service.Call, done service.Done, c events.CommandCompleted) (any, error) {
+	return Revoked{Done: done, Outcome: c.Outcome}, nil
+}
+
+// Remember implements service.Result.
+func (r RevocationStarted) Remember(c *events.CommandCompleted) (service.Done, bool) {
+	c.Total = r.Total
+	return r.Done, r.ID != ""
+}
+
+func recallRevocation(_ context.Context, _ *service.Call, done service.Done, c events.CommandCompleted) (any, error) {
+	return RevocationStarted{Done: done, Total: c.Total}, nil
+}
+
+type metrics struct {
+	refreshes   *prometheus.CounterVec
+	refreshLost prometheus.Counter
+	revocations *prometheus.CounterVec
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	m := &metrics{
+		refreshes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "credstream_token_refreshes_total", Help: "Renewals of OAuth tokens by outcome.",
+		}, []string{"outcome"}),
+		refreshLost: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "credstream_token_refreshes_lost_total",
+			Help: "Renewals whose response was lost: the process ended before the vault stored it.",
+		}),
+		revocations: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "credstream_token_revocations_total", Help: "Credentials whose tokens were revoked at the provider, by outcome.",
+		}, []string{"outcome"}),
+	}
+	if reg != nil {
+		reg.MustRegister(m.refreshes, m.refreshLost, m.revocations)
+	}
+	return m
+}

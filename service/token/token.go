@@ -1,0 +1,438 @@
+package token
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/oauth"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/client"
+	"github.com/credstream/credstream/service/secrets"
+	"github.com/credstream/credstream/vault"
+	"github.com/credstream/credstream/verify"
+)
+
+// The refusals of tokens that a caller gives.
+var (
+	ErrTokensInvalid = fault.New(fault.Invalid, "oauth_tokens_invalid",
+		"An OAuth field takes the provider's token response as an object: access_token, refresh_token, expires_in and more.")
+	ErrRefreshTokenMissing = fault.New(fault.Unprocessable, "oauth_refresh_token_missing",
+		"The refresh_token is missing, so the credential would stop working when its access token expires. Request offline access at the provider.")
+	ErrOAuthEndpointsMissing = fault.New(fault.Unprocessable, "oauth_endpoints_missing",
+		"The component.json has no oauth2 block with a token_uri, so the tokens could not be renewed.")
+	ErrTokenRefused = fault.New(fault.Unprocessable, "oauth_token_refused", "The provider did not issue a token.")
+)
+
+// The members of the object in an OAuth field that the service knows.
+const (
+	AccessToken  = "access_token"
+	RefreshToken = "refresh_token"
+	expiresIn    = "expires_in"
+	expiresAt    = "expires_at"
+)
+
+// maxTokenLife bounds what a provider may say of a token's life.
+const maxTokenLife = 366 * 24 * time.Hour
+
+// Provider writes the descriptor's oauth2 block in the words of oauth.
+func Provider(o *commands.OAuth2) oauth.Provider {
+	return oauth.Provider{
+		Issuer: o.Issuer, RequireIssuer: o.RequireIssuer, AuthURI: o.AuthURI, TokenURI: o.TokenURI, RevocationURI: o.RevocationURI,
+		Basic: o.Basic, Scopes: o.Scopes, ScopeSeparator: o.ScopeSeparator, AuthParams: o.AuthParams, TokenParams: o.TokenParams,
+		NoPKCE: o.NoPKCE, ClientCredentials: o.ClientCredentials, TokenLifetime: time.Duration(o.TokenLifetime) * time.Second,
+	}
+}
+
+// oauthClient opens the OAuth client that serves the component in the tenant: the
+// tenant's own, else the variables of the component in its owner's tenant. It is
+// for the provider that d names, a descriptor of the component of any revision.
+// Errors: ErrOAuthClientMissing, aggregates.ErrOAuthClientUnusable,
+// ErrOAuthClientHostsChanged.
+func (s *Service) OAuthClient(ctx context.Context, tenant, component string, d commands.Descriptor) (oauth.Client, error) {
+	state, err := aggregates.OAuthClient.Fresh(ctx, s.Log, aggregates.OAuthClient.Stream(tenant, component))
+	switch defined := state.Value; {
+	case err != nil:
+		return oauth.Client{}, err
+	case defined.ID != "" && defined.Unusable:
+		return oauth.Client{}, aggregates.ErrOAuthClientUnusable
+	case defined.ID != "":
+		if err := s.Clients.MayBeSent(ctx, tenant, component, defined, d); err != nil {
+			return oauth.Client{}, err
+		}
+		secret, err := s.Vault.Get(ctx, client.ClientRef(tenant, component, defined.SecretID))
+		if err != nil {
+			return oauth.Client{}, fmt.Errorf("open the secret of the OAuth client of %s: %w", component, err)
+		}
+		return oauth.Client{ID: defined.ClientID, Secret: secret}, nil
+	}
+	owner, err := aggregates.Component.Fresh(ctx, s.Log, aggregates.Component.Stream(events.System, component))
+	switch {
+	case err != nil:
+		return oauth.Client{}, err
+	case owner.Value.Owner != tenant || owner.Value.EnvSecret == "":
+		return oauth.Client{}, client.ErrOAuthClientMissing
+	}
+	given, err := s.Components.Descriptor(ctx, component, owner.Value.EnvRevision)
+	if err != nil {
+		return oauth.Client{}, err
+	}
+	if err := client.HostsChanged("the client secret", d.OAuth2.Beyond(given.OAuth2), client.GiveEnvAgain); err != nil {
+		return oauth.Client{}, err
+	}
+	secret, err := s.Vault.Get(ctx, vault.Ref{
+		Tenant: tenant, Category: aggregates.Component.Category, Owner: component, SecretID: owner.Value.EnvSecret,
+	})
+	if err != nil {
+		return oauth.Client{}, fmt.Errorf("open the variables of %s: %w", component, err)
+	}
+	env, err := seal.ParseFields(secret.Reveal())
+	if err != nil {
+		return oauth.Client{}, fmt.Errorf("read the variables of %s: %w", component, err)
+	}
+	// Which of them is the secret is what was said when they were given: a client id is shown to browsers.
+	id, hasID := env.Text(given.ClientIDVar)
+	clientSecret, hasSecret := env.Text(given.ClientSecretVar)
+	if !hasID || !hasSecret {
+		return oauth.Client{}, client.ErrOAuthClientMissing
+	}
+	return oauth.Client{ID: string(id.Reveal()), Secret: clientSecret}, nil
+}
+
+// TakeTokens looks for tokens among the keys of a new version. It returns the keys
+// as they are to be stored, and what is known of the tokens; nil when there are
+// none. A client that may ask by itself is given its first token here.
+func (s *Service) TakeTokens(ctx context.Context, tenant, component string, d commands.Descriptor, keys seal.Fields) (_ seal.Fields, _ *commands.Tokens, err error) {
+	tokens := 0
+	for _, f := range d.Fields {
+		if object, is := keys.Object(f.Name); is && f.OAuth() && holdsTokens(object) {
+			if tokens++; tokens > 1 {
+				return keys, nil, ErrTokensInvalid.Because("A credential can hold tokens in one field only; the component has several.").At("/keys/" + service.EscapePointer(f.Name))
+			}
+		}
+	}
+	for _, f := range d.Fields {
+		if !f.OAuth() {
+			continue
+		}
+		byItself := d.OAuth2 != nil && d.OAuth2.ClientCredentials
+		_, given := keys.Get(f.Name)
+		if !given && byItself {
+			return s.firstToken(ctx, tenant, component, d, f.Name, keys)
+		}
+		if !given {
+			continue
+		}
+		at := "/keys/" + service.EscapePointer(f.Name)
+		object, is := keys.Object(f.Name)
+		if !is {
+			return keys, nil, ErrTokensInvalid.At(at)
+		}
+		_, access := object.Get(AccessToken)
+		_, refresh := object.Get(RefreshToken)
+		if !access && !refresh && f.OnlyOAuth() {
+			return keys, nil, ErrTokensInvalid.At(at + "/" + AccessToken)
+		}
+		if !access && !refresh {
+			continue // other means of authentication, which need no renewal
+		}
+		for _, name := range []string{AccessToken, RefreshToken} {
+			if _, there := object.Get(name); there && !isToken(object, name) {
+				return keys, nil, ErrTokensInvalid.Because("The member %s must be a string without control characters.", name).At(at + "/" + name)
+			}
+		}
+		switch {
+		case d.OAuth2 == nil || d.OAuth2.TokenURI == "":
+			return keys, nil, ErrOAuthEndpointsMissing.At(at)
+		case !refresh && !byItself:
+			return keys, nil, ErrRefreshTokenMissing.At(at)
+		}
+		if err := s.Clients.MayRenewAt(ctx, tenant, component, d); err != nil {
+			return keys, nil, err
+		}
+		life := lifeOf(object, d.OAuth2, s.Kernel.Now())
+		if !access {
+			life = 0 // it is renewed before it is given to anybody
+		}
+		if life == 0 && d.Verification != nil { // the dry request needs a token that is good
+			if object, life, err = s.firstRenewal(ctx, tenant, component, d, object); err != nil {
+				return keys, nil, err
+			}
+		}
+		object, expires := WithExpiry(object, s.Kernel.Now(), life)
+		scope, _ := object.Text("scope")
+		return keys.With(f.Name, object.Marshal()), &commands.Tokens{
+			Field: f.Name, By: "keys", Expires: expires, Lifetime: life, Renewable: true, Scope: shown(scope),
+		}, nil
+	}
+	return keys, nil, nil
+}
+
+func holdsTokens(object seal.Fields) bool {
+	_, access := object.Get(AccessToken)
+	_, refresh := object.Get(RefreshToken)
+	return access || refresh
+}
+
+// isToken reports whether a member is a text that can stand in a header.
+func isToken(object seal.Fields, name string) bool {
+	v, ok := object.Text(name)
+	raw, _ := object.Get(name)
+	text := v.Reveal()
+	if !ok || len(text) == 0 || raw.Reveal()[0] != '"' {
+		return false
+	}
+	for _, c := range text {
+		if c < 0x20 || c == 0x7f {
+			return false
+		}
+	}
+	return true
+}
+
+// shown is a scope as events may hold it.
+func shown(scope seal.Secret) string {
+	const most = 1024
+	text := scope.Reveal()
+	if len(text) > most {
+		text = text[:most]
+	}
+	for _, c := range text {
+		if c < 0x20 || c > 0x7e {
+			return ""
+		}
+	}
+	return string(text)
+}
+
+// firstToken asks for the first token of a client that may do so by itself.
+func (s *Service) firstToken(ctx context.Context, tenant, component string, d commands.Descriptor, field string, keys seal.Fields) (seal.Fields, *commands.Tokens, error) {
+	client, err := s.OAuthClient(ctx, tenant, component, d)
+	if err != nil {
+		return keys, nil, err
+	}
+	asked := s.Kernel.Now()
+	token, err := s.OAuth.ClientCredentials(ctx, tenant, Provider(d.OAuth2), client)
+	if err != nil {
+		return keys, nil, RefusedToken(err)
+	}
+	object, expires := WithExpiry(token.Answer, asked, token.Lifetime)
+	return keys.With(field, object.Marshal()), &commands.Tokens{
+		Field: field, By: "client_credentials", Expires: expires, Lifetime: token.Lifetime, Renewable: true,
+		Scope: shown(seal.NewSecret([]byte(token.Scope))),
+	}, nil
+}
+
+// firstRenewal renews tokens that are over before the keys they came in are tried. A
+// provider that replaces refresh tokens then knows the new one alone, which is
+// stored with the keys; if they are refused, the account has to be connected again.
+func (s *Service) firstRenewal(ctx context.Context, tenant, component string, d commands.Descriptor, object seal.Fields) (seal.Fields, time.Duration, error) {
+	refresh, ok := object.Text(RefreshToken)
+	if !ok {
+		return object, 0, ErrRefreshTokenMissing
+	}
+	client, err := s.OAuthClient(ctx, tenant, component, d)
+	if err != nil {
+		return object, 0, err
+	}
+	token, err := s.OAuth.Refresh(ctx, tenant, Provider(d.OAuth2), client, refresh)
+	if err != nil {
+		return object, 0, RefusedToken(err)
+	}
+	return renewed(token, object), token.Lifetime, nil
+}
+
+// RefusedToken says to a caller why the provider gave no token.
+func RefusedToken(err error) error {
+	refusal, ok := errors.AsType[*oauth.Error](err)
+	switch {
+	case !ok:
+		return err
+	case refusal.Outcome == oauth.Transient || refusal.Outcome == oauth.Malformed:
+		return ErrRefreshFailed.Because("%s", refusal.Says()).After(max(refusal.RetryAfter, time.Second))
+	}
+	return ErrTokenRefused.Because("%s", refusal.Says())
+}
+
+// lifeOf is how long the token in the object is still good, by what the object
+// says, else by what the descriptor does.
+func lifeOf(object seal.Fields, o *commands.OAuth2, now time.Time) time.Duration {
+	if at, ok := object.Text(expiresAt); ok {
+		text := string(at.Reveal())
+		if t, err := time.Parse(time.RFC3339, text); err == nil {
+			return min(max(t.Sub(now), 0), maxTokenLife)
+		}
+		if unix, err := strconv.ParseFloat(text, 64); err == nil && unix > 0 && unix < math.MaxInt64/2 {
+			if unix > 1e11 { // milliseconds
+				unix /= 1e3
+			}
+			return min(max(time.Unix(int64(unix), 0).Sub(now), 0), maxTokenLife)
+		}
+	}
+	if in, ok := object.Text(expiresIn); ok {
+		if seconds, err := strconv.ParseFloat(string(in.Reveal()), 64); err == nil && seconds > 0 {
+			return time.Duration(min(seconds, maxTokenLife.Seconds())) * time.Second
+		}
+	}
+	if o != nil && o.TokenLifetime > 0 {
+		return time.Duration(o.TokenLifetime) * time.Second
+	}
+	return oauth.DefaultLifetime
+}
+
+// WithExpiry writes into a token's object when it ends, in place of how long it
+// was good for when it was granted.
+func WithExpiry(object seal.Fields, from time.Time, life time.Duration) (seal.Fields, time.Time) {
+	expires := from.Add(life).UTC().Truncate(time.Second)
+	return object.Without(expiresIn).With(expiresAt, seal.NewSecret([]byte(`"`+expires.Format(time.RFC3339)+`"`))), expires
+}
+
+// storedToken is the form, for ever, in which the vault keeps renewed tokens: all
+// that is needed to put them in force, should the process that got them be gone.
+type storedToken struct {
+	Object   jsontext.Value `json:"token"`    // as OAuth fields hold it
+	Expires  time.Time      `json:"expires"`  //
+	Lifetime int64          `json:"lifetime"` // seconds
+	Rotated  bool           `json:"rotated"`
+	Scope    string         `json:"scope"`
+}
+
+// tokenObject opens the tokens in force: an object as the provider answered it.
+func (s *Service) tokenObject(ctx context.Context, tenant, id string, state aggregates.CredentialState, keys seal.Fields) (seal.Fields, error) {
+	t := state.Tokens
+	if t.Token.SecretID == state.Current().SecretID {
+		object, ok := keys.Object(t.Field)
+		if !ok {
+			return object, fmt.Errorf("the keys of %s have no tokens", id)
+		}
+		return object, nil
+	}
+	stored, err := s.storedToken(ctx, tenant, id, t.Token.SecretID)
+	if errors.Is(err, vault.ErrNoSecret) {
+		return seal.Fields{}, s.Secrets.LetGo(ctx, tenant, id, t.Token.SecretID)
+	}
+	if err != nil {
+		return seal.Fields{}, err
+	}
+	return seal.ParseFields(stored.Object)
+}
+
+func (s *Service) storedToken(ctx context.Context, tenant, id, secretID string) (storedToken, error) {
+	secret, err := s.Vault.Get(ctx, secrets.CredentialRef(tenant, id, secretID))
+	if err != nil {
+		return storedToken{}, fmt.Errorf("open the tokens of %s: %w", id, err)
+	}
+	var stored storedToken
+	if json.Unmarshal(secret.Reveal(), &stored) != nil {
+		return stored, fmt.Errorf("the stored tokens of %s are invalid", id) // never quote them
+	}
+	return stored, nil
+}
+
+// InForce opens the keys in force, the tokens in force among them.
+func (s *Service) InForce(ctx context.Context, tenant, id string, state aggregates.CredentialState) (seal.Fields, error) {
+	keys, err := s.Secrets.Open(ctx, tenant, id, state.Current())
+	if err != nil || state.Tokens.Field == "" {
+		return keys, err
+	}
+	object, err := s.tokenObject(ctx, tenant, id, state, keys)
+	if err != nil {
+		return keys, err
+	}
+	return keys.With(state.Tokens.Field, object.Marshal()), nil
+}
+
+// Values opens what a flow engine may have: the keys in force and the access
+// token, never a refresh token. expires is the access token's end, zero when there
+// is none. aggregates.ErrCredentialVersionStale means that state is an old one.
+func (s *Service) Values(ctx context.Context, tenant, id string, state aggregates.CredentialState) (keys seal.Fields, expires time.Time, err error) {
+	if keys, err = s.InForce(ctx, tenant, id, state); err != nil {
+		return keys, time.Time{}, err
+	}
+	d, err := s.Components.Descriptor(ctx, state.Component, state.Current().Revision)
+	if err != nil {
+		return keys, time.Time{}, err
+	}
+	for _, f := range d.Fields {
+		if value, ok := keys.Get(f.Name); ok && f.OAuth() {
+			keys = keys.With(f.Name, withoutRefreshTokens(value))
+		}
+	}
+	return keys, state.Tokens.Token.Expires, nil
+}
+
+// withoutRefreshTokens takes the refresh tokens out of a JSON value, however deep
+// they stand: some providers nest what they grant.
+func withoutRefreshTokens(value seal.Secret) seal.Secret {
+	stripped, err := strip(nil, jsontext.NewDecoder(bytes.NewReader(value.Reveal())))
+	if err != nil { // it was read before: this does not happen, and nothing is better than what it might hold
+		return seal.NewSecret([]byte("null"))
+	}
+	return seal.NewSecret(stripped)
+}
+
+func strip(b []byte, dec *jsontext.Decoder) (_ []byte, err error) {
+	kind := dec.PeekKind()
+	if kind != '{' && kind != '[' {
+		v, err := dec.ReadValue()
+		return append(b, v...), err
+	}
+	if _, err = dec.ReadToken(); err != nil {
+		return nil, err
+	}
+	b = append(b, byte(kind))
+	for first := true; dec.PeekKind() != kind+2; { // '}' and ']' stand two after their openings
+		at := len(b)
+		if !first {
+			b = append(b, ',')
+		}
+		hide := false
+		if kind == '{' {
+			name, err := dec.ReadToken()
+			if err != nil {
+				return nil, err
+			}
+			hide = strings.EqualFold(strings.ReplaceAll(name.String(), "_", ""), "refreshtoken")
+			if b, err = jsontext.AppendQuote(b, name.String()); err != nil {
+				return nil, err
+			}
+			b = append(b, ':')
+		}
+		if b, err = strip(b, dec); err != nil {
+			return nil, err
+		}
+		if hide {
+			b = b[:at]
+			continue
+		}
+		first = false
+	}
+	_, err = dec.ReadToken()
+	return append(b, byte(kind+2)), err
+}
+
+// ProbeValues are the values for a dry request: an OAuth field stands for its
+// access token.
+func ProbeValues(d commands.Descriptor, keys seal.Fields) verify.Values {
+	return func(name string) (seal.Secret, bool) {
+		if f, ok := d.Field(name); ok && f.OAuth() {
+			if object, is := keys.Object(name); is {
+				return object.Text(AccessToken)
+			}
+		}
+		return keys.Text(name)
+	}
+}
