@@ -39,6 +39,52 @@ var imports = map[string][]string{
 	"client":      {"fault"},
 }
 
+// features lists, for the kernel and each room of the service, the rooms of the service
+// that it may import: those below it, for their types. What a feature has another one do
+// goes through an interface that it declares itself.
+var features = map[string][]string{
+	"service":             {"permission"}, // the kernel knows no feature
+	"service/permission":  {},
+	"service/secrets":     {"", "permission"}, // "" is the kernel
+	"service/access":      {"", "permission"},
+	"service/flow":        {"", "permission"},
+	"service/component":   {"", "permission", "secrets", "flow"},
+	"service/client":      {"", "permission", "secrets", "flow", "component"},
+	"service/token":       {"", "permission", "secrets", "client"},
+	"service/credential":  {"", "permission", "secrets", "flow", "component", "client", "token"},
+	"service/connect":     {"", "permission", "secrets", "client", "token", "credential"},
+	"service/admin":       {"", "permission", "secrets"},
+	"service/application": {"", "secrets", "access", "flow", "component", "client", "token", "credential", "connect", "admin"},
+}
+
+// support is what tests alone may import.
+var support = []string{"service/stage", "bus/bustest", "oauth/oauthtest", "events/storetest", "aggregates/aggregatetest"}
+
+// A feature knows as little of another one as five methods.
+func TestSmallInterfaces(t *testing.T) {
+	found := 0
+	for file, f := range sources(t, parser.SkipObjectResolution) {
+		room := path.Dir(filepath.ToSlash(file))
+		if _, feature := features[room]; !feature {
+			continue
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			if spec, ok := n.(*ast.TypeSpec); ok {
+				if i, ok := spec.Type.(*ast.InterfaceType); ok {
+					found++
+					if i.Methods.NumFields() > 5 {
+						t.Errorf("%s: %s has %d methods, more than 5", file, spec.Name.Name, i.Methods.NumFields())
+					}
+				}
+			}
+			return true
+		})
+	}
+	if found < 15 {
+		t.Errorf("found only %d interfaces: the test no longer sees them", found)
+	}
+}
+
 func TestImports(t *testing.T) {
 	for file, f := range sources(t, parser.ImportsOnly) {
 		room, _, nested := strings.Cut(filepath.ToSlash(file), "/")
@@ -50,10 +96,30 @@ func TestImports(t *testing.T) {
 			t.Errorf("%s stands in no room of the house", file)
 			continue
 		}
+		own := path.Dir(filepath.ToSlash(file))
+		if slices.Contains(support, own) {
+			continue
+		}
+		mine, feature := features[own]
+		if room == "service" && !feature {
+			t.Errorf("%s stands in no room of the service", file)
+		}
 		for _, spec := range f.Imports {
 			name, _ := strconv.Unquote(spec.Path.Value)
-			to, ours := strings.CutPrefix(name, module)
-			if to, _, _ = strings.Cut(to, "/"); !ours || to == room && path.Dir(filepath.ToSlash(file)) != room {
+			whole, ours := strings.CutPrefix(name, module)
+			to, below, _ := strings.Cut(whole, "/")
+			switch {
+			case !ours:
+				continue
+			case slices.Contains(support, whole):
+				t.Errorf("%s: %s is for tests alone", file, whole)
+				continue
+			case feature && to == room:
+				if !slices.Contains(mine, below) {
+					t.Errorf("%s: %s must not import %s", file, own, whole)
+				}
+				continue
+			case to == room && own != room:
 				continue
 			}
 			if !slices.Contains(may, to) {

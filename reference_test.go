@@ -46,7 +46,7 @@ func TestReference(t *testing.T) {
 
 func reference(t *testing.T) []byte {
 	var b bytes.Buffer
-	doc := documented(t, "service", "events", "projections", "seal")
+	doc := documented(t, append(serviceRooms(t), "events", "projections", "seal")...)
 	b.WriteString(`# Reference
 
 This page describes every command, query, event and error code. It is generated from the code. NATS and HTTP serve the same commands and queries, with the same JSON:
@@ -155,6 +155,22 @@ type typeDoc struct {
 	fields  map[string]string // comment of each
 }
 
+// serviceRooms are the folders of the service.
+func serviceRooms(t *testing.T) []string {
+	t.Helper()
+	entries, err := os.ReadDir("service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rooms := []string{"service"}
+	for _, e := range entries {
+		if e.IsDir() {
+			rooms = append(rooms, "service/"+e.Name())
+		}
+	}
+	return rooms
+}
+
 // documented reads the comments of every struct of the given folders.
 func documented(t *testing.T, folders ...string) map[string]typeDoc {
 	t.Helper()
@@ -217,7 +233,7 @@ func members(b *bytes.Buffer, doc map[string]typeDoc, verb string, typ reflect.T
 }
 
 func rowsOf(doc map[string]typeDoc, prefix string, typ reflect.Type, depth int) (rows []string) {
-	d := doc[filepath.Base(typ.PkgPath())+"."+typ.Name()]
+	d := doc[strings.TrimPrefix(typ.PkgPath(), module)+"."+typ.Name()]
 	for f := range typ.Fields() {
 		if f.Anonymous {
 			rows = append(rows, rowsOf(doc, prefix, f.Type, depth)...)

@@ -28,7 +28,7 @@ var comments []byte
 // table, what more describes (which may be nil), and the rest of this edge. A type
 // it cannot describe is a mistake of ours and panics at start; a test meets it first.
 func openAPI(version string, more func(*huma.OpenAPI)) []byte {
-	types := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
+	types := huma.NewMapRegistry("#/components/schemas/", schemaName)
 	types.RegisterTypeAlias(reflect.TypeFor[jsontext.Value](), reflect.TypeFor[json.RawMessage]())
 	types.RegisterTypeAlias(reflect.TypeFor[secrets.Keys](), reflect.TypeFor[map[string]json.RawMessage]())
 	types.RegisterTypeAlias(reflect.TypeFor[secrets.Secret](), reflect.TypeFor[string]())
@@ -213,4 +213,18 @@ func notNull(s *huma.Schema) {
 	for _, p := range s.Properties {
 		notNull(p)
 	}
+}
+
+// schemaName names the schema of a type: that of a feature begins with the feature,
+// since two features have types of one name.
+func schemaName(t reflect.Type, hint string) string {
+	name := huma.DefaultSchemaNamer(t, hint)
+	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
+		t = t.Elem()
+	}
+	_, feature, ok := strings.Cut(t.PkgPath(), "/service/")
+	if !ok || strings.Contains(strings.ToLower(name), feature) {
+		return name
+	}
+	return strings.ToUpper(feature[:1]) + feature[1:] + name
 }

@@ -17,8 +17,8 @@ import (
 type ReplayEvents struct {
 	From   uint64    `json:"from,omitzero"`   // first log sequence; 1 when absent
 	To     uint64    `json:"to,omitzero"`     // last log sequence; the end of the log when absent
-	Stream string    `json:"stream,omitzero"` // "<id>"
-	Type   string    `json:"type,omitzero"`   // "created"
+	Stream string    `json:"stream,omitzero"` // "credential.<id>"
+	Type   string    `json:"type,omitzero"`   // "credential.created"
 	Actor  string    `json:"actor,omitzero"`  // "key:<id>"
 	Since  time.Time `json:"since,omitzero"`  // facts of this time or later (RFC 3339)
 	Limit  int       `json:"limit,omitzero"`  // 1 to 1000; 200 when absent

@@ -150,7 +150,7 @@ func fill(t *rapid.T, name string, v reflect.Value) {
 func TestViewsAcceptWhatAggregatesDecide(t *testing.T) {
 	names := regexp.MustCompile(`(?m)^func \((?:c )?(\w+)\) (?:access|apiKey|authClient|commandRecord|component|credential|flow|installation|oauthClient|tenant)\(\)`)
 	all := ""
-	stage.OK(t, filepath.WalkDir("../commands", func(path string, d fs.DirEntry, err error) error {
+	stage.OK(t, filepath.WalkDir("../../commands", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
