@@ -128,7 +128,7 @@ func FuzzDocument(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		for _, target := range targets {
 			a := &asked{}
-			h := elasticio.Handler(elasticio.Config{Service: a})
+			h := elasticio.Handler(elasticio.Config{Service: a, Access: a, Flows: a})
 			method, path, _ := strings.Cut(target, " ")
 			w := send(h, method, path, string(body))
 			var doc struct {
@@ -160,7 +160,7 @@ func FuzzParameters(f *testing.F) {
 	f.Fuzz(func(t *testing.T, query string) {
 		for _, path := range []string{"/v2/credentials", "/v2/workspaces/w/secrets", "/v2/auth-clients", "/v2/tenants/acme/oauth-clients/"} {
 			a := &asked{}
-			h := elasticio.Handler(elasticio.Config{Service: a})
+			h := elasticio.Handler(elasticio.Config{Service: a, Access: a, Flows: a})
 			w := send(h, "GET", path+"?"+query, "")
 			switch {
 			case w.Code == http.StatusBadRequest && a.calls == 0:
@@ -216,7 +216,7 @@ func TestRefusals(t *testing.T) {
 			if c.fails != nil {
 				a.serve = func(string) (any, error) { return nil, c.fails }
 			}
-			h := elasticio.Handler(elasticio.Config{Service: a, Logger: slog.New(slog.NewJSONHandler(&log, nil))})
+			h := elasticio.Handler(elasticio.Config{Service: a, Access: a, Flows: a, Logger: slog.New(slog.NewJSONHandler(&log, nil))})
 			r := httptest.NewRequest(c.method, c.target, nil)
 			r.RemoteAddr = "127.0.0.1:1"
 			r.Header.Set("Authorization", "Bearer good")
@@ -253,7 +253,7 @@ func TestPagesArePassedOver(t *testing.T) {
 		"page[number]=6&page[size]=1":  7, // the test's pages hold one item each
 	} {
 		a := &asked{}
-		if w := send(elasticio.Handler(elasticio.Config{Service: a}), "GET", "/v2/credentials?"+query, ""); w.Code != 200 {
+		if w := send(elasticio.Handler(elasticio.Config{Service: a, Access: a, Flows: a}), "GET", "/v2/credentials?"+query, ""); w.Code != 200 {
 			t.Errorf("%s: %d %s", query, w.Code, w.Body)
 		}
 		if a.calls != want {

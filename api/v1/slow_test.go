@@ -36,7 +36,7 @@ func TestServerBounds(t *testing.T) {
 // waits for the server fails after ten seconds.
 func dial(t *testing.T, change func(*http.Server)) net.Conn {
 	t.Helper()
-	server := v1.Server("", v1.Handler(v1.Config{Service: &fake{}}))
+	server := v1.Server("", v1.Handler(v1.Config{Service: &fake{}, Access: &fake{}}))
 	server.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	change(server)
 	l, err := net.Listen("tcp", "127.0.0.1:0")

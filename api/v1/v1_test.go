@@ -126,7 +126,7 @@ func newEdge(t *testing.T, change ...func(*v1.Config)) *edge {
 	t.Helper()
 	e := &edge{fake: &fake{}}
 	cfg := v1.Config{
-		Service: e.fake, Version: "1.2.3", Logger: slog.New(slog.NewJSONHandler(&e.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Service: e.fake, Access: e.fake, Version: "1.2.3", Logger: slog.New(slog.NewJSONHandler(&e.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "m 1\n") }),
 	}
 	for _, c := range change {
@@ -471,7 +471,7 @@ func TestCleartext(t *testing.T) {
 		{"without secrets", "/v1/tenants/acme/commands/credential.rename", "192.0.2.1:99", false, false, true},
 	} {
 		f := &fake{}
-		h := v1.Handler(v1.Config{Service: f, AllowCleartext: c.allow})
+		h := v1.Handler(v1.Config{Service: f, Access: f, AllowCleartext: c.allow})
 		r := httptest.NewRequestWithContext(t.Context(), "POST", c.path, strings.NewReader(`{"keys":{}}`))
 		r.Header.Set("Authorization", "Bearer "+key)
 		r.Header.Set("Content-Type", "application/json")
@@ -739,7 +739,7 @@ func TestOpenAPI(t *testing.T) {
 			t.Errorf("schema %s: %v", name, err)
 		}
 	}
-	create, err := compiler.Compile("file:///openapi.json#/components/schemas/CreateCredential")
+	create, err := compiler.Compile("file:///openapi.json#/components/schemas/CredentialCreate")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -761,7 +761,7 @@ func TestOpenAPI(t *testing.T) {
 
 func BenchmarkGet(b *testing.B) {
 	f := &quiet{}
-	h := v1.Handler(v1.Config{Service: f, Logger: slog.New(slog.NewTextHandler(&discard{}, nil))}) // as in production, lines are written
+	h := v1.Handler(v1.Config{Service: f, Access: f, Logger: slog.New(slog.NewTextHandler(&discard{}, nil))}) // as in production, lines are written
 	r := httptest.NewRequestWithContext(b.Context(), "GET", get+"?id=0198c1aa-0000-7000-8000-000000000000", nil)
 	r.Header.Set("Authorization", "Bearer "+key)
 	b.ReportAllocs()
