@@ -192,12 +192,13 @@ func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, ins
 		over := 0
 		if other := t.Refresh; other.Epoch != 0 {
 			if other.Epoch != watched {
-				watched, since = other.Epoch, time.Now()
+				watched, since = other.Epoch, s.now()
+				s.at("waiting")
 			}
 			// What this process began has ended without a word, or this would wait for it;
 			// and a process that is alone knows that the other one is no more.
 			gone := other.Holder == s.cfg.Holder || s.cfg.Alone
-			if !gone && time.Since(since) < s.cfg.RefreshPatience {
+			if !gone && s.now().Sub(since) < s.cfg.RefreshPatience {
 				s.pause(pause)
 				continue
 			}
@@ -229,7 +230,7 @@ func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, ins
 
 // refreshOnce takes an epoch and sees it through.
 func (s *Service) refreshOnce(ctx context.Context, tenant, id string, cmd commands.StartRefresh) error {
-	begun := time.Now() // its monotonic reading counts: nothing is sent when the epoch may have been taken over
+	begun := s.now() // its monotonic reading counts: nothing is sent when the epoch may have been taken over
 	call := system(tenant, "token-keeper")
 	_, state, err := execute(ctx, s, call, aggregates.Credential, tenant, commands.Credential(cmd))
 	if err != nil {
@@ -279,11 +280,12 @@ func (s *Service) ask(ctx context.Context, tenant, id string, state aggregates.C
 	for try := 1; ; try++ {
 		// Whoever was stopped for a while must not send a token that another process
 		// may have sent meanwhile: a provider that sees one twice takes all away.
-		if time.Since(begun) > s.cfg.RefreshPatience/2 {
+		left := s.cfg.RefreshPatience/2 - s.now().Sub(begun)
+		if left <= 0 {
 			return token, old, &oauth.Error{Outcome: oauth.Transient}
 		}
-		// It ends the waits for a turn alone: a request that was sent is never given up.
-		send, cancel := context.WithDeadline(ctx, begun.Add(s.cfg.RefreshPatience/2))
+		// It ends what comes before the request is written alone: one that was sent is never given up.
+		send, cancel := context.WithTimeout(ctx, left)
 		if hasRefresh {
 			token, err = s.cfg.OAuth.Refresh(send, tenant, provider(d.OAuth2), client, refresh)
 		} else {

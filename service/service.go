@@ -88,7 +88,8 @@ type Config struct {
 	// connected, as ReturnOrigin checks them; optional.
 	ReturnTo []string
 	// RenewalStep is called between the steps of a renewal ("started", "answered",
-	// "stored"), so that a test can stop one there; optional.
+	// "stored") and when one waits for that of another process ("waiting"), so that a
+	// test can stop it there; optional.
 	RenewalStep func(step string)
 	// ClocksAgree returns why the clocks of the processes are not known to agree: then no
 	// reservation is ended because its time is over; optional.
@@ -97,7 +98,7 @@ type Config struct {
 	Limits Limits
 	// Admission shares the work of the process between callers; one of its own when nil.
 	Admission *admission.Admission
-	// Now is the clock; time.Now when nil.
+	// Now is the clock, with a monotonic reading; time.Now when nil.
 	Now func() time.Time
 }
 
