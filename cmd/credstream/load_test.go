@@ -495,7 +495,8 @@ func (p *program) checkStream(t *testing.T, end uint64, name string, subject fun
 	for i, w := range want {
 		msg, err := messages.Next(jetstream.NextMaxWait(20 * time.Second))
 		if err != nil {
-			t.Fatalf("%s holds %d of %d events: %v", name, i, len(want), err)
+			t.Fatalf("%s holds %d of %d events: %v; the writers in this process: feed at %d, audit trail at %d of the log, which ends at %d; not ready: %q",
+				name, i, len(want), err, p.feed.Position(), p.audit.Position(), end, p.notReady())
 		}
 		if got := msg.Subject() + " " + msg.Headers().Get("ce-id") + " " + msg.Headers().Get("ce-type") + " " + string(msg.Data()); got != w {
 			t.Fatalf("message %d of %s is\n%s\nwant\n%s", i, name, got, w)
