@@ -62,7 +62,7 @@ func rebuilt[S any, C commands.Command, E any](ctx context.Context, s *Service, 
 // A repeat completes what broke off, unless it is recorded that it was completed.
 var resumable = map[string]bool{
 	"auth_client.create": true, "auth_client.change": true, "auth_client.delete": true,
-	"credential.revoke": true, "flow.bind": true,
+	"credential.revoke": true, "flow.bind": true, "flow.release": true,
 }
 
 // begin records that a command is about to act outside the log. It returns what was
@@ -168,7 +168,7 @@ func (s *Service) remember(ctx context.Context, call *Call, route string, answer
 	if err != nil || !real {
 		return answer, err
 	}
-	if e := call.execution; (e.seq != 0 || e.resumed != nil) && c == summaryOf(route, e.done) {
+	if e := call.execution; !e.unfinished && (e.seq != 0 || e.resumed != nil) && c == summaryOf(route, e.done) {
 		return answer, nil
 	}
 	kept, err := s.complete(ctx, call, c)

@@ -30,6 +30,9 @@ func (s *Service) bindFlow(ctx context.Context, call *Call, in BindFlow) (Done, 
 	if err != nil {
 		return Done{}, err
 	}
+	if releases(call.resumed()) {
+		return s.resumeRelease(ctx, call)
+	}
 	// Every step is told what is wrong with it, so look at all before reserving any.
 	refused, err := s.bindFaults(ctx, call.Tenant, in.Steps)
 	if err != nil {
@@ -235,6 +238,9 @@ func (s *Service) releaseFlow(ctx context.Context, call *Call, in ReleaseFlow) (
 	if err := checkFlow("/flow", in.Flow); err != nil {
 		return Done{}, err
 	}
+	if releases(call.resumed()) {
+		return s.resumeRelease(ctx, call)
+	}
 	state, err := aggregates.Flow.Fresh(ctx, s.cfg.Log, aggregates.Flow.Stream(call.Tenant, in.Flow))
 	switch now := state.Value.Binding.ID; {
 	case err != nil:
@@ -253,12 +259,35 @@ func (s *Service) endBinding(ctx context.Context, call *Call, cmd commands.Relea
 	if err != nil {
 		return Done{}, err
 	}
-	done := Done{Seq: now.Seq, ID: cmd.ID}
 	if b := was.Binding; b.ID != "" && now.Value.Binding.ID != b.ID {
-		done.Binding = b.ID
-		done.Seq = max(done.Seq, s.giveBack(ctx, call, cmd.ID, b.ID, slices.Sorted(maps.Keys(byCredential(b.Steps)))))
+		return s.afterRelease(ctx, call, cmd.ID, b, now.Seq), nil
 	}
-	return done, nil
+	return Done{Seq: now.Seq, ID: cmd.ID}, nil
+}
+
+// afterRelease has the credentials of a reservation given back that ended at seq.
+func (s *Service) afterRelease(ctx context.Context, call *Call, flow string, b aggregates.Binding, seq uint64) Done {
+	if call.execution != nil {
+		call.execution.unfinished = true
+	}
+	last := s.giveBack(ctx, call, flow, b.ID, slices.Sorted(maps.Keys(byCredential(b.Steps))))
+	return Done{Seq: max(seq, last), ID: flow, Binding: b.ID}
+}
+
+// releases reports whether a commit ends a reservation, whose credentials are given
+// back after it.
+func releases(recs []events.Record) bool {
+	return slices.ContainsFunc(recs, func(r events.Record) bool { _, is := r.Event.(events.FlowReleased); return is })
+}
+
+// resumeRelease completes a release that another attempt has begun.
+func (s *Service) resumeRelease(ctx context.Context, call *Call) (Done, error) {
+	recs := call.resumed()
+	before, _, err := aggregates.Flow.Around(ctx, s.cfg.Log, recs)
+	if err != nil {
+		return Done{}, err
+	}
+	return s.afterRelease(ctx, call, recs[0].Stream.ID, before.Binding, recs[0].Seq), nil
 }
 
 // keepEvery is how often the keeper of flows looks for what is left over, and

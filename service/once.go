@@ -50,6 +50,8 @@ type execution struct {
 	done    Done            // the answer that this commit makes
 	resumed []events.Record // the commit of an attempt that broke off, which this one completes
 
+	unfinished bool // the commit that recorded the command id has steps after it, which decide the answer
+
 	mu        sync.Mutex
 	unsettled []unsettled // what was sent to the log without an answer
 }
@@ -448,7 +450,7 @@ func (s *Service) repeated(ctx context.Context, call *Call, upTo uint64) (*repea
 	if err != nil {
 		return nil, err
 	}
-	ended := recs[0].Stream.Category == aggregates.Flow.Category // the last step of a bind, where a version of before has recorded the id
+	ended := recs[0].Stream.Category == aggregates.Flow.Category && !releases(recs) // the last step of a bind, where a version of before has recorded the id
 	if e := call.execution; record.Value.Started != nil || resumable[call.route] && !ended {
 		if e.seq == 0 {
 			e.resumed, e.done, call.named, call.request = recs, done, false, ""

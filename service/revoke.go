@@ -38,6 +38,11 @@ type told struct {
 	after   time.Duration // how long to wait before it is tried again; 0: not known
 }
 
+// noRevocation is what became of it where the component names no revocation endpoint.
+var noRevocation = told{outcome: notOffered, says: "Not revoked at the provider: the component.json has no revocation_uri."}
+
+func revocable(d commands.Descriptor) bool { return d.OAuth2 != nil && d.OAuth2.RevocationURI != "" }
+
 // passing reports whether the provider may say something else another time.
 func (t told) passing() bool {
 	return t.outcome == string(oauth.Transient) || t.outcome == string(oauth.Malformed)
@@ -115,8 +120,8 @@ func (s *Service) tell(ctx context.Context, tenant string, state aggregates.Cred
 		return told{}
 	}
 	d, err := s.descriptor(ctx, state.Component, state.Current().Revision)
-	if err == nil && (d.OAuth2 == nil || d.OAuth2.RevocationURI == "") {
-		return told{outcome: notOffered, says: "Not revoked at the provider: the component.json has no revocation_uri."}
+	if err == nil && !revocable(d) {
+		return noRevocation
 	}
 	var client oauth.Client
 	if err == nil {
@@ -189,19 +194,22 @@ func (s *Service) revokeCredential(ctx context.Context, call *Call, in RevokeCre
 		s.followUps.finish(commits...)
 	}
 	if first := call.resumed(); first != nil && err == nil && done.Outcome == "" { // another attempt has ended the tokens
-		done.Outcome, err = s.outcomeSince(ctx, first[0])
+		var t told
+		t, err = s.toldSince(ctx, first[0])
+		done.Outcome, done.Says = t.outcome, t.says
 	}
 	return done, err
 }
 
-// outcomeSince is what a provider answered to the end of tokens in a revocation that
+// toldSince is what a provider answered to the end of tokens in a revocation that
 // began with a commit. Where nobody has told it, it is told now.
-func (s *Service) outcomeSince(ctx context.Context, cut events.Record) (outcome string, err error) {
+func (s *Service) toldSince(ctx context.Context, cut events.Record) (told, error) {
+	var ended []events.Record
 	for round := range 2 {
-		var commit, ended []events.Record
+		var commit []events.Record
 		for rec, err := range s.cfg.Log.Store.Stream(ctx, cut.Stream, cut.Seq) {
 			if err != nil {
-				return "", fmt.Errorf("load %s: %w", cut.Stream, err)
+				return told{}, fmt.Errorf("load %s: %w", cut.Stream, err)
 			}
 			if rec.Index == 0 {
 				commit = nil
@@ -213,17 +221,38 @@ func (s *Service) outcomeSince(ctx context.Context, cut events.Record) (outcome 
 					ended = commit
 				}
 			case events.CredentialRevokedAtProvider:
-				return e.Outcome, nil
+				return recordedTold(e.Outcome), nil
 			}
 		}
-		if ended == nil || round > 0 {
+		if ended == nil {
+			return told{}, nil
+		}
+		if round > 0 {
 			break
 		}
 		if _, err := s.followUpCredential(ctx, ended, time.Time{}); err != nil {
-			return "", err
+			return told{}, err
 		}
 	}
-	return "", nil
+	// Nothing is recorded of a provider that cannot be told.
+	before, _, err := aggregates.Credential.Around(ctx, s.cfg.Log, ended)
+	if err != nil {
+		return told{}, err
+	}
+	d, err := s.descriptor(ctx, before.Component, before.Current().Revision)
+	if err == nil && !revocable(d) {
+		return noRevocation, nil
+	}
+	return told{}, err
+}
+
+// recordedTold is what a provider answered as far as the log tells: the outcome.
+func recordedTold(outcome string) told {
+	t := told{outcome: outcome}
+	if outcome != revokedThere {
+		t.says = "The provider did not confirm the revocation (" + outcome + "). The grant may still be active at the provider: revoke it there."
+	}
+	return t
 }
 
 // cut has nobody be given the tokens of a credential any more. They are still
