@@ -6,3 +6,10 @@ func (q *Queues) SetBacklog(most int) {
 		b.most = most
 	}
 }
+
+// ForgetBacklog has the streams looked at anew, as a process does that has just started.
+func (q *Queues) ForgetBacklog() {
+	for _, b := range q.backlog {
+		b.tenants.Purge()
+	}
+}
