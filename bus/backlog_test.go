@@ -141,7 +141,7 @@ func TestBacklogCountsBytes(t *testing.T) {
 		for range 2 {
 			var refusal *jetstream.APIError
 			if err := publish(c.message(9)); !errors.As(err, &refusal) || refusal.Code != 429 || !strings.Contains(refusal.Description, "queue_full") {
-				t.Errorf("%s: one more: %v", c.name, err)
+				t.Fatalf("%s: one more: %v", c.name, err)
 			}
 			w.queues.ForgetBacklog()
 		}
