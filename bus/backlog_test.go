@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -19,7 +20,7 @@ func TestBacklogIsBounded(t *testing.T) {
 	const most = 20
 	w := startWhole(t)
 	w.queues.SetBacklog(most)
-	w.serveIntake()
+	w.serveIntake().SetRefusalDelay(0)
 	w.call("default", "tenant.register", `{"id":"other"}`)
 	nc := w.client(w.key)
 	js := must(jetstream.New(nc))(t)
@@ -115,7 +116,7 @@ func TestRetryInBulk(t *testing.T) {
 func TestBacklogCountsBytes(t *testing.T) {
 	w := startWhole(t)
 	w.queues.SetBacklog(15)
-	w.serveIntake()
+	w.serveIntake().SetRefusalDelay(0)
 	js := must(jetstream.New(w.client(w.key)))(t)
 	publish := func(m *nats.Msg) error {
 		_, err := js.PublishMsg(t.Context(), m, jetstream.WithRetryAttempts(0))
@@ -163,5 +164,45 @@ func TestBacklogCountsBytes(t *testing.T) {
 	})
 	if n := w.count(bus.PoisonStream); n != 0 {
 		t.Errorf("%d messages failed: %v", n, w.poisoned("default", 1)[0])
+	}
+}
+
+// A publisher that sends too much waits for its refusals, others do not wait for them,
+// and it can have no more of them ahead than messages.
+func TestRefusalsAreDelayed(t *testing.T) {
+	w := startWhole(t)
+	w.queues.SetBacklog(1)
+	in := w.serveIntake()
+	in.SetRefusalDelay(time.Hour)
+	w.call("default", "tenant.register", `{"id":"other"}`)
+	nc := w.client(w.key)
+	inbox := nats.NewInbox()
+	refusals := must(nc.SubscribeSync(inbox))(t)
+	send := func(n int) {
+		m := queuedCommand("default", "component.share", "", `{"id":"sheets"}`)
+		m.Reply = inbox
+		for range n {
+			ok(t, nc.PublishMsg(m))
+		}
+	}
+	answered := func(code string) {
+		t.Helper()
+		m, err := refusals.NextMsg(time.Minute)
+		if err != nil || !strings.Contains(string(m.Data), code) {
+			t.Fatalf("want %q: %v, %v", code, m, err)
+		}
+	}
+	send(1)
+	answered(`"seq":1`)
+	send(bus.MaxInbound - 1)
+	must(must(jetstream.New(nc))(t).PublishMsg(t.Context(), queuedCommand("other", "component.share", "", `{"id":"none"}`)))(t)
+	if n, _, err := refusals.Pending(); n != 0 || err != nil {
+		t.Errorf("%d are refused at once: %v", n, err)
+	}
+	send(2)
+	answered("too_many_requests")
+	in.Close()
+	for range bus.MaxInbound {
+		answered("queue_full")
 	}
 }

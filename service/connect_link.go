@@ -3,11 +3,13 @@ package service
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"net/url"
 	"strings"
 	"time"
 	"unicode"
 
+	"github.com/credstream/credstream/admission"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/oauth"
 	"github.com/credstream/credstream/seal"
@@ -52,6 +54,35 @@ const (
 // one when it asked for it.
 type Browser func(connection string) (opened, starter string)
 
+// browsers stands for a tenant in the admission of browsers that have not shown which
+// connection is theirs. No tenant has such a name.
+const browsers = "(browsers)"
+
+// shown reads the connection of a link or state, "<id>.<secret>", whose fingerprint is
+// in the connection, or returns ErrConnectionNotFound. Browsers have no key: the look-up
+// takes the share of their address, what follows that of the connection's tenant.
+// It returns admission.ErrBusy when too many calls of either are under way, and then
+// nothing is used up. leave ends the call.
+func (s *Service) shown(ctx context.Context, from netip.Addr, link string, in func(connection) fingerprint) (c connection, admitted context.Context, leave func(), err error) {
+	p, err := s.pass(ctx, admission.Caller{Tenant: browsers, Key: network(from).String()}, admission.Request, 0)
+	if err != nil {
+		return c, nil, nil, err
+	}
+	c, err = s.connection(ctx, ConnectionID(link))
+	p.Leave()
+	_, secret, _ := strings.Cut(link, ".")
+	if err == nil && !in(c).of(secret) {
+		err = ErrConnectionNotFound
+	}
+	if err == nil {
+		p, err = s.pass(ctx, admission.Caller{Tenant: c.Tenant, Key: c.Actor.Kind + ":" + c.Actor.ID}, admission.Request, 0)
+	}
+	if err != nil {
+		return connection{}, nil, nil, err
+	}
+	return c, p.With(ctx), p.Leave, nil
+}
+
 // OpenedLink is what a browser is told that has opened a link.
 type OpenedLink struct {
 	Connection string
@@ -62,20 +93,19 @@ type OpenedLink struct {
 
 // OpenLink uses up a link, "<id>.<secret>". The browser that opened it may open it
 // again until it has come back from the provider: people press Back, and reload.
-// Errors: ErrLinkUnknown, ErrLinkExpired, ErrLinkUsed, and what refuses the component.
-func (s *Service) OpenLink(ctx context.Context, link string, browser Browser) (OpenedLink, error) {
+// Errors: ErrLinkUnknown, ErrLinkExpired, ErrLinkUsed, admission.ErrBusy, and what
+// refuses the component.
+func (s *Service) OpenLink(ctx context.Context, link string, from netip.Addr, browser Browser) (OpenedLink, error) {
 	ctx, cancel := context.WithTimeout(ctx, maxCall)
 	defer cancel()
-	c, err := s.connection(ctx, ConnectionID(link))
-	_, secret, _ := strings.Cut(link, ".")
+	c, ctx, leave, err := s.shown(ctx, from, link, func(c connection) fingerprint { return c.Link })
 	switch {
 	case errors.Is(err, ErrConnectionNotFound):
 		return OpenedLink{}, ErrLinkUnknown
 	case err != nil:
 		return OpenedLink{}, err
-	case !c.Link.of(secret):
-		return OpenedLink{}, ErrLinkUnknown
 	}
+	defer leave()
 	cookie, _ := browser(c.id)
 	again := c.Stage == stageOpened && c.Opened.of(cookie)
 	switch {
@@ -110,8 +140,9 @@ func (s *Service) OpenLink(ctx context.Context, link string, browser Browser) (O
 
 // Callback is what a browser brings back from a provider.
 type Callback struct {
-	Tenant, Component string // of the path
-	Query             string // as it came
+	Tenant, Component string     // of the path
+	Query             string     // as it came
+	From              netip.Addr // of the browser
 	Browser           Browser
 }
 
@@ -135,16 +166,16 @@ func (s *Service) ReturnConnection(ctx context.Context, cb Callback) (Returned, 
 	if err != nil || len(state) != 1 || !strings.Contains(state[0], ".") {
 		return Returned{}, ErrStateMissing
 	}
-	c, err := s.connection(ctx, ConnectionID(state[0]))
-	_, secret, _ := strings.Cut(state[0], ".")
-	opened, starter := cb.Browser(c.id)
+	c, ctx, leave, err := s.shown(ctx, cb.From, state[0], func(c connection) fingerprint { return c.State })
 	switch {
 	case errors.Is(err, ErrConnectionNotFound):
 		return Returned{}, ErrStateUnknown
 	case err != nil:
 		return Returned{}, err
-	case !c.State.of(secret):
-		return Returned{}, ErrStateUnknown
+	}
+	defer leave()
+	opened, starter := cb.Browser(c.id)
+	switch {
 	case c.Stage != stageOpened:
 		return Returned{Connection: c.id}, ErrStateUsed
 	case c.expired(s.now()):

@@ -38,15 +38,21 @@ func (s *Service) enter(ctx context.Context, call *Call, cost int, size int64) (
 	if call.pass != nil {
 		return func() {}, nil
 	}
-	p, err := s.cfg.Admission.Reserve(s.payer(call), cost, size)
+	p, err := s.pass(ctx, s.payer(call), cost, size)
 	if err != nil {
-		return nil, err
-	}
-	if err := p.Enter(ctx); err != nil {
 		return nil, err
 	}
 	call.pass = p
 	return p.Leave, nil
+}
+
+// pass gives a caller a place and waits for its turn.
+func (s *Service) pass(ctx context.Context, who admission.Caller, cost int, size int64) (*admission.Pass, error) {
+	p, err := s.cfg.Admission.Reserve(who, cost, size)
+	if err != nil {
+		return nil, err
+	}
+	return p, p.Enter(ctx)
 }
 
 // payer is whose share a call takes: that of the tenant it names, if the caller

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"regexp"
 	"strings"
 	"testing"
@@ -25,7 +26,7 @@ type answers struct {
 	back func(cb service.Callback) (service.Returned, error)
 }
 
-func (a answers) OpenLink(_ context.Context, link string, browser service.Browser) (service.OpenedLink, error) {
+func (a answers) OpenLink(_ context.Context, link string, _ netip.Addr, browser service.Browser) (service.OpenedLink, error) {
 	return a.open(link, browser)
 }
 

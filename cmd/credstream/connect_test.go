@@ -811,7 +811,7 @@ func TestConnectOverNATS(t *testing.T) {
 
 // besides is another process over the same log, with a clock of its own; it knows
 // the same public URL.
-func (u *up) besides(t testing.TB, now func() time.Time) (*service.Service, *httptest.Server) {
+func (u *up) besides(t testing.TB, now func() time.Time, change ...func(*service.Config)) (*service.Service, *httptest.Server) {
 	t.Helper()
 	conn, err := u.nats.Conn("other connections")
 	must(t, err)
@@ -823,10 +823,14 @@ func (u *up) besides(t testing.TB, now func() time.Time) (*service.Service, *htt
 	must(t, err)
 	logger := slog.New(slog.NewTextHandler(u.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	guarded := verify.NewClient(verify.Config{AllowPrivate: true})
-	svc, err := service.New(service.Config{
+	cfg := service.Config{
 		Log: states, Views: u.views, Projector: u.proj, Vault: u.vault, Keyring: u.keyring, Verify: guarded, OAuth: oauth.New(guarded),
 		Logger: logger, Connections: connections, PublicURL: u.publicURL, Now: now,
-	})
+	}
+	for _, f := range change {
+		f(&cfg)
+	}
+	svc, err := service.New(cfg)
 	must(t, err)
 	t.Cleanup(svc.Close)
 	server := httptest.NewServer(connect.New(connect.Config{Service: svc, PublicURL: u.publicURL, Logger: logger}))
