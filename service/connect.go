@@ -467,7 +467,7 @@ func (s *Service) completeConnection(ctx context.Context, call *Call, in Complet
 		return Done{}, ErrConnectionExpired
 	case c.Stage == stageCreated, c.Stage == stageOpened:
 		return Done{}, ErrConnectionNotReturned
-	case c.Stage == stageRedeeming:
+	case c.redeeming() && (len(c.Confirm) == 0 || !s.redeemings.abandoned(s, c)):
 		return Done{}, ErrConnectionBusy.After(time.Second)
 	case !c.Confirm.of(normalConfirm(in.Confirm)):
 		return Done{}, s.wrongConfirm(ctx, c)
@@ -476,11 +476,7 @@ func (s *Service) completeConnection(ctx context.Context, call *Call, in Complet
 	case in.User != c.User:
 		return Done{}, s.abort(ctx, c, ErrConnectionUserMismatch)
 	}
-	c.Stage = stageRedeeming
-	if mine, err := s.keep(ctx, &c); err != nil || !mine {
-		return Done{}, errors.Join(err, ErrConnectionBusy.After(time.Second))
-	}
-	return s.finish(ctx, call, c)
+	return s.takeOver(ctx, call, c)
 }
 
 // normalConfirm takes a confirmation as people type it.
@@ -509,12 +505,17 @@ func (s *Service) wrongConfirm(ctx context.Context, c connection) error {
 
 // finish redeems the code of a connection that the caller has brought to
 // redeeming, and saves what comes of it. It goes on when nobody waits any more:
-// what the provider grants would be lost.
-func (s *Service) finish(ctx context.Context, call *Call, c connection) (Done, error) {
+// what the provider grants would be lost. again says that a process has begun it before.
+func (s *Service) finish(ctx context.Context, call *Call, c connection, again bool) (Done, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), maxCall)
 	defer cancel()
 	call.detach()
-	done, sent, err := s.redeem(ctx, call, c)
+	defer func() {
+		if err := s.cfg.Connections.Unmark(ctx, c.id); err != nil {
+			s.cfg.Logger.DebugContext(ctx, "the mark of a connection is left", "connection", c.id, "err", err)
+		}
+	}()
+	done, sent, err := s.redeem(ctx, call, &c, again)
 	if err != nil {
 		why := fault.Of(err)
 		if why == fault.ErrInternal {
@@ -540,16 +541,28 @@ func (s *Service) finish(ctx context.Context, call *Call, c connection) (Done, e
 }
 
 // redeem exchanges the code for tokens and saves them. sent says that the code may
-// have come to the provider, and is worth nothing any more.
-func (s *Service) redeem(ctx context.Context, call *Call, c connection) (done Done, sent bool, err error) {
+// have come to the provider, and is worth nothing any more. What another process has
+// begun is completed: a credential that was saved is the answer, tokens that were
+// granted are saved; else the code is sent again, and a provider that has seen it
+// before refuses it and revokes what it granted for it (RFC 6749, section 4.1.2).
+func (s *Service) redeem(ctx context.Context, call *Call, c *connection, again bool) (done Done, sent bool, err error) {
+	if again {
+		if done, found, err := s.savedConnection(ctx, *c); err != nil || found {
+			return done, true, err
+		}
+	}
 	if s.cfg.WritesAllowed != nil {
 		if err := s.cfg.WritesAllowed(); err != nil {
 			return done, false, err
 		}
 	}
-	d, client, err := s.providerOf(ctx, c)
+	d, client, err := s.providerOf(ctx, *c)
 	if err != nil {
 		return done, false, err
+	}
+	if c.Stage == stageRedeemed {
+		done, err = s.saveRedeemed(ctx, call, *c, d, client)
+		return done, true, err
 	}
 	keys, version := c.keys, 0
 	if c.Credential != "" {
@@ -560,34 +573,50 @@ func (s *Service) redeem(ctx context.Context, call *Call, c connection) (done Do
 		version = state.Current().Version
 	}
 	if c.KeepKeys {
-		if keys, version, err = s.keptKeys(ctx, c, d); err != nil {
+		if keys, version, err = s.keptKeys(ctx, *c, d); err != nil {
 			return done, false, err
 		}
 	}
 	asked := s.now()
 	token, err := s.cfg.OAuth.Redeem(ctx, c.Tenant, provider(d.OAuth2), client, c.code, c.verifier, c.Redirect)
 	if err != nil {
-		s.revokeUnsaved(ctx, c, d, client, token)
+		s.revokeUnsaved(ctx, *c, d, client, token.Refresh, token.Access)
 		refusal, ok := errors.AsType[*oauth.Error](err)
 		return done, ok && refusal.Sent, redeemFailed(err)
 	}
 	object, _ := withExpiry(token.Answer, asked, token.Lifetime)
-	done, err = s.saveConnected(ctx, call, c, d, keys.With(oauthField(d), object.Marshal()), version)
-	again, repeated := errors.AsType[*repeat](err)
+	// A process that dies before they are saved does not take the tokens along.
+	c.Stage, c.keys, c.Version = stageRedeemed, keys.With(oauthField(d), object.Marshal()), version
+	c.code, c.verifier = seal.Secret{}, seal.Secret{}
+	if mine, err := s.keep(ctx, c); err != nil || !mine {
+		s.cfg.Logger.WarnContext(ctx, "the tokens of a connection were not stored before they are saved", "tenant", c.Tenant, "connection", c.id, "err", err)
+	}
+	done, err = s.saveRedeemed(ctx, call, *c, d, client)
+	return done, true, err
+}
+
+// saveRedeemed saves the tokens that were granted for a connection, or has the provider
+// forget them.
+func (s *Service) saveRedeemed(ctx context.Context, call *Call, c connection, d commands.Descriptor, client oauth.Client) (Done, error) {
+	done, err := s.saveConnected(ctx, call, c, d, c.keys, c.Version)
+	saved, repeated := errors.AsType[*repeat](err)
 	switch {
 	case err == nil:
-		return done, true, nil
+		return done, nil
 	case repeated:
-		if saved, is := again.answer.(Done); is {
-			return saved, true, nil
+		if answer, is := saved.answer.(Done); is {
+			return answer, nil
 		}
-		return done, true, again.err
+		return done, saved.err
 	case !definite(err):
 		s.cfg.Logger.ErrorContext(ctx, "outcome of saving a connected credential is unknown", "tenant", c.Tenant, "connection", c.id, "err", err)
-		return done, true, ErrConnectionUnknownOutcome
+		return done, ErrConnectionUnknownOutcome
 	}
-	s.revokeUnsaved(ctx, c, d, client, token)
-	return done, true, err
+	object, _ := c.keys.Object(oauthField(d))
+	refresh, _ := object.Text(refreshToken)
+	access, _ := object.Text(accessToken)
+	s.revokeUnsaved(ctx, c, d, client, refresh, access)
+	return done, err
 }
 
 // redeemFailed says to who connects why the provider gave no tokens.
@@ -656,7 +685,7 @@ func (s *Service) saveConnected(ctx context.Context, call *Call, c connection, d
 			return commands.ReplaceKeys{ID: c.Credential, Expected: version, Keys: known}
 		})
 	}
-	id := events.DeriveID(c.Tenant, c.Actor, c.id, "credential/"+c.Component)
+	id := c.target()
 	if c.Name == "" {
 		c.Name = defaultName(d.Title, id)
 	}
@@ -675,10 +704,10 @@ func (s *Service) saveConnected(ctx context.Context, call *Call, c connection, d
 // revokeUnsaved revokes tokens that were granted and not saved. Those of a credential
 // that is connected again are left alone: many providers would end the whole
 // grant with them, and the credential may still live on it.
-func (s *Service) revokeUnsaved(ctx context.Context, c connection, d commands.Descriptor, client oauth.Client, token oauth.Token) {
-	secret, hint := token.Refresh, refreshToken
+func (s *Service) revokeUnsaved(ctx context.Context, c connection, d commands.Descriptor, client oauth.Client, refresh, access seal.Secret) {
+	secret, hint := refresh, refreshToken
 	if secret.IsZero() {
-		secret, hint = token.Access, accessToken
+		secret, hint = access, accessToken
 	}
 	if secret.IsZero() || c.Credential != "" || d.OAuth2.RevocationURI == "" {
 		return

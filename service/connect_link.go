@@ -200,7 +200,11 @@ func (s *Service) ReturnConnection(ctx context.Context, cb Callback) (Returned, 
 	byItself := c.ReturnTo == "" && c.Starter.of(starter)
 	switch {
 	case byItself:
-		c.Stage = stageRedeeming
+		c.Stage, c.Holder = stageRedeeming, s.cfg.Holder
+		if err := s.cfg.Connections.Mark(ctx, c.id); err != nil {
+			return Returned{Connection: c.id}, err
+		}
+		defer s.redeemings.begin(c.id)()
 	case c.ReturnTo != "":
 		confirm = newSecret()
 		back.Location = withParameters(c.ReturnTo, "connection", c.id, "confirm", confirm)
@@ -224,7 +228,7 @@ func (s *Service) ReturnConnection(ctx context.Context, cb Callback) (Returned, 
 	if err != nil {
 		return back, s.abort(ctx, c, fault.Of(err))
 	}
-	back.Done, err = s.finish(ctx, call, c)
+	back.Done, err = s.finish(ctx, call, c, false)
 	return back, err
 }
 

@@ -213,6 +213,9 @@ type processManager struct {
 // nil. One process of an installation needs to run it; two do no harm. A provider that
 // does not answer delays its own follow-ups alone.
 func (s *Service) RunFollowUps(ctx context.Context) error {
+	var connections sync.WaitGroup
+	defer connections.Wait()
+	connections.Go(func() { s.resumeConnections(ctx) })
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 10*time.Second) {
 		begun := time.Now()
 		err := s.followUpLog(ctx)

@@ -123,6 +123,7 @@ type Service struct {
 	wrongKeys         *wrongKeys
 	rebuild           rebuild
 	renewals          renewals
+	redeemings        redeemings
 	revocations       revocations
 	followUps         *followUps
 	leases            *leases
@@ -163,6 +164,7 @@ func New(cfg Config) (*Service, error) {
 	s.revocations.jobs = map[string][]*revocation{}
 	s.underWay.by = map[string]map[string]time.Time{}
 	s.renewals.by = map[credentialKey]*renewal{}
+	s.redeemings = redeemings{mine: map[string]struct{}{}, met: map[string]meeting{}}
 	s.life, s.end = context.WithCancel(context.Background())
 	var err error
 	if s.keys, err = lru.New[[sha256.Size]byte, knownKey](maxKeys); err != nil {
