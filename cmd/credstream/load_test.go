@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -39,6 +40,11 @@ func TestMain(m *testing.M) {
 		var argv []string
 		if err := json.Unmarshal([]byte(args), &argv); err != nil {
 			panic(err)
+		}
+		if n, err := strconv.ParseUint(os.Getenv(filesEnv), 10, 64); err == nil {
+			if err := limitFiles(n); err != nil {
+				panic(err)
+			}
 		}
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		code := run(ctx, argv, os.Getenv, os.Stdin, os.Stdout, os.Stderr)
