@@ -598,6 +598,9 @@ func (p *program) openPort(ctx context.Context) error {
 		return err
 	}
 	p.stop = append(p.stop, p.intake.Close)
+	if p.node != nil {
+		p.metrics.MustRegister(p.node.Metrics())
+	}
 	p.metrics.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "credstream_projector_position", Help: "Log sequence that the read models reflect.",
