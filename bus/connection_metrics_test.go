@@ -29,7 +29,7 @@ type stallingDialer struct {
 }
 
 func (d *stallingDialer) Dial(network, address string) (net.Conn, error) {
-	c, err := net.Dial(network, address) //nolint:noctx // nats.CustomDialer has no context
+	c, err := net.Dial(network, address) // nats.CustomDialer has no context
 	return stalling{c, &d.stalls, d.closed}, err
 }
 
