@@ -16,7 +16,7 @@ import (
 
 // The bounds of what waits of one tenant in one stream.
 const (
-	maxTenantBacklog = 10_000      // messages of up to 64 KiB; a larger one in the poison queue counts once for each 64 KiB
+	maxTenantBacklog = 10_000      // messages of up to 64 KiB; a larger one counts once for each 64 KiB, so all have at most 640 MB
 	backlogPart      = 64 << 10    // bytes
 	backlogLook      = time.Second // between two looks at the stream while it is full
 	backlogTenants   = 10_000      // that are remembered
@@ -27,7 +27,7 @@ var ErrPoisonFull = fault.New(fault.Throttled, "poison_queue_full",
 	"The dead-letter queue of this tenant is full. Retry or drop its messages (credstream "+
 		"queue retry --all, credstream queue drop --all), then publish again.").After(10 * time.Second)
 
-// backlog bounds the messages of each tenant in one stream. It counts what this
+// backlog bounds the messages of each tenant in one stream, by number and bytes. It counts what this
 // process puts there, and looks at the stream when that comes to the bound: other
 // processes may go beyond it by as much, once.
 type backlog struct {
@@ -64,7 +64,7 @@ func (b *backlog) add(ctx context.Context, js jetstream.JetStream, subject strin
 		b.tenants.Add(tenant, of)
 	}
 	b.mu.Unlock()
-	parts := partsOf(subject)
+	_, parts := unsized(subject)
 	of.mu.Lock()
 	defer of.mu.Unlock()
 	if now := time.Now(); of.looked.IsZero() || of.parts+parts > b.most && now.Sub(of.looked) >= backlogLook {
@@ -91,30 +91,37 @@ func (b *backlog) look(ctx context.Context, js jetstream.JetStream, tenant strin
 		return 0, fmt.Errorf("counting the messages of stream %s: %w: %w", b.stream, ErrNotStored, err)
 	}
 	for subject, n := range info.State.Subjects {
-		parts += int(n) * partsOf(subject)
+		_, each := unsized(subject)
+		parts += int(n) * each
 	}
 	return parts, nil
 }
 
-// sized is the subject of an entry of the poison queue: that of its tenant and
-// queue, and of one with more than 64 KiB how many more parts of 64 KiB it has, so
-// that what is there can be counted by its size.
+// sized is the subject under which a message is stored: its own, and of one with more
+// than 64 KiB how many more parts of 64 KiB it has, so that what is there can be
+// counted by its size. Earlier versions wrote the size in the poison queue alone.
 func sized(subject string, size int) string {
+	subject, _ = unsized(subject)
 	if more := (size - 1) / backlogPart; more > 0 {
 		return subject + "." + strconv.Itoa(more)
 	}
 	return subject
 }
 
-// partsOf is how often a message with the subject counts.
-func partsOf(subject string) int {
-	rest, ok := strings.CutPrefix(subject, poisonSubject)
-	if !ok {
-		return 1
+// unsized is the subject that sized has written into one, and how often a message
+// there counts.
+func unsized(subject string) (plain string, parts int) {
+	dots := strings.Count(poisonSubject, ".") + 1 // a tenant, and a queue or a flow
+	if strings.HasPrefix(subject, queueInside) {
+		dots++ // a command has two tokens
 	}
-	more := 0
-	if parts := strings.Split(rest, "."); len(parts) == 3 {
-		more, _ = strconv.Atoi(parts[2])
+	last := strings.LastIndexByte(subject, '.')
+	if strings.Count(subject, ".") != dots+1 {
+		return subject, 1
 	}
-	return 1 + more
+	more, err := strconv.Atoi(subject[last+1:])
+	if err != nil || more < 1 {
+		return subject, 1
+	}
+	return subject[:last], 1 + more
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -20,7 +21,7 @@ func TestBacklogIsBounded(t *testing.T) {
 	const most = 20
 	w := startWhole(t)
 	w.queues.SetBacklog(most)
-	w.serveIntake()
+	w.serveIntake().SetRefusalDelay(0)
 	w.call("default", "tenant.register", `{"id":"other"}`)
 	nc := w.client(w.key)
 	js := must(jetstream.New(nc))(t)
@@ -97,7 +98,9 @@ func TestRetryInBulk(t *testing.T) {
 		must(js.PublishMsg(t.Context(), queuedCommand("default", "component.update", "", body)))(t)
 	}
 	w.poisoned("default", 3)
+	eventually(t, "an empty queue", func() bool { return w.count(bus.QueueStream) == 0 })
 	stop()
+	w.queues.ForgetBacklog() // it would be looked at again within a second
 	must(js.PublishMsg(t.Context(), queuedCommand("default", "component.update", "", `{"id":"none","descriptor":{"title":"x"}}`)))(t)
 	answer := must(w.svc.Serve(t.Context(), svc.Call{Tenant: "default", Principal: w.admin, Via: "http"}, "queue.retry-all", []byte(`{"queue":"commands"}`)))(t)
 	if got := answer.(admin.QueuedChanged); got.Done != 3 || got.Skipped != 0 {
@@ -105,5 +108,102 @@ func TestRetryInBulk(t *testing.T) {
 	}
 	if poisoned, waiting := w.count(bus.PoisonStream), w.count(bus.QueueStream); poisoned != 0 || waiting != 4 {
 		t.Errorf("%d are poisoned and %d wait", poisoned, waiting)
+	}
+}
+
+// What waits is bounded by bytes as well: a message with more than 64 KiB counts once
+// for each. It is read as every other one is, in its order, beside those that an
+// earlier version stored without their size.
+func TestBacklogCountsBytes(t *testing.T) {
+	w := startWhole(t)
+	w.queues.SetBacklog(15)
+	w.serveIntake().SetRefusalDelay(0)
+	js := must(jetstream.New(w.client(w.key)))(t)
+	publish := func(m *nats.Msg) error {
+		_, err := js.PublishMsg(t.Context(), m, jetstream.WithRetryAttempts(0))
+		return err
+	}
+	large := strings.Repeat("x", 240<<10)
+	for _, c := range []struct {
+		name    string
+		message func(n int) *nats.Msg
+	}{
+		{"flow events", func(n int) *nats.Msg {
+			return flowEvent("f1", "flow.updated", fmt.Sprint(n), fmt.Sprintf(`{"id":"f1","revision":%d,"steps":[%s]}`, n, steps(600, 100)))
+		}},
+		{"commands", func(n int) *nats.Msg {
+			return queuedCommand("default", "component.update", "", fmt.Sprintf(`{"id":"sheets","descriptor":{"title":"%d","logo":%q}}`, n, large))
+		}},
+	} {
+		for n := range 3 {
+			if err := publish(c.message(n + 1)); err != nil {
+				t.Fatalf("%s: %d: %v", c.name, n, err)
+			}
+		}
+		for range 2 {
+			var refusal *jetstream.APIError
+			if err := publish(c.message(9)); !errors.As(err, &refusal) || refusal.Code != 429 || !strings.Contains(refusal.Description, "queue_full") {
+				t.Fatalf("%s: one more: %v", c.name, err)
+			}
+			w.queues.ForgetBacklog()
+		}
+	}
+	for _, stream := range []string{bus.FlowsStream, bus.QueueStream} {
+		stored := must(must(w.js.Stream(t.Context(), stream))(t).GetMsg(t.Context(), 2))(t)
+		old := nats.NewMsg(stored.Subject[:strings.LastIndexByte(stored.Subject, '.')])
+		old.Header, old.Data = stored.Header, []byte(strings.ReplaceAll(string(stored.Data), `"revision":2`, `"revision":4`))
+		must(w.js.PublishMsg(t.Context(), old))(t)
+	}
+	w.read(bus.Flows)
+	w.read(bus.Commands)
+	for revision := range uint64(4) {
+		w.observed("f1", revision+1)
+	}
+	eventually(t, "an empty queue", func() bool { return w.count(bus.FlowsStream)+w.count(bus.QueueStream) == 0 })
+	eventually(t, "room in the queue", func() bool {
+		return publish(flowEvent("f1", "flow.updated", "5", fmt.Sprintf(`{"id":"f1","revision":5,"steps":[%s]}`, steps(600, 100)))) == nil
+	})
+	if n := w.count(bus.PoisonStream); n != 0 {
+		t.Errorf("%d messages failed: %v", n, w.poisoned("default", 1)[0])
+	}
+}
+
+// A publisher that sends too much waits for its refusals, others do not wait for them,
+// and it can have no more of them ahead than messages.
+func TestRefusalsAreDelayed(t *testing.T) {
+	w := startWhole(t)
+	w.queues.SetBacklog(1)
+	in := w.serveIntake()
+	in.SetRefusalDelay(time.Hour)
+	w.call("default", "tenant.register", `{"id":"other"}`)
+	nc := w.client(w.key)
+	inbox := nats.NewInbox()
+	refusals := must(nc.SubscribeSync(inbox))(t)
+	send := func(n int) {
+		m := queuedCommand("default", "component.share", "", `{"id":"sheets"}`)
+		m.Reply = inbox
+		for range n {
+			ok(t, nc.PublishMsg(m))
+		}
+	}
+	answered := func(code string) {
+		t.Helper()
+		m, err := refusals.NextMsg(time.Minute)
+		if err != nil || !strings.Contains(string(m.Data), code) {
+			t.Fatalf("want %q: %v, %v", code, m, err)
+		}
+	}
+	send(1)
+	answered(`"seq":1`)
+	send(bus.MaxInbound - 1)
+	must(must(jetstream.New(nc))(t).PublishMsg(t.Context(), queuedCommand("other", "component.share", "", `{"id":"none"}`)))(t)
+	if n, _, err := refusals.Pending(); n != 0 || err != nil {
+		t.Errorf("%d are refused at once: %v", n, err)
+	}
+	send(2)
+	answered("too_many_requests")
+	in.Close()
+	for range bus.MaxInbound {
+		answered("queue_full")
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/minio/highwayhash"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/credstream/credstream/fault"
 )
@@ -30,6 +32,10 @@ import (
 
 // ErrStoredDamaged refuses the start on a damaged file: JetStream would cut it off there.
 var ErrStoredDamaged = fault.New(fault.Precondition, "stored_file_damaged", "A file of the data folder is damaged.")
+
+// ErrStoredReadOnly refuses the start on a file that cannot be written to: JetStream starts
+// and then fails each write to it.
+var ErrStoredReadOnly = fault.New(fault.Precondition, "stored_file_read_only", "A file of the data folder cannot be written to.")
 
 // The form of a record in a block file (nats-server 2.15, server/filestore.go): length
 // with a flag for headers, sequence with flags, time, length of the subject; then the
@@ -108,7 +114,15 @@ func (v *verifier) stream(name string) (damage string, err error) {
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for i, n := range blocks {
 		g.Go(func() error {
-			b, err := os.ReadFile(filepath.Join(dir, "msgs", strconv.Itoa(n)+".blk"))
+			f, err := os.OpenFile(filepath.Join(dir, "msgs", strconv.Itoa(n)+".blk"), os.O_RDWR, 0)
+			if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
+				return ErrStoredReadOnly.Because("The data folder has a file that cannot be written to: %s. Make it writable, then start again.", err)
+			}
+			if err != nil {
+				return err
+			}
+			defer func() { _ = f.Close() }() // only read
+			b, err := io.ReadAll(f)
 			if err != nil {
 				return err
 			}

@@ -60,6 +60,7 @@ const FeedUser = "feed"
 const (
 	calloutQueue   = "credstream"     // one replica answers
 	calloutWorkers = 64               // requests that a replica answers at a time
+	calloutLeave   = time.Second      // for the servers to hear that a replica leaves
 	calloutExpiry  = 15 * time.Minute // of a connection that nobody could end: without a system user
 )
 
@@ -160,8 +161,8 @@ func (c *Cluster) SetAuthenticator(f Authenticator) error {
 // stop leaves what comes from now on to the other replicas.
 func (o *callout) stop() {
 	if sub := o.sub.Load(); sub != nil {
-		_ = sub.Unsubscribe() // fails when the connection is closed already
-		_ = o.conn.Flush()
+		_ = sub.Unsubscribe()                 // fails when the connection is closed already
+		_ = o.conn.FlushTimeout(calloutLeave) // fails when nobody answers
 	}
 }
 

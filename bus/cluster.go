@@ -108,6 +108,7 @@ type Cluster struct {
 	sys     *nats.Conn // nil without a system user
 	callout *callout   // nil without a seed
 
+	warned     map[string]bool // servers whose limits were warned of
 	durability atomic.Pointer[Durability]
 	exposed    atomic.Bool           // a connection was seen that others can read along
 	ill        atomic.Pointer[error] // what Watch found last
@@ -147,7 +148,7 @@ func Connect(ctx context.Context, cfg ClusterConfig) (_ *Cluster, err error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	c := &Cluster{cfg: cfg, log: cfg.Logger, logins: map[string]login{}}
+	c := &Cluster{cfg: cfg, log: cfg.Logger, logins: map[string]login{}, warned: map[string]bool{}}
 	c.life, c.end = context.WithCancel(context.Background())
 	if err := c.readLogins(); err != nil {
 		return nil, err

@@ -40,7 +40,8 @@ type serverSeen struct {
 	name, version string
 	jetStream     bool
 	syncAlways    bool
-	size          int // of the JetStream cluster that it belongs to; 1 when to none
+	loose         []string // settings that bound clients less than the embedded server does
+	size          int      // of the JetStream cluster that it belongs to; 1 when to none
 }
 
 // checkServers judges what is there when the process starts.
@@ -53,6 +54,9 @@ func (c *Cluster) checkServers(ctx context.Context) error {
 		return err
 	}
 	c.durability.Store(&d)
+	if c.sys == nil {
+		c.log.InfoContext(ctx, "the limits of the NATS servers cannot be checked without a user of the system account")
+	}
 	switch {
 	case d.Why == "":
 	case !d.Attested:
@@ -117,6 +121,11 @@ func (c *Cluster) look(ctx context.Context) (Durability, error) {
 		if !recent(s.version) {
 			return d, ErrServerTooOld.Because("The NATS server %s has version %s. credstream requires 2.12 or later.", s.name, s.version)
 		}
+		if !c.warned[s.name] && len(s.loose) > 0 {
+			c.warned[s.name] = true
+			c.log.WarnContext(ctx, "a NATS server does not limit its clients as the embedded one does; set in its configuration, as deploy/nats/node.conf does",
+				"server", s.name, "set", s.loose)
+		}
 		if s.jetStream {
 			d.Servers = append(d.Servers, s.name)
 			d.SyncSeen = d.SyncSeen && s.syncAlways
@@ -166,6 +175,7 @@ func (c *Cluster) servers(ctx context.Context) ([]serverSeen, error) {
 	have, size := 0, 0
 	err := c.ask(ctx, sysVarz, nil, func(a sysAnswer) (bool, error) {
 		var v struct {
+			serverLimits
 			JetStream struct {
 				Config *struct {
 					SyncAlways bool `json:"sync_always"`
@@ -178,7 +188,7 @@ func (c *Cluster) servers(ctx context.Context) ([]serverSeen, error) {
 		if err := json.Unmarshal(a.Data, &v); err != nil {
 			return false, fmt.Errorf("reading the state of the NATS server %s: %w", a.Server.Name, err)
 		}
-		s := serverSeen{name: a.Server.Name, version: a.Server.Version, size: 1}
+		s := serverSeen{name: a.Server.Name, version: a.Server.Version, size: 1, loose: v.loose()}
 		if cfg := v.JetStream.Config; cfg != nil {
 			s.jetStream, s.syncAlways = true, cfg.SyncAlways
 			if meta := v.JetStream.Meta; meta != nil {
@@ -191,6 +201,37 @@ func (c *Cluster) servers(ctx context.Context) ([]serverSeen, error) {
 		return have > 0 && have >= size, nil
 	})
 	return seen, err
+}
+
+// serverLimits are a server's limits of its clients.
+type serverLimits struct {
+	Connections   int   `json:"max_connections"`
+	Subscriptions int   `json:"max_subscriptions"` // of a connection
+	Pending       int64 `json:"max_pending"`
+	Payload       int   `json:"max_payload"`
+	WriteDeadline int64 `json:"write_deadline"` // in nanoseconds
+	PingInterval  int64 `json:"ping_interval"`  // in nanoseconds
+	PingMax       int64 `json:"ping_max"`
+}
+
+// loose lists the settings to change, as they are written in a configuration.
+func (l serverLimits) loose() (set []string) {
+	for _, s := range []struct {
+		loose bool
+		want  string
+	}{
+		{l.Connections <= 0 || l.Connections > mostConnections, fmt.Sprintf("max_connections: %d", mostConnections)},
+		{l.Subscriptions <= 0 || l.Subscriptions > maxSubscriptions, fmt.Sprintf("max_subscriptions: %d", maxSubscriptions)},
+		{l.Pending <= 0 || l.Pending > maxPending, fmt.Sprintf("max_pending: %dMB", maxPending>>20)},
+		{l.Payload < maxPayload, fmt.Sprintf("max_payload: %dMB", maxPayload>>20)},
+		{l.WriteDeadline <= 0 || l.WriteDeadline > int64(stalled), fmt.Sprintf("write_deadline: %q", stalled.String())},
+		{l.PingInterval*(l.PingMax+1) > int64(silent), `ping_interval: "2s"`},
+	} {
+		if s.loose {
+			set = append(set, s.want)
+		}
+	}
+	return set
 }
 
 // sysAnswer is what a server answers to a request to the system account.

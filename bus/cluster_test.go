@@ -92,6 +92,40 @@ func TestConnectToLazyServer(t *testing.T) {
 	}
 }
 
+// An operator is told what servers do not limit, and what to set; those with the
+// configuration of deploy/nats have nothing to be told.
+func TestLimitsOfServers(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		with   []bustest.Option
+		change func(*bus.ClusterConfig)
+		want   []string
+	}{
+		{"loose", []bustest.Option{bustest.LooseLimits()}, nil, []string{
+			"does not limit its clients", "n1", "max_connections: 16384", "max_subscriptions: 1000", "max_pending: 16MB", "write_deadline:", "ping_interval:",
+		}},
+		{"deploy/nats", nil, nil, nil},
+		{"no system user", []bustest.Option{bustest.LooseLimits()}, func(c *bus.ClusterConfig) { c.SystemURL = "" }, []string{"cannot be checked"}},
+	} {
+		log := &logBuffer{}
+		startCluster(t, bustest.Start(t, c.with...), func(cfg *bus.ClusterConfig) {
+			cfg.Logger = log.logger()
+			if c.change != nil {
+				c.change(cfg)
+			}
+		})
+		said := log.String()
+		for _, want := range c.want {
+			if !strings.Contains(said, want) {
+				t.Errorf("%s: %q is not in %s", c.name, want, said)
+			}
+		}
+		if len(c.want) == 0 && strings.Contains(said, "limit") {
+			t.Errorf("%s: %s", c.name, said)
+		}
+	}
+}
+
 // No message repeats what may hold a password.
 func TestConnectRefusesConfigurations(t *testing.T) {
 	s := bustest.Start(t)

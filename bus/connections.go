@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -17,6 +18,7 @@ const ConnectBucket = "CREDSTREAM_CONNECT"
 
 const (
 	connectPrefix = "$KV." + ConnectBucket + "."
+	connectMark   = "redeeming."     // of the key of a mark
 	connectAge    = 15 * time.Minute // after the last change of a connection
 	connectBytes  = 512 << 20        // of all of them; more are refused
 	connectTime   = 5 * time.Second  // for one read or write
@@ -90,4 +92,42 @@ func (c *Connections) Update(ctx context.Context, id string, value []byte, revis
 		return 0, false, nil
 	}
 	return 0, false, fmt.Errorf("changing a connection: %w: %w", fault.ErrUnavailable, err)
+}
+
+// Mark notes that the code of a connection is about to be redeemed. Errors have
+// fault.ErrUnavailable in their chain.
+func (c *Connections) Mark(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, connectTime)
+	defer cancel()
+	if _, err := c.kv.Put(ctx, connectMark+id, nil); err != nil {
+		return fmt.Errorf("marking a connection: %w: %w", fault.ErrUnavailable, err)
+	}
+	return nil
+}
+
+// Unmark takes the mark of a connection back. Errors have fault.ErrUnavailable in their
+// chain.
+func (c *Connections) Unmark(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, connectTime)
+	defer cancel()
+	if err := c.kv.Delete(ctx, connectMark+id); err != nil {
+		return fmt.Errorf("unmarking a connection: %w: %w", fault.ErrUnavailable, err)
+	}
+	return nil
+}
+
+// Marked lists the connections that are marked. Errors have fault.ErrUnavailable in
+// their chain.
+func (c *Connections) Marked(ctx context.Context) (ids []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTime)
+	defer cancel()
+	keys, err := c.kv.ListKeysFiltered(ctx, connectMark+"*")
+	if err != nil {
+		return nil, fmt.Errorf("listing the marks of connections: %w: %w", fault.ErrUnavailable, err)
+	}
+	defer func() { _ = keys.Stop() }()
+	for key := range keys.Keys() {
+		ids = append(ids, strings.TrimPrefix(key, connectMark))
+	}
+	return ids, ctx.Err()
 }

@@ -384,7 +384,7 @@ func (f *Feed) toldAtEnd(ctx context.Context, stream jetstream.Stream, seq uint6
 	if err != nil {
 		return nil, fmt.Errorf("read the end of the feed: %w", err)
 	}
-	messages, err := reader.Messages(jetstream.PullMaxMessages(feedChecked))
+	messages, err := reader.Messages(jetstream.PullMaxMessages(feedChecked), jetstream.PullExpiry(10*time.Second), jetstream.PullHeartbeat(time.Second))
 	if err != nil {
 		return nil, fmt.Errorf("read the end of the feed: %w", err)
 	}

@@ -33,6 +33,11 @@ const (
 	inboundLine     = 16 << 20 // bytes that have arrived and are not looked at yet, by queue
 )
 
+// refusalDelay is how long a publisher that sends too much waits for a refusal. One
+// that repeats a message as soon as it is refused would otherwise keep the processors
+// busy with refusals, and other tenants waiting.
+const refusalDelay = time.Second
+
 // refusalCode is added to the status of a refusal to make the err_code of the
 // answer: 20400 for what is invalid, 20403 for a missing permission.
 const refusalCode = 20_000
@@ -59,6 +64,7 @@ type Intake struct {
 	mu    sync.Mutex
 	bytes int64 // that wait in lines
 	lines map[source]*line
+	delay time.Duration // of a refusal of too much
 
 	subs    []*nats.Subscription
 	life    context.Context
@@ -81,7 +87,7 @@ type IntakeConfig struct {
 // ServeIntake starts to take messages in. Close ends it.
 func ServeIntake(cfg IntakeConfig) (*Intake, error) {
 	in := &Intake{
-		cfg: cfg, log: cfg.Logger, lines: map[source]*line{},
+		cfg: cfg, log: cfg.Logger, lines: map[source]*line{}, delay: refusalDelay,
 		seen: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "credstream_intake_messages_total",
 			Help: "Messages published to a queue: stored, poisoned (dead-lettered), refused or dropped, by error code.",
@@ -145,6 +151,8 @@ type source struct {
 type line struct {
 	messages []*nats.Msg
 	bytes    int64
+	refused  int  // messages whose refusal is delayed
+	draining bool // until messages is empty
 }
 
 // receive puts the messages of a queue into the lines of their sources. It never
@@ -176,9 +184,12 @@ func (in *Intake) queue(from source, m *nats.Msg) bool {
 	if l == nil {
 		l = &line{}
 		in.lines[from] = l
-		in.answers.Go(func() { in.drain(from, l) })
-	} else if len(l.messages) >= maxInbound || l.bytes+size > maxInboundBytes-in.bytes {
+	} else if len(l.messages)+l.refused >= maxInbound || len(l.messages) > 0 && l.bytes+size > maxInboundBytes-in.bytes {
 		return false
+	}
+	if !l.draining {
+		l.draining = true
+		in.answers.Go(func() { in.drain(from, l) })
 	}
 	l.messages = append(l.messages, m)
 	l.bytes += size
@@ -186,12 +197,13 @@ func (in *Intake) queue(from source, m *nats.Msg) bool {
 	return true
 }
 
-// next takes the first message out of a line; nil ends the line.
+// next takes the first message out of a line; nil ends its draining.
 func (in *Intake) next(from source, l *line) *nats.Msg {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if len(l.messages) == 0 {
-		delete(in.lines, from)
+		l.draining = false
+		in.leave(from, l)
 		return nil
 	}
 	m := l.messages[0]
@@ -201,6 +213,35 @@ func (in *Intake) next(from source, l *line) *nats.Msg {
 	return m
 }
 
+// leave forgets a line without messages.
+func (in *Intake) leave(from source, l *line) {
+	if !l.draining && l.refused == 0 {
+		delete(in.lines, from)
+	}
+}
+
+// refuseOf refuses a message that came out of a line: later, if its publisher sends too
+// much. Until then the message counts as one of the line.
+func (in *Intake) refuseOf(from source, l *line, m *nats.Msg, err error) {
+	if fault.Of(err).Kind != fault.Throttled {
+		in.refuse(from.queue, m, err)
+		return
+	}
+	m.Header, m.Data = nil, nil
+	in.mu.Lock()
+	l.refused++
+	delay := in.delay
+	in.mu.Unlock()
+	in.answers.Go(func() {
+		rest(in.life, delay)
+		in.mu.Lock()
+		l.refused--
+		in.leave(from, l)
+		in.mu.Unlock()
+		in.refuse(from.queue, m, err)
+	})
+}
+
 // drain stores the messages of a line, one after the other, so that they are
 // stored in their order, and leaves the waiting to others.
 func (in *Intake) drain(from source, l *line) {
@@ -208,9 +249,9 @@ func (in *Intake) drain(from source, l *line) {
 		ctx, cancel := context.WithTimeout(in.life, AckTimeout)
 		r, code, leave, err := in.take(ctx, from, m)
 		if err != nil {
-			in.refuse(from.queue, m, err)
 			leave()
 			cancel()
+			in.refuseOf(from, l, m, err)
 			continue
 		}
 		in.answers.Go(func() {
@@ -218,7 +259,7 @@ func (in *Intake) drain(from source, l *line) {
 			defer leave()
 			seq, err := r.wait(ctx)
 			if err != nil {
-				in.refuse(from.queue, m, err)
+				in.refuseOf(from, l, m, err)
 				return
 			}
 			outcome := "stored"

@@ -12,6 +12,7 @@ const (
 	maxSubscriptions = 1000
 	maxPending       = 16 << 20        // bytes that wait for a slow reader; it is closed beyond
 	stalled          = 5 * time.Second // without reading, after which a connection is closed
+	silent           = time.Minute     // without an answer to a ping, after which an external server must have closed a connection
 )
 
 const (

@@ -90,7 +90,7 @@ func (p *Poison) send(ctx context.Context, tenant string, e poisonEntry) (receip
 	if err != nil {
 		return receipt{}, fmt.Errorf("encoding an entry of the dead-letter queue: %w", err)
 	}
-	m := nats.NewMsg(sized(poisonSubject+tenant+"."+e.Queue, len(data)))
+	m := nats.NewMsg(poisonSubject + tenant + "." + e.Queue)
 	m.Data = data
 	r, err := p.queues.send(ctx, PoisonStream, m)
 	r.stored = func() {

@@ -3,6 +3,7 @@ package bus_test
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -83,6 +84,44 @@ func checkFirstUse(t *testing.T, on server, connect func(key string) *nats.Conn)
 		ok(t, js.DeleteStream(t.Context(), bus.FeedStream))
 		must(js.CreateStream(t.Context(), feed))(t)
 		publish("before anybody came")
+	}
+}
+
+// Consumers that an earlier version made and nobody used are dropped; one with a place,
+// and one that is not ours, stay.
+func TestUnusedConsumersAreDropped(t *testing.T) {
+	node := startNode(t)
+	js := must(jetstream.New(must(node.Conn("test"))(t)))(t)
+	must(js.CreateStream(t.Context(), jetstream.StreamConfig{Name: bus.FeedStream, Subjects: []string{bus.FeedSubject + ".>"}}))(t)
+	must(js.CreateStream(t.Context(), jetstream.StreamConfig{Name: bus.AuditStream, Subjects: []string{bus.AuditSubject + ".>"}}))(t)
+	pulls := servePulls(t, node)
+	nc, _ := connect(t, node, "engines-key")
+	client := must(jetstream.New(nc))(t)
+	for tenant, acknowledge := range map[string]bool{"default": true, "other": false} {
+		must(js.Publish(t.Context(), "credstream.events."+tenant+".credential.c", []byte("x")))(t)
+		m := must(must(client.Consumer(t.Context(), bus.FeedStream, "engine-"+tenant))(t).Next(jetstream.FetchMaxWait(20 * time.Second)))(t)
+		if acknowledge {
+			ok(t, m.DoubleAck(t.Context()))
+		}
+	}
+	must(js.Publish(t.Context(), "credstream.events.unused.credential.c", []byte("x")))(t)
+	for name, stream := range map[string]string{"engine-unused": bus.FeedStream, "engine-empty": bus.FeedStream, "mine": bus.FeedStream, "audit-unused": bus.AuditStream} {
+		must(js.CreateConsumer(t.Context(), stream, jetstream.ConsumerConfig{Durable: name, AckPolicy: jetstream.AckExplicitPolicy}))(t)
+	}
+	for range 2 {
+		ok(t, pulls.DropUnused(t.Context()))
+		var left []string
+		for _, stream := range []string{bus.FeedStream, bus.AuditStream} {
+			names := must(js.Stream(t.Context(), stream))(t).ConsumerNames(t.Context())
+			for name := range names.Name() {
+				left = append(left, name)
+			}
+			ok(t, names.Err())
+		}
+		slices.Sort(left)
+		if want := []string{"engine-default", "engine-other", "mine"}; !slices.Equal(left, want) {
+			t.Errorf("%v are left, want %v", left, want)
+		}
 	}
 }
 

@@ -68,13 +68,15 @@ const maxQueued = 640 << 10
 const maxBacklog = 5000
 
 // FlowsConfig is the stream of the flow events, by tenant and flow:
-// "credstream.in.flows.<tenant>.<token of the flow>". What is done goes away.
+// "credstream.in.flows.<tenant>.<token of the flow>", and of a large one its size.
+// What is done goes away.
 func FlowsConfig(replicas int) jetstream.StreamConfig {
 	return queueStream(FlowsStream, flowsInside+">", jetstream.WorkQueuePolicy, replicas)
 }
 
 // QueueConfig is the stream of the queued commands, by tenant and command:
-// "credstream.in.cmdq.<tenant>.<command>". What is done goes away.
+// "credstream.in.cmdq.<tenant>.<command>", and of a large one its size. What is done
+// goes away.
 func QueueConfig(replicas int) jetstream.StreamConfig {
 	cfg := queueStream(QueueStream, queueInside+">", jetstream.WorkQueuePolicy, replicas)
 	// One tenant's backlog of one command must not fill what a reader can hold for all.
@@ -102,9 +104,9 @@ var ErrNotStored = fault.New(fault.Unavailable, "queue_message_not_stored",
 	"The message was not stored, or it is unknown whether it was. Publish it again.")
 
 // ErrQueueFull is answered while too many messages of a tenant, or commands of one
-// name, wait in a queue.
+// name, or too many bytes, wait in a queue.
 var ErrQueueFull = fault.New(fault.Throttled, "queue_full",
-	"Too many messages of this tenant are waiting in the queue. Publish it again later.").After(10 * time.Second)
+	"Too many messages of this tenant, or too many bytes, are waiting in the queue. Publish it again later.").After(10 * time.Second)
 
 // storeFull is how the server refuses a message for a subject that is full
 // (nats-server's ErrMaxMsgsPerSubject).
@@ -154,6 +156,7 @@ type receipt struct {
 // send puts a message on its way, or refuses it with ErrQueueFull or ErrPoisonFull.
 // Messages are stored in the order in which they were sent.
 func (q *Queues) send(ctx context.Context, stream string, m *nats.Msg) (receipt, error) {
+	m.Subject = sized(m.Subject, len(m.Data))
 	if err := q.backlog[stream].add(ctx, q.js, m.Subject); err != nil {
 		return receipt{}, err
 	}

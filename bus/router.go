@@ -115,7 +115,8 @@ var errForeign = fault.New(fault.Invalid, "queue_message_foreign", "The message 
 // open reads what the intake has written about a message.
 func (r *Reader) open(msg *message.Message) (queued, error) {
 	q := queued{actor: msg.Metadata[actorHeader], sum: msg.Metadata[sumHeader]}
-	rest, ok := strings.CutPrefix(msg.Metadata[subjectMetadata], r.cfg.Queue.layout().inside)
+	subject, _ := unsized(msg.Metadata[subjectMetadata])
+	rest, ok := strings.CutPrefix(subject, r.cfg.Queue.layout().inside)
 	tenant, last, _ := strings.Cut(rest, ".")
 	if !ok || events.CheckName(tenant) != nil {
 		return q, errForeign
@@ -152,7 +153,8 @@ var flowChanges = []events.FlowChange{
 func (r *Reader) lane(msg *message.Message) string {
 	q, err := r.open(msg)
 	if err != nil || r.cfg.Queue == Flows {
-		return msg.Metadata[subjectMetadata]
+		subject, _ := unsized(msg.Metadata[subjectMetadata])
+		return subject
 	}
 	return admin.QueueLane(q.tenant, q.name, q.id, msg.Payload)
 }

@@ -3,15 +3,19 @@ package oauth_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -394,5 +398,33 @@ func TestContextEnds(t *testing.T) {
 	}
 	if s.Requests() != 0 || s.Revocations() != 0 {
 		t.Error("something was sent")
+	}
+}
+
+// A form that is ready to be written when its caller's deadline has passed is not
+// sent: the process may have stood still, and another one may have sent the token.
+func TestNoFormIsWrittenLate(t *testing.T) {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if form, _ := io.ReadAll(r.Body); len(form) > 0 {
+			t.Error("sent")
+		}
+	}))
+	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	var shaken atomic.Bool
+	server.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		<-ctx.Done() // the handshake takes so long
+		shaken.Store(true)
+		return nil, nil //nolint:nilnil // as it is
+	}}
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	roots := x509.NewCertPool()
+	roots.AddCert(server.Certificate())
+	x := oauth.New(verify.NewClient(verify.Config{AllowPrivate: true, RootCAs: roots}))
+	_, err := x.Refresh(ctx, "t", oauth.Provider{TokenURI: server.URL}, oauth.Client{ID: "c"}, secret("canary"))
+	if e := failure(t, err); e.Outcome != oauth.Transient || e.Sent || !shaken.Load() {
+		t.Errorf("%v, sent %v, after the handshake: %v", e, e.Sent, shaken.Load())
 	}
 }

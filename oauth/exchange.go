@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/oauth2"
 	"golang.org/x/oauth2/clientcredentials"
@@ -192,6 +194,7 @@ func extend(req *http.Request, params map[string]string) error {
 // asking is one request and what became of it.
 type asking struct {
 	guarded *verify.Client
+	caller  context.Context
 	sent    bool
 	answer  verify.Answer
 	failed  *Error
@@ -202,18 +205,44 @@ func (a *asking) send(req *http.Request) {
 	req.Header.Set("Accept", "application/json") // else GitHub answers with a form
 	req.Header.Set("User-Agent", "credstream")
 	a.sent = true
+	form := &punctual{ReadCloser: req.Body, caller: a.caller}
+	req.Body, req.GetBody = form, nil // nothing sends it again
 	answer, err := a.guarded.Do(req.Context(), req)
-	if none, ok := errors.AsType[*verify.Unanswered](err); ok {
+	none, unanswered := errors.AsType[*verify.Unanswered](err)
+	switch {
+	case form.late.Load(): // at most the header was sent, whatever was answered to that
+		a.failed = &Error{Outcome: Transient, cause: cause(verify.OutcomeTimeout)}
+	case unanswered:
 		a.failed = &Error{Outcome: Transient, Sent: none.Sent, cause: cause(none.Outcome)}
-		return
+	default:
+		a.answer = answer
 	}
-	a.answer = answer
+}
+
+// punctual is the form of a request. It is not written when the caller's deadline has
+// passed, however long it took to come to that: the process may have stood still, and
+// a token in the form be used by another one by now.
+type punctual struct {
+	io.ReadCloser
+	caller context.Context
+	begun  bool
+	late   atomic.Bool
+}
+
+// Read implements io.Reader.
+func (p *punctual) Read(b []byte) (int, error) {
+	if deadline, ok := p.caller.Deadline(); ok && !p.begun && !time.Now().Before(deadline) {
+		p.late.Store(true)
+		return 0, context.DeadlineExceeded
+	}
+	p.begun = true
+	return p.ReadCloser.Read(b) //nolint:wrapcheck // a reader passes io.EOF on
 }
 
 // ask has request make one request to uri when it is the turn of the tenant and
 // of the host. The error is that of the asking, which is never nil.
 func (x *Exchanger) ask(ctx context.Context, tenant, uri string, c Client, s step, request func(context.Context, *asking) error) (*asking, error) {
-	asked := &asking{guarded: x.guarded}
+	asked := &asking{guarded: x.guarded, caller: ctx}
 	fail := func(e *Error) (*asking, error) {
 		e.step = s
 		asked.failed = e

@@ -109,6 +109,9 @@ func OpenViews(path string, opts ViewsOptions) (*Views, error) {
 	}
 	err := removeIfThere(path + building)
 	if err == nil {
+		err = writable(path)
+	}
+	if err == nil {
 		err = v.open()
 	}
 	if err != nil {
@@ -135,6 +138,19 @@ func removeBeside(path string) error {
 		errs = append(errs, removeIfThere(path+suffix))
 	}
 	return errors.Join(errs...)
+}
+
+// writable returns an error when there is a file that cannot be written to, which SQLite
+// would open all the same.
+func writable(path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	}
+	return f.Close()
 }
 
 func removeIfThere(path string) error {

@@ -16,7 +16,7 @@ type Answer struct {
 	category string
 	fill     func(done *Done, before, after any)
 	around   func(ctx context.Context, log *aggregates.Log, recs []events.Record) (before, after any, err error)
-	last     bool
+	last     func(recs []events.Record) bool
 }
 
 // AnswerOf makes the Answer of an aggregate: fill adds to the Done, which has the log
@@ -32,9 +32,9 @@ func AnswerOf[S any, C commands.Command, E any](d aggregates.Decider[S, C, E], f
 	}
 }
 
-// Last says that a commit to the aggregate is the last of the steps of a command.
-func (a Answer) Last() Answer {
-	a.last = true
+// Last says which commits to the aggregate are the last of the steps of a command.
+func (a Answer) Last(last func(recs []events.Record) bool) Answer {
+	a.last = last
 	return a
 }
 
@@ -49,9 +49,9 @@ func (k *Kernel) Answered(stream events.StreamID, before, after any, seq uint64)
 	return done
 }
 
-// answerOf makes the answer to the command that made a commit, from the stream as it
+// Recorded makes the answer to the command that made a commit, from the stream as it
 // was then.
-func (k *Kernel) answerOf(ctx context.Context, recs []events.Record) (Done, error) {
+func (k *Kernel) Recorded(ctx context.Context, recs []events.Record) (Done, error) {
 	stream := recs[0].Stream
 	a, ok := k.answers[stream.Category]
 	if !ok {
@@ -148,7 +148,7 @@ func (k *Kernel) remember(ctx context.Context, call *Call, route string, answer 
 	if err != nil || !real {
 		return answer, err
 	}
-	if e := call.execution; (e.seq != 0 || e.resumed != nil) && c == summaryOf(route, e.done) {
+	if e := call.execution; !e.unfinished && (e.seq != 0 || e.resumed != nil) && c == summaryOf(route, e.done) {
 		return answer, nil
 	}
 	kept, err := k.complete(ctx, call, c)

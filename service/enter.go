@@ -41,15 +41,21 @@ func (k *Kernel) Enter(ctx context.Context, call *Call, cost int, size int64) (i
 	if call.pass != nil {
 		return call.pass.With(ctx), func() {}, nil
 	}
-	p, err := k.cfg.Admission.Reserve(k.payer(call), cost, size)
+	p, err := k.Pass(ctx, k.payer(call), cost, size)
 	if err != nil {
-		return ctx, nil, err
-	}
-	if err := p.Enter(ctx); err != nil {
 		return ctx, nil, err
 	}
 	call.pass = p
 	return p.With(ctx), p.Leave, nil
+}
+
+// Pass gives a caller a place and waits for its turn.
+func (k *Kernel) Pass(ctx context.Context, who admission.Caller, cost int, size int64) (*admission.Pass, error) {
+	p, err := k.cfg.Admission.Reserve(who, cost, size)
+	if err != nil {
+		return nil, err
+	}
+	return p, p.Enter(ctx)
 }
 
 // payer is whose share a call takes: that of the tenant it names, if the caller

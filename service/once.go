@@ -87,6 +87,8 @@ type execution struct {
 	done    Done            // the answer that this commit makes
 	resumed []events.Record // the commit of an attempt that broke off, which this one completes
 
+	unfinished bool // the commit that recorded the command id has steps after it, which decide the answer
+
 	mu        sync.Mutex
 	unsettled []unsettled // what was sent to the log without an answer
 }
@@ -142,6 +144,14 @@ type commandKey struct{ tenant, kind, actor, command string }
 
 func (c *Call) key() commandKey {
 	return commandKey{c.Tenant, c.Principal.Actor.Kind, c.Principal.Actor.ID, c.CommandID}
+}
+
+// Unfinished says that the commit which recorded the command id has steps after it, which
+// decide the answer.
+func (c *Call) Unfinished() {
+	if c.execution != nil {
+		c.execution.unfinished = true
+	}
 }
 
 // Named reports whether the caller gave the command id.
@@ -484,11 +494,12 @@ func (k *Kernel) repeated(ctx context.Context, call *Call, upTo uint64) (*Repeat
 	if record.Value.Completed != nil {
 		return k.recalled(ctx, call, *record.Value.Completed)
 	}
-	done, err := k.answerOf(ctx, recs)
+	done, err := k.Recorded(ctx, recs)
 	if err != nil {
 		return nil, err
 	}
-	ended := k.answers[recs[0].Stream.Category].last // where a version of before has recorded the id
+	last := k.answers[recs[0].Stream.Category].last // where a version of before has recorded the id
+	ended := last != nil && last(recs)
 	if e := call.execution; record.Value.Started != nil || k.routes[call.Route].resumable && !ended {
 		if e.seq == 0 {
 			e.resumed, e.done, call.named, call.request = recs, done, false, ""

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"runtime/debug"
 	"strconv"
@@ -26,7 +27,7 @@ import (
 // Service is what the edge needs of the feature.
 type Service interface {
 	// OpenLink uses up a link.
-	OpenLink(ctx context.Context, link string, browser connect.Browser) (connect.OpenedLink, error)
+	OpenLink(ctx context.Context, link string, from netip.Addr, browser connect.Browser) (connect.OpenedLink, error)
 	// ReturnConnection takes a provider's answer.
 	ReturnConnection(ctx context.Context, cb connect.Callback) (connect.Returned, error)
 }
@@ -193,13 +194,19 @@ func (x *exchange) browser(connection string) (opened, starter string) {
 	return value("connect-"), value("start-")
 }
 
+// from is the address of the browser, or of the proxy before it.
+func (x *exchange) from() netip.Addr {
+	remote, _ := netip.ParseAddrPort(x.r.RemoteAddr)
+	return remote.Addr()
+}
+
 // open answers a link.
 func (x *exchange) open(link string) {
 	if x.r.Header.Get("Sec-Purpose") != "" || x.r.Header.Get("Purpose") != "" || x.r.Header.Get("X-Purpose") != "" {
 		x.fail(ErrPrefetch)
 		return
 	}
-	opened, err := x.service.OpenLink(x.r.Context(), link, x.browser)
+	opened, err := x.service.OpenLink(x.r.Context(), link, x.from(), x.browser)
 	if err != nil {
 		x.fail(err)
 		return
@@ -212,7 +219,7 @@ func (x *exchange) open(link string) {
 // callback answers what the provider sends back.
 func (x *exchange) callback(tenant, component string) {
 	back, err := x.service.ReturnConnection(x.r.Context(), connect.Callback{
-		Tenant: tenant, Component: component, Query: x.r.URL.RawQuery, Browser: x.browser,
+		Tenant: tenant, Component: component, Query: x.r.URL.RawQuery, From: x.from(), Browser: x.browser,
 	})
 	if back.Connection != "" {
 		x.tenant = tenant

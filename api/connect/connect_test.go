@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"regexp"
 	"strings"
 	"testing"
@@ -25,7 +26,7 @@ type answers struct {
 	back func(cb connect.Callback) (connect.Returned, error)
 }
 
-func (a answers) OpenLink(_ context.Context, link string, browser connect.Browser) (connect.OpenedLink, error) {
+func (a answers) OpenLink(_ context.Context, link string, _ netip.Addr, browser connect.Browser) (connect.OpenedLink, error) {
 	return a.open(link, browser)
 }
 

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -43,6 +44,9 @@ type Option func(*NATS)
 // make a cluster.
 func Nodes(n int) Option { return func(s *NATS) { s.nodes = make([]*node, n) } }
 
+// LooseLimits takes the limits of clients out of the servers' configuration.
+func LooseLimits() Option { return func(s *NATS) { s.loose = true } }
+
 // LazySync has the servers acknowledge before they fsync.
 func LazySync() Option { return func(s *NATS) { s.lazy = true } }
 
@@ -70,6 +74,7 @@ type NATS struct {
 	issuer   string // public keys
 	xkey     string
 	lazy     bool
+	loose    bool // without limits of clients
 	clear    bool
 	nodes    []*node
 	wires    *wires // between the servers; nil: they reach each other directly
@@ -176,6 +181,9 @@ func (s *NATS) configure() {
 	for _, file := range []string{"accounts.conf", "single.conf", "node.conf"} {
 		text, err := os.ReadFile(filepath.Join(s.root(), "deploy", "nats", file))
 		s.must(err)
+		if s.loose {
+			text = regexp.MustCompile(`(?m)^(max_|write_deadline|ping_).*\n`).ReplaceAll(text, nil)
+		}
 		if s.lazy {
 			text = bytes.ReplaceAll(text, []byte("sync_interval: always"), nil)
 		}

@@ -814,7 +814,7 @@ func TestConnectOverNATS(t *testing.T) {
 
 // besides is another process over the same log, with a clock of its own; it knows
 // the same public URL.
-func (u *up) besides(t testing.TB, now func() time.Time) (*application.Application, *httptest.Server) {
+func (u *up) besides(t testing.TB, now func() time.Time, change ...func(*application.Config)) (*application.Application, *httptest.Server) {
 	t.Helper()
 	conn, err := u.nats.Conn("other connections")
 	must(t, err)
@@ -826,10 +826,14 @@ func (u *up) besides(t testing.TB, now func() time.Time) (*application.Applicati
 	must(t, err)
 	logger := slog.New(slog.NewTextHandler(u.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	guarded := verify.NewClient(verify.Config{AllowPrivate: true})
-	svc, err := application.New(application.Config{
+	cfg := application.Config{
 		Log: states, Views: u.views, Projector: u.proj, Vault: u.vault, Keyring: u.keyring, Verify: guarded, OAuth: oauth.New(guarded),
 		Logger: logger, Connections: connections, PublicURL: u.publicURL, Now: now,
-	})
+	}
+	for _, f := range change {
+		f(&cfg)
+	}
+	svc, err := application.New(cfg)
 	must(t, err)
 	t.Cleanup(svc.Close)
 	server := httptest.NewServer(edge.New(edge.Config{Service: svc.Connects, PublicURL: u.publicURL, Logger: logger}))

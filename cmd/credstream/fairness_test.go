@@ -1,14 +1,21 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/credstream/credstream/admission"
+	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/oauth/oauthtest"
+	"github.com/credstream/credstream/service/application"
 	"github.com/credstream/credstream/service/connect"
 )
 
@@ -131,6 +138,104 @@ func TestConnectionsLimit(t *testing.T) {
 	}
 	ahead.Add(int64(10 * time.Minute))
 	must(t, serveBy(t.Context(), svc, "oauth.connect", map[string]any{"component": "sheets"}))
+}
+
+// heldConnections are connections whose look-ups take as long as a test wants.
+type heldConnections struct {
+	connect.Connections
+	open     chan struct{} // closed: they take no time
+	now, max atomic.Int64  // look-ups under way
+}
+
+func (h *heldConnections) Get(ctx context.Context, id string) ([]byte, uint64, bool, error) {
+	n := h.now.Add(1)
+	defer h.now.Add(-1)
+	for most := h.max.Load(); n > most && !h.max.CompareAndSwap(most, n); most = h.max.Load() {
+	}
+	<-h.open
+	return h.Connections.Get(ctx, id)
+}
+
+// Browsers have no key. Those of one address that guess links hold no more than one
+// share of a process, and beyond a line they are refused; keys are served beside them.
+func TestBrowsersAreAdmitted(t *testing.T) {
+	u := connectable(t, oauthtest.NewServer(t))
+	held := &heldConnections{open: make(chan struct{})}
+	svc, _ := u.besides(t, nil, func(c *application.Config) {
+		held.Connections, c.Connections, c.Admission = c.Connections, held, admission.New(1, nil)
+	})
+	none := func(string) (string, string) { return "", "" }
+	var all sync.WaitGroup
+	var refused atomic.Int64
+	const share, line, more = 8, 256, 36
+	for n := range share + line + more {
+		all.Go(func() {
+			secret, err := events.NewID()+".x", error(nil)
+			if n%2 == 0 {
+				_, err = svc.Connects.OpenLink(t.Context(), secret, netip.MustParseAddr("192.0.2.1"), none)
+			} else {
+				_, err = svc.Connects.ReturnConnection(t.Context(), connect.Callback{Query: "code=x&state=" + secret, From: netip.MustParseAddr("192.0.2.1"), Browser: none})
+			}
+			if errors.Is(err, admission.ErrBusy) {
+				refused.Add(1)
+			} else if !errors.Is(err, connect.ErrLinkUnknown) && !errors.Is(err, connect.ErrStateUnknown) {
+				t.Error(err)
+			}
+		})
+	}
+	await(t, "refusals", func() (bool, error) { return refused.Load() >= more, nil })
+	must(t, serveBy(t.Context(), svc, "component.list", struct{}{}))
+	close(held.open)
+	all.Wait()
+	if most := held.max.Load(); most > share {
+		t.Errorf("%d look-ups at one time", most)
+	}
+}
+
+// A tenant with too many calls under way has its browsers wait with it, and theirs
+// alone. A link that is refused for that is not used up.
+func TestBrowsersOfABusyTenant(t *testing.T) {
+	u := connectable(t, oauthtest.NewServer(t))
+	must(t, u.command("component.share", "", map[string]any{"id": "sheets"}, nil))
+	must(t, u.command("tenant.register", "", map[string]any{"id": "other"}, nil))
+	other := u.api
+	other.tenant = "other"
+	must(t, other.command("oauth_client.define", "", map[string]any{
+		"component": "sheets", "client_id": oauthtest.ClientID, "client_secret": oauthtest.ClientSecret,
+	}, nil))
+	a := admission.New(1, nil)
+	_, server := u.besides(t, nil, func(c *application.Config) { c.Admission = a })
+	at := func(address string) string { return strings.Replace(address, u.publicURL, server.URL, 1) }
+	opened, callback := u.start(t, nil), newBrowser(t)
+	returns := at(callback.toCallback(at(opened.URL)))
+	var passes []*admission.Pass
+	for n := 0; ; n++ {
+		p, err := a.Reserve(admission.Caller{Tenant: "default", Key: fmt.Sprint(n % 5)}, admission.Request, 0)
+		if err != nil {
+			break
+		}
+		passes = append(passes, p)
+	}
+	link := u.start(t, nil)
+	b := newBrowser(t)
+	if s := b.get(at(link.URL)); s.status != http.StatusTooManyRequests {
+		t.Errorf("a link of the busy tenant: %d", s.status)
+	}
+	if s := callback.get(returns); s.status != http.StatusTooManyRequests {
+		t.Errorf("a return of the busy tenant: %d", s.status)
+	}
+	if s := newBrowser(t).get(at(other.start(t, nil).URL)); s.status != http.StatusFound {
+		t.Errorf("a link of the other tenant: %d %s", s.status, s.body)
+	}
+	for _, p := range passes {
+		p.Leave()
+	}
+	if s := b.get(at(link.URL)); s.status != http.StatusFound {
+		t.Errorf("the link later: %d", s.status)
+	}
+	if s := callback.get(returns); s.status != http.StatusOK {
+		t.Errorf("the return later: %d", s.status)
+	}
 }
 
 // A provider that does not confirm keeps nobody from giving up the tokens of others.

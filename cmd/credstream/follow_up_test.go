@@ -493,3 +493,43 @@ func TestKilledBetweenSteps(t *testing.T) {
 	}
 	t.Logf("%d of %d kills fell between two commits", between, *stepKills)
 }
+
+// A process dies when it has revoked tokens and the provider has not confirmed that. The
+// repeat says what became of it, as the first answer would have.
+func TestResumedRevocationSaysWhatBecameOfIt(t *testing.T) {
+	provider := oauthtest.NewServer(t)
+	refusing := newRevoker(t, func(_ int, w http.ResponseWriter, r *http.Request) { oauthtest.Status(400, "invalid_client")(w, r) })
+	for _, c := range []struct {
+		change  func(map[string]any)
+		appends int
+		outcome string
+		says    string
+	}{
+		{refusing.in, 3, "client_refused", "did not confirm"},
+		{func(block map[string]any) { delete(block, "revocation_uri") }, 2, "not_offered", "no revocation_uri"},
+	} {
+		t.Run(c.outcome, func(t *testing.T) {
+			u := bring(t, t.TempDir())
+			u.registerSheets(t, provider, c.change)
+			id, _ := u.connected(t, provider, "sheets")
+			s := u.second(t, u.claims(t))
+			s.ready(t)
+			dead := s.deaths(c.appends, true)
+			answered := make(chan struct{})
+			go func() {
+				defer close(answered)
+				_, _ = s.command(context.WithoutCancel(t.Context()), t, "credential.revoke", c.outcome, map[string]any{"id": id})
+			}()
+			select {
+			case <-dead:
+			case <-answered: // the process manager was faster
+			}
+			await(t, "the end of the secret", func() (bool, error) { return u.kept(t, id) == 0, nil })
+			var answer revokedAnswer
+			must(t, u.command("credential.revoke", c.outcome, map[string]any{"id": id}, &answer))
+			if answer.Outcome != c.outcome || !strings.Contains(answer.Says, c.says) {
+				t.Errorf("answered %+v", answer)
+			}
+		})
+	}
+}

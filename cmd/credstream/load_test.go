@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -39,6 +40,11 @@ func TestMain(m *testing.M) {
 		var argv []string
 		if err := json.Unmarshal([]byte(args), &argv); err != nil {
 			panic(err)
+		}
+		if n, err := strconv.ParseUint(os.Getenv(filesEnv), 10, 64); err == nil {
+			if err := limitFiles(n); err != nil {
+				panic(err)
+			}
 		}
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		code := run(ctx, argv, os.Getenv, os.Stdin, os.Stdout, os.Stderr)
@@ -495,7 +501,8 @@ func (p *program) checkStream(t *testing.T, end uint64, name string, subject fun
 	for i, w := range want {
 		msg, err := messages.Next(jetstream.NextMaxWait(20 * time.Second))
 		if err != nil {
-			t.Fatalf("%s holds %d of %d events: %v", name, i, len(want), err)
+			t.Fatalf("%s holds %d of %d events: %v; the writers in this process: feed at %d, audit trail at %d of the log, which ends at %d; not ready: %q",
+				name, i, len(want), err, p.feed.Position(), p.audit.Position(), end, p.notReady())
 		}
 		if got := msg.Subject() + " " + msg.Headers().Get("ce-id") + " " + msg.Headers().Get("ce-type") + " " + string(msg.Data()); got != w {
 			t.Fatalf("message %d of %s is\n%s\nwant\n%s", i, name, got, w)

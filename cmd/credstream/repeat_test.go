@@ -590,3 +590,39 @@ func TestStartsWithViewsThatStandStill(t *testing.T) {
 		return resp.StatusCode == http.StatusServiceUnavailable && strings.Contains(string(body), fmt.Sprint("commit ", seq)), err
 	})
 }
+
+// A repeat beside an attempt that has ended a reservation, and not yet given back all of
+// its credentials, is answered as that attempt is.
+func TestRepeatBesideARelease(t *testing.T) {
+	u := bring(t, t.TempDir())
+	registerPlain(t, u.base)
+	registerAs(t, u.api, "free", `{"title":"Free"}`)
+	type m = map[string]any
+	for route, in := range map[string]m{"flow.release": {"flow": "f"}, "flow.bind": {"flow": "f", "steps": []any{m{"id": "t", "component": "free"}}}} {
+		steps := []any{m{"id": "s", "component": "plain", "credential": u.create(t)}, m{"id": "t", "component": "plain", "credential": u.create(t)}}
+		must(t, u.command("flow.bind", "", m{"flow": "f", "steps": steps}, nil))
+		first := u.second(t, u.claims(t))
+		first.ready(t)
+		reached, goOn := make(chan struct{}), make(chan struct{})
+		first.store.after = func(stream events.StreamID, _ uint64) {
+			if stream.Category == aggregates.Flow.Category {
+				close(reached)
+				<-goOn
+			}
+		}
+		answered := make(chan any, 1)
+		go func() {
+			answer, err := first.command(context.WithoutCancel(t.Context()), t, route, route, in)
+			if err != nil {
+				t.Error(err)
+			}
+			answered <- answer
+		}()
+		<-reached
+		status, again := u.raw(t, route, route, in)
+		close(goOn)
+		if want := encode(t, <-answered); status != http.StatusOK || !bytes.Equal(bytes.TrimSpace(again), want) {
+			t.Errorf("%s is answered\n%s\nand beside it, %d\n%s", route, want, status, again)
+		}
+	}
+}

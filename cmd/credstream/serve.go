@@ -48,12 +48,13 @@ const (
 	cachedStates = 16_384            // folded aggregates kept in memory
 	keyBucket    = "CREDSTREAM_KEYS" // wrapped keysets, by tenant
 	keyStream    = "KV_" + keyBucket
-	stopTime     = 3 * time.Second  // for requests under way when the process is told to stop
-	collectEvery = 10 * time.Minute // between two looks for orphaned secrets
-	orphanAge    = time.Hour        // of a secret before it is looked at
-	idleAfter    = 5 * time.Second  // without a commit
-	burst        = 1_000            // commits that leave something to give back
-	bulkRebuild  = 5_000            // commits behind which the views are built anew rather than caught up
+	stopTime     = 3 * time.Second         // for requests under way when the process is told to stop
+	stopMost     = 4500 * time.Millisecond // for a whole stop, where nothing is stored in this process
+	collectEvery = 10 * time.Minute        // between two looks for orphaned secrets
+	orphanAge    = time.Hour               // of a secret before it is looked at
+	idleAfter    = 5 * time.Second         // without a commit
+	burst        = 1_000                   // commits that leave something to give back
+	bulkRebuild  = 5_000                   // commits behind which the views are built anew rather than caught up
 )
 
 // The refusals of a configuration.
@@ -602,6 +603,9 @@ func (p *program) openPort(ctx context.Context) error {
 		return err
 	}
 	p.stop = append(p.stop, p.intake.Close)
+	if p.node != nil {
+		p.metrics.MustRegister(p.node.Metrics())
+	}
 	p.metrics.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "credstream_projector_position", Help: "Log sequence that the read models reflect.",
@@ -670,6 +674,25 @@ func (p *program) run(ctx context.Context) error {
 		p.log.Info("stopping")
 	case <-p.life.Done():
 	}
+	if p.cluster == nil {
+		return p.shutDown()
+	}
+	done := make(chan error, 1)
+	go func() { done <- p.shutDown() }() // ends with the process at the latest
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(stopMost):
+		p.log.Warn("NATS does not answer; the process exits without giving its roles back, and another process takes them when they expire")
+		if ctx.Err() == nil {
+			return context.Cause(p.life)
+		}
+		return nil
+	}
+}
+
+// shutDown stops everything in order, and returns why a part failed.
+func (p *program) shutDown() error {
 	stopping, cancel := context.WithTimeout(context.Background(), stopTime)
 	defer cancel()
 	if err := p.front.server.Shutdown(stopping); err != nil {

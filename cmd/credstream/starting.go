@@ -22,13 +22,13 @@ import (
 )
 
 const (
-	standstill  = time.Minute      // without progress, after which a start is given up
+	standstill  = time.Minute      // without progress, after which an attempt to start is given up
 	startReport = 10 * time.Second // between two log lines of a start that takes long
 	connectTime = 10 * time.Second // for one attempt to connect to an external NATS
 	startRetry  = 2 * time.Second  // before a start on an external NATS that cannot serve it yet is tried again
 )
 
-// errStandstill ends a start that makes no progress.
+// errStandstill ends an attempt to start that makes no progress.
 var errStandstill = fault.New(fault.Unavailable, "start_standstill", "The start makes no progress.")
 
 // front answers HTTP from the first moment on: while the service starts, /readyz says
@@ -40,11 +40,12 @@ type front struct {
 	ended    chan error // why the server ended
 	handler  atomic.Pointer[http.Handler]
 
-	mu     sync.Mutex
-	doing  string    // the step of the start
-	why    string    // it has to wait, or ""
-	since  time.Time // the last progress
-	bounds bool      // the step ends the start when it stands still
+	mu       sync.Mutex
+	patience time.Duration // without progress, see standstill
+	doing    string        // the step of the start
+	why      string        // it has to wait, or ""
+	since    time.Time     // the last progress
+	bounds   bool          // the step ends the attempt when it stands still
 }
 
 // listen begins to answer at an address.
@@ -55,7 +56,7 @@ func listen(address string, log *slog.Logger) (*front, error) {
 	}
 	f := &front{
 		log: log, listener: netutil.LimitListener(l, bus.MaxConnections()), // more wait until one ends
-		ended: make(chan error, 1), doing: "opening the data", since: time.Now(),
+		ended: make(chan error, 1), doing: "opening the data", since: time.Now(), patience: standstill,
 	}
 	f.open(v1.Handler(v1.Config{Starting: true, Logger: log, Ready: f.reasons}))
 	f.server = v1.Server("", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*f.handler.Load()).ServeHTTP(w, r) }))
@@ -71,8 +72,8 @@ func (f *front) close() {
 	_ = f.listener.Close() // where Serve has not begun
 }
 
-// step notes what the start does now. bounded says that it ends the start when it makes no
-// progress.
+// step notes what the start does now. bounded says that it ends the attempt when it makes
+// no progress.
 func (f *front) step(bounded bool, format string, args ...any) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -96,9 +97,17 @@ func (f *front) reasons() []string {
 	return []string{"starting: " + f.doing}
 }
 
-// watch tells of a start that takes long, and ends it when it stands still.
+// wait returns how long the start may make no progress.
+func (f *front) wait() time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.patience
+}
+
+// watch tells of an attempt that takes long, and ends it when it stands still.
 func (f *front) watch(ctx context.Context, giveUp context.CancelCauseFunc) {
-	tick := time.NewTicker(startReport)
+	patience := f.wait()
+	tick := time.NewTicker(min(startReport, patience))
 	defer tick.Stop()
 	for {
 		select {
@@ -110,30 +119,37 @@ func (f *front) watch(ctx context.Context, giveUp context.CancelCauseFunc) {
 		doing, still, bounds := f.doing, time.Since(f.since), f.bounds
 		f.mu.Unlock()
 		f.log.Info("still starting", "doing", doing, "for", still.Round(time.Second))
-		if bounds && still >= standstill {
-			giveUp(errStandstill.Because("The start made no progress for %s while %s. See the log lines before this one, then start again.", standstill, doing))
+		if bounds && still >= patience {
+			giveUp(errStandstill.Because("The start made no progress for %s while %s. The log lines before this one say what does not answer.", patience, doing))
 		}
 	}
 }
 
-// start brings every part up, in the order in which they need each other. When it
-// fails, what it started is stopped again. Servers of an external NATS that have no
-// leader or do not answer are waited for.
-func (f *front) start(ctx context.Context, cfg serveConfig) (p *program, err error) {
+// attempt runs open until it returns or stands still.
+func (f *front) attempt(ctx context.Context, open func(context.Context) error) error {
 	ctx, giveUp := context.WithCancelCause(ctx)
 	watched := make(chan struct{})
 	go func() { // ends with ctx
 		defer close(watched)
 		f.watch(ctx, giveUp)
 	}()
-	defer func() {
-		giveUp(nil)
-		<-watched
-	}()
+	err := open(ctx)
+	if err != nil && ctx.Err() != nil {
+		err = errors.Join(context.Cause(ctx), err)
+	}
+	giveUp(nil)
+	<-watched
+	return err
+}
+
+// start brings every part up, in the order in which they need each other. When it
+// fails, what it started is stopped again. Servers of an external NATS that cannot be
+// reached, have no leader or do not answer are waited for.
+func (f *front) start(ctx context.Context, cfg serveConfig) (p *program, err error) {
 	var firstKey seal.Secret
 	for {
 		p = newProgram(f, cfg)
-		if err = p.open(ctx); err == nil {
+		if err = f.attempt(ctx, p.open); err == nil {
 			if p.firstKey.IsZero() {
 				p.firstKey = firstKey // of an attempt before this one
 			}
@@ -143,10 +159,7 @@ func (f *front) start(ctx context.Context, cfg serveConfig) (p *program, err err
 			firstKey = p.firstKey
 		}
 		p.closeParts()
-		if ctx.Err() != nil {
-			return nil, errors.Join(context.Cause(ctx), err)
-		}
-		if cfg.NATS == "" || !passes(err) {
+		if ctx.Err() != nil || cfg.NATS == "" || !passes(err) {
 			return nil, err
 		}
 		f.waits(err)
@@ -159,14 +172,21 @@ func (f *front) start(ctx context.Context, cfg serveConfig) (p *program, err err
 	}
 }
 
+// The codes of servers that choose a leader, or have just met, beside those of status 503
+// (nats-server, jetstream_errors_generated.go).
+const (
+	clusterNoPeers   jetstream.ErrorCode = 10005 // too few of the servers are there for the replicas of a stream
+	clusterNotLeader jetstream.ErrorCode = 10009
+)
+
 // passes reports whether NATS may do later by itself what it did not do now: its servers
 // choose leaders, or too few of them are there.
 func passes(err error) bool {
 	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
-		return api.Code == http.StatusServiceUnavailable
+		return api.Code == http.StatusServiceUnavailable || api.ErrorCode == clusterNoPeers || api.ErrorCode == clusterNotLeader
 	}
 	for _, passing := range []error{
-		fault.ErrUnavailable, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrDisconnected, nats.ErrConnectionReconnecting,
+		errStandstill, fault.ErrUnavailable, nats.ErrNoServers, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrDisconnected, nats.ErrConnectionReconnecting,
 		jetstream.ErrNoStreamResponse, context.DeadlineExceeded,
 	} {
 		if errors.Is(err, passing) {

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -11,8 +12,11 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/credstream/credstream/bus/bustest"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/seal"
 )
 
 // beginning is a start on its way, of which only the HTTP address is known.
@@ -23,8 +27,8 @@ type beginning struct {
 	p     *program // once ended
 }
 
-// begin starts a program and does not wait for it.
-func begin(t *testing.T, cfg serveConfig) *beginning {
+// begin starts a program and does not wait for it. patience is for a start without progress.
+func begin(t *testing.T, cfg serveConfig, patience ...time.Duration) *beginning {
 	t.Helper()
 	b := &beginning{logs: &lockedBuffer{}, ended: make(chan error, 1)}
 	cfg.HTTP, cfg.LogFormat, cfg.LogLevel, cfg.Durability, cfg.AdminKey = "127.0.0.1:0", "json", "info", "group", adminKey
@@ -32,6 +36,9 @@ func begin(t *testing.T, cfg serveConfig) *beginning {
 	must(t, err)
 	b.front, err = listen(cfg.HTTP, log)
 	must(t, err)
+	for _, d := range patience {
+		b.endures(d)
+	}
 	b.look(t, false) // before anything is open
 	go func() {
 		p, err := b.start(t.Context(), cfg)
@@ -131,4 +138,102 @@ func TestStartWithoutALeader(t *testing.T) {
 	servers.StartNode(2)
 	b.finish(t)
 	within(t, "the service is ready", func() bool { return b.look(t, true) == "" })
+}
+
+// endures sets how long the start may make no progress.
+func (b *beginning) endures(d time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.patience = d
+}
+
+// A start that stands still ends and says at what: here the KMS does not answer.
+func TestStartStandsStill(t *testing.T) {
+	t.Parallel()
+	data, kms := t.TempDir(), silentVault(t)
+	b := begin(t, serveConfig{Data: data, NATSListen: "127.0.0.1:0", KMS: kms, kmsToken: seal.NewSecret([]byte("t"))}, time.Second)
+	err := <-b.ended
+	if !errors.Is(err, errStandstill) || fault.Of(err).Code != "start_standstill" || !strings.Contains(err.Error(), "opening the vault and the queues") {
+		t.Errorf("the start ends with %v", err)
+	}
+}
+
+// With an external NATS a start that stands still is tried again, and goes on when what it
+// waits for is there.
+func TestStartIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	servers := bustest.Start(t)
+	of := servers.Config()
+	b := begin(t, serveConfig{
+		Data: t.TempDir(), NATS: of.URL, NATSEndpoints: of.EndpointURL, NATSSystem: of.SystemURL, NATSCallout: of.CalloutURL,
+		NATSCalloutSeed: of.CalloutSeedFile, NATSCalloutXKey: of.CalloutXKeyFile, NATSReplicas: of.Replicas, AttestSyncAlways: true, KMS: kmsFile(t),
+	}, time.Millisecond)
+	within(t, "readiness says that the start waits", func() bool { return strings.Contains(b.look(t, false), "made no progress") })
+	b.endures(time.Minute)
+	b.finish(t)
+	within(t, "the service is ready", func() bool { return b.look(t, true) == "" })
+}
+
+// Servers that are away are waited for.
+func TestStartWithoutServers(t *testing.T) {
+	t.Parallel()
+	servers := bustest.Start(t)
+	of := servers.Config()
+	servers.Kill(0)
+	b := begin(t, serveConfig{
+		Data: t.TempDir(), NATS: of.URL, NATSEndpoints: of.EndpointURL, NATSSystem: of.SystemURL, NATSCallout: of.CalloutURL,
+		NATSCalloutSeed: of.CalloutSeedFile, NATSCalloutXKey: of.CalloutXKeyFile, NATSReplicas: of.Replicas, AttestSyncAlways: true, KMS: kmsFile(t),
+	})
+	within(t, "readiness says that the start waits", func() bool { return strings.HasPrefix(b.look(t, false), "starting: waiting while ") })
+	servers.StartNode(0)
+	b.finish(t)
+	within(t, "the service is ready", func() bool { return b.look(t, true) == "" })
+}
+
+// What servers answer that choose a leader, or have just met, passes; a wrong configuration does not.
+func TestWhatPasses(t *testing.T) {
+	for _, c := range []struct {
+		code   int
+		err    jetstream.ErrorCode
+		passes bool
+	}{
+		{503, 10008, true},  // no leader
+		{503, 10023, true},  // resources
+		{500, 10009, true},  // not the leader
+		{400, 10005, true},  // no suitable peers for placement, peer offline
+		{500, 10074, false}, // replicas > 1 without a cluster
+		{400, 10052, false}, // a stream's configuration
+	} {
+		err := fmt.Errorf("creating stream: %w", &jetstream.APIError{Code: c.code, ErrorCode: c.err})
+		if passes(err) != c.passes {
+			t.Errorf("%d %d passes: %t", c.code, c.err, passes(err))
+		}
+	}
+}
+
+// silentVault accepts connections and answers nothing. It returns the URL of a key there.
+func silentVault(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	var conns []net.Conn
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conns = append(conns, c)
+		}
+	}()
+	t.Cleanup(func() {
+		_ = l.Close()
+		<-done
+		for _, c := range conns {
+			_ = c.Close()
+		}
+	})
+	return "hcvault://" + l.Addr().String() + "/transit/keys/k?tls=off"
 }

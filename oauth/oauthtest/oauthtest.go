@@ -34,7 +34,7 @@ const (
 
 // Server is an authorization server of which a test knows everything. People
 // consent at once. Refresh tokens are replaced when used, and one that is used
-// again takes its whole family with it (RFC 9700, section 4.14.2). All methods
+// again takes its whole family with it (RFC 9700, section 4.14.2), as does a code. All methods
 // may be called at any time.
 type Server struct {
 	URL string // and issuer
@@ -54,6 +54,7 @@ type Server struct {
 	revoked  int
 	reused   int
 	codes    map[string]*consent
+	redeemed map[string]*family // by code
 	refresh  map[string]*family
 	access   map[string]access
 }
@@ -82,7 +83,7 @@ type access struct {
 func NewServer(t testing.TB) *Server {
 	s := &Server{
 		lifetime: time.Hour, rotates: true, requires: true,
-		codes: map[string]*consent{}, refresh: map[string]*family{}, access: map[string]access{},
+		codes: map[string]*consent{}, redeemed: map[string]*family{}, refresh: map[string]*family{}, access: map[string]access{},
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /authorize", s.authorize)
@@ -331,12 +332,17 @@ func (s *Server) grant(r *http.Request) (answer map[string]any, code string) {
 	case "authorization_code":
 		given, ok := s.codes[form.Get("code")]
 		delete(s.codes, form.Get("code"))
+		if f := s.redeemed[form.Get("code")]; f != nil { // RFC 6749, section 4.1.2
+			f.dead = true
+		}
 		sum := sha256.Sum256([]byte(form.Get("code_verifier")))
 		if !ok || given.redirect != form.Get("redirect_uri") ||
 			given.challenge != "" && given.challenge != base64.RawURLEncoding.EncodeToString(sum[:]) {
 			return nil, "invalid_grant"
 		}
-		return s.issue(&family{scope: given.scope}, true), ""
+		f := &family{scope: given.scope}
+		s.redeemed[form.Get("code")] = f
+		return s.issue(f, true), ""
 	case "refresh_token":
 		used := form.Get("refresh_token")
 		f := s.refresh[used]

@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"golang.org/x/time/rate"
 
+	"github.com/credstream/credstream/admission"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/permission"
@@ -176,7 +177,7 @@ func (w *wrongKeys) refuse(from netip.Addr, err error) error {
 	if w.most <= 0 || !from.IsValid() || err == nil || fault.Of(err).Kind != fault.Unauthenticated {
 		return err
 	}
-	from, now := network(from), w.now()
+	from, now := admission.Network(from), w.now()
 	guess := !errors.Is(err, service.ErrUnauthenticated)
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -197,15 +198,4 @@ func (w *wrongKeys) refuse(from netip.Addr, err error) error {
 		seen.keys++
 	}
 	return err
-}
-
-// network is what one caller can have addresses of: an IPv4 address, or the /64
-// of an IPv6 address.
-func network(a netip.Addr) netip.Addr {
-	a = a.Unmap().WithZone("")
-	if a.Is4() {
-		return a
-	}
-	p, _ := a.Prefix(64) // never more bits than it has
-	return p.Addr()
 }

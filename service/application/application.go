@@ -11,6 +11,7 @@ import (
 
 	"github.com/credstream/credstream/admission"
 	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/oauth"
 	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/seal"
@@ -89,7 +90,8 @@ type Config struct {
 	// connected, as connect.ReturnOrigin checks them; optional.
 	ReturnTo []string
 	// RenewalStep is called between the steps of a renewal ("started", "answered",
-	// "stored"), so that a test can stop one there; optional.
+	// "stored") and when one waits for that of another process ("waiting"), so that a
+	// test can stop it there; optional.
 	RenewalStep func(step string)
 	// ClocksAgree returns why the clocks of the processes are not known to agree: then no
 	// reservation is ended because its time is over; optional.
@@ -98,7 +100,7 @@ type Config struct {
 	Limits access.Limits
 	// Admission shares the work of the process between callers; one of its own when nil.
 	Admission *admission.Admission
-	// Now is the clock; time.Now when nil.
+	// Now is the clock, with a monotonic reading; time.Now when nil.
 	Now func() time.Time
 }
 
@@ -134,6 +136,9 @@ func Routes() (routes []service.Route) {
 // New makes an Application. Close ends it. Errors: connect.ErrPublicURL,
 // connect.ErrReturnOrigin.
 func New(cfg Config) (*Application, error) {
+	if cfg.Holder == "" {
+		cfg.Holder = events.NewID()
+	}
 	if cfg.RefreshPatience == 0 {
 		cfg.RefreshPatience = token.DefaultPatience
 	}
@@ -181,6 +186,7 @@ func New(cfg Config) (*Application, error) {
 		Kernel: kernel, Secrets: a.Secrets, Access: a.Access, Components: a.Components, Clients: a.Clients, Credentials: a.Credentials, Tokens: a.Tokens,
 		Log: cfg.Log, Keyring: cfg.Keyring, OAuth: cfg.OAuth, Metrics: cfg.Metrics, Logger: cfg.Logger,
 		Connections: cfg.Connections, PublicURL: cfg.PublicURL, ReturnTo: cfg.ReturnTo,
+		Holder: cfg.Holder, Alone: cfg.Alone, RefreshPatience: cfg.RefreshPatience,
 	})
 	a.Admin = admin.New(admin.Deps{
 		Kernel: kernel, Secrets: a.Secrets, Log: cfg.Log, Views: cfg.Views, Projector: cfg.Projector, Keyring: cfg.Keyring, Logger: cfg.Logger,

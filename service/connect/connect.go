@@ -472,7 +472,7 @@ func (s *Service) completeConnection(ctx context.Context, call *service.Call, in
 		return service.Done{}, ErrConnectionExpired
 	case c.Stage == stageCreated, c.Stage == stageOpened:
 		return service.Done{}, ErrConnectionNotReturned
-	case c.Stage == stageRedeeming:
+	case c.redeeming() && (len(c.Confirm) == 0 || !s.redeemings.abandoned(s, c)):
 		return service.Done{}, ErrConnectionBusy.After(time.Second)
 	case !c.Confirm.of(normalConfirm(in.Confirm)):
 		return service.Done{}, s.wrongConfirm(ctx, c)
@@ -481,11 +481,7 @@ func (s *Service) completeConnection(ctx context.Context, call *service.Call, in
 	case in.User != c.User:
 		return service.Done{}, s.abort(ctx, c, ErrConnectionUserMismatch)
 	}
-	c.Stage = stageRedeeming
-	if mine, err := s.keep(ctx, &c); err != nil || !mine {
-		return service.Done{}, errors.Join(err, ErrConnectionBusy.After(time.Second))
-	}
-	return s.finish(ctx, call, c)
+	return s.takeOver(ctx, call, c)
 }
 
 // normalConfirm takes a confirmation as people type it.
@@ -514,12 +510,17 @@ func (s *Service) wrongConfirm(ctx context.Context, c connection) error {
 
 // finish redeems the code of a connection that the caller has brought to
 // redeeming, and saves what comes of it. It goes on when nobody waits any more:
-// what the provider grants would be lost.
-func (s *Service) finish(ctx context.Context, call *service.Call, c connection) (service.Done, error) {
+// what the provider grants would be lost. again says that a process has begun it before.
+func (s *Service) finish(ctx context.Context, call *service.Call, c connection, again bool) (service.Done, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), service.MaxCall)
 	defer cancel()
 	call.Detach()
-	done, sent, err := s.redeem(ctx, call, c)
+	defer func() {
+		if err := s.Connections.Unmark(ctx, c.id); err != nil {
+			s.Logger.DebugContext(ctx, "the mark of a connection is left", "connection", c.id, "err", err)
+		}
+	}()
+	done, sent, err := s.redeem(ctx, call, &c, again)
 	if err != nil {
 		why := fault.Of(err)
 		if why == fault.ErrInternal {
@@ -545,14 +546,26 @@ func (s *Service) finish(ctx context.Context, call *service.Call, c connection) 
 }
 
 // redeem exchanges the code for tokens and saves them. sent says that the code may
-// have come to the provider, and is worth nothing any more.
-func (s *Service) redeem(ctx context.Context, call *service.Call, c connection) (done service.Done, sent bool, err error) {
+// have come to the provider, and is worth nothing any more. What another process has
+// begun is completed: a credential that was saved is the answer, tokens that were
+// granted are saved; else the code is sent again, and a provider that has seen it
+// before refuses it and revokes what it granted for it (RFC 6749, section 4.1.2).
+func (s *Service) redeem(ctx context.Context, call *service.Call, c *connection, again bool) (done service.Done, sent bool, err error) {
+	if again {
+		if done, found, err := s.savedConnection(ctx, *c); err != nil || found {
+			return done, true, err
+		}
+	}
 	if err := s.Kernel.WritesAllowed(); err != nil {
 		return done, false, err
 	}
-	d, client, err := s.providerOf(ctx, c)
+	d, client, err := s.providerOf(ctx, *c)
 	if err != nil {
 		return done, false, err
+	}
+	if c.Stage == stageRedeemed {
+		done, err = s.saveRedeemed(ctx, call, *c, d, client)
+		return done, true, err
 	}
 	keys, version := c.keys, 0
 	if c.Credential != "" {
@@ -563,35 +576,51 @@ func (s *Service) redeem(ctx context.Context, call *service.Call, c connection) 
 		version = state.Current().Version
 	}
 	if c.KeepKeys {
-		if keys, version, err = s.keptKeys(ctx, c, d); err != nil {
+		if keys, version, err = s.keptKeys(ctx, *c, d); err != nil {
 			return done, false, err
 		}
 	}
 	asked := s.Kernel.Now()
 	granted, err := s.OAuth.Redeem(ctx, c.Tenant, token.Provider(d.OAuth2), client, c.code, c.verifier, c.Redirect)
 	if err != nil {
-		s.revokeUnsaved(ctx, c, d, client, granted)
+		s.revokeUnsaved(ctx, *c, d, client, granted.Refresh, granted.Access)
 		refusal, ok := errors.AsType[*oauth.Error](err)
 		return done, ok && refusal.Sent, redeemFailed(err)
 	}
 	object, _ := token.WithExpiry(granted.Answer, asked, granted.Lifetime)
-	done, err = s.saveConnected(ctx, call, c, d, keys.With(oauthField(d), object.Marshal()), version)
-	again, repeated := errors.AsType[*service.Repeat](err)
+	// A process that dies before they are saved does not take the tokens along.
+	c.Stage, c.keys, c.Version = stageRedeemed, keys.With(oauthField(d), object.Marshal()), version
+	c.code, c.verifier = seal.Secret{}, seal.Secret{}
+	if mine, err := s.keep(ctx, c); err != nil || !mine {
+		s.Logger.WarnContext(ctx, "the tokens of a connection were not stored before they are saved", "tenant", c.Tenant, "connection", c.id, "err", err)
+	}
+	done, err = s.saveRedeemed(ctx, call, *c, d, client)
+	return done, true, err
+}
+
+// saveRedeemed saves the tokens that were granted for a connection, or has the provider
+// forget them.
+func (s *Service) saveRedeemed(ctx context.Context, call *service.Call, c connection, d commands.Descriptor, client oauth.Client) (service.Done, error) {
+	done, err := s.saveConnected(ctx, call, c, d, c.keys, c.Version)
+	saved, repeated := errors.AsType[*service.Repeat](err)
 	switch {
 	case err == nil:
-		return done, true, nil
+		return done, nil
 	case repeated:
-		saved, is, err := again.Outcome()
+		answer, is, err := saved.Outcome()
 		if is {
-			return saved, true, nil
+			return answer, nil
 		}
-		return done, true, err
+		return done, err
 	case !service.Definite(err):
 		s.Logger.ErrorContext(ctx, "outcome of saving a connected credential is unknown", "tenant", c.Tenant, "connection", c.id, "err", err)
-		return done, true, ErrConnectionUnknownOutcome
+		return done, ErrConnectionUnknownOutcome
 	}
-	s.revokeUnsaved(ctx, c, d, client, granted)
-	return done, true, err
+	object, _ := c.keys.Object(oauthField(d))
+	refresh, _ := object.Text(token.RefreshToken)
+	access, _ := object.Text(token.AccessToken)
+	s.revokeUnsaved(ctx, c, d, client, refresh, access)
+	return done, err
 }
 
 // redeemFailed says to who connects why the provider gave no tokens.
@@ -660,7 +689,7 @@ func (s *Service) saveConnected(ctx context.Context, call *service.Call, c conne
 			return commands.ReplaceKeys{ID: c.Credential, Expected: version, Keys: known}
 		})
 	}
-	id := events.DeriveID(c.Tenant, c.Actor, c.id, "credential/"+c.Component)
+	id := c.target()
 	if c.Name == "" {
 		c.Name = credential.DefaultName(d.Title, id)
 	}
@@ -679,10 +708,10 @@ func (s *Service) saveConnected(ctx context.Context, call *service.Call, c conne
 // revokeUnsaved revokes tokens that were granted and not saved. Those of a credential
 // that is connected again are left alone: many providers would end the whole
 // grant with them, and the credential may still live on it.
-func (s *Service) revokeUnsaved(ctx context.Context, c connection, d commands.Descriptor, client oauth.Client, granted oauth.Token) {
-	secret, hint := granted.Refresh, token.RefreshToken
+func (s *Service) revokeUnsaved(ctx context.Context, c connection, d commands.Descriptor, client oauth.Client, refresh, access seal.Secret) {
+	secret, hint := refresh, token.RefreshToken
 	if secret.IsZero() {
-		secret, hint = granted.Access, token.AccessToken
+		secret, hint = access, token.AccessToken
 	}
 	if secret.IsZero() || c.Credential != "" || d.OAuth2.RevocationURI == "" {
 		return

@@ -36,6 +36,12 @@ type Connections interface {
 	// is false when the connection has another revision by now. After an error it is
 	// not known whether it was replaced.
 	Update(ctx context.Context, id string, value []byte, revision uint64) (next uint64, mine bool, err error)
+	// Mark notes that the code of a connection is about to be redeemed, and Unmark that
+	// this has ended.
+	Mark(ctx context.Context, id string) error
+	Unmark(ctx context.Context, id string) error
+	// Marked lists the connections that are marked.
+	Marked(ctx context.Context) (ids []string, err error)
 }
 
 // stage is how far a connection has come.
@@ -49,6 +55,7 @@ const (
 	stageOpened    stage = "opened"    // the browser is at the provider
 	stageReturned  stage = "returned"  // the provider's code waits for whoever started it
 	stageRedeeming stage = "redeeming" // one process redeems the code
+	stageRedeemed  stage = "redeemed"  // the provider has granted tokens, which one process saves
 	stageDone      stage = "done"      // a credential was saved
 	stageFailed    stage = "failed"    // it has ended, and no credential came of it
 )
@@ -82,6 +89,8 @@ type connection struct {
 	Reason  string       `json:"reason"`  // the code of what ended it
 	Says    string       `json:"says"`    // that in a sentence
 	Done    service.Done `json:"done"`
+	Holder  string       `json:"holder"`  // the process that redeems the code
+	Version int          `json:"version"` // of the keys that the granted tokens replace
 
 	Link    fingerprint `json:"link"`
 	State   fingerprint `json:"state"`
@@ -209,6 +218,9 @@ func (c connection) expired(now time.Time) bool {
 	return c.Stage != stageDone && c.Stage != stageFailed && now.After(c.Expires)
 }
 
+// redeeming reports whether one process has the code, or what was granted for it.
+func (c connection) redeeming() bool { return c.Stage == stageRedeeming || c.Stage == stageRedeemed }
+
 // permission is what it takes to make what comes of the connection.
 func (c connection) permission() permission.Permission { return connectPermission(c.Credential) }
 
@@ -281,7 +293,7 @@ func (s *Service) getConnection(ctx context.Context, call *service.Call, in GetC
 	switch {
 	case c.expired(s.Kernel.Now()):
 		shown.Stage, shown.Reason, shown.Says = string(stageFailed), ErrConnectionExpired.Code, ErrConnectionExpired.Msg
-	case c.Stage == stageRedeeming:
+	case c.redeeming():
 		shown.Stage = string(stageReturned)
 	case c.Stage == stageDone:
 		shown.Credential = c.Done.ID

@@ -3,11 +3,13 @@ package connect
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"net/url"
 	"strings"
 	"time"
 	"unicode"
 
+	"github.com/credstream/credstream/admission"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/oauth"
 	"github.com/credstream/credstream/seal"
@@ -54,6 +56,35 @@ const (
 // one when it asked for it.
 type Browser func(connection string) (opened, starter string)
 
+// browsers stands for a tenant in the admission of browsers that have not shown which
+// connection is theirs. No tenant has such a name.
+const browsers = "(browsers)"
+
+// shown reads the connection of a link or state, "<id>.<secret>", whose fingerprint is
+// in the connection, or returns ErrConnectionNotFound. Browsers have no key: the look-up
+// takes the share of their address, what follows that of the connection's tenant.
+// It returns admission.ErrBusy when too many calls of either are under way, and then
+// nothing is used up. leave ends the call.
+func (s *Service) shown(ctx context.Context, from netip.Addr, link string, in func(connection) fingerprint) (c connection, admitted context.Context, leave func(), err error) {
+	p, err := s.Kernel.Pass(ctx, admission.Caller{Tenant: browsers, Key: admission.Network(from).String()}, admission.Request, 0)
+	if err != nil {
+		return c, nil, nil, err
+	}
+	c, err = s.connection(ctx, ConnectionID(link))
+	p.Leave()
+	_, secret, _ := strings.Cut(link, ".")
+	if err == nil && !in(c).of(secret) {
+		err = ErrConnectionNotFound
+	}
+	if err == nil {
+		p, err = s.Kernel.Pass(ctx, admission.Caller{Tenant: c.Tenant, Key: c.Actor.Kind + ":" + c.Actor.ID}, admission.Request, 0)
+	}
+	if err != nil {
+		return connection{}, nil, nil, err
+	}
+	return c, p.With(ctx), p.Leave, nil
+}
+
 // OpenedLink is what a browser is told that has opened a link.
 type OpenedLink struct {
 	Connection string
@@ -64,20 +95,19 @@ type OpenedLink struct {
 
 // OpenLink uses up a link, "<id>.<secret>". The browser that opened it may open it
 // again until it has come back from the provider: people press Back, and reload.
-// Errors: ErrLinkUnknown, ErrLinkExpired, ErrLinkUsed, and what refuses the component.
-func (s *Service) OpenLink(ctx context.Context, link string, browser Browser) (OpenedLink, error) {
+// Errors: ErrLinkUnknown, ErrLinkExpired, ErrLinkUsed, admission.ErrBusy, and what
+// refuses the component.
+func (s *Service) OpenLink(ctx context.Context, link string, from netip.Addr, browser Browser) (OpenedLink, error) {
 	ctx, cancel := context.WithTimeout(ctx, service.MaxCall)
 	defer cancel()
-	c, err := s.connection(ctx, ConnectionID(link))
-	_, secret, _ := strings.Cut(link, ".")
+	c, ctx, leave, err := s.shown(ctx, from, link, func(c connection) fingerprint { return c.Link })
 	switch {
 	case errors.Is(err, ErrConnectionNotFound):
 		return OpenedLink{}, ErrLinkUnknown
 	case err != nil:
 		return OpenedLink{}, err
-	case !c.Link.of(secret):
-		return OpenedLink{}, ErrLinkUnknown
 	}
+	defer leave()
 	cookie, _ := browser(c.id)
 	again := c.Stage == stageOpened && c.Opened.of(cookie)
 	switch {
@@ -112,8 +142,9 @@ func (s *Service) OpenLink(ctx context.Context, link string, browser Browser) (O
 
 // Callback is what a browser brings back from a provider.
 type Callback struct {
-	Tenant, Component string // of the path
-	Query             string // as it came
+	Tenant, Component string     // of the path
+	Query             string     // as it came
+	From              netip.Addr // of the browser
 	Browser           Browser
 }
 
@@ -137,16 +168,16 @@ func (s *Service) ReturnConnection(ctx context.Context, cb Callback) (Returned, 
 	if err != nil || len(state) != 1 || !strings.Contains(state[0], ".") {
 		return Returned{}, ErrStateMissing
 	}
-	c, err := s.connection(ctx, ConnectionID(state[0]))
-	_, secret, _ := strings.Cut(state[0], ".")
-	opened, starter := cb.Browser(c.id)
+	c, ctx, leave, err := s.shown(ctx, cb.From, state[0], func(c connection) fingerprint { return c.State })
 	switch {
 	case errors.Is(err, ErrConnectionNotFound):
 		return Returned{}, ErrStateUnknown
 	case err != nil:
 		return Returned{}, err
-	case !c.State.of(secret):
-		return Returned{}, ErrStateUnknown
+	}
+	defer leave()
+	opened, starter := cb.Browser(c.id)
+	switch {
 	case c.Stage != stageOpened:
 		return Returned{Connection: c.id}, ErrStateUsed
 	case c.expired(s.Kernel.Now()):
@@ -171,7 +202,11 @@ func (s *Service) ReturnConnection(ctx context.Context, cb Callback) (Returned, 
 	byItself := c.ReturnTo == "" && c.Starter.of(starter)
 	switch {
 	case byItself:
-		c.Stage = stageRedeeming
+		c.Stage, c.Holder = stageRedeeming, s.Holder
+		if err := s.Connections.Mark(ctx, c.id); err != nil {
+			return Returned{Connection: c.id}, err
+		}
+		defer s.redeemings.begin(c.id)()
 	case c.ReturnTo != "":
 		confirm = newSecret()
 		back.Location = withParameters(c.ReturnTo, "connection", c.id, "confirm", confirm)
@@ -195,7 +230,7 @@ func (s *Service) ReturnConnection(ctx context.Context, cb Callback) (Returned, 
 	if err != nil {
 		return back, s.abort(ctx, c, fault.Of(err))
 	}
-	back.Done, err = s.finish(ctx, call, c)
+	back.Done, err = s.finish(ctx, call, c, false)
 	return back, err
 }
 
@@ -214,7 +249,7 @@ func (s *Service) checkIssuer(ctx context.Context, c connection, given []string)
 }
 
 // answerIn reads the code of a provider's answer, or why there is none and what the
-// provider says to that (RFC 6749, section 4.1.2).
+// Provider says to that (RFC 6749, section 4.1.2).
 func answerIn(query url.Values) (code seal.Secret, refusal *fault.Error, says string) {
 	codes, refusals := query["code"], query["error"]
 	switch {

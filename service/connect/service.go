@@ -41,6 +41,13 @@ type Deps struct {
 	// PublicURL is where browsers reach the service, as PublicURL checks it; without
 	// it no account can be connected.
 	PublicURL string
+	// Holder names this process among those that redeem codes.
+	Holder string
+	// Alone says that no other process serves the log while this one lives.
+	Alone bool
+	// RefreshPatience is how long what another process has begun may stay without
+	// progress.
+	RefreshPatience time.Duration
 	// ReturnTo are the origins that a browser may be sent back to when an account was
 	// connected, as ReturnOrigin checks them; optional.
 	ReturnTo []string
@@ -82,8 +89,9 @@ type Tokens interface {
 // Service answers the routes of connections. Its methods may be called from many goroutines.
 type Service struct {
 	Deps
-	underWay underWay
-	outcomes *prometheus.CounterVec
+	underWay   underWay
+	redeemings redeemings
+	outcomes   *prometheus.CounterVec
 }
 
 // New makes a Service. Errors: ErrPublicURL, ErrReturnOrigin.
@@ -94,6 +102,8 @@ func New(deps Deps) (*Service, error) {
 	if deps.Metrics != nil {
 		deps.Metrics.MustRegister(s.outcomes)
 	}
+	s.redeemings = redeemings{mine: map[string]struct{}{}, met: map[string]meeting{}}
+	s.Secrets.Beside(s.resumeConnections)
 	s.underWay.by = map[string]map[string]time.Time{}
 	return s, s.checkConnect()
 }

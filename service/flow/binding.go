@@ -30,6 +30,9 @@ func (s *Service) bindFlow(ctx context.Context, call *service.Call, in BindFlow)
 	if err != nil {
 		return service.Done{}, err
 	}
+	if releases(call.Resumed()) {
+		return s.resumeRelease(ctx, call)
+	}
 	// Every step is told what is wrong with it, so look at all before reserving any.
 	refused, err := s.bindFaults(ctx, call.Tenant, in.Steps)
 	if err != nil {
@@ -223,6 +226,9 @@ func (s *Service) releaseFlow(ctx context.Context, call *service.Call, in Releas
 	if err := CheckFlow("/flow", in.Flow); err != nil {
 		return service.Done{}, err
 	}
+	if releases(call.Resumed()) {
+		return s.resumeRelease(ctx, call)
+	}
 	state, err := aggregates.Flow.Fresh(ctx, s.Log, aggregates.Flow.Stream(call.Tenant, in.Flow))
 	switch now := state.Value.Binding.ID; {
 	case err != nil:
@@ -241,12 +247,33 @@ func (s *Service) endBinding(ctx context.Context, call *service.Call, cmd comman
 	if err != nil {
 		return service.Done{}, err
 	}
-	done := service.Done{Seq: now.Seq, ID: cmd.ID}
 	if b := was.Binding; b.ID != "" && now.Value.Binding.ID != b.ID {
-		done.Binding = b.ID
-		done.Seq = max(done.Seq, s.giveBack(ctx, call, cmd.ID, b.ID, slices.Sorted(maps.Keys(byCredential(b.Steps)))))
+		return s.afterRelease(ctx, call, cmd.ID, b, now.Seq), nil
 	}
-	return done, nil
+	return service.Done{Seq: now.Seq, ID: cmd.ID}, nil
+}
+
+// afterRelease has the credentials of a reservation given back that ended at seq.
+func (s *Service) afterRelease(ctx context.Context, call *service.Call, flow string, b aggregates.Binding, seq uint64) service.Done {
+	call.Unfinished()
+	last := s.giveBack(ctx, call, flow, b.ID, slices.Sorted(maps.Keys(byCredential(b.Steps))))
+	return service.Done{Seq: max(seq, last), ID: flow, Binding: b.ID}
+}
+
+// Releases reports whether a commit ends a reservation, whose credentials are given
+// back after it.
+func releases(recs []events.Record) bool {
+	return slices.ContainsFunc(recs, func(r events.Record) bool { _, is := r.Event.(events.FlowReleased); return is })
+}
+
+// resumeRelease completes a release that another attempt has begun.
+func (s *Service) resumeRelease(ctx context.Context, call *service.Call) (service.Done, error) {
+	recs := call.Resumed()
+	before, _, err := aggregates.Flow.Around(ctx, s.Log, recs)
+	if err != nil {
+		return service.Done{}, err
+	}
+	return s.afterRelease(ctx, call, recs[0].Stream.ID, before.Binding, recs[0].Seq), nil
 }
 
 // keepEvery is how often the keeper of flows looks for what is left over.

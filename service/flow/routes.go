@@ -11,7 +11,7 @@ func (s *Service) Routes() []service.Route {
 		service.Command("flow.bind", permission.FlowsEdit, s.bindFlow,
 			"Reserve all credentials of a flow before it starts, or none.").Resumable(),
 		service.Command("flow.release", permission.FlowsEdit, s.releaseFlow,
-			"Release the reservation of a flow."),
+			"Release the reservation of a flow.").Resumable(),
 		service.Query("flow.get", permission.FlowsGet, s.getFlow, "One flow: its steps, the credentials it uses, and the steps that cannot use theirs."),
 		service.Query("flow.list", permission.FlowsGet, s.listFlows,
 			"Flows by id, page by page: all, or those that use one credential or one component.").Scan(),

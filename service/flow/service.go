@@ -10,6 +10,7 @@ import (
 
 	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/permission"
@@ -66,12 +67,13 @@ func New(deps Deps) *Service {
 	return s
 }
 
-// Answers says how commits to flows are answered. Such a commit is the last step of a bind.
+// Answers says how commits to flows are answered. All but those that end a reservation are
+// the last step of their command.
 func (s *Service) Answers() []service.Answer {
 	return []service.Answer{service.AnswerOf(aggregates.Flow, func(done *service.Done, before, after aggregates.FlowState) {
 		done.Binding, done.Until = after.Binding.ID, after.Binding.Until
 		if done.Binding == "" { // it was released
 			done.Binding = before.Binding.ID
 		}
-	}).Last()}
+	}).Last(func(recs []events.Record) bool { return !releases(recs) })}
 }

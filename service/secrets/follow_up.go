@@ -222,6 +222,11 @@ type processManager struct {
 // nil. One process of an installation needs to run it; two do no harm. A provider that
 // does not answer delays its own follow-ups alone.
 func (s *Service) RunFollowUps(ctx context.Context) error {
+	var others sync.WaitGroup
+	defer others.Wait()
+	for _, run := range s.beside {
+		others.Go(func() { run(ctx) })
+	}
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 10*time.Second) {
 		begun := time.Now()
 		err := s.followUpLog(ctx)

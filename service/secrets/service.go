@@ -47,7 +47,8 @@ type Service struct {
 	metrics     *metrics
 	followUps   *followUps
 	follow      map[string]FollowUp // by category of the aggregate
-	secretsLeft atomic.Bool         // the next round of the collector has to look at all secrets
+	beside      []func(context.Context)
+	secretsLeft atomic.Bool // the next round of the collector has to look at all secrets
 }
 
 // FollowUp completes what one commit owes, met by this process at a time. worked reports
@@ -69,6 +70,10 @@ func New(deps Deps) (*Service, error) {
 
 // FollowUpWith sets what completes the commits to an aggregate, before RunFollowUps.
 func (s *Service) FollowUpWith(category string, do FollowUp) { s.follow[category] = do }
+
+// Beside adds what RunFollowUps runs beside it until its context ends, before it is called:
+// what completes things that broke off and that the log does not hold.
+func (s *Service) Beside(run func(context.Context)) { s.beside = append(s.beside, run) }
 
 type metrics struct {
 	sealed        prometheus.Histogram

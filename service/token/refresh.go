@@ -60,7 +60,7 @@ type renewal struct {
 
 // TokenGoodFor returns the newest durable state of a credential; where it has
 // tokens, with an access token that is good for at least life, or as long as the
-// provider grants one: it has them renewed when they are not. Errors:
+// Provider grants one: it has them renewed when they are not. Errors:
 // aggregates.ErrCredentialNotFound, ErrReauthorizationRequired, ErrRefreshFailed,
 // ErrRefreshPending.
 func (s *Service) TokenGoodFor(ctx context.Context, call *service.Call, id string, life time.Duration) (aggregates.State[aggregates.CredentialState], error) {
@@ -182,12 +182,13 @@ func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, ins
 		over := 0
 		if other := t.Refresh; other.Epoch != 0 {
 			if other.Epoch != watched {
-				watched, since = other.Epoch, time.Now()
+				watched, since = other.Epoch, s.Kernel.Now()
+				s.at("waiting")
 			}
 			// What this process began has ended without a word, or this would wait for it;
 			// and a process that is alone knows that the other one is no more.
 			gone := other.Holder == s.Holder || s.Alone
-			if !gone && time.Since(since) < s.RefreshPatience {
+			if !gone && s.Kernel.Now().Sub(since) < s.RefreshPatience {
 				s.pause(pause)
 				continue
 			}
@@ -219,7 +220,7 @@ func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, ins
 
 // refreshOnce takes an epoch and sees it through.
 func (s *Service) refreshOnce(ctx context.Context, tenant, id string, cmd commands.StartRefresh) error {
-	begun := time.Now() // its monotonic reading counts: nothing is sent when the epoch may have been taken over
+	begun := s.Kernel.Now() // its monotonic reading counts: nothing is sent when the epoch may have been taken over
 	call := service.System(tenant, "token-keeper")
 	_, state, err := service.Execute(ctx, s.Kernel, call, aggregates.Credential, tenant, commands.Credential(cmd))
 	if err != nil {
@@ -269,11 +270,12 @@ func (s *Service) ask(ctx context.Context, tenant, id string, state aggregates.C
 	for try := 1; ; try++ {
 		// Whoever was stopped for a while must not send a token that another process
 		// may have sent meanwhile: a provider that sees one twice takes all away.
-		if time.Since(begun) > s.RefreshPatience/2 {
+		left := s.RefreshPatience/2 - s.Kernel.Now().Sub(begun)
+		if left <= 0 {
 			return token, old, &oauth.Error{Outcome: oauth.Transient}
 		}
-		// It ends the waits for a turn alone: a request that was sent is never given up.
-		send, cancel := context.WithDeadline(ctx, begun.Add(s.RefreshPatience/2))
+		// It ends what comes before the request is written alone: one that was sent is never given up.
+		send, cancel := context.WithTimeout(ctx, left)
 		if hasRefresh {
 			token, err = s.OAuth.Refresh(send, tenant, Provider(d.OAuth2), client, refresh)
 		} else {
@@ -460,7 +462,7 @@ func backoff(failures int, refusal *oauth.Error) time.Duration {
 	return max(wait, refusal.RetryAfter)
 }
 
-// RefreshCredential asks for new tokens now.
+// Refresh asks for new tokens now.
 type Refresh struct {
 	ID string `json:"id"`
 }

@@ -41,6 +41,11 @@ type told struct {
 	after   time.Duration // how long to wait before it is tried again; 0: not known
 }
 
+// noRevocation is what became of it where the component names no revocation endpoint.
+var noRevocation = told{outcome: notOffered, says: "Not revoked at the provider: the component.json has no revocation_uri."}
+
+func revocable(d commands.Descriptor) bool { return d.OAuth2 != nil && d.OAuth2.RevocationURI != "" }
+
 // passing reports whether the provider may say something else another time.
 func (t told) passing() bool {
 	return t.outcome == string(oauth.Transient) || t.outcome == string(oauth.Malformed)
@@ -118,8 +123,8 @@ func (s *Service) tell(ctx context.Context, tenant string, state aggregates.Cred
 		return told{}
 	}
 	d, err := s.Components.Descriptor(ctx, state.Component, state.Current().Revision)
-	if err == nil && (d.OAuth2 == nil || d.OAuth2.RevocationURI == "") {
-		return told{outcome: notOffered, says: "Not revoked at the provider: the component.json has no revocation_uri."}
+	if err == nil && !revocable(d) {
+		return noRevocation
 	}
 	var client oauth.Client
 	if err == nil {
@@ -167,13 +172,13 @@ func (s *Service) recordTold(ctx context.Context, call *service.Call, id string,
 	return err
 }
 
-// RevokeCredential asks for the end of a credential's tokens.
+// Revoke asks for the end of a credential's tokens.
 type Revoke struct {
 	ID string `json:"id"`
 }
 
-// RevokedCredential answers RevokeCredential. The tokens are given up, whatever the
-// provider said.
+// Revoked answers Revoke. The tokens are given up, whatever the
+// Provider said.
 type Revoked struct {
 	service.Done
 	Outcome string `json:"outcome,omitzero"` // of telling the provider: revoked, not_offered where the component names no revocation_uri, or as in credential.refresh_failed; absent when no tokens were held
@@ -192,19 +197,22 @@ func (s *Service) revokeCredential(ctx context.Context, call *service.Call, in R
 		s.Secrets.Finish(commits...)
 	}
 	if first := call.Resumed(); first != nil && err == nil && done.Outcome == "" { // another attempt has ended the tokens
-		done.Outcome, err = s.outcomeSince(ctx, first[0])
+		var t told
+		t, err = s.toldSince(ctx, first[0])
+		done.Outcome, done.Says = t.outcome, t.says
 	}
 	return done, err
 }
 
-// outcomeSince is what a provider answered to the end of tokens in a revocation that
+// toldSince is what a provider answered to the end of tokens in a revocation that
 // began with a commit. Where nobody has told it, it is told now.
-func (s *Service) outcomeSince(ctx context.Context, cut events.Record) (outcome string, err error) {
+func (s *Service) toldSince(ctx context.Context, cut events.Record) (told, error) {
+	var ended []events.Record
 	for round := range 2 {
-		var commit, ended []events.Record
+		var commit []events.Record
 		for rec, err := range s.Log.Store.Stream(ctx, cut.Stream, cut.Seq) {
 			if err != nil {
-				return "", fmt.Errorf("load %s: %w", cut.Stream, err)
+				return told{}, fmt.Errorf("load %s: %w", cut.Stream, err)
 			}
 			if rec.Index == 0 {
 				commit = nil
@@ -216,17 +224,38 @@ func (s *Service) outcomeSince(ctx context.Context, cut events.Record) (outcome 
 					ended = commit
 				}
 			case events.CredentialRevokedAtProvider:
-				return e.Outcome, nil
+				return recordedTold(e.Outcome), nil
 			}
 		}
-		if ended == nil || round > 0 {
+		if ended == nil {
+			return told{}, nil
+		}
+		if round > 0 {
 			break
 		}
 		if _, err := s.followUp(ctx, ended, time.Time{}); err != nil {
-			return "", err
+			return told{}, err
 		}
 	}
-	return "", nil
+	// Nothing is recorded of a provider that cannot be told.
+	before, _, err := aggregates.Credential.Around(ctx, s.Log, ended)
+	if err != nil {
+		return told{}, err
+	}
+	d, err := s.Components.Descriptor(ctx, before.Component, before.Current().Revision)
+	if err == nil && !revocable(d) {
+		return noRevocation, nil
+	}
+	return told{}, err
+}
+
+// recordedTold is what a provider answered as far as the log tells: the outcome.
+func recordedTold(outcome string) told {
+	t := told{outcome: outcome}
+	if outcome != revokedThere {
+		t.says = "The provider did not confirm the revocation (" + outcome + "). The grant may still be active at the provider: revoke it there."
+	}
+	return t
 }
 
 // cut has nobody be given the tokens of a credential any more. They are still
@@ -257,7 +286,7 @@ func (s *Service) cut(ctx context.Context, call *service.Call, id string) (aggre
 // caller to erase, which holds the stream, and then finishes the follow-up of the
 // commits. A crash in between leaves the tokens held, and the process manager
 // completes it; a refresh under way cannot bring them back, and what the provider
-// answered to it is disowned, too. again, when not nil, hears what the provider says
+// Answered to it is disowned, too. again, when not nil, hears what the provider says
 // and decides whether it is told once more; its error ends the revocation for now.
 func (s *Service) revoke(ctx context.Context, call *service.Call, id string, again func(component string, t told) (bool, error)) (done Revoked, gone []vault.Ref, commits []uint64, err error) {
 	cut, err := s.cut(ctx, call, id)
@@ -656,7 +685,7 @@ func (r *revocations) find(tenant, id string) *revocation {
 	return nil
 }
 
-// begin makes a revocation one of the tenant's, unless the same or too many are
+// Begin makes a revocation one of the tenant's, unless the same or too many are
 // running. One whose provider does not answer is no reason to let the others wait.
 func (r *revocations) begin(tenant string, job *revocation) error {
 	r.mu.Lock()

@@ -33,7 +33,7 @@ type Deps struct {
 	Metrics    prometheus.Registerer // optional
 	Logger     *slog.Logger
 
-	// Holder names this process among those that renew tokens; a random name when "".
+	// Holder names this process among those that renew tokens.
 	Holder string
 	// Alone says that no other process serves the log while this one lives.
 	Alone bool
@@ -71,9 +71,6 @@ type Service struct {
 // New makes a Service. Close ends it.
 func New(deps Deps) *Service {
 	s := &Service{Deps: deps, metrics: newMetrics(deps.Metrics)}
-	if s.Holder == "" {
-		s.Holder = events.NewID()
-	}
 	s.renewals.by = map[credentialKey]*renewal{}
 	s.revocations.jobs = map[string][]*revocation{}
 	s.Secrets.FollowUpWith(aggregates.Credential.Category, s.followUp)

@@ -1,0 +1,160 @@
+package connect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/service"
+)
+
+// resumeEvery is how often the process manager looks for connections that broke off.
+const resumeEvery = 5 * time.Second
+
+// redeemings are the connections whose codes this process redeems, and those that it has
+// met with another process.
+type redeemings struct {
+	mu   sync.Mutex
+	mine map[string]struct{}
+	met  map[string]meeting
+}
+
+type meeting struct {
+	revision uint64
+	at       time.Time
+}
+
+// maxMet bounds the connections that are remembered to be with another process.
+const maxMet = 4096
+
+// Begin notes that this process redeems the code of a connection, until end is called.
+func (r *redeemings) begin(id string) (end func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mine[id] = struct{}{}
+	delete(r.met, id)
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.mine, id)
+	}
+}
+
+// abandoned reports whether the process that redeems the code of a connection is no more:
+// it would have ended by its own limits. That is judged by this process's monotonic clock.
+func (r *redeemings) abandoned(s *Service, c connection) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, mine := r.mine[c.id]; mine {
+		return false
+	}
+	if s.Alone || c.Holder == s.Holder {
+		return true
+	}
+	if met, is := r.met[c.id]; is && met.revision == c.revision {
+		return s.Kernel.Now().Sub(met.at) > service.MaxCall+s.RefreshPatience
+	}
+	if len(r.met) >= maxMet {
+		clear(r.met)
+	}
+	r.met[c.id] = meeting{c.revision, s.Kernel.Now()}
+	return false
+}
+
+// target is the id of the credential that comes of the connection.
+func (c connection) target() string {
+	if c.Credential != "" {
+		return c.Credential
+	}
+	return events.DeriveID(c.Tenant, c.Actor, c.id, "credential/"+c.Component)
+}
+
+// takeOver redeems the code of a connection that has returned, or completes what a
+// process that is no more has begun.
+func (s *Service) takeOver(ctx context.Context, call *service.Call, c connection) (service.Done, error) {
+	defer s.redeemings.begin(c.id)()
+	again := c.redeeming()
+	if !again {
+		c.Stage = stageRedeeming
+	}
+	c.Holder = s.Holder
+	if err := s.Connections.Mark(ctx, c.id); err != nil {
+		return service.Done{}, err
+	}
+	if mine, err := s.keep(ctx, &c); err != nil || !mine {
+		return service.Done{}, errors.Join(err, ErrConnectionBusy.After(time.Second))
+	}
+	return s.finish(ctx, call, c, again)
+}
+
+// savedConnection looks for the commit that saved what came of a connection.
+func (s *Service) savedConnection(ctx context.Context, c connection) (done service.Done, found bool, err error) {
+	stream := aggregates.Credential.Stream(c.Tenant, c.target())
+	if _, err := aggregates.Credential.Fresh(ctx, s.Log, stream); err != nil {
+		return done, false, err
+	}
+	for rec, err := range s.Log.Store.Stream(ctx, stream, 0) {
+		if err != nil {
+			return done, false, fmt.Errorf("load %s: %w", stream, err)
+		}
+		if e, is := rec.Event.(events.CredentialAuthorized); !is || e.Connection != c.id {
+			continue
+		}
+		recs, err := s.Log.Store.Commit(ctx, rec.Seq)
+		if err != nil {
+			return done, false, fmt.Errorf("commit of a connection: %w", err)
+		}
+		done, err = s.Kernel.Recorded(ctx, recs)
+		return done, true, err
+	}
+	return done, false, nil
+}
+
+// resumeConnections completes, until ctx ends, the connections that a process has left
+// between the code and the credential: nobody may come for them again.
+func (s *Service) resumeConnections(ctx context.Context) {
+	if s.Connections == nil {
+		return
+	}
+	for tick := time.NewTicker(resumeEvery); ; {
+		ids, err := s.Connections.Marked(ctx)
+		if err != nil && ctx.Err() == nil {
+			s.Logger.WarnContext(ctx, "cannot list the connections that are being redeemed", "err", err)
+		}
+		for _, id := range ids {
+			if err := s.resumeConnection(ctx, id); err != nil && ctx.Err() == nil {
+				s.Logger.WarnContext(ctx, "a connection that broke off was not completed", "connection", id, "err", err)
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			tick.Stop()
+			return
+		}
+	}
+}
+
+func (s *Service) resumeConnection(ctx context.Context, id string) error {
+	c, err := s.connection(ctx, id)
+	switch {
+	case errors.Is(err, ErrConnectionNotFound):
+		return s.Connections.Unmark(ctx, id)
+	case err != nil:
+		return err
+	case !s.redeemings.abandoned(s, c):
+		return nil
+	case !c.redeeming():
+		return s.Connections.Unmark(ctx, id)
+	}
+	call, err := s.starter(ctx, c)
+	if err != nil {
+		return err
+	}
+	_, err = s.takeOver(ctx, call, c)
+	return err
+}
