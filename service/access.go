@@ -15,7 +15,6 @@ import (
 	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
-	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/seal"
 )
 
@@ -304,12 +303,21 @@ func (s *Service) principal(ctx context.Context, sum [sha256.Size]byte) (Princip
 	if k, ok := s.keys.Get(sum); ok && k.changes == changes && followed {
 		return k.principal, nil
 	}
-	k, found, err := s.cfg.Views.APIKey(ctx, hex.EncodeToString(sum[:]))
+	at, hash := s.cfg.Views.Position(), hex.EncodeToString(sum[:])
+	k, found, err := s.cfg.Views.APIKey(ctx, hash)
 	switch {
 	case err != nil:
 		return Principal{}, err
 	case !found && !followed: // it may have been issued after where the views stand still
-		return Principal{}, projections.ErrViewsBehind
+		end, err := s.cfg.Log.Store.End(ctx)
+		if err != nil {
+			return Principal{}, err
+		}
+		id, err := s.beyondViews.key(ctx, s, hash, at, end)
+		if err != nil {
+			return Principal{}, err
+		}
+		return s.freshPrincipal(ctx, id)
 	case !found || k.Revoked:
 		s.keys.Remove(sum)
 		return Principal{}, ErrKeyUnknown

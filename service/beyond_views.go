@@ -2,18 +2,22 @@ package service
 
 import (
 	"context"
+	"errors"
 	"sync"
 
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/projections"
 )
 
-// beyondViews knows the named commands in the commits after the place where the views
-// stand still: a command of somebody whom the event that they cannot apply does not
+// beyondViews knows the named commands and the API keys in the commits after the place
+// where the views stand still: somebody whom the event that they cannot apply does not
 // concern need not wait for it.
 type beyondViews struct {
 	mu       sync.Mutex
-	from, to uint64 // seqs holds the commands of the commits after from, up to to
+	from, to uint64 // what follows is of the commits after from, up to to
 	seqs     map[commandKey]uint64
+	keys     map[string]string // ids by the hex SHA-256 of the key
 }
 
 // maxBeyondViews is the number of commits that are read for it at most.
@@ -24,22 +28,54 @@ const maxBeyondViews = 50_000
 func (b *beyondViews) command(ctx context.Context, s *Service, key commandKey, at, upTo uint64) (seq uint64, found bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if err := b.read(ctx, s, at, upTo); err != nil {
+		return 0, false, err
+	}
+	seq, found = b.seqs[key]
+	return seq, found, nil
+}
+
+// key finds the id of the API key with a hash, as command finds a commit. It returns
+// projections.ErrViewsBehind also when there is no such key.
+func (b *beyondViews) key(ctx context.Context, s *Service, sum string, at, upTo uint64) (id string, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.read(ctx, s, at, upTo); err != nil {
+		return "", err
+	}
+	id, found := b.keys[sum]
+	if !found {
+		return "", projections.ErrViewsBehind
+	}
+	return id, nil
+}
+
+// read reads the log after the position of the views up to upTo.
+func (b *beyondViews) read(ctx context.Context, s *Service, at, upTo uint64) error {
 	if b.seqs == nil || at < b.from || at >= b.to { // nothing of it is needed, or it began later
-		b.from, b.to, b.seqs = at, at, map[commandKey]uint64{}
+		b.from, b.to, b.seqs, b.keys = at, at, map[commandKey]uint64{}, map[string]string{}
 	}
 	if upTo > b.from+maxBeyondViews {
-		return 0, false, projections.ErrViewsBehind
+		return projections.ErrViewsBehind
 	}
 	for b.to < upTo {
 		m, err := s.cfg.Log.Store.Meta(ctx, b.to+1)
 		if err != nil {
-			return 0, false, err
+			return err
+		}
+		recs, err := s.cfg.Log.Store.Commit(ctx, b.to+1)
+		if errors.Is(err, fault.ErrUnavailable) || ctx.Err() != nil {
+			return err
+		}
+		for _, r := range recs { // none where it cannot be read, which may be why they stand still
+			if k, ok := r.Event.(events.APIKeyIssued); ok {
+				b.keys[k.SHA256] = r.Stream.ID
+			}
 		}
 		b.to++
 		if k := (commandKey{m.Tenant, m.Actor.Kind, m.Actor.ID, m.Command}); m.Command != "" && m.Request != "" && b.seqs[k] == 0 {
 			b.seqs[k] = b.to
 		}
 	}
-	seq, found = b.seqs[key]
-	return seq, found, nil
+	return nil
 }
