@@ -2,18 +2,22 @@ package service
 
 import (
 	"context"
+	"errors"
 	"sync"
 
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/projections"
 )
 
-// beyondViews knows the named commands in the commits after the place where the views
-// stand still: a command of somebody whom the event that they cannot apply does not
+// beyondViews knows the named commands and the API keys in the commits after the place
+// where the views stand still: somebody whom the event that they cannot apply does not
 // concern need not wait for it.
 type beyondViews struct {
 	mu       sync.Mutex
-	from, to uint64 // seqs holds the commands of the commits after from, up to to
+	from, to uint64 // what follows is of the commits after from, up to to
 	seqs     map[commandKey]uint64
+	keys     map[string]string // ids by the hex SHA-256 of the key
 }
 
 // maxBeyondViews is the number of commits that are read for it at most.
@@ -21,25 +25,68 @@ const maxBeyondViews = 50_000
 
 // command finds the commit that recorded a command id in the log after the position of the
 // views, up to upTo. It returns projections.ErrViewsBehind when there is too much to read.
-func (b *beyondViews) command(ctx context.Context, s *Kernel, key commandKey, at, upTo uint64) (seq uint64, found bool, err error) {
+func (b *beyondViews) command(ctx context.Context, k *Kernel, key commandKey, at, upTo uint64) (seq uint64, found bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.seqs == nil || at < b.from || at >= b.to { // nothing of it is needed, or it began later
-		b.from, b.to, b.seqs = at, at, map[commandKey]uint64{}
-	}
-	if upTo > b.from+maxBeyondViews {
-		return 0, false, projections.ErrViewsBehind
-	}
-	for b.to < upTo {
-		m, err := s.cfg.Log.Store.Meta(ctx, b.to+1)
-		if err != nil {
-			return 0, false, err
-		}
-		b.to++
-		if k := (commandKey{m.Tenant, m.Actor.Kind, m.Actor.ID, m.Command}); m.Command != "" && m.Request != "" && b.seqs[k] == 0 {
-			b.seqs[k] = b.to
-		}
+	if err := b.read(ctx, k, at, upTo); err != nil {
+		return 0, false, err
 	}
 	seq, found = b.seqs[key]
 	return seq, found, nil
+}
+
+// key finds the id of the API key with a hash, as command finds a commit. It returns
+// projections.ErrViewsBehind also when there is no such key.
+func (b *beyondViews) key(ctx context.Context, k *Kernel, sum string, at, upTo uint64) (id string, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.read(ctx, k, at, upTo); err != nil {
+		return "", err
+	}
+	id, found := b.keys[sum]
+	if !found {
+		return "", projections.ErrViewsBehind
+	}
+	return id, nil
+}
+
+// read reads the log after the position of the views up to upTo.
+func (b *beyondViews) read(ctx context.Context, k *Kernel, at, upTo uint64) error {
+	if b.seqs == nil || at < b.from || at >= b.to { // nothing of it is needed, or it began later
+		b.from, b.to, b.seqs, b.keys = at, at, map[commandKey]uint64{}, map[string]string{}
+	}
+	if upTo > b.from+maxBeyondViews {
+		return projections.ErrViewsBehind
+	}
+	for b.to < upTo {
+		m, err := k.cfg.Log.Store.Meta(ctx, b.to+1)
+		if err != nil {
+			return err
+		}
+		recs, err := k.cfg.Log.Store.Commit(ctx, b.to+1)
+		if errors.Is(err, fault.ErrUnavailable) || ctx.Err() != nil {
+			return err
+		}
+		for _, r := range recs { // none where it cannot be read, which may be why they stand still
+			if issued, ok := r.Event.(events.APIKeyIssued); ok {
+				b.keys[issued.SHA256] = r.Stream.ID
+			}
+		}
+		b.to++
+		if of := (commandKey{m.Tenant, m.Actor.Kind, m.Actor.ID, m.Command}); m.Command != "" && m.Request != "" && b.seqs[of] == 0 {
+			b.seqs[of] = b.to
+		}
+	}
+	return nil
+}
+
+// KeyBeyondViews finds the id of the API key with a hash (hex SHA-256) that was issued
+// after at, where the views stand still. Errors: projections.ErrViewsBehind, also when
+// there is no such key.
+func (k *Kernel) KeyBeyondViews(ctx context.Context, sum string, at uint64) (id string, err error) {
+	end, err := k.cfg.Log.Store.End(ctx)
+	if err != nil {
+		return "", err
+	}
+	return k.beyondViews.key(ctx, k, sum, at, end)
 }

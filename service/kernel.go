@@ -123,6 +123,9 @@ func (k *Kernel) Route(name string) (*Route, bool) {
 	return r, ok
 }
 
+// Claims are the attempts at commands under way, shared by every process of the log.
+func (k *Kernel) Claims() Claims { return k.cfg.Claims }
+
 // Now is the time by the service's clock.
 func (k *Kernel) Now() time.Time { return k.cfg.Now() }
 

@@ -48,6 +48,7 @@ func TestWorkGoesOnWhileTheViewsStandStill(t *testing.T) {
 	seq, err := u.store.Append(t.Context(), stream, 0, meta, events.CredentialRenamed{Name: "no view can apply it"})
 	must(t, err)
 	within(t, "the projector stops", func() bool { return u.proj.Err() != nil })
+	late := u.as(u.issue(t, map[string]any{"name": "late", "role": "FLOW_ENGINE"})) // the views never hear of it
 	const creates = 10
 	for i := range creates { // longer than the projector's first attempts to go on
 		var made, again done
@@ -63,6 +64,7 @@ func TestWorkGoesOnWhileTheViewsStandStill(t *testing.T) {
 			t.Errorf("a named command that is refused: %q", got)
 		}
 		must(t, engine.query("credential.resolve", "cleartext=true&id="+made.ID, nil))
+		must(t, late.query("credential.resolve", "cleartext=true&id="+made.ID, nil))
 		if reasons := u.notReadyReasons(t); !strings.Contains(reasons, "views: ") {
 			t.Errorf("readiness says %q", reasons)
 		}

@@ -626,3 +626,24 @@ func TestRepeatBesideARelease(t *testing.T) {
 		}
 	}
 }
+
+// Two processes register ids that differ in case alone before their read models know of
+// the other one: one of them is refused. A refused id can be had by the other.
+func TestIDsOfOneMomentDifferInMoreThanCase(t *testing.T) {
+	u := bring(t, t.TempDir())
+	claims := u.claims(t)
+	one, other := u.second(t, claims), u.second(t, claims)
+	one.caughtUp(t)
+	other.caughtUp(t)
+	register := func(s *second, id string) error {
+		_, err := s.command(t.Context(), t, "component.register", "", map[string]any{"id": id, "descriptor": json.RawMessage(plain)})
+		return err
+	}
+	must(t, register(one, "Moment"))
+	if err := register(other, "moment"); !errors.Is(err, service.ErrComponentIDCase) {
+		t.Errorf("at the same moment: %v", err)
+	}
+	if err := register(other, "Moment"); !errors.Is(err, aggregates.ErrComponentIDTaken) {
+		t.Errorf("the same id: %v", err)
+	}
+}

@@ -15,7 +15,6 @@ import (
 	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
-	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/seal"
 	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/permission"
@@ -134,12 +133,17 @@ func (s *Service) principal(ctx context.Context, sum [sha256.Size]byte) (service
 	if k, ok := s.keys.Get(sum); ok && k.changes == changes && followed {
 		return k.principal, nil
 	}
-	k, found, err := s.Views.APIKey(ctx, hex.EncodeToString(sum[:]))
+	at, hash := s.Views.Position(), hex.EncodeToString(sum[:])
+	k, found, err := s.Views.APIKey(ctx, hash)
 	switch {
 	case err != nil:
 		return service.Principal{}, err
 	case !found && !followed: // it may have been issued after where the views stand still
-		return service.Principal{}, projections.ErrViewsBehind
+		id, err := s.Kernel.KeyBeyondViews(ctx, hash, at)
+		if err != nil {
+			return service.Principal{}, err
+		}
+		return s.FreshPrincipal(ctx, id)
 	case !found || k.Revoked:
 		s.keys.Remove(sum)
 		return service.Principal{}, service.ErrKeyUnknown

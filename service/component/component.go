@@ -2,6 +2,7 @@ package component
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -44,12 +45,50 @@ func (s *Service) registerComponent(ctx context.Context, call *service.Call, in 
 	if err := events.CheckName(in.ID); err != nil {
 		return service.Done{}, fault.Of(err).At("/id")
 	}
-	if err := s.checkCase(ctx, in.ID); err != nil {
+	refused, err := s.claimCase(ctx, in.ID)
+	if err != nil {
 		return service.Done{}, err
 	}
-	return s.changeComponent(ctx, call, commands.RegisterComponent{
+	if err := s.checkCase(ctx, in.ID); err != nil {
+		return service.Done{}, refused(ctx, err)
+	}
+	done, err := s.changeComponent(ctx, call, commands.RegisterComponent{
 		ID: in.ID, Owner: call.Tenant, Title: d.Title, Descriptor: string(d.Raw),
 	})
+	return done, refused(ctx, err)
+}
+
+// claimCase claims all ids that differ from this one in case alone, before the views are
+// asked for one: they do not know yet what is registered at the same moment. The claim
+// of a component that was registered stays until they do. refused takes it back when
+// its argument is a refusal, and returns that.
+func (s *Service) claimCase(ctx context.Context, id string) (refused func(context.Context, error) error, err error) {
+	key := sha256.Sum256(events.LengthPrefixed("credstream/component-case/1", strings.ToLower(id)))
+	attempt := events.NewID()
+	switch claimed, err := s.Kernel.Claims().Begin(ctx, key, id, attempt); {
+	case err != nil:
+		return nil, err
+	case claimed != id:
+		return func(_ context.Context, err error) error { return err }, s.differsInCase(ctx, id, claimed)
+	}
+	return func(ctx context.Context, err error) error {
+		if err != nil && service.Definite(err) {
+			if _, freeErr := s.Kernel.Claims().Refuse(ctx, key, attempt); freeErr != nil {
+				s.Logger.DebugContext(ctx, "the claim of a component id stays until it expires", "component", id, "err", freeErr)
+			}
+		}
+		return err
+	}, nil
+}
+
+// differsInCase refuses an id that differs in case alone from another one, unless it
+// exists: that it is taken is for the component to say.
+func (s *Service) differsInCase(ctx context.Context, id, other string) error {
+	state, err := aggregates.Component.Fresh(ctx, s.Log, aggregates.Component.Stream(events.System, id))
+	if err != nil || state.Value.Exists {
+		return err
+	}
+	return ErrComponentIDCase.Because("The component %s exists, or existed. Ids that differ in upper and lower case alone are refused: choose another one.", other).At("/id")
 }
 
 // ErrComponentIDCase refuses an id that people and file systems take for another one.
@@ -63,11 +102,7 @@ func (s *Service) checkCase(ctx context.Context, id string) error {
 	if err != nil || !found {
 		return err
 	}
-	state, err := aggregates.Component.Fresh(ctx, s.Log, aggregates.Component.Stream(events.System, id))
-	if err != nil || state.Value.Exists {
-		return err // that it is taken is for the component to say
-	}
-	return ErrComponentIDCase.Because("The component %s exists, or existed. Ids that differ in upper and lower case alone are refused: choose another one.", other).At("/id")
+	return s.differsInCase(ctx, id, other)
 }
 
 // UpdateComponent asks for a new revision of a component's descriptor.
