@@ -31,6 +31,7 @@ import (
 	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/application"
+	components "github.com/credstream/credstream/service/component"
 	"github.com/credstream/credstream/verify"
 )
 
@@ -640,7 +641,7 @@ func TestIDsOfOneMomentDifferInMoreThanCase(t *testing.T) {
 		return err
 	}
 	must(t, register(one, "Moment"))
-	if err := register(other, "moment"); !errors.Is(err, service.ErrComponentIDCase) {
+	if err := register(other, "moment"); !errors.Is(err, components.ErrComponentIDCase) {
 		t.Errorf("at the same moment: %v", err)
 	}
 	if err := register(other, "Moment"); !errors.Is(err, aggregates.ErrComponentIDTaken) {
