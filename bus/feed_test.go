@@ -57,9 +57,9 @@ func told(t *testing.T, js jetstream.JetStream, store events.Store, n int) (ids 
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	feed := bus.NewFeed(js, store, 1, slog.New(slog.DiscardHandler))
+	writer := bus.NewFeed(js, store, 1, slog.New(slog.DiscardHandler))
 	ran := make(chan error, 1)
-	go func() { ran <- feed.Run(ctx) }()
+	go func() { ran <- writer.Run(ctx) }()
 	stream, err := js.Stream(ctx, bus.FeedStream)
 	if err != nil {
 		t.Fatal(err)
@@ -309,15 +309,15 @@ func TestAudiences(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
-	for _, feed := range []*bus.Feed{
+	for _, writer := range []*bus.Feed{
 		bus.NewFeed(js, store, 1, slog.New(slog.DiscardHandler)), bus.NewAuditFeed(js, store, 1, slog.New(slog.DiscardHandler)),
 	} {
 		running.Go(func() {
-			if err := feed.Run(ctx); err != nil {
+			if err := writer.Run(ctx); err != nil {
 				t.Error(err)
 			}
 		})
-		eventually(t, "the position of the log's end", func() bool { return feed.Position() == end })
+		eventually(t, "the position of the log's end", func() bool { return writer.Position() == end })
 	}
 	for _, of := range []struct {
 		key, stream, consumer string

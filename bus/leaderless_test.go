@@ -57,10 +57,10 @@ func TestPartsGoOnAfterServersWithoutALeader(t *testing.T) {
 		return refused(err)
 	})
 	r := newReplica(t, js, store) // follows the log for the in-use index, too
-	feed := bus.NewFeed(js, store, 3, said.logger())
+	writer := bus.NewFeed(js, store, 3, said.logger())
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- feed.Run(ctx) }()
+	go func() { ended <- writer.Run(ctx) }()
 	r.run()
 	for part, hears := range map[string]func() bool{
 		"who follows the log": func() bool { return heard(said, "cannot follow the log yet") },
@@ -75,11 +75,11 @@ func TestPartsGoOnAfterServersWithoutALeader(t *testing.T) {
 	s.Ready()
 	last := u.use("c1", "g", true)
 	r.reached(last)
-	eventually(t, "the feed to reach the end", func() bool { return feed.Position() >= last })
+	eventually(t, "the feed to reach the end", func() bool { return writer.Position() >= last })
 	if diff := cmp.Diff(r.wanted(), held(t, js)); diff != "" {
 		t.Error(diff)
 	}
-	if err := errors.Join(feed.Err(), r.inUse.Err(), r.proj.Err()); err != nil {
+	if err := errors.Join(writer.Err(), r.inUse.Err(), r.proj.Err()); err != nil {
 		t.Errorf("it goes on and is said to stand still: %v", err)
 	}
 	stop()

@@ -92,11 +92,11 @@ func TestLeaseIsHandedOver(t *testing.T) {
 	recv(t, first.started)
 	second := stand(t, n, "second", forEver, &active)
 	third := stand(t, n, "third", forEver, &active)
-	kv, err := js.KeyValue(t.Context(), bus.LeaseBucket) // people may look with any tool
+	bucket, err := js.KeyValue(t.Context(), bus.LeaseBucket) // people may look with any tool
 	if err != nil {
 		t.Fatal(err)
 	}
-	if e, err := kv.Get(t.Context(), "feed"); err != nil || !strings.Contains(string(e.Value()), `"holder":"first"`) {
+	if e, err := bucket.Get(t.Context(), "feed"); err != nil || !strings.Contains(string(e.Value()), `"holder":"first"`) {
 		t.Errorf("the bucket says %v, %v", e, err)
 	}
 	first.stop()

@@ -36,8 +36,10 @@ const DefaultMinFree = 256 << 20
 // refused unless a NodeConfig says otherwise.
 const DefaultMinFreeInodes = 1000
 
+// maxPayload is the size of one message in bytes.
+const maxPayload = 1 << 20
+
 const (
-	maxPayload   = 1 << 20               // bytes of one message
 	maxMemory    = 256 << 20             // bytes of memory streams; ours are files
 	maxStore     = 1 << 62               // bytes on disk: the watermark guards the disk, not a quota
 	syncBackstop = 2 * time.Second       // the server's own fsync where group fsync does the work

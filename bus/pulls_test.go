@@ -28,12 +28,12 @@ func TestClusterConsumerOnFirstUse(t *testing.T) {
 
 func checkFirstUse(t *testing.T, on server, connect func(key string) *nats.Conn) {
 	js := must(jetstream.New(must(on.Conn("test"))(t)))(t)
-	feed := jetstream.StreamConfig{Name: bus.FeedStream, Subjects: []string{bus.FeedSubject + ".>"}}
+	config := jetstream.StreamConfig{Name: bus.FeedStream, Subjects: []string{bus.FeedSubject + ".>"}}
 	publish := func(body string) {
 		t.Helper()
 		must(js.Publish(t.Context(), "credstream.events.default.credential.c", []byte(body)))(t)
 	}
-	must(js.CreateStream(t.Context(), feed))(t)
+	must(js.CreateStream(t.Context(), config))(t)
 	must(js.CreateStream(t.Context(), jetstream.StreamConfig{Name: bus.AuditStream, Subjects: []string{bus.AuditSubject + ".>"}}))(t)
 	pulls := servePulls(t, on)
 	publish("before anybody came")
@@ -78,11 +78,11 @@ func checkFirstUse(t *testing.T, on server, connect func(key string) *nats.Conn)
 			return err == nil && string(m.Data()) == "before anybody came"
 		})
 		ok(t, js.DeleteStream(t.Context(), bus.FeedStream))
-		must(js.CreateStream(t.Context(), feed))(t)
+		must(js.CreateStream(t.Context(), config))(t)
 		publish("after the loss")
 		read("after the loss")
 		ok(t, js.DeleteStream(t.Context(), bus.FeedStream))
-		must(js.CreateStream(t.Context(), feed))(t)
+		must(js.CreateStream(t.Context(), config))(t)
 		publish("before anybody came")
 	}
 }
