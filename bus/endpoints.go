@@ -21,10 +21,12 @@ import (
 )
 
 // The bounds of what has arrived and is not looked at yet.
+// maxWaitingSize bounds the requests that wait in a subscription, in bytes.
+const maxWaitingSize = 16 << 20
+
 const (
-	maxWaiting     = 1024     // requests of one endpoint
-	maxWaitingSize = 16 << 20 // bytes of them
-	grace          = time.Second
+	maxWaiting = 1024 // requests of one endpoint
+	grace      = time.Second
 )
 
 var errAnswerTooLarge = fault.New(fault.Invalid, "answer_too_large",
