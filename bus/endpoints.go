@@ -20,10 +20,10 @@ import (
 	"github.com/credstream/credstream/service/application"
 )
 
-// The bounds of what has arrived and is not looked at yet.
 // maxWaitingSize bounds the requests that wait in a subscription, in bytes.
 const maxWaitingSize = 16 << 20
 
+// The bounds of what has arrived and is not looked at yet.
 const (
 	maxWaiting = 1024 // requests of one endpoint
 	grace      = time.Second
