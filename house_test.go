@@ -39,9 +39,9 @@ var imports = map[string][]string{
 	"client":      {"fault"},
 }
 
-// features lists, for the kernel and each room of the service, the rooms of the service
-// that it may import: those below it, for their types. What a feature has another one do
-// goes through an interface that it declares itself.
+// features lists, for the kernel and each room of the service and of the bus, the rooms
+// beside it that it may import: those below it, for their types. What a feature has
+// another one do goes through an interface that it declares itself.
 var features = map[string][]string{
 	"service":             {"permission"}, // the kernel knows no feature
 	"service/permission":  {},
@@ -54,6 +54,11 @@ var features = map[string][]string{
 	"service/credential":  {"", "permission", "secrets", "flow", "component", "client", "token"},
 	"service/connect":     {"", "permission", "secrets", "client", "token", "credential"},
 	"service/admin":       {"", "permission", "secrets"},
+	"bus/streams":         {}, // what the code knows of JetStream
+	"bus/natsserver":      {"streams"},
+	"bus/kv":              {"streams"},
+	"bus/feed":            {"streams"},
+	"bus/edge":            {"streams", "natsserver"},
 	"service/application": {"", "secrets", "access", "flow", "component", "client", "token", "credential", "connect", "admin"},
 }
 
@@ -102,8 +107,8 @@ func TestImports(t *testing.T) {
 			continue
 		}
 		mine, feature := features[own]
-		if room == "service" && !feature {
-			t.Errorf("%s stands in no room of the service", file)
+		if (room == "service" || room == "bus") && !feature {
+			t.Errorf("%s stands in no room of %s", file, room)
 		}
 		for _, spec := range f.Imports {
 			name, _ := strconv.Unquote(spec.Path.Value)

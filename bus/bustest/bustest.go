@@ -28,7 +28,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
 
-	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/bus/natsserver"
 )
 
 const (
@@ -123,8 +123,8 @@ func (s *NATS) Host(i int) string { return s.nodes[i].client }
 
 // Config is how a process of the service connects, with every user and key. It
 // asks for a replica on each server.
-func (s *NATS) Config() bus.ClusterConfig {
-	cfg := bus.ClusterConfig{
+func (s *NATS) Config() natsserver.ClusterConfig {
+	cfg := natsserver.ClusterConfig{
 		URL: s.URL("credstream"), EndpointURL: s.URL("credstream-endpoints"),
 		SystemURL: s.URL("credstream-system"), CalloutURL: s.URL("credstream-callout"),
 		CalloutSeedFile: s.SeedFile(), Replicas: len(s.nodes),

@@ -17,7 +17,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/bus/edge"
+	"github.com/credstream/credstream/bus/streams"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/service/flow"
@@ -234,7 +235,7 @@ func inUseMessage(t *testing.T, id string, seq uint64, flows ...projections.InUs
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &nats.Msg{Subject: bus.InUseSubject + "." + inUseKey(made{id: id}), Data: data}
+	return &nats.Msg{Subject: streams.InUseSubject + "." + inUseKey(made{id: id}), Data: data}
 }
 
 func TestInUseWatch(t *testing.T) {
@@ -280,7 +281,7 @@ func TestInUseWatch(t *testing.T) {
 		t.Error("a value that went back was not noticed")
 	}
 	w = newInUseWatch(nil)
-	w.take(&nats.Msg{Subject: bus.InUseSubject + ".x", Data: []byte("{")})
+	w.take(&nats.Msg{Subject: streams.InUseSubject + ".x", Data: []byte("{")})
 	if err := w.reach(t.Context(), 0, 0); err == nil {
 		t.Error("a value that cannot be read was not noticed")
 	}
@@ -304,10 +305,10 @@ func TestRefused(t *testing.T) {
 }
 
 func TestStored(t *testing.T) {
-	if err := stored(&jetstream.PubAck{Stream: bus.FlowsStream}); err != nil {
+	if err := stored(&jetstream.PubAck{Stream: edge.FlowsStream}); err != nil {
 		t.Error(err)
 	}
-	if err := stored(&jetstream.PubAck{Stream: bus.PoisonStream}); err == nil {
+	if err := stored(&jetstream.PubAck{Stream: edge.PoisonStream}); err == nil {
 		t.Error("an event that was not understood counts as stored")
 	}
 }

@@ -26,7 +26,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/credstream/credstream/aggregates"
-	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/bus/natsserver"
 	"github.com/credstream/credstream/events"
 	eventlog "github.com/credstream/credstream/events/jetstream"
 	"github.com/credstream/credstream/seal"
@@ -216,7 +216,7 @@ func reopenChild(ctx context.Context, stdout io.Writer, args []string) error {
 
 // openStore opens the log in a data folder that nobody serves, to be read.
 func openStore(ctx context.Context, dir string) (store *eventlog.Store, conn *nats.Conn, stop func(), err error) {
-	node, err := bus.StartNode(ctx, bus.NodeConfig{Dir: dir})
+	node, err := natsserver.StartNode(ctx, natsserver.NodeConfig{Dir: dir})
 	if err != nil {
 		return nil, nil, nil, err
 	}

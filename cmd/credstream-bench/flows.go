@@ -19,7 +19,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/bus/edge"
+	"github.com/credstream/credstream/bus/feed"
+	"github.com/credstream/credstream/bus/streams"
 	"github.com/credstream/credstream/projections"
 )
 
@@ -63,7 +65,7 @@ func (f *flowSite) credentials(ctx context.Context, n int64) ([]made, error) {
 
 func flowName(n uint64) string { return "flow-" + strconv.FormatUint(n, 10) }
 
-func inUseKey(m made) string { return bus.InUseKey(flowTenant, "credential", m.id) }
+func inUseKey(m made) string { return feed.InUseKey(flowTenant, "credential", m.id) }
 
 // pick chooses the credentials of the n-th flow.
 func pick(from []made, n uint64) []made {
@@ -124,7 +126,7 @@ func (f *flowSite) engine() (jetstream.JetStream, func(), error) {
 
 // stored checks that an event was understood, not only kept.
 func stored(ack *jetstream.PubAck) error {
-	if ack.Stream != bus.FlowsStream {
+	if ack.Stream != edge.FlowsStream {
 		return fmt.Errorf("a flow event went into %s", ack.Stream)
 	}
 	return nil
@@ -304,7 +306,7 @@ func watchInUse(url string) (*inUseWatch, error) {
 		return nil, fmt.Errorf("connect to NATS: %w", err)
 	}
 	w := newInUseWatch(nc)
-	sub, err := nc.Subscribe(bus.InUseSubject+"."+flowTenant+".credential.>", w.take)
+	sub, err := nc.Subscribe(streams.InUseSubject+"."+flowTenant+".credential.>", w.take)
 	if err == nil {
 		err = sub.SetPendingLimits(-1, -1)
 	}
@@ -323,7 +325,7 @@ var errNoFlows = errors.New("it lists no flows behind its counts")
 // take takes one value in. What the flows are is read only where somebody waits
 // for one of them: the load must not be what is measured.
 func (w *inUseWatch) take(m *nats.Msg) {
-	key := strings.TrimPrefix(m.Subject, bus.InUseSubject+".")
+	key := strings.TrimPrefix(m.Subject, streams.InUseSubject+".")
 	v := inUseSeen{body: m.Data}
 	head, _, found := bytes.Cut(m.Data, []byte(`,"flows":`))
 	err := json.Unmarshal(append(bytes.Clone(head), '}'), &v.InUse)

@@ -26,7 +26,7 @@ import (
 	"github.com/nats-io/nkeys"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/bus/kv"
 	"github.com/credstream/credstream/client"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/seal"
@@ -422,7 +422,7 @@ func accessesChild(ctx context.Context, stdout io.Writer, args []string) error {
 	if err != nil {
 		return fmt.Errorf("open JetStream: %w", err)
 	}
-	stream, err := js.Stream(ctx, bus.AccessStream)
+	stream, err := js.Stream(ctx, kv.AccessStream)
 	if err != nil {
 		return fmt.Errorf("open the access log: %w", err)
 	}

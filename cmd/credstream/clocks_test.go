@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/bus/kv"
 	"github.com/credstream/credstream/oauth/oauthtest"
 	"github.com/credstream/credstream/service/application"
 )
@@ -21,10 +21,10 @@ func TestClockAnHourAhead(t *testing.T) {
 	u.registerSheets(t, provider)
 	registerPlain(t, u.base)
 	ahead := func() time.Time { return time.Now().Add(time.Hour) }
-	clocks := func(process string, now func() time.Time) *bus.Clocks {
+	clocks := func(process string, now func() time.Time) *kv.Clocks {
 		conn, err := u.node.Conn("clock")
 		must(t, err)
-		c := bus.NewClocks(bus.ClocksConfig{Conn: conn, Process: process, Logger: slog.New(slog.NewTextHandler(u.logs, nil)), Now: now})
+		c := kv.NewClocks(kv.ClocksConfig{Conn: conn, Process: process, Logger: slog.New(slog.NewTextHandler(u.logs, nil)), Now: now})
 		ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 		ended := make(chan error, 1)
 		go func() { ended <- c.Run(ctx) }()
@@ -37,7 +37,7 @@ func TestClockAnHourAhead(t *testing.T) {
 	}
 	await(t, "a round of one process", func() (bool, error) { return alone.Err() == nil, nil })
 	wrong := clocks("wrong", ahead)
-	for _, c := range []*bus.Clocks{wrong, alone} {
+	for _, c := range []*kv.Clocks{wrong, alone} {
 		await(t, "the difference", func() (bool, error) { return c.Err() != nil && strings.Contains(c.Err().Error(), "1h0m0s"), nil })
 	}
 	s := u.second(t, u.claims(t), func(c *application.Config) { c.Now, c.ClocksAgree = ahead, wrong.Err })

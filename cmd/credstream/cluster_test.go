@@ -19,8 +19,10 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/credstream/credstream/bus"
 	"github.com/credstream/credstream/bus/bustest"
+	"github.com/credstream/credstream/bus/feed"
+	"github.com/credstream/credstream/bus/natsserver"
+	"github.com/credstream/credstream/bus/streams"
 	"github.com/credstream/credstream/client"
 	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/seal"
@@ -61,7 +63,7 @@ func caller(p *process) api {
 // connectCluster connects a plain NATS client to the external servers.
 func connectCluster(t testing.TB, servers *bustest.NATS, key string) *nats.Conn {
 	t.Helper()
-	nc, err := nats.Connect(servers.URL(""), nats.UserInfo("anything", key), nats.CustomInboxPrefix(bus.InboxPrefix(key)))
+	nc, err := nats.Connect(servers.URL(""), nats.UserInfo("anything", key), nats.CustomInboxPrefix(natsserver.InboxPrefix(key)))
 	must(t, err)
 	t.Cleanup(nc.Close)
 	return nc
@@ -263,7 +265,7 @@ func TestReplicasTakeOver(t *testing.T) {
 	}
 	bucket, err := jetstream.New(mustConn(t, p))
 	must(t, err)
-	kv, err := bucket.KeyValue(t.Context(), bus.InUseBucket)
+	kv, err := bucket.KeyValue(t.Context(), streams.InUseBucket)
 	must(t, err)
 	// An event that was stored and not acknowledged may still be on its way, and
 	// what a killed process left undone is completed within the keeper's next rounds.
@@ -283,7 +285,7 @@ func TestReplicasTakeOver(t *testing.T) {
 		}
 		for _, id := range credentials {
 			got := map[string]bool{}
-			entry, err := kv.Get(t.Context(), bus.InUseKey("default", "credential", id))
+			entry, err := kv.Get(t.Context(), feed.InUseKey("default", "credential", id))
 			switch {
 			case errors.Is(err, jetstream.ErrKeyNotFound):
 			case err != nil:

@@ -25,7 +25,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/credstream/credstream/aggregates"
-	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/bus/natsserver"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/oauth/oauthtest"
 	"github.com/credstream/credstream/service/application"
@@ -437,7 +437,7 @@ func TestRefusalsKeepNoSecret(t *testing.T) {
 	}
 	keys := map[string]any{"secretKey": canary, "oauth": map[string]any{"access_token": canary, "refresh_token": canary}}
 	low := u.as(u.issue(t, map[string]any{"permissions": []string{"credentials.get"}}))
-	nc, err := nats.Connect(u.node.ClientURL(), nats.UserInfo("x", adminKey), nats.CustomInboxPrefix(bus.InboxPrefix(adminKey)))
+	nc, err := nats.Connect(u.node.ClientURL(), nats.UserInfo("x", adminKey), nats.CustomInboxPrefix(natsserver.InboxPrefix(adminKey)))
 	must(t, err)
 	defer nc.Close()
 	var said strings.Builder

@@ -23,7 +23,7 @@ import (
 
 	"github.com/credstream/credstream/aggregates"
 	edge "github.com/credstream/credstream/api/connect"
-	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/bus/kv"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/oauth"
 	"github.com/credstream/credstream/oauth/oauthtest"
@@ -820,7 +820,7 @@ func (u *up) besides(t testing.TB, now func() time.Time, change ...func(*applica
 	must(t, err)
 	js, err := jetstream.New(conn)
 	must(t, err)
-	connections, err := bus.OpenConnections(t.Context(), js, 1)
+	connections, err := kv.OpenConnections(t.Context(), js, 1)
 	must(t, err)
 	states, err := aggregates.NewLog(u.store, 100)
 	must(t, err)

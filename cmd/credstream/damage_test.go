@@ -18,7 +18,8 @@ import (
 	"github.com/minio/highwayhash"
 
 	"github.com/credstream/credstream/aggregates"
-	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/bus/natsserver"
+	"github.com/credstream/credstream/bus/streams"
 	"github.com/credstream/credstream/events"
 	eventlog "github.com/credstream/credstream/events/jetstream"
 	"github.com/credstream/credstream/events/memory"
@@ -237,7 +238,7 @@ func TestFlippedBit(t *testing.T) {
 		flipped := bytes.Clone(whole)
 		flipped[len(flipped)/3] ^= 1
 		must(t, os.WriteFile(file, flipped, 0o600))
-		if p, err := start(t.Context(), u.cfg, &lockedBuffer{}); !errors.Is(err, bus.ErrStoredDamaged) || !strings.Contains(err.Error(), stream) || !strings.Contains(err.Error(), "1.blk") {
+		if p, err := start(t.Context(), u.cfg, &lockedBuffer{}); !errors.Is(err, natsserver.ErrStoredDamaged) || !strings.Contains(err.Error(), stream) || !strings.Contains(err.Error(), "1.blk") {
 			t.Errorf("%s: %v %v", stream, p, err)
 		}
 		now, err := os.ReadFile(file)
@@ -247,7 +248,7 @@ func TestFlippedBit(t *testing.T) {
 		}
 		must(t, os.WriteFile(file, whole, 0o600))
 	}
-	file := filepath.Join(blocks(data, bus.FeedStream), "1.blk")
+	file := filepath.Join(blocks(data, streams.FeedStream), "1.blk")
 	b, err := os.ReadFile(file)
 	must(t, err)
 	b[len(b)/3] ^= 1
@@ -290,7 +291,7 @@ func TestTornEnd(t *testing.T) {
 		u.stop()
 	}
 	must(t, os.WriteFile(file, whole[:len(whole)-10], 0o600)) // of what was durable
-	if p, err := start(t.Context(), u.cfg, &lockedBuffer{}); !errors.Is(err, bus.ErrStoredDamaged) {
+	if p, err := start(t.Context(), u.cfg, &lockedBuffer{}); !errors.Is(err, natsserver.ErrStoredDamaged) {
 		t.Errorf("a durable end: %v %v", p, err)
 	}
 }
@@ -299,7 +300,7 @@ func TestTornEnd(t *testing.T) {
 // a high-water mark: nothing is written, and no first key is made.
 func TestLogBehindWhatWasMadeFromIt(t *testing.T) {
 	for name, gone := range map[string][]string{
-		"views": {bus.FeedStream, bus.AuditStream}, "feed": {"views.db", bus.AuditStream},
+		"views": {streams.FeedStream, streams.AuditStream}, "feed": {"views.db", streams.AuditStream},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -12,7 +12,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/bus/natsserver"
+	"github.com/credstream/credstream/bus/streams"
 	eventlog "github.com/credstream/credstream/events/jetstream"
 	"github.com/credstream/credstream/vault"
 )
@@ -35,7 +36,7 @@ func install(t *testing.T, credentials int) installation {
 	nc := u.connect(t, adminKey) // and a consumer, which is kept once it has delivered something
 	js, err := jetstream.New(nc)
 	must(t, err)
-	consumer, err := js.Consumer(t.Context(), bus.FeedStream, bus.EngineConsumer("default"))
+	consumer, err := js.Consumer(t.Context(), streams.FeedStream, streams.EngineConsumer("default"))
 	must(t, err)
 	first, err := consumer.Next(jetstream.FetchMaxWait(time.Minute))
 	must(t, err)
@@ -120,7 +121,7 @@ func replaceBy(path, from string) error {
 func TestStartsOnDamagedFolders(t *testing.T) {
 	one, other := install(t, 3), install(t, 3)
 	stream := func(name string, rest ...string) string {
-		return filepath.Join(append([]string{"nats", "jetstream", bus.Account, "streams", name}, rest...)...)
+		return filepath.Join(append([]string{"nats", "jetstream", natsserver.Account, "streams", name}, rest...)...)
 	}
 	block := func(name string) string { return stream(name, "msgs", "1.blk") }
 	all := []string{"missing", "empty", "half", "a byte short", "a bit flipped", "garbage", "of another installation", "an older copy", "a folder"}
@@ -139,17 +140,17 @@ func TestStartsOnDamagedFolders(t *testing.T) {
 		{block(eventlog.Stream), all},
 		{block(vault.Stream), all},
 		{block(keyStream), all},
-		{block(bus.FeedStream), []string{"missing", "a bit flipped", "garbage", "an older copy"}},
+		{block(streams.FeedStream), []string{"missing", "a bit flipped", "garbage", "an older copy"}},
 		{stream(eventlog.Stream, "msgs", "index.db"), []string{"missing", "a bit flipped", "garbage", "of another installation", "an older copy", "a folder"}},
 		{stream(eventlog.Stream, "meta.inf"), []string{"missing", "empty", "a bit flipped", "a folder"}},
 		{stream(eventlog.Stream, "meta.sum"), []string{"missing", "garbage"}},
 		{stream(vault.Stream, "meta.inf"), []string{"of another installation"}},
-		{stream(bus.FeedStream, "obs", "engine-default", "meta.inf"), []string{"missing", "garbage"}},
-		{stream(bus.FeedStream, "obs", "engine-default", "o.dat"), []string{"missing", "garbage"}},
+		{stream(streams.FeedStream, "obs", "engine-default", "meta.inf"), []string{"missing", "garbage"}},
+		{stream(streams.FeedStream, "obs", "engine-default", "o.dat"), []string{"missing", "garbage"}},
 		{stream(eventlog.Stream), []string{"missing", "of another installation", "an older copy"}},
 		{stream(vault.Stream), []string{"missing", "of another installation", "an older copy"}},
 		{stream(keyStream), []string{"missing"}},
-		{stream(bus.FeedStream), []string{"missing", "of another installation"}},
+		{stream(streams.FeedStream), []string{"missing", "of another installation"}},
 		{"nats", []string{"missing", "of another installation", "an older copy"}},
 		{"views.db", []string{"missing", "empty", "half", "a bit flipped", "garbage", "of another installation", "an older copy"}},
 		{"kms.key", []string{"missing", "empty", "half", "garbage", "of another installation", "a folder"}},
@@ -179,7 +180,7 @@ func TestStartsOnDamagedFolders(t *testing.T) {
 	for _, pair := range [][2][2]string{
 		{{block(eventlog.Stream), "an older copy"}, {"high-water.json", "missing"}},
 		{{block(eventlog.Stream), "an older copy"}, {"views.db", "missing"}},
-		{{block(eventlog.Stream), "an older copy"}, {block(bus.FeedStream), "an older copy"}},
+		{{block(eventlog.Stream), "an older copy"}, {block(streams.FeedStream), "an older copy"}},
 		{{block(eventlog.Stream), "half"}, {block(vault.Stream), "half"}},
 		{{block(eventlog.Stream), "missing"}, {"kms.key", "missing"}},
 		{{block(vault.Stream), "an older copy"}, {"views.db", "garbage"}},
@@ -188,7 +189,7 @@ func TestStartsOnDamagedFolders(t *testing.T) {
 		{{"nats", "an older copy"}, {"high-water.json", "an older copy"}},
 		{{"nats", "an older copy"}, {"marks.json", "missing"}},
 		{{"nats", "missing"}, {"views.db", "missing"}},
-		{{"views.db", "half"}, {block(bus.FeedStream), "garbage"}},
+		{{"views.db", "half"}, {block(streams.FeedStream), "garbage"}},
 		{{"marks.json", "garbage"}, {"high-water.json", "garbage"}},
 		{{"marks.json", "missing"}, {"high-water.json", "missing"}},
 	} {

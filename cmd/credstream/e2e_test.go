@@ -25,7 +25,8 @@ import (
 	"github.com/nats-io/nats.go/micro"
 
 	"github.com/credstream/credstream/aggregates"
-	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/bus/natsserver"
+	"github.com/credstream/credstream/bus/streams"
 	"github.com/credstream/credstream/events"
 	eventlog "github.com/credstream/credstream/events/jetstream"
 	"github.com/credstream/credstream/service"
@@ -449,14 +450,14 @@ func TestNATS(t *testing.T) {
 		}
 		return ids
 	}
-	if got := strings.Join(pull(bus.FeedStream, bus.EngineConsumer("default"), 2), " "); got != "3 4" {
+	if got := strings.Join(pull(streams.FeedStream, streams.EngineConsumer("default"), 2), " "); got != "3 4" {
 		t.Errorf("the engine's consumer got %s", got)
 	}
-	if got := strings.Join(pull(bus.AuditStream, bus.AuditConsumer("default"), 4), " "); got != "1 2 3 4" {
+	if got := strings.Join(pull(streams.AuditStream, streams.AuditConsumer("default"), 4), " "); got != "1 2 3 4" {
 		t.Errorf("the audit consumer got %s", got)
 	}
 	must(t, do("credstream.cmd.default.audit.rewind", "", map[string]any{"seq": 3}, nil))
-	if got := strings.Join(pull(bus.AuditStream, bus.AuditConsumer("default"), 2), " "); got != "3 4" {
+	if got := strings.Join(pull(streams.AuditStream, streams.AuditConsumer("default"), 2), " "); got != "3 4" {
 		t.Errorf("the rewound audit consumer got %s", got)
 	}
 
@@ -686,7 +687,7 @@ func TestStarts(t *testing.T) {
 	if access.CheckKeyShape(key) != nil || !strings.Contains(said.String(), key) {
 		t.Errorf("the first start says\n%s", &said)
 	}
-	if _, err := start(t.Context(), cfg, io.Discard); !errors.Is(err, bus.ErrDataFolderLocked) {
+	if _, err := start(t.Context(), cfg, io.Discard); !errors.Is(err, natsserver.ErrDataFolderLocked) {
 		t.Errorf("a second process on the folder: %v", err)
 	}
 	first.close()
@@ -829,14 +830,14 @@ func TestWritesRefused(t *testing.T) {
 	registerPlain(t, u.base)
 	svc, err := application.New(application.Config{
 		Log: u.states, Views: u.views, Projector: u.proj, Vault: u.vault, Keyring: u.keyring, Logger: slog.New(slog.DiscardHandler),
-		WritesAllowed: func() error { return bus.ErrStorageLow },
+		WritesAllowed: func() error { return natsserver.ErrStorageLow },
 	})
 	must(t, err)
 	defer svc.Close()
 	admin, err := svc.Access.Authenticate(t.Context(), adminKey, netip.Addr{})
 	must(t, err)
 	call := service.Call{Tenant: "default", Principal: admin, Via: "http"}
-	if _, err := svc.Serve(t.Context(), call, "component.delete", []byte(`{"id":"plain"}`)); !errors.Is(err, bus.ErrStorageLow) {
+	if _, err := svc.Serve(t.Context(), call, "component.delete", []byte(`{"id":"plain"}`)); !errors.Is(err, natsserver.ErrStorageLow) {
 		t.Errorf("a write: %v", err)
 	}
 	if _, err := svc.Serve(t.Context(), call, "component.get", []byte(`{"id":"plain","min_seq":3}`)); err != nil {

@@ -20,8 +20,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/credstream/credstream/bus"
 	"github.com/credstream/credstream/bus/bustest"
+	"github.com/credstream/credstream/bus/natsserver"
 	"github.com/credstream/credstream/events"
 	eventlog "github.com/credstream/credstream/events/jetstream"
 )
@@ -169,7 +169,7 @@ type load struct {
 func (l *load) client(n int, rng *rand.Rand) {
 	http := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 4}, Timeout: faultPatience}
 	defer http.CloseIdleConnections()
-	nc, err := nats.Connect(l.servers.URL(""), nats.UserInfo("x", adminKey), nats.CustomInboxPrefix(bus.InboxPrefix(adminKey)),
+	nc, err := nats.Connect(l.servers.URL(""), nats.UserInfo("x", adminKey), nats.CustomInboxPrefix(natsserver.InboxPrefix(adminKey)),
 		nats.MaxReconnects(-1), nats.ReconnectWait(100*time.Millisecond), nats.PingInterval(time.Second), nats.IgnoreAuthErrorAbort())
 	if err != nil {
 		l.t.Error(err)

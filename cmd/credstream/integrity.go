@@ -14,7 +14,10 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/credstream/credstream/aggregates"
-	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/bus/edge"
+	"github.com/credstream/credstream/bus/feed"
+	"github.com/credstream/credstream/bus/kv"
+	"github.com/credstream/credstream/bus/natsserver"
 	"github.com/credstream/credstream/events"
 	eventlog "github.com/credstream/credstream/events/jetstream"
 	"github.com/credstream/credstream/projections"
@@ -29,7 +32,7 @@ const (
 )
 
 // keptStreams are the streams beside the log that nothing can make anew.
-var keptStreams = []string{vault.Stream, keyStream, bus.AccessStream, bus.FlowsStream, bus.QueueStream, bus.PoisonStream}
+var keptStreams = []string{vault.Stream, keyStream, kv.AccessStream, edge.FlowsStream, edge.QueueStream, edge.PoisonStream}
 
 func (p *program) highWaterFile() string { return filepath.Join(p.cfg.Data, "high-water.json") }
 
@@ -41,14 +44,14 @@ func (p *program) openMarks(conn *nats.Conn) error {
 	if err != nil {
 		return fmt.Errorf("open JetStream: %w", err)
 	}
-	var streams []bus.Marked
+	var streams []natsserver.Marked
 	for _, name := range keptStreams {
-		streams = append(streams, bus.Marked{
+		streams = append(streams, natsserver.Marked{
 			Stream: name, Durable: p.durable(name),
 			Exact: p.node != nil && (name == vault.Stream || name == keyStream), // of the others messages go by age, or when they are done
 		})
 	}
-	p.marks, err = bus.OpenMarks(p.marksFile(), js, p.log, streams...)
+	p.marks, err = natsserver.OpenMarks(p.marksFile(), js, p.log, streams...)
 	return err
 }
 
@@ -103,7 +106,7 @@ func (i *integrity) await(ctx context.Context) bool {
 // isDamage tells a proof from a check that could not be made.
 func isDamage(err error) bool {
 	return slices.ContainsFunc([]error{
-		eventlog.ErrLogCutShort, eventlog.ErrLogIncomplete, bus.ErrStoredIncomplete, bus.ErrFeedAhead, projections.ErrViewsAhead, seal.ErrKeysetMissing,
+		eventlog.ErrLogCutShort, eventlog.ErrLogIncomplete, natsserver.ErrStoredIncomplete, feed.ErrFeedAhead, projections.ErrViewsAhead, seal.ErrKeysetMissing,
 	}, func(proof error) bool { return errors.Is(err, proof) })
 }
 
@@ -166,8 +169,8 @@ func (p *program) watchIntegrity(ctx context.Context) error {
 // compareFeeds returns bus.ErrFeedAhead when the log does not hold what a feed tells of; the
 // feeds' writers say what else is wrong with them.
 func (p *program) compareFeeds(ctx context.Context) error {
-	for _, f := range []*bus.Feed{p.feed, p.audit} {
-		if err := f.Check(ctx); errors.Is(err, bus.ErrFeedAhead) {
+	for _, f := range []*feed.Feed{p.feed, p.audit} {
+		if err := f.Check(ctx); errors.Is(err, feed.ErrFeedAhead) {
 			return err
 		}
 	}

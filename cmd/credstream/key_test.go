@@ -13,8 +13,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/credstream/credstream/aggregates"
-	"github.com/credstream/credstream/bus"
 	"github.com/credstream/credstream/bus/bustest"
+	"github.com/credstream/credstream/bus/kv"
+	"github.com/credstream/credstream/bus/natsserver"
 	"github.com/credstream/credstream/client"
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
@@ -227,7 +228,7 @@ func TestKeysOnTwoProcesses(t *testing.T) {
 		return c == "", err
 	})
 	open := func(key string) (*nats.Conn, error) {
-		return nats.Connect(servers.URL(""), nats.UserInfo("x", key), nats.CustomInboxPrefix(bus.InboxPrefix(key)), nats.NoReconnect())
+		return nats.Connect(servers.URL(""), nats.UserInfo("x", key), nats.CustomInboxPrefix(natsserver.InboxPrefix(key)), nats.NoReconnect())
 	}
 	if _, err := open(elsewhere.Key); !errors.Is(err, nats.ErrAuthorization) {
 		t.Errorf("a key for another address: %v", err)
@@ -282,7 +283,7 @@ func TestLastUseIsPrivate(t *testing.T) {
 	must(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if _, err := js.KeyValue(ctx, bus.LastUseBucket); err == nil {
+	if _, err := js.KeyValue(ctx, kv.LastUseBucket); err == nil {
 		t.Error("the administrator's key opens the bucket of the last use")
 	}
 }

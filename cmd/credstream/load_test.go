@@ -24,7 +24,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/credstream/credstream/aggregates"
-	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/bus/streams"
 	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/vault"
 )
@@ -461,8 +461,8 @@ func (p *program) checkViews(t *testing.T, end uint64) {
 // message, with the public form of the log.
 func (p *program) checkFeed(t *testing.T, end uint64) {
 	t.Helper()
-	p.checkStream(t, end, bus.FeedStream, func(m projections.Message) string { return m.Subject })
-	p.checkStream(t, end, bus.AuditStream, func(m projections.Message) string { return m.AuditSubject })
+	p.checkStream(t, end, streams.FeedStream, func(m projections.Message) string { return m.Subject })
+	p.checkStream(t, end, streams.AuditStream, func(m projections.Message) string { return m.AuditSubject })
 }
 
 func (p *program) checkStream(t *testing.T, end uint64, name string, subject func(projections.Message) string) {

@@ -8,7 +8,9 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/bus/kv"
+	"github.com/credstream/credstream/bus/natsserver"
+	"github.com/credstream/credstream/bus/streams"
 	eventlog "github.com/credstream/credstream/events/jetstream"
 	"github.com/credstream/credstream/service/application"
 	"github.com/credstream/credstream/vault"
@@ -18,7 +20,7 @@ import (
 type messaging interface {
 	Conn(name string) (*nats.Conn, error)
 	EndpointConn() (*nats.Conn, error)
-	SetAuthenticator(auth bus.Authenticator) error
+	SetAuthenticator(auth natsserver.Authenticator) error
 	Caller(h nats.Header) (principal string, ok bool)
 	DisconnectKey(principal string)
 	Health() error
@@ -58,7 +60,7 @@ func (p *program) openMessaging(ctx context.Context) error {
 func (p *program) connectCluster(ctx context.Context, secrets []string, restarted func()) error {
 	ctx, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
-	cluster, err := bus.Connect(ctx, bus.ClusterConfig{
+	cluster, err := natsserver.Connect(ctx, natsserver.ClusterConfig{
 		URL: p.cfg.NATS, Credentials: p.cfg.NATSCredentials, EndpointURL: p.cfg.NATSEndpoints,
 		SystemURL: p.cfg.NATSSystem, SystemCredentials: p.cfg.NATSSystemCredentials,
 		CalloutSeedFile: p.cfg.NATSCalloutSeed, CalloutXKeyFile: p.cfg.NATSCalloutXKey, CalloutURL: p.cfg.NATSCallout,
@@ -74,13 +76,13 @@ func (p *program) connectCluster(ctx context.Context, secrets []string, restarte
 }
 
 func (p *program) startNode(ctx context.Context, secrets []string, restarted func()) error {
-	node, err := bus.StartNode(ctx, bus.NodeConfig{
+	node, err := natsserver.StartNode(ctx, natsserver.NodeConfig{
 		Dir: p.cfg.Data, Listen: p.cfg.NATSListen, SyncAlways: p.cfg.Durability == "always",
 		ClearSecretCommands: secrets, Logger: p.log, Fatal: p.fatal, Restarted: restarted,
 		Kept: append([]string{eventlog.Stream}, keptStreams...),
 		Durable: func(stream string) uint64 {
 			if stream != eventlog.Stream {
-				return bus.MarkedLast(p.marksFile(), stream)
+				return natsserver.MarkedLast(p.marksFile(), stream)
 			}
 			return eventlog.Marked(p.highWaterFile())
 		},
@@ -93,7 +95,7 @@ func (p *program) startNode(ctx context.Context, secrets []string, restarted fun
 		p.log.Warn("every fsync is delayed (CREDSTREAM_BENCH_FSYNC_DELAY)", "by", p.cfg.fsyncDelay)
 		p.node.Syncer(eventlog.Stream).Delay = p.cfg.fsyncDelay
 		p.node.Syncer(vault.Stream).Delay = p.cfg.fsyncDelay
-		p.node.Syncer(bus.AccessStream).Delay = p.cfg.fsyncDelay
+		p.node.Syncer(kv.AccessStream).Delay = p.cfg.fsyncDelay
 	}
 	p.stopMessaging()
 	return nil
@@ -135,7 +137,7 @@ func (p *program) replicas() int {
 
 // ensureStream creates a stream, or checks that it can be used, and makes it durable.
 func (p *program) ensureStream(ctx context.Context, js jetstream.JetStream, cfg jetstream.StreamConfig) error {
-	if _, err := bus.EnsureStream(ctx, js, cfg); err != nil {
+	if _, err := streams.EnsureStream(ctx, js, cfg); err != nil {
 		return err
 	}
 	return p.syncStream(cfg.Name)
@@ -157,7 +159,7 @@ func (p *program) lead(role string, run func(context.Context) error) func(contex
 		return run
 	}
 	return func(ctx context.Context) error {
-		return bus.RunLeased(ctx, bus.LeaseConfig{
+		return kv.RunLeased(ctx, kv.LeaseConfig{
 			JS: p.leases, Replicas: p.replicas(), Role: role, Holder: p.id, Log: p.log,
 		}, run)
 	}

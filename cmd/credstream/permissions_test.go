@@ -18,8 +18,8 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/credstream/credstream/aggregates"
-	"github.com/credstream/credstream/bus"
 	"github.com/credstream/credstream/bus/bustest"
+	"github.com/credstream/credstream/bus/natsserver"
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/service"
@@ -557,7 +557,7 @@ func TestSubjectMatrix(t *testing.T) {
 				}
 			}
 			try(t, connect("x"), callsOf(tenant, other, true))
-			try(t, connect(bus.FeedUser), []call{
+			try(t, connect(natsserver.FeedUser), []call{
 				{"subscribe", "credstream.events." + tenant + ".>", true},
 				{"subscribe", "credstream.events." + tenant + ".credential.*", true},
 				{"subscribe", "$KV.credstream-in-use." + tenant + ".>", true},

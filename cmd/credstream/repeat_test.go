@@ -24,7 +24,7 @@ import (
 	"github.com/nats-io/nats.go/micro"
 
 	"github.com/credstream/credstream/aggregates"
-	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/bus/kv"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/oauth"
 	"github.com/credstream/credstream/oauth/oauthtest"
@@ -328,24 +328,24 @@ func (s *second) command(ctx context.Context, t testing.TB, route, id string, in
 	return s.Serve(ctx, service.Call{Tenant: "default", Principal: s.admin, Via: "http", CommandID: id}, route, encode(t, in))
 }
 
-func (u *up) connections(t testing.TB) *bus.Connections {
+func (u *up) connections(t testing.TB) *kv.Connections {
 	t.Helper()
 	conn, err := u.node.Conn("other connections")
 	must(t, err)
 	js, err := jetstream.New(conn)
 	must(t, err)
-	connections, err := bus.OpenConnections(t.Context(), js, 1)
+	connections, err := kv.OpenConnections(t.Context(), js, 1)
 	must(t, err)
 	return connections
 }
 
-func (u *up) claims(t testing.TB) *bus.Claims {
+func (u *up) claims(t testing.TB) *kv.Claims {
 	t.Helper()
 	conn, err := u.node.Conn("claims")
 	must(t, err)
 	js, err := jetstream.New(conn)
 	must(t, err)
-	claims, err := bus.OpenClaims(t.Context(), js, 1)
+	claims, err := kv.OpenClaims(t.Context(), js, 1)
 	must(t, err)
 	return claims
 }

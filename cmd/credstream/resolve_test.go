@@ -23,8 +23,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/credstream/credstream/bus"
 	"github.com/credstream/credstream/bus/bustest"
+	"github.com/credstream/credstream/bus/kv"
 	"github.com/credstream/credstream/client"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service/credential"
@@ -268,13 +268,13 @@ func TestResolveWithoutAccessLog(t *testing.T) {
 	must(t, err)
 	js, err := jetstream.New(conn)
 	must(t, err)
-	must(t, js.DeleteStream(t.Context(), bus.AccessStream))
+	must(t, js.DeleteStream(t.Context(), kv.AccessStream))
 	if got := ask(); got != "access_log_unavailable" {
 		t.Errorf("without the access log: %q", got)
 	}
 	must(t, engine.query("credential.get", "id="+id, nil))
 	must(t, u.query("credential.history", "id="+id, nil))
-	_, err = bus.EnsureAccessLog(t.Context(), js, 1, bus.DefaultAccessRetention)
+	_, err = kv.EnsureAccessLog(t.Context(), js, 1, kv.DefaultAccessRetention)
 	must(t, err)
 	if got := ask(); got != "" {
 		t.Errorf("when it is back: %q", got)
@@ -369,9 +369,9 @@ func TestAccessConfiguration(t *testing.T) {
 		}
 		js, err := jetstream.New(mustConn(t, u.program))
 		must(t, err)
-		stream, err := js.Stream(t.Context(), bus.AccessStream)
+		stream, err := js.Stream(t.Context(), kv.AccessStream)
 		must(t, err)
-		want := bus.DefaultAccessRetention
+		want := kv.DefaultAccessRetention
 		if days > 0 {
 			want = time.Duration(days) * day
 		}
@@ -551,7 +551,7 @@ func (u *up) factCount(t testing.TB) uint64 {
 	t.Helper()
 	js, err := jetstream.New(mustConn(t, u.program))
 	must(t, err)
-	stream, err := js.Stream(t.Context(), bus.AccessStream)
+	stream, err := js.Stream(t.Context(), kv.AccessStream)
 	must(t, err)
 	return stream.CachedInfo().State.Msgs
 }

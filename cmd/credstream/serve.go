@@ -24,10 +24,14 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/credstream/credstream/aggregates"
-	edge "github.com/credstream/credstream/api/connect"
+	apiconnect "github.com/credstream/credstream/api/connect"
 	"github.com/credstream/credstream/api/elasticio"
 	v1 "github.com/credstream/credstream/api/v1"
-	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/bus/edge"
+	"github.com/credstream/credstream/bus/feed"
+	"github.com/credstream/credstream/bus/kv"
+	"github.com/credstream/credstream/bus/natsserver"
+	"github.com/credstream/credstream/bus/streams"
 	"github.com/credstream/credstream/events"
 	eventlog "github.com/credstream/credstream/events/jetstream"
 	"github.com/credstream/credstream/fault"
@@ -75,9 +79,9 @@ var (
 type program struct {
 	cfg       serveConfig
 	log       *slog.Logger
-	nats      messaging    // the node or the cluster
-	node      *bus.Node    // the embedded server; nil with an external one
-	cluster   *bus.Cluster // the external servers; nil with the embedded one
+	nats      messaging           // the node or the cluster
+	node      *natsserver.Node    // the embedded server; nil with an external one
+	cluster   *natsserver.Cluster // the external servers; nil with the embedded one
 	store     *eventlog.Store
 	states    *aggregates.Log
 	views     *projections.Views
@@ -85,18 +89,18 @@ type program struct {
 	vault     *vault.Vault
 	keyring   *seal.Keyring
 	svc       *application.Application
-	feed      *bus.Feed
-	audit     *bus.Feed
-	ends      *bus.Endpoints
-	inUse     *bus.InUse
-	queues    *bus.Queues
-	poison    *bus.Poison
-	access    *bus.AccessLog
-	intake    *bus.Intake
-	pulls     *bus.Pulls
-	lastUse   *bus.LastUse
-	clocks    *bus.Clocks     // nil where one process alone serves the log
-	followed  *bus.Checkpoint // of the process manager
+	feed      *feed.Feed
+	audit     *feed.Feed
+	ends      *edge.Endpoints
+	inUse     *feed.InUse
+	queues    *edge.Queues
+	poison    *edge.Poison
+	access    *kv.AccessLog
+	intake    *edge.Intake
+	pulls     *natsserver.Pulls
+	lastUse   *kv.LastUse
+	clocks    *kv.Clocks     // nil where one process alone serves the log
+	followed  *kv.Checkpoint // of the process manager
 	ended     *endedKeys
 	front     *front
 	metrics   *prometheus.Registry
@@ -106,7 +110,7 @@ type program struct {
 	id        string              // of this process among those that serve one log
 	leases    jetstream.JetStream // where roles are agreed on; nil with the embedded server
 	water     *eventlog.HighWater
-	marks     *bus.Marks
+	marks     *natsserver.Marks
 	integrity integrity
 	keysets   jetstream.JetStream // where the keysets are; nil until they are open
 	stop      []func()            // in reverse order
@@ -145,7 +149,7 @@ func start(ctx context.Context, cfg serveConfig, stderr io.Writer) (*program, er
 	if cfg.Lease != 0 && (cfg.Lease < credential.MinLease || cfg.Lease > credential.MaxLease) {
 		return nil, errLease
 	}
-	if cfg.AccessRetention != 0 && cfg.AccessRetention < bus.MinAccessRetention {
+	if cfg.AccessRetention != 0 && cfg.AccessRetention < kv.MinAccessRetention {
 		return nil, errRetention
 	}
 	if cfg.Views != "" {
@@ -296,15 +300,15 @@ func (p *program) openService(ctx context.Context) error {
 	var claims service.Claims
 	if p.cluster != nil {
 		p.leases = js
-		p.clocks = bus.NewClocks(bus.ClocksConfig{Conn: conn, Process: p.id, Metrics: p.metrics, Logger: p.log})
-		if claims, err = bus.OpenClaims(ctx, js, p.replicas()); err != nil {
+		p.clocks = kv.NewClocks(kv.ClocksConfig{Conn: conn, Process: p.id, Metrics: p.metrics, Logger: p.log})
+		if claims, err = kv.OpenClaims(ctx, js, p.replicas()); err != nil {
 			return err
 		}
 	}
 	n := p.replicas()
 	for _, cfg := range []jetstream.StreamConfig{
-		vault.StreamConfig(n), bus.FeedConfig(n), bus.AuditConfig(n), bus.FlowsConfig(n), bus.QueueConfig(n), bus.PoisonConfig(n),
-		bus.CheckpointConfig(n),
+		vault.StreamConfig(n), feed.FeedConfig(n), feed.AuditConfig(n), edge.FlowsConfig(n), edge.QueueConfig(n), edge.PoisonConfig(n),
+		kv.CheckpointConfig(n),
 	} {
 		if err := p.ensureStream(ctx, js, cfg); err != nil {
 			return err
@@ -319,14 +323,14 @@ func (p *program) openService(ctx context.Context) error {
 	p.vault = vault.New(js, conn, p.keyring, p.durable(vault.Stream))
 	p.vault.Guard(p.integrity.Err)
 	p.vault.OnDelete(p.marks.Deleting)
-	if p.lastUse, err = bus.OpenLastUse(ctx, js, n, p.log); err != nil {
+	if p.lastUse, err = kv.OpenLastUse(ctx, js, n, p.log); err != nil {
 		return err
 	}
 	tokens, err := p.openTokens()
 	if err != nil {
 		return err
 	}
-	connections, err := bus.OpenConnections(ctx, js, n)
+	connections, err := kv.OpenConnections(ctx, js, n)
 	if err != nil {
 		return err
 	}
@@ -334,7 +338,7 @@ func (p *program) openService(ctx context.Context) error {
 		return err
 	}
 	guarded := verify.NewClient(verify.Config{AllowPrivate: p.cfg.AllowPrivateTargets, Logger: p.log})
-	p.followed = bus.NewCheckpoint(js, "follow-ups", p.durable(bus.CheckpointStream))
+	p.followed = kv.NewCheckpoint(js, "follow-ups", p.durable(kv.CheckpointStream))
 	p.svc, err = application.New(application.Config{
 		Log: p.states, Views: p.views, Projector: p.proj, Keyring: p.keyring,
 		Vault:           p.vault,
@@ -378,18 +382,18 @@ func (p *program) openService(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	feedJS, err := jetstream.New(feedConn, jetstream.WithPublishAsyncTimeout(bus.AckTimeout))
+	feedJS, err := jetstream.New(feedConn, jetstream.WithPublishAsyncTimeout(streams.AckTimeout))
 	if err != nil {
 		return fmt.Errorf("open JetStream: %w", err)
 	}
-	p.feed, p.audit = bus.NewFeed(feedJS, p.store, n, p.log), bus.NewAuditFeed(feedJS, p.store, n, p.log)
+	p.feed, p.audit = feed.NewFeed(feedJS, p.store, n, p.log), feed.NewAuditFeed(feedJS, p.store, n, p.log)
 	if err := p.checkIntegrity(ctx); err != nil { // the feeds among what is compared
 		return err
 	}
-	if _, err := bus.EnsureBucket(ctx, feedJS, bus.InUseConfig(n)); err != nil {
+	if _, err := natsserver.EnsureBucket(ctx, feedJS, feed.InUseConfig(n)); err != nil {
 		return fmt.Errorf("open the bucket of the in-use index: %w", err)
 	}
-	p.inUse = bus.NewInUse(feedJS, p.views, p.proj, p.log)
+	p.inUse = feed.NewInUse(feedJS, p.views, p.proj, p.log)
 	if p.integrity.Err() != nil {
 		return nil // what is there is served; nothing is made
 	}
@@ -409,27 +413,27 @@ func (p *program) openQueues() error {
 	if err != nil {
 		return err
 	}
-	if p.queues, err = bus.NewQueues(conn, p.durable); err != nil {
+	if p.queues, err = edge.NewQueues(conn, p.durable); err != nil {
 		return err
 	}
-	p.poison = bus.NewPoison(p.queues, p.metrics, p.log)
+	p.poison = edge.NewPoison(p.queues, p.metrics, p.log)
 	return nil
 }
 
 // openAccessLog opens the record of who was given which credential.
 func (p *program) openAccessLog(ctx context.Context, js jetstream.JetStream) error {
-	keep := cmp.Or(p.cfg.AccessRetention, bus.DefaultAccessRetention)
-	if _, err := bus.EnsureAccessLog(ctx, js, p.replicas(), keep); err != nil {
+	keep := cmp.Or(p.cfg.AccessRetention, kv.DefaultAccessRetention)
+	if _, err := kv.EnsureAccessLog(ctx, js, p.replicas(), keep); err != nil {
 		return err
 	}
-	if err := p.syncStream(bus.AccessStream); err != nil {
+	if err := p.syncStream(kv.AccessStream); err != nil {
 		return err
 	}
 	conn, err := p.nats.Conn("access")
 	if err != nil {
 		return err
 	}
-	p.access, err = bus.NewAccessLog(conn, p.durable(bus.AccessStream))
+	p.access, err = kv.NewAccessLog(conn, p.durable(kv.AccessStream))
 	return err
 }
 
@@ -437,7 +441,7 @@ func (p *program) openAccessLog(ctx context.Context, js jetstream.JetStream) err
 // made only where no keyset needs another one.
 func (p *program) openKeyring(ctx context.Context, js jetstream.JetStream) (*seal.Keyring, error) {
 	const stream = keyStream
-	_, err := bus.EnsureBucket(ctx, js, jetstream.KeyValueConfig{
+	_, err := natsserver.EnsureBucket(ctx, js, jetstream.KeyValueConfig{
 		Bucket: keyBucket, History: 5, Storage: jetstream.FileStorage, Replicas: p.replicas(),
 	})
 	if err == nil {
@@ -539,9 +543,9 @@ func (p *program) findPublicURL() (string, error) {
 
 // letKeysIn opens the NATS port and HTTP to clients, when all that they could ask for is there.
 func (p *program) letKeysIn(context.Context) error {
-	err := p.nats.SetAuthenticator(func(ctx context.Context, key string, from netip.Addr) (bus.Grant, error) {
+	err := p.nats.SetAuthenticator(func(ctx context.Context, key string, from netip.Addr) (natsserver.Grant, error) {
 		who, err := p.svc.Access.Authenticate(ctx, key, from)
-		grant := bus.Grant{
+		grant := natsserver.Grant{
 			Principal: who.Actor.ID, Tenants: who.Tenants,
 			Follow: who.May(permission.CredentialsGet), Audit: who.May(permission.AuditRead),
 			Expires: who.Expires,
@@ -555,7 +559,7 @@ func (p *program) letKeysIn(context.Context) error {
 		return err
 	}
 	vendor := elasticio.Handler(elasticio.Config{Service: p.svc, Access: p.svc.Access, Flows: p.svc.Flows, Logger: p.log, AllowCleartext: p.cfg.BehindTLSProxy})
-	browsers := edge.New(edge.Config{Service: p.svc.Connects, PublicURL: p.publicURL, Logger: p.log})
+	browsers := apiconnect.New(apiconnect.Config{Service: p.svc.Connects, PublicURL: p.publicURL, Logger: p.log})
 	p.front.open(surfaces(vendor, browsers, v1.Handler(v1.Config{
 		Service: p.svc, Access: p.svc.Access, Logger: p.log, Ready: p.notReady, Notes: p.notes,
 		Metrics: promhttp.HandlerFor(p.metrics, promhttp.HandlerOpts{}), Version: version,
@@ -567,9 +571,9 @@ func (p *program) letKeysIn(context.Context) error {
 
 // ensureConsumers makes the consumers that a key may pull from. External servers with the
 // accounts of an earlier version pass its requests by the service, which would make them.
-func (p *program) ensureConsumers(ctx context.Context, g bus.Grant) {
+func (p *program) ensureConsumers(ctx context.Context, g natsserver.Grant) {
 	for _, tenant := range g.Tenants {
-		if tenant == bus.AllTenants {
+		if tenant == streams.AllTenants {
 			continue
 		}
 		if err := p.pulls.Ensure(ctx, tenant, g.Follow, g.Audit); err != nil {
@@ -588,14 +592,14 @@ func (p *program) openPort(ctx context.Context) error {
 	if err := p.openPulls(ctx, conn); err != nil {
 		return err
 	}
-	p.ends, err = bus.ServeEndpoints(bus.EndpointsConfig{
+	p.ends, err = edge.ServeEndpoints(edge.EndpointsConfig{
 		Conn: conn, Caller: p.nats.Caller, Service: p.svc, Version: version, Metrics: p.metrics, Logger: p.log,
 	})
 	if err != nil {
 		return err
 	}
 	p.stop = append(p.stop, p.ends.Close)
-	p.intake, err = bus.ServeIntake(bus.IntakeConfig{
+	p.intake, err = edge.ServeIntake(edge.IntakeConfig{
 		Conn: conn, Caller: p.nats.Caller, Service: p.svc, Queues: p.queues, Poison: p.poison,
 		WritesAllowed: p.writesAllowed, Metrics: p.metrics, Logger: p.log,
 	})
@@ -632,7 +636,7 @@ func (p *program) openPulls(ctx context.Context, requests *nats.Conn) error {
 	if err != nil {
 		return err
 	}
-	p.pulls, err = bus.ServePulls(bus.PullsConfig{
+	p.pulls, err = natsserver.ServePulls(natsserver.PullsConfig{
 		Conn: conn, Requests: requests, Caller: p.nats.Caller, DisconnectKey: p.nats.DisconnectKey, TenantExists: p.svc.Access.TenantExists,
 		Metrics: p.metrics, Logger: p.log,
 	})
@@ -764,8 +768,8 @@ func (p *program) openParts(ctx context.Context) error {
 	writer("high-water mark", p.water.Run)
 	writer("marks", func(ctx context.Context) error { return p.marks.Run(ctx, p.integrity.Err) })
 	writer("collector", p.lead("collector", func(ctx context.Context) error { return p.svc.Secrets.RunCollector(ctx, collectEvery, orphanAge) }))
-	for _, queue := range []bus.Queue{bus.Flows, bus.Commands} {
-		reader := bus.NewReader(bus.ReaderConfig{
+	for _, queue := range []edge.Queue{edge.Flows, edge.Commands} {
+		reader := edge.NewReader(edge.ReaderConfig{
 			Queue: queue, Queues: p.queues, Poison: p.poison, Service: p.svc, Metrics: p.metrics, Logger: p.log,
 		})
 		writer("reader of "+string(queue), p.lead("read-"+string(queue), reader.Run))

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/net/netutil"
 
 	v1 "github.com/credstream/credstream/api/v1"
-	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/bus/natsserver"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/seal"
 )
@@ -55,7 +55,7 @@ func listen(address string, log *slog.Logger) (*front, error) {
 		return nil, fmt.Errorf("listen for HTTP: %w", err)
 	}
 	f := &front{
-		log: log, listener: netutil.LimitListener(l, bus.MaxConnections()), // more wait until one ends
+		log: log, listener: netutil.LimitListener(l, natsserver.MaxConnections()), // more wait until one ends
 		ended: make(chan error, 1), doing: "opening the data", since: time.Now(), patience: standstill,
 	}
 	f.open(v1.Handler(v1.Config{Starting: true, Logger: log, Ready: f.reasons}))

@@ -16,7 +16,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/bus/streams"
 	"github.com/credstream/credstream/service"
 )
 
@@ -148,7 +148,7 @@ func TestDeletedFeed(t *testing.T) {
 			}
 		}
 	}
-	for _, of := range [][2]string{{bus.FeedStream, bus.EngineConsumer("default")}, {bus.AuditStream, bus.AuditConsumer("default")}} {
+	for _, of := range [][2]string{{streams.FeedStream, streams.EngineConsumer("default")}, {streams.AuditStream, streams.AuditConsumer("default")}} {
 		first := read(of[0], of[1])
 		must(t, own.DeleteStream(t.Context(), of[0]))
 		if again := read(of[0], of[1]); again != first {

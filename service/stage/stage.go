@@ -24,7 +24,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/credstream/credstream/aggregates"
-	"github.com/credstream/credstream/bus"
+	"github.com/credstream/credstream/bus/kv"
+	"github.com/credstream/credstream/bus/natsserver"
+	"github.com/credstream/credstream/bus/streams"
 	"github.com/credstream/credstream/events"
 	eventlog "github.com/credstream/credstream/events/jetstream"
 	"github.com/credstream/credstream/fault"
@@ -136,7 +138,7 @@ func New(t testing.TB) *Stage {
 	t.Helper()
 	s := &Stage{t: t, Metrics: prometheus.NewRegistry(), Logs: &lockedLog{}}
 	log := slog.New(slog.NewJSONHandler(s.Logs, nil))
-	node := Must(bus.StartNode(t.Context(), bus.NodeConfig{Dir: t.TempDir(), MinFree: 1, Logger: log}))(t)
+	node := Must(natsserver.StartNode(t.Context(), natsserver.NodeConfig{Dir: t.TempDir(), MinFree: 1, Logger: log}))(t)
 	t.Cleanup(func() { OK(t, node.Shutdown(context.WithoutCancel(t.Context()))) })
 	conn := Must(node.Conn("test"))(t)
 	js := Must(jetstream.New(conn))(t)
@@ -144,8 +146,8 @@ func New(t testing.TB) *Stage {
 		Conn: conn, Registry: events.All(), Logger: log, OnlyWriter: true, Sync: node.Syncer(eventlog.Stream).Wait,
 	}))(t)
 	t.Cleanup(s.Store.Close)
-	Must(bus.EnsureStream(t.Context(), js, vault.StreamConfig(1)))(t)
-	Must(bus.EnsureAccessLog(t.Context(), js, 1, bus.DefaultAccessRetention))(t)
+	Must(streams.EnsureStream(t.Context(), js, vault.StreamConfig(1)))(t)
+	Must(kv.EnsureAccessLog(t.Context(), js, 1, kv.DefaultAccessRetention))(t)
 	views := Must(projections.OpenViews(filepath.Join(t.TempDir(), "views.db"), projections.ViewsOptions{Logger: log}))(t)
 	t.Cleanup(func() { OK(t, views.Close()) })
 	projector := projections.NewProjector(s.Store, views, log)
@@ -157,9 +159,9 @@ func New(t testing.TB) *Stage {
 	keyFile := filepath.Join(t.TempDir(), "kms.key")
 	OK(t, seal.CreateKeyFile(keyFile))
 	kms := Must(seal.OpenKMS(t.Context(), seal.KMS{URL: "file://" + keyFile}))(t)
-	kv := Must(js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "CREDSTREAM_KEYS", Storage: jetstream.FileStorage}))(t)
-	keyring := seal.NewKeyring(kms, seal.NewKVKeysets(js, kv, nil))
-	s.Access = &AccessLog{AccessLog: Must(bus.NewAccessLog(Must(node.Conn("access"))(t), node.Syncer(bus.AccessStream).Wait))(t)}
+	keys := Must(js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "CREDSTREAM_KEYS", Storage: jetstream.FileStorage}))(t)
+	keyring := seal.NewKeyring(kms, seal.NewKVKeysets(js, keys, nil))
+	s.Access = &AccessLog{AccessLog: Must(kv.NewAccessLog(Must(node.Conn("access"))(t), node.Syncer(kv.AccessStream).Wait))(t)}
 	guarded := verify.NewClient(verify.Config{Logger: log})
 	s.Service = Must(application.New(application.Config{
 		Log: Must(aggregates.NewLog(s.Store, 1000))(t), Views: views, Projector: projector, Keyring: keyring,

@@ -1,0 +1,128 @@
+package edge
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/bus/streams"
+	"github.com/credstream/credstream/fault"
+)
+
+// The bounds of what waits of one tenant in one stream.
+const (
+	maxTenantBacklog = 10_000      // messages of up to 64 KiB; a larger one counts once for each 64 KiB, so all have at most 640 MB
+	backlogPart      = 64 << 10    // bytes
+	backlogLook      = time.Second // between two looks at the stream while it is full
+	backlogTenants   = 10_000      // that are remembered
+)
+
+// ErrPoisonFull is answered while a tenant's part of the poison queue is full.
+var ErrPoisonFull = fault.New(fault.Throttled, "poison_queue_full",
+	"The dead-letter queue of this tenant is full. Retry or drop its messages (credstream "+
+		"queue retry --all, credstream queue drop --all), then publish again.").After(10 * time.Second)
+
+// backlog bounds the messages of each tenant in one stream, by number and bytes. It counts what this
+// process puts there, and looks at the stream when that comes to the bound: other
+// processes may go beyond it by as much, once.
+type backlog struct {
+	stream, prefix string // the tenant follows the prefix in a subject
+	full           *fault.Error
+	most           int
+
+	mu      sync.Mutex
+	tenants *lru.Cache[string, *backlogOf]
+}
+
+type backlogOf struct {
+	mu     sync.Mutex
+	parts  int
+	looked time.Time // zero: never
+}
+
+func newBacklog(stream, prefix string, full *fault.Error) (*backlog, error) {
+	tenants, err := lru.New[string, *backlogOf](backlogTenants)
+	if err != nil {
+		return nil, fmt.Errorf("cache of backlogs: %w", err)
+	}
+	return &backlog{stream: stream, prefix: prefix, full: full, most: maxTenantBacklog, tenants: tenants}, nil
+}
+
+// add counts a message that goes to a subject, or returns the refusal of a tenant
+// that has too many.
+func (b *backlog) add(ctx context.Context, js jetstream.JetStream, subject string) error {
+	tenant, _, _ := strings.Cut(strings.TrimPrefix(subject, b.prefix), ".")
+	b.mu.Lock()
+	of, ok := b.tenants.Get(tenant)
+	if !ok {
+		of = &backlogOf{}
+		b.tenants.Add(tenant, of)
+	}
+	b.mu.Unlock()
+	_, parts := unsized(subject)
+	of.mu.Lock()
+	defer of.mu.Unlock()
+	if now := time.Now(); of.looked.IsZero() || of.parts+parts > b.most && now.Sub(of.looked) >= backlogLook {
+		n, err := b.look(ctx, js, tenant)
+		if err != nil {
+			return err
+		}
+		of.parts, of.looked = n, now
+	}
+	if of.parts+parts > b.most {
+		return b.full
+	}
+	of.parts += parts
+	return nil
+}
+
+func (b *backlog) look(ctx context.Context, js jetstream.JetStream, tenant string) (parts int, err error) {
+	stream, err := js.Stream(ctx, b.stream)
+	if err != nil {
+		return 0, fmt.Errorf("looking up stream %s: %w: %w", b.stream, streams.ErrNotStored, err)
+	}
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(b.prefix+tenant+".>"))
+	if err != nil {
+		return 0, fmt.Errorf("counting the messages of stream %s: %w: %w", b.stream, streams.ErrNotStored, err)
+	}
+	for subject, n := range info.State.Subjects {
+		_, each := unsized(subject)
+		parts += int(n) * each
+	}
+	return parts, nil
+}
+
+// sized is the subject under which a message is stored: its own, and of one with more
+// than 64 KiB how many more parts of 64 KiB it has, so that what is there can be
+// counted by its size. Earlier versions wrote the size in the poison queue alone.
+func sized(subject string, size int) string {
+	subject, _ = unsized(subject)
+	if more := (size - 1) / backlogPart; more > 0 {
+		return subject + "." + strconv.Itoa(more)
+	}
+	return subject
+}
+
+// unsized is the subject that sized has written into one, and how often a message
+// there counts.
+func unsized(subject string) (plain string, parts int) {
+	dots := strings.Count(streams.PoisonSubject, ".") + 1 // a tenant, and a queue or a flow
+	if strings.HasPrefix(subject, streams.QueueInside) {
+		dots++ // a command has two tokens
+	}
+	last := strings.LastIndexByte(subject, '.')
+	if strings.Count(subject, ".") != dots+1 {
+		return subject, 1
+	}
+	more, err := strconv.Atoi(subject[last+1:])
+	if err != nil || more < 1 {
+		return subject, 1
+	}
+	return subject[:last], 1 + more
+}

@@ -1,0 +1,219 @@
+// Package edge is the NATS edge of the service: the command and query endpoints, the intake
+// of flow events and queued commands, and the dead-letter queue.
+package edge
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go/micro"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/credstream/credstream/bus/natsserver"
+	"github.com/credstream/credstream/bus/streams"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/application"
+)
+
+// The bounds of what has arrived and is not looked at yet.
+const (
+	maxWaiting = 1024 // requests of one endpoint
+	grace      = time.Second
+)
+
+var errAnswerTooLarge = fault.New(fault.Invalid, "answer_too_large",
+	"The response does not fit into one NATS message. Request a smaller page, or use HTTP.")
+
+// Endpoints answers commands and queries over request-reply: a NATS micro
+// service with one endpoint for each route, so that discovery and statistics
+// ($SRV.PING, INFO, STATS) work.
+type Endpoints struct {
+	conn    *nats.Conn
+	service *application.Application
+	caller  func(nats.Header) (principal string, ok bool)
+	log     *slog.Logger
+	dropped *prometheus.CounterVec
+
+	life    context.Context
+	end     context.CancelFunc
+	answers sync.WaitGroup
+	micro   micro.Service
+}
+
+// EndpointsConfig is what Endpoints are made of.
+type EndpointsConfig struct {
+	Conn    *nats.Conn // may publish to reply subjects only: Node.EndpointConn
+	Caller  func(nats.Header) (principal string, ok bool)
+	Service *application.Application
+	Version string // of the program, three numbers
+	Metrics prometheus.Registerer
+	Logger  *slog.Logger
+}
+
+// ServeEndpoints starts to answer. Close ends it.
+func ServeEndpoints(cfg EndpointsConfig) (*Endpoints, error) {
+	e := &Endpoints{
+		conn: cfg.Conn, service: cfg.Service, caller: cfg.Caller, log: cfg.Logger,
+		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "credstream_nats_requests_dropped_total", Help: "Requests dropped without processing, by reason.",
+		}, []string{"reason"}),
+	}
+	e.life, e.end = context.WithCancel(context.Background())
+	if cfg.Metrics != nil {
+		cfg.Metrics.MustRegister(e.dropped)
+	}
+	var err error
+	e.micro, err = micro.AddService(cfg.Conn, micro.Config{
+		Name: "credstream", Version: cfg.Version, Description: "Commands and queries of the credential service.", QueueGroup: "credstream",
+	})
+	if err != nil {
+		return nil, fmt.Errorf("announce the micro service: %w", err)
+	}
+	for _, r := range application.Routes() {
+		err := e.micro.AddEndpoint(strings.ReplaceAll(r.Name, ".", "_"), e.handler(r),
+			micro.WithEndpointSubject(root(r)+".*."+r.Name),
+			micro.WithEndpointPendingLimits(maxWaiting, streams.MaxWaitingSize),
+			micro.WithEndpointMetadata(map[string]string{"summary": r.Summary, "permission": string(r.Permission)}))
+		if err != nil {
+			e.Close()
+			return nil, fmt.Errorf("announce %s: %w", r.Name, err)
+		}
+	}
+	return e, nil
+}
+
+func root(r service.Route) string {
+	if r.Command {
+		return "credstream.cmd"
+	}
+	return "credstream.query"
+}
+
+// Close stops to take requests and waits for the answers under way, which it
+// cuts short after a grace of a second, for three seconds at most.
+func (e *Endpoints) Close() {
+	_ = e.micro.Stop() // what it could not unsubscribe goes with the connection
+	cut := time.AfterFunc(grace, e.end)
+	defer cut.Stop()
+	// A command that has begun to change something goes on by itself, but is not
+	// waited for without end.
+	answered := make(chan struct{})
+	go func() { e.answers.Wait(); close(answered) }()
+	select {
+	case <-answered:
+	case <-time.After(3 * grace):
+	}
+	e.end()
+}
+
+// sender tells who sent a request that may be answered, or why it must be dropped
+// unread: a caller could otherwise have us publish into whatever subject it names.
+// A mute request needs no answer and may come without a reply subject.
+func sender(reply string, h nats.Header, caller func(nats.Header) (string, bool), mute bool) (principal, drop string) {
+	if !natsserver.Answerable(reply) && (reply != "" || !mute) {
+		return "", "reply subject"
+	}
+	if _, malformed := h[natsserver.MalformedHeader]; malformed {
+		return "", "headers"
+	}
+	principal, ok := caller(h)
+	if !ok {
+		return "", "no caller"
+	}
+	return principal, ""
+}
+
+// handler answers the requests of one route, each in a goroutine of its own.
+func (e *Endpoints) handler(r service.Route) micro.HandlerFunc {
+	prefix := root(r) + "."
+	return func(req micro.Request) {
+		principal, drop := sender(req.Reply(), nats.Header(req.Headers()), e.caller, false)
+		if drop != "" {
+			e.dropped.WithLabelValues(drop).Inc()
+			return
+		}
+		e.answers.Go(func() {
+			tenant, _, _ := strings.Cut(strings.TrimPrefix(req.Subject(), prefix), ".")
+			e.answer(req, r.Name, tenant, principal)
+		})
+	}
+}
+
+// requestID is the id that the sender gave the request, or a new one.
+func requestID(h micro.Headers) string {
+	if given := h.Values("X-Request-Id"); len(given) == 1 && service.GoodRequestID(given[0]) {
+		return given[0]
+	}
+	return events.NewID()
+}
+
+func (e *Endpoints) answer(req micro.Request, route, tenant, principal string) {
+	id := requestID(req.Headers())
+	body, err := e.serve(req, route, tenant, principal)
+	if err == nil && len(body) > streams.MaxPayload-1024 { // headers need room too
+		err = errAnswerTooLarge
+	}
+	if err != nil {
+		if fault.Of(err).Kind == fault.Internal {
+			e.log.Error("request failed", "route", route, "tenant", tenant, "principal", principal, "request", id, "err", err)
+		}
+		e.refuse(req, route, id, err)
+		return
+	}
+	e.send(route, id, &nats.Msg{Subject: req.Reply(), Data: body})
+}
+
+// refuse answers with the problem of err, in the micro service's error headers too.
+func (e *Endpoints) refuse(req micro.Request, route, id string, err error) {
+	problem := fault.Of(err).Problem()
+	problem.RequestID = id
+	data, err := json.Marshal(problem)
+	if err != nil {
+		e.log.Error("error response not encoded", "route", route, "request", id, "err", err)
+		return
+	}
+	e.send(route, id, &nats.Msg{Subject: req.Reply(), Data: data, Header: nats.Header{
+		micro.ErrorHeader: {problem.Detail}, micro.ErrorCodeHeader: {strconv.Itoa(problem.Status)},
+	}})
+}
+
+// send publishes an answer. A micro.Request is done when its handler returns,
+// which was before, so its own means of answering cannot be used.
+func (e *Endpoints) send(route, id string, answer *nats.Msg) {
+	if err := e.conn.PublishMsg(answer); err != nil {
+		e.log.Warn("response not sent", "route", route, "request", id, "err", err)
+	}
+}
+
+func (e *Endpoints) serve(req micro.Request, route, tenant, principal string) ([]byte, error) {
+	p, err := e.service.Access.Principal(e.life, principal)
+	if err != nil {
+		return nil, err
+	}
+	deadline, err := service.ParseDeadline(req.Headers().Get(service.DeadlineHeader))
+	if err != nil {
+		return nil, err
+	}
+	answer, err := e.service.Serve(e.life, service.Call{
+		Tenant: tenant, Principal: p, Via: "nats", Deadline: deadline,
+		CommandID: req.Headers().Get(nats.MsgIdHdr), Correlation: req.Headers().Get("X-Correlation-Id"),
+	}, route, req.Data())
+	if err != nil {
+		return nil, err
+	}
+	body, err := json.Marshal(answer)
+	if err != nil {
+		return nil, fmt.Errorf("encode the response of %s: %w", route, err)
+	}
+	return body, nil
+}

@@ -1,0 +1,451 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nats.go/micro"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/credstream/credstream/admission"
+	"github.com/credstream/credstream/bus/streams"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/admin"
+	"github.com/credstream/credstream/service/application"
+)
+
+// The bounds of what waits to be stored. A publisher may send many messages ahead
+// of their acknowledgements, and is told of too many.
+const (
+	maxInbound      = 4096     // messages of one key
+	maxInboundBytes = 64 << 20 // of all; a key's part is what the others leave free
+	inboundLine     = 16 << 20 // bytes that have arrived and are not looked at yet, by queue
+)
+
+// refusalDelay is how long a publisher that sends too much waits for a refusal. One
+// that repeats a message as soon as it is refused would otherwise keep the processors
+// busy with refusals, and other tenants waiting.
+const refusalDelay = time.Second
+
+// refusalCode is added to the status of a refusal to make the err_code of the
+// answer: 20400 for what is invalid, 20403 for a missing permission.
+const refusalCode = 20_000
+
+// errTooLarge is the service's refusal, with the bound of a queue.
+var errTooLarge = service.ErrBodyTooLarge.Because("A message for a queue is limited to %d KiB.", maxQueued>>10)
+
+// Intake takes flow events and queued commands in. They are published as if to
+// a stream, but to endpoints of the service, which checks them, stores them, and
+// answers in the shape of a JetStream PubAck when they are durable; with no
+// service running the publisher is told so by the server. As with a stream, a flow
+// event without a reply subject is stored too, and its publisher learns nothing; a
+// command without one is dropped and counted. A header that asks a stream for what
+// is not done here is refused.
+//
+// Messages that come from one connection to one queue and through one process
+// are stored in the order in which they were published.
+type Intake struct {
+	cfg  IntakeConfig
+	log  *slog.Logger
+	seen *prometheus.CounterVec
+	mute *prometheus.CounterVec
+
+	mu    sync.Mutex
+	bytes int64 // that wait in lines
+	lines map[source]*line
+	delay time.Duration // of a refusal of too much
+
+	subs    []*nats.Subscription
+	life    context.Context
+	end     context.CancelFunc
+	answers sync.WaitGroup
+}
+
+// IntakeConfig is what an Intake is made of.
+type IntakeConfig struct {
+	Conn          *nats.Conn // may publish to reply subjects only: the one of the Endpoints
+	Caller        func(nats.Header) (principal string, ok bool)
+	Service       *application.Application
+	Queues        *Queues
+	Poison        *Poison
+	WritesAllowed func() error // optional: refuses messages while it returns an error
+	Metrics       prometheus.Registerer
+	Logger        *slog.Logger
+}
+
+// ServeIntake starts to take messages in. Close ends it.
+func ServeIntake(cfg IntakeConfig) (*Intake, error) {
+	in := &Intake{
+		cfg: cfg, log: cfg.Logger, lines: map[source]*line{}, delay: refusalDelay,
+		seen: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "credstream_intake_messages_total",
+			Help: "Messages published to a queue: stored, poisoned (dead-lettered), refused or dropped, by error code.",
+		}, []string{"queue", "outcome", "code"}),
+		mute: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "credstream_intake_unanswered_total",
+			Help: "Messages published to a queue without a reply subject: their publishers get no acknowledgement.",
+		}, []string{"queue"}),
+	}
+	in.life, in.end = context.WithCancel(context.Background())
+	if cfg.Metrics != nil {
+		cfg.Metrics.MustRegister(in.seen, in.mute)
+	}
+	for subject, q := range map[string]Queue{
+		streams.FlowsOutside + "*.>": Flows, streams.FlowsOutside + "*": Flows, // the latter names no tenant, and goes to the poison queue
+		streams.QueueOutside + "*.>": Commands,
+	} {
+		sub, err := cfg.Conn.QueueSubscribe(subject, "credstream", in.receive(q))
+		if err == nil {
+			in.subs = append(in.subs, sub)
+			err = sub.SetPendingLimits(-1, inboundLine)
+		}
+		if err != nil {
+			in.Close()
+			return nil, fmt.Errorf("listening for %s: %w", q, err)
+		}
+	}
+	if err := cfg.Conn.Flush(); err != nil {
+		in.Close()
+		return nil, fmt.Errorf("listening for messages: %w", err)
+	}
+	return in, nil
+}
+
+// Close stops to take messages, stores and answers those that are there, and
+// cuts that short after a grace of a second.
+func (in *Intake) Close() {
+	cut := time.AfterFunc(grace, in.end)
+	defer cut.Stop()
+	for _, sub := range in.subs {
+		closed := sub.StatusChanged(nats.SubscriptionClosed)
+		if sub.Drain() != nil {
+			continue // the connection is closed
+		}
+		select {
+		case <-closed:
+		case <-in.life.Done():
+		}
+	}
+	in.answers.Wait()
+	in.end()
+}
+
+// source is what messages come from whose order is kept.
+type source struct {
+	queue     Queue
+	principal string
+}
+
+// line is what has come from a source and waits to be stored.
+type line struct {
+	messages []*nats.Msg
+	bytes    int64
+	refused  int  // messages whose refusal is delayed
+	draining bool // until messages is empty
+}
+
+// receive puts the messages of a queue into the lines of their sources. It never
+// waits, so no publisher holds up another one.
+func (in *Intake) receive(q Queue) nats.MsgHandler {
+	return func(m *nats.Msg) {
+		principal, drop := sender(m.Reply, m.Header, in.cfg.Caller, q == Flows)
+		if drop != "" {
+			in.seen.WithLabelValues(string(q), "dropped", drop).Inc()
+			return
+		}
+		if m.Reply == "" {
+			in.mute.WithLabelValues(string(q)).Inc()
+		}
+		from := source{q, principal}
+		if !in.queue(from, m) {
+			in.refuse(q, m, admission.ErrBusy)
+		}
+	}
+}
+
+// queue puts a message at the end of the line of its source; false says that the
+// line is full.
+func (in *Intake) queue(from source, m *nats.Msg) bool {
+	size := int64(len(m.Data))
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	l := in.lines[from]
+	if l == nil {
+		l = &line{}
+		in.lines[from] = l
+	} else if len(l.messages)+l.refused >= maxInbound || len(l.messages) > 0 && l.bytes+size > maxInboundBytes-in.bytes {
+		return false
+	}
+	if !l.draining {
+		l.draining = true
+		in.answers.Go(func() { in.drain(from, l) })
+	}
+	l.messages = append(l.messages, m)
+	l.bytes += size
+	in.bytes += size
+	return true
+}
+
+// next takes the first message out of a line; nil ends its draining.
+func (in *Intake) next(from source, l *line) *nats.Msg {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if len(l.messages) == 0 {
+		l.draining = false
+		in.leave(from, l)
+		return nil
+	}
+	m := l.messages[0]
+	l.messages[0], l.messages = nil, l.messages[1:]
+	l.bytes -= int64(len(m.Data))
+	in.bytes -= int64(len(m.Data))
+	return m
+}
+
+// leave forgets a line without messages.
+func (in *Intake) leave(from source, l *line) {
+	if !l.draining && l.refused == 0 {
+		delete(in.lines, from)
+	}
+}
+
+// refuseOf refuses a message that came out of a line: later, if its publisher sends too
+// much. Until then the message counts as one of the line.
+func (in *Intake) refuseOf(from source, l *line, m *nats.Msg, err error) {
+	if fault.Of(err).Kind != fault.Throttled {
+		in.refuse(from.queue, m, err)
+		return
+	}
+	m.Header, m.Data = nil, nil
+	in.mu.Lock()
+	l.refused++
+	delay := in.delay
+	in.mu.Unlock()
+	in.answers.Go(func() {
+		rest(in.life, delay)
+		in.mu.Lock()
+		l.refused--
+		in.leave(from, l)
+		in.mu.Unlock()
+		in.refuse(from.queue, m, err)
+	})
+}
+
+// drain stores the messages of a line, one after the other, so that they are
+// stored in their order, and leaves the waiting to others.
+func (in *Intake) drain(from source, l *line) {
+	for m := in.next(from, l); m != nil; m = in.next(from, l) {
+		ctx, cancel := context.WithTimeout(in.life, streams.AckTimeout)
+		r, code, leave, err := in.take(ctx, from, m)
+		if err != nil {
+			leave()
+			cancel()
+			in.refuseOf(from, l, m, err)
+			continue
+		}
+		in.answers.Go(func() {
+			defer cancel()
+			defer leave()
+			seq, err := r.Wait(ctx)
+			if err != nil {
+				in.refuseOf(from, l, m, err)
+				return
+			}
+			outcome := "stored"
+			if code != "" {
+				outcome = "poisoned"
+			}
+			in.seen.WithLabelValues(string(from.queue), outcome, code).Inc()
+			in.answer(m, nil, answer{Stream: r.Stream, Seq: seq})
+		})
+	}
+}
+
+// take puts a message on its way into its stream, or into the poison queue, with
+// the code of the reason. leave ends its part of the work under way.
+func (in *Intake) take(ctx context.Context, from source, m *nats.Msg) (r streams.Receipt, code string, leave func(), err error) {
+	leave = func() {}
+	if in.cfg.WritesAllowed != nil {
+		if err := in.cfg.WritesAllowed(); err != nil {
+			return r, "", leave, err
+		}
+	}
+	if err := checkStreamHeaders(from.queue, m.Header); err != nil {
+		return r, "", leave, err
+	}
+	tenant, name, _ := strings.Cut(strings.TrimPrefix(m.Subject, from.queue.layout().outside), ".")
+	p, err := in.cfg.Service.Access.Principal(ctx, from.principal)
+	if err != nil {
+		return r, "", leave, err
+	}
+	call := service.Call{Tenant: tenant, Principal: p, Via: "nats"}
+	entered, err := in.cfg.Service.ReceiveMessage(ctx, &call, int64(len(m.Data)))
+	if err != nil {
+		return r, "", leave, err
+	}
+	if from.queue == Flows {
+		r, code, err = in.takeFlow(ctx, call, m, name)
+	} else {
+		r, err = in.takeCommand(ctx, call, m, name)
+	}
+	return r, code, entered, err
+}
+
+// ErrStreamHeader refuses a message with a header that asks a stream for what the
+// queues do not do.
+var ErrStreamHeader = fault.New(fault.Invalid, "queue_header_unsupported",
+	"A header requests a JetStream feature that this queue does not support.")
+
+// unsupported begin the names of such headers.
+var unsupported = []string{
+	"Nats-Expected-", "Nats-TTL", "Nats-Rollup", "Nats-Batch-", "Nats-Schedule", "Nats-Incr", "Nats-Counter-", "Nats-Required-Api-Level",
+}
+
+// checkStreamHeaders refuses what would otherwise be acknowledged as if it were
+// done. That a publisher expects the stream that it is stored in is met.
+func checkStreamHeaders(q Queue, h nats.Header) error {
+	for name, values := range h {
+		if name == jetstream.ExpectedStreamHeader && slices.Equal(values, []string{q.layout().stream}) {
+			continue
+		}
+		for _, prefix := range unsupported {
+			if len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix) {
+				return ErrStreamHeader.Because("This queue does not support the header %s. Publish without it.", prefix)
+			}
+		}
+	}
+	return nil
+}
+
+// takeFlow stores what is understood of a flow event, and of one that is not
+// understood that it came. What a caller may not say at all is refused.
+func (in *Intake) takeFlow(ctx context.Context, call service.Call, m *nats.Msg, token string) (r streams.Receipt, code string, err error) {
+	lost := token == "" // a slip: no tenant, or one that is not there of somebody who may name every tenant
+	if lost {
+		call.Tenant = call.Principal.Home
+	}
+	err = in.cfg.Service.Flows.AdmitFlowEvent(ctx, call)
+	if errors.Is(err, service.ErrTenantNotFound) && !lost && call.Principal.Reaches(call.Tenant) {
+		lost, call.Tenant = true, call.Principal.Home
+		err = in.cfg.Service.Flows.AdmitFlowEvent(ctx, call)
+	}
+	if err != nil {
+		return r, "", err
+	}
+	f, wrong := readFlowEvent(m, token)
+	var data []byte
+	if wrong == nil {
+		if data, err = f.Data(); err != nil {
+			return r, "", err
+		}
+	}
+	switch {
+	case lost:
+		wrong = service.ErrTenantNotFound
+	case wrong == nil && len(data) > maxQueued:
+		wrong = errTooLarge
+	}
+	principal := call.Principal.Actor.ID
+	if wrong != nil {
+		e := admin.Poisoned{
+			Queue: string(Flows), Name: f.name, Subject: m.Subject, EventID: f.id, Actor: "key:" + principal,
+			Size: len(m.Data), SHA256: hexSum(m.Data),
+		}
+		blame(&e, wrong)
+		r, err = in.cfg.Poison.send(ctx, call.Tenant, poisonEntry{Poisoned: e})
+		return r, e.Code, err
+	}
+	stored := nats.NewMsg(streams.FlowsInside + call.Tenant + "." + events.Token(f.ID))
+	stored.Header = nats.Header{
+		"ce-specversion": {"1.0"}, "ce-id": {f.id}, "ce-type": {f.Type()},
+		"ce-source":    {"/credstream/" + call.Tenant}, // the publisher's own is not kept
+		"content-type": {"application/json"},
+	}
+	describe(stored.Header, principal, f.correlation, m.Data)
+	stored.Data = data
+	r, err = in.cfg.Queues.send(ctx, FlowsStream, stored)
+	return r, "", err
+}
+
+// takeCommand stores a command in the form in which it may be stored.
+func (in *Intake) takeCommand(ctx context.Context, call service.Call, m *nats.Msg, command string) (streams.Receipt, error) {
+	call.CommandID, call.Correlation = m.Header.Get(nats.MsgIdHdr), m.Header.Get("X-Correlation-Id")
+	body := m.Data
+	if len(body) == 0 {
+		body = []byte("{}")
+	}
+	body, err := in.cfg.Service.Admin.CheckQueued(ctx, &call, command, body)
+	if err != nil {
+		return streams.Receipt{}, err
+	}
+	if len(body) > maxQueued {
+		return streams.Receipt{}, errTooLarge
+	}
+	stored := nats.NewMsg(streams.QueueInside + call.Tenant + "." + command)
+	stored.Header[commandHeader] = []string{call.CommandID}
+	describe(stored.Header, call.Principal.Actor.ID, call.Correlation, m.Data)
+	stored.Data = body
+	return in.cfg.Queues.send(ctx, QueueStream, stored)
+}
+
+// answer is a JetStream publish acknowledgement, as clients read it. Problem is
+// ours, for whom it helps.
+type answer struct {
+	Error   *answerError   `json:"error,omitzero"`
+	Stream  string         `json:"stream"`
+	Seq     uint64         `json:"seq"`
+	Problem *fault.Problem `json:"problem,omitzero"`
+}
+
+type answerError struct {
+	Code        int    `json:"code"`
+	ErrCode     int    `json:"err_code"`
+	Description string `json:"description"`
+}
+
+// refuse answers with the problem of err, in the micro service's error headers too.
+func (in *Intake) refuse(q Queue, m *nats.Msg, err error) {
+	problem := fault.Of(err).Problem()
+	problem.RequestID = events.NewID()
+	in.seen.WithLabelValues(string(q), "refused", problem.Code).Inc()
+	if !errors.Is(err, streams.ErrNotStored) && problem.Kind != fault.Internal {
+		in.log.Debug("message refused", "queue", q, "request", problem.RequestID, "code", problem.Code)
+	} else {
+		in.log.Error("message not stored", "queue", q, "request", problem.RequestID, "err", err)
+	}
+	in.answer(m, nats.Header{
+		micro.ErrorHeader: {problem.Detail}, micro.ErrorCodeHeader: {strconv.Itoa(problem.Status)},
+	}, answer{
+		Error: &answerError{
+			Code: problem.Status, ErrCode: refusalCode + problem.Status, Description: problem.Detail + " (" + problem.Code + ")",
+		},
+		Problem: &problem,
+	})
+}
+
+// answer answers whoever waits for it.
+func (in *Intake) answer(m *nats.Msg, h nats.Header, a answer) {
+	if m.Reply == "" {
+		return
+	}
+	data, err := json.Marshal(a)
+	if err == nil {
+		err = in.cfg.Conn.PublishMsg(&nats.Msg{Subject: m.Reply, Header: h, Data: data})
+	}
+	if err != nil {
+		in.log.Warn("acknowledgement not sent", "err", err)
+	}
+}

@@ -1,0 +1,264 @@
+package edge
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/credstream/credstream/bus/streams"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/service/admin"
+)
+
+// maxDetails bounds the details of an entry, in bytes; larger ones are left out.
+const maxDetails = 128 << 10
+
+// Poison is the poison queue in its stream: what failed for good, with the
+// reason, until somebody tries it again or drops it.
+type Poison struct {
+	queues *Queues
+	log    *slog.Logger
+	put    *prometheus.CounterVec
+}
+
+var _ admin.PoisonQueue = (*Poison)(nil)
+
+// NewPoison makes the poison queue. metrics may be nil.
+func NewPoison(queues *Queues, metrics prometheus.Registerer, log *slog.Logger) *Poison {
+	p := &Poison{queues: queues, log: log, put: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "credstream_poison_total", Help: "Messages put into the dead-letter queue, by queue and reason.",
+	}, []string{"queue", "code"})}
+	if metrics != nil {
+		metrics.MustRegister(p.put, waiting("credstream_poison_messages", "Messages in the dead-letter queue.", nil, queues, PoisonStream))
+	}
+	return p
+}
+
+// waiting is a gauge of the messages in a stream; NaN while it is not known.
+func waiting(name, help string, labels prometheus.Labels, queues *Queues, stream string) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help, ConstLabels: labels}, func() float64 {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		n, err := queues.count(ctx, stream)
+		if err != nil {
+			return math.NaN()
+		}
+		return float64(n)
+	})
+}
+
+// poisonEntry is a message of the poison queue as it is stored, in JSON.
+type poisonEntry struct {
+	admin.Poisoned
+	Origin *origin `json:"origin,omitzero"` // of a message that is kept
+}
+
+// origin is a message as it stood in its queue, byte for byte.
+type origin struct {
+	Subject string            `json:"subject"`
+	Header  map[string]string `json:"header"`
+	Data    []byte            `json:"data"`
+}
+
+// blame writes into an entry why it is there: what a caller may see of err.
+func blame(e *admin.Poisoned, err error) {
+	f := fault.Of(err)
+	e.Code, e.Reason, e.At = f.Code, f.Msg, time.Now().UTC().Truncate(time.Microsecond)
+	if d := f.Problem().Details; len(d) <= maxDetails {
+		e.Details = jsontext.Value(d)
+	}
+}
+
+// send puts an entry on its way into the tenant's part of the queue.
+func (p *Poison) send(ctx context.Context, tenant string, e poisonEntry) (streams.Receipt, error) {
+	data, err := json.Marshal(e)
+	if err != nil {
+		return streams.Receipt{}, fmt.Errorf("encoding an entry of the dead-letter queue: %w", err)
+	}
+	m := nats.NewMsg(streams.PoisonSubject + tenant + "." + e.Queue)
+	m.Data = data
+	r, err := p.queues.send(ctx, PoisonStream, m)
+	r.Stored = func() {
+		p.put.WithLabelValues(e.Queue, e.Code).Inc()
+		p.log.Warn("message moved to the dead-letter queue", "queue", e.Queue, "tenant", tenant, "name", e.Name,
+			"command", e.CommandID, "event", e.EventID, "actor", e.Actor, "code", e.Code)
+	}
+	return r, err
+}
+
+// List lists up to limit messages of the tenant, oldest first, those after an id.
+// It returns projections.ErrCursorInvalid for an id that is none.
+func (p *Poison) List(ctx context.Context, tenant, after string, limit int) (page []admin.Poisoned, next string, err error) {
+	seq := uint64(0)
+	if after != "" {
+		var ok bool
+		if seq, ok = parseEntryID(after); !ok {
+			return nil, "", projections.ErrCursorInvalid
+		}
+	}
+	if events.CheckName(tenant) != nil {
+		return nil, "", nil
+	}
+	stream, err := p.stream(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	for {
+		m, err := stream.GetMsg(ctx, seq+1, jetstream.WithGetMsgSubject(streams.PoisonSubject+tenant+".>")) // or the next that is there
+		switch {
+		case errors.Is(err, jetstream.ErrMsgNotFound):
+			return page, "", nil
+		case err != nil:
+			return nil, "", fmt.Errorf("reading the dead-letter queue: %w: %w", fault.ErrUnavailable, err)
+		case len(page) == limit:
+			return page, page[limit-1].ID, nil
+		}
+		seq = m.Sequence
+		page = append(page, p.read(ctx, m).Poisoned)
+	}
+}
+
+// Get returns one message with its content, or service.ErrQueueNotFound.
+func (p *Poison) Get(ctx context.Context, tenant, id string) (admin.Poisoned, error) {
+	_, e, err := p.find(ctx, tenant, id)
+	if err != nil {
+		return admin.Poisoned{}, err
+	}
+	if e.Origin != nil && jsontext.Value(e.Origin.Data).IsValid() {
+		e.Content = e.Origin.Data
+	}
+	return e.Poisoned, nil
+}
+
+// Retry puts a message back into its queue, durable, and erases it here. A crash
+// between the two leaves it in both: what is obeyed twice is known by its
+// command id, or its revision.
+func (p *Poison) Retry(ctx context.Context, tenant, id string) error {
+	_, e, err := p.find(ctx, tenant, id)
+	if err != nil {
+		return err
+	}
+	queue := Queue(e.Queue).layout()
+	if !e.Kept || e.Origin == nil || !strings.HasPrefix(e.Origin.Subject, queue.inside+tenant+".") {
+		return admin.ErrQueueNotKept
+	}
+	m := nats.NewMsg(e.Origin.Subject)
+	for k, v := range e.Origin.Header {
+		m.Header[k] = []string{v}
+	}
+	m.Data = e.Origin.Data
+	if err := p.queues.put(ctx, queue.stream, m); err != nil {
+		return err
+	}
+	err = p.Drop(ctx, tenant, id)
+	if errors.Is(err, admin.ErrQueueNotFound) { // somebody else dropped it meanwhile
+		return nil
+	}
+	return err
+}
+
+// Drop erases a message, or returns service.ErrQueueNotFound.
+func (p *Poison) Drop(ctx context.Context, tenant, id string) error {
+	stream, e, err := p.find(ctx, tenant, id)
+	if err != nil {
+		return err
+	}
+	seq, _ := parseEntryID(e.ID) // it was found by it
+	err = stream.SecureDeleteMsg(ctx, seq)
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound), errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) && p.gone(ctx, tenant, id):
+		return admin.ErrQueueNotFound
+	case err != nil:
+		return fmt.Errorf("erasing from the dead-letter queue: %w: %w", fault.ErrUnavailable, err)
+	}
+	if durable := p.queues.durable[PoisonStream]; durable != nil {
+		return durable(ctx)
+	}
+	return nil
+}
+
+func (p *Poison) gone(ctx context.Context, tenant, id string) bool {
+	_, _, err := p.find(ctx, tenant, id)
+	return errors.Is(err, admin.ErrQueueNotFound)
+}
+
+func (p *Poison) stream(ctx context.Context) (jetstream.Stream, error) {
+	s, err := p.queues.js.Stream(ctx, PoisonStream)
+	if err != nil {
+		return nil, fmt.Errorf("looking up the dead-letter queue: %w: %w", fault.ErrUnavailable, err)
+	}
+	return s, nil
+}
+
+// find reads the tenant's message with this id.
+func (p *Poison) find(ctx context.Context, tenant, id string) (jetstream.Stream, poisonEntry, error) {
+	seq, ok := parseEntryID(id)
+	if !ok {
+		return nil, poisonEntry{}, admin.ErrQueueNotFound
+	}
+	stream, err := p.stream(ctx)
+	if err != nil {
+		return nil, poisonEntry{}, err
+	}
+	m, err := stream.GetMsg(ctx, seq)
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return nil, poisonEntry{}, admin.ErrQueueNotFound
+	case err != nil:
+		return nil, poisonEntry{}, fmt.Errorf("reading the dead-letter queue: %w: %w", fault.ErrUnavailable, err)
+	case !strings.HasPrefix(m.Subject, streams.PoisonSubject+tenant+"."):
+		return nil, poisonEntry{}, admin.ErrQueueNotFound
+	}
+	return stream, p.read(ctx, m), nil
+}
+
+// read decodes an entry. One that is none of ours is shown as such, so that it
+// can be dropped and hides no other.
+func (p *Poison) read(ctx context.Context, m *jetstream.RawStreamMsg) poisonEntry {
+	var e poisonEntry
+	if err := json.Unmarshal(m.Data, &e); err != nil {
+		p.log.WarnContext(ctx, "invalid entry in the dead-letter queue", "seq", m.Sequence)
+		e = poisonEntry{Poisoned: admin.Poisoned{Subject: m.Subject, At: m.Time.UTC(), Size: len(m.Data), SHA256: hexSum(m.Data)}}
+		blame(&e.Poisoned, errForeign)
+	}
+	e.ID = strconv.FormatUint(m.Sequence, 10)
+	return e
+}
+
+// parseEntryID reads an id: the entry's sequence in the stream, as decimal.
+func parseEntryID(id string) (seq uint64, ok bool) {
+	seq, err := strconv.ParseUint(id, 10, 63)
+	return seq, err == nil && seq > 0 && strconv.FormatUint(seq, 10) == id
+}
+
+func hexSum(data []byte) string {
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
+}
+
+var tameName = regexp.MustCompile(`^[a-z][a-z0-9_.-]{0,63}$`)
+
+// tame is a name that somebody else gave, if it can be shown as it is, or "".
+func tame(name string) string {
+	if !tameName.MatchString(name) {
+		return ""
+	}
+	return name
+}

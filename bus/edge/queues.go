@@ -1,0 +1,177 @@
+package edge
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"strconv"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/bus/streams"
+	"github.com/credstream/credstream/fault"
+)
+
+// The streams of what is left for the service to do, and of what it could not
+// do. They are private: only the service publishes into them.
+const (
+	FlowsStream  = "CREDSTREAM_FLOWS"
+	QueueStream  = "CREDSTREAM_CMDQ"
+	PoisonStream = "CREDSTREAM_POISON"
+)
+
+// Queue names one of the two queues, as people read it.
+type Queue string
+
+// The queues.
+const (
+	Flows    Queue = "flows"    // flow events
+	Commands Queue = "commands" // queued commands
+)
+
+// layout says where a queue's messages are published to, and where they wait.
+type layout struct{ outside, inside, stream string }
+
+func (q Queue) layout() layout {
+	if q == Flows {
+		return layout{streams.FlowsOutside, streams.FlowsInside, FlowsStream}
+	}
+	return layout{streams.QueueOutside, streams.QueueInside, QueueStream}
+}
+
+// Headers of a message in a queue. A flow event is a CloudEvent in binary mode besides.
+const (
+	actorHeader       = "Cs-Actor"       // id of the key that published it
+	commandHeader     = "Cs-Command"     // command id
+	correlationHeader = "Cs-Correlation" // correlation id; may be absent
+	sizeHeader        = "Cs-Size"        // of the message as it was published, in bytes
+	sumHeader         = "Cs-Sha256"      // of it, in hex
+)
+
+// maxQueued bounds the body of a message, so that it fits into the poison queue
+// together with what is said about it.
+const maxQueued = 640 << 10
+
+// maxBacklog is the number of commands of one name that may wait of one tenant.
+const maxBacklog = 5000
+
+// FlowsConfig is the stream of the flow events, by tenant and flow:
+// "credstream.in.flows.<tenant>.<token of the flow>", and of a large one its size.
+// What is done goes away.
+func FlowsConfig(replicas int) jetstream.StreamConfig {
+	return queueStream(FlowsStream, streams.FlowsInside+">", jetstream.WorkQueuePolicy, replicas)
+}
+
+// QueueConfig is the stream of the queued commands, by tenant and command:
+// "credstream.in.cmdq.<tenant>.<command>", and of a large one its size. What is done
+// goes away.
+func QueueConfig(replicas int) jetstream.StreamConfig {
+	cfg := queueStream(QueueStream, streams.QueueInside+">", jetstream.WorkQueuePolicy, replicas)
+	// One tenant's backlog of one command must not fill what a reader can hold for all.
+	cfg.MaxMsgsPerSubject, cfg.Discard, cfg.DiscardNewPerSubject = maxBacklog, jetstream.DiscardNew, true
+	return cfg
+}
+
+// PoisonConfig is the stream of what failed for good, by tenant and queue:
+// "credstream.in.poison.<tenant>.<queue>", and of a large one its size. It stays
+// until somebody drops it.
+func PoisonConfig(replicas int) jetstream.StreamConfig {
+	return queueStream(PoisonStream, streams.PoisonSubject+">", jetstream.LimitsPolicy, replicas)
+}
+
+// queueStream allows no direct reads: a replica that is behind could answer them.
+func queueStream(name, subject string, retention jetstream.RetentionPolicy, replicas int) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name: name, Subjects: []string{subject}, Storage: jetstream.FileStorage, Replicas: replicas,
+		Retention: retention, MaxMsgSize: streams.MaxPayload,
+	}
+}
+
+// Queues stores messages in the three streams, durable.
+type Queues struct {
+	js      jetstream.JetStream
+	durable map[string]func(context.Context) error // by stream; nil where the server syncs by itself
+	backlog map[string]*backlog                    // by stream
+}
+
+// NewQueues makes Queues over a connection as the service. durable returns the
+// wait for the fsync of a stream, or nil where the server syncs by itself. The
+// streams must exist before anything is stored.
+func NewQueues(conn *nats.Conn, durable func(stream string) func(context.Context) error) (*Queues, error) {
+	js, err := jetstream.New(conn, jetstream.WithPublishAsyncTimeout(streams.AckTimeout), jetstream.WithPublishAsyncMaxPending(streams.MaxUnacked))
+	if err != nil {
+		return nil, fmt.Errorf("opening JetStream for the queues: %w", err)
+	}
+	q := &Queues{js: js, durable: map[string]func(context.Context) error{}, backlog: map[string]*backlog{}}
+	for _, s := range []struct {
+		stream, prefix string
+		full           *fault.Error
+	}{
+		{FlowsStream, streams.FlowsInside, streams.ErrQueueFull}, {QueueStream, streams.QueueInside, streams.ErrQueueFull}, {PoisonStream, streams.PoisonSubject, ErrPoisonFull},
+	} {
+		q.durable[s.stream] = durable(s.stream)
+		if q.backlog[s.stream], err = newBacklog(s.stream, s.prefix, s.full); err != nil {
+			return nil, err
+		}
+	}
+	return q, nil
+}
+
+// send puts a message on its way, or refuses it with ErrQueueFull or ErrPoisonFull.
+// Messages are stored in the order in which they were sent.
+func (q *Queues) send(ctx context.Context, stream string, m *nats.Msg) (streams.Receipt, error) {
+	m.Subject = sized(m.Subject, len(m.Data))
+	if err := q.backlog[stream].add(ctx, q.js, m.Subject); err != nil {
+		return streams.Receipt{}, err
+	}
+	// Tried again, it could be stored behind one that was sent after it.
+	ack, err := q.js.PublishMsgAsync(m, jetstream.WithRetryAttempts(0))
+	if err != nil {
+		return streams.Receipt{}, fmt.Errorf("storing in %s: %w: %w", stream, streams.ErrNotStored, err)
+	}
+	return streams.Receipt{Stream: stream, Ack: ack, Durable: q.durable[stream]}, nil
+}
+
+// put stores a message and returns when it is durable.
+func (q *Queues) put(ctx context.Context, stream string, m *nats.Msg) error {
+	r, err := q.send(ctx, stream, m)
+	if err != nil {
+		return err
+	}
+	_, err = r.Wait(ctx)
+	return err
+}
+
+// count is the number of messages in a stream.
+func (q *Queues) count(ctx context.Context, stream string) (uint64, error) {
+	s, err := q.js.Stream(ctx, stream)
+	if err != nil {
+		return 0, fmt.Errorf("looking up stream %s: %w", stream, err)
+	}
+	return s.CachedInfo().State.Msgs, nil
+}
+
+// describe writes what is known of a message as it was published.
+func describe(h nats.Header, principal, correlation string, published []byte) {
+	sum := sha256.Sum256(published)
+	h[actorHeader] = []string{principal}
+	h[sizeHeader] = []string{strconv.Itoa(len(published))}
+	h[sumHeader] = []string{hex.EncodeToString(sum[:])}
+	if correlation != "" {
+		h[correlationHeader] = []string{correlation}
+	}
+}
+
+// printable reports whether an id is 1 to 128 printable ASCII characters: such a
+// one stands in a header as it is.
+func printable(id string) bool {
+	for i := range len(id) {
+		if id[i] < 0x21 || id[i] > 0x7e {
+			return false
+		}
+	}
+	return len(id) > 0 && len(id) <= 128
+}

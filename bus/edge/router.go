@@ -1,0 +1,390 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill/components/cqrs"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/credstream/credstream/bus/streams"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/admin"
+	"github.com/credstream/credstream/service/application"
+	"github.com/credstream/credstream/service/flow"
+)
+
+// maxTries is how often a message is handed out that fails for a reason of ours,
+// which with the pauses between takes about a minute. What has to wait for the
+// service waits without end.
+const maxTries = 11
+
+// Reader reads one of the queues: it takes flow events in, or obeys queued
+// commands, in the order in which they were stored for each flow or target. What
+// fails for good goes to the poison queue, what cannot be done now is tried
+// again and holds back what is aimed at the same. One process at a time may run
+// the reader of a queue: it wants a lease.
+type Reader struct {
+	cfg     ReaderConfig
+	log     *slog.Logger
+	handled *prometheus.CounterVec
+}
+
+// ReaderConfig is what a Reader is made of.
+type ReaderConfig struct {
+	Queue   Queue
+	Queues  *Queues
+	Poison  *Poison
+	Service *application.Application
+	Metrics prometheus.Registerer // may be nil
+	Logger  *slog.Logger
+	// Pause is how long to wait after the nth failure of a message; nil is 50 ms,
+	// doubled up to 30 s.
+	Pause func(n int) time.Duration
+}
+
+// NewReader makes a Reader; Run runs it.
+func NewReader(cfg ReaderConfig) *Reader {
+	labels := prometheus.Labels{"queue": string(cfg.Queue)}
+	r := &Reader{cfg: cfg, log: cfg.Logger.With("queue", cfg.Queue), handled: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "credstream_queue_handled_total", ConstLabels: labels,
+		Help: "Queue messages handled: ok, retried or poisoned (dead-lettered), by error code.",
+	}, []string{"outcome", "code"})}
+	if cfg.Metrics != nil {
+		cfg.Metrics.MustRegister(r.handled,
+			waiting("credstream_queue_messages", "Messages waiting in a queue.", labels, cfg.Queues, cfg.Queue.layout().stream))
+	}
+	return r
+}
+
+// Run reads until ctx ends, and waits for what is under way. It may be run again.
+func (r *Reader) Run(ctx context.Context) error {
+	// Watermill tells of each error that a handler returns; we have told already.
+	logger := watermill.NewSlogLoggerWithLevelMapping(r.log, map[slog.Level]slog.Level{
+		slog.LevelError: slog.LevelDebug, slog.LevelInfo: slog.LevelDebug,
+	})
+	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: grace + streams.AckTimeout}, logger)
+	if err != nil {
+		return fmt.Errorf("creating the router: %w", err)
+	}
+	router.AddMiddleware(r.judge, r.recoverer)
+	where := r.cfg.Queue.layout()
+	subscriber := NewSubscriber(SubscriberConfig{
+		JS: r.cfg.Queues.js, Stream: where.stream, Lane: r.lane, Share: r.share, Pause: r.cfg.Pause, Logger: r.log,
+	})
+	topic := where.inside + ">"
+	if r.cfg.Queue == Flows {
+		err = r.handleFlows(router, subscriber, topic, logger)
+	} else {
+		router.AddConsumerHandler("commands", topic, subscriber, r.obey)
+	}
+	if err != nil {
+		return err
+	}
+	if err := router.Run(ctx); err != nil {
+		return fmt.Errorf("reading the queue of %s: %w", r.cfg.Queue, err)
+	}
+	return nil
+}
+
+// queued is a message of a queue, as far as it is ours.
+type queued struct {
+	tenant  string
+	name    string // ce-type, or the command
+	target  string // the flow; "" for a command
+	id      string // ce-id, or the command id
+	subject string // where it was published
+	actor   string // id of the key
+	size    int    // of it as it was published
+	sum     string // of it, SHA-256 in hex
+}
+
+// errForeign refuses a message that this service did not put into the queue.
+var errForeign = fault.New(fault.Invalid, "queue_message_foreign", "The message in the queue was not published by this service.")
+
+// open reads what the intake has written about a message.
+func (r *Reader) open(msg *message.Message) (queued, error) {
+	q := queued{actor: msg.Metadata[actorHeader], sum: msg.Metadata[sumHeader]}
+	subject, _ := unsized(msg.Metadata[subjectMetadata])
+	rest, ok := strings.CutPrefix(subject, r.cfg.Queue.layout().inside)
+	tenant, last, _ := strings.Cut(rest, ".")
+	if !ok || events.CheckName(tenant) != nil {
+		return q, errForeign
+	}
+	q.tenant, q.subject = tenant, r.cfg.Queue.layout().outside+rest
+	var err1, err2 error
+	if r.cfg.Queue == Flows {
+		q.name, q.id = msg.Metadata["ce-type"], msg.Metadata["ce-id"]
+		q.target, err1 = events.ParseToken(last)
+	} else {
+		q.name, q.id = last, msg.Metadata[commandHeader]
+	}
+	q.size, err2 = strconv.Atoi(msg.Metadata[sizeHeader])
+	if err1 != nil || err2 != nil || !events.Plain(q.actor) || !printable(q.id) || len(q.sum) != 64 || !r.knows(q.name) {
+		return q, errForeign
+	}
+	return q, nil
+}
+
+// knows reports whether there is such a flow event or command.
+func (r *Reader) knows(name string) bool {
+	if r.cfg.Queue == Commands {
+		return tame(name) != "" // the service says whether there is such a command
+	}
+	change, ok := strings.CutPrefix(name, "flow.")
+	return ok && slices.Contains(flowChanges, events.FlowChange(change))
+}
+
+var flowChanges = []events.FlowChange{
+	events.FlowWasCreated, events.FlowWasUpdated, events.FlowWasStarted, events.FlowWasStopped, events.FlowWasDeleted,
+}
+
+// lane keeps the order of what is said of one flow, or aimed at one target.
+func (r *Reader) lane(msg *message.Message) string {
+	q, err := r.open(msg)
+	if err != nil || r.cfg.Queue == Flows {
+		subject, _ := unsized(msg.Metadata[subjectMetadata])
+		return subject
+	}
+	return admin.QueueLane(q.tenant, q.name, q.id, msg.Payload)
+}
+
+// share is the tenant: one whose targets are slow leaves room for the others.
+func (r *Reader) share(msg *message.Message) string {
+	q, err := r.open(msg)
+	if err != nil {
+		return ""
+	}
+	return q.tenant
+}
+
+// queuedKey is the key of a message's queued in its context.
+type queuedKey struct{}
+
+// errAgain is all that Watermill hears of a failure.
+var errAgain = errors.New("message will be redelivered")
+
+// judge is the middleware that decides what becomes of a message: it is done, it
+// is tried again, or it goes to the poison queue, which then answers for it.
+// Unlike Watermill's own it passes on no text but what a caller may see.
+func (r *Reader) judge(next message.HandlerFunc) message.HandlerFunc {
+	return func(msg *message.Message) ([]*message.Message, error) {
+		q, err := r.open(msg)
+		kept := err == nil
+		if kept {
+			msg.SetContext(context.WithValue(msg.Context(), queuedKey{}, q))
+			_, err = next(msg)
+			kept = !errors.Is(err, errForeign)
+		}
+		if err == nil {
+			r.handled.WithLabelValues("ok", "").Inc()
+			return nil, nil
+		}
+		if msg.Context().Err() != nil { // cut short: whoever reads next begins again
+			return nil, errAgain
+		}
+		f := fault.Of(err)
+		tries, _ := strconv.Atoi(msg.Metadata[deliveredMetadata])
+		log := r.log.With("tenant", q.tenant, "seq", msg.Metadata[sequenceMetadata], "id", q.id, "try", tries, "code", f.Code)
+		if !worthAgain(f, tries) {
+			if err = r.poison(msg, q, kept, f); err == nil {
+				r.handled.WithLabelValues("poisoned", f.Code).Inc()
+				return nil, nil
+			}
+			f = fault.Of(err)
+		}
+		if f.Kind == fault.Internal {
+			log = log.With("err", err)
+		}
+		log.Warn("message will be retried")
+		r.handled.WithLabelValues("retried", f.Code).Inc()
+		if f.RetryAfter > 0 {
+			msg.Metadata[afterMetadata] = min(f.RetryAfter, lastPause).String()
+		}
+		return nil, errAgain
+	}
+}
+
+// worthAgain reports whether another try may end otherwise.
+func worthAgain(f *fault.Error, tries int) bool {
+	switch f.Kind {
+	case fault.Conflict, fault.Throttled, fault.Unavailable:
+		return true
+	case fault.Internal:
+		return tries < maxTries
+	}
+	return false
+}
+
+// poison puts a message into the poison queue, durable. A message that is none
+// of ours is not kept, nor is a command that would not be stored today.
+func (r *Reader) poison(msg *message.Message, q queued, kept bool, f *fault.Error) error {
+	whole := kept && (r.cfg.Queue == Flows || r.cfg.Service.Admin.MayKeep(q.name, msg.Payload) == nil)
+	e := poisonEntry{Poisoned: admin.Poisoned{Queue: string(r.cfg.Queue), Kept: whole}}
+	if kept {
+		e.Name, e.Subject, e.Actor, e.Size, e.SHA256 = q.name, q.subject, "key:"+q.actor, q.size, q.sum
+		if r.cfg.Queue == Flows {
+			e.EventID = q.id
+		} else {
+			e.CommandID = q.id
+		}
+	} else {
+		e.Subject, e.Size, e.SHA256 = msg.Metadata[subjectMetadata], len(msg.Payload), hexSum(msg.Payload)
+	}
+	if whole {
+		e.Origin = &origin{Subject: msg.Metadata[subjectMetadata], Header: map[string]string{}, Data: msg.Payload}
+		for name, value := range msg.Metadata {
+			switch name {
+			case subjectMetadata, sequenceMetadata, deliveredMetadata, afterMetadata:
+			default:
+				e.Origin.Header[name] = value
+			}
+		}
+	}
+	blame(&e.Poisoned, f)
+	tenant := q.tenant
+	if tenant == "" {
+		tenant = events.System // nobody's
+	}
+	sent, err := r.cfg.Poison.send(msg.Context(), tenant, e)
+	if err != nil {
+		return err
+	}
+	_, err = sent.Wait(msg.Context())
+	return err
+}
+
+// errPanic stands for a panic, whose value and stack may hold anything.
+var errPanic = errors.New("message handler panicked")
+
+// recoverer is the middleware that makes an error of a panic. It logs where it
+// happened, and nothing of what was being handled.
+func (r *Reader) recoverer(next message.HandlerFunc) message.HandlerFunc {
+	return func(msg *message.Message) (out []*message.Message, err error) {
+		defer func() {
+			v := recover()
+			if v == nil {
+				return
+			}
+			r.log.Error("message handler panicked", "seq", msg.Metadata[sequenceMetadata], "kind", fmt.Sprintf("%T", v), "at", panickedAt())
+			out, err = nil, errPanic
+		}()
+		return next(msg)
+	}
+}
+
+// panickedAt is the function and line of the panic that is being recovered from.
+func panickedAt() string {
+	pcs := make([]uintptr, 32)
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(0, pcs)])
+	panicked := false
+	for {
+		f, more := frames.Next()
+		if panicked && !strings.HasPrefix(f.Function, "runtime.") {
+			return fmt.Sprintf("%s:%d", f.Function, f.Line)
+		}
+		panicked = panicked || f.Function == "runtime.gopanic"
+		if !more {
+			return ""
+		}
+	}
+}
+
+// Call is on whose behalf a message is handled: that of the key that published
+// it, if it is still good.
+func (r *Reader) call(msg *message.Message) (service.Call, queued, error) {
+	q, _ := msg.Context().Value(queuedKey{}).(queued) // judge has put it there
+	p, err := r.cfg.Service.Access.Principal(msg.Context(), q.actor)
+	return service.Call{
+		Tenant: q.tenant, Principal: p, Via: "nats", Causation: q.id, Correlation: msg.Metadata[correlationHeader],
+	}, q, err
+}
+
+// obey obeys a queued command. One that was obeyed before is known by its id.
+func (r *Reader) obey(msg *message.Message) error {
+	call, q, err := r.call(msg)
+	if err != nil {
+		return err
+	}
+	call.CommandID = q.id
+	_, err = r.cfg.Service.Serve(msg.Context(), call, q.name, msg.Payload)
+	return err
+}
+
+// handleFlows adds a handler for each type of flow event.
+func (r *Reader) handleFlows(router *message.Router, subscriber message.Subscriber, topic string, logger watermill.LoggerAdapter) error {
+	processor, err := cqrs.NewEventGroupProcessorWithConfig(router, cqrs.EventGroupProcessorConfig{
+		GenerateSubscribeTopic: func(cqrs.EventGroupProcessorGenerateSubscribeTopicParams) (string, error) { return topic, nil },
+		SubscriberConstructor: func(cqrs.EventGroupProcessorSubscriberConstructorParams) (message.Subscriber, error) {
+			return subscriber, nil
+		},
+		Marshaler: flowMarshaler{},
+		Logger:    logger,
+	})
+	if err != nil {
+		return fmt.Errorf("creating the event processor: %w", err)
+	}
+	var handlers []cqrs.GroupEventHandler
+	for _, change := range flowChanges {
+		handlers = append(handlers, flowHandler{r, change})
+	}
+	if err := processor.AddHandlersGroup("flows", handlers...); err != nil {
+		return fmt.Errorf("adding the handlers of flow events: %w", err)
+	}
+	return nil
+}
+
+// flowHandler takes flow events of one type in.
+type flowHandler struct {
+	r      *Reader
+	change events.FlowChange
+}
+
+// NewEvent implements cqrs.GroupEventHandler.
+func (h flowHandler) NewEvent() any { return &flow.FlowEvent{Change: h.change} }
+
+// Handle implements cqrs.GroupEventHandler.
+func (h flowHandler) Handle(ctx context.Context, e any) error {
+	call, _, err := h.r.call(cqrs.OriginalMessageFromCtx(ctx))
+	if err != nil {
+		return err
+	}
+	return h.r.cfg.Service.Flows.ObserveFlow(ctx, call, *e.(*flow.FlowEvent))
+}
+
+// flowMarshaler reads flow events from CloudEvents in binary mode.
+type flowMarshaler struct{}
+
+var errOnlyRead = errors.New("bus: flow events are read-only")
+
+// Marshal implements cqrs.CommandEventMarshaler.
+func (flowMarshaler) Marshal(any) (*message.Message, error) { return nil, errOnlyRead }
+
+// Name implements cqrs.CommandEventMarshaler: the type of the CloudEvent.
+func (flowMarshaler) Name(v any) string { return v.(*flow.FlowEvent).Type() }
+
+// NameFromMessage implements cqrs.CommandEventMarshaler.
+func (flowMarshaler) NameFromMessage(msg *message.Message) string { return msg.Metadata["ce-type"] }
+
+// Unmarshal implements cqrs.CommandEventMarshaler. What the intake has stored is
+// understood: what is not is foreign.
+func (flowMarshaler) Unmarshal(msg *message.Message, v any) error {
+	q, _ := msg.Context().Value(queuedKey{}).(queued) // judge has put it there
+	e, err := flow.ParseFlowEvent(q.name, "", q.target, msg.Payload)
+	if err != nil {
+		return errForeign
+	}
+	*v.(*flow.FlowEvent) = e
+	return nil
+}

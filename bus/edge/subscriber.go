@@ -1,0 +1,469 @@
+package edge
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/bus/streams"
+)
+
+// Metadata that a Subscriber gives to each message, beside its headers.
+const (
+	subjectMetadata   = "nats-subject"
+	sequenceMetadata  = "nats-seq"       // in the stream
+	deliveredMetadata = "nats-delivered" // how often it was handed out by this process
+	// afterMetadata may be set by whoever nacks a message: the least pause before
+	// it is handed out again, such as "2s".
+	afterMetadata = "retry-after"
+)
+
+// The bounds of what a subscription holds. A message that waits behind another
+// of its lane is held by its sequence alone and read again when its turn comes.
+const (
+	maxHanded   = 256    // messages handed out at one time
+	maxShared   = 64     // of them, of one share
+	maxLanes    = 256    // lanes with a message to hand out
+	maxHeld     = 50_000 // messages that came in and are not acknowledged
+	pullBatch   = 64     // messages
+	pullExpiry  = 10 * time.Second
+	pullSilence = 2 * time.Second // between two signs of life of an idle consumer
+	ackWait     = time.Minute     // of the server before it sends a message again
+	firstPause  = 50 * time.Millisecond
+	lastPause   = 30 * time.Second
+)
+
+// SubscriberConfig is what a Subscriber is made of.
+type SubscriberConfig struct {
+	JS     jetstream.JetStream
+	Stream string // with work-queue retention
+	// Lane names the lane of a message; nil puts all into one.
+	Lane func(*message.Message) string
+	// Share names who a message is of: each has a part of what is handed out at one
+	// time, so that none takes all; nil puts all into one.
+	Share func(*message.Message) string
+	// Pause is how long to wait after the nth Nack of a message; nil is 50 ms,
+	// doubled up to 30 s.
+	Pause  func(n int) time.Duration
+	Logger *slog.Logger
+}
+
+// Subscriber is a Watermill subscriber over a work-queue stream of JetStream. A
+// topic is a subject of the stream, with wildcards.
+//
+// Messages are handed out in the order of the stream within their lane, one at
+// a time; lanes go on beside each other. A message that is nacked is handed out
+// again after a pause, and holds its lane until it is acknowledged. Only when
+// 50,000 messages wait behind such ones, the others wait too.
+//
+// One process at a time may subscribe to a topic. A subscription makes its
+// consumer anew, at its start and whenever a connection or the consumer was
+// lost, so that all that is not acknowledged comes again in the order of the
+// stream; what was acknowledged shortly before may come again too.
+type Subscriber struct {
+	cfg  SubscriberConfig
+	log  *slog.Logger
+	life context.Context
+	end  context.CancelFunc
+
+	mu   sync.Mutex // of closed and work.Add
+	done bool
+	work sync.WaitGroup
+}
+
+var _ message.Subscriber = (*Subscriber)(nil)
+
+// NewSubscriber makes a Subscriber. Close ends its subscriptions.
+func NewSubscriber(cfg SubscriberConfig) *Subscriber {
+	if cfg.Lane == nil {
+		cfg.Lane = func(*message.Message) string { return "" }
+	}
+	if cfg.Share == nil {
+		cfg.Share = func(*message.Message) string { return "" }
+	}
+	if cfg.Pause == nil {
+		cfg.Pause = func(n int) time.Duration { return min(firstPause<<min(n-1, 20), lastPause) }
+	}
+	s := &Subscriber{cfg: cfg, log: cfg.Logger.With("stream", cfg.Stream)}
+	s.life, s.end = context.WithCancel(context.Background())
+	return s
+}
+
+// Subscribe hands out the messages of a topic until ctx ends or the Subscriber
+// is closed, which closes the channel. It does not fail while the stream is out
+// of reach: it goes on trying.
+func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.done {
+		return nil, errors.New("bus: the subscriber is closed")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(s.life, cancel)
+	out := make(chan *message.Message)
+	s.work.Go(func() {
+		defer close(out)
+		defer cancel()
+		defer stop()
+		for pause := firstPause; ctx.Err() == nil; pause = min(2*pause, time.Second) {
+			began := time.Now()
+			err := s.session(ctx, topic, out)
+			if ctx.Err() != nil {
+				return
+			}
+			s.log.Warn("consumer lost; resubscribing", "topic", topic, "err", err)
+			if time.Since(began) > lastPause {
+				pause = firstPause
+			}
+			rest(ctx, pause)
+		}
+	})
+	return out, nil
+}
+
+// Close ends every subscription. Messages that are not acknowledged come again
+// to whoever subscribes next.
+func (s *Subscriber) Close() error {
+	s.mu.Lock()
+	s.done = true
+	s.mu.Unlock()
+	s.end()
+	s.work.Wait()
+	return nil
+}
+
+// rest waits for d, or until ctx ends.
+func rest(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}
+
+// item is a message that came in and is not acknowledged.
+type item struct {
+	seq   uint64
+	reply string           // subject of its acknowledgement
+	share chan struct{}    // holds one for each message of its share that is handed out
+	msg   *message.Message // nil: to be read when it is its turn
+	tries int
+}
+
+// session is the life of one consumer.
+type session struct {
+	*Subscriber
+	topic  string
+	out    chan<- *message.Message
+	stream jetstream.Stream
+	conn   *nats.Conn
+	ctx    context.Context // of the subscription: its end ends the messages handed out
+	going  context.Context // ends with ctx, or when the consumer is lost: nothing more is handed out
+
+	room  chan struct{} // holds one for each lane with a message to hand out
+	held  chan struct{} // holds one for each item
+	slots chan struct{} // holds one for each message handed out
+	work  sync.WaitGroup
+
+	mu    sync.Mutex
+	items map[uint64]*item   // by sequence
+	lanes map[string][]*item // in order; a lane without items is absent
+	share map[string]chan struct{}
+	last  uint64 // sequence of the last that came in
+}
+
+// session makes the consumer and hands out messages until it is lost or ctx
+// ends, and until those handed out are acknowledged or nacked.
+func (s *Subscriber) session(ctx context.Context, topic string, out chan<- *message.Message) error {
+	conn := s.cfg.JS.Conn()
+	lost := conn.StatusChanged(nats.RECONNECTING, nats.CLOSED)
+	defer conn.RemoveStatusListener(lost)
+	consumer, stream, err := s.consumer(ctx, topic)
+	if err != nil {
+		return err
+	}
+	going, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	u := &session{
+		Subscriber: s, topic: topic, out: out, stream: stream, conn: conn, ctx: ctx, going: going,
+		room: make(chan struct{}, maxLanes), held: make(chan struct{}, maxHeld), slots: make(chan struct{}, maxHanded),
+		items: map[uint64]*item{}, lanes: map[string][]*item{}, share: map[string]chan struct{}{},
+	}
+	u.work.Go(func() {
+		tick := time.NewTicker(ackWait / 3)
+		defer tick.Stop()
+		for {
+			select {
+			case <-going.Done():
+				return
+			case <-lost:
+				stop(nats.ErrDisconnected)
+				return
+			case <-tick.C:
+				u.beat()
+			}
+		}
+	})
+	err = u.receive(consumer)
+	stop(err)
+	u.work.Wait()
+	return cmp.Or(context.Cause(going), err)
+}
+
+// consumer makes the consumer anew: it begins with the first message that is there.
+func (s *Subscriber) consumer(ctx context.Context, topic string) (jetstream.Consumer, jetstream.Stream, error) {
+	ctx, cancel := context.WithTimeout(ctx, streams.AckTimeout)
+	defer cancel()
+	stream, err := s.cfg.JS.Stream(ctx, s.cfg.Stream)
+	if err != nil {
+		return nil, nil, fmt.Errorf("looking up stream %s: %w", s.cfg.Stream, err)
+	}
+	name := "reader_" + strings.NewReplacer(".", "_", "*", "any", ">", "all").Replace(topic)
+	if err := stream.DeleteConsumer(ctx, name); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return nil, nil, fmt.Errorf("deleting the previous consumer: %w", err)
+	}
+	consumer, err := stream.CreateConsumer(ctx, jetstream.ConsumerConfig{
+		Durable: name, FilterSubject: topic, DeliverPolicy: jetstream.DeliverAllPolicy, AckPolicy: jetstream.AckExplicitPolicy,
+		AckWait: ackWait, MaxAckPending: -1, MaxDeliver: -1,
+		MemoryStorage: true, // where it stands is worth nothing after its end
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("creating the consumer: %w", err)
+	}
+	return consumer, stream, nil
+}
+
+// errGap says that a message was lost on its way; it would come again behind
+// later ones of its lane.
+var errGap = errors.New("a delivery is missing")
+
+// receive takes messages in until the consumer is lost or the session ends.
+func (u *session) receive(consumer jetstream.Consumer) error {
+	messages, err := consumer.Messages(jetstream.PullMaxMessages(pullBatch),
+		jetstream.PullExpiry(pullExpiry), jetstream.PullHeartbeat(pullSilence))
+	if err != nil {
+		return fmt.Errorf("requesting messages: %w", err)
+	}
+	defer messages.Stop()
+	for delivery := uint64(1); ; delivery++ {
+		if !u.take(u.room) || !u.take(u.held) {
+			return nil
+		}
+		m, err := messages.Next(jetstream.NextContext(u.going))
+		if err != nil {
+			return fmt.Errorf("waiting for messages: %w", err)
+		}
+		at, err := m.Metadata()
+		if err != nil {
+			return fmt.Errorf("reading the position of a message: %w", err)
+		}
+		if at.Sequence.Consumer != delivery {
+			return errGap
+		}
+		u.enter(at.Sequence.Stream, m)
+	}
+}
+
+// take waits for a place; false means that the session has ended.
+func (u *session) take(places chan<- struct{}) bool {
+	select {
+	case places <- struct{}{}:
+		return true
+	case <-u.going.Done():
+		return false
+	}
+}
+
+// enter puts a message at the end of its lane. Sequences come in their order, so
+// one that is not above the last came before: it waits in its lane, or it is
+// done and its acknowledgement was lost.
+func (u *session) enter(seq uint64, m jetstream.Msg) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if seq <= u.last {
+		if it := u.items[seq]; it != nil {
+			it.reply = m.Reply()
+		} else {
+			u.tell(m.Reply(), ackBody)
+		}
+		<-u.room
+		<-u.held
+		return
+	}
+	u.last = seq
+	it := &item{seq: seq, reply: m.Reply(), msg: newMessage(m.Subject(), seq, m.Headers(), m.Data())}
+	name, share := u.cfg.Lane(it.msg), u.cfg.Share(it.msg)
+	if u.share[share] == nil {
+		u.share[share] = make(chan struct{}, maxShared)
+	}
+	it.share = u.share[share]
+	u.items[seq] = it
+	if behind := len(u.lanes[name]) > 0; behind {
+		it.msg = nil
+		<-u.room
+	} else {
+		u.work.Go(func() { u.run(name) })
+	}
+	u.lanes[name] = append(u.lanes[name], it)
+}
+
+// run hands out the messages of a lane until none is left or the session ends.
+func (u *session) run(name string) {
+	room := true // whether the lane has a place among those with something to hand out
+	defer func() {
+		if room {
+			<-u.room
+		}
+	}()
+	for it := u.next(name, nil); it != nil; it = u.next(name, it) {
+		for {
+			select {
+			case it.share <- struct{}{}:
+			default: // others may go ahead meanwhile
+				if room {
+					room = false
+					<-u.room
+				}
+				it.msg = nil
+				if !u.take(it.share) {
+					return
+				}
+			}
+			pause, done := u.hand(it)
+			<-it.share
+			if done {
+				break
+			}
+			if room { // here too
+				room = false
+				<-u.room
+			}
+			rest(u.going, pause)
+			if u.going.Err() != nil {
+				return
+			}
+		}
+	}
+}
+
+// next takes what is done out of its lane, and returns what stands behind it, or
+// nil when that was the last.
+func (u *session) next(name string, done *item) *item {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	lane := u.lanes[name]
+	if done != nil {
+		delete(u.items, done.seq)
+		lane[0], lane = nil, lane[1:]
+		u.lanes[name] = lane
+		<-u.held
+	}
+	if len(lane) == 0 {
+		delete(u.lanes, name)
+		return nil
+	}
+	return lane[0]
+}
+
+// hand hands a message out once. It reports whether it is done with, or else how
+// long to wait before the next time.
+func (u *session) hand(it *item) (pause time.Duration, done bool) {
+	if !u.take(u.slots) {
+		return 0, false
+	}
+	defer func() { <-u.slots }()
+	w := it.msg
+	it.msg = nil
+	if w == nil {
+		var err error
+		if w, err = u.read(it.seq); errors.Is(err, jetstream.ErrMsgNotFound) {
+			return 0, true // somebody has removed it
+		} else if err != nil {
+			u.log.Warn("message of a queue cannot be read", "seq", it.seq, "err", err)
+			return time.Second, false
+		}
+	}
+	ctx, cancel := context.WithCancel(u.ctx)
+	defer cancel()
+	w.SetContext(ctx)
+	it.tries++
+	w.Metadata[deliveredMetadata] = strconv.Itoa(it.tries)
+	select {
+	case u.out <- w:
+	case <-u.going.Done():
+		return 0, false
+	}
+	select {
+	case <-w.Acked():
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		u.tell(it.reply, ackBody)
+		return 0, true
+	case <-w.Nacked():
+		after, _ := time.ParseDuration(w.Metadata[afterMetadata])
+		return max(u.cfg.Pause(it.tries), after), false
+	case <-u.ctx.Done():
+		return 0, false
+	}
+}
+
+// read reads a message that is in the stream.
+func (u *session) read(seq uint64) (*message.Message, error) {
+	ctx, cancel := context.WithTimeout(u.going, streams.AckTimeout)
+	defer cancel()
+	m, err := u.stream.GetMsg(ctx, seq)
+	if err != nil {
+		return nil, err
+	}
+	return newMessage(m.Subject, seq, m.Header, m.Data), nil
+}
+
+// What a consumer is told of a message, on the message's reply subject.
+var (
+	ackBody      = []byte("+ACK")
+	progressBody = []byte("+WPI")
+)
+
+// tell tells the server about a message. What is lost is made up for: the
+// message comes again, and is known.
+func (u *session) tell(reply string, what []byte) {
+	if err := u.conn.Publish(reply, what); err != nil {
+		u.log.Debug("message of a queue not acknowledged", "err", err)
+	}
+}
+
+// beat tells the server that the messages are being worked on.
+func (u *session) beat() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, it := range u.items {
+		u.tell(it.reply, progressBody)
+	}
+}
+
+// newMessage is a message as Watermill handles it: of each header the first
+// value, and where it comes from.
+func newMessage(subject string, seq uint64, h nats.Header, data []byte) *message.Message {
+	place := strconv.FormatUint(seq, 10)
+	w := message.NewMessage(cmp.Or(h.Get("ce-id"), h.Get(commandHeader), place), data)
+	for name, values := range h {
+		if len(values) > 0 {
+			w.Metadata[name] = values[0]
+		}
+	}
+	delete(w.Metadata, afterMetadata)
+	w.Metadata[subjectMetadata], w.Metadata[sequenceMetadata] = subject, place
+	return w
+}

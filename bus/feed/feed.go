@@ -1,0 +1,635 @@
+// Package feed writes what follows from the log for others to read: the feed, the audit
+// trail and the in-use index.
+package feed
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sort"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	jsonv2 "github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/bus/streams"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/projections"
+)
+
+// FeedConfig is the stream of the feed: the changes. It is derived from the log,
+// so it is not fsynced: what a power cut takes, the writer puts there again.
+func FeedConfig(replicas int) jetstream.StreamConfig { return streams.FeedOfChanges.Config(replicas) }
+
+// AuditConfig is the stream of the audit trail: every public event. It is derived
+// from the log like the feed.
+func AuditConfig(replicas int) jetstream.StreamConfig { return streams.FeedOfAudit.Config(replicas) }
+
+// feedWindow is the number of messages sent ahead of their acknowledgements.
+const feedWindow = 256
+
+// Pauses before the writer looks where the feed stands and goes on, and how it looks.
+const (
+	feedRetry     = 100 * time.Millisecond
+	feedRetryMost = 2 * time.Second
+	feedWatch     = 2 * time.Second  // between two looks whether the stream is there
+	feedPatience  = 10 * time.Second // of failing before readiness says so
+	feedChecked   = 512              // messages at the end of the feed that are compared with the log
+	feedCheckTime = time.Minute      // how long that may take
+)
+
+// Feed writes the public form of every durable event that its audience may read
+// into a stream, once and in the order of the log: each message expects the
+// stream's last sequence, so of two writers one is refused.
+type Feed struct {
+	kind     streams.FeedKind
+	js       jetstream.JetStream
+	store    events.Store
+	replicas int
+	log      *slog.Logger
+	seq      atomic.Uint64
+	err      atomic.Pointer[error]
+}
+
+// NewFeed makes the writer of the feed; Run runs it. js is made with
+// jetstream.WithPublishAsyncTimeout(AckTimeout). A stream that is lost is made again with
+// so many replicas.
+func NewFeed(js jetstream.JetStream, store events.Store, replicas int, log *slog.Logger) *Feed {
+	return &Feed{kind: streams.FeedOfChanges, js: js, store: store, replicas: replicas, log: log.With("stream", streams.FeedStream)}
+}
+
+// NewAuditFeed makes the writer of the audit trail, like NewFeed.
+func NewAuditFeed(js jetstream.JetStream, store events.Store, replicas int, log *slog.Logger) *Feed {
+	return &Feed{kind: streams.FeedOfAudit, js: js, store: store, replicas: replicas, log: log.With("stream", streams.AuditStream)}
+}
+
+// place is a place in the feed: an event of the log.
+type place struct {
+	seq   uint64 // log sequence
+	index int    // within its commit
+}
+
+func (p place) before(q place) bool { return p.seq < q.seq || p.seq == q.seq && p.index < q.index }
+
+// ErrFeedAhead says that the feed tells of events that the log does not hold. It is written
+// from durable commits only, so it is the log that has lost something.
+var ErrFeedAhead = fault.New(fault.Unavailable, "log_behind_feed",
+	"The feed has events that the log does not have, so the log is damaged. Changes are refused and "+
+		"no secret is returned until the log is restored from a backup. If you restored an older log on "+
+		"purpose, remove the streams CREDSTREAM_FEED and CREDSTREAM_AUDIT.")
+
+// Check returns ErrFeedAhead when the log does not hold the feed's last event.
+func (f *Feed) Check(ctx context.Context) error {
+	last, err := f.lastMessage(ctx)
+	if err != nil || last.Seq == 0 {
+		return err
+	}
+	_, err = f.bornOut(ctx, last.header)
+	return err
+}
+
+// Position is the log sequence of the last commit that the stream tells whole or
+// in part, or that holds nothing for its audience.
+func (f *Feed) Position() uint64 { return f.seq.Load() }
+
+// Err is why the writer stands still, or nil.
+func (f *Feed) Err() error {
+	if err := f.err.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// Run writes until ctx ends. At its start, and after a publish that failed or was
+// refused, it looks where the feed stands and whether its end tells of each event once
+// and in order, repairs it, and goes on, ever more slowly. A stream that was deleted is made
+// again. It stops with an error when
+// the log misses a commit or holds one that cannot be read, or something else than
+// the feed tells.
+func (f *Feed) Run(ctx context.Context) error {
+	whole := false
+	failing := time.Time{} // since when
+	for pause := feedRetry; ctx.Err() == nil; pause = min(2*pause, feedRetryMost) {
+		at := f.Position()
+		var err error
+		if !whole {
+			err = f.mend(ctx)
+			whole = err == nil
+		}
+		if err == nil {
+			err = f.repairEnd(ctx)
+		}
+		if err == nil {
+			err = f.resume(ctx)
+		}
+		switch {
+		case ctx.Err() != nil, err == nil:
+			return nil
+		case permanent(err):
+			f.err.Store(&err)
+			return fmt.Errorf("feed: %w", err)
+		case f.Position() > at:
+			failing, pause = time.Time{}, feedRetry
+			f.err.Store(nil)
+		case failing.IsZero():
+			failing = time.Now()
+		case time.Since(failing) > feedPatience:
+			f.err.Store(&err) // it goes on, but somebody should know
+		}
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			if _, err = streams.EnsureStream(ctx, f.js, f.kind.Config(f.replicas)); err == nil {
+				f.seq.Store(0)
+				f.log.ErrorContext(ctx, "the feed was gone; it is written anew")
+				continue
+			}
+		}
+		f.log.WarnContext(ctx, "feed resumes after its last message", "err", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+	return nil
+}
+
+// errLog marks an error of the log, or of what the feed says of it.
+type errLog struct{ err error }
+
+func (e *errLog) Error() string { return e.err.Error() }
+
+func (e *errLog) Unwrap() error { return e.err }
+
+// permanent reports whether looking again changes nothing: what the log holds, or the
+// feed, is not as it must be. An error on the way to them passes.
+func permanent(err error) bool {
+	if _, of := errors.AsType[*errLog](err); !of {
+		return false
+	}
+	_, refused := errors.AsType[*jetstream.APIError](err)
+	return !refused && !transient(err) && !errors.Is(err, fault.ErrUnavailable) && !errors.Is(err, context.Canceled)
+}
+
+func (f *Feed) resume(ctx context.Context) error {
+	last, lastSeq, err := f.last(ctx)
+	if err != nil {
+		return err
+	}
+	return f.write(ctx, last, lastSeq)
+}
+
+// publishError is a message that was not stored as expected.
+type publishError struct{ err error }
+
+func (e *publishError) Error() string { return "publish: " + e.err.Error() }
+
+func (e *publishError) Unwrap() error { return e.err }
+
+func transient(err error) bool {
+	return errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrNoResponders) || errors.Is(err, nats.ErrConnectionClosed) ||
+		errors.Is(err, nats.ErrDisconnected) || errors.Is(err, nats.ErrConnectionReconnecting) ||
+		errors.Is(err, nats.ErrReconnectBufExceeded) || errors.Is(err, context.DeadlineExceeded)
+}
+
+// last reads the feed's last message: the place it tells of and the sequence that the
+// next one is to expect. The log must bear it out.
+func (f *Feed) last(ctx context.Context) (place, uint64, error) {
+	for ctx.Err() == nil {
+		stream, err := f.js.Stream(ctx, f.kind.Stream)
+		if err != nil {
+			return place{}, 0, fmt.Errorf("look up the feed: %w", err)
+		}
+		before, err := f.lastMessage(ctx)
+		if err != nil {
+			return place{}, 0, err
+		}
+		info, err := stream.Info(ctx)
+		if err != nil {
+			return place{}, 0, fmt.Errorf("look up the feed: %w", err)
+		}
+		msg, err := f.lastMessage(ctx)
+		switch {
+		case err != nil:
+			return place{}, 0, err
+		case msg.Seq != before.Seq:
+			continue // somebody else writes
+		case msg.Seq == 0:
+			return place{}, info.State.LastSeq, nil
+		}
+		at, err := f.bornOut(ctx, msg.header)
+		if err != nil {
+			return place{}, 0, err
+		}
+		f.seq.Store(at.seq)
+		// A power cut may have taken later messages, whose sequences are not used again. A
+		// server that is not the leader may say less than the message itself.
+		return at, max(msg.Seq, info.State.LastSeq), nil
+	}
+	return place{}, 0, ctx.Err()
+}
+
+// feedLast is the last message of the feed; the zero one when there is none.
+type feedLast struct {
+	Seq    uint64 `json:"seq"`
+	Raw    []byte `json:"hdrs"`
+	header nats.Header
+}
+
+// lastMessage reads the feed's last message from the leader of its stream. A direct get
+// could be answered by a replica that is behind.
+func (f *Feed) lastMessage(ctx context.Context) (feedLast, error) {
+	ctx, cancel := context.WithTimeout(ctx, streams.AckTimeout)
+	defer cancel()
+	reply, err := f.js.Conn().RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+f.kind.Stream, []byte(`{"last_by_subj":"`+f.kind.Root+`.>"}`))
+	var answer struct {
+		Error   *jetstream.APIError `json:"error"`
+		Message feedLast            `json:"message"`
+	}
+	if err == nil {
+		err = jsonv2.Unmarshal(reply.Data, &answer)
+	}
+	switch {
+	case err != nil:
+		return feedLast{}, fmt.Errorf("read the feed's last message: %w", err)
+	case answer.Error != nil && answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
+		return feedLast{}, nil
+	case answer.Error != nil:
+		return feedLast{}, fmt.Errorf("read the feed's last message: %w", answer.Error)
+	}
+	answer.Message.header, err = nats.DecodeHeadersMsg(answer.Message.Raw)
+	if err != nil {
+		return feedLast{}, &errLog{fmt.Errorf("read the feed's last message: %w", err)}
+	}
+	return answer.Message, nil
+}
+
+// bornOut returns the place that a message tells of, when the log holds that event.
+func (f *Feed) bornOut(ctx context.Context, h nats.Header) (place, error) {
+	at, err := placeOf(h)
+	if err != nil {
+		return place{}, &errLog{err}
+	}
+	recs, err := f.store.Commit(ctx, at.seq)
+	switch {
+	case errors.Is(err, events.ErrNoSuchCommit):
+		return place{}, &errLog{ErrFeedAhead}
+	case err != nil:
+		return place{}, &errLog{err}
+	case at.index >= len(recs) || recs[at.index].ID() != h.Get("ce-id"):
+		return place{}, &errLog{ErrFeedAhead}
+	}
+	return at, nil
+}
+
+// repairEnd compares the end of the feed with the log. Where an event is missing, or told
+// twice, or out of order, the feed is written anew: servers have lost or repeated
+// messages that were on their way when another one came to lead.
+func (f *Feed) repairEnd(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, feedCheckTime)
+	defer cancel()
+	stream, err := f.js.Stream(ctx, f.kind.Stream)
+	if err != nil {
+		return fmt.Errorf("look up the feed: %w", err)
+	}
+	last, err := f.lastMessage(ctx)
+	if err != nil || last.Seq == 0 {
+		return err
+	}
+	end, err := f.bornOut(ctx, last.header)
+	if err != nil {
+		return err
+	}
+	expected, err := f.toldAtEnd(ctx, stream, last.Seq)
+	if err != nil {
+		return err
+	}
+	if len(expected) == 0 || expected[len(expected)-1] != end {
+		return fmt.Errorf("compare the feed with the log: %w", nats.ErrTimeout) // a replica that is behind; again
+	}
+	first := expected[0]
+	for rec, err := range f.store.Follow(ctx, max(first.seq, 1)-1) {
+		if err != nil {
+			return &errLog{err}
+		}
+		at := place{rec.Seq, rec.Index}
+		if at.before(first) {
+			continue
+		}
+		_, _, told := f.kind.Message(rec)
+		right := told && len(expected) > 0 && expected[0] == at
+		if right {
+			expected = expected[1:]
+		}
+		switch {
+		case (right || !told) && at != end:
+			continue
+		case right && len(expected) == 0:
+			return nil
+		}
+		f.log.ErrorContext(ctx, "the feed differs from the log; rebuilding it", "seq", at.seq, "index", at.index)
+		if err := stream.Purge(ctx); err != nil {
+			return fmt.Errorf("purge the feed: %w", err)
+		}
+		return f.dropOldConsumers(ctx, stream)
+	}
+	return ctx.Err()
+}
+
+// toldAtEnd reads which events the last messages of the feed, up to the one at seq, tell of.
+func (f *Feed) toldAtEnd(ctx context.Context, stream jetstream.Stream, seq uint64) ([]place, error) {
+	reader, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(seq, feedChecked) - feedChecked + 1, HeadersOnly: true,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the end of the feed: %w", err)
+	}
+	messages, err := reader.Messages(jetstream.PullMaxMessages(feedChecked), jetstream.PullExpiry(10*time.Second), jetstream.PullHeartbeat(time.Second))
+	if err != nil {
+		return nil, fmt.Errorf("read the end of the feed: %w", err)
+	}
+	defer messages.Stop()
+	var told []place
+	for {
+		msg, err := messages.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			return nil, fmt.Errorf("read the end of the feed: %w", err)
+		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			return nil, fmt.Errorf("read the end of the feed: %w", err)
+		}
+		if meta.Sequence.Stream <= seq {
+			at, err := placeOf(msg.Headers())
+			if err != nil {
+				return nil, &errLog{err}
+			}
+			told = append(told, at)
+		}
+		if meta.Sequence.Stream >= seq {
+			if info := reader.CachedInfo(); info != nil {
+				_ = stream.DeleteConsumer(ctx, info.Name) // else the server does when it is idle
+			}
+			return told, nil
+		}
+	}
+}
+
+// mend looks for events that are missing between others. The feed is not
+// fsynced, so a power cut may take the end of one block and leave the next one.
+// Sequences that are missing are no fault by themselves: what a cut took from the
+// feed's end was put there again behind them. Where events are missing the feed
+// is written anew, and its consumers get all of it again.
+func (f *Feed) mend(ctx context.Context) error {
+	stream, err := f.js.Stream(ctx, f.kind.Stream)
+	if err != nil {
+		return fmt.Errorf("look up the feed: %w", err)
+	}
+	info, err := stream.Info(ctx, jetstream.WithDeletedDetails(true))
+	if err != nil {
+		return fmt.Errorf("look up the feed: %w", err)
+	}
+	state := info.State
+	if state.Msgs == 0 {
+		return nil
+	}
+	gaps := [][2]uint64{{0, state.FirstSeq}} // the sequences beside each gap; the first stands before the first message
+	for _, missing := range state.Deleted {
+		if last := len(gaps) - 1; gaps[last][1] == missing {
+			gaps[last][1] = missing + 1
+		} else {
+			gaps = append(gaps, [2]uint64{missing - 1, missing + 1})
+		}
+	}
+	for _, gap := range gaps {
+		if gap[1] > state.LastSeq {
+			continue // the end: what follows is written now
+		}
+		whole, err := f.adjacent(ctx, stream, gap)
+		if err != nil {
+			return err
+		}
+		if !whole {
+			f.log.ErrorContext(ctx, "the feed misses events; rebuilding it", "after", gap[0], "before", gap[1])
+			if err := stream.Purge(ctx); err != nil {
+				return fmt.Errorf("purge the feed: %w", err)
+			}
+			return f.dropOldConsumers(ctx, stream)
+		}
+	}
+	return nil
+}
+
+// dropOldConsumers deletes the audit consumers of a feed that an earlier version
+// wrote: it held what the audit trail holds now, which is how it comes to be
+// written anew.
+func (f *Feed) dropOldConsumers(ctx context.Context, stream jetstream.Stream) error {
+	names := stream.ConsumerNames(ctx)
+	var old []string
+	for name := range names.Name() {
+		if f.kind.Stream == streams.FeedStream && strings.HasPrefix(name, streams.AuditConsumer("")) {
+			old = append(old, name)
+		}
+	}
+	if err := names.Err(); err != nil {
+		return fmt.Errorf("list the consumers of the feed: %w", err)
+	}
+	for _, name := range old {
+		if err := stream.DeleteConsumer(ctx, name); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+			return fmt.Errorf("delete the consumer %s of the feed: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// adjacent reports whether the messages beside a gap tell of events that follow
+// each other in the log.
+func (f *Feed) adjacent(ctx context.Context, stream jetstream.Stream, gap [2]uint64) (bool, error) {
+	var before place
+	if gap[0] > 0 {
+		msg, err := stream.GetMsg(ctx, gap[0])
+		if err != nil {
+			return false, fmt.Errorf("read message %d of the feed: %w", gap[0], err)
+		}
+		if before, err = placeOf(msg.Header); err != nil {
+			return false, &errLog{err}
+		}
+	}
+	msg, err := stream.GetMsg(ctx, gap[1])
+	if err != nil {
+		return false, fmt.Errorf("read message %d of the feed: %w", gap[1], err)
+	}
+	after, err := placeOf(msg.Header)
+	if err != nil {
+		return false, &errLog{err}
+	}
+	for rec, err := range f.store.Follow(ctx, max(before.seq, 1)-1) {
+		if err != nil {
+			return false, &errLog{err}
+		}
+		at := place{rec.Seq, rec.Index}
+		if !before.before(at) {
+			continue
+		}
+		// The record after them all is in the log, since the feed tells of it.
+		if _, _, told := f.kind.Message(rec); told || !at.before(after) {
+			return told && at == after, nil
+		}
+	}
+	return false, ctx.Err()
+}
+
+func placeOf(h nats.Header) (place, error) {
+	seq, err1 := strconv.ParseUint(h.Get("ce-logseq"), 10, 64)
+	index, err2 := strconv.Atoi(h.Get("ce-logindex"))
+	if err := errors.Join(err1, err2); err != nil {
+		return place{}, fmt.Errorf("a message of the feed has no log position: %w", err)
+	}
+	return place{seq, index}, nil
+}
+
+// write follows the log from a place on and publishes ahead of the
+// acknowledgements, up to feedWindow of them.
+func (f *Feed) write(ctx context.Context, told place, feedSeq uint64) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type sent struct {
+		ack jetstream.PubAckFuture // nil: there was nothing to tell
+		at  place
+	}
+	inFlight := make(chan sent, feedWindow)
+	failed := make(chan error, 1)
+	go func() { // ends when inFlight is closed, which write does before it returns
+		defer close(failed)
+		for s := range inFlight {
+			if s.ack == nil {
+				f.seq.Store(s.at.seq)
+				continue
+			}
+			select {
+			case <-s.ack.Ok():
+				f.seq.Store(s.at.seq)
+			case err := <-s.ack.Err():
+				cancel()
+				failed <- &publishError{err}
+				drain(inFlight) // what follows a failed message fails as well
+				return
+			case <-ctx.Done(): // nobody waits for the rest any more
+				drain(inFlight)
+				return
+			}
+		}
+	}()
+	gone := make(chan error, 1)
+	go func() { // ends with ctx
+		gone <- f.watch(ctx)
+		cancel()
+	}()
+	err := f.send(ctx, told, feedSeq, func(ack jetstream.PubAckFuture, at place) { inFlight <- sent{ack, at} })
+	close(inFlight)
+	lost := <-failed
+	cancel()
+	return cmp.Or(<-gone, lost, err)
+}
+
+// watch returns an error when the stream has been deleted, which a writer with nothing to
+// write would not notice, and nil when ctx ends.
+func (f *Feed) watch(ctx context.Context) error {
+	tick := time.NewTicker(feedWatch)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if _, err := f.js.Stream(ctx, f.kind.Stream); errors.Is(err, jetstream.ErrStreamNotFound) {
+			return fmt.Errorf("look at the feed: %w", err)
+		}
+	}
+}
+
+// drain takes what is sent until the sender has ended.
+func drain[T any](from <-chan T) {
+	for range from {
+	}
+}
+
+func (f *Feed) send(ctx context.Context, from place, feedSeq uint64, sent func(jetstream.PubAckFuture, place)) error {
+	after := from.seq
+	if after > 0 {
+		after-- // the last commit may have been told in part
+	}
+	for rec, err := range f.store.Follow(ctx, after) {
+		if err != nil {
+			return &errLog{err}
+		}
+		at := place{rec.Seq, rec.Index}
+		if from.seq > 0 && !from.before(at) {
+			continue
+		}
+		subject, m, told := f.kind.Message(rec)
+		if !told {
+			sent(nil, at)
+			continue
+		}
+		ack, err := f.js.PublishMsgAsync(feedMessage(subject, m),
+			jetstream.WithExpectLastSequence(feedSeq))
+		if err != nil {
+			return &publishError{err}
+		}
+		feedSeq++
+		sent(ack, at)
+	}
+	return nil
+}
+
+func feedMessage(subject string, m projections.Message) *nats.Msg {
+	msg := nats.NewMsg(subject)
+	for _, h := range m.Headers() {
+		msg.Header[h[0]] = []string{h[1]} // as they stand: CloudEvents names are lower case
+	}
+	msg.Data = m.Data
+	return msg
+}
+
+// Rewind starts the tenant's consumer of the stream over at the first event whose
+// log sequence is at least seq.
+func (f *Feed) Rewind(ctx context.Context, tenant string, seq uint64) error {
+	stream, err := f.js.Stream(ctx, f.kind.Stream)
+	if err != nil {
+		return fmt.Errorf("look up the feed: %w", err)
+	}
+	info, err := stream.Info(ctx)
+	if err != nil {
+		return fmt.Errorf("look up the feed: %w", err)
+	}
+	first, last := info.State.FirstSeq, info.State.LastSeq
+	var failed error
+	n := sort.Search(int(last-first+1), func(i int) bool {
+		msg, err := stream.GetMsg(ctx, first+uint64(i), jetstream.WithGetMsgSubject(f.kind.Root+".>")) // or the next that is there
+		if err != nil {
+			failed = err
+			return true
+		}
+		at, err := placeOf(msg.Header)
+		if err != nil {
+			failed = err
+		}
+		return at.seq >= seq
+	})
+	if failed != nil {
+		return fmt.Errorf("search the feed: %w", failed)
+	}
+	target := first + uint64(n)
+	if _, err := stream.ResetConsumerToSequence(ctx, f.kind.Consumer(tenant), target); err != nil {
+		return fmt.Errorf("rewind the consumer %s: %w", f.kind.Consumer(tenant), err)
+	}
+	return nil
+}

@@ -1,0 +1,417 @@
+package feed
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	jsonv2 "github.com/go-json-experiment/json"
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/bus/streams"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/projections"
+)
+
+// InUseConfig is the bucket of the in-use index. It is derived from the log, so
+// it is not fsynced: what a power cut takes, the writer puts there again.
+func InUseConfig(replicas int) jetstream.KeyValueConfig {
+	return jetstream.KeyValueConfig{Bucket: streams.InUseBucket, History: 1, Storage: jetstream.FileStorage, Replicas: replicas}
+}
+
+// InUseKey is the key of a thing in the bucket: "<tenant>.<kind>.<id as token>".
+func InUseKey(tenant, kind, id string) string {
+	return tenant + "." + kind + "." + events.Token(id)
+}
+
+const (
+	inUseWindow  = 256                    // keys that are written ahead of their acknowledgements
+	inUseKnown   = 1 << 16                // keys whose place in the bucket is remembered
+	inUseRetry   = 500 * time.Millisecond // the pause after a failure
+	inUseLook    = time.Second            // how often an idle writer looks whether its connection was lost meanwhile
+	inUseRounds  = 8                      // attempts at one key that others write at the same time
+	inUseSilence = 30 * time.Second       // how long the reading of the bucket waits for its next key
+)
+
+// InUse keeps the bucket of the in-use index as the views say. Any number of
+// writers may run, on views that are up to date or behind: a value takes the
+// place only of one that reflects less of the log, by compare-and-set on the
+// key's revision. A key is never deleted.
+type InUse struct {
+	js        jetstream.JetStream
+	views     *projections.Views
+	projector *projections.Projector
+	log       *slog.Logger
+
+	known    *lru.Cache[string, standing] // what is known to stand in the bucket; a key that is not here costs one refused write
+	position atomic.Uint64
+	err      atomic.Pointer[error]
+}
+
+// standing is a value in the bucket.
+type standing struct {
+	revision uint64 // of the key; 0: it has none
+	seq      uint64 // log sequence that the value reflects
+}
+
+// inUsePut is a value on its way into the bucket.
+type inUsePut struct {
+	key      string
+	body     []byte
+	seq      uint64 // of the value
+	revision uint64 // expected of the key
+	ack      jetstream.PubAckFuture
+}
+
+// NewInUse makes a writer; Run runs it. projector is the one that feeds views.
+// js is made with jetstream.WithPublishAsyncTimeout(AckTimeout).
+func NewInUse(js jetstream.JetStream, views *projections.Views, projector *projections.Projector, log *slog.Logger) *InUse {
+	known, err := lru.New[string, standing](inUseKnown)
+	if err != nil {
+		panic(err) // the size is a constant above 0
+	}
+	return &InUse{js: js, views: views, projector: projector, log: log, known: known}
+}
+
+// Position is the log sequence up to which the bucket reflects the log.
+func (u *InUse) Position() uint64 { return u.position.Load() }
+
+// Err is why the writer stands still, or nil.
+func (u *InUse) Err() error {
+	if err := u.err.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// errInUseViews marks a failure to read the views.
+var errInUseViews = errors.New("read the read models")
+
+// Run writes until ctx ends; then it returns nil. At its start, after every
+// failure and after every lost connection it compares the whole bucket with
+// the views and mends it, then goes on.
+func (u *InUse) Run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		err := u.write(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, errInUseViews):
+			u.err.Store(&err)
+		}
+		u.log.WarnContext(ctx, "in-use index is compared with the read models, then resumes", "err", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(inUseRetry):
+		}
+	}
+	return nil
+}
+
+var errReconnected = errors.New("the connection was lost meanwhile")
+
+// write mends the bucket and follows the views.
+func (u *InUse) write(ctx context.Context) error {
+	connection := u.connection()
+	after, err := u.mend(ctx, connection)
+	if err == nil {
+		u.err.Store(nil)
+	}
+	for err == nil {
+		position := u.projector.Position()
+		var last uint64
+		last, err = u.changes(ctx, after, u.expected)
+		switch {
+		case err != nil:
+		case last > after:
+			after = last
+		default:
+			u.position.Store(position)
+			err = u.next(ctx, position, connection)
+		}
+	}
+	return err
+}
+
+// connection tells one life of the connection from another.
+func (u *InUse) connection() uint64 { return u.js.Conn().Stats().Reconnects }
+
+// next waits until the views have gone on, also while their projector stands
+// still. It returns an error when the connection was lost: the server behind it
+// may have lost what it stored last.
+func (u *InUse) next(ctx context.Context, after, connection uint64) error {
+	for {
+		wait, cancel := context.WithTimeout(ctx, inUseLook)
+		err := u.projector.Next(wait, after)
+		if errors.Is(err, projections.ErrViewsBehind) {
+			<-wait.Done()
+		}
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case u.connection() != connection:
+			return errReconnected
+		case err == nil:
+			return nil
+		}
+	}
+}
+
+// expected says what a key is written over; ok is false when the bucket already
+// holds this value or a later one.
+func (u *InUse) expected(p inUsePut) (revision uint64, ok bool) {
+	at, _ := u.known.Get(p.key)
+	return at.revision, at.seq < p.seq
+}
+
+// changes writes one page of what has changed after a log sequence and returns
+// the last sequence of the page, or after when there is none.
+func (u *InUse) changes(ctx context.Context, after uint64, expected func(inUsePut) (uint64, bool)) (uint64, error) {
+	page, err := u.views.InUseChanges(ctx, after, inUseWindow)
+	if err != nil {
+		return after, fmt.Errorf("%w: %w", errInUseViews, err)
+	}
+	var puts []inUsePut
+	for _, e := range page {
+		p, err := newInUsePut(InUseKey(e.Tenant, e.Kind, e.ID), e.Value)
+		if err != nil {
+			return after, err
+		}
+		var ok bool
+		if p.revision, ok = expected(p); ok {
+			puts = append(puts, p)
+		}
+		after = e.Value.Seq
+	}
+	return after, u.put(ctx, puts)
+}
+
+func newInUsePut(key string, value projections.InUse) (inUsePut, error) {
+	body, err := jsonv2.Marshal(value)
+	if err != nil {
+		return inUsePut{}, fmt.Errorf("write the value of %s: %w", key, err)
+	}
+	return inUsePut{key: key, body: body, seq: value.Seq}, nil
+}
+
+// emptyInUse is the value of what no flow uses.
+func emptyInUse(key string, seq uint64) (inUsePut, error) {
+	return newInUsePut(key, projections.InUse{Seq: seq, Flows: []projections.InUseFlow{}})
+}
+
+// put writes values, each key once, all ahead of the first acknowledgement.
+func (u *InUse) put(ctx context.Context, puts []inUsePut) (err error) {
+	sent := 0
+	for i := range puts {
+		p := &puts[i]
+		p.ack, err = u.js.PublishMsgAsync(p.message(), jetstream.WithExpectLastSequencePerSubject(p.revision))
+		if err != nil {
+			break
+		}
+		sent++
+	}
+	var refused []inUsePut
+	for _, p := range puts[:sent] {
+		select {
+		case ack := <-p.ack.Ok():
+			u.known.Add(p.key, standing{ack.Sequence, p.seq})
+		case failed := <-p.ack.Err():
+			if streams.WrongLast(failed) {
+				refused = append(refused, p)
+			} else {
+				err = errors.Join(err, failed)
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("publish: %w", err)
+	}
+	for _, p := range refused {
+		if err := u.contend(ctx, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p inUsePut) message() *nats.Msg {
+	return &nats.Msg{Subject: streams.InUseSubject + "." + p.key, Data: p.body, Header: nats.Header{}}
+}
+
+// contend writes a value whose key is not as expected, unless what is there
+// reflects as much of the log.
+func (u *InUse) contend(ctx context.Context, p inUsePut) error {
+	var err error
+	for range inUseRounds {
+		var at standing
+		if at, err = u.look(ctx, p.key); err != nil {
+			return err
+		}
+		if at.seq >= p.seq {
+			u.known.Add(p.key, at)
+			return nil
+		}
+		var ack *jetstream.PubAck
+		ack, err = u.js.PublishMsg(ctx, p.message(), jetstream.WithExpectLastSequencePerSubject(at.revision))
+		switch {
+		case err == nil:
+			u.known.Add(p.key, standing{ack.Sequence, p.seq})
+			return nil
+		case !streams.WrongLast(err):
+			return fmt.Errorf("publish: %w", err)
+		}
+	}
+	return fmt.Errorf("publish: %w", err)
+}
+
+// look reads what stands at a key.
+func (u *InUse) look(ctx context.Context, key string) (standing, error) {
+	stream, err := u.js.Stream(ctx, "KV_"+streams.InUseBucket)
+	if err != nil {
+		return standing{}, fmt.Errorf("look up the bucket: %w", err)
+	}
+	msg, err := stream.GetLastMsgForSubject(ctx, streams.InUseSubject+"."+key)
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return standing{}, nil
+	case err != nil:
+		return standing{}, fmt.Errorf("read %s: %w", key, err)
+	}
+	return standing{msg.Sequence, parseInUse(msg.Data).Seq}, nil
+}
+
+// parseInUse reads a value; what is none reads as one that reflects nothing.
+func parseInUse(body []byte) projections.InUse {
+	var value projections.InUse
+	if jsonv2.Unmarshal(body, &value) != nil {
+		return projections.InUse{}
+	}
+	return value
+}
+
+// found is a value that was in the bucket when mend began.
+type found struct {
+	standing
+	empty bool
+	sum   [sha256.Size]byte
+}
+
+// mend makes the bucket agree with the views, and returns the log sequence up to
+// which it does. The log's end is read after the bucket, and the views are let
+// reach it: they know by then of every commit that a sound value can reflect.
+// What differs from them all the same is old, was lost in part, or reflects
+// commits that a power cut took from the log. Who writes meanwhile is not
+// overwritten: the revisions are those that were read.
+func (u *InUse) mend(ctx context.Context, connection uint64) (after uint64, err error) {
+	u.known.Purge()
+	there, err := u.readAll(ctx)
+	if err != nil {
+		return 0, err
+	}
+	end, err := u.projector.End(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if end > 0 {
+		if err := u.next(ctx, end-1, connection); err != nil {
+			return 0, err
+		}
+	}
+	missing := 0
+	for {
+		last, err := u.changes(ctx, after, func(p inUsePut) (uint64, bool) {
+			f, ok := there[p.key]
+			delete(there, p.key)
+			switch {
+			case !ok:
+				missing++
+				return u.expected(p)
+			case f.sum == sha256.Sum256(p.body):
+				u.known.Add(p.key, f.standing)
+				return 0, false
+			}
+			missing++
+			return f.revision, true
+		})
+		if err != nil {
+			return 0, err
+		}
+		if last == after {
+			break
+		}
+		after = last
+	}
+	var unknown []inUsePut
+	for key, f := range there {
+		if f.empty && f.seq <= end {
+			continue
+		}
+		p, err := emptyInUse(key, end)
+		if err != nil {
+			return 0, err
+		}
+		p.revision = f.revision
+		unknown = append(unknown, p)
+	}
+	for some := range slices.Chunk(unknown, inUseWindow) {
+		if err := u.put(ctx, some); err != nil {
+			return 0, err
+		}
+	}
+	if missing+len(unknown) > 0 {
+		u.log.InfoContext(ctx, "in-use index repaired", "written", missing, "emptied", len(unknown))
+	}
+	return after, nil
+}
+
+// readAll reads what the bucket holds, also what was deleted in it by others.
+func (u *InUse) readAll(ctx context.Context) (map[string]found, error) {
+	kv, err := u.js.KeyValue(ctx, streams.InUseBucket)
+	if err != nil {
+		return nil, fmt.Errorf("open the bucket: %w", err)
+	}
+	watcher, err := kv.WatchAll(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read the bucket: %w", err)
+	}
+	defer watcher.Stop() //nolint:errcheck // the reading is over
+	there := map[string]found{}
+	for {
+		stuck := time.NewTimer(inUseSilence)
+		select {
+		case entry, open := <-watcher.Updates():
+			stuck.Stop()
+			if !open {
+				return nil, fmt.Errorf("read the bucket: %w", errReconnected)
+			}
+			if entry == nil {
+				return there, nil
+			}
+			value := parseInUse(entry.Value())
+			empty, err := emptyInUse(entry.Key(), value.Seq)
+			if err != nil {
+				return nil, err
+			}
+			there[strings.Clone(entry.Key())] = found{
+				standing: standing{entry.Revision(), value.Seq}, sum: sha256.Sum256(entry.Value()), empty: bytes.Equal(entry.Value(), empty.body),
+			}
+		case <-stuck.C:
+			return nil, fmt.Errorf("read the bucket: %w", nats.ErrTimeout)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}

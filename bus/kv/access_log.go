@@ -1,0 +1,283 @@
+package kv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/bus/streams"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service/credential"
+)
+
+// AccessStream is the stream of the access log: who was given which credential.
+const AccessStream = "CREDSTREAM_ACCESS"
+
+// The bounds of how long the access log keeps a fact.
+const (
+	DefaultAccessRetention = 400 * 24 * time.Hour
+	MinAccessRetention     = 24 * time.Hour
+)
+
+// The stored form of a fact, for ever: the header Cs-Format and a
+// service.AccessFact in JSON, on "credstream.access.<tenant>.<token of the credential>".
+const (
+	accessPrefix       = "credstream.access."
+	accessFormatHeader = "Cs-Format"
+	accessFormat       = "1"
+)
+
+const (
+	accessTime = 5 * time.Second // to store a fact, or for one question
+	accessSkew = 5 * time.Minute // that the clocks of servers and services may differ by
+	accessSize = 16 << 10        // bytes of one message; a fact has at most some 1,500
+	noMessage  = 10037           // the server's code for a message that is not there
+	directGet  = "$JS.API.DIRECT.GET." + AccessStream
+	leaderGet  = "$JS.API.STREAM.MSG.GET." + AccessStream
+	endOfBatch = "204"
+	noneFound  = "404"
+)
+
+// AccessConfig is the stream of the access log. It has no use for Nats-Msg-Id: a
+// fact that is stored twice is no harm, one that is swallowed is.
+func AccessConfig(replicas int, retention time.Duration) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name: AccessStream, Description: "credstream: access log. Who got which credential, when and for how long. No secrets.",
+		Subjects: []string{accessPrefix + ">"}, Storage: jetstream.FileStorage, Replicas: replicas,
+		MaxAge: retention, MaxMsgSize: accessSize, AllowDirect: true, DenyDelete: true, DenyPurge: true,
+	}
+}
+
+// EnsureAccessLog creates the stream, or checks the one that is there as
+// EnsureStream does, but that it takes over another retention. It reports whether
+// it changed anything that must be synced.
+func EnsureAccessLog(ctx context.Context, js jetstream.JetStream, replicas int, retention time.Duration) (changed bool, err error) {
+	stream, err := js.Stream(ctx, AccessStream)
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+	case err != nil:
+		return false, fmt.Errorf("looking up stream %s: %w", AccessStream, err)
+	case stream.CachedInfo().Config.MaxAge != retention:
+		cfg := stream.CachedInfo().Config
+		cfg.MaxAge = retention
+		if _, err := js.UpdateStream(ctx, cfg); err != nil {
+			return false, fmt.Errorf("changing the retention of %s: %w", AccessStream, err)
+		}
+		changed = true
+	}
+	created, err := streams.EnsureStream(ctx, js, AccessConfig(replicas, retention))
+	return created || changed, err
+}
+
+// AccessLog is the access log in its stream. It may be used by many goroutines.
+type AccessLog struct {
+	js      jetstream.JetStream
+	nc      *nats.Conn
+	durable func(context.Context) error
+}
+
+var _ credential.AccessLog = (*AccessLog)(nil)
+
+// NewAccessLog makes an AccessLog over a connection as the service. durable returns
+// after an fsync of all that the stream has taken before the call; nil says that
+// the server syncs by itself. The stream must exist.
+func NewAccessLog(nc *nats.Conn, durable func(context.Context) error) (*AccessLog, error) {
+	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(accessTime), jetstream.WithPublishAsyncMaxPending(streams.MaxUnacked))
+	if err != nil {
+		return nil, fmt.Errorf("opening JetStream for the access log: %w", err)
+	}
+	return &AccessLog{js: js, nc: nc, durable: durable}, nil
+}
+
+// Append implements service.AccessLog. It gives up after five seconds.
+func (l *AccessLog) Append(ctx context.Context, tenant string, fact credential.AccessFact) error {
+	if !events.Plain(tenant) {
+		return events.ErrID
+	}
+	if err := events.CheckID(fact.Credential); err != nil {
+		return err
+	}
+	body, err := json.Marshal(fact)
+	if err != nil {
+		return fmt.Errorf("encoding an access record: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, accessTime)
+	defer cancel()
+	m := &nats.Msg{
+		Subject: accessPrefix + tenant + "." + events.Token(fact.Credential), Data: body,
+		Header: nats.Header{accessFormatHeader: {accessFormat}},
+	}
+	ack, err := l.js.PublishMsgAsync(m, jetstream.WithRetryAttempts(0))
+	if err != nil {
+		return fmt.Errorf("storing an access record: %w", err)
+	}
+	_, err = streams.Receipt{Stream: AccessStream, Ack: ack, Durable: l.durable}.Wait(ctx)
+	return err
+}
+
+// Read implements service.AccessLog. It leaves nothing behind on the server: the
+// stream's leader is asked where the facts end, and any replica for a batch of
+// them; what a replica does not have yet comes from the leader.
+func (l *AccessLog) Read(ctx context.Context, tenant string, of credential.AccessRange, limit int) (page []credential.AccessRecord, next uint64, err error) {
+	if !events.Plain(tenant) {
+		return nil, 0, events.ErrID
+	}
+	filter := accessPrefix + tenant + ".*"
+	if of.Credential != "" {
+		if err := events.CheckID(of.Credential); err != nil {
+			return nil, 0, err
+		}
+		filter = accessPrefix + tenant + "." + events.Token(of.Credential)
+	}
+	end, err := l.ask(ctx, accessQuestion{LastBySubject: filter})
+	if err != nil || end == nil {
+		return nil, 0, err
+	}
+	from := max(of.From, 1)
+	if !of.Since.IsZero() {
+		since := of.Since.Add(-accessSkew).UTC()
+		first, err := l.ask(ctx, accessQuestion{NextBySubject: filter, StartTime: &since})
+		if err != nil || first == nil {
+			return nil, 0, err
+		}
+		from = max(from, first.Seq)
+	}
+	for from <= end.Seq && len(page) < limit {
+		batch, err := l.batch(ctx, accessQuestion{NextBySubject: filter, Seq: from, Batch: limit - len(page)})
+		if err != nil {
+			return nil, 0, err
+		}
+		if len(batch) == 0 {
+			m, err := l.ask(ctx, accessQuestion{NextBySubject: filter, Seq: from})
+			if err != nil {
+				return nil, 0, err
+			}
+			if m == nil { // what there was has reached its age meanwhile
+				return page, 0, nil
+			}
+			batch = append(batch, *m)
+		}
+		page = append(page, batch...)
+		from = page[len(page)-1].Seq + 1
+	}
+	if from > end.Seq {
+		from = 0
+	}
+	return page, from, nil
+}
+
+// accessQuestion asks the stream for messages (JetStream API, server 2.12 and later).
+type accessQuestion struct {
+	Seq           uint64     `json:"seq,omitzero"`
+	LastBySubject string     `json:"last_by_subj,omitzero"`
+	NextBySubject string     `json:"next_by_subj,omitzero"`
+	StartTime     *time.Time `json:"start_time,omitzero"`
+	Batch         int        `json:"batch,omitzero"`
+}
+
+// ask reads one fact from the stream's leader; nil says that there is none.
+func (l *AccessLog) ask(ctx context.Context, q accessQuestion) (*credential.AccessRecord, error) {
+	ctx, cancel := context.WithTimeout(ctx, accessTime)
+	defer cancel()
+	body, err := json.Marshal(q)
+	if err != nil {
+		return nil, fmt.Errorf("reading the access log: %w", err)
+	}
+	reply, err := l.nc.RequestWithContext(ctx, leaderGet, body)
+	if err != nil {
+		return nil, unread(err)
+	}
+	var answer struct {
+		Error   *jetstream.APIError `json:"error"`
+		Message struct {
+			Subject string `json:"subject"`
+			Seq     uint64 `json:"seq"`
+			Header  []byte `json:"hdrs"`
+			Data    []byte `json:"data"`
+		} `json:"message"`
+	}
+	err = json.Unmarshal(reply.Data, &answer)
+	switch {
+	case err != nil:
+		return nil, unread(err)
+	case answer.Error != nil && answer.Error.ErrorCode == noMessage:
+		return nil, nil
+	case answer.Error != nil:
+		return nil, unread(answer.Error)
+	}
+	m := answer.Message
+	header, err := nats.DecodeHeadersMsg(m.Header)
+	if err != nil {
+		return nil, fmt.Errorf("reading access record %d: %w", m.Seq, err)
+	}
+	rec, err := readAccess(m.Subject, m.Seq, header, m.Data)
+	return &rec, err
+}
+
+// batch reads facts from any replica, perhaps none.
+func (l *AccessLog) batch(ctx context.Context, q accessQuestion) (list []credential.AccessRecord, err error) {
+	ctx, cancel := context.WithTimeout(ctx, accessTime)
+	defer cancel()
+	body, err := json.Marshal(q)
+	if err != nil {
+		return nil, fmt.Errorf("reading the access log: %w", err)
+	}
+	inbox, err := l.nc.SubscribeSync(l.nc.NewInbox())
+	if err != nil {
+		return nil, unread(err)
+	}
+	defer func() { _ = inbox.Unsubscribe() }() // fails when the connection is closed already
+	if err := l.nc.PublishRequest(directGet, inbox.Subject, body); err != nil {
+		return nil, unread(err)
+	}
+	for {
+		m, err := inbox.NextMsgWithContext(ctx)
+		if err != nil {
+			return nil, unread(err)
+		}
+		switch status := m.Header.Get("Status"); status {
+		case "":
+		case endOfBatch, noneFound:
+			return list, nil
+		default:
+			return nil, unread(fmt.Errorf("the server answers %s %s", status, m.Header.Get("Description")))
+		}
+		seq, err := strconv.ParseUint(m.Header.Get("Nats-Sequence"), 10, 64)
+		if err != nil {
+			return nil, unread(err)
+		}
+		rec, err := readAccess(m.Header.Get("Nats-Subject"), seq, m.Header, m.Data)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, rec)
+	}
+}
+
+func unread(err error) error {
+	return fmt.Errorf("reading the access log: %w: %w", fault.ErrUnavailable, err)
+}
+
+// readAccess decodes a message of the stream. It stops at every form it does not know.
+func readAccess(subject string, seq uint64, header nats.Header, body []byte) (credential.AccessRecord, error) {
+	rec := credential.AccessRecord{Seq: seq}
+	if f := header.Get(accessFormatHeader); f != accessFormat {
+		return rec, fmt.Errorf("access record %d: unknown format %q", seq, f)
+	}
+	if err := json.Unmarshal(body, &rec.AccessFact, json.RejectUnknownMembers(true)); err != nil {
+		return rec, fmt.Errorf("access record %d: %w", seq, err)
+	}
+	if !strings.HasSuffix(subject, "."+events.Token(rec.Credential)) {
+		return rec, fmt.Errorf("access record %d of %s is stored on the subject %s", seq, rec.Credential, subject)
+	}
+	return rec, nil
+}

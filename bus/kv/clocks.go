@@ -1,0 +1,161 @@
+package kv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// clockSubject is within the service's own account, where no key publishes.
+const clockSubject = "credstream.clock"
+
+// MaxClockOffset is by how much the clocks of two processes may differ. Deadlines of
+// requests, reservations and the ends of tokens are compared across processes.
+const MaxClockOffset = 2 * time.Second
+
+const (
+	clockEvery = 10 * time.Second // between two rounds; less at the start
+	clockWait  = time.Second      // for the answers of a round
+)
+
+// The reasons why clocks are not known to agree.
+var (
+	errClocksUnseen = errors.New("the clocks of the processes have not been compared yet")
+	errClocksDiffer = errors.New("the clocks of two processes differ")
+)
+
+// ClocksConfig says whose clocks are compared. Metrics and Now are optional.
+type ClocksConfig struct {
+	Conn    *nats.Conn // the service's own
+	Process string     // id of this process
+	Metrics prometheus.Registerer
+	Logger  *slog.Logger
+	Now     func() time.Time
+}
+
+// Clocks compares the clock of this process with those of the others.
+type Clocks struct {
+	cfg    ClocksConfig
+	offset prometheus.Gauge
+
+	mu  sync.Mutex
+	err error
+}
+
+// NewClocks makes the comparison; Run runs it.
+func NewClocks(cfg ClocksConfig) *Clocks {
+	c := &Clocks{cfg: cfg, err: errClocksUnseen, offset: prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "credstream_clock_offset_seconds",
+		Help: "Clock offset of another process, in seconds: the largest one; negative if that clock is behind.",
+	})}
+	if cfg.Now == nil {
+		c.cfg.Now = time.Now
+	}
+	if cfg.Metrics != nil {
+		cfg.Metrics.MustRegister(c.offset)
+	}
+	return c
+}
+
+// Err returns nil when, in the last round, every process that answered had the same
+// clock within MaxClockOffset. Which one is wrong is not known.
+func (c *Clocks) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// Run compares until ctx ends, and answers the others meanwhile.
+func (c *Clocks) Run(ctx context.Context) error {
+	sub, err := c.cfg.Conn.Subscribe(clockSubject, func(m *nats.Msg) {
+		answer := nats.NewMsg(m.Reply)
+		answer.Header.Set("Process", c.cfg.Process)
+		answer.Data = []byte(c.cfg.Now().UTC().Format(time.RFC3339Nano))
+		_ = c.cfg.Conn.PublishMsg(answer) // else the next round
+	})
+	if err != nil {
+		return fmt.Errorf("answer for the clock: %w", err)
+	}
+	defer sub.Unsubscribe() //nolint:errcheck // fails when the connection is closed already
+	for pause := clockWait; ; pause = min(2*pause, clockEvery) {
+		if err := c.compare(ctx); err != nil && ctx.Err() == nil {
+			c.cfg.Logger.WarnContext(ctx, "clock comparison failed", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+	}
+}
+
+// compare makes one round.
+func (c *Clocks) compare(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, clockWait)
+	defer cancel()
+	inbox := c.cfg.Conn.NewInbox()
+	answers, err := c.cfg.Conn.SubscribeSync(inbox)
+	if err != nil {
+		return err
+	}
+	defer answers.Unsubscribe() //nolint:errcheck // fails when the connection is closed already
+	asked := c.cfg.Now()
+	if err := c.cfg.Conn.PublishRequest(clockSubject, inbox, nil); err != nil {
+		return err
+	}
+	var most time.Duration
+	of, heard := "", false
+	for {
+		m, err := answers.NextMsgWithContext(ctx)
+		if err != nil {
+			break // the round is over
+		}
+		heard = true // also of this process itself
+		at, err := time.Parse(time.RFC3339Nano, string(m.Data))
+		if err != nil || m.Header.Get("Process") == c.cfg.Process {
+			continue
+		}
+		if by := offset(asked, at, c.cfg.Now()); by.Abs() > most.Abs() {
+			most, of = by, m.Header.Get("Process")
+		}
+	}
+	if !heard {
+		return errClocksUnseen // what was found before stands
+	}
+	c.offset.Set(most.Seconds())
+	var differ error
+	if most.Abs() > MaxClockOffset {
+		differ = fmt.Errorf("%w: %s and this process by %v. Synchronize the clocks with NTP; until then no reservation expires",
+			errClocksDiffer, of, most.Round(time.Second))
+	}
+	c.mu.Lock()
+	was := c.err
+	c.err = differ
+	c.mu.Unlock()
+	switch {
+	case differ != nil && (was == nil || was == errClocksUnseen): //nolint:errorlint // it is the one itself
+		c.cfg.Logger.ErrorContext(ctx, "the clocks of two processes differ", "other", of, "by", most)
+	case differ == nil && was != nil && was != errClocksUnseen: //nolint:errorlint // it is the one itself
+		c.cfg.Logger.InfoContext(ctx, "the clocks agree again")
+	}
+	return nil
+}
+
+// offset is by how much a clock differs that showed at between the two moments of
+// this one: 0 where it may be right.
+func offset(asked, at, answered time.Time) time.Duration {
+	switch {
+	case at.Before(asked):
+		return at.Sub(asked)
+	case at.After(answered):
+		return at.Sub(answered)
+	}
+	return 0
+}

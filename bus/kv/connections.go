@@ -1,0 +1,134 @@
+package kv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/bus/streams"
+	"github.com/credstream/credstream/fault"
+)
+
+// ConnectBucket is the key-value bucket of the connections to providers that are
+// under way: sealed values by the connection's id. It is private.
+const ConnectBucket = "CREDSTREAM_CONNECT"
+
+const (
+	connectPrefix = "$KV." + ConnectBucket + "."
+	connectMark   = "redeeming."     // of the key of a mark
+	connectAge    = 15 * time.Minute // after the last change of a connection
+	connectBytes  = 512 << 20        // of all of them; more are refused
+	connectTime   = 5 * time.Second  // for one read or write
+)
+
+// Connections keeps the connections under way, for every process that serves one
+// log. They are not fsynced: who loses one to a power cut starts again.
+type Connections struct{ kv jetstream.KeyValue }
+
+// ConnectionsConfig is the stream of the bucket. It differs from one that
+// jetstream makes for a bucket in one thing: it is read through its leader, since
+// a replica that is behind does not know what the browser did a moment ago.
+func ConnectionsConfig(replicas int) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name: "KV_" + ConnectBucket, Description: "credstream: pending account connections. May be deleted.",
+		Subjects: []string{connectPrefix + ">"}, Storage: jetstream.FileStorage, Replicas: replicas,
+		MaxMsgsPerSubject: 1, MaxAge: connectAge, MaxBytes: connectBytes, Discard: jetstream.DiscardNew,
+	}
+}
+
+// OpenConnections makes the bucket, unless it exists.
+func OpenConnections(ctx context.Context, js jetstream.JetStream, replicas int) (*Connections, error) {
+	if _, err := streams.EnsureStream(ctx, js, ConnectionsConfig(replicas)); err != nil {
+		return nil, err
+	}
+	kv, err := js.KeyValue(ctx, ConnectBucket)
+	if err != nil {
+		return nil, fmt.Errorf("opening the bucket of connections: %w", err)
+	}
+	return &Connections{kv}, nil
+}
+
+// Create keeps a new connection and returns its revision. Errors have
+// fault.ErrUnavailable in their chain.
+func (c *Connections) Create(ctx context.Context, id string, value []byte) (revision uint64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTime)
+	defer cancel()
+	if revision, err = c.kv.Create(ctx, id, value); err != nil {
+		return 0, fmt.Errorf("keeping a connection: %w: %w", fault.ErrUnavailable, err)
+	}
+	return revision, nil
+}
+
+// Get returns the newest value of a connection and its revision; found is false
+// when there is none, or none any more. Errors have fault.ErrUnavailable in their
+// chain.
+func (c *Connections) Get(ctx context.Context, id string) (value []byte, revision uint64, found bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTime)
+	defer cancel()
+	entry, err := c.kv.Get(ctx, id)
+	switch {
+	case errors.Is(err, jetstream.ErrKeyNotFound):
+		return nil, 0, false, nil
+	case err != nil:
+		return nil, 0, false, fmt.Errorf("reading a connection: %w: %w", fault.ErrUnavailable, err)
+	}
+	return entry.Value(), entry.Revision(), true, nil
+}
+
+// Update replaces the value that has this revision, and returns the new one; mine
+// is false when the connection has another revision by now. After an error, which
+// has fault.ErrUnavailable in its chain, it is not known whether it was replaced.
+func (c *Connections) Update(ctx context.Context, id string, value []byte, revision uint64) (next uint64, mine bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTime)
+	defer cancel()
+	next, err = c.kv.Update(ctx, id, value, revision)
+	switch {
+	case err == nil:
+		return next, true, nil
+	case streams.WrongLast(err) || errors.Is(err, jetstream.ErrKeyExists):
+		return 0, false, nil
+	}
+	return 0, false, fmt.Errorf("changing a connection: %w: %w", fault.ErrUnavailable, err)
+}
+
+// Mark notes that the code of a connection is about to be redeemed. Errors have
+// fault.ErrUnavailable in their chain.
+func (c *Connections) Mark(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, connectTime)
+	defer cancel()
+	if _, err := c.kv.Put(ctx, connectMark+id, nil); err != nil {
+		return fmt.Errorf("marking a connection: %w: %w", fault.ErrUnavailable, err)
+	}
+	return nil
+}
+
+// Unmark takes the mark of a connection back. Errors have fault.ErrUnavailable in their
+// chain.
+func (c *Connections) Unmark(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, connectTime)
+	defer cancel()
+	if err := c.kv.Delete(ctx, connectMark+id); err != nil {
+		return fmt.Errorf("unmarking a connection: %w: %w", fault.ErrUnavailable, err)
+	}
+	return nil
+}
+
+// Marked lists the connections that are marked. Errors have fault.ErrUnavailable in
+// their chain.
+func (c *Connections) Marked(ctx context.Context) (ids []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTime)
+	defer cancel()
+	keys, err := c.kv.ListKeysFiltered(ctx, connectMark+"*")
+	if err != nil {
+		return nil, fmt.Errorf("listing the marks of connections: %w: %w", fault.ErrUnavailable, err)
+	}
+	defer func() { _ = keys.Stop() }()
+	for key := range keys.Keys() {
+		ids = append(ids, strings.TrimPrefix(key, connectMark))
+	}
+	return ids, ctx.Err()
+}

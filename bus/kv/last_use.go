@@ -1,0 +1,146 @@
+package kv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"sync"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/events"
+)
+
+// LastUseBucket is the key-value bucket that remembers when API keys were used
+// last: the minute, in Unix time, by the key's id. It is private.
+const LastUseBucket = "CREDSTREAM_LAST_USED"
+
+const (
+	lastUseKeys  = 10_000          // remembered in memory
+	lastUseEvery = time.Second     // between two writes of what has gathered
+	lastUseStop  = 2 * time.Second // to write what is left at the end
+)
+
+// LastUse remembers when API keys were used last. It is written at most once a
+// minute for each key, by each process, and not fsynced: a power cut may take the
+// last minutes away.
+type LastUse struct {
+	kv  jetstream.KeyValue
+	log *slog.Logger
+
+	mu    sync.Mutex
+	seen  *lru.Cache[string, int64] // the minute that was noted last
+	dirty map[string]int64          // minutes that are not written yet
+}
+
+// OpenLastUse opens the bucket, which is made when it does not exist.
+func OpenLastUse(ctx context.Context, js jetstream.JetStream, replicas int, log *slog.Logger) (*LastUse, error) {
+	kv, err := js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
+		Bucket: LastUseBucket, Description: "credstream: when API keys were last used. May be deleted.",
+		History: 1, Storage: jetstream.FileStorage, Replicas: replicas,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("opening the bucket of the last use of keys: %w", err)
+	}
+	seen, err := lru.New[string, int64](lastUseKeys)
+	if err != nil {
+		return nil, fmt.Errorf("cache of the last use of keys: %w", err)
+	}
+	return &LastUse{kv: kv, log: log, seen: seen, dirty: map[string]int64{}}, nil
+}
+
+// Note says that the key was used. It does not wait, and costs nothing when the
+// key was used in the same minute before.
+func (l *LastUse) Note(id string, at time.Time) {
+	minute := at.Unix() / 60
+	if last, ok := l.seen.Get(id); ok && last >= minute || !events.Plain(id) {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.seen.Add(id, minute)
+	if len(l.dirty) < lastUseKeys {
+		l.dirty[id] = minute
+	}
+}
+
+// LastUsed tells when keys were used last, to the minute, by their ids.
+func (l *LastUse) LastUsed(ctx context.Context) (map[string]time.Time, error) {
+	used := map[string]time.Time{}
+	add := func(id string, minute int64) {
+		if at := time.Unix(minute*60, 0).UTC(); at.After(used[id]) {
+			used[id] = at
+		}
+	}
+	watcher, err := l.kv.WatchAll(ctx, jetstream.IgnoreDeletes())
+	if err != nil {
+		return nil, fmt.Errorf("reading the last use of keys: %w", err)
+	}
+	defer watcher.Stop() //nolint:errcheck // it ends with the connection otherwise
+	for {
+		select {
+		case entry, open := <-watcher.Updates():
+			if entry == nil { // that was all
+				if !open {
+					return nil, errors.New("reading the last use of keys: the connection was closed")
+				}
+				l.mu.Lock()
+				defer l.mu.Unlock()
+				for id, minute := range l.dirty {
+					add(id, minute)
+				}
+				return used, nil
+			}
+			if minute, err := strconv.ParseInt(string(entry.Value()), 10, 64); err == nil {
+				add(entry.Key(), minute)
+			}
+		case <-ctx.Done():
+			return nil, fmt.Errorf("reading the last use of keys: %w", ctx.Err())
+		}
+	}
+}
+
+// Run writes what was noted until ctx ends, and what is left then; it returns nil.
+func (l *LastUse) Run(ctx context.Context) error {
+	tick := time.NewTicker(lastUseEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			l.write(ctx)
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastUseStop)
+			defer cancel()
+			l.write(last)
+			return nil
+		}
+	}
+}
+
+// write writes what has gathered; what could not be written is tried again.
+func (l *LastUse) write(ctx context.Context) {
+	l.mu.Lock()
+	dirty := l.dirty
+	l.dirty = map[string]int64{}
+	l.mu.Unlock()
+	for id, minute := range dirty {
+		_, err := l.kv.PutString(ctx, id, strconv.FormatInt(minute, 10))
+		if err == nil {
+			delete(dirty, id)
+			continue
+		}
+		if ctx.Err() == nil {
+			l.log.Warn("last use of keys not written", "keys", len(dirty), "err", err)
+		}
+		break
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id, minute := range dirty {
+		l.dirty[id] = max(l.dirty[id], minute)
+	}
+}

@@ -1,0 +1,294 @@
+package kv
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/bus/streams"
+	"github.com/credstream/credstream/events"
+)
+
+// LeaseBucket is the KV bucket of the leases, one key for each role. It is kept
+// in memory: a lease that was lost with the servers is waited for like one whose
+// holder is silent.
+const LeaseBucket = "CREDSTREAM_LEASES"
+
+// DefaultLeaseTTL is how long a silent holder keeps its role.
+const DefaultLeaseTTL = 3 * time.Second
+
+const (
+	leasePrefix  = "$KV." + LeaseBucket + "."
+	leaseRelease = time.Second           // how long giving a role back may take
+	leaseSoon    = 10 * time.Millisecond // until the next look, when something has happened
+)
+
+// LeaseConfig says which role is wanted. Role and Holder are plain ids.
+type LeaseConfig struct {
+	JS       jetstream.JetStream
+	Replicas int           // of the bucket; 0 is 1
+	Role     string        // "feed"
+	Holder   string        // who asks, for people to read
+	TTL      time.Duration // the same in every process; 0 means DefaultLeaseTTL
+	Log      *slog.Logger  // nil drops what there is to say
+}
+
+// errLeaseLost is the cause of the end of a context whose lease was lost.
+var errLeaseLost = errors.New("bus: the lease was lost")
+
+// RunLeased waits until this process holds the role, then calls run with a
+// context that ends when the role is lost or ctx ends, and starts over when it
+// was lost. It returns nil when ctx has ended, and what run returns when run ends
+// by itself while it holds the role. The role is given back when run has
+// returned, so that another process takes it at once.
+//
+// The holder renews the lease every third of the TTL. Its context ends 5/6 of
+// the TTL after the beginning of the last renewal that it knows to be good. Another
+// process takes the role when it has seen the lease unchanged for a whole TTL,
+// and by compare-and-set. Both count by their own monotonic clocks; the time of day does
+// not matter. So two processes act in one role at the same time only if run needs
+// more than a sixth of the TTL to return once its context has ended, or the clock
+// of a machine stands still (a suspended virtual machine). What must not happen
+// twice even then has to be guarded where it is written.
+func RunLeased(ctx context.Context, cfg LeaseConfig, run func(ctx context.Context) error) error {
+	if !events.Plain(cfg.Role) || !events.Plain(cfg.Holder) {
+		return fmt.Errorf("role %q of %q: %w", cfg.Role, cfg.Holder, events.ErrID)
+	}
+	if cfg.TTL == 0 {
+		cfg.TTL = DefaultLeaseTTL
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	l := &lease{cfg: cfg, log: cfg.Log.With("role", cfg.Role), changed: make(chan struct{}, 1)}
+	if err := l.open(ctx); errors.Is(err, streams.ErrStreamConfig) {
+		return err
+	}
+	sub, err := cfg.JS.Conn().Subscribe(leasePrefix+cfg.Role, func(*nats.Msg) {
+		select {
+		case l.changed <- struct{}{}:
+		default:
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("watching the lease %s: %w", cfg.Role, err)
+	}
+	defer func() { _ = sub.Unsubscribe() }() // fails when the connection is closed already
+	for l.acquire(ctx) {
+		l.log.Info("acquired lease", "holder", cfg.Holder)
+		lost, err := l.hold(ctx, run)
+		switch {
+		case !lost:
+			return err
+		case ctx.Err() != nil:
+			return nil
+		}
+		l.log.Warn("lost lease", "holder", cfg.Holder, "err", err)
+	}
+	return nil
+}
+
+// lease is one process's side of a role.
+type lease struct {
+	cfg     LeaseConfig
+	log     *slog.Logger
+	stream  jetstream.Stream // nil until it is found
+	changed chan struct{}    // holds one when the key may have changed
+
+	term string    // marks what this process writes while it holds the role; another one for each attempt to take it
+	rev  uint64    // of the last value that is known to be ours
+	good time.Time // when the writing of it began
+}
+
+// leaseValue is what stands under the key of a role.
+type leaseValue struct {
+	Holder   string `json:"holder"`
+	Term     string `json:"term"`               // random, for one time that a process holds the role
+	Released bool   `json:"released,omitempty"` // free for whoever comes
+}
+
+// leaseStream is the bucket: a KV bucket but for direct reads, which a replica
+// that is behind could answer.
+func leaseStream(replicas int) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name: "KV_" + LeaseBucket, Description: "credstream: leases of roles. In memory, may be deleted.",
+		Subjects: []string{leasePrefix + ">"}, Storage: jetstream.MemoryStorage, Replicas: replicas,
+		MaxMsgsPerSubject: 1, Discard: jetstream.DiscardNew, AllowRollup: true, DenyDelete: true,
+	}
+}
+
+// open finds the bucket, or makes it.
+func (l *lease) open(ctx context.Context) error {
+	want := leaseStream(l.cfg.Replicas)
+	if _, err := streams.EnsureStream(ctx, l.cfg.JS, want); err != nil {
+		return err
+	}
+	var err error
+	if l.stream, err = l.cfg.JS.Stream(ctx, want.Name); err != nil {
+		return fmt.Errorf("looking up stream %s: %w", want.Name, err)
+	}
+	return nil
+}
+
+// read returns what stands under the key of the role, as its leader knows it; rev
+// is 0 when nothing does.
+func (l *lease) read(ctx context.Context) (value leaseValue, rev uint64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.TTL/3)
+	defer cancel()
+	if l.stream == nil {
+		if err := l.open(ctx); err != nil {
+			return value, 0, err
+		}
+	}
+	msg, err := l.stream.GetLastMsgForSubject(ctx, leasePrefix+l.cfg.Role)
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return value, 0, nil
+	case errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, nats.ErrNoResponders):
+		l.stream = nil // gone with the servers' memory, perhaps
+	}
+	if err != nil {
+		return value, 0, fmt.Errorf("reading the lease: %w", err)
+	}
+	if err := json.Unmarshal(msg.Data, &value); err != nil {
+		value = leaseValue{} // somebody's who will not renew it
+	}
+	return value, msg.Sequence, nil
+}
+
+// acquire waits for the role. False means that ctx has ended.
+func (l *lease) acquire(ctx context.Context) bool {
+	var seen uint64
+	var since time.Time // when it was first seen; zero: not since the last error
+	var troubled bool
+	// Who writes is heard of before it can be read, so the next looks come soon.
+	pause := leaseSoon
+	for ctx.Err() == nil {
+		wait := min(pause, l.cfg.TTL/3)
+		pause = 2 * wait
+		value, rev, err := l.read(ctx)
+		switch {
+		case err != nil:
+			since = time.Time{} // in an emptied bucket the revisions begin again
+			if !troubled && ctx.Err() == nil {
+				l.log.Warn("cannot read lease", "err", err)
+			}
+			troubled = true
+		default:
+			troubled = false
+			if since.IsZero() || rev != seen {
+				seen, since, wait = rev, time.Now(), l.cfg.TTL/3
+			}
+			// What this process wrote itself, and is not working by, nobody else works by.
+			free := value.Released || rev != 0 && value.Term == l.term
+			if left := l.cfg.TTL - time.Since(since); left > 0 && !free {
+				wait = min(wait, left)
+				break
+			}
+			l.term = rand.Text()
+			if l.write(ctx, leaseValue{Holder: l.cfg.Holder, Term: l.term}, rev) == nil {
+				return true
+			}
+			wait, pause = leaseSoon, 2*leaseSoon // somebody else was faster, or it is not known
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-l.changed:
+			pause = leaseSoon
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+	return false
+}
+
+// hold runs run while the lease is renewed. lost says that it was lost; err is
+// then why.
+func (l *lease) hold(ctx context.Context, run func(context.Context) error) (lost bool, err error) {
+	keep := 5 * l.cfg.TTL / 6
+	running, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	expiry := time.AfterFunc(keep-time.Since(l.good), func() { end(errLeaseLost) })
+	defer expiry.Stop()
+	done := make(chan error, 1)
+	go func() { done <- run(running) }() // hold does not return before it has
+	tick := time.NewTicker(l.cfg.TTL / 3)
+	defer tick.Stop()
+	mine := leaseValue{Holder: l.cfg.Holder, Term: l.term}
+	// When ctx ends the lease is still renewed until run has returned.
+	for work := context.WithoutCancel(ctx); ; {
+		select {
+		case err = <-done:
+			if lost := errors.Is(context.Cause(running), errLeaseLost); lost {
+				return true, errors.Join(errLeaseLost, err)
+			}
+			mine.Released = true
+			release, cancel := context.WithTimeout(work, leaseRelease)
+			defer cancel()
+			if err := l.write(release, mine, l.rev); err != nil {
+				l.log.Warn("lease not released; it will expire", "err", err)
+			}
+			if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+				err = nil
+			}
+			return false, err
+		case <-tick.C:
+			if err := l.renew(work, mine); errors.Is(err, errLeaseLost) {
+				end(errLeaseLost)
+			} else if err != nil {
+				l.log.Warn("lease not renewed", "err", err)
+			} else if expiry.Stop() { // else it has expired meanwhile
+				expiry.Reset(keep - time.Since(l.good))
+			}
+		}
+	}
+}
+
+// renew writes the lease again. errLeaseLost means that somebody else has it;
+// after another error it may or may not be renewed.
+func (l *lease) renew(ctx context.Context, mine leaseValue) error {
+	err := l.write(ctx, mine, l.rev)
+	switch {
+	case err == nil:
+		return nil
+	case !streams.WrongLast(err):
+		return err
+	}
+	// An earlier renewal may have been stored without our hearing of it.
+	value, rev, err := l.read(ctx)
+	switch {
+	case err != nil:
+		return err
+	case rev == 0 || value.Term != l.term || value.Released:
+		return errLeaseLost
+	}
+	l.rev = rev
+	return l.write(ctx, mine, rev)
+}
+
+// write stores the value if rev is still the last revision; 0: if there is none.
+func (l *lease) write(ctx context.Context, value leaseValue, rev uint64) error {
+	data, err := json.Marshal(value)
+	if err != nil {
+		return fmt.Errorf("writing the lease: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.TTL/3)
+	defer cancel()
+	begun := time.Now()
+	ack, err := l.cfg.JS.Publish(ctx, leasePrefix+l.cfg.Role, data,
+		jetstream.WithExpectLastSequencePerSubject(rev), jetstream.WithRetryAttempts(0))
+	if err != nil {
+		return fmt.Errorf("writing the lease: %w", err)
+	}
+	l.rev, l.good = ack.Sequence, begun
+	return nil
+}

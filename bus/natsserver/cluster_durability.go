@@ -1,0 +1,283 @@
+package natsserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/bus/streams"
+)
+
+// The requests to the servers, of the system account.
+const (
+	sysVarz  = "$SYS.REQ.SERVER.PING.VARZ"
+	sysConnz = "$SYS.REQ.SERVER.PING.CONNZ"
+	sysKick  = "$SYS.REQ.SERVER.%s.KICK"
+
+	sysQuiet = 250 * time.Millisecond // after an answer, when it is not known how many there will be
+	sysTime  = 2 * time.Second        // for all of them
+)
+
+// Durability is what is known of how the servers keep what they acknowledge.
+type Durability struct {
+	Replicas int      // of each stream
+	Servers  []string // the JetStream servers that were seen, by name; none without a system user
+	SyncSeen bool     // each of them says that it fsyncs before it acknowledges
+	Attested bool     // the operator answers for what is weak or was not seen
+	Why      string   // what is weak or was not seen, in a sentence; "" when nothing is
+}
+
+// Durability tells what was found at the last look.
+func (c *Cluster) Durability() Durability { return *c.durability.Load() }
+
+// serverSeen is what one server says of itself.
+type serverSeen struct {
+	name, version string
+	jetStream     bool
+	syncAlways    bool
+	loose         []string // settings that bound clients less than the embedded server does
+	size          int      // of the JetStream cluster that it belongs to; 1 when to none
+}
+
+// checkServers judges what is there when the process starts.
+func (c *Cluster) checkServers(ctx context.Context) error {
+	if err := c.await(ctx); err != nil {
+		return err
+	}
+	d, err := c.look(ctx)
+	if err != nil {
+		return err
+	}
+	c.durability.Store(&d)
+	if c.sys == nil {
+		c.log.InfoContext(ctx, "the limits of the NATS servers cannot be checked without a user of the system account")
+	}
+	switch {
+	case d.Why == "":
+	case !d.Attested:
+		return weak(d)
+	default:
+		c.log.WarnContext(ctx, "durability is attested, not verified", "why", d.Why)
+	}
+	return nil
+}
+
+// await waits for JetStream, which does not answer while it chooses a leader.
+func (c *Cluster) await(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, clusterStart)
+	defer cancel()
+	for {
+		err := c.ping(ctx, c.own)
+		if err == nil || errors.Is(err, ErrNoJetStream) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(clusterReconnect):
+		}
+	}
+}
+
+func weak(d Durability) error {
+	return ErrDurabilityWeak.Because("%s Use --attest-sync-always only if you guarantee that every NATS server fsyncs before it acknowledges.", d.Why)
+}
+
+// lookAgain looks while the process runs. What was seen once and is not answered
+// now, while a server restarts, is no news.
+func (c *Cluster) lookAgain(ctx context.Context) error {
+	d, err := c.look(ctx)
+	switch {
+	case err != nil:
+		return err
+	case len(d.Servers) == 0:
+		return nil
+	}
+	c.durability.Store(&d)
+	if d.Why != "" && !d.Attested {
+		return weak(d)
+	}
+	return nil
+}
+
+// look asks the servers for their versions and settings.
+func (c *Cluster) look(ctx context.Context) (Durability, error) {
+	d := Durability{Replicas: c.cfg.Replicas, Attested: c.cfg.AttestSyncAlways}
+	if c.sys == nil {
+		d.Why = judge(nil, d.Replicas, false)
+		return d, nil
+	}
+	seen, err := c.servers(ctx)
+	if err != nil {
+		return d, err
+	}
+	d.SyncSeen = true
+	for _, s := range seen {
+		if !recent(s.version) {
+			return d, ErrServerTooOld.Because("The NATS server %s has version %s. credstream requires 2.12 or later.", s.name, s.version)
+		}
+		if !c.warned[s.name] && len(s.loose) > 0 {
+			c.warned[s.name] = true
+			c.log.WarnContext(ctx, "a NATS server does not limit its clients as the embedded one does; set in its configuration, as deploy/nats/node.conf does",
+				"server", s.name, "set", s.loose)
+		}
+		if s.jetStream {
+			d.Servers = append(d.Servers, s.name)
+			d.SyncSeen = d.SyncSeen && s.syncAlways
+		}
+	}
+	d.SyncSeen = d.SyncSeen && len(d.Servers) > 0
+	slices.Sort(d.Servers)
+	d.Why = judge(seen, d.Replicas, true)
+	return d, nil
+}
+
+// judge says what is weak, or "". A write is acknowledged by more than half of a
+// stream's replicas. So the servers that must be seen are more than half of
+// them: the service can start while one of three is away.
+func judge(seen []serverSeen, replicas int, asked bool) string {
+	var lazy []string
+	have, size := 0, 0
+	for _, s := range seen {
+		if !s.jetStream {
+			continue
+		}
+		have++
+		size = max(size, s.size)
+		if !s.syncAlways {
+			lazy = append(lazy, s.name)
+		}
+	}
+	slices.Sort(lazy)
+	switch {
+	case !asked:
+		return "Without a user of the NATS system account, credstream cannot check whether the servers fsync before they acknowledge (sync_interval: always)."
+	case have == 0:
+		return "No JetStream server answered the system account, so credstream cannot check whether they fsync before they acknowledge."
+	case len(lazy) > 0:
+		return "These NATS servers acknowledge before they fsync (sync_interval is not \"always\"): " + strings.Join(lazy, ", ") + "."
+	case 2*have <= size:
+		return fmt.Sprintf("Only %d of %d JetStream servers answered the system account.", have, size)
+	case replicas == 1:
+		return "Each stream would have one replica: if its server loses data, the data is lost."
+	}
+	return ""
+}
+
+// servers asks every server about itself.
+func (c *Cluster) servers(ctx context.Context) ([]serverSeen, error) {
+	var seen []serverSeen
+	have, size := 0, 0
+	err := c.ask(ctx, sysVarz, nil, func(a sysAnswer) (bool, error) {
+		var v struct {
+			serverLimits
+			JetStream struct {
+				Config *struct {
+					SyncAlways bool `json:"sync_always"`
+				} `json:"config"`
+				Meta *struct {
+					Size int `json:"cluster_size"`
+				} `json:"meta"`
+			} `json:"jetstream"`
+		}
+		if err := json.Unmarshal(a.Data, &v); err != nil {
+			return false, fmt.Errorf("reading the state of the NATS server %s: %w", a.Server.Name, err)
+		}
+		s := serverSeen{name: a.Server.Name, version: a.Server.Version, size: 1, loose: v.loose()}
+		if cfg := v.JetStream.Config; cfg != nil {
+			s.jetStream, s.syncAlways = true, cfg.SyncAlways
+			if meta := v.JetStream.Meta; meta != nil {
+				s.size = meta.Size
+			}
+			have++
+			size = max(size, s.size)
+		}
+		seen = append(seen, s)
+		return have > 0 && have >= size, nil
+	})
+	return seen, err
+}
+
+// serverLimits are a server's limits of its clients.
+type serverLimits struct {
+	Connections   int   `json:"max_connections"`
+	Subscriptions int   `json:"max_subscriptions"` // of a connection
+	Pending       int64 `json:"max_pending"`
+	Payload       int   `json:"max_payload"`
+	WriteDeadline int64 `json:"write_deadline"` // in nanoseconds
+	PingInterval  int64 `json:"ping_interval"`  // in nanoseconds
+	PingMax       int64 `json:"ping_max"`
+}
+
+// loose lists the settings to change, as they are written in a configuration.
+func (l serverLimits) loose() (set []string) {
+	for _, s := range []struct {
+		loose bool
+		want  string
+	}{
+		{l.Connections <= 0 || l.Connections > mostConnections, fmt.Sprintf("max_connections: %d", mostConnections)},
+		{l.Subscriptions <= 0 || l.Subscriptions > maxSubscriptions, fmt.Sprintf("max_subscriptions: %d", maxSubscriptions)},
+		{l.Pending <= 0 || l.Pending > maxPending, fmt.Sprintf("max_pending: %dMB", maxPending>>20)},
+		{l.Payload < streams.MaxPayload, fmt.Sprintf("max_payload: %dMB", streams.MaxPayload>>20)},
+		{l.WriteDeadline <= 0 || l.WriteDeadline > int64(stalled), fmt.Sprintf("write_deadline: %q", stalled.String())},
+		{l.PingInterval*(l.PingMax+1) > int64(silent), `ping_interval: "2s"`},
+	} {
+		if s.loose {
+			set = append(set, s.want)
+		}
+	}
+	return set
+}
+
+// sysAnswer is what a server answers to a request to the system account.
+type sysAnswer struct {
+	Server struct {
+		ID      string `json:"id"`
+		Name    string `json:"name"`
+		Version string `json:"ver"`
+	} `json:"server"`
+	Data jsontext.Value `json:"data"`
+}
+
+// ask sends a request to every server and calls each with the answers until it
+// says that they are all in, or no more come.
+func (c *Cluster) ask(ctx context.Context, subject string, body []byte, each func(sysAnswer) (last bool, err error)) error {
+	ctx, cancel := context.WithTimeout(ctx, sysTime)
+	defer cancel()
+	inbox, err := c.sys.SubscribeSync(c.sys.NewInbox())
+	if err != nil {
+		return fmt.Errorf("asking the NATS servers: %w", err)
+	}
+	defer func() { _ = inbox.Unsubscribe() }() // fails when the connection is closed already
+	if err := c.sys.PublishRequest(subject, inbox.Subject, body); err != nil {
+		return fmt.Errorf("asking the NATS servers: %w", err)
+	}
+	wait := ctx
+	for {
+		m, err := inbox.NextMsgWithContext(wait)
+		switch {
+		case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrNoResponders):
+			return nil
+		case err != nil:
+			return fmt.Errorf("asking the NATS servers: %w", err)
+		}
+		var a sysAnswer
+		if err := json.Unmarshal(m.Data, &a); err != nil {
+			return fmt.Errorf("reading the response of a NATS server: %w", err)
+		}
+		if last, err := each(a); last || err != nil {
+			return err
+		}
+		quiet, stop := context.WithTimeout(ctx, sysQuiet)
+		defer stop() // at the end of a handful of answers
+		wait = quiet
+	}
+}

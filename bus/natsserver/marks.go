@@ -1,0 +1,300 @@
+package natsserver
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/events"
+	eventlog "github.com/credstream/credstream/events/jetstream"
+	"github.com/credstream/credstream/fault"
+)
+
+// The errors of Marks.Check.
+var (
+	// ErrStoredIncomplete says that a stream is not the one it was, or misses messages.
+	ErrStoredIncomplete = fault.New(fault.Unavailable, "stored_incomplete",
+		"A stream has fewer messages than before, so it is damaged. Changes are refused and no secret is returned until it is restored from a backup.")
+	// ErrMarks says that the file of the marks cannot be read.
+	ErrMarks = fault.New(fault.Precondition, "marks_unreadable",
+		"marks.json cannot be read. Restore it from its backup, or remove it if you know that the data is intact.")
+)
+
+// Marked is a stream whose marks are kept.
+type Marked struct {
+	Stream string
+	// Exact says that this process alone deletes messages, and calls Marks.Deleting
+	// before: then lost messages are told from deleted ones by their number.
+	Exact bool
+	// Durable returns after an fsync of what the stream held before the call; nil says
+	// that the server syncs by itself.
+	Durable func(context.Context) error
+}
+
+// Marks remembers, in a file outside the streams, which streams there are and how much was
+// durable in each. JetStream drops what it cannot read, and uses sequences again.
+type Marks struct {
+	path    string
+	js      jetstream.JetStream
+	streams []Marked
+	log     *slog.Logger
+
+	mu       sync.Mutex
+	marks    map[string]mark // as they are in the file
+	deleting uint64          // deletions under way
+	unknown  uint64          // deletions of this process that may still come about
+	budget   uint64          // deletions that may still begin before the file must be written
+}
+
+// mark is what a stream held, durable.
+type mark struct {
+	Created time.Time `json:"created"` // of the stream: another one has another time
+	Last    uint64    `json:"last"`    // its last sequence
+	Deleted uint64    `json:"deleted"` // how many of its sequences have no message
+	Slack   uint64    `json:"slack"`   // how many more may have been deleted since
+	// Sum is a hash of the last message, "" where it was deleted or an earlier version
+	// wrote the mark: the files of another installation may have the same numbers.
+	Sum string `json:"sum,omitzero"`
+}
+
+// marksFile is the stored form, for ever.
+type marksFile struct {
+	Format  int             `json:"format"`
+	Streams map[string]mark `json:"streams"`
+}
+
+const (
+	marksFormat  = 1
+	deleteBudget = 256 // deletions that the marks allow for at once
+	marksEvery   = time.Second
+)
+
+// OpenMarks reads the file at path, which need not exist, or returns ErrMarks.
+func OpenMarks(path string, js jetstream.JetStream, log *slog.Logger, streams ...Marked) (*Marks, error) {
+	marks, err := readMarks(path)
+	return &Marks{path: path, js: js, streams: streams, log: log, marks: marks}, err
+}
+
+// MarkedLast is the sequence up to which the file at path says that a stream was durable; 0
+// when it does not say.
+func MarkedLast(path, stream string) uint64 {
+	marks, _ := readMarks(path) // OpenMarks says what is wrong with it
+	return marks[stream].Last
+}
+
+func readMarks(path string) (map[string]mark, error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading marks.json: %w", err)
+	}
+	var file marksFile
+	if err := json.Unmarshal(b, &file); err != nil || file.Format != marksFormat {
+		return nil, ErrMarks.Because("The file %s is empty, damaged or of a newer version. This does not mean that the data is damaged. Restore the file "+
+			"from its backup, or, if you know that the data is intact, remove it: the next start writes it again.", path)
+	}
+	return file.Streams, nil
+}
+
+// Check compares the streams with their marks. It returns ErrStoredIncomplete for one that
+// is gone, is another one, ends too early, or misses messages that nobody deleted. A
+// stream without a mark is not looked at.
+func (m *Marks) Check(ctx context.Context) error {
+	for _, s := range m.streams {
+		was, known := m.mark(s.Stream)
+		if !known {
+			continue
+		}
+		now, err := m.look(ctx, s.Stream, was)
+		allowed, _ := m.mark(s.Stream) // again: messages are deleted meanwhile
+		switch {
+		case errors.Is(err, jetstream.ErrStreamNotFound):
+			return incomplete(s.Stream, "is missing")
+		case err != nil:
+			return err
+		case !now.Created.Equal(was.Created):
+			return incomplete(s.Stream, "was created at %s, but the stream before it at %s", now.Created.Format(time.RFC3339Nano), was.Created.Format(time.RFC3339Nano))
+		case now.Last < was.Last:
+			return incomplete(s.Stream, "ends at message %d, but ended at message %d before", now.Last, was.Last)
+		case s.Exact && now.Deleted < was.Deleted:
+			return incomplete(s.Stream, "has %d messages that had been erased, so it is an old copy", was.Deleted-now.Deleted)
+		case s.Exact && now.Deleted > allowed.Deleted+allowed.Slack:
+			return incomplete(s.Stream, "misses %d messages that were not erased", now.Deleted-allowed.Deleted-allowed.Slack)
+		}
+		if was.Sum != "" {
+			switch sum, err := m.sum(ctx, s.Stream, was.Last); {
+			case err != nil:
+				return err
+			case sum != "" && sum != was.Sum:
+				return incomplete(s.Stream, "holds another message %d than before", was.Last)
+			}
+		}
+	}
+	return nil
+}
+
+// sum is a hash of the message at seq; "" when there is none.
+func (m *Marks) sum(ctx context.Context, stream string, seq uint64) (string, error) {
+	s, err := m.js.Stream(ctx, stream)
+	if err != nil {
+		return "", fmt.Errorf("looking up stream %s: %w", stream, err)
+	}
+	msg, err := s.GetMsg(ctx, seq)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("reading message %d of stream %s: %w", seq, stream, err)
+	}
+	sum := sha256.Sum256(events.LengthPrefixed(msg.Subject, string(msg.Data)))
+	return hex.EncodeToString(sum[:]), nil
+}
+
+func (m *Marks) mark(stream string) (mark, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	k, known := m.marks[stream]
+	return k, known
+}
+
+func incomplete(stream, format string, args ...any) error {
+	return ErrStoredIncomplete.Because("The stream %s %s. It is damaged: changes are refused and no secret is returned until it is restored from a backup.",
+		stream, fmt.Sprintf(format, args...))
+}
+
+// look is what a stream holds. Its sum stays that of the mark where the mark names the
+// same last message, and is left out else.
+func (m *Marks) look(ctx context.Context, stream string, was mark) (mark, error) {
+	s, err := m.js.Stream(ctx, stream)
+	if err != nil {
+		return mark{}, fmt.Errorf("looking up stream %s: %w", stream, err)
+	}
+	info := s.CachedInfo()
+	now := mark{Created: info.Created, Last: info.State.LastSeq, Deleted: info.State.LastSeq - info.State.Msgs}
+	if now.Created.Equal(was.Created) && now.Last == was.Last {
+		now.Sum = was.Sum
+	}
+	return now, nil
+}
+
+// Deleting says that a message of an exact stream is about to be deleted. The caller calls
+// done afterwards, and says whether it knows the outcome, durable.
+func (m *Marks) Deleting(context.Context) (done func(known bool), err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.budget == 0 {
+		loose := map[string]mark{}
+		for name, k := range m.marks {
+			k.Slack += deleteBudget
+			loose[name] = k
+		}
+		if err := m.write(loose); err != nil {
+			return nil, err
+		}
+		m.budget = deleteBudget
+	}
+	m.budget--
+	m.deleting++
+	return func(known bool) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.deleting--
+		if !known {
+			m.unknown++
+		}
+	}, nil
+}
+
+// Record writes the marks when the streams have moved on and what they hold is durable.
+func (m *Marks) Record(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	slack := m.unknown
+	if m.deleting > 0 { // what is under way may be counted or not
+		if m.deleting >= deleteBudget {
+			return nil // the marks allow for it
+		}
+		slack += deleteBudget
+	}
+	next, changed := map[string]mark{}, false
+	for _, s := range m.streams {
+		was := m.marks[s.Stream]
+		now, err := m.look(ctx, s.Stream, was)
+		if err == nil && now.Last > was.Last {
+			now.Sum, err = m.sum(ctx, s.Stream, now.Last)
+		}
+		if err != nil {
+			return err
+		}
+		now.Slack = slack
+		if now != was && s.Durable != nil {
+			if err := s.Durable(ctx); err != nil {
+				return fmt.Errorf("syncing stream %s: %w", s.Stream, err)
+			}
+		}
+		changed = changed || now != was
+		next[s.Stream] = now
+	}
+	if !changed {
+		return nil
+	}
+	if err := m.write(next); err != nil {
+		return err
+	}
+	m.budget = 0
+	if m.deleting > 0 {
+		m.budget = deleteBudget - m.deleting
+	}
+	return nil
+}
+
+// write replaces the file; the caller holds mu.
+func (m *Marks) write(marks map[string]mark) error {
+	b, err := json.Marshal(marksFile{Format: marksFormat, Streams: marks}, json.Deterministic(true))
+	if err == nil {
+		err = eventlog.ReplaceFile(m.path, b)
+	}
+	if err != nil {
+		return fmt.Errorf("writing marks.json: %w", err)
+	}
+	m.marks = marks
+	return nil
+}
+
+// Run records the marks every second until ctx ends, and once more then. It records
+// nothing while intact returns an error.
+func (m *Marks) Run(ctx context.Context, intact func() error) error {
+	tick := time.NewTicker(marksEvery)
+	defer tick.Stop()
+	for {
+		over := false
+		select {
+		case <-ctx.Done():
+			over = true
+		case <-tick.C:
+		}
+		if intact() == nil {
+			once, cancel := context.WithTimeout(context.WithoutCancel(ctx), marksEvery)
+			err := m.Record(once)
+			cancel()
+			if err != nil {
+				m.log.WarnContext(ctx, "marks.json not written", "err", err)
+			}
+		}
+		if over {
+			return nil
+		}
+	}
+}

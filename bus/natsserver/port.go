@@ -1,0 +1,375 @@
+package natsserver
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/credstream/credstream/bus/streams"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+)
+
+// The users of the process itself. Both are let in on in-process connections only.
+const (
+	serviceUser  = "service"
+	endpointUser = "endpoints"
+)
+
+// requestRoots are the second tokens of the subjects that clients send requests
+// to: "credstream.cmd.<tenant>.<command>".
+var requestRoots = []string{"cmd", "query", "cmdq", "flows"}
+
+const (
+	servicePrefix = "_R_."                  // what the server rewrites the reply subject of an imported request to
+	inboxPrefix   = "_INBOX."               // the reply subjects of NATS clients
+	clientPrefix  = "KEY_"                  // of the accounts that keys connect to
+	checkTimeout  = 1500 * time.Millisecond // below authTime
+	authTime      = 2 * time.Second         // after which the server drops who is not let in
+	outlast       = authTime + time.Second  // after which it surely has, on a busy machine too
+)
+
+// Grant is what a key may reach at the NATS port. What it may do there is for
+// the service to say, for each request.
+type Grant struct {
+	Principal string   // the key's id: letters, digits, '_' and '-'
+	Tenants   []string // the tenants it is granted, or AllTenants
+	Follow    bool     // may subscribe to the feed and pull from engine-<tenant>
+	Audit     bool     // may subscribe to the audit trail and pull from audit-<tenant>
+
+	Expires time.Time // when its connections are closed; zero: never
+}
+
+// An Authenticator tells what a key may reach that is used from the address, or
+// returns an error for a key that is not good. It is called for each connection,
+// from many goroutines, with about a second to answer.
+type Authenticator func(ctx context.Context, key string, from netip.Addr) (Grant, error)
+
+// SetAuthenticator opens the NATS port and lets keys in from now on. The service
+// needs the node before it can check a key, hence not only in NodeConfig.
+func (n *Node) SetAuthenticator(f Authenticator) error {
+	n.life.Lock()
+	defer n.life.Unlock()
+	n.auth.Store(&f)
+	if r := n.running(); r != nil {
+		return n.listen(r)
+	}
+	return nil
+}
+
+// port decides who may connect to one server and with which rights.
+type port struct {
+	n    *Node
+	srv  *server.Server
+	core *server.Account
+
+	mu       sync.RWMutex
+	accounts map[string]*server.Account // by grant
+	keys     map[string]string          // account name to principal
+}
+
+func newPort(n *Node) *port {
+	return &port{n: n, accounts: map[string]*server.Account{}, keys: map[string]string{}}
+}
+
+// open says what of the service's account other accounts may import.
+func (p *port) open(srv *server.Server, core *server.Account) error {
+	p.srv, p.core = srv, core
+	err := errors.Join(
+		core.AddStreamExport(streams.FeedSubject+".>", server.IsPublicExport),
+		core.AddStreamExport(streams.AuditSubject+".>", server.IsPublicExport),
+		core.AddStreamExport(streams.InUseSubject+".>", server.IsPublicExport),
+		core.AddServiceExport(streams.InUseAPI+">", server.IsPublicExport))
+	for _, root := range requestRoots {
+		err = errors.Join(err, core.AddServiceExport("credstream."+root+".>", server.IsPublicExport))
+	}
+	for _, stream := range []string{streams.FeedStream, streams.AuditStream} {
+		err = errors.Join(err,
+			core.AddServiceExport(pullInfo+stream+".*", server.IsPublicExport),
+			core.AddServiceExport(streams.AckAPI+stream+".>", server.IsPublicExport),
+			core.AddServiceExportWithResponse(streams.NextAPI+stream+".*", server.Streamed, server.IsPublicExport)) // one request, several answers
+	}
+	err = errors.Join(err, core.AddServiceExportWithResponse("$SRV.>", server.Streamed, server.IsPublicExport))
+	if err != nil {
+		return fmt.Errorf("exporting from the account of the service: %w", err)
+	}
+	return nil
+}
+
+// Check lets a connection in, or not; the server calls it for each.
+func (p *port) Check(c server.ClientAuthentication) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), checkTimeout)
+	defer cancel()
+	opts := c.GetOpts()
+	name, key := opts.Username, opts.Password
+	if key == "" {
+		key = opts.Token
+	}
+	// The server logs the name, which may be a key in the wrong place.
+	c.RegisterUser(&server.User{Username: "unknown"})
+	if inProcess(c) {
+		return p.checkOwn(c, name, key)
+	}
+	kicks := p.n.kicks.Load()
+	if key == "" || !p.register(ctx, c, key) {
+		return false
+	}
+	// A key that was revoked since it was checked may have missed its kick.
+	return p.n.kicks.Load() == kicks || p.register(ctx, c, key)
+}
+
+func inProcess(c server.ClientAuthentication) bool {
+	a := c.RemoteAddress()
+	return a != nil && a.Network() == "pipe"
+}
+
+// checkOwn lets the process itself in.
+func (p *port) checkOwn(c server.ClientAuthentication, name, secret string) bool {
+	if subtle.ConstantTimeCompare([]byte(secret), []byte(p.n.secret)) != 1 {
+		return false
+	}
+	switch name {
+	case serviceUser:
+		c.RegisterUser(&server.User{Username: name, Account: p.core})
+	case endpointUser:
+		receive := []string{"$SRV.>", inboxPrefix + ">", pullInfo + ">", streams.NextAPI + streams.FeedStream + ".*", streams.NextAPI + streams.AuditStream + ".*"}
+		for _, root := range requestRoots {
+			receive = append(receive, "credstream."+root+".>")
+		}
+		c.RegisterUser(&server.User{Username: name, Account: p.core, Permissions: &server.Permissions{
+			Publish:   &server.SubjectPermission{Allow: []string{servicePrefix + ">", inboxPrefix + ">"}},
+			Subscribe: &server.SubjectPermission{Allow: receive},
+		}})
+	default:
+		return false
+	}
+	return true
+}
+
+// register gives the connection what its key is granted.
+func (p *port) register(ctx context.Context, c server.ClientAuthentication, key string) bool {
+	auth := p.n.auth.Load()
+	if auth == nil {
+		return false
+	}
+	g, err := (*auth)(ctx, key, addressOf(c.RemoteAddress()))
+	if err != nil {
+		if kind := fault.Of(err).Kind; ctx.Err() != nil || kind == fault.Unavailable || kind == fault.Throttled {
+			// Nothing is known of the key. The server closes the connection with a
+			// time-out, after which clients come again; of two refusals they give up.
+			time.Sleep(outlast)
+		}
+		return false
+	}
+	requests, subscriptions, err := g.subjects()
+	if err != nil {
+		p.n.log.Error("refusing a key", "principal", g.Principal, "err", err)
+		return false
+	}
+	acc, err := p.account(g, requests, subscriptions)
+	if err != nil {
+		p.n.log.Error("making the account of a key", "principal", g.Principal, "err", err)
+		return false
+	}
+	perms := &server.Permissions{
+		Publish:   &server.SubjectPermission{Allow: requests},
+		Subscribe: &server.SubjectPermission{Allow: append([]string{inboxPrefix + ">", InboxPrefix(key) + ".>"}, subscriptions...)},
+	}
+	if !confidential(c) {
+		for _, command := range p.n.cfg.ClearSecretCommands {
+			perms.Publish.Deny = append(perms.Publish.Deny, "credstream.cmd.*."+command) // a queued one carries its keys sealed, or is told
+		}
+	}
+	if !p.admit(c, &server.User{Username: g.Principal, Account: acc, Permissions: perms, ConnectionDeadline: g.Expires}) {
+		time.Sleep(outlast)
+		return false
+	}
+	return true
+}
+
+// admit makes the connection one of its key, unless the key has too many.
+func (p *port) admit(c server.ClientAuthentication, u *server.User) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	open := 0
+	for _, acc := range p.accounts {
+		if p.keys[acc.GetName()] == u.Username {
+			open += acc.NumLocalConnections()
+		}
+	}
+	if open >= maxOfKey {
+		return false
+	}
+	c.RegisterUser(u)
+	return true
+}
+
+// addressOf is where a connection comes from; the zero address when that is not known.
+func addressOf(a net.Addr) netip.Addr {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.Addr{}
+	}
+	return tcp.AddrPort().Addr().Unmap()
+}
+
+// confidential reports whether nobody on the way can read along.
+func confidential(c server.ClientAuthentication) bool {
+	return c.GetTLSConnectionState() != nil || loopback(c.RemoteAddress())
+}
+
+func loopback(a net.Addr) bool {
+	tcp, ok := a.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
+}
+
+// subjects lists what the key may send requests to, and what it may subscribe to.
+func (g Grant) subjects() (requests, subscriptions []string, err error) {
+	if !events.Plain(g.Principal) {
+		return nil, nil, fmt.Errorf("principal: %w", events.ErrID)
+	}
+	tenants := slices.Compact(slices.Sorted(slices.Values(g.Tenants)))
+	if slices.Contains(tenants, streams.AllTenants) {
+		tenants = []string{streams.AllTenants} // a request that two imports match would arrive twice
+	}
+	requests = []string{"$SRV.>", streams.FlowsOutside + "*"} // a flow event without a tenant goes to the poison queue
+	for _, t := range tenants {
+		if t != streams.AllTenants && !events.Plain(t) {
+			return nil, nil, fmt.Errorf("tenant %q: %w", t, events.ErrID)
+		}
+		for _, root := range requestRoots {
+			requests = append(requests, "credstream."+root+"."+t+".>")
+		}
+		part := "." + t + ".>"
+		if t == streams.AllTenants {
+			part = ".>" // any subscription is within it
+		}
+		if g.Follow {
+			subscriptions = append(subscriptions, streams.FeedSubject+part, streams.InUseSubject+part)
+			requests = append(requests, streams.InUseAPI+streams.InUseSubject+part)
+			requests = append(requests, streams.FeedOfChanges.PullAPI(t)...)
+		}
+		if g.Audit {
+			subscriptions = append(subscriptions, streams.AuditSubject+part)
+			requests = append(requests, streams.FeedOfAudit.PullAPI(t)...)
+		}
+	}
+	return requests, subscriptions, nil
+}
+
+// servedAt is where the service takes what a client sends to a subject.
+func servedAt(subject string) string {
+	if rest, ok := strings.CutPrefix(subject, streams.InfoAPI); ok {
+		return pullInfo + rest
+	}
+	return subject
+}
+
+// account returns the account for a grant, made at its first connection. Its
+// name is no secret: the server tells it to the client.
+func (p *port) account(g Grant, requests, subscriptions []string) (*server.Account, error) {
+	grant := strings.Join(slices.Concat([]string{g.Principal}, requests, []string{""}, subscriptions), "\n")
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if acc := p.accounts[grant]; acc != nil {
+		return acc, nil
+	}
+	acc, err := p.srv.RegisterAccount(clientPrefix + g.Principal + "_" + rand.Text())
+	if err != nil {
+		return nil, fmt.Errorf("registering: %w", err)
+	}
+	for _, s := range requests {
+		if err := acc.AddServiceImport(p.core, s, servedAt(s)); err != nil {
+			return nil, fmt.Errorf("importing %s: %w", s, err)
+		}
+	}
+	for _, s := range subscriptions {
+		if err := acc.AddStreamImport(p.core, s, ""); err != nil {
+			return nil, fmt.Errorf("importing %s: %w", s, err)
+		}
+	}
+	p.accounts[grant], p.keys[acc.GetName()] = acc, g.Principal
+	return acc, nil
+}
+
+// Caller tells whose key sent the request with these headers: the id that its
+// Authenticator gave. The server puts the sender's account into the header
+// Nats-Request-Info when a request crosses from that account into ours. Nobody
+// else can have written it if the request arrived on EndpointConn, which checks
+// the headers as they are on the wire. A request without a caller must be dropped:
+// it is forged, or it is an answer that somebody directed at an endpoint.
+func (n *Node) Caller(h nats.Header) (principal string, ok bool) {
+	r := n.running()
+	values := h[server.ClientInfoHdr]
+	if r == nil || len(values) != 1 {
+		return "", false
+	}
+	var info struct {
+		Account string `json:"acc"`
+	}
+	if err := json.Unmarshal([]byte(values[0]), &info); err != nil {
+		return "", false
+	}
+	r.port.mu.RLock()
+	defer r.port.mu.RUnlock()
+	principal, ok = r.port.keys[info.Account]
+	return principal, ok
+}
+
+// Answerable reports whether an endpoint may answer to this reply subject: one
+// that the server made for a request from another account, or an inbox. Every
+// other request is to be dropped unread.
+func Answerable(reply string) bool {
+	return strings.HasPrefix(reply, servicePrefix) || strings.HasPrefix(reply, inboxPrefix)
+}
+
+// DisconnectKey closes every connection of a key. Call it after the key was
+// revoked or granted something else: a connection keeps the grant it came with.
+func (n *Node) DisconnectKey(principal string) {
+	n.kicks.Add(1)
+	r := n.running()
+	if r == nil {
+		return
+	}
+	for _, acc := range r.port.drop(principal) {
+		conns, err := r.srv.Connz(&server.ConnzOptions{Account: acc.GetName(), Limit: 1 << 20})
+		if err != nil {
+			n.log.Error("listing the connections of a key", "principal", principal, "err", err)
+		} else {
+			for _, c := range conns.Conns {
+				_ = r.srv.DisconnectClientByID(c.Cid) // fails when it has gone by itself
+			}
+		}
+		// The server has no way to forget an account, but forgets what it imports, which is
+		// more than half of it. With no connections allowed it closes one that is just being made.
+		r.srv.UpdateAccountClaims(acc, &jwt.AccountClaims{})
+	}
+}
+
+// drop forgets the accounts of a key: its next connection gets a new one.
+func (p *port) drop(principal string) (dropped []*server.Account) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for grant, acc := range p.accounts {
+		if name := acc.GetName(); p.keys[name] == principal {
+			dropped = append(dropped, acc)
+			delete(p.accounts, grant)
+			delete(p.keys, name)
+		}
+	}
+	return dropped
+}

@@ -1,0 +1,414 @@
+package natsserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// errSyncerClosed is what Wait returns once Close was called.
+var errSyncerClosed = errors.New("bus: the syncer is closed")
+
+// A directory's change time moves in ticks of up to 10 ms. Within this time
+// after a change another one may hide behind the same change time.
+const dirTick = 100 * time.Millisecond
+
+// descriptorWait is the pause between two attempts to open a file while no descriptor is free.
+const descriptorWait = 20 * time.Millisecond
+
+// Syncer makes what the embedded server has acknowledged durable, for one
+// stream: it fsyncs the stream's block files from outside the server, one round
+// for all that wait. It relies on two properties of the server (2.15, file
+// storage, one replica, default persist mode): a message is written to its
+// block with write(2) before it is acknowledged, and only the newest block grows,
+// while an older one is only ever replaced by rename or removed.
+type Syncer struct {
+	// Delay is added to every fsync, so that a benchmark can model a slower disk.
+	// Set it before the first Wait.
+	Delay time.Duration
+
+	dir    string
+	fatal  func(error)
+	fsync  func(*os.File) error
+	rounds atomic.Uint64
+
+	kick chan struct{} // holds one token while somebody waits for the next round
+	quit chan struct{}
+	done chan struct{} // closed when run has returned
+
+	mu   sync.Mutex
+	next *syncRound // the round that those who come now wait for
+	err  error      // the first failure, or errSyncerClosed; no round follows it
+
+	// What the last listing found; used by run alone.
+	listed  os.FileInfo         // the directory, as it was before that listing; nil before the first
+	settled bool                // a change after that listing shows in the directory's change time
+	blocks  map[int]os.FileInfo // every block, as it was before it was last synced
+	newest  int
+	head    *os.File // the newest block; kept open so that no write error goes to somebody else
+	folder  *os.File // dir; kept open so that no stranger's connection takes its descriptor
+}
+
+type syncRound struct {
+	done chan struct{}
+	err  error
+}
+
+// NewSyncer watches dir, the folder ".../jetstream/<account>/streams/<stream>/msgs".
+// It touches nothing before the first Wait; the first round syncs every block,
+// because a killed predecessor may have left some unsynced. fatal is called
+// once, on the first error: the kernel may have dropped what it could not write
+// and will not say so again, so the process must end.
+func NewSyncer(dir string, fatal func(error)) *Syncer {
+	s := &Syncer{
+		dir:    dir,
+		fatal:  fatal,
+		fsync:  (*os.File).Sync,
+		kick:   make(chan struct{}, 1),
+		quit:   make(chan struct{}),
+		done:   make(chan struct{}),
+		next:   &syncRound{done: make(chan struct{})},
+		blocks: map[int]os.FileInfo{},
+	}
+	go s.run()
+	return s
+}
+
+// Wait returns after an fsync, begun after the call, of all that was written
+// before the call. One round serves all that wait. Every call after the first
+// failure returns that failure.
+func (s *Syncer) Wait(ctx context.Context) error {
+	s.mu.Lock()
+	r, err := s.next, s.err
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	select {
+	case s.kick <- struct{}{}:
+	default: // the next round is called for already
+	}
+	select {
+	case <-r.done:
+		return r.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Rounds is the number of rounds begun.
+func (s *Syncer) Rounds() uint64 { return s.rounds.Load() }
+
+// Close ends the rounds and returns when the last has ended. Who still waits is
+// told so by an error.
+func (s *Syncer) Close() {
+	s.mu.Lock()
+	first := s.err == nil
+	if first {
+		s.err = errSyncerClosed
+	}
+	s.mu.Unlock()
+	if first {
+		close(s.quit)
+	}
+	<-s.done
+}
+
+// SyncTree fsyncs every file and folder of the stream and the folders that
+// lead to it. Call it once after creating or changing the stream:
+// without it a power cut can take the stream's own description.
+func (s *Syncer) SyncTree() error {
+	stream := filepath.Dir(s.dir)
+	if err := s.withDescriptors(func() error { return s.syncTree(stream) }); err != nil {
+		return s.fail(fmt.Errorf("syncing %s: %w", stream, err))
+	}
+	return nil
+}
+
+func (s *Syncer) syncTree(stream string) error {
+	err := filepath.WalkDir(stream, func(path string, _ fs.DirEntry, err error) error {
+		if err == nil {
+			err = s.syncPath(path)
+		}
+		if path != stream && errors.Is(err, fs.ErrNotExist) {
+			return nil // the server's temporary files come and go
+		}
+		return err
+	})
+	for up, n := filepath.Dir(stream), 0; err == nil && n < 4; up, n = filepath.Dir(up), n+1 { // streams, account, jetstream, store
+		err = s.syncPath(up)
+	}
+	return err
+}
+
+// withDescriptors calls a function that opens files, again while no descriptor is
+// free: such a call has synced less than it should, and lost nothing.
+func (s *Syncer) withDescriptors(sync func() error) error {
+	for {
+		err := sync()
+		if !errors.Is(err, unix.EMFILE) && !errors.Is(err, unix.ENFILE) {
+			return err
+		}
+		select {
+		case <-s.quit:
+			return err
+		case <-time.After(descriptorWait):
+		}
+	}
+}
+
+func (s *Syncer) run() {
+	defer close(s.done)
+	defer func() {
+		for _, f := range []*os.File{s.head, s.folder} {
+			if f != nil {
+				_ = f.Close() // opened for reading
+			}
+		}
+	}()
+	for {
+		select {
+		case <-s.quit:
+			s.finish(s.take(), errSyncerClosed)
+			return
+		case <-s.kick:
+		}
+		r := s.take()
+		s.rounds.Add(1)
+		err := s.withDescriptors(s.syncBlocks)
+		if err == nil {
+			s.finish(r, nil)
+			continue
+		}
+		err = s.fail(fmt.Errorf("syncing %s: %w", s.dir, err))
+		s.finish(r, err)
+		s.finish(s.take(), err) // whoever came while it failed
+		return
+	}
+}
+
+// take starts a round: who calls Wait from now on waits for the one after it.
+func (s *Syncer) take() *syncRound {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.next
+	s.next = &syncRound{done: make(chan struct{})}
+	return r
+}
+
+func (s *Syncer) finish(r *syncRound, err error) {
+	r.err = err
+	close(r.done)
+}
+
+// fail makes err the answer to every later Wait and reports the first failure.
+func (s *Syncer) fail(err error) error {
+	s.mu.Lock()
+	first := s.err == nil
+	if first {
+		s.err = err
+	}
+	s.mu.Unlock()
+	if first && s.fatal != nil {
+		s.fatal(err)
+	}
+	return err
+}
+
+// syncBlocks is one round: the newest block, and whatever else has changed
+// since the last round. Usually that is one stat and one fsync.
+func (s *Syncer) syncBlocks() error {
+	for range 100 {
+		now := time.Now()
+		dir, err := os.Stat(s.dir)
+		if errors.Is(err, fs.ErrNotExist) { // a purge swaps the folder in two renames
+			time.Sleep(time.Millisecond)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if s.settled && sameState(dir, s.listed) {
+			if s.head == nil {
+				return nil
+			}
+			return s.syncFile(s.head)
+		}
+		vanished, err := s.syncChanged(dir, now)
+		if err != nil || !vanished {
+			return err
+		}
+	}
+	return fmt.Errorf("%s keeps changing: %w", s.dir, fs.ErrNotExist)
+}
+
+// syncChanged lists the folder, whose state at the time now was dir, and syncs
+// every block that is new, was replaced or written since it was last synced, or
+// was the newest until now: it may have grown after its last sync and before its
+// successor was made. vanished says that a block went away meanwhile.
+func (s *Syncer) syncChanged(dir os.FileInfo, now time.Time) (vanished bool, err error) {
+	entries, err := s.list(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	found := make(map[int]os.FileInfo, len(entries))
+	var order []int
+	for _, e := range entries {
+		n, ok := blockNumber(e.Name())
+		if !ok {
+			continue
+		}
+		info, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			vanished = true
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		found[n] = info
+		order = append(order, n)
+	}
+	slices.Sort(order)
+
+	dirChanged := !sameState(dir, s.listed) || len(found) != len(s.blocks)
+	for i, n := range order {
+		was, known := s.blocks[n]
+		replaced := !known || !os.SameFile(was, found[n])
+		dirChanged = dirChanged || replaced
+		isNewest := i == len(order)-1
+		if !replaced && sameState(was, found[n]) && n < s.newest && !isNewest {
+			continue
+		}
+		gone, err := s.syncBlock(n, found[n], isNewest)
+		if err != nil {
+			return false, err
+		}
+		vanished = vanished || gone
+	}
+	if len(order) == 0 && s.head != nil {
+		_ = s.head.Close()
+		s.head = nil
+	}
+	if dirChanged {
+		if err := s.syncFile(s.folder); err != nil {
+			return false, err
+		}
+		if s.listed == nil || !os.SameFile(dir, s.listed) {
+			if err := s.syncPath(filepath.Dir(s.dir)); errors.Is(err, fs.ErrNotExist) {
+				vanished = true
+			} else if err != nil {
+				return false, err
+			}
+		}
+	}
+	s.listed, s.blocks = dir, found
+	s.settled = now.Sub(dir.ModTime()) > dirTick
+	s.newest = 0
+	if len(order) > 0 {
+		s.newest = order[len(order)-1]
+	}
+	return vanished, nil
+}
+
+// list reads the folder, whose state was dir, through the open file if that still
+// is the folder.
+func (s *Syncer) list(dir os.FileInfo) ([]os.DirEntry, error) {
+	if s.folder != nil {
+		held, err := s.folder.Stat()
+		if err != nil {
+			return nil, err
+		}
+		if os.SameFile(held, dir) {
+			if _, err := s.folder.Seek(0, io.SeekStart); err != nil {
+				return nil, err
+			}
+			return s.folder.ReadDir(-1)
+		}
+	}
+	f, err := os.Open(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	if s.folder != nil {
+		_ = s.folder.Close() // opened for reading
+	}
+	s.folder = f
+	return f.ReadDir(-1)
+}
+
+// syncBlock syncs block n through the open file if that still is the block, and
+// keeps the newest open. gone says that there is no such file any more.
+func (s *Syncer) syncBlock(n int, info os.FileInfo, newest bool) (gone bool, err error) {
+	f := s.head
+	if f != nil {
+		held, err := f.Stat()
+		if err != nil {
+			return false, err
+		}
+		if !os.SameFile(held, info) {
+			f = nil
+		}
+	}
+	if f == nil {
+		if f, err = os.Open(filepath.Join(s.dir, strconv.Itoa(n)+".blk")); errors.Is(err, fs.ErrNotExist) {
+			return true, nil
+		} else if err != nil {
+			return false, err
+		}
+	}
+	err = s.syncFile(f)
+	switch {
+	case newest && f != s.head:
+		if s.head != nil {
+			_ = s.head.Close()
+		}
+		s.head = f
+	case f != s.head:
+		_ = f.Close()
+	}
+	return false, err
+}
+
+func (s *Syncer) syncPath(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close() //nolint:errcheck // opened for reading
+	return s.syncFile(f)
+}
+
+func (s *Syncer) syncFile(f *os.File) error {
+	if s.Delay > 0 {
+		time.Sleep(s.Delay)
+	}
+	return s.fsync(f)
+}
+
+// blockNumber reads the number in a block's file name, "<n>.blk".
+func blockNumber(name string) (int, bool) {
+	digits, ok := strings.CutSuffix(name, ".blk")
+	n, err := strconv.Atoi(digits)
+	return n, ok && err == nil && n > 0
+}
+
+// sameState reports whether two looks at a file saw the same file, unchanged.
+func sameState(a, b os.FileInfo) bool {
+	return a != nil && b != nil && os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+}

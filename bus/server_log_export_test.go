@@ -1,9 +1,0 @@
-package bus
-
-import (
-	"log/slog"
-
-	"github.com/nats-io/nats-server/v2/server"
-)
-
-func NewServerLog(log *slog.Logger) server.Logger { return &serverLog{log: log} }

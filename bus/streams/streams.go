@@ -1,0 +1,248 @@
+// Package streams holds what the code knows of JetStream: the names of streams and
+// subjects, error codes, and the check of a stream against its configuration.
+package streams
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/projections"
+)
+
+// ErrStreamConfig is returned by EnsureStream for a stream that exists and is not as it must be.
+var ErrStreamConfig = fault.New(fault.Precondition, "stream_config_differs",
+	"A stream in NATS does not have the configuration that credstream requires.")
+
+// EnsureStream creates the stream, or checks that the one that is there keeps
+// messages in the same way: it returns ErrStreamConfig, with the setting that
+// differs, and never changes a stream.
+func EnsureStream(ctx context.Context, js jetstream.JetStream, want jetstream.StreamConfig) (created bool, err error) {
+	stream, err := js.Stream(ctx, want.Name)
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		if stream, err = js.CreateStream(ctx, want); err != nil {
+			return false, fmt.Errorf("creating stream %s: %w", want.Name, err)
+		}
+		created = true
+	case err != nil:
+		return false, fmt.Errorf("looking up stream %s: %w", want.Name, err)
+	}
+	got := stream.CachedInfo().Config
+	for _, c := range []struct {
+		field     string
+		got, want any
+	}{
+		{"subjects", got.Subjects, want.Subjects},
+		{"retention", got.Retention, want.Retention},
+		{"discard", got.Discard, want.Discard},
+		{"storage", got.Storage, want.Storage},
+		{"num_replicas", got.Replicas, max(want.Replicas, 1)},
+		{"max_msg_size", max(got.MaxMsgSize, 0), max(want.MaxMsgSize, 0)},
+		{"max_msgs", max(got.MaxMsgs, 0), max(want.MaxMsgs, 0)},
+		{"max_bytes", max(got.MaxBytes, 0), max(want.MaxBytes, 0)},
+		{"max_age", got.MaxAge, want.MaxAge},
+		{"max_msgs_per_subject", max(got.MaxMsgsPerSubject, 0), max(want.MaxMsgsPerSubject, 0)},
+		{"allow_direct", got.AllowDirect, want.AllowDirect},
+		{"deny_delete", got.DenyDelete, want.DenyDelete},
+		{"deny_purge", got.DenyPurge, want.DenyPurge},
+		{"allow_rollup_hdrs", got.AllowRollup, want.AllowRollup},
+		{"allow_msg_ttl", got.AllowMsgTTL, want.AllowMsgTTL},
+		{"allow_msg_schedules", got.AllowMsgSchedules, want.AllowMsgSchedules},
+		{"persist_mode", got.PersistMode, want.PersistMode},
+		{"sealed", got.Sealed, want.Sealed},
+		{"mirror", got.Mirror == nil, want.Mirror == nil},
+		{"sources", len(got.Sources), len(want.Sources)},
+		{"subject_transform", got.SubjectTransform == nil, want.SubjectTransform == nil},
+		{"no_ack", got.NoAck, want.NoAck},
+	} {
+		if !reflect.DeepEqual(c.got, c.want) {
+			return false, ErrStreamConfig.Because("The stream %s has an unexpected configuration: %s is %v, must be %v.", want.Name, c.field, c.got, c.want)
+		}
+	}
+	return created, nil
+}
+
+// WrongLast reports whether a publish was refused because the last sequence is
+// not the one it expected, or because another publish that could change it is
+// under way on a replicated stream.
+func WrongLast(err error) bool {
+	api, ok := errors.AsType[*jetstream.APIError](err)
+	return ok && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || api.ErrorCode == wrongLastInFlight)
+}
+
+// MaxWaitingSize bounds the requests that wait in a subscription, in bytes.
+const MaxWaitingSize = 16 << 20
+
+// FeedKind is what tells the feed and the audit trail apart. They are streams of
+// their own because a subject of the pull API names the stream as a token of its
+// own, but the consumer with its kind and tenant as one: "engine-*" cannot be
+// granted, the consumers of one stream can.
+type FeedKind struct {
+	Stream   string
+	Root     string                           // of the subjects
+	Consumer func(tenant string) string       // of a tenant's readers
+	subject  func(projections.Message) string // "": not for this audience
+}
+
+var (
+	FeedOfChanges = FeedKind{FeedStream, FeedSubject, EngineConsumer, func(m projections.Message) string { return m.Subject }}
+	FeedOfAudit   = FeedKind{AuditStream, AuditSubject, AuditConsumer, func(m projections.Message) string { return m.AuditSubject }}
+)
+
+func (k FeedKind) Config(replicas int) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name: k.Stream, Subjects: []string{k.Root + ".>"}, Storage: jetstream.FileStorage, Replicas: replicas,
+		AllowDirect: true, DenyDelete: true, MaxMsgSize: MaxPayload,
+	}
+}
+
+// Message is the public form of a record; ok is false when this audience is not told of it.
+func (k FeedKind) Message(r events.Record) (subject string, m projections.Message, ok bool) {
+	if m, ok = projections.Public(r); !ok {
+		return "", m, false
+	}
+	subject = k.subject(m)
+	return subject, m, subject != ""
+}
+
+// AckTimeout bounds how long the feed waits for the acknowledgement of a
+// message: a server whose disk has failed answers nothing.
+const AckTimeout = 5 * time.Second
+
+// wrongLastInFlight is how a replicated stream says that the last sequence is
+// not the expected one (nats-server's JSStreamWrongLastSequenceConstantErr).
+const wrongLastInFlight = 10164
+
+// MaxPayload is the size of one message in bytes.
+const MaxPayload = 1 << 20
+
+// The NATS port is closed: who has no key gets no connection, and who has one
+// gets an account of its own, into which it imports what its key is granted of
+// the service's account, and nothing else:
+//
+//   - requests to the endpoints, and the discovery of the micro service;
+//   - plain subscriptions to its tenants' part of the feed, of the audit trail and of
+//     the in-use index, and single keys of that index;
+//   - the pull API of its tenants' consumers of the feed and of the audit trail (see Pulls).
+//
+// Streams, their API and the service's own subjects do not exist in that
+// account, its inboxes are seen by no other key, and a reply subject means
+// something in that account only: no answer of the service can be directed into
+// a stream. On top of it each connection has allow lists, so that one mistake
+// is not enough.
+
+// AllTenants in a Grant means every tenant.
+const AllTenants = "*"
+
+// The streams of the feed and of the audit trail, and the first tokens of their
+// subjects.
+const (
+	FeedStream   = "CREDSTREAM_FEED"
+	FeedSubject  = "credstream.events"
+	AuditStream  = "CREDSTREAM_AUDIT"
+	AuditSubject = "credstream.audit"
+)
+
+// The in-use index is a key-value bucket. Its keys begin with the tenant.
+const (
+	InUseBucket  = "credstream-in-use"
+	InUseSubject = "$KV." + InUseBucket
+	InUseAPI     = "$JS.API.DIRECT.GET.KV_" + InUseBucket + "."
+)
+
+// Each is followed by the stream and the consumer.
+const (
+	InfoAPI = "$JS.API.CONSUMER.INFO."
+	NextAPI = "$JS.API.CONSUMER.MSG.NEXT."
+	AckAPI  = "$JS.ACK."
+)
+
+// PullAPI lists the subjects of the pull API of the tenant's consumer, or of every
+// tenant's: each consumer of the stream is one of a tenant.
+func (k FeedKind) PullAPI(tenant string) []string {
+	of := k.Stream + ".*"
+	if tenant != AllTenants {
+		of = k.Stream + "." + k.Consumer(tenant)
+	}
+	return []string{InfoAPI + of, NextAPI + of, AckAPI + of + ".>"}
+}
+
+// EngineConsumer names the consumer of the feed that a tenant's flow engines share.
+func EngineConsumer(tenant string) string { return "engine-" + tenant }
+
+// AuditConsumer names the consumer of the audit trail of whoever keeps a tenant's.
+func AuditConsumer(tenant string) string { return "audit-" + tenant }
+
+// TenantOf returns the tenant whose consumer a subject ends with; ok is false when it is
+// nobody's.
+func (k FeedKind) TenantOf(subject string) (tenant string, ok bool) {
+	tenant, ok = strings.CutPrefix(subject[strings.LastIndexByte(subject, '.')+1:], k.Consumer(""))
+	return tenant, ok && events.CheckName(tenant) == nil
+}
+
+const (
+	FlowsOutside  = "credstream.flows."
+	FlowsInside   = "credstream.in.flows."
+	QueueOutside  = "credstream.cmdq."
+	QueueInside   = "credstream.in.cmdq."
+	PoisonSubject = "credstream.in.poison."
+)
+
+// ErrNotStored is answered to a publisher whose message is not known to be durable.
+var ErrNotStored = fault.New(fault.Unavailable, "queue_message_not_stored",
+	"The message was not stored, or it is unknown whether it was. Publish it again.")
+
+// ErrQueueFull is answered while too many messages of a tenant, or commands of one
+// name, or too many bytes, wait in a queue.
+var ErrQueueFull = fault.New(fault.Throttled, "queue_full",
+	"Too many messages of this tenant, or too many bytes, are waiting in the queue. Publish it again later.").After(10 * time.Second)
+
+// storeFull is how the server refuses a message for a subject that is full
+// (nats-server's ErrMaxMsgsPerSubject).
+const storeFull = "maximum messages per subject exceeded"
+
+// MaxUnacked bounds what is sent ahead of the streams' acknowledgements.
+const MaxUnacked = 16_384
+
+// Receipt is a message on its way into a stream.
+type Receipt struct {
+	Stream  string
+	Ack     jetstream.PubAckFuture
+	Durable func(context.Context) error
+	Stored  func() // called when it is durable; may be nil
+}
+
+// Wait returns when the message is durable, with its place in the stream.
+func (r Receipt) Wait(ctx context.Context) (seq uint64, err error) {
+	select {
+	case <-ctx.Done():
+		err = ctx.Err()
+	case err = <-r.Ack.Err():
+	case ack := <-r.Ack.Ok():
+		if ack.Stream != r.Stream {
+			err = fmt.Errorf("it was stored in %s", ack.Stream)
+		}
+		if err == nil && r.Durable != nil {
+			err = r.Durable(ctx)
+		}
+		seq = ack.Sequence
+	}
+	if api, ok := errors.AsType[*jetstream.APIError](err); ok && strings.Contains(api.Description, storeFull) {
+		return 0, ErrQueueFull
+	}
+	if err != nil {
+		return 0, fmt.Errorf("storing in %s: %w: %w", r.Stream, ErrNotStored, err)
+	}
+	if r.Stored != nil {
+		r.Stored()
+	}
+	return seq, nil
+}
