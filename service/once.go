@@ -63,6 +63,9 @@ type Done struct {
 	Until    time.Time     `json:"until,omitzero"`    // when the reservation ends by itself
 }
 
+// Completed is the Done itself, of an answer that is a Done and more.
+func (d Done) Completed() Done { return d }
+
 // Repeat ends the execution of a command that the log already holds.
 type Repeat struct {
 	answer any

@@ -322,6 +322,10 @@ func ask[T any](x *exchange, route string, in any) (out T, err error) {
 		return v, nil
 	case *T: // a command that came again
 		return *v, nil
+	case interface{ Completed() service.Done }: // a Done and more
+		if done, ok := any(v.Completed()).(T); ok {
+			return done, nil
+		}
 	}
 	return out, fmt.Errorf("%s answered %T", route, answer)
 }

@@ -8,7 +8,6 @@ import (
 	"strconv"
 
 	"github.com/nats-io/nats.go"
-
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/credstream/credstream/bus/streams"

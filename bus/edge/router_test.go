@@ -12,10 +12,9 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/go-json-experiment/json"
 	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/credstream/credstream/bus/bustest"
@@ -44,7 +43,7 @@ func queuedCommand(tenant, command, id, body string) *nats.Msg {
 // petstore registers a component whose credentials have one key.
 func (w *whole) petstore() {
 	w.t.Helper()
-	descriptor := bustest.Must(os.ReadFile("../commands/testdata/components/api-key.json"))(w.t)
+	descriptor := bustest.Must(os.ReadFile("../../commands/testdata/components/api-key.json"))(w.t)
 	w.call("default", "component.register", fmt.Sprintf(`{"id":"petstore","descriptor":%s}`, descriptor))
 }
 
@@ -298,7 +297,7 @@ func TestReaderPutsAsideWhatFails(t *testing.T) {
 		t.Errorf("it was tried %d times", n)
 	}
 	w.nowhere(canary)
-	if !strings.Contains(w.logs.String(), `bus_test.TestReaderPutsAsideWhatFails.func1:`) {
+	if !strings.Contains(w.logs.String(), `edge_test.TestReaderPutsAsideWhatFails.func1:`) {
 		t.Error("the log does not say where it panicked")
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"github.com/nats-io/nats.go"
-
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/credstream/credstream/bus/bustest"

@@ -2,6 +2,7 @@ package natsserver
 
 import (
 	"context"
+	"encoding/json" // as the server reads a pull request
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,10 +10,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
-	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 

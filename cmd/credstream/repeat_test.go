@@ -31,6 +31,7 @@ import (
 	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/application"
+	"github.com/credstream/credstream/service/flow"
 	components "github.com/credstream/credstream/service/component"
 	"github.com/credstream/credstream/verify"
 )
@@ -423,7 +424,7 @@ func TestRepeatWithViewsBehind(t *testing.T) {
 	must(t, u.command("credential.replace-keys", "", map[string]any{"id": replaced, "keys": map[string]any{"apiKey": "k3"}}, nil))
 	must(t, u.command("auth_secret.delete", "d", remove, nil))
 	again, err := one.command(t.Context(), t, "credential.replace-keys", "r", replace)
-	if d, is := again.(service.Done); err != nil || !is || d.Seq != first.Seq || d.Version != 2 {
+	if d, is := again.(flow.Tried); err != nil || !is || d.Seq != first.Seq || d.Version != 2 {
 		t.Errorf("new keys again are answered %+v, %v", again, err)
 	}
 	if again, err := other.command(t.Context(), t, "auth_secret.delete", "d", remove); err != nil {

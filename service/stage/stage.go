@@ -8,7 +8,6 @@ import (
 	"crypto/ecdh"
 	"crypto/hpke"
 	"encoding/base64"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -19,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
 	"github.com/prometheus/client_golang/prometheus"
@@ -195,8 +195,10 @@ func (s *Stage) CaughtUp() {
 func (s *Stage) Do(tenant, command, body string) service.Done {
 	s.t.Helper()
 	answer := Must(s.Service.Serve(s.t.Context(), service.Call{Tenant: tenant, Principal: s.Admin, Via: "http"}, command, []byte(body)))(s.t)
-	done, _ := answer.(service.Done)
-	return done
+	if done, ok := answer.(interface{ Completed() service.Done }); ok {
+		return done.Completed()
+	}
+	return service.Done{}
 }
 
 // Issue makes another caller.
