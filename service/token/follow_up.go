@@ -26,7 +26,7 @@ func (s *Service) followUp(ctx context.Context, recs []events.Record, seen time.
 			ended = true
 		case events.CredentialReauthorizationRequired:
 			if e.Reason == aggregates.ReasonRevokedHere && now.OAuth() && now.Tokens.Cut && now.Tokens.Grant == e.Grant && now.Current().SecretID != "" {
-				return true, s.completeRevocation(ctx, call, recs[0], seen)
+				return true, s.completeRevocation(ctx, call, recs[0], e.Grant, seen)
 			}
 		}
 	}
@@ -54,11 +54,11 @@ func followingUp(m events.Meta) *service.Call {
 	return &service.Call{Tenant: m.Tenant, Principal: service.Principal{Actor: m.Actor}, Via: "system", CommandID: m.Command, Correlation: m.Correlation}
 }
 
-// completeRevocation completes what the commit of cut has begun, and records how the
+// completeRevocation completes what the commit of cut has begun for a grant, and records how the
 // command ended where its caller named it.
-func (s *Service) completeRevocation(ctx context.Context, call *service.Call, cut events.Record, seen time.Time) error {
+func (s *Service) completeRevocation(ctx context.Context, call *service.Call, cut events.Record, grant int, seen time.Time) error {
 	defer s.Secrets.Hold(cut.Stream)()
-	done, gone, commits, err := s.revoke(ctx, call, cut.Stream.ID, func(_ string, t told) (bool, error) {
+	done, gone, commits, err := s.revoke(ctx, call, cut.Stream.ID, grant, func(_ string, t told) (bool, error) {
 		if t.passing() && time.Since(seen) <= s.Secrets.Grace() {
 			return false, &secrets.Postponed{After: t.after, Why: "the provider does not confirm a revocation: " + t.outcome}
 		}

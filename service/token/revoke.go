@@ -192,7 +192,7 @@ func (s *Service) revokeCredential(ctx context.Context, call *service.Call, in R
 	}
 	call.Detach()
 	defer s.Secrets.Hold(aggregates.Credential.Stream(call.Tenant, in.ID))()
-	done, gone, commits, err := s.revoke(ctx, call, in.ID, nil)
+	done, gone, commits, err := s.revoke(ctx, call, in.ID, 0, nil)
 	if s.Secrets.EraseAll(context.WithoutCancel(ctx), gone) == nil && err == nil {
 		s.Secrets.Finish(commits...)
 	}
@@ -258,10 +258,29 @@ func recordedTold(outcome string) told {
 	return t
 }
 
-// cut has nobody be given the tokens of a credential any more. They are still
+// grantOf is the grant whose tokens a call revokes: the one in force, or the one that an
+// earlier attempt has begun with. A later one, of a credential that was connected again
+// meanwhile, is left alone.
+func (s *Service) grantOf(ctx context.Context, call *service.Call, id string) (int, error) {
+	for _, rec := range call.Resumed() {
+		if e, is := rec.Event.(events.CredentialReauthorizationRequired); is {
+			return e.Grant, nil
+		}
+	}
+	state, err := s.Secrets.Live(ctx, call.Tenant, id, 0)
+	switch {
+	case err != nil:
+		return 0, err
+	case !state.OAuth():
+		return 0, aggregates.ErrNotOAuth
+	}
+	return state.Tokens.Grant, nil
+}
+
+// cut has nobody be given the tokens of a grant any more. They are still
 // held, so that whoever completes a revocation that broke off can tell the provider.
 // The Seq of the state is 0 when nothing was to be done.
-func (s *Service) cut(ctx context.Context, call *service.Call, id string) (aggregates.State[aggregates.CredentialState], error) {
+func (s *Service) cut(ctx context.Context, call *service.Call, id string, grant int) (aggregates.State[aggregates.CredentialState], error) {
 	state, err := s.Secrets.Live(ctx, call.Tenant, id, 0)
 	now := aggregates.State[aggregates.CredentialState]{Value: state}
 	switch {
@@ -269,11 +288,11 @@ func (s *Service) cut(ctx context.Context, call *service.Call, id string) (aggre
 		return now, err
 	case !state.OAuth():
 		return now, aggregates.ErrNotOAuth
-	case state.Current().SecretID == "": // there is nothing to give
+	case state.Tokens.Grant != grant || state.Current().SecretID == "": // there is nothing to give
 		return now, nil
 	}
 	was, after, err := service.Commit(ctx, s.Kernel, call, aggregates.Credential, call.Tenant, commands.Credential(commands.RequireReauthorization{
-		ID: id, Grant: state.Tokens.Grant, Reason: aggregates.ReasonRevokedHere, Says: aggregates.RevokedHere,
+		ID: id, Grant: grant, Reason: aggregates.ReasonRevokedHere, Says: aggregates.RevokedHere,
 	}))
 	if after.Seq == was.Seq {
 		after.Seq = 0
@@ -281,22 +300,29 @@ func (s *Service) cut(ctx context.Context, call *service.Call, id string) (aggre
 	return after, err
 }
 
-// revoke gives the tokens of a credential up, in this order: nobody is given them
+// revoke gives the tokens of a grant up (0: see grantOf), in this order: nobody is given them
 // any more, the provider is told, they are over here. What is gone then is for the
 // caller to erase, which holds the stream, and then finishes the follow-up of the
 // commits. A crash in between leaves the tokens held, and the process manager
 // completes it; a refresh under way cannot bring them back, and what the provider
 // Answered to it is disowned, too. again, when not nil, hears what the provider says
 // and decides whether it is told once more; its error ends the revocation for now.
-func (s *Service) revoke(ctx context.Context, call *service.Call, id string, again func(component string, t told) (bool, error)) (done Revoked, gone []vault.Ref, commits []uint64, err error) {
-	cut, err := s.cut(ctx, call, id)
+func (s *Service) revoke(ctx context.Context, call *service.Call, id string, grant int, again func(component string, t told) (bool, error)) (done Revoked, gone []vault.Ref, commits []uint64, err error) {
+	if grant == 0 {
+		if grant, err = s.grantOf(ctx, call, id); err != nil {
+			return done, nil, nil, err
+		}
+	}
+	cut, err := s.cut(ctx, call, id, grant)
 	if err != nil {
 		return done, nil, nil, err
 	}
 	state := cut.Value
-	held, err := s.heldTokens(ctx, call.Tenant, id, state)
-	if err != nil {
-		return done, nil, nil, err
+	var held []heldToken
+	if state.Tokens.Grant == grant {
+		if held, err = s.heldTokens(ctx, call.Tenant, id, state); err != nil {
+			return done, nil, nil, err
+		}
 	}
 	t := s.tell(ctx, call.Tenant, state, held)
 	for again != nil {
@@ -309,7 +335,7 @@ func (s *Service) revoke(ctx context.Context, call *service.Call, id string, aga
 		}
 		t = s.tell(ctx, call.Tenant, state, held)
 	}
-	was, after, err := service.Commit(ctx, s.Kernel, call.Step(1), aggregates.Credential, call.Tenant, commands.Credential(commands.RevokeTokens{ID: id, Grant: state.Tokens.Grant}))
+	was, after, err := service.Commit(ctx, s.Kernel, call.Step(1), aggregates.Credential, call.Tenant, commands.Credential(commands.RevokeTokens{ID: id, Grant: grant}))
 	if err != nil {
 		return done, nil, nil, err
 	}
@@ -318,7 +344,7 @@ func (s *Service) revoke(ctx context.Context, call *service.Call, id string, aga
 		commits = append(commits, after.Seq)
 	}
 	ctx = context.WithoutCancel(ctx)
-	if !slices.Equal(before.Tokens.TokenSecrets(), state.Tokens.TokenSecrets()) { // a renewal brought others meanwhile
+	if before.Tokens.Grant == grant && !slices.Equal(before.Tokens.TokenSecrets(), state.Tokens.TokenSecrets()) { // a renewal brought others meanwhile
 		if late, err := s.heldTokens(ctx, call.Tenant, id, before); err != nil {
 			t = s.notTold(ctx, before.Component, err)
 		} else if more := s.tell(ctx, call.Tenant, before, late); more.outcome != "" {
@@ -597,13 +623,28 @@ func (s *Service) revokeAll(ctx context.Context, call *service.Call, job *revoca
 	for _, id := range ids {
 		defer s.Secrets.Hold(aggregates.Credential.Stream(call.Tenant, id))()
 	}
-	forEach(ctx, ids, func(id string) {
-		if _, err := s.cut(ctx, call.Within(id), id); err != nil && ctx.Err() == nil {
+	type holder struct {
+		id    string
+		grant int
+	}
+	holders := make([]*holder, len(ids))
+	for i, id := range ids {
+		holders[i] = &holder{id: id}
+	}
+	forEach(ctx, holders, func(h *holder) {
+		id := h.id
+		grant, err := s.grantOf(ctx, call.Within(id), id)
+		if err == nil {
+			h.grant = grant
+			_, err = s.cut(ctx, call.Within(id), id, grant)
+		}
+		if err != nil && ctx.Err() == nil {
 			s.Logger.DebugContext(ctx, "tokens to be revoked may still be resolved for a while", "tenant", call.Tenant, "credential", id, "err", err)
 		}
 	})
-	forEach(ctx, ids, func(id string) {
-		done, gone, commits, err := s.revoke(ctx, call.Within(id), id, func(component string, t told) (bool, error) {
+	forEach(ctx, holders, func(h *holder) {
+		id := h.id
+		done, gone, commits, err := s.revoke(ctx, call.Within(id), id, h.grant, func(component string, t told) (bool, error) {
 			return s.revocations.wait(ctx, job, component, t)
 		})
 		if err != nil && ctx.Err() != nil {
