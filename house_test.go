@@ -39,9 +39,10 @@ var imports = map[string][]string{
 	"client":      {"fault"},
 }
 
-// features lists, for the kernel and each room of the service and of the bus, the rooms
-// beside it that it may import: those below it, for their types. What a feature has
-// another one do goes through an interface that it declares itself.
+// features lists, for the kernel and each room of the service, the bus and the API, the
+// rooms beside it that it may import: those below it, for their types. What a feature has
+// another one do goes through an interface that it declares itself. The surfaces of the API
+// share their skeleton and know nothing of each other.
 var features = map[string][]string{
 	"service":             {"permission"}, // the kernel knows no feature
 	"service/permission":  {},
@@ -60,6 +61,10 @@ var features = map[string][]string{
 	"bus/feed":            {"streams"},
 	"bus/edge":            {"streams", "natsserver"},
 	"service/application": {"", "secrets", "access", "flow", "component", "client", "token", "credential", "connect", "admin"},
+	"api/edge":            {},
+	"api/v1":              {"edge"},
+	"api/elasticio":       {"edge"},
+	"api/connect":         {"edge"},
 }
 
 // support is what tests alone may import.
@@ -107,8 +112,8 @@ func TestImports(t *testing.T) {
 			continue
 		}
 		mine, feature := features[own]
-		if (room == "service" || room == "bus") && !feature {
-			t.Errorf("%s stands in no room of %s", file, room)
+		if (room == "service" || room == "api" || room == "bus") && !feature {
+			t.Errorf("%s stands in no room of the %s", file, room)
 		}
 		for _, spec := range f.Imports {
 			name, _ := strconv.Unquote(spec.Path.Value)

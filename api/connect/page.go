@@ -46,5 +46,5 @@ func (x *exchange) page(status int, p page) {
 		status = http.StatusInternalServerError
 		b.Reset()
 	}
-	x.bytes(status, "text/html; charset=utf-8", b.Bytes())
+	x.Write(status, "text/html; charset=utf-8", b.Bytes())
 }

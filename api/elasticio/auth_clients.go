@@ -51,7 +51,7 @@ func (x *exchange) authClientResource(a client.AuthClient) resource {
 	case "workspace", "contract":
 		r.Relationships[a.Scope] = to(a.Scope+"s", a.Scope, a.ScopeID)
 	case "tenant":
-		r.Relationships[a.Scope] = to("tenants", a.Scope, x.tenant)
+		r.Relationships[a.Scope] = to("tenants", a.Scope, x.call.Tenant)
 	}
 	return r
 }
@@ -76,20 +76,20 @@ func (x *exchange) from(p parameters) (scope, id string, err error) {
 		scope, id = name, given
 	}
 	if scope == "tenant" {
-		x.tenant, id = id, ""
+		x.call.Tenant, id = id, ""
 	}
 	return scope, id, nil
 }
 
 func (x *exchange) listAuthClients() {
-	p, err := readParameters(x.r.URL.RawQuery, slices.Concat(paging, sparse, []string{byComponent, byWorkspace, byContract, byTenant})...)
+	p, err := readParameters(x.R.URL.RawQuery, slices.Concat(paging, sparse, []string{byComponent, byWorkspace, byContract, byTenant})...)
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	scope, id, err := x.from(p)
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	if scope == "" { // as the vendor has it: without a place to look from, those of every tenant alone
@@ -104,7 +104,7 @@ func (x *exchange) listAuthClients() {
 		return page.AuthClients, page.Next, err
 	})
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	list, components := make([]resource, len(clients)), []string{}
@@ -115,14 +115,14 @@ func (x *exchange) listAuthClients() {
 }
 
 func (x *exchange) getAuthClient() {
-	p, err := readParameters(x.r.URL.RawQuery, append(sparse, revealing, byWorkspace, byContract, byTenant)...)
+	p, err := readParameters(x.R.URL.RawQuery, append(sparse, revealing, byWorkspace, byContract, byTenant)...)
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	scope, id, err := x.from(p)
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	a, err := ask[client.AuthClient](x, "auth_client.get", client.GetAuthClient{ID: x.item, Scope: scope, ScopeID: id})
@@ -132,7 +132,7 @@ func (x *exchange) getAuthClient() {
 		a.Credentials = shown.Credentials
 	}
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	x.giveAuthClient(p, http.StatusOK, a)
@@ -141,12 +141,12 @@ func (x *exchange) getAuthClient() {
 func (x *exchange) giveAuthClient(p parameters, status int, a client.AuthClient) {
 	included, err := x.included(p, componentsOf(a))
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	r := x.authClientResource(a)
 	if status == http.StatusCreated {
-		x.w.Header().Set("Location", r.Links["self"])
+		x.W.Header().Set("Location", r.Links["self"])
 	}
 	x.give(status, answer{Data: p.trim(r), Included: included})
 }
@@ -222,7 +222,7 @@ func (x *exchange) createAuthClient() {
 		err = missing("/data/attributes/type")
 	}
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	members := map[string]any{"name": in.name, "type": in.typ, "components": in.components, "scope": "global"}
@@ -233,11 +233,11 @@ func (x *exchange) createAuthClient() {
 	case "workspace", "contract":
 		members["scope"], members["scope_id"] = in.scope, in.scopeID
 	case "tenant":
-		members["scope"], x.tenant = in.scope, in.scopeID
+		members["scope"], x.call.Tenant = in.scope, in.scopeID
 	}
 	done, err := ask[service.Done](x, "auth_client.create", members)
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	x.giveWritten(http.StatusCreated, done, in)
@@ -249,7 +249,7 @@ func (x *exchange) giveWritten(status int, done service.Done, in authClientInput
 	if x.may(permission.OAuthClientsGet) {
 		a, err := ask[client.AuthClient](x, "auth_client.get", client.GetAuthClient{ID: done.ID, MinSeq: done.Seq})
 		if err != nil {
-			x.fail(err)
+			x.Fail(err)
 			return
 		}
 		x.giveAuthClient(parameters{}, status, a)
@@ -269,9 +269,9 @@ func (x *exchange) giveWritten(status int, done service.Done, in authClientInput
 
 // inTenant reads the one parameter of a write: the tenant.
 func (x *exchange) inTenant() error {
-	p, err := readParameters(x.r.URL.RawQuery, byTenant)
+	p, err := readParameters(x.R.URL.RawQuery, byTenant)
 	if err == nil && p.tenant != "" {
-		x.tenant = p.tenant
+		x.call.Tenant = p.tenant
 	}
 	return err
 }
@@ -289,13 +289,13 @@ func (x *exchange) patchAuthClient() {
 		err = x.authClientStays(in)
 	}
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	members := map[string]any{"id": x.item}
 	if _, named := in.Attributes["name"]; named {
 		if err := credential.CheckName(in.name); err != nil {
-			x.fail(err)
+			x.Fail(err)
 			return
 		}
 		members["name"] = in.name
@@ -308,7 +308,7 @@ func (x *exchange) patchAuthClient() {
 	}
 	done, err := ask[service.Done](x, "auth_client.change", members)
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	x.giveWritten(http.StatusOK, done, in)
@@ -322,7 +322,7 @@ func (x *exchange) authClientStays(in authClientInput) error {
 	}
 	id := a.ScopeID
 	if a.Scope == "tenant" {
-		id = x.tenant
+		id = x.call.Tenant
 	}
 	switch {
 	case in.typ != "" && in.typ != a.Type:
@@ -335,12 +335,12 @@ func (x *exchange) authClientStays(in authClientInput) error {
 
 func (x *exchange) deleteAuthClient() {
 	if err := x.inTenant(); err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	done, err := ask[service.Done](x, "auth_client.delete", client.AuthClientRef{ID: x.item})
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	if x.may(permission.OAuthClientsGet) { // what is deleted is not found from here on

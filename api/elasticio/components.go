@@ -79,9 +79,9 @@ func (x *exchange) included(p parameters, components []string) ([]resource, erro
 }
 
 func (x *exchange) listComponents() {
-	p, err := readParameters(x.r.URL.RawQuery, append(paging, fieldsOf)...)
+	p, err := readParameters(x.R.URL.RawQuery, append(paging, fieldsOf)...)
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	var total int
@@ -91,7 +91,7 @@ func (x *exchange) listComponents() {
 		return page.Components, page.Next, err
 	})
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	list := make([]resource, len(components))
@@ -102,9 +102,9 @@ func (x *exchange) listComponents() {
 }
 
 func (x *exchange) getComponent() {
-	p, err := readParameters(x.r.URL.RawQuery, fieldsOf)
+	p, err := readParameters(x.R.URL.RawQuery, fieldsOf)
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	c, err := ask[component.Component](x, "component.get", component.Get{ID: x.item})
@@ -112,7 +112,7 @@ func (x *exchange) getComponent() {
 		err = ErrComponentGone
 	}
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	x.giveOne(p, http.StatusOK, componentResource(c.Info, c.Descriptor), "")
@@ -149,7 +149,7 @@ func (x *exchange) createComponent() {
 		err = missing("/data/attributes/descriptor")
 	}
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	done, err := ask[service.Done](x, "component.register", component.Register{ID: in.ID, Descriptor: in.Attributes["descriptor"]})
@@ -157,7 +157,7 @@ func (x *exchange) createComponent() {
 		done, err = x.share(done.ID, access)
 	}
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	x.giveComponent(http.StatusCreated, done)
@@ -169,8 +169,8 @@ func (x *exchange) share(id, access string) (service.Done, error) {
 	if access == accessGlobal {
 		route = "component.share"
 	}
-	if x.commandID != "" {
-		x.commandID += "/access"
+	if x.call.CommandID != "" {
+		x.call.CommandID += "/access"
 	}
 	return ask[service.Done](x, route, component.ID{ID: id})
 }
@@ -186,7 +186,7 @@ func (x *exchange) giveComponent(status int, done service.Done) {
 	}
 	c, err := ask[component.Component](x, "component.get", component.Get{ID: done.ID, MinSeq: done.Seq})
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	x.giveOne(parameters{}, status, componentResource(c.Info, c.Descriptor), "")
@@ -205,7 +205,7 @@ func (x *exchange) patchComponent() {
 		done, err = x.share(x.item, access)
 	}
 	if err != nil {
-		x.fail(here(err))
+		x.Fail(here(err))
 		return
 	}
 	x.giveComponent(http.StatusOK, done)
@@ -214,7 +214,7 @@ func (x *exchange) patchComponent() {
 func (x *exchange) deleteComponent() {
 	done, err := ask[service.Done](x, "component.delete", component.Delete{ID: x.item})
 	if err != nil {
-		x.fail(here(err))
+		x.Fail(here(err))
 		return
 	}
 	if x.may(permission.ComponentsGet) { // what is deleted is seen as deleted from here on

@@ -62,14 +62,14 @@ func credentialResource(c credential.Credential) resource {
 }
 
 func (x *exchange) listCredentials() {
-	p, err := readParameters(x.r.URL.RawQuery, slices.Concat(paging, sparse, []string{byComponent, byWorkspace, sorted})...)
+	p, err := readParameters(x.R.URL.RawQuery, slices.Concat(paging, sparse, []string{byComponent, byWorkspace, sorted})...)
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	by, err := p.order()
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	credentials, next, err := walk(p, func(after string, limit int) ([]credential.Credential, string, error) {
@@ -83,7 +83,7 @@ func (x *exchange) listCredentials() {
 		counts, err = ask[credential.CredentialCounts](x, "credential.counts", credential.CountCredentials{Component: p.component, Workspace: p.workspace})
 	}
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	list, components := make([]resource, len(credentials)), make([]string, len(credentials))
@@ -94,9 +94,9 @@ func (x *exchange) listCredentials() {
 }
 
 func (x *exchange) getCredential() {
-	p, err := readParameters(x.r.URL.RawQuery, append(sparse, revealing)...)
+	p, err := readParameters(x.R.URL.RawQuery, append(sparse, revealing)...)
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	c, err := ask[credential.Credential](x, "credential.get", credential.Get{ID: x.item})
@@ -106,7 +106,7 @@ func (x *exchange) getCredential() {
 		c.Keys = shown.Keys
 	}
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	x.giveOne(p, http.StatusOK, credentialResource(c), c.Component)
@@ -115,8 +115,8 @@ func (x *exchange) getCredential() {
 // require refuses a write of credentials to who lacks the permission of this
 // surface. The route's own is asked for by the service.
 func (x *exchange) require(route string) error {
-	err := x.cfg.Access.Require(x.r.Context(), x.call(), route, permission.WorkspacesCredentialEdit)
-	x.accepted(err)
+	err := x.cfg.Access.Require(x.R.Context(), x.call, route, permission.WorkspacesCredentialEdit)
+	x.Accepted(x.call.Tenant, err)
 	return err
 }
 
@@ -170,7 +170,7 @@ func decodeText(v jsontext.Value, into *string) error {
 
 func (x *exchange) createCredential() {
 	if err := x.require("credential.create"); err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	in, err := x.credentialInput()
@@ -184,7 +184,7 @@ func (x *exchange) createCredential() {
 		err = missing("/data/attributes/keys")
 	}
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	members := map[string]any{"component": in.component, "keys": in.keys}
@@ -199,7 +199,7 @@ func (x *exchange) createCredential() {
 	}
 	done, err := ask[service.Done](x, "credential.create", members)
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	x.giveCredential(http.StatusCreated, done, in)
@@ -211,7 +211,7 @@ func (x *exchange) giveCredential(status int, done service.Done, in credentialIn
 	if x.may(permission.CredentialsGet) {
 		c, err := ask[credential.Credential](x, "credential.get", credential.Get{ID: done.ID, MinSeq: done.Seq})
 		if err != nil {
-			x.fail(err)
+			x.Fail(err)
 			return
 		}
 		x.giveOne(parameters{}, status, credentialResource(c), c.Component)
@@ -229,7 +229,7 @@ func (x *exchange) giveCredential(status int, done service.Done, in credentialIn
 
 func (x *exchange) patchCredential() {
 	if err := x.require("credential.replace-keys"); err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	in, err := x.credentialInput()
@@ -243,7 +243,7 @@ func (x *exchange) patchCredential() {
 		err = credential.CheckName(in.name)
 	}
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	var changes []change
@@ -258,7 +258,7 @@ func (x *exchange) patchCredential() {
 	}
 	done, err := x.inTurn(changes)
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	x.giveCredential(http.StatusOK, done, in)
@@ -275,10 +275,10 @@ type change struct {
 // answer is the last one's.
 func (x *exchange) inTurn(changes []change) (done service.Done, err error) {
 	done.ID = x.item
-	given := x.commandID
+	given := x.call.CommandID
 	for n, c := range changes {
 		if given != "" && n > 0 {
-			x.commandID = given + c.step
+			x.call.CommandID = given + c.step
 		}
 		if done, err = ask[service.Done](x, c.route, c.body); err != nil {
 			return done, err
@@ -312,7 +312,7 @@ func (x *exchange) deleteCredential() {
 		done, err = ask[service.Done](x, "credential.delete", credential.Delete{ID: x.item})
 	}
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	if x.may(permission.CredentialsGet) { // what is deleted is not found from here on

@@ -13,7 +13,6 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
-	v1 "github.com/credstream/credstream/api/v1"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
 )
@@ -285,40 +284,17 @@ type errorSource struct {
 	Parameter string `json:"parameter,omitzero"` // of the URL
 }
 
-// fail answers with the error object of err. What is no fault is for the log alone.
-func (x *exchange) fail(err error) {
-	x.err = err
-	f := fault.Of(err)
-	p := f.Problem()
-	status := p.Status
-	switch f.Code {
-	case v1.ErrMethod.Code:
-		status = http.StatusMethodNotAllowed
-		if x.w.Header().Get("Allow") == "" {
-			x.w.Header().Set("Allow", http.MethodGet) // all but HEAD
-		}
-	case v1.ErrMediaType.Code:
-		status = http.StatusUnsupportedMediaType
-	case ErrAccept.Code:
-		status = http.StatusNotAcceptable
-	case service.ErrBodyTooLarge.Code:
-		status = http.StatusRequestEntityTooLarge
-	}
-	if status == http.StatusUnauthorized {
-		x.w.Header()["Www-Authenticate"] = []string{`Basic realm="credstream", charset="UTF-8"`, `Bearer realm="credstream"`}
-	}
-	if p.RetryAfter > 0 {
-		x.w.Header().Set("Retry-After", strconv.Itoa(p.RetryAfter))
-	}
+// Problem answers with an error object.
+func (x *exchange) Problem(p fault.Problem) {
 	e := errorObject{
-		ID: x.id, Status: strconv.Itoa(status), Code: f.Code, Title: http.StatusText(status), Detail: f.Msg, Meta: jsontext.Value(p.Details),
+		ID: x.ID, Status: strconv.Itoa(p.Status), Code: p.Code, Title: p.Title, Detail: p.Detail, Meta: jsontext.Value(p.Details),
 	}
-	if name, ok := strings.CutPrefix(f.Pointer, parameterPrefix); ok {
+	if name, ok := strings.CutPrefix(p.Pointer, parameterPrefix); ok {
 		e.Source = &errorSource{Parameter: name}
-	} else if at := x.place(f.Pointer); at != "" {
+	} else if at := x.place(p.Pointer); at != "" {
 		e.Source = &errorSource{Pointer: at}
 	}
-	x.write(status, map[string][]errorObject{"errors": {e}})
+	x.JSON(p.Status, x.media, map[string][]errorObject{"errors": {e}})
 }
 
 // place is where in the document of the request a member of the service's body
@@ -340,28 +316,14 @@ func (x *exchange) give(status int, doc answer) {
 	if doc.Meta == nil {
 		doc.Meta = map[string]any{}
 	}
-	x.write(status, doc)
-}
-
-func (x *exchange) write(status int, doc any) {
-	b, err := json.Marshal(doc, json.Deterministic(true))
-	if err != nil {
-		x.err, status = err, http.StatusInternalServerError
-		b = []byte(`{"errors":[{"status":"500","code":"internal","title":"Internal Server Error","detail":""}]}`)
-	}
-	header := x.w.Header()
-	header["Content-Type"] = []string{x.media}
-	header["Content-Length"] = []string{strconv.Itoa(len(b) + 1)}
-	x.status = status
-	x.w.WriteHeader(status)
-	_, _ = x.w.Write(append(b, '\n')) // a client that is gone needs no answer
+	x.JSON(status, x.media, doc)
 }
 
 // noteBehind logs that the views could not be waited for after a write. The write
 // was done all the same.
 func (x *exchange) noteBehind(err error) {
 	if err != nil && !hidden(err) {
-		x.log.WarnContext(x.r.Context(), "read models are behind a write", "request_id", x.id, "err", err)
+		x.Warn("read models are behind a write", err)
 	}
 }
 
@@ -369,6 +331,5 @@ func (x *exchange) noteBehind(err error) {
 // thing again.
 func (x *exchange) gone(err error) {
 	x.noteBehind(err)
-	x.status = http.StatusNoContent
-	x.w.WriteHeader(http.StatusNoContent)
+	x.End(http.StatusNoContent)
 }

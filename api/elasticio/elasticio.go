@@ -5,32 +5,29 @@
 package elasticio
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
-	"net/netip"
 	"net/url"
-	"runtime/debug"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json"
 
-	v1 "github.com/credstream/credstream/api/v1"
-	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/api/edge"
 	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/application"
+	"github.com/credstream/credstream/service/credential"
 	"github.com/credstream/credstream/service/flow"
 	"github.com/credstream/credstream/service/permission"
 )
 
 // Access is what the edge needs of *access.Service.
 type Access interface {
-	v1.Identities
+	edge.Identities
 	// Require refuses a caller without the permission, and records that.
 	Require(ctx context.Context, call service.Call, route string, perm permission.Permission) error
 }
@@ -41,18 +38,10 @@ type Flows interface {
 	ChangeFlow(ctx context.Context, call service.Call, ceType string, data []byte) (flow.Flow, error)
 }
 
-// Service is what the edge needs of *service.Kernel.
-type Service interface {
-	// Serve answers one call of the route with a JSON body.
-	Serve(ctx context.Context, call service.Call, route string, body []byte) (any, error)
-	// Receive gives the call its place, has its body read and waits for its turn.
-	Receive(ctx context.Context, call *service.Call, size int64, read func() ([]byte, error)) (body []byte, leave func(), err error)
-}
-
 // Config is what the edge is made of. Service, Access and Flows are needed, the rest is
 // optional.
 type Config struct {
-	Service Service
+	Service edge.Service
 	Access  Access
 	Flows   Flows
 	Logger  *slog.Logger // takes one line per request; nil drops them
@@ -80,72 +69,31 @@ type Config struct {
 //	POST                /v2/flows/{id}/start, /v2/flows/{id}/stop
 //
 // A slash at the end of a path changes nothing. Where a path names no tenant, it
-// is the home of the caller. Answers have the headers of v1.Protect, and
-// X-Request-Id, which the log line of the request repeats.
+// is the home of the caller.
 func Handler(cfg Config) http.Handler {
-	h := &handler{cfg: cfg, log: cfg.Logger, ids: v1.NewRequestIDs(), secrets: map[string]bool{}}
-	if h.log == nil {
-		h.log = slog.New(slog.DiscardHandler)
-	}
+	h := &handler{cfg: cfg, secrets: map[string]bool{}}
 	for _, r := range application.Routes() {
 		h.secrets[r.Name] = r.Secrets
 	}
-	return v1.Protect(h)
+	return edge.Handler(cfg.Logger, func(x *edge.Exchange) edge.Dialect {
+		return &exchange{Exchange: x, handler: h, media: mediaJSONAPI}
+	})
 }
 
 type handler struct {
 	cfg     Config
-	log     *slog.Logger
 	secrets map[string]bool // routes that hold clear text
-	ids     *v1.RequestIDs
 }
 
 // exchange is one request on its way to its answer.
 type exchange struct {
+	*edge.Exchange
 	*handler
-	w         http.ResponseWriter
-	r         *http.Request
-	id        string
-	pattern   string // of the path, "" while unknown
-	tenant    string // from the path, or the caller's home
-	workspace string // from the path, or ""
-	item      string // id from the path, or ""
-	known     bool   // the service has accepted the tenant
-	principal service.Principal
-	received  service.Call      // of a request whose body was read
-	leave     func()            // ends it; nil when no body was read
+	call      service.Call      // its tenant is from the path, or the caller's home
+	workspace string            // from the path, or ""
+	item      string            // id from the path, or ""
 	media     string            // of the answer
-	commandID string            // Idempotency-Key
-	deadline  time.Time         // X-Request-Deadline
 	pointers  map[string]string // where in the document a member of the service's body stands
-	status    int               // 0 until the answer begins
-	err       error             // what the answer was made of
-}
-
-// ServeHTTP implements http.Handler.
-func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	start := time.Now()
-	x := &exchange{handler: h, w: w, r: r, id: h.ids.Of(r), media: mediaJSONAPI}
-	w.Header()["X-Request-Id"] = []string{x.id}
-	defer func() {
-		v := recover()
-		if x.leave != nil {
-			x.leave()
-		}
-		if v != nil {
-			// The value may hold anything, so only its type is logged.
-			h.log.Error("request panicked", "request_id", x.id, "route", x.pattern, "type", fmt.Sprintf("%T", v), "stack", string(debug.Stack()))
-			if x.status == 0 {
-				x.fail(fault.ErrInternal)
-				v = nil
-			}
-		}
-		x.note(time.Since(start))
-		if v != nil {
-			panic(http.ErrAbortHandler) // the answer has begun: the client must see that it is cut
-		}
-	}()
-	x.route()
 }
 
 // operations are what the methods do at one path.
@@ -154,7 +102,7 @@ type operations map[string]func(*exchange)
 // find returns what stands at the path, split at its slashes after /v2, and its pattern.
 func (x *exchange) find(path []string) (operations, string) {
 	if len(path) >= 3 && path[0] == "tenants" && path[2] == "oauth-clients" {
-		x.tenant = path[1]
+		x.call.Tenant = path[1]
 		switch len(path) {
 		case 3:
 			return operations{"GET": (*exchange).listClients, "POST": (*exchange).createClient}, "/v2/tenants/{tenant}/oauth-clients"
@@ -217,50 +165,43 @@ func (x *exchange) findSecret(path []string) (operations, string) {
 	return nil, ""
 }
 
-// route finds what the path and method name, and who asks.
-func (x *exchange) route() {
-	if err := x.negotiate(); err != nil {
-		x.fail(err)
+// Serve finds what the path and method name, and who asks.
+func (x *exchange) Serve() {
+	if err := edge.CheckOrigin(x.R); err != nil {
+		x.Fail(err)
 		return
 	}
-	path, ok := split(x.r.URL.EscapedPath())
+	if !x.negotiate() {
+		x.FailAs(http.StatusNotAcceptable, ErrAccept)
+		return
+	}
+	path, ok := split(x.R.URL.EscapedPath())
 	var at operations
 	if ok {
-		at, x.pattern = x.find(path)
+		at, x.Pattern = x.find(path)
 	}
 	if at == nil {
-		x.fail(v1.ErrPathUnknown)
+		x.Fail(edge.ErrPathUnknown)
 		return
 	}
-	method := x.r.Method
+	if !x.Allows(at.allowed()) {
+		return
+	}
+	tenant := x.call.Tenant
+	var err error
+	if x.call, err = x.Authenticate(x.cfg.Access, x.cfg.AllowCleartext); err == nil {
+		err = x.ReadHeaders(&x.call)
+	}
+	if err != nil {
+		x.Fail(err)
+		return
+	}
+	x.call.Tenant = cmp.Or(tenant, x.call.Principal.Home)
+	method := x.R.Method
 	if method == http.MethodHead {
 		method = http.MethodGet
 	}
-	serve, ok := at[method]
-	if !ok {
-		x.w.Header().Set("Allow", at.allowed())
-		x.fail(v1.ErrMethod)
-		return
-	}
-	var err error
-	if x.principal, err = v1.Identify(x.cfg.Access, x.r); err != nil {
-		x.fail(err)
-		return
-	}
-	if x.tenant == "" {
-		x.tenant = x.principal.Home
-	}
-	if given := x.r.Header["Idempotency-Key"]; len(given) > 1 {
-		x.fail(v1.ErrHeaderTwice)
-		return
-	} else if len(given) == 1 {
-		x.commandID = given[0]
-	}
-	if x.deadline, err = v1.Deadline(x.r); err != nil {
-		x.fail(err)
-		return
-	}
-	serve(x)
+	at[method](x)
 }
 
 // split cuts a path at its slashes, and one slash off its end. A path is taken
@@ -291,29 +232,17 @@ func (o operations) allowed() string {
 	return strings.Join(list, ", ")
 }
 
-func (x *exchange) call() service.Call {
-	call := x.received
-	call.Tenant, call.Principal, call.Via, call.CommandID = x.tenant, x.principal, "http", x.commandID
-	call.Deadline = x.deadline
-	call.CrossSite, call.Head = v1.CrossSite(x.r), x.r.Method == http.MethodHead
-	return call
-}
-
 // ask has the service answer a route with in as its body.
 func ask[T any](x *exchange, route string, in any) (out T, err error) {
-	if x.secrets[route] && !x.confidential() {
-		return out, v1.ErrCleartext
+	if x.secrets[route] && !x.call.Confidential {
+		return out, credential.ErrCleartext
 	}
 	body, err := json.Marshal(in)
 	if err != nil {
 		return out, fmt.Errorf("write the body of %s: %w", route, err)
 	}
-	call := x.call()
-	if x.r.Method == http.MethodGet || x.r.Method == http.MethodHead {
-		call.CommandID = ""
-	}
-	answer, err := x.cfg.Service.Serve(x.r.Context(), call, route, body)
-	x.accepted(err)
+	answer, err := x.cfg.Service.Serve(x.R.Context(), x.call, route, body)
+	x.Accepted(x.call.Tenant, err)
 	if err != nil {
 		return out, err
 	}
@@ -330,86 +259,15 @@ func ask[T any](x *exchange, route string, in any) (out T, err error) {
 	return out, fmt.Errorf("%s answered %T", route, answer)
 }
 
-// accepted notes whether the service knows the tenant: what callers make up does
-// not belong into the log.
-func (x *exchange) accepted(err error) {
-	x.known = x.known || !errors.Is(err, service.ErrTenantNotFound)
-}
-
 // may reports whether the caller could ask a query of its own, so that the answer
 // of a command shows the whole resource.
-func (x *exchange) may(perm permission.Permission) bool { return x.principal.May(perm) }
+func (x *exchange) may(perm permission.Permission) bool { return x.call.Principal.May(perm) }
 
-// confidential reports whether nobody on the way can read along.
-func (x *exchange) confidential() bool {
-	if x.cfg.AllowCleartext || x.r.TLS != nil {
-		return true
+// body reads the body of the request.
+func (x *exchange) body() ([]byte, error) {
+	body, err := x.Receive(x.cfg.Service, &x.call, func(contentType []string) bool { return mediaOf(contentType) != "" })
+	if errors.Is(err, edge.ErrMediaType) {
+		err = edge.ErrMediaType.Because("The body must be %s without parameters, or %s in UTF-8.", mediaJSONAPI, mediaJSON)
 	}
-	remote, err := netip.ParseAddrPort(x.r.RemoteAddr)
-	return err == nil && remote.Addr().Unmap().IsLoopback()
-}
-
-// body reads the whole body, up to service.MaxBody, of a JSON media type.
-func (x *exchange) body() (body []byte, err error) {
-	x.received = x.call()
-	body, x.leave, err = x.cfg.Service.Receive(x.r.Context(), &x.received, v1.BodySize(x.r), x.read)
 	return body, err
-}
-
-func (x *exchange) read() ([]byte, error) {
-	if x.r.ContentLength > service.MaxBody {
-		x.w.Header().Set("Connection", "close") // the rest is not read
-		return nil, service.ErrBodyTooLarge
-	}
-	if x.r.Body == nil || x.r.Body == http.NoBody {
-		return nil, nil
-	}
-	if x.r.Header.Get("Content-Encoding") != "" || mediaOf(x.r.Header["Content-Type"]) == "" {
-		return nil, v1.ErrMediaType.Because("The body must be %s without parameters, or %s in UTF-8.", mediaJSONAPI, mediaJSON)
-	}
-	body, err := io.ReadAll(http.MaxBytesReader(x.w, x.r.Body, service.MaxBody))
-	if large := (*http.MaxBytesError)(nil); errors.As(err, &large) {
-		return nil, service.ErrBodyTooLarge
-	}
-	if err != nil {
-		return nil, v1.ErrBodyRead
-	}
-	return body, nil
-}
-
-// note writes the request's line of the log. Paths, parameters and bodies are
-// not in it.
-func (x *exchange) note(took time.Duration) {
-	level := slog.LevelInfo
-	if x.status >= 500 {
-		level = slog.LevelError
-	}
-	attrs := []slog.Attr{
-		slog.String("route", x.pattern), slog.Int("status", x.status), slog.Duration("duration", took), slog.String("request_id", x.id),
-	}
-	if x.pattern != "" {
-		attrs = append(attrs, slog.String("method", x.method()))
-	}
-	if x.principal.Actor.ID != "" {
-		attrs = append(attrs, slog.String("principal", x.principal.Actor.ID))
-	}
-	if x.known {
-		attrs = append(attrs, slog.String("tenant", x.tenant))
-	}
-	if x.err != nil {
-		attrs = append(attrs, slog.String("code", fault.Of(x.err).Code))
-		if x.status >= 500 {
-			attrs = append(attrs, slog.String("err", x.err.Error()))
-		}
-	}
-	x.log.LogAttrs(x.r.Context(), level, "request", attrs...)
-}
-
-// method keeps made-up methods out of the log.
-func (x *exchange) method() string {
-	switch m := x.r.Method; m {
-	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPatch, http.MethodPut, http.MethodDelete, http.MethodOptions:
-		return m
-	}
-	return "other"
 }

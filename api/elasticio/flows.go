@@ -45,13 +45,13 @@ func flowResource(f flow.Flow) resource {
 }
 
 func (x *exchange) getFlow() {
-	if _, err := readParameters(x.r.URL.RawQuery); err != nil {
-		x.fail(err)
+	if _, err := readParameters(x.R.URL.RawQuery); err != nil {
+		x.Fail(err)
 		return
 	}
 	f, err := ask[flow.Flow](x, "flow.get", flow.GetFlow{ID: x.item})
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	x.giveOne(parameters{}, http.StatusOK, flowResource(f), "")
@@ -74,7 +74,7 @@ func (x *exchange) createFlow() {
 		data, err = flowData(in)
 	}
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	x.change("flow.created", data, http.StatusCreated)
@@ -130,18 +130,18 @@ func (x *exchange) deleteFlow() { x.changeItem("flow.deleted", http.StatusNoCont
 func (x *exchange) changeItem(ceType string, status int) {
 	data, err := json.Marshal(map[string]string{"id": x.item})
 	if err != nil {
-		x.fail(fmt.Errorf("write a flow event: %w", err))
+		x.Fail(fmt.Errorf("write a flow event: %w", err))
 		return
 	}
 	x.change(ceType, data, status)
 }
 
 func (x *exchange) change(ceType string, data []byte, status int) {
-	f, err := x.cfg.Flows.ChangeFlow(x.r.Context(), x.call(), ceType, data)
-	x.accepted(err)
+	f, err := x.cfg.Flows.ChangeFlow(x.R.Context(), x.call, ceType, data)
+	x.Accepted(x.call.Tenant, err)
 	switch {
 	case err != nil:
-		x.fail(inGraph(err))
+		x.Fail(inGraph(err))
 		return
 	case x.may(permission.FlowsGet): // the change is seen from here on
 		_, err = ask[flow.Flow](x, "flow.get", flow.GetFlow{ID: f.ID, MinSeq: f.Seq})

@@ -4,13 +4,14 @@ import (
 	"mime"
 	"strings"
 
+	"github.com/credstream/credstream/api/edge"
 	"github.com/credstream/credstream/fault"
 )
 
 // The media types that are taken and answered.
 const (
 	mediaJSONAPI = "application/vnd.api+json"
-	mediaJSON    = "application/json"
+	mediaJSON    = edge.MediaJSON
 )
 
 // ErrAccept refuses a request that takes no answer which could be given.
@@ -21,37 +22,30 @@ var ErrAccept = fault.New(fault.Invalid, "not_acceptable",
 // application/vnd.api+json without parameters, as JSON:API demands of extensions
 // that are not known, or application/json, in UTF-8 if it says so.
 func mediaOf(contentType []string) string {
+	if edge.IsJSON(contentType) {
+		return mediaJSON
+	}
 	if len(contentType) != 1 {
 		return ""
 	}
 	media, params, err := mime.ParseMediaType(contentType[0])
-	if err != nil {
+	delete(params, "profile") // profiles that are not known are ignored
+	if err != nil || media != mediaJSONAPI || len(params) > 0 {
 		return ""
 	}
-	switch media {
-	case mediaJSONAPI:
-		delete(params, "profile") // profiles that are not known are ignored
-		if len(params) == 0 {
-			return media
-		}
-	case mediaJSON:
-		if charset, given := params["charset"]; !given || strings.EqualFold(charset, "utf-8") {
-			return media
-		}
-	}
-	return ""
+	return media
 }
 
 // negotiate chooses the media type of the answer: the first that Accept names, or,
-// where it leaves the choice, that of the body, or JSON:API's own. It returns
-// ErrAccept when Accept takes none of them.
-func (x *exchange) negotiate() error {
-	if m := mediaOf(x.r.Header["Content-Type"]); m != "" {
+// where it leaves the choice, that of the body, or JSON:API's own. It reports
+// whether Accept takes one of them.
+func (x *exchange) negotiate() bool {
+	if m := mediaOf(x.R.Header["Content-Type"]); m != "" {
 		x.media = m
 	}
-	given := x.r.Header["Accept"]
+	given := x.R.Header["Accept"]
 	if len(given) == 0 {
-		return nil
+		return true
 	}
 	anything := false
 	for entry := range strings.SplitSeq(strings.Join(given, ","), ",") {
@@ -64,13 +58,10 @@ func (x *exchange) negotiate() error {
 		switch {
 		case media == mediaJSON, media == mediaJSONAPI && len(params) == 0:
 			x.media = media
-			return nil
+			return true
 		case media == "*/*", media == "application/*":
 			anything = true
 		}
 	}
-	if anything {
-		return nil
-	}
-	return ErrAccept
+	return anything
 }

@@ -26,7 +26,7 @@ var clientPointers = map[string]string{
 func (x *exchange) clientResource(c client.OAuthClient) resource {
 	r := resource{
 		ID: c.ID, Type: "oauth-client",
-		Links:         map[string]string{"self": "/v2/tenants/" + url.PathEscape(x.tenant) + "/oauth-clients/" + url.PathEscape(c.ID)},
+		Links:         map[string]string{"self": "/v2/tenants/" + url.PathEscape(x.call.Tenant) + "/oauth-clients/" + url.PathEscape(c.ID)},
 		Attributes:    map[string]any{"client_id": c.ClientID, "client_secret": c.ClientSecret},
 		Relationships: map[string]relationship{"component": to("components", "component", c.Component)},
 	}
@@ -37,9 +37,9 @@ func (x *exchange) clientResource(c client.OAuthClient) resource {
 }
 
 func (x *exchange) listClients() {
-	p, err := readParameters(x.r.URL.RawQuery, slices.Concat(paging, sparse, []string{byComponent})...)
+	p, err := readParameters(x.R.URL.RawQuery, slices.Concat(paging, sparse, []string{byComponent})...)
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	var total int
@@ -49,7 +49,7 @@ func (x *exchange) listClients() {
 		return page.Clients, page.Next, err
 	})
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	list, components := make([]resource, len(clients)), make([]string, len(clients))
@@ -63,16 +63,16 @@ func (x *exchange) listClients() {
 func (x *exchange) giveList(p parameters, list []resource, components []string, next string, total int) {
 	included, err := x.included(p, components)
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
-	x.give(http.StatusOK, answer{Data: list, Included: included, Links: p.links(x.r.URL, next, total), Meta: p.meta(total)})
+	x.give(http.StatusOK, answer{Data: list, Included: included, Links: p.links(x.R.URL, next, total), Meta: p.meta(total)})
 }
 
 func (x *exchange) getClient() {
-	p, err := readParameters(x.r.URL.RawQuery, append(sparse, revealing)...)
+	p, err := readParameters(x.R.URL.RawQuery, append(sparse, revealing)...)
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	c, err := ask[client.OAuthClient](x, "oauth_client.get", client.OAuthClientRef{ID: x.item})
@@ -82,7 +82,7 @@ func (x *exchange) getClient() {
 		c.ClientSecret = shown.ClientSecret
 	}
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	x.giveOne(p, http.StatusOK, x.clientResource(c), c.Component)
@@ -92,11 +92,11 @@ func (x *exchange) getClient() {
 func (x *exchange) giveOne(p parameters, status int, r resource, component string) {
 	included, err := x.included(p, []string{component})
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	if status == http.StatusCreated {
-		x.w.Header().Set("Location", r.Links["self"])
+		x.W.Header().Set("Location", r.Links["self"])
 	}
 	x.give(status, answer{Data: p.trim(r), Included: included})
 }
@@ -148,13 +148,13 @@ func (x *exchange) createClient() {
 		}
 	}
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	members["component"] = component
 	done, err := ask[service.Done](x, "oauth_client.define", members)
 	if err != nil {
-		x.fail(atSecret(err))
+		x.Fail(atSecret(err))
 		return
 	}
 	x.giveClient(http.StatusCreated, done, in, component)
@@ -181,7 +181,7 @@ func (x *exchange) giveClient(status int, done service.Done, in input, component
 		}
 		var err error
 		if c, err = ask[client.OAuthClient](x, "oauth_client.get", ref); err != nil {
-			x.fail(err)
+			x.Fail(err)
 			return
 		}
 	} else if v, ok := in.Attributes["client_id"]; ok {
@@ -204,7 +204,7 @@ func (x *exchange) patchClient() {
 		component, err = in.related("component", "component")
 	}
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	members["id"] = x.item
@@ -213,7 +213,7 @@ func (x *exchange) patchClient() {
 	}
 	done, err := ask[service.Done](x, "oauth_client.change", members)
 	if err != nil {
-		x.fail(atSecret(err))
+		x.Fail(atSecret(err))
 		return
 	}
 	done.ID = x.item
@@ -223,7 +223,7 @@ func (x *exchange) patchClient() {
 func (x *exchange) deleteClient() {
 	done, err := ask[service.Done](x, "oauth_client.delete", client.OAuthClientRef{ID: x.item})
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	if x.may(permission.OAuthClientsGet) { // what is deleted is not found from here on

@@ -7,7 +7,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
-	v1 "github.com/credstream/credstream/api/v1"
+	"github.com/credstream/credstream/api/edge"
 )
 
 // Describe adds the paths of this edge to the OpenAPI document, each operation
@@ -140,7 +140,7 @@ var documented = []described{
 
 	{
 		"flows.create", "POST", pathFlows, "flow", "Create a flow: which components and credentials its nodes use.", nil,
-		`{"data":{"type":"flow","id":"pet-orders","attributes":{"name":"Orders to the pet shop","graph":{"nodes":[{"id":"step_1","component_id":"pet-shop","credentials_id":"` + v1.ExampleID + `"}]}}}}`,
+		`{"data":{"type":"flow","id":"pet-orders","attributes":{"name":"Orders to the pet shop","graph":{"nodes":[{"id":"step_1","component_id":"pet-shop","credentials_id":"` + edge.ExampleID + `"}]}}}}`,
 	},
 	{"flows.get", "GET", pathFlows + item, "flow", "One flow.", nil, ""},
 	{"flows.start", "POST", pathFlows + item + "/start", "flow", "Make a flow active.", nil, ""},
@@ -151,7 +151,7 @@ var documented = []described{
 // exampleItem is the id in the examples: one that the service makes, or the one
 // that the example of the create gives.
 var exampleItem = map[string]string{
-	pathClients: v1.ExampleID, pathCredentials: v1.ExampleID, pathSecrets: v1.ExampleID, pathAuthClients: v1.ExampleID, pathComponents: "pet-shop", pathFlows: "pet-orders",
+	pathClients: edge.ExampleID, pathCredentials: edge.ExampleID, pathSecrets: edge.ExampleID, pathAuthClients: edge.ExampleID, pathComponents: "pet-shop", pathFlows: "pet-orders",
 }
 
 // queryParameters are described once for all operations that take them. One

@@ -53,14 +53,14 @@ func (x *exchange) secretResource(s credential.AuthSecret) resource {
 }
 
 func (x *exchange) listSecrets() {
-	p, err := readParameters(x.r.URL.RawQuery, slices.Concat(paging, sparse, []string{byComponent, sorted})...)
+	p, err := readParameters(x.R.URL.RawQuery, slices.Concat(paging, sparse, []string{byComponent, sorted})...)
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	by, err := p.order()
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	var total int
@@ -72,7 +72,7 @@ func (x *exchange) listSecrets() {
 		return page.Secrets, page.Next, err
 	})
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	list, components := make([]resource, len(secrets)), make([]string, len(secrets))
@@ -83,9 +83,9 @@ func (x *exchange) listSecrets() {
 }
 
 func (x *exchange) getSecret() {
-	p, err := readParameters(x.r.URL.RawQuery, append(sparse, revealing)...)
+	p, err := readParameters(x.R.URL.RawQuery, append(sparse, revealing)...)
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	s, err := ask[credential.AuthSecret](x, "auth_secret.get", credential.GetAuthSecret{Workspace: x.workspace, ID: x.item})
@@ -95,7 +95,7 @@ func (x *exchange) getSecret() {
 		s.Keys = shown.Keys
 	}
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	x.giveOne(p, http.StatusOK, x.secretResource(s), s.Component)
@@ -174,7 +174,7 @@ func (x *exchange) createSecret() {
 		err = missing("/data/attributes/credentials")
 	}
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	members := map[string]any{"workspace": x.workspace, "keys": in.keys}
@@ -189,7 +189,7 @@ func (x *exchange) createSecret() {
 	}
 	done, err := ask[service.Done](x, "auth_secret.create", members)
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	x.giveSecret(http.StatusCreated, done, in)
@@ -201,7 +201,7 @@ func (x *exchange) giveSecret(status int, done service.Done, in secretInput) {
 	if x.may(permission.AuthSecretsGet) {
 		s, err := ask[credential.AuthSecret](x, "auth_secret.get", credential.GetAuthSecret{Workspace: x.workspace, ID: done.ID, MinSeq: done.Seq})
 		if err != nil {
-			x.fail(err)
+			x.Fail(err)
 			return
 		}
 		x.giveOne(parameters{}, status, x.secretResource(s), s.Component)
@@ -232,7 +232,7 @@ func (x *exchange) patchSecret() {
 		err = credential.CheckName(in.name)
 	}
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	var changes []change
@@ -244,11 +244,11 @@ func (x *exchange) patchSecret() {
 	}
 	done, err := x.inTurn(changes)
 	if err == nil && len(changes) == 0 { // nothing is asked for, of a secret that must be there
-		err = x.cfg.Access.Require(x.r.Context(), x.call(), "auth_secret.rename", permission.AuthSecretsEdit)
-		x.accepted(err)
+		err = x.cfg.Access.Require(x.R.Context(), x.call, "auth_secret.rename", permission.AuthSecretsEdit)
+		x.Accepted(x.call.Tenant, err)
 	}
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	x.giveSecret(http.StatusOK, done, in)
@@ -272,7 +272,7 @@ func (x *exchange) secretStays(in secretInput) error {
 func (x *exchange) refreshSecret() {
 	done, err := ask[service.Done](x, "auth_secret.refresh", credential.AuthSecretRef{Workspace: x.workspace, ID: x.item})
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	x.giveSecret(http.StatusOK, done, secretInput{})
@@ -281,7 +281,7 @@ func (x *exchange) refreshSecret() {
 func (x *exchange) deleteSecret() {
 	done, err := ask[service.Done](x, "auth_secret.delete", credential.AuthSecretRef{Workspace: x.workspace, ID: x.item})
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
 	if x.may(permission.AuthSecretsGet) { // what is deleted is not found from here on

@@ -1,11 +1,11 @@
 package v1
 
-// The ids in the examples.
+import "github.com/credstream/credstream/api/edge"
+
+// The tenant in the examples, and the id of everything that the service generates.
 const (
 	exampleTenant = "default"
-	// ExampleID stands in the examples for an id that the service makes, such as
-	// that of a credential.
-	ExampleID = "0198c1aa-7d3e-7bb2-9c4e-3f6a5d2b1e70"
+	ExampleID     = edge.ExampleID
 )
 
 // examples holds a request for each route: the body of a command, or the

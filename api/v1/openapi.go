@@ -11,6 +11,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/credstream/credstream/api/edge"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/application"
@@ -35,7 +36,7 @@ func openAPI(version string, more func(*huma.OpenAPI)) []byte {
 
 	problem := &huma.Response{
 		Description: "A problem document (RFC 9457). Programs should use code.",
-		Content:     map[string]*huma.MediaType{typeProblem[0]: {Schema: types.Schema(reflect.TypeFor[fault.Problem](), true, "")}},
+		Content:     map[string]*huma.MediaType{edge.MediaProblem: {Schema: types.Schema(reflect.TypeFor[fault.Problem](), true, "")}},
 	}
 	doc := &huma.OpenAPI{
 		OpenAPI: "3.1.0",
@@ -64,7 +65,7 @@ func openAPI(version string, more func(*huma.OpenAPI)) []byte {
 			Responses: map[string]*huma.Response{
 				strconv.Itoa(http.StatusOK): {
 					Description: "Done.",
-					Content:     map[string]*huma.MediaType{typeJSON[0]: {Schema: types.Schema(r.Out, true, "")}},
+					Content:     map[string]*huma.MediaType{edge.MediaJSON: {Schema: types.Schema(r.Out, true, "")}},
 				},
 				"default": {Ref: "#/components/responses/problem"},
 			},
@@ -79,7 +80,7 @@ func openAPI(version string, more func(*huma.OpenAPI)) []byte {
 			if example, ok := examples[r.Name]; ok {
 				body.Example = json.RawMessage(example)
 			}
-			op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{typeJSON[0]: body}}
+			op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{edge.MediaJSON: body}}
 			doc.Paths[commandPath+r.Name] = &huma.PathItem{Post: op}
 			if r.Name == connectRoute {
 				short := *op
@@ -150,14 +151,14 @@ func edgePaths(types huma.Registry) map[string]*huma.Operation {
 		}
 	}
 	readiness := types.Schema(reflect.TypeFor[Readiness](), true, "")
-	ready := one("readyz", "Readiness: whether every component of the service works, with the reasons if not.", typeJSON[0], readiness)
-	ready.Responses["503"] = answer("Not ready.", typeJSON[0], readiness)
+	ready := one("readyz", "Readiness: whether every component of the service works, with the reasons if not.", edge.MediaJSON, readiness)
+	ready.Responses["503"] = answer("Not ready.", edge.MediaJSON, readiness)
 	return map[string]*huma.Operation{
-		"/":             one("index", "Name, version and links.", typeJSON[0], &huma.Schema{Type: huma.TypeObject}),
+		"/":             one("index", "Name, version and links.", edge.MediaJSON, &huma.Schema{Type: huma.TypeObject}),
 		"/healthz":      one("healthz", "Liveness: whether the process answers.", "text/plain", plain),
 		"/readyz":       ready,
 		"/metrics":      one("metrics", "Metrics in the Prometheus text format.", "text/plain", plain),
-		"/openapi.json": one("openapi", "This document.", typeJSON[0], &huma.Schema{Type: huma.TypeObject}),
+		"/openapi.json": one("openapi", "This document.", edge.MediaJSON, &huma.Schema{Type: huma.TypeObject}),
 		"/docs":         one("docs", "This document as a web page.", "text/html", plain),
 	}
 }

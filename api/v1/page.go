@@ -11,11 +11,11 @@ import (
 //go:embed page
 var page embed.FS
 
-var (
-	pagePolicy = []string{"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"}
-	typeHTML   = []string{"text/html; charset=utf-8"}
-	typeScript = []string{"text/javascript; charset=utf-8"}
-	typeStyle  = []string{"text/css; charset=utf-8"}
+const (
+	pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+	typeHTML   = "text/html; charset=utf-8"
+	typeScript = "text/javascript; charset=utf-8"
+	typeStyle  = "text/css; charset=utf-8"
 )
 
 // page answers one of the page's three files.
@@ -29,9 +29,9 @@ func (x *exchange) page(path string) {
 	}
 	b, err := page.ReadFile(file)
 	if err != nil {
-		x.fail(err)
+		x.Fail(err)
 		return
 	}
-	x.w.Header()["Content-Security-Policy"] = pagePolicy
-	x.bytes(http.StatusOK, media, b)
+	x.W.Header().Set("Content-Security-Policy", pagePolicy)
+	x.Write(http.StatusOK, media, b)
 }

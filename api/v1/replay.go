@@ -11,6 +11,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/credstream/credstream/api/edge"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/admin"
@@ -27,8 +28,6 @@ const (
 	// still good: a second is promised.
 	identifyEvery = 250 * time.Millisecond
 )
-
-var typeLines = []string{linesType}
 
 // replays are the queries whose pages can be had as one stream of lines, and what
 // a line is.
@@ -57,26 +56,26 @@ func wantsLines(r *http.Request) bool {
 // line, up to the limit in the request or to the end. An error after the first line
 // cuts the connection, so that a client cannot take a part for the whole. Each page
 // is for who the caller is by then, and the replay ends within a second of its key.
-func (h *handler) replay(x *exchange, call service.Call, name string, body []byte) {
+func (x *exchange) replay(call service.Call, name string, body []byte) {
 	var ask paging
 	if len(body) > 0 {
 		if err := json.Unmarshal(body, &ask); err != nil {
-			x.fail(service.ErrBody)
+			x.Fail(service.ErrBody)
 			return
 		}
 	}
 	left := ask.Limit // 0: no limit
 	if left < 0 {
-		x.fail(service.ErrLimit.Because("The limit is the maximum number of lines. Omit it to get all.").At("/limit"))
+		x.Fail(service.ErrLimit.Because("The limit is the maximum number of lines. Omit it to get all.").At("/limit"))
 		return
 	}
-	control := http.NewResponseController(x.w)
-	ctx, end := h.whileGood(x, control)
+	control := http.NewResponseController(x.W)
+	ctx, end := x.whileGood(control)
 	defer end()
 	var lines []byte
 	for {
 		var err error
-		if call.Principal, err = Identify(h.cfg.Access, x.r); err != nil {
+		if call.Principal, err = edge.Identify(x.cfg.Access, x.R); err != nil {
 			x.cut(err)
 			return
 		}
@@ -86,8 +85,8 @@ func (h *handler) replay(x *exchange, call service.Call, name string, body []byt
 		}
 		var n int
 		var next uint64
-		lines, n, next, err = h.replayPage(ctx, x, call, name, ask, lines[:0])
-		if err != nil && x.status != 0 && fault.Of(err).Kind == fault.Throttled && wait(ctx, fault.Of(err).RetryAfter) {
+		lines, n, next, err = x.replayPage(ctx, call, name, ask, lines[:0])
+		if err != nil && x.Status != 0 && fault.Of(err).Kind == fault.Throttled && wait(ctx, fault.Of(err).RetryAfter) {
 			continue // a replay that is under way is slowed down, not cut
 		}
 		if ended := context.Cause(ctx); ended != nil {
@@ -97,11 +96,10 @@ func (h *handler) replay(x *exchange, call service.Call, name string, body []byt
 			x.cut(err)
 			return
 		}
-		if x.status == 0 {
-			x.w.Header()["Content-Type"] = typeLines
-			x.status = http.StatusOK
-			x.w.WriteHeader(http.StatusOK)
-			if x.r.Method == http.MethodHead {
+		if x.Status == 0 {
+			x.W.Header().Set("Content-Type", linesType)
+			x.End(http.StatusOK)
+			if x.R.Method == http.MethodHead {
 				return
 			}
 		}
@@ -112,7 +110,7 @@ func (h *handler) replay(x *exchange, call service.Call, name string, body []byt
 			x.cut(err)
 			return
 		}
-		if _, err := x.w.Write(lines); err != nil {
+		if _, err := x.W.Write(lines); err != nil {
 			if ended := context.Cause(ctx); ended != nil {
 				x.cut(ended)
 			}
@@ -133,12 +131,12 @@ func (h *handler) replay(x *exchange, call service.Call, name string, body []byt
 
 // whileGood returns a context that ends when the key of the request does, with the
 // refusal as its cause; a write to a client that does not read ends then too.
-func (h *handler) whileGood(x *exchange, control *http.ResponseController) (ctx context.Context, end func()) {
-	ctx, cancel := context.WithCancelCause(x.r.Context())
+func (x *exchange) whileGood(control *http.ResponseController) (ctx context.Context, end func()) {
+	ctx, cancel := context.WithCancelCause(x.R.Context())
 	var watching sync.WaitGroup
 	watching.Go(func() {
 		for wait(ctx, identifyEvery) {
-			if _, err := Identify(h.cfg.Access, x.r); fault.Of(err) != nil && fault.Of(err).Kind == fault.Unauthenticated {
+			if _, err := edge.Identify(x.cfg.Access, x.R); fault.Of(err) != nil && fault.Of(err).Kind == fault.Unauthenticated {
 				cancel(err)
 				_ = control.SetWriteDeadline(time.Now())
 				return
@@ -150,13 +148,13 @@ func (h *handler) whileGood(x *exchange, control *http.ResponseController) (ctx 
 
 // replayPage appends the lines of one page to b, and tells how many they are and
 // where the next page begins; 0 at the end.
-func (h *handler) replayPage(ctx context.Context, x *exchange, call service.Call, name string, ask paging, b []byte) (lines []byte, n int, next uint64, err error) {
+func (x *exchange) replayPage(ctx context.Context, call service.Call, name string, ask paging, b []byte) (lines []byte, n int, next uint64, err error) {
 	body, err := json.Marshal(ask)
 	if err != nil {
 		return b, 0, 0, fmt.Errorf("ask for a page of %s: %w", name, err)
 	}
-	answer, err := h.cfg.Service.Serve(ctx, call, name, body)
-	x.accepted(call, err)
+	answer, err := x.cfg.Service.Serve(ctx, call, name, body)
+	x.Accepted(call.Tenant, err)
 	if err != nil {
 		return b, 0, 0, err
 	}
@@ -195,10 +193,10 @@ func wait(ctx context.Context, d time.Duration) bool {
 // cut ends an answer with an error: as a problem while nothing is written yet,
 // else by cutting the connection.
 func (x *exchange) cut(err error) {
-	if x.status == 0 {
-		x.fail(err)
+	if x.Status == 0 {
+		x.Fail(err)
 		return
 	}
-	x.err = err
+	x.Err = err
 	panic(http.ErrAbortHandler)
 }

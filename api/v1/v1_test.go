@@ -405,7 +405,7 @@ func TestPanic(t *testing.T) {
 	if resp.StatusCode != 500 || !strings.Contains(body, `"code":"internal"`) {
 		t.Errorf("answered %d %s", resp.StatusCode, body)
 	}
-	if logs := e.logs.String(); strings.Contains(body+logs, canary) || !strings.Contains(logs, "request panicked") {
+	if logs := e.logs.String(); strings.Contains(body+logs, canary) || !strings.Contains(logs, `"panic":"string"`) {
 		t.Errorf("the log says %s", logs)
 	}
 }

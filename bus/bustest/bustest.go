@@ -63,6 +63,10 @@ func Cuttable() Option { return func(s *NATS) { s.wires = &wires{} } }
 // the clients need not trust.
 func TLS(certificate tls.Certificate) Option { return func(s *NATS) { s.tls = &certificate } }
 
+// EarlierAccounts has the servers take the accounts of a version that did not serve the
+// consumers: clients reach JetStream directly, and the service may not listen for that.
+func EarlierAccounts() Option { return func(s *NATS) { s.earlier = true } }
+
 // NATS is the servers of one test.
 type NATS struct {
 	host     string
@@ -76,6 +80,7 @@ type NATS struct {
 	lazy     bool
 	loose    bool // without limits of clients
 	clear    bool
+	earlier  bool // accounts.conf is that of an earlier version
 	nodes    []*node
 	wires    *wires // between the servers; nil: they reach each other directly
 }
@@ -189,6 +194,12 @@ func (s *NATS) configure() {
 		}
 		if s.wires != nil { // nobody else tells a server where another one is
 			text = bytes.ReplaceAll(text, []byte("routes: $NATS_ROUTES"), []byte("routes: $NATS_ROUTES\n  advertise: \"127.0.0.1:1\""))
+		}
+		if s.earlier {
+			text = regexp.MustCompile(`,?\s*"credstream\.consumer\.info\.>".*\n`).ReplaceAll(text, []byte("\n"))
+			text = regexp.MustCompile(`, to: "[^"]*"`).ReplaceAll(text, nil)
+			text = bytes.ReplaceAll(text, []byte(`service: "credstream.consumer.info.`), []byte(`service: "$JS.API.CONSUMER.INFO.`))
+			text = bytes.ReplaceAll(text, []byte(`subject: "credstream.consumer.info.`), []byte(`subject: "$JS.API.CONSUMER.INFO.`))
 		}
 		if s.clear {
 			text = bytes.ReplaceAll(text, []byte("xkey: $NATS_CALLOUT_XKEY"), nil)

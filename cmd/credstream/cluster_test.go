@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -446,5 +447,31 @@ func TestClientOnExternalServers(t *testing.T) {
 			}
 			break
 		}
+	}
+}
+
+// On external servers with the accounts of an earlier version, where the service may not
+// serve the consumers, an engine's consumer is made when its key connects.
+func TestConsumersWithEarlierAccounts(t *testing.T) {
+	servers := bustest.Start(t, bustest.EarlierAccounts())
+	p := replica(t, servers, kmsFile(t))
+	registerPlain(t, p.http)
+	a := caller(p)
+	a.create(t)
+	var issued struct{ Key string }
+	must(t, a.command("api_key.issue", "", map[string]any{"role": "FLOW_ENGINE"}, &issued))
+	js, err := jetstream.New(connectCluster(t, servers, issued.Key))
+	must(t, err)
+	consumer, err := js.Consumer(t.Context(), streams.FeedStream, streams.EngineConsumer("default"))
+	must(t, err)
+	m, err := consumer.Next(jetstream.FetchMaxWait(20 * time.Second))
+	must(t, err)
+	must(t, m.DoubleAck(t.Context()))
+	if tenant := m.Headers().Get("ce-source"); tenant != "/credstream/default" {
+		t.Errorf("the first event is of %q", tenant)
+	}
+	_ = p.kill(syscall.SIGTERM)
+	if !strings.Contains(p.logs.String(), "accounts of the NATS servers") {
+		t.Errorf("the service does not say that the accounts are earlier ones:\n%s", p.logs)
 	}
 }

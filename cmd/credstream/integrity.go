@@ -166,7 +166,7 @@ func (p *program) watchIntegrity(ctx context.Context) error {
 	}
 }
 
-// compareFeeds returns bus.ErrFeedAhead when the log does not hold what a feed tells of; the
+// compareFeeds returns feed.ErrFeedAhead when the log does not hold what a feed tells of; the
 // feeds' writers say what else is wrong with them.
 func (p *program) compareFeeds(ctx context.Context) error {
 	for _, f := range []*feed.Feed{p.feed, p.audit} {

@@ -16,7 +16,7 @@ import (
 	"github.com/credstream/credstream/vault"
 )
 
-// messaging is where the streams are and callers come in: a bus.Node or a bus.Cluster.
+// messaging is where the streams are and callers come in: a natsserver.Node or a natsserver.Cluster.
 type messaging interface {
 	Conn(name string) (*nats.Conn, error)
 	EndpointConn() (*nats.Conn, error)
