@@ -1,10 +1,9 @@
 package service
 
-import ()
-
 // Kind is what is counted apart.
 type Kind string
 
+// What is counted apart.
 const (
 	CommandCall   Kind = "command"
 	QueryCall     Kind = "query"

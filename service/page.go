@@ -20,6 +20,7 @@ const KeepAtOnce = 200
 // ErrLimit refuses a page size out of range.
 var ErrLimit = fault.New(fault.Invalid, "limit_invalid", "A page holds 1 to 200 items.")
 
+// PageSize is the limit of a page, or ErrLimit: 1 to 200, 50 when 0.
 func PageSize(limit int) (int, error) {
 	switch {
 	case limit == 0:
@@ -70,6 +71,7 @@ func CheckName(pointer, name string) error {
 	return nil
 }
 
+// PointAt has an error of ours point at a member of the request.
 func PointAt(err error, pointer string) error {
 	if f, ok := errors.AsType[*fault.Error](err); ok {
 		return f.At(pointer)
@@ -77,10 +79,12 @@ func PointAt(err error, pointer string) error {
 	return err
 }
 
+// EscapePointer writes a name as a token of a JSON pointer (RFC 6901).
 func EscapePointer(name string) string {
 	return string(jsontext.Pointer("").AppendToken(name))[1:]
 }
 
+// CheckTarget refuses what cannot be the id of a thing, or an expected version.
 func CheckTarget(id string, expected int) error {
 	if err := Required("/id", id); err != nil {
 		return err

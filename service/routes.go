@@ -309,6 +309,7 @@ func tooDeep(body []byte) bool {
 // error names the place, never the value, which may be a secret.
 func Decode(body []byte, in any) error { return DecodeWith(body, in, json.RejectUnknownMembers(true)) }
 
+// DecodeWith is Decode with other rules for members.
 func DecodeWith(body []byte, in any, how json.Options) error {
 	err := json.Unmarshal(body, in, how)
 	if err == nil {

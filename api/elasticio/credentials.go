@@ -78,9 +78,9 @@ func (x *exchange) listCredentials() {
 		})
 		return page.Credentials, page.Next, err
 	})
-	var counts credential.CredentialCounts
+	var counts credential.Counts
 	if err == nil {
-		counts, err = ask[credential.CredentialCounts](x, "credential.counts", credential.CountCredentials{Component: p.component, Workspace: p.workspace})
+		counts, err = ask[credential.Counts](x, "credential.counts", credential.Count{Component: p.component, Workspace: p.workspace})
 	}
 	if err != nil {
 		x.Fail(err)

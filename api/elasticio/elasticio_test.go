@@ -60,7 +60,7 @@ func (a *asked) Serve(_ context.Context, _ service.Call, route string, body []by
 	case "credential.list":
 		return credential.Page{Credentials: []credential.Credential{{ID: "c", Component: "k"}}, Next: "next"}, nil
 	case "credential.counts":
-		return credential.CredentialCounts{Total: 400_000}, nil
+		return credential.Counts{Total: 400_000}, nil
 	case "credential.get":
 		return credential.Credential{ID: "c", Component: "k"}, nil
 	case "auth_client.list":

@@ -49,7 +49,7 @@ func (x *exchange) getFlow() {
 		x.Fail(err)
 		return
 	}
-	f, err := ask[flow.Flow](x, "flow.get", flow.GetFlow{ID: x.item})
+	f, err := ask[flow.Flow](x, "flow.get", flow.Get{ID: x.item})
 	if err != nil {
 		x.Fail(err)
 		return
@@ -144,7 +144,7 @@ func (x *exchange) change(ceType string, data []byte, status int) {
 		x.Fail(inGraph(err))
 		return
 	case x.may(permission.FlowsGet): // the change is seen from here on
-		_, err = ask[flow.Flow](x, "flow.get", flow.GetFlow{ID: f.ID, MinSeq: f.Seq})
+		_, err = ask[flow.Flow](x, "flow.get", flow.Get{ID: f.ID, MinSeq: f.Seq})
 	}
 	x.noteBehind(err)
 	if status == http.StatusNoContent {

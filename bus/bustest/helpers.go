@@ -92,6 +92,7 @@ func Eventually(tb testing.TB, what string, is func() bool) {
 	}
 }
 
+// Must fails the test with an error.
 func Must[T any](v T, err error) func(t *testing.T) T {
 	return func(t *testing.T) T {
 		t.Helper()
@@ -102,7 +103,8 @@ func Must[T any](v T, err error) func(t *testing.T) T {
 	}
 }
 
-func Ok(t *testing.T, err error) {
+// OK fails the test with an error.
+func OK(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -127,17 +129,19 @@ func (l *LogBuffer) String() string {
 	return l.b.String()
 }
 
+// Reset forgets what was logged.
 func (l *LogBuffer) Reset() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.b.Reset()
 }
 
+// Logger logs into the buffer.
 func (l *LogBuffer) Logger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
-// The keys of these tests.
+// Grants keys of these tests.
 var Grants = map[string]natsserver.Grant{
 	"alice-key": {Principal: "alice", Tenants: []string{"default"}, Follow: true, Audit: true},
 	"bob-key":   {Principal: "bob", Tenants: []string{"other"}, Follow: true, Audit: true},
@@ -152,8 +156,10 @@ var Grants = map[string]natsserver.Grant{
 	"odd-key":     {Principal: "odd", Tenants: []string{"a.>"}},
 }
 
+// ErrUnknownKey is the answer to a key that is none of Grants.
 var ErrUnknownKey = errors.New("unknown key")
 
+// Authenticate lets the keys of Grants in.
 func Authenticate(_ context.Context, key string, _ netip.Addr) (natsserver.Grant, error) {
 	if g, ok := Grants[key]; ok {
 		return g, nil
@@ -161,6 +167,7 @@ func Authenticate(_ context.Context, key string, _ netip.Addr) (natsserver.Grant
 	return natsserver.Grant{}, ErrUnknownKey
 }
 
+// StartNode starts a node with the keys of Grants.
 func StartNode(t *testing.T, with ...func(*natsserver.NodeConfig)) *natsserver.Node {
 	t.Helper()
 	cfg := natsserver.NodeConfig{Dir: t.TempDir(), Listen: "127.0.0.1:0", Authenticate: Authenticate, MinFree: 1}
@@ -200,12 +207,14 @@ type Service struct {
 	Calls chan Call // what reached an endpoint
 }
 
+// Call is a request that arrived at a Service.
 type Call struct {
 	Subject, Caller string
 	Known           bool
 	Answerable      bool
 }
 
+// Streams are the streams that a node has.
 var Streams = []jetstream.StreamConfig{
 	{Name: "CREDSTREAM_LOG", Subjects: []string{"credstream.log.>"}, AllowDirect: true},
 	{Name: "CREDSTREAM_VAULT", Subjects: []string{"credstream.vault.>"}, AllowDirect: true},
@@ -216,6 +225,7 @@ var Streams = []jetstream.StreamConfig{
 	{Name: streams.AuditStream, Subjects: []string{streams.AuditSubject + ".>"}},
 }
 
+// StartService answers every request on a node.
 func StartService(t *testing.T, n *natsserver.Node) *Service {
 	t.Helper()
 	s := &Service{Js: ServiceJS(t, n), Calls: make(chan Call, 1000)}
@@ -283,6 +293,7 @@ func ServePulls(t *testing.T, on Server) *natsserver.Pulls {
 	return pulls
 }
 
+// ServiceJS is JetStream as the service uses it.
 func ServiceJS(t *testing.T, n *natsserver.Node) jetstream.JetStream {
 	t.Helper()
 	nc, err := n.Conn("test")
@@ -321,6 +332,7 @@ func (s *Service) State(t *testing.T) map[string]string {
 	return all
 }
 
+// Recv waits for what a channel brings.
 func Recv[T any](t *testing.T, ch <-chan T) (v T) {
 	t.Helper()
 	select {

@@ -184,7 +184,7 @@ func TestRefusalsAreDelayed(t *testing.T) {
 		m := queuedCommand("default", "component.share", "", `{"id":"sheets"}`)
 		m.Reply = inbox
 		for range n {
-			bustest.Ok(t, nc.PublishMsg(m))
+			bustest.OK(t, nc.PublishMsg(m))
 		}
 	}
 	answered := func(code string) {

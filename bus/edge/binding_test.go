@@ -93,7 +93,7 @@ func (w *whole) peer(t *testing.T, v verify.Config) *peer {
 
 func (p *peer) sync(t *testing.T) {
 	end := bustest.Must(p.store.End(t.Context()))(t)
-	bustest.Ok(t, p.proj.Wait(t.Context(), end))
+	bustest.OK(t, p.proj.Wait(t.Context(), end))
 }
 
 func (p *peer) do(id, command, body string) (svc.Done, error) {
@@ -110,7 +110,7 @@ func (p *peer) cred(t *testing.T, id string) {
 	_, _, err := aggregates.Credential.Execute(t.Context(), p.log, "default", commands.CreateCredential{
 		ID: id, Component: "sheets", Name: id, Keys: commands.NewKeys{SecretID: events.NewID(), Fields: []string{}, Revision: 1, Verification: events.Verification{Status: "unverified"}},
 	}, events.Meta{Tenant: "default", Actor: events.Actor{Kind: "system", ID: "test"}, Command: events.NewID(), Correlation: "x", Time: time.Now().UTC(), Via: "system"}, nil)
-	bustest.Ok(t, err)
+	bustest.OK(t, err)
 }
 
 func bindBody(flow, ttl string, creds ...string) string {
@@ -136,7 +136,7 @@ func TestReservedThenStarted(t *testing.T) {
 		var both sync.WaitGroup
 		var started, deleted error
 		both.Go(func() {
-			started = p.svc.Flows.ObserveFlow(t.Context(), svc.Call{Tenant: "default", Principal: p.admin, Via: "nats"}, flow.FlowEvent{
+			started = p.svc.Flows.ObserveFlow(t.Context(), svc.Call{Tenant: "default", Principal: p.admin, Via: "nats"}, flow.Event{
 				Change: events.FlowWasStarted, ID: f, Revision: 1, Steps: []events.FlowStep{{ID: "s0", Component: "sheets", Credential: c}},
 			})
 		})
@@ -153,7 +153,7 @@ func TestReservedThenStarted(t *testing.T) {
 			_ = started
 		}
 		for r, err := range w.store.Stream(t.Context(), events.StreamID{Tenant: "default", Category: "credential", ID: c}, 0) {
-			bustest.Ok(t, err)
+			bustest.OK(t, err)
 			if _, is := r.Event.(events.CredentialReleased); is {
 				gap++
 			}
@@ -190,7 +190,7 @@ func TestDeleteInTheGap(t *testing.T) {
 			return nil
 		}
 		a.hook.before.Store(&hook)
-		started := a.svc.Flows.ObserveFlow(t.Context(), svc.Call{Tenant: "default", Principal: a.admin, Via: "nats"}, flow.FlowEvent{
+		started := a.svc.Flows.ObserveFlow(t.Context(), svc.Call{Tenant: "default", Principal: a.admin, Via: "nats"}, flow.Event{
 			Change: events.FlowWasStarted, ID: f, Revision: 1, Steps: []events.FlowStep{{ID: "s0", Component: "sheets", Credential: c}},
 		})
 		a.hook.before.Store(nil)
@@ -240,7 +240,7 @@ func TestSameBindTwiceFlowTold(t *testing.T) {
 		switch evs[0].(type) {
 		case events.CredentialUsed:
 			if s.ID == "c2" { // between two reservations the engine tells of the flow
-				bustest.Ok(t, b.svc.Flows.ObserveFlow(t.Context(), svc.Call{Tenant: "default", Principal: a.admin, Via: "nats"}, flow.FlowEvent{
+				bustest.OK(t, b.svc.Flows.ObserveFlow(t.Context(), svc.Call{Tenant: "default", Principal: a.admin, Via: "nats"}, flow.Event{
 					Change: events.FlowWasCreated, ID: "f1", Revision: 1, Steps: []events.FlowStep{},
 				}))
 				a.sync(t)
@@ -282,7 +282,7 @@ func TestBindRepeatedLater(t *testing.T) {
 	t.Log("again: reserved until", time.Until(done.Until))
 	p.skew.Store(int64(10*time.Minute + time.Second))
 	p.sync(t)
-	bustest.Ok(t, p.svc.Flows.KeepFlows(t.Context()))
+	bustest.OK(t, p.svc.Flows.KeepFlows(t.Context()))
 	if _, err := p.do("", "credential.delete", `{"id":"c1"}`); err == nil {
 		t.Errorf("deleted %v before the reservation was said to end", time.Until(done.Until)-time.Duration(p.skew.Load()))
 	}
@@ -303,7 +303,7 @@ func TestTwoBindsOfOneFlow(t *testing.T) {
 		both.Go(func() { d1, e1 = p.do("", "flow.bind", bindBody(f, "2s", c1, c2)) })
 		both.Go(func() { d2, e2 = p.do("", "flow.bind", bindBody(f, "24h", c1, c2)) })
 		both.Wait()
-		bustest.Ok(t, errors.Join(e1, e2))
+		bustest.OK(t, errors.Join(e1, e2))
 		st := bustest.Must(aggregates.Flow.Fresh(t.Context(), p.log, aggregates.Flow.Stream("default", f)))(t)
 		for _, c := range []string{c1, c2} {
 			cs := bustest.Must(aggregates.Credential.Fresh(t.Context(), p.log, aggregates.Credential.Stream("default", c)))(t)
@@ -402,7 +402,7 @@ func TestSealedKeysElsewhere(t *testing.T) {
 	var seen struct {
 		KeysSealed string `json:"keys_sealed"`
 	}
-	bustest.Ok(t, json.Unmarshal(entry.Content, &seen))
+	bustest.OK(t, json.Unmarshal(entry.Content, &seen))
 	bustest.Must(as("", "component.register", fmt.Sprintf(`{"id":"mine","descriptor":{"title":"m","credentials":{"fields":{"apiKey":{"viewClass":"TextFieldView"}}},"hosts":["127.0.0.1"],"verification":{"http":{"method":"GET","url":%q,"headers":{"X":"{{apiKey}}"},"expect":{"status":[200]}}}}}`, evil.URL)))(t)
 	_, err := as(entry.CommandID, "credential.create", fmt.Sprintf(`{"component":"mine","keys_sealed":%q}`, seen.KeysSealed))
 	select {

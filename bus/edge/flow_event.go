@@ -23,7 +23,7 @@ var ErrFlowEventForm = fault.New(fault.Invalid, "flow_event_not_cloudevent",
 
 // flowEvent is what is kept of a CloudEvent about a flow.
 type flowEvent struct {
-	flows.FlowEvent
+	flows.Event
 	id          string // ce-id
 	name        string // ce-type
 	correlation string
@@ -52,7 +52,7 @@ func readFlowEvent(m *nats.Msg, token string) (f flowEvent, err error) {
 	if err != nil {
 		return f, flows.ErrFlowEventSubject.Because("The subject does not end in a valid flow id.")
 	}
-	f.FlowEvent, err = flows.ParseFlowEvent(e.Type(), e.Subject(), flow, e.Data())
+	f.Event, err = flows.ParseFlowEvent(e.Type(), e.Subject(), flow, e.Data())
 	return f, discreet(err)
 }
 

@@ -95,7 +95,7 @@ func startWhole(t *testing.T) *whole {
 	}))(t)
 	t.Cleanup(w.store.Close)
 	for _, cfg := range []jetstream.StreamConfig{
-		vault.StreamConfig(1), feed.FeedConfig(1), feed.AuditConfig(1), edge.FlowsConfig(1), edge.QueueConfig(1), edge.PoisonConfig(1),
+		vault.StreamConfig(1), feed.Config(1), feed.AuditConfig(1), edge.FlowsConfig(1), edge.QueueConfig(1), edge.PoisonConfig(1),
 	} {
 		bustest.Must(streams.EnsureStream(t.Context(), w.js, cfg))(t)
 	}
@@ -107,7 +107,7 @@ func startWhole(t *testing.T) *whole {
 	t.Cleanup(func() { halt(); parts.Wait() })
 	parts.Go(func() { _ = projector.Run(running) })
 	keyFile := filepath.Join(t.TempDir(), "kms.key")
-	bustest.Ok(t, seal.CreateKeyFile(keyFile))
+	bustest.OK(t, seal.CreateKeyFile(keyFile))
 	kms := bustest.Must(seal.OpenKMS(t.Context(), seal.KMS{URL: "file://" + keyFile}))(t)
 	kv := bustest.Must(w.js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "CREDSTREAM_KEYS", Storage: jetstream.FileStorage}))(t)
 	w.keyring = seal.NewKeyring(kms, seal.NewKVKeysets(w.js, kv, nil))
@@ -128,12 +128,12 @@ func startWhole(t *testing.T) *whole {
 	t.Cleanup(w.svc.Close)
 	first := bustest.Must(w.svc.Access.Bootstrap(t.Context(), seal.Secret{}))(t)
 	w.key = string(first.Reveal())
-	bustest.Ok(w.t, w.node.SetAuthenticator(func(ctx context.Context, key string, from netip.Addr) (natsserver.Grant, error) {
+	bustest.OK(w.t, w.node.SetAuthenticator(func(ctx context.Context, key string, from netip.Addr) (natsserver.Grant, error) {
 		who, err := w.svc.Access.Authenticate(ctx, key, from)
 		return natsserver.Grant{Principal: who.Actor.ID, Tenants: who.Tenants}, err
 	}))
 	end := bustest.Must(w.store.End(t.Context()))(t)
-	bustest.Ok(t, projector.Wait(t.Context(), end))
+	bustest.OK(t, projector.Wait(t.Context(), end))
 	w.admin = bustest.Must(w.svc.Access.Authenticate(t.Context(), w.key, netip.Addr{}))(t)
 	w.call("default", "component.register", `{"id":"sheets","descriptor":{"title":"Sheets"}}`)
 	return w
@@ -197,7 +197,7 @@ func (w *whole) client(key string) *nats.Conn {
 func (w *whole) until(f func(events.Record) bool) events.Record {
 	w.t.Helper()
 	for rec, err := range w.store.Follow(w.t.Context(), 0) {
-		bustest.Ok(w.t, err)
+		bustest.OK(w.t, err)
 		if f(rec) {
 			return rec
 		}
@@ -229,7 +229,7 @@ func (w *whole) poisoned(tenant string, n int) []admin.Poisoned {
 		}
 	}
 	page, next, err := w.poison.List(w.t.Context(), tenant, "", 200)
-	bustest.Ok(w.t, err)
+	bustest.OK(w.t, err)
 	if next != "" {
 		w.t.Fatal("there are more")
 	}
@@ -272,7 +272,7 @@ func (w *whole) metric(name string, values ...string) float64 {
 func (w *whole) onDisk(text string) bool {
 	w.t.Helper()
 	found := false
-	bustest.Ok(w.t, filepath.WalkDir(w.dir, func(path string, d fs.DirEntry, err error) error {
+	bustest.OK(w.t, filepath.WalkDir(w.dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
@@ -401,7 +401,7 @@ func TestFlowEventsRefused(t *testing.T) {
 		Stream  string        `json:"stream"`
 		Problem fault.Problem `json:"problem"`
 	}
-	bustest.Ok(t, json.Unmarshal(answer.Data, &body))
+	bustest.OK(t, json.Unmarshal(answer.Data, &body))
 	if body.Stream != "" || body.Problem.Code != "permission_denied" || body.Problem.RequestID == "" ||
 		answer.Header.Get(micro.ErrorCodeHeader) != "403" || answer.Header.Get(micro.ErrorHeader) != body.Problem.Detail {
 		t.Errorf("answered %s with %v", answer.Data, answer.Header)
@@ -421,9 +421,9 @@ func TestPublishWithoutReply(t *testing.T) {
 	w := startWhole(t)
 	w.serveIntake()
 	nc := w.client(w.issue(permission.FlowEngine, "default"))
-	bustest.Ok(t, nc.PublishMsg(flowEvent("f1", "flow.stopped", "e1", `{"id":"f1","revision":1}`)))
-	bustest.Ok(t, nc.PublishMsg(flowEvent("f1", "flow.exploded", "e2", `{}`)))
-	bustest.Ok(t, nc.PublishMsg(queuedCommand("default", "credential.delete", "c1", `{"id":"x"}`)))
+	bustest.OK(t, nc.PublishMsg(flowEvent("f1", "flow.stopped", "e1", `{"id":"f1","revision":1}`)))
+	bustest.OK(t, nc.PublishMsg(flowEvent("f1", "flow.exploded", "e2", `{}`)))
+	bustest.OK(t, nc.PublishMsg(queuedCommand("default", "credential.delete", "c1", `{"id":"x"}`)))
 	ack := bustest.Must(bustest.Must(jetstream.New(nc))(t).PublishMsg(t.Context(), flowEvent("f1", "flow.stopped", "e3", `{"id":"f1","revision":2}`)))(t)
 	if ack.Sequence != 2 || w.count(edge.PoisonStream) != 1 {
 		t.Errorf("the next is acknowledged as %+v, %d messages are poisoned", ack, w.count(edge.PoisonStream))

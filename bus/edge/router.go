@@ -352,7 +352,7 @@ type flowHandler struct {
 }
 
 // NewEvent implements cqrs.GroupEventHandler.
-func (h flowHandler) NewEvent() any { return &flow.FlowEvent{Change: h.change} }
+func (h flowHandler) NewEvent() any { return &flow.Event{Change: h.change} }
 
 // Handle implements cqrs.GroupEventHandler.
 func (h flowHandler) Handle(ctx context.Context, e any) error {
@@ -360,7 +360,7 @@ func (h flowHandler) Handle(ctx context.Context, e any) error {
 	if err != nil {
 		return err
 	}
-	return h.r.cfg.Service.Flows.ObserveFlow(ctx, call, *e.(*flow.FlowEvent))
+	return h.r.cfg.Service.Flows.ObserveFlow(ctx, call, *e.(*flow.Event))
 }
 
 // flowMarshaler reads flow events from CloudEvents in binary mode.
@@ -372,7 +372,7 @@ var errOnlyRead = errors.New("bus: flow events are read-only")
 func (flowMarshaler) Marshal(any) (*message.Message, error) { return nil, errOnlyRead }
 
 // Name implements cqrs.CommandEventMarshaler: the type of the CloudEvent.
-func (flowMarshaler) Name(v any) string { return v.(*flow.FlowEvent).Type() }
+func (flowMarshaler) Name(v any) string { return v.(*flow.Event).Type() }
 
 // NameFromMessage implements cqrs.CommandEventMarshaler.
 func (flowMarshaler) NameFromMessage(msg *message.Message) string { return msg.Metadata["ce-type"] }
@@ -385,6 +385,6 @@ func (flowMarshaler) Unmarshal(msg *message.Message, v any) error {
 	if err != nil {
 		return errForeign
 	}
-	*v.(*flow.FlowEvent) = e
+	*v.(*flow.Event) = e
 	return nil
 }

@@ -122,7 +122,7 @@ func TestQueuedCommands(t *testing.T) {
 	stop()
 	created := 0
 	for rec, err := range w.store.Stream(t.Context(), made.Stream, 0) {
-		bustest.Ok(t, err)
+		bustest.OK(t, err)
 		if _, is := rec.Event.(events.CredentialCreated); is {
 			created++
 		}
@@ -151,16 +151,16 @@ func TestPoisonQueue(t *testing.T) {
 	if len(list) != 1 || list[0].Code != "flow_use_refused" || list[0].EventID != "e1" || list[0].Name != "flow.started" || !list[0].Kept {
 		t.Fatalf("the poison queue of default holds %+v", list)
 	}
-	var details flow.FlowFaults
-	bustest.Ok(t, json.Unmarshal(list[0].Details, &details))
-	if d := cmp.Diff(flow.FlowFaults{Steps: []flow.StepFault{{Step: "s1", Component: "absent-canary", Reason: "component_not_found"}}}, details); d != "" {
+	var details flow.Faults
+	bustest.OK(t, json.Unmarshal(list[0].Details, &details))
+	if d := cmp.Diff(flow.Faults{Steps: []flow.StepFault{{Step: "s1", Component: "absent-canary", Reason: "component_not_found"}}}, details); d != "" {
 		t.Error(d)
 	}
 	id := list[0].ID
 	one := bustest.Must(w.poison.Get(ctx, "default", id))(t)
-	var content flow.FlowEvent
-	bustest.Ok(t, json.Unmarshal(one.Content, &content))
-	want := flow.FlowEvent{ID: "f1", Name: "Orders", Revision: 1, Steps: []events.FlowStep{{ID: "s1", Component: "absent-canary"}}}
+	var content flow.Event
+	bustest.OK(t, json.Unmarshal(one.Content, &content))
+	want := flow.Event{ID: "f1", Name: "Orders", Revision: 1, Steps: []events.FlowStep{{ID: "s1", Component: "absent-canary"}}}
 	if d := cmp.Diff(want, content); d != "" {
 		t.Error(d)
 	}
@@ -171,7 +171,7 @@ func TestPoisonQueue(t *testing.T) {
 	after := ""
 	for {
 		page, next, err := w.poison.List(ctx, "acme", after, 3)
-		bustest.Ok(t, err)
+		bustest.OK(t, err)
 		for _, m := range page {
 			ids = append(ids, m.ID+" "+m.CommandID)
 		}
@@ -203,8 +203,8 @@ func TestPoisonQueue(t *testing.T) {
 	w.call("default", "component.register", `{"id":"absent-canary","descriptor":{"title":"There now"}}`)
 	bustest.Must(js.PublishMsg(ctx, flowEvent("f1", "flow.updated", "e2", `{"id":"f1","revision":2,"steps":[]}`)))(t)
 	w.observed("f1", 2)
-	bustest.Ok(t, w.poison.Retry(ctx, "default", id))
-	bustest.Ok(t, w.poison.Retry(ctx, "acme", theirs))
+	bustest.OK(t, w.poison.Retry(ctx, "default", id))
+	bustest.OK(t, w.poison.Retry(ctx, "acme", theirs))
 	again := w.poisoned("acme", 4)
 	if len(again) != 4 || again[3].CommandID != "c0" || again[3].SHA256 == "" {
 		t.Errorf("after another try: %+v", again)
@@ -216,7 +216,7 @@ func TestPoisonQueue(t *testing.T) {
 		t.Error("the entry cannot be found on the disk")
 	}
 	for _, m := range again {
-		bustest.Ok(t, w.poison.Drop(ctx, "acme", m.ID))
+		bustest.OK(t, w.poison.Drop(ctx, "acme", m.ID))
 	}
 	if n := w.count(edge.PoisonStream); n != 0 {
 		t.Errorf("%d messages are left", n)
@@ -308,7 +308,7 @@ func TestReaderWithoutPoisonQueue(t *testing.T) {
 	w.serveIntake()
 	js := bustest.Must(jetstream.New(w.client(w.key)))(t)
 	bustest.Must(js.PublishMsg(t.Context(), queuedCommand("default", "credential.delete", "c1", `{"id":"x"}`)))(t)
-	bustest.Ok(t, w.js.DeleteStream(t.Context(), edge.PoisonStream))
+	bustest.OK(t, w.js.DeleteStream(t.Context(), edge.PoisonStream))
 	tries := make(chan struct{}, 1000)
 	count := func() error {
 		tries <- struct{}{}

@@ -24,9 +24,9 @@ import (
 	"github.com/credstream/credstream/projections"
 )
 
-// FeedConfig is the stream of the feed: the changes. It is derived from the log,
+// Config is the stream of the feed: the changes. It is derived from the log,
 // so it is not fsynced: what a power cut takes, the writer puts there again.
-func FeedConfig(replicas int) jetstream.StreamConfig { return streams.FeedOfChanges.Config(replicas) }
+func Config(replicas int) jetstream.StreamConfig { return streams.FeedOfChanges.Config(replicas) }
 
 // AuditConfig is the stream of the audit trail: every public event. It is derived
 // from the log like the feed.

@@ -101,7 +101,7 @@ func TestFeedWriter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := feed.FeedConfig(1)
+	cfg := feed.Config(1)
 	cfg.DenyDelete = false // the test tears messages out
 	stream, err := js.CreateStream(t.Context(), cfg)
 	if err != nil {
@@ -172,7 +172,7 @@ func TestFeedWithTwoWriters(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stream, err := js.CreateStream(t.Context(), feed.FeedConfig(1))
+	stream, err := js.CreateStream(t.Context(), feed.Config(1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,7 +262,7 @@ func TestAudiences(t *testing.T) {
 	store := memory.New(events.All())
 	changes, audit := tell(t, store)
 
-	old, err := js.CreateStream(t.Context(), feed.FeedConfig(1))
+	old, err := js.CreateStream(t.Context(), feed.Config(1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -374,7 +374,7 @@ func TestFeedThatDiffersFromTheLog(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stream, err := js.CreateStream(t.Context(), feed.FeedConfig(1))
+	stream, err := js.CreateStream(t.Context(), feed.Config(1))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,7 +38,7 @@ func TestPartsGoOnAfterServersWithoutALeader(t *testing.T) {
 			}
 			t.Cleanup(store.Close)
 		}
-		if _, err = streams.EnsureStream(t.Context(), js, feed.FeedConfig(3)); err != nil {
+		if _, err = streams.EnsureStream(t.Context(), js, feed.Config(3)); err != nil {
 			return err
 		}
 		_, err = natsserver.EnsureBucket(t.Context(), js, feed.InUseConfig(3))

@@ -50,7 +50,7 @@ func TestAccessGolden(t *testing.T) {
 	plain.Cleartext, plain.Recipient, plain.Via = true, "", "http"
 	var got strings.Builder
 	for i, fact := range []credentials.AccessFact{whole, plain} {
-		bustest.Ok(t, log.Append(t.Context(), "acme", fact))
+		bustest.OK(t, log.Append(t.Context(), "acme", fact))
 		m := bustest.Must(bustest.Must(js.Stream(t.Context(), kv.AccessStream))(t).GetMsg(t.Context(), uint64(i+1)))(t)
 		fmt.Fprintf(&got, "%s\n", m.Subject)
 		for _, name := range []string{jetstream.StreamHeader, jetstream.SubjectHeader, jetstream.SequenceHeader, jetstream.TimeStampHeaer} {
@@ -64,16 +64,16 @@ func TestAccessGolden(t *testing.T) {
 	path := filepath.Join("testdata", "access.v1.golden")
 	want, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) && os.Getenv("WRITE_GOLDEN") != "" {
-		bustest.Ok(t, os.MkdirAll("testdata", 0o755))
-		bustest.Ok(t, os.WriteFile(path, []byte(got.String()), 0o600))
+		bustest.OK(t, os.MkdirAll("testdata", 0o755))
+		bustest.OK(t, os.WriteFile(path, []byte(got.String()), 0o600))
 		return
 	}
-	bustest.Ok(t, err)
+	bustest.OK(t, err)
 	if diff := cmp.Diff(string(want), got.String()); diff != "" {
 		t.Errorf("%s is for ever (-want +got):\n%s", path, diff)
 	}
 	page, next, err := log.Read(t.Context(), "acme", credentials.AccessRange{}, 10)
-	bustest.Ok(t, err)
+	bustest.OK(t, err)
 	if diff := cmp.Diff([]credentials.AccessRecord{{Seq: 1, AccessFact: whole}, {Seq: 2, AccessFact: plain}}, page); diff != "" || next != 0 {
 		t.Errorf("read back, next %d (-want +got):\n%s", next, diff)
 	}
@@ -94,7 +94,7 @@ func TestAccessRead(t *testing.T) {
 	const other = "odd id ÿ" // not plain: it stands encoded in the subject
 	for i := range 10 {
 		tenant, credential := []string{"acme", "ajax"}[i/5], []string{"c1", other}[i%2]
-		bustest.Ok(t, log.Append(t.Context(), tenant, accessFact(credential, i)))
+		bustest.OK(t, log.Append(t.Context(), tenant, accessFact(credential, i)))
 	}
 	future := time.Now().Add(time.Hour)
 	for _, c := range []struct {
@@ -154,7 +154,7 @@ func TestAccessAppend(t *testing.T) {
 		return failure
 	}))(t)
 	for range 3 {
-		bustest.Ok(t, log.Append(t.Context(), "acme", accessFact("c1", 1)))
+		bustest.OK(t, log.Append(t.Context(), "acme", accessFact("c1", 1)))
 	}
 	if fmt.Sprint(stored) != "[1 2 3]" {
 		t.Errorf("synced after %v messages", stored)
@@ -169,7 +169,7 @@ func TestAccessAppend(t *testing.T) {
 		t.Error("stored for a caller who has gone")
 	}
 	failure = nil
-	bustest.Ok(t, js.DeleteStream(t.Context(), kv.AccessStream))
+	bustest.OK(t, js.DeleteStream(t.Context(), kv.AccessStream))
 	if err := log.Append(t.Context(), "acme", accessFact("c1", 1)); err == nil {
 		t.Error("stored where there is no stream")
 	}
@@ -182,7 +182,7 @@ func TestAccessAppend(t *testing.T) {
 func TestAccessRetention(t *testing.T) {
 	node := bustest.StartNode(t)
 	log, js := openAccess(t, node)
-	bustest.Ok(t, log.Append(t.Context(), "acme", accessFact("c1", 1)))
+	bustest.OK(t, log.Append(t.Context(), "acme", accessFact("c1", 1)))
 	if changed := bustest.Must(kv.EnsureAccessLog(t.Context(), js, 1, kv.DefaultAccessRetention))(t); changed {
 		t.Error("what is there is changed")
 	}
@@ -231,7 +231,7 @@ func TestAccessOnCluster(t *testing.T) {
 	bustest.Must(kv.EnsureAccessLog(t.Context(), js, 1, kv.DefaultAccessRetention))(t)
 	log := bustest.Must(kv.NewAccessLog(conn, nil))(t)
 	for i := range 50 {
-		bustest.Ok(t, log.Append(t.Context(), "acme", accessFact("c1", i)))
+		bustest.OK(t, log.Append(t.Context(), "acme", accessFact("c1", i)))
 		page, _, err := log.Read(t.Context(), "acme", credentials.AccessRange{Credential: "c1", From: uint64(i + 1)}, 10)
 		if err != nil || len(page) != 1 || page[0].Version != i {
 			t.Fatalf("fact %d is read as %+v, %v", i, page, err)

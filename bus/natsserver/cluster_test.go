@@ -204,7 +204,7 @@ func TestConnectRefusesOldServers(t *testing.T) {
 func TestEnsureStream(t *testing.T) {
 	n := bustest.StartNode(t)
 	js := bustest.ServiceJS(t, n)
-	configs := append([]jetstream.StreamConfig{feed.FeedConfig(1), feed.AuditConfig(1), kv.ClaimsConfig(1)}, bustest.Streams[:len(bustest.Streams)-2]...)
+	configs := append([]jetstream.StreamConfig{feed.Config(1), feed.AuditConfig(1), kv.ClaimsConfig(1)}, bustest.Streams[:len(bustest.Streams)-2]...)
 	for _, cfg := range configs {
 		for _, want := range []bool{true, false} {
 			if created, err := streams.EnsureStream(t.Context(), js, cfg); err != nil || created != want {
@@ -251,7 +251,7 @@ func TestThreeServers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, cfg := range []jetstream.StreamConfig{feed.FeedConfig(3), feed.AuditConfig(3), kv.ClaimsConfig(3)} {
+	for _, cfg := range []jetstream.StreamConfig{feed.Config(3), feed.AuditConfig(3), kv.ClaimsConfig(3)} {
 		for _, want := range []bool{true, false} {
 			if created, err := streams.EnsureStream(t.Context(), js, cfg); err != nil || created != want {
 				t.Errorf("%s: %v, %v", cfg.Name, created, err)

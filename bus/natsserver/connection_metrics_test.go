@@ -63,7 +63,7 @@ func TestStalledReader(t *testing.T) {
 	for range 3 {
 		bustest.Must(reader.SubscribeSync("credstream.events.default.>"))(t)
 	}
-	bustest.Ok(t, reader.Flush())
+	bustest.OK(t, reader.Flush())
 	if c, s := measure("credstream_nats_connections", "key"), measure("credstream_nats_subscriptions", "key"); c != 1 || s < 3 {
 		t.Errorf("%v connections of keys, %v subscriptions", c, s)
 	}
@@ -75,8 +75,8 @@ func TestStalledReader(t *testing.T) {
 		if sent > 400 {
 			t.Fatalf("200 MiB were sent, up to %v bytes wait, and the reader is not closed", most)
 		}
-		bustest.Ok(t, service.Publish("credstream.events.default.x", body))
-		bustest.Ok(t, service.Flush())
+		bustest.OK(t, service.Publish("credstream.events.default.x", body))
+		bustest.OK(t, service.Flush())
 		most = max(most, measure("credstream_nats_pending_bytes", "key"))
 	}
 	if most == 0 || most > 17<<20 {

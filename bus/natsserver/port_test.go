@@ -782,7 +782,7 @@ func TestDisconnectKey(t *testing.T) {
 func TestAccountsOfEndedKeys(t *testing.T) {
 	const keys = 300
 	n := bustest.StartNode(t)
-	bustest.Ok(t, n.SetAuthenticator(func(_ context.Context, key string, _ netip.Addr) (natsserver.Grant, error) {
+	bustest.OK(t, n.SetAuthenticator(func(_ context.Context, key string, _ netip.Addr) (natsserver.Grant, error) {
 		return natsserver.Grant{Principal: key, Tenants: []string{"acme", "other"}, Follow: true, Audit: true}, nil
 	}))
 	use := func(key string) {

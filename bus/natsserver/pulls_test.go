@@ -43,7 +43,7 @@ func checkFirstUse(t *testing.T, on bustest.Server, connect func(key string) *na
 		for name := range names.Name() {
 			list = append(list, name)
 		}
-		bustest.Ok(t, names.Err())
+		bustest.OK(t, names.Err())
 		return list
 	}
 	for _, key := range []string{"engine-key", "engines-key"} { // of the tenant, and of all tenants
@@ -63,7 +63,7 @@ func checkFirstUse(t *testing.T, on bustest.Server, connect func(key string) *na
 			t.Helper()
 			consumer := bustest.Must(client.Consumer(t.Context(), streams.FeedStream, "engine-default"))(t)
 			m := bustest.Must(consumer.Next(jetstream.FetchMaxWait(20 * time.Second)))(t)
-			bustest.Ok(t, m.DoubleAck(t.Context()))
+			bustest.OK(t, m.DoubleAck(t.Context()))
 			if string(m.Data()) != want {
 				t.Errorf("%s: got %q, want %q", key, m.Data(), want)
 			}
@@ -71,17 +71,17 @@ func checkFirstUse(t *testing.T, on bustest.Server, connect func(key string) *na
 		read("before anybody came")
 		// Who is bound already only pulls.
 		bound := bustest.Must(client.Consumer(t.Context(), streams.FeedStream, "engine-default"))(t)
-		bustest.Ok(t, js.DeleteConsumer(t.Context(), streams.FeedStream, "engine-default"))
+		bustest.OK(t, js.DeleteConsumer(t.Context(), streams.FeedStream, "engine-default"))
 		pulls.Forget()
 		bustest.Eventually(t, "the event again", func() bool {
 			m, err := bound.Next(jetstream.FetchMaxWait(300 * time.Millisecond))
 			return err == nil && string(m.Data()) == "before anybody came"
 		})
-		bustest.Ok(t, js.DeleteStream(t.Context(), streams.FeedStream))
+		bustest.OK(t, js.DeleteStream(t.Context(), streams.FeedStream))
 		bustest.Must(js.CreateStream(t.Context(), config))(t)
 		publish("after the loss")
 		read("after the loss")
-		bustest.Ok(t, js.DeleteStream(t.Context(), streams.FeedStream))
+		bustest.OK(t, js.DeleteStream(t.Context(), streams.FeedStream))
 		bustest.Must(js.CreateStream(t.Context(), config))(t)
 		publish("before anybody came")
 	}
@@ -101,7 +101,7 @@ func TestUnusedConsumersAreDropped(t *testing.T) {
 		bustest.Must(js.Publish(t.Context(), "credstream.events."+tenant+".credential.c", []byte("x")))(t)
 		m := bustest.Must(bustest.Must(client.Consumer(t.Context(), streams.FeedStream, "engine-"+tenant))(t).Next(jetstream.FetchMaxWait(20 * time.Second)))(t)
 		if acknowledge {
-			bustest.Ok(t, m.DoubleAck(t.Context()))
+			bustest.OK(t, m.DoubleAck(t.Context()))
 		}
 	}
 	bustest.Must(js.Publish(t.Context(), "credstream.events.unused.credential.c", []byte("x")))(t)
@@ -109,14 +109,14 @@ func TestUnusedConsumersAreDropped(t *testing.T) {
 		bustest.Must(js.CreateConsumer(t.Context(), stream, jetstream.ConsumerConfig{Durable: name, AckPolicy: jetstream.AckExplicitPolicy}))(t)
 	}
 	for range 2 {
-		bustest.Ok(t, pulls.DropUnused(t.Context()))
+		bustest.OK(t, pulls.DropUnused(t.Context()))
 		var left []string
 		for _, stream := range []string{streams.FeedStream, streams.AuditStream} {
 			names := bustest.Must(js.Stream(t.Context(), stream))(t).ConsumerNames(t.Context())
 			for name := range names.Name() {
 				left = append(left, name)
 			}
-			bustest.Ok(t, names.Err())
+			bustest.OK(t, names.Err())
 		}
 		slices.Sort(left)
 		if want := []string{"engine-default", "engine-other", "mine"}; !slices.Equal(left, want) {
@@ -147,7 +147,7 @@ func checkPullBounds(t *testing.T, _ bustest.Server, _ *bustest.Service, connect
 		}
 	}
 	drained := bustest.Must(bustest.Must(jetstream.New(nc))(t).Consumer(t.Context(), streams.AuditStream, "audit-default"))(t)
-	bustest.Ok(t, bustest.Must(drained.Next())(t).Ack())
+	bustest.OK(t, bustest.Must(drained.Next())(t).Ack())
 	for _, c := range []struct {
 		heartbeat time.Duration
 		closed    bool
@@ -156,7 +156,7 @@ func checkPullBounds(t *testing.T, _ bustest.Server, _ *bustest.Service, connect
 		nc := connect("auditor-key", nats.NoReconnect(), nats.ClosedHandler(func(*nats.Conn) { close(closed) }))
 		inbox := nc.NewInbox()
 		sub := bustest.Must(nc.SubscribeSync(inbox))(t)
-		bustest.Ok(t, nc.PublishRequest(next, inbox, fmt.Appendf(nil, `{"batch":1,"expires":60000000000,"idle_heartbeat":%d}`, c.heartbeat)))
+		bustest.OK(t, nc.PublishRequest(next, inbox, fmt.Appendf(nil, `{"batch":1,"expires":60000000000,"idle_heartbeat":%d}`, c.heartbeat)))
 		if !c.closed {
 			if m := bustest.Must(sub.NextMsg(20 * time.Second))(t); m.Header.Get("Status") != "100" {
 				t.Errorf("heartbeat %v: %v", c.heartbeat, m.Header)
@@ -172,7 +172,7 @@ func checkPullBounds(t *testing.T, _ bustest.Server, _ *bustest.Service, connect
 	} { // malformed ones do not shield a key
 		closed := make(chan struct{})
 		nc := connect("auditor-key", nats.NoReconnect(), nats.ClosedHandler(func(*nats.Conn) { close(closed) }))
-		bustest.Ok(t, nc.PublishMsg(&nats.Msg{Subject: next, Reply: nc.NewInbox(), Header: headers, Data: []byte(`{"batch":1,"expires":60000000000,"idle_heartbeat":1}`)}))
+		bustest.OK(t, nc.PublishMsg(&nats.Msg{Subject: next, Reply: nc.NewInbox(), Header: headers, Data: []byte(`{"batch":1,"expires":60000000000,"idle_heartbeat":1}`)}))
 		bustest.Recv(t, closed)
 	}
 }

@@ -92,11 +92,13 @@ type FeedKind struct {
 	subject  func(projections.Message) string // "": not for this audience
 }
 
+// The two feeds.
 var (
 	FeedOfChanges = FeedKind{FeedStream, FeedSubject, EngineConsumer, func(m projections.Message) string { return m.Subject }}
 	FeedOfAudit   = FeedKind{AuditStream, AuditSubject, AuditConsumer, func(m projections.Message) string { return m.AuditSubject }}
 )
 
+// Config is the configuration of the stream.
 func (k FeedKind) Config(replicas int) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name: k.Stream, Subjects: []string{k.Root + ".>"}, Storage: jetstream.FileStorage, Replicas: replicas,
@@ -188,6 +190,7 @@ func (k FeedKind) TenantOf(subject string) (tenant string, ok bool) {
 	return tenant, ok && events.CheckName(tenant) == nil
 }
 
+// Where messages of the queues are published to, and where they wait.
 const (
 	FlowsOutside  = "credstream.flows."
 	FlowsInside   = "credstream.in.flows."

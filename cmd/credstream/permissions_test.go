@@ -70,7 +70,7 @@ func holders(t testing.TB, p *program) (list []holder) {
 
 // everywhere are the permissions that take a key of every tenant.
 func everywhere(perm permission.Permission) bool {
-	return slices.ContainsFunc(permission.Permissions(), func(p permission.PermissionInfo) bool { return p.Permission == perm && p.Everywhere })
+	return slices.ContainsFunc(permission.Permissions(), func(p permission.Info) bool { return p.Permission == perm && p.Everywhere })
 }
 
 // said is an answer without what differs from one request to the next.

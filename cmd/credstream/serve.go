@@ -307,7 +307,7 @@ func (p *program) openService(ctx context.Context) error {
 	}
 	n := p.replicas()
 	for _, cfg := range []jetstream.StreamConfig{
-		vault.StreamConfig(n), feed.FeedConfig(n), feed.AuditConfig(n), edge.FlowsConfig(n), edge.QueueConfig(n), edge.PoisonConfig(n),
+		vault.StreamConfig(n), feed.Config(n), feed.AuditConfig(n), edge.FlowsConfig(n), edge.QueueConfig(n), edge.PoisonConfig(n),
 		kv.CheckpointConfig(n),
 	} {
 		if err := p.ensureStream(ctx, js, cfg); err != nil {

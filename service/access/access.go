@@ -231,7 +231,7 @@ func (s *Service) Authorize(ctx context.Context, call *service.Call, perm permis
 		return service.ErrTenantNotFound
 	case !call.Principal.May(perm):
 		return s.Deny(ctx, call, perm)
-	case permission.Of[perm].Everywhere && !slices.Contains(call.Principal.Tenants, service.AllTenants):
+	case permission.Known[perm].Everywhere && !slices.Contains(call.Principal.Tenants, service.AllTenants):
 		s.Denied(ctx, call, perm)
 		return service.ErrDenied.Because("The permission %s affects every tenant. Use a key that is granted every tenant (*).", perm)
 	}

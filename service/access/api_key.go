@@ -129,7 +129,7 @@ func grantable(issuer service.Principal, in IssueAPIKey) ([]string, error) {
 	var names []string
 	for i, perm := range in.Permissions {
 		at := fmt.Sprintf("/permissions/%d", i)
-		if _, known := permission.Of[perm]; !known {
+		if _, known := permission.Known[perm]; !known {
 			return nil, ErrPermission.At(at)
 		}
 		if !issuer.MayGrant(perm) {

@@ -234,7 +234,7 @@ func (t *Tokens) read(token *oidc.IDToken) (service.Principal, error) {
 	}
 	p.Home = p.Tenants[0]
 	for _, word := range words(claims, t.cfg.Permissions) {
-		if _, known := permission.Of[permission.Permission(word)]; known {
+		if _, known := permission.Known[permission.Permission(word)]; known {
 			p.Permissions = append(p.Permissions, permission.Permission(word))
 		}
 		switch role, known := permission.Roles[permission.Role(word)]; {

@@ -25,7 +25,7 @@ func TestRoutes(t *testing.T) {
 		if !slices.Contains(permission.Roles[permission.Administrator], r.Permission) && r.Permission != permission.CredentialsReveal && r.Permission != permission.CredentialsResolve {
 			t.Errorf("nobody may use %s", r.Name)
 		}
-		if !slices.ContainsFunc(permission.Permissions(), func(p permission.PermissionInfo) bool { return p.Permission == r.Permission }) {
+		if !slices.ContainsFunc(permission.Permissions(), func(p permission.Info) bool { return p.Permission == r.Permission }) {
 			t.Errorf("%s takes %s, which is none of the list", r.Name, r.Permission)
 		}
 		if slices.Contains([]string{"credential.create", "credential.replace-keys", "oauth.connect", "auth_secret.create", "auth_secret.replace-keys"}, r.Name) != holdsKeys(r.In) || holdsKeys(r.In) && !r.Secrets {

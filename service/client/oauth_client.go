@@ -76,7 +76,7 @@ func (s *Service) define(ctx context.Context, call *service.Call, cmd commands.D
 		cmd.Revision = revision
 	}
 	var done service.Done
-	err = s.Secrets.WithSecret(ctx, ClientRef(call.Tenant, cmd.Component, ""), secret, func(secretID string) error {
+	err = s.Secrets.WithSecret(ctx, SecretRef(call.Tenant, cmd.Component, ""), secret, func(secretID string) error {
 		cmd.SecretID = secretID
 		done, err = s.changeClient(ctx, call, cmd)
 		return err
@@ -99,8 +99,8 @@ func checkClientID(id string) error {
 	return nil
 }
 
-// ClientRef is where the vault keeps a client's secret.
-func ClientRef(tenant, component, secretID string) vault.Ref {
+// SecretRef is where the vault keeps a client's secret.
+func SecretRef(tenant, component, secretID string) vault.Ref {
 	return vault.Ref{Tenant: tenant, Category: aggregates.OAuthClient.Category, Owner: component, SecretID: secretID}
 }
 
@@ -119,13 +119,13 @@ func (s *Service) changeClient(ctx context.Context, call *service.Call, cmd comm
 
 // clientInUse names the flows that include the component of a client.
 func (s *Service) clientInUse(ctx context.Context, call *service.Call, component string, state aggregates.OAuthClientState) error {
-	refs := flow.FlowRefs{Total: state.Uses.Len(), Flows: []flow.FlowRef{}}
+	refs := flow.Refs{Total: state.Uses.Len(), Flows: []flow.Ref{}}
 	page, _, err := s.Views.Flows(ctx, projections.FlowFilter{Tenant: call.Tenant, Component: component, Limit: flow.FlowsInDetail})
 	if err != nil {
 		s.Logger.WarnContext(ctx, "names of flows", "err", err)
 	}
 	for _, f := range page {
-		refs.Flows = append(refs.Flows, flow.FlowRef{ID: f.ID, Name: f.Name, Active: f.Active})
+		refs.Flows = append(refs.Flows, flow.Ref{ID: f.ID, Name: f.Name, Active: f.Active})
 	}
 	refs.Total = max(refs.Total, len(refs.Flows))
 	// The last sentence is the contract's.
@@ -236,7 +236,7 @@ func (s *Service) changeDefined(ctx context.Context, call *service.Call, cmd com
 		return service.Done{}, err
 	}
 	if has := now.Value.SecretID; has != "" {
-		old, err := s.Vault.Get(ctx, ClientRef(call.Tenant, cmd.Component, has))
+		old, err := s.Vault.Get(ctx, SecretRef(call.Tenant, cmd.Component, has))
 		switch {
 		case err != nil && !errors.Is(err, vault.ErrNoSecret):
 			return service.Done{}, fmt.Errorf("open the secret of the OAuth client of %s: %w", cmd.Component, err)
@@ -246,7 +246,7 @@ func (s *Service) changeDefined(ctx context.Context, call *service.Call, cmd com
 		}
 	}
 	var done service.Done
-	err = s.Secrets.WithSecret(ctx, ClientRef(call.Tenant, cmd.Component, ""), secret, func(secretID string) error {
+	err = s.Secrets.WithSecret(ctx, SecretRef(call.Tenant, cmd.Component, ""), secret, func(secretID string) error {
 		cmd.SecretID = secretID
 		done, err = s.changeClient(ctx, call, cmd)
 		return err
@@ -441,7 +441,7 @@ func (s *Service) revealOAuthClient(ctx context.Context, call *service.Call, in 
 	if err != nil {
 		return RevealedClient{}, err
 	}
-	secret, err := s.Vault.Get(ctx, ClientRef(call.Tenant, k.Component, k.SecretID))
+	secret, err := s.Vault.Get(ctx, SecretRef(call.Tenant, k.Component, k.SecretID))
 	if err != nil {
 		return RevealedClient{}, fmt.Errorf("open the secret of the OAuth client of %s: %w", k.Component, err)
 	}

@@ -23,12 +23,13 @@ import (
 	"github.com/credstream/credstream/vault"
 )
 
-// RegisterComponent asks for a new component.
+// Register asks for a new component.
 type Register struct {
 	ID         string         `json:"id,omitzero"` // letters, digits, '_' and '-', up to 64; made from the title when absent
 	Descriptor jsontext.Value `json:"descriptor"`  // the component.json
 }
 
+// CheckStored refuses what must not be stored in a queue.
 func (in Register) CheckStored() error {
 	_, err := parseDescriptor(in.Descriptor)
 	return err
@@ -105,12 +106,13 @@ func (s *Service) checkCase(ctx context.Context, id string) error {
 	return s.differsInCase(ctx, id, other)
 }
 
-// UpdateComponent asks for a new revision of a component's descriptor.
+// Update asks for a new revision of a component's descriptor.
 type Update struct {
 	ID         string         `json:"id"`
 	Descriptor jsontext.Value `json:"descriptor"` // the component.json
 }
 
+// CheckStored refuses what must not be stored in a queue.
 func (in Update) CheckStored() error {
 	_, err := parseDescriptor(in.Descriptor)
 	return err
@@ -141,7 +143,7 @@ func parseDescriptor(raw jsontext.Value) (commands.Descriptor, error) {
 	return d, nil
 }
 
-// ComponentID names one component.
+// ID names one component.
 type ID struct {
 	ID string `json:"id"`
 }
@@ -158,7 +160,7 @@ func (s *Service) unshareComponent(ctx context.Context, call *service.Call, in I
 // that says it in its own way.
 var ErrComponentDeleted = aggregates.ErrComponentDeleted
 
-// DeleteComponent asks for a component's end.
+// Delete asks for a component's end.
 type Delete struct {
 	ID     string `json:"id"`
 	DryRun bool   `json:"dry_run,omitzero"` // say what would break; delete nothing
@@ -172,7 +174,7 @@ func (s *Service) deleteComponent(ctx context.Context, call *service.Call, in De
 	return flow.Tried{Done: done}, err
 }
 
-// SetComponentEnv asks for values of the variables that a descriptor declares in
+// SetEnv asks for values of the variables that a descriptor declares in
 // envVars or env.
 type SetEnv struct {
 	ID       string       `json:"id"`
@@ -234,6 +236,7 @@ func needsClient(d commands.Descriptor) bool {
 	return d.WantsClient || d.ClientIDVar != "" && d.UsesOAuth
 }
 
+// ClientOf says which OAuth client of the component serves in the tenant.
 func (s *Service) ClientOf(ctx context.Context, tenant, component string, d commands.Descriptor) (ClientKind, error) {
 	if !needsClient(d) {
 		return noClientWanted, nil
@@ -392,13 +395,13 @@ func (s *Service) Descriptor(ctx context.Context, component string, revision int
 	return commands.Descriptor{}, fmt.Errorf("component %s has no revision %d", component, revision)
 }
 
-// GetComponent asks for one component.
+// Get asks for one component.
 type Get struct {
 	ID     string `json:"id"`
 	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
 }
 
-// ComponentInfo is what lists show of a component.
+// Info is what lists show of a component.
 type Info struct {
 	ID          string     `json:"id"`
 	Title       string     `json:"title"`
@@ -445,14 +448,14 @@ func (s *Service) getComponent(ctx context.Context, call *service.Call, in Get) 
 	return Component{componentInfo(c, call.Tenant, perComponent(counts), kind), d.Raw}, nil
 }
 
-// ListComponents asks for the components a tenant may use: its own and the shared ones.
+// List asks for the components a tenant may use: its own and the shared ones.
 type List struct {
 	Limit  int    `json:"limit,omitzero"`   // 1 to 200; 50 when absent
 	After  string `json:"after,omitzero"`   // cursor of the page before
 	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
 }
 
-// ComponentList answers ListComponents.
+// Page answers ListComponents.
 type Page struct {
 	Components []Info `json:"components"`
 	Next       string `json:"next,omitzero"` // cursor of the next page; absent on the last

@@ -60,9 +60,9 @@ var (
 		"The provider issued tokens, but it is not known whether they were saved. Check the credential before you start again.")
 )
 
-// ConnectOAuth asks for a link by which a person connects an account at the
+// Start asks for a link by which a person connects an account at the
 // component's provider.
-type ConnectOAuth struct {
+type Start struct {
 	Component  string              `json:"component,omitzero"`         // needed for a new credential
 	Credential string              `json:"credential,omitzero"`        // id of one that is to be connected again, in place; takes the permission credentials.edit
 	Name       string              `json:"name,omitzero"`              // of a new credential; made from the component's title when absent
@@ -87,7 +87,7 @@ type Connected struct {
 // edge gives it to the browser as a cookie. It is "" when no browser can have asked.
 func (c Connected) Starter() string { return c.starter }
 
-func (s *Service) connectOAuth(ctx context.Context, call *service.Call, in ConnectOAuth) (Connected, error) {
+func (s *Service) connectOAuth(ctx context.Context, call *service.Call, in Start) (Connected, error) {
 	if s.Connections == nil || s.PublicURL == "" {
 		return Connected{}, ErrConnectAbsent
 	}
@@ -191,7 +191,7 @@ func (s *Service) link(ctx context.Context, call *service.Call, id string, expir
 }
 
 // checkNew checks what a new credential is told.
-func (s *Service) checkNew(ctx context.Context, call *service.Call, in ConnectOAuth) error {
+func (s *Service) checkNew(ctx context.Context, call *service.Call, in Start) error {
 	if in.Name != "" {
 		if err := service.CheckName("/name", in.Name); err != nil {
 			return err
@@ -206,7 +206,7 @@ func (s *Service) checkNew(ctx context.Context, call *service.Call, in ConnectOA
 
 // checkAgain checks what is told of a credential that is connected again, and
 // returns its component.
-func (s *Service) checkAgain(ctx context.Context, call *service.Call, in ConnectOAuth) (component string, err error) {
+func (s *Service) checkAgain(ctx context.Context, call *service.Call, in Start) (component string, err error) {
 	for _, member := range []struct {
 		name  string
 		given bool

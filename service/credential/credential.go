@@ -28,7 +28,7 @@ import (
 var ErrVerificationFailed = fault.New(fault.Unprocessable, "credential_verification_failed",
 	"The dry request failed, so nothing was saved.")
 
-// CreateCredential asks for a new credential.
+// Create asks for a new credential.
 type Create struct {
 	Component  string       `json:"component"`
 	Name       string       `json:"name,omitzero"`              // for people; made from the component's title when absent
@@ -222,7 +222,7 @@ func (s *Service) Save(ctx context.Context, call *service.Call, id string, keys 
 	return done, err
 }
 
-// RenameCredential asks for another name.
+// Rename asks for another name.
 type Rename struct {
 	ID       string `json:"id"`
 	Name     string `json:"name"`
@@ -262,7 +262,7 @@ func checkVPNAgent(id string) error {
 	return nil
 }
 
-// RevertCredential asks for the keys of an earlier version.
+// Revert asks for the keys of an earlier version.
 type Revert struct {
 	ID       string `json:"id"`
 	Version  int    `json:"version"`                   // the version to go back to
@@ -313,7 +313,7 @@ func (s *Service) revertCredential(ctx context.Context, call *service.Call, in R
 	return s.Secrets.ChangeCredential(ctx, call, commands.RevertCredential{ID: in.ID, Expected: in.Expected, To: in.Version, Keys: keys})
 }
 
-// VerifyCredential asks for the dry request with the keys in force.
+// Verify asks for the dry request with the keys in force.
 type Verify struct {
 	ID string `json:"id"`
 }
@@ -351,12 +351,12 @@ func (s *Service) verifyCredential(ctx context.Context, call *service.Call, in V
 	return done, err
 }
 
-// RevealCredential asks for the clear values of a credential.
+// Reveal asks for the clear values of a credential.
 type Reveal struct {
 	ID string `json:"id"`
 }
 
-// RevealedCredential answers RevealCredential.
+// Revealed answers RevealCredential.
 type Revealed struct {
 	service.Done
 	Keys map[string]any `json:"keys"` // the clear values, by field
@@ -386,7 +386,7 @@ func (s *Service) revealCredential(ctx context.Context, call *service.Call, in R
 	return shown, nil
 }
 
-// DeleteCredential asks for a credential's end.
+// Delete asks for a credential's end.
 type Delete struct {
 	ID       string `json:"id"`
 	Expected int    `json:"expected_version,omitzero"` // refuse when the keys in force have another version

@@ -19,7 +19,7 @@ import (
 	"github.com/credstream/credstream/service/secrets"
 )
 
-// GetCredential asks for one credential.
+// Get asks for one credential.
 type Get struct {
 	ID     string `json:"id"`
 	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
@@ -127,7 +127,7 @@ func (s *Service) maskedKeys(ctx context.Context, c projections.Credential, d co
 	return keys, nil
 }
 
-// ListCredentials asks for credentials by filter. Filters combine by AND.
+// List asks for credentials by filter. Filters combine by AND.
 type List struct {
 	Component    string        `json:"component,omitzero"`
 	Workspace    string        `json:"workspace,omitzero"`     // the id that they were created with
@@ -139,7 +139,7 @@ type List struct {
 	MinSeq       uint64        `json:"min_seq,omitzero"`       // wait until the answer reflects this log sequence
 }
 
-// CredentialList answers ListCredentials.
+// Page answers ListCredentials.
 type Page struct {
 	Credentials []Credential `json:"credentials"`
 	Next        string       `json:"next,omitzero"` // cursor of the next page; absent on the last
@@ -195,16 +195,16 @@ func (s *Service) listCredentials(ctx context.Context, call *service.Call, in Li
 	return list, nil
 }
 
-// CountCredentials asks for the number of credentials by component and status.
-type CountCredentials struct {
+// Count asks for the number of credentials by component and status.
+type Count struct {
 	Component string        `json:"component,omitzero"` // only this one's
 	Workspace string        `json:"workspace,omitzero"` // only those created with this id
 	Status    events.Status `json:"status,omitzero"`    // only these: verified, failed, unverified or reauthorization_required
 	MinSeq    uint64        `json:"min_seq,omitzero"`   // wait until the answer reflects this log sequence
 }
 
-// CredentialCounts answers CountCredentials.
-type CredentialCounts struct {
+// Counts answers CountCredentials.
+type Counts struct {
 	Total  int              `json:"total"`
 	Counts []ComponentCount `json:"components"`
 }
@@ -216,18 +216,18 @@ type ComponentCount struct {
 	Status    map[events.Status]int `json:"status"`
 }
 
-func (s *Service) countCredentials(ctx context.Context, call *service.Call, in CountCredentials) (CredentialCounts, error) {
+func (s *Service) countCredentials(ctx context.Context, call *service.Call, in Count) (Counts, error) {
 	if err := checkStatus(in.Status); err != nil {
-		return CredentialCounts{}, err
+		return Counts{}, err
 	}
 	if err := s.Kernel.AtLeast(ctx, in.MinSeq); err != nil {
-		return CredentialCounts{}, err
+		return Counts{}, err
 	}
 	rows, err := s.Views.CredentialCounts(ctx, call.Tenant, projections.CredentialFilter{Component: in.Component, Workspace: in.Workspace, Status: in.Status})
 	if err != nil {
-		return CredentialCounts{}, err
+		return Counts{}, err
 	}
-	counts := CredentialCounts{Counts: []ComponentCount{}}
+	counts := Counts{Counts: []ComponentCount{}}
 	for _, r := range rows { // ordered by component
 		if n := len(counts.Counts); n == 0 || counts.Counts[n-1].Component != r.Component {
 			counts.Counts = append(counts.Counts, ComponentCount{Component: r.Component, Status: map[events.Status]int{}})
@@ -240,8 +240,8 @@ func (s *Service) countCredentials(ctx context.Context, call *service.Call, in C
 	return counts, nil
 }
 
-// CredentialHistory asks what happened to one credential, also after its end.
-type CredentialHistory struct {
+// GetHistory asks what happened to one credential, also after its end.
+type GetHistory struct {
 	ID    string `json:"id"`
 	After uint64 `json:"after,omitzero"` // log sequence: only facts behind it
 	Limit int    `json:"limit,omitzero"` // 1 to 1000; 200 when absent
@@ -265,7 +265,7 @@ type HistoryEntry struct {
 	Data    jsontext.Value `json:"data"`             // the fact in its public form
 }
 
-func (s *Service) credentialHistory(ctx context.Context, call *service.Call, in CredentialHistory) (History, error) {
+func (s *Service) credentialHistory(ctx context.Context, call *service.Call, in GetHistory) (History, error) {
 	if err := service.CheckTarget(in.ID, 0); err != nil {
 		return History{}, err
 	}

@@ -49,7 +49,7 @@ var (
 		"Give either public_key, an X25519 key in nkeys form (\"X\" and 55 more characters), or cleartext.")
 )
 
-// ResolveCredential asks for the values of a credential, for a flow. The same
+// Resolve asks for the values of a credential, for a flow. The same
 // caller asking again for the same is given the same lease while at least a tenth
 // of it is left.
 type Resolve struct {
@@ -60,7 +60,7 @@ type Resolve struct {
 	Cleartext bool   `json:"cleartext,omitzero"`  // in place of public_key: answer clear values; over TLS, or HTTP on the same machine, never over NATS
 }
 
-// ResolvedCredential answers ResolveCredential. It holds sealed or keys, as asked for.
+// Resolved answers ResolveCredential. It holds sealed or keys, as asked for.
 type Resolved struct {
 	Lease   string         `json:"lease"`
 	Expires time.Time      `json:"expires"`         // until when the values may be kept: seconds, UTC; no later than the access token's end

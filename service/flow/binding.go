@@ -14,8 +14,8 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// BindFlow asks for the credentials of a flow that is about to start.
-type BindFlow struct {
+// Bind asks for the credentials of a flow that is about to start.
+type Bind struct {
 	Flow  string            `json:"flow"`
 	Name  string            `json:"name,omitzero"` // for people
 	Steps []events.FlowStep `json:"steps"`
@@ -25,7 +25,7 @@ type BindFlow struct {
 // bindFlow reserves every credential that the steps name, in the order of their
 // ids, under one binding id; where one cannot be had, what was reserved is given
 // back. A process that dies in between leaves reservations that end by themselves.
-func (s *Service) bindFlow(ctx context.Context, call *service.Call, in BindFlow) (service.Done, error) {
+func (s *Service) bindFlow(ctx context.Context, call *service.Call, in Bind) (service.Done, error) {
 	cmd, err := s.binding(call, in)
 	if err != nil {
 		return service.Done{}, err
@@ -101,7 +101,7 @@ func (s *Service) keepBinding(ctx context.Context, call *service.Call, flow stri
 }
 
 // binding checks the form of the request.
-func (s *Service) binding(call *service.Call, in BindFlow) (cmd commands.BindFlow, err error) {
+func (s *Service) binding(call *service.Call, in Bind) (cmd commands.BindFlow, err error) {
 	if err := CheckFlow("/flow", in.Flow); err != nil {
 		return cmd, err
 	}
@@ -128,6 +128,7 @@ func (s *Service) binding(call *service.Call, in BindFlow) (cmd commands.BindFlo
 	}, nil
 }
 
+// CheckFlow refuses what cannot be the id of a flow or of a step.
 func CheckFlow(pointer, id string) error {
 	if err := service.Required(pointer, id); err != nil {
 		return err
@@ -216,13 +217,13 @@ func cannotBind(steps []events.FlowStep, refused []events.FlowUseRefused) error 
 	return err.Because("Nothing was reserved. %s", sayRefused(refused)).With(stepFaults(refused))
 }
 
-// ReleaseFlow asks for the end of a flow's reservation.
-type ReleaseFlow struct {
+// Release asks for the end of a flow's reservation.
+type Release struct {
 	Flow    string `json:"flow"`
 	Binding string `json:"binding,omitzero"` // only this one; the one that stands when absent
 }
 
-func (s *Service) releaseFlow(ctx context.Context, call *service.Call, in ReleaseFlow) (service.Done, error) {
+func (s *Service) releaseFlow(ctx context.Context, call *service.Call, in Release) (service.Done, error) {
 	if err := CheckFlow("/flow", in.Flow); err != nil {
 		return service.Done{}, err
 	}

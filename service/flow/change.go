@@ -62,25 +62,25 @@ func (s *Service) ChangeFlow(ctx context.Context, call service.Call, ceType stri
 }
 
 // flowChange reads a flow event that has no revision yet.
-func flowChange(ceType string, data []byte) (FlowEvent, error) {
+func flowChange(ceType string, data []byte) (Event, error) {
 	if err := service.CheckForm(data); err != nil {
-		return FlowEvent{}, err
+		return Event{}, err
 	}
-	var ev FlowEvent
+	var ev Event
 	if err := service.DecodeWith(data, &ev, json.RejectUnknownMembers(false)); err != nil {
-		return FlowEvent{}, err
+		return Event{}, err
 	}
 	ev.Revision = 1 // of no meaning: the flow's own decides
 	whole, err := ev.Data()
 	if err != nil {
-		return FlowEvent{}, fmt.Errorf("write a flow event: %w", err)
+		return Event{}, fmt.Errorf("write a flow event: %w", err)
 	}
 	return ParseFlowEvent(ceType, "", ev.ID, whole)
 }
 
 // tryFlow makes the change on the flow as it is now. It reports that it is not
 // done when somebody else was faster.
-func (s *Service) tryFlow(ctx context.Context, call *service.Call, ev FlowEvent) (Flow, bool, error) {
+func (s *Service) tryFlow(ctx context.Context, call *service.Call, ev Event) (Flow, bool, error) {
 	state, err := aggregates.Flow.Fresh(ctx, s.Log, aggregates.Flow.Stream(call.Tenant, ev.ID))
 	if err != nil {
 		return Flow{}, false, err
@@ -117,7 +117,7 @@ func (s *Service) tryFlow(ctx context.Context, call *service.Call, ev FlowEvent)
 
 // flowCanRun refuses to create or start a flow with a step that cannot have what
 // it names.
-func (s *Service) flowCanRun(ctx context.Context, tenant string, ev FlowEvent, told aggregates.FlowState) error {
+func (s *Service) flowCanRun(ctx context.Context, tenant string, ev Event, told aggregates.FlowState) error {
 	steps := ev.Steps
 	switch {
 	case ev.Change != events.FlowWasCreated && ev.Change != events.FlowWasStarted:

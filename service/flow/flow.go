@@ -47,9 +47,9 @@ const (
 	FlowsInDetail = 100 // flows that a refusal lists
 )
 
-// FlowEvent is what a flow engine says of a flow: the data of a CloudEvent of
+// Event is what a flow engine says of a flow: the data of a CloudEvent of
 // type flow.created, flow.updated, flow.started, flow.stopped or flow.deleted.
-type FlowEvent struct {
+type Event struct {
 	Change   events.FlowChange `json:"-"`
 	ID       string            `json:"id"`
 	Name     string            `json:"name,omitzero"`  // for people
@@ -58,17 +58,17 @@ type FlowEvent struct {
 }
 
 // Type is the CloudEvents type of the event.
-func (e FlowEvent) Type() string { return "flow." + string(e.Change) }
+func (e Event) Type() string { return "flow." + string(e.Change) }
 
 // Data is the event's data with the members that are understood, and no others.
-func (e FlowEvent) Data() ([]byte, error) { return json.Marshal(e) }
+func (e Event) Data() ([]byte, error) { return json.Marshal(e) }
 
 // ParseFlowEvent reads a flow event. ceType and ceSubject are its CloudEvents
 // attributes, flow the id in the subject it was published to. Members of the
 // data that are not known are ignored: engines differ. It returns
 // ErrFlowEventType, ErrFlowEventData, ErrFlowEventSubject or ErrFlowSteps.
-func ParseFlowEvent(ceType, ceSubject, flow string, data []byte) (FlowEvent, error) {
-	var e FlowEvent
+func ParseFlowEvent(ceType, ceSubject, flow string, data []byte) (Event, error) {
+	var e Event
 	switch ceType {
 	case "flow.created":
 		e.Change = events.FlowWasCreated
@@ -146,7 +146,7 @@ func (s *Service) AdmitFlowEvent(ctx context.Context, call service.Call) error {
 // called again with the same event, by this process or another, and completes
 // then what is missing; an event that comes late changes nothing. It returns
 // ErrFlowRefused, with the steps, when some cannot use what they name.
-func (s *Service) ObserveFlow(ctx context.Context, call service.Call, ev FlowEvent) error {
+func (s *Service) ObserveFlow(ctx context.Context, call service.Call, ev Event) error {
 	ctx, cancel := context.WithTimeout(ctx, service.MaxCall)
 	defer cancel()
 	call.Route = flowEvent
@@ -187,13 +187,13 @@ type StepFault struct {
 	Reason     string `json:"reason"` // "credential_not_found", "credential_component_mismatch", "credential_required", "component_not_found"
 }
 
-// FlowFaults are the details of ErrFlowRefused and ErrFlowCannotBind.
-type FlowFaults struct {
+// Faults are the details of ErrFlowRefused and ErrFlowCannotBind.
+type Faults struct {
 	Steps []StepFault `json:"steps"`
 }
 
-func stepFaults(refused []events.FlowUseRefused) FlowFaults {
-	faults := FlowFaults{Steps: make([]StepFault, len(refused))}
+func stepFaults(refused []events.FlowUseRefused) Faults {
+	faults := Faults{Steps: make([]StepFault, len(refused))}
 	for i, r := range refused {
 		faults.Steps[i] = StepFault{Step: r.Step, Component: r.Component, Credential: r.Credential, Reason: r.Reason}
 	}

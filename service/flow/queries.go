@@ -15,8 +15,8 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// GetFlow asks for one flow.
-type GetFlow struct {
+// Get asks for one flow.
+type Get struct {
 	ID     string `json:"id"`
 	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
 }
@@ -36,7 +36,7 @@ type Flow struct {
 	Seq       uint64            `json:"seq"` // log sequence of the last change
 }
 
-func (s *Service) getFlow(ctx context.Context, call *service.Call, in GetFlow) (Flow, error) {
+func (s *Service) getFlow(ctx context.Context, call *service.Call, in Get) (Flow, error) {
 	if err := CheckFlow("/id", in.ID); err != nil {
 		return Flow{}, err
 	}
@@ -67,8 +67,8 @@ func flowInfo(f projections.Flow) Flow {
 	return info
 }
 
-// ListFlows asks for flows. Filters combine by AND.
-type ListFlows struct {
+// List asks for flows. Filters combine by AND.
+type List struct {
 	Credential string `json:"credential,omitzero"` // those that name it, use it or have it reserved
 	Component  string `json:"component,omitzero"`  // those that include it
 	Active     bool   `json:"active,omitzero"`     // only active ones
@@ -78,28 +78,28 @@ type ListFlows struct {
 	MinSeq     uint64 `json:"min_seq,omitzero"`    // wait until the answer reflects this log sequence
 }
 
-// FlowList answers ListFlows.
-type FlowList struct {
+// Page answers ListFlows.
+type Page struct {
 	Flows []Flow `json:"flows"`
 	Next  string `json:"next,omitzero"` // cursor of the next page; absent on the last
 }
 
-func (s *Service) listFlows(ctx context.Context, call *service.Call, in ListFlows) (FlowList, error) {
+func (s *Service) listFlows(ctx context.Context, call *service.Call, in List) (Page, error) {
 	limit, err := service.PageSize(in.Limit)
 	if err != nil {
-		return FlowList{}, err
+		return Page{}, err
 	}
 	if err := s.Kernel.AtLeast(ctx, in.MinSeq); err != nil {
-		return FlowList{}, err
+		return Page{}, err
 	}
 	page, next, err := s.Views.Flows(ctx, projections.FlowFilter{
 		Tenant: call.Tenant, Credential: in.Credential, Component: in.Component, Active: in.Active, Broken: in.Broken,
 		Limit: limit, After: in.After,
 	})
 	if err != nil {
-		return FlowList{}, err
+		return Page{}, err
 	}
-	list := FlowList{Flows: make([]Flow, len(page)), Next: next}
+	list := Page{Flows: make([]Flow, len(page)), Next: next}
 	for i, f := range page {
 		list.Flows[i] = flowInfo(f)
 	}
@@ -151,8 +151,8 @@ func (s *Service) listInUse(ctx context.Context, call *service.Call, in ListInUs
 	return list, nil
 }
 
-// FlowRef names one flow for people and programs.
-type FlowRef struct {
+// Ref names one flow for people and programs.
+type Ref struct {
 	ID       string    `json:"id"`
 	Name     string    `json:"name,omitzero"`
 	Active   bool      `json:"active"`
@@ -160,14 +160,14 @@ type FlowRef struct {
 	Until    time.Time `json:"until,omitzero"`    // when the reservation ends by itself
 }
 
-// FlowRefs are the details of a refusal that flows cause.
-type FlowRefs struct {
-	Total int       `json:"total"` // of the flows; the list holds up to 100
-	Flows []FlowRef `json:"flows"`
+// Refs are the details of a refusal that flows cause.
+type Refs struct {
+	Total int   `json:"total"` // of the flows; the list holds up to 100
+	Flows []Ref `json:"flows"`
 }
 
 // List names the first flows for people.
-func (refs FlowRefs) List() string {
+func (refs Refs) List() string {
 	const named = 3
 	var names []string
 	for _, f := range refs.Flows[:min(len(refs.Flows), named)] {
@@ -186,14 +186,14 @@ func (refs FlowRefs) List() string {
 // InUse names the flows that hold a credential in the refusal to delete it.
 func (s *Service) InUse(ctx context.Context, call *service.Call, state aggregates.CredentialState) error {
 	holders, total := state.Uses.Holders(FlowsInDetail)
-	refs := FlowRefs{Total: total, Flows: []FlowRef{}}
+	refs := Refs{Total: total, Flows: []Ref{}}
 	names, err := s.Views.FlowNames(ctx, call.Tenant, holders)
 	if err != nil {
 		s.Logger.WarnContext(ctx, "names of flows", "err", err) // their ids have to do
 	}
 	for _, id := range holders {
 		use, _ := state.Uses.Of(id)
-		ref := FlowRef{ID: id, Name: names[id], Active: use.Active, Reserved: use.Binding != ""}
+		ref := Ref{ID: id, Name: names[id], Active: use.Active, Reserved: use.Binding != ""}
 		if use.Until != 0 {
 			ref.Until = time.UnixMicro(use.Until).UTC()
 		}
@@ -203,10 +203,10 @@ func (s *Service) InUse(ctx context.Context, call *service.Call, state aggregate
 }
 
 // sayInUse names the first flows, and the remedy.
-func sayInUse(refs FlowRefs) string {
+func sayInUse(refs Refs) string {
 	list := refs.List()
 	flows := "in use by the active flow"
-	active := slices.ContainsFunc(refs.Flows, func(f FlowRef) bool { return f.Active })
+	active := slices.ContainsFunc(refs.Flows, func(f Ref) bool { return f.Active })
 	switch {
 	case !active && refs.Total == 1:
 		flows = "reserved for the flow"

@@ -1,6 +1,6 @@
+// Package permission is the closed list of what callers may be allowed to do, and the roles
+// that bundle it.
 package permission
-
-import ()
 
 // Permission is one thing a caller may be allowed to do. The list is closed.
 type Permission string
@@ -42,16 +42,16 @@ const (
 	ViewsManage              Permission = "views.manage"
 )
 
-// PermissionInfo says what a permission is for.
-type PermissionInfo struct {
+// Info says what a permission is for.
+type Info struct {
 	Permission Permission
 	Allows     string // a phrase
 	Everywhere bool   // concerns every tenant: it takes a caller that is granted every tenant
 }
 
 // Permissions is the closed list, in the order of the reference.
-func Permissions() []PermissionInfo {
-	return []PermissionInfo{
+func Permissions() []Info {
+	return []Info{
 		{ComponentsGet, "read components", false},
 		{ComponentsCreate, "register components", false},
 		{ComponentsEdit, "change, share and set up components", false},
@@ -88,9 +88,9 @@ func Permissions() []PermissionInfo {
 	}
 }
 
-// permissions finds what the closed list says of a permission. It never changes.
-var Of = func() map[Permission]PermissionInfo {
-	m := map[Permission]PermissionInfo{}
+// Known finds what the closed list says of a permission. It never changes.
+var Known = func() map[Permission]Info {
+	m := map[Permission]Info{}
 	for _, p := range Permissions() {
 		m[p.Permission] = p
 	}

@@ -47,6 +47,7 @@ func (s *Service) CredentialDone(tenant, id string, before aggregates.Credential
 	return s.Kernel.Answered(aggregates.Credential.Stream(tenant, id), before, after.Value, after.Seq)
 }
 
+// StatusOf is the status of a credential; "" of one that was deleted.
 func StatusOf(s aggregates.CredentialState) events.Status {
 	if !s.Live() {
 		return ""
@@ -78,6 +79,7 @@ func (s *Service) LetGo(ctx context.Context, tenant, id, secretID string) error 
 	return fmt.Errorf("the vault has no secret of %s", id)
 }
 
+// CredentialRef is where the vault keeps a secret of a credential.
 func CredentialRef(tenant, id, secretID string) vault.Ref {
 	return vault.Ref{Tenant: tenant, Category: aggregates.Credential.Category, Owner: id, SecretID: secretID}
 }

@@ -57,7 +57,7 @@ func Provider(o *commands.OAuth2) oauth.Provider {
 	}
 }
 
-// oauthClient opens the OAuth client that serves the component in the tenant: the
+// OAuthClient opens the OAuth client that serves the component in the tenant: the
 // tenant's own, else the variables of the component in its owner's tenant. It is
 // for the provider that d names, a descriptor of the component of any revision.
 // Errors: ErrOAuthClientMissing, aggregates.ErrOAuthClientUnusable,
@@ -73,7 +73,7 @@ func (s *Service) OAuthClient(ctx context.Context, tenant, component string, d c
 		if err := s.Clients.MayBeSent(ctx, tenant, component, defined, d); err != nil {
 			return oauth.Client{}, err
 		}
-		secret, err := s.Vault.Get(ctx, client.ClientRef(tenant, component, defined.SecretID))
+		secret, err := s.Vault.Get(ctx, client.SecretRef(tenant, component, defined.SecretID))
 		if err != nil {
 			return oauth.Client{}, fmt.Errorf("open the secret of the OAuth client of %s: %w", component, err)
 		}
