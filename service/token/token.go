@@ -57,7 +57,7 @@ func Provider(o *commands.OAuth2) oauth.Provider {
 	}
 }
 
-// oauthClient opens the OAuth client that serves the component in the tenant: the
+// OAuthClient opens the OAuth client that serves the component in the tenant: the
 // tenant's own, else the variables of the component in its owner's tenant. It is
 // for the provider that d names, a descriptor of the component of any revision.
 // Errors: ErrOAuthClientMissing, aggregates.ErrOAuthClientUnusable,
