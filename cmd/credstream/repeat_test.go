@@ -31,8 +31,8 @@ import (
 	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/application"
-	"github.com/credstream/credstream/service/flow"
 	components "github.com/credstream/credstream/service/component"
+	"github.com/credstream/credstream/service/flow"
 	"github.com/credstream/credstream/verify"
 )
 
