@@ -29,6 +29,8 @@ var credentialPointers = map[string]string{
 	"/vpn_agent": "/data/relationships/vpn_agent/data/id",
 	"/name":      "/data/attributes/name",
 	"/keys":      "/data/attributes/keys",
+
+	"/expected_revision": expectedRevision,
 }
 
 func credentialResource(c credential.Credential) resource {
@@ -197,6 +199,10 @@ func (x *exchange) createCredential() {
 	if in.vpnAgent != "" {
 		members["vpn_agent"] = in.vpnAgent
 	}
+	if err := in.expect(members); err != nil {
+		x.Fail(err)
+		return
+	}
 	done, err := ask[service.Done](x, "credential.create", members)
 	if err != nil {
 		x.Fail(err)
@@ -236,6 +242,10 @@ func (x *exchange) patchCredential() {
 	if err == nil {
 		err = in.changed(x.item, "credential")
 	}
+	replace := map[string]any{"id": x.item, "keys": in.keys}
+	if err == nil {
+		err = in.expect(replace)
+	}
 	if err == nil {
 		err = x.stays(in)
 	}
@@ -248,7 +258,7 @@ func (x *exchange) patchCredential() {
 	}
 	var changes []change
 	if in.keys != nil { // first, since they may be refused; the rest was looked at
-		changes = append(changes, change{"/keys", "credential.replace-keys", map[string]any{"id": x.item, "keys": in.keys}})
+		changes = append(changes, change{"/keys", "credential.replace-keys", replace})
 	}
 	if in.name != "" {
 		changes = append(changes, change{"/name", "credential.rename", credential.Rename{ID: x.item, Name: in.name}})

@@ -43,6 +43,8 @@ type input struct {
 	Relationships map[string]jsontext.Value `json:"relationships"`
 	Links         jsontext.Value            `json:"links"`
 	Meta          jsontext.Value            `json:"meta"`
+
+	meta jsontext.Value // of the document
 }
 
 // readDocument reads a document with one resource. Errors name the place, never
@@ -58,6 +60,7 @@ func readDocument(body []byte) (input, error) {
 	if doc.Data == nil {
 		return input{}, missing("/data")
 	}
+	doc.Data.meta = doc.Meta
 	maps.DeleteFunc(doc.Data.Attributes, func(_ string, v jsontext.Value) bool { return string(v) == "null" })
 	return *doc.Data, nil
 }
@@ -116,6 +119,29 @@ func (in input) changed(id string, types ...string) error {
 		return ErrResourceType.Because("The type of the resource must be %s.", types[0]).At("/data/type")
 	case in.ID != "" && in.ID != id:
 		return ErrResourceID.At("/data/id")
+	}
+	return nil
+}
+
+// expectedRevision is where a document says which revision of the component its sender
+// has looked at.
+const expectedRevision = "/meta/expected_revision"
+
+// expect adds to the body of a command the revision of the component that the document's
+// meta expects, if it does. Whatever else is in meta is passed over.
+func (in input) expect(body map[string]any) error {
+	if in.meta.Kind() != jsontext.KindBeginObject {
+		return nil
+	}
+	var meta struct {
+		Revision *int `json:"expected_revision"`
+	}
+	err := json.Unmarshal(in.meta, &meta)
+	switch {
+	case err != nil || meta.Revision != nil && *meta.Revision < 1:
+		return service.ErrBody.Because("The expected revision must be a positive integer.").At("/expected_revision")
+	case meta.Revision != nil:
+		body["expected_revision"] = *meta.Revision
 	}
 	return nil
 }

@@ -21,6 +21,8 @@ var clientPointers = map[string]string{
 	"/component":     "/data/relationships/component/data/id",
 	"/client_id":     "/data/attributes/client_id",
 	"/client_secret": "/data/attributes/client_secret",
+
+	"/expected_revision": expectedRevision,
 }
 
 func (x *exchange) clientResource(c client.OAuthClient) resource {
@@ -123,7 +125,7 @@ func (x *exchange) clientInput() (input, map[string]any, error) {
 		}
 		members[name] = v
 	}
-	return in, members, nil
+	return in, members, in.expect(members)
 }
 
 func (x *exchange) createClient() {

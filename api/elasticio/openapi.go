@@ -3,6 +3,7 @@ package elasticio
 import (
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strconv"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -209,8 +210,14 @@ func (o described) operation() *huma.Operation {
 		op.Responses["200"] = o.answers("The resource after the change.", reference("v2."+o.resource))
 	}
 	if o.example != "" {
+		body := map[string]*huma.Schema{"data": reference("v2." + o.resource)}
+		if slices.Contains([]string{pathClients, pathCredentials, pathSecrets}, collection) {
+			body["meta"] = members("", map[string]*huma.Schema{"expected_revision": {
+				Type: huma.TypeInteger, Description: "Refuse to take secrets unless the component has this revision.",
+			}})
+		}
 		op.RequestBody = &huma.RequestBody{Required: true, Content: media(&huma.MediaType{
-			Schema: members("A JSON:API document.", map[string]*huma.Schema{"data": reference("v2." + o.resource)}, "data"), Example: json.RawMessage(o.example),
+			Schema: members("A JSON:API document.", body, "data"), Example: json.RawMessage(o.example),
 		})}
 	}
 	return op

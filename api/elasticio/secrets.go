@@ -21,6 +21,8 @@ var secretPointers = map[string]string{
 	"/auth_client": "/data/relationships/auth-client/data/id",
 	"/name":        "/data/attributes/name",
 	"/keys":        "/data/attributes/credentials",
+
+	"/expected_revision": expectedRevision,
 }
 
 // toAuthClient is the name of a relationship in answers. In a request it may also be
@@ -187,6 +189,10 @@ func (x *exchange) createSecret() {
 	if in.name != "" {
 		members["name"] = in.name
 	}
+	if err := in.expect(members); err != nil {
+		x.Fail(err)
+		return
+	}
 	done, err := ask[service.Done](x, "auth_secret.create", members)
 	if err != nil {
 		x.Fail(err)
@@ -225,6 +231,10 @@ func (x *exchange) patchSecret() {
 	if err == nil {
 		err = in.changed(x.item, secretTypes...)
 	}
+	replace := map[string]any{"workspace": x.workspace, "id": x.item, "keys": in.keys}
+	if err == nil {
+		err = in.expect(replace)
+	}
 	if err == nil && (in.component != "" || in.authClient != "") {
 		err = x.secretStays(in)
 	}
@@ -237,7 +247,7 @@ func (x *exchange) patchSecret() {
 	}
 	var changes []change
 	if in.keys != nil { // first, since they may be refused; the rest was looked at
-		changes = append(changes, change{"/keys", "auth_secret.replace-keys", map[string]any{"workspace": x.workspace, "id": x.item, "keys": in.keys}})
+		changes = append(changes, change{"/keys", "auth_secret.replace-keys", replace})
 	}
 	if in.name != "" {
 		changes = append(changes, change{"/name", "auth_secret.rename", credential.RenameAuthSecret{Workspace: x.workspace, ID: x.item, Name: in.name}})

@@ -331,3 +331,22 @@ func TestReport(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// Every row that -only knows is measured: by a run of its own, or by that of its part.
+func TestRows(t *testing.T) {
+	seen := map[string]bool{}
+	var look func(rows []row, measured bool)
+	look = func(rows []row, measured bool) {
+		for _, r := range rows {
+			if r.name != "" && (seen[r.name] || !measured && r.run == nil) {
+				t.Errorf("%s stands twice, or nothing measures it", r.name)
+			}
+			seen[r.name] = true
+			look(r.rows, r.run != nil)
+		}
+	}
+	look((&bench{}).parts(), false)
+	if len(names((&bench{}).parts())) < 20 {
+		t.Error("rows are missing")
+	}
+}

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -419,15 +418,9 @@ func (w *inUseWatch) value(key string) (v projections.InUse, err error) {
 }
 
 // flows measures what flow engines see.
-func (b *bench) flows(ctx context.Context) error {
+func (b *bench) flows(ctx context.Context, s *site) error {
 	r := b.report
 	total := thousands(b.flowCount)
-	r.part("Flows")
-	s, err := newSite(ctx, b.bin, filepath.Join(b.dir, "flows"), b.probe.line)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = s.stop() }() // again, after an error
 	f, err := openFlows(s)
 	if err != nil {
 		return err
@@ -468,7 +461,7 @@ func (b *bench) flows(ctx context.Context) error {
 	}
 	if b.wants("flows") {
 		r.add("the starts of "+total+" flows with one credential", perSecond(t.events), t.against(b.flowCount))
-		r.add("processor time of the service for one of them", micros(t.cpu), "")
+		b.cost(t.cpu)
 	}
 	if b.wants("refusal") {
 		if _, err := f.tell(ctx, "flow.started", 1, f.last.Add(1), 1, func(uint64) []made { return few[1:] }); err != nil {
@@ -478,7 +471,7 @@ func (b *bench) flows(ctx context.Context) error {
 			return fmt.Errorf("refusal: %w", err)
 		}
 	}
-	if err := b.reopen(ctx, s, "re-read and opened by a fresh process"); err != nil {
+	if err := b.reopen(ctx, s); err != nil {
 		return err
 	}
 	return b.recorded(ctx, f, one)
@@ -495,13 +488,13 @@ func (b *bench) flowRates(ctx context.Context, f *flowSite, many []made) (float6
 	}
 	where := fmt.Sprintf("of %d credentials each, over %s, until the index shows the last", flowUses, thousands(flowCredentials))
 	b.report.add("starts of new flows, "+where, perSecond(started.events), started.against(b.flowCount))
-	b.report.add("processor time of the service for one of them", micros(started.cpu), "")
+	b.cost(started.cpu)
 	stopped, err := f.tell(ctx, "flow.stopped", 2, first, b.flowCount, uses)
 	if err != nil {
 		return 0, err
 	}
 	b.report.add("stops of the same flows", perSecond(stopped.events), stopped.against(b.flowCount))
-	b.report.add("processor time of the service for one of them", micros(stopped.cpu), "")
+	b.cost(stopped.cpu)
 	return started.events, nil
 }
 
@@ -574,17 +567,13 @@ func (b *bench) bind(ctx context.Context, f *flowSite) error {
 	if err != nil {
 		return err
 	}
-	opener := func(i int) (caller, error) {
-		c, err := dialWire(f.proc.http)
-		if err != nil {
-			return caller{}, err
-		}
+	opener := overHTTP(f.proc.http, func(i int, c *wire) func() error {
 		flow := "bound-" + strconv.Itoa(i)
 		steps := appendSteps(nil, own[i*bindUses:(i+1)*bindUses])
 		bind := []byte(`{"flow":"` + flow + `","steps":` + string(steps) + `}`)
 		release := []byte(`{"flow":"` + flow + `"}`)
 		var request []byte
-		return caller{close: c.close, call: func() error {
+		return func() error {
 			var binding, released struct{ Binding string }
 			request = postRequest(request[:0], "/v1/tenants/"+flowTenant+"/commands/flow.bind", adminKey, commandID(next.Add(1)), bind)
 			if err := answered(c, "flow.bind", request, &binding); err != nil {
@@ -598,14 +587,12 @@ func (b *bench) bind(ctx context.Context, f *flowSite) error {
 				return fmt.Errorf("bound %q, released %q", binding.Binding, released.Binding)
 			}
 			return nil
-		}}, nil
-	}
+		}
+	})
 	for _, n := range []int{1, clients} {
-		l, err := closed(ctx, n, b.measured(), opener)
-		if err != nil {
+		if err := b.rate(ctx, fmt.Sprintf("bind and release of %d credentials, %s", bindUses, countClients(n)), n, opener); err != nil {
 			return err
 		}
-		b.report.add(fmt.Sprintf("bind and release of %d credentials, %s", bindUses, countClients(n)), perSecond(l.rate), latencies(l))
 	}
 	c, err := dialWire(f.proc.http)
 	if err != nil {
@@ -639,22 +626,18 @@ func countClients(n int) string {
 // refusals measures the delete of what one flow uses, and of what many use.
 func (b *bench) refusals(ctx context.Context, f *flowSite, one, many made) error {
 	refuse := func(m made, flows int) (load, error) {
-		return closed(ctx, 1, b.measured(), func(int) (caller, error) {
-			c, err := dialWire(f.proc.http)
-			if err != nil {
-				return caller{}, err
-			}
+		return closed(ctx, 1, b.measured(), overHTTP(f.proc.http, func(_ int, c *wire) func() error {
 			body := []byte(`{"id":"` + m.id + `"}`)
 			var request []byte
-			return caller{close: c.close, call: func() error {
+			return func() error {
 				request = postRequest(request[:0], "/v1/tenants/"+flowTenant+"/commands/credential.delete", adminKey, commandID(next.Add(1)), body)
 				status, answer, err := c.do(request)
 				if err != nil {
 					return err
 				}
 				return refused(status, answer, flows)
-			}}, nil
-		})
+			}
+		}))
 	}
 	hello, err := b.helloWorld(ctx, 1)
 	if err != nil {

@@ -157,37 +157,8 @@ func issueKeys(ctx context.Context, log *aggregates.Log, store events.Store) (of
 	return of, end, err
 }
 
-// identities measures the authorization of requests and the elastic.io v2 surface.
-func (b *bench) identities(ctx context.Context) error {
-	b.report.part("Identities and the elastic.io v2 surface")
-	if b.wants("authorize") {
-		if err := b.authorize(ctx); err != nil {
-			return fmt.Errorf("authorize: %w", err)
-		}
-	}
-	if !b.wants("oauth-clients", "v2-create") {
-		return nil
-	}
-	s, err := newSite(ctx, b.bin, filepath.Join(b.dir, "identities"), b.probe.line)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = s.stop() }() // again, after an error
-	if b.wants("oauth-clients") {
-		if err := b.listClients(ctx, s); err != nil {
-			return fmt.Errorf("list of OAuth clients: %w", err)
-		}
-	}
-	if !b.wants("v2-create") {
-		return nil
-	}
-	if err := b.createV2(ctx, s); err != nil {
-		return fmt.Errorf("create over /v2: %w", err)
-	}
-	return b.reopen(ctx, s, "re-read and opened by a fresh process")
-}
-
-func (b *bench) authorize(ctx context.Context) error {
+// authorize measures what lets a request through.
+func (b *bench) authorize(ctx context.Context, _ *site) error {
 	var a authorized
 	if err := askChild(ctx, &a, "authorize", b.dir, strconv.Itoa(100*keys)); err != nil {
 		return err
@@ -239,7 +210,7 @@ func (b *bench) listClients(ctx context.Context, s *site) error {
 			return err
 		}
 		b.report.add(row.what, perSecond(l.rate), percent(l.rate/hello.rate)+" of hello-world; "+latencies(l))
-		b.report.add("processor time of the service for one of them", micros(l.cpu), "")
+		b.cost(l.cpu)
 	}
 	return nil
 }
@@ -261,11 +232,7 @@ func (s *site) clientListers(target func() string, items int) func(int) (caller,
 		return caller{close: c.close, call: func() error {
 			i++
 			request = getRequest(request[:0], target(), s.big[i%len(s.big)].key)
-			status, answer, err := c.do(request)
-			if err != nil || status != 200 {
-				return fmt.Errorf("list: %d %.300s: %w", status, answer, err)
-			}
-			return nil
+			return c.expect(200, "list", request)
 		}}, nil
 	}
 }
@@ -273,11 +240,9 @@ func (s *site) clientListers(target func() string, items int) func(int) (caller,
 // createV2 measures the create of the vendor's surface next to that of the
 // service's own.
 func (b *bench) createV2(ctx context.Context, s *site) error {
-	one, err := closed(ctx, 1, b.measured(), s.creatorsV2)
-	if err != nil {
+	if err := b.rate(ctx, "create over /v2, 1 client", 1, s.creatorsV2); err != nil {
 		return err
 	}
-	b.report.add("create over /v2, 1 client", perSecond(one.rate), latencies(one))
 	var ratios []float64
 	var overV1, overV2 []load
 	for range b.rounds {
@@ -296,37 +261,13 @@ func (b *bench) createV2(ctx context.Context, s *site) error {
 	b.report.add("create over /v2, 64 clients", perSecond(l.rate), latencies(l))
 	b.report.add("the same over /v1", perSecond(middle(overV1).rate), "create over /v2 reaches "+percent(median(ratios))+" of it")
 	b.report.add("processor time of the service for a create over /v2", micros(l.cpu), "it answers with the credential as the views have it")
-	return nil
+	return b.reopen(ctx, s)
 }
 
 // creatorsV2 returns clients that create credentials over /v2, each call with
 // another of the keys.
-func (s *site) creatorsV2(int) (caller, error) {
-	c, err := dialWire(s.proc.http)
-	if err != nil {
-		return caller{}, err
-	}
-	var body, request []byte
-	var mine []made
-	return caller{
-		call: func() error {
-			n := next.Add(1)
-			k := s.keys[n%uint64(len(s.keys))]
-			body = appendCreateV2(body[:0], n)
-			request = postRequest(request[:0], "/v2/credentials", k.key, commandID(n), body)
-			status, answer, err := c.do(request)
-			id, ok := idOf(answer)
-			if err != nil || status != 201 || !ok {
-				return fmt.Errorf("create: %d %.300s: %w", status, answer, err)
-			}
-			mine = append(mine, made{k.tenant, id, n})
-			return nil
-		},
-		close: func() {
-			c.close()
-			s.remember(mine)
-		},
-	}, nil
+func (s *site) creatorsV2(i int) (caller, error) {
+	return s.creating(201, s.keys, func(string) string { return "/v2/credentials" }, appendCreateV2, nil)(i)
 }
 
 // appendCreateV2 appends the document that creates the n-th credential, in one of

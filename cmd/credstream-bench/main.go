@@ -29,11 +29,6 @@ func main() {
 	}
 }
 
-// rows are the names that -only takes, in the order in which they are measured.
-var rows = []string{
-	"create", "probe", "slow-disk", "flows", "in-use", "bind", "refusal", "uses", "authorize", "oauth-clients", "v2-create", "resolve", "revocation", "herd", "renewals", "memory", "get", "rebuild", "start", "list", "feed",
-}
-
 // config says what to measure and how long.
 type config struct {
 	credentials int64         // in the large folder
@@ -73,7 +68,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) (err error) {
 	each := flags.Duration("time", 3*time.Second, "time of one measurement")
 	rounds := flags.Int("rounds", 3, "rounds of the rows that are compared with a yardstick")
 	settle := flags.Duration("settle", 15*time.Second, "quiet time before memory is read: caches of the embedded server expire after 10 s")
-	only := flags.String("only", "", "rows to measure, of "+strings.Join(rows, ",")+" (all)")
+	only := flags.String("only", "", "rows to measure, of "+strings.Join(names((&bench{}).parts()), ",")+" (all)")
 	out := flags.String("out", "docs/benchmarks.md", "file to write; \"\" writes none")
 	bin := flags.String("bin", "", "credstream to measure (built from ./cmd/credstream)")
 	where := flags.String("dir", "", "where to make the temporary folder; the disk that is measured")
@@ -86,6 +81,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) (err error) {
 	b := &bench{config: config{
 		credentials: *credentials, part: *credentials / 10, flowCount: *flowCount, time: *each, rounds: *rounds, settle: *settle, short: *short,
 	}}
+	rows := names(b.parts())
 	if *only != "" {
 		b.only = strings.Split(*only, ",")
 		for _, name := range b.only {

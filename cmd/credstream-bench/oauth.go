@@ -53,23 +53,6 @@ const (
 	keeperTime    = 2 * time.Minute
 )
 
-// oauth measures what flow engines are given, and how tokens are kept.
-func (b *bench) oauth(ctx context.Context) error {
-	b.report.part("Secrets for flow engines, and tokens")
-	for _, row := range []struct {
-		name string
-		run  func(context.Context) error
-	}{{"resolve", b.resolve}, {"revocation", b.revocation}, {"herd", b.herd}, {"renewals", b.renewals}} {
-		if !b.wants(row.name) {
-			continue
-		}
-		if err := row.run(ctx); err != nil {
-			return fmt.Errorf("%s: %w", row.name, err)
-		}
-	}
-	return nil
-}
-
 // engineSite is a site whose credentials flow engines ask for.
 type engineSite struct {
 	*site
@@ -224,17 +207,13 @@ func (e *engineSite) warm(ctx context.Context, clearly bool) error {
 
 // resolvers returns clients over HTTP, each call of which is about another purpose.
 func (e *engineSite) resolvers(call func(c *wire, request *[]byte, p *purpose, n uint64) error) func(int) (caller, error) {
-	return func(int) (caller, error) {
-		c, err := dialWire(e.proc.http)
-		if err != nil {
-			return caller{}, err
-		}
+	return overHTTP(e.proc.http, func(_ int, c *wire) func() error {
 		var request []byte
-		return caller{close: c.close, call: func() error {
+		return func() error {
 			n := next.Add(1)
 			return call(c, &request, &e.purposes[n%uint64(len(e.purposes))], n)
-		}}, nil
-	}
+		}
+	})
 }
 
 // overNATS returns clients that ask for sealed values over NATS. A connection
@@ -284,12 +263,7 @@ func (e *engineSite) overNATS(again bool) func(int) (caller, error) {
 }
 
 // resolve measures the giving of values, next to the yardsticks.
-func (b *bench) resolve(ctx context.Context) error {
-	s, err := newSite(ctx, b.bin, filepath.Join(b.dir, "resolve"), b.probe.line)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = s.stop() }() // again, after an error
+func (b *bench) resolve(ctx context.Context, s *site) error {
 	e, err := openEngines(ctx, s)
 	if err != nil {
 		return err
@@ -371,11 +345,9 @@ func (b *bench) resolveBy(ctx context.Context, e *engineSite, n int, ways []reso
 		if err := w.ready(ctx); err != nil {
 			return err
 		}
-		half, err := paced(ctx, clients, l.rate/2, b.time, w.open)
-		if err != nil {
+		if err := b.half(ctx, "the same at half load", l.rate, w.open); err != nil {
 			return err
 		}
-		b.report.add("the same at half load", perSecond(half.rate), latencies(half))
 	}
 	return nil
 }
@@ -555,13 +527,7 @@ type revocation struct {
 }
 
 // revocation measures how soon a flow engine hears that what it holds is over.
-func (b *bench) revocation(ctx context.Context) error {
-	// A refusal of the provider is believed after a tenth of the patience.
-	s, err := newSite(ctx, b.bin, filepath.Join(b.dir, "revocation"), b.probe.line, "CREDSTREAM_REFRESH_PATIENCE=3s")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = s.stop() }() // again, after an error
+func (b *bench) revocation(ctx context.Context, s *site) error {
 	e, err := openEngines(ctx, s)
 	if err != nil {
 		return err
@@ -934,7 +900,7 @@ func (b *bench) processes(ctx context.Context, n int) (list []*site, stop func()
 }
 
 // herd measures many who ask several processes for a credential whose token is over.
-func (b *bench) herd(ctx context.Context) error {
+func (b *bench) herd(ctx context.Context, _ *site) error {
 	p, err := startProvider(herdDelay)
 	if err != nil {
 		return err
@@ -1055,7 +1021,7 @@ func (p *provider) stampede(ctx context.Context, admin *wire, k apiKey, all []*w
 }
 
 // renewals measures the keeper of tokens: many were due while the service was away.
-func (b *bench) renewals(ctx context.Context) error {
+func (b *bench) renewals(ctx context.Context, _ *site) error {
 	s := &site{dir: filepath.Join(b.dir, "renewals"), bin: b.bin}
 	if _, err := s.start(ctx); err != nil {
 		return err
@@ -1080,19 +1046,15 @@ func (b *bench) renewals(ctx context.Context) error {
 	}
 	var mu sync.Mutex
 	var ids []string
-	_, err = closed(ctx, clients, size{calls: overdue}, func(int) (caller, error) {
-		c, err := dialWire(s.proc.http)
-		if err != nil {
-			return caller{}, err
-		}
-		return caller{close: c.close, call: func() error {
+	_, err = closed(ctx, clients, size{calls: overdue}, overHTTP(s.proc.http, func(_ int, c *wire) func() error {
+		return func() error {
 			id, err := p.connect(c, flowTenant, overdueLife)
 			mu.Lock()
 			defer mu.Unlock()
 			ids = append(ids, id)
 			return err
-		}}, nil
-	})
+		}
+	}))
 	if err != nil {
 		return err
 	}
@@ -1129,7 +1091,7 @@ func (b *bench) renewals(ctx context.Context) error {
 	n := float64(len(ids))
 	b.report.add(fmt.Sprintf("renewals by the keeper, of %s tokens that are due at once", thousands(int64(len(ids)))), perSecond((n-1)/last.Sub(first).Seconds()),
 		fmt.Sprintf("%s requests at the provider, %d with a token that was used; the first %s after the start", thousands(int64(asked)), bad, ms(max(0, first.Sub(ready)))))
-	b.report.add("processor time of the service for one of them", micros((after-before)/time.Duration(len(ids))), "")
+	b.cost((after - before) / time.Duration(len(ids)))
 	return s.stop()
 }
 

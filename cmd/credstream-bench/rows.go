@@ -39,25 +39,119 @@ func (b *bench) measure(ctx context.Context) (err error) {
 		return err
 	}
 	defer b.probe.stop()
-	for _, part := range []struct {
-		rows []string
-		run  func(context.Context) error
-	}{
-		{[]string{"create", "probe"}, b.commands},
-		{[]string{"slow-disk"}, b.slowDisk},
-		{[]string{"flows", "in-use", "bind", "refusal", "uses"}, b.flows},
-		{[]string{"authorize", "oauth-clients", "v2-create"}, b.identities},
-		{[]string{"resolve", "revocation", "herd", "renewals"}, b.oauth},
-		{[]string{"memory", "get", "rebuild", "start", "list", "feed"}, b.large},
-	} {
-		if !b.wants(part.rows...) {
+	return b.each(ctx, nil, b.parts())
+}
+
+// row is a measurement that -only chooses by its name, or several that share what they need.
+type row struct {
+	name  string
+	title string   // of the part of the report that begins with it
+	site  string   // folder of the new site that it needs; "" for the one that it is given
+	env   []string // of that site
+	run   func(context.Context, *site) error
+	rows  []row // after run
+	after func(context.Context, *site) error
+}
+
+// parts lists all rows in the order in which they are measured. run of a part measures
+// its rows that have none.
+func (b *bench) parts() []row {
+	return []row{
+		{site: "commands", run: b.commands, rows: []row{{name: "create"}, {name: "probe"}}},
+		{
+			name: "slow-disk", title: "Where an fsync takes 1 ms more", site: "slow", env: []string{"CREDSTREAM_BENCH_FSYNC_DELAY=1ms"}, run: b.slowDisk,
+		},
+		{title: "Flows", site: "flows", run: b.flows, rows: []row{{name: "flows"}, {name: "in-use"}, {name: "bind"}, {name: "refusal"}, {name: "uses"}}},
+		{title: "Identities and the elastic.io v2 surface", rows: []row{
+			{name: "authorize", run: b.authorize},
+			{site: "identities", rows: []row{{name: "oauth-clients", run: b.listClients}, {name: "v2-create", run: b.createV2}}},
+		}},
+		{title: "Secrets for flow engines, and tokens", rows: []row{
+			{name: "resolve", site: "resolve", run: b.resolve},
+			// A refusal of the provider is believed after a tenth of the patience.
+			{name: "revocation", site: "revocation", env: []string{"CREDSTREAM_REFRESH_PATIENCE=3s"}, run: b.revocation},
+			{name: "herd", run: b.herd},
+			{name: "renewals", run: b.renewals},
+		}},
+		{title: "With " + thousands(b.credentials) + " credentials", site: "large", run: b.large, after: b.reopen, rows: []row{
+			{name: "memory"},
+			{name: "get", run: b.get},
+			{name: "rebuild", run: b.rebuild},
+			{name: "start", run: b.starts},
+			{name: "list", run: b.lists},
+			{name: "feed", run: b.feed},
+		}},
+	}
+}
+
+// names lists the names of rows and of those in them.
+func names(rows []row) (list []string) {
+	for _, r := range rows {
+		if r.name != "" {
+			list = append(list, r.name)
+		}
+		list = append(list, names(r.rows)...)
+	}
+	return list
+}
+
+// each measures the rows that are wanted. s is the site of the part that they belong to.
+func (b *bench) each(ctx context.Context, s *site, rows []row) error {
+	for _, r := range rows {
+		if !b.wants(names([]row{r})...) {
 			continue
 		}
-		if err := part.run(ctx); err != nil {
+		if err := b.measureRow(ctx, s, r); err != nil {
+			return fmt.Errorf("%s: %w", cmp.Or(r.name, r.site, r.title), err)
+		}
+	}
+	return nil
+}
+
+func (b *bench) measureRow(ctx context.Context, s *site, r row) (err error) {
+	if r.title != "" {
+		b.report.part(r.title)
+	}
+	if r.site != "" {
+		if s, err = newSite(ctx, b.bin, filepath.Join(b.dir, r.site), b.probe.line, r.env...); err != nil {
+			return err
+		}
+		defer func() { _ = s.stop() }() // again, after an error
+	}
+	for _, step := range []func(context.Context, *site) error{
+		r.run, func(ctx context.Context, s *site) error { return b.each(ctx, s, r.rows) }, r.after,
+	} {
+		if step == nil {
+			continue
+		}
+		if err := step(ctx, s); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// rate measures calls without pause and adds a row for them.
+func (b *bench) rate(ctx context.Context, what string, n int, open func(int) (caller, error)) error {
+	l, err := closed(ctx, n, b.measured(), open)
+	if err == nil {
+		b.report.add(what, perSecond(l.rate), latencies(l))
+	}
+	return err
+}
+
+// half measures calls at half of the rate that they reached, and adds a row for them.
+func (b *bench) half(ctx context.Context, what string, rate float64, open func(int) (caller, error)) error {
+	l, err := paced(ctx, clients, rate/2, b.time, open)
+	if err == nil {
+		b.report.add(what, perSecond(l.rate), latencies(l))
+	}
+	return err
+}
+
+// cost adds a row for the processor time of the service for one call of the row before.
+func (b *bench) cost(cpu time.Duration) {
+	b.report.add("processor time of the service for one of them", micros(cpu), "")
 }
 
 func (b *bench) measured() size { return size{warm: b.time / 4, time: b.time} }
@@ -65,19 +159,9 @@ func (b *bench) measured() size { return size{warm: b.time / 4, time: b.time} }
 // helloWorld drives the hello-world with n clients.
 func (b *bench) helloWorld(ctx context.Context, n int) (load, error) {
 	request := getRequest(nil, "/", "")
-	return closed(ctx, n, b.measured(), func(int) (caller, error) {
-		c, err := dialWire(b.hello.line)
-		if err != nil {
-			return caller{}, err
-		}
-		return caller{call: func() error {
-			status, _, err := c.do(request)
-			if err == nil && status != 200 {
-				err = fmt.Errorf("hello-world answers %d", status)
-			}
-			return err
-		}, close: c.close}, nil
-	})
+	return closed(ctx, n, b.measured(), overHTTP(b.hello.line, func(_ int, c *wire) func() error {
+		return func() error { return c.expect(200, "hello-world", request) }
+	}))
 }
 
 func (b *bench) publish(ctx context.Context, sync, transport string, publishers int) (p published, err error) {
@@ -87,13 +171,8 @@ func (b *bench) publish(ctx context.Context, sync, transport string, publishers 
 }
 
 // commands measures the yardsticks and the creates.
-func (b *bench) commands(ctx context.Context) error {
+func (b *bench) commands(ctx context.Context, s *site) error {
 	r := b.report
-	s, err := newSite(ctx, b.bin, filepath.Join(b.dir, "commands"), b.probe.line)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = s.stop() }() // again, after an error
 
 	// The rows that are compared stand next to each other in each round.
 	var hello, always, never, overHTTP, overNATS []load
@@ -142,18 +221,10 @@ func (b *bench) commands(ctx context.Context) error {
 	r.add("raw JetStream publish, not synced, 64 publishers", perSecond(unsynced.rate), fmt.Sprintf("best round %s", perSecond(best(never).rate)))
 
 	r.part("Create")
-	one := func(what string, n int, open func(int) (caller, error)) error {
-		l, err := closed(ctx, n, b.measured(), open)
-		if err == nil {
-			r.add(what, perSecond(l.rate), latencies(l))
+	for _, n := range []int{1, 16} {
+		if err := b.rate(ctx, "create over HTTP, "+countClients(n), n, s.creators(s.keys, "", nil)); err != nil {
+			return err
 		}
-		return err
-	}
-	if err := one("create over HTTP, 1 client", 1, s.creators(s.keys, "", nil)); err != nil {
-		return err
-	}
-	if err := one("create over HTTP, 16 clients", 16, s.creators(s.keys, "", nil)); err != nil {
-		return err
 	}
 	c := middle(overHTTP)
 	r.bar("create over HTTP, 64 clients", perSecond(c.rate), percent(median(ratios))+" of hello-world; "+latencies(c),
@@ -161,25 +232,22 @@ func (b *bench) commands(ctx context.Context) error {
 	r.bar("the same against raw sync-always publish", perSecond(c.rate), fmt.Sprintf("%.2f times", c.rate/raws.rate),
 		"above 1", c.rate > raws.rate)
 	r.add("processor time of the service for one of them", micros(c.cpu), fmt.Sprintf("over NATS %s", micros(middle(overNATS).cpu)))
-	half, err := paced(ctx, clients, c.rate/2, b.time, s.creators(s.keys, "", nil))
-	if err != nil {
+	if err := b.half(ctx, "create over HTTP at half load", c.rate, s.creators(s.keys, "", nil)); err != nil {
 		return err
 	}
-	r.add("create over HTTP at half load", perSecond(half.rate), latencies(half))
-	if err := one("create over NATS, 1 client", 1, s.natsCreators); err != nil {
-		return err
-	}
-	if err := one("create over NATS, 16 clients", 16, s.natsCreators); err != nil {
-		return err
+	for _, n := range []int{1, 16} {
+		if err := b.rate(ctx, "create over NATS, "+countClients(n), n, s.natsCreators); err != nil {
+			return err
+		}
 	}
 	n := middle(overNATS)
 	r.add("create over NATS, 64 clients", perSecond(n.rate), percent(n.rate/h.rate)+" of hello-world; "+latencies(n))
 	if b.wants("probe") {
-		if err := one("create over HTTP with a real dry request, 64 clients", clients, s.creators(s.keys, probed, nil)); err != nil {
+		if err := b.rate(ctx, "create over HTTP with a real dry request, 64 clients", clients, s.creators(s.keys, probed, nil)); err != nil {
 			return err
 		}
 	}
-	return b.reopen(ctx, s, "re-read and opened by a fresh process")
+	return b.reopen(ctx, s)
 }
 
 func middle(l []load) load {
@@ -206,7 +274,7 @@ func best(l []load) (best load) {
 }
 
 // reopen stops the service and has a fresh process open all that was acknowledged.
-func (b *bench) reopen(ctx context.Context, s *site, what string) error {
+func (b *bench) reopen(ctx context.Context, s *site) error {
 	if err := s.stop(); err != nil {
 		return err
 	}
@@ -219,7 +287,7 @@ func (b *bench) reopen(ctx context.Context, s *site, what string) error {
 		return err
 	}
 	result := fmt.Sprintf("%s of %s", thousands(int64(out.Opened)), thousands(int64(len(s.made))))
-	b.report.bar(what, result, "of the acknowledged", "all", out.Opened == len(s.made) && out.Checked == len(s.made))
+	b.report.bar("re-read and opened by a fresh process", result, "of the acknowledged", "all", out.Opened == len(s.made) && out.Checked == len(s.made))
 	for _, p := range out.Problems {
 		b.report.note("%s", p)
 	}
@@ -227,14 +295,7 @@ func (b *bench) reopen(ctx context.Context, s *site, what string) error {
 }
 
 // slowDisk repeats the creates with an fsync that takes a millisecond longer.
-func (b *bench) slowDisk(ctx context.Context) error {
-	const delay = time.Millisecond
-	b.report.part("Where an fsync takes 1 ms more")
-	s, err := newSite(ctx, b.bin, filepath.Join(b.dir, "slow"), b.probe.line, "CREDSTREAM_BENCH_FSYNC_DELAY="+delay.String())
-	if err != nil {
-		return err
-	}
-	defer func() { _ = s.stop() }() // again, after an error
+func (b *bench) slowDisk(ctx context.Context, s *site) error {
 	// Only a service that knows the variable says so, in a warning.
 	if err := s.stop(); err != nil {
 		return err
@@ -247,11 +308,9 @@ func (b *bench) slowDisk(ctx context.Context) error {
 		return err
 	}
 	for _, n := range []int{1, 16, clients, 256} {
-		l, err := closed(ctx, n, b.measured(), s.creators(s.keys, "", nil))
-		if err != nil {
+		if err := b.rate(ctx, "create over HTTP, "+countClients(n), n, s.creators(s.keys, "", nil)); err != nil {
 			return err
 		}
-		b.report.add("create over HTTP, "+countClients(n), perSecond(l.rate), latencies(l))
 	}
 	f, err := openFlows(s)
 	if err != nil {
@@ -265,20 +324,13 @@ func (b *bench) slowDisk(ctx context.Context) error {
 	if _, err := b.flowRates(ctx, f, many); err != nil {
 		return err
 	}
-	return b.reopen(ctx, s, "re-read and opened by a fresh process")
+	return b.reopen(ctx, s)
 }
 
 // large measures what depends on how much is stored.
-func (b *bench) large(ctx context.Context) error {
+func (b *bench) large(ctx context.Context, s *site) error {
 	r := b.report
 	total := thousands(b.credentials)
-	r.part("With " + total + " credentials")
-	s, err := newSite(ctx, b.bin, filepath.Join(b.dir, "large"), b.probe.line)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = s.stop() }() // again, after an error
-
 	early, err := b.fill(ctx, s, b.part)
 	if err != nil {
 		return err
@@ -305,18 +357,7 @@ func (b *bench) large(ctx context.Context) error {
 			fmt.Sprintf("%s, %s", megabytes(early[0].total()), megabytes(late[0].total())))
 		r.note("Memory at the end: anonymous %s, files %s, shared %s.", megabytes(late[1].anon), megabytes(late[1].file), megabytes(late[1].shmem))
 	}
-	for _, row := range []struct {
-		name string
-		run  func(context.Context, *site) error
-	}{{"get", b.get}, {"rebuild", b.rebuild}, {"start", b.starts}, {"list", b.lists}, {"feed", b.feed}} {
-		if !b.wants(row.name) {
-			continue
-		}
-		if err := row.run(ctx, s); err != nil {
-			return fmt.Errorf("%s: %w", row.name, err)
-		}
-	}
-	return b.reopen(ctx, s, "re-read and opened by a fresh process")
+	return nil
 }
 
 func (b *bench) settleTime() time.Duration {
@@ -358,13 +399,8 @@ func (b *bench) get(ctx context.Context, s *site) error {
 	}
 	b.report.bar("get over HTTP, 64 clients", perSecond(median(gets)), percent(median(ratios))+" of hello-world; "+latencies(last),
 		"35% of hello-world", median(ratios) >= barGet)
-	b.report.add("processor time of the service for one of them", micros(last.cpu), "")
-	half, err := paced(ctx, clients, median(gets)/2, b.time, s.getters)
-	if err != nil {
-		return err
-	}
-	b.report.add("get at half load", perSecond(half.rate), latencies(half))
-	return nil
+	b.cost(last.cpu)
+	return b.half(ctx, "get at half load", median(gets), s.getters)
 }
 
 // viewsStatus is what the service says of its views.
@@ -620,19 +656,9 @@ func (s *site) listers(of []apiKey, w listing) (func(int) (caller, error), error
 		}
 		requests[i] = getRequest(nil, target, k.key)
 	}
-	return func(int) (caller, error) {
-		c, err := dialWire(s.proc.http)
-		if err != nil {
-			return caller{}, err
-		}
-		return caller{call: func() error {
-			status, answer, err := c.do(requests[rand.IntN(len(requests))]) //nolint:gosec // a choice, not a secret
-			if err != nil || status != 200 {
-				return fmt.Errorf("list: %d %.300s: %w", status, answer, err)
-			}
-			return nil
-		}, close: c.close}, nil
-	}, nil
+	return overHTTP(s.proc.http, func(_ int, c *wire) func() error {
+		return func() error { return c.expect(200, "list", requests[rand.IntN(len(requests))]) } //nolint:gosec // a choice, not a secret
+	}), nil
 }
 
 // feed measures from the answer to a create until its event is at a plain NATS

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -230,6 +231,14 @@ func answered(c *wire, what string, request []byte, out any) error {
 // creators returns clients that create credentials over HTTP, each call with
 // another of the keys. answered, when given, is told of each answer.
 func (s *site) creators(of []apiKey, component string, answered func(n uint64)) func(i int) (caller, error) {
+	return s.creating(200, of, func(tenant string) string { return "/v1/tenants/" + tenant + "/commands/credential.create" },
+		func(b []byte, n uint64) []byte { return appendCreate(b, n, cmp.Or(component, plain(n))) }, answered)
+}
+
+// creating is creators for a surface with its own status, path and body.
+func (s *site) creating(
+	want int, of []apiKey, target func(tenant string) string, appendBody func(b []byte, n uint64) []byte, answered func(n uint64),
+) func(i int) (caller, error) {
 	return func(int) (caller, error) {
 		c, err := dialWire(s.proc.http)
 		if err != nil {
@@ -241,18 +250,14 @@ func (s *site) creators(of []apiKey, component string, answered func(n uint64)) 
 			call: func() error {
 				n := next.Add(1)
 				k := of[n%uint64(len(of))]
-				name := component
-				if name == "" {
-					name = plain(n)
-				}
-				body = appendCreate(body[:0], n, name)
-				request = postRequest(request[:0], "/v1/tenants/"+k.tenant+"/commands/credential.create", k.key, commandID(n), body)
+				body = appendBody(body[:0], n)
+				request = postRequest(request[:0], target(k.tenant), k.key, commandID(n), body)
 				status, answer, err := c.do(request)
 				if answered != nil {
 					answered(n)
 				}
 				id, ok := idOf(answer)
-				if err != nil || status != 200 || !ok {
+				if err != nil || status != want || !ok {
 					return fmt.Errorf("create: %d %.300s: %w", status, answer, err)
 				}
 				mine = append(mine, made{k.tenant, id, n})
@@ -263,6 +268,17 @@ func (s *site) creators(of []apiKey, component string, answered func(n uint64)) 
 				s.remember(mine)
 			},
 		}, nil
+	}
+}
+
+// overHTTP returns clients that have a connection each. open returns what the i-th calls.
+func overHTTP(addr string, open func(i int, c *wire) (call func() error)) func(int) (caller, error) {
+	return func(i int) (caller, error) {
+		c, err := dialWire(addr)
+		if err != nil {
+			return caller{}, err
+		}
+		return caller{call: open(i, c), close: c.close}, nil
 	}
 }
 
@@ -319,30 +335,21 @@ func (s *site) remember(mine []made) {
 
 // getters returns clients that read one credential after another at random,
 // each call with one of the keys of its tenant.
-func (s *site) getters(int) (caller, error) {
-	c, err := dialWire(s.proc.http)
-	if err != nil {
-		return caller{}, err
-	}
+func (s *site) getters(i int) (caller, error) {
 	byTenant := map[string][]apiKey{}
 	for _, k := range append(s.keys, s.big...) {
 		byTenant[k.tenant] = append(byTenant[k.tenant], k)
 	}
 	var request []byte
-	return caller{
-		call: func() error {
+	return overHTTP(s.proc.http, func(_ int, c *wire) func() error {
+		return func() error {
 			m := s.made[rand.IntN(len(s.made))] //nolint:gosec // a choice, not a secret
 			of := byTenant[m.tenant]
 			k := of[rand.IntN(len(of))] //nolint:gosec // a choice, not a secret
 			request = getRequest(request[:0], "/v1/tenants/"+m.tenant+"/credential.get?id="+m.id, k.key)
-			status, answer, err := c.do(request)
-			if err != nil || status != 200 {
-				return fmt.Errorf("get: %d %.300s: %w", status, answer, err)
-			}
-			return nil
-		},
-		close: c.close,
-	}, nil
+			return c.expect(200, "get", request)
+		}
+	})(i)
 }
 
 // acknowledged writes the list that a reopen child checks.

@@ -46,6 +46,15 @@ func (w *wire) do(request []byte) (status int, body []byte, err error) {
 	return w.read()
 }
 
+// expect sends one request whose answer has a status and is not looked at.
+func (w *wire) expect(want int, what string, request []byte) error {
+	status, answer, err := w.do(request)
+	if err != nil || status != want {
+		return fmt.Errorf("%s: %d %.300s: %w", what, status, answer, err)
+	}
+	return nil
+}
+
 func (w *wire) read() (status int, body []byte, err error) {
 	line, err := w.in.ReadSlice('\n')
 	if err != nil {

@@ -711,3 +711,62 @@ func TestElasticIOFlowRaces(t *testing.T) {
 		}
 	}
 }
+
+// A request with secrets that names the component's revision is refused when the
+// component has another one by then. Whatever else a client keeps in meta is passed over.
+func TestElasticIOExpectedRevision(t *testing.T) {
+	u, v := bringVendor(t)
+	registerPlain(t, u.base)
+	registerAs(t, u.api, "one", sheets)
+	registerAs(t, u.api, "two", sheets)
+	var given done
+	must(t, u.command("oauth_client.define", "", map[string]any{"component": "one", "client_id": "x", "client_secret": "y"}, &given))
+	var secret done
+	must(t, u.command("auth_secret.create", "", map[string]any{"workspace": "w", "component": "plain", "keys": map[string]any{"apiKey": "k"}}, &secret))
+	requests := []struct{ method, path, data, component string }{
+		{"POST", "/v2/credentials", `{"type":"credential","attributes":{"keys":{"apiKey":"k"}},"relationships":{"component":{"data":{"id":"plain","type":"component"}}}}`, "plain"},
+		{"PATCH", "/v2/credentials/" + u.create(t), `{"attributes":{"name":"Another","keys":{"apiKey":"k2"}}}`, "plain"},
+		{"POST", "/v2/workspaces/w/secrets", `{"type":"auth-secret","attributes":{"credentials":{"apiKey":"k"}},"relationships":{"component":{"data":{"id":"plain","type":"component"}}}}`, "plain"},
+		{"PATCH", "/v2/workspaces/w/secrets/" + secret.ID, `{"attributes":{"name":"Another","credentials":{"apiKey":"k2"}}}`, "plain"},
+		{"POST", clients, `{"type":"oauth-client","attributes":{"client_id":"x","client_secret":"y"},"relationships":{"component":{"data":{"id":"two","type":"component"}}}}`, "two"},
+		{"PATCH", clients + "/" + given.ID, `{"attributes":{"client_secret":"z"}}`, "one"},
+	}
+	revision := func(component string) (n int) {
+		_, got := v.send("GET", "/v2/components/"+component, "")
+		var doc struct {
+			Data struct{ Meta struct{ Revision int } }
+		}
+		must(t, json.Unmarshal([]byte(got), &doc))
+		return doc.Data.Meta.Revision
+	}
+	seen := map[string]int{}
+	for component, descriptor := range map[string]string{"plain": plain, "one": sheets, "two": sheets} {
+		seen[component] = revision(component)
+		must(t, u.command("component.update", "", map[string]any{"id": component, "descriptor": json.RawMessage(strings.Replace(descriptor, `"title":"`, `"title":"New `, 1))}, nil))
+	}
+	end := logEnd(t, u.program)
+	for _, r := range requests {
+		document := func(meta string) string { return `{"data":` + r.data + `,"meta":` + meta + `}` }
+		v.refused(r.method, r.path, document(fmt.Sprintf(`{"expected_revision":%d}`, seen[r.component])), 409, "component_changed", "/meta/expected_revision")
+		for _, wrong := range []string{`"1"`, `0`, `-1`, `1.5`, `{}`} {
+			v.refused(r.method, r.path, document(`{"expected_revision":`+wrong+`}`), 400, "body_invalid", "/meta/expected_revision")
+		}
+	}
+	if now := logEnd(t, u.program); now != end {
+		t.Errorf("refused requests have appended %d commits", now-end)
+	}
+	for _, r := range requests {
+		meta := fmt.Sprintf(`{"expected_revision":%d,"request":{"of":"mine"}}`, seen[r.component]+1)
+		if resp, got := v.send(r.method, r.path, `{"data":`+r.data+`,"meta":`+meta+`}`); resp.StatusCode > 201 {
+			t.Errorf("%s %s answers %d %s", r.method, r.path, resp.StatusCode, got)
+		}
+		if strings.HasPrefix(r.path, clients) && r.method == "POST" {
+			continue // it is defined
+		}
+		for _, other := range []string{`{"expected":1}`, `{"expected_revision":null}`, `[]`, `"x"`, `null`} {
+			if resp, got := v.send(r.method, r.path, `{"data":`+r.data+`,"meta":`+other+`}`); resp.StatusCode > 201 {
+				t.Errorf("%s %s with meta %s answers %d %s", r.method, r.path, other, resp.StatusCode, got)
+			}
+		}
+	}
+}
