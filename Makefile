@@ -22,7 +22,7 @@ fuzz:
 bench:
 	go run ./cmd/credstream-bench
 
-# Writes docs/reference.md and docs/config.md, which tests keep true.
+# Writes the generated pages and the comments of the OpenAPI document, which tests keep true.
 docs:
-	go test . -run TestReference -update
+	go test . -run "TestReference|TestPermissionsPage" -update
 	go test ./cmd/credstream -run TestConfigReference -update

@@ -60,17 +60,6 @@ func (s AuthClientState) Secrets() []string { return append(slices.Clone(s.Previ
 // Over reports whether no fact can follow that names a secret.
 func (s AuthClientState) Over() bool { return false }
 
-// Follows is the id of the OAuth client of a component that follows the auth
-// client, "" when none does.
-func (s AuthClientState) Follows(component string) string {
-	for _, c := range s.Components {
-		if c.Component == component {
-			return c.OAuthClient
-		}
-	}
-	return ""
-}
-
 // RevisionsOf are the Revisions of components, in their order.
 func (s AuthClientState) RevisionsOf(components []events.AuthClientComponent) []int {
 	revisions := make([]int, len(components))

@@ -68,12 +68,6 @@ func Token(id string) string {
 	return "=" + base64.RawURLEncoding.EncodeToString([]byte(id))
 }
 
-// CompositeToken writes an id of several parts as one token: "==" and the
-// base64url of its length-prefixed parts.
-func CompositeToken(parts ...string) string {
-	return "==" + base64.RawURLEncoding.EncodeToString(LengthPrefixed(parts...))
-}
-
 // ParseToken returns the id that Token wrote. It refuses every other spelling
 // with ErrID, so that one id has one token.
 func ParseToken(token string) (string, error) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql/driver"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -35,11 +34,6 @@ type APIKey struct {
 	Revoked     bool
 	CreatedAt   time.Time
 	Seq         uint64 // its last commit
-}
-
-// Grants reports whether the key may name the tenant.
-func (k APIKey) Grants(tenant string) bool {
-	return k.Home == tenant || slices.Contains(k.Tenants, tenant) || slices.Contains(k.Tenants, "*")
 }
 
 func (b *batch) apiKey(r events.Record, e events.APIKey) error {

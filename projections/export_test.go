@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql/driver"
 	"errors"
+	"fmt"
 	"strings"
 )
 
@@ -115,3 +116,25 @@ var (
 	ErrDiskFull  = errDiskFull
 	ErrIndexFull = errIndexFull
 )
+
+// InUseOf is the value of one thing; found is false when no flow ever used it.
+func (v *Views) InUseOf(ctx context.Context, tenant, kind, id string) (value InUse, found bool, err error) {
+	err = v.snapshot(ctx, func(c *conn) error {
+		entries := []InUseEntry{{Tenant: tenant, Kind: kind, ID: id}}
+		err := c.query(inUseByThing, func(row []driver.Value) error {
+			entries[0].Value = scanInUse(row)
+			found = true
+			return nil
+		}, tenant, thingName(kind, id))
+		if err != nil || !found {
+			return err
+		}
+		err = addFlows(c, entries)
+		value = entries[0].Value
+		return err
+	})
+	if err != nil {
+		return InUse{}, false, fmt.Errorf("reading the in-use index: %w", err)
+	}
+	return value, found, nil
+}

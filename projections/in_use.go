@@ -118,28 +118,6 @@ func (v *Views) InUseChanges(ctx context.Context, after uint64, limit int) (entr
 	return entries, nil
 }
 
-// InUseOf is the value of one thing; found is false when no flow ever used it.
-func (v *Views) InUseOf(ctx context.Context, tenant, kind, id string) (value InUse, found bool, err error) {
-	err = v.snapshot(ctx, func(c *conn) error {
-		entries := []InUseEntry{{Tenant: tenant, Kind: kind, ID: id}}
-		err := c.query(inUseByThing, func(row []driver.Value) error {
-			entries[0].Value = scanInUse(row)
-			found = true
-			return nil
-		}, tenant, thingName(kind, id))
-		if err != nil || !found {
-			return err
-		}
-		err = addFlows(c, entries)
-		value = entries[0].Value
-		return err
-	})
-	if err != nil {
-		return InUse{}, false, fmt.Errorf("reading the in-use index: %w", err)
-	}
-	return value, found, nil
-}
-
 // InUseList lists the values of a tenant, those after a cursor, also those that
 // have become empty; next is "" at the end.
 func (v *Views) InUseList(ctx context.Context, tenant, after string, limit int) (entries []InUseEntry, next string, err error) {

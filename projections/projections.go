@@ -192,18 +192,6 @@ func (p *Projector) End(ctx context.Context) (uint64, error) {
 	return end, nil
 }
 
-// Lag is the number of commits in the log that are not applied yet.
-func (p *Projector) Lag(ctx context.Context) (uint64, error) {
-	end, err := p.End(ctx)
-	if err != nil {
-		return 0, err
-	}
-	if pos := p.model.Position(); pos < end {
-		return end - pos, nil
-	}
-	return 0, nil
-}
-
 // Err is why the projector has stopped, nil while it runs or when it was told
 // to end. Of a projector that runs again it is why it had stopped, until it has
 // applied something or there is nothing to apply.

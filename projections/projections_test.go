@@ -184,8 +184,8 @@ func TestProjectorAppliesWholeCommitsInOrderAndOnce(t *testing.T) {
 	if diff := cmp.Diff(log.recs, slices.Concat(model.batches...)); diff != "" {
 		t.Error(diff)
 	}
-	if lag, err := p.Lag(t.Context()); lag != 0 || err != nil || p.Position() != 741 {
-		t.Errorf("lag %d, %v at %d", lag, err, p.Position())
+	if end, err := p.End(t.Context()); end != 741 || err != nil || p.Position() != 741 {
+		t.Errorf("at %d of %d, %v", p.Position(), end, err)
 	}
 }
 
