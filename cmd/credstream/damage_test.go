@@ -11,11 +11,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/minio/highwayhash"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/bus/natsserver"
@@ -218,6 +220,44 @@ func TestKeysetsLost(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(data, "kms.key")); err == nil {
 		t.Error("a new KMS key was made")
 	}
+}
+
+// A keyset that a start does not open is opened afterwards: readiness names what does not
+// open, and the other tenants go on.
+func TestKeysetAmongMany(t *testing.T) {
+	data := t.TempDir()
+	u := bring(t, data)
+	registerPlain(t, u.base)
+	for n := range keysetsAtStart {
+		must(t, u.command("tenant.register", "", map[string]any{"id": fmt.Sprintf("t-%03d", n)}, nil))
+	}
+	conn, err := u.nats.Conn("test")
+	must(t, err)
+	js, err := jetstream.New(conn)
+	must(t, err)
+	kv, err := js.KeyValue(t.Context(), keyBucket)
+	must(t, err)
+	last := fmt.Sprintf("t-%03d", keysetsAtStart-1)
+	good, err := kv.Get(t.Context(), last)
+	must(t, err)
+	_, err = kv.Put(t.Context(), last, []byte(`{"format":1}`))
+	must(t, err)
+	u.stop()
+
+	u = bring(t, data)
+	await(t, "readiness to name the keyset", func() (bool, error) {
+		return slices.ContainsFunc(u.notReady(), func(r string) bool { return strings.HasPrefix(r, "keysets: ") }), nil
+	})
+	u.create(t)
+	conn, err = u.nats.Conn("test")
+	must(t, err)
+	js, err = jetstream.New(conn)
+	must(t, err)
+	kv, err = js.KeyValue(t.Context(), keyBucket)
+	must(t, err)
+	_, err = kv.Put(t.Context(), last, good.Value())
+	must(t, err)
+	await(t, "readiness", func() (bool, error) { return len(u.notReady()) == 0, nil })
 }
 
 // A flipped bit in a file that must be kept refuses the start, with the file named and

@@ -113,7 +113,9 @@ type program struct {
 	marks     *natsserver.Marks
 	integrity integrity
 	keysets   jetstream.JetStream // where the keysets are; nil until they are open
-	stop      []func()            // in reverse order
+
+	keysetsLeft []string // tenants whose keysets the start has not opened
+	stop        []func() // in reverse order
 
 	supervised supervisor // of the parts that outlive a failure
 
@@ -437,6 +439,10 @@ func (p *program) openAccessLog(ctx context.Context, js jetstream.JetStream) err
 	return err
 }
 
+// keysetsAtStart is how many keysets a start opens, to see that the KMS key is theirs. The
+// others are opened when it is done: each takes a fraction of a millisecond.
+const keysetsAtStart = 256
+
 // openKeyring opens the tenants' keysets with the KMS key. The local key file is
 // made only where no keyset needs another one.
 func (p *program) openKeyring(ctx context.Context, js jetstream.JetStream) (*seal.Keyring, error) {
@@ -475,9 +481,11 @@ func (p *program) openKeyring(ctx context.Context, js jetstream.JetStream) (*sea
 		return nil, err
 	}
 	keyring := seal.NewKeyring(kms, seal.NewKVKeysets(js, kv, p.durable(stream)))
-	if err := keyring.Check(ctx, tenants); err != nil {
+	first := tenants[:min(len(tenants), keysetsAtStart)]
+	if err := keyring.Check(ctx, first); err != nil {
 		return nil, fmt.Errorf("the keysets cannot be decrypted with this KMS key: %w", err)
 	}
+	p.keysetsLeft = tenants[len(first):]
 	return keyring, nil
 }
 
@@ -755,6 +763,11 @@ func (p *program) openParts(ctx context.Context) error {
 		p.parts.Go(func() error { return p.supervised.run(p.life, "clocks", p.clocks.Run) })
 	}
 	p.parts.Go(func() error { return p.giveMemoryBack(p.life) })
+	if len(p.keysetsLeft) > 0 {
+		p.parts.Go(func() error {
+			return p.supervised.run(p.life, "keysets", func(ctx context.Context) error { return p.keyring.Check(ctx, p.keysetsLeft) })
+		})
+	}
 	p.parts.Go(func() error { return p.watchIntegrity(p.life) })
 	// What writes begins once what is stored is whole, or whole again.
 	writer := func(part string, run func(context.Context) error) {

@@ -32,6 +32,7 @@ func (s *supervisor) run(ctx context.Context, part string, run func(context.Cont
 		err := run(ctx)
 		sound.Stop()
 		if err == nil || ctx.Err() != nil {
+			s.note(part, nil)
 			return nil
 		}
 		if time.Since(began) >= restartSound {
