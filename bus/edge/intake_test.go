@@ -56,35 +56,17 @@ type whole struct {
 	queues  *edge.Queues
 	poison  *edge.Poison
 	metrics *prometheus.Registry
-	logs    *logs
+	logs    *bustest.LogBuffer
 	js      jetstream.JetStream // as the service
 	admin   svc.Principal
 	key     string
 	writes  atomic.Pointer[func() error] // what WritesAllowed says; nil: nothing
 }
 
-// logs is what was logged, at every level.
-type logs struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logs) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logs) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // startWhole brings a service up, without intake and readers.
 func startWhole(t *testing.T) *whole {
 	t.Helper()
-	w := &whole{t: t, dir: t.TempDir(), metrics: prometheus.NewRegistry(), logs: &logs{}}
+	w := &whole{t: t, dir: t.TempDir(), metrics: prometheus.NewRegistry(), logs: &bustest.LogBuffer{}}
 	log := slog.New(slog.NewJSONHandler(w.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	w.node = bustest.StartNode(t, func(c *natsserver.NodeConfig) { c.Dir, c.Logger, c.Authenticate = w.dir, log, nil })
 	durable := func(stream string) func(context.Context) error { return w.node.Syncer(stream).Wait }
@@ -139,7 +121,7 @@ func startWhole(t *testing.T) *whole {
 	return w
 }
 
-// Call is a command of the administrator.
+// call is a command of the administrator.
 func (w *whole) call(tenant, command, body string) svc.Done {
 	w.t.Helper()
 	answer := bustest.Must(w.svc.Serve(w.t.Context(), svc.Call{Tenant: tenant, Principal: w.admin, Via: "http"}, command, []byte(body)))(w.t)

@@ -301,7 +301,7 @@ func panickedAt() string {
 	}
 }
 
-// Call is on whose behalf a message is handled: that of the key that published
+// call is on whose behalf a message is handled: that of the key that published
 // it, if it is still good.
 func (r *Reader) call(msg *message.Message) (service.Call, queued, error) {
 	q, _ := msg.Context().Value(queuedKey{}).(queued) // judge has put it there

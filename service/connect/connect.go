@@ -74,7 +74,7 @@ type Start struct {
 	Expected   int                 `json:"expected_revision,omitzero"` // refuse when the component's descriptor in force has another revision
 }
 
-// Connected answers ConnectOAuth.
+// Connected answers Start.
 type Connected struct {
 	ID      string    `json:"id"`      // of the connection
 	URL     string    `json:"url"`     // to be opened once, in a browser; a secret

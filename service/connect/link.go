@@ -249,7 +249,7 @@ func (s *Service) checkIssuer(ctx context.Context, c connection, given []string)
 }
 
 // answerIn reads the code of a provider's answer, or why there is none and what the
-// Provider says to that (RFC 6749, section 4.1.2).
+// provider says to that (RFC 6749, section 4.1.2).
 func answerIn(query url.Values) (code seal.Secret, refusal *fault.Error, says string) {
 	codes, refusals := query["code"], query["error"]
 	switch {

@@ -31,7 +31,7 @@ type meeting struct {
 // maxMet bounds the connections that are remembered to be with another process.
 const maxMet = 4096
 
-// Begin notes that this process redeems the code of a connection, until end is called.
+// begin notes that this process redeems the code of a connection, until end is called.
 func (r *redeemings) begin(id string) (end func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

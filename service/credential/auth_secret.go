@@ -272,7 +272,7 @@ func saysOf(v events.Verification) string {
 type ListAuthSecrets struct {
 	Workspace string `json:"workspace"`
 	Component string `json:"component,omitzero"` // only this one's
-	Sort      string `json:"sort,omitzero"`      // as in ListCredentials
+	Sort      string `json:"sort,omitzero"`      // as in credential.list
 	Limit     int    `json:"limit,omitzero"`     // 1 to 200; 50 when absent
 	After     string `json:"after,omitzero"`     // cursor of the page before, with the same filter and sort
 	MinSeq    uint64 `json:"min_seq,omitzero"`   // wait until the answer reflects this log sequence

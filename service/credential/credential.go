@@ -356,7 +356,7 @@ type Reveal struct {
 	ID string `json:"id"`
 }
 
-// Revealed answers RevealCredential.
+// Revealed answers Reveal.
 type Revealed struct {
 	service.Done
 	Keys map[string]any `json:"keys"` // the clear values, by field

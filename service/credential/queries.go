@@ -139,7 +139,7 @@ type List struct {
 	MinSeq       uint64        `json:"min_seq,omitzero"`       // wait until the answer reflects this log sequence
 }
 
-// Page answers ListCredentials.
+// Page answers List.
 type Page struct {
 	Credentials []Credential `json:"credentials"`
 	Next        string       `json:"next,omitzero"` // cursor of the next page; absent on the last

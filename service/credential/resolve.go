@@ -60,7 +60,7 @@ type Resolve struct {
 	Cleartext bool   `json:"cleartext,omitzero"`  // in place of public_key: answer clear values; over TLS, or HTTP on the same machine, never over NATS
 }
 
-// Resolved answers ResolveCredential. It holds sealed or keys, as asked for.
+// Resolved answers Resolve. It holds sealed or keys, as asked for.
 type Resolved struct {
 	Lease   string         `json:"lease"`
 	Expires time.Time      `json:"expires"`         // until when the values may be kept: seconds, UTC; no later than the access token's end

@@ -261,7 +261,7 @@ func (s *Service) afterRelease(ctx context.Context, call *service.Call, flow str
 	return service.Done{Seq: max(seq, last), ID: flow, Binding: b.ID}
 }
 
-// Releases reports whether a commit ends a reservation, whose credentials are given
+// releases reports whether a commit ends a reservation, whose credentials are given
 // back after it.
 func releases(recs []events.Record) bool {
 	return slices.ContainsFunc(recs, func(r events.Record) bool { _, is := r.Event.(events.FlowReleased); return is })

@@ -3,7 +3,6 @@
 package stage
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdh"
 	"crypto/hpke"
@@ -24,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/bus/bustest"
 	"github.com/credstream/credstream/bus/kv"
 	"github.com/credstream/credstream/bus/natsserver"
 	"github.com/credstream/credstream/bus/streams"
@@ -47,30 +47,13 @@ type Stage struct {
 	Service *application.Application
 	Access  *AccessLog
 	Metrics *prometheus.Registry
-	Logs    *lockedLog
+	Logs    *bustest.LogBuffer
 	Admin   service.Principal
 	Engine  service.Principal
 	Skew    atomic.Int64          // of the clock, in nanoseconds
 	Writes  atomic.Pointer[error] // what refuses writes
 	t       testing.TB
 	project func(context.Context, uint64) error
-}
-
-type lockedLog struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // AccessLog is an access log that a test listens to and may have fail.
@@ -136,7 +119,7 @@ func OK(t testing.TB, err error) {
 // "default", and the component "plain".
 func New(t testing.TB) *Stage {
 	t.Helper()
-	s := &Stage{t: t, Metrics: prometheus.NewRegistry(), Logs: &lockedLog{}}
+	s := &Stage{t: t, Metrics: prometheus.NewRegistry(), Logs: &bustest.LogBuffer{}}
 	log := slog.New(slog.NewJSONHandler(s.Logs, nil))
 	node := Must(natsserver.StartNode(t.Context(), natsserver.NodeConfig{Dir: t.TempDir(), MinFree: 1, Logger: log}))(t)
 	t.Cleanup(func() { OK(t, node.Shutdown(context.WithoutCancel(t.Context()))) })

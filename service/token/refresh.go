@@ -60,7 +60,7 @@ type renewal struct {
 
 // TokenGoodFor returns the newest durable state of a credential; where it has
 // tokens, with an access token that is good for at least life, or as long as the
-// Provider grants one: it has them renewed when they are not. Errors:
+// provider grants one: it has them renewed when they are not. Errors:
 // aggregates.ErrCredentialNotFound, ErrReauthorizationRequired, ErrRefreshFailed,
 // ErrRefreshPending.
 func (s *Service) TokenGoodFor(ctx context.Context, call *service.Call, id string, life time.Duration) (aggregates.State[aggregates.CredentialState], error) {

@@ -178,7 +178,7 @@ type Revoke struct {
 }
 
 // Revoked answers Revoke. The tokens are given up, whatever the
-// Provider said.
+// provider said.
 type Revoked struct {
 	service.Done
 	Outcome string `json:"outcome,omitzero"` // of telling the provider: revoked, not_offered where the component names no revocation_uri, or as in credential.refresh_failed; absent when no tokens were held
@@ -305,7 +305,7 @@ func (s *Service) cut(ctx context.Context, call *service.Call, id string, grant 
 // caller to erase, which holds the stream, and then finishes the follow-up of the
 // commits. A crash in between leaves the tokens held, and the process manager
 // completes it; a refresh under way cannot bring them back, and what the provider
-// Answered to it is disowned, too. again, when not nil, hears what the provider says
+// answered to it is disowned, too. again, when not nil, hears what the provider says
 // and decides whether it is told once more; its error ends the revocation for now.
 func (s *Service) revoke(ctx context.Context, call *service.Call, id string, grant int, again func(component string, t told) (bool, error)) (done Revoked, gone []vault.Ref, commits []uint64, err error) {
 	if grant == 0 {
@@ -726,7 +726,7 @@ func (r *revocations) find(tenant, id string) *revocation {
 	return nil
 }
 
-// Begin makes a revocation one of the tenant's, unless the same or too many are
+// begin makes a revocation one of the tenant's, unless the same or too many are
 // running. One whose provider does not answer is no reason to let the others wait.
 func (r *revocations) begin(tenant string, job *revocation) error {
 	r.mu.Lock()
