@@ -73,9 +73,12 @@ func (k *Kernel) Begin(ctx context.Context, call *Call, c events.CommandStarted)
 	if e == nil || e.request == "" {
 		return c, nil
 	}
-	named := *call
-	named.request = e.request
-	_, after, err := Commit(ctx, k, &named, aggregates.CommandRecord, call.Tenant, commands.CommandRecord(commands.StartCommand{ID: call.recordID(), Started: c}))
+	request := call.request
+	call.request = e.request // also of a call that completes an attempt
+	_, after, err := Commit(ctx, k, call, aggregates.CommandRecord, call.Tenant, commands.CommandRecord(commands.StartCommand{ID: call.recordID(), Started: c}))
+	if call.request = request; e.resumed != nil {
+		call.request = ""
+	}
 	switch {
 	case err != nil:
 		return c, fmt.Errorf("record that a command begins: %w", err)

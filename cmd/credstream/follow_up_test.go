@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 	"github.com/credstream/credstream/bus/bustest"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/oauth/oauthtest"
+	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/secrets"
 )
 
@@ -249,43 +251,63 @@ func TestDeathBeforeTheRecord(t *testing.T) {
 		}},
 		"audit.rewind": {1, func() (m, func(), func()) { return m{"seq": 1}, func() {}, func() {} }},
 	} {
-		t.Run(route, func(t *testing.T) {
-			for _, id := range dead() {
-				must(t, u.command("queue.drop", "", m{"id": id}, nil))
-			}
-			in, acted, check := c.begin()
-			s := u.second(t, claims)
-			s.ready(t)
-			died := s.deaths(c.appends, false)
-			answered := make(chan struct{})
-			go func() {
-				defer close(answered)
-				_, _ = s.command(context.WithoutCancel(t.Context()), t, route, route, in)
-			}()
-			select {
-			case <-died:
-			case <-answered:
+		for _, behind := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/views behind=%v", route, behind), func(t *testing.T) {
+				for _, id := range dead() {
+					must(t, u.command("queue.drop", "", m{"id": id}, nil))
+				}
+				in, acted, check := c.begin()
+				s := u.second(t, claims)
+				s.ready(t)
+				var late *second // whose views know nothing of the attempt until the repeat has looked
+				late = u.second(t, noted{claims, func() { late.follow(t) }})
+				late.caughtUp(t)
+				died, id := s.deaths(c.appends, false), fmt.Sprint(route, behind)
+				answered := make(chan struct{})
+				go func() {
+					defer close(answered)
+					_, _ = s.command(context.WithoutCancel(t.Context()), t, route, id, in)
+				}()
 				select {
 				case <-died:
-				default:
-					t.Fatal("the process did not die")
+				case <-answered:
+					select {
+					case <-died:
+					default:
+						t.Fatal("the process did not die")
+					}
 				}
-			}
-			acted()
-			before := dead()
-			status, first := u.raw(t, route, route, in)
-			if _, again := u.raw(t, route, route, in); status != http.StatusOK || !bytes.Equal(first, again) {
-				t.Errorf("the repeat is answered %d %s, and again %s", status, first, again)
-			}
-			if now := dead(); !slices.Equal(before, now) {
-				t.Errorf("dead letters before the repeat %v, after it %v", before, now)
-			}
-			check()
-			if status, _ := u.raw(t, route, route, m{"another": 1}); status == http.StatusOK {
-				t.Error("another request with the same command id is carried out")
-			}
-		})
+				acted()
+				before := dead()
+				if behind {
+					_, err := late.command(t.Context(), t, route, id, in)
+					must(t, err)
+				}
+				status, first := u.raw(t, route, id, in)
+				if _, again := u.raw(t, route, id, in); status != http.StatusOK || !bytes.Equal(first, again) {
+					t.Errorf("the repeat is answered %d %s, and again %s", status, first, again)
+				}
+				if now := dead(); !slices.Equal(before, now) {
+					t.Errorf("dead letters before the repeat %v, after it %v", before, now)
+				}
+				check()
+				if status, _ := u.raw(t, route, id, m{"another": 1}); status == http.StatusOK {
+					t.Error("another request with the same command id is carried out")
+				}
+			})
+		}
 	}
+}
+
+// noted are claims that tell when an attempt is about to be claimed.
+type noted struct {
+	service.Claims
+	begins func()
+}
+
+func (n noted) Begin(ctx context.Context, key [sha256.Size]byte, request, attempt string) (string, error) {
+	n.begins()
+	return n.Claims.Begin(ctx, key, request, attempt)
 }
 
 // A provider that is down is told again for a while. Then that is a fact, and the
