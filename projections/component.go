@@ -13,6 +13,8 @@ const (
 	componentTable = `
 CREATE TABLE components (id TEXT PRIMARY KEY, owner TEXT NOT NULL, title TEXT NOT NULL, shared INTEGER NOT NULL, deleted INTEGER NOT NULL,
 	revision INTEGER NOT NULL, env INTEGER NOT NULL, sha256 TEXT NOT NULL, seq INTEGER NOT NULL, created INTEGER NOT NULL, updated INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE component_revisions (component TEXT NOT NULL, revision INTEGER NOT NULL, seq INTEGER NOT NULL,
+	PRIMARY KEY (component, revision)) WITHOUT ROWID;
 `
 	componentIndexes = `
 CREATE INDEX components_owned ON components (owner, id) WHERE deleted = 0;
@@ -41,10 +43,19 @@ func (b *batch) component(r events.Record, e events.Component) error {
 	set := func(columns string, args ...driver.Value) error {
 		return b.w.update("UPDATE components SET seq = ?, updated = ?, "+columns+" WHERE id = ?", append(append([]driver.Value{seq, now}, args...), id)...)
 	}
+	revised := func(revision int) error {
+		return b.w.exec("INSERT OR REPLACE INTO component_revisions VALUES (?,?,?)", id, int64(revision), seq)
+	}
 	switch e := e.(type) {
 	case events.ComponentRegistered:
+		if err := revised(1); err != nil {
+			return err
+		}
 		return b.w.exec("INSERT OR REPLACE INTO components VALUES (?,?,?,0,0,1,0,?,?,?,?)", id, e.Owner, e.Title, events.DescriptorHash(e.Descriptor), seq, now, now)
 	case events.ComponentUpdated:
+		if err := revised(e.Revision); err != nil {
+			return err
+		}
 		return set("title = ?, revision = ?, sha256 = ?", e.Title, int64(e.Revision), events.DescriptorHash(e.Descriptor))
 	case events.ComponentShared:
 		return set("shared = 1")
@@ -83,6 +94,26 @@ func (v *Views) Component(ctx context.Context, id string) (k Component, found bo
 		return Component{}, false, fmt.Errorf("reading a component: %w", err)
 	}
 	return k, found, nil
+}
+
+// Revision finds the commit of a revision of a component's descriptor; seq is 0 when no
+// commit up to position, which the views reflect, has it.
+func (v *Views) Revision(ctx context.Context, component string, revision int) (seq, position uint64, err error) {
+	err = v.snapshot(ctx, func(c *conn) error {
+		m, err := readMeta(c)
+		if err != nil {
+			return err
+		}
+		position = m.seq
+		return c.query("SELECT seq FROM component_revisions WHERE component = ? AND revision = ?", func(row []driver.Value) error {
+			seq = uint64(num(row[0]))
+			return nil
+		}, component, int64(revision))
+	})
+	if err != nil {
+		return 0, 0, fmt.Errorf("reading a revision of a component: %w", err)
+	}
+	return seq, position, nil
 }
 
 // ComponentLike finds a component, of whatever tenant, deleted or not, whose id differs

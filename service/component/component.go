@@ -366,33 +366,60 @@ func (s *Service) Descriptor(ctx context.Context, component string, revision int
 	if d, ok := s.descriptors.Get(key); ok {
 		return d, nil
 	}
-	// Back, for most ask for the revision in force or one of the last.
-	for rec, err := range s.Log.Store.Back(ctx, aggregates.Component.Stream(events.System, component), 0) {
-		if err != nil {
-			return commands.Descriptor{}, fmt.Errorf("descriptor of %s: %w", component, err)
-		}
-		var raw string
-		switch e := rec.Event.(type) {
-		case events.ComponentRegistered:
-			if revision == 1 {
-				raw = e.Descriptor
-			}
-		case events.ComponentUpdated:
-			if revision == e.Revision {
-				raw = e.Descriptor
-			}
-		}
-		if raw == "" {
-			continue
-		}
-		d, err := commands.ParseDescriptor([]byte(raw))
-		if err != nil {
-			return d, fmt.Errorf("stored descriptor of %s, revision %d: %w", component, revision, err)
-		}
-		s.descriptors.Add(key, d)
-		return d, nil
+	raw, err := s.storedDescriptor(ctx, component, revision)
+	if err != nil {
+		return commands.Descriptor{}, fmt.Errorf("descriptor of %s: %w", component, err)
 	}
-	return commands.Descriptor{}, fmt.Errorf("component %s has no revision %d", component, revision)
+	d, err := commands.ParseDescriptor([]byte(raw))
+	if err != nil {
+		return d, fmt.Errorf("stored descriptor of %s, revision %d: %w", component, revision, err)
+	}
+	s.descriptors.Add(key, d)
+	return d, nil
+}
+
+// storedDescriptor reads one revision of a descriptor. The views name its commit; where
+// they do not yet, it is among the last of the component's.
+func (s *Service) storedDescriptor(ctx context.Context, component string, revision int) (string, error) {
+	stream := aggregates.Component.Stream(events.System, component)
+	seq, position, err := s.Views.Revision(ctx, component, revision)
+	if err != nil { // the log has it all the same
+		s.Logger.WarnContext(ctx, "a revision of a component is looked for in the log", "component", component, "revision", revision, "err", err)
+	}
+	if seq != 0 {
+		recs, err := s.Log.Store.Commit(ctx, seq)
+		if err != nil {
+			return "", err
+		}
+		for _, rec := range recs {
+			if raw, found := descriptorIn(rec, revision); found && rec.Stream == stream {
+				return raw, nil
+			}
+		}
+	}
+	for rec, err := range s.Log.Store.Back(ctx, stream, 0) {
+		if err != nil {
+			return "", err
+		}
+		if rec.Seq <= position && seq == 0 {
+			break
+		}
+		if raw, found := descriptorIn(rec, revision); found {
+			return raw, nil
+		}
+	}
+	return "", fmt.Errorf("there is no revision %d", revision)
+}
+
+// descriptorIn is the descriptor that a record made a component's revision.
+func descriptorIn(rec events.Record, revision int) (raw string, found bool) {
+	switch e := rec.Event.(type) {
+	case events.ComponentRegistered:
+		return e.Descriptor, revision == 1
+	case events.ComponentUpdated:
+		return e.Descriptor, revision == e.Revision
+	}
+	return "", false
 }
 
 // Get asks for one component.
