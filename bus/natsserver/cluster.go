@@ -47,6 +47,10 @@ var (
 	// survives a power cut, and nobody answers for it.
 	ErrDurabilityWeak = fault.New(fault.Precondition, "nats_durability_weak",
 		"The NATS servers may lose messages that they have acknowledged.")
+	// ErrServersSilent is returned when too few servers answer the system account to see
+	// whether an acknowledged message survives a power cut. They may do later.
+	ErrServersSilent = fault.New(fault.Unavailable, "nats_servers_silent",
+		"Too few NATS servers answered the system account.")
 )
 
 // ClusterConfig says how to reach an external NATS. Only URL is required. A URL
@@ -137,7 +141,8 @@ const (
 )
 
 // Connect connects and looks at what is there. It returns ErrServerTooOld,
-// ErrNoJetStream, or ErrDurabilityWeak unless that is attested: see Durability.
+// ErrNoJetStream, or, unless durability is attested, ErrDurabilityWeak or
+// ErrServersSilent: see Durability.
 func Connect(ctx context.Context, cfg ClusterConfig) (_ *Cluster, err error) {
 	if cfg.Replicas == 0 {
 		cfg.Replicas = DefaultReplicas

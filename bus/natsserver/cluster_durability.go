@@ -32,6 +32,8 @@ type Durability struct {
 	SyncSeen bool     // each of them says that it fsyncs before it acknowledges
 	Attested bool     // the operator answers for what is weak or was not seen
 	Why      string   // what is weak or was not seen, in a sentence; "" when nothing is
+
+	silent bool // Why is that too few servers answered
 }
 
 // Durability tells what was found at the last look.
@@ -87,6 +89,9 @@ func (c *Cluster) await(ctx context.Context) error {
 }
 
 func weak(d Durability) error {
+	if d.silent {
+		return ErrServersSilent.Because("%s Check that the NATS servers run, and that --nats-system names a user of their system account.", d.Why)
+	}
 	return ErrDurabilityWeak.Because("%s Use --attest-sync-always only if you guarantee that every NATS server fsyncs before it acknowledges.", d.Why)
 }
 
@@ -111,7 +116,7 @@ func (c *Cluster) lookAgain(ctx context.Context) error {
 func (c *Cluster) look(ctx context.Context) (Durability, error) {
 	d := Durability{Replicas: c.cfg.Replicas, Attested: c.cfg.AttestSyncAlways}
 	if c.sys == nil {
-		d.Why = judge(nil, d.Replicas, false)
+		d.Why, _ = judge(nil, d.Replicas, false)
 		return d, nil
 	}
 	seen, err := c.servers(ctx)
@@ -135,14 +140,14 @@ func (c *Cluster) look(ctx context.Context) (Durability, error) {
 	}
 	d.SyncSeen = d.SyncSeen && len(d.Servers) > 0
 	slices.Sort(d.Servers)
-	d.Why = judge(seen, d.Replicas, true)
+	d.Why, d.silent = judge(seen, d.Replicas, true)
 	return d, nil
 }
 
-// judge says what is weak, or "". A write is acknowledged by more than half of a
+// judge says what is weak, or "", and whether that is that too few servers answered. A write is acknowledged by more than half of a
 // stream's replicas. So the servers that must be seen are more than half of
 // them: the service can start while one of three is away.
-func judge(seen []serverSeen, replicas int, asked bool) string {
+func judge(seen []serverSeen, replicas int, asked bool) (why string, silent bool) {
 	var lazy []string
 	have, size := 0, 0
 	for _, s := range seen {
@@ -158,17 +163,17 @@ func judge(seen []serverSeen, replicas int, asked bool) string {
 	slices.Sort(lazy)
 	switch {
 	case !asked:
-		return "Without a user of the NATS system account, credstream cannot check whether the servers fsync before they acknowledge (sync_interval: always)."
+		return "Without a user of the NATS system account, credstream cannot check whether the servers fsync before they acknowledge (sync_interval: always).", false
 	case have == 0:
-		return "No JetStream server answered the system account, so credstream cannot check whether they fsync before they acknowledge."
+		return "No JetStream server answered the system account, so credstream cannot check whether they fsync before they acknowledge.", true
 	case len(lazy) > 0:
-		return "These NATS servers acknowledge before they fsync (sync_interval is not \"always\"): " + strings.Join(lazy, ", ") + "."
+		return "These NATS servers acknowledge before they fsync (sync_interval is not \"always\"): " + strings.Join(lazy, ", ") + ".", false
 	case 2*have <= size:
-		return fmt.Sprintf("Only %d of %d JetStream servers answered the system account.", have, size)
+		return fmt.Sprintf("Only %d of %d JetStream servers answered the system account.", have, size), true
 	case replicas == 1:
-		return "Each stream would have one replica: if its server loses data, the data is lost."
+		return "Each stream would have one replica: if its server loses data, the data is lost.", false
 	}
-	return ""
+	return "", false
 }
 
 // servers asks every server about itself.

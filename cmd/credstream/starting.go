@@ -186,7 +186,7 @@ func passes(err error) bool {
 		return api.Code == http.StatusServiceUnavailable || api.ErrorCode == clusterNoPeers || api.ErrorCode == clusterNotLeader
 	}
 	for _, passing := range []error{
-		errStandstill, fault.ErrUnavailable, nats.ErrNoServers, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrDisconnected, nats.ErrConnectionReconnecting,
+		errStandstill, fault.ErrUnavailable, natsserver.ErrServersSilent, nats.ErrNoServers, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrDisconnected, nats.ErrConnectionReconnecting,
 		jetstream.ErrNoStreamResponse, context.DeadlineExceeded,
 	} {
 		if errors.Is(err, passing) {

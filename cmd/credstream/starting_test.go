@@ -1,13 +1,17 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/credstream/credstream/bus/bustest"
+	"github.com/credstream/credstream/bus/natsserver"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/seal"
 )
@@ -188,6 +193,78 @@ func TestStartWithoutServers(t *testing.T) {
 	servers.StartNode(0)
 	b.finish(t)
 	within(t, "the service is ready", func() bool { return b.look(t, true) == "" })
+}
+
+// Servers that do not answer the system account in time are waited for: what they answer
+// then decides, here that one replica is weak.
+func TestStartWithSilentSystemAccount(t *testing.T) {
+	t.Parallel()
+	servers := bustest.Start(t)
+	of := servers.Config()
+	system, err := url.Parse(of.SystemURL)
+	must(t, err)
+	relay := &muteRelay{to: system.Host}
+	relay.mute.Store(true)
+	system.Host = relay.listen(t)
+	b := begin(t, serveConfig{
+		Data: t.TempDir(), NATS: of.URL, NATSEndpoints: of.EndpointURL, NATSSystem: system.String(), NATSCallout: of.CalloutURL,
+		NATSCalloutSeed: of.CalloutSeedFile, NATSCalloutXKey: of.CalloutXKeyFile, NATSReplicas: of.Replicas, KMS: kmsFile(t),
+	})
+	var said string
+	within(t, "readiness says that the start waits", func() bool { said = b.look(t, false); return strings.HasPrefix(said, "starting: waiting while ") })
+	if !strings.Contains(said, "No JetStream server answered the system account") {
+		t.Errorf("readiness says %q", said)
+	}
+	relay.mute.Store(false)
+	if err := <-b.ended; !errors.Is(err, natsserver.ErrDurabilityWeak) || !strings.Contains(err.Error(), "one replica") {
+		t.Errorf("the start ends with %v", err)
+	}
+}
+
+// muteRelay carries connections to a NATS server, and while it is mute no message back.
+type muteRelay struct {
+	to   string
+	mute atomic.Bool
+}
+
+// listen returns the address of the relay, which ends with the test.
+func (r *muteRelay) listen(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	var work sync.WaitGroup
+	work.Go(func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("tcp", r.to)
+			if err != nil {
+				_ = client.Close()
+				continue
+			}
+			both := func() { _, _ = client.Close(), server.Close() }
+			work.Go(func() { _, _ = io.Copy(server, client); both() })
+			work.Go(func() {
+				defer both()
+				for lines := make([]byte, 64<<10); ; {
+					n, err := server.Read(lines)
+					if err != nil {
+						return
+					}
+					if r.mute.Load() && (bytes.HasPrefix(lines[:n], []byte("MSG ")) || bytes.HasPrefix(lines[:n], []byte("HMSG "))) {
+						continue
+					}
+					if _, err := client.Write(lines[:n]); err != nil {
+						return
+					}
+				}
+			})
+		}
+	})
+	t.Cleanup(func() { _ = l.Close(); work.Wait() })
+	return l.Addr().String()
 }
 
 // What servers answer that choose a leader, or have just met, passes; a wrong configuration does not.
