@@ -43,6 +43,7 @@ type Syncer struct {
 	fatal  func(error)
 	fsync  func(*os.File) error
 	rounds atomic.Uint64
+	trees  atomic.Uint64
 
 	kick chan struct{} // holds one token while somebody waits for the next round
 	quit chan struct{}
@@ -111,6 +112,9 @@ func (s *Syncer) Wait(ctx context.Context) error {
 // Rounds is the number of rounds begun.
 func (s *Syncer) Rounds() uint64 { return s.rounds.Load() }
 
+// Trees is the number of calls of SyncTree that succeeded.
+func (s *Syncer) Trees() uint64 { return s.trees.Load() }
+
 // Close ends the rounds and returns when the last has ended. Who still waits is
 // told so by an error.
 func (s *Syncer) Close() {
@@ -134,6 +138,7 @@ func (s *Syncer) SyncTree() error {
 	if err := s.withDescriptors(func() error { return s.syncTree(stream) }); err != nil {
 		return s.fail(fmt.Errorf("syncing %s: %w", stream, err))
 	}
+	s.trees.Add(1)
 	return nil
 }
 
