@@ -16,7 +16,7 @@ import (
 
 // The OpenAPI document says of each type and member what the source says of it.
 func TestReferenceInOpenAPI(t *testing.T) {
-	docs := documented(t, append(serviceRooms(t), "events", "projections", "fault", "api/v1")...)
+	docs := documented(t, append(serviceRooms(t), "commands", "events", "projections", "fault", "api/v1")...)
 	said := map[string]map[string]string{}
 	comments(docs, said, reflect.TypeFor[fault.Problem]())
 	comments(docs, said, reflect.TypeFor[v1.Readiness]())

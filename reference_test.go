@@ -46,7 +46,7 @@ func TestReference(t *testing.T) {
 
 func reference(t *testing.T) []byte {
 	var b bytes.Buffer
-	doc := documented(t, append(serviceRooms(t), "events", "projections", "seal")...)
+	doc := documented(t, append(serviceRooms(t), "commands", "events", "projections", "seal")...)
 	b.WriteString(`# Reference
 
 This page describes every command, query, event and error code. It is generated from the code. NATS and HTTP serve the same commands and queries, with the same JSON:

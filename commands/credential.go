@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/credstream/credstream/events"
@@ -37,15 +38,27 @@ type CreateCredential struct {
 // StepOfFlow names one step.
 type StepOfFlow struct{ Flow, Step string }
 
-// RenameCredential gives it another name.
+// RenameCredential asks for another name.
 type RenameCredential struct {
-	ID, Name string
-	Expected int // version of the keys the caller has seen; 0: any
+	ID       string `json:"id"`
+	Name     string `json:"name"`
+	Expected int    `json:"expected_version,omitzero"` // refuse when the keys in force have another version
 }
 
-// SetVPNAgent says through which VPN agent its API is reached.
+// Check refuses what is no name, id or version.
+func (c RenameCredential) Check() error {
+	return cmp.Or(CheckName("/name", c.Name), CheckTarget(c.ID, c.Expected))
+}
+
+// SetVPNAgent asks for another VPN agent.
 type SetVPNAgent struct {
-	ID, VPNAgent string // no VPNAgent: directly
+	ID       string `json:"id"`
+	VPNAgent string `json:"vpn_agent,omitzero"` // an id of the caller's, kept as given; none when absent
+}
+
+// Check refuses what is no id.
+func (c SetVPNAgent) Check() error {
+	return cmp.Or(CheckTarget(c.ID, 0), CheckRef("/vpn_agent", c.VPNAgent))
 }
 
 // ReplaceKeys gives it new, verified keys.

@@ -1,16 +1,13 @@
 package service
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
 
-	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/fault"
 )
 
@@ -55,21 +52,20 @@ func (k *Kernel) AtLeast(ctx context.Context, seq uint64) error {
 	return err
 }
 
-// ErrName refuses what people cannot call a thing.
-var ErrName = fault.New(fault.Invalid, "name_invalid", "A name must have 1 to 200 characters and no control characters.")
+// The checks of a request's form, which commands make too.
+var (
+	ErrName    = commands.ErrName
+	ErrMissing = commands.ErrMissing
+)
 
-// CheckName bounds what people call a thing.
-func CheckName(pointer, name string) error {
-	// Format characters turn text around or hide in it; two of them join letters.
-	control := func(r rune) bool {
-		return unicode.IsControl(r) || r == 0x2028 || r == 0x2029 || unicode.Is(unicode.Cf, r) && r != 0x200c && r != 0x200d
-	}
-	n := utf8.RuneCountInString(name)
-	if n < 1 || n > 200 || bytes.ContainsFunc([]byte(name), control) {
-		return ErrName.At(pointer)
-	}
-	return nil
-}
+// Required is commands.Required.
+func Required(pointer, value string) error { return commands.Required(pointer, value) }
+
+// CheckName is commands.CheckName.
+func CheckName(pointer, name string) error { return commands.CheckName(pointer, name) }
+
+// CheckTarget is commands.CheckTarget.
+func CheckTarget(id string, expected int) error { return commands.CheckTarget(id, expected) }
 
 // PointAt has an error of ours point at a member of the request.
 func PointAt(err error, pointer string) error {
@@ -82,20 +78,6 @@ func PointAt(err error, pointer string) error {
 // EscapePointer writes a name as a token of a JSON pointer (RFC 6901).
 func EscapePointer(name string) string {
 	return string(jsontext.Pointer("").AppendToken(name))[1:]
-}
-
-// CheckTarget refuses what cannot be the id of a thing, or an expected version.
-func CheckTarget(id string, expected int) error {
-	if err := Required("/id", id); err != nil {
-		return err
-	}
-	if err := events.CheckID(id); err != nil {
-		return fault.Of(err).At("/id")
-	}
-	if expected < 0 {
-		return ErrBody.Because("A version is a number from 1.").At("/expected_version")
-	}
-	return nil
 }
 
 // ErrRange refuses a range that is none.

@@ -13,6 +13,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/credstream/credstream/admission"
+	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/projections"
@@ -79,7 +80,8 @@ func AuditedQuery[In, Out any](name string, p permission.Permission, do func(con
 	return r
 }
 
-// Query makes the route of a query, which do answers.
+// Query makes the route of a query, which do answers. Here and above, a request with a
+// method Check() error has passed it before do sees it.
 func Query[In, Out any](name string, p permission.Permission, do func(context.Context, *Call, In) (Out, error), summary string) Route {
 	return Route{
 		Name: name, Permission: p, Summary: summary, cost: admission.Request, In: reflect.TypeFor[In](), Out: reflect.TypeFor[Out](),
@@ -87,6 +89,11 @@ func Query[In, Out any](name string, p permission.Permission, do func(context.Co
 			var in In
 			if err := Decode(body, &in); err != nil {
 				return nil, err
+			}
+			if c, ok := any(in).(interface{ Check() error }); ok {
+				if err := c.Check(); err != nil {
+					return nil, err
+				}
 			}
 			return do(ctx, call, in)
 		},
@@ -170,7 +177,7 @@ func (r *Route) permission(p Principal) permission.Permission {
 // The refusals of a request's form.
 var (
 	ErrRouteUnknown = fault.New(fault.NotFound, "route_unknown", "No such command or query.")
-	ErrBody         = fault.New(fault.Invalid, "body_invalid", "The body is not valid JSON for this command or query.")
+	ErrBody         = commands.ErrBody
 	ErrBodyTooLarge = fault.New(fault.Invalid, "body_too_large", "The body is larger than 1 MiB.")
 	ErrBodyTooDeep  = fault.New(fault.Invalid, "body_too_deep", "The body is nested deeper than 32 levels.")
 	ErrCommandID    = fault.New(fault.Invalid, "command_id_invalid",
@@ -369,14 +376,3 @@ func (k *Kernel) meta(call *Call) events.Meta {
 		Causation: call.Causation, Correlation: call.correlation(), Time: k.Now().UTC(), Via: call.Via,
 	}
 }
-
-// Required refuses an empty member.
-func Required(pointer, value string) error {
-	if strings.TrimSpace(value) == "" {
-		return ErrMissing.Because("The member %s is required.", strings.TrimPrefix(pointer, "/")).At(pointer)
-	}
-	return nil
-}
-
-// ErrMissing refuses a request without a member it needs.
-var ErrMissing = fault.New(fault.Invalid, "member_missing", "A required member is missing.")

@@ -29,7 +29,7 @@ var comments []byte
 // table, what more describes (which may be nil), and the rest of this edge. A type
 // it cannot describe is a mistake of ours and panics at start; a test meets it first.
 func openAPI(version string, more func(*huma.OpenAPI)) []byte {
-	types := huma.NewMapRegistry("#/components/schemas/", schemaName)
+	types := huma.NewMapRegistry("#/components/schemas/", schemaNames(application.Routes()))
 	types.RegisterTypeAlias(reflect.TypeFor[jsontext.Value](), reflect.TypeFor[json.RawMessage]())
 	types.RegisterTypeAlias(reflect.TypeFor[secrets.Keys](), reflect.TypeFor[map[string]json.RawMessage]())
 	types.RegisterTypeAlias(reflect.TypeFor[secrets.Secret](), reflect.TypeFor[string]())
@@ -216,16 +216,28 @@ func notNull(s *huma.Schema) {
 	}
 }
 
-// schemaName names the schema of a type: that of a feature begins with the feature,
-// since two features have types of one name.
-func schemaName(t reflect.Type, hint string) string {
-	name := huma.DefaultSchemaNamer(t, hint)
-	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
-		t = t.Elem()
+// schemaNames names the schemas of types: that of a feature's begins with the feature,
+// since two features have types of one name, and that of a command with its category.
+func schemaNames(routes []service.Route) func(reflect.Type, string) string {
+	category := map[reflect.Type]string{}
+	for _, r := range routes {
+		if strings.HasSuffix(r.In.PkgPath(), "/commands") {
+			category[r.In], _, _ = strings.Cut(r.Name, ".")
+		}
 	}
-	_, feature, ok := strings.Cut(t.PkgPath(), "/service/")
-	if !ok || strings.Contains(strings.ToLower(name), feature) {
-		return name
+	return func(t reflect.Type, hint string) string {
+		name := huma.DefaultSchemaNamer(t, hint)
+		for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
+			t = t.Elem()
+		}
+		if of := category[t]; of != "" {
+			of = strings.ToUpper(of[:1]) + of[1:]
+			return of + strings.Replace(name, of, "", 1)
+		}
+		_, feature, ok := strings.Cut(t.PkgPath(), "/service/")
+		if !ok || strings.Contains(strings.ToLower(name), feature) {
+			return name
+		}
+		return strings.ToUpper(feature[:1]) + feature[1:] + name
 	}
-	return strings.ToUpper(feature[:1]) + feature[1:] + name
 }

@@ -155,7 +155,11 @@ func (s *Service) renameAuthSecret(ctx context.Context, call *service.Call, in R
 	if err := s.within(ctx, call, in.Workspace, in.ID); err != nil {
 		return service.Done{}, err
 	}
-	return s.renameCredential(ctx, call, Rename{ID: in.ID, Name: in.Name})
+	cmd := commands.RenameCredential{ID: in.ID, Name: in.Name}
+	if err := cmd.Check(); err != nil {
+		return service.Done{}, err
+	}
+	return s.Secrets.ChangeCredential(ctx, call, cmd)
 }
 
 // ReplaceAuthSecretKeys asks for new keys.

@@ -1,6 +1,7 @@
 package credential
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -28,6 +29,12 @@ import (
 var ErrVerificationFailed = fault.New(fault.Unprocessable, "credential_verification_failed",
 	"The dry request failed, so nothing was saved.")
 
+// Rename is the command, for edges to send.
+type Rename = commands.RenameCredential
+
+// SetVPNAgent is the command, for edges to send.
+type SetVPNAgent = commands.SetVPNAgent
+
 // Create asks for a new credential.
 type Create struct {
 	Component  string       `json:"component"`
@@ -50,10 +57,7 @@ func (s *Service) createCredential(ctx context.Context, call *service.Call, in C
 	if err := service.Required("/component", in.Component); err != nil {
 		return service.Done{}, err
 	}
-	if in.Workspace != "" && events.CheckID(in.Workspace) != nil {
-		return service.Done{}, events.ErrID.At("/workspace")
-	}
-	if err := checkVPNAgent(in.VPNAgent); err != nil {
+	if err := cmp.Or(commands.CheckRef("/workspace", in.Workspace), commands.CheckRef("/vpn_agent", in.VPNAgent)); err != nil {
 		return service.Done{}, err
 	}
 	forStep, err := s.CheckFor(ctx, call, in)
@@ -220,46 +224,6 @@ func (s *Service) Save(ctx context.Context, call *service.Call, id string, keys 
 		return err
 	})
 	return done, err
-}
-
-// Rename asks for another name.
-type Rename struct {
-	ID       string `json:"id"`
-	Name     string `json:"name"`
-	Expected int    `json:"expected_version,omitzero"` // refuse when the keys in force have another version
-}
-
-func (s *Service) renameCredential(ctx context.Context, call *service.Call, in Rename) (service.Done, error) {
-	if err := service.CheckName("/name", in.Name); err != nil {
-		return service.Done{}, err
-	}
-	if err := service.CheckTarget(in.ID, in.Expected); err != nil {
-		return service.Done{}, err
-	}
-	return s.Secrets.ChangeCredential(ctx, call, commands.RenameCredential(in))
-}
-
-// SetVPNAgent asks for another VPN agent.
-type SetVPNAgent struct {
-	ID       string `json:"id"`
-	VPNAgent string `json:"vpn_agent,omitzero"` // an id of the caller's, kept as given; none when absent
-}
-
-func (s *Service) setVPNAgent(ctx context.Context, call *service.Call, in SetVPNAgent) (service.Done, error) {
-	if err := service.CheckTarget(in.ID, 0); err != nil {
-		return service.Done{}, err
-	}
-	if err := checkVPNAgent(in.VPNAgent); err != nil {
-		return service.Done{}, err
-	}
-	return s.Secrets.ChangeCredential(ctx, call, commands.SetVPNAgent(in))
-}
-
-func checkVPNAgent(id string) error {
-	if id != "" && events.CheckID(id) != nil {
-		return events.ErrID.At("/vpn_agent")
-	}
-	return nil
 }
 
 // Revert asks for the keys of an earlier version.
@@ -469,7 +433,7 @@ func probe(d commands.Descriptor) verify.Probe {
 
 // CheckVPNAgent refuses, with events.ErrID at /vpn_agent, what cannot be the id of
 // a VPN agent: for an edge that has more than one command to send.
-func CheckVPNAgent(id string) error { return checkVPNAgent(id) }
+func CheckVPNAgent(id string) error { return commands.CheckRef("/vpn_agent", id) }
 
 // CheckName refuses, with ErrName at /name, what cannot be the name of a
 // credential: for an edge that has more than one command to send.

@@ -1,6 +1,9 @@
 package credential
 
 import (
+	"context"
+
+	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/flow"
 	"github.com/credstream/credstream/service/permission"
@@ -11,9 +14,8 @@ func (s *Service) Routes() []service.Route {
 	return []service.Route{
 		service.Command("credential.create", permission.CredentialsCreate, s.createCredential,
 			"Verify keys by a dry request and save them as a new credential.").WithSecrets(),
-		service.Command("credential.rename", permission.CredentialsEdit, s.renameCredential,
-			"Rename a credential."),
-		service.Command("credential.set-vpn-agent", permission.CredentialsEdit, s.setVPNAgent,
+		change[commands.RenameCredential](s, "credential.rename", permission.CredentialsEdit, "Rename a credential."),
+		change[commands.SetVPNAgent](s, "credential.set-vpn-agent", permission.CredentialsEdit,
 			"Set or clear the VPN agent through which a flow engine reaches the API of a credential."),
 		service.Command("credential.replace-keys", permission.CredentialsEdit, s.replaceKeys,
 			"Verify new keys by a dry request and activate them as a new version.").WithSecrets().Recalling(flow.RecallTried),
@@ -48,4 +50,11 @@ func (s *Service) Routes() []service.Route {
 		service.Query("access.replay", permission.AuditRead, s.replayAccess,
 			"The access log: who got the values of which credential, and when, oldest first, page by page.").Scan(),
 	}
+}
+
+// change is the route of a command that is executed as its caller gave it.
+func change[C commands.Credential](s *Service, name string, p permission.Permission, summary string) service.Route {
+	return service.Command(name, p, func(ctx context.Context, call *service.Call, cmd C) (service.Done, error) {
+		return s.Secrets.ChangeCredential(ctx, call, cmd)
+	}, summary)
 }

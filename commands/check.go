@@ -1,0 +1,64 @@
+package commands
+
+import (
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+)
+
+// A command that a caller sends as it is has JSON tags, and a method Check() error for
+// what can be refused without a look at anything else. What only the service may fill in
+// is in no such command: it has a request of its own.
+
+// The refusals of a request's form.
+var (
+	ErrBody    = fault.New(fault.Invalid, "body_invalid", "The body is not valid JSON for this command or query.")
+	ErrMissing = fault.New(fault.Invalid, "member_missing", "A required member is missing.")
+	ErrName    = fault.New(fault.Invalid, "name_invalid", "A name must have 1 to 200 characters and no control characters.")
+)
+
+// Required refuses an empty member.
+func Required(pointer, value string) error {
+	if strings.TrimSpace(value) == "" {
+		return ErrMissing.Because("The member %s is required.", strings.TrimPrefix(pointer, "/")).At(pointer)
+	}
+	return nil
+}
+
+// CheckName bounds what people call a thing.
+func CheckName(pointer, name string) error {
+	// Format characters turn text around or hide in it; two of them join letters.
+	control := func(r rune) bool {
+		return unicode.IsControl(r) || r == 0x2028 || r == 0x2029 || unicode.Is(unicode.Cf, r) && r != 0x200c && r != 0x200d
+	}
+	n := utf8.RuneCountInString(name)
+	if n < 1 || n > 200 || strings.ContainsFunc(name, control) {
+		return ErrName.At(pointer)
+	}
+	return nil
+}
+
+// CheckTarget refuses what cannot be the id of a thing, or an expected version.
+func CheckTarget(id string, expected int) error {
+	if err := Required("/id", id); err != nil {
+		return err
+	}
+	if err := events.CheckID(id); err != nil {
+		return fault.Of(err).At("/id")
+	}
+	if expected < 0 {
+		return ErrBody.Because("A version is a number from 1.").At("/expected_version")
+	}
+	return nil
+}
+
+// CheckRef refuses, with events.ErrID, what cannot be an id of the caller's; "" is none.
+func CheckRef(pointer, id string) error {
+	if id != "" && events.CheckID(id) != nil {
+		return events.ErrID.At(pointer)
+	}
+	return nil
+}
