@@ -28,6 +28,9 @@ func authClientPointers(scope string) map[string]string {
 		"/components":  "/data/relationships/components/data",
 		"/scope":       "/data/relationships",
 		"/scope_id":    "/data/relationships/" + scope + "/data/id",
+
+		"/expected_revision":  expectedRevision,
+		"/expected_revisions": expectedRevisions,
 	}
 }
 
@@ -207,6 +210,28 @@ func (x *exchange) authClientInput() (in authClientInput, err error) {
 	return in, nil
 }
 
+// expectAll adds to the body of a command the revisions that the document's meta expects
+// of the components, by component or, where the document names one component, as a number.
+func (x *exchange) expectAll(in authClientInput, body map[string]any) error {
+	e, err := in.expected()
+	switch {
+	case err != nil:
+		return err
+	case e.Revision == nil:
+		if e.Revisions != nil {
+			body["expected_revisions"] = e.Revisions
+		}
+		return nil
+	case len(in.components) != 1 || e.Revisions != nil:
+		return service.ErrBody.Because("The expected revision is of one component, which the document must name in its relationships. " +
+			"For several components use expected_revisions: an object with the revision by component.").At("/expected_revision")
+	}
+	delete(x.pointers, "/expected_revisions")
+	x.pointers["/expected_revisions/"+service.EscapePointer(in.components[0])] = expectedRevision
+	body["expected_revisions"] = map[string]int{in.components[0]: *e.Revision}
+	return nil
+}
+
 func (x *exchange) createAuthClient() {
 	in, err := x.authClientInput()
 	if err == nil {
@@ -234,6 +259,10 @@ func (x *exchange) createAuthClient() {
 		members["scope"], members["scope_id"] = in.scope, in.scopeID
 	case "tenant":
 		members["scope"], x.call.Tenant = in.scope, in.scopeID
+	}
+	if err := x.expectAll(in, members); err != nil {
+		x.Fail(err)
+		return
 	}
 	done, err := ask[service.Done](x, "auth_client.create", members)
 	if err != nil {
@@ -305,6 +334,10 @@ func (x *exchange) patchAuthClient() {
 	}
 	if in.components != nil {
 		members["components"] = in.components
+	}
+	if err := x.expectAll(in, members); err != nil {
+		x.Fail(err)
+		return
 	}
 	done, err := ask[service.Done](x, "auth_client.change", members)
 	if err != nil {

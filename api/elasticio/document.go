@@ -124,26 +124,51 @@ func (in input) changed(id string, types ...string) error {
 }
 
 // expectedRevision is where a document says which revision of the component its sender
-// has looked at.
-const expectedRevision = "/meta/expected_revision"
+// has looked at; expectedRevisions, where one of several components says it of each.
+const (
+	expectedRevision  = "/meta/expected_revision"
+	expectedRevisions = "/meta/expected_revisions"
+)
 
-// expect adds to the body of a command the revision of the component that the document's
-// meta expects, if it does. Whatever else is in meta is passed over.
-func (in input) expect(body map[string]any) error {
+// expected is what the document's meta expects of components; whatever else is in meta is
+// passed over.
+type expected struct {
+	Revision  *int           `json:"expected_revision"`  // of the one component; nil: any
+	Revisions map[string]int `json:"expected_revisions"` // by component
+}
+
+func (in input) expected() (e expected, err error) {
 	if in.meta.Kind() != jsontext.KindBeginObject {
-		return nil
+		return e, nil
 	}
 	var meta struct {
-		Revision *int `json:"expected_revision"`
+		Revision  jsontext.Value `json:"expected_revision"`
+		Revisions jsontext.Value `json:"expected_revisions"`
 	}
-	err := json.Unmarshal(in.meta, &meta)
-	switch {
-	case err != nil || meta.Revision != nil && *meta.Revision < 1:
-		return service.ErrBody.Because("The expected revision must be a positive integer.").At("/expected_revision")
-	case meta.Revision != nil:
-		body["expected_revision"] = *meta.Revision
+	if err := json.Unmarshal(in.meta, &meta); err != nil {
+		return e, service.ErrBody.Because("The meta of the document has a member twice.").At("/meta")
 	}
-	return nil
+	if meta.Revision != nil {
+		if err := json.Unmarshal(meta.Revision, &e.Revision); err != nil || e.Revision != nil && *e.Revision < 1 {
+			return e, service.ErrBody.Because("The expected revision must be a positive integer.").At("/expected_revision")
+		}
+	}
+	if meta.Revisions != nil {
+		if err := json.Unmarshal(meta.Revisions, &e.Revisions); err != nil || slices.ContainsFunc(slices.Collect(maps.Values(e.Revisions)), func(n int) bool { return n < 1 }) {
+			return e, service.ErrBody.Because("The expected revisions must be positive integers by component.").At("/expected_revisions")
+		}
+	}
+	return e, nil
+}
+
+// expect adds to the body of a command the revision of the component that the document's
+// meta expects, if it does.
+func (in input) expect(body map[string]any) error {
+	e, err := in.expected()
+	if err == nil && e.Revision != nil {
+		body["expected_revision"] = *e.Revision
+	}
+	return err
 }
 
 // only refuses attributes other than those named.

@@ -211,10 +211,17 @@ func (o described) operation() *huma.Operation {
 	}
 	if o.example != "" {
 		body := map[string]*huma.Schema{"data": reference("v2." + o.resource)}
-		if slices.Contains([]string{pathClients, pathCredentials, pathSecrets}, collection) {
-			body["meta"] = members("", map[string]*huma.Schema{"expected_revision": {
+		if slices.Contains([]string{pathClients, pathCredentials, pathSecrets, pathAuthClients}, collection) {
+			meta := map[string]*huma.Schema{"expected_revision": {
 				Type: huma.TypeInteger, Description: "Refuse to take secrets unless the component has this revision.",
-			}})
+			}}
+			if collection == pathAuthClients {
+				meta["expected_revisions"] = &huma.Schema{
+					Type: huma.TypeObject, AdditionalProperties: &huma.Schema{Type: huma.TypeInteger},
+					Description: "Refuse to take secrets unless these components have these revisions.",
+				}
+			}
+			body["meta"] = members("", meta)
 		}
 		op.RequestBody = &huma.RequestBody{Required: true, Content: media(&huma.MediaType{
 			Schema: members("A JSON:API document.", body, "data"), Example: json.RawMessage(o.example),

@@ -718,11 +718,23 @@ func TestElasticIOExpectedRevision(t *testing.T) {
 	u, v := bringVendor(t)
 	registerPlain(t, u.base)
 	registerAs(t, u.api, "one", sheets)
-	registerAs(t, u.api, "two", sheets)
+	for _, id := range []string{"two", "three", "four"} {
+		registerAs(t, u.api, id, sheets)
+	}
 	var given done
 	must(t, u.command("oauth_client.define", "", map[string]any{"component": "one", "client_id": "x", "client_secret": "y"}, &given))
 	var secret done
 	must(t, u.command("auth_secret.create", "", map[string]any{"workspace": "w", "component": "plain", "keys": map[string]any{"apiKey": "k"}}, &secret))
+	authClient := func(typ, name, credentials, component string) string {
+		return fmt.Sprintf(`{"type":"auth-client","attributes":{"name":%q,"type":%q,"credentials":%s},"relationships":{"components":{"data":[{"id":%q,"type":"component"}]}}}`,
+			name, typ, credentials, component)
+	}
+	changed := func(credentials, component string) string {
+		return fmt.Sprintf(`{"attributes":{"credentials":%s},"relationships":{"components":{"data":[{"id":%q,"type":"component"}]}}}`, credentials, component)
+	}
+	var basic, office done
+	must(t, u.command("auth_client.create", "", map[string]any{"name": "B", "type": "basic", "components": []string{"plain"}, "credentials": map[string]any{"username": "u", "password": "p"}}, &basic))
+	must(t, u.command("auth_client.create", "", map[string]any{"name": "O", "type": "oauth2", "components": []string{"three"}, "credentials": map[string]any{"client_id": "i", "client_secret": "s"}}, &office))
 	requests := []struct{ method, path, data, component string }{
 		{"POST", "/v2/credentials", `{"type":"credential","attributes":{"keys":{"apiKey":"k"}},"relationships":{"component":{"data":{"id":"plain","type":"component"}}}}`, "plain"},
 		{"PATCH", "/v2/credentials/" + u.create(t), `{"attributes":{"name":"Another","keys":{"apiKey":"k2"}}}`, "plain"},
@@ -730,6 +742,10 @@ func TestElasticIOExpectedRevision(t *testing.T) {
 		{"PATCH", "/v2/workspaces/w/secrets/" + secret.ID, `{"attributes":{"name":"Another","credentials":{"apiKey":"k2"}}}`, "plain"},
 		{"POST", clients, `{"type":"oauth-client","attributes":{"client_id":"x","client_secret":"y"},"relationships":{"component":{"data":{"id":"two","type":"component"}}}}`, "two"},
 		{"PATCH", clients + "/" + given.ID, `{"attributes":{"client_secret":"z"}}`, "one"},
+		{"POST", authClients, authClient("basic", "C", `{"username":"u","password":"p"}`, "plain"), "plain"},
+		{"POST", authClients, authClient("oauth2", "D", `{"client_id":"i","client_secret":"s"}`, "four"), "four"},
+		{"PATCH", authClients + "/" + basic.ID, changed(`{"password":"q"}`, "plain"), "plain"},
+		{"PATCH", authClients + "/" + office.ID, changed(`{"client_secret":"t"}`, "three"), "three"},
 	}
 	revision := func(component string) (n int) {
 		_, got := v.send("GET", "/v2/components/"+component, "")
@@ -740,7 +756,7 @@ func TestElasticIOExpectedRevision(t *testing.T) {
 		return doc.Data.Meta.Revision
 	}
 	seen := map[string]int{}
-	for component, descriptor := range map[string]string{"plain": plain, "one": sheets, "two": sheets} {
+	for component, descriptor := range map[string]string{"plain": plain, "one": sheets, "two": sheets, "three": sheets, "four": sheets} {
 		seen[component] = revision(component)
 		must(t, u.command("component.update", "", map[string]any{"id": component, "descriptor": json.RawMessage(strings.Replace(descriptor, `"title":"`, `"title":"New `, 1))}, nil))
 	}
@@ -751,7 +767,20 @@ func TestElasticIOExpectedRevision(t *testing.T) {
 		for _, wrong := range []string{`"1"`, `0`, `-1`, `1.5`, `{}`} {
 			v.refused(r.method, r.path, document(`{"expected_revision":`+wrong+`}`), 400, "body_invalid", "/meta/expected_revision")
 		}
+		if !strings.HasPrefix(r.path, authClients) {
+			continue
+		}
+		by := func(revision any) string { return fmt.Sprintf(`{"expected_revisions":{%q:%v,"x":1}}`, r.component, revision) }
+		v.refused(r.method, r.path, document(by(seen[r.component])), 409, "component_changed", "/meta/expected_revisions/"+r.component)
+		for _, wrong := range []any{`"1"`, 0, -1, 1.5, "{}"} {
+			v.refused(r.method, r.path, document(by(wrong)), 400, "body_invalid", "/meta/expected_revisions")
+		}
+		both := strings.Replace(document(`{"expected_revision":1}`), `{"data":[`, `{"data":[{"id":"one","type":"component"},`, 1)
+		v.refused(r.method, r.path, both, 400, "body_invalid", "/meta/expected_revision") // of which component?
+		v.refused(r.method, r.path, document(`{"expected_revision":1,"expected_revisions":{}}`), 400, "body_invalid", "/meta/expected_revision")
 	}
+	v.refused("PATCH", authClients+"/"+office.ID, `{"data":{"attributes":{"credentials":{"client_secret":"t"}}},"meta":{"expected_revision":1}}`,
+		400, "body_invalid", "/meta/expected_revision")
 	if now := logEnd(t, u.program); now != end {
 		t.Errorf("refused requests have appended %d commits", now-end)
 	}
@@ -760,7 +789,7 @@ func TestElasticIOExpectedRevision(t *testing.T) {
 		if resp, got := v.send(r.method, r.path, `{"data":`+r.data+`,"meta":`+meta+`}`); resp.StatusCode > 201 {
 			t.Errorf("%s %s answers %d %s", r.method, r.path, resp.StatusCode, got)
 		}
-		if strings.HasPrefix(r.path, clients) && r.method == "POST" {
+		if r.method == "POST" && strings.Contains(r.data, `"client_secret"`) {
 			continue // it is defined
 		}
 		for _, other := range []string{`{"expected":1}`, `{"expected_revision":null}`, `[]`, `"x"`, `null`} {

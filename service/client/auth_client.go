@@ -372,6 +372,23 @@ func (s *Service) revisions(ctx context.Context, tenant string, components []eve
 	return all, nil
 }
 
+// checkExpected refuses revisions that are not in force.
+func (s *Service) checkExpected(ctx context.Context, tenant string, components []events.AuthClientComponent, expected map[string]int) error {
+	for _, c := range components {
+		if expected[c.Component] == 0 {
+			continue
+		}
+		revision, err := s.descriptorInForce(ctx, tenant, c.Component)
+		if err == nil {
+			err = component.CheckRevision(expectedOf(c.Component), expected[c.Component], revision)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // authClientRef is where the vault keeps an auth client's credentials.
 func authClientRef(tenant, id, secretID string) vault.Ref {
 	return vault.Ref{Tenant: tenant, Category: aggregates.AuthClient.Category, Owner: id, SecretID: secretID}
@@ -592,8 +609,8 @@ func (s *Service) reformAuthClient(ctx context.Context, call *service.Call, in C
 			return service.Done{}, err
 		}
 		before.Revisions, secret.now = secret.known, slices.Contains(in.Credentials.Names(), clientSecretMember)
-		secret.expected = in.Expected
 	}
+	secret.expected = in.Expected
 	next := form(before)
 	if in.Name != "" {
 		if err := service.CheckName("/name", in.Name); err != nil {
@@ -612,6 +629,10 @@ func (s *Service) reformAuthClient(ctx context.Context, call *service.Call, in C
 	}
 	if follow {
 		if next.Revisions, err = s.revisions(ctx, home.Tenant, next.Components, added, secret); err != nil {
+			return service.Done{}, err
+		}
+	} else if len(in.Credentials.Names()) > 0 {
+		if err := s.checkExpected(ctx, home.Tenant, next.Components, in.Expected); err != nil {
 			return service.Done{}, err
 		}
 	}
