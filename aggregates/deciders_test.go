@@ -26,6 +26,12 @@ func TestUnknownCommands(t *testing.T) {
 			aggregatetest.Unknown(t, aggregates.Component, commands.Component(struct{ commands.Component }{}))
 		},
 		func() {
+			aggregatetest.Unknown(t, aggregates.Connector, commands.Connector(struct{ commands.Connector }{}))
+		},
+		func() {
+			aggregatetest.Unknown(t, aggregates.ConnectorSecret, commands.ConnectorSecret(struct{ commands.ConnectorSecret }{}))
+		},
+		func() {
 			aggregatetest.Unknown(t, aggregates.Credential, commands.Credential(struct{ commands.Credential }{}))
 		},
 		func() { aggregatetest.Unknown(t, aggregates.Flow, commands.Flow(struct{ commands.Flow }{})) },

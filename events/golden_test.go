@@ -45,6 +45,10 @@ var keys = events.KeysVersion{
 	},
 }
 
+var settings = events.ConnectorSettings{
+	Name: "Wiki ☂", Description: "The wiki & its files", IndexName: "search-wiki", ServiceType: "confluence", Language: "en", Native: true,
+}
+
 // samples has one of each fact, no field empty.
 var samples = []events.Event{
 	events.TenantRegistered{Name: "Acme & Söhne <GmbH>"},
@@ -78,6 +82,18 @@ var samples = []events.Event{
 	events.AuthClientSettled{},
 	events.AuthClientRevealed{SecretID: "01a20150-0000-7000-8000-000000000007"},
 	events.AuthClientDeleted{},
+	events.ConnectorCreated{Connector: settings},
+	events.ConnectorChanged{Connector: settings},
+	events.ConnectorAPIKeySet{APIKeyID: "key 1", SecretID: "AAABcID5GBc=", Use: "01a20150-0000-7000-8000-000000000009"},
+	events.ConnectorUseAbandoned{Use: "01a20150-0000-7000-8000-000000000009"},
+	events.ConnectorDeleted{},
+	events.ConnectorSecretCreated{Version: 1, SecretID: "01a20150-0000-7000-8000-000000000007"},
+	events.ConnectorSecretReplaced{Version: 2, SecretID: "01a20150-0000-7000-8000-000000000008"},
+	events.ConnectorSecretReverted{To: 1, Version: 3, SecretID: "01a20150-0000-7000-8000-000000000007"},
+	events.ConnectorSecretRevealed{Version: 3},
+	events.ConnectorSecretUsed{Connector: "my connector", Use: "01a20150-0000-7000-8000-000000000009"},
+	events.ConnectorSecretReleased{Connector: "my connector", Use: "01a20150-0000-7000-8000-000000000009"},
+	events.ConnectorSecretDeleted{},
 	events.CredentialCreated{Component: "petstore", Name: "Pets ☂", Workspace: "w1", Keys: keys},
 	events.CredentialRenamed{Name: "Pets"},
 	events.CredentialVPNAgentSet{VPNAgent: "5a09"},

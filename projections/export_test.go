@@ -56,6 +56,8 @@ func (v *Views) OtherPlans() (plans []string, err error) {
 		commandByHash, componentColumns + " WHERE id = ?",
 		apiKeyByHash, apiKeyColumns + " WHERE id > ? ORDER BY id LIMIT ?", tenantColumns + " WHERE id = ?",
 		flowByID, usesOfFlow, deletedOfFlow, flowName, expiredBindings, staleUses, unsettledFlows,
+		connectorColumns + " WHERE tenant = ?" + connectorPage, connectorColumns + " WHERE tenant = ? AND secret = ?" + connectorPage, connectorCount + " WHERE tenant = ?",
+		connectorSecretColumns + " WHERE tenant = ?" + connectorPage, connectorSecretColumns + " WHERE tenant = ? AND id = ?" + connectorPage, connectorSecretCount + " WHERE tenant = ?",
 		inUseByThing, inUseChanges, inUseAt, inUseList, inUseFlows,
 		updateFlow, updateUse, deleteUse, breakFlows, forgetUses, refuseUses, emptyInUse,
 	} {

@@ -37,8 +37,8 @@ const viewsVersion = 9
 const (
 	tables = `
 CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
-` + commandTable + tenantTable + apiKeyTable + componentTable + oauthClientTable + authClientTable + credentialTable + flowTable + useTable + inUseTable + tokenTable
-	indexes = apiKeyIndexes + componentIndexes + oauthClientIndexes + authClientIndexes + credentialIndexes + flowIndexes + useIndexes + inUseIndexes + tokenIndexes
+` + commandTable + tenantTable + apiKeyTable + componentTable + oauthClientTable + authClientTable + connectorTable + credentialTable + flowTable + useTable + inUseTable + tokenTable
+	indexes = apiKeyIndexes + componentIndexes + oauthClientIndexes + authClientIndexes + connectorIndexes + credentialIndexes + flowIndexes + useIndexes + inUseIndexes + tokenIndexes
 )
 
 // ViewsOptions is how views are opened.
@@ -483,6 +483,8 @@ var dumped = []string{
 	"SELECT 'credential', * FROM credentials ORDER BY seq",
 	"SELECT 'count', * FROM counts ORDER BY tenant, workspace, component, status",
 	"SELECT 'oauth client', * FROM oauth_clients ORDER BY tenant, component",
+	"SELECT 'connector', * FROM connectors ORDER BY tenant, id",
+	"SELECT 'connector secret', * FROM connector_secrets ORDER BY tenant, id",
 	"SELECT 'flow', * FROM flows ORDER BY tenant, id",
 	"SELECT 'use', * FROM uses ORDER BY tenant, flow, thing",
 	"SELECT 'in use', * FROM in_use ORDER BY tenant, thing",

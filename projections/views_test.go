@@ -47,6 +47,8 @@ func everything() []events.Record {
 	flow := events.StreamID{Tenant: "acme", Category: "flow", ID: "f 1"}
 	bound := events.StreamID{Tenant: "acme", Category: "flow", ID: "f2"}
 	client := events.StreamID{Tenant: "acme", Category: "oauth_client", ID: "petstore"}
+	wiki := events.StreamID{Tenant: "acme", Category: "connector", ID: "wiki 1"}
+	secret := events.StreamID{Tenant: "acme", Category: "connector_secret", ID: "s1"}
 	steps := []events.FlowStep{{ID: "s1", Name: "Get pets", Component: "petstore", Credential: "c1"}, {ID: "s2", Component: "petstore", Credential: "no such"}}
 	until := time.Date(2026, 5, 6, 7, 18, 9, 0, time.UTC)
 	recs := slices.Concat(
@@ -111,6 +113,16 @@ func everything() []events.Record {
 			one(events.AuthClientChanged{Name: "Sheets 2", Components: []events.AuthClientComponent{}, Fields: []string{"client_id"}, ClientID: "client 2", SecretID: "secret-a2"}),
 			one(events.AuthClientDeleted{})),
 		commits(events.StreamID{Tenant: "acme", Category: "command", ID: "d1"}, 55, one(events.CommandStarted{Route: "credential.refresh"}), one(events.CommandCompleted{Route: "credential.refresh", ID: "c1"})),
+		commits(secret, 57, one(events.ConnectorSecretCreated{Version: 1, SecretID: "secret-s1"}), one(events.ConnectorSecretUsed{Connector: "wiki 1", Use: "u1"})),
+		commits(wiki, 59, []events.Event{
+			events.ConnectorCreated{Connector: events.ConnectorSettings{Name: "Wiki", IndexName: "search-wiki"}},
+			events.ConnectorAPIKeySet{APIKeyID: "k", SecretID: "s1", Use: "u1"},
+		}, one(events.ConnectorChanged{Connector: events.ConnectorSettings{Name: "Wiki 2", Description: "of all", IndexName: "search-wiki", ServiceType: "confluence", Language: "en", Native: true}}),
+			one(events.ConnectorUseAbandoned{Use: "u0"})),
+		commits(secret, 62, one(events.ConnectorSecretReplaced{Version: 2, SecretID: "secret-s2"}), one(events.ConnectorSecretReverted{To: 1, Version: 3, SecretID: "secret-s1"}),
+			one(events.ConnectorSecretRevealed{Version: 3}), one(events.SecretAbandoned{SecretID: "late"})),
+		commits(wiki, 66, one(events.ConnectorDeleted{})),
+		commits(secret, 67, one(events.ConnectorSecretReleased{Connector: "wiki 1", Use: "u1"}), one(events.ConnectorSecretDeleted{})),
 	)
 	for i := range recs {
 		recs[i].Meta.Tenant = "acme"
@@ -275,7 +287,33 @@ func TestReads(t *testing.T) {
 		same(fmt.Sprintf("due before its time at %d", step.seq), due(step.due.Add(-time.Second)), false)
 		same(fmt.Sprintf("due at %d", step.seq), due(step.due.Add(time.Millisecond)), true)
 	}
-	upTo(56)
+	upTo(60)
+	settings := events.ConnectorSettings{Name: "Wiki 2", Description: "of all", IndexName: "search-wiki", ServiceType: "confluence", Language: "en", Native: true}
+	connectors := func(f projections.ConnectorFilter) (list []projections.Connector) {
+		f.Tenant = cmp.Or(f.Tenant, "acme")
+		list, next, total, err := v.Connectors(ctx, f)
+		same("the page of connectors, its end and its total", []any{next, total, err}, []any{"", len(list), nil})
+		return list
+	}
+	wiki := projections.Connector{
+		Tenant: "acme", ID: "wiki 1", Settings: settings, APIKeyID: "k", SecretID: "s1", CreatedAt: at(59), UpdatedAt: at(60), CreatedBy: "key:k1", Seq: 60,
+	}
+	for _, f := range []projections.ConnectorFilter{{}, {ID: "wiki 1"}, {Name: "Wiki 2"}, {IndexName: "search-wiki"}, {ServiceType: "confluence"}, {Secret: "s1"}} {
+		same(fmt.Sprintf("connectors by %+v", f), connectors(f), []projections.Connector{wiki})
+	}
+	for _, f := range []projections.ConnectorFilter{{Tenant: "other"}, {ID: "wiki"}, {Name: "Wiki"}, {IndexName: "x"}, {ServiceType: "x"}, {Secret: "s"}, {After: "wiki 1"}} {
+		if list, _, _, err := v.Connectors(ctx, projections.ConnectorFilter{Tenant: cmp.Or(f.Tenant, "acme"), ID: f.ID, Name: f.Name, IndexName: f.IndexName, ServiceType: f.ServiceType, Secret: f.Secret, After: f.After}); len(list) > 0 || err != nil {
+			t.Errorf("connectors by %+v: %v %v", f, list, err)
+		}
+	}
+	upTo(65)
+	secrets, next, total, err := v.ConnectorSecrets(ctx, "acme", "", "", 0)
+	same("connector secrets", []any{secrets, next, total, err}, []any{[]projections.ConnectorSecret{
+		{Tenant: "acme", ID: "s1", Version: 3, First: 1, CreatedAt: at(57), UpdatedAt: at(63), CreatedBy: "key:k1", Seq: 63},
+	}, "", 1, nil})
+	upTo(68)
+	secrets, _, total, err = v.ConnectorSecrets(ctx, "acme", "s1", "", 0)
+	same("connectors and secrets that were deleted", []any{len(connectors(projections.ConnectorFilter{})), len(secrets), total, err}, []any{0, 0, 0, nil})
 	for _, id := range []string{"f 1", "f2", "f3"} {
 		_, found, err := v.Flow(ctx, "acme", id)
 		same("a flow that is gone is found", []any{found, err}, []any{false, nil})

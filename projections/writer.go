@@ -219,6 +219,10 @@ func (b *batch) apply(r events.Record) error {
 		return b.authClient(r, e)
 	case events.Component:
 		return b.component(r, e)
+	case events.Connector:
+		return b.connector(r, e)
+	case events.ConnectorSecret:
+		return b.connectorSecret(r, e)
 	case events.APIKey:
 		return b.apiKey(r, e)
 	case events.Tenant:

@@ -55,8 +55,8 @@ func Definite(err error) bool {
 type Done struct {
 	Seq      uint64        `json:"seq"`               // log sequence to ask for as min_seq
 	ID       string        `json:"id,omitzero"`       // of the thing that changed
-	Version  int           `json:"version,omitzero"`  // of a credential's keys
-	Status   events.Status `json:"status,omitzero"`   // of a credential
+	Version  int           `json:"version,omitzero"`  // of a credential's keys, or of a connector secret
+	Status   events.Status `json:"status,omitzero"`   // of a credential; of a connector or its secret, what the command did
 	Revision int           `json:"revision,omitzero"` // of a component's descriptor
 	Says     string        `json:"says,omitzero"`     // what a failed dry request found, in a sentence
 	Binding  string        `json:"binding,omitzero"`  // id of a flow's reservation

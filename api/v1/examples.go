@@ -73,6 +73,19 @@ var examples = map[string]string{
 	"auth_secret.get":          `{"workspace":"sales","id":"` + ExampleID + `"}`,
 	"auth_secret.list":         `{"workspace":"sales","component":"petstore","limit":20}`,
 
+	"connector.put":         `{"id":"wiki","name":"Wiki","index_name":"search-wiki","service_type":"confluence","is_native":true}`,
+	"connector.set-api-key": `{"id":"wiki","api_key_id":"VuaCfGcBCdbkQm-e5aOx","api_key_secret_id":"wiki-key"}`,
+	"connector.delete":      `{"id":"wiki"}`,
+	"connector.get":         `{"id":"wiki"}`,
+	"connector.list":        `{"service_type":"confluence","limit":20}`,
+
+	"connector_secret.put":    `{"id":"wiki-key","value":"a-secret-value"}`,
+	"connector_secret.revert": `{"id":"wiki-key","version":1}`,
+	"connector_secret.delete": `{"id":"wiki-key"}`,
+	"connector_secret.reveal": `{"id":"wiki-key"}`,
+	"connector_secret.get":    `{"id":"wiki-key"}`,
+	"connector_secret.list":   `{"limit":20}`,
+
 	"flow.bind": `{"flow":"orders","name":"Orders to the pet store","ttl":"10m",` +
 		`"steps":[{"id":"step_1","name":"Look up","component":"petstore","credential":"` + ExampleID + `"}]}`,
 	"flow.release": `{"flow":"orders"}`,

@@ -15,6 +15,7 @@ import (
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/application"
+	"github.com/credstream/credstream/service/connector"
 	"github.com/credstream/credstream/service/secrets"
 )
 
@@ -33,6 +34,7 @@ func openAPI(version string, more func(*huma.OpenAPI)) []byte {
 	types.RegisterTypeAlias(reflect.TypeFor[jsontext.Value](), reflect.TypeFor[json.RawMessage]())
 	types.RegisterTypeAlias(reflect.TypeFor[secrets.Keys](), reflect.TypeFor[map[string]json.RawMessage]())
 	types.RegisterTypeAlias(reflect.TypeFor[secrets.Secret](), reflect.TypeFor[string]())
+	types.RegisterTypeAlias(reflect.TypeFor[connector.Value](), reflect.TypeFor[string]())
 
 	problem := &huma.Response{
 		Description: "A problem document (RFC 9457). Programs should use code.",

@@ -76,6 +76,9 @@ var every = func() (all []struct {
 	add(obeying(aggregates.CommandRecord, false), commands.StartCommand{}, commands.CompleteCommand{})
 	add(obeying(aggregates.Component, true), commands.RegisterComponent{}, commands.UpdateComponent{}, commands.ShareComponent{}, commands.UnshareComponent{},
 		commands.SetComponentEnv{}, commands.AbandonEnvSecret{}, commands.DeleteComponent{})
+	add(obeying(aggregates.Connector, false), commands.PutConnector{}, commands.SetConnectorKey{}, commands.AbandonConnectorUse{}, commands.DeleteConnector{})
+	add(obeying(aggregates.ConnectorSecret, false), commands.PutConnectorSecret{}, commands.RevertConnectorSecret{}, commands.RevealConnectorSecret{},
+		commands.UseConnectorSecret{}, commands.ReleaseConnectorSecret{}, commands.DeleteConnectorSecret{}, commands.AbandonConnectorSecret{})
 	add(obeying(aggregates.Credential, false), commands.CreateCredential{}, commands.RenameCredential{}, commands.SetVPNAgent{}, commands.ReplaceKeys{},
 		commands.RevertCredential{}, commands.RecordVerification{}, commands.DeleteCredential{}, commands.AbandonSecret{}, commands.UseCredential{},
 		commands.ReserveCredential{}, commands.ReleaseCredential{}, commands.RevealCredential{}, commands.StartRefresh{}, commands.CompleteRefresh{},
@@ -148,7 +151,7 @@ func fill(t *rapid.T, name string, v reflect.Value) {
 // command ids that are used again for whatever target, by callers who hang up, with
 // restarts in between.
 func TestViewsAcceptWhatAggregatesDecide(t *testing.T) {
-	names := regexp.MustCompile(`(?m)^func \((?:c )?(\w+)\) (?:access|apiKey|authClient|commandRecord|component|credential|flow|installation|oauthClient|tenant)\(\)`)
+	names := regexp.MustCompile(`(?m)^func \((?:c )?(\w+)\) (?:access|apiKey|authClient|commandRecord|component|connector|connectorSecret|credential|flow|installation|oauthClient|tenant)\(\)`)
 	all := ""
 	stage.OK(t, filepath.WalkDir("../../commands", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {

@@ -21,6 +21,7 @@ import (
 	"github.com/credstream/credstream/service/client"
 	"github.com/credstream/credstream/service/component"
 	"github.com/credstream/credstream/service/connect"
+	"github.com/credstream/credstream/service/connector"
 	"github.com/credstream/credstream/service/credential"
 	"github.com/credstream/credstream/service/flow"
 	"github.com/credstream/credstream/service/secrets"
@@ -117,12 +118,13 @@ type Application struct {
 	Tokens      *token.Service
 	Credentials *credential.Service
 	Connects    *connect.Service
+	Connectors  *connector.Service
 	Admin       *admin.Service
 }
 
 // features are those of a, in the order of the route table.
 func (a *Application) features() []service.Feature {
-	return []service.Feature{a.Access, a.Components, a.Credentials, a.Clients, a.Connects, a.Tokens, a.Flows, a.Admin}
+	return []service.Feature{a.Access, a.Components, a.Credentials, a.Clients, a.Connects, a.Tokens, a.Connectors, a.Flows, a.Admin}
 }
 
 // Routes is the one route table: what the service can be asked on every edge.
@@ -188,6 +190,7 @@ func New(cfg Config) (*Application, error) {
 		Connections: cfg.Connections, PublicURL: cfg.PublicURL, ReturnTo: cfg.ReturnTo,
 		Holder: cfg.Holder, Alone: cfg.Alone, RefreshPatience: cfg.RefreshPatience,
 	})
+	a.Connectors = connector.New(connector.Deps{Kernel: kernel, Secrets: a.Secrets, Log: cfg.Log, Views: cfg.Views, Vault: cfg.Vault, Logger: cfg.Logger})
 	a.Admin = admin.New(admin.Deps{
 		Kernel: kernel, Secrets: a.Secrets, Log: cfg.Log, Views: cfg.Views, Projector: cfg.Projector, Keyring: cfg.Keyring, Logger: cfg.Logger,
 		Rewind: cfg.Rewind, Poison: cfg.Poison, RebuildViews: cfg.RebuildViews,

@@ -94,6 +94,12 @@ func (s *Service) orphan(ctx context.Context, e vault.Entry) (bool, error) {
 				_, found, err := s.Views.AuthClient(ctx, ref.Tenant, ref.Owner)
 				return found, err
 			})
+	case aggregates.ConnectorSecret.Category:
+		return abandon(ctx, s, e, aggregates.ConnectorSecret, ref.Tenant, commands.ConnectorSecret(commands.AbandonConnectorSecret{ID: ref.Owner, SecretID: ref.SecretID}),
+			func() (bool, error) {
+				page, _, _, err := s.Views.ConnectorSecrets(ctx, ref.Tenant, ref.Owner, "", 1)
+				return len(page) > 0, err
+			})
 	case aggregates.Component.Category:
 		return abandon(ctx, s, e, aggregates.Component, events.System, commands.Component(commands.AbandonEnvSecret{ID: ref.Owner, SecretID: ref.SecretID}),
 			func() (bool, error) { _, found, err := s.Views.Component(ctx, ref.Owner); return found, err })

@@ -83,10 +83,11 @@ func owes(e events.Event) bool {
 		events.CredentialRefreshStarted, events.CredentialRefreshFailed, events.CredentialRecovered, events.CredentialRevokedAtProvider,
 		events.OAuthClientDefined, events.OAuthClientMarkedUnusable, events.OAuthClientRevealed, events.OAuthClientUsed, events.OAuthClientReleased,
 		events.AuthClientCreated, events.AuthClientRevealed,
+		events.ConnectorSecretCreated, events.ConnectorSecretRevealed, events.ConnectorSecretUsed, events.ConnectorSecretReleased,
 		events.ComponentRegistered, events.ComponentUpdated, events.ComponentShared, events.ComponentUnshared,
 		events.SecretAbandoned:
 		return false
-	case events.Credential, events.OAuthClient, events.AuthClient, events.Component:
+	case events.Credential, events.OAuthClient, events.AuthClient, events.ConnectorSecret, events.Component:
 		return true
 	}
 	return false

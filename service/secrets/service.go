@@ -59,9 +59,10 @@ type FollowUp func(ctx context.Context, recs []events.Record, seen time.Time) (w
 func New(deps Deps) (*Service, error) {
 	s := &Service{Deps: deps, metrics: newMetrics(deps.Metrics)}
 	s.follow = map[string]FollowUp{
-		aggregates.OAuthClient.Category: erasing(s, aggregates.OAuthClient),
-		aggregates.AuthClient.Category:  erasing(s, aggregates.AuthClient),
-		aggregates.Component.Category:   erasing(s, aggregates.Component),
+		aggregates.OAuthClient.Category:     erasing(s, aggregates.OAuthClient),
+		aggregates.AuthClient.Category:      erasing(s, aggregates.AuthClient),
+		aggregates.Component.Category:       erasing(s, aggregates.Component),
+		aggregates.ConnectorSecret.Category: erasing(s, aggregates.ConnectorSecret),
 	}
 	var err error
 	s.followUps, err = newFollowUps()

@@ -1,0 +1,104 @@
+package commands
+
+import "github.com/credstream/credstream/events"
+
+// Connector is the sum of the intents about one connector.
+//
+//sumtype:decl
+type Connector interface {
+	Command
+	connector()
+}
+
+// PutConnector creates the connector, or gives the one that is there these settings and
+// what is given of its API key.
+type PutConnector struct {
+	ID       string
+	Settings events.ConnectorSettings
+	Key      ConnectorKey
+}
+
+// SetConnectorKey changes what is given of the API key.
+type SetConnectorKey struct {
+	ID  string
+	Key ConnectorKey
+}
+
+// ConnectorKey is a change of the API key of a connector. What is "" stays.
+type ConnectorKey struct {
+	APIKeyID, SecretID string
+	Use                string // that the secret records; "" where the connector points to the secret already
+}
+
+// AbandonConnectorUse forbids a use of a secret, unless the connector has made it.
+type AbandonConnectorUse struct{ ID, Use string }
+
+// DeleteConnector ends the connector.
+type DeleteConnector struct{ ID string }
+
+// Target implements Command.
+func (c PutConnector) Target() string        { return c.ID }
+func (c SetConnectorKey) Target() string     { return c.ID }
+func (c AbandonConnectorUse) Target() string { return c.ID }
+func (c DeleteConnector) Target() string     { return c.ID }
+
+func (PutConnector) connector()        {}
+func (SetConnectorKey) connector()     {}
+func (AbandonConnectorUse) connector() {}
+func (DeleteConnector) connector()     {}
+
+// ConnectorSecret is the sum of the intents about one secret of connectors.
+//
+//sumtype:decl
+type ConnectorSecret interface {
+	Command
+	connectorSecret()
+}
+
+// PutConnectorSecret creates the secret, or gives it another value.
+type PutConnectorSecret struct {
+	ID, SecretID string
+	Expected     int // version; 0: any
+}
+
+// RevertConnectorSecret gives the secret the value of an earlier version.
+type RevertConnectorSecret struct {
+	ID       string
+	To       int
+	Expected int // version; 0: any
+}
+
+// RevealConnectorSecret records that the value of a version is about to be handed out.
+type RevealConnectorSecret struct {
+	ID      string
+	Version int
+}
+
+// UseConnectorSecret records that a connector is about to point to the secret.
+type UseConnectorSecret struct{ ID, Connector, Use string }
+
+// ReleaseConnectorSecret ends one use.
+type ReleaseConnectorSecret struct{ ID, Connector, Use string }
+
+// DeleteConnectorSecret ends the secret.
+type DeleteConnectorSecret struct{ ID string }
+
+// AbandonConnectorSecret forbids a value in the vault that no event names, so that it can be erased.
+type AbandonConnectorSecret struct{ ID, SecretID string }
+
+// Target implements Command.
+func (c PutConnectorSecret) Target() string     { return c.ID }
+func (c RevertConnectorSecret) Target() string  { return c.ID }
+func (c RevealConnectorSecret) Target() string  { return c.ID }
+func (c UseConnectorSecret) Target() string     { return c.ID }
+func (c ReleaseConnectorSecret) Target() string { return c.ID }
+func (c DeleteConnectorSecret) Target() string  { return c.ID }
+func (c AbandonConnectorSecret) Target() string { return c.ID }
+
+func (PutConnectorSecret) connectorSecret()     {}
+func (RevertConnectorSecret) connectorSecret()  {}
+func (RevealConnectorSecret) connectorSecret()  {}
+func (UseConnectorSecret) connectorSecret()     {}
+func (ReleaseConnectorSecret) connectorSecret() {}
+func (DeleteConnectorSecret) connectorSecret()  {}
+func (AbandonConnectorSecret) connectorSecret() {}

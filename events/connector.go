@@ -1,0 +1,122 @@
+package events
+
+// Connector is the sum of the facts about one connector, which fills a search index from
+// somewhere else: stream "connector.<id>" within its tenant.
+//
+//sumtype:decl
+type Connector interface{ connector() }
+
+// ConnectorCreated is the connector as it was created, without an API key.
+type ConnectorCreated struct {
+	Connector ConnectorSettings `json:"connector" feed:",embed"`
+}
+
+// ConnectorChanged is the connector as it is from here on. Its API key stays.
+type ConnectorChanged struct {
+	Connector ConnectorSettings `json:"connector" feed:",embed"`
+}
+
+// ConnectorSettings are what a connector says of itself.
+type ConnectorSettings struct {
+	Name        string `json:"name"`         // for people, or ""
+	Description string `json:"description"`  // for people, or ""
+	IndexName   string `json:"index_name"`   // that the connector writes to, or ""
+	ServiceType string `json:"service_type"` // what it reads from, or ""
+	Language    string `json:"language"`     // of what it reads, or ""
+	Native      bool   `json:"is_native"`    // it is managed, and uses the secret of its API key
+}
+
+// Public implements formedPart: the settings hold no secret.
+func (s ConnectorSettings) Public() any { return s }
+
+// ConnectorAPIKeySet gives the connector another API key. It may be as it was, but for its use.
+type ConnectorAPIKeySet struct {
+	APIKeyID string `json:"api_key_id" feed:"api_key_id"`               // of the search service, or ""
+	SecretID string `json:"api_key_secret_id" feed:"api_key_secret_id"` // id of a connector secret, or ""
+	Use      string `json:"use" feed:"-"`                               // which of the uses that the secret records this is; "" without a secret
+}
+
+// ConnectorUseAbandoned forbids a use of a secret that the connector has not made: its
+// attempt broke off, and the secret is to be deleted.
+type ConnectorUseAbandoned struct {
+	Use string `json:"use" feed:"-"`
+}
+
+// ConnectorDeleted ends the connector. The secret stays.
+type ConnectorDeleted struct{}
+
+func (ConnectorCreated) connector()      {}
+func (ConnectorChanged) connector()      {}
+func (ConnectorAPIKeySet) connector()    {}
+func (ConnectorUseAbandoned) connector() {}
+func (ConnectorDeleted) connector()      {}
+
+// ConnectorSecret is the sum of the facts about one secret of connectors, stream
+// "connector_secret.<id>" within its tenant. The value lives in the vault alone.
+//
+//sumtype:decl
+type ConnectorSecret interface{ connectorSecret() }
+
+// ConnectorSecretCreated gives the secret its first value, or its first one since it was deleted.
+type ConnectorSecretCreated struct {
+	Version  int    `json:"version" feed:"version"` // one more than any that the id has had
+	SecretID string `json:"secret_id" feed:"-"`     // where the vault keeps the value
+}
+
+// ConnectorSecretReplaced gives the secret another value.
+type ConnectorSecretReplaced struct {
+	Version  int    `json:"version" feed:"version"`
+	SecretID string `json:"secret_id" feed:"-"`
+}
+
+// ConnectorSecretReverted gives the secret the value of an earlier version, as a new one.
+type ConnectorSecretReverted struct {
+	To       int    `json:"to" feed:"to"` // the earlier version
+	Version  int    `json:"version" feed:"version"`
+	SecretID string `json:"secret_id" feed:"-"` // that of the earlier version
+}
+
+// ConnectorSecretRevealed says that the value was handed out.
+type ConnectorSecretRevealed struct {
+	Version int `json:"version" feed:"version"`
+}
+
+// ConnectorSecretUsed says that a connector points to the secret, or is about to.
+type ConnectorSecretUsed struct {
+	Connector string `json:"connector" feed:"connector"`
+	Use       string `json:"use" feed:"-"` // a new id for each attempt
+}
+
+// ConnectorSecretReleased ends one use of the secret.
+type ConnectorSecretReleased struct {
+	Connector string `json:"connector" feed:"connector"`
+	Use       string `json:"use" feed:"-"`
+}
+
+// ConnectorSecretDeleted ends the secret; its values are erased from the vault.
+type ConnectorSecretDeleted struct{}
+
+func (ConnectorSecretCreated) connectorSecret()  {}
+func (ConnectorSecretReplaced) connectorSecret() {}
+func (ConnectorSecretReverted) connectorSecret() {}
+func (ConnectorSecretRevealed) connectorSecret() {}
+func (ConnectorSecretUsed) connectorSecret()     {}
+func (ConnectorSecretReleased) connectorSecret() {}
+func (ConnectorSecretDeleted) connectorSecret()  {}
+func (SecretAbandoned) connectorSecret()         {}
+
+// Who may read credentials need not be allowed to see connectors: the audit trail alone has them.
+var connectorTypes = []Type{
+	Define[ConnectorCreated]("connector.created", Audit),
+	Define[ConnectorChanged]("connector.changed", Audit),
+	Define[ConnectorAPIKeySet]("connector.api_key_set", Audit),
+	Define[ConnectorUseAbandoned]("connector.use_abandoned", Internal),
+	Define[ConnectorDeleted]("connector.deleted", Audit),
+	Define[ConnectorSecretCreated]("connector_secret.created", Audit),
+	Define[ConnectorSecretReplaced]("connector_secret.replaced", Audit),
+	Define[ConnectorSecretReverted]("connector_secret.reverted", Audit),
+	Define[ConnectorSecretRevealed]("connector_secret.revealed", Audit),
+	Define[ConnectorSecretUsed]("connector_secret.used", Audit),
+	Define[ConnectorSecretReleased]("connector_secret.released", Audit),
+	Define[ConnectorSecretDeleted]("connector_secret.deleted", Audit),
+}

@@ -1,0 +1,74 @@
+// Package connector keeps connectors, which fill search indexes, and their secrets.
+package connector
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/secrets"
+	"github.com/credstream/credstream/vault"
+)
+
+// Deps is what a Service is made of.
+type Deps struct {
+	Kernel  *service.Kernel
+	Secrets *secrets.Service
+	Log     *aggregates.Log
+	Views   *projections.Views
+	Vault   *vault.Vault
+	Logger  *slog.Logger
+}
+
+// Service answers the routes of connectors and their secrets. Its methods may be called
+// from many goroutines.
+type Service struct{ Deps }
+
+// New makes a Service.
+func New(deps Deps) *Service { return &Service{deps} }
+
+// What a command did, as its answer says.
+const (
+	Created events.Status = "created"
+	Updated events.Status = "updated"
+	Noop    events.Status = "noop" // nothing had to change
+	Deleted events.Status = "deleted"
+)
+
+// Answers says how commits to connectors and their secrets are answered.
+func (s *Service) Answers() []service.Answer {
+	return []service.Answer{
+		service.AnswerOf(aggregates.Connector, func(done *service.Done, before, after aggregates.ConnectorState) {
+			done.Status = did(before.Live, after.Live, before.Settings != after.Settings || before.APIKeyID != after.APIKeyID || before.SecretID != after.SecretID)
+		}),
+		service.AnswerOf(aggregates.ConnectorSecret, func(done *service.Done, before, after aggregates.ConnectorSecretState) {
+			done.Version = after.Current().Version
+			done.Status = did(before.Live(), after.Live(), before.Current() != after.Current())
+		}),
+	}
+}
+
+func did(was, is, changed bool) events.Status {
+	switch {
+	case !was && is:
+		return Created
+	case was && !is:
+		return Deleted
+	case changed:
+		return Updated
+	}
+	return Noop
+}
+
+// newest waits until the views reflect all that was acknowledged, by whichever process,
+// and the log sequence: a caller reads its own writes without asking for that.
+func (s *Service) newest(ctx context.Context, minSeq uint64) error {
+	end, err := s.Log.Store.End(ctx)
+	if err != nil {
+		return err
+	}
+	return s.Kernel.AtLeast(ctx, max(end, minSeq))
+}
