@@ -65,6 +65,7 @@ var features = map[string][]string{
 	"api/edge":            {},
 	"api/v1":              {"edge"},
 	"api/elasticio":       {"edge"},
+	"api/elastic":         {"edge"},
 	"api/connect":         {"edge"},
 }
 

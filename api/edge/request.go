@@ -2,6 +2,7 @@ package edge
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"io"
 	"mime"
@@ -36,9 +37,9 @@ var (
 	ErrPathUnknown = fault.New(fault.NotFound, "path_unknown", "No such path.")
 	ErrMediaType   = fault.New(fault.Invalid, "media_type", "The body must be application/json in UTF-8.")
 	ErrBodyRead    = fault.New(fault.Invalid, "body_incomplete", "The body is shorter than its Content-Length.")
-	// ErrAuthorization refuses an Authorization header that is not one Basic or Bearer.
+	// ErrAuthorization refuses an Authorization header that is not one Basic, Bearer or ApiKey.
 	ErrAuthorization = fault.New(fault.Unauthenticated, "authorization_invalid",
-		"Send one Authorization header: Basic with the key as password, or Bearer with the key.")
+		"Send one Authorization header: Basic with the key as password, Bearer with the key, or ApiKey with the base64 of id:key.")
 	ErrHeaderTwice = fault.New(fault.Invalid, "header_repeated", "Idempotency-Key, X-Correlation-Id and X-Request-Deadline may appear at most once.")
 )
 
@@ -123,7 +124,8 @@ func (x *Exchange) Authenticate(s Identities, cleartext bool) (service.Call, err
 }
 
 // Identify authenticates the sender of a request by its one Authorization header: Basic,
-// with any user name and a key as the password, or Bearer with a key or a token. It returns
+// with any user name and a key as the password, Bearer with a key or a token, or ApiKey with
+// the base64 of "id:key", of which the id is not looked at, or a key. It returns
 // service.ErrUnauthenticated without the header, ErrAuthorization when it is not one of
 // these, and the errors of s.
 func Identify(s Identities, r *http.Request) (service.Principal, error) {
@@ -147,6 +149,14 @@ func Identify(s Identities, r *http.Request) (service.Principal, error) {
 		var ok bool
 		if _, key, ok = r.BasicAuth(); !ok {
 			return service.Principal{}, ErrAuthorization
+		}
+	case strings.EqualFold(scheme, "ApiKey"): // of Elasticsearch's clients
+		key = strings.TrimLeft(key, " ")
+		if pair, err := base64.StdEncoding.DecodeString(key); err == nil {
+			var ok bool
+			if _, key, ok = strings.Cut(string(pair), ":"); !ok {
+				return service.Principal{}, ErrAuthorization
+			}
 		}
 	default:
 		return service.Principal{}, ErrAuthorization

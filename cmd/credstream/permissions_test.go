@@ -313,6 +313,8 @@ func TestForeignIDs(t *testing.T) {
 	must(t, ajax.command("credential.create", "", map[string]any{"component": "plain", "workspace": "sales", "keys": map[string]any{"apiKey": "k"}}, &credential))
 	must(t, ajax.command("flow.bind", "", map[string]any{"flow": "their-flow", "steps": []any{map[string]any{"id": "s", "component": "plain", "credential": credential.ID}}}, nil))
 	must(t, ajax.command("api_key.issue", "", map[string]any{"role": "OPERATOR"}, &key))
+	must(t, ajax.command("connector_secret.put", "", map[string]any{"id": "their-secret", "value": "v"}, nil))
+	must(t, ajax.command("connector.put", "", map[string]any{"id": "their-connector", "api_key_secret_id": "their-secret"}, nil))
 	nc := u.connect(t, adminKey)
 	if _, err := nc.Request("credstream.flows.ajax.bad", []byte("{}"), 30*time.Second); err != nil {
 		t.Fatal(err)
@@ -367,6 +369,11 @@ func TestForeignIDs(t *testing.T) {
 		"events.replay":      {"credential." + credential.ID, `{"stream":"%s"}`},
 		"credential.resolve": of(credential.ID, `,"cleartext":"true"`),
 		"lease.list":         {credential.ID, `{"credential":"%s"}`}, "access.replay": {credential.ID, `{"credential":"%s"}`},
+		"connector.set-api-key": of("their-connector", `,"api_key_id":"k"`), "connector.delete": of("their-connector", ""), "connector.get": of("their-connector", ""),
+		"connector_secret.revert": of("their-secret", `,"version":1`), "connector_secret.delete": of("their-secret", ""), "connector_secret.reveal": of("their-secret", ""),
+		"connector_secret.get": of("their-secret", ""),
+		// Each tenant has ids of connectors and their secrets of its own.
+		"connector.put": {}, "connector_secret.put": {},
 		// Ids of components and tenants are one space: a taken one says so.
 		"component.register": {}, "tenant.register": {},
 	}

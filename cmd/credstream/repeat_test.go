@@ -55,6 +55,7 @@ func (a api) raw(t testing.TB, name, id string, in any) (status int, answer []by
 // shownOnce are the members of answers that a repeat does not show again.
 var shownOnce = map[string]string{
 	"api_key.issue": "key", "credential.reveal": "keys", "oauth_client.reveal": "client_secret", "auth_client.reveal": "credentials",
+	"connector_secret.reveal": "value",
 }
 
 // Every command of the route table is answered the second time as the first, to the
@@ -71,7 +72,7 @@ func TestEveryCommandTwice(t *testing.T) {
 	registerAs(t, u.api, "two", sheets)
 	type m = map[string]any
 	keys := m{"apiKey": "k"}
-	revealing := u.as(u.issue(t, m{"permissions": []string{"credentials.reveal"}}))
+	revealing := u.as(u.issue(t, m{"permissions": []string{"credentials.reveal", "read_connector_secrets"}}))
 	id := u.create(t)
 	gone := u.create(t)
 	oauthID, _ := u.connected(t, provider, "sheets")
@@ -146,6 +147,18 @@ func TestEveryCommandTwice(t *testing.T) {
 		{"auth_client.delete", m{"id": own.ID}},
 		{"oauth.connect", m{"component": "sheets"}},
 		{"oauth.complete", m{"connection": link.ID, "confirm": confirm}},
+		{"connector_secret.put", m{"value": "s1"}},
+		{"connector_secret.put", m{"id": "s", "value": "s1"}},
+		{"connector_secret.put", m{"id": "s", "value": "s2"}},
+		{"connector_secret.revert", m{"id": "s", "version": 1}},
+		{"connector_secret.reveal", m{"id": "s"}},
+		{"connector.put", m{"name": "Wiki"}},
+		{"connector.put", m{"id": "wiki", "name": "Wiki", "api_key_secret_id": "s"}},
+		{"connector.put", m{"id": "wiki", "name": "Wiki 2"}},
+		{"connector.set-api-key", m{"id": "wiki", "api_key_id": "k"}},
+		{"connector.set-api-key", m{"id": "wiki", "api_key_id": "k"}},
+		{"connector.delete", m{"id": "wiki"}},
+		{"connector_secret.delete", m{"id": "s"}},
 		{"api_key.issue", m{"role": "AUDITOR", "expires": "24h"}},
 		{"api_key.revoke", m{"id": key.ID}},
 		{"audit.rewind", m{"seq": 1}},

@@ -25,6 +25,7 @@ import (
 
 	"github.com/credstream/credstream/aggregates"
 	apiconnect "github.com/credstream/credstream/api/connect"
+	"github.com/credstream/credstream/api/elastic"
 	"github.com/credstream/credstream/api/elasticio"
 	v1 "github.com/credstream/credstream/api/v1"
 	"github.com/credstream/credstream/bus/edge"
@@ -568,7 +569,8 @@ func (p *program) letKeysIn(context.Context) error {
 	}
 	vendor := elasticio.Handler(elasticio.Config{Service: p.svc, Access: p.svc.Access, Flows: p.svc.Flows, Logger: p.log, AllowCleartext: p.cfg.BehindTLSProxy})
 	browsers := apiconnect.New(apiconnect.Config{Service: p.svc.Connects, PublicURL: p.publicURL, Logger: p.log})
-	p.front.open(surfaces(vendor, browsers, v1.Handler(v1.Config{
+	connectors := elastic.Handler(elastic.Config{Service: p.svc, Access: p.svc.Access, Logger: p.log, AllowCleartext: p.cfg.BehindTLSProxy})
+	p.front.open(surfaces(vendor, connectors, browsers, v1.Handler(v1.Config{
 		Service: p.svc, Access: p.svc.Access, Logger: p.log, Ready: p.notReady, Notes: p.notes,
 		Metrics: promhttp.HandlerFor(p.metrics, promhttp.HandlerOpts{}), Version: version,
 		AllowCleartext: p.cfg.BehindTLSProxy, Describe: elasticio.Describe,
@@ -721,11 +723,13 @@ func (p *program) shutDown() error {
 
 // surfaces gives each path to the surface that serves it. Paths are taken
 // literally, which http.ServeMux would not do.
-func surfaces(vendor, browsers, own http.Handler) http.Handler {
+func surfaces(vendor, connectors, browsers, own http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch path := r.URL.EscapedPath(); {
 		case strings.HasPrefix(path, "/v2/"):
 			vendor.ServeHTTP(w, r)
+		case elastic.Serves(r):
+			connectors.ServeHTTP(w, r)
 		case strings.HasPrefix(path, "/oauth/"):
 			browsers.ServeHTTP(w, r)
 		default:

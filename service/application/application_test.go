@@ -22,7 +22,7 @@ func TestRoutes(t *testing.T) {
 		if r.In.Kind() != reflect.Struct || r.Out.Kind() != reflect.Struct || !strings.HasSuffix(r.Summary, ".") {
 			t.Errorf("%s takes %s, answers %s, says %q", r.Name, r.In, r.Out, r.Summary)
 		}
-		if !slices.Contains(permission.Roles[permission.Administrator], r.Permission) && r.Permission != permission.CredentialsReveal && r.Permission != permission.CredentialsResolve {
+		if !slices.Contains(permission.Roles[permission.Administrator], r.Permission) && r.Permission != permission.CredentialsReveal && r.Permission != permission.CredentialsResolve && r.Permission != permission.ConnectorSecretsRead {
 			t.Errorf("nobody may use %s", r.Name)
 		}
 		if !slices.ContainsFunc(permission.Permissions(), func(p permission.Info) bool { return p.Permission == r.Permission }) {

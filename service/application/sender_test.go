@@ -23,7 +23,7 @@ func TestSenders(t *testing.T) {
 			audited[r.Name] = true
 		}
 	}
-	for _, name := range []string{"credential.resolve", "credential.reveal", "oauth_client.reveal", "auth_client.reveal"} {
+	for _, name := range []string{"credential.resolve", "credential.reveal", "oauth_client.reveal", "auth_client.reveal", "connector_secret.reveal"} {
 		if !audited[name] {
 			t.Errorf("%s shows a secret and says nothing of it in the route table", name)
 		}
