@@ -98,7 +98,7 @@ func (x *exchange) listConnectors() {
 	}
 	results := []any{}
 	for seen := 0; ; {
-		page, err := ask[connector.ConnectorList](x, "connector.list", in)
+		page, err := ask[connector.List](x, "connector.list", in)
 		if err != nil {
 			x.Fail(err)
 			return

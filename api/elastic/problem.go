@@ -45,12 +45,12 @@ func (x *exchange) Problem(p fault.Problem) {
 
 // typeOf is the name of the exception with which Elasticsearch answers alike.
 func typeOf(p fault.Problem) string {
-	switch {
-	case p.Code == ErrConnectorIDMissing.Code, p.Code == ErrSecretIDMissing.Code, p.Code == connector.ErrValueMissing.Code:
+	switch p.Code {
+	case ErrConnectorIDMissing.Code, ErrSecretIDMissing.Code, connector.ErrValueMissing.Code:
 		return "action_request_validation_exception"
-	case p.Code == service.ErrBody.Code:
+	case service.ErrBody.Code:
 		return "x_content_parse_exception"
-	case p.Code == ErrBodyRequired.Code:
+	case ErrBodyRequired.Code:
 		return "parse_exception"
 	}
 	switch p.Status {

@@ -292,22 +292,22 @@ type ListConnectors struct {
 	MinSeq      uint64 `json:"min_seq,omitzero"`      // wait until the answer reflects this log sequence
 }
 
-// ConnectorList answers ListConnectors, by id.
-type ConnectorList struct {
+// List answers ListConnectors, by id.
+type List struct {
 	Connectors []Connector `json:"connectors"`
 	Next       string      `json:"next,omitzero"` // cursor of the next page; absent on the last
 	Total      int         `json:"total"`         // of all pages
 }
 
-func (s *Service) listConnectors(ctx context.Context, call *service.Call, in ListConnectors) (ConnectorList, error) {
+func (s *Service) listConnectors(ctx context.Context, call *service.Call, in ListConnectors) (List, error) {
 	limit, err := service.PageSize(in.Limit)
 	if err == nil {
 		err = s.newest(ctx, in.MinSeq)
 	}
 	if err != nil {
-		return ConnectorList{}, err
+		return List{}, err
 	}
-	list := ConnectorList{Connectors: []Connector{}}
+	list := List{Connectors: []Connector{}}
 	page, next, total, err := s.Views.Connectors(ctx, projections.ConnectorFilter{
 		Tenant: call.Tenant, Name: in.Name, IndexName: in.IndexName, ServiceType: in.ServiceType, Limit: limit, After: in.After,
 	})
