@@ -5,14 +5,14 @@ dev:
 	go run ./cmd/credstream serve
 
 test:
-	go test ./...
+	go test -timeout 30m ./...
 
 lint:
 	go vet ./...
 	golangci-lint run
 
 check: lint
-	go test -race ./...
+	go test -race -timeout 30m ./...
 
 # Twenty seconds for each fuzz target.
 fuzz:
@@ -25,4 +25,4 @@ bench:
 # Writes the generated pages and the comments of the OpenAPI document, which tests keep true.
 docs:
 	go test . -run "TestReference|TestPermissionsPage" -update
-	go test ./cmd/credstream -run TestConfigReference -update
+	go test ./cmd/credstream/cli -run TestConfigReference -update

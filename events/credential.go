@@ -1,6 +1,9 @@
 package events
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // Credential is the sum of the facts about one credential, stream
 // "credential.<id>" within its tenant.
@@ -21,6 +24,16 @@ const (
 // Statuses are all that a credential can have.
 func Statuses() []Status {
 	return []Status{Verified, Failed, Unverified, ReauthorizationRequired}
+}
+
+// StatusChoice names every status, for a sentence: "verified, failed, ... or ...".
+func StatusChoice() string {
+	var names []string
+	for _, s := range Statuses() {
+		names = append(names, string(s))
+	}
+	last := len(names) - 1
+	return strings.Join(names[:last], ", ") + " or " + names[last]
 }
 
 // Verification is the evidence of one dry request, never what the API answered.

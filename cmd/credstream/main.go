@@ -6,14 +6,13 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
-)
 
-// version is the program's, three numbers.
-const version = "0.1.0"
+	"github.com/credstream/credstream/cmd/credstream/cli"
+)
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	code := run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr)
+	code := cli.Run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
 }

@@ -1,0 +1,38 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestServeConfiguration(t *testing.T) {
+	var got Config
+	cmd := newCommand(func(name string) string {
+		return map[string]string{"CREDSTREAM_KMS_TOKEN": "canary"}[name]
+	}, func(_ context.Context, cfg Config, _, _ io.Writer) error {
+		got = cfg
+		return nil
+	})
+	cmd.SetArgs([]string{"--http", "h", "--allow-private-targets"})
+	must(t, cmd.ExecuteContext(t.Context()))
+	if string(got.kmsToken.Reveal()) != "canary" {
+		t.Error("the token of the KMS is not passed on")
+	}
+	if s := fmt.Sprintf("%+v", got); strings.Contains(s, "canary") {
+		t.Error("the token of the KMS was printed")
+	}
+	got.kmsToken = Config{}.kmsToken
+	if want := (Config{
+		Data: "./credstream-data", HTTP: "h", NATSListen: "127.0.0.1:4222", Durability: "group", AllowPrivateTargets: true,
+		NATSReplicas: 3, OIDCTenantClaim: "tenant", OIDCPermissionsClaim: "permissions",
+		RatePerKey: 10_000, RatePerTenant: 20_000, WrongKeys: 20, LogFormat: "text", LogLevel: "info",
+		Lease: 10 * time.Minute, AccessRetention: 400 * 24 * time.Hour, RefreshPatience: 30 * time.Second,
+	}); !reflect.DeepEqual(got, want) {
+		t.Errorf("the configuration is %+v", got)
+	}
+}

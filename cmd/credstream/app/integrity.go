@@ -1,0 +1,227 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/bus/edge"
+	"github.com/credstream/credstream/bus/feed"
+	"github.com/credstream/credstream/bus/kv"
+	"github.com/credstream/credstream/bus/natsserver"
+	"github.com/credstream/credstream/events"
+	eventlog "github.com/credstream/credstream/events/jetstream"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/vault"
+)
+
+const (
+	checkTime    = 30 * time.Second // for one check
+	checkEvery   = time.Minute      // between two checks of what is stored
+	recheckEvery = 2 * time.Second  // while it is damaged: the leader of a cluster may have been an old one
+)
+
+// keptStreams are the streams beside the log that nothing can make anew.
+var keptStreams = []string{vault.Stream, keyStream, kv.AccessStream, edge.FlowsStream, edge.QueueStream, edge.PoisonStream}
+
+func (p *program) highWaterFile() string { return filepath.Join(p.cfg.Data, "high-water.json") }
+
+func (p *program) marksFile() string { return filepath.Join(p.cfg.Data, "marks.json") }
+
+// openMarks reads what is remembered of the streams beside the log.
+func (p *program) openMarks(conn *nats.Conn) error {
+	js, err := jetstream.New(conn)
+	if err != nil {
+		return fmt.Errorf("open JetStream: %w", err)
+	}
+	var streams []natsserver.Marked
+	for _, name := range keptStreams {
+		streams = append(streams, natsserver.Marked{
+			Stream: name, Durable: p.durable(name),
+			Exact: p.node != nil && (name == vault.Stream || name == keyStream), // of the others messages go by age, or when they are done
+		})
+	}
+	p.marks, err = natsserver.OpenMarks(p.marksFile(), js, p.log, streams...)
+	return err
+}
+
+// integrity says whether what is stored is damaged. While it is, nothing is written, no
+// secret leaves and none is collected. Each check looks at everything anew.
+type integrity struct {
+	mu     sync.Mutex
+	damage error
+	whole  chan struct{} // closed when the damage is over; nil while nobody waits
+}
+
+// Err is the proof of damage, or nil.
+func (i *integrity) Err() error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.damage
+}
+
+// set notes the verdict of a check and reports whether it is another than before.
+func (i *integrity) set(damage error) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	was := i.damage
+	i.damage = damage
+	if damage == nil && i.whole != nil {
+		close(i.whole)
+		i.whole = nil
+	}
+	return (was == nil) != (damage == nil)
+}
+
+// await returns when there is no damage; false says that ctx ended first.
+func (i *integrity) await(ctx context.Context) bool {
+	i.mu.Lock()
+	if i.damage == nil {
+		i.mu.Unlock()
+		return true
+	}
+	if i.whole == nil {
+		i.whole = make(chan struct{})
+	}
+	whole := i.whole
+	i.mu.Unlock()
+	select {
+	case <-whole:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// isDamage tells a proof from a check that could not be made.
+func isDamage(err error) bool {
+	return slices.ContainsFunc([]error{
+		eventlog.ErrLogCutShort, eventlog.ErrLogIncomplete, natsserver.ErrStoredIncomplete, feed.ErrFeedAhead, projections.ErrViewsAhead, seal.ErrKeysetMissing,
+	}, func(proof error) bool { return errors.Is(err, proof) })
+}
+
+// checkIntegrity compares what is stored with itself and with what is remembered of it.
+// It returns an error, and keeps the last verdict, when that could not be done.
+func (p *program) checkIntegrity(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, checkTime)
+	defer cancel()
+	err := p.marks.Check(ctx)
+	for _, check := range []struct {
+		open bool
+		run  func(context.Context) error
+	}{
+		{p.water != nil, func(ctx context.Context) error { return p.water.Check(ctx) }},
+		{p.views != nil, p.compareViews},
+		{p.keysets != nil, p.checkKeysets},
+		{p.feed != nil, p.compareFeeds},
+	} {
+		if err == nil && check.open {
+			err = check.run(ctx)
+		}
+	}
+	if err != nil && !isDamage(err) {
+		return err
+	}
+	p.damaged(ctx, err)
+	return nil
+}
+
+// damaged notes the verdict of a check; nil is whole.
+func (p *program) damaged(ctx context.Context, damage error) {
+	switch changed := p.integrity.set(damage); {
+	case !changed:
+	case damage != nil:
+		p.log.ErrorContext(ctx, "stored data is damaged: changes are refused and no secret is returned", "err", damage)
+	default:
+		p.log.InfoContext(ctx, "stored data is intact again")
+	}
+}
+
+// watchIntegrity checks what is stored every minute until ctx ends, and records how far
+// it goes.
+func (p *program) watchIntegrity(ctx context.Context) error {
+	for {
+		pause := checkEvery
+		if p.integrity.Err() != nil {
+			pause = recheckEvery
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+		if err := p.checkIntegrity(ctx); err != nil && ctx.Err() == nil {
+			p.log.WarnContext(ctx, "integrity check failed", "err", err)
+		}
+	}
+}
+
+// compareFeeds returns feed.ErrFeedAhead when the log does not hold what a feed tells of; the
+// feeds' writers say what else is wrong with them.
+func (p *program) compareFeeds(ctx context.Context) error {
+	for _, f := range []*feed.Feed{p.feed, p.audit} {
+		if err := f.Check(ctx); errors.Is(err, feed.ErrFeedAhead) {
+			return err
+		}
+	}
+	return nil
+}
+
+// compareViews returns projections.ErrViewsAhead when the log does not hold what they reflect.
+func (p *program) compareViews(ctx context.Context) error {
+	return p.views.Check(func(seq uint64) (string, error) {
+		recs, err := p.store.Commit(ctx, seq)
+		if err != nil {
+			return "", err
+		}
+		return recs[0].Meta.Commit, nil
+	})
+}
+
+// checkKeysets returns seal.ErrKeysetMissing when a tenant in the log has no keyset. A
+// keyset is stored before its tenant is in the log.
+func (p *program) checkKeysets(ctx context.Context) error {
+	tenants, err := p.store.IDs(ctx, events.System, aggregates.Tenant.Category)
+	if err != nil {
+		return err
+	}
+	have, err := p.keysetTenants(ctx)
+	if err != nil {
+		return err
+	}
+	missing := slices.DeleteFunc(tenants, func(tenant string) bool { _, found := slices.BinarySearch(have, tenant); return found })
+	if len(missing) == 0 {
+		return nil
+	}
+	return seal.ErrKeysetMissing.Because("The encryption keys of %d tenants in the log are missing, %s among them. Changes are refused "+
+		"and no secret is returned until the stream %s is restored from a backup.", len(missing), slices.Min(missing), keyStream)
+}
+
+// keysetTenants lists, in order, the tenants that have a keyset, as the leader knows them.
+func (p *program) keysetTenants(ctx context.Context) ([]string, error) {
+	stream, err := p.keysets.Stream(ctx, keyStream)
+	if err != nil {
+		return nil, fmt.Errorf("list the keysets: %w", err)
+	}
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter("$KV."+keyBucket+".*"))
+	if err != nil {
+		return nil, fmt.Errorf("list the keysets: %w", err)
+	}
+	subjects := info.State.Subjects
+	tenants := make([]string, 0, len(subjects))
+	for subject := range subjects {
+		tenants = append(tenants, strings.TrimPrefix(subject, "$KV."+keyBucket+"."))
+	}
+	slices.Sort(tenants)
+	return tenants, nil
+}

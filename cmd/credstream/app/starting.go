@@ -1,0 +1,197 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/net/netutil"
+
+	v1 "github.com/credstream/credstream/api/v1"
+	"github.com/credstream/credstream/bus/natsserver"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/seal"
+)
+
+const (
+	standstill  = time.Minute      // without progress, after which an attempt to start is given up
+	startReport = 10 * time.Second // between two log lines of a start that takes long
+	connectTime = 10 * time.Second // for one attempt to connect to an external NATS
+	startRetry  = 2 * time.Second  // before a start on an external NATS that cannot serve it yet is tried again
+)
+
+// errStandstill ends an attempt to start that makes no progress.
+var errStandstill = fault.New(fault.Unavailable, "start_standstill", "The start makes no progress.")
+
+// front answers HTTP from the first moment on: while the service starts, /readyz says
+// how far it is, and everything else but /healthz is refused.
+type front struct {
+	log      *slog.Logger
+	listener net.Listener
+	server   *http.Server
+	ended    chan error // why the server ended
+	handler  atomic.Pointer[http.Handler]
+
+	mu       sync.Mutex
+	patience time.Duration // without progress, see standstill
+	doing    string        // the step of the start
+	why      string        // it has to wait, or ""
+	since    time.Time     // the last progress
+	bounds   bool          // the step ends the attempt when it stands still
+}
+
+// listen begins to answer at an address.
+func listen(address string, log *slog.Logger) (*front, error) {
+	l, err := net.Listen("tcp", address) //nolint:noctx // lives as long as the process
+	if err != nil {
+		return nil, fmt.Errorf("listen for HTTP: %w", err)
+	}
+	f := &front{
+		log: log, listener: netutil.LimitListener(l, natsserver.MaxConnections()), // more wait until one ends
+		ended: make(chan error, 1), doing: "opening the data", since: time.Now(), patience: standstill,
+	}
+	f.open(v1.Handler(v1.Config{Starting: true, Logger: log, Ready: f.reasons}))
+	f.server = v1.Server("", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*f.handler.Load()).ServeHTTP(w, r) }))
+	go func() { f.ended <- f.server.Serve(f.listener) }() // ends with Close
+	return f, nil
+}
+
+// open has the handler answer from now on.
+func (f *front) open(h http.Handler) { f.handler.Store(&h) }
+
+func (f *front) close() {
+	_ = f.server.Close()   // who waits for an answer gets none
+	_ = f.listener.Close() // where Serve has not begun
+}
+
+// step notes what the start does now. bounded says that it ends the attempt when it makes
+// no progress.
+func (f *front) step(bounded bool, format string, args ...any) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.doing, f.why, f.since, f.bounds = fmt.Sprintf(format, args...), "", time.Now(), bounded
+}
+
+// waits notes why the start has to wait.
+func (f *front) waits(why error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.why, f.since, f.bounds = why.Error(), time.Now(), false
+}
+
+// reasons is what readiness says while the service starts.
+func (f *front) reasons() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.why != "" {
+		return []string{"starting: waiting while " + f.doing + ": " + f.why}
+	}
+	return []string{"starting: " + f.doing}
+}
+
+// wait returns how long the start may make no progress.
+func (f *front) wait() time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.patience
+}
+
+// watch tells of an attempt that takes long, and ends it when it stands still.
+func (f *front) watch(ctx context.Context, giveUp context.CancelCauseFunc) {
+	patience := f.wait()
+	tick := time.NewTicker(min(startReport, patience))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		f.mu.Lock()
+		doing, still, bounds := f.doing, time.Since(f.since), f.bounds
+		f.mu.Unlock()
+		f.log.Info("still starting", "doing", doing, "for", still.Round(time.Second))
+		if bounds && still >= patience {
+			giveUp(errStandstill.Because("The start made no progress for %s while %s. The log lines before this one say what does not answer.", patience, doing))
+		}
+	}
+}
+
+// attempt runs open until it returns or stands still.
+func (f *front) attempt(ctx context.Context, open func(context.Context) error) error {
+	ctx, giveUp := context.WithCancelCause(ctx)
+	watched := make(chan struct{})
+	go func() { // ends with ctx
+		defer close(watched)
+		f.watch(ctx, giveUp)
+	}()
+	err := open(ctx)
+	if err != nil && ctx.Err() != nil {
+		err = errors.Join(context.Cause(ctx), err)
+	}
+	giveUp(nil)
+	<-watched
+	return err
+}
+
+// start brings every part up, in the order in which they need each other. When it
+// fails, what it started is stopped again. Servers of an external NATS that cannot be
+// reached, have no leader or do not answer are waited for.
+func (f *front) start(ctx context.Context, cfg Config) (p *program, err error) {
+	var firstKey seal.Secret
+	for {
+		p = newProgram(f, cfg)
+		if err = f.attempt(ctx, p.open); err == nil {
+			if p.firstKey.IsZero() {
+				p.firstKey = firstKey // of an attempt before this one
+			}
+			return p, nil
+		}
+		if !p.firstKey.IsZero() {
+			firstKey = p.firstKey
+		}
+		p.closeParts()
+		if ctx.Err() != nil || cfg.NATS == "" || !passes(err) {
+			return nil, err
+		}
+		f.waits(err)
+		f.log.Warn("the start waits for NATS; it goes on by itself", "err", err)
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(startRetry):
+		}
+	}
+}
+
+// The codes of servers that choose a leader, or have just met, beside those of status 503
+// (nats-server, jetstream_errors_generated.go).
+const (
+	clusterNoPeers   jetstream.ErrorCode = 10005 // too few of the servers are there for the replicas of a stream
+	clusterNotLeader jetstream.ErrorCode = 10009
+)
+
+// passes reports whether NATS may do later by itself what it did not do now: its servers
+// choose leaders, or too few of them are there.
+func passes(err error) bool {
+	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
+		return api.Code == http.StatusServiceUnavailable || api.ErrorCode == clusterNoPeers || api.ErrorCode == clusterNotLeader
+	}
+	for _, passing := range []error{
+		errStandstill, fault.ErrUnavailable, natsserver.ErrServersSilent, nats.ErrNoServers, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrDisconnected, nats.ErrConnectionReconnecting,
+		jetstream.ErrNoStreamResponse, context.DeadlineExceeded,
+	} {
+		if errors.Is(err, passing) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,61 @@
+package cli
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/credstream/credstream/cmd/credstream/app"
+	"github.com/credstream/credstream/cmd/credstream/settings"
+)
+
+// clientConfig is the configuration of the verbs that talk to a service.
+type clientConfig struct {
+	Server  string `flag:"server" arg:"URL" env:"CREDSTREAM_URL" default:"http://127.0.0.1:8080" help:"URL of the service"`
+	Key     string `flag:"key" arg:"KEY" env:"CREDSTREAM_KEY" help:"API key; prefer the environment variable or --key-file, because other users of the machine can see flags"`
+	KeyFile string `flag:"key-file" arg:"FILE" env:"CREDSTREAM_KEY_FILE" help:"file with the API key, used when no key is given"`
+	Tenant  string `flag:"tenant" arg:"TENANT" env:"CREDSTREAM_TENANT" default:"default" help:"tenant"`
+	JSON    bool   `flag:"json" help:"print JSON: one document, or one per line for streams; errors too, on standard error"`
+}
+
+// natsConfig is what the verbs that talk NATS need besides.
+type natsConfig struct {
+	NATS string `flag:"nats" arg:"URL" env:"CREDSTREAM_NATS_URL" default:"nats://127.0.0.1:4222" help:"NATS URL of the service"`
+}
+
+// demoConfig is the configuration of the demo API.
+type demoConfig struct {
+	Listen  string `flag:"listen" arg:"ADDR" env:"CREDSTREAM_DEMO_LISTEN" default:"127.0.0.1:9090" help:"HTTP listen address"`
+	KeyFile string `flag:"key-file" arg:"FILE" env:"CREDSTREAM_DEMO_KEY_FILE" help:"file with the API key that the demo API accepts"`
+
+	key string `env:"CREDSTREAM_DEMO_KEY" default:"secret" help:"API key that the demo API accepts when there is no file; only as an environment variable"`
+}
+
+// demoProviderConfig is the configuration of the demo OAuth provider.
+type demoProviderConfig struct {
+	Listen   string        `flag:"listen" arg:"ADDR" env:"CREDSTREAM_DEMO_PROVIDER_LISTEN" default:"127.0.0.1:9091" help:"address for HTTP"`
+	Lifetime time.Duration `flag:"lifetime" arg:"TIME" env:"CREDSTREAM_DEMO_LIFETIME" default:"10m" help:"lifetime of an access token"`
+}
+
+// ConfigReference is the page docs/config.md.
+func ConfigReference() string {
+	var b strings.Builder
+	b.WriteString("# Configuration\n" +
+		"\n" +
+		"The settings of every command, with their flags and environment variables.\n" +
+		"A flag overrides its variable, and the variable overrides the default. An empty\n" +
+		"variable counts as unset. This page is generated from the program.\n")
+	for _, part := range []struct {
+		title string
+		cfg   any
+	}{
+		{"credstream serve", app.Config{}},
+		{"Commands that call a service", clientConfig{}},
+		{"credstream events tail, flow publish, flow watch, queue send", natsConfig{}},
+		{"credstream demo petstore", demoConfig{}},
+		{"credstream demo provider", demoProviderConfig{}},
+	} {
+		fmt.Fprintf(&b, "\n## %s\n\n%s", part.title, settings.Table(part.cfg))
+	}
+	return b.String()
+}

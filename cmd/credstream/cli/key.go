@@ -1,0 +1,109 @@
+package cli
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/credstream/credstream/client"
+)
+
+func (a *invocation) keyCommand() *cobra.Command {
+	return a.group("key", "Issue and revoke API keys", a.keyIssue(), a.keyList(), a.keyRevoke())
+}
+
+func (a *invocation) keyIssue() *cobra.Command {
+	var in client.IssueAPIKey
+	cmd := &cobra.Command{
+		Use: "issue --role ROLE | --permission PERMISSION...", Short: "Issue an API key; it is printed only once", Args: arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			issued, err := api.IssueAPIKey(cmd.Context(), in)
+			if err != nil {
+				return err
+			}
+			if a.client.JSON {
+				return a.json(issued)
+			}
+			fmt.Fprintf(a.stderr, "Issued key %s. It is shown only once:\n", clean(issued.ID))
+			_, err = fmt.Fprintln(a.stdout, clean(issued.Key))
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&in.Role, "role", "", "`ROLE`: ADMINISTRATOR, OPERATOR, FLOW_ENGINE or AUDITOR")
+	cmd.Flags().StringSliceVar(&in.Permissions, "permission", nil, "`PERMISSION` in addition to the role, such as credentials.reveal; repeatable")
+	cmd.Flags().StringVar(&in.Name, "name", "", "display `NAME`")
+	cmd.Flags().StringVar(&in.Expires, "expires", "", "expiry `TIME`: 720h from now, or 2031-01-31T00:00:00Z; never when absent")
+	cmd.Flags().StringSliceVar(&in.Addresses, "address", nil, "`CIDR` of a network from which the key may be used, such as 192.0.2.0/24; repeatable; every network when absent")
+	cmd.Flags().StringSliceVar(&in.Tenants, "tenants", nil, "`TENANTS` that the key may use, separated by commas, or * for all; the tenant of this call when absent")
+	cmd.MarkFlagsOneRequired("role", "permission")
+	return cmd
+}
+
+func (a *invocation) keyList() *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Short: "List the tenant's API keys, without the keys themselves", Args: arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			keys, err := api.ListAPIKeys(cmd.Context(), 0)
+			if err != nil {
+				return err
+			}
+			if a.client.JSON {
+				return a.json(struct {
+					Keys []client.APIKey `json:"keys"`
+				}{keys})
+			}
+			var rows [][]string
+			for _, k := range keys {
+				rows = append(rows, []string{
+					k.ID, k.Name, k.Role, strings.Join(k.Permissions, ","), strings.Join(k.Tenants, ","), keyState(k),
+					when(k.IssuedAt), whenOr(k.Expires, "never"), strings.Join(k.Addresses, ","), whenOr(k.LastUsedAt, "-"),
+				})
+			}
+			return a.list([]string{"ID", "NAME", "ROLE", "PERMISSIONS", "TENANTS", "STATE", "ISSUED", "EXPIRES", "ADDRESSES", "LAST USED"}, rows)
+		},
+	}
+}
+
+func keyState(k client.APIKey) string {
+	switch {
+	case k.Revoked:
+		return "revoked"
+	case k.Expired:
+		return "expired"
+	}
+	return "valid"
+}
+
+func whenOr(t time.Time, none string) string {
+	if t.IsZero() {
+		return none
+	}
+	return when(t)
+}
+
+func (a *invocation) keyRevoke() *cobra.Command {
+	return &cobra.Command{
+		Use: "revoke ID", Short: "Revoke an API key", Args: arguments("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			done, err := api.RevokeAPIKey(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return a.answer(done, "Revoked key %s.", done.ID)
+		},
+	}
+}
