@@ -27,16 +27,17 @@ const module = "github.com/credstream/credstream/"
 var imports = map[string][]string{
 	"fault":       {},
 	"admission":   {"fault"},
-	"seal":        {"fault"},
-	"events":      {"fault", "admission"},
-	"commands":    {"fault", "events"},                      // commands speak of versions and verifications in the events' words
-	"vault":       {"fault", "admission", "seal", "events"}, // events for the one encoding of ids
-	"verify":      {"fault", "admission", "seal"},           //
+	"jsapi":       {"fault"},
+	"seal":        {"fault", "jsapi"},
+	"events":      {"fault", "admission", "jsapi"},
+	"commands":    {"fault", "events"},                               // commands speak of versions and verifications in the events' words
+	"vault":       {"fault", "admission", "jsapi", "seal", "events"}, // events for the one encoding of ids
+	"verify":      {"fault", "admission", "seal"},                    //
 	"aggregates":  {"fault", "events", "commands"},
 	"projections": {"fault", "admission", "events"},
 	"oauth":       {"fault", "admission", "seal", "verify"},
 	"service":     {"fault", "admission", "seal", "events", "commands", "vault", "verify", "oauth", "aggregates", "projections"},
-	"bus":         {"fault", "admission", "events", "projections", "service"},
+	"bus":         {"fault", "admission", "jsapi", "events", "projections", "service"},
 	"api":         {"fault", "service"},
 	"client":      {"fault"},
 }
@@ -58,7 +59,7 @@ var features = map[string][]string{
 	"service/connect":     {"", "permission", "secrets", "client", "token", "credential"},
 	"service/connector":   {"", "permission", "secrets"},
 	"service/admin":       {"", "permission", "secrets"},
-	"bus/streams":         {}, // what the code knows of JetStream
+	"bus/streams":         {}, // names of streams and subjects
 	"bus/natsserver":      {"streams"},
 	"bus/kv":              {"streams"},
 	"bus/feed":            {"streams"},

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/credstream/credstream/jsapi"
 	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -125,15 +126,8 @@ func (s *kvKeysets) UpdateKeyset(ctx context.Context, tenant string, wrapped []b
 	return s.waitDurable(ctx, revision)
 }
 
-// lostRace reports whether a write met another revision than it expected. A
-// replicated stream reports the race by a code of its own, 10164.
-func lostRace(err error) bool {
-	if errors.Is(err, jetstream.ErrKeyExists) {
-		return true
-	}
-	var api *jetstream.APIError
-	return errors.As(err, &api) && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || api.ErrorCode == 10164)
-}
+// lostRace reports whether a write met another revision than it expected.
+func lostRace(err error) bool { return errors.Is(err, jetstream.ErrKeyExists) || jsapi.WrongLast(err) }
 
 func (s *kvKeysets) waitDurable(ctx context.Context, revision uint64) error {
 	if s.sync == nil || revision <= s.durable.Load() {

@@ -15,7 +15,7 @@ func BenchmarkPut(b *testing.B) {
 	for _, callers := range []int{1, 16, 64} {
 		b.Run(fmt.Sprint("callers=", callers), func(b *testing.B) {
 			n := startNode(b, b.TempDir(), "acme")
-			v := vault.New(n.js, n.nc, n.keys, nil)
+			v := vault.New(n.js, n.keys, nil)
 			var id atomic.Int64
 			b.SetParallelism(callers) // times GOMAXPROCS
 			b.ResetTimer()
@@ -35,7 +35,7 @@ func BenchmarkPut(b *testing.B) {
 
 func BenchmarkGet(b *testing.B) {
 	n := startNode(b, b.TempDir(), "acme")
-	v := vault.New(n.js, n.nc, n.keys, nil)
+	v := vault.New(n.js, n.keys, nil)
 	if err := v.Put(b.Context(), ref("s1"), seal.NewSecret(make([]byte, 300))); err != nil {
 		b.Fatal(err)
 	}
@@ -49,7 +49,7 @@ func BenchmarkGet(b *testing.B) {
 // BenchmarkErase erases from a full block among others.
 func BenchmarkErase(b *testing.B) {
 	n := startNode(b, b.TempDir(), "acme")
-	v := vault.New(n.js, n.nc, n.keys, nil)
+	v := vault.New(n.js, n.keys, nil)
 	for i := range b.N + 20000 {
 		if err := v.Put(b.Context(), ref(fmt.Sprint(i)), seal.NewSecret(make([]byte, 300))); err != nil {
 			b.Fatal(err)

@@ -50,7 +50,7 @@ func TestGolden(t *testing.T) {
 	if err := keysets.CreateKeyset(ctx, "acme", read("..", "seal", "testdata", "keyset.v1.json")); err != nil {
 		t.Fatal(err)
 	}
-	v := vault.New(n.js, n.nc, seal.NewKeyring(kms, keysets), nil)
+	v := vault.New(n.js, seal.NewKeyring(kms, keysets), nil)
 	first := vault.Ref{Tenant: "acme", Category: "credential", Owner: "AAABcID5GBc=", SecretID: "0198c1a2-0000-7000-8000-000000000001"}
 	const text = `{"password":"golden"}`
 

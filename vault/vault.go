@@ -19,6 +19,7 @@ import (
 	"github.com/credstream/credstream/admission"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/jsapi"
 	"github.com/credstream/credstream/seal"
 )
 
@@ -131,10 +132,9 @@ func StreamConfig(replicas int) jetstream.StreamConfig {
 // Vault puts, gets and erases secrets. It is safe for concurrent use.
 type Vault struct {
 	js   jetstream.JetStream
-	nc   *nats.Conn
 	keys *seal.Keyring
 	sync func(context.Context) error
-	api  string // prefix of the JetStream API, with its final dot
+	api  jsapi.API
 
 	recent *recent
 	intact func() error // nil: always
@@ -142,22 +142,15 @@ type Vault struct {
 	deleting func(context.Context) (done func(known bool), err error) // nil: nobody counts
 }
 
-// New returns a vault over the stream of StreamConfig. nc is the connection of js.
+// New returns a vault over the stream of StreamConfig.
 //
 // sync returns when all that was published to and deleted from the stream before
 // the call is durable; nil says that the server itself syncs before it answers.
 // Beware: a secure delete replaces a block file by a new one of the same name.
 // A sync must therefore open the files anew, or notice the change, and sync the
 // folder, too; a file kept open is no longer the one that is written to.
-func New(js jetstream.JetStream, nc *nats.Conn, keys *seal.Keyring, sync func(context.Context) error) *Vault {
-	v := &Vault{js: js, nc: nc, keys: keys, sync: sync, api: jetstream.DefaultAPIPrefix, recent: newRecent()}
-	switch opts := js.Options(); {
-	case opts.APIPrefix != "":
-		v.api = strings.TrimSuffix(opts.APIPrefix, ".") + "."
-	case opts.Domain != "":
-		v.api = "$JS." + opts.Domain + ".API."
-	}
-	return v
+func New(js jetstream.JetStream, keys *seal.Keyring, sync func(context.Context) error) *Vault {
+	return &Vault{js: js, keys: keys, sync: sync, api: jsapi.Of(js), recent: newRecent()}
 }
 
 // Guard has every Put, Get and Erase return intact's error while there is one: no secret
@@ -205,14 +198,14 @@ func encode(sealed seal.Sealed) []byte {
 }
 
 // decode stops at every form it does not know.
-func decode(m *message) (seal.Sealed, error) {
-	if f := m.header.Get(formatHeader); f != format {
-		return nil, fmt.Errorf("vault: message %d: unknown format %q", m.seq, f)
+func decode(m *jsapi.Message) (seal.Sealed, error) {
+	if f := m.Header.Get(formatHeader); f != format {
+		return nil, fmt.Errorf("vault: message %d: unknown format %q", m.Seq, f)
 	}
-	if len(m.body) == 0 || m.body[0] != bodyFormat {
-		return nil, fmt.Errorf("vault: message %d: unknown format of its body", m.seq)
+	if len(m.Data) == 0 || m.Data[0] != bodyFormat {
+		return nil, fmt.Errorf("vault: message %d: unknown format of its body", m.Seq)
 	}
-	return seal.Sealed(m.body[1:]), nil
+	return seal.Sealed(m.Data[1:]), nil
 }
 
 // Put seals s and stores it under ref. It returns when the secret is durable.
@@ -283,14 +276,7 @@ func (v *Vault) publishOnce(ctx context.Context, msg *nats.Msg) error {
 // message of ours can have caused.
 func definite(err error) bool {
 	var api *jetstream.APIError
-	if !errors.As(err, &api) {
-		return false
-	}
-	switch api.ErrorCode {
-	case jetstream.JSErrCodeStreamWrongLastSequence, 10164: // the latter from a replicated stream
-		return false
-	}
-	return true
+	return errors.As(err, &api) && !jsapi.WrongLast(err)
 }
 
 // isStored reports whether subject holds body, or anything.
@@ -304,7 +290,7 @@ func (v *Vault) isStored(ctx context.Context, subject string, body []byte) (ours
 	if err != nil || m == nil {
 		return false, false, err
 	}
-	return bytes.Equal(m.body, body), true, nil
+	return bytes.Equal(m.Data, body), true, nil
 }
 
 // Get opens the secret of ref. Errors: ErrNoSecret, seal.ErrSecretUnopenable,
@@ -376,7 +362,7 @@ func (v *Vault) Erase(ctx context.Context, ref Ref) (erased error) {
 			}
 			defer func() { done(erased == nil) }() // when it is durable
 		}
-		failed = v.overwrite(ctx, m.seq)
+		failed = v.overwrite(ctx, m.Seq)
 	}
 	return fmt.Errorf("erasing a secret: %w", cmp.Or(failed, errBusy))
 }

@@ -100,7 +100,7 @@ func (n *node) stop() {
 }
 
 func (n *node) vault() *vault.Vault {
-	return vault.New(n.js, n.nc, n.keys, func(context.Context) error { n.syncs.Add(1); return nil })
+	return vault.New(n.js, n.keys, func(context.Context) error { n.syncs.Add(1); return nil })
 }
 
 func ref(id string) vault.Ref {
@@ -416,7 +416,7 @@ func TestUnknownOutcomes(t *testing.T) {
 			ctx := t.Context()
 			js := &deafJS{JetStream: n.js, drop: c.drop}
 			js.deaf.Store(c.deaf)
-			v := vault.New(js, n.nc, n.keys, nil)
+			v := vault.New(js, n.keys, nil)
 			r := ref(strings.ReplaceAll(c.name, " ", "-"))
 			if c.taken {
 				if err := n.vault().Put(ctx, r, secret("first")); err != nil {
@@ -443,7 +443,7 @@ func TestUnknownOutcomes(t *testing.T) {
 func TestPutLearnsTheOutcomeAfterItsTime(t *testing.T) {
 	n := startNode(t, t.TempDir(), "acme")
 	ctx, cancel := context.WithCancel(t.Context())
-	v := vault.New(&cancellingJS{n.js, cancel}, n.nc, n.keys, nil)
+	v := vault.New(&cancellingJS{n.js, cancel}, n.keys, nil)
 	if err := v.Put(ctx, ref("s1"), secret("swordfish")); err != nil {
 		t.Fatal(err)
 	}
@@ -468,7 +468,7 @@ func (j *cancellingJS) PublishMsg(ctx context.Context, m *nats.Msg, opts ...jets
 func TestSyncFailureIsAnError(t *testing.T) {
 	n := startNode(t, t.TempDir(), "acme")
 	broken := errors.New("input/output error")
-	v := vault.New(n.js, n.nc, n.keys, func(context.Context) error { return broken })
+	v := vault.New(n.js, n.keys, func(context.Context) error { return broken })
 	if err := v.Put(t.Context(), ref("s1"), secret("x")); !errors.Is(err, broken) {
 		t.Errorf("Put = %v", err)
 	}

@@ -77,11 +77,10 @@ func (w *whole) peer(t *testing.T, v verify.Config) *peer {
 	var parts sync.WaitGroup
 	t.Cleanup(func() { halt(); parts.Wait() })
 	parts.Go(func() { _ = p.proj.Run(running) })
-	conn := bustest.Must(w.node.Conn("peer"))(t)
 	v.Logger = log
 	p.svc = bustest.Must(application.New(application.Config{
 		Log: p.log, Views: p.views, Projector: p.proj, Keyring: w.keyring,
-		Vault:  vault.New(w.js, conn, w.keyring, w.node.Syncer(vault.Stream).Wait),
+		Vault:  vault.New(w.js, w.keyring, w.node.Syncer(vault.Stream).Wait),
 		Verify: verify.NewClient(v), Metrics: prometheus.NewRegistry(), Logger: log,
 		Poison: w.poison,
 		Now:    func() time.Time { return time.Now().Add(time.Duration(p.skew.Load())) },

@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/credstream/credstream/jsapi"
+
 	"github.com/go-json-experiment/json"
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go"
@@ -30,7 +32,6 @@ import (
 	"github.com/credstream/credstream/bus/edge"
 	"github.com/credstream/credstream/bus/feed"
 	"github.com/credstream/credstream/bus/natsserver"
-	"github.com/credstream/credstream/bus/streams"
 	"github.com/credstream/credstream/events"
 	eventlog "github.com/credstream/credstream/events/jetstream"
 	"github.com/credstream/credstream/fault"
@@ -79,7 +80,7 @@ func startWhole(t *testing.T) *whole {
 	for _, cfg := range []jetstream.StreamConfig{
 		vault.StreamConfig(1), feed.Config(1), feed.AuditConfig(1), edge.FlowsConfig(1), edge.QueueConfig(1), edge.PoisonConfig(1),
 	} {
-		bustest.Must(streams.EnsureStream(t.Context(), w.js, cfg))(t)
+		bustest.Must(jsapi.EnsureStream(t.Context(), w.js, cfg))(t)
 	}
 	views := bustest.Must(projections.OpenViews(filepath.Join(t.TempDir(), "views.db"), projections.ViewsOptions{Logger: log}))(t)
 	t.Cleanup(func() { _ = views.Close() })
@@ -97,7 +98,7 @@ func startWhole(t *testing.T) *whole {
 	w.poison = edge.NewPoison(w.queues, w.metrics, log)
 	w.svc = bustest.Must(application.New(application.Config{
 		Log: bustest.Must(aggregates.NewLog(w.store, 1000))(t), Views: views, Projector: projector, Keyring: w.keyring,
-		Vault:  vault.New(w.js, conn, w.keyring, durable(vault.Stream)),
+		Vault:  vault.New(w.js, w.keyring, durable(vault.Stream)),
 		Verify: verify.NewClient(verify.Config{Logger: log}), Metrics: w.metrics, Logger: log,
 		WritesAllowed: func() error {
 			if f := w.writes.Load(); f != nil {

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/credstream/credstream/jsapi"
+
 	"github.com/go-json-experiment/json"
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go"
@@ -19,7 +21,6 @@ import (
 
 	"github.com/credstream/credstream/bus/bustest"
 	"github.com/credstream/credstream/bus/edge"
-	"github.com/credstream/credstream/bus/streams"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/projections"
@@ -322,7 +323,7 @@ func TestReaderWithoutPoisonQueue(t *testing.T) {
 	if n := w.count(edge.QueueStream); n != 1 {
 		t.Errorf("%d messages wait", n)
 	}
-	bustest.Must(streams.EnsureStream(t.Context(), w.js, edge.PoisonConfig(1)))(t)
+	bustest.Must(jsapi.EnsureStream(t.Context(), w.js, edge.PoisonConfig(1)))(t)
 	bustest.Must(js.PublishMsg(t.Context(), queuedCommand("default", "credential.delete", "c2", `{"id":"x"}`)))(t)
 	if list := w.poisoned("default", 2); list[0].CommandID != "c1" || list[1].CommandID != "c2" { // c1 is done
 		t.Errorf("the poison queue holds %+v", list)

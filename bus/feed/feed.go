@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/credstream/credstream/jsapi"
+
 	jsonv2 "github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -144,7 +146,7 @@ func (f *Feed) Run(ctx context.Context) error {
 			f.err.Store(&err) // it goes on, but somebody should know
 		}
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
-			if _, err = streams.EnsureStream(ctx, f.js, f.kind.Config(f.replicas)); err == nil {
+			if _, err = jsapi.EnsureStream(ctx, f.js, f.kind.Config(f.replicas)); err == nil {
 				f.seq.Store(0)
 				f.log.ErrorContext(ctx, "the feed was gone; it is written anew")
 				continue

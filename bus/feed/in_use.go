@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/credstream/credstream/jsapi"
+
 	jsonv2 "github.com/go-json-experiment/json"
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/nats-io/nats.go"
@@ -226,7 +228,7 @@ func (u *InUse) put(ctx context.Context, puts []inUsePut) (err error) {
 		case ack := <-p.ack.Ok():
 			u.known.Add(p.key, standing{ack.Sequence, p.seq})
 		case failed := <-p.ack.Err():
-			if streams.WrongLast(failed) {
+			if jsapi.WrongLast(failed) {
 				refused = append(refused, p)
 			} else {
 				err = errors.Join(err, failed)
@@ -269,7 +271,7 @@ func (u *InUse) contend(ctx context.Context, p inUsePut) error {
 		case err == nil:
 			u.known.Add(p.key, standing{ack.Sequence, p.seq})
 			return nil
-		case !streams.WrongLast(err):
+		case !jsapi.WrongLast(err):
 			return fmt.Errorf("publish: %w", err)
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/credstream/credstream/jsapi"
+
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -38,7 +40,7 @@ func TestPartsGoOnAfterServersWithoutALeader(t *testing.T) {
 			}
 			t.Cleanup(store.Close)
 		}
-		if _, err = streams.EnsureStream(t.Context(), js, feed.Config(3)); err != nil {
+		if _, err = jsapi.EnsureStream(t.Context(), js, feed.Config(3)); err != nil {
 			return err
 		}
 		_, err = natsserver.EnsureBucket(t.Context(), js, feed.InUseConfig(3))

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/credstream/credstream/jsapi"
+
 	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -39,9 +41,7 @@ const (
 	accessTime = 5 * time.Second // to store a fact, or for one question
 	accessSkew = 5 * time.Minute // that the clocks of servers and services may differ by
 	accessSize = 16 << 10        // bytes of one message; a fact has at most some 1,500
-	noMessage  = 10037           // the server's code for a message that is not there
 	directGet  = "$JS.API.DIRECT.GET." + AccessStream
-	leaderGet  = "$JS.API.STREAM.MSG.GET." + AccessStream
 	endOfBatch = "204"
 	noneFound  = "404"
 )
@@ -73,7 +73,7 @@ func EnsureAccessLog(ctx context.Context, js jetstream.JetStream, replicas int, 
 		}
 		changed = true
 	}
-	created, err := streams.EnsureStream(ctx, js, AccessConfig(replicas, retention))
+	created, err := jsapi.EnsureStream(ctx, js, AccessConfig(replicas, retention))
 	return created || changed, err
 }
 
@@ -81,6 +81,7 @@ func EnsureAccessLog(ctx context.Context, js jetstream.JetStream, replicas int, 
 type AccessLog struct {
 	js      jetstream.JetStream
 	nc      *nats.Conn
+	api     jsapi.API
 	durable func(context.Context) error
 }
 
@@ -94,7 +95,7 @@ func NewAccessLog(nc *nats.Conn, durable func(context.Context) error) (*AccessLo
 	if err != nil {
 		return nil, fmt.Errorf("opening JetStream for the access log: %w", err)
 	}
-	return &AccessLog{js: js, nc: nc, durable: durable}, nil
+	return &AccessLog{js: js, nc: nc, api: jsapi.Of(js), durable: durable}, nil
 }
 
 // Append implements service.AccessLog. It gives up after five seconds.
@@ -137,26 +138,26 @@ func (l *AccessLog) Read(ctx context.Context, tenant string, of credential.Acces
 		}
 		filter = accessPrefix + tenant + "." + events.Token(of.Credential)
 	}
-	end, err := l.ask(ctx, accessQuestion{LastBySubject: filter})
+	end, err := l.ask(ctx, jsapi.Question{LastBySubject: filter})
 	if err != nil || end == nil {
 		return nil, 0, err
 	}
 	from := max(of.From, 1)
 	if !of.Since.IsZero() {
 		since := of.Since.Add(-accessSkew).UTC()
-		first, err := l.ask(ctx, accessQuestion{NextBySubject: filter, StartTime: &since})
+		first, err := l.ask(ctx, jsapi.Question{NextBySubject: filter, StartTime: &since})
 		if err != nil || first == nil {
 			return nil, 0, err
 		}
 		from = max(from, first.Seq)
 	}
 	for from <= end.Seq && len(page) < limit {
-		batch, err := l.batch(ctx, accessQuestion{NextBySubject: filter, Seq: from, Batch: limit - len(page)})
+		batch, err := l.batch(ctx, jsapi.Question{NextBySubject: filter, Seq: from, Batch: limit - len(page)})
 		if err != nil {
 			return nil, 0, err
 		}
 		if len(batch) == 0 {
-			m, err := l.ask(ctx, accessQuestion{NextBySubject: filter, Seq: from})
+			m, err := l.ask(ctx, jsapi.Question{NextBySubject: filter, Seq: from})
 			if err != nil {
 				return nil, 0, err
 			}
@@ -174,56 +175,23 @@ func (l *AccessLog) Read(ctx context.Context, tenant string, of credential.Acces
 	return page, from, nil
 }
 
-// accessQuestion asks the stream for messages (JetStream API, server 2.12 and later).
-type accessQuestion struct {
-	Seq           uint64     `json:"seq,omitzero"`
-	LastBySubject string     `json:"last_by_subj,omitzero"`
-	NextBySubject string     `json:"next_by_subj,omitzero"`
-	StartTime     *time.Time `json:"start_time,omitzero"`
-	Batch         int        `json:"batch,omitzero"`
-}
-
 // ask reads one fact from the stream's leader; nil says that there is none.
-func (l *AccessLog) ask(ctx context.Context, q accessQuestion) (*credential.AccessRecord, error) {
+func (l *AccessLog) ask(ctx context.Context, q jsapi.Question) (*credential.AccessRecord, error) {
 	ctx, cancel := context.WithTimeout(ctx, accessTime)
 	defer cancel()
-	body, err := json.Marshal(q)
-	if err != nil {
-		return nil, fmt.Errorf("reading the access log: %w", err)
-	}
-	reply, err := l.nc.RequestWithContext(ctx, leaderGet, body)
-	if err != nil {
-		return nil, unread(err)
-	}
-	var answer struct {
-		Error   *jetstream.APIError `json:"error"`
-		Message struct {
-			Subject string `json:"subject"`
-			Seq     uint64 `json:"seq"`
-			Header  []byte `json:"hdrs"`
-			Data    []byte `json:"data"`
-		} `json:"message"`
-	}
-	err = json.Unmarshal(reply.Data, &answer)
+	m, err := l.api.FromLeader(ctx, AccessStream, q)
 	switch {
 	case err != nil:
 		return nil, unread(err)
-	case answer.Error != nil && answer.Error.ErrorCode == noMessage:
+	case m == nil:
 		return nil, nil
-	case answer.Error != nil:
-		return nil, unread(answer.Error)
 	}
-	m := answer.Message
-	header, err := nats.DecodeHeadersMsg(m.Header)
-	if err != nil {
-		return nil, fmt.Errorf("reading access record %d: %w", m.Seq, err)
-	}
-	rec, err := readAccess(m.Subject, m.Seq, header, m.Data)
+	rec, err := readAccess(m.Subject, m.Seq, m.Header, m.Data)
 	return &rec, err
 }
 
 // batch reads facts from any replica, perhaps none.
-func (l *AccessLog) batch(ctx context.Context, q accessQuestion) (list []credential.AccessRecord, err error) {
+func (l *AccessLog) batch(ctx context.Context, q jsapi.Question) (list []credential.AccessRecord, err error) {
 	ctx, cancel := context.WithTimeout(ctx, accessTime)
 	defer cancel()
 	body, err := json.Marshal(q)

@@ -10,11 +10,12 @@ import (
 	"slices"
 	"time"
 
+	"github.com/credstream/credstream/jsapi"
+
 	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/credstream/credstream/bus/streams"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
 )
@@ -62,7 +63,7 @@ func ClaimsConfig(replicas int) jetstream.StreamConfig {
 
 // OpenClaims makes the stream, unless it exists.
 func OpenClaims(ctx context.Context, js jetstream.JetStream, replicas int) (*Claims, error) {
-	if _, err := streams.EnsureStream(ctx, js, ClaimsConfig(replicas)); err != nil {
+	if _, err := jsapi.EnsureStream(ctx, js, ClaimsConfig(replicas)); err != nil {
 		return nil, err
 	}
 	stream, err := js.Stream(ctx, ClaimsStream)
@@ -156,7 +157,7 @@ func (c *Claims) try(ctx context.Context, subject string, look bool, update func
 	m.Data = data
 	_, err = c.js.PublishMsg(ctx, m, jetstream.WithExpectLastSequencePerSubject(revision), jetstream.WithRetryAttempts(0))
 	if errors.Is(err, jetstream.ErrNoStreamResponse) { // a single server forgets it when it is restarted
-		if _, made := streams.EnsureStream(ctx, c.js, ClaimsConfig(c.replicas)); made != nil {
+		if _, made := jsapi.EnsureStream(ctx, c.js, ClaimsConfig(c.replicas)); made != nil {
 			return false, made
 		}
 	}
@@ -170,7 +171,7 @@ func (c *Claims) read(ctx context.Context, subject string) (now claim, revision 
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 		return now, 0, nil
 	case errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, nats.ErrNoResponders):
-		if _, made := streams.EnsureStream(ctx, c.js, ClaimsConfig(c.replicas)); made != nil {
+		if _, made := jsapi.EnsureStream(ctx, c.js, ClaimsConfig(c.replicas)); made != nil {
 			return now, 0, made
 		}
 		return now, 0, err

@@ -7,9 +7,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/credstream/credstream/jsapi"
+
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/credstream/credstream/bus/streams"
 	"github.com/credstream/credstream/fault"
 )
 
@@ -42,7 +43,7 @@ func ConnectionsConfig(replicas int) jetstream.StreamConfig {
 
 // OpenConnections makes the bucket, unless it exists.
 func OpenConnections(ctx context.Context, js jetstream.JetStream, replicas int) (*Connections, error) {
-	if _, err := streams.EnsureStream(ctx, js, ConnectionsConfig(replicas)); err != nil {
+	if _, err := jsapi.EnsureStream(ctx, js, ConnectionsConfig(replicas)); err != nil {
 		return nil, err
 	}
 	kv, err := js.KeyValue(ctx, ConnectBucket)
@@ -89,7 +90,7 @@ func (c *Connections) Update(ctx context.Context, id string, value []byte, revis
 	switch {
 	case err == nil:
 		return next, true, nil
-	case streams.WrongLast(err) || errors.Is(err, jetstream.ErrKeyExists):
+	case jsapi.WrongLast(err) || errors.Is(err, jetstream.ErrKeyExists):
 		return 0, false, nil
 	}
 	return 0, false, fmt.Errorf("changing a connection: %w: %w", fault.ErrUnavailable, err)

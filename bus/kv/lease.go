@@ -8,11 +8,12 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/credstream/credstream/jsapi"
+
 	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/credstream/credstream/bus/streams"
 	"github.com/credstream/credstream/events"
 )
 
@@ -68,7 +69,7 @@ func RunLeased(ctx context.Context, cfg LeaseConfig, run func(ctx context.Contex
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	l := &lease{cfg: cfg, log: cfg.Log.With("role", cfg.Role), changed: make(chan struct{}, 1)}
-	if err := l.open(ctx); errors.Is(err, streams.ErrStreamConfig) {
+	if err := l.open(ctx); errors.Is(err, jsapi.ErrStreamConfig) {
 		return err
 	}
 	sub, err := cfg.JS.Conn().Subscribe(leasePrefix+cfg.Role, func(*nats.Msg) {
@@ -127,7 +128,7 @@ func leaseStream(replicas int) jetstream.StreamConfig {
 // open finds the bucket, or makes it.
 func (l *lease) open(ctx context.Context) error {
 	want := leaseStream(l.cfg.Replicas)
-	if _, err := streams.EnsureStream(ctx, l.cfg.JS, want); err != nil {
+	if _, err := jsapi.EnsureStream(ctx, l.cfg.JS, want); err != nil {
 		return err
 	}
 	var err error
@@ -259,7 +260,7 @@ func (l *lease) renew(ctx context.Context, mine leaseValue) error {
 	switch {
 	case err == nil:
 		return nil
-	case !streams.WrongLast(err):
+	case !jsapi.WrongLast(err):
 		return err
 	}
 	// An earlier renewal may have been stored without our hearing of it.

@@ -8,12 +8,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/credstream/credstream/jsapi"
+
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/credstream/credstream/bus/bustest"
 	"github.com/credstream/credstream/bus/kv"
-	"github.com/credstream/credstream/bus/streams"
 	"github.com/credstream/credstream/events"
 )
 
@@ -236,7 +237,7 @@ func TestLeaseBucketDiffers(t *testing.T) {
 	if _, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: kv.LeaseBucket, Storage: jetstream.FileStorage}); err != nil {
 		t.Fatal(err)
 	}
-	if err := kv.RunLeased(t.Context(), kv.LeaseConfig{JS: js, Role: "feed", Holder: "x"}, nil); !errors.Is(err, streams.ErrStreamConfig) {
+	if err := kv.RunLeased(t.Context(), kv.LeaseConfig{JS: js, Role: "feed", Holder: "x"}, nil); !errors.Is(err, jsapi.ErrStreamConfig) {
 		t.Error(err)
 	}
 }

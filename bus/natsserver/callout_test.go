@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/credstream/credstream/jsapi"
+
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -18,7 +20,6 @@ import (
 
 	"github.com/credstream/credstream/bus/bustest"
 	"github.com/credstream/credstream/bus/natsserver"
-	"github.com/credstream/credstream/bus/streams"
 	"github.com/credstream/credstream/fault"
 )
 
@@ -34,7 +35,7 @@ func startEndpoints(t *testing.T, c *natsserver.Cluster) *bustest.Service {
 		t.Fatal(err)
 	}
 	for _, cfg := range bustest.Streams {
-		if _, err := streams.EnsureStream(t.Context(), s.Js, cfg); err != nil {
+		if _, err := jsapi.EnsureStream(t.Context(), s.Js, cfg); err != nil {
 			t.Fatal(err)
 		}
 	}

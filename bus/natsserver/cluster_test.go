@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/credstream/credstream/jsapi"
+
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -20,7 +22,6 @@ import (
 	"github.com/credstream/credstream/bus/feed"
 	"github.com/credstream/credstream/bus/kv"
 	"github.com/credstream/credstream/bus/natsserver"
-	"github.com/credstream/credstream/bus/streams"
 )
 
 func TestConnectToOneServer(t *testing.T) {
@@ -207,7 +208,7 @@ func TestEnsureStream(t *testing.T) {
 	configs := append([]jetstream.StreamConfig{feed.Config(1), feed.AuditConfig(1), kv.ClaimsConfig(1)}, bustest.Streams[:len(bustest.Streams)-2]...)
 	for _, cfg := range configs {
 		for _, want := range []bool{true, false} {
-			if created, err := streams.EnsureStream(t.Context(), js, cfg); err != nil || created != want {
+			if created, err := jsapi.EnsureStream(t.Context(), js, cfg); err != nil || created != want {
 				t.Errorf("%s: %v, %v", cfg.Name, created, err)
 			}
 		}
@@ -225,7 +226,7 @@ func TestEnsureStream(t *testing.T) {
 		cfg := bustest.Streams[0]
 		cfg.Subjects = append([]string{}, cfg.Subjects...)
 		change(&cfg)
-		if _, err := streams.EnsureStream(t.Context(), js, cfg); !errors.Is(err, streams.ErrStreamConfig) || !strings.Contains(err.Error(), field+" is ") {
+		if _, err := jsapi.EnsureStream(t.Context(), js, cfg); !errors.Is(err, jsapi.ErrStreamConfig) || !strings.Contains(err.Error(), field+" is ") {
 			t.Errorf("%s: %v", field, err)
 		}
 	}
@@ -253,7 +254,7 @@ func TestThreeServers(t *testing.T) {
 	}
 	for _, cfg := range []jetstream.StreamConfig{feed.Config(3), feed.AuditConfig(3), kv.ClaimsConfig(3)} {
 		for _, want := range []bool{true, false} {
-			if created, err := streams.EnsureStream(t.Context(), js, cfg); err != nil || created != want {
+			if created, err := jsapi.EnsureStream(t.Context(), js, cfg); err != nil || created != want {
 				t.Errorf("%s: %v, %v", cfg.Name, created, err)
 			}
 		}

@@ -1,12 +1,11 @@
-// Package streams holds what the code knows of JetStream: the names of streams and
-// subjects, error codes, and the check of a stream against its configuration.
+// Package streams holds the names of the streams of the bus, their subjects, and what is
+// published on them.
 package streams
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"reflect"
 	"strings"
 	"time"
 
@@ -16,67 +15,6 @@ import (
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/projections"
 )
-
-// ErrStreamConfig is returned by EnsureStream for a stream that exists and is not as it must be.
-var ErrStreamConfig = fault.New(fault.Precondition, "stream_config_differs",
-	"A stream in NATS does not have the configuration that credstream requires.")
-
-// EnsureStream creates the stream, or checks that the one that is there keeps
-// messages in the same way: it returns ErrStreamConfig, with the setting that
-// differs, and never changes a stream.
-func EnsureStream(ctx context.Context, js jetstream.JetStream, want jetstream.StreamConfig) (created bool, err error) {
-	stream, err := js.Stream(ctx, want.Name)
-	switch {
-	case errors.Is(err, jetstream.ErrStreamNotFound):
-		if stream, err = js.CreateStream(ctx, want); err != nil {
-			return false, fmt.Errorf("creating stream %s: %w", want.Name, err)
-		}
-		created = true
-	case err != nil:
-		return false, fmt.Errorf("looking up stream %s: %w", want.Name, err)
-	}
-	got := stream.CachedInfo().Config
-	for _, c := range []struct {
-		field     string
-		got, want any
-	}{
-		{"subjects", got.Subjects, want.Subjects},
-		{"retention", got.Retention, want.Retention},
-		{"discard", got.Discard, want.Discard},
-		{"storage", got.Storage, want.Storage},
-		{"num_replicas", got.Replicas, max(want.Replicas, 1)},
-		{"max_msg_size", max(got.MaxMsgSize, 0), max(want.MaxMsgSize, 0)},
-		{"max_msgs", max(got.MaxMsgs, 0), max(want.MaxMsgs, 0)},
-		{"max_bytes", max(got.MaxBytes, 0), max(want.MaxBytes, 0)},
-		{"max_age", got.MaxAge, want.MaxAge},
-		{"max_msgs_per_subject", max(got.MaxMsgsPerSubject, 0), max(want.MaxMsgsPerSubject, 0)},
-		{"allow_direct", got.AllowDirect, want.AllowDirect},
-		{"deny_delete", got.DenyDelete, want.DenyDelete},
-		{"deny_purge", got.DenyPurge, want.DenyPurge},
-		{"allow_rollup_hdrs", got.AllowRollup, want.AllowRollup},
-		{"allow_msg_ttl", got.AllowMsgTTL, want.AllowMsgTTL},
-		{"allow_msg_schedules", got.AllowMsgSchedules, want.AllowMsgSchedules},
-		{"persist_mode", got.PersistMode, want.PersistMode},
-		{"sealed", got.Sealed, want.Sealed},
-		{"mirror", got.Mirror == nil, want.Mirror == nil},
-		{"sources", len(got.Sources), len(want.Sources)},
-		{"subject_transform", got.SubjectTransform == nil, want.SubjectTransform == nil},
-		{"no_ack", got.NoAck, want.NoAck},
-	} {
-		if !reflect.DeepEqual(c.got, c.want) {
-			return false, ErrStreamConfig.Because("The stream %s has an unexpected configuration: %s is %v, must be %v.", want.Name, c.field, c.got, c.want)
-		}
-	}
-	return created, nil
-}
-
-// WrongLast reports whether a publish was refused because the last sequence is
-// not the one it expected, or because another publish that could change it is
-// under way on a replicated stream.
-func WrongLast(err error) bool {
-	api, ok := errors.AsType[*jetstream.APIError](err)
-	return ok && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || api.ErrorCode == wrongLastInFlight)
-}
 
 // MaxWaitingSize bounds the requests that wait in a subscription, in bytes.
 const MaxWaitingSize = 16 << 20
@@ -118,10 +56,6 @@ func (k FeedKind) Message(r events.Record) (subject string, m projections.Messag
 // AckTimeout bounds how long the feed waits for the acknowledgement of a
 // message: a server whose disk has failed answers nothing.
 const AckTimeout = 5 * time.Second
-
-// wrongLastInFlight is how a replicated stream says that the last sequence is
-// not the expected one (nats-server's JSStreamWrongLastSequenceConstantErr).
-const wrongLastInFlight = 10164
 
 // MaxPayload is the size of one message in bytes.
 const MaxPayload = 1 << 20

@@ -377,7 +377,7 @@ func openVault(ctx context.Context, dir string, js jetstream.JetStream, conn *na
 	if err != nil {
 		return nil, fmt.Errorf("open the keysets: %w", err)
 	}
-	return vault.New(js, conn, seal.NewKeyring(kms, seal.NewKVKeysets(js, kv, nil)), nil), nil
+	return vault.New(js, seal.NewKeyring(kms, seal.NewKVKeysets(js, kv, nil)), nil), nil
 }
 
 func (r *reopened) check(ctx context.Context, file string, logged map[string]events.CredentialCreated, secrets *vault.Vault) error {

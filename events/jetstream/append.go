@@ -9,16 +9,9 @@ import (
 
 	jsonv2 "github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
-	natsjs "github.com/nats-io/nats.go/jetstream"
 
 	"github.com/credstream/credstream/events"
-)
-
-// The server's codes for a stream that has moved on. The second one comes from a
-// cluster, for an append that overlaps another one.
-const (
-	codeWrongLast         = natsjs.JSErrCodeStreamWrongLastSequence // 10071
-	codeWrongLastInFlight = natsjs.ErrorCode(10164)
+	"github.com/credstream/credstream/jsapi"
 )
 
 // maxRefusals is how often the server may refuse a commit, for a reason other
@@ -158,7 +151,7 @@ func (s *Store) publish(ctx context.Context, a attempt, doubt bool) (uint64, err
 		switch {
 		case err == nil && ack.Error == nil:
 			return ack.Seq, nil
-		case err == nil && moved(ack.Error) && !doubt:
+		case err == nil && jsapi.WrongLast(ack.Error) && !doubt:
 			return 0, events.ErrConflict
 		case err == nil: // moved on, perhaps by ourselves; or refused, for a failed write say
 			err = ack.Error
@@ -198,11 +191,6 @@ func (s *Store) publishOnce(ctx context.Context, msg *nats.Msg) (ack pubAck, err
 		return ack, errNoAnswer // no JetStream answered: the message's fate is not known
 	}
 	return ack, nil
-}
-
-func moved(e *apiError) bool {
-	code := natsjs.ErrorCode(e.ErrCode)
-	return code == codeWrongLast || code == codeWrongLastInFlight
 }
 
 // lookFor reads, from the leader, which commit follows the expected one. It

@@ -4,10 +4,8 @@ package jetstream
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"reflect"
 	"sync"
 
 	"github.com/nats-io/nats.go"
@@ -15,6 +13,7 @@ import (
 
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/jsapi"
 )
 
 // The names of what is stored; they are for ever.
@@ -131,7 +130,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the log: %w", err)
 	}
-	if err := ensure(ctx, js, StreamConfig(cfg.Replicas)); err != nil {
+	if _, err := jsapi.EnsureStream(ctx, js, StreamConfig(cfg.Replicas)); err != nil {
 		return nil, err
 	}
 	if cfg.SyncTree != nil { // also when a process created it that ended before it had synced
@@ -139,7 +138,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 			return nil, err
 		}
 	}
-	if err := ensure(ctx, js, SnapshotConfig(cfg.Replicas)); err != nil {
+	if _, err := jsapi.EnsureStream(ctx, js, SnapshotConfig(cfg.Replicas)); err != nil {
 		return nil, err
 	}
 	recent, err := newRecent(cfg.OnlyWriter)
@@ -191,58 +190,6 @@ func (s *Store) Close() {
 	s.stop()
 	s.done.Wait()
 	s.mux.close()
-}
-
-// ensure creates the stream, or checks the one that is there.
-func ensure(ctx context.Context, js natsjs.JetStream, want natsjs.StreamConfig) error {
-	stream, err := js.Stream(ctx, want.Name)
-	if errors.Is(err, natsjs.ErrStreamNotFound) {
-		if stream, err = js.CreateStream(ctx, want); err != nil {
-			return fmt.Errorf("creating stream %s: %w", want.Name, err)
-		}
-	} else if err != nil {
-		return fmt.Errorf("looking up stream %s: %w", want.Name, err)
-	}
-	if err := sameConfig(stream.CachedInfo().Config, want); err != nil {
-		return fmt.Errorf("stream %s has an unexpected configuration: %w", want.Name, err)
-	}
-	return nil
-}
-
-// sameConfig compares everything that decides what is stored and for how long.
-// A server fills in defaults elsewhere, and metadata of its own.
-func sameConfig(got, want natsjs.StreamConfig) error {
-	for _, c := range []struct {
-		field     string
-		got, want any
-	}{
-		{"subjects", got.Subjects, want.Subjects},
-		{"retention", got.Retention, want.Retention},
-		{"storage", got.Storage, want.Storage},
-		{"num_replicas", got.Replicas, want.Replicas},
-		{"max_msg_size", got.MaxMsgSize, want.MaxMsgSize},
-		{"max_msgs", max(got.MaxMsgs, 0), want.MaxMsgs},
-		{"max_bytes", max(got.MaxBytes, 0), want.MaxBytes},
-		{"max_age", got.MaxAge, want.MaxAge},
-		{"max_msgs_per_subject", max(got.MaxMsgsPerSubject, 0), want.MaxMsgsPerSubject},
-		{"allow_direct", got.AllowDirect, want.AllowDirect},
-		{"deny_delete", got.DenyDelete, want.DenyDelete},
-		{"deny_purge", got.DenyPurge, want.DenyPurge},
-		{"allow_rollup_hdrs", got.AllowRollup, want.AllowRollup},
-		{"allow_msg_ttl", got.AllowMsgTTL, want.AllowMsgTTL},
-		{"allow_msg_schedules", got.AllowMsgSchedules, want.AllowMsgSchedules},
-		{"persist_mode", got.PersistMode, want.PersistMode},
-		{"sealed", got.Sealed, want.Sealed},
-		{"mirror", got.Mirror == nil, want.Mirror == nil},
-		{"sources", len(got.Sources), len(want.Sources)},
-		{"subject_transform", got.SubjectTransform == nil, want.SubjectTransform == nil},
-		{"no_ack", got.NoAck, want.NoAck},
-	} {
-		if !reflect.DeepEqual(c.got, c.want) {
-			return fmt.Errorf("%s is %v, must be %v", c.field, c.got, c.want)
-		}
-	}
-	return nil
 }
 
 // subject is where the commits of stream are, below prefix. It refuses, with

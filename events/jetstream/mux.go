@@ -10,6 +10,7 @@ import (
 
 	jsonv2 "github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
+	natsjs "github.com/nats-io/nats.go/jetstream"
 )
 
 // Times that bound one exchange with the server.
@@ -196,19 +197,10 @@ const codeUnavailable = 503
 
 // apiAnswer is what every answer of the JetStream API has.
 type apiAnswer struct {
-	Error *apiError `json:"error"`
+	Error *natsjs.APIError `json:"error"`
 }
 
 func (a *apiAnswer) answer() *apiAnswer { return a }
-
-// apiError is a refusal by the JetStream API.
-type apiError struct {
-	Code        int    `json:"code"`
-	ErrCode     int    `json:"err_code"`
-	Description string `json:"description"`
-}
-
-func (e *apiError) Error() string { return fmt.Sprintf("%s (%d)", e.Description, e.ErrCode) }
 
 // pacer spaces attempts and ends them after patience, or when the caller's time is up.
 type pacer struct {

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/jsapi"
 )
 
 // errChain says that the log contradicts itself: a commit names a predecessor
@@ -363,33 +364,24 @@ func readDirect(answer *nats.Msg) (*message, error) {
 	return readMessage(answer.Header.Get("Nats-Subject"), seq, answer.Header, answer.Data)
 }
 
-// codeNoMessage is the server's code for a message that is not there.
-const codeNoMessage = 10037
-
 // fromLeader reads one message from the stream's leader; nil says that there is no such message.
 func (s *Store) fromLeader(ctx context.Context, stream string, q question) (*message, error) {
 	var answer struct {
 		apiAnswer
-		Message struct {
-			Subject string `json:"subject"`
-			Seq     uint64 `json:"seq"`
-			Header  []byte `json:"hdrs"`
-			Data    []byte `json:"data"`
-		} `json:"message"`
+		Message jsapi.Stored `json:"message"`
 	}
 	if err := s.mux.api(ctx, "$JS.API.STREAM.MSG.GET."+stream, q, &answer); err != nil {
 		return nil, err
 	}
-	switch m := answer.Message; {
-	case answer.Error != nil && answer.Error.ErrCode == codeNoMessage:
+	switch {
+	case answer.Error != nil && jsapi.NotFound(answer.Error):
 		return nil, nil
 	case answer.Error != nil:
 		return nil, unavailable("reading a message of "+stream, answer.Error)
-	default:
-		h, err := nats.DecodeHeadersMsg(m.Header)
-		if err != nil {
-			return nil, fmt.Errorf("reading message %d of %s: %w", m.Seq, stream, err)
-		}
-		return readMessage(m.Subject, m.Seq, h, m.Data)
 	}
+	m, err := answer.Message.Message()
+	if err != nil {
+		return nil, fmt.Errorf("reading a message of %s: %w", stream, err)
+	}
+	return readMessage(m.Subject, m.Seq, m.Header, m.Data)
 }

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/credstream/credstream/jsapi"
+
 	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
@@ -26,7 +28,6 @@ import (
 	"github.com/credstream/credstream/bus/bustest"
 	"github.com/credstream/credstream/bus/kv"
 	"github.com/credstream/credstream/bus/natsserver"
-	"github.com/credstream/credstream/bus/streams"
 	"github.com/credstream/credstream/events"
 	eventlog "github.com/credstream/credstream/events/jetstream"
 	"github.com/credstream/credstream/fault"
@@ -129,7 +130,7 @@ func New(t testing.TB) *Stage {
 		Conn: conn, Registry: events.All(), Logger: log, OnlyWriter: true, Sync: node.Syncer(eventlog.Stream).Wait,
 	}))(t)
 	t.Cleanup(s.Store.Close)
-	Must(streams.EnsureStream(t.Context(), js, vault.StreamConfig(1)))(t)
+	Must(jsapi.EnsureStream(t.Context(), js, vault.StreamConfig(1)))(t)
 	Must(kv.EnsureAccessLog(t.Context(), js, 1, kv.DefaultAccessRetention))(t)
 	views := Must(projections.OpenViews(filepath.Join(t.TempDir(), "views.db"), projections.ViewsOptions{Logger: log}))(t)
 	t.Cleanup(func() { OK(t, views.Close()) })
@@ -148,7 +149,7 @@ func New(t testing.TB) *Stage {
 	guarded := verify.NewClient(verify.Config{Logger: log})
 	s.Service = Must(application.New(application.Config{
 		Log: Must(aggregates.NewLog(s.Store, 1000))(t), Views: views, Projector: projector, Keyring: keyring,
-		Vault: vault.New(js, conn, keyring, node.Syncer(vault.Stream).Wait), Verify: guarded, OAuth: oauth.New(guarded), Alone: true,
+		Vault: vault.New(js, keyring, node.Syncer(vault.Stream).Wait), Verify: guarded, OAuth: oauth.New(guarded), Alone: true,
 		Metrics: s.Metrics, Logger: log, AccessLog: s.Access,
 		Now: func() time.Time { return time.Now().Add(time.Duration(s.Skew.Load())) },
 		WritesAllowed: func() error {

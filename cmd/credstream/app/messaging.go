@@ -5,12 +5,13 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/credstream/credstream/jsapi"
+
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/credstream/credstream/bus/kv"
 	"github.com/credstream/credstream/bus/natsserver"
-	"github.com/credstream/credstream/bus/streams"
 	eventlog "github.com/credstream/credstream/events/jetstream"
 	"github.com/credstream/credstream/service/application"
 	"github.com/credstream/credstream/vault"
@@ -137,7 +138,7 @@ func (p *program) replicas() int {
 
 // ensureStream creates a stream, or checks that it can be used, and makes it durable.
 func (p *program) ensureStream(ctx context.Context, js jetstream.JetStream, cfg jetstream.StreamConfig) error {
-	if _, err := streams.EnsureStream(ctx, js, cfg); err != nil {
+	if _, err := jsapi.EnsureStream(ctx, js, cfg); err != nil {
 		return err
 	}
 	return p.syncStream(cfg.Name)

@@ -327,7 +327,7 @@ func (p *program) openService(ctx context.Context) error {
 	if err := p.openAccessLog(ctx, js); err != nil {
 		return err
 	}
-	p.vault = vault.New(js, conn, p.keyring, p.durable(vault.Stream))
+	p.vault = vault.New(js, p.keyring, p.durable(vault.Stream))
 	p.vault.Guard(p.integrity.Err)
 	p.vault.OnDelete(p.marks.Deleting)
 	if p.lastUse, err = kv.OpenLastUse(ctx, js, n, p.log); err != nil {

@@ -206,7 +206,7 @@ func TestStartWithSilentSystemAccount(t *testing.T) {
 	relay := &muteRelay{to: system.Host}
 	relay.mute.Store(true)
 	system.Host = relay.listen(t)
-	b := begin(t, serveConfig{
+	b := begin(t, Config{
 		Data: t.TempDir(), NATS: of.URL, NATSEndpoints: of.EndpointURL, NATSSystem: system.String(), NATSCallout: of.CalloutURL,
 		NATSCalloutSeed: of.CalloutSeedFile, NATSCalloutXKey: of.CalloutXKeyFile, NATSReplicas: of.Replicas, KMS: kmsFile(t),
 	})

@@ -1,0 +1,201 @@
+// Package jsapi is what the jetstream package of nats.go leaves out: a read that insists on
+// the leader of a stream, one answer for a lost race, and the check of a stream against its
+// configuration. Its functions may be called by several goroutines.
+package jsapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/credstream/credstream/fault"
+)
+
+// ErrStreamConfig is returned by EnsureStream for a stream that exists and is not as it must be.
+var ErrStreamConfig = fault.New(fault.Precondition, "stream_config_differs",
+	"A stream in NATS does not have the configuration that credstream requires.")
+
+// EnsureStream creates the stream, or checks that the one that is there keeps
+// messages in the same way: it returns ErrStreamConfig, with the setting that
+// differs, and never changes a stream. What a server fills in by itself is not compared.
+func EnsureStream(ctx context.Context, js jetstream.JetStream, want jetstream.StreamConfig) (created bool, err error) {
+	stream, err := js.Stream(ctx, want.Name)
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		if stream, err = js.CreateStream(ctx, want); err != nil {
+			return false, fmt.Errorf("creating stream %s: %w", want.Name, err)
+		}
+		created = true
+	case err != nil:
+		return false, fmt.Errorf("looking up stream %s: %w", want.Name, err)
+	}
+	got := stream.CachedInfo().Config
+	for _, c := range []struct {
+		field     string
+		got, want any
+	}{
+		{"subjects", got.Subjects, want.Subjects},
+		{"retention", got.Retention, want.Retention},
+		{"discard", got.Discard, want.Discard},
+		{"storage", got.Storage, want.Storage},
+		{"num_replicas", got.Replicas, max(want.Replicas, 1)},
+		{"max_msg_size", max(got.MaxMsgSize, 0), max(want.MaxMsgSize, 0)},
+		{"max_msgs", max(got.MaxMsgs, 0), max(want.MaxMsgs, 0)},
+		{"max_bytes", max(got.MaxBytes, 0), max(want.MaxBytes, 0)},
+		{"max_age", got.MaxAge, want.MaxAge},
+		{"max_msgs_per_subject", max(got.MaxMsgsPerSubject, 0), max(want.MaxMsgsPerSubject, 0)},
+		{"allow_direct", got.AllowDirect, want.AllowDirect},
+		{"deny_delete", got.DenyDelete, want.DenyDelete},
+		{"deny_purge", got.DenyPurge, want.DenyPurge},
+		{"allow_rollup_hdrs", got.AllowRollup, want.AllowRollup},
+		{"allow_msg_ttl", got.AllowMsgTTL, want.AllowMsgTTL},
+		{"allow_msg_schedules", got.AllowMsgSchedules, want.AllowMsgSchedules},
+		{"persist_mode", got.PersistMode, want.PersistMode},
+		{"sealed", got.Sealed, want.Sealed},
+		{"mirror", got.Mirror == nil, want.Mirror == nil},
+		{"sources", len(got.Sources), len(want.Sources)},
+		{"subject_transform", got.SubjectTransform == nil, want.SubjectTransform == nil},
+		{"no_ack", got.NoAck, want.NoAck},
+	} {
+		if !reflect.DeepEqual(c.got, c.want) {
+			return false, ErrStreamConfig.Because("The stream %s has an unexpected configuration: %s is %v, must be %v.", want.Name, c.field, c.got, c.want)
+		}
+	}
+	return created, nil
+}
+
+// WrongLast reports whether a publish was refused because the last sequence is
+// not the one it expected, or because another publish that could change it is
+// under way on a replicated stream.
+func WrongLast(err error) bool {
+	api, ok := errors.AsType[*jetstream.APIError](err)
+	return ok && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
+}
+
+// NotFound reports whether err is the server's answer that there is no such message.
+func NotFound(err error) bool {
+	api, ok := errors.AsType[*jetstream.APIError](err)
+	return ok && api.ErrorCode == jetstream.JSErrCodeMessageNotFound
+}
+
+// Question selects one message of a stream, or several from any replica (Batch).
+type Question struct {
+	Seq           uint64     `json:"seq,omitzero"`
+	LastBySubject string     `json:"last_by_subj,omitzero"`
+	NextBySubject string     `json:"next_by_subj,omitzero"`
+	StartTime     *time.Time `json:"start_time,omitzero"`
+	Batch         int        `json:"batch,omitzero"`
+}
+
+// Message is a stored message.
+type Message struct {
+	Subject string
+	Seq     uint64
+	Header  nats.Header
+	Data    []byte
+	Time    time.Time // when it was stored
+}
+
+// Stored is a message in the answer of a leader.
+type Stored struct {
+	Subject string    `json:"subject"`
+	Seq     uint64    `json:"seq"`
+	Header  []byte    `json:"hdrs"`
+	Data    []byte    `json:"data"`
+	Time    time.Time `json:"time"`
+}
+
+// Message decodes the header, which is empty for a message without one.
+func (m *Stored) Message() (*Message, error) {
+	header := nats.Header{}
+	if len(m.Header) > 0 {
+		var err error
+		if header, err = nats.DecodeHeadersMsg(m.Header); err != nil {
+			return nil, fmt.Errorf("header of message %d on %s: %w", m.Seq, m.Subject, err)
+		}
+	}
+	return &Message{Subject: m.Subject, Seq: m.Seq, Header: header, Data: m.Data, Time: m.Time.UTC()}, nil
+}
+
+// API makes requests of the JetStream API that the client library has no call for.
+type API struct {
+	conn   *nats.Conn
+	prefix string
+}
+
+// Of returns the API that js speaks to.
+func Of(js jetstream.JetStream) API {
+	a := API{conn: js.Conn(), prefix: jetstream.DefaultAPIPrefix}
+	switch opts := js.Options(); {
+	case opts.APIPrefix != "":
+		a.prefix = strings.TrimSuffix(opts.APIPrefix, ".") + "."
+	case opts.Domain != "":
+		a.prefix = "$JS." + opts.Domain + ".API."
+	}
+	return a
+}
+
+// requestTimeout bounds a request whose context has no deadline.
+const requestTimeout = 5 * time.Second
+
+// Request returns the answer to an operation, such as STREAM.INFO.name.
+func (a API) Request(ctx context.Context, operation string, body []byte) (*nats.Msg, error) {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, requestTimeout)
+		defer cancel()
+	}
+	reply, err := a.conn.RequestWithContext(ctx, a.prefix+operation, body)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", operation, err)
+	}
+	return reply, nil
+}
+
+// Call is Request that decodes the answer. The error in it, a *jetstream.APIError, is
+// the one returned.
+func (a API) Call(ctx context.Context, operation string, question, answer any) error {
+	body, err := json.Marshal(question)
+	if err != nil {
+		return fmt.Errorf("%s: %w", operation, err)
+	}
+	reply, err := a.Request(ctx, operation, body)
+	if err != nil {
+		return err
+	}
+	var failure struct {
+		Error *jetstream.APIError `json:"error"`
+	}
+	if err := json.Unmarshal(reply.Data, &failure); err != nil {
+		return fmt.Errorf("%s: %w", operation, err)
+	}
+	if failure.Error != nil {
+		return fmt.Errorf("%s: %w", operation, failure.Error)
+	}
+	if err := json.Unmarshal(reply.Data, answer); err != nil {
+		return fmt.Errorf("%s: %w", operation, err)
+	}
+	return nil
+}
+
+// FromLeader reads one message from the leader of the stream; nil says that there is no
+// such message. Errors: the connection's, and *jetstream.APIError of the server.
+func (a API) FromLeader(ctx context.Context, stream string, q Question) (*Message, error) {
+	var answer struct {
+		Message Stored `json:"message"`
+	}
+	switch err := a.Call(ctx, "STREAM.MSG.GET."+stream, q, &answer); {
+	case NotFound(err):
+		return nil, nil //nolint:nilnil // "none" is an answer
+	case err != nil:
+		return nil, err
+	}
+	return answer.Message.Message()
+}
