@@ -22,7 +22,8 @@ fuzz:
 bench:
 	go run ./cmd/credstream-bench
 
-# Writes the generated pages and the comments of the OpenAPI document, which tests keep true.
+# Writes the generated pages, the comments of the OpenAPI document and the generated part of
+# the client, which tests keep true.
 docs:
-	go test . -run "TestReference|TestPermissionsPage" -update
+	go test . -run "TestReference|TestPermissionsPage|TestGeneratedClient" -update
 	go test ./cmd/credstream/cli -run TestConfigReference -update

@@ -113,7 +113,6 @@ func (a *API) CreateCredential(ctx context.Context, in CreateCredential, opts ..
 // have the expected version, when that is not 0.
 type change struct {
 	ID       string         `json:"id"`
-	Name     string         `json:"name,omitzero"`
 	Keys     jsontext.Value `json:"keys,omitzero"`
 	Version  int            `json:"version,omitzero"`
 	Expected int            `json:"expected_version,omitzero"`
@@ -127,14 +126,9 @@ func (a *API) change(ctx context.Context, name string, in change, opts []Command
 	return done, err
 }
 
-// RenameCredential gives a credential another name. Here and below, expected is
-// the version that the keys in force must have, 0 for any
+// ReplaceKeys verifies new keys and puts them in force as a new version. Here and below,
+// expected is the version that the keys in force must have, 0 for any
 // (credential_version_stale).
-func (a *API) RenameCredential(ctx context.Context, id, name string, expected int, opts ...CommandOption) (Done, error) {
-	return a.change(ctx, "credential.rename", change{ID: id, Name: name, Expected: expected}, opts)
-}
-
-// ReplaceKeys verifies new keys and puts them in force as a new version.
 func (a *API) ReplaceKeys(ctx context.Context, id string, keys Keys, expected int, opts ...CommandOption) (Done, error) {
 	return a.change(ctx, "credential.replace-keys", change{ID: id, Keys: keys.reveal(), Expected: expected, Revision: revisionOf(opts)}, opts)
 }
@@ -163,25 +157,6 @@ func (a *API) RefreshCredential(ctx context.Context, id string, opts ...CommandO
 // flows).
 func (a *API) DeleteCredential(ctx context.Context, id string, expected int, opts ...CommandOption) (Done, error) {
 	return a.change(ctx, "credential.delete", change{ID: id, Expected: expected}, opts)
-}
-
-// Credential is what the service shows of a credential.
-type Credential struct {
-	ID           string         `json:"id"`
-	Component    string         `json:"component"`
-	Name         string         `json:"name"`
-	Workspace    string         `json:"workspace,omitzero"`
-	VPNAgent     string         `json:"vpn_agent,omitzero"` // through which a flow engine reaches the API
-	Status       string         `json:"status"`
-	Version      int            `json:"version"`
-	Keys         map[string]any `json:"keys,omitzero"`   // by field, "********" for a secret; absent in lists
-	Tokens       *TokenInfo     `json:"tokens,omitzero"` // of an OAuth credential; absent in lists
-	Verification Verification   `json:"verification"`
-	VerifiedAt   time.Time      `json:"verified_at"`
-	CreatedAt    time.Time      `json:"created_at"`
-	CreatedBy    string         `json:"created_by"` // "key:<id>"
-	UpdatedAt    time.Time      `json:"updated_at"`
-	Seq          uint64         `json:"seq"` // log sequence of the last change
 }
 
 // TokenInfo is how a credential stands with its OAuth provider.

@@ -18,16 +18,15 @@ var ErrResolverClosed = fault.New(fault.Precondition, "resolver_closed", "The re
 
 // The times of a Resolver.
 const (
-	longestLease  = 15 * time.Minute // the service gives no longer ones; holds also where clocks differ
-	resolveTime   = 40 * time.Second // for one question, above the service's own bound
-	pollEvery     = time.Second      // over HTTP, between two questions for changes
-	beatEvery     = time.Second      // over NATS, between two looks whether the server is there
-	beatTime      = 2 * time.Second  // for its answer
-	silent        = 4 * time.Second  // after which what is kept may be old
-	followPause   = time.Second      // before listening anew
-	maxResolved   = 10_000           // values that are kept
-	eventsOfOne   = "credential."    // what the subject of a credential's event begins with
-	eventsOfTheir = "credstream.credential."
+	longestLease = 15 * time.Minute // the service gives no longer ones; holds also where clocks differ
+	resolveTime  = 40 * time.Second // for one question, above the service's own bound
+	pollEvery    = time.Second      // over HTTP, between two questions for changes
+	beatEvery    = time.Second      // over NATS, between two looks whether the server is there
+	beatTime     = 2 * time.Second  // for its answer
+	silent       = 4 * time.Second  // after which what is kept may be old
+	followPause  = time.Second      // before listening anew
+	maxResolved  = 10_000           // values that are kept
+	eventsOfOne  = "credential."    // what the subject of a credential's event begins with
 )
 
 // Resolver gives a flow engine the values of credentials and keeps them within
@@ -198,21 +197,14 @@ func (r *Resolver) drop() {
 	}
 }
 
-// harmless are the events that leave the values of a credential as they are. All
-// others, those of later versions too, have them dropped.
-var harmless = map[string]bool{
-	"renamed": true, "verified": true, "used": true, "released": true, "revealed": true, "vpn_agent_set": true,
-	"throttle_policy_assigned": true, "refresh_started": true, "refresh_failed": true,
-}
-
 // changed drops what is kept of the credential that an event tells of.
 func (r *Resolver) changed(e Event) {
 	id, ok := strings.CutPrefix(e.Subject, eventsOfOne)
-	what := strings.TrimPrefix(e.Type, eventsOfTheir)
+	what := strings.TrimPrefix(e.Type, "credstream.")
 	if i := strings.LastIndex(what, ".v"); i > 0 {
 		what = what[:i]
 	}
-	if !ok || harmless[what] {
+	if !ok || keepsValues[what] {
 		return
 	}
 	r.mu.Lock()

@@ -75,10 +75,10 @@ func (AuthClientDeleted) authClient()  {}
 func (SecretAbandoned) authClient()    {}
 
 var authClientTypes = []Type{
-	Define[AuthClientCreated]("auth_client.created", Changes, withoutRevisions),
+	Define[AuthClientCreated]("auth_client.created", Changes, withoutRevisions).KeepingSecrets(),
 	Define[AuthClientChanged]("auth_client.changed", Changes, withoutRevisions),
 	Define[AuthClientSettled]("auth_client.settled", Changes),
-	Define[AuthClientRevealed]("auth_client.revealed", Audit),
+	Define[AuthClientRevealed]("auth_client.revealed", Audit).KeepingSecrets(),
 	Define[AuthClientDeleted]("auth_client.deleted", Changes),
 }
 

@@ -75,10 +75,10 @@ func (ComponentDeleted) component()    {}
 func (SecretAbandoned) component()     {}
 
 var componentTypes = []Type{
-	Define[ComponentRegistered]("component.registered", Changes),
-	Define[ComponentUpdated]("component.updated", Changes),
-	Define[ComponentShared]("component.shared", Changes),
-	Define[ComponentUnshared]("component.unshared", Changes),
+	Define[ComponentRegistered]("component.registered", Changes).KeepingSecrets(),
+	Define[ComponentUpdated]("component.updated", Changes).KeepingSecrets(),
+	Define[ComponentShared]("component.shared", Changes).KeepingSecrets(),
+	Define[ComponentUnshared]("component.unshared", Changes).KeepingSecrets(),
 	Define[ComponentEnvSet]("component.env_set", Changes),
 	Define[ComponentDeleted]("component.deleted", Changes),
 }

@@ -165,15 +165,15 @@ func (CredentialRevealed) credential()     {}
 func (SecretAbandoned) credential()        {}
 
 var credentialTypes = []Type{
-	Define[CredentialCreated]("credential.created", Changes),
-	Define[CredentialRenamed]("credential.renamed", Changes),
+	Define[CredentialCreated]("credential.created", Changes).KeepingSecrets(),
+	Define[CredentialRenamed]("credential.renamed", Changes).KeepingValues(),
 	Define[CredentialKeysReplaced]("credential.keys_replaced", Changes),
 	Define[CredentialReverted]("credential.reverted", Changes),
-	Define[CredentialVerified]("credential.verified", Changes),
+	Define[CredentialVerified]("credential.verified", Changes).KeepingValues(),
 	Define[CredentialDeleted]("credential.deleted", Changes),
-	Define[CredentialUsed]("credential.used", Changes),
-	Define[CredentialReleased]("credential.released", Changes),
-	Define[CredentialRevealed]("credential.revealed", Audit),
-	Define[SecretAbandoned]("secret.abandoned", Internal),
-	Define[CredentialVPNAgentSet]("credential.vpn_agent_set", Changes),
+	Define[CredentialUsed]("credential.used", Changes).KeepingValues(),
+	Define[CredentialReleased]("credential.released", Changes).KeepingValues(),
+	Define[CredentialRevealed]("credential.revealed", Audit).KeepingValues(),
+	Define[SecretAbandoned]("secret.abandoned", Internal).KeepingSecrets(),
+	Define[CredentialVPNAgentSet]("credential.vpn_agent_set", Changes).KeepingValues(),
 }

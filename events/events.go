@@ -170,9 +170,13 @@ const (
 type Type struct {
 	Name     string // "credential.created"
 	Audience Audience
-	upcasts  []Upcast
-	goType   reflect.Type
-	public   publicForm
+	// KeepsSecrets: the fact drops no secret and ends no token, so it owes nothing outside
+	// the log. KeepsValues: nor does it change the values of a credential, so whoever was
+	// given them may keep them.
+	KeepsSecrets, KeepsValues bool
+	upcasts                   []Upcast
+	goType                    reflect.Type
+	public                    publicForm
 }
 
 // Define names the facts of type E and says who may read them. upcasts[0] makes
@@ -190,6 +194,18 @@ func (t Type) WithID(name string) Type {
 		t.public = derive(t.goType, name)
 	}
 	return t
+}
+
+// KeepingSecrets is t, which keeps secrets.
+func (t Type) KeepingSecrets() Type {
+	t.KeepsSecrets = true
+	return t
+}
+
+// KeepingValues is t, which keeps secrets and the values of the credential.
+func (t Type) KeepingValues() Type {
+	t.KeepsValues = true
+	return t.KeepingSecrets()
 }
 
 // Version is the version written today.

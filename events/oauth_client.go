@@ -78,13 +78,13 @@ func (OAuthClientReleased) oauthClient()       {}
 func (SecretAbandoned) oauthClient()           {}
 
 var oauthClientTypes = []Type{
-	Define[OAuthClientDefined]("oauth_client.defined", Changes, withoutRevision),
+	Define[OAuthClientDefined]("oauth_client.defined", Changes, withoutRevision).KeepingSecrets(),
 	Define[OAuthClientChanged]("oauth_client.changed", Changes, withoutRevision).WithID("component"),
-	Define[OAuthClientMarkedUnusable]("oauth_client.marked_unusable", Changes).WithID("component"),
-	Define[OAuthClientRevealed]("oauth_client.revealed", Audit).WithID("component"),
+	Define[OAuthClientMarkedUnusable]("oauth_client.marked_unusable", Changes).WithID("component").KeepingSecrets(),
+	Define[OAuthClientRevealed]("oauth_client.revealed", Audit).WithID("component").KeepingSecrets(),
 	Define[OAuthClientDeleted]("oauth_client.deleted", Changes).WithID("component"),
-	Define[OAuthClientUsed]("oauth_client.used", Changes),
-	Define[OAuthClientReleased]("oauth_client.released", Changes),
+	Define[OAuthClientUsed]("oauth_client.used", Changes).KeepingSecrets(),
+	Define[OAuthClientReleased]("oauth_client.released", Changes).KeepingSecrets(),
 }
 
 // withoutRevision makes version 2: of a client of version 1 it is not known for

@@ -107,12 +107,12 @@ func (CredentialTokensRevoked) credential()           {}
 func (CredentialRevokedAtProvider) credential()       {}
 
 var tokenTypes = []Type{
-	Define[CredentialAuthorized]("credential.authorized", Changes),
-	Define[CredentialRefreshStarted]("credential.refresh_started", Internal),
+	Define[CredentialAuthorized]("credential.authorized", Changes).KeepingSecrets(),
+	Define[CredentialRefreshStarted]("credential.refresh_started", Internal).KeepingValues(),
 	Define[CredentialRefreshed]("credential.refreshed", Changes),
-	Define[CredentialRefreshFailed]("credential.refresh_failed", Changes),
+	Define[CredentialRefreshFailed]("credential.refresh_failed", Changes).KeepingValues(),
 	Define[CredentialReauthorizationRequired]("credential.reauthorization_required", Changes),
-	Define[CredentialRecovered]("credential.recovered", Changes),
+	Define[CredentialRecovered]("credential.recovered", Changes).KeepingSecrets(),
 	Define[CredentialTokensRevoked]("credential.tokens_revoked", Changes),
-	Define[CredentialRevokedAtProvider]("credential.revoked_at_provider", Changes),
+	Define[CredentialRevokedAtProvider]("credential.revoked_at_provider", Changes).KeepingSecrets(),
 }

@@ -73,22 +73,16 @@ func Dropped(of vault.Ref, before, after secretOwner) (refs []vault.Ref) {
 	return refs
 }
 
+var registry = events.All()
+
 // owes reports whether a fact may owe a follow-up. A fact that is not known here may.
 func owes(e events.Event) bool {
 	switch e := e.(type) {
 	case events.CredentialReauthorizationRequired:
 		return e.Reason == aggregates.ReasonRevokedHere
-	case events.CredentialCreated, events.CredentialRenamed, events.CredentialVPNAgentSet, events.CredentialVerified,
-		events.CredentialUsed, events.CredentialReleased, events.CredentialRevealed, events.CredentialAuthorized,
-		events.CredentialRefreshStarted, events.CredentialRefreshFailed, events.CredentialRecovered, events.CredentialRevokedAtProvider,
-		events.OAuthClientDefined, events.OAuthClientMarkedUnusable, events.OAuthClientRevealed, events.OAuthClientUsed, events.OAuthClientReleased,
-		events.AuthClientCreated, events.AuthClientRevealed,
-		events.ConnectorSecretCreated, events.ConnectorSecretRevealed, events.ConnectorSecretUsed, events.ConnectorSecretReleased,
-		events.ComponentRegistered, events.ComponentUpdated, events.ComponentShared, events.ComponentUnshared,
-		events.SecretAbandoned:
-		return false
 	case events.Credential, events.OAuthClient, events.AuthClient, events.ConnectorSecret, events.Component:
-		return true
+		t, _ := registry.TypeOf(e)
+		return !t.KeepsSecrets
 	}
 	return false
 }
