@@ -59,6 +59,12 @@ type CredentialState struct {
 // Live reports whether the credential exists and is not deleted.
 func (s CredentialState) Live() bool { return s.Exists && !s.Deleted }
 
+// HoldsTokens reports whether a live credential has tokens that it may be given out with, or
+// may refresh.
+func (s CredentialState) HoldsTokens() bool {
+	return s.Live() && s.OAuth() && !s.Tokens.Cut && s.Current().SecretID != ""
+}
+
 // Over reports whether no fact can follow that names a secret.
 func (s CredentialState) Over() bool { return s.Deleted }
 
@@ -86,9 +92,17 @@ func (s CredentialState) Names(secretID string) bool {
 		slices.ContainsFunc(s.Versions, func(v events.KeysVersion) bool { return v.SecretID == secretID }))
 }
 
-// Secrets are the ids of all secrets that the credential has.
+// Secrets are the ids of all secrets that the credential has, or may get by a refresh.
 func (s CredentialState) Secrets() []string {
-	ids := s.Tokens.TokenSecrets()
+	return append(s.Tokens.TokenSecrets(), s.versionSecrets()...)
+}
+
+// StoredSecrets are the ids of the secrets that were durable before a fact named them.
+func (s CredentialState) StoredSecrets() []string {
+	return append(s.versionSecrets(), s.Tokens.Token.SecretID)
+}
+
+func (s CredentialState) versionSecrets() (ids []string) {
 	for _, v := range s.Versions {
 		ids = append(ids, v.SecretID)
 	}

@@ -13,7 +13,7 @@ import (
 )
 
 // Disk is an ext4 file system on a loop file whose power can be cut: what was
-// not fsynced by then is lost, as far as the kernel had not written it.
+// not fsynced by then is lost, as far as the kernel had not written it. It can lie, too.
 type Disk struct {
 	Dir   string // where it is mounted
 	image string
@@ -30,15 +30,21 @@ const (
 // the test where there is no root, no loop device or no mkfs.ext4.
 func NewDisk(t *testing.T, size int64) *Disk {
 	t.Helper()
+	return NewDiskAt(t, filepath.Join(t.TempDir(), "mnt"), size)
+}
+
+// NewDiskAt is NewDisk, mounted at a folder. What the folder holds moves to the disk.
+func NewDiskAt(t *testing.T, dir string, size int64) *Disk {
+	t.Helper()
+	const skips = "not shown here what survives a power cut, or a disk that loses writes"
 	if os.Getuid() != 0 {
-		t.Skip("cutting the power of a disk needs root: not shown here that what is acknowledged survives it")
+		t.Skip("a disk of the test's own needs root:", skips)
 	}
 	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
-		t.Skip("cutting the power of a disk needs mkfs.ext4: not shown here that what is acknowledged survives it")
+		t.Skip("a disk of the test's own needs mkfs.ext4:", skips)
 	}
-	folder := t.TempDir()
-	d := &Disk{Dir: filepath.Join(folder, "mnt"), image: filepath.Join(folder, "disk.img")}
-	if err := os.Mkdir(d.Dir, 0o700); err != nil {
+	d := &Disk{Dir: dir, image: filepath.Join(t.TempDir(), "disk.img")}
+	if err := os.MkdirAll(d.Dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	f, err := os.Create(d.image)
@@ -51,9 +57,9 @@ func NewDisk(t *testing.T, size int64) *Disk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	run(t, "mkfs.ext4", "-q", "-F", d.image)
+	run(t, "mkfs.ext4", "-q", "-F", "-d", d.Dir, d.image)
 	if out, err := exec.CommandContext(t.Context(), "mount", "-o", "loop", d.image, d.Dir).CombinedOutput(); err != nil {
-		t.Skipf("cutting the power of a disk needs a loop device to mount (%v: %s): not shown here that what is acknowledged survives it", err, out)
+		t.Skipf("a disk of the test's own needs a loop device to mount (%v: %s): %s", err, out, skips)
 	}
 	t.Cleanup(func() {
 		if err := exec.Command("umount", "-l", d.Dir).Run(); err != nil {
@@ -61,6 +67,22 @@ func NewDisk(t *testing.T, size int64) *Disk {
 		}
 	})
 	return d
+}
+
+// Lie has the disk lose, when Forget is called, every write from now on, whatever it
+// acknowledges. Nothing may write to it during the call.
+func (d *Disk) Lie(t *testing.T) {
+	t.Helper()
+	run(t, "sync", "-f", d.Dir)
+	run(t, "cp", "--sparse=always", d.image, d.image+".kept")
+}
+
+// Forget brings the disk back as it was when Lie was called. Nothing may use it.
+func (d *Disk) Forget(t *testing.T) {
+	t.Helper()
+	run(t, "umount", d.Dir)
+	run(t, "cp", "--sparse=always", d.image+".kept", d.image)
+	run(t, "mount", "-o", "loop", d.image, d.Dir)
 }
 
 // Cut cuts the power: from now on every write to the disk fails. It returns the

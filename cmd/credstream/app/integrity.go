@@ -22,6 +22,7 @@ import (
 	eventlog "github.com/credstream/credstream/events/jetstream"
 	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/service/secrets"
 	"github.com/credstream/credstream/vault"
 )
 
@@ -107,6 +108,7 @@ func (i *integrity) await(ctx context.Context) bool {
 func isDamage(err error) bool {
 	return slices.ContainsFunc([]error{
 		eventlog.ErrLogCutShort, eventlog.ErrLogIncomplete, natsserver.ErrStoredIncomplete, feed.ErrFeedAhead, projections.ErrViewsAhead, seal.ErrKeysetMissing,
+		secrets.ErrVaultBehind,
 	}, func(proof error) bool { return errors.Is(err, proof) })
 }
 
@@ -124,6 +126,7 @@ func (p *program) checkIntegrity(ctx context.Context) error {
 		{p.views != nil, p.compareViews},
 		{p.keysets != nil, p.checkKeysets},
 		{p.feed != nil, p.compareFeeds},
+		{p.svc != nil && p.node != nil, func(ctx context.Context) error { return p.svc.Secrets.CheckNewest(ctx) }}, // a cluster's vault survives one disk
 	} {
 		if err == nil && check.open {
 			err = check.run(ctx)
