@@ -39,24 +39,25 @@ const (
 type Server struct {
 	URL string // and issuer
 
-	mu       sync.Mutex
-	lifetime time.Duration
-	rotates  bool
-	forgives bool
-	requires bool // PKCE
-	denies   bool
-	delay    time.Duration
-	before   func(*http.Request)
-	after    func(*http.Request)
-	mangle   func(map[string]any)
-	next     []http.HandlerFunc
-	seen     []Request
-	revoked  int
-	reused   int
-	codes    map[string]*consent
-	redeemed map[string]*family // by code
-	refresh  map[string]*family
-	access   map[string]access
+	mu         sync.Mutex
+	lifetime   time.Duration
+	rotates    bool
+	oneConsent bool
+	forgives   bool
+	requires   bool // PKCE
+	denies     bool
+	delay      time.Duration
+	before     func(*http.Request)
+	after      func(*http.Request)
+	mangle     func(map[string]any)
+	next       []http.HandlerFunc
+	seen       []Request
+	revoked    int
+	reused     int
+	codes      map[string]*consent
+	redeemed   map[string]*family // by code
+	refresh    map[string]*family
+	access     map[string]access
 }
 
 // Request is a token request that came.
@@ -128,6 +129,10 @@ func (s *Server) Rotate(yes bool) { s.set(func() { s.rotates = yes }) }
 // Forgive sets whether a refresh token that is used again is merely refused, and
 // its family lives on.
 func (s *Server) Forgive(yes bool) { s.set(func() { s.forgives = yes }) }
+
+// OneConsent sets whether the revocation of any token ends every grant, as it does where
+// a provider keeps one consent for an account and a client (RFC 7009, section 2.1).
+func (s *Server) OneConsent(yes bool) { s.set(func() { s.oneConsent = yes }) }
 
 // RequirePKCE sets whether an authorization request needs a challenge; it does at first.
 func (s *Server) RequirePKCE(yes bool) { s.set(func() { s.requires = yes }) }
@@ -388,6 +393,9 @@ func (s *Server) revoke(w http.ResponseWriter, r *http.Request) {
 		token := r.PostForm.Get("token")
 		if f := s.refresh[token]; f != nil {
 			f.dead = true
+		}
+		for _, f := range s.refresh {
+			f.dead = f.dead || s.oneConsent
 		}
 		delete(s.access, token)
 	})

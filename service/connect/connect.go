@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
@@ -57,7 +58,7 @@ var (
 	ErrConnectionComponentChanged = fault.New(fault.Precondition, "connection_component_changed",
 		"The component now names another provider. Start again.")
 	ErrConnectionUnknownOutcome = fault.New(fault.Unavailable, "connection_outcome_unknown",
-		"The provider issued tokens, but it is not known whether they were saved. Check the credential before you start again.")
+		"The provider issued tokens, but it is not known yet whether they were saved. The service completes the connection, or revokes them. Repeat the request later.")
 )
 
 // Start asks for a link by which a person connects an account at the
@@ -515,7 +516,11 @@ func (s *Service) finish(ctx context.Context, call *service.Call, c connection, 
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), service.MaxCall)
 	defer cancel()
 	call.Detach()
+	pending := false
 	defer func() {
+		if pending {
+			return // the process manager finds the connection by its mark
+		}
 		if err := s.Connections.Unmark(ctx, c.id); err != nil {
 			s.Logger.DebugContext(ctx, "the mark of a connection is left", "connection", c.id, "err", err)
 		}
@@ -527,7 +532,14 @@ func (s *Service) finish(ctx context.Context, call *service.Call, c connection, 
 			s.Logger.ErrorContext(ctx, "connection failed", "tenant", c.Tenant, "connection", c.id, "err", err)
 		}
 		passes := why.Kind == fault.Unavailable || why.Kind == fault.Throttled || why.Kind == fault.Internal
-		if sent || !passes || len(c.Confirm) == 0 {
+		switch {
+		case passes && (c.Stage == stageRedeemed || again && !sent) && !c.expired(s.Kernel.Now()): // what came of it is found out later
+			pending = true
+			return service.Done{}, why
+		case c.Stage == stageRedeemed:
+			s.revokeGranted(ctx, c)
+			return service.Done{}, s.abort(ctx, c, why)
+		case sent || !passes || len(c.Confirm) == 0:
 			return service.Done{}, s.abort(ctx, c, why)
 		}
 		c.Stage = stageReturned // the code is as good as before, and who started can try again
@@ -549,11 +561,12 @@ func (s *Service) finish(ctx context.Context, call *service.Call, c connection, 
 // have come to the provider, and is worth nothing any more. What another process has
 // begun is completed: a credential that was saved is the answer, tokens that were
 // granted are saved; else the code is sent again, and a provider that has seen it
-// before refuses it and revokes what it granted for it (RFC 6749, section 4.1.2).
+// before refuses it and revokes what it granted for it (RFC 6749, section 4.1.2). After
+// an error, a connection with the tokens in it is at stageRedeemed.
 func (s *Service) redeem(ctx context.Context, call *service.Call, c *connection, again bool) (done service.Done, sent bool, err error) {
 	if again {
 		if done, found, err := s.savedConnection(ctx, *c); err != nil || found {
-			return done, true, err
+			return done, false, err
 		}
 	}
 	if err := s.Kernel.WritesAllowed(); err != nil {
@@ -564,7 +577,7 @@ func (s *Service) redeem(ctx context.Context, call *service.Call, c *connection,
 		return done, false, err
 	}
 	if c.Stage == stageRedeemed {
-		done, err = s.saveRedeemed(ctx, call, *c, d, client)
+		done, err = s.saveRedeemed(ctx, call, *c, d)
 		return done, true, err
 	}
 	keys, version := c.keys, 0
@@ -591,16 +604,25 @@ func (s *Service) redeem(ctx context.Context, call *service.Call, c *connection,
 	// A process that dies before they are saved does not take the tokens along.
 	c.Stage, c.keys, c.Version = stageRedeemed, keys.With(oauthField(d), object.Marshal()), version
 	c.code, c.verifier = seal.Secret{}, seal.Secret{}
-	if mine, err := s.keep(ctx, c); err != nil || !mine {
+	switch mine, err := s.keep(ctx, c); {
+	case err != nil:
 		s.Logger.WarnContext(ctx, "the tokens of a connection were not stored before they are saved", "tenant", c.Tenant, "connection", c.id, "err", err)
+	case !mine: // another process took over, and sent the code again
+		if now, err := s.connection(ctx, c.id); err == nil && now.Stage == stageFailed {
+			s.revokeGranted(ctx, *c)
+		}
+		return done, true, ErrConnectionBusy.After(time.Second)
 	}
-	done, err = s.saveRedeemed(ctx, call, *c, d, client)
+	done, err = s.saveRedeemed(ctx, call, *c, d)
 	return done, true, err
 }
 
-// saveRedeemed saves the tokens that were granted for a connection, or has the provider
-// forget them.
-func (s *Service) saveRedeemed(ctx context.Context, call *service.Call, c connection, d commands.Descriptor, client oauth.Client) (service.Done, error) {
+// saveRedeemed saves the tokens that were granted for a connection, provided that who
+// started it still may.
+func (s *Service) saveRedeemed(ctx context.Context, call *service.Call, c connection, d commands.Descriptor) (service.Done, error) {
+	if err := s.starterMay(ctx, c); err != nil {
+		return service.Done{}, err
+	}
 	done, err := s.saveConnected(ctx, call, c, d, c.keys, c.Version)
 	saved, repeated := errors.AsType[*service.Repeat](err)
 	switch {
@@ -616,11 +638,29 @@ func (s *Service) saveRedeemed(ctx context.Context, call *service.Call, c connec
 		s.Logger.ErrorContext(ctx, "outcome of saving a connected credential is unknown", "tenant", c.Tenant, "connection", c.id, "err", err)
 		return done, ErrConnectionUnknownOutcome
 	}
-	object, _ := c.keys.Object(oauthField(d))
-	refresh, _ := object.Text(token.RefreshToken)
-	access, _ := object.Text(token.AccessToken)
-	s.revokeUnsaved(ctx, c, d, client, refresh, access)
+	// An attempt before this one may have saved them, and is why they are refused now.
+	if saved, found, lookErr := s.savedConnection(ctx, c); lookErr != nil || found {
+		return saved, lookErr
+	}
 	return done, err
+}
+
+// revokeGranted has the provider forget the tokens that were granted for a connection and
+// are not saved.
+func (s *Service) revokeGranted(ctx context.Context, c connection) {
+	d, err := s.Components.Descriptor(ctx, c.Component, c.Revision)
+	if err == nil {
+		var client oauth.Client
+		if client, err = s.Tokens.OAuthClient(ctx, c.Tenant, c.Component, d); err == nil {
+			object, _ := c.keys.Object(oauthField(d))
+			refresh, _ := object.Text(token.RefreshToken)
+			access, _ := object.Text(token.AccessToken)
+			s.revokeUnsaved(ctx, c, d, client, refresh, access)
+		}
+	}
+	if err != nil {
+		s.Logger.WarnContext(ctx, "tokens that were not saved were not revoked at the provider", "tenant", c.Tenant, "connection", c.id, "err", err)
+	}
 }
 
 // redeemFailed says to who connects why the provider gave no tokens.
@@ -706,32 +746,47 @@ func (s *Service) saveConnected(ctx context.Context, call *service.Call, c conne
 }
 
 // revokeUnsaved revokes tokens that were granted and not saved. Those of a credential
-// that is connected again are left alone: many providers would end the whole
-// grant with them, and the credential may still live on it.
+// that is connected again are left alone while it has others: many providers would end
+// the whole grant with them, and the credential may still live on it.
 func (s *Service) revokeUnsaved(ctx context.Context, c connection, d commands.Descriptor, client oauth.Client, refresh, access seal.Secret) {
 	secret, hint := refresh, token.RefreshToken
 	if secret.IsZero() {
 		secret, hint = access, token.AccessToken
 	}
-	if secret.IsZero() || c.Credential != "" || d.OAuth2.RevocationURI == "" {
+	if secret.IsZero() || d.OAuth2.RevocationURI == "" {
 		return
+	}
+	if c.Credential != "" {
+		now, err := aggregates.Credential.Fresh(ctx, s.Log, aggregates.Credential.Stream(c.Tenant, c.Credential))
+		if err != nil || now.Value.HoldsTokens() {
+			return
+		}
 	}
 	if err := s.OAuth.Revoke(ctx, c.Tenant, token.Provider(d.OAuth2), client, secret, hint); err != nil {
 		s.Logger.WarnContext(ctx, "tokens that were not saved were not revoked at the provider", "tenant", c.Tenant, "connection", c.id, "err", err)
 	}
 }
 
-// starter is a call in the name of who started a connection, provided that they
-// still may.
-func (s *Service) starter(ctx context.Context, c connection) (*service.Call, error) {
-	call := &service.Call{Tenant: c.Tenant, Principal: service.Principal{Actor: c.Actor}, Via: "http", CommandID: events.NewID(), Route: "oauth.complete"}
+// callOf is a call in the name of who started a connection.
+func callOf(c connection) *service.Call {
+	return &service.Call{
+		Tenant: c.Tenant, Principal: service.Principal{Actor: c.Actor}, Via: "http", CommandID: events.NewID(), Route: "oauth.complete",
+	}
+}
+
+// starterMay returns nil when who started a connection still may, as the log knows it.
+func (s *Service) starterMay(ctx context.Context, c connection) error {
 	if c.Actor.Kind != "key" { // the token that they came with has no end that is known here
-		return call, nil
+		return nil
 	}
-	p, err := s.Access.Principal(ctx, c.Actor.ID)
-	if err != nil {
-		return nil, err
+	p, err := s.Access.FreshPrincipal(ctx, c.Actor.ID)
+	switch {
+	case err != nil:
+		return err
+	case p.Expired(s.Kernel.Now()):
+		return service.ErrKeyUnknown
 	}
+	call := callOf(c)
 	call.Principal = p
-	return call, s.Access.Authorize(ctx, call, c.permission())
+	return s.Access.Authorize(ctx, call, c.permission())
 }

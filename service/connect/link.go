@@ -226,11 +226,10 @@ func (s *Service) ReturnConnection(ctx context.Context, cb Callback) (Returned, 
 	case !byItself:
 		return back, nil
 	}
-	call, err := s.starter(ctx, c)
-	if err != nil {
+	if err := s.starterMay(ctx, c); err != nil {
 		return back, s.abort(ctx, c, fault.Of(err))
 	}
-	back.Done, err = s.finish(ctx, call, c, false)
+	back.Done, err = s.finish(ctx, callOf(c), c, false)
 	return back, err
 }
 

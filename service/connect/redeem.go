@@ -151,10 +151,6 @@ func (s *Service) resumeConnection(ctx context.Context, id string) error {
 	case !c.redeeming():
 		return s.Connections.Unmark(ctx, id)
 	}
-	call, err := s.starter(ctx, c)
-	if err != nil {
-		return err
-	}
-	_, err = s.takeOver(ctx, call, c)
+	_, err = s.takeOver(ctx, callOf(c), c)
 	return err
 }

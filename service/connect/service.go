@@ -55,7 +55,7 @@ type Deps struct {
 
 // Access says who may connect an account.
 type Access interface {
-	Principal(ctx context.Context, id string) (service.Principal, error)
+	FreshPrincipal(ctx context.Context, id string) (service.Principal, error)
 	Authorize(ctx context.Context, call *service.Call, perm permission.Permission) error
 	Deny(ctx context.Context, call *service.Call, perm permission.Permission) error
 	Denied(ctx context.Context, call *service.Call, perm permission.Permission)

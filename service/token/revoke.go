@@ -31,6 +31,7 @@ const (
 const (
 	revokedThere = "revoked"
 	notOffered   = "not_offered" // the component names no revocation endpoint
+	superseded   = "superseded"  // the credential has the tokens of a newer grant
 )
 
 // told is what became of telling a provider to forget tokens. The zero told is that
@@ -43,6 +44,9 @@ type told struct {
 
 // noRevocation is what became of it where the component names no revocation endpoint.
 var noRevocation = told{outcome: notOffered, says: "Not revoked at the provider: the component.json has no revocation_uri."}
+
+// newerGrant is what became of it where the credential has the tokens of a newer grant.
+var newerGrant = told{outcome: superseded, says: "Not revoked at the provider: the credential was connected again, and the provider may revoke the new tokens with the old ones."}
 
 func revocable(d commands.Descriptor) bool { return d.OAuth2 != nil && d.OAuth2.RevocationURI != "" }
 
@@ -145,6 +149,23 @@ func (s *Service) tell(ctx context.Context, tenant string, state aggregates.Cred
 	return worst
 }
 
+// tellOf is tell for the tokens of a credential's grant, unless the credential has those of
+// a newer one: a provider may end the whole consent of an account with any token of it
+// (RFC 7009, section 2.1).
+func (s *Service) tellOf(ctx context.Context, tenant, id string, state aggregates.CredentialState, held []heldToken) told {
+	if len(held) == 0 {
+		return told{}
+	}
+	now, err := aggregates.Credential.Fresh(ctx, s.Log, aggregates.Credential.Stream(tenant, id))
+	switch {
+	case err != nil:
+		return s.notTold(ctx, state.Component, err)
+	case now.Value.HoldsTokens() && now.Value.Tokens.Grant > state.Tokens.Grant:
+		return newerGrant
+	}
+	return s.tell(ctx, tenant, state, held)
+}
+
 // notTold says why a provider did not confirm that it has forgotten a token.
 func (s *Service) notTold(ctx context.Context, component string, err error) told {
 	if refusal, ok := errors.AsType[*oauth.Error](err); ok {
@@ -160,7 +181,7 @@ func (s *Service) notTold(ctx context.Context, component string, err error) told
 
 // recordTold records what a provider answered. The tokens are given up either way.
 func (s *Service) recordTold(ctx context.Context, call *service.Call, id string, t told) error {
-	if t.outcome == "" || t.outcome == notOffered {
+	if t.outcome == "" || t.outcome == notOffered || t.outcome == superseded {
 		return nil
 	}
 	s.metrics.revocations.WithLabelValues(t.outcome).Inc()
@@ -181,7 +202,7 @@ type Revoke struct {
 // provider said.
 type Revoked struct {
 	service.Done
-	Outcome string `json:"outcome,omitzero"` // of telling the provider: revoked, not_offered where the component names no revocation_uri, or as in credential.refresh_failed; absent when no tokens were held
+	Outcome string `json:"outcome,omitzero"` // of telling the provider: revoked, not_offered where the component names no revocation_uri, superseded where the credential was connected again meanwhile, or as in credential.refresh_failed; absent when no tokens were held
 }
 
 // revokeCredential gives the tokens up here and at the provider. It is seen through
@@ -324,7 +345,7 @@ func (s *Service) revoke(ctx context.Context, call *service.Call, id string, gra
 			return done, nil, nil, err
 		}
 	}
-	t := s.tell(ctx, call.Tenant, state, held)
+	t := s.tellOf(ctx, call.Tenant, id, state, held)
 	for again != nil {
 		more, err := again(state.Component, t)
 		if err != nil {
@@ -333,7 +354,7 @@ func (s *Service) revoke(ctx context.Context, call *service.Call, id string, gra
 		if !more {
 			break
 		}
-		t = s.tell(ctx, call.Tenant, state, held)
+		t = s.tellOf(ctx, call.Tenant, id, state, held)
 	}
 	was, after, err := service.Commit(ctx, s.Kernel, call.Step(1), aggregates.Credential, call.Tenant, commands.Credential(commands.RevokeTokens{ID: id, Grant: grant}))
 	if err != nil {
@@ -347,7 +368,7 @@ func (s *Service) revoke(ctx context.Context, call *service.Call, id string, gra
 	if before.Tokens.Grant == grant && !slices.Equal(before.Tokens.TokenSecrets(), state.Tokens.TokenSecrets()) { // a renewal brought others meanwhile
 		if late, err := s.heldTokens(ctx, call.Tenant, id, before); err != nil {
 			t = s.notTold(ctx, before.Component, err)
-		} else if more := s.tell(ctx, call.Tenant, before, late); more.outcome != "" {
+		} else if more := s.tellOf(ctx, call.Tenant, id, before, late); more.outcome != "" {
 			t = more
 		}
 	}
@@ -383,7 +404,7 @@ func (s *Service) tellOfEnd(ctx context.Context, call *service.Call, id string, 
 	if err != nil {
 		t = s.notTold(ctx, before.Component, err)
 	} else {
-		t = s.tell(ctx, call.Tenant, before, held)
+		t = s.tellOf(ctx, call.Tenant, id, before, held)
 	}
 	switch {
 	case err != nil && !final:
