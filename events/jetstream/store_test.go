@@ -3,6 +3,7 @@ package jetstream_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -648,5 +649,37 @@ func TestNothingBeforeItIsDurable(t *testing.T) {
 	}
 	if err := s.WaitDurable(ctx, 2); err == nil {
 		t.Error("commit 2 is durable after a failed fsync")
+	}
+}
+
+// Who follows the log asks the server to show each second that it still serves it: a consumer
+// that is lost with its server says nothing.
+func TestFollowAsksForHeartbeats(t *testing.T) {
+	n := startNode(t, t.TempDir())
+	s := openStore(t, jetstream.Config{Conn: n.connect(t)})
+	nc := n.connect(t)
+	pulls, err := nc.SubscribeSync("$JS.API.CONSUMER.MSG.NEXT." + jetstream.Stream + ".>")
+	if err := errors.Join(err, nc.Flush()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	followed := make(chan struct{})
+	go func() {
+		defer close(followed)
+		for range s.Follow(ctx, 0) {
+			t.Error("the log is empty")
+		}
+	}()
+	m, err := pulls.NextMsg(time.Minute)
+	cancel()
+	<-followed
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pull struct {
+		Heartbeat time.Duration `json:"idle_heartbeat"`
+	}
+	if err := json.Unmarshal(m.Data, &pull); err != nil || pull.Heartbeat <= 0 || pull.Heartbeat > time.Second {
+		t.Errorf("a pull asks for a heartbeat every %v, %v", pull.Heartbeat, err)
 	}
 }
