@@ -188,9 +188,15 @@ func (s *Stage) Do(tenant, command, body string) service.Done {
 // Issue makes another caller.
 func (s *Stage) Issue(tenant, body string) service.Principal {
 	s.t.Helper()
+	return Must(s.Service.Access.Authenticate(s.t.Context(), s.Key(tenant, body), netip.Addr{}))(s.t)
+}
+
+// Key makes another caller and returns its key.
+func (s *Stage) Key(tenant, body string) string {
+	s.t.Helper()
 	answer := Must(s.Service.Serve(s.t.Context(), service.Call{Tenant: tenant, Principal: s.Admin, Via: "http"}, "api_key.issue", []byte(body)))(s.t)
 	s.CaughtUp()
-	return Must(s.Service.Access.Authenticate(s.t.Context(), answer.(access.IssuedAPIKey).Key, netip.Addr{}))(s.t)
+	return answer.(access.IssuedAPIKey).Key
 }
 
 // Create makes a credential and returns its id.
