@@ -60,7 +60,8 @@ var features = map[string][]string{
 	"service/connector":   {"", "permission", "secrets"},
 	"service/admin":       {"", "permission", "secrets"},
 	"bus/streams":         {}, // names of streams and subjects
-	"bus/natsserver":      {"streams"},
+	"bus/storage":         {}, // files of the embedded server
+	"bus/natsserver":      {"streams", "storage"},
 	"bus/kv":              {"streams"},
 	"bus/feed":            {"streams"},
 	"bus/edge":            {"streams", "natsserver"},

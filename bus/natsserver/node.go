@@ -24,6 +24,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"golang.org/x/sys/unix"
 
+	"github.com/credstream/credstream/bus/storage"
 	"github.com/credstream/credstream/bus/streams"
 	"github.com/credstream/credstream/fault"
 )
@@ -129,7 +130,7 @@ type Node struct {
 	done bool     // Shutdown was called
 	port string   // the one that was taken, so that a restart takes it again
 
-	syncers map[string]*Syncer
+	syncers map[string]*storage.Syncer
 	conns   []*nats.Conn
 	own     *nats.Conn
 }
@@ -168,7 +169,7 @@ func StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) {
 		cfg:     cfg,
 		log:     cfg.Logger,
 		secret:  rand.Text(),
-		syncers: map[string]*Syncer{},
+		syncers: map[string]*storage.Syncer{},
 	}
 	if cfg.Authenticate != nil {
 		n.auth.Store(&cfg.Authenticate)
@@ -285,8 +286,8 @@ func (n *Node) options(p *port) (*server.Options, error) {
 // boot starts a server and returns when its streams are recovered.
 func (n *Node) boot(ctx context.Context) (_ *running, err error) {
 	if len(n.cfg.Kept) > 0 {
-		v := verifier{streams: n.streams(), aside: filepath.Join(n.cfg.Dir, "damaged"), kept: n.cfg.Kept, durable: n.cfg.Durable, log: n.log}
-		if err := v.verify(); err != nil {
+		v := storage.Verifier{Streams: n.streams(), Aside: filepath.Join(n.cfg.Dir, "damaged"), Kept: n.cfg.Kept, Durable: n.cfg.Durable, Logger: n.log}
+		if err := v.Verify(); err != nil {
 			return nil, err
 		}
 	}
@@ -425,12 +426,12 @@ func (n *Node) ClientURL() string {
 }
 
 // Syncer returns the one Syncer of a stream, made at the first call.
-func (n *Node) Syncer(stream string) *Syncer {
+func (n *Node) Syncer(stream string) *storage.Syncer {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	s := n.syncers[stream]
 	if s == nil {
-		s = NewSyncer(filepath.Join(n.streams(), stream, "msgs"), n.fatal)
+		s = storage.NewSyncer(filepath.Join(n.streams(), stream, "msgs"), n.fatal)
 		n.syncers[stream] = s
 	}
 	return s

@@ -10,7 +10,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 
-	"github.com/credstream/credstream/bus/natsserver"
+	"github.com/credstream/credstream/bus/storage"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/events/jetstream"
 	"github.com/credstream/credstream/events/storetest"
@@ -87,9 +87,9 @@ func (n *node) connectTCP(t testing.TB) *nats.Conn {
 	return nc
 }
 
-func (n *node) syncer(t testing.TB) *natsserver.Syncer {
+func (n *node) syncer(t testing.TB) *storage.Syncer {
 	t.Helper()
-	s := natsserver.NewSyncer(filepath.Join(n.dir, "jetstream", "$G", "streams", jetstream.Stream, "msgs"), func(err error) { t.Errorf("fsync: %v", err) })
+	s := storage.NewSyncer(filepath.Join(n.dir, "jetstream", "$G", "streams", jetstream.Stream, "msgs"), func(err error) { t.Errorf("fsync: %v", err) })
 	t.Cleanup(s.Close)
 	return s
 }

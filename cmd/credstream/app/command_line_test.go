@@ -13,8 +13,9 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/credstream/credstream/client"
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/credstream/credstream/client"
 )
 
 // CommandLine is the command line (package cli), which this package cannot import: it

@@ -21,7 +21,7 @@ import (
 
 	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/bus/bustest"
-	"github.com/credstream/credstream/bus/natsserver"
+	"github.com/credstream/credstream/bus/storage"
 	"github.com/credstream/credstream/bus/streams"
 	"github.com/credstream/credstream/events"
 	eventlog "github.com/credstream/credstream/events/jetstream"
@@ -279,7 +279,7 @@ func TestFlippedBit(t *testing.T) {
 		flipped := bytes.Clone(whole)
 		flipped[len(flipped)/3] ^= 1
 		must(t, os.WriteFile(file, flipped, 0o600))
-		if p, err := start(t.Context(), u.cfg, &bustest.LogBuffer{}); !errors.Is(err, natsserver.ErrStoredDamaged) || !strings.Contains(err.Error(), stream) || !strings.Contains(err.Error(), "1.blk") {
+		if p, err := start(t.Context(), u.cfg, &bustest.LogBuffer{}); !errors.Is(err, storage.ErrStoredDamaged) || !strings.Contains(err.Error(), stream) || !strings.Contains(err.Error(), "1.blk") {
 			t.Errorf("%s: %v %v", stream, p, err)
 		}
 		now, err := os.ReadFile(file)
@@ -332,7 +332,7 @@ func TestTornEnd(t *testing.T) {
 		u.stop()
 	}
 	must(t, os.WriteFile(file, whole[:len(whole)-10], 0o600)) // of what was durable
-	if p, err := start(t.Context(), u.cfg, &bustest.LogBuffer{}); !errors.Is(err, natsserver.ErrStoredDamaged) {
+	if p, err := start(t.Context(), u.cfg, &bustest.LogBuffer{}); !errors.Is(err, storage.ErrStoredDamaged) {
 		t.Errorf("a durable end: %v %v", p, err)
 	}
 }

@@ -770,7 +770,9 @@ func TestElasticIOExpectedRevision(t *testing.T) {
 		if !strings.HasPrefix(r.path, authClients) {
 			continue
 		}
-		by := func(revision any) string { return fmt.Sprintf(`{"expected_revisions":{%q:%v,"x":1}}`, r.component, revision) }
+		by := func(revision any) string {
+			return fmt.Sprintf(`{"expected_revisions":{%q:%v,"x":1}}`, r.component, revision)
+		}
 		v.refused(r.method, r.path, document(by(seen[r.component])), 409, "component_changed", "/meta/expected_revisions/"+r.component)
 		for _, wrong := range []any{`"1"`, 0, -1, 1.5, "{}"} {
 			v.refused(r.method, r.path, document(by(wrong)), 400, "body_invalid", "/meta/expected_revisions")

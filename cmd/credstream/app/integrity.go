@@ -17,7 +17,7 @@ import (
 	"github.com/credstream/credstream/bus/edge"
 	"github.com/credstream/credstream/bus/feed"
 	"github.com/credstream/credstream/bus/kv"
-	"github.com/credstream/credstream/bus/natsserver"
+	"github.com/credstream/credstream/bus/storage"
 	"github.com/credstream/credstream/events"
 	eventlog "github.com/credstream/credstream/events/jetstream"
 	"github.com/credstream/credstream/projections"
@@ -45,14 +45,14 @@ func (p *program) openMarks(conn *nats.Conn) error {
 	if err != nil {
 		return fmt.Errorf("open JetStream: %w", err)
 	}
-	var streams []natsserver.Marked
+	var streams []storage.Marked
 	for _, name := range keptStreams {
-		streams = append(streams, natsserver.Marked{
+		streams = append(streams, storage.Marked{
 			Stream: name, Durable: p.durable(name),
 			Exact: p.node != nil && (name == vault.Stream || name == keyStream), // of the others messages go by age, or when they are done
 		})
 	}
-	p.marks, err = natsserver.OpenMarks(p.marksFile(), js, p.log, streams...)
+	p.marks, err = storage.OpenMarks(p.marksFile(), js, p.log, streams...)
 	return err
 }
 
@@ -107,7 +107,7 @@ func (i *integrity) await(ctx context.Context) bool {
 // isDamage tells a proof from a check that could not be made.
 func isDamage(err error) bool {
 	return slices.ContainsFunc([]error{
-		eventlog.ErrLogCutShort, eventlog.ErrLogIncomplete, natsserver.ErrStoredIncomplete, feed.ErrFeedAhead, projections.ErrViewsAhead, seal.ErrKeysetMissing,
+		eventlog.ErrLogCutShort, eventlog.ErrLogIncomplete, storage.ErrStoredIncomplete, feed.ErrFeedAhead, projections.ErrViewsAhead, seal.ErrKeysetMissing,
 		secrets.ErrVaultBehind,
 	}, func(proof error) bool { return errors.Is(err, proof) })
 }

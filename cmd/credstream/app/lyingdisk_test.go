@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/credstream/credstream/bus/natsserver"
+	"github.com/credstream/credstream/bus/storage"
 	eventlog "github.com/credstream/credstream/events/jetstream"
 	"github.com/credstream/credstream/events/storetest"
 	"github.com/credstream/credstream/vault"
@@ -123,6 +123,6 @@ func marked(t *testing.T, data string, p *process, seq uint64, secrets int) {
 			_, _ = fmt.Sscanf(line, "credstream_feed_position %d", &feed) // of the one line that it is
 		}
 		return feed >= seq && eventlog.Marked(filepath.Join(data, "high-water.json")) >= seq &&
-			natsserver.MarkedLast(filepath.Join(data, "marks.json"), vault.Stream) >= uint64(secrets)
+			storage.MarkedLast(filepath.Join(data, "marks.json"), vault.Stream) >= uint64(secrets)
 	})
 }

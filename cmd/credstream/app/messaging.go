@@ -5,14 +5,14 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/credstream/credstream/jsapi"
-
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/credstream/credstream/bus/kv"
 	"github.com/credstream/credstream/bus/natsserver"
+	"github.com/credstream/credstream/bus/storage"
 	eventlog "github.com/credstream/credstream/events/jetstream"
+	"github.com/credstream/credstream/jsapi"
 	"github.com/credstream/credstream/service/application"
 	"github.com/credstream/credstream/vault"
 )
@@ -83,7 +83,7 @@ func (p *program) startNode(ctx context.Context, secrets []string, restarted fun
 		Kept: append([]string{eventlog.Stream}, keptStreams...),
 		Durable: func(stream string) uint64 {
 			if stream != eventlog.Stream {
-				return natsserver.MarkedLast(p.marksFile(), stream)
+				return storage.MarkedLast(p.marksFile(), stream)
 			}
 			return eventlog.Marked(p.highWaterFile())
 		},

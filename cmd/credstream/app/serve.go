@@ -33,6 +33,7 @@ import (
 	"github.com/credstream/credstream/bus/feed"
 	"github.com/credstream/credstream/bus/kv"
 	"github.com/credstream/credstream/bus/natsserver"
+	"github.com/credstream/credstream/bus/storage"
 	"github.com/credstream/credstream/bus/streams"
 	"github.com/credstream/credstream/events"
 	eventlog "github.com/credstream/credstream/events/jetstream"
@@ -115,7 +116,7 @@ type program struct {
 	id        string              // of this process among those that serve one log
 	leases    jetstream.JetStream // where roles are agreed on; nil with the embedded server
 	water     *eventlog.HighWater
-	marks     *natsserver.Marks
+	marks     *storage.Marks
 	integrity integrity
 	keysets   jetstream.JetStream // where the keysets are; nil until they are open
 

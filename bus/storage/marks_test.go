@@ -1,4 +1,4 @@
-package natsserver_test
+package storage_test
 
 import (
 	"errors"
@@ -11,7 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/credstream/credstream/bus/bustest"
-	"github.com/credstream/credstream/bus/natsserver"
+	"github.com/credstream/credstream/bus/storage"
 )
 
 // The marks of a stream bear out what was deleted on purpose, and notice what was not.
@@ -29,16 +29,16 @@ func TestMarks(t *testing.T) {
 	stream := create()
 	put := func() uint64 { return bustest.Must(js.Publish(ctx, "s.a", []byte("x")))(t).Sequence }
 	path := filepath.Join(t.TempDir(), "marks.json")
-	open := func() *natsserver.Marks {
-		return bustest.Must(natsserver.OpenMarks(path, js, slog.New(slog.DiscardHandler), natsserver.Marked{Stream: "S", Exact: true, Durable: n.Syncer("S").Wait}))(t)
+	open := func() *storage.Marks {
+		return bustest.Must(storage.OpenMarks(path, js, slog.New(slog.DiscardHandler), storage.Marked{Stream: "S", Exact: true, Durable: n.Syncer("S").Wait}))(t)
 	}
 	check := func(when string, damaged bool) {
 		t.Helper()
-		if err := open().Check(ctx); errors.Is(err, natsserver.ErrStoredIncomplete) != damaged || err != nil && !damaged {
+		if err := open().Check(ctx); errors.Is(err, storage.ErrStoredIncomplete) != damaged || err != nil && !damaged {
 			t.Errorf("%s: %v", when, err)
 		}
 	}
-	record := func(m *natsserver.Marks) {
+	record := func(m *storage.Marks) {
 		t.Helper()
 		if err := m.Record(ctx); err != nil {
 			t.Fatal(err)
@@ -100,7 +100,7 @@ func TestMarks(t *testing.T) {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := natsserver.OpenMarks(path, js, nil); !errors.Is(err, natsserver.ErrMarks) {
+		if _, err := storage.OpenMarks(path, js, nil); !errors.Is(err, storage.ErrMarks) {
 			t.Errorf("marks %q: %v", content, err)
 		}
 	}

@@ -1,4 +1,7 @@
-package natsserver
+// Package storage takes care of the files in which the embedded server keeps its streams: it
+// makes acknowledged messages durable, verifies the files before a server opens them, and
+// notices when a stream has lost messages.
+package storage
 
 import (
 	"context"
@@ -19,7 +22,7 @@ import (
 )
 
 // errSyncerClosed is what Wait returns once Close was called.
-var errSyncerClosed = errors.New("bus: the syncer is closed")
+var errSyncerClosed = errors.New("storage: the syncer is closed")
 
 // A directory's change time moves in ticks of up to 10 ms. Within this time
 // after a change another one may hide behind the same change time.

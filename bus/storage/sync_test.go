@@ -1,4 +1,4 @@
-package natsserver_test
+package storage_test
 
 import (
 	"context"
@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/credstream/credstream/bus/bustest"
-	"github.com/credstream/credstream/bus/natsserver"
+	"github.com/credstream/credstream/bus/storage"
 )
 
 // blocks is a stream's folder whose files a test writes in the server's place,
@@ -33,7 +33,7 @@ type blocks struct {
 	begun  chan struct{} // and gives one to this before
 }
 
-func newBlocks(t *testing.T) (*blocks, *natsserver.Syncer, *[]error) {
+func newBlocks(t *testing.T) (*blocks, *storage.Syncer, *[]error) {
 	t.Helper()
 	root := t.TempDir()
 	b := &blocks{t: t, root: root, dir: filepath.Join(root, "jetstream", "acc", "streams", "LOG", "msgs"), begun: make(chan struct{}, 100)}
@@ -41,7 +41,7 @@ func newBlocks(t *testing.T) (*blocks, *natsserver.Syncer, *[]error) {
 		t.Fatal(err)
 	}
 	var fatal []error
-	s := natsserver.NewSyncer(b.dir, func(err error) { fatal = append(fatal, err) })
+	s := storage.NewSyncer(b.dir, func(err error) { fatal = append(fatal, err) })
 	s.SetFsync(b.fsync)
 	t.Cleanup(s.Close)
 	return b, s, &fatal

@@ -1,4 +1,4 @@
-package natsserver
+package storage
 
 import (
 	"bytes"
@@ -49,19 +49,19 @@ const (
 	flagDeleted  = 1 << 62 // the record says that another one was deleted
 )
 
-// verifier looks through the streams of one account.
-type verifier struct {
-	streams string                     // their folder
-	aside   string                     // where damaged folders are put
-	kept    []string                   // the streams that nothing can make anew
-	durable func(stream string) uint64 // a sequence up to which a stream was durable; 0: not known
-	log     *slog.Logger
+// Verifier looks through the files of the streams of one account, while no server has them open.
+type Verifier struct {
+	Streams string                     // their folder
+	Aside   string                     // where damaged folders are put
+	Kept    []string                   // the streams that nothing can make anew
+	Durable func(stream string) uint64 // a sequence up to which a stream was durable; 0: not known
+	Logger  *slog.Logger
 }
 
-// verify returns ErrStoredDamaged, with the file and the sequence, when a stream that must
+// Verify returns ErrStoredDamaged, with the file and the sequence, when a stream that must
 // be kept is damaged.
-func (v *verifier) verify() error {
-	entries, err := os.ReadDir(v.streams)
+func (v *Verifier) Verify() error {
+	entries, err := os.ReadDir(v.Streams)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -77,7 +77,7 @@ func (v *verifier) verify() error {
 		case err != nil:
 			return fmt.Errorf("verifying stream %s: %w", e.Name(), err)
 		case damage == "":
-		case slices.Contains(v.kept, e.Name()):
+		case slices.Contains(v.Kept, e.Name()):
 			return ErrStoredDamaged.Because("The stream %s is damaged: %s. No file was changed. Restore the data folder from its backup.", e.Name(), damage)
 		default:
 			if err := v.setAside(e.Name(), damage); err != nil {
@@ -89,21 +89,21 @@ func (v *verifier) verify() error {
 }
 
 // setAside moves the folder at a path below the streams away; what it held is made anew.
-func (v *verifier) setAside(path, damage string) error {
-	to := filepath.Join(v.aside, time.Now().UTC().Format("20060102T150405.000000000")+"-"+strings.ReplaceAll(path, string(filepath.Separator), "-"))
-	v.log.Warn("damaged files moved aside; they are rebuilt from the log", "of", path, "damage", damage, "to", to)
-	if err := os.MkdirAll(v.aside, 0o700); err != nil {
+func (v *Verifier) setAside(path, damage string) error {
+	to := filepath.Join(v.Aside, time.Now().UTC().Format("20060102T150405.000000000")+"-"+strings.ReplaceAll(path, string(filepath.Separator), "-"))
+	v.Logger.Warn("damaged files moved aside; they are rebuilt from the log", "of", path, "damage", damage, "to", to)
+	if err := os.MkdirAll(v.Aside, 0o700); err != nil {
 		return fmt.Errorf("moving damaged files aside: %w", err)
 	}
-	if err := os.Rename(filepath.Join(v.streams, path), to); err != nil {
+	if err := os.Rename(filepath.Join(v.Streams, path), to); err != nil {
 		return fmt.Errorf("moving damaged files aside: %w", err)
 	}
 	return nil
 }
 
 // stream says what is damaged in a stream, or "".
-func (v *verifier) stream(name string) (damage string, err error) {
-	dir := filepath.Join(v.streams, name)
+func (v *Verifier) stream(name string) (damage string, err error) {
+	dir := filepath.Join(v.Streams, name)
 	blocks, err := blockNumbers(filepath.Join(dir, "msgs"))
 	if err != nil {
 		return "", err
@@ -127,7 +127,7 @@ func (v *verifier) stream(name string) (damage string, err error) {
 				return err
 			}
 			records[i] = len(b) > 0
-			damages[i] = verifyBlock(b, name, n, i == len(blocks)-1, v.durable(name))
+			damages[i] = verifyBlock(b, name, n, i == len(blocks)-1, v.Durable(name))
 			return nil
 		})
 	}
@@ -154,15 +154,15 @@ func (v *verifier) stream(name string) (damage string, err error) {
 
 // consumers sets damaged consumers of a stream aside: one whose description cannot be
 // decoded keeps JetStream from opening the stream.
-func (v *verifier) consumers(stream string) error {
-	entries, err := os.ReadDir(filepath.Join(v.streams, stream, "obs"))
+func (v *Verifier) consumers(stream string) error {
+	entries, err := os.ReadDir(filepath.Join(v.Streams, stream, "obs"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	for _, e := range entries {
 		path := filepath.Join(stream, "obs", e.Name())
 		key := sha256.Sum256([]byte(stream + "/" + e.Name()))
-		whole, err := verifyMeta(filepath.Join(v.streams, path), key)
+		whole, err := verifyMeta(filepath.Join(v.Streams, path), key)
 		if err == nil && !whole {
 			err = v.setAside(path, "the metadata of the consumer is missing or damaged")
 		}
