@@ -56,7 +56,7 @@ func (s *server) send(method, path, body string, headers ...string) (*http.Respo
 		req.Header.Set(name, value)
 	}
 	resp := stage.Must(http.DefaultClient.Do(req))(s.t)
-	defer resp.Body.Close() //nolint:errcheck // only read
+	defer resp.Body.Close()
 	return resp, string(stage.Must(io.ReadAll(resp.Body))(s.t))
 }
 

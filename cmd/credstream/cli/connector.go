@@ -132,9 +132,17 @@ func (a *invocation) connectorShow() *cobra.Command {
 				return a.json(c)
 			}
 			return a.pairs([][2]string{
-				{"id", c.ID}, {"name", c.Name}, {"description", c.Description}, {"index name", c.IndexName}, {"service type", c.ServiceType},
-				{"language", c.Language}, {"native", strconv.FormatBool(c.Native)}, {"api key id", c.APIKeyID}, {"api key secret id", c.SecretID},
-				{"created", when(c.CreatedAt) + " by " + c.CreatedBy}, {"updated", when(c.UpdatedAt)},
+				{"id", c.ID},
+				{"name", c.Name},
+				{"description", c.Description},
+				{"index name", c.IndexName},
+				{"service type", c.ServiceType},
+				{"language", c.Language},
+				{"native", strconv.FormatBool(c.Native)},
+				{"api key id", c.APIKeyID},
+				{"api key secret id", c.SecretID},
+				{"created", when(c.CreatedAt) + " by " + c.CreatedBy},
+				{"updated", when(c.UpdatedAt)},
 			})
 		},
 	}
@@ -228,8 +236,12 @@ func (a *invocation) connectorSecretShow() *cobra.Command {
 				return a.json(s)
 			}
 			return a.pairs([][2]string{
-				{"id", s.ID}, {"version", strconv.Itoa(s.Version)}, {"oldest version", strconv.Itoa(s.Oldest)}, {"connectors", strings.Join(s.Connectors, ", ")},
-				{"created", when(s.CreatedAt) + " by " + s.CreatedBy}, {"updated", when(s.UpdatedAt)},
+				{"id", s.ID},
+				{"version", strconv.Itoa(s.Version)},
+				{"oldest version", strconv.Itoa(s.Oldest)},
+				{"connectors", strings.Join(s.Connectors, ", ")},
+				{"created", when(s.CreatedAt) + " by " + s.CreatedBy},
+				{"updated", when(s.UpdatedAt)},
 			})
 		},
 	}
