@@ -63,6 +63,9 @@ func (r *Registry) EncodeCommit(meta Meta, evs []Event) ([]byte, error) {
 	return b, nil
 }
 
+// ErrCommitFormat says that a commit is stored in a form of a newer version.
+var ErrCommitFormat = errors.New("unknown format")
+
 // DecodeMeta reads what a stored commit says of itself, whatever its events are.
 func DecodeMeta(body []byte) (Meta, error) {
 	var c struct {

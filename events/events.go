@@ -120,9 +120,10 @@ type Store interface {
 	// Commit yields the records of the one commit at seq, or ErrNoSuchCommit.
 	Commit(ctx context.Context, seq uint64) ([]Record, error)
 
-	// Meta is what the commit at seq says of itself, also where its events are not known
-	// to this program, or ErrNoSuchCommit.
-	Meta(ctx context.Context, seq uint64) (Meta, error)
+	// Meta is the stream of the commit at seq and what the commit says of itself, also
+	// where its events are not known to this program. Errors: ErrNoSuchCommit;
+	// ErrCommitFormat, with the stream.
+	Meta(ctx context.Context, seq uint64) (StreamID, Meta, error)
 
 	// End is the sequence of the log's last commit, 0 when it is empty.
 	End(ctx context.Context) (uint64, error)

@@ -73,7 +73,7 @@ func readMessage(subject string, seq uint64, h nats.Header, body []byte) (*messa
 // records decodes the commit. Whatever is not fully understood is an error.
 func (m *message) records(reg *events.Registry) ([]events.Record, error) {
 	if m.format != events.CommitFormat {
-		return nil, fmt.Errorf("commit %d on %s: unknown format %q", m.seq, m.subject, m.format)
+		return nil, fmt.Errorf("commit %d on %s: %w: %q", m.seq, m.subject, events.ErrCommitFormat, m.format)
 	}
 	stream, err := events.ParseSubject(Prefix, m.subject)
 	if err != nil {

@@ -91,17 +91,23 @@ func (s *Store) Commit(ctx context.Context, seq uint64) ([]events.Record, error)
 }
 
 // Meta implements events.Store.
-func (s *Store) Meta(ctx context.Context, seq uint64) (events.Meta, error) {
+func (s *Store) Meta(ctx context.Context, seq uint64) (events.StreamID, events.Meta, error) {
 	m, err := s.get(ctx, seq)
 	switch {
 	case err != nil:
-		return events.Meta{}, err
+		return events.StreamID{}, events.Meta{}, err
 	case m == nil:
-		return events.Meta{}, events.ErrNoSuchCommit
-	case m.format != events.CommitFormat:
-		return events.Meta{}, fmt.Errorf("commit %d on %s: form %q is not known to this program", m.seq, m.subject, m.format)
+		return events.StreamID{}, events.Meta{}, events.ErrNoSuchCommit
 	}
-	return events.DecodeMeta(m.body)
+	stream, err := events.ParseSubject(Prefix, m.subject)
+	if err != nil {
+		return stream, events.Meta{}, fmt.Errorf("commit %d: %w", m.seq, err)
+	}
+	if m.format != events.CommitFormat {
+		return stream, events.Meta{}, fmt.Errorf("commit %d on %s: %w: %q", m.seq, m.subject, events.ErrCommitFormat, m.format)
+	}
+	meta, err := events.DecodeMeta(m.body)
+	return stream, meta, err
 }
 
 // End implements events.Store; it asks the leader.

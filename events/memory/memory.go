@@ -159,13 +159,15 @@ func (s *Store) Commit(_ context.Context, seq uint64) ([]events.Record, error) {
 }
 
 // Meta implements events.Store.
-func (s *Store) Meta(_ context.Context, seq uint64) (events.Meta, error) {
+func (s *Store) Meta(_ context.Context, seq uint64) (events.StreamID, events.Meta, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if seq == 0 || seq > uint64(len(s.commits)) {
-		return events.Meta{}, events.ErrNoSuchCommit
+		return events.StreamID{}, events.Meta{}, events.ErrNoSuchCommit
 	}
-	return events.DecodeMeta(s.commits[seq-1].body)
+	c := s.commits[seq-1]
+	m, err := events.DecodeMeta(c.body)
+	return c.stream, m, err
 }
 
 // End implements events.Store.

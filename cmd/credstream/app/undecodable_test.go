@@ -14,6 +14,7 @@ import (
 
 	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/service/access"
 )
 
 // The log holds a commit of one tenant that this version cannot read, as a newer one would
@@ -23,11 +24,14 @@ func TestStartsWithACommitOfANewerVersion(t *testing.T) {
 	const good = `{"type":"credential.renamed","v":1,"data":{"name":"x"}}`
 	for name, c := range map[string]struct {
 		format, event, says string
-		rebuilt             bool // the read models are gone, and far behind
+		rebuilt             bool   // the read models are gone, and far behind
+		stream, unknownKey  string // of the commit; what an unknown key is answered
 	}{
-		"type":    {"1", `{"type":"credential.teleported","v":1,"data":{"to":"mars"}}`, "credential.teleported", false},
-		"version": {"1", strings.Replace(good, `"v":1`, `"v":99`, 1), "99", false},
-		"format":  {"2", good, "format", true},
+		"type":    {"1", `{"type":"credential.teleported","v":1,"data":{"to":"mars"}}`, "credential.teleported", false, "other.credential.newer", "unauthorized"},
+		"version": {"1", strings.Replace(good, `"v":1`, `"v":99`, 1), "99", false, "other.credential.newer", "unauthorized"},
+		"format":  {"2", good, "format", true, "other.credential.newer", "unauthorized"},
+		// It may issue the key.
+		"key": {"1", `{"type":"api_key.issued","v":99,"data":{}}`, "99", false, "_system.api_key.newer", "views_behind"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			data := t.TempDir()
@@ -57,10 +61,11 @@ func TestStartsWithACommitOfANewerVersion(t *testing.T) {
 			must(t, err)
 			js, err := jetstream.New(conn)
 			must(t, err)
-			m := nats.NewMsg("credstream.log.other.credential.newer")
+			tenant, _, _ := strings.Cut(c.stream, ".")
+			m := nats.NewMsg("credstream.log." + c.stream)
 			m.Header.Set("Cs-Format", c.format)
 			m.Header.Set("Cs-Commit", "0198c1aa-0000-7000-8000-000000000001")
-			m.Data = []byte(`{"meta":{"commit":"0198c1aa-0000-7000-8000-000000000001","tenant":"other","actor":{"kind":"key","id":"k"},"command":"c","causation":"","correlation":"c","time":"2026-01-02T03:04:05Z","via":"http"},"events":[` + c.event + `]}`)
+			m.Data = []byte(`{"meta":{"commit":"0198c1aa-0000-7000-8000-000000000001","tenant":"` + tenant + `","actor":{"kind":"key","id":"k"},"command":"c","causation":"","correlation":"c","time":"2026-01-02T03:04:05Z","via":"http"},"events":[` + c.event + `]}`)
 			ack, err := js.PublishMsg(t.Context(), m)
 			must(t, err)
 			u.stop()
@@ -83,6 +88,11 @@ func TestStartsWithACommitOfANewerVersion(t *testing.T) {
 			}
 			for _, of := range []string{id, made.ID} {
 				must(t, engine.query("credential.resolve", "cleartext=true&id="+of, nil))
+			}
+			for range 2 {
+				if got := code(t, u.as(string(access.NewKey().Reveal())).query("components", "", nil)); got != c.unknownKey {
+					t.Errorf("an unknown key is answered %s, want %s", got, c.unknownKey)
+				}
 			}
 			named := func(text string) bool {
 				return strings.Contains(text, fmt.Sprint("commit ", ack.Sequence)) && strings.Contains(text, c.says)
