@@ -1,14 +1,17 @@
 package natsserver_test
 
 import (
+	"encoding/json"
 	"net"
 	"sync/atomic"
 	"testing"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/credstream/credstream/bus/bustest"
+	"github.com/credstream/credstream/bus/natsserver"
 )
 
 // stalling is a connection that stops reading.
@@ -83,4 +86,60 @@ func TestStalledReader(t *testing.T) {
 		t.Errorf("up to %v bytes waited for the reader", most)
 	}
 	bustest.Eventually(t, "the end of the connection", func() bool { return measure("credstream_nats_connections", "key") == 0 })
+}
+
+// Servers with the configuration of deploy/nats do the same, with no code of ours: the
+// reader is closed before they hold more for it than max_pending, and others are served.
+func TestClusterStalledReader(t *testing.T) {
+	s := bustest.Start(t)
+	c := bustest.StartCluster(t, s)
+	sv := startEndpoints(t, c)
+	system, err := nats.Connect(s.URL("credstream-system"))
+	bustest.OK(t, err)
+	t.Cleanup(system.Close)
+	readers := func() (n int, pending int64) {
+		t.Helper()
+		m, err := system.RequestWithContext(t.Context(), "$SYS.REQ.SERVER.PING.CONNZ", []byte(`{"acc":"FEED"}`))
+		bustest.OK(t, err)
+		var answer struct{ Data server.Connz }
+		bustest.OK(t, json.Unmarshal(m.Data, &answer))
+		for _, conn := range answer.Data.Conns {
+			pending += int64(conn.Pending)
+		}
+		return len(answer.Data.Conns), pending
+	}
+	d := &stallingDialer{closed: make(chan struct{})}
+	t.Cleanup(func() { close(d.closed) })
+	reader, _ := dial(t, s, "alice-key", nats.UserInfo(natsserver.FeedUser, "alice-key"), nats.SetCustomDialer(d), nats.NoReconnect())
+	bustest.Must(reader.SubscribeSync("credstream.events.default.>"))(t)
+	bustest.OK(t, reader.Flush())
+	other, _ := dial(t, s, "alice-key", nats.UserInfo(natsserver.FeedUser, "alice-key"))
+	reads := bustest.Must(other.SubscribeSync("credstream.events.default.>"))(t)
+	bustest.OK(t, other.Flush())
+	if n, _ := readers(); n != 2 {
+		t.Fatalf("%d connections of readers", n)
+	}
+	d.stalls.Store(true)
+	body := make([]byte, 512<<10)
+	var most int64
+	for sent := 0; ; sent++ {
+		n, pending := readers()
+		most = max(most, pending)
+		if n == 1 {
+			break
+		}
+		if sent > 400 {
+			t.Fatalf("200 MiB were sent, up to %d bytes wait, and the reader is not closed", most)
+		}
+		bustest.Must(sv.Js.Publish(t.Context(), "credstream.events.default.credential.x", body))(t)
+		bustest.Must(reads.NextMsgWithContext(t.Context()))(t)
+	}
+	if most == 0 || most > 17<<20 {
+		t.Errorf("up to %d bytes waited for the reader", most)
+	}
+	answerAll(t, c, make(chan bustest.Call, 1))
+	asks, _ := dial(t, s, "alice-key")
+	if _, err := asks.RequestWithContext(t.Context(), "credstream.query.default.credential.list", nil); err != nil {
+		t.Errorf("the service does not go on: %v", err)
+	}
 }
