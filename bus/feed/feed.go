@@ -148,7 +148,7 @@ func (f *Feed) Run(ctx context.Context) error {
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			if _, err = jsapi.EnsureStream(ctx, f.js, f.kind.Config(f.replicas)); err == nil {
 				f.seq.Store(0)
-				f.log.ErrorContext(ctx, "the feed was gone; it is written anew")
+				f.log.ErrorContext(ctx, "feed stream missing; rebuilding it from the log")
 				continue
 			}
 		}

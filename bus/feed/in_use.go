@@ -110,7 +110,7 @@ func (u *InUse) Run(ctx context.Context) error {
 		case errors.Is(err, errInUseViews):
 			u.err.Store(&err)
 		}
-		u.log.WarnContext(ctx, "in-use index is compared with the read models, then resumes", "err", err)
+		u.log.WarnContext(ctx, "in-use index: comparing it with the read models before it resumes", "err", err)
 		select {
 		case <-ctx.Done():
 		case <-time.After(inUseRetry):

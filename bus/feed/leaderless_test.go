@@ -69,7 +69,7 @@ func TestPartsGoOnAfterServersWithoutALeader(t *testing.T) {
 	for part, hears := range map[string]func() bool{
 		"who follows the log": func() bool { return heard(said, "cannot follow the log yet") },
 		"the feed":            func() bool { return heard(said, "feed resumes") },
-		"the in-use index":    func() bool { return heard(r.said, "in-use index is compared") },
+		"the in-use index":    func() bool { return heard(r.said, "in-use index: comparing") },
 	} {
 		bustest.Eventually(t, part+" to be refused", hears)
 	}

@@ -251,7 +251,7 @@ func (o *callout) user(ctx context.Context, req *jwt.AuthorizationRequestClaims)
 	}
 	requests, subscriptions, err := g.subjects()
 	if err != nil {
-		o.c.log.Error("refusing a key", "principal", g.Principal, "err", err)
+		o.c.log.Error("key refused: its permissions cannot be computed", "principal", g.Principal, "err", err)
 		return "", err
 	}
 	u := jwt.NewUserClaims(req.UserNkey)
@@ -353,7 +353,7 @@ func (c *Cluster) DisconnectKey(principal string) {
 
 func (c *Cluster) kick(principal string) {
 	if err := c.disconnect(principal); err != nil {
-		c.log.Error("closing the connections of a key", "principal", principal, "err", err)
+		c.log.Error("connections of a revoked key not closed", "principal", principal, "err", err)
 	}
 }
 

@@ -130,7 +130,7 @@ func (c *Cluster) look(ctx context.Context) (Durability, error) {
 		}
 		if !c.warned[s.name] && len(s.loose) > 0 {
 			c.warned[s.name] = true
-			c.log.WarnContext(ctx, "a NATS server does not limit its clients as the embedded one does; set in its configuration, as deploy/nats/node.conf does",
+			c.log.WarnContext(ctx, "client limits of a NATS server are wider than those of deploy/nats/node.conf; change its configuration",
 				"server", s.name, "set", s.loose)
 		}
 		if s.jetStream {

@@ -438,7 +438,7 @@ func (n *Node) Syncer(stream string) *storage.Syncer {
 }
 
 func (n *Node) fatal(err error) {
-	n.log.Error("a write may be lost", "err", err)
+	n.log.Error("fsync failed; an acknowledged write may be lost", "err", err)
 	if n.cfg.Fatal != nil {
 		n.cfg.Fatal(err)
 	}
@@ -562,10 +562,10 @@ func (n *Node) Watch(ctx context.Context) error {
 			}
 			waiting = true
 		default:
-			n.log.Error("restarting the NATS server", "err", err)
+			n.log.Error("NATS server failed; restarting it", "err", err)
 			err := n.Restart(ctx)
 			if down = err != nil; down {
-				n.log.Error("the NATS server does not start; will retry", "in", pause, "err", err)
+				n.log.Error("NATS server did not start; will retry", "in", pause, "err", err)
 			}
 			waiting = false
 			next, pause = time.Now().Add(pause), min(2*pause, restartMax)

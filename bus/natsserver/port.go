@@ -176,12 +176,12 @@ func (p *port) register(ctx context.Context, c server.ClientAuthentication, key 
 	}
 	requests, subscriptions, err := g.subjects()
 	if err != nil {
-		p.n.log.Error("refusing a key", "principal", g.Principal, "err", err)
+		p.n.log.Error("key refused: its permissions cannot be computed", "principal", g.Principal, "err", err)
 		return false
 	}
 	acc, err := p.account(g, requests, subscriptions)
 	if err != nil {
-		p.n.log.Error("making the account of a key", "principal", g.Principal, "err", err)
+		p.n.log.Error("key refused: its NATS account cannot be created", "principal", g.Principal, "err", err)
 		return false
 	}
 	perms := &server.Permissions{
@@ -347,7 +347,7 @@ func (n *Node) DisconnectKey(principal string) {
 	for _, acc := range r.port.drop(principal) {
 		conns, err := r.srv.Connz(&server.ConnzOptions{Account: acc.GetName(), Limit: 1 << 20})
 		if err != nil {
-			n.log.Error("listing the connections of a key", "principal", principal, "err", err)
+			n.log.Error("connections of a revoked key not listed", "principal", principal, "err", err)
 		} else {
 			for _, c := range conns.Conns {
 				_ = r.srv.DisconnectClientByID(c.Cid) // fails when it has gone by itself

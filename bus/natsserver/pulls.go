@@ -111,8 +111,8 @@ func ServePulls(cfg PullsConfig) (*Pulls, error) {
 		return nil, fmt.Errorf("listening for pulls: %w", err)
 	}
 	if errors.Is(cfg.Requests.LastError(), nats.ErrPermissionViolation) {
-		cfg.Logger.Warn("the accounts of the NATS servers are those of an earlier version of credstream: pulls have no least heartbeat, and a consumer is made " +
-			"only when a key that names its tenant connects; take deploy/nats/accounts.conf over")
+		cfg.Logger.Warn("the NATS servers have the accounts of an earlier credstream version: the heartbeat of pulls is not limited, and consumers are only " +
+			"created when a key connects; install deploy/nats/accounts.conf")
 	}
 	return p, nil
 }
@@ -197,7 +197,7 @@ func (p *Pulls) kick(m *nats.Msg) {
 	p.kicks[principal] = false
 	if now := time.Now(); now.Sub(p.warned) >= clientLogEvery {
 		p.warned = now
-		p.cfg.Logger.Warn("the connections of a key are closed: it pulled with a heartbeat below 100 ms", "principal", principal)
+		p.cfg.Logger.Warn("closed the connections of a key: it pulled with a heartbeat below 100 ms", "principal", principal)
 	}
 	p.work.Go(func() {
 		for again := true; again; {
@@ -242,7 +242,7 @@ func (p *Pulls) lookUp(kind streams.FeedKind, tenant string, asks *nats.Msg) boo
 			err = p.answer(ctx, streams.InfoAPI+kind.Stream+"."+name, line)
 		}
 		if err != nil && p.life.Err() == nil {
-			p.cfg.Logger.Warn("a consumer cannot be served", "consumer", name, "err", err)
+			p.cfg.Logger.Warn("consumer unavailable", "consumer", name, "err", err)
 		}
 	})
 	return true

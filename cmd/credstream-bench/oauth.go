@@ -567,7 +567,7 @@ func (b *bench) revocation(ctx context.Context, s *site) error {
 		{"new keys", plainly, func(admin *wire, id string) error {
 			return command(admin, adminKey, flowTenant, "credential.replace-keys", map[string]any{"id": id, "keys": map[string]any{"apiKey": "new"}}, nil)
 		}},
-		{"a grant that the provider ended", func(admin *wire) (string, error) { return p.connect(admin, flowTenant, time.Hour) }, refusedRefresh},
+		{"a grant revoked by the provider", func(admin *wire) (string, error) { return p.connect(admin, flowTenant, time.Hour) }, refusedRefresh},
 	} {
 		idle, err := h.revoke(ctx, 2*b.time, 1, r)
 		if err != nil {
@@ -963,8 +963,8 @@ func (b *bench) herd(ctx context.Context, _ *site) error {
 		took, alone = append(took, last), append(alone, one)
 	}
 	_, bad, _, _ := p.seen()
-	what := fmt.Sprintf("%d ask %d processes for a token that is over", herdSize, herdProcesses)
-	b.report.bar("requests at the provider when "+what, strconv.Itoa(most), fmt.Sprintf("the most of %d rounds; %d with a token that was used", len(took), bad),
+	what := fmt.Sprintf("%d callers ask %d processes for an expired token", herdSize, herdProcesses)
+	b.report.bar("requests at the provider when "+what, strconv.Itoa(most), fmt.Sprintf("maximum of %d rounds; %d with a used refresh token", len(took), bad),
 		"1", most == 1 && bad == 0)
 	l := summed([][]time.Duration{took}, b.time)
 	b.report.add("until the last of them has the new token", latencies(l),
@@ -1089,8 +1089,8 @@ func (b *bench) renewals(ctx context.Context, _ *site) error {
 	}
 	asked, bad, _, _ := p.seen()
 	n := float64(len(ids))
-	b.report.add(fmt.Sprintf("renewals by the keeper, of %s tokens that are due at once", thousands(int64(len(ids)))), perSecond((n-1)/last.Sub(first).Seconds()),
-		fmt.Sprintf("%s requests at the provider, %d with a token that was used; the first %s after the start", thousands(int64(asked)), bad, ms(max(0, first.Sub(ready)))))
+	b.report.add(fmt.Sprintf("renewals ahead of expiry, of %s tokens that are due at once", thousands(int64(len(ids)))), perSecond((n-1)/last.Sub(first).Seconds()),
+		fmt.Sprintf("%s requests at the provider, %d with a used refresh token; the first %s after the start", thousands(int64(asked)), bad, ms(max(0, first.Sub(ready)))))
 	b.cost((after - before) / time.Duration(len(ids)))
 	return s.stop()
 }

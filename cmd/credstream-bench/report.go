@@ -88,19 +88,19 @@ func (r *report) markdown(out io.Writer) {
 
 The last run of `+"`make bench`"+`, %s, %s of measuring. %s
 
-Machine: %s, load average %s before the run. Service, yardsticks
-and load share it. Every benchmarked call
-carries a checked API key (of %d), a tenant (of %d) and a command id where it is
-a command; a create seals the keys and syncs vault and log before it answers.
-Flow engines ask with keys of theirs; a new lease is a fact in the access log,
-which is synced before the answer. A revocation counts from its acknowledgement:
-0.00 ms says that it was heard of before that.
-All HTTP rows are driven by one raw keep-alive client, hello-world included.
-Flows are told of by plain NATS clients and watched by a plain subscription to
-the in-use index, which must name the right flows at the end of each row. A
-ratio is taken within one round, a row shows the median of the rounds. Latencies
-under "at half load" are taken at half of the measured maximum rate, from the
-moment a call was due. A bar that was not reached says so.
+Machine: %s, load average %s before the run. The service, the
+yardsticks and the load generator share it. Each benchmarked call is authenticated with one
+of %d API keys, in one of %d tenants. Commands have a command id. A create encrypts the
+keys and fsyncs the vault and the log before the response.
+Flow engines have their own API keys. A new lease is an entry in the access log, which is
+fsynced before the response. The time of a revocation starts with its acknowledgement:
+0.00 ms means that the subscriber received the event before that.
+All HTTP rows, hello-world included, use the same raw keep-alive client.
+Plain NATS clients publish the flow events, and a plain subscription watches the in-use
+index, which must list the right flows at the end of each row. Ratios compare values of one
+round; each row shows the median of the rounds. Latencies "at half load" are measured at
+half of the maximum rate, from the time when a call was due. A missed target is marked
+MISSED.
 `, r.began.UTC().Format("2006-01-02 15:04 UTC"), time.Since(r.began).Round(time.Second), r.summary(), machine(), r.busy, keys, tenants)
 	for _, p := range r.parts {
 		fmt.Fprintf(out, "\n## %s\n\n| | result | against | bar | |\n|---|---|---|---|---|\n", p.title)

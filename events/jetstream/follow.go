@@ -167,7 +167,7 @@ func (s *Store) consume(ctx context.Context, after uint64, raw chan<- natsjs.Msg
 		natsjs.PullExpiry(10*time.Second),
 		natsjs.PullHeartbeat(time.Second),
 		natsjs.ConsumeErrHandler(func(_ natsjs.ConsumeContext, err error) {
-			s.log.Debug("following the log", "error", err) // it starts anew by itself
+			s.log.Debug("log follower interrupted; it resumes by itself", "error", err)
 		}))
 	if err != nil {
 		return nil, err
@@ -179,7 +179,7 @@ func (s *Store) consume(ctx context.Context, after uint64, raw chan<- natsjs.Msg
 			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerWait)
 			defer cancel()
 			if err := s.follow.DeleteConsumer(clean, Stream, info.Name); err != nil && !errors.Is(err, natsjs.ErrConsumerNotFound) {
-				s.log.Debug("deleting a finished consumer", "consumer", info.Name, "error", err)
+				s.log.Debug("finished consumer not deleted", "consumer", info.Name, "error", err)
 			}
 		}
 	}, nil

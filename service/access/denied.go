@@ -188,7 +188,7 @@ func (s *Service) recordDenials(ctx context.Context, who denied, via string, lis
 	}()
 	if err != nil {
 		s.denials.giveBack(who, list)
-		s.Logger.ErrorContext(ctx, "denied calls not recorded yet; will retry", "principal", who.actor.ID, "err", err)
+		s.Logger.ErrorContext(ctx, "denied calls not recorded; will retry", "principal", who.actor.ID, "err", err)
 	}
 }
 

@@ -122,7 +122,7 @@ func (s *Service) clientInUse(ctx context.Context, call *service.Call, component
 	refs := flow.Refs{Total: state.Uses.Len(), Flows: []flow.Ref{}}
 	page, _, err := s.Views.Flows(ctx, projections.FlowFilter{Tenant: call.Tenant, Component: component, Limit: flow.FlowsInDetail})
 	if err != nil {
-		s.Logger.WarnContext(ctx, "names of flows", "err", err)
+		s.Logger.WarnContext(ctx, "cannot read the names of flows; showing their ids", "err", err)
 	}
 	for _, f := range page {
 		refs.Flows = append(refs.Flows, flow.Ref{ID: f.ID, Name: f.Name, Active: f.Active})

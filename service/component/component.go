@@ -75,7 +75,7 @@ func (s *Service) claimCase(ctx context.Context, id string) (refused func(contex
 	return func(ctx context.Context, err error) error {
 		if err != nil && service.Definite(err) {
 			if _, freeErr := s.Kernel.Claims().Refuse(ctx, key, attempt); freeErr != nil {
-				s.Logger.DebugContext(ctx, "the claim of a component id stays until it expires", "component", id, "err", freeErr)
+				s.Logger.DebugContext(ctx, "claim of a component id not released; it will expire", "component", id, "err", freeErr)
 			}
 		}
 		return err
@@ -384,7 +384,7 @@ func (s *Service) storedDescriptor(ctx context.Context, component string, revisi
 	stream := aggregates.Component.Stream(events.System, component)
 	seq, position, err := s.Views.Revision(ctx, component, revision)
 	if err != nil { // the log has it all the same
-		s.Logger.WarnContext(ctx, "a revision of a component is looked for in the log", "component", component, "revision", revision, "err", err)
+		s.Logger.WarnContext(ctx, "revision of a component not found in the read models; reading the log", "component", component, "revision", revision, "err", err)
 	}
 	if seq != 0 {
 		recs, err := s.Log.Store.Commit(ctx, seq)

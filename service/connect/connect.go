@@ -522,7 +522,7 @@ func (s *Service) finish(ctx context.Context, call *service.Call, c connection, 
 			return // the process manager finds the connection by its mark
 		}
 		if err := s.Connections.Unmark(ctx, c.id); err != nil {
-			s.Logger.DebugContext(ctx, "the mark of a connection is left", "connection", c.id, "err", err)
+			s.Logger.DebugContext(ctx, "in-flight mark of a connection not removed", "connection", c.id, "err", err)
 		}
 	}()
 	done, sent, err := s.redeem(ctx, call, &c, again)
@@ -606,7 +606,7 @@ func (s *Service) redeem(ctx context.Context, call *service.Call, c *connection,
 	c.code, c.verifier = seal.Secret{}, seal.Secret{}
 	switch mine, err := s.keep(ctx, c); {
 	case err != nil:
-		s.Logger.WarnContext(ctx, "the tokens of a connection were not stored before they are saved", "tenant", c.Tenant, "connection", c.id, "err", err)
+		s.Logger.WarnContext(ctx, "tokens of a connection not stored temporarily; a crash now would lose them", "tenant", c.Tenant, "connection", c.id, "err", err)
 	case !mine: // another process took over, and sent the code again
 		if now, err := s.connection(ctx, c.id); err == nil && now.Stage == stageFailed {
 			s.revokeGranted(ctx, *c)

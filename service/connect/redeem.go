@@ -127,7 +127,7 @@ func (s *Service) resumeConnections(ctx context.Context) {
 		}
 		for _, id := range ids {
 			if err := s.resumeConnection(ctx, id); err != nil && ctx.Err() == nil {
-				s.Logger.WarnContext(ctx, "a connection that broke off was not completed", "connection", id, "err", err)
+				s.Logger.WarnContext(ctx, "interrupted connection not completed", "connection", id, "err", err)
 			}
 		}
 		select {

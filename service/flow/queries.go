@@ -189,7 +189,7 @@ func (s *Service) InUse(ctx context.Context, call *service.Call, state aggregate
 	refs := Refs{Total: total, Flows: []Ref{}}
 	names, err := s.Views.FlowNames(ctx, call.Tenant, holders)
 	if err != nil {
-		s.Logger.WarnContext(ctx, "names of flows", "err", err) // their ids have to do
+		s.Logger.WarnContext(ctx, "cannot read the names of flows; showing their ids", "err", err)
 	}
 	for _, id := range holders {
 		use, _ := state.Uses.Of(id)

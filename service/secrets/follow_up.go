@@ -231,7 +231,7 @@ func (s *Service) RunFollowUps(ctx context.Context) error {
 		if time.Since(begun) > followUpPause {
 			pause = 100 * time.Millisecond
 		}
-		s.Logger.WarnContext(ctx, "the process manager starts over", "err", err)
+		s.Logger.WarnContext(ctx, "process manager failed; restarting from its checkpoint", "err", err)
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
@@ -264,7 +264,7 @@ func (s *Service) followUpLog(ctx context.Context) error {
 		ended := ctx.Err() != nil
 		if position := m.position(); position != saved && (ended || time.Since(at) > checkpointEvery) {
 			if err := s.saveCheckpoint(context.WithoutCancel(ctx), position); err != nil {
-				s.Logger.WarnContext(ctx, "the checkpoint of the process manager was not saved", "err", err)
+				s.Logger.WarnContext(ctx, "checkpoint of the process manager not saved", "err", err)
 			} else {
 				saved = position
 			}
@@ -430,20 +430,20 @@ func (m *processManager) run(ctx context.Context, u *followUp) {
 		m.s.followUps.finish(seq)
 		if worked {
 			m.s.metrics.followUps.WithLabelValues("done").Inc()
-			log.InfoContext(ctx, "completed what a commit owes outside the log", "tries", u.tries)
+			log.InfoContext(ctx, "completed the follow-up of a commit", "tries", u.tries)
 		}
 	case time.Since(u.seen) > followUpTime:
 		u.done = true
 		m.s.secretsLeft.Store(true)
 		m.s.metrics.followUps.WithLabelValues("given_up").Inc()
-		log.ErrorContext(ctx, "gave up what a commit owes outside the log; the collector erases its secrets", "tries", u.tries, "err", err)
+		log.ErrorContext(ctx, "gave up the follow-up of a commit; the collector erases its secrets", "tries", u.tries, "err", err)
 	case again:
 		u.due = time.Now().Add(max(later.After, time.Second))
-		log.DebugContext(ctx, "what a commit owes outside the log is postponed", "err", err)
+		log.DebugContext(ctx, "follow-up of a commit postponed", "err", err)
 	default:
 		u.due = time.Now().Add(pause)
 		m.s.metrics.followUps.WithLabelValues("failed").Inc()
-		log.WarnContext(ctx, "what a commit owes outside the log was not completed; it is tried again", "tries", u.tries, "err", err)
+		log.WarnContext(ctx, "follow-up of a commit failed; will retry", "tries", u.tries, "err", err)
 	}
 }
 

@@ -108,7 +108,7 @@ func (p *program) stopMessaging() {
 		ctx, cancel := context.WithTimeout(context.Background(), stopTime)
 		defer cancel()
 		if err := p.nats.Shutdown(ctx); err != nil {
-			p.log.Error("stop NATS", "err", err)
+			p.log.Error("NATS did not stop cleanly", "err", err)
 		}
 	})
 }

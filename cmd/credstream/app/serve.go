@@ -254,7 +254,7 @@ func (p *program) openViews(ctx context.Context) error {
 	}
 	p.stop = append(p.stop, func() {
 		if err := p.views.Close(); err != nil {
-			p.log.Error("close the read models", "err", err)
+			p.log.Error("read models not closed cleanly", "err", err)
 		}
 	})
 	if err := p.checkIntegrity(ctx); err != nil { // the views among what is compared
@@ -265,14 +265,14 @@ func (p *program) openViews(ctx context.Context) error {
 		return err
 	}
 	if end > p.views.Position()+bulkRebuild {
-		p.log.Info("read models are being built from the log", "commits", end)
+		p.log.Info("building the read models from the log", "commits", end)
 		p.front.step(true, "rebuilding read models, 0 of %d", end)
 		err := p.rebuildViews(ctx, func(done, end uint64) { p.front.step(true, "rebuilding read models, %d of %d", done, end) })
 		if ctx.Err() != nil {
 			return err
 		}
 		if err != nil { // what does not need them is served: they follow the log from where they are, as far as that goes
-			p.log.Error("read models were not built; they follow the log", "position", p.views.Position(), "err", err)
+			p.log.Error("read models not built in advance; applying the log one commit at a time", "position", p.views.Position(), "err", err)
 		}
 	}
 	p.proj = projections.NewProjector(p.store, p.views, p.log)
@@ -592,7 +592,7 @@ func (p *program) ensureConsumers(ctx context.Context, g natsserver.Grant) {
 			continue
 		}
 		if err := p.pulls.Ensure(ctx, tenant, g.Follow, g.Audit); err != nil {
-			p.log.WarnContext(ctx, "the consumers of a key could not be made", "principal", g.Principal, "tenant", tenant, "err", err)
+			p.log.WarnContext(ctx, "consumers of a tenant not created", "principal", g.Principal, "tenant", tenant, "err", err)
 			return
 		}
 	}
@@ -702,7 +702,7 @@ func (p *program) run(ctx context.Context) error {
 	case err := <-done:
 		return err
 	case <-time.After(stopMost):
-		p.log.Warn("NATS does not answer; the process exits without giving its roles back, and another process takes them when they expire")
+		p.log.Warn("NATS does not answer; exiting without releasing leases, which another process acquires when they expire")
 		if ctx.Err() == nil {
 			return context.Cause(p.life)
 		}
@@ -824,7 +824,7 @@ func (p *program) followLog(ctx context.Context, end uint64) error {
 		case errors.Is(err, projections.ErrViewsBehind): // readiness says at which event they stand still
 			p.log.Error("read models stopped at an event; other functions still work: see credstream views status and credstream views rebuild", "err", p.proj.Err())
 			if err := p.checkIntegrity(ctx); err != nil { // it may be the log that is damaged
-				p.log.WarnContext(ctx, "what is stored could not be checked", "err", err)
+				p.log.WarnContext(ctx, "integrity check of stored data failed", "err", err)
 			}
 			return nil
 		case !late:

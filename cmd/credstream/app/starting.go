@@ -163,7 +163,7 @@ func (f *front) start(ctx context.Context, cfg Config) (p *program, err error) {
 			return nil, err
 		}
 		f.waits(err)
-		f.log.Warn("the start waits for NATS; it goes on by itself", "err", err)
+		f.log.Warn("waiting for NATS; the start continues when it answers", "err", err)
 		select {
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)

@@ -136,7 +136,7 @@ func TestStartWithoutALeader(t *testing.T) {
 	servers.Kill(2)
 	b = begin(t, cfg)
 	within(t, "readiness says that the start waits", func() bool { return strings.HasPrefix(b.look(t, false), "starting: waiting while ") })
-	if !strings.Contains(b.logs.String(), "the start waits for NATS") {
+	if !strings.Contains(b.logs.String(), "waiting for NATS") {
 		t.Error("the log does not say that the start waits")
 	}
 	servers.StartNode(1)
