@@ -30,7 +30,7 @@ var ErrViewsDamaged = fault.New(fault.Unavailable, "views_damaged", "The read mo
 // viewsVersion is the version of everything the file holds: tables, indexes and
 // how events are folded into them. Raise it with any change to these; a file
 // of another version is rebuilt from the log.
-const viewsVersion = 9
+const viewsVersion = 10
 
 // tables is the schema that every file has from its first record; indexes is
 // added then or, in a rebuild, when the rows are in.
@@ -482,6 +482,7 @@ var dumped = []string{
 	"SELECT 'component', * FROM components ORDER BY id",
 	"SELECT 'credential', * FROM credentials ORDER BY seq",
 	"SELECT 'count', * FROM counts ORDER BY tenant, workspace, component, status",
+	"SELECT 'component revision', * FROM component_revisions ORDER BY component, revision",
 	"SELECT 'oauth client', * FROM oauth_clients ORDER BY tenant, component",
 	"SELECT 'connector', * FROM connectors ORDER BY tenant, id",
 	"SELECT 'connector secret', * FROM connector_secrets ORDER BY tenant, id",
