@@ -42,7 +42,10 @@ func (s ConnectorState) decide(cmd commands.Connector) ([]events.Connector, erro
 			facts = append(facts, events.ConnectorChanged{Connector: c.Settings})
 		}
 		key, err := s.set(c.Key)
-		return append(facts, key...), err
+		if err != nil {
+			return nil, err
+		}
+		return append(facts, key...), nil
 	case commands.SetConnectorKey:
 		if !s.Live {
 			return nil, ErrConnectorNotFound

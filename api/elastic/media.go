@@ -22,9 +22,14 @@ func compatible(media string, params map[string]string) string {
 	return ""
 }
 
-// bodyMedia reads the Content-Type of a body. It is false for what is not served.
+// bodyMedia reads the Content-Type of a body. It is false for what is not served. A body
+// without one is JSON: the official typed Go client sends those of secrets so.
 func bodyMedia(contentType []string) (answer string, ok bool) {
-	if len(contentType) != 1 {
+	switch len(contentType) {
+	case 0:
+		return edge.MediaJSON, true
+	case 1:
+	default:
 		return "", false
 	}
 	media, params, err := mime.ParseMediaType(contentType[0])
