@@ -1,0 +1,79 @@
+package app
+
+import (
+	"bytes"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// The root is Elasticsearch's for its clients alone.
+func TestElasticRoot(t *testing.T) {
+	_, v := bringVendor(t)
+	const elastic, own = `"number":"9.`, `"service":"credstream"`
+	for _, c := range []struct {
+		want    string
+		headers []string
+	}{
+		{elastic, nil}, // HTTP Basic
+		{own, []string{"Authorization: Bearer " + adminKey}},
+		{own, []string{"Accept: text/html,*/*"}}, // a browser, whose user has logged in
+		{elastic, []string{"Authorization: Bearer " + adminKey, "X-Elastic-Client-Meta: es=9.5.2"}},
+		{elastic, []string{"Authorization: Bearer " + adminKey, "Accept: application/vnd.elasticsearch+json;compatible-with=9"}},
+	} {
+		resp, body := v.send("GET", "/", "", c.headers...)
+		product := resp.Header.Get("X-Elastic-Product") != ""
+		if resp.StatusCode != 200 || !strings.Contains(body, c.want) || product != (c.want == elastic) {
+			t.Errorf("%v: %d %s", c.headers, resp.StatusCode, body)
+		}
+	}
+	if resp, body := v.send("GET", "/_connectors", ""); resp.StatusCode != 404 || !strings.Contains(body, "path_unknown") {
+		t.Errorf("a path beside the edge answers %d %s", resp.StatusCode, body)
+	}
+}
+
+// The values of connector secrets are in no file and no log, and are erased with what held
+// them: versions that are let go, and secrets that are deleted.
+func TestConnectorSecretsLeaveNothing(t *testing.T) {
+	data := t.TempDir()
+	u := bring(t, data, func(c *Config) { c.LogLevel = "debug" })
+	v := &vendor{t: t, base: u.base, key: u.issue(t, map[string]any{"permissions": []string{"read_connector_secrets", "write_connector_secrets"}})}
+	put := func(n string) {
+		if resp, body := v.send("PUT", "/_connector/_secret/s1", `{"value":"canary-`+n+`"}`); resp.StatusCode > 201 {
+			t.Fatal(resp.StatusCode, body)
+		}
+	}
+	for n := range 12 {
+		put(string(rune('a' + n)))
+	}
+	if n := vaultSize(t, u); n != 10 {
+		t.Errorf("%d values are kept, want 10", n)
+	}
+	v.send("PUT", "/_connector/_secret/s1", `{"value":["canary-x"]}`)
+	v.send("PUT", "/_connector/_secret/s1", `{"canary-y":"canary-z"`)
+	if _, body := v.send("GET", "/_connector/_secret/s1", ""); !strings.Contains(body, "canary-l") {
+		t.Error(body)
+	}
+	if resp, body := v.send("DELETE", "/_connector/_secret/s1", ""); resp.StatusCode != 200 {
+		t.Fatal(resp.StatusCode, body)
+	}
+	if n := vaultSize(t, u); n != 0 {
+		t.Errorf("%d values of a deleted secret are left", n)
+	}
+	if strings.Contains(u.logs.String(), "canary") {
+		t.Error("a value is in the logs")
+	}
+	u.stop()
+	must(t, filepath.WalkDir(data, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if bytes.Contains(b, []byte("canary")) {
+			t.Errorf("%s holds a value", path)
+		}
+		return err
+	}))
+}
