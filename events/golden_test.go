@@ -3,6 +3,7 @@ package events_test
 import (
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -18,8 +19,10 @@ import (
 )
 
 // The files below testdata show what is stored. They are written once, when
-// they are absent and WRITE_GOLDEN is set, and never changed: a test that fails
+// they are absent and -update is given, and never changed: a test that fails
 // here asks for a new version of the event with an upcaster, not for another file.
+
+var update = flag.Bool("update", false, "write the golden files that are missing; existing ones are for ever")
 
 var meta = events.Meta{
 	Commit:      "01a20150-1fcd-723e-aa39-4986ddd34403",
@@ -142,7 +145,7 @@ func golden(t *testing.T, name string, got []byte) []byte {
 	t.Helper()
 	path := filepath.Join("testdata", name)
 	want, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) && got != nil && os.Getenv("WRITE_GOLDEN") != "" {
+	if errors.Is(err, os.ErrNotExist) && got != nil && *update {
 		if err := os.WriteFile(path, got, 0o600); err != nil {
 			t.Fatal(err)
 		}

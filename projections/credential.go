@@ -53,49 +53,27 @@ CREATE INDEX credentials_workspace_name ON credentials (tenant, workspace, statu
 // statuses are all that a credential can have; lists merge them. It never changes.
 var statuses = events.Statuses()
 
-// Credential is one credential as it stands, without its secrets.
+// Credential is one credential as it stands, without its secrets. The tags are the form
+// in which a row keeps it.
 type Credential struct {
-	ID           string
-	Tenant       string
-	Component    string
-	Name         string
-	Workspace    string // id given by the caller, or ""
-	VPNAgent     string // id given by the caller, or ""
-	Status       events.Status
-	Version      int      // of the keys in force: 1, 2, ...
-	Fields       []string // names of the fields that have a value, sorted
-	Revision     int      // of the component's descriptor when the keys were written
-	Hosts        []string // where the keys may be sent: patterns
-	SecretID     string   // where the vault keeps the keys; not for callers
-	Verification events.Verification
-	VerifiedAt   time.Time // when Verification was made; zero when none ever was
-	CreatedAt    time.Time
-	UpdatedAt    time.Time // of the last change that a caller can see
-	CreatedSeq   uint64
-	Seq          uint64 // its last commit: the revision of its stream
-	CreatedBy    events.Actor
-}
-
-// credentialDoc is the form in which a row keeps a Credential.
-type credentialDoc struct {
 	ID           string              `json:"id"`
 	Tenant       string              `json:"t"`
 	Component    string              `json:"c"`
 	Name         string              `json:"n"`
-	Workspace    string              `json:"w"`
-	VPNAgent     string              `json:"vpn"`
+	Workspace    string              `json:"w"`   // id given by the caller, or ""
+	VPNAgent     string              `json:"vpn"` // id given by the caller, or ""
 	Status       events.Status       `json:"st"`
-	Version      int                 `json:"v"`
-	Fields       []string            `json:"f"`
-	Revision     int                 `json:"r"`
-	Hosts        []string            `json:"h"`
-	SecretID     string              `json:"sid"`
+	Version      int                 `json:"v"`   // of the keys in force: 1, 2, ...
+	Fields       []string            `json:"f"`   // names of the fields that have a value, sorted
+	Revision     int                 `json:"r"`   // of the component's descriptor when the keys were written
+	Hosts        []string            `json:"h"`   // where the keys may be sent: patterns
+	SecretID     string              `json:"sid"` // where the vault keeps the keys; not for callers
 	Verification events.Verification `json:"ve"`
-	VerifiedAt   time.Time           `json:"va"`
+	VerifiedAt   time.Time           `json:"va"` // when Verification was made; zero when none ever was
 	CreatedAt    time.Time           `json:"ca"`
-	UpdatedAt    time.Time           `json:"ua"`
+	UpdatedAt    time.Time           `json:"ua"` // of the last change that a caller can see
 	CreatedSeq   uint64              `json:"cs"`
-	Seq          uint64              `json:"s"`
+	Seq          uint64              `json:"s"` // its last commit: the revision of its stream
 	CreatedBy    events.Actor        `json:"cb"`
 }
 
@@ -107,12 +85,11 @@ func scanCredential(v driver.Value) (*Credential, error) {
 	case []byte:
 		raw = x
 	}
-	var d credentialDoc
-	if err := jsonv2.Unmarshal(raw, &d); err != nil {
+	c := &Credential{}
+	if err := jsonv2.Unmarshal(raw, c); err != nil {
 		return nil, fmt.Errorf("reading a credential's row: %w", err)
 	}
-	c := Credential(d)
-	return &c, nil
+	return c, nil
 }
 
 // evolve is the credential after one more event; nil means there is none.
@@ -294,7 +271,7 @@ func (b *batch) flushCredentials() error {
 		if now == nil {
 			continue
 		}
-		doc, err := jsonv2.Marshal(credentialDoc(*now))
+		doc, err := jsonv2.Marshal(now)
 		if err != nil {
 			return err
 		}

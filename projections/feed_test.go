@@ -26,7 +26,7 @@ import (
 	"github.com/credstream/credstream/projections"
 )
 
-var newGolden = flag.Bool("new-golden", false, "write the golden files that are missing; existing ones are for ever")
+var update = flag.Bool("update", false, "write the golden files that are missing; existing ones are for ever")
 
 // What is not for everybody is listed here, so that nothing is hidden by mistake either.
 func TestInternalFacts(t *testing.T) {
@@ -77,7 +77,7 @@ func TestFeedGolden(t *testing.T) {
 		seen[m.Type] = true
 		file := filepath.Join("testdata", "feed", strings.TrimPrefix(m.Type, "credstream.")+".golden")
 		want, err := os.ReadFile(file)
-		if errors.Is(err, fs.ErrNotExist) && *newGolden {
+		if errors.Is(err, fs.ErrNotExist) && *update {
 			want = []byte(feedText(m))
 			err = os.WriteFile(file, want, 0o600)
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"os"
@@ -23,6 +24,8 @@ import (
 	"github.com/credstream/credstream/events/storetest"
 	"github.com/credstream/credstream/fault"
 )
+
+var update = flag.Bool("update", false, "write the golden files that are missing; existing ones are for ever")
 
 func renamed(name string) events.Event { return events.CredentialRenamed{Name: name} }
 
@@ -83,7 +86,7 @@ func golden(t *testing.T, name, got string) {
 	t.Helper()
 	path := filepath.Join("testdata", name)
 	want, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) && os.Getenv("WRITE_GOLDEN") != "" {
+	if errors.Is(err, os.ErrNotExist) && *update {
 		if err := os.WriteFile(path, []byte(got), 0o600); err != nil {
 			t.Fatal(err)
 		}
