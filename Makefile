@@ -22,8 +22,9 @@ fuzz:
 bench:
 	go run ./cmd/credstream-bench
 
-# Writes the generated pages, the comments of the OpenAPI document and the generated part of
-# the client, which tests keep true.
+# Writes the generated pages, the comments of the OpenAPI document, the generated part of the
+# client and the golden files that are missing, which tests keep true.
 docs:
-	go test . -run "TestReference|TestPermissionsPage|TestGeneratedClient" -update
+	go test . -run "TestReference|TestPermissionsPage|TestGeneratedClient|TestShapesHaveVersions" -update
+	go test ./events ./projections -run Golden -update
 	go test ./cmd/credstream/cli -run TestConfigReference -update
