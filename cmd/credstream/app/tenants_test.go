@@ -107,7 +107,7 @@ func TestManyTenants(t *testing.T) {
 		time.Sleep(20 * time.Second) // it gives memory back when it is idle
 		c.RSS, c.Goroutines = p.metric(t, "process_resident_memory_bytes"), p.metric(t, "go_goroutines")
 		began = time.Now()
-		if err := p.kill(syscall.SIGTERM); err != nil || strings.Contains(p.logs.String(), "stop NATS") {
+		if err := p.kill(syscall.SIGTERM); err != nil || strings.Contains(p.logs.String(), "NATS did not stop cleanly") {
 			t.Errorf("with %d tenants the stop is not clean: %v\n%s", tenants, err, p.logs)
 		}
 		c.Stop = time.Since(began)

@@ -106,7 +106,7 @@ func TestStartsWithACommitOfANewerVersion(t *testing.T) {
 			if !named(status.Stopped) || status.Position >= ack.Sequence {
 				t.Errorf("the status of the views is %+v; commit %d cannot be read", status, ack.Sequence)
 			}
-			if built := strings.Contains(u.logs.String(), "read models were not built"); built != c.rebuilt {
+			if built := strings.Contains(u.logs.String(), "read models not built in advance"); built != c.rebuilt {
 				t.Errorf("a rebuild was tried: %v, want %v", built, c.rebuilt)
 			}
 		})
