@@ -76,7 +76,7 @@ func OpenClaims(ctx context.Context, js jetstream.JetStream, replicas int) (*Cla
 // Begin implements service.Claims. An error, fault.ErrUnavailable in its chain, means
 // that the command must not be carried out.
 func (c *Claims) Begin(ctx context.Context, key [32]byte, request, attempt string) (claimed string, err error) {
-	err = c.change(ctx, key, func(now claim, found bool) (claim, bool) {
+	err = c.change(ctx, key, false, func(now claim, found bool) (claim, bool) {
 		claimed = request
 		switch {
 		case !found, now.free():
@@ -98,13 +98,14 @@ func (c *Claims) Begin(ctx context.Context, key [32]byte, request, attempt strin
 	return claimed, err
 }
 
-// Refuse implements service.Claims.
+// Refuse implements service.Claims. It writes in any case: a Begin without an answer may
+// still be on its way, held by a server that hangs, and is refused where the claim has
+// another revision than it expects.
 func (c *Claims) Refuse(ctx context.Context, key [32]byte, attempt string) (others bool, err error) {
-	err = c.change(ctx, key, func(now claim, found bool) (claim, bool) {
-		mine := slices.Contains(now.Open, attempt)
+	err = c.change(ctx, key, true, func(now claim, _ bool) (claim, bool) {
 		now.Open = slices.DeleteFunc(now.Open, func(a string) bool { return a == attempt })
-		others = found && !now.free()
-		return now, found && mine
+		others = !now.free()
+		return now, true
 	})
 	return others, err
 }
@@ -114,13 +115,13 @@ func (c *Claims) Complete([32]byte, string) {}
 
 // change writes what update makes of a claim by compare-and-set, so that nobody's
 // attempt is lost; update may be called several times, and returns false when there is
-// nothing to write. The first call is made without a look: found is false.
-func (c *Claims) change(ctx context.Context, key [32]byte, update func(now claim, found bool) (claim, bool)) error {
+// nothing to write. Without look the first call is made without one: found is false.
+func (c *Claims) change(ctx context.Context, key [32]byte, look bool, update func(now claim, found bool) (claim, bool)) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), claimTime)
 	defer cancel()
 	subject := claimsPrefix + hex.EncodeToString(key[:])
 	var err error
-	for look := false; ; look = true {
+	for ; ; look = true {
 		var done bool
 		if done, err = c.try(ctx, subject, look, update); done {
 			return nil

@@ -1,7 +1,9 @@
 package kv_test
 
 import (
+	"encoding/hex"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -71,6 +73,51 @@ func TestClaims(t *testing.T) {
 	begin(1, "c", "7", "c")
 	begin(0, "d", "8", "c")
 	refuse(1, "7", false)
+}
+
+// A server that hangs holds the publish of a claim whose caller has given up, and sends it on
+// when it runs again. It claims nothing any more: its attempt is over, and nobody would free
+// the id.
+func TestLateClaim(t *testing.T) {
+	s := bustest.Start(t)
+	nc, err := bustest.StartCluster(t, s).Conn("claims")
+	if err != nil {
+		t.Fatal(err)
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	claims, err := kv.OpenClaims(t.Context(), js, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.Stream(t.Context(), kv.ClaimsStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	prefix, _ := strings.CutSuffix(kv.ClaimsConfig(1).Subjects[0], "*")
+	for name, others := range map[string][]string{"the first of its id": nil, "beside another one": {"1"}} {
+		key := [32]byte{byte(len(others) + 1)}
+		subject := prefix + hex.EncodeToString(key[:])
+		var revision uint64
+		for _, attempt := range others {
+			if _, err := claims.Begin(t.Context(), key, "a", attempt); err != nil {
+				t.Fatal(err)
+			}
+			m, err := stream.GetLastMsgForSubject(t.Context(), subject)
+			if err != nil {
+				t.Fatal(err)
+			}
+			revision = m.Sequence
+		}
+		if open, err := claims.Refuse(t.Context(), key, "late"); err != nil || open != (len(others) > 0) {
+			t.Errorf("%s: %t, %v", name, open, err)
+		}
+		if _, err := js.Publish(t.Context(), subject, []byte(`{"request":"a","open":["1","late"]}`), jetstream.WithExpectLastSequencePerSubject(revision)); err == nil {
+			t.Errorf("%s: the late claim stands", name)
+		}
+	}
 }
 
 func BenchmarkClaim(b *testing.B) {
