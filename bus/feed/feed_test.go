@@ -200,6 +200,58 @@ func TestFeedWithTwoWriters(t *testing.T) {
 	}
 }
 
+// Another writer has told an event once more, behind the back of one that has nothing to
+// write. The next event finds the feed longer than it was left, and the feed is mended.
+func TestFeedWithAForeignMessage(t *testing.T) {
+	node := bustest.StartNode(t)
+	conn, err := node.Conn("feed")
+	if err != nil {
+		t.Fatal(err)
+	}
+	js, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.CreateStream(t.Context(), feed.Config(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := memory.New(events.All())
+	ctx, cancel := context.WithCancel(t.Context())
+	writer, ran := feed.NewFeed(js, store, 1, slog.New(slog.DiscardHandler)), make(chan error, 1)
+	go func() { ran <- writer.Run(ctx) }()
+	want := fill(t, store, 3)
+	ids := func() (ids []string) {
+		info, err := stream.Info(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for seq := info.State.FirstSeq; seq <= info.State.LastSeq; seq++ {
+			if m, err := stream.GetMsg(t.Context(), seq); err == nil { // else it is purged
+				ids = append(ids, m.Header.Get("ce-id"))
+			}
+		}
+		return ids
+	}
+	bustest.Eventually(t, "the feed to be written", func() bool { return cmp.Equal(want, ids()) })
+	m, err := stream.GetMsg(t.Context(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := &nats.Msg{Subject: m.Subject, Header: m.Header, Data: m.Data}
+	again.Header.Del(nats.MsgIdHdr)
+	again.Header.Del(nats.ExpectedLastSeqHdr)
+	if _, err := js.PublishMsg(t.Context(), again); err != nil {
+		t.Fatal(err)
+	}
+	want = append(want, fill(t, store, 3)...)
+	bustest.Eventually(t, "the feed to be mended", func() bool { return cmp.Equal(want, ids()) })
+	cancel()
+	if err := <-ran; err != nil {
+		t.Error(err)
+	}
+}
+
 // tell appends one commit of every type of event there is and returns the ids of
 // those that an audience reads, with their types, in the order of the log.
 func tell(t *testing.T, store events.Store) (changes, audit []string) {
