@@ -349,7 +349,7 @@ func TestWatchRetriesARestart(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	watched := make(chan error, 1)
 	go func() { watched <- n.Watch(ctx) }()
-	bustest.Eventually(t, "the first attempt", func() bool { return strings.Contains(said.String(), "does not start") })
+	bustest.Eventually(t, "the first attempt", func() bool { return strings.Contains(said.String(), "did not start; will retry") })
 	if err := n.Health(); err == nil {
 		t.Error("a node without a server is healthy")
 	}

@@ -471,7 +471,7 @@ func TestConsumersWithEarlierAccounts(t *testing.T) {
 		t.Errorf("the first event is of %q", tenant)
 	}
 	_ = p.kill(syscall.SIGTERM)
-	if !strings.Contains(p.logs.String(), "accounts of the NATS servers") {
+	if !strings.Contains(p.logs.String(), "accounts of an earlier credstream version") {
 		t.Errorf("the service does not say that the accounts are earlier ones:\n%s", p.logs)
 	}
 }

@@ -88,10 +88,11 @@ func TestDocumentedExamples(t *testing.T) {
 	must(t, u.command("component.register", "", map[string]any{"id": "calendar", "descriptor": json.RawMessage(calendar)}, nil))
 	must(t, u.command("oauth_client.define", "", map[string]any{"component": "calendar", "client_id": "demo-client", "client_secret": "demo-secret"}, nil))
 	first := []string{
-		"component.register", "component.set-env", "oauth_client.define", "credential.create", "credential.replace-keys", "oauth.connect", "auth_secret.create", "auth_client.create", "flow.bind", "api_key.issue",
+		"component.register", "component.set-env", "oauth_client.define", "credential.create", "credential.replace-keys", "oauth.connect", "auth_secret.create", "auth_client.create", "flow.bind", "api_key.issue", "connector_secret.put", "connector.put",
 		"v2.components.create", "v2.oauth-clients.create", "v2.credentials.create", "v2.secrets.create", "v2.auth-clients.create", "v2.flows.create",
 	}
 	last := []string{
+		"connector.delete", "connector_secret.delete",
 		"flow.release", "auth_secret.delete", "auth_client.delete", "credential.delete", "oauth_client.delete", "component.delete", "api_key.revoke",
 		"v2.flows.delete", "v2.secrets.delete", "v2.auth-clients.delete", "v2.credentials.delete", "v2.oauth-clients.delete", "v2.components.delete",
 	}
@@ -113,6 +114,7 @@ func TestDocumentedExamples(t *testing.T) {
 		"credential.refresh": 409, "auth_secret.refresh": 409, "v2.secrets.refresh": 409, "credential.revoke": 409, // there are no tokens
 		"oauth.complete":     409,                                                                                  // nobody has come back
 		"credential.resolve": 403, "credential.reveal": 403, "oauth_client.reveal": 403, "auth_client.reveal": 403, // no role does this
+		"connector_secret.reveal": 403, // likewise
 	}
 	made := map[string]string{} // ids by what they are of
 	for _, d := range list {
