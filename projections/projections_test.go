@@ -319,14 +319,15 @@ func TestWhatARebuildAppliedIsToldToo(t *testing.T) {
 	}
 	log.write(manyCommits(11, 10)...)
 	model.pos = 20
+	before := len(model.batches)
 	stop = run(t, p)
 	log.write(manyCommits(21, 1)...)
 	reached(t, p, 21)
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
-	first := model.batches[len(model.batches)-1][0].Seq
+	first := model.batches[before][0].Seq
 	if told != 21 || first > 11 {
-		t.Errorf("told of %d, the last batch begins at %d", told, first)
+		t.Errorf("told of %d, the first batch after the rebuild begins at %d", told, first)
 	}
 }
