@@ -89,8 +89,8 @@ The permissions are the same over NATS and HTTP. A route for every tenant requir
 				kind += ", for every tenant"
 			}
 			perm := fmt.Sprintf("`%s`", r.Permission)
-			if r.Or != "" {
-				perm += fmt.Sprintf(", or `%s` for an existing credential", r.Or)
+			if r.AltPermission != "" {
+				perm += fmt.Sprintf(", or `%s` for an existing credential", r.AltPermission)
 			}
 			fmt.Fprintf(&b, "| `%s` | %s | %s |", r.Name, kind, perm)
 			for _, role := range roles {

@@ -69,8 +69,8 @@ Send the API key as the password of HTTP Basic, as a Bearer token, or as the pas
 				continue
 			}
 			fmt.Fprintf(&b, "### %s\n\n%s Permission `%s`", r.Name, r.Summary, r.Permission)
-			if r.Or != "" {
-				fmt.Fprintf(&b, ", or `%s` for what exists", r.Or)
+			if r.AltPermission != "" {
+				fmt.Fprintf(&b, ", or `%s` for what exists", r.AltPermission)
 			}
 			b.WriteString(".")
 			if r.Secrets {

@@ -1,6 +1,7 @@
 package credstream_test
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"go/parser"
@@ -107,7 +108,7 @@ func views(t *testing.T) string {
 
 func digest(s string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(s)))[:16] }
 
-// shape writes a type as JSON sees it: names, tags and types of all its members.
+// shape writes a type as JSON sees it: the stored names, options and types of all its members.
 func shape(typ reflect.Type, within []reflect.Type) string {
 	switch typ.Kind() {
 	case reflect.Pointer, reflect.Slice:
@@ -128,7 +129,8 @@ func shape(typ reflect.Type, within []reflect.Type) string {
 	b.WriteString("{")
 	for f := range typ.Fields() {
 		if f.IsExported() {
-			fmt.Fprintf(&b, "%s %q %s;", f.Name, f.Tag.Get("json"), shape(f.Type, append(within, typ)))
+			name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
+			fmt.Fprintf(&b, "%s %q %s;", cmp.Or(name, f.Name), options, shape(f.Type, append(within, typ)))
 		}
 	}
 	return b.String() + "}"

@@ -40,7 +40,7 @@ const (
 
 // ErrBusy refuses a call while too many of its key or tenant are under way.
 var ErrBusy = fault.New(fault.Throttled, "too_many_requests",
-	"Too many requests of this key or tenant are in flight. Wait for some responses, then retry.").After(again)
+	"Too many requests of this key or tenant are in flight. Wait for some responses, then retry.").WithRetryAfter(again)
 
 // Caller is whose work it is.
 type Caller struct {

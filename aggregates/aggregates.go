@@ -55,8 +55,8 @@ type turn struct {
 	users int           // who has it or waits for it
 }
 
-// take waits for the stream's turn; give lets the next one in.
-func (l *Log) take(ctx context.Context, stream events.StreamID) (give func(), err error) {
+// lockStream waits for the stream's turn; give lets the next one in.
+func (l *Log) lockStream(ctx context.Context, stream events.StreamID) (give func(), err error) {
 	l.mu.Lock()
 	t := l.turns[stream]
 	if t == nil {
@@ -90,9 +90,9 @@ func NewLog(store events.Store, size int) (*Log, error) {
 	return &Log{Store: store, states: states, turns: map[events.StreamID]*turn{}}, nil
 }
 
-// Saw drops what is cached of a stream that has a commit at seq which this
+// Invalidate drops what is cached of a stream that has a commit at seq which this
 // process did not append itself.
-func (l *Log) Saw(stream events.StreamID, seq uint64) {
+func (l *Log) Invalidate(stream events.StreamID, seq uint64) {
 	if s, ok := l.states.Peek(stream); ok && s.(revisioned).revision() < seq {
 		l.states.Remove(stream)
 	}
@@ -253,7 +253,7 @@ func (d Decider[S, C, E]) stage(ctx context.Context, log *Log, stream events.Str
 ) (before, after State[S], err error) {
 	var s State[S]
 	if d.New == nil || !d.New(cmd) { // else the append finds out whether the stream is there already
-		give, err := log.take(ctx, stream)
+		give, err := log.lockStream(ctx, stream)
 		if err != nil {
 			return s, s, err
 		}

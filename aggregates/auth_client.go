@@ -49,16 +49,16 @@ type AuthClientState struct {
 	Abandoned []string // secret ids no event may name any more
 }
 
-// Names reports whether the auth client has this secret, or may go back to it.
-func (s AuthClientState) Names(secretID string) bool {
+// References reports whether the auth client has this secret, or may go back to it.
+func (s AuthClientState) References(secretID string) bool {
 	return s.Exists && secretID != "" && (s.SecretID == secretID || slices.Contains(s.Previous, secretID))
 }
 
 // Secrets are the ids of all secrets that the auth client has, or may go back to.
 func (s AuthClientState) Secrets() []string { return append(slices.Clone(s.Previous), s.SecretID) }
 
-// Over reports whether no fact can follow that names a secret.
-func (s AuthClientState) Over() bool { return false }
+// Terminal reports whether no fact can follow that names a secret.
+func (s AuthClientState) Terminal() bool { return false }
 
 // RevisionsOf are the Revisions of components, in their order.
 func (s AuthClientState) RevisionsOf(components []events.AuthClientComponent) []int {
@@ -121,7 +121,7 @@ func (s AuthClientState) decide(cmd commands.AuthClient) ([]events.AuthClient, e
 		}
 		return []events.AuthClient{events.AuthClientDeleted{}}, nil
 	case commands.AbandonAuthClientSecret:
-		if s.Names(c.SecretID) || slices.Contains(s.Abandoned, c.SecretID) {
+		if s.References(c.SecretID) || slices.Contains(s.Abandoned, c.SecretID) {
 			return nil, nil
 		}
 		return []events.AuthClient{events.SecretAbandoned{SecretID: c.SecretID}}, nil

@@ -44,8 +44,8 @@ type ComponentState struct {
 	Abandoned   []string // secret ids no event may name any more
 }
 
-// Names reports whether the values of the variables stand under the secret.
-func (s ComponentState) Names(secretID string) bool {
+// References reports whether the values of the variables stand under the secret.
+func (s ComponentState) References(secretID string) bool {
 	return s.Exists && !s.Deleted && s.EnvSecret == secretID
 }
 
@@ -57,8 +57,8 @@ func (s ComponentState) VisibleTo(tenant string) bool {
 	return s.Exists && (s.Shared || s.Owner == tenant)
 }
 
-// Over reports whether no fact can follow that names a secret.
-func (s ComponentState) Over() bool { return s.Deleted }
+// Terminal reports whether no fact can follow that names a secret.
+func (s ComponentState) Terminal() bool { return s.Deleted }
 
 func (s ComponentState) decide(cmd commands.Component) ([]events.Component, error) {
 	switch c := cmd.(type) {
@@ -97,7 +97,7 @@ func (s ComponentState) decide(cmd commands.Component) ([]events.Component, erro
 		}
 		return []events.Component{events.ComponentEnvSet{Names: c.Names, SecretID: c.SecretID}}, nil
 	case commands.AbandonEnvSecret:
-		if s.Names(c.SecretID) || slices.Contains(s.Abandoned, c.SecretID) {
+		if s.References(c.SecretID) || slices.Contains(s.Abandoned, c.SecretID) {
 			return nil, nil
 		}
 		return []events.Component{events.SecretAbandoned{SecretID: c.SecretID}}, nil

@@ -149,8 +149,8 @@ func (s ConnectorSecretState) Current() SecretVersion {
 	return s.Versions[len(s.Versions)-1]
 }
 
-// Names reports whether a kept version has this value.
-func (s ConnectorSecretState) Names(secretID string) bool {
+// References reports whether a kept version has this value.
+func (s ConnectorSecretState) References(secretID string) bool {
 	return slices.ContainsFunc(s.Versions, func(v SecretVersion) bool { return v.SecretID == secretID })
 }
 
@@ -162,8 +162,8 @@ func (s ConnectorSecretState) Secrets() (ids []string) {
 	return ids
 }
 
-// Over reports whether no fact can follow that names a secret.
-func (s ConnectorSecretState) Over() bool { return false }
+// Terminal reports whether no fact can follow that names a secret.
+func (s ConnectorSecretState) Terminal() bool { return false }
 
 func (s ConnectorSecretState) decide(cmd commands.ConnectorSecret) ([]events.ConnectorSecret, error) {
 	one := func(e events.ConnectorSecret) ([]events.ConnectorSecret, error) {
@@ -212,7 +212,7 @@ func (s ConnectorSecretState) decide(cmd commands.ConnectorSecret) ([]events.Con
 		}
 		return one(events.ConnectorSecretDeleted{})
 	case commands.AbandonConnectorSecret: // also before there is such a secret
-		if s.Names(c.SecretID) || slices.Contains(s.Abandoned, c.SecretID) {
+		if s.References(c.SecretID) || slices.Contains(s.Abandoned, c.SecretID) {
 			return nil, nil
 		}
 		return one(events.SecretAbandoned{SecretID: c.SecretID})

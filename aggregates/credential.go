@@ -62,11 +62,11 @@ func (s CredentialState) Live() bool { return s.Exists && !s.Deleted }
 // HoldsTokens reports whether a live credential has tokens that it may be given out with, or
 // may refresh.
 func (s CredentialState) HoldsTokens() bool {
-	return s.Live() && s.OAuth() && !s.Tokens.Cut && s.Current().SecretID != ""
+	return s.Live() && s.OAuth() && !s.Tokens.RevokedLocally && s.Current().SecretID != ""
 }
 
-// Over reports whether no fact can follow that names a secret.
-func (s CredentialState) Over() bool { return s.Deleted }
+// Terminal reports whether no fact can follow that names a secret.
+func (s CredentialState) Terminal() bool { return s.Deleted }
 
 // Current is the version in force; the zero value when there is none.
 func (s CredentialState) Current() events.KeysVersion {
@@ -86,9 +86,9 @@ func (s CredentialState) Version(n int) (events.KeysVersion, bool) {
 	return events.KeysVersion{}, false
 }
 
-// Names reports whether a kept version of a live credential, or its tokens, name the secret.
-func (s CredentialState) Names(secretID string) bool {
-	return s.Live() && (s.Tokens.namesToken(secretID) ||
+// References reports whether a kept version of a live credential, or its tokens, name the secret.
+func (s CredentialState) References(secretID string) bool {
+	return s.Live() && (s.Tokens.referencesToken(secretID) ||
 		slices.ContainsFunc(s.Versions, func(v events.KeysVersion) bool { return v.SecretID == secretID }))
 }
 
@@ -320,7 +320,7 @@ func (s CredentialState) release(c commands.ReleaseCredential) []events.Credenti
 
 // abandon forbids a secret, also before the credential exists.
 func (s CredentialState) abandon(c commands.AbandonSecret) ([]events.Credential, error) {
-	if s.Names(c.SecretID) || slices.Contains(s.Abandoned, c.SecretID) {
+	if s.References(c.SecretID) || slices.Contains(s.Abandoned, c.SecretID) {
 		return nil, nil
 	}
 	return []events.Credential{events.SecretAbandoned{SecretID: c.SecretID}}, nil
@@ -362,8 +362,8 @@ func (s CredentialState) evolve(e events.Credential) CredentialState {
 	case events.CredentialVerified:
 		switch {
 		case e.Version != s.Current().Version:
-		case s.Tokens.Broken != "": // that goes before
-			s.Tokens.Before = e.Verification.Status
+		case s.Tokens.ReauthReason != "": // that goes before
+			s.Tokens.StatusBefore = e.Verification.Status
 		default:
 			s.Status = e.Verification.Status
 		}

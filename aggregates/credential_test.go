@@ -142,7 +142,7 @@ func TestCredentialInvariants(t *testing.T) {
 				t.Fatalf("%d versions are kept", len(s.Versions))
 			}
 			for _, a := range s.Abandoned {
-				if s.Names(a) {
+				if s.References(a) {
 					t.Fatalf("the abandoned secret %s is named", a)
 				}
 			}

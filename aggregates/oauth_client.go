@@ -45,8 +45,10 @@ type OAuthClientState struct {
 	Abandoned []string // secret ids no event may name any more
 }
 
-// Names reports whether the client that is defined has this secret.
-func (s OAuthClientState) Names(secretID string) bool { return s.ID != "" && s.SecretID == secretID }
+// References reports whether the client that is defined has this secret.
+func (s OAuthClientState) References(secretID string) bool {
+	return s.ID != "" && s.SecretID == secretID
+}
 
 // Secrets is the id of the client's secret.
 func (s OAuthClientState) Secrets() []string { return []string{s.SecretID} }
@@ -63,8 +65,8 @@ func (s OAuthClientState) Revision() int {
 	return s.Revisions[len(s.Revisions)-1]
 }
 
-// Over reports whether no fact can follow that names a secret.
-func (s OAuthClientState) Over() bool { return false }
+// Terminal reports whether no fact can follow that names a secret.
+func (s OAuthClientState) Terminal() bool { return false }
 
 func (s OAuthClientState) decide(cmd commands.OAuthClient) ([]events.OAuthClient, error) {
 	switch c := cmd.(type) {
@@ -110,7 +112,7 @@ func (s OAuthClientState) decide(cmd commands.OAuthClient) ([]events.OAuthClient
 		}
 		return []events.OAuthClient{events.OAuthClientReleased{Flow: c.Flow, Revision: c.Revision}}, nil
 	case commands.AbandonClientSecret:
-		if s.Names(c.SecretID) || slices.Contains(s.Abandoned, c.SecretID) {
+		if s.References(c.SecretID) || slices.Contains(s.Abandoned, c.SecretID) {
 			return nil, nil
 		}
 		return []events.OAuthClient{events.SecretAbandoned{SecretID: c.SecretID}}, nil

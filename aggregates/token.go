@@ -46,19 +46,19 @@ const (
 // Tokens is how a credential stands with its authorization server. The zero
 // Tokens is of one that has none, and never had.
 type Tokens struct {
-	Grant     int           // the last authorization: 0 when there was none
-	Field     string        // of the keys that holds the tokens in force; "" when none are
-	Token     Token         // in force
-	Renewable bool          //
-	Epoch     int           // the last refresh begun
-	Refresh   Refresh       // under way; Epoch 0 when none is
-	Late      []Refresh     // of this grant, taken over without an answer, which may yet be found
-	Failures  int           // in a row
-	RetryAt   time.Time     // of the last failure; zero after a success
-	Broken    string        // why re-authorization is required, a sentence; "" when it is not
-	Before    events.Status // of the credential, until Broken
-	Cut       bool          // they were revoked on purpose: no renewal may bring them back
-	Unproved  bool          // the token in force came late: whether it is good shows when it is renewed
+	Grant          int           // the last authorization: 0 when there was none
+	Field          string        // of the keys that holds the tokens in force; "" when none are
+	Token          Token         // in force
+	Renewable      bool          //
+	Epoch          int           // the last refresh begun
+	Refresh        Refresh       // under way; Epoch 0 when none is
+	Late           []Refresh     // of this grant, taken over without an answer, which may yet be found
+	Failures       int           // in a row
+	RetryAt        time.Time     // of the last failure; zero after a success
+	ReauthReason   string        `json:"Broken"`   // why re-authorization is required, a sentence; "" when it is not
+	StatusBefore   events.Status `json:"Before"`   // of the credential, until ReauthReason
+	RevokedLocally bool          `json:"Cut"`      // they were revoked on purpose: no renewal may bring them back
+	Unverified     bool          `json:"Unproved"` // the token in force came late: whether it is good shows when it is renewed
 }
 
 // Token is one access token.
@@ -77,9 +77,9 @@ type Refresh struct {
 	Holder   string // the process
 }
 
-// Enough reports whether the token is good for as long as asked or, where the
+// ValidFor reports whether the token is good for as long as asked or, where the
 // server grants shorter ones, for half of what it grants.
-func (t Token) Enough(now time.Time, life time.Duration) bool {
+func (t Token) ValidFor(now time.Time, life time.Duration) bool {
 	return t.Expires.Sub(now) >= min(life, t.Lifetime/2) && t.Plausible(now)
 }
 
@@ -101,14 +101,14 @@ func (s CredentialState) Revision() string {
 	switch {
 	case !s.Live():
 		return ""
-	case s.Tokens.Broken != "":
+	case s.Tokens.ReauthReason != "":
 		return "broken"
 	}
 	return strconv.Itoa(s.Current().Version) + "." + strconv.Itoa(s.Tokens.Token.Epoch)
 }
 
-// namesToken reports whether the secret is a token in force, or may become one.
-func (t Tokens) namesToken(secretID string) bool {
+// referencesToken reports whether the secret is a token in force, or may become one.
+func (t Tokens) referencesToken(secretID string) bool {
 	is := func(r Refresh) bool { return r.SecretID == secretID }
 	return t.Token.SecretID == secretID || is(t.Refresh) || slices.ContainsFunc(t.Late, is)
 }
@@ -137,7 +137,7 @@ func (s CredentialState) authorized(keys events.KeysVersion, t *commands.Tokens)
 		Grant: grant, Version: keys.Version, Field: t.Field, By: t.By, User: t.User, Connection: t.Connection,
 		Expires: t.Expires.UTC(), Lifetime: int64(t.Lifetime / time.Second), Renewable: t.Renewable, Scope: t.Scope,
 	}}
-	if s.Tokens.Broken != "" {
+	if s.Tokens.ReauthReason != "" {
 		facts = append(facts, events.CredentialRecovered{Grant: grant, Status: keys.Verification.Status})
 	}
 	return facts
@@ -158,8 +158,8 @@ func (s CredentialState) startRefresh(c commands.StartRefresh) ([]events.Credent
 	switch err := s.mayRenew(); {
 	case err != nil:
 		return nil, err
-	case t.Broken != "" && (!c.Insist || !t.Renewable || t.Cut):
-		return nil, ErrReauthorizationRequired.Because("%s", t.Broken)
+	case t.ReauthReason != "" && (!c.Insist || !t.Renewable || t.RevokedLocally):
+		return nil, ErrReauthorizationRequired.Withf("%s", t.ReauthReason)
 	case !t.Renewable:
 		return nil, ErrReauthorizationRequired
 	case t.Token.Epoch != c.Epoch:
@@ -190,7 +190,7 @@ func (s CredentialState) completeRefresh(c commands.CompleteRefresh) ([]events.C
 		return nil, err
 	case t.Token.SecretID == c.SecretID:
 		return nil, nil
-	case t.Grant != c.Grant, t.Token.Epoch >= c.Epoch, t.Cut:
+	case t.Grant != c.Grant, t.Token.Epoch >= c.Epoch, t.RevokedLocally:
 		return nil, ErrRefreshSuperseded
 	case slices.Contains(s.Abandoned, c.SecretID):
 		return nil, ErrSecretAbandoned
@@ -204,8 +204,8 @@ func (s CredentialState) completeRefresh(c commands.CompleteRefresh) ([]events.C
 		return []events.Credential{fact}, nil
 	}
 	facts := []events.Credential{fact}
-	if t.Broken != "" {
-		facts = append(facts, events.CredentialRecovered{Grant: c.Grant, Status: t.Before})
+	if t.ReauthReason != "" {
+		facts = append(facts, events.CredentialRecovered{Grant: c.Grant, Status: t.StatusBefore})
 	}
 	return facts, nil
 }
@@ -224,8 +224,8 @@ func (s CredentialState) failRefresh(c commands.FailRefresh) ([]events.Credentia
 	switch {
 	case c.Lost != "" && t.Token.Epoch == t.Refresh.From: // else what was refused is not the token in force any more
 		return append(facts, s.broken(c.Grant, c.Outcome, c.Lost)), nil
-	case t.Broken != "" && !t.Unproved: // somebody insisted, and it is as it was
-		return append(facts, s.broken(c.Grant, c.Outcome, t.Broken)), nil
+	case t.ReauthReason != "" && !t.Unverified: // somebody insisted, and it is as it was
+		return append(facts, s.broken(c.Grant, c.Outcome, t.ReauthReason)), nil
 	}
 	return facts, nil
 }
@@ -234,7 +234,7 @@ func (s CredentialState) requireReauthorization(c commands.RequireReauthorizatio
 	switch err := s.mayRenew(); {
 	case err != nil:
 		return nil, err
-	case s.Tokens.Grant != c.Grant || s.Tokens.Cut || s.Tokens.Broken != "" && c.Reason != ReasonRevokedHere:
+	case s.Tokens.Grant != c.Grant || s.Tokens.RevokedLocally || s.Tokens.ReauthReason != "" && c.Reason != ReasonRevokedHere:
 		return nil, nil
 	}
 	return []events.Credential{s.broken(c.Grant, c.Reason, c.Says)}, nil
@@ -253,7 +253,7 @@ func (s CredentialState) revokeTokens(c commands.RevokeTokens) ([]events.Credent
 		return nil, nil
 	}
 	facts := []events.Credential{events.CredentialTokensRevoked{Grant: s.Tokens.Grant}}
-	if !s.Tokens.Cut {
+	if !s.Tokens.RevokedLocally {
 		facts = append(facts, s.broken(s.Tokens.Grant, ReasonRevokedHere, RevokedHere))
 	}
 	return facts, nil
@@ -283,7 +283,7 @@ func (s CredentialState) evolveTokens(e events.CredentialToken) CredentialState 
 		if t.Refresh.Epoch <= e.Epoch {
 			t.Refresh = Refresh{}
 		}
-		t.Failures, t.RetryAt, t.Unproved = 0, time.Time{}, e.Expires.IsZero()
+		t.Failures, t.RetryAt, t.Unverified = 0, time.Time{}, e.Expires.IsZero()
 	case events.CredentialRefreshFailed:
 		if e.Outcome == "unknown" { // taken over: RefreshStarted follows and keeps it among the late ones
 			return s
@@ -293,13 +293,13 @@ func (s CredentialState) evolveTokens(e events.CredentialToken) CredentialState 
 			t.Failures++
 		}
 	case events.CredentialReauthorizationRequired:
-		if t.Broken == "" {
-			t.Before = s.Status
+		if t.ReauthReason == "" {
+			t.StatusBefore = s.Status
 		}
-		t.Broken, t.Unproved, s.Status = e.Says, false, events.ReauthorizationRequired
-		t.Cut = t.Cut || e.Reason == ReasonRevokedHere
+		t.ReauthReason, t.Unverified, s.Status = e.Says, false, events.ReauthorizationRequired
+		t.RevokedLocally = t.RevokedLocally || e.Reason == ReasonRevokedHere
 	case events.CredentialRecovered:
-		t.Broken, s.Status = "", e.Status
+		t.ReauthReason, s.Status = "", e.Status
 	case events.CredentialTokensRevoked:
 		// The grant is over: no answer that is still on its way may bring it back.
 		t.Grant, t.Token, t.Refresh, t.Late, t.Renewable = e.Grant+1, Token{Epoch: t.Epoch}, Refresh{}, nil, false

@@ -12,7 +12,7 @@ func TestTokenOfAClockThatWasAhead(t *testing.T) {
 		10 * time.Minute: true, 10*time.Minute + 30*time.Second: true, time.Minute: true, 59 * time.Second: false,
 		12 * time.Minute: false, 365 * 24 * time.Hour: false,
 	} {
-		if got := (Token{Expires: now.Add(left), Lifetime: 10 * time.Minute}).Enough(now, time.Minute); got != want {
+		if got := (Token{Expires: now.Add(left), Lifetime: 10 * time.Minute}).ValidFor(now, time.Minute); got != want {
 			t.Errorf("of a token of 10 minutes that ends in %s: %v, want %v", left, got, want)
 		}
 	}

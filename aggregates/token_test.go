@@ -217,14 +217,14 @@ func TestTokensOfRacingProcesses(t *testing.T) {
 				if secret == "" || p.grant != before.Grant {
 					break
 				}
-				if !s.Names(secret) {
+				if !s.References(secret) {
 					t.Fatalf("the answer of epoch %d is not named: the collector could erase it", p.epoch)
 				}
 				err := do(commands.CompleteRefresh{ID: "c", Epoch: p.epoch, Grant: p.grant, SecretID: secret, Expires: noon, Lifetime: time.Hour})
 				if err != nil && before.Token.Epoch < p.epoch {
 					t.Fatalf("the answer of epoch %d was refused while %d was in force: %v", p.epoch, before.Token.Epoch, err)
 				}
-				if s.Tokens.Broken != "" && !s.Tokens.Unproved && s.Tokens.Token.Epoch == p.epoch && err == nil && before.Token.Epoch != p.epoch {
+				if s.Tokens.ReauthReason != "" && !s.Tokens.Unverified && s.Tokens.Token.Epoch == p.epoch && err == nil && before.Token.Epoch != p.epoch {
 					t.Fatal("there are new tokens and re-authorization is required")
 				}
 			case 3:

@@ -148,7 +148,7 @@ func try[T any](ctx context.Context, send func(context.Context) (T, error)) (T, 
 	wait := firstWait
 	for n := 1; ; n++ {
 		answer, err := send(ctx)
-		if err == nil || n == attempts || ctx.Err() != nil || !again(err) {
+		if err == nil || n == attempts || ctx.Err() != nil || !retryable(err) {
 			return answer, err
 		}
 		pause := wait/2 + mathrand.N(wait/2+1) //nolint:gosec // spreads attempts, guards nothing
@@ -178,7 +178,7 @@ func smaller(err error, limit *int) bool {
 	return true
 }
 
-func again(err error) bool {
+func retryable(err error) bool {
 	var f *fault.Error
 	return errors.As(err, &f) && f.Kind == fault.Unavailable
 }
@@ -190,13 +190,13 @@ func readProblem(status int, body []byte) error {
 		// Something between us and the service answered: a proxy, a load balancer.
 		switch status {
 		case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-			return ErrUnreachable.Because("The service cannot be reached: the proxy in front of it answered with status %d.", status)
+			return ErrUnreachable.Withf("The service cannot be reached: the proxy in front of it answered with status %d.", status)
 		}
-		return ErrAnswer.Because("The response is not from a credstream API: status %d. Check the address.", status)
+		return ErrAnswer.Withf("The response is not from a credstream API: status %d. Check the address.", status)
 	}
 	f := p.Fault()
 	if f.Kind == fault.Internal && p.RequestID != "" {
-		f = f.Because("%s Request id: %s.", f.Msg, p.RequestID)
+		f = f.Withf("%s Request id: %s.", f.Msg, p.RequestID)
 	}
 	return f
 }

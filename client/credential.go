@@ -57,7 +57,7 @@ func KeysJSON(object []byte) (Keys, error) {
 	return Keys{clear: func() jsontext.Value { return v }}, nil
 }
 
-var errKeys = ErrConfig.Because("The keys must be one JSON object with a value for each field and no duplicate names.")
+var errKeys = ErrConfig.Withf("The keys must be one JSON object with a value for each field and no duplicate names.")
 
 func (k Keys) reveal() jsontext.Value {
 	if k.clear == nil {

@@ -97,13 +97,13 @@ func (f *follower) receive(m *nats.Msg) {
 // errEnough ends attend for a caller who wants no more.
 var errEnough = errors.New("the caller wants no more")
 
-// attend listens to a subject until ctx ends, and returns nil then. First, and
+// listen listens to a subject until ctx ends, and returns nil then. First, and
 // whenever messages may have been lost, it calls catchUp, which finds out what
 // they said; between these it calls take with each message. An error of either
 // ends it, but it waits for a service that is away once it has begun. It returns
 // refused when the key may not listen to the subject, and ErrRefused when it is
 // not known any more.
-func (c *Conn) attend(ctx context.Context, subject string, refused error, catchUp func() error, take func(*nats.Msg) error) error {
+func (c *Conn) listen(ctx context.Context, subject string, refused error, catchUp func() error, take func(*nats.Msg) error) error {
 	nc, err := c.listening(ctx)
 	if err != nil {
 		return unlessOver(ctx, err)
@@ -155,7 +155,7 @@ func (c *Conn) attend(ctx context.Context, subject string, refused error, catchU
 			switch {
 			case err == nil:
 				begun = true
-			case begun && again(err) && !nc.IsClosed():
+			case begun && retryable(err) && !nc.IsClosed():
 				f.missed() // each question came with pauses already
 			default:
 				return unlessOver(ctx, err)
@@ -242,7 +242,7 @@ func (c *Conn) follow(ctx context.Context, after uint64, yield func(Event, error
 		}
 		return give(e)
 	}
-	if err := c.attend(ctx, "credstream.events."+c.tenant+".>", ErrFeedRefused, catchUp, take); err != nil {
+	if err := c.listen(ctx, "credstream.events."+c.tenant+".>", ErrFeedRefused, catchUp, take); err != nil {
 		yield(Event{}, err)
 	}
 }

@@ -39,7 +39,7 @@ const (
 func New(cfg Config) (*Client, error) {
 	u, err := url.Parse(cfg.URL)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" {
-		return nil, ErrConfig.Because("The service's URL must be http:// or https:// and a host, without user or query.")
+		return nil, ErrConfig.Withf("The service's URL must be http:// or https:// and a host, without user or query.")
 	}
 	if cfg.Tenant == "" {
 		cfg.Tenant = DefaultTenant
@@ -86,7 +86,7 @@ func (t *httpTransport) send(ctx context.Context, r request) ([]byte, error) {
 	}
 	req, err := http.NewRequestWithContext(ctx, method, target, body)
 	if err != nil {
-		return nil, ErrConfig.Because("%q is not the name of a command or query.", r.name)
+		return nil, ErrConfig.Withf("%q is not the name of a command or query.", r.name)
 	}
 	if r.command {
 		setDeadline(ctx, req.Header)
@@ -114,7 +114,7 @@ func (t *httpTransport) send(ctx context.Context, r request) ([]byte, error) {
 	case err != nil:
 		return nil, unreachable(ctx, err)
 	case len(answer) > maxAnswer:
-		return nil, ErrAnswer.Because("The response is larger than %d MiB.", maxAnswer>>20)
+		return nil, ErrAnswer.Withf("The response is larger than %d MiB.", maxAnswer>>20)
 	case resp.StatusCode != http.StatusOK:
 		return nil, readProblem(resp.StatusCode, answer)
 	}

@@ -110,7 +110,7 @@ func (c *Conn) WatchInUse(ctx context.Context) iter.Seq2[InUseEntry, error] {
 			}
 			return give(e)
 		}
-		if err := c.attend(ctx, prefix+">", ErrInUseRefused, list, take); err != nil {
+		if err := c.listen(ctx, prefix+">", ErrInUseRefused, list, take); err != nil {
 			yield(InUseEntry{}, err)
 		}
 	}

@@ -98,7 +98,7 @@ func Dial(ctx context.Context, cfg NATSConfig) (*Conn, error) {
 		cfg.Tenant = DefaultTenant
 	}
 	if !isToken(cfg.Tenant) {
-		return nil, ErrConfig.Because("A tenant must have 1 to 64 letters, digits, '_' and '-'.")
+		return nil, ErrConfig.Withf("A tenant must have 1 to 64 letters, digits, '_' and '-'.")
 	}
 	c := &Conn{cfg: cfg, waiting: map[*pending]struct{}{}, followers: map[*follower]struct{}{}}
 	c.API = API{c, cfg.Tenant}
@@ -234,7 +234,7 @@ func (c *Conn) send(ctx context.Context, r request) ([]byte, error) {
 func (c *Conn) subject(kind, name string) (string, error) {
 	for token := range strings.SplitSeq(name, ".") {
 		if !isToken(token) {
-			return "", ErrConfig.Because("%q is not the name of a command or query.", name)
+			return "", ErrConfig.Withf("%q is not the name of a command or query.", name)
 		}
 	}
 	return "credstream." + kind + "." + c.tenant + "." + name, nil

@@ -70,7 +70,7 @@ func (a *API) SealKeys(ctx context.Context, command, commandID, target string, k
 		return "", err
 	}
 	if k.Suite != suite {
-		return "", ErrAnswer.Because("The service requires a sealing suite that this client does not support. Update the client.")
+		return "", ErrAnswer.Withf("The service requires a sealing suite that this client does not support. Update the client.")
 	}
 	raw, err := base64.RawURLEncoding.DecodeString(k.PublicKey)
 	if err != nil {

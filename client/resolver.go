@@ -76,7 +76,7 @@ type flight struct {
 }
 
 // NewResolver makes a Resolver that follows the feed over NATS.
-func (c *Conn) NewResolver() (*Resolver, error) { return newResolver(&c.API, c.hearCredentials) }
+func (c *Conn) NewResolver() (*Resolver, error) { return newResolver(&c.API, c.followCredentials) }
 
 // NewResolver makes a Resolver that asks for changes over HTTP.
 func (c *Client) NewResolver() (*Resolver, error) { return newResolver(&c.API, c.pollCredentials) }
@@ -100,7 +100,7 @@ func (r *Resolver) Close() {
 	r.mu.Unlock()
 	r.end()
 	r.work.Wait()
-	r.deaf()
+	r.unsubscribed()
 }
 
 // Resolve returns the values of a credential. Many calls for the same at the same
@@ -122,7 +122,7 @@ func (r *Resolver) Resolve(ctx context.Context, id string, opts ResolveOptions) 
 	if f == nil || f.stale {
 		f = &flight{done: make(chan struct{}), heard: hears}
 		r.flights[q] = f
-		r.work.Go(func() { r.fly(q, f) })
+		r.work.Go(func() { r.fetch(q, f) })
 	}
 	r.mu.Unlock()
 	select {
@@ -133,8 +133,8 @@ func (r *Resolver) Resolve(ctx context.Context, id string, opts ResolveOptions) 
 	}
 }
 
-// fly asks the service.
-func (r *Resolver) fly(q question, f *flight) {
+// fetch asks the service.
+func (r *Resolver) fetch(q question, f *flight) {
 	ctx, cancel := context.WithTimeout(r.life, resolveTime)
 	defer cancel()
 	asked := time.Now()
@@ -177,17 +177,17 @@ func (r *Resolver) forget(id string) {
 	delete(r.kept, id)
 }
 
-// hear says that from now on every change is told to changed. What was kept before
+// subscribed says that from now on every change is told to changed. What was kept before
 // goes: a change of it may have been missed.
-func (r *Resolver) hear(still func() bool) {
+func (r *Resolver) subscribed(still func() bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.drop()
 	r.hears = still
 }
 
-// deaf says that changes are not heard of.
-func (r *Resolver) deaf() { r.hear(nil) }
+// unsubscribed says that changes are not heard of.
+func (r *Resolver) unsubscribed() { r.subscribed(nil) }
 
 func (r *Resolver) drop() {
 	clear(r.kept)
@@ -217,19 +217,19 @@ func (r *Resolver) changed(e Event) {
 	}
 }
 
-// hearCredentials tells the Resolver what the feed says, until ctx ends.
-func (c *Conn) hearCredentials(ctx context.Context, r *Resolver) {
+// followCredentials tells the Resolver what the feed says, until ctx ends.
+func (c *Conn) followCredentials(ctx context.Context, r *Resolver) {
 	for ctx.Err() == nil {
-		c.hearOnce(ctx, r)
-		r.deaf()
+		c.followCredentialsOnce(ctx, r)
+		r.unsubscribed()
 		pause(ctx, followPause)
 	}
 }
 
-// hearOnce listens until that cannot go on. A server that is gone without a word,
+// followCredentialsOnce listens until that cannot go on. A server that is gone without a word,
 // or a way to it that swallows everything, is noticed by the beats: the server
 // answers each, behind what it has sent before.
-func (c *Conn) hearOnce(ctx context.Context, r *Resolver) {
+func (c *Conn) followCredentialsOnce(ctx context.Context, r *Resolver) {
 	nc, err := c.listening(ctx)
 	if err != nil {
 		return
@@ -248,7 +248,7 @@ func (c *Conn) hearOnce(ctx context.Context, r *Resolver) {
 	catchUp := func() error {
 		lives := nc.Stats().Reconnects
 		beat.heard(time.Now()) // attend has just had an answer
-		r.hear(func() bool { return nc.IsConnected() && nc.Stats().Reconnects == lives && beat.recent() })
+		r.subscribed(func() bool { return nc.IsConnected() && nc.Stats().Reconnects == lives && beat.recent() })
 		return nil
 	}
 	take := func(m *nats.Msg) error {
@@ -260,7 +260,7 @@ func (c *Conn) hearOnce(ctx context.Context, r *Resolver) {
 	}
 	// Whatever ends it, there is nobody to tell: each call asks the service, which
 	// says why when it refuses.
-	_ = c.attend(ctx, "credstream.events."+c.tenant+".credential.>", ErrFeedRefused, catchUp, take)
+	_ = c.listen(ctx, "credstream.events."+c.tenant+".credential.>", ErrFeedRefused, catchUp, take)
 }
 
 // beats remembers when the server last answered.
@@ -301,12 +301,12 @@ func (c *Client) pollCredentials(ctx context.Context, r *Resolver) {
 		switch {
 		case err != nil:
 			hearing, next = false, math.MaxInt64
-			r.deaf()
+			r.unsubscribed()
 			continue
 		case !hearing:
 			hearing, next = true, page.End+1
 			beat.heard(asked)
-			r.hear(beat.recent)
+			r.subscribed(beat.recent)
 			continue
 		}
 		for _, e := range page.Events {

@@ -23,7 +23,7 @@ var (
 // Required refuses an empty member.
 func Required(pointer, value string) error {
 	if strings.TrimSpace(value) == "" {
-		return ErrMissing.Because("The member %s is required.", strings.TrimPrefix(pointer, "/")).At(pointer)
+		return ErrMissing.Withf("The member %s is required.", strings.TrimPrefix(pointer, "/")).At(pointer)
 	}
 	return nil
 }
@@ -50,7 +50,7 @@ func CheckTarget(id string, expected int) error {
 		return fault.Of(err).At("/id")
 	}
 	if expected < 0 {
-		return ErrBody.Because("A version is a number from 1.").At("/expected_version")
+		return ErrBody.Withf("A version is a number from 1.").At("/expected_version")
 	}
 	return nil
 }

@@ -279,13 +279,13 @@ func (d Descriptor) HostFields() []string {
 func (d Descriptor) CheckKeys(names []string) error {
 	for _, name := range names {
 		if _, ok := d.Field(name); !ok {
-			return ErrKeysFieldUnknown.Because("The component has no field %q.", short(name)).At(pointer("keys", name))
+			return ErrKeysFieldUnknown.Withf("The component has no field %q.", short(name)).At(pointer("keys", name))
 		}
 	}
 	for _, f := range d.Fields {
 		asked := f.OAuth() && d.OAuth2 != nil && d.OAuth2.ClientCredentials
 		if f.Required && !asked && !slices.Contains(names, f.Name) {
-			return ErrKeysFieldMissing.Because("The field %q is required.", f.Name).At(pointer("keys", f.Name))
+			return ErrKeysFieldMissing.Withf("The field %q is required.", f.Name).At(pointer("keys", f.Name))
 		}
 	}
 	return nil
@@ -487,7 +487,7 @@ func (d *Descriptor) checkHTTP(p *HTTPProbe) error {
 			return invalidAt(at+"/basic/username", "A user name cannot contain a colon.")
 		}
 		if !strings.Contains(b.Username+b.Password, "{{") {
-			return ErrSecretInDescriptor.Because("The user name and password are literal values. Use the fields that contain them: {{field}}.").At(at + "/basic")
+			return ErrSecretInDescriptor.Withf("The user name and password are literal values. Use the fields that contain them: {{field}}.").At(at + "/basic")
 		}
 		templates = append(templates, b.Username+b.Password)
 	}
@@ -616,7 +616,7 @@ func (d *Descriptor) checkHeaders(at string, headers map[string]string, basic bo
 			return err
 		}
 		if lower == "authorization" && !strings.Contains(value, "{{") {
-			return ErrSecretInDescriptor.Because("The Authorization header is a literal value. Use the field that contains the secret: {{field}}.").At(at)
+			return ErrSecretInDescriptor.Withf("The Authorization header is a literal value. Use the field that contains the secret: {{field}}.").At(at)
 		}
 	}
 	return nil
@@ -929,7 +929,7 @@ func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m))
 func whole(r *big.Rat) string { return r.RatString() }
 
 func invalidAt(at, format string, args ...any) error {
-	return ErrDescriptorInvalid.Because(format, args...).At(shortPointer(at))
+	return ErrDescriptorInvalid.Withf(format, args...).At(shortPointer(at))
 }
 
 // pointer makes a JSON pointer (RFC 6901).

@@ -33,7 +33,7 @@ func CheckNoSecrets(raw []byte) error {
 		{"/envVars", root["envVars"]},
 	} {
 		if at, name := literalSecret(part.value, part.at, ""); name != "" {
-			return ErrSecretInDescriptor.Because("The component.json contains a value for %q, which is the name of a secret. A component.json is stored permanently. Remove the "+
+			return ErrSecretInDescriptor.Withf("The component.json contains a value for %q, which is the name of a secret. A component.json is stored permanently. Remove the "+
 				"value, and replace the secret if it is in use. Set the secret of an OAuth client with oauth_client.define and the value of a "+
 				"variable with component.set-env. Make a secret of an account a field of the credential: {{field}}.", short(name)).At(shortPointer(at))
 		}

@@ -53,8 +53,8 @@ func (e *Error) Is(target error) bool {
 	return ok && t.Code == e.Code
 }
 
-// Because returns e with a more specific sentence in place of its own.
-func (e *Error) Because(format string, args ...any) *Error {
+// Withf returns e with a more specific sentence in place of its own.
+func (e *Error) Withf(format string, args ...any) *Error {
 	c := *e
 	c.Msg = fmt.Sprintf(format, args...)
 	return &c
@@ -74,8 +74,8 @@ func (e *Error) With(details any) *Error {
 	return &c
 }
 
-// After returns e asking the caller to wait for d before it tries again.
-func (e *Error) After(d time.Duration) *Error {
+// WithRetryAfter returns e asking the caller to wait for d before it tries again.
+func (e *Error) WithRetryAfter(d time.Duration) *Error {
 	c := *e
 	c.RetryAfter = d
 	return &c

@@ -13,7 +13,7 @@ import (
 var errInUse = fault.New(fault.Precondition, "test_in_use", "in use")
 
 func TestIsComparesCodes(t *testing.T) {
-	specific := errInUse.Because("flow %q uses it", "f1").At("/id").With([]string{"f1"}).After(time.Second)
+	specific := errInUse.Withf("flow %q uses it", "f1").At("/id").With([]string{"f1"}).WithRetryAfter(time.Second)
 	if !errors.Is(fmt.Errorf("deleting: %w", specific), errInUse) {
 		t.Error("a wrapped, more specific error is not recognised")
 	}

@@ -65,7 +65,7 @@ func EnsureStream(ctx context.Context, js jetstream.JetStream, want jetstream.St
 		{"no_ack", got.NoAck, want.NoAck},
 	} {
 		if !reflect.DeepEqual(c.got, c.want) {
-			return false, ErrStreamConfig.Because("The stream %s has an unexpected configuration: %s is %v, must be %v.", want.Name, c.field, c.got, c.want)
+			return false, ErrStreamConfig.Withf("The stream %s has an unexpected configuration: %s is %v, must be %v.", want.Name, c.field, c.got, c.want)
 		}
 	}
 	return created, nil

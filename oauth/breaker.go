@@ -35,15 +35,15 @@ type breaker struct {
 	hosts map[string]*host
 }
 
-// place names what a request has to do with, from all to few.
-type place struct{ endpoint, tenant, client string }
+// breakerKey names what a request has to do with, from all to few.
+type breakerKey struct{ endpoint, tenant, client string }
 
-func placeOf(hostname, path, tenant, client string) place {
+func breakerKeyOf(hostname, path, tenant, client string) breakerKey {
 	endpoint := hostname + path // no URL and no tenant holds a line break
-	return place{endpoint, endpoint + "\n" + tenant, endpoint + "\n" + tenant + "\n" + client}
+	return breakerKey{endpoint, endpoint + "\n" + tenant, endpoint + "\n" + tenant + "\n" + client}
 }
 
-func (p place) keys() []string { return []string{p.endpoint, p.tenant, p.client} }
+func (p breakerKey) keys() []string { return []string{p.endpoint, p.tenant, p.client} }
 
 // line is what is known of a place. The zero line is in order.
 type line struct {
@@ -67,7 +67,7 @@ func newBreaker() *breaker {
 // leave. It returns an *Error while the endpoint rests or shall not be asked by the
 // tenant or its client, or ctx's own when that ended.
 func (b *breaker) enter(ctx context.Context, hostname, path, tenant, client string) (leave func(*Error), err error) {
-	at := placeOf(hostname, path, tenant, client)
+	at := breakerKeyOf(hostname, path, tenant, client)
 	if err := b.resting(at, false); err != nil {
 		return nil, err
 	}
@@ -90,7 +90,7 @@ func (b *breaker) enter(ctx context.Context, hostname, path, tenant, client stri
 
 // resting tells whether one of the lines is left alone; if not and try is set,
 // the caller is the one who tries those that were.
-func (b *breaker) resting(at place, try bool) error {
+func (b *breaker) resting(at breakerKey, try bool) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
@@ -146,7 +146,7 @@ func (b *breaker) slot(ctx context.Context, hostname string) (release func(), er
 }
 
 // leave notes how a request went: e is nil when it succeeded.
-func (b *breaker) leave(at place, e *Error) {
+func (b *breaker) leave(at breakerKey, e *Error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
@@ -195,7 +195,7 @@ func (b *breaker) ill(key string, asked time.Duration) {
 // illForAll notes a failure after that of the tenant. The endpoint rests when it
 // keeps failing for several tenants, each time twice as long; for how long one of
 // them was told to stay away is no matter of the others.
-func (b *breaker) illForAll(at place) {
+func (b *breaker) illForAll(at breakerKey) {
 	now, l := time.Now(), b.lines[at.endpoint]
 	if b.lines[at.tenant].failed >= maxFailures {
 		l = b.line(at.endpoint)

@@ -101,7 +101,7 @@ func OpenViews(path string, opts ViewsOptions) (*Views, error) {
 		path: path, opts: opts, log: opts.Logger, bounds: bounds{walk: 600, candidates: 600},
 		readers: make(chan *conn, opts.Readers), closed: make(chan struct{}), damaged: make(chan struct{}, 1),
 	}
-	if why := unfit(path, opts.Log); why != nil {
+	if why := validateFile(path, opts.Log); why != nil {
 		v.log.Warn("dropping the read models and rebuilding them from the log", "path", path, "reason", why)
 		if err := remove(path); err != nil {
 			return nil, fmt.Errorf("dropping the read models: %w", err)
@@ -160,9 +160,9 @@ func removeIfThere(path string) error {
 	return nil
 }
 
-// unfit says why the file at path must not be used; nil when it may be, or when
+// validateFile says why the file at path must not be used; nil when it may be, or when
 // there is none. It takes the mark of a clean end away.
-func unfit(path, log string) error {
+func validateFile(path, log string) error {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -298,7 +298,7 @@ func (v *Views) reopen() error {
 	}
 	_ = v.shut() // the readers alone, which have written nothing
 	if err := v.open(); err != nil {
-		return v.noticed(fmt.Errorf("reopening the read models: %w", err))
+		return v.markCorrupt(fmt.Errorf("reopening the read models: %w", err))
 	}
 	return nil
 }
@@ -368,7 +368,7 @@ func (v *Views) Check(commitAt func(seq uint64) (commitID string, err error)) er
 	case err != nil && !errors.Is(err, events.ErrNoSuchCommit):
 		return fmt.Errorf("comparing the read models with the log: %w", err)
 	case err != nil || id != m.commit:
-		return ErrViewsAhead.Because("The read models were built from commit %d, which the log misses or has replaced by another commit, so the "+
+		return ErrViewsAhead.Withf("The read models were built from commit %d, which the log misses or has replaced by another commit, so the "+
 			"log is damaged. Changes are refused and no secret is returned until it is restored from a backup. If you "+
 			"restored an older log on purpose, remove views.db and the files beside it.", m.seq)
 	}
@@ -404,7 +404,7 @@ func (v *Views) Apply(_ context.Context, batch []events.Record) error {
 		// Whether the transaction stands, or was ended at all, a new connection knows.
 		err = errors.Join(err, v.w.Close())
 		v.w = nil
-		return v.noticed(err)
+		return v.markCorrupt(err)
 	}
 	for _, r := range batch {
 		if _, is := r.Event.(events.APIKey); is {
@@ -427,7 +427,7 @@ func (v *Views) read(ctx context.Context, f func(*conn) error) error {
 		if c == nil {
 			return ErrViewsBehind
 		}
-		return v.noticed(f(c))
+		return v.markCorrupt(f(c))
 	case <-v.closed:
 		return ErrViewsClosed
 	case <-ctx.Done():
@@ -446,9 +446,9 @@ func (v *Views) snapshot(ctx context.Context, f func(*conn) error) error {
 	})
 }
 
-// noticed marks the file when err says that it is damaged, so that Repair or the
+// markCorrupt marks the file when err says that it is damaged, so that Repair or the
 // next start builds it anew, and says so once.
-func (v *Views) noticed(err error) error {
+func (v *Views) markCorrupt(err error) error {
 	if !damaged(err) {
 		return err
 	}

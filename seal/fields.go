@@ -60,7 +60,7 @@ func ParseFields(jsonObject []byte) (Fields, error) {
 		}
 		key := name.String() // before the next read, which ends the token's life
 		if key == "" || strings.ContainsFunc(key, unicode.IsControl) {
-			return Fields{}, ErrKeysMalformed.Because("A name in the keys is empty or has a control character.")
+			return Fields{}, ErrKeysMalformed.Withf("A name in the keys is empty or has a control character.")
 		}
 		value, err := dec.ReadValue()
 		if err != nil {
@@ -86,11 +86,11 @@ func checkObject(b []byte) error {
 		case err != nil:
 			return malformed(err)
 		case ended:
-			return ErrKeysMalformed.Because("There is more than one JSON value.")
+			return ErrKeysMalformed.Withf("There is more than one JSON value.")
 		case dec.StackDepth() > MaxFieldsDepth:
 			return ErrKeysTooLarge
 		case tok.Kind() == '"' && strings.IndexByte(tok.String(), 0) >= 0:
-			return ErrKeysMalformed.Because("The keys have a NUL character.")
+			return ErrKeysMalformed.Withf("The keys have a NUL character.")
 		}
 	}
 }
@@ -98,9 +98,9 @@ func checkObject(b []byte) error {
 // malformed says what is wrong without the decoder's own words, which quote the input.
 func malformed(err error) error {
 	if errors.Is(err, jsontext.ErrDuplicateName) {
-		return ErrKeysMalformed.Because("A name appears more than once in the keys.")
+		return ErrKeysMalformed.Withf("A name appears more than once in the keys.")
 	}
-	return ErrKeysMalformed.Because("The keys are not valid JSON.")
+	return ErrKeysMalformed.Withf("The keys are not valid JSON.")
 }
 
 func (f Fields) values() map[string]jsontext.Value {

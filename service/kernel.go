@@ -76,7 +76,7 @@ type Kernel struct {
 	inFlight          sync.Map // commandKey of each named command under way, to a channel closed at its end
 	settling          settling
 	metrics           *metrics
-	life              context.Context // ends at Close; what outlives a request hangs on it
+	background        context.Context // ends at Close; what outlives a request hangs on it
 	end               context.CancelFunc
 }
 
@@ -96,7 +96,7 @@ func New(cfg Config) (*Kernel, error) {
 	if k.cfg.Admission == nil {
 		k.cfg.Admission = admission.New(runtime.GOMAXPROCS(0), cfg.Metrics)
 	}
-	k.life, k.end = context.WithCancel(context.Background())
+	k.background, k.end = context.WithCancel(context.Background())
 	var err error
 	if k.completedCommands, err = lru.New[commandKey, uint64](maxCompleted); err != nil {
 		return nil, fmt.Errorf("cache of commands: %w", err)
@@ -129,8 +129,8 @@ func (k *Kernel) Claims() Claims { return k.cfg.Claims }
 // Now is the time by the service's clock.
 func (k *Kernel) Now() time.Time { return k.cfg.Now() }
 
-// Life ends at Close: what outlives a request hangs on it.
-func (k *Kernel) Life() context.Context { return k.life }
+// Background ends at Close: what outlives a request hangs on it.
+func (k *Kernel) Background() context.Context { return k.background }
 
 // Close ends what outlives a request, and waits for it.
 func (k *Kernel) Close() {

@@ -40,9 +40,9 @@ func (c *Call) Step(n int) *Call {
 	return &sub
 }
 
-// Definite reports whether err means that nothing was appended. Anything that
+// IsRejected reports whether err means that nothing was appended. Anything that
 // is not plainly a refusal may hide a commit that names the secret.
-func Definite(err error) bool {
+func IsRejected(err error) bool {
 	if _, repeated := errors.AsType[*Repeat](err); repeated {
 		return true
 	}
@@ -132,7 +132,7 @@ func (k *Kernel) assignCommandID(ctx context.Context, call *Call, route string, 
 	canonical := jsontext.Value(append([]byte(nil), body...))
 	// Numbers stay as they were written: they may be longer than a float64.
 	if err := canonical.Canonicalize(jsontext.CanonicalizeRawInts(false), jsontext.CanonicalizeRawFloats(false)); err != nil {
-		return ErrBody.Because("The body must be one JSON document.")
+		return ErrBody.Withf("The body must be one JSON document.")
 	}
 	mac, err := k.cfg.Keyring.MAC(ctx, call.Tenant, events.LengthPrefixed("credstream/request/1", route, string(canonical)))
 	if err != nil {
@@ -260,8 +260,8 @@ func (c *localClaims) Complete(key [sha256.Size]byte, _ string) {
 	delete(c.by, key)
 }
 
-// obey carries out one command, and answers a repeated one as it was answered first.
-func (k *Kernel) obey(caller context.Context, call *Call, route *Route, body []byte) (any, error) {
+// execute carries out one command, and answers a repeated one as it was answered first.
+func (k *Kernel) execute(caller context.Context, call *Call, route *Route, body []byte) (any, error) {
 	ctx, detach, end := detachable(caller)
 	defer end()
 	call.execution = &execution{detach: detach, request: call.request}
@@ -289,7 +289,7 @@ func (k *Kernel) obey(caller context.Context, call *Call, route *Route, body []b
 		return nil, ErrCommandIDReused
 	}
 	answer, err := k.attempt(ctx, call, route, body, key, attempt)
-	if err != nil && !Definite(err) {
+	if err != nil && !IsRejected(err) {
 		k.settleAttempt(call, key, attempt)
 	}
 	return answer, err
@@ -297,7 +297,7 @@ func (k *Kernel) obey(caller context.Context, call *Call, route *Route, body []b
 
 // attempt carries out a named command that is claimed.
 func (k *Kernel) attempt(ctx context.Context, call *Call, route *Route, body []byte, key [sha256.Size]byte, attempt string) (any, error) {
-	answer, err := k.carryOut(ctx, call, route, body)
+	answer, err := k.executeNamed(ctx, call, route, body)
 	if r, ok := errors.AsType[*Repeat](err); ok { // an identical call won the race to the log
 		k.cfg.Claims.Complete(key, attempt)
 		return r.outcome(nil)
@@ -306,15 +306,15 @@ func (k *Kernel) attempt(ctx context.Context, call *Call, route *Route, body []b
 		k.cfg.Claims.Complete(key, attempt)
 		return answer, nil
 	}
-	if !Definite(err) {
+	if !IsRejected(err) {
 		return nil, err
 	}
 	return k.refuse(ctx, call, route, body, key, attempt, err)
 }
 
-// carryOut carries out a named command and remembers how it ended. It completes an
+// executeNamed carries out a named command and remembers how it ended. It completes an
 // attempt of which it hears only when it is about to append.
-func (k *Kernel) carryOut(ctx context.Context, call *Call, route *Route, body []byte) (any, error) {
+func (k *Kernel) executeNamed(ctx context.Context, call *Call, route *Route, body []byte) (any, error) {
 	resumed := call.execution.resumed != nil
 	answer, err := route.serve(ctx, call, body)
 	if !resumed && call.execution.resumed != nil && errors.Is(err, events.ErrUnknownOutcome) {
@@ -386,13 +386,13 @@ func (k *Kernel) settleAttempt(call *Call, key [sha256.Size]byte, attempt string
 	}
 	k.settling.mu.Lock()
 	defer k.settling.mu.Unlock()
-	if k.settling.n == maxSettling || k.life.Err() != nil {
+	if k.settling.n == maxSettling || k.background.Err() != nil {
 		return
 	}
 	k.settling.n++
 	k.settling.group.Go(func() {
 		defer k.settling.leave()
-		ctx, cancel := context.WithTimeout(k.life, ClaimTime)
+		ctx, cancel := context.WithTimeout(k.background, ClaimTime)
 		defer cancel()
 		for _, u := range e.sent() {
 			stored, err := u.Settle(ctx)
@@ -543,7 +543,7 @@ func Commit[S any, C commands.Command, E any](ctx context.Context, k *Kernel, ca
 			return err
 		case r != nil:
 			return r
-		case !call.named: // another attempt has begun it: carryOut starts over
+		case !call.named: // another attempt has begun it: executeNamed starts over
 			return events.ErrUnknownOutcome
 		}
 		call.dedupPosition = seq

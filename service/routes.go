@@ -50,19 +50,19 @@ type Call struct {
 // Route is one command or query: its name on every edge, who may use it, and
 // the shapes of its JSON.
 type Route struct {
-	Name        string // "credential.create"
-	Command     bool   // a command changes state and answers with Done; a query reads
-	Permission  permission.Permission
-	Or          permission.Permission // that will do in its place, or ""; then what is asked for decides which
-	Summary     string                // one sentence, for the reference
-	In, Out     reflect.Type          // structs
-	Secrets     bool                  // the request holds clear text: refused where others could listen
-	Audited     bool                  // a query that leaves a fact in the name of the caller, as commands do
-	Unqueueable bool                  // a command that cannot be stored in a queue
-	cost        int                   // of its work, for admission
-	resumable   bool                  // of several steps
-	serve       func(context.Context, *Call, []byte) (any, error)
-	recall      func(context.Context, *Call, Done, events.CommandCompleted) (any, error) // nil: the answer is the Done
+	Name          string // "credential.create"
+	Command       bool   // a command changes state and answers with Done; a query reads
+	Permission    permission.Permission
+	AltPermission permission.Permission // that will do in its place, or ""; then what is asked for decides which
+	Summary       string                // one sentence, for the reference
+	In, Out       reflect.Type          // structs
+	Secrets       bool                  // the request holds clear text: refused where others could listen
+	Audited       bool                  // a query that leaves a fact in the name of the caller, as commands do
+	Unqueueable   bool                  // a command that cannot be stored in a queue
+	cost          int                   // of its work, for admission
+	resumable     bool                  // of several steps
+	serve         func(context.Context, *Call, []byte) (any, error)
+	recall        func(context.Context, *Call, Done, events.CommandCompleted) (any, error) // nil: the answer is the Done
 }
 
 // Command makes the route of a command, which do carries out.
@@ -130,9 +130,9 @@ func (r Route) Unqueued() Route {
 	return r
 }
 
-// OrElse lets callers in that lack the route's permission but hold the other one.
-func (r Route) OrElse(p permission.Permission) Route {
-	r.Or = p
+// WithAltPermission lets callers in that lack the route's permission but hold the other one.
+func (r Route) WithAltPermission(p permission.Permission) Route {
+	r.AltPermission = p
 	return r
 }
 
@@ -165,15 +165,15 @@ func (r Route) CheckSender(crossSite, head bool) error {
 	case crossSite:
 		return ErrCrossOrigin
 	case head:
-		return ErrMethod.Because("This query is audited, and HEAD would return nothing of it. Use GET.")
+		return ErrMethod.Withf("This query is audited, and HEAD would return nothing of it. Use GET.")
 	}
 	return nil
 }
 
 // permission is the one that a caller needs: the other one when it holds that alone.
 func (r *Route) permission(p Principal) permission.Permission {
-	if r.Or != "" && !p.May(r.Permission) && p.May(r.Or) {
-		return r.Or
+	if r.AltPermission != "" && !p.May(r.Permission) && p.May(r.AltPermission) {
+		return r.AltPermission
 	}
 	return r.Permission
 }
@@ -214,7 +214,7 @@ func (k *Kernel) Serve(caller context.Context, call Call, name string, body []by
 	}
 	start := k.Now()
 	defer func() {
-		err = k.Believed(err)
+		err = k.CheckIntegrity(err)
 		k.metrics.served(route, k.Now().Sub(start), err)
 	}()
 	call.Route = name
@@ -257,7 +257,7 @@ func (k *Kernel) Serve(caller context.Context, call Call, name string, body []by
 	if err := k.assignCommandID(ctx, &call, route.Name, body); err != nil {
 		return nil, err
 	}
-	return k.obey(ctx, &call, route, body)
+	return k.execute(ctx, &call, route, body)
 }
 
 // WritesAllowed refuses what would write while nothing can be written.
@@ -268,9 +268,9 @@ func (k *Kernel) WritesAllowed() error {
 	return k.cfg.WritesAllowed()
 }
 
-// Believed replaces a refusal that rests on what a damaged log does not hold, or on views
+// CheckIntegrity replaces a refusal that rests on what a damaged log does not hold, or on views
 // that wait for it, by the damage.
-func (k *Kernel) Believed(err error) error {
+func (k *Kernel) CheckIntegrity(err error) error {
 	if err == nil || k.cfg.Intact == nil {
 		return err
 	}
@@ -288,7 +288,7 @@ func CheckForm(body []byte) error {
 	case len(body) > MaxBody:
 		return ErrBodyTooLarge
 	case !utf8.Valid(body):
-		return ErrBody.Because("The body is not UTF-8.")
+		return ErrBody.Withf("The body is not UTF-8.")
 	case tooDeep(body):
 		return ErrBodyTooDeep
 	}
@@ -334,18 +334,18 @@ func DecodeWith(body []byte, in any, how json.Options) error {
 		return own
 	case errors.Is(err, json.ErrUnknownName) && errors.As(err, &semantic):
 		at := place(semantic.JSONPointer)
-		return ErrBody.Because("Unknown member: %s.", at).At(at)
+		return ErrBody.Withf("Unknown member: %s.", at).At(at)
 	case errors.Is(err, jsontext.ErrDuplicateName) && errors.As(err, &syntactic):
 		at := place(syntactic.JSONPointer)
-		return ErrBody.Because("The member %s appears more than once.", at).At(at)
+		return ErrBody.Withf("The member %s appears more than once.", at).At(at)
 	case errors.As(err, &semantic):
 		if semantic.JSONPointer == "" {
-			return ErrBody.Because("The body is not a JSON object.")
+			return ErrBody.Withf("The body is not a JSON object.")
 		}
 		at := place(semantic.JSONPointer)
-		return ErrBody.Because("The member %s has the wrong type.", at).At(at)
+		return ErrBody.Withf("The member %s has the wrong type.", at).At(at)
 	}
-	return ErrBody.Because("The body must be one JSON document.")
+	return ErrBody.Withf("The body must be one JSON document.")
 }
 
 // place is a JSON pointer in an answer, cut when it is longer than any of ours: a

@@ -244,7 +244,7 @@ func (v *Vault) publish(ctx context.Context, subject string, body []byte) error 
 		if err = v.publishOnce(ctx, msg); err == nil {
 			return nil
 		}
-		if definite(err) {
+		if isRejected(err) {
 			return err
 		}
 		// No answer, or one that may be the echo of our own message: only what is
@@ -272,9 +272,9 @@ func (v *Vault) publishOnce(ctx context.Context, msg *nats.Msg) error {
 	return err
 }
 
-// definite reports whether err is the server's refusal for a reason that no
+// isRejected reports whether err is the server's refusal for a reason that no
 // message of ours can have caused.
-func definite(err error) bool {
+func isRejected(err error) bool {
 	var api *jetstream.APIError
 	return errors.As(err, &api) && !jsapi.WrongLast(err)
 }

@@ -137,6 +137,6 @@ func (s *slots) take(ctx context.Context, holder string, patience time.Duration)
 		return nil, fmt.Errorf("waiting for the tenant's other requests: %w", ctx.Err())
 	case <-timer.C:
 		leave()
-		return nil, ErrBusy.After(patience)
+		return nil, ErrBusy.WithRetryAfter(patience)
 	}
 }

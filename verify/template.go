@@ -59,7 +59,7 @@ func expand(template string, values Values, fit escape) (string, error) {
 
 // refuse says what is wrong with the value of field, without the value.
 func refuse(field, why string) error {
-	return invalid(field).Because("The value of %q %s.", field, why)
+	return invalid(field).Withf("The value of %q %s.", field, why)
 }
 
 func invalid(field string) *fault.Error {
@@ -168,7 +168,7 @@ func request(p *HTTP, hosts []string, values Values) (*http.Request, error) {
 		case err != nil:
 			return nil, err
 		case len(value) > maxLine:
-			return nil, ErrValueInvalid.Because("The values are too long for the header field %s.", name)
+			return nil, ErrValueInvalid.Withf("The values are too long for the header field %s.", name)
 		case !httpguts.ValidHeaderFieldName(name), !httpguts.ValidHeaderFieldValue(value):
 			return nil, errTemplate
 		}
@@ -184,7 +184,7 @@ func request(p *HTTP, hosts []string, values Values) (*http.Request, error) {
 			return nil, err
 		}
 		if len(username)+len(password) > maxLine/2 {
-			return nil, ErrValueInvalid.Because("The user name and password are too long.")
+			return nil, ErrValueInvalid.Withf("The user name and password are too long.")
 		}
 		req.Header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(username+":"+password)))
 	}
@@ -226,7 +226,7 @@ func expandURL(template string, hosts []string, values Values) (*url.URL, error)
 		text += "?" + query
 	}
 	if len(text) > maxLine {
-		return nil, ErrValueInvalid.Because("The values are too long for a URL.")
+		return nil, ErrValueInvalid.Withf("The values are too long for a URL.")
 	}
 	u, err := url.Parse(text)
 	if err != nil {
@@ -237,7 +237,7 @@ func expandURL(template string, hosts []string, values Values) (*url.URL, error)
 	}
 	for part := range strings.FieldsFuncSeq(u.Path, func(r rune) bool { return r == '/' || r == '\\' }) {
 		if part == "." || part == ".." {
-			return nil, ErrValueInvalid.Because("The values would lead to another path.")
+			return nil, ErrValueInvalid.Withf("The values would lead to another path.")
 		}
 	}
 	return u, nil
@@ -309,7 +309,7 @@ func expandAddress(p TCP, hosts []string, values Values) (address, host string, 
 	case port == "" && p.DefaultPort > 0:
 		port = strconv.Itoa(p.DefaultPort)
 	case port == "":
-		return "", "", ErrValueInvalid.Because("The port is missing.")
+		return "", "", ErrValueInvalid.Withf("The port is missing.")
 	}
 	return host + ":" + port, host, nil
 }
@@ -334,7 +334,7 @@ func expandBody(p *HTTP, values Values) (body []byte, contentType string, err er
 		contentType = "application/json"
 	}
 	if len(body) > maxBody {
-		return nil, "", ErrValueInvalid.Because("The values are too long for the body.")
+		return nil, "", ErrValueInvalid.Withf("The values are too long for the body.")
 	}
 	return body, contentType, nil
 }
@@ -361,7 +361,7 @@ func expandJSON(document []byte, values Values) ([]byte, error) {
 			token = jsontext.String(text)
 		}
 		if err := enc.WriteToken(token); err != nil {
-			return nil, ErrValueInvalid.Because("A value is not text in UTF-8.")
+			return nil, ErrValueInvalid.Withf("A value is not text in UTF-8.")
 		}
 	}
 }

@@ -75,7 +75,7 @@ func (x *exchange) listConnectors() {
 		}
 		n, err := strconv.Atoi(query.Get(name))
 		if err != nil || n < 0 || n > maxWindow {
-			return 0, ErrParameter.Because("The parameter [%s] must be a number from 0 to %d.", name, maxWindow)
+			return 0, ErrParameter.Withf("The parameter [%s] must be a number from 0 to %d.", name, maxWindow)
 		}
 		return n, nil
 	}
@@ -92,7 +92,7 @@ func (x *exchange) listConnectors() {
 	in := connector.ListConnectors{Name: query.Get("connector_name"), IndexName: query.Get("index_name"), ServiceType: query.Get("service_type"), Limit: pageSize}
 	for _, name := range listParameters[2:] {
 		if strings.Contains(query.Get(name), ",") {
-			x.Fail(ErrParameter.Because("The parameter [%s] takes one value here.", name))
+			x.Fail(ErrParameter.Withf("The parameter [%s] takes one value here.", name))
 			return
 		}
 	}

@@ -217,10 +217,10 @@ func (x *exchange) readParameters(own []string) error {
 	}
 	for name, values := range query {
 		if !slices.Contains(own, name) && !slices.Contains(everywhere, name) {
-			return ErrParameter.Because("The request contains an unrecognized parameter: [%s].", cut(name))
+			return ErrParameter.Withf("The request contains an unrecognized parameter: [%s].", cut(name))
 		}
 		if len(values) > 1 {
-			return ErrParameter.Because("The parameter [%s] appears more than once.", name)
+			return ErrParameter.Withf("The parameter [%s] appears more than once.", name)
 		}
 	}
 	x.pretty = query.Has("pretty") && query.Get("pretty") != "false"
@@ -259,11 +259,11 @@ func (x *exchange) members(optional bool, known ...string) (map[string]jsontext.
 		return nil, err
 	}
 	if given == nil {
-		return nil, service.ErrBody.Because("The body is not a JSON object.")
+		return nil, service.ErrBody.Withf("The body is not a JSON object.")
 	}
 	for name := range given {
 		if !slices.Contains(known, name) {
-			return nil, service.ErrBody.Because("unknown field [%s]", cut(name)).At("/" + service.EscapePointer(cut(name)))
+			return nil, service.ErrBody.Withf("unknown field [%s]", cut(name)).At("/" + service.EscapePointer(cut(name)))
 		}
 	}
 	return given, nil

@@ -26,7 +26,7 @@ type failure struct {
 // Fail answers with err. Elasticsearch has a status of its own for a body of another media type.
 func (x *exchange) Fail(err error) {
 	if f := fault.Of(err); f.Code == edge.ErrMediaType.Code {
-		x.FailAs(http.StatusNotAcceptable, edge.ErrMediaType.Because("The body must be %s, or %s with compatible-with=8 or 9.", edge.MediaJSON, mediaElastic))
+		x.FailAs(http.StatusNotAcceptable, edge.ErrMediaType.Withf("The body must be %s, or %s with compatible-with=8 or 9.", edge.MediaJSON, mediaElastic))
 		return
 	}
 	x.Exchange.Fail(err)

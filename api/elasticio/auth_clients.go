@@ -179,7 +179,7 @@ func (x *exchange) authClientInput() (in authClientInput, err error) {
 		at, v := "/data/attributes/"+name, in.Attributes[name]
 		if name == "credentials" {
 			if v.Kind() != jsontext.KindBeginObject {
-				return in, service.ErrBody.Because("The credentials must be an object.").At(at)
+				return in, service.ErrBody.Withf("The credentials must be an object.").At(at)
 			}
 			in.credentials = v
 			continue
@@ -189,7 +189,7 @@ func (x *exchange) authClientInput() (in authClientInput, err error) {
 			into = &in.typ
 		}
 		if err := decodeText(v, into); err != nil {
-			return in, service.ErrBody.Because("The attribute must be a string.").At(at)
+			return in, service.ErrBody.Withf("The attribute must be a string.").At(at)
 		}
 	}
 	if in.components, _, err = in.relatedAll("components", "component"); err != nil {
@@ -223,7 +223,7 @@ func (x *exchange) expectAll(in authClientInput, body map[string]any) error {
 		}
 		return nil
 	case len(in.components) != 1 || e.Revisions != nil:
-		return service.ErrBody.Because("The expected revision is of one component, which the document must name in its relationships. " +
+		return service.ErrBody.Withf("The expected revision is of one component, which the document must name in its relationships. " +
 			"For several components use expected_revisions: an object with the revision by component.").At("/expected_revision")
 	}
 	delete(x.pointers, "/expected_revisions")
@@ -359,9 +359,9 @@ func (x *exchange) authClientStays(in authClientInput) error {
 	}
 	switch {
 	case in.typ != "" && in.typ != a.Type:
-		return ErrRelationshipFixed.Because("The type of an auth client cannot be changed. Delete it and create another one.").At("/type")
+		return ErrRelationshipFixed.Withf("The type of an auth client cannot be changed. Delete it and create another one.").At("/type")
 	case in.scope != "" && (in.scope != a.Scope || in.scopeID != id):
-		return ErrRelationshipFixed.Because("The scope of an auth client cannot be changed. Delete it and create another one.").At("/scope_id")
+		return ErrRelationshipFixed.Withf("The scope of an auth client cannot be changed. Delete it and create another one.").At("/scope_id")
 	}
 	return nil
 }

@@ -134,7 +134,7 @@ func (x *exchange) componentInput() (in input, access string, err error) {
 	}
 	if v, ok := in.Attributes["access"]; ok {
 		if err := decodeText(v, &access); err != nil || access != accessGlobal && access != accessPrivate {
-			return in, "", service.ErrBody.Because("access must be global or private.").At("/data/attributes/access")
+			return in, "", service.ErrBody.Withf("access must be global or private.").At("/data/attributes/access")
 		}
 	}
 	return in, access, nil
@@ -143,7 +143,7 @@ func (x *exchange) componentInput() (in input, access string, err error) {
 func (x *exchange) createComponent() {
 	in, access, err := x.componentInput()
 	if err == nil && in.Type != "component" {
-		err = ErrResourceType.Because("The type of the resource must be component.").At("/data/type")
+		err = ErrResourceType.Withf("The type of the resource must be component.").At("/data/type")
 	}
 	if err == nil && in.Attributes["descriptor"] == nil {
 		err = missing("/data/attributes/descriptor")

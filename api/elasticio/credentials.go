@@ -145,12 +145,12 @@ func (x *exchange) credentialInput() (c credentialInput, err error) {
 	}
 	if v, ok := c.Attributes["name"]; ok {
 		if err := decodeText(v, &c.name); err != nil {
-			return c, service.ErrBody.Because("The attribute must be a string.").At("/data/attributes/name")
+			return c, service.ErrBody.Withf("The attribute must be a string.").At("/data/attributes/name")
 		}
 	}
 	if v, ok := c.Attributes["keys"]; ok {
 		if v.Kind() != jsontext.KindBeginObject {
-			return c, service.ErrBody.Because("The keys must be an object.").At("/data/attributes/keys")
+			return c, service.ErrBody.Withf("The keys must be an object.").At("/data/attributes/keys")
 		}
 		c.keys = v
 	}

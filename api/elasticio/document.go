@@ -51,7 +51,7 @@ type input struct {
 // the value, which may be a secret.
 func readDocument(body []byte) (input, error) {
 	if len(bytes.TrimSpace(body)) == 0 {
-		return input{}, service.ErrMissing.Because("The body is missing. Send a JSON:API document with data.").At("/data")
+		return input{}, service.ErrMissing.Withf("The body is missing. Send a JSON:API document with data.").At("/data")
 	}
 	var doc document
 	if err := decode(body, &doc); err != nil {
@@ -78,13 +78,13 @@ func decodeWith(body []byte, into any, how json.Options) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, json.ErrUnknownName) && errors.As(err, &semantic):
-		return service.ErrBody.Because("Unknown member.").At(pointer(semantic.JSONPointer))
+		return service.ErrBody.Withf("Unknown member.").At(pointer(semantic.JSONPointer))
 	case errors.Is(err, jsontext.ErrDuplicateName) && errors.As(err, &syntactic):
-		return service.ErrBody.Because("The member appears more than once.").At(pointer(syntactic.JSONPointer))
+		return service.ErrBody.Withf("The member appears more than once.").At(pointer(syntactic.JSONPointer))
 	case errors.As(err, &semantic):
-		return service.ErrBody.Because("The member has the wrong type.").At(pointer(semantic.JSONPointer))
+		return service.ErrBody.Withf("The member has the wrong type.").At(pointer(semantic.JSONPointer))
 	}
-	return service.ErrBody.Because("The body must be one JSON document.")
+	return service.ErrBody.Withf("The body must be one JSON document.")
 }
 
 // pointer is a place in an answer, "" when it is longer than any of ours: a
@@ -97,14 +97,14 @@ func pointer(p jsontext.Pointer) string {
 }
 
 func missing(at string) error {
-	return service.ErrMissing.Because("The member %s is required.", at).At(at)
+	return service.ErrMissing.Withf("The member %s is required.", at).At(at)
 }
 
 // created checks the resource of a POST.
 func (in input) created(types ...string) error {
 	switch {
 	case !slices.Contains(types, in.Type):
-		return ErrResourceType.Because("The type of the resource must be %s.", types[0]).At("/data/type")
+		return ErrResourceType.Withf("The type of the resource must be %s.", types[0]).At("/data/type")
 	case in.ID != "":
 		return ErrResourceMade.At("/data/id")
 	}
@@ -116,7 +116,7 @@ func (in input) created(types ...string) error {
 func (in input) changed(id string, types ...string) error {
 	switch {
 	case in.Type != "" && !slices.Contains(types, in.Type):
-		return ErrResourceType.Because("The type of the resource must be %s.", types[0]).At("/data/type")
+		return ErrResourceType.Withf("The type of the resource must be %s.", types[0]).At("/data/type")
 	case in.ID != "" && in.ID != id:
 		return ErrResourceID.At("/data/id")
 	}
@@ -146,16 +146,16 @@ func (in input) expected() (e expected, err error) {
 		Revisions jsontext.Value `json:"expected_revisions"`
 	}
 	if err := json.Unmarshal(in.meta, &meta); err != nil {
-		return e, service.ErrBody.Because("The meta of the document has a member twice.").At("/meta")
+		return e, service.ErrBody.Withf("The meta of the document has a member twice.").At("/meta")
 	}
 	if meta.Revision != nil {
 		if err := json.Unmarshal(meta.Revision, &e.Revision); err != nil || e.Revision != nil && *e.Revision < 1 {
-			return e, service.ErrBody.Because("The expected revision must be a positive integer.").At("/expected_revision")
+			return e, service.ErrBody.Withf("The expected revision must be a positive integer.").At("/expected_revision")
 		}
 	}
 	if meta.Revisions != nil {
 		if err := json.Unmarshal(meta.Revisions, &e.Revisions); err != nil || slices.ContainsFunc(slices.Collect(maps.Values(e.Revisions)), func(n int) bool { return n < 1 }) {
-			return e, service.ErrBody.Because("The expected revisions must be positive integers by component.").At("/expected_revisions")
+			return e, service.ErrBody.Withf("The expected revisions must be positive integers by component.").At("/expected_revisions")
 		}
 	}
 	return e, nil
@@ -176,7 +176,7 @@ func (in input) only(names ...string) error {
 	for _, name := range slices.Sorted(maps.Keys(in.Attributes)) {
 		if !slices.Contains(names, name) {
 			at := pointer(jsontext.Pointer("/data/attributes").AppendToken(name))
-			return service.ErrBody.Because("The attribute is unknown or read-only.").At(at)
+			return service.ErrBody.Withf("The attribute is unknown or read-only.").At(at)
 		}
 	}
 	return nil
@@ -212,7 +212,7 @@ func (in input) related(name, typ string) (string, error) {
 	}
 	switch {
 	case typ != "" && to.Type != typ:
-		return "", ErrResourceType.Because("The type of the related resource must be %s.", typ).At(at + "/data/type")
+		return "", ErrResourceType.Withf("The type of the related resource must be %s.", typ).At(at + "/data/type")
 	case to.ID == "":
 		return "", missing(at + "/data/id")
 	}
@@ -252,7 +252,7 @@ func (in input) relatedAll(name, typ string) (ids []string, given bool, err erro
 		at := at + "/data/" + strconv.Itoa(i)
 		switch {
 		case one.Type != typ:
-			return nil, true, ErrResourceType.Because("The type of the related resource must be %s.", typ).At(at + "/type")
+			return nil, true, ErrResourceType.Withf("The type of the related resource must be %s.", typ).At(at + "/type")
 		case one.ID == "":
 			return nil, true, missing(at + "/id")
 		}

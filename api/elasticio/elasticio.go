@@ -267,7 +267,7 @@ func (x *exchange) may(perm permission.Permission) bool { return x.call.Principa
 func (x *exchange) body() ([]byte, error) {
 	body, err := x.Receive(x.cfg.Service, &x.call, func(contentType []string) bool { return mediaOf(contentType) != "" })
 	if errors.Is(err, edge.ErrMediaType) {
-		err = edge.ErrMediaType.Because("The body must be %s without parameters, or %s in UTF-8.", mediaJSONAPI, mediaJSON)
+		err = edge.ErrMediaType.Withf("The body must be %s without parameters, or %s in UTF-8.", mediaJSONAPI, mediaJSON)
 	}
 	return body, err
 }

@@ -207,7 +207,7 @@ func TestRefusals(t *testing.T) {
 		{why: "a path that is no text", method: "GET", target: "/v2/credentials/%ff", status: 404, code: "path_unknown"},
 		{why: "a path too long", method: "GET", target: "/v2/credentials/c/keys", status: 404, code: "path_unknown"},
 		{why: "a failure", method: "GET", target: "/v2/credentials/c", fails: errors.New("canary: where we live"), status: 500, code: "internal"},
-		{why: "a limit", method: "GET", target: "/v2/credentials/c", fails: access.ErrRateLimited.After(1500e6), status: 429, code: "rate_limited"},
+		{why: "a limit", method: "GET", target: "/v2/credentials/c", fails: access.ErrRateLimited.WithRetryAfter(1500e6), status: 429, code: "rate_limited"},
 		{why: "the disk", method: "DELETE", target: "/v2/credentials/c", fails: fault.ErrUnavailable, status: 503, code: "unavailable"},
 	} {
 		t.Run(c.why, func(t *testing.T) {

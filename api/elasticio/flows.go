@@ -67,7 +67,7 @@ func (x *exchange) createFlow() {
 		in, err = readDocument(body)
 	}
 	if err == nil && in.Type != "flow" {
-		err = ErrResourceType.Because("The type of the resource must be flow.").At("/data/type")
+		err = ErrResourceType.Withf("The type of the resource must be flow.").At("/data/type")
 	}
 	var data []byte
 	if err == nil {
@@ -109,7 +109,7 @@ func flowData(in input) ([]byte, error) {
 	}
 	if v, ok := in.Attributes["name"]; ok {
 		if err := decodeText(v, &event.Name); err != nil {
-			return nil, service.ErrBody.Because("The attribute must be a string.").At("/data/attributes/name")
+			return nil, service.ErrBody.Withf("The attribute must be a string.").At("/data/attributes/name")
 		}
 	}
 	for _, n := range graph.Nodes {

@@ -121,7 +121,7 @@ func (x *exchange) clientInput() (input, map[string]any, error) {
 	members := map[string]any{}
 	for name, v := range in.Attributes {
 		if v.Kind() != jsontext.KindString {
-			return in, nil, service.ErrBody.Because("The attribute must be a string.").At("/data/attributes/" + name)
+			return in, nil, service.ErrBody.Withf("The attribute must be a string.").At("/data/attributes/" + name)
 		}
 		members[name] = v
 	}

@@ -24,7 +24,7 @@ func badParameter(name, why string) error {
 	if len(name) > 128 {
 		name = name[:128]
 	}
-	return ErrParameter.Because("%s", why).At(parameterPrefix + strings.ToValidUTF8(name, ""))
+	return ErrParameter.Withf("%s", why).At(parameterPrefix + strings.ToValidUTF8(name, ""))
 }
 
 // Bounds of paging.
@@ -75,7 +75,7 @@ func readParameters(query string, takes ...string) (parameters, error) {
 	p := parameters{number: 1, size: defaultPage, fields: map[string][]string{}}
 	values, err := url.ParseQuery(query)
 	if err != nil {
-		return p, ErrParameter.Because("The query string of the URL is malformed.")
+		return p, ErrParameter.Withf("The query string of the URL is malformed.")
 	}
 	for name, given := range values {
 		kind, typ := name, ""

@@ -130,20 +130,20 @@ func (x *exchange) secretInput() (in secretInput, err error) {
 		at, v := "/data/attributes/"+name, in.Attributes[name]
 		if name == "credentials" {
 			if v.Kind() != jsontext.KindBeginObject {
-				return in, service.ErrBody.Because("The credentials must be an object.").At(at)
+				return in, service.ErrBody.Withf("The credentials must be an object.").At(at)
 			}
 			in.keys = v
 			continue
 		}
 		var text string
 		if err := decodeText(v, &text); err != nil {
-			return in, service.ErrBody.Because("The attribute must be a string.").At(at)
+			return in, service.ErrBody.Withf("The attribute must be a string.").At(at)
 		}
 		texts[name] = text
 	}
 	in.name = texts["name"]
 	if state := texts["state"]; state != "" && state != "ready" && state != "error" {
-		return in, service.ErrBody.Because("The state must be ready or error.").At("/data/attributes/state")
+		return in, service.ErrBody.Withf("The state must be ready or error.").At("/data/attributes/state")
 	}
 	if in.component, err = in.related("component", "component"); err != nil {
 		return in, err
@@ -159,7 +159,7 @@ func (x *exchange) secretInput() (in secretInput, err error) {
 	}
 	workspace, err := in.related("workspace", "workspace")
 	if err == nil && workspace != "" && workspace != x.workspace {
-		err = ErrRelationshipFixed.Because("The workspace must be the one in the path.").At("/data/relationships/workspace/data/id")
+		err = ErrRelationshipFixed.Withf("The workspace must be the one in the path.").At("/data/relationships/workspace/data/id")
 	}
 	return in, err
 }
@@ -274,7 +274,7 @@ func (x *exchange) secretStays(in secretInput) error {
 	case in.component != "" && in.component != s.Component:
 		return ErrRelationshipFixed.At("/component")
 	case in.authClient != "" && in.authClient != s.AuthClient:
-		return ErrRelationshipFixed.Because("The auth client does not match the component's OAuth client.").At("/auth_client")
+		return ErrRelationshipFixed.Withf("The auth client does not match the component's OAuth client.").At("/auth_client")
 	}
 	return nil
 }

@@ -95,7 +95,7 @@ func bodyOf(known []parameter, query string) ([]byte, error) {
 		name, err := unescapeParameter(name)
 		i := indexOf(known, name)
 		if err != nil || i < 0 || seen&(1<<i) != 0 {
-			return nil, ErrParameterUnknown.Because("Unknown parameter, or a parameter appears more than once. Supported parameters: %s.", names(known))
+			return nil, ErrParameterUnknown.Withf("Unknown parameter, or a parameter appears more than once. Supported parameters: %s.", names(known))
 		}
 		p := &known[i]
 		if value, err = unescapeParameter(value); err != nil {
@@ -116,7 +116,7 @@ func bodyOf(known []parameter, query string) ([]byte, error) {
 }
 
 func (p *parameter) invalid() error {
-	return ErrParameterInvalid.Because("The parameter %s must be %s.", p.name, p.is).At("/" + p.name)
+	return ErrParameterInvalid.Withf("The parameter %s must be %s.", p.name, p.is).At("/" + p.name)
 }
 
 func unescapeParameter(s string) (string, error) {

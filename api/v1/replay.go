@@ -66,7 +66,7 @@ func (x *exchange) replay(call service.Call, name string, body []byte) {
 	}
 	left := ask.Limit // 0: no limit
 	if left < 0 {
-		x.Fail(service.ErrLimit.Because("The limit is the maximum number of lines. Omit it to get all.").At("/limit"))
+		x.Fail(service.ErrLimit.Withf("The limit is the maximum number of lines. Omit it to get all.").At("/limit"))
 		return
 	}
 	control := http.NewResponseController(x.W)

@@ -381,7 +381,7 @@ func TestErrors(t *testing.T) {
 func TestProblemMembers(t *testing.T) {
 	e := newEdge(t)
 	e.answer = func(string, []byte) (any, error) {
-		return nil, fault.New(fault.Throttled, "slow", "Slow down.").At("/id").With(map[string]int{"left": 0}).After(1500 * time.Millisecond)
+		return nil, fault.New(fault.Throttled, "slow", "Slow down.").At("/id").With(map[string]int{"left": 0}).WithRetryAfter(1500 * time.Millisecond)
 	}
 	resp, body := e.do(t, request{"GET", get, nil, nil})
 	var got map[string]any
@@ -585,7 +585,7 @@ func TestReplayEndsWithItsKey(t *testing.T) {
 		"reading": {true, func(_ int, route string, body []byte) (any, error) { return endless(route, body) }},
 		"limited": {true, func(n int, route string, body []byte) (any, error) {
 			if n > 1 {
-				return nil, access.ErrRateLimited.After(time.Hour)
+				return nil, access.ErrRateLimited.WithRetryAfter(time.Hour)
 			}
 			return endless(route, body)
 		}},
@@ -654,14 +654,14 @@ func TestReplayLimited(t *testing.T) {
 	calls, answer := 0, pages(t, 0)
 	e.answer = func(route string, body []byte) (any, error) {
 		if calls++; calls%2 == 0 {
-			return nil, access.ErrRateLimited.After(time.Millisecond)
+			return nil, access.ErrRateLimited.WithRetryAfter(time.Millisecond)
 		}
 		return answer(route, body)
 	}
 	if resp, body := e.do(t, request{"GET", "/v1/tenants/acme/events.replay", nil, lines}); resp.StatusCode != 200 || strings.Count(body, "\n") != 8 || calls != 5 {
 		t.Errorf("%d with %d calls: %s", resp.StatusCode, calls, body)
 	}
-	e.answer = func(string, []byte) (any, error) { return nil, access.ErrRateLimited.After(time.Millisecond) }
+	e.answer = func(string, []byte) (any, error) { return nil, access.ErrRateLimited.WithRetryAfter(time.Millisecond) }
 	if resp, _ := e.do(t, request{"GET", "/v1/tenants/acme/events.replay", nil, lines}); resp.StatusCode != 429 || resp.Header.Get("Retry-After") != "1" {
 		t.Errorf("one that begins is answered %s", resp.Status)
 	}

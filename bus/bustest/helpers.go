@@ -251,7 +251,7 @@ func StartService(t *testing.T, n *natsserver.Node) *Service {
 	}
 	for _, subject := range []string{"credstream.cmd.>", "credstream.query.>", "credstream.cmdq.>"} {
 		_, err := nc.Subscribe(subject, func(m *nats.Msg) {
-			c := Call{Subject: m.Subject, Answerable: natsserver.Answerable(m.Reply)}
+			c := Call{Subject: m.Subject, Answerable: natsserver.IsReplySubject(m.Reply)}
 			c.Caller, c.Known = n.Caller(m.Header)
 			s.Calls <- c
 			if err := m.Respond([]byte("done")); err != nil && m.Reply != "" {

@@ -26,7 +26,7 @@ const (
 // ErrPoisonFull is answered while a tenant's part of the poison queue is full.
 var ErrPoisonFull = fault.New(fault.Throttled, "poison_queue_full",
 	"The dead-letter queue of this tenant is full. Retry or drop its messages (credstream "+
-		"queue retry --all, credstream queue drop --all), then publish again.").After(10 * time.Second)
+		"queue retry --all, credstream queue drop --all), then publish again.").WithRetryAfter(10 * time.Second)
 
 // backlog bounds the messages of each tenant in one stream, by number and bytes. It counts what this
 // process puts there, and looks at the stream when that comes to the bound: other

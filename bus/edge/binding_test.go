@@ -69,7 +69,7 @@ func (w *whole) peer(t *testing.T, v verify.Config) *peer {
 	p.proj.OnApplied(func(recs []events.Record) { // as cmd/credstream does
 		for _, r := range recs {
 			if r.Last() {
-				p.log.Saw(r.Stream, r.Seq)
+				p.log.Invalidate(r.Stream, r.Seq)
 			}
 		}
 	})
@@ -281,7 +281,7 @@ func TestBindRepeatedLater(t *testing.T) {
 	t.Log("again: reserved until", time.Until(done.Until))
 	p.skew.Store(int64(10*time.Minute + time.Second))
 	p.sync(t)
-	bustest.OK(t, p.svc.Flows.KeepFlows(t.Context()))
+	bustest.OK(t, p.svc.Flows.ReconcileFlows(t.Context()))
 	if _, err := p.do("", "credential.delete", `{"id":"c1"}`); err == nil {
 		t.Errorf("deleted %v before the reservation was said to end", time.Until(done.Until)-time.Duration(p.skew.Load()))
 	}

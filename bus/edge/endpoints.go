@@ -119,7 +119,7 @@ func (e *Endpoints) Close() {
 // unread: a caller could otherwise have us publish into whatever subject it names.
 // A mute request needs no answer and may come without a reply subject.
 func sender(reply string, h nats.Header, caller func(nats.Header) (string, bool), mute bool) (principal, drop string) {
-	if !natsserver.Answerable(reply) && (reply != "" || !mute) {
+	if !natsserver.IsReplySubject(reply) && (reply != "" || !mute) {
 		return "", "reply subject"
 	}
 	if _, malformed := h[natsserver.MalformedHeader]; malformed {

@@ -37,7 +37,7 @@ func readFlowEvent(m *nats.Msg, token string) (f flowEvent, err error) {
 	if err != nil {
 		return f, err
 	}
-	f.name = tame(e.Type())
+	f.name = safeName(e.Type())
 	if !printable(e.ID()) {
 		return f, ErrFlowEventForm
 	}
@@ -50,15 +50,15 @@ func readFlowEvent(m *nats.Msg, token string) (f flowEvent, err error) {
 	}
 	flow, err := events.ParseToken(token)
 	if err != nil {
-		return f, flows.ErrFlowEventSubject.Because("The subject does not end in a valid flow id.")
+		return f, flows.ErrFlowEventSubject.Withf("The subject does not end in a valid flow id.")
 	}
 	f.Event, err = flows.ParseFlowEvent(e.Type(), e.Subject(), flow, e.Data())
-	return f, discreet(err)
+	return f, redactPointer(err)
 }
 
-// discreet takes names that are not ours out of an error: a member that is not
+// redactPointer takes names that are not ours out of an error: a member that is not
 // known may be called anything.
-func discreet(err error) error {
+func redactPointer(err error) error {
 	if err == nil {
 		return nil
 	}

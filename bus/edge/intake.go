@@ -44,7 +44,7 @@ const refusalDelay = time.Second
 const refusalCode = 20_000
 
 // errTooLarge is the service's refusal, with the bound of a queue.
-var errTooLarge = service.ErrBodyTooLarge.Because("A message for a queue is limited to %d KiB.", maxQueued>>10)
+var errTooLarge = service.ErrBodyTooLarge.Withf("A message for a queue is limited to %d KiB.", maxQueued>>10)
 
 // Intake takes flow events and queued commands in. They are published as if to
 // a stream, but to endpoints of the service, which checks them, stores them, and
@@ -234,7 +234,7 @@ func (in *Intake) refuseOf(from source, l *line, m *nats.Msg, err error) {
 	delay := in.delay
 	in.mu.Unlock()
 	in.answers.Go(func() {
-		rest(in.life, delay)
+		sleep(in.life, delay)
 		in.mu.Lock()
 		l.refused--
 		in.leave(from, l)
@@ -322,7 +322,7 @@ func checkStreamHeaders(q Queue, h nats.Header) error {
 		}
 		for _, prefix := range unsupported {
 			if len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix) {
-				return ErrStreamHeader.Because("This queue does not support the header %s. Publish without it.", prefix)
+				return ErrStreamHeader.Withf("This queue does not support the header %s. Publish without it.", prefix)
 			}
 		}
 	}
@@ -363,7 +363,7 @@ func (in *Intake) takeFlow(ctx context.Context, call service.Call, m *nats.Msg, 
 			Queue: string(Flows), Name: f.name, Subject: m.Subject, EventID: f.id, Actor: "key:" + principal,
 			Size: len(m.Data), SHA256: hexSum(m.Data),
 		}
-		blame(&e, wrong)
+		setReason(&e, wrong)
 		r, err = in.cfg.Poison.send(ctx, call.Tenant, poisonEntry{Poisoned: e})
 		return r, e.Code, err
 	}

@@ -76,8 +76,8 @@ type origin struct {
 	Data    []byte            `json:"data"`
 }
 
-// blame writes into an entry why it is there: what a caller may see of err.
-func blame(e *admin.Poisoned, err error) {
+// setReason writes into an entry why it is there: what a caller may see of err.
+func setReason(e *admin.Poisoned, err error) {
 	f := fault.Of(err)
 	e.Code, e.Reason, e.At = f.Code, f.Msg, time.Now().UTC().Truncate(time.Microsecond)
 	if d := f.Problem().Details; len(d) <= maxDetails {
@@ -235,7 +235,7 @@ func (p *Poison) read(ctx context.Context, m *jetstream.RawStreamMsg) poisonEntr
 	if err := json.Unmarshal(m.Data, &e); err != nil {
 		p.log.WarnContext(ctx, "invalid entry in the dead-letter queue", "seq", m.Sequence)
 		e = poisonEntry{Poisoned: admin.Poisoned{Subject: m.Subject, At: m.Time.UTC(), Size: len(m.Data), SHA256: hexSum(m.Data)}}
-		blame(&e.Poisoned, errForeign)
+		setReason(&e.Poisoned, errForeign)
 	}
 	e.ID = strconv.FormatUint(m.Sequence, 10)
 	return e
@@ -254,8 +254,8 @@ func hexSum(data []byte) string {
 
 var tameName = regexp.MustCompile(`^[a-z][a-z0-9_.-]{0,63}$`)
 
-// tame is a name that somebody else gave, if it can be shown as it is, or "".
-func tame(name string) string {
+// safeName is a name that somebody else gave, if it can be shown as it is, or "".
+func safeName(name string) string {
 	if !tameName.MatchString(name) {
 		return ""
 	}

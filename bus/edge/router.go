@@ -78,7 +78,7 @@ func (r *Reader) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("creating the router: %w", err)
 	}
-	router.AddMiddleware(r.judge, r.recoverer)
+	router.AddMiddleware(r.ackOrDeadLetter, r.recoverer)
 	where := r.cfg.Queue.layout()
 	subscriber := NewSubscriber(SubscriberConfig{
 		JS: r.cfg.Queues.js, Stream: where.stream, Lane: r.lane, Share: r.share, Pause: r.cfg.Pause, Logger: r.log,
@@ -87,7 +87,7 @@ func (r *Reader) Run(ctx context.Context) error {
 	if r.cfg.Queue == Flows {
 		err = r.handleFlows(router, subscriber, topic, logger)
 	} else {
-		router.AddConsumerHandler("commands", topic, subscriber, r.obey)
+		router.AddConsumerHandler("commands", topic, subscriber, r.execute)
 	}
 	if err != nil {
 		return err
@@ -140,7 +140,7 @@ func (r *Reader) open(msg *message.Message) (queued, error) {
 // knows reports whether there is such a flow event or command.
 func (r *Reader) knows(name string) bool {
 	if r.cfg.Queue == Commands {
-		return tame(name) != "" // the service says whether there is such a command
+		return safeName(name) != "" // the service says whether there is such a command
 	}
 	change, ok := strings.CutPrefix(name, "flow.")
 	return ok && slices.Contains(flowChanges, events.FlowChange(change))
@@ -175,10 +175,10 @@ type queuedKey struct{}
 // errAgain is all that Watermill hears of a failure.
 var errAgain = errors.New("message will be redelivered")
 
-// judge is the middleware that decides what becomes of a message: it is done, it
+// ackOrDeadLetter is the middleware that decides what becomes of a message: it is done, it
 // is tried again, or it goes to the poison queue, which then answers for it.
 // Unlike Watermill's own it passes on no text but what a caller may see.
-func (r *Reader) judge(next message.HandlerFunc) message.HandlerFunc {
+func (r *Reader) ackOrDeadLetter(next message.HandlerFunc) message.HandlerFunc {
 	return func(msg *message.Message) ([]*message.Message, error) {
 		q, err := r.open(msg)
 		kept := err == nil
@@ -197,7 +197,7 @@ func (r *Reader) judge(next message.HandlerFunc) message.HandlerFunc {
 		f := fault.Of(err)
 		tries, _ := strconv.Atoi(msg.Metadata[deliveredMetadata])
 		log := r.log.With("tenant", q.tenant, "seq", msg.Metadata[sequenceMetadata], "id", q.id, "try", tries, "code", f.Code)
-		if !worthAgain(f, tries) {
+		if !retryable(f, tries) {
 			if err = r.poison(msg, q, kept, f); err == nil {
 				r.handled.WithLabelValues("poisoned", f.Code).Inc()
 				return nil, nil
@@ -216,8 +216,8 @@ func (r *Reader) judge(next message.HandlerFunc) message.HandlerFunc {
 	}
 }
 
-// worthAgain reports whether another try may end otherwise.
-func worthAgain(f *fault.Error, tries int) bool {
+// retryable reports whether another try may end otherwise.
+func retryable(f *fault.Error, tries int) bool {
 	switch f.Kind {
 	case fault.Conflict, fault.Throttled, fault.Unavailable:
 		return true
@@ -252,7 +252,7 @@ func (r *Reader) poison(msg *message.Message, q queued, kept bool, f *fault.Erro
 			}
 		}
 	}
-	blame(&e.Poisoned, f)
+	setReason(&e.Poisoned, f)
 	tenant := q.tenant
 	if tenant == "" {
 		tenant = events.System // nobody's
@@ -311,8 +311,8 @@ func (r *Reader) call(msg *message.Message) (service.Call, queued, error) {
 	}, q, err
 }
 
-// obey obeys a queued command. One that was obeyed before is known by its id.
-func (r *Reader) obey(msg *message.Message) error {
+// execute obeys a queued command. One that was obeyed before is known by its id.
+func (r *Reader) execute(msg *message.Message) error {
 	call, q, err := r.call(msg)
 	if err != nil {
 		return err

@@ -125,7 +125,7 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 			if time.Since(began) > lastPause {
 				pause = firstPause
 			}
-			rest(ctx, pause)
+			sleep(ctx, pause)
 		}
 	})
 	return out, nil
@@ -142,8 +142,8 @@ func (s *Subscriber) Close() error {
 	return nil
 }
 
-// rest waits for d, or until ctx ends.
-func rest(ctx context.Context, d time.Duration) {
+// sleep waits for d, or until ctx ends.
+func sleep(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
@@ -211,7 +211,7 @@ func (s *Subscriber) session(ctx context.Context, topic string, out chan<- *mess
 				stop(nats.ErrDisconnected)
 				return
 			case <-tick.C:
-				u.beat()
+				u.keepAlive()
 			}
 		}
 	})
@@ -271,7 +271,7 @@ func (u *session) receive(consumer jetstream.Consumer) error {
 		if at.Sequence.Consumer != delivery {
 			return errGap
 		}
-		u.enter(at.Sequence.Stream, m)
+		u.enqueue(at.Sequence.Stream, m)
 	}
 }
 
@@ -285,17 +285,17 @@ func (u *session) take(places chan<- struct{}) bool {
 	}
 }
 
-// enter puts a message at the end of its lane. Sequences come in their order, so
+// enqueue puts a message at the end of its lane. Sequences come in their order, so
 // one that is not above the last came before: it waits in its lane, or it is
 // done and its acknowledgement was lost.
-func (u *session) enter(seq uint64, m jetstream.Msg) {
+func (u *session) enqueue(seq uint64, m jetstream.Msg) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if seq <= u.last {
 		if it := u.items[seq]; it != nil {
 			it.reply = m.Reply()
 		} else {
-			u.tell(m.Reply(), ackBody)
+			u.ack(m.Reply(), ackBody)
 		}
 		<-u.room
 		<-u.held
@@ -340,7 +340,7 @@ func (u *session) run(name string) {
 					return
 				}
 			}
-			pause, done := u.hand(it)
+			pause, done := u.deliver(it)
 			<-it.share
 			if done {
 				break
@@ -349,7 +349,7 @@ func (u *session) run(name string) {
 				room = false
 				<-u.room
 			}
-			rest(u.going, pause)
+			sleep(u.going, pause)
 			if u.going.Err() != nil {
 				return
 			}
@@ -376,9 +376,9 @@ func (u *session) next(name string, done *item) *item {
 	return lane[0]
 }
 
-// hand hands a message out once. It reports whether it is done with, or else how
+// deliver hands a message out once. It reports whether it is done with, or else how
 // long to wait before the next time.
-func (u *session) hand(it *item) (pause time.Duration, done bool) {
+func (u *session) deliver(it *item) (pause time.Duration, done bool) {
 	if !u.take(u.slots) {
 		return 0, false
 	}
@@ -408,7 +408,7 @@ func (u *session) hand(it *item) (pause time.Duration, done bool) {
 	case <-w.Acked():
 		u.mu.Lock()
 		defer u.mu.Unlock()
-		u.tell(it.reply, ackBody)
+		u.ack(it.reply, ackBody)
 		return 0, true
 	case <-w.Nacked():
 		after, _ := time.ParseDuration(w.Metadata[afterMetadata])
@@ -435,20 +435,20 @@ var (
 	progressBody = []byte("+WPI")
 )
 
-// tell tells the server about a message. What is lost is made up for: the
+// ack tells the server about a message. What is lost is made up for: the
 // message comes again, and is known.
-func (u *session) tell(reply string, what []byte) {
+func (u *session) ack(reply string, what []byte) {
 	if err := u.conn.Publish(reply, what); err != nil {
 		u.log.Debug("message of a queue not acknowledged", "err", err)
 	}
 }
 
-// beat tells the server that the messages are being worked on.
-func (u *session) beat() {
+// keepAlive tells the server that the messages are being worked on.
+func (u *session) keepAlive() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, it := range u.items {
-		u.tell(it.reply, progressBody)
+		u.ack(it.reply, progressBody)
 	}
 }
 

@@ -72,13 +72,15 @@ func NewAuditFeed(js jetstream.JetStream, store events.Store, replicas int, log 
 	return &Feed{kind: streams.FeedOfAudit, js: js, store: store, replicas: replicas, log: log.With("stream", streams.AuditStream)}
 }
 
-// place is a place in the feed: an event of the log.
-type place struct {
+// position is a place in the feed: an event of the log.
+type position struct {
 	seq   uint64 // log sequence
 	index int    // within its commit
 }
 
-func (p place) before(q place) bool { return p.seq < q.seq || p.seq == q.seq && p.index < q.index }
+func (p position) before(q position) bool {
+	return p.seq < q.seq || p.seq == q.seq && p.index < q.index
+}
 
 // ErrFeedAhead says that the feed tells of events that the log does not hold. It is written
 // from durable commits only, so it is the log that has lost something.
@@ -93,7 +95,7 @@ func (f *Feed) Check(ctx context.Context) error {
 	if err != nil || last.Seq == 0 {
 		return err
 	}
-	_, err = f.bornOut(ctx, last.header)
+	_, err = f.verifyPosition(ctx, last.header)
 	return err
 }
 
@@ -122,7 +124,7 @@ func (f *Feed) Run(ctx context.Context) error {
 		at := f.Position()
 		var err error
 		if !whole {
-			err = f.mend(ctx)
+			err = f.repairGaps(ctx)
 			whole = err == nil
 		}
 		if err == nil {
@@ -201,39 +203,39 @@ func transient(err error) bool {
 
 // last reads the feed's last message: the place it tells of and the sequence that the
 // next one is to expect. The log must bear it out.
-func (f *Feed) last(ctx context.Context) (place, uint64, error) {
+func (f *Feed) last(ctx context.Context) (position, uint64, error) {
 	for ctx.Err() == nil {
 		stream, err := f.js.Stream(ctx, f.kind.Stream)
 		if err != nil {
-			return place{}, 0, fmt.Errorf("look up the feed: %w", err)
+			return position{}, 0, fmt.Errorf("look up the feed: %w", err)
 		}
 		before, err := f.lastMessage(ctx)
 		if err != nil {
-			return place{}, 0, err
+			return position{}, 0, err
 		}
 		info, err := stream.Info(ctx)
 		if err != nil {
-			return place{}, 0, fmt.Errorf("look up the feed: %w", err)
+			return position{}, 0, fmt.Errorf("look up the feed: %w", err)
 		}
 		msg, err := f.lastMessage(ctx)
 		switch {
 		case err != nil:
-			return place{}, 0, err
+			return position{}, 0, err
 		case msg.Seq != before.Seq:
 			continue // somebody else writes
 		case msg.Seq == 0:
-			return place{}, info.State.LastSeq, nil
+			return position{}, info.State.LastSeq, nil
 		}
-		at, err := f.bornOut(ctx, msg.header)
+		at, err := f.verifyPosition(ctx, msg.header)
 		if err != nil {
-			return place{}, 0, err
+			return position{}, 0, err
 		}
 		f.seq.Store(at.seq)
 		// A power cut may have taken later messages, whose sequences are not used again. A
 		// server that is not the leader may say less than the message itself.
 		return at, max(msg.Seq, info.State.LastSeq), nil
 	}
-	return place{}, 0, ctx.Err()
+	return position{}, 0, ctx.Err()
 }
 
 // feedLast is the last message of the feed; the zero one when there is none.
@@ -271,20 +273,20 @@ func (f *Feed) lastMessage(ctx context.Context) (feedLast, error) {
 	return answer.Message, nil
 }
 
-// bornOut returns the place that a message tells of, when the log holds that event.
-func (f *Feed) bornOut(ctx context.Context, h nats.Header) (place, error) {
-	at, err := placeOf(h)
+// verifyPosition returns the place that a message tells of, when the log holds that event.
+func (f *Feed) verifyPosition(ctx context.Context, h nats.Header) (position, error) {
+	at, err := positionOf(h)
 	if err != nil {
-		return place{}, &errLog{err}
+		return position{}, &errLog{err}
 	}
 	recs, err := f.store.Commit(ctx, at.seq)
 	switch {
 	case errors.Is(err, events.ErrNoSuchCommit):
-		return place{}, &errLog{ErrFeedAhead}
+		return position{}, &errLog{ErrFeedAhead}
 	case err != nil:
-		return place{}, &errLog{err}
+		return position{}, &errLog{err}
 	case at.index >= len(recs) || recs[at.index].ID() != h.Get("ce-id"):
-		return place{}, &errLog{ErrFeedAhead}
+		return position{}, &errLog{ErrFeedAhead}
 	}
 	return at, nil
 }
@@ -303,11 +305,11 @@ func (f *Feed) repairEnd(ctx context.Context) error {
 	if err != nil || last.Seq == 0 {
 		return err
 	}
-	end, err := f.bornOut(ctx, last.header)
+	end, err := f.verifyPosition(ctx, last.header)
 	if err != nil {
 		return err
 	}
-	expected, err := f.toldAtEnd(ctx, stream, last.Seq)
+	expected, err := f.publishedAtEnd(ctx, stream, last.Seq)
 	if err != nil {
 		return err
 	}
@@ -319,7 +321,7 @@ func (f *Feed) repairEnd(ctx context.Context) error {
 		if err != nil {
 			return &errLog{err}
 		}
-		at := place{rec.Seq, rec.Index}
+		at := position{rec.Seq, rec.Index}
 		if at.before(first) {
 			continue
 		}
@@ -343,8 +345,8 @@ func (f *Feed) repairEnd(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// toldAtEnd reads which events the last messages of the feed, up to the one at seq, tell of.
-func (f *Feed) toldAtEnd(ctx context.Context, stream jetstream.Stream, seq uint64) ([]place, error) {
+// publishedAtEnd reads which events the last messages of the feed, up to the one at seq, tell of.
+func (f *Feed) publishedAtEnd(ctx context.Context, stream jetstream.Stream, seq uint64) ([]position, error) {
 	reader, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
 		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(seq, feedChecked) - feedChecked + 1, HeadersOnly: true,
 	})
@@ -356,7 +358,7 @@ func (f *Feed) toldAtEnd(ctx context.Context, stream jetstream.Stream, seq uint6
 		return nil, fmt.Errorf("read the end of the feed: %w", err)
 	}
 	defer messages.Stop()
-	var told []place
+	var told []position
 	for {
 		msg, err := messages.Next(jetstream.NextContext(ctx))
 		if err != nil {
@@ -367,7 +369,7 @@ func (f *Feed) toldAtEnd(ctx context.Context, stream jetstream.Stream, seq uint6
 			return nil, fmt.Errorf("read the end of the feed: %w", err)
 		}
 		if meta.Sequence.Stream <= seq {
-			at, err := placeOf(msg.Headers())
+			at, err := positionOf(msg.Headers())
 			if err != nil {
 				return nil, &errLog{err}
 			}
@@ -382,12 +384,12 @@ func (f *Feed) toldAtEnd(ctx context.Context, stream jetstream.Stream, seq uint6
 	}
 }
 
-// mend looks for events that are missing between others. The feed is not
+// repairGaps looks for events that are missing between others. The feed is not
 // fsynced, so a power cut may take the end of one block and leave the next one.
 // Sequences that are missing are no fault by themselves: what a cut took from the
 // feed's end was put there again behind them. Where events are missing the feed
 // is written anew, and its consumers get all of it again.
-func (f *Feed) mend(ctx context.Context) error {
+func (f *Feed) repairGaps(ctx context.Context) error {
 	stream, err := f.js.Stream(ctx, f.kind.Stream)
 	if err != nil {
 		return fmt.Errorf("look up the feed: %w", err)
@@ -412,7 +414,7 @@ func (f *Feed) mend(ctx context.Context) error {
 		if gap[1] > state.LastSeq {
 			continue // the end: what follows is written now
 		}
-		whole, err := f.adjacent(ctx, stream, gap)
+		whole, err := f.contiguous(ctx, stream, gap)
 		if err != nil {
 			return err
 		}
@@ -449,16 +451,16 @@ func (f *Feed) dropOldConsumers(ctx context.Context, stream jetstream.Stream) er
 	return nil
 }
 
-// adjacent reports whether the messages beside a gap tell of events that follow
+// contiguous reports whether the messages beside a gap tell of events that follow
 // each other in the log.
-func (f *Feed) adjacent(ctx context.Context, stream jetstream.Stream, gap [2]uint64) (bool, error) {
-	var before place
+func (f *Feed) contiguous(ctx context.Context, stream jetstream.Stream, gap [2]uint64) (bool, error) {
+	var before position
 	if gap[0] > 0 {
 		msg, err := stream.GetMsg(ctx, gap[0])
 		if err != nil {
 			return false, fmt.Errorf("read message %d of the feed: %w", gap[0], err)
 		}
-		if before, err = placeOf(msg.Header); err != nil {
+		if before, err = positionOf(msg.Header); err != nil {
 			return false, &errLog{err}
 		}
 	}
@@ -466,7 +468,7 @@ func (f *Feed) adjacent(ctx context.Context, stream jetstream.Stream, gap [2]uin
 	if err != nil {
 		return false, fmt.Errorf("read message %d of the feed: %w", gap[1], err)
 	}
-	after, err := placeOf(msg.Header)
+	after, err := positionOf(msg.Header)
 	if err != nil {
 		return false, &errLog{err}
 	}
@@ -474,7 +476,7 @@ func (f *Feed) adjacent(ctx context.Context, stream jetstream.Stream, gap [2]uin
 		if err != nil {
 			return false, &errLog{err}
 		}
-		at := place{rec.Seq, rec.Index}
+		at := position{rec.Seq, rec.Index}
 		if !before.before(at) {
 			continue
 		}
@@ -486,23 +488,23 @@ func (f *Feed) adjacent(ctx context.Context, stream jetstream.Stream, gap [2]uin
 	return false, ctx.Err()
 }
 
-func placeOf(h nats.Header) (place, error) {
+func positionOf(h nats.Header) (position, error) {
 	seq, err1 := strconv.ParseUint(h.Get("ce-logseq"), 10, 64)
 	index, err2 := strconv.Atoi(h.Get("ce-logindex"))
 	if err := errors.Join(err1, err2); err != nil {
-		return place{}, fmt.Errorf("a message of the feed has no log position: %w", err)
+		return position{}, fmt.Errorf("a message of the feed has no log position: %w", err)
 	}
-	return place{seq, index}, nil
+	return position{seq, index}, nil
 }
 
 // write follows the log from a place on and publishes ahead of the
 // acknowledgements, up to feedWindow of them.
-func (f *Feed) write(ctx context.Context, told place, feedSeq uint64) error {
+func (f *Feed) write(ctx context.Context, told position, feedSeq uint64) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	type sent struct {
 		ack jetstream.PubAckFuture // nil: there was nothing to tell
-		at  place
+		at  position
 	}
 	inFlight := make(chan sent, feedWindow)
 	failed := make(chan error, 1)
@@ -532,7 +534,7 @@ func (f *Feed) write(ctx context.Context, told place, feedSeq uint64) error {
 		gone <- f.watch(ctx)
 		cancel()
 	}()
-	err := f.send(ctx, told, feedSeq, func(ack jetstream.PubAckFuture, at place) { inFlight <- sent{ack, at} })
+	err := f.send(ctx, told, feedSeq, func(ack jetstream.PubAckFuture, at position) { inFlight <- sent{ack, at} })
 	close(inFlight)
 	lost := <-failed
 	cancel()
@@ -562,7 +564,7 @@ func drain[T any](from <-chan T) {
 	}
 }
 
-func (f *Feed) send(ctx context.Context, from place, feedSeq uint64, sent func(jetstream.PubAckFuture, place)) error {
+func (f *Feed) send(ctx context.Context, from position, feedSeq uint64, sent func(jetstream.PubAckFuture, position)) error {
 	after := from.seq
 	if after > 0 {
 		after-- // the last commit may have been told in part
@@ -571,7 +573,7 @@ func (f *Feed) send(ctx context.Context, from place, feedSeq uint64, sent func(j
 		if err != nil {
 			return &errLog{err}
 		}
-		at := place{rec.Seq, rec.Index}
+		at := position{rec.Seq, rec.Index}
 		if from.seq > 0 && !from.before(at) {
 			continue
 		}
@@ -619,7 +621,7 @@ func (f *Feed) Rewind(ctx context.Context, tenant string, seq uint64) error {
 			failed = err
 			return true
 		}
-		at, err := placeOf(msg.Header)
+		at, err := positionOf(msg.Header)
 		if err != nil {
 			failed = err
 		}

@@ -54,13 +54,13 @@ type InUse struct {
 	projector *projections.Projector
 	log       *slog.Logger
 
-	known    *lru.Cache[string, standing] // what is known to stand in the bucket; a key that is not here costs one refused write
+	known    *lru.Cache[string, kvEntry] // what is known to stand in the bucket; a key that is not here costs one refused write
 	position atomic.Uint64
 	err      atomic.Pointer[error]
 }
 
-// standing is a value in the bucket.
-type standing struct {
+// kvEntry is a value in the bucket.
+type kvEntry struct {
 	revision uint64 // of the key; 0: it has none
 	seq      uint64 // log sequence that the value reflects
 }
@@ -77,7 +77,7 @@ type inUsePut struct {
 // NewInUse makes a writer; Run runs it. projector is the one that feeds views.
 // js is made with jetstream.WithPublishAsyncTimeout(AckTimeout).
 func NewInUse(js jetstream.JetStream, views *projections.Views, projector *projections.Projector, log *slog.Logger) *InUse {
-	known, err := lru.New[string, standing](inUseKnown)
+	known, err := lru.New[string, kvEntry](inUseKnown)
 	if err != nil {
 		panic(err) // the size is a constant above 0
 	}
@@ -124,7 +124,7 @@ var errReconnected = errors.New("the connection was lost meanwhile")
 // write mends the bucket and follows the views.
 func (u *InUse) write(ctx context.Context) error {
 	connection := u.connection()
-	after, err := u.mend(ctx, connection)
+	after, err := u.repair(ctx, connection)
 	if err == nil {
 		u.err.Store(nil)
 	}
@@ -226,7 +226,7 @@ func (u *InUse) put(ctx context.Context, puts []inUsePut) (err error) {
 	for _, p := range puts[:sent] {
 		select {
 		case ack := <-p.ack.Ok():
-			u.known.Add(p.key, standing{ack.Sequence, p.seq})
+			u.known.Add(p.key, kvEntry{ack.Sequence, p.seq})
 		case failed := <-p.ack.Err():
 			if jsapi.WrongLast(failed) {
 				refused = append(refused, p)
@@ -241,7 +241,7 @@ func (u *InUse) put(ctx context.Context, puts []inUsePut) (err error) {
 		return fmt.Errorf("publish: %w", err)
 	}
 	for _, p := range refused {
-		if err := u.contend(ctx, p); err != nil {
+		if err := u.resolveConflict(ctx, p); err != nil {
 			return err
 		}
 	}
@@ -252,13 +252,13 @@ func (p inUsePut) message() *nats.Msg {
 	return &nats.Msg{Subject: streams.InUseSubject + "." + p.key, Data: p.body, Header: nats.Header{}}
 }
 
-// contend writes a value whose key is not as expected, unless what is there
+// resolveConflict writes a value whose key is not as expected, unless what is there
 // reflects as much of the log.
-func (u *InUse) contend(ctx context.Context, p inUsePut) error {
+func (u *InUse) resolveConflict(ctx context.Context, p inUsePut) error {
 	var err error
 	for range inUseRounds {
-		var at standing
-		if at, err = u.look(ctx, p.key); err != nil {
+		var at kvEntry
+		if at, err = u.readEntry(ctx, p.key); err != nil {
 			return err
 		}
 		if at.seq >= p.seq {
@@ -269,7 +269,7 @@ func (u *InUse) contend(ctx context.Context, p inUsePut) error {
 		ack, err = u.js.PublishMsg(ctx, p.message(), jetstream.WithExpectLastSequencePerSubject(at.revision))
 		switch {
 		case err == nil:
-			u.known.Add(p.key, standing{ack.Sequence, p.seq})
+			u.known.Add(p.key, kvEntry{ack.Sequence, p.seq})
 			return nil
 		case !jsapi.WrongLast(err):
 			return fmt.Errorf("publish: %w", err)
@@ -278,20 +278,20 @@ func (u *InUse) contend(ctx context.Context, p inUsePut) error {
 	return fmt.Errorf("publish: %w", err)
 }
 
-// look reads what stands at a key.
-func (u *InUse) look(ctx context.Context, key string) (standing, error) {
+// readEntry reads what stands at a key.
+func (u *InUse) readEntry(ctx context.Context, key string) (kvEntry, error) {
 	stream, err := u.js.Stream(ctx, "KV_"+streams.InUseBucket)
 	if err != nil {
-		return standing{}, fmt.Errorf("look up the bucket: %w", err)
+		return kvEntry{}, fmt.Errorf("look up the bucket: %w", err)
 	}
 	msg, err := stream.GetLastMsgForSubject(ctx, streams.InUseSubject+"."+key)
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
-		return standing{}, nil
+		return kvEntry{}, nil
 	case err != nil:
-		return standing{}, fmt.Errorf("read %s: %w", key, err)
+		return kvEntry{}, fmt.Errorf("read %s: %w", key, err)
 	}
-	return standing{msg.Sequence, parseInUse(msg.Data).Seq}, nil
+	return kvEntry{msg.Sequence, parseInUse(msg.Data).Seq}, nil
 }
 
 // parseInUse reads a value; what is none reads as one that reflects nothing.
@@ -305,18 +305,18 @@ func parseInUse(body []byte) projections.InUse {
 
 // found is a value that was in the bucket when mend began.
 type found struct {
-	standing
+	kvEntry
 	empty bool
 	sum   [sha256.Size]byte
 }
 
-// mend makes the bucket agree with the views, and returns the log sequence up to
+// repair makes the bucket agree with the views, and returns the log sequence up to
 // which it does. The log's end is read after the bucket, and the views are let
 // reach it: they know by then of every commit that a sound value can reflect.
 // What differs from them all the same is old, was lost in part, or reflects
 // commits that a power cut took from the log. Who writes meanwhile is not
 // overwritten: the revisions are those that were read.
-func (u *InUse) mend(ctx context.Context, connection uint64) (after uint64, err error) {
+func (u *InUse) repair(ctx context.Context, connection uint64) (after uint64, err error) {
 	u.known.Purge()
 	there, err := u.readAll(ctx)
 	if err != nil {
@@ -341,7 +341,7 @@ func (u *InUse) mend(ctx context.Context, connection uint64) (after uint64, err 
 				missing++
 				return u.expected(p)
 			case f.sum == sha256.Sum256(p.body):
-				u.known.Add(p.key, f.standing)
+				u.known.Add(p.key, f.kvEntry)
 				return 0, false
 			}
 			missing++
@@ -407,7 +407,7 @@ func (u *InUse) readAll(ctx context.Context) (map[string]found, error) {
 				return nil, err
 			}
 			there[strings.Clone(entry.Key())] = found{
-				standing: standing{entry.Revision(), value.Seq}, sum: sha256.Sum256(entry.Value()), empty: bytes.Equal(entry.Value(), empty.body),
+				kvEntry: kvEntry{entry.Revision(), value.Seq}, sum: sha256.Sum256(entry.Value()), empty: bytes.Equal(entry.Value(), empty.body),
 			}
 		case <-stuck.C:
 			return nil, fmt.Errorf("read the bucket: %w", nats.ErrTimeout)

@@ -135,7 +135,7 @@ func (c *Cluster) readSeed(what, file string, kind nkeys.PrefixByte) ([]byte, er
 	seed := bytes.Clone(bytes.TrimSpace(raw))
 	clear(raw)
 	if prefix, _, err := nkeys.DecodeSeed(seed); err != nil || prefix != kind {
-		return nil, ErrNATSConfig.Because("The file for the seed of the %s does not contain one.", what)
+		return nil, ErrNATSConfig.Withf("The file for the seed of the %s does not contain one.", what)
 	}
 	return seed, nil
 }

@@ -63,7 +63,7 @@ func answerAll(t *testing.T, c *natsserver.Cluster, calls chan<- bustest.Call) {
 	}
 	for _, subject := range []string{"credstream.cmd.>", "credstream.query.>", "credstream.cmdq.>"} {
 		_, err := nc.QueueSubscribe(subject, "test", func(m *nats.Msg) {
-			got := bustest.Call{Subject: m.Subject, Answerable: natsserver.Answerable(m.Reply)}
+			got := bustest.Call{Subject: m.Subject, Answerable: natsserver.IsReplySubject(m.Reply)}
 			got.Caller, got.Known = c.Caller(m.Header)
 			calls <- got
 			if err := m.Respond([]byte("done")); err != nil && m.Reply != "" {

@@ -148,7 +148,7 @@ func Connect(ctx context.Context, cfg ClusterConfig) (_ *Cluster, err error) {
 		cfg.Replicas = DefaultReplicas
 	}
 	if cfg.Replicas < 1 || cfg.Replicas > 5 {
-		return nil, ErrNATSConfig.Because("The number of replicas must be 1 to 5.")
+		return nil, ErrNATSConfig.Withf("The number of replicas must be 1 to 5.")
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -208,7 +208,7 @@ func (c *Cluster) readLogins() error {
 		switch {
 		case l.url != "":
 		case l.role == roleService:
-			return ErrNATSConfig.Because("The NATS URL is missing.")
+			return ErrNATSConfig.Withf("The NATS URL is missing.")
 		case l.role == roleSystem && l.credentials != "":
 			l.url = c.cfg.URL
 		case l.role == roleSystem:
@@ -238,7 +238,7 @@ func readLogin(name, urls, credentials string) (login, error) {
 		}
 		u, err := url.Parse(s)
 		if err != nil || u.Hostname() == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme) {
-			return login{}, ErrNATSConfig.Because("The %s must be a URL such as nats://user:password@host:4222, or several separated by commas.", name)
+			return login{}, ErrNATSConfig.Withf("The %s must be a URL such as nats://user:password@host:4222, or several separated by commas.", name)
 		}
 		if user == nil {
 			user = u.User
@@ -275,7 +275,7 @@ func (c *Cluster) EndpointConn() (*nats.Conn, error) {
 	for s := range strings.SplitSeq(l.servers, ",") {
 		u, err := url.Parse(s)
 		if err != nil || u.Scheme != "nats" && u.Scheme != "tls" {
-			return nil, ErrNATSConfig.Because("The endpoints need a nats:// or tls:// URL; a WebSocket URL is not supported. Set --nats-endpoints.")
+			return nil, ErrNATSConfig.Withf("The endpoints need a nats:// or tls:// URL; a WebSocket URL is not supported. Set --nats-endpoints.")
 		}
 		dialer.hosts = append(dialer.hosts, u.Hostname())
 		dialer.secure = dialer.secure || u.Scheme == "tls"
@@ -324,7 +324,7 @@ func (c *Cluster) connect(ctx context.Context, name, role string, more ...nats.O
 	}
 	if v := nc.ConnectedServerVersion(); !recent(v) {
 		nc.Close()
-		return nil, ErrServerTooOld.Because("The NATS server %s has version %s. credstream requires 2.12 or later.", nc.ConnectedServerName(), v)
+		return nil, ErrServerTooOld.Withf("The NATS server %s has version %s. credstream requires 2.12 or later.", nc.ConnectedServerName(), v)
 	}
 	c.expose(nc)
 	c.mu.Lock()

@@ -64,7 +64,7 @@ func (c *Cluster) checkServers(ctx context.Context) error {
 	switch {
 	case d.Why == "":
 	case !d.Attested:
-		return weak(d)
+		return weaknessError(d)
 	default:
 		c.log.WarnContext(ctx, "durability is attested, not verified", "why", d.Why)
 	}
@@ -88,11 +88,11 @@ func (c *Cluster) await(ctx context.Context) error {
 	}
 }
 
-func weak(d Durability) error {
+func weaknessError(d Durability) error {
 	if d.silent {
-		return ErrServersSilent.Because("%s Check that the NATS servers run, and that --nats-system names a user of their system account.", d.Why)
+		return ErrServersSilent.Withf("%s Check that the NATS servers run, and that --nats-system names a user of their system account.", d.Why)
 	}
-	return ErrDurabilityWeak.Because("%s Use --attest-sync-always only if you guarantee that every NATS server fsyncs before it acknowledges.", d.Why)
+	return ErrDurabilityWeak.Withf("%s Use --attest-sync-always only if you guarantee that every NATS server fsyncs before it acknowledges.", d.Why)
 }
 
 // lookAgain looks while the process runs. What was seen once and is not answered
@@ -107,7 +107,7 @@ func (c *Cluster) lookAgain(ctx context.Context) error {
 	}
 	c.durability.Store(&d)
 	if d.Why != "" && !d.Attested {
-		return weak(d)
+		return weaknessError(d)
 	}
 	return nil
 }
@@ -116,7 +116,7 @@ func (c *Cluster) lookAgain(ctx context.Context) error {
 func (c *Cluster) look(ctx context.Context) (Durability, error) {
 	d := Durability{Replicas: c.cfg.Replicas, Attested: c.cfg.AttestSyncAlways}
 	if c.sys == nil {
-		d.Why, _ = judge(nil, d.Replicas, false)
+		d.Why, _ = assessDurability(nil, d.Replicas, false)
 		return d, nil
 	}
 	seen, err := c.servers(ctx)
@@ -126,7 +126,7 @@ func (c *Cluster) look(ctx context.Context) (Durability, error) {
 	d.SyncSeen = true
 	for _, s := range seen {
 		if !recent(s.version) {
-			return d, ErrServerTooOld.Because("The NATS server %s has version %s. credstream requires 2.12 or later.", s.name, s.version)
+			return d, ErrServerTooOld.Withf("The NATS server %s has version %s. credstream requires 2.12 or later.", s.name, s.version)
 		}
 		if !c.warned[s.name] && len(s.loose) > 0 {
 			c.warned[s.name] = true
@@ -140,14 +140,14 @@ func (c *Cluster) look(ctx context.Context) (Durability, error) {
 	}
 	d.SyncSeen = d.SyncSeen && len(d.Servers) > 0
 	slices.Sort(d.Servers)
-	d.Why, d.silent = judge(seen, d.Replicas, true)
+	d.Why, d.silent = assessDurability(seen, d.Replicas, true)
 	return d, nil
 }
 
-// judge says what is weak, or "", and whether that is that too few servers answered. A write is acknowledged by more than half of a
+// assessDurability says what is weak, or "", and whether that is that too few servers answered. A write is acknowledged by more than half of a
 // stream's replicas. So the servers that must be seen are more than half of
 // them: the service can start while one of three is away.
-func judge(seen []serverSeen, replicas int, asked bool) (why string, silent bool) {
+func assessDurability(seen []serverSeen, replicas int, asked bool) (why string, silent bool) {
 	var lazy []string
 	have, size := 0, 0
 	for _, s := range seen {

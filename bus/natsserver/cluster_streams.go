@@ -45,7 +45,7 @@ func EnsureBucket(ctx context.Context, js jetstream.JetStream, want jetstream.Ke
 		{"no_ack", got.NoAck, false},
 	} {
 		if !reflect.DeepEqual(c.got, c.want) {
-			return created, jsapi.ErrStreamConfig.Because("The stream %s has an unexpected configuration: %s is %v, must be %v.", name, c.field, c.got, c.want)
+			return created, jsapi.ErrStreamConfig.Withf("The stream %s has an unexpected configuration: %s is %v, must be %v.", name, c.field, c.got, c.want)
 		}
 	}
 	return created, nil

@@ -62,7 +62,7 @@ var (
 		"The disk is nearly full. Changes are refused until space is freed; queries still work.")
 )
 
-var errInodesLow = ErrStorageLow.Because("The disk is nearly out of inodes. Changes are refused until files are removed; queries still work.")
+var errInodesLow = ErrStorageLow.Withf("The disk is nearly out of inodes. Changes are refused until files are removed; queries still work.")
 
 var (
 	errNoServer   = errors.New("bus: the embedded NATS server is not running")
@@ -116,13 +116,13 @@ type NodeConfig struct {
 // the service and a port that is closed to everybody without a key. One
 // process at a time serves a data folder.
 type Node struct {
-	cfg    NodeConfig
-	log    *slog.Logger
-	lock   *os.File
-	secret string // password of the connections that the process makes to itself
-	auth   atomic.Pointer[Authenticator]
-	kicks  atomic.Uint64 // how often DisconnectKey was called
-	space  atomic.Pointer[spaceReading]
+	cfg             NodeConfig
+	log             *slog.Logger
+	lock            *os.File
+	secret          string // password of the connections that the process makes to itself
+	auth            atomic.Pointer[Authenticator]
+	disconnectEpoch atomic.Uint64 // how often DisconnectKey was called
+	space           atomic.Pointer[spaceReading]
 
 	life sync.Mutex // held while the server starts, restarts and stops
 	mu   sync.RWMutex
@@ -220,7 +220,7 @@ func lockFolder(dir string) (*os.File, error) {
 		}
 		holder := make([]byte, 20)
 		k, _ := f.ReadAt(holder, 0) // who it is only helps; that it is locked is certain
-		return nil, ErrDataFolderLocked.Because("The data folder %s is in use by another process (pid %s). Stop that process first, or choose another folder.",
+		return nil, ErrDataFolderLocked.Withf("The data folder %s is in use by another process (pid %s). Stop that process first, or choose another folder.",
 			dir, strings.TrimSpace(string(holder[:k])))
 	}
 	if err = f.Truncate(0); err == nil {

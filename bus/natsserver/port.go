@@ -123,12 +123,12 @@ func (p *port) Check(c server.ClientAuthentication) bool {
 	if inProcess(c) {
 		return p.checkOwn(c, name, key)
 	}
-	kicks := p.n.kicks.Load()
+	kicks := p.n.disconnectEpoch.Load()
 	if key == "" || !p.register(ctx, c, key) {
 		return false
 	}
 	// A key that was revoked since it was checked may have missed its kick.
-	return p.n.kicks.Load() == kicks || p.register(ctx, c, key)
+	return p.n.disconnectEpoch.Load() == kicks || p.register(ctx, c, key)
 }
 
 func inProcess(c server.ClientAuthentication) bool {
@@ -329,17 +329,17 @@ func (n *Node) Caller(h nats.Header) (principal string, ok bool) {
 	return principal, ok
 }
 
-// Answerable reports whether an endpoint may answer to this reply subject: one
+// IsReplySubject reports whether an endpoint may answer to this reply subject: one
 // that the server made for a request from another account, or an inbox. Every
 // other request is to be dropped unread.
-func Answerable(reply string) bool {
+func IsReplySubject(reply string) bool {
 	return strings.HasPrefix(reply, servicePrefix) || strings.HasPrefix(reply, inboxPrefix)
 }
 
 // DisconnectKey closes every connection of a key. Call it after the key was
 // revoked or granted something else: a connection keeps the grant it came with.
 func (n *Node) DisconnectKey(principal string) {
-	n.kicks.Add(1)
+	n.disconnectEpoch.Add(1)
 	r := n.running()
 	if r == nil {
 		return

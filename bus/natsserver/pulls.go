@@ -141,7 +141,7 @@ func (p *Pulls) info(kind streams.FeedKind) nats.MsgHandler {
 	return func(m *nats.Msg) {
 		tenant, ok := kind.TenantOf(m.Subject)
 		switch {
-		case !Answerable(m.Reply), ok && !p.lookUp(kind, tenant, m):
+		case !IsReplySubject(m.Reply), ok && !p.lookUp(kind, tenant, m):
 			p.outcome.WithLabelValues("dropped").Inc()
 		case !ok:
 			p.outcome.WithLabelValues("answered").Inc()
@@ -185,7 +185,7 @@ func (p *Pulls) kick(m *nats.Msg) {
 		h = nats.Header{server.ClientInfoHdr: said}
 	}
 	principal, ok := p.cfg.Caller(h)
-	if !ok || !Answerable(m.Reply) {
+	if !ok || !IsReplySubject(m.Reply) {
 		return
 	}
 	p.mu.Lock()

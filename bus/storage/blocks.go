@@ -78,7 +78,7 @@ func (v *Verifier) Verify() error {
 			return fmt.Errorf("verifying stream %s: %w", e.Name(), err)
 		case damage == "":
 		case slices.Contains(v.Kept, e.Name()):
-			return ErrStoredDamaged.Because("The stream %s is damaged: %s. No file was changed. Restore the data folder from its backup.", e.Name(), damage)
+			return ErrStoredDamaged.Withf("The stream %s is damaged: %s. No file was changed. Restore the data folder from its backup.", e.Name(), damage)
 		default:
 			if err := v.setAside(e.Name(), damage); err != nil {
 				return err
@@ -116,7 +116,7 @@ func (v *Verifier) stream(name string) (damage string, err error) {
 		g.Go(func() error {
 			f, err := os.OpenFile(filepath.Join(dir, "msgs", strconv.Itoa(n)+".blk"), os.O_RDWR, 0)
 			if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
-				return ErrStoredReadOnly.Because("The data folder has a file that cannot be written to: %s. Make it writable, then start again.", err)
+				return ErrStoredReadOnly.Withf("The data folder has a file that cannot be written to: %s. Make it writable, then start again.", err)
 			}
 			if err != nil {
 				return err

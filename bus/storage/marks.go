@@ -102,7 +102,7 @@ func readMarks(path string) (map[string]mark, error) {
 	}
 	var file marksFile
 	if err := json.Unmarshal(b, &file); err != nil || file.Format != marksFormat {
-		return nil, ErrMarks.Because("The file %s is empty, damaged or of a newer version. This does not mean that the data is damaged. Restore the file "+
+		return nil, ErrMarks.Withf("The file %s is empty, damaged or of a newer version. This does not mean that the data is damaged. Restore the file "+
 			"from its backup, or, if you know that the data is intact, remove it: the next start writes it again.", path)
 	}
 	return file.Streams, nil
@@ -170,7 +170,7 @@ func (m *Marks) mark(stream string) (mark, bool) {
 }
 
 func incomplete(stream, format string, args ...any) error {
-	return ErrStoredIncomplete.Because("The stream %s %s. It is damaged: changes are refused and no secret is returned until it is restored from a backup.",
+	return ErrStoredIncomplete.Withf("The stream %s %s. It is damaged: changes are refused and no secret is returned until it is restored from a backup.",
 		stream, fmt.Sprintf(format, args...))
 }
 

@@ -140,7 +140,7 @@ var ErrNotStored = fault.New(fault.Unavailable, "queue_message_not_stored",
 // ErrQueueFull is answered while too many messages of a tenant, or commands of one
 // name, or too many bytes, wait in a queue.
 var ErrQueueFull = fault.New(fault.Throttled, "queue_full",
-	"Too many messages of this tenant, or too many bytes, are waiting in the queue. Publish it again later.").After(10 * time.Second)
+	"Too many messages of this tenant, or too many bytes, are waiting in the queue. Publish it again later.").WithRetryAfter(10 * time.Second)
 
 // storeFull is how the server refuses a message for a subject that is full
 // (nats-server's ErrMaxMsgsPerSubject).

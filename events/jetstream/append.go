@@ -67,10 +67,10 @@ func (s *Store) Stage(ctx context.Context, stream events.StreamID, expected uint
 		s.recent.moved(subj)
 		return 0, err
 	case errors.Is(err, events.ErrUnknownOutcome):
-		s.recent.doubt(subj)
+		s.recent.markUncertain(subj)
 		return 0, &events.UnsettledError{Err: err, Settle: func(ctx context.Context) (bool, error) { return s.settle(ctx, a) }}
 	case err != nil:
-		s.recent.doubt(subj)
+		s.recent.markUncertain(subj)
 		return 0, err
 	}
 	s.recent.appended(subj, following(seq, prev))
@@ -125,7 +125,7 @@ func (s *Store) settle(ctx context.Context, a attempt) (stored bool, err error) 
 		seq, err := s.publish(ctx, a, true)
 		switch {
 		case err == nil:
-			s.recent.doubt(a.subject)
+			s.recent.markUncertain(a.subject)
 			s.durable.saw(seq)
 			return true, nil
 		case errors.Is(err, events.ErrConflict):
@@ -163,7 +163,7 @@ func (s *Store) publish(ctx context.Context, a attempt, doubt bool) (uint64, err
 			doubt = true
 		}
 		if doubt {
-			seq, found, lookErr := s.lookFor(ctx, a)
+			seq, found, lookErr := s.findCommit(ctx, a)
 			if found || errors.Is(lookErr, events.ErrConflict) {
 				return seq, lookErr
 			}
@@ -193,10 +193,10 @@ func (s *Store) publishOnce(ctx context.Context, msg *nats.Msg) (ack pubAck, err
 	return ack, nil
 }
 
-// lookFor reads, from the leader, which commit follows the expected one. It
+// findCommit reads, from the leader, which commit follows the expected one. It
 // finds ours, or says events.ErrConflict when it is another, or finds nothing
 // (yet): one sent before may still arrive.
-func (s *Store) lookFor(ctx context.Context, a attempt) (seq uint64, found bool, err error) {
+func (s *Store) findCommit(ctx context.Context, a attempt) (seq uint64, found bool, err error) {
 	for next, err := range s.chain(ctx, a.subject, a.expected) {
 		switch {
 		case err != nil:

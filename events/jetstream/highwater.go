@@ -34,7 +34,7 @@ var (
 
 // CutShort is ErrLogCutShort for a log that should hold the commit at seq.
 func CutShort(seq uint64) error {
-	return ErrLogCutShort.Because("The log was durable up to commit %d but no longer contains that commit, so it is damaged. "+
+	return ErrLogCutShort.Withf("The log was durable up to commit %d but no longer contains that commit, so it is damaged. "+
 		"Changes are refused and no secret is returned until it is restored from a backup.", seq)
 }
 
@@ -61,7 +61,7 @@ func (s *Store) CheckWhole(ctx context.Context) error {
 			missing = slices.Min(state.Deleted)
 		}
 	}
-	return ErrLogIncomplete.Because("The log misses %d of its %d commits, from commit %d on, so it is damaged. Changes are "+
+	return ErrLogIncomplete.Withf("The log misses %d of its %d commits, from commit %d on, so it is damaged. Changes are "+
 		"refused and no secret is returned until it is restored from a backup.", state.LastSeq-min(state.LastSeq, state.Messages), state.LastSeq, missing)
 }
 
@@ -111,7 +111,7 @@ func (h *HighWater) Check(ctx context.Context) error {
 	}
 	var m mark
 	if err := json.Unmarshal(b, &m); err != nil || m.Seq == 0 {
-		return ErrHighWater.Because("The file %s is empty or damaged. This does not mean that the log is damaged. Restore the file from its "+
+		return ErrHighWater.Withf("The file %s is empty or damaged. This does not mean that the log is damaged. Restore the file from its "+
 			"backup, or, if you know that the log is intact, remove it: the next start writes it again.", h.path)
 	}
 	at, err := h.mark(ctx, m.Seq)

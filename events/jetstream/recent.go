@@ -129,9 +129,9 @@ func (r *recent) moved(subject string) {
 	}
 }
 
-// doubt notes that a commit of the stream may be stored, now or later, of which
+// markUncertain notes that a commit of the stream may be stored, now or later, of which
 // nothing is known here.
-func (r *recent) doubt(subject string) {
+func (r *recent) markUncertain(subject string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {

@@ -99,7 +99,7 @@ type LastUse interface {
 // ErrWrongKeys in their place when too many came from the address.
 func (s *Service) Authenticate(ctx context.Context, key string, from netip.Addr) (service.Principal, error) {
 	p, err := s.authenticate(ctx, key, from)
-	return p, s.wrongKeys.refuse(from, s.Kernel.Believed(err))
+	return p, s.wrongKeys.refuse(from, s.Kernel.CheckIntegrity(err))
 }
 
 func (s *Service) authenticate(ctx context.Context, key string, from netip.Addr) (service.Principal, error) {
@@ -189,7 +189,7 @@ func (s *Service) FreshPrincipal(ctx context.Context, id string) (service.Princi
 	case err != nil:
 		return service.Principal{}, err
 	case !state.Value.Exists || state.Value.Revoked:
-		return service.Principal{}, s.Kernel.Believed(service.ErrKeyUnknown)
+		return service.Principal{}, s.Kernel.CheckIntegrity(service.ErrKeyUnknown)
 	}
 	return principalOf(id, state.Value)
 }
@@ -233,7 +233,7 @@ func (s *Service) Authorize(ctx context.Context, call *service.Call, perm permis
 		return s.Deny(ctx, call, perm)
 	case permission.Known[perm].Everywhere && !slices.Contains(call.Principal.Tenants, service.AllTenants):
 		s.Denied(ctx, call, perm)
-		return service.ErrDenied.Because("The permission %s affects every tenant. Use a key that is granted every tenant (*).", perm)
+		return service.ErrDenied.Withf("The permission %s affects every tenant. Use a key that is granted every tenant (*).", perm)
 	}
 	return nil
 }
@@ -242,7 +242,7 @@ func (s *Service) Authorize(ctx context.Context, call *service.Call, perm permis
 // what takes more than the permission of its route.
 func (s *Service) Deny(ctx context.Context, call *service.Call, perm permission.Permission) error {
 	s.Denied(ctx, call, perm)
-	return service.ErrDenied.Because("The key lacks the permission %s.", perm)
+	return service.ErrDenied.Withf("The key lacks the permission %s.", perm)
 }
 
 // Require refuses a call whose caller may not use its tenant or lacks a permission

@@ -27,8 +27,8 @@ var (
 		"The addresses must be at most 32 IPv4 or IPv6 networks, such as \"192.0.2.0/24\".")
 )
 
-// ErrKeyLast keeps an installation from being locked out.
-var ErrKeyLast = fault.New(fault.Precondition, "api_key_own",
+// ErrKeySelfRevoke keeps an installation from being locked out.
+var ErrKeySelfRevoke = fault.New(fault.Precondition, "api_key_own",
 	"A key that is granted every tenant cannot revoke itself. Issue another key and revoke this one with it.")
 
 // The bounds of a key.
@@ -78,7 +78,7 @@ func (s *Service) issueAPIKey(ctx context.Context, call *service.Call, in IssueA
 		in.Tenants = []string{call.Tenant}
 	}
 	if len(in.Tenants) > maxKeyTenants {
-		return IssuedAPIKey{}, ErrKeyRights.Because("A key can list at most %d tenants. Use \"*\" for every tenant.", maxKeyTenants).At("/tenants")
+		return IssuedAPIKey{}, ErrKeyRights.Withf("A key can list at most %d tenants. Use \"*\" for every tenant.", maxKeyTenants).At("/tenants")
 	}
 	for _, t := range in.Tenants {
 		if t != service.AllTenants && events.CheckName(t) != nil {
@@ -117,13 +117,13 @@ func grantable(issuer service.Principal, in IssueAPIKey) ([]string, error) {
 	role, known := permission.Roles[in.Role]
 	switch {
 	case in.Role == "" && len(in.Permissions) == 0:
-		return nil, ErrRole.Because("Give the key a role or permissions.").At("/role")
+		return nil, ErrRole.Withf("Give the key a role or permissions.").At("/role")
 	case in.Role != "" && !known:
 		return nil, ErrRole.At("/role")
 	}
 	for _, perm := range role {
 		if !issuer.MayGrant(perm) {
-			return nil, ErrKeyRights.Because("The role %s includes the permission %s, which your key lacks.", in.Role, perm).At("/role")
+			return nil, ErrKeyRights.Withf("The role %s includes the permission %s, which your key lacks.", in.Role, perm).At("/role")
 		}
 	}
 	var names []string
@@ -133,7 +133,7 @@ func grantable(issuer service.Principal, in IssueAPIKey) ([]string, error) {
 			return nil, ErrPermission.At(at)
 		}
 		if !issuer.MayGrant(perm) {
-			return nil, ErrKeyRights.Because("You cannot grant %s: your key lacks it.", perm).At(at)
+			return nil, ErrKeyRights.Withf("You cannot grant %s: your key lacks it.", perm).At(at)
 		}
 		if !slices.Contains(role, perm) {
 			names = append(names, string(perm))
@@ -162,7 +162,7 @@ func expiry(issuer service.Principal, given string, now time.Time) (time.Time, e
 		}
 	}
 	if !issuer.Expires.IsZero() && (end.IsZero() || end.After(issuer.Expires)) {
-		return time.Time{}, ErrKeyRights.Because("The key cannot outlive the key that issues it, which expires at %s.",
+		return time.Time{}, ErrKeyRights.Withf("The key cannot outlive the key that issues it, which expires at %s.",
 			issuer.Expires.Format(time.RFC3339)).At("/expires")
 	}
 	return end, nil
@@ -175,7 +175,7 @@ func networks(issuer service.Principal, given []string) ([]string, error) {
 		return nil, ErrKeyAddresses.At("/addresses")
 	}
 	if len(given) == 0 && len(issuer.Addresses) > 0 {
-		return nil, ErrKeyRights.Because("Your key is restricted to some networks. Give the new key networks within those.").At("/addresses")
+		return nil, ErrKeyRights.Withf("Your key is restricted to some networks. Give the new key networks within those.").At("/addresses")
 	}
 	var list []string
 	for i, text := range given {
@@ -189,13 +189,13 @@ func networks(issuer service.Principal, given []string) ([]string, error) {
 			network = netip.PrefixFrom(address, address.BitLen())
 		}
 		if network.Addr().Is4In6() { // connections from there are known by the IPv4 address
-			return nil, ErrKeyAddresses.Because("Write an IPv4 network in IPv4 form: \"192.0.2.0/24\".").At(at)
+			return nil, ErrKeyAddresses.Withf("Write an IPv4 network in IPv4 form: \"192.0.2.0/24\".").At(at)
 		}
 		network = network.Masked()
 		if len(issuer.Addresses) > 0 && !slices.ContainsFunc(issuer.Addresses, func(n netip.Prefix) bool {
 			return n.Bits() <= network.Bits() && n.Contains(network.Addr())
 		}) {
-			return nil, ErrKeyRights.Because("Your key may not be used from %s, so it cannot grant that network.", network).At(at)
+			return nil, ErrKeyRights.Withf("Your key may not be used from %s, so it cannot grant that network.", network).At(at)
 		}
 		list = append(list, network.String())
 	}
@@ -238,11 +238,11 @@ func (s *Service) revokeAPIKey(ctx context.Context, call *service.Call, in Revok
 	case !known.Value.Exists || known.Value.Home != call.Tenant:
 		return service.Done{}, aggregates.ErrAPIKeyNotFound
 	case !covers(call.Principal, known.Value.Tenants):
-		return service.Done{}, ErrKeyRights.Because("The key is granted more tenants than yours. Revoke it with a key that is granted those tenants too.")
+		return service.Done{}, ErrKeyRights.Withf("The key is granted more tenants than yours. Revoke it with a key that is granted those tenants too.")
 	case in.ID != call.Principal.Actor.ID && !mayHold(call.Principal, known.Value):
-		return service.Done{}, ErrKeyRights.Because("The key has permissions that yours lacks. Revoke it with a key that has them.")
+		return service.Done{}, ErrKeyRights.Withf("The key has permissions that yours lacks. Revoke it with a key that has them.")
 	case in.ID == call.Principal.Actor.ID && slices.Contains(known.Value.Tenants, service.AllTenants):
-		return service.Done{}, ErrKeyLast
+		return service.Done{}, ErrKeySelfRevoke
 	}
 	_, state, err := service.Execute(ctx, s.Kernel, call, aggregates.APIKey, events.System, commands.APIKey(commands.RevokeAPIKey(in)))
 	if err != nil {

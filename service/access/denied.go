@@ -138,8 +138,8 @@ func (d *denials) due(now time.Time, all bool) map[denied][]commands.Denial {
 	return list
 }
 
-// giveBack keeps what could not be recorded for the next time.
-func (d *denials) giveBack(who denied, list []commands.Denial) {
+// restore keeps what could not be recorded for the next time.
+func (d *denials) restore(who denied, list []commands.Denial) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, one := range list {
@@ -187,7 +187,7 @@ func (s *Service) recordDenials(ctx context.Context, who denied, via string, lis
 		return err
 	}()
 	if err != nil {
-		s.denials.giveBack(who, list)
+		s.denials.restore(who, list)
 		s.Logger.ErrorContext(ctx, "denied calls not recorded; will retry", "principal", who.actor.ID, "err", err)
 	}
 }

@@ -31,7 +31,7 @@ func (d Denials) Due(now time.Time, all bool) map[string][]commands.Denial {
 
 // GiveBack returns what could not be recorded.
 func (d Denials) GiveBack(id string, list []commands.Denial) {
-	d.d.giveBack(denied{"acme", events.Actor{Kind: "key", ID: id}}, list)
+	d.d.restore(denied{"acme", events.Actor{Kind: "key", ID: id}}, list)
 }
 
 // Size is the number of callers that are remembered.

@@ -106,7 +106,7 @@ func (l *limiter) take(b bucket, now time.Time) error {
 		return nil
 	}
 	missing := 1 - tokens.TokensAt(now)
-	return ErrRateLimited.After(time.Duration(missing / float64(most) * float64(time.Second)))
+	return ErrRateLimited.WithRetryAfter(time.Duration(missing / float64(most) * float64(time.Second)))
 }
 
 // Admit lets a call through that is authorized and within the limits. What a
@@ -193,7 +193,7 @@ func (w *wrongKeys) refuse(from netip.Addr, err error) error {
 	case !ok:
 		return err
 	case seen.keys >= w.most:
-		return ErrWrongKeys.After(seen.end.Sub(now))
+		return ErrWrongKeys.WithRetryAfter(seen.end.Sub(now))
 	case guess:
 		seen.keys++
 	}

@@ -85,7 +85,7 @@ func NewTokens(cfg TokenConfig) (*Tokens, error) {
 		return nil, ErrTokenConfig
 	}
 	if u.Scheme != "https" && (u.Scheme != "http" || !loopback(u.Hostname())) {
-		return nil, ErrTokenConfig.Because("The issuer URL must begin with https://. http:// is only allowed for this machine.")
+		return nil, ErrTokenConfig.Withf("The issuer URL must begin with https://. http:// is only allowed for this machine.")
 	}
 	if cfg.Client == nil {
 		cfg.Client = &http.Client{Timeout: issuerTimeout}
@@ -142,7 +142,7 @@ func (t *Tokens) principal(ctx context.Context, token string) (service.Principal
 		return service.Principal{}, attempt.err
 	}
 	if late := (*oidc.TokenExpiredError)(nil); errors.As(err, &late) {
-		return service.Principal{}, ErrToken.Because("The token has expired.")
+		return service.Principal{}, ErrToken.Withf("The token has expired.")
 	}
 	if err != nil {
 		return service.Principal{}, ErrToken
@@ -221,7 +221,7 @@ func (t *Tokens) read(token *oidc.IDToken) (service.Principal, error) {
 		return service.Principal{}, ErrToken
 	}
 	if token.Subject == "" {
-		return service.Principal{}, ErrToken.Because("The token has no sub claim.")
+		return service.Principal{}, ErrToken.Withf("The token has no sub claim.")
 	}
 	p := service.Principal{Actor: events.Actor{Kind: "user", ID: userID(token.Subject)}, Expires: token.Expiry} // a key that it issues ends no later
 	for _, tenant := range words(claims, t.cfg.Tenant) {
@@ -230,7 +230,7 @@ func (t *Tokens) read(token *oidc.IDToken) (service.Principal, error) {
 		}
 	}
 	if len(p.Tenants) == 0 { // no tenant is anybody's by default
-		return service.Principal{}, ErrToken.Because("The token has no tenant in its claim %s.", t.cfg.Tenant)
+		return service.Principal{}, ErrToken.Withf("The token has no tenant in its claim %s.", t.cfg.Tenant)
 	}
 	p.Home = p.Tenants[0]
 	for _, word := range words(claims, t.cfg.Permissions) {

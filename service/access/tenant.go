@@ -55,7 +55,7 @@ func (s *Service) prepareTenant(ctx context.Context, tenant string) error {
 	}
 	if exists {
 		if err = s.Keyring.Check(ctx, []string{tenant}); errors.Is(err, seal.ErrNoKeyset) {
-			err = seal.ErrKeysetMissing.Because("The encryption keys of tenant %s are lost. Restore them from a backup.", tenant)
+			err = seal.ErrKeysetMissing.Withf("The encryption keys of tenant %s are lost. Restore them from a backup.", tenant)
 		}
 	} else {
 		err = s.Keyring.Ensure(ctx, tenant)

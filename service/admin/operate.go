@@ -22,7 +22,7 @@ var ErrNoConsumers = fault.New(fault.Unavailable, "audit_consumers_absent", "Thi
 
 func (s *Service) rewindAudit(ctx context.Context, call *service.Call, in RewindAudit) (service.Done, error) {
 	if in.Seq == 0 {
-		return service.Done{}, service.ErrRange.Because("The first log sequence is 1.").At("/seq")
+		return service.Done{}, service.ErrRange.Withf("The first log sequence is 1.").At("/seq")
 	}
 	if s.Rewind == nil {
 		return service.Done{}, ErrNoConsumers
@@ -61,7 +61,7 @@ func (s *Service) rebuildViews(ctx context.Context, _ *service.Call, _ RebuildVi
 	}
 	r.running, r.done, r.end, r.err = true, 0, end, ""
 	r.wait.Go(func() {
-		err := s.RebuildViews(s.Kernel.Life(), func(done, end uint64) {
+		err := s.RebuildViews(s.Kernel.Background(), func(done, end uint64) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			r.done, r.end = done, end

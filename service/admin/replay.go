@@ -54,7 +54,7 @@ func (s *Service) replay(ctx context.Context, tenant string, in ReplayEvents, ma
 	}
 	switch {
 	case in.Limit < 0 || in.Limit > 1000:
-		return Replay{}, service.ErrLimit.Because("A page holds 1 to 1000 events.").At("/limit")
+		return Replay{}, service.ErrLimit.Withf("A page holds 1 to 1000 events.").At("/limit")
 	case in.To != 0 && in.To < in.From:
 		return Replay{}, service.ErrRange.At("/to")
 	case in.To == 0 || in.To > end:

@@ -71,12 +71,12 @@ type Config struct {
 	// OAuth talks to authorization servers.
 	OAuth *oauth.Exchanger
 	// Holder names this process among those that renew tokens; a random name when "".
-	Holder string
+	InstanceID string
 	// Alone says that no other process serves the log while this one lives.
-	Alone bool
+	SingleInstance bool
 	// RefreshPatience is how long a renewal that another process has begun may stay
 	// without progress before this one takes it over; 30 s when 0.
-	RefreshPatience time.Duration
+	RefreshTakeoverTimeout time.Duration
 	// AccessLog records who is given which credential; without it nobody is given any.
 	AccessLog credential.AccessLog
 	// Lease is for how long a flow engine may keep what it was given; credential.DefaultLease when 0.
@@ -138,11 +138,11 @@ func Routes() (routes []service.Route) {
 // New makes an Application. Close ends it. Errors: connect.ErrPublicURL,
 // connect.ErrReturnOrigin.
 func New(cfg Config) (*Application, error) {
-	if cfg.Holder == "" {
-		cfg.Holder = events.NewID()
+	if cfg.InstanceID == "" {
+		cfg.InstanceID = events.NewID()
 	}
-	if cfg.RefreshPatience == 0 {
-		cfg.RefreshPatience = token.DefaultPatience
+	if cfg.RefreshTakeoverTimeout == 0 {
+		cfg.RefreshTakeoverTimeout = token.DefaultTakeoverTimeout
 	}
 	kernel, err := service.New(service.Config{
 		Log: cfg.Log, Views: cfg.Views, Projector: cfg.Projector, Keyring: cfg.Keyring, Metrics: cfg.Metrics, Logger: cfg.Logger,
@@ -159,7 +159,7 @@ func New(cfg Config) (*Application, error) {
 	})
 	a.Secrets, errs[1] = secrets.New(secrets.Deps{
 		Kernel: kernel, Log: cfg.Log, Views: cfg.Views, Vault: cfg.Vault, Keyring: cfg.Keyring, Metrics: cfg.Metrics, Logger: cfg.Logger,
-		CheckStored: cfg.CheckStored, FollowedUp: cfg.FollowedUp, Alone: cfg.Alone, RefreshPatience: cfg.RefreshPatience,
+		CheckStored: cfg.CheckStored, FollowedUp: cfg.FollowedUp, SingleInstance: cfg.SingleInstance, RefreshTakeoverTimeout: cfg.RefreshTakeoverTimeout,
 	})
 	a.Flows = flow.New(flow.Deps{
 		Kernel: kernel, Access: a.Access, Log: cfg.Log, Views: cfg.Views, Projector: cfg.Projector, Metrics: cfg.Metrics, Logger: cfg.Logger,
@@ -177,7 +177,7 @@ func New(cfg Config) (*Application, error) {
 	a.Tokens = token.New(token.Deps{
 		Kernel: kernel, Secrets: a.Secrets, Components: a.Components, Clients: a.Clients,
 		Log: cfg.Log, Views: cfg.Views, Vault: cfg.Vault, OAuth: cfg.OAuth, Metrics: cfg.Metrics, Logger: cfg.Logger,
-		Holder: cfg.Holder, Alone: cfg.Alone, RefreshPatience: cfg.RefreshPatience, RenewalStep: cfg.RenewalStep,
+		InstanceID: cfg.InstanceID, SingleInstance: cfg.SingleInstance, RefreshTakeoverTimeout: cfg.RefreshTakeoverTimeout, RenewalStep: cfg.RenewalStep,
 	})
 	a.Credentials, errs[3] = credential.New(credential.Deps{
 		Kernel: kernel, Secrets: a.Secrets, Access: a.Access, Components: a.Components, Clients: a.Clients, Flows: a.Flows, Tokens: a.Tokens, Grants: a.Tokens,
@@ -188,7 +188,7 @@ func New(cfg Config) (*Application, error) {
 		Kernel: kernel, Secrets: a.Secrets, Access: a.Access, Components: a.Components, Clients: a.Clients, Credentials: a.Credentials, Tokens: a.Tokens,
 		Log: cfg.Log, Keyring: cfg.Keyring, OAuth: cfg.OAuth, Metrics: cfg.Metrics, Logger: cfg.Logger,
 		Connections: cfg.Connections, PublicURL: cfg.PublicURL, ReturnTo: cfg.ReturnTo,
-		Holder: cfg.Holder, Alone: cfg.Alone, RefreshPatience: cfg.RefreshPatience,
+		InstanceID: cfg.InstanceID, SingleInstance: cfg.SingleInstance, RefreshTakeoverTimeout: cfg.RefreshTakeoverTimeout,
 	})
 	a.Connectors = connector.New(connector.Deps{Kernel: kernel, Secrets: a.Secrets, Log: cfg.Log, Views: cfg.Views, Vault: cfg.Vault, Logger: cfg.Logger})
 	a.Admin = admin.New(admin.Deps{

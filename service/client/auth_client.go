@@ -31,7 +31,7 @@ var (
 	ErrAuthClientScope      = fault.New(fault.Invalid, "auth_client_scope_invalid", "An auth client belongs to one workspace, to one contract, to the tenant, or to every tenant.")
 	ErrAuthClientComponents = fault.New(fault.Invalid, "auth_client_components_invalid", "An auth client needs 1 to 50 components, without duplicates.")
 	// ErrAuthClientIdle refuses to make a credential with an auth client that nothing is done with.
-	ErrAuthClientIdle = fault.New(fault.Unprocessable, "auth_client_idle",
+	ErrAuthClientNotUsable = fault.New(fault.Unprocessable, "auth_client_idle",
 		"No credential can be created with this auth client: only auth clients of type oauth2 "+
 			"that belong to the tenant are used. Omit it, or name one of those.")
 	ErrAuthClientOther = fault.New(fault.Unprocessable, "auth_client_component_mismatch", "The auth client does not include this component.")
@@ -215,7 +215,7 @@ func (s *Service) mayScope(ctx context.Context, call *service.Call, scope string
 		return nil
 	}
 	s.Access.Denied(ctx, call, perm)
-	return service.ErrDenied.Because("An auth client of every tenant requires a key with the permission %s that is granted every tenant (*).", perm)
+	return service.ErrDenied.Withf("An auth client of every tenant requires a key with the permission %s that is granted every tenant (*).", perm)
 }
 
 func checkAuthCredentials(typ string, credentials seal.Fields) error {
@@ -228,10 +228,10 @@ func checkAuthCredentials(typ string, credentials seal.Fields) error {
 	}
 	for _, name := range credentials.Names() {
 		if name != clientSecretMember && !slices.Contains(shownMembers, name) {
-			return service.ErrBody.Because("Unknown member of the credentials of an oauth2 auth client.").At(at + "/" + service.EscapePointer(name))
+			return service.ErrBody.Withf("Unknown member of the credentials of an oauth2 auth client.").At(at + "/" + service.EscapePointer(name))
 		}
 		if v, text := credentials.Text(name); !text || len(v.Reveal()) > 4096 {
-			return service.ErrBody.Because("The member must be a string of at most 4096 characters.").At(at + "/" + service.EscapePointer(name))
+			return service.ErrBody.Withf("The member must be a string of at most 4096 characters.").At(at + "/" + service.EscapePointer(name))
 		}
 	}
 	id, _ := credentials.Text(clientIDMember)
@@ -287,7 +287,7 @@ func (s *Service) authComponents(ctx context.Context, call *service.Call, typ st
 		case errors.Is(err, aggregates.ErrComponentChanged):
 			return nil, nil, service.PointAt(err, expectedOf(id))
 		case errors.Is(err, aggregates.ErrComponentNotFound), errors.Is(err, aggregates.ErrComponentDeleted):
-			return nil, nil, ErrOAuthClientComponent.Because("%s", fault.Of(err).Msg).At(at)
+			return nil, nil, ErrOAuthClientComponent.Withf("%s", fault.Of(err).Msg).At(at)
 		case err != nil:
 			return nil, nil, err
 		case typ == typeOAuth2 && !d.WantsClient:
@@ -304,7 +304,7 @@ func (s *Service) authComponents(ctx context.Context, call *service.Call, typ st
 				return nil, nil, aggregates.ErrOAuthClientExists.At(at)
 			}
 			if beyond := append(d.OAuth2.Beyond(secret.blocks...), d.OAuth2.ConsentBeyond(secret.blocks...)...); len(beyond) > 0 && !secret.now {
-				return nil, nil, ErrOAuthClientSecretNeeded.Because("The component sends the client secret, or users who connect an account, to a host that the "+
+				return nil, nil, ErrOAuthClientSecretNeeded.Withf("The component sends the client secret, or users who connect an account, to a host that the "+
 					"secret was not entered for: %s. Enter client_secret again with the change.", strings.Join(beyond, " and ")).At(at)
 			}
 			revisions[id] = revision
@@ -342,7 +342,7 @@ func (s *Service) secretOf(ctx context.Context, tenant string, a aggregates.Auth
 		if secret.known[c.Component] = a.Revisions[c.Component]; secret.known[c.Component] == 0 {
 			secret.known[c.Component] = client.Value.Revision()
 		}
-		blocks, _, err := s.meant(ctx, tenant, c.Component, client.Value)
+		blocks, _, err := s.approvedProviders(ctx, tenant, c.Component, client.Value)
 		if err != nil {
 			return secret, err
 		}
@@ -424,7 +424,7 @@ func (s *Service) settleAuthClient(ctx context.Context, call *service.Call, id s
 // is no refusal, nor is a repeat.
 func refused(err error) bool {
 	_, repeated := errors.AsType[*service.Repeat](err)
-	return err != nil && !repeated && service.Definite(err) && !errors.Is(err, aggregates.ErrAuthClientChanged) && !errors.Is(err, aggregates.ErrOAuthClientMoved)
+	return err != nil && !repeated && service.IsRejected(err) && !errors.Is(err, aggregates.ErrAuthClientChanged) && !errors.Is(err, aggregates.ErrOAuthClientMoved)
 }
 
 // follow is settleAuthClient without the record.
@@ -557,9 +557,9 @@ func (s *Service) AuthClient(ctx context.Context, call *service.Call, ref AuthCl
 	return k, nil
 }
 
-// toChange finds an auth client that the caller may write, with its state. The call
+// findWritable finds an auth client that the caller may write, with its state. The call
 // that it returns is one in the tenant that keeps it.
-func (s *Service) toChange(ctx context.Context, call *service.Call, id string, perm permission.Permission) (*service.Call, aggregates.AuthClientState, error) {
+func (s *Service) findWritable(ctx context.Context, call *service.Call, id string, perm permission.Permission) (*service.Call, aggregates.AuthClientState, error) {
 	var none aggregates.AuthClientState
 	k, err := s.AuthClient(ctx, call, AuthClientRef{ID: id}, true)
 	if err != nil {
@@ -598,7 +598,7 @@ func (s *Service) reformAuthClient(ctx context.Context, call *service.Call, in C
 	if call.Resumed() != nil {
 		return s.resumeAuthClient(ctx, call)
 	}
-	home, before, err := s.toChange(ctx, call, in.ID, permission.OAuthClientsEdit)
+	home, before, err := s.findWritable(ctx, call, in.ID, permission.OAuthClientsEdit)
 	if err != nil {
 		return service.Done{}, err
 	}
@@ -623,7 +623,7 @@ func (s *Service) reformAuthClient(ctx context.Context, call *service.Call, in C
 		if next.Components, added, err = s.authComponents(ctx, home, before.Type, follow, before.Components, in.Components, secret); err != nil {
 			return service.Done{}, err
 		}
-		if err := s.mayLeave(ctx, home, before, next.Components); err != nil {
+		if err := s.checkNotInUse(ctx, home, before, next.Components); err != nil {
 			return service.Done{}, err
 		}
 	}
@@ -673,9 +673,9 @@ func (s *Service) mergeCredentials(ctx context.Context, call *service.Call, in C
 	return merged, checkAuthCredentials(before.Type, merged)
 }
 
-// mayLeave refuses, naming the flows, to let go of an OAuth client that is in use.
+// checkNotInUse refuses, naming the flows, to let go of an OAuth client that is in use.
 // Its own stream decides again.
-func (s *Service) mayLeave(ctx context.Context, call *service.Call, before aggregates.AuthClientState, now []events.AuthClientComponent) error {
+func (s *Service) checkNotInUse(ctx context.Context, call *service.Call, before aggregates.AuthClientState, now []events.AuthClientComponent) error {
 	for _, c := range before.Components {
 		if c.OAuthClient == "" || slices.Contains(now, c) {
 			continue
@@ -695,11 +695,11 @@ func (s *Service) deleteAuthClient(ctx context.Context, call *service.Call, in A
 	if call.Resumed() != nil {
 		return s.resumeAuthClient(ctx, call)
 	}
-	home, before, err := s.toChange(ctx, call, in.ID, permission.OAuthClientsDelete)
+	home, before, err := s.findWritable(ctx, call, in.ID, permission.OAuthClientsDelete)
 	if err != nil {
 		return service.Done{}, err
 	}
-	if err := s.mayLeave(ctx, home, before, nil); err != nil {
+	if err := s.checkNotInUse(ctx, home, before, nil); err != nil {
 		return service.Done{}, err
 	}
 	if Follows(before.Type, before.Scope) && len(before.Components) > 0 {
@@ -713,9 +713,9 @@ func (s *Service) deleteAuthClient(ctx context.Context, call *service.Call, in A
 	return s.changeAuthClient(ctx, home, commands.DeleteAuthClient{ID: in.ID})
 }
 
-// KeepAuthClients completes the changes that a crash has left. What is refused is
+// ReconcileAuthClients completes the changes that a crash has left. What is refused is
 // let be, and the auth client is for the components that it has OAuth clients of.
-func (s *Service) KeepAuthClients(ctx context.Context) error {
+func (s *Service) ReconcileAuthClients(ctx context.Context) error {
 	const since = time.Minute // nobody is at it any more
 	list, err := s.Views.UnsettledAuthClients(ctx, s.Kernel.Now().Add(-since), service.KeepAtOnce)
 	errs := []error{err}
@@ -723,14 +723,14 @@ func (s *Service) KeepAuthClients(ctx context.Context) error {
 		call := service.System(k.Tenant, "keeper")
 		_, err := s.settleAuthClient(ctx, call, k.ID)
 		if refused(err) {
-			err = s.asItIs(ctx, call, k.ID)
+			err = s.rollBackToActual(ctx, call, k.ID)
 		}
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
 
-func (s *Service) asItIs(ctx context.Context, call *service.Call, id string) error {
+func (s *Service) rollBackToActual(ctx context.Context, call *service.Call, id string) error {
 	state, err := aggregates.AuthClient.Fresh(ctx, s.Log, aggregates.AuthClient.Stream(call.Tenant, id))
 	if err != nil || !state.Value.Exists {
 		return err
@@ -757,7 +757,7 @@ func (s *Service) followsNone(ctx context.Context, k projections.OAuthClient) er
 	if err != nil || !found || !slices.Contains(a.Components, events.AuthClientComponent{Component: k.Component, OAuthClient: k.ID}) {
 		return err
 	}
-	return ErrOAuthClientFollows.Because("The auth client %s manages this OAuth client. Change or delete the auth client.", a.ID)
+	return ErrOAuthClientFollows.Withf("The auth client %s manages this OAuth client. Change or delete the auth client.", a.ID)
 }
 
 // AuthClient is what the service shows of an auth client.
@@ -899,7 +899,7 @@ type RevealAuthClient struct {
 // revealAuthClient shows the credentials of one auth client to a person. The fact
 // is durable before it does.
 func (s *Service) revealAuthClient(ctx context.Context, call *service.Call, in RevealAuthClient) (RevealedAuthClient, error) {
-	home, state, err := s.toChange(ctx, call, in.ID, permission.CredentialsReveal)
+	home, state, err := s.findWritable(ctx, call, in.ID, permission.CredentialsReveal)
 	if err != nil {
 		return RevealedAuthClient{}, err
 	}

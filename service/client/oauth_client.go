@@ -62,7 +62,7 @@ func (s *Service) define(ctx context.Context, call *service.Call, cmd commands.D
 	d, revision, err := s.Components.UsableAt(ctx, call.Tenant, cmd.Component, "", expected)
 	switch {
 	case errors.Is(err, aggregates.ErrComponentNotFound), errors.Is(err, aggregates.ErrComponentDeleted):
-		return service.Done{}, ErrOAuthClientComponent.Because("%s", fault.Of(err).Msg).At("/component")
+		return service.Done{}, ErrOAuthClientComponent.Withf("%s", fault.Of(err).Msg).At("/component")
 	case err != nil:
 		return service.Done{}, err
 	case !d.WantsClient:
@@ -129,7 +129,7 @@ func (s *Service) clientInUse(ctx context.Context, call *service.Call, component
 	}
 	refs.Total = max(refs.Total, len(refs.Flows))
 	// The last sentence is the contract's.
-	return aggregates.ErrOAuthClientInUse.Because("The OAuth client is in use: flows include its component: %s. Delete these flows first.", refs.List()).With(refs)
+	return aggregates.ErrOAuthClientInUse.Withf("The OAuth client is in use: flows include its component: %s. Delete these flows first.", refs.List()).With(refs)
 }
 
 // OAuthClientRef names a client by its id, or by its component.
@@ -145,7 +145,7 @@ func (s *Service) Client(ctx context.Context, call *service.Call, ref OAuthClien
 	var none projections.OAuthClient
 	switch {
 	case (ref.ID == "") == (ref.Component == ""):
-		return none, service.ErrMissing.Because("Give the id of the client or its component.").At("/id")
+		return none, service.ErrMissing.Withf("Give the id of the client or its component.").At("/id")
 	case ref.ID != "" && events.CheckID(ref.ID) != nil, ref.Component != "" && events.CheckName(ref.Component) != nil:
 		return none, aggregates.ErrOAuthClientNotFound
 	}
@@ -254,10 +254,10 @@ func (s *Service) changeDefined(ctx context.Context, call *service.Call, cmd com
 	return done, err
 }
 
-// meant are the descriptors' blocks that the secret of a defined client was given
+// approvedProviders are the descriptors' blocks that the secret of a defined client was given
 // for. all says that it may go anywhere: where it is not known what it was given for,
 // a component of the tenant's own is believed.
-func (s *Service) meant(ctx context.Context, tenant, component string, client aggregates.OAuthClientState) (blocks []*commands.OAuth2, all bool, err error) {
+func (s *Service) approvedProviders(ctx context.Context, tenant, component string, client aggregates.OAuthClientState) (blocks []*commands.OAuth2, all bool, err error) {
 	for _, revision := range client.Revisions {
 		if revision == 0 {
 			owner, err := aggregates.Component.Fresh(ctx, s.Log, aggregates.Component.Stream(events.System, component))
@@ -275,21 +275,21 @@ func (s *Service) meant(ctx context.Context, tenant, component string, client ag
 	return blocks, false, nil
 }
 
-// MayBeSent refuses, with aggregates.ErrOAuthClientHostsChanged, to send the secret
+// CheckSecretAudience refuses, with aggregates.ErrOAuthClientHostsChanged, to send the secret
 // of a defined client to a host that it was not meant for. The owner of a shared
 // component says where the secrets of other tenants' clients go, and may say so
 // anew: the secret goes to the hosts alone of those revisions for which it was given.
-func (s *Service) MayBeSent(ctx context.Context, tenant, component string, client aggregates.OAuthClientState, d commands.Descriptor) error {
-	blocks, all, err := s.meant(ctx, tenant, component, client)
+func (s *Service) CheckSecretAudience(ctx context.Context, tenant, component string, client aggregates.OAuthClientState, d commands.Descriptor) error {
+	blocks, all, err := s.approvedProviders(ctx, tenant, component, client)
 	if err != nil || all {
 		return err
 	}
 	return HostsChanged("the client secret", d.OAuth2.Beyond(blocks...), giveClientAgain)
 }
 
-// MayAskAt is mayBeSent for people who connect an account: whoever could send them
+// CheckConsentAudience is CheckSecretAudience for people who connect an account: whoever could send them
 // to a page of their own could have them connect an account that is not theirs.
-func (s *Service) MayAskAt(ctx context.Context, tenant, component string, d commands.Descriptor) error {
+func (s *Service) CheckConsentAudience(ctx context.Context, tenant, component string, d commands.Descriptor) error {
 	blocks, all, again, err := s.servingClient(ctx, tenant, component)
 	if err != nil || all {
 		return err
@@ -305,7 +305,7 @@ func (s *Service) servingClient(ctx context.Context, tenant, component string) (
 		return nil, false, "", err
 	}
 	if client.Value.ID != "" {
-		blocks, all, err = s.meant(ctx, tenant, component, client.Value)
+		blocks, all, err = s.approvedProviders(ctx, tenant, component, client.Value)
 		return blocks, all || client.Value.Unusable, giveClientAgain, err
 	}
 	owner, err := aggregates.Component.Fresh(ctx, s.Log, aggregates.Component.Stream(events.System, component))
@@ -327,13 +327,13 @@ func HostsChanged(what string, beyond []string, again string) error {
 	if len(beyond) == 0 {
 		return nil
 	}
-	return aggregates.ErrOAuthClientHostsChanged.Because("The component now sends %s to another host: %s. If that host is correct, %s.",
+	return aggregates.ErrOAuthClientHostsChanged.Withf("The component now sends %s to another host: %s. If that host is correct, %s.",
 		what, strings.Join(beyond, " and "), again)
 }
 
-// MayRenewAt is mayBeSent for tokens that are to be renewed later: it refuses them
+// CheckRenewalAudience is CheckSecretAudience for tokens that are to be renewed later: it refuses them
 // while the client that serves the component must not be used for it.
-func (s *Service) MayRenewAt(ctx context.Context, tenant, component string, d commands.Descriptor) error {
+func (s *Service) CheckRenewalAudience(ctx context.Context, tenant, component string, d commands.Descriptor) error {
 	blocks, all, again, err := s.servingClient(ctx, tenant, component)
 	if err != nil || all {
 		return err

@@ -73,7 +73,7 @@ func (s *Service) claimCase(ctx context.Context, id string) (refused func(contex
 		return func(_ context.Context, err error) error { return err }, s.differsInCase(ctx, id, claimed)
 	}
 	return func(ctx context.Context, err error) error {
-		if err != nil && service.Definite(err) {
+		if err != nil && service.IsRejected(err) {
 			if _, freeErr := s.Kernel.Claims().Refuse(ctx, key, attempt); freeErr != nil {
 				s.Logger.DebugContext(ctx, "claim of a component id not released; it will expire", "component", id, "err", freeErr)
 			}
@@ -89,7 +89,7 @@ func (s *Service) differsInCase(ctx context.Context, id, other string) error {
 	if err != nil || state.Value.Exists {
 		return err
 	}
-	return ErrComponentIDCase.Because("The component %s exists, or existed. Ids that differ in upper and lower case alone are refused: choose another one.", other).At("/id")
+	return ErrComponentIDCase.Withf("The component %s exists, or existed. Ids that differ in upper and lower case alone are refused: choose another one.", other).At("/id")
 }
 
 // ErrComponentIDCase refuses an id that people and file systems take for another one.
@@ -202,7 +202,7 @@ func (s *Service) setComponentEnv(ctx context.Context, call *service.Call, in Se
 		v, text := in.Values.Text(name)
 		switch {
 		case !text:
-			return service.Done{}, service.ErrBody.Because("The value of a variable must be a string.").At(at)
+			return service.Done{}, service.ErrBody.Withf("The value of a variable must be a string.").At(at)
 		case string(v.Reveal()) == secrets.Mask:
 			return service.Done{}, secrets.ErrKeysMasked.At(at)
 		}
@@ -352,7 +352,7 @@ func (s *Service) UsableAt(ctx context.Context, tenant, component, pointer strin
 func CheckRevision(pointer string, expected, revision int) error {
 	switch {
 	case expected < 0:
-		return service.ErrBody.Because("A revision is a number from 1.").At(pointer)
+		return service.ErrBody.Withf("A revision is a number from 1.").At(pointer)
 	case expected != 0 && expected != revision:
 		return aggregates.ErrComponentChanged.At(pointer).With(map[string]int{"revision": revision})
 	}

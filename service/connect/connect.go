@@ -213,7 +213,7 @@ func (s *Service) checkAgain(ctx context.Context, call *service.Call, in Start) 
 		given bool
 	}{{"name", in.Name != ""}, {"workspace", in.Workspace != ""}, {"for", in.For != nil}} {
 		if member.given {
-			return "", service.ErrBody.Because("The member %s is only for a new credential.", member.name).At("/" + member.name)
+			return "", service.ErrBody.Withf("The member %s is only for a new credential.", member.name).At("/" + member.name)
 		}
 	}
 	if err := service.CheckTarget(in.Credential, 0); err != nil {
@@ -224,7 +224,7 @@ func (s *Service) checkAgain(ctx context.Context, call *service.Call, in Start) 
 	case err != nil:
 		return "", service.PointAt(err, "/credential")
 	case in.Component != "" && in.Component != state.Component:
-		return "", service.ErrBody.Because("The credential belongs to another component.").At("/component")
+		return "", service.ErrBody.Withf("The credential belongs to another component.").At("/component")
 	}
 	return state.Component, nil
 }
@@ -237,16 +237,16 @@ func (s *Service) connectable(ctx context.Context, tenant, component string, exp
 	case err != nil:
 		return d, 0, err
 	case !d.UsesOAuth:
-		return d, 0, client.ErrOAuthNotDeclared.Because("The component.json has no field for OAuth tokens.").At("/component")
+		return d, 0, client.ErrOAuthNotDeclared.Withf("The component.json has no field for OAuth tokens.").At("/component")
 	case d.OAuth2 != nil && d.OAuth2.ClientCredentials:
 		return d, 0, ErrConnectNeedless.At("/component")
 	case d.OAuth2 == nil || d.OAuth2.AuthURI == "" || d.OAuth2.TokenURI == "":
-		return d, 0, token.ErrOAuthEndpointsMissing.Because("The component.json has no oauth2 block with an auth_uri and a token_uri.").At("/component")
+		return d, 0, token.ErrOAuthEndpointsMissing.Withf("The component.json has no oauth2 block with an auth_uri and a token_uri.").At("/component")
 	}
 	if _, err := s.Tokens.OAuthClient(ctx, tenant, component, d); err != nil {
 		return d, 0, service.PointAt(err, "/component")
 	}
-	return d, revision, service.PointAt(s.Clients.MayAskAt(ctx, tenant, component, d), "/component")
+	return d, revision, service.PointAt(s.Clients.CheckConsentAudience(ctx, tenant, component, d), "/component")
 }
 
 // oauthField is the field that holds what the provider grants.
@@ -264,9 +264,9 @@ func checkOtherKeys(d commands.Descriptor, c connection) error {
 	field, names := oauthField(d), c.keys.Names()
 	switch {
 	case c.keys.Marshal().Len() > maxConnectKeys:
-		return seal.ErrKeysTooLarge.Because("The values of the other fields are limited to 16 KiB.").At("/keys")
+		return seal.ErrKeysTooLarge.Withf("The values of the other fields are limited to 16 KiB.").At("/keys")
 	case slices.Contains(names, field):
-		return commands.ErrKeysFieldUnknown.Because("Connecting sets the field %q. Omit it.", field).At("/keys/" + service.EscapePointer(field))
+		return commands.ErrKeysFieldUnknown.Withf("Connecting sets the field %q. Omit it.", field).At("/keys/" + service.EscapePointer(field))
 	case c.KeepKeys:
 		return nil
 	}
@@ -324,7 +324,7 @@ func PublicURL(text string) (string, error) {
 func ReturnOrigin(text string) (string, error) {
 	u, err := url.Parse(text)
 	if err != nil || u.Host == "" || text != u.Scheme+"://"+u.Host || text != strings.ToLower(text) || !confidentialURL(u) {
-		return "", ErrReturnOrigin.Because("%q is not an origin. Write https:// and a host, or http:// and localhost or a loopback address, with nothing after it.", text)
+		return "", ErrReturnOrigin.Withf("%q is not an origin. Write https:// and a host, or http:// and localhost or a loopback address, with nothing after it.", text)
 	}
 	return text, nil
 }
@@ -380,7 +380,7 @@ func (s *Service) checkReturnTo(address string) error {
 	}
 	query, err := url.ParseQuery(u.RawQuery)
 	if err != nil || query.Has("connection") || query.Has("confirm") || query.Has("error") {
-		return ErrReturnTo.Because("The service adds the parameters connection, confirm and error to return_to. Remove them from it.").At("/return_to")
+		return ErrReturnTo.Withf("The service adds the parameters connection, confirm and error to return_to. Remove them from it.").At("/return_to")
 	}
 	if !slices.Contains(s.ReturnTo, u.Scheme+"://"+u.Host) && !isLoopback(u) {
 		return refused
@@ -468,13 +468,13 @@ func (s *Service) completeConnection(ctx context.Context, call *service.Call, in
 		s.Access.Denied(ctx, call, perm)
 		return service.Done{}, ErrConnectionOther.At("/connection")
 	case c.Stage == stageFailed:
-		return service.Done{}, ErrConnectionEnded.Because("%s", c.Says).With(map[string]string{"reason": c.Reason})
+		return service.Done{}, ErrConnectionEnded.Withf("%s", c.Says).With(map[string]string{"reason": c.Reason})
 	case c.expired(s.Kernel.Now()):
 		return service.Done{}, ErrConnectionExpired
 	case c.Stage == stageCreated, c.Stage == stageOpened:
 		return service.Done{}, ErrConnectionNotReturned
 	case c.redeeming() && (len(c.Confirm) == 0 || !s.redeemings.abandoned(s, c)):
-		return service.Done{}, ErrConnectionBusy.After(time.Second)
+		return service.Done{}, ErrConnectionBusy.WithRetryAfter(time.Second)
 	case !c.Confirm.of(normalConfirm(in.Confirm)):
 		return service.Done{}, s.wrongConfirm(ctx, c)
 	case c.Stage == stageDone:
@@ -504,9 +504,9 @@ func (s *Service) wrongConfirm(ctx context.Context, c connection) error {
 	case err != nil:
 		return err
 	case !mine:
-		return ErrConnectionBusy.After(time.Second)
+		return ErrConnectionBusy.WithRetryAfter(time.Second)
 	}
-	return ErrConnectionConfirm.Because("The confirmation does not match this connection. Attempts left: %d.", maxTries-c.Tries).At("/confirm")
+	return ErrConnectionConfirm.Withf("The confirmation does not match this connection. Attempts left: %d.", maxTries-c.Tries).At("/confirm")
 }
 
 // finish redeems the code of a connection that the caller has brought to
@@ -611,7 +611,7 @@ func (s *Service) redeem(ctx context.Context, call *service.Call, c *connection,
 		if now, err := s.connection(ctx, c.id); err == nil && now.Stage == stageFailed {
 			s.revokeGranted(ctx, *c)
 		}
-		return done, true, ErrConnectionBusy.After(time.Second)
+		return done, true, ErrConnectionBusy.WithRetryAfter(time.Second)
 	}
 	done, err = s.saveRedeemed(ctx, call, *c, d)
 	return done, true, err
@@ -634,7 +634,7 @@ func (s *Service) saveRedeemed(ctx context.Context, call *service.Call, c connec
 			return answer, nil
 		}
 		return done, err
-	case !service.Definite(err):
+	case !service.IsRejected(err):
 		s.Logger.ErrorContext(ctx, "outcome of saving a connected credential is unknown", "tenant", c.Tenant, "connection", c.id, "err", err)
 		return done, ErrConnectionUnknownOutcome
 	}
@@ -670,9 +670,9 @@ func redeemFailed(err error) error {
 	case !ok || refusal.Outcome != oauth.Transient && refusal.Outcome != oauth.Malformed:
 		return token.RefusedToken(err)
 	case !refusal.Sent:
-		return fault.ErrUnavailable.Because("%s", refusal.Says()).After(max(refusal.RetryAfter, time.Second))
+		return fault.ErrUnavailable.Withf("%s", refusal.Says()).WithRetryAfter(max(refusal.RetryAfter, time.Second))
 	}
-	return ErrRedeemFailed.Because("%s", refusal.Says())
+	return ErrRedeemFailed.Withf("%s", refusal.Says())
 }
 
 // providerOf is what a connection's code is redeemed with: the descriptor that the
@@ -690,7 +690,7 @@ func (s *Service) providerOf(ctx context.Context, c connection) (commands.Descri
 	case d.OAuth2 == nil || !sameHosts(d.OAuth2, now.OAuth2):
 		return d, oauth.Client{}, ErrConnectionComponentChanged
 	}
-	if err := s.Clients.MayAskAt(ctx, c.Tenant, c.Component, d); err != nil {
+	if err := s.Clients.CheckConsentAudience(ctx, c.Tenant, c.Component, d); err != nil {
 		return d, oauth.Client{}, err
 	}
 	client, err := s.Tokens.OAuthClient(ctx, c.Tenant, c.Component, d)

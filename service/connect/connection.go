@@ -249,7 +249,7 @@ func (s *Service) abort(ctx context.Context, c connection, why *fault.Error) err
 	case err != nil:
 		return err
 	case !mine:
-		return ErrConnectionBusy.After(time.Second)
+		return ErrConnectionBusy.WithRetryAfter(time.Second)
 	}
 	call := service.System(c.Tenant, "connect")
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTime)

@@ -202,7 +202,7 @@ func (s *Service) ReturnConnection(ctx context.Context, cb Callback) (Returned, 
 	byItself := c.ReturnTo == "" && c.Starter.of(starter)
 	switch {
 	case byItself:
-		c.Stage, c.Holder = stageRedeeming, s.Holder
+		c.Stage, c.Holder = stageRedeeming, s.InstanceID
 		if err := s.Connections.Mark(ctx, c.id); err != nil {
 			return Returned{Connection: c.id}, err
 		}
@@ -282,7 +282,7 @@ func (s *Service) ended(ctx context.Context, c connection, why *fault.Error, say
 		back.Location = withParameters(c.ReturnTo, "connection", c.id, "error", why.Code)
 	}
 	if says = plainText(says); says != "" {
-		why = why.Because("%s The provider says: %q", why.Msg, says)
+		why = why.Withf("%s The provider says: %q", why.Msg, says)
 	}
 	return back, why
 }

@@ -52,11 +52,11 @@ func (r *redeemings) abandoned(s *Service, c connection) bool {
 	if _, mine := r.mine[c.id]; mine {
 		return false
 	}
-	if s.Alone || c.Holder == s.Holder {
+	if s.SingleInstance || c.Holder == s.InstanceID {
 		return true
 	}
 	if met, is := r.met[c.id]; is && met.revision == c.revision {
-		return s.Kernel.Now().Sub(met.at) > service.MaxCall+s.RefreshPatience
+		return s.Kernel.Now().Sub(met.at) > service.MaxCall+s.RefreshTakeoverTimeout
 	}
 	if len(r.met) >= maxMet {
 		clear(r.met)
@@ -81,12 +81,12 @@ func (s *Service) takeOver(ctx context.Context, call *service.Call, c connection
 	if !again {
 		c.Stage = stageRedeeming
 	}
-	c.Holder = s.Holder
+	c.Holder = s.InstanceID
 	if err := s.Connections.Mark(ctx, c.id); err != nil {
 		return service.Done{}, err
 	}
 	if mine, err := s.keep(ctx, &c); err != nil || !mine {
-		return service.Done{}, errors.Join(err, ErrConnectionBusy.After(time.Second))
+		return service.Done{}, errors.Join(err, ErrConnectionBusy.WithRetryAfter(time.Second))
 	}
 	return s.finish(ctx, call, c, again)
 }

@@ -42,12 +42,12 @@ type Deps struct {
 	// it no account can be connected.
 	PublicURL string
 	// Holder names this process among those that redeem codes.
-	Holder string
+	InstanceID string
 	// Alone says that no other process serves the log while this one lives.
-	Alone bool
+	SingleInstance bool
 	// RefreshPatience is how long what another process has begun may stay without
 	// progress.
-	RefreshPatience time.Duration
+	RefreshTakeoverTimeout time.Duration
 	// ReturnTo are the origins that a browser may be sent back to when an account was
 	// connected, as ReturnOrigin checks them; optional.
 	ReturnTo []string
@@ -71,7 +71,7 @@ type Components interface {
 
 // Clients says which provider an OAuth client may be used at.
 type Clients interface {
-	MayAskAt(ctx context.Context, tenant, component string, d commands.Descriptor) error
+	CheckConsentAudience(ctx context.Context, tenant, component string, d commands.Descriptor) error
 }
 
 // Credentials saves what a connection brings.
@@ -103,7 +103,7 @@ func New(deps Deps) (*Service, error) {
 		deps.Metrics.MustRegister(s.outcomes)
 	}
 	s.redeemings = redeemings{mine: map[string]struct{}{}, met: map[string]meeting{}}
-	s.Secrets.Beside(s.resumeConnections)
+	s.Secrets.AddBackground(s.resumeConnections)
 	s.underWay.by = map[string]map[string]time.Time{}
 	return s, s.checkConnect()
 }

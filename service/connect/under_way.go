@@ -35,7 +35,7 @@ func (u *underWay) start(tenant, connection string, now, until time.Time) error 
 		}
 	}
 	if len(own) >= maxUnderWay {
-		return ErrConnectionsLimit.After(max(first.Sub(now), time.Second))
+		return ErrConnectionsLimit.WithRetryAfter(max(first.Sub(now), time.Second))
 	}
 	u.hold(tenant, connection, until)
 	return nil

@@ -146,7 +146,7 @@ func (s *Service) change(ctx context.Context, call *service.Call, id string, ask
 			}
 		}
 		before, after, err := service.Execute(ctx, s.Kernel, call, aggregates.Connector, call.Tenant, cmd(key))
-		if key.Use != "" && (err == nil && after.Value.Use != key.Use || err != nil && service.Definite(err)) {
+		if key.Use != "" && (err == nil && after.Value.Use != key.Use || err != nil && service.IsRejected(err)) {
 			s.release(ctx, call, key.SecretID, aggregates.ConnectorUse{Connector: id, Use: key.Use})
 		}
 		switch {

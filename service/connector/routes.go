@@ -25,8 +25,8 @@ func (s *Service) Routes() []service.Route {
 		service.Command("connector_secret.reveal", permission.ConnectorSecretsRead, s.revealSecret,
 			"Reveal the value of one connector secret. The access is audited first.").WithSecrets().Unqueued(),
 		service.Query("connector_secret.get", permission.ConnectorSecretsWrite, s.getSecret,
-			"One connector secret without its value.").OrElse(permission.ConnectorSecretsRead),
+			"One connector secret without its value.").WithAltPermission(permission.ConnectorSecretsRead),
 		service.Query("connector_secret.list", permission.ConnectorSecretsWrite, s.listSecrets,
-			"The connector secrets of the tenant by id, without their values, page by page.").OrElse(permission.ConnectorSecretsRead).Scan(),
+			"The connector secrets of the tenant by id, without their values, page by page.").WithAltPermission(permission.ConnectorSecretsRead).Scan(),
 	}
 }

@@ -37,7 +37,7 @@ type Value struct{ seal.Secret }
 func (v *Value) UnmarshalJSON(b []byte) error {
 	var text *string
 	if err := json.Unmarshal(b, &text); err != nil {
-		return service.ErrBody.Because("The member /value has the wrong type.").At("/value")
+		return service.ErrBody.Withf("The member /value has the wrong type.").At("/value")
 	}
 	switch {
 	case text == nil || *text == "" || !utf8.ValidString(*text):
@@ -100,7 +100,7 @@ func (s *Service) revertSecret(ctx context.Context, call *service.Call, in Rever
 		return service.Done{}, err
 	}
 	if in.Version < 1 {
-		return service.Done{}, service.ErrBody.Because("A version is a number from 1.").At("/version")
+		return service.Done{}, service.ErrBody.Withf("A version is a number from 1.").At("/version")
 	}
 	return s.changeSecret(ctx, call, commands.RevertConnectorSecret{ID: in.ID, To: in.Version, Expected: in.Expected})
 }
@@ -148,7 +148,7 @@ func inUse(users []string) error {
 	if more := len(users) - named; more > 0 {
 		text += fmt.Sprintf(" and %d more", more)
 	}
-	return aggregates.ErrConnectorSecretInUse.Because("The connector secret is in use by connectors: %s. Delete these connectors first, or give them another secret.", text)
+	return aggregates.ErrConnectorSecretInUse.Withf("The connector secret is in use by connectors: %s. Delete these connectors first, or give them another secret.", text)
 }
 
 // users are the connectors that point to a secret. A use that its connector does not make

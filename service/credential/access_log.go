@@ -136,10 +136,10 @@ func (s *Service) scanAccess(ctx context.Context, call *service.Call, credential
 		limit = 200
 	}
 	if limit < 0 || limit > 1000 {
-		return 0, service.ErrLimit.Because("A page holds 1 to 1000 entries.").At("/limit")
+		return 0, service.ErrLimit.Withf("A page holds 1 to 1000 entries.").At("/limit")
 	}
 	if s.AccessLog == nil {
-		return 0, ErrAccessLog.Because("This service has no access log.")
+		return 0, ErrAccessLog.Withf("This service has no access log.")
 	}
 	of := AccessRange{Credential: credential, From: from, Since: since}
 	taken := 0
@@ -230,7 +230,7 @@ func (s *Service) listLeases(ctx context.Context, call *service.Call, in ListLea
 // revoked reports whether what was given is not to be used any more. An access
 // token outlives its renewal, so that revokes nothing.
 func revoked(state aggregates.CredentialState, given AccessFact) bool {
-	return !state.Live() || state.Tokens.Broken != "" || state.Current().Version != given.Version || grantOf(state) != given.Grant
+	return !state.Live() || state.Tokens.ReauthReason != "" || state.Current().Version != given.Version || grantOf(state) != given.Grant
 }
 
 // grantOf is the authorization that the tokens in force come from; 0 when there

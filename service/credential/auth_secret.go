@@ -28,9 +28,9 @@ type AuthSecretRef struct {
 	ID        string `json:"id"`
 }
 
-// within refuses, with aggregates.ErrCredentialNotFound, what is no credential of
+// checkWorkspaceOf refuses, with aggregates.ErrCredentialNotFound, what is no credential of
 // the workspace. A credential stays in its workspace.
-func (s *Service) within(ctx context.Context, call *service.Call, workspace, id string) error {
+func (s *Service) checkWorkspaceOf(ctx context.Context, call *service.Call, workspace, id string) error {
 	if err := checkWorkspace(workspace); err != nil {
 		return err
 	}
@@ -97,7 +97,7 @@ func (s *Service) byAuthClient(ctx context.Context, call *service.Call, in *Crea
 	case err != nil:
 		return service.PointAt(err, at)
 	case !client.Follows(k.Type, k.Scope):
-		return client.ErrAuthClientIdle.At(at)
+		return client.ErrAuthClientNotUsable.At(at)
 	case in.Component == "" && len(k.Components) == 1:
 		in.Component = k.Components[0].Component
 	case in.Component != "" && !slices.ContainsFunc(k.Components, func(c events.AuthClientComponent) bool { return c.Component == in.Component }):
@@ -152,7 +152,7 @@ type RenameAuthSecret struct {
 }
 
 func (s *Service) renameAuthSecret(ctx context.Context, call *service.Call, in RenameAuthSecret) (service.Done, error) {
-	if err := s.within(ctx, call, in.Workspace, in.ID); err != nil {
+	if err := s.checkWorkspaceOf(ctx, call, in.Workspace, in.ID); err != nil {
 		return service.Done{}, err
 	}
 	cmd := commands.RenameCredential{ID: in.ID, Name: in.Name}
@@ -171,7 +171,7 @@ type ReplaceAuthSecretKeys struct {
 }
 
 func (s *Service) replaceAuthSecretKeys(ctx context.Context, call *service.Call, in ReplaceAuthSecretKeys) (service.Done, error) {
-	if err := s.within(ctx, call, in.Workspace, in.ID); err != nil {
+	if err := s.checkWorkspaceOf(ctx, call, in.Workspace, in.ID); err != nil {
 		return service.Done{}, err
 	}
 	state, err := s.Secrets.Live(ctx, call.Tenant, in.ID, 0)
@@ -188,14 +188,14 @@ func (s *Service) replaceAuthSecretKeys(ctx context.Context, call *service.Call,
 }
 
 func (s *Service) refreshAuthSecret(ctx context.Context, call *service.Call, in AuthSecretRef) (service.Done, error) {
-	if err := s.within(ctx, call, in.Workspace, in.ID); err != nil {
+	if err := s.checkWorkspaceOf(ctx, call, in.Workspace, in.ID); err != nil {
 		return service.Done{}, err
 	}
 	return s.Grants.RefreshCredential(ctx, call, token.Refresh{ID: in.ID})
 }
 
 func (s *Service) deleteAuthSecret(ctx context.Context, call *service.Call, in AuthSecretRef) (service.Done, error) {
-	if err := s.within(ctx, call, in.Workspace, in.ID); err != nil {
+	if err := s.checkWorkspaceOf(ctx, call, in.Workspace, in.ID); err != nil {
 		return service.Done{}, err
 	}
 	done, err := s.deleteCredential(ctx, call, Delete{ID: in.ID})

@@ -177,7 +177,7 @@ func (s *Service) TryKeys(ctx context.Context, tenant, component string, d comma
 	if err := secrets.CheckMask(keys); err != nil {
 		return keys, commands.NewKeys{}, err
 	}
-	keys, tokens, err := s.Tokens.TakeTokens(ctx, tenant, component, d, keys)
+	keys, tokens, err := s.Tokens.ExtractTokens(ctx, tenant, component, d, keys)
 	if err != nil {
 		return keys, commands.NewKeys{}, err
 	}
@@ -186,7 +186,7 @@ func (s *Service) TryKeys(ctx context.Context, tenant, component string, d comma
 		return keys, commands.NewKeys{}, err
 	}
 	if result.verification.Status == events.Failed {
-		return keys, commands.NewKeys{}, ErrVerificationFailed.Because("Nothing was saved: %s", result.says).
+		return keys, commands.NewKeys{}, ErrVerificationFailed.Withf("Nothing was saved: %s", result.says).
 			With(map[string]string{"outcome": result.verification.Outcome})
 	}
 	mac, err := s.hostMAC(ctx, tenant, d, keys)
@@ -235,7 +235,7 @@ type Revert struct {
 
 func (s *Service) revertCredential(ctx context.Context, call *service.Call, in Revert) (service.Done, error) {
 	if in.Version < 1 {
-		return service.Done{}, service.ErrMissing.Because("The version to revert to is required.").At("/version")
+		return service.Done{}, service.ErrMissing.Withf("The version to revert to is required.").At("/version")
 	}
 	state, err := s.Secrets.Live(ctx, call.Tenant, in.ID, in.Expected)
 	if err != nil {
@@ -298,7 +298,7 @@ func (s *Service) verifyCredential(ctx context.Context, call *service.Call, in V
 	if err != nil {
 		return service.Done{}, err
 	}
-	fields, err := s.Tokens.InForce(ctx, call.Tenant, in.ID, state)
+	fields, err := s.Tokens.ActiveKeys(ctx, call.Tenant, in.ID, state)
 	if err != nil {
 		return service.Done{}, err
 	}
@@ -333,7 +333,7 @@ func (s *Service) revealCredential(ctx context.Context, call *service.Call, in R
 	if err != nil {
 		return Revealed{}, err
 	}
-	fields, err := s.Tokens.InForce(ctx, call.Tenant, in.ID, state)
+	fields, err := s.Tokens.ActiveKeys(ctx, call.Tenant, in.ID, state)
 	if err != nil {
 		return Revealed{}, err
 	}

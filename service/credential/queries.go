@@ -64,7 +64,7 @@ func (s *Service) tokenInfo(ctx context.Context, tenant, id string) (*TokenInfo,
 	if err != nil || t.Field == "" {
 		return nil, err
 	}
-	return &TokenInfo{Expires: t.Token.Expires, Renewable: t.Renewable, Problem: t.Broken, Failures: t.Failures, RetryAt: t.RetryAt}, nil
+	return &TokenInfo{Expires: t.Token.Expires, Renewable: t.Renewable, Problem: t.ReauthReason, Failures: t.Failures, RetryAt: t.RetryAt}, nil
 }
 
 func (s *Service) getCredential(ctx context.Context, call *service.Call, in Get) (Credential, error) {
@@ -171,9 +171,9 @@ func (s *Service) listCredentials(ctx context.Context, call *service.Call, in Li
 	}
 	switch {
 	case sort != "name" && sort != "created":
-		return Page{}, projections.ErrSortInvalid.Because("The sort order must be name, -name, created, -created, name,-created or -name,created.").At("/sort")
+		return Page{}, projections.ErrSortInvalid.Withf("The sort order must be name, -name, created, -created, name,-created or -name,created.").At("/sort")
 	case turn && in.NameContains != "":
-		return Page{}, projections.ErrSortInvalid.Because("With name_contains, sort by either name or created, not both.").At("/sort")
+		return Page{}, projections.ErrSortInvalid.Withf("With name_contains, sort by either name or created, not both.").At("/sort")
 	}
 	if err := checkStatus(in.Status); err != nil {
 		return Page{}, err
@@ -273,7 +273,7 @@ func (s *Service) credentialHistory(ctx context.Context, call *service.Call, in 
 		in.Limit = 200
 	}
 	if in.Limit < 0 || in.Limit > 1000 {
-		return History{}, service.ErrLimit.Because("A page holds 1 to 1000 events.").At("/limit")
+		return History{}, service.ErrLimit.Withf("A page holds 1 to 1000 events.").At("/limit")
 	}
 	h := History{Events: []HistoryEntry{}}
 	stream := aggregates.Credential.Stream(call.Tenant, in.ID)

@@ -121,7 +121,7 @@ func (s *Service) resolveCredential(ctx context.Context, call *service.Call, in 
 		return answer, err
 	case in.Cleartext && !call.Confidential:
 		s.Access.Denied(ctx, call, permission.CredentialsResolve)
-		return answer, ErrCleartext.Because("Clear values are only returned over TLS, or over plain HTTP on the same machine, and never over NATS. Give a public_key to get them encrypted.")
+		return answer, ErrCleartext.Withf("Clear values are only returned over TLS, or over plain HTTP on the same machine, and never over NATS. Give a public_key to get them encrypted.")
 	}
 	key := leaseKey{tenant: call.Tenant, actor: call.Principal.Actor, id: in.ID, flow: in.Flow, step: in.Step}
 	if public != nil {
@@ -147,11 +147,11 @@ func (s *Service) resolveAgain(ctx context.Context, call *service.Call, key leas
 	if !ok || !l.lasts(s.Kernel.Now()) {
 		return answer, false, nil
 	}
-	state, err := s.stillGiven(ctx, call, key.id)
+	state, err := s.recheckGrant(ctx, call, key.id)
 	if err != nil {
 		return answer, false, err
 	}
-	if state.Revision() != l.revision || state.OAuth() && !state.Tokens.Token.Enough(s.Kernel.Now(), resolveLife) {
+	if state.Revision() != l.revision || state.OAuth() && !state.Tokens.Token.ValidFor(s.Kernel.Now(), resolveLife) {
 		return answer, false, nil
 	}
 	answer = l.answer
@@ -160,7 +160,7 @@ func (s *Service) resolveAgain(ctx context.Context, call *service.Call, key leas
 	}
 	keys, _, err := s.Tokens.Values(ctx, key.tenant, key.id, state)
 	if err == nil {
-		state, err = s.stillGiven(ctx, call, key.id)
+		state, err = s.recheckGrant(ctx, call, key.id)
 	}
 	switch {
 	case errors.Is(err, aggregates.ErrCredentialVersionStale), err == nil && state.Revision() != l.revision:
@@ -172,10 +172,10 @@ func (s *Service) resolveAgain(ctx context.Context, call *service.Call, key leas
 	return answer, true, nil
 }
 
-// stillGiven returns the state of a credential as the leader of its stream knows
+// recheckGrant returns the state of a credential as the leader of its stream knows
 // it, when the caller may still be given it. Its key may have been revoked since
 // it was let in.
-func (s *Service) stillGiven(ctx context.Context, call *service.Call, id string) (aggregates.CredentialState, error) {
+func (s *Service) recheckGrant(ctx context.Context, call *service.Call, id string) (aggregates.CredentialState, error) {
 	if who := call.Principal.Actor; who.Kind == "key" {
 		p, err := s.Access.FreshPrincipal(ctx, who.ID)
 		switch {
@@ -220,7 +220,7 @@ func (s *Service) resolveAnew(ctx context.Context, call *service.Call, key lease
 			}
 			answer.Sealed = base64.RawURLEncoding.EncodeToString(sealed)
 		}
-		given, err := s.give(ctx, call, fact, state.Value.Revision())
+		given, err := s.recordAndConfirm(ctx, call, fact, state.Value.Revision())
 		if err != nil {
 			return Resolved{}, err
 		}
@@ -235,16 +235,16 @@ func (s *Service) resolveAnew(ctx context.Context, call *service.Call, key lease
 	return Resolved{}, fault.ErrConflict
 }
 
-// give records the fact, and then reports whether the credential still has the
+// recordAndConfirm records the fact, and then reports whether the credential still has the
 // revision. When it has not, or that cannot be told, the fact is taken back.
-func (s *Service) give(ctx context.Context, call *service.Call, fact AccessFact, revision string) (bool, error) {
+func (s *Service) recordAndConfirm(ctx context.Context, call *service.Call, fact AccessFact, revision string) (bool, error) {
 	if s.AccessLog == nil {
 		return false, ErrAccessLog
 	}
 	if err := s.AccessLog.Append(ctx, call.Tenant, fact); err != nil {
 		return false, fmt.Errorf("%w: credential %s: %w", ErrAccessLog, fact.Credential, err)
 	}
-	state, err := s.stillGiven(ctx, call, fact.Credential)
+	state, err := s.recheckGrant(ctx, call, fact.Credential)
 	if err == nil && state.Revision() == revision {
 		return true, nil
 	}

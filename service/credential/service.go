@@ -78,9 +78,9 @@ type Flows interface {
 // Tokens keeps the tokens of credentials.
 type Tokens interface {
 	TokenGoodFor(ctx context.Context, call *service.Call, id string, life time.Duration) (aggregates.State[aggregates.CredentialState], error)
-	InForce(ctx context.Context, tenant, id string, state aggregates.CredentialState) (seal.Fields, error)
+	ActiveKeys(ctx context.Context, tenant, id string, state aggregates.CredentialState) (seal.Fields, error)
 	Values(ctx context.Context, tenant, id string, state aggregates.CredentialState) (keys seal.Fields, expires time.Time, err error)
-	TakeTokens(ctx context.Context, tenant, component string, d commands.Descriptor, keys seal.Fields) (seal.Fields, *commands.Tokens, error)
+	ExtractTokens(ctx context.Context, tenant, component string, d commands.Descriptor, keys seal.Fields) (seal.Fields, *commands.Tokens, error)
 }
 
 // Grants renews and ends what a provider has granted.

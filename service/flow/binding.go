@@ -56,28 +56,28 @@ func (s *Service) bindFlow(ctx context.Context, call *service.Call, in Bind) (se
 			err = cannotBind(in.Steps, refused)
 		}
 		if err != nil {
-			s.giveUp(ctx, call, cmd, order[:n], err)
+			s.abandonBinding(ctx, call, cmd, order[:n], err)
 			return service.Done{}, err
 		}
 	}
 	before, now, err := service.Execute(ctx, s.Kernel, call.Step(len(order)), aggregates.Flow, call.Tenant, commands.Flow(cmd))
 	if err != nil {
-		s.giveUp(ctx, call, cmd, order, err)
+		s.abandonBinding(ctx, call, cmd, order, err)
 		return service.Done{}, err
 	}
 	if b := before.Binding; b.ID != "" && b.ID != cmd.Binding { // this one takes its place
-		s.giveBack(ctx, call, cmd.ID, b.ID, slices.Sorted(maps.Keys(byCredential(b.Steps))))
+		s.releaseReservations(ctx, call, cmd.ID, b.ID, slices.Sorted(maps.Keys(byCredential(b.Steps))))
 	}
-	if err := s.keepBinding(ctx, call, cmd.ID, now.Value.Binding); err != nil {
+	if err := s.reconcileReservations(ctx, call, cmd.ID, now.Value.Binding); err != nil {
 		return service.Done{}, err
 	}
 	return s.Kernel.Answered(aggregates.Flow.Stream(call.Tenant, cmd.ID), before, now.Value, now.Seq), nil
 }
 
-// keepBinding makes the credentials hold the reservation that stands: another
+// reconcileReservations makes the credentials hold the reservation that stands: another
 // bind of the flow may have reserved some of them between ours and our fact. The
 // flow's own stream says which one stands.
-func (s *Service) keepBinding(ctx context.Context, call *service.Call, flow string, b aggregates.Binding) error {
+func (s *Service) reconcileReservations(ctx context.Context, call *service.Call, flow string, b aggregates.Binding) error {
 	for {
 		for credential, steps := range byCredential(b.Steps) {
 			refused, err := s.reserve(ctx, call.Step(0), commands.BindFlow{ID: flow, Binding: b.ID, Until: b.Until}, credential, steps)
@@ -93,7 +93,7 @@ func (s *Service) keepBinding(ctx context.Context, call *service.Call, flow stri
 		case err != nil || now.Value.Binding.ID == b.ID:
 			return err
 		case now.Value.Binding.ID == "": // it has started, or was released, meanwhile
-			s.giveBack(ctx, call, flow, b.ID, slices.Sorted(maps.Keys(byCredential(b.Steps))))
+			s.releaseReservations(ctx, call, flow, b.ID, slices.Sorted(maps.Keys(byCredential(b.Steps))))
 			return nil
 		}
 		b = now.Value.Binding
@@ -111,7 +111,7 @@ func (s *Service) binding(call *service.Call, in Bind) (cmd commands.BindFlow, e
 		}
 	}
 	if len(in.Steps) == 0 {
-		return cmd, service.ErrMissing.Because("The flow's steps are required.").At("/steps")
+		return cmd, service.ErrMissing.Withf("The flow's steps are required.").At("/steps")
 	}
 	if err := checkSteps(in.Steps); err != nil {
 		return cmd, err
@@ -143,23 +143,23 @@ func (s *Service) reserve(ctx context.Context, call *service.Call, bind commands
 	return mismatched(0, steps, state.Value, err)
 }
 
-// giveUp gives back what was reserved for a binding that failed for good. The
+// abandonBinding gives back what was reserved for a binding that failed for good. The
 // same command may have been obeyed by another process meanwhile: then the
 // reservation is that one's.
-func (s *Service) giveUp(ctx context.Context, call *service.Call, bind commands.BindFlow, credentials []string, failed error) {
-	if _, repeated := errors.AsType[*service.Repeat](failed); repeated || !service.Definite(failed) {
+func (s *Service) abandonBinding(ctx context.Context, call *service.Call, bind commands.BindFlow, credentials []string, failed error) {
+	if _, repeated := errors.AsType[*service.Repeat](failed); repeated || !service.IsRejected(failed) {
 		return
 	}
 	now, err := aggregates.Flow.Fresh(ctx, s.Log, aggregates.Flow.Stream(call.Tenant, bind.ID))
 	if err != nil || now.Value.Binding.ID == bind.Binding {
 		return
 	}
-	s.giveBack(ctx, call, bind.ID, bind.Binding, credentials)
+	s.releaseReservations(ctx, call, bind.ID, bind.Binding, credentials)
 }
 
-// giveBack ends a reservation on the credentials and returns the last sequence of
+// releaseReservations ends a reservation on the credentials and returns the last sequence of
 // that. What it misses ends by itself.
-func (s *Service) giveBack(ctx context.Context, call *service.Call, flow, binding string, credentials []string) (last uint64) {
+func (s *Service) releaseReservations(ctx context.Context, call *service.Call, flow, binding string, credentials []string) (last uint64) {
 	// Not as the command itself: it would be taken for a repeat of it, or its commit for the command's own.
 	call = call.Step(0)
 	for _, credential := range credentials {
@@ -214,7 +214,7 @@ func cannotBind(steps []events.FlowStep, refused []events.FlowUseRefused) error 
 			}
 		}
 	}
-	return err.Because("Nothing was reserved. %s", sayRefused(refused)).With(stepFaults(refused))
+	return err.Withf("Nothing was reserved. %s", refusedSentence(refused)).With(stepFaults(refused))
 }
 
 // Release asks for the end of a flow's reservation.
@@ -237,7 +237,7 @@ func (s *Service) releaseFlow(ctx context.Context, call *service.Call, in Releas
 	case state.Seq == 0:
 		return service.Done{}, aggregates.ErrFlowNotFound.At("/flow")
 	case in.Binding != "" && now != "" && now != in.Binding:
-		return service.Done{}, aggregates.ErrFlowNotBound.Because("The flow has no reservation %s; its reservation is %s.", in.Binding, now).At("/binding")
+		return service.Done{}, aggregates.ErrFlowNotBound.Withf("The flow has no reservation %s; its reservation is %s.", in.Binding, now).At("/binding")
 	}
 	return s.endBinding(ctx, call, commands.ReleaseFlow{ID: in.Flow, Binding: in.Binding, Reason: events.ReleasedOnRequest})
 }
@@ -257,7 +257,7 @@ func (s *Service) endBinding(ctx context.Context, call *service.Call, cmd comman
 // afterRelease has the credentials of a reservation given back that ended at seq.
 func (s *Service) afterRelease(ctx context.Context, call *service.Call, flow string, b aggregates.Binding, seq uint64) service.Done {
 	call.Unfinished()
-	last := s.giveBack(ctx, call, flow, b.ID, slices.Sorted(maps.Keys(byCredential(b.Steps))))
+	last := s.releaseReservations(ctx, call, flow, b.ID, slices.Sorted(maps.Keys(byCredential(b.Steps))))
 	return service.Done{Seq: max(seq, last), ID: flow, Binding: b.ID}
 }
 
@@ -280,14 +280,14 @@ func (s *Service) resumeRelease(ctx context.Context, call *service.Call) (servic
 // keepEvery is how often the keeper of flows looks for what is left over.
 const keepEvery = time.Second
 
-// RunFlowKeeper ends the reservations whose time is over, and completes what a
+// RunFlowReconciler ends the reservations whose time is over, and completes what a
 // crash left undone between a flow and what it uses, until ctx ends. One process
 // of an installation needs to run it; two do no harm.
-func (s *Service) RunFlowKeeper(ctx context.Context) error {
+func (s *Service) RunFlowReconciler(ctx context.Context) error {
 	tick := time.NewTicker(keepEvery)
 	defer tick.Stop()
 	for {
-		if err := s.KeepFlows(ctx); err != nil && ctx.Err() == nil {
+		if err := s.ReconcileFlows(ctx); err != nil && ctx.Err() == nil {
 			s.Logger.WarnContext(ctx, "reconciliation of flows stopped early", "err", err)
 		}
 		select {
@@ -298,8 +298,8 @@ func (s *Service) RunFlowKeeper(ctx context.Context) error {
 	}
 }
 
-// KeepFlows is one round of RunFlowKeeper.
-func (s *Service) KeepFlows(ctx context.Context) error {
+// ReconcileFlows is one round of RunFlowReconciler.
+func (s *Service) ReconcileFlows(ctx context.Context) error {
 	if s.Kernel.WritesAllowed() != nil {
 		return nil
 	}
@@ -324,19 +324,19 @@ func (s *Service) KeepFlows(ctx context.Context) error {
 	unsettled, err := s.Views.UnsettledFlows(ctx, service.KeepAtOnce)
 	errs = append(errs, err)
 	for _, flow := range unsettled {
-		errs = append(errs, s.resettle(ctx, flow.Tenant, flow.Flow))
+		errs = append(errs, s.reconcile(ctx, flow.Tenant, flow.Flow))
 	}
-	return errors.Join(append(errs, s.Clients.MarkClients(ctx), s.Clients.KeepAuthClients(ctx))...)
+	return errors.Join(append(errs, s.Clients.MarkClients(ctx), s.Clients.ReconcileAuthClients(ctx))...)
 }
 
-// resettle completes what follows from what is known of a flow.
-func (s *Service) resettle(ctx context.Context, tenant, flow string) error {
+// reconcile completes what follows from what is known of a flow.
+func (s *Service) reconcile(ctx context.Context, tenant, flow string) error {
 	call := service.System(tenant, "flow-keeper")
 	state, err := aggregates.Flow.Fresh(ctx, s.Log, aggregates.Flow.Stream(tenant, flow))
 	if err != nil {
 		return err
 	}
-	_, err = s.settle(ctx, call, flow, state.Value, state.Value)
+	_, err = s.reconcileUses(ctx, call, flow, state.Value, state.Value)
 	return err
 }
 

@@ -92,7 +92,7 @@ func (s *Service) tryFlow(ctx context.Context, call *service.Call, ev Event) (Fl
 	case !there && ev.Change != events.FlowWasCreated:
 		return Flow{}, false, aggregates.ErrFlowNotFound
 	case ev.Change == events.FlowWasStarted && told.Active, ev.Change == events.FlowWasStopped && !told.Active:
-		return toldFlow(ev.ID, state), true, nil
+		return flowAnswer(ev.ID, state), true, nil
 	}
 	if err := s.flowCanRun(ctx, call.Tenant, ev, told); err != nil {
 		return Flow{}, false, err
@@ -104,15 +104,15 @@ func (s *Service) tryFlow(ctx context.Context, call *service.Call, ev Event) (Fl
 	if err != nil || was.Revision != told.Revision {
 		return Flow{}, false, err
 	}
-	refused, err := s.settle(ctx, call, ev.ID, was, now.Value)
+	refused, err := s.reconcileUses(ctx, call, ev.ID, was, now.Value)
 	s.settled.Observe(s.Kernel.Now().Sub(begin).Seconds())
 	switch {
 	case err != nil:
 		return Flow{}, false, err
 	case len(refused) > 0: // it went away since it was looked at
-		return Flow{}, false, ErrFlowRefused.Because("%s", sayRefused(refused)).With(stepFaults(refused))
+		return Flow{}, false, ErrFlowRefused.Withf("%s", refusedSentence(refused)).With(stepFaults(refused))
 	}
-	return toldFlow(ev.ID, now), true, nil
+	return flowAnswer(ev.ID, now), true, nil
 }
 
 // flowCanRun refuses to create or start a flow with a step that cannot have what
@@ -129,11 +129,11 @@ func (s *Service) flowCanRun(ctx context.Context, tenant string, ev Event, told 
 	if err != nil || len(refused) == 0 {
 		return err
 	}
-	return fault.Of(cannotBind(steps, refused)).Because("Nothing was recorded. %s", sayRefused(refused))
+	return fault.Of(cannotBind(steps, refused)).Withf("Nothing was recorded. %s", refusedSentence(refused))
 }
 
-// toldFlow is what a change of a flow answers.
-func toldFlow(id string, state aggregates.State[aggregates.FlowState]) Flow {
+// flowAnswer is what a change of a flow answers.
+func flowAnswer(id string, state aggregates.State[aggregates.FlowState]) Flow {
 	f := Flow{
 		ID: id, Name: state.Value.Name, Revision: state.Value.Revision, Active: state.Value.Active,
 		Steps: slices.Clone(state.Value.Steps), Seq: state.Seq,

@@ -84,24 +84,24 @@ func ParseFlowEvent(ceType, ceSubject, flow string, data []byte) (Event, error) 
 		return e, ErrFlowEventType
 	}
 	if err := service.CheckForm(data); err != nil {
-		return e, ErrFlowEventData.Because("%s", fault.Of(err).Msg)
+		return e, ErrFlowEventData.Withf("%s", fault.Of(err).Msg)
 	}
 	if err := service.DecodeWith(data, &e, json.RejectUnknownMembers(false)); err != nil {
-		return e, ErrFlowEventData.Because("%s", fault.Of(err).Msg).At(fault.Of(err).Pointer)
+		return e, ErrFlowEventData.Withf("%s", fault.Of(err).Msg).At(fault.Of(err).Pointer)
 	}
 	switch {
 	case events.CheckID(e.ID) != nil:
-		return e, ErrFlowEventData.Because("The flow's id is missing or invalid.").At("/id")
+		return e, ErrFlowEventData.Withf("The flow's id is missing or invalid.").At("/id")
 	case e.ID != flow || ceSubject != "" && ceSubject != e.ID:
 		return e, ErrFlowEventSubject
 	case e.Revision > math.MaxInt64>>10: // 2^53-1: more is not the same number to every reader of JSON, and the last one could never be followed
-		return e, ErrFlowEventData.Because("The revision is greater than 2^53-1.").At("/revision")
+		return e, ErrFlowEventData.Withf("The revision is greater than 2^53-1.").At("/revision")
 	case e.Revision == 0:
-		return e, ErrFlowEventData.Because("The revision is missing. It must be at least 1 and rise with every event of the flow.").At("/revision")
+		return e, ErrFlowEventData.Withf("The revision is missing. It must be at least 1 and rise with every event of the flow.").At("/revision")
 	case e.Name != "" && service.CheckName("/name", e.Name) != nil:
-		return e, ErrFlowEventData.Because("%s", service.ErrName.Msg).At("/name")
+		return e, ErrFlowEventData.Withf("%s", service.ErrName.Msg).At("/name")
 	case e.Steps == nil && (e.Change == events.FlowWasCreated || e.Change == events.FlowWasUpdated):
-		return e, ErrFlowEventData.Because("The steps are missing.").At("/steps")
+		return e, ErrFlowEventData.Withf("The steps are missing.").At("/steps")
 	}
 	return e, checkSteps(e.Steps)
 }
@@ -116,13 +116,13 @@ func checkSteps(steps []events.FlowStep) error {
 		at := func(member string) string { return fmt.Sprintf("/steps/%d/%s", i, member) }
 		switch {
 		case events.CheckID(s.ID) != nil:
-			return ErrFlowSteps.Because("A step's id is missing or invalid.").At(at("id"))
+			return ErrFlowSteps.Withf("A step's id is missing or invalid.").At(at("id"))
 		case seen[s.ID]:
-			return ErrFlowSteps.Because("Two steps have the same id.").At(at("id"))
+			return ErrFlowSteps.Withf("Two steps have the same id.").At(at("id"))
 		case s.Name != "" && service.CheckName("", s.Name) != nil:
 			return service.ErrName.At(at("name"))
 		case events.CheckName(s.Component) != nil:
-			return ErrFlowSteps.Because("A step's component is missing or is not a valid component id.").At(at("component"))
+			return ErrFlowSteps.Withf("A step's component is missing or is not a valid component id.").At(at("component"))
 		case s.Credential != "" && events.CheckID(s.Credential) != nil:
 			return events.ErrID.At(at("credential"))
 		}
@@ -168,13 +168,13 @@ func (s *Service) ObserveFlow(ctx context.Context, call service.Call, ev Event) 
 	if err != nil || ev.Revision < now.Value.Revision {
 		return err
 	}
-	refused, err := s.settle(ctx, &call, ev.ID, was, now.Value)
+	refused, err := s.reconcileUses(ctx, &call, ev.ID, was, now.Value)
 	s.settled.Observe(s.Kernel.Now().Sub(begin).Seconds())
 	if err != nil {
 		return err
 	}
 	if len(refused) > 0 {
-		return ErrFlowRefused.Because("%s", sayRefused(refused)).With(stepFaults(refused))
+		return ErrFlowRefused.Withf("%s", refusedSentence(refused)).With(stepFaults(refused))
 	}
 	return nil
 }
@@ -200,8 +200,8 @@ func stepFaults(refused []events.FlowUseRefused) Faults {
 	return faults
 }
 
-// sayRefused names the first of the steps for people.
-func sayRefused(refused []events.FlowUseRefused) string {
+// refusedSentence names the first of the steps for people.
+func refusedSentence(refused []events.FlowUseRefused) string {
 	first := refused[0]
 	var why string
 	switch first.Reason {
@@ -221,11 +221,11 @@ func sayRefused(refused []events.FlowUseRefused) string {
 	return fmt.Sprintf("The step %s %s%s.", first.Step, why, more)
 }
 
-// settle makes the streams of what the flow uses agree with the flow: now uses
+// reconcileUses makes the streams of what the flow uses agree with the flow: now uses
 // what it names, and what it was holding before is given back. Each stream
 // decides for itself, so it does not matter how often or in which order this
 // is done. It returns the steps that cannot use what they name, recorded.
-func (s *Service) settle(ctx context.Context, call *service.Call, flow string, was, now aggregates.FlowState) ([]events.FlowUseRefused, error) {
+func (s *Service) reconcileUses(ctx context.Context, call *service.Call, flow string, was, now aggregates.FlowState) ([]events.FlowUseRefused, error) {
 	steps := byCredential(now.Steps)
 	var all errgroup.Group
 	all.SetLimit(settleAtOnce)

@@ -199,11 +199,11 @@ func (s *Service) InUse(ctx context.Context, call *service.Call, state aggregate
 		}
 		refs.Flows = append(refs.Flows, ref)
 	}
-	return aggregates.ErrCredentialInUse.Because("%s", sayInUse(refs)).With(refs)
+	return aggregates.ErrCredentialInUse.Withf("%s", inUseSentence(refs)).With(refs)
 }
 
-// sayInUse names the first flows, and the remedy.
-func sayInUse(refs Refs) string {
+// inUseSentence names the first flows, and the remedy.
+func inUseSentence(refs Refs) string {
 	list := refs.List()
 	flows := "in use by the active flow"
 	active := slices.ContainsFunc(refs.Flows, func(f Ref) bool { return f.Active })

@@ -47,7 +47,7 @@ type Components interface {
 // Clients are the OAuth clients and auth clients, which the keeper of flows mends.
 type Clients interface {
 	MarkClients(ctx context.Context) error
-	KeepAuthClients(ctx context.Context) error
+	ReconcileAuthClients(ctx context.Context) error
 }
 
 // Service answers the routes of flows. Its methods may be called from many goroutines.

@@ -53,7 +53,7 @@ func (s *Service) collect(ctx context.Context, age time.Duration, from uint64) (
 			young = true
 			continue
 		}
-		orphan, err := s.orphan(ctx, entry)
+		orphan, err := s.isOrphan(ctx, entry)
 		if err != nil {
 			return erased, next, fmt.Errorf("check a secret of %s: %w", entry.Ref.Owner, err)
 		}
@@ -71,9 +71,9 @@ func (s *Service) collect(ctx context.Context, age time.Duration, from uint64) (
 	return erased, next, nil
 }
 
-// orphan reports whether nothing names the secret and, once it has said so on
+// isOrphan reports whether nothing names the secret and, once it has said so on
 // the owner's stream, nothing ever will.
-func (s *Service) orphan(ctx context.Context, e vault.Entry) (bool, error) {
+func (s *Service) isOrphan(ctx context.Context, e vault.Entry) (bool, error) {
 	ref := e.Ref
 	switch ref.Category {
 	case aggregates.Credential.Category:
@@ -112,14 +112,14 @@ func (s *Service) orphan(ctx context.Context, e vault.Entry) (bool, error) {
 // commits proves nothing when the log may have lost them; inViews reports whether the
 // views know the owner.
 func abandon[S interface {
-	Names(secretID string) bool
-	Over() bool
+	References(secretID string) bool
+	Terminal() bool
 }, C commands.Command, E any](ctx context.Context, s *Service, e vault.Entry,
 	d aggregates.Decider[S, C, E], tenant string, cmd C, inViews func() (bool, error),
 ) (bool, error) {
 	ref := e.Ref
 	state, err := d.Fresh(ctx, s.Log, d.Stream(tenant, ref.Owner))
-	if err != nil || state.Value.Names(ref.SecretID) {
+	if err != nil || state.Value.References(ref.SecretID) {
 		return false, err
 	}
 	if state.Seq == 0 {
@@ -128,11 +128,11 @@ func abandon[S interface {
 			return false, err
 		}
 	}
-	if state.Value.Over() {
+	if state.Value.Terminal() {
 		return true, nil // its owner takes no more commands
 	}
 	_, state, err = service.Execute(ctx, s.Kernel, service.System(ref.Tenant, "collector"), d, tenant, cmd)
-	return err == nil && !state.Value.Names(ref.SecretID), err
+	return err == nil && !state.Value.References(ref.SecretID), err
 }
 
 // mayBeLost reports whether the log may once have known the owner of a secret: the

@@ -58,11 +58,11 @@ func StatusOf(s aggregates.CredentialState) events.Status {
 // Open reads the clear values of one version.
 func (s *Service) Open(ctx context.Context, tenant, id string, v events.KeysVersion) (seal.Fields, error) {
 	if v.SecretID == "" { // its tokens were revoked, and the keys they came in are erased
-		return seal.Fields{}, aggregates.ErrReauthorizationRequired.Because("%s", aggregates.RevokedHere)
+		return seal.Fields{}, aggregates.ErrReauthorizationRequired.Withf("%s", aggregates.RevokedHere)
 	}
 	secret, err := s.Vault.Get(ctx, CredentialRef(tenant, id, v.SecretID))
 	if errors.Is(err, vault.ErrNoSecret) {
-		return seal.Fields{}, s.LetGo(ctx, tenant, id, v.SecretID)
+		return seal.Fields{}, s.MissingSecretError(ctx, tenant, id, v.SecretID)
 	}
 	if err != nil {
 		return seal.Fields{}, fmt.Errorf("open the secret of %s version %d: %w", id, v.Version, err)
@@ -70,10 +70,10 @@ func (s *Service) Open(ctx context.Context, tenant, id string, v events.KeysVers
 	return seal.ParseFields(secret.Reveal())
 }
 
-// LetGo says why a secret is not in the vault: it was let go since the caller
+// MissingSecretError says why a secret is not in the vault: it was let go since the caller
 // looked, or it is lost, which nobody outside can mend.
-func (s *Service) LetGo(ctx context.Context, tenant, id, secretID string) error {
-	if state, err := s.Live(ctx, tenant, id, 0); err != nil || !state.Names(secretID) {
+func (s *Service) MissingSecretError(ctx context.Context, tenant, id, secretID string) error {
+	if state, err := s.Live(ctx, tenant, id, 0); err != nil || !state.References(secretID) {
 		return errors.Join(err, aggregates.ErrCredentialVersionStale)
 	}
 	return fmt.Errorf("the vault has no secret of %s", id)

@@ -38,7 +38,7 @@ const (
 
 // Grace is how long the process manager leaves a commit to the other process that made
 // it, and how long a provider is told again that does not confirm.
-func (s *Service) Grace() time.Duration { return 2 * s.RefreshPatience }
+func (s *Service) Grace() time.Duration { return 2 * s.RefreshTakeoverTimeout }
 
 // Checkpoint keeps how far a follower of the log has come, for whichever process
 // follows it next.
@@ -59,14 +59,14 @@ type Position struct {
 // secretOwner is the state of an aggregate whose secrets are in the vault.
 type secretOwner interface {
 	Secrets() []string
-	Names(secretID string) bool
+	References(secretID string) bool
 }
 
 // Dropped are the secrets that an owner had and has no more. of names the owner.
 func Dropped(of vault.Ref, before, after secretOwner) (refs []vault.Ref) {
 	for _, secretID := range before.Secrets() {
 		of.SecretID = secretID
-		if secretID != "" && !after.Names(secretID) && !slices.Contains(refs, of) {
+		if secretID != "" && !after.References(secretID) && !slices.Contains(refs, of) {
 			refs = append(refs, of)
 		}
 	}
@@ -219,7 +219,7 @@ type processManager struct {
 func (s *Service) RunFollowUps(ctx context.Context) error {
 	var others sync.WaitGroup
 	defer others.Wait()
-	for _, run := range s.beside {
+	for _, run := range s.background {
 		others.Go(func() { run(ctx) })
 	}
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 10*time.Second) {
@@ -340,7 +340,7 @@ func (m *processManager) add(ctx context.Context, recs []events.Record) error {
 		room := m.room
 		if len(m.open) < followUpsOpen {
 			u := &followUp{commit: recs, seen: time.Now(), due: time.Now()}
-			if !m.s.Alone { // another process may be at it
+			if !m.s.SingleInstance { // another process may be at it
 				u.due = u.due.Add(m.s.Grace())
 			}
 			m.open, m.read = append(m.open, u), recs[0].Seq
@@ -463,7 +463,7 @@ func erasing[S secretOwner, C commands.Command, E any](s *Service, d aggregates.
 		if err != nil {
 			return false, err
 		}
-		worked, err = s.Keeps(ctx, gone)
+		worked, err = s.HasAny(ctx, gone)
 		return worked, errors.Join(err, s.EraseAll(ctx, gone))
 	}
 }
@@ -478,7 +478,7 @@ func Around[S secretOwner, C commands.Command, E any](ctx context.Context, s *Se
 	}
 	state, err := d.Fresh(ctx, s.Log, recs[0].Stream)
 	now = state.Value
-	gone = slices.DeleteFunc(Dropped(ownerOf(recs), before, after), func(r vault.Ref) bool { return now.Names(r.SecretID) })
+	gone = slices.DeleteFunc(Dropped(ownerOf(recs), before, after), func(r vault.Ref) bool { return now.References(r.SecretID) })
 	return before, now, gone, err
 }
 
@@ -487,8 +487,8 @@ func ownerOf(recs []events.Record) vault.Ref {
 	return vault.Ref{Tenant: recs[0].Meta.Tenant, Category: recs[0].Stream.Category, Owner: recs[0].Stream.ID}
 }
 
-// Keeps reports whether the vault has one of the secrets.
-func (s *Service) Keeps(ctx context.Context, refs []vault.Ref) (bool, error) {
+// HasAny reports whether the vault has one of the secrets.
+func (s *Service) HasAny(ctx context.Context, refs []vault.Ref) (bool, error) {
 	for _, ref := range refs {
 		if has, err := s.Vault.Has(ctx, ref); err != nil || has {
 			return has, err

@@ -57,7 +57,7 @@ func (s *Service) checkOwner(ctx context.Context, recs []events.Record, seq uint
 		missing, err = misses(ctx, s, aggregates.Component, recs, aggregates.ComponentState.Secrets)
 	}
 	if missing {
-		return ErrVaultBehind.Because("The stream %s misses a secret of %s %s, which the log references up to commit %d. It is damaged: changes are refused "+
+		return ErrVaultBehind.Withf("The stream %s misses a secret of %s %s, which the log references up to commit %d. It is damaged: changes are refused "+
 			"and no secret is returned until it is restored from a backup.", vault.Stream, recs[0].Stream.Category, recs[0].Stream.ID, seq)
 	}
 	return err
@@ -74,7 +74,7 @@ func misses[S secretOwner, C commands.Command, E any](ctx context.Context, s *Se
 			return false, ctx.Err()
 		}
 		return slices.ContainsFunc(stored(state.Value), func(id string) bool {
-			return id != "" && state.Value.Names(id) && !slices.ContainsFunc(has, func(e vault.Entry) bool { return e.Ref.SecretID == id })
+			return id != "" && state.Value.References(id) && !slices.ContainsFunc(has, func(e vault.Entry) bool { return e.Ref.SecretID == id })
 		}), nil
 	}
 	for again := range 2 { // one that was put or dropped between the two looks is not missing

@@ -24,7 +24,7 @@ func (s *Service) WithSecret(ctx context.Context, ref vault.Ref, secret seal.Sec
 		}
 		s.metrics.sealed.Observe(s.Kernel.Now().Sub(begin).Seconds())
 		err := do(ref.SecretID)
-		if err != nil && service.Definite(err) {
+		if err != nil && service.IsRejected(err) {
 			s.Erase(ctx, ref)
 		}
 		if !errors.Is(err, aggregates.ErrSecretAbandoned) {

@@ -35,10 +35,10 @@ type Deps struct {
 	// FollowedUp keeps how far RunFollowUps has come; needed to run it.
 	FollowedUp Checkpoint
 	// Alone says that no other process serves the log while this one lives.
-	Alone bool
+	SingleInstance bool
 	// RefreshPatience is how long a renewal that another process has begun may stay
 	// without progress before this one takes it over.
-	RefreshPatience time.Duration
+	RefreshTakeoverTimeout time.Duration
 }
 
 // Service keeps secrets. Its methods may be called from many goroutines.
@@ -47,7 +47,7 @@ type Service struct {
 	metrics     *metrics
 	followUps   *followUps
 	follow      map[string]FollowUp // by category of the aggregate
-	beside      []func(context.Context)
+	background  []func(context.Context)
 	secretsLeft atomic.Bool // the next round of the collector has to look at all secrets
 }
 
@@ -72,9 +72,9 @@ func New(deps Deps) (*Service, error) {
 // FollowUpWith sets what completes the commits to an aggregate, before RunFollowUps.
 func (s *Service) FollowUpWith(category string, do FollowUp) { s.follow[category] = do }
 
-// Beside adds what RunFollowUps runs beside it until its context ends, before it is called:
+// AddBackground adds what RunFollowUps runs beside it until its context ends, before it is called:
 // what completes things that broke off and that the log does not hold.
-func (s *Service) Beside(run func(context.Context)) { s.beside = append(s.beside, run) }
+func (s *Service) AddBackground(run func(context.Context)) { s.background = append(s.background, run) }
 
 type metrics struct {
 	sealed        prometheus.Histogram

@@ -149,7 +149,7 @@ func New(t testing.TB) *Stage {
 	guarded := verify.NewClient(verify.Config{Logger: log})
 	s.Service = Must(application.New(application.Config{
 		Log: Must(aggregates.NewLog(s.Store, 1000))(t), Views: views, Projector: projector, Keyring: keyring,
-		Vault: vault.New(js, keyring, node.Syncer(vault.Stream).Wait), Verify: guarded, OAuth: oauth.New(guarded), Alone: true,
+		Vault: vault.New(js, keyring, node.Syncer(vault.Stream).Wait), Verify: guarded, OAuth: oauth.New(guarded), SingleInstance: true,
 		Metrics: s.Metrics, Logger: log, AccessLog: s.Access,
 		Now: func() time.Time { return time.Now().Add(time.Duration(s.Skew.Load())) },
 		WritesAllowed: func() error {

@@ -25,24 +25,24 @@ func (s *Service) followUp(ctx context.Context, recs []events.Record, seen time.
 		case events.CredentialDeleted, events.CredentialTokensRevoked:
 			ended = true
 		case events.CredentialReauthorizationRequired:
-			if e.Reason == aggregates.ReasonRevokedHere && now.OAuth() && now.Tokens.Cut && now.Tokens.Grant == e.Grant && now.Current().SecretID != "" {
+			if e.Reason == aggregates.ReasonRevokedHere && now.OAuth() && now.Tokens.RevokedLocally && now.Tokens.Grant == e.Grant && now.Current().SecretID != "" {
 				return true, s.completeRevocation(ctx, call, recs[0], e.Grant, seen)
 			}
 		}
 	}
-	if worked, err = s.Secrets.Keeps(ctx, gone); err != nil {
+	if worked, err = s.Secrets.HasAny(ctx, gone); err != nil {
 		return worked, err
 	}
 	if !ended {
 		return worked, s.Secrets.EraseAll(ctx, gone)
 	}
-	if _, err := s.tellOfEnd(ctx, call, id, before, time.Since(seen) > s.Secrets.Grace()); err != nil {
+	if _, err := s.revokeEndedTokens(ctx, call, id, before, time.Since(seen) > s.Secrets.Grace()); err != nil {
 		return worked, err
 	}
 	if err := s.Secrets.EraseAll(ctx, gone); err != nil {
 		return worked, err
 	}
-	if left := s.RefreshPatience - time.Since(seen); before.Tokens.Refresh.Epoch != 0 && left > 0 {
+	if left := s.RefreshTakeoverTimeout - time.Since(seen); before.Tokens.Refresh.Epoch != 0 && left > 0 {
 		// Who renews them may die when it has stored the answer, and before it disowns it.
 		return worked, &secrets.Postponed{After: left, Why: "a renewal is under way whose answer may yet come"}
 	}
@@ -58,7 +58,7 @@ func followingUp(m events.Meta) *service.Call {
 // command ended where its caller named it.
 func (s *Service) completeRevocation(ctx context.Context, call *service.Call, cut events.Record, grant int, seen time.Time) error {
 	defer s.Secrets.Hold(cut.Stream)()
-	done, gone, commits, err := s.revoke(ctx, call, cut.Stream.ID, grant, func(_ string, t told) (bool, error) {
+	done, gone, commits, err := s.revoke(ctx, call, cut.Stream.ID, grant, func(_ string, t providerAnswer) (bool, error) {
 		if t.passing() && time.Since(seen) <= s.Secrets.Grace() {
 			return false, &secrets.Postponed{After: t.after, Why: "the provider does not confirm a revocation: " + t.outcome}
 		}

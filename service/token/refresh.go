@@ -33,7 +33,7 @@ var (
 )
 
 // The times of a renewal. Patience, how long an epoch may stay without progress
-// before another process takes it over, is Config.RefreshPatience.
+// before another process takes it over, is Config.RefreshTakeoverTimeout.
 const (
 	refreshWait  = 25 * time.Second // that a caller waits for a renewal
 	backoffFirst = 5 * time.Second  // after a failure that may pass, doubled each time...
@@ -75,14 +75,14 @@ func (s *Service) TokenGoodFor(ctx context.Context, call *service.Call, id strin
 			return state, aggregates.ErrCredentialNotFound
 		case t.Field == "":
 			return state, nil
-		case t.Broken != "":
-			return state, aggregates.ErrReauthorizationRequired.Because("%s", t.Broken)
-		case t.Token.Enough(s.Kernel.Now(), life):
+		case t.ReauthReason != "":
+			return state, aggregates.ErrReauthorizationRequired.Withf("%s", t.ReauthReason)
+		case t.Token.ValidFor(s.Kernel.Now(), life):
 			return state, nil
 		case t.Refresh.Epoch == 0 && s.untilRetry(t) > 0:
-			return state, ErrRefreshFailed.After(s.untilRetry(t))
+			return state, ErrRefreshFailed.WithRetryAfter(s.untilRetry(t))
 		case round == maxRounds:
-			return state, ErrRefreshPending.After(time.Second)
+			return state, ErrRefreshPending.WithRetryAfter(time.Second)
 		}
 		if err := s.renew(ctx, call.Tenant, id, t.Token.Epoch, false); err != nil {
 			return state, err
@@ -113,7 +113,7 @@ func (s *Service) renew(ctx context.Context, tenant, id string, epoch int, insis
 	r.mu.Lock()
 	now := r.by[key]
 	if now == nil {
-		if s.Kernel.Life().Err() != nil {
+		if s.Kernel.Background().Err() != nil {
 			r.mu.Unlock()
 			return fault.ErrUnavailable
 		}
@@ -121,7 +121,7 @@ func (s *Service) renew(ctx context.Context, tenant, id string, epoch int, insis
 		r.by[key] = now
 		r.group.Go(func() {
 			// What the provider has answered is stored also when the process is told to stop.
-			now.err = s.renewal(context.WithoutCancel(s.Kernel.Life()), tenant, id, epoch, insist)
+			now.err = s.renewal(context.WithoutCancel(s.Kernel.Background()), tenant, id, epoch, insist)
 			r.mu.Lock()
 			delete(r.by, key)
 			r.mu.Unlock()
@@ -138,7 +138,7 @@ func (s *Service) renew(ctx context.Context, tenant, id string, epoch int, insis
 	case <-wait.C:
 	case <-ctx.Done():
 	}
-	return ErrRefreshPending.After(time.Second)
+	return ErrRefreshPending.WithRetryAfter(time.Second)
 }
 
 // pause waits, but not when the service is to end.
@@ -147,7 +147,7 @@ func (s *Service) pause(d time.Duration) {
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-	case <-s.Kernel.Life().Done():
+	case <-s.Kernel.Background().Done():
 	}
 }
 
@@ -164,7 +164,7 @@ func (s *Service) at(step string) {
 func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, insist bool) error {
 	var watched int // the epoch of somebody else, and since when
 	var since time.Time
-	for pause := 10 * time.Millisecond; ; pause = min(2*pause, s.RefreshPatience/20) {
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, s.RefreshTakeoverTimeout/20) {
 		state, err := aggregates.Credential.Fresh(ctx, s.Log, aggregates.Credential.Stream(tenant, id))
 		t := state.Value.Tokens
 		switch {
@@ -172,11 +172,11 @@ func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, ins
 			return err
 		case !state.Value.Live():
 			return aggregates.ErrCredentialNotFound
-		case t.Token.Epoch != epoch && t.Unproved: // they came late, and are good if they can be renewed
+		case t.Token.Epoch != epoch && t.Unverified: // they came late, and are good if they can be renewed
 			epoch = t.Token.Epoch
 		case t.Token.Epoch != epoch:
 			return nil // somebody has renewed them
-		case s.Kernel.Life().Err() != nil:
+		case s.Kernel.Background().Err() != nil:
 			return fault.ErrUnavailable
 		}
 		over := 0
@@ -187,8 +187,8 @@ func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, ins
 			}
 			// What this process began has ended without a word, or this would wait for it;
 			// and a process that is alone knows that the other one is no more.
-			gone := other.Holder == s.Holder || s.Alone
-			if !gone && s.Kernel.Now().Sub(since) < s.RefreshPatience {
+			gone := other.Holder == s.InstanceID || s.SingleInstance
+			if !gone && s.Kernel.Now().Sub(since) < s.RefreshTakeoverTimeout {
 				s.pause(pause)
 				continue
 			}
@@ -203,10 +203,10 @@ func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, ins
 				"tenant", tenant, "credential", id, "epoch", other.Epoch)
 		} else if watched != 0 && !insist {
 			// Whoever had it has failed; so would we, right after.
-			return ErrRefreshFailed.After(max(s.untilRetry(t), time.Second))
+			return ErrRefreshFailed.WithRetryAfter(max(s.untilRetry(t), time.Second))
 		}
 		err = s.refreshOnce(ctx, tenant, id, commands.StartRefresh{
-			ID: id, Holder: s.Holder, SecretID: events.NewID(), Epoch: epoch, Over: over, Insist: insist || t.Unproved,
+			ID: id, Holder: s.InstanceID, SecretID: events.NewID(), Epoch: epoch, Over: over, Insist: insist || t.Unverified,
 		})
 		switch {
 		case errors.Is(err, aggregates.ErrRefreshNeedless):
@@ -229,22 +229,22 @@ func (s *Service) refreshOnce(ctx context.Context, tenant, id string, cmd comman
 	epoch := state.Value.Tokens.Refresh
 	s.at("started")
 	asked := s.Kernel.Now()
-	token, old, err := s.ask(ctx, tenant, id, state.Value, begun)
+	token, old, err := s.requestTokens(ctx, tenant, id, state.Value, begun)
 	if err != nil && !token.Refresh.IsZero() {
 		// The provider has replaced the refresh token and gave no access token that is one.
 		token.Lifetime = 0
-		return errors.Join(s.keepToken(ctx, call, id, state.Value, epoch, token, old, asked), refreshFailed(err))
+		return errors.Join(s.storeToken(ctx, call, id, state.Value, epoch, token, old, asked), refreshFailed(err))
 	}
 	if err != nil {
 		return s.failed(ctx, call, id, state.Value, err)
 	}
 	s.at("answered")
-	return s.keepToken(ctx, call, id, state.Value, epoch, token, old, asked)
+	return s.storeToken(ctx, call, id, state.Value, epoch, token, old, asked)
 }
 
-// ask requests new tokens from the provider. A refusal of the grant is believed
+// requestTokens requests new tokens from the provider. A refusal of the grant is believed
 // only when it comes twice, some time apart, and nobody else has new tokens.
-func (s *Service) ask(ctx context.Context, tenant, id string, state aggregates.CredentialState, begun time.Time) (token oauth.Token, old seal.Fields, err error) {
+func (s *Service) requestTokens(ctx context.Context, tenant, id string, state aggregates.CredentialState, begun time.Time) (token oauth.Token, old seal.Fields, err error) {
 	version := state.Current()
 	// The provider of the recorded revision: a later descriptor reaches these
 	// tokens only with another authorization.
@@ -270,7 +270,7 @@ func (s *Service) ask(ctx context.Context, tenant, id string, state aggregates.C
 	for try := 1; ; try++ {
 		// Whoever was stopped for a while must not send a token that another process
 		// may have sent meanwhile: a provider that sees one twice takes all away.
-		left := s.RefreshPatience/2 - s.Kernel.Now().Sub(begun)
+		left := s.RefreshTakeoverTimeout/2 - s.Kernel.Now().Sub(begun)
 		if left <= 0 {
 			return token, old, &oauth.Error{Outcome: oauth.Transient}
 		}
@@ -286,7 +286,7 @@ func (s *Service) ask(ctx context.Context, tenant, id string, state aggregates.C
 		if !ok || refusal.Outcome != oauth.Revoked || try == 2 {
 			return token, old, err
 		}
-		s.pause(s.RefreshPatience / 30)
+		s.pause(s.RefreshTakeoverTimeout / 30)
 		now, freshErr := aggregates.Credential.Fresh(ctx, s.Log, aggregates.Credential.Stream(tenant, id))
 		if freshErr != nil {
 			return token, old, freshErr
@@ -318,9 +318,9 @@ func quoted(text seal.Secret) seal.Secret {
 	return seal.NewSecret(b)
 }
 
-// keepToken stores the provider's answer, durable, before anything else, and then
+// storeToken stores the provider's answer, durable, before anything else, and then
 // puts it in force.
-func (s *Service) keepToken(ctx context.Context, call *service.Call, id string, of aggregates.CredentialState, epoch aggregates.Refresh, token oauth.Token, old seal.Fields, asked time.Time) error {
+func (s *Service) storeToken(ctx context.Context, call *service.Call, id string, of aggregates.CredentialState, epoch aggregates.Refresh, token oauth.Token, old seal.Fields, asked time.Time) error {
 	object, expires := WithExpiry(renewed(token, old), asked, token.Lifetime)
 	stored := storedToken{
 		Object: object.Marshal().Reveal(), Expires: expires, Lifetime: int64(token.Lifetime / time.Second),
@@ -331,7 +331,7 @@ func (s *Service) keepToken(ctx context.Context, call *service.Call, id string, 
 		return fmt.Errorf("store the tokens of %s: %w", id, err)
 	}
 	ref := secrets.CredentialRef(call.Tenant, id, epoch.SecretID)
-	err = s.insist(ctx, func(ctx context.Context) error {
+	err = s.retry(ctx, func(ctx context.Context) error {
 		if err := s.Vault.Put(ctx, ref, seal.NewSecret(text)); !errors.Is(err, vault.ErrExists) {
 			return err
 		}
@@ -343,17 +343,17 @@ func (s *Service) keepToken(ctx context.Context, call *service.Call, id string, 
 		return err
 	}
 	s.at("stored")
-	return s.putInForce(ctx, call, id, of, epoch, stored)
+	return s.activateToken(ctx, call, id, of, epoch, stored)
 }
 
-// putInForce makes stored tokens those of the credential, of being its state when they
+// activateToken makes stored tokens those of the credential, of being its state when they
 // were asked for. It may be done twice.
-func (s *Service) putInForce(ctx context.Context, call *service.Call, id string, of aggregates.CredentialState, epoch aggregates.Refresh, t storedToken) error {
+func (s *Service) activateToken(ctx context.Context, call *service.Call, id string, of aggregates.CredentialState, epoch aggregates.Refresh, t storedToken) error {
 	cmd := commands.CompleteRefresh{
 		ID: id, Epoch: epoch.Epoch, Grant: of.Tokens.Grant, SecretID: epoch.SecretID,
 		Expires: t.Expires, Lifetime: time.Duration(t.Lifetime) * time.Second, Rotated: t.Rotated, Scope: t.Scope,
 	}
-	err := s.insist(ctx, func(ctx context.Context) error {
+	err := s.retry(ctx, func(ctx context.Context) error {
 		_, err := s.Secrets.ChangeCredential(ctx, call, cmd)
 		return err
 	})
@@ -362,7 +362,7 @@ func (s *Service) putInForce(ctx context.Context, call *service.Call, id string,
 		s.metrics.refreshes.WithLabelValues("refreshed").Inc()
 	case errors.Is(err, aggregates.ErrRefreshSuperseded), errors.Is(err, aggregates.ErrCredentialNotFound),
 		errors.Is(err, aggregates.ErrNotOAuth), errors.Is(err, aggregates.ErrSecretAbandoned):
-		s.disown(ctx, call, id, of, t)
+		s.revokeOrphanedToken(ctx, call, id, of, t)
 		s.Secrets.Erase(ctx, secrets.CredentialRef(call.Tenant, id, epoch.SecretID)) // nobody can use it any more
 		if errors.Is(err, aggregates.ErrRefreshSuperseded) {
 			return nil
@@ -371,14 +371,14 @@ func (s *Service) putInForce(ctx context.Context, call *service.Call, id string,
 	return err
 }
 
-// insist does again, for a while, what failed for no definite reason.
-func (s *Service) insist(ctx context.Context, do func(context.Context) error) error {
+// retry does again, for a while, what failed for no definite reason.
+func (s *Service) retry(ctx context.Context, do func(context.Context) error) error {
 	begun := time.Now()
 	for pause := 20 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 		attempt, cancel := context.WithTimeout(ctx, service.MaxCall)
 		err := do(attempt)
 		cancel()
-		if err == nil || service.Definite(err) || time.Since(begun) > storeFor {
+		if err == nil || service.IsRejected(err) || time.Since(begun) > storeFor {
 			return err
 		}
 		time.Sleep(pause)
@@ -394,7 +394,7 @@ func (s *Service) completeFound(ctx context.Context, tenant, id string, of aggre
 	if err != nil {
 		return false, err
 	}
-	return true, s.putInForce(ctx, service.System(tenant, "token-keeper"), id, of, epoch, stored)
+	return true, s.activateToken(ctx, service.System(tenant, "token-keeper"), id, of, epoch, stored)
 }
 
 // failed ends an epoch that brought nothing, and says to the caller why.
@@ -425,7 +425,7 @@ func (s *Service) failed(ctx context.Context, call *service.Call, id string, sta
 		cmd.Lost = refusal.Says()
 	}
 	var after aggregates.CredentialState
-	err := s.insist(ctx, func(ctx context.Context) error {
+	err := s.retry(ctx, func(ctx context.Context) error {
 		_, now, err := service.Execute(ctx, s.Kernel, call, aggregates.Credential, call.Tenant, commands.Credential(cmd))
 		after = now.Value
 		return err
@@ -435,19 +435,19 @@ func (s *Service) failed(ctx context.Context, call *service.Call, id string, sta
 		return err
 	case after.Tokens.Token.Epoch != t.Token.Epoch: // a late answer came meanwhile
 		return nil
-	case after.Tokens.Broken != "":
-		return aggregates.ErrReauthorizationRequired.Because("%s", after.Tokens.Broken)
+	case after.Tokens.ReauthReason != "":
+		return aggregates.ErrReauthorizationRequired.Withf("%s", after.Tokens.ReauthReason)
 	case !ok && refusal.Outcome == oauth.ClientRefused:
 		return failure
 	}
 	s.Logger.WarnContext(ctx, "tokens not renewed", "tenant", call.Tenant, "credential", id, "outcome", refusal.Outcome, "status", refusal.Status)
-	return ErrRefreshFailed.Because("%s", refusal.Says()).After(cmd.RetryAt.Sub(s.Kernel.Now()))
+	return ErrRefreshFailed.Withf("%s", refusal.Says()).WithRetryAfter(cmd.RetryAt.Sub(s.Kernel.Now()))
 }
 
 // refreshFailed says to a caller why there is no access token.
 func refreshFailed(err error) error {
 	if refusal, ok := errors.AsType[*oauth.Error](err); ok {
-		return ErrRefreshFailed.Because("%s", refusal.Says()).After(max(refusal.RetryAfter, backoffFirst))
+		return ErrRefreshFailed.Withf("%s", refusal.Says()).WithRetryAfter(max(refusal.RetryAfter, backoffFirst))
 	}
 	return err
 }
@@ -505,8 +505,8 @@ const (
 	keepTokensPause  = 5 * time.Millisecond // between two looks for what is due
 )
 
-// tokenKeeper is what RunTokenKeeper has under way.
-type tokenKeeper struct {
+// tokenRefresher is what RunTokenRefresher has under way.
+type tokenRefresher struct {
 	mu     sync.Mutex
 	busy   map[credentialKey]struct{}
 	shares map[string]int // by tenant
@@ -514,7 +514,7 @@ type tokenKeeper struct {
 }
 
 // share is how many of a tenant's may be under way now.
-func (k *tokenKeeper) share() int {
+func (k *tokenRefresher) share() int {
 	if len(k.busy) < keepTokensAtOnce/2 {
 		return keepTokensShare
 	}
@@ -522,7 +522,7 @@ func (k *tokenKeeper) share() int {
 }
 
 // full are the tenants that have their share under way.
-func (k *tokenKeeper) full() (tenants []string) {
+func (k *tokenRefresher) full() (tenants []string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	share := k.share()
@@ -534,8 +534,8 @@ func (k *tokenKeeper) full() (tenants []string) {
 	return tenants
 }
 
-// take reports whether the credential may be renewed now.
-func (k *tokenKeeper) take(key credentialKey) bool {
+// dequeue reports whether the credential may be renewed now.
+func (k *tokenRefresher) dequeue(key credentialKey) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if _, taken := k.busy[key]; taken || len(k.busy) >= keepTokensAtOnce || k.shares[key.tenant] >= k.share() {
@@ -546,7 +546,7 @@ func (k *tokenKeeper) take(key credentialKey) bool {
 	return true
 }
 
-func (k *tokenKeeper) give(key credentialKey) {
+func (k *tokenRefresher) enqueue(key credentialKey) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	delete(k.busy, key)
@@ -559,11 +559,11 @@ func (k *tokenKeeper) give(key credentialKey) {
 	}
 }
 
-// RunTokenKeeper renews tokens ahead of their end until ctx ends, and completes
+// RunTokenRefresher renews tokens ahead of their end until ctx ends, and completes
 // the renewals that a crash left. One process of an installation needs to run it;
 // two do no harm.
-func (s *Service) RunTokenKeeper(ctx context.Context) error {
-	k := &tokenKeeper{busy: map[credentialKey]struct{}{}, shares: map[string]int{}, freed: make(chan struct{}, 1)}
+func (s *Service) RunTokenRefresher(ctx context.Context) error {
+	k := &tokenRefresher{busy: map[credentialKey]struct{}{}, shares: map[string]int{}, freed: make(chan struct{}, 1)}
 	var workers sync.WaitGroup
 	defer workers.Wait()
 	tick := time.NewTicker(keepTokensEvery)
@@ -579,12 +579,12 @@ func (s *Service) RunTokenKeeper(ctx context.Context) error {
 		}
 		for _, d := range due {
 			key := credentialKey{d.Tenant, d.ID}
-			if !k.take(key) {
+			if !k.dequeue(key) {
 				continue
 			}
 			workers.Go(func() {
-				defer k.give(key)
-				if err := s.keepFresh(ctx, key); err != nil && ctx.Err() == nil {
+				defer k.enqueue(key)
+				if err := s.refreshDue(ctx, key); err != nil && ctx.Err() == nil {
 					s.Logger.DebugContext(ctx, "renewal of a due token failed", "tenant", key.tenant, "credential", key.id, "err", err)
 				}
 			})
@@ -603,14 +603,14 @@ func (s *Service) RunTokenKeeper(ctx context.Context) error {
 	}
 }
 
-// keepFresh renews the tokens of one credential that are due.
-func (s *Service) keepFresh(ctx context.Context, key credentialKey) error {
+// refreshDue renews the tokens of one credential that are due.
+func (s *Service) refreshDue(ctx context.Context, key credentialKey) error {
 	state, err := aggregates.Credential.Fresh(ctx, s.Log, aggregates.Credential.Stream(key.tenant, key.id))
 	t := state.Value.Tokens
 	switch {
 	case err != nil:
 		return err
-	case !state.Value.OAuth() || !t.Renewable || t.Broken != "" && !t.Unproved:
+	case !state.Value.OAuth() || !t.Renewable || t.ReauthReason != "" && !t.Unverified:
 		return nil
 	case t.Refresh.Epoch == 0 && s.untilRetry(t) > 0:
 		return nil

@@ -34,24 +34,24 @@ const (
 	superseded   = "superseded"  // the credential has the tokens of a newer grant
 )
 
-// told is what became of telling a provider to forget tokens. The zero told is that
+// providerAnswer is what became of telling a provider to forget tokens. The zero told is that
 // there was nothing to tell.
-type told struct {
+type providerAnswer struct {
 	outcome string        // revokedThere, notOffered, an oauth.Outcome, or ""
 	says    string        // why the provider does not confirm it, a sentence; "" when it does
 	after   time.Duration // how long to wait before it is tried again; 0: not known
 }
 
 // noRevocation is what became of it where the component names no revocation endpoint.
-var noRevocation = told{outcome: notOffered, says: "Not revoked at the provider: the component.json has no revocation_uri."}
+var noRevocation = providerAnswer{outcome: notOffered, says: "Not revoked at the provider: the component.json has no revocation_uri."}
 
 // newerGrant is what became of it where the credential has the tokens of a newer grant.
-var newerGrant = told{outcome: superseded, says: "Not revoked at the provider: the credential was connected again, and the provider may revoke the new tokens with the old ones."}
+var newerGrant = providerAnswer{outcome: superseded, says: "Not revoked at the provider: the credential was connected again, and the provider may revoke the new tokens with the old ones."}
 
 func revocable(d commands.Descriptor) bool { return d.OAuth2 != nil && d.OAuth2.RevocationURI != "" }
 
 // passing reports whether the provider may say something else another time.
-func (t told) passing() bool {
+func (t providerAnswer) passing() bool {
 	return t.outcome == string(oauth.Transient) || t.outcome == string(oauth.Malformed)
 }
 
@@ -120,11 +120,11 @@ func addToken(held []heldToken, object seal.Fields) []heldToken {
 	return held
 }
 
-// tell tells the provider of a credential's recorded revision to forget tokens. It
+// revokeAtProvider tells the provider of a credential's recorded revision to forget tokens. It
 // tries once. ctx ends the waiting for a turn.
-func (s *Service) tell(ctx context.Context, tenant string, state aggregates.CredentialState, held []heldToken) told {
+func (s *Service) revokeAtProvider(ctx context.Context, tenant string, state aggregates.CredentialState, held []heldToken) providerAnswer {
 	if len(held) == 0 {
-		return told{}
+		return providerAnswer{}
 	}
 	d, err := s.Components.Descriptor(ctx, state.Component, state.Current().Revision)
 	if err == nil && !revocable(d) {
@@ -135,52 +135,52 @@ func (s *Service) tell(ctx context.Context, tenant string, state aggregates.Cred
 		client, err = s.OAuthClient(ctx, tenant, state.Component, d)
 	}
 	if err != nil {
-		return s.notTold(ctx, state.Component, err)
+		return s.providerFailure(ctx, state.Component, err)
 	}
-	worst := told{outcome: revokedThere}
+	worst := providerAnswer{outcome: revokedThere}
 	for _, h := range held {
 		turn, cancel := context.WithTimeout(ctx, tellFor)
 		err := s.OAuth.Revoke(turn, tenant, Provider(d.OAuth2), client, h.value, h.hint)
 		cancel()
 		if err != nil {
-			worst = s.notTold(ctx, state.Component, err)
+			worst = s.providerFailure(ctx, state.Component, err)
 		}
 	}
 	return worst
 }
 
-// tellOf is tell for the tokens of a credential's grant, unless the credential has those of
+// revokeGrantAtProvider is tell for the tokens of a credential's grant, unless the credential has those of
 // a newer one: a provider may end the whole consent of an account with any token of it
 // (RFC 7009, section 2.1).
-func (s *Service) tellOf(ctx context.Context, tenant, id string, state aggregates.CredentialState, held []heldToken) told {
+func (s *Service) revokeGrantAtProvider(ctx context.Context, tenant, id string, state aggregates.CredentialState, held []heldToken) providerAnswer {
 	if len(held) == 0 {
-		return told{}
+		return providerAnswer{}
 	}
 	now, err := aggregates.Credential.Fresh(ctx, s.Log, aggregates.Credential.Stream(tenant, id))
 	switch {
 	case err != nil:
-		return s.notTold(ctx, state.Component, err)
+		return s.providerFailure(ctx, state.Component, err)
 	case now.Value.HoldsTokens() && now.Value.Tokens.Grant > state.Tokens.Grant:
 		return newerGrant
 	}
-	return s.tell(ctx, tenant, state, held)
+	return s.revokeAtProvider(ctx, tenant, state, held)
 }
 
-// notTold says why a provider did not confirm that it has forgotten a token.
-func (s *Service) notTold(ctx context.Context, component string, err error) told {
+// providerFailure says why a provider did not confirm that it has forgotten a token.
+func (s *Service) providerFailure(ctx context.Context, component string, err error) providerAnswer {
 	if refusal, ok := errors.AsType[*oauth.Error](err); ok {
-		return told{string(refusal.Outcome), "The provider did not confirm the revocation: " + refusal.Says(), refusal.RetryAfter}
+		return providerAnswer{string(refusal.Outcome), "The provider did not confirm the revocation: " + refusal.Says(), refusal.RetryAfter}
 	}
 	f := fault.Of(err)
 	if f.Kind == fault.Unavailable || f.Kind == fault.Internal {
 		s.Logger.WarnContext(ctx, "cannot revoke tokens at the provider", "component", component, "err", err)
-		return told{outcome: string(oauth.Transient), says: "The provider could not be asked to revoke the tokens."}
+		return providerAnswer{outcome: string(oauth.Transient), says: "The provider could not be asked to revoke the tokens."}
 	}
-	return told{outcome: string(oauth.ClientRefused), says: "The provider could not be asked to revoke the tokens: " + f.Msg}
+	return providerAnswer{outcome: string(oauth.ClientRefused), says: "The provider could not be asked to revoke the tokens: " + f.Msg}
 }
 
-// recordTold records what a provider answered. The tokens are given up either way.
-func (s *Service) recordTold(ctx context.Context, call *service.Call, id string, t told) error {
+// recordAnswer records what a provider answered. The tokens are given up either way.
+func (s *Service) recordAnswer(ctx context.Context, call *service.Call, id string, t providerAnswer) error {
 	if t.outcome == "" || t.outcome == notOffered || t.outcome == superseded {
 		return nil
 	}
@@ -218,22 +218,22 @@ func (s *Service) revokeCredential(ctx context.Context, call *service.Call, in R
 		s.Secrets.Finish(commits...)
 	}
 	if first := call.Resumed(); first != nil && err == nil && done.Outcome == "" { // another attempt has ended the tokens
-		var t told
-		t, err = s.toldSince(ctx, first[0])
+		var t providerAnswer
+		t, err = s.answerSince(ctx, first[0])
 		done.Outcome, done.Says = t.outcome, t.says
 	}
 	return done, err
 }
 
-// toldSince is what a provider answered to the end of tokens in a revocation that
+// answerSince is what a provider answered to the end of tokens in a revocation that
 // began with a commit. Where nobody has told it, it is told now.
-func (s *Service) toldSince(ctx context.Context, cut events.Record) (told, error) {
+func (s *Service) answerSince(ctx context.Context, cut events.Record) (providerAnswer, error) {
 	var ended []events.Record
 	for round := range 2 {
 		var commit []events.Record
 		for rec, err := range s.Log.Store.Stream(ctx, cut.Stream, cut.Seq) {
 			if err != nil {
-				return told{}, fmt.Errorf("load %s: %w", cut.Stream, err)
+				return providerAnswer{}, fmt.Errorf("load %s: %w", cut.Stream, err)
 			}
 			if rec.Index == 0 {
 				commit = nil
@@ -245,34 +245,34 @@ func (s *Service) toldSince(ctx context.Context, cut events.Record) (told, error
 					ended = commit
 				}
 			case events.CredentialRevokedAtProvider:
-				return recordedTold(e.Outcome), nil
+				return recordedAnswer(e.Outcome), nil
 			}
 		}
 		if ended == nil {
-			return told{}, nil
+			return providerAnswer{}, nil
 		}
 		if round > 0 {
 			break
 		}
 		if _, err := s.followUp(ctx, ended, time.Time{}); err != nil {
-			return told{}, err
+			return providerAnswer{}, err
 		}
 	}
 	// Nothing is recorded of a provider that cannot be told.
 	before, _, err := aggregates.Credential.Around(ctx, s.Log, ended)
 	if err != nil {
-		return told{}, err
+		return providerAnswer{}, err
 	}
 	d, err := s.Components.Descriptor(ctx, before.Component, before.Current().Revision)
 	if err == nil && !revocable(d) {
 		return noRevocation, nil
 	}
-	return told{}, err
+	return providerAnswer{}, err
 }
 
-// recordedTold is what a provider answered as far as the log tells: the outcome.
-func recordedTold(outcome string) told {
-	t := told{outcome: outcome}
+// recordedAnswer is what a provider answered as far as the log tells: the outcome.
+func recordedAnswer(outcome string) providerAnswer {
+	t := providerAnswer{outcome: outcome}
 	if outcome != revokedThere {
 		t.says = "The provider did not confirm the revocation (" + outcome + "). The grant may still be active at the provider: revoke it there."
 	}
@@ -298,10 +298,10 @@ func (s *Service) grantOf(ctx context.Context, call *service.Call, id string) (i
 	return state.Tokens.Grant, nil
 }
 
-// cut has nobody be given the tokens of a grant any more. They are still
+// revokeLocally has nobody be given the tokens of a grant any more. They are still
 // held, so that whoever completes a revocation that broke off can tell the provider.
 // The Seq of the state is 0 when nothing was to be done.
-func (s *Service) cut(ctx context.Context, call *service.Call, id string, grant int) (aggregates.State[aggregates.CredentialState], error) {
+func (s *Service) revokeLocally(ctx context.Context, call *service.Call, id string, grant int) (aggregates.State[aggregates.CredentialState], error) {
 	state, err := s.Secrets.Live(ctx, call.Tenant, id, 0)
 	now := aggregates.State[aggregates.CredentialState]{Value: state}
 	switch {
@@ -328,13 +328,13 @@ func (s *Service) cut(ctx context.Context, call *service.Call, id string, grant 
 // completes it; a refresh under way cannot bring them back, and what the provider
 // answered to it is disowned, too. again, when not nil, hears what the provider says
 // and decides whether it is told once more; its error ends the revocation for now.
-func (s *Service) revoke(ctx context.Context, call *service.Call, id string, grant int, again func(component string, t told) (bool, error)) (done Revoked, gone []vault.Ref, commits []uint64, err error) {
+func (s *Service) revoke(ctx context.Context, call *service.Call, id string, grant int, again func(component string, t providerAnswer) (bool, error)) (done Revoked, gone []vault.Ref, commits []uint64, err error) {
 	if grant == 0 {
 		if grant, err = s.grantOf(ctx, call, id); err != nil {
 			return done, nil, nil, err
 		}
 	}
-	cut, err := s.cut(ctx, call, id, grant)
+	cut, err := s.revokeLocally(ctx, call, id, grant)
 	if err != nil {
 		return done, nil, nil, err
 	}
@@ -345,7 +345,7 @@ func (s *Service) revoke(ctx context.Context, call *service.Call, id string, gra
 			return done, nil, nil, err
 		}
 	}
-	t := s.tellOf(ctx, call.Tenant, id, state, held)
+	t := s.revokeGrantAtProvider(ctx, call.Tenant, id, state, held)
 	for again != nil {
 		more, err := again(state.Component, t)
 		if err != nil {
@@ -354,7 +354,7 @@ func (s *Service) revoke(ctx context.Context, call *service.Call, id string, gra
 		if !more {
 			break
 		}
-		t = s.tellOf(ctx, call.Tenant, id, state, held)
+		t = s.revokeGrantAtProvider(ctx, call.Tenant, id, state, held)
 	}
 	was, after, err := service.Commit(ctx, s.Kernel, call.Step(1), aggregates.Credential, call.Tenant, commands.Credential(commands.RevokeTokens{ID: id, Grant: grant}))
 	if err != nil {
@@ -367,44 +367,44 @@ func (s *Service) revoke(ctx context.Context, call *service.Call, id string, gra
 	ctx = context.WithoutCancel(ctx)
 	if before.Tokens.Grant == grant && !slices.Equal(before.Tokens.TokenSecrets(), state.Tokens.TokenSecrets()) { // a renewal brought others meanwhile
 		if late, err := s.heldTokens(ctx, call.Tenant, id, before); err != nil {
-			t = s.notTold(ctx, before.Component, err)
-		} else if more := s.tellOf(ctx, call.Tenant, id, before, late); more.outcome != "" {
+			t = s.providerFailure(ctx, before.Component, err)
+		} else if more := s.revokeGrantAtProvider(ctx, call.Tenant, id, before, late); more.outcome != "" {
 			t = more
 		}
 	}
-	_ = s.recordTold(ctx, call.Step(2), id, t) // it is logged
+	_ = s.recordAnswer(ctx, call.Step(2), id, t) // it is logged
 	done = Revoked{Done: s.Secrets.CredentialDone(call.Tenant, id, before, after), Outcome: t.outcome}
 	done.Says = t.says
 	return done, secrets.Dropped(secrets.CredentialRef(call.Tenant, id, ""), before, after.Value), commits, nil
 }
 
-// disown tells the provider to forget the answer to a renewal which came when the
+// revokeOrphanedToken tells the provider to forget the answer to a renewal which came when the
 // tokens had been revoked, or the credential deleted. of is the state in which it
 // was asked for. Where the credential has other tokens by now the provider is not
 // told: it may forget those with these.
-func (s *Service) disown(ctx context.Context, call *service.Call, id string, of aggregates.CredentialState, answer storedToken) {
+func (s *Service) revokeOrphanedToken(ctx context.Context, call *service.Call, id string, of aggregates.CredentialState, answer storedToken) {
 	now, err := aggregates.Credential.Fresh(ctx, s.Log, aggregates.Credential.Stream(call.Tenant, id))
-	if err != nil || !now.Value.Deleted && !now.Value.Tokens.Cut && (now.Value.Tokens.Field == "" || now.Value.Current().SecretID != "") {
+	if err != nil || !now.Value.Deleted && !now.Value.Tokens.RevokedLocally && (now.Value.Tokens.Field == "" || now.Value.Current().SecretID != "") {
 		return
 	}
 	object, err := seal.ParseFields(answer.Object)
 	if err != nil {
 		return
 	}
-	_ = s.recordTold(ctx, call.Step(1), id, s.tell(ctx, call.Tenant, of, addToken(nil, object))) // it is logged
+	_ = s.recordAnswer(ctx, call.Step(1), id, s.revokeAtProvider(ctx, call.Tenant, of, addToken(nil, object))) // it is logged
 }
 
-// tellOfEnd tells the provider that tokens which a credential held before are over, and
+// revokeEndedTokens tells the provider that tokens which a credential held before are over, and
 // records what it said. Their secrets must be there still: only who has the tokens can
 // tell it. While what it says may pass, the error is postponed and nothing is recorded,
 // unless it is final. It may be done twice.
-func (s *Service) tellOfEnd(ctx context.Context, call *service.Call, id string, before aggregates.CredentialState, final bool) (told, error) {
+func (s *Service) revokeEndedTokens(ctx context.Context, call *service.Call, id string, before aggregates.CredentialState, final bool) (providerAnswer, error) {
 	held, err := s.heldTokens(ctx, call.Tenant, id, before)
-	t := told{}
+	t := providerAnswer{}
 	if err != nil {
-		t = s.notTold(ctx, before.Component, err)
+		t = s.providerFailure(ctx, before.Component, err)
 	} else {
-		t = s.tellOf(ctx, call.Tenant, id, before, held)
+		t = s.revokeGrantAtProvider(ctx, call.Tenant, id, before, held)
 	}
 	switch {
 	case err != nil && !final:
@@ -412,7 +412,7 @@ func (s *Service) tellOfEnd(ctx context.Context, call *service.Call, id string, 
 	case t.passing() && !final:
 		return t, &secrets.Postponed{After: t.after, Why: "the provider does not confirm the end of tokens: " + t.outcome}
 	}
-	if err := s.recordTold(ctx, call.Step(1), id, t); !final {
+	if err := s.recordAnswer(ctx, call.Step(1), id, t); !final {
 		return t, err
 	}
 	return t, nil
@@ -438,12 +438,12 @@ func (s *Service) EndCredential(ctx context.Context, call *service.Call, cmd com
 		}
 		return done, before, nil
 	}
-	answer, ended := make(chan told, 1), make(chan struct{})
-	begun := s.revocations.start(s.Kernel.Life(), func() {
+	answer, ended := make(chan providerAnswer, 1), make(chan struct{})
+	begun := s.revocations.start(s.Kernel.Background(), func() {
 		defer close(ended)
 		defer release()
-		ctx := context.WithoutCancel(s.Kernel.Life())
-		t, err := s.tellOfEnd(ctx, call, cmd.ID, before, false)
+		ctx := context.WithoutCancel(s.Kernel.Background())
+		t, err := s.revokeEndedTokens(ctx, call, cmd.ID, before, false)
 		answer <- t
 		if err == nil {
 			err = s.Secrets.EraseAll(ctx, gone)
@@ -586,7 +586,7 @@ func (s *Service) revokeOAuth(ctx context.Context, call *service.Call, in Revoke
 		return RevocationStarted{}, err
 	}
 	walk := call.Apart()
-	if !s.revocations.start(s.Kernel.Life(), func() { s.revokeAll(s.Kernel.Life(), walk, job, ids) }) {
+	if !s.revocations.start(s.Kernel.Background(), func() { s.revokeAll(s.Kernel.Background(), walk, job, ids) }) {
 		return RevocationStarted{}, fault.ErrUnavailable
 	}
 	return started, nil
@@ -657,7 +657,7 @@ func (s *Service) revokeAll(ctx context.Context, call *service.Call, job *revoca
 		grant, err := s.grantOf(ctx, call.Within(id), id)
 		if err == nil {
 			h.grant = grant
-			_, err = s.cut(ctx, call.Within(id), id, grant)
+			_, err = s.revokeLocally(ctx, call.Within(id), id, grant)
 		}
 		if err != nil && ctx.Err() == nil {
 			s.Logger.DebugContext(ctx, "tokens to be revoked may still be resolved for a while", "tenant", call.Tenant, "credential", id, "err", err)
@@ -665,7 +665,7 @@ func (s *Service) revokeAll(ctx context.Context, call *service.Call, job *revoca
 	})
 	forEach(ctx, holders, func(h *holder) {
 		id := h.id
-		done, gone, commits, err := s.revoke(ctx, call.Within(id), id, h.grant, func(component string, t told) (bool, error) {
+		done, gone, commits, err := s.revoke(ctx, call.Within(id), id, h.grant, func(component string, t providerAnswer) (bool, error) {
 			return s.revocations.wait(ctx, job, component, t)
 		})
 		if err != nil && ctx.Err() != nil {
@@ -791,7 +791,7 @@ func (r *revocations) end(job *revocation, at time.Time) {
 // wait pauses before a provider that did not confirm is told again, and reports
 // whether it is to be. A component's provider that has confirmed nothing for long is
 // not waited for. Its error is that of ctx.
-func (r *revocations) wait(ctx context.Context, job *revocation, component string, t told) (bool, error) {
+func (r *revocations) wait(ctx context.Context, job *revocation, component string, t providerAnswer) (bool, error) {
 	if !r.patient(job, component, t) {
 		return false, nil
 	}
@@ -805,7 +805,7 @@ func (r *revocations) wait(ctx context.Context, job *revocation, component strin
 	}
 }
 
-func (r *revocations) patient(job *revocation, component string, t told) bool {
+func (r *revocations) patient(job *revocation, component string, t providerAnswer) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !t.passing() {

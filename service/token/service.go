@@ -34,19 +34,19 @@ type Deps struct {
 	Logger     *slog.Logger
 
 	// Holder names this process among those that renew tokens.
-	Holder string
+	InstanceID string
 	// Alone says that no other process serves the log while this one lives.
-	Alone bool
+	SingleInstance bool
 	// RefreshPatience is how long a renewal that another process has begun may stay
 	// without progress before this one takes it over.
-	RefreshPatience time.Duration
+	RefreshTakeoverTimeout time.Duration
 	// RenewalStep is called between the steps of a renewal ("started", "answered",
 	// "stored"), so that a test can stop one there; optional.
 	RenewalStep func(step string)
 }
 
-// DefaultPatience is the RefreshPatience of an installation that sets none.
-const DefaultPatience = 30 * time.Second
+// DefaultTakeoverTimeout is the RefreshPatience of an installation that sets none.
+const DefaultTakeoverTimeout = 30 * time.Second
 
 // Components knows the descriptors of components.
 type Components interface {
@@ -56,8 +56,8 @@ type Components interface {
 // Clients are the OAuth clients whose tokens are renewed.
 type Clients interface {
 	Client(ctx context.Context, call *service.Call, ref client.OAuthClientRef, fresh bool) (projections.OAuthClient, error)
-	MayBeSent(ctx context.Context, tenant, component string, c aggregates.OAuthClientState, d commands.Descriptor) error
-	MayRenewAt(ctx context.Context, tenant, component string, d commands.Descriptor) error
+	CheckSecretAudience(ctx context.Context, tenant, component string, c aggregates.OAuthClientState, d commands.Descriptor) error
+	CheckRenewalAudience(ctx context.Context, tenant, component string, d commands.Descriptor) error
 }
 
 // Service renews and revokes tokens. Its methods may be called from many goroutines.

@@ -70,7 +70,7 @@ func (s *Service) OAuthClient(ctx context.Context, tenant, component string, d c
 	case defined.ID != "" && defined.Unusable:
 		return oauth.Client{}, aggregates.ErrOAuthClientUnusable
 	case defined.ID != "":
-		if err := s.Clients.MayBeSent(ctx, tenant, component, defined, d); err != nil {
+		if err := s.Clients.CheckSecretAudience(ctx, tenant, component, defined, d); err != nil {
 			return oauth.Client{}, err
 		}
 		secret, err := s.Vault.Get(ctx, client.SecretRef(tenant, component, defined.SecretID))
@@ -112,15 +112,15 @@ func (s *Service) OAuthClient(ctx context.Context, tenant, component string, d c
 	return oauth.Client{ID: string(id.Reveal()), Secret: clientSecret}, nil
 }
 
-// TakeTokens looks for tokens among the keys of a new version. It returns the keys
+// ExtractTokens looks for tokens among the keys of a new version. It returns the keys
 // as they are to be stored, and what is known of the tokens; nil when there are
 // none. A client that may ask by itself is given its first token here.
-func (s *Service) TakeTokens(ctx context.Context, tenant, component string, d commands.Descriptor, keys seal.Fields) (_ seal.Fields, _ *commands.Tokens, err error) {
+func (s *Service) ExtractTokens(ctx context.Context, tenant, component string, d commands.Descriptor, keys seal.Fields) (_ seal.Fields, _ *commands.Tokens, err error) {
 	tokens := 0
 	for _, f := range d.Fields {
 		if object, is := keys.Object(f.Name); is && f.OAuth() && holdsTokens(object) {
 			if tokens++; tokens > 1 {
-				return keys, nil, ErrTokensInvalid.Because("A credential can hold tokens in one field only; the component has several.").At("/keys/" + service.EscapePointer(f.Name))
+				return keys, nil, ErrTokensInvalid.Withf("A credential can hold tokens in one field only; the component has several.").At("/keys/" + service.EscapePointer(f.Name))
 			}
 		}
 	}
@@ -151,7 +151,7 @@ func (s *Service) TakeTokens(ctx context.Context, tenant, component string, d co
 		}
 		for _, name := range []string{AccessToken, RefreshToken} {
 			if _, there := object.Get(name); there && !isToken(object, name) {
-				return keys, nil, ErrTokensInvalid.Because("The member %s must be a string without control characters.", name).At(at + "/" + name)
+				return keys, nil, ErrTokensInvalid.Withf("The member %s must be a string without control characters.", name).At(at + "/" + name)
 			}
 		}
 		switch {
@@ -160,7 +160,7 @@ func (s *Service) TakeTokens(ctx context.Context, tenant, component string, d co
 		case !refresh && !byItself:
 			return keys, nil, ErrRefreshTokenMissing.At(at)
 		}
-		if err := s.Clients.MayRenewAt(ctx, tenant, component, d); err != nil {
+		if err := s.Clients.CheckRenewalAudience(ctx, tenant, component, d); err != nil {
 			return keys, nil, err
 		}
 		life := lifeOf(object, d.OAuth2, s.Kernel.Now())
@@ -262,9 +262,9 @@ func RefusedToken(err error) error {
 	case !ok:
 		return err
 	case refusal.Outcome == oauth.Transient || refusal.Outcome == oauth.Malformed:
-		return ErrRefreshFailed.Because("%s", refusal.Says()).After(max(refusal.RetryAfter, time.Second))
+		return ErrRefreshFailed.Withf("%s", refusal.Says()).WithRetryAfter(max(refusal.RetryAfter, time.Second))
 	}
-	return ErrTokenRefused.Because("%s", refusal.Says())
+	return ErrTokenRefused.Withf("%s", refusal.Says())
 }
 
 // lifeOf is how long the token in the object is still good, by what the object
@@ -322,7 +322,7 @@ func (s *Service) tokenObject(ctx context.Context, tenant, id string, state aggr
 	}
 	stored, err := s.storedToken(ctx, tenant, id, t.Token.SecretID)
 	if errors.Is(err, vault.ErrNoSecret) {
-		return seal.Fields{}, s.Secrets.LetGo(ctx, tenant, id, t.Token.SecretID)
+		return seal.Fields{}, s.Secrets.MissingSecretError(ctx, tenant, id, t.Token.SecretID)
 	}
 	if err != nil {
 		return seal.Fields{}, err
@@ -342,8 +342,8 @@ func (s *Service) storedToken(ctx context.Context, tenant, id, secretID string) 
 	return stored, nil
 }
 
-// InForce opens the keys in force, the tokens in force among them.
-func (s *Service) InForce(ctx context.Context, tenant, id string, state aggregates.CredentialState) (seal.Fields, error) {
+// ActiveKeys opens the keys in force, the tokens in force among them.
+func (s *Service) ActiveKeys(ctx context.Context, tenant, id string, state aggregates.CredentialState) (seal.Fields, error) {
 	keys, err := s.Secrets.Open(ctx, tenant, id, state.Current())
 	if err != nil || state.Tokens.Field == "" {
 		return keys, err
@@ -359,7 +359,7 @@ func (s *Service) InForce(ctx context.Context, tenant, id string, state aggregat
 // token, never a refresh token. expires is the access token's end, zero when there
 // is none. aggregates.ErrCredentialVersionStale means that state is an old one.
 func (s *Service) Values(ctx context.Context, tenant, id string, state aggregates.CredentialState) (keys seal.Fields, expires time.Time, err error) {
-	if keys, err = s.InForce(ctx, tenant, id, state); err != nil {
+	if keys, err = s.ActiveKeys(ctx, tenant, id, state); err != nil {
 		return keys, time.Time{}, err
 	}
 	d, err := s.Components.Descriptor(ctx, state.Component, state.Current().Revision)

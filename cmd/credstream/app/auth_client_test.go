@@ -357,7 +357,7 @@ func TestAuthClientServesRefreshes(t *testing.T) {
 		t.Fatalf("%d %s", resp.StatusCode, body)
 	}
 	must(t, u.command("credential.refresh", "", map[string]string{"id": id}, nil))
-	if now := u.tokens(t, id); now.Token.Epoch == 0 || now.Broken != "" {
+	if now := u.tokens(t, id); now.Token.Epoch == 0 || now.ReauthReason != "" {
 		t.Errorf("tokens are %+v", now)
 	}
 }
@@ -384,7 +384,7 @@ func TestAuthClientOutlivesADeadProcess(t *testing.T) {
 	}
 	settled := func(id string) aggregates.AuthClientState {
 		t.Helper()
-		must(t, u.svc.Flows.KeepFlows(t.Context()))
+		must(t, u.svc.Flows.ReconcileFlows(t.Context()))
 		state, err := aggregates.AuthClient.Fresh(t.Context(), u.states, aggregates.AuthClient.Stream("default", id))
 		must(t, err)
 		must(t, u.proj.Wait(t.Context(), state.Seq))

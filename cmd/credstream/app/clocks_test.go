@@ -48,7 +48,7 @@ func TestClockAnHourAhead(t *testing.T) {
 		"flow": "f", "ttl": "10m", "steps": []any{map[string]any{"id": "s", "component": "plain", "credential": held}},
 	}, nil))
 	must(t, s.proj.Wait(t.Context(), logEnd(t, u.program)))
-	must(t, s.Flows.KeepFlows(t.Context()))
+	must(t, s.Flows.ReconcileFlows(t.Context()))
 	if got := code(t, u.command("credential.delete", "", map[string]any{"id": held}, nil)); got != "credential_in_use" {
 		t.Errorf("a credential that is reserved for ten minutes is deleted: %q", got)
 	}

@@ -70,7 +70,7 @@ func newCommand(getenv func(string) string, serve func(ctx context.Context, cfg 
 			if delay := getenv("CREDSTREAM_BENCH_FSYNC_DELAY"); delay != "" {
 				var err error
 				if cfg.fsyncDelay, err = time.ParseDuration(delay); err != nil {
-					return settings.ErrEnvironment.Because("The environment variable CREDSTREAM_BENCH_FSYNC_DELAY must be a duration.")
+					return settings.ErrEnvironment.Withf("The environment variable CREDSTREAM_BENCH_FSYNC_DELAY must be a duration.")
 				}
 			}
 			return serve(cmd.Context(), cfg, cmd.OutOrStdout(), cmd.ErrOrStderr())

@@ -122,7 +122,7 @@ func (p *program) checkIntegrity(ctx context.Context) error {
 		open bool
 		run  func(context.Context) error
 	}{
-		{p.water != nil, func(ctx context.Context) error { return p.water.Check(ctx) }},
+		{p.highWater != nil, func(ctx context.Context) error { return p.highWater.Check(ctx) }},
 		{p.views != nil, p.compareViews},
 		{p.keysets != nil, p.checkKeysets},
 		{p.feed != nil, p.compareFeeds},
@@ -206,7 +206,7 @@ func (p *program) checkKeysets(ctx context.Context) error {
 	if len(missing) == 0 {
 		return nil
 	}
-	return seal.ErrKeysetMissing.Because("The encryption keys of %d tenants in the log are missing, %s among them. Changes are refused "+
+	return seal.ErrKeysetMissing.Withf("The encryption keys of %d tenants in the log are missing, %s among them. Changes are refused "+
 		"and no secret is returned until the stream %s is restored from a backup.", len(missing), slices.Min(missing), keyStream)
 }
 

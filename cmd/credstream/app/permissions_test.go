@@ -157,7 +157,7 @@ func TestPermissionMatrix(t *testing.T) {
 		nc, err := nats.Connect(u.node.ClientURL(), nats.UserInfo("x", h.key), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 		must(t, err)
 		for _, r := range application.Routes() {
-			allowed := (h.holds(r.Permission) || r.Or != "" && h.holds(r.Or)) && !everywhere(r.Permission)
+			allowed := (h.holds(r.Permission) || r.AltPermission != "" && h.holds(r.AltPermission)) && !everywhere(r.Permission)
 			check(t, fmt.Sprintf("HTTP, own tenant, %s, %s", r.Name, h.name), r, allowed, ask(t, u.base, h.key, "acme", r, "{}"))
 			check(t, fmt.Sprintf("NATS, own tenant, %s, %s", r.Name, h.name), r, allowed, askNATS(t, nc, root(r)+"acme."+r.Name))
 			foreign, unknown := ask(t, u.base, h.key, "ajax", r, "{}"), ask(t, u.base, h.key, "nobody", r, "{}")

@@ -33,7 +33,7 @@ func TestReconnectBesideARevocation(t *testing.T) {
 		t.Helper()
 		refresh := refreshTokenOf(t, u, id)
 		state := u.tokens(t, id)
-		if !provider.Live(refresh) || slices.Contains(told.tokens(), refresh) || state.Cut || state.Broken != "" {
+		if !provider.Live(refresh) || slices.Contains(told.tokens(), refresh) || state.RevokedLocally || state.ReauthReason != "" {
 			t.Errorf("%s: the new grant is good: %v, told: %v, and it is %+v", where, provider.Live(refresh), slices.Contains(told.tokens(), refresh), state)
 		}
 	}

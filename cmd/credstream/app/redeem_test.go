@@ -176,10 +176,10 @@ func TestTakeoverOfAProcessThatLives(t *testing.T) {
 		var ahead atomic.Int64
 		first := u.second(t, nil, func(cfg *application.Config) {
 			hanging.Connections = cfg.Connections
-			cfg.Holder, cfg.Connections = "first", hanging
+			cfg.InstanceID, cfg.Connections = "first", hanging
 		})
 		other := u.second(t, nil, func(cfg *application.Config) {
-			cfg.Holder, cfg.Connections = "other", &hangingConnections{Connections: cfg.Connections}
+			cfg.InstanceID, cfg.Connections = "other", &hangingConnections{Connections: cfg.Connections}
 			cfg.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
 		})
 		first.ready(t)

@@ -291,7 +291,7 @@ func (u *up) second(t testing.TB, claims service.Claims, change ...func(*applica
 	s.proj = projections.NewProjector(u.store, s.views, log)
 	cfg := application.Config{
 		Log: states, Views: s.views, Projector: s.proj, Vault: u.vault, Keyring: u.keyring, Logger: log, Claims: claims,
-		OAuth: oauth.New(verify.NewClient(verify.Config{AllowPrivate: true})), RefreshPatience: time.Second,
+		OAuth: oauth.New(verify.NewClient(verify.Config{AllowPrivate: true})), RefreshTakeoverTimeout: time.Second,
 		Poison: u.poison, Rewind: u.rewindAudit, Connections: u.connections(t), PublicURL: u.publicURL,
 	}
 	for _, c := range change {

@@ -202,7 +202,7 @@ func TestRevoke(t *testing.T) {
 			}
 			// New tokens make it whole.
 			must(t, u.command("credential.replace-keys", "", map[string]any{"id": id, "keys": map[string]any{"oauth": provider.Grant()}}, nil))
-			if now := u.tokens(t, id); now.Broken != "" || now.Field == "" {
+			if now := u.tokens(t, id); now.ReauthReason != "" || now.Field == "" {
 				t.Errorf("connected again: %+v", now)
 			}
 		})

@@ -115,7 +115,7 @@ type program struct {
 	restarts  chan struct{}
 	id        string              // of this process among those that serve one log
 	leases    jetstream.JetStream // where roles are agreed on; nil with the embedded server
-	water     *eventlog.HighWater
+	highWater *eventlog.HighWater
 	marks     *storage.Marks
 	integrity integrity
 	keysets   jetstream.JetStream // where the keysets are; nil until they are open
@@ -197,7 +197,7 @@ func (p *program) open(ctx context.Context) error {
 		{"opening the vault and the queues", p.openService},
 		{"opening the endpoints", p.openPort},
 		{"bringing the read models up to date", p.openParts},
-		{"opening the ports", p.letKeysIn},
+		{"opening the ports", p.openToClients},
 	} {
 		// JetStream recovers its streams for as long as it takes, and says nothing meanwhile.
 		p.front.step(p.node != nil || p.cluster != nil, "%s", step.doing)
@@ -231,7 +231,7 @@ func (p *program) openLog(ctx context.Context) error {
 		return err
 	}
 	p.stop = append(p.stop, p.store.Close)
-	p.water = eventlog.NewHighWater(p.highWaterFile(), p.store)
+	p.highWater = eventlog.NewHighWater(p.highWaterFile(), p.store)
 	if err := p.checkIntegrity(ctx); err != nil {
 		return err
 	}
@@ -279,7 +279,7 @@ func (p *program) openViews(ctx context.Context) error {
 	p.proj.OnApplied(func(recs []events.Record) { // what other processes append makes states old
 		for _, r := range recs {
 			if r.Last() {
-				p.states.Saw(r.Stream, r.Seq)
+				p.states.Invalidate(r.Stream, r.Seq)
 			}
 			if _, revoked := r.Event.(events.APIKeyRevoked); revoked {
 				p.ended.add(r.Stream.ID)
@@ -349,13 +349,13 @@ func (p *program) openService(ctx context.Context) error {
 	p.followed = kv.NewCheckpoint(js, "follow-ups", p.durable(kv.CheckpointStream))
 	p.svc, err = application.New(application.Config{
 		Log: p.states, Views: p.views, Projector: p.proj, Keyring: p.keyring,
-		Vault:           p.vault,
-		Verify:          guarded,
-		OAuth:           oauth.New(guarded),
-		Holder:          p.id,
-		Alone:           p.node != nil,
-		RefreshPatience: p.cfg.RefreshPatience,
-		Metrics:         p.metrics, Logger: p.log,
+		Vault:                  p.vault,
+		Verify:                 guarded,
+		OAuth:                  oauth.New(guarded),
+		InstanceID:             p.id,
+		SingleInstance:         p.node != nil,
+		RefreshTakeoverTimeout: p.cfg.RefreshPatience,
+		Metrics:                p.metrics, Logger: p.log,
 		WritesAllowed: p.writesAllowed, Intact: p.integrity.Err,
 		CheckStored: func(ctx context.Context) error {
 			if err := p.checkIntegrity(ctx); err != nil {
@@ -555,8 +555,8 @@ func (p *program) findPublicURL() (string, error) {
 	return "http://" + listens.String(), nil
 }
 
-// letKeysIn opens the NATS port and HTTP to clients, when all that they could ask for is there.
-func (p *program) letKeysIn(context.Context) error {
+// openToClients opens the NATS port and HTTP to clients, when all that they could ask for is there.
+func (p *program) openToClients(context.Context) error {
 	err := p.nats.SetAuthenticator(func(ctx context.Context, key string, from netip.Addr) (natsserver.Grant, error) {
 		who, err := p.svc.Access.Authenticate(ctx, key, from)
 		grant := natsserver.Grant{
@@ -771,7 +771,7 @@ func (p *program) openParts(ctx context.Context) error {
 	if p.clocks != nil {
 		p.parts.Go(func() error { return p.supervised.run(p.life, "clocks", p.clocks.Run) })
 	}
-	p.parts.Go(func() error { return p.giveMemoryBack(p.life) })
+	p.parts.Go(func() error { return p.releaseMemoryWhenIdle(p.life) })
 	if len(p.keysetsLeft) > 0 {
 		p.parts.Go(func() error {
 			return p.supervised.run(p.life, "keysets", func(ctx context.Context) error { return p.keyring.Check(ctx, p.keysetsLeft) })
@@ -787,7 +787,7 @@ func (p *program) openParts(ctx context.Context) error {
 			return p.supervised.run(p.life, part, run)
 		})
 	}
-	writer("high-water mark", p.water.Run)
+	writer("high-water mark", p.highWater.Run)
 	writer("marks", func(ctx context.Context) error { return p.marks.Run(ctx, p.integrity.Err) })
 	writer("collector", p.lead("collector", func(ctx context.Context) error { return p.svc.Secrets.RunCollector(ctx, collectEvery, orphanAge) }))
 	for _, queue := range []edge.Queue{edge.Flows, edge.Commands} {
@@ -797,8 +797,8 @@ func (p *program) openParts(ctx context.Context) error {
 		writer("reader of "+string(queue), p.lead("read-"+string(queue), reader.Run))
 	}
 	writer("process manager", p.lead("follow-ups", p.svc.Secrets.RunFollowUps))
-	writer("token keeper", p.lead("token-keeper", p.svc.Tokens.RunTokenKeeper))
-	writer("flow keeper", p.lead("flow-keeper", p.svc.Flows.RunFlowKeeper))
+	writer("token keeper", p.lead("token-keeper", p.svc.Tokens.RunTokenRefresher))
+	writer("flow keeper", p.lead("flow-keeper", p.svc.Flows.RunFlowReconciler))
 	return p.followLog(ctx, end)
 }
 
@@ -870,9 +870,9 @@ func (p *program) afterRestarts(ctx context.Context) error {
 	}
 }
 
-// giveMemoryBack returns to the system what a burst of commands left behind,
+// releaseMemoryWhenIdle returns to the system what a burst of commands left behind,
 // once they have stopped coming. The runtime alone takes minutes.
-func (p *program) giveMemoryBack(ctx context.Context) error {
+func (p *program) releaseMemoryWhenIdle(ctx context.Context) error {
 	tick := time.NewTicker(idleAfter)
 	defer tick.Stop()
 	var seen, given uint64

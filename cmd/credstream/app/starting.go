@@ -120,7 +120,7 @@ func (f *front) watch(ctx context.Context, giveUp context.CancelCauseFunc) {
 		f.mu.Unlock()
 		f.log.Info("still starting", "doing", doing, "for", still.Round(time.Second))
 		if bounds && still >= patience {
-			giveUp(errStandstill.Because("The start made no progress for %s while %s. The log lines before this one say what does not answer.", patience, doing))
+			giveUp(errStandstill.Withf("The start made no progress for %s while %s. The log lines before this one say what does not answer.", patience, doing))
 		}
 	}
 }
@@ -159,7 +159,7 @@ func (f *front) start(ctx context.Context, cfg Config) (p *program, err error) {
 			firstKey = p.firstKey
 		}
 		p.closeParts()
-		if ctx.Err() != nil || cfg.NATS == "" || !passes(err) {
+		if ctx.Err() != nil || cfg.NATS == "" || !isTransient(err) {
 			return nil, err
 		}
 		f.waits(err)
@@ -179,9 +179,9 @@ const (
 	clusterNotLeader jetstream.ErrorCode = 10009
 )
 
-// passes reports whether NATS may do later by itself what it did not do now: its servers
+// isTransient reports whether NATS may do later by itself what it did not do now: its servers
 // choose leaders, or too few of them are there.
-func passes(err error) bool {
+func isTransient(err error) bool {
 	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
 		return api.Code == http.StatusServiceUnavailable || api.ErrorCode == clusterNoPeers || api.ErrorCode == clusterNotLeader
 	}

@@ -282,8 +282,8 @@ func TestWhatPasses(t *testing.T) {
 		{400, 10052, false}, // a stream's configuration
 	} {
 		err := fmt.Errorf("creating stream: %w", &jetstream.APIError{Code: c.code, ErrorCode: c.err})
-		if passes(err) != c.passes {
-			t.Errorf("%d %d passes: %t", c.code, c.err, passes(err))
+		if isTransient(err) != c.passes {
+			t.Errorf("%d %d passes: %t", c.code, c.err, isTransient(err))
 		}
 	}
 }

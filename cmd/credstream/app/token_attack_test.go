@@ -68,8 +68,8 @@ func TestARevocationLeavesTheNextGrant(t *testing.T) {
 		err := u.query("oauth.revocation", "", &p)
 		return !p.Running, err
 	})
-	if now := u.tokens(t, id); now.Broken != "" {
-		t.Errorf("connected again after the revocation was asked for: %q; facts %v", now.Broken, u.since(t, id, 0))
+	if now := u.tokens(t, id); now.ReauthReason != "" {
+		t.Errorf("connected again after the revocation was asked for: %q; facts %v", now.ReauthReason, u.since(t, id, 0))
 	}
 }
 

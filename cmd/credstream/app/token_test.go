@@ -97,9 +97,9 @@ func (u *up) beside(t testing.TB, holder string, step func(string), change ...fu
 	must(t, err)
 	cfg := application.Config{
 		Log: states, Views: u.views, Projector: u.proj, Vault: u.vault, Keyring: u.keyring,
-		Logger: slog.New(slog.NewTextHandler(u.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
-		OAuth:  oauth.New(verify.NewClient(verify.Config{AllowPrivate: true})),
-		Holder: holder, RefreshPatience: time.Second, RenewalStep: step,
+		Logger:     slog.New(slog.NewTextHandler(u.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		OAuth:      oauth.New(verify.NewClient(verify.Config{AllowPrivate: true})),
+		InstanceID: holder, RefreshTakeoverTimeout: time.Second, RenewalStep: step,
 	}
 	for _, c := range change {
 		c(&cfg)
@@ -115,7 +115,7 @@ func (u *up) beside(t testing.TB, holder string, step func(string), change ...fu
 type patient struct{ ahead atomic.Int64 }
 
 func (p *patient) clock(c *application.Config) {
-	c.RefreshPatience = 30 * time.Second
+	c.RefreshTakeoverTimeout = 30 * time.Second
 	c.Now = func() time.Time { return time.Now().Add(time.Duration(p.ahead.Load())) }
 }
 
@@ -187,7 +187,7 @@ func TestRenewalOutlivesADeadProcess(t *testing.T) {
 			}
 			now := u.tokens(t, id)
 			if c.lost {
-				if !errors.Is(err, aggregates.ErrReauthorizationRequired) || now.Broken == "" {
+				if !errors.Is(err, aggregates.ErrReauthorizationRequired) || now.ReauthReason == "" {
 					t.Errorf("a lost family: %v, %+v", err, now)
 				}
 				if !slices.ContainsFunc(u.facts(t, id), func(e events.Event) bool {
@@ -199,7 +199,7 @@ func TestRenewalOutlivesADeadProcess(t *testing.T) {
 				return
 			}
 			must(t, err)
-			if now.Token.Epoch == 0 || now.Broken != "" || now.Refresh.Epoch != 0 {
+			if now.Token.Epoch == 0 || now.ReauthReason != "" || now.Refresh.Epoch != 0 {
 				t.Errorf("tokens are %+v", now)
 			}
 		})
@@ -255,7 +255,7 @@ func TestRenewalOutlivesAStalledProcess(t *testing.T) {
 			}
 			now := u.tokens(t, id)
 			// A provider that saw a token twice has withdrawn all; what came late does not prove itself.
-			if lost := c.step == "answered" && !c.forgives; (now.Broken != "") != lost || now.Token.Epoch == 0 || now.Unproved {
+			if lost := c.step == "answered" && !c.forgives; (now.ReauthReason != "") != lost || now.Token.Epoch == 0 || now.Unverified {
 				t.Errorf("tokens are %+v", now)
 			}
 			if n := provider.Reused() - reused; n != c.reused {
@@ -305,8 +305,8 @@ func TestRenewalFails(t *testing.T) {
 				t.Errorf("refused with %q: %q", got, said)
 			}
 			now := u.tokens(t, id)
-			if (now.Broken != "") != c.broken {
-				t.Errorf("re-authorization is required: %q", now.Broken)
+			if (now.ReauthReason != "") != c.broken {
+				t.Errorf("re-authorization is required: %q", now.ReauthReason)
 			}
 			if c.code != "token_refresh_failed" {
 				return

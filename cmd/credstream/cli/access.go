@@ -68,7 +68,7 @@ func sinceTime(text string) (time.Time, error) {
 	}
 	t, err := time.Parse(time.RFC3339, text)
 	if err != nil {
-		return t, errUsage.Because("--since must be a time such as 2026-01-31T08:00:00Z, or a duration such as 24h.")
+		return t, errUsage.Withf("--since must be a time such as 2026-01-31T08:00:00Z, or a duration such as 24h.")
 	}
 	return t, nil
 }
@@ -153,7 +153,7 @@ func (a *invocation) credentialResolve() *cobra.Command {
 			if a.client.JSON {
 				return a.json(shown)
 			}
-			return a.pairs(told([][2]string{
+			return a.pairs(nonEmpty([][2]string{
 				{"id", got.ID},
 				{"version", strconv.Itoa(got.Version)},
 				{"fields", strings.Join(shown.Fields, ", ")},

@@ -44,9 +44,9 @@ func (a *invocation) connectCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			switch {
 			case in.Component == "" && in.Credential == "":
-				return errUsage.Because("Give --component, or --credential to connect an existing credential again.")
+				return errUsage.Withf("Give --component, or --credential to connect an existing credential again.")
 			case open && (headless || noBrowser):
-				return errUsage.Because("--open cannot be combined with --headless or --no-browser.")
+				return errUsage.Withf("--open cannot be combined with --headless or --no-browser.")
 			}
 			if in.For, err = stepOfFlow(step); err != nil {
 				return err
@@ -184,7 +184,7 @@ func (c *connecting) line(ctx context.Context) (string, error) {
 		return l.text, nil
 	case <-ctx.Done():
 		fmt.Fprintln(c.stderr)
-		return "", errStopped.Because("Interrupted. Nothing was connected.")
+		return "", errStopped.Withf("Interrupted. Nothing was connected.")
 	}
 }
 
@@ -232,7 +232,7 @@ func (c *connecting) byLoopback(ctx context.Context) (done client.Done, err erro
 				return done, err
 			}
 		case <-ctx.Done():
-			return done, errStopped.Because("Interrupted. Nothing was connected.")
+			return done, errStopped.Withf("Interrupted. Nothing was connected.")
 		}
 	}
 }
@@ -242,7 +242,7 @@ func (c *connecting) ended(ctx context.Context, id string) error {
 	now, err := c.api.GetConnection(ctx, id)
 	switch {
 	case ctx.Err() != nil:
-		return errStopped.Because("Interrupted. Nothing was connected.")
+		return errStopped.Withf("Interrupted. Nothing was connected.")
 	case err != nil:
 		return err
 	case now.Stage == client.ConnectionFailed:

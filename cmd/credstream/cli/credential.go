@@ -209,7 +209,7 @@ func (a *invocation) ask(ctx context.Context, tty *os.File, f commands.Field) (s
 		if err := term.Restore(fd, before); err != nil {
 			return "", fmt.Errorf("restore the terminal: %w", err)
 		}
-		return "", errStopped.Because("Interrupted. Nothing was sent.")
+		return "", errStopped.Withf("Interrupted. Nothing was sent.")
 	}
 }
 
@@ -321,7 +321,7 @@ func (a *invocation) credentialShow() *cobra.Command {
 				{"component", c.Component},
 				{"status", c.Status},
 				{"version", strconv.Itoa(c.Version)},
-				{"verified", tried(c)},
+				{"verified", lastVerification(c)},
 				{"created", when(c.CreatedAt) + " by " + c.CreatedBy},
 				{"updated", when(c.UpdatedAt)},
 			}
@@ -357,8 +357,8 @@ func tokenPairs(t *client.TokenInfo) (pairs [][2]string) {
 	return pairs
 }
 
-// tried says when and how the keys in force were tried last.
-func tried(c client.Credential) string {
+// lastVerification says when and how the keys in force were tried last.
+func lastVerification(c client.Credential) string {
 	how := "without a probe"
 	if v := c.Verification; v.Probe != "" {
 		how = fmt.Sprintf("by %s: %s in %d ms", v.Probe, v.Outcome, v.LatencyMS)
@@ -497,7 +497,7 @@ func (a *invocation) credentialVerify() *cobra.Command {
 				if done.Says == "" {
 					done.Says = "The dry request failed."
 				}
-				return credential.ErrVerificationFailed.Because("%s", done.Says)
+				return credential.ErrVerificationFailed.Withf("%s", done.Says)
 			}
 			return nil
 		},

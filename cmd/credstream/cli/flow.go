@@ -171,7 +171,7 @@ func (a *invocation) flowShow() *cobra.Command {
 			if f.Binding != "" {
 				pairs = append(pairs, [2]string{"reserved", "until " + when(f.Until) + ", binding " + f.Binding})
 			}
-			if err := a.pairs(told(pairs)); err != nil {
+			if err := a.pairs(nonEmpty(pairs)); err != nil {
 				return err
 			}
 			faults := map[string]string{}
@@ -297,7 +297,7 @@ func (a *invocation) flowPublish() *cobra.Command {
 				return err
 			}
 			if ack.Poisoned() {
-				return errFlowPoisoned.Because("The service could not parse the event. It is in the dead-letter queue with the reason: credstream queue show %d.", ack.Seq)
+				return errFlowPoisoned.Withf("The service could not parse the event. It is in the dead-letter queue with the reason: credstream queue show %d.", ack.Seq)
 			}
 			return nil
 		},
@@ -438,7 +438,7 @@ func stepOfFlow(s string) (*client.ForStep, error) {
 	}
 	i := strings.LastIndexByte(s, '/')
 	if i <= 0 || i == len(s)-1 {
-		return nil, errUsage.Because("--for must be FLOW/STEP.")
+		return nil, errUsage.Withf("--for must be FLOW/STEP.")
 	}
 	return &client.ForStep{Flow: s[:i], Step: s[i+1:]}, nil
 }

@@ -35,7 +35,7 @@ func (a *invocation) kmsCommand() *cobra.Command {
 			err = seal.CreateKeyFile(path)
 			switch {
 			case errors.Is(err, fs.ErrExist):
-				return errKeyFileExists.Because("The key file %s already exists. It was not changed, because data that is encrypted with it needs it.", path)
+				return errKeyFileExists.Withf("The key file %s already exists. It was not changed, because data that is encrypted with it needs it.", path)
 			case err != nil:
 				return fmt.Errorf("%w (%w)", errKeyFileUnmade, err)
 			}

@@ -192,7 +192,7 @@ func (a *invocation) clientShow() *cobra.Command {
 			if a.client.JSON {
 				return a.json(c)
 			}
-			return a.pairs(told([][2]string{
+			return a.pairs(nonEmpty([][2]string{
 				{"id", c.ID},
 				{"component", c.Component},
 				{"client id", c.ClientID},

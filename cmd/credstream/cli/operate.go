@@ -59,7 +59,7 @@ func (a *invocation) eventsReplay() *cobra.Command {
 			if since != "" {
 				t, err := time.Parse(time.RFC3339, since)
 				if err != nil {
-					return errUsage.Because("--since must be a time such as 2026-01-31T08:00:00Z.")
+					return errUsage.Withf("--since must be a time such as 2026-01-31T08:00:00Z.")
 				}
 				filter.Since = t
 			}
@@ -147,14 +147,14 @@ func (a *invocation) viewsRebuild() *cobra.Command {
 						fmt.Fprintln(a.stderr)
 					}
 					if s.Error != "" {
-						return errRebuild.Because("The rebuild was not completed: %s", s.Error)
+						return errRebuild.Withf("The rebuild was not completed: %s", s.Error)
 					}
 					return a.answer(s, "Rebuilt the read models from %s.", count(int(s.Rebuilt), "commit"))
 				}
 				select {
 				case <-tick.C:
 				case <-cmd.Context().Done():
-					return errStopped.Because("Interrupted. The service continues the rebuild: credstream views status.")
+					return errStopped.Withf("Interrupted. The service continues the rebuild: credstream views status.")
 				}
 			}
 		},

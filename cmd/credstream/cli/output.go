@@ -88,8 +88,8 @@ func terminalWidth(w any) int {
 	return width
 }
 
-// told leaves out the pairs without a value.
-func told(pairs [][2]string) [][2]string {
+// nonEmpty leaves out the pairs without a value.
+func nonEmpty(pairs [][2]string) [][2]string {
 	return slices.DeleteFunc(pairs, func(p [2]string) bool { return p[1] == "" })
 }
 

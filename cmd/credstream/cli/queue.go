@@ -96,7 +96,7 @@ func (a *invocation) queueShow() *cobra.Command {
 			if len(m.Content) > 0 {
 				pairs = append(pairs, [2]string{"content", compact(m.Content)})
 			}
-			return a.pairs(told(pairs))
+			return a.pairs(nonEmpty(pairs))
 		},
 	}
 }
@@ -180,7 +180,7 @@ func (a *invocation) queueSend() *cobra.Command {
 			}
 			ack, err := conn.Enqueue(cmd.Context(), args[0], body, client.CommandID(commandID))
 			if f, ok := errors.AsType[*fault.Error](err); ok && f.Code == admin.ErrSecretInQueue.Code && f.Pointer == "/keys" {
-				return f.Because("Nothing was stored: the file contains keys in clear text. Remove them and give them with --keys-file, which encrypts them.")
+				return f.Withf("Nothing was stored: the file contains keys in clear text. Remove them and give them with --keys-file, which encrypts them.")
 			}
 			if err != nil {
 				return err

@@ -53,7 +53,7 @@ func (a *invocation) credentialRevoke() *cobra.Command {
 				fmt.Fprintln(a.stderr, clean(done.Says))
 				return nil
 			}
-			return errRevocationPartial.Because("%s", done.Says)
+			return errRevocationPartial.Withf("%s", done.Says)
 		},
 	}
 	by.bind(cmd, false)
@@ -73,10 +73,10 @@ func (a *invocation) oauthRevoke() *cobra.Command {
 			switch scope {
 			case client.RevocationScope{All: true}, client.RevocationScope{Component: scope.Component}, client.RevocationScope{OAuthClient: scope.OAuthClient}:
 			default:
-				return errUsage.Because("Give only one of --all, --component and --oauth-client.")
+				return errUsage.Withf("Give only one of --all, --component and --oauth-client.")
 			}
 			if scope == (client.RevocationScope{}) {
-				return errUsage.Because("Give --all, --component ID or --oauth-client ID.")
+				return errUsage.Withf("Give --all, --component ID or --oauth-client ID.")
 			}
 			api, err := a.api()
 			if err != nil {
@@ -133,7 +133,7 @@ func (a *invocation) watchRevocation(ctx context.Context, api *client.Client, id
 			return err
 		}
 		if !p.Here {
-			return errRevocationElsewhere.Because("Another process runs the revocation, or it was interrupted. Credentials that still have tokens: %d. Repeat the command to revoke them.",
+			return errRevocationElsewhere.Withf("Another process runs the revocation, or it was interrupted. Credentials that still have tokens: %d. Repeat the command to revoke them.",
 				p.Left)
 		}
 		if live {
@@ -151,7 +151,7 @@ func (a *invocation) watchRevocation(ctx context.Context, api *client.Client, id
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return errStopped.Because("Interrupted. The service continues the revocation: credstream oauth revocation.")
+			return errStopped.Withf("Interrupted. The service continues the revocation: credstream oauth revocation.")
 		}
 	}
 }
@@ -171,7 +171,7 @@ func (a *invocation) revocation(p client.RevocationProgress) error {
 	for _, f := range p.Failures {
 		fmt.Fprintf(a.stderr, "%s  %s\n", clean(f.Credential), clean(f.Says))
 	}
-	return errRevocationPartial.Because("Not confirmed for %s.", count(p.Failed, "credential"))
+	return errRevocationPartial.Withf("Not confirmed for %s.", count(p.Failed, "credential"))
 }
 
 func (a *invocation) oauthRevocation() *cobra.Command {

@@ -67,7 +67,7 @@ func Run(ctx context.Context, args []string, getenv func(string) string, stdin i
 		return 0
 	}
 	if !a.parsed && !isFault(err) {
-		err = errUsage.Because("%s. Try --help.", firstUpper(misread(err)))
+		err = errUsage.Withf("%s. Try --help.", firstUpper(misread(err)))
 	}
 	a.report(err)
 	var f *fault.Error
@@ -182,7 +182,7 @@ func (a *invocation) group(noun, short string, verbs ...*cobra.Command) *cobra.C
 		Use: noun, Short: short,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return errUsage.Because("%s has no such command. Try credstream %s --help.", firstUpper(noun), noun)
+				return errUsage.Withf("%s has no such command. Try credstream %s --help.", firstUpper(noun), noun)
 			}
 			return cmd.Help()
 		},
@@ -203,7 +203,7 @@ func arguments(names ...string) cobra.PositionalArgs {
 		if len(names) > 0 {
 			takes = strings.Join(names, " and ")
 		}
-		return errUsage.Because("%s requires %s. Try --help.", cmd.CommandPath(), takes)
+		return errUsage.Withf("%s requires %s. Try --help.", cmd.CommandPath(), takes)
 	}
 }
 
@@ -230,7 +230,7 @@ func (a *invocation) key() (string, error) {
 	}
 	key := strings.TrimSpace(string(b))
 	if key == "" || strings.ContainsAny(key, " \t\r\n") {
-		return "", errFile.Because("The file %s does not contain exactly one API key.", a.client.KeyFile)
+		return "", errFile.Withf("The file %s does not contain exactly one API key.", a.client.KeyFile)
 	}
 	return key, nil
 }
@@ -265,7 +265,7 @@ func (a *invocation) file(path string) ([]byte, error) {
 	case err != nil:
 		return nil, fmt.Errorf("%w (%w)", errFile, err)
 	case len(b) > maxFile:
-		return nil, errFile.Because("The file is larger than 1 MiB.")
+		return nil, errFile.Withf("The file is larger than 1 MiB.")
 	}
 	return b, nil
 }

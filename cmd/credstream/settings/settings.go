@@ -145,7 +145,7 @@ func FromEnvironment(flags *pflag.FlagSet, getenv func(string) string) (err erro
 			return
 		}
 		if f.Value.Set(getenv(env[0])) != nil {
-			err = ErrEnvironment.Because("The environment variable %s has an invalid value.", env[0])
+			err = ErrEnvironment.Withf("The environment variable %s has an invalid value.", env[0])
 		}
 	})
 	return err
