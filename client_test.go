@@ -67,7 +67,7 @@ func TestGeneratedClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, want) {
-		t.Errorf("%s is not what the code says; write it anew: make docs", file)
+		t.Errorf("%s is out of date; update it: make docs", file)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"os"
 	"reflect"
-	"regexp"
 	"strings"
 	"testing"
 
@@ -40,12 +39,9 @@ func TestReferenceInOpenAPI(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, want) {
-		t.Errorf("%s is not what the code says; write it anew: go test . -run TestReferenceInOpenAPI -update", file)
+		t.Errorf("%s is out of date; update it: go test . -run TestReferenceInOpenAPI -update", file)
 	}
 }
-
-// answersOnly matches a comment that names a type of Go and says no more.
-var answersOnly = regexp.MustCompile(`^Answers [A-Z]\w+\.$`)
 
 // comments gathers the comments on a struct of ours and on all that it holds.
 func comments(docs map[string]typeDoc, said map[string]map[string]string, typ reflect.Type) {
@@ -63,7 +59,7 @@ func comments(docs map[string]typeDoc, said map[string]map[string]string, typ re
 	of := map[string]string{}
 	said[typ.String()] = of
 	d := docs[strings.TrimPrefix(typ.PkgPath(), module)+"."+typ.Name()]
-	if c := sentence(strings.TrimPrefix(d.comment, typ.Name()+" is "), typ.Name()); c != "" && !answersOnly.MatchString(c) {
+	if c := sentence(strings.TrimPrefix(d.comment, typ.Name()+" is "), typ.Name()); c != "" {
 		of[""] = c
 	}
 	for f := range typ.Fields() {

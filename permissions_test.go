@@ -28,7 +28,7 @@ func TestPermissionsPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, want) {
-		t.Errorf("%s is not what the code says; write it anew: go test . -run TestPermissionsPage -update", file)
+		t.Errorf("%s is out of date; update it: go test . -run TestPermissionsPage -update", file)
 	}
 }
 

@@ -40,7 +40,7 @@ func TestReference(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, want) {
-		t.Errorf("%s is not what the code says; write it anew: go test . -run TestReference -update", file)
+		t.Errorf("%s is out of date; update it: go test . -run TestReference -update", file)
 	}
 }
 

@@ -252,7 +252,7 @@ func (a *Admission) release(p *Pass) {
 }
 
 // admitNext admits the call of the tenant whose turn it is. A call for which the
-// tenant has no room holds back the others, else small calls would pass it for ever.
+// tenant has no room holds back the others, else small calls would pass it forever.
 func (a *Admission) admitNext(t *tenant) bool {
 	for range t.turns.len() {
 		p := t.turns.next().line[0]

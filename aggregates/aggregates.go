@@ -171,7 +171,7 @@ func (d Decider[S, C, E]) refresh(ctx context.Context, log *Log, stream events.S
 }
 
 // reload folds what the stream holds after s, starting from a snapshot when
-// there is nothing to go on from.
+// there is nothing to continue from.
 func (d Decider[S, C, E]) reload(ctx context.Context, log *Log, stream events.StreamID, s State[S]) (State[S], error) {
 	if s.Seq == 0 {
 		s = d.fromSnapshot(ctx, log, stream)

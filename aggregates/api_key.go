@@ -9,18 +9,18 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// The refusals of an API key.
+// Errors of an API key.
 var (
 	ErrAPIKeyNotFound = fault.New(fault.NotFound, "api_key_not_found", "API key not found.")
 	ErrAPIKeyExists   = fault.New(fault.Exists, "api_key_exists", "An API key with this id already exists.")
 )
 
-// APIKey decides what may happen to one API key.
+// APIKey is the aggregate of one API key.
 var APIKey = Decider[APIKeyState, commands.APIKey, events.APIKey]{
 	Category: "api_key", Fold: 2, Decide: APIKeyState.decide, Evolve: APIKeyState.evolve,
 }
 
-// APIKeyState is what decisions about an API key rest on.
+// APIKeyState is the state of an API key.
 type APIKeyState struct {
 	Exists      bool
 	Revoked     bool

@@ -9,7 +9,7 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// The refusals of an auth client.
+// Errors of an auth client.
 var (
 	ErrAuthClientNotFound = fault.New(fault.NotFound, "auth_client_not_found", "Auth client not found.")
 	ErrAuthClientExists   = fault.New(fault.Exists, "auth_client_exists", "An auth client with this id already exists.")
@@ -19,14 +19,14 @@ var (
 		"The auth client was just changed, and the OAuth clients of its components are not updated yet. Try again in a minute.")
 )
 
-// AuthClient decides what may happen to one auth client. Where OAuth clients follow
+// AuthClient is the aggregate of one auth client. Where OAuth clients follow
 // it, a change is complete when they do: that is recorded as well, so that it is
 // known what a crash has left to be done.
 var AuthClient = Decider[AuthClientState, commands.AuthClient, events.AuthClient]{
 	Category: "auth_client", Fold: 2, Decide: AuthClientState.decide, Evolve: AuthClientState.evolve,
 }
 
-// AuthClientState is what decisions about an auth client rest on.
+// AuthClientState is the state of an auth client.
 type AuthClientState struct {
 	Exists     bool
 	Name       string
@@ -46,7 +46,7 @@ type AuthClientState struct {
 	Renew    bool                         // the credentials of its OAuth clients are not its own yet
 	Previous []string                     // secrets that it had, to which it may go back
 
-	Abandoned []string // secret ids no event may name any more
+	Abandoned []string // secret ids that no event may name from now on
 }
 
 // References reports whether the auth client has this secret, or may go back to it.
@@ -57,7 +57,7 @@ func (s AuthClientState) References(secretID string) bool {
 // Secrets are the ids of all secrets that the auth client has, or may go back to.
 func (s AuthClientState) Secrets() []string { return append(slices.Clone(s.Previous), s.SecretID) }
 
-// Terminal reports whether no fact can follow that names a secret.
+// Terminal reports whether no further event can name a secret.
 func (s AuthClientState) Terminal() bool { return false }
 
 // RevisionsOf are the Revisions of components, in their order.

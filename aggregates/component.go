@@ -10,7 +10,7 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// The refusals of a component.
+// Errors of a component.
 var (
 	ErrComponentNotFound = fault.New(fault.NotFound, "component_not_found", "Component not found.")
 	ErrComponentIDTaken  = fault.New(fault.Exists, "component_id_taken",
@@ -23,12 +23,12 @@ var (
 		"The component was changed since you read it. Nothing was sent or saved. Read it again, and repeat the command if its hosts are still correct.")
 )
 
-// Component decides what may happen to one component.
+// Component is the aggregate of one component.
 var Component = Decider[ComponentState, commands.Component, events.Component]{
 	Category: "component", Fold: 3, Decide: ComponentState.decide, Evolve: ComponentState.evolve,
 }
 
-// ComponentState is what decisions about a component rest on. The descriptor
+// ComponentState is the state of a component. The descriptor
 // itself is read from the log by its revision.
 type ComponentState struct {
 	Exists   bool
@@ -36,12 +36,12 @@ type ComponentState struct {
 	Owner    string
 	Shared   bool
 	Revision int    // of the descriptor: 1, 2, 3, ...
-	SHA256   string // hex, of the descriptor in force
+	SHA256   string // hex, of the current descriptor
 
 	EnvNames    []string // variables of the descriptor that have a value
 	EnvSecret   string   // where the vault keeps them, "" for none
-	EnvRevision int      // of the descriptor in force when they were given
-	Abandoned   []string // secret ids no event may name any more
+	EnvRevision int      // of the current descriptor when they were given
+	Abandoned   []string // secret ids that no event may name from now on
 }
 
 // References reports whether the values of the variables stand under the secret.
@@ -57,7 +57,7 @@ func (s ComponentState) VisibleTo(tenant string) bool {
 	return s.Exists && (s.Shared || s.Owner == tenant)
 }
 
-// Terminal reports whether no fact can follow that names a secret.
+// Terminal reports whether no further event can name a secret.
 func (s ComponentState) Terminal() bool { return s.Deleted }
 
 func (s ComponentState) decide(cmd commands.Component) ([]events.Component, error) {

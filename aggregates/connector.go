@@ -8,20 +8,20 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// The refusals of a connector.
+// Errors of a connector.
 var (
 	ErrConnectorNotFound = fault.New(fault.NotFound, "connector_not_found", "Connector not found.")
 	// ErrConnectorUseMoved tells the service that what it knew of a connector's use of a
-	// secret is old, or that the use was abandoned: it must use the secret anew. No caller sees it.
+	// secret is old, or that the use was abandoned: it must use the secret anew. Callers never see it.
 	ErrConnectorUseMoved = fault.New(fault.Conflict, "connector_use_moved", "The connector was changed concurrently. Try again.")
 )
 
-// Connector decides what may happen to one connector.
+// Connector is the aggregate of one connector.
 var Connector = Decider[ConnectorState, commands.Connector, events.Connector]{
 	Category: "connector", Fold: 1, Decide: ConnectorState.decide, Evolve: ConnectorState.evolve,
 }
 
-// ConnectorState is what decisions about a connector rest on.
+// ConnectorState is the state of a connector.
 type ConnectorState struct {
 	Live      bool
 	Settings  events.ConnectorSettings
@@ -100,7 +100,7 @@ func (s ConnectorState) evolve(e events.Connector) ConnectorState {
 	return s
 }
 
-// The refusals of a connector secret.
+// Errors of a connector secret.
 var (
 	ErrConnectorSecretNotFound     = fault.New(fault.NotFound, "connector_secret_not_found", "Connector secret not found.")
 	ErrConnectorSecretVersionStale = fault.New(fault.Precondition, "connector_secret_version_stale",
@@ -110,23 +110,23 @@ var (
 	// ErrConnectorSecretInUse keeps a secret that a connector points to. Its sentence names the connectors.
 	ErrConnectorSecretInUse = fault.New(fault.Precondition, "connector_secret_in_use",
 		"The connector secret is in use. Delete the connectors that point to it, or give them another secret.")
-	// ErrConnectorSecretMoved tells the service that the value is no longer that of the version. No caller sees it.
+	// ErrConnectorSecretMoved tells the service that the value is no longer that of the version. Callers never see it.
 	ErrConnectorSecretMoved = fault.New(fault.Conflict, "connector_secret_moved", "The connector secret was changed concurrently. Try again.")
 )
 
-// ConnectorSecret decides what may happen to one secret of connectors. Its id may be used
+// ConnectorSecret is the aggregate of one connector secret. Its id may be used
 // again when it was deleted.
 var ConnectorSecret = Decider[ConnectorSecretState, commands.ConnectorSecret, events.ConnectorSecret]{
 	Category: "connector_secret", Fold: 1, Decide: ConnectorSecretState.decide, Evolve: ConnectorSecretState.evolve,
 	Weight: func(s ConnectorSecretState) int { return len(s.Uses) },
 }
 
-// ConnectorSecretState is what decisions about a connector secret rest on.
+// ConnectorSecretState is the state of a connector secret.
 type ConnectorSecretState struct {
 	Last      int             // the number of the last version, also of those before a deletion
 	Versions  []SecretVersion // the newest KeptVersions, oldest first; none when there is no secret
 	Uses      []ConnectorUse  // by connectors that point to it or are about to
-	Abandoned []string        // secret ids no event may name any more
+	Abandoned []string        // secret ids that no event may name from now on
 }
 
 // SecretVersion is one value of a secret.
@@ -141,7 +141,7 @@ type ConnectorUse struct{ Connector, Use string }
 // Live reports whether there is such a secret.
 func (s ConnectorSecretState) Live() bool { return len(s.Versions) > 0 }
 
-// Current is the version in force; the zero value when there is none.
+// Current is the current version; the zero value when there is none.
 func (s ConnectorSecretState) Current() SecretVersion {
 	if !s.Live() {
 		return SecretVersion{}
@@ -162,7 +162,7 @@ func (s ConnectorSecretState) Secrets() (ids []string) {
 	return ids
 }
 
-// Terminal reports whether no fact can follow that names a secret.
+// Terminal reports whether no further event can name a secret.
 func (s ConnectorSecretState) Terminal() bool { return false }
 
 func (s ConnectorSecretState) decide(cmd commands.ConnectorSecret) ([]events.ConnectorSecret, error) {

@@ -9,7 +9,7 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// The refusals of a credential.
+// Errors of a credential.
 var (
 	ErrCredentialNotFound     = fault.New(fault.NotFound, "credential_not_found", "Credential not found.")
 	ErrCredentialExists       = fault.New(fault.Exists, "credential_exists", "A credential with this id already exists.")
@@ -26,7 +26,7 @@ var (
 	ErrCredentialComponentMismatch = fault.New(fault.Unprocessable, "credential_component_mismatch",
 		"The step's component is not the component of its credential.")
 	// ErrSecretAbandoned tells a writer that its secret was collected before its
-	// commit arrived: it must put the secret anew. No caller sees it.
+	// commit arrived: it must put the secret anew. Callers never see it.
 	ErrSecretAbandoned = fault.New(fault.Conflict, "secret_abandoned", "The secret was collected before it was used.")
 )
 
@@ -34,14 +34,14 @@ var (
 // one may revert to them.
 const KeptVersions = 10
 
-// Credential decides what may happen to one credential.
+// Credential is the aggregate of one credential.
 var Credential = Decider[CredentialState, commands.Credential, events.Credential]{
 	Category: "credential", Fold: 3, Decide: CredentialState.decide, Evolve: CredentialState.evolve,
 	New:    func(c commands.Credential) bool { _, is := c.(commands.CreateCredential); return is },
 	Weight: func(s CredentialState) int { return s.Uses.Len() },
 }
 
-// CredentialState is what decisions about a credential rest on.
+// CredentialState is the state of a credential.
 type CredentialState struct {
 	Exists    bool
 	Deleted   bool
@@ -51,7 +51,7 @@ type CredentialState struct {
 	VPNAgent  string
 	Status    events.Status
 	Versions  []events.KeysVersion // the newest KeptVersions, oldest first
-	Abandoned []string             // secret ids no event may name any more
+	Abandoned []string             // secret ids that no event may name from now on
 	Uses      Uses                 // by flows
 	Tokens    Tokens               // of an OAuth authorization server
 }
@@ -65,10 +65,10 @@ func (s CredentialState) HoldsTokens() bool {
 	return s.Live() && s.OAuth() && !s.Tokens.RevokedLocally && s.Current().SecretID != ""
 }
 
-// Terminal reports whether no fact can follow that names a secret.
+// Terminal reports whether no further event can name a secret.
 func (s CredentialState) Terminal() bool { return s.Deleted }
 
-// Current is the version in force; the zero value when there is none.
+// Current is the current version; the zero value when there is none.
 func (s CredentialState) Current() events.KeysVersion {
 	if len(s.Versions) == 0 {
 		return events.KeysVersion{}

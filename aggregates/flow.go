@@ -9,7 +9,7 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// The refusals of a flow.
+// Errors of a flow.
 var (
 	ErrFlowNotFound = fault.New(fault.NotFound, "flow_not_found", "Flow not found.")
 	ErrFlowNotBound = fault.New(fault.Precondition, "flow_not_bound", "The flow has no such reservation.")

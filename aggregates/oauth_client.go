@@ -8,7 +8,7 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// The refusals of an OAuth client.
+// Errors of an OAuth client.
 var (
 	ErrOAuthClientNotFound = fault.New(fault.NotFound, "oauth_client_not_found", "OAuth client not found.")
 	ErrOAuthClientExists   = fault.New(fault.Exists, "oauth_client_exists",
@@ -34,7 +34,7 @@ var OAuthClient = Decider[OAuthClientState, commands.OAuthClient, events.OAuthCl
 	Weight: func(s OAuthClientState) int { return s.Uses.Len() },
 }
 
-// OAuthClientState is what decisions about an OAuth client rest on.
+// OAuthClientState is the state of an OAuth client.
 type OAuthClientState struct {
 	ID        string // of the client; "" when none is defined
 	ClientID  string
@@ -42,7 +42,7 @@ type OAuthClientState struct {
 	Revisions []int // of the component's descriptor for which the secret was given, the newest last; 0: not known
 	Unusable  bool
 	Uses      Uses     // by flows of the tenant that include the component
-	Abandoned []string // secret ids no event may name any more
+	Abandoned []string // secret ids that no event may name from now on
 }
 
 // References reports whether the client that is defined has this secret.
@@ -65,7 +65,7 @@ func (s OAuthClientState) Revision() int {
 	return s.Revisions[len(s.Revisions)-1]
 }
 
-// Terminal reports whether no fact can follow that names a secret.
+// Terminal reports whether no further event can name a secret.
 func (s OAuthClientState) Terminal() bool { return false }
 
 func (s OAuthClientState) decide(cmd commands.OAuthClient) ([]events.OAuthClient, error) {

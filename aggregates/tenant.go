@@ -9,12 +9,12 @@ import (
 // ErrTenantExists refuses a tenant id that is taken under another name.
 var ErrTenantExists = fault.New(fault.Exists, "tenant_exists", "A tenant with this id already exists.")
 
-// Tenant decides what may happen to one tenant.
+// Tenant is the aggregate of one tenant.
 var Tenant = Decider[TenantState, commands.Tenant, events.Tenant]{
 	Category: "tenant", Fold: 1, Decide: TenantState.decide, Evolve: TenantState.evolve,
 }
 
-// TenantState is what decisions about a tenant rest on.
+// TenantState is the state of a tenant.
 type TenantState struct {
 	Exists bool
 	Name   string

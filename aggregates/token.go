@@ -10,7 +10,7 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// The refusals of a credential's tokens.
+// Errors of a credential's tokens.
 var (
 	ErrNotOAuth = fault.New(fault.Precondition, "credential_not_oauth", "The credential has no OAuth tokens.")
 	// ErrReauthorizationRequired refuses tokens that the authorization server takes no more.
@@ -46,10 +46,10 @@ const (
 // Tokens is how a credential stands with its authorization server. The zero
 // Tokens is of one that has none, and never had.
 type Tokens struct {
-	Grant          int           // the last authorization: 0 when there was none
-	Field          string        // of the keys that holds the tokens in force; "" when none are
-	Token          Token         // in force
-	Renewable      bool          //
+	Grant          int    // the last authorization: 0 when there was none
+	Field          string // of the keys that holds the current tokens; "" when none are
+	Token          Token  // in force
+	Renewable      bool
 	Epoch          int           // the last refresh begun
 	Refresh        Refresh       // under way; Epoch 0 when none is
 	Late           []Refresh     // of this grant, taken over without an answer, which may yet be found
@@ -58,14 +58,14 @@ type Tokens struct {
 	ReauthReason   string        `json:"Broken"`   // why re-authorization is required, a sentence; "" when it is not
 	StatusBefore   events.Status `json:"Before"`   // of the credential, until ReauthReason
 	RevokedLocally bool          `json:"Cut"`      // they were revoked on purpose: no renewal may bring them back
-	Unverified     bool          `json:"Unproved"` // the token in force came late: whether it is good shows when it is renewed
+	Unverified     bool          `json:"Unproved"` // the current token came late: whether it is good shows when it is renewed
 }
 
 // Token is one access token.
 type Token struct {
-	Epoch    int           // of the refresh that brought it; that of the last one before it for a new grant
-	SecretID string        // the vault's; the keys' own where they hold the token
-	Expires  time.Time     //
+	Epoch    int    // of the refresh that brought it; that of the last one before it for a new grant
+	SecretID string // the vault's; the keys' own where they hold the token
+	Expires  time.Time
 	Lifetime time.Duration // when it was granted
 }
 
@@ -113,7 +113,7 @@ func (t Tokens) referencesToken(secretID string) bool {
 	return t.Token.SecretID == secretID || is(t.Refresh) || slices.ContainsFunc(t.Late, is)
 }
 
-// TokenSecrets are the secrets of the tokens in force and of the refreshes that
+// TokenSecrets are the secrets of the current tokens and of the refreshes that
 // may yet bring some.
 func (t Tokens) TokenSecrets() (ids []string) {
 	for _, id := range []string{t.Token.SecretID, t.Refresh.SecretID} {
@@ -178,7 +178,7 @@ func (s CredentialState) startRefresh(c commands.StartRefresh) ([]events.Credent
 	}), nil
 }
 
-// completeRefresh takes an answer of the grant in force that is newer than the
+// completeRefresh takes an answer of the current grant that is newer than the
 // token in force, however late it comes: the server may know no older one. Where
 // another process has begun meanwhile it may have used the same refresh token,
 // which some servers punish by withdrawing all: such an answer is proved by
@@ -222,7 +222,7 @@ func (s CredentialState) failRefresh(c commands.FailRefresh) ([]events.Credentia
 		Epoch: c.Epoch, Grant: c.Grant, Outcome: c.Outcome, Status: c.Status, RetryAt: c.RetryAt.UTC(),
 	}}
 	switch {
-	case c.Lost != "" && t.Token.Epoch == t.Refresh.From: // else what was refused is not the token in force any more
+	case c.Lost != "" && t.Token.Epoch == t.Refresh.From: // else what was refused is not the current token any more
 		return append(facts, s.broken(c.Grant, c.Outcome, c.Lost)), nil
 	case t.ReauthReason != "" && !t.Unverified: // somebody insisted, and it is as it was
 		return append(facts, s.broken(c.Grant, c.Outcome, t.ReauthReason)), nil

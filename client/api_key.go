@@ -5,17 +5,16 @@ import (
 	"time"
 )
 
-// IssueAPIKey asks for a new API key. It has a role, permissions, or both.
+// IssueAPIKey requests a new API key. It has a role, permissions, or both.
 type IssueAPIKey struct {
 	Role        string   `json:"role,omitzero"`        // "ADMINISTRATOR", "OPERATOR", "FLOW_ENGINE" or "AUDITOR"
 	Permissions []string `json:"permissions,omitzero"` // besides those of the role, such as "credentials.reveal"
-	Name        string   `json:"name,omitzero"`        // for people
+	Name        string   `json:"name,omitzero"`        // display name
 	Tenants     []string `json:"tenants,omitzero"`     // tenants it may name, "*" is every one; the caller's when empty
 	Expires     string   `json:"expires,omitzero"`     // a moment (RFC 3339), or a duration such as "720h"; never when empty
 	Addresses   []string `json:"addresses,omitzero"`   // networks (CIDR) it may be used from; from everywhere when empty
 }
 
-// IssuedAPIKey answers IssueAPIKey.
 type IssuedAPIKey struct {
 	Done
 	Key     string    `json:"key,omitzero"`     // shown once: a repeated command answers without it
@@ -40,14 +39,14 @@ func (a *API) RevokeAPIKey(ctx context.Context, id string, opts ...CommandOption
 type APIKey struct {
 	ID          string    `json:"id"`
 	Name        string    `json:"name"`
-	Role        string    `json:"role"`                  // "" when it has permissions by name alone
-	Permissions []string  `json:"permissions,omitzero"`  // besides those of the role
-	Tenants     []string  `json:"tenants"`               //
-	Addresses   []string  `json:"addresses,omitzero"`    // networks it may be used from; empty: from everywhere
-	Expires     time.Time `json:"expires,omitzero"`      // zero: never
-	Expired     bool      `json:"expired,omitzero"`      //
-	Revoked     bool      `json:"revoked"`               //
-	IssuedAt    time.Time `json:"issued_at"`             //
+	Role        string    `json:"role"`                 // "" when it has permissions by name alone
+	Permissions []string  `json:"permissions,omitzero"` // besides those of the role
+	Tenants     []string  `json:"tenants"`
+	Addresses   []string  `json:"addresses,omitzero"` // networks it may be used from; empty: from everywhere
+	Expires     time.Time `json:"expires,omitzero"`   // zero: never
+	Expired     bool      `json:"expired,omitzero"`
+	Revoked     bool      `json:"revoked"`
+	IssuedAt    time.Time `json:"issued_at"`
 	LastUsedAt  time.Time `json:"last_used_at,omitzero"` // to the minute; zero when that is not known
 }
 

@@ -38,7 +38,7 @@ type AuthClientComponent struct {
 	OAuthClient string `json:"oauth_client,omitzero"` // id of its OAuth client that follows the auth client
 }
 
-// NewAuthClient asks for an auth client.
+// NewAuthClient requests an auth client.
 type NewAuthClient struct {
 	Name        string
 	Type        string   // oauth2, basic, api_key or noauth
@@ -47,7 +47,7 @@ type NewAuthClient struct {
 	Components  []string // ids
 	Credentials Keys     // of oauth2: client_id, client_secret, ...
 
-	ExpectRevisions map[string]int // by component: refuse unless its descriptor in force has this revision (component_changed); may be nil
+	ExpectRevisions map[string]int // by component: refuse unless its current descriptor has this revision (component_changed); may be nil
 }
 
 // CreateAuthClient creates an auth client. One of type oauth2 that belongs to the

@@ -7,7 +7,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// ConnectOAuth asks for a link by which a person connects an account at the
+// ConnectOAuth requests a link by which a person connects an account at the
 // component's provider.
 type ConnectOAuth struct {
 	Component  string   // needed for a new credential

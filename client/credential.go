@@ -77,7 +77,7 @@ func (Keys) GoString() string { return hidden }
 // MarshalText implements encoding.TextMarshaler, so that an encoder writes no value.
 func (Keys) MarshalText() ([]byte, error) { return []byte(hidden), nil }
 
-// CreateCredential asks for a new credential.
+// CreateCredential requests a new credential.
 type CreateCredential struct {
 	Component string
 	Name      string // made from the component's title when empty
@@ -109,7 +109,7 @@ func (a *API) CreateCredential(ctx context.Context, in CreateCredential, opts ..
 	return done, err
 }
 
-// change names a credential, and refuses to change it unless the keys in force
+// change names a credential, and refuses to change it unless the current keys
 // have the expected version, when that is not 0.
 type change struct {
 	ID       string         `json:"id"`
@@ -127,7 +127,7 @@ func (a *API) change(ctx context.Context, name string, in change, opts []Command
 }
 
 // ReplaceKeys verifies new keys and puts them in force as a new version. Here and below,
-// expected is the version that the keys in force must have, 0 for any
+// expected is the version that the current keys must have, 0 for any
 // (credential_version_stale).
 func (a *API) ReplaceKeys(ctx context.Context, id string, keys Keys, expected int, opts ...CommandOption) (Done, error) {
 	return a.change(ctx, "credential.replace-keys", change{ID: id, Keys: keys.reveal(), Expected: expected, Revision: revisionOf(opts)}, opts)
@@ -176,7 +176,7 @@ type Verification struct {
 	LatencyMS int64  `json:"latency_ms"` // milliseconds
 }
 
-// byID asks for one thing by its id, as fresh as the log sequence MinSeq.
+// byID requests one thing by its id, as fresh as the log sequence MinSeq.
 type byID struct {
 	ID     string `json:"id"`
 	MinSeq uint64 `json:"min_seq,omitzero"`

@@ -19,7 +19,7 @@ import (
 // FlowStep is one step of a flow.
 type FlowStep struct {
 	ID         string `json:"id"`                  // unique within the flow
-	Name       string `json:"name,omitzero"`       // for people
+	Name       string `json:"name,omitzero"`       // display name
 	Component  string `json:"component"`           // id of the component it runs
 	Credential string `json:"credential,omitzero"` // id of the credential it uses, "" for none
 }
@@ -40,7 +40,7 @@ const (
 type FlowEvent struct {
 	Change   FlowChange `json:"-"`
 	ID       string     `json:"id"`
-	Name     string     `json:"name,omitzero"`  // for people
+	Name     string     `json:"name,omitzero"`  // display name
 	Revision uint64     `json:"revision"`       // rises with every event of the flow, start and stop too; at least 1
 	Steps    []FlowStep `json:"steps,omitzero"` // needed for FlowCreated and FlowUpdated; nil with others: as they were
 	EventID  string     `json:"-"`              // of the CloudEvent; random when empty
@@ -170,10 +170,10 @@ func percentEncode(s string) string {
 	return b.String()
 }
 
-// BindFlow asks for the credentials of a flow that is about to start.
+// BindFlow requests the credentials of a flow that is about to start.
 type BindFlow struct {
 	Flow  string
-	Name  string // for people; may be empty
+	Name  string // display name; may be empty
 	Steps []FlowStep
 	TTL   time.Duration // how long the reservation lasts unless the flow starts: 10 minutes when 0, 1 s to 24 h
 }

@@ -40,8 +40,8 @@ type Credential struct {
 	Seq          uint64         `json:"seq"` // log sequence of the last change
 }
 
-// RenameCredential asks for another name, by the command credential.rename.
-// expected: refuse when the keys in force have another version.
+// RenameCredential requests another name, by the command credential.rename.
+// expected: refuse unless this is the version of the current keys.
 func (a *API) RenameCredential(ctx context.Context, id string, name string, expected int, opts ...CommandOption) (done Done, err error) {
 	err = a.Command(ctx, "credential.rename", struct {
 		ID       string `json:"id"`
@@ -51,7 +51,7 @@ func (a *API) RenameCredential(ctx context.Context, id string, name string, expe
 	return done, err
 }
 
-// SetVPNAgent asks for another VPN agent, by the command credential.set-vpn-agent.
+// SetVPNAgent requests another VPN agent, by the command credential.set-vpn-agent.
 // vpnAgent: an id of the caller's, kept as given; none when absent.
 func (a *API) SetVPNAgent(ctx context.Context, id string, vpnAgent string, opts ...CommandOption) (done Done, err error) {
 	err = a.Command(ctx, "credential.set-vpn-agent", struct {

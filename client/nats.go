@@ -90,7 +90,7 @@ func (e *entry) pause(int) time.Duration {
 const natsCallTime = 35 * time.Second // above the service's own bound
 
 // Dial connects. It returns ErrRefused for a key that is not known, and
-// ErrUnreachable. Later the connection comes back by itself, for ever. When it was
+// ErrUnreachable. Later the connection comes back by itself, forever. When it was
 // refused many times, since the key is not known any more, requests and
 // followers end with ErrRefused until it is let in again.
 func Dial(ctx context.Context, cfg NATSConfig) (*Conn, error) {

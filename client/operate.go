@@ -5,7 +5,7 @@ import "context"
 // Tenant is one tenant of the installation.
 type Tenant struct {
 	ID   string `json:"id"`
-	Name string `json:"name,omitzero"` // for people
+	Name string `json:"name,omitzero"` // display name
 }
 
 // RegisterTenant brings a tenant in.
@@ -26,9 +26,9 @@ func (a *API) ListTenants(ctx context.Context) ([]Tenant, error) {
 
 // ViewsStatus says how far the views are. Places are log sequences.
 type ViewsStatus struct {
-	Position   uint64 `json:"position"`         // what the views reflect
-	End        uint64 `json:"end"`              // the last commit of the log
-	Rebuilding bool   `json:"rebuilding"`       //
+	Position   uint64 `json:"position"` // what the views reflect
+	End        uint64 `json:"end"`      // the last commit of the log
+	Rebuilding bool   `json:"rebuilding"`
 	Rebuilt    uint64 `json:"rebuilt"`          // how far the running or last rebuild came
 	RebuildEnd uint64 `json:"rebuild_end"`      // how far it has to come
 	Error      string `json:"error,omitzero"`   // why the last rebuild ended early

@@ -23,7 +23,7 @@ type QueueAck struct {
 
 // Enqueue leaves a command in the queue and returns when that is durable. It is
 // obeyed once, after those left before it for the same thing. What comes of it is
-// an event whose causation is the command's id, or an entry of the poison queue.
+// an event whose causation is the command's id, or an entry of the dead-letter queue.
 // Body marshals to the command's JSON object. A body with clear keys is refused
 // and not stored (secret_in_queue): see SealKeys.
 func (c *Conn) Enqueue(ctx context.Context, command string, body any, opts ...CommandOption) (QueueAck, error) {
@@ -88,7 +88,7 @@ func (a *API) SealKeys(ctx context.Context, command, commandID, target string, k
 	return base64.RawURLEncoding.EncodeToString(sealed), nil
 }
 
-// Poisoned is a message of the poison queue: a flow event or queued command that
+// Poisoned is a message of the dead-letter queue: a flow event or queued command that
 // failed for good.
 type Poisoned struct {
 	ID        string         `json:"id"`
@@ -108,7 +108,7 @@ type Poisoned struct {
 	Content   jsontext.Value `json:"content,omitzero"` // what is kept of it; in the answer of GetQueued alone
 }
 
-// QueueFilter says which page of the poison queue to list.
+// QueueFilter says which page of the dead-letter queue to list.
 type QueueFilter struct {
 	Limit int    `json:"limit,omitzero"` // of one page, 1 to 200; 50 when 0
 	After string `json:"after,omitzero"` // cursor of the page before
@@ -120,7 +120,7 @@ type QueuedList struct {
 	Next     string     `json:"next,omitzero"` // cursor of the next page; empty on the last
 }
 
-// ListQueued returns one page of the poison queue. Here and below, the key needs
+// ListQueued returns one page of the dead-letter queue. Here and below, the key needs
 // the permission queue.manage.
 func (a *API) ListQueued(ctx context.Context, filter QueueFilter) (QueuedList, error) {
 	var list QueuedList
@@ -128,7 +128,7 @@ func (a *API) ListQueued(ctx context.Context, filter QueueFilter) (QueuedList, e
 	return list, err
 }
 
-// Queued yields every message of the poison queue, page after page.
+// Queued yields every message of the dead-letter queue, page after page.
 func (a *API) Queued(ctx context.Context) iter.Seq2[Poisoned, error] {
 	return func(yield func(Poisoned, error) bool) {
 		for filter := (QueueFilter{Limit: 200}); ; {
@@ -149,7 +149,7 @@ func (a *API) Queued(ctx context.Context) iter.Seq2[Poisoned, error] {
 	}
 }
 
-// GetQueued returns one message of the poison queue, with what is kept of its
+// GetQueued returns one message of the dead-letter queue, with what is kept of its
 // content (queue_message_not_found).
 func (a *API) GetQueued(ctx context.Context, id string) (Poisoned, error) {
 	var m Poisoned
@@ -157,7 +157,7 @@ func (a *API) GetQueued(ctx context.Context, id string) (Poisoned, error) {
 	return m, err
 }
 
-// RetryQueued puts a message of the poison queue back where it came from
+// RetryQueued puts a message of the dead-letter queue back where it came from
 // (queue_message_not_kept).
 func (a *API) RetryQueued(ctx context.Context, id string, opts ...CommandOption) (Done, error) {
 	var done Done
@@ -165,14 +165,14 @@ func (a *API) RetryQueued(ctx context.Context, id string, opts ...CommandOption)
 	return done, err
 }
 
-// DropQueued erases a message of the poison queue.
+// DropQueued erases a message of the dead-letter queue.
 func (a *API) DropQueued(ctx context.Context, id string, opts ...CommandOption) (Done, error) {
 	var done Done
 	err := a.Command(ctx, "queue.drop", byID{ID: id}, &done, opts...)
 	return done, err
 }
 
-// QueueBulk says which messages of the poison queue a change in bulk is for. The
+// QueueBulk says which messages of the dead-letter queue a change in bulk is for. The
 // zero QueueBulk means all.
 type QueueBulk struct {
 	Queue  string    `json:"queue,omitzero"`  // "flows" or "commands"
@@ -186,16 +186,16 @@ type QueueChanged struct {
 	Done    int       `json:"done"`          // messages that were changed
 	Skipped int       `json:"skipped"`       // whose content was not kept, so they cannot be tried again
 	Before  time.Time `json:"before"`        // as asked for
-	Next    string    `json:"next,omitzero"` // cursor to go on with; empty at the end
+	Next    string    `json:"next,omitzero"` // cursor to continue with; empty at the end
 }
 
-// RetryAllQueued puts messages of the poison queue back where they came from, and
+// RetryAllQueued puts messages of the dead-letter queue back where they came from, and
 // returns how many. What fails again comes back and is not met again.
 func (a *API) RetryAllQueued(ctx context.Context, which QueueBulk) (QueueChanged, error) {
 	return a.changeQueued(ctx, "queue.retry-all", which)
 }
 
-// DropAllQueued erases messages of the poison queue, and returns how many.
+// DropAllQueued erases messages of the dead-letter queue, and returns how many.
 func (a *API) DropAllQueued(ctx context.Context, which QueueBulk) (QueueChanged, error) {
 	return a.changeQueued(ctx, "queue.drop-all", which)
 }

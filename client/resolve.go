@@ -129,7 +129,7 @@ type resolvedAnswer struct {
 	Keys    jsontext.Value `json:"keys"`
 }
 
-// Resolve asks for the values of a credential, sealed to the key, and opens them.
+// Resolve requests the values of a credential, sealed to the key, and opens them.
 // Each call asks the service: see Resolver. The key that the client was made with
 // needs the permission credentials.resolve.
 func (a *API) Resolve(ctx context.Context, key ResolveKey, id string, opts ResolveOptions) (Resolved, error) {
@@ -156,7 +156,7 @@ func (a *API) Resolve(ctx context.Context, key ResolveKey, id string, opts Resol
 	return answer.read(id)
 }
 
-// ResolveCleartext asks for the clear values of a credential. The service refuses
+// ResolveCleartext requests the clear values of a credential. The service refuses
 // that where others could listen, and always over NATS (cleartext_refused).
 func (a *API) ResolveCleartext(ctx context.Context, id string, opts ResolveOptions) (Resolved, error) {
 	var answer resolvedAnswer

@@ -290,7 +290,7 @@ func (b *beats) recent() bool {
 	return time.Since(b.last) < silent
 }
 
-// pollCredentials asks for changes until ctx ends, and tells the Resolver.
+// pollCredentials requests changes until ctx ends, and tells the Resolver.
 func (c *Client) pollCredentials(ctx context.Context, r *Resolver) {
 	var beat beats
 	next := uint64(math.MaxInt64) // only the end of the log is wanted

@@ -27,7 +27,6 @@ type RevocationScope struct {
 	OAuthClient string `json:"oauth_client,omitzero"` // those of the component of the OAuth client with this id
 }
 
-// RevocationStarted answers RevokeOAuth.
 type RevocationStarted struct {
 	Done
 	Total int `json:"total"` // credentials that hold tokens
@@ -35,7 +34,7 @@ type RevocationStarted struct {
 
 // RevokeOAuth begins to give up the tokens of many credentials, and returns at once:
 // OAuthRevocation tells of the progress (revocation_under_way). When it breaks off,
-// the same again goes on with those that still hold tokens.
+// the same again continues with those that still hold tokens.
 func (a *API) RevokeOAuth(ctx context.Context, scope RevocationScope, opts ...CommandOption) (RevocationStarted, error) {
 	return a.revokeOAuth(ctx, scope, false, opts)
 }
@@ -58,19 +57,19 @@ func (a *API) revokeOAuth(ctx context.Context, scope RevocationScope, dry bool, 
 // RevocationProgress says how far a revocation in bulk has come. Its numbers are of
 // credentials.
 type RevocationProgress struct {
-	ID         string              `json:"id,omitzero"`         // of the revocation
-	Here       bool                `json:"here"`                // the process that answered ran it; else all it can tell is Left
-	Running    bool                `json:"running"`             //
-	Total      int                 `json:"total"`               // that held tokens when it began
-	Done       int                 `json:"done"`                // whose tokens are given up
-	AtProvider int                 `json:"at_provider"`         // of these, where the provider confirmed that it has forgotten them
-	NotOffered int                 `json:"not_offered"`         // of these, where the component names no address to tell the provider
-	Erased     int                 `json:"erased"`              // secrets erased from the vault, after all are given up
-	Failed     int                 `json:"failed"`              // where the provider did not confirm it, or the tokens could not be given up
-	Failures   []RevocationFailure `json:"failures"`            // the first 20 of these
-	StartedAt  time.Time           `json:"started_at,omitzero"` //
-	EndedAt    time.Time           `json:"ended_at,omitzero"`   // zero while it runs
-	Left       int                 `json:"left"`                // of the tenant that hold tokens now
+	ID         string              `json:"id,omitzero"` // of the revocation
+	Here       bool                `json:"here"`        // the process that answered ran it; else all it can tell is Left
+	Running    bool                `json:"running"`
+	Total      int                 `json:"total"`       // that held tokens when it began
+	Done       int                 `json:"done"`        // whose tokens are given up
+	AtProvider int                 `json:"at_provider"` // of these, where the provider confirmed that it has forgotten them
+	NotOffered int                 `json:"not_offered"` // of these, where the component names no address to tell the provider
+	Erased     int                 `json:"erased"`      // secrets erased from the vault, after all are given up
+	Failed     int                 `json:"failed"`      // where the provider did not confirm it, or the tokens could not be given up
+	Failures   []RevocationFailure `json:"failures"`    // the first 20 of these
+	StartedAt  time.Time           `json:"started_at,omitzero"`
+	EndedAt    time.Time           `json:"ended_at,omitzero"` // zero while it runs
+	Left       int                 `json:"left"`              // of the tenant that hold tokens now
 }
 
 // RevocationFailure says why a revocation was not confirmed.

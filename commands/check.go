@@ -13,7 +13,7 @@ import (
 // what can be refused without a look at anything else. What only the service may fill in
 // is in no such command: it has a request of its own.
 
-// The refusals of a request's form.
+// Errors of a request's form.
 var (
 	ErrBody    = fault.New(fault.Invalid, "body_invalid", "The body is not valid JSON for this command or query.")
 	ErrMissing = fault.New(fault.Invalid, "member_missing", "A required member is missing.")

@@ -38,11 +38,11 @@ type CreateCredential struct {
 // StepOfFlow names one step.
 type StepOfFlow struct{ Flow, Step string }
 
-// RenameCredential asks for another name.
+// RenameCredential requests another name.
 type RenameCredential struct {
 	ID       string `json:"id"`
 	Name     string `json:"name"`
-	Expected int    `json:"expected_version,omitzero"` // refuse when the keys in force have another version
+	Expected int    `json:"expected_version,omitzero"` // refuse unless this is the version of the current keys
 }
 
 // Check refuses what is no name, id or version.
@@ -50,7 +50,7 @@ func (c RenameCredential) Check() error {
 	return cmp.Or(CheckName("/name", c.Name), CheckTarget(c.ID, c.Expected))
 }
 
-// SetVPNAgent asks for another VPN agent.
+// SetVPNAgent requests another VPN agent.
 type SetVPNAgent struct {
 	ID       string `json:"id"`
 	VPNAgent string `json:"vpn_agent,omitzero"` // an id of the caller's, kept as given; none when absent

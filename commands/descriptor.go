@@ -38,7 +38,7 @@ const (
 var (
 	ErrDescriptorInvalid  = fault.New(fault.Invalid, "component_descriptor_invalid", "The component.json is not valid.")
 	ErrDescriptorTooLarge = fault.New(fault.Invalid, "component_descriptor_too_large", "The component.json is larger than 256 KiB.")
-	// ErrSecretInDescriptor refuses a secret in clear: descriptors are stored in the log, for ever.
+	// ErrSecretInDescriptor refuses a secret in clear: descriptors are stored in the log, forever.
 	ErrSecretInDescriptor = fault.New(fault.Invalid, "component_secret_in_descriptor",
 		"The component.json contains a secret. Replace it with a template such as {{OAUTH_CLIENT_SECRET}}.")
 )
@@ -58,8 +58,8 @@ const (
 
 // Descriptor is what the service reads of a component.json.
 type Descriptor struct {
-	Raw             []byte        // the file whole, to the byte
-	Title           string        //
+	Raw             []byte // the file whole, to the byte
+	Title           string
 	Fields          []Field       // of a credential, in the order of the file
 	UsesOAuth       bool          // a field holds OAuth tokens
 	DeclaresOAuth   bool          // it names OAuth endpoints or clients
@@ -104,14 +104,14 @@ type Verification struct {
 
 // HTTPProbe is one HTTP request and what its answer means.
 type HTTPProbe struct {
-	Method  string            `json:"method"`  // "GET", "HEAD" or "POST"
-	URL     string            `json:"url"`     //
-	Headers map[string]string `json:"headers"` //
-	Basic   *Basic            `json:"basic"`   // nil: none
-	Form    map[string]string `json:"form"`    // body of a POST; nil: none
-	JSON    jsontext.Value    `json:"json"`    // body of a POST, templates in its strings; nil: none
-	Expect  Expect            `json:"expect"`  //
-	Says    map[string]string `json:"says"`    // sentence by status ("401") or class ("4xx")
+	Method  string            `json:"method"` // "GET", "HEAD" or "POST"
+	URL     string            `json:"url"`
+	Headers map[string]string `json:"headers"`
+	Basic   *Basic            `json:"basic"` // nil: none
+	Form    map[string]string `json:"form"`  // body of a POST; nil: none
+	JSON    jsontext.Value    `json:"json"`  // body of a POST, templates in its strings; nil: none
+	Expect  Expect            `json:"expect"`
+	Says    map[string]string `json:"says"` // sentence by status ("401") or class ("4xx")
 }
 
 // Basic is HTTP Basic authentication (RFC 7617).
@@ -788,7 +788,7 @@ func checkJSON(raw []byte) error {
 	}
 }
 
-// plainNumber keeps out numbers such as 1e999999999, exact arithmetic on which takes for ever.
+// plainNumber keeps out numbers such as 1e999999999, exact arithmetic on which takes forever.
 func plainNumber(s string) bool {
 	_, exponent, _ := strings.Cut(strings.ToLower(s), "e")
 	return len(s) <= 64 && len(exponent) <= 4

@@ -11,7 +11,7 @@ type OAuthClient interface {
 // DefineOAuthClient gives the component a client.
 type DefineOAuthClient struct {
 	Component, ID, ClientID, SecretID string
-	Revision                          int // of the component's descriptor in force
+	Revision                          int // of the component's current descriptor
 }
 
 // ChangeOAuthClient changes what is not "". A secret that is given, be it the one

@@ -12,7 +12,7 @@ type Tokens struct {
 	Scope                       string
 }
 
-// StartRefresh asks for the right to renew the tokens of a credential.
+// StartRefresh requests the right to renew the tokens of a credential.
 type StartRefresh struct {
 	ID       string
 	Holder   string // the process that asks

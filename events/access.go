@@ -2,7 +2,7 @@ package events
 
 import "time"
 
-// Access is the sum of the facts about what one caller tried, stream
+// Access is the set of events about what one caller tried, stream
 // "access.<id of the caller>" in the caller's home tenant.
 //
 //sumtype:decl
@@ -25,7 +25,7 @@ type AccessDenied struct {
 type AccessConnectAborted struct {
 	Principal  string `json:"principal" feed:"principal"`   // who had started: "key:<id>" or "user:<id>"
 	Connection string `json:"connection" feed:"connection"` // id of the connect link
-	Component  string `json:"component" feed:"component"`   //
+	Component  string `json:"component" feed:"component"`
 	Credential string `json:"credential" feed:"credential"` // that was to be connected again; "" for a new one
 	User       string `json:"user" feed:"user"`             // for whom it was started: an id of the caller's, or ""
 	Reason     string `json:"reason" feed:"reason"`         // the code of what ended it

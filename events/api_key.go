@@ -8,7 +8,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// APIKey is the sum of the facts about one API key, stream "api_key.<id>" under System.
+// APIKey is the set of events about one API key, stream "api_key.<id>" under System.
 //
 //sumtype:decl
 type APIKey interface{ apiKey() }
@@ -16,7 +16,7 @@ type APIKey interface{ apiKey() }
 // APIKeyIssued makes a key known. The key itself is shown once and never stored.
 type APIKeyIssued struct {
 	SHA256      string    `json:"sha256" feed:"-"`                          // hex SHA-256 of the key, which is 256 random bits
-	Name        string    `json:"name" feed:"name"`                         // for people; may be ""
+	Name        string    `json:"name" feed:"name"`                         // display name; may be ""
 	Home        string    `json:"home" feed:"home"`                         // tenant used where a surface names none
 	Tenants     []string  `json:"tenants" feed:"tenants"`                   // tenants it may name; "*" is every tenant
 	Role        string    `json:"role" feed:"role"`                         // a named set of permissions: "ADMINISTRATOR", ...; may be ""
@@ -37,7 +37,7 @@ var apiKeyTypes = []Type{
 }
 
 // boundedAPIKey makes version 2: a key of version 1 has the permissions of its
-// role alone, and is good from everywhere and for ever.
+// role alone, and is good from everywhere and forever.
 func boundedAPIKey(data json.RawMessage) (json.RawMessage, error) {
 	var members map[string]jsontext.Value
 	if err := jsonv2.Unmarshal(data, &members); err != nil {

@@ -2,7 +2,7 @@ package events
 
 import "encoding/json"
 
-// AuthClient is the sum of the facts about one auth client, stream
+// AuthClient is the set of events about one auth client, stream
 // "auth_client.<id>" of the tenant that keeps it.
 //
 //sumtype:decl

@@ -2,7 +2,7 @@ package events
 
 import "time"
 
-// CommandRecord is the sum of the facts about one named command, stream
+// CommandRecord is the set of events about one named command, stream
 // "command.<id derived from the caller and the command id>".
 //
 //sumtype:decl

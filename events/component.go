@@ -5,7 +5,7 @@ import (
 	"encoding/hex"
 )
 
-// Component is the sum of the facts about one component, stream
+// Component is the set of events about one component, stream
 // "component.<id>" under System.
 //
 //sumtype:decl

@@ -1,6 +1,6 @@
 package events
 
-// Connector is the sum of the facts about one connector, which fills a search index from
+// Connector is the set of events about one connector, which fills a search index from
 // somewhere else: stream "connector.<id>" within its tenant.
 //
 //sumtype:decl
@@ -18,8 +18,8 @@ type ConnectorChanged struct {
 
 // ConnectorSettings are what a connector says of itself.
 type ConnectorSettings struct {
-	Name        string `json:"name"`         // for people, or ""
-	Description string `json:"description"`  // for people, or ""
+	Name        string `json:"name"`         // display name, or ""
+	Description string `json:"description"`  // free text, or ""
 	IndexName   string `json:"index_name"`   // that the connector writes to, or ""
 	ServiceType string `json:"service_type"` // what it reads from, or ""
 	Language    string `json:"language"`     // of what it reads, or ""
@@ -51,7 +51,7 @@ func (ConnectorAPIKeySet) connector()    {}
 func (ConnectorUseAbandoned) connector() {}
 func (ConnectorDeleted) connector()      {}
 
-// ConnectorSecret is the sum of the facts about one secret of connectors, stream
+// ConnectorSecret is the set of events about one secret of connectors, stream
 // "connector_secret.<id>" within its tenant. The value lives in the vault alone.
 //
 //sumtype:decl

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Credential is the sum of the facts about one credential, stream
+// Credential is the set of events about one credential, stream
 // "credential.<id>" within its tenant.
 //
 //sumtype:decl
@@ -50,7 +50,7 @@ type KeysVersion struct {
 	Version      int          `json:"version"`   // 1, 2, 3, ...
 	SecretID     string       `json:"secret_id"` // where the vault keeps the sealed values
 	Fields       []string     `json:"fields"`    // names of the fields that have a value, sorted
-	Revision     int          `json:"revision"`  // revision of the component's descriptor in force
+	Revision     int          `json:"revision"`  // revision of the component's current descriptor
 	Hosts        []string     `json:"hosts"`     // where these keys may be sent: patterns, from the descriptor
 	HostMAC      string       `json:"host_mac"`  // MAC over the values that make up a host, under the tenant's MAC key
 	Verification Verification `json:"verification"`
@@ -141,7 +141,7 @@ type SecretAbandoned struct {
 	SecretID string `json:"secret_id"`
 }
 
-// CredentialUse is the sum of the facts about a flow's use of a credential.
+// CredentialUse is the set of events about a flow's use of a credential.
 //
 //sumtype:decl
 type CredentialUse interface {

@@ -1,5 +1,5 @@
 // Package events holds every fact the service stores, the form in which it is
-// stored for ever, and the contract of the log.
+// stored forever, and the contract of the log.
 package events
 
 import (
@@ -27,9 +27,9 @@ type Actor struct {
 
 // Meta says who caused a commit, when, and on behalf of what.
 type Meta struct {
-	Commit      string    `json:"commit"`           // UUIDv7, made for each attempt to append
-	Tenant      string    `json:"tenant"`           // the tenant the change belongs to; the stream may stand under System
-	Actor       Actor     `json:"actor"`            //
+	Commit      string    `json:"commit"` // UUIDv7, made for each attempt to append
+	Tenant      string    `json:"tenant"` // the tenant the change belongs to; the stream may stand under System
+	Actor       Actor     `json:"actor"`
 	Command     string    `json:"command"`          // id of the command, unique for (tenant, actor)
 	Request     string    `json:"request,omitzero"` // HMAC of the request under the tenant's key: tells a repeat from a reuse
 	Causation   string    `json:"causation"`        // id of the event or command before it, or ""

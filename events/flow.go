@@ -2,7 +2,7 @@ package events
 
 import "time"
 
-// Flow is the sum of the facts about one flow of a flow engine, stream
+// Flow is the set of events about one flow of a flow engine, stream
 // "flow.<id>" within its tenant. The flow itself is the engine's: these are what
 // was heard of it, and what became of its use of credentials.
 //
@@ -12,7 +12,7 @@ type Flow interface{ flow() }
 // FlowStep is one step of a flow.
 type FlowStep struct {
 	ID         string `json:"id" feed:"id"`                 // unique within the flow
-	Name       string `json:"name" feed:"name"`             // for people, or ""
+	Name       string `json:"name" feed:"name"`             // display name, or ""
 	Component  string `json:"component" feed:"component"`   // id of the component it runs
 	Credential string `json:"credential" feed:"credential"` // id of the credential it uses, "" for none
 }
@@ -33,7 +33,7 @@ const (
 // this revision on.
 type FlowObserved struct {
 	Change   FlowChange `json:"change" feed:"change"`
-	Name     string     `json:"name" feed:"name"`         // for people, or ""
+	Name     string     `json:"name" feed:"name"`         // display name, or ""
 	Revision uint64     `json:"revision" feed:"revision"` // rises with every event of the flow, start and stop too
 	Active   bool       `json:"active" feed:"active"`
 	Steps    []FlowStep `json:"steps" feed:"steps"` // none once it is deleted

@@ -1,6 +1,6 @@
 package events
 
-// Installation is the sum of the facts about the installation itself, stream
+// Installation is the set of events about the installation itself, stream
 // "installation.durability" under System.
 //
 //sumtype:decl

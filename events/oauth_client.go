@@ -7,7 +7,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// OAuthClient is the sum of the facts about the OAuth client of one component in
+// OAuthClient is the set of events about the OAuth client of one component in
 // one tenant, stream "oauth_client.<component>". The use by flows is recorded
 // whether a client is defined or not, so that none is defined into a gap.
 //

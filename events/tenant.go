@@ -1,13 +1,13 @@
 package events
 
-// Tenant is the sum of the facts about one tenant, stream "tenant.<id>" under System.
+// Tenant is the set of events about one tenant, stream "tenant.<id>" under System.
 //
 //sumtype:decl
 type Tenant interface{ tenant() }
 
 // TenantRegistered brings a tenant in.
 type TenantRegistered struct {
-	Name string `json:"name" feed:"name"` // for people; may be ""
+	Name string `json:"name" feed:"name"` // display name; may be ""
 }
 
 func (TenantRegistered) tenant() {}

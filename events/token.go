@@ -80,7 +80,7 @@ type CredentialRevokedAtProvider struct {
 	Outcome string `json:"outcome" feed:"outcome"` // "revoked", or as CredentialRefreshFailed has it
 }
 
-// CredentialToken is the sum of the facts about the tokens of a credential.
+// CredentialToken is the set of events about the tokens of a credential.
 //
 //sumtype:decl
 type CredentialToken interface {

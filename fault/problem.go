@@ -9,11 +9,11 @@ import (
 // Problem is the form in which an error leaves the service on every edge: the
 // members of RFC 9457 and our own. Programs tell errors apart by Code.
 type Problem struct {
-	Title      string          `json:"title"`                // the status in words
-	Status     int             `json:"status"`               // of HTTP (RFC 9110), on NATS too
-	Code       string          `json:"code"`                 //
-	Kind       Kind            `json:"kind"`                 //
-	Detail     string          `json:"detail"`               //
+	Title      string          `json:"title"`  // the status in words
+	Status     int             `json:"status"` // of HTTP (RFC 9110), on NATS too
+	Code       string          `json:"code"`
+	Kind       Kind            `json:"kind"`
+	Detail     string          `json:"detail"`
 	Pointer    string          `json:"pointer,omitzero"`     // JSON pointer (RFC 6901) to the input at fault
 	Details    json.RawMessage `json:"details,omitzero"`     // more for programs
 	RequestID  string          `json:"request_id,omitzero"`  // leads the operator to the cause

@@ -12,7 +12,7 @@ import (
 const (
 	maxFailures = 5                // in a row, until an endpoint is left alone
 	firstRest   = 10 * time.Second // then twice as long each time
-	longestRest = 5 * time.Minute  //
+	longestRest = 5 * time.Minute
 	trying      = time.Second      // to come again while another tries
 	perHost     = 8                // requests under way to one host
 	patience    = 10 * time.Second // for one of these

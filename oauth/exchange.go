@@ -38,7 +38,7 @@ func (x *Exchanger) Redeem(ctx context.Context, tenant string, p Provider, c Cli
 	}, code, verifier)
 }
 
-// Refresh asks for a new access token by one request (RFC 6749, section 6). The
+// Refresh requests a new access token by one request (RFC 6749, section 6). The
 // provider may replace the refresh token with it, and then the old one is worth
 // nothing any more: store Token.Refresh, unless it is zero, before anything else
 // - also when it comes with an error, as it may where the rest of the answer is
@@ -53,7 +53,7 @@ func (x *Exchanger) Refresh(ctx context.Context, tenant string, p Provider, c Cl
 	}, refresh)
 }
 
-// ClientCredentials asks for an access token for the client itself (RFC 6749,
+// ClientCredentials requests an access token for the client itself (RFC 6749,
 // section 4.4). Every error is an *Error, or ctx's own when nothing was sent.
 func (x *Exchanger) ClientCredentials(ctx context.Context, tenant string, p Provider, c Client) (Token, error) {
 	return x.exchange(ctx, tenant, p, c, acquiring, func(ctx context.Context) error {

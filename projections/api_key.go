@@ -24,7 +24,7 @@ CREATE INDEX api_keys_sha256 ON api_keys (sha256, revoked, id);
 // APIKey is one API key, without the key.
 type APIKey struct {
 	ID          string
-	Name        string    // for people; may be ""
+	Name        string    // display name; may be ""
 	Home        string    // tenant used where a surface names none
 	Tenants     []string  // tenants it may name; "*" is every tenant
 	Role        string    // may be ""

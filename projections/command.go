@@ -12,7 +12,7 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// commandTable keeps, for ever, which commit answered a command id. A row is
+// commandTable keeps, forever, which commit answered a command id. A row is
 // about 25 bytes, the id itself is not needed.
 const commandTable = `
 CREATE TABLE commands (hash BLOB PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;

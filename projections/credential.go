@@ -63,7 +63,7 @@ type Credential struct {
 	Workspace    string              `json:"w"`   // id given by the caller, or ""
 	VPNAgent     string              `json:"vpn"` // id given by the caller, or ""
 	Status       events.Status       `json:"st"`
-	Version      int                 `json:"v"`   // of the keys in force: 1, 2, ...
+	Version      int                 `json:"v"`   // of the current keys: 1, 2, ...
 	Fields       []string            `json:"f"`   // names of the fields that have a value, sorted
 	Revision     int                 `json:"r"`   // of the component's descriptor when the keys were written
 	Hosts        []string            `json:"h"`   // where the keys may be sent: patterns

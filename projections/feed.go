@@ -28,7 +28,7 @@ const (
 )
 
 // Message is the public form of one event: a CloudEvent 1.0 that other programs
-// rely on, for ever. It holds no secret id, no MAC, no hash of a key and no
+// rely on, forever. It holds no secret id, no MAC, no hash of a key and no
 // descriptor.
 type Message struct {
 	Subject      string // in the feed: "credstream.events.<tenant>.<category>.<id as token>"; "" when Audience is Audit

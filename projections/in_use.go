@@ -91,7 +91,7 @@ const (
 
 // InUseChanges lists what has changed after a log sequence, in the order of the
 // log: about limit entries, and all of the last sequence among them, so that a
-// caller goes on after the sequence of the last one. A value that changed several
+// caller continues after the sequence of the last one. A value that changed several
 // times comes once. The values are those of one state of the views.
 func (v *Views) InUseChanges(ctx context.Context, after uint64, limit int) (entries []InUseEntry, err error) {
 	limit = bounded(limit)

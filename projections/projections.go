@@ -78,7 +78,7 @@ func (p *Projector) OnApplied(f func([]events.Record)) { p.applied = f }
 // closely may wait a few milliseconds for more, unless somebody waits for it. An
 // event that cannot be applied, or a log that cannot be read, stops it: it says
 // so loudly and returns the error. It may be run again, one run at a time, and
-// goes on with the same event then.
+// continues with the same event then.
 func (p *Projector) Run(ctx context.Context) (err error) {
 	p.note(false, p.Err())
 	defer func() {

@@ -22,7 +22,7 @@ const (
 )
 
 // Rebuild makes the views again from the log, in a new file, and puts that in
-// the place of the old one. Queries and the projector go on with the old file
+// the place of the old one. Queries and the projector continue with the old file
 // meanwhile and wait only for the exchange, a matter of milliseconds. progress,
 // which may be nil, is told how far the new file is and where the log ended.
 // When it fails before the exchange, nothing has changed.

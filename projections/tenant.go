@@ -16,7 +16,7 @@ CREATE TABLE tenants (id TEXT PRIMARY KEY, name TEXT NOT NULL, seq INTEGER NOT N
 // Tenant is one tenant.
 type Tenant struct {
 	ID        string
-	Name      string // for people; may be ""
+	Name      string // display name; may be ""
 	CreatedAt time.Time
 	Seq       uint64 // its last commit
 }

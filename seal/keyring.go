@@ -244,7 +244,7 @@ func (k *Keyring) load(ctx context.Context, tenant string) (*keys, error) {
 // does not know.
 const keysetFormat = 1
 
-// keysetEntry is the stored form of a tenant's keyset, in JSON, for ever. AEAD
+// keysetEntry is the stored form of a tenant's keyset, in JSON, forever. AEAD
 // and MAC are Tink keysets in Tink's binary encrypted form.
 type keysetEntry struct {
 	Format int    `json:"format"`

@@ -65,7 +65,7 @@ func (k *Kernel) Recorded(ctx context.Context, recs []events.Record) (Done, erro
 }
 
 // Begin records that a command is about to act outside the log. It returns what was
-// recorded by the first attempt at the command: an attempt after a crash goes on from
+// recorded by the first attempt at the command: an attempt after a crash continues from
 // that. A command without an id of its caller's leaves no record.
 func (k *Kernel) Begin(ctx context.Context, call *Call, c events.CommandStarted) (first events.CommandStarted, err error) {
 	c.Route = call.Route
@@ -204,7 +204,7 @@ func (k *Kernel) CompleteFor(ctx context.Context, call *Call, first events.Recor
 	return err
 }
 
-// The refusals of a deadline.
+// Errors of a deadline.
 var (
 	ErrDeadline = fault.New(fault.Invalid, "deadline_invalid", "The deadline must be an RFC 3339 time, such as \"2031-01-31T12:00:00.5Z\".")
 	ErrLate     = fault.New(fault.Unavailable, "request_late",

@@ -50,7 +50,7 @@ func (p Principal) UsableFrom(from netip.Addr) bool {
 	return len(p.Addresses) == 0 || slices.ContainsFunc(p.Addresses, func(n netip.Prefix) bool { return n.Contains(from) })
 }
 
-// The refusals of a caller.
+// Errors of a caller.
 var (
 	ErrUnauthenticated = fault.New(fault.Unauthenticated, "unauthenticated",
 		"An API key is required: send it by HTTP Basic or Bearer, or as the password of the NATS connection.")

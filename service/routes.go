@@ -178,7 +178,7 @@ func (r *Route) permission(p Principal) permission.Permission {
 	return r.Permission
 }
 
-// The refusals of a request's form.
+// Errors of a request's form.
 var (
 	ErrRouteUnknown = fault.New(fault.NotFound, "route_unknown", "No such command or query.")
 	ErrBody         = commands.ErrBody
@@ -204,7 +204,7 @@ const (
 // object. The answer marshals to JSON; an error that is no *fault.Error is
 // internal and is not for the caller.
 //
-// A command goes on when its caller hangs up once it has begun to change something.
+// A command continues when its caller hangs up once it has begun to change something.
 func (k *Kernel) Serve(caller context.Context, call Call, name string, body []byte) (answer any, err error) {
 	ctx, cancel := context.WithTimeout(caller, MaxCall)
 	defer cancel()

@@ -50,7 +50,7 @@ var (
 		"The vault did not answer in time, so it is unknown whether the secret was stored. Try again.")
 )
 
-// Ref names one secret for ever.
+// Ref names one secret forever.
 type Ref struct {
 	Tenant   string // plain
 	Category string // kind of the owner, plain: "credential"
@@ -185,7 +185,7 @@ func (v *Vault) waitDurable(ctx context.Context) error {
 	return nil
 }
 
-// The stored form, for ever: header Cs-Format and a body of one byte, the
+// The stored form, forever: header Cs-Format and a body of one byte, the
 // version of the body's form, and the sealed bytes.
 const (
 	formatHeader = "Cs-Format"

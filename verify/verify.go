@@ -51,9 +51,9 @@ type Probe struct {
 
 // HTTP is one request and what its answer means.
 type HTTP struct {
-	Method  string            // "" is GET
-	URL     string            // absolute, http or https
-	Headers map[string]string //
+	Method  string // "" is GET
+	URL     string // absolute, http or https
+	Headers map[string]string
 	Basic   *Basic            // nil: none
 	Form    map[string]string // the body as a form; nil: none
 	JSON    []byte            // the body as JSON, templates in its strings; nil: none

@@ -32,7 +32,7 @@ type Identities interface {
 	AuthenticateToken(ctx context.Context, token string, from netip.Addr) (service.Principal, error)
 }
 
-// The refusals of a request that HTTP adds to the service's.
+// Errors of a request that HTTP adds to the service's.
 var (
 	ErrPathUnknown = fault.New(fault.NotFound, "path_unknown", "No such path.")
 	ErrMediaType   = fault.New(fault.Invalid, "media_type", "The body must be application/json in UTF-8.")

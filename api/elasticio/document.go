@@ -17,7 +17,7 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// The refusals of a document.
+// Errors of a document.
 var (
 	ErrResourceType = fault.New(fault.Invalid, "resource_type_invalid", "The type of the resource is missing or is not the type of this path.")
 	ErrResourceID   = fault.New(fault.Precondition, "resource_id_mismatch", "The id of the resource differs from the id in the path.")

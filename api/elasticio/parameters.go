@@ -10,7 +10,7 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// The refusals of a URL's parameters.
+// Errors of a URL's parameters.
 var (
 	ErrParameter = fault.New(fault.Invalid, "parameter_invalid", "Invalid URL parameter.")
 	ErrPage      = fault.New(fault.Invalid, "page_out_of_reach",

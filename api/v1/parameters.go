@@ -12,7 +12,7 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// The refusals of a query's parameters. They repeat neither names nor values.
+// Errors of a query's parameters. They repeat neither names nor values.
 var (
 	ErrParameterUnknown = fault.New(fault.Invalid, "query_parameter_unknown", "Unknown parameter, or a parameter appears more than once.")
 	ErrParameterInvalid = fault.New(fault.Invalid, "query_parameter_invalid", "A parameter has the wrong type.")

@@ -23,7 +23,7 @@ const (
 	backlogTenants   = 10_000      // that are remembered
 )
 
-// ErrPoisonFull is answered while a tenant's part of the poison queue is full.
+// ErrPoisonFull is answered while a tenant's part of the dead-letter queue is full.
 var ErrPoisonFull = fault.New(fault.Throttled, "poison_queue_full",
 	"The dead-letter queue of this tenant is full. Retry or drop its messages (credstream "+
 		"queue retry --all, credstream queue drop --all), then publish again.").WithRetryAfter(10 * time.Second)
@@ -100,7 +100,7 @@ func (b *backlog) look(ctx context.Context, js jetstream.JetStream, tenant strin
 
 // sized is the subject under which a message is stored: its own, and of one with more
 // than 64 KiB how many more parts of 64 KiB it has, so that what is there can be
-// counted by its size. Earlier versions wrote the size in the poison queue alone.
+// counted by its size. Earlier versions wrote the size in the dead-letter queue alone.
 func sized(subject string, size int) string {
 	subject, _ = unsized(subject)
 	if more := (size - 1) / backlogPart; more > 0 {

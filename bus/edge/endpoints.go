@@ -104,7 +104,7 @@ func (e *Endpoints) Close() {
 	_ = e.micro.Stop() // what it could not unsubscribe goes with the connection
 	cut := time.AfterFunc(grace, e.end)
 	defer cut.Stop()
-	// A command that has begun to change something goes on by itself, but is not
+	// A command that has begun to change something continues by itself, but is not
 	// waited for without end.
 	answered := make(chan struct{})
 	go func() { e.answers.Wait(); close(answered) }()

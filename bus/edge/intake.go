@@ -103,7 +103,7 @@ func ServeIntake(cfg IntakeConfig) (*Intake, error) {
 		cfg.Metrics.MustRegister(in.seen, in.mute)
 	}
 	for subject, q := range map[string]Queue{
-		streams.FlowsOutside + "*.>": Flows, streams.FlowsOutside + "*": Flows, // the latter names no tenant, and goes to the poison queue
+		streams.FlowsOutside + "*.>": Flows, streams.FlowsOutside + "*": Flows, // the latter names no tenant, and goes to the dead-letter queue
 		streams.QueueOutside + "*.>": Commands,
 	} {
 		sub, err := cfg.Conn.QueueSubscribe(subject, "credstream", in.receive(q))
@@ -273,7 +273,7 @@ func (in *Intake) drain(from source, l *line) {
 	}
 }
 
-// take puts a message on its way into its stream, or into the poison queue, with
+// take puts a message on its way into its stream, or into the dead-letter queue, with
 // the code of the reason. leave ends its part of the work under way.
 func (in *Intake) take(ctx context.Context, from source, m *nats.Msg) (r streams.Receipt, code string, leave func(), err error) {
 	leave = func() {}

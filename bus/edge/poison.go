@@ -29,7 +29,7 @@ import (
 // maxDetails bounds the details of an entry, in bytes; larger ones are left out.
 const maxDetails = 128 << 10
 
-// Poison is the poison queue in its stream: what failed for good, with the
+// Poison is the dead-letter queue in its stream: what failed for good, with the
 // reason, until somebody tries it again or drops it.
 type Poison struct {
 	queues *Queues
@@ -39,7 +39,7 @@ type Poison struct {
 
 var _ admin.PoisonQueue = (*Poison)(nil)
 
-// NewPoison makes the poison queue. metrics may be nil.
+// NewPoison makes the dead-letter queue. metrics may be nil.
 func NewPoison(queues *Queues, metrics prometheus.Registerer, log *slog.Logger) *Poison {
 	p := &Poison{queues: queues, log: log, put: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "credstream_poison_total", Help: "Messages put into the dead-letter queue, by queue and reason.",
@@ -63,7 +63,7 @@ func waiting(name, help string, labels prometheus.Labels, queues *Queues, stream
 	})
 }
 
-// poisonEntry is a message of the poison queue as it is stored, in JSON.
+// poisonEntry is a message of the dead-letter queue as it is stored, in JSON.
 type poisonEntry struct {
 	admin.Poisoned
 	Origin *origin `json:"origin,omitzero"` // of a message that is kept

@@ -50,7 +50,7 @@ const (
 	sumHeader         = "Cs-Sha256"      // of it, in hex
 )
 
-// maxQueued bounds the body of a message, so that it fits into the poison queue
+// maxQueued bounds the body of a message, so that it fits into the dead-letter queue
 // together with what is said about it.
 const maxQueued = 640 << 10
 

@@ -32,7 +32,7 @@ const maxTries = 11
 
 // Reader reads one of the queues: it takes flow events in, or obeys queued
 // commands, in the order in which they were stored for each flow or target. What
-// fails for good goes to the poison queue, what cannot be done now is tried
+// fails for good goes to the dead-letter queue, what cannot be done now is tried
 // again and holds back what is aimed at the same. One process at a time may run
 // the reader of a queue: it wants a lease.
 type Reader struct {
@@ -176,7 +176,7 @@ type queuedKey struct{}
 var errAgain = errors.New("message will be redelivered")
 
 // ackOrDeadLetter is the middleware that decides what becomes of a message: it is done, it
-// is tried again, or it goes to the poison queue, which then answers for it.
+// is tried again, or it goes to the dead-letter queue, which then answers for it.
 // Unlike Watermill's own it passes on no text but what a caller may see.
 func (r *Reader) ackOrDeadLetter(next message.HandlerFunc) message.HandlerFunc {
 	return func(msg *message.Message) ([]*message.Message, error) {
@@ -227,7 +227,7 @@ func retryable(f *fault.Error, tries int) bool {
 	return false
 }
 
-// poison puts a message into the poison queue, durable. A message that is none
+// poison puts a message into the dead-letter queue, durable. A message that is none
 // of ours is not kept, nor is a command that would not be stored today.
 func (r *Reader) poison(msg *message.Message, q queued, kept bool, f *fault.Error) error {
 	whole := kept && (r.cfg.Queue == Flows || r.cfg.Service.Admin.MayKeep(q.name, msg.Payload) == nil)

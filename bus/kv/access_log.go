@@ -29,7 +29,7 @@ const (
 	MinAccessRetention     = 24 * time.Hour
 )
 
-// The stored form of a fact, for ever: the header Cs-Format and a
+// The stored form of a fact, forever: the header Cs-Format and a
 // service.AccessFact in JSON, on "credstream.access.<tenant>.<token of the credential>".
 const (
 	accessPrefix       = "credstream.access."

@@ -260,7 +260,7 @@ func readLogin(name, urls, credentials string) (login, error) {
 	return l, nil
 }
 
-// Conn opens a connection as the service itself. It reconnects for ever; what is
+// Conn opens a connection as the service itself. It reconnects forever; what is
 // published meanwhile is an error, never kept back. Shutdown closes it.
 func (c *Cluster) Conn(name string) (*nats.Conn, error) {
 	return c.connect(c.life, name, roleService)
@@ -421,7 +421,7 @@ func (c *Cluster) Watch(ctx context.Context) error {
 	}
 }
 
-// pingAll asks for JetStream on every connection of the service at the same time.
+// pingAll requests JetStream on every connection of the service at the same time.
 func (c *Cluster) pingAll(ctx context.Context, silent map[*nats.Conn]time.Time) error {
 	c.mu.Lock()
 	conns := slices.Clone(c.conns)

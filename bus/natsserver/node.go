@@ -369,7 +369,7 @@ func (n *Node) InProcessConn() (net.Conn, error) {
 }
 
 // Conn opens an in-process connection as the service itself, with every right
-// in its account. It reconnects for ever, also to a restarted server; what is
+// in its account. It reconnects forever, also to a restarted server; what is
 // published meanwhile is an error, never kept back. The node closes it at Shutdown.
 func (n *Node) Conn(name string) (*nats.Conn, error) { return n.connect(name, serviceUser, n) }
 

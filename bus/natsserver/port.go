@@ -245,7 +245,7 @@ func (g Grant) subjects() (requests, subscriptions []string, err error) {
 	if slices.Contains(tenants, streams.AllTenants) {
 		tenants = []string{streams.AllTenants} // a request that two imports match would arrive twice
 	}
-	requests = []string{"$SRV.>", streams.FlowsOutside + "*"} // a flow event without a tenant goes to the poison queue
+	requests = []string{"$SRV.>", streams.FlowsOutside + "*"} // a flow event without a tenant goes to the dead-letter queue
 	for _, t := range tenants {
 		if t != streams.AllTenants && !events.Plain(t) {
 			return nil, nil, fmt.Errorf("tenant %q: %w", t, events.ErrID)

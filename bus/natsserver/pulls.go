@@ -60,7 +60,7 @@ type Pulls struct {
 
 	mu      sync.Mutex
 	seen    map[string]time.Time   // when a consumer was there
-	waiting map[string][]*nats.Msg // who asks for consumers that are being looked up
+	waiting map[string][]*nats.Msg // who requests consumers that are being looked up
 	warned  time.Time
 	kicks   map[string]bool // keys whose connections are being closed; true: and then once more
 }

@@ -67,7 +67,7 @@ type mark struct {
 	Sum string `json:"sum,omitzero"`
 }
 
-// marksFile is the stored form, for ever.
+// marksFile is the stored form, forever.
 type marksFile struct {
 	Format  int             `json:"format"`
 	Streams map[string]mark `json:"streams"`

@@ -147,7 +147,7 @@ func given(p *purpose, clearly bool, answer []byte) (string, error) {
 	return lease, nil
 }
 
-// ask asks for values over HTTP and returns the lease.
+// ask requests values over HTTP and returns the lease.
 func (e *engineSite) ask(c *wire, request *[]byte, p *purpose, flow string, clearly bool) (string, error) {
 	*request = e.resolveRequest((*request)[:0], p, flow, clearly)
 	status, answer, err := c.do(*request)

@@ -130,7 +130,7 @@ func (s *Store) missed(ctx context.Context, last uint64) (uint64, error) {
 	durable := s.Durable()
 	at, err := s.state(ctx, stateQuestion{}, 0)
 	switch {
-	case err != nil: // it is away, or chooses a leader; Follow goes on when it is back
+	case err != nil: // it is away, or chooses a leader; Follow continues when it is back
 		return 0, nil //nolint:nilerr // see there
 	case at.LastSeq < durable:
 		return 0, CutShort(durable)

@@ -16,7 +16,7 @@ import (
 	"github.com/credstream/credstream/jsapi"
 )
 
-// The names of what is stored; they are for ever.
+// The names of what is stored; they are forever.
 const (
 	Stream         = "CREDSTREAM_LOG"       // the stream of the log
 	Prefix         = "credstream.log"       // its subjects are "<Prefix>.<tenant>.<category>.<token>"

@@ -11,7 +11,7 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// The headers of a commit's message; they are for ever. The body is complete
+// The headers of a commit's message; they are forever. The body is complete
 // without them: they are for what must know a commit without reading it.
 const (
 	headerFormat  = "Cs-Format"  // events.CommitFormat

@@ -15,10 +15,10 @@ import (
 
 // Times that bound one exchange with the server.
 const (
-	answerWait = 2 * time.Second        // for one answer; then it is taken for lost
-	patience   = 10 * time.Second       // for a whole exchange, when the caller's deadline is later
-	firstPause = 5 * time.Millisecond   // before asking again; doubled each time
-	lastPause  = 250 * time.Millisecond //
+	answerWait = 2 * time.Second      // for one answer; then it is taken for lost
+	patience   = 10 * time.Second     // for a whole exchange, when the caller's deadline is later
+	firstPause = 5 * time.Millisecond // before asking again; doubled each time
+	lastPause  = 250 * time.Millisecond
 )
 
 var (

@@ -22,7 +22,7 @@ import (
 type Harness struct {
 	Store events.Store // empty, over events.All()
 	// Restart stops what keeps the log, starts it again on the same data and
-	// returns the store to go on with. nil: there is nothing to restart.
+	// returns the store to continue with. nil: there is nothing to restart.
 	Restart func(t *testing.T) events.Store
 }
 

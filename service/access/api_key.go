@@ -16,7 +16,7 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// The refusals of an API key's input.
+// Errors of an API key's input.
 var (
 	ErrRole       = fault.New(fault.Invalid, "role_invalid", "The role must be ADMINISTRATOR, OPERATOR, FLOW_ENGINE or AUDITOR.")
 	ErrPermission = fault.New(fault.Invalid, "permission_invalid", "Unknown permission. Use one of docs/permissions.md, such as credentials.get.")
@@ -47,17 +47,16 @@ func covers(p service.Principal, tenants []string) bool {
 	return true
 }
 
-// IssueAPIKey asks for a new API key. It has a role, permissions, or both.
+// IssueAPIKey requests a new API key. It has a role, permissions, or both.
 type IssueAPIKey struct {
 	Role        permission.Role         `json:"role,omitzero"`        // a named set of permissions
 	Permissions []permission.Permission `json:"permissions,omitzero"` // held by name, besides those of the role
-	Name        string                  `json:"name,omitzero"`        // for people
+	Name        string                  `json:"name,omitzero"`        // display name
 	Tenants     []string                `json:"tenants,omitzero"`     // tenants it may name, "*" is every one; the call's tenant when absent
 	Expires     string                  `json:"expires,omitzero"`     // when it ends by itself: a moment (RFC 3339), or a duration such as "720h"; never when absent
 	Addresses   []string                `json:"addresses,omitzero"`   // networks (CIDR) that it may be used from, up to 32; from everywhere when absent
 }
 
-// IssuedAPIKey answers IssueAPIKey.
 type IssuedAPIKey struct {
 	service.Done
 	Key     string    `json:"key,omitzero"`     // shown once
@@ -213,7 +212,7 @@ func (s *Service) issueKey(ctx context.Context, call *service.Call, cmd commands
 
 // mayHold reports whether the principal could issue a key with the permissions of
 // this one. How long and from where that key may be used counts for nothing here: who
-// may be used for an hour can end what would last for ever.
+// may be used for an hour can end what would last forever.
 func mayHold(p service.Principal, k aggregates.APIKeyState) bool {
 	permissions := slices.Clone(permission.Roles[permission.Role(k.Role)])
 	for _, name := range k.Permissions {
@@ -222,7 +221,6 @@ func mayHold(p service.Principal, k aggregates.APIKeyState) bool {
 	return !slices.ContainsFunc(permissions, func(perm permission.Permission) bool { return !p.MayGrant(perm) })
 }
 
-// RevokeAPIKey asks for a key's end.
 type RevokeAPIKey struct {
 	ID string `json:"id"`
 }
@@ -258,14 +256,12 @@ func (s *Service) revokeAPIKey(ctx context.Context, call *service.Call, in Revok
 	return service.Done{Seq: state.Seq, ID: in.ID}, nil
 }
 
-// ListAPIKeys asks for the keys whose home is the call's tenant.
 type ListAPIKeys struct {
 	Limit  int    `json:"limit,omitzero"`   // 1 to 200; 50 when absent
 	After  string `json:"after,omitzero"`   // cursor of the page before
 	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
 }
 
-// APIKeyList answers ListAPIKeys.
 type APIKeyList struct {
 	Keys []APIKeyInfo `json:"keys"`
 	Next string       `json:"next,omitzero"` // cursor of the next page; absent on the last
@@ -275,14 +271,14 @@ type APIKeyList struct {
 type APIKeyInfo struct {
 	ID          string                  `json:"id"`
 	Name        string                  `json:"name"`
-	Role        permission.Role         `json:"role"`                  // "" when it has permissions by name alone
-	Permissions []permission.Permission `json:"permissions,omitzero"`  // held by name, besides those of the role
-	Tenants     []string                `json:"tenants"`               //
-	Addresses   []string                `json:"addresses,omitzero"`    // networks it may be used from; absent: from everywhere
-	Expires     time.Time               `json:"expires,omitzero"`      // when it ends, or ended, by itself; absent: never
-	Expired     bool                    `json:"expired,omitzero"`      // that has come
-	Revoked     bool                    `json:"revoked"`               //
-	IssuedAt    time.Time               `json:"issued_at"`             //
+	Role        permission.Role         `json:"role"`                 // "" when it has permissions by name alone
+	Permissions []permission.Permission `json:"permissions,omitzero"` // held by name, besides those of the role
+	Tenants     []string                `json:"tenants"`
+	Addresses   []string                `json:"addresses,omitzero"` // networks it may be used from; absent: from everywhere
+	Expires     time.Time               `json:"expires,omitzero"`   // when it ends, or ended, by itself; absent: never
+	Expired     bool                    `json:"expired,omitzero"`   // that has come
+	Revoked     bool                    `json:"revoked"`
+	IssuedAt    time.Time               `json:"issued_at"`
 	LastUsedAt  time.Time               `json:"last_used_at,omitzero"` // to the minute; absent when that is not known
 }
 

@@ -28,7 +28,7 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// The refusals of a token, and of the configuration for tokens.
+// Errors of a token, and of the configuration for tokens.
 var (
 	ErrToken       = fault.New(fault.Unauthenticated, "token_invalid", "The token was not issued by the configured issuer for this service.")
 	ErrIssuerAway  = fault.New(fault.Unavailable, "token_issuer_unavailable", "The signing keys of the OpenID Connect issuer are not available. Try again shortly, or use an API key.")

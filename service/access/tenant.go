@@ -17,10 +17,9 @@ import (
 // DefaultTenant exists from the first start.
 const DefaultTenant = "default"
 
-// RegisterTenant asks for a new tenant.
 type RegisterTenant struct {
 	ID   string `json:"id"`            // letters, digits, '_' and '-', up to 64; not starting with '_'
-	Name string `json:"name,omitzero"` // for people
+	Name string `json:"name,omitzero"` // display name
 }
 
 func (s *Service) registerTenant(ctx context.Context, call *service.Call, in RegisterTenant) (service.Done, error) {
@@ -82,12 +81,10 @@ func (s *Service) TenantExists(ctx context.Context, tenant string) (bool, error)
 	return state.Value.Exists, nil
 }
 
-// ListTenants asks for the tenants of the installation.
 type ListTenants struct {
 	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
 }
 
-// TenantList answers ListTenants.
 type TenantList struct {
 	Tenants []TenantInfo `json:"tenants"`
 }

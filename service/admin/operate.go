@@ -12,7 +12,6 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// RewindAudit asks for the tenant's audit consumer to start over.
 type RewindAudit struct {
 	Seq uint64 `json:"seq"` // first log sequence to be delivered again; 1 is the beginning
 }
@@ -40,7 +39,6 @@ type rebuild struct {
 	wait      sync.WaitGroup
 }
 
-// RebuildViews asks for new views.
 type RebuildViews struct{}
 
 // rebuildViews starts a rebuild and answers at once: viewsStatus tells of its
@@ -82,9 +80,9 @@ type ViewsStatus struct{}
 
 // ViewsPosition answers ViewsStatus. Places are log sequences.
 type ViewsPosition struct {
-	Position   uint64 `json:"position"`         // what the views reflect
-	End        uint64 `json:"end"`              // the last commit of the log
-	Rebuilding bool   `json:"rebuilding"`       //
+	Position   uint64 `json:"position"` // what the views reflect
+	End        uint64 `json:"end"`      // the last commit of the log
+	Rebuilding bool   `json:"rebuilding"`
 	Rebuilt    uint64 `json:"rebuilt"`          // how far the running or last rebuild came
 	RebuildEnd uint64 `json:"rebuild_end"`      // how far it has to come
 	Error      string `json:"error,omitzero"`   // why the last rebuild ended early

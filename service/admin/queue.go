@@ -20,7 +20,7 @@ import (
 	"github.com/credstream/credstream/service/secrets"
 )
 
-// The refusals of the queues.
+// Errors of the queues.
 var (
 	ErrSecretInQueue = fault.New(fault.Invalid, "secret_in_queue",
 		"A queued command cannot hold keys in clear text. Nothing was stored. Encrypt the keys to the public key of query service.key and send keys_sealed.")
@@ -30,7 +30,7 @@ var (
 		"The message could not be parsed, so its content was not kept. Correct it and publish it again.")
 )
 
-// Poisoned is a message of the poison queue: a flow event or queued command that
+// Poisoned is a message of the dead-letter queue: a flow event or queued command that
 // failed for good.
 type Poisoned struct {
 	ID        string         `json:"id"`
@@ -172,7 +172,7 @@ func sealedFor(command string, members map[string]jsontext.Value) (target string
 	return target
 }
 
-// GetSealingKey asks for the key to which secrets are sealed for the tenant.
+// GetSealingKey requests the key to which secrets are sealed for the tenant.
 type GetSealingKey struct{}
 
 // SealingKey answers GetSealingKey: the public half, the same in every process.
@@ -196,7 +196,6 @@ func (s *Service) serviceKey(ctx context.Context, call *service.Call, _ GetSeali
 	}, nil
 }
 
-// ListQueued asks for the messages of the poison queue.
 type ListQueued struct {
 	Limit int    `json:"limit,omitzero"` // 1 to 200; 50 when absent
 	After string `json:"after,omitzero"` // cursor of the page before
@@ -223,7 +222,7 @@ func (s *Service) listQueued(ctx context.Context, call *service.Call, in ListQue
 	return QueuedList{Messages: page, Next: next}, err
 }
 
-// QueuedID names one message of the poison queue.
+// QueuedID names one message of the dead-letter queue.
 type QueuedID struct {
 	ID string `json:"id"`
 }
@@ -243,7 +242,7 @@ func (s *Service) dropQueued(ctx context.Context, call *service.Call, in QueuedI
 	return s.takeQueued(ctx, call, in, PoisonQueue.Drop)
 }
 
-// takeQueued changes one message, which then is in the poison queue no more. That it is
+// takeQueued changes one message, which then is in the dead-letter queue no more. That it is
 // there is known when the command begins: when an attempt after a crash does not find
 // it, the one before took it.
 func (s *Service) takeQueued(ctx context.Context, call *service.Call, in QueuedID, change func(q PoisonQueue, ctx context.Context, tenant, id string) error) (service.Done, error) {
@@ -267,7 +266,7 @@ func (s *Service) takeQueued(ctx context.Context, call *service.Call, in QueuedI
 	return service.Done{ID: in.ID}, err
 }
 
-// QueuedMany names the messages of the poison queue that a change in bulk is for.
+// QueuedMany names the messages of the dead-letter queue that a change in bulk is for.
 // Filters combine by AND.
 type QueuedMany struct {
 	Queue  string    `json:"queue,omitzero"`  // "flows" or "commands"
@@ -281,7 +280,7 @@ type QueuedChanged struct {
 	Done    int       `json:"done"`          // messages that were changed; after a crash, those that were left
 	Skipped int       `json:"skipped"`       // that match but were not kept, so they cannot be tried again
 	Before  time.Time `json:"before"`        // as asked for
-	Next    string    `json:"next,omitzero"` // cursor to go on with; absent at the end
+	Next    string    `json:"next,omitzero"` // cursor to continue with; absent at the end
 }
 
 // maxQueuedChanges bounds the messages that one change in bulk looks at.

@@ -12,7 +12,7 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// ReplayEvents asks for the tenant's facts in the order of the log. Filters
+// ReplayEvents requests the tenant's facts in the order of the log. Filters
 // combine by AND.
 type ReplayEvents struct {
 	From   uint64    `json:"from,omitzero"`   // first log sequence; 1 when absent
@@ -24,7 +24,7 @@ type ReplayEvents struct {
 	Limit  int       `json:"limit,omitzero"`  // 1 to 1000; 200 when absent
 }
 
-// EventChanges asks for the tenant's changes from a place in the log on, in its order.
+// EventChanges requests the tenant's changes from a place in the log on, in its order.
 type EventChanges struct {
 	From  uint64 `json:"from,omitzero"`  // first log sequence; 1 when absent
 	Limit int    `json:"limit,omitzero"` // 1 to 1000; 200 when absent

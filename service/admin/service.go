@@ -32,7 +32,7 @@ type Deps struct {
 	RebuildViews func(ctx context.Context, progress func(done, end uint64)) error
 }
 
-// Service answers the routes of administration. Its methods may be called from many
+// Service implements the routes of administration. Its methods may be called from many
 // goroutines.
 type Service struct {
 	Deps

@@ -25,7 +25,7 @@ import (
 	"github.com/credstream/credstream/vault"
 )
 
-// The refusals of an auth client's input.
+// Errors of an auth client's input.
 var (
 	ErrAuthClientType       = fault.New(fault.Invalid, "auth_client_type_invalid", "The type of an auth client must be oauth2, basic, api_key or noauth.")
 	ErrAuthClientScope      = fault.New(fault.Invalid, "auth_client_scope_invalid", "An auth client belongs to one workspace, to one contract, to the tenant, or to every tenant.")
@@ -62,15 +62,14 @@ const (
 
 var shownMembers = []string{clientIDMember, "auth_uri", "token_uri", "refresh_token_uri", "token_expires_in"}
 
-// CreateAuthClient asks for a new auth client.
 type CreateAuthClient struct {
-	Name        string         `json:"name"`                        // for people
+	Name        string         `json:"name"`                        // display name
 	Type        string         `json:"type"`                        // oauth2, basic, api_key or noauth
 	Scope       string         `json:"scope,omitzero"`              // workspace, contract, tenant or global, which takes a caller that is granted every tenant; tenant when absent
 	ScopeID     string         `json:"scope_id,omitzero"`           // of the workspace or contract: an id of the caller's, kept as given
 	Components  []string       `json:"components"`                  // ids, 1 to 50
 	Credentials secrets.Keys   `json:"credentials,omitzero"`        // of type oauth2: client_id, client_secret, and as they are known auth_uri, token_uri, refresh_token_uri and token_expires_in; else anything
-	Expected    map[string]int `json:"expected_revisions,omitzero"` // by component: refuse when its descriptor in force has another revision
+	Expected    map[string]int `json:"expected_revisions,omitzero"` // by component: refuse unless this is the revision of its current descriptor
 }
 
 func (s *Service) createAuthClient(ctx context.Context, call *service.Call, in CreateAuthClient) (service.Done, error) {
@@ -585,13 +584,13 @@ func (s *Service) findWritable(ctx context.Context, call *service.Call, id strin
 	return home, state.Value, nil
 }
 
-// ChangeAuthClient asks for another form of an auth client. What is absent stays.
+// ChangeAuthClient requests another form of an auth client. What is absent stays.
 type ChangeAuthClient struct {
 	ID          string         `json:"id"`
 	Name        string         `json:"name,omitzero"`
 	Components  []string       `json:"components,omitzero"`         // ids; they replace all
 	Credentials secrets.Keys   `json:"credentials,omitzero"`        // members that are given replace those of their name; one that is null goes
-	Expected    map[string]int `json:"expected_revisions,omitzero"` // by component: refuse when its descriptor in force has another revision
+	Expected    map[string]int `json:"expected_revisions,omitzero"` // by component: refuse unless this is the revision of its current descriptor
 }
 
 func (s *Service) reformAuthClient(ctx context.Context, call *service.Call, in ChangeAuthClient) (service.Done, error) {
@@ -808,7 +807,6 @@ func seesCredentials(call *service.Call, k projections.AuthClient) bool {
 	return k.Scope != projections.ScopeGlobal || slices.Contains(call.Principal.Tenants, service.AllTenants)
 }
 
-// GetAuthClient asks for one auth client.
 type GetAuthClient struct {
 	ID      string `json:"id"`
 	Scope   string `json:"scope,omitzero"`    // only if it is to be seen there, as in ListAuthClients
@@ -845,7 +843,7 @@ func (s *Service) getAuthClient(ctx context.Context, call *service.Call, in GetA
 	return a, err
 }
 
-// ListAuthClients asks for the auth clients that the tenant sees: its own, and those
+// ListAuthClients requests the auth clients that the tenant sees: its own, and those
 // of every tenant. Filters combine by AND.
 type ListAuthClients struct {
 	Component string `json:"component,omitzero"` // only those for this one
@@ -891,7 +889,6 @@ type RevealedAuthClient struct {
 	Credentials map[string]any `json:"credentials"` // the clear values, by member
 }
 
-// RevealAuthClient asks for the clear credentials of an auth client.
 type RevealAuthClient struct {
 	ID string `json:"id"`
 }

@@ -20,7 +20,7 @@ import (
 	"github.com/credstream/credstream/vault"
 )
 
-// The refusals of an OAuth client's input.
+// Errors of an OAuth client's input.
 var (
 	ErrOAuthNotDeclared = fault.New(fault.Unprocessable, "oauth_not_declared",
 		"The component does not use an OAuth client of the tenant: its component.json has "+
@@ -34,12 +34,11 @@ var (
 	ErrClientID = fault.New(fault.Invalid, "oauth_client_id_invalid", "A client id must have 1 to 512 printable ASCII characters.")
 )
 
-// DefineOAuthClient asks for the OAuth client of a component.
 type DefineOAuthClient struct {
 	Component    string         `json:"component"`
 	ClientID     string         `json:"client_id"`                  // as the provider gave it
 	ClientSecret secrets.Secret `json:"client_secret"`              // it is shown to nobody who may not reveal it
-	Expected     int            `json:"expected_revision,omitzero"` // refuse when the component's descriptor in force has another revision
+	Expected     int            `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
 }
 
 func (s *Service) defineOAuthClient(ctx context.Context, call *service.Call, in DefineOAuthClient) (service.Done, error) {
@@ -170,7 +169,7 @@ func (s *Service) Client(ctx context.Context, call *service.Call, ref OAuthClien
 	return k, nil
 }
 
-// ChangeOAuthClient asks for another client id, another secret, or both. A secret
+// ChangeOAuthClient requests another client id, another secret, or both. A secret
 // that is given, be it the one that the client has, may go where the component now
 // sends it.
 type ChangeOAuthClient struct {
@@ -178,7 +177,7 @@ type ChangeOAuthClient struct {
 	Component    string         `json:"component,omitzero"`         // if given, the one it has: a client does not move
 	ClientID     string         `json:"client_id,omitzero"`         // stays when absent
 	ClientSecret secrets.Secret `json:"client_secret,omitzero"`     // stays when absent
-	Expected     int            `json:"expected_revision,omitzero"` // refuse when the component's descriptor in force has another revision
+	Expected     int            `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
 }
 
 func (s *Service) changeOAuthClient(ctx context.Context, call *service.Call, in ChangeOAuthClient) (service.Done, error) {
@@ -381,7 +380,6 @@ func clientInfo(k projections.OAuthClient) OAuthClient {
 	}
 }
 
-// ListOAuthClients asks for the OAuth clients of the tenant.
 type ListOAuthClients struct {
 	Component string `json:"component,omitzero"` // only this one's
 	Limit     int    `json:"limit,omitzero"`     // 1 to 200; 50 when absent

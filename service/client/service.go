@@ -45,7 +45,7 @@ type Flows interface {
 	RecordUses(ctx context.Context, call *service.Call, component string) error
 }
 
-// Service answers the routes of clients. Its methods may be called from many goroutines.
+// Service implements the routes of clients. Its methods may be called from many goroutines.
 type Service struct{ Deps }
 
 // New makes a Service.

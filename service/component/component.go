@@ -23,7 +23,6 @@ import (
 	"github.com/credstream/credstream/vault"
 )
 
-// Register asks for a new component.
 type Register struct {
 	ID         string         `json:"id,omitzero"` // letters, digits, '_' and '-', up to 64; made from the title when absent
 	Descriptor jsontext.Value `json:"descriptor"`  // the component.json
@@ -106,7 +105,6 @@ func (s *Service) checkCase(ctx context.Context, id string) error {
 	return s.differsInCase(ctx, id, other)
 }
 
-// Update asks for a new revision of a component's descriptor.
 type Update struct {
 	ID         string         `json:"id"`
 	Descriptor jsontext.Value `json:"descriptor"` // the component.json
@@ -160,7 +158,6 @@ func (s *Service) unshareComponent(ctx context.Context, call *service.Call, in I
 // that says it in its own way.
 var ErrComponentDeleted = aggregates.ErrComponentDeleted
 
-// Delete asks for a component's end.
 type Delete struct {
 	ID     string `json:"id"`
 	DryRun bool   `json:"dry_run,omitzero"` // say what would break; delete nothing
@@ -174,12 +171,12 @@ func (s *Service) deleteComponent(ctx context.Context, call *service.Call, in De
 	return flow.Tried{Done: done}, err
 }
 
-// SetEnv asks for values of the variables that a descriptor declares in
+// SetEnv requests values of the variables that a descriptor declares in
 // envVars or env.
 type SetEnv struct {
 	ID       string       `json:"id"`
 	Values   secrets.Keys `json:"values"`                     // texts by variable; they replace all values
-	Expected int          `json:"expected_revision,omitzero"` // refuse when the component's descriptor in force has another revision
+	Expected int          `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
 }
 
 // ErrEnvUnknown refuses a variable that the descriptor does not declare.
@@ -303,7 +300,7 @@ type descriptorKey struct {
 }
 
 // Usable returns a component that the tenant may make credentials for, with
-// the descriptor in force: ErrComponentNotFound, ErrComponentDeleted.
+// the current descriptor: ErrComponentNotFound, ErrComponentDeleted.
 func (s *Service) Usable(ctx context.Context, tenant, component string) (commands.Descriptor, int, error) {
 	if events.CheckName(component) != nil {
 		return commands.Descriptor{}, 0, aggregates.ErrComponentNotFound
@@ -422,7 +419,6 @@ func descriptorIn(rec events.Record, revision int) (raw string, found bool) {
 	return "", false
 }
 
-// Get asks for one component.
 type Get struct {
 	ID     string `json:"id"`
 	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
@@ -443,7 +439,6 @@ type Info struct {
 	NeedsClient bool       `json:"needs_oauth_client,omitzero"` // shown only to who may define one: nobody else sees the component
 }
 
-// Component answers GetComponent.
 type Component struct {
 	Info
 	Descriptor jsontext.Value `json:"descriptor"`
@@ -475,14 +470,13 @@ func (s *Service) getComponent(ctx context.Context, call *service.Call, in Get) 
 	return Component{componentInfo(c, call.Tenant, perComponent(counts), kind), d.Raw}, nil
 }
 
-// List asks for the components a tenant may use: its own and the shared ones.
+// List requests the components a tenant may use: its own and the shared ones.
 type List struct {
 	Limit  int    `json:"limit,omitzero"`   // 1 to 200; 50 when absent
 	After  string `json:"after,omitzero"`   // cursor of the page before
 	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
 }
 
-// Page answers ListComponents.
 type Page struct {
 	Components []Info `json:"components"`
 	Next       string `json:"next,omitzero"` // cursor of the next page; absent on the last

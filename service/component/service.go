@@ -39,7 +39,7 @@ type Clients interface {
 	MarkClients(ctx context.Context) error
 }
 
-// Service answers the routes of components. Its methods may be called from many
+// Service implements the routes of components. Its methods may be called from many
 // goroutines.
 type Service struct {
 	Deps

@@ -61,7 +61,7 @@ var (
 		"The provider issued tokens, but it is not known yet whether they were saved. The service completes the connection, or revokes them. Repeat the request later.")
 )
 
-// Start asks for a link by which a person connects an account at the
+// Start requests a link by which a person connects an account at the
 // component's provider.
 type Start struct {
 	Component  string              `json:"component,omitzero"`         // needed for a new credential
@@ -72,10 +72,9 @@ type Start struct {
 	User       string              `json:"user,omitzero"`              // for whom: an id of the caller's, which oauth.complete has to repeat
 	ReturnTo   string              `json:"return_to,omitzero"`         // where the browser goes from the callback, with the parameters connection and confirm, or error
 	For        *credential.ForStep `json:"for,omitzero"`               // the step of a flow that a new credential is made for
-	Expected   int                 `json:"expected_revision,omitzero"` // refuse when the component's descriptor in force has another revision
+	Expected   int                 `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
 }
 
-// Connected answers Start.
 type Connected struct {
 	ID      string    `json:"id"`      // of the connection
 	URL     string    `json:"url"`     // to be opened once, in a browser; a secret
@@ -230,7 +229,7 @@ func (s *Service) checkAgain(ctx context.Context, call *service.Call, in Start) 
 }
 
 // connectable returns a component for which accounts can be connected in the
-// tenant, with the descriptor in force.
+// tenant, with the current descriptor.
 func (s *Service) connectable(ctx context.Context, tenant, component string, expected int) (commands.Descriptor, int, error) {
 	d, revision, err := s.Components.UsableAt(ctx, tenant, component, "/component", expected)
 	switch {
@@ -300,7 +299,7 @@ func (s *Service) keptKeys(ctx context.Context, c connection, d commands.Descrip
 	return keys.Without(field, state.Tokens.Field), now.Version, err
 }
 
-// The refusals of a configuration.
+// Configuration errors.
 var (
 	ErrPublicURL = fault.New(fault.Invalid, "config_public_url",
 		"The public URL must be https:// and a host, or http:// and localhost or a loopback address, without user, query or fragment.")
@@ -418,7 +417,6 @@ func (s *Service) redirectURI(tenant, component string) string {
 	return s.PublicURL + "/oauth/callback/" + tenant + "/" + component
 }
 
-// GetRedirectURI asks for the redirect URI of a component.
 type GetRedirectURI struct {
 	Component string `json:"component"`
 }

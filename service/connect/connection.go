@@ -276,7 +276,6 @@ type Connection struct {
 	Says       string    `json:"says,omitzero"`       // that in a sentence
 }
 
-// GetConnection asks for one connection.
 type GetConnection struct {
 	ID string `json:"id"`
 }

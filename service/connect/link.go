@@ -17,14 +17,14 @@ import (
 	"github.com/credstream/credstream/service/token"
 )
 
-// The refusals of a link.
+// Errors of a link.
 var (
 	ErrLinkUnknown = fault.New(fault.NotFound, "connect_link_unknown", "Unknown link: it has expired or was not copied completely. Request a new link.")
 	ErrLinkUsed    = fault.New(fault.Precondition, "connect_link_used", "This link was already used. Request a new link.")
 	ErrLinkExpired = fault.New(fault.Precondition, "connect_link_expired", "This link has expired after ten minutes. Request a new link.")
 )
 
-// The refusals of a callback that say nothing about a connection, and leave it as
+// Errors of a callback that say nothing about a connection, and leave it as
 // it is.
 var (
 	ErrStateMissing = fault.New(fault.Invalid, "connection_state_missing", "The provider's response does not identify exactly one connection.")
@@ -32,7 +32,7 @@ var (
 	ErrStateUsed    = fault.New(fault.Precondition, "connection_state_used", "The provider's response was already received. It is accepted only once.")
 )
 
-// The refusals of a callback that end its connection. The code is not redeemed.
+// Errors of a callback that end its connection. The code is not redeemed.
 var (
 	ErrConnectionContext = fault.New(fault.Denied, "connection_other_context",
 		"The connection ended: the provider's response arrived at the address of another component or tenant.")

@@ -86,7 +86,7 @@ type Tokens interface {
 	OAuthClient(ctx context.Context, tenant, component string, d commands.Descriptor) (oauth.Client, error)
 }
 
-// Service answers the routes of connections. Its methods may be called from many goroutines.
+// Service implements the routes of connections. Its methods may be called from many goroutines.
 type Service struct {
 	Deps
 	underWay   underWay

@@ -18,7 +18,7 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// The refusals of a connector's input.
+// Errors of a connector's input.
 var (
 	ErrID            = fault.New(fault.Invalid, "connector_id_invalid", "The id of a connector must have 1 to 128 bytes of UTF-8 without control characters, and must not start with '_'.")
 	ErrSetting       = fault.New(fault.Invalid, "connector_setting_invalid", "A setting of a connector must have at most 1024 bytes of UTF-8 and no control characters.")
@@ -32,10 +32,9 @@ var (
 // races bounds the rounds of a command that another one gets ahead of.
 const races = 10
 
-// PutConnector asks for a connector as it is to be.
 type PutConnector struct {
 	ID          string  `json:"id,omitzero"`   // generated when absent
-	Name        string  `json:"name,omitzero"` // for people
+	Name        string  `json:"name,omitzero"` // display name
 	Description string  `json:"description,omitzero"`
 	IndexName   string  `json:"index_name,omitzero"`        // the index that it fills
 	ServiceType string  `json:"service_type,omitzero"`      // what it reads from
@@ -64,7 +63,7 @@ func (s *Service) putConnector(ctx context.Context, call *service.Call, in PutCo
 	})
 }
 
-// SetAPIKey asks for another API key of a connector. What is absent or null stays.
+// SetAPIKey requests another API key of a connector. What is absent or null stays.
 type SetAPIKey struct {
 	ID       string  `json:"id"`
 	APIKeyID *string `json:"api_key_id,omitzero"`        // as the search service knows it; it is not looked up
@@ -220,7 +219,6 @@ type Ref struct {
 	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
 }
 
-// Delete asks for the end of a connector.
 type Delete struct {
 	ID string `json:"id"`
 }
@@ -282,7 +280,6 @@ func (s *Service) getConnector(ctx context.Context, call *service.Call, in Ref) 
 	return connectorInfo(page[0]), nil
 }
 
-// ListConnectors asks for the connectors of the tenant.
 type ListConnectors struct {
 	Name        string `json:"name,omitzero"`         // only those of this name
 	IndexName   string `json:"index_name,omitzero"`   // only those that fill this index

@@ -21,7 +21,7 @@ import (
 	"github.com/credstream/credstream/vault"
 )
 
-// The refusals of a connector secret's input.
+// Errors of a connector secret's input.
 var (
 	ErrValueMissing = fault.New(fault.Invalid, "connector_secret_value_missing", "The value of a connector secret must be a string that is not empty.")
 	ErrValueTooLong = fault.New(fault.Invalid, "connector_secret_value_too_long", "The value of a connector secret must have at most 65536 bytes.")
@@ -49,11 +49,10 @@ func (v *Value) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// PutSecret asks for a connector secret with a value.
 type PutSecret struct {
 	ID       string `json:"id,omitzero"` // generated when absent
 	Value    Value  `json:"value"`
-	Expected int    `json:"expected_version,omitzero"` // refuse when the value in force has another version
+	Expected int    `json:"expected_version,omitzero"` // refuse when the current value has another version
 }
 
 func (s *Service) putSecret(ctx context.Context, call *service.Call, in PutSecret) (service.Done, error) {
@@ -88,11 +87,10 @@ func (s *Service) changeSecret(ctx context.Context, call *service.Call, cmd comm
 	return s.Kernel.Answered(aggregates.ConnectorSecret.Stream(call.Tenant, cmd.Target()), before, after.Value, after.Seq), nil
 }
 
-// RevertSecret asks for the value of an earlier version.
 type RevertSecret struct {
 	ID       string `json:"id"`
 	Version  int    `json:"version"`                   // the earlier one
-	Expected int    `json:"expected_version,omitzero"` // refuse when the value in force has another version
+	Expected int    `json:"expected_version,omitzero"` // refuse when the current value has another version
 }
 
 func (s *Service) revertSecret(ctx context.Context, call *service.Call, in RevertSecret) (service.Done, error) {
@@ -173,7 +171,7 @@ func (s *Service) users(ctx context.Context, call *service.Call, secret string) 
 	return users, nil
 }
 
-// value opens the value in force.
+// value opens the current value.
 func (s *Service) value(ctx context.Context, tenant, id string) (version int, value seal.Secret, err error) {
 	stream := aggregates.ConnectorSecret.Stream(tenant, id)
 	for range races {
@@ -267,7 +265,6 @@ func (s *Service) getSecret(ctx context.Context, call *service.Call, in Ref) (Se
 	return shown, err
 }
 
-// ListSecrets asks for the connector secrets of the tenant.
 type ListSecrets struct {
 	Limit  int    `json:"limit,omitzero"`   // 1 to 200; 50 when absent
 	After  string `json:"after,omitzero"`   // cursor of the page before

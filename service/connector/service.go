@@ -23,7 +23,7 @@ type Deps struct {
 	Logger  *slog.Logger
 }
 
-// Service answers the routes of connectors and their secrets. Its methods may be called
+// Service implements the routes of connectors and their secrets. Its methods may be called
 // from many goroutines.
 type Service struct{ Deps }
 

@@ -11,7 +11,7 @@ import (
 )
 
 // AccessFact says that the values of a credential were given to somebody. It is
-// durable before they are. Its JSON form is for ever, and it holds no secret.
+// durable before they are. Its JSON form is forever, and it holds no secret.
 type AccessFact struct {
 	Lease      string       `json:"lease"`
 	Credential string       `json:"credential"`
@@ -169,7 +169,6 @@ func (s *Service) scanAccess(ctx context.Context, call *service.Call, credential
 	return of.From, nil
 }
 
-// ListLeases asks for the leases that have not expired.
 type ListLeases struct {
 	Credential string `json:"credential,omitzero"` // only of this one
 	Actor      string `json:"actor,omitzero"`      // "key:<id>"
@@ -233,7 +232,7 @@ func revoked(state aggregates.CredentialState, given AccessFact) bool {
 	return !state.Live() || state.Tokens.ReauthReason != "" || state.Current().Version != given.Version || grantOf(state) != given.Grant
 }
 
-// grantOf is the authorization that the tokens in force come from; 0 when there
+// grantOf is the authorization that the current tokens come from; 0 when there
 // are none.
 func grantOf(state aggregates.CredentialState) int {
 	if state.Tokens.Field == "" {

@@ -54,14 +54,13 @@ func checkWorkspace(workspace string) error {
 	return nil
 }
 
-// CreateAuthSecret asks for a new credential of a workspace.
 type CreateAuthSecret struct {
 	Workspace  string       `json:"workspace"`
 	Component  string       `json:"component,omitzero"`         // needed unless the auth client is for one component alone
 	AuthClient string       `json:"auth_client,omitzero"`       // id of the one that the component's OAuth client follows
-	Name       string       `json:"name,omitzero"`              // for people; made from the component's title when absent
+	Name       string       `json:"name,omitzero"`              // display name; made from the component's title when absent
 	Keys       secrets.Keys `json:"keys"`                       // a value for each field of the component's descriptor; tokens may stand by themselves, without their field
-	Expected   int          `json:"expected_revision,omitzero"` // refuse when the component's descriptor in force has another revision
+	Expected   int          `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
 }
 
 func (s *Service) createAuthSecret(ctx context.Context, call *service.Call, in CreateAuthSecret) (service.Done, error) {
@@ -144,7 +143,6 @@ func outOfField(err error, field string) error {
 	return f.At("/keys" + rest)
 }
 
-// RenameAuthSecret asks for another name.
 type RenameAuthSecret struct {
 	Workspace string `json:"workspace"`
 	ID        string `json:"id"`
@@ -162,12 +160,11 @@ func (s *Service) renameAuthSecret(ctx context.Context, call *service.Call, in R
 	return s.Secrets.ChangeCredential(ctx, call, cmd)
 }
 
-// ReplaceAuthSecretKeys asks for new keys.
 type ReplaceAuthSecretKeys struct {
 	Workspace string       `json:"workspace"`
 	ID        string       `json:"id"`
 	Keys      secrets.Keys `json:"keys"`                       // replaces all values; tokens may stand by themselves, without their field
-	Expected  int          `json:"expected_revision,omitzero"` // refuse when the component's descriptor in force has another revision
+	Expected  int          `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
 }
 
 func (s *Service) replaceAuthSecretKeys(ctx context.Context, call *service.Call, in ReplaceAuthSecretKeys) (service.Done, error) {
@@ -202,7 +199,6 @@ func (s *Service) deleteAuthSecret(ctx context.Context, call *service.Call, in A
 	return done.Done, err
 }
 
-// GetAuthSecret asks for one credential of a workspace.
 type GetAuthSecret struct {
 	Workspace string `json:"workspace"`
 	ID        string `json:"id"`
@@ -272,7 +268,6 @@ func saysOf(v events.Verification) string {
 	return fmt.Sprintf("The API could not be reached at the last verification (%s).", v.Outcome)
 }
 
-// ListAuthSecrets asks for the credentials of a workspace.
 type ListAuthSecrets struct {
 	Workspace string `json:"workspace"`
 	Component string `json:"component,omitzero"` // only this one's
@@ -282,7 +277,6 @@ type ListAuthSecrets struct {
 	MinSeq    uint64 `json:"min_seq,omitzero"`   // wait until the answer reflects this log sequence
 }
 
-// AuthSecretList answers ListAuthSecrets.
 type AuthSecretList struct {
 	Secrets []AuthSecret `json:"secrets"`
 	Next    string       `json:"next,omitzero"` // cursor of the next page; absent on the last

@@ -35,16 +35,15 @@ type Rename = commands.RenameCredential
 // SetVPNAgent is the command, for edges to send.
 type SetVPNAgent = commands.SetVPNAgent
 
-// Create asks for a new credential.
 type Create struct {
 	Component  string       `json:"component"`
-	Name       string       `json:"name,omitzero"`              // for people; made from the component's title when absent
+	Name       string       `json:"name,omitzero"`              // display name; made from the component's title when absent
 	Keys       secrets.Keys `json:"keys"`                       // a value for each field of the component's descriptor
 	Workspace  string       `json:"workspace,omitzero"`         // an id of the caller's, kept as given
 	VPNAgent   string       `json:"vpn_agent,omitzero"`         // an id of the caller's, kept as given: through which VPN agent a flow engine reaches the API
 	For        *ForStep     `json:"for,omitzero"`               // the step of a flow it is made for: the use is recorded with it
 	KeysSealed string       `json:"keys_sealed,omitzero"`       // in place of keys: sealed to the service's key, as the queue takes them
-	Expected   int          `json:"expected_revision,omitzero"` // refuse when the component's descriptor in force has another revision
+	Expected   int          `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
 }
 
 // ForStep names the step of a flow that a credential is made for.
@@ -131,14 +130,13 @@ func DefaultName(title, id string) string {
 	return title + " " + id[:8]
 }
 
-// ReplaceKeys asks for new keys.
 type ReplaceKeys struct {
 	ID         string       `json:"id"`
 	Keys       secrets.Keys `json:"keys"`                       // replaces all values
-	Expected   int          `json:"expected_version,omitzero"`  // refuse when the keys in force have another version
+	Expected   int          `json:"expected_version,omitzero"`  // refuse unless this is the version of the current keys
 	DryRun     bool         `json:"dry_run,omitzero"`           // make the dry request and say what would change; save nothing
 	KeysSealed string       `json:"keys_sealed,omitzero"`       // in place of keys: sealed to the service's key, as the queue takes them
-	Revision   int          `json:"expected_revision,omitzero"` // refuse when the component's descriptor in force has another revision
+	Revision   int          `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
 }
 
 func (s *Service) replaceKeys(ctx context.Context, call *service.Call, in ReplaceKeys) (flow.Tried, error) {
@@ -226,11 +224,10 @@ func (s *Service) Save(ctx context.Context, call *service.Call, id string, keys 
 	return done, err
 }
 
-// Revert asks for the keys of an earlier version.
 type Revert struct {
 	ID       string `json:"id"`
 	Version  int    `json:"version"`                   // the version to go back to
-	Expected int    `json:"expected_version,omitzero"` // refuse when the keys in force have another version
+	Expected int    `json:"expected_version,omitzero"` // refuse unless this is the version of the current keys
 }
 
 func (s *Service) revertCredential(ctx context.Context, call *service.Call, in Revert) (service.Done, error) {
@@ -277,7 +274,6 @@ func (s *Service) revertCredential(ctx context.Context, call *service.Call, in R
 	return s.Secrets.ChangeCredential(ctx, call, commands.RevertCredential{ID: in.ID, Expected: in.Expected, To: in.Version, Keys: keys})
 }
 
-// Verify asks for the dry request with the keys in force.
 type Verify struct {
 	ID string `json:"id"`
 }
@@ -315,12 +311,10 @@ func (s *Service) verifyCredential(ctx context.Context, call *service.Call, in V
 	return done, err
 }
 
-// Reveal asks for the clear values of a credential.
 type Reveal struct {
 	ID string `json:"id"`
 }
 
-// Revealed answers Reveal.
 type Revealed struct {
 	service.Done
 	Keys map[string]any `json:"keys"` // the clear values, by field
@@ -350,10 +344,9 @@ func (s *Service) revealCredential(ctx context.Context, call *service.Call, in R
 	return shown, nil
 }
 
-// Delete asks for a credential's end.
 type Delete struct {
 	ID       string `json:"id"`
-	Expected int    `json:"expected_version,omitzero"` // refuse when the keys in force have another version
+	Expected int    `json:"expected_version,omitzero"` // refuse unless this is the version of the current keys
 	DryRun   bool   `json:"dry_run,omitzero"`          // say what would break; delete nothing
 }
 

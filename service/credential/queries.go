@@ -19,7 +19,6 @@ import (
 	"github.com/credstream/credstream/service/secrets"
 )
 
-// Get asks for one credential.
 type Get struct {
 	ID     string `json:"id"`
 	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
@@ -101,7 +100,7 @@ func credentialInfo(c projections.Credential) Credential {
 	}
 }
 
-// maskedKeys shows a value only where the descriptor in force when the version
+// maskedKeys shows a value only where the current descriptor when the version
 // was written says that it is not secret.
 func (s *Service) maskedKeys(ctx context.Context, c projections.Credential, d commands.Descriptor) (map[string]any, error) {
 	keys := make(map[string]any, len(c.Fields))
@@ -127,7 +126,7 @@ func (s *Service) maskedKeys(ctx context.Context, c projections.Credential, d co
 	return keys, nil
 }
 
-// List asks for credentials by filter. Filters combine by AND.
+// List requests credentials by filter. Filters combine by AND.
 type List struct {
 	Component    string        `json:"component,omitzero"`
 	Workspace    string        `json:"workspace,omitzero"`     // the id that they were created with
@@ -139,7 +138,6 @@ type List struct {
 	MinSeq       uint64        `json:"min_seq,omitzero"`       // wait until the answer reflects this log sequence
 }
 
-// Page answers List.
 type Page struct {
 	Credentials []Credential `json:"credentials"`
 	Next        string       `json:"next,omitzero"` // cursor of the next page; absent on the last
@@ -195,7 +193,6 @@ func (s *Service) listCredentials(ctx context.Context, call *service.Call, in Li
 	return list, nil
 }
 
-// Count asks for the number of credentials by component and status.
 type Count struct {
 	Component string        `json:"component,omitzero"` // only this one's
 	Workspace string        `json:"workspace,omitzero"` // only those created with this id
@@ -203,7 +200,6 @@ type Count struct {
 	MinSeq    uint64        `json:"min_seq,omitzero"`   // wait until the answer reflects this log sequence
 }
 
-// Counts answers CountCredentials.
 type Counts struct {
 	Total  int              `json:"total"`
 	Counts []ComponentCount `json:"components"`
@@ -321,7 +317,7 @@ type pageEnd struct {
 	seq    uint64
 }
 
-// versionAt is the version of the keys in force after the commits of a credential's
+// versionAt is the version of the current keys after the commits of a credential's
 // stream up to seq; now is the state of today.
 func (s *Service) versionAt(ctx context.Context, stream events.StreamID, seq uint64, now aggregates.CredentialState) (int, error) {
 	switch {

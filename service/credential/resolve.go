@@ -40,7 +40,7 @@ const (
 	maxKeptAnswer = 8 << 10     // bytes of a sealed answer that is remembered
 )
 
-// The refusals of a resolve.
+// Errors of a resolve.
 var (
 	// ErrCleartext refuses clear secrets where others could listen.
 	ErrCleartext = fault.New(fault.Denied, "cleartext_refused",
@@ -49,7 +49,7 @@ var (
 		"Give either public_key, an X25519 key in nkeys form (\"X\" and 55 more characters), or cleartext.")
 )
 
-// Resolve asks for the values of a credential, for a flow. The same
+// Resolve requests the values of a credential, for a flow. The same
 // caller asking again for the same is given the same lease while at least a tenth
 // of it is left.
 type Resolve struct {
@@ -311,7 +311,7 @@ type lease struct {
 }
 
 // heldLeases are the leases that were asked for last, of all and of each tenant: one
-// that asks for many makes the service forget its own before those of others.
+// that requests many makes the service forget its own before those of others.
 type heldLeases struct {
 	ofTenant int // at the most
 

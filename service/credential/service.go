@@ -89,7 +89,7 @@ type Grants interface {
 	EndCredential(ctx context.Context, call *service.Call, cmd commands.DeleteCredential) (service.Done, aggregates.CredentialState, error)
 }
 
-// Service answers the routes of credentials. Its methods may be called from many goroutines.
+// Service implements the routes of credentials. Its methods may be called from many goroutines.
 type Service struct {
 	Deps
 	verified *prometheus.CounterVec

@@ -14,10 +14,10 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// Bind asks for the credentials of a flow that is about to start.
+// Bind requests the credentials of a flow that is about to start.
 type Bind struct {
 	Flow  string            `json:"flow"`
-	Name  string            `json:"name,omitzero"` // for people
+	Name  string            `json:"name,omitzero"` // display name
 	Steps []events.FlowStep `json:"steps"`
 	TTL   string            `json:"ttl,omitzero"` // how long the reservation lasts unless the flow starts: "10m" when absent
 }
@@ -217,7 +217,6 @@ func cannotBind(steps []events.FlowStep, refused []events.FlowUseRefused) error 
 	return err.Withf("Nothing was reserved. %s", refusedSentence(refused)).With(stepFaults(refused))
 }
 
-// Release asks for the end of a flow's reservation.
 type Release struct {
 	Flow    string `json:"flow"`
 	Binding string `json:"binding,omitzero"` // only this one; the one that stands when absent

@@ -52,7 +52,7 @@ const (
 type Event struct {
 	Change   events.FlowChange `json:"-"`
 	ID       string            `json:"id"`
-	Name     string            `json:"name,omitzero"`  // for people
+	Name     string            `json:"name,omitzero"`  // display name
 	Revision uint64            `json:"revision"`       // rises with every event of the flow
 	Steps    []events.FlowStep `json:"steps,omitzero"` // nil: as they were
 }

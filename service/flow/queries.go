@@ -15,7 +15,6 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// Get asks for one flow.
 type Get struct {
 	ID     string `json:"id"`
 	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
@@ -67,7 +66,7 @@ func flowInfo(f projections.Flow) Flow {
 	return info
 }
 
-// List asks for flows. Filters combine by AND.
+// List requests flows. Filters combine by AND.
 type List struct {
 	Credential string `json:"credential,omitzero"` // those that name it, use it or have it reserved
 	Component  string `json:"component,omitzero"`  // those that include it
@@ -78,7 +77,6 @@ type List struct {
 	MinSeq     uint64 `json:"min_seq,omitzero"`    // wait until the answer reflects this log sequence
 }
 
-// Page answers ListFlows.
 type Page struct {
 	Flows []Flow `json:"flows"`
 	Next  string `json:"next,omitzero"` // cursor of the next page; absent on the last
@@ -106,14 +104,12 @@ func (s *Service) listFlows(ctx context.Context, call *service.Call, in List) (P
 	return list, nil
 }
 
-// ListInUse asks for the in-use index.
 type ListInUse struct {
 	Limit  int    `json:"limit,omitzero"`   // 1 to 200; 50 when absent
 	After  string `json:"after,omitzero"`   // cursor of the page before
 	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
 }
 
-// InUseList answers ListInUse.
 type InUseList struct {
 	Entries []InUseEntry `json:"entries"`
 	Next    string       `json:"next,omitzero"` // cursor of the next page; absent on the last
@@ -241,13 +237,13 @@ func (s *Service) ExpireHolders(ctx context.Context, call *service.Call, id stri
 
 // Impact answers a dry run: what the command would do, without doing it.
 type Impact struct {
-	Allowed     bool                 `json:"allowed"`               // the command would be obeyed now
-	Kind        fault.Kind           `json:"kind,omitzero"`         // of the refusal
-	Code        string               `json:"code,omitzero"`         // why not
-	Says        string               `json:"says"`                  // in a sentence
-	Flows       []Flow               `json:"flows"`                 // that use it, up to 200
-	TotalFlows  int                  `json:"total_flows"`           //
-	ActiveFlows int                  `json:"active_flows"`          //
+	Allowed     bool                 `json:"allowed"`       // the command would be obeyed now
+	Kind        fault.Kind           `json:"kind,omitzero"` // of the refusal
+	Code        string               `json:"code,omitzero"` // why not
+	Says        string               `json:"says"`          // in a sentence
+	Flows       []Flow               `json:"flows"`         // that use it, up to 200
+	TotalFlows  int                  `json:"total_flows"`
+	ActiveFlows int                  `json:"active_flows"`
 	Credentials int                  `json:"credentials,omitzero"`  // of a component: those of the tenant that remain
 	Verified    *events.Verification `json:"verification,omitzero"` // what the dry request with the new keys found
 }

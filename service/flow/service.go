@@ -50,7 +50,7 @@ type Clients interface {
 	ReconcileAuthClients(ctx context.Context) error
 }
 
-// Service answers the routes of flows. Its methods may be called from many goroutines.
+// Service implements the routes of flows. Its methods may be called from many goroutines.
 type Service struct {
 	Deps
 	settled prometheus.Histogram

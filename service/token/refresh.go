@@ -24,7 +24,7 @@ import (
 	"github.com/credstream/credstream/vault"
 )
 
-// The refusals of a renewal of tokens.
+// Errors of a renewal of tokens.
 var (
 	ErrRefreshFailed = fault.New(fault.Unavailable, "token_refresh_failed",
 		"The access token has expired and the provider did not issue a new one. The service will retry.")
@@ -106,7 +106,7 @@ const maxRounds = 3
 
 // renew has the tokens renewed, unless others than those of the epoch are in
 // force by now, and waits for it. Callers that come meanwhile share the outcome.
-// A renewal that has begun goes on without them.
+// A renewal that has begun continues without them.
 func (s *Service) renew(ctx context.Context, tenant, id string, epoch int, insist bool) error {
 	key := credentialKey{tenant, id}
 	r := &s.renewals
@@ -462,7 +462,6 @@ func backoff(failures int, refusal *oauth.Error) time.Duration {
 	return max(wait, refusal.RetryAfter)
 }
 
-// Refresh asks for new tokens now.
 type Refresh struct {
 	ID string `json:"id"`
 }

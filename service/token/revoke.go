@@ -193,7 +193,6 @@ func (s *Service) recordAnswer(ctx context.Context, call *service.Call, id strin
 	return err
 }
 
-// Revoke asks for the end of a credential's tokens.
 type Revoke struct {
 	ID string `json:"id"`
 }
@@ -526,7 +525,7 @@ func (r *revocations) finish() {
 	service.WaitFor(&r.group)
 }
 
-// The refusals of a revocation in bulk.
+// Errors of a revocation in bulk.
 var (
 	ErrRevocationScope = fault.New(fault.Invalid, "revocation_scope_invalid",
 		"Give exactly one of all, component and oauth_client.")
@@ -534,7 +533,7 @@ var (
 		"These tokens are already being revoked, or eight revocations are running. Query oauth.revocation for the progress.")
 )
 
-// RevokeOAuth asks for the end of many credentials' tokens. One of all, component
+// RevokeOAuth requests the end of many credentials' tokens. One of all, component
 // and oauth_client says which.
 type RevokeOAuth struct {
 	All         bool   `json:"all,omitzero"`          // every OAuth credential of the tenant
@@ -552,7 +551,7 @@ type RevocationStarted struct {
 
 // revokeOAuth begins to walk through the credentials that hold tokens, as the views
 // know them, and answers. The walk keeps nothing but what it counts: when it breaks
-// off, the same command goes on with those that still hold tokens.
+// off, the same command continues with those that still hold tokens.
 func (s *Service) revokeOAuth(ctx context.Context, call *service.Call, in RevokeOAuth) (RevocationStarted, error) {
 	started := RevocationStarted{Done: service.Done{ID: call.DeriveID("revocation")}}
 	if total, known := s.revocations.known(call.Tenant, started.ID); known { // the command comes again
@@ -829,19 +828,19 @@ type OAuthRevocation struct {
 
 // RevocationProgress answers OAuthRevocation. Its numbers are of credentials.
 type RevocationProgress struct {
-	ID         string              `json:"id,omitzero"`         // of the revocation
-	Here       bool                `json:"here"`                // the process that answers ran it; else all it can tell is what is left
-	Running    bool                `json:"running"`             //
-	Total      int                 `json:"total"`               // that held tokens when it began
-	Done       int                 `json:"done"`                // whose tokens are given up
-	AtProvider int                 `json:"at_provider"`         // of these, where the provider confirmed that it has forgotten them
-	NotOffered int                 `json:"not_offered"`         // of these, where the component names no address to tell the provider
-	Erased     int                 `json:"erased"`              // secrets erased from the vault, after all are given up
-	Failed     int                 `json:"failed"`              // where the provider did not confirm it, or the tokens could not be given up
-	Failures   []RevocationFailure `json:"failures"`            // the first 20 of these
-	StartedAt  time.Time           `json:"started_at,omitzero"` //
-	EndedAt    time.Time           `json:"ended_at,omitzero"`   // absent while it runs
-	Left       int                 `json:"left"`                // of the tenant that hold tokens now
+	ID         string              `json:"id,omitzero"` // of the revocation
+	Here       bool                `json:"here"`        // the process that answers ran it; else all it can tell is what is left
+	Running    bool                `json:"running"`
+	Total      int                 `json:"total"`       // that held tokens when it began
+	Done       int                 `json:"done"`        // whose tokens are given up
+	AtProvider int                 `json:"at_provider"` // of these, where the provider confirmed that it has forgotten them
+	NotOffered int                 `json:"not_offered"` // of these, where the component names no address to tell the provider
+	Erased     int                 `json:"erased"`      // secrets erased from the vault, after all are given up
+	Failed     int                 `json:"failed"`      // where the provider did not confirm it, or the tokens could not be given up
+	Failures   []RevocationFailure `json:"failures"`    // the first 20 of these
+	StartedAt  time.Time           `json:"started_at,omitzero"`
+	EndedAt    time.Time           `json:"ended_at,omitzero"` // absent while it runs
+	Left       int                 `json:"left"`              // of the tenant that hold tokens now
 }
 
 // RevocationFailure says why a revocation was not confirmed.

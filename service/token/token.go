@@ -218,7 +218,7 @@ func shown(scope seal.Secret) string {
 	return string(text)
 }
 
-// firstToken asks for the first token of a client that may do so by itself.
+// firstToken requests the first token of a client that may do so by itself.
 func (s *Service) firstToken(ctx context.Context, tenant, component string, d commands.Descriptor, field string, keys seal.Fields) (seal.Fields, *commands.Tokens, error) {
 	client, err := s.OAuthClient(ctx, tenant, component, d)
 	if err != nil {
@@ -300,17 +300,17 @@ func WithExpiry(object seal.Fields, from time.Time, life time.Duration) (seal.Fi
 	return object.Without(expiresIn).With(expiresAt, seal.NewSecret([]byte(`"`+expires.Format(time.RFC3339)+`"`))), expires
 }
 
-// storedToken is the form, for ever, in which the vault keeps renewed tokens: all
+// storedToken is the form, forever, in which the vault keeps renewed tokens: all
 // that is needed to put them in force, should the process that got them be gone.
 type storedToken struct {
-	Object   jsontext.Value `json:"token"`    // as OAuth fields hold it
-	Expires  time.Time      `json:"expires"`  //
+	Object   jsontext.Value `json:"token"` // as OAuth fields hold it
+	Expires  time.Time      `json:"expires"`
 	Lifetime int64          `json:"lifetime"` // seconds
 	Rotated  bool           `json:"rotated"`
 	Scope    string         `json:"scope"`
 }
 
-// tokenObject opens the tokens in force: an object as the provider answered it.
+// tokenObject opens the current tokens: an object as the provider answered it.
 func (s *Service) tokenObject(ctx context.Context, tenant, id string, state aggregates.CredentialState, keys seal.Fields) (seal.Fields, error) {
 	t := state.Tokens
 	if t.Token.SecretID == state.Current().SecretID {
@@ -342,7 +342,7 @@ func (s *Service) storedToken(ctx context.Context, tenant, id, secretID string) 
 	return stored, nil
 }
 
-// ActiveKeys opens the keys in force, the tokens in force among them.
+// ActiveKeys opens the current keys, the current tokens among them.
 func (s *Service) ActiveKeys(ctx context.Context, tenant, id string, state aggregates.CredentialState) (seal.Fields, error) {
 	keys, err := s.Secrets.Open(ctx, tenant, id, state.Current())
 	if err != nil || state.Tokens.Field == "" {
@@ -355,7 +355,7 @@ func (s *Service) ActiveKeys(ctx context.Context, tenant, id string, state aggre
 	return keys.With(state.Tokens.Field, object.Marshal()), nil
 }
 
-// Values opens what a flow engine may have: the keys in force and the access
+// Values opens what a flow engine may have: the current keys and the access
 // token, never a refresh token. expires is the access token's end, zero when there
 // is none. aggregates.ErrCredentialVersionStale means that state is an old one.
 func (s *Service) Values(ctx context.Context, tenant, id string, state aggregates.CredentialState) (keys seal.Fields, expires time.Time, err error) {

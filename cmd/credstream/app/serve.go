@@ -67,7 +67,7 @@ const (
 	bulkRebuild  = 5_000                   // commits behind which the views are built anew rather than caught up
 )
 
-// The refusals of a configuration.
+// Configuration errors.
 var (
 	errDurability = fault.New(fault.Invalid, "config_durability", "--durability must be group or always.")
 	errViewsURL   = fault.New(fault.Invalid, "config_views", "--views is not supported yet: the read models are in the SQLite file of the data folder. Omit --views.")
@@ -415,7 +415,7 @@ func (p *program) openService(ctx context.Context) error {
 	return err
 }
 
-// openQueues opens the queues of flow events and commands, and the poison queue.
+// openQueues opens the queues of flow events and commands, and the dead-letter queue.
 func (p *program) openQueues() error {
 	conn, err := p.nats.Conn("queues")
 	if err != nil {

@@ -106,7 +106,7 @@ type connecting struct {
 	revision int // of the component, 0: any
 }
 
-// link asks for the link and shows it. What it says goes to standard error: the
+// link requests the link and shows it. What it says goes to standard error: the
 // output is the credential.
 func (c *connecting) link(ctx context.Context) (client.ConnectLink, error) {
 	link, err := c.api.ConnectOAuth(ctx, c.in, client.ExpectRevision(c.revision))
@@ -141,7 +141,7 @@ func openBrowser(ctx context.Context, address string) error {
 	return nil
 }
 
-// byCode asks for the code that the page at the end shows.
+// byCode requests the code that the page at the end shows.
 func (c *connecting) byCode(ctx context.Context) (client.Done, error) {
 	link, err := c.link(ctx)
 	if err != nil {

@@ -357,7 +357,7 @@ func tokenPairs(t *client.TokenInfo) (pairs [][2]string) {
 	return pairs
 }
 
-// lastVerification says when and how the keys in force were tried last.
+// lastVerification says when and how the current keys were tried last.
 func lastVerification(c client.Credential) string {
 	how := "without a probe"
 	if v := c.Verification; v.Probe != "" {

@@ -14,7 +14,7 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// The refusals of a revocation on the command line.
+// Errors of a revocation on the command line.
 var (
 	errNotConfirmed        = fault.New(fault.Invalid, "not_confirmed", "Nothing was revoked.")
 	errRevocationPartial   = fault.New(fault.Unavailable, "revocation_not_confirmed", "Some providers did not confirm the revocation.")

@@ -20,7 +20,7 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// The refusals of the command line.
+// Errors of the command line.
 var (
 	errUsage   = fault.New(fault.Invalid, "usage", "Invalid command line.")
 	errNoKey   = fault.New(fault.Unauthenticated, "key_missing", "An API key is required: set CREDSTREAM_KEY, or give --key-file or --key.")
