@@ -8,22 +8,22 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// Access records what one caller was refused, and what came of none of the
-// connections it started. The same again, told twice because
-// the first outcome was not known, is recorded once.
+// Access is the aggregate of one caller's denials and of the connections that the
+// caller started and that failed. A repeat of an event, sent because
+// the first outcome was unknown, is recorded once.
 var Access = Decider[AccessState, commands.Access, events.Access]{
 	Category: "access", Fold: 2, Decide: AccessState.decide, Evolve: AccessState.evolve,
 }
 
-// AccessState is the last denial of each route, and the connections that were
-// aborted last.
+// AccessState is the last denial of each route, and the most recently
+// aborted connections.
 type AccessState struct {
 	Last    []events.AccessDenied
 	Aborted []string
 }
 
-// abortsKept bounds the connections that a state remembers: one told twice is
-// told again at once.
+// abortsKept bounds the connections that a state remembers. A repeat comes soon
+// after the first attempt.
 const abortsKept = 16
 
 func (s AccessState) decide(cmd commands.Access) ([]events.Access, error) {

@@ -1,5 +1,5 @@
-// Package aggregates holds the rules: what may happen to each thing the
-// service keeps. A rule is a pure function; no clock, no ids, no I/O.
+// Package aggregates holds the business rules: which changes of each aggregate are
+// allowed. A rule is a pure function, without clock, id source or I/O.
 package aggregates
 
 import (
@@ -19,15 +19,15 @@ import (
 )
 
 // Decider is one kind of aggregate: two pure functions over a state whose zero
-// value means "nothing yet". A state is a value: neither function changes what
-// it was given, so a state may be shared and kept.
+// value means "nothing yet". A state is a value: neither function changes its
+// arguments, so a state may be shared and cached.
 type Decider[S any, C commands.Command, E any] struct {
 	Category string                  // first word of its streams
-	Fold     int                     // raised whenever Evolve or S changes: older snapshots are then ignored
-	Decide   func(S, C) ([]E, error) // no events and no error: already so
-	Evolve   func(S, E) S            // cannot fail: the fact has happened
-	New      func(C) bool            // the command begins a stream: nothing to load; nil when there is none such
-	Weight   func(S) int             // number of entries that make the state large; nil when it never is
+	Fold     int                     // raised whenever Evolve or S changes, which invalidates older snapshots
+	Decide   func(S, C) ([]E, error) // no events and no error: nothing to change
+	Evolve   func(S, E) S            // cannot fail: the event has happened
+	New      func(C) bool            // the command begins a stream, so there is nothing to load; nil if no command does
+	Weight   func(S) int             // number of entries that make the state large; nil if it is always small
 }
 
 // State is a folded stream.
@@ -38,24 +38,24 @@ type State[S any] struct {
 	tail   int    // commits folded since the last snapshot
 }
 
-// Log is the store as the aggregates use it: behind a bounded cache of folded
-// states. A cached state may be old; the append's own check finds out.
+// Log is the store behind a bounded cache of folded
+// states. A cached state may be stale; the check of the append detects that.
 type Log struct {
 	Store  events.Store
 	states *lru.Cache[events.StreamID, any]
 
 	mu    sync.Mutex
-	turns map[events.StreamID]*turn // streams that commands are being decided on
+	turns map[events.StreamID]*turn // streams with a command in progress
 }
 
-// turn is a stream's: one command of this process at a time is decided on it, so
-// that many on one stream wait for each other and do not lose races instead.
+// turn is the lock of a stream: this process decides one command at a time on it, so
+// that concurrent commands wait for each other instead of losing races.
 type turn struct {
-	token chan struct{} // held by whose turn it is
-	users int           // who has it or waits for it
+	token chan struct{} // held by the owner of the lock
+	users int           // the owner and the waiting callers
 }
 
-// lockStream waits for the stream's turn; give lets the next one in.
+// lockStream acquires the stream's lock; give releases it.
 func (l *Log) lockStream(ctx context.Context, stream events.StreamID) (give func(), err error) {
 	l.mu.Lock()
 	t := l.turns[stream]
@@ -90,7 +90,7 @@ func NewLog(store events.Store, size int) (*Log, error) {
 	return &Log{Store: store, states: states, turns: map[events.StreamID]*turn{}}, nil
 }
 
-// Invalidate drops what is cached of a stream that has a commit at seq which this
+// Invalidate drops the cached state of a stream that has a commit at seq that this
 // process did not append itself.
 func (l *Log) Invalidate(stream events.StreamID, seq uint64) {
 	if s, ok := l.states.Peek(stream); ok && s.(revisioned).revision() < seq {
@@ -103,12 +103,12 @@ type revisioned interface{ revision() uint64 }
 
 func (s State[S]) revision() uint64 { return s.Seq }
 
-// Forget drops every cached state: the log may have been cut below them.
+// Forget drops every cached state: the log may have been truncated below them.
 func (l *Log) Forget() { l.states.Purge() }
 
-// snapshotEvery is the number of commits after which a load would be slow
-// enough to be worth a snapshot. A large state takes longer to write, so it is
-// written less often: every entriesPerCommit entries stand for one more commit.
+// snapshotEvery is the number of commits after which a load is slow
+// enough to justify a snapshot. A large state takes longer to write, so it is
+// written less often: entriesPerCommit entries count as one more commit.
 const (
 	snapshotEvery    = 32
 	entriesPerCommit = 64
@@ -122,7 +122,7 @@ func (d Decider[S, C, E]) snapshotDue(s State[S]) bool {
 	return s.tail >= every
 }
 
-// maxAttempts bounds the rounds of one command that keeps losing races.
+// maxAttempts bounds the attempts of one command that keeps losing races.
 const maxAttempts = 32
 
 // Stream is the stream of the aggregate with this id, under tenant.
@@ -130,7 +130,7 @@ func (d Decider[S, C, E]) Stream(tenant, id string) events.StreamID {
 	return events.StreamID{Tenant: tenant, Category: d.Category, ID: id}
 }
 
-// Load returns the state of a stream, perhaps an old one from the cache: good
+// Load returns the state of a stream, possibly a stale one from the cache: sufficient
 // for a decision that ends in an append.
 func (d Decider[S, C, E]) Load(ctx context.Context, log *Log, stream events.StreamID) (State[S], error) {
 	if s, ok := log.states.Get(stream); ok {
@@ -139,7 +139,7 @@ func (d Decider[S, C, E]) Load(ctx context.Context, log *Log, stream events.Stre
 	return d.reload(ctx, log, stream, State[S]{})
 }
 
-// Fresh returns the newest state, durable: good for an answer.
+// Fresh returns the newest, durable state: required for a refusal or a read.
 func (d Decider[S, C, E]) Fresh(ctx context.Context, log *Log, stream events.StreamID) (State[S], error) {
 	s, err := d.Load(ctx, log, stream)
 	if err != nil {
@@ -156,7 +156,7 @@ func (d Decider[S, C, E]) refresh(ctx context.Context, log *Log, stream events.S
 		return s, fmt.Errorf("last of %s: %w", stream, err)
 	}
 	switch {
-	case last < s.Seq: // the answer is older than what is cached, or the log was cut below it
+	case last < s.Seq: // the answer is older than the cache, or the log was truncated below it
 		log.states.Remove(stream)
 		return s, fmt.Errorf("last of %s is %d, expected %d: %w", stream, last, s.Seq, fault.ErrUnavailable)
 	case last > s.Seq:
@@ -170,8 +170,8 @@ func (d Decider[S, C, E]) refresh(ctx context.Context, log *Log, stream events.S
 	return s, nil
 }
 
-// reload folds what the stream holds after s, starting from a snapshot when
-// there is nothing to continue from.
+// reload folds the commits of the stream after s, starting from a snapshot if
+// s is empty.
 func (d Decider[S, C, E]) reload(ctx context.Context, log *Log, stream events.StreamID, s State[S]) (State[S], error) {
 	if s.Seq == 0 {
 		s = d.fromSnapshot(ctx, log, stream)
@@ -221,13 +221,13 @@ func (d Decider[S, C, E]) Around(ctx context.Context, log *Log, commit []events.
 	return before, after, nil
 }
 
-// Execute decides cmd on the stream of its target under tenant and appends what
-// follows, starting over when it loses a race. look, when not nil, is called
-// in every round with the revision the round decides on; its error ends the
-// execution: that is where a repeated command is noticed. Execute returns the
-// state the command was decided on and the state after it, whose Seq is the
-// revision the caller may rely on; when nothing was appended they are the same. They
-// differ beside an error when a commit was stored and is not known to be durable.
+// Execute decides cmd on the stream of its target under tenant and appends the
+// resulting events. It starts over when it loses a race. look, when not nil, is called
+// in every round with the revision that the round decides on; its error ends the
+// execution. That is how a repeated command is detected. Execute returns the
+// state before the command and the state after it, whose Seq is the
+// revision the caller may rely on; if nothing was appended they are equal. If
+// they differ beside an error, a commit was stored but is not known to be durable.
 func (d Decider[S, C, E]) Execute(ctx context.Context, log *Log, tenant string, cmd C, meta events.Meta,
 	look func(context.Context, uint64) error,
 ) (before, after State[S], err error) {
@@ -246,13 +246,13 @@ func (d Decider[S, C, E]) Execute(ctx context.Context, log *Log, tenant string, 
 	return before, after, nil
 }
 
-// stage is Execute but for the waiting: the stream's next command may be decided
-// on what was staged, since it cannot be durable before that is.
+// stage is Execute without waiting for durability: the stream's next command may be decided
+// on what was staged, since it cannot become durable earlier.
 func (d Decider[S, C, E]) stage(ctx context.Context, log *Log, stream events.StreamID, cmd C, meta events.Meta,
 	look func(context.Context, uint64) error,
 ) (before, after State[S], err error) {
 	var s State[S]
-	if d.New == nil || !d.New(cmd) { // else the append finds out whether the stream is there already
+	if d.New == nil || !d.New(cmd) { // else the append detects whether the stream exists already
 		give, err := log.lockStream(ctx, stream)
 		if err != nil {
 			return s, s, err
@@ -273,7 +273,7 @@ func (d Decider[S, C, E]) stage(ctx context.Context, log *Log, stream events.Str
 		}
 		facts, refusal := d.Decide(s.Value, cmd)
 		if refusal != nil || len(facts) == 0 {
-			// An answer that appends nothing must rest on the newest, durable state.
+			// A result that appends nothing must be based on the newest, durable state.
 			fresh, err := d.refresh(ctx, log, stream, s)
 			if err != nil {
 				return s, s, err
@@ -285,7 +285,7 @@ func (d Decider[S, C, E]) stage(ctx context.Context, log *Log, stream events.Str
 			return s, s, refusal
 		}
 		if end, bounded := ctx.Deadline(); bounded && !time.Now().Before(end) {
-			return s, s, context.DeadlineExceeded // of a process that stood still, which no timer has told yet
+			return s, s, context.DeadlineExceeded // the process was suspended, and no timer has fired yet
 		}
 		evs := make([]events.Event, len(facts))
 		for i, f := range facts {
@@ -299,7 +299,7 @@ func (d Decider[S, C, E]) stage(ctx context.Context, log *Log, stream events.Str
 			}
 			continue
 		case err != nil:
-			// The outcome may be unknown; what is cached may be old either way.
+			// The outcome may be unknown, and the cached state may be stale.
 			log.states.Remove(stream)
 			return s, s, fmt.Errorf("append to %s: %w", stream, err)
 		}
@@ -309,7 +309,7 @@ func (d Decider[S, C, E]) stage(ctx context.Context, log *Log, stream events.Str
 		}
 		kept := after
 		if d.snapshotDue(after) {
-			kept.tail = 0 // one snapshot is enough; one that is not written costs time, never truth
+			kept.tail = 0 // one snapshot is enough; a missing one only costs time
 		}
 		log.states.Add(stream, kept)
 		return s, after, nil
@@ -317,8 +317,8 @@ func (d Decider[S, C, E]) stage(ctx context.Context, log *Log, stream events.Str
 	return s, s, fault.ErrConflict
 }
 
-// pause lets another process have its way on the same stream: the longer, the
-// more races were lost to it.
+// pause gives way to another process on the same stream, the longer the
+// more races were lost.
 func pause(ctx context.Context, lost int) error {
 	if lost < 2 {
 		return ctx.Err()
@@ -334,7 +334,7 @@ func pause(ctx context.Context, lost int) error {
 }
 
 // fromSnapshot returns the state in the stream's snapshot. A snapshot that cannot be
-// reached or decoded is a miss, the zero state: the stream itself holds everything.
+// read or decoded is a miss and yields the zero state: the stream itself holds everything.
 func (d Decider[S, C, E]) fromSnapshot(ctx context.Context, log *Log, stream events.StreamID) State[S] {
 	snap, err := log.Store.Snapshot(ctx, stream, d.Fold)
 	if err != nil || snap.Seq == 0 {
@@ -347,8 +347,8 @@ func (d Decider[S, C, E]) fromSnapshot(ctx context.Context, log *Log, stream eve
 	return State[S]{Value: value, Seq: snap.Seq, commit: snap.Commit}
 }
 
-// snapshot keeps s, which is durable, in the store so that a later load is
-// short. It is a convenience: a failure costs time, never truth.
+// snapshot stores s, which is durable, so that a later load is
+// short. It is an optimization: a failure only costs time.
 func (d Decider[S, C, E]) snapshot(ctx context.Context, log *Log, stream events.StreamID, s State[S]) {
 	recs, err := log.Store.Commit(ctx, s.Seq)
 	if err != nil {

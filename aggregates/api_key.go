@@ -58,13 +58,13 @@ func (s APIKeyState) decide(cmd commands.APIKey) ([]events.APIKey, error) {
 	return nil, unknownCommand(cmd)
 }
 
-// is reports whether the key is the one asked for.
+// is reports whether the key equals the requested one.
 func (s APIKeyState) is(c commands.IssueAPIKey) bool {
 	return s.SHA256 == c.SHA256 && s.Home == c.Home && s.Role == c.Role && slices.Equal(s.Tenants, c.Tenants) &&
 		slices.Equal(s.Permissions, c.Permissions) && slices.Equal(s.Addresses, c.Addresses) && s.Expires.Equal(c.Expires)
 }
 
-// listed is the list as it is stored: "[]" when it is empty.
+// listed is the stored form of a list: "[]" when it is empty.
 func listed(list []string) []string {
 	if list == nil {
 		return []string{}

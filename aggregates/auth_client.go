@@ -19,9 +19,9 @@ var (
 		"The auth client was just changed, and the OAuth clients of its components are not updated yet. Try again in a minute.")
 )
 
-// AuthClient is the aggregate of one auth client. Where OAuth clients follow
-// it, a change is complete when they do: that is recorded as well, so that it is
-// known what a crash has left to be done.
+// AuthClient is the aggregate of one auth client. If it manages OAuth clients,
+// a change is complete when they are updated. That is recorded as well, so that
+// a change that a crash interrupted can be completed.
 var AuthClient = Decider[AuthClientState, commands.AuthClient, events.AuthClient]{
 	Category: "auth_client", Fold: 2, Decide: AuthClientState.decide, Evolve: AuthClientState.evolve,
 }
@@ -37,30 +37,30 @@ type AuthClientState struct {
 	Fields     []string
 	ClientID   string
 	SecretID   string
-	Revisions  map[string]int // by component: of its descriptor, for which the client secret was given last; absent or 0: not known
-	Changes    int            // how often it was created or changed
-	Settled    bool           // OAuth clients are as the last change says
+	Revisions  map[string]int // by component: revision of the descriptor for which the client secret was last given; absent or 0: unknown
+	Changes    int            // number of creations and changes
+	Settled    bool           // its OAuth clients reflect the last change
 
-	// What is left of the time before the changes that are not settled.
-	Leaving  []events.AuthClientComponent // components it is for no more, whose OAuth clients may still be there
-	Renew    bool                         // the credentials of its OAuth clients are not its own yet
-	Previous []string                     // secrets that it had, to which it may go back
+	// Remaining work of the changes that are not settled.
+	Leaving  []events.AuthClientComponent // components that were removed, whose OAuth clients may still exist
+	Renew    bool                         // its OAuth clients do not have its credentials yet
+	Previous []string                     // previous secrets, to which it may be rolled back
 
 	Abandoned []string // secret ids that no event may name from now on
 }
 
-// References reports whether the auth client has this secret, or may go back to it.
+// References reports whether the auth client has this secret, or may be rolled back to it.
 func (s AuthClientState) References(secretID string) bool {
 	return s.Exists && secretID != "" && (s.SecretID == secretID || slices.Contains(s.Previous, secretID))
 }
 
-// Secrets are the ids of all secrets that the auth client has, or may go back to.
+// Secrets are the ids of all secrets that the auth client has, or may be rolled back to.
 func (s AuthClientState) Secrets() []string { return append(slices.Clone(s.Previous), s.SecretID) }
 
 // Terminal reports whether no further event can name a secret.
 func (s AuthClientState) Terminal() bool { return false }
 
-// RevisionsOf are the Revisions of components, in their order.
+// RevisionsOf are the Revisions of components, in the order of components.
 func (s AuthClientState) RevisionsOf(components []events.AuthClientComponent) []int {
 	revisions := make([]int, len(components))
 	for i, c := range components {
@@ -69,7 +69,7 @@ func (s AuthClientState) RevisionsOf(components []events.AuthClientComponent) []
 	return revisions
 }
 
-// given adds the revisions of components to those that are known.
+// given adds the revisions of components to the known ones.
 func given(known map[string]int, components []events.AuthClientComponent, revisions []int) map[string]int {
 	all := maps.Clone(known)
 	for i, c := range components {
@@ -116,7 +116,7 @@ func (s AuthClientState) decide(cmd commands.AuthClient) ([]events.AuthClient, e
 		switch {
 		case !s.Exists:
 			return nil, ErrAuthClientNotFound
-		case !s.Settled || followed(s.Components): // they go first
+		case !s.Settled || followed(s.Components): // they are updated first
 			return nil, ErrAuthClientUnsettled
 		}
 		return []events.AuthClient{events.AuthClientDeleted{}}, nil
@@ -129,7 +129,7 @@ func (s AuthClientState) decide(cmd commands.AuthClient) ([]events.AuthClient, e
 	return nil, unknownCommand(cmd)
 }
 
-// settled adds that nothing has to follow, where nothing does.
+// settled adds the settled event if no OAuth client has to be updated.
 func settled(change events.AuthClient, follow bool) []events.AuthClient {
 	if follow {
 		return []events.AuthClient{change}
@@ -149,8 +149,8 @@ func (s AuthClientState) create(c events.AuthClientCreated) ([]events.AuthClient
 	return settled(c, followed(c.Components)), nil
 }
 
-// is reports whether the auth client is as it was, or would have been, created. Of
-// its secret nothing is known here.
+// is reports whether the auth client equals the created one, or the one to create. The
+// secret is not compared, because it is unknown here.
 func (s AuthClientState) is(c events.AuthClientCreated) bool {
 	return s.Changes == 1 && s.Name == c.Name && s.Type == c.Type && s.Scope == c.Scope && s.ScopeID == c.ScopeID &&
 		slices.Equal(s.Components, c.Components) && slices.Equal(s.Fields, c.Fields) && s.ClientID == c.ClientID
@@ -199,7 +199,7 @@ func (s AuthClientState) evolve(e events.AuthClient) AuthClientState {
 	return s
 }
 
-// leaving are those of before whose OAuth clients are not among those of now.
+// leaving are the components of before whose OAuth clients are not among those of now.
 func leaving(before, now []events.AuthClientComponent) []events.AuthClientComponent {
 	return slices.DeleteFunc(before, func(c events.AuthClientComponent) bool {
 		return c.OAuthClient == "" || slices.Contains(now, c)

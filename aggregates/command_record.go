@@ -7,14 +7,14 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// CommandRecord decides what is remembered of one named command, beside the commit
-// that it made: there is one stream for each command id of a caller.
+// CommandRecord is the aggregate of the record of one command id, in addition to the commit
+// of the command. There is one stream for each command id of a caller.
 var CommandRecord = Decider[CommandRecordState, commands.CommandRecord, events.CommandRecord]{
 	Category: "command", Fold: 2, Decide: CommandRecordState.decide, Evolve: CommandRecordState.evolve,
 }
 
-// CommandRecordState is how the command began to act outside the log, and how it ended;
-// nil while that is not recorded.
+// CommandRecordState is how the command began to act outside the log, and its result;
+// nil while not recorded.
 type CommandRecordState struct {
 	Started   *events.CommandStarted
 	Completed *events.CommandCompleted
@@ -28,7 +28,7 @@ func (s CommandRecordState) decide(cmd commands.CommandRecord) ([]events.Command
 		}
 		return []events.CommandRecord{c.Started}, nil
 	case commands.CompleteCommand:
-		if s.Completed != nil { // the first answer stays the answer
+		if s.Completed != nil { // the first result is final
 			return nil, nil
 		}
 		return []events.CommandRecord{c.Completed}, nil
@@ -46,7 +46,7 @@ func (s CommandRecordState) evolve(e events.CommandRecord) CommandRecordState {
 	return s
 }
 
-// unknownCommand ends every decide: a case that is missing must not pass for "already so".
+// unknownCommand is the default of every decide: a missing case must not count as "nothing to change".
 func unknownCommand(cmd commands.Command) error {
 	return fmt.Errorf("aggregates: no rule decides %T", cmd)
 }

@@ -39,12 +39,12 @@ type ComponentState struct {
 	SHA256   string // hex, of the current descriptor
 
 	EnvNames    []string // variables of the descriptor that have a value
-	EnvSecret   string   // where the vault keeps them, "" for none
-	EnvRevision int      // of the current descriptor when they were given
+	EnvSecret   string   // id of the secret with their values, "" for none
+	EnvRevision int      // revision of the descriptor when they were given
 	Abandoned   []string // secret ids that no event may name from now on
 }
 
-// References reports whether the values of the variables stand under the secret.
+// References reports whether the secret holds the values of the variables.
 func (s ComponentState) References(secretID string) bool {
 	return s.Exists && !s.Deleted && s.EnvSecret == secretID
 }
@@ -110,8 +110,8 @@ func (s ComponentState) decide(cmd commands.Component) ([]events.Component, erro
 	return nil, unknownCommand(cmd)
 }
 
-// mayChange refuses everybody but the owner; who may not see the component is
-// not told that it exists.
+// mayChange refuses everybody but the owner. A tenant that may not see the component
+// gets "not found".
 func (s ComponentState) mayChange(tenant string) error {
 	switch {
 	case !s.VisibleTo(tenant):

@@ -11,8 +11,8 @@ import (
 // Errors of a connector.
 var (
 	ErrConnectorNotFound = fault.New(fault.NotFound, "connector_not_found", "Connector not found.")
-	// ErrConnectorUseMoved tells the service that what it knew of a connector's use of a
-	// secret is old, or that the use was abandoned: it must use the secret anew. Callers never see it.
+	// ErrConnectorUseMoved tells the service that its view of a connector's use of a
+	// secret is stale, or that the use was abandoned: it must record a new use. Callers never see it.
 	ErrConnectorUseMoved = fault.New(fault.Conflict, "connector_use_moved", "The connector was changed concurrently. Try again.")
 )
 
@@ -26,9 +26,9 @@ type ConnectorState struct {
 	Live      bool
 	Settings  events.ConnectorSettings
 	APIKeyID  string
-	SecretID  string   // of the connector secret that it points to, or ""
-	Use       string   // which one of the uses that the secret records
-	Abandoned []string // uses that no event may name any more
+	SecretID  string   // of its connector secret, or ""
+	Use       string   // the use that the secret records
+	Abandoned []string // uses that no event may name from now on
 }
 
 func (s ConnectorState) decide(cmd commands.Connector) ([]events.Connector, error) {
@@ -65,7 +65,7 @@ func (s ConnectorState) decide(cmd commands.Connector) ([]events.Connector, erro
 	return nil, unknownCommand(cmd)
 }
 
-// set changes the API key. A secret that the connector does not point to yet takes a use.
+// set changes the API key. A new secret requires a use.
 func (s ConnectorState) set(k commands.ConnectorKey) ([]events.Connector, error) {
 	now := events.ConnectorAPIKeySet{APIKeyID: s.APIKeyID, SecretID: s.SecretID, Use: s.Use}
 	next := now
@@ -107,15 +107,15 @@ var (
 		"The connector secret has changed since you read it. Read it again and repeat.")
 	ErrConnectorSecretVersionNotFound = fault.New(fault.NotFound, "connector_secret_version_not_found",
 		"The connector secret has no such version, or the version is too old to revert to.")
-	// ErrConnectorSecretInUse keeps a secret that a connector points to. Its sentence names the connectors.
+	// ErrConnectorSecretInUse protects a secret that a connector points to. Its sentence names the connectors.
 	ErrConnectorSecretInUse = fault.New(fault.Precondition, "connector_secret_in_use",
 		"The connector secret is in use. Delete the connectors that point to it, or give them another secret.")
-	// ErrConnectorSecretMoved tells the service that the value is no longer that of the version. Callers never see it.
+	// ErrConnectorSecretMoved tells the service that the value no longer belongs to the version. Callers never see it.
 	ErrConnectorSecretMoved = fault.New(fault.Conflict, "connector_secret_moved", "The connector secret was changed concurrently. Try again.")
 )
 
 // ConnectorSecret is the aggregate of one connector secret. Its id may be used
-// again when it was deleted.
+// again after a deletion.
 var ConnectorSecret = Decider[ConnectorSecretState, commands.ConnectorSecret, events.ConnectorSecret]{
 	Category: "connector_secret", Fold: 1, Decide: ConnectorSecretState.decide, Evolve: ConnectorSecretState.evolve,
 	Weight: func(s ConnectorSecretState) int { return len(s.Uses) },
@@ -123,7 +123,7 @@ var ConnectorSecret = Decider[ConnectorSecretState, commands.ConnectorSecret, ev
 
 // ConnectorSecretState is the state of a connector secret.
 type ConnectorSecretState struct {
-	Last      int             // the number of the last version, also of those before a deletion
+	Last      int             // the number of the last version, including those before a deletion
 	Versions  []SecretVersion // the newest KeptVersions, oldest first; none when there is no secret
 	Uses      []ConnectorUse  // by connectors that point to it or are about to
 	Abandoned []string        // secret ids that no event may name from now on
@@ -138,7 +138,7 @@ type SecretVersion struct {
 // ConnectorUse is one use of a secret by a connector.
 type ConnectorUse struct{ Connector, Use string }
 
-// Live reports whether there is such a secret.
+// Live reports whether the secret exists.
 func (s ConnectorSecretState) Live() bool { return len(s.Versions) > 0 }
 
 // Current is the current version; the zero value when there is none.
@@ -149,12 +149,12 @@ func (s ConnectorSecretState) Current() SecretVersion {
 	return s.Versions[len(s.Versions)-1]
 }
 
-// References reports whether a kept version has this value.
+// References reports whether a kept version has this secret.
 func (s ConnectorSecretState) References(secretID string) bool {
 	return slices.ContainsFunc(s.Versions, func(v SecretVersion) bool { return v.SecretID == secretID })
 }
 
-// Secrets are the ids of all values that are kept.
+// Secrets are the ids of the secrets of all kept versions.
 func (s ConnectorSecretState) Secrets() (ids []string) {
 	for _, v := range s.Versions {
 		ids = append(ids, v.SecretID)
@@ -211,7 +211,7 @@ func (s ConnectorSecretState) decide(cmd commands.ConnectorSecret) ([]events.Con
 			return nil, ErrConnectorSecretInUse
 		}
 		return one(events.ConnectorSecretDeleted{})
-	case commands.AbandonConnectorSecret: // also before there is such a secret
+	case commands.AbandonConnectorSecret: // also before the secret exists
 		if s.References(c.SecretID) || slices.Contains(s.Abandoned, c.SecretID) {
 			return nil, nil
 		}
@@ -257,7 +257,7 @@ func (s ConnectorSecretState) evolve(e events.ConnectorSecret) ConnectorSecretSt
 	return s
 }
 
-// with puts a new version in force and lets the oldest one go.
+// with activates a new version and drops the oldest one.
 func (s ConnectorSecretState) with(version int, secretID string) ConnectorSecretState {
 	kept := s.Versions
 	if len(kept) == KeptVersions {

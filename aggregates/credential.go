@@ -19,19 +19,19 @@ var (
 		"The credential has no such version, or the version is too old to revert to.")
 	ErrCredentialHostsChanged = fault.New(fault.Precondition, "credential_hosts_changed",
 		"That version was entered for other hosts than the current ones. Enter its keys again instead.")
-	// ErrCredentialInUse keeps the credential of a running flow. Its detail names the flows.
+	// ErrCredentialInUse protects the credential of a running flow. Its detail names the flows.
 	ErrCredentialInUse = fault.New(fault.Precondition, "credential_in_use",
 		"The credential is in use by an active flow. Stop or delete the flow first, or give it another credential.")
-	// ErrCredentialComponentMismatch refuses a step that names a credential of another component.
+	// ErrCredentialComponentMismatch rejects a step that names a credential of another component.
 	ErrCredentialComponentMismatch = fault.New(fault.Unprocessable, "credential_component_mismatch",
 		"The step's component is not the component of its credential.")
 	// ErrSecretAbandoned tells a writer that its secret was collected before its
-	// commit arrived: it must put the secret anew. Callers never see it.
+	// commit arrived: it must store the secret again. Callers never see it.
 	ErrSecretAbandoned = fault.New(fault.Conflict, "secret_abandoned", "The secret was collected before it was used.")
 )
 
-// KeptVersions is the number of newest versions whose secrets are kept, so that
-// one may revert to them.
+// KeptVersions is the number of newest versions whose secrets are kept for
+// a revert.
 const KeptVersions = 10
 
 // Credential is the aggregate of one credential.
@@ -59,8 +59,8 @@ type CredentialState struct {
 // Live reports whether the credential exists and is not deleted.
 func (s CredentialState) Live() bool { return s.Exists && !s.Deleted }
 
-// HoldsTokens reports whether a live credential has tokens that it may be given out with, or
-// may refresh.
+// HoldsTokens reports whether a live credential has tokens that can be resolved or
+// renewed.
 func (s CredentialState) HoldsTokens() bool {
 	return s.Live() && s.OAuth() && !s.Tokens.RevokedLocally && s.Current().SecretID != ""
 }
@@ -86,18 +86,18 @@ func (s CredentialState) Version(n int) (events.KeysVersion, bool) {
 	return events.KeysVersion{}, false
 }
 
-// References reports whether a kept version of a live credential, or its tokens, name the secret.
+// References reports whether a kept version of a live credential, or its tokens, use the secret.
 func (s CredentialState) References(secretID string) bool {
 	return s.Live() && (s.Tokens.referencesToken(secretID) ||
 		slices.ContainsFunc(s.Versions, func(v events.KeysVersion) bool { return v.SecretID == secretID }))
 }
 
-// Secrets are the ids of all secrets that the credential has, or may get by a refresh.
+// Secrets are the ids of all secrets that the credential has, or may get by a renewal.
 func (s CredentialState) Secrets() []string {
 	return append(s.Tokens.TokenSecrets(), s.versionSecrets()...)
 }
 
-// StoredSecrets are the ids of the secrets that were durable before a fact named them.
+// StoredSecrets are the ids of the secrets that were durable before an event named them.
 func (s CredentialState) StoredSecrets() []string {
 	return append(s.versionSecrets(), s.Tokens.Token.SecretID)
 }
@@ -237,7 +237,7 @@ func (s CredentialState) delete(c commands.DeleteCredential) ([]events.Credentia
 	return []events.Credential{events.CredentialDeleted{}}, nil
 }
 
-// use records what the flow engine said, unless something newer is known.
+// use records what the flow engine reported, unless a newer revision is known.
 func (s CredentialState) use(c commands.UseCredential) ([]events.Credential, error) {
 	steps, err := s.serves(c.Steps)
 	if err != nil {
@@ -254,14 +254,14 @@ func (s CredentialState) use(c commands.UseCredential) ([]events.Credential, err
 	return used(c.Flow, next, steps), nil
 }
 
-// reserve holds the credential for a flow, beside what is known of its use.
+// reserve reserves the credential for a flow, in addition to its known use.
 func (s CredentialState) reserve(c commands.ReserveCredential) ([]events.Credential, error) {
 	steps, err := s.serves(c.Steps)
 	if err != nil {
 		return nil, err
 	}
 	next, _ := s.Uses.Of(c.Flow)
-	if next.Binding == c.Binding && next.Until >= c.Until.UnixMicro() { // a repeat may ask for longer
+	if next.Binding == c.Binding && next.Until >= c.Until.UnixMicro() { // a repeat may ask for a longer time
 		return nil, nil
 	}
 	next.Binding, next.Until = c.Binding, c.Until.UnixMicro()
@@ -277,7 +277,7 @@ func used(flow string, u Use, steps []string) []events.Credential {
 }
 
 // serves returns the sorted ids of the steps that the credential can serve: those
-// of its own component.
+// of its component.
 func (s CredentialState) serves(steps []events.FlowStep) ([]string, error) {
 	if !s.Live() {
 		return nil, ErrCredentialNotFound
@@ -295,8 +295,8 @@ func (s CredentialState) serves(steps []events.FlowStep) ([]string, error) {
 	return ids, nil
 }
 
-// release ends what it says, and keeps the rest: a reservation outlives a change
-// of the flow, and a running flow outlives its reservation.
+// release ends what the command names, and keeps the rest: a reservation survives a change
+// of the flow, and the use by a running flow survives its reservation.
 func (s CredentialState) release(c commands.ReleaseCredential) []events.Credential {
 	now, uses := s.Uses.Of(c.Flow)
 	if !uses {
@@ -318,7 +318,7 @@ func (s CredentialState) release(c commands.ReleaseCredential) []events.Credenti
 	return used(c.Flow, next, []string{})
 }
 
-// abandon forbids a secret, also before the credential exists.
+// abandon excludes a secret from use, also before the credential exists.
 func (s CredentialState) abandon(c commands.AbandonSecret) ([]events.Credential, error) {
 	if s.References(c.SecretID) || slices.Contains(s.Abandoned, c.SecretID) {
 		return nil, nil
@@ -326,8 +326,8 @@ func (s CredentialState) abandon(c commands.AbandonSecret) ([]events.Credential,
 	return []events.Credential{events.SecretAbandoned{SecretID: c.SecretID}}, nil
 }
 
-// mayChange refuses a change of what is not there, and one that rests on
-// another version of the keys than the caller expects (0: any).
+// mayChange refuses a change of a credential that does not exist, and one whose expected
+// version of the keys (0: any) is not the current one.
 func (s CredentialState) mayChange(expected int) error {
 	switch {
 	case !s.Live():
@@ -338,7 +338,7 @@ func (s CredentialState) mayChange(expected int) error {
 	return nil
 }
 
-// next makes keys the next version.
+// next is the next version, with these keys.
 func (s CredentialState) next(k commands.NewKeys) events.KeysVersion {
 	return events.KeysVersion{
 		Version: s.Current().Version + 1, SecretID: k.SecretID, Fields: k.Fields, Revision: k.Revision,
@@ -362,7 +362,7 @@ func (s CredentialState) evolve(e events.Credential) CredentialState {
 	case events.CredentialVerified:
 		switch {
 		case e.Version != s.Current().Version:
-		case s.Tokens.ReauthReason != "": // that goes before
+		case s.Tokens.ReauthReason != "": // takes precedence
 			s.Tokens.StatusBefore = e.Verification.Status
 		default:
 			s.Status = e.Verification.Status
@@ -380,7 +380,7 @@ func (s CredentialState) evolve(e events.Credential) CredentialState {
 	return s
 }
 
-// with puts a new version in force and lets the oldest one go.
+// with activates a new version and drops the oldest one.
 func (s CredentialState) with(v events.KeysVersion) CredentialState {
 	kept := s.Versions
 	if len(kept) == KeptVersions {
@@ -390,7 +390,7 @@ func (s CredentialState) with(v events.KeysVersion) CredentialState {
 	s.Status = v.Verification.Status
 	was := s.Tokens
 	s.Tokens = Tokens{Grant: was.Grant, Epoch: was.Epoch}
-	if was.Field != "" { // what was granted to the keys of before is over
+	if was.Field != "" { // the grant of the earlier keys is no longer used
 		s.Tokens.Grant++
 	}
 	return s

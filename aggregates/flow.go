@@ -15,15 +15,15 @@ var (
 	ErrFlowNotBound = fault.New(fault.Precondition, "flow_not_bound", "The flow has no such reservation.")
 )
 
-// Flow decides what is recorded of one flow. The flow engine's revision decides
-// what is news: an equal one is a repeat, a lower one comes late.
+// Flow is the aggregate of one flow. The flow engine's revision decides
+// what is new: an equal one is a repeat, a lower one is late.
 var Flow = Decider[FlowState, commands.Flow, events.Flow]{
 	Category: "flow", Fold: 1, Decide: FlowState.decide, Evolve: FlowState.evolve,
 }
 
-// FlowState is what was last heard of a flow.
+// FlowState is the last known state of a flow.
 type FlowState struct {
-	Revision uint64 // 0: the flow engine has told nothing yet
+	Revision uint64 // 0: the flow engine has reported nothing yet
 	Deleted  bool
 	Active   bool
 	Name     string
@@ -85,7 +85,7 @@ func (s FlowState) observe(c commands.ObserveFlow) []events.Flow {
 	return []events.Flow{e}
 }
 
-// refuse records each refusal of the present revision once.
+// refuse records each refusal of the current revision once.
 func (s FlowState) refuse(c commands.RefuseUse) []events.Flow {
 	if c.Revision != s.Revision {
 		return nil
@@ -104,7 +104,7 @@ func (s FlowState) evolve(e events.Flow) FlowState {
 	case events.FlowObserved:
 		s.Revision, s.Active, s.Name, s.Steps, s.Refused = e.Revision, e.Active, e.Name, e.Steps, nil
 		s.Deleted = e.Change == events.FlowWasDeleted
-		if s.Active || s.Deleted { // a start confirms the reservation, the end of the flow ends it
+		if s.Active || s.Deleted { // a start confirms the reservation, a deletion ends it
 			s.Binding = Binding{}
 		}
 	case events.FlowBound:

@@ -5,12 +5,12 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// Installation decides what is recorded about the installation itself.
+// Installation is the aggregate of the installation itself.
 var Installation = Decider[InstallationState, commands.Installation, events.Installation]{
 	Category: "installation", Fold: 1, Decide: InstallationState.decide, Evolve: InstallationState.evolve,
 }
 
-// InstallationState is what was recorded last.
+// InstallationState is the last recorded state.
 type InstallationState struct {
 	Attested *events.DurabilityAttested
 }

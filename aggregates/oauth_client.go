@@ -13,21 +13,21 @@ var (
 	ErrOAuthClientNotFound = fault.New(fault.NotFound, "oauth_client_not_found", "OAuth client not found.")
 	ErrOAuthClientExists   = fault.New(fault.Exists, "oauth_client_exists",
 		"The component already has an OAuth client in this tenant. Change it, or delete it first.")
-	// ErrOAuthClientInUse keeps the client of a component that a flow includes. Its detail names the flows.
+	// ErrOAuthClientInUse protects the client of a component that a flow includes. Its detail names the flows.
 	ErrOAuthClientInUse = fault.New(fault.Precondition, "oauth_client_in_use",
 		"The OAuth client is in use. Delete the flows that include its component first.")
 	ErrOAuthClientUnusable = fault.New(fault.Precondition, "oauth_client_unusable",
 		"The component was deleted: its OAuth client can only be deleted.")
-	// ErrOAuthClientHostsChanged keeps a secret, and people who connect an account, from hosts that the
-	// client was not meant for. Its sentence names them.
+	// ErrOAuthClientHostsChanged keeps the secret, and users who connect an account, away from hosts
+	// for which the client was not approved. Its sentence names them.
 	ErrOAuthClientHostsChanged = fault.New(fault.Precondition, "oauth_client_hosts_changed",
 		"The component now sends the client secret, or users who connect an account, to another host. If that host is correct, enter "+
 			"the client secret again with oauth_client.change, or with auth_client.change if an auth client manages it.")
 	ErrOAuthClientMoved = fault.New(fault.Conflict, "oauth_client_changed", "The OAuth client was changed concurrently. Try again.")
 )
 
-// OAuthClient decides what may happen to the OAuth client of one component in a
-// tenant: there is one stream for both, so there is one client. A flow that
+// OAuthClient is the aggregate of the OAuth client of one component in a
+// tenant. There is one stream for each component and tenant, so there is at most one client. Every flow that
 // includes the component uses it, active or not.
 var OAuthClient = Decider[OAuthClientState, commands.OAuthClient, events.OAuthClient]{
 	Category: "oauth_client", Fold: 3, Decide: OAuthClientState.decide, Evolve: OAuthClientState.evolve,
@@ -39,13 +39,13 @@ type OAuthClientState struct {
 	ID        string // of the client; "" when none is defined
 	ClientID  string
 	SecretID  string
-	Revisions []int // of the component's descriptor for which the secret was given, the newest last; 0: not known
+	Revisions []int // revisions of the component's descriptor for which the secret was given, the newest last; 0: unknown
 	Unusable  bool
 	Uses      Uses     // by flows of the tenant that include the component
 	Abandoned []string // secret ids that no event may name from now on
 }
 
-// References reports whether the client that is defined has this secret.
+// References reports whether the defined client has this secret.
 func (s OAuthClientState) References(secretID string) bool {
 	return s.ID != "" && s.SecretID == secretID
 }
@@ -53,11 +53,11 @@ func (s OAuthClientState) References(secretID string) bool {
 // Secrets is the id of the client's secret.
 func (s OAuthClientState) Secrets() []string { return []string{s.SecretID} }
 
-// confirmedKept bounds the revisions for which a secret is remembered to be given.
+// confirmedKept bounds the revisions that are kept for a secret.
 const confirmedKept = 16
 
-// Revision is the one for which the secret was given last; 0 when there is none, or
-// it is not known.
+// Revision is the one for which the secret was last given; 0 if there is none, or
+// it is unknown.
 func (s OAuthClientState) Revision() int {
 	if len(s.Revisions) == 0 {
 		return 0
@@ -129,8 +129,8 @@ func (s OAuthClientState) change(c commands.ChangeOAuthClient) ([]events.OAuthCl
 	if c.SecretID != "" {
 		next.SecretID = c.SecretID
 	}
-	// Nothing but the secret itself lets it go elsewhere: who may change a client need
-	// not know it.
+	// Only entering the secret again approves new hosts: whoever may change a client need
+	// not know its secret.
 	if c.Revision != 0 && (c.SecretID != "" || c.Again != "") {
 		next.Revision = c.Revision
 	}
@@ -154,7 +154,7 @@ func (s OAuthClientState) evolve(e events.OAuthClient) OAuthClientState {
 	case events.OAuthClientDefined:
 		s.ID, s.ClientID, s.SecretID, s.Unusable, s.Revisions = e.ID, e.ClientID, e.SecretID, false, []int{e.Revision}
 	case events.OAuthClientChanged:
-		if s.SecretID != e.SecretID { // what was confirmed of the old one says nothing of this one
+		if s.SecretID != e.SecretID { // confirmations of the old secret do not apply to the new one
 			s.Revisions = nil
 		}
 		s.ClientID, s.SecretID, s.Revisions = e.ClientID, e.SecretID, confirmed(s.Revisions, e.Revision)
@@ -173,7 +173,7 @@ func (s OAuthClientState) evolve(e events.OAuthClient) OAuthClientState {
 	return s
 }
 
-// confirmed puts a revision last, in place of one that is not known.
+// confirmed appends a revision, and removes an unknown one.
 func confirmed(revisions []int, revision int) []int {
 	kept := slices.DeleteFunc(slices.Clone(revisions), func(r int) bool { return r == revision || r == 0 })
 	kept = append(kept, revision)

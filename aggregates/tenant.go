@@ -6,7 +6,7 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// ErrTenantExists refuses a tenant id that is taken under another name.
+// ErrTenantExists refuses a tenant id that exists with another name.
 var ErrTenantExists = fault.New(fault.Exists, "tenant_exists", "A tenant with this id already exists.")
 
 // Tenant is the aggregate of one tenant.

@@ -13,81 +13,81 @@ import (
 // Errors of a credential's tokens.
 var (
 	ErrNotOAuth = fault.New(fault.Precondition, "credential_not_oauth", "The credential has no OAuth tokens.")
-	// ErrReauthorizationRequired refuses tokens that the authorization server takes no more.
+	// ErrReauthorizationRequired refuses tokens that the authorization server no longer accepts.
 	ErrReauthorizationRequired = fault.New(fault.Precondition, "reauthorization_required",
 		"The credential must be connected again: the provider no longer accepts its tokens.")
 	ErrRevertOAuth = fault.New(fault.Precondition, "credential_revert_oauth",
 		"Tokens of an earlier version are no longer valid. Connect the credential again instead.")
-	// ErrRefreshUnderWay, ErrRefreshNeedless and ErrRefreshSuperseded concern the
-	// processes that renew tokens; no caller sees them.
+	// ErrRefreshUnderWay, ErrRefreshNeedless and ErrRefreshSuperseded are for the
+	// processes that renew tokens. Callers never see them.
 	ErrRefreshUnderWay   = fault.New(fault.Conflict, "refresh_under_way", "The tokens are being renewed.")
 	ErrRefreshNeedless   = fault.New(fault.Conflict, "refresh_needless", "The tokens were already renewed.")
 	ErrRefreshSuperseded = fault.New(fault.Conflict, "refresh_superseded", "Newer tokens are active.")
 )
 
-// RevokedHere is what a credential whose tokens were given up on purpose says of
-// itself, and ReasonRevokedHere the reason in the fact.
+// RevokedHere is the problem that a credential shows after its tokens were revoked on
+// request, and ReasonRevokedHere the reason in the event.
 const (
 	RevokedHere       = "The tokens were revoked on request. Connect the credential again."
 	ReasonRevokedHere = "revoked_here"
 )
 
-// OutcomeBusy ends an epoch in which the provider was not asked, for want of a place:
-// that says nothing about it.
+// OutcomeBusy ends an epoch in which the provider was not called because no slot was
+// free. It says nothing about the provider.
 const OutcomeBusy = "busy"
 
-// flowsNamed bounds the flows that a fact names, and lateKept the epochs whose
-// answers are still looked for.
+// flowsNamed bounds the flows that an event names, and lateKept the epochs whose
+// late responses are still looked for.
 const (
 	flowsNamed = 100
 	lateKept   = 8
 )
 
-// Tokens is how a credential stands with its authorization server. The zero
-// Tokens is of one that has none, and never had.
+// Tokens is the state of a credential's OAuth tokens. The zero value means that it has
+// none and never had any.
 type Tokens struct {
-	Grant          int    // the last authorization: 0 when there was none
-	Field          string // of the keys that holds the current tokens; "" when none are
-	Token          Token  // in force
+	Grant          int    // number of the last authorization; 0 when there was none
+	Field          string // field of the keys that holds the current tokens; "" when there are none
+	Token          Token  // current
 	Renewable      bool
-	Epoch          int           // the last refresh begun
-	Refresh        Refresh       // under way; Epoch 0 when none is
-	Late           []Refresh     // of this grant, taken over without an answer, which may yet be found
+	Epoch          int           // number of the last refresh started
+	Refresh        Refresh       // in progress; Epoch 0 when there is none
+	Late           []Refresh     // refreshes of this grant that were taken over without a response, which may still arrive
 	Failures       int           // in a row
-	RetryAt        time.Time     // of the last failure; zero after a success
+	RetryAt        time.Time     // after the last failure; zero after a success
 	ReauthReason   string        `json:"Broken"`   // why re-authorization is required, a sentence; "" when it is not
-	StatusBefore   events.Status `json:"Before"`   // of the credential, until ReauthReason
-	RevokedLocally bool          `json:"Cut"`      // they were revoked on purpose: no renewal may bring them back
-	Unverified     bool          `json:"Unproved"` // the current token came late: whether it is good shows when it is renewed
+	StatusBefore   events.Status `json:"Before"`   // of the credential, before ReauthReason was set
+	RevokedLocally bool          `json:"Cut"`      // they were revoked on request: no renewal may bring them back
+	Unverified     bool          `json:"Unproved"` // the current token arrived late: its next renewal shows whether it is valid
 }
 
 // Token is one access token.
 type Token struct {
-	Epoch    int    // of the refresh that brought it; that of the last one before it for a new grant
-	SecretID string // the vault's; the keys' own where they hold the token
+	Epoch    int    // of the refresh that produced it; for a new grant, that of the last refresh before it
+	SecretID string // in the vault; the secret of the keys if they hold the token
 	Expires  time.Time
 	Lifetime time.Duration // when it was granted
 }
 
-// Refresh is one epoch under way.
+// Refresh is one epoch in progress.
 type Refresh struct {
 	Epoch    int
 	From     int    // epoch of the token it renews
-	SecretID string // where the answer will be
+	SecretID string // where the response will be stored
 	Holder   string // the process
 }
 
-// ValidFor reports whether the token is good for as long as asked or, where the
-// server grants shorter ones, for half of what it grants.
+// ValidFor reports whether the token is valid for the requested time or, if the
+// server grants shorter ones, for half of their lifetime.
 func (t Token) ValidFor(now time.Time, life time.Duration) bool {
 	return t.Expires.Sub(now) >= min(life, t.Lifetime/2) && t.Plausible(now)
 }
 
-// clockDrift is how far the clocks of the processes may differ.
+// clockDrift is the tolerated difference between the clocks of the processes.
 const clockDrift = time.Minute
 
-// Plausible reports whether the token ends no later than its lifetime allows: an end
-// further off was written by a clock that was ahead.
+// Plausible reports whether the token expires no later than its lifetime allows. A later
+// expiry was written by a clock that was ahead.
 func (t Token) Plausible(now time.Time) bool {
 	return t.Lifetime == 0 || t.Expires.Sub(now) <= t.Lifetime+clockDrift
 }
@@ -95,8 +95,8 @@ func (t Token) Plausible(now time.Time) bool {
 // OAuth reports whether the credential holds tokens.
 func (s CredentialState) OAuth() bool { return s.Live() && s.Tokens.Field != "" }
 
-// Revision names what a holder of the values has: it changes with the keys, the
-// tokens, and when they must not be used any more. It is "" when there are none.
+// Revision identifies the values that a holder has: it changes with the keys, the
+// tokens, and when they must no longer be used. It is "" when there are none.
 func (s CredentialState) Revision() string {
 	switch {
 	case !s.Live():
@@ -107,14 +107,14 @@ func (s CredentialState) Revision() string {
 	return strconv.Itoa(s.Current().Version) + "." + strconv.Itoa(s.Tokens.Token.Epoch)
 }
 
-// referencesToken reports whether the secret is a token in force, or may become one.
+// referencesToken reports whether the secret is a current token, or may become one.
 func (t Tokens) referencesToken(secretID string) bool {
 	is := func(r Refresh) bool { return r.SecretID == secretID }
 	return t.Token.SecretID == secretID || is(t.Refresh) || slices.ContainsFunc(t.Late, is)
 }
 
 // TokenSecrets are the secrets of the current tokens and of the refreshes that
-// may yet bring some.
+// may still produce some.
 func (t Tokens) TokenSecrets() (ids []string) {
 	for _, id := range []string{t.Token.SecretID, t.Refresh.SecretID} {
 		if id != "" {
@@ -127,7 +127,7 @@ func (t Tokens) TokenSecrets() (ids []string) {
 	return ids
 }
 
-// authorized are the facts of keys whose field holds tokens; none when t is nil.
+// authorized are the events for keys whose field holds tokens; none when t is nil.
 func (s CredentialState) authorized(keys events.KeysVersion, t *commands.Tokens) []events.Credential {
 	if t == nil {
 		return nil
@@ -178,11 +178,11 @@ func (s CredentialState) startRefresh(c commands.StartRefresh) ([]events.Credent
 	}), nil
 }
 
-// completeRefresh takes an answer of the current grant that is newer than the
-// token in force, however late it comes: the server may know no older one. Where
-// another process has begun meanwhile it may have used the same refresh token,
-// which some servers punish by withdrawing all: such an answer is proved by
-// renewing it before anybody is given it.
+// completeRefresh accepts a response of the current grant that is newer than the
+// current token, however late it arrives: the server may accept no older one. If
+// another process has started a refresh meanwhile, it may have used the same refresh token,
+// and some servers react by revoking the whole grant. Such a response is verified by
+// renewing it before any caller gets it.
 func (s CredentialState) completeRefresh(c commands.CompleteRefresh) ([]events.Credential, error) {
 	t := s.Tokens
 	switch err := s.mayRenew(); {
@@ -222,9 +222,9 @@ func (s CredentialState) failRefresh(c commands.FailRefresh) ([]events.Credentia
 		Epoch: c.Epoch, Grant: c.Grant, Outcome: c.Outcome, Status: c.Status, RetryAt: c.RetryAt.UTC(),
 	}}
 	switch {
-	case c.Lost != "" && t.Token.Epoch == t.Refresh.From: // else what was refused is not the current token any more
+	case c.Lost != "" && t.Token.Epoch == t.Refresh.From: // else the refused token is no longer the current one
 		return append(facts, s.broken(c.Grant, c.Outcome, c.Lost)), nil
-	case t.ReauthReason != "" && !t.Unverified: // somebody insisted, and it is as it was
+	case t.ReauthReason != "" && !t.Unverified: // a retry on request, with the same outcome
 		return append(facts, s.broken(c.Grant, c.Outcome, t.ReauthReason)), nil
 	}
 	return facts, nil
@@ -249,7 +249,7 @@ func (s CredentialState) revokeTokens(c commands.RevokeTokens) ([]events.Credent
 	if err := s.mayRenew(); err != nil {
 		return nil, err
 	}
-	if s.Tokens.Grant != c.Grant || s.Current().SecretID == "" { // it is over, and another one may be in force
+	if s.Tokens.Grant != c.Grant || s.Current().SecretID == "" { // the grant has ended, and another one may be current
 		return nil, nil
 	}
 	facts := []events.Credential{events.CredentialTokensRevoked{Grant: s.Tokens.Grant}}
@@ -269,7 +269,7 @@ func (s CredentialState) evolveTokens(e events.CredentialToken) CredentialState 
 				Epoch: t.Epoch, SecretID: s.Current().SecretID, Expires: e.Expires, Lifetime: time.Duration(e.Lifetime) * time.Second,
 			},
 		}
-		s.Versions = slices.Clone(s.Versions[len(s.Versions)-1:]) // there is no way back to tokens of old
+		s.Versions = slices.Clone(s.Versions[len(s.Versions)-1:]) // earlier tokens cannot be restored
 	case events.CredentialRefreshStarted:
 		if t.Refresh.Epoch != 0 {
 			t.Late = append(slices.Clip(t.Late), t.Refresh)
@@ -285,7 +285,7 @@ func (s CredentialState) evolveTokens(e events.CredentialToken) CredentialState 
 		}
 		t.Failures, t.RetryAt, t.Unverified = 0, time.Time{}, e.Expires.IsZero()
 	case events.CredentialRefreshFailed:
-		if e.Outcome == "unknown" { // taken over: RefreshStarted follows and keeps it among the late ones
+		if e.Outcome == "unknown" { // taken over: RefreshStarted follows and keeps it in Late
 			return s
 		}
 		t.Refresh, t.RetryAt = Refresh{}, e.RetryAt
@@ -301,7 +301,7 @@ func (s CredentialState) evolveTokens(e events.CredentialToken) CredentialState 
 	case events.CredentialRecovered:
 		t.ReauthReason, s.Status = "", e.Status
 	case events.CredentialTokensRevoked:
-		// The grant is over: no answer that is still on its way may bring it back.
+		// The grant has ended: no response in flight may bring it back.
 		t.Grant, t.Token, t.Refresh, t.Late, t.Renewable = e.Grant+1, Token{Epoch: t.Epoch}, Refresh{}, nil, false
 		s.Versions = slices.Clone(s.Versions)
 		s.Versions[len(s.Versions)-1].SecretID = ""

@@ -9,28 +9,28 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// Use is how one flow stands to the thing it uses.
+// Use is how one flow uses a thing.
 type Use struct {
-	Revision uint64 `json:"r,omitzero"` // of the flow when it was last heard of
+	Revision uint64 `json:"r,omitzero"` // last known revision of the flow
 	Named    bool   `json:"n,omitzero"` // a step of the flow names it
 	Active   bool   `json:"a,omitzero"` // and the flow runs
-	Binding  string `json:"b,omitzero"` // id of a reservation, "" when none stands
-	Until    int64  `json:"u,omitzero"` // when the reservation ends by itself: microseconds since 1970
+	Binding  string `json:"b,omitzero"` // id of the reservation, "" for none
+	Until    int64  `json:"u,omitzero"` // when the reservation expires: microseconds since 1970
 }
 
-// Holds reports whether what is used must not go away.
+// Holds reports whether the used thing must not be deleted.
 func (u Use) Holds() bool { return u.Active || u.Binding != "" }
 
 // Uses are the flows that use one thing. It is a value like every state: with
 // returns another one that shares what did not change, so that folding an event
-// costs the same with ten flows and with ten thousand.
+// costs the same with ten flows as with ten thousand.
 type Uses struct {
 	flows    *immutable.Map[string, Use] // nil when there are none
 	held     int                         // how many of them hold
 	reserved int                         // how many have a reservation
 }
 
-// Of returns how a flow uses it.
+// Of returns the use by a flow.
 func (u Uses) Of(flow string) (Use, bool) {
 	if u.flows == nil {
 		return Use{}, false
@@ -38,7 +38,7 @@ func (u Uses) Of(flow string) (Use, bool) {
 	return u.flows.Get(flow)
 }
 
-// Len is the number of flows that use it.
+// Len is the number of flows that use the thing.
 func (u Uses) Len() int {
 	if u.flows == nil {
 		return 0
@@ -46,11 +46,11 @@ func (u Uses) Len() int {
 	return u.flows.Len()
 }
 
-// Held reports whether a flow holds it: runs with it, or has reserved it.
+// Held reports whether a flow runs with the thing or has reserved it.
 func (u Uses) Held() bool { return u.held > 0 }
 
-// Holders are the ids of up to limit of the flows that hold it, the first ones in
-// the order of their ids, and how many hold it in all.
+// Holders are the ids of up to limit flows that hold the thing, ordered
+// by id, and how many hold it in total.
 func (u Uses) Holders(limit int) (first []string, total int) {
 	u.each(func(flow string, use Use) {
 		if !use.Holds() {
@@ -68,8 +68,8 @@ func (u Uses) Holders(limit int) (first []string, total int) {
 	return first, u.held
 }
 
-// Named are the ids of up to limit of the flows that name it in a step, the first
-// ones in the order of their ids, and how many name it in all.
+// Named are the ids of up to limit flows that name the thing in a step, ordered
+// by id, and how many name it in total.
 func (u Uses) Named(limit int) (first []string, total int) {
 	first = []string{}
 	u.each(func(flow string, use Use) {
@@ -83,7 +83,7 @@ func (u Uses) Named(limit int) (first []string, total int) {
 	return first[:min(limit, total)], total
 }
 
-// Reservations are the flows that have reserved it and do not run, with how they stand to it.
+// Reservations are the uses of flows that have reserved the thing and do not run, by flow.
 func (u Uses) Reservations() map[string]Use {
 	if u.reserved == 0 {
 		return nil
@@ -152,7 +152,7 @@ func (u Uses) without(flow string) Uses {
 	return u.count(was, -1)
 }
 
-// Equal reports whether the same flows use it in the same way.
+// Equal reports whether the same flows use the thing in the same way.
 func (u Uses) Equal(other Uses) bool {
 	same := u.Len() == other.Len() && u.held == other.held
 	u.each(func(flow string, use Use) {

@@ -25,10 +25,10 @@ CREATE INDEX api_keys_sha256 ON api_keys (sha256, revoked, id);
 type APIKey struct {
 	ID          string
 	Name        string    // display name; may be ""
-	Home        string    // tenant used where a surface names none
-	Tenants     []string  // tenants it may name; "*" is every tenant
+	Home        string    // tenant used where a request names none
+	Tenants     []string  // tenants it may access; "*" is every tenant
 	Role        string    // may be ""
-	Permissions []string  // held by name, besides those of the role; nil when there are none
+	Permissions []string  // granted in addition to those of the role; nil when there are none
 	Addresses   []string  // networks it may be used from, as CIDR; nil: from everywhere
 	Expires     time.Time // zero: never
 	Revoked     bool
@@ -75,8 +75,8 @@ func scanAPIKey(row []driver.Value) APIKey {
 	return k
 }
 
-// APIKey finds a key by the hex SHA-256 of it. Should two records tell of the
-// same key, one that is not revoked is found first.
+// APIKey finds a key by its hex SHA-256. If two records have the same key, one
+// that is not revoked is preferred.
 func (v *Views) APIKey(ctx context.Context, sha256 string) (k APIKey, found bool, err error) {
 	err = v.read(ctx, func(c *conn) error {
 		return c.query(apiKeyByHash, func(row []driver.Value) error {
@@ -90,7 +90,7 @@ func (v *Views) APIKey(ctx context.Context, sha256 string) (k APIKey, found bool
 	return k, found, nil
 }
 
-// APIKeys lists up to limit keys of a home tenant by id, those after an id; next is
+// APIKeys lists up to limit keys of a home tenant by id, starting after an id; next is
 // "" at the end.
 func (v *Views) APIKeys(ctx context.Context, home, after string, limit int) (page []APIKey, next string, err error) {
 	limit = bounded(limit)

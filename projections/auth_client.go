@@ -13,9 +13,9 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// Auth clients are listed in the order of their creation, begun, the sequence of
-// the commit that created them. follow is the OAuth client of a component that
-// follows the auth client, "" when none does.
+// Auth clients are listed in the order of their creation: begun is the sequence of
+// the commit that created them. follow is the id of the component's OAuth client that
+// the auth client manages, "" when there is none.
 const (
 	authClientTable = `
 CREATE TABLE auth_clients (begun INTEGER PRIMARY KEY, tenant TEXT NOT NULL, id TEXT NOT NULL, name TEXT NOT NULL, type TEXT NOT NULL, scope TEXT NOT NULL,
@@ -33,7 +33,7 @@ CREATE INDEX auth_client_components_followed ON auth_client_components (tenant, 
 `
 )
 
-// The scopes of an auth client: where it is to be seen.
+// The scopes of an auth client: where it is visible.
 const (
 	ScopeWorkspace = "workspace"
 	ScopeContract  = "contract"
@@ -43,7 +43,7 @@ const (
 
 // AuthClient is an auth client without its credentials.
 type AuthClient struct {
-	Tenant     string // that keeps it
+	Tenant     string // owner
 	ID         string
 	Name       string
 	Type       string
@@ -53,7 +53,7 @@ type AuthClient struct {
 	Fields     []string // names of the credentials that have a value, sorted
 	ClientID   string   // of type oauth2
 	SecretID   string   // where the vault keeps the credentials; not for callers
-	Settled    bool     // the OAuth clients of its components follow it
+	Settled    bool     // the OAuth clients of its components have been updated
 	CreatedAt  time.Time
 	UpdatedAt  time.Time
 	CreatedBy  string // "key:<id>"
@@ -138,7 +138,7 @@ const (
 		" INDEXED BY auth_client_components_followed WHERE tenant = ? AND component = ? AND follow <> '')"
 	authClientsUnsettled = authClientColumns + " INDEXED BY auth_clients_unsettled WHERE settled = 0 AND updated < ? ORDER BY updated LIMIT ?"
 
-	// Where '' stands for everything, else for what is to be seen in a scope: there, and from above it.
+	// '' selects everything; a scope selects what is visible in it, including wider scopes.
 	authClientsSeen = " AND (? = '' OR scope = 'global' OR scope = 'tenant' AND ? <> 'global' OR scope = ? AND scope_id = ?)" +
 		" AND (? = '' OR EXISTS (SELECT 1 FROM auth_client_components c WHERE c.tenant = auth_clients.tenant AND c.id = auth_clients.id AND c.component = ?))"
 	authClientsOwn    = " INDEXED BY auth_clients_tenant WHERE tenant = ? AND begun > ?" + authClientsSeen
@@ -148,12 +148,12 @@ const (
 	otherAuthClients  = "SELECT count(*) FROM auth_clients" + authClientsOthers
 )
 
-// AuthClient finds an auth client by its id: one that the tenant keeps, or a global one.
+// AuthClient finds an auth client by its id: the tenant's own, or a global one.
 func (v *Views) AuthClient(ctx context.Context, tenant, id string) (k AuthClient, found bool, err error) {
 	return v.authClient(ctx, authClientByID, id, tenant)
 }
 
-// AuthClientFollowed finds the auth client that the tenant's OAuth client of a component follows.
+// AuthClientFollowed finds the auth client that manages the tenant's OAuth client of a component.
 func (v *Views) AuthClientFollowed(ctx context.Context, tenant, component string) (k AuthClient, found bool, err error) {
 	return v.authClient(ctx, authClientFollowed, tenant, tenant, component)
 }
@@ -166,24 +166,24 @@ func (v *Views) authClient(ctx context.Context, sql string, args ...driver.Value
 	return list[0], true, nil
 }
 
-// AuthClientFilter chooses among the auth clients that a tenant sees: those it
-// keeps, and global ones.
+// AuthClientFilter selects among the auth clients that are visible to a tenant: its
+// own and the global ones.
 type AuthClientFilter struct {
 	Tenant    string
-	Component string // only those for this one
-	Scope     string // only what is to be seen there: in a workspace or contract also what the tenant has, in a tenant no workspace's; "" for all
+	Component string // only those for this component
+	Scope     string // only those visible in this scope: in a workspace or contract also those of the tenant, in a tenant none of a workspace; "" for all
 	ScopeID   string // of the workspace or contract
 	Limit     int    // 1 to 1000; 0 means 50
-	After     string // the cursor that came with the page before, or ""
+	After     string // cursor of the previous page, or ""
 }
 
-// args are those of authClientsOwn, and of authClientsOthers.
+// args are the arguments of authClientsOwn and of authClientsOthers.
 func (f AuthClientFilter) args(after int64) []driver.Value {
 	return []driver.Value{f.Tenant, after, f.Scope, f.Scope, f.Scope, f.ScopeID, f.Component, f.Component}
 }
 
-// AuthClients lists a page of auth clients, the oldest first, and the number of all
-// that the filter chooses; next is "" at the end. It returns ErrCursorInvalid.
+// AuthClients returns a page of auth clients, oldest first, and the total number that
+// the filter selects; next is "" at the end. It returns ErrCursorInvalid.
 func (v *Views) AuthClients(ctx context.Context, f AuthClientFilter) (page []AuthClient, next string, total int, err error) {
 	var after int64
 	if f.After != "" {
@@ -213,7 +213,7 @@ func (v *Views) AuthClients(ctx context.Context, f AuthClientFilter) (page []Aut
 }
 
 // UnsettledAuthClients lists up to limit auth clients that were changed before a
-// time and that their OAuth clients do not follow yet.
+// time and whose OAuth clients are not updated yet.
 func (v *Views) UnsettledAuthClients(ctx context.Context, before time.Time, limit int) ([]AuthClient, error) {
 	list, _, err := v.authClients(ctx, authClientsUnsettled, before.UnixMicro(), int64(limit))
 	return list, err

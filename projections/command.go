@@ -12,8 +12,8 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// commandTable keeps, forever, which commit answered a command id. A row is
-// about 25 bytes, the id itself is not needed.
+// commandTable maps each command id to the commit it produced, forever. A row is
+// about 25 bytes; the id itself is not stored.
 const commandTable = `
 CREATE TABLE commands (hash BLOB PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
 `
@@ -23,14 +23,14 @@ type command struct {
 	seq  uint64
 }
 
-// commandHash is half a SHA-256 of what makes a command id unique.
+// commandHash is half a SHA-256 of everything that makes a command id unique.
 func commandHash(tenant string, actor events.Actor, id string) [16]byte {
 	sum := sha256.Sum256(events.LengthPrefixed(tenant, actor.Kind, actor.ID, id))
 	return [16]byte(sum[:16])
 }
 
 // flushCommands writes in the order of the table; the first commit of a command
-// id stays its answer.
+// id stays its result.
 func (b *batch) flushCommands() error {
 	slices.SortFunc(b.commands, func(x, y command) int {
 		return cmp.Or(bytes.Compare(x.hash[:], y.hash[:]), cmp.Compare(x.seq, y.seq))
@@ -45,8 +45,8 @@ func (b *batch) flushCommands() error {
 
 const commandByHash = "SELECT seq FROM commands WHERE hash = ?"
 
-// Command finds the commit that answered a command id of an actor within a
-// tenant. It knows every commit up to Position.
+// Command finds the commit that a command id of an actor produced within a
+// tenant. It covers every commit up to Position.
 func (v *Views) Command(ctx context.Context, tenant string, actor events.Actor, id string) (seq uint64, found bool, err error) {
 	hash := commandHash(tenant, actor, id)
 	err = v.read(ctx, func(c *conn) error {

@@ -23,7 +23,7 @@ CREATE INDEX components_shared ON components (id) WHERE deleted = 0 AND shared =
 `
 )
 
-// Component is one component without its descriptor, which the log holds.
+// Component is one component without its descriptor, which is in the log.
 type Component struct {
 	ID        string
 	Owner     string // tenant that registered it
@@ -81,8 +81,8 @@ func scanComponent(row []driver.Value) Component {
 	}
 }
 
-// Component finds a component by its id, a deleted one too: whether the caller
-// may see it is for the caller to say.
+// Component finds a component by its id, including a deleted one. The caller must check
+// whether it may be shown.
 func (v *Views) Component(ctx context.Context, id string) (k Component, found bool, err error) {
 	err = v.read(ctx, func(c *conn) error {
 		return c.query(componentColumns+" WHERE id = ?", func(row []driver.Value) error {
@@ -96,8 +96,8 @@ func (v *Views) Component(ctx context.Context, id string) (k Component, found bo
 	return k, found, nil
 }
 
-// Revision finds the commit of a revision of a component's descriptor; seq is 0 when no
-// commit up to position, which the views reflect, has it.
+// Revision finds the commit of a revision of a component's descriptor; seq is 0 if no
+// commit up to position, the position of the views, has it.
 func (v *Views) Revision(ctx context.Context, component string, revision int) (seq, position uint64, err error) {
 	err = v.snapshot(ctx, func(c *conn) error {
 		m, err := readMeta(c)
@@ -116,8 +116,8 @@ func (v *Views) Revision(ctx context.Context, component string, revision int) (s
 	return seq, position, nil
 }
 
-// ComponentLike finds a component, of whatever tenant, deleted or not, whose id differs
-// from this one in case alone.
+// ComponentLike finds a component of any tenant, deleted or not, whose id differs
+// from this one only in case.
 func (v *Views) ComponentLike(ctx context.Context, id string) (other string, found bool, err error) {
 	err = v.read(ctx, func(c *conn) error {
 		return c.query("SELECT id FROM components WHERE lower(id) = lower(?) AND id <> ?", func(row []driver.Value) error {
@@ -137,7 +137,7 @@ const componentsVisible = componentColumns + " INDEXED BY components_owned WHERE
 
 const (
 	componentsOwnedCount = "SELECT count(*) FROM components INDEXED BY components_owned WHERE owner = ? AND deleted = 0"
-	// Every id is more than '': said so that it is a search of the shared ones, which a test looks for.
+	// Every id is more than ''; stating it makes SQLite search the index, which a test checks.
 	componentsSharedCount = "SELECT count(*) FROM components INDEXED BY components_shared WHERE deleted = 0 AND shared = 1 AND id > '' AND owner <> ?"
 )
 
@@ -156,8 +156,8 @@ func (v *Views) ComponentCount(ctx context.Context, tenant string) (int, error) 
 	return int(owned + shared), nil
 }
 
-// Components lists up to limit components by id, those after an id, that the
-// tenant sees: its own and the shared ones, none deleted; next is "" at the end.
+// Components lists up to limit components by id, starting after an id, that are visible
+// to the tenant: its own and the shared ones, without deleted ones; next is "" at the end.
 func (v *Views) Components(ctx context.Context, tenant, after string, limit int) (page []Component, next string, err error) {
 	limit = bounded(limit)
 	err = v.read(ctx, func(c *conn) error {

@@ -28,7 +28,7 @@ type Connector struct {
 	ID        string
 	Settings  events.ConnectorSettings
 	APIKeyID  string // "" when it has none
-	SecretID  string // id of the connector secret that it points to, or ""
+	SecretID  string // id of its connector secret, or ""
 	CreatedAt time.Time
 	UpdatedAt time.Time
 	CreatedBy string // "key:<id>"
@@ -39,8 +39,8 @@ type Connector struct {
 type ConnectorSecret struct {
 	Tenant    string
 	ID        string
-	Version   int // in force
-	First     int // the version that it was created with
+	Version   int // current
+	First     int // the version it was created with
 	CreatedAt time.Time
 	UpdatedAt time.Time
 	CreatedBy string // "key:<id>"
@@ -104,16 +104,16 @@ func scanConnector(row []driver.Value) Connector {
 	}
 }
 
-// ConnectorFilter chooses connectors of a tenant. Fields left empty choose all.
+// ConnectorFilter selects connectors of a tenant. Empty fields select all.
 type ConnectorFilter struct {
 	Tenant      string
 	ID          string
 	Name        string
 	IndexName   string
 	ServiceType string
-	Secret      string // id of the connector secret that they point to
+	Secret      string // id of their connector secret
 	Limit       int    // 1 to 1000; 0 means 50
-	After       string // the id that the page before ended with, or ""
+	After       string // last id of the previous page, or ""
 }
 
 // where is the condition of a filter.
@@ -135,7 +135,7 @@ const (
 	connectorSecretCount   = "SELECT count(*) FROM connector_secrets"
 )
 
-// Connectors lists a page of connectors by id, and how many there are on all pages; next
+// Connectors returns a page of connectors by id, and the total on all pages; next
 // is "" at the end.
 func (v *Views) Connectors(ctx context.Context, f ConnectorFilter) (page []Connector, next string, total int, err error) {
 	where, args := f.where()
@@ -161,8 +161,8 @@ func (v *Views) Connectors(ctx context.Context, f ConnectorFilter) (page []Conne
 	return page, next, total, nil
 }
 
-// ConnectorSecrets lists a page of a tenant's connector secrets by id, those after one, and how
-// many there are; next is "" at the end. With an id it is that secret alone.
+// ConnectorSecrets returns a page of a tenant's connector secrets by id, starting after an id,
+// and the total; next is "" at the end. With an id it returns only that secret.
 func (v *Views) ConnectorSecrets(ctx context.Context, tenant, id, after string, limit int) (page []ConnectorSecret, next string, total int, err error) {
 	where, args := " WHERE tenant = ?", []driver.Value{tenant}
 	if id != "" {

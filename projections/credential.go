@@ -16,20 +16,21 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// The table's key is the sequence of the commit that created the credential,
-// which is also what sorting by creation means, so every index ends in it for
-// free. name is folded (see fold) and doc holds the whole credential, so that a
-// point read touches one column. counts is kept by the same transaction, so that
-// no count ever counts: the workspace ” stands for all of them and for none.
+// The table's key is the sequence of the commit that created the credential.
+// Sorting by creation means sorting by it, so every index ends in it for
+// free. name is folded (see fold). doc holds the whole credential, so that a
+// point read touches one column. The same transaction maintains counts, so that
+// no query counts rows; the workspace ” is the total over all workspaces and none.
 //
-// Every filter and sort that is offered has an index. There are half as many
-// indexes as there would be without this: a list of all statuses merges the
-// lists of each, of which there are few. Those by workspace hold only the
-// credentials that have one, and a component within a workspace is looked for
+// Every supported filter and sort has an index. A list of all statuses merges the
+// lists of the few statuses, which halves the number of
+// indexes. Those by workspace hold only the
+// credentials that have one; a component within a workspace is searched
 // among them.
 //
-// names finds substrings of three letters and more: the trigrams of every
-// folded name behind a tag of its tenant, so that one tenant's names are not in
+// names finds substrings of at least three letters: the trigrams of every
+// folded name, prefixed with a tag of its tenant, so that other tenants' names do not slow
+// the search. It finds candidates; the row decides.
 // another one's way. It finds candidates; the row decides.
 const (
 	credentialTable = `
@@ -50,11 +51,11 @@ CREATE INDEX credentials_workspace_name ON credentials (tenant, workspace, statu
 `
 )
 
-// statuses are all that a credential can have; lists merge them. It never changes.
+// statuses are all statuses of a credential; lists merge them. Read-only.
 var statuses = events.Statuses()
 
-// Credential is one credential as it stands, without its secrets. The tags are the form
-// in which a row keeps it.
+// Credential is the current state of one credential, without its secrets. The tags are the
+// stored form of a row.
 type Credential struct {
 	ID           string              `json:"id"`
 	Tenant       string              `json:"t"`
@@ -69,7 +70,7 @@ type Credential struct {
 	Hosts        []string            `json:"h"`   // where the keys may be sent: patterns
 	SecretID     string              `json:"sid"` // where the vault keeps the keys; not for callers
 	Verification events.Verification `json:"ve"`
-	VerifiedAt   time.Time           `json:"va"` // when Verification was made; zero when none ever was
+	VerifiedAt   time.Time           `json:"va"` // when Verification was made; zero if never
 	CreatedAt    time.Time           `json:"ca"`
 	UpdatedAt    time.Time           `json:"ua"` // of the last change that a caller can see
 	CreatedSeq   uint64              `json:"cs"`
@@ -92,7 +93,7 @@ func scanCredential(v driver.Value) (*Credential, error) {
 	return c, nil
 }
 
-// evolve is the credential after one more event; nil means there is none.
+// evolve is the credential after one more event; nil means that there is none.
 func (c *Credential) evolve(r events.Record, e events.Credential) (*Credential, error) {
 	if created, ok := e.(events.CredentialCreated); ok {
 		if c != nil {
@@ -106,8 +107,8 @@ func (c *Credential) evolve(r events.Record, e events.Credential) (*Credential, 
 		return n, nil
 	}
 	if c == nil {
-		if _, abandoned := e.(events.SecretAbandoned); abandoned { // an attempt before the credential, or after it
-			return nil, nil //nolint:nilnil // no credential, and that is as it should be
+		if _, abandoned := e.(events.SecretAbandoned); abandoned { // an attempt before the credential was created, or after its deletion
+			return nil, nil //nolint:nilnil // no credential, as expected
 		}
 		return nil, errNoRow
 	}
@@ -144,7 +145,7 @@ func (c *Credential) evolve(r events.Record, e events.Credential) (*Credential, 
 	return c, nil
 }
 
-// evolveTokens reports whether the credential shows the change.
+// evolveTokens reports whether the change is visible on the credential.
 func (c *Credential) evolveTokens(e events.CredentialToken) bool {
 	switch e := e.(type) {
 	case events.CredentialReauthorizationRequired:
@@ -174,14 +175,14 @@ func (c *Credential) verify(v events.Verification, at time.Time) {
 	}
 }
 
-// fold writes a name so that names which differ in case alone are equal: each
+// fold normalizes a name so that names that differ only in case are equal: each
 // rune in lower case, by Unicode's simple mapping. Lists sort and search by it.
 func fold(name string) string {
 	return strings.ReplaceAll(strings.ToLower(name), "\x00", "\uFFFD") // SQLite's functions end at NUL
 }
 
-// tag stands before a tenant's names in the trigram index: three runes from a
-// private plane, so one trigram. Tenants may share one; rows tell them apart.
+// tag prefixes a tenant's names in the trigram index: three runes from a
+// private-use plane, so one trigram. Tenants may share a tag; rows tell them apart.
 func tag(tenant string) string {
 	sum := sha256.Sum256([]byte(tenant))
 	bits := binary.BigEndian.Uint64(sum[:])
@@ -190,14 +191,14 @@ func tag(tenant string) string {
 
 const (
 	credentialByID = "SELECT doc FROM credentials INDEXED BY credentials_id WHERE tenant = ? AND id = ?"
-	// One row a statement: a statement of several opens a savepoint, at which FTS5
-	// writes out all it has gathered.
+	// One row per statement: a multi-row statement opens a savepoint, at which FTS5
+	// flushes everything it has buffered.
 	insertName = "INSERT INTO names (rowid, text) VALUES (?, ?)"
 )
 
 type credentialKey struct{ tenant, id string }
 
-// change is a credential before and after a batch; nil means there is none.
+// change is a credential before and after a batch; nil means that there is none.
 type change struct{ old, now *Credential }
 
 type countKey struct {
@@ -205,7 +206,7 @@ type countKey struct {
 	status                       events.Status
 }
 
-// counted adds n to the counts that c is in.
+// counted adds n to each count that includes c.
 func (c *Credential) counted(counts map[countKey]int64, n int64) {
 	if c == nil {
 		return
@@ -224,7 +225,7 @@ func (b *batch) credential(r events.Record, e events.Credential) error {
 	ch, ok := b.credentials[key]
 	if !ok {
 		ch = &change{}
-		if _, created := e.(events.CredentialCreated); !created { // of a created one the unique index makes sure that it is new
+		if _, created := e.(events.CredentialCreated); !created { // the unique index ensures that a created one is new
 			if err := b.load(ch, key); err != nil {
 				return err
 			}
@@ -293,8 +294,8 @@ func (b *batch) flushCredentials() error {
 	return b.flushCounts(counts)
 }
 
-// update writes a credential that has a row. What did not change is left out:
-// its indexes are not touched then.
+// update writes a credential that has a row. It leaves out unchanged columns,
+// so that their indexes are not touched.
 func (b *batch) update(old, now *Credential, name, doc string) error {
 	seq := int64(now.CreatedSeq)
 	renamed := fold(old.Name) != name

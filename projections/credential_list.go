@@ -14,35 +14,35 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// ErrCursorInvalid refuses a cursor that was not given out for this tenant,
+// ErrCursorInvalid rejects a cursor that was not issued for this tenant,
 // filter and sort.
 var ErrCursorInvalid = fault.New(fault.Invalid, "cursor_invalid", "The cursor does not belong to this list. Start again at the first page.")
 
-// ErrSortInvalid refuses an order that is not offered.
+// ErrSortInvalid rejects an unsupported sort order.
 var ErrSortInvalid = fault.New(fault.Invalid, "sort_invalid", `Credentials can be sorted by "name" or "created". A search for a part of the name supports one of them only.`)
 
-// CredentialFilter chooses and orders credentials. Fields left empty choose all.
+// CredentialFilter selects and orders credentials. Empty fields select all.
 type CredentialFilter struct {
 	Tenant       string
 	Component    string
 	Workspace    string
 	Status       events.Status
-	NameContains string // letters compare without regard to case
-	Sort         string // "name" (the default; without regard to case, then by age) or "created"
+	NameContains string // case-insensitive
+	Sort         string // "name" (the default; case-insensitive, then by age) or "created"
 	Desc         bool
-	Turn         bool   // those of one name the other way round by age; by name alone, and not with NameContains
+	Turn         bool   // reverse the order by age within one name; only with sort by name, and not with NameContains
 	Limit        int    // 1 to 1000; 0 means 50
-	After        string // the cursor that came with the page before, or ""
+	After        string // cursor of the previous page, or ""
 }
 
-// bounds limit a search by part of a name. A page looks at no more than walk
-// rows, and goes through the trigram index only when that finds no more than
-// candidates, which are then all fetched and sorted.
+// bounds limits a search by part of a name. A page scans at most walk
+// rows. It uses the trigram index only if that yields at most
+// candidates rows, which are then all fetched and sorted.
 type bounds struct{ walk, candidates int }
 
-// Credentials lists a page of credentials. next is the cursor of the page after
-// it, "" at the end. With NameContains a page may be short, or empty, and still
-// have a next one: a page looks at a bounded number of rows. It returns
+// Credentials returns a page of credentials. next is the cursor of the next page,
+// "" at the end. With NameContains a page may be short or empty and still
+// have a next one, because a page scans a bounded number of rows. It returns
 // ErrCursorInvalid for a cursor of another tenant, filter or sort (the page
 // size may change), and ErrSortInvalid.
 func (v *Views) Credentials(ctx context.Context, f CredentialFilter) (page []Credential, next string, err error) {
@@ -64,7 +64,7 @@ func (v *Views) Credentials(ctx context.Context, f CredentialFilter) (page []Cre
 	return page, next, nil
 }
 
-// listing is a checked filter, as SQL.
+// listing is a validated filter, as SQL.
 type listing struct {
 	f        CredentialFilter
 	bounds   bounds
@@ -74,11 +74,11 @@ type listing struct {
 	statuses []events.Status // each is one arm of the query
 	order    string
 	after    *place
-	// The operators that say, in the order: after, before, and not after.
+	// The comparison operators for: after, before, and not after.
 	beyond, short, within string
 }
 
-// place is a row's place in the order.
+// place is a row's position in the order.
 type place struct {
 	name string // folded; "" when sorted by creation
 	seq  uint64
@@ -125,9 +125,9 @@ func (f CredentialFilter) listing(b bounds) (*listing, error) {
 	return l, nil
 }
 
-// filter is the WHERE clause of the rows; an empty status means all of them. That
-// the workspace is not empty is said for SQLite, which would not use the index of
-// those that have one.
+// filter is the WHERE clause of the rows; an empty status selects all. The clause
+// "workspace is not empty" makes SQLite use the partial index of rows that
+// have one.
 func (l *listing) filter(status events.Status) (where string, args []driver.Value) {
 	where, args = l.narrowed(" WHERE tenant = ?", []driver.Value{l.f.Tenant}, status)
 	if l.f.Workspace != "" {
@@ -158,11 +158,11 @@ type condition struct {
 	args []driver.Value
 }
 
-// between says, as alternatives, that a row comes after the one place and not
+// between returns, as alternatives, the conditions for a row to come after one position and not
 // after the other; nil means from the start or to the end. Each alternative is
-// one range of the index. A comparison of (name, seq) with a pair would say the
-// same in one, but SQLite looks up its name alone and then goes through all that
-// are called so, which may be every credential there is.
+// one index range. A comparison of (name, seq) with a pair would be equivalent,
+// but SQLite then uses only the name and scans all rows
+// with that name, which may be every credential.
 func (l *listing) between(after, end *place) []condition {
 	var all []condition
 	is := func(sql string, args ...driver.Value) { all = append(all, condition{sql, args}) }
@@ -193,14 +193,14 @@ func (l *listing) between(after, end *place) []condition {
 }
 
 // query is a SELECT of the rows after the cursor, up to and including end, in
-// their order: a merge of ranges of the index, none of which is sorted. columns
-// begin with "name, seq". It ends before LIMIT.
+// order: a merge of index ranges without sorting. columns
+// begins with "name, seq". The statement lacks its LIMIT.
 func (l *listing) query(columns string, end *place, contains bool) (sql string, args []driver.Value) {
 	sql, args = l.merge(columns, l.between(l.after, end), contains)
 	return sql + l.order, args
 }
 
-// merge is a SELECT of the rows of each range, in no order yet.
+// merge is an unordered SELECT of the rows of each range.
 func (l *listing) merge(columns string, ranges []condition, contains bool) (sql string, args []driver.Value) {
 	var arms []string
 	for _, s := range l.statuses {
@@ -218,10 +218,10 @@ func (l *listing) merge(columns string, ranges []condition, contains bool) (sql 
 	return strings.Join(arms, " UNION ALL "), args
 }
 
-// turned fetches a page on which those of one name come the other way round by age
-// than the index has them. It reads as the index goes and turns each name's rows;
-// of the name that the cursor stands in, and of that at the page's end, of which
-// there may be more, it reads on from the other side.
+// turned fetches a page on which rows of one name are in the reverse order of age
+// than in the index. It reads in index order and reverses the rows of each name;
+// for the name at the cursor and the one at the end of the page, which
+// may have more rows, it reads from the other end.
 func (l *listing) turned(c *conn) (page []Credential, next string, err error) {
 	rest, beyond := l.limit+1, condition{}
 	if p := l.after; p != nil {
@@ -259,7 +259,7 @@ func (l *listing) turned(c *conn) (page []Credential, next string, err error) {
 }
 
 // named fetches up to limit rows of one name in the order of turned: those after a
-// place, or from the first on when its seq is 0.
+// position, or from the first if its seq is 0.
 func (l *listing) named(c *conn, after *place, limit int) ([]Credential, error) {
 	is := condition{" AND name = ?", []driver.Value{after.name}}
 	if after.seq != 0 {
@@ -301,7 +301,7 @@ const (
 	candidates     = "SELECT name, seq, doc FROM (SELECT rowid AS candidate FROM names WHERE names MATCH ?) CROSS JOIN credentials ON seq = candidate"
 )
 
-// search fetches and sorts what the trigram index finds.
+// search fetches and sorts the matches of the trigram index.
 func (l *listing) search(c *conn, query string) ([]Credential, string, error) {
 	where, args := l.filter(l.f.Status)
 	args = slices.Concat([]driver.Value{query}, args, []driver.Value{l.term})
@@ -318,9 +318,9 @@ func (l *listing) search(c *conn, query string) ([]Credential, string, error) {
 	return l.rows(c, nil, candidates+where+l.order, args)
 }
 
-// walk looks at the next rows, a bounded number, in their order and takes those with the term.
+// walk scans a bounded number of rows in order and keeps those that contain the term.
 func (l *listing) walk(c *conn) ([]Credential, string, error) {
-	var end *place // the last row looked at, when there are more
+	var end *place // the last row scanned, when there are more
 	sql, args := l.query("name, seq", nil, false)
 	err := c.query(sql+" LIMIT 1 OFFSET ?", func(row []driver.Value) error {
 		end = &place{str(row[0]), uint64(num(row[1]))}
@@ -332,14 +332,14 @@ func (l *listing) walk(c *conn) ([]Credential, string, error) {
 	return l.read(c, end, true)
 }
 
-// read fetches a page in the order of the index, up to end when there is one.
+// read fetches a page in index order, up to end if it is set.
 func (l *listing) read(c *conn, end *place, contains bool) ([]Credential, string, error) {
 	sql, args := l.query("name, seq, doc", end, contains)
 	return l.rows(c, end, sql, args)
 }
 
-// rows runs a query of name, seq and doc. The page ends at its limit, else at
-// end, the last row looked at, when there is one.
+// rows runs a query of name, seq and doc. The page ends at its limit, or at
+// end, the last row scanned, if it is set.
 func (l *listing) rows(c *conn, end *place, sql string, args []driver.Value) (page []Credential, next string, err error) {
 	page, err = fetch(c, sql, args, l.limit+1)
 	if err != nil {
@@ -351,8 +351,8 @@ func (l *listing) rows(c *conn, end *place, sql string, args []driver.Value) (pa
 	return page, next, nil
 }
 
-// cut takes off what was read beyond the page to see whether there is more, and
-// gives the cursor of that.
+// cut removes the extra row that was read to detect a next page, and
+// returns the cursor of that page.
 func (l *listing) cut(page []Credential) ([]Credential, string) {
 	if len(page) <= l.limit {
 		return page, ""
@@ -388,9 +388,9 @@ func count(c *conn, sql string, args ...driver.Value) (n int64, err error) {
 	return n, err
 }
 
-// cursor writes a place bound to the tenant, filter and sort: sequence, name and
-// a checksum over all of it. The checksum is no secret. Who computes one by hand
-// names a place in a list that is their own anyway.
+// cursor encodes a position bound to the tenant, filter and sort: sequence, name and
+// a checksum over all of it. The checksum is not a secret: a forged one
+// only names a position in a list that the caller may read anyway.
 func (l *listing) cursor(p place) string {
 	if l.f.Sort != "name" {
 		p.name = ""
@@ -420,8 +420,8 @@ type Count struct {
 	N         int
 }
 
-// CredentialCounts counts a tenant's credentials by component and status, in
-// this order. Of the filter, Component, Workspace and Status apply.
+// CredentialCounts counts a tenant's credentials, ordered by component and status.
+// Of the filter, only Component, Workspace and Status apply.
 func (v *Views) CredentialCounts(ctx context.Context, tenant string, f CredentialFilter) (counts []Count, err error) {
 	f = CredentialFilter{Tenant: tenant, Component: f.Component, Workspace: f.Workspace, Status: f.Status}
 	l, err := f.listing(v.bounds)
@@ -450,13 +450,13 @@ func match(tenant, term string) string {
 	}
 	var q strings.Builder
 	q.WriteString(`"` + tag(tenant) + `"`)
-	for i := range min(len(runes)-2, 16) { // 16 trigrams are more than enough to find few candidates
+	for i := range min(len(runes)-2, 16) { // 16 trigrams are selective enough
 		q.WriteString(` AND "` + strings.ReplaceAll(string(runes[i:i+3]), `"`, `""`) + `"`)
 	}
 	return q.String()
 }
 
-// bounded is the page size asked for: 50 by default, 1000 at most.
+// bounded is the effective page size: 50 by default, 1000 at most.
 func bounded(limit int) int {
 	switch {
 	case limit <= 0:

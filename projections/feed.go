@@ -13,35 +13,35 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// What the subjects of the feed and of the audit trail begin with. The feed holds
-// the changes, the audit trail every public event.
+// Subject prefixes of the feed and of the audit stream. The feed holds
+// the changes, the audit stream every public event.
 const (
 	FeedPrefix  = "credstream.events"
 	AuditPrefix = "credstream.audit"
 )
 
-// Headers that give an event's place in the feed: the pair (log sequence, index
+// Headers with an event's position in the feed: the pair (log sequence, index
 // within the commit) rises from message to message.
 const (
 	HeaderLogSeq   = "ce-logseq"
 	HeaderLogIndex = "ce-logindex"
 )
 
-// Message is the public form of one event: a CloudEvent 1.0 that other programs
-// rely on, forever. It holds no secret id, no MAC, no hash of a key and no
+// Message is the public form of one event: a CloudEvent 1.0, a stable contract
+// with other programs. It holds no secret id, no MAC, no hash of a key and no
 // descriptor.
 type Message struct {
 	Subject      string // in the feed: "credstream.events.<tenant>.<category>.<id as token>"; "" when Audience is Audit
-	AuditSubject string // in the audit trail: "credstream.audit.<tenant>.<category>.<id as token>"
+	AuditSubject string // in the audit stream: "credstream.audit.<tenant>.<category>.<id as token>"
 	Audience     events.Audience
 	ID           string    // the event's id, "<commit>-<index>"
 	Type         string    // "credstream.credential.created.v1"
 	Source       string    // "/credstream/<tenant>"
 	EventSubject string    // "credential.<id>", the id verbatim
 	Time         time.Time // when it happened, UTC; not the order
-	Data         []byte    // JSON, as events.Type.Public has it
+	Data         []byte    // JSON, from events.Type.Public
 
-	// Extension attributes; those that are "" are left out.
+	// Extension attributes; empty ones are left out.
 	Tenant        string
 	Actor         string // "key:<id>", "user:<id>" or "system:<id>"
 	CommandID     string
@@ -52,11 +52,11 @@ type Message struct {
 }
 
 // Headers are the message's attributes in CloudEvents binary mode, in a fixed
-// order. Names and values follow the CloudEvents NATS protocol binding: every
-// attribute, the content type too, has the prefix "ce-", and what is not a
-// printable ASCII character, a space, a quote or a percent sign is
-// percent-encoded. (CloudEvents SDK for Go reads the names alike but does not
-// decode the percent signs, which only ids made elsewhere ever need.)
+// order, per the CloudEvents NATS protocol binding: every
+// attribute, including the content type, has the prefix "ce-", and every character
+// that is not printable ASCII, and each space, quote and percent sign, is
+// percent-encoded. (The CloudEvents SDK for Go reads the same names but does not
+// decode percent-encoding, which only foreign ids ever need.)
 func (m Message) Headers() [][2]string {
 	all := [][2]string{
 		{"ce-specversion", "1.0"},
@@ -74,7 +74,7 @@ func (m Message) Headers() [][2]string {
 		{HeaderLogSeq, strconv.FormatUint(m.LogSeq, 10)},
 		{HeaderLogIndex, strconv.Itoa(m.LogIndex)},
 	}
-	all = slices.DeleteFunc(all, func(h [2]string) bool { return h[1] == "" }) // an attribute has a value or is not there
+	all = slices.DeleteFunc(all, func(h [2]string) bool { return h[1] == "" }) // an attribute has a value or is absent
 	for i := range all {
 		all[i][1] = percentEncode(all[i][1])
 	}
@@ -99,15 +99,15 @@ func percentEncode(s string) string {
 
 var registry = events.All()
 
-// Public is the message that the world sees of a record; ok is false for a fact
-// that is not public. It is a pure function: the feed can be written again from
+// Public is the public message of a record; ok is false for an event
+// that is not public. It is a pure function, so the feed can be rebuilt from
 // the log at any time.
 func Public(r events.Record) (m Message, ok bool) {
 	t, known := registry.TypeOf(r.Event)
 	if !known || t.Audience == events.Internal {
 		return Message{}, false
 	}
-	name := "credstream." + t.Name + ".v1" // another version is another type, beside the first for as long as somebody reads that
+	name := "credstream." + t.Name + ".v1" // another version is another type, published beside the first for as long as it has readers
 	data, err := jsonv2.Marshal(t.Public(r.Stream.ID, r.Event), jsontext.AllowInvalidUTF8(true))
 	if err != nil {
 		panic(fmt.Sprintf("projections: %s cannot be written as JSON: %v", name, err)) // plain structs always can

@@ -12,9 +12,9 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// A deleted flow keeps its row: its revision tells which uses are left over.
-// broken says that faults are recorded or that a named credential was deleted.
-// observed is the sequence of the commit that told of revision.
+// A deleted flow keeps its row, because its revision identifies leftover uses.
+// broken means that faults are recorded or that a named credential was deleted.
+// observed is the sequence of the commit that set revision.
 const (
 	flowTable = `
 CREATE TABLE flows (tenant TEXT NOT NULL, id TEXT NOT NULL, name TEXT NOT NULL, revision INTEGER NOT NULL, active INTEGER NOT NULL,
@@ -29,16 +29,16 @@ CREATE INDEX flows_broken ON flows (tenant, id) WHERE broken = 1;
 `
 )
 
-// Flow is what is known of one flow of a flow engine.
+// Flow is the last known state of one flow of a flow engine.
 type Flow struct {
 	Tenant, ID, Name string
-	Revision         uint64 // the engine's; 0 when it has told of the flow by a reservation alone, or not at all
+	Revision         uint64 // the engine's; 0 if only a reservation is known, or nothing
 	Active           bool
 	Deleted          bool
 	Steps            []events.FlowStep // of the revision; of the reservation while Revision is 0
-	Faults           []FlowFault       // none: the flow is not broken
-	Binding          string            // id of the reservation that stands, "" for none
-	Until            time.Time         // when it ends by itself, in microseconds
+	Faults           []FlowFault       // empty: the flow is not broken
+	Binding          string            // id of the current reservation, "" for none
+	Until            time.Time         // when the reservation expires, in microseconds
 	UpdatedAt        time.Time
 	Seq              uint64 // the last commit of its stream
 }
@@ -47,8 +47,8 @@ type Flow struct {
 type FlowFault struct {
 	Step       string `json:"step"`
 	Component  string `json:"component"`
-	Credential string `json:"credential"` // "" when the step names none and needs one
-	Reason     string `json:"reason"`     // the code that was recorded, or "credential_deleted"
+	Credential string `json:"credential"` // "" if the step names none but needs one
+	Reason     string `json:"reason"`     // the recorded code, or "credential_deleted"
 }
 
 // credentialDeleted is the reason of the steps whose credential was deleted
@@ -95,7 +95,7 @@ func flag(b bool) int64 {
 	return 0
 }
 
-// flow is the whole of the row.
+// flow decodes the whole row.
 func (f flowRow) flow(tenant, id string) (Flow, error) {
 	flow := Flow{
 		Tenant: tenant, ID: id, Name: f.name, Revision: f.revision, Active: f.active, Deleted: f.deleted, Binding: f.binding, Seq: f.seq,
@@ -127,7 +127,7 @@ func marshalText[T any](list []T) (string, error) {
 	return string(text), err
 }
 
-// flow applies a fact about a flow.
+// flow applies an event of a flow.
 func (b *batch) flow(r events.Record, e events.Flow) error {
 	f, err := b.flowOf(r.Stream.Tenant, r.Stream.ID)
 	if err != nil {
@@ -146,13 +146,13 @@ func (b *batch) flow(r events.Record, e events.Flow) error {
 		}
 	case events.FlowReleased:
 		f.now.binding, f.now.until = "", 0
-		if f.now.revision == 0 { // nothing is left that was heard of it
+		if f.now.revision == 0 { // nothing is known of it any longer
 			f.now = flowRow{}
 			return nil
 		}
 	case events.FlowUseRefused:
 		if e.Revision == 0 || e.Revision != f.now.revision {
-			return nil // of a flow as it is no more
+			return nil // of an outdated revision
 		}
 		err = b.refuse(f, e)
 	default:
@@ -165,7 +165,7 @@ func (b *batch) flow(r events.Record, e events.Flow) error {
 func (b *batch) observe(f *flowChange, r events.Record, e events.FlowObserved) (err error) {
 	f.now.name, f.now.revision, f.now.active, f.now.deleted = e.Name, e.Revision, e.Active, e.Change == events.FlowWasDeleted
 	f.now.observed, f.now.faults = r.Seq, ""
-	if f.now.active || f.now.deleted { // a start confirms the reservation, the end of the flow ends it
+	if f.now.active || f.now.deleted { // a start confirms the reservation, a deletion ends it
 		f.now.binding, f.now.until = "", 0
 	}
 	f.now.steps, err = marshalText(e.Steps)
@@ -194,7 +194,7 @@ func (b *batch) observe(f *flowChange, r events.Record, e events.FlowObserved) (
 	return err
 }
 
-// refuse notes a refusal of the present revision on the flow and on what the
+// refuse records a refusal of the current revision on the flow and on what the
 // step names.
 func (b *batch) refuse(f *flowChange, e events.FlowUseRefused) error {
 	var faults []FlowFault
@@ -214,7 +214,7 @@ func (b *batch) refuse(f *flowChange, e events.FlowUseRefused) error {
 	return err
 }
 
-// Flow finds a flow of a tenant by its id: one that the flow engine told of and
+// Flow finds a flow of a tenant by its id: one that the flow engine reported and
 // did not delete, or that has a reservation.
 func (v *Views) Flow(ctx context.Context, tenant, id string) (f Flow, found bool, err error) {
 	err = v.snapshot(ctx, func(c *conn) error {
@@ -240,7 +240,7 @@ func (v *Views) Flow(ctx context.Context, tenant, id string) (f Flow, found bool
 
 const deletedOfFlow = "SELECT thing FROM uses WHERE tenant = ? AND flow = ? AND named = 1 AND refusal = '" + credentialDeleted + "'"
 
-// addDeleted adds the faults of steps whose credential was deleted since they
+// addDeleted adds the faults of steps whose credential was deleted after they
 // could use it.
 func addDeleted(c *conn, f *Flow) error {
 	gone := map[string]bool{}
@@ -264,7 +264,7 @@ func addDeleted(c *conn, f *Flow) error {
 	return nil
 }
 
-// FlowFilter chooses flows. Fields left empty choose all; those given combine by AND.
+// FlowFilter selects flows. Empty fields select all; set fields combine by AND.
 type FlowFilter struct {
 	Tenant     string
 	Credential string // those that name it, use it or have it reserved
@@ -272,14 +272,14 @@ type FlowFilter struct {
 	Active     bool   // only active ones
 	Broken     bool   // only those with a fault
 	Limit      int    // 1 to 1000; 0 means 50
-	After      string // id of the last flow of the page before, or ""
+	After      string // last flow id of the previous page, or ""
 }
 
 const joinedFlowColumns = "f.name, f.revision, f.active, f.deleted, f.broken, f.binding, f.until, f.updated, f.observed, f.seq, f.steps, f.faults"
 
 // query is the SELECT of a page: a walk over one index in the order of ids. Its
-// columns are the id, the use's binding and until, and those of the flow, which
-// are NULL where a use stands alone.
+// columns are the id, the binding and until of the use, and those of the flow, which
+// are NULL for a use without a flow row.
 func (f FlowFilter) query() (sql string, args []driver.Value) {
 	things := thingsOf(f.Credential, f.Component)
 	if len(things) == 0 {
@@ -313,10 +313,10 @@ func (f FlowFilter) query() (sql string, args []driver.Value) {
 	return sql + " ORDER BY u.flow LIMIT ?", args
 }
 
-// Flows lists a page of flows by id; next is "" at the end. With Credential or
-// Component it says where that is used: a flow that the engine has not told of,
-// or has deleted, is listed too while its use or reservation stands, in the
-// former case with its id and reservation alone. The faults come with each.
+// Flows returns a page of flows by id; next is "" at the end. With Credential or
+// Component it also lists flows that the engine has not reported or
+// has deleted, while they still have a use or reservation; an unreported one has
+// only its id and reservation. Faults are included.
 func (v *Views) Flows(ctx context.Context, filter FlowFilter) (page []Flow, next string, err error) {
 	limit := bounded(filter.Limit)
 	err = v.snapshot(ctx, func(c *conn) error {
@@ -353,7 +353,7 @@ func (v *Views) Flows(ctx context.Context, filter FlowFilter) (page []Flow, next
 
 const flowName = "SELECT name FROM flows INDEXED BY flows_id WHERE tenant = ? AND id = ?"
 
-// FlowNames are the names of those of a tenant's flows that are known, by id.
+// FlowNames returns the names of the known flows among ids, by id.
 func (v *Views) FlowNames(ctx context.Context, tenant string, ids []string) (map[string]string, error) {
 	names := make(map[string]string, len(ids))
 	err := v.read(ctx, func(c *conn) error {

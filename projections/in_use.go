@@ -7,8 +7,8 @@ import (
 )
 
 // One row for each thing that a flow ever used: seq is the sequence of the
-// commit that last changed what the in-use index shows of it. The counts are
-// kept by the same transaction, so that no count ever counts.
+// commit that last changed its entry in the in-use index. The same transaction
+// maintains the counts, so that no query counts rows.
 const (
 	inUseTable = `
 CREATE TABLE in_use (tenant TEXT, thing TEXT, seq INTEGER NOT NULL, total INTEGER NOT NULL, active INTEGER NOT NULL,
@@ -19,16 +19,16 @@ CREATE INDEX in_use_seq ON in_use (seq, tenant, thing);
 `
 )
 
-// maxInUse is the number of flows that a value lists.
+// maxInUse is the maximum number of flows in a value.
 const maxInUse = 1000
 
 // InUse is a value of the in-use index: the flows whose use of a thing is
-// recorded on its stream. It is a pure function of the log up to Seq, and stays
-// as it is until the log holds a commit that changes it.
+// recorded on its stream. It is a pure function of the log up to Seq, and does
+// not change until the log has a commit that changes it.
 type InUse struct {
-	Seq       uint64      `json:"seq"`                // log sequence of the commit that made it so
-	Total     int         `json:"total"`              // of the flows
-	Active    int         `json:"active"`             // of the active ones
+	Seq       uint64      `json:"seq"`                // log sequence of the commit that set it
+	Total     int         `json:"total"`              // number of flows
+	Active    int         `json:"active"`             // number of active flows
 	Flows     []InUseFlow `json:"flows"`              // active ones first, then by id; the first 1,000
 	Truncated bool        `json:"truncated,omitzero"` // there are more
 }
@@ -37,16 +37,16 @@ type InUse struct {
 type InUseFlow struct {
 	ID       string `json:"id"`
 	Active   bool   `json:"active"`
-	Reserved bool   `json:"reserved,omitzero"` // a reservation stands
+	Reserved bool   `json:"reserved,omitzero"` // has a reservation
 }
 
-// InUseEntry is a value with what it is of.
+// InUseEntry is a value and the thing it belongs to.
 type InUseEntry struct {
 	Tenant, Kind, ID string // Kind is "credential" or "oauth_client", whose ID is the component's
 	Value            InUse
 }
 
-// inUseChange is what a batch makes of a row of in_use.
+// inUseChange is the change that a batch makes to a row of in_use.
 type inUseChange struct {
 	seq           uint64
 	total, active int64
@@ -54,7 +54,7 @@ type inUseChange struct {
 
 type inUseKey struct{ tenant, thing string }
 
-// noteInUse notes the change of one flow's use, if it shows.
+// noteInUse records the change of one flow's use, if it is visible in the index.
 func (b *batch) noteInUse(tenant, thing string, seq uint64, before, now useRow) {
 	if before.recorded == now.recorded && before.active == now.active && (before.binding == "") == (now.binding == "") {
 		return
@@ -89,10 +89,10 @@ const (
 		" ORDER BY active DESC, flow LIMIT ?"
 )
 
-// InUseChanges lists what has changed after a log sequence, in the order of the
-// log: about limit entries, and all of the last sequence among them, so that a
-// caller continues after the sequence of the last one. A value that changed several
-// times comes once. The values are those of one state of the views.
+// InUseChanges lists the changes after a log sequence, in log order:
+// about limit entries, including all of the last sequence, so that a
+// caller can continue after the sequence of the last entry. A value that changed several
+// times is listed once. All values are from one state of the views.
 func (v *Views) InUseChanges(ctx context.Context, after uint64, limit int) (entries []InUseEntry, err error) {
 	limit = bounded(limit)
 	err = v.snapshot(ctx, func(c *conn) (err error) {
@@ -118,7 +118,7 @@ func (v *Views) InUseChanges(ctx context.Context, after uint64, limit int) (entr
 	return entries, nil
 }
 
-// InUseList lists the values of a tenant, those after a cursor, also those that
+// InUseList lists the values of a tenant, starting after a cursor, including those that
 // have become empty; next is "" at the end.
 func (v *Views) InUseList(ctx context.Context, tenant, after string, limit int) (entries []InUseEntry, next string, err error) {
 	limit = bounded(limit)

@@ -82,7 +82,7 @@ func (v *Views) OAuthClient(ctx context.Context, tenant, id, component string) (
 	return list[0], true, nil
 }
 
-// OAuthClients lists up to limit clients of a tenant by component, those after a
+// OAuthClients lists up to limit clients of a tenant by component, starting after a
 // component; next is "" at the end.
 func (v *Views) OAuthClients(ctx context.Context, tenant, after string, limit int) (page []OAuthClient, next string, err error) {
 	limit = bounded(limit)
@@ -96,8 +96,8 @@ func (v *Views) OAuthClients(ctx context.Context, tenant, after string, limit in
 
 const oauthClientCount = "SELECT count(*) FROM oauth_clients WHERE tenant = ?"
 
-// OAuthClientCount is the number of a tenant's clients. There is one for a
-// component at most, so they are few enough to be counted.
+// OAuthClientCount is the number of a tenant's clients. There is at most one per
+// component, so they are few enough to be counted.
 func (v *Views) OAuthClientCount(ctx context.Context, tenant string) (int, error) {
 	var n int64
 	err := v.read(ctx, func(c *conn) (err error) {
@@ -110,8 +110,8 @@ func (v *Views) OAuthClientCount(ctx context.Context, tenant string) (int, error
 	return int(n), nil
 }
 
-// ClientsOfDeletedComponents lists up to limit clients that are not marked
-// unusable and whose component was deleted.
+// ClientsOfDeletedComponents lists up to limit clients whose component was deleted
+// and that are not marked unusable yet.
 func (v *Views) ClientsOfDeletedComponents(ctx context.Context, limit int) ([]OAuthClient, error) {
 	return v.oauthClients(ctx, oauthClientColumns+" INDEXED BY oauth_clients_component WHERE unusable = 0 AND component IN"+
 		" (SELECT id FROM components INDEXED BY components_deleted WHERE deleted = 1) LIMIT ?", int64(limit))

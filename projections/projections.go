@@ -18,15 +18,15 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// ErrViewsBehind is returned by Wait when the projector has stopped before the
-// position asked for: what is read now may be old.
+// ErrViewsBehind is returned by Wait when the projector stopped before the
+// requested position: reads may be stale.
 var ErrViewsBehind = fault.New(fault.Unavailable, "views_behind", "The read models are not up to date. Try again shortly.")
 
-// maxBatch is the number of records that are applied in one transaction, give
-// or take a commit. More would make a reader of its own write wait for others.
+// maxBatch is the approximate number of records applied in one transaction. A larger
+// batch would make a caller that reads its own write wait for others.
 const maxBatch = 1000
 
-// gather is how long the next records are let come together after a small
+// gather is how long to wait for more records after a small
 // batch. A transaction writes the same few pages for one record as for fifty.
 const gather = 5 * time.Millisecond
 
@@ -35,14 +35,14 @@ type Model interface {
 	// Position is the sequence of the last commit applied, 0 for none. It may be
 	// called from any goroutine and costs nothing.
 	Position() uint64
-	// Apply brings whole commits, in log order, into the model, in one transaction
-	// with the new position. It passes over commits at or before Position. When it
+	// Apply applies whole commits, in log order, in one transaction
+	// with the new position. It skips commits at or before Position. When it
 	// fails, nothing has changed.
 	Apply(ctx context.Context, batch []events.Record) error
 }
 
-// Projector feeds the durable records of the log to one model: in log order,
-// each once, none left out.
+// Projector applies the durable records of the log to one model, in log order,
+// each exactly once.
 type Projector struct {
 	store events.Store
 	model Model
@@ -51,7 +51,7 @@ type Projector struct {
 	hurry   chan struct{}         // holds one token when somebody has come to wait
 	applied func([]events.Record) // see OnApplied
 
-	followed uint64 // the last commit that applied was called for
+	followed uint64 // the last commit for which applied was called
 
 	mu      sync.Mutex
 	moved   chan struct{} // closed at the next change; nil while nobody waits
@@ -67,18 +67,18 @@ func NewProjector(store events.Store, model Model, log *slog.Logger) *Projector 
 	}
 }
 
-// OnApplied has f called with every batch, in log order, once it is applied and
-// before anybody who waits for it goes on, also with what a rebuild of the model
+// OnApplied has f called with every batch, in log order, after it is applied and
+// before any waiting caller returns; also with the commits that a rebuild of the model
 // applied between two runs. f must be quick and must not keep the slice. Set it
 // before Run.
 func (p *Projector) OnApplied(f func([]events.Record)) { p.applied = f }
 
 // Run follows the log from the model's position until ctx ends; then it returns
-// nil. It applies what is ready in one batch. A record that follows another
-// closely may wait a few milliseconds for more, unless somebody waits for it. An
-// event that cannot be applied, or a log that cannot be read, stops it: it says
-// so loudly and returns the error. It may be run again, one run at a time, and
-// continues with the same event then.
+// nil. It applies the available records in one batch. A record that closely follows another
+// may wait a few milliseconds for more, unless a caller waits for it. An
+// event that cannot be applied, or a log that cannot be read, stops the projector: it
+// logs an error and returns it. It may be run again, one run at a time, and
+// then resumes with the same event.
 func (p *Projector) Run(ctx context.Context) (err error) {
 	p.note(false, p.Err())
 	defer func() {
@@ -89,7 +89,7 @@ func (p *Projector) Run(ctx context.Context) (err error) {
 		p.note(true, err)
 	}()
 	p.followed = min(p.model.Position(), p.followed)
-	if p.Err() != nil { // what stopped the last run is over when nothing is left to apply
+	if p.Err() != nil { // the error of the last run is cleared when nothing is left to apply
 		if end, err := p.End(ctx); err == nil && p.followed >= end {
 			p.note(false, nil)
 		}
@@ -114,7 +114,7 @@ func (p *Projector) Run(ctx context.Context) (err error) {
 	return nil
 }
 
-// pause lets records come together, until somebody waits for one.
+// pause lets records accumulate until a caller waits for one.
 func (p *Projector) pause(ctx context.Context) {
 	enough := time.NewTimer(gather)
 	defer enough.Stop()
@@ -125,7 +125,7 @@ func (p *Projector) pause(ctx context.Context) {
 	}
 }
 
-// note tells those who wait that something has changed.
+// note wakes the waiting callers after a change.
 func (p *Projector) note(stopped bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -142,8 +142,8 @@ func (p *Projector) note(stopped bool, err error) {
 func (p *Projector) Wait(ctx context.Context, seq uint64) error { return p.reach(ctx, seq, true) }
 
 // Next returns when a commit after the position has been applied. It is for
-// those who follow the model: unlike Wait it does not hurry the projector, so
-// records go on coming together. It returns what Wait returns.
+// followers of the model: unlike Wait it does not hurry the projector, so
+// records keep accumulating. It returns what Wait returns.
 func (p *Projector) Next(ctx context.Context, after uint64) error {
 	return p.reach(ctx, after+1, false)
 }
@@ -192,9 +192,9 @@ func (p *Projector) End(ctx context.Context) (uint64, error) {
 	return end, nil
 }
 
-// Err is why the projector has stopped, nil while it runs or when it was told
-// to end. Of a projector that runs again it is why it had stopped, until it has
-// applied something or there is nothing to apply.
+// Err is why the projector has stopped, nil while it runs or when its context
+// ended. After a restart it remains the old error until something was
+// applied or there is nothing to apply.
 func (p *Projector) Err() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -204,8 +204,8 @@ func (p *Projector) Err() error {
 var errTorn = errors.New("the log ended within a commit")
 
 // follow yields the records after a sequence in batches of whole commits: all
-// that is ready, up to about limit records, and never waits for more than the
-// first. The log is read in a goroutine of its own, which has ended when follow
+// available records, up to about limit, waiting only for the
+// first. A separate goroutine reads the log and has ended when follow
 // returns. It ends without an error when ctx ends.
 func follow(ctx context.Context, store events.Store, after uint64, limit int) iter.Seq2[[]events.Record, error] {
 	return func(yield func([]events.Record, error) bool) {
@@ -240,7 +240,7 @@ func follow(ctx context.Context, store events.Store, after uint64, limit int) it
 					continue
 				}
 				switch {
-				case ctx.Err() != nil: // told to end, perhaps within a commit
+				case ctx.Err() != nil: // cancelled, perhaps within a commit
 				case failed != nil:
 					yield(nil, failed)
 				case len(batch) > 0:

@@ -11,21 +11,21 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// ErrViewsRebuilding is returned by Rebuild while another rebuild is on its way.
+// ErrViewsRebuilding is returned by Rebuild while another rebuild is running.
 var ErrViewsRebuilding = fault.New(fault.Precondition, "views_rebuild_running", "The read models are already being rebuilt.")
 
-// Records that a rebuild applies in one transaction, and commits it may be
-// behind when it stops the writer to catch up for good.
+// Records that a rebuild applies in one transaction, and the lag in commits at
+// which it stops the writer for the final catch-up.
 const (
 	bulkBatch = 4 * maxBatch
 	nearEnd   = maxBatch
 )
 
-// Rebuild makes the views again from the log, in a new file, and puts that in
-// the place of the old one. Queries and the projector continue with the old file
-// meanwhile and wait only for the exchange, a matter of milliseconds. progress,
-// which may be nil, is told how far the new file is and where the log ended.
-// When it fails before the exchange, nothing has changed.
+// Rebuild builds the views from the log in a new file and then replaces
+// the old one. Meanwhile queries and the projector continue with the old file;
+// they wait only for the exchange, a matter of milliseconds. progress,
+// which may be nil, gets the position of the new file and the end of the log.
+// If it fails before the exchange, nothing has changed.
 func (v *Views) Rebuild(ctx context.Context, store events.Store, progress func(done, end uint64)) (err error) {
 	if !v.rebuilding.TryLock() {
 		return ErrViewsRebuilding
@@ -70,7 +70,7 @@ func (v *Views) Rebuild(ctx context.Context, store events.Store, progress func(d
 		}
 	}
 
-	v.mu.Lock() // nothing moves from here on
+	v.mu.Lock() // no position changes from here on
 	defer v.mu.Unlock()
 	if v.done {
 		return ErrViewsClosed
@@ -98,8 +98,8 @@ func (v *Views) Rebuild(ctx context.Context, store events.Store, progress func(d
 }
 
 // Repair rebuilds the views each time a query or the projector finds the file
-// damaged, until ctx ends; then it returns nil. It returns the error of a rebuild
-// that fails, and may be run again.
+// damaged, until ctx ends; then it returns nil. It returns the error of a failed
+// rebuild, and may be run again.
 func (v *Views) Repair(ctx context.Context, store events.Store) error {
 	for {
 		if v.Err() == nil {

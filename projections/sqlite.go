@@ -13,25 +13,25 @@ import (
 	"modernc.org/sqlite"
 )
 
-// The result codes that are told apart, https://sqlite.org/rescode.html.
+// The result codes that are distinguished, https://sqlite.org/rescode.html.
 const (
 	sqliteCorrupt = 11
 	sqliteFull    = 13
 	sqliteNotADB  = 26
 )
 
-// SQLite has one sentence for both: "database or disk is full".
+// SQLite reports both as "database or disk is full".
 var (
 	errDiskFull  = errors.New("the disk of the read models is full")
 	errIndexFull = errors.New("an index of the read models cannot grow, although the disk has space")
 )
 
-// diskFull is the free space in bytes below which a file is full because the disk is.
+// diskFull is the free space in bytes below which SQLite's "full" means the disk.
 const diskFull = 16 << 20
 
 // conn is one SQLite connection with its prepared statements, for one goroutine
-// at a time. It speaks to the driver without database/sql, whose pool and
-// conversions cost half as much again as the point reads that every command
+// at a time. It uses the driver without database/sql, whose pool and
+// conversions add half the cost of the point reads that every command
 // makes. Statements are short, so they do not watch a context.
 type conn struct {
 	driver.Conn
@@ -46,7 +46,7 @@ type statement interface {
 	driver.StmtQueryContext
 }
 
-// connect opens the file, which is made when it is missing, and runs pragmas.
+// connect opens the file, creating it if it is missing, and runs pragmas.
 func connect(path string, pragmas ...string) (*conn, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -78,7 +78,7 @@ func (c *conn) Close() error {
 	return errors.Join(append(errs, c.Conn.Close())...)
 }
 
-// prepared returns the statement of a text, which is parsed once.
+// prepared returns the cached statement of a text.
 func (c *conn) prepared(sql string) (statement, error) {
 	if s, ok := c.stmts[sql]; ok {
 		return s, nil
@@ -148,7 +148,7 @@ func (c *conn) script(sql string) error {
 	return errors.Join(err, s.Close())
 }
 
-// query calls row for each row; the slice is used again for the next one.
+// query calls row for each row; the slice is reused for the next one.
 func (c *conn) query(sql string, row func([]driver.Value) error, args ...driver.Value) (err error) {
 	s, err := c.prepared(sql)
 	if err != nil {
@@ -177,7 +177,7 @@ func (c *conn) query(sql string, row func([]driver.Value) error, args ...driver.
 	}
 }
 
-// head is the start of a statement, enough to know it by.
+// head is the start of a statement, for error messages.
 func head(sql string) string {
 	if len(sql) > 60 {
 		return sql[:60]
@@ -185,7 +185,7 @@ func head(sql string) string {
 	return sql
 }
 
-// failed says what could not be done, and names SQLite's "full" for what it is.
+// failed wraps the error with what failed, and tells the causes of SQLite's "full" apart.
 func (c *conn) failed(what string, err error) error {
 	if resultCode(err) == sqliteFull {
 		var fs unix.Statfs_t
@@ -198,7 +198,7 @@ func (c *conn) failed(what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// damaged reports whether SQLite found the file to be no sound database.
+// damaged reports whether SQLite found the file corrupt.
 func damaged(err error) bool {
 	code := resultCode(err)
 	return code == sqliteCorrupt || code == sqliteNotADB

@@ -13,9 +13,9 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// A row of tokens says that a credential holds tokens, and when the tokens of a credential are to be looked at next:
-// to renew them ahead of their end, after a failure, or because a renewal has begun
-// and its end was not heard of. It is all that a renewal changes in the views.
+// A row of tokens means that a credential holds tokens. due is when to check them next:
+// to renew them before they expire, after a failure, or because the outcome of a
+// renewal is unknown. A renewal changes nothing else in the views.
 const (
 	tokenTable = `
 CREATE TABLE tokens (tenant TEXT, id TEXT, due INTEGER NOT NULL, PRIMARY KEY (tenant, id)) WITHOUT ROWID;
@@ -25,29 +25,29 @@ CREATE INDEX tokens_due ON tokens (due);
 `
 )
 
-// never is when tokens are looked at that cannot be renewed.
+// never is the due time of tokens that cannot be renewed.
 const never = math.MaxInt64
 
-// refreshCheck is how long after its begin a renewal is looked at.
+// refreshCheck is how long after its start a renewal is checked.
 const refreshCheck = 45 * time.Second
 
-// RenewEvery is the shortest time between two renewals that nobody asked for: a
-// provider that grants tokens of a second is not to fill the log.
+// RenewEvery is the shortest time between two automatic renewals, so that a
+// provider that grants tokens of one second does not fill the log.
 const RenewEvery = 5 * time.Minute
 
-// RenewedDue is when tokens that were renewed are to be renewed again; TokenDue,
-// but no sooner than RenewEvery after that.
+// RenewedDue is when renewed tokens are due again: TokenDue,
+// but at least RenewEvery from now.
 func RenewedDue(id string, expires time.Time, life time.Duration) time.Time {
 	due, soonest := TokenDue(id, expires, life), expires.Add(RenewEvery-life)
-	if expires.IsZero() || due.After(soonest) { // the zero time says at once
+	if expires.IsZero() || due.After(soonest) { // the zero time means at once
 		return due
 	}
 	return soonest
 }
 
-// TokenDue is when tokens are to be renewed ahead of their end: after some two
-// thirds of their life, and one and a half hours before its end at the earliest.
-// Credentials are spread by their ids, so that those made together are not renewed
+// TokenDue is when tokens are due for renewal: after about two
+// thirds of their lifetime, but not earlier than one and a half hours before they expire.
+// The id adds a spread, so that credentials created together are not renewed
 // together.
 func TokenDue(id string, expires time.Time, life time.Duration) time.Time {
 	ahead := min(life/4, time.Hour)
@@ -57,8 +57,8 @@ func TokenDue(id string, expires time.Time, life time.Duration) time.Time {
 	return expires.Add(-ahead - spread)
 }
 
-// token applies what a fact says of a credential's tokens. only reports that
-// nothing else in the views changes with it.
+// token applies an event of a credential's tokens. only reports that
+// it changes nothing else in the views.
 func (b *batch) token(r events.Record, e events.Credential) (only bool, err error) {
 	key := []driver.Value{r.Stream.Tenant, r.Stream.ID}
 	due := func(at time.Time) error {
@@ -88,7 +88,7 @@ func (b *batch) token(r events.Record, e events.Credential) (only bool, err erro
 			return true, nil
 		}
 		return true, due(e.RetryAt)
-	case events.CredentialReauthorizationRequired: // they are held, but not renewed
+	case events.CredentialReauthorizationRequired: // held, but not renewed
 		return false, b.w.exec("UPDATE tokens SET due = ? WHERE tenant = ? AND id = ?", int64(never), key[0], key[1])
 	case events.CredentialTokensRevoked:
 		return false, end()
@@ -107,8 +107,8 @@ const (
 	dueTokensOrder = " ORDER BY due LIMIT ?"
 )
 
-// DueTokens lists up to limit credentials whose tokens are to be looked at by now,
-// those that have waited longest first, but for those of some tenants.
+// DueTokens lists up to limit credentials whose tokens are due by now,
+// the longest overdue first, excluding some tenants.
 func (v *Views) DueTokens(ctx context.Context, now time.Time, without []string, limit int) (due []CredentialName, err error) {
 	sql, args := dueTokens+strings.Repeat(" AND tenant <> ?", len(without))+dueTokensOrder, []driver.Value{now.UnixMilli()}
 	for _, tenant := range without {
@@ -128,15 +128,15 @@ func (v *Views) DueTokens(ctx context.Context, now time.Time, without []string, 
 
 const (
 	tokenHolders = "SELECT id FROM tokens WHERE tenant = ? AND id > ? ORDER BY id LIMIT ?"
-	// A tenant has no more tokens than credentials: they are walked, and their
-	// credentials looked up.
+	// A tenant has no more tokens than credentials: scan the tokens and look up their
+	// credentials.
 	tokenHoldersOf = "SELECT t.id FROM tokens t CROSS JOIN credentials c INDEXED BY credentials_id ON c.tenant = t.tenant AND c.id = t.id" +
 		" WHERE t.tenant = ? AND t.id > ? AND c.component = ? ORDER BY t.id LIMIT ?"
 	tokenHolderCount = "SELECT count(*) FROM tokens WHERE tenant = ?"
 )
 
-// TokenHolders lists up to limit credentials of a tenant that hold tokens, whether
-// they are good or not, by id, those after an id; a component's when it is not "".
+// TokenHolders lists up to limit credentials of a tenant that hold tokens, valid or
+// not, by id, starting after an id; only those of component unless it is "".
 func (v *Views) TokenHolders(ctx context.Context, tenant, component, after string, limit int) (ids []string, err error) {
 	sql, args := tokenHolders, []driver.Value{tenant, after}
 	if component != "" {

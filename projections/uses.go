@@ -11,17 +11,17 @@ import (
 )
 
 // A row of uses joins two sources about one flow and one thing it uses, a
-// credential or an OAuth client: named is what the flow's present steps say;
-// recorded to seq are what the stream of the thing says. thing is the name of
-// that stream, "credential.<id>". The two agree in the end: unsettled rows wait for
-// the thing to record or refuse what the steps name, stale ones for it to let
-// go what they do not name any more.
+// credential or an OAuth client. named is from the flow's current steps;
+// recorded to seq are from the stream of the thing. thing is the name of
+// that stream, "credential.<id>". The two sources converge: unsettled rows wait until
+// the thing records or refuses what the steps name, stale ones until it
+// releases what they no longer name.
 //
 //	fact      a step names it, by the thing's stream
-//	active    credential: the use is of a running flow, by its stream; OAuth client: the flow runs
+//	active    credential: the flow runs, by the credential's stream; OAuth client: the flow runs
 //	refusal   why it cannot be used; refused is the flow's revision that was refused last
 //
-// Rows are read by flow when events come, so the key begins with the flow.
+// Events are applied by flow, so the key begins with the flow.
 const (
 	useTable = `
 CREATE TABLE uses (tenant TEXT, flow TEXT, thing TEXT, named INTEGER NOT NULL, recorded INTEGER NOT NULL, fact INTEGER NOT NULL,
@@ -53,7 +53,7 @@ func kindAndID(thing string) (kind, id string) {
 
 func isCredential(thing string) bool { return strings.HasPrefix(thing, kindCredential+".") }
 
-// thingsOf are the things that a step uses; an id that is "" is none.
+// thingsOf are the things that a step uses; "" ids are skipped.
 func thingsOf(credential, component string) (things []string) {
 	if credential != "" {
 		things = append(things, thingName(kindCredential, credential))
@@ -100,25 +100,25 @@ func (u useRow) values() []driver.Value {
 	}
 }
 
-// against is the row as it stands beside its flow.
+// against derives unsettled and stale from the row and its flow.
 func (u useRow) against(f flowRow, thing string) useRow {
 	if u == (useRow{}) {
 		return u
 	}
 	settled := u.refused >= f.revision || u.recorded && u.fact && u.revision >= f.revision && u.active == f.active
-	if !isCredential(thing) { // only a component that works with OAuth records its use, once: what was released since comes too late
+	if !isCredential(thing) { // only a component with OAuth records its use, once; a later release arrives too late
 		settled = u.recorded || u.seq == 0
 	}
 	u.unsettled = u.named && !settled
-	// What was linked before the engine told of the flow has revision 0. It is
-	// left over only when the flow was told of since then, and without it. A
-	// refusal of what an earlier revision used leaves that over, too.
+	// A use linked before the engine reported the flow has revision 0. It is
+	// stale only if the flow was reported since then without it. A
+	// refusal also makes the use by an earlier revision stale.
 	u.stale = u.recorded && u.fact && f.revision > u.revision &&
 		(!u.named && (u.revision > 0 || f.observed > u.seq) || u.named && isCredential(thing) && u.refused >= f.revision)
 	return u
 }
 
-// flowChange is a flow with all it uses, before and after a batch.
+// flowChange is a flow with everything it uses, before and after a batch.
 type flowChange struct {
 	tenant, id string
 	was, now   flowRow
@@ -129,7 +129,7 @@ type useChange struct{ was, now useRow }
 
 type flowKey struct{ tenant, id string }
 
-// flowOf reads a flow and its uses into the batch, at its first touch.
+// flowOf reads a flow and its uses into the batch, on first touch.
 func (b *batch) flowOf(tenant, id string) (*flowChange, error) {
 	key := flowKey{tenant, id}
 	if f, ok := b.flows[key]; ok {
@@ -156,8 +156,8 @@ func (b *batch) flowOf(tenant, id string) (*flowChange, error) {
 	return f, nil
 }
 
-// use changes how a flow stands to a thing, and notes in the in-use index what
-// shows of it.
+// use changes a flow's use of a thing, and records the change in the in-use index
+// if it is visible there.
 func (b *batch) use(f *flowChange, thing string, seq uint64, change func(*useRow)) {
 	u := f.uses[thing]
 	if u == nil {
@@ -172,8 +172,8 @@ func (b *batch) use(f *flowChange, thing string, seq uint64, change func(*useRow
 	b.noteInUse(f.tenant, thing, seq, before, u.now)
 }
 
-// recordUse applies a fact of the thing's stream; used is how the flow stands to
-// it from here on, the zero value when it was released.
+// recordUse applies an event of the thing's stream; used is the new
+// use, the zero value when it was released.
 func (b *batch) recordUse(r events.Record, flow string, used useRow) error {
 	f, err := b.flowOf(r.Stream.Tenant, flow)
 	if err != nil {
@@ -189,7 +189,7 @@ func (b *batch) recordUse(r events.Record, flow string, used useRow) error {
 	return nil
 }
 
-// credentialUse applies what a fact about a credential says of its uses.
+// credentialUse applies an event of a credential to its uses.
 func (b *batch) credentialUse(r events.Record, e events.Credential) error {
 	if _, deleted := e.(events.CredentialDeleted); deleted {
 		return b.endUses(r)
@@ -224,7 +224,7 @@ func (b *batch) oauthClient(r events.Record, e events.OAuthClient) error {
 	return errUnknownEvent
 }
 
-// What the steps name stays, so that it can be said which flows are broken; the
+// What the steps name is kept, to tell which flows are broken; the
 // deletion counts as a refusal of what was recorded.
 const (
 	breakFlows = "UPDATE flows SET broken = 1 WHERE tenant = ? AND broken = 0 AND id IN" +
@@ -235,7 +235,7 @@ const (
 	emptyInUse = "UPDATE in_use SET seq = ?, total = 0, active = 0 WHERE tenant = ? AND thing = ? AND total > 0"
 )
 
-// endUses ends all uses of a deleted credential at once, however many there are.
+// endUses ends all uses of a deleted credential with a fixed number of statements.
 func (b *batch) endUses(r events.Record) error {
 	if err := b.flushFlows(); err != nil {
 		return err
@@ -257,8 +257,8 @@ func (b *batch) endUses(r events.Record) error {
 	return nil
 }
 
-// flushFlows writes what the batch holds of flows, uses and the in-use index,
-// and forgets it.
+// flushFlows writes the flows, uses and in-use changes of the batch
+// and clears them.
 func (b *batch) flushFlows() error {
 	var flows, uses []driver.Value
 	for _, f := range b.flows {
@@ -308,7 +308,7 @@ const countNaming = "SELECT count(*), coalesce(sum(f.active), 0) FROM uses u IND
 	" ON f.tenant = u.tenant AND f.id = u.flow WHERE u.tenant = ? AND u.thing = ? AND u.named = 1"
 
 // CountNaming counts the flows whose steps name a thing, recorded or not, and
-// those of them that are active. It looks at each of them.
+// how many of them are active. It reads every such flow.
 func (v *Views) CountNaming(ctx context.Context, tenant, kind, id string) (flows, active int, err error) {
 	err = v.read(ctx, func(c *conn) error {
 		return c.query(countNaming, func(row []driver.Value) error {
@@ -336,24 +336,24 @@ const (
 		" CROSS JOIN flows INDEXED BY flows_id ON tenant = of AND id = flow"
 )
 
-// ExpiredBindings lists up to limit reservations, as the credentials have
-// recorded them, that end before a time, oldest first.
+// ExpiredBindings lists up to limit reservations, as recorded by the credentials,
+// that expire before a time, oldest first.
 func (v *Views) ExpiredBindings(ctx context.Context, before time.Time, limit int) ([]FlowUse, error) {
 	return v.flowUses(ctx, expiredBindings, before.UnixMicro(), int64(limit))
 }
 
-// StaleUses lists up to limit recorded uses by flows whose present steps, of a
+// StaleUses lists up to limit recorded uses by flows whose current steps, of a
 // later revision, do not name the thing, or name a credential that has refused
-// this revision; Revision is the flow's. Reservations alone are none. A use without a revision, by a credential made for a step,
-// counts only when the flow was told of after it.
+// this revision; Revision is the flow's. Reservations alone do not count. A use without a revision, by a
+// credential created for a step, counts only if the flow was reported after it.
 func (v *Views) StaleUses(ctx context.Context, limit int) ([]FlowUse, error) {
 	return v.flowUses(ctx, staleUses, int64(limit))
 }
 
 // UnsettledFlows lists up to limit flows, with their revision, that name
-// something which has neither recorded nor refused the use by this revision:
-// those that are being settled now, and what a crash has left. Of a component it
-// counts only that a recorded use was released too late.
+// something that has neither recorded nor refused the use by this revision:
+// those in progress, and those left by a crash. A
+// component counts only if a recorded use was released too late.
 func (v *Views) UnsettledFlows(ctx context.Context, limit int) ([]FlowUse, error) {
 	return v.flowUses(ctx, unsettledFlows, int64(limit))
 }

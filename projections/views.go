@@ -24,16 +24,16 @@ import (
 // ErrViewsClosed is returned by reads after Close.
 var ErrViewsClosed = fault.New(fault.Unavailable, "views_closed", "The service is stopping.")
 
-// ErrViewsDamaged is returned by reads that find the file damaged.
+// ErrViewsDamaged is returned by reads that find the file corrupt.
 var ErrViewsDamaged = fault.New(fault.Unavailable, "views_damaged", "The read models are damaged and are being rebuilt. Try again shortly.")
 
-// viewsVersion is the version of everything the file holds: tables, indexes and
+// viewsVersion is the version of everything in the file: tables, indexes and
 // how events are folded into them. Raise it with any change to these; a file
 // of another version is rebuilt from the log.
 const viewsVersion = 10
 
 // tables is the schema that every file has from its first record; indexes is
-// added then or, in a rebuild, when the rows are in.
+// added then or, in a rebuild, once the rows are in.
 const (
 	tables = `
 CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
@@ -43,27 +43,27 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 
 // ViewsOptions is how views are opened.
 type ViewsOptions struct {
-	// Log identifies the log the views are derived from; a file derived from
-	// another one is dropped. It may be "" when there is only one.
+	// Log identifies the log from which the views are derived; a file derived from
+	// another log is dropped. It may be "" if there is only one.
 	Log string
 	// Readers is the number of queries that run at the same time; 0 means 4. Each
 	// keeps a page cache of up to 4 MB.
 	Readers int
-	// Logger is told when and why a file is dropped; nil means slog.Default.
+	// Logger logs when and why a file is dropped; nil means slog.Default.
 	Logger *slog.Logger
 }
 
 // Views are the query side in one SQLite file: credentials, components, tenants,
 // API keys, flows, what they use and command ids, all derived from the log. The file is never
 // trusted: one that is damaged, of another version, of another log or ahead of
-// its log is dropped and built again.
+// its log is dropped and rebuilt.
 //
-// Writes go through one connection in WAL mode with synchronous=NORMAL: a power
-// cut may take the last batches away, which the log gives again, but does not
-// tear the file. Close leaves the file's SHA-256 beside it, as the mark of a
-// clean end: OpenViews compares it, so any changed byte is found. Without the
-// mark (a crash) it runs SQLite's quick_check. Damage that shows only later
-// fails the query, and has the file dropped at the next start.
+// Writes use one connection in WAL mode with synchronous=NORMAL: a power
+// cut may lose the last batches, which are applied again from the log, but does not
+// tear the file. Close stores the file's SHA-256 beside it as the mark of a
+// clean shutdown. OpenViews compares it, so any changed byte is found. Without the
+// mark (after a crash) it runs SQLite's quick_check. Damage that shows only later
+// fails the query, and the file is dropped at the next start.
 //
 // All methods may be called from many goroutines.
 type Views struct {
@@ -71,15 +71,15 @@ type Views struct {
 	opts ViewsOptions
 	log  *slog.Logger
 
-	mu       sync.Mutex // held by whoever writes
+	mu       sync.Mutex // held by every writer
 	w        *writer    // nil after a failure, until the file is opened again
 	done     bool       // Close was called
 	position atomic.Uint64
-	keys     atomic.Uint64 // how often what is known of API keys may have changed
-	readers  chan *conn    // the idle ones; nil stands for one that is not open
+	keys     atomic.Uint64 // rises when the views of API keys may have changed
+	readers  chan *conn    // the idle ones; nil is one that is not open
 	closed   chan struct{}
 
-	damage  atomic.Pointer[error] // what was found; nil while the file is sound
+	damage  atomic.Pointer[error] // nil while the file is intact
 	damaged chan struct{}         // holds one token when damage was found
 
 	bounds     bounds
@@ -88,8 +88,8 @@ type Views struct {
 
 var _ Model = (*Views)(nil)
 
-// OpenViews opens the file at path, or starts an empty one, at position 0, when
-// there is none that is fit for use. One process has it open at a time.
+// OpenViews opens the file at path, or creates an empty one, at position 0, if
+// there is no usable one. Only one process may have it open at a time.
 func OpenViews(path string, opts ViewsOptions) (*Views, error) {
 	if opts.Readers <= 0 {
 		opts.Readers = 4
@@ -120,14 +120,14 @@ func OpenViews(path string, opts ViewsOptions) (*Views, error) {
 	return v, nil
 }
 
-// beside are the files that belong to the one at path, by what their names end in.
+// Suffixes of the files beside the one at path.
 const (
-	cleanMark   = ".clean"   // the SHA-256 of a file that was closed in order
+	cleanMark   = ".clean"   // the SHA-256 of a file that was closed cleanly
 	damagedMark = ".damaged" // left when a query finds damage
-	building    = ".new"     // a rebuild on its way
+	building    = ".new"     // a rebuild in progress
 )
 
-// remove deletes the file and all that belongs to it; what makes it look sound goes first.
+// remove deletes the file and everything that belongs to it; the clean mark goes first.
 func remove(path string) error {
 	return errors.Join(removeBeside(path), removeIfThere(path), removeIfThere(path+building))
 }
@@ -140,8 +140,8 @@ func removeBeside(path string) error {
 	return errors.Join(errs...)
 }
 
-// writable returns an error when there is a file that cannot be written to, which SQLite
-// would open all the same.
+// writable returns an error if the file exists but is not writable, because SQLite
+// would open it read-only.
 func writable(path string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	switch {
@@ -160,8 +160,8 @@ func removeIfThere(path string) error {
 	return nil
 }
 
-// validateFile says why the file at path must not be used; nil when it may be, or when
-// there is none. It takes the mark of a clean end away.
+// validateFile returns why the file at path must not be used; nil if it may be, or if
+// there is none. It removes the clean mark.
 func validateFile(path, log string) error {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -221,7 +221,7 @@ func inspect(c *conn, log string, checked bool) error {
 	return nil
 }
 
-// meta is what the file says about itself.
+// meta is the file's own metadata.
 type meta struct {
 	log    string
 	seq    uint64 // last commit applied
@@ -245,8 +245,8 @@ func readMeta(c *conn) (meta, error) {
 	return m, err
 }
 
-// open connects the writer and the readers to the file, which is made if need be.
-// Nothing is connected before. When it fails, queries fail until it succeeds.
+// open connects the writer and the readers to the file, creating it if needed.
+// Nothing is connected before. If it fails, queries fail until it succeeds.
 func (v *Views) open() error {
 	readers := make([]*conn, cap(v.readers))
 	w, err := openWriter(v.path, v.opts.Log)
@@ -271,8 +271,8 @@ func (v *Views) open() error {
 	return err
 }
 
-// shut waits for the queries that are running, has others wait, and closes every
-// connection. Without an error the file is whole then, with no write-ahead log
+// shut waits for running queries, blocks new ones, and closes every
+// connection. Without an error the file is then complete, with no write-ahead log
 // beside it.
 func (v *Views) shut() error {
 	var errs []error
@@ -288,7 +288,7 @@ func (v *Views) shut() error {
 	return errors.Join(errs...)
 }
 
-// reopen opens the file again when a failure has closed it. The caller holds mu.
+// reopen opens the file again if a failure closed it. The caller holds mu.
 func (v *Views) reopen() error {
 	switch {
 	case v.done:
@@ -303,7 +303,7 @@ func (v *Views) reopen() error {
 	return nil
 }
 
-// Close ends all use of the views and marks the file as sound.
+// Close ends all use of the views and writes the clean mark.
 func (v *Views) Close() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -343,15 +343,15 @@ func digest(path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// ErrViewsAhead says that the views reflect a commit that the log does not hold. They are fed
-// with durable commits only, so it is the log that has lost something.
+// ErrViewsAhead means that the views reflect a commit that the log does not hold. They only
+// apply durable commits, so the log has lost data.
 var ErrViewsAhead = fault.New(fault.Unavailable, "log_behind_views",
 	"The log misses commits that are in the read models, so it is damaged. Changes are "+
 		"refused and no secret is returned until it is restored from a backup.")
 
-// Check compares the views with the log, of which commitAt gives the id of the commit at
-// a sequence. It returns ErrViewsAhead when the log does not hold the commit that they
-// end with.
+// Check compares the views with the log; commitAt returns the id of the commit at
+// a sequence. It returns ErrViewsAhead if the log does not hold the last commit of the
+// views.
 func (v *Views) Check(commitAt func(seq uint64) (commitID string, err error)) error {
 	v.mu.Lock()
 	if err := v.reopen(); err != nil {
@@ -376,11 +376,11 @@ func (v *Views) Check(commitAt func(seq uint64) (commitID string, err error)) er
 }
 
 // swap closes the file, lets replace put another in its place, and opens that.
-// Queries wait meanwhile. The caller holds mu. When it fails, the next Apply tries
-// to open what is there.
+// Queries wait meanwhile. The caller holds mu. If it fails, the next Apply tries
+// to open the file that is there.
 func (v *Views) swap(replace func() error) error {
 	defer v.keys.Add(1)
-	if err := v.shut(); err != nil { // of a file that goes away
+	if err := v.shut(); err != nil { // of a file that is replaced
 		v.log.Info("old read models not closed cleanly", "path", v.path, "error", err)
 	}
 	if err := replace(); err != nil {
@@ -401,7 +401,7 @@ func (v *Views) Apply(_ context.Context, batch []events.Record) error {
 		return err
 	}
 	if err := v.w.apply(batch); err != nil {
-		// Whether the transaction stands, or was ended at all, a new connection knows.
+		// Whether the transaction was committed, or ended at all, a new connection finds out.
 		err = errors.Join(err, v.w.Close())
 		v.w = nil
 		return v.markCorrupt(err)
@@ -415,11 +415,11 @@ func (v *Views) Apply(_ context.Context, batch []events.Record) error {
 	return nil
 }
 
-// KeyChanges rises whenever what the views say of an API key may have changed:
-// what was read before it rose may be kept until then.
+// KeyChanges rises whenever the views of an API key may have changed:
+// a value that was read before is valid until it rises.
 func (v *Views) KeyChanges() uint64 { return v.keys.Load() }
 
-// read lends f a connection that nobody else uses.
+// read lends f a connection for exclusive use.
 func (v *Views) read(ctx context.Context, f func(*conn) error) error {
 	select {
 	case c := <-v.readers:
@@ -435,7 +435,7 @@ func (v *Views) read(ctx context.Context, f func(*conn) error) error {
 	}
 }
 
-// snapshot is read where all statements of f see the same state.
+// snapshot is read, but all statements of f see the same state.
 func (v *Views) snapshot(ctx context.Context, f func(*conn) error) error {
 	return v.read(ctx, func(c *conn) (err error) {
 		if err := c.exec("BEGIN"); err != nil {
@@ -446,8 +446,8 @@ func (v *Views) snapshot(ctx context.Context, f func(*conn) error) error {
 	})
 }
 
-// markCorrupt marks the file when err says that it is damaged, so that Repair or the
-// next start builds it anew, and says so once.
+// markCorrupt marks the file if err says that it is damaged, so that Repair or the
+// next start rebuilds it, and logs it once.
 func (v *Views) markCorrupt(err error) error {
 	if !damaged(err) {
 		return err
@@ -465,7 +465,7 @@ func (v *Views) markCorrupt(err error) error {
 	return fmt.Errorf("%w: %w", ErrViewsDamaged, err)
 }
 
-// Err says what is wrong with the file, nil while it is sound.
+// Err is the damage of the file, nil while it is intact.
 func (v *Views) Err() error {
 	if err := v.damage.Load(); err != nil {
 		return fmt.Errorf("%w: %w", ErrViewsDamaged, *err)
@@ -473,7 +473,7 @@ func (v *Views) Err() error {
 	return nil
 }
 
-// dumped lists what Dump shows of each table, in a stable order.
+// dumped lists the queries of Dump for each table, in a stable order.
 var dumped = []string{
 	"SELECT 'meta', key, value FROM meta WHERE key <> 'log' ORDER BY key",
 	"SELECT 'command', hex(hash), seq FROM commands ORDER BY hash",
@@ -492,9 +492,9 @@ var dumped = []string{
 	"SELECT 'search', term, doc FROM temp.terms ORDER BY term, doc",
 }
 
-// Dump writes everything the views hold as ordered text, a row a line: two
+// Dump writes the complete content of the views as ordered text, a row a line: two
 // views of the same log write the same. For tests and for comparing a replica
-// with a rebuild; it reads one state and holds a reader as long as it takes.
+// with a rebuild; it reads one state and occupies a reader meanwhile.
 func (v *Views) Dump(ctx context.Context, out io.Writer) error {
 	b := bufio.NewWriter(out)
 	err := v.read(ctx, func(c *conn) (err error) {
@@ -530,7 +530,7 @@ func (v *Views) Dump(ctx context.Context, out io.Writer) error {
 	return b.Flush()
 }
 
-// str and num read a column; a column of another type reads as nothing.
+// str and num read a column; a column of another type reads as the zero value.
 func str(v driver.Value) string {
 	switch s := v.(type) {
 	case string:

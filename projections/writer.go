@@ -19,7 +19,7 @@ type writer struct {
 	bulk bool
 }
 
-// openWriter opens the live file, or makes it.
+// openWriter opens the live file, or creates it.
 func openWriter(path, log string) (*writer, error) {
 	c, err := connect(path, "busy_timeout=5000", "journal_mode=WAL", "synchronous=NORMAL",
 		"wal_autocheckpoint=4000", "journal_size_limit=33554432", "cache_size=-16384", "mmap_size=0")
@@ -29,8 +29,8 @@ func openWriter(path, log string) (*writer, error) {
 	return start(c, log, tables+indexes)
 }
 
-// openBulk makes a file for a rebuild: as fast as it goes, and worthless if
-// anything goes wrong. Call finish when the rows are in.
+// openBulk creates a file for a rebuild: as fast as possible, and worthless if
+// anything fails. Call finish when the rows are in.
 func openBulk(path, log string) (*writer, error) {
 	c, err := connect(path, "journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE",
 		"cache_size=-65536", "temp_store=MEMORY", "mmap_size=0")
@@ -48,7 +48,7 @@ func openBulk(path, log string) (*writer, error) {
 	return w, nil
 }
 
-// finish builds what is quicker to build at once.
+// finish builds the indexes, which is faster in one pass.
 func (w *writer) finish() error {
 	w.bulk = false
 	if err := w.script(indexes); err != nil {
@@ -63,9 +63,9 @@ func (w *writer) finish() error {
 	return w.script("INSERT INTO names (names) VALUES ('optimize'); COMMIT")
 }
 
-// addName puts the folded name of the credential with a row into the trigram
-// index. A rebuild leaves it to finish: FTS5 begins a segment with every row that
-// does not follow the one before it, and refuses more than 2,000 of them.
+// addName puts the folded name of a credential into the trigram
+// index. A rebuild leaves it to finish, because FTS5 begins a new segment with every row that
+// does not follow the previous one, and refuses more than 2,000 of them.
 func (w *writer) addName(seq int64, tenant, name string) error {
 	if w.bulk {
 		return nil
@@ -73,7 +73,7 @@ func (w *writer) addName(seq int64, tenant, name string) error {
 	return w.exec(insertName, seq, tag(tenant)+name)
 }
 
-// dropName takes the name of the credential with a row out of the trigram index.
+// dropName removes the name of a credential from the trigram index.
 func (w *writer) dropName(seq int64) error {
 	if w.bulk {
 		return nil
@@ -81,9 +81,9 @@ func (w *writer) dropName(seq int64) error {
 	return w.exec("DELETE FROM names WHERE rowid = ?", seq)
 }
 
-// insert writes rows of width values each. verb is "INSERT INTO table". In bulk
-// many rows go into a statement, which costs as much as several of them; with a
-// journal, SQLite would copy every page so as to undo such a statement alone.
+// insert writes rows of width values each. verb is "INSERT INTO table". In bulk,
+// one statement inserts many rows, which costs as much as inserting several. With a
+// journal it inserts one row per statement: for more, SQLite would copy every page to be able to undo the statement.
 func (w *writer) insert(verb string, width int, values []driver.Value) error {
 	sizes := []int{1}
 	if w.bulk {
@@ -102,7 +102,7 @@ func (w *writer) insert(verb string, width int, values []driver.Value) error {
 	return nil
 }
 
-// start reads what an existing file says about itself, or makes the tables of a new one.
+// start reads the metadata of an existing file, or creates the tables of a new one.
 func start(c *conn, log, schema string) (*writer, error) {
 	w := &writer{conn: c}
 	err := func() error {
@@ -133,7 +133,7 @@ func start(c *conn, log, schema string) (*writer, error) {
 
 var errBatch = errors.New("a batch holds whole commits in log order")
 
-// apply brings whole commits into the tables, in one transaction.
+// apply applies whole commits to the tables, in one transaction.
 func (w *writer) apply(recs []events.Record) (err error) {
 	for len(recs) > 0 && recs[0].Seq <= w.meta.seq {
 		recs = recs[1:]
@@ -182,9 +182,9 @@ func (w *writer) apply(recs []events.Record) (err error) {
 	return nil
 }
 
-// batch is one transaction on its way. Credentials, flows with what they use and
-// command ids, which come by the thousand, are gathered and written once at its
-// end; the rest is written as it comes.
+// batch is one transaction in progress. Credentials, flows with what they use and
+// command ids, which come by the thousand, are buffered and written once at its
+// end; the rest is written immediately.
 type batch struct {
 	w           *writer
 	commands    []command
@@ -201,12 +201,12 @@ func newBatch(w *writer) *batch {
 var errUnknownEvent = errors.New("unknown event")
 
 func (b *batch) apply(r events.Record) error {
-	// An id that the caller did not give is never asked for; renewals of tokens make many.
+	// A generated id is never looked up; renewals of tokens make many.
 	if r.Index == 0 && r.Meta.Command != "" && r.Meta.Request != "" {
 		b.commands = append(b.commands, command{commandHash(r.Meta.Tenant, r.Meta.Actor, r.Meta.Command), r.Seq})
 	}
 	if _, abandoned := r.Event.(events.SecretAbandoned); abandoned && r.Stream.Category != kindCredential {
-		return nil // no list shows it; of a credential it moves the revision
+		return nil // no list shows it; on a credential it changes only the revision
 	}
 	switch e := r.Event.(type) {
 	case events.Credential:
