@@ -27,6 +27,8 @@ const (
 	Scan    = 128      // a query that looks at many: a list, a replay
 	perCore = 2 * Scan // units for each core: one tenant alone keeps half of the cores busy with scans
 	perUnit = 4 << 10  // bytes of a body that cost as much as a unit
+
+	diskPart = 16 // a call that waits for the disk holds this part of its units
 )
 
 // The bounds of what waits.
@@ -123,6 +125,7 @@ type Pass struct {
 	t        *tenant
 	k        *key
 	cost     int
+	held     int // units of the cost that it holds now
 	size     int64
 	admitted chan struct{} // closed when the call is admitted
 	idle     int           // how often it became idle without a resume
@@ -234,16 +237,21 @@ func (a *Admission) fitsKey(p *Pass) bool {
 }
 
 func (a *Admission) take(p *Pass) {
-	a.used += p.cost
-	p.t.used += p.cost
-	p.k.used += p.cost
+	a.hold(p, p.cost)
 }
 
-// release gives units back and admits whose turn it is.
-func (a *Admission) release(p *Pass) {
-	a.used -= p.cost
-	p.t.used -= p.cost
-	p.k.used -= p.cost
+// hold changes how many units a call holds.
+func (a *Admission) hold(p *Pass, units int) {
+	more := units - p.held
+	p.held = units
+	a.used += more
+	p.t.used += more
+	p.k.used += more
+}
+
+// release leaves a call so many units and admits whose turn it is.
+func (a *Admission) release(p *Pass, units int) {
+	a.hold(p, units)
 	for passed := 0; passed < a.turns.len(); passed++ {
 		if a.admitNext(a.turns.next()) {
 			passed = -1
@@ -283,11 +291,12 @@ func (a *Admission) leave(p *Pass) {
 	p.left = true
 	if i := slices.Index(p.k.line, p); i >= 0 {
 		a.unqueue(p.k, i)
-	} else if p.idle > 0 {
-		p.t.idle--
-		p.k.idle--
 	} else {
-		a.release(p)
+		if p.idle > 0 {
+			p.t.idle--
+			p.k.idle--
+		}
+		a.release(p, 0)
 	}
 	a.bytes -= p.size
 	p.t.bytes -= p.size
@@ -307,8 +316,17 @@ type passKey struct{}
 func (p *Pass) With(ctx context.Context) context.Context { return context.WithValue(ctx, passKey{}, p) }
 
 // Idle says that the call of ctx, if it was admitted, waits for something that
-// others do: the disk, another service. It holds no units until resume is called.
-func Idle(ctx context.Context) (resume func()) {
+// others do, such as another service. It holds no units until resume is called.
+func Idle(ctx context.Context) (resume func()) { return idle(ctx, func(*Pass) int { return 0 }) }
+
+// IdleForDisk is Idle for a call that waits until the disk has what it wrote. One fsync
+// serves many calls, which then resume all at once, whatever room there is: so each of
+// them holds a part of its units, and a tenant has only so many of them.
+func IdleForDisk(ctx context.Context) (resume func()) {
+	return idle(ctx, func(p *Pass) int { return p.cost / diskPart })
+}
+
+func idle(ctx context.Context, holds func(*Pass) int) (resume func()) {
 	p, ok := ctx.Value(passKey{}).(*Pass)
 	if !ok {
 		return func() {}
@@ -321,7 +339,7 @@ func Idle(ctx context.Context) (resume func()) {
 	if p.idle++; p.idle == 1 {
 		p.t.idle++
 		p.k.idle++
-		p.a.release(p)
+		p.a.release(p, holds(p))
 	}
 	return func() {
 		p.a.mu.Lock()

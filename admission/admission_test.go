@@ -181,6 +181,37 @@ func TestIdle(t *testing.T) {
 	})
 }
 
+// One fsync serves many calls, which then resume at once. A tenant whose calls wait for the
+// disk has only so many of them, and another tenant enters at once.
+func TestCallsThatWaitForTheDiskAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := admission.New(1, nil)
+		var resume []func()
+		for range 2 * admission.PerCore {
+			p, err := enter(a, "greedy", "k", admission.Request)
+			if err != nil {
+				break
+			}
+			defer p.Leave()
+			resume = append(resume, admission.IdleForDisk(p.With(t.Context())))
+		}
+		if used, _, _, _ := a.Held(); len(resume) < 32 || len(resume) >= admission.PerCore || used > admission.PerCore/2 {
+			t.Errorf("%d calls of one key wait for the disk and hold %d units", len(resume), used)
+		}
+		p, err := enter(a, "other", "k", admission.Request)
+		if err != nil {
+			t.Fatal("another tenant: ", err)
+		}
+		p.Leave()
+		for _, f := range resume {
+			f() // none of them waits
+		}
+		if used, _, _, _ := a.Held(); used != len(resume)*admission.Request {
+			t.Errorf("%d calls hold %d units after the fsync", len(resume), used)
+		}
+	})
+}
+
 // Whatever happens, all is given back.
 func TestAllIsGivenBack(t *testing.T) {
 	a := admission.New(2, nil)
@@ -196,7 +227,8 @@ func TestAllIsGivenBack(t *testing.T) {
 				}
 				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(r.IntN(1000))*time.Microsecond)
 				if r.IntN(10) > 0 && p.Enter(ctx) == nil && r.IntN(2) == 0 {
-					resume := admission.Idle(p.With(ctx))
+					wait := []func(context.Context) func(){admission.Idle, admission.IdleForDisk}[r.IntN(2)]
+					resume := wait(p.With(ctx))
 					time.Sleep(time.Duration(r.IntN(200)) * time.Microsecond)
 					resume()
 				}

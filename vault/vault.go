@@ -178,7 +178,7 @@ func (v *Vault) waitDurable(ctx context.Context) error {
 	if v.sync == nil {
 		return nil
 	}
-	defer admission.Idle(ctx)()
+	defer admission.IdleForDisk(ctx)()
 	if err := v.sync(ctx); err != nil {
 		return fmt.Errorf("syncing the vault: %w", err)
 	}

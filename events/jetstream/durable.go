@@ -108,7 +108,7 @@ func (d *durable) wait(ctx context.Context, seq uint64) error {
 	done := make(chan error, 1)
 	d.waiting = append(d.waiting, waiter{seq, done})
 	d.mu.Unlock()
-	defer admission.Idle(ctx)()
+	defer admission.IdleForDisk(ctx)()
 	select {
 	case d.kick <- struct{}{}:
 	default: // the next fsync is called for already
