@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// Access is one fact of the access log: who was given the values of which
+// Access is one entry of the access log: who got the values of which
 // credential.
 type Access struct {
-	Seq        uint64    `json:"seq"`  // place in the access log
-	Kind       string    `json:"kind"` // "given", or "withdrawn": the values did not leave after all
+	Seq        uint64    `json:"seq"`  // sequence in the access log
+	Kind       string    `json:"kind"` // "given", or "withdrawn": the values were not returned after all
 	Time       time.Time `json:"time"`
 	Credential string    `json:"credential"`
 	Version    int       `json:"version"`        // of the keys
@@ -19,25 +19,25 @@ type Access struct {
 	Flow       string    `json:"flow,omitzero"`
 	Step       string    `json:"step,omitzero"`
 	Via        string    `json:"via"`                // "http" or "nats"
-	Cleartext  bool      `json:"cleartext"`          // the values were not sealed
-	Recipient  string    `json:"recipient,omitzero"` // SHA-256 of the public key they were sealed to, in hex
+	Cleartext  bool      `json:"cleartext"`          // the values were not encrypted
+	Recipient  string    `json:"recipient,omitzero"` // SHA-256 of the public key they were encrypted to, in hex
 	Lease      string    `json:"lease"`
 	Expires    time.Time `json:"expires"` // of the lease
 }
 
-// AccessFilter says which facts of the access log to replay. Its members combine
+// AccessFilter selects entries of the access log. Its members combine
 // by AND.
 type AccessFilter struct {
-	Credential string    `json:"credential,omitzero"` // also after its end
+	Credential string    `json:"credential,omitzero"` // deleted credentials are included
 	Actor      string    `json:"actor,omitzero"`      // "key:<id>"
-	Since      time.Time `json:"since,omitzero"`      // facts of this time or later
-	From       uint64    `json:"from,omitzero"`       // first place in the access log; the beginning when 0
+	Since      time.Time `json:"since,omitzero"`      // entries of this time or later
+	From       uint64    `json:"from,omitzero"`       // first sequence in the access log; the beginning when 0
 }
 
 // accessLimit is the number of entries of one page.
 const accessLimit = 1000
 
-// Accesses yields who was given what, oldest first, to the end of the access log.
+// Accesses yields the entries of the access log, oldest first, to its end.
 // It ends with the first error. The key needs the permission audit.read.
 func (a *API) Accesses(ctx context.Context, filter AccessFilter) iter.Seq2[Access, error] {
 	return inPages(filter.From, accessLimit, func(from uint64, limit int) ([]Access, uint64, error) {
@@ -54,13 +54,13 @@ func (a *API) Accesses(ctx context.Context, filter AccessFilter) iter.Seq2[Acces
 	})
 }
 
-// Lease is the time for which somebody may keep the values of a credential.
+// Lease is the time for which a caller may keep the values of a credential.
 type Lease struct {
 	Access
-	Revoked bool `json:"revoked"` // the credential has other keys by now, has to be connected again, or is gone
+	Revoked bool `json:"revoked"` // the credential has other keys now, must be connected again, or was deleted
 }
 
-// LeaseFilter says which leases to list. Its members combine by AND.
+// LeaseFilter selects leases. Its members combine by AND.
 type LeaseFilter struct {
 	Credential string `json:"credential,omitzero"`
 	Actor      string `json:"actor,omitzero"` // "key:<id>"
@@ -83,8 +83,8 @@ func (a *API) Leases(ctx context.Context, filter LeaseFilter) iter.Seq2[Lease, e
 	})
 }
 
-// inPages yields what page after page holds. A page that does not fit into one
-// message is asked for again, smaller.
+// inPages yields the items of page after page. A page that does not fit into one
+// message is requested again with a smaller limit.
 func inPages[T any](from uint64, limit int, page func(from uint64, limit int) (items []T, next uint64, err error)) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		for {

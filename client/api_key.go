@@ -5,23 +5,23 @@ import (
 	"time"
 )
 
-// IssueAPIKey requests a new API key. It has a role, permissions, or both.
+// IssueAPIKey is a new API key. It has a role, permissions, or both.
 type IssueAPIKey struct {
 	Role        string   `json:"role,omitzero"`        // "ADMINISTRATOR", "OPERATOR", "FLOW_ENGINE" or "AUDITOR"
-	Permissions []string `json:"permissions,omitzero"` // besides those of the role, such as "credentials.reveal"
+	Permissions []string `json:"permissions,omitzero"` // in addition to those of the role, such as "credentials.reveal"
 	Name        string   `json:"name,omitzero"`        // display name
-	Tenants     []string `json:"tenants,omitzero"`     // tenants it may name, "*" is every one; the caller's when empty
-	Expires     string   `json:"expires,omitzero"`     // a moment (RFC 3339), or a duration such as "720h"; never when empty
+	Tenants     []string `json:"tenants,omitzero"`     // tenants it may access, "*" is every one; the caller's when empty
+	Expires     string   `json:"expires,omitzero"`     // a time (RFC 3339), or a duration such as "720h"; never when empty
 	Addresses   []string `json:"addresses,omitzero"`   // networks (CIDR) it may be used from; from everywhere when empty
 }
 
 type IssuedAPIKey struct {
 	Done
-	Key     string    `json:"key,omitzero"`     // shown once: a repeated command answers without it
-	Expires time.Time `json:"expires,omitzero"` // when it ends by itself
+	Key     string    `json:"key,omitzero"`     // shown once: the response to a repeated command lacks it
+	Expires time.Time `json:"expires,omitzero"` // when it expires
 }
 
-// IssueAPIKey issues an API key. The key is in this answer and nowhere else.
+// IssueAPIKey issues an API key. The key is in this response and nowhere else.
 func (a *API) IssueAPIKey(ctx context.Context, in IssueAPIKey, opts ...CommandOption) (IssuedAPIKey, error) {
 	var issued IssuedAPIKey
 	err := a.Command(ctx, "api_key.issue", in, &issued, opts...)
@@ -39,15 +39,15 @@ func (a *API) RevokeAPIKey(ctx context.Context, id string, opts ...CommandOption
 type APIKey struct {
 	ID          string    `json:"id"`
 	Name        string    `json:"name"`
-	Role        string    `json:"role"`                 // "" when it has permissions by name alone
-	Permissions []string  `json:"permissions,omitzero"` // besides those of the role
+	Role        string    `json:"role"`                 // "" when it has only single permissions
+	Permissions []string  `json:"permissions,omitzero"` // in addition to those of the role
 	Tenants     []string  `json:"tenants"`
 	Addresses   []string  `json:"addresses,omitzero"` // networks it may be used from; empty: from everywhere
 	Expires     time.Time `json:"expires,omitzero"`   // zero: never
 	Expired     bool      `json:"expired,omitzero"`
 	Revoked     bool      `json:"revoked"`
 	IssuedAt    time.Time `json:"issued_at"`
-	LastUsedAt  time.Time `json:"last_used_at,omitzero"` // to the minute; zero when that is not known
+	LastUsedAt  time.Time `json:"last_used_at,omitzero"` // to the minute; zero when unknown
 }
 
 // ListAPIKeys returns every key whose home is the tenant, page by page.

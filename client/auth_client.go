@@ -25,20 +25,20 @@ type AuthClient struct {
 	ScopeID     string                `json:"scope_id,omitzero"`
 	Components  []AuthClientComponent `json:"components"`
 	Credentials map[string]any        `json:"credentials"` // by member, "********" for a secret
-	Settled     bool                  `json:"settled"`     // the OAuth clients of its components follow the last change
+	Settled     bool                  `json:"settled"`     // the OAuth clients of its components have been updated after the last change
 	CreatedAt   time.Time             `json:"created_at"`
 	CreatedBy   string                `json:"created_by,omitzero"` // "key:<id>"
 	UpdatedAt   time.Time             `json:"updated_at"`
 	Seq         uint64                `json:"seq"` // log sequence of the last change
 }
 
-// AuthClientComponent is a component that an auth client is for.
+// AuthClientComponent is a component of an auth client.
 type AuthClientComponent struct {
 	Component   string `json:"component"`
-	OAuthClient string `json:"oauth_client,omitzero"` // id of its OAuth client that follows the auth client
+	OAuthClient string `json:"oauth_client,omitzero"` // id of its OAuth client that the auth client manages
 }
 
-// NewAuthClient requests an auth client.
+// NewAuthClient is a new auth client.
 type NewAuthClient struct {
 	Name        string
 	Type        string   // oauth2, basic, api_key or noauth
@@ -50,8 +50,8 @@ type NewAuthClient struct {
 	ExpectRevisions map[string]int // by component: refuse unless its current descriptor has this revision (component_changed); may be nil
 }
 
-// CreateAuthClient creates an auth client. One of type oauth2 that belongs to the
-// tenant defines the OAuth clients of its components, all or none
+// CreateAuthClient creates an auth client. One of type oauth2 and scope tenant
+// also defines the OAuth clients of its components, all or none
 // (oauth_client_exists, oauth_not_declared).
 func (a *API) CreateAuthClient(ctx context.Context, in NewAuthClient, opts ...CommandOption) (Done, error) {
 	var done Done
@@ -67,17 +67,17 @@ func (a *API) CreateAuthClient(ctx context.Context, in NewAuthClient, opts ...Co
 	return done, err
 }
 
-// AuthClientChange says what is to be another: what is empty stays.
+// AuthClientChange is what to change: empty members stay.
 type AuthClientChange struct {
 	Name        string
-	Components  []string // they replace all
-	Credentials Keys     // members that are given replace those of their name
+	Components  []string // replace all components
+	Credentials Keys     // replace the members of the same name
 
 	ExpectRevisions map[string]int // as in NewAuthClient
 }
 
-// ChangeAuthClient changes an auth client; the OAuth clients of its components
-// follow (oauth_client_in_use, see FlowsOf).
+// ChangeAuthClient changes an auth client and the OAuth clients of its components
+// (oauth_client_in_use, see FlowsOf).
 func (a *API) ChangeAuthClient(ctx context.Context, id string, in AuthClientChange, opts ...CommandOption) (Done, error) {
 	var done Done
 	err := a.Command(ctx, "auth_client.change", struct {
@@ -90,7 +90,7 @@ func (a *API) ChangeAuthClient(ctx context.Context, id string, in AuthClientChan
 	return done, err
 }
 
-// DeleteAuthClient deletes an auth client and the OAuth clients that follow it. It is
+// DeleteAuthClient deletes an auth client and the OAuth clients that it manages. It is
 // refused while a flow, active or not, includes one of its components
 // (oauth_client_in_use, see FlowsOf).
 func (a *API) DeleteAuthClient(ctx context.Context, id string, opts ...CommandOption) (Done, error) {
@@ -106,14 +106,14 @@ func (a *API) GetAuthClient(ctx context.Context, id string, minSeq uint64) (Auth
 	return c, err
 }
 
-// AuthClientFilter says which auth clients to list; its members combine by AND.
+// AuthClientFilter selects auth clients; its members combine by AND.
 type AuthClientFilter struct {
-	Component string // only those for this one
-	Scope     string // only what is to be seen there; everything when empty
+	Component string // only those for this component
+	Scope     string // only those visible in this scope; all when empty
 	ScopeID   string // of the workspace or contract
 }
 
-// AuthClients yields the auth clients that the tenant sees, the oldest first.
+// AuthClients yields the auth clients that are visible to the tenant, oldest first.
 func (a *API) AuthClients(ctx context.Context, filter AuthClientFilter) iter.Seq2[AuthClient, error] {
 	return func(yield func(AuthClient, error) bool) {
 		for after := ""; ; {
@@ -145,7 +145,7 @@ func (a *API) AuthClients(ctx context.Context, filter AuthClientFilter) iter.Seq
 }
 
 // RevealAuthClient returns the clear credentials of one auth client as a JSON object.
-// The key needs the permission credentials.reveal, and the service records it first.
+// The key needs the permission credentials.reveal. The access is audited first.
 func (a *API) RevealAuthClient(ctx context.Context, id string, opts ...CommandOption) (jsontext.Value, error) {
 	var shown struct {
 		Credentials jsontext.Value `json:"credentials"`

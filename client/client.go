@@ -3,8 +3,8 @@
 // the feed of changes (Conn.Follow). A flow engine gets secrets by a Resolver
 // (Conn.NewResolver, Client.NewResolver).
 //
-// An error that the service answered is a *fault.Error with the service's own
-// kind and code, so that errors.Is and errors.As work as they do inside it.
+// An error of the service is a *fault.Error with the service's own
+// kind and code, so that errors.Is and errors.As work as inside the service.
 package client
 
 import (
@@ -22,29 +22,29 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// The errors that arise on this side.
+// Errors of the client itself.
 var (
-	// ErrUnreachable is returned when no answer came from the service.
+	// ErrUnreachable is returned when the service did not respond.
 	ErrUnreachable = fault.New(fault.Unavailable, "service_unreachable", "The service cannot be reached. Check the address and whether the service runs.")
-	// ErrAnswer is returned for an answer that is not one of this API.
+	// ErrAnswer is returned for a response that does not belong to this API.
 	ErrAnswer = fault.New(fault.Internal, "answer_not_understood",
 		"The response is not from a credstream API of this version. Check the address.")
-	// ErrConfig is returned by New and Dial for a URL or tenant that is none.
+	// ErrConfig is returned by New and Dial for an invalid URL or tenant.
 	ErrConfig = fault.New(fault.Invalid, "client_config_invalid", "The client's configuration is not valid.")
 )
 
 // DefaultTenant exists in every installation.
 const DefaultTenant = "default"
 
-// The bounds of what is tried again. A command carries its id through every
-// attempt, so that it is obeyed once.
+// Bounds of the retries. A command carries its id through every
+// attempt, so that it is executed once.
 const (
 	attempts  = 5
 	firstWait = 100 * time.Millisecond
 	longWait  = 2 * time.Second
 )
 
-// request is one command or query on its way.
+// request is one command or query.
 type request struct {
 	command bool
 	name    string
@@ -52,15 +52,15 @@ type request struct {
 	options commandOptions
 }
 
-// transport takes a request to the service, once, and returns the answer's
-// JSON. It returns a *fault.Error in the chain for what may be tried again.
+// transport sends a request to the service, once, and returns the JSON of the
+// response. An error that may be retried has a *fault.Error in its chain.
 type transport interface {
 	send(ctx context.Context, r request) ([]byte, error)
 }
 
-// API is what both transports offer. Its methods may be called from many
-// goroutines. They try again, with the same command id, when the service cannot
-// be reached or says that it is unavailable.
+// API has the methods of both transports. They may be called from many
+// goroutines. They retry, with the same command id, when the service cannot
+// be reached or reports that it is unavailable.
 type API struct {
 	transport transport
 	tenant    string
@@ -74,9 +74,9 @@ type commandOptions struct {
 // CommandOption changes how one command is sent.
 type CommandOption func(*commandOptions)
 
-// CommandID names the command: sent again with the same id and the same input,
-// also by another process, it is obeyed once and answered as the first time. It
-// is 1 to 128 printable ASCII characters. A command without one gets a random id.
+// CommandID sets the command id, the idempotency key: a command that is sent again with the same id and input,
+// also by another process, is executed once and gets the same response. The id
+// has 1 to 128 printable ASCII characters. Without this option it is random.
 func CommandID(id string) CommandOption { return func(o *commandOptions) { o.id = id } }
 
 // Correlation sets the correlation id that the command's events carry: 1 to 128
@@ -84,10 +84,10 @@ func CommandID(id string) CommandOption { return func(o *commandOptions) { o.id 
 func Correlation(id string) CommandOption { return func(o *commandOptions) { o.correlation = id } }
 
 // ExpectRevision refuses the command (component_changed) unless the component's
-// descriptor in force has this revision, the one that the caller has looked at: so
-// secrets go only where it was seen to send them. CreateCredential, ReplaceKeys,
-// ConnectOAuth, DefineOAuthClient, ChangeOAuthClient and SetComponentEnv take it; 0
-// expects none.
+// current descriptor has this revision, the one that the caller has inspected. So
+// secrets are only sent to hosts that the caller has seen. CreateCredential, ReplaceKeys,
+// ConnectOAuth, DefineOAuthClient, ChangeOAuthClient and SetComponentEnv support it; 0
+// accepts any revision.
 func ExpectRevision(revision int) CommandOption {
 	return func(o *commandOptions) { o.revision = revision }
 }
@@ -96,7 +96,7 @@ func ExpectRevision(revision int) CommandOption {
 func revisionOf(opts []CommandOption) int { return optionsOf(opts).revision }
 
 // Command sends a command by name, such as "credential.rename". In marshals to
-// a JSON object, or is nil; out, unless nil, takes the answer.
+// a JSON object, or is nil; out, unless nil, receives the response.
 func (a *API) Command(ctx context.Context, name string, in, out any, opts ...CommandOption) error {
 	return a.call(ctx, request{command: true, name: name, options: optionsOf(opts)}, in, out)
 }
@@ -112,8 +112,8 @@ func optionsOf(opts []CommandOption) commandOptions {
 	return o
 }
 
-// Query asks a query by name, such as "credential.get". In marshals to a JSON
-// object of plain values, or is nil; out takes the answer.
+// Query sends a query by name, such as "credential.get". In marshals to a JSON
+// object of plain values, or is nil; out receives the response.
 func (a *API) Query(ctx context.Context, name string, in, out any) error {
 	return a.call(ctx, request{name: name}, in, out)
 }
@@ -137,13 +137,13 @@ func (a *API) call(ctx context.Context, r request, in, out any) error {
 		*raw = answer
 		return nil
 	}
-	if err := json.Unmarshal(answer, out); err != nil { // members of a later version are passed over
+	if err := json.Unmarshal(answer, out); err != nil { // unknown members of a later version are ignored
 		return fmt.Errorf("%w %w", ErrAnswer, err)
 	}
 	return nil
 }
 
-// try sends a request until it is answered, refused, or tried often enough.
+// try sends a request until it succeeds, is refused, or the attempts are used up.
 func try[T any](ctx context.Context, send func(context.Context) (T, error)) (T, error) {
 	wait := firstWait
 	for n := 1; ; n++ {
@@ -151,7 +151,7 @@ func try[T any](ctx context.Context, send func(context.Context) (T, error)) (T, 
 		if err == nil || n == attempts || ctx.Err() != nil || !retryable(err) {
 			return answer, err
 		}
-		pause := wait/2 + mathrand.N(wait/2+1) //nolint:gosec // spreads attempts, guards nothing
+		pause := wait/2 + mathrand.N(wait/2+1) //nolint:gosec // jitter, not a secret
 		var f *fault.Error
 		if errors.As(err, &f) && f.RetryAfter > pause {
 			pause = min(f.RetryAfter, longWait)
@@ -167,8 +167,8 @@ func try[T any](ctx context.Context, send func(context.Context) (T, error)) (T, 
 	}
 }
 
-// smaller makes a page smaller whose answer did not fit into one message, and
-// reports whether to ask for it again.
+// smaller reduces the page size after a response that did not fit into one message, and
+// reports whether to retry.
 func smaller(err error, limit *int) bool {
 	var f *fault.Error
 	if !errors.As(err, &f) || f.Code != "answer_too_large" || *limit < 2 {
@@ -183,11 +183,11 @@ func retryable(err error) bool {
 	return errors.As(err, &f) && f.Kind == fault.Unavailable
 }
 
-// readProblem reads the body of an answer whose status is an error.
+// readProblem reads the body of a response with an error status.
 func readProblem(status int, body []byte) error {
 	var p fault.Problem
 	if err := json.Unmarshal(body, &p); err != nil || p.Code == "" {
-		// Something between us and the service answered: a proxy, a load balancer.
+		// An intermediary responded: a proxy, a load balancer.
 		switch status {
 		case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 			return ErrUnreachable.Withf("The service cannot be reached: the proxy in front of it answered with status %d.", status)

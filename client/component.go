@@ -8,7 +8,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// registration carries a component.json.
+// registration holds a component.json.
 type registration struct {
 	ID         string         `json:"id,omitzero"`
 	Descriptor jsontext.Value `json:"descriptor,omitzero"`
@@ -21,13 +21,13 @@ func (a *API) changeComponent(ctx context.Context, name string, in registration,
 	return done, err
 }
 
-// RegisterComponent registers a component from its component.json. The id is
-// made from the title when it is empty (component_id_taken).
+// RegisterComponent registers a component from its component.json. An empty id is
+// derived from the title (component_id_taken).
 func (a *API) RegisterComponent(ctx context.Context, id string, descriptor []byte, opts ...CommandOption) (Done, error) {
 	return a.changeComponent(ctx, "component.register", registration{ID: id, Descriptor: descriptor}, opts)
 }
 
-// UpdateComponent gives a component a new descriptor, which makes a new revision.
+// UpdateComponent gives a component a new descriptor, as a new revision.
 func (a *API) UpdateComponent(ctx context.Context, id string, descriptor []byte, opts ...CommandOption) (Done, error) {
 	return a.changeComponent(ctx, "component.update", registration{ID: id, Descriptor: descriptor}, opts)
 }
@@ -37,7 +37,7 @@ func (a *API) ShareComponent(ctx context.Context, id string, opts ...CommandOpti
 	return a.changeComponent(ctx, "component.share", registration{ID: id}, opts)
 }
 
-// UnshareComponent makes a component visible to its owner alone.
+// UnshareComponent makes a component visible only to its owner.
 func (a *API) UnshareComponent(ctx context.Context, id string, opts ...CommandOption) (Done, error) {
 	return a.changeComponent(ctx, "component.unshare", registration{ID: id}, opts)
 }
@@ -51,13 +51,13 @@ func (a *API) DeleteComponent(ctx context.Context, id string, opts ...CommandOpt
 type Component struct {
 	ID          string         `json:"id"`
 	Title       string         `json:"title"`
-	Owner       string         `json:"owner,omitzero"` // shown to the owner alone
+	Owner       string         `json:"owner,omitzero"` // shown only to the owner
 	Shared      bool           `json:"shared"`
 	Deleted     bool           `json:"deleted"`
 	Revision    int            `json:"revision"`
 	CreatedAt   time.Time      `json:"created_at"`
 	UpdatedAt   time.Time      `json:"updated_at"`
-	Credentials int            `json:"credentials"`         // the tenant's own
+	Credentials int            `json:"credentials"`         // number of the tenant's credentials
 	Descriptor  jsontext.Value `json:"descriptor,omitzero"` // the component.json; absent in lists
 }
 
@@ -68,10 +68,10 @@ func (a *API) GetComponent(ctx context.Context, id string, minSeq uint64) (Compo
 	return c, err
 }
 
-// ComponentFilter says which components to list.
+// ComponentFilter selects components.
 type ComponentFilter struct {
 	Limit  int    `json:"limit,omitzero"` // of one page, 1 to 200; 50 when 0
-	After  string `json:"after,omitzero"` // cursor of the page before
+	After  string `json:"after,omitzero"` // cursor of the previous page
 	MinSeq uint64 `json:"min_seq,omitzero"`
 }
 
@@ -81,14 +81,14 @@ type ComponentList struct {
 	Next       string      `json:"next,omitzero"` // cursor of the next page; empty on the last
 }
 
-// ListComponents returns one page of the components the tenant may use.
+// ListComponents returns one page of the components that the tenant may use.
 func (a *API) ListComponents(ctx context.Context, filter ComponentFilter) (ComponentList, error) {
 	var list ComponentList
 	err := a.Query(ctx, "component.list", filter, &list)
 	return list, err
 }
 
-// Components yields every component the tenant may use, page after page.
+// Components yields every component that the tenant may use, page after page.
 func (a *API) Components(ctx context.Context, filter ComponentFilter) iter.Seq2[Component, error] {
 	return func(yield func(Component, error) bool) {
 		for {

@@ -7,27 +7,27 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// ConnectOAuth requests a link by which a person connects an account at the
+// ConnectOAuth is a request for a link with which a user connects an account at the
 // component's provider.
 type ConnectOAuth struct {
-	Component  string   // needed for a new credential
-	Credential string   // id of one that is to be connected again, in place; "" makes a new one
-	Name       string   // of a new credential; made from the component's title when empty
-	Workspace  string   // of a new credential: an id of the caller's, kept as given
-	Keys       Keys     // a value for each other field of the component; an existing credential keeps its own when there are none
-	User       string   // for whom: an id of the caller's, which CompleteConnection has to repeat
+	Component  string   // required for a new credential
+	Credential string   // id of the credential to connect again, in place; "" creates a new one
+	Name       string   // of a new credential; derived from the component's title when empty
+	Workspace  string   // of a new credential: an id of the caller, stored as given
+	Keys       Keys     // a value for each other field of the component; an existing credential keeps its own when empty
+	User       string   // id of the user at the caller, which CompleteConnection must repeat
 	ReturnTo   string   // where the browser goes from the provider, with the parameters connection and confirm, or error; "": a page shows a code
-	For        *ForStep // the step of a flow that a new credential is made for; may be nil
+	For        *ForStep // the step of a flow for which a new credential is created; may be nil
 }
 
 // ConnectLink is a link that works once.
 type ConnectLink struct {
 	ID      string    `json:"id"`      // of the connection
-	URL     string    `json:"url"`     // to be opened in a browser; a secret
-	Expires time.Time `json:"expires"` // when it is too late to open it
+	URL     string    `json:"url"`     // to open in a browser; a secret
+	Expires time.Time `json:"expires"` // when the link expires
 }
 
-// ConnectOAuth makes a link (oauth_client_missing, oauth_endpoints_missing,
+// ConnectOAuth creates a link (oauth_client_missing, oauth_endpoints_missing,
 // oauth_connect_needless, return_to_invalid).
 func (a *API) ConnectOAuth(ctx context.Context, in ConnectOAuth, opts ...CommandOption) (ConnectLink, error) {
 	var keys jsontext.Value
@@ -49,12 +49,12 @@ func (a *API) ConnectOAuth(ctx context.Context, in ConnectOAuth, opts ...Command
 	return link, err
 }
 
-// CompleteConnection says that the person who came back from the provider is who
-// started, and saves what the provider grants (connection_not_returned,
+// CompleteConnection confirms that the user who returned from the provider is the one who
+// started, and saves the tokens that the provider issues (connection_not_returned,
 // connection_confirm_wrong, connection_user_mismatch, connection_ended). Confirm
-// is what the address to return to was given, or what a page showed. An
-// application that has users of its own calls it for the user who is logged in
-// where the browser arrives, and passes the user with which it made the link.
+// is the code that the return address received, or that a page showed. An
+// application with its own users calls it for the user who is logged in
+// where the browser arrives, and passes the user for which it created the link.
 func (a *API) CompleteConnection(ctx context.Context, connection, confirm, user string, opts ...CommandOption) (Done, error) {
 	var done Done
 	err := a.Command(ctx, "oauth.complete", struct {
@@ -65,22 +65,22 @@ func (a *API) CompleteConnection(ctx context.Context, connection, confirm, user 
 	return done, err
 }
 
-// Connection is how far a connection has come.
+// Connection is the progress of a connection.
 type Connection struct {
 	ID         string    `json:"id"`
 	Component  string    `json:"component"`
 	Stage      string    `json:"stage"`               // "created", "opened", "returned", "done" or "failed"
-	Expires    time.Time `json:"expires"`             // when the step that is due comes too late
-	Credential string    `json:"credential,omitzero"` // that was saved, or is to be connected again
-	Reason     string    `json:"reason,omitzero"`     // why it failed: a code
-	Says       string    `json:"says,omitzero"`       // that in a sentence
+	Expires    time.Time `json:"expires"`             // deadline of the pending step
+	Credential string    `json:"credential,omitzero"` // that was saved, or that is connected again
+	Reason     string    `json:"reason,omitzero"`     // why it failed: an error code
+	Says       string    `json:"says,omitzero"`       // why it failed: a sentence
 }
 
-// The stages of a connection that wait for somebody, and its ends.
+// The stages of a connection that wait for somebody, and its final stages.
 const (
-	ConnectionCreated  = "created"  // for a browser to open the link
-	ConnectionOpened   = "opened"   // for the person, who is at the provider
-	ConnectionReturned = "returned" // for CompleteConnection
+	ConnectionCreated  = "created"  // waits for a browser to open the link
+	ConnectionOpened   = "opened"   // waits for the user, who is at the provider
+	ConnectionReturned = "returned" // waits for CompleteConnection
 	ConnectionDone     = "done"
 	ConnectionFailed   = "failed"
 )
@@ -92,7 +92,7 @@ func (a *API) GetConnection(ctx context.Context, id string) (Connection, error) 
 	return c, err
 }
 
-// RedirectURI returns the redirect URI of a component in the tenant, to be
+// RedirectURI returns the redirect URI of a component in the tenant, which must be
 // registered at the provider.
 func (a *API) RedirectURI(ctx context.Context, component string) (string, error) {
 	var answer struct {

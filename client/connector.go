@@ -12,9 +12,9 @@ type Connector struct {
 	Name        string    `json:"name"`
 	Description string    `json:"description"`
 	IndexName   string    `json:"index_name"`
-	ServiceType string    `json:"service_type"` // what it reads from
+	ServiceType string    `json:"service_type"` // type of the data source
 	Language    string    `json:"language"`
-	Native      bool      `json:"is_native"`         // it is managed, and uses the secret of its API key
+	Native      bool      `json:"is_native"`         // a managed connector, which uses the secret of its API key
 	APIKeyID    string    `json:"api_key_id"`        // "" when it has none
 	SecretID    string    `json:"api_key_secret_id"` // id of a connector secret, or ""
 	CreatedAt   time.Time `json:"created_at"`
@@ -23,7 +23,7 @@ type Connector struct {
 	Seq         uint64    `json:"seq"` // log sequence of the last change
 }
 
-// ConnectorSettings are what PutConnector sets. An API key or secret id that is "" stays.
+// ConnectorSettings are the settings of PutConnector. An empty API key or secret id keeps the current one.
 type ConnectorSettings struct {
 	Name        string `json:"name,omitzero"`
 	Description string `json:"description,omitzero"`
@@ -35,9 +35,9 @@ type ConnectorSettings struct {
 	SecretID    string `json:"api_key_secret_id,omitzero"`
 }
 
-// PutConnector creates a connector, or replaces the settings of the one with this id; with
-// id "" the service makes an id (connector_secret_unknown, connector_api_key_mismatch). The
-// status of the answer is "created", "updated" or "noop".
+// PutConnector creates a connector, or replaces the settings of the one with this id. An
+// empty id is generated (connector_secret_unknown, connector_api_key_mismatch). The
+// status of the response is "created", "updated" or "noop".
 func (a *API) PutConnector(ctx context.Context, id string, settings ConnectorSettings, opts ...CommandOption) (Done, error) {
 	var done Done
 	err := a.Command(ctx, "connector.put", struct {
@@ -48,7 +48,7 @@ func (a *API) PutConnector(ctx context.Context, id string, settings ConnectorSet
 }
 
 // SetConnectorAPIKey sets the id of a connector's API key, the connector secret that holds
-// the key, or both; what is "" stays. The status of the answer is "updated" or "noop".
+// the key, or both; an empty one stays. The status of the response is "updated" or "noop".
 func (a *API) SetConnectorAPIKey(ctx context.Context, id, apiKeyID, secretID string, opts ...CommandOption) (Done, error) {
 	var done Done
 	err := a.Command(ctx, "connector.set-api-key", struct {
@@ -66,7 +66,7 @@ func (a *API) DeleteConnector(ctx context.Context, id string, opts ...CommandOpt
 	return done, err
 }
 
-// GetConnector returns one connector as it is now.
+// GetConnector returns the current state of one connector.
 func (a *API) GetConnector(ctx context.Context, id string) (Connector, error) {
 	var c Connector
 	err := a.Query(ctx, "connector.get", change{ID: id}, &c)
@@ -78,20 +78,20 @@ func (a *API) Connectors(ctx context.Context) iter.Seq2[Connector, error] {
 	return listed(ctx, a, "connector.list", func(p connectorPage) []Connector { return p.Connectors })
 }
 
-// ConnectorSecret is what the service shows of a connector secret: never its value.
+// ConnectorSecret is what the service shows of a connector secret, never its value.
 type ConnectorSecret struct {
 	ID         string    `json:"id"`
-	Version    int       `json:"version"`        // in force
-	Oldest     int       `json:"oldest_version"` // that it can be reverted to
-	Connectors []string  `json:"connectors"`     // that point to it, the first 200; none in a list
+	Version    int       `json:"version"`        // current
+	Oldest     int       `json:"oldest_version"` // oldest version that a revert can restore
+	Connectors []string  `json:"connectors"`     // up to 200 connectors that point to it; absent in a list
 	CreatedAt  time.Time `json:"created_at"`
 	CreatedBy  string    `json:"created_by"` // "key:<id>"
 	UpdatedAt  time.Time `json:"updated_at"`
 	Seq        uint64    `json:"seq"` // log sequence of the last change
 }
 
-// PutConnectorSecret creates a connector secret, or gives the one with this id another value;
-// with id "" the service makes an id.
+// PutConnectorSecret creates a connector secret, or gives the one with this id another value.
+// An empty id is generated.
 func (a *API) PutConnectorSecret(ctx context.Context, id string, value OAuthSecret, opts ...CommandOption) (Done, error) {
 	var done Done
 	err := a.Command(ctx, "connector_secret.put", struct {
@@ -101,7 +101,7 @@ func (a *API) PutConnectorSecret(ctx context.Context, id string, value OAuthSecr
 	return done, err
 }
 
-// RevertConnectorSecret gives a connector secret the value of an earlier version, as a new one
+// RevertConnectorSecret activates the value of an earlier version as a new version
 // (connector_secret_version_not_found).
 func (a *API) RevertConnectorSecret(ctx context.Context, id string, version int, opts ...CommandOption) (Done, error) {
 	var done Done
@@ -121,7 +121,7 @@ func (a *API) DeleteConnectorSecret(ctx context.Context, id string, opts ...Comm
 }
 
 // RevealConnectorSecret returns the value of a connector secret. The key needs the
-// permission read_connector_secrets, and the service records it first.
+// permission read_connector_secrets. The access is audited first.
 func (a *API) RevealConnectorSecret(ctx context.Context, id string, opts ...CommandOption) (string, error) {
 	var shown struct {
 		Value string `json:"value"`
@@ -130,7 +130,7 @@ func (a *API) RevealConnectorSecret(ctx context.Context, id string, opts ...Comm
 	return shown.Value, err
 }
 
-// GetConnectorSecret returns what is known of one connector secret as it is now.
+// GetConnectorSecret returns the current state of one connector secret, without its value.
 func (a *API) GetConnectorSecret(ctx context.Context, id string) (ConnectorSecret, error) {
 	var s ConnectorSecret
 	err := a.Query(ctx, "connector_secret.get", change{ID: id}, &s)

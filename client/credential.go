@@ -9,18 +9,18 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// Done answers a command.
+// Done is the response to a command.
 type Done struct {
-	Seq      uint64 `json:"seq"`               // log sequence to ask for as MinSeq
-	ID       string `json:"id,omitzero"`       // of the thing that changed
+	Seq      uint64 `json:"seq"`               // log sequence to pass as MinSeq
+	ID       string `json:"id,omitzero"`       // of the changed resource
 	Version  int    `json:"version,omitzero"`  // of a credential's keys
 	Status   string `json:"status,omitzero"`   // of a credential
 	Revision int    `json:"revision,omitzero"` // of a component's descriptor
-	Says     string `json:"says,omitzero"`     // what a failed dry request found, in a sentence
+	Says     string `json:"says,omitzero"`     // why the dry request failed, a sentence
 
 	Binding string    `json:"binding,omitzero"` // id of a flow's reservation
-	Until   time.Time `json:"until,omitzero"`   // when the reservation ends by itself
-	DryRun  *Impact   `json:"dry_run,omitzero"` // what would happen; nothing did
+	Until   time.Time `json:"until,omitzero"`   // when the reservation expires
+	DryRun  *Impact   `json:"dry_run,omitzero"` // what would happen; nothing was changed
 }
 
 // The statuses of a credential.
@@ -29,25 +29,25 @@ const (
 	StatusFailed     = "failed"     // a later probe failed
 	StatusUnverified = "unverified" // the component declares no probe
 
-	// The provider no longer takes the tokens: somebody has to connect the account again.
+	// The provider no longer accepts the tokens: the account must be connected again.
 	StatusReauthorizationRequired = "reauthorization_required"
 )
 
-// Keys are the clear values of a credential. Nothing prints or encodes them: a
-// command that takes them sends them, and Text, AccessToken and Reveal show them to
-// who asks. The zero Keys are none.
+// Keys are the clear values of a credential. They are never printed or encoded: only
+// commands that take them send them, and only Text, AccessToken and Reveal
+// return them. The zero Keys are none.
 type Keys struct{ clear func() jsontext.Value }
 
-// NewKeys takes a value for each field.
+// NewKeys creates keys from a value for each field.
 func NewKeys(values map[string]any) (Keys, error) {
-	b, err := json.Marshal(values, json.Deterministic(true)) // a repeated command is the same to the byte
+	b, err := json.Marshal(values, json.Deterministic(true)) // a repeated command is identical to the byte
 	if err != nil {
 		return Keys{}, errKeys
 	}
 	return KeysJSON(b)
 }
 
-// KeysJSON takes a JSON object with a value for each field. Its error does not
+// KeysJSON creates keys from a JSON object with a value for each field. Its error does not
 // quote the input.
 func KeysJSON(object []byte) (Keys, error) {
 	v := jsontext.Value(object).Clone()
@@ -77,14 +77,14 @@ func (Keys) GoString() string { return hidden }
 // MarshalText implements encoding.TextMarshaler, so that an encoder writes no value.
 func (Keys) MarshalText() ([]byte, error) { return []byte(hidden), nil }
 
-// CreateCredential requests a new credential.
+// CreateCredential is a new credential.
 type CreateCredential struct {
 	Component string
-	Name      string // made from the component's title when empty
+	Name      string // derived from the component's title when empty
 	Keys      Keys
-	Workspace string   // an id of the caller's, kept as given; may be empty
-	VPNAgent  string   // an id of the caller's, kept as given: through which VPN agent a flow engine reaches the API; may be empty
-	For       *ForStep // the step of a flow it is made for, whose use is recorded with it; may be nil
+	Workspace string   // an id of the caller, stored as given; may be empty
+	VPNAgent  string   // an id of the caller, stored as given: the VPN agent through which a flow engine reaches the API; may be empty
+	For       *ForStep // the step of a flow for which it is created; the use is recorded with it; may be nil
 }
 
 // ForStep names a step of a flow.
@@ -109,8 +109,8 @@ func (a *API) CreateCredential(ctx context.Context, in CreateCredential, opts ..
 	return done, err
 }
 
-// change names a credential, and refuses to change it unless the current keys
-// have the expected version, when that is not 0.
+// change names a credential, and refuses the change unless the current keys
+// have the expected version, if that is not 0.
 type change struct {
 	ID       string         `json:"id"`
 	Keys     jsontext.Value `json:"keys,omitzero"`
@@ -126,28 +126,28 @@ func (a *API) change(ctx context.Context, name string, in change, opts []Command
 	return done, err
 }
 
-// ReplaceKeys verifies new keys and puts them in force as a new version. Here and below,
+// ReplaceKeys verifies new keys and activates them as a new version. Here and below,
 // expected is the version that the current keys must have, 0 for any
 // (credential_version_stale).
 func (a *API) ReplaceKeys(ctx context.Context, id string, keys Keys, expected int, opts ...CommandOption) (Done, error) {
 	return a.change(ctx, "credential.replace-keys", change{ID: id, Keys: keys.reveal(), Expected: expected, Revision: revisionOf(opts)}, opts)
 }
 
-// RevertCredential verifies the keys of an earlier version again and puts them
-// in force as a new version.
+// RevertCredential verifies the keys of an earlier version again and activates them
+// as a new version.
 func (a *API) RevertCredential(ctx context.Context, id string, version, expected int, opts ...CommandOption) (Done, error) {
 	return a.change(ctx, "credential.revert", change{ID: id, Version: version, Expected: expected}, opts)
 }
 
-// VerifyCredential makes the dry request again. A failed one is no error: the
-// answer's Status and Says tell.
+// VerifyCredential repeats the dry request. A failed one is not an error: see the
+// Status and Says of the response.
 func (a *API) VerifyCredential(ctx context.Context, id string, opts ...CommandOption) (Done, error) {
 	return a.change(ctx, "credential.verify", change{ID: id}, opts)
 }
 
-// RefreshCredential renews the tokens of an OAuth credential now. Refused with
+// RefreshCredential renews the tokens of an OAuth credential now. It is refused with
 // credential_not_oauth, reauthorization_required or token_refresh_failed, whose
-// sentence says what the provider answered.
+// sentence quotes the answer of the provider.
 func (a *API) RefreshCredential(ctx context.Context, id string, opts ...CommandOption) (Done, error) {
 	return a.change(ctx, "credential.refresh", change{ID: id}, opts)
 }
@@ -159,13 +159,13 @@ func (a *API) DeleteCredential(ctx context.Context, id string, expected int, opt
 	return a.change(ctx, "credential.delete", change{ID: id, Expected: expected}, opts)
 }
 
-// TokenInfo is how a credential stands with its OAuth provider.
+// TokenInfo is the state of a credential's OAuth tokens.
 type TokenInfo struct {
-	Expires   time.Time `json:"expires"`           // of the access token; it is renewed before
-	Renewable bool      `json:"renewable"`         // without anybody connecting it again
+	Expires   time.Time `json:"expires"`           // of the access token; it is renewed earlier
+	Renewable bool      `json:"renewable"`         // they can be renewed without connecting the account again
 	Problem   string    `json:"problem,omitzero"`  // why re-authorization is required, a sentence
-	Failures  int       `json:"failures,omitzero"` // renewals in a row that the provider did not grant
-	RetryAt   time.Time `json:"retry_at,omitzero"` // when it is tried again after a failure
+	Failures  int       `json:"failures,omitzero"` // failed renewals in a row
+	RetryAt   time.Time `json:"retry_at,omitzero"` // next retry after a failure
 }
 
 // Verification is the evidence of the last dry request.
@@ -176,28 +176,28 @@ type Verification struct {
 	LatencyMS int64  `json:"latency_ms"` // milliseconds
 }
 
-// byID requests one thing by its id, as fresh as the log sequence MinSeq.
+// byID requests one resource by its id, at least as fresh as the log sequence MinSeq.
 type byID struct {
 	ID     string `json:"id"`
 	MinSeq uint64 `json:"min_seq,omitzero"`
 }
 
-// GetCredential returns one credential. Here and below, minSeq makes the answer
-// reflect that log sequence; 0 asks for what is there.
+// GetCredential returns one credential. Here and below, minSeq makes the response
+// reflect that log sequence; 0 does not wait.
 func (a *API) GetCredential(ctx context.Context, id string, minSeq uint64) (Credential, error) {
 	var c Credential
 	err := a.Query(ctx, "credential.get", byID{id, minSeq}, &c)
 	return c, err
 }
 
-// CredentialFilter says which credentials to list. Its members combine by AND.
+// CredentialFilter selects credentials. Its members combine by AND.
 type CredentialFilter struct {
 	Component    string `json:"component,omitzero"`
 	Status       string `json:"status,omitzero"`
-	NameContains string `json:"name_contains,omitzero"` // without regard to case
+	NameContains string `json:"name_contains,omitzero"` // case-insensitive
 	Sort         string `json:"sort,omitzero"`          // name, -name, created or -created; name when empty
 	Limit        int    `json:"limit,omitzero"`         // of one page, 1 to 200; 50 when 0
-	After        string `json:"after,omitzero"`         // cursor of the page before
+	After        string `json:"after,omitzero"`         // cursor of the previous page
 	MinSeq       uint64 `json:"min_seq,omitzero"`
 }
 
@@ -257,7 +257,7 @@ func (a *API) CountCredentials(ctx context.Context, minSeq uint64) (CredentialCo
 	return counts, err
 }
 
-// HistoryEntry is one fact about a credential.
+// HistoryEntry is one event of a credential.
 type HistoryEntry struct {
 	Seq     uint64         `json:"seq"`
 	Type    string         `json:"type"` // "credential.created"
@@ -269,8 +269,8 @@ type HistoryEntry struct {
 	Data    jsontext.Value `json:"data"`
 }
 
-// CredentialHistory returns what happened to one credential, oldest first, also
-// after its end.
+// CredentialHistory returns the history of one credential, oldest first, including
+// a deleted one.
 func (a *API) CredentialHistory(ctx context.Context, id string) (history []HistoryEntry, err error) {
 	for after := uint64(0); ; {
 		var page struct {

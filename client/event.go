@@ -14,7 +14,7 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// Event is one change: a CloudEvent (CloudEvents 1.0). Marshalled it has the
+// Event is one change: a CloudEvent (CloudEvents 1.0). It marshals to the
 // JSON form of the specification.
 type Event struct {
 	SpecVersion     string         `json:"specversion"`
@@ -22,19 +22,19 @@ type Event struct {
 	Source          string         `json:"source"`  // "/credstream/<tenant>"
 	Type            string         `json:"type"`    // "credstream.credential.created.v1"
 	Subject         string         `json:"subject"` // "credential.<id>"
-	Time            time.Time      `json:"time"`    // never used for order
+	Time            time.Time      `json:"time"`    // not the order
 	DataContentType string         `json:"datacontenttype"`
 	Tenant          string         `json:"tenant"`
 	Actor           string         `json:"actor"` // "key:<id>"
 	CommandID       string         `json:"commandid"`
 	CorrelationID   string         `json:"correlationid"`
 	CausationID     string         `json:"causationid,omitzero"`
-	LogSeq          uint64         `json:"logseq"`   // place in the log...
+	LogSeq          uint64         `json:"logseq"`   // log sequence...
 	LogIndex        int            `json:"logindex"` // ...and within the commit: together they order all events
 	Data            jsontext.Value `json:"data"`
 }
 
-// place orders events.
+// place is the position by which events are ordered.
 type place struct {
 	seq   uint64
 	index int
@@ -81,21 +81,21 @@ func readEvent(m *nats.Msg) (Event, error) {
 	return e, nil
 }
 
-// ReplayFilter says which facts to replay. Its members combine by AND.
+// ReplayFilter selects events to replay. Its members combine by AND.
 type ReplayFilter struct {
 	From   uint64    `json:"from,omitzero"`   // first log sequence; the beginning when 0
 	To     uint64    `json:"to,omitzero"`     // last log sequence; the end of the log when 0
 	Stream string    `json:"stream,omitzero"` // "credential.<id>"
 	Type   string    `json:"type,omitzero"`   // "credential.created"
 	Actor  string    `json:"actor,omitzero"`  // "key:<id>"
-	Since  time.Time `json:"since,omitzero"`  // facts of this time or later
+	Since  time.Time `json:"since,omitzero"`  // events of this time or later
 }
 
-// replayPage is one answer of events.replay.
+// replayPage is one response of events.replay.
 type replayPage struct {
 	Events []Event `json:"events"`
 	Next   uint64  `json:"next"` // From of the next page; 0 at the end
-	End    uint64  `json:"end"`  // the last commit of the log; 0 when the service does not say
+	End    uint64  `json:"end"`  // last commit of the log; 0 when the service does not report it
 }
 
 const replayLimit = 1000 // events of one page
@@ -109,7 +109,7 @@ func (a *API) replay(ctx context.Context, filter ReplayFilter, limit int) (repla
 	return page, err
 }
 
-// changes is one page of what the feed told from a log sequence on.
+// changes is one page of the feed's events from a log sequence on.
 func (a *API) changes(ctx context.Context, from uint64, limit int) (replayPage, error) {
 	var page replayPage
 	err := a.Query(ctx, "events.changes", struct {
@@ -119,8 +119,8 @@ func (a *API) changes(ctx context.Context, from uint64, limit int) (replayPage, 
 	return page, err
 }
 
-// Replay yields the tenant's facts again, in the order of the log, from the
-// filter's From to the end of the log as it is when the last page is asked for.
+// Replay yields the tenant's past events in log order, from the
+// filter's From to the end of the log at the time when the last page is requested.
 // It ends with the first error.
 func (a *API) Replay(ctx context.Context, filter ReplayFilter) iter.Seq2[Event, error] {
 	return pages(filter.From, func(from uint64) (replayPage, error) {

@@ -24,7 +24,7 @@ type FlowStep struct {
 	Credential string `json:"credential,omitzero"` // id of the credential it uses, "" for none
 }
 
-// FlowChange says what happened to a flow.
+// FlowChange is what happened to a flow.
 type FlowChange string
 
 // The changes of a flow. A started flow is active until it is stopped or deleted.
@@ -36,38 +36,38 @@ const (
 	FlowDeleted FlowChange = "deleted"
 )
 
-// FlowEvent tells the service what happened to a flow.
+// FlowEvent reports to the service what happened to a flow.
 type FlowEvent struct {
 	Change   FlowChange `json:"-"`
 	ID       string     `json:"id"`
 	Name     string     `json:"name,omitzero"`  // display name
 	Revision uint64     `json:"revision"`       // rises with every event of the flow, start and stop too; at least 1
-	Steps    []FlowStep `json:"steps,omitzero"` // needed for FlowCreated and FlowUpdated; nil with others: as they were
+	Steps    []FlowStep `json:"steps,omitzero"` // required for FlowCreated and FlowUpdated; nil with others: unchanged
 	EventID  string     `json:"-"`              // of the CloudEvent; random when empty
 	Source   string     `json:"-"`              // of the CloudEvent; "/flow-engine" when empty
-	Time     time.Time  `json:"-"`              // of the CloudEvent, never used for order; now when zero
+	Time     time.Time  `json:"-"`              // of the CloudEvent, not the order; now when zero
 }
 
-// Ack says where a message is durable.
+// Ack is the position at which a message is durable.
 type Ack struct {
 	Stream string `json:"stream"` // "CREDSTREAM_FLOWS", "CREDSTREAM_CMDQ", ...
-	Seq    uint64 `json:"seq"`    // its place in that stream, which is not the log
+	Seq    uint64 `json:"seq"`    // sequence in that stream, which is not the log
 }
 
-// FlowAck says where a flow event is durable: in "CREDSTREAM_FLOWS", or in
-// "CREDSTREAM_POISON" when it was not understood.
+// FlowAck is the position at which a flow event is durable: in "CREDSTREAM_FLOWS", or in
+// "CREDSTREAM_POISON" if the service could not parse it.
 type FlowAck Ack
 
-// poisonStream holds what was not understood, or failed for good.
+// poisonStream is the dead-letter queue.
 const poisonStream = "CREDSTREAM_POISON"
 
-// Poisoned reports whether the event was not understood and waits in the poison
-// queue for people to look at.
+// Poisoned reports whether the service could not parse the event and put it into the dead-letter
+// queue.
 func (a FlowAck) Poisoned() bool { return a.Stream == poisonStream }
 
-// PublishFlow tells the service of a flow, and returns when that is durable;
-// what follows from it stands in the views and in the in-use index some
-// milliseconds later. It tries again when no answer comes, with the same event:
+// PublishFlow publishes a flow event, and returns when it is durable.
+// The read models and the in-use index reflect it some
+// milliseconds later. It retries with the same event when no response arrives:
 // the revision makes a repeat harmless. It returns ErrUnreachable when no
 // service is running.
 func (c *Conn) PublishFlow(ctx context.Context, e FlowEvent, opts ...CommandOption) (FlowAck, error) {
@@ -107,7 +107,7 @@ func (c *Conn) PublishFlow(ctx context.Context, e FlowEvent, opts ...CommandOpti
 	return FlowAck(ack), err
 }
 
-// publish sends a message that the service stores and acknowledges in the shape
+// publish sends a message that the service stores and acknowledges in the form
 // of a JetStream PubAck.
 func (c *Conn) publish(ctx context.Context, m *nats.Msg) (Ack, error) {
 	return try(ctx, func(ctx context.Context) (Ack, error) {
@@ -119,7 +119,7 @@ func (c *Conn) publish(ctx context.Context, m *nats.Msg) (Ack, error) {
 	})
 }
 
-// readAck reads a PubAck of the service's. In a refusal the problem stands beside
+// readAck reads a PubAck of the service. A refusal holds the problem document beside
 // the error that JetStream clients read.
 func readAck(answer *nats.Msg) (Ack, error) {
 	var ack struct {
@@ -141,7 +141,7 @@ func readAck(answer *nats.Msg) (Ack, error) {
 	return ack.Ack, nil
 }
 
-// subjectToken writes an id as one token of a subject: one of 1 to 64 letters,
+// subjectToken encodes an id as one token of a subject: one of 1 to 64 letters,
 // digits, '_' and '-' as it is, any other as '=' and its unpadded base64url.
 func subjectToken(id string) string {
 	plain := id != "" && len(id) <= 64
@@ -155,9 +155,9 @@ func subjectToken(id string) string {
 	return "=" + base64.RawURLEncoding.EncodeToString([]byte(id))
 }
 
-// percentEncode writes an attribute's value as the CloudEvents NATS protocol
-// binding has it: what is not a printable ASCII character, a space, a quote or a
-// percent sign is percent-encoded.
+// percentEncode encodes an attribute's value per the CloudEvents NATS protocol
+// binding: each character that is not printable ASCII, and each space, quote and
+// percent sign, is percent-encoded.
 func percentEncode(s string) string {
 	var b strings.Builder
 	for i := range len(s) {
@@ -170,7 +170,7 @@ func percentEncode(s string) string {
 	return b.String()
 }
 
-// BindFlow requests the credentials of a flow that is about to start.
+// BindFlow is a reservation of the credentials of a flow that is about to start.
 type BindFlow struct {
 	Flow  string
 	Name  string // display name; may be empty
@@ -179,10 +179,10 @@ type BindFlow struct {
 }
 
 // BindFlow reserves every credential that the steps name, or none: then the
-// error says why (flow_cannot_bind, credential_required,
-// credential_component_mismatch) and StepFaultsOf names each step. The answer
-// has the Binding and when it ends by itself. What is reserved cannot be
-// deleted; a flow.started event of the flow confirms it.
+// error has the reason (flow_cannot_bind, credential_required,
+// credential_component_mismatch), and StepFaultsOf the step faults. The response
+// has the Binding and its expiry. A reserved credential cannot be
+// deleted; a flow.started event of the flow confirms the reservation.
 func (a *API) BindFlow(ctx context.Context, in BindFlow, opts ...CommandOption) (Done, error) {
 	ttl := ""
 	if in.TTL != 0 {
@@ -198,8 +198,8 @@ func (a *API) BindFlow(ctx context.Context, in BindFlow, opts ...CommandOption) 
 	return done, err
 }
 
-// ReleaseFlow gives back what a flow has reserved. Binding names the reservation;
-// when it is empty, the one that stands is ended.
+// ReleaseFlow releases a reservation of a flow. Binding names the reservation;
+// when it is empty, the current one is released.
 func (a *API) ReleaseFlow(ctx context.Context, flow, binding string, opts ...CommandOption) (Done, error) {
 	var done Done
 	err := a.Command(ctx, "flow.release", struct {
@@ -209,7 +209,7 @@ func (a *API) ReleaseFlow(ctx context.Context, flow, binding string, opts ...Com
 	return done, err
 }
 
-// StepFault says why a step of a flow cannot have what it names.
+// StepFault is the reason why a step of a flow cannot use what it names.
 type StepFault struct {
 	Step       string `json:"step"`
 	Component  string `json:"component"`
@@ -217,17 +217,17 @@ type StepFault struct {
 	Reason     string `json:"reason"` // "credential_not_found", "credential_component_mismatch", "credential_required", ...
 }
 
-// Flow is what the service knows of a flow.
+// Flow is the last known state of a flow.
 type Flow struct {
 	ID        string      `json:"id"`
 	Name      string      `json:"name,omitzero"`
-	Revision  uint64      `json:"revision"` // 0: the flow engine has told nothing yet
+	Revision  uint64      `json:"revision"` // 0: the flow engine has reported nothing yet
 	Active    bool        `json:"active"`
 	Broken    bool        `json:"broken"` // a step cannot use what it names
 	Faults    []StepFault `json:"faults,omitzero"`
 	Steps     []FlowStep  `json:"steps"`
-	Binding   string      `json:"binding,omitzero"` // id of a reservation that stands
-	Until     time.Time   `json:"until,omitzero"`   // when it ends by itself
+	Binding   string      `json:"binding,omitzero"` // id of the current reservation
+	Until     time.Time   `json:"until,omitzero"`   // when it expires
 	UpdatedAt time.Time   `json:"updated_at"`
 	Seq       uint64      `json:"seq"` // log sequence of the last change
 }
@@ -239,14 +239,14 @@ func (a *API) GetFlow(ctx context.Context, id string, minSeq uint64) (Flow, erro
 	return f, err
 }
 
-// FlowFilter says which flows to list. Its members combine by AND.
+// FlowFilter selects flows. Its members combine by AND.
 type FlowFilter struct {
 	Credential string `json:"credential,omitzero"` // those that name it, use it or have it reserved
 	Component  string `json:"component,omitzero"`  // those that include it
 	Active     bool   `json:"active,omitzero"`     // only active ones
 	Broken     bool   `json:"broken,omitzero"`     // only those with a step that cannot use what it names
 	Limit      int    `json:"limit,omitzero"`      // of one page, 1 to 200; 50 when 0
-	After      string `json:"after,omitzero"`      // cursor of the page before
+	After      string `json:"after,omitzero"`      // cursor of the previous page
 	MinSeq     uint64 `json:"min_seq,omitzero"`
 }
 
@@ -288,7 +288,7 @@ func (a *API) Flows(ctx context.Context, filter FlowFilter) iter.Seq2[Flow, erro
 }
 
 // WhereUsed yields the flows that name a credential, use it or have it reserved,
-// active or not; after the credential's end too.
+// active or not; it works for a deleted credential too.
 func (a *API) WhereUsed(ctx context.Context, credential string) iter.Seq2[Flow, error] {
 	return a.Flows(ctx, FlowFilter{Credential: credential, Limit: 200})
 }
@@ -298,12 +298,12 @@ func (a *API) WhereComponentUsed(ctx context.Context, component string) iter.Seq
 	return a.Flows(ctx, FlowFilter{Component: component, Limit: 200})
 }
 
-// Impact answers a dry run: what a command would do. Nothing was done.
+// Impact is the response to a dry run: what a command would do. Nothing was changed.
 type Impact struct {
-	Allowed      bool          `json:"allowed"`       // the command would be obeyed now
+	Allowed      bool          `json:"allowed"`       // the command would be executed now
 	Kind         fault.Kind    `json:"kind,omitzero"` // of the refusal
-	Code         string        `json:"code,omitzero"` // why not
-	Says         string        `json:"says"`          // in a sentence
+	Code         string        `json:"code,omitzero"` // why it would be refused
+	Says         string        `json:"says"`          // the impact, or the reason for the refusal, as a sentence
 	Flows        []Flow        `json:"flows"`         // that use it, up to 200
 	TotalFlows   int           `json:"total_flows"`
 	ActiveFlows  int           `json:"active_flows"`
@@ -311,54 +311,54 @@ type Impact struct {
 	Verification *Verification `json:"verification,omitzero"` // what the dry request with the new keys found
 }
 
-// impact asks what a command would do.
+// impact requests a dry run of a command.
 func (a *API) impact(ctx context.Context, name string, in any) (Impact, error) {
 	var done Done
 	if err := a.Command(ctx, name, in, &done); err != nil {
 		return Impact{}, err
 	}
-	if done.DryRun == nil { // a service that does not know of dry runs
+	if done.DryRun == nil { // the service is too old for dry runs
 		return Impact{}, ErrAnswer
 	}
 	return *done.DryRun, nil
 }
 
-// DeleteCredentialDryRun tells what deleting a credential would break.
+// DeleteCredentialDryRun returns the impact of deleting a credential.
 func (a *API) DeleteCredentialDryRun(ctx context.Context, id string, expected int) (Impact, error) {
 	return a.impact(ctx, "credential.delete", change{ID: id, Expected: expected, DryRun: true})
 }
 
-// ReplaceKeysDryRun makes the dry request with new keys and tells which flows
-// would get them. Nothing is saved. Of the options it takes ExpectRevision alone.
+// ReplaceKeysDryRun makes the dry request with new keys and returns the flows that
+// would get them. Nothing is saved. The only supported option is ExpectRevision.
 func (a *API) ReplaceKeysDryRun(ctx context.Context, id string, keys Keys, expected int, opts ...CommandOption) (Impact, error) {
 	return a.impact(ctx, "credential.replace-keys", change{ID: id, Keys: keys.reveal(), Expected: expected, Revision: revisionOf(opts), DryRun: true})
 }
 
-// DeleteComponentDryRun tells what deleting a component would break.
+// DeleteComponentDryRun returns the impact of deleting a component.
 func (a *API) DeleteComponentDryRun(ctx context.Context, id string) (Impact, error) {
 	return a.impact(ctx, "component.delete", registration{ID: id, DryRun: true})
 }
 
-// FlowRef names one flow for people and programs.
+// FlowRef names one flow.
 type FlowRef struct {
 	ID     string `json:"id"`
 	Name   string `json:"name,omitzero"`
 	Active bool   `json:"active"`
 }
 
-// FlowRefs are the flows that a refusal names.
+// FlowRefs are the flows that an error names.
 type FlowRefs struct {
 	Total int       `json:"total"` // of the flows; the list holds up to 100
 	Flows []FlowRef `json:"flows"`
 }
 
-// FlowsOf returns the flows that a refusal names, such as credential_in_use.
+// FlowsOf returns the flows that an error names, such as credential_in_use.
 func FlowsOf(err error) (refs FlowRefs, ok bool) {
 	ok = detailsOf(err, &refs) && len(refs.Flows) > 0
 	return refs, ok
 }
 
-// StepFaultsOf returns the steps that a refusal names, such as flow_cannot_bind,
+// StepFaultsOf returns the steps that an error names, such as flow_cannot_bind,
 // in the order of the flow.
 func StepFaultsOf(err error) (steps []StepFault, ok bool) {
 	var details struct {
@@ -368,7 +368,7 @@ func StepFaultsOf(err error) (steps []StepFault, ok bool) {
 	return details.Steps, ok
 }
 
-// detailsOf reads the details of an error that the service answered.
+// detailsOf decodes the details of an error of the service.
 func detailsOf(err error, into any) bool {
 	f, ok := errors.AsType[*fault.Error](err)
 	if !ok || f.Details == nil {

@@ -13,18 +13,18 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// ErrFeedRefused is returned by Follow for a key that may not follow the feed.
+// ErrFeedRefused is returned by Follow if the key may not follow the feed.
 var ErrFeedRefused = fault.New(fault.Denied, "feed_refused", "The key may not subscribe to the changes of this tenant.")
 
-// Follow yields every change of the tenant after the log sequence, in the order
-// of the log, each once and none left out, and waits for more until ctx ends;
-// then it ends without an error. After 0 it begins with the first. To go on
-// later, remember the LogSeq of an event when the next one has another: events
+// Follow yields every change of the tenant after the log sequence, in log
+// order, exactly once and without gaps, and waits for more until ctx ends;
+// then it ends without an error. After 0 it begins with the first. To resume
+// later, remember the LogSeq of an event once the next one has another LogSeq: events
 // of one commit share it.
 //
-// It listens to the feed first, then asks events.changes for what came before,
-// and does so again whenever the connection was away or the caller too slow for
-// what came in. The key needs the permission credentials.get.
+// It subscribes to the feed first, then queries events.changes for earlier events,
+// and does so again after each reconnect and whenever the caller was too slow for
+// the incoming messages. The key needs the permission credentials.get.
 func (c *Conn) Follow(ctx context.Context, after uint64) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		c.follow(ctx, after, yield)
@@ -55,19 +55,19 @@ func (c *Conn) end(ctx context.Context) (uint64, error) {
 	return status.End, err
 }
 
-// followBuffer is the number of messages that wait for a slow caller; with more
-// the log is asked instead.
+// followBuffer is the number of messages that are buffered for a slow caller; beyond it
+// they are dropped and read from the log.
 const followBuffer = 4096
 
-// follower is one listener to the feed.
+// follower is one subscriber to the feed.
 type follower struct {
 	subject string
-	losses  func() uint64 // rises before the first message that comes after lost ones
-	known   uint64        // losses the log was asked about
+	losses  func() uint64 // rises before the first message after a gap
+	known   uint64        // losses for which the log was queried
 	live    chan *nats.Msg
-	gap     chan struct{} // holds one when live messages were lost
-	refused chan struct{} // holds one when the port refused the subscription
-	locked  chan struct{} // holds one when the port does not let the key in any more
+	gap     chan struct{} // holds one token when live messages were lost
+	refused chan struct{} // holds one token when the server refused the subscription
+	locked  chan struct{} // holds one token when the server no longer accepts the key
 }
 
 func (f *follower) missed() { raise(f.gap) }
@@ -80,8 +80,8 @@ func raise(flag chan struct{}) {
 	}
 }
 
-// receive takes a message from the feed. When others before it were lost it
-// says so first.
+// receive takes a message from the feed. If earlier messages were lost it
+// signals the gap first.
 func (f *follower) receive(m *nats.Msg) {
 	if n := f.losses(); n != f.known {
 		f.known = n
@@ -94,15 +94,15 @@ func (f *follower) receive(m *nats.Msg) {
 	}
 }
 
-// errEnough ends attend for a caller who wants no more.
+// errEnough ends listen for a caller who wants no more.
 var errEnough = errors.New("the caller wants no more")
 
-// listen listens to a subject until ctx ends, and returns nil then. First, and
-// whenever messages may have been lost, it calls catchUp, which finds out what
-// they said; between these it calls take with each message. An error of either
-// ends it, but it waits for a service that is away once it has begun. It returns
-// refused when the key may not listen to the subject, and ErrRefused when it is
-// not known any more.
+// listen subscribes to a subject until ctx ends, and returns nil then. First, and
+// whenever messages may have been lost, it calls catchUp, which reads what
+// was missed; otherwise it calls take with each message. An error of either
+// ends it. Once it has begun, it waits for a service that cannot be reached. It returns
+// refused when the key may not subscribe to the subject, and ErrRefused when the key is
+// no longer known.
 func (c *Conn) listen(ctx context.Context, subject string, refused error, catchUp func() error, take func(*nats.Msg) error) error {
 	nc, err := c.listening(ctx)
 	if err != nil {
@@ -133,21 +133,21 @@ func (c *Conn) listen(ctx context.Context, subject string, refused error, catchU
 	defer nc.RemoveStatusListener(closed)
 
 	begun := false
-	f.missed() // what came before
+	f.missed() // the earlier events
 	for ctx.Err() == nil {
 		if len(f.locked) > 0 {
 			return ErrRefused
 		}
-		// A gap goes before what waits in live, which may lie behind it.
+		// A gap is handled before the messages in live, which may lie behind it.
 		select {
 		case <-f.gap:
-			// Messages that wait are found out about too. They are dropped here, so
+			// catchUp also covers the waiting messages. They are dropped here, so
 			// that they do not fill the buffer meanwhile.
 			for len(f.live) > 0 {
 				<-f.live
 			}
-			// The server knows of the subscription before it is asked for what came
-			// before: the question goes another way.
+			// The server must know the subscription before the query, which uses
+			// another connection.
 			err := flush(ctx, nc)
 			if err == nil {
 				err = catchUp()
@@ -156,7 +156,7 @@ func (c *Conn) listen(ctx context.Context, subject string, refused error, catchU
 			case err == nil:
 				begun = true
 			case begun && retryable(err) && !nc.IsClosed():
-				f.missed() // each question came with pauses already
+				f.missed() // each query was already retried with pauses
 			default:
 				return unlessOver(ctx, err)
 			}
@@ -187,7 +187,7 @@ func (c *Conn) listen(ctx context.Context, subject string, refused error, catchU
 
 const flushPause = 100 * time.Millisecond // after a flush that failed
 
-// flush returns when the server has heard everything that was sent.
+// flush returns when the server has received everything that was sent.
 func flush(ctx context.Context, nc *nats.Conn) error {
 	bounded, cancel := context.WithTimeout(ctx, natsCallTime)
 	defer cancel()
@@ -202,7 +202,7 @@ func flush(ctx context.Context, nc *nats.Conn) error {
 	return fmt.Errorf("%w (%w)", ErrUnreachable, err)
 }
 
-// unlessOver is err, unless the caller has ended the listening.
+// unlessOver is err, unless the caller has cancelled.
 func unlessOver(ctx context.Context, err error) error {
 	if ctx.Err() != nil || errors.Is(err, errEnough) {
 		return nil

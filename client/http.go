@@ -17,17 +17,17 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// Config says where the service is and who is calling.
+// Config is the address of the service and the identity of the caller.
 type Config struct {
 	URL    string // "https://credstream.example.org"; a path is kept
 	Key    string // the API key
 	Tenant string // DefaultTenant when empty
-	// HTTPClient makes the requests; nil is one of the client's own, without
-	// redirects and with a time-out of a minute. Keys go to URL alone.
+	// HTTPClient makes the requests; nil means a client without
+	// redirects and with a timeout of one minute. Keys are sent only to URL.
 	HTTPClient *http.Client
 }
 
-// Client is the service over HTTP.
+// Client is an HTTP client of the service.
 type Client struct{ API }
 
 const (
@@ -35,7 +35,7 @@ const (
 	callTime  = time.Minute
 )
 
-// New makes a client. It connects to nothing yet. It returns ErrConfig.
+// New creates a client. It does not connect yet. It returns ErrConfig.
 func New(cfg Config) (*Client, error) {
 	u, err := url.Parse(cfg.URL)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" {
@@ -62,7 +62,7 @@ func New(cfg Config) (*Client, error) {
 type httpTransport struct {
 	client *http.Client
 	base   string
-	key    func() string // within a closure, so that nothing prints it
+	key    func() string // a closure, so that nothing prints it
 }
 
 func (t *httpTransport) send(ctx context.Context, r request) ([]byte, error) {
@@ -102,7 +102,7 @@ func (t *httpTransport) send(ctx context.Context, r request) ([]byte, error) {
 	}
 	resp, err := t.client.Do(req)
 	if err != nil {
-		// The URL, with what the query holds, stays out of the message.
+		// The message must not contain the URL, which holds the query.
 		if outer := (*url.Error)(nil); errors.As(err, &outer) {
 			err = outer.Err
 		}
@@ -121,15 +121,15 @@ func (t *httpTransport) send(ctx context.Context, r request) ([]byte, error) {
 	return answer, nil
 }
 
-// setDeadline says until when the answer is waited for. A command that reaches the
-// service later, such as one that a hung server has kept, is not carried out then.
+// setDeadline sends the deadline of the response. A command that reaches the
+// service later, such as one that a hung server has buffered, is not executed.
 func setDeadline(ctx context.Context, h http.Header) {
 	if at, bounded := ctx.Deadline(); bounded {
 		h["X-Request-Deadline"] = []string{at.UTC().Format(time.RFC3339Nano)}
 	}
 }
 
-// unreachable says that no answer came, and why. A caller who gave up gets the
+// unreachable reports that no response arrived, and why. A cancelled caller gets the
 // error of the context.
 func unreachable(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
@@ -138,7 +138,7 @@ func unreachable(ctx context.Context, err error) error {
 	return fmt.Errorf("%w (%w)", ErrUnreachable, err)
 }
 
-// parameters writes a query's JSON object as the parameters of a URL.
+// parameters encodes a query's JSON object as URL parameters.
 func parameters(body []byte) (url.Values, error) {
 	var members map[string]jsontext.Value
 	if err := json.Unmarshal(body, &members); err != nil {

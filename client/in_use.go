@@ -13,7 +13,7 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// ErrInUseRefused is returned by WatchInUse for a key that may not watch the
+// ErrInUseRefused is returned by WatchInUse if the key may not watch the
 // in-use index.
 var ErrInUseRefused = fault.New(fault.Denied, "in_use_refused", "The key may not subscribe to the in-use index of this tenant.")
 
@@ -40,10 +40,10 @@ type InUseEntry struct {
 	Value InUse  `json:"value"`
 }
 
-// InUseFilter says which page of the in-use index to list.
+// InUseFilter selects a page of the in-use index.
 type InUseFilter struct {
 	Limit  int    `json:"limit,omitzero"` // of one page, 1 to 200; 50 when 0
-	After  string `json:"after,omitzero"` // cursor of the page before
+	After  string `json:"after,omitzero"` // cursor of the previous page
 	MinSeq uint64 `json:"min_seq,omitzero"`
 }
 
@@ -53,22 +53,22 @@ type InUseList struct {
 	Next    string       `json:"next,omitzero"` // cursor of the next page; empty on the last
 }
 
-// ListInUse returns one page of what flows use.
+// ListInUse returns one page of the in-use index.
 func (a *API) ListInUse(ctx context.Context, filter InUseFilter) (InUseList, error) {
 	var list InUseList
 	err := a.Query(ctx, "flow.in-use", filter, &list)
 	return list, err
 }
 
-// WatchInUse yields what the tenant's flows use: first every entry there is, then
-// each that changes, as it is from then on, until ctx ends; then it ends without
-// an error. An entry without flows is one that nothing uses any more. For one key
-// the Seq rises from entry to entry; values that follow each other closely may be
-// left out, the last never is.
+// WatchInUse yields the tenant's in-use index: first every existing entry, then
+// each new value of an entry, until ctx ends; then it ends without
+// an error. An entry without flows is no longer in use. For one key
+// the Seq rises from value to value; values in quick succession may be
+// skipped, but never the last one.
 //
-// It listens to the bucket credstream-in-use first, then asks flow.in-use for
-// what there is, and does so again whenever the connection was away or the caller
-// too slow. It makes no consumer. The key needs the permission flows.get.
+// It subscribes to the bucket credstream-in-use first, then queries flow.in-use for
+// the existing entries, and does so again after each reconnect and whenever the caller
+// was too slow. It creates no consumer. The key needs the permission flows.get.
 func (c *Conn) WatchInUse(ctx context.Context) iter.Seq2[InUseEntry, error] {
 	return func(yield func(InUseEntry, error) bool) {
 		known := map[string]uint64{} // kind and id to Seq
@@ -116,7 +116,7 @@ func (c *Conn) WatchInUse(ctx context.Context) iter.Seq2[InUseEntry, error] {
 	}
 }
 
-// readInUse reads a value as it is put into the bucket.
+// readInUse decodes a value of the bucket.
 func readInUse(prefix string, m *nats.Msg) (InUseEntry, error) {
 	kind, token, ok := strings.Cut(strings.TrimPrefix(m.Subject, prefix), ".")
 	e := InUseEntry{Kind: kind, ID: token}

@@ -19,32 +19,32 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// ErrRefused is returned when the NATS port lets the key in nowhere, or not to
-// a subject: the key is unknown, or is not granted the tenant.
+// ErrRefused is returned when the NATS server rejects the key or a
+// subject: the key is unknown, or has no access to the tenant.
 var ErrRefused = fault.New(fault.Unauthenticated, "nats_refused", "The NATS server rejected the API key.")
 
-// errSubject is returned for a tenant the key is not granted: the port refuses
+// errSubject is returned for a tenant that the key may not access: the server rejects
 // the subject before the service sees the request.
 var errSubject = &fault.Error{Kind: fault.NotFound, Code: "tenant_not_found", Msg: "Tenant not found."}
 
-// NATSConfig says where the service's NATS port is and who is calling.
+// NATSConfig is the address of the service's NATS server and the identity of the caller.
 type NATSConfig struct {
 	URL    string // "nats://127.0.0.1:4222", or several with commas between
 	Key    string // the API key
 	Tenant string // DefaultTenant when empty
-	// Options are added to the connection's: TLS, a name, handlers other than those
-	// for errors and reconnecting, which the client needs itself.
+	// Options are added to those of the connection: TLS, a name, handlers other than those
+	// for errors and reconnects, which the client needs itself.
 	Options []nats.Option
 }
 
-// Conn is the service over NATS. Close ends it.
+// Conn is a NATS client of the service. Close closes it.
 type Conn struct {
 	API
 	cfg NATSConfig
 	nc  *nats.Conn // sends requests
 
 	dialing sync.Mutex
-	feed    *nats.Conn // listens; nil until somebody does
+	feed    *nats.Conn // subscribes to the feed; nil until needed
 	asking  entry      // of nc
 	hearing entry      // of feed
 
@@ -54,32 +54,32 @@ type Conn struct {
 	followers map[*follower]struct{}
 }
 
-// The user names of the two connections. On an external NATS they decide on the
-// account: who listens to the feed sends no requests there.
+// The user names of the two connections. On an external NATS they select the
+// account: a subscriber to the feed sends no requests there.
 const (
 	userRequests = "key"
 	userFeed     = "feed"
 )
 
-// pending is a request on its way. The server says of the connection, not in
-// answer to the request, that it refuses the subject, and says nothing at all
-// when the connection is lost: then fail ends the waiting.
+// pending is a request in flight. The server reports a permission violation on the connection,
+// not as a response to the request, and reports nothing
+// when the connection is lost: then fail ends the wait.
 type pending struct {
 	subject string
 	fail    context.CancelCauseFunc
 }
 
-// entry counts how often a connection that was lost was not let in again. A
-// service that starts refuses every key for a while, so one refusal says little.
+// entry counts the rejected reconnects of a connection. A
+// starting service rejects every key for a while, so one rejection means little.
 type entry struct{ refusals atomic.Int32 }
 
-// maxRefusals is how many say that the key is not known any more: 20 seconds of
+// maxRefusals is the number of rejections after which the key counts as unknown: 20 seconds of
 // them from a single server.
 const maxRefusals = 80
 
 func (e *entry) refused() bool { return e.refusals.Load() >= maxRefusals }
 
-// pause is the time before each attempt to come back.
+// pause is the delay before each reconnect.
 func (e *entry) pause(int) time.Duration {
 	if e.refused() {
 		return 5 * time.Second
@@ -89,10 +89,10 @@ func (e *entry) pause(int) time.Duration {
 
 const natsCallTime = 35 * time.Second // above the service's own bound
 
-// Dial connects. It returns ErrRefused for a key that is not known, and
-// ErrUnreachable. Later the connection comes back by itself, forever. When it was
-// refused many times, since the key is not known any more, requests and
-// followers end with ErrRefused until it is let in again.
+// Dial connects. It returns ErrRefused for an unknown key, and
+// ErrUnreachable. Later the connection reconnects by itself, forever. After
+// many rejections, because the key is no longer known, requests and
+// followers end with ErrRefused until it is accepted again.
 func Dial(ctx context.Context, cfg NATSConfig) (*Conn, error) {
 	if cfg.Tenant == "" {
 		cfg.Tenant = DefaultTenant
@@ -114,12 +114,12 @@ func (c *Conn) connect(ctx context.Context, user string, at *entry) (*nats.Conn,
 		nats.CustomInboxPrefix(InboxPrefix(c.cfg.Key)),
 		nats.MaxReconnects(-1),
 		nats.CustomReconnectDelay(at.pause),
-		nats.ReconnectBufSize(-1), // what is sent meanwhile fails, and is tried again with its id
+		nats.ReconnectBufSize(-1), // what is sent while disconnected fails, and is retried with its id
 		nats.IgnoreAuthErrorAbort(),
 	}, c.cfg.Options...)
 	if deadline, ok := ctx.Deadline(); ok {
-		// Never longer than without a deadline: a server that can ask nobody about the
-		// key says after 2 seconds that it refuses it, which it does not know.
+		// Never longer than without a deadline: a server that cannot reach the
+		// authentication rejects every key after 2 seconds, which does not mean that it is unknown.
 		options = append(options, func(o *nats.Options) error {
 			o.Timeout = min(o.Timeout, time.Until(deadline))
 			return nil
@@ -152,7 +152,7 @@ func isRefusal(err error) bool {
 	return errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) || errors.Is(err, nats.ErrAuthRevoked)
 }
 
-// listening returns the connection that listens, made at the first call.
+// listening returns the connection for subscriptions, opened by the first call.
 func (c *Conn) listening(ctx context.Context) (*nats.Conn, error) {
 	c.dialing.Lock()
 	defer c.dialing.Unlock()
@@ -173,9 +173,9 @@ func (c *Conn) listening(ctx context.Context) (*nats.Conn, error) {
 	return feed, nil
 }
 
-// InboxPrefix is what the reply subjects of a key begin with: "_INBOX_" and the
-// first 8 bytes, in hex, of the SHA-256 of "inbox/" and the key. Where the service
-// works on a NATS of its own (serve --nats) no others are let through.
+// InboxPrefix is the prefix of a key's reply subjects: "_INBOX_" and the
+// first 8 bytes, in hex, of the SHA-256 of "inbox/" and the key. With
+// an external NATS (serve --nats), the servers allow no other reply subjects.
 func InboxPrefix(key string) string {
 	sum := sha256.Sum256([]byte("inbox/" + key))
 	return "_INBOX_" + hex.EncodeToString(sum[:8])
@@ -192,7 +192,7 @@ func (c *Conn) Close() {
 	}
 }
 
-// isToken reports whether s stands in a subject as it is.
+// isToken reports whether s is a valid token of a subject.
 func isToken(s string) bool {
 	return s != "" && !strings.ContainsAny(s, ".*> \t\r\n\x00") && len(s) <= 64
 }
@@ -230,7 +230,7 @@ func (c *Conn) send(ctx context.Context, r request) ([]byte, error) {
 	return nil, readProblem(status, answer.Data)
 }
 
-// subject is where a command or query of a kind is sent to.
+// subject is the subject of a command or query.
 func (c *Conn) subject(kind, name string) (string, error) {
 	for token := range strings.SplitSeq(name, ".") {
 		if !isToken(token) {
@@ -240,7 +240,7 @@ func (c *Conn) subject(kind, name string) (string, error) {
 	return "credstream." + kind + "." + c.tenant + "." + name, nil
 }
 
-// write puts the options into the headers of a command.
+// write sets the headers of a command.
 func (o commandOptions) write(h nats.Header) {
 	h.Set(nats.MsgIdHdr, o.id)
 	if o.correlation != "" {
@@ -248,7 +248,7 @@ func (o commandOptions) write(h nats.Header) {
 	}
 }
 
-// request sends one message and waits for its answer.
+// request sends one message and waits for its reply.
 func (c *Conn) request(ctx context.Context, m *nats.Msg) (*nats.Msg, error) {
 	ctx, cancel := context.WithTimeout(ctx, natsCallTime)
 	defer cancel()
@@ -285,7 +285,7 @@ func (c *Conn) forget(p *pending) {
 	delete(c.waiting, p)
 }
 
-// failed hears of errors that belong to no call.
+// failed handles errors that belong to no call.
 func (c *Conn) failed(err error) {
 	if errors.Is(err, nats.ErrSlowConsumer) {
 		c.gap()
@@ -307,8 +307,8 @@ func (c *Conn) failed(err error) {
 	}
 }
 
-// lost ends the waiting for answers that will not come: they are asked for
-// again, by the same command id.
+// lost ends the wait for replies that will not arrive: the requests are sent
+// again, with the same command id.
 func (c *Conn) lost() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -317,7 +317,7 @@ func (c *Conn) lost() {
 	}
 }
 
-// lockedOut ends the followers: the key is not known any more.
+// lockedOut ends the followers: the key is no longer known.
 func (c *Conn) lockedOut() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -22,11 +22,11 @@ type OAuthClient struct {
 	Seq          uint64    `json:"seq"` // log sequence of the last change
 }
 
-// OAuthSecret is the secret of an OAuth client. Nothing prints or encodes it;
+// OAuthSecret is the secret of an OAuth client. It is never printed or encoded;
 // only a command that takes it sends it.
 type OAuthSecret struct{ clear func() string }
 
-// NewOAuthSecret takes the secret as the provider gave it.
+// NewOAuthSecret wraps the secret that the provider issued.
 func NewOAuthSecret(s string) OAuthSecret { return OAuthSecret{func() string { return s }} }
 
 // String implements fmt.Stringer.
@@ -45,7 +45,7 @@ func (s OAuthSecret) reveal() string {
 	return s.clear()
 }
 
-// clientChange is what define and change send.
+// clientChange is the body of define and change.
 type clientChange struct {
 	ID           string `json:"id,omitzero"`
 	Component    string `json:"component,omitzero"`
@@ -63,7 +63,7 @@ func (a *API) DefineOAuthClient(ctx context.Context, component, clientID string,
 }
 
 // ChangeOAuthClient changes the client id, the secret, or both; what is empty stays.
-// A secret that is given, be it the same again, may go where the component sends it now.
+// Entering a secret, even an unchanged one, allows it to be sent to the hosts that the component names now.
 func (a *API) ChangeOAuthClient(ctx context.Context, id, clientID string, secret OAuthSecret, opts ...CommandOption) (Done, error) {
 	var done Done
 	err := a.Command(ctx, "oauth_client.change", clientChange{ID: id, ClientID: clientID, ClientSecret: secret.reveal(), Revision: revisionOf(opts)}, &done, opts...)
@@ -88,7 +88,7 @@ func (a *API) GetOAuthClient(ctx context.Context, id string, minSeq uint64) (OAu
 	return c, err
 }
 
-// OAuthClients yields the tenant's clients by component; one component's when it is not "".
+// OAuthClients yields the tenant's clients by component; only that of component unless it is "".
 func (a *API) OAuthClients(ctx context.Context, component string) iter.Seq2[OAuthClient, error] {
 	return func(yield func(OAuthClient, error) bool) {
 		for after := ""; ; {
@@ -118,7 +118,7 @@ func (a *API) OAuthClients(ctx context.Context, component string) iter.Seq2[OAut
 }
 
 // RevealOAuthClient returns the secret of one client. The key needs the
-// permission credentials.reveal, and the service records it first.
+// permission credentials.reveal. The access is audited first.
 func (a *API) RevealOAuthClient(ctx context.Context, id string, opts ...CommandOption) (string, error) {
 	var shown struct {
 		ClientSecret string `json:"client_secret"`
@@ -128,7 +128,7 @@ func (a *API) RevealOAuthClient(ctx context.Context, id string, opts ...CommandO
 }
 
 // RevealCredential returns the clear values of a credential as a JSON object. The
-// key needs the permission credentials.reveal, and the service records it first.
+// key needs the permission credentials.reveal. The access is audited first.
 func (a *API) RevealCredential(ctx context.Context, id string, opts ...CommandOption) (jsontext.Value, error) {
 	var shown struct {
 		Keys jsontext.Value `json:"keys"`
@@ -137,8 +137,8 @@ func (a *API) RevealCredential(ctx context.Context, id string, opts ...CommandOp
 	return shown.Keys, err
 }
 
-// SetComponentEnv gives values to the variables that a component's descriptor
-// declares; they replace all values (component_env_unknown).
+// SetComponentEnv sets the variables that a component's descriptor
+// declares; the values replace all previous ones (component_env_unknown).
 func (a *API) SetComponentEnv(ctx context.Context, id string, values Keys, opts ...CommandOption) (Done, error) {
 	var done Done
 	err := a.Command(ctx, "component.set-env", struct {

@@ -15,15 +15,15 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// QueueAck says where a command waits to be obeyed.
+// QueueAck is the position of an enqueued command.
 type QueueAck struct {
 	Ack
-	CommandID string `json:"command_id"` // the events that come of it have it as their causation
+	CommandID string `json:"command_id"` // causation id of the events that result from it
 }
 
-// Enqueue leaves a command in the queue and returns when that is durable. It is
-// obeyed once, after those left before it for the same thing. What comes of it is
-// an event whose causation is the command's id, or an entry of the dead-letter queue.
+// Enqueue enqueues a command and returns when it is durable. It is
+// executed once, after earlier commands with the same target. Its result is
+// an event whose causation id is the command's id, or an entry of the dead-letter queue.
 // Body marshals to the command's JSON object. A body with clear keys is refused
 // and not stored (secret_in_queue): see SealKeys.
 func (c *Conn) Enqueue(ctx context.Context, command string, body any, opts ...CommandOption) (QueueAck, error) {
@@ -42,12 +42,12 @@ func (c *Conn) Enqueue(ctx context.Context, command string, body any, opts ...Co
 	return QueueAck{ack, o.id}, err
 }
 
-// ServiceKey is the public key to which the keys of a queued command are sealed.
+// ServiceKey is the public key to which the keys of a queued command are encrypted.
 type ServiceKey struct {
 	PublicKey string `json:"public_key"` // X25519, unpadded base64url
 	KeyID     string `json:"key_id"`     // the first 8 bytes of its SHA-256, in hex
 	Suite     string `json:"suite"`      // of HPKE, base mode (RFC 9180)
-	Info      string `json:"info"`       // how HPKE's info is written
+	Info      string `json:"info"`       // how HPKE's info is composed
 }
 
 // ServiceKey returns the tenant's service key.
@@ -57,13 +57,13 @@ func (a *API) ServiceKey(ctx context.Context) (ServiceKey, error) {
 	return k, err
 }
 
-// suite is what SealKeys seals with.
+// suite is the only HPKE suite of SealKeys.
 const suite = "DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM"
 
-// SealKeys seals keys to the tenant's service key, for one command with one
+// SealKeys encrypts keys to the tenant's service key, for one command with one
 // command id and one target, which is the component of a new credential or the id
-// of one that is there: what it returns goes into the member keys_sealed, in place
-// of keys, of that command, and opens for nothing else.
+// of an existing one. The result goes into the member keys_sealed of that command, in place
+// of keys, and cannot be decrypted for any other.
 func (a *API) SealKeys(ctx context.Context, command, commandID, target string, keys Keys) (string, error) {
 	k, err := a.ServiceKey(ctx)
 	if err != nil {
@@ -89,7 +89,7 @@ func (a *API) SealKeys(ctx context.Context, command, commandID, target string, k
 }
 
 // Poisoned is a message of the dead-letter queue: a flow event or queued command that
-// failed for good.
+// failed permanently.
 type Poisoned struct {
 	ID        string         `json:"id"`
 	Queue     string         `json:"queue"`               // "flows" or "commands"
@@ -99,19 +99,19 @@ type Poisoned struct {
 	EventID   string         `json:"event_id,omitzero"`   // of a flow event
 	Actor     string         `json:"actor"`               // "key:<id>"
 	Code      string         `json:"code"`                // of the error
-	Reason    string         `json:"reason"`              // in a sentence
+	Reason    string         `json:"reason"`              // a sentence
 	Details   jsontext.Value `json:"details,omitzero"`
 	At        time.Time      `json:"at"`
-	Size      int            `json:"size"`             // of the message as it was published, in bytes
-	SHA256    string         `json:"sha256"`           // of it, in hex
-	Kept      bool           `json:"kept"`             // the content was understood, so it is kept and may be tried again
-	Content   jsontext.Value `json:"content,omitzero"` // what is kept of it; in the answer of GetQueued alone
+	Size      int            `json:"size"`             // of the original message, in bytes
+	SHA256    string         `json:"sha256"`           // of the original message, in hex
+	Kept      bool           `json:"kept"`             // the content could be parsed, so it is kept and can be retried
+	Content   jsontext.Value `json:"content,omitzero"` // the kept content; only in the response of GetQueued
 }
 
-// QueueFilter says which page of the dead-letter queue to list.
+// QueueFilter selects a page of the dead-letter queue.
 type QueueFilter struct {
 	Limit int    `json:"limit,omitzero"` // of one page, 1 to 200; 50 when 0
-	After string `json:"after,omitzero"` // cursor of the page before
+	After string `json:"after,omitzero"` // cursor of the previous page
 }
 
 // QueuedList is one page, oldest first.
@@ -149,7 +149,7 @@ func (a *API) Queued(ctx context.Context) iter.Seq2[Poisoned, error] {
 	}
 }
 
-// GetQueued returns one message of the dead-letter queue, with what is kept of its
+// GetQueued returns one message of the dead-letter queue, with its kept
 // content (queue_message_not_found).
 func (a *API) GetQueued(ctx context.Context, id string) (Poisoned, error) {
 	var m Poisoned
@@ -157,7 +157,7 @@ func (a *API) GetQueued(ctx context.Context, id string) (Poisoned, error) {
 	return m, err
 }
 
-// RetryQueued puts a message of the dead-letter queue back where it came from
+// RetryQueued puts a message of the dead-letter queue back into its queue
 // (queue_message_not_kept).
 func (a *API) RetryQueued(ctx context.Context, id string, opts ...CommandOption) (Done, error) {
 	var done Done
@@ -172,25 +172,25 @@ func (a *API) DropQueued(ctx context.Context, id string, opts ...CommandOption) 
 	return done, err
 }
 
-// QueueBulk says which messages of the dead-letter queue a change in bulk is for. The
-// zero QueueBulk means all.
+// QueueBulk selects the messages of the dead-letter queue for a bulk change. The
+// zero QueueBulk selects all.
 type QueueBulk struct {
 	Queue  string    `json:"queue,omitzero"`  // "flows" or "commands"
 	Code   string    `json:"code,omitzero"`   // of the error
-	Before time.Time `json:"before,omitzero"` // those that failed before; before the request when zero
-	After  string    `json:"after,omitzero"`  // cursor of the answer before, with its Before
+	Before time.Time `json:"before,omitzero"` // those that failed before this time; before the request when zero
+	After  string    `json:"after,omitzero"`  // cursor of the previous response, with its Before
 }
 
-// QueueChanged answers a change in bulk.
+// QueueChanged is the response to a bulk change.
 type QueueChanged struct {
-	Done    int       `json:"done"`          // messages that were changed
-	Skipped int       `json:"skipped"`       // whose content was not kept, so they cannot be tried again
-	Before  time.Time `json:"before"`        // as asked for
+	Done    int       `json:"done"`          // changed messages
+	Skipped int       `json:"skipped"`       // messages without kept content, which cannot be retried
+	Before  time.Time `json:"before"`        // as in the request
 	Next    string    `json:"next,omitzero"` // cursor to continue with; empty at the end
 }
 
-// RetryAllQueued puts messages of the dead-letter queue back where they came from, and
-// returns how many. What fails again comes back and is not met again.
+// RetryAllQueued puts messages of the dead-letter queue back into their queues, and
+// returns how many. A message that fails again gets a new entry, which this call does not retry.
 func (a *API) RetryAllQueued(ctx context.Context, which QueueBulk) (QueueChanged, error) {
 	return a.changeQueued(ctx, "queue.retry-all", which)
 }

@@ -18,20 +18,20 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// ErrNotForUs is returned for sealed values that do not open: they were sealed to
-// another key, or somebody changed them, or the answer, on the way.
+// ErrNotForUs is returned for values that cannot be decrypted: they were encrypted to
+// another key, or they or the response were changed on the way.
 var ErrNotForUs = fault.New(fault.Internal, "resolved_values_unopenable",
 	"The sealed values cannot be opened: they are for another key or another request.")
 
-// ResolveKey is a pair of keys (X25519). The service seals to the public half; the
-// private half stays here, and nothing prints it. It is meant to live as long as
-// the process: make one at the start and keep it.
+// ResolveKey is an X25519 key pair. The service encrypts to the public half; the
+// private half stays here and is never printed. It is meant to live as long as
+// the process: create one at the start and keep it.
 type ResolveKey struct {
 	public  string
 	private func() hpke.PrivateKey
 }
 
-// NewResolveKey makes a pair of keys in memory.
+// NewResolveKey creates a key pair in memory.
 func NewResolveKey() (ResolveKey, error) {
 	private, err := hpke.DHKEM(ecdh.X25519()).GenerateKey()
 	if err != nil {
@@ -47,20 +47,20 @@ func NewResolveKey() (ResolveKey, error) {
 // Public is the public half in the form of nkeys: "X" and 55 more characters.
 func (k ResolveKey) Public() string { return k.public }
 
-// ResolveOptions says what the values are needed for. It is for the record alone.
+// ResolveOptions are recorded in the access log and have no other effect.
 type ResolveOptions struct {
 	Flow string // id of the flow
 	Step string // id of the step
 }
 
-// Resolved are the values of a credential, for the time of a lease.
+// Resolved are the values of a credential, valid for the time of a lease.
 type Resolved struct {
 	ID      string
 	Lease   string
-	Expires time.Time // until when the values may be kept
+	Expires time.Time // end of the lease
 	Version int       // of the keys
-	Hosts   []string  // the only ones the values may be sent to
-	Keys    Keys      // the values; nothing prints them
+	Hosts   []string  // the only hosts to which the values may be sent
+	Keys    Keys      // the values; never printed
 }
 
 // Names lists the fields, sorted.
@@ -74,7 +74,7 @@ func (k Keys) Names() []string {
 }
 
 // Text returns the value of a field as text: a string without quotes and escapes, a
-// number, true or false as it is written. Other values and unknown fields are not ok.
+// number, true or false as written. ok is false for other values and unknown fields.
 func (k Keys) Text(name string) (text string, ok bool) {
 	v, there := k.fields()[name]
 	if !there {
@@ -89,8 +89,8 @@ func (k Keys) Text(name string) (text string, ok bool) {
 	return text, ok
 }
 
-// AccessToken returns the access token that an OAuth field holds; not ok where the
-// field holds none.
+// AccessToken returns the access token of an OAuth field; ok is false if the
+// field has none.
 func (k Keys) AccessToken(field string) (token string, ok bool) {
 	var object struct {
 		AccessToken string `json:"access_token"`
@@ -107,11 +107,11 @@ func (k Keys) Reveal() jsontext.Value { return k.reveal().Clone() }
 
 func (k Keys) fields() map[string]jsontext.Value {
 	var fields map[string]jsontext.Value
-	_ = json.Unmarshal(k.reveal(), &fields) // it was an object when it came in
+	_ = json.Unmarshal(k.reveal(), &fields) // it was validated as an object before
 	return fields
 }
 
-// resolving is the question and the answer of credential.resolve.
+// resolving is the request and the response of credential.resolve.
 type resolving struct {
 	ID        string `json:"id"`
 	Flow      string `json:"flow,omitzero"`
@@ -122,15 +122,15 @@ type resolving struct {
 
 type resolvedAnswer struct {
 	Lease   string         `json:"lease"`
-	Expires string         `json:"expires"` // to the letter: it is part of what the values are bound to
+	Expires string         `json:"expires"` // verbatim: the encryption is bound to this text
 	Version int            `json:"version"`
 	Hosts   []string       `json:"hosts"`
 	Sealed  string         `json:"sealed"`
 	Keys    jsontext.Value `json:"keys"`
 }
 
-// Resolve requests the values of a credential, sealed to the key, and opens them.
-// Each call asks the service: see Resolver. The key that the client was made with
+// Resolve requests the values of a credential, encrypted to the key, and decrypts them.
+// Each call is a request: see Resolver for a cache. The client's API key
 // needs the permission credentials.resolve.
 func (a *API) Resolve(ctx context.Context, key ResolveKey, id string, opts ResolveOptions) (Resolved, error) {
 	var answer resolvedAnswer
@@ -157,7 +157,7 @@ func (a *API) Resolve(ctx context.Context, key ResolveKey, id string, opts Resol
 }
 
 // ResolveCleartext requests the clear values of a credential. The service refuses
-// that where others could listen, and always over NATS (cleartext_refused).
+// that on connections that others could read, and always over NATS (cleartext_refused).
 func (a *API) ResolveCleartext(ctx context.Context, id string, opts ResolveOptions) (Resolved, error) {
 	var answer resolvedAnswer
 	if err := a.Query(ctx, "credential.resolve", resolving{ID: id, Flow: opts.Flow, Step: opts.Step, Cleartext: true}, &answer); err != nil {

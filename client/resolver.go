@@ -16,30 +16,30 @@ import (
 // ErrResolverClosed is returned by a Resolver after Close.
 var ErrResolverClosed = fault.New(fault.Precondition, "resolver_closed", "The resolver is closed.")
 
-// The times of a Resolver.
+// Bounds and intervals of a Resolver.
 const (
-	longestLease = 15 * time.Minute // the service gives no longer ones; holds also where clocks differ
-	resolveTime  = 40 * time.Second // for one question, above the service's own bound
-	pollEvery    = time.Second      // over HTTP, between two questions for changes
-	beatEvery    = time.Second      // over NATS, between two looks whether the server is there
-	beatTime     = 2 * time.Second  // for its answer
-	silent       = 4 * time.Second  // after which what is kept may be old
-	followPause  = time.Second      // before listening anew
-	maxResolved  = 10_000           // values that are kept
-	eventsOfOne  = "credential."    // what the subject of a credential's event begins with
+	longestLease = 15 * time.Minute // the longest that the service grants; also applies when clocks differ
+	resolveTime  = 40 * time.Second // of one request, above the service's own bound
+	pollEvery    = time.Second      // over HTTP, between two queries for changes
+	beatEvery    = time.Second      // over NATS, between two checks that the server responds
+	beatTime     = 2 * time.Second  // for its response
+	silent       = 4 * time.Second  // silence after which cached values may be stale
+	followPause  = time.Second      // before subscribing again
+	maxResolved  = 10_000           // cached values
+	eventsOfOne  = "credential."    // subject prefix of a credential's event
 )
 
-// Resolver gives a flow engine the values of credentials and keeps them within
+// Resolver resolves credentials for a flow engine and caches the values within
 // their leases, so that most calls cost nothing. Conn.NewResolver and
-// Client.NewResolver make one. It drops what it keeps of a credential as soon as
-// the feed tells that it was deleted, has other keys or tokens, or has to be
-// connected again, and everything while it does not hear the feed: then each call
-// asks the service, which always knows. Over NATS it hears of a change within
-// milliseconds; over HTTP it asks once a second.
+// Client.NewResolver create one. It drops the cached values of a credential as soon as
+// the feed reports that it was deleted, has other keys or tokens, or must be
+// connected again, and all values while it is disconnected from the feed: then each call
+// is a request to the service. Over NATS it learns of a change within
+// milliseconds; over HTTP it polls once a second.
 //
-// It makes a pair of keys of its own, in memory. Its methods may be called from
-// many goroutines. Close ends it. Besides credentials.resolve the key needs the
-// permission credentials.get, to follow the feed; without it nothing is kept.
+// It creates its own key pair, in memory. Its methods may be called from
+// many goroutines. Close ends it. Besides credentials.resolve, the API key needs the
+// permission credentials.get, to follow the feed; without it nothing is cached.
 type Resolver struct {
 	api  *API
 	key  ResolveKey
@@ -49,13 +49,13 @@ type Resolver struct {
 
 	mu      sync.Mutex
 	closed  bool
-	hears   func() bool // whether the feed is heard; nil: it is not
+	hears   func() bool // whether the feed is connected; nil: it is not
 	kept    map[string]map[ResolveOptions]keptValues
-	size    int // of all in kept
+	size    int // total size of kept
 	flights map[question]*flight
 }
 
-// question is what one answer serves.
+// question is the key of a cached value.
 type question struct {
 	id string
 	ResolveOptions
@@ -66,19 +66,19 @@ type keptValues struct {
 	until time.Time // with a monotonic reading
 }
 
-// flight is a question on its way. Its result may be read when done is closed.
+// flight is a request in flight. Its result may be read when done is closed.
 type flight struct {
 	done  chan struct{}
-	heard bool // the feed was heard when it was asked
+	heard bool // the feed was connected when the request was sent
 	stale bool // the credential may have changed since
 	value Resolved
 	err   error
 }
 
-// NewResolver makes a Resolver that follows the feed over NATS.
+// NewResolver creates a Resolver that follows the feed over NATS.
 func (c *Conn) NewResolver() (*Resolver, error) { return newResolver(&c.API, c.followCredentials) }
 
-// NewResolver makes a Resolver that asks for changes over HTTP.
+// NewResolver creates a Resolver that polls for changes over HTTP.
 func (c *Client) NewResolver() (*Resolver, error) { return newResolver(&c.API, c.pollCredentials) }
 
 func newResolver(api *API, follow func(context.Context, *Resolver)) (*Resolver, error) {
@@ -92,7 +92,7 @@ func newResolver(api *API, follow func(context.Context, *Resolver)) (*Resolver, 
 	return r, nil
 }
 
-// Close drops what is kept and waits until nothing is under way. The connection
+// Close drops the cached values and waits for the requests in flight. The connection
 // stays open.
 func (r *Resolver) Close() {
 	r.mu.Lock()
@@ -103,8 +103,8 @@ func (r *Resolver) Close() {
 	r.unsubscribed()
 }
 
-// Resolve returns the values of a credential. Many calls for the same at the same
-// time are one question to the service. Do not use the values after Expires: ask
+// Resolve returns the values of a credential. Concurrent calls for the same credential
+// share one request to the service. Do not use the values after Expires: call Resolve
 // again.
 func (r *Resolver) Resolve(ctx context.Context, id string, opts ResolveOptions) (Resolved, error) {
 	q := question{id, opts}
@@ -133,7 +133,7 @@ func (r *Resolver) Resolve(ctx context.Context, id string, opts ResolveOptions) 
 	}
 }
 
-// fetch asks the service.
+// fetch sends the request to the service.
 func (r *Resolver) fetch(q question, f *flight) {
 	ctx, cancel := context.WithTimeout(r.life, resolveTime)
 	defer cancel()
@@ -151,13 +151,13 @@ func (r *Resolver) fetch(q question, f *flight) {
 	close(f.done)
 }
 
-// keep holds values until little is left of their lease.
+// keep caches values until shortly before their lease expires.
 func (r *Resolver) keep(q question, v Resolved, asked time.Time) {
 	left := min(v.Expires.Sub(asked), longestLease) * 9 / 10
 	if left <= 0 {
 		return
 	}
-	for id := range r.kept { // any
+	for id := range r.kept { // evict any one
 		if r.size < maxResolved {
 			break
 		}
@@ -177,8 +177,8 @@ func (r *Resolver) forget(id string) {
 	delete(r.kept, id)
 }
 
-// subscribed says that from now on every change is told to changed. What was kept before
-// goes: a change of it may have been missed.
+// subscribed means that every change from now on is passed to changed. Earlier values
+// are dropped, because a change of them may have been missed.
 func (r *Resolver) subscribed(still func() bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -186,7 +186,7 @@ func (r *Resolver) subscribed(still func() bool) {
 	r.hears = still
 }
 
-// unsubscribed says that changes are not heard of.
+// unsubscribed means that changes are not received.
 func (r *Resolver) unsubscribed() { r.subscribed(nil) }
 
 func (r *Resolver) drop() {
@@ -197,7 +197,7 @@ func (r *Resolver) drop() {
 	}
 }
 
-// changed drops what is kept of the credential that an event tells of.
+// changed drops the cached values of the credential of an event.
 func (r *Resolver) changed(e Event) {
 	id, ok := strings.CutPrefix(e.Subject, eventsOfOne)
 	what := strings.TrimPrefix(e.Type, "credstream.")
@@ -217,7 +217,7 @@ func (r *Resolver) changed(e Event) {
 	}
 }
 
-// followCredentials tells the Resolver what the feed says, until ctx ends.
+// followCredentials passes the events of the feed to the Resolver until ctx ends.
 func (c *Conn) followCredentials(ctx context.Context, r *Resolver) {
 	for ctx.Err() == nil {
 		c.followCredentialsOnce(ctx, r)
@@ -226,9 +226,9 @@ func (c *Conn) followCredentials(ctx context.Context, r *Resolver) {
 	}
 }
 
-// followCredentialsOnce listens until that cannot go on. A server that is gone without a word,
-// or a way to it that swallows everything, is noticed by the beats: the server
-// answers each, behind what it has sent before.
+// followCredentialsOnce subscribes until that fails. The heartbeats detect a silent server
+// and a network that drops everything: the server
+// responds to each one after everything it has sent before.
 func (c *Conn) followCredentialsOnce(ctx context.Context, r *Resolver) {
 	nc, err := c.listening(ctx)
 	if err != nil {
@@ -247,7 +247,7 @@ func (c *Conn) followCredentialsOnce(ctx context.Context, r *Resolver) {
 	})
 	catchUp := func() error {
 		lives := nc.Stats().Reconnects
-		beat.heard(time.Now()) // attend has just had an answer
+		beat.heard(time.Now()) // attend has just had a response
 		r.subscribed(func() bool { return nc.IsConnected() && nc.Stats().Reconnects == lives && beat.recent() })
 		return nil
 	}
@@ -258,12 +258,12 @@ func (c *Conn) followCredentialsOnce(ctx context.Context, r *Resolver) {
 		}
 		return err
 	}
-	// Whatever ends it, there is nobody to tell: each call asks the service, which
-	// says why when it refuses.
+	// The error is not needed: each call sends a request to the service, which
+	// returns the reason when it refuses.
 	_ = c.listen(ctx, "credstream.events."+c.tenant+".credential.>", ErrFeedRefused, catchUp, take)
 }
 
-// beats remembers when the server last answered.
+// beats records when the server last responded.
 type beats struct {
 	mu   sync.Mutex
 	last time.Time
@@ -290,7 +290,7 @@ func (b *beats) recent() bool {
 	return time.Since(b.last) < silent
 }
 
-// pollCredentials requests changes until ctx ends, and tells the Resolver.
+// pollCredentials polls for changes until ctx ends, and passes them to the Resolver.
 func (c *Client) pollCredentials(ctx context.Context, r *Resolver) {
 	var beat beats
 	next := uint64(math.MaxInt64) // only the end of the log is wanted
@@ -312,7 +312,7 @@ func (c *Client) pollCredentials(ctx context.Context, r *Resolver) {
 		for _, e := range page.Events {
 			r.changed(e)
 		}
-		if page.Next != 0 { // more is there: nothing is known up to now
+		if page.Next != 0 { // there is more: nothing is known up to now
 			next = page.Next
 			continue
 		}
@@ -321,7 +321,7 @@ func (c *Client) pollCredentials(ctx context.Context, r *Resolver) {
 	}
 }
 
-// pause waits, but not beyond ctx.
+// pause waits for d or until ctx ends.
 func pause(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

@@ -2,5 +2,5 @@
 
 package app
 
-// forbidDumps does nothing: only Linux is told to keep memory out of core files.
+// forbidDumps does nothing: only Linux has a setting to keep memory out of core files.
 func forbidDumps() error { return nil }

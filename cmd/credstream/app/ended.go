@@ -5,8 +5,8 @@ import (
 	"sync"
 )
 
-// endedKeys are the keys that the log says were revoked, by whichever process, and
-// whose connections are still to be closed here.
+// endedKeys are keys that were revoked by any process according to the log, and
+// whose connections to this process are still to be closed.
 type endedKeys struct {
 	mu   sync.Mutex
 	ids  []string
@@ -15,7 +15,7 @@ type endedKeys struct {
 
 func newEndedKeys() *endedKeys { return &endedKeys{some: make(chan struct{}, 1)} }
 
-// add does not wait: whoever calls it follows the log.
+// add does not block, because its caller follows the log.
 func (e *endedKeys) add(id string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -29,17 +29,17 @@ import (
 const (
 	checkTime    = 30 * time.Second // for one check
 	checkEvery   = time.Minute      // between two checks of what is stored
-	recheckEvery = 2 * time.Second  // while it is damaged: the leader of a cluster may have been an old one
+	recheckEvery = 2 * time.Second  // while it is damaged: the verdict may come from an old leader of a cluster
 )
 
-// keptStreams are the streams beside the log that nothing can make anew.
+// keptStreams are the streams besides the log that cannot be rebuilt.
 var keptStreams = []string{vault.Stream, keyStream, kv.AccessStream, edge.FlowsStream, edge.QueueStream, edge.PoisonStream}
 
 func (p *program) highWaterFile() string { return filepath.Join(p.cfg.Data, "high-water.json") }
 
 func (p *program) marksFile() string { return filepath.Join(p.cfg.Data, "marks.json") }
 
-// openMarks reads what is remembered of the streams beside the log.
+// openMarks reads the recorded positions of the streams besides the log.
 func (p *program) openMarks(conn *nats.Conn) error {
 	js, err := jetstream.New(conn)
 	if err != nil {
@@ -49,19 +49,19 @@ func (p *program) openMarks(conn *nats.Conn) error {
 	for _, name := range keptStreams {
 		streams = append(streams, storage.Marked{
 			Stream: name, Durable: p.durable(name),
-			Exact: p.node != nil && (name == vault.Stream || name == keyStream), // of the others messages go by age, or when they are done
+			Exact: p.node != nil && (name == vault.Stream || name == keyStream), // messages of the others are removed by age, or when they are done
 		})
 	}
 	p.marks, err = storage.OpenMarks(p.marksFile(), js, p.log, streams...)
 	return err
 }
 
-// integrity says whether what is stored is damaged. While it is, nothing is written, no
-// secret leaves and none is collected. Each check looks at everything anew.
+// integrity is whether the stored data is damaged. While it is, nothing is written, no
+// secret is returned and none is collected. Each check starts from scratch.
 type integrity struct {
 	mu     sync.Mutex
 	damage error
-	whole  chan struct{} // closed when the damage is over; nil while nobody waits
+	whole  chan struct{} // closed when the damage is repaired; nil while nobody waits
 }
 
 // Err is the proof of damage, or nil.
@@ -71,7 +71,7 @@ func (i *integrity) Err() error {
 	return i.damage
 }
 
-// set notes the verdict of a check and reports whether it is another than before.
+// set records the verdict of a check and reports whether it differs from the last one.
 func (i *integrity) set(damage error) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -84,7 +84,7 @@ func (i *integrity) set(damage error) bool {
 	return (was == nil) != (damage == nil)
 }
 
-// await returns when there is no damage; false says that ctx ended first.
+// await returns when there is no damage; false means that ctx ended first.
 func (i *integrity) await(ctx context.Context) bool {
 	i.mu.Lock()
 	if i.damage == nil {
@@ -104,7 +104,7 @@ func (i *integrity) await(ctx context.Context) bool {
 	}
 }
 
-// isDamage tells a proof from a check that could not be made.
+// isDamage distinguishes proven damage from a failed check.
 func isDamage(err error) bool {
 	return slices.ContainsFunc([]error{
 		eventlog.ErrLogCutShort, eventlog.ErrLogIncomplete, storage.ErrStoredIncomplete, feed.ErrFeedAhead, projections.ErrViewsAhead, seal.ErrKeysetMissing,
@@ -112,8 +112,8 @@ func isDamage(err error) bool {
 	}, func(proof error) bool { return errors.Is(err, proof) })
 }
 
-// checkIntegrity compares what is stored with itself and with what is remembered of it.
-// It returns an error, and keeps the last verdict, when that could not be done.
+// checkIntegrity compares the stored data with itself and with the recorded positions.
+// It returns an error, and keeps the last verdict, if a check could not be made.
 func (p *program) checkIntegrity(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
@@ -139,7 +139,7 @@ func (p *program) checkIntegrity(ctx context.Context) error {
 	return nil
 }
 
-// damaged notes the verdict of a check; nil is whole.
+// damaged records the verdict of a check; nil means intact.
 func (p *program) damaged(ctx context.Context, damage error) {
 	switch changed := p.integrity.set(damage); {
 	case !changed:
@@ -150,8 +150,8 @@ func (p *program) damaged(ctx context.Context, damage error) {
 	}
 }
 
-// watchIntegrity checks what is stored every minute until ctx ends, and records how far
-// it goes.
+// watchIntegrity checks the stored data every minute until ctx ends, and records its
+// positions.
 func (p *program) watchIntegrity(ctx context.Context) error {
 	for {
 		pause := checkEvery
@@ -169,8 +169,8 @@ func (p *program) watchIntegrity(ctx context.Context) error {
 	}
 }
 
-// compareFeeds returns feed.ErrFeedAhead when the log does not hold what a feed tells of; the
-// feeds' writers say what else is wrong with them.
+// compareFeeds returns feed.ErrFeedAhead if a feed has an event that the log does not hold; the
+// writers of the feeds report everything else.
 func (p *program) compareFeeds(ctx context.Context) error {
 	for _, f := range []*feed.Feed{p.feed, p.audit} {
 		if err := f.Check(ctx); errors.Is(err, feed.ErrFeedAhead) {
@@ -180,7 +180,7 @@ func (p *program) compareFeeds(ctx context.Context) error {
 	return nil
 }
 
-// compareViews returns projections.ErrViewsAhead when the log does not hold what they reflect.
+// compareViews returns projections.ErrViewsAhead if the views reflect a commit that the log does not hold.
 func (p *program) compareViews(ctx context.Context) error {
 	return p.views.Check(func(seq uint64) (string, error) {
 		recs, err := p.store.Commit(ctx, seq)
@@ -191,7 +191,7 @@ func (p *program) compareViews(ctx context.Context) error {
 	})
 }
 
-// checkKeysets returns seal.ErrKeysetMissing when a tenant in the log has no keyset. A
+// checkKeysets returns seal.ErrKeysetMissing if a tenant in the log has no keyset. A
 // keyset is stored before its tenant is in the log.
 func (p *program) checkKeysets(ctx context.Context) error {
 	tenants, err := p.store.IDs(ctx, events.System, aggregates.Tenant.Category)
@@ -210,7 +210,7 @@ func (p *program) checkKeysets(ctx context.Context) error {
 		"and no secret is returned until the stream %s is restored from a backup.", len(missing), slices.Min(missing), keyStream)
 }
 
-// keysetTenants lists, in order, the tenants that have a keyset, as the leader knows them.
+// keysetTenants lists, in order, the tenants that have a keyset, as read from the leader.
 func (p *program) keysetTenants(ctx context.Context) ([]string, error) {
 	stream, err := p.keysets.Stream(ctx, keyStream)
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 	"github.com/credstream/credstream/vault"
 )
 
-// messaging is where the streams are and callers come in: a natsserver.Node or a natsserver.Cluster.
+// messaging is the NATS server with the streams: a natsserver.Node or a natsserver.Cluster.
 type messaging interface {
 	Conn(name string) (*nats.Conn, error)
 	EndpointConn() (*nats.Conn, error)
@@ -31,7 +31,7 @@ type messaging interface {
 	Shutdown(ctx context.Context) error
 }
 
-// openMessaging brings up the place of the streams: the embedded server, or the
+// openMessaging opens the NATS server: the embedded one, or the
 // connection to an external one.
 func (p *program) openMessaging(ctx context.Context) error {
 	if err := os.MkdirAll(p.cfg.Data, 0o700); err != nil {
@@ -102,7 +102,7 @@ func (p *program) startNode(ctx context.Context, secrets []string, restarted fun
 	return nil
 }
 
-// stopMessaging has the streams stopped after everything that uses them.
+// stopMessaging registers the stop of NATS, which comes after everything that uses it.
 func (p *program) stopMessaging() {
 	p.stop = append(p.stop, func() {
 		ctx, cancel := context.WithTimeout(context.Background(), stopTime)
@@ -113,8 +113,8 @@ func (p *program) stopMessaging() {
 	})
 }
 
-// fatal ends the process at once: after a failed fsync nobody knows what is on
-// the disk, and nothing more may be acknowledged.
+// fatal exits the process at once: after a failed fsync the content of
+// the disk is unknown, and nothing more may be acknowledged.
 func (p *program) fatal(err error) {
 	p.log.Error("fsync failed; the process exits", "err", err)
 	os.Exit(1)
@@ -144,8 +144,8 @@ func (p *program) ensureStream(ctx context.Context, js jetstream.JetStream, cfg 
 	return p.syncStream(cfg.Name)
 }
 
-// syncStream makes a stream itself durable, whoever created or changed it: that process
-// may have ended before it had synced.
+// syncStream fsyncs the stream's files, whichever process created or changed it: that process
+// may have ended before its fsync.
 func (p *program) syncStream(name string) error {
 	if p.node == nil {
 		return nil // the servers sync by themselves
@@ -153,8 +153,8 @@ func (p *program) syncStream(name string) error {
 	return p.node.Syncer(name).SyncTree()
 }
 
-// lead has run active in one process of those that serve the log, and taken over
-// by another when it goes away. A process that is alone runs it at once.
+// lead runs run on one of the processes that serve the log; another process takes over
+// when it ends. A single process runs it at once.
 func (p *program) lead(role string, run func(context.Context) error) func(context.Context) error {
 	if p.cluster == nil {
 		return run

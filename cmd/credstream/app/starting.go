@@ -22,17 +22,17 @@ import (
 )
 
 const (
-	standstill  = time.Minute      // without progress, after which an attempt to start is given up
-	startReport = 10 * time.Second // between two log lines of a start that takes long
+	standstill  = time.Minute      // without progress, after which an attempt to start is aborted
+	startReport = 10 * time.Second // between two log lines of a long start
 	connectTime = 10 * time.Second // for one attempt to connect to an external NATS
-	startRetry  = 2 * time.Second  // before a start on an external NATS that cannot serve it yet is tried again
+	startRetry  = 2 * time.Second  // before a start is retried on an external NATS that cannot serve it yet
 )
 
 // errStandstill ends an attempt to start that makes no progress.
 var errStandstill = fault.New(fault.Unavailable, "start_standstill", "The start makes no progress.")
 
-// front answers HTTP from the first moment on: while the service starts, /readyz says
-// how far it is, and everything else but /healthz is refused.
+// front answers HTTP from the first moment on: while the service starts, /readyz reports
+// the progress, and everything else but /healthz is refused.
 type front struct {
 	log      *slog.Logger
 	listener net.Listener
@@ -43,19 +43,19 @@ type front struct {
 	mu       sync.Mutex
 	patience time.Duration // without progress, see standstill
 	doing    string        // the step of the start
-	why      string        // it has to wait, or ""
+	why      string        // why it has to wait, or ""
 	since    time.Time     // the last progress
-	bounds   bool          // the step ends the attempt when it stands still
+	bounds   bool          // the attempt is aborted if the step makes no progress
 }
 
-// listen begins to answer at an address.
+// listen starts to answer HTTP at an address.
 func listen(address string, log *slog.Logger) (*front, error) {
 	l, err := net.Listen("tcp", address) //nolint:noctx // lives as long as the process
 	if err != nil {
 		return nil, fmt.Errorf("listen for HTTP: %w", err)
 	}
 	f := &front{
-		log: log, listener: netutil.LimitListener(l, natsserver.MaxConnections()), // more wait until one ends
+		log: log, listener: netutil.LimitListener(l, natsserver.MaxConnections()), // further connections wait until one ends
 		ended: make(chan error, 1), doing: "opening the data", since: time.Now(), patience: standstill,
 	}
 	f.open(v1.Handler(v1.Config{Starting: true, Logger: log, Ready: f.reasons}))
@@ -64,15 +64,15 @@ func listen(address string, log *slog.Logger) (*front, error) {
 	return f, nil
 }
 
-// open has the handler answer from now on.
+// open sets the handler that answers from now on.
 func (f *front) open(h http.Handler) { f.handler.Store(&h) }
 
 func (f *front) close() {
-	_ = f.server.Close()   // who waits for an answer gets none
-	_ = f.listener.Close() // where Serve has not begun
+	_ = f.server.Close()   // pending requests get no response
+	_ = f.listener.Close() // if Serve has not begun
 }
 
-// step notes what the start does now. bounded says that it ends the attempt when it makes
+// step sets the current step of the start. bounded aborts the attempt if the step makes
 // no progress.
 func (f *front) step(bounded bool, format string, args ...any) {
 	f.mu.Lock()
@@ -80,14 +80,14 @@ func (f *front) step(bounded bool, format string, args ...any) {
 	f.doing, f.why, f.since, f.bounds = fmt.Sprintf(format, args...), "", time.Now(), bounded
 }
 
-// waits notes why the start has to wait.
+// waits records why the start has to wait.
 func (f *front) waits(why error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.why, f.since, f.bounds = why.Error(), time.Now(), false
 }
 
-// reasons is what readiness says while the service starts.
+// reasons is the status of readiness while the service starts.
 func (f *front) reasons() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -104,7 +104,7 @@ func (f *front) wait() time.Duration {
 	return f.patience
 }
 
-// watch tells of an attempt that takes long, and ends it when it stands still.
+// watch logs an attempt that takes long, and aborts it when it makes no progress.
 func (f *front) watch(ctx context.Context, giveUp context.CancelCauseFunc) {
 	patience := f.wait()
 	tick := time.NewTicker(min(startReport, patience))
@@ -125,7 +125,7 @@ func (f *front) watch(ctx context.Context, giveUp context.CancelCauseFunc) {
 	}
 }
 
-// attempt runs open until it returns or stands still.
+// attempt runs open until it returns or makes no progress.
 func (f *front) attempt(ctx context.Context, open func(context.Context) error) error {
 	ctx, giveUp := context.WithCancelCause(ctx)
 	watched := make(chan struct{})
@@ -142,16 +142,16 @@ func (f *front) attempt(ctx context.Context, open func(context.Context) error) e
 	return err
 }
 
-// start brings every part up, in the order in which they need each other. When it
-// fails, what it started is stopped again. Servers of an external NATS that cannot be
-// reached, have no leader or do not answer are waited for.
+// start starts every component in the order of their dependencies. If it
+// fails, everything that it started is stopped again. It waits for servers of an external NATS that cannot be
+// reached, have no leader or do not respond.
 func (f *front) start(ctx context.Context, cfg Config) (p *program, err error) {
 	var firstKey seal.Secret
 	for {
 		p = newProgram(f, cfg)
 		if err = f.attempt(ctx, p.open); err == nil {
 			if p.firstKey.IsZero() {
-				p.firstKey = firstKey // of an attempt before this one
+				p.firstKey = firstKey // of an earlier attempt
 			}
 			return p, nil
 		}
@@ -172,15 +172,15 @@ func (f *front) start(ctx context.Context, cfg Config) (p *program, err error) {
 	}
 }
 
-// The codes of servers that choose a leader, or have just met, beside those of status 503
+// The error codes of servers that elect a leader, or have just connected to each other, besides those of status 503
 // (nats-server, jetstream_errors_generated.go).
 const (
-	clusterNoPeers   jetstream.ErrorCode = 10005 // too few of the servers are there for the replicas of a stream
+	clusterNoPeers   jetstream.ErrorCode = 10005 // too few servers are available for the replicas of a stream
 	clusterNotLeader jetstream.ErrorCode = 10009
 )
 
-// isTransient reports whether NATS may do later by itself what it did not do now: its servers
-// choose leaders, or too few of them are there.
+// isTransient reports whether NATS may succeed later without intervention: its servers
+// elect leaders, or too few of them are available.
 func isTransient(err error) bool {
 	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
 		return api.Code == http.StatusServiceUnavailable || api.ErrorCode == clusterNoPeers || api.ErrorCode == clusterNotLeader

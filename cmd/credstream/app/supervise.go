@@ -9,22 +9,22 @@ import (
 )
 
 const (
-	restartMin   = 250 * time.Millisecond // the pause before a part starts again, doubled with each failure...
+	restartMin   = 250 * time.Millisecond // the pause before a component restarts, doubled with each failure...
 	restartMax   = 30 * time.Second       // ...up to this
-	restartSound = 5 * time.Second        // a part that has run so long works again
+	restartSound = 5 * time.Second        // a component that has run for so long works again
 )
 
-// supervisor starts parts again that failed: a full disk, a server without a
-// leader or damaged views pass, and what they stopped goes on then.
+// supervisor restarts failed components: a full disk, a server without a
+// leader and damaged views are temporary, and the component then resumes.
 type supervisor struct {
 	log *slog.Logger
 
 	mu     sync.Mutex
-	failed map[string]error // by part: why it last failed; absent once it works again
+	failed map[string]error // last error by component; absent once it works again
 }
 
-// run runs a part until it returns nil or ctx ends. After each failure it waits
-// and runs the part again.
+// run runs a component until it returns nil or ctx ends. After each failure it waits
+// and runs the component again.
 func (s *supervisor) run(ctx context.Context, part string, run func(context.Context) error) error {
 	for pause := restartMin; ; pause = min(2*pause, restartMax) {
 		began := time.Now()
@@ -61,7 +61,7 @@ func (s *supervisor) note(part string, err error) {
 	s.failed[part] = err
 }
 
-// failures are the parts that failed and do not work again yet.
+// failures are the components that failed and do not work again yet.
 func (s *supervisor) failures() map[string]error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

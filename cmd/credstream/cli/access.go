@@ -58,7 +58,7 @@ func (a *invocation) accessList() *cobra.Command {
 	return cmd
 }
 
-// sinceTime reads a time, or how long ago it was.
+// sinceTime parses a time, or a duration before now.
 func sinceTime(text string) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
@@ -178,7 +178,7 @@ type resolvedShown struct {
 	Version int            `json:"version"`
 	Hosts   []string       `json:"hosts"`
 	Fields  []string       `json:"fields"`
-	Keys    jsontext.Value `json:"keys,omitzero"` // with --show alone
+	Keys    jsontext.Value `json:"keys,omitzero"` // only with --show
 }
 
 func (a *invocation) resolve(cmd *cobra.Command, api *client.Client, id string, opts client.ResolveOptions, clearText bool) (client.Resolved, error) {

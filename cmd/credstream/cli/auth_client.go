@@ -20,7 +20,7 @@ func bindCredentialsFile(cmd *cobra.Command, file *string) {
 	cmd.Flags().StringVar(file, "credentials-file", "", "`FILE` with the credentials as a JSON object; - for standard input")
 }
 
-// authCredentials reads credentials from the file; none when there is no file.
+// authCredentials reads credentials from the file; none without a file.
 func (a *invocation) authCredentials(file string) (client.Keys, error) {
 	if file == "" {
 		return client.Keys{}, nil

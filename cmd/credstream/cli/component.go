@@ -52,8 +52,8 @@ func (a *invocation) componentRegister() *cobra.Command {
 	return cmd
 }
 
-// componentID is the slug of the file's name, or of the title when the file is
-// standard input or is called component.json like all others.
+// componentID is the slug of the file's name, or of the title if the file is
+// standard input or has the common name component.json.
 func componentID(file string, descriptor []byte) string {
 	name := strings.TrimSuffix(filepath.Base(file), filepath.Ext(file))
 	if file != "-" && name != "component" && name != "" {
@@ -62,14 +62,14 @@ func componentID(file string, descriptor []byte) string {
 	var d struct {
 		Title string `json:"title"`
 	}
-	_ = json.Unmarshal(descriptor, &d) // the service says what is wrong with it
+	_ = json.Unmarshal(descriptor, &d) // the service validates it
 	return components.Slug(d.Title)
 }
 
 func required(cmd *cobra.Command, flags ...string) {
 	for _, f := range flags {
 		if err := cmd.MarkFlagRequired(f); err != nil {
-			panic(err) // a mistake of ours
+			panic(err) // a bug
 		}
 	}
 }
@@ -172,7 +172,7 @@ func (a *invocation) componentShow() *cobra.Command {
 	}
 }
 
-// componentCommand is a command that takes a component's id alone.
+// componentCommand is a command that takes only a component's id.
 type componentCommand = func(a *client.API, ctx context.Context, id string, opts ...client.CommandOption) (client.Done, error)
 
 func (a *invocation) componentChange(verb, short, sentence string, change componentCommand) *cobra.Command {

@@ -18,7 +18,7 @@ type clientConfig struct {
 	JSON    bool   `flag:"json" help:"print JSON: one document, or one per line for streams; errors too, on standard error"`
 }
 
-// natsConfig is what the verbs that talk NATS need besides.
+// natsConfig is the additional configuration of the verbs that use NATS.
 type natsConfig struct {
 	NATS string `flag:"nats" arg:"URL" env:"CREDSTREAM_NATS_URL" default:"nats://127.0.0.1:4222" help:"NATS URL of the service"`
 }

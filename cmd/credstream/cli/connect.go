@@ -26,7 +26,7 @@ var (
 		"Cannot listen on 127.0.0.1 for the browser's return. Use --headless.")
 )
 
-// connectPoll is the pause between two looks at a connection.
+// connectPoll is the interval at which a connection is polled.
 const connectPoll = 2 * time.Second
 
 func (a *invocation) connectCommand() *cobra.Command {
@@ -106,8 +106,8 @@ type connecting struct {
 	revision int // of the component, 0: any
 }
 
-// link requests the link and shows it. What it says goes to standard error: the
-// output is the credential.
+// link requests the link and prints it to standard error, because standard
+// output is for the credential.
 func (c *connecting) link(ctx context.Context) (client.ConnectLink, error) {
 	link, err := c.api.ConnectOAuth(ctx, c.in, client.ExpectRevision(c.revision))
 	if err != nil {
@@ -122,7 +122,7 @@ func (c *connecting) link(ctx context.Context) (client.ConnectLink, error) {
 	return link, nil
 }
 
-// openBrowser has the system open an address.
+// openBrowser opens an address in the system's browser.
 func openBrowser(ctx context.Context, address string) error {
 	if !strings.HasPrefix(address, "https://") && !strings.HasPrefix(address, "http://") {
 		return client.ErrAnswer
@@ -141,7 +141,7 @@ func openBrowser(ctx context.Context, address string) error {
 	return nil
 }
 
-// byCode requests the code that the page at the end shows.
+// byCode prompts for the code that the last page shows.
 func (c *connecting) byCode(ctx context.Context) (client.Done, error) {
 	link, err := c.link(ctx)
 	if err != nil {
@@ -165,14 +165,14 @@ func (c *connecting) byCode(ctx context.Context) (client.Done, error) {
 	}
 }
 
-// line reads a line of the standard input.
+// line reads a line of standard input.
 func (c *connecting) line(ctx context.Context) (string, error) {
 	type line struct {
 		text string
 		err  error
 	}
 	read := make(chan line, 1)
-	go func() { // a read cannot be ended: after an interrupt it ends with the process
+	go func() { // a read cannot be cancelled: after an interrupt it ends with the process
 		text, err := readLine(c.stdin)
 		read <- line{strings.TrimSpace(text), err}
 	}()
@@ -188,7 +188,7 @@ func (c *connecting) line(ctx context.Context) (string, error) {
 	}
 }
 
-// byLoopback waits for the browser to come back to this machine (RFC 8252, section 7.3).
+// byLoopback waits for the browser to return to this machine (RFC 8252, section 7.3).
 func (c *connecting) byLoopback(ctx context.Context) (done client.Done, err error) {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -198,7 +198,7 @@ func (c *connecting) byLoopback(ctx context.Context) (done client.Done, err erro
 	server := &http.Server{Handler: back, ReadHeaderTimeout: 5 * time.Second}
 	served := make(chan struct{})
 	go func() { defer close(served); _ = server.Serve(listener) }()
-	defer func() { // the browser is told how it went
+	defer func() { // the page in the browser shows the outcome
 		back.says = "Connected. You can close this page."
 		if err != nil {
 			back.says = "Not connected: " + clean(err.Error())
@@ -237,7 +237,7 @@ func (c *connecting) byLoopback(ctx context.Context) (done client.Done, err erro
 	}
 }
 
-// ended says why a connection came to nothing; nil while it is under way.
+// ended returns why a connection failed; nil while it is in progress.
 func (c *connecting) ended(ctx context.Context, id string) error {
 	now, err := c.api.GetConnection(ctx, id)
 	switch {
@@ -251,15 +251,15 @@ func (c *connecting) ended(ctx context.Context, id string) error {
 	return nil
 }
 
-// arrival is a browser that has come back.
+// arrival is a browser that has returned.
 type arrival struct{ connection, confirm string }
 
-// comeback is where the browser comes back to: one path, once.
+// comeback is the handler to which the browser returns: one path, once.
 type comeback struct {
 	path    string
 	arrived chan arrival
-	over    chan struct{} // closed when it is known how it went
-	says    string        // that; may be read then
+	over    chan struct{} // closed when the outcome is known
+	says    string        // the outcome; may be read after over is closed
 }
 
 // ServeHTTP implements http.Handler.
@@ -276,11 +276,11 @@ func (b *comeback) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	select {
 	case b.arrived <- arrival{q.Get("connection"), q.Get("confirm")}:
-	default: // another one is being looked at
+	default: // another arrival is being handled
 	}
 	select {
 	case <-b.over:
-		_, _ = fmt.Fprintln(w, b.says) // a browser that is gone needs no answer
+		_, _ = fmt.Fprintln(w, b.says) // a browser that is gone needs no response
 	case <-r.Context().Done():
 	}
 }

@@ -19,7 +19,7 @@ func (a *invocation) connectorCommand() *cobra.Command {
 			a.one("delete ID", "Delete a connector secret; refused while a connector points to it", "Deleted connector secret %s.", (*client.Client).DeleteConnectorSecret)))
 }
 
-// one is a verb that needs no more than an id.
+// one is a verb that takes only an id.
 func (a *invocation) one(use, short, done string, do func(*client.Client, context.Context, string, ...client.CommandOption) (client.Done, error)) *cobra.Command {
 	return &cobra.Command{
 		Use: use, Short: short, Args: arguments("ID"),
@@ -57,11 +57,11 @@ func (a *invocation) connectorPut() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&id, "id", "", "connector `ID`; generated when absent")
 	f.StringVar(&settings.Name, "name", "", "display `NAME`")
-	f.StringVar(&settings.Description, "description", "", "`TEXT` for people")
-	f.StringVar(&settings.IndexName, "index-name", "", "`INDEX` that it fills")
-	f.StringVar(&settings.ServiceType, "service-type", "", "`TYPE` of what it reads from")
-	f.StringVar(&settings.Language, "language", "", "`LANGUAGE` of what it reads")
-	f.BoolVar(&settings.Native, "native", false, "it is managed, and uses the secret of its API key")
+	f.StringVar(&settings.Description, "description", "", "description `TEXT`")
+	f.StringVar(&settings.IndexName, "index-name", "", "search `INDEX` that the connector fills")
+	f.StringVar(&settings.ServiceType, "service-type", "", "`TYPE` of the data source")
+	f.StringVar(&settings.Language, "language", "", "`LANGUAGE` of the data")
+	f.BoolVar(&settings.Native, "native", false, "managed connector, which uses the secret of its API key")
 	bindAPIKey(cmd, &settings.APIKeyID, &settings.SecretID)
 	return cmd
 }

@@ -35,7 +35,7 @@ func (a *invocation) credentialCommand() *cobra.Command {
 		a.whereUsed("List the flows that use a credential, active or not", func(id string) client.FlowFilter { return client.FlowFilter{Credential: id} }))
 }
 
-// changing adds the flags that every command on a credential takes.
+// changing holds the flags of every command on a credential.
 type changing struct {
 	commandID string
 	expected  int
@@ -105,8 +105,8 @@ func bindKeysFile(cmd *cobra.Command, file *string) {
 	cmd.Flags().StringVar(file, "keys-file", "", "`FILE` with the keys as a JSON object; - for standard input")
 }
 
-// keys reads the keys from the file, or shows where they go and asks for the
-// component's fields: then revision is that of the component that was shown.
+// keys reads the keys from the file, or shows the target hosts and prompts for the
+// component's fields: then revision is that of the displayed component.
 func (a *invocation) keys(ctx context.Context, api *client.Client, file, component string, revision *int) (client.Keys, error) {
 	if file != "" {
 		b, err := a.secretFile(file)
@@ -148,7 +148,7 @@ func (a *invocation) keys(ctx context.Context, api *client.Client, file, compone
 }
 
 // ask reads one field's value from the terminal, without echo unless the
-// descriptor says that it is not secret. Whoever interrupts gets the echo back.
+// descriptor marks it as not secret. An interrupt restores the echo.
 func (a *invocation) ask(ctx context.Context, tty *os.File, f commands.Field) (string, error) {
 	label := f.Label
 	if label == "" {
@@ -186,7 +186,7 @@ func (a *invocation) ask(ctx context.Context, tty *os.File, f commands.Field) (s
 		err  error
 	}
 	read := make(chan line, 1)
-	go func() { // a read of the terminal cannot be ended: after an interrupt it ends with the process
+	go func() { // a read of the terminal cannot be cancelled: after an interrupt it ends with the process
 		if !f.Secret {
 			text, err := readLine(tty)
 			read <- line{text, err}
@@ -213,8 +213,8 @@ func (a *invocation) ask(ctx context.Context, tty *os.File, f commands.Field) (s
 	}
 }
 
-// readLine reads up to the end of the line and not beyond, which belongs to the
-// next question.
+// readLine reads up to the end of the line and no further; the rest belongs to the
+// next prompt.
 func readLine(r io.Reader) (string, error) {
 	text, err := bufio.NewReaderSize(oneByte{r}, 16).ReadString('\n')
 	return strings.TrimRight(text, "\r\n"), err
@@ -339,7 +339,7 @@ func (a *invocation) credentialShow() *cobra.Command {
 	}
 }
 
-// tokenPairs says how a credential stands with its provider.
+// tokenPairs shows the state of a credential's tokens.
 func tokenPairs(t *client.TokenInfo) (pairs [][2]string) {
 	if t == nil {
 		return nil
@@ -357,7 +357,7 @@ func tokenPairs(t *client.TokenInfo) (pairs [][2]string) {
 	return pairs
 }
 
-// lastVerification says when and how the current keys were tried last.
+// lastVerification shows when and how the current keys were last verified.
 func lastVerification(c client.Credential) string {
 	how := "without a probe"
 	if v := c.Verification; v.Probe != "" {

@@ -16,7 +16,7 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// demoCommand holds the API that the README's tour makes credentials for.
+// demoCommand runs the demo APIs of the README's tour.
 func (a *invocation) demoCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "demo", Short: "Run a demo API or a demo OAuth provider", Args: arguments()}
 	var cfg demoConfig
@@ -72,7 +72,7 @@ func (a *invocation) serveDemo(ctx context.Context, name, address string, handle
 	if _, err := fmt.Fprintf(a.stdout, "%s listens on http://%s\n", name, listener.Addr()); err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	stopped := context.AfterFunc(ctx, func() { _ = server.Close() }) // nothing here is worth waiting for
+	stopped := context.AfterFunc(ctx, func() { _ = server.Close() }) // no request is worth waiting for
 	defer stopped()
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve HTTP: %w", err)

@@ -26,7 +26,7 @@ func (a *invocation) flowCommand() *cobra.Command {
 		a.flowList(), a.flowShow(), a.flowBind(), a.flowRelease(), a.flowPublish(), a.flowWatch())
 }
 
-// dial is the service over NATS, as the flags name it.
+// dial connects to the service over NATS, as configured by the flags.
 func (a *invocation) dial(ctx context.Context, cfg natsConfig) (*client.Conn, error) {
 	key, err := a.key()
 	if err != nil {
@@ -70,7 +70,7 @@ func (a *invocation) flowList() *cobra.Command {
 	return cmd
 }
 
-// whereUsed is the verb that lists every flow of a thing.
+// whereUsed is the verb that lists every flow that uses a resource.
 func (a *invocation) whereUsed(short string, filter func(id string) client.FlowFilter) *cobra.Command {
 	return &cobra.Command{
 		Use: "where-used ID", Short: short, Args: arguments("ID"),
@@ -128,7 +128,7 @@ func (a *invocation) flowTable(flows []client.Flow) error {
 	return a.list([]string{"ID", "NAME", "STATE", "REVISION", "STEPS", "UPDATED"}, rows)
 }
 
-// flowState says in words what holds a credential, and what is wrong.
+// flowState shows whether a flow is active, and what is wrong.
 func flowState(f client.Flow) string {
 	var words []string
 	switch {
@@ -188,7 +188,7 @@ func (a *invocation) flowShow() *cobra.Command {
 	}
 }
 
-// flowFile reads a flow, or an array of steps alone.
+// flowFile reads a flow, or an array of steps.
 func (a *invocation) flowFile(path string) (e client.FlowEvent, err error) {
 	b, err := a.file(path)
 	if err != nil {
@@ -361,7 +361,7 @@ func (a *invocation) inUse(e client.InUseEntry) error {
 	return err
 }
 
-// dryRun gives a verb on one thing the flag --dry-run, which asks instead of obeying.
+// dryRun adds the flag --dry-run to a verb on one resource; it shows the impact instead of executing the command.
 func (a *invocation) dryRun(cmd *cobra.Command, ask func(ctx context.Context, api *client.Client, id string) (client.Impact, error)) {
 	dry := cmd.Flags().Bool("dry-run", false, "show the impact without changing anything; the exit code is that of the command")
 	obey := cmd.RunE
@@ -381,8 +381,8 @@ func (a *invocation) dryRun(cmd *cobra.Command, ask func(ctx context.Context, ap
 	}
 }
 
-// impact prints what a dry run found: the flows in a table, and a sentence. A
-// command that would be refused exits as it would.
+// impact prints the result of a dry run: the flows in a table, and a sentence. If the
+// command would be refused, the exit code is that of the refusal.
 func (a *invocation) impact(i client.Impact) error {
 	switch {
 	case a.client.JSON:
@@ -399,7 +399,7 @@ func (a *invocation) impact(i client.Impact) error {
 	}
 	if !i.Allowed {
 		kind := i.Kind
-		if kind == "" { // of a service that does not say
+		if kind == "" { // the service does not report it
 			kind = fault.Precondition
 		}
 		return &fault.Error{Kind: kind, Code: i.Code, Msg: i.Says}
@@ -410,8 +410,8 @@ func (a *invocation) impact(i client.Impact) error {
 	return a.answer(nil, "%s", i.Says)
 }
 
-// details prints what an error names besides its sentence: the flows in the way,
-// or the steps that are at fault.
+// details prints what an error names besides its sentence: the blocking flows,
+// or the faulty steps.
 func (a *invocation) details(err error) {
 	line := func(words ...string) {
 		fmt.Fprintln(a.stderr, strings.TrimRight("  "+clean(strings.Join(words, "  ")), " "))
@@ -431,7 +431,7 @@ func (a *invocation) details(err error) {
 	}
 }
 
-// stepOfFlow reads FLOW/STEP. A flow's id may hold slashes, a step's not.
+// stepOfFlow parses FLOW/STEP. The id of a flow may contain slashes, that of a step may not.
 func stepOfFlow(s string) (*client.ForStep, error) {
 	if s == "" {
 		return nil, nil //nolint:nilnil // for no step

@@ -19,7 +19,7 @@ var (
 	errKeyFileUnmade = fault.New(fault.Invalid, "kms_key_unmade", "The key file cannot be created.")
 )
 
-// kmsCommand makes what serve --kms takes. It talks to no service.
+// kmsCommand creates key files for serve --kms. It does not call a service.
 func (a *invocation) kmsCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "kms", Short: "Manage the KMS key, which wraps the tenants' encryption keys"}
 	cmd.AddCommand(&cobra.Command{

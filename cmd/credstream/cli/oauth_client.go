@@ -27,8 +27,8 @@ func bindSecretFile(cmd *cobra.Command, file *string) {
 	cmd.Flags().StringVar(file, "secret-file", "", "`FILE` with the client secret; - for standard input")
 }
 
-// clientSecret reads the secret from the file, or shows where it goes and asks for
-// it: then revision is that of the component that was shown.
+// clientSecret reads the secret from the file, or shows the target hosts and prompts for
+// it: then revision is that of the displayed component.
 func (a *invocation) clientSecret(ctx context.Context, api *client.Client, file, component string, revision *int) (client.OAuthSecret, error) {
 	if file != "" {
 		b, err := a.secretFile(file)
@@ -38,7 +38,7 @@ func (a *invocation) clientSecret(ctx context.Context, api *client.Client, file,
 	if !ok || !term.IsTerminal(int(tty.Fd())) {
 		return client.OAuthSecret{}, errSecretMissing
 	}
-	// Who may define a client need not be allowed to see the component.
+	// The caller may be allowed to define a client but not to see the component.
 	if c, err := api.GetComponent(ctx, component, 0); err == nil {
 		d, err := commands.ParseDescriptor(c.Descriptor)
 		if err != nil {
@@ -88,8 +88,8 @@ func (a *invocation) clientDefine() *cobra.Command {
 	return cmd
 }
 
-// redirectURI is the redirect URI of a component; "" when the service does not say:
-// who may define a client need not see more.
+// redirectURI is the redirect URI of a component; "" when the caller may define a client
+// but not see it.
 func (a *invocation) redirectURI(ctx context.Context, api *client.Client, component string) string {
 	uri, err := api.RedirectURI(ctx, component)
 	if err != nil {

@@ -88,7 +88,7 @@ func (a *invocation) eventsReplay() *cobra.Command {
 	return cmd
 }
 
-// event prints one change as a line: when, where in the log, what, of which, by whom.
+// event prints one event as a line: time, position in the log, type, subject, actor.
 func (a *invocation) event(e client.Event) error {
 	if a.client.JSON {
 		return a.json(e)

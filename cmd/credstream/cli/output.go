@@ -15,7 +15,7 @@ import (
 	"golang.org/x/term"
 )
 
-// answer prints what a verb found: v as JSON when --json is given, else the
+// answer prints the result of a verb: v as JSON with --json, else the
 // sentence.
 func (a *invocation) answer(v any, sentence string, args ...any) error {
 	if a.client.JSON {
@@ -93,7 +93,7 @@ func nonEmpty(pairs [][2]string) [][2]string {
 	return slices.DeleteFunc(pairs, func(p [2]string) bool { return p[1] == "" })
 }
 
-// when is a time as it is printed: a dash for the zero time, which is none.
+// when formats a time; the zero time is a dash.
 func when(t time.Time) string {
 	if t.IsZero() {
 		return "-"

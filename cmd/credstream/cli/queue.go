@@ -101,10 +101,10 @@ func (a *invocation) queueShow() *cobra.Command {
 	}
 }
 
-// queueVerb is a command that takes the id of a message alone.
+// queueVerb is a command that takes only the id of a message.
 type queueVerb = func(a *client.API, ctx context.Context, id string, opts ...client.CommandOption) (client.Done, error)
 
-// queueBulk is a command that takes many messages.
+// queueBulk is a command on many messages.
 type queueBulk = func(a *client.API, ctx context.Context, which client.QueueBulk) (client.QueueChanged, error)
 
 func (a *invocation) queueChange(verb, short, sentence string, change queueVerb, sentenceAll string, changeAll queueBulk) *cobra.Command {
@@ -196,18 +196,18 @@ func (a *invocation) queueSend() *cobra.Command {
 	return cmd
 }
 
-// sealedFor is the target that the keys of a command are sealed for: the component
-// of a new credential, or the id of one that is there.
+// sealedFor is the target for which the keys of a command are encrypted: the component
+// of a new credential, or the id of an existing one.
 func sealedFor(command string, body map[string]jsontext.Value) (target string) {
 	member := "id"
 	if command == "credential.create" {
 		member = "component"
 	}
-	_ = json.Unmarshal(body[member], &target) // the service says what is wrong with it
+	_ = json.Unmarshal(body[member], &target) // the service validates it
 	return target
 }
 
-// sealed seals the keys of a file for a queued command, as a JSON string.
+// sealed encrypts the keys of a file for a queued command, as a JSON string.
 func (a *invocation) sealed(ctx context.Context, conn *client.Conn, command, commandID, target, file string) (jsontext.Value, error) {
 	b, err := a.secretFile(file)
 	if err != nil {

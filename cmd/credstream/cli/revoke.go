@@ -107,7 +107,7 @@ func (a *invocation) oauthRevoke() *cobra.Command {
 	return cmd
 }
 
-// confirm asks on a terminal whether to go on. A script is not asked.
+// confirm asks on a terminal for confirmation. A script is not asked.
 func (a *invocation) confirm(ctx context.Context, yes bool, total int) error {
 	tty, ok := a.stdin.(*os.File)
 	if yes || !ok || !term.IsTerminal(int(tty.Fd())) {
@@ -122,7 +122,7 @@ func (a *invocation) confirm(ctx context.Context, yes bool, total int) error {
 	return err
 }
 
-// watchRevocation shows the progress of a revocation in bulk until its end.
+// watchRevocation shows the progress of a bulk revocation until its end.
 func (a *invocation) watchRevocation(ctx context.Context, api *client.Client, id string) error {
 	tick := time.NewTicker(progressEvery)
 	defer tick.Stop()
@@ -156,7 +156,7 @@ func (a *invocation) watchRevocation(ctx context.Context, api *client.Client, id
 	}
 }
 
-// revocation prints what has become of a revocation in bulk.
+// revocation prints the result of a bulk revocation.
 func (a *invocation) revocation(p client.RevocationProgress) error {
 	sentence := fmt.Sprintf("Revoked the tokens of %s, %d at the provider.", count(p.Done, "credential"), p.AtProvider)
 	if p.NotOffered > 0 {

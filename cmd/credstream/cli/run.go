@@ -28,7 +28,7 @@ var (
 	errStopped = fault.New(fault.Unavailable, "interrupted", "Interrupted. It is unknown whether the command took effect.")
 )
 
-// exitCodes tell scripts the kind of an error.
+// exitCodes map the kind of an error to an exit code.
 var exitCodes = map[fault.Kind]int{
 	fault.Invalid:         2,
 	fault.Unprocessable:   2,
@@ -50,10 +50,10 @@ type invocation struct {
 	stdin  io.Reader
 	stdout io.Writer
 	stderr io.Writer
-	parsed bool // the command line was understood
+	parsed bool // the command line was parsed
 }
 
-// Run executes one command line and returns the exit code: 0, or one that says
+// Run executes one command line and returns the exit code: 0, or one for
 // the kind of the error.
 func Run(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) int {
 	a := &invocation{getenv: getenv, stdin: stdin, stdout: stdout, stderr: stderr}
@@ -86,7 +86,7 @@ func isFault(err error) bool {
 	return errors.As(err, &f)
 }
 
-// misread says what is wrong with a command line, without its values.
+// misread says what is wrong with a command line, without quoting its values.
 func misread(err error) string {
 	var wrong *pflag.InvalidValueError
 	if !errors.As(err, &wrong) {
@@ -99,8 +99,8 @@ func misread(err error) string {
 	return "--" + f.Name + " does not accept this value"
 }
 
-// beforeSecrets cuts the argument off that pflag quotes whole when it does not
-// know its first letter.
+// beforeSecrets removes the argument that pflag quotes in full after an unknown
+// shorthand.
 func beforeSecrets(s string) string {
 	s, _, _ = strings.Cut(s, " in -")
 	return strings.TrimRight(s, ".\n")
@@ -113,7 +113,7 @@ func firstUpper(s string) string {
 	return strings.ToUpper(s[:1]) + s[1:]
 }
 
-// report says what went wrong: a sentence and its code, or a problem in JSON.
+// report prints the error: a sentence and its code, or a problem document as JSON.
 func (a *invocation) report(err error) {
 	var f *fault.Error
 	known := errors.As(err, &f)
@@ -136,7 +136,7 @@ func (a *invocation) report(err error) {
 	a.details(f)
 }
 
-// clean keeps what others wrote from steering the terminal.
+// clean removes control characters of foreign text, which could control the terminal.
 func clean(s string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
@@ -157,7 +157,7 @@ func (a *invocation) root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			if err := cmd.ValidateRequiredFlags(); err != nil { // cobra would check them only after this
+			if err := cmd.ValidateRequiredFlags(); err != nil { // cobra would check them only later
 				return err
 			}
 			a.parsed = true
@@ -175,7 +175,7 @@ func (a *invocation) root() *cobra.Command {
 	return root
 }
 
-// group is a noun, which does nothing but hold its verbs. Verbs that talk to a
+// group is a noun, which only groups its verbs. Verbs that call a
 // service get its flags.
 func (a *invocation) group(noun, short string, verbs ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{
@@ -193,7 +193,7 @@ func (a *invocation) group(noun, short string, verbs ...*cobra.Command) *cobra.C
 	return cmd
 }
 
-// arguments demands as many arguments as there are names.
+// arguments requires as many arguments as there are names.
 func arguments(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) == len(names) {
@@ -207,7 +207,7 @@ func arguments(names ...string) cobra.PositionalArgs {
 	}
 }
 
-// api is the service that the flags name.
+// api is the client of the service that the flags name.
 func (a *invocation) api() (*client.Client, error) {
 	key, err := a.key()
 	if err != nil {
@@ -235,11 +235,11 @@ func (a *invocation) key() (string, error) {
 	return key, nil
 }
 
-// maxFile bounds what is read from a file or standard input.
+// maxFile bounds the input from a file or standard input.
 const maxFile = 1 << 20
 
-// secretFile reads a file that holds secrets, "-" being standard input, and
-// warns when others on the machine can read it too.
+// secretFile reads a file that holds secrets, or standard input for "-", and
+// warns if other users of the machine can read it too.
 func (a *invocation) secretFile(path string) ([]byte, error) {
 	if path != "-" {
 		if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o077 != 0 {
@@ -249,7 +249,7 @@ func (a *invocation) secretFile(path string) ([]byte, error) {
 	return a.file(path)
 }
 
-// file reads a file, "-" being standard input.
+// file reads a file, or standard input for "-".
 func (a *invocation) file(path string) ([]byte, error) {
 	in := a.stdin
 	if path != "-" {

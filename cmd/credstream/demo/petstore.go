@@ -13,7 +13,7 @@ func Petstore(key string) http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		if subtle.ConstantTimeCompare([]byte(r.Header.Get("api-key")), []byte(key)) != 1 {
 			w.WriteHeader(http.StatusUnauthorized)
-			_, _ = fmt.Fprintln(w, `{"message":"unauthorized"}`) // a client that is gone needs no answer
+			_, _ = fmt.Fprintln(w, `{"message":"unauthorized"}`) // a client that is gone needs no response
 			return
 		}
 		_, _ = fmt.Fprintln(w, `{"username":"demo"}`) // see above

@@ -1,4 +1,4 @@
-// Package demo holds what the tour connects to: a small API and a small OAuth provider.
+// Package demo holds the servers of the tour: a small API and a small OAuth provider.
 package demo
 
 import (
@@ -24,8 +24,8 @@ const (
 )
 
 // provider is a tiny OAuth authorization server and the API behind it: enough
-// to see a credential connected, renewed, and lost when its grant is withdrawn. A
-// refresh token is replaced when it is used, and one that is used again ends its
+// to see a credential connected, renewed, and lost when its grant is revoked. A
+// refresh token is rotated when it is used, and reusing an old one revokes its
 // grant (RFC 9700, section 4.14.2). It keeps everything in memory.
 type provider struct {
 	lifetime time.Duration // of an access token
@@ -39,7 +39,7 @@ type provider struct {
 type authCode struct{ redirect, challenge string }
 
 type userGrant struct {
-	current string // the refresh token that is good
+	current string // the valid refresh token
 	ended   bool
 }
 
@@ -69,14 +69,14 @@ var consentPage = template.Must(template.New("consent").Parse(`<!doctype html><m
 func (p *provider) ask(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	if q.Get("client_id") != ClientID || q.Get("redirect_uri") == "" {
-		http.Error(w, "This provider knows the client "+ClientID+" alone.", http.StatusBadRequest)
+		http.Error(w, "This provider knows only the client "+ClientID+".", http.StatusBadRequest)
 		return
 	}
 	w.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-	_ = consentPage.Execute(w, nil) // who is gone needs no page
+	_ = consentPage.Execute(w, nil) // a client that is gone needs no page
 }
 
-// consent sends the browser back with a code, or with the refusal.
+// consent redirects the browser back with a code, or with the refusal.
 func (p *provider) consent(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	back, err := url.Parse(q.Get("redirect_uri"))
@@ -102,7 +102,7 @@ func (p *provider) consent(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, back.String(), http.StatusSeeOther) //nolint:gosec // a demo for one machine knows no list of redirect addresses
 }
 
-// known checks the client, by HTTP Basic or in the form (RFC 6749, section 2.3.1).
+// known authenticates the client, by HTTP Basic or in the form (RFC 6749, section 2.3.1).
 func (p *provider) known(r *http.Request) bool {
 	id, secret, basic := r.BasicAuth()
 	if !basic {
@@ -152,7 +152,7 @@ func (p *provider) token(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// revoke ends the grant of a token (RFC 7009).
+// revoke revokes the grant of a token (RFC 7009).
 func (p *provider) revoke(w http.ResponseWriter, r *http.Request) {
 	if !p.known(r) {
 		respond(w, http.StatusUnauthorized, map[string]any{"error": "invalid_client"})
@@ -169,7 +169,7 @@ func (p *provider) revoke(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusOK)
 }
 
-// withdrawAll ends every grant, as the people who gave them could.
+// withdrawAll revokes every grant, as its users could.
 func (p *provider) withdrawAll(w http.ResponseWriter, _ *http.Request) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -179,7 +179,7 @@ func (p *provider) withdrawAll(w http.ResponseWriter, _ *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// me is the API: it answers to a good access token.
+// me is the API: it accepts a valid access token.
 func (p *provider) me(w http.ResponseWriter, r *http.Request) {
 	p.mu.Lock()
 	a, ok := p.access[strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")]
@@ -196,5 +196,5 @@ func respond(w http.ResponseWriter, status int, answer map[string]any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_ = json.MarshalWrite(w, answer, json.Deterministic(true)) // who is gone needs no answer
+	_ = json.MarshalWrite(w, answer, json.Deterministic(true)) // a client that is gone needs no response
 }

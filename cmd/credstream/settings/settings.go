@@ -1,5 +1,5 @@
-// Package settings makes flags of configurations. A configuration is a struct whose tags
-// say it all: flag, env, default, help, and arg, which names the value in the help. A flag
+// Package settings makes flags of configurations. A configuration is a struct with the
+// tags flag, env, default, help, and arg, which names the value in the help. A flag
 // overrides its environment variable, and the variable overrides the default.
 package settings
 
@@ -21,7 +21,7 @@ var ErrEnvironment = fault.New(fault.Invalid, "config_environment", "An environm
 // envOf is the annotation that names a flag's variable.
 const envOf = "env"
 
-// Bind makes a flag of every exported field of the configuration cfg points at.
+// Bind adds a flag for every exported field of the configuration that cfg points at.
 func Bind(flags *pflag.FlagSet, cfg any) {
 	flags.SortFlags = false
 	v := reflect.ValueOf(cfg).Elem()
@@ -63,7 +63,7 @@ func Bind(flags *pflag.FlagSet, cfg any) {
 	}
 }
 
-// text is the value of a flag whose help calls it by a name of ours.
+// text is the value of a flag whose help names the value.
 type text struct {
 	*string
 	arg string
@@ -73,7 +73,7 @@ func (t *text) Set(s string) error { *t.string = s; return nil }
 func (t *text) String() string     { return *t.string }
 func (t *text) Type() string       { return t.arg }
 
-// number is likewise a value that is a number.
+// number is a text value that is a number.
 type number struct {
 	*int
 	arg string
@@ -89,7 +89,7 @@ func (n *number) Set(s string) (err error) {
 func (n *number) String() string { return strconv.Itoa(*n.int) }
 func (n *number) Type() string   { return n.arg }
 
-// duration is likewise a value that is a time, such as 10m or 400d.
+// duration is a text value that is a duration, such as 10m or 400d.
 type duration struct {
 	*time.Duration
 	arg string
@@ -103,7 +103,7 @@ func (d *duration) Set(s string) (err error) {
 	return err
 }
 
-// ParseDuration reads a time such as 10m, 48h or 400d.
+// ParseDuration parses a duration such as 10m, 48h or 400d.
 func ParseDuration(s string) (time.Duration, error) {
 	days, ok := strings.CutSuffix(s, "d")
 	if !ok {
@@ -127,14 +127,14 @@ func (d *duration) Type() string { return d.arg }
 
 const (
 	day     = 24 * time.Hour
-	maxDays = 100_000 // a time.Duration holds a few more
+	maxDays = 100_000 // the maximum of a time.Duration is slightly more
 )
 
 // FromEnvironment sets the flags that were not given from their variables. It is
-// done after parsing, so that help never prints what a variable holds. Errors:
+// called after parsing, so that help never prints the value of a variable. It returns
 // ErrEnvironment.
 func FromEnvironment(flags *pflag.FlagSet, getenv func(string) string) (err error) {
-	keyFile := flags.Lookup("key-file") // one that is given goes before a key of the environment
+	keyFile := flags.Lookup("key-file") // if given, it takes precedence over a key in the environment
 	fileGiven := keyFile != nil && keyFile.Changed
 	flags.VisitAll(func(f *pflag.Flag) {
 		env := f.Annotations[envOf]
@@ -172,7 +172,7 @@ func quoted(s string) string {
 	return "`" + s + "`"
 }
 
-// Takes says which values a flag accepts, such as "a number"; "" when that is not known.
+// Takes describes the values that a flag accepts, such as "a number"; "" when unknown.
 func Takes(f *pflag.Flag) string {
 	switch f.Value.(type) {
 	case *number:
