@@ -11,7 +11,7 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// Answer says how the commits to one aggregate are answered.
+// Answer builds the responses to commands on one aggregate.
 type Answer struct {
 	category string
 	fill     func(done *Done, before, after any)
@@ -19,8 +19,8 @@ type Answer struct {
 	last     func(recs []events.Record) bool
 }
 
-// AnswerOf makes the Answer of an aggregate: fill adds to the Done, which has the log
-// sequence and the id of the stream, what the states before and after the command say.
+// AnswerOf makes the Answer of an aggregate: fill completes the Done, which has the log
+// sequence and the id of the stream, from the states before and after the command.
 func AnswerOf[S any, C commands.Command, E any](d aggregates.Decider[S, C, E], fill func(done *Done, before, after S)) Answer {
 	return Answer{
 		category: d.Category,
@@ -32,15 +32,15 @@ func AnswerOf[S any, C commands.Command, E any](d aggregates.Decider[S, C, E], f
 	}
 }
 
-// Last says which commits to the aggregate are the last of the steps of a command.
+// Last sets which commits to the aggregate are the final step of a command.
 func (a Answer) Last(last func(recs []events.Record) bool) Answer {
 	a.last = last
 	return a
 }
 
-// Answered is the answer to the command that made the commit at seq, or that found
-// nothing to change in the state that the stream had then. It serves the first
-// answer and the repeated one.
+// Answered is the response to the command that made the commit at seq, or that found
+// nothing to change in the state at that time. It builds both the first
+// response and the repeated one.
 func (k *Kernel) Answered(stream events.StreamID, before, after any, seq uint64) Done {
 	done := Done{Seq: seq, ID: stream.ID}
 	if a, ok := k.answers[stream.Category]; ok {
@@ -49,8 +49,8 @@ func (k *Kernel) Answered(stream events.StreamID, before, after any, seq uint64)
 	return done
 }
 
-// Recorded makes the answer to the command that made a commit, from the stream as it
-// was then.
+// Recorded rebuilds the response to the command that made a commit, from the stream as of
+// that commit.
 func (k *Kernel) Recorded(ctx context.Context, recs []events.Record) (Done, error) {
 	stream := recs[0].Stream
 	a, ok := k.answers[stream.Category]
@@ -64,9 +64,9 @@ func (k *Kernel) Recorded(ctx context.Context, recs []events.Record) (Done, erro
 	return k.Answered(stream, before, after, recs[0].Seq), nil
 }
 
-// Begin records that a command is about to act outside the log. It returns what was
-// recorded by the first attempt at the command: an attempt after a crash continues from
-// that. A command without an id of its caller's leaves no record.
+// Begin records that a command is about to act outside the log. It returns the record
+// of the first attempt at the command, from which an attempt after a crash continues.
+// A command without a command id from its caller leaves no record.
 func (k *Kernel) Begin(ctx context.Context, call *Call, c events.CommandStarted) (first events.CommandStarted, err error) {
 	c.Route = call.Route
 	e := call.execution
@@ -74,7 +74,7 @@ func (k *Kernel) Begin(ctx context.Context, call *Call, c events.CommandStarted)
 		return c, nil
 	}
 	request := call.request
-	call.request = e.request // also of a call that completes an attempt
+	call.request = e.request // also of a call that completes an earlier attempt
 	_, after, err := Commit(ctx, k, call, aggregates.CommandRecord, call.Tenant, commands.CommandRecord(commands.StartCommand{ID: call.recordID(), Started: c}))
 	if call.request = request; e.resumed != nil {
 		call.request = ""
@@ -88,10 +88,10 @@ func (k *Kernel) Begin(ctx context.Context, call *Call, c events.CommandStarted)
 	return *after.Value.Started, nil
 }
 
-// recordID is the id of the stream that remembers how the command ended.
+// recordID is the id of the stream that records the command's outcome.
 func (c *Call) recordID() string { return c.DeriveID("command") }
 
-// summaryOf is what is remembered of an answer.
+// summaryOf is the recorded form of a response.
 func summaryOf(route string, d Done) events.CommandCompleted {
 	return events.CommandCompleted{
 		Route: route, Seq: d.Seq, ID: d.ID, Version: d.Version, Status: d.Status, Revision: d.Revision, Says: d.Says, Binding: d.Binding, Until: d.Until,
@@ -104,14 +104,14 @@ func doneOf(c events.CommandCompleted) Done {
 	}
 }
 
-// Result is the answer of a command that is more than a Done.
+// Result is the response of a command that returns more than a Done.
 type Result interface {
-	// Remember adds what is to be remembered of the answer, and returns its Done. It is
+	// Remember adds to c what has to be recorded of the response, and returns its Done. It is
 	// false when the command has changed nothing.
 	Remember(c *events.CommandCompleted) (Done, bool)
 }
 
-// summarize is what is remembered of a route's answer: all but its secrets. It is
+// summarize is the recorded form of a route's response: everything but its secrets. It is
 // false for a dry run, which changes nothing.
 func summarize(route string, answer any) (events.CommandCompleted, bool, error) {
 	if done, ok := answer.(Done); ok {
@@ -129,8 +129,8 @@ func summarize(route string, answer any) (events.CommandCompleted, bool, error) 
 	return summary, real, nil
 }
 
-// recalled answers a command again as it was answered first. The secrets that an
-// answer held are shown once; a link that the service can make again is made again.
+// recalled repeats the first response of a command. Secrets are shown only once, in the first
+// response; a link that the service can rebuild is rebuilt.
 func (k *Kernel) recalled(ctx context.Context, call *Call, c events.CommandCompleted) (*Repeat, error) {
 	if r := c.Refusal; r.Code != "" {
 		return &Repeat{err: &fault.Error{Kind: fault.Kind(r.Kind), Code: r.Code, Msg: r.Says, Pointer: r.Pointer}}, nil
@@ -144,8 +144,8 @@ func (k *Kernel) recalled(ctx context.Context, call *Call, c events.CommandCompl
 	return &Repeat{answer: answer}, err
 }
 
-// remember records how a named command ended where the commit that it made does not
-// say it whole, and returns the answer: that of another attempt when this was faster.
+// remember records the outcome of a named command if its commit does not
+// describe it completely, and returns the response: that of another attempt if it was faster.
 func (k *Kernel) remember(ctx context.Context, call *Call, route string, answer any) (any, error) {
 	c, real, err := summarize(route, answer)
 	if err != nil || !real {
@@ -165,7 +165,7 @@ func (k *Kernel) remember(ctx context.Context, call *Call, route string, answer 
 	return r.outcome(err)
 }
 
-// rememberRefusal records that a command was refused whose id stands in the log.
+// rememberRefusal records the refusal of a command whose id is in the log.
 func (k *Kernel) rememberRefusal(ctx context.Context, call *Call, route string, refusal error) error {
 	f := fault.Of(refusal)
 	_, err := k.complete(ctx, call, events.CommandCompleted{
@@ -174,8 +174,8 @@ func (k *Kernel) rememberRefusal(ctx context.Context, call *Call, route string, 
 	return err
 }
 
-// complete records how a command ended, unless that is recorded already, and returns
-// what is.
+// complete records the outcome of a command, unless one is recorded already, and returns
+// the recorded one.
 func (k *Kernel) complete(ctx context.Context, call *Call, c events.CommandCompleted) (events.CommandCompleted, error) {
 	named := *call
 	named.request = call.execution.request
@@ -192,8 +192,8 @@ func (k *Kernel) complete(ctx context.Context, call *Call, c events.CommandCompl
 	return *after.Value.Completed, nil
 }
 
-// CompleteFor records how the command ended whose first commit is first: the process
-// manager has completed it in place of whom it was cut off from.
+// CompleteFor records the outcome of the command whose first commit is first, which the process
+// manager has completed after the original call was interrupted.
 func (k *Kernel) CompleteFor(ctx context.Context, call *Call, first events.Record, route string, answer any) error {
 	summary, _, err := summarize(route, answer)
 	if err != nil {
@@ -204,18 +204,18 @@ func (k *Kernel) CompleteFor(ctx context.Context, call *Call, first events.Recor
 	return err
 }
 
-// Errors of a deadline.
+// Errors of a request deadline.
 var (
 	ErrDeadline = fault.New(fault.Invalid, "deadline_invalid", "The deadline must be an RFC 3339 time, such as \"2031-01-31T12:00:00.5Z\".")
 	ErrLate     = fault.New(fault.Unavailable, "request_late",
 		"The request arrived after its deadline and was not executed. If it was sent in time, compare the clocks of the client and the service.")
 )
 
-// DeadlineHeader is the header, on NATS and HTTP, that says when the caller stops
-// waiting for the answer.
+// DeadlineHeader is the header, on NATS and HTTP, with the time at which the caller stops
+// waiting for the response.
 const DeadlineHeader = "X-Request-Deadline"
 
-// ParseDeadline reads the deadline of a request; "" is none. Errors: ErrDeadline.
+// ParseDeadline parses the deadline of a request; "" is none. It returns ErrDeadline.
 func ParseDeadline(text string) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
@@ -227,7 +227,7 @@ func ParseDeadline(text string) (time.Time, error) {
 	return at, nil
 }
 
-// late refuses to begin what the caller does not wait for any more.
+// late refuses to start after the caller's deadline.
 func (c *Call) late(now time.Time) error {
 	if begun := c.execution != nil && c.execution.seq != 0; c.Deadline.IsZero() || begun || !now.After(c.Deadline) {
 		return nil

@@ -11,24 +11,24 @@ import (
 	"github.com/credstream/credstream/projections"
 )
 
-// beyondViews knows the named commands and the API keys in the commits after the place
-// where the views stand still: somebody whom the event that they cannot apply does not
-// concern need not wait for it.
+// beyondViews indexes the named commands and the API keys in the commits after the position
+// at which the views have stopped, so that callers who do not need the event that cannot be
+// applied do not have to wait for it.
 type beyondViews struct {
 	mu       sync.Mutex
-	from, to uint64 // what follows is of the commits after from, up to to
+	from, to uint64 // the index covers the commits after from, up to to
 	seqs     map[commandKey]uint64
-	keys     map[string]string // ids by the hex SHA-256 of the key
+	keys     map[string]string // id by the hex SHA-256 of the key
 
-	unknown    map[string]bool // tenants that have a commit of a form that this program does not know
+	unknown    map[string]bool // tenants that have a commit in a format that this program does not know
 	unreadKeys bool            // a commit of an API key cannot be read
 }
 
-// maxBeyondViews is the number of commits that are read for it at most.
+// maxBeyondViews is the maximum number of commits that are read for the index.
 const maxBeyondViews = 50_000
 
 // command finds the commit that recorded a command id in the log after the position of the
-// views, up to upTo. It returns projections.ErrViewsBehind when there is too much to read.
+// views, up to upTo. It returns projections.ErrViewsBehind if there are too many commits to read.
 func (b *beyondViews) command(ctx context.Context, k *Kernel, key commandKey, at, upTo uint64) (seq uint64, found bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -43,7 +43,7 @@ func (b *beyondViews) command(ctx context.Context, k *Kernel, key commandKey, at
 }
 
 // key finds the id of the API key with a hash, as command finds a commit, or returns
-// ErrKeyUnknown. Each commit is read once, whoever asks: wrong keys have nothing read again.
+// ErrKeyUnknown. Each commit is read only once, so invalid keys cause no repeated reads.
 func (b *beyondViews) key(ctx context.Context, k *Kernel, sum string, at, upTo uint64) (id string, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -54,7 +54,7 @@ func (b *beyondViews) key(ctx context.Context, k *Kernel, sum string, at, upTo u
 	switch {
 	case found:
 		return id, nil
-	case b.unreadKeys: // it may have issued this one
+	case b.unreadKeys: // it may have issued this key
 		return "", projections.ErrViewsBehind
 	}
 	return "", ErrKeyUnknown
@@ -62,7 +62,7 @@ func (b *beyondViews) key(ctx context.Context, k *Kernel, sum string, at, upTo u
 
 // read reads the log after the position of the views up to upTo.
 func (b *beyondViews) read(ctx context.Context, k *Kernel, at, upTo uint64) error {
-	if b.seqs == nil || at < b.from || at >= b.to { // nothing of it is needed, or it began later
+	if b.seqs == nil || at < b.from || at >= b.to { // the index is useless, or it starts too late
 		b.from, b.to, b.seqs, b.keys = at, at, map[commandKey]uint64{}, map[string]string{}
 		b.unknown, b.unreadKeys = map[string]bool{}, false
 	}
@@ -83,7 +83,7 @@ func (b *beyondViews) read(ctx context.Context, k *Kernel, at, upTo uint64) erro
 		if err != nil && stream.Category == aggregates.APIKey.Category {
 			b.unreadKeys = true
 		}
-		for _, r := range recs { // none where it cannot be read, which may be why they stand still
+		for _, r := range recs { // empty if it cannot be decoded, which may be why the views have stopped
 			if issued, ok := r.Event.(events.APIKeyIssued); ok {
 				b.keys[issued.SHA256] = r.Stream.ID
 			}
@@ -97,8 +97,8 @@ func (b *beyondViews) read(ctx context.Context, k *Kernel, at, upTo uint64) erro
 }
 
 // KeyBeyondViews finds the id of the API key with a hash (hex SHA-256) that was issued
-// after at, where the views stand still. Errors: ErrKeyUnknown; projections.ErrViewsBehind
-// when there is too much to read, or a commit of a key that cannot be read.
+// after at, where the views have stopped. It returns ErrKeyUnknown, or projections.ErrViewsBehind
+// if there are too many commits to read, or a commit of a key cannot be read.
 func (k *Kernel) KeyBeyondViews(ctx context.Context, sum string, at uint64) (id string, err error) {
 	end, err := k.cfg.Log.Store.End(ctx)
 	if err != nil {

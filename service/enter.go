@@ -7,9 +7,9 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// Receive gives a call its place among those under way, reads its body, which
-// holds up to size bytes, and returns when it is the call's turn. leave ends the
-// call. It returns admission.ErrBusy when too many of the caller's are under way.
+// Receive admits a call, reads its body, which
+// has up to size bytes, and returns when it is the call's turn. leave ends the
+// call. It returns admission.ErrBusy if the caller has too many calls in progress.
 // An edge that has a body to read calls it before Serve, which then does not wait
 // again. The call is not authorized yet.
 func (k *Kernel) Receive(ctx context.Context, call *Call, size int64, read func() ([]byte, error)) (body []byte, leave func(), err error) {
@@ -29,14 +29,14 @@ func (k *Kernel) Receive(ctx context.Context, call *Call, size int64, read func(
 	return body, p.Leave, nil
 }
 
-// ReceiveMessage is Receive for a message of a size in bytes that is to be stored in a queue.
+// ReceiveMessage is Receive for a message of size bytes that will be stored in a queue.
 func (k *Kernel) ReceiveMessage(ctx context.Context, call *Call, size int64) (leave func(), err error) {
 	_, leave, err = k.Enter(ctx, call, admission.Message, size)
 	return leave, err
 }
 
-// Enter gives a call its place, if it has none yet, and waits for its turn. inside is the
-// context of what the call does; leave ends the call.
+// Enter admits a call, unless it is admitted already, and waits for its turn. inside is the
+// context of the call's work; leave ends the call.
 func (k *Kernel) Enter(ctx context.Context, call *Call, cost int, size int64) (inside context.Context, leave func(), err error) {
 	if call.pass != nil {
 		return call.pass.With(ctx), func() {}, nil
@@ -49,7 +49,7 @@ func (k *Kernel) Enter(ctx context.Context, call *Call, cost int, size int64) (i
 	return p.With(ctx), p.Leave, nil
 }
 
-// Pass gives a caller a place and waits for its turn.
+// Pass admits a caller and waits for its turn.
 func (k *Kernel) Pass(ctx context.Context, who admission.Caller, cost int, size int64) (*admission.Pass, error) {
 	p, err := k.cfg.Admission.Reserve(who, cost, size)
 	if err != nil {
@@ -58,8 +58,8 @@ func (k *Kernel) Pass(ctx context.Context, who admission.Caller, cost int, size 
 	return p, p.Enter(ctx)
 }
 
-// payer is whose share a call takes: that of the tenant it names, if the caller
-// may name it and it is known to exist; else that of the caller's home.
+// payer is the tenant whose share a call uses: the tenant that it names, if the caller
+// has access and it is known to exist; else the caller's home tenant.
 func (k *Kernel) payer(call *Call) admission.Caller {
 	who := call.Principal.Actor
 	tenant := call.Principal.Home
@@ -72,8 +72,8 @@ func (k *Kernel) payer(call *Call) admission.Caller {
 // ErrNotQueueable refuses to store a command in a queue.
 var ErrNotQueueable = fault.New(fault.Invalid, "command_not_queueable", "This command cannot be queued: its response is needed. Send it as a request.")
 
-// Queue looks at a command before it is stored in a queue: that there is such a command, that
-// its caller may give it, and that its ids are ones. The body is for the caller to look at.
+// Queue validates a command before it is stored in a queue: that the command exists, that
+// its caller may send it, and that its ids are valid. The caller must validate the body.
 func (k *Kernel) Queue(ctx context.Context, call *Call, command string) (*Route, error) {
 	route, ok := k.routes[command]
 	switch {

@@ -1,9 +1,9 @@
 package service
 
-// Kind is what is counted apart.
+// Kind is a class of calls with its own rate limit.
 type Kind string
 
-// What is counted apart.
+// The kinds of calls.
 const (
 	CommandCall   Kind = "command"
 	QueryCall     Kind = "query"

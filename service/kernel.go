@@ -1,7 +1,7 @@
 // Package service is the kernel: one route table, and the one way from a call to the log.
-// It authorizes a call, checks its form, remembers commands by their ids, and executes
-// them. What the routes do is for the features, in the packages below it; the edges
-// (NATS, HTTP) call the table and own no rules.
+// It authorizes a call, validates it, deduplicates commands by their ids, and executes
+// them. The routes are implemented by the features, in the packages below it; the edges
+// (NATS, HTTP) call the table and contain no rules.
 package service
 
 import (
@@ -24,7 +24,7 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// Config is what a Kernel is made of. Every field without "optional" is needed.
+// Config is the configuration of a Kernel. Every field without "optional" is required.
 type Config struct {
 	Log       *aggregates.Log
 	Views     *projections.Views
@@ -36,55 +36,55 @@ type Config struct {
 	// WritesAllowed refuses commands while it returns an error, such as too little
 	// free space; optional.
 	WritesAllowed func() error
-	// Intact returns why the log cannot be believed, nil while it can: one that has lost
-	// commits cannot say that something is not there. Optional.
+	// Intact returns why the log cannot be trusted, nil while it can: a log that has lost
+	// commits cannot prove that something does not exist. Optional.
 	Intact func() error
-	// Claims keeps a command id to one command between processes; optional where
-	// one process alone serves the log.
+	// Claims makes command ids unique across processes; optional if
+	// a single process serves the log.
 	Claims Claims
-	// Admission shares the work of the process between callers; one of its own when nil.
+	// Admission shares the capacity of the process among callers; a new one when nil.
 	Admission *admission.Admission
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
 }
 
-// Gate lets calls through or refuses them: the one place that decides who may do what.
+// Gate admits or refuses calls: the one place that authorizes them.
 type Gate interface {
-	// Admit authorizes a call and takes it from the caller's rate.
+	// Admit authorizes a call and counts it against the caller's rate limit.
 	Admit(ctx context.Context, call *Call, perm permission.Permission, what Kind) error
-	// Charge takes a call that is authorized already from the caller's rate.
+	// Charge counts an authorized call against the caller's rate limit.
 	Charge(ctx context.Context, call *Call, what Kind) error
-	// Knows reports whether a tenant is known to exist. It does not wait.
+	// Knows reports whether a tenant is known to exist. It does not block.
 	Knows(tenant string) bool
 }
 
-// Feature is what a package of the service adds to the table.
+// Feature is a package that adds routes to the table.
 type Feature interface {
 	Routes() []Route
-	// Answers says how the commits to the feature's aggregates are answered.
+	// Answers builds the responses to commands on the feature's aggregates.
 	Answers() []Answer
 }
 
-// Kernel answers the route table. Its methods may be called from many goroutines.
+// Kernel serves the route table. Its methods may be called from many goroutines.
 type Kernel struct {
 	cfg               Config
 	gate              Gate
 	routes            map[string]*Route
 	answers           map[string]Answer              // by category of the aggregate
-	completedCommands *lru.Cache[commandKey, uint64] // log sequence of the named commands completed lately
+	completedCommands *lru.Cache[commandKey, uint64] // log sequence of recently completed named commands
 	beyondViews       beyondViews
-	inFlight          sync.Map // commandKey of each named command under way, to a channel closed at its end
+	inFlight          sync.Map // commandKey of each named command in progress, to a channel closed at its end
 	settling          settling
 	metrics           *metrics
-	background        context.Context // ends at Close; what outlives a request hangs on it
+	background        context.Context // parent context of background work; ends at Close
 	end               context.CancelFunc
 }
 
-// maxCompleted is the number of completed commands in memory: far more than the views
-// are ever behind.
+// maxCompleted is the number of completed commands in memory, far more than the lag of the
+// views.
 const maxCompleted = 10_000
 
-// New makes a Kernel without routes: Open gives it those. Close ends it.
+// New creates a Kernel without routes, which Open adds. Close ends it.
 func New(cfg Config) (*Kernel, error) {
 	k := &Kernel{cfg: cfg, metrics: newMetrics(cfg.Metrics), routes: map[string]*Route{}, answers: map[string]Answer{}}
 	if k.cfg.Now == nil {
@@ -104,7 +104,7 @@ func New(cfg Config) (*Kernel, error) {
 	return k, nil
 }
 
-// Open makes the table, before the first call.
+// Open builds the table, before the first call.
 func (k *Kernel) Open(gate Gate, features ...Feature) {
 	k.gate = gate
 	for _, f := range features {
@@ -123,27 +123,27 @@ func (k *Kernel) Route(name string) (*Route, bool) {
 	return r, ok
 }
 
-// Claims are the attempts at commands under way, shared by every process of the log.
+// Claims are the claims of command ids, shared by all processes of the log.
 func (k *Kernel) Claims() Claims { return k.cfg.Claims }
 
-// Now is the time by the service's clock.
+// Now is the current time of the service's clock.
 func (k *Kernel) Now() time.Time { return k.cfg.Now() }
 
-// Background ends at Close: what outlives a request hangs on it.
+// Background is the parent context of background work; it ends at Close.
 func (k *Kernel) Background() context.Context { return k.background }
 
-// Close ends what outlives a request, and waits for it.
+// Close ends the background work, and waits for it.
 func (k *Kernel) Close() {
-	k.settling.mu.Lock() // none begins afterwards
+	k.settling.mu.Lock() // nothing starts afterwards
 	k.end()
 	k.settling.mu.Unlock()
 	WaitFor(&k.settling.group)
 }
 
-// StopFor is how long the end of the process waits for what is under way.
+// StopFor is how long the shutdown waits for work in progress.
 const StopFor = 5 * time.Second
 
-// System is the actor of what the service does on its own account.
+// System is a call of the service itself.
 func System(tenant string, what string) *Call {
 	return &Call{
 		Tenant: tenant, Principal: Principal{Actor: events.Actor{Kind: "system", ID: what}}, Via: "system",
@@ -151,7 +151,7 @@ func System(tenant string, what string) *Call {
 	}
 }
 
-// WaitFor waits a while for what is under way at the end.
+// WaitFor waits up to StopFor for the group.
 func WaitFor(group *sync.WaitGroup) {
 	done := make(chan struct{})
 	go func() { group.Wait(); close(done) }()

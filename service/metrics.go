@@ -8,7 +8,7 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// metrics counts what the routes do. Labels are names of ours, never ids.
+// metrics counts the calls of routes. Labels are fixed names, never ids.
 type metrics struct {
 	requests *prometheus.CounterVec
 	latency  *prometheus.HistogramVec

@@ -21,7 +21,7 @@ import (
 	"github.com/credstream/credstream/projections"
 )
 
-// Resumed is the first commit of the command, of an attempt that broke off; nil when
+// Resumed is the first commit of the command, made by an interrupted attempt; nil when
 // there is none.
 func (c *Call) Resumed() []events.Record {
 	if c.execution == nil {
@@ -30,18 +30,18 @@ func (c *Call) Resumed() []events.Record {
 	return c.execution.resumed
 }
 
-// Step is the call as the nth command within it.
+// Step is the call for the nth step of its command.
 func (c *Call) Step(n int) *Call {
 	sub := *c
 	if sub.CommandID != "" {
 		sub.CommandID += "/" + strconv.Itoa(n)
 	}
-	sub.named, sub.request = false, "" // it meets itself by its effect, not by its command id
+	sub.named, sub.request = false, "" // a repeat is detected by its effect, not by its command id
 	return &sub
 }
 
-// IsRejected reports whether err means that nothing was appended. Anything that
-// is not plainly a refusal may hide a commit that names the secret.
+// IsRejected reports whether err means that nothing was appended. Any error that
+// is not a clear refusal may hide a commit that names the secret.
 func IsRejected(err error) bool {
 	if _, repeated := errors.AsType[*Repeat](err); repeated {
 		return true
@@ -50,30 +50,30 @@ func IsRejected(err error) bool {
 	return ok && f.Kind != fault.Unavailable && f.Kind != fault.Internal
 }
 
-// Done answers a command. It is rebuilt from the stored events when the command
-// comes again, so it holds nothing that is not in them.
+// Done is the response to a command. A repeat rebuilds it from the stored
+// events, so it holds nothing else.
 type Done struct {
-	Seq      uint64        `json:"seq"`               // log sequence to ask for as min_seq
-	ID       string        `json:"id,omitzero"`       // of the thing that changed
+	Seq      uint64        `json:"seq"`               // log sequence to pass as min_seq
+	ID       string        `json:"id,omitzero"`       // of the changed resource
 	Version  int           `json:"version,omitzero"`  // of a credential's keys, or of a connector secret
-	Status   events.Status `json:"status,omitzero"`   // of a credential; of a connector or its secret, what the command did
+	Status   events.Status `json:"status,omitzero"`   // of a credential; of a connector or its secret, the effect of the command
 	Revision int           `json:"revision,omitzero"` // of a component's descriptor
-	Says     string        `json:"says,omitzero"`     // what a failed dry request found, in a sentence
+	Says     string        `json:"says,omitzero"`     // why the dry request failed, a sentence
 	Binding  string        `json:"binding,omitzero"`  // id of a flow's reservation
-	Until    time.Time     `json:"until,omitzero"`    // when the reservation ends by itself
+	Until    time.Time     `json:"until,omitzero"`    // when the reservation expires
 }
 
-// Completed is the Done itself, of an answer that is a Done and more.
+// Completed is the Done of a response that embeds it.
 func (d Done) Completed() Done { return d }
 
-// Repeat ends the execution of a command that the log already holds.
+// Repeat ends the execution of a command that is already in the log.
 type Repeat struct {
 	answer any
-	err    error // in place of an answer: the refusal that is remembered
+	err    error // in place of a response: the recorded refusal
 }
 
-// Outcome is how the command ended: a Done, if its answer was one, or the refusal that is
-// remembered.
+// Outcome is the command's outcome: a Done, if that was its response, or the recorded
+// refusal.
 func (r *Repeat) Outcome() (done Done, ok bool, err error) {
 	done, ok = r.answer.(Done)
 	return done, ok, r.err
@@ -84,25 +84,25 @@ func (r *Repeat) Error() string { return "the command was already completed" }
 // execution is one attempt at a command. The steps of the command share it.
 type execution struct {
 	detach  func()          // from the caller's context, see detachable
-	acted   bool            // on something else than the log, whose outcome may not be known
+	acted   bool            // the command has acted outside the log, with a possibly unknown outcome
 	request string          // HMAC of the request, when the caller gave the command id
 	seq     uint64          // of the commit that recorded the command id; 0 while there is none
-	done    Done            // the answer that this commit makes
-	resumed []events.Record // the commit of an attempt that broke off, which this one completes
+	done    Done            // the response of this commit
+	resumed []events.Record // the commit of an interrupted attempt, which this one completes
 
-	unfinished bool // the commit that recorded the command id has steps after it, which decide the answer
+	unfinished bool // the commit that recorded the command id has later steps, which determine the response
 
 	mu        sync.Mutex
-	unsettled []unsettled // what was sent to the log without an answer
+	unsettled []unsettled // appends with an unknown outcome
 }
 
-// unsettled is a commit that may be in the log, or come to be.
+// unsettled is a commit that may be in the log, or may still arrive there.
 type unsettled struct {
 	*events.UnsettledError
 	named bool // it records the command id
 }
 
-// note keeps what err says was sent to the log without an answer.
+// note records an append whose outcome is unknown according to err.
 func (e *execution) note(err error, named bool) {
 	if u, ok := errors.AsType[*events.UnsettledError](err); ok && e != nil {
 		e.mu.Lock()
@@ -111,16 +111,16 @@ func (e *execution) note(err error, named bool) {
 	}
 }
 
-// sent is what was sent to the log without an answer.
+// sent are the appends with an unknown outcome.
 func (e *execution) sent() []unsettled {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return slices.Clone(e.unsettled)
 }
 
-// assignCommandID gives the call its command id: the caller's, or a random one. The
-// request of a caller's id is remembered by an HMAC under the tenant's key,
-// since what it holds may be guessed.
+// assignCommandID sets the command id of the call: the caller's, or a random one. The
+// request of a caller's id is recorded as an HMAC under the tenant's key,
+// because a plain hash could be guessed.
 func (k *Kernel) assignCommandID(ctx context.Context, call *Call, route string, body []byte) error {
 	if call.CommandID == "" {
 		call.CommandID = events.NewID()
@@ -130,7 +130,7 @@ func (k *Kernel) assignCommandID(ctx context.Context, call *Call, route string, 
 		return ErrCommandID
 	}
 	canonical := jsontext.Value(append([]byte(nil), body...))
-	// Numbers stay as they were written: they may be longer than a float64.
+	// Keep numbers as written: they may exceed a float64.
 	if err := canonical.Canonicalize(jsontext.CanonicalizeRawInts(false), jsontext.CanonicalizeRawFloats(false)); err != nil {
 		return ErrBody.Withf("The body must be one JSON document.")
 	}
@@ -142,15 +142,15 @@ func (k *Kernel) assignCommandID(ctx context.Context, call *Call, route string, 
 	return nil
 }
 
-// commandKey is what a command id is unique for.
+// commandKey is the scope within which a command id is unique.
 type commandKey struct{ tenant, kind, actor, command string }
 
 func (c *Call) key() commandKey {
 	return commandKey{c.Tenant, c.Principal.Actor.Kind, c.Principal.Actor.ID, c.CommandID}
 }
 
-// Unfinished says that the commit which recorded the command id has steps after it, which
-// decide the answer.
+// Unfinished means that the commit that recorded the command id has later steps, which
+// determine the response.
 func (c *Call) Unfinished() {
 	if c.execution != nil {
 		c.execution.unfinished = true
@@ -160,13 +160,13 @@ func (c *Call) Unfinished() {
 // Named reports whether the caller gave the command id.
 func (c *Call) Named() bool { return c.named }
 
-// DeriveID makes the id of a new thing of the command. A repeat makes the same one.
+// DeriveID derives the id of a new resource from the command. A repeat derives the same id.
 func (c *Call) DeriveID(what string) string {
 	return events.DeriveID(c.Tenant, c.Principal.Actor, c.CommandID, what)
 }
 
-// Detach lets the command go on whether or not its caller waits for it: from its
-// first effect on, which is one beside the log. Limits in time remain.
+// Detach makes the command independent of its caller, before its
+// first effect outside the log. Time limits still apply.
 func (c *Call) Detach() {
 	if c.execution != nil {
 		c.execution.acted = true
@@ -174,36 +174,36 @@ func (c *Call) Detach() {
 	}
 }
 
-// detachable is the context of one command. It ends with the caller's until detach
-// is called, then by itself alone, at the latest maxCall after its beginning.
+// detachable is the context of one command. It ends with the caller's context until detach
+// is called, and in any case after maxCall.
 func detachable(caller context.Context) (ctx context.Context, detach, end func()) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(caller), MaxCall)
 	stop := context.AfterFunc(caller, cancel)
 	return ctx, func() { stop() }, func() { stop(); cancel() }
 }
 
-// Claims are the attempts at named commands under way or of unknown outcome, shared
-// by every process that serves one log. A claim is forgotten some time after its
-// last attempt: no sooner than ClaimTime.
+// Claims are the attempts at named commands in progress or with unknown outcome, shared
+// by all processes of one log. A claim expires some time after its
+// last attempt, but not before ClaimTime.
 type Claims interface {
-	// Begin notes an attempt at the command with this key and returns the request
-	// that its command id stands for: this one, or another one for which there is an
-	// attempt that was not refused. Then nothing was noted.
+	// Begin registers an attempt at the command with this key and returns the request
+	// that the command id is claimed for: this one, or another one with an
+	// attempt that was not refused. In the latter case nothing was registered.
 	Begin(ctx context.Context, key [sha256.Size]byte, request, attempt string) (claimed string, err error)
-	// Refuse notes that an attempt was refused. others reports whether another one may
-	// still be carried out; when none may, the command id is free for any request.
+	// Refuse records that an attempt was refused. others reports whether another one may
+	// still be executed; if none may, the command id is free for any request.
 	Refuse(ctx context.Context, key [sha256.Size]byte, attempt string) (others bool, err error)
-	// Complete notes that an attempt has succeeded, which the log knows.
+	// Complete records that an attempt has succeeded, which is in the log.
 	Complete(key [sha256.Size]byte, attempt string)
 }
 
-// ClaimTime is how long a claim is kept at least: what is under way for longer has
-// ended by its own limits.
+// ClaimTime is the minimum lifetime of a claim: longer work has
+// ended by its own time limits.
 const ClaimTime = 10 * time.Minute
 
-// localClaims are the claims of a process that serves its log alone. Attempts of one
-// command id follow each other there (serialize): what is kept is an attempt whose
-// outcome is not known.
+// localClaims are the claims of a process that serves its log alone. It serializes the attempts of one
+// command id (serialize), so only attempts with an unknown outcome are
+// kept.
 type localClaims struct {
 	mu sync.Mutex
 	by map[[sha256.Size]byte]*localClaim
@@ -215,7 +215,7 @@ type localClaim struct {
 	last    time.Time
 }
 
-// maxLocalClaims is the number of claims above which old ones are looked for.
+// maxLocalClaims is the number of claims above which expired ones are removed.
 const maxLocalClaims = 4096
 
 func (c *localClaims) Begin(_ context.Context, key [sha256.Size]byte, request, attempt string) (string, error) {
@@ -260,7 +260,7 @@ func (c *localClaims) Complete(key [sha256.Size]byte, _ string) {
 	delete(c.by, key)
 }
 
-// execute carries out one command, and answers a repeated one as it was answered first.
+// execute executes one command, and repeats the first response for a repeated one.
 func (k *Kernel) execute(caller context.Context, call *Call, route *Route, body []byte) (any, error) {
 	ctx, detach, end := detachable(caller)
 	defer end()
@@ -280,7 +280,7 @@ func (k *Kernel) execute(caller context.Context, call *Call, route *Route, body 
 	id := call.key()
 	key := sha256.Sum256(events.LengthPrefixed("credstream/claim/1", id.tenant, id.kind, id.actor, id.command))
 	attempt := events.NewID()
-	request := call.execution.request // also of a call that completes an attempt, and is not named any more
+	request := call.execution.request // also of a call that completes an earlier attempt and is no longer named
 	switch claimed, err := k.cfg.Claims.Begin(ctx, key, request, attempt); {
 	case err != nil:
 		k.settleAttempt(call, key, attempt)
@@ -295,7 +295,7 @@ func (k *Kernel) execute(caller context.Context, call *Call, route *Route, body 
 	return answer, err
 }
 
-// attempt carries out a named command that is claimed.
+// attempt executes a named command that is claimed.
 func (k *Kernel) attempt(ctx context.Context, call *Call, route *Route, body []byte, key [sha256.Size]byte, attempt string) (any, error) {
 	answer, err := k.executeNamed(ctx, call, route, body)
 	if r, ok := errors.AsType[*Repeat](err); ok { // an identical call won the race to the log
@@ -312,8 +312,8 @@ func (k *Kernel) attempt(ctx context.Context, call *Call, route *Route, body []b
 	return k.refuse(ctx, call, route, body, key, attempt, err)
 }
 
-// executeNamed carries out a named command and remembers how it ended. It completes an
-// attempt of which it hears only when it is about to append.
+// executeNamed executes a named command and records its outcome. It also completes an
+// earlier attempt that it only detects when it is about to append.
 func (k *Kernel) executeNamed(ctx context.Context, call *Call, route *Route, body []byte) (any, error) {
 	resumed := call.execution.resumed != nil
 	answer, err := route.serve(ctx, call, body)
@@ -326,12 +326,12 @@ func (k *Kernel) executeNamed(ctx context.Context, call *Call, route *Route, bod
 	return answer, err
 }
 
-// refuse answers a refusal of a named command. It is the answer only where no other
-// attempt at the command has been carried out, or may yet be: what the log holds is
-// looked at to its end, and the claim tells of the others.
+// refuse returns a refusal of a named command, but only if no other
+// attempt at the command was executed or may still be. It checks the log
+// to its end; the claim tells of other attempts.
 func (k *Kernel) refuse(ctx context.Context, call *Call, route *Route, body []byte, key [sha256.Size]byte, attempt string, refusal error) (any, error) {
 	if call.execution.seq != 0 || call.execution.resumed != nil {
-		// Its id stands in the log, and what it did there was undone.
+		// Its id is in the log, and its effect there was undone.
 		if err := k.rememberRefusal(ctx, call, route.Name, refusal); err != nil {
 			return nil, err
 		}
@@ -348,7 +348,7 @@ func (k *Kernel) refuse(ctx context.Context, call *Call, route *Route, body []by
 		}
 		return r.outcome(err)
 	}
-	if call.execution.resumed != nil { // an attempt that broke off in another process, of which the views did not know
+	if call.execution.resumed != nil { // an attempt was interrupted in another process, and the views did not have it yet
 		return k.attempt(ctx, call, route, body, key, attempt)
 	}
 	others, err := k.cfg.Claims.Refuse(ctx, key, attempt)
@@ -358,11 +358,11 @@ func (k *Kernel) refuse(ctx context.Context, call *Call, route *Route, body []by
 	return nil, refusal
 }
 
-// maxSettling bounds the attempts that are settled at one time; the claim of any
-// other one stays until it runs out.
+// maxSettling bounds the attempts that are settled concurrently; the claim of any
+// other one stays until it expires.
 const maxSettling = 4096
 
-// settling are the attempts that are settled now.
+// settling are the attempts that are being settled.
 type settling struct {
 	mu    sync.Mutex
 	n     int
@@ -375,10 +375,10 @@ func (s *settling) leave() {
 	s.n--
 }
 
-// settleAttempt resolves, in the background, an attempt that ended without an answer: what it
-// sent to the log is stored or never will be. When it comes to nothing the claim is
-// told, so that a repeat may be refused. Whatever has acted beside the log keeps its
-// claim until that runs out.
+// settleAttempt resolves, in the background, an attempt that ended without a result: its
+// appends are stored or never will be. If they failed, the claim is
+// refused, so that a repeat may be refused. An attempt that has acted outside the log keeps its
+// claim until it expires.
 func (k *Kernel) settleAttempt(call *Call, key [sha256.Size]byte, attempt string) {
 	e := call.execution
 	if e.acted || e.seq != 0 || e.resumed != nil {
@@ -397,7 +397,7 @@ func (k *Kernel) settleAttempt(call *Call, key [sha256.Size]byte, attempt string
 		for _, u := range e.sent() {
 			stored, err := u.Settle(ctx)
 			if err != nil || stored && u.named {
-				return // not known; or the log knows
+				return // unknown, or stored in the log
 			}
 		}
 		for {
@@ -413,7 +413,7 @@ func (k *Kernel) settleAttempt(call *Call, key [sha256.Size]byte, attempt string
 	})
 }
 
-// outcome is what the caller of a repeated command is told; err goes before.
+// outcome is the result for the caller of a repeated command; err takes precedence.
 func (r *Repeat) outcome(err error) (any, error) {
 	switch {
 	case err != nil:
@@ -424,9 +424,9 @@ func (r *Repeat) outcome(err error) (any, error) {
 	return r.answer, nil
 }
 
-// serialize returns when no other call with the same command id is under way in this
-// process; release lets the next one in. Two requests that share an id but not a
-// target would otherwise not meet.
+// serialize waits until no other call with the same command id is in progress in this
+// process; release admits the next one. Two requests that share an id but not a
+// target would otherwise not conflict.
 func (k *Kernel) serialize(ctx context.Context, call *Call) (release func(), err error) {
 	key, mine := call.key(), make(chan struct{})
 	for {
@@ -454,23 +454,23 @@ func printable(s string) bool {
 	return true
 }
 
-// repeated finds the answer to a named command that the log already holds, else nil.
+// repeated finds the response to a named command that is already in the log, else nil.
 // The views know every command up to their position; it waits for them to reach
-// upTo. A command of several steps that broke off between them is not answered: the
-// call is to complete it.
+// upTo. A command of several steps that was interrupted between them has no response yet: the
+// call must complete it.
 func (k *Kernel) repeated(ctx context.Context, call *Call, upTo uint64) (*Repeat, error) {
 	if !call.named {
-		return nil, nil //nolint:nilnil // no id of the caller's
+		return nil, nil //nolint:nilnil // no command id from the caller
 	}
-	standing := false // the views come to upTo only when somebody mends them
+	standing := false // the views have stopped and must be repaired
 	if err := k.cfg.Projector.Wait(ctx, upTo); errors.Is(err, projections.ErrViewsBehind) {
 		standing = true
 	} else if err != nil {
 		return nil, err
 	}
-	seq, found := k.completedCommands.Get(call.key()) // what the views may not know yet
+	seq, found := k.completedCommands.Get(call.key()) // which the views may not have yet
 	if !found {
-		at := k.cfg.Views.Position() // which may move on
+		at := k.cfg.Views.Position() // it may advance
 		var err error
 		seq, found, err = k.cfg.Views.Command(ctx, call.Tenant, call.Principal.Actor, call.CommandID)
 		if err == nil && !found && standing {
@@ -501,19 +501,19 @@ func (k *Kernel) repeated(ctx context.Context, call *Call, upTo uint64) (*Repeat
 	if err != nil {
 		return nil, err
 	}
-	last := k.answers[recs[0].Stream.Category].last // where a version of before has recorded the id
+	last := k.answers[recs[0].Stream.Category].last // an earlier version has recorded the id there
 	ended := last != nil && last(recs)
 	if e := call.execution; record.Value.Started != nil || k.routes[call.Route].resumable && !ended {
 		if e.seq == 0 {
 			e.resumed, e.done, call.named, call.request = recs, done, false, ""
 		}
-		return nil, nil //nolint:nilnil // to be completed
+		return nil, nil //nolint:nilnil // must be completed
 	}
 	return k.recalled(ctx, call, summaryOf(call.Route, done))
 }
 
-// Execute runs one command of one aggregate. It returns the value the command was
-// decided on and the state after it.
+// Execute executes one command on one aggregate. It returns the state before
+// the command and the state after it.
 func Execute[S any, C commands.Command, E any](ctx context.Context, k *Kernel, call *Call,
 	d aggregates.Decider[S, C, E], tenant string, cmd C,
 ) (before S, after aggregates.State[S], err error) {
@@ -521,7 +521,7 @@ func Execute[S any, C commands.Command, E any](ctx context.Context, k *Kernel, c
 	return was.Value, after, err
 }
 
-// Commit is execute that returns both states: the one way to the log. They have one
+// Commit is the one way to the log. It returns both states, which have the same
 // Seq when nothing was appended.
 func Commit[S any, C commands.Command, E any](ctx context.Context, k *Kernel, call *Call,
 	d aggregates.Decider[S, C, E], tenant string, cmd C,
@@ -534,8 +534,8 @@ func Commit[S any, C commands.Command, E any](ctx context.Context, k *Kernel, ca
 		call.execution.detach()
 	}
 	was, after, err = d.Execute(ctx, k.cfg.Log, tenant, cmd, k.meta(call), func(ctx context.Context, seq uint64) error {
-		if !call.named || seq <= call.dedupPosition || call.execution.seq != 0 { // an unnamed call may have several under way
-			return nil // or an earlier look covered it
+		if !call.named || seq <= call.dedupPosition || call.execution.seq != 0 { // an unnamed call may have several executions
+			return nil // or an earlier check covered it
 		}
 		r, err := k.repeated(ctx, call, seq)
 		switch {
@@ -550,7 +550,7 @@ func Commit[S any, C commands.Command, E any](ctx context.Context, k *Kernel, ca
 		return nil
 	})
 	call.execution.note(err, call.named)
-	if after.Seq > was.Seq { // stored, also when that is not known to be durable
+	if after.Seq > was.Seq { // stored, though perhaps not known to be durable
 		k.metrics.appended.Observe(k.Now().Sub(begin).Seconds())
 		if call.named && call.execution.seq == 0 {
 			call.execution.seq, call.execution.done = after.Seq, k.Answered(d.Stream(tenant, cmd.Target()), was.Value, after.Value, after.Seq)
@@ -560,7 +560,7 @@ func Commit[S any, C commands.Command, E any](ctx context.Context, k *Kernel, ca
 	return was, after, err
 }
 
-// correlation is what joins what the call leads to.
+// correlation is the correlation id of the call's commits.
 func (c *Call) correlation() string {
 	if c.Correlation == "" {
 		return c.CommandID
@@ -568,8 +568,8 @@ func (c *Call) correlation() string {
 	return c.Correlation
 }
 
-// Apart is the call as it goes on when its caller has its answer. What it records belongs
-// together with what the call records.
+// Apart is the call for work that continues after its response. It has the same
+// correlation id.
 func (c *Call) Apart() *Call {
 	one := *c
 	one.Correlation = c.correlation()
@@ -577,7 +577,7 @@ func (c *Call) Apart() *Call {
 	return &one
 }
 
-// Within is the call as it concerns one of many credentials.
+// Within is the part of a bulk call that concerns one credential.
 func (c *Call) Within(id string) *Call {
 	one := *c
 	one.CommandID += "/" + id

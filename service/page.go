@@ -11,7 +11,7 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// KeepAtOnce is how many things a keeper mends at one time.
+// KeepAtOnce is the number of items that a background job processes at a time.
 const KeepAtOnce = 200
 
 // ErrLimit refuses a page size out of range.
@@ -28,10 +28,10 @@ func PageSize(limit int) (int, error) {
 	return limit, nil
 }
 
-// maxWait bounds how long a query waits for the views to be as fresh as asked.
+// maxWait bounds how long a query waits for the views to reach min_seq.
 const maxWait = 5 * time.Second
 
-// ErrNotYet is the answer of a query whose min_seq the views did not reach in time.
+// ErrNotYet is returned if the views did not reach min_seq in time.
 var ErrNotYet = fault.New(fault.Unavailable, "min_seq_not_reached",
 	"The service has not reached min_seq yet. Try again, or send the query without min_seq.")
 
@@ -52,7 +52,7 @@ func (k *Kernel) AtLeast(ctx context.Context, seq uint64) error {
 	return err
 }
 
-// The checks of a request's form, which commands make too.
+// The request validations, which commands share.
 var (
 	ErrName    = commands.ErrName
 	ErrMissing = commands.ErrMissing
@@ -67,7 +67,7 @@ func CheckName(pointer, name string) error { return commands.CheckName(pointer, 
 // CheckTarget is commands.CheckTarget.
 func CheckTarget(id string, expected int) error { return commands.CheckTarget(id, expected) }
 
-// PointAt has an error of ours point at a member of the request.
+// PointAt sets the request member that an error of this service points at.
 func PointAt(err error, pointer string) error {
 	if f, ok := errors.AsType[*fault.Error](err); ok {
 		return f.At(pointer)
@@ -80,5 +80,5 @@ func EscapePointer(name string) string {
 	return string(jsontext.Pointer("").AppendToken(name))[1:]
 }
 
-// ErrRange refuses a range that is none.
+// ErrRange rejects an invalid range.
 var ErrRange = fault.New(fault.Invalid, "range_invalid", "from must be at least 1, and to must not be less than from.")

@@ -16,35 +16,35 @@ const AllTenants = "*"
 // Principal is an authenticated caller.
 type Principal struct {
 	Actor       events.Actor
-	Home        string                  // tenant used where a surface names none
-	Tenants     []string                // tenants it may name, or AllTenants
-	Role        permission.Role         // "" when it has permissions by name alone
-	Permissions []permission.Permission // held by name, besides those of the role
-	Addresses   []netip.Prefix          // networks that its key may be used from; none: from everywhere
-	Expires     time.Time               // when its key ends by itself; zero: never
+	Home        string                  // tenant used where a request names none
+	Tenants     []string                // tenants it may access, or AllTenants
+	Role        permission.Role         // "" when it has only single permissions
+	Permissions []permission.Permission // in addition to those of the role
+	Addresses   []netip.Prefix          // networks from which its key may be used; empty: from everywhere
+	Expires     time.Time               // expiry of its key; zero: never
 }
 
-// Reaches reports whether the principal may name the tenant.
+// Reaches reports whether the principal may access the tenant.
 func (p Principal) Reaches(tenant string) bool {
 	return slices.Contains(p.Tenants, tenant) || slices.Contains(p.Tenants, AllTenants)
 }
 
-// May reports whether the principal holds the permission, by its role or by name.
+// May reports whether the principal has the permission, by its role or individually.
 func (p Principal) May(perm permission.Permission) bool {
 	return slices.Contains(p.Permissions, perm) || slices.Contains(permission.Roles[p.Role], perm)
 }
 
 // MayGrant reports whether the principal may issue a key with the permission:
-// one it holds or, of an ADMINISTRATOR, any.
+// one that it has or, for an ADMINISTRATOR, any.
 func (p Principal) MayGrant(perm permission.Permission) bool {
 	return p.Role == permission.Administrator || p.May(perm)
 }
 
-// Expired reports whether the principal's key has ended by itself.
+// Expired reports whether the principal's key has expired.
 func (p Principal) Expired(now time.Time) bool { return !p.Expires.IsZero() && !now.Before(p.Expires) }
 
 // UsableFrom reports whether the principal's key may be used from the address.
-// One that is not known is in no network.
+// An unknown address is in no network.
 func (p Principal) UsableFrom(from netip.Addr) bool {
 	from = from.Unmap().WithZone("")
 	return len(p.Addresses) == 0 || slices.ContainsFunc(p.Addresses, func(n netip.Prefix) bool { return n.Contains(from) })
@@ -54,8 +54,8 @@ func (p Principal) UsableFrom(from netip.Addr) bool {
 var (
 	ErrUnauthenticated = fault.New(fault.Unauthenticated, "unauthenticated",
 		"An API key is required: send it by HTTP Basic or Bearer, or as the password of the NATS connection.")
-	// ErrKeyUnknown says one thing of every key that is not good, so that it tells
-	// nothing to who guesses.
+	// ErrKeyUnknown is the same for every invalid key, so that a guesser learns
+	// nothing.
 	ErrKeyUnknown = fault.New(fault.Unauthenticated, "api_key_unknown",
 		"The API key is unknown, revoked or expired, or it may not be used from this address.")
 	ErrDenied         = fault.New(fault.Denied, "permission_denied", "The key lacks the required permission.")

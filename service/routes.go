@@ -22,69 +22,69 @@ import (
 
 // Call is one request of an authenticated caller.
 type Call struct {
-	Tenant      string // from the path or subject; authorize checks it against the principal
+	Tenant      string // from the path or subject; checked against the principal
 	Principal   Principal
 	Via         string // "nats", "http" or "system"
-	CommandID   string // given by the caller to make a repeat harmless, or ""
-	Correlation string // given by the caller, or ""
+	CommandID   string // idempotency key from the caller, or ""
+	Correlation string // from the caller, or ""
 	Causation   string // id of the event or queued command that led to the call, or ""
-	// Confidential says that nobody on the way of the answer can read along: the
-	// caller is on the same machine or came over TLS. Over NATS nobody is.
+	// Confidential means that nobody can read the response on its way: the
+	// caller is on the same machine or connected over TLS. It is never set over NATS.
 	Confidential bool
-	// CrossSite says that a page of another origin has a browser send the call, and
-	// Head that its sender does not read the answer: see Route.CheckSender.
+	// CrossSite means that a page of another origin has a browser send the call, and
+	// Head that the sender does not read the response: see Route.CheckSender.
 	CrossSite, Head bool
 
-	// Deadline is when the caller stops waiting: what has not begun by then does not
-	// begin. None when zero.
+	// Deadline is when the caller stops waiting: work that has not started by then does not
+	// start. None when zero.
 	Deadline time.Time
 
 	Route         string          // the command or query; Serve sets it
 	named         bool            // the caller gave the command id
 	request       string          // HMAC of the request, when named
-	dedupPosition uint64          // log position up to which the views were asked for the command
-	pass          *admission.Pass // nil until the call has entered
-	execution     *execution      // nil for what the service does on its own account
+	dedupPosition uint64          // log position up to which the views were searched for the command
+	pass          *admission.Pass // nil until the call is admitted
+	execution     *execution      // nil for calls of the service itself
 }
 
-// Route is one command or query: its name on every edge, who may use it, and
-// the shapes of its JSON.
+// Route is one command or query: its name on every edge, its permission, and
+// the types of its JSON.
 type Route struct {
 	Name          string // "credential.create"
-	Command       bool   // a command changes state and answers with Done; a query reads
+	Command       bool   // a command changes state and returns a Done; a query reads
 	Permission    permission.Permission
-	AltPermission permission.Permission // that will do in its place, or ""; then what is asked for decides which
+	AltPermission permission.Permission // accepted instead, or ""; then the request determines which one applies
 	Summary       string                // one sentence, for the reference
 	In, Out       reflect.Type          // structs
-	Secrets       bool                  // the request holds clear text: refused where others could listen
-	Audited       bool                  // a query that leaves a fact in the name of the caller, as commands do
+	Secrets       bool                  // the request holds clear text: refused on connections that others could read
+	Audited       bool                  // a query that records an event in the name of the caller, as commands do
 	Unqueueable   bool                  // a command that cannot be stored in a queue
-	cost          int                   // of its work, for admission
-	resumable     bool                  // of several steps
+	cost          int                   // its cost, for admission
+	resumable     bool                  // has several steps
 	serve         func(context.Context, *Call, []byte) (any, error)
-	recall        func(context.Context, *Call, Done, events.CommandCompleted) (any, error) // nil: the answer is the Done
+	recall        func(context.Context, *Call, Done, events.CommandCompleted) (any, error) // nil: the response is the Done
 }
 
-// Command makes the route of a command, which do carries out.
+// Command makes the route of a command, which do executes.
 func Command[In, Out any](name string, p permission.Permission, do func(context.Context, *Call, In) (Out, error), summary string) Route {
 	r := Query(name, p, do, summary)
 	r.Command = true
 	return r
 }
 
-// AuditedQuery makes the route of a query that leaves a fact in the name of its caller,
-// as commands do. do calls Kernel.Charge before it records that.
+// AuditedQuery makes the route of a query that records an event in the name of its caller,
+// as commands do. do calls Kernel.Charge before it records the event.
 func AuditedQuery[In, Out any](name string, p permission.Permission, do func(context.Context, *Call, In) (Out, error), summary string) Route {
 	r := Query(name, p, do, summary)
 	r.Audited = true
 	return r
 }
 
-// checker is a request that checks its own form.
+// checker is a request that validates itself.
 type checker interface{ Check() error }
 
-// Query makes the route of a query, which do answers. Here and above, a request with a
-// method Check() error has passed it before do sees it.
+// Query makes the route of a query, which do executes. Here and above, a request with a
+// method Check() error has passed it before do gets it.
 func Query[In, Out any](name string, p permission.Permission, do func(context.Context, *Call, In) (Out, error), summary string) Route {
 	_, checked := any(*new(In)).(checker)
 	return Route{
@@ -104,60 +104,60 @@ func Query[In, Out any](name string, p permission.Permission, do func(context.Co
 	}
 }
 
-// WithSecrets marks what holds clear text.
+// WithSecrets marks a route whose request holds clear text.
 func (r Route) WithSecrets() Route {
 	r.Secrets = true
 	return r
 }
 
-// Scan is for what looks at many things.
+// Scan marks a route that reads many items.
 func (r Route) Scan() Route {
 	r.cost = admission.Scan
 	return r
 }
 
-// Resumable is for a command of several steps, which records its id on the first one. A
-// repeat completes what broke off, unless it is recorded that it was completed.
+// Resumable marks a command of several steps, which records its id with the first one. A
+// repeat completes an interrupted command, unless its completion is recorded.
 func (r Route) Resumable() Route {
 	r.resumable = true
 	return r
 }
 
-// Unqueued is for a command that cannot be queued: its answer is the point of it, or its
-// secrets could only stand there in clear.
+// Unqueued marks a command that cannot be queued: its caller needs the response, or its
+// secrets would be stored in clear text.
 func (r Route) Unqueued() Route {
 	r.Unqueueable = true
 	return r
 }
 
-// WithAltPermission lets callers in that lack the route's permission but hold the other one.
+// WithAltPermission admits callers that lack the route's permission but have the other one.
 func (r Route) WithAltPermission(p permission.Permission) Route {
 	r.AltPermission = p
 	return r
 }
 
-// Recalling is for a command whose answer is more than a Done: recall makes it again from what
-// is remembered of it.
+// Recalling is for a command that returns more than a Done: recall rebuilds the response from
+// its record.
 func (r Route) Recalling(recall func(ctx context.Context, call *Call, done Done, c events.CommandCompleted) (any, error)) Route {
 	r.recall = recall
 	return r
 }
 
-// The refusals of who leaves a fact in somebody else's name, or for nothing.
+// Errors of a call that would record an event in another user's name, or for nothing.
 var (
 	ErrCrossOrigin = fault.New(fault.Denied, "cross_origin_refused", "Cross-origin browser requests cannot send commands or audited queries.")
 	ErrMethod      = fault.New(fault.Invalid, "method_not_allowed", "This path does not support this method.")
 )
 
-// Charge takes the fact that an audited query is about to record from its caller's rate:
+// Charge counts the event that an audited query is about to record against its caller's rate limit:
 // it costs as much as a command.
 func (k *Kernel) Charge(ctx context.Context, call *Call) error {
 	return k.gate.Charge(ctx, call, CommandCall)
 }
 
-// CheckSender refuses a call that leaves a fact to a page of another origin, which
-// has a browser send it in the name of its user, and to who does not read the
-// answer (HEAD): the fact would say that somebody was shown what nobody saw.
+// CheckSender refuses a call that records an event if a page of another origin
+// has a browser send it in the name of its user, or if the sender does not read the
+// response (HEAD): the event would record a disclosure that did not happen.
 func (r Route) CheckSender(crossSite, head bool) error {
 	switch {
 	case !r.Command && !r.Audited:
@@ -170,7 +170,7 @@ func (r Route) CheckSender(crossSite, head bool) error {
 	return nil
 }
 
-// permission is the one that a caller needs: the other one when it holds that alone.
+// permission is the one that the caller needs: AltPermission if it has only that one.
 func (r *Route) permission(p Principal) permission.Permission {
 	if r.AltPermission != "" && !p.May(r.Permission) && p.May(r.AltPermission) {
 		return r.AltPermission
@@ -196,15 +196,15 @@ const (
 	MaxBody  = 1 << 20 // bytes
 	maxDepth = 32
 	maxID    = 128
-	// MaxCall bounds one call in time, the dry request included.
+	// MaxCall is the time limit of one call, including the dry request.
 	MaxCall = 30 * time.Second
 )
 
-// Serve answers one call of the route with a JSON body, "" being an empty
-// object. The answer marshals to JSON; an error that is no *fault.Error is
-// internal and is not for the caller.
+// Serve executes one call of the route with a JSON body, "" being an empty
+// object. The response marshals to JSON; an error that is not a *fault.Error is
+// internal and must not be shown to the caller.
 //
-// A command continues when its caller hangs up once it has begun to change something.
+// Once a command has begun to change something, it continues even if its caller hangs up.
 func (k *Kernel) Serve(caller context.Context, call Call, name string, body []byte) (answer any, err error) {
 	ctx, cancel := context.WithTimeout(caller, MaxCall)
 	defer cancel()
@@ -224,7 +224,7 @@ func (k *Kernel) Serve(caller context.Context, call Call, name string, body []by
 	if err := call.late(start); err != nil {
 		return nil, err
 	}
-	if route.Command && k.cfg.Intact != nil { // before anything is looked up that may be lost
+	if route.Command && k.cfg.Intact != nil { // before any lookup in a log that may have lost data
 		if err := k.cfg.Intact(); err != nil {
 			return nil, err
 		}
@@ -260,7 +260,7 @@ func (k *Kernel) Serve(caller context.Context, call Call, name string, body []by
 	return k.execute(ctx, &call, route, body)
 }
 
-// WritesAllowed refuses what would write while nothing can be written.
+// WritesAllowed refuses writes while nothing can be written.
 func (k *Kernel) WritesAllowed() error {
 	if k.cfg.WritesAllowed == nil {
 		return nil
@@ -268,8 +268,8 @@ func (k *Kernel) WritesAllowed() error {
 	return k.cfg.WritesAllowed()
 }
 
-// CheckIntegrity replaces a refusal that rests on what a damaged log does not hold, or on views
-// that wait for it, by the damage.
+// CheckIntegrity replaces a refusal that may be caused by missing commits of a damaged log, or by views
+// that wait for them, with the error of the damage.
 func (k *Kernel) CheckIntegrity(err error) error {
 	if err == nil || k.cfg.Intact == nil {
 		return err
@@ -282,7 +282,7 @@ func (k *Kernel) CheckIntegrity(err error) error {
 	return err
 }
 
-// CheckForm bounds a body before anything is decoded from it.
+// CheckForm bounds a body before it is decoded.
 func CheckForm(body []byte) error {
 	switch {
 	case len(body) > MaxBody:
@@ -317,7 +317,7 @@ func tooDeep(body []byte) bool {
 }
 
 // Decode reads exactly one JSON object without unknown or repeated members. The
-// error names the place, never the value, which may be a secret.
+// error names the member, never the value, which may be a secret.
 func Decode(body []byte, in any) error { return DecodeWith(body, in, json.RejectUnknownMembers(true)) }
 
 // DecodeWith is Decode with other rules for members.
@@ -348,8 +348,8 @@ func DecodeWith(body []byte, in any, how json.Options) error {
 	return ErrBody.Withf("The body must be one JSON document.")
 }
 
-// place is a JSON pointer in an answer, cut when it is longer than any of ours: a
-// caller's mistake of a mebibyte is not sent back.
+// place is a JSON pointer in an error, truncated to the length of the longest known one, so that
+// a caller's huge name is not sent back.
 func place(p jsontext.Pointer) string {
 	const most = 256
 	if len(p) <= most {
@@ -358,8 +358,8 @@ func place(p jsontext.Pointer) string {
 	return strings.ToValidUTF8(string(p[:most]), "") + "..."
 }
 
-// GoodRequestID reports whether a request may have the id that its sender gave it: 1
-// to 64 ASCII letters, digits, '-', '_' and '.', since logs and answers repeat it.
+// GoodRequestID reports whether the request id of a sender is acceptable: 1
+// to 64 ASCII letters, digits, '-', '_' and '.', because logs and responses repeat it.
 func GoodRequestID(id string) bool {
 	if len(id) < 1 || len(id) > 64 {
 		return false
@@ -373,7 +373,7 @@ func GoodRequestID(id string) bool {
 	return true
 }
 
-// meta says on whose behalf a commit is made.
+// meta is the metadata of the call's commits.
 func (k *Kernel) meta(call *Call) events.Meta {
 	return events.Meta{
 		Tenant: call.Tenant, Actor: call.Principal.Actor, Command: call.CommandID, Request: call.request,

@@ -10,19 +10,19 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// AccessFact says that the values of a credential were given to somebody. It is
-// durable before they are. Its JSON form is forever, and it holds no secret.
+// AccessFact records that a caller got the values of a credential. It is
+// durable before the values are returned. Its JSON form is stable, and it holds no secret.
 type AccessFact struct {
 	Lease      string       `json:"lease"`
 	Credential string       `json:"credential"`
 	Version    int          `json:"version"`        // of the keys
 	Grant      int          `json:"grant,omitzero"` // of the tokens among them; absent when there are none
-	Actor      events.Actor `json:"actor"`          // who was given them
+	Actor      events.Actor `json:"actor"`          // who got them
 	Flow       string       `json:"flow,omitzero"`
 	Step       string       `json:"step,omitzero"`
 	Via        string       `json:"via"`       // "http", "nats"
-	Cleartext  bool         `json:"cleartext"` // they were not sealed
-	Recipient  string       `json:"recipient"` // SHA-256 of the public key they were sealed to, in hex; "" for clear text
+	Cleartext  bool         `json:"cleartext"` // they were not encrypted
+	Recipient  string       `json:"recipient"` // SHA-256 of the public key they were encrypted to, in hex; "" for clear text
 	Time       time.Time    `json:"time"`      // UTC, microseconds
 	Expires    time.Time    `json:"expires"`   // of the lease
 	Kind       string       `json:"kind"`      // AccessGiven or AccessWithdrawn
@@ -31,57 +31,57 @@ type AccessFact struct {
 // The kinds of an AccessFact.
 const (
 	AccessGiven     = "given"
-	AccessWithdrawn = "withdrawn" // the credential changed at the same moment: what was to be given did not leave
+	AccessWithdrawn = "withdrawn" // the credential changed at the same moment, so the values were not returned
 )
 
-// AccessRecord is a fact in its place.
+// AccessRecord is a stored AccessFact with its sequence.
 type AccessRecord struct {
-	Seq uint64 // place in the access log
+	Seq uint64 // sequence in the access log
 	AccessFact
 }
 
-// AccessRange says which facts of a tenant to read.
+// AccessRange selects entries of a tenant.
 type AccessRange struct {
-	Credential string    // only of this one; all when ""
-	From       uint64    // first place; the beginning when 0
-	Since      time.Time // passes over what is older; everything when zero
+	Credential string    // only entries of this credential; all when ""
+	From       uint64    // first sequence; the beginning when 0
+	Since      time.Time // skips older entries; none when zero
 }
 
-// AccessLog keeps who was given what.
+// AccessLog stores who got which credential.
 type AccessLog interface {
-	// Append returns when the fact is durable. An error says that it is not, or that
-	// this is not known; it gives up in some seconds.
+	// Append returns when the entry is durable. After an error it is not durable, or that
+	// is unknown. Append gives up after some seconds.
 	Append(ctx context.Context, tenant string, fact AccessFact) error
-	// Read returns up to limit facts of a tenant, oldest first, and the place from
-	// which the next ones are read; 0 at the end. Every fact is among them whose
-	// Append had returned before, in this process or another.
+	// Read returns up to limit entries of a tenant, oldest first, and the sequence from
+	// which to read on; 0 at the end. It includes every entry whose
+	// Append has returned before, in this process or another.
 	Read(ctx context.Context, tenant string, of AccessRange, limit int) (page []AccessRecord, next uint64, err error)
 }
 
-// ErrAccessLog refuses secrets while it cannot be recorded who gets them.
+// ErrAccessLog refuses to return secrets while the access cannot be recorded.
 var ErrAccessLog = fault.New(fault.Unavailable, "access_log_unavailable",
 	"The access could not be recorded in the audit log, so nothing was returned. Try again.")
 
-// ReplayAccess asks who was given which credential. Filters combine by AND.
+// ReplayAccess requests the access log. Filters combine by AND.
 type ReplayAccess struct {
-	Credential string    `json:"credential,omitzero"` // only this one, also after its end
+	Credential string    `json:"credential,omitzero"` // only this one; deleted credentials are included
 	Actor      string    `json:"actor,omitzero"`      // "key:<id>"
-	Since      time.Time `json:"since,omitzero"`      // facts of this time or later (RFC 3339)
-	From       uint64    `json:"from,omitzero"`       // first place in the access log; 1 when absent
+	Since      time.Time `json:"since,omitzero"`      // entries of this time or later (RFC 3339)
+	From       uint64    `json:"from,omitzero"`       // first sequence in the access log; 1 when absent
 	Limit      int       `json:"limit,omitzero"`      // 1 to 1000; 200 when absent
 }
 
-// AccessReplay answers ReplayAccess, oldest first. A page may hold fewer facts than
+// AccessReplay is a page of the access log, oldest first. A page may hold fewer entries than
 // the limit, or none, and still have a next one.
 type AccessReplay struct {
 	Accesses []Access `json:"accesses"`
 	Next     uint64   `json:"next,omitzero"` // from of the next page; absent at the end
 }
 
-// Access is one fact of the access log.
+// Access is one entry of the access log.
 type Access struct {
-	Seq        uint64    `json:"seq"`  // place in the access log
-	Kind       string    `json:"kind"` // given, or withdrawn: the credential changed at the same moment and the values did not leave
+	Seq        uint64    `json:"seq"`  // sequence in the access log
+	Kind       string    `json:"kind"` // given, or withdrawn: the credential changed at the same moment and the values were not returned
 	Time       time.Time `json:"time"`
 	Credential string    `json:"credential"`
 	Version    int       `json:"version"`        // of the keys
@@ -90,8 +90,8 @@ type Access struct {
 	Flow       string    `json:"flow,omitzero"`
 	Step       string    `json:"step,omitzero"`
 	Via        string    `json:"via"`                // http or nats
-	Cleartext  bool      `json:"cleartext"`          // the values were not sealed
-	Recipient  string    `json:"recipient,omitzero"` // SHA-256, in hex, of the 32 bytes of the public key they were sealed to
+	Cleartext  bool      `json:"cleartext"`          // the values were not encrypted
+	Recipient  string    `json:"recipient,omitzero"` // SHA-256, in hex, of the 32 bytes of the public key they were encrypted to
 	Lease      string    `json:"lease"`
 	Expires    time.Time `json:"expires"` // of the lease
 }
@@ -104,8 +104,8 @@ func accessOf(r AccessRecord) Access {
 	}
 }
 
-// accessPage is how many facts are read at a time, and accessScan bounds those
-// that one answer looks at.
+// accessPage is the number of entries per read, and accessScan bounds the entries
+// scanned for one response.
 const (
 	accessPage = 1000
 	accessScan = 20_000
@@ -124,8 +124,8 @@ func (s *Service) replayAccess(ctx context.Context, call *service.Call, in Repla
 	return r, err
 }
 
-// scanAccess reads facts until take has taken as many as the limit, or the scan is
-// long enough. next is where to go on; 0 at the end.
+// scanAccess reads entries until take has accepted as many as the limit, or the scan
+// limit is reached. next is where to continue; 0 at the end.
 func (s *Service) scanAccess(ctx context.Context, call *service.Call, credential string, from uint64, since time.Time, limit int, take func(AccessRecord) bool) (next uint64, err error) {
 	if credential != "" {
 		if err := events.CheckID(credential); err != nil {
@@ -172,20 +172,20 @@ func (s *Service) scanAccess(ctx context.Context, call *service.Call, credential
 type ListLeases struct {
 	Credential string `json:"credential,omitzero"` // only of this one
 	Actor      string `json:"actor,omitzero"`      // "key:<id>"
-	From       uint64 `json:"from,omitzero"`       // next of the page before
+	From       uint64 `json:"from,omitzero"`       // next of the previous page
 	Limit      int    `json:"limit,omitzero"`      // 1 to 1000; 200 when absent
 }
 
-// LeaseList answers ListLeases, oldest first.
+// LeaseList lists leases, oldest first.
 type LeaseList struct {
 	Leases []Lease `json:"leases"`
 	Next   uint64  `json:"next,omitzero"` // from of the next page; absent at the end
 }
 
-// Lease is the time for which somebody may keep the values of a credential.
+// Lease is the time for which a caller may keep the values of a credential.
 type Lease struct {
 	Access
-	Revoked bool `json:"revoked"` // the credential has other keys by now, has to be connected again, or is gone: the holder was told to drop the values
+	Revoked bool `json:"revoked"` // the credential has other keys now, must be connected again, or was deleted: the holder was notified
 }
 
 func (s *Service) listLeases(ctx context.Context, call *service.Call, in ListLeases) (LeaseList, error) {
@@ -226,13 +226,13 @@ func (s *Service) listLeases(ctx context.Context, call *service.Call, in ListLea
 	return list, nil
 }
 
-// revoked reports whether what was given is not to be used any more. An access
-// token outlives its renewal, so that revokes nothing.
+// revoked reports whether the returned values must no longer be used. An access
+// token stays valid after its renewal, so a renewal revokes nothing.
 func revoked(state aggregates.CredentialState, given AccessFact) bool {
 	return !state.Live() || state.Tokens.ReauthReason != "" || state.Current().Version != given.Version || grantOf(state) != given.Grant
 }
 
-// grantOf is the authorization that the current tokens come from; 0 when there
+// grantOf is the grant of the current tokens; 0 when there
 // are none.
 func grantOf(state aggregates.CredentialState) int {
 	if state.Tokens.Field == "" {

@@ -18,8 +18,8 @@ import (
 	"github.com/credstream/credstream/service/token"
 )
 
-// An auth secret is a credential of a workspace, seen through permissions of its
-// own: who holds them needs none for credentials. One of another workspace, or of
+// An auth secret is a credential of a workspace with its own permissions: they replace
+// those for credentials. A credential of another workspace, or of
 // none, is not found.
 
 // AuthSecretRef names a credential within its workspace.
@@ -28,8 +28,8 @@ type AuthSecretRef struct {
 	ID        string `json:"id"`
 }
 
-// checkWorkspaceOf refuses, with aggregates.ErrCredentialNotFound, what is no credential of
-// the workspace. A credential stays in its workspace.
+// checkWorkspaceOf returns aggregates.ErrCredentialNotFound for a credential that is not in
+// the workspace. A credential never changes its workspace.
 func (s *Service) checkWorkspaceOf(ctx context.Context, call *service.Call, workspace, id string) error {
 	if err := checkWorkspace(workspace); err != nil {
 		return err
@@ -56,10 +56,10 @@ func checkWorkspace(workspace string) error {
 
 type CreateAuthSecret struct {
 	Workspace  string       `json:"workspace"`
-	Component  string       `json:"component,omitzero"`         // needed unless the auth client is for one component alone
-	AuthClient string       `json:"auth_client,omitzero"`       // id of the one that the component's OAuth client follows
+	Component  string       `json:"component,omitzero"`         // required unless the auth client has exactly one component
+	AuthClient string       `json:"auth_client,omitzero"`       // id of the auth client that manages the component's OAuth client
 	Name       string       `json:"name,omitzero"`              // display name; made from the component's title when absent
-	Keys       secrets.Keys `json:"keys"`                       // a value for each field of the component's descriptor; tokens may stand by themselves, without their field
+	Keys       secrets.Keys `json:"keys"`                       // a value for each field of the component's descriptor; tokens may be given at the top level, without their field
 	Expected   int          `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
 }
 
@@ -84,8 +84,8 @@ func (s *Service) createAuthSecret(ctx context.Context, call *service.Call, in C
 	return done, outOfField(err, field)
 }
 
-// byAuthClient checks that the auth client that a new credential names serves its
-// component, which it puts in when there is one alone.
+// byAuthClient checks that the auth client of a new credential serves its
+// component, and sets the component if the auth client has exactly one.
 func (s *Service) byAuthClient(ctx context.Context, call *service.Call, in *CreateAuthSecret) error {
 	const at = "/auth_client"
 	if in.AuthClient == "" {
@@ -105,9 +105,9 @@ func (s *Service) byAuthClient(ctx context.Context, call *service.Call, in *Crea
 	return nil
 }
 
-// tokensInField puts tokens that stand by themselves, as an authorization server
-// gives them, where they belong: into the component's OAuth field, the name of
-// which it returns. What the descriptor knows by itself stays.
+// tokensInField moves top-level tokens, in the form of an authorization
+// server's response, into the component's OAuth field, whose name
+// it returns. Fields of the descriptor stay.
 func tokensInField(d commands.Descriptor, keys seal.Fields) (in seal.Fields, field string) {
 	for _, f := range d.Fields {
 		_, given := keys.Get(f.Name)
@@ -130,7 +130,7 @@ func tokensInField(d commands.Descriptor, keys seal.Fields) (in seal.Fields, fie
 	return keys.Without(tokens.Names()...).With(field, tokens.Marshal()), field
 }
 
-// outOfField makes an error point at tokens where the caller has put them.
+// outOfField makes an error point at the tokens in the caller's request.
 func outOfField(err error, field string) error {
 	if err == nil || field == "" {
 		return err
@@ -163,7 +163,7 @@ func (s *Service) renameAuthSecret(ctx context.Context, call *service.Call, in R
 type ReplaceAuthSecretKeys struct {
 	Workspace string       `json:"workspace"`
 	ID        string       `json:"id"`
-	Keys      secrets.Keys `json:"keys"`                       // replaces all values; tokens may stand by themselves, without their field
+	Keys      secrets.Keys `json:"keys"`                       // replaces all values; tokens may be given at the top level, without their field
 	Expected  int          `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
 }
 
@@ -202,7 +202,7 @@ func (s *Service) deleteAuthSecret(ctx context.Context, call *service.Call, in A
 type GetAuthSecret struct {
 	Workspace string `json:"workspace"`
 	ID        string `json:"id"`
-	MinSeq    uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+	MinSeq    uint64 `json:"min_seq,omitzero"` // wait until the response reflects this log sequence
 }
 
 // AuthSecret is what the service shows of a credential of a workspace.
@@ -210,7 +210,7 @@ type AuthSecret struct {
 	Credential
 	State      string `json:"state"`                // ready or error
 	Error      string `json:"error,omitzero"`       // why it is not ready, a sentence
-	AuthClient string `json:"auth_client,omitzero"` // id of the one that the component's OAuth client follows
+	AuthClient string `json:"auth_client,omitzero"` // id of the auth client that manages the component's OAuth client
 }
 
 func (s *Service) getAuthSecret(ctx context.Context, call *service.Call, in GetAuthSecret) (AuthSecret, error) {
@@ -233,7 +233,7 @@ func (s *Service) getAuthSecret(ctx context.Context, call *service.Call, in GetA
 	return secret, err
 }
 
-// authSecret says of a credential whether it works and, if not, why.
+// authSecret reports whether a credential works and, if not, why.
 func (s *Service) authSecret(ctx context.Context, call *service.Call, c Credential) (AuthSecret, error) {
 	secret := AuthSecret{Credential: c, State: "ready"}
 	switch c.Status {
@@ -254,13 +254,13 @@ func (s *Service) authSecret(ctx context.Context, call *service.Call, c Credenti
 		}
 	}
 	secret.State = "error"
-	if secret.Error == "" { // it was connected again at this moment
+	if secret.Error == "" { // it was connected again in the meantime
 		secret.Error = aggregates.ErrReauthorizationRequired.Msg
 	}
 	return secret, nil
 }
 
-// saysOf is what remains to be said of a dry request that failed some time ago.
+// saysOf describes a dry request that failed some time ago.
 func saysOf(v events.Verification) string {
 	if strings.HasSuffix(v.Outcome, "xx") {
 		return fmt.Sprintf("The API rejected the keys at the last verification: it answered with a %s status.", v.Outcome)
@@ -270,11 +270,11 @@ func saysOf(v events.Verification) string {
 
 type ListAuthSecrets struct {
 	Workspace string `json:"workspace"`
-	Component string `json:"component,omitzero"` // only this one's
+	Component string `json:"component,omitzero"` // only those of this component
 	Sort      string `json:"sort,omitzero"`      // as in credential.list
 	Limit     int    `json:"limit,omitzero"`     // 1 to 200; 50 when absent
-	After     string `json:"after,omitzero"`     // cursor of the page before, with the same filter and sort
-	MinSeq    uint64 `json:"min_seq,omitzero"`   // wait until the answer reflects this log sequence
+	After     string `json:"after,omitzero"`     // cursor of the previous page, with the same filter and sort
+	MinSeq    uint64 `json:"min_seq,omitzero"`   // wait until the response reflects this log sequence
 }
 
 type AuthSecretList struct {

@@ -25,28 +25,28 @@ import (
 	"github.com/credstream/credstream/verify"
 )
 
-// ErrVerificationFailed refuses keys that the dry request found useless.
+// ErrVerificationFailed rejects keys for which the dry request failed.
 var ErrVerificationFailed = fault.New(fault.Unprocessable, "credential_verification_failed",
 	"The dry request failed, so nothing was saved.")
 
-// Rename is the command, for edges to send.
+// Rename is the command, exported for the edges.
 type Rename = commands.RenameCredential
 
-// SetVPNAgent is the command, for edges to send.
+// SetVPNAgent is the command, exported for the edges.
 type SetVPNAgent = commands.SetVPNAgent
 
 type Create struct {
 	Component  string       `json:"component"`
 	Name       string       `json:"name,omitzero"`              // display name; made from the component's title when absent
 	Keys       secrets.Keys `json:"keys"`                       // a value for each field of the component's descriptor
-	Workspace  string       `json:"workspace,omitzero"`         // an id of the caller's, kept as given
-	VPNAgent   string       `json:"vpn_agent,omitzero"`         // an id of the caller's, kept as given: through which VPN agent a flow engine reaches the API
-	For        *ForStep     `json:"for,omitzero"`               // the step of a flow it is made for: the use is recorded with it
-	KeysSealed string       `json:"keys_sealed,omitzero"`       // in place of keys: sealed to the service's key, as the queue takes them
+	Workspace  string       `json:"workspace,omitzero"`         // an id of the caller, stored as given
+	VPNAgent   string       `json:"vpn_agent,omitzero"`         // an id of the caller, stored as given: the VPN agent through which a flow engine reaches the API
+	For        *ForStep     `json:"for,omitzero"`               // the step of a flow for which it is created: the use is recorded with it
+	KeysSealed string       `json:"keys_sealed,omitzero"`       // in place of keys: encrypted to the service key, as required in the queue
 	Expected   int          `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
 }
 
-// ForStep names the step of a flow that a credential is made for.
+// ForStep names the step of a flow for which a credential is created.
 type ForStep struct {
 	Flow string `json:"flow"`
 	Step string `json:"step"`
@@ -96,7 +96,7 @@ func (s *Service) createCredential(ctx context.Context, call *service.Call, in C
 	})
 }
 
-// CheckFor checks the step a credential is made for, as far as the flow is known.
+// CheckFor validates the step for which a credential is created, as far as the flow is known.
 func (s *Service) CheckFor(ctx context.Context, call *service.Call, in Create) (*commands.StepOfFlow, error) {
 	if in.For == nil {
 		return nil, nil //nolint:nilnil // for no step
@@ -135,7 +135,7 @@ type ReplaceKeys struct {
 	Keys       secrets.Keys `json:"keys"`                       // replaces all values
 	Expected   int          `json:"expected_version,omitzero"`  // refuse unless this is the version of the current keys
 	DryRun     bool         `json:"dry_run,omitzero"`           // make the dry request and say what would change; save nothing
-	KeysSealed string       `json:"keys_sealed,omitzero"`       // in place of keys: sealed to the service's key, as the queue takes them
+	KeysSealed string       `json:"keys_sealed,omitzero"`       // in place of keys: encrypted to the service key, as required in the queue
 	Revision   int          `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
 }
 
@@ -165,8 +165,8 @@ func (s *Service) replaceKeys(ctx context.Context, call *service.Call, in Replac
 	return flow.Tried{Done: done}, err
 }
 
-// TryKeys checks keys against the descriptor and makes the dry request. It returns
-// the keys as they are to be stored, and what is known of them but for the id of
+// TryKeys validates keys against the descriptor and makes the dry request. It returns
+// the keys to store and their NewKeys without the id of
 // the secret.
 func (s *Service) TryKeys(ctx context.Context, tenant, component string, d commands.Descriptor, revision int, keys seal.Fields) (seal.Fields, commands.NewKeys, error) {
 	if err := d.CheckKeys(keys.Names()); err != nil {
@@ -196,8 +196,8 @@ func (s *Service) TryKeys(ctx context.Context, tenant, component string, d comma
 	}, nil
 }
 
-// hostMAC fingerprints the values that make up a host, so that a change of them
-// is noticed without the log holding them.
+// hostMAC is a MAC of the values that make up a host. It detects a change of
+// them without storing them in the log.
 func (s *Service) hostMAC(ctx context.Context, tenant string, d commands.Descriptor, keys seal.Fields) (string, error) {
 	parts := []string{"credstream/hosts/1"}
 	for _, name := range d.HostFields() {
@@ -214,7 +214,7 @@ func (s *Service) hostMAC(ctx context.Context, tenant string, d commands.Descrip
 	return hex.EncodeToString(mac[:16]), nil
 }
 
-// Save puts the secret into the vault and executes the command that names it.
+// Save stores the secret in the vault and executes the command that names it.
 func (s *Service) Save(ctx context.Context, call *service.Call, id string, keys seal.Fields, cmd func(secretID string) commands.Credential) (done service.Done, err error) {
 	owner := vault.Ref{Tenant: call.Tenant, Category: aggregates.Credential.Category, Owner: id}
 	err = s.Secrets.WithSecret(ctx, owner, keys.Marshal(), func(secretID string) error {
@@ -226,7 +226,7 @@ func (s *Service) Save(ctx context.Context, call *service.Call, id string, keys 
 
 type Revert struct {
 	ID       string `json:"id"`
-	Version  int    `json:"version"`                   // the version to go back to
+	Version  int    `json:"version"`                   // the version to revert to
 	Expected int    `json:"expected_version,omitzero"` // refuse unless this is the version of the current keys
 }
 
@@ -243,10 +243,10 @@ func (s *Service) revertCredential(ctx context.Context, call *service.Call, in R
 	switch {
 	case !kept:
 		return service.Done{}, aggregates.ErrCredentialVersionNotFound.At("/version")
-	case to.Version == now.Version: // already so: these keys go nowhere
+	case to.Version == now.Version: // nothing to change: these keys are sent nowhere
 		done, err := s.Secrets.ChangeCredential(ctx, call, commands.RevertCredential{ID: in.ID, Expected: now.Version, To: in.Version})
 		if in.Expected == 0 && errors.Is(err, aggregates.ErrCredentialVersionStale) {
-			return s.revertCredential(ctx, call, in) // no longer so: somebody put other keys in force
+			return s.revertCredential(ctx, call, in) // other keys were activated meanwhile
 		}
 		return done, err
 	case to.HostMAC != now.HostMAC || !slices.Equal(to.Hosts, now.Hosts): // the aggregate decides again
@@ -255,9 +255,9 @@ func (s *Service) revertCredential(ctx context.Context, call *service.Call, in R
 	if _, _, err := s.Components.Usable(ctx, call.Tenant, state.Component); err != nil {
 		return service.Done{}, err
 	}
-	// The descriptor of that version's time: its hosts, its probe and what it
-	// keeps masked. What the component's owner changed since reaches only keys
-	// that were entered since.
+	// Use the descriptor of that version: its hosts, its probe and its masked
+	// fields. Later changes by the component's owner apply only to keys
+	// that were entered after them.
 	d, err := s.Components.Descriptor(ctx, state.Component, to.Revision)
 	if err != nil {
 		return service.Done{}, err
@@ -288,8 +288,8 @@ func (s *Service) verifyCredential(ctx context.Context, call *service.Call, in V
 	}
 	state := live.Value
 	now := state.Current()
-	// The probe and hosts of the recorded revision: a later descriptor reaches
-	// these keys only with a version verified against it.
+	// Use the probe and hosts of the recorded revision: a later descriptor applies
+	// only to versions of the keys that were verified against it.
 	d, err := s.Components.Descriptor(ctx, state.Component, now.Revision)
 	if err != nil {
 		return service.Done{}, err
@@ -320,8 +320,8 @@ type Revealed struct {
 	Keys map[string]any `json:"keys"` // the clear values, by field
 }
 
-// revealCredential shows the values of one credential to a person. The fact is
-// durable before it does.
+// revealCredential returns the values of one credential to a person. The audit event is
+// durable before.
 func (s *Service) revealCredential(ctx context.Context, call *service.Call, in Reveal) (Revealed, error) {
 	state, err := s.Secrets.Live(ctx, call.Tenant, in.ID, 0)
 	if err != nil {
@@ -347,13 +347,13 @@ func (s *Service) revealCredential(ctx context.Context, call *service.Call, in R
 type Delete struct {
 	ID       string `json:"id"`
 	Expected int    `json:"expected_version,omitzero"` // refuse unless this is the version of the current keys
-	DryRun   bool   `json:"dry_run,omitzero"`          // say what would break; delete nothing
+	DryRun   bool   `json:"dry_run,omitzero"`          // show the impact; delete nothing
 }
 
-// deleteCredential is refused while a flow holds the credential: what the
-// credential's own stream says of its use decides, in the same append. The provider
-// of its tokens is told that they are over; the answer says if that did not work,
-// where it is known soon.
+// deleteCredential is refused while a flow holds the credential; the uses on the
+// credential's own stream decide, in the same append. The tokens are revoked at the provider;
+// the response reports a failure if it is known
+// in time.
 func (s *Service) deleteCredential(ctx context.Context, call *service.Call, in Delete) (flow.Tried, error) {
 	if err := service.CheckTarget(in.ID, in.Expected); err != nil {
 		return flow.Tried{}, err
@@ -378,14 +378,14 @@ func (s *Service) deleteCredential(ctx context.Context, call *service.Call, in D
 	return flow.Tried{Done: done}, err
 }
 
-// outcome is what a dry request found.
+// outcome is the result of a dry request.
 type outcome struct {
 	verification events.Verification
 	says         string // why it failed, in a plain sentence
 }
 
-// dryRun makes the descriptor's probe with the values. A component that
-// declares none leaves its credentials unverified.
+// dryRun makes the descriptor's probe with the values. Credentials of a component
+// without a probe stay unverified.
 func (s *Service) dryRun(ctx context.Context, tenant string, d commands.Descriptor, keys seal.Fields) (outcome, error) {
 	if d.Verification == nil {
 		return outcome{verification: events.Verification{Status: events.Unverified}}, nil
@@ -404,7 +404,7 @@ func (s *Service) dryRun(ctx context.Context, tenant string, d commands.Descript
 	return outcome{v, result.Says}, nil
 }
 
-// probe writes the descriptor's dry request in the words of verify.
+// probe converts the descriptor's dry request to a verify.Probe.
 func probe(d commands.Descriptor) verify.Probe {
 	p := verify.Probe{Hosts: d.Hosts}
 	switch v := d.Verification; {
@@ -424,10 +424,10 @@ func probe(d commands.Descriptor) verify.Probe {
 	return p
 }
 
-// CheckVPNAgent refuses, with events.ErrID at /vpn_agent, what cannot be the id of
-// a VPN agent: for an edge that has more than one command to send.
+// CheckVPNAgent returns events.ErrID at /vpn_agent for an invalid id of
+// a VPN agent. It is for edges that send more than one command.
 func CheckVPNAgent(id string) error { return commands.CheckRef("/vpn_agent", id) }
 
-// CheckName refuses, with ErrName at /name, what cannot be the name of a
-// credential: for an edge that has more than one command to send.
+// CheckName returns ErrName at /name for an invalid name of a
+// credential. It is for edges that send more than one command.
 func CheckName(name string) error { return service.CheckName("/name", name) }

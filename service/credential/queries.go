@@ -21,7 +21,7 @@ import (
 
 type Get struct {
 	ID     string `json:"id"`
-	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the response reflects this log sequence
 }
 
 // Credential is what the service shows of a credential.
@@ -44,19 +44,19 @@ type Credential struct {
 	Seq          uint64              `json:"seq"` // log sequence of the last change
 }
 
-// TokenInfo is how a credential stands with its OAuth provider.
+// TokenInfo is the state of a credential's OAuth tokens.
 type TokenInfo struct {
-	Expires   time.Time `json:"expires"`           // of the access token; it is renewed before
-	Renewable bool      `json:"renewable"`         // without anybody connecting it again
+	Expires   time.Time `json:"expires"`           // of the access token; it is renewed earlier
+	Renewable bool      `json:"renewable"`         // they can be renewed without connecting the account again
 	Problem   string    `json:"problem,omitzero"`  // why re-authorization is required, a sentence; absent when it is not
-	Failures  int       `json:"failures,omitzero"` // renewals in a row that the provider did not grant
-	RetryAt   time.Time `json:"retry_at,omitzero"` // when it is tried again after a failure
+	Failures  int       `json:"failures,omitzero"` // failed renewals in a row
+	RetryAt   time.Time `json:"retry_at,omitzero"` // next retry after a failure
 }
 
 // tokenInfo is nil where the credential holds no tokens.
 func (s *Service) tokenInfo(ctx context.Context, tenant, id string) (*TokenInfo, error) {
 	state, err := aggregates.Credential.Load(ctx, s.Log, aggregates.Credential.Stream(tenant, id))
-	if err == nil { // what was appended a moment ago may still be lost in a power cut
+	if err == nil { // a commit that is not durable yet may be lost in a power cut
 		err = s.Log.Store.WaitDurable(ctx, state.Seq)
 	}
 	t := state.Value.Tokens
@@ -100,8 +100,8 @@ func credentialInfo(c projections.Credential) Credential {
 	}
 }
 
-// maskedKeys shows a value only where the current descriptor when the version
-// was written says that it is not secret.
+// maskedKeys shows a value only if the descriptor that was current when the version
+// was written marks it as not secret.
 func (s *Service) maskedKeys(ctx context.Context, c projections.Credential, d commands.Descriptor) (map[string]any, error) {
 	keys := make(map[string]any, len(c.Fields))
 	var open []string
@@ -126,16 +126,16 @@ func (s *Service) maskedKeys(ctx context.Context, c projections.Credential, d co
 	return keys, nil
 }
 
-// List requests credentials by filter. Filters combine by AND.
+// List requests credentials. Filters combine by AND.
 type List struct {
 	Component    string        `json:"component,omitzero"`
-	Workspace    string        `json:"workspace,omitzero"`     // the id that they were created with
+	Workspace    string        `json:"workspace,omitzero"`     // the id with which they were created
 	Status       events.Status `json:"status,omitzero"`        // verified, failed, unverified or reauthorization_required
-	NameContains string        `json:"name_contains,omitzero"` // without regard to case
+	NameContains string        `json:"name_contains,omitzero"` // case-insensitive
 	Sort         string        `json:"sort,omitzero"`          // name, -name, created, -created, or, without name_contains, name,-created or -name,created; name when absent
 	Limit        int           `json:"limit,omitzero"`         // 1 to 200; 50 when absent
-	After        string        `json:"after,omitzero"`         // cursor of the page before, with the same filter and sort
-	MinSeq       uint64        `json:"min_seq,omitzero"`       // wait until the answer reflects this log sequence
+	After        string        `json:"after,omitzero"`         // cursor of the previous page, with the same filter and sort
+	MinSeq       uint64        `json:"min_seq,omitzero"`       // wait until the response reflects this log sequence
 }
 
 type Page struct {
@@ -143,10 +143,10 @@ type Page struct {
 	Next        string       `json:"next,omitzero"` // cursor of the next page; absent on the last
 }
 
-// ErrStatus refuses a filter by something that is no status.
+// ErrStatus rejects a filter by an unknown status.
 var ErrStatus = fault.New(fault.Invalid, "status_invalid", "The status must be verified, failed, unverified or reauthorization_required.")
 
-// checkStatus refuses a filter by something that is no status; "" is no filter.
+// checkStatus rejects a filter by an unknown status; "" is no filter.
 func checkStatus(status events.Status) error {
 	if status != "" && !slices.Contains(events.Statuses(), status) {
 		return ErrStatus.At("/status")
@@ -163,7 +163,7 @@ func (s *Service) listCredentials(ctx context.Context, call *service.Call, in Li
 		in.Sort = "name"
 	}
 	sort, desc := strings.CutPrefix(in.Sort, "-")
-	turn := in.Sort == "name,-created" || in.Sort == "-name,created" // of one name, the oldest comes first unless desc
+	turn := in.Sort == "name,-created" || in.Sort == "-name,created" // within one name the order by age is reversed
 	if turn {
 		sort = "name"
 	}
@@ -194,10 +194,10 @@ func (s *Service) listCredentials(ctx context.Context, call *service.Call, in Li
 }
 
 type Count struct {
-	Component string        `json:"component,omitzero"` // only this one's
+	Component string        `json:"component,omitzero"` // only those of this component
 	Workspace string        `json:"workspace,omitzero"` // only those created with this id
 	Status    events.Status `json:"status,omitzero"`    // only these: verified, failed, unverified or reauthorization_required
-	MinSeq    uint64        `json:"min_seq,omitzero"`   // wait until the answer reflects this log sequence
+	MinSeq    uint64        `json:"min_seq,omitzero"`   // wait until the response reflects this log sequence
 }
 
 type Counts struct {
@@ -236,20 +236,20 @@ func (s *Service) countCredentials(ctx context.Context, call *service.Call, in C
 	return counts, nil
 }
 
-// GetHistory asks what happened to one credential, also after its end.
+// GetHistory requests the history of one credential, including a deleted one.
 type GetHistory struct {
 	ID    string `json:"id"`
-	After uint64 `json:"after,omitzero"` // log sequence: only facts behind it
+	After uint64 `json:"after,omitzero"` // log sequence: only later events
 	Limit int    `json:"limit,omitzero"` // 1 to 1000; 200 when absent
 }
 
-// History answers CredentialHistory, oldest first.
+// History is a page of a credential's history, oldest first.
 type History struct {
 	Events []HistoryEntry `json:"events"`
 	Next   uint64         `json:"next,omitzero"` // after of the next page; absent on the last
 }
 
-// HistoryEntry is one fact about a credential.
+// HistoryEntry is one event of a credential.
 type HistoryEntry struct {
 	Seq     uint64         `json:"seq"`
 	Type    string         `json:"type"` // "credential.created"
@@ -258,7 +258,7 @@ type HistoryEntry struct {
 	Via     string         `json:"via"`
 	Command string         `json:"command"`
 	Version int            `json:"version,omitzero"` // of the keys, after the event
-	Data    jsontext.Value `json:"data"`             // the fact in its public form
+	Data    jsontext.Value `json:"data"`             // the event in its public form
 }
 
 func (s *Service) credentialHistory(ctx context.Context, call *service.Call, in GetHistory) (History, error) {
@@ -311,14 +311,14 @@ func (s *Service) credentialHistory(ctx context.Context, call *service.Call, in 
 	return h, s.Log.Store.WaitDurable(ctx, h.Events[len(h.Events)-1].Seq)
 }
 
-// pageEnd is where a page of a credential's history ended.
+// pageEnd is the end of a page of a credential's history.
 type pageEnd struct {
 	stream events.StreamID
 	seq    uint64
 }
 
-// versionAt is the version of the current keys after the commits of a credential's
-// stream up to seq; now is the state of today.
+// versionAt is the version of the keys after the commits of a credential's
+// stream up to seq; now is the current state.
 func (s *Service) versionAt(ctx context.Context, stream events.StreamID, seq uint64, now aggregates.CredentialState) (int, error) {
 	switch {
 	case seq == 0:
@@ -340,7 +340,7 @@ func (s *Service) versionAt(ctx context.Context, stream events.StreamID, seq uin
 	return 0, nil
 }
 
-// versionAfter is the version of a credential's keys after a fact that changes it.
+// versionAfter is the version of a credential's keys after an event that changes it.
 func versionAfter(e events.Event) (version int, changed bool) {
 	switch e := e.(type) {
 	case events.CredentialCreated:

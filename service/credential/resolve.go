@@ -25,7 +25,7 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// The bounds of Config.Lease, and what it is when it is 0.
+// The bounds of Config.Lease, and its default.
 const (
 	MinLease     = time.Minute
 	MaxLease     = 15 * time.Minute
@@ -33,51 +33,51 @@ const (
 )
 
 const (
-	resolveLife   = time.Minute // that an access token is still good for when it is given
-	resolveRounds = 4           // while the credential changes each time
-	maxLeases     = 1 << 14     // that are remembered, to be given again
-	tenantLeases  = 1 << 12     // of these, of one tenant
-	maxKeptAnswer = 8 << 10     // bytes of a sealed answer that is remembered
+	resolveLife   = time.Minute // minimum remaining lifetime of a returned access token
+	resolveRounds = 4           // retries while the credential keeps changing
+	maxLeases     = 1 << 14     // cached leases
+	tenantLeases  = 1 << 12     // cached leases of one tenant
+	maxKeptAnswer = 8 << 10     // bytes of an encrypted response that is cached
 )
 
 // Errors of a resolve.
 var (
-	// ErrCleartext refuses clear secrets where others could listen.
+	// ErrCleartext refuses clear secrets on connections that others could read.
 	ErrCleartext = fault.New(fault.Denied, "cleartext_refused",
 		"Send secrets over TLS, or over plain HTTP from the same machine.")
 	ErrRecipient = fault.New(fault.Invalid, "recipient_invalid",
 		"Give either public_key, an X25519 key in nkeys form (\"X\" and 55 more characters), or cleartext.")
 )
 
-// Resolve requests the values of a credential, for a flow. The same
-// caller asking again for the same is given the same lease while at least a tenth
+// Resolve requests the values of a credential for a flow. An identical request of the same
+// caller gets the same lease while at least a tenth
 // of it is left.
 type Resolve struct {
 	ID        string `json:"id"`
-	Flow      string `json:"flow,omitzero"`       // id of the flow that needs it, for the record
-	Step      string `json:"step,omitzero"`       // id of the step, for the record
-	PublicKey string `json:"public_key,omitzero"` // to which the values are sealed: X25519, in the form of nkeys ("X" and 55 more characters)
-	Cleartext bool   `json:"cleartext,omitzero"`  // in place of public_key: answer clear values; over TLS, or HTTP on the same machine, never over NATS
+	Flow      string `json:"flow,omitzero"`       // id of the flow that needs it, for the access log
+	Step      string `json:"step,omitzero"`       // id of the step, for the access log
+	PublicKey string `json:"public_key,omitzero"` // to which the values are encrypted: X25519, in the form of nkeys ("X" and 55 more characters)
+	Cleartext bool   `json:"cleartext,omitzero"`  // in place of public_key: return clear values; over TLS, or HTTP on the same machine, never over NATS
 }
 
-// Resolved answers Resolve. It holds sealed or keys, as asked for.
+// Resolved is a resolved credential. It has sealed or keys, as requested.
 type Resolved struct {
 	Lease   string         `json:"lease"`
-	Expires time.Time      `json:"expires"`         // until when the values may be kept: seconds, UTC; no later than the access token's end
+	Expires time.Time      `json:"expires"`         // end of the lease: seconds, UTC; no later than the access token's expiry
 	Version int            `json:"version"`         // of the keys
-	Hosts   []string       `json:"hosts"`           // the only ones the values may be sent to, as the component declares them
+	Hosts   []string       `json:"hosts"`           // the only hosts to which the values may be sent, as the component declares them
 	Sealed  string         `json:"sealed,omitzero"` // unpadded base64url of HPKE (RFC 9180, base mode; DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM): the encapsulated key and the ciphertext of {"keys":{...}}. Its info is credstream/resolved/1, tenant, id, lease, version and expires, joined by line feeds
-	Keys    map[string]any `json:"keys,omitzero"`   // the clear values, by field; of an OAuth field what the provider answered, without the refresh token
+	Keys    map[string]any `json:"keys,omitzero"`   // the clear values, by field; of an OAuth field the provider's response, without the refresh token
 }
 
-// resolveInfo binds a sealed answer to what it is an answer to. It is the info of HPKE.
+// resolveInfo binds an encrypted response to its request. It is the info of HPKE.
 func resolveInfo(tenant, id, lease string, version int, expires time.Time) []byte {
 	return []byte(strings.Join([]string{
 		"credstream/resolved/1", tenant, id, lease, strconv.Itoa(version), expires.UTC().Format(time.RFC3339),
 	}, "\n"))
 }
 
-// recipient reads who the values are for: a public key, or nil for clear text.
+// recipient is the public key for the values, or nil for clear text.
 func (in Resolve) recipient() ([]byte, error) {
 	if in.Cleartext == (in.PublicKey != "") {
 		return nil, ErrRecipient
@@ -105,11 +105,11 @@ func (in Resolve) check() error {
 	return nil
 }
 
-// resolveCredential gives the values of a credential away. That it does is durable
-// before, and the last thing it looks at is whether the credential is still as it
-// was given, and the caller still a caller: whoever is told that a credential was
-// deleted, or has other keys, knows that nobody who asks from then on is given
-// what was before.
+// resolveCredential returns the values of a credential. The access is durable
+// before, and the last check is that the credential has not changed meanwhile
+// and that the caller still has access: once a caller knows that a credential was
+// deleted or has other keys, no later resolve returns
+// the old values.
 func (s *Service) resolveCredential(ctx context.Context, call *service.Call, in Resolve) (answer Resolved, err error) {
 	defer func() { s.leases.answered(err) }()
 	public, err := in.recipient()
@@ -136,12 +136,12 @@ func (s *Service) resolveCredential(ctx context.Context, call *service.Call, in 
 	}
 	answer, err = s.resolveAnew(ctx, call, key, public)
 	if errors.Is(err, aggregates.ErrCredentialNotFound) {
-		s.Access.Denied(ctx, call, permission.CredentialsResolve) // a mistake, or a caller who tries ids
+		s.Access.Denied(ctx, call, permission.CredentialsResolve) // a mistake, or a caller who guesses ids
 	}
 	return answer, err
 }
 
-// resolveAgain gives a lease that was given before, when it is still good.
+// resolveAgain returns a cached lease that is still valid.
 func (s *Service) resolveAgain(ctx context.Context, call *service.Call, key leaseKey) (answer Resolved, found bool, err error) {
 	l, ok := s.leases.held.get(key)
 	if !ok || !l.lasts(s.Kernel.Now()) {
@@ -172,9 +172,9 @@ func (s *Service) resolveAgain(ctx context.Context, call *service.Call, key leas
 	return answer, true, nil
 }
 
-// recheckGrant returns the state of a credential as the leader of its stream knows
-// it, when the caller may still be given it. Its key may have been revoked since
-// it was let in.
+// recheckGrant returns the state of a credential from the leader of its stream,
+// if the caller may still resolve it. The caller's key may have been revoked since
+// the call was authorized.
 func (s *Service) recheckGrant(ctx context.Context, call *service.Call, id string) (aggregates.CredentialState, error) {
 	if who := call.Principal.Actor; who.Kind == "key" {
 		p, err := s.Access.FreshPrincipal(ctx, who.ID)
@@ -189,7 +189,7 @@ func (s *Service) recheckGrant(ctx context.Context, call *service.Call, id strin
 	return state.Value, err
 }
 
-// resolveAnew makes a new lease.
+// resolveAnew creates a new lease.
 func (s *Service) resolveAnew(ctx context.Context, call *service.Call, key leaseKey, public []byte) (Resolved, error) {
 	for range resolveRounds {
 		state, err := s.Tokens.TokenGoodFor(ctx, call, key.id, resolveLife)
@@ -215,7 +215,7 @@ func (s *Service) resolveAnew(ctx context.Context, call *service.Call, key lease
 		if public != nil {
 			text := append(append([]byte(`{"keys":`), keys.Marshal().Reveal()...), '}')
 			sealed, err := seal.To(public, resolveInfo(key.tenant, key.id, answer.Lease, answer.Version, answer.Expires), seal.NewSecret(text))
-			if err != nil { // of the key: a point that makes no secret
+			if err != nil { // the key is an invalid point
 				return Resolved{}, ErrRecipient.At("/public_key")
 			}
 			answer.Sealed = base64.RawURLEncoding.EncodeToString(sealed)
@@ -235,8 +235,8 @@ func (s *Service) resolveAnew(ctx context.Context, call *service.Call, key lease
 	return Resolved{}, fault.ErrConflict
 }
 
-// recordAndConfirm records the fact, and then reports whether the credential still has the
-// revision. When it has not, or that cannot be told, the fact is taken back.
+// recordAndConfirm records the access, and then reports whether the credential still has the
+// revision. If it has not, or that is unknown, it records the access as withdrawn.
 func (s *Service) recordAndConfirm(ctx context.Context, call *service.Call, fact AccessFact, revision string) (bool, error) {
 	if s.AccessLog == nil {
 		return false, ErrAccessLog
@@ -252,7 +252,7 @@ func (s *Service) recordAndConfirm(ctx context.Context, call *service.Call, fact
 	fact.Kind, fact.Time = AccessWithdrawn, s.Kernel.Now().UTC().Truncate(time.Microsecond)
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), withdrawTime)
 	defer cancel()
-	if err := s.AccessLog.Append(last, call.Tenant, fact); err != nil { // then the log says more was given than was
+	if err := s.AccessLog.Append(last, call.Tenant, fact); err != nil { // then the log shows an access that did not happen
 		s.Logger.WarnContext(ctx, "failed to record withdrawn lease",
 			"tenant", call.Tenant, "credential", fact.Credential, "lease", fact.Lease, "err", err)
 	}
@@ -261,7 +261,7 @@ func (s *Service) recordAndConfirm(ctx context.Context, call *service.Call, fact
 
 const withdrawTime = 5 * time.Second
 
-// leaseEnd is when a lease that begins now ends, in whole seconds.
+// leaseEnd is the end of a lease that begins now, in whole seconds.
 func (s *Service) leaseEnd(now, tokenEnds time.Time) time.Time {
 	end := now.Add(s.Lease)
 	if !tokenEnds.IsZero() && tokenEnds.Before(end) {
@@ -270,7 +270,7 @@ func (s *Service) leaseEnd(now, tokenEnds time.Time) time.Time {
 	return end.UTC().Truncate(time.Second)
 }
 
-// clearKeys is for the one answer that shows them.
+// clearKeys are the values of a response in clear text.
 func clearKeys(keys seal.Fields) map[string]any {
 	shown := map[string]any{}
 	for _, name := range keys.Names() {
@@ -281,21 +281,21 @@ func clearKeys(keys seal.Fields) map[string]any {
 	return shown
 }
 
-// leases remembers what was given, so that the same can be given again without
-// another fact. It holds no clear text: of a lease on clear values it keeps all but
-// them, and the vault is opened anew each time. That costs a read and keeps the
-// values of every credential in use out of a dump of the memory.
+// leases caches the leases, so that a repeated request needs no
+// new entry in the access log. It holds no clear text: of a lease on clear values it keeps everything but
+// the values, and reads the vault again each time. That costs a read, but keeps the
+// values of all used credentials out of a memory dump.
 type leases struct {
 	results *prometheus.CounterVec
 	held    *heldLeases
 	now     func() time.Time
 
 	mu    sync.Mutex
-	ends  map[int64]int // leases given by this process, by the second in which they end
-	swept int64         // second of the last look for those that have ended
+	ends  map[int64]int // leases granted by this process, by the second in which they expire
+	swept int64         // second of the last sweep
 }
 
-// leaseKey is who is given what for which purpose.
+// leaseKey identifies a lease: the caller, the credential and the purpose.
 type leaseKey struct {
 	tenant         string
 	actor          events.Actor
@@ -303,21 +303,21 @@ type leaseKey struct {
 	recipient      string // SHA-256 of the public key in hex; "" for clear text
 }
 
-// lease is one that was given. It is never changed.
+// lease is a granted lease. It is immutable.
 type lease struct {
 	revision string // of the credential
 	given    time.Time
 	answer   Resolved // without clear values
 }
 
-// heldLeases are the leases that were asked for last, of all and of each tenant: one
-// that requests many makes the service forget its own before those of others.
+// heldLeases are the most recently used leases, in total and per tenant: a tenant
+// with many requests evicts its own leases before those of others.
 type heldLeases struct {
-	ofTenant int // at the most
+	ofTenant int // maximum per tenant
 
 	mu      sync.Mutex
 	all     *simplelru.LRU[leaseKey, *lease]
-	tenants map[string]*simplelru.LRU[leaseKey, struct{}] // the keys of all, by tenant; none is empty
+	tenants map[string]*simplelru.LRU[leaseKey, struct{}] // the keys of all, by tenant; never empty
 }
 
 func newHeldLeases(most, ofTenant int) (held *heldLeases, err error) {
@@ -345,7 +345,7 @@ func (h *heldLeases) add(key leaseKey, l *lease) {
 	defer h.mu.Unlock()
 	own := h.tenants[key.tenant]
 	if own == nil {
-		own, _ = simplelru.NewLRU[leaseKey, struct{}](h.ofTenant+1, nil) // of a size that is one
+		own, _ = simplelru.NewLRU[leaseKey, struct{}](h.ofTenant+1, nil) // the size is valid
 		h.tenants[key.tenant] = own
 	}
 	own.Add(key, struct{}{})
@@ -356,8 +356,8 @@ func (h *heldLeases) add(key leaseKey, l *lease) {
 	}
 }
 
-// lasts reports whether at least a tenth of the lease is left. One that was given in
-// what is now the future does not last: the clock was ahead.
+// lasts reports whether at least a tenth of the lease is left. A lease that was granted in
+// the future is invalid: the clock was ahead.
 func (l *lease) lasts(now time.Time) bool {
 	left, whole := l.answer.Expires.Sub(now), l.answer.Expires.Sub(l.given)
 	return 10*left >= whole && left <= whole
@@ -411,7 +411,7 @@ func (l *leases) add(key leaseKey, given *lease) {
 	l.ends[given.answer.Expires.Unix()]++
 }
 
-// outstanding is the number of leases that have not ended.
+// outstanding is the number of leases that have not expired.
 func (l *leases) outstanding() (n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -422,8 +422,8 @@ func (l *leases) outstanding() (n int) {
 	return n
 }
 
-// sweep forgets the leases that have ended: there are no more seconds than in the
-// longest lease.
+// sweep removes the expired leases. ends has no more entries than the
+// longest lease has seconds.
 func (l *leases) sweep() {
 	now := l.now().Unix()
 	if now == l.swept {

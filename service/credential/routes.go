@@ -9,7 +9,7 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// Routes is what can be asked of the feature.
+// Routes are the routes of the feature.
 func (s *Service) Routes() []service.Route {
 	return []service.Route{
 		service.Command("credential.create", permission.CredentialsCreate, s.createCredential,
@@ -52,7 +52,7 @@ func (s *Service) Routes() []service.Route {
 	}
 }
 
-// change is the route of a command that is executed as its caller gave it.
+// change is the route of a command that is executed as the caller sent it.
 func change[C commands.Credential](s *Service, name string, p permission.Permission, summary string) service.Route {
 	return service.Command(name, p, func(ctx context.Context, call *service.Call, cmd C) (service.Done, error) {
 		return s.Secrets.ChangeCredential(ctx, call, cmd)

@@ -1,5 +1,5 @@
-// Package credential keeps credentials: verifies their keys by a dry request before it
-// stores them, gives their values to flow engines under leases, and audits that first.
+// Package credential manages credentials: it verifies their keys by a dry request before it
+// stores them, and returns their values to flow engines under audited leases.
 package credential
 
 import (
@@ -26,7 +26,7 @@ import (
 	"github.com/credstream/credstream/verify"
 )
 
-// Deps is what a Service is made of. Every field without "optional" is needed.
+// Deps are the dependencies of a Service. Every field without "optional" is required.
 type Deps struct {
 	Kernel     *service.Kernel
 	Secrets    *secrets.Service
@@ -43,19 +43,19 @@ type Deps struct {
 	Metrics    prometheus.Registerer // optional
 	Logger     *slog.Logger
 
-	// AccessLog records who is given which credential; without it nobody is given any.
+	// AccessLog records each access to a credential; without it no values are returned.
 	AccessLog AccessLog
-	// Lease is for how long a flow engine may keep what it was given; DefaultLease when 0.
+	// Lease is how long a flow engine may keep resolved values; DefaultLease when 0.
 	Lease time.Duration
 }
 
-// Callers knows who may still have what they were given.
+// Callers checks whether a caller still has access.
 type Callers interface {
 	Denied(ctx context.Context, call *service.Call, perm permission.Permission)
 	FreshPrincipal(ctx context.Context, id string) (service.Principal, error)
 }
 
-// Components knows the components that credentials are for.
+// Components provides the components of credentials.
 type Components interface {
 	Descriptor(ctx context.Context, component string, revision int) (commands.Descriptor, error)
 	Usable(ctx context.Context, tenant, component string) (commands.Descriptor, int, error)
@@ -63,19 +63,19 @@ type Components interface {
 	ClientOf(ctx context.Context, tenant, component string, d commands.Descriptor) (component.ClientKind, error)
 }
 
-// Clients are the auth clients that the credentials of a workspace are made with.
+// Clients provides the auth clients of workspace credentials.
 type Clients interface {
 	AuthClient(ctx context.Context, call *service.Call, ref client.AuthClientRef, fresh bool) (projections.AuthClient, error)
 }
 
-// Flows knows what uses a credential.
+// Flows provides the uses of a credential.
 type Flows interface {
 	Impact(ctx context.Context, call *service.Call, kind, id string) (*flow.Impact, error)
 	InUse(ctx context.Context, call *service.Call, state aggregates.CredentialState) error
 	ExpireHolders(ctx context.Context, call *service.Call, id string, state aggregates.CredentialState) (some bool, err error)
 }
 
-// Tokens keeps the tokens of credentials.
+// Tokens stores the tokens of credentials.
 type Tokens interface {
 	TokenGoodFor(ctx context.Context, call *service.Call, id string, life time.Duration) (aggregates.State[aggregates.CredentialState], error)
 	ActiveKeys(ctx context.Context, tenant, id string, state aggregates.CredentialState) (seal.Fields, error)
@@ -83,7 +83,7 @@ type Tokens interface {
 	ExtractTokens(ctx context.Context, tenant, component string, d commands.Descriptor, keys seal.Fields) (seal.Fields, *commands.Tokens, error)
 }
 
-// Grants renews and ends what a provider has granted.
+// Grants renews and revokes the grants of providers.
 type Grants interface {
 	RefreshCredential(ctx context.Context, call *service.Call, in token.Refresh) (service.Done, error)
 	EndCredential(ctx context.Context, call *service.Call, cmd commands.DeleteCredential) (service.Done, aggregates.CredentialState, error)
@@ -93,14 +93,14 @@ type Grants interface {
 type Service struct {
 	Deps
 	verified *prometheus.CounterVec
-	pageEnds *lru.Cache[pageEnd, int] // version of the keys where a page of a history ended
+	pageEnds *lru.Cache[pageEnd, int] // version of the keys at the end of a page of a history
 	leases   *leases
 }
 
-// maxPageEnds bounds what is kept in memory.
+// maxPageEnds bounds pageEnds.
 const maxPageEnds = 1024
 
-// New makes a Service.
+// New creates a Service.
 func New(deps Deps) (*Service, error) {
 	s := &Service{Deps: deps, verified: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "credstream_verifications_total", Help: "Dry requests by probe and class of outcome.",
@@ -119,7 +119,7 @@ func New(deps Deps) (*Service, error) {
 	return s, err
 }
 
-// Answers says how commits to credentials are answered.
+// Answers builds the responses to commands on credentials.
 func (s *Service) Answers() []service.Answer {
 	return []service.Answer{service.AnswerOf(aggregates.Credential, func(done *service.Done, _, after aggregates.CredentialState) {
 		done.Version, done.Status = after.Current().Version, secrets.StatusOf(after)

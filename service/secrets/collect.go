@@ -13,26 +13,26 @@ import (
 	"github.com/credstream/credstream/vault"
 )
 
-// clockSkew is how far the clocks of the server that stores secrets and of the process
-// that appends commits may differ before a secret counts as older than the log.
+// clockSkew is the tolerated difference between the clocks of the server that stores secrets and of the process
+// that appends commits before a secret counts as older than the log.
 const clockSkew = time.Minute
 
-// wholeRound is how often the collector looks at all secrets. Between, it looks at
-// those put since its last round: an older one becomes an orphan only where the erasing
-// that follows from a commit failed, which is known here, or its process ended before it.
+// wholeRound is the interval at which the collector scans all secrets. In between, it scans
+// those stored since its last round: an older one becomes an orphan only if its erasure
+// after a commit failed, which is known here, or the process ended before it.
 const wholeRound = 24 * time.Hour
 
 // Collect erases the secrets in the vault that no event names and that are
-// older than age, and returns how many. Age only chooses what to look at: a
-// secret that was never named is first abandoned on its owner's stream, so a
-// writer that was merely slow conflicts and puts its secret anew.
+// older than age, and returns how many. Age only selects the candidates: a
+// secret that was never named is first abandoned on its owner's stream, so that a
+// slow writer gets a conflict and stores its secret again.
 func (s *Service) Collect(ctx context.Context, age time.Duration) (erased int, err error) {
 	erased, _, err = s.collect(ctx, age, 1)
 	return erased, err
 }
 
-// collect is Collect for the secrets from a sequence of the vault on; next is where the
-// first one stands that it has not looked at.
+// collect is Collect for the secrets from a sequence of the vault on; next is the sequence of
+// the first one that it has not processed.
 func (s *Service) collect(ctx context.Context, age time.Duration, from uint64) (erased int, next uint64, err error) {
 	next = from
 	if err := s.Kernel.WritesAllowed(); err != nil {
@@ -44,7 +44,7 @@ func (s *Service) collect(ctx context.Context, age time.Duration, from uint64) (
 		}
 	}
 	before := s.Kernel.Now().Add(-age)
-	young := false // one that is too young was passed by: the next round begins there
+	young := false // a secret was too young: the next round begins there
 	for entry, err := range s.Vault.All(ctx, from) {
 		if err != nil {
 			return erased, next, fmt.Errorf("walk the vault: %w", err)
@@ -71,7 +71,7 @@ func (s *Service) collect(ctx context.Context, age time.Duration, from uint64) (
 	return erased, next, nil
 }
 
-// isOrphan reports whether nothing names the secret and, once it has said so on
+// isOrphan reports whether nothing names the secret and, because it is now abandoned on
 // the owner's stream, nothing ever will.
 func (s *Service) isOrphan(ctx context.Context, e vault.Entry) (bool, error) {
 	ref := e.Ref
@@ -104,12 +104,12 @@ func (s *Service) isOrphan(ctx context.Context, e vault.Entry) (bool, error) {
 		return abandon(ctx, s, e, aggregates.Component, events.System, commands.Component(commands.AbandonEnvSecret{ID: ref.Owner, SecretID: ref.SecretID}),
 			func() (bool, error) { _, found, err := s.Views.Component(ctx, ref.Owner); return found, err })
 	}
-	return false, nil // of a kind that is not known here
+	return false, nil // of an unknown kind
 }
 
-// abandon forbids the secret on its owner's stream, which is under tenant,
+// abandon excludes the secret from use on its owner's stream, which is under tenant,
 // unless the owner names it. It reports whether nothing names it. An owner without
-// commits proves nothing when the log may have lost them; inViews reports whether the
+// commits proves nothing if the log may have lost them; inViews reports whether the
 // views know the owner.
 func abandon[S interface {
 	References(secretID string) bool
@@ -129,13 +129,13 @@ func abandon[S interface {
 		}
 	}
 	if state.Value.Terminal() {
-		return true, nil // its owner takes no more commands
+		return true, nil // its owner accepts no further commands
 	}
 	_, state, err = service.Execute(ctx, s.Kernel, service.System(ref.Tenant, "collector"), d, tenant, cmd)
 	return err == nil && !state.Value.References(ref.SecretID), err
 }
 
-// mayBeLost reports whether the log may once have known the owner of a secret: the
+// mayBeLost reports whether the log may have lost the owner of a secret: the
 // secret is older than the log's first commit, or the views know the owner.
 func (s *Service) mayBeLost(ctx context.Context, e vault.Entry, inViews func() (bool, error)) (bool, error) {
 	var why string
@@ -159,9 +159,9 @@ func (s *Service) mayBeLost(ctx context.Context, e vault.Entry, inViews func() (
 	return true, nil
 }
 
-// RunCollector collects every interval until ctx ends: first among all secrets, then
-// among those put since the round before; among all again once a day, and after an
-// erasing that failed.
+// RunCollector collects every interval until ctx ends: first all secrets, then
+// those stored since the previous round; all again once a day, and after a
+// failed erasure.
 func (s *Service) RunCollector(ctx context.Context, interval, age time.Duration) error {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()

@@ -32,8 +32,8 @@ func (s *Service) Live(ctx context.Context, tenant, id string, expected int) (ag
 	return state.Value, nil
 }
 
-// ChangeCredential executes a command and erases what no kept version names any
-// more.
+// ChangeCredential executes a command and erases the secrets that no kept version names
+// any longer.
 func (s *Service) ChangeCredential(ctx context.Context, call *service.Call, cmd commands.Credential) (service.Done, error) {
 	before, after, err := Change(ctx, s, call, aggregates.Credential, call.Tenant, cmd)
 	if err != nil {
@@ -42,12 +42,12 @@ func (s *Service) ChangeCredential(ctx context.Context, call *service.Call, cmd 
 	return s.CredentialDone(call.Tenant, cmd.Target(), before, after), nil
 }
 
-// CredentialDone answers a command on a credential from the states before and after it.
+// CredentialDone is the response to a command on a credential, from the states before and after it.
 func (s *Service) CredentialDone(tenant, id string, before aggregates.CredentialState, after aggregates.State[aggregates.CredentialState]) service.Done {
 	return s.Kernel.Answered(aggregates.Credential.Stream(tenant, id), before, after.Value, after.Seq)
 }
 
-// StatusOf is the status of a credential; "" of one that was deleted.
+// StatusOf is the status of a credential; "" if it was deleted.
 func StatusOf(s aggregates.CredentialState) events.Status {
 	if !s.Live() {
 		return ""
@@ -57,7 +57,7 @@ func StatusOf(s aggregates.CredentialState) events.Status {
 
 // Open reads the clear values of one version.
 func (s *Service) Open(ctx context.Context, tenant, id string, v events.KeysVersion) (seal.Fields, error) {
-	if v.SecretID == "" { // its tokens were revoked, and the keys they came in are erased
+	if v.SecretID == "" { // its tokens were revoked, and the keys that contained them are erased
 		return seal.Fields{}, aggregates.ErrReauthorizationRequired.Withf("%s", aggregates.RevokedHere)
 	}
 	secret, err := s.Vault.Get(ctx, CredentialRef(tenant, id, v.SecretID))
@@ -70,8 +70,8 @@ func (s *Service) Open(ctx context.Context, tenant, id string, v events.KeysVers
 	return seal.ParseFields(secret.Reveal())
 }
 
-// MissingSecretError says why a secret is not in the vault: it was let go since the caller
-// looked, or it is lost, which nobody outside can mend.
+// MissingSecretError is the reason why a secret is not in the vault: it was dropped after the caller
+// read the state, or it is lost, which callers cannot repair.
 func (s *Service) MissingSecretError(ctx context.Context, tenant, id, secretID string) error {
 	if state, err := s.Live(ctx, tenant, id, 0); err != nil || !state.References(secretID) {
 		return errors.Join(err, aggregates.ErrCredentialVersionStale)
@@ -79,7 +79,7 @@ func (s *Service) MissingSecretError(ctx context.Context, tenant, id, secretID s
 	return fmt.Errorf("the vault has no secret of %s", id)
 }
 
-// CredentialRef is where the vault keeps a secret of a credential.
+// CredentialRef is the vault reference of a secret of a credential.
 func CredentialRef(tenant, id, secretID string) vault.Ref {
 	return vault.Ref{Tenant: tenant, Category: aggregates.Credential.Category, Owner: id, SecretID: secretID}
 }

@@ -18,38 +18,38 @@ import (
 	"github.com/credstream/credstream/vault"
 )
 
-// A follow-up is what a commit owes outside the log: secrets to be erased, a provider
-// to be told. Whoever makes the commit does it at once; RunFollowUps, the process
-// manager, follows the log and does what was not done, after a crash or a failure.
-// Each may be done twice.
+// A follow-up is the work of a commit outside the log: erase secrets,
+// notify a provider. The caller that makes the commit does it at once; RunFollowUps, the process
+// manager, follows the log and completes what a crash or a failure left undone.
+// A follow-up may run twice.
 
 // The bounds of the process manager.
 const (
 	followUpsOpen   = 4096
 	followUpsAtOnce = 64
-	followUpsShare  = 8           // of one tenant
-	followUpsDone   = 1 << 16     // commits that are known to be followed up
-	followUpTime    = time.Hour   // that one is tried; the collector erases what is left
-	followUpPause   = time.Minute // at most, between two attempts
+	followUpsShare  = 8           // of these, for one tenant
+	followUpsDone   = 1 << 16     // commits whose follow-up is known to be complete
+	followUpTime    = time.Hour   // how long one is retried; the collector erases the remaining secrets
+	followUpPause   = time.Minute // maximum, between two attempts
 	followUpAttempt = 5 * time.Minute
 	checkpointEvery = 2 * time.Second
-	lookBack        = 10_000 // commits looked at when there is no checkpoint
+	lookBack        = 10_000 // commits checked when there is no checkpoint
 )
 
-// Grace is how long the process manager leaves a commit to the other process that made
-// it, and how long a provider is told again that does not confirm.
+// Grace is how long the process manager leaves a commit to the process that made
+// it, and how long it retries a provider that does not confirm.
 func (s *Service) Grace() time.Duration { return 2 * s.RefreshTakeoverTimeout }
 
-// Checkpoint keeps how far a follower of the log has come, for whichever process
-// follows it next.
+// Checkpoint stores the position of a follower of the log, for the process that
+// takes over.
 type Checkpoint interface {
-	// Load returns what was saved last; the zero Position when nothing was.
+	// Load returns the last saved position; the zero Position when there is none.
 	Load(ctx context.Context) (Position, error)
 	// Save returns when the position is durable.
 	Save(ctx context.Context, p Position) error
 }
 
-// Position is a place in the log. The commit's id tells whether the log still holds
+// Position is a position in the log. The commit's id detects whether the log still holds
 // that commit there.
 type Position struct {
 	Seq    uint64 `json:"seq"`
@@ -62,7 +62,7 @@ type secretOwner interface {
 	References(secretID string) bool
 }
 
-// Dropped are the secrets that an owner had and has no more. of names the owner.
+// Dropped are the secrets that an owner had before and no longer has. of names the owner.
 func Dropped(of vault.Ref, before, after secretOwner) (refs []vault.Ref) {
 	for _, secretID := range before.Secrets() {
 		of.SecretID = secretID
@@ -75,7 +75,7 @@ func Dropped(of vault.Ref, before, after secretOwner) (refs []vault.Ref) {
 
 var registry = events.All()
 
-// owes reports whether a fact may owe a follow-up. A fact that is not known here may.
+// owes reports whether an event may need a follow-up. An unknown event may.
 func owes(e events.Event) bool {
 	switch e := e.(type) {
 	case events.CredentialReauthorizationRequired:
@@ -87,13 +87,13 @@ func owes(e events.Event) bool {
 	return false
 }
 
-// followUps are the streams whose commits are being followed up by who makes them,
-// and the commits for which that is done.
+// followUps are the streams whose commits are being followed up by their callers,
+// and the commits whose follow-up is complete.
 type followUps struct {
 	mu   sync.Mutex
 	held map[events.StreamID]*holders
 	done *lru.Cache[uint64, struct{}]
-	wake chan struct{} // holds one when the process manager should look again
+	wake chan struct{} // holds one token when the process manager should check again
 }
 
 type holders struct {
@@ -109,8 +109,8 @@ func newFollowUps() (*followUps, error) {
 	return &followUps{held: map[events.StreamID]*holders{}, done: done, wake: make(chan struct{}, 1)}, nil
 }
 
-// hold keeps the process manager from the commits of a stream until release is called:
-// the caller follows up what it commits. What it does not finish is left to the
+// hold keeps the process manager away from the commits of a stream until release is called:
+// the caller does their follow-up. What it does not finish is left to the
 // process manager.
 func (f *followUps) hold(stream events.StreamID) (release func()) {
 	f.mu.Lock()
@@ -133,7 +133,7 @@ func (f *followUps) hold(stream events.StreamID) (release func()) {
 	})
 }
 
-// finish notes that commits were followed up.
+// finish records that the follow-up of commits is complete.
 func (f *followUps) finish(seqs ...uint64) {
 	for _, seq := range seqs {
 		f.done.Add(seq, struct{}{})
@@ -147,8 +147,8 @@ func (f *followUps) poke() {
 	}
 }
 
-// taken reports whether somebody else is at the commits of a stream, and finished
-// whether the one at seq is followed up.
+// taken reports whether a caller is following up the commits of a stream, and finished
+// whether the follow-up of the one at seq is complete.
 func (f *followUps) taken(stream events.StreamID, seq uint64) (held, finished bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -158,12 +158,12 @@ func (f *followUps) taken(stream events.StreamID, seq uint64) (held, finished bo
 	return held, f.done.Contains(seq)
 }
 
-// Hold keeps the process manager from the commits of a stream until release is called:
-// the caller follows up what it commits. What it does not finish is left to the
+// Hold keeps the process manager away from the commits of a stream until release is called:
+// the caller does their follow-up. What it does not finish is left to the
 // process manager.
 func (s *Service) Hold(stream events.StreamID) (release func()) { return s.followUps.hold(stream) }
 
-// Finish notes that commits were followed up.
+// Finish records that the follow-up of commits is complete.
 func (s *Service) Finish(seqs ...uint64) { s.followUps.finish(seqs...) }
 
 // Change executes a command on an owner of secrets and erases those that it drops.
@@ -181,7 +181,7 @@ func Change[S secretOwner, C commands.Command, E any](ctx context.Context, s *Se
 	return was.Value, after, err
 }
 
-// Postponed is why a follow-up is not complete, and when it can go on.
+// Postponed is why a follow-up is not complete, and when it can continue.
 type Postponed struct {
 	After time.Duration
 	Why   string
@@ -189,7 +189,7 @@ type Postponed struct {
 
 func (p *Postponed) Error() string { return p.Why }
 
-// followUp is a commit that the process manager has met and not followed up.
+// followUp is a commit whose follow-up the process manager has not completed.
 type followUp struct {
 	commit []events.Record
 	seen   time.Time
@@ -201,21 +201,21 @@ type followUp struct {
 
 func (u *followUp) stream() events.StreamID { return u.commit[0].Stream }
 
-// processManager is what RunFollowUps has under way.
+// processManager is the state of RunFollowUps.
 type processManager struct {
 	s    *Service
-	room chan struct{} // closed when there is room for more, and made anew
+	room chan struct{} // closed when there is capacity for more, and then replaced
 
 	mu     sync.Mutex
-	read   uint64         // the last commit met
+	read   uint64         // the last commit read
 	open   []*followUp    // in log order
-	busy   int            // followed up now
+	busy   int            // in progress
 	shares map[string]int // of these, by tenant
 }
 
-// RunFollowUps completes what commits owe outside the log until ctx ends, and returns
-// nil. One process of an installation needs to run it; two do no harm. A provider that
-// does not answer delays its own follow-ups alone.
+// RunFollowUps completes the follow-ups of commits until ctx ends, and returns
+// nil. One process of an installation must run it; two do no harm. A provider that
+// does not respond delays only its own follow-ups.
 func (s *Service) RunFollowUps(ctx context.Context) error {
 	var others sync.WaitGroup
 	defer others.Wait()
@@ -240,7 +240,7 @@ func (s *Service) RunFollowUps(ctx context.Context) error {
 	}
 }
 
-// followUpLog is RunFollowUps up to an error of the log or the checkpoint.
+// followUpLog is RunFollowUps until an error of the log or the checkpoint.
 func (s *Service) followUpLog(ctx context.Context) error {
 	from, err := s.followFrom(ctx)
 	if err != nil {
@@ -276,8 +276,8 @@ func (s *Service) followUpLog(ctx context.Context) error {
 	}
 }
 
-// followFrom is the commit after which the log is followed. A checkpoint that the log
-// does not bear out is none: the log was cut below it.
+// followFrom is the commit after which the log is followed. A checkpoint whose commit the log
+// does not hold is ignored: the log was truncated below it.
 func (s *Service) followFrom(ctx context.Context) (uint64, error) {
 	end, err := s.Log.Store.End(ctx)
 	if err != nil {
@@ -309,7 +309,7 @@ func (s *Service) saveCheckpoint(ctx context.Context, seq uint64) error {
 	return s.FollowedUp.Save(ctx, Position{Seq: seq, Commit: recs[0].Meta.Commit})
 }
 
-// follow reads the log and notes the commits that owe something.
+// follow reads the log and adds the commits that need a follow-up.
 func (m *processManager) follow(ctx context.Context, from uint64) error {
 	var recs []events.Record
 	for rec, err := range m.s.Log.Store.Follow(ctx, from) {
@@ -327,7 +327,7 @@ func (m *processManager) follow(ctx context.Context, from uint64) error {
 	return fault.ErrUnavailable // the log ends no sooner than ctx
 }
 
-// add notes one commit. It waits while too many are open.
+// add adds one commit. It blocks while too many are open.
 func (m *processManager) add(ctx context.Context, recs []events.Record) error {
 	if !slices.ContainsFunc(recs, func(r events.Record) bool { return owes(r.Event) }) {
 		m.mu.Lock()
@@ -340,7 +340,7 @@ func (m *processManager) add(ctx context.Context, recs []events.Record) error {
 		room := m.room
 		if len(m.open) < followUpsOpen {
 			u := &followUp{commit: recs, seen: time.Now(), due: time.Now()}
-			if !m.s.SingleInstance { // another process may be at it
+			if !m.s.SingleInstance { // another process may be doing it
 				u.due = u.due.Add(m.s.Grace())
 			}
 			m.open, m.read = append(m.open, u), recs[0].Seq
@@ -357,7 +357,7 @@ func (m *processManager) add(ctx context.Context, recs []events.Record) error {
 	}
 }
 
-// position is the commit up to which everything is followed up.
+// position is the commit up to which all follow-ups are complete.
 func (m *processManager) position() uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -367,8 +367,8 @@ func (m *processManager) position() uint64 {
 	return m.read
 }
 
-// start begins the follow-ups that are due, as far as there is room, and returns how
-// long to wait for the next.
+// start begins the follow-ups that are due, as far as there is capacity, and returns how
+// long to wait for the next one.
 func (m *processManager) start(ctx context.Context, all *sync.WaitGroup) (wait time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -383,7 +383,7 @@ func (m *processManager) start(ctx context.Context, all *sync.WaitGroup) (wait t
 		switch left := time.Until(u.due); {
 		case finished:
 			u.done = true
-		case held: // what its holder does not finish has failed: not at once again
+		case held: // what its holder does not finish has failed: do not retry at once
 			u.due = time.Now().Add(time.Second)
 		case left > 0:
 			wait = min(wait, left)
@@ -403,7 +403,7 @@ func (m *processManager) start(ctx context.Context, all *sync.WaitGroup) (wait t
 	return wait
 }
 
-// run follows up one commit, once.
+// run does the follow-up of one commit, once.
 func (m *processManager) run(ctx context.Context, u *followUp) {
 	seq := u.commit[0].Seq
 	attempt, cancel := context.WithTimeout(ctx, followUpAttempt)
@@ -424,7 +424,7 @@ func (m *processManager) run(ctx context.Context, u *followUp) {
 	pause := min(time.Second<<min(u.tries, 10), followUpPause)
 	later, again := errors.AsType[*Postponed](err)
 	switch {
-	case ctx.Err() != nil: // whoever follows the log next does it
+	case ctx.Err() != nil: // the process that follows the log next does it
 	case err == nil:
 		u.done = true
 		m.s.followUps.finish(seq)
@@ -447,7 +447,7 @@ func (m *processManager) run(ctx context.Context, u *followUp) {
 	}
 }
 
-// followUp completes what one commit owes.
+// followUp does the follow-up of one commit.
 func (s *Service) followUp(ctx context.Context, recs []events.Record, seen time.Time) (worked bool, err error) {
 	if do := s.follow[recs[0].Stream.Category]; do != nil {
 		return do(ctx, recs, seen)
@@ -455,8 +455,8 @@ func (s *Service) followUp(ctx context.Context, recs []events.Record, seen time.
 	return false, nil
 }
 
-// erasing is the FollowUp of an aggregate whose commits owe no more than the erasing of the
-// secrets that they drop.
+// erasing is the FollowUp of an aggregate whose commits only need the erasure of
+// dropped secrets.
 func erasing[S secretOwner, C commands.Command, E any](s *Service, d aggregates.Decider[S, C, E]) FollowUp {
 	return func(ctx context.Context, recs []events.Record, _ time.Time) (worked bool, err error) {
 		_, _, gone, err := Around(ctx, s, d, recs)
@@ -469,8 +469,8 @@ func erasing[S secretOwner, C commands.Command, E any](s *Service, d aggregates.
 }
 
 // Around are the states of a stream before a commit and now, and the secrets that this
-// commit dropped and nothing names. What a later commit dropped is for that one's
-// follow-up, which may have to tell a provider of it first.
+// commit dropped and nothing names. What a later commit dropped belongs to its own
+// follow-up, which may have to notify a provider first.
 func Around[S secretOwner, C commands.Command, E any](ctx context.Context, s *Service, d aggregates.Decider[S, C, E], recs []events.Record) (before, now S, gone []vault.Ref, err error) {
 	before, after, err := d.Around(ctx, s.Log, recs)
 	if err != nil {
@@ -482,7 +482,7 @@ func Around[S secretOwner, C commands.Command, E any](ctx context.Context, s *Se
 	return before, now, gone, err
 }
 
-// ownerOf is where the vault keeps the secrets of what a commit is about.
+// ownerOf is the vault reference of the owner of a commit.
 func ownerOf(recs []events.Record) vault.Ref {
 	return vault.Ref{Tenant: recs[0].Meta.Tenant, Category: recs[0].Stream.Category, Owner: recs[0].Stream.ID}
 }

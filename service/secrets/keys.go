@@ -14,11 +14,11 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// ErrKeysMasked refuses the mask as a value.
+// ErrKeysMasked rejects the mask as a value.
 var ErrKeysMasked = fault.New(fault.Invalid, "keys_masked",
 	"The mask ******** is not a value. Enter the value itself.")
 
-// Mask stands in answers for a secret value, and is refused as one.
+// Mask replaces a secret value in responses, and is rejected as a value.
 const Mask = "********"
 
 // Keys is the object of clear values in a request. It cannot be printed.
@@ -31,7 +31,7 @@ func (k *Keys) UnmarshalJSON(b []byte) error {
 	return service.PointAt(err, "/keys")
 }
 
-// CheckMask refuses the mask as a value.
+// CheckMask rejects the mask as a value.
 func CheckMask(keys seal.Fields) error {
 	for _, name := range keys.Names() {
 		if v, _ := keys.Get(name); bytes.Contains(v.Reveal(), []byte(`"`+Mask+`"`)) {
@@ -41,7 +41,7 @@ func CheckMask(keys seal.Fields) error {
 	return nil
 }
 
-// ErrClientSecret refuses what cannot be the secret of a client.
+// ErrClientSecret rejects an invalid client secret.
 var ErrClientSecret = fault.New(fault.Invalid, "oauth_client_secret_invalid", "A client secret must have 1 to 4096 characters and cannot be the mask.")
 
 // Secret is a clear value in a request. It cannot be printed.
@@ -66,19 +66,19 @@ func (c *Secret) UnmarshalJSON(b []byte) error {
 // IsZero reports whether there is no value.
 func (c Secret) IsZero() bool { return c.value.IsZero() }
 
-// ErrKeysSealed refuses sealed keys that cannot be read as such.
+// ErrKeysSealed rejects malformed encrypted keys.
 var ErrKeysSealed = fault.New(fault.Invalid, "keys_sealed_invalid", "keys_sealed must be unpadded base64url, without keys beside it, in a command with a command id.")
 
-// sealedInfo binds sealed keys to one request: the lines "credstream/keys-sealed/1",
+// sealedInfo binds encrypted keys to one request: the lines "credstream/keys-sealed/1",
 // tenant, command, command id and target, which is the component of a new
-// credential or the id of one that is there: whoever else sees the sealed keys
-// cannot have them opened for a component of his own. It is the info of HPKE
+// credential or the id of an existing one. Another reader of the encrypted keys
+// cannot have them decrypted for a component of their own. It is the info of HPKE
 // (RFC 9180).
 func sealedInfo(tenant, command, commandID, target string) []byte {
 	return []byte(strings.Join([]string{"credstream/keys-sealed/1", tenant, command, commandID, target}, "\n"))
 }
 
-// UnsealKeys returns the keys of a request that carries them sealed, or keys.
+// UnsealKeys returns the keys of a request: the decrypted sealed keys, or keys.
 func (s *Service) UnsealKeys(ctx context.Context, call *service.Call, command, target string, keys Keys, sealed string) (Keys, error) {
 	if sealed == "" {
 		return keys, nil

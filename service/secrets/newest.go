@@ -11,16 +11,16 @@ import (
 	"github.com/credstream/credstream/vault"
 )
 
-// ErrVaultBehind says that the vault lost secrets that the log names.
+// ErrVaultBehind means that the vault lost secrets that the log names.
 var ErrVaultBehind = fault.New(fault.Unavailable, "vault_behind_log",
 	"The vault misses secrets that the log references, so it is damaged. Changes are refused and no secret is returned until it is restored from a backup.")
 
-// newestCommits is how many commits CheckNewest looks at.
+// newestCommits is the number of commits that CheckNewest checks.
 const newestCommits = 64
 
-// CheckNewest returns ErrVaultBehind when the vault misses a secret that an owner among the
-// newest commits has: a secret is durable before the commit that names it, and what is lost
-// first is what was written last. An owner that cannot be read proves nothing.
+// CheckNewest returns ErrVaultBehind if the vault misses a secret of an owner among the
+// newest commits: a secret is durable before the commit that names it, and the latest writes
+// are lost first. An owner that cannot be read proves nothing.
 func (s *Service) CheckNewest(ctx context.Context) error {
 	end, err := s.Log.Store.End(ctx)
 	if err != nil {
@@ -63,7 +63,7 @@ func (s *Service) checkOwner(ctx context.Context, recs []events.Record, seq uint
 	return err
 }
 
-// misses reports whether an owner has secrets, by stored, that the vault lacks.
+// misses reports whether an owner has secrets, as returned by stored, that the vault lacks.
 func misses[S secretOwner, C commands.Command, E any](ctx context.Context, s *Service, d aggregates.Decider[S, C, E], recs []events.Record,
 	stored func(S) []string,
 ) (bool, error) {
@@ -77,7 +77,7 @@ func misses[S secretOwner, C commands.Command, E any](ctx context.Context, s *Se
 			return id != "" && state.Value.References(id) && !slices.ContainsFunc(has, func(e vault.Entry) bool { return e.Ref.SecretID == id })
 		}), nil
 	}
-	for again := range 2 { // one that was put or dropped between the two looks is not missing
+	for again := range 2 { // one that was stored or dropped between the two reads is not missing
 		has, err := s.Vault.Owned(ctx, of.Tenant, of.Category, of.Owner)
 		if err != nil {
 			return false, err

@@ -12,9 +12,9 @@ import (
 	"github.com/credstream/credstream/vault"
 )
 
-// WithSecret puts a secret into the vault, durable, and then does what names it.
-// When that is refused the secret goes again; when its outcome is not known the
-// collector finds out.
+// WithSecret stores a secret in the vault, durably, and then executes do, which names it.
+// If do is refused, the secret is erased; if its outcome is unknown, the
+// collector decides.
 func (s *Service) WithSecret(ctx context.Context, ref vault.Ref, secret seal.Secret, do func(secretID string) error) error {
 	for {
 		ref.SecretID = events.NewID()
@@ -33,7 +33,7 @@ func (s *Service) WithSecret(ctx context.Context, ref vault.Ref, secret seal.Sec
 	}
 }
 
-// EraseAll removes secrets from the vault now. An error means that some are left.
+// EraseAll erases secrets from the vault now. An error means that some are left.
 func (s *Service) EraseAll(ctx context.Context, refs []vault.Ref) error {
 	var errs []error
 	for _, ref := range refs {
@@ -47,8 +47,8 @@ func (s *Service) EraseAll(ctx context.Context, refs []vault.Ref) error {
 	return err
 }
 
-// Erase removes a secret that no event names from the vault now; what it cannot erase
-// the collector erases later.
+// Erase erases a secret that no event names from the vault now; the
+// collector retries a failure.
 func (s *Service) Erase(ctx context.Context, ref vault.Ref) {
 	if err := s.Vault.Erase(ctx, ref); err != nil {
 		s.secretsLeft.Store(true)

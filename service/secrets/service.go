@@ -1,6 +1,6 @@
-// Package secrets keeps the secrets of aggregates beside the log: sealed in the vault
-// before the event that names them, erased when none does any more. It stands below the
-// features, which share it.
+// Package secrets manages the secrets of aggregates outside the log: encrypted in the vault
+// before the event that names them, erased when no event names them any longer. The
+// features share it.
 package secrets
 
 import (
@@ -19,7 +19,7 @@ import (
 	"github.com/credstream/credstream/vault"
 )
 
-// Deps is what a Service is made of. Every field without "optional" is needed.
+// Deps are the dependencies of a Service. Every field without "optional" is required.
 type Deps struct {
 	Kernel  *service.Kernel
 	Log     *aggregates.Log
@@ -29,33 +29,33 @@ type Deps struct {
 	Metrics prometheus.Registerer // optional
 	Logger  *slog.Logger
 
-	// CheckStored proves, before anything is collected, that the log is whole; nil:
-	// nothing to prove.
+	// CheckStored proves, before a collection, that the log is complete; nil:
+	// no proof is needed.
 	CheckStored func(context.Context) error
-	// FollowedUp keeps how far RunFollowUps has come; needed to run it.
+	// FollowedUp stores the position of RunFollowUps; required to run it.
 	FollowedUp Checkpoint
-	// Alone says that no other process serves the log while this one lives.
+	// SingleInstance means that no other process serves the log while this one lives.
 	SingleInstance bool
-	// RefreshPatience is how long a renewal that another process has begun may stay
-	// without progress before this one takes it over.
+	// RefreshTakeoverTimeout is how long a renewal by another process may make
+	// no progress before this one takes it over.
 	RefreshTakeoverTimeout time.Duration
 }
 
-// Service keeps secrets. Its methods may be called from many goroutines.
+// Service manages secrets. Its methods may be called from many goroutines.
 type Service struct {
 	Deps
 	metrics     *metrics
 	followUps   *followUps
 	follow      map[string]FollowUp // by category of the aggregate
 	background  []func(context.Context)
-	secretsLeft atomic.Bool // the next round of the collector has to look at all secrets
+	secretsLeft atomic.Bool // the next round of the collector must scan all secrets
 }
 
-// FollowUp completes what one commit owes, met by this process at a time. worked reports
-// whether there was something to do. Errors: Postponed.
+// FollowUp does the follow-up of one commit, which this process has seen at seen. worked reports
+// whether there was something to do. It may return Postponed.
 type FollowUp func(ctx context.Context, recs []events.Record, seen time.Time) (worked bool, err error)
 
-// New makes a Service.
+// New creates a Service.
 func New(deps Deps) (*Service, error) {
 	s := &Service{Deps: deps, metrics: newMetrics(deps.Metrics)}
 	s.follow = map[string]FollowUp{
@@ -69,11 +69,11 @@ func New(deps Deps) (*Service, error) {
 	return s, err
 }
 
-// FollowUpWith sets what completes the commits to an aggregate, before RunFollowUps.
+// FollowUpWith sets the FollowUp of an aggregate, before RunFollowUps.
 func (s *Service) FollowUpWith(category string, do FollowUp) { s.follow[category] = do }
 
-// AddBackground adds what RunFollowUps runs beside it until its context ends, before it is called:
-// what completes things that broke off and that the log does not hold.
+// AddBackground adds work that RunFollowUps runs concurrently until its context ends; call it before RunFollowUps. It
+// completes interrupted work that is not in the log.
 func (s *Service) AddBackground(run func(context.Context)) { s.background = append(s.background, run) }
 
 type metrics struct {
@@ -93,10 +93,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 		followUps: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "credstream_follow_ups_total",
-			Help: "Attempts of the process manager to complete what a commit owes outside the log, by outcome: done, failed, given_up.",
+			Help: "Attempts of the process manager at the follow-up of a commit (erase secrets, revoke tokens at a provider), by outcome: done, failed, given_up.",
 		}, []string{"outcome"}),
 		followUpsOpen: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "credstream_follow_ups_open", Help: "Commits that may owe something outside the log and are not known to be followed up.",
+			Name: "credstream_follow_ups_open", Help: "Commits whose follow-up (erase secrets, revoke tokens at a provider) is not known to be complete.",
 		}),
 	}
 	if reg != nil {
