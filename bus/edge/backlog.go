@@ -15,7 +15,7 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// The bounds of what waits of one tenant in one stream.
+// The bounds of one tenant's waiting messages in one stream.
 const (
 	maxTenantBacklog = 10_000      // messages of up to 64 KiB; a larger one counts once for each 64 KiB, so all have at most 640 MB
 	backlogPart      = 64 << 10    // bytes
@@ -23,14 +23,14 @@ const (
 	backlogTenants   = 10_000      // that are remembered
 )
 
-// ErrPoisonFull is answered while a tenant's part of the dead-letter queue is full.
+// ErrPoisonFull is returned while a tenant's part of the dead-letter queue is full.
 var ErrPoisonFull = fault.New(fault.Throttled, "poison_queue_full",
 	"The dead-letter queue of this tenant is full. Retry or drop its messages (credstream "+
 		"queue retry --all, credstream queue drop --all), then publish again.").WithRetryAfter(10 * time.Second)
 
 // backlog bounds the messages of each tenant in one stream, by number and bytes. It counts what this
-// process puts there, and looks at the stream when that comes to the bound: other
-// processes may go beyond it by as much, once.
+// process publishes, and reads the stream's state at the bound: other
+// processes may exceed it once, by the same amount.
 type backlog struct {
 	stream, prefix string // the tenant follows the prefix in a subject
 	full           *fault.Error
@@ -54,8 +54,8 @@ func newBacklog(stream, prefix string, full *fault.Error) (*backlog, error) {
 	return &backlog{stream: stream, prefix: prefix, full: full, most: maxTenantBacklog, tenants: tenants}, nil
 }
 
-// add counts a message that goes to a subject, or returns the refusal of a tenant
-// that has too many.
+// add counts a message for a subject, or returns the refusal if the tenant
+// has too many.
 func (b *backlog) add(ctx context.Context, js jetstream.JetStream, subject string) error {
 	tenant, _, _ := strings.Cut(strings.TrimPrefix(subject, b.prefix), ".")
 	b.mu.Lock()
@@ -98,9 +98,9 @@ func (b *backlog) look(ctx context.Context, js jetstream.JetStream, tenant strin
 	return parts, nil
 }
 
-// sized is the subject under which a message is stored: its own, and of one with more
-// than 64 KiB how many more parts of 64 KiB it has, so that what is there can be
-// counted by its size. Earlier versions wrote the size in the dead-letter queue alone.
+// sized is the subject under which a message is stored: its own, plus for more
+// than 64 KiB the number of further parts of 64 KiB, so that the stream's messages can be
+// counted by size. Earlier versions did this only in the dead-letter queue.
 func sized(subject string, size int) string {
 	subject, _ = unsized(subject)
 	if more := (size - 1) / backlogPart; more > 0 {

@@ -24,7 +24,7 @@ import (
 	"github.com/credstream/credstream/service/application"
 )
 
-// The bounds of what has arrived and is not looked at yet.
+// The bounds of received but unprocessed requests.
 const (
 	maxWaiting = 1024 // requests of one endpoint
 	grace      = time.Second
@@ -33,7 +33,7 @@ const (
 var errAnswerTooLarge = fault.New(fault.Invalid, "answer_too_large",
 	"The response does not fit into one NATS message. Request a smaller page, or use HTTP.")
 
-// Endpoints answers commands and queries over request-reply: a NATS micro
+// Endpoints serves commands and queries over request-reply: a NATS micro
 // service with one endpoint for each route, so that discovery and statistics
 // ($SRV.PING, INFO, STATS) work.
 type Endpoints struct {
@@ -49,7 +49,7 @@ type Endpoints struct {
 	micro   micro.Service
 }
 
-// EndpointsConfig is what Endpoints are made of.
+// EndpointsConfig is the configuration of Endpoints.
 type EndpointsConfig struct {
 	Conn    *nats.Conn // may publish to reply subjects only: Node.EndpointConn
 	Caller  func(nats.Header) (principal string, ok bool)
@@ -59,7 +59,7 @@ type EndpointsConfig struct {
 	Logger  *slog.Logger
 }
 
-// ServeEndpoints starts to answer. Close ends it.
+// ServeEndpoints starts the endpoints. Close stops them.
 func ServeEndpoints(cfg EndpointsConfig) (*Endpoints, error) {
 	e := &Endpoints{
 		conn: cfg.Conn, service: cfg.Service, caller: cfg.Caller, log: cfg.Logger,
@@ -98,14 +98,14 @@ func root(r service.Route) string {
 	return "credstream.query"
 }
 
-// Close stops to take requests and waits for the answers under way, which it
-// cuts short after a grace of a second, for three seconds at most.
+// Close stops receiving requests and waits for those in progress, which it
+// cancels after one second, for at most three seconds.
 func (e *Endpoints) Close() {
-	_ = e.micro.Stop() // what it could not unsubscribe goes with the connection
+	_ = e.micro.Stop() // remaining subscriptions end with the connection
 	cut := time.AfterFunc(grace, e.end)
 	defer cut.Stop()
-	// A command that has begun to change something continues by itself, but is not
-	// waited for without end.
+	// A command that has begun to change something continues by itself, but the
+	// wait for it is bounded.
 	answered := make(chan struct{})
 	go func() { e.answers.Wait(); close(answered) }()
 	select {
@@ -115,9 +115,9 @@ func (e *Endpoints) Close() {
 	e.end()
 }
 
-// sender tells who sent a request that may be answered, or why it must be dropped
-// unread: a caller could otherwise have us publish into whatever subject it names.
-// A mute request needs no answer and may come without a reply subject.
+// sender identifies the sender of a request that may be answered, or the reason to drop it
+// unread: otherwise a caller could have the service publish to any subject.
+// A mute request needs no reply and may lack a reply subject.
 func sender(reply string, h nats.Header, caller func(nats.Header) (string, bool), mute bool) (principal, drop string) {
 	if !natsserver.IsReplySubject(reply) && (reply != "" || !mute) {
 		return "", "reply subject"
@@ -132,7 +132,7 @@ func sender(reply string, h nats.Header, caller func(nats.Header) (string, bool)
 	return principal, ""
 }
 
-// handler answers the requests of one route, each in a goroutine of its own.
+// handler serves the requests of one route, each in its own goroutine.
 func (e *Endpoints) handler(r service.Route) micro.HandlerFunc {
 	prefix := root(r) + "."
 	return func(req micro.Request) {
@@ -172,7 +172,7 @@ func (e *Endpoints) answer(req micro.Request, route, tenant, principal string) {
 	e.send(route, id, &nats.Msg{Subject: req.Reply(), Data: body})
 }
 
-// refuse answers with the problem of err, in the micro service's error headers too.
+// refuse replies with the problem document of err, also in the micro service's error headers.
 func (e *Endpoints) refuse(req micro.Request, route, id string, err error) {
 	problem := fault.Of(err).Problem()
 	problem.RequestID = id
@@ -186,8 +186,8 @@ func (e *Endpoints) refuse(req micro.Request, route, id string, err error) {
 	}})
 }
 
-// send publishes an answer. A micro.Request is done when its handler returns,
-// which was before, so its own means of answering cannot be used.
+// send publishes a reply. A micro.Request is done when its handler returns,
+// which has happened, so its Respond cannot be used.
 func (e *Endpoints) send(route, id string, answer *nats.Msg) {
 	if err := e.conn.PublishMsg(answer); err != nil {
 		e.log.Warn("response not sent", "route", route, "request", id, "err", err)

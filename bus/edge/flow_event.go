@@ -17,11 +17,11 @@ import (
 	flows "github.com/credstream/credstream/service/flow"
 )
 
-// ErrFlowEventForm refuses a flow event that is no CloudEvent, or one whose id cannot be kept.
+// ErrFlowEventForm rejects a flow event that is not a CloudEvent, or has an unusable id.
 var ErrFlowEventForm = fault.New(fault.Invalid, "flow_event_not_cloudevent",
 	"The message must be a CloudEvent 1.0, in binary or structured mode, with an id of at most 128 printable ASCII characters.")
 
-// flowEvent is what is kept of a CloudEvent about a flow.
+// flowEvent is the stored part of a CloudEvent about a flow.
 type flowEvent struct {
 	flows.Event
 	id          string // ce-id
@@ -29,9 +29,9 @@ type flowEvent struct {
 	correlation string
 }
 
-// readFlowEvent reads a CloudEvent that was published to the subject of a flow,
-// named by its token. With an error it returns what of it may be shown: its id
-// and type, where these are fit for it.
+// readFlowEvent decodes a CloudEvent that was published to the subject of a flow,
+// named by its token. With an error it still returns the id
+// and type if they can be displayed.
 func readFlowEvent(m *nats.Msg, token string) (f flowEvent, err error) {
 	e, err := readCloudEvent(m)
 	if err != nil {
@@ -45,7 +45,7 @@ func readFlowEvent(m *nats.Msg, token string) (f flowEvent, err error) {
 	if f.correlation = m.Header.Get("X-Correlation-Id"); f.correlation == "" {
 		f.correlation, _ = e.Extensions()["correlationid"].(string)
 	}
-	if !printable(f.correlation) { // it only helps to find things: no reason to lose the event
+	if !printable(f.correlation) { // it only helps to find related events: no reason to reject the event
 		f.correlation = ""
 	}
 	flow, err := events.ParseToken(token)
@@ -56,8 +56,8 @@ func readFlowEvent(m *nats.Msg, token string) (f flowEvent, err error) {
 	return f, redactPointer(err)
 }
 
-// redactPointer takes names that are not ours out of an error: a member that is not
-// known may be called anything.
+// redactPointer removes foreign names from an error: an unknown member
+// may have any name.
 func redactPointer(err error) error {
 	if err == nil {
 		return nil
@@ -75,7 +75,7 @@ var flowMembers = []string{"", "id", "name", "revision", "steps", "component", "
 
 // readCloudEvent reads a CloudEvent in binary or structured mode.
 func readCloudEvent(m *nats.Msg) (e *event.Event, err error) {
-	defer func() { // what comes from outside goes through a decoder that is not ours
+	defer func() { // the third-party decoder parses foreign input
 		if recover() != nil {
 			e, err = nil, ErrFlowEventForm
 		}
@@ -87,7 +87,7 @@ func readCloudEvent(m *nats.Msg) (e *event.Event, err error) {
 	return e, nil
 }
 
-// plainBinding writes a message as the SDK reads it. The NATS binding of
+// plainBinding converts a message to the form that the SDK reads. The NATS binding of
 // CloudEvents 1.0 (sections 3.1 and 3.2) takes names in any case, percent-encodes
 // the values, and tells the mode by the content type; the SDK does none of it.
 func plainBinding(m *nats.Msg) *nats.Msg {
@@ -111,12 +111,12 @@ func plainBinding(m *nats.Msg) *nats.Msg {
 	content := strings.ToLower(plain.Header.Get("content-type"))
 	switch {
 	case strings.HasPrefix(content, "application/cloudevents"):
-		plain.Header = nil // structured: what counts stands in the body
+		plain.Header = nil // structured mode: the body has everything
 	case content != "":
 		plain.Header.Del("ce-datacontenttype")
 	}
 	return plain
 }
 
-// attributes are those that are read; others may be there and are not looked at.
+// attributes are the ones that are read; others are ignored.
 var attributes = []string{"specversion", "id", "source", "type", "subject", "time", "datacontenttype", "correlationid"}

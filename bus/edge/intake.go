@@ -26,16 +26,16 @@ import (
 	"github.com/credstream/credstream/service/application"
 )
 
-// The bounds of what waits to be stored. A publisher may send many messages ahead
-// of their acknowledgements, and is told of too many.
+// The bounds of messages that wait to be stored. A publisher may send many messages
+// before they are acknowledged, and gets an error when there are too many.
 const (
 	maxInbound      = 4096     // messages of one key
-	maxInboundBytes = 64 << 20 // of all; a key's part is what the others leave free
-	inboundLine     = 16 << 20 // bytes that have arrived and are not looked at yet, by queue
+	maxInboundBytes = 64 << 20 // of all keys; one key may use what the others leave free
+	inboundLine     = 16 << 20 // received but unprocessed bytes, by queue
 )
 
-// refusalDelay is how long a publisher that sends too much waits for a refusal. One
-// that repeats a message as soon as it is refused would otherwise keep the processors
+// refusalDelay delays the refusal of a publisher that sends too much. Otherwise a
+// publisher that repeats each refused message immediately would keep the processors
 // busy with refusals, and other tenants waiting.
 const refusalDelay = time.Second
 
@@ -46,15 +46,15 @@ const refusalCode = 20_000
 // errTooLarge is the service's refusal, with the bound of a queue.
 var errTooLarge = service.ErrBodyTooLarge.Withf("A message for a queue is limited to %d KiB.", maxQueued>>10)
 
-// Intake takes flow events and queued commands in. They are published as if to
-// a stream, but to endpoints of the service, which checks them, stores them, and
-// answers in the shape of a JetStream PubAck when they are durable; with no
-// service running the publisher is told so by the server. As with a stream, a flow
-// event without a reply subject is stored too, and its publisher learns nothing; a
-// command without one is dropped and counted. A header that asks a stream for what
-// is not done here is refused.
+// Intake receives flow events and queued commands. They are published as if to
+// a stream, but to endpoints of the service, which validates them, stores them, and
+// replies with a JetStream PubAck when they are durable. Without a
+// running service the server reports "no responders" to the publisher. As with a stream, a flow
+// event without a reply subject is stored too, without an acknowledgement; a
+// command without one is dropped and counted. A header that requests an unsupported
+// stream feature is refused.
 //
-// Messages that come from one connection to one queue and through one process
+// Messages from one connection to one queue through one process
 // are stored in the order in which they were published.
 type Intake struct {
 	cfg  IntakeConfig
@@ -73,7 +73,7 @@ type Intake struct {
 	answers sync.WaitGroup
 }
 
-// IntakeConfig is what an Intake is made of.
+// IntakeConfig is the configuration of an Intake.
 type IntakeConfig struct {
 	Conn          *nats.Conn // may publish to reply subjects only: the one of the Endpoints
 	Caller        func(nats.Header) (principal string, ok bool)
@@ -85,7 +85,7 @@ type IntakeConfig struct {
 	Logger        *slog.Logger
 }
 
-// ServeIntake starts to take messages in. Close ends it.
+// ServeIntake starts to receive messages. Close stops it.
 func ServeIntake(cfg IntakeConfig) (*Intake, error) {
 	in := &Intake{
 		cfg: cfg, log: cfg.Logger, lines: map[source]*line{}, delay: refusalDelay,
@@ -103,7 +103,7 @@ func ServeIntake(cfg IntakeConfig) (*Intake, error) {
 		cfg.Metrics.MustRegister(in.seen, in.mute)
 	}
 	for subject, q := range map[string]Queue{
-		streams.FlowsOutside + "*.>": Flows, streams.FlowsOutside + "*": Flows, // the latter names no tenant, and goes to the dead-letter queue
+		streams.FlowsOutside + "*.>": Flows, streams.FlowsOutside + "*": Flows, // without a tenant, so it goes to the dead-letter queue
 		streams.QueueOutside + "*.>": Commands,
 	} {
 		sub, err := cfg.Conn.QueueSubscribe(subject, "credstream", in.receive(q))
@@ -123,8 +123,8 @@ func ServeIntake(cfg IntakeConfig) (*Intake, error) {
 	return in, nil
 }
 
-// Close stops to take messages, stores and answers those that are there, and
-// cuts that short after a grace of a second.
+// Close stops receiving messages, stores and acknowledges the received ones, and
+// cancels that after one second.
 func (in *Intake) Close() {
 	cut := time.AfterFunc(grace, in.end)
 	defer cut.Stop()
@@ -142,13 +142,13 @@ func (in *Intake) Close() {
 	in.end()
 }
 
-// source is what messages come from whose order is kept.
+// source identifies messages whose order is preserved.
 type source struct {
 	queue     Queue
 	principal string
 }
 
-// line is what has come from a source and waits to be stored.
+// line holds the messages of a source that wait to be stored.
 type line struct {
 	messages []*nats.Msg
 	bytes    int64
@@ -157,7 +157,7 @@ type line struct {
 }
 
 // receive puts the messages of a queue into the lines of their sources. It never
-// waits, so no publisher holds up another one.
+// blocks, so publishers do not delay each other.
 func (in *Intake) receive(q Queue) nats.MsgHandler {
 	return func(m *nats.Msg) {
 		principal, drop := sender(m.Reply, m.Header, in.cfg.Caller, q == Flows)
@@ -175,7 +175,7 @@ func (in *Intake) receive(q Queue) nats.MsgHandler {
 	}
 }
 
-// queue puts a message at the end of the line of its source; false says that the
+// queue appends a message to the line of its source; false means that the
 // line is full.
 func (in *Intake) queue(from source, m *nats.Msg) bool {
 	size := int64(len(m.Data))
@@ -198,7 +198,7 @@ func (in *Intake) queue(from source, m *nats.Msg) bool {
 	return true
 }
 
-// next takes the first message out of a line; nil ends its draining.
+// next removes the first message of a line; nil ends its draining.
 func (in *Intake) next(from source, l *line) *nats.Msg {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -221,8 +221,8 @@ func (in *Intake) leave(from source, l *line) {
 	}
 }
 
-// refuseOf refuses a message that came out of a line: later, if its publisher sends too
-// much. Until then the message counts as one of the line.
+// refuseOf refuses a message that was removed from a line: with a delay, if its publisher sends too
+// much. Until then the message still counts in the line.
 func (in *Intake) refuseOf(from source, l *line, m *nats.Msg, err error) {
 	if fault.Of(err).Kind != fault.Throttled {
 		in.refuse(from.queue, m, err)
@@ -273,8 +273,8 @@ func (in *Intake) drain(from source, l *line) {
 	}
 }
 
-// take puts a message on its way into its stream, or into the dead-letter queue, with
-// the code of the reason. leave ends its part of the work under way.
+// take publishes a message to its stream, or to the dead-letter queue, with
+// the code of the reason. leave ends its share of the admission.
 func (in *Intake) take(ctx context.Context, from source, m *nats.Msg) (r streams.Receipt, code string, leave func(), err error) {
 	leave = func() {}
 	if in.cfg.WritesAllowed != nil {
@@ -303,8 +303,8 @@ func (in *Intake) take(ctx context.Context, from source, m *nats.Msg) (r streams
 	return r, code, entered, err
 }
 
-// ErrStreamHeader refuses a message with a header that asks a stream for what the
-// queues do not do.
+// ErrStreamHeader refuses a message with a header that requests a stream feature that the
+// queues do not support.
 var ErrStreamHeader = fault.New(fault.Invalid, "queue_header_unsupported",
 	"A header requests a JetStream feature that this queue does not support.")
 
@@ -313,8 +313,8 @@ var unsupported = []string{
 	"Nats-Expected-", "Nats-TTL", "Nats-Rollup", "Nats-Batch-", "Nats-Schedule", "Nats-Incr", "Nats-Counter-", "Nats-Required-Api-Level",
 }
 
-// checkStreamHeaders refuses what would otherwise be acknowledged as if it were
-// done. That a publisher expects the stream that it is stored in is met.
+// checkStreamHeaders refuses headers that would otherwise be acknowledged but
+// ignored. The expectation of the queue's own stream is accepted.
 func checkStreamHeaders(q Queue, h nats.Header) error {
 	for name, values := range h {
 		if name == jetstream.ExpectedStreamHeader && slices.Equal(values, []string{q.layout().stream}) {
@@ -329,10 +329,10 @@ func checkStreamHeaders(q Queue, h nats.Header) error {
 	return nil
 }
 
-// takeFlow stores what is understood of a flow event, and of one that is not
-// understood that it came. What a caller may not say at all is refused.
+// takeFlow stores the parsed part of a flow event, and of one that cannot be
+// parsed the fact that it arrived. An event that the caller may not send at all is refused.
 func (in *Intake) takeFlow(ctx context.Context, call service.Call, m *nats.Msg, token string) (r streams.Receipt, code string, err error) {
-	lost := token == "" // a slip: no tenant, or one that is not there of somebody who may name every tenant
+	lost := token == "" // a mistake: no tenant, or one that does not exist, from a caller with access to every tenant
 	if lost {
 		call.Tenant = call.Principal.Home
 	}
@@ -370,7 +370,7 @@ func (in *Intake) takeFlow(ctx context.Context, call service.Call, m *nats.Msg, 
 	stored := nats.NewMsg(streams.FlowsInside + call.Tenant + "." + events.Token(f.ID))
 	stored.Header = nats.Header{
 		"ce-specversion": {"1.0"}, "ce-id": {f.id}, "ce-type": {f.Type()},
-		"ce-source":    {"/credstream/" + call.Tenant}, // the publisher's own is not kept
+		"ce-source":    {"/credstream/" + call.Tenant}, // the publisher's source is not stored
 		"content-type": {"application/json"},
 	}
 	describe(stored.Header, principal, f.correlation, m.Data)
@@ -400,8 +400,8 @@ func (in *Intake) takeCommand(ctx context.Context, call service.Call, m *nats.Ms
 	return in.cfg.Queues.send(ctx, QueueStream, stored)
 }
 
-// answer is a JetStream publish acknowledgement, as clients read it. Problem is
-// ours, for whom it helps.
+// answer is a JetStream publish acknowledgement, as clients parse it. Problem is
+// an addition of credstream.
 type answer struct {
 	Error   *answerError   `json:"error,omitzero"`
 	Stream  string         `json:"stream"`
@@ -415,7 +415,7 @@ type answerError struct {
 	Description string `json:"description"`
 }
 
-// refuse answers with the problem of err, in the micro service's error headers too.
+// refuse replies with the problem document of err, also in the micro service's error headers.
 func (in *Intake) refuse(q Queue, m *nats.Msg, err error) {
 	problem := fault.Of(err).Problem()
 	problem.RequestID = events.NewID()
@@ -435,7 +435,7 @@ func (in *Intake) refuse(q Queue, m *nats.Msg, err error) {
 	})
 }
 
-// answer answers whoever waits for it.
+// answer replies if there is a reply subject.
 func (in *Intake) answer(m *nats.Msg, h nats.Header, a answer) {
 	if m.Reply == "" {
 		return

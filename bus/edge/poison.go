@@ -29,8 +29,8 @@ import (
 // maxDetails bounds the details of an entry, in bytes; larger ones are left out.
 const maxDetails = 128 << 10
 
-// Poison is the dead-letter queue in its stream: what failed for good, with the
-// reason, until somebody tries it again or drops it.
+// Poison is the stream of the dead-letter queue: messages that failed permanently, with the
+// reason, until they are retried or dropped.
 type Poison struct {
 	queues *Queues
 	log    *slog.Logger
@@ -39,7 +39,7 @@ type Poison struct {
 
 var _ admin.PoisonQueue = (*Poison)(nil)
 
-// NewPoison makes the dead-letter queue. metrics may be nil.
+// NewPoison creates the dead-letter queue. metrics may be nil.
 func NewPoison(queues *Queues, metrics prometheus.Registerer, log *slog.Logger) *Poison {
 	p := &Poison{queues: queues, log: log, put: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "credstream_poison_total", Help: "Messages put into the dead-letter queue, by queue and reason.",
@@ -50,7 +50,7 @@ func NewPoison(queues *Queues, metrics prometheus.Registerer, log *slog.Logger) 
 	return p
 }
 
-// waiting is a gauge of the messages in a stream; NaN while it is not known.
+// waiting is a gauge of the messages in a stream; NaN while unknown.
 func waiting(name, help string, labels prometheus.Labels, queues *Queues, stream string) prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help, ConstLabels: labels}, func() float64 {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
@@ -66,17 +66,17 @@ func waiting(name, help string, labels prometheus.Labels, queues *Queues, stream
 // poisonEntry is a message of the dead-letter queue as it is stored, in JSON.
 type poisonEntry struct {
 	admin.Poisoned
-	Origin *origin `json:"origin,omitzero"` // of a message that is kept
+	Origin *origin `json:"origin,omitzero"` // of a message whose content is kept
 }
 
-// origin is a message as it stood in its queue, byte for byte.
+// origin is the original message in its queue, byte for byte.
 type origin struct {
 	Subject string            `json:"subject"`
 	Header  map[string]string `json:"header"`
 	Data    []byte            `json:"data"`
 }
 
-// setReason writes into an entry why it is there: what a caller may see of err.
+// setReason sets the reason of an entry: the public part of err.
 func setReason(e *admin.Poisoned, err error) {
 	f := fault.Of(err)
 	e.Code, e.Reason, e.At = f.Code, f.Msg, time.Now().UTC().Truncate(time.Microsecond)
@@ -85,7 +85,7 @@ func setReason(e *admin.Poisoned, err error) {
 	}
 }
 
-// send puts an entry on its way into the tenant's part of the queue.
+// send publishes an entry to the tenant's part of the queue.
 func (p *Poison) send(ctx context.Context, tenant string, e poisonEntry) (streams.Receipt, error) {
 	data, err := json.Marshal(e)
 	if err != nil {
@@ -146,8 +146,8 @@ func (p *Poison) Get(ctx context.Context, tenant, id string) (admin.Poisoned, er
 	return e.Poisoned, nil
 }
 
-// Retry puts a message back into its queue, durable, and erases it here. A crash
-// between the two leaves it in both: what is obeyed twice is known by its
+// Retry puts a message back into its queue, durably, and erases it here. After a crash
+// in between it is in both queues; a second execution is detected by its
 // command id, or its revision.
 func (p *Poison) Retry(ctx context.Context, tenant, id string) error {
 	_, e, err := p.find(ctx, tenant, id)
@@ -167,7 +167,7 @@ func (p *Poison) Retry(ctx context.Context, tenant, id string) error {
 		return err
 	}
 	err = p.Drop(ctx, tenant, id)
-	if errors.Is(err, admin.ErrQueueNotFound) { // somebody else dropped it meanwhile
+	if errors.Is(err, admin.ErrQueueNotFound) { // it was dropped concurrently
 		return nil
 	}
 	return err
@@ -228,8 +228,8 @@ func (p *Poison) find(ctx context.Context, tenant, id string) (jetstream.Stream,
 	return stream, p.read(ctx, m), nil
 }
 
-// read decodes an entry. One that is none of ours is shown as such, so that it
-// can be dropped and hides no other.
+// read decodes an entry. A foreign one is returned as such, so that it
+// can be dropped and does not hide others.
 func (p *Poison) read(ctx context.Context, m *jetstream.RawStreamMsg) poisonEntry {
 	var e poisonEntry
 	if err := json.Unmarshal(m.Data, &e); err != nil {
@@ -254,7 +254,7 @@ func hexSum(data []byte) string {
 
 var tameName = regexp.MustCompile(`^[a-z][a-z0-9_.-]{0,63}$`)
 
-// safeName is a name that somebody else gave, if it can be shown as it is, or "".
+// safeName returns a foreign name if it can be displayed as it is, else "".
 func safeName(name string) string {
 	if !tameName.MatchString(name) {
 		return ""

@@ -14,8 +14,8 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// The streams of what is left for the service to do, and of what it could not
-// do. They are private: only the service publishes into them.
+// The streams of waiting and of dead-lettered messages.
+// They are private: only the service publishes into them.
 const (
 	FlowsStream  = "CREDSTREAM_FLOWS"
 	QueueStream  = "CREDSTREAM_CMDQ"
@@ -31,7 +31,7 @@ const (
 	Commands Queue = "commands" // queued commands
 )
 
-// layout says where a queue's messages are published to, and where they wait.
+// layout is where a queue's messages are published, and where they are stored.
 type layout struct{ outside, inside, stream string }
 
 func (q Queue) layout() layout {
@@ -51,37 +51,37 @@ const (
 )
 
 // maxQueued bounds the body of a message, so that it fits into the dead-letter queue
-// together with what is said about it.
+// together with the reason.
 const maxQueued = 640 << 10
 
 // maxBacklog is the number of commands of one name that may wait of one tenant.
 const maxBacklog = 5000
 
 // FlowsConfig is the stream of the flow events, by tenant and flow:
-// "credstream.in.flows.<tenant>.<token of the flow>", and of a large one its size.
-// What is done goes away.
+// "credstream.in.flows.<tenant>.<token of the flow>", plus the size of a large one.
+// Processed messages are removed.
 func FlowsConfig(replicas int) jetstream.StreamConfig {
 	return queueStream(FlowsStream, streams.FlowsInside+">", jetstream.WorkQueuePolicy, replicas)
 }
 
 // QueueConfig is the stream of the queued commands, by tenant and command:
-// "credstream.in.cmdq.<tenant>.<command>", and of a large one its size. What is done
-// goes away.
+// "credstream.in.cmdq.<tenant>.<command>", plus the size of a large one. Processed messages are
+// removed.
 func QueueConfig(replicas int) jetstream.StreamConfig {
 	cfg := queueStream(QueueStream, streams.QueueInside+">", jetstream.WorkQueuePolicy, replicas)
-	// One tenant's backlog of one command must not fill what a reader can hold for all.
+	// One tenant's backlog of one command must not exceed what a reader can hold in total.
 	cfg.MaxMsgsPerSubject, cfg.Discard, cfg.DiscardNewPerSubject = maxBacklog, jetstream.DiscardNew, true
 	return cfg
 }
 
-// PoisonConfig is the stream of what failed for good, by tenant and queue:
-// "credstream.in.poison.<tenant>.<queue>", and of a large one its size. It stays
-// until somebody drops it.
+// PoisonConfig is the stream of the dead-letter queue, by tenant and queue:
+// "credstream.in.poison.<tenant>.<queue>", plus the size of a large one. A message stays
+// until it is retried or dropped.
 func PoisonConfig(replicas int) jetstream.StreamConfig {
 	return queueStream(PoisonStream, streams.PoisonSubject+">", jetstream.LimitsPolicy, replicas)
 }
 
-// queueStream allows no direct reads: a replica that is behind could answer them.
+// queueStream disables direct reads, which a lagging replica could serve.
 func queueStream(name, subject string, retention jetstream.RetentionPolicy, replicas int) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name: name, Subjects: []string{subject}, Storage: jetstream.FileStorage, Replicas: replicas,
@@ -96,8 +96,8 @@ type Queues struct {
 	backlog map[string]*backlog                    // by stream
 }
 
-// NewQueues makes Queues over a connection as the service. durable returns the
-// wait for the fsync of a stream, or nil where the server syncs by itself. The
+// NewQueues creates Queues over a connection of the service. durable returns the
+// wait for the fsync of a stream, or nil if the server syncs by itself. The
 // streams must exist before anything is stored.
 func NewQueues(conn *nats.Conn, durable func(stream string) func(context.Context) error) (*Queues, error) {
 	js, err := jetstream.New(conn, jetstream.WithPublishAsyncTimeout(streams.AckTimeout), jetstream.WithPublishAsyncMaxPending(streams.MaxUnacked))
@@ -119,14 +119,14 @@ func NewQueues(conn *nats.Conn, durable func(stream string) func(context.Context
 	return q, nil
 }
 
-// send puts a message on its way, or refuses it with ErrQueueFull or ErrPoisonFull.
+// send publishes a message, or refuses it with ErrQueueFull or ErrPoisonFull.
 // Messages are stored in the order in which they were sent.
 func (q *Queues) send(ctx context.Context, stream string, m *nats.Msg) (streams.Receipt, error) {
 	m.Subject = sized(m.Subject, len(m.Data))
 	if err := q.backlog[stream].add(ctx, q.js, m.Subject); err != nil {
 		return streams.Receipt{}, err
 	}
-	// Tried again, it could be stored behind one that was sent after it.
+	// A retry could be stored after a message that was sent later.
 	ack, err := q.js.PublishMsgAsync(m, jetstream.WithRetryAttempts(0))
 	if err != nil {
 		return streams.Receipt{}, fmt.Errorf("storing in %s: %w: %w", stream, streams.ErrNotStored, err)
@@ -153,7 +153,7 @@ func (q *Queues) count(ctx context.Context, stream string) (uint64, error) {
 	return s.CachedInfo().State.Msgs, nil
 }
 
-// describe writes what is known of a message as it was published.
+// describe adds headers about a message as it was published.
 func describe(h nats.Header, principal, correlation string, published []byte) {
 	sum := sha256.Sum256(published)
 	h[actorHeader] = []string{principal}
@@ -164,8 +164,8 @@ func describe(h nats.Header, principal, correlation string, published []byte) {
 	}
 }
 
-// printable reports whether an id is 1 to 128 printable ASCII characters: such a
-// one stands in a header as it is.
+// printable reports whether an id is 1 to 128 printable ASCII characters, which
+// a header can hold unchanged.
 func printable(id string) bool {
 	for i := range len(id) {
 		if id[i] < 0x21 || id[i] > 0x7e {

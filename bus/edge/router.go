@@ -25,23 +25,23 @@ import (
 	"github.com/credstream/credstream/service/flow"
 )
 
-// maxTries is how often a message is handed out that fails for a reason of ours,
-// which with the pauses between takes about a minute. What has to wait for the
-// service waits without end.
+// maxTries is the number of deliveries of a message that fails with an internal error,
+// which takes about a minute including the pauses. A message that waits for the
+// service is retried forever.
 const maxTries = 11
 
-// Reader reads one of the queues: it takes flow events in, or obeys queued
-// commands, in the order in which they were stored for each flow or target. What
-// fails for good goes to the dead-letter queue, what cannot be done now is tried
-// again and holds back what is aimed at the same. One process at a time may run
-// the reader of a queue: it wants a lease.
+// Reader processes one of the queues: flow events, or queued
+// commands, in the order in which they were stored for each flow or target. A
+// permanent failure moves the message to the dead-letter queue; a temporary one is retried
+// and delays messages for the same target. Only one process at a time may run
+// the reader of a queue, so it needs a lease.
 type Reader struct {
 	cfg     ReaderConfig
 	log     *slog.Logger
 	handled *prometheus.CounterVec
 }
 
-// ReaderConfig is what a Reader is made of.
+// ReaderConfig is the configuration of a Reader.
 type ReaderConfig struct {
 	Queue   Queue
 	Queues  *Queues
@@ -54,7 +54,7 @@ type ReaderConfig struct {
 	Pause func(n int) time.Duration
 }
 
-// NewReader makes a Reader; Run runs it.
+// NewReader creates a Reader; Run runs it.
 func NewReader(cfg ReaderConfig) *Reader {
 	labels := prometheus.Labels{"queue": string(cfg.Queue)}
 	r := &Reader{cfg: cfg, log: cfg.Logger.With("queue", cfg.Queue), handled: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -68,9 +68,9 @@ func NewReader(cfg ReaderConfig) *Reader {
 	return r
 }
 
-// Run reads until ctx ends, and waits for what is under way. It may be run again.
+// Run reads until ctx ends, and waits for the messages in progress. It may be run again.
 func (r *Reader) Run(ctx context.Context) error {
-	// Watermill tells of each error that a handler returns; we have told already.
+	// Watermill logs each error of a handler, which is logged already.
 	logger := watermill.NewSlogLoggerWithLevelMapping(r.log, map[slog.Level]slog.Level{
 		slog.LevelError: slog.LevelDebug, slog.LevelInfo: slog.LevelDebug,
 	})
@@ -98,7 +98,7 @@ func (r *Reader) Run(ctx context.Context) error {
 	return nil
 }
 
-// queued is a message of a queue, as far as it is ours.
+// queued is the decoded header of a message in a queue.
 type queued struct {
 	tenant  string
 	name    string // ce-type, or the command
@@ -110,10 +110,10 @@ type queued struct {
 	sum     string // of it, SHA-256 in hex
 }
 
-// errForeign refuses a message that this service did not put into the queue.
+// errForeign rejects a message that this service did not put into the queue.
 var errForeign = fault.New(fault.Invalid, "queue_message_foreign", "The message in the queue was not published by this service.")
 
-// open reads what the intake has written about a message.
+// open decodes the headers that the intake has set.
 func (r *Reader) open(msg *message.Message) (queued, error) {
 	q := queued{actor: msg.Metadata[actorHeader], sum: msg.Metadata[sumHeader]}
 	subject, _ := unsized(msg.Metadata[subjectMetadata])
@@ -137,10 +137,10 @@ func (r *Reader) open(msg *message.Message) (queued, error) {
 	return q, nil
 }
 
-// knows reports whether there is such a flow event or command.
+// knows reports whether the flow event or command exists.
 func (r *Reader) knows(name string) bool {
 	if r.cfg.Queue == Commands {
-		return safeName(name) != "" // the service says whether there is such a command
+		return safeName(name) != "" // the service validates the command name
 	}
 	change, ok := strings.CutPrefix(name, "flow.")
 	return ok && slices.Contains(flowChanges, events.FlowChange(change))
@@ -150,7 +150,7 @@ var flowChanges = []events.FlowChange{
 	events.FlowWasCreated, events.FlowWasUpdated, events.FlowWasStarted, events.FlowWasStopped, events.FlowWasDeleted,
 }
 
-// lane keeps the order of what is said of one flow, or aimed at one target.
+// lane preserves the order of messages for one flow or target.
 func (r *Reader) lane(msg *message.Message) string {
 	q, err := r.open(msg)
 	if err != nil || r.cfg.Queue == Flows {
@@ -160,7 +160,7 @@ func (r *Reader) lane(msg *message.Message) string {
 	return admin.QueueLane(q.tenant, q.name, q.id, msg.Payload)
 }
 
-// share is the tenant: one whose targets are slow leaves room for the others.
+// share is the tenant: one with slow targets leaves capacity for the others.
 func (r *Reader) share(msg *message.Message) string {
 	q, err := r.open(msg)
 	if err != nil {
@@ -172,12 +172,12 @@ func (r *Reader) share(msg *message.Message) string {
 // queuedKey is the key of a message's queued in its context.
 type queuedKey struct{}
 
-// errAgain is all that Watermill hears of a failure.
+// errAgain is the only error that Watermill gets.
 var errAgain = errors.New("message will be redelivered")
 
-// ackOrDeadLetter is the middleware that decides what becomes of a message: it is done, it
-// is tried again, or it goes to the dead-letter queue, which then answers for it.
-// Unlike Watermill's own it passes on no text but what a caller may see.
+// ackOrDeadLetter is the middleware that decides the fate of a message: it is acknowledged,
+// retried, or moved to the dead-letter queue.
+// Unlike Watermill's own middleware it passes on only public text.
 func (r *Reader) ackOrDeadLetter(next message.HandlerFunc) message.HandlerFunc {
 	return func(msg *message.Message) ([]*message.Message, error) {
 		q, err := r.open(msg)
@@ -191,7 +191,7 @@ func (r *Reader) ackOrDeadLetter(next message.HandlerFunc) message.HandlerFunc {
 			r.handled.WithLabelValues("ok", "").Inc()
 			return nil, nil
 		}
-		if msg.Context().Err() != nil { // cut short: whoever reads next begins again
+		if msg.Context().Err() != nil { // cancelled: the next reader starts over
 			return nil, errAgain
 		}
 		f := fault.Of(err)
@@ -216,7 +216,7 @@ func (r *Reader) ackOrDeadLetter(next message.HandlerFunc) message.HandlerFunc {
 	}
 }
 
-// retryable reports whether another try may end otherwise.
+// retryable reports whether a retry may succeed.
 func retryable(f *fault.Error, tries int) bool {
 	switch f.Kind {
 	case fault.Conflict, fault.Throttled, fault.Unavailable:
@@ -227,8 +227,8 @@ func retryable(f *fault.Error, tries int) bool {
 	return false
 }
 
-// poison puts a message into the dead-letter queue, durable. A message that is none
-// of ours is not kept, nor is a command that would not be stored today.
+// poison moves a message to the dead-letter queue, durably. The content of a foreign
+// message is not kept, nor that of a command that would be refused today.
 func (r *Reader) poison(msg *message.Message, q queued, kept bool, f *fault.Error) error {
 	whole := kept && (r.cfg.Queue == Flows || r.cfg.Service.Admin.MayKeep(q.name, msg.Payload) == nil)
 	e := poisonEntry{Poisoned: admin.Poisoned{Queue: string(r.cfg.Queue), Kept: whole}}
@@ -255,7 +255,7 @@ func (r *Reader) poison(msg *message.Message, q queued, kept bool, f *fault.Erro
 	setReason(&e.Poisoned, f)
 	tenant := q.tenant
 	if tenant == "" {
-		tenant = events.System // nobody's
+		tenant = events.System // of no tenant
 	}
 	sent, err := r.cfg.Poison.send(msg.Context(), tenant, e)
 	if err != nil {
@@ -265,11 +265,11 @@ func (r *Reader) poison(msg *message.Message, q queued, kept bool, f *fault.Erro
 	return err
 }
 
-// errPanic stands for a panic, whose value and stack may hold anything.
+// errPanic replaces a panic, whose value and stack may hold secrets.
 var errPanic = errors.New("message handler panicked")
 
-// recoverer is the middleware that makes an error of a panic. It logs where it
-// happened, and nothing of what was being handled.
+// recoverer is the middleware that turns a panic into an error. It logs the
+// location, and nothing of the message.
 func (r *Reader) recoverer(next message.HandlerFunc) message.HandlerFunc {
 	return func(msg *message.Message) (out []*message.Message, err error) {
 		defer func() {
@@ -301,17 +301,17 @@ func panickedAt() string {
 	}
 }
 
-// call is on whose behalf a message is handled: that of the key that published
-// it, if it is still good.
+// call is the call of a message, in the name of the key that published
+// it, if that key is still valid.
 func (r *Reader) call(msg *message.Message) (service.Call, queued, error) {
-	q, _ := msg.Context().Value(queuedKey{}).(queued) // judge has put it there
+	q, _ := msg.Context().Value(queuedKey{}).(queued) // set by ackOrDeadLetter
 	p, err := r.cfg.Service.Access.Principal(msg.Context(), q.actor)
 	return service.Call{
 		Tenant: q.tenant, Principal: p, Via: "nats", Causation: q.id, Correlation: msg.Metadata[correlationHeader],
 	}, q, err
 }
 
-// execute obeys a queued command. One that was obeyed before is known by its id.
+// execute executes a queued command. A repeat is detected by its id.
 func (r *Reader) execute(msg *message.Message) error {
 	call, q, err := r.call(msg)
 	if err != nil {
@@ -345,7 +345,7 @@ func (r *Reader) handleFlows(router *message.Router, subscriber message.Subscrib
 	return nil
 }
 
-// flowHandler takes flow events of one type in.
+// flowHandler handles flow events of one type.
 type flowHandler struct {
 	r      *Reader
 	change events.FlowChange
@@ -377,10 +377,10 @@ func (flowMarshaler) Name(v any) string { return v.(*flow.Event).Type() }
 // NameFromMessage implements cqrs.CommandEventMarshaler.
 func (flowMarshaler) NameFromMessage(msg *message.Message) string { return msg.Metadata["ce-type"] }
 
-// Unmarshal implements cqrs.CommandEventMarshaler. What the intake has stored is
-// understood: what is not is foreign.
+// Unmarshal implements cqrs.CommandEventMarshaler. The intake stores only valid
+// messages, so an invalid one is foreign.
 func (flowMarshaler) Unmarshal(msg *message.Message, v any) error {
-	q, _ := msg.Context().Value(queuedKey{}).(queued) // judge has put it there
+	q, _ := msg.Context().Value(queuedKey{}).(queued) // set by ackOrDeadLetter
 	e, err := flow.ParseFlowEvent(q.name, "", q.target, msg.Payload)
 	if err != nil {
 		return errForeign

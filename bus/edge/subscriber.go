@@ -18,23 +18,23 @@ import (
 	"github.com/credstream/credstream/bus/streams"
 )
 
-// Metadata that a Subscriber gives to each message, beside its headers.
+// Metadata that a Subscriber adds to each message, besides its headers.
 const (
 	subjectMetadata   = "nats-subject"
 	sequenceMetadata  = "nats-seq"       // in the stream
 	deliveredMetadata = "nats-delivered" // how often it was handed out by this process
-	// afterMetadata may be set by whoever nacks a message: the least pause before
-	// it is handed out again, such as "2s".
+	// afterMetadata may be set by a handler that nacks a message: the minimum pause before
+	// its redelivery, such as "2s".
 	afterMetadata = "retry-after"
 )
 
-// The bounds of what a subscription holds. A message that waits behind another
-// of its lane is held by its sequence alone and read again when its turn comes.
+// The bounds of a subscription. Of a message that waits behind another
+// of its lane only the sequence is kept; it is read again when its turn comes.
 const (
 	maxHanded   = 256    // messages handed out at one time
 	maxShared   = 64     // of them, of one share
 	maxLanes    = 256    // lanes with a message to hand out
-	maxHeld     = 50_000 // messages that came in and are not acknowledged
+	maxHeld     = 50_000 // received messages that are not acknowledged
 	pullBatch   = 64     // messages
 	pullExpiry  = 10 * time.Second
 	pullSilence = 2 * time.Second // between two signs of life of an idle consumer
@@ -47,10 +47,10 @@ const (
 type SubscriberConfig struct {
 	JS     jetstream.JetStream
 	Stream string // with work-queue retention
-	// Lane names the lane of a message; nil puts all into one.
+	// Lane returns the lane of a message; nil puts all into one.
 	Lane func(*message.Message) string
-	// Share names who a message is of: each has a part of what is handed out at one
-	// time, so that none takes all; nil puts all into one.
+	// Share returns the owner of a message: each owner gets a part of the concurrent
+	// deliveries, so that none uses all; nil puts all into one.
 	Share func(*message.Message) string
 	// Pause is how long to wait after the nth Nack of a message; nil is 50 ms,
 	// doubled up to 30 s.
@@ -61,15 +61,15 @@ type SubscriberConfig struct {
 // Subscriber is a Watermill subscriber over a work-queue stream of JetStream. A
 // topic is a subject of the stream, with wildcards.
 //
-// Messages are handed out in the order of the stream within their lane, one at
-// a time; lanes go on beside each other. A message that is nacked is handed out
-// again after a pause, and holds its lane until it is acknowledged. Only when
+// Messages are delivered in the order of the stream within their lane, one at
+// a time; lanes are processed concurrently. A nacked message is
+// redelivered after a pause, and blocks its lane until it is acknowledged. If
 // 50,000 messages wait behind such ones, the others wait too.
 //
-// One process at a time may subscribe to a topic. A subscription makes its
-// consumer anew, at its start and whenever a connection or the consumer was
-// lost, so that all that is not acknowledged comes again in the order of the
-// stream; what was acknowledged shortly before may come again too.
+// Only one process at a time may subscribe to a topic. A subscription recreates its
+// consumer at its start and whenever a connection or the consumer was
+// lost, so that all unacknowledged messages are delivered again in stream order;
+// messages that were acknowledged shortly before may be delivered again too.
 type Subscriber struct {
 	cfg  SubscriberConfig
 	log  *slog.Logger
@@ -83,7 +83,7 @@ type Subscriber struct {
 
 var _ message.Subscriber = (*Subscriber)(nil)
 
-// NewSubscriber makes a Subscriber. Close ends its subscriptions.
+// NewSubscriber creates a Subscriber. Close ends its subscriptions.
 func NewSubscriber(cfg SubscriberConfig) *Subscriber {
 	if cfg.Lane == nil {
 		cfg.Lane = func(*message.Message) string { return "" }
@@ -99,9 +99,9 @@ func NewSubscriber(cfg SubscriberConfig) *Subscriber {
 	return s
 }
 
-// Subscribe hands out the messages of a topic until ctx ends or the Subscriber
-// is closed, which closes the channel. It does not fail while the stream is out
-// of reach: it goes on trying.
+// Subscribe delivers the messages of a topic until ctx ends or the Subscriber
+// is closed, which closes the channel. It retries forever while the stream is
+// unreachable.
 func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -131,8 +131,8 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	return out, nil
 }
 
-// Close ends every subscription. Messages that are not acknowledged come again
-// to whoever subscribes next.
+// Close ends every subscription. Unacknowledged messages are delivered again
+// to the next subscriber.
 func (s *Subscriber) Close() error {
 	s.mu.Lock()
 	s.done = true
@@ -152,11 +152,11 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// item is a message that came in and is not acknowledged.
+// item is a received message that is not acknowledged.
 type item struct {
 	seq   uint64
 	reply string           // subject of its acknowledgement
-	share chan struct{}    // holds one for each message of its share that is handed out
+	share chan struct{}    // holds one token for each delivered message of its share
 	msg   *message.Message // nil: to be read when it is its turn
 	tries int
 }
@@ -168,23 +168,23 @@ type session struct {
 	out    chan<- *message.Message
 	stream jetstream.Stream
 	conn   *nats.Conn
-	ctx    context.Context // of the subscription: its end ends the messages handed out
-	going  context.Context // ends with ctx, or when the consumer is lost: nothing more is handed out
+	ctx    context.Context // of the subscription: its end cancels the delivered messages
+	going  context.Context // ends with ctx, or when the consumer is lost: nothing more is delivered
 
-	room  chan struct{} // holds one for each lane with a message to hand out
-	held  chan struct{} // holds one for each item
-	slots chan struct{} // holds one for each message handed out
+	room  chan struct{} // holds one token for each lane with a message to deliver
+	held  chan struct{} // holds one token for each item
+	slots chan struct{} // holds one token for each delivered message
 	work  sync.WaitGroup
 
 	mu    sync.Mutex
 	items map[uint64]*item   // by sequence
 	lanes map[string][]*item // in order; a lane without items is absent
 	share map[string]chan struct{}
-	last  uint64 // sequence of the last that came in
+	last  uint64 // sequence of the last received message
 }
 
-// session makes the consumer and hands out messages until it is lost or ctx
-// ends, and until those handed out are acknowledged or nacked.
+// session creates the consumer and delivers messages until it is lost or ctx
+// ends, and until the delivered ones are acknowledged or nacked.
 func (s *Subscriber) session(ctx context.Context, topic string, out chan<- *message.Message) error {
 	conn := s.cfg.JS.Conn()
 	lost := conn.StatusChanged(nats.RECONNECTING, nats.CLOSED)
@@ -221,7 +221,7 @@ func (s *Subscriber) session(ctx context.Context, topic string, out chan<- *mess
 	return cmp.Or(context.Cause(going), err)
 }
 
-// consumer makes the consumer anew: it begins with the first message that is there.
+// consumer recreates the consumer: it begins with the first message of the stream.
 func (s *Subscriber) consumer(ctx context.Context, topic string) (jetstream.Consumer, jetstream.Stream, error) {
 	ctx, cancel := context.WithTimeout(ctx, streams.AckTimeout)
 	defer cancel()
@@ -236,7 +236,7 @@ func (s *Subscriber) consumer(ctx context.Context, topic string) (jetstream.Cons
 	consumer, err := stream.CreateConsumer(ctx, jetstream.ConsumerConfig{
 		Durable: name, FilterSubject: topic, DeliverPolicy: jetstream.DeliverAllPolicy, AckPolicy: jetstream.AckExplicitPolicy,
 		AckWait: ackWait, MaxAckPending: -1, MaxDeliver: -1,
-		MemoryStorage: true, // where it stands is worth nothing after its end
+		MemoryStorage: true, // its position is worthless afterwards
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("creating the consumer: %w", err)
@@ -244,11 +244,11 @@ func (s *Subscriber) consumer(ctx context.Context, topic string) (jetstream.Cons
 	return consumer, stream, nil
 }
 
-// errGap says that a message was lost on its way; it would come again behind
-// later ones of its lane.
+// errGap means that a delivery was lost; its redelivery would come after
+// later messages of its lane.
 var errGap = errors.New("a delivery is missing")
 
-// receive takes messages in until the consumer is lost or the session ends.
+// receive receives messages until the consumer is lost or the session ends.
 func (u *session) receive(consumer jetstream.Consumer) error {
 	messages, err := consumer.Messages(jetstream.PullMaxMessages(pullBatch),
 		jetstream.PullExpiry(pullExpiry), jetstream.PullHeartbeat(pullSilence))
@@ -275,7 +275,7 @@ func (u *session) receive(consumer jetstream.Consumer) error {
 	}
 }
 
-// take waits for a place; false means that the session has ended.
+// take waits for a slot; false means that the session has ended.
 func (u *session) take(places chan<- struct{}) bool {
 	select {
 	case places <- struct{}{}:
@@ -285,8 +285,8 @@ func (u *session) take(places chan<- struct{}) bool {
 	}
 }
 
-// enqueue puts a message at the end of its lane. Sequences come in their order, so
-// one that is not above the last came before: it waits in its lane, or it is
+// enqueue appends a message to its lane. Sequences arrive in order, so
+// one that is not above the last is a redelivery: it waits in its lane, or it is
 // done and its acknowledgement was lost.
 func (u *session) enqueue(seq uint64, m jetstream.Msg) {
 	u.mu.Lock()
@@ -318,7 +318,7 @@ func (u *session) enqueue(seq uint64, m jetstream.Msg) {
 	u.lanes[name] = append(u.lanes[name], it)
 }
 
-// run hands out the messages of a lane until none is left or the session ends.
+// run delivers the messages of a lane until none is left or the session ends.
 func (u *session) run(name string) {
 	room := true // whether the lane has a place among those with something to hand out
 	defer func() {
@@ -330,7 +330,7 @@ func (u *session) run(name string) {
 		for {
 			select {
 			case it.share <- struct{}{}:
-			default: // others may go ahead meanwhile
+			default: // let others go first
 				if room {
 					room = false
 					<-u.room
@@ -357,8 +357,8 @@ func (u *session) run(name string) {
 	}
 }
 
-// next takes what is done out of its lane, and returns what stands behind it, or
-// nil when that was the last.
+// next removes the done message from its lane, and returns the next one, or
+// nil if there is none.
 func (u *session) next(name string, done *item) *item {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -388,7 +388,7 @@ func (u *session) deliver(it *item) (pause time.Duration, done bool) {
 	if w == nil {
 		var err error
 		if w, err = u.read(it.seq); errors.Is(err, jetstream.ErrMsgNotFound) {
-			return 0, true // somebody has removed it
+			return 0, true // it was removed by somebody else
 		} else if err != nil {
 			u.log.Warn("message of a queue cannot be read", "seq", it.seq, "err", err)
 			return time.Second, false
@@ -429,21 +429,21 @@ func (u *session) read(seq uint64) (*message.Message, error) {
 	return newMessage(m.Subject, seq, m.Header, m.Data), nil
 }
 
-// What a consumer is told of a message, on the message's reply subject.
+// The acknowledgements of a message, sent to its reply subject.
 var (
 	ackBody      = []byte("+ACK")
 	progressBody = []byte("+WPI")
 )
 
-// ack tells the server about a message. What is lost is made up for: the
-// message comes again, and is known.
+// ack sends an acknowledgement. If it is lost, the
+// message is delivered again and recognized.
 func (u *session) ack(reply string, what []byte) {
 	if err := u.conn.Publish(reply, what); err != nil {
 		u.log.Debug("message of a queue not acknowledged", "err", err)
 	}
 }
 
-// keepAlive tells the server that the messages are being worked on.
+// keepAlive tells the server that the messages are in progress.
 func (u *session) keepAlive() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -452,8 +452,8 @@ func (u *session) keepAlive() {
 	}
 }
 
-// newMessage is a message as Watermill handles it: of each header the first
-// value, and where it comes from.
+// newMessage converts a message for Watermill: the first value of each header,
+// and the origin.
 func newMessage(subject string, seq uint64, h nats.Header, data []byte) *message.Message {
 	place := strconv.FormatUint(seq, 10)
 	w := message.NewMessage(cmp.Or(h.Get("ce-id"), h.Get(commandHeader), place), data)

@@ -1,5 +1,5 @@
-// Package feed writes what follows from the log for others to read: the feed, the audit
-// trail and the in-use index.
+// Package feed publishes data that is derived from the log: the feed, the audit
+// stream and the in-use index.
 package feed
 
 import (
@@ -27,7 +27,7 @@ import (
 )
 
 // Config is the stream of the feed: the changes. It is derived from the log,
-// so it is not fsynced: what a power cut takes, the writer puts there again.
+// so it is not fsynced: the writer publishes again what a power cut lost.
 func Config(replicas int) jetstream.StreamConfig { return streams.FeedOfChanges.Config(replicas) }
 
 // AuditConfig is the stream of the audit trail: every public event. It is derived
@@ -37,12 +37,12 @@ func AuditConfig(replicas int) jetstream.StreamConfig { return streams.FeedOfAud
 // feedWindow is the number of messages sent ahead of their acknowledgements.
 const feedWindow = 256
 
-// Pauses before the writer looks where the feed stands and goes on, and how it looks.
+// Pauses before the writer checks the feed's position and resumes, and how it checks.
 const (
 	feedRetry     = 100 * time.Millisecond
 	feedRetryMost = 2 * time.Second
-	feedWatch     = 2 * time.Second  // between two looks whether the stream is there
-	feedPatience  = 10 * time.Second // of failing before readiness says so
+	feedWatch     = 2 * time.Second  // between two checks that the stream exists
+	feedPatience  = 10 * time.Second // of failing before readiness reports it
 	feedChecked   = 512              // messages at the end of the feed that are compared with the log
 	feedCheckTime = time.Minute      // how long that may take
 )
@@ -60,14 +60,14 @@ type Feed struct {
 	err      atomic.Pointer[error]
 }
 
-// NewFeed makes the writer of the feed; Run runs it. js is made with
-// jetstream.WithPublishAsyncTimeout(AckTimeout). A stream that is lost is made again with
-// so many replicas.
+// NewFeed creates the writer of the feed; Run runs it. js is created with
+// jetstream.WithPublishAsyncTimeout(AckTimeout). A lost stream is recreated with
+// that many replicas.
 func NewFeed(js jetstream.JetStream, store events.Store, replicas int, log *slog.Logger) *Feed {
 	return &Feed{kind: streams.FeedOfChanges, js: js, store: store, replicas: replicas, log: log.With("stream", streams.FeedStream)}
 }
 
-// NewAuditFeed makes the writer of the audit trail, like NewFeed.
+// NewAuditFeed creates the writer of the audit stream, like NewFeed.
 func NewAuditFeed(js jetstream.JetStream, store events.Store, replicas int, log *slog.Logger) *Feed {
 	return &Feed{kind: streams.FeedOfAudit, js: js, store: store, replicas: replicas, log: log.With("stream", streams.AuditStream)}
 }
@@ -82,8 +82,8 @@ func (p position) before(q position) bool {
 	return p.seq < q.seq || p.seq == q.seq && p.index < q.index
 }
 
-// ErrFeedAhead says that the feed tells of events that the log does not hold. It is written
-// from durable commits only, so it is the log that has lost something.
+// ErrFeedAhead means that the feed has events that the log does not hold. It is written
+// from durable commits only, so the log has lost data.
 var ErrFeedAhead = fault.New(fault.Unavailable, "log_behind_feed",
 	"The feed has events that the log does not have, so the log is damaged. Changes are refused and "+
 		"no secret is returned until the log is restored from a backup. If you restored an older log on "+
@@ -99,11 +99,11 @@ func (f *Feed) Check(ctx context.Context) error {
 	return err
 }
 
-// Position is the log sequence of the last commit that the stream tells whole or
-// in part, or that holds nothing for its audience.
+// Position is the log sequence of the last commit that is published completely or
+// in part, or that has nothing for this audience.
 func (f *Feed) Position() uint64 { return f.seq.Load() }
 
-// Err is why the writer stands still, or nil.
+// Err is why the writer has stopped, or nil.
 func (f *Feed) Err() error {
 	if err := f.err.Load(); err != nil {
 		return *err
@@ -111,12 +111,12 @@ func (f *Feed) Err() error {
 	return nil
 }
 
-// Run writes until ctx ends. At its start, and after a publish that failed or was
-// refused, it looks where the feed stands and whether its end tells of each event once
-// and in order, repairs it, and goes on, ever more slowly. A stream that was deleted is made
-// again. It stops with an error when
-// the log misses a commit or holds one that cannot be read, or something else than
-// the feed tells.
+// Run publishes until ctx ends. At its start, and after a failed or refused
+// publish, it checks the feed's position and that its end has each event once
+// and in order, repairs it, and resumes, with growing pauses. It recreates a deleted
+// stream. It stops with an error when
+// the log misses a commit or holds one that cannot be read, or contradicts
+// the feed.
 func (f *Feed) Run(ctx context.Context) error {
 	whole := false
 	failing := time.Time{} // since when
@@ -145,7 +145,7 @@ func (f *Feed) Run(ctx context.Context) error {
 		case failing.IsZero():
 			failing = time.Now()
 		case time.Since(failing) > feedPatience:
-			f.err.Store(&err) // it goes on, but somebody should know
+			f.err.Store(&err) // it continues, but readiness must report it
 		}
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			if _, err = jsapi.EnsureStream(ctx, f.js, f.kind.Config(f.replicas)); err == nil {
@@ -163,15 +163,15 @@ func (f *Feed) Run(ctx context.Context) error {
 	return nil
 }
 
-// errLog marks an error of the log, or of what the feed says of it.
+// errLog marks an error of the log, or a contradiction between log and feed.
 type errLog struct{ err error }
 
 func (e *errLog) Error() string { return e.err.Error() }
 
 func (e *errLog) Unwrap() error { return e.err }
 
-// permanent reports whether looking again changes nothing: what the log holds, or the
-// feed, is not as it must be. An error on the way to them passes.
+// permanent reports whether a retry is useless because the content of the log or the
+// feed is wrong. An error while reading them is temporary.
 func permanent(err error) bool {
 	if _, of := errors.AsType[*errLog](err); !of {
 		return false
@@ -201,8 +201,8 @@ func transient(err error) bool {
 		errors.Is(err, nats.ErrReconnectBufExceeded) || errors.Is(err, context.DeadlineExceeded)
 }
 
-// last reads the feed's last message: the place it tells of and the sequence that the
-// next one is to expect. The log must bear it out.
+// last reads the feed's last message: its position and the sequence that the
+// next publish must expect. The log must confirm it.
 func (f *Feed) last(ctx context.Context) (position, uint64, error) {
 	for ctx.Err() == nil {
 		stream, err := f.js.Stream(ctx, f.kind.Stream)
@@ -222,7 +222,7 @@ func (f *Feed) last(ctx context.Context) (position, uint64, error) {
 		case err != nil:
 			return position{}, 0, err
 		case msg.Seq != before.Seq:
-			continue // somebody else writes
+			continue // another writer is active
 		case msg.Seq == 0:
 			return position{}, info.State.LastSeq, nil
 		}
@@ -231,8 +231,8 @@ func (f *Feed) last(ctx context.Context) (position, uint64, error) {
 			return position{}, 0, err
 		}
 		f.seq.Store(at.seq)
-		// A power cut may have taken later messages, whose sequences are not used again. A
-		// server that is not the leader may say less than the message itself.
+		// A power cut may have lost later messages, whose sequences are not used again. A
+		// server that is not the leader may report less than the message itself.
 		return at, max(msg.Seq, info.State.LastSeq), nil
 	}
 	return position{}, 0, ctx.Err()
@@ -246,7 +246,7 @@ type feedLast struct {
 }
 
 // lastMessage reads the feed's last message from the leader of its stream. A direct get
-// could be answered by a replica that is behind.
+// could be served by a lagging replica.
 func (f *Feed) lastMessage(ctx context.Context) (feedLast, error) {
 	ctx, cancel := context.WithTimeout(ctx, streams.AckTimeout)
 	defer cancel()
@@ -273,7 +273,7 @@ func (f *Feed) lastMessage(ctx context.Context) (feedLast, error) {
 	return answer.Message, nil
 }
 
-// verifyPosition returns the place that a message tells of, when the log holds that event.
+// verifyPosition returns the position of a message, if the log holds that event.
 func (f *Feed) verifyPosition(ctx context.Context, h nats.Header) (position, error) {
 	at, err := positionOf(h)
 	if err != nil {
@@ -291,9 +291,9 @@ func (f *Feed) verifyPosition(ctx context.Context, h nats.Header) (position, err
 	return at, nil
 }
 
-// repairEnd compares the end of the feed with the log. Where an event is missing, or told
-// twice, or out of order, the feed is written anew: servers have lost or repeated
-// messages that were on their way when another one came to lead.
+// repairEnd compares the end of the feed with the log. If an event is missing, duplicated,
+// or out of order, the feed is rebuilt: servers have lost or repeated
+// messages in flight during a leader change.
 func (f *Feed) repairEnd(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, feedCheckTime)
 	defer cancel()
@@ -345,7 +345,7 @@ func (f *Feed) repairEnd(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// publishedAtEnd reads which events the last messages of the feed, up to the one at seq, tell of.
+// publishedAtEnd returns the positions of the last messages of the feed, up to the one at seq.
 func (f *Feed) publishedAtEnd(ctx context.Context, stream jetstream.Stream, seq uint64) ([]position, error) {
 	reader, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
 		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(seq, feedChecked) - feedChecked + 1, HeadersOnly: true,
@@ -384,11 +384,11 @@ func (f *Feed) publishedAtEnd(ctx context.Context, stream jetstream.Stream, seq 
 	}
 }
 
-// repairGaps looks for events that are missing between others. The feed is not
-// fsynced, so a power cut may take the end of one block and leave the next one.
-// Sequences that are missing are no fault by themselves: what a cut took from the
-// feed's end was put there again behind them. Where events are missing the feed
-// is written anew, and its consumers get all of it again.
+// repairGaps detects events that are missing in the middle. The feed is not
+// fsynced, so a power cut may lose the end of one block and leave the next one.
+// Missing sequences alone are no error: what a power cut lost at
+// the end was published again behind them. If events are missing, the feed
+// is rebuilt, and its consumers get all of it again.
 func (f *Feed) repairGaps(ctx context.Context) error {
 	stream, err := f.js.Stream(ctx, f.kind.Stream)
 	if err != nil {
@@ -402,7 +402,7 @@ func (f *Feed) repairGaps(ctx context.Context) error {
 	if state.Msgs == 0 {
 		return nil
 	}
-	gaps := [][2]uint64{{0, state.FirstSeq}} // the sequences beside each gap; the first stands before the first message
+	gaps := [][2]uint64{{0, state.FirstSeq}} // the sequences on both sides of each gap; the first gap is before the first message
 	for _, missing := range state.Deleted {
 		if last := len(gaps) - 1; gaps[last][1] == missing {
 			gaps[last][1] = missing + 1
@@ -412,7 +412,7 @@ func (f *Feed) repairGaps(ctx context.Context) error {
 	}
 	for _, gap := range gaps {
 		if gap[1] > state.LastSeq {
-			continue // the end: what follows is written now
+			continue // the end: the following events are published next
 		}
 		whole, err := f.contiguous(ctx, stream, gap)
 		if err != nil {
@@ -429,9 +429,9 @@ func (f *Feed) repairGaps(ctx context.Context) error {
 	return nil
 }
 
-// dropOldConsumers deletes the audit consumers of a feed that an earlier version
-// wrote: it held what the audit trail holds now, which is how it comes to be
-// written anew.
+// dropOldConsumers deletes the audit consumers of a feed of an earlier
+// version. That feed held what the audit stream holds now, which is why it is
+// rebuilt.
 func (f *Feed) dropOldConsumers(ctx context.Context, stream jetstream.Stream) error {
 	names := stream.ConsumerNames(ctx)
 	var old []string
@@ -451,7 +451,7 @@ func (f *Feed) dropOldConsumers(ctx context.Context, stream jetstream.Stream) er
 	return nil
 }
 
-// contiguous reports whether the messages beside a gap tell of events that follow
+// contiguous reports whether the messages on both sides of a gap are events that follow
 // each other in the log.
 func (f *Feed) contiguous(ctx context.Context, stream jetstream.Stream, gap [2]uint64) (bool, error) {
 	var before position
@@ -480,7 +480,7 @@ func (f *Feed) contiguous(ctx context.Context, stream jetstream.Stream, gap [2]u
 		if !before.before(at) {
 			continue
 		}
-		// The record after them all is in the log, since the feed tells of it.
+		// The record after them all is in the log, since the feed has it.
 		if _, _, told := f.kind.Message(rec); told || !at.before(after) {
 			return told && at == after, nil
 		}
@@ -503,7 +503,7 @@ func (f *Feed) write(ctx context.Context, told position, feedSeq uint64) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	type sent struct {
-		ack jetstream.PubAckFuture // nil: there was nothing to tell
+		ack jetstream.PubAckFuture // nil: nothing to publish
 		at  position
 	}
 	inFlight := make(chan sent, feedWindow)
@@ -521,9 +521,9 @@ func (f *Feed) write(ctx context.Context, told position, feedSeq uint64) error {
 			case err := <-s.ack.Err():
 				cancel()
 				failed <- &publishError{err}
-				drain(inFlight) // what follows a failed message fails as well
+				drain(inFlight) // after a failed message the following ones fail as well
 				return
-			case <-ctx.Done(): // nobody waits for the rest any more
+			case <-ctx.Done(): // nobody waits for the rest any longer
 				drain(inFlight)
 				return
 			}
@@ -542,7 +542,7 @@ func (f *Feed) write(ctx context.Context, told position, feedSeq uint64) error {
 }
 
 // watch returns an error when the stream has been deleted, which a writer with nothing to
-// write would not notice, and nil when ctx ends.
+// publish would not notice, and nil when ctx ends.
 func (f *Feed) watch(ctx context.Context) error {
 	tick := time.NewTicker(feedWatch)
 	defer tick.Stop()
@@ -558,7 +558,7 @@ func (f *Feed) watch(ctx context.Context) error {
 	}
 }
 
-// drain takes what is sent until the sender has ended.
+// drain receives until the sender has ended.
 func drain[T any](from <-chan T) {
 	for range from {
 	}
@@ -567,7 +567,7 @@ func drain[T any](from <-chan T) {
 func (f *Feed) send(ctx context.Context, from position, feedSeq uint64, sent func(jetstream.PubAckFuture, position)) error {
 	after := from.seq
 	if after > 0 {
-		after-- // the last commit may have been told in part
+		after-- // the last commit may be published only in part
 	}
 	for rec, err := range f.store.Follow(ctx, after) {
 		if err != nil {
@@ -596,13 +596,13 @@ func (f *Feed) send(ctx context.Context, from position, feedSeq uint64, sent fun
 func feedMessage(subject string, m projections.Message) *nats.Msg {
 	msg := nats.NewMsg(subject)
 	for _, h := range m.Headers() {
-		msg.Header[h[0]] = []string{h[1]} // as they stand: CloudEvents names are lower case
+		msg.Header[h[0]] = []string{h[1]} // unchanged: CloudEvents names are lower case
 	}
 	msg.Data = m.Data
 	return msg
 }
 
-// Rewind starts the tenant's consumer of the stream over at the first event whose
+// Rewind restarts the tenant's consumer of the stream at the first event whose
 // log sequence is at least seq.
 func (f *Feed) Rewind(ctx context.Context, tenant string, seq uint64) error {
 	stream, err := f.js.Stream(ctx, f.kind.Stream)

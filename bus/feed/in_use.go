@@ -25,7 +25,7 @@ import (
 )
 
 // InUseConfig is the bucket of the in-use index. It is derived from the log, so
-// it is not fsynced: what a power cut takes, the writer puts there again.
+// it is not fsynced: the writer puts again what a power cut lost.
 func InUseConfig(replicas int) jetstream.KeyValueConfig {
 	return jetstream.KeyValueConfig{Bucket: streams.InUseBucket, History: 1, Storage: jetstream.FileStorage, Replicas: replicas}
 }
@@ -37,16 +37,16 @@ func InUseKey(tenant, kind, id string) string {
 
 const (
 	inUseWindow  = 256                    // keys that are written ahead of their acknowledgements
-	inUseKnown   = 1 << 16                // keys whose place in the bucket is remembered
+	inUseKnown   = 1 << 16                // keys whose value in the bucket is cached
 	inUseRetry   = 500 * time.Millisecond // the pause after a failure
-	inUseLook    = time.Second            // how often an idle writer looks whether its connection was lost meanwhile
+	inUseLook    = time.Second            // how often an idle writer checks whether its connection was lost
 	inUseRounds  = 8                      // attempts at one key that others write at the same time
 	inUseSilence = 30 * time.Second       // how long the reading of the bucket waits for its next key
 )
 
-// InUse keeps the bucket of the in-use index as the views say. Any number of
-// writers may run, on views that are up to date or behind: a value takes the
-// place only of one that reflects less of the log, by compare-and-set on the
+// InUse keeps the bucket of the in-use index equal to the views. Any number of
+// writers may run, on views that are up to date or behind: a value replaces
+// only one that reflects less of the log, by compare-and-set on the
 // key's revision. A key is never deleted.
 type InUse struct {
 	js        jetstream.JetStream
@@ -54,7 +54,7 @@ type InUse struct {
 	projector *projections.Projector
 	log       *slog.Logger
 
-	known    *lru.Cache[string, kvEntry] // what is known to stand in the bucket; a key that is not here costs one refused write
+	known    *lru.Cache[string, kvEntry] // last known entries of the bucket; a key that is missing here costs one refused write
 	position atomic.Uint64
 	err      atomic.Pointer[error]
 }
@@ -74,8 +74,8 @@ type inUsePut struct {
 	ack      jetstream.PubAckFuture
 }
 
-// NewInUse makes a writer; Run runs it. projector is the one that feeds views.
-// js is made with jetstream.WithPublishAsyncTimeout(AckTimeout).
+// NewInUse creates a writer; Run runs it. projector is the one that feeds views.
+// js is created with jetstream.WithPublishAsyncTimeout(AckTimeout).
 func NewInUse(js jetstream.JetStream, views *projections.Views, projector *projections.Projector, log *slog.Logger) *InUse {
 	known, err := lru.New[string, kvEntry](inUseKnown)
 	if err != nil {
@@ -87,7 +87,7 @@ func NewInUse(js jetstream.JetStream, views *projections.Views, projector *proje
 // Position is the log sequence up to which the bucket reflects the log.
 func (u *InUse) Position() uint64 { return u.position.Load() }
 
-// Err is why the writer stands still, or nil.
+// Err is why the writer has stopped, or nil.
 func (u *InUse) Err() error {
 	if err := u.err.Load(); err != nil {
 		return *err
@@ -100,7 +100,7 @@ var errInUseViews = errors.New("read the read models")
 
 // Run writes until ctx ends; then it returns nil. At its start, after every
 // failure and after every lost connection it compares the whole bucket with
-// the views and mends it, then goes on.
+// the views, repairs it, and resumes.
 func (u *InUse) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := u.write(ctx)
@@ -144,12 +144,12 @@ func (u *InUse) write(ctx context.Context) error {
 	return err
 }
 
-// connection tells one life of the connection from another.
+// connection identifies the current connection: it changes with each reconnect.
 func (u *InUse) connection() uint64 { return u.js.Conn().Stats().Reconnects }
 
-// next waits until the views have gone on, also while their projector stands
-// still. It returns an error when the connection was lost: the server behind it
-// may have lost what it stored last.
+// next waits until the views have advanced, also while their projector has
+// stopped. It returns an error when the connection was lost, because the server
+// may have lost its latest writes.
 func (u *InUse) next(ctx context.Context, after, connection uint64) error {
 	for {
 		wait, cancel := context.WithTimeout(ctx, inUseLook)
@@ -169,15 +169,15 @@ func (u *InUse) next(ctx context.Context, after, connection uint64) error {
 	}
 }
 
-// expected says what a key is written over; ok is false when the bucket already
+// expected is the revision that a put must replace; ok is false if the bucket already
 // holds this value or a later one.
 func (u *InUse) expected(p inUsePut) (revision uint64, ok bool) {
 	at, _ := u.known.Get(p.key)
 	return at.revision, at.seq < p.seq
 }
 
-// changes writes one page of what has changed after a log sequence and returns
-// the last sequence of the page, or after when there is none.
+// changes writes one page of changes after a log sequence and returns
+// the last sequence of the page, or after if there is none.
 func (u *InUse) changes(ctx context.Context, after uint64, expected func(inUsePut) (uint64, bool)) (uint64, error) {
 	page, err := u.views.InUseChanges(ctx, after, inUseWindow)
 	if err != nil {
@@ -206,12 +206,12 @@ func newInUsePut(key string, value projections.InUse) (inUsePut, error) {
 	return inUsePut{key: key, body: body, seq: value.Seq}, nil
 }
 
-// emptyInUse is the value of what no flow uses.
+// emptyInUse is the value of a thing that no flow uses.
 func emptyInUse(key string, seq uint64) (inUsePut, error) {
 	return newInUsePut(key, projections.InUse{Seq: seq, Flows: []projections.InUseFlow{}})
 }
 
-// put writes values, each key once, all ahead of the first acknowledgement.
+// put writes values, each key once, without waiting for each acknowledgement.
 func (u *InUse) put(ctx context.Context, puts []inUsePut) (err error) {
 	sent := 0
 	for i := range puts {
@@ -252,8 +252,8 @@ func (p inUsePut) message() *nats.Msg {
 	return &nats.Msg{Subject: streams.InUseSubject + "." + p.key, Data: p.body, Header: nats.Header{}}
 }
 
-// resolveConflict writes a value whose key is not as expected, unless what is there
-// reflects as much of the log.
+// resolveConflict writes a value whose key has another revision than expected, unless the current
+// value reflects as much of the log.
 func (u *InUse) resolveConflict(ctx context.Context, p inUsePut) error {
 	var err error
 	for range inUseRounds {
@@ -278,7 +278,7 @@ func (u *InUse) resolveConflict(ctx context.Context, p inUsePut) error {
 	return fmt.Errorf("publish: %w", err)
 }
 
-// readEntry reads what stands at a key.
+// readEntry reads the current entry of a key.
 func (u *InUse) readEntry(ctx context.Context, key string) (kvEntry, error) {
 	stream, err := u.js.Stream(ctx, "KV_"+streams.InUseBucket)
 	if err != nil {
@@ -294,7 +294,7 @@ func (u *InUse) readEntry(ctx context.Context, key string) (kvEntry, error) {
 	return kvEntry{msg.Sequence, parseInUse(msg.Data).Seq}, nil
 }
 
-// parseInUse reads a value; what is none reads as one that reflects nothing.
+// parseInUse decodes a value; an invalid one counts as reflecting nothing.
 func parseInUse(body []byte) projections.InUse {
 	var value projections.InUse
 	if jsonv2.Unmarshal(body, &value) != nil {
@@ -303,19 +303,19 @@ func parseInUse(body []byte) projections.InUse {
 	return value
 }
 
-// found is a value that was in the bucket when mend began.
+// found is a value that was in the bucket when repair began.
 type found struct {
 	kvEntry
 	empty bool
 	sum   [sha256.Size]byte
 }
 
-// repair makes the bucket agree with the views, and returns the log sequence up to
-// which it does. The log's end is read after the bucket, and the views are let
-// reach it: they know by then of every commit that a sound value can reflect.
-// What differs from them all the same is old, was lost in part, or reflects
-// commits that a power cut took from the log. Who writes meanwhile is not
-// overwritten: the revisions are those that were read.
+// repair makes the bucket equal to the views, and returns the log sequence up to
+// which it is. It reads the log's end after the bucket, and waits for the views to
+// reach it: then they include every commit that a valid value can reflect.
+// A value that still differs is old, was lost in part, or reflects
+// commits that a power cut removed from the log. Concurrent writes are not
+// overwritten: the puts expect the revisions that were read.
 func (u *InUse) repair(ctx context.Context, connection uint64) (after uint64, err error) {
 	u.known.Purge()
 	there, err := u.readAll(ctx)
@@ -378,7 +378,7 @@ func (u *InUse) repair(ctx context.Context, connection uint64) (after uint64, er
 	return after, nil
 }
 
-// readAll reads what the bucket holds, also what was deleted in it by others.
+// readAll reads the whole bucket, including keys that others deleted.
 func (u *InUse) readAll(ctx context.Context) (map[string]found, error) {
 	kv, err := u.js.KeyValue(ctx, streams.InUseBucket)
 	if err != nil {
@@ -388,7 +388,7 @@ func (u *InUse) readAll(ctx context.Context) (map[string]found, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the bucket: %w", err)
 	}
-	defer watcher.Stop() //nolint:errcheck // the reading is over
+	defer watcher.Stop() //nolint:errcheck // reading is complete
 	there := map[string]found{}
 	for {
 		stuck := time.NewTimer(inUseSilence)

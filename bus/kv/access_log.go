@@ -20,16 +20,16 @@ import (
 	"github.com/credstream/credstream/service/credential"
 )
 
-// AccessStream is the stream of the access log: who was given which credential.
+// AccessStream is the stream of the access log: who got which credential.
 const AccessStream = "CREDSTREAM_ACCESS"
 
-// The bounds of how long the access log keeps a fact.
+// The bounds of the retention of the access log.
 const (
 	DefaultAccessRetention = 400 * 24 * time.Hour
 	MinAccessRetention     = 24 * time.Hour
 )
 
-// The stored form of a fact, forever: the header Cs-Format and a
+// The stored form of an entry, forever: the header Cs-Format and a
 // service.AccessFact in JSON, on "credstream.access.<tenant>.<token of the credential>".
 const (
 	accessPrefix       = "credstream.access."
@@ -38,16 +38,16 @@ const (
 )
 
 const (
-	accessTime = 5 * time.Second // to store a fact, or for one question
+	accessTime = 5 * time.Second // to store an entry, or for one read
 	accessSkew = 5 * time.Minute // that the clocks of servers and services may differ by
-	accessSize = 16 << 10        // bytes of one message; a fact has at most some 1,500
+	accessSize = 16 << 10        // bytes of one message; an entry has at most some 1,500
 	directGet  = "$JS.API.DIRECT.GET." + AccessStream
 	endOfBatch = "204"
 	noneFound  = "404"
 )
 
-// AccessConfig is the stream of the access log. It has no use for Nats-Msg-Id: a
-// fact that is stored twice is no harm, one that is swallowed is.
+// AccessConfig is the stream of the access log. It does not use Nats-Msg-Id: a
+// duplicated entry is harmless, a wrongly deduplicated one is not.
 func AccessConfig(replicas int, retention time.Duration) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name: AccessStream, Description: "credstream: access log. Who got which credential, when and for how long. No secrets.",
@@ -56,8 +56,8 @@ func AccessConfig(replicas int, retention time.Duration) jetstream.StreamConfig 
 	}
 }
 
-// EnsureAccessLog creates the stream, or checks the one that is there as
-// EnsureStream does, but that it takes over another retention. It reports whether
+// EnsureAccessLog creates the stream, or checks the existing one as
+// EnsureStream does, but applies another retention. It reports whether
 // it changed anything that must be synced.
 func EnsureAccessLog(ctx context.Context, js jetstream.JetStream, replicas int, retention time.Duration) (changed bool, err error) {
 	stream, err := js.Stream(ctx, AccessStream)
@@ -87,8 +87,8 @@ type AccessLog struct {
 
 var _ credential.AccessLog = (*AccessLog)(nil)
 
-// NewAccessLog makes an AccessLog over a connection as the service. durable returns
-// after an fsync of all that the stream has taken before the call; nil says that
+// NewAccessLog creates an AccessLog over a connection of the service. durable returns
+// after an fsync of everything that the stream stored before the call; nil means that
 // the server syncs by itself. The stream must exist.
 func NewAccessLog(nc *nats.Conn, durable func(context.Context) error) (*AccessLog, error) {
 	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(accessTime), jetstream.WithPublishAsyncMaxPending(streams.MaxUnacked))
@@ -124,9 +124,9 @@ func (l *AccessLog) Append(ctx context.Context, tenant string, fact credential.A
 	return err
 }
 
-// Read implements service.AccessLog. It leaves nothing behind on the server: the
-// stream's leader is asked where the facts end, and any replica for a batch of
-// them; what a replica does not have yet comes from the leader.
+// Read implements service.AccessLog. It leaves no state on the server: it asks the
+// stream's leader for the end of the log, and any replica for a batch of
+// entries; what a lagging replica misses comes from the leader.
 func (l *AccessLog) Read(ctx context.Context, tenant string, of credential.AccessRange, limit int) (page []credential.AccessRecord, next uint64, err error) {
 	if !events.Plain(tenant) {
 		return nil, 0, events.ErrID
@@ -161,7 +161,7 @@ func (l *AccessLog) Read(ctx context.Context, tenant string, of credential.Acces
 			if err != nil {
 				return nil, 0, err
 			}
-			if m == nil { // what there was has reached its age meanwhile
+			if m == nil { // the last messages have expired in the meantime
 				return page, 0, nil
 			}
 			batch = append(batch, *m)
@@ -175,7 +175,7 @@ func (l *AccessLog) Read(ctx context.Context, tenant string, of credential.Acces
 	return page, from, nil
 }
 
-// ask reads one fact from the stream's leader; nil says that there is none.
+// ask reads one entry from the stream's leader; nil means that there is none.
 func (l *AccessLog) ask(ctx context.Context, q jsapi.Question) (*credential.AccessRecord, error) {
 	ctx, cancel := context.WithTimeout(ctx, accessTime)
 	defer cancel()
@@ -190,7 +190,7 @@ func (l *AccessLog) ask(ctx context.Context, q jsapi.Question) (*credential.Acce
 	return &rec, err
 }
 
-// batch reads facts from any replica, perhaps none.
+// batch reads entries from any replica, perhaps none.
 func (l *AccessLog) batch(ctx context.Context, q jsapi.Question) (list []credential.AccessRecord, err error) {
 	ctx, cancel := context.WithTimeout(ctx, accessTime)
 	defer cancel()
@@ -234,7 +234,7 @@ func unread(err error) error {
 	return fmt.Errorf("reading the access log: %w: %w", fault.ErrUnavailable, err)
 }
 
-// readAccess decodes a message of the stream. It stops at every form it does not know.
+// readAccess decodes a message of the stream. It returns an error for every unknown format.
 func readAccess(subject string, seq uint64, header nats.Header, body []byte) (credential.AccessRecord, error) {
 	rec := credential.AccessRecord{Seq: seq}
 	if f := header.Get(accessFormatHeader); f != accessFormat {

@@ -11,8 +11,8 @@ import (
 	"github.com/credstream/credstream/service/secrets"
 )
 
-// CheckpointBucket is the key-value bucket of how far the followers of the log have
-// come. It is private, and derived: without it a follower looks at the end of the log
+// CheckpointBucket is the key-value bucket of the positions of the followers of the log.
+// It is private, and can be lost: without it a follower starts near the end of the log
 // again.
 const CheckpointBucket = "CREDSTREAM_CHECKPOINTS"
 
@@ -22,7 +22,7 @@ const CheckpointStream = "KV_" + CheckpointBucket
 const checkpointPrefix = "$KV." + CheckpointBucket + "."
 
 // CheckpointConfig is the stream of the bucket. It is read through its leader: a
-// replica that is behind knows an old place.
+// lagging replica has an old position.
 func CheckpointConfig(replicas int) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name: CheckpointStream, Description: "credstream: how far followers of the log have come. May be deleted.",
@@ -31,7 +31,7 @@ func CheckpointConfig(replicas int) jetstream.StreamConfig {
 	}
 }
 
-// Checkpoint keeps how far one follower of the log has come.
+// Checkpoint stores the position of one follower of the log.
 type Checkpoint struct {
 	js   jetstream.JetStream
 	name string
@@ -39,13 +39,13 @@ type Checkpoint struct {
 }
 
 // NewCheckpoint returns the checkpoint of the follower with this plain name, in the
-// stream of CheckpointConfig. sync returns when what was published to the stream before
-// the call is durable; nil says that the server itself syncs before it answers.
+// stream of CheckpointConfig. sync returns when everything that was published to the stream before
+// the call is durable; nil means that the server syncs before it acknowledges.
 func NewCheckpoint(js jetstream.JetStream, name string, sync func(context.Context) error) *Checkpoint {
 	return &Checkpoint{js, name, sync}
 }
 
-// Load implements service.Checkpoint. What cannot be read as a position is none.
+// Load implements service.Checkpoint. An invalid value counts as none.
 func (c *Checkpoint) Load(ctx context.Context) (p secrets.Position, err error) {
 	stream, err := c.js.Stream(ctx, CheckpointStream)
 	if err != nil {

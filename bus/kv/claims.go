@@ -1,5 +1,5 @@
-// Package kv keeps what processes share beside the log: claims, leases, connections,
-// checkpoints, the use of keys and the access log.
+// Package kv stores what processes share besides the log: claims, leases, connections,
+// checkpoints, the last use of keys and the access log.
 package kv
 
 import (
@@ -29,30 +29,30 @@ const (
 	claimTime    = 5 * time.Second // to write a claim
 	claimTry     = time.Second     // of it, for one try
 	claimPause   = 2 * time.Millisecond
-	claimOpen    = 32 // attempts at one command that are told apart
+	claimOpen    = 32 // attempts at one command that are distinguished
 )
 
-// Claims tells the processes that serve one log of each other's attempts at named
-// commands, so that a command id is one command before their views know it, and that
-// no attempt is refused for good while another one may be carried out. Claims are
-// kept in memory for ten minutes after the last attempt.
+// Claims shares the attempts at named commands among the processes that serve one log,
+// so that a command id is unique before their views know it, and
+// no attempt is refused permanently while another one may be executed. Claims are
+// in memory, for ten minutes after the last attempt.
 type Claims struct {
 	js       jetstream.JetStream
 	stream   jetstream.Stream
 	replicas int
 }
 
-// claim is what stands under a command id.
+// claim is the value of a command id.
 type claim struct {
 	Request string   `json:"request"`           // its MAC
-	Open    []string `json:"open,omitempty"`    // attempts whose outcome is not known; none: the id is free
-	Crowded bool     `json:"crowded,omitempty"` // there were more than can be told apart: some may be open as long as the claim is kept
+	Open    []string `json:"open,omitempty"`    // attempts with an unknown outcome; none: the id is free
+	Crowded bool     `json:"crowded,omitempty"` // there were too many to distinguish: some may be open until the claim expires
 }
 
 func (c claim) free() bool { return len(c.Open) == 0 && !c.Crowded }
 
 // ClaimsConfig is the stream of the claims. It is read through its leader: a
-// replica that is behind does not know the newest claim.
+// lagging replica misses the newest claim.
 func ClaimsConfig(replicas int) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name: ClaimsStream, Description: "credstream: command ids of the last minutes. In memory, may be deleted.",
@@ -61,7 +61,7 @@ func ClaimsConfig(replicas int) jetstream.StreamConfig {
 	}
 }
 
-// OpenClaims makes the stream, unless it exists.
+// OpenClaims creates the stream, unless it exists.
 func OpenClaims(ctx context.Context, js jetstream.JetStream, replicas int) (*Claims, error) {
 	if _, err := jsapi.EnsureStream(ctx, js, ClaimsConfig(replicas)); err != nil {
 		return nil, err
@@ -98,8 +98,8 @@ func (c *Claims) Begin(ctx context.Context, key [32]byte, request, attempt strin
 	return claimed, err
 }
 
-// Refuse implements service.Claims. It writes in any case: a Begin without an answer may
-// still be on its way, held by a server that hangs, and is refused where the claim has
+// Refuse implements service.Claims. It always writes: a Begin without a response may
+// still be in flight, delayed by a hung server, and then fails because the claim has
 // another revision than it expects.
 func (c *Claims) Refuse(ctx context.Context, key [32]byte, attempt string) (others bool, err error) {
 	err = c.change(ctx, key, true, func(now claim, _ bool) (claim, bool) {
@@ -110,12 +110,12 @@ func (c *Claims) Refuse(ctx context.Context, key [32]byte, attempt string) (othe
 	return others, err
 }
 
-// Complete implements service.Claims: the log knows, and the claim runs out by itself.
+// Complete implements service.Claims. It does nothing: the log has the result, and the claim expires.
 func (c *Claims) Complete([32]byte, string) {}
 
-// change writes what update makes of a claim by compare-and-set, so that nobody's
-// attempt is lost; update may be called several times, and returns false when there is
-// nothing to write. Without look the first call is made without one: found is false.
+// change applies update to a claim by compare-and-set, so that no
+// attempt is lost; update may be called several times, and returns false if there is
+// nothing to write. Without look, the first call skips the read: found is false.
 func (c *Claims) change(ctx context.Context, key [32]byte, look bool, update func(now claim, found bool) (claim, bool)) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), claimTime)
 	defer cancel()
@@ -126,7 +126,7 @@ func (c *Claims) change(ctx context.Context, key [32]byte, look bool, update fun
 		if done, err = c.try(ctx, subject, look, update); done {
 			return nil
 		}
-		// Without a leader; or the claim changed or ran out meanwhile, or is not stored yet.
+		// No leader; or the claim changed or expired meanwhile, or is not stored yet.
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("claiming a command id: %w: %w", fault.ErrUnavailable, err)
@@ -135,7 +135,7 @@ func (c *Claims) change(ctx context.Context, key [32]byte, look bool, update fun
 	}
 }
 
-// try makes one change; it is to be made again when done is false.
+// try makes one attempt at a change; it must be repeated if done is false.
 func (c *Claims) try(ctx context.Context, subject string, look bool, update func(claim, bool) (claim, bool)) (done bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, claimTry)
 	defer cancel()
@@ -148,7 +148,7 @@ func (c *Claims) try(ctx context.Context, subject string, look bool, update func
 	}
 	next, write := update(now, revision != 0)
 	if !write {
-		return look, nil // without a look nothing is known
+		return look, nil // without a read nothing is known
 	}
 	data, err := json.Marshal(next)
 	if err != nil {
@@ -165,7 +165,7 @@ func (c *Claims) try(ctx context.Context, subject string, look bool, update func
 	return err == nil, err
 }
 
-// read returns the claim that stands, with its revision: 0 when there is none.
+// read returns the current claim with its revision: 0 when there is none.
 func (c *Claims) read(ctx context.Context, subject string) (now claim, revision uint64, err error) {
 	m, err := c.stream.GetLastMsgForSubject(ctx, subject)
 	switch {
@@ -179,7 +179,7 @@ func (c *Claims) read(ctx context.Context, subject string) (now claim, revision 
 	case err != nil:
 		return now, 0, err
 	}
-	if json.Unmarshal(m.Data, &now) != nil { // of a process of an earlier version, whose attempt is its one
+	if json.Unmarshal(m.Data, &now) != nil { // of an earlier version, where the value is its only attempt
 		now = claim{Request: string(m.Data), Crowded: true}
 	}
 	return now, m.Sequence, nil

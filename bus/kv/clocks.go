@@ -15,13 +15,13 @@ import (
 // clockSubject is within the service's own account, where no key publishes.
 const clockSubject = "credstream.clock"
 
-// MaxClockOffset is by how much the clocks of two processes may differ. Deadlines of
-// requests, reservations and the ends of tokens are compared across processes.
+// MaxClockOffset is the tolerated difference between the clocks of two processes. Request deadlines,
+// reservations and token expiries are compared across processes.
 const MaxClockOffset = 2 * time.Second
 
 const (
 	clockEvery = 10 * time.Second // between two rounds; less at the start
-	clockWait  = time.Second      // for the answers of a round
+	clockWait  = time.Second      // for the replies of a round
 )
 
 // The reasons why clocks are not known to agree.
@@ -30,7 +30,7 @@ var (
 	errClocksDiffer = errors.New("the clocks of two processes differ")
 )
 
-// ClocksConfig says whose clocks are compared. Metrics and Now are optional.
+// ClocksConfig is the configuration of Clocks. Metrics and Now are optional.
 type ClocksConfig struct {
 	Conn    *nats.Conn // the service's own
 	Process string     // id of this process
@@ -48,7 +48,7 @@ type Clocks struct {
 	err error
 }
 
-// NewClocks makes the comparison; Run runs it.
+// NewClocks creates the comparison; Run runs it.
 func NewClocks(cfg ClocksConfig) *Clocks {
 	c := &Clocks{cfg: cfg, err: errClocksUnseen, offset: prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "credstream_clock_offset_seconds",
@@ -63,15 +63,15 @@ func NewClocks(cfg ClocksConfig) *Clocks {
 	return c
 }
 
-// Err returns nil when, in the last round, every process that answered had the same
-// clock within MaxClockOffset. Which one is wrong is not known.
+// Err returns nil if, in the last round, every process that replied had the same
+// clock within MaxClockOffset. It is unknown which clock is wrong.
 func (c *Clocks) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.err
 }
 
-// Run compares until ctx ends, and answers the others meanwhile.
+// Run compares until ctx ends, and replies to the other processes.
 func (c *Clocks) Run(ctx context.Context) error {
 	sub, err := c.cfg.Conn.Subscribe(clockSubject, func(m *nats.Msg) {
 		answer := nats.NewMsg(m.Reply)
@@ -114,7 +114,7 @@ func (c *Clocks) compare(ctx context.Context) error {
 	for {
 		m, err := answers.NextMsgWithContext(ctx)
 		if err != nil {
-			break // the round is over
+			break // the round has ended
 		}
 		heard = true // also of this process itself
 		at, err := time.Parse(time.RFC3339Nano, string(m.Data))
@@ -126,7 +126,7 @@ func (c *Clocks) compare(ctx context.Context) error {
 		}
 	}
 	if !heard {
-		return errClocksUnseen // what was found before stands
+		return errClocksUnseen // the previous result stays
 	}
 	c.offset.Set(most.Seconds())
 	var differ error

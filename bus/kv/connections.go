@@ -15,7 +15,7 @@ import (
 )
 
 // ConnectBucket is the key-value bucket of the connections to providers that are
-// under way: sealed values by the connection's id. It is private.
+// in progress: encrypted values by the connection's id. It is private.
 const ConnectBucket = "CREDSTREAM_CONNECT"
 
 const (
@@ -26,13 +26,13 @@ const (
 	connectTime   = 5 * time.Second  // for one read or write
 )
 
-// Connections keeps the connections under way, for every process that serves one
-// log. They are not fsynced: who loses one to a power cut starts again.
+// Connections stores the connections in progress, for all processes of one
+// log. They are not fsynced: a user whose connection is lost in a power cut starts again.
 type Connections struct{ kv jetstream.KeyValue }
 
-// ConnectionsConfig is the stream of the bucket. It differs from one that
-// jetstream makes for a bucket in one thing: it is read through its leader, since
-// a replica that is behind does not know what the browser did a moment ago.
+// ConnectionsConfig is the stream of the bucket. It differs from a bucket of
+// jetstream in one point: it is read through its leader, because
+// a lagging replica misses what the browser just did.
 func ConnectionsConfig(replicas int) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name: "KV_" + ConnectBucket, Description: "credstream: pending account connections. May be deleted.",
@@ -41,7 +41,7 @@ func ConnectionsConfig(replicas int) jetstream.StreamConfig {
 	}
 }
 
-// OpenConnections makes the bucket, unless it exists.
+// OpenConnections creates the bucket, unless it exists.
 func OpenConnections(ctx context.Context, js jetstream.JetStream, replicas int) (*Connections, error) {
 	if _, err := jsapi.EnsureStream(ctx, js, ConnectionsConfig(replicas)); err != nil {
 		return nil, err
@@ -53,7 +53,7 @@ func OpenConnections(ctx context.Context, js jetstream.JetStream, replicas int) 
 	return &Connections{kv}, nil
 }
 
-// Create keeps a new connection and returns its revision. Errors have
+// Create stores a new connection and returns its revision. Errors have
 // fault.ErrUnavailable in their chain.
 func (c *Connections) Create(ctx context.Context, id string, value []byte) (revision uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTime)
@@ -65,7 +65,7 @@ func (c *Connections) Create(ctx context.Context, id string, value []byte) (revi
 }
 
 // Get returns the newest value of a connection and its revision; found is false
-// when there is none, or none any more. Errors have fault.ErrUnavailable in their
+// if it does not exist, or no longer does. Errors have fault.ErrUnavailable in their
 // chain.
 func (c *Connections) Get(ctx context.Context, id string) (value []byte, revision uint64, found bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTime)
@@ -81,8 +81,8 @@ func (c *Connections) Get(ctx context.Context, id string) (value []byte, revisio
 }
 
 // Update replaces the value that has this revision, and returns the new one; mine
-// is false when the connection has another revision by now. After an error, which
-// has fault.ErrUnavailable in its chain, it is not known whether it was replaced.
+// is false if the connection has another revision by now. After an error, which
+// has fault.ErrUnavailable in its chain, the outcome is unknown.
 func (c *Connections) Update(ctx context.Context, id string, value []byte, revision uint64) (next uint64, mine bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
@@ -107,7 +107,7 @@ func (c *Connections) Mark(ctx context.Context, id string) error {
 	return nil
 }
 
-// Unmark takes the mark of a connection back. Errors have fault.ErrUnavailable in their
+// Unmark removes the mark of a connection. Errors have fault.ErrUnavailable in their
 // chain.
 func (c *Connections) Unmark(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, connectTime)

@@ -21,13 +21,13 @@ const LastUseBucket = "CREDSTREAM_LAST_USED"
 
 const (
 	lastUseKeys  = 10_000          // remembered in memory
-	lastUseEvery = time.Second     // between two writes of what has gathered
-	lastUseStop  = 2 * time.Second // to write what is left at the end
+	lastUseEvery = time.Second     // between two writes
+	lastUseStop  = 2 * time.Second // for the last write at the end
 )
 
-// LastUse remembers when API keys were used last. It is written at most once a
-// minute for each key, by each process, and not fsynced: a power cut may take the
-// last minutes away.
+// LastUse records when API keys were last used. Each process writes at most once a
+// minute for each key, without fsync: a power cut may lose the
+// last minutes.
 type LastUse struct {
 	kv  jetstream.KeyValue
 	log *slog.Logger
@@ -37,7 +37,7 @@ type LastUse struct {
 	dirty map[string]int64          // minutes that are not written yet
 }
 
-// OpenLastUse opens the bucket, which is made when it does not exist.
+// OpenLastUse opens the bucket, creating it if it does not exist.
 func OpenLastUse(ctx context.Context, js jetstream.JetStream, replicas int, log *slog.Logger) (*LastUse, error) {
 	kv, err := js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
 		Bucket: LastUseBucket, Description: "credstream: when API keys were last used. May be deleted.",
@@ -53,8 +53,8 @@ func OpenLastUse(ctx context.Context, js jetstream.JetStream, replicas int, log 
 	return &LastUse{kv: kv, log: log, seen: seen, dirty: map[string]int64{}}, nil
 }
 
-// Note says that the key was used. It does not wait, and costs nothing when the
-// key was used in the same minute before.
+// Note records a use of the key. It does not block, and costs nothing if the
+// key was already used in the same minute.
 func (l *LastUse) Note(id string, at time.Time) {
 	minute := at.Unix() / 60
 	if last, ok := l.seen.Get(id); ok && last >= minute || !events.Plain(id) {
@@ -68,7 +68,7 @@ func (l *LastUse) Note(id string, at time.Time) {
 	}
 }
 
-// LastUsed tells when keys were used last, to the minute, by their ids.
+// LastUsed returns when keys were last used, to the minute, by key id.
 func (l *LastUse) LastUsed(ctx context.Context) (map[string]time.Time, error) {
 	used := map[string]time.Time{}
 	add := func(id string, minute int64) {
@@ -80,7 +80,7 @@ func (l *LastUse) LastUsed(ctx context.Context) (map[string]time.Time, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the last use of keys: %w", err)
 	}
-	defer watcher.Stop() //nolint:errcheck // it ends with the connection otherwise
+	defer watcher.Stop() //nolint:errcheck // it ends with the connection anyway
 	for {
 		select {
 		case entry, open := <-watcher.Updates():
@@ -104,7 +104,7 @@ func (l *LastUse) LastUsed(ctx context.Context) (map[string]time.Time, error) {
 	}
 }
 
-// Run writes what was noted until ctx ends, and what is left then; it returns nil.
+// Run writes the recorded uses until ctx ends, and then the remaining ones; it returns nil.
 func (l *LastUse) Run(ctx context.Context) error {
 	tick := time.NewTicker(lastUseEvery)
 	defer tick.Stop()
@@ -121,7 +121,7 @@ func (l *LastUse) Run(ctx context.Context) error {
 	}
 }
 
-// write writes what has gathered; what could not be written is tried again.
+// write writes the recorded uses; failed ones are retried.
 func (l *LastUse) write(ctx context.Context) {
 	l.mu.Lock()
 	dirty := l.dirty

@@ -18,8 +18,8 @@ import (
 )
 
 // LeaseBucket is the KV bucket of the leases, one key for each role. It is kept
-// in memory: a lease that was lost with the servers is waited for like one whose
-// holder is silent.
+// in memory: a lease that was lost with the servers is waited for like one with a
+// silent holder.
 const LeaseBucket = "CREDSTREAM_LEASES"
 
 // DefaultLeaseTTL is how long a silent holder keeps its role.
@@ -27,37 +27,37 @@ const DefaultLeaseTTL = 3 * time.Second
 
 const (
 	leasePrefix  = "$KV." + LeaseBucket + "."
-	leaseRelease = time.Second           // how long giving a role back may take
-	leaseSoon    = 10 * time.Millisecond // until the next look, when something has happened
+	leaseRelease = time.Second           // how long releasing a lease may take
+	leaseSoon    = 10 * time.Millisecond // until the next check after a change
 )
 
-// LeaseConfig says which role is wanted. Role and Holder are plain ids.
+// LeaseConfig is the role to acquire. Role and Holder are plain ids.
 type LeaseConfig struct {
 	JS       jetstream.JetStream
 	Replicas int           // of the bucket; 0 is 1
 	Role     string        // "feed"
-	Holder   string        // who asks, for people to read
+	Holder   string        // identifies the process in logs
 	TTL      time.Duration // the same in every process; 0 means DefaultLeaseTTL
-	Log      *slog.Logger  // nil drops what there is to say
+	Log      *slog.Logger  // nil discards the log lines
 }
 
 // errLeaseLost is the cause of the end of a context whose lease was lost.
 var errLeaseLost = errors.New("bus: the lease was lost")
 
-// RunLeased waits until this process holds the role, then calls run with a
-// context that ends when the role is lost or ctx ends, and starts over when it
-// was lost. It returns nil when ctx has ended, and what run returns when run ends
-// by itself while it holds the role. The role is given back when run has
-// returned, so that another process takes it at once.
+// RunLeased waits until this process acquires the lease of the role, then calls run with a
+// context that ends when the lease is lost or ctx ends, and starts over when it
+// was lost. It returns nil when ctx has ended, and the result of run if run returns
+// while it holds the lease. The lease is released when run has
+// returned, so that another process acquires it at once.
 //
 // The holder renews the lease every third of the TTL. Its context ends 5/6 of
-// the TTL after the beginning of the last renewal that it knows to be good. Another
-// process takes the role when it has seen the lease unchanged for a whole TTL,
-// and by compare-and-set. Both count by their own monotonic clocks; the time of day does
+// the TTL after the start of the last successful renewal. Another
+// process acquires the lease when it has seen it unchanged for a whole TTL,
+// by compare-and-set. Both use their own monotonic clocks; wall clocks do
 // not matter. So two processes act in one role at the same time only if run needs
-// more than a sixth of the TTL to return once its context has ended, or the clock
-// of a machine stands still (a suspended virtual machine). What must not happen
-// twice even then has to be guarded where it is written.
+// more than a sixth of the TTL to return after its context has ended, or if a
+// machine is suspended. What must not happen
+// twice even then must be guarded where it is written.
 func RunLeased(ctx context.Context, cfg LeaseConfig, run func(ctx context.Context) error) error {
 	if !events.Plain(cfg.Role) || !events.Plain(cfg.Holder) {
 		return fmt.Errorf("role %q of %q: %w", cfg.Role, cfg.Holder, events.ErrID)
@@ -101,22 +101,22 @@ type lease struct {
 	cfg     LeaseConfig
 	log     *slog.Logger
 	stream  jetstream.Stream // nil until it is found
-	changed chan struct{}    // holds one when the key may have changed
+	changed chan struct{}    // holds one token when the key may have changed
 
-	term string    // marks what this process writes while it holds the role; another one for each attempt to take it
-	rev  uint64    // of the last value that is known to be ours
+	term string    // identifies the writes of this process while it holds the lease; new for each attempt to acquire it
+	rev  uint64    // of the last value that this process wrote
 	good time.Time // when the writing of it began
 }
 
-// leaseValue is what stands under the key of a role.
+// leaseValue is the value of a role's key.
 type leaseValue struct {
 	Holder   string `json:"holder"`
-	Term     string `json:"term"`               // random, for one time that a process holds the role
-	Released bool   `json:"released,omitempty"` // free for whoever comes
+	Term     string `json:"term"`               // random, for one period in which a process holds the lease
+	Released bool   `json:"released,omitempty"` // free for the next process
 }
 
-// leaseStream is the bucket: a KV bucket but for direct reads, which a replica
-// that is behind could answer.
+// leaseStream is the bucket: a KV bucket without direct reads, which a lagging
+// replica could serve.
 func leaseStream(replicas int) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name: "KV_" + LeaseBucket, Description: "credstream: leases of roles. In memory, may be deleted.",
@@ -125,7 +125,7 @@ func leaseStream(replicas int) jetstream.StreamConfig {
 	}
 }
 
-// open finds the bucket, or makes it.
+// open finds or creates the bucket.
 func (l *lease) open(ctx context.Context) error {
 	want := leaseStream(l.cfg.Replicas)
 	if _, err := jsapi.EnsureStream(ctx, l.cfg.JS, want); err != nil {
@@ -138,8 +138,8 @@ func (l *lease) open(ctx context.Context) error {
 	return nil
 }
 
-// read returns what stands under the key of the role, as its leader knows it; rev
-// is 0 when nothing does.
+// read returns the value of the role's key, from its leader; rev
+// is 0 if there is none.
 func (l *lease) read(ctx context.Context) (value leaseValue, rev uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.TTL/3)
 	defer cancel()
@@ -159,7 +159,7 @@ func (l *lease) read(ctx context.Context) (value leaseValue, rev uint64, err err
 		return value, 0, fmt.Errorf("reading the lease: %w", err)
 	}
 	if err := json.Unmarshal(msg.Data, &value); err != nil {
-		value = leaseValue{} // somebody's who will not renew it
+		value = leaseValue{} // of a holder that will not renew it
 	}
 	return value, msg.Sequence, nil
 }
@@ -169,7 +169,7 @@ func (l *lease) acquire(ctx context.Context) bool {
 	var seen uint64
 	var since time.Time // when it was first seen; zero: not since the last error
 	var troubled bool
-	// Who writes is heard of before it can be read, so the next looks come soon.
+	// A write is notified before it can be read, so the next checks come soon.
 	pause := leaseSoon
 	for ctx.Err() == nil {
 		wait := min(pause, l.cfg.TTL/3)
@@ -187,7 +187,7 @@ func (l *lease) acquire(ctx context.Context) bool {
 			if since.IsZero() || rev != seen {
 				seen, since, wait = rev, time.Now(), l.cfg.TTL/3
 			}
-			// What this process wrote itself, and is not working by, nobody else works by.
+			// A lease that this process wrote but does not use is not used by anybody else.
 			free := value.Released || rev != 0 && value.Term == l.term
 			if left := l.cfg.TTL - time.Since(since); left > 0 && !free {
 				wait = min(wait, left)
@@ -197,7 +197,7 @@ func (l *lease) acquire(ctx context.Context) bool {
 			if l.write(ctx, leaseValue{Holder: l.cfg.Holder, Term: l.term}, rev) == nil {
 				return true
 			}
-			wait, pause = leaseSoon, 2*leaseSoon // somebody else was faster, or it is not known
+			wait, pause = leaseSoon, 2*leaseSoon // another process was faster, or the outcome is unknown
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -211,8 +211,8 @@ func (l *lease) acquire(ctx context.Context) bool {
 	return false
 }
 
-// hold runs run while the lease is renewed. lost says that it was lost; err is
-// then why.
+// hold runs run while the lease is renewed. lost means that the lease was lost; err is
+// then the reason.
 func (l *lease) hold(ctx context.Context, run func(context.Context) error) (lost bool, err error) {
 	keep := 5 * l.cfg.TTL / 6
 	running, end := context.WithCancelCause(ctx)
@@ -253,8 +253,8 @@ func (l *lease) hold(ctx context.Context, run func(context.Context) error) (lost
 	}
 }
 
-// renew writes the lease again. errLeaseLost means that somebody else has it;
-// after another error it may or may not be renewed.
+// renew writes the lease again. errLeaseLost means that another process has it;
+// after another error the outcome is unknown.
 func (l *lease) renew(ctx context.Context, mine leaseValue) error {
 	err := l.write(ctx, mine, l.rev)
 	switch {

@@ -26,24 +26,24 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// On an external NATS the servers ask the service, by auth callout, who may
-// come in. All keys share one account, which imports from the service's account
-// what any key could be granted; the user that the service makes for each
+// With an external NATS, the servers authenticate clients through the service by auth callout.
+// All keys share one account, which imports from the service's account
+// everything that any key could be granted. The user that the service creates for each
 // connection has allow lists for what its own key is granted:
 //
 //   - requests to the endpoints of its tenants, and the discovery of the micro service;
 //   - the pull API of its tenants' consumers of the feed and of the audit
-//     trail (see Pulls), and single keys of their part of the in-use index;
-//   - an inbox prefix of its own (see InboxPrefix), and never "_INBOX.>".
+//     stream (see Pulls), and single keys of their part of the in-use index;
+//   - its own inbox prefix (see InboxPrefix), and never "_INBOX.>".
 //
 // The import is shared, so the servers put the user's name into the request.
 //
-// Whoever sends a request names the subject of the answer, and the servers do
-// not ask whether he may publish there: in one account an answer could be directed
-// into the subscription of another tenant. Inboxes cannot be guessed, the subjects
-// of the feed, the audit trail and the in-use index can. So plain subscriptions to these have an
-// account of their own, in which nobody can send anything: a connection is put
-// there that gives FeedUser as its user.
+// The sender of a request names its reply subject, and the servers do
+// not check that the sender may publish there: within one account a reply could be directed
+// into the subscription of another tenant. Inboxes cannot be guessed, but the subjects
+// of the feed, the audit stream and the in-use index can. So plain subscriptions to these have
+// their own account, in which nobody can publish: a connection with the user name
+// FeedUser is put there.
 
 // The NATS accounts of the keys on an external NATS.
 const (
@@ -58,27 +58,27 @@ const (
 const FeedUser = "feed"
 
 const (
-	calloutQueue   = "credstream"     // one replica answers
-	calloutWorkers = 64               // requests that a replica answers at a time
-	calloutLeave   = time.Second      // for the servers to hear that a replica leaves
-	calloutExpiry  = 15 * time.Minute // of a connection that nobody could end: without a system user
+	calloutQueue   = "credstream"     // one replica replies
+	calloutWorkers = 64               // concurrent requests of a replica
+	calloutLeave   = time.Second      // for the servers to learn that a replica leaves
+	calloutExpiry  = 15 * time.Minute // of a connection that cannot be closed: without a system user
 )
 
-// kickAgain is when the connections of a revoked key are closed again, for who
-// was let in by a replica that did not know yet.
+// kickAgain is when the connections of a revoked key are closed again, to include those
+// accepted by a replica that had not seen the revocation yet.
 var kickAgain = []time.Duration{500 * time.Millisecond, 5 * time.Second}
 
 // InboxPrefix is the prefix of the reply subjects of a key on an external NATS:
 // "_INBOX_" and the first 8 bytes, in hex, of the SHA-256 of "inbox/" followed by
-// the key. A client gives it to its library as the inbox prefix
-// (nats.CustomInboxPrefix, "nats --inbox-prefix") and may subscribe to nothing
-// else for answers. It cannot be told without the key.
+// the key. A client sets it as the inbox prefix of its library
+// (nats.CustomInboxPrefix, "nats --inbox-prefix") and may subscribe to no other
+// inbox. It cannot be derived without the key.
 func InboxPrefix(key string) string {
 	sum := sha256.Sum256([]byte("inbox/" + key))
 	return "_INBOX_" + hex.EncodeToString(sum[:8])
 }
 
-// callout answers the servers' questions about who connects.
+// callout replies to the authorization requests of the servers.
 type callout struct {
 	c      *Cluster
 	conn   *nats.Conn
@@ -140,8 +140,8 @@ func (c *Cluster) readSeed(what, file string, kind nkeys.PrefixByte) ([]byte, er
 	return seed, nil
 }
 
-// SetAuthenticator lets keys in from now on. Without one this process leaves the
-// servers' questions to the other replicas.
+// SetAuthenticator accepts keys from now on. Without one this process leaves the
+// authorization requests to the other replicas.
 func (c *Cluster) SetAuthenticator(f Authenticator) error {
 	o := c.callout
 	if o == nil || o.auth.Swap(&f) != nil {
@@ -158,16 +158,16 @@ func (c *Cluster) SetAuthenticator(f Authenticator) error {
 	return nil
 }
 
-// stop leaves what comes from now on to the other replicas.
+// stop leaves further requests to the other replicas.
 func (o *callout) stop() {
 	if sub := o.sub.Load(); sub != nil {
 		_ = sub.Unsubscribe()                 // fails when the connection is closed already
-		_ = o.conn.FlushTimeout(calloutLeave) // fails when nobody answers
+		_ = o.conn.FlushTimeout(calloutLeave) // fails when no server responds
 	}
 }
 
-// receive answers each question in a goroutine of its own, since the answer may
-// have to be looked up.
+// receive handles each request in its own goroutine, because the handling may
+// need a lookup.
 func (o *callout) receive(m *nats.Msg) {
 	select {
 	case o.slots <- struct{}{}:
@@ -180,7 +180,7 @@ func (o *callout) receive(m *nats.Msg) {
 		defer cancel()
 		answer, err := o.answer(ctx, m)
 		if err != nil {
-			// The client is told of a time-out, and comes again.
+			// The client gets a timeout, and reconnects.
 			o.c.log.Warn("auth callout failed", "err", err)
 			return
 		}
@@ -192,7 +192,7 @@ func (o *callout) receive(m *nats.Msg) {
 
 var errCalloutClear = errors.New("the server does not encrypt its auth callout, but --nats-callout-xkey is set")
 
-// answer makes the answer to one question. An error means that none is given.
+// answer builds the response to one request. On an error there is no response.
 func (o *callout) answer(ctx context.Context, m *nats.Msg) ([]byte, error) {
 	question := m.Data
 	from := m.Header.Get(server.AuthRequestXKeyHeader)
@@ -235,7 +235,7 @@ func (o *callout) answer(ctx context.Context, m *nats.Msg) ([]byte, error) {
 	return sealed, nil
 }
 
-// user makes the user for a connection, signed. An error refuses it.
+// user creates the signed user of a connection. An error rejects the connection.
 func (o *callout) user(ctx context.Context, req *jwt.AuthorizationRequestClaims) (string, error) {
 	key := req.ConnectOptions.Password
 	if key == "" {
@@ -244,7 +244,7 @@ func (o *callout) user(ctx context.Context, req *jwt.AuthorizationRequestClaims)
 	if key == "" {
 		return "", events.ErrID
 	}
-	from, _ := netip.ParseAddr(req.ClientInformation.Host) // the zero address when it is not known
+	from, _ := netip.ParseAddr(req.ClientInformation.Host) // the zero address when unknown
 	g, err := (*o.auth.Load())(ctx, key, from.Unmap())
 	if err != nil {
 		return "", err
@@ -256,7 +256,7 @@ func (o *callout) user(ctx context.Context, req *jwt.AuthorizationRequestClaims)
 	}
 	u := jwt.NewUserClaims(req.UserNkey)
 	u.Name = o.userName(g.Principal)
-	// Not as a leaf node, whose word the servers take for what its own clients are.
+	// Not as a leaf node, which could impersonate its own clients.
 	u.AllowedConnectionTypes = jwt.StringList{jwt.ConnectionTypeStandard, jwt.ConnectionTypeWebsocket}
 	switch {
 	case req.ConnectOptions.Username != FeedUser:
@@ -268,7 +268,7 @@ func (o *callout) user(ctx context.Context, req *jwt.AuthorizationRequestClaims)
 	}
 	if !confidentialClient(req) || o.c.exposed.Load() {
 		for _, command := range o.c.cfg.ClearSecretCommands {
-			u.Pub.Deny = append(u.Pub.Deny, "credstream.cmd.*."+command) // a queued one carries its keys sealed, or is told
+			u.Pub.Deny = append(u.Pub.Deny, "credstream.cmd.*."+command) // a queued command has encrypted keys, or is refused
 		}
 	}
 	if o.c.sys == nil {
@@ -284,26 +284,26 @@ func (o *callout) user(ctx context.Context, req *jwt.AuthorizationRequestClaims)
 	return token, nil
 }
 
-// confidentialClient reports whether nobody between the client and its server
-// can read along. The servers' own routes are the operator's matter.
+// confidentialClient reports whether the connection between the client and its server
+// cannot be read by others. The routes between servers are up to the operator.
 func confidentialClient(req *jwt.AuthorizationRequestClaims) bool {
 	ip := net.ParseIP(req.ClientInformation.Host)
 	return req.TLS != nil || ip != nil && ip.IsLoopback()
 }
 
 // userName is the name of a principal's users at the servers: the principal and
-// a MAC that only the replicas can make and check, so that a user of the account
-// which the callout did not make is nobody. It is no secret: servers log it.
+// a MAC that only the replicas can create and verify, so that other users of the account
+// are not recognized. It is not a secret: servers log it.
 func (o *callout) userName(principal string) string {
 	h := hmac.New(sha256.New, o.mac)
 	h.Write([]byte(principal))
 	return principal + "." + base64.RawURLEncoding.EncodeToString(h.Sum(nil)[:24])
 }
 
-// Caller tells whose key sent the request with these headers; see Node.Caller.
-// Here it is the name of the sender's user that counts, which the servers put
-// into the header Nats-Request-Info. A user's name stays good after its key was
-// revoked, so the principal has to be checked at every request.
+// Caller returns the principal that sent the request with these headers; see Node.Caller.
+// Here the name of the sender's user identifies it, which the servers put
+// into the header Nats-Request-Info. A user's name stays valid after its key was
+// revoked, so the principal must be checked for every request.
 func (c *Cluster) Caller(h nats.Header) (principal string, ok bool) {
 	values := h[server.ClientInfoHdr]
 	if c.callout == nil || len(values) != 1 {
@@ -323,10 +323,10 @@ func (c *Cluster) Caller(h nats.Header) (principal string, ok bool) {
 }
 
 // DisconnectKey closes the connections of a key at every server, now and again
-// in the next seconds, for those that another replica let in before it knew
-// better. Call it after the key was revoked or granted something else: a
-// connection keeps the grant it came with. Without a system user nothing is
-// closed; each connection ends when it is a quarter of an hour old.
+// within the next seconds, to include those that another replica accepted before it
+// saw the change. Call it after the key was revoked or its grants changed: a
+// connection keeps its original grant. Without a system user nothing is
+// closed; each connection ends after a quarter of an hour.
 func (c *Cluster) DisconnectKey(principal string) {
 	if c.sys == nil || c.callout == nil {
 		c.log.Warn("connections of a revoked key stay open for up to 15 minutes: no user of the NATS system account is configured (--nats-system)", "principal", principal)

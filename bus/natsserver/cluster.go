@@ -26,12 +26,12 @@ const DefaultReplicas = 3
 
 const (
 	clusterReconnect = 100 * time.Millisecond  // between two attempts, and up to as much again
-	clusterPing      = 1500 * time.Millisecond // between two pings; a server that leaves two unanswered is given up
-	clusterCheck     = time.Second             // between two looks at JetStream
+	clusterPing      = 1500 * time.Millisecond // between two pings; after two without a reply the connection is closed
+	clusterCheck     = time.Second             // between two checks of JetStream
 	clusterSilence   = 4 * time.Second         // after which a connection tries another server, when JetStream is not reached by it
-	clusterAnswer    = 2 * time.Second         // how long JetStream may take to answer
+	clusterAnswer    = 2 * time.Second         // timeout of JetStream
 	clusterStart     = 20 * time.Second        // at the start: it may be choosing a leader
-	clusterLook      = time.Minute             // between two looks at the servers' settings
+	clusterLook      = time.Minute             // between two checks of the servers' settings
 )
 
 // The errors of Connect.
@@ -43,67 +43,67 @@ var (
 	// ErrNoJetStream is returned when the account of the service has no JetStream.
 	ErrNoJetStream = fault.New(fault.Precondition, "nats_jetstream_off",
 		"JetStream is not enabled for the NATS account that credstream connects to.")
-	// ErrDurabilityWeak is returned when it is not seen that an acknowledged message
-	// survives a power cut, and nobody answers for it.
+	// ErrDurabilityWeak is returned if credstream cannot verify that an acknowledged message
+	// survives a power cut, and the operator does not attest it.
 	ErrDurabilityWeak = fault.New(fault.Precondition, "nats_durability_weak",
 		"The NATS servers may lose messages that they have acknowledged.")
-	// ErrServersSilent is returned when too few servers answer the system account to see
-	// whether an acknowledged message survives a power cut. They may do later.
+	// ErrServersSilent is returned if too few servers reply to the system account to verify
+	// that an acknowledged message survives a power cut. It may be temporary.
 	ErrServersSilent = fault.New(fault.Unavailable, "nats_servers_silent",
 		"Too few NATS servers answered the system account.")
 )
 
-// ClusterConfig says how to reach an external NATS. Only URL is required. A URL
-// names one server or several, with commas between, may hold a user and a
+// ClusterConfig is the configuration of an external NATS. Only URL is required. A URL
+// names one or several servers, separated by commas, may contain a user and a
 // password or a token, and has one of the schemes nats, tls, ws and wss.
 type ClusterConfig struct {
 	// URL is where the service connects to, as the user that owns its streams.
 	URL string
 	// Credentials is a file with a JWT and an nkey seed for URL; "" for none.
 	Credentials string
-	// EndpointURL holds the user of the endpoints, which receives requests and may
-	// publish to "_R_.>" and inboxes only. "": the user of URL, so that one mistake
-	// in an endpoint could reach a stream. The scheme is nats or tls: see EndpointConn.
+	// EndpointURL has the user of the endpoints, which receives requests and may only
+	// publish to "_R_.>" and inboxes. "": the user of URL, so that a bug
+	// in an endpoint could write to a stream. The scheme is nats or tls: see EndpointConn.
 	EndpointURL string
-	// SystemURL and SystemCredentials hold a user of the system account. Without
-	// one the servers' sync setting is not seen, and the connections of a revoked
-	// key end when they are a quarter of an hour old.
+	// SystemURL and SystemCredentials name a user of the system account. Without
+	// one the servers' sync setting cannot be verified, and the connections of a revoked
+	// key end after a quarter of an hour.
 	SystemURL, SystemCredentials string
 
-	// CalloutSeedFile holds the seed of an account nkey ("SA..."): the issuer of the
-	// servers' auth callout. Every replica needs the same. "": no key is let in on
-	// NATS, by this process.
+	// CalloutSeedFile has the seed of an account nkey ("SA..."): the issuer of the
+	// servers' auth callout. Every replica needs the same one. "": this process
+	// cannot authenticate NATS clients.
 	CalloutSeedFile string
-	// CalloutXKeyFile holds the seed of the curve key ("SX...") with which the
-	// servers encrypt their requests; "" when they do not.
+	// CalloutXKeyFile has the seed of the curve key ("SX...") to which the
+	// servers encrypt their requests; "" if they do not.
 	CalloutXKeyFile string
-	// CalloutURL holds the user of the account that the callout is sent to. "": the
+	// CalloutURL has the user that receives the auth callout. "": the
 	// user of URL.
 	CalloutURL string
 
-	// TLS is used wherever the server or the scheme asks for TLS; nil trusts the system's roots.
+	// TLS is used if the server or the scheme requires TLS; nil uses the system's roots.
 	TLS *tls.Config
 	// Replicas of each stream; 0 means DefaultReplicas.
 	Replicas int
-	// AttestSyncAlways takes responsibility for durability that is not seen.
+	// AttestSyncAlways asserts a durability that cannot be verified.
 	AttestSyncAlways bool
 
-	// Authenticate tells what a key may do; see SetAuthenticator.
+	// Authenticate returns the grant of a key; see SetAuthenticator.
 	Authenticate Authenticator
-	// ClearSecretCommands names the commands whose body holds clear secrets
-	// ("credential.create"). Keys may send them only where both the key's connection
+	// ClearSecretCommands are the commands whose body contains clear secrets
+	// ("credential.create"). Keys may send them only if both the key's connection
 	// and that of the endpoints are TLS or loopback.
 	ClearSecretCommands []string
 
-	// Restarted is called each time the connection to JetStream came back: what is
-	// cached must be compared with the streams again. It must return at once.
+	// Restarted is called after each reconnect to JetStream: caches
+	// must be compared with the streams again. It must return at once.
 	Restarted func()
-	// Logger takes what there is to say; nil drops it. No payload and no key is logged.
+	// Logger receives the log lines; nil discards them. No payload and no key is logged.
 	Logger *slog.Logger
 }
 
-// Cluster is an external NATS, a server or a cluster of them, that several
-// processes of the service share. It takes the place of a Node.
+// Cluster is an external NATS, one server or a cluster, that several
+// processes of the service share. It replaces a Node.
 type Cluster struct {
 	cfg     ClusterConfig
 	log     *slog.Logger
@@ -112,10 +112,10 @@ type Cluster struct {
 	sys     *nats.Conn // nil without a system user
 	callout *callout   // nil without a seed
 
-	warned     map[string]bool // servers whose limits were warned of
+	warned     map[string]bool // servers about whose limits a warning was logged
 	durability atomic.Pointer[Durability]
 	exposed    atomic.Bool           // a connection was seen that others can read along
-	ill        atomic.Pointer[error] // what Watch found last
+	ill        atomic.Pointer[error] // the last result of Watch
 
 	life context.Context // ends with Shutdown
 	end  context.CancelFunc
@@ -140,7 +140,7 @@ const (
 	roleCallout  = "callout"
 )
 
-// Connect connects and looks at what is there. It returns ErrServerTooOld,
+// Connect connects and checks the servers. It returns ErrServerTooOld,
 // ErrNoJetStream, or, unless durability is attested, ErrDurabilityWeak or
 // ErrServersSilent: see Durability.
 func Connect(ctx context.Context, cfg ClusterConfig) (_ *Cluster, err error) {
@@ -226,8 +226,8 @@ func (c *Cluster) readLogins() error {
 	return nil
 }
 
-// readLogin takes the user out of the URLs, so that it stands in no message and
-// counts for every server. The errors do not repeat what may hold a password.
+// readLogin removes the user from the URLs, so that it appears in no message and
+// applies to every server. The errors do not quote the URL, which may contain a password.
 func readLogin(name, urls, credentials string) (login, error) {
 	var servers []string
 	var user *url.Userinfo
@@ -260,8 +260,8 @@ func readLogin(name, urls, credentials string) (login, error) {
 	return l, nil
 }
 
-// Conn opens a connection as the service itself. It reconnects forever; what is
-// published meanwhile is an error, never kept back. Shutdown closes it.
+// Conn opens a connection as the service itself. It reconnects forever; publishing
+// while disconnected is an error, nothing is buffered. Shutdown closes it.
 func (c *Cluster) Conn(name string) (*nats.Conn, error) {
 	return c.connect(c.life, name, roleService)
 }
@@ -346,7 +346,7 @@ func recent(version string) bool {
 	return err1 == nil && err2 == nil && (a > 2 || a == 2 && b >= 12)
 }
 
-// expose notes a connection on whose way to the server somebody can read along.
+// expose records that a connection to the server can be read by others.
 func (c *Cluster) expose(nc *nats.Conn) {
 	if _, guarded := nc.Opts.CustomDialer.(*guardedDialer); guarded {
 		return // the dialer does it
@@ -356,25 +356,25 @@ func (c *Cluster) expose(nc *nats.Conn) {
 	}
 	host, _, err := net.SplitHostPort(nc.ConnectedAddr())
 	if err != nil {
-		return // it is away again; it comes back here
+		return // disconnected again; it returns here
 	}
 	if ip := net.ParseIP(host); ip == nil || !ip.IsLoopback() {
 		c.exposed.Store(true)
 	}
 }
 
-// ClientURL is where clients connect to: the servers as the service knows them.
+// ClientURL is the address for clients: the servers as configured for the service.
 func (c *Cluster) ClientURL() string { return c.logins[roleService].servers }
 
 // Replicas is the number of copies that each stream has.
 func (c *Cluster) Replicas() int { return c.cfg.Replicas }
 
-// WritesAllowed returns nil: the servers look after their disks themselves and
+// WritesAllowed returns nil: the servers watch their disks themselves and
 // refuse what they cannot store.
 func (c *Cluster) WritesAllowed() error { return nil }
 
-// Health reports why the cluster cannot do all of its work: a connection is
-// away, JetStream does not answer, a server's durability has become weak.
+// Health returns why the cluster is degraded: a connection is
+// down, JetStream does not respond, a server's durability has become weak.
 func (c *Cluster) Health() error {
 	c.mu.Lock()
 	conns := slices.Clone(c.conns)
@@ -390,10 +390,10 @@ func (c *Cluster) Health() error {
 	return nil
 }
 
-// Watch looks after the cluster until ctx ends, and then returns nil: whether
-// JetStream answers on every connection of the service, and whether the servers still
-// keep what they acknowledge. A connection that does not reach JetStream for a while
-// goes to another server.
+// Watch monitors the cluster until ctx ends, and then returns nil: it checks that
+// JetStream responds on every connection of the service, and that the servers still
+// fsync before they acknowledge. A connection that does not reach JetStream for a while
+// moves to another server.
 func (c *Cluster) Watch(ctx context.Context) error {
 	tick := time.NewTicker(clusterCheck)
 	defer tick.Stop()
@@ -429,7 +429,7 @@ func (c *Cluster) pingAll(ctx context.Context, silent map[*nats.Conn]time.Time) 
 	errs := make([]error, len(conns))
 	var asking sync.WaitGroup
 	for i, nc := range conns {
-		if nc.role == roleService && nc.IsConnected() { // else it looks for a server already, and Health says so
+		if nc.role == roleService && nc.IsConnected() { // else it is already reconnecting, and Health reports it
 			asking.Go(func() { errs[i] = c.ping(ctx, nc.Conn) })
 		}
 	}
@@ -450,7 +450,7 @@ func (c *Cluster) pingAll(ctx context.Context, silent map[*nats.Conn]time.Time) 
 	return errors.Join(errs...)
 }
 
-// ping asks whether JetStream answers.
+// ping checks that JetStream responds.
 func (c *Cluster) ping(ctx context.Context, nc *nats.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, clusterAnswer)
 	defer cancel()
@@ -467,7 +467,7 @@ func (c *Cluster) ping(ctx context.Context, nc *nats.Conn) error {
 	return fmt.Errorf("bus: JetStream does not answer on the NATS connection %q: %w", nc.Opts.Name, err)
 }
 
-// Shutdown ends what the cluster does by itself and closes every connection. It
+// Shutdown stops the background work of the cluster and closes every connection. It
 // returns ctx's error when that takes longer.
 func (c *Cluster) Shutdown(ctx context.Context) error {
 	c.mu.Lock()
@@ -484,7 +484,7 @@ func (c *Cluster) Shutdown(ctx context.Context) error {
 	}
 	c.end()
 	idle := make(chan struct{})
-	go func() { // ends with the work, each part of which has a bound
+	go func() { // ends with the work, which is bounded
 		defer close(idle)
 		c.work.Wait()
 	}()

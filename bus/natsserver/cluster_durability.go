@@ -21,25 +21,25 @@ const (
 	sysConnz = "$SYS.REQ.SERVER.PING.CONNZ"
 	sysKick  = "$SYS.REQ.SERVER.%s.KICK"
 
-	sysQuiet = 250 * time.Millisecond // after an answer, when it is not known how many there will be
+	sysQuiet = 250 * time.Millisecond // after a reply, if their number is unknown
 	sysTime  = 2 * time.Second        // for all of them
 )
 
-// Durability is what is known of how the servers keep what they acknowledge.
+// Durability is what is known about the durability of acknowledged messages.
 type Durability struct {
 	Replicas int      // of each stream
 	Servers  []string // the JetStream servers that were seen, by name; none without a system user
-	SyncSeen bool     // each of them says that it fsyncs before it acknowledges
-	Attested bool     // the operator answers for what is weak or was not seen
-	Why      string   // what is weak or was not seen, in a sentence; "" when nothing is
+	SyncSeen bool     // each of them reports that it fsyncs before it acknowledges
+	Attested bool     // the operator attests what is weak or unverified
+	Why      string   // what is weak or unverified, a sentence; "" when nothing is
 
-	silent bool // Why is that too few servers answered
+	silent bool // Why is that too few servers replied
 }
 
-// Durability tells what was found at the last look.
+// Durability returns the result of the last check.
 func (c *Cluster) Durability() Durability { return *c.durability.Load() }
 
-// serverSeen is what one server says of itself.
+// serverSeen is the reported state of one server.
 type serverSeen struct {
 	name, version string
 	jetStream     bool
@@ -48,7 +48,7 @@ type serverSeen struct {
 	size          int      // of the JetStream cluster that it belongs to; 1 when to none
 }
 
-// checkServers judges what is there when the process starts.
+// checkServers checks the servers at the start of the process.
 func (c *Cluster) checkServers(ctx context.Context) error {
 	if err := c.await(ctx); err != nil {
 		return err
@@ -71,7 +71,7 @@ func (c *Cluster) checkServers(ctx context.Context) error {
 	return nil
 }
 
-// await waits for JetStream, which does not answer while it chooses a leader.
+// await waits for JetStream, which does not respond while it elects a leader.
 func (c *Cluster) await(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, clusterStart)
 	defer cancel()
@@ -95,8 +95,8 @@ func weaknessError(d Durability) error {
 	return ErrDurabilityWeak.Withf("%s Use --attest-sync-always only if you guarantee that every NATS server fsyncs before it acknowledges.", d.Why)
 }
 
-// lookAgain looks while the process runs. What was seen once and is not answered
-// now, while a server restarts, is no news.
+// lookAgain checks while the process runs. A server that does not reply
+// now, for example because it restarts, keeps its last result.
 func (c *Cluster) lookAgain(ctx context.Context) error {
 	d, err := c.look(ctx)
 	switch {
@@ -112,7 +112,7 @@ func (c *Cluster) lookAgain(ctx context.Context) error {
 	return nil
 }
 
-// look asks the servers for their versions and settings.
+// look queries the versions and settings of the servers.
 func (c *Cluster) look(ctx context.Context) (Durability, error) {
 	d := Durability{Replicas: c.cfg.Replicas, Attested: c.cfg.AttestSyncAlways}
 	if c.sys == nil {
@@ -144,9 +144,9 @@ func (c *Cluster) look(ctx context.Context) (Durability, error) {
 	return d, nil
 }
 
-// assessDurability says what is weak, or "", and whether that is that too few servers answered. A write is acknowledged by more than half of a
-// stream's replicas. So the servers that must be seen are more than half of
-// them: the service can start while one of three is away.
+// assessDurability returns what is weak, or "", and whether the reason is that too few servers replied. A write is acknowledged by a majority of a
+// stream's replicas, so it is sufficient to verify a majority of
+// them: the service can start while one of three is down.
 func assessDurability(seen []serverSeen, replicas int, asked bool) (why string, silent bool) {
 	var lazy []string
 	have, size := 0, 0
@@ -176,7 +176,7 @@ func assessDurability(seen []serverSeen, replicas int, asked bool) (why string, 
 	return "", false
 }
 
-// servers asks every server about itself.
+// servers queries every server about itself.
 func (c *Cluster) servers(ctx context.Context) ([]serverSeen, error) {
 	var seen []serverSeen
 	have, size := 0, 0
@@ -241,7 +241,7 @@ func (l serverLimits) loose() (set []string) {
 	return set
 }
 
-// sysAnswer is what a server answers to a request to the system account.
+// sysAnswer is the reply of a server to a request to the system account.
 type sysAnswer struct {
 	Server struct {
 		ID      string `json:"id"`
@@ -251,8 +251,8 @@ type sysAnswer struct {
 	Data jsontext.Value `json:"data"`
 }
 
-// ask sends a request to every server and calls each with the answers until it
-// says that they are all in, or no more come.
+// ask sends a request to every server and calls each with the replies until it
+// returns last, or no more arrive.
 func (c *Cluster) ask(ctx context.Context, subject string, body []byte, each func(sysAnswer) (last bool, err error)) error {
 	ctx, cancel := context.WithTimeout(ctx, sysTime)
 	defer cancel()
@@ -281,7 +281,7 @@ func (c *Cluster) ask(ctx context.Context, subject string, body []byte, each fun
 			return err
 		}
 		quiet, stop := context.WithTimeout(ctx, sysQuiet)
-		defer stop() // at the end of a handful of answers
+		defer stop() // after a handful of replies
 		wait = quiet
 	}
 }

@@ -14,8 +14,8 @@ type connectionMetrics struct {
 	connections, subscriptions, pending, closed *prometheus.Desc
 }
 
-// Metrics returns what there is to measure of the node's connections. A node that is
-// just being restarted has none.
+// Metrics returns the collector of the node's connections. During a restart of
+// the server it has no values.
 func (n *Node) Metrics() prometheus.Collector {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
 		return prometheus.NewDesc(name, help, labels, nil)

@@ -8,11 +8,11 @@ import (
 
 // The bounds of the embedded NATS port: of a connection, and of a key.
 const (
-	maxOfKey         = 128 // connections; more are closed with a time-out, and come again
+	maxOfKey         = 128 // connections; more are closed with a timeout, and reconnect
 	maxSubscriptions = 1000
 	maxPending       = 16 << 20        // bytes that wait for a slow reader; it is closed beyond
 	stalled          = 5 * time.Second // without reading, after which a connection is closed
-	silent           = time.Minute     // without an answer to a ping, after which an external server must have closed a connection
+	silent           = time.Minute     // without a pong, after which an external server must have closed a connection
 )
 
 const (
@@ -20,9 +20,9 @@ const (
 	mostConnections = 16384 // whatever the limit of descriptors
 )
 
-// MaxConnections is how many connections each port of the process takes: a quarter
-// of the file descriptors that the process may have. The rest are for files and for
-// connections that the process makes.
+// MaxConnections is the number of connections that each port of the process accepts: a quarter
+// of the file descriptors of the process. The rest are for files and
+// outgoing connections.
 func MaxConnections() int {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {

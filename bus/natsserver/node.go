@@ -1,6 +1,6 @@
-// Package natsserver runs the NATS server in the process, or connects to a cluster of
-// servers: its closed port, the group fsync that makes its acknowledgements durable, who is
-// let in, and what is checked of its files and settings.
+// Package natsserver runs the embedded NATS server, or connects to external
+// servers: the authenticated port, the group fsync that makes its acknowledgements durable, and
+// the checks of its files and settings.
 package natsserver
 
 import (
@@ -33,20 +33,20 @@ import (
 // is part of their path on disk.
 const Account = "CREDSTREAM"
 
-// DefaultMinFree is the free space, in bytes, below which writes are refused
-// unless a NodeConfig says otherwise.
+// DefaultMinFree is the free space, in bytes, below which writes are refused,
+// unless NodeConfig overrides it.
 const DefaultMinFree = 256 << 20
 
 // DefaultMinFreeInodes is the number of free inodes below which writes are
-// refused unless a NodeConfig says otherwise.
+// refused, unless NodeConfig overrides it.
 const DefaultMinFreeInodes = 1000
 
 const (
-	maxMemory    = 256 << 20             // bytes of memory streams; ours are files
+	maxMemory    = 256 << 20             // bytes of memory streams; those of the service are files
 	maxStore     = 1 << 62               // bytes on disk: the watermark guards the disk, not a quota
 	syncBackstop = 2 * time.Second       // the server's own fsync where group fsync does the work
 	spaceMaxAge  = time.Second           // how old a reading of the free space may be
-	watchEvery   = time.Second           // between two looks at the server's health
+	watchEvery   = time.Second           // between two checks of the server's health
 	restartMin   = time.Second           // between two restarts, doubled each time...
 	restartMax   = time.Minute           // ...up to this
 	reconnect    = 20 * time.Millisecond // between two attempts of an in-process connection
@@ -57,7 +57,7 @@ var (
 	// ErrDataFolderLocked is returned by StartNode when another process serves the folder.
 	ErrDataFolderLocked = fault.New(fault.Precondition, "data_folder_locked",
 		"Another process uses this data folder.")
-	// ErrStorageLow refuses writes while the disk is nearly full. Reads go on.
+	// ErrStorageLow refuses writes while the disk is nearly full. Reads still work.
 	ErrStorageLow = fault.New(fault.Unavailable, "storage_low",
 		"The disk is nearly full. Changes are refused until space is freed; queries still work.")
 )
@@ -69,46 +69,46 @@ var (
 	errPortClosed = errors.New("bus: the NATS port is closed, its address may be in use; clients cannot connect")
 )
 
-// NodeConfig says how to run the embedded server. Only Dir is required.
+// NodeConfig is the configuration of the embedded server. Only Dir is required.
 type NodeConfig struct {
-	// Dir is the data folder. The node keeps its lock and its streams in it and
-	// leaves the rest of it alone.
+	// Dir is the data folder. The node stores its lock and its streams in it and
+	// does not touch the rest.
 	Dir string
-	// Listen is the host:port of the NATS port; "" opens none, port 0 or -1 takes a free one.
+	// Listen is the host:port of the NATS port; "" opens none, port 0 or -1 selects a free one.
 	Listen string
-	// TLS, when given, is demanded of every connection to the NATS port.
+	// TLS, if set, is required for every connection to the NATS port.
 	TLS *tls.Config
-	// SyncAlways has the server fsync every message by itself ("--durability
-	// always"). Without it whoever needs durability waits for a Syncer.
+	// SyncAlways has the server fsync every message itself ("--durability
+	// always"). Without it, a Syncer makes messages durable.
 	SyncAlways bool
-	// Authenticate tells what a key may do; see SetAuthenticator.
+	// Authenticate returns the grant of a key; see SetAuthenticator.
 	Authenticate Authenticator
-	// ClearSecretCommands names the commands whose body holds clear secrets
+	// ClearSecretCommands are the commands whose body contains clear secrets
 	// ("credential.create"). A connection that is neither TLS nor loopback has
 	// no permission to send them.
 	ClearSecretCommands []string
-	// Kept names the streams that nothing can make anew. Their files are verified before
-	// the server opens them, and when one is damaged StartNode and Restart return
-	// ErrStoredDamaged with nothing touched; the damaged files of other streams are set
-	// aside, in the folder "damaged". Empty: nothing is verified.
+	// Kept are the streams that cannot be rebuilt. Their files are verified before
+	// the server opens them, and if one is damaged, StartNode and Restart return
+	// ErrStoredDamaged without changing anything; damaged files of other streams are moved
+	// to the folder "damaged". Empty: nothing is verified.
 	Kept []string
-	// Durable is a sequence up to which the stream is known to have been durable, 0 when
-	// that is not known; a newest block that ends before it was not torn but damaged.
+	// Durable is a sequence up to which the stream is known to have been durable, 0
+	// if unknown; a newest block that ends before it is damaged, not just torn.
 	Durable func(stream string) uint64
-	// MinFree is the free space, in bytes, below which WritesAllowed says no;
+	// MinFree is the free space, in bytes, below which WritesAllowed refuses;
 	// 0 means DefaultMinFree.
 	MinFree uint64
-	// MinFreeInodes is the number of free inodes below which WritesAllowed says no, on
+	// MinFreeInodes is the number of free inodes below which WritesAllowed refuses, on
 	// a file system that counts them; 0 means DefaultMinFreeInodes.
 	MinFreeInodes uint64
-	// Logger takes what the server has to say; nil drops it. No payload and no key is logged.
+	// Logger receives the server's log lines; nil discards them. No payload and no key is logged.
 	Logger *slog.Logger
 	// Fatal is called with the first fsync error of a Syncer: the process must
-	// end. Nil only logs it.
+	// exit. Nil only logs it.
 	Fatal func(error)
 	// Restarted is called after Watch has restarted the server in the process,
-	// before anybody reaches it: what is cached must be compared with the
-	// streams again. It must return at once and not call the node.
+	// before any client can connect: caches must be compared with the
+	// streams again. It must return at once and must not call the node.
 	Restarted func()
 }
 
@@ -119,7 +119,7 @@ type Node struct {
 	cfg             NodeConfig
 	log             *slog.Logger
 	lock            *os.File
-	secret          string // password of the connections that the process makes to itself
+	secret          string // password of the process's own connections
 	auth            atomic.Pointer[Authenticator]
 	disconnectEpoch atomic.Uint64 // how often DisconnectKey was called
 	space           atomic.Pointer[spaceReading]
@@ -128,7 +128,7 @@ type Node struct {
 	mu   sync.RWMutex
 	up   *running // nil while no server runs
 	done bool     // Shutdown was called
-	port string   // the one that was taken, so that a restart takes it again
+	port string   // the actual port, which a restart uses again
 
 	syncers map[string]*storage.Syncer
 	conns   []*nats.Conn
@@ -145,7 +145,7 @@ type running struct {
 type spaceReading struct {
 	at     time.Time
 	free   uint64 // bytes
-	inodes uint64 // free ones; MaxUint64 where they are not counted
+	inodes uint64 // free inodes; MaxUint64 where they are not counted
 	err    error
 }
 
@@ -174,7 +174,7 @@ func StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) {
 	if cfg.Authenticate != nil {
 		n.auth.Store(&cfg.Authenticate)
 	}
-	if cfg.Listen != "" { // the port opens at the end of the start; that it is taken is said at its beginning
+	if cfg.Listen != "" { // the port opens at the end of the start, but a conflict is reported at its beginning
 		l, err := net.Listen("tcp", cfg.Listen) //nolint:noctx // closed at once
 		if err != nil {
 			return nil, fmt.Errorf("opening the NATS port: %w", err)
@@ -206,7 +206,7 @@ func StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) {
 	return n, nil
 }
 
-// lockFolder takes the lock of the folder, which the kernel gives back when the
+// lockFolder locks the folder. The kernel releases the lock when the
 // process ends, however it ends.
 func lockFolder(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "LOCK"), os.O_RDWR|os.O_CREATE, 0o600)
@@ -219,7 +219,7 @@ func lockFolder(dir string) (*os.File, error) {
 			return nil, fmt.Errorf("locking the data folder: %w", err)
 		}
 		holder := make([]byte, 20)
-		k, _ := f.ReadAt(holder, 0) // who it is only helps; that it is locked is certain
+		k, _ := f.ReadAt(holder, 0) // the process id is only a hint; that the folder is locked is certain
 		return nil, ErrDataFolderLocked.Withf("The data folder %s is in use by another process (pid %s). Stop that process first, or choose another folder.",
 			dir, strings.TrimSpace(string(holder[:k])))
 	}
@@ -251,7 +251,7 @@ func (n *Node) options(p *port) (*server.Options, error) {
 		SyncAlways:                 n.cfg.SyncAlways,
 		SyncInterval:               syncBackstop,
 		MaxPayload:                 streams.MaxPayload,
-		// Every tenant may have two consumers; clients can make none.
+		// Every tenant may have two consumers; clients cannot create any.
 		JetStreamLimits: server.JSLimitOpts{DefaultMaxConsumers: -1},
 		NoSigs:          true,
 		DontListen:      true, // listen opens the port
@@ -332,8 +332,8 @@ func (n *Node) boot(ctx context.Context) (_ *running, err error) {
 	return &running{srv: srv, port: p, fatal: fatal}, nil
 }
 
-// listen opens the NATS port, once keys can be checked: a client that is refused
-// twice with a good key gives up for good, while one that cannot connect comes again.
+// listen opens the NATS port once keys can be checked: a client that is rejected
+// twice with a valid key gives up, while one that cannot connect retries.
 func (n *Node) listen(r *running) error {
 	if n.cfg.Listen == "" || n.auth.Load() == nil || r.srv.Addr() != nil {
 		return nil
@@ -358,8 +358,8 @@ func (n *Node) running() *running {
 	return n.up
 }
 
-// InProcessConn connects to the server that runs now; it makes the node a
-// nats.InProcessConnProvider, whose connections outlive a restart of the server.
+// InProcessConn connects to the running server; it makes the node a
+// nats.InProcessConnProvider, whose connections survive a restart of the server.
 func (n *Node) InProcessConn() (net.Conn, error) {
 	r := n.running()
 	if r == nil {
@@ -368,13 +368,13 @@ func (n *Node) InProcessConn() (net.Conn, error) {
 	return r.srv.InProcessConn()
 }
 
-// Conn opens an in-process connection as the service itself, with every right
-// in its account. It reconnects forever, also to a restarted server; what is
-// published meanwhile is an error, never kept back. The node closes it at Shutdown.
+// Conn opens an in-process connection as the service itself, with all permissions
+// in its account. It reconnects forever, also to a restarted server; publishing
+// while disconnected is an error, nothing is buffered. Shutdown closes it.
 func (n *Node) Conn(name string) (*nats.Conn, error) { return n.connect(name, serviceUser, n) }
 
-// EndpointConn opens the in-process connection for the command and query
-// endpoints: it receives requests and publishes answers, and cannot publish
+// EndpointConn opens the in-process connection of the command and query
+// endpoints: it receives requests and publishes replies, and cannot publish
 // into any stream. Requests with malformed headers arrive without a caller.
 func (n *Node) EndpointConn() (*nats.Conn, error) {
 	return n.connect("endpoints", endpointUser, guardedServer{n})
@@ -425,7 +425,7 @@ func (n *Node) ClientURL() string {
 	return ""
 }
 
-// Syncer returns the one Syncer of a stream, made at the first call.
+// Syncer returns the only Syncer of a stream, created by the first call.
 func (n *Node) Syncer(stream string) *storage.Syncer {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -454,7 +454,7 @@ func (n *Node) WritesAllowed() error {
 	return r.err
 }
 
-// readSpace reads the disk's state; its err says why nothing may be written.
+// readSpace reads the disk's state; its err is the reason why writes are refused.
 func (n *Node) readSpace() *spaceReading {
 	r := &spaceReading{at: time.Now(), inodes: math.MaxUint64}
 	var fs unix.Statfs_t
@@ -476,8 +476,8 @@ func (n *Node) readSpace() *spaceReading {
 	return r
 }
 
-// mayRestart reports whether a restarted server would find the folder as it needs
-// it. The one that runs answers reads, also while it refuses writes; one that does
+// mayRestart returns an error if a restarted server could not use the folder.
+// A running server answers reads even while it refuses writes; one that does
 // not start answers nothing.
 func (n *Node) mayRestart(r *spaceReading) error {
 	if r.err != nil {
@@ -504,7 +504,7 @@ func (n *Node) Health() error {
 	return n.WritesAllowed()
 }
 
-// serverHealth is the server's own view. latched reports a state which only a
+// serverHealth is the server's own health. latched reports a state that only a
 // restart of the server ends.
 func (n *Node) serverHealth() (latched bool, _ error) {
 	r := n.running()
@@ -526,11 +526,11 @@ func (n *Node) serverHealth() (latched bool, _ error) {
 	return latched, errors.Join(errs...)
 }
 
-// Watch looks after the server until ctx ends: JetStream keeps refusing writes
-// after an error of the disk, even when the disk is well again, until it is
+// Watch monitors the server until ctx ends: after a disk error JetStream keeps refusing writes,
+// even when the disk works again, until it is
 // restarted. Watch restarts it in the process, once there is space, on the same
-// port, and tells Restarted. A restart that fails is tried again, ever more
-// slowly. It returns nil when ctx ends.
+// port, and calls Restarted. A failed restart is retried with growing
+// pauses. It returns nil when ctx ends.
 func (n *Node) Watch(ctx context.Context) error {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
@@ -608,8 +608,8 @@ func (n *Node) Restart(ctx context.Context) error {
 	return nil
 }
 
-// Shutdown closes every connection and stops the server and the syncers, then
-// gives the folder back. It returns ctx's error when the server takes longer.
+// Shutdown closes every connection, stops the server and the syncers, and then
+// unlocks the folder. It returns ctx's error when the server takes longer.
 func (n *Node) Shutdown(ctx context.Context) error {
 	n.life.Lock()
 	defer n.life.Unlock()

@@ -23,7 +23,7 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// The users of the process itself. Both are let in on in-process connections only.
+// The users of the process itself. Both are accepted only on in-process connections.
 const (
 	serviceUser  = "service"
 	endpointUser = "endpoints"
@@ -34,16 +34,16 @@ const (
 var requestRoots = []string{"cmd", "query", "cmdq", "flows"}
 
 const (
-	servicePrefix = "_R_."                  // what the server rewrites the reply subject of an imported request to
+	servicePrefix = "_R_."                  // prefix of the reply subject of an imported request, set by the server
 	inboxPrefix   = "_INBOX."               // the reply subjects of NATS clients
 	clientPrefix  = "KEY_"                  // of the accounts that keys connect to
 	checkTimeout  = 1500 * time.Millisecond // below authTime
-	authTime      = 2 * time.Second         // after which the server drops who is not let in
+	authTime      = 2 * time.Second         // after which the server drops unauthenticated connections
 	outlast       = authTime + time.Second  // after which it surely has, on a busy machine too
 )
 
-// Grant is what a key may reach at the NATS port. What it may do there is for
-// the service to say, for each request.
+// Grant is what a key may reach at the NATS port. The service authorizes each
+// request in addition.
 type Grant struct {
 	Principal string   // the key's id: letters, digits, '_' and '-'
 	Tenants   []string // the tenants it is granted, or AllTenants
@@ -53,13 +53,13 @@ type Grant struct {
 	Expires time.Time // when its connections are closed; zero: never
 }
 
-// An Authenticator tells what a key may reach that is used from the address, or
-// returns an error for a key that is not good. It is called for each connection,
+// An Authenticator returns the grant of a key that is used from the address, or
+// an error for an invalid key. It is called for each connection,
 // from many goroutines, with about a second to answer.
 type Authenticator func(ctx context.Context, key string, from netip.Addr) (Grant, error)
 
-// SetAuthenticator opens the NATS port and lets keys in from now on. The service
-// needs the node before it can check a key, hence not only in NodeConfig.
+// SetAuthenticator opens the NATS port and accepts keys from now on. It is not only in NodeConfig, because
+// the service needs the node before it can check a key.
 func (n *Node) SetAuthenticator(f Authenticator) error {
 	n.life.Lock()
 	defer n.life.Unlock()
@@ -70,7 +70,7 @@ func (n *Node) SetAuthenticator(f Authenticator) error {
 	return nil
 }
 
-// port decides who may connect to one server and with which rights.
+// port authenticates and authorizes the connections to one server.
 type port struct {
 	n    *Node
 	srv  *server.Server
@@ -85,7 +85,7 @@ func newPort(n *Node) *port {
 	return &port{n: n, accounts: map[string]*server.Account{}, keys: map[string]string{}}
 }
 
-// open says what of the service's account other accounts may import.
+// open exports the subjects of the service's account that other accounts may import.
 func (p *port) open(srv *server.Server, core *server.Account) error {
 	p.srv, p.core = srv, core
 	err := errors.Join(
@@ -100,7 +100,7 @@ func (p *port) open(srv *server.Server, core *server.Account) error {
 		err = errors.Join(err,
 			core.AddServiceExport(pullInfo+stream+".*", server.IsPublicExport),
 			core.AddServiceExport(streams.AckAPI+stream+".>", server.IsPublicExport),
-			core.AddServiceExportWithResponse(streams.NextAPI+stream+".*", server.Streamed, server.IsPublicExport)) // one request, several answers
+			core.AddServiceExportWithResponse(streams.NextAPI+stream+".*", server.Streamed, server.IsPublicExport)) // one request, several replies
 	}
 	err = errors.Join(err, core.AddServiceExportWithResponse("$SRV.>", server.Streamed, server.IsPublicExport))
 	if err != nil {
@@ -109,7 +109,7 @@ func (p *port) open(srv *server.Server, core *server.Account) error {
 	return nil
 }
 
-// Check lets a connection in, or not; the server calls it for each.
+// Check accepts or rejects a connection; the server calls it for each.
 func (p *port) Check(c server.ClientAuthentication) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), checkTimeout)
 	defer cancel()
@@ -136,7 +136,7 @@ func inProcess(c server.ClientAuthentication) bool {
 	return a != nil && a.Network() == "pipe"
 }
 
-// checkOwn lets the process itself in.
+// checkOwn authenticates the process's own connections.
 func (p *port) checkOwn(c server.ClientAuthentication, name, secret string) bool {
 	if subtle.ConstantTimeCompare([]byte(secret), []byte(p.n.secret)) != 1 {
 		return false
@@ -159,7 +159,7 @@ func (p *port) checkOwn(c server.ClientAuthentication, name, secret string) bool
 	return true
 }
 
-// register gives the connection what its key is granted.
+// register gives the connection the grant of its key.
 func (p *port) register(ctx context.Context, c server.ClientAuthentication, key string) bool {
 	auth := p.n.auth.Load()
 	if auth == nil {
@@ -168,8 +168,8 @@ func (p *port) register(ctx context.Context, c server.ClientAuthentication, key 
 	g, err := (*auth)(ctx, key, addressOf(c.RemoteAddress()))
 	if err != nil {
 		if kind := fault.Of(err).Kind; ctx.Err() != nil || kind == fault.Unavailable || kind == fault.Throttled {
-			// Nothing is known of the key. The server closes the connection with a
-			// time-out, after which clients come again; of two refusals they give up.
+			// The key could not be checked. The server closes the connection with a
+			// timeout, after which clients reconnect; after two rejections they give up.
 			time.Sleep(outlast)
 		}
 		return false
@@ -190,7 +190,7 @@ func (p *port) register(ctx context.Context, c server.ClientAuthentication, key 
 	}
 	if !confidential(c) {
 		for _, command := range p.n.cfg.ClearSecretCommands {
-			perms.Publish.Deny = append(perms.Publish.Deny, "credstream.cmd.*."+command) // a queued one carries its keys sealed, or is told
+			perms.Publish.Deny = append(perms.Publish.Deny, "credstream.cmd.*."+command) // a queued command has encrypted keys, or is refused
 		}
 	}
 	if !p.admit(c, &server.User{Username: g.Principal, Account: acc, Permissions: perms, ConnectionDeadline: g.Expires}) {
@@ -200,7 +200,7 @@ func (p *port) register(ctx context.Context, c server.ClientAuthentication, key 
 	return true
 }
 
-// admit makes the connection one of its key, unless the key has too many.
+// admit counts the connection for its key, unless the key has too many.
 func (p *port) admit(c server.ClientAuthentication, u *server.User) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -217,7 +217,7 @@ func (p *port) admit(c server.ClientAuthentication, u *server.User) bool {
 	return true
 }
 
-// addressOf is where a connection comes from; the zero address when that is not known.
+// addressOf is the address of a connection; the zero address when unknown.
 func addressOf(a net.Addr) netip.Addr {
 	tcp, ok := a.(*net.TCPAddr)
 	if !ok {
@@ -226,7 +226,7 @@ func addressOf(a net.Addr) netip.Addr {
 	return tcp.AddrPort().Addr().Unmap()
 }
 
-// confidential reports whether nobody on the way can read along.
+// confidential reports whether the connection cannot be read by others.
 func confidential(c server.ClientAuthentication) bool {
 	return c.GetTLSConnectionState() != nil || loopback(c.RemoteAddress())
 }
@@ -236,7 +236,7 @@ func loopback(a net.Addr) bool {
 	return ok && tcp.IP.IsLoopback()
 }
 
-// subjects lists what the key may send requests to, and what it may subscribe to.
+// subjects are the subjects to which the key may send requests, and to which it may subscribe.
 func (g Grant) subjects() (requests, subscriptions []string, err error) {
 	if !events.Plain(g.Principal) {
 		return nil, nil, fmt.Errorf("principal: %w", events.ErrID)
@@ -270,7 +270,7 @@ func (g Grant) subjects() (requests, subscriptions []string, err error) {
 	return requests, subscriptions, nil
 }
 
-// servedAt is where the service takes what a client sends to a subject.
+// servedAt is the service's own subject for the subject of a client.
 func servedAt(subject string) string {
 	if rest, ok := strings.CutPrefix(subject, streams.InfoAPI); ok {
 		return pullInfo + rest
@@ -278,8 +278,8 @@ func servedAt(subject string) string {
 	return subject
 }
 
-// account returns the account for a grant, made at its first connection. Its
-// name is no secret: the server tells it to the client.
+// account returns the account of a grant, created for its first connection. Its
+// name is not a secret: the server reports it to the client.
 func (p *port) account(g Grant, requests, subscriptions []string) (*server.Account, error) {
 	grant := strings.Join(slices.Concat([]string{g.Principal}, requests, []string{""}, subscriptions), "\n")
 	p.mu.Lock()
@@ -305,12 +305,12 @@ func (p *port) account(g Grant, requests, subscriptions []string) (*server.Accou
 	return acc, nil
 }
 
-// Caller tells whose key sent the request with these headers: the id that its
-// Authenticator gave. The server puts the sender's account into the header
-// Nats-Request-Info when a request crosses from that account into ours. Nobody
+// Caller returns the principal that sent the request with these headers: the id that its
+// Authenticator returned. The server puts the sender's account into the header
+// Nats-Request-Info when a request crosses from that account into the service's. Nobody
 // else can have written it if the request arrived on EndpointConn, which checks
-// the headers as they are on the wire. A request without a caller must be dropped:
-// it is forged, or it is an answer that somebody directed at an endpoint.
+// the raw headers. A request without a caller must be dropped:
+// it is forged, or it is a reply that was directed at an endpoint.
 func (n *Node) Caller(h nats.Header) (principal string, ok bool) {
 	r := n.running()
 	values := h[server.ClientInfoHdr]
@@ -329,15 +329,15 @@ func (n *Node) Caller(h nats.Header) (principal string, ok bool) {
 	return principal, ok
 }
 
-// IsReplySubject reports whether an endpoint may answer to this reply subject: one
+// IsReplySubject reports whether an endpoint may reply to this subject: one
 // that the server made for a request from another account, or an inbox. Every
-// other request is to be dropped unread.
+// other request must be dropped unread.
 func IsReplySubject(reply string) bool {
 	return strings.HasPrefix(reply, servicePrefix) || strings.HasPrefix(reply, inboxPrefix)
 }
 
 // DisconnectKey closes every connection of a key. Call it after the key was
-// revoked or granted something else: a connection keeps the grant it came with.
+// revoked or its grants changed: a connection keeps its original grant.
 func (n *Node) DisconnectKey(principal string) {
 	n.disconnectEpoch.Add(1)
 	r := n.running()
@@ -353,8 +353,8 @@ func (n *Node) DisconnectKey(principal string) {
 				_ = r.srv.DisconnectClientByID(c.Cid) // fails when it has gone by itself
 			}
 		}
-		// The server has no way to forget an account, but forgets what it imports, which is
-		// more than half of it. With no connections allowed it closes one that is just being made.
+		// The server cannot delete an account, but it can drop its imports, which are
+		// more than half of it. With a limit of no connections it also closes one that is being established.
 		r.srv.UpdateAccountClaims(acc, &jwt.AccountClaims{})
 	}
 }

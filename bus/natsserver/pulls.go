@@ -18,36 +18,36 @@ import (
 	"github.com/credstream/credstream/bus/streams"
 )
 
-// Who asks what a consumer is asks the service: the imports of clients lead here. The
-// stream and the consumer follow. Pulls go to the server, which alone can answer them;
-// the service looks on.
+// Clients query consumers from the service: their accounts import these subjects. The
+// stream and the consumer follow. Pull requests go to the server, which alone can answer them;
+// the service only observes them.
 const pullInfo = "credstream.consumer.info."
 
-// The bounds of what the readers of a consumer may ask for and hold.
+// The bounds of the requests and unacknowledged messages of a consumer.
 const (
 	maxFeedPending   = 20_000                 // events of all readers that are not acknowledged
 	maxFeedBatch     = 1000                   // events of one pull
-	maxFeedBytes     = 8 << 20                // that one pull may ask for
+	maxFeedBytes     = 8 << 20                // that one pull may request
 	maxFeedExpires   = 5 * time.Minute        // of one pull
 	minPullHeartbeat = 100 * time.Millisecond // of one pull
 	feedAckWait      = 30 * time.Second       // until an event is handed to another reader
 )
 
 const (
-	consumerAge     = 15 * time.Second // for so long a consumer that was there is taken for granted
+	consumerAge     = 15 * time.Second // time for which a consumer is assumed to exist after a lookup
 	consumerTime    = 5 * time.Second  // for making one
-	consumersAtOnce = 64               // that are looked up or made
-	asksOfConsumer  = 512              // requests that wait meanwhile
+	consumersAtOnce = 64               // concurrent lookups or creations
+	asksOfConsumer  = 512              // requests that may wait for them
 )
 
-// Pulls makes the tenants' consumers of the feed and of the audit trail, and bounds what
-// is asked of them. A consumer costs memory and goroutines, so it is made when a client
-// first asks what it is, and begins at the tenant's first event, as if it had always been
-// there. One that was lost, with its stream or alone, is made again in the same way, also
-// when a client just pulls on: its readers get events again, and miss none.
+// Pulls creates the tenants' consumers of the feed and of the audit stream, and limits the
+// pull requests. A consumer costs memory and goroutines, so it is created when a client
+// first queries it, and begins at the tenant's first event, as if it had always
+// existed. A consumer that was lost, alone or with its stream, is recreated in the same way, also
+// when a client just keeps pulling: its readers get events again, and miss none.
 //
-// The server bounds pulls by the configuration of the consumer, but not their heartbeat,
-// with which one pull can keep a core busy. The connections of a key that asks for one
+// The server limits pulls by the configuration of the consumer, but not their heartbeat,
+// with which one pull can keep a core busy. The connections of a key that requests one
 // below 100 ms are closed.
 type Pulls struct {
 	cfg     PullsConfig
@@ -60,12 +60,12 @@ type Pulls struct {
 
 	mu      sync.Mutex
 	seen    map[string]time.Time   // when a consumer was there
-	waiting map[string][]*nats.Msg // who requests consumers that are being looked up
+	waiting map[string][]*nats.Msg // pending queries of consumers that are being looked up
 	warned  time.Time
 	kicks   map[string]bool // keys whose connections are being closed; true: and then once more
 }
 
-// PullsConfig is what Pulls are made of.
+// PullsConfig is the configuration of Pulls.
 type PullsConfig struct {
 	Conn          *nats.Conn // as the service
 	Requests      *nats.Conn // may publish to reply subjects only: the one of the Endpoints
@@ -76,7 +76,7 @@ type PullsConfig struct {
 	Logger        *slog.Logger
 }
 
-// ServePulls starts to serve the consumers. Close ends it.
+// ServePulls starts to serve the consumers. Close stops it.
 func ServePulls(cfg PullsConfig) (*Pulls, error) {
 	js, err := jetstream.New(cfg.Conn)
 	if err != nil {
@@ -126,17 +126,17 @@ func (p *Pulls) Close() {
 	p.work.Wait()
 }
 
-// Forget has every consumer looked up again when it is next asked for.
+// Forget drops the cached lookups of consumers.
 func (p *Pulls) Forget() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	clear(p.seen)
 }
 
-// noConsumer is how the server says that there is no such consumer.
+// noConsumer is the server's response for a consumer that does not exist.
 const noConsumer = `{"type":"io.nats.jetstream.api.v1.consumer_info_response","error":{"code":404,"err_code":10014,"description":"consumer not found"}}`
 
-// info answers what a consumer is.
+// info answers a consumer info request.
 func (p *Pulls) info(kind streams.FeedKind) nats.MsgHandler {
 	return func(m *nats.Msg) {
 		tenant, ok := kind.TenantOf(m.Subject)
@@ -150,7 +150,7 @@ func (p *Pulls) info(kind streams.FeedKind) nats.MsgHandler {
 	}
 }
 
-// next looks on while the server answers a pull.
+// next observes the pull requests, which the server answers.
 func (p *Pulls) next(kind streams.FeedKind) nats.MsgHandler {
 	return func(m *nats.Msg) {
 		tenant, ok := kind.TenantOf(m.Subject)
@@ -172,7 +172,7 @@ func (p *Pulls) next(kind streams.FeedKind) nats.MsgHandler {
 	}
 }
 
-// shortHeartbeat reports whether a pull asks for a heartbeat below the bound.
+// shortHeartbeat reports whether a pull requests a heartbeat below the limit.
 func shortHeartbeat(pull []byte) bool {
 	var r server.JSApiConsumerGetNextRequest
 	return json.Unmarshal(pull, &r) == nil && r.Heartbeat > 0 && r.Heartbeat < minPullHeartbeat
@@ -213,8 +213,8 @@ func (p *Pulls) kick(m *nats.Msg) {
 	})
 }
 
-// lookUp makes sure of a consumer in a goroutine of its own, one for each consumer, and
-// then answers who asked for it. It returns false when too much is asked for.
+// lookUp ensures that a consumer exists, in one goroutine per consumer, and
+// then answers its queries. It returns false when there are too many requests.
 func (p *Pulls) lookUp(kind streams.FeedKind, tenant string, asks *nats.Msg) bool {
 	name := kind.Consumer(tenant)
 	p.mu.Lock()
@@ -248,7 +248,7 @@ func (p *Pulls) lookUp(kind streams.FeedKind, tenant string, asks *nats.Msg) boo
 	return true
 }
 
-// answer gives all who ask what the server says of a consumer.
+// answer sends the server's response for a consumer to all its pending queries.
 func (p *Pulls) answer(ctx context.Context, subject string, line []*nats.Msg) error {
 	info, err := p.cfg.Conn.RequestWithContext(ctx, subject, nil)
 	if err != nil {
@@ -263,7 +263,7 @@ func (p *Pulls) answer(ctx context.Context, subject string, line []*nats.Msg) er
 	return nil
 }
 
-// Ensure makes the consumers of a tenant that exists, unless they are there.
+// Ensure creates the consumers of an existing tenant, unless they exist.
 func (p *Pulls) Ensure(ctx context.Context, tenant string, changes, audit bool) error {
 	var errs []error
 	if changes {
@@ -285,8 +285,8 @@ func (p *Pulls) ensureSeen(ctx context.Context, kind streams.FeedKind, tenant st
 	return p.ensure(ctx, kind, tenant)
 }
 
-// ensure makes the consumer of a tenant that exists, or gives the one that is there
-// today's bounds.
+// ensure creates the consumer of an existing tenant, or updates the limits of an existing
+// consumer.
 func (p *Pulls) ensure(ctx context.Context, kind streams.FeedKind, tenant string) error {
 	if exists, err := p.cfg.TenantExists(ctx, tenant); err != nil || !exists {
 		return err
@@ -297,7 +297,7 @@ func (p *Pulls) ensure(ctx context.Context, kind streams.FeedKind, tenant string
 		FilterSubject: kind.Root + "." + tenant + ".>",
 		DeliverPolicy: jetstream.DeliverAllPolicy,
 		AckPolicy:     jetstream.AckExplicitPolicy,
-		// One reader that acknowledges nothing must not hold up those it shares with.
+		// One reader without acknowledgements must not block the others of its consumer.
 		MaxAckPending: maxFeedPending, AckWait: feedAckWait,
 		MaxRequestBatch: maxFeedBatch, MaxRequestExpires: maxFeedExpires, MaxRequestMaxBytes: maxFeedBytes,
 	}
@@ -325,7 +325,7 @@ func (p *Pulls) saw(name string) {
 }
 
 // DropUnused deletes the consumers that have never delivered anything: earlier versions
-// made two for each tenant. They are made again when somebody asks. Call it while no
+// created two for each tenant. They are recreated on demand. Call it while no
 // client is connected.
 func (p *Pulls) DropUnused(ctx context.Context) error {
 	for _, kind := range []streams.FeedKind{streams.FeedOfChanges, streams.FeedOfAudit} {

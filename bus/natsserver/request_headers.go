@@ -21,17 +21,17 @@ import (
 )
 
 // A client writes the headers of its request, and the server appends one that
-// names the sender: Nats-Request-Info. The Go client reads headers more loosely
+// names the sender: Nats-Request-Info. The Go client parses headers more leniently
 // than the server writes them: a bare LF ends a line, and an empty line ends the
 // headers, whatever follows. So a client could hide the server's header behind one
-// of its own. What is left of the headers once they are parsed does not show that,
-// so the connection on which requests arrive checks them as they are on the wire.
+// of its own. The parsed headers do not show that,
+// so the connection that receives requests checks the raw headers.
 
-// MalformedHeader replaces the headers of a request that are malformed: the request has
-// no caller then, and is dropped and counted. Its value is what the server said of the
-// sender, for who has to know whose request the server carries out all the same: the
-// server appends its header to what the client wrote, so the last one is its word. A
-// client cannot write it: headers that name it are malformed.
+// MalformedHeader replaces the headers of a malformed request, which then has
+// no caller, and is dropped and counted. Its value is the server's statement about the
+// sender, which is needed where the server processes the request itself: the
+// server appends its header to the client's headers, so the last one is authentic. A
+// client cannot forge it: headers that name it are malformed.
 const MalformedHeader = "Cs-Malformed-Headers"
 
 // malformed is the block that replaces malformed headers.
@@ -49,7 +49,7 @@ func malformed(block []byte) []byte {
 const (
 	guardBuffer     = 32 << 10
 	maxProtocolLine = 1 << 20  // bytes of a protocol line; an INFO names every server
-	maxDelivery     = 64 << 20 // bytes of a message: the most that a server can be configured to take
+	maxDelivery     = 64 << 20 // bytes of a message: the maximum that a server can be configured to accept
 )
 
 var (
@@ -58,12 +58,12 @@ var (
 	marker      = []byte(strings.ToLower(MalformedHeader))
 )
 
-// wellFormed reports whether headers can be read in one way only: each line is a
+// wellFormed reports whether headers have only one interpretation: each line is a
 // name of visible ASCII, a colon and a value, and ends with CR LF; the empty line
 // is the last one; no header that the service reads is there twice, in any
-// spelling. The name of the server's own header is in them at most once, even
-// within a value: since the server adds it to each request that comes from another
-// account, and removes no spelling but its own, the one that is left is its word.
+// case. The name of the server's own header appears at most once, even
+// within a value: the server adds it to each request from another
+// account, and removes only its own spelling, so a single one is authentic.
 func wellFormed(block []byte) bool {
 	if lower := bytes.ToLower(block); bytes.Count(lower, requestInfo) > 1 || bytes.Contains(lower, marker) {
 		return false
@@ -109,7 +109,7 @@ func readByService(name string) bool {
 type headerGuard struct {
 	net.Conn
 	in   *bufio.Reader
-	out  []byte // what is to be read next
+	out  []byte // the next bytes to return
 	rest int    // bytes of a message without headers that follow it
 }
 
@@ -117,12 +117,12 @@ func guardHeaders(conn net.Conn) *headerGuard {
 	return &headerGuard{Conn: conn, in: bufio.NewReaderSize(conn, guardBuffer)}
 }
 
-// Read reads what the server has sent, one operation of the protocol at a time.
+// Read reads from the server, one operation of the protocol at a time.
 func (g *headerGuard) Read(p []byte) (int, error) {
 	if len(g.out) == 0 && g.rest > 0 {
 		n, err := g.in.Read(p[:min(len(p), g.rest)])
 		g.rest -= n
-		return n, err //nolint:wrapcheck // the library tells io.EOF and time-outs apart
+		return n, err //nolint:wrapcheck // the library distinguishes io.EOF and timeouts
 	}
 	for len(g.out) == 0 {
 		if err := g.next(); err != nil {
@@ -134,7 +134,7 @@ func (g *headerGuard) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// next takes the next operation in. Messages with headers are taken whole.
+// next reads the next operation. Messages with headers are read completely.
 func (g *headerGuard) next() error {
 	line, err := readLine(g.in)
 	if err != nil {
@@ -189,7 +189,7 @@ func sizeOf(fields [][]byte, atLeast int) (int, error) {
 	return size, nil
 }
 
-// readLine reads a line of the protocol with its end. It is the caller's to keep.
+// readLine reads a line of the protocol including its end. The caller owns the result.
 func readLine(r *bufio.Reader) (line []byte, err error) {
 	for {
 		part, err := r.ReadSlice('\n')
@@ -216,20 +216,20 @@ func (s guardedServer) InProcessConn() (net.Conn, error) {
 	return guardHeaders(conn), nil
 }
 
-// guardedDialer connects to an external server and checks headers. It does the TLS
-// handshake too: the check has to read clear text, and the library offers no place
+// guardedDialer connects to an external server and checks headers. It also does the TLS
+// handshake: the check has to read clear text, and the library has no hook
 // above its own TLS.
 type guardedDialer struct {
 	tls     *tls.Config // nil trusts the system's roots
-	secure  bool        // a URL asks for TLS
+	secure  bool        // a URL requires TLS
 	hosts   []string    // of the URLs
 	exposed *atomic.Bool
 }
 
-// SkipTLSHandshake tells the library that Dial has done it.
+// SkipTLSHandshake tells the library that Dial has done the handshake.
 func (d *guardedDialer) SkipTLSHandshake() bool { return true }
 
-// Dial connects, with TLS where the server or a URL asks for it.
+// Dial connects, with TLS if the server or a URL requires it.
 func (d *guardedDialer) Dial(network, address string) (_ net.Conn, err error) {
 	conn, err := (&net.Dialer{Timeout: nats.DefaultTimeout}).DialContext(context.Background(), network, address)
 	if err != nil {
@@ -278,8 +278,8 @@ func (d *guardedDialer) Dial(network, address string) (_ net.Conn, err error) {
 	return g, nil
 }
 
-// serverName is what the certificate of a server has to name. Servers that others
-// have told of are known by their address only; as in the library they have to show
+// serverName is the name that the certificate of a server must have. Servers that were discovered
+// through others are known only by their address; as in the library, their certificate must have
 // the name of a URL.
 func (d *guardedDialer) serverName(address string) string {
 	host, _, err := net.SplitHostPort(address)

@@ -9,13 +9,13 @@ import (
 	"time"
 )
 
-// serverLog passes the server's messages on. Tracing, the only level that
-// prints payloads, is never switched on. What the server has to say about clients,
-// such as a permission violation, they can provoke as often as they like: it is one
+// serverLog forwards the server's log. Tracing, the only level that
+// prints payloads, is never enabled. Messages about clients,
+// such as a permission violation, can be provoked arbitrarily often, so they are limited to one
 // warning a minute for each key, and one for all connections without a key.
 type serverLog struct {
 	log   *slog.Logger
-	fatal chan<- string // takes the first message that would have ended a server of its own
+	fatal chan<- string // receives the first message that would have ended a standalone server
 
 	mu      sync.Mutex
 	clients map[string]*clientFaults // by principal; "" for connections without a key
@@ -35,8 +35,8 @@ const (
 var (
 	// accountName finds the accounts of keys.
 	accountName = regexp.MustCompile(clientPrefix + `([A-Za-z0-9_-]+)_[A-Z2-7]{26}`)
-	// clientLine is how the server begins a message about a client that came over the
-	// network: address and number, what the client says of itself, account and user.
+	// clientLine is the start of a message about a client on the
+	// network: address and number, the client's own data, account and user.
 	clientLine = regexp.MustCompile(`(?s)^(\S+):\d+ - [a-z]id(?:_ws)?:\d+ - ` +
 		`(?:(?:"(?:[^"\\]|\\.)*" - )?"` + accountName.String() + `/user:[^"]*" - (.*)|(.*))$`)
 )
@@ -72,7 +72,7 @@ func (l *serverLog) write(level slog.Level, format string, v []any) {
 	l.log.Log(ctx, level, accountName.ReplaceAllString(text, clientPrefix+"$1"))
 }
 
-// fault counts what a client did, and warns of it unless that was done in the last minute.
+// fault counts an incident of a client, and logs a warning unless there was one in the last minute.
 func (l *serverLog) fault(principal, from, text string) {
 	text = accountName.ReplaceAllString(text[:min(len(text), clientLogBytes)], clientPrefix+"$1")
 	l.mu.Lock()
@@ -89,7 +89,7 @@ func (l *serverLog) fault(principal, from, text string) {
 	time.AfterFunc(clientLogEvery, func() { l.again(principal) })
 }
 
-// again warns of what came within a minute, until a minute brings nothing.
+// again logs the incidents of each minute, until a minute has none.
 func (l *serverLog) again(principal string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

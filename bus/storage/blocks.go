@@ -25,16 +25,16 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// JetStream mends what it cannot read by cutting it off: where one bit of a block file is
-// wrong, it truncates the file there when it recovers the stream, and uses the sequences
-// again. So the files are verified before it sees them. What is derived from the log is
-// set aside and made anew; for the rest the start is refused, with nothing touched.
+// JetStream repairs what it cannot read by truncation: if one bit of a block file is
+// wrong, it truncates the file there when it recovers the stream, and reuses the sequences.
+// So the files are verified before the server opens them. Streams that are derived from the log are
+// moved aside and rebuilt; for the others the start is refused, with nothing changed.
 
-// ErrStoredDamaged refuses the start on a damaged file: JetStream would cut it off there.
+// ErrStoredDamaged refuses the start on a damaged file, which JetStream would truncate.
 var ErrStoredDamaged = fault.New(fault.Precondition, "stored_file_damaged", "A file of the data folder is damaged.")
 
-// ErrStoredReadOnly refuses the start on a file that cannot be written to: JetStream starts
-// and then fails each write to it.
+// ErrStoredReadOnly refuses the start on a read-only file: JetStream would start
+// and then fail each write to it.
 var ErrStoredReadOnly = fault.New(fault.Precondition, "stored_file_read_only", "A file of the data folder cannot be written to.")
 
 // The form of a record in a block file (nats-server 2.15, server/filestore.go): length
@@ -46,20 +46,20 @@ const (
 	recordMax    = 32 << 20
 	flagHeaders  = 1 << 31
 	flagErased   = 1 << 63
-	flagDeleted  = 1 << 62 // the record says that another one was deleted
+	flagDeleted  = 1 << 62 // the record marks another one as deleted
 )
 
-// Verifier looks through the files of the streams of one account, while no server has them open.
+// Verifier verifies the files of the streams of one account while no server has them open.
 type Verifier struct {
 	Streams string                     // their folder
-	Aside   string                     // where damaged folders are put
-	Kept    []string                   // the streams that nothing can make anew
-	Durable func(stream string) uint64 // a sequence up to which a stream was durable; 0: not known
+	Aside   string                     // where damaged folders are moved
+	Kept    []string                   // the streams that cannot be rebuilt
+	Durable func(stream string) uint64 // a sequence up to which a stream was durable; 0: unknown
 	Logger  *slog.Logger
 }
 
-// Verify returns ErrStoredDamaged, with the file and the sequence, when a stream that must
-// be kept is damaged.
+// Verify returns ErrStoredDamaged, with the file and the sequence, if a stream of Kept
+// is damaged.
 func (v *Verifier) Verify() error {
 	entries, err := os.ReadDir(v.Streams)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -88,7 +88,7 @@ func (v *Verifier) Verify() error {
 	return nil
 }
 
-// setAside moves the folder at a path below the streams away; what it held is made anew.
+// setAside moves the folder at a path below the streams away; its content is rebuilt.
 func (v *Verifier) setAside(path, damage string) error {
 	to := filepath.Join(v.Aside, time.Now().UTC().Format("20060102T150405.000000000")+"-"+strings.ReplaceAll(path, string(filepath.Separator), "-"))
 	v.Logger.Warn("damaged files moved aside; they are rebuilt from the log", "of", path, "damage", damage, "to", to)
@@ -101,7 +101,7 @@ func (v *Verifier) setAside(path, damage string) error {
 	return nil
 }
 
-// stream says what is damaged in a stream, or "".
+// stream returns the damage of a stream, or "".
 func (v *Verifier) stream(name string) (damage string, err error) {
 	dir := filepath.Join(v.Streams, name)
 	blocks, err := blockNumbers(filepath.Join(dir, "msgs"))
@@ -109,7 +109,7 @@ func (v *Verifier) stream(name string) (damage string, err error) {
 		return "", err
 	}
 	damages := make([]string, len(blocks))
-	records := make([]bool, len(blocks)) // the block holds some
+	records := make([]bool, len(blocks)) // the block has records
 	var g errgroup.Group
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for i, n := range blocks {
@@ -146,14 +146,14 @@ func (v *Verifier) stream(name string) (damage string, err error) {
 	case whole:
 	case slices.Contains(records, true):
 		return "its metadata meta.inf or the checksum meta.sum is missing or damaged", nil
-	default: // made by a process that ended before it was on disk
+	default: // created by a process that ended before it was on disk
 		return "", v.setAside(name, "its metadata is missing or damaged, and it is empty")
 	}
 	return "", v.consumers(name)
 }
 
-// consumers sets damaged consumers of a stream aside: one whose description cannot be
-// decoded keeps JetStream from opening the stream.
+// consumers moves damaged consumers of a stream aside: JetStream cannot open the stream
+// if one has an undecodable description.
 func (v *Verifier) consumers(stream string) error {
 	entries, err := os.ReadDir(filepath.Join(v.Streams, stream, "obs"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -239,9 +239,9 @@ func readRecord(b []byte, hash *highwayhash.Digest64) (r record, ok bool) {
 	return record{size: size, seq: le.Uint64(b[4:])}, bytes.Equal(hash.Sum(sum[:0]), b[size-recordSum:size])
 }
 
-// verifyBlock says what is damaged in a block, or "". The end of the newest block may be
-// torn by a kill or a power cut: that is no damage unless it was durable, or a whole
-// record follows what cannot be read.
+// verifyBlock returns the damage of a block, or "". The end of the newest block may be
+// torn by a kill or a power cut: that is no damage unless it was durable, or an intact
+// record follows the unreadable part.
 func verifyBlock(b []byte, stream string, number int, newest bool, durable uint64) (damage string) {
 	key := sha256.Sum256(fmt.Appendf(nil, "%s-%d", stream, number))
 	hash, err := highwayhash.NewDigest64(key[:])
@@ -266,9 +266,9 @@ func verifyBlock(b []byte, stream string, number int, newest bool, durable uint6
 	return fmt.Sprintf("block file %d.blk cannot be read from byte %d on, after sequence %d", number, at, last)
 }
 
-// isTorn reports whether the end of a block, which begins with a record that cannot be
-// read, is what an interrupted write leaves: no record stands behind it, or pages that
-// were never written, which are zeros, stand between.
+// isTorn reports whether the end of a block, which begins with an unreadable
+// record, is the result of an interrupted write: no record follows it, or there are
+// unwritten pages, which are zeros, in between.
 func isTorn(b []byte, last uint64, hash *highwayhash.Digest64) bool {
 	if len(b) >= recordHeader { // the record that cannot be read may still say how long it is
 		if size := int(binary.LittleEndian.Uint32(b) &^ flagHeaders); size < len(b) {

@@ -22,27 +22,27 @@ import (
 
 // The errors of Marks.Check.
 var (
-	// ErrStoredIncomplete says that a stream is not the one it was, or misses messages.
+	// ErrStoredIncomplete means that a stream was replaced, or misses messages.
 	ErrStoredIncomplete = fault.New(fault.Unavailable, "stored_incomplete",
 		"A stream has fewer messages than before, so it is damaged. Changes are refused and no secret is returned until it is restored from a backup.")
-	// ErrMarks says that the file of the marks cannot be read.
+	// ErrMarks means that the file of the marks cannot be read.
 	ErrMarks = fault.New(fault.Precondition, "marks_unreadable",
 		"marks.json cannot be read. Restore it from its backup, or remove it if you know that the data is intact.")
 )
 
-// Marked is a stream whose marks are kept.
+// Marked is a stream with marks.
 type Marked struct {
 	Stream string
-	// Exact says that this process alone deletes messages, and calls Marks.Deleting
-	// before: then lost messages are told from deleted ones by their number.
+	// Exact means that only this process deletes messages, and calls Marks.Deleting
+	// before: then their number distinguishes lost messages from deleted ones.
 	Exact bool
-	// Durable returns after an fsync of what the stream held before the call; nil says
+	// Durable returns after an fsync of everything that the stream held before the call; nil means
 	// that the server syncs by itself.
 	Durable func(context.Context) error
 }
 
-// Marks remembers, in a file outside the streams, which streams there are and how much was
-// durable in each. JetStream drops what it cannot read, and uses sequences again.
+// Marks records, in a file outside the streams, which streams exist and how much was
+// durable in each. JetStream drops what it cannot read, and reuses sequences.
 type Marks struct {
 	path    string
 	js      jetstream.JetStream
@@ -51,12 +51,12 @@ type Marks struct {
 
 	mu       sync.Mutex
 	marks    map[string]mark // as they are in the file
-	deleting uint64          // deletions under way
-	unknown  uint64          // deletions of this process that may still come about
+	deleting uint64          // deletions in progress
+	unknown  uint64          // deletions of this process that may still happen
 	budget   uint64          // deletions that may still begin before the file must be written
 }
 
-// mark is what a stream held, durable.
+// mark is the durable content of a stream.
 type mark struct {
 	Created time.Time `json:"created"` // of the stream: another one has another time
 	Last    uint64    `json:"last"`    // its last sequence
@@ -75,7 +75,7 @@ type marksFile struct {
 
 const (
 	marksFormat  = 1
-	deleteBudget = 256 // deletions that the marks allow for at once
+	deleteBudget = 256 // deletions that the marks tolerate at once
 	marksEvery   = time.Second
 )
 
@@ -85,10 +85,10 @@ func OpenMarks(path string, js jetstream.JetStream, log *slog.Logger, streams ..
 	return &Marks{path: path, js: js, streams: streams, log: log, marks: marks}, err
 }
 
-// MarkedLast is the sequence up to which the file at path says that a stream was durable; 0
-// when it does not say.
+// MarkedLast is the sequence up to which a stream was durable according to the file at path; 0
+// if unknown.
 func MarkedLast(path, stream string) uint64 {
-	marks, _ := readMarks(path) // OpenMarks says what is wrong with it
+	marks, _ := readMarks(path) // OpenMarks reports the error
 	return marks[stream].Last
 }
 
@@ -108,9 +108,9 @@ func readMarks(path string) (map[string]mark, error) {
 	return file.Streams, nil
 }
 
-// Check compares the streams with their marks. It returns ErrStoredIncomplete for one that
-// is gone, is another one, ends too early, or misses messages that nobody deleted. A
-// stream without a mark is not looked at.
+// Check compares the streams with their marks. It returns ErrStoredIncomplete for a stream that
+// is gone, was replaced, ends too early, or misses messages that nobody deleted. A
+// stream without a mark is not checked.
 func (m *Marks) Check(ctx context.Context) error {
 	for _, s := range m.streams {
 		was, known := m.mark(s.Stream)
@@ -118,7 +118,7 @@ func (m *Marks) Check(ctx context.Context) error {
 			continue
 		}
 		now, err := m.look(ctx, s.Stream, was)
-		allowed, _ := m.mark(s.Stream) // again: messages are deleted meanwhile
+		allowed, _ := m.mark(s.Stream) // again: messages are deleted concurrently
 		switch {
 		case errors.Is(err, jetstream.ErrStreamNotFound):
 			return incomplete(s.Stream, "is missing")
@@ -174,8 +174,8 @@ func incomplete(stream, format string, args ...any) error {
 		stream, fmt.Sprintf(format, args...))
 }
 
-// look is what a stream holds. Its sum stays that of the mark where the mark names the
-// same last message, and is left out else.
+// look reads the state of a stream. Its sum is that of the mark if the mark has the
+// same last message, else it is omitted.
 func (m *Marks) look(ctx context.Context, stream string, was mark) (mark, error) {
 	s, err := m.js.Stream(ctx, stream)
 	if err != nil {
@@ -189,8 +189,8 @@ func (m *Marks) look(ctx context.Context, stream string, was mark) (mark, error)
 	return now, nil
 }
 
-// Deleting says that a message of an exact stream is about to be deleted. The caller calls
-// done afterwards, and says whether it knows the outcome, durable.
+// Deleting announces the deletion of a message of an exact stream. The caller calls
+// done afterwards, with whether the outcome is known and durable.
 func (m *Marks) Deleting(context.Context) (done func(known bool), err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -217,12 +217,12 @@ func (m *Marks) Deleting(context.Context) (done func(known bool), err error) {
 	}, nil
 }
 
-// Record writes the marks when the streams have moved on and what they hold is durable.
+// Record writes the marks if the streams have advanced and their content is durable.
 func (m *Marks) Record(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	slack := m.unknown
-	if m.deleting > 0 { // what is under way may be counted or not
+	if m.deleting > 0 { // deletions in progress may be counted or not
 		if m.deleting >= deleteBudget {
 			return nil // the marks allow for it
 		}
@@ -273,7 +273,7 @@ func (m *Marks) write(marks map[string]mark) error {
 	return nil
 }
 
-// Run records the marks every second until ctx ends, and once more then. It records
+// Run records the marks every second until ctx ends, and then once more. It records
 // nothing while intact returns an error.
 func (m *Marks) Run(ctx context.Context, intact func() error) error {
 	tick := time.NewTicker(marksEvery)

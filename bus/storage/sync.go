@@ -1,6 +1,6 @@
-// Package storage takes care of the files in which the embedded server keeps its streams: it
+// Package storage manages the files of the embedded server's streams: it
 // makes acknowledged messages durable, verifies the files before a server opens them, and
-// notices when a stream has lost messages.
+// detects lost messages.
 package storage
 
 import (
@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errSyncerClosed is what Wait returns once Close was called.
+// errSyncerClosed is returned by Wait after Close.
 var errSyncerClosed = errors.New("storage: the syncer is closed")
 
 // A directory's change time moves in ticks of up to 10 ms. Within this time
@@ -31,9 +31,9 @@ const dirTick = 100 * time.Millisecond
 // descriptorWait is the pause between two attempts to open a file while no descriptor is free.
 const descriptorWait = 20 * time.Millisecond
 
-// Syncer makes what the embedded server has acknowledged durable, for one
+// Syncer makes the messages that the embedded server has acknowledged durable, for one
 // stream: it fsyncs the stream's block files from outside the server, one round
-// for all that wait. It relies on two properties of the server (2.15, file
+// for all waiting callers. It relies on two properties of the server (2.15, file
 // storage, one replica, default persist mode): a message is written to its
 // block with write(2) before it is acknowledged, and only the newest block grows,
 // while an older one is only ever replaced by rename or removed.
@@ -53,16 +53,16 @@ type Syncer struct {
 	done chan struct{} // closed when run has returned
 
 	mu   sync.Mutex
-	next *syncRound // the round that those who come now wait for
+	next *syncRound // the round for which new callers wait
 	err  error      // the first failure, or errSyncerClosed; no round follows it
 
-	// What the last listing found; used by run alone.
-	listed  os.FileInfo         // the directory, as it was before that listing; nil before the first
+	// The result of the last listing; used only by run.
+	listed  os.FileInfo         // the directory before that listing; nil before the first
 	settled bool                // a change after that listing shows in the directory's change time
 	blocks  map[int]os.FileInfo // every block, as it was before it was last synced
 	newest  int
-	head    *os.File // the newest block; kept open so that no write error goes to somebody else
-	folder  *os.File // dir; kept open so that no stranger's connection takes its descriptor
+	head    *os.File // the newest block; kept open so that a write error is reported here
+	folder  *os.File // dir; kept open so that no client connection takes its descriptor
 }
 
 type syncRound struct {
@@ -71,10 +71,10 @@ type syncRound struct {
 }
 
 // NewSyncer watches dir, the folder ".../jetstream/<account>/streams/<stream>/msgs".
-// It touches nothing before the first Wait; the first round syncs every block,
+// It does nothing before the first Wait; the first round syncs every block,
 // because a killed predecessor may have left some unsynced. fatal is called
-// once, on the first error: the kernel may have dropped what it could not write
-// and will not say so again, so the process must end.
+// once, on the first error: the kernel may have dropped unwritten data
+// and will not report it again, so the process must exit.
 func NewSyncer(dir string, fatal func(error)) *Syncer {
 	s := &Syncer{
 		dir:    dir,
@@ -90,8 +90,8 @@ func NewSyncer(dir string, fatal func(error)) *Syncer {
 	return s
 }
 
-// Wait returns after an fsync, begun after the call, of all that was written
-// before the call. One round serves all that wait. Every call after the first
+// Wait returns after an fsync, begun after the call, of everything that was written
+// before the call. One round serves all waiting callers. Every call after the first
 // failure returns that failure.
 func (s *Syncer) Wait(ctx context.Context) error {
 	s.mu.Lock()
@@ -118,8 +118,8 @@ func (s *Syncer) Rounds() uint64 { return s.rounds.Load() }
 // Trees is the number of calls of SyncTree that succeeded.
 func (s *Syncer) Trees() uint64 { return s.trees.Load() }
 
-// Close ends the rounds and returns when the last has ended. Who still waits is
-// told so by an error.
+// Close ends the rounds and returns when the last has ended. Waiting callers
+// get an error.
 func (s *Syncer) Close() {
 	s.mu.Lock()
 	first := s.err == nil
@@ -135,7 +135,7 @@ func (s *Syncer) Close() {
 
 // SyncTree fsyncs every file and folder of the stream and the folders that
 // lead to it. Call it once after creating or changing the stream:
-// without it a power cut can take the stream's own description.
+// otherwise a power cut can lose the stream's configuration.
 func (s *Syncer) SyncTree() error {
 	stream := filepath.Dir(s.dir)
 	if err := s.withDescriptors(func() error { return s.syncTree(stream) }); err != nil {
@@ -202,12 +202,12 @@ func (s *Syncer) run() {
 		}
 		err = s.fail(fmt.Errorf("syncing %s: %w", s.dir, err))
 		s.finish(r, err)
-		s.finish(s.take(), err) // whoever came while it failed
+		s.finish(s.take(), err) // callers that came during the failure
 		return
 	}
 }
 
-// take starts a round: who calls Wait from now on waits for the one after it.
+// take starts a round: later calls of Wait wait for the one after it.
 func (s *Syncer) take() *syncRound {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -221,7 +221,7 @@ func (s *Syncer) finish(r *syncRound, err error) {
 	close(r.done)
 }
 
-// fail makes err the answer to every later Wait and reports the first failure.
+// fail makes every later Wait return err and reports the first failure.
 func (s *Syncer) fail(err error) error {
 	s.mu.Lock()
 	first := s.err == nil
@@ -262,10 +262,10 @@ func (s *Syncer) syncBlocks() error {
 	return fmt.Errorf("%s keeps changing: %w", s.dir, fs.ErrNotExist)
 }
 
-// syncChanged lists the folder, whose state at the time now was dir, and syncs
-// every block that is new, was replaced or written since it was last synced, or
+// syncChanged lists the folder, whose state before was dir, and syncs
+// every block that is new, was replaced or written since its last sync, or
 // was the newest until now: it may have grown after its last sync and before its
-// successor was made. vanished says that a block went away meanwhile.
+// successor was created. vanished means that a block was removed meanwhile.
 func (s *Syncer) syncChanged(dir os.FileInfo, now time.Time) (vanished bool, err error) {
 	entries, err := s.list(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -334,8 +334,8 @@ func (s *Syncer) syncChanged(dir os.FileInfo, now time.Time) (vanished bool, err
 	return vanished, nil
 }
 
-// list reads the folder, whose state was dir, through the open file if that still
-// is the folder.
+// list reads the folder, whose state was dir, through the open file if that is still
+// the folder.
 func (s *Syncer) list(dir os.FileInfo) ([]os.DirEntry, error) {
 	if s.folder != nil {
 		held, err := s.folder.Stat()
@@ -360,8 +360,8 @@ func (s *Syncer) list(dir os.FileInfo) ([]os.DirEntry, error) {
 	return f.ReadDir(-1)
 }
 
-// syncBlock syncs block n through the open file if that still is the block, and
-// keeps the newest open. gone says that there is no such file any more.
+// syncBlock syncs block n through the open file if that is still the block, and
+// keeps the newest open. gone means that the file no longer exists.
 func (s *Syncer) syncBlock(n int, info os.FileInfo, newest bool) (gone bool, err error) {
 	f := s.head
 	if f != nil {
@@ -416,7 +416,7 @@ func blockNumber(name string) (int, bool) {
 	return n, ok && err == nil && n > 0
 }
 
-// sameState reports whether two looks at a file saw the same file, unchanged.
+// sameState reports whether two stats are of the same, unchanged file.
 func sameState(a, b os.FileInfo) bool {
 	return a != nil && b != nil && os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }

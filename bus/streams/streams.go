@@ -1,5 +1,5 @@
-// Package streams holds the names of the streams of the bus, their subjects, and what is
-// published on them.
+// Package streams holds the names of the streams of the bus, their subjects, and their
+// messages.
 package streams
 
 import (
@@ -19,10 +19,10 @@ import (
 // MaxWaitingSize bounds the requests that wait in a subscription, in bytes.
 const MaxWaitingSize = 16 << 20
 
-// FeedKind is what tells the feed and the audit trail apart. They are streams of
-// their own because a subject of the pull API names the stream as a token of its
-// own, but the consumer with its kind and tenant as one: "engine-*" cannot be
-// granted, the consumers of one stream can.
+// FeedKind distinguishes the feed and the audit stream. They are separate streams
+// because a subject of the pull API has the stream as its own token,
+// but the consumer with its kind and tenant as one token: permissions for "engine-*" are not
+// possible, those for all consumers of one stream are.
 type FeedKind struct {
 	Stream   string
 	Root     string                           // of the subjects
@@ -44,7 +44,7 @@ func (k FeedKind) Config(replicas int) jetstream.StreamConfig {
 	}
 }
 
-// Message is the public form of a record; ok is false when this audience is not told of it.
+// Message is the public form of a record; ok is false if it is not for this audience.
 func (k FeedKind) Message(r events.Record) (subject string, m projections.Message, ok bool) {
 	if m, ok = projections.Public(r); !ok {
 		return "", m, false
@@ -54,25 +54,25 @@ func (k FeedKind) Message(r events.Record) (subject string, m projections.Messag
 }
 
 // AckTimeout bounds how long the feed waits for the acknowledgement of a
-// message: a server whose disk has failed answers nothing.
+// message: a server with a failed disk does not reply.
 const AckTimeout = 5 * time.Second
 
 // MaxPayload is the size of one message in bytes.
 const MaxPayload = 1 << 20
 
-// The NATS port is closed: who has no key gets no connection, and who has one
-// gets an account of its own, into which it imports what its key is granted of
+// Access to the NATS port: without a key there is no connection. Each key
+// has its own account, which imports what the key is granted of
 // the service's account, and nothing else:
 //
 //   - requests to the endpoints, and the discovery of the micro service;
-//   - plain subscriptions to its tenants' part of the feed, of the audit trail and of
+//   - plain subscriptions to its tenants' part of the feed, of the audit stream and of
 //     the in-use index, and single keys of that index;
-//   - the pull API of its tenants' consumers of the feed and of the audit trail (see Pulls).
+//   - the pull API of its tenants' consumers of the feed and of the audit stream (see Pulls).
 //
 // Streams, their API and the service's own subjects do not exist in that
-// account, its inboxes are seen by no other key, and a reply subject means
-// something in that account only: no answer of the service can be directed into
-// a stream. On top of it each connection has allow lists, so that one mistake
+// account, its inboxes are invisible to other keys, and a reply subject is valid
+// only in that account: no reply of the service can be directed into
+// a stream. In addition each connection has allow lists, so that a single mistake
 // is not enough.
 
 // AllTenants in a Grant means every tenant.
@@ -114,11 +114,11 @@ func (k FeedKind) PullAPI(tenant string) []string {
 // EngineConsumer names the consumer of the feed that a tenant's flow engines share.
 func EngineConsumer(tenant string) string { return "engine-" + tenant }
 
-// AuditConsumer names the consumer of the audit trail of whoever keeps a tenant's.
+// AuditConsumer is the name of a tenant's consumer of the audit stream.
 func AuditConsumer(tenant string) string { return "audit-" + tenant }
 
-// TenantOf returns the tenant whose consumer a subject ends with; ok is false when it is
-// nobody's.
+// TenantOf returns the tenant of the consumer at the end of a subject; ok is false if there is
+// none.
 func (k FeedKind) TenantOf(subject string) (tenant string, ok bool) {
 	tenant, ok = strings.CutPrefix(subject[strings.LastIndexByte(subject, '.')+1:], k.Consumer(""))
 	return tenant, ok && events.CheckName(tenant) == nil
@@ -133,20 +133,20 @@ const (
 	PoisonSubject = "credstream.in.poison."
 )
 
-// ErrNotStored is answered to a publisher whose message is not known to be durable.
+// ErrNotStored is returned to a publisher whose message is not known to be durable.
 var ErrNotStored = fault.New(fault.Unavailable, "queue_message_not_stored",
 	"The message was not stored, or it is unknown whether it was. Publish it again.")
 
-// ErrQueueFull is answered while too many messages of a tenant, or commands of one
+// ErrQueueFull is returned while too many messages of a tenant, or commands of one
 // name, or too many bytes, wait in a queue.
 var ErrQueueFull = fault.New(fault.Throttled, "queue_full",
 	"Too many messages of this tenant, or too many bytes, are waiting in the queue. Publish it again later.").WithRetryAfter(10 * time.Second)
 
-// storeFull is how the server refuses a message for a subject that is full
+// storeFull is the server's error for a message to a full subject
 // (nats-server's ErrMaxMsgsPerSubject).
 const storeFull = "maximum messages per subject exceeded"
 
-// MaxUnacked bounds what is sent ahead of the streams' acknowledgements.
+// MaxUnacked bounds the messages that are sent but not acknowledged by the streams.
 const MaxUnacked = 16_384
 
 // Receipt is a message on its way into a stream.
