@@ -52,6 +52,7 @@ var features = map[string][]string{
 	"service/secrets":     {"", "permission"}, // "" is the kernel
 	"service/access":      {"", "permission"},
 	"service/flow":        {"", "permission"},
+	"service/throttle":    {"", "permission"},
 	"service/component":   {"", "permission", "secrets", "flow"},
 	"service/client":      {"", "permission", "secrets", "flow", "component"},
 	"service/token":       {"", "permission", "secrets", "client"},
@@ -65,7 +66,7 @@ var features = map[string][]string{
 	"bus/kv":              {"streams"},
 	"bus/feed":            {"streams"},
 	"bus/edge":            {"streams", "natsserver"},
-	"service/application": {"", "secrets", "access", "flow", "component", "client", "token", "credential", "connect", "connector", "admin"},
+	"service/application": {"", "secrets", "access", "flow", "component", "client", "token", "throttle", "credential", "connect", "connector", "admin"},
 	"api/edge":            {},
 	"api/v1":              {"edge"},
 	"api/elasticio":       {"edge"},

@@ -37,7 +37,7 @@ func TestShapesHaveVersions(t *testing.T) {
 	rows := []string{
 		folded(aggregates.Access), folded(aggregates.APIKey), folded(aggregates.AuthClient), folded(aggregates.CommandRecord),
 		folded(aggregates.Component), folded(aggregates.Connector), folded(aggregates.ConnectorSecret), folded(aggregates.Credential),
-		folded(aggregates.Flow), folded(aggregates.Installation), folded(aggregates.OAuthClient), folded(aggregates.Tenant), views(t),
+		folded(aggregates.Flow), folded(aggregates.Installation), folded(aggregates.OAuthClient), folded(aggregates.Tenant), folded(aggregates.ThrottlePolicy), views(t),
 	}
 	deciders := 0
 	for path := range sources(t, parser.PackageClauseOnly) {
@@ -121,6 +121,9 @@ func shape(typ reflect.Type, within []reflect.Type) string {
 	}
 	if typ == reflect.TypeFor[aggregates.Uses]() { // writes itself: what flows do with it
 		typ = reflect.TypeFor[aggregates.Use]()
+	}
+	if typ == reflect.TypeFor[aggregates.PolicyUses]() {
+		typ = reflect.TypeFor[map[string]string]()
 	}
 	if slices.Contains(within, typ) || !strings.HasPrefix(typ.PkgPath(), module) {
 		return typ.String()

@@ -36,7 +36,7 @@ const KeptVersions = 10
 
 // Credential is the aggregate of one credential.
 var Credential = Decider[CredentialState, commands.Credential, events.Credential]{
-	Category: "credential", Fold: 3, Decide: CredentialState.decide, Evolve: CredentialState.evolve,
+	Category: "credential", Fold: 4, Decide: CredentialState.decide, Evolve: CredentialState.evolve,
 	New:    func(c commands.Credential) bool { _, is := c.(commands.CreateCredential); return is },
 	Weight: func(s CredentialState) int { return s.Uses.Len() },
 }
@@ -54,6 +54,10 @@ type CredentialState struct {
 	Abandoned []string             // secret ids that no event may name from now on
 	Uses      Uses                 // by flows
 	Tokens    Tokens               // of an OAuth authorization server
+
+	ThrottlePolicy string   // id, or ""
+	PolicyUse      string   // which one of the uses that the policy records
+	AbandonedUses  []string // uses of policies that no event may name any more
 }
 
 // Live reports whether the credential exists and is not deleted.
@@ -117,6 +121,10 @@ func (s CredentialState) decide(cmd commands.Credential) ([]events.Credential, e
 		return s.rename(c)
 	case commands.SetVPNAgent:
 		return s.setVPNAgent(c)
+	case commands.AssignThrottlePolicy:
+		return s.assignThrottlePolicy(c)
+	case commands.AbandonPolicyUse:
+		return s.abandonPolicyUse(c), nil
 	case commands.ReplaceKeys:
 		return s.replaceKeys(c)
 	case commands.RevertCredential:
@@ -170,6 +178,13 @@ func (s CredentialState) create(c commands.CreateCredential) ([]events.Credentia
 	}}, s.authorized(keys, c.Keys.Tokens)...)
 	if c.VPNAgent != "" {
 		facts = append(facts, events.CredentialVPNAgentSet{VPNAgent: c.VPNAgent})
+	}
+	if c.Policy.Policy != "" {
+		assigned, err := s.assigned(c.Policy)
+		if err != nil {
+			return nil, err
+		}
+		facts = append(facts, assigned)
 	}
 	if c.For != nil {
 		facts = append(facts, events.CredentialUsed{Flow: c.For.Flow, Named: true, Steps: []string{c.For.Step}})
@@ -355,6 +370,10 @@ func (s CredentialState) evolve(e events.Credential) CredentialState {
 		s.Name = e.Name
 	case events.CredentialVPNAgentSet:
 		s.VPNAgent = e.VPNAgent
+	case events.CredentialThrottlePolicyAssigned:
+		s.ThrottlePolicy, s.PolicyUse = e.Policy, e.Use
+	case events.CredentialThrottlePolicyUseAbandoned:
+		s.AbandonedUses = append(slices.Clip(s.AbandonedUses), e.Use)
 	case events.CredentialKeysReplaced:
 		return s.with(e.Keys)
 	case events.CredentialReverted:
@@ -369,6 +388,7 @@ func (s CredentialState) evolve(e events.Credential) CredentialState {
 		}
 	case events.CredentialDeleted:
 		s.Deleted, s.Versions, s.Uses, s.Tokens = true, nil, Uses{}, Tokens{}
+		s.ThrottlePolicy, s.PolicyUse = "", ""
 	case events.CredentialUse:
 		s.Uses = s.Uses.evolve(e)
 	case events.CredentialToken:

@@ -26,6 +26,9 @@ func TestUnknownCommands(t *testing.T) {
 			aggregatetest.Unknown(t, aggregates.Component, commands.Component(struct{ commands.Component }{}))
 		},
 		func() {
+			aggregatetest.Unknown(t, aggregates.ThrottlePolicy, commands.ThrottlePolicy(struct{ commands.ThrottlePolicy }{}))
+		},
+		func() {
 			aggregatetest.Unknown(t, aggregates.Connector, commands.Connector(struct{ commands.Connector }{}))
 		},
 		func() {

@@ -75,7 +75,7 @@ func (a *API) GetConnector(ctx context.Context, id string) (Connector, error) {
 
 // Connectors yields the tenant's connectors by id.
 func (a *API) Connectors(ctx context.Context) iter.Seq2[Connector, error] {
-	return listed(ctx, a, "connector.list", func(p connectorPage) []Connector { return p.Connectors })
+	return listed(ctx, a, "connector.list", func(p idPage) []Connector { return p.Connectors })
 }
 
 // ConnectorSecret is what the service shows of a connector secret, never its value.
@@ -139,21 +139,22 @@ func (a *API) GetConnectorSecret(ctx context.Context, id string) (ConnectorSecre
 
 // ConnectorSecrets yields the tenant's connector secrets by id.
 func (a *API) ConnectorSecrets(ctx context.Context) iter.Seq2[ConnectorSecret, error] {
-	return listed(ctx, a, "connector_secret.list", func(p connectorPage) []ConnectorSecret { return p.Secrets })
+	return listed(ctx, a, "connector_secret.list", func(p idPage) []ConnectorSecret { return p.Secrets })
 }
 
-// connectorPage is a page of connectors or of their secrets.
-type connectorPage struct {
+// idPage is a page of what is listed by id.
+type idPage struct {
+	Policies   []ThrottlePolicy  `json:"policies"`
 	Connectors []Connector       `json:"connectors"`
 	Secrets    []ConnectorSecret `json:"secrets"`
 	Next       string            `json:"next"`
 }
 
 // listed yields the items of all pages of a query.
-func listed[T any](ctx context.Context, a *API, query string, items func(connectorPage) []T) iter.Seq2[T, error] {
+func listed[T any](ctx context.Context, a *API, query string, items func(idPage) []T) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		for after := ""; ; {
-			var page connectorPage
+			var page idPage
 			err := a.Query(ctx, query, struct {
 				After string `json:"after,omitzero"`
 				Limit int    `json:"limit"`

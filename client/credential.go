@@ -79,12 +79,13 @@ func (Keys) MarshalText() ([]byte, error) { return []byte(hidden), nil }
 
 // CreateCredential is a new credential.
 type CreateCredential struct {
-	Component string
-	Name      string // derived from the component's title when empty
-	Keys      Keys
-	Workspace string   // an id of the caller, stored as given; may be empty
-	VPNAgent  string   // an id of the caller, stored as given: the VPN agent through which a flow engine reaches the API; may be empty
-	For       *ForStep // the step of a flow for which it is created; the use is recorded with it; may be nil
+	Component      string
+	Name           string // derived from the component's title when empty
+	Keys           Keys
+	Workspace      string   // an id of the caller, stored as given; may be empty
+	VPNAgent       string   // an id of the caller, stored as given: the VPN agent through which a flow engine reaches the API; may be empty
+	ThrottlePolicy string   // id of the throttle policy that limits its use; may be empty
+	For            *ForStep // the step of a flow for which it is created; the use is recorded with it; may be nil
 }
 
 // ForStep names a step of a flow.
@@ -98,14 +99,15 @@ type ForStep struct {
 func (a *API) CreateCredential(ctx context.Context, in CreateCredential, opts ...CommandOption) (Done, error) {
 	var done Done
 	err := a.Command(ctx, "credential.create", struct {
-		Component string         `json:"component"`
-		Name      string         `json:"name,omitzero"`
-		Keys      jsontext.Value `json:"keys"`
-		Workspace string         `json:"workspace,omitzero"`
-		VPNAgent  string         `json:"vpn_agent,omitzero"`
-		For       *ForStep       `json:"for,omitzero"`
-		Revision  int            `json:"expected_revision,omitzero"`
-	}{in.Component, in.Name, in.Keys.reveal(), in.Workspace, in.VPNAgent, in.For, revisionOf(opts)}, &done, opts...)
+		Component      string         `json:"component"`
+		Name           string         `json:"name,omitzero"`
+		Keys           jsontext.Value `json:"keys"`
+		Workspace      string         `json:"workspace,omitzero"`
+		VPNAgent       string         `json:"vpn_agent,omitzero"`
+		ThrottlePolicy string         `json:"throttle_policy,omitzero"`
+		For            *ForStep       `json:"for,omitzero"`
+		Revision       int            `json:"expected_revision,omitzero"`
+	}{in.Component, in.Name, in.Keys.reveal(), in.Workspace, in.VPNAgent, in.ThrottlePolicy, in.For, revisionOf(opts)}, &done, opts...)
 	return done, err
 }
 
@@ -192,13 +194,14 @@ func (a *API) GetCredential(ctx context.Context, id string, minSeq uint64) (Cred
 
 // CredentialFilter selects credentials. Its members combine by AND.
 type CredentialFilter struct {
-	Component    string `json:"component,omitzero"`
-	Status       string `json:"status,omitzero"`
-	NameContains string `json:"name_contains,omitzero"` // case-insensitive
-	Sort         string `json:"sort,omitzero"`          // name, -name, created or -created; name when empty
-	Limit        int    `json:"limit,omitzero"`         // of one page, 1 to 200; 50 when 0
-	After        string `json:"after,omitzero"`         // cursor of the previous page
-	MinSeq       uint64 `json:"min_seq,omitzero"`
+	Component      string `json:"component,omitzero"`
+	ThrottlePolicy string `json:"throttle_policy,omitzero"` // id of a throttle policy
+	Status         string `json:"status,omitzero"`
+	NameContains   string `json:"name_contains,omitzero"` // case-insensitive
+	Sort           string `json:"sort,omitzero"`          // name, -name, created or -created; name when empty
+	Limit          int    `json:"limit,omitzero"`         // of one page, 1 to 200; 50 when 0
+	After          string `json:"after,omitzero"`         // cursor of the previous page
+	MinSeq         uint64 `json:"min_seq,omitzero"`
 }
 
 // CredentialList is one page.

@@ -22,22 +22,23 @@ var keepsValues = map[string]bool{
 
 // Credential is what the service shows of a credential.
 type Credential struct {
-	ID           string         `json:"id"`
-	Component    string         `json:"component"`
-	Name         string         `json:"name"`
-	Workspace    string         `json:"workspace,omitzero"`
-	VPNAgent     string         `json:"vpn_agent,omitzero"`
-	Status       string         `json:"status"`
-	Version      int            `json:"version"`
-	Fields       []string       `json:"fields"`          // names of the fields that have a value, sorted
-	Keys         map[string]any `json:"keys,omitzero"`   // by field: "********", or the value where the descriptor says it is not secret; absent in lists
-	Tokens       *TokenInfo     `json:"tokens,omitzero"` // of an OAuth credential; absent in lists
-	Verification Verification   `json:"verification"`
-	VerifiedAt   time.Time      `json:"verified_at"` // absent when no dry request was made
-	CreatedAt    time.Time      `json:"created_at"`
-	CreatedBy    string         `json:"created_by"` // "key:<id>"
-	UpdatedAt    time.Time      `json:"updated_at"`
-	Seq          uint64         `json:"seq"` // log sequence of the last change
+	ID             string         `json:"id"`
+	Component      string         `json:"component"`
+	Name           string         `json:"name"`
+	Workspace      string         `json:"workspace,omitzero"`
+	VPNAgent       string         `json:"vpn_agent,omitzero"`
+	ThrottlePolicy string         `json:"throttle_policy,omitzero"` // id of the throttle policy that limits its use
+	Status         string         `json:"status"`
+	Version        int            `json:"version"`
+	Fields         []string       `json:"fields"`          // names of the fields that have a value, sorted
+	Keys           map[string]any `json:"keys,omitzero"`   // by field: "********", or the value where the descriptor says it is not secret; absent in lists
+	Tokens         *TokenInfo     `json:"tokens,omitzero"` // of an OAuth credential; absent in lists
+	Verification   Verification   `json:"verification"`
+	VerifiedAt     time.Time      `json:"verified_at"` // absent when no dry request was made
+	CreatedAt      time.Time      `json:"created_at"`
+	CreatedBy      string         `json:"created_by"` // "key:<id>"
+	UpdatedAt      time.Time      `json:"updated_at"`
+	Seq            uint64         `json:"seq"` // log sequence of the last change
 }
 
 // RenameCredential requests another name, by the command credential.rename.

@@ -55,12 +55,13 @@ type ResolveOptions struct {
 
 // Resolved are the values of a credential, valid for the time of a lease.
 type Resolved struct {
-	ID      string
-	Lease   string
-	Expires time.Time // end of the lease
-	Version int       // of the keys
-	Hosts   []string  // the only hosts to which the values may be sent
-	Keys    Keys      // the values; never printed
+	ID             string
+	Lease          string
+	Expires        time.Time // end of the lease
+	Version        int       // of the keys
+	ThrottlePolicy string    // id of the throttle policy that limits its use, or ""
+	Hosts          []string  // the only hosts to which the values may be sent
+	Keys           Keys      // the values; never printed
 }
 
 // Names lists the fields, sorted.
@@ -121,12 +122,13 @@ type resolving struct {
 }
 
 type resolvedAnswer struct {
-	Lease   string         `json:"lease"`
-	Expires string         `json:"expires"` // verbatim: the encryption is bound to this text
-	Version int            `json:"version"`
-	Hosts   []string       `json:"hosts"`
-	Sealed  string         `json:"sealed"`
-	Keys    jsontext.Value `json:"keys"`
+	Lease          string         `json:"lease"`
+	Expires        string         `json:"expires"` // verbatim: the encryption is bound to this text
+	Version        int            `json:"version"`
+	ThrottlePolicy string         `json:"throttle_policy"`
+	Hosts          []string       `json:"hosts"`
+	Sealed         string         `json:"sealed"`
+	Keys           jsontext.Value `json:"keys"`
 }
 
 // Resolve requests the values of a credential, encrypted to the key, and decrypts them.
@@ -175,5 +177,5 @@ func (r resolvedAnswer) read(id string) (Resolved, error) {
 	if err != nil {
 		return Resolved{}, ErrAnswer
 	}
-	return Resolved{ID: id, Lease: r.Lease, Expires: expires, Version: r.Version, Hosts: r.Hosts, Keys: keys}, nil
+	return Resolved{ID: id, Lease: r.Lease, Expires: expires, Version: r.Version, ThrottlePolicy: r.ThrottlePolicy, Hosts: r.Hosts, Keys: keys}, nil
 }

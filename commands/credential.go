@@ -32,8 +32,21 @@ type CreateCredential struct {
 	ID, Component, Name, Workspace string
 	VPNAgent                       string // "" for none
 	Keys                           NewKeys
+	Policy                         PolicyUse   // the throttle policy that it has from the start
 	For                            *StepOfFlow // the step it is made for; nil for none
 }
+
+// PolicyUse names a throttle policy, "" for none, and the use that it records.
+type PolicyUse struct{ Policy, Use string }
+
+// AssignThrottlePolicy gives the credential another throttle policy, or none.
+type AssignThrottlePolicy struct {
+	ID     string
+	Policy PolicyUse // without a use when the credential has the policy already
+}
+
+// AbandonPolicyUse forbids a use of a throttle policy, unless the credential has made it.
+type AbandonPolicyUse struct{ ID, Use string }
 
 // StepOfFlow names one step.
 type StepOfFlow struct{ Flow, Step string }
@@ -121,28 +134,32 @@ type RevealCredential struct {
 }
 
 // Target implements Command.
-func (c CreateCredential) Target() string   { return c.ID }
-func (c RenameCredential) Target() string   { return c.ID }
-func (c SetVPNAgent) Target() string        { return c.ID }
-func (c ReplaceKeys) Target() string        { return c.ID }
-func (c RevertCredential) Target() string   { return c.ID }
-func (c RecordVerification) Target() string { return c.ID }
-func (c DeleteCredential) Target() string   { return c.ID }
-func (c AbandonSecret) Target() string      { return c.ID }
-func (c UseCredential) Target() string      { return c.ID }
-func (c ReserveCredential) Target() string  { return c.ID }
-func (c ReleaseCredential) Target() string  { return c.ID }
-func (c RevealCredential) Target() string   { return c.ID }
+func (c CreateCredential) Target() string     { return c.ID }
+func (c RenameCredential) Target() string     { return c.ID }
+func (c SetVPNAgent) Target() string          { return c.ID }
+func (c AssignThrottlePolicy) Target() string { return c.ID }
+func (c AbandonPolicyUse) Target() string     { return c.ID }
+func (c ReplaceKeys) Target() string          { return c.ID }
+func (c RevertCredential) Target() string     { return c.ID }
+func (c RecordVerification) Target() string   { return c.ID }
+func (c DeleteCredential) Target() string     { return c.ID }
+func (c AbandonSecret) Target() string        { return c.ID }
+func (c UseCredential) Target() string        { return c.ID }
+func (c ReserveCredential) Target() string    { return c.ID }
+func (c ReleaseCredential) Target() string    { return c.ID }
+func (c RevealCredential) Target() string     { return c.ID }
 
-func (CreateCredential) credential()   {}
-func (RenameCredential) credential()   {}
-func (SetVPNAgent) credential()        {}
-func (ReplaceKeys) credential()        {}
-func (RevertCredential) credential()   {}
-func (RecordVerification) credential() {}
-func (DeleteCredential) credential()   {}
-func (AbandonSecret) credential()      {}
-func (UseCredential) credential()      {}
-func (ReserveCredential) credential()  {}
-func (ReleaseCredential) credential()  {}
-func (RevealCredential) credential()   {}
+func (CreateCredential) credential()     {}
+func (RenameCredential) credential()     {}
+func (SetVPNAgent) credential()          {}
+func (AssignThrottlePolicy) credential() {}
+func (AbandonPolicyUse) credential()     {}
+func (ReplaceKeys) credential()          {}
+func (RevertCredential) credential()     {}
+func (RecordVerification) credential()   {}
+func (DeleteCredential) credential()     {}
+func (AbandonSecret) credential()        {}
+func (UseCredential) credential()        {}
+func (ReserveCredential) credential()    {}
+func (ReleaseCredential) credential()    {}
+func (RevealCredential) credential()     {}

@@ -89,6 +89,19 @@ type CredentialVPNAgentSet struct {
 	VPNAgent string `json:"vpn_agent" feed:"vpn_agent"` // id given by the caller, "" for none
 }
 
+// CredentialThrottlePolicyAssigned says which throttle policy limits the use of the
+// credential from here on.
+type CredentialThrottlePolicyAssigned struct {
+	Policy string `json:"policy" feed:"policy"` // id, "" for none
+	Use    string `json:"use" feed:"-"`         // which of the uses that the policy records this is; "" without a policy
+}
+
+// CredentialThrottlePolicyUseAbandoned forbids a use of a throttle policy that the
+// credential has not made: its attempt broke off, and the policy is to be deleted.
+type CredentialThrottlePolicyUseAbandoned struct {
+	Use string `json:"use" feed:"-"`
+}
+
 // CredentialKeysReplaced says that new keys were verified and took effect.
 type CredentialKeysReplaced struct {
 	Keys KeysVersion `json:"keys" feed:",embed"`
@@ -152,17 +165,19 @@ type CredentialUse interface {
 func (CredentialUsed) credentialUse()     {}
 func (CredentialReleased) credentialUse() {}
 
-func (CredentialCreated) credential()      {}
-func (CredentialRenamed) credential()      {}
-func (CredentialVPNAgentSet) credential()  {}
-func (CredentialKeysReplaced) credential() {}
-func (CredentialReverted) credential()     {}
-func (CredentialVerified) credential()     {}
-func (CredentialDeleted) credential()      {}
-func (CredentialUsed) credential()         {}
-func (CredentialReleased) credential()     {}
-func (CredentialRevealed) credential()     {}
-func (SecretAbandoned) credential()        {}
+func (CredentialCreated) credential()                    {}
+func (CredentialRenamed) credential()                    {}
+func (CredentialVPNAgentSet) credential()                {}
+func (CredentialThrottlePolicyAssigned) credential()     {}
+func (CredentialThrottlePolicyUseAbandoned) credential() {}
+func (CredentialKeysReplaced) credential()               {}
+func (CredentialReverted) credential()                   {}
+func (CredentialVerified) credential()                   {}
+func (CredentialDeleted) credential()                    {}
+func (CredentialUsed) credential()                       {}
+func (CredentialReleased) credential()                   {}
+func (CredentialRevealed) credential()                   {}
+func (SecretAbandoned) credential()                      {}
 
 var credentialTypes = []Type{
 	Define[CredentialCreated]("credential.created", Changes).KeepingSecrets(),
@@ -176,4 +191,7 @@ var credentialTypes = []Type{
 	Define[CredentialRevealed]("credential.revealed", Audit).KeepingValues(),
 	Define[SecretAbandoned]("secret.abandoned", Internal).KeepingSecrets(),
 	Define[CredentialVPNAgentSet]("credential.vpn_agent_set", Changes).KeepingValues(),
+	// Not KeepingValues: what clients keep of a resolved credential names its policy.
+	Define[CredentialThrottlePolicyAssigned]("credential.throttle_policy_assigned", Changes).KeepingSecrets(),
+	Define[CredentialThrottlePolicyUseAbandoned]("credential.throttle_policy_use_abandoned", Internal).KeepingSecrets(),
 }

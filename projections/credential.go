@@ -26,7 +26,7 @@ import (
 // lists of the few statuses, which halves the number of
 // indexes. Those by workspace hold only the
 // credentials that have one; a component within a workspace is searched
-// among them.
+// among them. The same holds for those by throttle policy, whatever else is asked of them.
 //
 // names finds substrings of at least three letters: the trigrams of every
 // folded name, prefixed with a tag of its tenant, so that other tenants' names do not slow
@@ -35,7 +35,7 @@ import (
 const (
 	credentialTable = `
 CREATE TABLE credentials (seq INTEGER PRIMARY KEY, tenant TEXT NOT NULL, id TEXT NOT NULL, component TEXT NOT NULL, status TEXT NOT NULL,
-	name TEXT NOT NULL, workspace TEXT NOT NULL, doc TEXT NOT NULL);
+	name TEXT NOT NULL, workspace TEXT NOT NULL, policy TEXT NOT NULL, doc TEXT NOT NULL);
 CREATE UNIQUE INDEX credentials_id ON credentials (tenant, id);
 CREATE TABLE counts (tenant TEXT, workspace TEXT, component TEXT, status TEXT, n INTEGER NOT NULL,
 	PRIMARY KEY (tenant, workspace, component, status)) WITHOUT ROWID;
@@ -48,6 +48,8 @@ CREATE INDEX credentials_name ON credentials (tenant, status, name);
 CREATE INDEX credentials_component_name ON credentials (tenant, component, status, name);
 CREATE INDEX credentials_workspace_created ON credentials (tenant, workspace, status) WHERE workspace <> '';
 CREATE INDEX credentials_workspace_name ON credentials (tenant, workspace, status, name) WHERE workspace <> '';
+CREATE INDEX credentials_policy_created ON credentials (tenant, policy, status) WHERE policy <> '';
+CREATE INDEX credentials_policy_name ON credentials (tenant, policy, status, name) WHERE policy <> '';
 `
 )
 
@@ -57,25 +59,26 @@ var statuses = events.Statuses()
 // Credential is the current state of one credential, without its secrets. The tags are the
 // stored form of a row.
 type Credential struct {
-	ID           string              `json:"id"`
-	Tenant       string              `json:"t"`
-	Component    string              `json:"c"`
-	Name         string              `json:"n"`
-	Workspace    string              `json:"w"`   // id given by the caller, or ""
-	VPNAgent     string              `json:"vpn"` // id given by the caller, or ""
-	Status       events.Status       `json:"st"`
-	Version      int                 `json:"v"`   // of the current keys: 1, 2, ...
-	Fields       []string            `json:"f"`   // names of the fields that have a value, sorted
-	Revision     int                 `json:"r"`   // of the component's descriptor when the keys were written
-	Hosts        []string            `json:"h"`   // where the keys may be sent: patterns
-	SecretID     string              `json:"sid"` // where the vault keeps the keys; not for callers
-	Verification events.Verification `json:"ve"`
-	VerifiedAt   time.Time           `json:"va"` // when Verification was made; zero if never
-	CreatedAt    time.Time           `json:"ca"`
-	UpdatedAt    time.Time           `json:"ua"` // of the last change that a caller can see
-	CreatedSeq   uint64              `json:"cs"`
-	Seq          uint64              `json:"s"` // its last commit: the revision of its stream
-	CreatedBy    events.Actor        `json:"cb"`
+	ID             string              `json:"id"`
+	Tenant         string              `json:"t"`
+	Component      string              `json:"c"`
+	Name           string              `json:"n"`
+	Workspace      string              `json:"w"`   // id given by the caller, or ""
+	VPNAgent       string              `json:"vpn"` // id given by the caller, or ""
+	ThrottlePolicy string              `json:"tp"`  // id of its throttle policy, or ""
+	Status         events.Status       `json:"st"`
+	Version        int                 `json:"v"`   // of the current keys: 1, 2, ...
+	Fields         []string            `json:"f"`   // names of the fields that have a value, sorted
+	Revision       int                 `json:"r"`   // of the component's descriptor when the keys were written
+	Hosts          []string            `json:"h"`   // where the keys may be sent: patterns
+	SecretID       string              `json:"sid"` // where the vault keeps the keys; not for callers
+	Verification   events.Verification `json:"ve"`
+	VerifiedAt     time.Time           `json:"va"` // when Verification was made; zero if never
+	CreatedAt      time.Time           `json:"ca"`
+	UpdatedAt      time.Time           `json:"ua"` // of the last change that a caller can see
+	CreatedSeq     uint64              `json:"cs"`
+	Seq            uint64              `json:"s"` // its last commit: the revision of its stream
+	CreatedBy      events.Actor        `json:"cb"`
 }
 
 func scanCredential(v driver.Value) (*Credential, error) {
@@ -107,7 +110,9 @@ func (c *Credential) evolve(r events.Record, e events.Credential) (*Credential, 
 		return n, nil
 	}
 	if c == nil {
-		if _, abandoned := e.(events.SecretAbandoned); abandoned { // an attempt before the credential was created, or after its deletion
+		_, secret := e.(events.SecretAbandoned)
+		_, use := e.(events.CredentialThrottlePolicyUseAbandoned)
+		if secret || use { // an attempt before the credential was created, or after its deletion
 			return nil, nil //nolint:nilnil // no credential, as expected
 		}
 		return nil, errNoRow
@@ -118,6 +123,8 @@ func (c *Credential) evolve(r events.Record, e events.Credential) (*Credential, 
 		c.Name = e.Name
 	case events.CredentialVPNAgentSet:
 		c.VPNAgent = e.VPNAgent
+	case events.CredentialThrottlePolicyAssigned:
+		c.ThrottlePolicy = e.Policy
 	case events.CredentialKeysReplaced:
 		c.setKeys(e.Keys, r.Meta.Time)
 	case events.CredentialReverted:
@@ -135,7 +142,7 @@ func (c *Credential) evolve(r events.Record, e events.Credential) (*Credential, 
 		}
 	case events.CredentialDeleted:
 		return nil, nil //nolint:nilnil // as above
-	case events.CredentialUse, events.CredentialRevealed, events.SecretAbandoned: // not shown on the credential
+	case events.CredentialUse, events.CredentialRevealed, events.SecretAbandoned, events.CredentialThrottlePolicyUseAbandoned: // not shown on the credential
 		return c, nil
 	case events.CredentialCreated: // above
 	default:
@@ -278,7 +285,7 @@ func (b *batch) flushCredentials() error {
 		}
 		seq, name := int64(now.CreatedSeq), fold(now.Name)
 		if old == nil {
-			rows = append(rows, seq, now.Tenant, now.ID, now.Component, string(now.Status), name, now.Workspace, string(doc))
+			rows = append(rows, seq, now.Tenant, now.ID, now.Component, string(now.Status), name, now.Workspace, now.ThrottlePolicy, string(doc))
 			if err := b.w.addName(seq, now.Tenant, name); err != nil {
 				return err
 			}
@@ -288,7 +295,7 @@ func (b *batch) flushCredentials() error {
 			return err
 		}
 	}
-	if err := b.w.insert("INSERT INTO credentials", 8, rows); err != nil {
+	if err := b.w.insert("INSERT INTO credentials", 9, rows); err != nil {
 		return err
 	}
 	return b.flushCounts(counts)
@@ -299,10 +306,10 @@ func (b *batch) flushCredentials() error {
 func (b *batch) update(old, now *Credential, name, doc string) error {
 	seq := int64(now.CreatedSeq)
 	renamed := fold(old.Name) != name
-	if !renamed && old.Status == now.Status {
+	if !renamed && old.Status == now.Status && old.ThrottlePolicy == now.ThrottlePolicy {
 		return b.w.update("UPDATE credentials SET doc = ? WHERE seq = ?", doc, seq)
 	}
-	if err := b.w.update("UPDATE credentials SET status = ?, name = ?, doc = ? WHERE seq = ?", string(now.Status), name, doc, seq); err != nil {
+	if err := b.w.update("UPDATE credentials SET status = ?, name = ?, policy = ?, doc = ? WHERE seq = ?", string(now.Status), name, now.ThrottlePolicy, doc, seq); err != nil {
 		return err
 	}
 	if !renamed {

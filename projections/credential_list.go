@@ -23,16 +23,17 @@ var ErrSortInvalid = fault.New(fault.Invalid, "sort_invalid", `Credentials can b
 
 // CredentialFilter selects and orders credentials. Empty fields select all.
 type CredentialFilter struct {
-	Tenant       string
-	Component    string
-	Workspace    string
-	Status       events.Status
-	NameContains string // case-insensitive
-	Sort         string // "name" (the default; case-insensitive, then by age) or "created"
-	Desc         bool
-	Turn         bool   // reverse the order by age within one name; only with sort by name, and not with NameContains
-	Limit        int    // 1 to 1000; 0 means 50
-	After        string // cursor of the previous page, or ""
+	Tenant         string
+	Component      string
+	Workspace      string
+	ThrottlePolicy string // id of a throttle policy
+	Status         events.Status
+	NameContains   string // case-insensitive
+	Sort           string // "name" (the default; case-insensitive, then by age) or "created"
+	Desc           bool
+	Turn           bool   // reverse the order by age within one name; only with sort by name, and not with NameContains
+	Limit          int    // 1 to 1000; 0 means 50
+	After          string // cursor of the previous page, or ""
 }
 
 // bounds limits a search by part of a name. A page scans at most walk
@@ -91,6 +92,8 @@ func (f CredentialFilter) listing(b bounds) (*listing, error) {
 	l := &listing{f: f, bounds: b, term: fold(f.NameContains), limit: bounded(f.Limit), statuses: statuses, beyond: ">", short: "<", within: "<="}
 	l.index = "credentials_"
 	switch {
+	case f.ThrottlePolicy != "":
+		l.index += "policy_"
 	case f.Workspace != "":
 		l.index += "workspace_"
 	case f.Component != "":
@@ -126,17 +129,20 @@ func (f CredentialFilter) listing(b bounds) (*listing, error) {
 }
 
 // filter is the WHERE clause of the rows; an empty status selects all. The clause
-// "workspace is not empty" makes SQLite use the partial index of rows that
+// "workspace (or policy) is not empty" makes SQLite use the partial index of rows that
 // have one.
 func (l *listing) filter(status events.Status) (where string, args []driver.Value) {
 	where, args = l.narrowed(" WHERE tenant = ?", []driver.Value{l.f.Tenant}, status)
 	if l.f.Workspace != "" {
 		where, args = where+" AND workspace = ? AND workspace <> ''", append(args, l.f.Workspace)
 	}
+	if l.f.ThrottlePolicy != "" {
+		where, args = where+" AND policy = ? AND policy <> ''", append(args, l.f.ThrottlePolicy)
+	}
 	return where, args
 }
 
-// counted is the WHERE clause of the counts.
+// counted is the WHERE clause of the counts, which are not kept by policy.
 func (l *listing) counted() (where string, args []driver.Value) {
 	return l.narrowed(" WHERE tenant = ? AND workspace = ?", []driver.Value{l.f.Tenant, l.f.Workspace}, l.f.Status)
 }
@@ -374,7 +380,8 @@ func fetch(c *conn, sql string, args []driver.Value, limit int) (list []Credenti
 	return list, err
 }
 
-// total is the number of rows of the filter, from the counts.
+// total is the number of rows of the filter, from the counts; of a policy it is the number
+// of those that may have it.
 func (l *listing) total(c *conn) (int64, error) {
 	where, args := l.counted()
 	return count(c, "SELECT coalesce(sum(n), 0) FROM counts"+where, args...)
@@ -409,7 +416,7 @@ func (l *listing) parse(cursor string) (place, error) {
 
 func (l *listing) checksum(raw []byte) []byte {
 	f := l.f
-	sum := sha256.Sum256(events.LengthPrefixed("credstream/cursor/1", f.Tenant, f.Component, f.Workspace, string(f.Status), l.term, f.Sort, fmt.Sprint(f.Desc, f.Turn), string(raw)))
+	sum := sha256.Sum256(events.LengthPrefixed("credstream/cursor/1", f.Tenant, f.Component, f.Workspace, f.ThrottlePolicy, string(f.Status), l.term, f.Sort, fmt.Sprint(f.Desc, f.Turn), string(raw)))
 	return sum[:8]
 }
 

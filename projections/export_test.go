@@ -56,6 +56,7 @@ func (v *Views) OtherPlans() (plans []string, err error) {
 		commandByHash, componentColumns + " WHERE id = ?",
 		apiKeyByHash, apiKeyColumns + " WHERE id > ? ORDER BY id LIMIT ?", tenantColumns + " WHERE id = ?",
 		flowByID, usesOfFlow, deletedOfFlow, flowName, expiredBindings, staleUses, unsettledFlows,
+		throttlePolicyColumns + " AND id = ?", throttlePolicyColumns + throttlePolicyPage, throttlePolicyCount,
 		connectorColumns + " WHERE tenant = ?" + connectorPage, connectorColumns + " WHERE tenant = ? AND secret = ?" + connectorPage, connectorCount + " WHERE tenant = ?",
 		connectorSecretColumns + " WHERE tenant = ?" + connectorPage, connectorSecretColumns + " WHERE tenant = ? AND id = ?" + connectorPage, connectorSecretCount + " WHERE tenant = ?",
 		inUseByThing, inUseChanges, inUseAt, inUseList, inUseFlows,

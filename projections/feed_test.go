@@ -30,7 +30,7 @@ var update = flag.Bool("update", false, "write the golden files that are missing
 
 // What is not for everybody is listed here, so that nothing is hidden by mistake either.
 func TestInternalFacts(t *testing.T) {
-	hidden := []string{"secret.abandoned", "credential.refresh_started", "installation.durability_attested", "connector.use_abandoned", "command.started", "command.completed"}
+	hidden := []string{"secret.abandoned", "credential.refresh_started", "installation.durability_attested", "connector.use_abandoned", "throttle_policy.used", "throttle_policy.released", "credential.throttle_policy_use_abandoned", "command.started", "command.completed"}
 	for _, typ := range events.All().Types() {
 		internal := typ.Audience == events.Internal
 		if internal != slices.Contains(hidden, typ.Name) || internal != (typ.PublicData() == nil) {
@@ -42,7 +42,7 @@ func TestInternalFacts(t *testing.T) {
 // Who follows credentials, components and flows reads of these and of nothing
 // else: a new category is for the audit trail until it is listed here.
 func TestAudiences(t *testing.T) {
-	followed := []string{"credential", "component", "flow", "oauth_client", "auth_client", "secret"}
+	followed := []string{"credential", "throttle_policy", "component", "flow", "oauth_client", "auth_client", "secret"}
 	for _, typ := range events.All().Types() {
 		category, fact, _ := strings.Cut(typ.Name, ".")
 		want := events.Audit

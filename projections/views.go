@@ -30,14 +30,14 @@ var ErrViewsDamaged = fault.New(fault.Unavailable, "views_damaged", "The read mo
 // viewsVersion is the version of everything in the file: tables, indexes and
 // how events are folded into them. Raise it with any change to these; a file
 // of another version is rebuilt from the log.
-const viewsVersion = 10
+const viewsVersion = 11
 
 // tables is the schema that every file has from its first record; indexes is
 // added then or, in a rebuild, once the rows are in.
 const (
 	tables = `
 CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
-` + commandTable + tenantTable + apiKeyTable + componentTable + oauthClientTable + authClientTable + connectorTable + credentialTable + flowTable + useTable + inUseTable + tokenTable
+` + commandTable + tenantTable + apiKeyTable + componentTable + oauthClientTable + authClientTable + connectorTable + throttlePolicyTable + credentialTable + flowTable + useTable + inUseTable + tokenTable
 	indexes = apiKeyIndexes + componentIndexes + oauthClientIndexes + authClientIndexes + connectorIndexes + credentialIndexes + flowIndexes + useIndexes + inUseIndexes + tokenIndexes
 )
 
@@ -484,6 +484,7 @@ var dumped = []string{
 	"SELECT 'count', * FROM counts ORDER BY tenant, workspace, component, status",
 	"SELECT 'component revision', * FROM component_revisions ORDER BY component, revision",
 	"SELECT 'oauth client', * FROM oauth_clients ORDER BY tenant, component",
+	"SELECT 'throttle policy', * FROM throttle_policies ORDER BY tenant, id",
 	"SELECT 'connector', * FROM connectors ORDER BY tenant, id",
 	"SELECT 'connector secret', * FROM connector_secrets ORDER BY tenant, id",
 	"SELECT 'flow', * FROM flows ORDER BY tenant, id",

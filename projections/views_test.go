@@ -47,6 +47,7 @@ func everything() []events.Record {
 	flow := events.StreamID{Tenant: "acme", Category: "flow", ID: "f 1"}
 	bound := events.StreamID{Tenant: "acme", Category: "flow", ID: "f2"}
 	client := events.StreamID{Tenant: "acme", Category: "oauth_client", ID: "petstore"}
+	policy := events.StreamID{Tenant: "acme", Category: "throttle_policy", ID: "crm"}
 	wiki := events.StreamID{Tenant: "acme", Category: "connector", ID: "wiki 1"}
 	secret := events.StreamID{Tenant: "acme", Category: "connector_secret", ID: "s1"}
 	steps := []events.FlowStep{{ID: "s1", Name: "Get pets", Component: "petstore", Credential: "c1"}, {ID: "s2", Component: "petstore", Credential: "no such"}}
@@ -123,6 +124,13 @@ func everything() []events.Record {
 			one(events.ConnectorSecretRevealed{Version: 3}), one(events.SecretAbandoned{SecretID: "late"})),
 		commits(wiki, 66, one(events.ConnectorDeleted{})),
 		commits(secret, 67, one(events.ConnectorSecretReleased{Connector: "wiki 1", Use: "u1"}), one(events.ConnectorSecretDeleted{})),
+		commits(policy, 69, one(events.ThrottlePolicyDefined{Policy: events.ThrottleSettings{Description: "CRM", Tokens: 100, Per: events.PerMinute}}),
+			one(events.ThrottlePolicyUsed{Credential: "c1", Use: "u1"})),
+		commits(credential, 71, one(events.CredentialThrottlePolicyAssigned{Policy: "crm", Use: "u1"}), one(events.CredentialThrottlePolicyUseAbandoned{Use: "u0"})),
+		commits(policy, 73, one(events.ThrottlePolicyChanged{Policy: events.ThrottleSettings{Tokens: 5, Per: events.PerSecond}})),
+		commits(credential, 74, one(events.CredentialThrottlePolicyAssigned{})),
+		commits(policy, 75, one(events.ThrottlePolicyReleased{Use: "u1"}), one(events.ThrottlePolicyDeleted{})),
+		commits(events.StreamID{Tenant: "acme", Category: "credential", ID: "never"}, 77, one(events.CredentialThrottlePolicyUseAbandoned{Use: "u1"})),
 	)
 	for i := range recs {
 		recs[i].Meta.Tenant = "acme"
@@ -314,6 +322,27 @@ func TestReads(t *testing.T) {
 	upTo(68)
 	secrets, _, total, err = v.ConnectorSecrets(ctx, "acme", "s1", "", 0)
 	same("connectors and secrets that were deleted", []any{len(connectors(projections.ConnectorFilter{})), len(secrets), total, err}, []any{0, 0, 0, nil})
+	limited := func(policy string) int {
+		list, _, err := v.Credentials(ctx, projections.CredentialFilter{Tenant: "acme", ThrottlePolicy: policy})
+		same("credentials of the policy "+policy, err, nil)
+		return len(list)
+	}
+	upTo(72)
+	c, _, _ = v.Credential(ctx, "acme", "c1")
+	same("the policy of a credential, and how many have it or another", []any{c.ThrottlePolicy, c.UpdatedAt, limited("crm"), limited("other")}, []any{"crm", at(71), 1, 0})
+	upTo(74)
+	p, exists, err := v.ThrottlePolicy(ctx, "acme", "crm")
+	crm := projections.ThrottlePolicy{
+		ID: "crm", Settings: events.ThrottleSettings{Tokens: 5, Per: events.PerSecond}, CreatedAt: at(69), UpdatedAt: at(73), CreatedBy: "key:k1", Seq: 73,
+	}
+	same("a throttle policy", []any{p, exists, err, limited("crm")}, []any{crm, true, nil, 0})
+	policies, next, total, err := v.ThrottlePolicies(ctx, "acme", "", 0)
+	same("the throttle policies", []any{policies, next, total, err}, []any{[]projections.ThrottlePolicy{crm}, "", 1, nil})
+	_, exists, err = v.ThrottlePolicy(ctx, "other", "crm")
+	same("another tenant's policy", []any{exists, err}, []any{false, nil})
+	upTo(77)
+	_, exists, err = v.ThrottlePolicy(ctx, "acme", "crm")
+	same("a policy that was deleted", []any{exists, err}, []any{false, nil})
 	for _, id := range []string{"f 1", "f2", "f3"} {
 		_, found, err := v.Flow(ctx, "acme", id)
 		same("a flow that is gone is found", []any{found, err}, []any{false, nil})
@@ -602,9 +631,10 @@ func TestListsNeverScan(t *testing.T) {
 			for _, sort := range []string{"name", "created"} {
 				for _, desc := range []bool{false, true} {
 					for _, term := range []string{"", "ab", "abc"} {
-						for _, workspace := range []string{"", "w"} {
+						for _, by := range [][2]string{{"", ""}, {"w", ""}, {"", "p"}, {"w", "p"}} {
+							workspace, policy := by[0], by[1]
 							more, err := v.Plans(projections.CredentialFilter{
-								Tenant: "a", Component: component, Workspace: workspace, Status: status, Sort: sort, Desc: desc, NameContains: term,
+								Tenant: "a", Component: component, Workspace: workspace, ThrottlePolicy: policy, Status: status, Sort: sort, Desc: desc, NameContains: term,
 							})
 							if err != nil {
 								t.Fatal(err)
@@ -612,7 +642,7 @@ func TestListsNeverScan(t *testing.T) {
 							plans = append(plans, more...)
 							if sort == "name" && term == "" {
 								more, err = v.Plans(projections.CredentialFilter{
-									Tenant: "a", Component: component, Workspace: workspace, Status: status, Desc: desc, Turn: true,
+									Tenant: "a", Component: component, Workspace: workspace, ThrottlePolicy: policy, Status: status, Desc: desc, Turn: true,
 								})
 								if err != nil {
 									t.Fatal(err)

@@ -221,6 +221,8 @@ func (b *batch) apply(r events.Record) error {
 		return b.component(r, e)
 	case events.Connector:
 		return b.connector(r, e)
+	case events.ThrottlePolicy:
+		return b.throttlePolicy(r, e)
 	case events.ConnectorSecret:
 		return b.connectorSecret(r, e)
 	case events.APIKey:

@@ -79,7 +79,7 @@ var every = func() (all []struct {
 	add(obeying(aggregates.Connector, false), commands.PutConnector{}, commands.SetConnectorKey{}, commands.AbandonConnectorUse{}, commands.DeleteConnector{})
 	add(obeying(aggregates.ConnectorSecret, false), commands.PutConnectorSecret{}, commands.RevertConnectorSecret{}, commands.RevealConnectorSecret{},
 		commands.UseConnectorSecret{}, commands.ReleaseConnectorSecret{}, commands.DeleteConnectorSecret{}, commands.AbandonConnectorSecret{})
-	add(obeying(aggregates.Credential, false), commands.CreateCredential{}, commands.RenameCredential{}, commands.SetVPNAgent{}, commands.ReplaceKeys{},
+	add(obeying(aggregates.Credential, false), commands.CreateCredential{}, commands.RenameCredential{}, commands.SetVPNAgent{}, commands.AssignThrottlePolicy{}, commands.AbandonPolicyUse{}, commands.ReplaceKeys{},
 		commands.RevertCredential{}, commands.RecordVerification{}, commands.DeleteCredential{}, commands.AbandonSecret{}, commands.UseCredential{},
 		commands.ReserveCredential{}, commands.ReleaseCredential{}, commands.RevealCredential{}, commands.StartRefresh{}, commands.CompleteRefresh{},
 		commands.FailRefresh{}, commands.RequireReauthorization{}, commands.RevokeTokens{}, commands.RecordProviderRevocation{})
@@ -88,6 +88,8 @@ var every = func() (all []struct {
 	add(obeying(aggregates.OAuthClient, false), commands.DefineOAuthClient{}, commands.ChangeOAuthClient{}, commands.DeleteOAuthClient{},
 		commands.MarkOAuthClientUnusable{}, commands.RevealOAuthClient{}, commands.UseOAuthClient{}, commands.ReleaseOAuthClient{}, commands.AbandonClientSecret{})
 	add(obeying(aggregates.Tenant, true), commands.RegisterTenant{})
+	add(obeying(aggregates.ThrottlePolicy, false), commands.DefineThrottlePolicy{}, commands.ChangeThrottlePolicy{}, commands.UseThrottlePolicy{},
+		commands.ReleaseThrottlePolicy{}, commands.DeleteThrottlePolicy{})
 	return all
 }()
 
@@ -151,7 +153,7 @@ func fill(t *rapid.T, name string, v reflect.Value) {
 // command ids that are used again for whatever target, by callers who hang up, with
 // restarts in between.
 func TestViewsAcceptWhatAggregatesDecide(t *testing.T) {
-	names := regexp.MustCompile(`(?m)^func \((?:c )?(\w+)\) (?:access|apiKey|authClient|commandRecord|component|connector|connectorSecret|credential|flow|installation|oauthClient|tenant)\(\)`)
+	names := regexp.MustCompile(`(?m)^func \((?:c )?(\w+)\) (?:access|apiKey|authClient|commandRecord|component|connector|connectorSecret|credential|flow|installation|oauthClient|tenant|throttlePolicy)\(\)`)
 	all := ""
 	stage.OK(t, filepath.WalkDir("../../commands", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {

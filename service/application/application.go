@@ -25,6 +25,7 @@ import (
 	"github.com/credstream/credstream/service/credential"
 	"github.com/credstream/credstream/service/flow"
 	"github.com/credstream/credstream/service/secrets"
+	"github.com/credstream/credstream/service/throttle"
 	"github.com/credstream/credstream/service/token"
 	"github.com/credstream/credstream/vault"
 	"github.com/credstream/credstream/verify"
@@ -116,6 +117,7 @@ type Application struct {
 	Components  *component.Service
 	Clients     *client.Service
 	Tokens      *token.Service
+	Throttles   *throttle.Service
 	Credentials *credential.Service
 	Connects    *connect.Service
 	Connectors  *connector.Service
@@ -124,7 +126,7 @@ type Application struct {
 
 // features are those of a, in the order of the route table.
 func (a *Application) features() []service.Feature {
-	return []service.Feature{a.Access, a.Components, a.Credentials, a.Clients, a.Connects, a.Tokens, a.Connectors, a.Flows, a.Admin}
+	return []service.Feature{a.Access, a.Components, a.Credentials, a.Clients, a.Connects, a.Tokens, a.Throttles, a.Connectors, a.Flows, a.Admin}
 }
 
 // Routes is the one route table: what the service can be asked on every edge.
@@ -179,8 +181,9 @@ func New(cfg Config) (*Application, error) {
 		Log: cfg.Log, Views: cfg.Views, Vault: cfg.Vault, OAuth: cfg.OAuth, Metrics: cfg.Metrics, Logger: cfg.Logger,
 		InstanceID: cfg.InstanceID, SingleInstance: cfg.SingleInstance, RefreshTakeoverTimeout: cfg.RefreshTakeoverTimeout, RenewalStep: cfg.RenewalStep,
 	})
+	a.Throttles = throttle.New(throttle.Deps{Kernel: kernel, Log: cfg.Log, Views: cfg.Views, Logger: cfg.Logger})
 	a.Credentials, errs[3] = credential.New(credential.Deps{
-		Kernel: kernel, Secrets: a.Secrets, Access: a.Access, Components: a.Components, Clients: a.Clients, Flows: a.Flows, Tokens: a.Tokens, Grants: a.Tokens,
+		Kernel: kernel, Secrets: a.Secrets, Access: a.Access, Components: a.Components, Clients: a.Clients, Flows: a.Flows, Tokens: a.Tokens, Grants: a.Tokens, Policies: a.Throttles,
 		Log: cfg.Log, Views: cfg.Views, Keyring: cfg.Keyring, Verify: cfg.Verify, Metrics: cfg.Metrics, Logger: cfg.Logger,
 		AccessLog: cfg.AccessLog, Lease: cfg.Lease,
 	})

@@ -36,14 +36,15 @@ type Rename = commands.RenameCredential
 type SetVPNAgent = commands.SetVPNAgent
 
 type Create struct {
-	Component  string       `json:"component"`
-	Name       string       `json:"name,omitzero"`              // display name; made from the component's title when absent
-	Keys       secrets.Keys `json:"keys"`                       // a value for each field of the component's descriptor
-	Workspace  string       `json:"workspace,omitzero"`         // an id of the caller, stored as given
-	VPNAgent   string       `json:"vpn_agent,omitzero"`         // an id of the caller, stored as given: the VPN agent through which a flow engine reaches the API
-	For        *ForStep     `json:"for,omitzero"`               // the step of a flow for which it is created: the use is recorded with it
-	KeysSealed string       `json:"keys_sealed,omitzero"`       // in place of keys: encrypted to the service key, as required in the queue
-	Expected   int          `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
+	Component      string       `json:"component"`
+	Name           string       `json:"name,omitzero"`              // display name; made from the component's title when absent
+	Keys           secrets.Keys `json:"keys"`                       // a value for each field of the component's descriptor
+	Workspace      string       `json:"workspace,omitzero"`         // an id of the caller, stored as given
+	VPNAgent       string       `json:"vpn_agent,omitzero"`         // an id of the caller, stored as given: the VPN agent through which a flow engine reaches the API
+	ThrottlePolicy string       `json:"throttle_policy,omitzero"`   // id of the throttle policy that limits its use; none when absent
+	For            *ForStep     `json:"for,omitzero"`               // the step of a flow for which it is created: the use is recorded with it
+	KeysSealed     string       `json:"keys_sealed,omitzero"`       // in place of keys: encrypted to the service key, as required in the queue
+	Expected       int          `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
 }
 
 // ForStep names the step of a flow for which a credential is created.
@@ -88,11 +89,13 @@ func (s *Service) createCredential(ctx context.Context, call *service.Call, in C
 	if err != nil {
 		return service.Done{}, err
 	}
-	return s.Save(ctx, call, id, fields, func(secretID string) commands.Credential {
-		keys.SecretID = secretID
-		return commands.CreateCredential{
-			ID: id, Component: in.Component, Name: in.Name, Workspace: in.Workspace, VPNAgent: in.VPNAgent, Keys: keys, For: forStep,
-		}
+	return s.saveWithPolicy(ctx, call, in.ThrottlePolicy, id, func(use commands.PolicyUse) (service.Done, error) {
+		return s.Save(ctx, call, id, fields, func(secretID string) commands.Credential {
+			keys.SecretID = secretID
+			return commands.CreateCredential{
+				ID: id, Component: in.Component, Name: in.Name, Workspace: in.Workspace, VPNAgent: in.VPNAgent, Keys: keys, Policy: use, For: forStep,
+			}
+		})
 	})
 }
 
@@ -374,6 +377,9 @@ func (s *Service) deleteCredential(ctx context.Context, call *service.Call, in D
 	}
 	if errors.Is(err, aggregates.ErrCredentialInUse) {
 		return flow.Tried{}, s.Flows.InUse(ctx, call, state)
+	}
+	if err == nil {
+		s.releasePolicy(ctx, call, state)
 	}
 	return flow.Tried{Done: done}, err
 }

@@ -26,22 +26,23 @@ type Get struct {
 
 // Credential is what the service shows of a credential.
 type Credential struct {
-	ID           string              `json:"id"`
-	Component    string              `json:"component"`
-	Name         string              `json:"name"`
-	Workspace    string              `json:"workspace,omitzero"`
-	VPNAgent     string              `json:"vpn_agent,omitzero"`
-	Status       events.Status       `json:"status"`
-	Version      int                 `json:"version"`
-	Fields       []string            `json:"fields"`          // names of the fields that have a value, sorted
-	Keys         map[string]any      `json:"keys,omitzero"`   // by field: "********", or the value where the descriptor says it is not secret; absent in lists
-	Tokens       *TokenInfo          `json:"tokens,omitzero"` // of an OAuth credential; absent in lists
-	Verification events.Verification `json:"verification"`
-	VerifiedAt   time.Time           `json:"verified_at,omitzero"` // absent when no dry request was made
-	CreatedAt    time.Time           `json:"created_at"`
-	CreatedBy    string              `json:"created_by"` // "key:<id>"
-	UpdatedAt    time.Time           `json:"updated_at"`
-	Seq          uint64              `json:"seq"` // log sequence of the last change
+	ID             string              `json:"id"`
+	Component      string              `json:"component"`
+	Name           string              `json:"name"`
+	Workspace      string              `json:"workspace,omitzero"`
+	VPNAgent       string              `json:"vpn_agent,omitzero"`
+	ThrottlePolicy string              `json:"throttle_policy,omitzero"` // id of the throttle policy that limits its use
+	Status         events.Status       `json:"status"`
+	Version        int                 `json:"version"`
+	Fields         []string            `json:"fields"`          // names of the fields that have a value, sorted
+	Keys           map[string]any      `json:"keys,omitzero"`   // by field: "********", or the value where the descriptor says it is not secret; absent in lists
+	Tokens         *TokenInfo          `json:"tokens,omitzero"` // of an OAuth credential; absent in lists
+	Verification   events.Verification `json:"verification"`
+	VerifiedAt     time.Time           `json:"verified_at,omitzero"` // absent when no dry request was made
+	CreatedAt      time.Time           `json:"created_at"`
+	CreatedBy      string              `json:"created_by"` // "key:<id>"
+	UpdatedAt      time.Time           `json:"updated_at"`
+	Seq            uint64              `json:"seq"` // log sequence of the last change
 }
 
 // TokenInfo is the state of a credential's OAuth tokens.
@@ -94,7 +95,7 @@ func (s *Service) getCredential(ctx context.Context, call *service.Call, in Get)
 
 func credentialInfo(c projections.Credential) Credential {
 	return Credential{
-		ID: c.ID, Component: c.Component, Name: c.Name, Workspace: c.Workspace, VPNAgent: c.VPNAgent, Status: c.Status, Version: c.Version,
+		ID: c.ID, Component: c.Component, Name: c.Name, Workspace: c.Workspace, VPNAgent: c.VPNAgent, ThrottlePolicy: c.ThrottlePolicy, Status: c.Status, Version: c.Version,
 		Fields: c.Fields, Verification: c.Verification, VerifiedAt: c.VerifiedAt, CreatedAt: c.CreatedAt,
 		CreatedBy: c.CreatedBy.Kind + ":" + c.CreatedBy.ID, UpdatedAt: c.UpdatedAt, Seq: c.Seq,
 	}
@@ -128,14 +129,15 @@ func (s *Service) maskedKeys(ctx context.Context, c projections.Credential, d co
 
 // List requests credentials. Filters combine by AND.
 type List struct {
-	Component    string        `json:"component,omitzero"`
-	Workspace    string        `json:"workspace,omitzero"`     // the id with which they were created
-	Status       events.Status `json:"status,omitzero"`        // verified, failed, unverified or reauthorization_required
-	NameContains string        `json:"name_contains,omitzero"` // case-insensitive
-	Sort         string        `json:"sort,omitzero"`          // name, -name, created, -created, or, without name_contains, name,-created or -name,created; name when absent
-	Limit        int           `json:"limit,omitzero"`         // 1 to 200; 50 when absent
-	After        string        `json:"after,omitzero"`         // cursor of the previous page, with the same filter and sort
-	MinSeq       uint64        `json:"min_seq,omitzero"`       // wait until the response reflects this log sequence
+	Component      string        `json:"component,omitzero"`
+	Workspace      string        `json:"workspace,omitzero"`       // the id with which they were created
+	ThrottlePolicy string        `json:"throttle_policy,omitzero"` // id of the throttle policy that they have
+	Status         events.Status `json:"status,omitzero"`          // verified, failed, unverified or reauthorization_required
+	NameContains   string        `json:"name_contains,omitzero"`   // case-insensitive
+	Sort           string        `json:"sort,omitzero"`            // name, -name, created, -created, or, without name_contains, name,-created or -name,created; name when absent
+	Limit          int           `json:"limit,omitzero"`           // 1 to 200; 50 when absent
+	After          string        `json:"after,omitzero"`           // cursor of the previous page, with the same filter and sort
+	MinSeq         uint64        `json:"min_seq,omitzero"`         // wait until the response reflects this log sequence
 }
 
 type Page struct {
@@ -180,7 +182,7 @@ func (s *Service) listCredentials(ctx context.Context, call *service.Call, in Li
 		return Page{}, err
 	}
 	page, next, err := s.Views.Credentials(ctx, projections.CredentialFilter{
-		Tenant: call.Tenant, Component: in.Component, Workspace: in.Workspace, Status: in.Status, NameContains: in.NameContains,
+		Tenant: call.Tenant, Component: in.Component, Workspace: in.Workspace, ThrottlePolicy: in.ThrottlePolicy, Status: in.Status, NameContains: in.NameContains,
 		Sort: sort, Desc: desc, Turn: turn, Limit: limit, After: in.After,
 	})
 	if err != nil {

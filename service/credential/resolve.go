@@ -62,12 +62,13 @@ type Resolve struct {
 
 // Resolved is a resolved credential. It has sealed or keys, as requested.
 type Resolved struct {
-	Lease   string         `json:"lease"`
-	Expires time.Time      `json:"expires"`         // end of the lease: seconds, UTC; no later than the access token's expiry
-	Version int            `json:"version"`         // of the keys
-	Hosts   []string       `json:"hosts"`           // the only hosts to which the values may be sent, as the component declares them
-	Sealed  string         `json:"sealed,omitzero"` // unpadded base64url of HPKE (RFC 9180, base mode; DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM): the encapsulated key and the ciphertext of {"keys":{...}}. Its info is credstream/resolved/1, tenant, id, lease, version and expires, joined by line feeds
-	Keys    map[string]any `json:"keys,omitzero"`   // the clear values, by field; of an OAuth field the provider's response, without the refresh token
+	Lease          string         `json:"lease"`
+	Expires        time.Time      `json:"expires"`                  // end of the lease: seconds, UTC; no later than the access token's expiry
+	Version        int            `json:"version"`                  // of the keys
+	ThrottlePolicy string         `json:"throttle_policy,omitzero"` // id of the throttle policy that limits its use
+	Hosts          []string       `json:"hosts"`                    // the only hosts to which the values may be sent, as the component declares them
+	Sealed         string         `json:"sealed,omitzero"`          // unpadded base64url of HPKE (RFC 9180, base mode; DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM): the encapsulated key and the ciphertext of {"keys":{...}}. Its info is credstream/resolved/1, tenant, id, lease, version and expires, joined by line feeds
+	Keys           map[string]any `json:"keys,omitzero"`            // the clear values, by field; of an OAuth field the provider's response, without the refresh token
 }
 
 // resolveInfo binds an encrypted response to its request. It is the info of HPKE.
@@ -151,7 +152,7 @@ func (s *Service) resolveAgain(ctx context.Context, call *service.Call, key leas
 	if err != nil {
 		return answer, false, err
 	}
-	if state.Revision() != l.revision || state.OAuth() && !state.Tokens.Token.ValidFor(s.Kernel.Now(), resolveLife) {
+	if resolvedRevision(state) != l.revision || state.OAuth() && !state.Tokens.Token.ValidFor(s.Kernel.Now(), resolveLife) {
 		return answer, false, nil
 	}
 	answer = l.answer
@@ -163,13 +164,18 @@ func (s *Service) resolveAgain(ctx context.Context, call *service.Call, key leas
 		state, err = s.recheckGrant(ctx, call, key.id)
 	}
 	switch {
-	case errors.Is(err, aggregates.ErrCredentialVersionStale), err == nil && state.Revision() != l.revision:
+	case errors.Is(err, aggregates.ErrCredentialVersionStale), err == nil && resolvedRevision(state) != l.revision:
 		return answer, false, nil
 	case err != nil:
 		return answer, false, err
 	}
 	answer.Keys = clearKeys(keys)
 	return answer, true, nil
+}
+
+// resolvedRevision names what an answer holds: it changes with the values and the policy.
+func resolvedRevision(s aggregates.CredentialState) string {
+	return s.Revision() + " " + s.ThrottlePolicy
 }
 
 // recheckGrant returns the state of a credential from the leader of its stream,
@@ -210,7 +216,7 @@ func (s *Service) resolveAnew(ctx context.Context, call *service.Call, key lease
 			Time: now, Expires: s.leaseEnd(now, tokenEnds), Kind: AccessGiven,
 		}
 		answer := Resolved{
-			Lease: fact.Lease, Expires: fact.Expires, Version: fact.Version, Hosts: append([]string{}, state.Value.Current().Hosts...),
+			Lease: fact.Lease, Expires: fact.Expires, Version: fact.Version, ThrottlePolicy: state.Value.ThrottlePolicy, Hosts: append([]string{}, state.Value.Current().Hosts...),
 		}
 		if public != nil {
 			text := append(append([]byte(`{"keys":`), keys.Marshal().Reveal()...), '}')
@@ -220,12 +226,12 @@ func (s *Service) resolveAnew(ctx context.Context, call *service.Call, key lease
 			}
 			answer.Sealed = base64.RawURLEncoding.EncodeToString(sealed)
 		}
-		given, err := s.recordAndConfirm(ctx, call, fact, state.Value.Revision())
+		given, err := s.recordAndConfirm(ctx, call, fact, resolvedRevision(state.Value))
 		if err != nil {
 			return Resolved{}, err
 		}
 		if given {
-			s.leases.add(key, &lease{revision: state.Value.Revision(), given: now, answer: answer})
+			s.leases.add(key, &lease{revision: resolvedRevision(state.Value), given: now, answer: answer})
 			if public == nil {
 				answer.Keys = clearKeys(keys)
 			}
@@ -245,7 +251,7 @@ func (s *Service) recordAndConfirm(ctx context.Context, call *service.Call, fact
 		return false, fmt.Errorf("%w: credential %s: %w", ErrAccessLog, fact.Credential, err)
 	}
 	state, err := s.recheckGrant(ctx, call, fact.Credential)
-	if err == nil && state.Revision() == revision {
+	if err == nil && resolvedRevision(state) == revision {
 		return true, nil
 	}
 	s.leases.results.WithLabelValues("withdrawn").Inc()

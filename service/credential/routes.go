@@ -17,6 +17,8 @@ func (s *Service) Routes() []service.Route {
 		change[commands.RenameCredential](s, "credential.rename", permission.CredentialsEdit, "Rename a credential."),
 		change[commands.SetVPNAgent](s, "credential.set-vpn-agent", permission.CredentialsEdit,
 			"Set or clear the VPN agent through which a flow engine reaches the API of a credential."),
+		service.Command("credential.assign-throttle-policy", permission.CredentialsEdit, s.assignThrottlePolicy,
+			"Assign a throttle policy to a credential in place of the one that it has, or clear it."),
 		service.Command("credential.replace-keys", permission.CredentialsEdit, s.replaceKeys,
 			"Verify new keys by a dry request and activate them as a new version.").WithSecrets().Recalling(flow.RecallTried),
 		service.Command("credential.revert", permission.CredentialsEdit, s.revertCredential,

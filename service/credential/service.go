@@ -36,6 +36,7 @@ type Deps struct {
 	Flows      Flows
 	Tokens     Tokens
 	Grants     Grants
+	Policies   Policies
 	Log        *aggregates.Log
 	Views      *projections.Views
 	Keyring    *seal.Keyring
@@ -87,6 +88,14 @@ type Tokens interface {
 type Grants interface {
 	RefreshCredential(ctx context.Context, call *service.Call, in token.Refresh) (service.Done, error)
 	EndCredential(ctx context.Context, call *service.Call, cmd commands.DeleteCredential) (service.Done, aggregates.CredentialState, error)
+}
+
+// Policies are the throttle policies of credentials.
+type Policies interface {
+	// Use has a policy record that it is about to be assigned; "" is none.
+	Use(ctx context.Context, call *service.Call, policy, credential string) (commands.PolicyUse, error)
+	// Release ends a use that the credential does not make, or makes no more.
+	Release(ctx context.Context, call *service.Call, use commands.PolicyUse)
 }
 
 // Service implements the routes of credentials. Its methods may be called from many goroutines.

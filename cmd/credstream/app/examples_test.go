@@ -88,7 +88,7 @@ func TestDocumentedExamples(t *testing.T) {
 	must(t, u.command("component.register", "", map[string]any{"id": "calendar", "descriptor": json.RawMessage(calendar)}, nil))
 	must(t, u.command("oauth_client.define", "", map[string]any{"component": "calendar", "client_id": "demo-client", "client_secret": "demo-secret"}, nil))
 	first := []string{
-		"component.register", "component.set-env", "oauth_client.define", "credential.create", "credential.replace-keys", "oauth.connect", "auth_secret.create", "auth_client.create", "flow.bind", "api_key.issue", "connector_secret.put", "connector.put",
+		"component.register", "component.set-env", "oauth_client.define", "throttle_policy.define", "credential.create", "credential.replace-keys", "oauth.connect", "auth_secret.create", "auth_client.create", "flow.bind", "api_key.issue", "connector_secret.put", "connector.put",
 		"v2.components.create", "v2.oauth-clients.create", "v2.credentials.create", "v2.secrets.create", "v2.auth-clients.create", "v2.flows.create",
 	}
 	last := []string{
@@ -115,6 +115,7 @@ func TestDocumentedExamples(t *testing.T) {
 		"oauth.complete":     409,                                                                                  // nobody has come back
 		"credential.resolve": 403, "credential.reveal": 403, "oauth_client.reveal": 403, "auth_client.reveal": 403, // no role does this
 		"connector_secret.reveal": 403, // likewise
+		"throttle_policy.delete":  409, // a credential has it
 	}
 	made := map[string]string{} // ids by what they are of
 	for _, d := range list {

@@ -313,6 +313,7 @@ func TestForeignIDs(t *testing.T) {
 	must(t, ajax.command("credential.create", "", map[string]any{"component": "plain", "workspace": "sales", "keys": map[string]any{"apiKey": "k"}}, &credential))
 	must(t, ajax.command("flow.bind", "", map[string]any{"flow": "their-flow", "steps": []any{map[string]any{"id": "s", "component": "plain", "credential": credential.ID}}}, nil))
 	must(t, ajax.command("api_key.issue", "", map[string]any{"role": "OPERATOR"}, &key))
+	must(t, ajax.command("throttle_policy.define", "", map[string]any{"id": "their-policy", "tokens": 5, "per": "day"}, nil))
 	must(t, ajax.command("connector_secret.put", "", map[string]any{"id": "their-secret", "value": "v"}, nil))
 	must(t, ajax.command("connector.put", "", map[string]any{"id": "their-connector", "api_key_secret_id": "their-secret"}, nil))
 	nc := u.connect(t, adminKey)
@@ -341,10 +342,13 @@ func TestForeignIDs(t *testing.T) {
 	table := map[string]naming{
 		"component.update": component(`,"descriptor":{"title":"Mine"}`), "component.share": component(""), "component.unshare": component(""),
 		"component.delete": component(""), "component.set-env": component(`,"values":{"A":"x"}`), "component.get": component(""),
-		"credential.create":        {"plain", `{"component":"%s","keys":{"apiKey":"k"}}`},
-		"credential.rename":        of(credential.ID, `,"name":"n"`),
-		"credential.set-vpn-agent": of(credential.ID, `,"vpn_agent":"v"`),
-		"credential.replace-keys":  of(credential.ID, `,"keys":{"apiKey":"k"}`), "credential.revert": of(credential.ID, `,"version":1`),
+		"credential.create":                 {"plain", `{"component":"%s","keys":{"apiKey":"k"}}`},
+		"credential.rename":                 of(credential.ID, `,"name":"n"`),
+		"credential.set-vpn-agent":          of(credential.ID, `,"vpn_agent":"v"`),
+		"credential.assign-throttle-policy": of(credential.ID, ""),
+		"throttle_policy.change":            of("their-policy", `,"tokens":4`), "throttle_policy.delete": of("their-policy", ""), "throttle_policy.get": of("their-policy", ""),
+		"throttle_policy.define":  {}, // each tenant has ids of policies of its own
+		"credential.replace-keys": of(credential.ID, `,"keys":{"apiKey":"k"}`), "credential.revert": of(credential.ID, `,"version":1`),
 		"credential.verify": of(credential.ID, ""), "credential.refresh": of(credential.ID, ""), "credential.revoke": of(credential.ID, ""),
 		"oauth.revoke": {"theirs", `{"component":"%s","dry_run":true}`}, "oauth.revocation": of("4242", ""),
 		"credential.delete": of(credential.ID, ""), "credential.reveal": of(credential.ID, ""),

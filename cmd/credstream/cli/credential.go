@@ -93,6 +93,7 @@ func (a *invocation) credentialCreate() *cobra.Command {
 	cmd.Flags().StringVar(&in.Name, "name", "", "display `NAME`; derived from the component's title when absent")
 	cmd.Flags().StringVar(&step, "for", "", "`FLOW/STEP` that will use the credential; records the use")
 	cmd.Flags().StringVar(&in.Workspace, "workspace", "", "workspace `ID`, stored as given")
+	cmd.Flags().StringVar(&in.ThrottlePolicy, "throttle-policy", "", "`ID` of the throttle policy that limits its use")
 	cmd.Flags().StringVar(&in.VPNAgent, "vpn-agent", "", "`ID` of the VPN agent through which a flow engine reaches the API; stored as given")
 	bindKeysFile(cmd, &keysFile)
 	by.bind(cmd, false)
@@ -264,6 +265,7 @@ func (a *invocation) credentialList() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&filter.Component, "component", "", "filter by component `ID`")
+	f.StringVar(&filter.ThrottlePolicy, "throttle-policy", "", "filter by throttle policy `ID`")
 	f.StringVar(&filter.Status, "status", "", "filter by `STATUS`: "+events.StatusChoice())
 	f.StringVar(&filter.NameContains, "name-contains", "", "filter by a `TEXT` that the name contains")
 	f.StringVar(&filter.Sort, "sort", "", "sort by `FIELD`: name, -name, created or -created")
@@ -330,6 +332,9 @@ func (a *invocation) credentialShow() *cobra.Command {
 			}
 			if c.VPNAgent != "" {
 				pairs = append(pairs, [2]string{"vpn agent", c.VPNAgent})
+			}
+			if c.ThrottlePolicy != "" {
+				pairs = append(pairs, [2]string{"throttle policy", c.ThrottlePolicy})
 			}
 			for _, name := range slices.Sorted(maps.Keys(c.Keys)) {
 				pairs = append(pairs, [2]string{"keys." + name, fmt.Sprint(c.Keys[name])})

@@ -1,0 +1,53 @@
+// Package throttle keeps throttle policies, which limit how often flows use a credential.
+package throttle
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/permission"
+)
+
+// Deps is what a Service is made of.
+type Deps struct {
+	Kernel *service.Kernel
+	Log    *aggregates.Log
+	Views  *projections.Views
+	Logger *slog.Logger
+}
+
+// Service answers the routes of throttle policies. Its methods may be called from many
+// goroutines.
+type Service struct{ Deps }
+
+// New makes a Service.
+func New(deps Deps) *Service { return &Service{deps} }
+
+// Answers are none beside what every command answers.
+func (s *Service) Answers() []service.Answer { return nil }
+
+// Routes is what can be asked of the feature.
+func (s *Service) Routes() []service.Route {
+	return []service.Route{
+		service.Command("throttle_policy.define", permission.ThrottlePoliciesEdit, s.define,
+			"Define a throttle policy: how many tokens all flows of a credential are granted in any period."),
+		service.Command("throttle_policy.change", permission.ThrottlePoliciesEdit, s.change,
+			"Change a throttle policy, for all credentials that it is assigned to."),
+		service.Command("throttle_policy.delete", permission.ThrottlePoliciesEdit, s.delete,
+			"Delete a throttle policy. Refused while it is assigned to a credential."),
+		service.Query("throttle_policy.get", permission.ThrottlePoliciesGet, s.get, "One throttle policy."),
+		service.Query("throttle_policy.list", permission.ThrottlePoliciesGet, s.list, "The throttle policies of the tenant by id, page by page.").Scan(),
+	}
+}
+
+// policy is the newest state of a policy, or ErrThrottlePolicyNotFound.
+func (s *Service) policy(ctx context.Context, tenant, id string) (aggregates.ThrottlePolicyState, error) {
+	state, err := aggregates.ThrottlePolicy.Fresh(ctx, s.Log, aggregates.ThrottlePolicy.Stream(tenant, id))
+	if err == nil && !state.Value.Live {
+		err = aggregates.ErrThrottlePolicyNotFound
+	}
+	return state.Value, err
+}
