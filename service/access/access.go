@@ -20,13 +20,13 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// ErrKeyMalformed refuses what cannot be a key.
+// ErrKeyMalformed rejects a string that cannot be a key.
 var ErrKeyMalformed = fault.New(fault.Unauthenticated, "api_key_malformed",
 	"Not a valid API key: mistyped, truncated, or for another service.")
 
-// The form of a key that the service makes: "cs_", 256 random bits as 52 letters
-// and digits of base32, and 6 more that are a checksum of what is before them.
-// Programs that look for lost keys find "cs_" and can tell a key from a look-alike.
+// The format of generated keys: "cs_", 256 random bits as 52 letters
+// and digits of base32, and a checksum of 6 characters over the rest.
+// Secret scanners can search for "cs_" and verify a match by the checksum.
 const (
 	keyPrefix   = "cs_"
 	keyAlphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567" // base32 (RFC 4648), as rand.Text has it
@@ -34,7 +34,7 @@ const (
 	keyCheck    = 6
 )
 
-// NewKey makes an API key.
+// NewKey generates an API key.
 func NewKey() seal.Secret {
 	key := keyPrefix + rand.Text() + rand.Text()
 	return seal.NewSecret([]byte(key + keyChecksum(key)))
@@ -51,9 +51,9 @@ func keyChecksum(text string) string {
 	return string(check)
 }
 
-// CheckKeyShape refuses, with ErrKeyMalformed, what cannot be a key: not "cs_" and
-// 32 to 128 letters and digits, or of the length of the keys made here without
-// their checksum. Other lengths are of keys that were given.
+// CheckKeyShape returns ErrKeyMalformed for a string that cannot be a key: it is not "cs_" and
+// 32 to 128 letters and digits, or has the length of generated keys without
+// their checksum. Configured keys have other lengths.
 func CheckKeyShape(key string) error {
 	rest, ok := strings.CutPrefix(key, keyPrefix)
 	if !ok || len(rest) < 32 || len(rest) > 128 {
@@ -71,14 +71,14 @@ func CheckKeyShape(key string) error {
 	return nil
 }
 
-// hashKey is how a key is known: hex SHA-256. The key's 256 random bits need no
+// hashKey is the stored form of a key: hex SHA-256. The key's 256 random bits need no
 // slower hash.
 func hashKey(key string) string {
 	sum := sha256.Sum256([]byte(key))
 	return hex.EncodeToString(sum[:])
 }
 
-// knownKey is remembered until the views hear of a change to any key.
+// knownKey is cached until the views report a change of any key.
 type knownKey struct {
 	principal service.Principal
 	changes   uint64 // Views.KeyChanges before the key was looked up
@@ -87,15 +87,15 @@ type knownKey struct {
 // LastUse remembers when keys were used last, to the minute. It is not derived
 // from the log and may be lost.
 type LastUse interface {
-	// Note says that the key was used. It is called for every request and does not wait.
+	// Note records a use of the key. It is called for every request and does not block.
 	Note(id string, at time.Time)
-	// LastUsed tells when keys were used last, by their ids.
+	// LastUsed returns when keys were last used, by key id.
 	LastUsed(ctx context.Context) (map[string]time.Time, error)
 }
 
 // Authenticate returns the principal of an API key that is used from the
-// address; the zero address is one that is not known. It returns
-// ErrUnauthenticated when the key is empty, ErrKeyMalformed, or ErrKeyUnknown, and
+// address; the zero address is unknown. It returns
+// ErrUnauthenticated for an empty key, ErrKeyMalformed, or ErrKeyUnknown, and
 // ErrWrongKeys in their place when too many came from the address.
 func (s *Service) Authenticate(ctx context.Context, key string, from netip.Addr) (service.Principal, error) {
 	p, err := s.authenticate(ctx, key, from)
@@ -126,8 +126,8 @@ func (s *Service) noteUse(p service.Principal) {
 	}
 }
 
-// principal finds a key by its hash: a lookup by hash tells a guesser nothing
-// by its timing.
+// principal finds a key by its hash: the timing of a lookup by hash tells a guesser
+// nothing.
 func (s *Service) principal(ctx context.Context, sum [sha256.Size]byte) (service.Principal, error) {
 	changes, followed := s.Views.KeyChanges(), s.Projector.Err() == nil
 	if k, ok := s.keys.Get(sum); ok && k.changes == changes && followed {
@@ -138,7 +138,7 @@ func (s *Service) principal(ctx context.Context, sum [sha256.Size]byte) (service
 	switch {
 	case err != nil:
 		return service.Principal{}, err
-	case !found && !followed: // it may have been issued after where the views stand still
+	case !found && !followed: // it may have been issued after the position at which the views stopped
 		id, err := s.Kernel.KeyBeyondViews(ctx, hash, at)
 		if err != nil {
 			return service.Principal{}, err
@@ -147,7 +147,7 @@ func (s *Service) principal(ctx context.Context, sum [sha256.Size]byte) (service
 	case !found || k.Revoked:
 		s.keys.Remove(sum)
 		return service.Principal{}, service.ErrKeyUnknown
-	case !followed: // the views stand still and would never hear of its end
+	case !followed: // the views have stopped and would not show its revocation
 		return s.FreshPrincipal(ctx, k.ID)
 	}
 	p, err := principalOf(k.ID, aggregates.APIKeyState{
@@ -160,9 +160,9 @@ func (s *Service) principal(ctx context.Context, sum [sha256.Size]byte) (service
 	return p, nil
 }
 
-// Principal returns the principal of a key that an edge has checked already and
-// knows by its id, or ErrKeyUnknown when it was revoked or has expired since. The
-// edge has looked at its address.
+// Principal returns the principal of a key that an edge has authenticated already and
+// identifies by its id, or ErrKeyUnknown if it was revoked or has expired since. The
+// edge has checked its address.
 func (s *Service) Principal(ctx context.Context, id string) (service.Principal, error) {
 	changes, followed := s.Views.KeyChanges(), s.Projector.Err() == nil
 	k, ok := s.keyIDs.Get(id)
@@ -182,7 +182,7 @@ func (s *Service) Principal(ctx context.Context, id string) (service.Principal, 
 	return k.principal, nil
 }
 
-// FreshPrincipal asks the log for a key.
+// FreshPrincipal reads a key from the log.
 func (s *Service) FreshPrincipal(ctx context.Context, id string) (service.Principal, error) {
 	state, err := aggregates.APIKey.Fresh(ctx, s.Log, aggregates.APIKey.Stream(events.System, id))
 	switch {
@@ -211,10 +211,10 @@ func principalOf(id string, k aggregates.APIKeyState) (service.Principal, error)
 	return p, nil
 }
 
-// Authorize is the one place where a call is let through: the tenant is one the
-// caller may name and that exists, and the caller holds the permission. Of a
-// tenant that is not the caller's it says what it says of an unknown one. A
-// refusal is recorded.
+// Authorize is the one place where a call is authorized: the tenant exists and is granted to the
+// caller, and the caller has the permission. A
+// tenant that is not granted gets the same error as an unknown one. A
+// denial is recorded.
 func (s *Service) Authorize(ctx context.Context, call *service.Call, perm permission.Permission) error {
 	if call.Principal.Actor.ID == "" {
 		return service.ErrUnauthenticated
@@ -238,16 +238,16 @@ func (s *Service) Authorize(ctx context.Context, call *service.Call, perm permis
 	return nil
 }
 
-// Deny refuses a call for want of the permission, and records that. It is for
-// what takes more than the permission of its route.
+// Deny refuses a call because of a missing permission, and records that. It is for
+// calls that require more than the permission of their route.
 func (s *Service) Deny(ctx context.Context, call *service.Call, perm permission.Permission) error {
 	s.Denied(ctx, call, perm)
 	return service.ErrDenied.Withf("The key lacks the permission %s.", perm)
 }
 
 // Require refuses a call whose caller may not use its tenant or lacks a permission
-// that a surface asks for beyond that of the route, and records the refusal. The
-// route's own is for Serve to ask.
+// that a surface requires in addition to that of the route, and records the denial. Serve
+// checks the route's own permission.
 func (s *Service) Require(ctx context.Context, call service.Call, route string, perm permission.Permission) error {
 	call.Route = route
 	return s.Authorize(ctx, &call, perm)

@@ -27,7 +27,7 @@ var (
 		"The addresses must be at most 32 IPv4 or IPv6 networks, such as \"192.0.2.0/24\".")
 )
 
-// ErrKeySelfRevoke keeps an installation from being locked out.
+// ErrKeySelfRevoke prevents an installation from locking itself out.
 var ErrKeySelfRevoke = fault.New(fault.Precondition, "api_key_own",
 	"A key that is granted every tenant cannot revoke itself. Issue another key and revoke this one with it.")
 
@@ -53,14 +53,14 @@ type IssueAPIKey struct {
 	Permissions []permission.Permission `json:"permissions,omitzero"` // held by name, besides those of the role
 	Name        string                  `json:"name,omitzero"`        // display name
 	Tenants     []string                `json:"tenants,omitzero"`     // tenants it may name, "*" is every one; the call's tenant when absent
-	Expires     string                  `json:"expires,omitzero"`     // when it ends by itself: a moment (RFC 3339), or a duration such as "720h"; never when absent
+	Expires     string                  `json:"expires,omitzero"`     // when it expires: a time (RFC 3339), or a duration such as "720h"; never when absent
 	Addresses   []string                `json:"addresses,omitzero"`   // networks (CIDR) that it may be used from, up to 32; from everywhere when absent
 }
 
 type IssuedAPIKey struct {
 	service.Done
 	Key     string    `json:"key,omitzero"`     // shown once
-	Expires time.Time `json:"expires,omitzero"` // when it ends by itself
+	Expires time.Time `json:"expires,omitzero"` // when it expires
 }
 
 func (s *Service) issueAPIKey(ctx context.Context, call *service.Call, in IssueAPIKey) (IssuedAPIKey, error) {
@@ -110,8 +110,8 @@ func (s *Service) issueAPIKey(ctx context.Context, call *service.Call, in IssueA
 	return IssuedAPIKey{done, key, expires}, nil
 }
 
-// grantable checks what a key is to be granted, and returns its permissions by
-// name, sorted: those of the role need not stand twice.
+// grantable checks the requested permissions, and returns the individual ones,
+// sorted: those of the role need not be listed again.
 func grantable(issuer service.Principal, in IssueAPIKey) ([]string, error) {
 	role, known := permission.Roles[in.Role]
 	switch {
@@ -142,7 +142,7 @@ func grantable(issuer service.Principal, in IssueAPIKey) ([]string, error) {
 	return slices.Compact(names), nil
 }
 
-// expiry reads when a key is to end, which is not after its issuer does. The zero
+// expiry parses when a key expires, which must not be after its issuer does. The zero
 // time is never.
 func expiry(issuer service.Principal, given string, now time.Time) (time.Time, error) {
 	var end time.Time
@@ -156,7 +156,7 @@ func expiry(issuer service.Principal, given string, now time.Time) (time.Time, e
 			end = now.Add(after)
 		}
 		end = end.UTC().Truncate(time.Microsecond)
-		if !end.After(now) || end.Year() > 9999 { // what RFC 3339 can write
+		if !end.After(now) || end.Year() > 9999 { // the range of RFC 3339
 			return time.Time{}, ErrKeyExpires.At("/expires")
 		}
 	}
@@ -167,8 +167,8 @@ func expiry(issuer service.Principal, given string, now time.Time) (time.Time, e
 	return end, nil
 }
 
-// networks reads where a key may be used from, which is within what its issuer
-// may. An address alone is a network of one.
+// networks parses the networks from which a key may be used, which must be within those of its
+// issuer. A single address is a network of one.
 func networks(issuer service.Principal, given []string) ([]string, error) {
 	if len(given) > maxKeyAddresses {
 		return nil, ErrKeyAddresses.At("/addresses")
@@ -187,7 +187,7 @@ func networks(issuer service.Principal, given []string) ([]string, error) {
 			}
 			network = netip.PrefixFrom(address, address.BitLen())
 		}
-		if network.Addr().Is4In6() { // connections from there are known by the IPv4 address
+		if network.Addr().Is4In6() { // such connections are identified by their IPv4 address
 			return nil, ErrKeyAddresses.Withf("Write an IPv4 network in IPv4 form: \"192.0.2.0/24\".").At(at)
 		}
 		network = network.Masked()
@@ -211,8 +211,8 @@ func (s *Service) issueKey(ctx context.Context, call *service.Call, cmd commands
 }
 
 // mayHold reports whether the principal could issue a key with the permissions of
-// this one. How long and from where that key may be used counts for nothing here: who
-// may be used for an hour can end what would last forever.
+// this one. Expiry and networks of that key do not matter here: a key that
+// is valid for an hour can revoke one that never expires.
 func mayHold(p service.Principal, k aggregates.APIKeyState) bool {
 	permissions := slices.Clone(permission.Roles[permission.Role(k.Role)])
 	for _, name := range k.Permissions {
@@ -246,7 +246,7 @@ func (s *Service) revokeAPIKey(ctx context.Context, call *service.Call, in Revok
 	if err != nil {
 		return service.Done{}, err
 	}
-	// Once the views know of it the key is refused everywhere in this process.
+	// Once the views have it, the key is rejected everywhere in this process.
 	if err := s.Kernel.AtLeast(ctx, state.Seq); err != nil {
 		return service.Done{}, err
 	}
@@ -259,7 +259,7 @@ func (s *Service) revokeAPIKey(ctx context.Context, call *service.Call, in Revok
 type ListAPIKeys struct {
 	Limit  int    `json:"limit,omitzero"`   // 1 to 200; 50 when absent
 	After  string `json:"after,omitzero"`   // cursor of the page before
-	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the response reflects this log sequence
 }
 
 type APIKeyList struct {
@@ -267,19 +267,19 @@ type APIKeyList struct {
 	Next string       `json:"next,omitzero"` // cursor of the next page; absent on the last
 }
 
-// APIKeyInfo is what is shown of a key.
+// APIKeyInfo is the metadata of a key.
 type APIKeyInfo struct {
 	ID          string                  `json:"id"`
 	Name        string                  `json:"name"`
-	Role        permission.Role         `json:"role"`                 // "" when it has permissions by name alone
+	Role        permission.Role         `json:"role"`                 // "" when it has only single permissions
 	Permissions []permission.Permission `json:"permissions,omitzero"` // held by name, besides those of the role
 	Tenants     []string                `json:"tenants"`
 	Addresses   []string                `json:"addresses,omitzero"` // networks it may be used from; absent: from everywhere
-	Expires     time.Time               `json:"expires,omitzero"`   // when it ends, or ended, by itself; absent: never
-	Expired     bool                    `json:"expired,omitzero"`   // that has come
+	Expires     time.Time               `json:"expires,omitzero"`   // when it expires or expired; absent: never
+	Expired     bool                    `json:"expired,omitzero"`   // the expiry has passed
 	Revoked     bool                    `json:"revoked"`
 	IssuedAt    time.Time               `json:"issued_at"`
-	LastUsedAt  time.Time               `json:"last_used_at,omitzero"` // to the minute; absent when that is not known
+	LastUsedAt  time.Time               `json:"last_used_at,omitzero"` // to the minute; absent when unknown
 }
 
 func (s *Service) listAPIKeys(ctx context.Context, call *service.Call, in ListAPIKeys) (APIKeyList, error) {

@@ -15,22 +15,22 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// A refusal is a fact in the home tenant of who was refused. The first one is
-// recorded at once; those of the same caller and route that come within a minute
-// are counted, and recorded together when it is over. So neither a mistake in a
+// A denial is an event in the home tenant of the denied caller. The first one is
+// recorded at once; further ones of the same caller and route within a minute
+// are counted, and recorded together at its end. So neither a bug in a
 // loop nor an attack fills the log.
 const (
 	deniedTime    = time.Minute
 	deniedRate    = 20  // commits a second
-	deniedBurst   = 100 // of them at once
+	deniedBurst   = 100 // burst
 	deniedCallers = 1000
 	DeniedAppend  = 5 * time.Second // for one commit
-	deniedStop    = 2 * time.Second // for what is left when the process stops
-	deniedLook    = time.Second     // between two looks at what is due
+	deniedStop    = 2 * time.Second // for the remaining ones when the process stops
+	deniedLook    = time.Second     // between two checks for due denials
 )
 
-// denials gathers refusals until they are recorded. It holds at most deniedCallers
-// callers, and of each at most the routes that there are.
+// denials collects denials until they are recorded. It holds at most deniedCallers
+// callers, and for each at most one entry per route.
 type denials struct {
 	outcome *prometheus.CounterVec
 	commits *rate.Limiter
@@ -39,14 +39,14 @@ type denials struct {
 	by map[denied]map[string]*deniedWindow // and by route
 }
 
-// denied is who was refused.
+// denialKey is the denied caller.
 type denied struct {
 	home  string
 	actor events.Actor
 }
 
-// deniedWindow counts what is to be recorded at its end; a count of 0 says that
-// all is recorded so far.
+// deniedWindow counts what must be recorded at its end; a count of 0 means that
+// everything is recorded so far.
 type deniedWindow struct {
 	commands.Denial
 	end time.Time
@@ -66,8 +66,8 @@ func newDenials(reg prometheus.Registerer) *denials {
 	return d
 }
 
-// note takes a refusal in. now says that it is the first in a while and that the
-// caller has to record it.
+// note adds a denial. now means that it is the first in a while and that the
+// caller must record it.
 func (d *denials) note(who denied, one commands.Denial) (now bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -107,8 +107,8 @@ func (w *deniedWindow) add(one commands.Denial) {
 	w.Count += one.Count
 }
 
-// due takes out what is to be recorded now, or all there is, by caller. What the
-// rate does not let through stays.
+// due removes and returns the denials to record now, or all, by caller. Those beyond the
+// rate stay.
 func (d *denials) due(now time.Time, all bool) map[denied][]commands.Denial {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -138,7 +138,7 @@ func (d *denials) due(now time.Time, all bool) map[denied][]commands.Denial {
 	return list
 }
 
-// restore keeps what could not be recorded for the next time.
+// restore puts back denials that could not be recorded.
 func (d *denials) restore(who denied, list []commands.Denial) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -151,11 +151,11 @@ func (d *denials) restore(who denied, list []commands.Denial) {
 	}
 }
 
-// Denied notes that a call was refused, and records it when it is the first in a
-// while: the answer waits until that is durable, whatever it says. A failure is
-// told of in the log of the process, and the caller hears nothing of it.
+// Denied records a denied call, at once if it is the first in a
+// while: the response waits until that is durable. A failure is
+// logged and not reported to the caller.
 func (s *Service) Denied(ctx context.Context, call *service.Call, perm permission.Permission) {
-	if call.CrossSite { // somebody else had the browser send it
+	if call.CrossSite { // a foreign page had the browser send it
 		return
 	}
 	who := denied{call.Principal.Home, call.Principal.Actor}
@@ -178,7 +178,7 @@ func (s *Service) recordDenials(ctx context.Context, who denied, via string, lis
 			return err
 		}
 		exists, err := s.TenantExists(ctx, who.home)
-		if err != nil || !exists { // a token may name any home: there is nobody to tell
+		if err != nil || !exists { // a token may name any home tenant; this one does not exist
 			return err
 		}
 		call := &service.Call{Tenant: who.home, Principal: service.Principal{Actor: who.actor}, Via: via, CommandID: events.NewID()}
@@ -192,8 +192,8 @@ func (s *Service) recordDenials(ctx context.Context, who denied, via string, lis
 	}
 }
 
-// RunDenials records refused calls that were counted, each minute's at its end,
-// and what is left when ctx ends; then it returns nil.
+// RunDenials records the counted denials, those of each minute at its end,
+// and the remaining ones when ctx ends; then it returns nil.
 func (s *Service) RunDenials(ctx context.Context) error {
 	tick := time.NewTicker(deniedLook)
 	defer tick.Stop()

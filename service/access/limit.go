@@ -18,9 +18,9 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// Rate bounds calls by number in a second; 0 is no bound. Two seconds' worth may
-// come at once. A query that makes a new lease counts as a command, too. Flow
-// events and commands for the queue have the rate of commands, counted apart.
+// Rate is a limit of calls per second; 0 is no limit. Bursts of two seconds' worth
+// are allowed. A query that creates a new lease also counts as a command. Flow
+// events and queued commands have the rate of commands, counted separately.
 type Rate struct {
 	Commands, Queries int
 }
@@ -29,39 +29,39 @@ type Rate struct {
 // cost about a tenth. 0 allows any number of both.
 func RateOf(commands int) Rate { return Rate{Commands: commands, Queries: 10 * commands} }
 
-// Limits bounds what callers may ask of one process; each process counts by
-// itself. The zero Limits bound nothing.
+// Limits are the rate limits of one process; each process counts
+// separately. The zero Limits are unlimited.
 type Limits struct {
 	PerKey    Rate // of one identity
-	PerTenant Rate // of one tenant, whoever asks
+	PerTenant Rate // of one tenant, for all callers together
 	WrongKeys int  // from one address in a minute; 0 is no bound
 }
 
-// The refusals of who asks too much. Both say when to come again.
+// Rate limit errors. Both include when to retry.
 var (
 	ErrRateLimited = fault.New(fault.Throttled, "rate_limited", "Too many requests. Slow down and retry.")
 	ErrWrongKeys   = fault.New(fault.Throttled, "too_many_wrong_keys",
 		"Too many invalid API keys from this address. Wait a minute. Valid keys are still accepted.")
 )
 
-// limiter holds a bucket of tokens for each identity and tenant that was seen
-// lately. Forgetting one fills its bucket, so it takes more callers than are
-// remembered at once, all of them with good keys, to get past it.
+// limiter has a token bucket for each recently seen identity and tenant.
+// Evicting one refills its bucket, so bypassing the limit takes more concurrent callers with valid keys
+// than the cache holds.
 type limiter struct {
 	limits  Limits
 	buckets *lru.Cache[bucket, *rate.Limiter]
 }
 
-// bucket names what is counted together.
+// bucket identifies a token bucket.
 type bucket struct {
 	of, id string // perTenant and its id, or the kind of an identity and its id
 	kind   service.Kind
 }
 
-// Beside the kinds of identities, these are counted together.
+// Besides the kinds of identities, these are counted together.
 const (
 	perTenant  = "tenant"
-	connecting = "connecting" // a tenant that starts connections, which take room until they expire
+	connecting = "connecting" // connections that a tenant starts, which use memory until they expire
 )
 
 // maxConnects is how many connections a tenant may start in a second, whatever the limits.
@@ -78,8 +78,8 @@ func newLimiter(limits Limits) (*limiter, error) {
 	return &limiter{limits, buckets}, nil
 }
 
-// take takes one token, or refuses with ErrRateLimited and the time until there
-// is one.
+// take takes one token, or returns ErrRateLimited with the time until the next
+// one.
 func (l *limiter) take(b bucket, now time.Time) error {
 	bound := l.limits.PerKey
 	switch b.of {
@@ -109,8 +109,8 @@ func (l *limiter) take(b bucket, now time.Time) error {
 	return ErrRateLimited.WithRetryAfter(time.Duration(missing / float64(most) * float64(time.Second)))
 }
 
-// Admit lets a call through that is authorized and within the limits. What a
-// caller is refused counts against itself, never against the tenant it names.
+// Admit admits a call that is authorized and within the limits. A denied
+// call counts against the caller, never against the tenant that it names.
 func (s *Service) Admit(ctx context.Context, call *service.Call, perm permission.Permission, what service.Kind) error {
 	now := s.Kernel.Now()
 	if who := call.Principal.Actor; who.ID != "" {
@@ -135,13 +135,13 @@ func (s *Service) Charge(_ context.Context, call *service.Call, what service.Kin
 	return s.limiter.take(bucket{perTenant, call.Tenant, what}, now)
 }
 
-// AdmitConnect lets a tenant start one more connection this second.
+// AdmitConnect counts one more connection that a tenant starts.
 func (s *Service) AdmitConnect(tenant string) error {
 	return s.limiter.take(bucket{of: connecting, id: tenant, kind: service.CommandCall}, s.Kernel.Now())
 }
 
-// wrongKeys counts the wrong keys of each address. Only requests that are
-// refused anyway are counted or look here.
+// wrongKeys counts the invalid keys of each address. Only requests that are
+// rejected anyway are counted or checked.
 type wrongKeys struct {
 	most int // 0: none are counted
 	now  func() time.Time
@@ -150,7 +150,7 @@ type wrongKeys struct {
 	by *simplelru.LRU[netip.Addr, *wrong]
 }
 
-// wrong is how many keys an address got wrong until the end of its minute.
+// wrong is the number of invalid keys of an address until the end of its minute.
 type wrong struct {
 	keys int
 	end  time.Time
@@ -169,10 +169,10 @@ func newWrongKeys(most int, now func() time.Time) (*wrongKeys, error) {
 	return &wrongKeys{most: most, now: now, by: by}, nil
 }
 
-// refuse returns the refusal that a caller from the address gets in place of
-// err: ErrWrongKeys once it got too many keys wrong in a minute that began with
-// the first, else err itself. A caller without a key is none who guesses, but is
-// refused alike.
+// refuse returns the error for a caller from the address in place of
+// err: ErrWrongKeys after too many invalid keys in a minute that began with
+// the first, else err itself. A caller without a key is not guessing, but gets
+// the same error.
 func (w *wrongKeys) refuse(from netip.Addr, err error) error {
 	if w.most <= 0 || !from.IsValid() || err == nil || fault.Of(err).Kind != fault.Unauthenticated {
 		return err

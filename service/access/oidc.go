@@ -36,25 +36,25 @@ var (
 		"OpenID Connect requires the https URL of the issuer, an audience, and the claims for the tenant and the permissions.")
 )
 
-// TokenConfig says whose tokens are taken and how they are read.
+// TokenConfig is the accepted issuer and the claims of its tokens.
 type TokenConfig struct {
 	Issuer      string // URL; https, or http on the same machine
 	Audience    string // that a token must be meant for: the id of a client, or the name of this API
 	Tenant      string // claim: a tenant, or a list of them; the first is the home
 	Permissions string // claim: permissions and roles, as a list or separated by spaces; unknown ones are ignored
 
-	Client *http.Client     // asks the issuer; one with a time-out when nil
+	Client *http.Client     // for requests to the issuer; one with a timeout when nil
 	Now    func() time.Time // time.Now when nil
 }
 
-// Tokens checks the tokens of one OpenID Connect issuer (OpenID Connect Core 1.0,
-// RFC 9068 for access tokens). The issuer is asked for its configuration and keys
-// when the first token comes, so that it may be away when the service starts.
+// Tokens verifies the tokens of one OpenID Connect issuer (OpenID Connect Core 1.0,
+// RFC 9068 for access tokens). It fetches the issuer's configuration and keys
+// when the first token arrives, so that the service can start without the issuer.
 type Tokens struct {
 	cfg   TokenConfig
 	known *lru.Cache[[sha256.Size]byte, knownToken]
 
-	mu    sync.Mutex // held while the issuer is asked
+	mu    sync.Mutex // held during requests to the issuer
 	ask   *rate.Limiter
 	rules *oidc.Config
 	keys  *issuerKeys
@@ -71,14 +71,14 @@ const (
 	maxToken       = 8 << 10         // bytes
 	tokenTrust     = time.Minute     // that a token which was checked is not checked again
 	issuerTimeout  = 5 * time.Second // for one question
-	issuerMax      = 256 << 10       // bytes of an answer
-	issuerKeyAge   = 5 * time.Minute // after which the keys are asked for again: one may have been withdrawn
-	issuerKeyStale = time.Hour       // that they serve at most while the issuer does not answer
+	issuerMax      = 256 << 10       // bytes of a response
+	issuerKeyAge   = 5 * time.Minute // after which the keys are fetched again: one may have been withdrawn
+	issuerKeyStale = time.Hour       // maximum age of the keys while the issuer does not respond
 	issuerAsk      = 10 * time.Second
-	issuerBurst    = 3 // questions that may come at once; then one each issuerAsk
+	issuerBurst    = 3 // burst of requests; then one per issuerAsk
 )
 
-// NewTokens makes Tokens. It returns ErrTokenConfig when something is missing.
+// NewTokens creates Tokens. It returns ErrTokenConfig if something is missing.
 func NewTokens(cfg TokenConfig) (*Tokens, error) {
 	u, err := url.Parse(cfg.Issuer)
 	if err != nil || u.Host == "" || cfg.Audience == "" || cfg.Tenant == "" || cfg.Permissions == "" {
@@ -112,8 +112,8 @@ func IsToken(bearer string) bool {
 }
 
 // AuthenticateToken returns the principal of a token of the configured issuer. It
-// returns ErrToken, ErrIssuerAway, ErrKeyMalformed when no issuer is configured,
-// and ErrWrongKeys in the place of a refusal when too many came from the address.
+// returns ErrToken, ErrIssuerAway, ErrKeyMalformed if no issuer is configured,
+// and ErrWrongKeys in place of a rejection after too many from the address.
 func (s *Service) AuthenticateToken(ctx context.Context, token string, from netip.Addr) (service.Principal, error) {
 	if s.Tokens == nil {
 		return service.Principal{}, s.wrongKeys.refuse(from, ErrKeyMalformed)
@@ -122,8 +122,8 @@ func (s *Service) AuthenticateToken(ctx context.Context, token string, from neti
 	return p, s.wrongKeys.refuse(from, err)
 }
 
-// principal checks a token: its signature by a key of the issuer, the issuer, the
-// audience and the time; and reads who it is of.
+// principal verifies a token: its signature by a key of the issuer, the issuer, the
+// audience and the time; and reads its claims.
 func (t *Tokens) principal(ctx context.Context, token string) (service.Principal, error) {
 	if len(token) > maxToken {
 		return service.Principal{}, ErrToken
@@ -159,8 +159,8 @@ func (t *Tokens) principal(ctx context.Context, token string) (service.Principal
 	return p, nil
 }
 
-// issuer asks the issuer for its configuration (OpenID Connect Discovery 1.0),
-// once. Who comes meanwhile waits for the answer.
+// issuer fetches the issuer's configuration (OpenID Connect Discovery 1.0),
+// once. Concurrent callers wait for the response.
 func (t *Tokens) issuer(ctx context.Context) (*oidc.Config, *issuerKeys, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -193,7 +193,7 @@ func (t *Tokens) issuer(ctx context.Context) (*oidc.Config, *issuerKeys, error) 
 }
 
 // attempt is the key set for one token. The library drops the chain of a key
-// set's error, so the one that is not the token's fault is kept here.
+// set's error, so an error that is not caused by the token is kept here.
 type attempt struct {
 	keys *issuerKeys
 	err  error
@@ -208,12 +208,12 @@ func (a *attempt) VerifySignature(ctx context.Context, token string) ([]byte, er
 	return payload, err
 }
 
-// signatures are the algorithms that are taken: those with a public key.
+// signatures are the accepted algorithms: those with a public key.
 var signatures = []string{
 	oidc.RS256, oidc.RS384, oidc.RS512, oidc.ES256, oidc.ES384, oidc.ES512, oidc.PS256, oidc.PS384, oidc.PS512, oidc.EdDSA,
 }
 
-// read makes a principal of a token's claims.
+// read creates a principal from a token's claims.
 func (t *Tokens) read(token *oidc.IDToken) (service.Principal, error) {
 	var claims map[string]jsontext.Value
 	var raw jsonBytes
@@ -223,13 +223,13 @@ func (t *Tokens) read(token *oidc.IDToken) (service.Principal, error) {
 	if token.Subject == "" {
 		return service.Principal{}, ErrToken.Withf("The token has no sub claim.")
 	}
-	p := service.Principal{Actor: events.Actor{Kind: "user", ID: userID(token.Subject)}, Expires: token.Expiry} // a key that it issues ends no later
+	p := service.Principal{Actor: events.Actor{Kind: "user", ID: userID(token.Subject)}, Expires: token.Expiry} // a key that it issues expires no later
 	for _, tenant := range words(claims, t.cfg.Tenant) {
 		if events.CheckName(tenant) == nil && len(p.Tenants) < maxKeyTenants {
 			p.Tenants = append(p.Tenants, tenant)
 		}
 	}
-	if len(p.Tenants) == 0 { // no tenant is anybody's by default
+	if len(p.Tenants) == 0 { // there is no default tenant
 		return service.Principal{}, ErrToken.Withf("The token has no tenant in its claim %s.", t.cfg.Tenant)
 	}
 	p.Home = p.Tenants[0]
@@ -251,14 +251,14 @@ func (t *Tokens) read(token *oidc.IDToken) (service.Principal, error) {
 	return p, nil
 }
 
-// jsonBytes keeps a JSON value as it came.
+// jsonBytes is a raw JSON value.
 type jsonBytes []byte
 
 // UnmarshalJSON implements json.Unmarshaler.
 func (b *jsonBytes) UnmarshalJSON(v []byte) error { *b = slices.Clone(v); return nil }
 
 // words reads a claim that is a string of words or a list of strings. Its name is
-// taken as it stands or, when there is none such, as a path with dots, such as
+// looked up as it is and, if that fails, as a path with dots, such as
 // "realm_access.roles".
 func words(claims map[string]jsontext.Value, name string) []string {
 	value, found := claims[name]
@@ -281,8 +281,8 @@ func words(claims map[string]jsontext.Value, name string) []string {
 	return nil
 }
 
-// hashedUser begins the id of a user whom the issuer knows by something else than
-// a plain id, such as an address.
+// hashedUser is the prefix of the id of a user whose subject at the issuer is not
+// a plain id, for example an address.
 const hashedUser = "sub-"
 
 // userID is the id of a user by the token's subject: the subject itself when it is
@@ -295,29 +295,29 @@ func userID(subject string) string {
 	return hashedUser + hex.EncodeToString(sum[:24])
 }
 
-// issuerKeys are the public keys of the issuer. Other than the key set of the
-// library, which asks the issuer about every token that does not verify and never
-// forgets a key, it bounds how often it asks and how long a key is trusted.
+// issuerKeys are the public keys of the issuer. Unlike the key set of the
+// library, which queries the issuer for every token that does not verify and never
+// drops a key, it limits the queries and the time for which a key is trusted.
 type issuerKeys struct {
 	client *http.Client
 	url    string
 	now    func() time.Time
 	ask    *rate.Limiter
 
-	mu   sync.Mutex // held while the issuer is asked
+	mu   sync.Mutex // held during requests to the issuer
 	set  jose.JSONWebKeySet
 	when time.Time // of set
 }
 
-// verify returns what a token says when one of the keys has signed it. It returns
-// ErrToken, or ErrIssuerAway when there are no keys to check with.
+// verify returns the payload of a token that one of the keys has signed. It returns
+// ErrToken, or ErrIssuerAway if there are no keys.
 func (k *issuerKeys) verify(ctx context.Context, token string) ([]byte, error) {
 	signed, err := jose.ParseSigned(token, algorithms)
 	if err != nil || len(signed.Signatures) != 1 {
 		return nil, ErrToken
 	}
 	switch typ, _ := signed.Signatures[0].Header.ExtraHeaders[jose.HeaderType].(string); strings.ToLower(typ) {
-	case "", "jwt", "at+jwt", "application/at+jwt": // RFC 9068; not one that ends a session, say
+	case "", "jwt", "at+jwt", "application/at+jwt": // RFC 9068; not a logout token, for example
 	default:
 		return nil, ErrToken
 	}
@@ -331,7 +331,7 @@ func (k *issuerKeys) verify(ctx context.Context, token string) ([]byte, error) {
 	if id := signed.Signatures[0].Header.KeyID; id != "" && len(set.Key(id)) > 0 {
 		return nil, ErrToken
 	}
-	// The issuer may have begun to sign with a new key.
+	// The issuer may sign with a new key.
 	if set, _, err = k.current(ctx, when); err != nil {
 		return nil, ErrToken
 	}
@@ -361,8 +361,8 @@ func check(signed *jose.JSONWebSignature, set jose.JSONWebKeySet) (payload []byt
 	return nil, false
 }
 
-// current returns the keys and when they came. It asks the issuer when they are
-// old, or no newer than seen, but not more often than the rate allows.
+// current returns the keys and when they were fetched. It queries the issuer if they are
+// old, or no newer than seen, but within the rate limit.
 func (k *issuerKeys) current(ctx context.Context, seen time.Time) (jose.JSONWebKeySet, time.Time, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -412,7 +412,7 @@ func (k *issuerKeys) fetch(ctx context.Context) (set jose.JSONWebKeySet, err err
 	}
 	for _, raw := range list.Keys {
 		var key jose.JSONWebKey
-		if key.UnmarshalJSON(raw) == nil { // of the others nothing can be made here
+		if key.UnmarshalJSON(raw) == nil { // other keys cannot be used
 			set.Keys = append(set.Keys, key)
 		}
 	}

@@ -1,5 +1,5 @@
-// Package access says who may call, and how much: API keys, tokens of an OpenID Connect
-// issuer, roles, tenants, rates and the record of what was denied.
+// Package access authenticates, authorizes and limits callers: API keys, tokens of an OpenID Connect
+// issuer, roles, tenants, rate limits and the record of denials.
 package access
 
 import (
@@ -18,7 +18,7 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// Deps is what a Service is made of. Every field without "optional" is needed.
+// Deps are the dependencies of a Service. Every field without "optional" is required.
 type Deps struct {
 	Kernel    *service.Kernel
 	Log       *aggregates.Log
@@ -28,14 +28,14 @@ type Deps struct {
 	Metrics   prometheus.Registerer // optional
 	Logger    *slog.Logger
 
-	// KeyRevoked is told the id of a key when it was revoked, to end its
+	// KeyRevoked is called with the id of a revoked key, to close its
 	// connections; optional.
 	KeyRevoked func(id string)
 	// LastUse remembers when keys were used last; optional.
 	LastUse LastUse
-	// Tokens checks the tokens of an OpenID Connect issuer; without it none is taken.
+	// Tokens verifies the tokens of an OpenID Connect issuer; without it tokens are rejected.
 	Tokens *Tokens
-	// Limits bounds what callers may ask; none when zero.
+	// Limits are the rate limits of callers; unlimited when zero.
 	Limits Limits
 }
 
@@ -50,13 +50,13 @@ type Service struct {
 	wrongKeys *wrongKeys
 }
 
-// The bounds of what is kept in memory.
+// The bounds of the caches.
 const (
 	maxKeys    = 10_000
 	maxTenants = 10_000
 )
 
-// New makes a Service.
+// New creates a Service.
 func New(deps Deps) (*Service, error) {
 	s := &Service{Deps: deps, denials: newDenials(deps.Metrics)}
 	var err error
@@ -79,7 +79,7 @@ func New(deps Deps) (*Service, error) {
 // Knows implements service.Gate.
 func (s *Service) Knows(tenant string) bool { return s.tenants.Contains(tenant) }
 
-// Answers is what the feature adds to Done: nothing.
+// Answers is empty: Done has everything.
 func (s *Service) Answers() []service.Answer { return nil }
 
 // Remember implements service.Result.
@@ -88,7 +88,7 @@ func (k IssuedAPIKey) Remember(c *events.CommandCompleted) (service.Done, bool) 
 	return k.Done, true
 }
 
-// recallIssued answers without the key, which is shown once.
+// recallIssued repeats the response without the key, which is shown only once.
 func recallIssued(_ context.Context, _ *service.Call, done service.Done, c events.CommandCompleted) (any, error) {
 	return IssuedAPIKey{Done: done, Expires: c.Expires}, nil
 }

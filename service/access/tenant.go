@@ -34,7 +34,7 @@ func (s *Service) registerTenant(ctx context.Context, call *service.Call, in Reg
 			return service.Done{}, err
 		}
 	}
-	// What a tenant needs comes first: a tenant that exists is complete.
+	// The keyset comes first: a tenant that exists is complete.
 	if err := s.prepareTenant(ctx, in.ID); err != nil {
 		return service.Done{}, err
 	}
@@ -45,8 +45,8 @@ func (s *Service) registerTenant(ctx context.Context, call *service.Call, in Reg
 	return service.Done{Seq: state.Seq, ID: in.ID}, nil
 }
 
-// prepareTenant makes what a tenant needs. A tenant that is registered has its keyset:
-// when it is gone, a new one would open nothing.
+// prepareTenant creates the keyset of a tenant. A registered tenant already has one:
+// if it is lost, a new one could not decrypt anything.
 func (s *Service) prepareTenant(ctx context.Context, tenant string) error {
 	exists, err := s.TenantExists(ctx, tenant)
 	if err != nil {
@@ -65,8 +65,8 @@ func (s *Service) prepareTenant(ctx context.Context, tenant string) error {
 	return nil
 }
 
-// TenantExists reports whether a tenant is registered. It knows every tenant that it has
-// seen once: tenants do not go away.
+// TenantExists reports whether a tenant is registered. It caches existing
+// tenants, which are never removed.
 func (s *Service) TenantExists(ctx context.Context, tenant string) (bool, error) {
 	if s.tenants.Contains(tenant) {
 		return true, nil
@@ -82,7 +82,7 @@ func (s *Service) TenantExists(ctx context.Context, tenant string) (bool, error)
 }
 
 type ListTenants struct {
-	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the response reflects this log sequence
 }
 
 type TenantList struct {
@@ -112,11 +112,11 @@ func (s *Service) listTenants(ctx context.Context, call *service.Call, in ListTe
 	return list, nil
 }
 
-// maxBootstrap bounds the commits that processes starting at once on an empty log append
+// maxBootstrap bounds the commits that processes starting concurrently on an empty log append
 // before there is a first administrator key.
 const maxBootstrap = 64
 
-// isNew reports whether the log holds nothing but what a first start writes, which may
+// isNew reports whether the log holds only what a first start writes, which may
 // have been interrupted.
 func (s *Service) isNew(ctx context.Context) (bool, error) {
 	end, err := s.Log.Store.End(ctx)
@@ -142,17 +142,17 @@ func (s *Service) isNew(ctx context.Context) (bool, error) {
 	return true, nil
 }
 
-// ErrKeyShape refuses an administrator key that is given but is no key.
+// ErrKeyShape rejects a configured administrator key that is malformed.
 var ErrKeyShape = fault.New(fault.Invalid, "api_key_shape", "An API key must be \"cs_\" and 32 to 128 letters and digits.")
 
-// firstAdministrator is the id of the key that the first start makes.
+// firstAdministrator is the id of the key that the first start creates.
 const firstAdministrator = "first-administrator"
 
-// Bootstrap makes what a new installation needs: the tenant "default" and an
-// administrator key for every tenant. It takes the given key, or mints one when
-// given is zero. It returns the key when this call made it, which happens once
-// in the life of an installation, on a log that holds nothing else, and the zero Secret
-// ever after.
+// Bootstrap creates the tenant "default" and an
+// administrator key for every tenant. It uses the given key, or generates one if
+// given is zero. It returns the key if this call created it, which happens once
+// in the life of an installation, on an otherwise empty log, and the zero Secret
+// afterwards.
 func (s *Service) Bootstrap(ctx context.Context, given seal.Secret) (seal.Secret, error) {
 	stream := aggregates.APIKey.Stream(events.System, firstAdministrator)
 	state, err := aggregates.APIKey.Fresh(ctx, s.Log, stream)

@@ -30,31 +30,31 @@ var (
 	ErrAuthClientType       = fault.New(fault.Invalid, "auth_client_type_invalid", "The type of an auth client must be oauth2, basic, api_key or noauth.")
 	ErrAuthClientScope      = fault.New(fault.Invalid, "auth_client_scope_invalid", "An auth client belongs to one workspace, to one contract, to the tenant, or to every tenant.")
 	ErrAuthClientComponents = fault.New(fault.Invalid, "auth_client_components_invalid", "An auth client needs 1 to 50 components, without duplicates.")
-	// ErrAuthClientIdle refuses to make a credential with an auth client that nothing is done with.
+	// ErrAuthClientIdle refuses to create a credential with an auth client that is stored but not used.
 	ErrAuthClientNotUsable = fault.New(fault.Unprocessable, "auth_client_idle",
 		"No credential can be created with this auth client: only auth clients of type oauth2 "+
 			"that belong to the tenant are used. Omit it, or name one of those.")
 	ErrAuthClientOther = fault.New(fault.Unprocessable, "auth_client_component_mismatch", "The auth client does not include this component.")
-	// ErrOAuthClientSecretNeeded keeps a stored secret from the hosts of a component that is added.
+	// ErrOAuthClientSecretNeeded keeps the stored secret from the hosts of an added component.
 	ErrOAuthClientSecretNeeded = fault.New(fault.Unprocessable, "oauth_client_secret_needed",
 		"The component sends the client secret to a host that the secret was not entered for. Enter client_secret again with the change.")
-	// ErrOAuthClientFollows keeps an OAuth client as its auth client says.
+	// ErrOAuthClientFollows refuses to change an OAuth client that an auth client manages.
 	ErrOAuthClientFollows = fault.New(fault.Precondition, "oauth_client_follows", "An auth client manages this OAuth client. Change or delete the auth client.")
 )
 
 // maxAuthComponents bounds the components of an auth client.
 const maxAuthComponents = 50
 
-// typeOAuth2 is the type of auth clients whose components work with OAuth. Where one
-// belongs to the tenant, the OAuth clients of its components follow it: they are
-// defined, changed and deleted with it. All others are kept and shown.
+// typeOAuth2 is the type of auth clients whose components use OAuth. If one
+// belongs to the tenant, it manages the OAuth clients of its components: they are
+// defined, changed and deleted with it. All others are only stored and shown.
 const typeOAuth2 = "oauth2"
 
 var authClientTypes = []string{typeOAuth2, "basic", "api_key", "noauth"}
 
 // The members of an oauth2 auth client's credentials. All but the secret are shown
-// to who may read it. What says where tokens come from is kept as given: secrets go
-// where the component's descriptor sends them, and nowhere else.
+// to callers who may read it. The token endpoints are stored as given but not used: secrets are sent only
+// to the endpoints of the component's descriptor.
 const (
 	clientIDMember     = "client_id"
 	clientSecretMember = "client_secret"
@@ -65,10 +65,10 @@ var shownMembers = []string{clientIDMember, "auth_uri", "token_uri", "refresh_to
 type CreateAuthClient struct {
 	Name        string         `json:"name"`                        // display name
 	Type        string         `json:"type"`                        // oauth2, basic, api_key or noauth
-	Scope       string         `json:"scope,omitzero"`              // workspace, contract, tenant or global, which takes a caller that is granted every tenant; tenant when absent
-	ScopeID     string         `json:"scope_id,omitzero"`           // of the workspace or contract: an id of the caller's, kept as given
+	Scope       string         `json:"scope,omitzero"`              // workspace, contract, tenant or global, which requires a key for every tenant; tenant when absent
+	ScopeID     string         `json:"scope_id,omitzero"`           // of the workspace or contract: an id of the caller, stored as given
 	Components  []string       `json:"components"`                  // ids, 1 to 50
-	Credentials secrets.Keys   `json:"credentials,omitzero"`        // of type oauth2: client_id, client_secret, and as they are known auth_uri, token_uri, refresh_token_uri and token_expires_in; else anything
+	Credentials secrets.Keys   `json:"credentials,omitzero"`        // of type oauth2: client_id, client_secret, and optionally auth_uri, token_uri, refresh_token_uri and token_expires_in; else any
 	Expected    map[string]int `json:"expected_revisions,omitzero"` // by component: refuse unless this is the revision of its current descriptor
 }
 
@@ -116,7 +116,7 @@ func (s *Service) createAuthClient(ctx context.Context, call *service.Call, in C
 	return s.settleCreated(ctx, call, id)
 }
 
-// settleCreated completes the creation of an auth client, or takes it back.
+// settleCreated completes the creation of an auth client, or rolls it back.
 func (s *Service) settleCreated(ctx context.Context, call *service.Call, id string) (service.Done, error) {
 	done, err := s.settleAuthClient(ctx, call.Step(1), id)
 	if refused(err) {
@@ -125,8 +125,8 @@ func (s *Service) settleCreated(ctx context.Context, call *service.Call, id stri
 	return done, err
 }
 
-// settleChanged completes the change of an auth client, or puts its form of before in
-// force again.
+// settleChanged completes the change of an auth client, or rolls it
+// back.
 func (s *Service) settleChanged(ctx context.Context, call *service.Call, id string, before aggregates.AuthClientState) (service.Done, error) {
 	done, err := s.settleAuthClient(ctx, call.Step(1), id)
 	if refused(err) {
@@ -135,8 +135,8 @@ func (s *Service) settleChanged(ctx context.Context, call *service.Call, id stri
 	return done, err
 }
 
-// settleDeleted completes the deletion of an auth client, or puts its form of before
-// in force again.
+// settleDeleted completes the deletion of an auth client, or rolls it
+// back.
 func (s *Service) settleDeleted(ctx context.Context, call *service.Call, id string, before aggregates.AuthClientState) (service.Done, error) {
 	if done, err := s.settleChanged(ctx, call, id, before); err != nil {
 		return done, err
@@ -144,8 +144,8 @@ func (s *Service) settleDeleted(ctx context.Context, call *service.Call, id stri
 	return s.changeAuthClient(ctx, call.Step(2), commands.DeleteAuthClient{ID: id})
 }
 
-// resumeAuthClient completes a command whose first commit stands, unless somebody
-// has changed the auth client since.
+// resumeAuthClient completes a command whose first commit is in the log, unless another
+// command has changed the auth client since.
 func (s *Service) resumeAuthClient(ctx context.Context, call *service.Call) (service.Done, error) {
 	recs := call.Resumed()
 	id := recs[0].Stream.ID
@@ -153,7 +153,7 @@ func (s *Service) resumeAuthClient(ctx context.Context, call *service.Call) (ser
 	if err != nil {
 		return service.Done{}, err
 	}
-	if !after.Exists || after.Settled { // it took one commit
+	if !after.Exists || after.Settled { // a single commit was sufficient
 		return s.Kernel.Answered(recs[0].Stream, before, after, recs[0].Seq), nil
 	}
 	now, err := aggregates.AuthClient.Fresh(ctx, s.Log, recs[0].Stream)
@@ -174,7 +174,7 @@ func (s *Service) resumeAuthClient(ctx context.Context, call *service.Call) (ser
 	return s.settleChanged(ctx, call, id, before)
 }
 
-// checkAuthClient checks what a new auth client is told, but for its components.
+// checkAuthClient validates a new auth client, except its components.
 func (s *Service) checkAuthClient(ctx context.Context, call *service.Call, in CreateAuthClient) error {
 	if err := service.CheckName("/name", in.Name); err != nil {
 		return err
@@ -208,7 +208,7 @@ func checkSeenFrom(scope, id string) error {
 	return ErrAuthClientScope.At("/scope")
 }
 
-// mayScope refuses what concerns every tenant to who is not granted every tenant.
+// mayScope refuses a command that affects every tenant if the caller is not granted every tenant.
 func (s *Service) mayScope(ctx context.Context, call *service.Call, scope string, perm permission.Permission) error {
 	if scope != projections.ScopeGlobal || slices.Contains(call.Principal.Tenants, service.AllTenants) {
 		return nil
@@ -243,7 +243,7 @@ func checkAuthCredentials(typ string, credentials seal.Fields) error {
 	return nil
 }
 
-// outOf makes an error that points at one place, or below it, point at another.
+// outOf makes an error that points at place, or below it, point at other.
 func outOf(err error, place, other string) error {
 	f := fault.Of(err)
 	if f == nil || len(f.Pointer) < len(place) || f.Pointer[:len(place)] != place {
@@ -263,10 +263,10 @@ func clientIDOf(typ string, credentials seal.Fields) string {
 // Follows reports whether OAuth clients follow an auth client.
 func Follows(typ, scope string) bool { return typ == typeOAuth2 && scope == projections.ScopeTenant }
 
-// authComponents are the components that an auth client is to be for: those of
-// before stay as they are; each other one must be there, work with the type, and
-// have no OAuth client where one is to follow, nor send the secret where it must not
-// go. Of these the revisions that were looked at are returned.
+// authComponents are the components of an auth client: previous ones
+// are accepted unchanged; each other one must exist, match the type, and
+// have no OAuth client if the auth client would manage it, and must not send the secret to an
+// unapproved host. It returns the revisions that it checked.
 func (s *Service) authComponents(ctx context.Context, call *service.Call, typ string, follow bool, before []events.AuthClientComponent, ids []string, secret givenFor) (now []events.AuthClientComponent, revisions map[string]int, err error) {
 	if len(ids) == 0 || len(ids) > maxAuthComponents {
 		return nil, nil, ErrAuthClientComponents.At("/components")
@@ -313,21 +313,21 @@ func (s *Service) authComponents(ctx context.Context, call *service.Call, typ st
 	return now, revisions, nil
 }
 
-// givenFor says what the secret of an auth client may be used for.
+// givenFor is what the secret of an auth client is approved for.
 type givenFor struct {
 	now    bool               // it is in the request, so it may go wherever the components send it
-	known  map[string]int     // by component: revision of its descriptor that it was given for last
-	blocks []*commands.OAuth2 // of all revisions that it was given for
+	known  map[string]int     // by component: revision of its descriptor for which it was last given
+	blocks []*commands.OAuth2 // of all revisions for which it was given
 
-	expected map[string]int // by component: the revision that the caller has looked at
+	expected map[string]int // by component: the revision that the caller has inspected
 }
 
-// expectedOf is where a change says which revision of a component it expects.
+// expectedOf is the pointer to the expected revision of a component in a change.
 func expectedOf(component string) string {
 	return "/expected_revisions/" + service.EscapePointer(component)
 }
 
-// secretOf says it of an auth client as it is.
+// secretOf returns what the current secret of an auth client is approved for.
 func (s *Service) secretOf(ctx context.Context, tenant string, a aggregates.AuthClientState) (givenFor, error) {
 	secret := givenFor{known: map[string]int{}}
 	for _, c := range a.Components {
@@ -350,8 +350,8 @@ func (s *Service) secretOf(ctx context.Context, tenant string, a aggregates.Auth
 	return secret, nil
 }
 
-// revisions are those of components that the secret is given for from now on, in
-// their order. added are the ones of components that are new.
+// revisions are the revisions of components for which the secret is given from now on, in
+// the order of components. added are those of new components.
 func (s *Service) revisions(ctx context.Context, tenant string, components []events.AuthClientComponent, added map[string]int, secret givenFor) ([]int, error) {
 	all := make([]int, len(components))
 	for i, c := range components {
@@ -366,12 +366,12 @@ func (s *Service) revisions(ctx context.Context, tenant string, components []eve
 		if err != nil && !errors.Is(err, aggregates.ErrOAuthClientUnusable) {
 			return nil, err
 		}
-		all[i] = cmp.Or(revision, all[i]) // what is deleted, or shared no more, is as it was
+		all[i] = cmp.Or(revision, all[i]) // a deleted or no longer shared component keeps its revision
 	}
 	return all, nil
 }
 
-// checkExpected refuses revisions that are not in force.
+// checkExpected refuses revisions that are not the current ones.
 func (s *Service) checkExpected(ctx context.Context, tenant string, components []events.AuthClientComponent, expected map[string]int) error {
 	for _, c := range components {
 		if expected[c.Component] == 0 {
@@ -388,13 +388,13 @@ func (s *Service) checkExpected(ctx context.Context, tenant string, components [
 	return nil
 }
 
-// authClientRef is where the vault keeps an auth client's credentials.
+// authClientRef is the vault reference of an auth client's credentials.
 func authClientRef(tenant, id, secretID string) vault.Ref {
 	return vault.Ref{Tenant: tenant, Category: aggregates.AuthClient.Category, Owner: id, SecretID: secretID}
 }
 
 // changeAuthClient executes a command and erases the secrets that the auth client
-// neither has nor may go back to any more.
+// neither has nor may be rolled back to.
 func (s *Service) changeAuthClient(ctx context.Context, call *service.Call, cmd commands.AuthClient) (service.Done, error) {
 	before, after, err := secrets.Change(ctx, s.Secrets, call, aggregates.AuthClient, call.Tenant, cmd)
 	if err != nil {
@@ -403,8 +403,8 @@ func (s *Service) changeAuthClient(ctx context.Context, call *service.Call, cmd 
 	return s.Kernel.Answered(aggregates.AuthClient.Stream(call.Tenant, cmd.Target()), before, after.Value, after.Seq), nil
 }
 
-// settleAuthClient makes the OAuth clients of the components follow the auth client
-// and records that they do. It may be done twice. After a refusal some may follow
+// settleAuthClient updates the OAuth clients of the components
+// and records that. It is idempotent. After a refusal some may be updated
 // and others not.
 func (s *Service) settleAuthClient(ctx context.Context, call *service.Call, id string) (service.Done, error) {
 	now, err := aggregates.AuthClient.Fresh(ctx, s.Log, aggregates.AuthClient.Stream(call.Tenant, id))
@@ -419,8 +419,8 @@ func (s *Service) settleAuthClient(ctx context.Context, call *service.Call, id s
 	return s.changeAuthClient(ctx, call, commands.SettleAuthClient{ID: id, Expected: now.Value.Changes})
 }
 
-// refused reports whether an OAuth client cannot follow. A change of somebody else
-// is no refusal, nor is a repeat.
+// refused reports whether an OAuth client cannot be updated. A concurrent change
+// is not a refusal, nor is a repeat.
 func refused(err error) bool {
 	_, repeated := errors.AsType[*service.Repeat](err)
 	return err != nil && !repeated && service.IsRejected(err) && !errors.Is(err, aggregates.ErrAuthClientChanged) && !errors.Is(err, aggregates.ErrOAuthClientMoved)
@@ -444,7 +444,7 @@ func (s *Service) follow(ctx context.Context, call *service.Call, id string, a a
 		if err != nil {
 			return err
 		}
-		if own && (!a.Renew || client.Value.Unusable) { // nothing is done with an unusable one any more
+		if own && (!a.Renew || client.Value.Unusable) { // an unusable client is not updated
 			continue
 		}
 		if len(credentials.Names()) == 0 {
@@ -482,7 +482,7 @@ func (s *Service) authCredentials(ctx context.Context, tenant, id, secretID stri
 	return seal.ParseFields(secret.Reveal())
 }
 
-// form is an auth client as a change says it.
+// form is the current state of an auth client as a change event.
 func form(a aggregates.AuthClientState) events.AuthClientChanged {
 	changed := events.AuthClientChanged{Name: a.Name, Components: a.Components, Fields: a.Fields, ClientID: a.ClientID, SecretID: a.SecretID}
 	if Follows(a.Type, a.Scope) {
@@ -491,8 +491,8 @@ func form(a aggregates.AuthClientState) events.AuthClientChanged {
 	return changed
 }
 
-// restoreAuthClient puts an earlier form in force again, which no OAuth client of
-// another refuses.
+// restoreAuthClient rolls an auth client back to an earlier form, for which no OAuth client
+// can be refused.
 func (s *Service) restoreAuthClient(ctx context.Context, call *service.Call, id string, to events.AuthClientChanged) error {
 	now, err := aggregates.AuthClient.Fresh(ctx, s.Log, aggregates.AuthClient.Stream(call.Tenant, id))
 	if err != nil {
@@ -505,7 +505,7 @@ func (s *Service) restoreAuthClient(ctx context.Context, call *service.Call, id 
 	return err
 }
 
-// dropAuthClient takes an auth client back that could not be made whole.
+// dropAuthClient deletes an auth client whose creation could not be completed.
 func (s *Service) dropAuthClient(ctx context.Context, call *service.Call, id string) error {
 	now, err := aggregates.AuthClient.Fresh(ctx, s.Log, aggregates.AuthClient.Stream(call.Tenant, id))
 	if err != nil {
@@ -523,10 +523,10 @@ func (s *Service) dropAuthClient(ctx context.Context, call *service.Call, id str
 // AuthClientRef names one auth client.
 type AuthClientRef struct {
 	ID     string `json:"id"`
-	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the response reflects this log sequence
 }
 
-// AuthClient finds an auth client that the tenant sees, as the newest views know it.
+// AuthClient finds an auth client that is visible to the tenant, in the current views.
 func (s *Service) AuthClient(ctx context.Context, call *service.Call, ref AuthClientRef, fresh bool) (projections.AuthClient, error) {
 	var none projections.AuthClient
 	if err := service.Required("/id", ref.ID); err != nil {
@@ -536,7 +536,7 @@ func (s *Service) AuthClient(ctx context.Context, call *service.Call, ref AuthCl
 		return none, aggregates.ErrAuthClientNotFound
 	}
 	seq := ref.MinSeq
-	if fresh { // what was acknowledged, by whichever process, is known
+	if fresh { // include everything acknowledged by any process
 		end, err := s.Log.Store.End(ctx)
 		if err != nil {
 			return none, err
@@ -556,8 +556,8 @@ func (s *Service) AuthClient(ctx context.Context, call *service.Call, ref AuthCl
 	return k, nil
 }
 
-// findWritable finds an auth client that the caller may write, with its state. The call
-// that it returns is one in the tenant that keeps it.
+// findWritable finds an auth client that the caller may change, with its state. The returned
+// call is in the tenant that owns it.
 func (s *Service) findWritable(ctx context.Context, call *service.Call, id string, perm permission.Permission) (*service.Call, aggregates.AuthClientState, error) {
 	var none aggregates.AuthClientState
 	k, err := s.AuthClient(ctx, call, AuthClientRef{ID: id}, true)
@@ -584,12 +584,12 @@ func (s *Service) findWritable(ctx context.Context, call *service.Call, id strin
 	return home, state.Value, nil
 }
 
-// ChangeAuthClient requests another form of an auth client. What is absent stays.
+// ChangeAuthClient requests a change of an auth client. Absent members stay.
 type ChangeAuthClient struct {
 	ID          string         `json:"id"`
 	Name        string         `json:"name,omitzero"`
 	Components  []string       `json:"components,omitzero"`         // ids; they replace all
-	Credentials secrets.Keys   `json:"credentials,omitzero"`        // members that are given replace those of their name; one that is null goes
+	Credentials secrets.Keys   `json:"credentials,omitzero"`        // replace the members of the same name; null removes one
 	Expected    map[string]int `json:"expected_revisions,omitzero"` // by component: refuse unless this is the revision of its current descriptor
 }
 
@@ -657,7 +657,7 @@ func (s *Service) reformAuthClient(ctx context.Context, call *service.Call, in C
 	return s.settleChanged(ctx, home, in.ID, before)
 }
 
-// mergeCredentials are the credentials with those that a change gives.
+// mergeCredentials are the credentials, updated with those of a change.
 func (s *Service) mergeCredentials(ctx context.Context, call *service.Call, in ChangeAuthClient, before aggregates.AuthClientState) (seal.Fields, error) {
 	old, err := s.authCredentials(ctx, call.Tenant, in.ID, before.SecretID)
 	if err != nil {
@@ -672,8 +672,8 @@ func (s *Service) mergeCredentials(ctx context.Context, call *service.Call, in C
 	return merged, checkAuthCredentials(before.Type, merged)
 }
 
-// checkNotInUse refuses, naming the flows, to let go of an OAuth client that is in use.
-// Its own stream decides again.
+// checkNotInUse refuses, naming the flows, to drop an OAuth client that is in use.
+// The client's own stream checks again.
 func (s *Service) checkNotInUse(ctx context.Context, call *service.Call, before aggregates.AuthClientState, now []events.AuthClientComponent) error {
 	for _, c := range before.Components {
 		if c.OAuthClient == "" || slices.Contains(now, c) {
@@ -712,10 +712,10 @@ func (s *Service) deleteAuthClient(ctx context.Context, call *service.Call, in A
 	return s.changeAuthClient(ctx, home, commands.DeleteAuthClient{ID: in.ID})
 }
 
-// ReconcileAuthClients completes the changes that a crash has left. What is refused is
-// let be, and the auth client is for the components that it has OAuth clients of.
+// ReconcileAuthClients completes the changes that a crash interrupted. If an update is
+// refused, the auth client keeps only the components whose OAuth clients it manages.
 func (s *Service) ReconcileAuthClients(ctx context.Context) error {
-	const since = time.Minute // nobody is at it any more
+	const since = time.Minute // nobody works on it any longer
 	list, err := s.Views.UnsettledAuthClients(ctx, s.Kernel.Now().Add(-since), service.KeepAtOnce)
 	errs := []error{err}
 	for _, k := range list {
@@ -749,8 +749,8 @@ func (s *Service) rollBackToActual(ctx context.Context, call *service.Call, id s
 	return s.restoreAuthClient(ctx, call, id, to)
 }
 
-// followsNone refuses, with ErrOAuthClientFollows, an OAuth client that follows an
-// auth client.
+// followsNone returns ErrOAuthClientFollows for an OAuth client that an
+// auth client manages.
 func (s *Service) followsNone(ctx context.Context, k projections.OAuthClient) error {
 	a, found, err := s.Views.AuthClientFollowed(ctx, k.Tenant, k.Component)
 	if err != nil || !found || !slices.Contains(a.Components, events.AuthClientComponent{Component: k.Component, OAuthClient: k.ID}) {
@@ -767,7 +767,7 @@ type AuthClient struct {
 	Scope       string                `json:"scope"`             // workspace, contract, tenant or global
 	ScopeID     string                `json:"scope_id,omitzero"` // of the workspace or contract
 	Components  []AuthClientComponent `json:"components"`
-	Credentials map[string]any        `json:"credentials"` // by member: "********", or the value where it is no secret; of one of every tenant, only to who is granted every tenant
+	Credentials map[string]any        `json:"credentials"` // by member: "********", or the value if it is not secret; of a global one, only for callers who are granted every tenant
 	Settled     bool                  `json:"settled"`     // the OAuth clients of its components follow the last change
 	CreatedAt   time.Time             `json:"created_at"`
 	CreatedBy   string                `json:"created_by,omitzero"` // "key:<id>"; absent when it was another tenant's
@@ -781,7 +781,7 @@ type AuthClientComponent struct {
 	OAuthClient string `json:"oauth_client,omitzero"` // id of its OAuth client that follows the auth client; absent when none does
 }
 
-// authClientInfo shows of the credentials what the log has of them.
+// authClientInfo shows the part of the credentials that is in the log.
 func authClientInfo(call *service.Call, k projections.AuthClient) AuthClient {
 	a := AuthClient{
 		ID: k.ID, Name: k.Name, Type: k.Type, Scope: k.Scope, ScopeID: k.ScopeID, Components: make([]AuthClientComponent, len(k.Components)),
@@ -809,9 +809,9 @@ func seesCredentials(call *service.Call, k projections.AuthClient) bool {
 
 type GetAuthClient struct {
 	ID      string `json:"id"`
-	Scope   string `json:"scope,omitzero"`    // only if it is to be seen there, as in ListAuthClients
+	Scope   string `json:"scope,omitzero"`    // only if it is visible there, as in ListAuthClients
 	ScopeID string `json:"scope_id,omitzero"` // of the workspace or contract
-	MinSeq  uint64 `json:"min_seq,omitzero"`  // wait until the answer reflects this log sequence
+	MinSeq  uint64 `json:"min_seq,omitzero"`  // wait until the response reflects this log sequence
 }
 
 func (s *Service) getAuthClient(ctx context.Context, call *service.Call, in GetAuthClient) (AuthClient, error) {
@@ -851,10 +851,10 @@ type ListAuthClients struct {
 	ScopeID   string `json:"scope_id,omitzero"`  // of the workspace or contract
 	Limit     int    `json:"limit,omitzero"`     // 1 to 200; 50 when absent
 	After     string `json:"after,omitzero"`     // cursor of the page before, with the same filter
-	MinSeq    uint64 `json:"min_seq,omitzero"`   // wait until the answer reflects this log sequence
+	MinSeq    uint64 `json:"min_seq,omitzero"`   // wait until the response reflects this log sequence
 }
 
-// AuthClientList answers ListAuthClients, the oldest first.
+// AuthClientList is a page of auth clients, oldest first.
 type AuthClientList struct {
 	AuthClients []AuthClient `json:"auth_clients"`
 	Next        string       `json:"next,omitzero"` // cursor of the next page; absent on the last
@@ -883,7 +883,7 @@ func (s *Service) listAuthClients(ctx context.Context, call *service.Call, in Li
 	return list, err
 }
 
-// RevealedAuthClient answers a reveal of an auth client.
+// RevealedAuthClient is the response to a reveal of an auth client.
 type RevealedAuthClient struct {
 	service.Done
 	Credentials map[string]any `json:"credentials"` // the clear values, by member
@@ -893,8 +893,8 @@ type RevealAuthClient struct {
 	ID string `json:"id"`
 }
 
-// revealAuthClient shows the credentials of one auth client to a person. The fact
-// is durable before it does.
+// revealAuthClient returns the credentials of one auth client to a person. The audit event
+// is durable before.
 func (s *Service) revealAuthClient(ctx context.Context, call *service.Call, in RevealAuthClient) (RevealedAuthClient, error) {
 	home, state, err := s.findWritable(ctx, call, in.ID, permission.CredentialsReveal)
 	if err != nil {

@@ -36,8 +36,8 @@ var (
 
 type DefineOAuthClient struct {
 	Component    string         `json:"component"`
-	ClientID     string         `json:"client_id"`                  // as the provider gave it
-	ClientSecret secrets.Secret `json:"client_secret"`              // it is shown to nobody who may not reveal it
+	ClientID     string         `json:"client_id"`                  // as issued by the provider
+	ClientSecret secrets.Secret `json:"client_secret"`              // returned only to callers who may reveal it
 	Expected     int            `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
 }
 
@@ -55,8 +55,8 @@ func (s *Service) defineOAuthClient(ctx context.Context, call *service.Call, in 
 	return s.define(ctx, call, commands.DefineOAuthClient{Component: in.Component, ID: id, ClientID: in.ClientID}, in.ClientSecret.Value(), in.Expected)
 }
 
-// define gives a component the OAuth client that cmd says, and this secret. Without
-// a revision the secret is for the one in force, which is the expected one unless that is 0.
+// define creates the OAuth client of a component from cmd, with this secret. Without
+// a revision the secret is for the current one, which must be the expected one unless that is 0.
 func (s *Service) define(ctx context.Context, call *service.Call, cmd commands.DefineOAuthClient, secret seal.Secret, expected int) (service.Done, error) {
 	d, revision, err := s.Components.UsableAt(ctx, call.Tenant, cmd.Component, "", expected)
 	switch {
@@ -67,7 +67,7 @@ func (s *Service) define(ctx context.Context, call *service.Call, cmd commands.D
 	case !d.WantsClient:
 		return service.Done{}, ErrOAuthNotDeclared.At("/component")
 	}
-	// Flows that were told of before the component worked with OAuth hold its client too.
+	// Flows that were reported before the component used OAuth hold its client too.
 	if err := s.Flows.RecordUses(ctx, call, cmd.Component); err != nil {
 		return service.Done{}, err
 	}
@@ -98,7 +98,7 @@ func checkClientID(id string) error {
 	return nil
 }
 
-// SecretRef is where the vault keeps a client's secret.
+// SecretRef is the vault reference of a client's secret.
 func SecretRef(tenant, component, secretID string) vault.Ref {
 	return vault.Ref{Tenant: tenant, Category: aggregates.OAuthClient.Category, Owner: component, SecretID: secretID}
 }
@@ -135,11 +135,11 @@ func (s *Service) clientInUse(ctx context.Context, call *service.Call, component
 type OAuthClientRef struct {
 	ID        string `json:"id,omitzero"`
 	Component string `json:"component,omitzero"` // in place of the id
-	MinSeq    uint64 `json:"min_seq,omitzero"`   // wait until the answer reflects this log sequence
+	MinSeq    uint64 `json:"min_seq,omitzero"`   // wait until the response reflects this log sequence
 }
 
-// Client finds the client that ref names, as the newest views know it. Another
-// tenant's is not found.
+// Client finds the client that ref names, in the current views. That of another
+// tenant is not found.
 func (s *Service) Client(ctx context.Context, call *service.Call, ref OAuthClientRef, fresh bool) (projections.OAuthClient, error) {
 	var none projections.OAuthClient
 	switch {
@@ -149,7 +149,7 @@ func (s *Service) Client(ctx context.Context, call *service.Call, ref OAuthClien
 		return none, aggregates.ErrOAuthClientNotFound
 	}
 	seq := ref.MinSeq
-	if fresh { // what was acknowledged, by whichever process, is known
+	if fresh { // include everything acknowledged by any process
 		end, err := s.Log.Store.End(ctx)
 		if err != nil {
 			return none, err
@@ -169,12 +169,12 @@ func (s *Service) Client(ctx context.Context, call *service.Call, ref OAuthClien
 	return k, nil
 }
 
-// ChangeOAuthClient requests another client id, another secret, or both. A secret
-// that is given, be it the one that the client has, may go where the component now
-// sends it.
+// ChangeOAuthClient requests another client id, another secret, or both. A given
+// secret, even an unchanged one, may be sent to the hosts that the component names
+// now.
 type ChangeOAuthClient struct {
 	ID           string         `json:"id"`
-	Component    string         `json:"component,omitzero"`         // if given, the one it has: a client does not move
+	Component    string         `json:"component,omitzero"`         // if given, it must be the current one: a client cannot move
 	ClientID     string         `json:"client_id,omitzero"`         // stays when absent
 	ClientSecret secrets.Secret `json:"client_secret,omitzero"`     // stays when absent
 	Expected     int            `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
@@ -207,8 +207,8 @@ func (s *Service) changeOAuthClient(ctx context.Context, call *service.Call, in 
 	return s.changeDefined(ctx, call, cmd, in.ClientSecret.Value())
 }
 
-// descriptorInForce is the revision of a component's descriptor in force: what a secret is given
-// for. It is 0 where the tenant does not see the component any more. Errors:
+// descriptorInForce is the revision of a component's current descriptor: the one for which a secret is
+// given. It is 0 if the component is no longer visible to the tenant. Errors:
 // aggregates.ErrOAuthClientUnusable.
 func (s *Service) descriptorInForce(ctx context.Context, tenant, component string) (int, error) {
 	of, err := aggregates.Component.Fresh(ctx, s.Log, aggregates.Component.Stream(events.System, component))
@@ -224,8 +224,8 @@ func (s *Service) descriptorInForce(ctx context.Context, tenant, component strin
 }
 
 // changeDefined changes the OAuth client of a component. The secret, if there is one,
-// may go where the command's revision sends it. The one that the client has stays the
-// same: what it was given for before holds as well.
+// may be sent to the hosts of the command's revision. Entering the unchanged secret keeps it
+// approved for the earlier revisions, too.
 func (s *Service) changeDefined(ctx context.Context, call *service.Call, cmd commands.ChangeOAuthClient, secret seal.Secret) (service.Done, error) {
 	if secret.IsZero() {
 		return s.changeClient(ctx, call, cmd)
@@ -253,9 +253,9 @@ func (s *Service) changeDefined(ctx context.Context, call *service.Call, cmd com
 	return done, err
 }
 
-// approvedProviders are the descriptors' blocks that the secret of a defined client was given
-// for. all says that it may go anywhere: where it is not known what it was given for,
-// a component of the tenant's own is believed.
+// approvedProviders are the descriptor blocks for which the secret of a defined client was
+// given. all means that any is approved: if the revisions are unknown,
+// the tenant's own component is trusted.
 func (s *Service) approvedProviders(ctx context.Context, tenant, component string, client aggregates.OAuthClientState) (blocks []*commands.OAuth2, all bool, err error) {
 	for _, revision := range client.Revisions {
 		if revision == 0 {
@@ -274,10 +274,10 @@ func (s *Service) approvedProviders(ctx context.Context, tenant, component strin
 	return blocks, false, nil
 }
 
-// CheckSecretAudience refuses, with aggregates.ErrOAuthClientHostsChanged, to send the secret
-// of a defined client to a host that it was not meant for. The owner of a shared
-// component says where the secrets of other tenants' clients go, and may say so
-// anew: the secret goes to the hosts alone of those revisions for which it was given.
+// CheckSecretAudience returns aggregates.ErrOAuthClientHostsChanged if the secret
+// of a defined client would be sent to a host for which it was not approved. The owner of a shared
+// component decides where the secrets of other tenants' clients go, and may change
+// that: the secret is sent only to the hosts of the revisions for which it was given.
 func (s *Service) CheckSecretAudience(ctx context.Context, tenant, component string, client aggregates.OAuthClientState, d commands.Descriptor) error {
 	blocks, all, err := s.approvedProviders(ctx, tenant, component, client)
 	if err != nil || all {
@@ -286,8 +286,8 @@ func (s *Service) CheckSecretAudience(ctx context.Context, tenant, component str
 	return HostsChanged("the client secret", d.OAuth2.Beyond(blocks...), giveClientAgain)
 }
 
-// CheckConsentAudience is CheckSecretAudience for people who connect an account: whoever could send them
-// to a page of their own could have them connect an account that is not theirs.
+// CheckConsentAudience is CheckSecretAudience for users who connect an account: an attacker who could send them
+// to another page could have them connect an account that is not theirs.
 func (s *Service) CheckConsentAudience(ctx context.Context, tenant, component string, d commands.Descriptor) error {
 	blocks, all, again, err := s.servingClient(ctx, tenant, component)
 	if err != nil || all {
@@ -296,8 +296,8 @@ func (s *Service) CheckConsentAudience(ctx context.Context, tenant, component st
 	return HostsChanged("users who connect an account", d.OAuth2.ConsentBeyond(blocks...), again)
 }
 
-// servingClient is meant of the OAuth client that serves the component in the tenant,
-// with how its secret is given again; all is true when none does.
+// servingClient returns the approved providers of the OAuth client that serves the component in the tenant,
+// and how its secret is given again; all is true if there is no client.
 func (s *Service) servingClient(ctx context.Context, tenant, component string) (blocks []*commands.OAuth2, all bool, again string, err error) {
 	client, err := aggregates.OAuthClient.Fresh(ctx, s.Log, aggregates.OAuthClient.Stream(tenant, component))
 	if err != nil {
@@ -315,7 +315,7 @@ func (s *Service) servingClient(ctx context.Context, tenant, component string) (
 	return []*commands.OAuth2{given.OAuth2}, false, GiveEnvAgain, err
 }
 
-// How a secret is given again, for the hosts that the component names now.
+// How to give a secret again, for the hosts that the component names now.
 const (
 	giveClientAgain = "enter the client secret again with oauth_client.change, or with auth_client.change if an auth client manages it"
 	GiveEnvAgain    = "set the component's variables again with component.set-env"
@@ -330,8 +330,8 @@ func HostsChanged(what string, beyond []string, again string) error {
 		what, strings.Join(beyond, " and "), again)
 }
 
-// CheckRenewalAudience is CheckSecretAudience for tokens that are to be renewed later: it refuses them
-// while the client that serves the component must not be used for it.
+// CheckRenewalAudience is CheckSecretAudience for tokens that will be renewed later: it refuses them
+// while the secret of the client that serves the component is not approved for it.
 func (s *Service) CheckRenewalAudience(ctx context.Context, tenant, component string, d commands.Descriptor) error {
 	blocks, all, again, err := s.servingClient(ctx, tenant, component)
 	if err != nil || all {
@@ -384,10 +384,10 @@ type ListOAuthClients struct {
 	Component string `json:"component,omitzero"` // only this one's
 	Limit     int    `json:"limit,omitzero"`     // 1 to 200; 50 when absent
 	After     string `json:"after,omitzero"`     // cursor of the page before
-	MinSeq    uint64 `json:"min_seq,omitzero"`   // wait until the answer reflects this log sequence
+	MinSeq    uint64 `json:"min_seq,omitzero"`   // wait until the response reflects this log sequence
 }
 
-// OAuthClientList answers ListOAuthClients, by component.
+// OAuthClientList is a page of OAuth clients, by component.
 type OAuthClientList struct {
 	Clients []OAuthClient `json:"clients"`
 	Next    string        `json:"next,omitzero"` // cursor of the next page; absent on the last
@@ -426,14 +426,14 @@ func (s *Service) listOAuthClients(ctx context.Context, call *service.Call, in L
 	return list, nil
 }
 
-// RevealedClient answers a reveal: the one place where a client secret leaves.
+// RevealedClient is the response to a reveal, the only one that contains a client secret.
 type RevealedClient struct {
 	service.Done
 	ClientSecret string `json:"client_secret"`
 }
 
-// revealOAuthClient shows the secret of one client to a person. The fact is
-// durable before it does.
+// revealOAuthClient returns the secret of one client to a person. The audit event is
+// durable before.
 func (s *Service) revealOAuthClient(ctx context.Context, call *service.Call, in OAuthClientRef) (RevealedClient, error) {
 	k, err := s.Client(ctx, call, in, true)
 	if err != nil {
@@ -450,8 +450,8 @@ func (s *Service) revealOAuthClient(ctx context.Context, call *service.Call, in 
 	return RevealedClient{done, string(secret.Reveal())}, nil
 }
 
-// MarkClients marks every tenant's client of a deleted component. What it misses
-// the keeper finds.
+// MarkClients marks every tenant's client of a deleted component as unusable. The
+// background job retries failures.
 func (s *Service) MarkClients(ctx context.Context) error {
 	clients, err := s.Views.ClientsOfDeletedComponents(ctx, service.KeepAtOnce)
 	errs := []error{err}

@@ -1,4 +1,4 @@
-// Package client keeps the OAuth clients of components and the auth clients that manage
+// Package client manages the OAuth clients of components and the auth clients that manage
 // several of them.
 package client
 
@@ -16,7 +16,7 @@ import (
 	"github.com/credstream/credstream/vault"
 )
 
-// Deps is what a Service is made of.
+// Deps are the dependencies of a Service.
 type Deps struct {
 	Kernel     *service.Kernel
 	Secrets    *secrets.Service
@@ -29,18 +29,18 @@ type Deps struct {
 	Logger     *slog.Logger
 }
 
-// Access records what was refused.
+// Access records denials.
 type Access interface {
 	Denied(ctx context.Context, call *service.Call, perm permission.Permission)
 }
 
-// Components knows the components that a client is for.
+// Components provides the components of clients.
 type Components interface {
 	Descriptor(ctx context.Context, component string, revision int) (commands.Descriptor, error)
 	UsableAt(ctx context.Context, tenant, component, pointer string, expected int) (commands.Descriptor, int, error)
 }
 
-// Flows records who uses a client.
+// Flows records the uses of a client.
 type Flows interface {
 	RecordUses(ctx context.Context, call *service.Call, component string) error
 }
@@ -48,10 +48,10 @@ type Flows interface {
 // Service implements the routes of clients. Its methods may be called from many goroutines.
 type Service struct{ Deps }
 
-// New makes a Service.
+// New creates a Service.
 func New(deps Deps) *Service { return &Service{deps} }
 
-// Answers says how commits to OAuth clients are answered.
+// Answers builds the responses to commands on OAuth clients.
 func (s *Service) Answers() []service.Answer {
 	return []service.Answer{service.AnswerOf(aggregates.OAuthClient, func(done *service.Done, before, after aggregates.OAuthClientState) {
 		if done.ID = after.ID; done.ID == "" {

@@ -11,8 +11,8 @@ import (
 	"github.com/credstream/credstream/service/secrets"
 )
 
-// followUp tells the provider of tokens that a commit has ended, and erases
-// the secrets that it has dropped. A revocation that broke off is completed.
+// followUp revokes tokens that a commit has ended at the provider, and erases
+// the secrets that it has dropped. An interrupted revocation is completed.
 func (s *Service) followUp(ctx context.Context, recs []events.Record, seen time.Time) (worked bool, err error) {
 	id, call := recs[0].Stream.ID, followingUp(recs[0].Meta)
 	before, now, gone, err := secrets.Around(ctx, s.Secrets, aggregates.Credential, recs)
@@ -43,19 +43,19 @@ func (s *Service) followUp(ctx context.Context, recs []events.Record, seen time.
 		return worked, err
 	}
 	if left := s.RefreshTakeoverTimeout - time.Since(seen); before.Tokens.Refresh.Epoch != 0 && left > 0 {
-		// Who renews them may die when it has stored the answer, and before it disowns it.
+		// The process that renews them may crash after it stored the response, and before it revokes it.
 		return worked, &secrets.Postponed{After: left, Why: "a renewal is under way whose answer may yet come"}
 	}
 	return worked, nil
 }
 
-// followingUp is a call in the name of who made a commit.
+// followingUp is a call in the name of the caller that made a commit.
 func followingUp(m events.Meta) *service.Call {
 	return &service.Call{Tenant: m.Tenant, Principal: service.Principal{Actor: m.Actor}, Via: "system", CommandID: m.Command, Correlation: m.Correlation}
 }
 
-// completeRevocation completes what the commit of cut has begun for a grant, and records how the
-// command ended where its caller named it.
+// completeRevocation completes the revocation that the commit of cut has started for a grant, and records the
+// outcome of the command if its caller named it.
 func (s *Service) completeRevocation(ctx context.Context, call *service.Call, cut events.Record, grant int, seen time.Time) error {
 	defer s.Secrets.Hold(cut.Stream)()
 	done, gone, commits, err := s.revoke(ctx, call, cut.Stream.ID, grant, func(_ string, t providerAnswer) (bool, error) {

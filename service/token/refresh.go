@@ -32,18 +32,18 @@ var (
 		"The access token is being renewed. Try again shortly.")
 )
 
-// The times of a renewal. Patience, how long an epoch may stay without progress
-// before another process takes it over, is Config.RefreshTakeoverTimeout.
+// The time limits of a renewal. Config.RefreshTakeoverTimeout is how long an epoch may make no progress
+// before another process takes it over.
 const (
 	refreshWait  = 25 * time.Second // that a caller waits for a renewal
 	backoffFirst = 5 * time.Second  // after a failure that may pass, doubled each time...
 	backoffMost  = 10 * time.Minute // ...up to this
-	maxRetry     = 75 * time.Minute // of a provider that asks for an hour, and what spreads the attempts
-	storeFor     = 2 * time.Minute  // that a provider's answer is tried to be stored
+	maxRetry     = 75 * time.Minute // of a provider that asks for an hour, plus jitter
+	storeFor     = 2 * time.Minute  // how long storing a provider's response is retried
 )
 
-// renewals are the renewals of tokens under way in this process: one for each
-// credential. The log keeps them to one among all processes.
+// renewals are the renewals of tokens in progress in this process: one for each
+// credential. The log ensures a single one among all processes.
 type renewals struct {
 	mu    sync.Mutex
 	by    map[credentialKey]*renewal
@@ -52,15 +52,15 @@ type renewals struct {
 
 type credentialKey struct{ tenant, id string }
 
-// renewal is one under way; err may be read when done is closed.
+// renewal is one in progress; err may be read when done is closed.
 type renewal struct {
 	done chan struct{}
 	err  error
 }
 
-// TokenGoodFor returns the newest durable state of a credential; where it has
-// tokens, with an access token that is good for at least life, or as long as the
-// provider grants one: it has them renewed when they are not. Errors:
+// TokenGoodFor returns the newest durable state of a credential; if it has
+// tokens, with an access token that is valid for at least life, or as long as the
+// provider grants: it renews them if needed. Errors:
 // aggregates.ErrCredentialNotFound, ErrReauthorizationRequired, ErrRefreshFailed,
 // ErrRefreshPending.
 func (s *Service) TokenGoodFor(ctx context.Context, call *service.Call, id string, life time.Duration) (aggregates.State[aggregates.CredentialState], error) {
@@ -90,8 +90,8 @@ func (s *Service) TokenGoodFor(ctx context.Context, call *service.Call, id strin
 	}
 }
 
-// untilRetry is how long nothing is asked of the provider after a failure. What is
-// further off than any wait of ours was set by a clock that was ahead.
+// untilRetry is how long to wait before the next request to the provider after a failure. A
+// time beyond the maximum was set by a clock that was ahead.
 func (s *Service) untilRetry(t aggregates.Tokens) time.Duration {
 	wait := t.RetryAt.Sub(s.Kernel.Now())
 	if t.RetryAt.IsZero() || wait > maxRetry {
@@ -100,12 +100,12 @@ func (s *Service) untilRetry(t aggregates.Tokens) time.Duration {
 	return max(wait, 0)
 }
 
-// maxRounds bounds the renewals that one caller asks for: the provider may grant
-// tokens that are over at once.
+// maxRounds bounds the renewals for one caller: the provider may grant
+// tokens that expire at once.
 const maxRounds = 3
 
-// renew has the tokens renewed, unless others than those of the epoch are in
-// force by now, and waits for it. Callers that come meanwhile share the outcome.
+// renew renews the tokens, unless those of the epoch are no longer
+// current, and waits for it. Concurrent callers share the outcome.
 // A renewal that has begun continues without them.
 func (s *Service) renew(ctx context.Context, tenant, id string, epoch int, insist bool) error {
 	key := credentialKey{tenant, id}
@@ -120,7 +120,7 @@ func (s *Service) renew(ctx context.Context, tenant, id string, epoch int, insis
 		now = &renewal{done: make(chan struct{})}
 		r.by[key] = now
 		r.group.Go(func() {
-			// What the provider has answered is stored also when the process is told to stop.
+			// The provider's response is stored even when the process is told to stop.
 			now.err = s.renewal(context.WithoutCancel(s.Kernel.Background()), tenant, id, epoch, insist)
 			r.mu.Lock()
 			delete(r.by, key)
@@ -141,7 +141,7 @@ func (s *Service) renew(ctx context.Context, tenant, id string, epoch int, insis
 	return ErrRefreshPending.WithRetryAfter(time.Second)
 }
 
-// pause waits, but not when the service is to end.
+// pause waits for d, or until the service ends.
 func (s *Service) pause(d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -151,7 +151,7 @@ func (s *Service) pause(d time.Duration) {
 	}
 }
 
-// finish waits a while for the renewals under way.
+// finish waits a while for the renewals in progress.
 func (r *renewals) finish() { service.WaitFor(&r.group) }
 
 func (s *Service) at(step string) {
@@ -160,9 +160,9 @@ func (s *Service) at(step string) {
 	}
 }
 
-// renewal takes an epoch, or waits for who has it, and completes it.
+// renewal takes an epoch, or waits for its holder, and completes it.
 func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, insist bool) error {
-	var watched int // the epoch of somebody else, and since when
+	var watched int // the epoch of another holder, and since when
 	var since time.Time
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, s.RefreshTakeoverTimeout/20) {
 		state, err := aggregates.Credential.Fresh(ctx, s.Log, aggregates.Credential.Stream(tenant, id))
@@ -172,10 +172,10 @@ func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, ins
 			return err
 		case !state.Value.Live():
 			return aggregates.ErrCredentialNotFound
-		case t.Token.Epoch != epoch && t.Unverified: // they came late, and are good if they can be renewed
+		case t.Token.Epoch != epoch && t.Unverified: // they arrived late, and are valid if they can be renewed
 			epoch = t.Token.Epoch
 		case t.Token.Epoch != epoch:
-			return nil // somebody has renewed them
+			return nil // another process has renewed them
 		case s.Kernel.Background().Err() != nil:
 			return fault.ErrUnavailable
 		}
@@ -185,8 +185,8 @@ func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, ins
 				watched, since = other.Epoch, s.Kernel.Now()
 				s.at("waiting")
 			}
-			// What this process began has ended without a word, or this would wait for it;
-			// and a process that is alone knows that the other one is no more.
+			// An epoch of this process has ended without a result, or this call would wait for it;
+			// and a single instance knows that the other process is gone.
 			gone := other.Holder == s.InstanceID || s.SingleInstance
 			if !gone && s.Kernel.Now().Sub(since) < s.RefreshTakeoverTimeout {
 				s.pause(pause)
@@ -202,7 +202,7 @@ func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, ins
 			s.Logger.WarnContext(ctx, "took over a renewal with an unknown outcome; if the provider answered it, the new tokens are lost",
 				"tenant", tenant, "credential", id, "epoch", other.Epoch)
 		} else if watched != 0 && !insist {
-			// Whoever had it has failed; so would we, right after.
+			// The holder has failed; an immediate retry would fail as well.
 			return ErrRefreshFailed.WithRetryAfter(max(s.untilRetry(t), time.Second))
 		}
 		err = s.refreshOnce(ctx, tenant, id, commands.StartRefresh{
@@ -212,15 +212,15 @@ func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, ins
 		case errors.Is(err, aggregates.ErrRefreshNeedless):
 			return nil
 		case err == nil, errors.Is(err, aggregates.ErrRefreshUnderWay), errors.Is(err, aggregates.ErrSecretAbandoned):
-			continue // and look again
+			continue // and check again
 		}
 		return err
 	}
 }
 
-// refreshOnce takes an epoch and sees it through.
+// refreshOnce takes an epoch and completes it.
 func (s *Service) refreshOnce(ctx context.Context, tenant, id string, cmd commands.StartRefresh) error {
-	begun := s.Kernel.Now() // its monotonic reading counts: nothing is sent when the epoch may have been taken over
+	begun := s.Kernel.Now() // monotonic: nothing is sent after the epoch may have been taken over
 	call := service.System(tenant, "token-keeper")
 	_, state, err := service.Execute(ctx, s.Kernel, call, aggregates.Credential, tenant, commands.Credential(cmd))
 	if err != nil {
@@ -231,7 +231,7 @@ func (s *Service) refreshOnce(ctx context.Context, tenant, id string, cmd comman
 	asked := s.Kernel.Now()
 	token, old, err := s.requestTokens(ctx, tenant, id, state.Value, begun)
 	if err != nil && !token.Refresh.IsZero() {
-		// The provider has replaced the refresh token and gave no access token that is one.
+		// The provider has rotated the refresh token but returned no valid access token.
 		token.Lifetime = 0
 		return errors.Join(s.storeToken(ctx, call, id, state.Value, epoch, token, old, asked), refreshFailed(err))
 	}
@@ -242,8 +242,8 @@ func (s *Service) refreshOnce(ctx context.Context, tenant, id string, cmd comman
 	return s.storeToken(ctx, call, id, state.Value, epoch, token, old, asked)
 }
 
-// requestTokens requests new tokens from the provider. A refusal of the grant is believed
-// only when it comes twice, some time apart, and nobody else has new tokens.
+// requestTokens requests new tokens from the provider. A rejected grant is accepted as final
+// only if it is rejected twice, some time apart, and no other process has new tokens.
 func (s *Service) requestTokens(ctx context.Context, tenant, id string, state aggregates.CredentialState, begun time.Time) (token oauth.Token, old seal.Fields, err error) {
 	version := state.Current()
 	// The provider of the recorded revision: a later descriptor reaches these
@@ -268,13 +268,13 @@ func (s *Service) requestTokens(ctx context.Context, tenant, id string, state ag
 	}
 	refresh, hasRefresh := old.Text(RefreshToken)
 	for try := 1; ; try++ {
-		// Whoever was stopped for a while must not send a token that another process
-		// may have sent meanwhile: a provider that sees one twice takes all away.
+		// A process that was suspended must not send a refresh token that another process
+		// may have sent meanwhile: a provider that sees one twice revokes the grant (reuse detection).
 		left := s.RefreshTakeoverTimeout/2 - s.Kernel.Now().Sub(begun)
 		if left <= 0 {
 			return token, old, &oauth.Error{Outcome: oauth.Transient}
 		}
-		// It ends what comes before the request is written alone: one that was sent is never given up.
+		// This bounds only the time until the request is written: a request that was sent is never abandoned.
 		send, cancel := context.WithTimeout(ctx, left)
 		if hasRefresh {
 			token, err = s.OAuth.Refresh(send, tenant, Provider(d.OAuth2), client, refresh)
@@ -292,13 +292,13 @@ func (s *Service) requestTokens(ctx context.Context, tenant, id string, state ag
 			return token, old, freshErr
 		}
 		if now.Value.Revision() != state.Revision() {
-			return token, old, err // a newer token is there, so this one's refusal says nothing
+			return token, old, err // there is a newer token, so the rejection of this one means nothing
 		}
 	}
 }
 
-// renewed is the object of the new tokens: what the provider did not say again
-// stays as it was, unless that makes it too large to be kept.
+// renewed is the object of the new tokens: members that the provider did not return
+// are kept, unless the object then is too large.
 func renewed(token oauth.Token, old seal.Fields) seal.Fields {
 	object := token.Answer.Over(old)
 	if object.Marshal().Len() > seal.MaxFieldsSize-1024 {
@@ -312,14 +312,14 @@ func renewed(token oauth.Token, old seal.Fields) seal.Fields {
 
 func quoted(text seal.Secret) seal.Secret {
 	b, err := jsontext.AppendQuote(nil, text.Reveal())
-	if err != nil { // it was read from JSON, or is told to be text by who read it
+	if err != nil { // it was parsed from JSON, or validated as text
 		return seal.NewSecret([]byte(`""`))
 	}
 	return seal.NewSecret(b)
 }
 
-// storeToken stores the provider's answer, durable, before anything else, and then
-// puts it in force.
+// storeToken stores the provider's response, durably, before anything else, and then
+// activates it.
 func (s *Service) storeToken(ctx context.Context, call *service.Call, id string, of aggregates.CredentialState, epoch aggregates.Refresh, token oauth.Token, old seal.Fields, asked time.Time) error {
 	object, expires := WithExpiry(renewed(token, old), asked, token.Lifetime)
 	stored := storedToken{
@@ -335,7 +335,7 @@ func (s *Service) storeToken(ctx context.Context, call *service.Call, id string,
 		if err := s.Vault.Put(ctx, ref, seal.NewSecret(text)); !errors.Is(err, vault.ErrExists) {
 			return err
 		}
-		return nil // stored by an attempt that seemed to fail: the id is this epoch's alone
+		return nil // stored by an attempt that seemed to fail: the id belongs to this epoch only
 	})
 	if err != nil {
 		s.metrics.refreshLost.Inc()
@@ -346,8 +346,8 @@ func (s *Service) storeToken(ctx context.Context, call *service.Call, id string,
 	return s.activateToken(ctx, call, id, of, epoch, stored)
 }
 
-// activateToken makes stored tokens those of the credential, of being its state when they
-// were asked for. It may be done twice.
+// activateToken makes stored tokens the current ones; of is the state in which they
+// were requested. It is idempotent.
 func (s *Service) activateToken(ctx context.Context, call *service.Call, id string, of aggregates.CredentialState, epoch aggregates.Refresh, t storedToken) error {
 	cmd := commands.CompleteRefresh{
 		ID: id, Epoch: epoch.Epoch, Grant: of.Tokens.Grant, SecretID: epoch.SecretID,
@@ -363,7 +363,7 @@ func (s *Service) activateToken(ctx context.Context, call *service.Call, id stri
 	case errors.Is(err, aggregates.ErrRefreshSuperseded), errors.Is(err, aggregates.ErrCredentialNotFound),
 		errors.Is(err, aggregates.ErrNotOAuth), errors.Is(err, aggregates.ErrSecretAbandoned):
 		s.revokeOrphanedToken(ctx, call, id, of, t)
-		s.Secrets.Erase(ctx, secrets.CredentialRef(call.Tenant, id, epoch.SecretID)) // nobody can use it any more
+		s.Secrets.Erase(ctx, secrets.CredentialRef(call.Tenant, id, epoch.SecretID)) // nobody can use it any longer
 		if errors.Is(err, aggregates.ErrRefreshSuperseded) {
 			return nil
 		}
@@ -371,7 +371,7 @@ func (s *Service) activateToken(ctx context.Context, call *service.Call, id stri
 	return err
 }
 
-// retry does again, for a while, what failed for no definite reason.
+// retry retries, for a while, what failed without a clear rejection.
 func (s *Service) retry(ctx context.Context, do func(context.Context) error) error {
 	begun := time.Now()
 	for pause := 20 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
@@ -385,7 +385,7 @@ func (s *Service) retry(ctx context.Context, do func(context.Context) error) err
 	}
 }
 
-// completeFound looks for the answer to somebody else's epoch, and puts it in force.
+// completeFound looks for the response of another process's epoch, and activates it.
 func (s *Service) completeFound(ctx context.Context, tenant, id string, of aggregates.CredentialState, epoch aggregates.Refresh) (found bool, err error) {
 	stored, err := s.storedToken(ctx, tenant, id, epoch.SecretID)
 	if errors.Is(err, vault.ErrNoSecret) {
@@ -397,11 +397,11 @@ func (s *Service) completeFound(ctx context.Context, tenant, id string, of aggre
 	return true, s.activateToken(ctx, service.System(tenant, "token-keeper"), id, of, epoch, stored)
 }
 
-// failed ends an epoch that brought nothing, and says to the caller why.
+// failed ends an epoch without new tokens, and returns the reason.
 func (s *Service) failed(ctx context.Context, call *service.Call, id string, state aggregates.CredentialState, failure error) error {
 	t := state.Tokens
 	refusal, ok := errors.AsType[*oauth.Error](failure)
-	if !ok { // ours, such as an OAuth client that is missing
+	if !ok { // an internal error, such as a missing OAuth client
 		refusal = &oauth.Error{Outcome: oauth.Transient}
 		if f := fault.Of(failure); f.Kind != fault.Unavailable && f.Kind != fault.Internal {
 			refusal.Outcome = oauth.ClientRefused
@@ -416,7 +416,7 @@ func (s *Service) failed(ctx context.Context, call *service.Call, id string, sta
 		cmd.Outcome, cmd.RetryAt = aggregates.OutcomeBusy, s.Kernel.Now().Add(max(refusal.RetryAfter, time.Second))
 	}
 	if refusal.Outcome == oauth.Revoked {
-		// An answer may have come to a process that was thought to be gone.
+		// A response may have arrived at a process that was thought to be gone.
 		for _, late := range t.Late {
 			if found, err := s.completeFound(ctx, call.Tenant, id, state, late); found || err != nil {
 				return err
@@ -433,7 +433,7 @@ func (s *Service) failed(ctx context.Context, call *service.Call, id string, sta
 	switch {
 	case err != nil:
 		return err
-	case after.Tokens.Token.Epoch != t.Token.Epoch: // a late answer came meanwhile
+	case after.Tokens.Token.Epoch != t.Token.Epoch: // a late response arrived meanwhile
 		return nil
 	case after.Tokens.ReauthReason != "":
 		return aggregates.ErrReauthorizationRequired.Withf("%s", after.Tokens.ReauthReason)
@@ -444,7 +444,7 @@ func (s *Service) failed(ctx context.Context, call *service.Call, id string, sta
 	return ErrRefreshFailed.Withf("%s", refusal.Says()).WithRetryAfter(cmd.RetryAt.Sub(s.Kernel.Now()))
 }
 
-// refreshFailed says to a caller why there is no access token.
+// refreshFailed is the error of a missing access token.
 func refreshFailed(err error) error {
 	if refusal, ok := errors.AsType[*oauth.Error](err); ok {
 		return ErrRefreshFailed.Withf("%s", refusal.Says()).WithRetryAfter(max(refusal.RetryAfter, backoffFirst))
@@ -452,7 +452,7 @@ func refreshFailed(err error) error {
 	return err
 }
 
-// backoff is how long nothing is asked of the provider after a failure.
+// backoff is how long to wait before the next request to the provider after a failure.
 func backoff(failures int, refusal *oauth.Error) time.Duration {
 	wait := backoffMost
 	if refusal.Outcome == oauth.Transient || refusal.Outcome == oauth.Malformed {
@@ -476,14 +476,14 @@ func (s *Service) RefreshCredential(ctx context.Context, call *service.Call, in 
 	case !state.OAuth():
 		return service.Done{}, aggregates.ErrNotOAuth
 	}
-	// A repeat after a crash renews the same tokens, so the provider is asked once.
+	// A repeat after a crash renews the same tokens, so the provider gets one request.
 	started, err := s.Kernel.Begin(ctx, call, events.CommandStarted{Epoch: state.Tokens.Token.Epoch})
 	if err != nil {
 		return service.Done{}, err
 	}
 	call.Detach()
 	if err := s.renew(ctx, call.Tenant, in.ID, started.Epoch, true); err != nil {
-		// A refusal has no sequence to ask for: what it left is in the views before it is told.
+		// An error has no sequence to wait for, so the views must have its effects before it is returned.
 		if now, lookErr := aggregates.Credential.Fresh(ctx, s.Log, aggregates.Credential.Stream(call.Tenant, in.ID)); lookErr == nil {
 			_ = s.Kernel.AtLeast(ctx, now.Seq)
 		}
@@ -493,18 +493,18 @@ func (s *Service) RefreshCredential(ctx context.Context, call *service.Call, in 
 	return service.Done{Seq: now.Seq, ID: in.ID, Version: now.Value.Current().Version, Status: secrets.StatusOf(now.Value)}, err
 }
 
-// The keeper of tokens renews so many at a time. One tenant has a share of that,
-// the smaller one while half of all are taken: a provider that is slow to answer
-// takes time from its own tenant alone.
+// The token refresher runs a limited number of renewals at a time. One tenant has a share of that,
+// which is smaller while half of all are in use: a slow provider
+// delays only its own tenant.
 const (
 	keepTokensAtOnce = 64
 	keepTokensShare  = 16
 	keepTokensScarce = 4
 	keepTokensEvery  = time.Second
-	keepTokensPause  = 5 * time.Millisecond // between two looks for what is due
+	keepTokensPause  = 5 * time.Millisecond // between two checks for due tokens
 )
 
-// tokenRefresher is what RunTokenRefresher has under way.
+// tokenRefresher is the state of RunTokenRefresher.
 type tokenRefresher struct {
 	mu     sync.Mutex
 	busy   map[credentialKey]struct{}
@@ -512,7 +512,7 @@ type tokenRefresher struct {
 	freed  chan struct{}
 }
 
-// share is how many of a tenant's may be under way now.
+// share is the current limit of concurrent renewals of one tenant.
 func (k *tokenRefresher) share() int {
 	if len(k.busy) < keepTokensAtOnce/2 {
 		return keepTokensShare
@@ -520,7 +520,7 @@ func (k *tokenRefresher) share() int {
 	return keepTokensScarce
 }
 
-// full are the tenants that have their share under way.
+// full are the tenants that have reached their share.
 func (k *tokenRefresher) full() (tenants []string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -558,8 +558,8 @@ func (k *tokenRefresher) enqueue(key credentialKey) {
 	}
 }
 
-// RunTokenRefresher renews tokens ahead of their end until ctx ends, and completes
-// the renewals that a crash left. One process of an installation needs to run it;
+// RunTokenRefresher renews tokens before they expire until ctx ends, and completes
+// the renewals that a crash interrupted. One process of an installation must run it;
 // two do no harm.
 func (s *Service) RunTokenRefresher(ctx context.Context) error {
 	k := &tokenRefresher{busy: map[credentialKey]struct{}{}, shares: map[string]int{}, freed: make(chan struct{}, 1)}
@@ -614,9 +614,9 @@ func (s *Service) refreshDue(ctx context.Context, key credentialKey) error {
 	case t.Refresh.Epoch == 0 && s.untilRetry(t) > 0:
 		return nil
 	}
-	// The views may not have heard of the last renewal yet.
+	// The views may not have the last renewal yet.
 	due := projections.RenewedDue
-	if t.Token.SecretID == state.Value.Current().SecretID { // it came with the keys
+	if t.Token.SecretID == state.Value.Current().SecretID { // they are part of the keys
 		due = projections.TokenDue
 	}
 	if t.Refresh.Epoch == 0 && t.Token.Plausible(s.Kernel.Now()) && s.Kernel.Now().Before(due(key.id, t.Token.Expires, t.Token.Lifetime)) {

@@ -23,29 +23,29 @@ import (
 
 // The times of a revocation.
 const (
-	tellFor    = 10 * time.Second // that the turn at a provider is waited for, to tell it something
-	deleteWait = 2 * time.Second  // that the answer to a delete waits for what the provider says
+	tellFor    = 10 * time.Second // how long to wait for a slot at a provider
+	deleteWait = 2 * time.Second  // how long a delete waits for the provider
 )
 
-// What became of telling a provider, besides the outcomes of oauth.
+// The outcomes of a revocation at a provider, in addition to those of oauth.
 const (
 	revokedThere = "revoked"
 	notOffered   = "not_offered" // the component names no revocation endpoint
 	superseded   = "superseded"  // the credential has the tokens of a newer grant
 )
 
-// providerAnswer is what became of telling a provider to forget tokens. The zero told is that
-// there was nothing to tell.
+// providerAnswer is the result of revoking tokens at a provider. The zero value means that
+// there was nothing to revoke.
 type providerAnswer struct {
 	outcome string        // revokedThere, notOffered, an oauth.Outcome, or ""
 	says    string        // why the provider does not confirm it, a sentence; "" when it does
-	after   time.Duration // how long to wait before it is tried again; 0: not known
+	after   time.Duration // how long to wait before a retry; 0: unknown
 }
 
-// noRevocation is what became of it where the component names no revocation endpoint.
+// noRevocation is the result if the component names no revocation endpoint.
 var noRevocation = providerAnswer{outcome: notOffered, says: "Not revoked at the provider: the component.json has no revocation_uri."}
 
-// newerGrant is what became of it where the credential has the tokens of a newer grant.
+// newerGrant is the result if the credential has the tokens of a newer grant.
 var newerGrant = providerAnswer{outcome: superseded, says: "Not revoked at the provider: the credential was connected again, and the provider may revoke the new tokens with the old ones."}
 
 func revocable(d commands.Descriptor) bool { return d.OAuth2 != nil && d.OAuth2.RevocationURI != "" }
@@ -55,16 +55,16 @@ func (t providerAnswer) passing() bool {
 	return t.outcome == string(oauth.Transient) || t.outcome == string(oauth.Malformed)
 }
 
-// heldToken is a token that a provider may still take.
+// heldToken is a token that a provider may still accept.
 type heldToken struct {
 	value seal.Secret
 	hint  string // token_type_hint (RFC 7009, section 2.1)
 }
 
-// heldTokens opens the tokens of a credential that its provider may still take:
-// those in force, and the answers to renewals that the vault has and that were not
-// put in force. Of each it is the refresh token, with which the provider forgets
-// all (RFC 7009, section 2.1), or the access token where there is none.
+// heldTokens opens the tokens of a credential that its provider may still accept:
+// the current ones, and the responses of renewals that are in the vault but were not
+// activated. Of each it returns the refresh token, whose revocation revokes
+// the whole grant (RFC 7009, section 2.1), or the access token if there is none.
 func (s *Service) heldTokens(ctx context.Context, tenant, id string, state aggregates.CredentialState) (held []heldToken, err error) {
 	for _, secretID := range state.Tokens.TokenSecrets() {
 		var object seal.Fields
@@ -73,7 +73,7 @@ func (s *Service) heldTokens(ctx context.Context, tenant, id string, state aggre
 		} else {
 			object, err = s.tokensStored(ctx, tenant, id, secretID)
 		}
-		if errors.Is(err, vault.ErrNoSecret) { // no answer came, or it is erased already
+		if errors.Is(err, vault.ErrNoSecret) { // no response arrived, or it is already erased
 			continue
 		}
 		if err != nil {
@@ -105,7 +105,7 @@ func (s *Service) tokensStored(ctx context.Context, tenant, id, secretID string)
 	return seal.ParseFields(stored.Object)
 }
 
-// addToken adds what the provider is to forget of a token's object, once.
+// addToken adds the token to revoke of a token's object, once.
 func addToken(held []heldToken, object seal.Fields) []heldToken {
 	for _, hint := range []string{RefreshToken, AccessToken} {
 		value, ok := object.Text(hint)
@@ -120,8 +120,8 @@ func addToken(held []heldToken, object seal.Fields) []heldToken {
 	return held
 }
 
-// revokeAtProvider tells the provider of a credential's recorded revision to forget tokens. It
-// tries once. ctx ends the waiting for a turn.
+// revokeAtProvider revokes tokens at the provider of a credential's recorded revision. It
+// tries once. ctx bounds the wait for a slot.
 func (s *Service) revokeAtProvider(ctx context.Context, tenant string, state aggregates.CredentialState, held []heldToken) providerAnswer {
 	if len(held) == 0 {
 		return providerAnswer{}
@@ -149,8 +149,8 @@ func (s *Service) revokeAtProvider(ctx context.Context, tenant string, state agg
 	return worst
 }
 
-// revokeGrantAtProvider is tell for the tokens of a credential's grant, unless the credential has those of
-// a newer one: a provider may end the whole consent of an account with any token of it
+// revokeGrantAtProvider is revokeAtProvider for the tokens of a credential's grant, unless the credential has those of
+// a newer one: a provider may revoke the whole consent of an account with any token of it
 // (RFC 7009, section 2.1).
 func (s *Service) revokeGrantAtProvider(ctx context.Context, tenant, id string, state aggregates.CredentialState, held []heldToken) providerAnswer {
 	if len(held) == 0 {
@@ -166,7 +166,7 @@ func (s *Service) revokeGrantAtProvider(ctx context.Context, tenant, id string, 
 	return s.revokeAtProvider(ctx, tenant, state, held)
 }
 
-// providerFailure says why a provider did not confirm that it has forgotten a token.
+// providerFailure is the reason why a provider did not confirm the revocation of a token.
 func (s *Service) providerFailure(ctx context.Context, component string, err error) providerAnswer {
 	if refusal, ok := errors.AsType[*oauth.Error](err); ok {
 		return providerAnswer{string(refusal.Outcome), "The provider did not confirm the revocation: " + refusal.Says(), refusal.RetryAfter}
@@ -179,7 +179,7 @@ func (s *Service) providerFailure(ctx context.Context, component string, err err
 	return providerAnswer{outcome: string(oauth.ClientRefused), says: "The provider could not be asked to revoke the tokens: " + f.Msg}
 }
 
-// recordAnswer records what a provider answered. The tokens are given up either way.
+// recordAnswer records the result of a provider. The tokens are revoked locally either way.
 func (s *Service) recordAnswer(ctx context.Context, call *service.Call, id string, t providerAnswer) error {
 	if t.outcome == "" || t.outcome == notOffered || t.outcome == superseded {
 		return nil
@@ -197,15 +197,15 @@ type Revoke struct {
 	ID string `json:"id"`
 }
 
-// Revoked answers Revoke. The tokens are given up, whatever the
-// provider said.
+// Revoked is the response to Revoke. The tokens are revoked locally in any
+// case.
 type Revoked struct {
 	service.Done
 	Outcome string `json:"outcome,omitzero"` // of telling the provider: revoked, not_offered where the component names no revocation_uri, superseded where the credential was connected again meanwhile, or as in credential.refresh_failed; absent when no tokens were held
 }
 
-// revokeCredential gives the tokens up here and at the provider. It is seen through
-// whether the caller waits for it or not.
+// revokeCredential revokes the tokens locally and at the provider. It completes even
+// if the caller no longer waits.
 func (s *Service) revokeCredential(ctx context.Context, call *service.Call, in Revoke) (Revoked, error) {
 	if err := service.CheckTarget(in.ID, 0); err != nil {
 		return Revoked{}, err
@@ -224,8 +224,8 @@ func (s *Service) revokeCredential(ctx context.Context, call *service.Call, in R
 	return done, err
 }
 
-// answerSince is what a provider answered to the end of tokens in a revocation that
-// began with a commit. Where nobody has told it, it is told now.
+// answerSince is the provider's result of a revocation that
+// began with a commit. If there is none yet, the tokens are revoked at the provider now.
 func (s *Service) answerSince(ctx context.Context, cut events.Record) (providerAnswer, error) {
 	var ended []events.Record
 	for round := range 2 {
@@ -257,7 +257,7 @@ func (s *Service) answerSince(ctx context.Context, cut events.Record) (providerA
 			return providerAnswer{}, err
 		}
 	}
-	// Nothing is recorded of a provider that cannot be told.
+	// Nothing is recorded if the provider offers no revocation.
 	before, _, err := aggregates.Credential.Around(ctx, s.Log, ended)
 	if err != nil {
 		return providerAnswer{}, err
@@ -269,7 +269,7 @@ func (s *Service) answerSince(ctx context.Context, cut events.Record) (providerA
 	return providerAnswer{}, err
 }
 
-// recordedAnswer is what a provider answered as far as the log tells: the outcome.
+// recordedAnswer is the result of a provider as recorded in the log: the outcome.
 func recordedAnswer(outcome string) providerAnswer {
 	t := providerAnswer{outcome: outcome}
 	if outcome != revokedThere {
@@ -278,9 +278,9 @@ func recordedAnswer(outcome string) providerAnswer {
 	return t
 }
 
-// grantOf is the grant whose tokens a call revokes: the one in force, or the one that an
-// earlier attempt has begun with. A later one, of a credential that was connected again
-// meanwhile, is left alone.
+// grantOf is the grant whose tokens a call revokes: the current one, or the one of an
+// earlier attempt. A later grant, of a credential that was connected again
+// meanwhile, is not touched.
 func (s *Service) grantOf(ctx context.Context, call *service.Call, id string) (int, error) {
 	for _, rec := range call.Resumed() {
 		if e, is := rec.Event.(events.CredentialReauthorizationRequired); is {
@@ -297,9 +297,9 @@ func (s *Service) grantOf(ctx context.Context, call *service.Call, id string) (i
 	return state.Tokens.Grant, nil
 }
 
-// revokeLocally has nobody be given the tokens of a grant any more. They are still
-// held, so that whoever completes a revocation that broke off can tell the provider.
-// The Seq of the state is 0 when nothing was to be done.
+// revokeLocally stops all further use of the tokens of a grant. The credential still
+// holds them, so that an interrupted revocation can be completed at the provider.
+// The Seq of the state is 0 if there was nothing to do.
 func (s *Service) revokeLocally(ctx context.Context, call *service.Call, id string, grant int) (aggregates.State[aggregates.CredentialState], error) {
 	state, err := s.Secrets.Live(ctx, call.Tenant, id, 0)
 	now := aggregates.State[aggregates.CredentialState]{Value: state}
@@ -308,7 +308,7 @@ func (s *Service) revokeLocally(ctx context.Context, call *service.Call, id stri
 		return now, err
 	case !state.OAuth():
 		return now, aggregates.ErrNotOAuth
-	case state.Tokens.Grant != grant || state.Current().SecretID == "": // there is nothing to give
+	case state.Tokens.Grant != grant || state.Current().SecretID == "": // there are no tokens
 		return now, nil
 	}
 	was, after, err := service.Commit(ctx, s.Kernel, call, aggregates.Credential, call.Tenant, commands.Credential(commands.RequireReauthorization{
@@ -320,13 +320,13 @@ func (s *Service) revokeLocally(ctx context.Context, call *service.Call, id stri
 	return after, err
 }
 
-// revoke gives the tokens of a grant up (0: see grantOf), in this order: nobody is given them
-// any more, the provider is told, they are over here. What is gone then is for the
-// caller to erase, which holds the stream, and then finishes the follow-up of the
-// commits. A crash in between leaves the tokens held, and the process manager
-// completes it; a refresh under way cannot bring them back, and what the provider
-// answered to it is disowned, too. again, when not nil, hears what the provider says
-// and decides whether it is told once more; its error ends the revocation for now.
+// revoke revokes the tokens of a grant (0: see grantOf), in this order: they are no longer
+// used, they are revoked at the provider, they are dropped here. The
+// caller, which holds the stream, must then erase the dropped secrets and finish the follow-up of the
+// commits. After a crash in between the tokens are still held, and the process manager
+// completes the revocation. A concurrent renewal cannot bring them back; its
+// response is revoked, too. again, if not nil, gets the provider's result
+// and decides about a retry; its error ends the revocation for now.
 func (s *Service) revoke(ctx context.Context, call *service.Call, id string, grant int, again func(component string, t providerAnswer) (bool, error)) (done Revoked, gone []vault.Ref, commits []uint64, err error) {
 	if grant == 0 {
 		if grant, err = s.grantOf(ctx, call, id); err != nil {
@@ -364,7 +364,7 @@ func (s *Service) revoke(ctx context.Context, call *service.Call, id string, gra
 		commits = append(commits, after.Seq)
 	}
 	ctx = context.WithoutCancel(ctx)
-	if before.Tokens.Grant == grant && !slices.Equal(before.Tokens.TokenSecrets(), state.Tokens.TokenSecrets()) { // a renewal brought others meanwhile
+	if before.Tokens.Grant == grant && !slices.Equal(before.Tokens.TokenSecrets(), state.Tokens.TokenSecrets()) { // a renewal produced others meanwhile
 		if late, err := s.heldTokens(ctx, call.Tenant, id, before); err != nil {
 			t = s.providerFailure(ctx, before.Component, err)
 		} else if more := s.revokeGrantAtProvider(ctx, call.Tenant, id, before, late); more.outcome != "" {
@@ -377,10 +377,10 @@ func (s *Service) revoke(ctx context.Context, call *service.Call, id string, gra
 	return done, secrets.Dropped(secrets.CredentialRef(call.Tenant, id, ""), before, after.Value), commits, nil
 }
 
-// revokeOrphanedToken tells the provider to forget the answer to a renewal which came when the
+// revokeOrphanedToken revokes the response of a renewal at the provider if it arrived after the
 // tokens had been revoked, or the credential deleted. of is the state in which it
-// was asked for. Where the credential has other tokens by now the provider is not
-// told: it may forget those with these.
+// was requested. If the credential has other tokens by now, it does nothing:
+// the provider may revoke those with these.
 func (s *Service) revokeOrphanedToken(ctx context.Context, call *service.Call, id string, of aggregates.CredentialState, answer storedToken) {
 	now, err := aggregates.Credential.Fresh(ctx, s.Log, aggregates.Credential.Stream(call.Tenant, id))
 	if err != nil || !now.Value.Deleted && !now.Value.Tokens.RevokedLocally && (now.Value.Tokens.Field == "" || now.Value.Current().SecretID != "") {
@@ -393,10 +393,10 @@ func (s *Service) revokeOrphanedToken(ctx context.Context, call *service.Call, i
 	_ = s.recordAnswer(ctx, call.Step(1), id, s.revokeAtProvider(ctx, call.Tenant, of, addToken(nil, object))) // it is logged
 }
 
-// revokeEndedTokens tells the provider that tokens which a credential held before are over, and
-// records what it said. Their secrets must be there still: only who has the tokens can
-// tell it. While what it says may pass, the error is postponed and nothing is recorded,
-// unless it is final. It may be done twice.
+// revokeEndedTokens revokes tokens that a credential held before at the provider, and
+// records the result. Their secrets must still exist, because revoking needs the tokens.
+// While a failure may be temporary, the error is Postponed and nothing is recorded,
+// unless final is set. It is idempotent.
 func (s *Service) revokeEndedTokens(ctx context.Context, call *service.Call, id string, before aggregates.CredentialState, final bool) (providerAnswer, error) {
 	held, err := s.heldTokens(ctx, call.Tenant, id, before)
 	t := providerAnswer{}
@@ -417,9 +417,9 @@ func (s *Service) revokeEndedTokens(ctx context.Context, call *service.Call, id 
 	return t, nil
 }
 
-// EndCredential executes a delete. Then it has the provider told that the tokens
-// are over, and erases the secrets; when that is not done soon it goes on behind the
-// answer, and the process manager completes it.
+// EndCredential executes a delete. Then it revokes the tokens at the provider
+// and erases the secrets; if that takes long, it continues after the
+// response, and the process manager completes it.
 func (s *Service) EndCredential(ctx context.Context, call *service.Call, cmd commands.DeleteCredential) (service.Done, aggregates.CredentialState, error) {
 	release := s.Secrets.Hold(aggregates.Credential.Stream(call.Tenant, cmd.ID))
 	was, after, err := service.Commit(ctx, s.Kernel, call, aggregates.Credential, call.Tenant, commands.Credential(cmd))
@@ -447,7 +447,7 @@ func (s *Service) EndCredential(ctx context.Context, call *service.Call, cmd com
 		if err == nil {
 			err = s.Secrets.EraseAll(ctx, gone)
 		}
-		if err == nil && before.Tokens.Refresh.Epoch == 0 { // else its answer may yet come
+		if err == nil && before.Tokens.Refresh.Epoch == 0 { // else its response may still arrive
 			s.Secrets.Finish(after.Seq)
 		}
 	})
@@ -482,14 +482,14 @@ const (
 	revocationsOf = 8 // a tenant, at one time; so many are remembered
 	revokePage    = 1000
 	bulkPatience  = time.Minute      // with a provider that does not confirm
-	bulkPause     = 30 * time.Second // that is waited at the most before it is told again
+	bulkPause     = 30 * time.Second // maximum wait before a retry
 	failuresShown = 20
 )
 
-// revocations are the revocations in bulk, and what else is under way.
+// revocations are the bulk revocations and other work in progress.
 type revocations struct {
 	mu    sync.Mutex
-	jobs  map[string][]*revocation // by tenant: the last ones, in the order in which they began
+	jobs  map[string][]*revocation // by tenant: the last ones, in the order of their start
 	group sync.WaitGroup
 }
 
@@ -501,13 +501,13 @@ type revocation struct {
 	gone      []revokedTokens      // to be erased
 }
 
-// revokedTokens is what is left to be done when a credential's tokens are over.
+// revokedTokens is the remaining work after a credential's tokens are revoked.
 type revokedTokens struct {
 	secrets []vault.Ref
 	commits []uint64 // that ended them
 }
 
-// start begins what finish waits for, unless life has ended.
+// start starts work that finish waits for, unless life has ended.
 func (r *revocations) start(life context.Context, do func()) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -518,10 +518,10 @@ func (r *revocations) start(life context.Context, do func()) bool {
 	return true
 }
 
-// finish waits a while for what is under way. Nothing begins any more.
+// finish waits a while for work in progress. Nothing starts any longer.
 func (r *revocations) finish() {
-	r.mu.Lock()   // whoever was about to start has, or will see the end
-	r.mu.Unlock() //nolint:staticcheck // an empty section, as said
+	r.mu.Lock()   // callers that were about to start have done so, or will see the end
+	r.mu.Unlock() //nolint:staticcheck // intentionally empty
 	service.WaitFor(&r.group)
 }
 
@@ -533,8 +533,8 @@ var (
 		"These tokens are already being revoked, or eight revocations are running. Query oauth.revocation for the progress.")
 )
 
-// RevokeOAuth requests the end of many credentials' tokens. One of all, component
-// and oauth_client says which.
+// RevokeOAuth requests the revocation of the tokens of many credentials. Exactly one of all, component
+// and oauth_client is set.
 type RevokeOAuth struct {
 	All         bool   `json:"all,omitzero"`          // every OAuth credential of the tenant
 	Component   string `json:"component,omitzero"`    // those of this component
@@ -542,19 +542,19 @@ type RevokeOAuth struct {
 	DryRun      bool   `json:"dry_run,omitzero"`      // say how many they are; revoke nothing
 }
 
-// RevocationStarted answers RevokeOAuth. The id is that of the revocation, absent
+// RevocationStarted is the response to RevokeOAuth. The id is that of the revocation, absent
 // after a dry run.
 type RevocationStarted struct {
 	service.Done
 	Total int `json:"total"` // credentials that hold tokens
 }
 
-// revokeOAuth begins to walk through the credentials that hold tokens, as the views
-// know them, and answers. The walk keeps nothing but what it counts: when it breaks
-// off, the same command continues with those that still hold tokens.
+// revokeOAuth starts to process the credentials that hold tokens according to the views,
+// and returns. It stores only counters: if it is interrupted,
+// the same command continues with the credentials that still hold tokens.
 func (s *Service) revokeOAuth(ctx context.Context, call *service.Call, in RevokeOAuth) (RevocationStarted, error) {
 	started := RevocationStarted{Done: service.Done{ID: call.DeriveID("revocation")}}
-	if total, known := s.revocations.known(call.Tenant, started.ID); known { // the command comes again
+	if total, known := s.revocations.known(call.Tenant, started.ID); known { // a repeated command
 		started.Total = total
 		return started, nil
 	}
@@ -591,7 +591,7 @@ func (s *Service) revokeOAuth(ctx context.Context, call *service.Call, in Revoke
 	return started, nil
 }
 
-// revocationScope is the component whose credentials are meant; "" for all.
+// revocationScope is the component of the selected credentials; "" for all.
 func (s *Service) revocationScope(ctx context.Context, call *service.Call, in RevokeOAuth) (string, error) {
 	named := 0
 	for _, given := range []bool{in.All, in.Component != "", in.OAuthClient != ""} {
@@ -622,8 +622,8 @@ func (s *Service) revocationScope(ctx context.Context, call *service.Call, in Re
 	return "", nil
 }
 
-// tokenHolders are the credentials of a tenant that hold tokens, of a component when
-// it is not "".
+// tokenHolders are the credentials of a tenant that hold tokens, only those of component unless
+// it is "".
 func (s *Service) tokenHolders(ctx context.Context, tenant, component string) (ids []string, err error) {
 	for after := ""; ; after = ids[len(ids)-1] {
 		page, err := s.Views.TokenHolders(ctx, tenant, component, after, revokePage)
@@ -636,9 +636,9 @@ func (s *Service) tokenHolders(ctx context.Context, tenant, component string) (i
 	}
 }
 
-// revokeAll gives up the tokens of all: first nobody is given any of them any more,
-// which takes moments, then the providers are told, which may take long, and last
-// the secrets are erased, which the vault does one by one.
+// revokeAll revokes the tokens of all credentials: first it stops their use,
+// which takes moments, then it revokes them at the providers, which may take long, and last
+// it erases the secrets, which the vault does one by one.
 func (s *Service) revokeAll(ctx context.Context, call *service.Call, job *revocation, ids []string) {
 	for _, id := range ids {
 		defer s.Secrets.Hold(aggregates.Credential.Stream(call.Tenant, id))()
@@ -668,7 +668,7 @@ func (s *Service) revokeAll(ctx context.Context, call *service.Call, job *revoca
 			return s.revocations.wait(ctx, job, component, t)
 		})
 		if err != nil && ctx.Err() != nil {
-			return // it is told of as left
+			return // it is counted as left
 		}
 		s.revocations.note(job, s.revoked(ctx, call.Tenant, id, done, err), revokedTokens{gone, commits})
 	})
@@ -681,7 +681,7 @@ func (s *Service) revokeAll(ctx context.Context, call *service.Call, job *revoca
 	s.revocations.end(job, s.Kernel.Now().UTC())
 }
 
-// forEach does something for each of many, several at a time, until ctx ends.
+// forEach calls do for each element, several at a time, until ctx ends.
 func forEach[E any](ctx context.Context, all []E, do func(E)) {
 	var workers sync.WaitGroup
 	defer workers.Wait()
@@ -703,10 +703,10 @@ func forEach[E any](ctx context.Context, all []E, do func(E)) {
 	}
 }
 
-// revoked is what one credential adds to the progress.
+// revoked is the contribution of one credential to the progress.
 func (s *Service) revoked(ctx context.Context, tenant, id string, done Revoked, err error) (one RevocationProgress) {
 	switch {
-	case errors.Is(err, aggregates.ErrCredentialNotFound), errors.Is(err, aggregates.ErrNotOAuth): // it has none any more
+	case errors.Is(err, aggregates.ErrCredentialNotFound), errors.Is(err, aggregates.ErrNotOAuth): // it no longer has any
 		one.Done = 1
 	case err != nil:
 		s.Logger.WarnContext(ctx, "tokens not revoked", "tenant", tenant, "credential", id, "err", err)
@@ -725,7 +725,7 @@ func (s *Service) revoked(ctx context.Context, tenant, id string, done Revoked, 
 	return one
 }
 
-// known finds a revocation of a tenant that is remembered, by its id.
+// known finds a recent revocation of a tenant by its id.
 func (r *revocations) known(tenant, id string) (total int, known bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -735,7 +735,7 @@ func (r *revocations) known(tenant, id string) (total int, known bool) {
 	return 0, false
 }
 
-// find is for who holds mu: the tenant's revocation with the id, its last one when
+// find requires mu: it returns the tenant's revocation with the id, its last one if
 // that is "", or nil.
 func (r *revocations) find(tenant, id string) *revocation {
 	for _, job := range slices.Backward(r.jobs[tenant]) {
@@ -746,8 +746,8 @@ func (r *revocations) find(tenant, id string) *revocation {
 	return nil
 }
 
-// begin makes a revocation one of the tenant's, unless the same or too many are
-// running. One whose provider does not answer is no reason to let the others wait.
+// begin registers a revocation of the tenant, unless the same one or too many are
+// running. A provider that does not respond does not block the others.
 func (r *revocations) begin(tenant string, job *revocation) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -787,9 +787,9 @@ func (r *revocations) end(job *revocation, at time.Time) {
 	job.progress.Running, job.progress.EndedAt, job.gone = false, at, nil
 }
 
-// wait pauses before a provider that did not confirm is told again, and reports
-// whether it is to be. A component's provider that has confirmed nothing for long is
-// not waited for. Its error is that of ctx.
+// wait pauses before a retry at a provider that did not confirm, and reports
+// whether to retry. A component's provider that has confirmed nothing for long is
+// not retried. Its error is that of ctx.
 func (r *revocations) wait(ctx context.Context, job *revocation, component string, t providerAnswer) (bool, error) {
 	if !r.patient(job, component, t) {
 		return false, nil
@@ -821,37 +821,37 @@ func (r *revocations) patient(job *revocation, component string, t providerAnswe
 	return time.Since(since) < bulkPatience
 }
 
-// OAuthRevocation asks how far a revocation in bulk has come.
+// OAuthRevocation requests the progress of a bulk revocation.
 type OAuthRevocation struct {
 	ID string `json:"id,omitzero"` // the tenant's last one when absent
 }
 
-// RevocationProgress answers OAuthRevocation. Its numbers are of credentials.
+// RevocationProgress is the progress of a bulk revocation. Its numbers count credentials.
 type RevocationProgress struct {
 	ID         string              `json:"id,omitzero"` // of the revocation
-	Here       bool                `json:"here"`        // the process that answers ran it; else all it can tell is what is left
+	Here       bool                `json:"here"`        // the responding process ran it; else only left is known
 	Running    bool                `json:"running"`
 	Total      int                 `json:"total"`       // that held tokens when it began
-	Done       int                 `json:"done"`        // whose tokens are given up
+	Done       int                 `json:"done"`        // whose tokens are revoked locally
 	AtProvider int                 `json:"at_provider"` // of these, where the provider confirmed that it has forgotten them
-	NotOffered int                 `json:"not_offered"` // of these, where the component names no address to tell the provider
-	Erased     int                 `json:"erased"`      // secrets erased from the vault, after all are given up
-	Failed     int                 `json:"failed"`      // where the provider did not confirm it, or the tokens could not be given up
+	NotOffered int                 `json:"not_offered"` // of these, without a revocation_uri in the component
+	Erased     int                 `json:"erased"`      // secrets erased from the vault, after all tokens are revoked
+	Failed     int                 `json:"failed"`      // not confirmed by the provider, or not revoked
 	Failures   []RevocationFailure `json:"failures"`    // the first 20 of these
 	StartedAt  time.Time           `json:"started_at,omitzero"`
 	EndedAt    time.Time           `json:"ended_at,omitzero"` // absent while it runs
-	Left       int                 `json:"left"`              // of the tenant that hold tokens now
+	Left       int                 `json:"left"`              // of the tenant with tokens now
 }
 
-// RevocationFailure says why a revocation was not confirmed.
+// RevocationFailure is the reason why a revocation was not confirmed.
 type RevocationFailure struct {
 	Credential string `json:"credential"`
-	Outcome    string `json:"outcome,omitzero"` // of telling the provider, as in credential.revoked_at_provider; absent when the tokens are not given up
+	Outcome    string `json:"outcome,omitzero"` // at the provider, as in credential.revoked_at_provider; absent when the tokens were not revoked
 	Says       string `json:"says"`             // a sentence
 }
 
-// oauthRevocation tells what this process knows. A revocation that another process
-// runs, or that a restart ended, shows in what is left.
+// oauthRevocation returns what this process knows. A revocation of another process,
+// or one that a restart ended, is visible only in left.
 func (s *Service) oauthRevocation(ctx context.Context, call *service.Call, in OAuthRevocation) (RevocationProgress, error) {
 	p := RevocationProgress{ID: in.ID, Failures: []RevocationFailure{}}
 	s.revocations.mu.Lock()

@@ -1,5 +1,5 @@
-// Package token keeps the tokens of OAuth credentials: it renews them before they end, at
-// one place at a time, and revokes them at their provider.
+// Package token manages the tokens of OAuth credentials: it renews them before they expire, in
+// one process at a time, and revokes them at their provider.
 package token
 
 import (
@@ -20,7 +20,7 @@ import (
 	"github.com/credstream/credstream/vault"
 )
 
-// Deps is what a Service is made of. Every field without "optional" is needed.
+// Deps are the dependencies of a Service. Every field without "optional" is required.
 type Deps struct {
 	Kernel     *service.Kernel
 	Secrets    *secrets.Service
@@ -35,25 +35,25 @@ type Deps struct {
 
 	// Holder names this process among those that renew tokens.
 	InstanceID string
-	// Alone says that no other process serves the log while this one lives.
+	// SingleInstance means that no other process serves the log while this one lives.
 	SingleInstance bool
-	// RefreshPatience is how long a renewal that another process has begun may stay
-	// without progress before this one takes it over.
+	// RefreshTakeoverTimeout is how long a renewal by another process may make
+	// no progress before this one takes it over.
 	RefreshTakeoverTimeout time.Duration
 	// RenewalStep is called between the steps of a renewal ("started", "answered",
-	// "stored"), so that a test can stop one there; optional.
+	// "stored"), so that a test can interrupt it there; optional.
 	RenewalStep func(step string)
 }
 
 // DefaultTakeoverTimeout is the RefreshPatience of an installation that sets none.
 const DefaultTakeoverTimeout = 30 * time.Second
 
-// Components knows the descriptors of components.
+// Components provides the descriptors of components.
 type Components interface {
 	Descriptor(ctx context.Context, component string, revision int) (commands.Descriptor, error)
 }
 
-// Clients are the OAuth clients whose tokens are renewed.
+// Clients provides the OAuth clients whose tokens are renewed.
 type Clients interface {
 	Client(ctx context.Context, call *service.Call, ref client.OAuthClientRef, fresh bool) (projections.OAuthClient, error)
 	CheckSecretAudience(ctx context.Context, tenant, component string, c aggregates.OAuthClientState, d commands.Descriptor) error
@@ -68,7 +68,7 @@ type Service struct {
 	revocations revocations
 }
 
-// New makes a Service. Close ends it.
+// New creates a Service. Close ends it.
 func New(deps Deps) *Service {
 	s := &Service{Deps: deps, metrics: newMetrics(deps.Metrics)}
 	s.renewals.by = map[credentialKey]*renewal{}
@@ -77,13 +77,13 @@ func New(deps Deps) *Service {
 	return s
 }
 
-// Close waits for the renewals and revocations under way, which end with the kernel's life.
+// Close waits for the renewals and revocations in progress, which end with the kernel's background context.
 func (s *Service) Close() {
 	s.renewals.finish()
 	s.revocations.finish()
 }
 
-// Answers is what the feature adds to Done: nothing.
+// Answers is empty: Done has everything.
 func (s *Service) Answers() []service.Answer { return nil }
 
 // Remember implements service.Result.

@@ -26,7 +26,7 @@ import (
 	"github.com/credstream/credstream/verify"
 )
 
-// The refusals of tokens that a caller gives.
+// Errors of tokens in a request.
 var (
 	ErrTokensInvalid = fault.New(fault.Invalid, "oauth_tokens_invalid",
 		"An OAuth field takes the provider's token response as an object: access_token, refresh_token, expires_in and more.")
@@ -37,7 +37,7 @@ var (
 	ErrTokenRefused = fault.New(fault.Unprocessable, "oauth_token_refused", "The provider did not issue a token.")
 )
 
-// The members of the object in an OAuth field that the service knows.
+// The known members of the object in an OAuth field.
 const (
 	AccessToken  = "access_token"
 	RefreshToken = "refresh_token"
@@ -45,10 +45,10 @@ const (
 	expiresAt    = "expires_at"
 )
 
-// maxTokenLife bounds what a provider may say of a token's life.
+// maxTokenLife bounds the lifetime that a provider may report.
 const maxTokenLife = 366 * 24 * time.Hour
 
-// Provider writes the descriptor's oauth2 block in the words of oauth.
+// Provider converts the descriptor's oauth2 block to an oauth.Provider.
 func Provider(o *commands.OAuth2) oauth.Provider {
 	return oauth.Provider{
 		Issuer: o.Issuer, RequireIssuer: o.RequireIssuer, AuthURI: o.AuthURI, TokenURI: o.TokenURI, RevocationURI: o.RevocationURI,
@@ -103,7 +103,7 @@ func (s *Service) OAuthClient(ctx context.Context, tenant, component string, d c
 	if err != nil {
 		return oauth.Client{}, fmt.Errorf("read the variables of %s: %w", component, err)
 	}
-	// Which of them is the secret is what was said when they were given: a client id is shown to browsers.
+	// The descriptor declares which of them is the secret: a client id is visible to browsers.
 	id, hasID := env.Text(given.ClientIDVar)
 	clientSecret, hasSecret := env.Text(given.ClientSecretVar)
 	if !hasID || !hasSecret {
@@ -112,9 +112,9 @@ func (s *Service) OAuthClient(ctx context.Context, tenant, component string, d c
 	return oauth.Client{ID: string(id.Reveal()), Secret: clientSecret}, nil
 }
 
-// ExtractTokens looks for tokens among the keys of a new version. It returns the keys
-// as they are to be stored, and what is known of the tokens; nil when there are
-// none. A client that may ask by itself is given its first token here.
+// ExtractTokens extracts the tokens from the keys of a new version. It returns the keys
+// to store, and the metadata of the tokens; nil if there are
+// none. A client-credentials client gets its first token here.
 func (s *Service) ExtractTokens(ctx context.Context, tenant, component string, d commands.Descriptor, keys seal.Fields) (_ seal.Fields, _ *commands.Tokens, err error) {
 	tokens := 0
 	for _, f := range d.Fields {
@@ -165,9 +165,9 @@ func (s *Service) ExtractTokens(ctx context.Context, tenant, component string, d
 		}
 		life := lifeOf(object, d.OAuth2, s.Kernel.Now())
 		if !access {
-			life = 0 // it is renewed before it is given to anybody
+			life = 0 // it is renewed before its first use
 		}
-		if life == 0 && d.Verification != nil { // the dry request needs a token that is good
+		if life == 0 && d.Verification != nil { // the dry request needs a valid token
 			if object, life, err = s.firstRenewal(ctx, tenant, component, d, object); err != nil {
 				return keys, nil, err
 			}
@@ -187,7 +187,7 @@ func holdsTokens(object seal.Fields) bool {
 	return access || refresh
 }
 
-// isToken reports whether a member is a text that can stand in a header.
+// isToken reports whether a member is a text that fits into a header.
 func isToken(object seal.Fields, name string) bool {
 	v, ok := object.Text(name)
 	raw, _ := object.Get(name)
@@ -203,7 +203,7 @@ func isToken(object seal.Fields, name string) bool {
 	return true
 }
 
-// shown is a scope as events may hold it.
+// shown is a scope in the form for events.
 func shown(scope seal.Secret) string {
 	const most = 1024
 	text := scope.Reveal()
@@ -236,9 +236,9 @@ func (s *Service) firstToken(ctx context.Context, tenant, component string, d co
 	}, nil
 }
 
-// firstRenewal renews tokens that are over before the keys they came in are tried. A
-// provider that replaces refresh tokens then knows the new one alone, which is
-// stored with the keys; if they are refused, the account has to be connected again.
+// firstRenewal renews expired tokens before the keys that contain them are verified. A
+// provider that rotates refresh tokens then accepts only the new one, which is
+// stored with the keys; if they are rejected, the account must be connected again.
 func (s *Service) firstRenewal(ctx context.Context, tenant, component string, d commands.Descriptor, object seal.Fields) (seal.Fields, time.Duration, error) {
 	refresh, ok := object.Text(RefreshToken)
 	if !ok {
@@ -255,7 +255,7 @@ func (s *Service) firstRenewal(ctx context.Context, tenant, component string, d 
 	return renewed(token, object), token.Lifetime, nil
 }
 
-// RefusedToken says to a caller why the provider gave no token.
+// RefusedToken is the error of a provider that issued no token.
 func RefusedToken(err error) error {
 	refusal, ok := errors.AsType[*oauth.Error](err)
 	switch {
@@ -267,8 +267,8 @@ func RefusedToken(err error) error {
 	return ErrTokenRefused.Withf("%s", refusal.Says())
 }
 
-// lifeOf is how long the token in the object is still good, by what the object
-// says, else by what the descriptor does.
+// lifeOf is the remaining lifetime of the token in the object, according to the object
+// or else to the descriptor.
 func lifeOf(object seal.Fields, o *commands.OAuth2, now time.Time) time.Duration {
 	if at, ok := object.Text(expiresAt); ok {
 		text := string(at.Reveal())
@@ -293,15 +293,15 @@ func lifeOf(object seal.Fields, o *commands.OAuth2, now time.Time) time.Duration
 	return oauth.DefaultLifetime
 }
 
-// WithExpiry writes into a token's object when it ends, in place of how long it
-// was good for when it was granted.
+// WithExpiry sets the expiry of a token's object, in place of its
+// lifetime.
 func WithExpiry(object seal.Fields, from time.Time, life time.Duration) (seal.Fields, time.Time) {
 	expires := from.Add(life).UTC().Truncate(time.Second)
 	return object.Without(expiresIn).With(expiresAt, seal.NewSecret([]byte(`"`+expires.Format(time.RFC3339)+`"`))), expires
 }
 
-// storedToken is the form, forever, in which the vault keeps renewed tokens: all
-// that is needed to put them in force, should the process that got them be gone.
+// storedToken is the form, forever, in which the vault stores renewed tokens: everything
+// that is needed to activate them if the process that got them is gone.
 type storedToken struct {
 	Object   jsontext.Value `json:"token"` // as OAuth fields hold it
 	Expires  time.Time      `json:"expires"`
@@ -310,7 +310,7 @@ type storedToken struct {
 	Scope    string         `json:"scope"`
 }
 
-// tokenObject opens the current tokens: an object as the provider answered it.
+// tokenObject opens the current tokens: an object in the form of the provider's response.
 func (s *Service) tokenObject(ctx context.Context, tenant, id string, state aggregates.CredentialState, keys seal.Fields) (seal.Fields, error) {
 	t := state.Tokens
 	if t.Token.SecretID == state.Current().SecretID {
@@ -355,9 +355,9 @@ func (s *Service) ActiveKeys(ctx context.Context, tenant, id string, state aggre
 	return keys.With(state.Tokens.Field, object.Marshal()), nil
 }
 
-// Values opens what a flow engine may have: the current keys and the access
-// token, never a refresh token. expires is the access token's end, zero when there
-// is none. aggregates.ErrCredentialVersionStale means that state is an old one.
+// Values opens the values for a flow engine: the current keys and the access
+// token, never a refresh token. expires is the access token's expiry, zero if there
+// is none. aggregates.ErrCredentialVersionStale means that state is stale.
 func (s *Service) Values(ctx context.Context, tenant, id string, state aggregates.CredentialState) (keys seal.Fields, expires time.Time, err error) {
 	if keys, err = s.ActiveKeys(ctx, tenant, id, state); err != nil {
 		return keys, time.Time{}, err
@@ -374,11 +374,11 @@ func (s *Service) Values(ctx context.Context, tenant, id string, state aggregate
 	return keys, state.Tokens.Token.Expires, nil
 }
 
-// withoutRefreshTokens takes the refresh tokens out of a JSON value, however deep
-// they stand: some providers nest what they grant.
+// withoutRefreshTokens removes the refresh tokens from a JSON value, at any depth:
+// some providers nest them.
 func withoutRefreshTokens(value seal.Secret) seal.Secret {
 	stripped, err := strip(nil, jsontext.NewDecoder(bytes.NewReader(value.Reveal())))
-	if err != nil { // it was read before: this does not happen, and nothing is better than what it might hold
+	if err != nil { // it was parsed before: this does not happen, and returning nothing is the safe choice
 		return seal.NewSecret([]byte("null"))
 	}
 	return seal.NewSecret(stripped)
@@ -394,7 +394,7 @@ func strip(b []byte, dec *jsontext.Decoder) (_ []byte, err error) {
 		return nil, err
 	}
 	b = append(b, byte(kind))
-	for first := true; dec.PeekKind() != kind+2; { // '}' and ']' stand two after their openings
+	for first := true; dec.PeekKind() != kind+2; { // '}' and ']' are two after their openings
 		at := len(b)
 		if !first {
 			b = append(b, ',')
@@ -424,7 +424,7 @@ func strip(b []byte, dec *jsontext.Decoder) (_ []byte, err error) {
 	return append(b, byte(kind+2)), err
 }
 
-// ProbeValues are the values for a dry request: an OAuth field stands for its
+// ProbeValues are the values for a dry request: an OAuth field is replaced by its
 // access token.
 func ProbeValues(d commands.Descriptor, keys seal.Fields) verify.Values {
 	return func(name string) (seal.Secret, bool) {
