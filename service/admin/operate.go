@@ -16,7 +16,7 @@ type RewindAudit struct {
 	Seq uint64 `json:"seq"` // first log sequence to be delivered again; 1 is the beginning
 }
 
-// ErrNoConsumers is the answer where the bus has no consumers to rewind.
+// ErrNoConsumers is returned if the bus has no consumers to rewind.
 var ErrNoConsumers = fault.New(fault.Unavailable, "audit_consumers_absent", "This service has no audit consumers.")
 
 func (s *Service) rewindAudit(ctx context.Context, call *service.Call, in RewindAudit) (service.Done, error) {
@@ -41,7 +41,7 @@ type rebuild struct {
 
 type RebuildViews struct{}
 
-// rebuildViews starts a rebuild and answers at once: viewsStatus tells of its
+// rebuildViews starts a rebuild and returns at once: viewsStatus reports the
 // progress. Close waits for it.
 func (s *Service) rebuildViews(ctx context.Context, _ *service.Call, _ RebuildViews) (service.Done, error) {
 	if s.RebuildViews == nil {
@@ -75,18 +75,18 @@ func (s *Service) rebuildViews(ctx context.Context, _ *service.Call, _ RebuildVi
 	return service.Done{Seq: end}, nil
 }
 
-// ViewsStatus asks how far the views are.
+// ViewsStatus requests the position of the read models.
 type ViewsStatus struct{}
 
-// ViewsPosition answers ViewsStatus. Places are log sequences.
+// ViewsPosition is the progress of the read models. Positions are log sequences.
 type ViewsPosition struct {
-	Position   uint64 `json:"position"` // what the views reflect
+	Position   uint64 `json:"position"` // position of the read models
 	End        uint64 `json:"end"`      // the last commit of the log
 	Rebuilding bool   `json:"rebuilding"`
-	Rebuilt    uint64 `json:"rebuilt"`          // how far the running or last rebuild came
-	RebuildEnd uint64 `json:"rebuild_end"`      // how far it has to come
+	Rebuilt    uint64 `json:"rebuilt"`          // position of the running or last rebuild
+	RebuildEnd uint64 `json:"rebuild_end"`      // position that it must reach
 	Error      string `json:"error,omitzero"`   // why the last rebuild ended early
-	Stopped    string `json:"stopped,omitzero"` // why the views stand still
+	Stopped    string `json:"stopped,omitzero"` // why the read models have stopped
 }
 
 func (s *Service) viewsStatus(ctx context.Context, _ *service.Call, _ ViewsStatus) (ViewsPosition, error) {
@@ -106,8 +106,8 @@ func (s *Service) viewsStatus(ctx context.Context, _ *service.Call, _ ViewsStatu
 	return p, nil
 }
 
-// AttestDurability records that the operator answers for the durability of the
-// streams: why says what was weak, or not seen. The same again is recorded once.
+// AttestDurability records that the operator attests the durability of the
+// streams: why is what was weak, or unverified. A repeat is recorded once.
 func (s *Service) AttestDurability(ctx context.Context, replicas int, why string) error {
 	_, _, err := service.Execute(ctx, s.Kernel, service.System(events.System, "serve"), aggregates.Installation, events.System,
 		commands.Installation(commands.AttestDurability{Replicas: replicas, Why: why}))

@@ -31,7 +31,7 @@ var (
 )
 
 // Poisoned is a message of the dead-letter queue: a flow event or queued command that
-// failed for good.
+// failed permanently.
 type Poisoned struct {
 	ID        string         `json:"id"`
 	Queue     string         `json:"queue"`               // "flows" or "commands"
@@ -46,28 +46,28 @@ type Poisoned struct {
 	At        time.Time      `json:"at"`
 	Size      int            `json:"size"`             // of the message as it was published, in bytes
 	SHA256    string         `json:"sha256"`           // of it, in hex
-	Kept      bool           `json:"kept"`             // the content was understood, so it is kept and may be tried again
-	Content   jsontext.Value `json:"content,omitzero"` // what is kept of it; in the answer of queue.get alone
+	Kept      bool           `json:"kept"`             // the content could be parsed, so it is kept and can be retried
+	Content   jsontext.Value `json:"content,omitzero"` // the kept content; only in the response of queue.get
 }
 
-// PoisonQueue holds what failed for good, for people to look at.
+// PoisonQueue is the dead-letter queue.
 type PoisonQueue interface {
-	// List lists up to limit messages of the tenant, oldest first, those after an
+	// List lists up to limit messages of the tenant, oldest first, starting after an
 	// id; next is "" at the end.
 	List(ctx context.Context, tenant, after string, limit int) (page []Poisoned, next string, err error)
 	// Get returns one message with its content, or ErrQueueNotFound.
 	Get(ctx context.Context, tenant, id string) (Poisoned, error)
-	// Retry puts a message back where it came from, durable, and removes it:
+	// Retry puts a message back into its queue, durably, and removes it here:
 	// ErrQueueNotFound, ErrQueueNotKept.
 	Retry(ctx context.Context, tenant, id string) error
 	// Drop erases a message: ErrQueueNotFound.
 	Drop(ctx context.Context, tenant, id string) error
 }
 
-// CheckQueued looks at a command before it is stored in the queue: that there is
-// such a command, that the caller may give it, that its body is what it takes
-// and holds no secret in clear. It gives the call a command id when the caller
-// named none, and returns the body in the form in which it may be stored.
+// CheckQueued validates a command before it is stored in the queue: that the
+// command exists, that the caller may send it, and that its body is valid
+// and has no clear secret. It gives the call a command id if the caller
+// set none, and returns the body in the form to store.
 func (s *Service) CheckQueued(ctx context.Context, call *service.Call, command string, body []byte) ([]byte, error) {
 	route, err := s.Kernel.Queue(ctx, call, command)
 	if err != nil {
@@ -93,9 +93,9 @@ func (s *Service) CheckQueued(ctx context.Context, call *service.Call, command s
 	return stored, stored.Compact()
 }
 
-// MayKeep refuses a queued command that must not be kept: its body is not what the
-// command takes, or holds a secret in clear. A message that an earlier version of
-// the service has stored may be one.
+// MayKeep returns an error for a queued command that must not be kept: its body is not
+// valid, or has a clear secret. An earlier version of
+// the service may have stored such a message.
 func (s *Service) MayKeep(command string, body []byte) error {
 	route, ok := s.Kernel.Route(command)
 	if !ok || !route.Command || route.Unqueueable {
@@ -105,8 +105,8 @@ func (s *Service) MayKeep(command string, body []byte) error {
 	return err
 }
 
-// storable reads the body of a queued command by the command's own input, which says
-// what of it is a secret, and refuses what must not be stored.
+// storable decodes the body of a queued command by the command's own input type, which declares
+// its secrets, and refuses what must not be stored.
 func storable(route *service.Route, body []byte) (members map[string]jsontext.Value, err error) {
 	if err := service.CheckForm(body); err != nil {
 		return nil, err
@@ -132,7 +132,7 @@ func storable(route *service.Route, body []byte) (members map[string]jsontext.Va
 	return members, nil
 }
 
-// clearMembers are the members of an input that hold clear secrets.
+// clearMembers are the members of an input that contain clear secrets.
 func clearMembers(in reflect.Type) (members []string) {
 	for f := range in.Fields() {
 		if f.Type == reflect.TypeFor[secrets.Keys]() || f.Type == reflect.TypeFor[secrets.Secret]() {
@@ -143,8 +143,8 @@ func clearMembers(in reflect.Type) (members []string) {
 	return members
 }
 
-// QueueLane names what a queued command is aimed at: commands of one lane are
-// obeyed in their order.
+// QueueLane is the lane of a queued command, by its target: commands of one lane are
+// executed in order.
 func QueueLane(tenant, command, commandID string, body []byte) string {
 	var target struct {
 		ID   string `json:"id"`
@@ -156,7 +156,7 @@ func QueueLane(tenant, command, commandID string, body []byte) string {
 	if category == "flow" {
 		id = target.Flow
 	}
-	if id == "" { // it makes something new
+	if id == "" { // it creates something
 		category, id = "command", commandID
 	}
 	return string(events.LengthPrefixed(tenant, category, id))
@@ -168,14 +168,14 @@ func sealedFor(command string, members map[string]jsontext.Value) (target string
 	if command == "credential.create" {
 		member = "component"
 	}
-	_ = json.Unmarshal(members[member], &target) // of another type it is refused, for what it is
+	_ = json.Unmarshal(members[member], &target) // a wrong type is refused later
 	return target
 }
 
 // GetSealingKey requests the key to which secrets are sealed for the tenant.
 type GetSealingKey struct{}
 
-// SealingKey answers GetSealingKey: the public half, the same in every process.
+// SealingKey is the public half of the service key, the same in every process.
 type SealingKey struct {
 	PublicKey string `json:"public_key"` // X25519, unpadded base64url
 	KeyID     string `json:"key_id"`     // the first 8 bytes of its SHA-256, in hex
@@ -201,7 +201,7 @@ type ListQueued struct {
 	After string `json:"after,omitzero"` // cursor of the page before
 }
 
-// QueuedList answers ListQueued, oldest first.
+// QueuedList is a page of the dead-letter queue, oldest first.
 type QueuedList struct {
 	Messages []Poisoned `json:"messages"`
 	Next     string     `json:"next,omitzero"` // cursor of the next page; absent on the last
@@ -242,9 +242,9 @@ func (s *Service) dropQueued(ctx context.Context, call *service.Call, in QueuedI
 	return s.takeQueued(ctx, call, in, PoisonQueue.Drop)
 }
 
-// takeQueued changes one message, which then is in the dead-letter queue no more. That it is
-// there is known when the command begins: when an attempt after a crash does not find
-// it, the one before took it.
+// takeQueued changes one message, which removes it from the dead-letter queue. The command
+// starts only if the message exists: if a repeat after a crash does not find
+// it, the earlier attempt removed it.
 func (s *Service) takeQueued(ctx context.Context, call *service.Call, in QueuedID, change func(q PoisonQueue, ctx context.Context, tenant, id string) error) (service.Done, error) {
 	if s.Poison == nil {
 		return service.Done{}, ErrQueueAbsent
@@ -272,18 +272,18 @@ type QueuedMany struct {
 	Queue  string    `json:"queue,omitzero"`  // "flows" or "commands"
 	Code   string    `json:"code,omitzero"`   // of the error
 	Before time.Time `json:"before,omitzero"` // those that failed before (RFC 3339); before the request when absent
-	After  string    `json:"after,omitzero"`  // cursor of the answer before, with the same filters
+	After  string    `json:"after,omitzero"`  // cursor of the previous response, with the same filters
 }
 
-// QueuedChanged answers a change in bulk.
+// QueuedChanged is the response to a bulk change.
 type QueuedChanged struct {
 	Done    int       `json:"done"`          // messages that were changed; after a crash, those that were left
-	Skipped int       `json:"skipped"`       // that match but were not kept, so they cannot be tried again
-	Before  time.Time `json:"before"`        // as asked for
+	Skipped int       `json:"skipped"`       // matching messages without kept content, which cannot be retried
+	Before  time.Time `json:"before"`        // as in the request
 	Next    string    `json:"next,omitzero"` // cursor to continue with; absent at the end
 }
 
-// maxQueuedChanges bounds the messages that one change in bulk looks at.
+// maxQueuedChanges bounds the messages that one bulk change scans.
 const maxQueuedChanges = 1000
 
 func (s *Service) retryAllQueued(ctx context.Context, call *service.Call, in QueuedMany) (QueuedChanged, error) {
@@ -295,7 +295,7 @@ func (s *Service) dropAllQueued(ctx context.Context, call *service.Call, in Queu
 }
 
 // changeQueued changes the messages one after the other. A message that fails
-// again comes back with a later time, and is not met again.
+// again gets a new entry with a later time, which this call does not process.
 func (s *Service) changeQueued(ctx context.Context, call *service.Call, in QueuedMany, change func(q PoisonQueue, ctx context.Context, tenant, id string) error) (QueuedChanged, error) {
 	if s.Poison == nil {
 		return QueuedChanged{}, ErrQueueAbsent

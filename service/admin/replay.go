@@ -12,7 +12,7 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// ReplayEvents requests the tenant's facts in the order of the log. Filters
+// ReplayEvents requests the tenant's events in log order. Filters
 // combine by AND.
 type ReplayEvents struct {
 	From   uint64    `json:"from,omitzero"`   // first log sequence; 1 when absent
@@ -20,7 +20,7 @@ type ReplayEvents struct {
 	Stream string    `json:"stream,omitzero"` // "credential.<id>"
 	Type   string    `json:"type,omitzero"`   // "credential.created"
 	Actor  string    `json:"actor,omitzero"`  // "key:<id>"
-	Since  time.Time `json:"since,omitzero"`  // facts of this time or later (RFC 3339)
+	Since  time.Time `json:"since,omitzero"`  // events of this time or later (RFC 3339)
 	Limit  int       `json:"limit,omitzero"`  // 1 to 1000; 200 when absent
 }
 
@@ -30,8 +30,8 @@ type EventChanges struct {
 	Limit int    `json:"limit,omitzero"` // 1 to 1000; 200 when absent
 }
 
-// eventChanges tells a follower what the feed told before it listened: whoever
-// may follow the feed may ask.
+// eventChanges returns the feed's events of the time before a follower subscribed: every caller
+// that may follow the feed may use it.
 func (s *Service) eventChanges(ctx context.Context, call *service.Call, in EventChanges) (Replay, error) {
 	return s.replay(ctx, call.Tenant, ReplayEvents{From: in.From, Limit: in.Limit}, func(m projections.Message) bool { return m.Audience == events.Changes })
 }
@@ -40,7 +40,7 @@ func (s *Service) replayEvents(ctx context.Context, call *service.Call, in Repla
 	return s.replay(ctx, call.Tenant, in, func(projections.Message) bool { return true })
 }
 
-// replay reads a page of the tenant's facts that the caller may read.
+// replay reads a page of the tenant's events that the caller may read.
 func (s *Service) replay(ctx context.Context, tenant string, in ReplayEvents, may func(projections.Message) bool) (Replay, error) {
 	end, err := s.Log.Store.End(ctx)
 	if err != nil {
@@ -98,7 +98,7 @@ func (in ReplayEvents) wants(tenant string, rec events.Record, m projections.Mes
 		!rec.Meta.Time.Before(in.Since)
 }
 
-// Replay answers ReplayEvents and EventChanges. A page may hold fewer events than the limit, or
+// Replay is a page of ReplayEvents or EventChanges. It may hold fewer events than the limit, or
 // none, and still have a next one.
 type Replay struct {
 	Events []ReplayedEvent `json:"events"`
@@ -125,7 +125,7 @@ type ReplayedEvent struct {
 	Data            jsontext.Value `json:"data"`
 }
 
-// replayScan bounds the records one page looks at.
+// replayScan bounds the records that one page scans.
 const replayScan = 20_000
 
 func replayed(rec events.Record, m projections.Message) ReplayedEvent {

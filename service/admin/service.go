@@ -1,4 +1,4 @@
-// Package admin is for those who run an installation: the dead-letter queue, the history
+// Package admin is for the operators of an installation: the dead-letter queue, the history
 // of a tenant and the read models.
 package admin
 
@@ -14,7 +14,7 @@ import (
 	"github.com/credstream/credstream/service/secrets"
 )
 
-// Deps is what a Service is made of. Every field without "optional" is needed.
+// Deps are the dependencies of a Service. Every field without "optional" is required.
 type Deps struct {
 	Kernel    *service.Kernel
 	Secrets   *secrets.Service
@@ -26,9 +26,9 @@ type Deps struct {
 
 	// Rewind starts the tenant's audit consumer over at a log sequence; optional.
 	Rewind func(ctx context.Context, tenant string, seq uint64) error
-	// Poison holds the messages that failed for good; optional.
+	// Poison is the dead-letter queue; optional.
 	Poison PoisonQueue
-	// RebuildViews builds the views anew from the log; optional.
+	// RebuildViews rebuilds the views from the log; optional.
 	RebuildViews func(ctx context.Context, progress func(done, end uint64)) error
 }
 
@@ -39,13 +39,13 @@ type Service struct {
 	rebuild rebuild
 }
 
-// New makes a Service. Close ends it.
+// New creates a Service. Close ends it.
 func New(deps Deps) *Service { return &Service{Deps: deps} }
 
-// Close waits for a rebuild under way, which ends with the kernel's life.
+// Close waits for a running rebuild, which ends with the kernel's background context.
 func (s *Service) Close() { s.rebuild.wait.Wait() }
 
-// Answers is what the feature adds to Done: nothing.
+// Answers is empty: Done has everything.
 func (s *Service) Answers() []service.Answer { return nil }
 
 // Remember implements service.Result.

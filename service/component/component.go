@@ -24,11 +24,11 @@ import (
 )
 
 type Register struct {
-	ID         string         `json:"id,omitzero"` // letters, digits, '_' and '-', up to 64; made from the title when absent
+	ID         string         `json:"id,omitzero"` // letters, digits, '_' and '-', up to 64; derived from the title when absent
 	Descriptor jsontext.Value `json:"descriptor"`  // the component.json
 }
 
-// CheckStored refuses what must not be stored in a queue.
+// CheckStored refuses a body that must not be stored in a queue.
 func (in Register) CheckStored() error {
 	_, err := parseDescriptor(in.Descriptor)
 	return err
@@ -58,9 +58,9 @@ func (s *Service) registerComponent(ctx context.Context, call *service.Call, in 
 	return done, refused(ctx, err)
 }
 
-// claimCase claims all ids that differ from this one in case alone, before the views are
-// asked for one: they do not know yet what is registered at the same moment. The claim
-// of a component that was registered stays until they do. refused takes it back when
+// claimCase claims all ids that differ from this one only in case, before the views are
+// queried for one: they do not include concurrent registrations yet. The claim
+// of a registered component stays until they do. refused releases the claim if
 // its argument is a refusal, and returns that.
 func (s *Service) claimCase(ctx context.Context, id string) (refused func(context.Context, error) error, err error) {
 	key := sha256.Sum256(events.LengthPrefixed("credstream/component-case/1", strings.ToLower(id)))
@@ -81,8 +81,8 @@ func (s *Service) claimCase(ctx context.Context, id string) (refused func(contex
 	}, nil
 }
 
-// differsInCase refuses an id that differs in case alone from another one, unless it
-// exists: that it is taken is for the component to say.
+// differsInCase refuses an id that differs only in case from another one, unless it
+// exists: then the component itself reports that it is taken.
 func (s *Service) differsInCase(ctx context.Context, id, other string) error {
 	state, err := aggregates.Component.Fresh(ctx, s.Log, aggregates.Component.Stream(events.System, id))
 	if err != nil || state.Value.Exists {
@@ -91,12 +91,12 @@ func (s *Service) differsInCase(ctx context.Context, id, other string) error {
 	return ErrComponentIDCase.Withf("The component %s exists, or existed. Ids that differ in upper and lower case alone are refused: choose another one.", other).At("/id")
 }
 
-// ErrComponentIDCase refuses an id that people and file systems take for another one.
+// ErrComponentIDCase refuses an id that people and file systems confuse with another one.
 var ErrComponentIDCase = fault.New(fault.Exists, "component_id_case",
 	"A component's id differs from this one in upper and lower case alone. Choose another id.")
 
-// checkCase refuses the id of a new component that differs in case alone from one that
-// exists, or existed. Components that differ so from before this rule stay as they are.
+// checkCase refuses the id of a new component that differs only in case from one that
+// exists, or existed. Components that were registered before this rule are not affected.
 func (s *Service) checkCase(ctx context.Context, id string) error {
 	other, found, err := s.Views.ComponentLike(ctx, id)
 	if err != nil || !found {
@@ -110,7 +110,7 @@ type Update struct {
 	Descriptor jsontext.Value `json:"descriptor"` // the component.json
 }
 
-// CheckStored refuses what must not be stored in a queue.
+// CheckStored refuses a body that must not be stored in a queue.
 func (in Update) CheckStored() error {
 	_, err := parseDescriptor(in.Descriptor)
 	return err
@@ -126,7 +126,7 @@ func (s *Service) updateComponent(ctx context.Context, call *service.Call, in Up
 	})
 }
 
-// parseDescriptor reads a descriptor that is to be stored.
+// parseDescriptor parses a descriptor for storage.
 func parseDescriptor(raw jsontext.Value) (commands.Descriptor, error) {
 	if len(raw) == 0 {
 		return commands.Descriptor{}, service.Required("/descriptor", "")
@@ -154,13 +154,13 @@ func (s *Service) unshareComponent(ctx context.Context, call *service.Call, in I
 	return s.changeComponent(ctx, call, commands.UnshareComponent{ID: in.ID, Owner: call.Tenant})
 }
 
-// ErrComponentDeleted is what the owner of a deleted component is told, for an edge
-// that says it in its own way.
+// ErrComponentDeleted is returned to the owner of a deleted component. It is exported for an edge
+// with its own text.
 var ErrComponentDeleted = aggregates.ErrComponentDeleted
 
 type Delete struct {
 	ID     string `json:"id"`
-	DryRun bool   `json:"dry_run,omitzero"` // say what would break; delete nothing
+	DryRun bool   `json:"dry_run,omitzero"` // show the impact; delete nothing
 }
 
 func (s *Service) deleteComponent(ctx context.Context, call *service.Call, in Delete) (flow.Tried, error) {
@@ -179,7 +179,7 @@ type SetEnv struct {
 	Expected int          `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
 }
 
-// ErrEnvUnknown refuses a variable that the descriptor does not declare.
+// ErrEnvUnknown rejects a variable that the descriptor does not declare.
 var ErrEnvUnknown = fault.New(fault.Unprocessable, "component_env_unknown", "The component's descriptor does not declare this variable.")
 
 func (s *Service) setComponentEnv(ctx context.Context, call *service.Call, in SetEnv) (service.Done, error) {
@@ -211,29 +211,29 @@ func (s *Service) setComponentEnv(ctx context.Context, call *service.Call, in Se
 		return err
 	})
 	if in.Expected == 0 && errors.Is(err, aggregates.ErrComponentChanged) {
-		return s.setComponentEnv(ctx, call, in) // at this moment: look at the new descriptor
+		return s.setComponentEnv(ctx, call, in) // updated concurrently: use the new descriptor
 	}
 	return done, err
 }
 
-// ClientKind says which OAuth client of a component serves in a tenant.
+// ClientKind is the kind of OAuth client that serves a component in a tenant.
 type ClientKind string
 
-// A client that the tenant defined goes before the owner's variables.
+// A client that the tenant defined takes precedence over the owner's variables.
 const (
 	noClientWanted ClientKind = ""        // the component works without one
-	ClientMissing  ClientKind = "missing" // there is none: no credential can be made
+	ClientMissing  ClientKind = "missing" // there is none: no credential can be created
 	clientDefined  ClientKind = "defined" // the tenant's own
 	clientOfEnv    ClientKind = "env"     // the variables of the component, in its owner's tenant
 )
 
-// needsClient reports whether a component works only with an OAuth client: one that
+// needsClient reports whether a component requires an OAuth client: one that
 // a tenant can define, or the legacy one of its variables.
 func needsClient(d commands.Descriptor) bool {
 	return d.WantsClient || d.ClientIDVar != "" && d.UsesOAuth
 }
 
-// ClientOf says which OAuth client of the component serves in the tenant.
+// ClientOf returns which OAuth client serves the component in the tenant.
 func (s *Service) ClientOf(ctx context.Context, tenant, component string, d commands.Descriptor) (ClientKind, error) {
 	if !needsClient(d) {
 		return noClientWanted, nil
@@ -247,7 +247,7 @@ func (s *Service) ClientOf(ctx context.Context, tenant, component string, d comm
 		return c.Owner == tenant && slices.Contains(c.EnvNames, d.ClientIDVar) && slices.Contains(c.EnvNames, d.ClientSecretVar)
 	}
 	owner, err := aggregates.Component.Load(ctx, s.Log, stream)
-	if err == nil && !given(owner.Value) { // a refusal has to be sure
+	if err == nil && !given(owner.Value) { // base a refusal on the newest state
 		owner, err = aggregates.Component.Fresh(ctx, s.Log, stream)
 	}
 	if err != nil || !given(owner.Value) {
@@ -273,7 +273,7 @@ func (s *Service) changeComponent(ctx context.Context, call *service.Call, cmd c
 	return s.Kernel.Answered(aggregates.Component.Stream(events.System, cmd.Target()), before, state.Value, state.Seq), nil
 }
 
-// Slug makes a component id of a title or a file's name: lower case, words
+// Slug derives a component id from a title or a file name: lower case, words
 // joined by '-', at most 64 characters; "component" when nothing is left.
 func Slug(title string) string {
 	var b strings.Builder
@@ -299,14 +299,14 @@ type descriptorKey struct {
 	revision  int
 }
 
-// Usable returns a component that the tenant may make credentials for, with
+// Usable returns a component for which the tenant may create credentials, with
 // the current descriptor: ErrComponentNotFound, ErrComponentDeleted.
 func (s *Service) Usable(ctx context.Context, tenant, component string) (commands.Descriptor, int, error) {
 	if events.CheckName(component) != nil {
 		return commands.Descriptor{}, 0, aggregates.ErrComponentNotFound
 	}
-	// What this process knows may be let through: a component that was deleted a
-	// moment ago loses nothing by one credential more. A refusal has to be sure.
+	// A cached state is sufficient to allow the call: one more credential for a component that was just
+	// deleted does no harm. A refusal must be based on the newest state.
 	stream := aggregates.Component.Stream(events.System, component)
 	state, err := aggregates.Component.Load(ctx, s.Log, stream)
 	if err == nil && (!state.Value.VisibleTo(tenant) || state.Value.Deleted) {
@@ -324,15 +324,15 @@ func (s *Service) Usable(ctx context.Context, tenant, component string) (command
 	return d, state.Value.Revision, err
 }
 
-// UsableAt is usable for a caller who has looked at a revision: ErrComponentChanged
-// when another one is in force. expected 0 takes any. What else is wrong with the
-// component points at pointer.
+// UsableAt is Usable for a caller that has inspected a revision: ErrComponentChanged
+// if another one is current. expected 0 accepts any. Other errors of the
+// component point at pointer.
 func (s *Service) UsableAt(ctx context.Context, tenant, component, pointer string, expected int) (commands.Descriptor, int, error) {
 	d, revision, err := s.Usable(ctx, tenant, component)
 	if err != nil || expected == 0 || revision == expected {
 		return d, revision, service.PointAt(err, pointer)
 	}
-	// A refusal has to be sure.
+	// Base a refusal on the newest state.
 	state, err := aggregates.Component.Fresh(ctx, s.Log, aggregates.Component.Stream(events.System, component))
 	if err == nil {
 		err = CheckRevision("/expected_revision", expected, state.Value.Revision)
@@ -344,8 +344,8 @@ func (s *Service) UsableAt(ctx context.Context, tenant, component, pointer strin
 	return d, expected, err
 }
 
-// CheckRevision refuses, with ErrComponentChanged, what a caller expects of another
-// revision of a component than the one in force. expected 0 takes any.
+// CheckRevision returns ErrComponentChanged if a caller expects another
+// revision of a component than the current one. expected 0 accepts any.
 func CheckRevision(pointer string, expected, revision int) error {
 	switch {
 	case expected < 0:
@@ -408,7 +408,7 @@ func (s *Service) storedDescriptor(ctx context.Context, component string, revisi
 	return "", fmt.Errorf("there is no revision %d", revision)
 }
 
-// descriptorIn is the descriptor that a record made a component's revision.
+// descriptorIn is the descriptor of a component's revision in a record.
 func descriptorIn(rec events.Record, revision int) (raw string, found bool) {
 	switch e := rec.Event.(type) {
 	case events.ComponentRegistered:
@@ -421,14 +421,14 @@ func descriptorIn(rec events.Record, revision int) (raw string, found bool) {
 
 type Get struct {
 	ID     string `json:"id"`
-	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the response reflects this log sequence
 }
 
-// Info is what lists show of a component.
+// Info is the form of a component in lists.
 type Info struct {
 	ID          string     `json:"id"`
 	Title       string     `json:"title"`
-	Owner       string     `json:"owner,omitzero"` // shown to the owner alone
+	Owner       string     `json:"owner,omitzero"` // shown only to the owner
 	Shared      bool       `json:"shared"`
 	Deleted     bool       `json:"deleted"`
 	Revision    int        `json:"revision"`
@@ -436,7 +436,7 @@ type Info struct {
 	UpdatedAt   time.Time  `json:"updated_at"`
 	Credentials int        `json:"credentials"`                 // the tenant's own
 	OAuthClient ClientKind `json:"oauth_client,omitzero"`       // defined, env or missing; absent when the component needs none
-	NeedsClient bool       `json:"needs_oauth_client,omitzero"` // shown only to who may define one: nobody else sees the component
+	NeedsClient bool       `json:"needs_oauth_client,omitzero"` // shown only to callers who may define one: the component is invisible to others
 }
 
 type Component struct {
@@ -470,11 +470,11 @@ func (s *Service) getComponent(ctx context.Context, call *service.Call, in Get) 
 	return Component{componentInfo(c, call.Tenant, perComponent(counts), kind), d.Raw}, nil
 }
 
-// List requests the components a tenant may use: its own and the shared ones.
+// List requests the components that a tenant may use: its own and the shared ones.
 type List struct {
 	Limit  int    `json:"limit,omitzero"`   // 1 to 200; 50 when absent
 	After  string `json:"after,omitzero"`   // cursor of the page before
-	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the response reflects this log sequence
 }
 
 type Page struct {
@@ -500,7 +500,7 @@ func (s *Service) listComponents(ctx context.Context, call *service.Call, in Lis
 	if list.Total, err = s.componentTotal(ctx, call); err != nil {
 		return list, err
 	}
-	for { // until the page is full: what the caller does not see leaves no gap
+	for { // until the page is full: invisible components leave no gap
 		var page []projections.Component
 		page, list.Next, err = s.Views.Components(ctx, call.Tenant, list.Next, limit-len(list.Components))
 		if err != nil {
@@ -561,7 +561,7 @@ func (s *Service) componentTotal(ctx context.Context, call *service.Call) (int, 
 	return total, nil
 }
 
-// most is the size of the pages that are read to the end.
+// most is the page size of complete reads.
 const most = 1000
 
 // wantsClient is needsClient of a revision of a component. It is remembered for more
@@ -578,8 +578,8 @@ func (s *Service) wantsClient(ctx context.Context, component string, revision in
 	return needsClient(d), err
 }
 
-// seen reports whether the caller sees a component of another tenant: one that
-// wants an OAuth client is shown where the tenant has one, and to who may define it.
+// seen reports whether a component of another tenant is visible to the caller: one that
+// requires an OAuth client is visible if the tenant has one, and to callers who may define it.
 func (s *Service) seen(ctx context.Context, call *service.Call, c projections.Component, d commands.Descriptor) (ClientKind, bool, error) {
 	kind, err := s.ClientOf(ctx, call.Tenant, c.ID, d)
 	return kind, c.Owner == call.Tenant || kind != ClientMissing || call.Principal.May(permission.OAuthClientsCreate), err

@@ -1,5 +1,5 @@
-// Package component keeps the components and their descriptors: what a credential is for,
-// which keys it has, and how they are tried.
+// Package component manages the components and their descriptors, which define
+// the keys of a credential and how they are verified.
 package component
 
 import (
@@ -17,7 +17,7 @@ import (
 	"github.com/credstream/credstream/service/secrets"
 )
 
-// Deps is what a Service is made of.
+// Deps are the dependencies of a Service.
 type Deps struct {
 	Kernel  *service.Kernel
 	Secrets *secrets.Service
@@ -28,7 +28,7 @@ type Deps struct {
 	Clients Clients
 }
 
-// Flows tells what uses a component.
+// Flows provides the uses of a component.
 type Flows interface {
 	Impact(ctx context.Context, call *service.Call, kind, id string) (*flow.Impact, error)
 }
@@ -47,13 +47,13 @@ type Service struct {
 	wants       *lru.Cache[descriptorKey, bool] // whether the descriptor wants an OAuth client
 }
 
-// The bounds of what is kept in memory.
+// The bounds of the caches.
 const (
 	maxDescriptors = 256
 	maxWants       = 1 << 16
 )
 
-// New makes a Service.
+// New creates a Service.
 func New(deps Deps) (*Service, error) {
 	s := &Service{Deps: deps}
 	var err error
@@ -66,7 +66,7 @@ func New(deps Deps) (*Service, error) {
 	return s, nil
 }
 
-// Answers says how commits to components are answered.
+// Answers builds the responses to commands on components.
 func (s *Service) Answers() []service.Answer {
 	return []service.Answer{service.AnswerOf(aggregates.Component, func(done *service.Done, _, after aggregates.ComponentState) {
 		done.Revision = after.Revision

@@ -26,11 +26,11 @@ import (
 	"github.com/credstream/credstream/service/token"
 )
 
-// The refusals of who wants to connect an account at a provider.
+// Errors of starting or completing a connection.
 var (
 	ErrConnectAbsent = fault.New(fault.Precondition, "connect_absent",
 		"Account connection is disabled: start the service with --public-url, the address where browsers reach it.")
-	// ErrRedeemFailed says that a code brought no tokens, for no fault of the client or the consent.
+	// ErrRedeemFailed means that a code yielded no tokens, for a reason other than the client or the consent.
 	ErrRedeemFailed    = fault.New(fault.Unprocessable, "oauth_redeem_failed", "The provider did not issue tokens. Try again later.")
 	ErrConnectNeedless = fault.New(fault.Unprocessable, "oauth_connect_needless",
 		"The component needs no account connection: its OAuth client requests tokens itself. Use credential.create.")
@@ -48,8 +48,8 @@ var (
 	ErrConnectionEnded       = fault.New(fault.Precondition, "connection_ended", "The connection ended without a credential. Start again.")
 )
 
-// What ends a connection for good, beside what the provider and the dry request
-// say. The fact access.connect_aborted names the code.
+// Errors that end a connection, in addition to those of the provider and the dry
+// request. The event access.connect_aborted has the code.
 var (
 	ErrConnectionGuessed = fault.New(fault.Precondition, "connection_confirm_guessed",
 		"The connection ended after five wrong confirmations. Start again.")
@@ -65,13 +65,13 @@ var (
 // component's provider.
 type Start struct {
 	Component  string              `json:"component,omitzero"`         // needed for a new credential
-	Credential string              `json:"credential,omitzero"`        // id of one that is to be connected again, in place; takes the permission credentials.edit
-	Name       string              `json:"name,omitzero"`              // of a new credential; made from the component's title when absent
-	Workspace  string              `json:"workspace,omitzero"`         // of a new credential: an id of the caller's, kept as given
+	Credential string              `json:"credential,omitzero"`        // id of a credential to connect again, in place; requires the permission credentials.edit
+	Name       string              `json:"name,omitzero"`              // of a new credential; derived from the component's title when absent
+	Workspace  string              `json:"workspace,omitzero"`         // of a new credential: an id of the caller, stored as given
 	Keys       secrets.Keys        `json:"keys,omitzero"`              // a value for each other field of the component; an existing credential keeps its own when absent
-	User       string              `json:"user,omitzero"`              // for whom: an id of the caller's, which oauth.complete has to repeat
+	User       string              `json:"user,omitzero"`              // id of the user at the caller, which oauth.complete must repeat
 	ReturnTo   string              `json:"return_to,omitzero"`         // where the browser goes from the callback, with the parameters connection and confirm, or error
-	For        *credential.ForStep `json:"for,omitzero"`               // the step of a flow that a new credential is made for
+	For        *credential.ForStep `json:"for,omitzero"`               // the step of a flow for which a new credential is created
 	Expected   int                 `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
 }
 
@@ -83,8 +83,8 @@ type Connected struct {
 	starter string
 }
 
-// Starter is the secret that makes known the browser that asked for the link: an
-// edge gives it to the browser as a cookie. It is "" when no browser can have asked.
+// Starter is the secret that identifies the browser that requested the link: an
+// edge sends it to the browser as a cookie. It is "" if no browser can have requested it.
 func (c Connected) Starter() string { return c.starter }
 
 func (s *Service) connectOAuth(ctx context.Context, call *service.Call, in Start) (Connected, error) {
@@ -140,7 +140,7 @@ func (s *Service) connectOAuth(ctx context.Context, call *service.Call, in Start
 		return Connected{}, err
 	}
 	call.Detach()
-	if call.Resumed() != nil { // an attempt that broke off may have made it
+	if call.Resumed() != nil { // an interrupted attempt may have created it
 		made, err := s.connection(ctx, c.id)
 		if err == nil {
 			answer, _, err := s.link(ctx, call, made.id, made.Expires)
@@ -169,9 +169,9 @@ func (s *Service) connectOAuth(ctx context.Context, call *service.Call, in Start
 	return answer, nil
 }
 
-// link makes the link of a connection, with its secret. The same connection has the
-// same link, so that a repeated command is answered with it: its secrets are made
-// with the tenant's key, and kept nowhere.
+// link builds the link of a connection, with its secret. The same connection has the
+// same link, so that a repeated command returns it again: its secrets are derived
+// from the tenant's key, and not stored.
 func (s *Service) link(ctx context.Context, call *service.Call, id string, expires time.Time) (answer Connected, secret string, err error) {
 	made := func(what string) (string, error) {
 		mac, err := s.Keyring.MAC(ctx, call.Tenant, events.LengthPrefixed("credstream/connection-"+what+"/1", id))
@@ -190,7 +190,7 @@ func (s *Service) link(ctx context.Context, call *service.Call, id string, expir
 	return answer, secret, err
 }
 
-// checkNew checks what a new credential is told.
+// checkNew validates the input for a new credential.
 func (s *Service) checkNew(ctx context.Context, call *service.Call, in Start) error {
 	if in.Name != "" {
 		if err := service.CheckName("/name", in.Name); err != nil {
@@ -204,7 +204,7 @@ func (s *Service) checkNew(ctx context.Context, call *service.Call, in Start) er
 	return err
 }
 
-// checkAgain checks what is told of a credential that is connected again, and
+// checkAgain validates the input for a credential that is connected again, and
 // returns its component.
 func (s *Service) checkAgain(ctx context.Context, call *service.Call, in Start) (component string, err error) {
 	for _, member := range []struct {
@@ -248,7 +248,7 @@ func (s *Service) connectable(ctx context.Context, tenant, component string, exp
 	return d, revision, service.PointAt(s.Clients.CheckConsentAudience(ctx, tenant, component, d), "/component")
 }
 
-// oauthField is the field that holds what the provider grants.
+// oauthField is the field for the provider's tokens.
 func oauthField(d commands.Descriptor) string {
 	for _, f := range d.Fields {
 		if f.OAuth() {
@@ -258,7 +258,7 @@ func oauthField(d commands.Descriptor) string {
 	return ""
 }
 
-// checkOtherKeys checks the values that are given beside the provider's.
+// checkOtherKeys validates the values of the other fields.
 func checkOtherKeys(d commands.Descriptor, c connection) error {
 	field, names := oauthField(d), c.keys.Names()
 	switch {
@@ -307,8 +307,8 @@ var (
 		"A return origin must be https:// and a host, or http:// and localhost or a loopback address, with nothing after it.")
 )
 
-// PublicURL checks where browsers reach the service and returns it without a slash
-// at its end, or ErrPublicURL. Provider and cookies need it to be https, unless
+// PublicURL validates the URL where browsers reach the service and returns it without a trailing
+// slash, or ErrPublicURL. Providers and cookies require https, unless
 // browser and service are on one machine.
 func PublicURL(text string) (string, error) {
 	u, err := url.Parse(text)
@@ -343,7 +343,7 @@ func (s *Service) checkConnect() (err error) {
 	return nil
 }
 
-// confidentialURL reports whether what goes to the URL can be read by nobody on
+// confidentialURL reports whether requests to the URL cannot be read by others on
 // the way.
 func confidentialURL(u *url.URL) bool {
 	switch u.Scheme {
@@ -356,10 +356,10 @@ func confidentialURL(u *url.URL) bool {
 	return false
 }
 
-// openRedirects would make a browser and this service read a URL differently.
+// openRedirects are characters that browsers and this service parse differently in a URL.
 const openRedirects = "\\\"'<>^`{|}#@"
 
-// checkReturnTo refuses, with ErrReturnTo, an address that no browser may be sent to.
+// checkReturnTo returns ErrReturnTo for an address to which no browser may be sent.
 func (s *Service) checkReturnTo(address string) error {
 	if address == "" {
 		return nil
@@ -387,8 +387,8 @@ func (s *Service) checkReturnTo(address string) error {
 	return nil
 }
 
-// isLoopback tells the address of a program on the browser's own machine, as
-// RFC 8252, section 7.3, has it: literal, and with any port.
+// isLoopback detects the address of a program on the browser's own machine, per
+// RFC 8252, section 7.3: literal, and with any port.
 func isLoopback(u *url.URL) bool {
 	host, port, err := net.SplitHostPort(u.Host)
 	if err != nil || u.Scheme != "http" || host != "127.0.0.1" && host != "::1" {
@@ -411,8 +411,8 @@ func withParameters(address string, parameters ...string) string {
 	return address
 }
 
-// redirectURI is where the provider sends browsers back to: one for each tenant
-// and component, so that what is meant for one is never taken for another.
+// redirectURI is the redirect URI at the provider: one for each tenant
+// and component, so that responses cannot be confused between them.
 func (s *Service) redirectURI(tenant, component string) string {
 	return s.PublicURL + "/oauth/callback/" + tenant + "/" + component
 }
@@ -421,7 +421,7 @@ type GetRedirectURI struct {
 	Component string `json:"component"`
 }
 
-// RedirectURI answers GetRedirectURI.
+// RedirectURI is the redirect URI of a component.
 type RedirectURI struct {
 	RedirectURI string `json:"redirect_uri"` // to be registered at the provider, with the OAuth client
 }
@@ -439,17 +439,17 @@ func (s *Service) getRedirectURI(ctx context.Context, call *service.Call, in Get
 	return RedirectURI{s.redirectURI(call.Tenant, in.Component)}, nil
 }
 
-// CompleteConnection says that the person who came back from the provider is the
+// CompleteConnection confirms that the user who returned from the provider is the
 // one who started.
 type CompleteConnection struct {
 	Connection string `json:"connection"`
-	Confirm    string `json:"confirm"`       // what the address to return to, or the page, was given
-	User       string `json:"user,omitzero"` // as it was given when the connection was started
+	Confirm    string `json:"confirm"`       // the code that the return address, or the page, received
+	User       string `json:"user,omitzero"` // as given when the connection was started
 }
 
-// completeConnection redeems the code of a connection for who started it. Nobody
-// else can: whoever was talked into opening the link of another gives that other
-// nothing, unless they hand over the confirmation, too.
+// completeConnection redeems the code of a connection for the caller who started it. Nobody
+// else can: a victim who was talked into opening another user's link gives that user
+// nothing, unless the victim also hands over the confirmation.
 func (s *Service) completeConnection(ctx context.Context, call *service.Call, in CompleteConnection) (service.Done, error) {
 	c, err := s.connectionOf(ctx, call, "/connection", in.Connection)
 	if err != nil {
@@ -483,7 +483,7 @@ func (s *Service) completeConnection(ctx context.Context, call *service.Call, in
 	return s.takeOver(ctx, call, c)
 }
 
-// normalConfirm takes a confirmation as people type it.
+// normalConfirm normalizes a typed confirmation.
 func normalConfirm(text string) string {
 	return strings.ToUpper(strings.NewReplacer("-", "", " ", "").Replace(strings.TrimSpace(text)))
 }
@@ -507,9 +507,9 @@ func (s *Service) wrongConfirm(ctx context.Context, c connection) error {
 	return ErrConnectionConfirm.Withf("The confirmation does not match this connection. Attempts left: %d.", maxTries-c.Tries).At("/confirm")
 }
 
-// finish redeems the code of a connection that the caller has brought to
-// redeeming, and saves what comes of it. It goes on when nobody waits any more:
-// what the provider grants would be lost. again says that a process has begun it before.
+// finish redeems the code of a connection at stageRedeeming, and saves the result. It continues when
+// nobody waits any longer, because
+// the tokens would be lost. again means that another process has begun it before.
 func (s *Service) finish(ctx context.Context, call *service.Call, c connection, again bool) (service.Done, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), service.MaxCall)
 	defer cancel()
@@ -531,7 +531,7 @@ func (s *Service) finish(ctx context.Context, call *service.Call, c connection, 
 		}
 		passes := why.Kind == fault.Unavailable || why.Kind == fault.Throttled || why.Kind == fault.Internal
 		switch {
-		case passes && (c.Stage == stageRedeemed || again && !sent) && !c.expired(s.Kernel.Now()): // what came of it is found out later
+		case passes && (c.Stage == stageRedeemed || again && !sent) && !c.expired(s.Kernel.Now()): // the outcome is resolved later
 			pending = true
 			return service.Done{}, why
 		case c.Stage == stageRedeemed:
@@ -540,7 +540,7 @@ func (s *Service) finish(ctx context.Context, call *service.Call, c connection, 
 		case sent || !passes || len(c.Confirm) == 0:
 			return service.Done{}, s.abort(ctx, c, why)
 		}
-		c.Stage = stageReturned // the code is as good as before, and who started can try again
+		c.Stage = stageReturned // the code is still valid, and the caller can try again
 		if mine, kept := s.keep(ctx, &c); kept != nil || !mine {
 			s.Logger.WarnContext(ctx, "cannot release a connection; it still counts as being completed", "connection", c.id, "err", kept)
 		}
@@ -555,12 +555,12 @@ func (s *Service) finish(ctx context.Context, call *service.Call, c connection, 
 	return done, nil
 }
 
-// redeem exchanges the code for tokens and saves them. sent says that the code may
-// have come to the provider, and is worth nothing any more. What another process has
-// begun is completed: a credential that was saved is the answer, tokens that were
-// granted are saved; else the code is sent again, and a provider that has seen it
-// before refuses it and revokes what it granted for it (RFC 6749, section 4.1.2). After
-// an error, a connection with the tokens in it is at stageRedeemed.
+// redeem exchanges the code for tokens and saves them. sent means that the code may
+// have reached the provider and is used up. What another process has
+// begun is completed: if a credential was saved, it is the result; issued tokens are
+// saved; else the code is sent again, and a provider that has already accepted it
+// rejects it and revokes the tokens issued for it (RFC 6749, section 4.1.2). After
+// an error, a connection that contains the tokens is at stageRedeemed.
 func (s *Service) redeem(ctx context.Context, call *service.Call, c *connection, again bool) (done service.Done, sent bool, err error) {
 	if again {
 		if done, found, err := s.savedConnection(ctx, *c); err != nil || found {
@@ -599,7 +599,7 @@ func (s *Service) redeem(ctx context.Context, call *service.Call, c *connection,
 		return done, ok && refusal.Sent, redeemFailed(err)
 	}
 	object, _ := token.WithExpiry(granted.Answer, asked, granted.Lifetime)
-	// A process that dies before they are saved does not take the tokens along.
+	// If the process crashes before they are saved, the tokens are not lost.
 	c.Stage, c.keys, c.Version = stageRedeemed, keys.With(oauthField(d), object.Marshal()), version
 	c.code, c.verifier = seal.Secret{}, seal.Secret{}
 	switch mine, err := s.keep(ctx, c); {
@@ -615,8 +615,8 @@ func (s *Service) redeem(ctx context.Context, call *service.Call, c *connection,
 	return done, true, err
 }
 
-// saveRedeemed saves the tokens that were granted for a connection, provided that who
-// started it still may.
+// saveRedeemed saves the tokens that were issued for a connection, provided that its
+// starter still has the permission.
 func (s *Service) saveRedeemed(ctx context.Context, call *service.Call, c connection, d commands.Descriptor) (service.Done, error) {
 	if err := s.starterMay(ctx, c); err != nil {
 		return service.Done{}, err
@@ -661,7 +661,7 @@ func (s *Service) revokeGranted(ctx context.Context, c connection) {
 	}
 }
 
-// redeemFailed says to who connects why the provider gave no tokens.
+// redeemFailed is the error of a provider that issued no tokens.
 func redeemFailed(err error) error {
 	refusal, ok := errors.AsType[*oauth.Error](err)
 	switch {
@@ -673,8 +673,8 @@ func redeemFailed(err error) error {
 	return ErrRedeemFailed.Withf("%s", refusal.Says())
 }
 
-// providerOf is what a connection's code is redeemed with: the descriptor that the
-// person's consent was asked for with. It is refused when the component is gone
+// providerOf is the provider and client for a connection's code: those of the descriptor
+// for which the user gave consent. It returns an error if the component is gone
 // or names another provider by now.
 func (s *Service) providerOf(ctx context.Context, c connection) (commands.Descriptor, oauth.Client, error) {
 	now, _, err := s.Components.Usable(ctx, c.Tenant, c.Component)
@@ -710,7 +710,7 @@ func sameHosts(a, b *commands.OAuth2) bool {
 	return host(a.AuthURI) == host(b.AuthURI) && host(a.TokenURI) == host(b.TokenURI) && host(a.RevocationURI) == host(b.RevocationURI)
 }
 
-// saveConnected tries the keys and saves them, as a new credential or as the next
+// saveConnected verifies the keys and saves them, as a new credential or as the next
 // version of the one that is connected again.
 func (s *Service) saveConnected(ctx context.Context, call *service.Call, c connection, d commands.Descriptor, keys seal.Fields, version int) (service.Done, error) {
 	fields, known, err := s.Credentials.TryKeys(ctx, c.Tenant, c.Component, d, c.Revision, keys)
@@ -743,9 +743,9 @@ func (s *Service) saveConnected(ctx context.Context, call *service.Call, c conne
 	})
 }
 
-// revokeUnsaved revokes tokens that were granted and not saved. Those of a credential
-// that is connected again are left alone while it has others: many providers would end
-// the whole grant with them, and the credential may still live on it.
+// revokeUnsaved revokes tokens that were issued but not saved. Those of a credential
+// that is connected again are kept while it has others: many providers would revoke
+// the whole grant with them, and the credential may still depend on it.
 func (s *Service) revokeUnsaved(ctx context.Context, c connection, d commands.Descriptor, client oauth.Client, refresh, access seal.Secret) {
 	secret, hint := refresh, token.RefreshToken
 	if secret.IsZero() {
@@ -765,16 +765,16 @@ func (s *Service) revokeUnsaved(ctx context.Context, c connection, d commands.De
 	}
 }
 
-// callOf is a call in the name of who started a connection.
+// callOf is a call in the name of the caller that started a connection.
 func callOf(c connection) *service.Call {
 	return &service.Call{
 		Tenant: c.Tenant, Principal: service.Principal{Actor: c.Actor}, Via: "http", CommandID: events.NewID(), Route: "oauth.complete",
 	}
 }
 
-// starterMay returns nil when who started a connection still may, as the log knows it.
+// starterMay returns nil if the caller that started a connection still has the permission according to the log.
 func (s *Service) starterMay(ctx context.Context, c connection) error {
-	if c.Actor.Kind != "key" { // the token that they came with has no end that is known here
+	if c.Actor.Kind != "key" { // the token with which they called cannot be revoked here
 		return nil
 	}
 	p, err := s.Access.FreshPrincipal(ctx, c.Actor.ID)

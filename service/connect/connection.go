@@ -23,18 +23,18 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// Connections keeps the connections under way, shared by every process that
-// serves one log. A value is gone some time after its last change, no sooner than
+// Connections stores the connections in progress, shared by all processes that
+// serve one log. A value expires some time after its last change, but not before
 // stepTime.
 type Connections interface {
-	// Create keeps a new connection and returns its revision.
+	// Create stores a new connection and returns its revision.
 	Create(ctx context.Context, id string, value []byte) (revision uint64, err error)
 	// Get returns the newest value of a connection and its revision; found is false
-	// when there is none, or none any more.
+	// if it does not exist, or no longer does.
 	Get(ctx context.Context, id string) (value []byte, revision uint64, found bool, err error)
 	// Update replaces the value that has this revision, and returns the new one; mine
-	// is false when the connection has another revision by now. After an error it is
-	// not known whether it was replaced.
+	// is false if the connection has another revision by now. After an error the
+	// outcome is unknown.
 	Update(ctx context.Context, id string, value []byte, revision uint64) (next uint64, mine bool, err error)
 	// Mark notes that the code of a connection is about to be redeemed, and Unmark that
 	// this has ended.
@@ -44,20 +44,20 @@ type Connections interface {
 	Marked(ctx context.Context) (ids []string, err error)
 }
 
-// stage is how far a connection has come.
+// stage is the progress of a connection.
 type stage string
 
-// The stages. A connection goes forward only, each step by compare-and-set, so
-// that a link is opened, a state returned and a code redeemed once. The one step
-// back is from redeeming, when nothing was sent to the provider.
+// The stages. A connection only moves forward, each step by compare-and-set, so
+// that a link is opened, a state returned and a code redeemed once. The only step
+// back is from redeeming, if nothing was sent to the provider.
 const (
 	stageCreated   stage = "created"   // the link was not opened
 	stageOpened    stage = "opened"    // the browser is at the provider
-	stageReturned  stage = "returned"  // the provider's code waits for whoever started it
+	stageReturned  stage = "returned"  // the provider's code waits for the confirmation by the starter
 	stageRedeeming stage = "redeeming" // one process redeems the code
 	stageRedeemed  stage = "redeemed"  // the provider has granted tokens, which one process saves
 	stageDone      stage = "done"      // a credential was saved
-	stageFailed    stage = "failed"    // it has ended, and no credential came of it
+	stageFailed    stage = "failed"    // it has ended without a credential
 )
 
 const (
@@ -67,8 +67,8 @@ const (
 	confirmSize    = 8                // letters and digits of the code that a page shows: 40 bits
 )
 
-// connection is one way of a browser to a provider and back. Of each secret that
-// somebody else has to show it holds the fingerprint alone.
+// connection is one authorization code flow of a browser. It stores only the fingerprint of each secret that
+// somebody else must present.
 type connection struct {
 	Tenant     string              `json:"tenant"`
 	Actor      events.Actor        `json:"actor"` // who started it
@@ -81,12 +81,12 @@ type connection struct {
 	For        *credential.ForStep `json:"for"`
 	User       string              `json:"user"`
 	ReturnTo   string              `json:"return_to"`
-	Redirect   string              `json:"redirect"` // the redirect URI that the provider was given
+	Redirect   string              `json:"redirect"` // the redirect URI that was sent to the provider
 
 	Stage   stage        `json:"stage"`
 	Expires time.Time    `json:"expires"` // of the stage
 	Tries   int          `json:"tries"`   // wrong confirmations
-	Reason  string       `json:"reason"`  // the code of what ended it
+	Reason  string       `json:"reason"`  // the code of the error that ended it
 	Says    string       `json:"says"`    // that in a sentence
 	Done    service.Done `json:"done"`
 	Holder  string       `json:"holder"`  // the process that redeems the code
@@ -95,7 +95,7 @@ type connection struct {
 	Link    fingerprint `json:"link"`
 	State   fingerprint `json:"state"`
 	Opened  fingerprint `json:"opened"`  // the cookie of the browser that opened the link
-	Starter fingerprint `json:"starter"` // the cookie of the browser that asked for it
+	Starter fingerprint `json:"starter"` // the cookie of the browser that requested the link
 	Confirm fingerprint `json:"confirm"`
 
 	id       string
@@ -105,7 +105,7 @@ type connection struct {
 	code     seal.Secret
 }
 
-// storedConnection is what is sealed of a connection.
+// storedConnection is the encrypted part of a connection.
 type storedConnection struct {
 	connection
 	Keys     jsontext.Value `json:"keys"`
@@ -113,9 +113,9 @@ type storedConnection struct {
 	Code     string         `json:"code"`
 }
 
-// sealedConnection is the form in which a connection is kept.
+// sealedConnection is the stored form of a connection.
 type sealedConnection struct {
-	Tenant string `json:"tenant"` // whose keyset opens it
+	Tenant string `json:"tenant"` // whose keyset decrypts it
 	Sealed []byte `json:"sealed"`
 }
 
@@ -127,17 +127,17 @@ func fingerprintOf(secret string) fingerprint {
 	return sum[:]
 }
 
-// of reports whether the fingerprint is that of the secret. The time it takes says
-// nothing about either.
+// of reports whether the fingerprint is that of the secret. It compares in constant
+// time.
 func (f fingerprint) of(secret string) bool {
 	return secret != "" && subtle.ConstantTimeCompare(f, fingerprintOf(secret)) == 1
 }
 
-// newSecret makes a secret of more than 256 bits, in letters and digits.
+// newSecret generates a secret of more than 256 bits, in letters and digits.
 func newSecret() string { return rand.Text() + rand.Text() }
 
-// ConnectionID is the id of the connection that a link or state is of: what is
-// before its dot. It is not checked.
+// ConnectionID is the id of the connection of a link or state: the part
+// before the dot. It is not validated.
 func ConnectionID(secret string) string {
 	id, _, _ := strings.Cut(secret, ".")
 	return id
@@ -184,7 +184,7 @@ func (s *Service) connection(ctx context.Context, id string) (connection, error)
 	return c, nil
 }
 
-// keep writes a connection; mine is false when somebody else has changed it since
+// keep stores a connection; mine is false if another process has changed it since
 // it was read.
 func (s *Service) keep(ctx context.Context, c *connection) (mine bool, err error) {
 	text, err := json.Marshal(storedConnection{
@@ -213,15 +213,15 @@ func (s *Service) keep(ctx context.Context, c *connection) (mine bool, err error
 	return mine, err
 }
 
-// expired reports whether the step that is due comes too late.
+// expired reports whether the pending step is too late.
 func (c connection) expired(now time.Time) bool {
 	return c.Stage != stageDone && c.Stage != stageFailed && now.After(c.Expires)
 }
 
-// redeeming reports whether one process has the code, or what was granted for it.
+// redeeming reports whether a process is redeeming the code, or has tokens for it.
 func (c connection) redeeming() bool { return c.Stage == stageRedeeming || c.Stage == stageRedeemed }
 
-// permission is what it takes to make what comes of the connection.
+// permission is the permission that the connection's result requires.
 func (c connection) permission() permission.Permission { return connectPermission(c.Credential) }
 
 func connectPermission(credential string) permission.Permission {
@@ -231,7 +231,7 @@ func connectPermission(credential string) permission.Permission {
 	return permission.CredentialsCreate
 }
 
-// forget takes out what is of no use any more.
+// forget removes what is no longer needed.
 func (c *connection) forget() {
 	c.keys, c.verifier, c.code = seal.Fields{}, seal.Secret{}, seal.Secret{}
 }
@@ -239,8 +239,8 @@ func (c *connection) forget() {
 // abortTime bounds the record that a connection was aborted.
 const abortTime = 5 * time.Second
 
-// abort ends a connection and leaves the fact, unless somebody else has moved it
-// on meanwhile. It returns why the caller gets nothing.
+// abort ends a connection and records the event, unless another process has changed the connection
+// meanwhile. It returns the error for the caller.
 func (s *Service) abort(ctx context.Context, c connection, why *fault.Error) error {
 	c.Stage, c.Reason, c.Says = stageFailed, why.Code, why.Msg
 	c.forget()
@@ -270,8 +270,8 @@ type Connection struct {
 	ID         string    `json:"id"`
 	Component  string    `json:"component"`
 	Stage      string    `json:"stage"`               // "created", "opened" by a browser, "returned" from the provider and waiting for oauth.complete, "done" or "failed"
-	Expires    time.Time `json:"expires"`             // when the step that is due comes too late
-	Credential string    `json:"credential,omitzero"` // that was saved, or is to be connected again
+	Expires    time.Time `json:"expires"`             // deadline of the pending step
+	Credential string    `json:"credential,omitzero"` // that was saved, or that is connected again
 	Reason     string    `json:"reason,omitzero"`     // why it failed: a code of this reference
 	Says       string    `json:"says,omitzero"`       // that in a sentence
 }

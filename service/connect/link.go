@@ -48,22 +48,22 @@ var (
 
 const (
 	maxCode     = 2048 // bytes
-	maxProvider = 200  // characters of what a provider says to a person
+	maxProvider = 200  // characters of a provider's message to the user
 )
 
-// Browser tells the values of the cookies that a browser has of a connection, "" for
-// one that it does not have: the one it was given when it opened the link, and the
-// one when it asked for it.
+// Browser returns the cookies of a browser for a connection, "" for
+// a missing one: the one that it got when it opened the link, and the
+// one from when it requested the link.
 type Browser func(connection string) (opened, starter string)
 
-// browsers stands for a tenant in the admission of browsers that have not shown which
-// connection is theirs. No tenant has such a name.
+// browsers is used in place of a tenant in the admission of browsers that have not presented
+// a valid link or state yet. No tenant has such a name.
 const browsers = "(browsers)"
 
 // shown reads the connection of a link or state, "<id>.<secret>", whose fingerprint is
-// in the connection, or returns ErrConnectionNotFound. Browsers have no key: the look-up
-// takes the share of their address, what follows that of the connection's tenant.
-// It returns admission.ErrBusy when too many calls of either are under way, and then
+// in the connection, or returns ErrConnectionNotFound. Browsers have no key: the lookup
+// uses the share of their address, everything after it that of the connection's tenant.
+// It returns admission.ErrBusy if too many calls of either are in progress, and then
 // nothing is used up. leave ends the call.
 func (s *Service) shown(ctx context.Context, from netip.Addr, link string, in func(connection) fingerprint) (c connection, admitted context.Context, leave func(), err error) {
 	p, err := s.Kernel.Pass(ctx, admission.Caller{Tenant: browsers, Key: admission.Network(from).String()}, admission.Request, 0)
@@ -85,18 +85,18 @@ func (s *Service) shown(ctx context.Context, from netip.Addr, link string, in fu
 	return c, p.With(ctx), p.Leave, nil
 }
 
-// OpenedLink is what a browser is told that has opened a link.
+// OpenedLink is the result for a browser that has opened a link.
 type OpenedLink struct {
 	Connection string
 	Tenant     string
-	Cookie     string // for the browser to keep: it shows it at the callback
-	Location   string // of the provider; it holds the state and is a secret
+	Cookie     string // for the browser, which presents it at the callback
+	Location   string // URL of the provider; it contains the state and is a secret
 }
 
 // OpenLink uses up a link, "<id>.<secret>". The browser that opened it may open it
-// again until it has come back from the provider: people press Back, and reload.
-// Errors: ErrLinkUnknown, ErrLinkExpired, ErrLinkUsed, admission.ErrBusy, and what
-// refuses the component.
+// again until it has returned from the provider, because users press Back and reload.
+// Errors: ErrLinkUnknown, ErrLinkExpired, ErrLinkUsed, admission.ErrBusy, and those
+// of the component.
 func (s *Service) OpenLink(ctx context.Context, link string, from netip.Addr, browser Browser) (OpenedLink, error) {
 	ctx, cancel := context.WithTimeout(ctx, service.MaxCall)
 	defer cancel()
@@ -140,26 +140,26 @@ func (s *Service) OpenLink(ctx context.Context, link string, from netip.Addr, br
 	}, nil
 }
 
-// Callback is what a browser brings back from a provider.
+// Callback is the request of a browser that returns from a provider.
 type Callback struct {
 	Tenant, Component string     // of the path
-	Query             string     // as it came
+	Query             string     // unparsed
 	From              netip.Addr // of the browser
 	Browser           Browser
 }
 
-// Returned is what a browser is told that has come back from a provider.
+// Returned is the result for a browser that has returned from a provider.
 type Returned struct {
-	Connection string       // "" when it is not known
-	Location   string       // where to send the browser; it may hold a secret. "": nowhere
-	Confirm    string       // to be shown to the person, for who started; "" when nothing is to be confirmed
-	Done       service.Done // what was saved, when the browser is the one that asked for the link
+	Connection string       // "" when unknown
+	Location   string       // where to redirect the browser; it may contain a secret. "": nowhere
+	Confirm    string       // code to show to the user, for the starter; "" when there is nothing to confirm
+	Done       service.Done // the saved credential, if this browser requested the link
 }
 
-// ReturnConnection takes a provider's answer. It redeems the code only where the
-// browser has asked for the link itself; else the code waits, sealed, until whoever
-// started confirms that this was them. Besides an error there may be a Location,
-// which tells it to the program that started.
+// ReturnConnection processes a provider's response. It redeems the code only if the
+// browser has requested the link itself; else the code waits, encrypted, until the
+// starter confirms the user. An error may come with a Location,
+// which reports it to the program that started the connection.
 func (s *Service) ReturnConnection(ctx context.Context, cb Callback) (Returned, error) {
 	ctx, cancel := context.WithTimeout(ctx, service.MaxCall)
 	defer cancel()
@@ -233,7 +233,7 @@ func (s *Service) ReturnConnection(ctx context.Context, cb Callback) (Returned, 
 	return back, err
 }
 
-// checkIssuer compares who answered with who was asked (RFC 9207, section 2.4).
+// checkIssuer compares the issuer of the response with the expected one (RFC 9207, section 2.4).
 func (s *Service) checkIssuer(ctx context.Context, c connection, given []string) error {
 	d, err := s.Components.Descriptor(ctx, c.Component, c.Revision)
 	switch {
@@ -247,8 +247,8 @@ func (s *Service) checkIssuer(ctx context.Context, c connection, given []string)
 	return nil
 }
 
-// answerIn reads the code of a provider's answer, or why there is none and what the
-// provider says to that (RFC 6749, section 4.1.2).
+// answerIn extracts the code of a provider's response, or the reason why there is none and the
+// provider's message about it (RFC 6749, section 4.1.2).
 func answerIn(query url.Values) (code seal.Secret, refusal *fault.Error, says string) {
 	codes, refusals := query["code"], query["error"]
 	switch {
@@ -269,9 +269,9 @@ func answerIn(query url.Values) (code seal.Secret, refusal *fault.Error, says st
 	return seal.NewSecret([]byte(codes[0])), nil, ""
 }
 
-// ended ends a connection by the browser that it belongs to, which can therefore
-// be sent back to where it was started. What the provider says is for the person
-// alone: it is in the error, and is not kept.
+// ended ends a connection for the browser that it belongs to, which can therefore
+// be redirected to where it was started. The provider's message is only for the
+// user: it is in the error, and is not stored.
 func (s *Service) ended(ctx context.Context, c connection, why *fault.Error, says string) (Returned, error) {
 	back := Returned{Connection: c.id}
 	err := s.abort(ctx, c, why)
@@ -287,8 +287,8 @@ func (s *Service) ended(ctx context.Context, c connection, why *fault.Error, say
 	return back, why
 }
 
-// plainText is what somebody else wrote, as it may be shown to a person: one line,
-// not too long, and nothing in it that turns text around or hides in it.
+// plainText is foreign text in a form that can be shown to a user: one line,
+// limited in length, without control or direction characters.
 func plainText(text string) string {
 	text = strings.Join(strings.FieldsFunc(strings.ToValidUTF8(text, ""), func(r rune) bool {
 		return unicode.IsSpace(r) || !unicode.IsPrint(r)

@@ -12,11 +12,11 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// resumeEvery is how often the process manager looks for connections that broke off.
+// resumeEvery is how often the process manager checks for interrupted connections.
 const resumeEvery = 5 * time.Second
 
 // redeemings are the connections whose codes this process redeems, and those that it has
-// met with another process.
+// seen being redeemed by another process.
 type redeemings struct {
 	mu   sync.Mutex
 	mine map[string]struct{}
@@ -31,7 +31,7 @@ type meeting struct {
 // maxMet bounds the connections that are remembered to be with another process.
 const maxMet = 4096
 
-// begin notes that this process redeems the code of a connection, until end is called.
+// begin records that this process redeems the code of a connection, until end is called.
 func (r *redeemings) begin(id string) (end func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -44,8 +44,8 @@ func (r *redeemings) begin(id string) (end func()) {
 	}
 }
 
-// abandoned reports whether the process that redeems the code of a connection is no more:
-// it would have ended by its own limits. That is judged by this process's monotonic clock.
+// abandoned reports whether the process that redeems the code of a connection is gone:
+// it would have ended by its own time limits, measured by this process's monotonic clock.
 func (r *redeemings) abandoned(s *Service, c connection) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -65,7 +65,7 @@ func (r *redeemings) abandoned(s *Service, c connection) bool {
 	return false
 }
 
-// target is the id of the credential that comes of the connection.
+// target is the id of the credential that the connection creates or updates.
 func (c connection) target() string {
 	if c.Credential != "" {
 		return c.Credential
@@ -74,7 +74,7 @@ func (c connection) target() string {
 }
 
 // takeOver redeems the code of a connection that has returned, or completes what a
-// process that is no more has begun.
+// process that is gone has begun.
 func (s *Service) takeOver(ctx context.Context, call *service.Call, c connection) (service.Done, error) {
 	defer s.redeemings.begin(c.id)()
 	again := c.redeeming()
@@ -91,7 +91,7 @@ func (s *Service) takeOver(ctx context.Context, call *service.Call, c connection
 	return s.finish(ctx, call, c, again)
 }
 
-// savedConnection looks for the commit that saved what came of a connection.
+// savedConnection finds the commit that saved the credential of a connection.
 func (s *Service) savedConnection(ctx context.Context, c connection) (done service.Done, found bool, err error) {
 	stream := aggregates.Credential.Stream(c.Tenant, c.target())
 	if _, err := aggregates.Credential.Fresh(ctx, s.Log, stream); err != nil {
@@ -115,7 +115,7 @@ func (s *Service) savedConnection(ctx context.Context, c connection) (done servi
 }
 
 // resumeConnections completes, until ctx ends, the connections that a process has left
-// between the code and the credential: nobody may come for them again.
+// between the code and the credential: their callers may never ask again.
 func (s *Service) resumeConnections(ctx context.Context) {
 	if s.Connections == nil {
 		return

@@ -1,5 +1,5 @@
-// Package connect lets a person connect an account at a provider: a one-time link, the
-// provider's page, and the tokens that come back.
+// Package connect connects a user's account at a provider: a one-time link, the
+// provider's consent page, and the tokens.
 package connect
 
 import (
@@ -20,7 +20,7 @@ import (
 	"github.com/credstream/credstream/service/secrets"
 )
 
-// Deps is what a Service is made of. Every field without "optional" is needed.
+// Deps are the dependencies of a Service. Every field without "optional" is required.
 type Deps struct {
 	Kernel      *service.Kernel
 	Secrets     *secrets.Service
@@ -35,17 +35,17 @@ type Deps struct {
 	Metrics     prometheus.Registerer // optional
 	Logger      *slog.Logger
 
-	// Connections keeps the connections to providers under way; without it none can
-	// be made.
+	// Connections stores the connections to providers in progress; without it none can
+	// be started.
 	Connections Connections
 	// PublicURL is where browsers reach the service, as PublicURL checks it; without
 	// it no account can be connected.
 	PublicURL string
 	// Holder names this process among those that redeem codes.
 	InstanceID string
-	// Alone says that no other process serves the log while this one lives.
+	// SingleInstance means that no other process serves the log while this one lives.
 	SingleInstance bool
-	// RefreshPatience is how long what another process has begun may stay without
+	// RefreshTakeoverTimeout is how long the work of another process may make no
 	// progress.
 	RefreshTakeoverTimeout time.Duration
 	// ReturnTo are the origins that a browser may be sent back to when an account was
@@ -53,7 +53,7 @@ type Deps struct {
 	ReturnTo []string
 }
 
-// Access says who may connect an account.
+// Access authorizes connections.
 type Access interface {
 	FreshPrincipal(ctx context.Context, id string) (service.Principal, error)
 	Authorize(ctx context.Context, call *service.Call, perm permission.Permission) error
@@ -62,19 +62,19 @@ type Access interface {
 	AdmitConnect(tenant string) error
 }
 
-// Components knows the components that accounts are connected for.
+// Components provides the components of connections.
 type Components interface {
 	Descriptor(ctx context.Context, component string, revision int) (commands.Descriptor, error)
 	Usable(ctx context.Context, tenant, component string) (commands.Descriptor, int, error)
 	UsableAt(ctx context.Context, tenant, component, pointer string, expected int) (commands.Descriptor, int, error)
 }
 
-// Clients says which provider an OAuth client may be used at.
+// Clients checks at which provider an OAuth client may be used.
 type Clients interface {
 	CheckConsentAudience(ctx context.Context, tenant, component string, d commands.Descriptor) error
 }
 
-// Credentials saves what a connection brings.
+// Credentials saves the credential of a connection.
 type Credentials interface {
 	CheckFor(ctx context.Context, call *service.Call, in credential.Create) (*commands.StepOfFlow, error)
 	TryKeys(ctx context.Context, tenant, component string, d commands.Descriptor, revision int, keys seal.Fields) (seal.Fields, commands.NewKeys, error)
@@ -94,7 +94,7 @@ type Service struct {
 	outcomes   *prometheus.CounterVec
 }
 
-// New makes a Service. Errors: ErrPublicURL, ErrReturnOrigin.
+// New creates a Service. Errors: ErrPublicURL, ErrReturnOrigin.
 func New(deps Deps) (*Service, error) {
 	s := &Service{Deps: deps, outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "credstream_connections_total", Help: "Account connections: started, done, or by the code that ended them.",
@@ -108,7 +108,7 @@ func New(deps Deps) (*Service, error) {
 	return s, s.checkConnect()
 }
 
-// Answers is what the feature adds to Done: nothing.
+// Answers is empty: Done has everything.
 func (s *Service) Answers() []service.Answer { return nil }
 
 // Remember implements service.Result.
@@ -117,7 +117,7 @@ func (c Connected) Remember(kept *events.CommandCompleted) (service.Done, bool) 
 	return service.Done{ID: c.ID}, true
 }
 
-// recall makes a link again.
+// recall builds the link again.
 func (s *Service) recall(ctx context.Context, call *service.Call, _ service.Done, c events.CommandCompleted) (any, error) {
 	link, _, err := s.link(ctx, call, c.ID, c.Expires)
 	return link, err

@@ -7,22 +7,22 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// maxUnderWay is how many connections of a tenant may be under way in a process.
+// maxUnderWay is the maximum number of a tenant's pending connections in a process.
 const maxUnderWay = 1000
 
 // ErrConnectionsLimit refuses to start more connections.
 var ErrConnectionsLimit = fault.New(fault.Throttled, "connections_limit",
 	"Too many connections of this tenant are pending. Complete some, or wait until they expire.")
 
-// underWay holds a place for each connection under way that the process has started
-// or moved on, so that one tenant cannot take all the room there is for them.
+// underWay counts the pending connections that the process has started
+// or changed, so that one tenant cannot use all the memory.
 type underWay struct {
 	mu sync.Mutex
 	by map[string]map[string]time.Time // by tenant and connection: until when; no tenant is empty
 }
 
-// start takes a place until a time, or refuses with ErrConnectionsLimit and the time
-// until there is one.
+// start counts a connection until a time, or returns ErrConnectionsLimit with the time
+// of the next retry.
 func (u *underWay) start(tenant, connection string, now, until time.Time) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -41,7 +41,7 @@ func (u *underWay) start(tenant, connection string, now, until time.Time) error 
 	return nil
 }
 
-// hold is for who holds mu.
+// hold requires mu.
 func (u *underWay) hold(tenant, connection string, until time.Time) {
 	if u.by[tenant] == nil {
 		u.by[tenant] = map[string]time.Time{}
@@ -49,7 +49,7 @@ func (u *underWay) hold(tenant, connection string, until time.Time) {
 	u.by[tenant][connection] = until
 }
 
-// moved notes that a connection is under way for longer, or no more.
+// moved records that a connection is pending for longer, or no longer.
 func (u *underWay) moved(c *connection) {
 	if c.Stage == stageDone || c.Stage == stageFailed {
 		u.leave(c.Tenant, c.id)
@@ -60,7 +60,7 @@ func (u *underWay) moved(c *connection) {
 	u.hold(c.Tenant, c.id, c.Expires)
 }
 
-// leave gives the place of a connection back.
+// leave removes a connection.
 func (u *underWay) leave(tenant, connection string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()

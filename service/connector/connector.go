@@ -37,8 +37,8 @@ type PutConnector struct {
 	Name        string  `json:"name,omitzero"` // display name
 	Description string  `json:"description,omitzero"`
 	IndexName   string  `json:"index_name,omitzero"`        // the index that it fills
-	ServiceType string  `json:"service_type,omitzero"`      // what it reads from
-	Language    string  `json:"language,omitzero"`          // of what it reads
+	ServiceType string  `json:"service_type,omitzero"`      // type of the data source
+	Language    string  `json:"language,omitzero"`          // language of the data
 	Native      bool    `json:"is_native,omitzero"`         // it is managed, and uses the secret of its API key
 	APIKeyID    *string `json:"api_key_id,omitzero"`        // unchanged when absent
 	SecretID    *string `json:"api_key_secret_id,omitzero"` // id of a connector secret; unchanged when absent
@@ -63,10 +63,10 @@ func (s *Service) putConnector(ctx context.Context, call *service.Call, in PutCo
 	})
 }
 
-// SetAPIKey requests another API key of a connector. What is absent or null stays.
+// SetAPIKey requests another API key of a connector. Absent or null members stay.
 type SetAPIKey struct {
 	ID       string  `json:"id"`
-	APIKeyID *string `json:"api_key_id,omitzero"`        // as the search service knows it; it is not looked up
+	APIKeyID *string `json:"api_key_id,omitzero"`        // as the search service knows it; it is not checked
 	SecretID *string `json:"api_key_secret_id,omitzero"` // id of a connector secret
 }
 
@@ -79,10 +79,10 @@ func (s *Service) setAPIKey(ctx context.Context, call *service.Call, in SetAPIKe
 	})
 }
 
-// apiKey is what a request says of the API key of a connector; nil stays.
+// apiKey is the API key part of a request; nil stays.
 type apiKey struct{ id, secret *string }
 
-// check returns the change that is asked for.
+// check validates and returns the requested change.
 func (k apiKey) check() (change commands.ConnectorKey, err error) {
 	if k.id != nil {
 		if change.APIKeyID = *k.id; change.APIKeyID == "" || !clean(change.APIKeyID, 512) {
@@ -101,7 +101,7 @@ func clean(text string, most int) bool {
 	return len(text) <= most && utf8.ValidString(text) && !strings.ContainsFunc(text, unicode.IsControl)
 }
 
-// checkID refuses what cannot be the id of a connector.
+// checkID rejects an invalid connector id.
 func checkID(id string) error {
 	if events.CheckID(id) != nil || id[0] == '_' {
 		return ErrID.At("/id")
@@ -109,9 +109,9 @@ func checkID(id string) error {
 	return nil
 }
 
-// change executes a command that may point the connector to another secret. The secret
-// records that first, on its own stream, so that it cannot be deleted meanwhile. A process
-// that dies between the two leaves a use that the deletion of the secret finds to be none.
+// change executes a command that may point the connector to another secret. The secret's stream
+// records the use first, so that it cannot be deleted meanwhile. A process
+// that crashes in between leaves a use that the deletion of the secret recognizes as unused.
 func (s *Service) change(ctx context.Context, call *service.Call, id string, asked apiKey, cmd func(commands.ConnectorKey) commands.Connector) (service.Done, error) {
 	if err := checkID(id); err != nil {
 		return service.Done{}, err
@@ -161,8 +161,8 @@ func (s *Service) change(ctx context.Context, call *service.Call, id string, ask
 	return service.Done{}, fault.ErrConflict
 }
 
-// release ends a use that the connector does not make any more. What it cannot end stays
-// until the secret is deleted, which finds out.
+// release ends a use that the connector no longer has. If that fails, the use stays
+// until the secret is deleted, which releases it.
 func (s *Service) release(ctx context.Context, call *service.Call, secret string, use aggregates.ConnectorUse) {
 	if use.Use == "" {
 		return
@@ -174,7 +174,7 @@ func (s *Service) release(ctx context.Context, call *service.Call, secret string
 	}
 }
 
-// checkMatch refuses to pair an API key with a secret that holds another one.
+// checkMatch refuses to pair an API key id with a secret that holds another key.
 func (s *Service) checkMatch(ctx context.Context, tenant string, now aggregates.ConnectorState, change commands.ConnectorKey) error {
 	id, secret := now.APIKeyID, now.SecretID
 	if change.APIKeyID != "" {
@@ -216,7 +216,7 @@ func keyID(value []byte) (id string, ok bool) {
 // Ref names a connector.
 type Ref struct {
 	ID     string `json:"id"`
-	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the response reflects this log sequence
 }
 
 type Delete struct {
@@ -286,10 +286,10 @@ type ListConnectors struct {
 	ServiceType string `json:"service_type,omitzero"` // only those that read from this
 	Limit       int    `json:"limit,omitzero"`        // 1 to 200; 50 when absent
 	After       string `json:"after,omitzero"`        // cursor of the page before
-	MinSeq      uint64 `json:"min_seq,omitzero"`      // wait until the answer reflects this log sequence
+	MinSeq      uint64 `json:"min_seq,omitzero"`      // wait until the response reflects this log sequence
 }
 
-// List answers ListConnectors, by id.
+// List is a page of connectors, by id.
 type List struct {
 	Connectors []Connector `json:"connectors"`
 	Next       string      `json:"next,omitzero"` // cursor of the next page; absent on the last

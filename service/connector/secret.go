@@ -73,7 +73,7 @@ func (s *Service) putSecret(ctx context.Context, call *service.Call, in PutSecre
 	return done, err
 }
 
-// secretRef is where the vault keeps a value.
+// secretRef is the vault reference of a value.
 func secretRef(tenant, id, secretID string) vault.Ref {
 	return vault.Ref{Tenant: tenant, Category: aggregates.ConnectorSecret.Category, Owner: id, SecretID: secretID}
 }
@@ -128,7 +128,7 @@ func (s *Service) deleteSecret(ctx context.Context, call *service.Call, in Secre
 	return service.Done{}, fault.ErrConflict
 }
 
-// checkSecret refuses what can be the id of no connector secret.
+// checkSecret rejects an invalid connector secret id.
 func checkSecret(id string) error {
 	if err := service.Required("/id", id); err != nil {
 		return err
@@ -149,8 +149,8 @@ func inUse(users []string) error {
 	return aggregates.ErrConnectorSecretInUse.Withf("The connector secret is in use by connectors: %s. Delete these connectors first, or give them another secret.", text)
 }
 
-// users are the connectors that point to a secret. A use that its connector does not make
-// ends: once the connector's own stream says that it never will be made.
+// users are the connectors that point to a secret. A use that its connector does not have
+// is released, once the connector's own stream excludes that it will ever have it.
 func (s *Service) users(ctx context.Context, call *service.Call, secret string) (users []string, err error) {
 	state, err := aggregates.ConnectorSecret.Fresh(ctx, s.Log, aggregates.ConnectorSecret.Stream(call.Tenant, secret))
 	if err != nil {
@@ -192,7 +192,7 @@ func (s *Service) value(ctx context.Context, tenant, id string) (version int, va
 	return 0, value, fmt.Errorf("the value of connector secret %s is not in the vault: %s", id, err) //nolint:errorlint // not for the caller, who would take it for another one
 }
 
-// RevealedSecret answers a reveal: the one place where a value leaves.
+// RevealedSecret is the response to a reveal, the only one that contains a value.
 type RevealedSecret struct {
 	service.Done
 	Value string `json:"value"`
@@ -201,7 +201,7 @@ type RevealedSecret struct {
 // Remember implements service.Result. The value is shown once.
 func (r RevealedSecret) Remember(*events.CommandCompleted) (service.Done, bool) { return r.Done, true }
 
-// revealSecret hands out a value. The fact is durable before it does.
+// revealSecret returns a value. The audit event is durable before.
 func (s *Service) revealSecret(ctx context.Context, call *service.Call, in SecretRef) (RevealedSecret, error) {
 	if err := checkSecret(in.ID); err != nil {
 		return RevealedSecret{}, err
@@ -223,10 +223,10 @@ func (s *Service) revealSecret(ctx context.Context, call *service.Call, in Secre
 	return RevealedSecret{}, fault.ErrConflict
 }
 
-// Secret is what the service shows of a connector secret: never its value.
+// Secret is what the service shows of a connector secret, never its value.
 type Secret struct {
 	ID         string    `json:"id"`
-	Version    int       `json:"version"`             // in force
+	Version    int       `json:"version"`             // current
 	Oldest     int       `json:"oldest_version"`      // that it can be reverted to
 	Connectors []string  `json:"connectors,omitzero"` // that point to it, the first 200; absent in a list
 	CreatedAt  time.Time `json:"created_at"`
@@ -268,10 +268,10 @@ func (s *Service) getSecret(ctx context.Context, call *service.Call, in Ref) (Se
 type ListSecrets struct {
 	Limit  int    `json:"limit,omitzero"`   // 1 to 200; 50 when absent
 	After  string `json:"after,omitzero"`   // cursor of the page before
-	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the response reflects this log sequence
 }
 
-// SecretList answers ListSecrets, by id.
+// SecretList is a page of connector secrets, by id.
 type SecretList struct {
 	Secrets []Secret `json:"secrets"`
 	Next    string   `json:"next,omitzero"` // cursor of the next page; absent on the last

@@ -1,4 +1,4 @@
-// Package connector keeps connectors, which fill search indexes, and their secrets.
+// Package connector manages connectors, which fill search indexes, and their secrets.
 package connector
 
 import (
@@ -13,7 +13,7 @@ import (
 	"github.com/credstream/credstream/vault"
 )
 
-// Deps is what a Service is made of.
+// Deps are the dependencies of a Service.
 type Deps struct {
 	Kernel  *service.Kernel
 	Secrets *secrets.Service
@@ -27,10 +27,10 @@ type Deps struct {
 // from many goroutines.
 type Service struct{ Deps }
 
-// New makes a Service.
+// New creates a Service.
 func New(deps Deps) *Service { return &Service{deps} }
 
-// What a command did, as its answer says.
+// The effects of a command, as reported in its response.
 const (
 	Created events.Status = "created"
 	Updated events.Status = "updated"
@@ -38,7 +38,7 @@ const (
 	Deleted events.Status = "deleted"
 )
 
-// Answers says how commits to connectors and their secrets are answered.
+// Answers builds the responses to commands on connectors and their secrets.
 func (s *Service) Answers() []service.Answer {
 	return []service.Answer{
 		service.AnswerOf(aggregates.Connector, func(done *service.Done, before, after aggregates.ConnectorState) {

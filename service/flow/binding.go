@@ -23,8 +23,8 @@ type Bind struct {
 }
 
 // bindFlow reserves every credential that the steps name, in the order of their
-// ids, under one binding id; where one cannot be had, what was reserved is given
-// back. A process that dies in between leaves reservations that end by themselves.
+// ids, under one binding id; if one cannot be reserved, the others are released
+// again. A process that crashes in between leaves reservations that expire.
 func (s *Service) bindFlow(ctx context.Context, call *service.Call, in Bind) (service.Done, error) {
 	cmd, err := s.binding(call, in)
 	if err != nil {
@@ -33,7 +33,7 @@ func (s *Service) bindFlow(ctx context.Context, call *service.Call, in Bind) (se
 	if releases(call.Resumed()) {
 		return s.resumeRelease(ctx, call)
 	}
-	// Every step is told what is wrong with it, so look at all before reserving any.
+	// Report the faults of all steps, so check all before reserving any.
 	refused, err := s.bindFaults(ctx, call.Tenant, in.Steps)
 	if err != nil {
 		return service.Done{}, err
@@ -42,7 +42,7 @@ func (s *Service) bindFlow(ctx context.Context, call *service.Call, in Bind) (se
 		return service.Done{}, cannotBind(in.Steps, refused)
 	}
 	steps := byCredential(in.Steps)
-	if len(steps) == 0 { // nothing to hold; what was held before is given back
+	if len(steps) == 0 { // nothing to reserve; the previous reservation is released
 		return s.endBinding(ctx, call, commands.ReleaseFlow{ID: cmd.ID, Reason: events.ReleasedOnRequest})
 	}
 	order := slices.Sorted(maps.Keys(steps))
@@ -52,7 +52,7 @@ func (s *Service) bindFlow(ctx context.Context, call *service.Call, in Bind) (se
 			step = call.Step(n)
 		}
 		refused, err := s.reserve(ctx, step, cmd, credential, steps[credential])
-		if err == nil && len(refused) > 0 { // it went away since it was looked at
+		if err == nil && len(refused) > 0 { // it was deleted after the check
 			err = cannotBind(in.Steps, refused)
 		}
 		if err != nil {
@@ -65,7 +65,7 @@ func (s *Service) bindFlow(ctx context.Context, call *service.Call, in Bind) (se
 		s.abandonBinding(ctx, call, cmd, order, err)
 		return service.Done{}, err
 	}
-	if b := before.Binding; b.ID != "" && b.ID != cmd.Binding { // this one takes its place
+	if b := before.Binding; b.ID != "" && b.ID != cmd.Binding { // replaced by this one
 		s.releaseReservations(ctx, call, cmd.ID, b.ID, slices.Sorted(maps.Keys(byCredential(b.Steps))))
 	}
 	if err := s.reconcileReservations(ctx, call, cmd.ID, now.Value.Binding); err != nil {
@@ -74,9 +74,9 @@ func (s *Service) bindFlow(ctx context.Context, call *service.Call, in Bind) (se
 	return s.Kernel.Answered(aggregates.Flow.Stream(call.Tenant, cmd.ID), before, now.Value, now.Seq), nil
 }
 
-// reconcileReservations makes the credentials hold the reservation that stands: another
-// bind of the flow may have reserved some of them between ours and our fact. The
-// flow's own stream says which one stands.
+// reconcileReservations updates the credentials to the flow's current reservation: another
+// concurrent bind of the flow may have reserved some of them. The
+// flow's own stream determines which reservation is current.
 func (s *Service) reconcileReservations(ctx context.Context, call *service.Call, flow string, b aggregates.Binding) error {
 	for {
 		for credential, steps := range byCredential(b.Steps) {
@@ -128,7 +128,7 @@ func (s *Service) binding(call *service.Call, in Bind) (cmd commands.BindFlow, e
 	}, nil
 }
 
-// CheckFlow refuses what cannot be the id of a flow or of a step.
+// CheckFlow rejects an invalid id of a flow or of a step.
 func CheckFlow(pointer, id string) error {
 	if err := service.Required(pointer, id); err != nil {
 		return err
@@ -143,9 +143,9 @@ func (s *Service) reserve(ctx context.Context, call *service.Call, bind commands
 	return mismatched(0, steps, state.Value, err)
 }
 
-// abandonBinding gives back what was reserved for a binding that failed for good. The
-// same command may have been obeyed by another process meanwhile: then the
-// reservation is that one's.
+// abandonBinding releases the credentials of a binding that failed permanently. If another process
+// executed the same command meanwhile, the
+// reservation belongs to that one.
 func (s *Service) abandonBinding(ctx context.Context, call *service.Call, bind commands.BindFlow, credentials []string, failed error) {
 	if _, repeated := errors.AsType[*service.Repeat](failed); repeated || !service.IsRejected(failed) {
 		return
@@ -157,10 +157,10 @@ func (s *Service) abandonBinding(ctx context.Context, call *service.Call, bind c
 	s.releaseReservations(ctx, call, bind.ID, bind.Binding, credentials)
 }
 
-// releaseReservations ends a reservation on the credentials and returns the last sequence of
-// that. What it misses ends by itself.
+// releaseReservations releases a reservation on the credentials and returns the last sequence of
+// that. Failed releases expire.
 func (s *Service) releaseReservations(ctx context.Context, call *service.Call, flow, binding string, credentials []string) (last uint64) {
-	// Not as the command itself: it would be taken for a repeat of it, or its commit for the command's own.
+	// Not as the command itself, whose repeat it would seem to be.
 	call = call.Step(0)
 	for _, credential := range credentials {
 		seq, err := s.release(ctx, call, commands.ReleaseCredential{ID: credential, Flow: flow, Binding: binding})
@@ -172,7 +172,7 @@ func (s *Service) releaseReservations(ctx context.Context, call *service.Call, f
 	return last
 }
 
-// bindFaults lists the steps that cannot have what they name.
+// bindFaults lists the steps that cannot use what they name.
 func (s *Service) bindFaults(ctx context.Context, tenant string, steps []events.FlowStep) ([]events.FlowUseRefused, error) {
 	needs := map[string]need{}
 	for component := range componentsOf(steps) {
@@ -201,8 +201,8 @@ func (s *Service) bindFaults(ctx context.Context, tenant string, steps []events.
 	return inOrder(steps, refused), nil
 }
 
-// cannotBind names every step that cannot have what it names. One fault alone
-// has its own code.
+// cannotBind names every step that cannot use what it names. A single fault
+// keeps its own code.
 func cannotBind(steps []events.FlowStep, refused []events.FlowUseRefused) error {
 	refused = inOrder(steps, refused)
 	err := ErrFlowCannotBind
@@ -219,7 +219,7 @@ func cannotBind(steps []events.FlowStep, refused []events.FlowUseRefused) error 
 
 type Release struct {
 	Flow    string `json:"flow"`
-	Binding string `json:"binding,omitzero"` // only this one; the one that stands when absent
+	Binding string `json:"binding,omitzero"` // only this one; the current one when absent
 }
 
 func (s *Service) releaseFlow(ctx context.Context, call *service.Call, in Release) (service.Done, error) {
@@ -253,20 +253,20 @@ func (s *Service) endBinding(ctx context.Context, call *service.Call, cmd comman
 	return service.Done{Seq: now.Seq, ID: cmd.ID}, nil
 }
 
-// afterRelease has the credentials of a reservation given back that ended at seq.
+// afterRelease releases the credentials of a reservation that ended at seq.
 func (s *Service) afterRelease(ctx context.Context, call *service.Call, flow string, b aggregates.Binding, seq uint64) service.Done {
 	call.Unfinished()
 	last := s.releaseReservations(ctx, call, flow, b.ID, slices.Sorted(maps.Keys(byCredential(b.Steps))))
 	return service.Done{Seq: max(seq, last), ID: flow, Binding: b.ID}
 }
 
-// releases reports whether a commit ends a reservation, whose credentials are given
-// back after it.
+// releases reports whether a commit ends a reservation, whose credentials are then
+// released.
 func releases(recs []events.Record) bool {
 	return slices.ContainsFunc(recs, func(r events.Record) bool { _, is := r.Event.(events.FlowReleased); return is })
 }
 
-// resumeRelease completes a release that another attempt has begun.
+// resumeRelease completes a release of an earlier attempt.
 func (s *Service) resumeRelease(ctx context.Context, call *service.Call) (service.Done, error) {
 	recs := call.Resumed()
 	before, _, err := aggregates.Flow.Around(ctx, s.Log, recs)
@@ -276,12 +276,12 @@ func (s *Service) resumeRelease(ctx context.Context, call *service.Call) (servic
 	return s.afterRelease(ctx, call, recs[0].Stream.ID, before.Binding, recs[0].Seq), nil
 }
 
-// keepEvery is how often the keeper of flows looks for what is left over.
+// keepEvery is the interval of the flow reconciler.
 const keepEvery = time.Second
 
-// RunFlowReconciler ends the reservations whose time is over, and completes what a
-// crash left undone between a flow and what it uses, until ctx ends. One process
-// of an installation needs to run it; two do no harm.
+// RunFlowReconciler ends the expired reservations, and completes what a
+// crash interrupted between a flow and what it uses, until ctx ends. One process
+// of an installation must run it; two do no harm.
 func (s *Service) RunFlowReconciler(ctx context.Context) error {
 	tick := time.NewTicker(keepEvery)
 	defer tick.Stop()
@@ -303,7 +303,7 @@ func (s *Service) ReconcileFlows(ctx context.Context) error {
 		return nil
 	}
 	var errs []error
-	if s.ClocksAgree == nil || s.ClocksAgree() == nil { // else the end was set by another clock than it is seen by
+	if s.ClocksAgree == nil || s.ClocksAgree() == nil { // else the expiry was set by a differing clock
 		expired, err := s.Views.ExpiredBindings(ctx, s.Kernel.Now(), service.KeepAtOnce)
 		errs = append(errs, err)
 		for _, use := range expired {
@@ -328,7 +328,7 @@ func (s *Service) ReconcileFlows(ctx context.Context) error {
 	return errors.Join(append(errs, s.Clients.MarkClients(ctx), s.Clients.ReconcileAuthClients(ctx))...)
 }
 
-// reconcile completes what follows from what is known of a flow.
+// reconcile applies the recorded state of a flow to what it uses.
 func (s *Service) reconcile(ctx context.Context, tenant, flow string) error {
 	call := service.System(tenant, "flow-keeper")
 	state, err := aggregates.Flow.Fresh(ctx, s.Log, aggregates.Flow.Stream(tenant, flow))
@@ -339,8 +339,8 @@ func (s *Service) reconcile(ctx context.Context, tenant, flow string) error {
 	return err
 }
 
-// expire ends one reservation whose time is over. It names the binding, so it
-// cannot end what a start has confirmed or another reservation replaced.
+// expire ends one expired reservation. It names the binding, so it
+// cannot end one that a start has confirmed or another reservation has replaced.
 func (s *Service) expire(ctx context.Context, tenant, flow, credential, binding string) error {
 	call := service.System(tenant, "flow-keeper")
 	_, err := s.endBinding(ctx, call, commands.ReleaseFlow{ID: flow, Binding: binding, Reason: events.ReleasedByExpiry})

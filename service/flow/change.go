@@ -19,18 +19,18 @@ import (
 // ErrFlowExists refuses a new flow with the id of another.
 var ErrFlowExists = fault.New(fault.Exists, "flow_exists", "A flow with this id already exists.")
 
-// flowRaces is how often a change of a flow is tried again because somebody else
-// told of the flow at the same moment.
+// flowRaces is how often a change of a flow is retried after a concurrent
+// change.
 const flowRaces = 10
 
-// ChangeFlow changes a flow for a caller who has no revision of its own to tell
-// with a flow event: the change gets the revision after the last one, and ends in
-// the same facts. ceType and data are those of a flow event, without the
-// revision; members that are not known are ignored. An event of a bus is recorded
-// as far as it can be; here a flow with a step that cannot use what it names is
+// ChangeFlow changes a flow for a caller that does not keep its own revision for
+// flow events: the change gets the revision after the last one, and produces
+// the same events. ceType and data are those of a flow event, without the
+// revision; unknown members are ignored. A flow event is recorded
+// as far as possible; here, by contrast, a flow with a step that cannot use what it names is
 // neither created nor started: ErrCredentialRequired,
 // aggregates.ErrCredentialComponentMismatch or ErrFlowCannotBind, with the steps,
-// and nothing is recorded. To start what is started and to stop what is stopped
+// and nothing is recorded. Starting a started flow or stopping a stopped one
 // changes nothing. It returns ErrFlowExists, or aggregates.ErrFlowNotFound.
 func (s *Service) ChangeFlow(ctx context.Context, call service.Call, ceType string, data []byte) (Flow, error) {
 	ctx, cancel := context.WithTimeout(ctx, service.MaxCall)
@@ -78,8 +78,8 @@ func flowChange(ceType string, data []byte) (Event, error) {
 	return ParseFlowEvent(ceType, "", ev.ID, whole)
 }
 
-// tryFlow makes the change on the flow as it is now. It reports that it is not
-// done when somebody else was faster.
+// tryFlow makes the change on the current flow. It returns false if a
+// concurrent change was faster.
 func (s *Service) tryFlow(ctx context.Context, call *service.Call, ev Event) (Flow, bool, error) {
 	state, err := aggregates.Flow.Fresh(ctx, s.Log, aggregates.Flow.Stream(call.Tenant, ev.ID))
 	if err != nil {
@@ -109,13 +109,13 @@ func (s *Service) tryFlow(ctx context.Context, call *service.Call, ev Event) (Fl
 	switch {
 	case err != nil:
 		return Flow{}, false, err
-	case len(refused) > 0: // it went away since it was looked at
+	case len(refused) > 0: // it was deleted after the check
 		return Flow{}, false, ErrFlowRefused.Withf("%s", refusedSentence(refused)).With(stepFaults(refused))
 	}
 	return flowAnswer(ev.ID, now), true, nil
 }
 
-// flowCanRun refuses to create or start a flow with a step that cannot have what
+// flowCanRun refuses to create or start a flow with a step that cannot use what
 // it names.
 func (s *Service) flowCanRun(ctx context.Context, tenant string, ev Event, told aggregates.FlowState) error {
 	steps := ev.Steps
@@ -132,7 +132,7 @@ func (s *Service) flowCanRun(ctx context.Context, tenant string, ev Event, told 
 	return fault.Of(cannotBind(steps, refused)).Withf("Nothing was recorded. %s", refusedSentence(refused))
 }
 
-// flowAnswer is what a change of a flow answers.
+// flowAnswer is the response to a change of a flow.
 func flowAnswer(id string, state aggregates.State[aggregates.FlowState]) Flow {
 	f := Flow{
 		ID: id, Name: state.Value.Name, Revision: state.Value.Revision, Active: state.Value.Active,

@@ -21,7 +21,7 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// The refusals of what a flow engine says.
+// Errors of flow events.
 var (
 	ErrFlowEventType = fault.New(fault.Invalid, "flow_event_type_unknown",
 		"The type of a flow event must be flow.created, flow.updated, flow.started, flow.stopped or flow.deleted.")
@@ -43,11 +43,11 @@ const (
 	defaultTTL    = 10 * time.Minute
 	shortestTTL   = time.Second
 	longestTTL    = 24 * time.Hour
-	settleAtOnce  = 8   // streams a flow is settled on at one time
+	settleAtOnce  = 8   // concurrent streams on which a flow is reconciled
 	FlowsInDetail = 100 // flows that a refusal lists
 )
 
-// Event is what a flow engine says of a flow: the data of a CloudEvent of
+// Event is what a flow engine reports about a flow: the data of a CloudEvent of
 // type flow.created, flow.updated, flow.started, flow.stopped or flow.deleted.
 type Event struct {
 	Change   events.FlowChange `json:"-"`
@@ -63,9 +63,9 @@ func (e Event) Type() string { return "flow." + string(e.Change) }
 // Data is the event's data with the members that are understood, and no others.
 func (e Event) Data() ([]byte, error) { return json.Marshal(e) }
 
-// ParseFlowEvent reads a flow event. ceType and ceSubject are its CloudEvents
-// attributes, flow the id in the subject it was published to. Members of the
-// data that are not known are ignored: engines differ. It returns
+// ParseFlowEvent parses a flow event. ceType and ceSubject are its CloudEvents
+// attributes, flow the id in the subject to which it was published. Unknown members of the
+// data are ignored, because engines differ. It returns
 // ErrFlowEventType, ErrFlowEventData, ErrFlowEventSubject or ErrFlowSteps.
 func ParseFlowEvent(ceType, ceSubject, flow string, data []byte) (Event, error) {
 	var e Event
@@ -106,7 +106,7 @@ func ParseFlowEvent(ceType, ceSubject, flow string, data []byte) (Event, error) 
 	return e, checkSteps(e.Steps)
 }
 
-// checkSteps bounds what a flow may consist of.
+// checkSteps bounds the steps of a flow.
 func checkSteps(steps []events.FlowStep) error {
 	if len(steps) > maxSteps {
 		return ErrFlowSteps.At("/steps")
@@ -131,21 +131,21 @@ func checkSteps(steps []events.FlowStep) error {
 	return nil
 }
 
-// flowEvent stands for the name of a route where a flow event is refused.
+// flowEvent is the route name in denials of flow events.
 const flowEvent = "flow.event"
 
-// AdmitFlowEvent reports whether the caller may publish a flow event of the call's
-// tenant now: nil, or what authorization or the limits say.
+// AdmitFlowEvent returns nil if the caller may publish a flow event of the call's
+// tenant now, else the error of the authorization or the rate limits.
 func (s *Service) AdmitFlowEvent(ctx context.Context, call service.Call) error {
 	call.Route = flowEvent
 	return s.Access.Admit(ctx, &call, permission.FlowsEdit, service.QueuedMessage)
 }
 
-// ObserveFlow takes in a flow event: it is recorded on the flow's stream, then
-// every use that follows from it on the stream of the thing used. It may be
-// called again with the same event, by this process or another, and completes
-// then what is missing; an event that comes late changes nothing. It returns
-// ErrFlowRefused, with the steps, when some cannot use what they name.
+// ObserveFlow processes a flow event: it records it on the flow's stream, and then
+// every resulting use on the stream of the thing used. It is idempotent: called
+// again with the same event, by this process or another, it completes
+// what is missing; a late event changes nothing. It returns
+// ErrFlowRefused, with the steps, if some cannot use what they name.
 func (s *Service) ObserveFlow(ctx context.Context, call service.Call, ev Event) error {
 	ctx, cancel := context.WithTimeout(ctx, service.MaxCall)
 	defer cancel()
@@ -179,7 +179,7 @@ func (s *Service) ObserveFlow(ctx context.Context, call service.Call, ev Event) 
 	return nil
 }
 
-// StepFault says why a step of a flow cannot have what it names.
+// StepFault is the reason why a step of a flow cannot use what it names.
 type StepFault struct {
 	Step       string `json:"step"`
 	Component  string `json:"component"`
@@ -221,10 +221,10 @@ func refusedSentence(refused []events.FlowUseRefused) string {
 	return fmt.Sprintf("The step %s %s%s.", first.Step, why, more)
 }
 
-// reconcileUses makes the streams of what the flow uses agree with the flow: now uses
-// what it names, and what it was holding before is given back. Each stream
-// decides for itself, so it does not matter how often or in which order this
-// is done. It returns the steps that cannot use what they name, recorded.
+// reconcileUses updates the streams of what the flow uses: it records uses for now, and
+// releases what was held for was. Each stream
+// decides for itself, so it can run repeatedly and in any order.
+// It returns the recorded steps that cannot use what they name.
 func (s *Service) reconcileUses(ctx context.Context, call *service.Call, flow string, was, now aggregates.FlowState) ([]events.FlowUseRefused, error) {
 	steps := byCredential(now.Steps)
 	var all errgroup.Group
@@ -238,7 +238,7 @@ func (s *Service) reconcileUses(ctx context.Context, call *service.Call, flow st
 		all.Go(func() error {
 			r, err := s.useCredential(ctx, call, flow, credential, now, its)
 			found <- r
-			if err == nil && ended != "" { // only now: given back before, nothing would hold it in between
+			if err == nil && ended != "" { // not earlier: in between, nothing would hold it
 				err = s.changeUse(ctx, call, commands.ReleaseCredential{ID: credential, Flow: flow, Binding: ended})
 			}
 			return err
@@ -279,7 +279,7 @@ func (s *Service) reconcileUses(ctx context.Context, call *service.Call, flow st
 }
 
 // inOrder is one refusal for each refused step, in the order of the steps. A
-// component that is not there goes before what is wrong with the credential.
+// missing component takes precedence over a fault of the credential.
 func inOrder(steps []events.FlowStep, refused []events.FlowUseRefused) []events.FlowUseRefused {
 	byStep := map[string]events.FlowUseRefused{}
 	for _, r := range refused {
@@ -301,7 +301,7 @@ func (s *Service) useCredential(ctx context.Context, call *service.Call, flow, c
 	_, state, err := service.Execute(ctx, s.Kernel, call, aggregates.Credential, call.Tenant, commands.Credential(commands.UseCredential{
 		ID: credential, Flow: flow, Revision: now.Revision, Active: now.Active, Steps: steps,
 	}))
-	if errors.Is(err, aggregates.ErrCredentialComponentMismatch) { // what an earlier revision used, this one does not
+	if errors.Is(err, aggregates.ErrCredentialComponentMismatch) { // an earlier revision used it, this one does not
 		release := commands.ReleaseCredential{ID: credential, Flow: flow, Revision: now.Revision}
 		if err := s.changeUse(ctx, call, release); err != nil {
 			return nil, err
@@ -310,8 +310,8 @@ func (s *Service) useCredential(ctx context.Context, call *service.Call, flow, c
 	return mismatched(now.Revision, steps, state.Value, err)
 }
 
-// mismatched lists the steps that the credential cannot serve. err is what the
-// credential's stream decided; what is no refusal is returned.
+// mismatched lists the steps that the credential cannot serve. err is the result of the
+// credential's stream; other errors are returned.
 func mismatched(revision uint64, steps []events.FlowStep, state aggregates.CredentialState, err error) ([]events.FlowUseRefused, error) {
 	reason := ""
 	switch {
@@ -338,10 +338,10 @@ func refusal(revision uint64, step events.FlowStep, reason string) events.FlowUs
 	return events.FlowUseRefused{Revision: revision, Step: step.ID, Component: step.Component, Credential: step.Credential, Reason: reason}
 }
 
-// useComponents records that the flow includes its components, as far as they
-// work with OAuth, and finds the steps whose component is not there or needs a
-// credential they do not name. It looks at the components as they are now, after
-// the flow's own fact: what it passes over, defining a client finds (recordUses).
+// useComponents records that the flow includes its components, if they
+// use OAuth, and finds the steps whose component is missing or requires a
+// credential that they do not name. It reads the current components, after
+// the flow's own event: what it misses, defining a client finds (RecordUses).
 func (s *Service) useComponents(ctx context.Context, call *service.Call, flow string, now aggregates.FlowState) ([]events.FlowUseRefused, error) {
 	needs := map[string]need{}
 	var all errgroup.Group
@@ -361,8 +361,8 @@ func (s *Service) useComponents(ctx context.Context, call *service.Call, flow st
 	return componentFaults(now.Revision, now.Steps, needs), all.Wait()
 }
 
-// RecordUses records the use of a component by every flow that was heard of
-// before it worked with OAuth.
+// RecordUses records the use of a component by every flow that was reported
+// before the component used OAuth.
 func (s *Service) RecordUses(ctx context.Context, call *service.Call, component string) error {
 	end, err := s.Log.Store.End(ctx)
 	if err != nil {
@@ -378,7 +378,7 @@ func (s *Service) RecordUses(ctx context.Context, call *service.Call, component 
 		}
 		for _, f := range page {
 			if f.Revision == 0 {
-				continue // only reserved: its first event will tell
+				continue // only reserved: its first event will record the use
 			}
 			err := s.changeClientUse(ctx, call.Step(0), commands.UseOAuthClient{Component: component, Flow: f.ID, Revision: f.Revision})
 			if err != nil {
@@ -391,15 +391,15 @@ func (s *Service) RecordUses(ctx context.Context, call *service.Call, component 
 	}
 }
 
-// need is what a component asks of a step.
+// need is what a component requires of a step.
 type need struct {
 	missing    bool // the tenant has no such component
 	credential bool // a step cannot do without one
-	oauth      bool // it works with OAuth, so flows hold its client
+	oauth      bool // it uses OAuth, so flows hold its client
 }
 
-// componentFaults lists the steps whose component the tenant does not have, and
-// those that need a credential and name none.
+// componentFaults lists the steps whose component does not exist in the tenant, and
+// those that require a credential and name none.
 func componentFaults(revision uint64, steps []events.FlowStep, needs map[string]need) (refused []events.FlowUseRefused) {
 	for _, step := range steps {
 		switch n := needs[step.Component]; {
@@ -412,7 +412,7 @@ func componentFaults(revision uint64, steps []events.FlowStep, needs map[string]
 	return refused
 }
 
-// componentNeed looks at a component as it is now.
+// componentNeed reads the current requirements of a component.
 func (s *Service) componentNeed(ctx context.Context, tenant, component string) (need, error) {
 	state, err := aggregates.Component.Fresh(ctx, s.Log, aggregates.Component.Stream(events.System, component))
 	switch {
@@ -421,7 +421,7 @@ func (s *Service) componentNeed(ctx context.Context, tenant, component string) (
 	case !state.Value.VisibleTo(tenant):
 		return need{missing: true}, nil
 	case state.Value.Deleted:
-		return need{}, nil // what it has goes on working; its client is unusable
+		return need{}, nil // existing uses keep working; its client is unusable
 	}
 	d, err := s.Components.Descriptor(ctx, component, state.Value.Revision)
 	return need{credential: d.NeedsCredential(), oauth: d.DeclaresOAuth}, err
@@ -433,7 +433,7 @@ func (s *Service) changeUse(ctx context.Context, call *service.Call, cmd command
 	return err
 }
 
-// release is changeUse that also tells the revision of the credential's stream.
+// release is changeUse that also returns the revision of the credential's stream.
 func (s *Service) release(ctx context.Context, call *service.Call, cmd commands.ReleaseCredential) (uint64, error) {
 	_, after, err := service.Execute(ctx, s.Kernel, call, aggregates.Credential, call.Tenant, commands.Credential(cmd))
 	return after.Seq, err

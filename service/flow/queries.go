@@ -17,20 +17,20 @@ import (
 
 type Get struct {
 	ID     string `json:"id"`
-	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the response reflects this log sequence
 }
 
-// Flow is what the service knows of a flow.
+// Flow is the last known state of a flow.
 type Flow struct {
 	ID        string            `json:"id"`
 	Name      string            `json:"name,omitzero"`
-	Revision  uint64            `json:"revision"` // 0: the flow engine has told nothing yet
+	Revision  uint64            `json:"revision"` // 0: the flow engine has reported nothing yet
 	Active    bool              `json:"active"`
 	Broken    bool              `json:"broken"` // a step cannot use what it names
 	Faults    []StepFault       `json:"faults,omitzero"`
 	Steps     []events.FlowStep `json:"steps"`
-	Binding   string            `json:"binding,omitzero"` // id of a reservation that stands
-	Until     time.Time         `json:"until,omitzero"`   // when it ends by itself
+	Binding   string            `json:"binding,omitzero"` // id of the current reservation
+	Until     time.Time         `json:"until,omitzero"`   // when it expires
 	UpdatedAt time.Time         `json:"updated_at"`
 	Seq       uint64            `json:"seq"` // log sequence of the last change
 }
@@ -74,7 +74,7 @@ type List struct {
 	Broken     bool   `json:"broken,omitzero"`     // only those with a step that cannot use what it names
 	Limit      int    `json:"limit,omitzero"`      // 1 to 200; 50 when absent
 	After      string `json:"after,omitzero"`      // cursor of the page before, with the same filter
-	MinSeq     uint64 `json:"min_seq,omitzero"`    // wait until the answer reflects this log sequence
+	MinSeq     uint64 `json:"min_seq,omitzero"`    // wait until the response reflects this log sequence
 }
 
 type Page struct {
@@ -107,7 +107,7 @@ func (s *Service) listFlows(ctx context.Context, call *service.Call, in List) (P
 type ListInUse struct {
 	Limit  int    `json:"limit,omitzero"`   // 1 to 200; 50 when absent
 	After  string `json:"after,omitzero"`   // cursor of the page before
-	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the response reflects this log sequence
 }
 
 type InUseList struct {
@@ -127,8 +127,8 @@ func (s *Service) listInUse(ctx context.Context, call *service.Call, in ListInUs
 	if err != nil {
 		return InUseList{}, err
 	}
-	// Whoever listens to the index asks for what it held before: no older answer
-	// than what another process may have written there already.
+	// A subscriber of the index asks for the earlier values: the response must not be older
+	// than what another process may have written to the index already.
 	end, err := s.Log.Store.End(ctx)
 	if err != nil {
 		return InUseList{}, err
@@ -153,7 +153,7 @@ type Ref struct {
 	Name     string    `json:"name,omitzero"`
 	Active   bool      `json:"active"`
 	Reserved bool      `json:"reserved,omitzero"` // it has a reservation
-	Until    time.Time `json:"until,omitzero"`    // when the reservation ends by itself
+	Until    time.Time `json:"until,omitzero"`    // when the reservation expires
 }
 
 // Refs are the details of a refusal that flows cause.
@@ -179,7 +179,7 @@ func (refs Refs) List() string {
 	return strings.Join(names, ", ")
 }
 
-// InUse names the flows that hold a credential in the refusal to delete it.
+// InUse is the refusal to delete a credential, with the flows that hold it.
 func (s *Service) InUse(ctx context.Context, call *service.Call, state aggregates.CredentialState) error {
 	holders, total := state.Uses.Holders(FlowsInDetail)
 	refs := Refs{Total: total, Flows: []Ref{}}
@@ -219,8 +219,8 @@ func inUseSentence(refs Refs) string {
 	return fmt.Sprintf("The credential is %s %s.%s Stop or delete these flows first, or give them another credential.", flows, list, release)
 }
 
-// ExpireHolders ends the reservations among what holds a credential whose time
-// is over, so that a delete need not wait for the keeper. It reports whether there were some.
+// ExpireHolders ends the expired reservations of a credential,
+// so that a delete need not wait for the reconciler. It reports whether there were some.
 func (s *Service) ExpireHolders(ctx context.Context, call *service.Call, id string, state aggregates.CredentialState) (some bool, err error) {
 	now := s.Kernel.Now().UnixMicro()
 	for flow, use := range state.Uses.Reservations() {
@@ -235,7 +235,7 @@ func (s *Service) ExpireHolders(ctx context.Context, call *service.Call, id stri
 	return some, nil
 }
 
-// Impact answers a dry run: what the command would do, without doing it.
+// Impact is the result of a dry run: what the command would do.
 type Impact struct {
 	Allowed     bool                 `json:"allowed"`       // the command would be obeyed now
 	Kind        fault.Kind           `json:"kind,omitzero"` // of the refusal
@@ -248,10 +248,10 @@ type Impact struct {
 	Verified    *events.Verification `json:"verification,omitzero"` // what the dry request with the new keys found
 }
 
-// Tried answers a command that can be tried in a dry run.
+// Tried is the response to a command that supports a dry run.
 type Tried struct {
 	service.Done
-	DryRun *Impact `json:"dry_run,omitzero"` // what would happen; nothing did
+	DryRun *Impact `json:"dry_run,omitzero"` // what would happen; nothing was changed
 }
 
 // Remember implements service.Result.
@@ -259,18 +259,18 @@ func (t Tried) Remember(*events.CommandCompleted) (service.Done, bool) {
 	return t.Done, t.DryRun == nil
 }
 
-// RecallTried makes the answer of a command that can be tried again.
+// RecallTried rebuilds the response of a command that supports a dry run.
 func RecallTried(_ context.Context, _ *service.Call, done service.Done, _ events.CommandCompleted) (any, error) {
 	return Tried{Done: done}, nil
 }
 
-// Impact lists the flows behind a thing that is used.
+// Impact lists the flows that use a thing.
 func (s *Service) Impact(ctx context.Context, call *service.Call, kind, id string) (*Impact, error) {
 	filter := projections.FlowFilter{Tenant: call.Tenant, Credential: id, Limit: 200}
 	if kind == aggregates.OAuthClient.Category {
 		filter.Credential, filter.Component = "", id
 	}
-	if end, err := s.Log.Store.End(ctx); err != nil { // what was recorded before the question is in the answer
+	if end, err := s.Log.Store.End(ctx); err != nil { // the response includes everything recorded before the request
 		return nil, err
 	} else if err := s.Kernel.AtLeast(ctx, end); err != nil {
 		return nil, err

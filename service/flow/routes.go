@@ -5,7 +5,7 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// Routes is what can be asked of the feature.
+// Routes are the routes of the feature.
 func (s *Service) Routes() []service.Route {
 	return []service.Route{
 		service.Command("flow.bind", permission.FlowsEdit, s.bindFlow,

@@ -1,5 +1,5 @@
 // Package flow records which flows use which credentials and components, reserves them
-// for a flow that starts, and keeps the two sides of a use in step.
+// for a flow that is about to start, and reconciles the two sides of a use.
 package flow
 
 import (
@@ -16,7 +16,7 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// Deps is what a Service is made of. Every field without "optional" is needed.
+// Deps are the dependencies of a Service. Every field without "optional" is required.
 type Deps struct {
 	Kernel     *service.Kernel
 	Access     Access
@@ -28,18 +28,18 @@ type Deps struct {
 	Metrics    prometheus.Registerer // optional
 	Logger     *slog.Logger
 
-	// ClocksAgree returns why the clocks of the processes are not known to agree: then no
-	// reservation is ended because its time is over; optional.
+	// ClocksAgree returns why the clocks of the processes are not known to agree: then
+	// reservations are not expired; optional.
 	ClocksAgree func() error
 }
 
-// Access lets a flow event or a change in.
+// Access authorizes flow events and changes.
 type Access interface {
 	Admit(ctx context.Context, call *service.Call, perm permission.Permission, what service.Kind) error
 	Authorize(ctx context.Context, call *service.Call, perm permission.Permission) error
 }
 
-// Components knows the descriptors of components.
+// Components provides the descriptors of components.
 type Components interface {
 	Descriptor(ctx context.Context, component string, revision int) (commands.Descriptor, error)
 }
@@ -56,7 +56,7 @@ type Service struct {
 	settled prometheus.Histogram
 }
 
-// New makes a Service.
+// New creates a Service.
 func New(deps Deps) *Service {
 	s := &Service{Deps: deps, settled: prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: "credstream_flow_settle_seconds", Help: "Time to record a flow event and every resulting use, in seconds.", Buckets: service.Buckets,
@@ -67,7 +67,7 @@ func New(deps Deps) *Service {
 	return s
 }
 
-// Answers says how commits to flows are answered. All but those that end a reservation are
+// Answers builds the responses to commands on flows. All commits but those that end a reservation are
 // the last step of their command.
 func (s *Service) Answers() []service.Answer {
 	return []service.Answer{service.AnswerOf(aggregates.Flow, func(done *service.Done, before, after aggregates.FlowState) {

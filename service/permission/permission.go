@@ -1,8 +1,8 @@
-// Package permission is the closed list of what callers may be allowed to do, and the roles
-// that bundle it.
+// Package permission is the closed list of permissions, and the roles
+// that bundle them.
 package permission
 
-// Permission is one thing a caller may be allowed to do. The list is closed.
+// Permission is one permission of a caller. The list is closed.
 type Permission string
 
 // The permissions.
@@ -42,11 +42,11 @@ const (
 	ViewsManage              Permission = "views.manage"
 )
 
-// Info says what a permission is for.
+// Info describes a permission.
 type Info struct {
 	Permission Permission
 	Allows     string // a phrase
-	Everywhere bool   // concerns every tenant: it takes a caller that is granted every tenant
+	Everywhere bool   // affects every tenant: it requires a caller that is granted every tenant
 }
 
 // Permissions is the closed list, in the order of the reference.
@@ -88,7 +88,7 @@ func Permissions() []Info {
 	}
 }
 
-// Known finds what the closed list says of a permission. It never changes.
+// Known describes the closed list of permissions. Read-only.
 var Known = func() map[Permission]Info {
 	m := map[Permission]Info{}
 	for _, p := range Permissions() {
@@ -100,9 +100,9 @@ var Known = func() map[Permission]Info {
 // Role is a named set of permissions.
 type Role string
 
-// The roles. An OPERATOR reads what is known about credentials, and exports it,
-// but never sees a secret; a FLOW_ENGINE fetches secrets, tells of flows and binds
-// them; an AUDITOR reads history.
+// The roles. An OPERATOR reads the metadata of credentials, and exports it,
+// but never sees a secret; a FLOW_ENGINE resolves credentials, publishes flow events and binds
+// flows; an AUDITOR reads history.
 const (
 	Administrator Role = "ADMINISTRATOR"
 	Operator      Role = "OPERATOR"
@@ -110,8 +110,8 @@ const (
 	Auditor       Role = "AUDITOR"
 )
 
-// Roles says what each role may do. No role lets a person see a secret:
-// credentials.reveal and read_connector_secrets are granted by name.
+// Roles are the permissions of each role. No role lets a person see a secret:
+// credentials.reveal and read_connector_secrets are granted individually.
 var Roles = map[Role][]Permission{
 	Administrator: {
 		ComponentsGet, ComponentsCreate, ComponentsEdit, ComponentsDelete,

@@ -52,7 +52,7 @@ type Stage struct {
 	Admin   service.Principal
 	Engine  service.Principal
 	Skew    atomic.Int64          // of the clock, in nanoseconds
-	Writes  atomic.Pointer[error] // what refuses writes
+	Writes  atomic.Pointer[error] // the error that refuses writes
 	t       testing.TB
 	project func(context.Context, uint64) error
 }
@@ -63,7 +63,7 @@ type AccessLog struct {
 	mu     sync.Mutex
 	facts  []credential.AccessFact
 	Before func(credential.AccessFact) error // called first; an error is the outcome
-	After  func(credential.AccessFact)       // called when the fact is durable
+	After  func(credential.AccessFact)       // called when the entry is durable
 }
 
 // Append implements credential.AccessLog.
@@ -85,7 +85,7 @@ func (a *AccessLog) Append(ctx context.Context, tenant string, fact credential.A
 	return nil
 }
 
-// Told lists the facts since the last call: kind and version.
+// Told lists the entries since the last call: kind and version.
 func (a *AccessLog) Told() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -185,13 +185,13 @@ func (s *Stage) Do(tenant, command, body string) service.Done {
 	return service.Done{}
 }
 
-// Issue makes another caller.
+// Issue creates another caller.
 func (s *Stage) Issue(tenant, body string) service.Principal {
 	s.t.Helper()
 	return Must(s.Service.Access.Authenticate(s.t.Context(), s.Key(tenant, body), netip.Addr{}))(s.t)
 }
 
-// Key makes another caller and returns its key.
+// Key creates another caller and returns its key.
 func (s *Stage) Key(tenant, body string) string {
 	s.t.Helper()
 	answer := Must(s.Service.Serve(s.t.Context(), service.Call{Tenant: tenant, Principal: s.Admin, Via: "http"}, "api_key.issue", []byte(body)))(s.t)
@@ -199,13 +199,13 @@ func (s *Stage) Key(tenant, body string) string {
 	return answer.(access.IssuedAPIKey).Key
 }
 
-// Create makes a credential and returns its id.
+// Create creates a credential and returns its id.
 func (s *Stage) Create(key string) string {
 	s.t.Helper()
 	return s.Do("default", "credential.create", fmt.Sprintf(`{"component":"plain","keys":{"apiKey":%q,"region":"eu"}}`, key)).ID
 }
 
-// Resolve asks as the engine, over HTTP on the same machine, unless change says otherwise.
+// Resolve resolves as the engine, over HTTP on the same machine, unless change overrides it.
 func (s *Stage) Resolve(body string, change ...func(*service.Call)) (credential.Resolved, error) {
 	s.t.Helper()
 	call := service.Call{Tenant: "default", Principal: s.Engine, Via: "http", Confidential: true}
@@ -223,7 +223,7 @@ type Recipient struct {
 	Private hpke.PrivateKey
 }
 
-// NewRecipient makes a pair of keys.
+// NewRecipient generates a key pair.
 func NewRecipient(t testing.TB) Recipient {
 	t.Helper()
 	private := Must(hpke.DHKEM(ecdh.X25519()).GenerateKey())(t)
@@ -231,7 +231,7 @@ func NewRecipient(t testing.TB) Recipient {
 	return Recipient{string(public), private}
 }
 
-// Open opens a sealed answer to what info names, as another program would.
+// Open decrypts an encrypted response for what info names, as another program would.
 func (r Recipient) Open(sealed string, info ...string) (string, error) {
 	raw, err := base64.RawURLEncoding.DecodeString(sealed)
 	if err != nil {
