@@ -2,6 +2,8 @@ package app
 
 import (
 	"bytes"
+	"encoding/json"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -76,4 +78,51 @@ func TestConnectorSecretsLeaveNothing(t *testing.T) {
 		}
 		return err
 	}))
+}
+
+// The verbs of connectors: a managed connector gets a secret, and keeps it from deletion.
+func TestConnectorsOnTheCommandLine(t *testing.T) {
+	u := bring(t, t.TempDir())
+	c := &cli{env: map[string]string{"CREDSTREAM_URL": u.base, "CREDSTREAM_KEY": adminKey}}
+	verb := func(code int, stdin string, args ...string) string {
+		t.Helper()
+		c.stdin = strings.NewReader(stdin)
+		if got := c.run(t.Context(), append([]string{"connector"}, args...)...); got != code {
+			t.Fatalf("%v: exit code %d, want %d: %s%s", args, got, code, c.out.String(), c.errOut.String())
+		}
+		if strings.Contains(c.out.String()+c.errOut.String(), "canary") {
+			t.Errorf("%v: a secret was printed", args)
+		}
+		return c.out.String()
+	}
+	caughtUp := func(answer string) {
+		t.Helper()
+		var d done
+		must(t, json.Unmarshal([]byte(answer), &d))
+		must(t, u.query("connector.list", fmt.Sprintf("min_seq=%d", d.Seq), nil))
+	}
+	verb(0, "canary-1\n", "secret", "put", "--id", "s1", "--secret-file", "-")
+	verb(0, "canary-2\n", "secret", "put", "--id", "s1", "--secret-file", "-")
+	verb(0, "", "put", "--id", "c1", "--name", "Orders", "--index-name", "orders", "--service-type", "sql", "--native")
+	caughtUp(verb(0, "", "set-api-key", "c1", "--api-key-id", "k1", "--api-key-secret-id", "s1", "--json"))
+	if out := verb(0, "", "list"); !strings.Contains(out, "c1  Orders  sql           orders  k1       s1 ") {
+		t.Errorf("the connectors are\n%s", out)
+	}
+	if out := verb(0, "", "show", "c1"); !strings.Contains(out, "native             true") {
+		t.Errorf("the connector is\n%s", out)
+	}
+	if out := verb(0, "", "secret", "show", "s1"); !strings.Contains(out, "version         2") || !strings.Contains(out, "connectors      c1") {
+		t.Errorf("the secret is\n%s", out)
+	}
+	verb(6, "", "secret", "delete", "s1")
+	verb(4, "", "secret", "reveal", "s1") // no role holds the permission
+	caughtUp(verb(0, "", "secret", "revert", "s1", "--to-version", "1", "--json"))
+	if out := verb(0, "", "secret", "list"); !strings.Contains(out, "s1  3 ") {
+		t.Errorf("the secrets are\n%s", out)
+	}
+	verb(0, "", "delete", "c1")
+	verb(0, "", "secret", "delete", "s1")
+	verb(5, "", "show", "c1")
+	verb(2, "", "secret", "put", "--secret-file", "no-such-file")
+	verb(2, "", "set-api-key", "c1", "--api-key-id", "\n")
 }
