@@ -1,5 +1,3 @@
-//go:build officialclients
-
 package elastic_test
 
 import (
