@@ -36,7 +36,7 @@ const KeptVersions = 10
 
 // Credential is the aggregate of one credential.
 var Credential = Decider[CredentialState, commands.Credential, events.Credential]{
-	Category: "credential", Fold: 4, Decide: CredentialState.decide, Evolve: CredentialState.evolve,
+	Category: "credential", Fold: 5, Decide: CredentialState.decide, Evolve: CredentialState.evolve,
 	New:    func(c commands.Credential) bool { _, is := c.(commands.CreateCredential); return is },
 	Weight: func(s CredentialState) int { return s.Uses.Len() },
 }
@@ -45,7 +45,7 @@ var Credential = Decider[CredentialState, commands.Credential, events.Credential
 type CredentialState struct {
 	Exists    bool
 	Deleted   bool
-	Component string
+	Component string // "" of a free type
 	Name      string
 	Workspace string
 	VPNAgent  string
@@ -58,6 +58,10 @@ type CredentialState struct {
 	ThrottlePolicy string   // id, or ""
 	PolicyUse      string   // which one of the uses that the policy records
 	AbandonedUses  []string // uses of policies that no event may name any more
+
+	Type        string                   // free; "" where there is a component
+	Typed       []events.CredentialTyped // of the Versions, of a free type
+	Description string
 }
 
 // Live reports whether the credential exists and is not deleted.
@@ -88,6 +92,22 @@ func (s CredentialState) Version(n int) (events.KeysVersion, bool) {
 		}
 	}
 	return events.KeysVersion{}, false
+}
+
+// Serves reports whether the credential is for the component of a step, which may be the
+// name of a free type.
+func (s CredentialState) Serves(component string) bool {
+	return component != "" && (component == s.Component || component == s.Type)
+}
+
+// Free describes the keys of a version of a free type.
+func (s CredentialState) Free(version int) *commands.FreeType {
+	for _, t := range s.Typed {
+		if t.Version == version {
+			return &commands.FreeType{Name: t.Type, Shape: t.Shape, Rules: t.Rules}
+		}
+	}
+	return nil
 }
 
 // References reports whether a kept version of a live credential, or its tokens, use the secret.
@@ -125,6 +145,11 @@ func (s CredentialState) decide(cmd commands.Credential) ([]events.Credential, e
 		return s.assignThrottlePolicy(c)
 	case commands.AbandonPolicyUse:
 		return s.abandonPolicyUse(c), nil
+	case commands.SetDescription:
+		if err := s.mayChange(0); err != nil {
+			return nil, err
+		}
+		return s.described(c.Description), nil
 	case commands.ReplaceKeys:
 		return s.replaceKeys(c)
 	case commands.RevertCredential:
@@ -173,9 +198,9 @@ func (s CredentialState) create(c commands.CreateCredential) ([]events.Credentia
 		return nil, ErrSecretAbandoned
 	}
 	keys := s.next(c.Keys)
-	facts := append([]events.Credential{events.CredentialCreated{
+	facts := slices.Concat([]events.Credential{events.CredentialCreated{
 		Component: c.Component, Name: c.Name, Workspace: c.Workspace, Keys: keys,
-	}}, s.authorized(keys, c.Keys.Tokens)...)
+	}}, typed(keys, c.Keys.Free), s.authorized(keys, c.Keys.Tokens), s.described(c.Description))
 	if c.VPNAgent != "" {
 		facts = append(facts, events.CredentialVPNAgentSet{VPNAgent: c.VPNAgent})
 	}
@@ -214,7 +239,26 @@ func (s CredentialState) replaceKeys(c commands.ReplaceKeys) ([]events.Credentia
 		return nil, ErrSecretAbandoned
 	}
 	keys := s.next(c.Keys)
-	return append([]events.Credential{events.CredentialKeysReplaced{Keys: keys}}, s.authorized(keys, c.Keys.Tokens)...), nil
+	facts := slices.Concat([]events.Credential{events.CredentialKeysReplaced{Keys: keys}}, typed(keys, c.Keys.Free), s.authorized(keys, c.Keys.Tokens))
+	if c.Description != nil {
+		facts = append(facts, s.described(*c.Description)...)
+	}
+	return facts, nil
+}
+
+// typed describes new keys of a free type.
+func typed(k events.KeysVersion, free *commands.FreeType) []events.Credential {
+	if free == nil {
+		return nil
+	}
+	return []events.Credential{events.CredentialTyped{Version: k.Version, Type: free.Name, Shape: free.Shape, Rules: free.Rules}}
+}
+
+func (s CredentialState) described(as string) []events.Credential {
+	if s.Description == as {
+		return nil
+	}
+	return []events.Credential{events.CredentialDescriptionSet{Description: as}}
 }
 
 func (s CredentialState) revert(c commands.RevertCredential) ([]events.Credential, error) {
@@ -232,7 +276,8 @@ func (s CredentialState) revert(c commands.RevertCredential) ([]events.Credentia
 	case to.HostMAC != now.HostMAC || !slices.Equal(to.Hosts, now.Hosts) || !slices.Equal(to.Hosts, c.Keys.Hosts):
 		return nil, ErrCredentialHostsChanged
 	}
-	return []events.Credential{events.CredentialReverted{To: c.To, Keys: s.next(c.Keys)}}, nil
+	keys := s.next(c.Keys)
+	return append([]events.Credential{events.CredentialReverted{To: c.To, Keys: keys}}, typed(keys, s.Free(c.To))...), nil
 }
 
 func (s CredentialState) recordVerification(c commands.RecordVerification) ([]events.Credential, error) {
@@ -299,7 +344,7 @@ func (s CredentialState) serves(steps []events.FlowStep) ([]string, error) {
 	}
 	ids := []string{}
 	for _, step := range steps {
-		if step.Component == s.Component {
+		if s.Serves(step.Component) {
 			ids = append(ids, step.ID)
 		}
 	}
@@ -374,6 +419,15 @@ func (s CredentialState) evolve(e events.Credential) CredentialState {
 		s.ThrottlePolicy, s.PolicyUse = e.Policy, e.Use
 	case events.CredentialThrottlePolicyUseAbandoned:
 		s.AbandonedUses = append(slices.Clip(s.AbandonedUses), e.Use)
+	case events.CredentialTyped:
+		s.Type = e.Type
+		kept := s.Typed
+		if len(kept) == KeptVersions {
+			kept = kept[1:]
+		}
+		s.Typed = append(slices.Clip(kept), e)
+	case events.CredentialDescriptionSet:
+		s.Description = e.Description
 	case events.CredentialKeysReplaced:
 		return s.with(e.Keys)
 	case events.CredentialReverted:
@@ -387,7 +441,7 @@ func (s CredentialState) evolve(e events.Credential) CredentialState {
 			s.Status = e.Verification.Status
 		}
 	case events.CredentialDeleted:
-		s.Deleted, s.Versions, s.Uses, s.Tokens = true, nil, Uses{}, Tokens{}
+		s.Deleted, s.Versions, s.Typed, s.Uses, s.Tokens = true, nil, nil, Uses{}, Tokens{}
 		s.ThrottlePolicy, s.PolicyUse = "", ""
 	case events.CredentialUse:
 		s.Uses = s.Uses.evolve(e)

@@ -246,7 +246,8 @@ type CredentialCounts struct {
 
 // ComponentCount is the number of credentials of one component.
 type ComponentCount struct {
-	Component string         `json:"component"`
+	Component string         `json:"component"` // "" of a free type
+	Type      string         `json:"type"`      // free, in place of component
 	Total     int            `json:"total"`
 	Status    map[string]int `json:"status"`
 }

@@ -16,6 +16,7 @@ var keepsValues = map[string]bool{
 	"credential.released":        true,
 	"credential.revealed":        true,
 	"credential.vpn_agent_set":   true,
+	"credential.description_set": true,
 	"credential.refresh_started": true,
 	"credential.refresh_failed":  true,
 }
@@ -23,7 +24,7 @@ var keepsValues = map[string]bool{
 // Credential is what the service shows of a credential.
 type Credential struct {
 	ID             string         `json:"id"`
-	Component      string         `json:"component"`
+	Component      string         `json:"component,omitzero"` // absent of a free type
 	Name           string         `json:"name"`
 	Workspace      string         `json:"workspace,omitzero"`
 	VPNAgent       string         `json:"vpn_agent,omitzero"`
@@ -38,7 +39,9 @@ type Credential struct {
 	CreatedAt      time.Time      `json:"created_at"`
 	CreatedBy      string         `json:"created_by"` // "key:<id>"
 	UpdatedAt      time.Time      `json:"updated_at"`
-	Seq            uint64         `json:"seq"` // log sequence of the last change
+	Seq            uint64         `json:"seq"`                  // log sequence of the last change
+	Type           string         `json:"type,omitzero"`        // free, in place of component
+	Description    string         `json:"description,omitzero"` // for people
 }
 
 // RenameCredential requests another name, by the command credential.rename.
@@ -59,5 +62,15 @@ func (a *API) SetVPNAgent(ctx context.Context, id string, vpnAgent string, opts 
 		ID       string `json:"id"`
 		VPNAgent string `json:"vpn_agent,omitzero"`
 	}{id, vpnAgent}, &done, opts...)
+	return done, err
+}
+
+// SetDescription asks for another description, by the command credential.set-description.
+// description: for people: up to 1000 characters; none when absent.
+func (a *API) SetDescription(ctx context.Context, id string, description string, opts ...CommandOption) (done Done, err error) {
+	err = a.Command(ctx, "credential.set-description", struct {
+		ID          string `json:"id"`
+		Description string `json:"description,omitzero"`
+	}{id, description}, &done, opts...)
 	return done, err
 }

@@ -41,6 +41,30 @@ func CheckName(pointer, name string) error {
 	return nil
 }
 
+// The refusals of a credential's description and of its free type.
+var (
+	ErrDescription = fault.New(fault.Invalid, "description_invalid", "A description must have at most 1000 characters and no control characters but line breaks and tabs.")
+	ErrType        = fault.New(fault.Invalid, "type_invalid", "A type must have 1 to 128 bytes of UTF-8 without control characters.")
+)
+
+// CheckDescription bounds what people are told of a credential; "" is none.
+func CheckDescription(text string) error {
+	if utf8.RuneCountInString(text) > 1000 || !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool {
+		return unicode.IsControl(r) && r != '\n' && r != '\r' && r != '\t' || 0x202a <= r && r <= 0x202e || 0x2066 <= r && r <= 0x2069
+	}) {
+		return ErrDescription.At("/description")
+	}
+	return nil
+}
+
+// CheckType refuses what cannot be the type of a credential.
+func CheckType(name string) error {
+	if events.CheckID(name) != nil || strings.TrimSpace(name) == "" {
+		return ErrType.At("/type")
+	}
+	return nil
+}
+
 // CheckTarget refuses what cannot be the id of a thing, or an expected version.
 func CheckTarget(id string, expected int) error {
 	if err := Required("/id", id); err != nil {

@@ -24,12 +24,21 @@ type NewKeys struct {
 	Hosts        []string
 	HostMAC      string
 	Verification events.Verification
-	Tokens       *Tokens // what a field of the keys holds; nil for none
+	Tokens       *Tokens   // what a field of the keys holds; nil for none
+	Free         *FreeType // nil: a component describes the keys
+}
+
+// FreeType describes keys that no component describes.
+type FreeType struct {
+	Name  string
+	Shape string // as events.CredentialTyped has it
+	Rules string
 }
 
 // CreateCredential saves a credential whose keys were verified.
 type CreateCredential struct {
-	ID, Component, Name, Workspace string
+	ID, Component, Name, Workspace string // no component when Keys are free
+	Description                    string // "" for none
 	VPNAgent                       string // "" for none
 	Keys                           NewKeys
 	Policy                         PolicyUse   // the throttle policy that it has from the start
@@ -74,11 +83,23 @@ func (c SetVPNAgent) Check() error {
 	return cmp.Or(CheckTarget(c.ID, 0), CheckRef("/vpn_agent", c.VPNAgent))
 }
 
+// SetDescription asks for another description.
+type SetDescription struct {
+	ID          string `json:"id"`
+	Description string `json:"description,omitzero"` // for people: up to 1000 characters; none when absent
+}
+
+// Check refuses what is no description or id.
+func (c SetDescription) Check() error {
+	return cmp.Or(CheckTarget(c.ID, 0), CheckDescription(c.Description))
+}
+
 // ReplaceKeys gives it new, verified keys.
 type ReplaceKeys struct {
-	ID       string
-	Expected int
-	Keys     NewKeys
+	ID          string
+	Expected    int
+	Keys        NewKeys
+	Description *string // nil: it stays
 }
 
 // RevertCredential makes the keys of version To, verified again, the newest version.
@@ -163,3 +184,6 @@ func (UseCredential) credential()        {}
 func (ReserveCredential) credential()    {}
 func (ReleaseCredential) credential()    {}
 func (RevealCredential) credential()     {}
+func (c SetDescription) Target() string  { return c.ID }
+
+func (SetDescription) credential() {}

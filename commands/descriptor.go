@@ -202,6 +202,66 @@ func ParseDescriptor(raw []byte) (Descriptor, error) {
 	return d, nil
 }
 
+// freeRules are the rules of a free type as they are stored.
+type freeRules struct {
+	Hosts        []string       `json:"hosts,omitzero"`
+	Verification jsontext.Value `json:"verification,omitzero"`
+}
+
+const maxRules = 32 << 10 // bytes of them
+
+// FreeRules checks the hosts and the dry request that keys of a free type come with, and
+// writes them as events.CredentialTyped keeps them: "" for neither. Its errors are those of
+// ParseDescriptor, CheckNoSecrets and ErrDescriptorTooLarge.
+func FreeRules(hosts []string, verification jsontext.Value, fields []string) (string, error) {
+	if len(hosts) == 0 && len(verification) == 0 {
+		return "", nil
+	}
+	raw, err := json.Marshal(freeRules{hosts, verification})
+	if err != nil {
+		return "", ErrDescriptorInvalid
+	}
+	if len(raw) > maxRules {
+		return "", ErrDescriptorTooLarge
+	}
+	d, err := FreeDescriptor(&FreeType{Name: "free", Rules: string(raw)}, fields)
+	if err == nil {
+		err = CheckNoSecrets(d.Raw)
+	}
+	return string(raw), err
+}
+
+// FreeDescriptor is what stands for the descriptor of keys of a free type: their hosts and
+// dry request. Every value is secret; templates may name those whose name could be that of
+// a field.
+func FreeDescriptor(free *FreeType, fields []string) (Descriptor, error) {
+	if free == nil || free.Rules == "" {
+		return Descriptor{}, nil
+	}
+	var rules freeRules
+	if err := json.Unmarshal([]byte(free.Rules), &rules); err != nil {
+		return Descriptor{}, ErrDescriptorInvalid
+	}
+	named := map[string]struct{}{}
+	for _, name := range fields {
+		if fieldName.MatchString(name) {
+			named[name] = struct{}{}
+		}
+	}
+	file := map[string]any{"title": "free", "credentials": map[string]any{"fields": named}}
+	if rules.Hosts != nil {
+		file["hosts"] = rules.Hosts
+	}
+	if rules.Verification != nil {
+		file["verification"] = rules.Verification
+	}
+	raw, err := json.Marshal(file, json.Deterministic(true))
+	if err != nil {
+		return Descriptor{}, ErrDescriptorInvalid
+	}
+	return ParseDescriptor(raw)
+}
+
 // oauthMembers declare that a component works with OAuth; they stand at the top
 // level or inside credentials. What has another form than these declares nothing.
 type oauthMembers struct {

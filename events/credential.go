@@ -102,6 +102,21 @@ type CredentialThrottlePolicyUseAbandoned struct {
 	Use string `json:"use" feed:"-"`
 }
 
+// CredentialTyped says that the keys of a version belong to a free type: a name that its
+// caller gave, with no component behind it. It stands in the commit that put the version in
+// force. What a component's descriptor says of other keys, it says of these.
+type CredentialTyped struct {
+	Version int    `json:"version" feed:"version"` // of the keys
+	Type    string `json:"type" feed:"type"`       // of the credential; it never changes
+	Shape   string `json:"shape" feed:"-"`         // the names of nested keys as JSON, with 0 in place of each value; "" when none is nested
+	Rules   string `json:"rules" feed:"-"`         // hosts and verification in the form of a component.json; "" for neither
+}
+
+// CredentialDescriptionSet says what people are told of the credential from here on.
+type CredentialDescriptionSet struct {
+	Description string `json:"description" feed:"description"` // "" for none
+}
+
 // CredentialKeysReplaced says that new keys were verified and took effect.
 type CredentialKeysReplaced struct {
 	Keys KeysVersion `json:"keys" feed:",embed"`
@@ -178,6 +193,8 @@ func (CredentialUsed) credential()                       {}
 func (CredentialReleased) credential()                   {}
 func (CredentialRevealed) credential()                   {}
 func (SecretAbandoned) credential()                      {}
+func (CredentialTyped) credential()                      {}
+func (CredentialDescriptionSet) credential()             {}
 
 var credentialTypes = []Type{
 	Define[CredentialCreated]("credential.created", Changes).KeepingSecrets(),
@@ -194,4 +211,6 @@ var credentialTypes = []Type{
 	// Not KeepingValues: what clients keep of a resolved credential names its policy.
 	Define[CredentialThrottlePolicyAssigned]("credential.throttle_policy_assigned", Changes).KeepingSecrets(),
 	Define[CredentialThrottlePolicyUseAbandoned]("credential.throttle_policy_use_abandoned", Internal).KeepingSecrets(),
+	Define[CredentialTyped]("credential.typed", Changes).KeepingSecrets(),
+	Define[CredentialDescriptionSet]("credential.description_set", Changes).KeepingValues(),
 }

@@ -107,6 +107,8 @@ var samples = []events.Event{
 	events.CredentialVPNAgentSet{VPNAgent: "5a09"},
 	events.CredentialThrottlePolicyAssigned{Policy: "crm", Use: "01a20150-0000-7000-8000-000000000009"},
 	events.CredentialThrottlePolicyUseAbandoned{Use: "01a20150-0000-7000-8000-000000000009"},
+	events.CredentialTyped{Version: 2, Type: "file system", Shape: `{"query":{"region":0}}`, Rules: `{"hosts":["api.example.org"]}`},
+	events.CredentialDescriptionSet{Description: "The pets' account ☂"},
 	events.CredentialAuthorized{
 		Grant: 2, Version: 3, Field: "oauth", By: "connect", User: "u1", Expires: meta.Time, Lifetime: 3600, Renewable: true,
 		Scope: "read write", Connection: "01a20150-0000-7000-8000-000000000006",

@@ -35,7 +35,7 @@ import (
 const (
 	credentialTable = `
 CREATE TABLE credentials (seq INTEGER PRIMARY KEY, tenant TEXT NOT NULL, id TEXT NOT NULL, component TEXT NOT NULL, status TEXT NOT NULL,
-	name TEXT NOT NULL, workspace TEXT NOT NULL, policy TEXT NOT NULL, doc TEXT NOT NULL);
+	name TEXT NOT NULL, workspace TEXT NOT NULL, policy TEXT NOT NULL, description TEXT NOT NULL, doc TEXT NOT NULL);
 CREATE UNIQUE INDEX credentials_id ON credentials (tenant, id);
 CREATE TABLE counts (tenant TEXT, workspace TEXT, component TEXT, status TEXT, n INTEGER NOT NULL,
 	PRIMARY KEY (tenant, workspace, component, status)) WITHOUT ROWID;
@@ -46,6 +46,8 @@ CREATE INDEX credentials_created ON credentials (tenant, status);
 CREATE INDEX credentials_component_created ON credentials (tenant, component, status);
 CREATE INDEX credentials_name ON credentials (tenant, status, name);
 CREATE INDEX credentials_component_name ON credentials (tenant, component, status, name);
+CREATE INDEX credentials_component_id ON credentials (tenant, component, id, description);
+CREATE INDEX credentials_description ON credentials (tenant, description, id);
 CREATE INDEX credentials_workspace_created ON credentials (tenant, workspace, status) WHERE workspace <> '';
 CREATE INDEX credentials_workspace_name ON credentials (tenant, workspace, status, name) WHERE workspace <> '';
 CREATE INDEX credentials_policy_created ON credentials (tenant, policy, status) WHERE policy <> '';
@@ -61,7 +63,7 @@ var statuses = events.Statuses()
 type Credential struct {
 	ID             string              `json:"id"`
 	Tenant         string              `json:"t"`
-	Component      string              `json:"c"`
+	Component      string              `json:"c"` // "" of a free type
 	Name           string              `json:"n"`
 	Workspace      string              `json:"w"`   // id given by the caller, or ""
 	VPNAgent       string              `json:"vpn"` // id given by the caller, or ""
@@ -79,6 +81,9 @@ type Credential struct {
 	CreatedSeq     uint64              `json:"cs"`
 	Seq            uint64              `json:"s"` // its last commit: the revision of its stream
 	CreatedBy      events.Actor        `json:"cb"`
+	Type           string              `json:"ty,omitzero"` // free; "" where there is a component
+	Shape          string              `json:"sh,omitzero"` // of nested keys of a free type, see events.CredentialTyped
+	Description    string              `json:"d,omitzero"`  // for people, or ""
 }
 
 func scanCredential(v driver.Value) (*Credential, error) {
@@ -125,6 +130,10 @@ func (c *Credential) evolve(r events.Record, e events.Credential) (*Credential, 
 		c.VPNAgent = e.VPNAgent
 	case events.CredentialThrottlePolicyAssigned:
 		c.ThrottlePolicy = e.Policy
+	case events.CredentialTyped:
+		c.Type, c.Shape = e.Type, e.Shape
+	case events.CredentialDescriptionSet:
+		c.Description = e.Description
 	case events.CredentialKeysReplaced:
 		c.setKeys(e.Keys, r.Meta.Time)
 	case events.CredentialReverted:
@@ -213,14 +222,26 @@ type countKey struct {
 	status                       events.Status
 }
 
+// freeMark ends the key of a free type, so that a component of the same name has another
+// one. No name holds it.
+const freeMark = "\x01"
+
+// kind is what the column component holds: the component, or the key of the free type.
+func (c *Credential) kind() string {
+	if c.Component == "" {
+		return c.Type + freeMark
+	}
+	return c.Component
+}
+
 // counted adds n to each count that includes c.
 func (c *Credential) counted(counts map[countKey]int64, n int64) {
 	if c == nil {
 		return
 	}
-	counts[countKey{c.Tenant, "", c.Component, c.Status}] += n
+	counts[countKey{c.Tenant, "", c.kind(), c.Status}] += n
 	if c.Workspace != "" {
-		counts[countKey{c.Tenant, c.Workspace, c.Component, c.Status}] += n
+		counts[countKey{c.Tenant, c.Workspace, c.kind(), c.Status}] += n
 	}
 }
 
@@ -285,7 +306,7 @@ func (b *batch) flushCredentials() error {
 		}
 		seq, name := int64(now.CreatedSeq), fold(now.Name)
 		if old == nil {
-			rows = append(rows, seq, now.Tenant, now.ID, now.Component, string(now.Status), name, now.Workspace, now.ThrottlePolicy, string(doc))
+			rows = append(rows, seq, now.Tenant, now.ID, now.kind(), string(now.Status), name, now.Workspace, now.ThrottlePolicy, fold(now.Description), string(doc))
 			if err := b.w.addName(seq, now.Tenant, name); err != nil {
 				return err
 			}
@@ -295,7 +316,7 @@ func (b *batch) flushCredentials() error {
 			return err
 		}
 	}
-	if err := b.w.insert("INSERT INTO credentials", 9, rows); err != nil {
+	if err := b.w.insert("INSERT INTO credentials", 10, rows); err != nil {
 		return err
 	}
 	return b.flushCounts(counts)
@@ -306,6 +327,11 @@ func (b *batch) flushCredentials() error {
 func (b *batch) update(old, now *Credential, name, doc string) error {
 	seq := int64(now.CreatedSeq)
 	renamed := fold(old.Name) != name
+	if description := fold(now.Description); fold(old.Description) != description {
+		if err := b.w.update("UPDATE credentials SET description = ? WHERE seq = ?", description, seq); err != nil {
+			return err
+		}
+	}
 	if !renamed && old.Status == now.Status && old.ThrottlePolicy == now.ThrottlePolicy {
 		return b.w.update("UPDATE credentials SET doc = ? WHERE seq = ?", doc, seq)
 	}

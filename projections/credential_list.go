@@ -423,6 +423,7 @@ func (l *listing) checksum(raw []byte) []byte {
 // Count is a number of credentials.
 type Count struct {
 	Component string
+	Type      string // free, in place of the component
 	Status    events.Status
 	N         int
 }
@@ -438,7 +439,11 @@ func (v *Views) CredentialCounts(ctx context.Context, tenant string, f Credentia
 	where, args := l.counted()
 	err = v.read(ctx, func(c *conn) error {
 		return c.query("SELECT component, status, n FROM counts"+where+" ORDER BY component, status", func(row []driver.Value) error {
-			counts = append(counts, Count{str(row[0]), events.Status(str(row[1])), int(num(row[2]))})
+			n := Count{Component: str(row[0]), Status: events.Status(str(row[1])), N: int(num(row[2]))}
+			if name, free := strings.CutSuffix(n.Component, freeMark); free {
+				n.Component, n.Type = "", name
+			}
+			counts = append(counts, n)
 			return nil
 		}, args...)
 	})

@@ -131,6 +131,11 @@ func everything() []events.Record {
 		commits(credential, 74, one(events.CredentialThrottlePolicyAssigned{})),
 		commits(policy, 75, one(events.ThrottlePolicyReleased{Use: "u1"}), one(events.ThrottlePolicyDeleted{})),
 		commits(events.StreamID{Tenant: "acme", Category: "credential", ID: "never"}, 77, one(events.CredentialThrottlePolicyUseAbandoned{Use: "u1"})),
+		commits(events.StreamID{Tenant: "acme", Category: "credential", ID: "AAABcID5GBc="}, 78, []events.Event{
+			events.CredentialCreated{Name: "Files", Keys: keys(1, unverified)},
+			events.CredentialTyped{Version: 1, Type: "file system", Shape: `{"user":{"name":0}}`, Rules: `{"hosts":["api.example.org"]}`},
+			events.CredentialDescriptionSet{Description: "Sales HD1"},
+		}),
 	)
 	for i := range recs {
 		recs[i].Meta.Tenant = "acme"
@@ -192,11 +197,11 @@ func TestReads(t *testing.T) {
 		CreatedBy: events.Actor{Kind: "key", ID: "k1"},
 	})
 	counts, _ := v.CredentialCounts(ctx, "acme", projections.CredentialFilter{})
-	same("counts", counts, []projections.Count{{"petstore", events.Unverified, 1}, {"petstore", events.Verified, 1}})
+	same("counts", counts, []projections.Count{{Component: "petstore", Status: events.Unverified, N: 1}, {Component: "petstore", Status: events.Verified, N: 1}})
 	counts, _ = v.CredentialCounts(ctx, "acme", projections.CredentialFilter{Workspace: "w1"})
-	same("counts of a workspace", counts, []projections.Count{{"petstore", events.Verified, 1}})
+	same("counts of a workspace", counts, []projections.Count{{Component: "petstore", Status: events.Verified, N: 1}})
 	counts, _ = v.CredentialCounts(ctx, "acme", projections.CredentialFilter{Status: events.Verified})
-	same("counts of a status", counts, []projections.Count{{"petstore", events.Verified, 1}})
+	same("counts of a status", counts, []projections.Count{{Component: "petstore", Status: events.Verified, N: 1}})
 	shared, _, _ := v.Components(ctx, "other", "", 0)
 	component := projections.Component{ID: "petstore", Owner: "acme", Title: "Pet store", Shared: true, Revision: 2, SHA256: "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a", CreatedAt: at(3), UpdatedAt: at(5), Seq: 5}
 	same("a shared component", shared, []projections.Component{component})
@@ -206,7 +211,7 @@ func TestReads(t *testing.T) {
 	_, found, _ = v.Credential(ctx, "other", "c1")
 	same("another tenant finds it", found, false)
 	counts, _ = v.CredentialCounts(ctx, "acme", projections.CredentialFilter{})
-	same("counts after a delete", counts, []projections.Count{{"petstore", events.Verified, 1}})
+	same("counts after a delete", counts, []projections.Count{{Component: "petstore", Status: events.Verified, N: 1}})
 	upTo(13)
 	shared, _, _ = v.Components(ctx, "other", "", 0)
 	same("components of another tenant after unsharing", shared, []projections.Component(nil))
@@ -343,6 +348,10 @@ func TestReads(t *testing.T) {
 	upTo(77)
 	_, exists, err = v.ThrottlePolicy(ctx, "acme", "crm")
 	same("a policy that was deleted", []any{exists, err}, []any{false, nil})
+	upTo(78)
+	files, found, err := v.Credential(ctx, "acme", "AAABcID5GBc=")
+	same("a credential of a free type", []any{files.Component, files.Type, files.Shape, files.Description, files.Version, found, err},
+		[]any{"", "file system", `{"user":{"name":0}}`, "Sales HD1", 1, true, nil})
 	for _, id := range []string{"f 1", "f2", "f3"} {
 		_, found, err := v.Flow(ctx, "acme", id)
 		same("a flow that is gone is found", []any{found, err}, []any{false, nil})

@@ -61,6 +61,7 @@ type Route struct {
 	Unqueueable   bool                  // a command that cannot be stored in a queue
 	cost          int                   // its cost, for admission
 	resumable     bool                  // has several steps
+	itemByItem    bool                  // see ItemByItem
 	serve         func(context.Context, *Call, []byte) (any, error)
 	recall        func(context.Context, *Call, Done, events.CommandCompleted) (any, error) // nil: the response is the Done
 }
@@ -252,6 +253,12 @@ func (k *Kernel) Serve(caller context.Context, call Call, name string, body []by
 		}
 	}
 	if !route.Command {
+		return route.serve(ctx, &call, body)
+	}
+	if route.itemByItem {
+		if err := call.nameItems(); err != nil {
+			return nil, err
+		}
 		return route.serve(ctx, &call, body)
 	}
 	if err := k.assignCommandID(ctx, &call, route.Name, body); err != nil {

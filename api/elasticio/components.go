@@ -66,6 +66,9 @@ func (x *exchange) included(p parameters, components []string) ([]resource, erro
 	}
 	list := []resource{}
 	for _, id := range slices.Compact(slices.Sorted(slices.Values(components))) {
+		if id == "" { // of a credential of a free type
+			continue
+		}
 		c, err := ask[component.Component](x, "component.get", component.Get{ID: id})
 		switch {
 		case hidden(err):

@@ -38,10 +38,18 @@ func credentialResource(c credential.Credential) resource {
 		ID: c.ID, Type: "credential",
 		Links:         map[string]string{"self": "/v2/credentials/" + url.PathEscape(c.ID)},
 		Attributes:    map[string]any{"name": c.Name},
-		Relationships: map[string]relationship{"component": to("components", "component", c.Component)},
+		Relationships: map[string]relationship{},
 		Meta: map[string]any{
 			"status": c.Status, "version": c.Version, "created_at": c.CreatedAt, "updated_at": c.UpdatedAt,
 		},
+	}
+	if c.Component != "" {
+		r.Relationships["component"] = to("components", "component", c.Component)
+	} else {
+		r.Meta["type"] = c.Type // free: there is no component
+	}
+	if c.Description != "" {
+		r.Meta["description"] = c.Description
 	}
 	keys := c.Keys
 	if keys == nil { // in a list: nothing is opened for it, so every value is masked

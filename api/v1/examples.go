@@ -52,6 +52,13 @@ var examples = map[string]string{
 	"credential.resolve":                `{"id":"` + ExampleID + `","flow":"orders","step":"step_1","cleartext":true}`,
 	"lease.list":                        `{"limit":100}`,
 	"access.replay":                     `{"credential":"` + ExampleID + `","since":"2026-01-01T00:00:00Z","limit":100}`,
+	"credential.set-description":        `{"id":"` + ExampleID + `","description":"The pets' account"}`,
+	"credential.update":                 `{"id":"` + ExampleID + `","description":"The pets' account","keys":{"apiKey":"a-newer-key"}}`,
+	"credential.create-many":            `{"credentials":[{"type":"filesystem","description":"Sales HD1","keys":{"domain":"sales","user":"a-user","password":"a-password"}}]}`,
+	"credential.update-many":            `{"filter":{"type":"filesystem"},"update":{"description":"Sales"}}`,
+	"credential.delete-many":            `{"ids":["` + ExampleID + `"]}`,
+	"credential.search":                 `{"type":"petstore","description":"pets","sort":"-id","from":20,"limit":20}`,
+	"credential.export":                 `{"type":"petstore","limit":100}`,
 
 	"oauth.connect":      `{"component":"calendar","name":"Calendar of u1","user":"u1","return_to":"https://app.example.org/connected"}`,
 	"oauth.complete":     `{"connection":"` + ExampleID + `","confirm":"K7QD2XWM","user":"u1"}`,

@@ -86,9 +86,9 @@ func TestDescriptions(t *testing.T) {
 	e := newEdge(t)
 	_, body := e.do(t, request{"GET", "/openapi.json", nil, nil})
 	for _, want := range []string{
-		`"description":"a value for each field of the component's descriptor"`, // a member
-		`"description":"wait until the answer reflects this log sequence"`,     // a parameter
-		`"description":"log sequence to ask for as min_seq"`,                   // an embedded member
+		`"description":"replaces all values"`,                              // a member
+		`"description":"wait until the answer reflects this log sequence"`, // a parameter
+		`"description":"log sequence to ask for as min_seq"`,               // an embedded member
 	} {
 		if !strings.Contains(body, want) {
 			t.Errorf("the document lacks %s", want)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/credstream/credstream/fault"
@@ -46,6 +47,8 @@ func parametersOf(in reflect.Type) []parameter {
 			p.is, p.write = "a whole number", writeInt
 		case f.Type.Kind() >= reflect.Uint && f.Type.Kind() <= reflect.Uint64:
 			p.is, p.write = "a whole number from 0", writeUint
+		case f.Type == reflect.TypeFor[[]string]():
+			p.is, p.write = "a JSON array of texts", writeTexts
 		default:
 			continue // not for a URL
 		}
@@ -57,6 +60,14 @@ func parametersOf(in reflect.Type) []parameter {
 func writeString(b []byte, v string) ([]byte, bool) {
 	b, err := jsontext.AppendQuote(b, v)
 	return b, err == nil
+}
+
+func writeTexts(b []byte, v string) ([]byte, bool) {
+	var list []string
+	if json.Unmarshal([]byte(v), &list) != nil {
+		return b, false
+	}
+	return append(b, v...), true
 }
 
 func writeTime(b []byte, v string) ([]byte, bool) {

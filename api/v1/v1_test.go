@@ -746,7 +746,7 @@ func TestOpenAPI(t *testing.T) {
 	for in, want := range map[string]bool{
 		`{"component":"c","keys":{"a":"b","n":{"x":1}}}`: true,
 		`{"component":"c","keys":"x"}`:                   false,
-		`{"keys":{}}`:                                    false,
+		`{"component":"c"}`:                              false,
 		`{"component":"c","keys":{},"other":1}`:          false,
 	} {
 		v, err := jsonschema.UnmarshalJSON(strings.NewReader(in))

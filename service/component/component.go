@@ -356,9 +356,21 @@ func CheckRevision(pointer string, expected, revision int) error {
 	return nil
 }
 
+// Owned reports whether the tenant owns the component, also after its end.
+func (s *Service) Owned(ctx context.Context, tenant, component string) (bool, error) {
+	if events.CheckName(component) != nil {
+		return false, nil
+	}
+	state, err := aggregates.Component.Fresh(ctx, s.Log, aggregates.Component.Stream(events.System, component))
+	return state.Value.Exists && state.Value.Owner == tenant, err
+}
+
 // Descriptor returns one revision of a component's descriptor. A revision never
-// changes, so it is parsed once.
+// changes, so it is parsed once. Of no component, "", it is the zero Descriptor.
 func (s *Service) Descriptor(ctx context.Context, component string, revision int) (commands.Descriptor, error) {
+	if component == "" {
+		return commands.Descriptor{}, nil
+	}
 	key := descriptorKey{component, revision}
 	if d, ok := s.descriptors.Get(key); ok {
 		return d, nil

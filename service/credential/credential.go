@@ -35,16 +35,24 @@ type Rename = commands.RenameCredential
 // SetVPNAgent is the command, exported for the edges.
 type SetVPNAgent = commands.SetVPNAgent
 
+// SetDescription is the command, exported for the edges.
+type SetDescription = commands.SetDescription
+
 type Create struct {
-	Component      string       `json:"component"`
-	Name           string       `json:"name,omitzero"`              // display name; made from the component's title when absent
-	Keys           secrets.Keys `json:"keys"`                       // a value for each field of the component's descriptor
-	Workspace      string       `json:"workspace,omitzero"`         // an id of the caller, stored as given
-	VPNAgent       string       `json:"vpn_agent,omitzero"`         // an id of the caller, stored as given: the VPN agent through which a flow engine reaches the API
-	ThrottlePolicy string       `json:"throttle_policy,omitzero"`   // id of the throttle policy that limits its use; none when absent
-	For            *ForStep     `json:"for,omitzero"`               // the step of a flow for which it is created: the use is recorded with it
-	KeysSealed     string       `json:"keys_sealed,omitzero"`       // in place of keys: encrypted to the service key, as required in the queue
-	Expected       int          `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
+	Component      string         `json:"component,omitzero"`         // what it is for; or type
+	Name           string         `json:"name,omitzero"`              // display name; made from the description, or the component's title, when absent
+	Keys           secrets.Keys   `json:"keys"`                       // a value for each field of the component's descriptor; any names, nested at will, of a free type
+	Workspace      string         `json:"workspace,omitzero"`         // an id of the caller, stored as given
+	VPNAgent       string         `json:"vpn_agent,omitzero"`         // an id of the caller, stored as given: the VPN agent through which a flow engine reaches the API
+	ThrottlePolicy string         `json:"throttle_policy,omitzero"`   // id of the throttle policy that limits its use; none when absent
+	For            *ForStep       `json:"for,omitzero"`               // the step of a flow for which it is created: the use is recorded with it
+	KeysSealed     string         `json:"keys_sealed,omitzero"`       // in place of keys: encrypted to the service key, as required in the queue
+	Expected       int            `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
+	ID             string         `json:"id,omitzero"`                // of a credential that another system knows: 1 to 128 bytes of UTF-8 without control characters; generated when absent
+	Type           string         `json:"type,omitzero"`              // in place of component: one of the tenant's own components, else a free type, whose keys nothing describes
+	Description    string         `json:"description,omitzero"`       // for people: up to 1000 characters
+	Hosts          []string       `json:"hosts,omitzero"`             // of a free type: the only hosts its values may be sent to, as in a component.json
+	Verification   jsontext.Value `json:"verification,omitzero"`      // of a free type: its dry request, as in a component.json; without it the credential is saved unverified
 }
 
 // ForStep names the step of a flow for which a credential is created.
@@ -53,34 +61,81 @@ type ForStep struct {
 	Step string `json:"step"`
 }
 
+// ErrIDReserved refuses the id of a new credential that is a word of a surface's paths.
+var ErrIDReserved = fault.New(fault.Invalid, "credential_id_reserved", "This id is reserved. Choose another one.")
+
+// reserved cannot be ids: they stand in the place of one in paths.
+var reserved = []string{"export", "exportAll", "getAll", "updateAll", "delete", "deleteAll", "policies", ".", ".."}
+
+// check refuses what can be refused by the form alone.
+func (in Create) check() error {
+	if in.ID != "" {
+		if err := events.CheckID(in.ID); err != nil {
+			return events.ErrID.At("/id")
+		}
+		if slices.Contains(reserved, in.ID) {
+			return ErrIDReserved.At("/id")
+		}
+	}
+	switch {
+	case in.Type == "":
+		if err := service.Required("/component", in.Component); err != nil {
+			return err
+		}
+	case in.Component != "":
+		return service.ErrBody.Withf("Give either component or type.").At("/type")
+	default:
+		if err := commands.CheckType(in.Type); err != nil {
+			return err
+		}
+	}
+	return cmp.Or(commands.CheckRef("/workspace", in.Workspace), commands.CheckRef("/vpn_agent", in.VPNAgent), commands.CheckDescription(in.Description))
+}
+
+// resolveType makes a type that is one of the tenant's own components that component. One
+// of another tenant has to be named as a component: whoever shares a component under a name
+// that others use as a type would be sent their secrets.
+func (s *Service) resolveType(ctx context.Context, tenant string, in *Create) error {
+	if in.Type != "" {
+		own, err := s.Components.Owned(ctx, tenant, in.Type)
+		if err != nil {
+			return err
+		}
+		if own {
+			in.Component, in.Type = in.Type, ""
+		}
+	}
+	if in.Type == "" && (len(in.Hosts) > 0 || len(in.Verification) > 0) {
+		return service.ErrBody.Withf("The component says where its credentials may be sent and how they are verified. Omit hosts and verification.").At("/verification")
+	}
+	return nil
+}
+
 func (s *Service) createCredential(ctx context.Context, call *service.Call, in Create) (service.Done, error) {
-	if err := service.Required("/component", in.Component); err != nil {
+	if err := in.check(); err != nil {
 		return service.Done{}, err
 	}
-	if err := cmp.Or(commands.CheckRef("/workspace", in.Workspace), commands.CheckRef("/vpn_agent", in.VPNAgent)); err != nil {
+	target := cmp.Or(in.Component, in.Type)
+	if err := s.resolveType(ctx, call.Tenant, &in); err != nil {
 		return service.Done{}, err
 	}
 	forStep, err := s.CheckFor(ctx, call, in)
 	if err != nil {
 		return service.Done{}, err
 	}
-	if in.Keys, err = s.Secrets.UnsealKeys(ctx, call, "credential.create", in.Component, in.Keys, in.KeysSealed); err != nil {
+	if in.Keys, err = s.Secrets.UnsealKeys(ctx, call, "credential.create", target, in.Keys, in.KeysSealed); err != nil {
 		return service.Done{}, err
 	}
-	d, revision, err := s.Components.UsableAt(ctx, call.Tenant, in.Component, "/component", in.Expected)
+	id := cmp.Or(in.ID, call.DeriveID("credential/"+target))
+	d, revision, free, err := s.describe(ctx, call.Tenant, in)
 	if err != nil {
 		return service.Done{}, err
 	}
-	kind, err := s.Components.ClientOf(ctx, call.Tenant, in.Component, d)
-	if err != nil {
-		return service.Done{}, err
-	}
-	if kind == component.ClientMissing {
-		return service.Done{}, client.ErrOAuthClientMissing.At("/component")
-	}
-	id := call.DeriveID("credential/" + in.Component)
 	if in.Name == "" {
-		in.Name = DefaultName(d.Title, id)
+		in.Name = in.Description
+		if commands.CheckName("", in.Name) != nil {
+			in.Name = DefaultName(cmp.Or(d.Title, in.Type), call.DeriveID("credential/"+target))
+		}
 	}
 	if err := service.CheckName("/name", in.Name); err != nil {
 		return service.Done{}, err
@@ -89,14 +144,36 @@ func (s *Service) createCredential(ctx context.Context, call *service.Call, in C
 	if err != nil {
 		return service.Done{}, err
 	}
+	keys.Free = free
 	return s.saveWithPolicy(ctx, call, in.ThrottlePolicy, id, func(use commands.PolicyUse) (service.Done, error) {
 		return s.Save(ctx, call, id, fields, func(secretID string) commands.Credential {
 			keys.SecretID = secretID
 			return commands.CreateCredential{
-				ID: id, Component: in.Component, Name: in.Name, Workspace: in.Workspace, VPNAgent: in.VPNAgent, Keys: keys, Policy: use, For: forStep,
+				ID: id, Component: in.Component, Name: in.Name, Description: in.Description, Workspace: in.Workspace, VPNAgent: in.VPNAgent,
+				Keys: keys, Policy: use, For: forStep,
 			}
 		})
 	})
+}
+
+// describe returns what describes the keys of a new credential: the descriptor of its
+// component, or what came with a free type.
+func (s *Service) describe(ctx context.Context, tenant string, in Create) (d commands.Descriptor, revision int, free *commands.FreeType, err error) {
+	if in.Type != "" {
+		free = &commands.FreeType{Name: in.Type, Shape: secrets.Shape(in.Keys.Fields)}
+		if free.Rules, err = commands.FreeRules(in.Hosts, in.Verification, in.Keys.Names()); err == nil {
+			d, err = commands.FreeDescriptor(free, in.Keys.Names())
+		}
+		return d, 0, free, err
+	}
+	if d, revision, err = s.Components.UsableAt(ctx, tenant, in.Component, "/component", in.Expected); err != nil {
+		return d, revision, nil, err
+	}
+	kind, err := s.Components.ClientOf(ctx, tenant, in.Component, d)
+	if err == nil && kind == component.ClientMissing {
+		err = client.ErrOAuthClientMissing.At("/component")
+	}
+	return d, revision, nil, err
 }
 
 // CheckFor validates the step for which a credential is created, as far as the flow is known.
@@ -115,7 +192,7 @@ func (s *Service) CheckFor(ctx context.Context, call *service.Call, in Create) (
 		return nil, err
 	}
 	for _, step := range flow.Value.Steps {
-		if step.ID == in.For.Step && step.Component != in.Component {
+		if step.ID == in.For.Step && step.Component != cmp.Or(in.Component, in.Type) {
 			return nil, aggregates.ErrCredentialComponentMismatch.At("/for/step")
 		}
 	}
@@ -143,6 +220,12 @@ type ReplaceKeys struct {
 }
 
 func (s *Service) replaceKeys(ctx context.Context, call *service.Call, in ReplaceKeys) (flow.Tried, error) {
+	return s.replace(ctx, call, in, nil)
+}
+
+// replace gives a credential new keys and, in the same commit, another description unless it
+// is nil.
+func (s *Service) replace(ctx context.Context, call *service.Call, in ReplaceKeys, description *string) (flow.Tried, error) {
 	state, err := s.Secrets.Live(ctx, call.Tenant, in.ID, in.Expected)
 	if err != nil {
 		return flow.Tried{}, err
@@ -150,7 +233,14 @@ func (s *Service) replaceKeys(ctx context.Context, call *service.Call, in Replac
 	if in.Keys, err = s.Secrets.UnsealKeys(ctx, call, "credential.replace-keys", in.ID, in.Keys, in.KeysSealed); err != nil {
 		return flow.Tried{}, err
 	}
-	d, revision, err := s.Components.UsableAt(ctx, call.Tenant, state.Component, "", in.Revision)
+	var d commands.Descriptor
+	revision, free := 0, state.Free(state.Current().Version)
+	if free != nil {
+		free.Shape = secrets.Shape(in.Keys.Fields)
+		d, err = commands.FreeDescriptor(free, in.Keys.Names())
+	} else {
+		d, revision, err = s.Components.UsableAt(ctx, call.Tenant, state.Component, "", in.Revision)
+	}
 	if err != nil {
 		return flow.Tried{}, err
 	}
@@ -161,19 +251,30 @@ func (s *Service) replaceKeys(ctx context.Context, call *service.Call, in Replac
 	if err != nil {
 		return flow.Tried{}, err
 	}
+	keys.Free = free
 	done, err := s.Save(ctx, call, in.ID, fields, func(secretID string) commands.Credential {
 		keys.SecretID = secretID
-		return commands.ReplaceKeys{ID: in.ID, Expected: in.Expected, Keys: keys}
+		return commands.ReplaceKeys{ID: in.ID, Expected: in.Expected, Keys: keys, Description: description}
 	})
 	return flow.Tried{Done: done}, err
 }
 
+// descriptorOf returns what described the keys of a version when they were entered.
+func (s *Service) descriptorOf(ctx context.Context, state aggregates.CredentialState, v events.KeysVersion) (commands.Descriptor, error) {
+	if state.Type != "" {
+		return commands.FreeDescriptor(state.Free(v.Version), v.Fields)
+	}
+	return s.Components.Descriptor(ctx, state.Component, v.Revision)
+}
+
 // TryKeys validates keys against the descriptor and makes the dry request. It returns
 // the keys to store and their NewKeys without the id of
-// the secret.
+// the secret. Of a free type, component is "".
 func (s *Service) TryKeys(ctx context.Context, tenant, component string, d commands.Descriptor, revision int, keys seal.Fields) (seal.Fields, commands.NewKeys, error) {
-	if err := d.CheckKeys(keys.Names()); err != nil {
-		return keys, commands.NewKeys{}, err
+	if component != "" {
+		if err := d.CheckKeys(keys.Names()); err != nil {
+			return keys, commands.NewKeys{}, err
+		}
 	}
 	if err := secrets.CheckMask(keys); err != nil {
 		return keys, commands.NewKeys{}, err
@@ -227,6 +328,36 @@ func (s *Service) Save(ctx context.Context, call *service.Call, id string, keys 
 	return done, err
 }
 
+// ErrNothingToChange refuses an update that changes nothing.
+var ErrNothingToChange = fault.New(fault.Invalid, "credential_update_empty", "Give at least one of description and keys.")
+
+// Update asks for another description of a credential, new keys, or both. What is absent stays.
+type Update struct {
+	ID          string        `json:"id"`
+	Description *string       `json:"description,omitzero"`      // for people: up to 1000 characters; none when ""
+	Keys        *secrets.Keys `json:"keys,omitzero"`             // replaces all values, verified before
+	Expected    int           `json:"expected_version,omitzero"` // with keys: refuse when those in force have another version
+}
+
+func (s *Service) updateCredential(ctx context.Context, call *service.Call, in Update) (service.Done, error) {
+	if in.Description != nil {
+		if err := commands.CheckDescription(*in.Description); err != nil {
+			return service.Done{}, err
+		}
+	}
+	switch {
+	case in.Keys != nil:
+		tried, err := s.replace(ctx, call, ReplaceKeys{ID: in.ID, Keys: *in.Keys, Expected: in.Expected}, in.Description)
+		return tried.Done, err
+	case in.Description == nil:
+		return service.Done{}, ErrNothingToChange
+	}
+	if err := service.CheckTarget(in.ID, in.Expected); err != nil {
+		return service.Done{}, err
+	}
+	return s.Secrets.ChangeCredential(ctx, call, commands.SetDescription{ID: in.ID, Description: *in.Description})
+}
+
 type Revert struct {
 	ID       string `json:"id"`
 	Version  int    `json:"version"`                   // the version to revert to
@@ -255,13 +386,15 @@ func (s *Service) revertCredential(ctx context.Context, call *service.Call, in R
 	case to.HostMAC != now.HostMAC || !slices.Equal(to.Hosts, now.Hosts): // the aggregate decides again
 		return service.Done{}, aggregates.ErrCredentialHostsChanged
 	}
-	if _, _, err := s.Components.Usable(ctx, call.Tenant, state.Component); err != nil {
-		return service.Done{}, err
+	if state.Type == "" {
+		if _, _, err := s.Components.Usable(ctx, call.Tenant, state.Component); err != nil {
+			return service.Done{}, err
+		}
 	}
 	// Use the descriptor of that version: its hosts, its probe and its masked
 	// fields. Later changes by the component's owner apply only to keys
 	// that were entered after them.
-	d, err := s.Components.Descriptor(ctx, state.Component, to.Revision)
+	d, err := s.descriptorOf(ctx, state, to)
 	if err != nil {
 		return service.Done{}, err
 	}
@@ -293,7 +426,7 @@ func (s *Service) verifyCredential(ctx context.Context, call *service.Call, in V
 	now := state.Current()
 	// Use the probe and hosts of the recorded revision: a later descriptor applies
 	// only to versions of the keys that were verified against it.
-	d, err := s.Components.Descriptor(ctx, state.Component, now.Revision)
+	d, err := s.descriptorOf(ctx, state, now)
 	if err != nil {
 		return service.Done{}, err
 	}

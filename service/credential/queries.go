@@ -27,7 +27,7 @@ type Get struct {
 // Credential is what the service shows of a credential.
 type Credential struct {
 	ID             string              `json:"id"`
-	Component      string              `json:"component"`
+	Component      string              `json:"component,omitzero"` // absent of a free type
 	Name           string              `json:"name"`
 	Workspace      string              `json:"workspace,omitzero"`
 	VPNAgent       string              `json:"vpn_agent,omitzero"`
@@ -42,7 +42,9 @@ type Credential struct {
 	CreatedAt      time.Time           `json:"created_at"`
 	CreatedBy      string              `json:"created_by"` // "key:<id>"
 	UpdatedAt      time.Time           `json:"updated_at"`
-	Seq            uint64              `json:"seq"` // log sequence of the last change
+	Seq            uint64              `json:"seq"`                  // log sequence of the last change
+	Type           string              `json:"type,omitzero"`        // free, in place of component
+	Description    string              `json:"description,omitzero"` // for people
 }
 
 // TokenInfo is the state of a credential's OAuth tokens.
@@ -95,7 +97,8 @@ func (s *Service) getCredential(ctx context.Context, call *service.Call, in Get)
 
 func credentialInfo(c projections.Credential) Credential {
 	return Credential{
-		ID: c.ID, Component: c.Component, Name: c.Name, Workspace: c.Workspace, VPNAgent: c.VPNAgent, ThrottlePolicy: c.ThrottlePolicy, Status: c.Status, Version: c.Version,
+		ID: c.ID, Component: c.Component, Type: c.Type, Name: c.Name, Description: c.Description, Workspace: c.Workspace, VPNAgent: c.VPNAgent,
+		ThrottlePolicy: c.ThrottlePolicy, Status: c.Status, Version: c.Version,
 		Fields: c.Fields, Verification: c.Verification, VerifiedAt: c.VerifiedAt, CreatedAt: c.CreatedAt,
 		CreatedBy: c.CreatedBy.Kind + ":" + c.CreatedBy.ID, UpdatedAt: c.UpdatedAt, Seq: c.Seq,
 	}
@@ -104,10 +107,9 @@ func credentialInfo(c projections.Credential) Credential {
 // maskedKeys shows a value only if the descriptor that was current when the version
 // was written marks it as not secret.
 func (s *Service) maskedKeys(ctx context.Context, c projections.Credential, d commands.Descriptor) (map[string]any, error) {
-	keys := make(map[string]any, len(c.Fields))
+	keys := secrets.Masked(c.Fields, c.Shape)
 	var open []string
 	for _, name := range c.Fields {
-		keys[name] = secrets.Mask
 		if f, ok := d.Field(name); ok && !f.Secret {
 			open = append(open, name)
 		}
@@ -207,9 +209,10 @@ type Counts struct {
 	Counts []ComponentCount `json:"components"`
 }
 
-// ComponentCount is the number of a tenant's credentials of one component.
+// ComponentCount is the number of a tenant's credentials of one component or free type.
 type ComponentCount struct {
-	Component string                `json:"component"`
+	Component string                `json:"component,omitzero"` // absent of a free type
+	Type      string                `json:"type,omitzero"`      // free, in place of component
 	Total     int                   `json:"total"`
 	Status    map[events.Status]int `json:"status"`
 }
@@ -227,8 +230,8 @@ func (s *Service) countCredentials(ctx context.Context, call *service.Call, in C
 	}
 	counts := Counts{Counts: []ComponentCount{}}
 	for _, r := range rows { // ordered by component
-		if n := len(counts.Counts); n == 0 || counts.Counts[n-1].Component != r.Component {
-			counts.Counts = append(counts.Counts, ComponentCount{Component: r.Component, Status: map[events.Status]int{}})
+		if n := len(counts.Counts); n == 0 || counts.Counts[n-1].Component != r.Component || counts.Counts[n-1].Type != r.Type {
+			counts.Counts = append(counts.Counts, ComponentCount{Component: r.Component, Type: r.Type, Status: map[events.Status]int{}})
 		}
 		c := &counts.Counts[len(counts.Counts)-1]
 		c.Status[r.Status] += r.N

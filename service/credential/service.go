@@ -62,6 +62,7 @@ type Components interface {
 	Usable(ctx context.Context, tenant, component string) (commands.Descriptor, int, error)
 	UsableAt(ctx context.Context, tenant, component, pointer string, expected int) (commands.Descriptor, int, error)
 	ClientOf(ctx context.Context, tenant, component string, d commands.Descriptor) (component.ClientKind, error)
+	Owned(ctx context.Context, tenant, component string) (bool, error)
 }
 
 // Clients provides the auth clients of workspace credentials.

@@ -182,7 +182,11 @@ func (s *Service) bindFaults(ctx context.Context, tenant string, steps []events.
 		}
 		needs[component] = n
 	}
-	refused := componentFaults(0, steps, needs)
+	free, err := s.freeTypes(ctx, tenant, steps, needs)
+	if err != nil {
+		return nil, err
+	}
+	refused := componentFaults(0, steps, needs, free)
 	for credential, its := range byCredential(steps) {
 		state, err := aggregates.Credential.Fresh(ctx, s.Log, aggregates.Credential.Stream(tenant, credential))
 		if err != nil {

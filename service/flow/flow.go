@@ -322,7 +322,7 @@ func mismatched(revision uint64, steps []events.FlowStep, state aggregates.Crede
 	}
 	var refused []events.FlowUseRefused
 	for _, step := range steps {
-		if reason == "" && step.Component == state.Component {
+		if reason == "" && state.Serves(step.Component) {
 			continue
 		}
 		r := refusal(revision, step, reason)
@@ -358,7 +358,25 @@ func (s *Service) useComponents(ctx context.Context, call *service.Call, flow st
 			})
 		}
 	}
-	return componentFaults(now.Revision, now.Steps, needs), all.Wait()
+	free, err := s.freeTypes(ctx, call.Tenant, now.Steps, needs)
+	return componentFaults(now.Revision, now.Steps, needs, free), errors.Join(err, all.Wait())
+}
+
+// freeTypes are the types of the credentials that steps name whose component the tenant
+// does not have: such a step may be one of a free type.
+func (s *Service) freeTypes(ctx context.Context, tenant string, steps []events.FlowStep, needs map[string]need) (map[string]string, error) {
+	free := map[string]string{}
+	for _, step := range steps {
+		if step.Credential == "" || !needs[step.Component].missing {
+			continue
+		}
+		state, err := aggregates.Credential.Fresh(ctx, s.Log, aggregates.Credential.Stream(tenant, step.Credential))
+		if err != nil {
+			return nil, err
+		}
+		free[step.Credential] = state.Value.Type
+	}
+	return free, nil
 }
 
 // RecordUses records the use of a component by every flow that was reported
@@ -399,10 +417,11 @@ type need struct {
 }
 
 // componentFaults lists the steps whose component does not exist in the tenant, and
-// those that require a credential and name none.
-func componentFaults(revision uint64, steps []events.FlowStep, needs map[string]need) (refused []events.FlowUseRefused) {
+// those that require a credential and name none. free has the free types of credentials.
+func componentFaults(revision uint64, steps []events.FlowStep, needs map[string]need, free map[string]string) (refused []events.FlowUseRefused) {
 	for _, step := range steps {
 		switch n := needs[step.Component]; {
+		case n.missing && free[step.Credential] == step.Component:
 		case n.missing:
 			refused = append(refused, refusal(revision, step, aggregates.ErrComponentNotFound.Code))
 		case n.credential && step.Credential == "":

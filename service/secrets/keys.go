@@ -8,6 +8,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/seal"
@@ -39,6 +40,69 @@ func CheckMask(keys seal.Fields) error {
 		}
 	}
 	return nil
+}
+
+// maxShape bounds what is kept of the form of keys.
+const maxShape = 8 << 10
+
+// Shape is the form of nested keys as events.CredentialTyped keeps it: their names, without
+// a value. A list counts as one value. It is "" when no value is nested, or the names would
+// be too long.
+func Shape(keys seal.Fields) string {
+	shape, nested, ok := shapeOf(keys)
+	if !nested || !ok || len(shape) > maxShape {
+		return ""
+	}
+	return string(shape)
+}
+
+func shapeOf(keys seal.Fields) (b []byte, nested, ok bool) {
+	b = []byte{'{'}
+	for i, name := range keys.Names() {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b, _ = jsontext.AppendQuote(b, name) // valid UTF-8: it was parsed
+		b = append(b, ':')
+		inner, is := keys.Object(name)
+		if !is {
+			if v, _ := keys.Get(name); bytes.HasPrefix(v.Reveal(), []byte("{")) {
+				return nil, true, false // a name that cannot stand at the top
+			}
+			b = append(b, '0')
+			continue
+		}
+		below, _, fine := shapeOf(inner)
+		if !fine || len(below) > maxShape {
+			return nil, true, false
+		}
+		nested, b = true, append(b, below...)
+	}
+	return append(b, '}'), nested, true
+}
+
+// Masked shows keys by their names, and those of their shape, with the mask in place of each
+// value.
+func Masked(names []string, shape string) map[string]any {
+	keys := map[string]any{}
+	if shape == "" || json.Unmarshal([]byte(shape), &keys) != nil {
+		for _, name := range names {
+			keys[name] = Mask
+		}
+		return keys
+	}
+	mask(keys)
+	return keys
+}
+
+func mask(keys map[string]any) {
+	for name, v := range keys {
+		if inner, is := v.(map[string]any); is {
+			mask(inner)
+			continue
+		}
+		keys[name] = Mask
+	}
 }
 
 // ErrClientSecret rejects an invalid client secret.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"reflect"
 	"slices"
 	"strings"
@@ -83,14 +84,14 @@ type said struct {
 // ask sends an empty request of a route over HTTP.
 func ask(t testing.TB, base, key, tenant string, r service.Route, body string) said {
 	t.Helper()
-	method, url := http.MethodGet, base+"/v1/tenants/"+tenant+"/"+r.Name
+	method, at := http.MethodGet, base+"/v1/tenants/"+tenant+"/"+r.Name
 	if r.Command {
-		method, url = http.MethodPost, base+"/v1/tenants/"+tenant+"/commands/"+r.Name
+		method, at = http.MethodPost, base+"/v1/tenants/"+tenant+"/commands/"+r.Name
 	} else if body != "{}" {
-		url += "?" + parameters(t, body)
+		at += "?" + parameters(t, body)
 		body = "{}"
 	}
-	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+	req, err := http.NewRequestWithContext(t.Context(), method, at, strings.NewReader(body))
 	must(t, err)
 	if !r.Command {
 		req.Body, req.ContentLength = http.NoBody, 0
@@ -124,11 +125,11 @@ func saying(t testing.TB, status int, answer []byte) said {
 
 // parameters writes the members of a query's body as those of a URL.
 func parameters(t testing.TB, body string) string {
-	var members map[string]string
+	var members map[string]json.RawMessage
 	must(t, json.Unmarshal([]byte(body), &members))
 	var list []string
 	for name, value := range members {
-		list = append(list, name+"="+value)
+		list = append(list, name+"="+url.QueryEscape(strings.Trim(string(value), `"`)))
 	}
 	return strings.Join(list, "&")
 }
@@ -347,7 +348,11 @@ func TestForeignIDs(t *testing.T) {
 		"credential.set-vpn-agent":          of(credential.ID, `,"vpn_agent":"v"`),
 		"credential.assign-throttle-policy": of(credential.ID, ""),
 		"throttle_policy.change":            of("their-policy", `,"tokens":4`), "throttle_policy.delete": of("their-policy", ""), "throttle_policy.get": of("their-policy", ""),
-		"throttle_policy.define":  {}, // each tenant has ids of policies of its own
+		"throttle_policy.define":     {}, // each tenant has ids of policies of its own
+		"credential.set-description": of(credential.ID, `,"description":"d"`), "credential.update": of(credential.ID, `,"description":"d"`),
+		"credential.update-many": {credential.ID, `{"updates":[{"id":"%s","description":"d"}]}`}, "credential.delete-many": {credential.ID, `{"ids":["%s"]}`},
+		"credential.create-many": {"plain", `{"credentials":[{"component":"%s","keys":{"apiKey":"k"}}]}`},
+		"credential.search":      {credential.ID, `{"ids":["%s"]}`}, "credential.export": {credential.ID, `{"ids":["%s"]}`},
 		"credential.replace-keys": of(credential.ID, `,"keys":{"apiKey":"k"}`), "credential.revert": of(credential.ID, `,"version":1`),
 		"credential.verify": of(credential.ID, ""), "credential.refresh": of(credential.ID, ""), "credential.revoke": of(credential.ID, ""),
 		"oauth.revoke": {"theirs", `{"component":"%s","dry_run":true}`}, "oauth.revocation": of("4242", ""),

@@ -252,7 +252,7 @@ func (a *invocation) credentialList() *cobra.Command {
 			}
 			var rows [][]string
 			for _, c := range list.Credentials {
-				rows = append(rows, []string{c.ID, c.Name, c.Component, c.Status, strconv.Itoa(c.Version), when(c.UpdatedAt)})
+				rows = append(rows, []string{c.ID, c.Name, cmp.Or(c.Component, c.Type), c.Status, strconv.Itoa(c.Version), when(c.UpdatedAt)})
 			}
 			if err := a.list([]string{"ID", "NAME", "COMPONENT", "STATUS", "VERSION", "UPDATED"}, rows); err != nil {
 				return err
@@ -293,7 +293,7 @@ func (a *invocation) credentialCounts() *cobra.Command {
 			var rows [][]string
 			for _, c := range counts.Components {
 				rows = append(rows, []string{
-					c.Component, strconv.Itoa(c.Total), strconv.Itoa(c.Status[client.StatusVerified]),
+					cmp.Or(c.Component, c.Type), strconv.Itoa(c.Total), strconv.Itoa(c.Status[client.StatusVerified]),
 					strconv.Itoa(c.Status[client.StatusFailed]), strconv.Itoa(c.Status[client.StatusUnverified]),
 				})
 			}
@@ -320,7 +320,7 @@ func (a *invocation) credentialShow() *cobra.Command {
 			pairs := [][2]string{
 				{"id", c.ID},
 				{"name", c.Name},
-				{"component", c.Component},
+				{"component", cmp.Or(c.Component, c.Type+" (free type)")},
 				{"status", c.Status},
 				{"version", strconv.Itoa(c.Version)},
 				{"verified", lastVerification(c)},

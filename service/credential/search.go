@@ -1,0 +1,161 @@
+package credential
+
+import (
+	"cmp"
+	"context"
+	"strings"
+
+	"github.com/credstream/credstream/commands"
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/projections"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/secrets"
+)
+
+// Filter chooses credentials. What is absent chooses all; members combine by AND.
+type Filter struct {
+	IDs         []string `json:"ids,omitzero"`         // up to 10000
+	Type        string   `json:"type,omitzero"`        // a component, or a free type
+	Description string   `json:"description,omitzero"` // a part of it, without regard to case
+}
+
+// The refusals of a search.
+var (
+	ErrFilterIDs = fault.New(fault.Invalid, "filter_ids_invalid", "A filter takes up to 10000 ids of 1 to 128 bytes of UTF-8 without control characters.")
+	ErrFrom      = fault.New(fault.Invalid, "from_invalid", "from is a number from 0 to 1000000000.")
+)
+
+// Check refuses what chooses nothing by its form.
+func (f Filter) Check() error {
+	if len(f.IDs) > 10_000 {
+		return ErrFilterIDs.At("/ids")
+	}
+	for _, id := range f.IDs {
+		if events.CheckID(id) != nil {
+			return ErrFilterIDs.At("/ids")
+		}
+	}
+	if f.Type != "" {
+		if err := commands.CheckType(f.Type); err != nil {
+			return err
+		}
+	}
+	return commands.CheckDescription(f.Description)
+}
+
+// in is the filter in the words of the views.
+func (f Filter) in(tenant string) projections.CredentialSearch {
+	return projections.CredentialSearch{Tenant: tenant, IDs: f.IDs, Type: f.Type, Description: f.Description}
+}
+
+// Search asks for credentials at a place of a list. Filters combine by AND.
+type Search struct {
+	IDs         []string `json:"ids,omitzero"`         // up to 10000
+	Type        string   `json:"type,omitzero"`        // a component, or a free type
+	Description string   `json:"description,omitzero"` // a part of it, without regard to case
+	Sort        string   `json:"sort,omitzero"`        // id, type or description, or with - before it; id when absent
+	From        int      `json:"from,omitzero"`        // credentials before the page
+	After       string   `json:"after,omitzero"`       // id: only those behind it; sorted by id
+	Limit       int      `json:"limit,omitzero"`       // 1 to 1000; 50 when absent
+	MinSeq      uint64   `json:"min_seq,omitzero"`     // wait until the answer reflects this log sequence
+}
+
+// Found answers Search.
+type Found struct {
+	Credentials []Credential `json:"credentials"` // with their keys, every value masked
+	Total       int          `json:"total"`       // of the filter
+}
+
+func (s *Service) searchCredentials(ctx context.Context, call *service.Call, in Search) (Found, error) {
+	found := Found{Credentials: []Credential{}}
+	page, total, err := s.search(ctx, call, in)
+	if err != nil {
+		return found, err
+	}
+	found.Total = total
+	for _, c := range page {
+		info := credentialInfo(c)
+		info.Keys = secrets.Masked(c.Fields, c.Shape)
+		found.Credentials = append(found.Credentials, info)
+	}
+	return found, nil
+}
+
+func (s *Service) search(ctx context.Context, call *service.Call, in Search) ([]projections.Credential, int, error) {
+	f := Filter{IDs: in.IDs, Type: in.Type, Description: in.Description}
+	if err := f.Check(); err != nil {
+		return nil, 0, err
+	}
+	limit := cmp.Or(in.Limit, 50)
+	switch {
+	case limit < 0 || limit > maxMany:
+		return nil, 0, service.ErrLimit.Withf("A page of a search holds 1 to %d items.", maxMany).At("/limit")
+	case in.From < 0 || in.From > 1_000_000_000:
+		return nil, 0, ErrFrom.At("/from")
+	case in.After != "" && events.CheckID(in.After) != nil:
+		return nil, 0, events.ErrID.At("/after")
+	}
+	if err := s.Kernel.AtLeast(ctx, in.MinSeq); err != nil {
+		return nil, 0, err
+	}
+	by := f.in(call.Tenant)
+	by.From, by.After, by.Limit = in.From, in.After, limit
+	by.Sort, by.Desc = strings.CutPrefix(in.Sort, "-")
+	page, total, err := s.Views.SearchCredentials(ctx, by)
+	return page, total, service.PointAt(err, "/sort")
+}
+
+// Export asks for credentials as another system may have them. Filters combine by AND.
+type Export struct {
+	IDs         []string `json:"ids,omitzero"`         // up to 10000
+	Type        string   `json:"type,omitzero"`        // a component, or a free type
+	Description string   `json:"description,omitzero"` // a part of it, without regard to case
+	Sort        string   `json:"sort,omitzero"`        // id, type or description, or with - before it; id when absent
+	From        int      `json:"from,omitzero"`        // credentials before the page
+	After       string   `json:"after,omitzero"`       // id: only those behind it; sorted by id
+	Limit       int      `json:"limit,omitzero"`       // 1 to 1000; 50 when absent
+	MinSeq      uint64   `json:"min_seq,omitzero"`     // wait until the answer reflects this log sequence
+}
+
+// Exported answers Export.
+type Exported struct {
+	Credentials []ExportedCredential `json:"credentials"`
+	Missing     []MissingSecret      `json:"missing"` // what the export does not hold
+	Total       int                  `json:"total"`   // of the filter
+}
+
+// ExportedCredential is a credential without its secrets.
+type ExportedCredential struct {
+	ID          string `json:"id"`
+	Component   string `json:"component,omitzero"` // absent of a free type
+	Type        string `json:"type,omitzero"`      // free, in place of component
+	Name        string `json:"name"`
+	Description string `json:"description"`
+	Workspace   string `json:"workspace,omitzero"`
+}
+
+// MissingSecret is a part of a credential that an export does not hold.
+type MissingSecret struct {
+	Credential string   `json:"credential"`
+	Properties []string `json:"properties"` // the names of its keys
+	Says       string   `json:"says"`       // why, and what to do
+}
+
+func (s *Service) exportCredentials(ctx context.Context, call *service.Call, in Export) (Exported, error) {
+	out := Exported{Credentials: []ExportedCredential{}, Missing: []MissingSecret{}}
+	page, total, err := s.search(ctx, call, Search(in))
+	if err != nil {
+		return out, err
+	}
+	out.Total = total
+	for _, c := range page {
+		out.Credentials = append(out.Credentials, ExportedCredential{
+			ID: c.ID, Component: c.Component, Type: c.Type, Name: c.Name, Description: c.Description, Workspace: c.Workspace,
+		})
+		if len(c.Fields) > 0 {
+			out.Missing = append(out.Missing, MissingSecret{c.ID, c.Fields, "Secrets are not exported in clear. Enter them again after the import."})
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,77 @@
+package service
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+)
+
+// ItemByItem is for a command that carries out another one for each of many items, by Each.
+// It records nothing itself. With a command id of its caller's each item has one of its own,
+// so a repeat, also of a call that broke off, carries out what was left undone and answers
+// the rest as it was answered.
+func (r Route) ItemByItem() Route {
+	r.itemByItem = true
+	return r
+}
+
+// nameItems notes whether the caller gave the command id of a call whose items have theirs.
+func (c *Call) nameItems() error {
+	switch {
+	case c.CommandID == "":
+		c.CommandID = events.NewID()
+	case len(c.CommandID) > maxID || !printable(c.CommandID):
+		return ErrCommandID
+	default:
+		c.named = true
+	}
+	return nil
+}
+
+// Each carries out one of the many commands that a call asks for: a call of the route, with
+// its JSON as the body. key tells it from the others of the same call, and is the same when
+// the call is repeated. It counts as much as a call of its own, but waits where that would
+// be refused for coming too soon.
+func (k *Kernel) Each(ctx context.Context, call *Call, name, key string, body []byte) (answer any, err error) {
+	route, ok := k.routes[name]
+	if !ok || !route.Command {
+		return nil, fmt.Errorf("service: %s is no command", name)
+	}
+	one := *call
+	one.Correlation, one.Route = call.correlation(), name
+	one.named, one.request, one.execution, one.CommandID = false, "", nil, ""
+	if call.named {
+		sum := sha256.Sum256(events.LengthPrefixed("credstream/each/1", call.CommandID, key))
+		one.CommandID = "each-" + base64.RawURLEncoding.EncodeToString(sum[:24])
+	}
+	start := k.Now()
+	defer func() {
+		err = k.CheckIntegrity(err)
+		k.metrics.served(route, k.Now().Sub(start), err)
+	}()
+	for {
+		err := k.gate.Admit(ctx, &one, route.permission(one.Principal), CommandCall)
+		f, limited := errors.AsType[*fault.Error](err)
+		if limited = limited && f.Kind == fault.Throttled; !limited && err != nil {
+			return nil, err
+		}
+		if !limited {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(f.RetryAfter + time.Millisecond):
+		}
+	}
+	if err := k.assignCommandID(ctx, &one, name, body); err != nil {
+		return nil, err
+	}
+	return k.execute(ctx, &one, route, body)
+}
