@@ -17,7 +17,7 @@ import (
 )
 
 // What waits of a tenant, or failed, has a bound. Another tenant has its own, and
-// whoever works the poison queue off in bulk has room again.
+// whoever processes the dead-letter queue in bulk has room again.
 func TestBacklogIsBounded(t *testing.T) {
 	const most = 20
 	w := startWhole(t)
@@ -81,7 +81,7 @@ func TestBacklogIsBounded(t *testing.T) {
 	if left := w.count(edge.PoisonStream); left != 1 {
 		t.Errorf("%d messages are left, want that of the other tenant", left)
 	}
-	bustest.Eventually(t, "room in the poison queue", func() bool {
+	bustest.Eventually(t, "room in the dead-letter queue", func() bool {
 		_, err := js.PublishMsg(t.Context(), flow("default", "rubbish"), jetstream.WithRetryAttempts(0))
 		return err == nil
 	})

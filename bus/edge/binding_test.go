@@ -387,7 +387,7 @@ func TestSealedKeysElsewhere(t *testing.T) {
 	w.serveIntake()
 	js := bustest.Must(jetstream.New(w.client(w.key)))(t)
 	sealedText := w.sealed("default", "credential.create", "c1", "petstroe", `{"apiKey":"the-secret-of-another"}`)
-	// the command fails for good, and lies in the poison queue, sealed
+	// the command fails for good, and lies in the dead-letter queue, sealed
 	bustest.Must(js.PublishMsg(t.Context(), queuedCommand("default", "credential.create", "c1", fmt.Sprintf(`{"component":"petstroe","keys_sealed":%q}`, sealedText))))(t)
 	w.read(edge.Commands)
 	list := w.poisoned("default", 1)

@@ -198,7 +198,7 @@ func (w *whole) observed(flow string, revision uint64) events.Record {
 	})
 }
 
-// poisoned waits until n messages of the tenant have come to the poison queue
+// poisoned waits until n messages of the tenant have come to the dead-letter queue
 // and lists them.
 func (w *whole) poisoned(tenant string, n int) []admin.Poisoned {
 	w.t.Helper()
@@ -462,7 +462,7 @@ func TestHeadersForAStream(t *testing.T) {
 	bustest.Must(js.PublishMsg(t.Context(), event(jetstream.MsgIDHeader, "m1")))(t)
 }
 
-// What nobody understands is acknowledged, and goes to the poison queue without
+// What nobody understands is acknowledged, and goes to the dead-letter queue without
 // its content; what is understood is stored without the rest.
 func TestFlowEventsNotUnderstood(t *testing.T) {
 	w := startWhole(t)

@@ -117,7 +117,7 @@ func TestQueuedCommands(t *testing.T) {
 	list := w.poisoned("default", 1)
 	if len(list) != 1 || list[0].CommandID != "c5" || list[0].Code != "credential_not_found" || !list[0].Kept || list[0].Name != "credential.rename" ||
 		list[0].Queue != "commands" || list[0].Subject != "credstream.cmdq.default.credential.rename" || list[0].Content != nil {
-		t.Errorf("the poison queue holds %+v", list)
+		t.Errorf("the dead-letter queue holds %+v", list)
 	}
 	bustest.Must(js.PublishMsg(t.Context(), same))(t)
 	stop()
@@ -134,7 +134,7 @@ func TestQueuedCommands(t *testing.T) {
 	w.nowhere(canary, secret)
 }
 
-// The poison queue shows to a tenant its own, and puts back or erases it.
+// The dead-letter queue shows to a tenant its own, and puts back or erases it.
 func TestPoisonQueue(t *testing.T) {
 	w := startWhole(t)
 	w.call("default", "tenant.register", `{"id":"acme"}`)
@@ -150,7 +150,7 @@ func TestPoisonQueue(t *testing.T) {
 	}
 	list := w.poisoned("default", 1)
 	if len(list) != 1 || list[0].Code != "flow_use_refused" || list[0].EventID != "e1" || list[0].Name != "flow.started" || !list[0].Kept {
-		t.Fatalf("the poison queue of default holds %+v", list)
+		t.Fatalf("the dead-letter queue of default holds %+v", list)
 	}
 	var details flow.Faults
 	bustest.OK(t, json.Unmarshal(list[0].Details, &details))
@@ -292,7 +292,7 @@ func TestReaderPutsAsideWhatFails(t *testing.T) {
 	w.read(edge.Commands)
 	list := w.poisoned("default", 1)
 	if len(list) != 1 || list[0].Code != "internal" || list[0].Reason != fault.ErrInternal.Msg || list[0].Details != nil || !list[0].Kept {
-		t.Errorf("the poison queue holds %+v", list)
+		t.Errorf("the dead-letter queue holds %+v", list)
 	}
 	if n := tries.Load(); n != 11 {
 		t.Errorf("it was tried %d times", n)
@@ -303,7 +303,7 @@ func TestReaderPutsAsideWhatFails(t *testing.T) {
 	}
 }
 
-// A message leaves its queue only when the poison queue has it.
+// A message leaves its queue only when the dead-letter queue has it.
 func TestReaderWithoutPoisonQueue(t *testing.T) {
 	w := startWhole(t)
 	w.serveIntake()
@@ -326,7 +326,7 @@ func TestReaderWithoutPoisonQueue(t *testing.T) {
 	bustest.Must(jsapi.EnsureStream(t.Context(), w.js, edge.PoisonConfig(1)))(t)
 	bustest.Must(js.PublishMsg(t.Context(), queuedCommand("default", "credential.delete", "c2", `{"id":"x"}`)))(t)
 	if list := w.poisoned("default", 2); list[0].CommandID != "c1" || list[1].CommandID != "c2" { // c1 is done
-		t.Errorf("the poison queue holds %+v", list)
+		t.Errorf("the dead-letter queue holds %+v", list)
 	}
 	if n := w.metric("credstream_poison_total", "commands"); n < 1 {
 		t.Errorf("%v messages are counted", n)
@@ -344,7 +344,7 @@ func TestReaderRevokedKey(t *testing.T) {
 	w.call("default", "api_key.revoke", fmt.Sprintf(`{"id":%q}`, who.Actor.ID))
 	w.read(edge.Flows)
 	if list := w.poisoned("default", 1); list[0].Code != "api_key_unknown" || list[0].Actor != "key:"+who.Actor.ID {
-		t.Errorf("the poison queue holds %+v", list)
+		t.Errorf("the dead-letter queue holds %+v", list)
 	}
 }
 
@@ -402,7 +402,7 @@ func TestReaderForeignMessages(t *testing.T) {
 }
 
 // A command that an earlier version has stored, and that would not be stored today, is
-// refused, and nothing of it is kept in the poison queue.
+// refused, and nothing of it is kept in the dead-letter queue.
 func TestReaderKeepsNoSecret(t *testing.T) {
 	w := startWhole(t)
 	w.serveIntake()

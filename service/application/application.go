@@ -31,7 +31,7 @@ import (
 	"github.com/credstream/credstream/verify"
 )
 
-// Config is what an Application is made of. Every field without "optional" is needed.
+// Config is the configuration of an Application. Every field without "optional" is required.
 type Config struct {
 	Log       *aggregates.Log
 	Views     *projections.Views
@@ -45,45 +45,45 @@ type Config struct {
 	// WritesAllowed refuses commands while it returns an error, such as too little
 	// free space; optional.
 	WritesAllowed func() error
-	// Intact returns why the log cannot be believed, nil while it can: one that has lost
-	// commits cannot say that something is not there. Optional.
+	// Intact returns why the log cannot be trusted, nil while it can: a log that has lost
+	// commits cannot prove that something does not exist. Optional.
 	Intact func() error
-	// CheckStored proves, before anything is collected, that the log is whole; nil:
-	// nothing to prove.
+	// CheckStored proves, before a collection, that the log is complete; nil:
+	// no proof is needed.
 	CheckStored func(context.Context) error
-	// KeyRevoked is told the id of a key when it was revoked, to end its
+	// KeyRevoked is called with the id of a revoked key, to close its
 	// connections; optional.
 	KeyRevoked func(id string)
 	// Rewind starts the tenant's audit consumer over at a log sequence; optional.
 	Rewind func(ctx context.Context, tenant string, seq uint64) error
-	// Poison holds the messages that failed for good; optional.
+	// Poison is the dead-letter queue; optional.
 	Poison admin.PoisonQueue
-	// Claims keeps a command id to one command between processes; optional where
-	// one process alone serves the log.
+	// Claims makes command ids unique across processes; optional if
+	// a single process serves the log.
 	Claims service.Claims
-	// FollowedUp keeps how far RunFollowUps has come; needed to run it.
+	// FollowedUp stores the position of RunFollowUps; required to run it.
 	FollowedUp secrets.Checkpoint
-	// RebuildViews builds the views anew from the log; optional.
+	// RebuildViews rebuilds the views from the log; optional.
 	RebuildViews func(ctx context.Context, progress func(done, end uint64)) error
 	// LastUse remembers when keys were used last; optional.
 	LastUse access.LastUse
-	// Tokens checks the tokens of an OpenID Connect issuer; without it none is taken.
+	// Tokens verifies the tokens of an OpenID Connect issuer; without it tokens are rejected.
 	Tokens *access.Tokens
 	// OAuth talks to authorization servers.
 	OAuth *oauth.Exchanger
 	// Holder names this process among those that renew tokens; a random name when "".
 	InstanceID string
-	// Alone says that no other process serves the log while this one lives.
+	// SingleInstance means that no other process serves the log while this one lives.
 	SingleInstance bool
-	// RefreshPatience is how long a renewal that another process has begun may stay
-	// without progress before this one takes it over; 30 s when 0.
+	// RefreshTakeoverTimeout is how long a renewal by another process may make
+	// no progress before this one takes it over; 30 s when 0.
 	RefreshTakeoverTimeout time.Duration
-	// AccessLog records who is given which credential; without it nobody is given any.
+	// AccessLog records each access to a credential; without it no values are returned.
 	AccessLog credential.AccessLog
-	// Lease is for how long a flow engine may keep what it was given; credential.DefaultLease when 0.
+	// Lease is how long a flow engine may keep resolved values; credential.DefaultLease when 0.
 	Lease time.Duration
-	// Connections keeps the connections to providers under way; without it none can
-	// be made.
+	// Connections stores the connections to providers in progress; without it none can
+	// be started.
 	Connections connect.Connections
 	// PublicURL is where browsers reach the service, as connect.PublicURL checks it; without
 	// it no account can be connected.
@@ -93,12 +93,12 @@ type Config struct {
 	ReturnTo []string
 	// RenewalStep is called between the steps of a renewal ("started", "answered",
 	// "stored") and when one waits for that of another process ("waiting"), so that a
-	// test can stop it there; optional.
+	// test can interrupt it there; optional.
 	RenewalStep func(step string)
-	// ClocksAgree returns why the clocks of the processes are not known to agree: then no
-	// reservation is ended because its time is over; optional.
+	// ClocksAgree returns why the clocks of the processes are not known to agree: then
+	// reservations are not expired; optional.
 	ClocksAgree func() error
-	// Limits bounds what callers may ask; none when zero.
+	// Limits are the rate limits of callers; unlimited when zero.
 	Limits access.Limits
 	// Admission shares the work of the process between callers; one of its own when nil.
 	Admission *admission.Admission
@@ -106,8 +106,8 @@ type Config struct {
 	Now func() time.Time
 }
 
-// Application answers the route table of all features. The features' own methods are
-// reached through their fields.
+// Application serves the route table of all features. The features' own methods are
+// available through their fields.
 type Application struct {
 	*service.Kernel
 
@@ -129,7 +129,7 @@ func (a *Application) features() []service.Feature {
 	return []service.Feature{a.Access, a.Components, a.Credentials, a.Clients, a.Connects, a.Tokens, a.Throttles, a.Connectors, a.Flows, a.Admin}
 }
 
-// Routes is the one route table: what the service can be asked on every edge.
+// Routes is the route table: all commands and queries of the service.
 func Routes() (routes []service.Route) {
 	for _, f := range (&Application{}).features() {
 		routes = append(routes, f.Routes()...)
@@ -137,7 +137,7 @@ func Routes() (routes []service.Route) {
 	return routes
 }
 
-// New makes an Application. Close ends it. Errors: connect.ErrPublicURL,
+// New creates an Application. Close ends it. Errors: connect.ErrPublicURL,
 // connect.ErrReturnOrigin.
 func New(cfg Config) (*Application, error) {
 	if cfg.InstanceID == "" {
@@ -174,7 +174,7 @@ func New(cfg Config) (*Application, error) {
 		Kernel: kernel, Secrets: a.Secrets, Access: a.Access, Components: a.Components, Flows: a.Flows,
 		Log: cfg.Log, Views: cfg.Views, Vault: cfg.Vault, Logger: cfg.Logger,
 	})
-	// What stands below asks what stands above it.
+	// Dependencies of lower features on higher ones.
 	a.Flows.Components, a.Flows.Clients, a.Components.Clients = a.Components, a.Clients, a.Clients
 	a.Tokens = token.New(token.Deps{
 		Kernel: kernel, Secrets: a.Secrets, Components: a.Components, Clients: a.Clients,
@@ -205,7 +205,7 @@ func New(cfg Config) (*Application, error) {
 	return a, nil
 }
 
-// Close ends what outlives a request, and waits for it.
+// Close ends the background work, and waits for it.
 func (a *Application) Close() {
 	a.Kernel.Close()
 	a.Admin.Close()

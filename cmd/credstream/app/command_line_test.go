@@ -195,7 +195,7 @@ func TestFlowsOnTheCommandLine(t *testing.T) {
 	var queue client.QueuedList
 	must(t, json.Unmarshal([]byte(expect(0, "", "queue", "list", "--json")), &queue))
 	if len(queue.Messages) != 1 || queue.Messages[0].Code != "flow_event_type_unknown" {
-		t.Fatalf("the poison queue holds %+v", queue)
+		t.Fatalf("the dead-letter queue holds %+v", queue)
 	}
 	if !strings.Contains(said, "credstream queue show "+queue.Messages[0].ID+".") {
 		t.Errorf("the poisoned event says %s", said)
@@ -217,7 +217,7 @@ func TestFlowsOnTheCommandLine(t *testing.T) {
 	})
 	must(t, json.Unmarshal([]byte(expect(0, "", "queue", "list", "--json")), &queue))
 	if m := queue.Messages[0]; m.CommandID != "mine" || !m.Kept {
-		t.Errorf("the poison queue holds %+v", m)
+		t.Errorf("the dead-letter queue holds %+v", m)
 	}
 	expect(0, "", "queue", "retry", queue.Messages[0].ID)
 	stop()

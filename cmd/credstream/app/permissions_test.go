@@ -324,7 +324,7 @@ func TestForeignIDs(t *testing.T) {
 	var poisoned struct {
 		Messages []struct{ ID string } `json:"messages"`
 	}
-	await(t, "a message in the poison queue", func() (bool, error) {
+	await(t, "a message in the dead-letter queue", func() (bool, error) {
 		err := ajax.query("queue.list", "", &poisoned)
 		return len(poisoned.Messages) > 0, err
 	})

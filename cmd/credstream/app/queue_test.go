@@ -142,7 +142,7 @@ func (p *publishers) check(t *testing.T, a api) (total int) {
 	}
 	must(t, a.query("queue.list", "", &poison))
 	if len(poison.Messages) > 0 {
-		t.Errorf("the poison queue holds %s", poison.Messages)
+		t.Errorf("the dead-letter queue holds %s", poison.Messages)
 	}
 	return total
 }
