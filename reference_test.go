@@ -103,7 +103,7 @@ Send the API key as the password of HTTP Basic, as a Bearer token, or as the pas
 	b.WriteString(`
 ## Events
 
-Stored names are for ever; the number is the version written today. The public form of an event, a CloudEvent of the type ` + "`credstream.<name>.v1`" + `, holds the members listed with it and is published on the feed, in the audit trail, or on both.
+Stored names never change; the number is the version written today. The public form of an event, a CloudEvent of the type ` + "`credstream.<name>.v1`" + `, holds the members listed with it and is published on the feed, in the audit trail, or on both.
 
 `)
 	for _, typ := range events.All().Types() {
@@ -142,7 +142,7 @@ func keysOf[K comparable, V any](m map[K]V) func(func(K) bool) {
 
 // sentence takes the Go name off the start of a doc comment.
 func sentence(comment, name string) string {
-	s := strings.Join(strings.Fields(strings.TrimPrefix(comment, name+" ")), " ")
+	s := strings.Join(strings.Fields(strings.TrimPrefix(strings.TrimPrefix(comment, name+" "), "records: ")), " ")
 	if s == "" {
 		return ""
 	}

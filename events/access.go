@@ -8,9 +8,8 @@ import "time"
 //sumtype:decl
 type Access interface{ access() }
 
-// AccessDenied says that a caller was refused: it lacked the permission, or it
-// named a tenant that it may not name. What is refused often is told of once in a
-// while, with its count.
+// AccessDenied records: A caller was denied: it lacked the permission, or it named a tenant that it
+// may not access. Frequent denials of one caller are combined into one event with a count.
 type AccessDenied struct {
 	Principal  string    `json:"principal" feed:"principal"`   // "key:<id>" or "user:<id>"
 	Tenant     string    `json:"tenant" feed:"tenant"`         // the tenant it named; "" when that is no tenant's name, or when they were several
@@ -20,8 +19,8 @@ type AccessDenied struct {
 	Since      time.Time `json:"since" feed:"since"`           // the first of them
 }
 
-// AccessConnectAborted says that an account at a provider was not connected, and
-// that no credential came of it. It stands in the tenant of the connection.
+// AccessConnectAborted records: A connection to an account at a provider ended without a
+// credential. The event is in the tenant of the connection.
 type AccessConnectAborted struct {
 	Principal  string `json:"principal" feed:"principal"`   // who had started: "key:<id>" or "user:<id>"
 	Connection string `json:"connection" feed:"connection"` // id of the connect link

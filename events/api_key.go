@@ -13,7 +13,7 @@ import (
 //sumtype:decl
 type APIKey interface{ apiKey() }
 
-// APIKeyIssued makes a key known. The key itself is shown once and never stored.
+// APIKeyIssued records: An API key was issued. The key itself is shown once and never stored.
 type APIKeyIssued struct {
 	SHA256      string    `json:"sha256" feed:"-"`                          // hex SHA-256 of the key, which is 256 random bits
 	Name        string    `json:"name" feed:"name"`                         // display name; may be ""
@@ -25,7 +25,7 @@ type APIKeyIssued struct {
 	Expires     time.Time `json:"expires,omitzero" feed:"expires,omitzero"` // when it ends by itself; absent: never
 }
 
-// APIKeyRevoked ends the key.
+// APIKeyRevoked records: The key was revoked.
 type APIKeyRevoked struct{}
 
 func (APIKeyIssued) apiKey()  {}

@@ -14,7 +14,7 @@ type AuthClientComponent struct {
 	OAuthClient string `json:"oauth_client" feed:"oauth_client"` // id of the component's OAuth client that follows the auth client; "" when none does
 }
 
-// AuthClientCreated begins an auth client. Its credentials live in the vault alone.
+// AuthClientCreated records: An auth client was created. Its credentials are only in the vault.
 type AuthClientCreated struct {
 	Name       string                `json:"name"`
 	Type       string                `json:"type"`     // "oauth2", "basic", "api_key" or "noauth"
@@ -45,7 +45,7 @@ func (e AuthClientCreated) Public(id string) any {
 	}
 }
 
-// AuthClientChanged is the auth client as it is from here on.
+// AuthClientChanged records: The auth client was changed. The event holds its complete new form.
 type AuthClientChanged struct {
 	Name       string                `json:"name" feed:"name"`
 	Components []AuthClientComponent `json:"components" feed:"components"`
@@ -55,16 +55,17 @@ type AuthClientChanged struct {
 	Revisions  []int                 `json:"revisions" feed:"-"`         // as in AuthClientCreated
 }
 
-// AuthClientSettled says that the OAuth clients of its components are as the auth
-// client says, and that those of components it is for no more are gone.
+// AuthClientSettled records: The OAuth clients of the auth client's components were updated to the
+// auth client, and those of removed components were deleted.
 type AuthClientSettled struct{}
 
-// AuthClientRevealed says that its credentials were shown to a person.
+// AuthClientRevealed records: The credentials of the auth client were revealed to a person.
 type AuthClientRevealed struct {
 	SecretID string `json:"secret_id" feed:"-"`
 }
 
-// AuthClientDeleted ends the auth client; its credentials are erased from the vault.
+// AuthClientDeleted records: The auth client was deleted; its credentials are erased from the
+// vault.
 type AuthClientDeleted struct{}
 
 func (AuthClientCreated) authClient()  {}

@@ -8,17 +8,17 @@ import "time"
 //sumtype:decl
 type CommandRecord interface{ commandRecord() }
 
-// CommandStarted says that a command is about to act outside the log, with what a
-// repeat needs to act once: after a crash in between it goes on from here.
+// CommandStarted records: A command is about to act outside the log. The event holds what a repeat
+// needs to act only once: after a crash it continues from here.
 type CommandStarted struct {
 	Route  string    `json:"route"`  // "credential.refresh"
 	Epoch  int       `json:"epoch"`  // of the tokens that a renewal replaces
 	Before time.Time `json:"before"` // which messages a change of the queue in bulk is for
 }
 
-// CommandCompleted says how a command ended, where the commit that it made does not
-// say it whole: it changed nothing, it took several commits, or it acted outside
-// the log. It holds what the caller was answered, and no secret.
+// CommandCompleted records: The outcome of a command that its commit does not describe completely:
+// it changed nothing, took several commits, or acted outside the log. The event holds the response
+// to the caller, and no secret.
 type CommandCompleted struct {
 	Route    string         `json:"route"`    // "credential.refresh"
 	Seq      uint64         `json:"seq"`      // log sequence in the answer

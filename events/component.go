@@ -11,14 +11,14 @@ import (
 //sumtype:decl
 type Component interface{ component() }
 
-// ComponentRegistered brings a component in, from its component.json.
+// ComponentRegistered records: A component was registered from its component.json.
 type ComponentRegistered struct {
 	Owner      string `json:"owner"`      // tenant that registered it
 	Title      string `json:"title"`      // the descriptor's title, for lists
 	Descriptor string `json:"descriptor"` // the component.json, to the byte; revision 1
 }
 
-// ComponentUpdated gives the component a new descriptor and the next revision.
+// ComponentUpdated records: The component got a new descriptor, as the next revision.
 type ComponentUpdated struct {
 	Title      string `json:"title"`
 	Descriptor string `json:"descriptor"`
@@ -50,20 +50,20 @@ func DescriptorHash(s string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// ComponentShared makes the component visible to every tenant.
+// ComponentShared records: The component was made visible to every tenant.
 type ComponentShared struct{}
 
-// ComponentUnshared makes the component visible to its owner alone.
+// ComponentUnshared records: The component was made visible only to its owner.
 type ComponentUnshared struct{}
 
-// ComponentEnvSet gives values to the variables that the descriptor declares.
-// They live in the vault alone and serve in the owner's tenant.
+// ComponentEnvSet records: The variables that the descriptor declares were set. Their values are
+// only in the vault and only used in the owner's tenant.
 type ComponentEnvSet struct {
 	Names    []string `json:"names" feed:"names"` // of the variables that have a value, sorted
 	SecretID string   `json:"secret_id" feed:"-"` // where the vault keeps the values
 }
 
-// ComponentDeleted ends the component; credentials made for it remain.
+// ComponentDeleted records: The component was deleted; its credentials remain.
 type ComponentDeleted struct{}
 
 func (ComponentRegistered) component() {}

@@ -6,12 +6,12 @@ package events
 //sumtype:decl
 type Connector interface{ connector() }
 
-// ConnectorCreated is the connector as it was created, without an API key.
+// ConnectorCreated records: A connector was created, without an API key.
 type ConnectorCreated struct {
 	Connector ConnectorSettings `json:"connector" feed:",embed"`
 }
 
-// ConnectorChanged is the connector as it is from here on. Its API key stays.
+// ConnectorChanged records: The settings of the connector were changed. Its API key stays.
 type ConnectorChanged struct {
 	Connector ConnectorSettings `json:"connector" feed:",embed"`
 }
@@ -29,20 +29,21 @@ type ConnectorSettings struct {
 // Public implements formedPart: the settings hold no secret.
 func (s ConnectorSettings) Public() any { return s }
 
-// ConnectorAPIKeySet gives the connector another API key. It may be as it was, but for its use.
+// ConnectorAPIKeySet records: The API key of the connector was set. It may be unchanged except for
+// its use.
 type ConnectorAPIKeySet struct {
 	APIKeyID string `json:"api_key_id" feed:"api_key_id"`               // of the search service, or ""
 	SecretID string `json:"api_key_secret_id" feed:"api_key_secret_id"` // id of a connector secret, or ""
 	Use      string `json:"use" feed:"-"`                               // which of the uses that the secret records this is; "" without a secret
 }
 
-// ConnectorUseAbandoned forbids a use of a secret that the connector has not made: its
-// attempt broke off, and the secret is to be deleted.
+// ConnectorUseAbandoned records: A use of a secret that the connector never had is excluded from
+// now on: the attempt was interrupted, and the secret is being deleted.
 type ConnectorUseAbandoned struct {
 	Use string `json:"use" feed:"-"`
 }
 
-// ConnectorDeleted ends the connector. The secret stays.
+// ConnectorDeleted records: The connector was deleted. Its secret stays.
 type ConnectorDeleted struct{}
 
 func (ConnectorCreated) connector()      {}
@@ -57,43 +58,44 @@ func (ConnectorDeleted) connector()      {}
 //sumtype:decl
 type ConnectorSecret interface{ connectorSecret() }
 
-// ConnectorSecretCreated gives the secret its first value, or its first one since it was deleted.
+// ConnectorSecretCreated records: The secret got its first value, or its first one since a
+// deletion.
 type ConnectorSecretCreated struct {
 	Version  int    `json:"version" feed:"version"` // one more than any that the id has had
 	SecretID string `json:"secret_id" feed:"-"`     // where the vault keeps the value
 }
 
-// ConnectorSecretReplaced gives the secret another value.
+// ConnectorSecretReplaced records: The secret got another value.
 type ConnectorSecretReplaced struct {
 	Version  int    `json:"version" feed:"version"`
 	SecretID string `json:"secret_id" feed:"-"`
 }
 
-// ConnectorSecretReverted gives the secret the value of an earlier version, as a new one.
+// ConnectorSecretReverted records: The value of an earlier version was activated as a new version.
 type ConnectorSecretReverted struct {
 	To       int    `json:"to" feed:"to"` // the earlier version
 	Version  int    `json:"version" feed:"version"`
 	SecretID string `json:"secret_id" feed:"-"` // that of the earlier version
 }
 
-// ConnectorSecretRevealed says that the value was handed out.
+// ConnectorSecretRevealed records: The value of the secret was revealed.
 type ConnectorSecretRevealed struct {
 	Version int `json:"version" feed:"version"`
 }
 
-// ConnectorSecretUsed says that a connector points to the secret, or is about to.
+// ConnectorSecretUsed records: A connector points to the secret, or is about to.
 type ConnectorSecretUsed struct {
 	Connector string `json:"connector" feed:"connector"`
 	Use       string `json:"use" feed:"-"` // a new id for each attempt
 }
 
-// ConnectorSecretReleased ends one use of the secret.
+// ConnectorSecretReleased records: One use of the secret ended.
 type ConnectorSecretReleased struct {
 	Connector string `json:"connector" feed:"connector"`
 	Use       string `json:"use" feed:"-"`
 }
 
-// ConnectorSecretDeleted ends the secret; its values are erased from the vault.
+// ConnectorSecretDeleted records: The secret was deleted; its values are erased from the vault.
 type ConnectorSecretDeleted struct{}
 
 func (ConnectorSecretCreated) connectorSecret()  {}

@@ -70,7 +70,7 @@ func (k KeysVersion) Public() any {
 	return PublicKeys{Version: k.Version, Status: k.Verification.Status, Fields: k.Fields, Revision: k.Revision, Hosts: k.Hosts}
 }
 
-// CredentialCreated says that a credential was verified and saved.
+// CredentialCreated records: A credential was verified and saved.
 type CredentialCreated struct {
 	Component string      `json:"component" feed:"component"`
 	Name      string      `json:"name" feed:"name"`
@@ -78,13 +78,13 @@ type CredentialCreated struct {
 	Keys      KeysVersion `json:"keys" feed:",embed"`
 }
 
-// CredentialRenamed gives the credential another name.
+// CredentialRenamed records: The credential was renamed.
 type CredentialRenamed struct {
 	Name string `json:"name" feed:"name"`
 }
 
-// CredentialVPNAgentSet says through which VPN agent the credential's API is
-// reached from here on. It is kept for the flow engine, which knows its agents.
+// CredentialVPNAgentSet records: The VPN agent through which a flow engine reaches the credential's
+// API was set or cleared. The service only stores its id.
 type CredentialVPNAgentSet struct {
 	VPNAgent string `json:"vpn_agent" feed:"vpn_agent"` // id given by the caller, "" for none
 }
@@ -117,30 +117,30 @@ type CredentialDescriptionSet struct {
 	Description string `json:"description" feed:"description"` // "" for none
 }
 
-// CredentialKeysReplaced says that new keys were verified and took effect.
+// CredentialKeysReplaced records: New keys were verified and activated.
 type CredentialKeysReplaced struct {
 	Keys KeysVersion `json:"keys" feed:",embed"`
 }
 
-// CredentialReverted says that the keys of an earlier version were verified
-// again and took effect as a new version, which names the same secret.
+// CredentialReverted records: The keys of an earlier version were verified again and activated as a
+// new version, which names the same secret.
 type CredentialReverted struct {
 	To   int         `json:"to" feed:"to"` // the earlier version
 	Keys KeysVersion `json:"keys" feed:",embed"`
 }
 
-// CredentialVerified is the outcome, good or bad, of a dry request made on demand.
+// CredentialVerified records: The outcome, success or failure, of a dry request on demand.
 type CredentialVerified struct {
 	Version      int          `json:"version" feed:"version"` // the version of the keys that was tried
 	Verification Verification `json:"verification" feed:",embed"`
 }
 
-// CredentialDeleted ends the credential; its secrets are erased from the vault.
+// CredentialDeleted records: The credential was deleted; its secrets are erased from the vault.
 type CredentialDeleted struct{}
 
-// CredentialUsed is how a flow stands to the credential from here on: a step
-// names it, it is reserved for the flow, or both. The credential cannot be
-// deleted while the flow is active or a reservation stands.
+// CredentialUsed records: The new use of the credential by a flow: a step names it, it is reserved
+// for the flow, or both. The credential cannot be deleted while the flow is active or has a
+// reservation.
 type CredentialUsed struct {
 	Flow     string    `json:"flow" feed:"flow"`
 	Revision uint64    `json:"revision" feed:"revision"`             // of the flow; 0 when the flow engine has not told of it yet
@@ -151,20 +151,20 @@ type CredentialUsed struct {
 	Until    time.Time `json:"until,omitzero" feed:"until,omitzero"` // when the reservation ends by itself
 }
 
-// CredentialReleased says that a flow has to do with the credential no longer.
+// CredentialReleased records: A flow no longer uses the credential.
 type CredentialReleased struct {
 	Flow     string `json:"flow" feed:"flow"`
 	Revision uint64 `json:"revision" feed:"revision"` // of the flow that no longer names it, 0 when only a reservation ended
 }
 
-// CredentialRevealed says that the values of one version are about to be shown to
-// a person: the fact is durable before the answer leaves.
+// CredentialRevealed records: The values of one version are about to be revealed to a person: the
+// event is durable before the response.
 type CredentialRevealed struct {
 	Version int `json:"version" feed:"version"`
 }
 
-// SecretAbandoned forbids a secret that no event names yet: the collector
-// erases it, and a writer that comes late must put its secret anew.
+// SecretAbandoned records: A secret that no event names yet is excluded from use: the collector
+// erases it, and a late writer must store its secret again.
 type SecretAbandoned struct {
 	SecretID string `json:"secret_id"`
 }

@@ -29,8 +29,7 @@ const (
 	FlowWasDeleted FlowChange = "deleted"
 )
 
-// FlowObserved is what the flow engine said of a flow: the flow as it is from
-// this revision on.
+// FlowObserved records: The flow engine reported a flow: its state from this revision on.
 type FlowObserved struct {
 	Change   FlowChange `json:"change" feed:"change"`
 	Name     string     `json:"name" feed:"name"`         // display name, or ""
@@ -39,7 +38,7 @@ type FlowObserved struct {
 	Steps    []FlowStep `json:"steps" feed:"steps"` // none once it is deleted
 }
 
-// FlowBound reserves the credentials of a flow that is about to start.
+// FlowBound records: The credentials of a flow that is about to start were reserved.
 type FlowBound struct {
 	Binding string     `json:"binding" feed:"binding"` // id of the reservation
 	Name    string     `json:"name" feed:"name"`       // of the flow, or ""
@@ -47,7 +46,7 @@ type FlowBound struct {
 	Until   time.Time  `json:"until" feed:"until"` // when the reservation ends by itself
 }
 
-// FlowReleased ends a reservation that no start has confirmed.
+// FlowReleased records: A reservation ended without a start.
 type FlowReleased struct {
 	Binding string `json:"binding" feed:"binding"`
 	Reason  string `json:"reason" feed:"reason"` // ReleasedOnRequest, ReleasedByExpiry
@@ -59,8 +58,8 @@ const (
 	ReleasedByExpiry  = "expired"
 )
 
-// FlowUseRefused says that a step cannot have what it names, a credential or its
-// component: the flow is broken.
+// FlowUseRefused records: A step cannot use the credential or component that it names: the flow is
+// broken.
 type FlowUseRefused struct {
 	Revision   uint64 `json:"revision" feed:"revision"` // of the flow
 	Step       string `json:"step" feed:"step"`

@@ -6,8 +6,8 @@ package events
 //sumtype:decl
 type Installation interface{ installation() }
 
-// DurabilityAttested says that the operator vouches for a durability that the
-// program saw to be weak or could not see.
+// DurabilityAttested records: The operator attested a durability that is weak or could not be
+// verified.
 type DurabilityAttested struct {
 	Replicas int    `json:"replicas"` // of each stream
 	Why      string `json:"why"`      // what was weak or not seen

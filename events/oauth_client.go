@@ -14,8 +14,8 @@ import (
 //sumtype:decl
 type OAuthClient interface{ oauthClient() }
 
-// OAuthClientDefined gives the component a client in the tenant. The client's
-// secret lives in the vault alone.
+// OAuthClientDefined records: The OAuth client of a component in the tenant was defined. Its secret
+// is only in the vault.
 type OAuthClientDefined struct {
 	ID       string `json:"id"`        // of the client, for callers
 	ClientID string `json:"client_id"` // as the provider gave it (RFC 6749, 2.2)
@@ -35,34 +35,34 @@ func (e OAuthClientDefined) Public(component string) any {
 	return PublicOAuthClientDefined{ID: e.ID, Component: component, ClientID: e.ClientID}
 }
 
-// OAuthClientChanged is the client as it is from here on. It may be as it was, but
-// for the revision: then the secret was given again, and may go where that one sends it.
+// OAuthClientChanged records: The OAuth client was changed. If only the revision differs, the
+// unchanged secret was entered again, which approves it for the hosts of that revision.
 type OAuthClientChanged struct {
 	ClientID string `json:"client_id" feed:"client_id"`
 	SecretID string `json:"secret_id" feed:"-"` // the same one when no other secret was given
 	Revision int    `json:"revision" feed:"-"`  // as in OAuthClientDefined
 }
 
-// OAuthClientMarkedUnusable says that the client cannot be used any more.
+// OAuthClientMarkedUnusable records: The OAuth client can no longer be used.
 type OAuthClientMarkedUnusable struct {
 	Reason string `json:"reason" feed:"reason"` // a fault code: "component_deleted"
 }
 
-// OAuthClientRevealed says that the client's secret was shown to a person.
+// OAuthClientRevealed records: The secret of the OAuth client was revealed to a person.
 type OAuthClientRevealed struct {
 	SecretID string `json:"secret_id" feed:"-"`
 }
 
-// OAuthClientDeleted ends the client; its secret is erased from the vault.
+// OAuthClientDeleted records: The OAuth client was deleted; its secret is erased from the vault.
 type OAuthClientDeleted struct{}
 
-// OAuthClientUsed says that a flow, active or not, includes the component.
+// OAuthClientUsed records: A flow, active or not, includes the component.
 type OAuthClientUsed struct {
 	Flow     string `json:"flow" feed:"flow"`
 	Revision uint64 `json:"revision" feed:"revision"` // of the flow
 }
 
-// OAuthClientReleased says that a flow no longer includes the component.
+// OAuthClientReleased records: A flow no longer includes the component.
 type OAuthClientReleased struct {
 	Flow     string `json:"flow" feed:"flow"`
 	Revision uint64 `json:"revision" feed:"revision"` // of the flow

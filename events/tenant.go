@@ -5,7 +5,7 @@ package events
 //sumtype:decl
 type Tenant interface{ tenant() }
 
-// TenantRegistered brings a tenant in.
+// TenantRegistered records: A tenant was registered.
 type TenantRegistered struct {
 	Name string `json:"name" feed:"name"` // display name; may be ""
 }

@@ -6,8 +6,8 @@ import "time"
 // server has withdrawn its grant: somebody has to connect it again.
 const ReauthorizationRequired Status = "reauthorization_required"
 
-// CredentialAuthorized says that a field of the newest keys holds what an OAuth
-// authorization server granted. It stands in the commit that brought the keys.
+// CredentialAuthorized records: A field of the newest keys has tokens of an OAuth authorization
+// server. The event is in the same commit as the keys.
 type CredentialAuthorized struct {
 	Grant      int       `json:"grant" feed:"-"`               // 1, 2, 3, ...: rises with every authorization of the credential
 	Version    int       `json:"version" feed:"version"`       // of the keys
@@ -21,9 +21,9 @@ type CredentialAuthorized struct {
 	Connection string    `json:"connection" feed:"connection"` // id of the connect link it came by, or ""
 }
 
-// CredentialRefreshStarted gives one process the right to renew the tokens: an
-// epoch. What the server answers is put into the vault under SecretID before
-// anything else, so whoever takes the epoch over finds it there.
+// CredentialRefreshStarted records: One process acquired the right to renew the tokens: an epoch.
+// It stores the server's response in the vault under SecretID before anything else, so that a
+// process that takes the epoch over finds it there.
 type CredentialRefreshStarted struct {
 	Epoch    int    `json:"epoch"`     // 1, 2, 3, ... of the credential
 	Grant    int    `json:"grant"`     // whose tokens are renewed
@@ -32,7 +32,7 @@ type CredentialRefreshStarted struct {
 	Over     int    `json:"over"`      // the epoch taken over, whose answer never came; 0: none
 }
 
-// CredentialRefreshed puts renewed tokens in force. They are in the vault, durable.
+// CredentialRefreshed records: Renewed tokens, which are durable in the vault, were activated.
 type CredentialRefreshed struct {
 	Epoch    int       `json:"epoch" feed:"-"`
 	Grant    int       `json:"grant" feed:"-"`
@@ -44,7 +44,7 @@ type CredentialRefreshed struct {
 	Late     bool      `json:"late" feed:"-"`          // the epoch had been taken over or ended when the answer was found
 }
 
-// CredentialRefreshFailed ends an epoch without new tokens.
+// CredentialRefreshFailed records: An epoch ended without new tokens.
 type CredentialRefreshFailed struct {
 	Epoch   int       `json:"epoch" feed:"-"`
 	Grant   int       `json:"grant" feed:"-"`
@@ -53,7 +53,8 @@ type CredentialRefreshFailed struct {
 	RetryAt time.Time `json:"retry_at,omitzero" feed:"retry_at,omitzero"` // no earlier attempt is made unless somebody asks for it
 }
 
-// CredentialReauthorizationRequired says that the tokens are of no use any more.
+// CredentialReauthorizationRequired records: The tokens no longer work; the account must be
+// connected again.
 type CredentialReauthorizationRequired struct {
 	Grant  int      `json:"grant" feed:"-"`
 	Reason string   `json:"reason" feed:"reason"` // "revoked" by the server or "revoked_here"
@@ -62,20 +63,20 @@ type CredentialReauthorizationRequired struct {
 	Total  int      `json:"total" feed:"total"`   // how many flows name it
 }
 
-// CredentialRecovered says that the tokens work again.
+// CredentialRecovered records: The tokens work again.
 type CredentialRecovered struct {
 	Grant  int    `json:"grant" feed:"-"`
 	Status Status `json:"status" feed:"status"` // of the credential from here on
 }
 
-// CredentialTokensRevoked says that the tokens are given up on purpose: they are
-// erased from the vault, with the keys they came in.
+// CredentialTokensRevoked records: The tokens were revoked on request: they are erased from the
+// vault, with the keys that contained them.
 type CredentialTokensRevoked struct {
 	Grant int `json:"grant" feed:"-"`
 }
 
-// CredentialRevokedAtProvider is what the authorization server answered when it
-// was told to forget a token (RFC 7009). It may follow the credential's end.
+// CredentialRevokedAtProvider records: The result of revoking a token at the authorization server
+// (RFC 7009). It may follow the credential's deletion.
 type CredentialRevokedAtProvider struct {
 	Outcome string `json:"outcome" feed:"outcome"` // "revoked", or as CredentialRefreshFailed has it
 }
