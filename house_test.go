@@ -71,6 +71,7 @@ var features = map[string][]string{
 	"api/v1":              {"edge"},
 	"api/elasticio":       {"edge"},
 	"api/elastic":         {"edge"},
+	"api/aspire":          {"edge"},
 	"api/connect":         {"edge"},
 
 	"cmd/credstream":          {"settings", "demo", "app", "cli"},

@@ -207,16 +207,21 @@ func single(r *http.Request, name string, refusal *fault.Error) (string, error) 
 // Receive reads the whole body of a call, up to service.MaxBody, of a media type that
 // accepts takes. The call ends with the request.
 func (x *Exchange) Receive(s Service, call *service.Call, accepts func(contentType []string) bool) (body []byte, err error) {
+	return x.ReceiveUpTo(s, call, service.MaxBody, accepts)
+}
+
+// ReceiveUpTo is Receive for a body of up to limit bytes, which the surface splits into calls.
+func (x *Exchange) ReceiveUpTo(s Service, call *service.Call, limit int64, accepts func(contentType []string) bool) (body []byte, err error) {
 	size := x.R.ContentLength // as large as any when the request does not say
-	if size < 0 || size > service.MaxBody {
-		size = service.MaxBody
+	if size < 0 || size > limit {
+		size = limit
 	}
-	body, x.leave, err = s.Receive(x.R.Context(), call, size, func() ([]byte, error) { return x.read(accepts) })
+	body, x.leave, err = s.Receive(x.R.Context(), call, size, func() ([]byte, error) { return x.read(limit, accepts) })
 	return body, err
 }
 
-func (x *Exchange) read(accepts func(contentType []string) bool) ([]byte, error) {
-	if x.R.ContentLength > service.MaxBody {
+func (x *Exchange) read(limit int64, accepts func(contentType []string) bool) ([]byte, error) {
+	if x.R.ContentLength > limit {
 		x.W.Header().Set("Connection", "close") // the rest is not read
 		return nil, service.ErrBodyTooLarge
 	}
@@ -233,7 +238,7 @@ func (x *Exchange) read(accepts func(contentType []string) bool) ([]byte, error)
 		}
 		return body, nil
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(x.W, x.R.Body, service.MaxBody))
+	body, err := io.ReadAll(http.MaxBytesReader(x.W, x.R.Body, limit))
 	if large := (*http.MaxBytesError)(nil); errors.As(err, &large) {
 		return nil, service.ErrBodyTooLarge
 	}

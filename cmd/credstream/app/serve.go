@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/credstream/credstream/aggregates"
+	"github.com/credstream/credstream/api/aspire"
 	apiconnect "github.com/credstream/credstream/api/connect"
 	"github.com/credstream/credstream/api/elastic"
 	"github.com/credstream/credstream/api/elasticio"
@@ -575,7 +576,8 @@ func (p *program) openToClients(context.Context) error {
 	vendor := elasticio.Handler(elasticio.Config{Service: p.svc, Access: p.svc.Access, Flows: p.svc.Flows, Logger: p.log, AllowCleartext: p.cfg.BehindTLSProxy})
 	browsers := apiconnect.New(apiconnect.Config{Service: p.svc.Connects, PublicURL: p.publicURL, Logger: p.log})
 	connectors := elastic.Handler(elastic.Config{Service: p.svc, Access: p.svc.Access, Logger: p.log, AllowCleartext: p.cfg.BehindTLSProxy})
-	p.front.open(surfaces(vendor, connectors, browsers, v1.Handler(v1.Config{
+	bulk := aspire.Handler(aspire.Config{Service: p.svc, Access: p.svc.Access, Logger: p.log, AllowCleartext: p.cfg.BehindTLSProxy})
+	p.front.open(surfaces(vendor, connectors, bulk, browsers, v1.Handler(v1.Config{
 		Service: p.svc, Access: p.svc.Access, Logger: p.log, Ready: p.notReady, Notes: p.notes,
 		Metrics: promhttp.HandlerFor(p.metrics, promhttp.HandlerOpts{}), Version: Version,
 		AllowCleartext: p.cfg.BehindTLSProxy, Describe: elasticio.Describe,
@@ -728,13 +730,15 @@ func (p *program) shutDown() error {
 
 // surfaces routes each path to its surface. Paths are compared
 // literally, which http.ServeMux does not do.
-func surfaces(vendor, connectors, browsers, own http.Handler) http.Handler {
+func surfaces(vendor, connectors, bulk, browsers, own http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch path := r.URL.EscapedPath(); {
 		case strings.HasPrefix(path, "/v2/"):
 			vendor.ServeHTTP(w, r)
 		case elastic.Serves(r):
 			connectors.ServeHTTP(w, r)
+		case strings.HasPrefix(path, aspire.Prefix):
+			bulk.ServeHTTP(w, r)
 		case strings.HasPrefix(path, "/oauth/"):
 			browsers.ServeHTTP(w, r)
 		default:

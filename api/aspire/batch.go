@@ -1,0 +1,237 @@
+package aspire
+
+import (
+	"maps"
+	"mime"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service/credential"
+)
+
+// The bounds of what one call of the service is asked for.
+const (
+	chunkItems = 500
+	chunkBytes = 512 << 10
+)
+
+// maxItems bounds a batch.
+const maxItems = 100_000
+
+// mediaLines is the media type of an answer that shows progress: one JSON document a line,
+// the last of which is the answer.
+const mediaLines = "application/x-ndjson"
+
+// batch is what was asked for many credentials, on its way.
+type batch struct {
+	x       *exchange
+	total   int // -1: not known
+	done    int // items that went well
+	items   []any
+	refused []refusal
+	lines   bool   // progress is shown
+	seq     uint64 // log sequence of the last change
+}
+
+func (x *exchange) batch(total int) *batch {
+	b := &batch{x: x, total: total, items: []any{}}
+	for entry := range strings.SplitSeq(strings.Join(x.R.Header["Accept"], ","), ",") {
+		media, _, err := mime.ParseMediaType(strings.TrimSpace(entry))
+		b.lines = b.lines || err == nil && media == mediaLines
+	}
+	return b
+}
+
+// progress shows how far the batch has come.
+func (b *batch) progress() {
+	if !b.lines {
+		return
+	}
+	count := map[string]int{"done": b.done, "failed": len(b.refused)}
+	if b.total >= 0 {
+		count["total"] = b.total
+	}
+	b.line(map[string]any{"progress": count})
+}
+
+func (b *batch) line(document any) {
+	x := b.x
+	if x.Status == 0 {
+		x.W.Header()["Content-Type"] = []string{mediaLines}
+		x.End(http.StatusOK)
+	}
+	if text, err := json.Marshal(document, json.Deterministic(true)); err == nil {
+		_, _ = x.W.Write(append(text, '\n'))
+		_ = http.NewResponseController(x.W).Flush()
+	}
+}
+
+// refuse notes that an item was refused.
+func (b *batch) refuse(id string, err *credential.ManyError) {
+	details, _ := json.Marshal(err.Details)
+	if err.Details == nil {
+		details = nil
+	}
+	status := err.Status
+	if err.Code != fault.ErrConflict.Code {
+		status = statusOf(status)
+	}
+	b.refused = append(b.refused, refusal{ID: id, Status: status, Code: err.Code, Message: err.Detail, Details: details})
+}
+
+func (b *batch) refuseAs(id string, err error) {
+	f := fault.Of(err)
+	b.refuse(id, &credential.ManyError{Code: f.Code, Detail: f.Msg, Status: f.Kind.Status(), Details: f.Details})
+}
+
+// several carries out one command for each item, in calls that are not too large for the
+// service. Each has a command id of its own, made of the caller's: a repeat does what is
+// left to do.
+func (x *exchange) several(route, member string, items []input, many bool, success int) {
+	if len(items) > maxItems {
+		x.Fail(credential.ErrTooMany.Withf("One call takes up to %d items.", maxItems))
+		return
+	}
+	b := x.batch(len(items))
+	given := x.call.CommandID
+	seen := map[string]bool{}
+	for n := 0; len(items) > 0; n++ {
+		var bodies []any
+		var chunk []input
+		size := 0
+		for len(items) > 0 && len(chunk) < chunkItems && (size == 0 || size+len(items[0].members["properties"]) < chunkBytes) {
+			in := items[0]
+			items = items[1:]
+			if in.err == nil && in.id != "" && seen[in.id] { // also of a chunk before
+				in.err = credential.ErrItemTwice
+			}
+			seen[in.id] = true
+			body, err := any(in.id), in.err
+			if err == nil && in.members != nil {
+				body, err = in.command()
+			}
+			if err != nil {
+				b.refuseAs(in.id, err)
+				continue
+			}
+			size += 512 + len(in.members["properties"])
+			bodies, chunk = append(bodies, body), append(chunk, in)
+		}
+		if len(chunk) == 0 && len(items) > 0 {
+			continue
+		}
+		if given != "" {
+			x.call.CommandID = given + "/" + strconv.Itoa(n)
+		}
+		done, err := ask[credential.Many](x, route, map[string]any{member: append([]any{}, bodies...)})
+		if err != nil && n == 0 {
+			x.Fail(err) // nothing was done
+			return
+		}
+		for i, in := range chunk {
+			switch {
+			case err != nil:
+				b.refuseAs(in.id, err)
+			case done.Results[i].Error != nil:
+				b.refuse(in.id, done.Results[i].Error)
+			default:
+				b.add(route, in, done.Results[i].ID)
+			}
+		}
+		b.seq = max(b.seq, done.Seq)
+		b.progress()
+	}
+	b.end(route, many, success)
+}
+
+// add notes that an item went well.
+func (b *batch) add(route string, in input, id string) {
+	b.done++
+	switch route {
+	case "credential.create-many":
+		b.items = append(b.items, in.created(id))
+	case "credential.update-many":
+		b.items = append(b.items, map[string]any{"updated": true, "id": id})
+	}
+}
+
+// filtered carries out a command for each credential of a filter.
+func (x *exchange) filtered(route string, f filter, body map[string]any) {
+	b := x.batch(-1)
+	body["filter"] = f.domain()
+	given := x.call.CommandID
+	for n := 0; ; n++ {
+		if given != "" {
+			x.call.CommandID = given + "/" + strconv.Itoa(n)
+		}
+		done, err := ask[credential.Many](x, route, body)
+		if err != nil {
+			if n == 0 {
+				x.Fail(err)
+				return
+			}
+			b.refuseAs("", err)
+			break
+		}
+		for _, r := range done.Results {
+			if r.Error != nil {
+				b.refuse(r.ID, r.Error)
+				continue
+			}
+			b.add(route, input{}, r.ID)
+		}
+		b.seq = max(b.seq, done.Seq)
+		b.progress()
+		if body["after"] = done.Next; done.Next == "" {
+			break
+		}
+	}
+	b.end(route, true, http.StatusOK)
+}
+
+// end answers when the views have what was written.
+func (b *batch) end(route string, many bool, success int) {
+	x := b.x
+	if b.seq > 0 {
+		_, err := ask[credential.Found](x, "credential.search", credential.Search{Limit: 1, MinSeq: b.seq})
+		if f := fault.Of(err); f != nil && f.Kind != fault.Denied {
+			x.Warn("read models are behind a write", err)
+		}
+	}
+	status := success
+	if b.done == 0 && len(b.refused) > 0 {
+		status = http.StatusNotAcceptable
+		if slices.IndexFunc(b.refused, func(r refusal) bool { return r.Status != http.StatusNotFound }) < 0 {
+			status = http.StatusNotFound
+		}
+		if !many {
+			status = b.refused[0].Status
+		}
+	}
+	answer := map[string]any{}
+	if len(b.refused) > 0 {
+		answer["error"] = b.refused
+	}
+	switch {
+	case b.done == 0 && len(b.refused) > 0:
+		answer["requestId"] = x.ID
+		x.Err = &fault.Error{Kind: fault.Invalid, Code: b.refused[0].Code}
+	case route == "credential.delete-many":
+		answer["message"] = plural(b.done, "deleted")
+	default:
+		answer["credential"] = b.items
+	}
+	if b.lines {
+		b.line(answer)
+		return
+	}
+	x.give(status, answer)
+}
+
+func sortedKeys(m map[string]jsontext.Value) []string { return slices.Sorted(maps.Keys(m)) }

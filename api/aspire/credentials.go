@@ -1,0 +1,634 @@
+package aspire
+
+import (
+	"bufio"
+	"cmp"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/api/edge"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/credential"
+)
+
+// document is a credential as Aspire shows it.
+type document struct {
+	ID             string         `json:"id"`
+	Type           string         `json:"type"`
+	Description    string         `json:"description"`
+	ThrottlePolicy string         `json:"throttlePolicy,omitzero"`
+	Properties     map[string]any `json:"properties,omitzero"`
+}
+
+func documentOf(c credential.Credential, sparse bool) document {
+	d := document{ID: c.ID, Type: cmp.Or(c.Component, c.Type), Description: c.Description, ThrottlePolicy: c.ThrottlePolicy, Properties: c.Keys}
+	if sparse {
+		d.Properties = nil
+	}
+	return d
+}
+
+const pageSize = 500
+
+// page is what a list is asked for.
+type page struct {
+	credential.Search
+	paged  bool // the caller has given a place or a size
+	size   int  // -1: all
+	sparse bool
+}
+
+func (x *exchange) page() (p page, err error) {
+	p.size = -1
+	number := func(name string, into *int) error {
+		if !x.query.Has(name) {
+			return nil
+		}
+		n, err := strconv.Atoi(x.query.Get(name))
+		if err != nil || n < 0 || n > 1_000_000_000 {
+			return ErrParameter.Withf("The parameter %s must be a whole number from 0.", name)
+		}
+		*into, p.paged = n, true
+		return nil
+	}
+	if err := cmp.Or(number("from", &p.From), number("size", &p.size)); err != nil {
+		return p, err
+	}
+	p.Sort = cmp.Or(x.query.Get("sortBy"), "id")
+	switch p.Sort {
+	case "id", "type", "description":
+	default:
+		return p, ErrParameter.Withf("The parameter sortBy must be id, type or description.")
+	}
+	switch x.query.Get("sortMode") {
+	case "", "asc":
+	case "desc":
+		p.Sort = "-" + p.Sort
+	default:
+		return p, ErrParameter.Withf("The parameter sortMode must be asc or desc.")
+	}
+	switch x.query.Get("sparse") {
+	case "", "false":
+	case "true":
+		p.sparse = true
+	default:
+		return p, ErrParameter.Withf("The parameter sparse must be true or false.")
+	}
+	return p, nil
+}
+
+func (x *exchange) list() { x.listBy(filter{}) }
+
+func (x *exchange) getAll() {
+	f, err := x.filter()
+	if err != nil {
+		x.Fail(err)
+		return
+	}
+	x.listBy(f.Filter)
+}
+
+// listBy answers a list, page by page as it is read.
+func (x *exchange) listBy(f filter) {
+	p, err := x.page()
+	if err == nil {
+		err = x.mayRead("credential.search")
+	}
+	if err != nil {
+		x.Fail(err)
+		return
+	}
+	p.IDs, p.Type, p.Description = f.IDs, f.Type, f.Description
+	first := true
+	var out *bufio.Writer
+	err = eachPage(&p, func() (int, int, string, error) {
+		found, err := ask[credential.Found](x, "credential.search", p.Search)
+		if err != nil {
+			return 0, 0, "", err
+		}
+		if first {
+			count := map[string]int{"totalItems": found.Total}
+			if p.paged {
+				count["from"], count["size"] = p.From, max(p.size, 0)
+				if p.size < 0 {
+					count["size"] = max(found.Total-p.From, 0)
+				}
+			}
+			out = x.begin(`{"count":`, count, `,"credential":[`)
+		}
+		last := ""
+		list := found.Credentials
+		if p.size == 0 {
+			list = nil
+		}
+		for _, c := range list {
+			b, err := json.Marshal(documentOf(c, p.sparse), json.Deterministic(true))
+			if err != nil {
+				return 0, 0, "", err
+			}
+			if !first || last != "" {
+				_ = out.WriteByte(',')
+			}
+			_, _ = out.Write(b)
+			last = c.ID
+		}
+		first = false
+		return len(list), found.Total, last, nil
+	})
+	if err != nil {
+		x.broken(out, err)
+		return
+	}
+	x.finish(out, "]}\n")
+}
+
+// eachPage calls read for each page of a list, until p.size items were read. It pages by
+// the id where that is the order, so that what is written meanwhile moves nothing.
+func eachPage(p *page, read func() (n, total int, last string, err error)) error {
+	for left := p.size; ; {
+		p.Limit = pageSize
+		if left >= 0 {
+			p.Limit = min(max(left, 1), pageSize)
+		}
+		n, _, last, err := read()
+		switch {
+		case err != nil:
+			return err
+		case n < p.Limit:
+			return nil
+		}
+		if left >= 0 {
+			if left -= n; left <= 0 {
+				return nil
+			}
+		}
+		if p.From += n; p.Sort == "id" {
+			p.From, p.After = 0, last
+		}
+	}
+}
+
+// begin starts an answer that is written bit by bit.
+func (x *exchange) begin(before string, first any, after string) *bufio.Writer {
+	x.W.Header()["Content-Type"] = []string{edge.MediaJSON}
+	x.End(http.StatusOK)
+	out := bufio.NewWriterSize(x.W, 64<<10)
+	b, _ := json.Marshal(first, json.Deterministic(true)) // numbers
+	_, _ = out.WriteString(before + string(b) + after)
+	return out
+}
+
+func (x *exchange) finish(out *bufio.Writer, end string) {
+	_, _ = out.WriteString(end)
+	_ = out.Flush()
+}
+
+// broken ends an answer that could not be completed: a client must not take it for whole.
+func (x *exchange) broken(out *bufio.Writer, err error) {
+	if out == nil {
+		x.Fail(err)
+		return
+	}
+	x.Err = err
+	panic(http.ErrAbortHandler)
+}
+
+func (x *exchange) get() {
+	err := x.mayRead("credential.get")
+	var c credential.Credential
+	if err == nil {
+		c, err = ask[credential.Credential](x, "credential.get", credential.Get{ID: x.item})
+	}
+	if err != nil {
+		x.Fail(err)
+		return
+	}
+	x.give(http.StatusOK, map[string]any{"credential": documentOf(c, false)})
+}
+
+// filter chooses credentials.
+type filter struct {
+	IDs         ids    `json:"ids"`
+	Type        string `json:"type"`
+	Description string `json:"description"`
+}
+
+// domain is the filter in the words of the service.
+func (f filter) domain() credential.Filter {
+	return credential.Filter{IDs: f.IDs, Type: f.Type, Description: f.Description}
+}
+
+func (f filter) empty() bool { return f.IDs == nil && f.Type == "" && f.Description == "" }
+
+// ids are several ids, or one.
+type ids []string
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (l *ids) UnmarshalJSON(b []byte) error {
+	if b[0] == '"' {
+		var one string
+		err := json.Unmarshal(b, &one)
+		*l = ids{one}
+		return err //nolint:wrapcheck // of the decoder
+	}
+	var list []string
+	if err := json.Unmarshal(b, &list); err != nil {
+		return err //nolint:wrapcheck // of the decoder
+	}
+	*l = append(ids{}, list...)
+	return nil
+}
+
+type filterBody struct {
+	Filter filter         `json:"filter"`
+	Update jsontext.Value `json:"update"`
+}
+
+// filter reads a body with a filter.
+func (x *exchange) filter() (in filterBody, err error) {
+	body, err := x.body()
+	if err == nil {
+		err = service.Decode(body, &in)
+	}
+	if err == nil {
+		err = service.PointAt(in.Filter.domain().Check(), "/filter")
+	}
+	return in, err
+}
+
+// input is what a body says of a credential.
+type input struct {
+	members map[string]jsontext.Value
+	id      string
+	err     error
+}
+
+// read takes a credential of a body. known are the members that it may have.
+func read(v jsontext.Value, known ...string) (in input) {
+	if err := service.Decode(v, &in.members); err != nil || in.members == nil {
+		in.err = cmp.Or(err, error(service.ErrBody.Withf("A credential must be a JSON object.")))
+		return in
+	}
+	for name := range in.members {
+		if !contains(known, name) {
+			in.err = service.ErrBody.Withf("A credential has no member of this name here. It may have: %s.", strings.Join(known, ", "))
+			return in
+		}
+	}
+	for _, name := range []string{"id", "type", "description", "throttlePolicy"} {
+		v, given := in.members[name]
+		if given && v.Kind() != '"' {
+			in.err = service.ErrBody.Withf("The member %s must be a string.", name).At("/" + name)
+			return in
+		}
+	}
+	if v, given := in.members["properties"]; given && v.Kind() != '{' {
+		in.err = service.ErrBody.Withf("The member properties must be an object.").At("/properties")
+		return in
+	}
+	in.id = in.text("id")
+	return in
+}
+
+func contains(list []string, name string) bool {
+	for _, n := range list {
+		if n == name {
+			return true
+		}
+	}
+	return false
+}
+
+func (in input) text(name string) (s string) {
+	if v, given := in.members[name]; given {
+		_ = json.Unmarshal(v, &s)
+	}
+	return s
+}
+
+// need refuses a credential without one of the members.
+func (in input) need(names ...string) error {
+	if in.err != nil {
+		return in.err
+	}
+	for _, name := range names {
+		if _, given := in.members[name]; !given {
+			return service.ErrMissing.Withf("The member %s is required.", name).At("/" + name)
+		}
+	}
+	return nil
+}
+
+// renamed are the members of a credential in the words of the service.
+var renamed = map[string]string{"properties": "keys", "throttlePolicy": "throttle_policy"}
+
+// command writes the members as the body of a command.
+func (in input) command() (jsontext.Value, error) {
+	body := map[string]jsontext.Value{}
+	for name, v := range in.members {
+		body[cmp.Or(renamed[name], name)] = v
+	}
+	b, err := json.Marshal(body, json.Deterministic(true))
+	if err != nil {
+		return nil, service.ErrBody
+	}
+	return b, nil
+}
+
+// created is the answer to a credential that was added: it shows what was sent, masked.
+func (in input) created(id string) document {
+	d := document{ID: id, Type: in.text("type"), Description: in.text("description"), ThrottlePolicy: in.text("throttlePolicy"), Properties: map[string]any{}}
+	if json.Unmarshal(in.members["properties"], &d.Properties) == nil {
+		mask(d.Properties)
+	}
+	return d
+}
+
+func mask(properties map[string]any) {
+	for name, v := range properties {
+		if inner, is := v.(map[string]any); is {
+			mask(inner)
+			continue
+		}
+		properties[name] = "********"
+	}
+}
+
+// add saves one credential or several.
+func (x *exchange) add() {
+	body, err := x.body()
+	if err != nil {
+		x.Fail(err)
+		return
+	}
+	read := func(v jsontext.Value) input {
+		in := read(v, "id", "type", "description", "properties", "throttlePolicy")
+		in.err = in.need("type", "description", "properties")
+		return in
+	}
+	if jsontext.Value(body).Kind() != '[' {
+		x.several("credential.create-many", "credentials", []input{read(body)}, false, http.StatusCreated)
+		return
+	}
+	var list []jsontext.Value
+	if err := json.Unmarshal(body, &list); err != nil || len(list) == 0 {
+		x.Fail(service.ErrBody.Withf("The body must be a credential, or a list of at least one."))
+		return
+	}
+	items := make([]input, len(list))
+	for i, v := range list {
+		items[i] = read(v)
+	}
+	x.several("credential.create-many", "credentials", items, true, http.StatusCreated)
+}
+
+// change reads the change of one credential.
+func change(v jsontext.Value, id string) input {
+	in := read(v, "id", "description", "properties")
+	if _, given := in.members["type"]; given {
+		in.err = service.ErrBody.Withf("The type of a credential cannot be changed. Delete it and add another one.").At("/type")
+	}
+	if in.err == nil && in.id != "" && in.id != id {
+		in.err = service.ErrBody.Withf("The member id differs from the id that names the credential.").At("/id")
+	}
+	in.id = id
+	if in.err == nil && in.members["description"] == nil && in.members["properties"] == nil {
+		in.err = service.ErrMissing.Withf("Give at least one of description and properties.")
+	}
+	if in.err == nil {
+		in.members["id"], in.err = json.Marshal(id)
+	}
+	return in
+}
+
+func (x *exchange) update() {
+	body, err := x.body()
+	if err != nil {
+		x.Fail(err)
+		return
+	}
+	x.several("credential.update-many", "updates", []input{change(body, x.item)}, false, http.StatusOK)
+}
+
+// updateListed changes the credentials of a map, or one that names itself.
+func (x *exchange) updateListed() {
+	body, err := x.body()
+	if err != nil {
+		x.Fail(err)
+		return
+	}
+	var list map[string]jsontext.Value
+	if err := json.Unmarshal(body, &list); err != nil || len(list) == 0 {
+		x.Fail(service.ErrBody.Withf("The body must be an object of credentials by id, or one credential with its id."))
+		return
+	}
+	if list["id"].Kind() == '"' {
+		var id string
+		_ = json.Unmarshal(list["id"], &id)
+		x.item = id
+		x.several("credential.update-many", "updates", []input{change(body, id)}, false, http.StatusOK)
+		return
+	}
+	var items []input
+	for _, id := range sortedKeys(list) {
+		items = append(items, change(list[id], id))
+	}
+	x.several("credential.update-many", "updates", items, true, http.StatusOK)
+}
+
+// updateAll makes one change of each credential of a filter.
+func (x *exchange) updateAll() {
+	in, err := x.filter()
+	if err == nil && (in.Filter.empty() || in.Update == nil) {
+		err = service.ErrMissing.Withf("Give a filter with at least one member, and update.")
+	}
+	var one input
+	if err == nil {
+		one = change(in.Update, "")
+		err = one.err
+	}
+	if err == nil && one.members["id"] != nil {
+		delete(one.members, "id")
+	}
+	var body jsontext.Value
+	if err == nil {
+		body, err = one.command()
+	}
+	if err != nil {
+		x.Fail(err)
+		return
+	}
+	x.filtered("credential.update-many", in.Filter, map[string]any{"update": body})
+}
+
+func (x *exchange) delete() {
+	if x.query.Has("id") {
+		x.Fail(ErrParameter)
+		return
+	}
+	x.deleteIDs([]string{x.item}, false)
+}
+
+func (x *exchange) deleteNamed() {
+	if len(x.query["id"]) == 0 {
+		x.Fail(service.ErrMissing.Withf("Name the credentials: ?id=A&id=B."))
+		return
+	}
+	x.deleteIDs(x.query["id"], true)
+}
+
+func (x *exchange) deleteListed() {
+	list, err := x.listed()
+	if err != nil {
+		x.Fail(err)
+		return
+	}
+	x.deleteIDs(list, true)
+}
+
+// listed reads a body of ids.
+func (x *exchange) listed() (ids, error) {
+	body, err := x.body()
+	if err != nil {
+		return nil, err
+	}
+	var in struct {
+		IDs ids `json:"ids"`
+	}
+	if err := service.Decode(body, &in); err != nil {
+		return nil, err
+	}
+	if len(in.IDs) == 0 {
+		return nil, service.ErrMissing.Withf("The member ids is required.").At("/ids")
+	}
+	return in.IDs, nil
+}
+
+func (x *exchange) deleteIDs(list []string, several bool) {
+	var items []input
+	for _, id := range list {
+		items = append(items, input{id: id})
+	}
+	x.several("credential.delete-many", "ids", items, several, http.StatusOK)
+}
+
+func (x *exchange) deleteAll() {
+	in, err := x.filter()
+	if err == nil && (in.Filter.empty() || in.Update != nil) {
+		err = service.ErrMissing.Withf("Give a filter with at least one member.")
+	}
+	if err != nil {
+		x.Fail(err)
+		return
+	}
+	x.filtered("credential.delete-many", in.Filter, map[string]any{})
+}
+
+func (x *exchange) export() {
+	if names := x.query["id"]; len(names) > 0 {
+		x.exportBy(filter{IDs: names})
+		return
+	}
+	x.exportBy(filter{})
+}
+
+func (x *exchange) exportOne() { x.exportBy(filter{IDs: ids{x.item}}) }
+
+func (x *exchange) exportListed() {
+	list, err := x.listed()
+	if err != nil {
+		x.Fail(err)
+		return
+	}
+	x.exportBy(filter{IDs: list})
+}
+
+func (x *exchange) exportAll() {
+	in, err := x.filter()
+	if err == nil && in.Update != nil {
+		err = service.ErrBody.Withf("The body takes a filter alone.")
+	}
+	if err != nil {
+		x.Fail(err)
+		return
+	}
+	x.exportBy(in.Filter)
+}
+
+// missing is what an export does not hold.
+type missing struct {
+	Credential string   `json:"credential"`
+	Properties []string `json:"properties"`
+	Message    string   `json:"message"`
+}
+
+// exportBy answers an export. Secrets are left out of it and listed.
+func (x *exchange) exportBy(f filter) {
+	p, err := x.page()
+	if err != nil {
+		x.Fail(err)
+		return
+	}
+	p.IDs, p.Type, p.Description = f.IDs, f.Type, f.Description
+	credentials, left := []document{}, []missing{}
+	seen := map[string]bool{}
+	err = eachPage(&p, func() (int, int, string, error) {
+		out, err := ask[credential.Exported](x, "credential.export", p.Search)
+		if err != nil {
+			return 0, 0, "", err
+		}
+		if p.size == 0 {
+			return 0, out.Total, "", nil
+		}
+		last := ""
+		for _, c := range out.Credentials {
+			credentials = append(credentials, document{
+				ID: c.ID, Type: cmp.Or(c.Component, c.Type), Description: c.Description, Properties: map[string]any{},
+			})
+			last, seen[c.ID] = c.ID, true
+		}
+		for _, m := range out.Missing {
+			left = append(left, missing{m.Credential, m.Properties, m.Says})
+		}
+		return len(out.Credentials), out.Total, last, nil
+	})
+	if err != nil {
+		x.Fail(err)
+		return
+	}
+	var refused []refusal
+	for _, id := range f.IDs {
+		if !seen[id] && !p.paged {
+			seen[id] = true
+			refused = append(refused, refusal{ID: id, Status: http.StatusNotFound, Code: "credential_not_found", Message: "Credential not found."})
+		}
+	}
+	answer := map[string]any{
+		"export": map[string]any{
+			"credentials": map[string]any{"credential": credentials},
+			"policies":    map[string]any{"policy": []any{}},
+		},
+		"missing": left,
+	}
+	status := http.StatusOK
+	if len(refused) > 0 {
+		answer["error"] = refused
+		if len(credentials) == 0 {
+			status = http.StatusNotFound
+			answer = map[string]any{"error": refused, "requestId": x.ID}
+		}
+	}
+	x.give(status, answer)
+}
+
+func plural(n int, done string) string {
+	if n == 1 {
+		return "1 credential " + done + "."
+	}
+	return fmt.Sprintf("%d credentials %s.", n, done)
+}
