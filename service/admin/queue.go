@@ -135,7 +135,11 @@ func storable(route *service.Route, body []byte) (members map[string]jsontext.Va
 // clearMembers are the members of an input that contain clear secrets.
 func clearMembers(in reflect.Type) (members []string) {
 	for f := range in.Fields() {
-		if f.Type == reflect.TypeFor[secrets.Keys]() || f.Type == reflect.TypeFor[secrets.Secret]() {
+		typ := f.Type
+		if typ.Kind() == reflect.Pointer {
+			typ = typ.Elem()
+		}
+		if typ == reflect.TypeFor[secrets.Keys]() || typ == reflect.TypeFor[secrets.Secret]() {
 			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 			members = append(members, name)
 		}

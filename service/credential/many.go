@@ -2,6 +2,7 @@ package credential
 
 import (
 	"context"
+	"maps"
 	"net/http"
 	"strconv"
 
@@ -163,9 +164,7 @@ func (s *Service) eachOf(ctx context.Context, call *service.Call, route string, 
 	items := make([]item, len(page))
 	for i, c := range page {
 		one := map[string]jsontext.Value{}
-		for name, v := range members {
-			one[name] = v
-		}
+		maps.Copy(one, members)
 		id, err := json.Marshal(c.ID)
 		if err != nil {
 			return Many{}, err
