@@ -79,3 +79,29 @@ func (a *API) GetThrottlePolicy(ctx context.Context, id string, minSeq uint64) (
 func (a *API) ThrottlePolicies(ctx context.Context) iter.Seq2[ThrottlePolicy, error] {
 	return listed(ctx, a, "throttle_policy.list", func(p idPage) []ThrottlePolicy { return p.Policies })
 }
+
+// Taken is the answer to TakeTokens.
+type Taken struct {
+	Granted        bool // make the call; when false, take again after RetryAfter
+	RetryAfter     time.Duration
+	Remaining      int64  // tokens that are left now, for all flows of the credential
+	ThrottlePolicy string // id of the policy that applies; "" when the credential has none: then nothing is counted
+}
+
+// TakeTokens takes tokens from the limit of a credential before a call to its API, for a flow,
+// which may be "". The client's key needs the permission credentials.resolve. A denial is no
+// error. A call whose outcome is unknown may have taken the tokens.
+func (a *API) TakeTokens(ctx context.Context, credential, flow string, tokens int64) (Taken, error) {
+	var answer struct {
+		Granted        bool   `json:"granted"`
+		RetryAfter     int64  `json:"retry_after_ms"`
+		Remaining      int64  `json:"remaining"`
+		ThrottlePolicy string `json:"throttle_policy"`
+	}
+	err := a.Query(ctx, "throttle.take", struct {
+		Credential string `json:"credential"`
+		Tokens     int64  `json:"tokens"`
+		Flow       string `json:"flow,omitzero"`
+	}{credential, tokens, flow}, &answer)
+	return Taken{answer.Granted, time.Duration(answer.RetryAfter) * time.Millisecond, answer.Remaining, answer.ThrottlePolicy}, err
+}

@@ -86,6 +86,7 @@ var examples = map[string]string{
 	"throttle_policy.delete": `{"id":"crm"}`,
 	"throttle_policy.get":    `{"id":"crm"}`,
 	"throttle_policy.list":   `{"limit":20}`,
+	"throttle.take":          `{"credential":"` + ExampleID + `","tokens":1,"flow":"orders"}`,
 
 	"connector.put":         `{"id":"wiki","name":"Wiki","index_name":"search-wiki","service_type":"confluence","is_native":true}`,
 	"connector.set-api-key": `{"id":"wiki","api_key_id":"VuaCfGcBCdbkQm-e5aOx","api_key_secret_id":"wiki-key"}`,

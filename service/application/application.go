@@ -65,6 +65,9 @@ type Config struct {
 	FollowedUp secrets.Checkpoint
 	// RebuildViews rebuilds the views from the log; optional.
 	RebuildViews func(ctx context.Context, progress func(done, end uint64)) error
+	// Buckets stores the tokens taken from throttled credentials; without it nothing is
+	// granted that a policy limits.
+	Buckets throttle.Buckets
 	// LastUse remembers when keys were used last; optional.
 	LastUse access.LastUse
 	// Tokens verifies the tokens of an OpenID Connect issuer; without it tokens are rejected.
@@ -154,7 +157,7 @@ func New(cfg Config) (*Application, error) {
 		return nil, err
 	}
 	a := &Application{Kernel: kernel}
-	var errs [5]error
+	var errs [6]error
 	a.Access, errs[0] = access.New(access.Deps{
 		Kernel: kernel, Log: cfg.Log, Views: cfg.Views, Projector: cfg.Projector, Keyring: cfg.Keyring, Metrics: cfg.Metrics, Logger: cfg.Logger,
 		KeyRevoked: cfg.KeyRevoked, LastUse: cfg.LastUse, Tokens: cfg.Tokens, Limits: cfg.Limits,
@@ -181,7 +184,7 @@ func New(cfg Config) (*Application, error) {
 		Log: cfg.Log, Views: cfg.Views, Vault: cfg.Vault, OAuth: cfg.OAuth, Metrics: cfg.Metrics, Logger: cfg.Logger,
 		InstanceID: cfg.InstanceID, SingleInstance: cfg.SingleInstance, RefreshTakeoverTimeout: cfg.RefreshTakeoverTimeout, RenewalStep: cfg.RenewalStep,
 	})
-	a.Throttles = throttle.New(throttle.Deps{Kernel: kernel, Log: cfg.Log, Views: cfg.Views, Logger: cfg.Logger})
+	a.Throttles, errs[5] = throttle.New(throttle.Deps{Kernel: kernel, Log: cfg.Log, Views: cfg.Views, Logger: cfg.Logger, Buckets: cfg.Buckets})
 	a.Credentials, errs[3] = credential.New(credential.Deps{
 		Kernel: kernel, Secrets: a.Secrets, Access: a.Access, Components: a.Components, Clients: a.Clients, Flows: a.Flows, Tokens: a.Tokens, Grants: a.Tokens, Policies: a.Throttles,
 		Log: cfg.Log, Views: cfg.Views, Keyring: cfg.Keyring, Verify: cfg.Verify, Metrics: cfg.Metrics, Logger: cfg.Logger,

@@ -150,7 +150,7 @@ func New(t testing.TB) *Stage {
 	s.Service = Must(application.New(application.Config{
 		Log: Must(aggregates.NewLog(s.Store, 1000))(t), Views: views, Projector: projector, Keyring: keyring,
 		Vault: vault.New(js, keyring, node.Syncer(vault.Stream).Wait), Verify: guarded, OAuth: oauth.New(guarded), SingleInstance: true,
-		Metrics: s.Metrics, Logger: log, AccessLog: s.Access,
+		Metrics: s.Metrics, Logger: log, AccessLog: s.Access, Buckets: Must(kv.OpenThrottle(t.Context(), js, 1))(t),
 		Now: func() time.Time { return time.Now().Add(time.Duration(s.Skew.Load())) },
 		WritesAllowed: func() error {
 			if err := s.Writes.Load(); err != nil {

@@ -1,4 +1,5 @@
-// Package throttle keeps throttle policies, which limit how often flows use a credential.
+// Package throttle keeps throttle policies, which limit how often flows use a credential, and
+// grants the tokens that they allow.
 package throttle
 
 import (
@@ -17,14 +18,23 @@ type Deps struct {
 	Log    *aggregates.Log
 	Views  *projections.Views
 	Logger *slog.Logger
+
+	// Buckets stores the tokens taken; without it nothing is granted that a policy limits.
+	Buckets Buckets
 }
 
 // Service answers the routes of throttle policies. Its methods may be called from many
 // goroutines.
-type Service struct{ Deps }
+type Service struct {
+	Deps
+	taker *Taker
+}
 
 // New makes a Service.
-func New(deps Deps) *Service { return &Service{deps} }
+func New(deps Deps) (*Service, error) {
+	taker, err := NewTaker(deps.Buckets)
+	return &Service{deps, taker}, err
+}
 
 // Answers are none beside what every command answers.
 func (s *Service) Answers() []service.Answer { return nil }
@@ -40,6 +50,8 @@ func (s *Service) Routes() []service.Route {
 			"Delete a throttle policy. Refused while it is assigned to a credential."),
 		service.Query("throttle_policy.get", permission.ThrottlePoliciesGet, s.get, "One throttle policy."),
 		service.Query("throttle_policy.list", permission.ThrottlePoliciesGet, s.list, "The throttle policies of the tenant by id, page by page.").Scan(),
+		service.AuditedQuery("throttle.take", permission.CredentialsResolve, s.take,
+			"Take tokens from the limit of a credential before a call to its API. They are granted, or denied with the time to wait."),
 	}
 }
 

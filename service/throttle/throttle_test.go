@@ -146,3 +146,60 @@ func TestPolicyInput(t *testing.T) {
 		t.Errorf("the policy is %+v", p)
 	}
 }
+
+// What a flow engine takes, over the route: with and without a policy, more than there is,
+// what cannot be taken, and after the policy has changed.
+func TestTake(t *testing.T) {
+	s := stage.New(t)
+	s.Do("default", "throttle_policy.define", `{"id":"crm","tokens":3,"per":"day"}`)
+	id := s.Create("k")
+	take := func(more string) (throttle.Taken, error) {
+		body := fmt.Sprintf(`{"credential":%q%s}`, id, more)
+		answer, err := s.Service.Serve(t.Context(), service.Call{Tenant: "default", Principal: s.Engine, Via: "nats"}, "throttle.take", []byte(body))
+		taken, _ := answer.(throttle.Taken)
+		return taken, err
+	}
+	want := func(more string, granted bool, remaining int64) throttle.Taken {
+		t.Helper()
+		taken, err := take(more)
+		if err != nil || taken.Granted != granted || taken.Remaining != remaining || !granted && taken.RetryAfter <= 0 {
+			t.Errorf("take%s: %+v, %v, want %t and %d left", more, taken, err, granted, remaining)
+		}
+		return taken
+	}
+	if free := want("", true, 0); free.ThrottlePolicy != "" {
+		t.Errorf("without a policy: %+v", free)
+	}
+	s.Do("default", "credential.assign-throttle-policy", fmt.Sprintf(`{"id":%q,"throttle_policy":"crm"}`, id))
+	if first := want(`,"flow":"f1"`, true, 2); first.ThrottlePolicy != "crm" {
+		t.Errorf("with a policy: %+v", first)
+	}
+	want(`,"tokens":2,"flow":"f1"`, true, 0)
+	if denied := want(`,"flow":"f2"`, false, 0); denied.RetryAfter > (25 * time.Hour).Milliseconds() {
+		t.Errorf("denied for %d ms", denied.RetryAfter)
+	}
+	for more, code := range map[string]string{
+		`,"tokens":0`: "throttle_take_invalid", `,"tokens":-5`: "throttle_take_invalid", `,"tokens":1000000001`: "throttle_take_invalid",
+		`,"tokens":9223372036854775808`: "body_invalid", `,"tokens":4`: "throttle_take_too_many", `,"flow":"\u0007"`: "id_invalid",
+		`,"credential":"x"`: "body_invalid",
+	} {
+		if _, err := take(more); stage.CodeOf(err) != code {
+			t.Errorf("take%s: %v, want %s", more, err, code)
+		}
+	}
+	s.Do("default", "throttle_policy.change", `{"id":"crm","tokens":5}`)
+	want("", true, 1)
+	s.Do("default", "tenant.register", `{"id":"other"}`)
+	s.CaughtUp()
+	engine := s.Issue("other", `{"role":"FLOW_ENGINE"}`)
+	for tenant, p := range map[string]service.Principal{"other": engine, "default": s.Issue("default", `{"role":"AUDITOR"}`)} {
+		_, err := s.Service.Serve(t.Context(), service.Call{Tenant: tenant, Principal: p, Via: "http"}, "throttle.take", fmt.Appendf(nil, `{"credential":%q}`, id))
+		if code := stage.CodeOf(err); code != map[string]string{"other": "credential_not_found", "default": "permission_denied"}[tenant] {
+			t.Errorf("a caller of %s: %v", tenant, err)
+		}
+	}
+	s.Do("default", "credential.delete", fmt.Sprintf(`{"id":%q}`, id))
+	if _, err := take(""); stage.CodeOf(err) != "credential_not_found" {
+		t.Errorf("of a credential that was deleted: %v", err)
+	}
+}

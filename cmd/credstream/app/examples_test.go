@@ -116,6 +116,7 @@ func TestDocumentedExamples(t *testing.T) {
 		"credential.resolve": 403, "credential.reveal": 403, "oauth_client.reveal": 403, "auth_client.reveal": 403, // no role does this
 		"connector_secret.reveal": 403, // likewise
 		"throttle_policy.delete":  409, // a credential has it
+		"throttle.take":           403, // the permission of flow engines
 	}
 	made := map[string]string{} // ids by what they are of
 	for _, d := range list {

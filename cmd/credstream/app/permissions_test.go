@@ -353,6 +353,7 @@ func TestForeignIDs(t *testing.T) {
 		"credential.update-many": {credential.ID, `{"updates":[{"id":"%s","description":"d"}]}`}, "credential.delete-many": {credential.ID, `{"ids":["%s"]}`},
 		"credential.create-many": {"plain", `{"credentials":[{"component":"%s","keys":{"apiKey":"k"}}]}`},
 		"credential.search":      {credential.ID, `{"ids":["%s"]}`}, "credential.export": {credential.ID, `{"ids":["%s"]}`},
+		"throttle.take":           {credential.ID, `{"credential":"%s"}`},
 		"credential.replace-keys": of(credential.ID, `,"keys":{"apiKey":"k"}`), "credential.revert": of(credential.ID, `,"version":1`),
 		"credential.verify": of(credential.ID, ""), "credential.refresh": of(credential.ID, ""), "credential.revoke": of(credential.ID, ""),
 		"oauth.revoke": {"theirs", `{"component":"%s","dry_run":true}`}, "oauth.revocation": of("4242", ""),

@@ -335,6 +335,10 @@ func (p *program) openService(ctx context.Context) error {
 	if p.lastUse, err = kv.OpenLastUse(ctx, js, n, p.log); err != nil {
 		return err
 	}
+	buckets, err := kv.OpenThrottle(ctx, js, n)
+	if err != nil {
+		return err
+	}
 	tokens, err := p.openTokens()
 	if err != nil {
 		return err
@@ -376,6 +380,7 @@ func (p *program) openService(ctx context.Context) error {
 			PerKey: access.RateOf(p.cfg.RatePerKey), PerTenant: access.RateOf(p.cfg.RatePerTenant), WrongKeys: p.cfg.WrongKeys,
 		},
 		LastUse:    p.lastUse,
+		Buckets:    buckets,
 		FollowedUp: p.followed,
 		Tokens:     tokens,
 

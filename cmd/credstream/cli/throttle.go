@@ -13,7 +13,7 @@ func (a *invocation) throttleCommand() *cobra.Command {
 	return a.group("throttle", "Limit how often flows use a credential",
 		a.throttleDefine(), a.throttleChange(), a.throttleList(), a.throttleShow(),
 		a.one("delete ID", "Delete a throttle policy; refused while a credential has it", "Deleted throttle policy %s.", (*client.Client).DeleteThrottlePolicy),
-		a.throttleAssign(),
+		a.throttleAssign(), a.throttleTake(),
 		a.one("clear CREDENTIAL", "Take the throttle policy off a credential", "Credential %s has no throttle policy.", clearThrottlePolicy))
 }
 
@@ -149,4 +149,33 @@ func (a *invocation) throttleAssign() *cobra.Command {
 			return a.answer(done, "Credential %s has throttle policy %s.", done.ID, args[1])
 		},
 	}
+}
+
+func (a *invocation) throttleTake() *cobra.Command {
+	var flow string
+	var tokens int64
+	cmd := &cobra.Command{
+		Use: "take CREDENTIAL", Short: "Take tokens from the limit of a credential, as a flow engine does before a call", Args: arguments("CREDENTIAL"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			taken, err := api.TakeTokens(cmd.Context(), args[0], flow, tokens)
+			if err != nil {
+				return err
+			}
+			answer := map[string]any{"granted": taken.Granted, "retry_after_ms": taken.RetryAfter.Milliseconds(), "remaining": taken.Remaining, "throttle_policy": taken.ThrottlePolicy}
+			switch {
+			case !taken.Granted:
+				return a.answer(answer, "Denied. Take again in %v.", taken.RetryAfter)
+			case taken.ThrottlePolicy == "":
+				return a.answer(answer, "Granted: the credential has no throttle policy.")
+			}
+			return a.answer(answer, "Granted. %d tokens are left.", taken.Remaining)
+		},
+	}
+	cmd.Flags().StringVar(&flow, "flow", "", "`ID` of the flow that asks")
+	cmd.Flags().Int64Var(&tokens, "tokens", 1, "`N` tokens")
+	return cmd
 }
