@@ -46,6 +46,8 @@ func TestFreeType(t *testing.T) {
 		{`{"keys":{}}`, "member_missing"},
 		{`{"type":"t","keys":{"a":"********"}}`, "keys_masked"},
 		{`{"type":"t","keys":{"a":{"b":["********"]}}}`, "keys_masked"},
+		{`{"type":"t","keys":{"a":"\u002a*******"}}`, "keys_masked"},
+		{`{"type":"t","keys":{"a":{"b":"\u002a*******"}}}`, "keys_masked"},
 		{`{"type":"t","keys":[]}`, "keys_malformed"},
 		{`{"type":"t","keys":{},"description":"a\u0007"}`, "description_invalid"},
 		{`{"type":"t","keys":{},"description":"` + strings.Repeat("x", 1001) + `"}`, "description_invalid"},

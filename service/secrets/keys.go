@@ -32,11 +32,18 @@ func (k *Keys) UnmarshalJSON(b []byte) error {
 	return service.PointAt(err, "/keys")
 }
 
-// CheckMask rejects the mask as a value.
+// CheckMask rejects the mask as a value at any depth, however it is escaped.
 func CheckMask(keys seal.Fields) error {
 	for _, name := range keys.Names() {
-		if v, _ := keys.Get(name); bytes.Contains(v.Reveal(), []byte(`"`+Mask+`"`)) {
-			return ErrKeysMasked.At("/keys/" + service.EscapePointer(name))
+		v, _ := keys.Get(name)
+		for in := jsontext.NewDecoder(bytes.NewReader(v.Reveal())); ; {
+			token, err := in.ReadToken()
+			if err != nil { // the end: the value was parsed before
+				break
+			}
+			if token.Kind() == '"' && token.String() == Mask {
+				return ErrKeysMasked.At("/keys/" + service.EscapePointer(name))
+			}
 		}
 	}
 	return nil
