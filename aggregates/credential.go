@@ -141,8 +141,11 @@ func (s CredentialState) decide(cmd commands.Credential) ([]events.Credential, e
 		return s.rename(c)
 	case commands.SetVPNAgent:
 		return s.setVPNAgent(c)
-	case commands.AssignThrottlePolicy:
-		return s.assignThrottlePolicy(c)
+	case commands.UpdateCredential:
+		if err := s.mayChange(0); err != nil {
+			return nil, err
+		}
+		return s.set(c.CredentialSettings)
 	case commands.AbandonPolicyUse:
 		return s.abandonPolicyUse(c), nil
 	case commands.SetDescription:
@@ -240,8 +243,21 @@ func (s CredentialState) replaceKeys(c commands.ReplaceKeys) ([]events.Credentia
 	}
 	keys := s.next(c.Keys)
 	facts := slices.Concat([]events.Credential{events.CredentialKeysReplaced{Keys: keys}}, typed(keys, c.Keys.Free), s.authorized(keys, c.Keys.Tokens))
+	settings, err := s.set(c.CredentialSettings)
+	return append(facts, settings...), err
+}
+
+// set decides about what can change beside the keys.
+func (s CredentialState) set(c commands.CredentialSettings) (facts []events.Credential, err error) {
 	if c.Description != nil {
-		facts = append(facts, s.described(*c.Description)...)
+		facts = s.described(*c.Description)
+	}
+	if c.Policy != nil && c.Policy.Policy != s.ThrottlePolicy {
+		assigned, err := s.assigned(*c.Policy)
+		if err != nil {
+			return nil, err
+		}
+		facts = append(facts, assigned)
 	}
 	return facts, nil
 }

@@ -180,18 +180,6 @@ func (u *PolicyUses) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// assignThrottlePolicy gives the credential another policy, which records the use already.
-func (s CredentialState) assignThrottlePolicy(c commands.AssignThrottlePolicy) ([]events.Credential, error) {
-	if err := s.mayChange(0); err != nil || c.Policy.Policy == s.ThrottlePolicy {
-		return nil, err
-	}
-	assigned, err := s.assigned(c.Policy)
-	if err != nil {
-		return nil, err
-	}
-	return []events.Credential{assigned}, nil
-}
-
 func (s CredentialState) assigned(p commands.PolicyUse) (events.CredentialThrottlePolicyAssigned, error) {
 	if p.Policy != "" && (p.Use == "" || slices.Contains(s.AbandonedUses, p.Use)) {
 		return events.CredentialThrottlePolicyAssigned{}, ErrPolicyUseMoved

@@ -49,8 +49,8 @@ func TestPolicyOfCredential(t *testing.T) {
 	}}
 	assigned := events.CredentialThrottlePolicyAssigned{Policy: "p", Use: "u1"}
 	abandoned := events.CredentialThrottlePolicyUseAbandoned{Use: "u2"}
-	use := func(policy, use string) commands.AssignThrottlePolicy {
-		return commands.AssignThrottlePolicy{ID: "c", Policy: commands.PolicyUse{Policy: policy, Use: use}}
+	use := func(policy, use string) commands.UpdateCredential {
+		return commands.UpdateCredential{ID: "c", CredentialSettings: commands.CredentialSettings{Policy: &commands.PolicyUse{Policy: policy, Use: use}}}
 	}
 	create := func(use string) commands.CreateCredential {
 		return commands.CreateCredential{ID: "c", Component: "petstore", Name: "Pets", Keys: keys, Policy: commands.PolicyUse{Policy: "p", Use: use}}

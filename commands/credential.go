@@ -48,12 +48,6 @@ type CreateCredential struct {
 // PolicyUse names a throttle policy, "" for none, and the use that it records.
 type PolicyUse struct{ Policy, Use string }
 
-// AssignThrottlePolicy gives the credential another throttle policy, or none.
-type AssignThrottlePolicy struct {
-	ID     string
-	Policy PolicyUse // without a use when the credential has the policy already
-}
-
 // AbandonPolicyUse forbids a use of a throttle policy, unless the credential has made it.
 type AbandonPolicyUse struct{ ID, Use string }
 
@@ -94,12 +88,24 @@ func (c SetDescription) Check() error {
 	return cmp.Or(CheckTarget(c.ID, 0), CheckDescription(c.Description))
 }
 
+// UpdateCredential changes what is given of a credential.
+type UpdateCredential struct {
+	ID string
+	CredentialSettings
+}
+
+// CredentialSettings are what can change beside the keys; what is nil stays.
+type CredentialSettings struct {
+	Description *string
+	Policy      *PolicyUse // without a use when the credential has the policy already
+}
+
 // ReplaceKeys gives it new, verified keys.
 type ReplaceKeys struct {
-	ID          string
-	Expected    int
-	Keys        NewKeys
-	Description *string // nil: it stays
+	ID       string
+	Expected int
+	Keys     NewKeys
+	CredentialSettings
 }
 
 // RevertCredential makes the keys of version To, verified again, the newest version.
@@ -155,35 +161,35 @@ type RevealCredential struct {
 }
 
 // Target implements Command.
-func (c CreateCredential) Target() string     { return c.ID }
-func (c RenameCredential) Target() string     { return c.ID }
-func (c SetVPNAgent) Target() string          { return c.ID }
-func (c AssignThrottlePolicy) Target() string { return c.ID }
-func (c AbandonPolicyUse) Target() string     { return c.ID }
-func (c ReplaceKeys) Target() string          { return c.ID }
-func (c RevertCredential) Target() string     { return c.ID }
-func (c RecordVerification) Target() string   { return c.ID }
-func (c DeleteCredential) Target() string     { return c.ID }
-func (c AbandonSecret) Target() string        { return c.ID }
-func (c UseCredential) Target() string        { return c.ID }
-func (c ReserveCredential) Target() string    { return c.ID }
-func (c ReleaseCredential) Target() string    { return c.ID }
-func (c RevealCredential) Target() string     { return c.ID }
+func (c CreateCredential) Target() string   { return c.ID }
+func (c RenameCredential) Target() string   { return c.ID }
+func (c SetVPNAgent) Target() string        { return c.ID }
+func (c UpdateCredential) Target() string   { return c.ID }
+func (c AbandonPolicyUse) Target() string   { return c.ID }
+func (c ReplaceKeys) Target() string        { return c.ID }
+func (c RevertCredential) Target() string   { return c.ID }
+func (c RecordVerification) Target() string { return c.ID }
+func (c DeleteCredential) Target() string   { return c.ID }
+func (c AbandonSecret) Target() string      { return c.ID }
+func (c UseCredential) Target() string      { return c.ID }
+func (c ReserveCredential) Target() string  { return c.ID }
+func (c ReleaseCredential) Target() string  { return c.ID }
+func (c RevealCredential) Target() string   { return c.ID }
 
-func (CreateCredential) credential()     {}
-func (RenameCredential) credential()     {}
-func (SetVPNAgent) credential()          {}
-func (AssignThrottlePolicy) credential() {}
-func (AbandonPolicyUse) credential()     {}
-func (ReplaceKeys) credential()          {}
-func (RevertCredential) credential()     {}
-func (RecordVerification) credential()   {}
-func (DeleteCredential) credential()     {}
-func (AbandonSecret) credential()        {}
-func (UseCredential) credential()        {}
-func (ReserveCredential) credential()    {}
-func (ReleaseCredential) credential()    {}
-func (RevealCredential) credential()     {}
-func (c SetDescription) Target() string  { return c.ID }
+func (CreateCredential) credential()    {}
+func (RenameCredential) credential()    {}
+func (SetVPNAgent) credential()         {}
+func (UpdateCredential) credential()    {}
+func (AbandonPolicyUse) credential()    {}
+func (ReplaceKeys) credential()         {}
+func (RevertCredential) credential()    {}
+func (RecordVerification) credential()  {}
+func (DeleteCredential) credential()    {}
+func (AbandonSecret) credential()       {}
+func (UseCredential) credential()       {}
+func (ReserveCredential) credential()   {}
+func (ReleaseCredential) credential()   {}
+func (RevealCredential) credential()    {}
+func (c SetDescription) Target() string { return c.ID }
 
 func (SetDescription) credential() {}

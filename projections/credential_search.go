@@ -13,7 +13,7 @@ import (
 )
 
 // ErrSearchSort refuses an order that a search does not offer.
-var ErrSearchSort = fault.New(fault.Invalid, "search_sort_invalid", `A search can be sorted by "id", "type" or "description".`)
+var ErrSearchSort = fault.New(fault.Invalid, "search_sort_invalid", `A search can be sorted by "id", "type", "description" or "throttle_policy".`)
 
 // CredentialSearch chooses a page of credentials by its place in the list. Fields left
 // empty choose all; those given combine by AND.
@@ -22,7 +22,8 @@ type CredentialSearch struct {
 	IDs         []string // nil: all; empty: none
 	Type        string   // a component, or a free type
 	Description string   // part of it; letters compare without regard to case
-	Sort        string   // "id" (the default), "type" or "description", then by id
+	Policy      string   // id of a throttle policy
+	Sort        string   // "id" (the default), "type", "description" or "throttle_policy", then by id
 	Desc        bool
 	From        int    // rows before the page
 	After       string // only ids behind this one; sorted by id, ascending
@@ -90,7 +91,10 @@ func (f CredentialSearch) statement() (*search, error) {
 	if f.Description != "" {
 		s.where, s.args = s.where+" AND instr(description, ?) > 0", append(s.args, fold(f.Description))
 	}
-	by := map[string]string{"": "", "id": "", "type": "component", "description": "description"}
+	if f.Policy != "" {
+		s.where, s.args = s.where+" AND policy = ?", append(s.args, f.Policy)
+	}
+	by := map[string]string{"": "", "id": "", "type": "component", "description": "description", "throttle_policy": "policy"}
 	column, known := by[f.Sort]
 	if !known || f.After != "" && (column != "" || f.Desc) {
 		return nil, ErrSearchSort
@@ -129,6 +133,8 @@ func (s *search) rows() (sql string, args []driver.Value) {
 		columns += ", component"
 	case "description":
 		columns += ", description"
+	case "throttle_policy":
+		columns += ", policy"
 	}
 	if s.f.After == "" {
 		sql, args = s.arms(columns, "")
@@ -140,7 +146,7 @@ func (s *search) rows() (sql string, args []driver.Value) {
 
 // count is the total: from the counts where there is nothing else to look at.
 func (s *search) count(c *conn) (int64, error) {
-	if s.f.IDs == nil && s.f.Description == "" {
+	if s.f.IDs == nil && s.f.Description == "" && s.f.Policy == "" {
 		sql, args := "SELECT coalesce(sum(n), 0) FROM counts WHERE tenant = ? AND workspace = ''", []driver.Value{s.f.Tenant}
 		if s.f.Type != "" {
 			sql, args = sql+" AND component IN (?, ?)", append(args, s.f.Type, s.f.Type+freeMark)

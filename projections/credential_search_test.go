@@ -28,6 +28,7 @@ func typed(n int) (recs []events.Record) {
 		}
 		facts := []events.Event{
 			events.CredentialCreated{Component: "crm", Name: id, Keys: keys(1, unverified)},
+			events.CredentialThrottlePolicyAssigned{Policy: []string{"", "p1", "p2"}[i%3], Use: id},
 			events.CredentialDescriptionSet{Description: fmt.Sprintf("%s ACCOUNT %d", words[i%len(words)], i)},
 		}
 		if i%2 == 0 {
@@ -58,18 +59,32 @@ func TestSearchCredentials(t *testing.T) {
 	typeOf := func(c projections.Credential) string { return c.Component + c.Type }
 	some := []string{all[3].ID, all[200].ID, all[3].ID, "none", strings.TrimSuffix(all[0].ID, "=") + "=="}
 	for _, f := range []projections.CredentialSearch{
-		{}, {Type: "crm"}, {Type: "file system"}, {Type: "none"}, {Description: "account 1"}, {Description: "ORDERS"}, {Description: "%"},
-		{Type: "crm", Description: "sales"}, {IDs: some}, {IDs: []string{}}, {IDs: some, Type: "crm"}, {IDs: some, Description: "account"},
+		{},
+		{Type: "crm"},
+		{Type: "file system"},
+		{Type: "none"},
+		{Description: "account 1"},
+		{Description: "ORDERS"},
+		{Description: "%"},
+		{Type: "crm", Description: "sales"},
+		{IDs: some},
+		{IDs: []string{}},
+		{IDs: some, Type: "crm"},
+		{IDs: some, Description: "account"},
 		{Tenant: "other", IDs: some},
+		{Policy: "p1"},
+		{Policy: "none"},
+		{Policy: "p2", Type: "crm", Description: "account 1"},
+		{Policy: "p1", IDs: some},
 	} {
-		for _, sort := range []string{"", "id", "type", "description"} {
+		for _, sort := range []string{"", "id", "type", "description", "throttle_policy"} {
 			for _, desc := range []bool{false, true} {
 				f := f
 				f.Sort, f.Desc, f.Limit = sort, desc, 7
 				f.Tenant = cmp.Or(f.Tenant, "acme")
 				var want []projections.Credential
 				for _, c := range all {
-					if (f.IDs == nil || slices.Contains(f.IDs, c.ID)) && (f.Type == "" || f.Type == typeOf(c)) && c.Tenant == f.Tenant &&
+					if (f.IDs == nil || slices.Contains(f.IDs, c.ID)) && (f.Type == "" || f.Type == typeOf(c)) && (f.Policy == "" || f.Policy == c.ThrottlePolicy) && c.Tenant == f.Tenant &&
 						strings.Contains(strings.ToLower(c.Description), strings.ToLower(f.Description)) {
 						want = append(want, c)
 					}
@@ -77,8 +92,9 @@ func TestSearchCredentials(t *testing.T) {
 				// A free type stands behind the component of its name.
 				slices.SortFunc(want, func(a, b projections.Credential) int {
 					by := map[string]int{
-						"type":        cmp.Or(cmp.Compare(typeOf(a), typeOf(b)), cmp.Compare(a.Type, b.Type)),
-						"description": cmp.Compare(strings.ToLower(a.Description), strings.ToLower(b.Description)),
+						"type":            cmp.Or(cmp.Compare(typeOf(a), typeOf(b)), cmp.Compare(a.Type, b.Type)),
+						"throttle_policy": cmp.Compare(a.ThrottlePolicy, b.ThrottlePolicy),
+						"description":     cmp.Compare(strings.ToLower(a.Description), strings.ToLower(b.Description)),
 					}[sort]
 					if by = cmp.Or(by, cmp.Compare(a.ID, b.ID)); desc {
 						return -by

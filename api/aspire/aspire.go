@@ -104,6 +104,20 @@ func (x *exchange) find() (operations, string, error) {
 		}
 		path = append(path, plain)
 	}
+	if path[0] == "policies" && len(path) <= 2 {
+		pattern := Prefix + "policies"
+		switch {
+		case len(path) == 1:
+			return policyList, pattern, nil
+		case path[1] == "":
+			return nil, "", edge.ErrPathUnknown
+		}
+		if at, word := policyWords[path[1]]; word {
+			return at, pattern + "/" + path[1], nil
+		}
+		x.item = path[1]
+		return policyItem, pattern + "/{id}", nil
+	}
 	if path[0] != "credentials" || len(path) > 3 {
 		return nil, "", edge.ErrPathUnknown
 	}

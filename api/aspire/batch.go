@@ -1,6 +1,7 @@
 package aspire
 
 import (
+	"fmt"
 	"maps"
 	"mime"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service/credential"
+	"github.com/credstream/credstream/service/throttle"
 )
 
 // The bounds of what one call of the service is asked for.
@@ -28,9 +30,11 @@ const maxItems = 100_000
 // the last of which is the answer.
 const mediaLines = "application/x-ndjson"
 
-// batch is what was asked for many credentials, on its way.
+// batch is what was asked for many credentials or policies, on its way.
 type batch struct {
 	x       *exchange
+	of      string // "credential" or "policy"
+	deletes bool
 	total   int // -1: not known
 	done    int // items that went well
 	items   []any
@@ -39,8 +43,8 @@ type batch struct {
 	seq     uint64 // log sequence of the last change
 }
 
-func (x *exchange) batch(total int) *batch {
-	b := &batch{x: x, total: total, items: []any{}}
+func (x *exchange) batch(total int, of string, deletes bool) *batch {
+	b := &batch{x: x, total: total, items: []any{}, of: of, deletes: deletes}
 	for entry := range strings.SplitSeq(strings.Join(x.R.Header["Accept"], ","), ",") {
 		media, _, err := mime.ParseMediaType(strings.TrimSpace(entry))
 		b.lines = b.lines || err == nil && media == mediaLines
@@ -98,7 +102,7 @@ func (x *exchange) several(route, member string, items []input, many bool, succe
 		x.Fail(credential.ErrTooMany.Withf("One call takes up to %d items.", maxItems))
 		return
 	}
-	b := x.batch(len(items))
+	b := x.batch(len(items), "credential", route == "credential.delete-many")
 	given := x.call.CommandID
 	seen := map[string]bool{}
 	for n := 0; len(items) > 0; n++ {
@@ -147,7 +151,7 @@ func (x *exchange) several(route, member string, items []input, many bool, succe
 		b.seq = max(b.seq, done.Seq)
 		b.progress()
 	}
-	b.end(route, many, success)
+	b.end(many, success)
 }
 
 // add notes that an item went well.
@@ -163,7 +167,7 @@ func (b *batch) add(route string, in input, id string) {
 
 // filtered carries out a command for each credential of a filter.
 func (x *exchange) filtered(route string, f filter, body map[string]any) {
-	b := x.batch(-1)
+	b := x.batch(-1, "credential", route == "credential.delete-many")
 	body["filter"] = f.domain()
 	given := x.call.CommandID
 	for n := 0; ; n++ {
@@ -192,14 +196,14 @@ func (x *exchange) filtered(route string, f filter, body map[string]any) {
 			break
 		}
 	}
-	b.end(route, true, http.StatusOK)
+	b.end(true, http.StatusOK)
 }
 
 // end answers when the views have what was written.
-func (b *batch) end(route string, many bool, success int) {
+func (b *batch) end(many bool, success int) {
 	x := b.x
 	if b.seq > 0 {
-		_, err := ask[credential.Found](x, "credential.search", credential.Search{Limit: 1, MinSeq: b.seq})
+		_, err := ask[throttle.Page](x, "throttle_policy.list", throttle.List{Limit: 1, MinSeq: b.seq})
 		if f := fault.Of(err); f != nil && f.Kind != fault.Denied {
 			x.Warn("read models are behind a write", err)
 		}
@@ -222,10 +226,10 @@ func (b *batch) end(route string, many bool, success int) {
 	case b.done == 0 && len(b.refused) > 0:
 		answer["requestId"] = x.ID
 		x.Err = &fault.Error{Kind: fault.Invalid, Code: b.refused[0].Code}
-	case route == "credential.delete-many":
-		answer["message"] = plural(b.done, "deleted")
+	case b.deletes:
+		answer["message"] = b.deleted()
 	default:
-		answer["credential"] = b.items
+		answer[b.of] = b.items
 	}
 	if b.lines {
 		b.line(answer)
@@ -235,3 +239,15 @@ func (b *batch) end(route string, many bool, success int) {
 }
 
 func sortedKeys(m map[string]jsontext.Value) []string { return slices.Sorted(maps.Keys(m)) }
+
+func (b *batch) deleted() string {
+	of := b.of
+	switch {
+	case b.done == 1:
+	case of == "policy":
+		of = "policies"
+	default:
+		of += "s"
+	}
+	return fmt.Sprintf("%d %s deleted.", b.done, of)
+}

@@ -3,8 +3,10 @@ package aspire
 import (
 	"bufio"
 	"cmp"
-	"fmt"
+	"errors"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -14,6 +16,7 @@ import (
 	"github.com/credstream/credstream/api/edge"
 	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/credential"
+	"github.com/credstream/credstream/service/throttle"
 )
 
 // document is a credential as Aspire shows it.
@@ -62,8 +65,10 @@ func (x *exchange) page() (p page, err error) {
 	p.Sort = cmp.Or(x.query.Get("sortBy"), "id")
 	switch p.Sort {
 	case "id", "type", "description":
+	case "throttlePolicy":
+		p.Sort = "throttle_policy"
 	default:
-		return p, ErrParameter.Withf("The parameter sortBy must be id, type or description.")
+		return p, ErrParameter.Withf("The parameter sortBy must be id, type, description or throttlePolicy.")
 	}
 	switch x.query.Get("sortMode") {
 	case "", "asc":
@@ -103,7 +108,7 @@ func (x *exchange) listBy(f filter) {
 		x.Fail(err)
 		return
 	}
-	p.IDs, p.Type, p.Description = f.IDs, f.Type, f.Description
+	p.IDs, p.Type, p.Description, p.Policy = f.IDs, f.Type, f.Description, f.ThrottlePolicy
 	first := true
 	var out *bufio.Writer
 	err = eachPage(&p, func() (int, int, string, error) {
@@ -213,17 +218,20 @@ func (x *exchange) get() {
 
 // filter chooses credentials.
 type filter struct {
-	IDs         ids    `json:"ids"`
-	Type        string `json:"type"`
-	Description string `json:"description"`
+	IDs            ids    `json:"ids"`
+	Type           string `json:"type"`
+	Description    string `json:"description"`
+	ThrottlePolicy string `json:"throttlePolicy"`
 }
 
 // domain is the filter in the words of the service.
 func (f filter) domain() credential.Filter {
-	return credential.Filter{IDs: f.IDs, Type: f.Type, Description: f.Description}
+	return credential.Filter{IDs: f.IDs, Type: f.Type, Description: f.Description, Policy: f.ThrottlePolicy}
 }
 
-func (f filter) empty() bool { return f.IDs == nil && f.Type == "" && f.Description == "" }
+func (f filter) empty() bool {
+	return f.IDs == nil && f.Type == "" && f.Description == "" && f.ThrottlePolicy == ""
+}
 
 // ids are several ids, or one.
 type ids []string
@@ -275,10 +283,13 @@ func read(v jsontext.Value, known ...string) (in input) {
 		return in
 	}
 	for name := range in.members {
-		if !contains(known, name) {
+		if !slices.Contains(known, name) {
 			in.err = service.ErrBody.Withf("A credential has no member of this name here. It may have: %s.", strings.Join(known, ", "))
 			return in
 		}
+	}
+	if in.members["throttlePolicy"].Kind() == 'n' {
+		in.members["throttlePolicy"] = jsontext.Value(`""`) // none
 	}
 	for _, name := range []string{"id", "type", "description", "throttlePolicy"} {
 		v, given := in.members[name]
@@ -293,15 +304,6 @@ func read(v jsontext.Value, known ...string) (in input) {
 	}
 	in.id = in.text("id")
 	return in
-}
-
-func contains(list []string, name string) bool {
-	for _, n := range list {
-		if n == name {
-			return true
-		}
-	}
-	return false
 }
 
 func (in input) text(name string) (s string) {
@@ -389,7 +391,7 @@ func (x *exchange) add() {
 
 // change reads the change of one credential.
 func change(v jsontext.Value, id string) input {
-	in := read(v, "id", "description", "properties")
+	in := read(v, "id", "description", "properties", "throttlePolicy")
 	if _, given := in.members["type"]; given {
 		in.err = service.ErrBody.Withf("The type of a credential cannot be changed. Delete it and add another one.").At("/type")
 	}
@@ -397,8 +399,8 @@ func change(v jsontext.Value, id string) input {
 		in.err = service.ErrBody.Withf("The member id differs from the id that names the credential.").At("/id")
 	}
 	in.id = id
-	if in.err == nil && in.members["description"] == nil && in.members["properties"] == nil {
-		in.err = service.ErrMissing.Withf("Give at least one of description and properties.")
+	if in.err == nil && in.members["description"] == nil && in.members["properties"] == nil && in.members["throttlePolicy"] == nil {
+		in.err = service.ErrMissing.Withf("Give at least one of description, properties and throttlePolicy.")
 	}
 	if in.err == nil {
 		in.members["id"], in.err = json.Marshal(id)
@@ -574,9 +576,9 @@ func (x *exchange) exportBy(f filter) {
 		x.Fail(err)
 		return
 	}
-	p.IDs, p.Type, p.Description = f.IDs, f.Type, f.Description
-	credentials, left := []document{}, []missing{}
-	seen := map[string]bool{}
+	p.IDs, p.Type, p.Description, p.Policy = f.IDs, f.Type, f.Description, f.ThrottlePolicy
+	credentials, left, policies := []document{}, []missing{}, []policy{}
+	seen, needed := map[string]bool{}, map[string]bool{}
 	err = eachPage(&p, func() (int, int, string, error) {
 		out, err := ask[credential.Exported](x, "credential.export", p.Search)
 		if err != nil {
@@ -588,8 +590,11 @@ func (x *exchange) exportBy(f filter) {
 		last := ""
 		for _, c := range out.Credentials {
 			credentials = append(credentials, document{
-				ID: c.ID, Type: cmp.Or(c.Component, c.Type), Description: c.Description, Properties: map[string]any{},
+				ID: c.ID, Type: cmp.Or(c.Component, c.Type), Description: c.Description, ThrottlePolicy: c.ThrottlePolicy, Properties: map[string]any{},
 			})
+			if c.ThrottlePolicy != "" {
+				needed[c.ThrottlePolicy] = true
+			}
 			last, seen[c.ID] = c.ID, true
 		}
 		for _, m := range out.Missing {
@@ -601,6 +606,17 @@ func (x *exchange) exportBy(f filter) {
 		x.Fail(err)
 		return
 	}
+	for _, id := range slices.Sorted(maps.Keys(needed)) {
+		p, err := ask[throttle.Policy](x, "throttle_policy.get", throttle.Ref{ID: id})
+		if errors.Is(err, throttle.ErrNotFound) {
+			continue // deleted meanwhile
+		}
+		if err != nil {
+			x.Fail(err)
+			return
+		}
+		policies = append(policies, policyOf(p))
+	}
 	var refused []refusal
 	for _, id := range f.IDs {
 		if !seen[id] && !p.paged {
@@ -611,7 +627,7 @@ func (x *exchange) exportBy(f filter) {
 	answer := map[string]any{
 		"export": map[string]any{
 			"credentials": map[string]any{"credential": credentials},
-			"policies":    map[string]any{"policy": []any{}},
+			"policies":    map[string]any{"policy": policies},
 		},
 		"missing": left,
 	}
@@ -624,11 +640,4 @@ func (x *exchange) exportBy(f filter) {
 		}
 	}
 	x.give(status, answer)
-}
-
-func plural(n int, done string) string {
-	if n == 1 {
-		return "1 credential " + done + "."
-	}
-	return fmt.Sprintf("%d credentials %s.", n, done)
 }

@@ -35,19 +35,23 @@ func parametersOf(in reflect.Type) []parameter {
 	var list []parameter
 	for f := range in.Fields() {
 		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
-		p := parameter{name: name, field: f.Name, required: !strings.Contains(options, "omitzero"), goType: f.Type}
+		typ := f.Type
+		if typ.Kind() == reflect.Pointer {
+			typ = typ.Elem()
+		}
+		p := parameter{name: name, field: f.Name, required: !strings.Contains(options, "omitzero"), goType: typ}
 		switch {
-		case f.Type == reflect.TypeFor[time.Time]():
+		case typ == reflect.TypeFor[time.Time]():
 			p.is, p.write = "an RFC 3339 time", writeTime
-		case f.Type.Kind() == reflect.String:
+		case typ.Kind() == reflect.String:
 			p.is, p.write = "UTF-8 text", writeString
-		case f.Type.Kind() == reflect.Bool:
+		case typ.Kind() == reflect.Bool:
 			p.is, p.write = "true or false", writeBool
-		case f.Type.Kind() >= reflect.Int && f.Type.Kind() <= reflect.Int64:
+		case typ.Kind() >= reflect.Int && typ.Kind() <= reflect.Int64:
 			p.is, p.write = "a whole number", writeInt
-		case f.Type.Kind() >= reflect.Uint && f.Type.Kind() <= reflect.Uint64:
+		case typ.Kind() >= reflect.Uint && typ.Kind() <= reflect.Uint64:
 			p.is, p.write = "a whole number from 0", writeUint
-		case f.Type == reflect.TypeFor[[]string]():
+		case typ == reflect.TypeFor[[]string]():
 			p.is, p.write = "a JSON array of texts", writeTexts
 		default:
 			continue // not for a URL

@@ -79,7 +79,7 @@ var every = func() (all []struct {
 	add(obeying(aggregates.Connector, false), commands.PutConnector{}, commands.SetConnectorKey{}, commands.AbandonConnectorUse{}, commands.DeleteConnector{})
 	add(obeying(aggregates.ConnectorSecret, false), commands.PutConnectorSecret{}, commands.RevertConnectorSecret{}, commands.RevealConnectorSecret{},
 		commands.UseConnectorSecret{}, commands.ReleaseConnectorSecret{}, commands.DeleteConnectorSecret{}, commands.AbandonConnectorSecret{})
-	add(obeying(aggregates.Credential, false), commands.CreateCredential{}, commands.RenameCredential{}, commands.SetVPNAgent{}, commands.SetDescription{}, commands.AssignThrottlePolicy{}, commands.AbandonPolicyUse{}, commands.ReplaceKeys{},
+	add(obeying(aggregates.Credential, false), commands.CreateCredential{}, commands.RenameCredential{}, commands.SetVPNAgent{}, commands.SetDescription{}, commands.UpdateCredential{}, commands.AbandonPolicyUse{}, commands.ReplaceKeys{},
 		commands.RevertCredential{}, commands.RecordVerification{}, commands.DeleteCredential{}, commands.AbandonSecret{}, commands.UseCredential{},
 		commands.ReserveCredential{}, commands.ReleaseCredential{}, commands.RevealCredential{}, commands.StartRefresh{}, commands.CompleteRefresh{},
 		commands.FailRefresh{}, commands.RequireReauthorization{}, commands.RevokeTokens{}, commands.RecordProviderRevocation{})

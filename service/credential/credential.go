@@ -220,12 +220,12 @@ type ReplaceKeys struct {
 }
 
 func (s *Service) replaceKeys(ctx context.Context, call *service.Call, in ReplaceKeys) (flow.Tried, error) {
-	return s.replace(ctx, call, in, nil)
+	return s.replace(ctx, call, in, commands.CredentialSettings{})
 }
 
 // replace gives a credential new keys and, in the same commit, another description unless it
 // is nil.
-func (s *Service) replace(ctx context.Context, call *service.Call, in ReplaceKeys, description *string) (flow.Tried, error) {
+func (s *Service) replace(ctx context.Context, call *service.Call, in ReplaceKeys, settings commands.CredentialSettings) (flow.Tried, error) {
 	state, err := s.Secrets.Live(ctx, call.Tenant, in.ID, in.Expected)
 	if err != nil {
 		return flow.Tried{}, err
@@ -254,7 +254,7 @@ func (s *Service) replace(ctx context.Context, call *service.Call, in ReplaceKey
 	keys.Free = free
 	done, err := s.Save(ctx, call, in.ID, fields, func(secretID string) commands.Credential {
 		keys.SecretID = secretID
-		return commands.ReplaceKeys{ID: in.ID, Expected: in.Expected, Keys: keys, Description: description}
+		return commands.ReplaceKeys{ID: in.ID, Expected: in.Expected, Keys: keys, CredentialSettings: settings}
 	})
 	return flow.Tried{Done: done}, err
 }
@@ -329,14 +329,16 @@ func (s *Service) Save(ctx context.Context, call *service.Call, id string, keys 
 }
 
 // ErrNothingToChange refuses an update that changes nothing.
-var ErrNothingToChange = fault.New(fault.Invalid, "credential_update_empty", "Give at least one of description and keys.")
+var ErrNothingToChange = fault.New(fault.Invalid, "credential_update_empty", "Give at least one of description, keys and throttle_policy.")
 
-// Update asks for another description of a credential, new keys, or both. What is absent stays.
+// Update asks for another description of a credential, new keys, another throttle policy, or
+// several of them, in one commit. What is absent stays.
 type Update struct {
-	ID          string        `json:"id"`
-	Description *string       `json:"description,omitzero"`      // for people: up to 1000 characters; none when ""
-	Keys        *secrets.Keys `json:"keys,omitzero"`             // replaces all values, verified before
-	Expected    int           `json:"expected_version,omitzero"` // with keys: refuse when those in force have another version
+	ID             string        `json:"id"`
+	Description    *string       `json:"description,omitzero"`      // for people: up to 1000 characters; none when ""
+	Keys           *secrets.Keys `json:"keys,omitzero"`             // replaces all values, verified before
+	ThrottlePolicy *string       `json:"throttle_policy,omitzero"`  // id of the policy; none when ""
+	Expected       int           `json:"expected_version,omitzero"` // with keys: refuse when those in force have another version
 }
 
 func (s *Service) updateCredential(ctx context.Context, call *service.Call, in Update) (service.Done, error) {
@@ -345,17 +347,27 @@ func (s *Service) updateCredential(ctx context.Context, call *service.Call, in U
 			return service.Done{}, err
 		}
 	}
-	switch {
-	case in.Keys != nil:
-		tried, err := s.replace(ctx, call, ReplaceKeys{ID: in.ID, Keys: *in.Keys, Expected: in.Expected}, in.Description)
-		return tried.Done, err
-	case in.Description == nil:
+	if in.Description == nil && in.Keys == nil && in.ThrottlePolicy == nil {
 		return service.Done{}, ErrNothingToChange
 	}
 	if err := service.CheckTarget(in.ID, in.Expected); err != nil {
 		return service.Done{}, err
 	}
-	return s.Secrets.ChangeCredential(ctx, call, commands.SetDescription{ID: in.ID, Description: *in.Description})
+	update := func(settings commands.CredentialSettings) (service.Done, error) {
+		if in.Keys != nil {
+			tried, err := s.replace(ctx, call, ReplaceKeys{ID: in.ID, Keys: *in.Keys, Expected: in.Expected}, settings)
+			return tried.Done, err
+		}
+		return s.Secrets.ChangeCredential(ctx, call, commands.UpdateCredential{ID: in.ID, CredentialSettings: settings})
+	}
+	settings := commands.CredentialSettings{Description: in.Description}
+	if in.ThrottlePolicy == nil {
+		return update(settings)
+	}
+	return s.withPolicy(ctx, call, in.ID, *in.ThrottlePolicy, func(use commands.PolicyUse) (service.Done, error) {
+		settings.Policy = &use
+		return update(settings)
+	})
 }
 
 type Revert struct {

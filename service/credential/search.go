@@ -15,9 +15,10 @@ import (
 
 // Filter chooses credentials. What is absent chooses all; members combine by AND.
 type Filter struct {
-	IDs         []string `json:"ids,omitzero"`         // up to 10000
-	Type        string   `json:"type,omitzero"`        // a component, or a free type
-	Description string   `json:"description,omitzero"` // a part of it, without regard to case
+	IDs         []string `json:"ids,omitzero"`             // up to 10000
+	Type        string   `json:"type,omitzero"`            // a component, or a free type
+	Description string   `json:"description,omitzero"`     // a part of it, without regard to case
+	Policy      string   `json:"throttle_policy,omitzero"` // id of a throttle policy
 }
 
 // The refusals of a search.
@@ -41,24 +42,25 @@ func (f Filter) Check() error {
 			return err
 		}
 	}
-	return commands.CheckDescription(f.Description)
+	return cmp.Or(commands.CheckDescription(f.Description), commands.CheckRef("/throttle_policy", f.Policy))
 }
 
 // in is the filter in the words of the views.
 func (f Filter) in(tenant string) projections.CredentialSearch {
-	return projections.CredentialSearch{Tenant: tenant, IDs: f.IDs, Type: f.Type, Description: f.Description}
+	return projections.CredentialSearch{Tenant: tenant, IDs: f.IDs, Type: f.Type, Description: f.Description, Policy: f.Policy}
 }
 
 // Search asks for credentials at a place of a list. Filters combine by AND.
 type Search struct {
-	IDs         []string `json:"ids,omitzero"`         // up to 10000
-	Type        string   `json:"type,omitzero"`        // a component, or a free type
-	Description string   `json:"description,omitzero"` // a part of it, without regard to case
-	Sort        string   `json:"sort,omitzero"`        // id, type or description, or with - before it; id when absent
-	From        int      `json:"from,omitzero"`        // credentials before the page
-	After       string   `json:"after,omitzero"`       // id: only those behind it; sorted by id
-	Limit       int      `json:"limit,omitzero"`       // 1 to 1000; 50 when absent
-	MinSeq      uint64   `json:"min_seq,omitzero"`     // wait until the answer reflects this log sequence
+	IDs         []string `json:"ids,omitzero"`             // up to 10000
+	Type        string   `json:"type,omitzero"`            // a component, or a free type
+	Description string   `json:"description,omitzero"`     // a part of it, without regard to case
+	Policy      string   `json:"throttle_policy,omitzero"` // id of a throttle policy
+	Sort        string   `json:"sort,omitzero"`            // id, type, description or throttle_policy, or with - before it; id when absent
+	From        int      `json:"from,omitzero"`            // credentials before the page
+	After       string   `json:"after,omitzero"`           // id: only those behind it; sorted by id
+	Limit       int      `json:"limit,omitzero"`           // 1 to 1000; 50 when absent
+	MinSeq      uint64   `json:"min_seq,omitzero"`         // wait until the answer reflects this log sequence
 }
 
 // Found answers Search.
@@ -83,7 +85,7 @@ func (s *Service) searchCredentials(ctx context.Context, call *service.Call, in 
 }
 
 func (s *Service) search(ctx context.Context, call *service.Call, in Search) ([]projections.Credential, int, error) {
-	f := Filter{IDs: in.IDs, Type: in.Type, Description: in.Description}
+	f := Filter{IDs: in.IDs, Type: in.Type, Description: in.Description, Policy: in.Policy}
 	if err := f.Check(); err != nil {
 		return nil, 0, err
 	}
@@ -108,14 +110,15 @@ func (s *Service) search(ctx context.Context, call *service.Call, in Search) ([]
 
 // Export asks for credentials as another system may have them. Filters combine by AND.
 type Export struct {
-	IDs         []string `json:"ids,omitzero"`         // up to 10000
-	Type        string   `json:"type,omitzero"`        // a component, or a free type
-	Description string   `json:"description,omitzero"` // a part of it, without regard to case
-	Sort        string   `json:"sort,omitzero"`        // id, type or description, or with - before it; id when absent
-	From        int      `json:"from,omitzero"`        // credentials before the page
-	After       string   `json:"after,omitzero"`       // id: only those behind it; sorted by id
-	Limit       int      `json:"limit,omitzero"`       // 1 to 1000; 50 when absent
-	MinSeq      uint64   `json:"min_seq,omitzero"`     // wait until the answer reflects this log sequence
+	IDs         []string `json:"ids,omitzero"`             // up to 10000
+	Type        string   `json:"type,omitzero"`            // a component, or a free type
+	Description string   `json:"description,omitzero"`     // a part of it, without regard to case
+	Policy      string   `json:"throttle_policy,omitzero"` // id of a throttle policy
+	Sort        string   `json:"sort,omitzero"`            // id, type, description or throttle_policy, or with - before it; id when absent
+	From        int      `json:"from,omitzero"`            // credentials before the page
+	After       string   `json:"after,omitzero"`           // id: only those behind it; sorted by id
+	Limit       int      `json:"limit,omitzero"`           // 1 to 1000; 50 when absent
+	MinSeq      uint64   `json:"min_seq,omitzero"`         // wait until the answer reflects this log sequence
 }
 
 // Exported answers Export.
@@ -127,12 +130,13 @@ type Exported struct {
 
 // ExportedCredential is a credential without its secrets.
 type ExportedCredential struct {
-	ID          string `json:"id"`
-	Component   string `json:"component,omitzero"` // absent of a free type
-	Type        string `json:"type,omitzero"`      // free, in place of component
-	Name        string `json:"name"`
-	Description string `json:"description"`
-	Workspace   string `json:"workspace,omitzero"`
+	ID             string `json:"id"`
+	Component      string `json:"component,omitzero"` // absent of a free type
+	Type           string `json:"type,omitzero"`      // free, in place of component
+	Name           string `json:"name"`
+	Description    string `json:"description"`
+	Workspace      string `json:"workspace,omitzero"`
+	ThrottlePolicy string `json:"throttle_policy,omitzero"` // id
 }
 
 // MissingSecret is a part of a credential that an export does not hold.
@@ -151,7 +155,7 @@ func (s *Service) exportCredentials(ctx context.Context, call *service.Call, in 
 	out.Total = total
 	for _, c := range page {
 		out.Credentials = append(out.Credentials, ExportedCredential{
-			ID: c.ID, Component: c.Component, Type: c.Type, Name: c.Name, Description: c.Description, Workspace: c.Workspace,
+			ID: c.ID, Component: c.Component, Type: c.Type, Name: c.Name, Description: c.Description, Workspace: c.Workspace, ThrottlePolicy: c.ThrottlePolicy,
 		})
 		if len(c.Fields) > 0 {
 			out.Missing = append(out.Missing, MissingSecret{c.ID, c.Fields, "Secrets are not exported in clear. Enter them again after the import."})

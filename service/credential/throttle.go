@@ -20,40 +20,48 @@ type AssignThrottlePolicy struct {
 }
 
 func (s *Service) assignThrottlePolicy(ctx context.Context, call *service.Call, in AssignThrottlePolicy) (service.Done, error) {
+	return s.withPolicy(ctx, call, in.ID, in.ThrottlePolicy, func(use commands.PolicyUse) (service.Done, error) {
+		return s.Secrets.ChangeCredential(ctx, call, commands.UpdateCredential{ID: in.ID, CredentialSettings: commands.CredentialSettings{Policy: &use}})
+	})
+}
+
+// withPolicy runs change, which commits to a credential, with the use of the policy that the
+// credential gets by it. A use that came to nothing, or that the credential does not make any
+// more, is released; one that may yet be stored stays: the deletion of the policy finds out.
+func (s *Service) withPolicy(ctx context.Context, call *service.Call, id, policy string, change func(commands.PolicyUse) (service.Done, error)) (service.Done, error) {
 	for range policyRounds {
-		now, err := s.Secrets.Live(ctx, call.Tenant, in.ID, 0)
+		before, err := s.Secrets.Live(ctx, call.Tenant, id, 0)
 		if err != nil {
 			return service.Done{}, err
 		}
-		use := commands.PolicyUse{Policy: in.ThrottlePolicy}
-		if in.ThrottlePolicy != now.ThrottlePolicy {
-			if use, err = s.Policies.Use(ctx, call, in.ThrottlePolicy, in.ID); err != nil {
+		use := commands.PolicyUse{Policy: policy}
+		if policy != before.ThrottlePolicy {
+			if use, err = s.Policies.Use(ctx, call, policy, id); err != nil {
 				return service.Done{}, err
 			}
 		}
-		stream := aggregates.Credential.Stream(call.Tenant, in.ID)
-		before, after, err := service.Execute(ctx, s.Kernel, call, aggregates.Credential, call.Tenant,
-			commands.Credential(commands.AssignThrottlePolicy{ID: in.ID, Policy: use}))
-		s.settleUse(ctx, call, use, after.Value, err)
+		done, err := change(use)
 		switch {
-		case errors.Is(err, aggregates.ErrPolicyUseMoved):
-			continue
-		case err != nil:
-			return service.Done{}, err
-		case before.PolicyUse != after.Value.PolicyUse:
-			s.releasePolicy(ctx, call, before)
+		case err == nil:
+			after, err := aggregates.Credential.Load(ctx, s.Log, aggregates.Credential.Stream(call.Tenant, id))
+			if err != nil {
+				return done, nil //nolint:nilerr // what is left is found out later
+			}
+			if after.Value.PolicyUse != use.Use {
+				s.Policies.Release(ctx, call, use)
+			}
+			if after.Value.PolicyUse != before.PolicyUse {
+				s.releasePolicy(ctx, call, before)
+			}
+			return done, nil
+		case service.IsRejected(err):
+			s.Policies.Release(ctx, call, use)
 		}
-		return s.Kernel.Answered(stream, before, after.Value, after.Seq), nil
+		if !errors.Is(err, aggregates.ErrPolicyUseMoved) {
+			return service.Done{}, err
+		}
 	}
 	return service.Done{}, fault.ErrConflict
-}
-
-// settleUse releases a use that came to nothing. One whose command may yet have been stored
-// stays: the deletion of the policy finds out.
-func (s *Service) settleUse(ctx context.Context, call *service.Call, use commands.PolicyUse, now aggregates.CredentialState, err error) {
-	if err == nil && now.PolicyUse != use.Use || err != nil && service.IsRejected(err) {
-		s.Policies.Release(ctx, call, use)
-	}
 }
 
 // releasePolicy ends the use of the policy that a credential had.

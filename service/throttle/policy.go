@@ -31,6 +31,9 @@ var (
 		"The description of a throttle policy must have at most 1024 bytes of UTF-8 and no control characters.")
 )
 
+// ErrNotFound is the refusal of a policy that does not exist, exported for the edges.
+var ErrNotFound = aggregates.ErrThrottlePolicyNotFound
+
 // races bounds the rounds of a command that another one gets ahead of.
 const races = 10
 

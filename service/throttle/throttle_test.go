@@ -66,6 +66,15 @@ func TestPolicyOfCredentials(t *testing.T) {
 	if resolved.ThrottlePolicy != "crm" || again.ThrottlePolicy != "erp" || again.Lease == resolved.Lease {
 		t.Errorf("resolved under %+v and %+v", resolved, again)
 	}
+	// An update sets the policy in the commit of the keys, and what is refused leaves nothing.
+	refused(t, s, "credential.update", fmt.Sprintf(`{"id":%q,"keys":{"nothing":"x"},"throttle_policy":"crm"}`, second), "keys_field_unknown", "")
+	refused(t, s, "credential.update", fmt.Sprintf(`{"id":%q,"description":"d","throttle_policy":"none"}`, second), "throttle_policy_unknown", "")
+	updated := s.Do("default", "credential.update", fmt.Sprintf(`{"id":%q,"description":"d","keys":{"apiKey":"k2","region":"eu"},"throttle_policy":"crm"}`, second))
+	s.CaughtUp()
+	if c := stage.Must(ask(t, s, "credential.get", fmt.Sprintf(`{"id":%q}`, second)))(t).(credential.Credential); c.ThrottlePolicy != "crm" || c.Version != 2 || c.Description != "d" || c.Seq != updated.Seq {
+		t.Errorf("after the update it is %+v", c)
+	}
+	s.Do("default", "credential.update", fmt.Sprintf(`{"id":%q,"throttle_policy":"erp"}`, second))
 	s.Do("default", "credential.delete", fmt.Sprintf(`{"id":%q}`, first))
 	s.Do("default", "throttle_policy.delete", `{"id":"crm"}`)
 	s.Do("default", "credential.assign-throttle-policy", fmt.Sprintf(`{"id":%q}`, second))
@@ -108,7 +117,7 @@ func TestBrokenOffAssignment(t *testing.T) {
 	}
 	s.Do("default", "throttle_policy.delete", `{"id":"crm"}`)
 	for _, cmd := range []commands.Credential{
-		commands.AssignThrottlePolicy{ID: id, Policy: commands.PolicyUse{Policy: "crm", Use: "u1"}},
+		commands.UpdateCredential{ID: id, CredentialSettings: commands.CredentialSettings{Policy: &commands.PolicyUse{Policy: "crm", Use: "u1"}}},
 		commands.CreateCredential{ID: "to-be-created", Component: "plain", Name: "n", Keys: commands.NewKeys{SecretID: "s"}, Policy: commands.PolicyUse{Policy: "crm", Use: "u2"}},
 	} {
 		if _, _, err := aggregates.Credential.Execute(t.Context(), log, "default", cmd, meta, nil); !errors.Is(err, aggregates.ErrPolicyUseMoved) {
