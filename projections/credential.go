@@ -20,7 +20,7 @@ import (
 // Sorting by creation means sorting by it, so every index ends in it for
 // free. name is folded (see fold). doc holds the whole credential, so that a
 // point read touches one column. The same transaction maintains counts, so that
-// no query counts rows; the workspace ” is the total over all workspaces and none.
+// no query counts rows; the workspace '' is the total over all workspaces and none.
 //
 // Every supported filter and sort has an index. A list of all statuses merges the
 // lists of the few statuses, which halves the number of
@@ -31,7 +31,6 @@ import (
 // names finds substrings of at least three letters: the trigrams of every
 // folded name, prefixed with a tag of its tenant, so that other tenants' names do not slow
 // the search. It finds candidates; the row decides.
-// another one's way. It finds candidates; the row decides.
 const (
 	credentialTable = `
 CREATE TABLE credentials (seq INTEGER PRIMARY KEY, tenant TEXT NOT NULL, id TEXT NOT NULL, component TEXT NOT NULL, status TEXT NOT NULL,
