@@ -20,7 +20,7 @@ import (
 // Sorting by creation means sorting by it, so every index ends in it for
 // free. name is folded (see fold). doc holds the whole credential, so that a
 // point read touches one column. The same transaction maintains counts, so that
-// no query counts rows; the workspace '' is the total over all workspaces and none.
+// no query counts rows; the empty workspace is the total of all.
 //
 // Every supported filter and sort has an index. A list of all statuses merges the
 // lists of the few statuses, which halves the number of
