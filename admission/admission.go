@@ -147,7 +147,7 @@ func (a *Admission) Reserve(who Caller, cost int, size int64) (*Pass, error) {
 		k = &key{name: who.Key}
 		t.keys[who.Key] = k
 	}
-	p := &Pass{a: a, t: t, k: k, cost: cost + int(size/perUnit), size: size, admitted: make(chan struct{}), idle: 1}
+	p := &Pass{a: a, t: t, k: k, cost: min(cost+int(size/perUnit), a.capacity/2), size: size, admitted: make(chan struct{}), idle: 1}
 	full := k.waiting+k.idle >= maxLine || t.waiting+t.idle >= maxLines || t.bytes+size > maxBytes-a.bytes
 	t.idle++
 	k.idle++

@@ -152,7 +152,7 @@ func TestKeysHaveTheirTurn(t *testing.T) {
 func TestIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := admission.New(1, nil)
-		p, err := enter(a, "t", "k", admission.PerCore)
+		p, err := enter(a, "t", "k", admission.PerCore/2)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -162,13 +162,13 @@ func TestIdle(t *testing.T) {
 		if used, _, _, _ := a.Held(); used != 0 {
 			t.Errorf("%d units are held by who waits", used)
 		}
-		q, err := enter(a, "t", "k", admission.PerCore)
+		q, err := enter(a, "t", "k", admission.PerCore/2)
 		if err != nil {
 			t.Fatal(err)
 		}
 		inner()
 		resume()
-		if used, _, _, _ := a.Held(); used != 2*admission.PerCore {
+		if used, _, _, _ := a.Held(); used != admission.PerCore {
 			t.Errorf("%d units are held by two", used)
 		}
 		q.Leave()
@@ -179,6 +179,23 @@ func TestIdle(t *testing.T) {
 		admission.Idle(t.Context())()
 		empty(t, a)
 	})
+}
+
+// A call with a large body leaves room for others: not only for one of each tenant.
+func TestLargestCallLeavesRoom(t *testing.T) {
+	a := admission.New(2, nil)
+	p, err := a.Reserve(admission.Caller{Tenant: "t", Key: "k"}, admission.Request, 16<<20)
+	if err != nil || p.Enter(t.Context()) != nil {
+		t.Fatal("a body of 16 MiB is refused")
+	}
+	defer p.Leave()
+	for range 4 {
+		q, err := enter(a, "other", "k", admission.Request)
+		if err != nil {
+			t.Fatal("another tenant is refused: ", err)
+		}
+		defer q.Leave()
+	}
 }
 
 // One fsync serves many calls, which then resume at once. A tenant whose calls wait for the

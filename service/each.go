@@ -36,7 +36,7 @@ func (c *Call) nameItems() error {
 
 // Each carries out one of the many commands that a call asks for: a call of the route, with
 // its JSON as the body. key tells it from the others of the same call, and is the same when
-// the call is repeated. It counts as much as a call of its own, but waits where that would
+// the call is repeated. It is admitted like a call of its own, but waits where that would
 // be refused for coming too soon.
 func (k *Kernel) Each(ctx context.Context, call *Call, name, key string, body []byte) (answer any, err error) {
 	route, ok := k.routes[name]
@@ -55,23 +55,39 @@ func (k *Kernel) Each(ctx context.Context, call *Call, name, key string, body []
 		err = k.CheckIntegrity(err)
 		k.metrics.served(route, k.Now().Sub(start), err)
 	}()
-	for {
-		err := k.gate.Admit(ctx, &one, route.permission(one.Principal), CommandCall)
-		f, limited := errors.AsType[*fault.Error](err)
-		if limited = limited && f.Kind == fault.Throttled; !limited && err != nil {
-			return nil, err
-		}
-		if !limited {
-			break
-		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(f.RetryAfter + time.Millisecond):
-		}
+	err = patiently(ctx, func() error { return k.gate.Admit(ctx, &one, route.permission(one.Principal), CommandCall) })
+	if err != nil {
+		return nil, err
 	}
+	one.pass = nil
+	inside, leave := ctx, func() {}
+	err = patiently(ctx, func() error {
+		inside, leave, err = k.Enter(ctx, &one, route.cost, int64(len(body)))
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	ctx = inside
 	if err := k.assignCommandID(ctx, &one, name, body); err != nil {
 		return nil, err
 	}
 	return k.execute(ctx, &one, route, body)
+}
+
+// patiently repeats what is refused for coming too soon, until ctx ends.
+func patiently(ctx context.Context, try func() error) error {
+	for {
+		err := try()
+		f, is := errors.AsType[*fault.Error](err)
+		if !is || f.Kind != fault.Throttled {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(f.RetryAfter + time.Millisecond):
+		}
+	}
 }

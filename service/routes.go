@@ -259,6 +259,7 @@ func (k *Kernel) Serve(caller context.Context, call Call, name string, body []by
 		if err := call.nameItems(); err != nil {
 			return nil, err
 		}
+		defer admission.Idle(ctx)() // each item is admitted by itself
 		return route.serve(ctx, &call, body)
 	}
 	if err := k.assignCommandID(ctx, &call, route.Name, body); err != nil {

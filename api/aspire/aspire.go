@@ -3,6 +3,8 @@
 package aspire
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -52,16 +54,16 @@ var ErrParameter = fault.New(fault.Invalid, "aspire_parameter_invalid", "Unknown
 
 // Handler returns the edge. The tenant is the home of the caller.
 func Handler(cfg Config) http.Handler {
-	h := &handler{cfg: cfg, secrets: map[string]bool{}}
+	h := &handler{cfg: cfg, routes: map[string]service.Route{}}
 	for _, r := range application.Routes() {
-		h.secrets[r.Name] = r.Secrets
+		h.routes[r.Name] = r
 	}
 	return edge.Handler(cfg.Logger, func(x *edge.Exchange) edge.Dialect { return &exchange{Exchange: x, handler: h} })
 }
 
 type handler struct {
-	cfg     Config
-	secrets map[string]bool // routes that hold clear text
+	cfg    Config
+	routes map[string]service.Route
 }
 
 // exchange is one request and its response.
@@ -73,9 +75,11 @@ type exchange struct {
 	query url.Values
 }
 
-// operation is what a method does at a path, and the parameters that it takes.
+// operation is what a method does at a path, the route that it asks for, and the parameters
+// that it takes.
 type operation struct {
 	do         func(*exchange)
+	route      string
 	parameters []string
 }
 
@@ -85,12 +89,12 @@ var paging = []string{"from", "size", "sortBy", "sortMode", "sparse"}
 
 // words are the names that stand in the place of an id.
 var words = map[string]operations{
-	"getAll":    {"POST": {(*exchange).getAll, paging}},
-	"updateAll": {"POST": {do: (*exchange).updateAll}},
-	"delete":    {"POST": {do: (*exchange).deleteListed}},
-	"deleteAll": {"POST": {do: (*exchange).deleteAll}},
-	"export":    {"GET": {(*exchange).export, append(paging, "id")}, "POST": {do: (*exchange).exportListed}},
-	"exportAll": {"POST": {(*exchange).exportAll, paging}},
+	"getAll":    {"POST": {(*exchange).getAll, "credential.search", paging}},
+	"updateAll": {"POST": {do: (*exchange).updateAll, route: "credential.update-many"}},
+	"delete":    {"POST": {do: (*exchange).deleteListed, route: "credential.delete-many"}},
+	"deleteAll": {"POST": {do: (*exchange).deleteAll, route: "credential.delete-many"}},
+	"export":    {"GET": {(*exchange).export, "credential.export", slices.Concat(paging, []string{"id"})}, "POST": {do: (*exchange).exportListed, route: "credential.export"}},
+	"exportAll": {"POST": {(*exchange).exportAll, "credential.export", paging}},
 }
 
 // find returns what stands at the path, and its pattern.
@@ -124,8 +128,8 @@ func (x *exchange) find() (operations, string, error) {
 	pattern := Prefix + "credentials"
 	if len(path) == 1 {
 		return operations{
-			"GET": {(*exchange).list, paging}, "POST": {do: (*exchange).add}, "PUT": {do: (*exchange).updateListed},
-			"DELETE": {(*exchange).deleteNamed, []string{"id"}},
+			"GET": {(*exchange).list, "credential.search", paging}, "POST": {do: (*exchange).add, route: "credential.create-many"},
+			"PUT": {do: (*exchange).updateListed, route: "credential.update-many"}, "DELETE": {(*exchange).deleteNamed, "credential.delete-many", []string{"id"}},
 		}, pattern, nil
 	}
 	if at, word := words[path[1]]; word && len(path) == 2 {
@@ -133,13 +137,16 @@ func (x *exchange) find() (operations, string, error) {
 	}
 	if len(path) == 3 && path[1] == "export" && path[2] != "" {
 		x.item = path[2]
-		return operations{"GET": {do: (*exchange).exportOne}}, pattern + "/export/{id}", nil
+		return operations{"GET": {do: (*exchange).exportOne, route: "credential.export"}}, pattern + "/export/{id}", nil
 	}
 	if len(path) == 3 || path[1] == "" {
 		return nil, "", edge.ErrPathUnknown
 	}
 	x.item = path[1]
-	return operations{"GET": {do: (*exchange).get}, "PUT": {do: (*exchange).update}, "DELETE": {do: (*exchange).delete}}, pattern + "/{id}", nil
+	return operations{
+		"GET": {do: (*exchange).get, route: "credential.get"}, "PUT": {do: (*exchange).update, route: "credential.update-many"},
+		"DELETE": {do: (*exchange).delete, route: "credential.delete-many"},
+	}, pattern + "/{id}", nil
 }
 
 // Serve implements edge.Dialect.
@@ -172,7 +179,11 @@ func (x *exchange) Serve() {
 		return
 	}
 	op := at[x.R.Method]
-	if err := x.readParameters(op.parameters); err != nil {
+	err = x.readParameters(op.parameters)
+	if err == nil {
+		err = x.require(op.route) // before a body is read, which may be large
+	}
+	if err != nil {
 		x.Fail(err)
 		return
 	}
@@ -187,7 +198,7 @@ func (x *exchange) readParameters(known []string) (err error) {
 	for name, values := range x.query {
 		switch {
 		case !slices.Contains(known, name):
-			return ErrParameter.Withf("Unknown parameter. Supported parameters: %s.", strings.Join(append(known, "none")[:max(len(known), 1)], ", "))
+			return ErrParameter.Withf("Unknown parameter. Supported parameters: %s.", cmp.Or(strings.Join(known, ", "), "none"))
 		case len(values) > 1 && name != "id":
 			return ErrParameter.Withf("The parameter %s appears more than once.", name)
 		}
@@ -206,7 +217,7 @@ func (x *exchange) body() ([]byte, error) {
 
 // ask serves a route with in as its body.
 func ask[T any](x *exchange, route string, in any) (out T, err error) {
-	if x.secrets[route] && !x.call.Confidential {
+	if x.routes[route].Secrets && !x.call.Confidential {
 		return out, credential.ErrCleartext
 	}
 	body, err := json.Marshal(in)
@@ -231,11 +242,60 @@ func ask[T any](x *exchange, route string, in any) (out T, err error) {
 	return out, fmt.Errorf("%s answered %T", route, answer)
 }
 
-// mayRead refuses a caller who is not at least an operator: who may export may read.
-func (x *exchange) mayRead(route string) error {
-	err := x.cfg.Access.Require(x.R.Context(), x.call, route, permission.CredentialsExport)
+// require refuses a caller without the permission for a route. Who reads must be at least an
+// operator, which is who may export.
+func (x *exchange) require(route string) error {
+	perm := x.routes[route].Permission
+	if !x.routes[route].Command {
+		perm = permission.CredentialsExport
+	}
+	err := x.cfg.Access.Require(x.R.Context(), x.call, route, perm)
 	x.Accepted(x.call.Tenant, err)
 	return err
+}
+
+// elements returns those of a list, at most maxItems, without reading further.
+func elements(body []byte) (list []jsontext.Value, err error) {
+	in := jsontext.NewDecoder(bytes.NewReader(body))
+	if _, err := in.ReadToken(); err != nil {
+		return nil, service.ErrBody
+	}
+	for in.PeekKind() != ']' {
+		v, err := in.ReadValue()
+		if err != nil {
+			return nil, service.ErrBody
+		}
+		if len(list) == maxItems {
+			return nil, errTooMany
+		}
+		list = append(list, v.Clone())
+	}
+	return list, nil
+}
+
+// members is elements for an object: its values by their names.
+func members(body []byte) (map[string]jsontext.Value, error) {
+	in := jsontext.NewDecoder(bytes.NewReader(body))
+	if token, err := in.ReadToken(); err != nil || token.Kind() != '{' {
+		return nil, service.ErrBody
+	}
+	list := map[string]jsontext.Value{}
+	for in.PeekKind() != '}' {
+		name, err := in.ReadToken()
+		if err != nil {
+			return nil, service.ErrBody
+		}
+		key := name.String()
+		v, err := in.ReadValue()
+		if err != nil {
+			return nil, service.ErrBody
+		}
+		if len(list) == maxItems {
+			return nil, errTooMany
+		}
+		list[key] = v.Clone()
+	}
+	return list, nil
 }
 
 // refusal is one thing that was refused.

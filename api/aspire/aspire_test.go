@@ -150,6 +150,18 @@ func TestRoutes(t *testing.T) {
 			t.Errorf("%s shows a secret: %s", c.request, got)
 		}
 	}
+	// A list that is too long is not read to its end, and nothing of one whose sender may not.
+	for _, long := range []string{"[" + strings.Repeat("0,", 100_000) + "0]", "{" + strings.Repeat(`"a":0,`, 9) + `"a":0}`} {
+		for _, path := range []string{"credentials", "policies"} {
+			method := map[byte]string{'[': "POST", '{': "PUT"}[long[0]]
+			if status, got, _ := send(admin, method, path, long); status != 406 || len(got) > 1000 {
+				t.Errorf("%s of %d bytes at %s: %d %.200s", method, len(long), path, status, got)
+			}
+			if status, _, _ := send(operator, method, path, long); status != 403 {
+				t.Errorf("%s of an operator at %s: %d", method, path, status)
+			}
+		}
+	}
 	// Many, with progress; a repeat with the same key doubles nothing.
 	var list []string
 	for i := range 600 {

@@ -13,7 +13,9 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/credential"
+	"github.com/credstream/credstream/service/permission"
 	"github.com/credstream/credstream/service/throttle"
 )
 
@@ -25,6 +27,8 @@ const (
 
 // maxItems bounds a batch.
 const maxItems = 100_000
+
+var errTooMany = credential.ErrTooMany.Withf("One call takes up to %d items.", maxItems)
 
 // mediaLines is the media type of an answer that shows progress: one JSON document a line,
 // the last of which is the answer.
@@ -54,6 +58,7 @@ func (x *exchange) batch(total int, of string, deletes bool) *batch {
 
 // progress shows how far the batch has come.
 func (b *batch) progress() {
+	b.x.extend()
 	if !b.lines {
 		return
 	}
@@ -99,7 +104,7 @@ func (b *batch) refuseAs(id string, err error) {
 // left to do.
 func (x *exchange) several(route, member string, items []input, many bool, success int) {
 	if len(items) > maxItems {
-		x.Fail(credential.ErrTooMany.Withf("One call takes up to %d items.", maxItems))
+		x.Fail(errTooMany)
 		return
 	}
 	b := x.batch(len(items), "credential", route == "credential.delete-many")
@@ -109,7 +114,7 @@ func (x *exchange) several(route, member string, items []input, many bool, succe
 		var bodies []any
 		var chunk []input
 		size := 0
-		for len(items) > 0 && len(chunk) < chunkItems && (size == 0 || size+len(items[0].members["properties"]) < chunkBytes) {
+		for len(items) > 0 && len(chunk) < chunkItems && size < chunkBytes {
 			in := items[0]
 			items = items[1:]
 			if in.err == nil && in.id != "" && seen[in.id] { // also of a chunk before
@@ -120,17 +125,21 @@ func (x *exchange) several(route, member string, items []input, many bool, succe
 			if err == nil && in.members != nil {
 				body, err = in.command()
 			}
+			text, written := body.(jsontext.Value)
+			if err == nil && written && len(text) > chunkBytes/2 {
+				err = service.ErrBodyTooLarge
+			}
 			if err != nil {
 				b.refuseAs(in.id, err)
 				continue
 			}
-			size += 512 + len(in.members["properties"])
+			size += 256 + len(text)
 			bodies, chunk = append(bodies, body), append(chunk, in)
 		}
 		if len(chunk) == 0 && len(items) > 0 {
 			continue
 		}
-		if given != "" {
+		if given != "" && route == "credential.create-many" { // what has an id is repeated by its id
 			x.call.CommandID = given + "/" + strconv.Itoa(n)
 		}
 		done, err := ask[credential.Many](x, route, map[string]any{member: append([]any{}, bodies...)})
@@ -169,11 +178,7 @@ func (b *batch) add(route string, in input, id string) {
 func (x *exchange) filtered(route string, f filter, body map[string]any) {
 	b := x.batch(-1, "credential", route == "credential.delete-many")
 	body["filter"] = f.domain()
-	given := x.call.CommandID
 	for n := 0; ; n++ {
-		if given != "" {
-			x.call.CommandID = given + "/" + strconv.Itoa(n)
-		}
 		done, err := ask[credential.Many](x, route, body)
 		if err != nil {
 			if n == 0 {
@@ -195,6 +200,10 @@ func (x *exchange) filtered(route string, f filter, body map[string]any) {
 		if body["after"] = done.Next; done.Next == "" {
 			break
 		}
+		if b.done+len(b.refused) >= maxItems {
+			b.refuseAs("", errTooMany.Withf("The filter chooses more than %d credentials. Narrow it for the others.", maxItems))
+			break
+		}
 	}
 	b.end(true, http.StatusOK)
 }
@@ -202,7 +211,8 @@ func (x *exchange) filtered(route string, f filter, body map[string]any) {
 // end answers when the views have what was written.
 func (b *batch) end(many bool, success int) {
 	x := b.x
-	if b.seq > 0 {
+	b.x.extend()
+	if b.seq > 0 && x.call.Principal.May(permission.ThrottlePoliciesGet) {
 		_, err := ask[throttle.Page](x, "throttle_policy.list", throttle.List{Limit: 1, MinSeq: b.seq})
 		if f := fault.Of(err); f != nil && f.Kind != fault.Denied {
 			x.Warn("read models are behind a write", err)

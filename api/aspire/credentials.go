@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -101,9 +102,6 @@ func (x *exchange) getAll() {
 // listBy answers a list, page by page as it is read.
 func (x *exchange) listBy(f filter) {
 	p, err := x.page()
-	if err == nil {
-		err = x.mayRead("credential.search")
-	}
 	if err != nil {
 		x.Fail(err)
 		return
@@ -112,6 +110,7 @@ func (x *exchange) listBy(f filter) {
 	first := true
 	var out *bufio.Writer
 	err = eachPage(&p, func() (int, int, string, error) {
+		x.extend()
 		found, err := ask[credential.Found](x, "credential.search", p.Search)
 		if err != nil {
 			return 0, 0, "", err
@@ -188,6 +187,14 @@ func (x *exchange) begin(before string, first any, after string) *bufio.Writer {
 	return out
 }
 
+// extend gives the client time to read the next part of a long answer.
+func (x *exchange) extend() {
+	_ = http.NewResponseController(x.W).SetWriteDeadline(time.Now().Add(partTime))
+}
+
+// partTime is how long a client may take to read one part of an answer.
+const partTime = time.Minute
+
 func (x *exchange) finish(out *bufio.Writer, end string) {
 	_, _ = out.WriteString(end)
 	_ = out.Flush()
@@ -204,11 +211,7 @@ func (x *exchange) broken(out *bufio.Writer, err error) {
 }
 
 func (x *exchange) get() {
-	err := x.mayRead("credential.get")
-	var c credential.Credential
-	if err == nil {
-		c, err = ask[credential.Credential](x, "credential.get", credential.Get{ID: x.item})
-	}
+	c, err := ask[credential.Credential](x, "credential.get", credential.Get{ID: x.item})
 	if err != nil {
 		x.Fail(err)
 		return
@@ -377,9 +380,12 @@ func (x *exchange) add() {
 		x.several("credential.create-many", "credentials", []input{read(body)}, false, http.StatusCreated)
 		return
 	}
-	var list []jsontext.Value
-	if err := json.Unmarshal(body, &list); err != nil || len(list) == 0 {
-		x.Fail(service.ErrBody.Withf("The body must be a credential, or a list of at least one."))
+	list, err := elements(body)
+	if err == nil && len(list) == 0 {
+		err = service.ErrBody.Withf("The body must be a credential, or a list of at least one.")
+	}
+	if err != nil {
+		x.Fail(err)
 		return
 	}
 	items := make([]input, len(list))
@@ -424,9 +430,12 @@ func (x *exchange) updateListed() {
 		x.Fail(err)
 		return
 	}
-	var list map[string]jsontext.Value
-	if err := json.Unmarshal(body, &list); err != nil || len(list) == 0 {
-		x.Fail(service.ErrBody.Withf("The body must be an object of credentials by id, or one credential with its id."))
+	list, err := members(body)
+	if err == nil && len(list) == 0 {
+		err = service.ErrBody.Withf("The body must be an object of credentials by id, or one credential with its id.")
+	}
+	if err != nil {
+		x.Fail(err)
 		return
 	}
 	if list["id"].Kind() == '"' {
@@ -580,7 +589,11 @@ func (x *exchange) exportBy(f filter) {
 	credentials, left, policies := []document{}, []missing{}, []policy{}
 	seen, needed := map[string]bool{}, map[string]bool{}
 	err = eachPage(&p, func() (int, int, string, error) {
+		x.extend()
 		out, err := ask[credential.Exported](x, "credential.export", p.Search)
+		if err == nil && len(credentials)+len(out.Credentials) > maxItems {
+			err = errTooMany.Withf("One export holds up to %d credentials. Export them in parts, by from and size or by a filter.", maxItems)
+		}
 		if err != nil {
 			return 0, 0, "", err
 		}

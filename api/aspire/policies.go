@@ -87,22 +87,22 @@ func readPolicy(v jsontext.Value) (in policyInput) {
 
 // policyWords are the names that stand in the place of a policy's id.
 var policyWords = map[string]operations{
-	"delete": {"POST": {do: (*exchange).deleteListedPolicies}},
+	"delete": {"POST": {do: (*exchange).deleteListedPolicies, route: "throttle_policy.delete"}},
 }
 
 var (
 	policyList = operations{
-		"GET": {(*exchange).listPolicies, []string{"from", "size"}}, "POST": {do: (*exchange).addPolicies}, "PUT": {do: (*exchange).updatePolicies},
-		"DELETE": {(*exchange).deleteNamedPolicies, []string{"id"}},
+		"GET": {(*exchange).listPolicies, "throttle_policy.list", []string{"from", "size"}}, "POST": {do: (*exchange).addPolicies, route: "throttle_policy.define"},
+		"PUT": {do: (*exchange).updatePolicies, route: "throttle_policy.change"}, "DELETE": {(*exchange).deleteNamedPolicies, "throttle_policy.delete", []string{"id"}},
 	}
-	policyItem = operations{"GET": {do: (*exchange).getPolicy}, "PUT": {do: (*exchange).updatePolicy}, "DELETE": {do: (*exchange).deletePolicy}}
+	policyItem = operations{
+		"GET": {do: (*exchange).getPolicy, route: "throttle_policy.get"}, "PUT": {do: (*exchange).updatePolicy, route: "throttle_policy.change"},
+		"DELETE": {do: (*exchange).deletePolicy, route: "throttle_policy.delete"},
+	}
 )
 
 func (x *exchange) listPolicies() {
 	p, err := x.page()
-	if err == nil {
-		err = x.mayRead("throttle_policy.list")
-	}
 	found, skip, total := []policy{}, p.From, 0
 	for after := ""; err == nil; {
 		var list throttle.Page
@@ -131,11 +131,7 @@ func (x *exchange) listPolicies() {
 }
 
 func (x *exchange) getPolicy() {
-	err := x.mayRead("throttle_policy.get")
-	var p throttle.Policy
-	if err == nil {
-		p, err = ask[throttle.Policy](x, "throttle_policy.get", throttle.Ref{ID: x.item})
-	}
+	p, err := ask[throttle.Policy](x, "throttle_policy.get", throttle.Ref{ID: x.item})
 	if err != nil {
 		x.Fail(err)
 		return
@@ -184,9 +180,12 @@ func (x *exchange) policyBodies() (items []policyInput, many bool, err error) {
 	if jsontext.Value(body).Kind() != '[' {
 		return []policyInput{readPolicy(body)}, false, nil
 	}
-	var list []jsontext.Value
-	if err := json.Unmarshal(body, &list); err != nil || len(list) == 0 {
-		return nil, false, service.ErrBody.Withf("The body must be a policy, or a list of at least one.")
+	list, err := elements(body)
+	if err == nil && len(list) == 0 {
+		err = service.ErrBody.Withf("The body must be a policy, or a list of at least one.")
+	}
+	if err != nil {
+		return nil, false, err
 	}
 	for _, v := range list {
 		items = append(items, readPolicy(v))
@@ -246,9 +245,12 @@ func (x *exchange) updatePolicies() {
 		x.Fail(err)
 		return
 	}
-	var list map[string]jsontext.Value
-	if err := json.Unmarshal(body, &list); err != nil || len(list) == 0 {
-		x.Fail(service.ErrBody.Withf("The body must be an object of policies by id, or one policy with its id."))
+	list, err := members(body)
+	if err == nil && len(list) == 0 {
+		err = service.ErrBody.Withf("The body must be an object of policies by id, or one policy with its id.")
+	}
+	if err != nil {
+		x.Fail(err)
 		return
 	}
 	if list["id"].Kind() == '"' {

@@ -35,8 +35,8 @@ type ThrottleBuckets struct {
 	config jetstream.StreamConfig
 
 	mu     sync.Mutex
-	offset time.Duration // of the server's clock
-	read   time.Time     // when it was read, by this process's monotonic clock; zero: never
+	server time.Time // by the server's clock, at read
+	read   time.Time // when it was read, by this process's monotonic clock; zero: never
 }
 
 // ThrottleConfig is the stream of the buckets. It is read through its leader.
@@ -106,11 +106,17 @@ func (b *ThrottleBuckets) Now(ctx context.Context) (time.Time, error) {
 	if b.read.IsZero() || time.Since(b.read) > throttleClock {
 		asked := time.Now()
 		info, err := b.stream.Info(ctx)
+		if errors.Is(err, jetstream.ErrStreamNotFound) { // see Load
+			if _, err = jsapi.EnsureStream(ctx, b.js, b.config); err == nil {
+				asked = time.Now()
+				info, err = b.stream.Info(ctx)
+			}
+		}
 		if err != nil {
 			return time.Time{}, fmt.Errorf("reading the clock of the server: %w: %w", fault.ErrUnavailable, err)
 		}
 		b.read = time.Now()
-		b.offset = info.TimeStamp.Sub(asked.Add(b.read.Sub(asked) / 2))
+		b.server = info.TimeStamp.Add(b.read.Sub(asked) / 2)
 	}
-	return time.Now().Add(b.offset), nil
+	return b.server.Add(time.Since(b.read)), nil // monotonic: a step of this machine's clock changes nothing
 }

@@ -180,3 +180,18 @@ func benchmarkThrottle(b *testing.B, processes int) {
 
 func BenchmarkThrottle(b *testing.B)      { benchmarkThrottle(b, 1) }
 func BenchmarkThrottleThree(b *testing.B) { benchmarkThrottle(b, 3) }
+
+// A stream that was deleted, or lost with a whole cluster, is created again by the first take.
+func TestThrottleStreamIsCreatedAgain(t *testing.T) {
+	b := throttleProcesses(t, 1)[0]
+	if err := b.DeleteStream(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	taker, err := throttle.NewTaker(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if taken, err := taker.Take(t.Context(), "acme", "c", throttle.Limit{Tokens: 5, Per: time.Minute}, "f", 1); err != nil || !taken.Granted {
+		t.Errorf("%+v: %v", taken, err)
+	}
+}
