@@ -19,7 +19,7 @@ const resumeEvery = 5 * time.Second
 // seen being redeemed by another process.
 type redeemings struct {
 	mu   sync.Mutex
-	mine map[string]struct{}
+	mine map[string]int
 	met  map[string]meeting
 }
 
@@ -35,12 +35,14 @@ const maxMet = 4096
 func (r *redeemings) begin(id string) (end func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.mine[id] = struct{}{}
+	r.mine[id]++
 	delete(r.met, id)
 	return func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		delete(r.mine, id)
+		if r.mine[id]--; r.mine[id] == 0 { // one that lost the race ends before the one that won it
+			delete(r.mine, id)
+		}
 	}
 }
 
@@ -49,7 +51,7 @@ func (r *redeemings) begin(id string) (end func()) {
 func (r *redeemings) abandoned(s *Service, c connection) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, mine := r.mine[c.id]; mine {
+	if r.mine[c.id] > 0 {
 		return false
 	}
 	if s.SingleInstance || c.Holder == s.InstanceID {

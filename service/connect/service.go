@@ -102,7 +102,7 @@ func New(deps Deps) (*Service, error) {
 	if deps.Metrics != nil {
 		deps.Metrics.MustRegister(s.outcomes)
 	}
-	s.redeemings = redeemings{mine: map[string]struct{}{}, met: map[string]meeting{}}
+	s.redeemings = redeemings{mine: map[string]int{}, met: map[string]meeting{}}
 	s.Secrets.AddBackground(s.resumeConnections)
 	s.underWay.by = map[string]map[string]time.Time{}
 	return s, s.checkConnect()

@@ -22,7 +22,7 @@ func TestStreamsOfAnEarlierProcessAreSynced(t *testing.T) {
 	for _, folder := range folders {
 		found = append(found, filepath.Base(folder))
 	}
-	unsynced := []string{eventlog.SnapshotStream, "KV_" + streams.InUseBucket, "KV_" + kv.ConnectBucket, "KV_" + kv.LastUseBucket} // may be lost
+	unsynced := []string{eventlog.SnapshotStream, "KV_" + streams.InUseBucket, "KV_" + kv.ConnectBucket, "KV_" + kv.LastUseBucket, kv.ThrottleStream} // may be lost
 	for _, name := range append(slices.Clone(keptStreams), eventlog.Stream, kv.CheckpointStream) {
 		if !slices.Contains(found, name) {
 			t.Errorf("there is no stream %s in %v", name, found)
