@@ -90,7 +90,7 @@ The permissions are the same over NATS and HTTP. A route for every tenant requir
 			}
 			perm := fmt.Sprintf("`%s`", r.Permission)
 			if r.AltPermission != "" {
-				perm += fmt.Sprintf(", or `%s` for an existing credential", r.AltPermission)
+				perm += fmt.Sprintf(" or `%s`", r.AltPermission)
 			}
 			fmt.Fprintf(&b, "| `%s` | %s | %s |", r.Name, kind, perm)
 			for _, role := range roles {

@@ -3,7 +3,6 @@
 package aspire
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -45,9 +44,6 @@ type Config struct {
 
 // Prefix is where the paths of the edge begin.
 const Prefix = "/aspire/_api/"
-
-// maxBody bounds the body of a request, which may hold 10000 items.
-const maxBody = 16 << 20
 
 // ErrParameter refuses a parameter of the URL.
 var ErrParameter = fault.New(fault.Invalid, "aspire_parameter_invalid", "Unknown parameter, or a parameter with a wrong value.")
@@ -206,15 +202,6 @@ func (x *exchange) readParameters(known []string) (err error) {
 	return nil
 }
 
-// body reads the body of the request.
-func (x *exchange) body() ([]byte, error) {
-	body, err := x.ReceiveUpTo(x.cfg.Service, &x.call, maxBody, edge.IsJSON)
-	if err == nil && len(body) == 0 {
-		err = service.ErrBody.Withf("The body is missing.")
-	}
-	return body, err
-}
-
 // ask serves a route with in as its body.
 func ask[T any](x *exchange, route string, in any) (out T, err error) {
 	if x.routes[route].Secrets && !x.call.Confidential {
@@ -252,50 +239,6 @@ func (x *exchange) require(route string) error {
 	err := x.cfg.Access.Require(x.R.Context(), x.call, route, perm)
 	x.Accepted(x.call.Tenant, err)
 	return err
-}
-
-// elements returns those of a list, at most maxItems, without reading further.
-func elements(body []byte) (list []jsontext.Value, err error) {
-	in := jsontext.NewDecoder(bytes.NewReader(body))
-	if _, err := in.ReadToken(); err != nil {
-		return nil, service.ErrBody
-	}
-	for in.PeekKind() != ']' {
-		v, err := in.ReadValue()
-		if err != nil {
-			return nil, service.ErrBody
-		}
-		if len(list) == maxItems {
-			return nil, errTooMany
-		}
-		list = append(list, v.Clone())
-	}
-	return list, nil
-}
-
-// members is elements for an object: its values by their names.
-func members(body []byte) (map[string]jsontext.Value, error) {
-	in := jsontext.NewDecoder(bytes.NewReader(body))
-	if token, err := in.ReadToken(); err != nil || token.Kind() != '{' {
-		return nil, service.ErrBody
-	}
-	list := map[string]jsontext.Value{}
-	for in.PeekKind() != '}' {
-		name, err := in.ReadToken()
-		if err != nil {
-			return nil, service.ErrBody
-		}
-		key := name.String()
-		v, err := in.ReadValue()
-		if err != nil {
-			return nil, service.ErrBody
-		}
-		if len(list) == maxItems {
-			return nil, errTooMany
-		}
-		list[key] = v.Clone()
-	}
-	return list, nil
 }
 
 // refusal is one thing that was refused.

@@ -2,7 +2,6 @@ package aspire
 
 import (
 	"fmt"
-	"maps"
 	"mime"
 	"net/http"
 	"slices"
@@ -247,8 +246,6 @@ func (b *batch) end(many bool, success int) {
 	}
 	x.give(status, answer)
 }
-
-func sortedKeys(m map[string]jsontext.Value) []string { return slices.Sorted(maps.Keys(m)) }
 
 func (b *batch) deleted() string {
 	of := b.of

@@ -236,25 +236,6 @@ func (f filter) empty() bool {
 	return f.IDs == nil && f.Type == "" && f.Description == "" && f.ThrottlePolicy == ""
 }
 
-// ids are several ids, or one.
-type ids []string
-
-// UnmarshalJSON implements json.Unmarshaler.
-func (l *ids) UnmarshalJSON(b []byte) error {
-	if b[0] == '"' {
-		var one string
-		err := json.Unmarshal(b, &one)
-		*l = ids{one}
-		return err //nolint:wrapcheck // of the decoder
-	}
-	var list []string
-	if err := json.Unmarshal(b, &list); err != nil {
-		return err //nolint:wrapcheck // of the decoder
-	}
-	*l = append(ids{}, list...)
-	return nil
-}
-
 type filterBody struct {
 	Filter filter         `json:"filter"`
 	Update jsontext.Value `json:"update"`
@@ -366,33 +347,17 @@ func mask(properties map[string]any) {
 
 // add saves one credential or several.
 func (x *exchange) add() {
-	body, err := x.body()
-	if err != nil {
-		x.Fail(err)
-		return
-	}
-	read := func(v jsontext.Value) input {
-		in := read(v, "id", "type", "description", "properties", "throttlePolicy")
-		in.err = in.need("type", "description", "properties")
-		return in
-	}
-	if jsontext.Value(body).Kind() != '[' {
-		x.several("credential.create-many", "credentials", []input{read(body)}, false, http.StatusCreated)
-		return
-	}
-	list, err := elements(body)
-	if err == nil && len(list) == 0 {
-		err = service.ErrBody.Withf("The body must be a credential, or a list of at least one.")
-	}
+	list, many, err := x.oneOrSeveral()
 	if err != nil {
 		x.Fail(err)
 		return
 	}
 	items := make([]input, len(list))
 	for i, v := range list {
-		items[i] = read(v)
+		items[i] = read(v, "id", "type", "description", "properties", "throttlePolicy")
+		items[i].err = items[i].need("type", "description", "properties")
 	}
-	x.several("credential.create-many", "credentials", items, true, http.StatusCreated)
+	x.several("credential.create-many", "credentials", items, many, http.StatusCreated)
 }
 
 // change reads the change of one credential.
@@ -425,31 +390,16 @@ func (x *exchange) update() {
 
 // updateListed changes the credentials of a map, or one that names itself.
 func (x *exchange) updateListed() {
-	body, err := x.body()
+	list, many, err := x.byID()
 	if err != nil {
 		x.Fail(err)
-		return
-	}
-	list, err := members(body)
-	if err == nil && len(list) == 0 {
-		err = service.ErrBody.Withf("The body must be an object of credentials by id, or one credential with its id.")
-	}
-	if err != nil {
-		x.Fail(err)
-		return
-	}
-	if list["id"].Kind() == '"' {
-		var id string
-		_ = json.Unmarshal(list["id"], &id)
-		x.item = id
-		x.several("credential.update-many", "updates", []input{change(body, id)}, false, http.StatusOK)
 		return
 	}
 	var items []input
-	for _, id := range sortedKeys(list) {
+	for _, id := range slices.Sorted(maps.Keys(list)) {
 		items = append(items, change(list[id], id))
 	}
-	x.several("credential.update-many", "updates", items, true, http.StatusOK)
+	x.several("credential.update-many", "updates", items, many, http.StatusOK)
 }
 
 // updateAll makes one change of each credential of a filter.
@@ -500,24 +450,6 @@ func (x *exchange) deleteListed() {
 		return
 	}
 	x.deleteIDs(list, true)
-}
-
-// listed reads a body of ids.
-func (x *exchange) listed() (ids, error) {
-	body, err := x.body()
-	if err != nil {
-		return nil, err
-	}
-	var in struct {
-		IDs ids `json:"ids"`
-	}
-	if err := service.Decode(body, &in); err != nil {
-		return nil, err
-	}
-	if len(in.IDs) == 0 {
-		return nil, service.ErrMissing.Withf("The member ids is required.").At("/ids")
-	}
-	return in.IDs, nil
 }
 
 func (x *exchange) deleteIDs(list []string, several bool) {

@@ -1,7 +1,9 @@
 package aspire
 
 import (
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 
 	"github.com/go-json-experiment/json"
@@ -171,36 +173,15 @@ func (x *exchange) policies(route string, items []policyInput, many bool, succes
 	b.end(many, success)
 }
 
-// policyBodies reads a body of one policy or several.
-func (x *exchange) policyBodies() (items []policyInput, many bool, err error) {
-	body, err := x.body()
-	if err != nil {
-		return nil, false, err
-	}
-	if jsontext.Value(body).Kind() != '[' {
-		return []policyInput{readPolicy(body)}, false, nil
-	}
-	list, err := elements(body)
-	if err == nil && len(list) == 0 {
-		err = service.ErrBody.Withf("The body must be a policy, or a list of at least one.")
-	}
-	if err != nil {
-		return nil, false, err
-	}
-	for _, v := range list {
-		items = append(items, readPolicy(v))
-	}
-	return items, true, nil
-}
-
 func (x *exchange) addPolicies() {
-	items, many, err := x.policyBodies()
+	list, many, err := x.oneOrSeveral()
 	if err != nil {
 		x.Fail(err)
 		return
 	}
-	for i, in := range items {
-		if in.err == nil && (!in.typed || in.Per == "" || in.Tokens == 0) {
+	items := make([]policyInput, len(list))
+	for i, v := range list {
+		if items[i] = readPolicy(v); items[i].err == nil && (!items[i].typed || items[i].Per == "" || items[i].Tokens == 0) {
 			items[i].err = service.ErrMissing.Withf("A policy requires type, timeUnit and numberOfDocuments.")
 		}
 	}
@@ -240,29 +221,16 @@ func (x *exchange) updatePolicy() {
 
 // updatePolicies changes the policies of a map, or one that names itself.
 func (x *exchange) updatePolicies() {
-	body, err := x.body()
+	list, many, err := x.byID()
 	if err != nil {
 		x.Fail(err)
-		return
-	}
-	list, err := members(body)
-	if err == nil && len(list) == 0 {
-		err = service.ErrBody.Withf("The body must be an object of policies by id, or one policy with its id.")
-	}
-	if err != nil {
-		x.Fail(err)
-		return
-	}
-	if list["id"].Kind() == '"' {
-		_ = json.Unmarshal(list["id"], &x.item)
-		x.policies("throttle_policy.change", []policyInput{changePolicy(body, x.item)}, false, http.StatusOK, updated)
 		return
 	}
 	var items []policyInput
-	for _, id := range sortedKeys(list) {
+	for _, id := range slices.Sorted(maps.Keys(list)) {
 		items = append(items, changePolicy(list[id], id))
 	}
-	x.policies("throttle_policy.change", items, true, http.StatusOK, updated)
+	x.policies("throttle_policy.change", items, many, http.StatusOK, updated)
 }
 
 func (x *exchange) deletePolicies(list []string, many bool) {

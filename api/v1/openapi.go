@@ -119,7 +119,7 @@ func openAPI(version string, more func(*huma.OpenAPI)) []byte {
 // needs says what permission a route takes.
 func needs(r service.Route) string {
 	if r.AltPermission != "" {
-		return "Requires the permission " + string(r.Permission) + ", or " + string(r.AltPermission) + " for an existing credential."
+		return "Requires the permission " + string(r.Permission) + " or " + string(r.AltPermission) + "."
 	}
 	return "Requires the permission " + string(r.Permission) + "."
 }

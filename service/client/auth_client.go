@@ -30,7 +30,7 @@ var (
 	ErrAuthClientType       = fault.New(fault.Invalid, "auth_client_type_invalid", "The type of an auth client must be oauth2, basic, api_key or noauth.")
 	ErrAuthClientScope      = fault.New(fault.Invalid, "auth_client_scope_invalid", "An auth client belongs to one workspace, to one contract, to the tenant, or to every tenant.")
 	ErrAuthClientComponents = fault.New(fault.Invalid, "auth_client_components_invalid", "An auth client needs 1 to 50 components, without duplicates.")
-	// ErrAuthClientIdle refuses to create a credential with an auth client that is stored but not used.
+	// ErrAuthClientNotUsable refuses to create a credential with an auth client that is stored but not used.
 	ErrAuthClientNotUsable = fault.New(fault.Unprocessable, "auth_client_idle",
 		"No credential can be created with this auth client: only auth clients of type oauth2 "+
 			"that belong to the tenant are used. Omit it, or name one of those.")

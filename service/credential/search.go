@@ -50,14 +50,14 @@ func (f Filter) in(tenant string) projections.CredentialSearch {
 	return projections.CredentialSearch{Tenant: tenant, IDs: f.IDs, Type: f.Type, Description: f.Description, Policy: f.Policy}
 }
 
-// Search asks for credentials at a place of a list. Filters combine by AND.
+// Search asks for a page of credentials, to be listed or exported. Filters combine by AND.
 type Search struct {
 	IDs         []string `json:"ids,omitzero"`             // up to 10000
 	Type        string   `json:"type,omitzero"`            // a component, or a free type
 	Description string   `json:"description,omitzero"`     // a part of it, without regard to case
 	Policy      string   `json:"throttle_policy,omitzero"` // id of a throttle policy
 	Sort        string   `json:"sort,omitzero"`            // id, type, description or throttle_policy, or with - before it; id when absent
-	From        int      `json:"from,omitzero"`            // credentials before the page
+	From        int      `json:"from,omitzero"`            // credentials to skip before the page
 	After       string   `json:"after,omitzero"`           // id: only those behind it; sorted by id
 	Limit       int      `json:"limit,omitzero"`           // 1 to 1000; 50 when absent
 	MinSeq      uint64   `json:"min_seq,omitzero"`         // wait until the answer reflects this log sequence
@@ -108,20 +108,7 @@ func (s *Service) search(ctx context.Context, call *service.Call, in Search) ([]
 	return page, total, service.PointAt(err, "/sort")
 }
 
-// Export asks for credentials as another system may have them. Filters combine by AND.
-type Export struct {
-	IDs         []string `json:"ids,omitzero"`             // up to 10000
-	Type        string   `json:"type,omitzero"`            // a component, or a free type
-	Description string   `json:"description,omitzero"`     // a part of it, without regard to case
-	Policy      string   `json:"throttle_policy,omitzero"` // id of a throttle policy
-	Sort        string   `json:"sort,omitzero"`            // id, type, description or throttle_policy, or with - before it; id when absent
-	From        int      `json:"from,omitzero"`            // credentials before the page
-	After       string   `json:"after,omitzero"`           // id: only those behind it; sorted by id
-	Limit       int      `json:"limit,omitzero"`           // 1 to 1000; 50 when absent
-	MinSeq      uint64   `json:"min_seq,omitzero"`         // wait until the answer reflects this log sequence
-}
-
-// Exported answers Export.
+// Exported answers Search with credentials as another system may have them.
 type Exported struct {
 	Credentials []ExportedCredential `json:"credentials"`
 	Missing     []MissingSecret      `json:"missing"` // what the export does not hold
@@ -146,9 +133,9 @@ type MissingSecret struct {
 	Says       string   `json:"says"`       // why, and what to do
 }
 
-func (s *Service) exportCredentials(ctx context.Context, call *service.Call, in Export) (Exported, error) {
+func (s *Service) exportCredentials(ctx context.Context, call *service.Call, in Search) (Exported, error) {
 	out := Exported{Credentials: []ExportedCredential{}, Missing: []MissingSecret{}}
-	page, total, err := s.search(ctx, call, Search(in))
+	page, total, err := s.search(ctx, call, in)
 	if err != nil {
 		return out, err
 	}

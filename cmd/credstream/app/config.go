@@ -25,7 +25,7 @@ type Config struct {
 	NATSCalloutSeed       string        `flag:"nats-callout-seed" arg:"FILE" env:"CREDSTREAM_NATS_CALLOUT_SEED" help:"file with the seed of the account key that signs auth callout responses; without it NATS clients cannot authenticate with API keys"`
 	NATSCalloutXKey       string        `flag:"nats-callout-xkey" arg:"FILE" env:"CREDSTREAM_NATS_CALLOUT_XKEY" help:"file with the seed of the curve key to which the servers encrypt the auth callout"`
 	NATSReplicas          int           `flag:"nats-replicas" arg:"N" env:"CREDSTREAM_NATS_REPLICAS" default:"3" help:"replicas of each stream on an external cluster"`
-	AttestSyncAlways      bool          `flag:"attest-sync-always" env:"CREDSTREAM_ATTEST_SYNC_ALWAYS" help:"assert that the external servers fsync before acking, if credstream cannot verify it or they do not"`
+	AttestSyncAlways      bool          `flag:"attest-sync-always" env:"CREDSTREAM_ATTEST_SYNC_ALWAYS" help:"start although credstream cannot verify that the external servers fsync before acking; the operator is then responsible for durability"`
 	AdminKey              string        `flag:"admin-key" arg:"KEY" env:"CREDSTREAM_ADMIN_KEY" help:"administrator key for the first start, instead of a generated one; prefer the environment variable, because other users of the machine can see flags"`
 	OIDCIssuer            string        `flag:"oidc-issuer" arg:"URL" env:"CREDSTREAM_OIDC_ISSUER" help:"OpenID Connect issuer whose tokens are accepted as Bearer over HTTP, in addition to API keys"`
 	OIDCAudience          string        `flag:"oidc-audience" arg:"NAME" env:"CREDSTREAM_OIDC_AUDIENCE" help:"required audience of a token; required with --oidc-issuer"`

@@ -1,0 +1,138 @@
+package aspire
+
+import (
+	"bytes"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/credstream/credstream/api/edge"
+	"github.com/credstream/credstream/service"
+)
+
+// maxBody bounds the body of a request, which may hold 10000 items.
+const maxBody = 16 << 20
+
+// body reads the body of the request.
+func (x *exchange) body() ([]byte, error) {
+	body, err := x.ReceiveUpTo(x.cfg.Service, &x.call, maxBody, edge.IsJSON)
+	if err == nil && len(body) == 0 {
+		err = service.ErrBody.Withf("The body is missing.")
+	}
+	return body, err
+}
+
+// oneOrSeveral reads a body of one object, or of a list of at least one.
+func (x *exchange) oneOrSeveral() (list []jsontext.Value, many bool, err error) {
+	body, err := x.body()
+	if err != nil {
+		return nil, false, err
+	}
+	if jsontext.Value(body).Kind() != '[' {
+		return []jsontext.Value{body}, false, nil
+	}
+	if list, err = elements(body); err == nil && len(list) == 0 {
+		err = service.ErrBody.Withf("The list is empty.")
+	}
+	return list, true, err
+}
+
+// byID reads a body of objects by their ids, or of one object that has its id as a member:
+// that is the item of the request.
+func (x *exchange) byID() (list map[string]jsontext.Value, many bool, err error) {
+	body, err := x.body()
+	if err == nil {
+		list, err = members(body)
+	}
+	switch {
+	case err != nil:
+		return nil, false, err
+	case len(list) == 0:
+		return nil, false, service.ErrBody.Withf("The body must be an object of objects by id, or one object with its id.")
+	case list["id"].Kind() == '"':
+		_ = json.Unmarshal(list["id"], &x.item) // a string, as its kind says
+		return map[string]jsontext.Value{x.item: body}, false, nil
+	}
+	return list, true, nil
+}
+
+// elements returns those of a list, at most maxItems, without reading further.
+func elements(body []byte) (list []jsontext.Value, err error) {
+	in := jsontext.NewDecoder(bytes.NewReader(body))
+	if _, err := in.ReadToken(); err != nil {
+		return nil, service.ErrBody
+	}
+	for in.PeekKind() != ']' {
+		v, err := in.ReadValue()
+		if err != nil {
+			return nil, service.ErrBody
+		}
+		if len(list) == maxItems {
+			return nil, errTooMany
+		}
+		list = append(list, v.Clone())
+	}
+	return list, nil
+}
+
+// members is elements for an object: its values by their names.
+func members(body []byte) (map[string]jsontext.Value, error) {
+	in := jsontext.NewDecoder(bytes.NewReader(body))
+	if token, err := in.ReadToken(); err != nil || token.Kind() != '{' {
+		return nil, service.ErrBody
+	}
+	list := map[string]jsontext.Value{}
+	for in.PeekKind() != '}' {
+		name, err := in.ReadToken()
+		if err != nil {
+			return nil, service.ErrBody
+		}
+		key := name.String()
+		v, err := in.ReadValue()
+		if err != nil {
+			return nil, service.ErrBody
+		}
+		if len(list) == maxItems {
+			return nil, errTooMany
+		}
+		list[key] = v.Clone()
+	}
+	return list, nil
+}
+
+// ids are several ids, or one.
+type ids []string
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (l *ids) UnmarshalJSON(b []byte) error {
+	if b[0] == '"' {
+		var one string
+		err := json.Unmarshal(b, &one)
+		*l = ids{one}
+		return err //nolint:wrapcheck // of the decoder
+	}
+	var list []string
+	if err := json.Unmarshal(b, &list); err != nil {
+		return err //nolint:wrapcheck // of the decoder
+	}
+	*l = append(ids{}, list...)
+	return nil
+}
+
+// listed reads a body of ids.
+func (x *exchange) listed() (ids, error) {
+	body, err := x.body()
+	if err != nil {
+		return nil, err
+	}
+	var in struct {
+		IDs ids `json:"ids"`
+	}
+	if err := service.Decode(body, &in); err != nil {
+		return nil, err
+	}
+	if len(in.IDs) == 0 {
+		return nil, service.ErrMissing.Withf("The member ids is required.").At("/ids")
+	}
+	return in.IDs, nil
+}
