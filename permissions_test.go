@@ -63,7 +63,7 @@ An ADMINISTRATOR can issue keys with any role and any permission of the list. Ot
 	b.WriteString(`
 ## Routes
 
-The permissions are the same over NATS and HTTP. A route for every tenant requires a caller that is granted every tenant (` + "`*`" + `).
+The permissions are the same over NATS and HTTP. A route marked "for every tenant" acts on all tenants: the caller must be granted ` + "`*`" + `.
 
 `)
 	routes := map[permission.Permission][]service.Route{}
@@ -106,7 +106,7 @@ The permissions are the same over NATS and HTTP. A route for every tenant requir
 	fmt.Fprintf(&b, "\nFlow events over NATS require `%s`, the feed (by subscription or consumer) and the in-use index `%s`, the audit stream `%s`.\n",
 		permission.FlowsEdit, permission.CredentialsGet, permission.AuditRead)
 	if len(unused) > 0 {
-		fmt.Fprintf(&b, "No route of this table requires %s.\n", strings.Join(unused, ", "))
+		fmt.Fprintf(&b, "%s is required only by the REST API v2.\n", strings.Join(unused, ", "))
 	}
 	return b.Bytes()
 }

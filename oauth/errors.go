@@ -103,7 +103,7 @@ func (e *Error) Says() string {
 		text += e.step.again()
 	}
 	if e.Code != "" {
-		text += " (" + e.Code + ")"
+		text += " Provider error: " + e.Code + "."
 	}
 	return text
 }

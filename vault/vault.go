@@ -203,7 +203,7 @@ func decode(m *jsapi.Message) (seal.Sealed, error) {
 		return nil, fmt.Errorf("vault: message %d: unknown format %q", m.Seq, f)
 	}
 	if len(m.Data) == 0 || m.Data[0] != bodyFormat {
-		return nil, fmt.Errorf("vault: message %d: unknown format of its body", m.Seq)
+		return nil, fmt.Errorf("vault: message %d: unknown body format", m.Seq)
 	}
 	return seal.Sealed(m.Data[1:]), nil
 }
@@ -231,7 +231,7 @@ func (v *Vault) Put(ctx context.Context, ref Ref, s seal.Secret) error {
 // attempts is how often something is tried while the outcome of a try is not known.
 const attempts = 4
 
-var errBusy = errors.New("vault: the secret is written concurrently again and again")
+var errBusy = errors.New("vault: too many concurrent writes of this secret")
 
 // publish stores body under subject, where nothing may stand yet.
 func (v *Vault) publish(ctx context.Context, subject string, body []byte) error {
@@ -267,7 +267,7 @@ func (v *Vault) publish(ctx context.Context, subject string, body []byte) error 
 func (v *Vault) publishOnce(ctx context.Context, msg *nats.Msg) error {
 	ack, err := v.js.PublishMsg(ctx, msg)
 	if err == nil && ack.Stream != Stream {
-		return fmt.Errorf("vault: %s took a secret", ack.Stream)
+		return fmt.Errorf("vault: secret was stored in stream %s instead of the vault", ack.Stream)
 	}
 	return err
 }

@@ -38,7 +38,7 @@ type Config struct {
 // The refusals that HTTP adds to the service's.
 var (
 	ErrPath     = fault.New(fault.NotFound, "connect_path_unknown", "No such path.")
-	ErrMethod   = fault.New(fault.Invalid, "connect_method_not_allowed", "A browser opens this address with GET.")
+	ErrMethod   = fault.New(fault.Invalid, "connect_method_not_allowed", "Method not allowed: use GET.")
 	ErrPrefetch = fault.New(fault.Denied, "connect_link_prefetched", "A one-time link cannot be prefetched.")
 )
 

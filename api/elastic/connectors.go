@@ -92,7 +92,7 @@ func (x *exchange) listConnectors() {
 	in := connector.ListConnectors{Name: query.Get("connector_name"), IndexName: query.Get("index_name"), ServiceType: query.Get("service_type"), Limit: pageSize}
 	for _, name := range listParameters[2:] {
 		if strings.Contains(query.Get(name), ",") {
-			x.Fail(ErrParameter.Withf("The parameter [%s] takes one value here.", name))
+			x.Fail(ErrParameter.Withf("The parameter [%s] accepts a single value.", name))
 			return
 		}
 	}

@@ -236,7 +236,7 @@ func TestList(t *testing.T) {
 		}
 	}
 	s.wants("GET /_connector?size=x", "", 400, "The parameter [size] must be a number from 0 to 10000.")
-	s.wants("GET /_connector?service_type=a,b", "", 400, "The parameter [service_type] takes one value here.")
+	s.wants("GET /_connector?service_type=a,b", "", 400, "The parameter [service_type] accepts a single value.")
 }
 
 // Each privilege alone, none, and no identity.

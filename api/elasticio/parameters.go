@@ -14,7 +14,7 @@ import (
 var (
 	ErrParameter = fault.New(fault.Invalid, "parameter_invalid", "Invalid URL parameter.")
 	ErrPage      = fault.New(fault.Invalid, "page_out_of_reach",
-		"Page numbers end at the 10000th item. Follow links.next to read further.")
+		"page[number] reaches only the first 10,000 items. Follow links.next instead.")
 )
 
 // parameterPrefix marks the pointer of a fault that is a parameter.

@@ -44,7 +44,7 @@ type Config struct {
 
 // ErrStarting refuses a request to a service that has not started.
 var ErrStarting = fault.New(fault.Unavailable, "service_starting",
-	"The service is starting. /readyz says how far it is; try again shortly.").WithRetryAfter(2 * time.Second)
+	"The service is starting. /readyz reports the progress. Retry shortly.").WithRetryAfter(2 * time.Second)
 
 // Handler returns the edge:
 //

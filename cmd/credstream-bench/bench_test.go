@@ -317,12 +317,12 @@ func TestReport(t *testing.T) {
 	r := &report{out: io.Discard, began: time.Now()}
 	r.part("Rows")
 	r.add("plain", "1/s", "")
-	r.bar("good", "2/s", "", "1/s", true)
-	r.bar("bad", "1/s", "", "2/s", false)
+	r.target("good", "2/s", "", "1/s", true)
+	r.target("bad", "1/s", "", "2/s", false)
 	r.note("noted")
 	var out bytes.Buffer
 	r.markdown(&out)
-	for _, want := range []string{"Bars: 1 of 2 reached.", "| good | 2/s |  | 1/s | reached |", "| bad | 1/s |  | 2/s | MISSED |", "- noted"} {
+	for _, want := range []string{"Targets met: 1 of 2.", "| good | 2/s |  | 1/s | met |", "| bad | 1/s |  | 2/s | MISSED |", "- noted"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the report lacks %q:\n%s", want, out.String())
 		}

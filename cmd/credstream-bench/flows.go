@@ -24,7 +24,7 @@ import (
 	"github.com/credstream/credstream/projections"
 )
 
-// The bars of flows.
+// The targets of flows.
 const (
 	inUseRate = 500                   // flow events per second
 	barLoad   = 50 * time.Millisecond // of a stream with many uses
@@ -151,7 +151,7 @@ type toldOf struct {
 	cpu          time.Duration // of the service for one event
 }
 
-func (t toldOf) against(n int64) string {
+func (t toldOf) details(n int64) string {
 	return fmt.Sprintf("%s uses/s; %s events, acknowledged at %s", thousands(int64(t.uses)), thousands(n), perSecond(t.acknowledged))
 }
 
@@ -460,7 +460,7 @@ func (b *bench) flows(ctx context.Context, s *site) error {
 		return err
 	}
 	if b.wants("flows") {
-		r.add("the starts of "+total+" flows with one credential", perSecond(t.events), t.against(b.flowCount))
+		r.add("starts of "+total+" flows that use one credential", perSecond(t.events), t.details(b.flowCount))
 		b.cost(t.cpu)
 	}
 	if b.wants("refusal") {
@@ -487,13 +487,13 @@ func (b *bench) flowRates(ctx context.Context, f *flowSite, many []made) (float6
 		return 0, err
 	}
 	where := fmt.Sprintf("of %d credentials each, over %s, until the index shows the last", flowUses, thousands(flowCredentials))
-	b.report.add("starts of new flows, "+where, perSecond(started.events), started.against(b.flowCount))
+	b.report.add("starts of new flows, "+where, perSecond(started.events), started.details(b.flowCount))
 	b.cost(started.cpu)
 	stopped, err := f.tell(ctx, "flow.stopped", 2, first, b.flowCount, uses)
 	if err != nil {
 		return 0, err
 	}
-	b.report.add("stops of the same flows", perSecond(stopped.events), stopped.against(b.flowCount))
+	b.report.add("stops of the same flows", perSecond(stopped.events), stopped.details(b.flowCount))
 	b.cost(stopped.cpu)
 	return started.events, nil
 }
@@ -543,9 +543,9 @@ func (b *bench) inUse(ctx context.Context, f *flowSite, many []made, most float6
 		if err != nil {
 			return err
 		}
-		against := fmt.Sprintf("%s of %s events; after the acknowledgement %s", perSecond(l.rate), thousands(int64(l.n)),
+		details := fmt.Sprintf("%s of %s events; after the acknowledgement %s", perSecond(l.rate), thousands(int64(l.n)),
 			latencies(summed([][]time.Duration{acked}, b.time)))
-		b.report.add(what, latencies(l), against)
+		b.report.add(what, latencies(l), details)
 		return nil
 	}
 	const what = "from a flow's start to the in-use index, "
@@ -689,12 +689,12 @@ func (b *bench) recorded(ctx context.Context, f *flowSite, one made) error {
 		return fmt.Errorf("%w: %d of %d events, %d of %d uses, %d of %d flows on one credential", errRecorded,
 			out.Events, f.told.Load(), out.Used, f.uses.Load(), out.Flows, b.flowCount)
 	}
-	b.report.bar("flow events in the log, each once", thousands(out.Events), thousands(out.Used)+" uses", "all", true)
+	b.report.target("flow events in the log, each once", thousands(out.Events), thousands(out.Used)+" uses", "all", true)
 	if !b.wants("uses") {
 		return nil
 	}
-	b.report.bar("load of the credential with "+thousands(b.flowCount)+" uses, not cached", ms(out.Load),
-		fmt.Sprintf("the first %s; without its snapshot %s", ms(out.First), ms(out.Folded)), ms(barLoad), max(out.Load, out.First) < barLoad)
-	b.report.add("fold of one use beside "+thousands(b.flowCount), fmt.Sprintf("%.2f µs", out.Fold*1e6), fmt.Sprintf("beside 10 %.2f µs", out.FoldFew*1e6))
+	b.report.target("uncached load of a credential with "+thousands(b.flowCount)+" uses", ms(out.Load),
+		fmt.Sprintf("first load %s; without a snapshot %s", ms(out.First), ms(out.Folded)), ms(barLoad), max(out.Load, out.First) < barLoad)
+	b.report.add("applying one use event to a state with "+thousands(b.flowCount)+" uses", fmt.Sprintf("%.2f µs", out.Fold*1e6), fmt.Sprintf("with 10 uses %.2f µs", out.FoldFew*1e6))
 	return nil
 }

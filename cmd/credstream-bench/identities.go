@@ -164,7 +164,7 @@ func (b *bench) authorize(ctx context.Context, _ *site) error {
 		return err
 	}
 	spent := func(seconds float64) string { return fmt.Sprintf("%.2f µs", seconds*1e6) }
-	b.report.bar("authorize a request: key, tenant, permission, rate limits", spent(a.Passed), fmt.Sprintf("%s keys in turn", thousands(keys)),
+	b.report.target("authorize a request: key, tenant, permission, rate limits", spent(a.Passed), fmt.Sprintf("%s keys in turn", thousands(keys)),
 		"under "+micros(barAuthorize), a.Passed < barAuthorize.Seconds())
 	b.report.add("the same, first use of a key", spent(a.First), "read from the read models")
 	b.report.add("deny a request without the permission", spent(a.Refused), "counted for the event access.denied")
@@ -260,7 +260,7 @@ func (b *bench) createV2(ctx context.Context, s *site) error {
 	l := middle(overV2)
 	b.report.add("create over /v2, 64 clients", perSecond(l.rate), latencies(l))
 	b.report.add("the same over /v1", perSecond(middle(overV1).rate), "create over /v2 reaches "+percent(median(ratios))+" of it")
-	b.report.add("processor time of the service for a create over /v2", micros(l.cpu), "the response has the credential from the read models")
+	b.report.add("CPU time of the service per create over /v2", micros(l.cpu), "the response has the credential from the read models")
 	return b.reopen(ctx, s)
 }
 

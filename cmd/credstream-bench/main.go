@@ -1,5 +1,5 @@
 // Command credstream-bench starts the service, measures it next to yardsticks of
-// the same machine and the same minutes, and says which of the project's bars
+// the same machine and the same minutes, and reports which of the project's targets
 // were reached. It prints a table and writes docs/benchmarks.md.
 package main
 

@@ -32,7 +32,7 @@ import (
 	"github.com/credstream/credstream/seal"
 )
 
-// The bars of secrets for flow engines.
+// The targets of secrets for flow engines.
 const (
 	barNewLease  = 0.15 // of hello-world
 	barSameLease = 0.33 // of hello-world
@@ -336,12 +336,12 @@ func (b *bench) resolveBy(ctx context.Context, e *engineSite, n int, ways []reso
 	for i, w := range ways {
 		l, ratio := middle(loads[i]), median(ofHello[i])
 		result := perSecond(l.rate)
-		against := fmt.Sprintf("%s of hello-world, %.2f times raw publish; %s, %s of the service", percent(ratio), median(ofRaw[i]), latencies(l), micros(l.cpu))
+		details := fmt.Sprintf("%s of hello-world, %.2f times raw publish; %s, %s of the service", percent(ratio), median(ofRaw[i]), latencies(l), micros(l.cpu))
 		if n < clients || w.bar == 0 {
-			b.report.add(w.what+", "+with, result, against)
+			b.report.add(w.what+", "+with, result, details)
 			continue
 		}
-		b.report.bar(w.what+", "+with, result, against, percent(w.bar)+" of hello-world", ratio >= w.bar)
+		b.report.target(w.what+", "+with, result, details, percent(w.bar)+" of hello-world", ratio >= w.bar)
 		if err := w.ready(ctx); err != nil {
 			return err
 		}
@@ -378,7 +378,7 @@ func (b *bench) recordedLeases(ctx context.Context, e *engineSite) error {
 		return err
 	}
 	want := e.leases.Load()
-	b.report.bar("leases in the access log, after SIGKILL", thousands(facts)+" of "+thousands(want), "of those that were given", "all", facts == want)
+	b.report.target("leases in the access log, after SIGKILL", thousands(facts)+" of "+thousands(want), "of those that were given", "all", facts == want)
 	return nil
 }
 
@@ -573,7 +573,7 @@ func (b *bench) revocation(ctx context.Context, s *site) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", r.what, err)
 		}
-		b.report.add(r.what+": to the feed, one at a time", latencies(idle.fed()), idle.against())
+		b.report.add(r.what+": to the feed, one at a time", latencies(idle.fed()), idle.details())
 		b.report.add(r.what+": to the drop by a Resolver, one at a time", latencies(idle.dropped()), "")
 		var busy revoked
 		parts, going := errgroup.WithContext(ctx)
@@ -591,9 +591,9 @@ func (b *bench) revocation(ctx context.Context, s *site) error {
 		}
 		bar := "p99 " + ms(barRevoked)
 		fed, dropped := busy.fed(), busy.dropped()
-		b.report.bar(r.what+": to the feed, at half load", latencies(fed), fmt.Sprintf("%s; beside %s new leases", busy.against(), perSecond(loaded.rate)),
+		b.report.target(r.what+": to the feed, at half load", latencies(fed), fmt.Sprintf("%s; beside %s new leases", busy.details(), perSecond(loaded.rate)),
 			bar, fed.quantile(.99) <= barRevoked)
-		b.report.bar(r.what+": to the drop by a Resolver, at half load", latencies(dropped), "", bar, dropped.quantile(.99) <= barRevoked)
+		b.report.target(r.what+": to the drop by a Resolver, at half load", latencies(dropped), "", bar, dropped.quantile(.99) <= barRevoked)
 	}
 	return s.stop()
 }
@@ -713,8 +713,8 @@ func droppedAt(r revokedOnce) time.Time { return r.dropped }
 func (r revoked) fed() load     { return r.after(ackedAt, fedAt) }
 func (r revoked) dropped() load { return r.after(ackedAt, droppedAt) }
 
-func (r revoked) against() string {
-	return fmt.Sprintf("%s; from the request to the drop %s", thousands(int64(len(r.of))), latencies(r.after(askedAt, droppedAt)))
+func (r revoked) details() string {
+	return fmt.Sprintf("%s revocations; from the request to the drop %s", thousands(int64(len(r.of))), latencies(r.after(askedAt, droppedAt)))
 }
 
 // revoke has n clients revoke one credential after the other for a time.
@@ -964,11 +964,11 @@ func (b *bench) herd(ctx context.Context, _ *site) error {
 	}
 	_, bad, _, _ := p.seen()
 	what := fmt.Sprintf("%d callers ask %d processes for an expired token", herdSize, herdProcesses)
-	b.report.bar("requests at the provider when "+what, strconv.Itoa(most), fmt.Sprintf("maximum of %d rounds; %d with a used refresh token", len(took), bad),
+	b.report.target("requests at the provider when "+what, strconv.Itoa(most), fmt.Sprintf("maximum of %d rounds; %d with a used refresh token", len(took), bad),
 		"1", most == 1 && bad == 0)
 	l := summed([][]time.Duration{took}, b.time)
-	b.report.add("until the last of them has the new token", latencies(l),
-		fmt.Sprintf("one alone %s; the provider takes %s of it", latencies(summed([][]time.Duration{alone}, b.time)), ms(herdDelay)))
+	b.report.add("time until the last caller has the new token", latencies(l),
+		fmt.Sprintf("a single caller %s; the provider takes %s of it", latencies(summed([][]time.Duration{alone}, b.time)), ms(herdDelay)))
 	return nil
 }
 

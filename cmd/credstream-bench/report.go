@@ -10,8 +10,8 @@ import (
 
 // line is one row of the report.
 type line struct {
-	what, result, against string
-	bar, verdict          string // "" where there is no bar
+	what, result, details string
+	target, verdict       string // "" if the row has no target
 }
 
 // report collects the rows of a run and prints them as they come.
@@ -34,14 +34,14 @@ func (r *report) part(title string) {
 	fmt.Fprintf(r.out, "\n%s (after %s)\n", title, time.Since(r.began).Round(time.Second))
 }
 
-func (r *report) add(what, result, against string) {
-	r.put(line{what: what, result: result, against: against})
+func (r *report) add(what, result, details string) {
+	r.put(line{what: what, result: result, details: details})
 }
 
-// bar adds a row that has a bar. ok says whether it was reached.
-func (r *report) bar(what, result, against, bar string, ok bool) {
-	l := line{what, result, against, bar, "reached"}
-	if !ok {
+// target adds a row with a target; met reports whether the result meets it.
+func (r *report) target(what, result, details, target string, met bool) {
+	l := line{what, result, details, target, "met"}
+	if !met {
 		l.verdict = "MISSED"
 		r.missed++
 	}
@@ -57,14 +57,14 @@ func (r *report) note(format string, args ...any) {
 func (r *report) put(l line) {
 	p := &r.parts[len(r.parts)-1]
 	p.lines = append(p.lines, l)
-	fmt.Fprintf(r.out, "  %-58s %-30s %s\n", l.what, l.result, strings.TrimSpace(l.against+"  "+l.barAndVerdict()))
+	fmt.Fprintf(r.out, "  %-58s %-30s %s\n", l.what, l.result, strings.TrimSpace(l.details+"  "+l.targetAndVerdict()))
 }
 
-func (l line) barAndVerdict() string {
-	if l.bar == "" {
+func (l line) targetAndVerdict() string {
+	if l.target == "" {
 		return ""
 	}
-	return "[" + l.bar + ": " + l.verdict + "]"
+	return "[" + l.target + ": " + l.verdict + "]"
 }
 
 // table prints the whole report once more, for people.
@@ -73,7 +73,7 @@ func (r *report) table(out io.Writer) {
 		fmt.Fprintf(out, "\n%s\n", p.title)
 		w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 		for _, l := range p.lines {
-			fmt.Fprintf(w, "  %s\t%s\t%s\t%s\n", l.what, l.result, l.against, l.barAndVerdict())
+			fmt.Fprintf(w, "  %s\t%s\t%s\t%s\n", l.what, l.result, l.details, l.targetAndVerdict())
 		}
 		_ = w.Flush() // to a terminal or a buffer
 		for _, n := range p.notes {
@@ -100,12 +100,12 @@ Plain NATS clients publish the flow events, and a plain subscription watches the
 index, which must list the right flows at the end of each row. Ratios compare values of one
 round; each row shows the median of the rounds. Latencies "at half load" are measured at
 half of the maximum rate, from the time when a call was due. A missed target is marked
-MISSED.
+MISSED. "CPU time" is that of the service, for one call of the row above.
 `, r.began.UTC().Format("2006-01-02 15:04 UTC"), time.Since(r.began).Round(time.Second), r.summary(), machine(), r.busy, keys, tenants)
 	for _, p := range r.parts {
-		fmt.Fprintf(out, "\n## %s\n\n| | result | against | bar | |\n|---|---|---|---|---|\n", p.title)
+		fmt.Fprintf(out, "\n## %s\n\n| | result | details | target | |\n|---|---|---|---|---|\n", p.title)
 		for _, l := range p.lines {
-			fmt.Fprintf(out, "| %s | %s | %s | %s | %s |\n", l.what, l.result, l.against, l.bar, l.verdict)
+			fmt.Fprintf(out, "| %s | %s | %s | %s | %s |\n", l.what, l.result, l.details, l.target, l.verdict)
 		}
 		if len(p.notes) > 0 {
 			fmt.Fprintln(out)
@@ -128,15 +128,15 @@ Measured once on a machine of this kind (2 cores, fsync 0.08 ms, 64 clients), fo
 }
 
 func (r *report) summary() string {
-	bars := 0
+	targets := 0
 	for _, p := range r.parts {
 		for _, l := range p.lines {
-			if l.bar != "" {
-				bars++
+			if l.target != "" {
+				targets++
 			}
 		}
 	}
-	return fmt.Sprintf("Bars: %d of %d reached.", bars-r.missed, bars)
+	return fmt.Sprintf("Targets met: %d of %d.", targets-r.missed, targets)
 }
 
 // perSecond, ms, and percent print numbers the way people read them.

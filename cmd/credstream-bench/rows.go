@@ -16,10 +16,10 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// clients is the number of concurrent callers that the bars speak of.
+// clients is the number of concurrent callers of the rows that have a target.
 const clients = 64
 
-// The bars.
+// The targets.
 const (
 	barCreate  = 0.12 // of hello-world
 	barGet     = 0.35 // of hello-world
@@ -149,9 +149,9 @@ func (b *bench) half(ctx context.Context, what string, rate float64, open func(i
 	return err
 }
 
-// cost adds a row for the processor time of the service for one call of the row before.
+// cost adds a row for the CPU time of the service per call of the row above.
 func (b *bench) cost(cpu time.Duration) {
-	b.report.add("processor time of the service for one of them", micros(cpu), "")
+	b.report.add("CPU time", micros(cpu), "")
 }
 
 func (b *bench) measured() size { return size{warm: b.time / 4, time: b.time} }
@@ -227,11 +227,11 @@ func (b *bench) commands(ctx context.Context, s *site) error {
 		}
 	}
 	c := middle(overHTTP)
-	r.bar("create over HTTP, 64 clients", perSecond(c.rate), percent(median(ratios))+" of hello-world; "+latencies(c),
+	r.target("create over HTTP, 64 clients", perSecond(c.rate), percent(median(ratios))+" of hello-world; "+latencies(c),
 		"12% of hello-world", median(ratios) >= barCreate)
-	r.bar("the same against raw sync-always publish", perSecond(c.rate), fmt.Sprintf("%.2f times", c.rate/raws.rate),
+	r.target("the same, compared with raw sync-always publish", perSecond(c.rate), fmt.Sprintf("%.2f times", c.rate/raws.rate),
 		"above 1", c.rate > raws.rate)
-	r.add("processor time of the service for one of them", micros(c.cpu), fmt.Sprintf("over NATS %s", micros(middle(overNATS).cpu)))
+	r.add("CPU time", micros(c.cpu), fmt.Sprintf("over NATS %s", micros(middle(overNATS).cpu)))
 	if err := b.half(ctx, "create over HTTP at half load", c.rate, s.creators(s.keys, "", nil)); err != nil {
 		return err
 	}
@@ -287,7 +287,7 @@ func (b *bench) reopen(ctx context.Context, s *site) error {
 		return err
 	}
 	result := fmt.Sprintf("%s of %s", thousands(int64(out.Opened)), thousands(int64(len(s.made))))
-	b.report.bar("re-read and opened by a fresh process", result, "of the acknowledged", "all", out.Opened == len(s.made) && out.Checked == len(s.made))
+	b.report.target("acknowledged credentials that a new process can decrypt", result, "", "all", out.Opened == len(s.made) && out.Checked == len(s.made))
 	for _, p := range out.Problems {
 		b.report.note("%s", p)
 	}
@@ -349,7 +349,7 @@ func (b *bench) large(ctx context.Context, s *site) error {
 		per := func(a, b memory, n int64) float64 { return float64(b.total()-a.total()) / float64(n) }
 		n := b.credentials - b.part
 		settled := per(early[1], late[1], n)
-		r.bar("memory per credential, after a pause", fmt.Sprintf("%.2f KB", settled/1024),
+		r.target("memory per credential, after a pause", fmt.Sprintf("%.2f KB", settled/1024),
 			fmt.Sprintf("%s at %s, %s at %s", megabytes(early[1].total()), thousands(b.part), megabytes(late[1].total()), total),
 			"2.5 KB", settled <= barMemory)
 		hot := per(early[0], late[0], n)
@@ -397,7 +397,7 @@ func (b *bench) get(ctx context.Context, s *site) error {
 		}
 		gets, ratios = append(gets, last.rate), append(ratios, last.rate/hello.rate)
 	}
-	b.report.bar("get over HTTP, 64 clients", perSecond(median(gets)), percent(median(ratios))+" of hello-world; "+latencies(last),
+	b.report.target("get over HTTP, 64 clients", perSecond(median(gets)), percent(median(ratios))+" of hello-world; "+latencies(last),
 		"35% of hello-world", median(ratios) >= barGet)
 	b.cost(last.cpu)
 	return b.half(ctx, "get at half load", median(gets), s.getters)
@@ -455,7 +455,7 @@ func (b *bench) rebuild(ctx context.Context, s *site) error {
 		return err
 	}
 	b.report.add("raw replay: an ordered consumer that counts", perSecond(raw.Replay), "")
-	b.report.bar("views rebuilt from the log, events", perSecond(median(rates)), percent(median(rates)/raw.Replay)+" of the raw replay",
+	b.report.target("views rebuilt from the log, events", perSecond(median(rates)), percent(median(rates)/raw.Replay)+" of the raw replay",
 		"25,000/s", median(rates) >= barRebuild)
 	return nil
 }
@@ -489,11 +489,11 @@ func (b *bench) starts(ctx context.Context, s *site) error {
 			readies, answers = append(readies, ready.Seconds()), append(answers, answered.Seconds())
 		}
 		result := fmt.Sprintf("%.2f s", median(readies))
-		against := fmt.Sprintf("first get answered after %.2f s", median(answers))
+		details := fmt.Sprintf("first get answered after %.2f s", median(answers))
 		if bar {
-			b.report.bar(what, result, against, "2 s", median(answers) <= barStart.Seconds())
+			b.report.target(what, result, details, "2 s", median(answers) <= barStart.Seconds())
 		} else {
-			b.report.add(what, result, against)
+			b.report.add(what, result, details)
 		}
 		return nil
 	}
@@ -611,7 +611,7 @@ func (b *bench) listsOf(ctx context.Context, s *site, of []apiKey, where string)
 			worst = l
 		}
 	}
-	b.report.bar(fmt.Sprintf("the slowest of %d filters and sorts", len(all)), "p99 "+ms(worst.half.quantile(.99)),
+	b.report.target(fmt.Sprintf("the slowest of %d filters and sorts", len(all)), "p99 "+ms(worst.half.quantile(.99)),
 		fmt.Sprintf("%s: %s, at half load %s", worst.what, perSecond(worst.most), latencies(worst.half)),
 		"p99 10 ms", worst.half.quantile(.99) <= barList)
 	return nil
@@ -707,7 +707,7 @@ func (b *bench) feed(ctx context.Context, s *site) error {
 		}
 	}
 	after := summed([][]time.Duration{took}, b.time)
-	b.report.bar("from the answer to a subscriber, at half load", latencies(after),
+	b.report.target("from the response to a subscriber, at half load", latencies(after),
 		fmt.Sprintf("%s of %s events, creates at %s", thousands(int64(len(took))), thousands(int64(calls)), perSecond(l.rate)),
 		"p99 25 ms, all", after.quantile(.99) <= barFeed && len(took) == calls)
 	return nil

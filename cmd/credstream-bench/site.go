@@ -437,12 +437,12 @@ func (s *site) kill() {
 func (s *site) cpu() (time.Duration, error) {
 	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(s.proc.cmd.Process.Pid), "stat"))
 	if err != nil {
-		return 0, fmt.Errorf("read the processor time of the service: %w", err)
+		return 0, fmt.Errorf("read the CPU time of the service: %w", err)
 	}
 	_, rest, _ := strings.Cut(string(b), ") ") // the name before it may hold anything
 	words := strings.Fields(rest)
 	if len(words) < 13 {
-		return 0, errors.New("read the processor time of the service: the form of /proc/PID/stat is not known")
+		return 0, errors.New("read the CPU time of the service: the form of /proc/PID/stat is not known")
 	}
 	user, err := strconv.Atoi(words[11])
 	system, err2 := strconv.Atoi(words[12])
@@ -450,7 +450,7 @@ func (s *site) cpu() (time.Duration, error) {
 	return time.Duration(user+system) * tick, errors.Join(err, err2)
 }
 
-// counted is closed with the processor time of the service for one call.
+// counted is closed with the CPU time of the service for one call.
 func (s *site) counted(ctx context.Context, n int, of size, open func(int) (caller, error)) (load, error) {
 	before, err := s.cpu()
 	if err != nil {

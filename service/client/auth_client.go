@@ -28,16 +28,16 @@ import (
 // Errors of an auth client's input.
 var (
 	ErrAuthClientType       = fault.New(fault.Invalid, "auth_client_type_invalid", "The type of an auth client must be oauth2, basic, api_key or noauth.")
-	ErrAuthClientScope      = fault.New(fault.Invalid, "auth_client_scope_invalid", "An auth client belongs to one workspace, to one contract, to the tenant, or to every tenant.")
+	ErrAuthClientScope      = fault.New(fault.Invalid, "auth_client_scope_invalid", "scope must be workspace, contract, tenant or global. Give scope_id only with workspace and contract.")
 	ErrAuthClientComponents = fault.New(fault.Invalid, "auth_client_components_invalid", "An auth client needs 1 to 50 components, without duplicates.")
-	// ErrAuthClientNotUsable refuses to create a credential with an auth client that is stored but not used.
+	// ErrAuthClientNotUsable refuses to create a credential with an auth client that manages no OAuth clients.
 	ErrAuthClientNotUsable = fault.New(fault.Unprocessable, "auth_client_idle",
 		"No credential can be created with this auth client: only auth clients of type oauth2 "+
 			"that belong to the tenant are used. Omit it, or name one of those.")
 	ErrAuthClientOther = fault.New(fault.Unprocessable, "auth_client_component_mismatch", "The auth client does not include this component.")
 	// ErrOAuthClientSecretNeeded keeps the stored secret from the hosts of an added component.
 	ErrOAuthClientSecretNeeded = fault.New(fault.Unprocessable, "oauth_client_secret_needed",
-		"The component sends the client secret to a host that the secret was not entered for. Enter client_secret again with the change.")
+		"The component sends the client secret to a host that is not approved for it. To approve the host, include client_secret in the change.")
 	// ErrOAuthClientFollows refuses to change an OAuth client that an auth client manages.
 	ErrOAuthClientFollows = fault.New(fault.Precondition, "oauth_client_follows", "An auth client manages this OAuth client. Change or delete the auth client.")
 )
@@ -214,7 +214,7 @@ func (s *Service) mayScope(ctx context.Context, call *service.Call, scope string
 		return nil
 	}
 	s.Access.Denied(ctx, call, perm)
-	return service.ErrDenied.Withf("An auth client of every tenant requires a key with the permission %s that is granted every tenant (*).", perm)
+	return service.ErrDenied.Withf("A global auth client requires the permission %s and a key for all tenants (*).", perm)
 }
 
 func checkAuthCredentials(typ string, credentials seal.Fields) error {
@@ -303,8 +303,8 @@ func (s *Service) authComponents(ctx context.Context, call *service.Call, typ st
 				return nil, nil, aggregates.ErrOAuthClientExists.At(at)
 			}
 			if beyond := append(d.OAuth2.Beyond(secret.blocks...), d.OAuth2.ConsentBeyond(secret.blocks...)...); len(beyond) > 0 && !secret.now {
-				return nil, nil, ErrOAuthClientSecretNeeded.Withf("The component sends the client secret, or users who connect an account, to a host that the "+
-					"secret was not entered for: %s. Enter client_secret again with the change.", strings.Join(beyond, " and ")).At(at)
+				return nil, nil, ErrOAuthClientSecretNeeded.Withf("The component has hosts for tokens or for the consent of users that are not approved for the client secret: %s. "+
+					"To approve them, include client_secret in the change.", strings.Join(beyond, " and ")).At(at)
 			}
 			revisions[id] = revision
 		}

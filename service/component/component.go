@@ -88,12 +88,12 @@ func (s *Service) differsInCase(ctx context.Context, id, other string) error {
 	if err != nil || state.Value.Exists {
 		return err
 	}
-	return ErrComponentIDCase.Withf("The component %s exists, or existed. Ids that differ in upper and lower case alone are refused: choose another one.", other).At("/id")
+	return ErrComponentIDCase.Withf("An id must not differ only in case from another one: %s exists or was deleted. Choose another id.", other).At("/id")
 }
 
 // ErrComponentIDCase refuses an id that people and file systems confuse with another one.
 var ErrComponentIDCase = fault.New(fault.Exists, "component_id_case",
-	"A component's id differs from this one in upper and lower case alone. Choose another id.")
+	"Another component's id differs only in case. Choose another id.")
 
 // checkCase refuses the id of a new component that differs only in case from one that
 // exists, or existed. Components that were registered before this rule are not affected.

@@ -38,8 +38,8 @@ func (s *Service) tryDeleteComponent(ctx context.Context, call *service.Call, id
 		}
 		return done, i.RefusedBy(refusal)
 	}
-	i.Says = fmt.Sprintf("The component would be deleted. Its credentials in your tenant (%d) would remain usable with the hosts and "+
-		"probe of their recorded revision. New credentials, new keys and reverts would be refused, and an OAuth client "+
+	i.Says = fmt.Sprintf("The component would be deleted. Its credentials in your tenant (%d) would keep working, with the hosts and "+
+		"the dry request of the component revision that they were saved with. New credentials, new keys and reverts would be refused, and an OAuth client "+
 		"of the component would become unusable. Flows in your tenant that include it: %d.", i.Credentials, i.TotalFlows)
 	return done, nil
 }

@@ -21,7 +21,7 @@ import (
 var (
 	ErrLinkUnknown = fault.New(fault.NotFound, "connect_link_unknown", "Unknown link: it has expired or was not copied completely. Request a new link.")
 	ErrLinkUsed    = fault.New(fault.Precondition, "connect_link_used", "This link was already used. Request a new link.")
-	ErrLinkExpired = fault.New(fault.Precondition, "connect_link_expired", "This link has expired after ten minutes. Request a new link.")
+	ErrLinkExpired = fault.New(fault.Precondition, "connect_link_expired", "This link has expired: links are valid for ten minutes. Request a new link.")
 )
 
 // Errors of a callback that say nothing about a connection, and leave it as

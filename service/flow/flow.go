@@ -200,25 +200,25 @@ func stepFaults(refused []events.FlowUseRefused) Faults {
 	return faults
 }
 
-// refusedSentence names the first of the steps for people.
+// refusedSentence describes the first refused step, and counts the others.
 func refusedSentence(refused []events.FlowUseRefused) string {
 	first := refused[0]
 	var why string
 	switch first.Reason {
 	case ErrCredentialRequired.Code:
-		why = fmt.Sprintf("names no credential, but the component %s requires one", first.Component)
+		why = fmt.Sprintf("uses no credential, but the component %s requires one", first.Component)
 	case aggregates.ErrCredentialComponentMismatch.Code:
-		why = fmt.Sprintf("names the credential %s, which belongs to another component than %s", first.Credential, first.Component)
+		why = fmt.Sprintf("uses the credential %s, which does not belong to the component %s", first.Credential, first.Component)
 	case aggregates.ErrComponentNotFound.Code:
-		why = fmt.Sprintf("names the component %s, which does not exist", first.Component)
+		why = fmt.Sprintf("uses the component %s, which does not exist", first.Component)
 	default:
-		why = fmt.Sprintf("names the credential %s, which does not exist", first.Credential)
+		why = fmt.Sprintf("uses the credential %s, which does not exist", first.Credential)
 	}
 	more := ""
 	if n := len(refused) - 1; n > 0 {
 		more = fmt.Sprintf(" (and %d more)", n)
 	}
-	return fmt.Sprintf("The step %s %s%s.", first.Step, why, more)
+	return fmt.Sprintf("Step %q %s%s.", first.Step, why, more)
 }
 
 // reconcileUses updates the streams of what the flow uses: it records uses for now, and

@@ -40,10 +40,10 @@ type Config struct {
 	ConnectReturnTo       string        `flag:"connect-return-to" arg:"ORIGINS" env:"CREDSTREAM_CONNECT_RETURN_TO" help:"origins to which browsers may return after an account was connected, such as https://app.example.org, separated by commas; http://127.0.0.1 and http://[::1] with a port are always allowed"`
 	Lease                 time.Duration `flag:"lease" arg:"TIME" env:"CREDSTREAM_LEASE" default:"10m" help:"how long a flow engine may keep the resolved values of a credential: 1m to 15m, and never beyond the expiry of the access token"`
 	AccessRetention       time.Duration `flag:"access-retention" arg:"TIME" env:"CREDSTREAM_ACCESS_RETENTION" default:"400d" help:"retention of the access log: at least 1d"`
-	RefreshPatience       time.Duration `flag:"refresh-patience" arg:"TIME" env:"CREDSTREAM_REFRESH_PATIENCE" default:"30s" help:"how long a token renewal by another process may make no progress before this process takes it over; with less than 30s a slow provider may receive two renewal requests"`
+	RefreshPatience       time.Duration `flag:"refresh-patience" arg:"TIME" env:"CREDSTREAM_REFRESH_PATIENCE" default:"30s" help:"time without progress after which this process takes over a token renewal of another process; with less than 30s a slow provider may receive two renewal requests"`
 	RatePerKey            int           `flag:"rate-per-key" arg:"N" env:"CREDSTREAM_RATE_PER_KEY" default:"10000" help:"commands per second of one identity in this process, and ten times as many queries; 0 means no limit"`
 	RatePerTenant         int           `flag:"rate-per-tenant" arg:"N" env:"CREDSTREAM_RATE_PER_TENANT" default:"20000" help:"commands per second of one tenant in this process, and ten times as many queries; 0 means no limit"`
-	WrongKeys             int           `flag:"wrong-keys" arg:"N" env:"CREDSTREAM_WRONG_KEYS" default:"20" help:"invalid API keys per minute and address before it is throttled; valid keys are still accepted; 0 means no limit"`
+	WrongKeys             int           `flag:"wrong-keys" arg:"N" env:"CREDSTREAM_WRONG_KEYS" default:"20" help:"invalid API keys per minute from one address before that address is throttled; valid keys are still accepted; 0 means no limit"`
 	LogFormat             string        `flag:"log-format" arg:"FORMAT" env:"CREDSTREAM_LOG_FORMAT" default:"text" help:"text or json"`
 	LogLevel              string        `flag:"log-level" arg:"LEVEL" env:"CREDSTREAM_LOG_LEVEL" default:"info" help:"debug, info, warn or error"`
 

@@ -226,7 +226,7 @@ func TestElasticIOClients(t *testing.T) {
 	revealer.wants("GET", item+"?reveal=true", "", 200, `{"data":`+clientJSON(first, "newer-id", "canary-3", "sheets")+`,"meta":{}}`)
 
 	v.wants("POST", "/v2/flows", newFlow("f1", `{"id":"s1","component_id":"docs"}`), 422,
-		`{"errors":[{"status":"422","code":"credential_required","detail":"Nothing was recorded. The step s1 names no credential, but the component docs requires one.",
+		`{"errors":[{"status":"422","code":"credential_required","detail":"Nothing was recorded. Step \"s1\" uses no credential, but the component docs requires one.",
 			"meta":{"steps":[{"step":"s1","component":"docs","reason":"credential_required"}]}}]}`)
 	e := newEngine(t, u.connect(t, adminKey))
 	must(t, e.tell("created", "f1", 1, flowStep{"s1", "docs", ""}))

@@ -841,7 +841,7 @@ func TestRevokeOnTheCommandLine(t *testing.T) {
 	id, _ = u.connected(t, provider, "sheets")
 	says(verb(9, "credential", "revoke", id), "invalid_client")
 	u.connected(t, provider, "sheets")
-	says(verb(9, "oauth", "revoke", "--all"), "Not confirmed for 1 credential.")
+	says(verb(9, "oauth", "revoke", "--all"), "Providers did not confirm the revocation for 1 credential.")
 	id, _ = u.connected(t, provider, "sheets")
 	says(verb(0, "credential", "delete", id), "invalid_client")
 }

@@ -21,9 +21,9 @@ func (a *invocation) accessList() *cobra.Command {
 	var filter client.AccessFilter
 	var since string
 	cmd := &cobra.Command{
-		Use: "list", Short: "List who got the values of which credential, and when", Args: arguments(),
-		Long: "List who got the values of which credential, and when, oldest first.\n" +
-			"An entry is \"withdrawn\" if the credential changed at the same moment, so that the values did not leave " +
+		Use: "list", Short: "List which caller resolved which credential, and when", Args: arguments(),
+		Long: "List which caller resolved which credential, and when, oldest first.\n" +
+			"A \"withdrawn\" entry follows if the credential changed at the same moment: those values did not leave " +
 			"the service.",
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if filter.Since, err = sinceTime(since); err != nil {
@@ -39,7 +39,7 @@ func (a *invocation) accessList() *cobra.Command {
 					return err
 				}
 				if !a.client.JSON {
-					rows = append(rows, append([]string{when(one.Time), one.Kind}, accessRow(one)...))
+					rows = append(rows, append([]string{when(one.Time), accessEvent(one.Kind)}, accessRow(one)...))
 					continue
 				}
 				if err := a.json(one); err != nil {
@@ -49,7 +49,7 @@ func (a *invocation) accessList() *cobra.Command {
 			if a.client.JSON {
 				return nil
 			}
-			return a.list(append([]string{"TIME", "WHAT"}, accessHeaders...), rows)
+			return a.list(append([]string{"TIME", "EVENT"}, accessHeaders...), rows)
 		},
 	}
 	cmd.Flags().StringVar(&filter.Credential, "credential", "", "filter by credential `ID`; deleted credentials are included")
@@ -73,7 +73,15 @@ func sinceTime(text string) (time.Time, error) {
 	return t, nil
 }
 
-var accessHeaders = []string{"CREDENTIAL", "VERSION", "WHO", "FLOW", "HOW", "UNTIL", "LEASE"}
+// accessEvent is how people read the kind of an entry.
+func accessEvent(kind string) string {
+	if kind == "given" {
+		return "resolved"
+	}
+	return kind
+}
+
+var accessHeaders = []string{"CREDENTIAL", "VERSION", "CALLER", "FLOW", "HOW", "UNTIL", "LEASE"}
 
 func accessRow(a client.Access) []string {
 	how := a.Via + ", sealed"

@@ -70,7 +70,7 @@ func (a *invocation) authClientChange() *cobra.Command {
 	var in client.AuthClientChange
 	var file string
 	cmd := &cobra.Command{
-		Use: "change ID", Short: "Change the name, the components or members of the credentials", Args: arguments("ID"),
+		Use: "change ID", Short: "Change the name, the components, or individual credentials", Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			api, err := a.api()
 			if err != nil {
@@ -167,7 +167,7 @@ func (a *invocation) authClientShow() *cobra.Command {
 
 func (a *invocation) authClientDelete() *cobra.Command {
 	return &cobra.Command{
-		Use: "delete ID", Short: "Delete an auth client and the OAuth clients that it manages; refused while a flow includes a component", Args: arguments("ID"),
+		Use: "delete ID", Short: "Delete an auth client and the OAuth clients that it manages; refused while a flow includes one of its components", Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
 			if err != nil {

@@ -14,7 +14,7 @@ type clientConfig struct {
 	Server  string `flag:"server" arg:"URL" env:"CREDSTREAM_URL" default:"http://127.0.0.1:8080" help:"URL of the service"`
 	Key     string `flag:"key" arg:"KEY" env:"CREDSTREAM_KEY" help:"API key; prefer the environment variable or --key-file, because other users of the machine can see flags"`
 	KeyFile string `flag:"key-file" arg:"FILE" env:"CREDSTREAM_KEY_FILE" help:"file with the API key, used when no key is given"`
-	Tenant  string `flag:"tenant" arg:"TENANT" env:"CREDSTREAM_TENANT" default:"default" help:"tenant"`
+	Tenant  string `flag:"tenant" arg:"TENANT" env:"CREDSTREAM_TENANT" default:"default" help:"tenant in which the command runs"`
 	JSON    bool   `flag:"json" help:"print JSON: one document, or one per line for streams; errors too, on standard error"`
 }
 

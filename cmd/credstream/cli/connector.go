@@ -61,7 +61,7 @@ func (a *invocation) connectorPut() *cobra.Command {
 	f.StringVar(&settings.IndexName, "index-name", "", "search `INDEX` that the connector fills")
 	f.StringVar(&settings.ServiceType, "service-type", "", "`TYPE` of the data source")
 	f.StringVar(&settings.Language, "language", "", "`LANGUAGE` of the data")
-	f.BoolVar(&settings.Native, "native", false, "managed connector, which uses the secret of its API key")
+	f.BoolVar(&settings.Native, "native", false, "managed connector: it authenticates with its API key secret")
 	bindAPIKey(cmd, &settings.APIKeyID, &settings.SecretID)
 	return cmd
 }
@@ -151,7 +151,7 @@ func (a *invocation) connectorShow() *cobra.Command {
 func (a *invocation) connectorSecretPut() *cobra.Command {
 	var id, file string
 	cmd := &cobra.Command{
-		Use: "put --secret-file FILE", Short: "Create a connector secret, or give the one with this id another value", Args: arguments(),
+		Use: "put --secret-file FILE", Short: "Create a connector secret, or set a new value for an existing one", Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			b, err := a.secretFile(file)
 			if err != nil {
@@ -187,7 +187,7 @@ func (a *invocation) connectorSecretRevert() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.answer(done, "Connector secret %s has the value of version %d again, as version %d.", done.ID, version, done.Version)
+			return a.answer(done, "Reverted connector secret %s to version %d; it is now version %d.", done.ID, version, done.Version)
 		},
 	}
 	cmd.Flags().IntVar(&version, "to-version", 0, "version `N` to go back to")

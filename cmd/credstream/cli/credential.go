@@ -43,7 +43,7 @@ type changing struct {
 }
 
 func (c *changing) bind(cmd *cobra.Command, expected bool) {
-	cmd.Flags().StringVar(&c.commandID, "command-id", "", "command `ID`, the idempotency key: a repeat with the same id is executed once")
+	cmd.Flags().StringVar(&c.commandID, "command-id", "", "command `ID` (idempotency key): a command that is repeated with the same id is executed only once")
 	if expected {
 		cmd.Flags().IntVar(&c.expected, "expected-version", 0, "refuse unless the current keys have this `VERSION`")
 	}

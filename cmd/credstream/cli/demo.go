@@ -45,7 +45,7 @@ func (a *invocation) demoCommand() *cobra.Command {
 	provider := &cobra.Command{
 		Use: "provider", Short: "Run a small OAuth provider until interrupted",
 		Long: "Run a small OAuth provider and an API that accepts its tokens. It knows the client " + demo.ClientID + " with the secret\n" +
-			demo.ClientSecret + ", rotates refresh tokens, and revokes every grant at POST /withdraw-all.\n" +
+			demo.ClientSecret + ", rotates refresh tokens, and revokes every grant at POST /revoke-all.\n" +
 			"Its component is docs/examples/calendar-component.json.",
 		Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -293,7 +293,7 @@ func (a *invocation) flowPublish() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := a.answer(ack, "Event flow.%s of flow %s is durable: %s %d.", e.Change, e.ID, ack.Stream, ack.Seq); err != nil {
+			if err := a.answer(ack, "Published flow.%s for flow %s (stream %s, sequence %d).", e.Change, e.ID, ack.Stream, ack.Seq); err != nil {
 				return err
 			}
 			if ack.Poisoned() {

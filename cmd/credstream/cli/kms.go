@@ -15,8 +15,8 @@ import (
 
 var (
 	errKeyFileExists = fault.New(fault.Exists, "kms_key_exists",
-		"The key file already exists. It was not changed, because data that is encrypted with it needs it.")
-	errKeyFileUnmade = fault.New(fault.Invalid, "kms_key_unmade", "The key file cannot be created.")
+		"The key file already exists. It was not overwritten: without it, data that is encrypted with it is lost.")
+	errKeyFileNotCreated = fault.New(fault.Invalid, "kms_key_unmade", "The key file cannot be created.")
 )
 
 // kmsCommand creates key files for serve --kms. It does not call a service.
@@ -35,9 +35,9 @@ func (a *invocation) kmsCommand() *cobra.Command {
 			err = seal.CreateKeyFile(path)
 			switch {
 			case errors.Is(err, fs.ErrExist):
-				return errKeyFileExists.Withf("The key file %s already exists. It was not changed, because data that is encrypted with it needs it.", path)
+				return errKeyFileExists.Withf("The key file %s already exists. It was not overwritten: without it, data that is encrypted with it is lost.", path)
 			case err != nil:
-				return fmt.Errorf("%w (%w)", errKeyFileUnmade, err)
+				return fmt.Errorf("%w (%w)", errKeyFileNotCreated, err)
 			}
 			_, err = fmt.Fprintf(a.stdout, "Created the key file %s. Back it up, apart from the data: without it no secret can be "+
 				"decrypted.\nUse it in all processes that serve the same data: --kms %s\n", clean(path), clean((&url.URL{Scheme: "file", Path: path}).String()))

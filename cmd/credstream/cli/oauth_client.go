@@ -283,7 +283,7 @@ func (a *invocation) componentSetEnv() *cobra.Command {
 			return a.answer(done, "The variables of component %s are set.", done.ID)
 		},
 	}
-	cmd.Flags().StringVar(&file, "values-file", "", "`FILE` with a JSON object of strings by variable; - for standard input")
+	cmd.Flags().StringVar(&file, "values-file", "", "`FILE` with a JSON object: variable name to string value; - for standard input")
 	bindRevision(cmd, &revision)
 	required(cmd, "values-file")
 	return cmd

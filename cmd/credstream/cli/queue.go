@@ -149,9 +149,9 @@ func (a *invocation) queueSend() *cobra.Command {
 	var file, keysFile, commandID string
 	cmd := &cobra.Command{
 		Use: "send COMMAND --file FILE", Short: "Enqueue a command over NATS",
-		Long: "Enqueue a command over NATS. When this returns, the command is durable; it will be executed once. Its result " +
-			"is\n" +
-			"an event with the command's id as its causation id, or a message in credstream queue list.\n" +
+		Long: "Enqueue a command over NATS. When this returns, the command is durable; it will be executed once.\n" +
+			"Its result is an event whose causation id is the command's id, or an entry in the dead-letter queue\n" +
+			"(credstream queue list).\n" +
 			"The queue never contains keys in clear text: --keys-file encrypts them for this command.",
 		Args: arguments("COMMAND"),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -100,8 +100,8 @@ func (a *invocation) oauthRevoke() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&scope.All, "all", false, "every OAuth credential of the tenant")
-	cmd.Flags().StringVar(&scope.Component, "component", "", "only those of the component with this `ID`")
-	cmd.Flags().StringVar(&scope.OAuthClient, "oauth-client", "", "only those of the component of the OAuth client with this `ID`")
+	cmd.Flags().StringVar(&scope.Component, "component", "", "only credentials of the component with this `ID`")
+	cmd.Flags().StringVar(&scope.OAuthClient, "oauth-client", "", "only credentials that use the OAuth client with this `ID`")
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "print how many credentials are affected and revoke nothing")
 	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask for confirmation on the terminal")
 	return cmd
@@ -171,7 +171,7 @@ func (a *invocation) revocation(p client.RevocationProgress) error {
 	for _, f := range p.Failures {
 		fmt.Fprintf(a.stderr, "%s  %s\n", clean(f.Credential), clean(f.Says))
 	}
-	return errRevocationPartial.Withf("Not confirmed for %s.", count(p.Failed, "credential"))
+	return errRevocationPartial.Withf("Providers did not confirm the revocation for %s.", count(p.Failed, "credential"))
 }
 
 func (a *invocation) oauthRevocation() *cobra.Command {
@@ -187,7 +187,7 @@ func (a *invocation) oauthRevocation() *cobra.Command {
 				return err
 			}
 			if !p.Here {
-				return a.answer(p, "This process has run no revocation. Credentials that have tokens: %d.", p.Left)
+				return a.answer(p, "The service process that answered has run no bulk revocation since its start. Credentials that have tokens: %d.", p.Left)
 			}
 			if p.Running {
 				return a.answer(p, "Revoking: %d of %d, %d at the provider, %d not confirmed.", p.Done, p.Total, p.AtProvider, p.Failed)

@@ -12,9 +12,9 @@ import (
 func (a *invocation) throttleCommand() *cobra.Command {
 	return a.group("throttle", "Limit how often flows use a credential",
 		a.throttleDefine(), a.throttleChange(), a.throttleList(), a.throttleShow(),
-		a.one("delete ID", "Delete a throttle policy; refused while a credential has it", "Deleted throttle policy %s.", (*client.Client).DeleteThrottlePolicy),
+		a.one("delete ID", "Delete a throttle policy; refused while it is assigned to a credential", "Deleted throttle policy %s.", (*client.Client).DeleteThrottlePolicy),
 		a.throttleAssign(), a.throttleTake(),
-		a.one("clear CREDENTIAL", "Take the throttle policy off a credential", "Credential %s has no throttle policy.", clearThrottlePolicy))
+		a.one("clear CREDENTIAL", "Remove the throttle policy from a credential", "Credential %s has no throttle policy.", clearThrottlePolicy))
 }
 
 func clearThrottlePolicy(api *client.Client, ctx context.Context, credential string, opts ...client.CommandOption) (client.Done, error) { //nolint:revive // the form of a method expression
@@ -27,7 +27,7 @@ func (a *invocation) throttleDefine() *cobra.Command {
 	var description func() *string
 	cmd := &cobra.Command{
 		Use: "define --tokens N --per UNIT", Short: "Define a throttle policy", Args: arguments(),
-		Long: "Define a throttle policy. All flows of a credential that it is assigned to are granted\nN tokens in any period, at most.",
+		Long: "Define a throttle policy. Each credential with this policy gets at most N tokens per period,\nshared by all its flows.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -50,8 +50,8 @@ func (a *invocation) throttleDefine() *cobra.Command {
 // bindThrottle binds the flags of a policy; the description is nil when it is not given.
 func bindThrottle(cmd *cobra.Command, settings *client.ThrottleSettings) (description func() *string) {
 	f := cmd.Flags()
-	text := f.String("description", "", "`TEXT` for people")
-	f.Int64Var(&settings.Tokens, "tokens", 0, "`N` tokens in any period, at most: 1 to 1000000000")
+	text := f.String("description", "", "description `TEXT`")
+	f.Int64Var(&settings.Tokens, "tokens", 0, "maximum `N` of tokens per period: 1 to 1000000000")
 	f.StringVar(&settings.Per, "per", "", "`UNIT` of the period: second, minute, hour or day")
 	return func() *string {
 		if !f.Changed("description") {
@@ -65,7 +65,7 @@ func (a *invocation) throttleChange() *cobra.Command {
 	var settings client.ThrottleSettings
 	var description func() *string
 	cmd := &cobra.Command{
-		Use: "change ID", Short: "Change a throttle policy for all credentials that have it; what is not given stays", Args: arguments("ID"),
+		Use: "change ID", Short: "Change a throttle policy for all credentials that have it; omitted settings are unchanged", Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -136,7 +136,7 @@ func (a *invocation) throttleShow() *cobra.Command {
 
 func (a *invocation) throttleAssign() *cobra.Command {
 	return &cobra.Command{
-		Use: "assign CREDENTIAL POLICY", Short: "Assign a throttle policy to a credential in place of the one that it has", Args: arguments("CREDENTIAL", "POLICY"),
+		Use: "assign CREDENTIAL POLICY", Short: "Assign a throttle policy to a credential, replacing its current one", Args: arguments("CREDENTIAL", "POLICY"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -168,14 +168,14 @@ func (a *invocation) throttleTake() *cobra.Command {
 			answer := map[string]any{"granted": taken.Granted, "retry_after_ms": taken.RetryAfter.Milliseconds(), "remaining": taken.Remaining, "throttle_policy": taken.ThrottlePolicy}
 			switch {
 			case !taken.Granted:
-				return a.answer(answer, "Denied. Take again in %v.", taken.RetryAfter)
+				return a.answer(answer, "Denied. Retry in %v.", taken.RetryAfter)
 			case taken.ThrottlePolicy == "":
 				return a.answer(answer, "Granted: the credential has no throttle policy.")
 			}
 			return a.answer(answer, "Granted. %d tokens are left.", taken.Remaining)
 		},
 	}
-	cmd.Flags().StringVar(&flow, "flow", "", "`ID` of the flow that asks")
+	cmd.Flags().StringVar(&flow, "flow", "", "`ID` of the flow that takes the tokens")
 	cmd.Flags().Int64Var(&tokens, "tokens", 1, "`N` tokens")
 	return cmd
 }

@@ -56,7 +56,7 @@ func Provider(lifetime time.Duration) http.Handler {
 	mux.HandleFunc("POST /authorize", p.consent)
 	mux.HandleFunc("POST /token", p.token)
 	mux.HandleFunc("POST /revoke", p.revoke)
-	mux.HandleFunc("POST /withdraw-all", p.withdrawAll)
+	mux.HandleFunc("POST /revoke-all", p.revokeAll)
 	mux.HandleFunc("GET /me", p.me)
 	return mux
 }
@@ -169,8 +169,8 @@ func (p *provider) revoke(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusOK)
 }
 
-// withdrawAll revokes every grant, as its users could.
-func (p *provider) withdrawAll(w http.ResponseWriter, _ *http.Request) {
+// revokeAll revokes every grant, as the users could at the provider.
+func (p *provider) revokeAll(w http.ResponseWriter, _ *http.Request) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, g := range p.refresh {
