@@ -1,7 +1,6 @@
-// Package connect is the edge for browsers on their way to a provider and back: it
-// opens the one-time links that oauth.connect makes, takes the provider's answer,
-// and tells the person what became of it. It owns no rule but those of HTTP; who
-// may complete what is the service's to say.
+// Package connect serves the pages for browsers on their way to a provider and back: it opens
+// the one-time links of oauth.connect, handles the provider's callback, and shows the outcome.
+// It has no business rules: the service decides who may complete a connection.
 package connect
 
 import (
@@ -18,64 +17,64 @@ import (
 	"github.com/credstream/credstream/service/connect"
 )
 
-// Service is what the edge needs of the feature.
+// Service is the part of *connect.Service that the handler calls.
 type Service interface {
-	// OpenLink uses up a link.
+	// OpenLink uses up a link and returns where to redirect the browser.
 	OpenLink(ctx context.Context, link string, from netip.Addr, browser connect.Browser) (connect.OpenedLink, error)
-	// ReturnConnection takes a provider's answer.
+	// ReturnConnection handles the provider's response.
 	ReturnConnection(ctx context.Context, cb connect.Callback) (connect.Returned, error)
 }
 
-// Config is what the edge is made of. Service is needed, the rest is optional.
+// Config configures a Handler. Service is required.
 type Config struct {
 	Service Service
-	// PublicURL is where browsers reach the service, as service.PublicURL checks it.
-	// Cookies are made for it; the Host of a request counts for nothing.
+	// PublicURL is the URL where browsers reach the service, validated by service.PublicURL. It
+	// determines the attributes of cookies; the Host header is ignored.
 	PublicURL string
-	Logger    *slog.Logger // takes one line per request; nil drops them
+	Logger    *slog.Logger // one line per request; nil discards them
 }
 
-// The refusals that HTTP adds to the service's.
+// Errors that HTTP adds to those of the service.
 var (
 	ErrPath     = fault.New(fault.NotFound, "connect_path_unknown", "No such path.")
 	ErrMethod   = fault.New(fault.Invalid, "connect_method_not_allowed", "Method not allowed: use GET.")
 	ErrPrefetch = fault.New(fault.Denied, "connect_link_prefetched", "A one-time link cannot be prefetched.")
 )
 
-// The paths, as they stand in logs.
+// The path patterns in log lines.
 const (
 	linkPath     = "/oauth/connect/"
 	callbackPath = "/oauth/callback/"
 )
 
-// The lives of the cookies in seconds: a little longer than the steps that they are for.
+// The lifetimes of the cookies in seconds: a little longer than the steps that they are for.
 const (
 	openedAge  = 11 * 60
 	starterAge = 21 * 60
 )
 
-// Handler answers
+// Handler serves
 //
 //	GET /oauth/connect/{link}
 //	GET /oauth/callback/{tenant}/{component}
 //
-// with a redirect, a page or, for who accepts application/json and no page, a JSON
-// document; an error is then a problem (RFC 9457). A HEAD uses nothing up.
+// It answers with a redirect, a page or, if Accept has application/json but not text/html, a
+// JSON document; an error is then a problem document (RFC 9457). HEAD has no effect on a link.
 type Handler struct {
 	http.Handler
 	service Service
-	prefix  string // of the names of cookies
-	path    string // of cookies
+	prefix  string // prefix of the cookies' names
+	path    string // path of the cookies
 	secure  bool
 }
 
-// New makes a Handler.
+// New returns a Handler.
 func New(cfg Config) *Handler {
 	h := &Handler{service: cfg.Service, prefix: "credstream-", path: "/oauth"}
 	h.Handler = edge.Handler(cfg.Logger, func(x *edge.Exchange) edge.Dialect { return &exchange{x, h} })
 	if u, err := url.Parse(cfg.PublicURL); err == nil && u.Scheme == "https" {
-		// Such a cookie cannot be put there by a neighbour of the host (RFC 6265bis,
-		// section 4.1.3.2). It has to be for the whole host.
+		// A __Host- cookie cannot be set by a sibling domain (RFC 6265bis, section 4.1.3.2). It
+		// requires the path "/".
 		h.secure, h.prefix, h.path = true, "__Host-credstream-", "/"
 	} else if err == nil {
 		h.path = u.EscapedPath() + "/oauth"
@@ -83,31 +82,31 @@ func New(cfg Config) *Handler {
 	return h
 }
 
-// Answered makes known the browser that has asked for a link: it sets a cookie
-// beside the answer of oauth.connect. Other answers it leaves as they are.
+// Answered sets the cookie that identifies the browser that requested the link, if answer is
+// the response of oauth.connect. It ignores other responses.
 func (h *Handler) Answered(header http.Header, answer any) {
 	if c, ok := answer.(connect.Connected); ok && c.Starter() != "" {
 		header.Add("Set-Cookie", h.cookie("start-"+c.ID, c.Starter(), starterAge))
 	}
 }
 
-// cookie writes a cookie that only this service reads, and that a browser brings
-// along when the provider sends it back.
+// cookie formats a cookie that scripts cannot read. SameSite=Lax: the browser sends it when the
+// provider redirects back.
 func (h *Handler) cookie(name, value string, age int) string {
-	c := http.Cookie{ //nolint:gosec // not Secure where browser and service are on one machine
+	c := http.Cookie{ //nolint:gosec // not Secure if browser and service are on the same machine
 		Name: h.prefix + name, Value: value, Path: h.path, MaxAge: age,
 		HttpOnly: true, Secure: h.secure, SameSite: http.SameSiteLaxMode,
 	}
 	return c.String()
 }
 
-// exchange is one request on its way to its answer.
+// exchange is one request and its response.
 type exchange struct {
 	*edge.Exchange
 	h *Handler
 }
 
-// Serve finds what the path names. It is taken literally.
+// Serve routes by path. The path is not normalized.
 func (x *exchange) Serve() {
 	header := x.W.Header()
 	header.Set("Cross-Origin-Opener-Policy", "same-origin")
@@ -133,15 +132,15 @@ func (x *exchange) Serve() {
 	}
 }
 
-// plain reports whether a part of a path is one, and written as it is read.
+// plain reports whether part is one non-empty path segment without escapes.
 func plain(part string) bool {
 	return part != "" && len(part) <= 256 && !strings.ContainsAny(part, "/%")
 }
 
-// browser reads the cookies of the request.
+// browser returns the values of the two cookies; "" if missing.
 func (x *exchange) browser(connection string) (opened, starter string) {
 	value := func(name string) string {
-		// Of two cookies with one name, one was put there by somebody else.
+		// Of two cookies with the same name, one was set by somebody else.
 		if given := x.R.CookiesNamed(x.h.prefix + name + connection); len(given) == 1 {
 			return given[0].Value
 		}
@@ -150,7 +149,7 @@ func (x *exchange) browser(connection string) (opened, starter string) {
 	return value("connect-"), value("start-")
 }
 
-// open answers a link.
+// open handles a link.
 func (x *exchange) open(link string) {
 	if x.R.Header.Get("Sec-Purpose") != "" || x.R.Header.Get("Purpose") != "" || x.R.Header.Get("X-Purpose") != "" {
 		x.Fail(ErrPrefetch)
@@ -166,7 +165,7 @@ func (x *exchange) open(link string) {
 	x.redirect(opened.Location)
 }
 
-// callback answers what the provider sends back.
+// callback handles the provider's response.
 func (x *exchange) callback(tenant, component string) {
 	back, err := x.h.service.ReturnConnection(x.R.Context(), connect.Callback{
 		Tenant: tenant, Component: component, Query: x.R.URL.RawQuery, From: edge.Remote(x.R), Browser: x.browser,
@@ -192,20 +191,19 @@ func (x *exchange) callback(tenant, component string) {
 	}
 }
 
-// redirect sends the browser on. There is no body: it would repeat the address.
+// redirect has no body, because it would repeat the address.
 func (x *exchange) redirect(to string) {
 	x.W.Header().Set("Location", to)
 	x.End(http.StatusFound)
 }
 
-// asksJSON reports whether the answer is for a program.
+// asksJSON reports whether the client wants JSON instead of a page.
 func (x *exchange) asksJSON() bool {
 	accept := strings.Join(x.R.Header["Accept"], ",")
 	return strings.Contains(accept, "json") && !strings.Contains(accept, "text/html")
 }
 
-// confirmation is what a program is told that brings the provider's answer for
-// somebody else.
+// confirmation is the JSON form of the last page: the code for oauth.complete.
 type confirmation struct {
 	Connection string `json:"connection"`
 	Confirm    string `json:"confirm"` // for oauth.complete
@@ -236,7 +234,7 @@ func (x *exchange) done(back connect.Returned) {
 	})
 }
 
-// Problem answers with a page, or for a program as every surface does.
+// Problem writes an error page, or a problem document if the client wants JSON.
 func (x *exchange) Problem(p fault.Problem) {
 	if x.asksJSON() {
 		x.Exchange.Problem(p)

@@ -8,20 +8,19 @@ import (
 	"net/http"
 )
 
-// page is what a person is shown. Every text is shown as text.
+// page is the content of an HTML page. The template escapes all texts.
 type page struct {
 	Title  string
 	Text   []string // paragraphs
-	Code   string   // to be entered somewhere else
-	Detail string   // for who helps
+	Code   string   // code that the user enters elsewhere
+	Detail string   // for support: error code and request id
 }
 
 const style = `body{font:16px/1.5 system-ui,sans-serif;max-width:34rem;margin:12vh auto;padding:0 1.5rem;color:#1b1f24;background:#fff}` +
 	`h1{font-size:1.5rem}.code{font:600 2rem ui-monospace,monospace;letter-spacing:.1em}.detail{color:#57606a;font-size:.85rem}` +
 	`@media(prefers-color-scheme:dark){body{color:#e6edf3;background:#0d1117}.detail{color:#9198a1}}`
 
-// pagePolicy lets a page have its style and nothing else: no script, no image, no
-// form, no frame around it.
+// pagePolicy allows the page's own style, and no scripts, images, forms or frames.
 var pagePolicy = "default-src 'none'; style-src 'sha256-" + styleHash() + "'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 func styleHash() string {
@@ -39,10 +38,9 @@ var pageTemplate = template.Must(template.New("page").Parse(`<!doctype html>
 {{end}}</body></html>
 `))
 
-// page answers with a page.
 func (x *exchange) page(status int, p page) {
 	var b bytes.Buffer
-	if err := pageTemplate.Execute(&b, p); err != nil { // a page of ours executes
+	if err := pageTemplate.Execute(&b, p); err != nil { // cannot fail: the template and its data are ours
 		status = http.StatusInternalServerError
 		b.Reset()
 	}

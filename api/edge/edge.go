@@ -1,6 +1,6 @@
-// Package edge is the skeleton of the HTTP surfaces: the request id, the headers that
-// protect browsers, recovery from panics, the log line, and the status of an error. A
-// surface adds its paths and the form of its error documents.
+// Package edge is shared by all HTTP APIs: request ids, security headers, recovery from panics,
+// the log line, and the status code of an error. Each API adds its paths and the format of its
+// errors.
 package edge
 
 import (
@@ -20,21 +20,20 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// The media types that several surfaces answer with.
+// Media types of several APIs.
 const (
 	MediaJSON    = "application/json"
 	MediaProblem = "application/problem+json" // RFC 9457
 )
 
-// ExampleID stands in the examples of the OpenAPI document for an id that the service
-// generates, such as that of a credential.
+// ExampleID is used in the examples of the OpenAPI document for generated ids.
 const ExampleID = "0198c1aa-7d3e-7bb2-9c4e-3f6a5d2b1e70"
 
-// Dialect is one request in the terms of a surface. It embeds its Exchange.
+// Dialect handles one request of an API. It embeds its Exchange.
 type Dialect interface {
-	// Serve answers the request.
+	// Serve writes the response.
 	Serve()
-	// Problem answers with an error document.
+	// Problem writes an error document.
 	Problem(p fault.Problem)
 }
 
@@ -42,28 +41,28 @@ type Dialect interface {
 type Exchange struct {
 	W         http.ResponseWriter
 	R         *http.Request
-	ID        string // of the request
-	Pattern   string // of the path, "" while unknown
-	Tenant    string // "" until it is known to exist
+	ID        string // request id
+	Pattern   string // path pattern for the log; "" if unknown
+	Tenant    string // "" unless it exists
 	Principal string // "" until the caller is authenticated
 	Err       error  // why the request failed
-	Status    int    // 0 until the response begins
-	Quiet     bool   // the log line is for debugging
+	Status    int    // 0 until the response starts
+	Quiet     bool   // log at debug level
 
 	dialect Dialect
-	leave   func() // ends the call whose body was received
+	leave   func() // ends the call whose body was received; nil if there is none
 	log     *slog.Logger
 	start   time.Time
 }
 
-// Handler returns a surface. Every response carries X-Request-Id, which the log line of
-// the request repeats: the sender's, when it is a service.GoodRequestID, else a new one.
-// open returns the Dialect of a request. A nil logger discards the lines.
+// Handler returns the handler of an API. Every response has X-Request-Id, which is also in the
+// log line: the client's id if it is a service.GoodRequestID, otherwise a new one. open returns
+// the Dialect of a request. A nil logger discards the lines.
 func Handler(log *slog.Logger, open func(*Exchange) Dialect) http.Handler {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	process := rand.Text()[:8] + "-" // starts the ids of this process's requests
+	process := rand.Text()[:8] + "-" // prefix of this process's request ids
 	var count atomic.Uint64
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		x := &Exchange{W: w, R: r, log: log, start: time.Now()}
@@ -80,8 +79,8 @@ func Handler(log *slog.Logger, open func(*Exchange) Dialect) http.Handler {
 	})
 }
 
-// end recovers from a panic and logs the request. The value of a panic may hold anything,
-// so only its type is logged.
+// end recovers from a panic and logs the request. The value of a panic may contain secrets, so
+// only its type is logged.
 func (x *Exchange) end() {
 	v := recover()
 	if x.leave != nil {
@@ -97,12 +96,11 @@ func (x *Exchange) end() {
 	}
 	x.note(panicked)
 	if v != nil {
-		panic(http.ErrAbortHandler) // the response has begun: the client must see that it is cut
+		panic(http.ErrAbortHandler) // the response has started: abort the connection, so that the client detects it
 	}
 }
 
-// note writes the log line of the request. Paths, parameters and bodies may hold secrets
-// and are not in it.
+// note writes the log line. It has no paths, parameters or bodies, which may contain secrets.
 func (x *Exchange) note(panicked []slog.Attr) {
 	level := slog.LevelInfo
 	switch {
@@ -136,7 +134,7 @@ func (x *Exchange) note(panicked []slog.Attr) {
 	x.log.LogAttrs(ctx, level, "request", append(attrs, panicked...)...)
 }
 
-// method keeps made-up methods out of the log.
+// method returns m for the log, or a placeholder if m is not a standard method.
 func method(m string) string {
 	switch m {
 	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
@@ -145,12 +143,11 @@ func method(m string) string {
 	return "other"
 }
 
-// Fail answers with err in the dialect of the surface. The cause of an error that is no
-// fault is for the log alone.
+// Fail writes err in the format of the API. If err is not a fault, its cause is only logged.
 func (x *Exchange) Fail(err error) {
 	f := fault.Of(err)
 	status := f.Kind.Status()
-	switch f.Code { // those that HTTP has a status of its own for
+	switch f.Code { // these codes have a status of their own in HTTP
 	case service.ErrMethod.Code:
 		status = http.StatusMethodNotAllowed
 	case ErrMediaType.Code:
@@ -163,7 +160,7 @@ func (x *Exchange) Fail(err error) {
 
 var challenges = []string{`Basic realm="credstream", charset="UTF-8"`, `Bearer realm="credstream"`}
 
-// FailAs is Fail with a status that the surface chooses.
+// FailAs is Fail with a given status.
 func (x *Exchange) FailAs(status int, err error) {
 	x.Err = err
 	p := fault.Of(err).Problem()
@@ -173,7 +170,7 @@ func (x *Exchange) FailAs(status int, err error) {
 		header["Www-Authenticate"] = challenges
 	}
 	if status == http.StatusMethodNotAllowed && header.Get("Allow") == "" {
-		header.Set("Allow", http.MethodGet) // all but HEAD
+		header.Set("Allow", http.MethodGet) // every method except HEAD
 	}
 	if p.RetryAfter > 0 {
 		header.Set("Retry-After", strconv.Itoa(p.RetryAfter))
@@ -181,10 +178,10 @@ func (x *Exchange) FailAs(status int, err error) {
 	x.dialect.Problem(p)
 }
 
-// Problem answers with a problem document (RFC 9457).
+// Problem writes a problem document (RFC 9457).
 func (x *Exchange) Problem(p fault.Problem) { x.JSON(p.Status, MediaProblem, p) }
 
-// JSON answers with a document.
+// JSON writes a JSON document.
 func (x *Exchange) JSON(status int, mediaType string, document any) {
 	b, err := json.Marshal(document, json.Deterministic(true))
 	switch {
@@ -192,28 +189,27 @@ func (x *Exchange) JSON(status int, mediaType string, document any) {
 		x.Write(status, mediaType, append(b, '\n'))
 	case x.Err == nil:
 		x.Fail(err)
-	default: // the error document itself
+	default: // the error document itself cannot be encoded
 		x.Err = errors.Join(x.Err, err)
 		x.Write(status, mediaType, []byte("{}\n"))
 	}
 }
 
-// Write answers with a body.
 func (x *Exchange) Write(status int, mediaType string, body []byte) {
 	header := x.W.Header()
 	header["Content-Type"] = []string{mediaType}
 	header["Content-Length"] = []string{strconv.Itoa(len(body))}
 	x.End(status)
-	_, _ = x.W.Write(body) // a client that is gone needs no response
+	_, _ = x.W.Write(body) // the client may have disconnected
 }
 
-// End answers without a body.
+// End writes a response without a body.
 func (x *Exchange) End(status int) {
 	x.Status = status
 	x.W.WriteHeader(status)
 }
 
-// Warn logs what went wrong without an effect on the response.
+// Warn logs a failure that has no effect on the response.
 func (x *Exchange) Warn(text string, err error) {
 	x.log.WarnContext(x.R.Context(), text, "request_id", x.ID, "err", err)
 }

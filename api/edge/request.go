@@ -15,16 +15,17 @@ import (
 	"github.com/credstream/credstream/service/access"
 )
 
-// Service is what a surface needs of *service.Kernel.
+// Service is the part of *service.Kernel that an API calls.
 type Service interface {
-	// Serve answers one call of the route with a JSON body.
+	// Serve executes one call of the route with a JSON body.
 	Serve(ctx context.Context, call service.Call, route string, body []byte) (any, error)
-	// Receive gives the call its place, has its body read and waits for its turn.
+	// Receive admits the call: it reserves capacity, reads the body and waits in the admission
+	// queue.
 	Receive(ctx context.Context, call *service.Call, size int64, read func() ([]byte, error)) (body []byte, leave func(), err error)
 }
 
-// Identities authenticate callers. The address is the one that the request came
-// from: a proxy's, where there is one.
+// Identities authenticates callers. from is the address of the connection: that of a proxy, if
+// there is one.
 type Identities interface {
 	// Authenticate returns the principal of an API key.
 	Authenticate(ctx context.Context, key string, from netip.Addr) (service.Principal, error)
@@ -32,7 +33,7 @@ type Identities interface {
 	AuthenticateToken(ctx context.Context, token string, from netip.Addr) (service.Principal, error)
 }
 
-// Errors of a request that HTTP adds to the service's.
+// Errors that HTTP adds to those of the service.
 var (
 	ErrPathUnknown = fault.New(fault.NotFound, "path_unknown", "No such path.")
 	ErrMediaType   = fault.New(fault.Invalid, "media_type", "The body must be application/json in UTF-8.")
@@ -43,31 +44,29 @@ var (
 	ErrHeaderTwice = fault.New(fault.Invalid, "header_repeated", "Idempotency-Key, X-Correlation-Id and X-Request-Deadline may appear at most once.")
 )
 
-// Values of the headers that every response has; nobody changes them.
+// Values of the headers of every response. They are shared: do not modify them.
 var (
 	nosniff    = []string{"nosniff"}
 	noStore    = []string{"no-store"}
 	noReferrer = []string{"no-referrer"}
 	sameOrigin = []string{"same-origin"}
-	noContent  = []string{"default-src 'none'; frame-ancestors 'none'"}
+	denyAllCSP = []string{"default-src 'none'; frame-ancestors 'none'"}
 )
 
-// secure sets the headers that every response has: it is what its media type says,
-// no cache keeps it, no page of another origin shows or frames it, and it does
-// nothing in a browser.
+// secure sets the security headers: nosniff, no-store, no-referrer, same-origin, and a
+// Content-Security-Policy that allows nothing.
 func secure(header http.Header) {
 	header["X-Content-Type-Options"] = nosniff
 	header["Cache-Control"] = noStore
 	header["Referrer-Policy"] = noReferrer
 	header["Cross-Origin-Resource-Policy"] = sameOrigin
-	header["Content-Security-Policy"] = noContent
+	header["Content-Security-Policy"] = denyAllCSP
 }
 
 var origin http.CrossOriginProtection
 
-// CheckOrigin refuses what a page of another origin makes a browser send, except GET,
-// HEAD and OPTIONS, which change nothing here. It accepts a client that is no browser.
-// Errors: service.ErrCrossOrigin.
+// CheckOrigin returns service.ErrCrossOrigin if a page of another origin caused the request.
+// GET, HEAD and OPTIONS change nothing and pass, and so do clients that are not browsers.
 func CheckOrigin(r *http.Request) error {
 	if origin.Check(r) != nil {
 		return service.ErrCrossOrigin
@@ -75,15 +74,14 @@ func CheckOrigin(r *http.Request) error {
 	return nil
 }
 
-// CrossSite reports whether a page of another origin makes a browser send the request,
-// whatever its method.
+// CrossSite reports whether a page of another origin caused the request, whatever its method.
 func CrossSite(r *http.Request) bool {
 	same := http.Request{Method: http.MethodPost, Host: r.Host, Header: r.Header, URL: r.URL}
 	return origin.Check(&same) != nil
 }
 
-// Allows reports whether the method of the request is among those given, as the Allow
-// header lists them. It answers 405 if not.
+// Allows reports whether methods, in the format of the Allow header, contains the method of the
+// request. If not, it writes a 405.
 func (x *Exchange) Allows(methods string) bool {
 	for m := range strings.SplitSeq(methods, ", ") {
 		if x.R.Method == m {
@@ -95,23 +93,24 @@ func (x *Exchange) Allows(methods string) bool {
 	return false
 }
 
-// Accepted notes the tenant for the log, unless err says that it does not exist: what
-// callers make up does not belong there.
+// Accepted sets the tenant of the log line, unless it does not exist: invented names must not
+// reach the log.
 func (x *Exchange) Accepted(tenant string, err error) {
 	if !errors.Is(err, service.ErrTenantNotFound) {
 		x.Tenant = tenant
 	}
 }
 
-// Remote is the address of the client, or of the proxy before it. It is invalid when unknown.
+// Remote returns the address of the client, or of the proxy in front of it. It is invalid if
+// unknown.
 func Remote(r *http.Request) netip.Addr {
 	at, _ := netip.ParseAddrPort(r.RemoteAddr)
 	return at.Addr()
 }
 
-// Authenticate identifies the caller. The call that it returns lacks what its path and
-// headers say. cleartext says that only a TLS terminating proxy can reach the service.
-func (x *Exchange) Authenticate(s Identities, cleartext bool) (service.Call, error) {
+// Authenticate identifies the caller. The caller of Authenticate still sets tenant, command id
+// and deadline. behindTLSProxy treats plain HTTP as confidential.
+func (x *Exchange) Authenticate(s Identities, behindTLSProxy bool) (service.Call, error) {
 	principal, err := Identify(s, x.R)
 	if err != nil {
 		return service.Call{}, err
@@ -119,21 +118,20 @@ func (x *Exchange) Authenticate(s Identities, cleartext bool) (service.Call, err
 	x.Principal = principal.Actor.ID
 	return service.Call{
 		Principal: principal, Via: "http", CrossSite: CrossSite(x.R), Head: x.R.Method == http.MethodHead,
-		Confidential: cleartext || x.R.TLS != nil || Remote(x.R).Unmap().IsLoopback(),
+		Confidential: behindTLSProxy || x.R.TLS != nil || Remote(x.R).Unmap().IsLoopback(),
 	}, nil
 }
 
-// Identify authenticates the sender of a request by its one Authorization header: Basic,
-// with any user name and a key as the password, Bearer with a key or a token, or ApiKey with
-// the base64 of "id:key", of which the id is not looked at, or a key. It returns
-// service.ErrUnauthenticated without the header, ErrAuthorization when it is not one of
-// these, and the errors of s.
+// Identify authenticates the sender of a request by its Authorization header: Basic with any
+// user name and a key as the password, Bearer with a key or a token, or ApiKey with a key or
+// the base64 of "id:key" (the id is ignored). It returns service.ErrUnauthenticated without the
+// header, ErrAuthorization for any other header, and the errors of s.
 func Identify(s Identities, r *http.Request) (service.Principal, error) {
 	from := Remote(r)
 	given := r.Header["Authorization"]
 	switch len(given) {
 	case 0:
-		return s.Authenticate(r.Context(), "", from) // who guessed too much is told so
+		return s.Authenticate(r.Context(), "", from) // an address over the invalid-key limit gets 429 instead of 401
 	case 1:
 	default:
 		return service.Principal{}, ErrAuthorization
@@ -150,7 +148,7 @@ func Identify(s Identities, r *http.Request) (service.Principal, error) {
 		if _, key, ok = r.BasicAuth(); !ok {
 			return service.Principal{}, ErrAuthorization
 		}
-	case strings.EqualFold(scheme, "ApiKey"): // of Elasticsearch's clients
+	case strings.EqualFold(scheme, "ApiKey"): // sent by Elasticsearch's clients
 		key = strings.TrimLeft(key, " ")
 		if pair, err := base64.StdEncoding.DecodeString(key); err == nil {
 			var ok bool
@@ -164,8 +162,8 @@ func Identify(s Identities, r *http.Request) (service.Principal, error) {
 	return s.Authenticate(r.Context(), key, from)
 }
 
-// ReadHeaders adds the deadline of the request to the call and, unless the method is GET or
-// HEAD, its command id and correlation id.
+// ReadHeaders sets the deadline of the call and, unless the method is GET or HEAD, its command
+// id and correlation id.
 func (x *Exchange) ReadHeaders(call *service.Call) (err error) {
 	if x.R.Method != http.MethodGet && x.R.Method != http.MethodHead {
 		if call.CommandID, err = single(x.R, "Idempotency-Key", service.ErrCommandID); err != nil {
@@ -204,15 +202,16 @@ func single(r *http.Request, name string, refusal *fault.Error) (string, error) 
 	return v, nil
 }
 
-// Receive reads the whole body of a call, up to service.MaxBody, of a media type that
-// accepts takes. The call ends with the request.
+// Receive reads the body of a call, up to service.MaxBody bytes, if accepts returns true for
+// its media type. It admits the call, which ends with the request.
 func (x *Exchange) Receive(s Service, call *service.Call, accepts func(contentType []string) bool) (body []byte, err error) {
 	return x.ReceiveUpTo(s, call, service.MaxBody, accepts)
 }
 
-// ReceiveUpTo is Receive for a body of up to limit bytes, which the surface splits into calls.
+// ReceiveUpTo is Receive with another limit in bytes, for an API that splits the body into
+// several calls.
 func (x *Exchange) ReceiveUpTo(s Service, call *service.Call, limit int64, accepts func(contentType []string) bool) (body []byte, err error) {
-	size := x.R.ContentLength // as large as any when the request does not say
+	size := x.R.ContentLength // unknown length: assume the maximum
 	if size < 0 || size > limit {
 		size = limit
 	}

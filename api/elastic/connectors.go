@@ -12,13 +12,13 @@ import (
 	"github.com/credstream/credstream/service/connector"
 )
 
-// The version of Elasticsearch whose API of connectors this is.
+// The version of Elasticsearch that clients see.
 const (
 	version    = "9.2.0"
 	compatWire = "8.19.0"
 )
 
-// info answers what clients ask before anything else.
+// info is the response to GET /, which clients send first.
 func (x *exchange) info() {
 	x.give(http.StatusOK, map[string]any{
 		"name": "credstream", "cluster_name": "credstream", "cluster_uuid": "_na_", "tagline": "You Know, for Search",
@@ -29,7 +29,7 @@ func (x *exchange) info() {
 	})
 }
 
-// filter is one filter of a connector's documents: none.
+// filter is the empty document filter that every connector shows.
 var filter = map[string]any{
 	"advanced_snippet": map[string]any{"created_at": nil, "updated_at": nil, "value": map[string]any{}},
 	"rules":            []any{},
@@ -38,8 +38,8 @@ var filter = map[string]any{
 
 var never = map[string]any{"enabled": false, "interval": "0 0 0 * * ?"}
 
-// document is a connector as Elasticsearch shows it. What this service does not keep has the
-// value of a new connector.
+// document is a connector in Elasticsearch's format. Members that are not stored have the
+// values of a new connector.
 func document(c connector.Connector) map[string]any {
 	return map[string]any{
 		"id": c.ID, "name": orNull(c.Name), "description": orNull(c.Description), "index_name": orNull(c.IndexName), "service_type": orNull(c.ServiceType),
@@ -57,10 +57,9 @@ func orNull(text string) any {
 	return text
 }
 
-// listParameters are those of a list.
 var listParameters = []string{"from", "size", "index_name", "connector_name", "service_type", "include_deleted"}
 
-// The bounds of a list, as Elasticsearch has them.
+// The limits of a list, as in Elasticsearch.
 const (
 	defaultSize = 100
 	maxWindow   = 10_000
@@ -129,7 +128,7 @@ func (x *exchange) postConnector() { x.put("") }
 
 func (x *exchange) putConnector() { x.put(x.item) }
 
-// put creates a connector, or replaces one: with a new id when id is "".
+// put creates or replaces a connector. If id is "", it creates one with a new id.
 func (x *exchange) put(id string) {
 	in, err := x.members(true, "name", "description", "index_name", "service_type", "language", "is_native", "api_key_id", "api_key_secret_id")
 	if err != nil {
@@ -174,8 +173,8 @@ func (x *exchange) deleteConnector() {
 	x.give(http.StatusOK, map[string]bool{"acknowledged": true})
 }
 
-// text is a string as JSON.
+// text encodes a string as JSON.
 func text(s string) jsontext.Value {
-	b, _ := json.Marshal(s) // valid UTF-8: the path was checked
+	b, _ := json.Marshal(s) // valid UTF-8: checked with the path
 	return b
 }

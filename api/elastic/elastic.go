@@ -1,6 +1,6 @@
-// Package elastic is the edge that speaks Elasticsearch's API of connectors: their API keys
-// and their secrets, in the forms that Elasticsearch's official clients expect. It owns no
-// rule of its own but those of HTTP; every call goes through the service's route table.
+// Package elastic serves Elasticsearch's connector API: connectors, their API keys and their
+// secrets, in the formats that Elasticsearch's official clients expect. It has no business
+// rules; every call uses the service's route table.
 package elastic
 
 import (
@@ -22,18 +22,18 @@ import (
 	"github.com/credstream/credstream/service/credential"
 )
 
-// Config is what the edge is made of. Service and Access are needed, the rest is optional.
+// Config configures a handler. Service and Access are required.
 type Config struct {
 	Service edge.Service
 	Access  edge.Identities
-	Logger  *slog.Logger // takes one line per request; nil drops them
-	// AllowCleartext takes and gives clear values over plain HTTP from anywhere: for a
-	// service that only a TLS terminating proxy can reach. Without it they pass over TLS and
-	// on the same machine alone.
+	Logger  *slog.Logger // one line per request; nil discards them
+	// AllowCleartext accepts and returns clear values over plain HTTP from any address: use it
+	// only if nothing but a TLS-terminating proxy can reach the service. Otherwise TLS or
+	// loopback is required.
 	AllowCleartext bool
 }
 
-// The refusals that this edge adds to the service's.
+// Errors that this API adds to those of the service.
 var (
 	ErrConnectorIDMissing = fault.New(fault.Invalid, "connector_id_missing", `[connector_id] cannot be [null] or [""].`)
 	ErrSecretIDMissing    = fault.New(fault.Invalid, "connector_secret_id_missing", `[id] of the connector secret cannot be [null] or [""].`)
@@ -46,9 +46,8 @@ var (
 
 const prefix = "/_connector"
 
-// Serves reports whether a request is for this edge: below /_connector, or to the root by a
-// client of Elasticsearch, which asks there for the version. A browser's request of the root
-// is not.
+// Serves reports whether a request is for this API: below /_connector, or to / from an
+// Elasticsearch client, which requests the version there. Requests of browsers to / are not.
 func Serves(r *http.Request) bool {
 	path := r.URL.EscapedPath()
 	if path != "/" {
@@ -64,7 +63,7 @@ func Serves(r *http.Request) bool {
 		r.Header["X-Elastic-Client-Meta"] != nil || strings.Contains(accept, mediaElastic)
 }
 
-// Handler returns the edge, for the requests that Serves:
+// Handler returns the handler for the requests that Serves reports:
 //
 //	GET, HEAD         /
 //	GET, POST         /_connector
@@ -73,7 +72,7 @@ func Serves(r *http.Request) bool {
 //	POST              /_connector/_secret
 //	GET, PUT, DELETE  /_connector/_secret/{id}
 //
-// The tenant is the home of the caller.
+// The tenant is the home tenant of the caller.
 func Handler(cfg Config) http.Handler {
 	h := &handler{cfg: cfg, secrets: map[string]bool{}}
 	for _, r := range application.Routes() {
@@ -86,21 +85,21 @@ func Handler(cfg Config) http.Handler {
 
 type handler struct {
 	cfg     Config
-	secrets map[string]bool // routes that hold clear text
+	secrets map[string]bool // routes with clear-text secrets
 }
 
-// exchange is one request on its way to its answer.
+// exchange is one request and its response.
 type exchange struct {
 	*edge.Exchange
 	*handler
 	call   service.Call
 	item   string // id from the path, or ""
-	media  string // of the answer
+	media  string // media type of the response
 	pretty bool
 }
 
-// operation is what a method does at a path, and the parameters that it takes beside those
-// of every operation.
+// operation is the handler of a method at a path, and the parameters that it accepts in
+// addition to those in everywhere.
 type operation struct {
 	do         func(*exchange)
 	parameters []string
@@ -108,8 +107,8 @@ type operation struct {
 
 type operations map[string]operation
 
-// find returns what stands at the path below /_connector, and its pattern. Ids do not start
-// with '_': what does is a name of the API.
+// find returns the operations of a path below /_connector, and its pattern. Ids cannot start
+// with '_', which is reserved for names of the API.
 func (x *exchange) find(rest string) (operations, string, error) {
 	var path []string
 	for part := range strings.SplitSeq(strings.TrimPrefix(rest, "/"), "/") {
@@ -119,7 +118,7 @@ func (x *exchange) find(rest string) (operations, string, error) {
 		}
 		path = append(path, plain)
 	}
-	if len(path) > 1 && path[len(path)-1] == "" { // a slash at the end changes nothing
+	if len(path) > 1 && path[len(path)-1] == "" { // ignore a trailing slash
 		path = path[:len(path)-1]
 	}
 	x.item = path[0]
@@ -154,9 +153,9 @@ func (x *exchange) findSecret(path []string) (operations, string, error) {
 	return operations{"GET": {do: (*exchange).getSecret}, "PUT": {do: (*exchange).putSecret}, "DELETE": {do: (*exchange).deleteSecret}}, pattern + "/{id}", nil
 }
 
-// Serve finds who asks, and what the path and method name.
+// Serve authenticates the caller and routes by path and method.
 func (x *exchange) Serve() {
-	x.W.Header()["X-Elastic-Product"] = []string{"Elasticsearch"} // the official clients insist on it
+	x.W.Header()["X-Elastic-Product"] = []string{"Elasticsearch"} // the official clients require it
 	ok := x.negotiate()
 	if err := edge.CheckOrigin(x.R); err != nil {
 		x.Fail(err)
@@ -195,7 +194,7 @@ func (x *exchange) Serve() {
 	op.do(x)
 }
 
-// allowed lists the methods for the Allow header.
+// allowed returns the methods for the Allow header.
 func (o operations) allowed() string {
 	var list []string
 	for _, m := range []string{"GET", "HEAD", "POST", "PUT", "DELETE"} {
@@ -206,8 +205,8 @@ func (o operations) allowed() string {
 	return strings.Join(list, ", ")
 }
 
-// everywhere are the parameters of every operation. Those that only change the form of an
-// answer are passed over, but for pretty.
+// everywhere are the parameters that every operation accepts. Those that only change the format
+// of a response are ignored, except pretty.
 var everywhere = []string{"pretty", "human", "error_trace", "filter_path", "format"}
 
 func (x *exchange) readParameters(own []string) error {
@@ -227,7 +226,7 @@ func (x *exchange) readParameters(own []string) error {
 	return nil
 }
 
-// cut bounds what a caller wrote and an answer repeats.
+// cut limits the length of a caller's text that a response repeats.
 func cut(text string) string {
 	const most = 128
 	if len(text) > most {
@@ -236,8 +235,8 @@ func cut(text string) string {
 	return text
 }
 
-// members reads the body, an object of these members. Their values are for the service to
-// check. A body may be absent where it is optional.
+// members reads the body: an object with only these members. The service checks their values.
+// With optional, the body may be absent.
 func (x *exchange) members(optional bool, known ...string) (map[string]jsontext.Value, error) {
 	body, err := x.Receive(x.cfg.Service, &x.call, func(contentType []string) bool {
 		_, ok := bodyMedia(contentType)
@@ -269,7 +268,7 @@ func (x *exchange) members(optional bool, known ...string) (map[string]jsontext.
 	return given, nil
 }
 
-// ask has the service answer a route with in as its body.
+// ask calls a route with in as the body.
 func ask[T any](x *exchange, route string, in any) (out T, err error) {
 	if x.secrets[route] && !x.call.Confidential {
 		return out, credential.ErrCleartext
@@ -286,13 +285,13 @@ func ask[T any](x *exchange, route string, in any) (out T, err error) {
 	switch v := answer.(type) {
 	case T:
 		return v, nil
-	case *T: // a command that came again
+	case *T: // the response of a repeated command
 		return *v, nil
 	}
 	return out, fmt.Errorf("%s answered %T", route, answer)
 }
 
-// give answers with a document in the media type that was asked for.
+// give writes a document in the negotiated media type.
 func (x *exchange) give(status int, document any) {
 	b, err := json.Marshal(document, json.Deterministic(true))
 	if err != nil {

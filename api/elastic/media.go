@@ -7,11 +7,12 @@ import (
 	"github.com/credstream/credstream/api/edge"
 )
 
-// mediaElastic is the media type of Elasticsearch's clients. Its parameter compatible-with is
-// the version whose forms they know: those of 8 and 9 are alike here.
+// mediaElastic is the media type of Elasticsearch's clients. The parameter compatible-with is
+// the version of their format; 8 and 9 do not differ here.
 const mediaElastic = "application/vnd.elasticsearch+json"
 
-// compatible returns how the answer to a media type says its own, "" when it is not served.
+// compatible returns the Content-Type of the response to a media type; "" if it is not
+// supported.
 func compatible(media string, params map[string]string) string {
 	switch version := params["compatible-with"]; {
 	case media == mediaElastic && (version == "8" || version == "9"):
@@ -22,8 +23,8 @@ func compatible(media string, params map[string]string) string {
 	return ""
 }
 
-// bodyMedia reads the Content-Type of a body. It is false for what is not served. A body
-// without one is JSON: the official typed Go client sends those of secrets so.
+// bodyMedia parses the Content-Type of a body; ok is false if it is not supported. A body
+// without Content-Type is JSON: the official typed Go client sends secrets without one.
 func bodyMedia(contentType []string) (answer string, ok bool) {
 	switch len(contentType) {
 	case 0:
@@ -40,8 +41,8 @@ func bodyMedia(contentType []string) (answer string, ok bool) {
 	return answer, answer != ""
 }
 
-// negotiate chooses the media type of the answer: what the client accepts or, where it
-// accepts anything, that of its body. It is false when the client accepts none.
+// negotiate chooses the media type of the response: one that Accept allows, preferably that of
+// the body. It returns false if Accept allows none.
 func (x *exchange) negotiate() bool {
 	if answer, ok := bodyMedia(x.R.Header["Content-Type"]); ok {
 		x.media = answer

@@ -11,7 +11,7 @@ import (
 	"github.com/credstream/credstream/service/connector"
 )
 
-// cause is an error as Elasticsearch writes it.
+// cause is an error in Elasticsearch's format.
 type cause struct {
 	RootCause []cause `json:"root_cause,omitzero"`
 	Type      string  `json:"type"`
@@ -23,7 +23,8 @@ type failure struct {
 	Status int   `json:"status"`
 }
 
-// Fail answers with err. Elasticsearch has a status of its own for a body of another media type.
+// Fail writes err. For an unsupported media type of a body, Elasticsearch has a status of its
+// own.
 func (x *exchange) Fail(err error) {
 	if f := fault.Of(err); f.Code == edge.ErrMediaType.Code {
 		x.FailAs(http.StatusNotAcceptable, edge.ErrMediaType.Withf("The body must be %s, or %s with compatible-with=8 or 9.", edge.MediaJSON, mediaElastic))
@@ -32,18 +33,18 @@ func (x *exchange) Fail(err error) {
 	x.Exchange.Fail(err)
 }
 
-// Problem answers with an error in Elasticsearch's form.
+// Problem writes an error in Elasticsearch's format.
 func (x *exchange) Problem(p fault.Problem) {
 	one := cause{Type: typeOf(p), Reason: x.reason(p)}
 	document := failure{Error: cause{RootCause: []cause{one}, Type: one.Type, Reason: one.Reason}, Status: p.Status}
 	b, err := json.Marshal(document)
-	if err != nil { // what a caller wrote is in no reason but as valid UTF-8
+	if err != nil { // cannot happen: reasons are valid UTF-8
 		b = []byte("{}")
 	}
 	x.Write(p.Status, x.media, append(b, '\n'))
 }
 
-// typeOf is the name of the exception with which Elasticsearch answers alike.
+// typeOf returns the Elasticsearch exception type for a problem.
 func typeOf(p fault.Problem) string {
 	switch p.Code {
 	case ErrConnectorIDMissing.Code, ErrSecretIDMissing.Code, connector.ErrValueMissing.Code:
@@ -72,7 +73,7 @@ func typeOf(p fault.Problem) string {
 	return "illegal_argument_exception"
 }
 
-// reason is the sentence of an error: Elasticsearch's own where clients may know it.
+// reason returns the message of an error: Elasticsearch's own text if clients may depend on it.
 func (x *exchange) reason(p fault.Problem) string {
 	switch p.Code {
 	case "connector_not_found":

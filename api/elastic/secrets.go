@@ -25,7 +25,7 @@ func (x *exchange) putSecret() {
 	x.give(status, map[string]any{"result": done.Status})
 }
 
-// store gives a secret the value of the body: one with a new id when id is "".
+// store sets the value of a secret. If id is "", it creates one with a new id.
 func (x *exchange) store(id string) (done service.Done, ok bool) {
 	in, err := x.members(false, "value")
 	if err == nil {
@@ -40,7 +40,7 @@ func (x *exchange) store(id string) (done service.Done, ok bool) {
 	return done, err == nil
 }
 
-// getSecret hands out a value; the service records that first.
+// getSecret returns a value. The service audits the access first.
 func (x *exchange) getSecret() {
 	shown, err := ask[connector.RevealedSecret](x, "connector_secret.reveal", connector.SecretRef{ID: x.item})
 	if err != nil {

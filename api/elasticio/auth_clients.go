@@ -16,8 +16,8 @@ import (
 
 const authClientType = "auth-client"
 
-// authClientPointers is where the members of the service's bodies stand in a
-// document of an auth client; that of the scope's id depends on the scope.
+// authClientPointers maps members of the service's bodies to the document of an auth client.
+// The target of scope_id depends on the scope.
 func authClientPointers(scope string) map[string]string {
 	return map[string]string{
 		"/id":          "/data/id",
@@ -66,8 +66,8 @@ func componentsOf(a client.AuthClient) (ids []string) {
 	return ids
 }
 
-// from is the scope from which the parameters have auth clients looked at, "" when
-// they name none. The tenant that they name is the one of the request.
+// from returns the scope whose visible auth clients the parameters request; "" if there is
+// none. A tenant_id must be the tenant of the request.
 func (x *exchange) from(p parameters) (scope, id string, err error) {
 	for name, given := range map[string]string{"workspace": p.workspace, "contract": p.contract, "tenant": p.tenant} {
 		if given == "" {
@@ -95,7 +95,7 @@ func (x *exchange) listAuthClients() {
 		x.Fail(err)
 		return
 	}
-	if scope == "" { // as the vendor has it: without a place to look from, those of every tenant alone
+	if scope == "" { // as in the vendor's API: without a parameter, only global auth clients
 		scope = "global"
 	}
 	var total int
@@ -154,13 +154,13 @@ func (x *exchange) giveAuthClient(p parameters, status int, a client.AuthClient)
 	x.give(status, answer{Data: p.trim(r), Included: included})
 }
 
-// authClientInput is what the document of an auth client says.
+// authClientInput is a parsed document of an auth client.
 type authClientInput struct {
 	input
 	name, typ      string
 	credentials    jsontext.Value // nil when absent
 	components     []string       // nil when absent
-	scope, scopeID string         // "" when no place is named
+	scope, scopeID string         // "" if the document has no such relationship
 }
 
 func (x *exchange) authClientInput() (in authClientInput, err error) {
@@ -210,8 +210,8 @@ func (x *exchange) authClientInput() (in authClientInput, err error) {
 	return in, nil
 }
 
-// expectAll adds to the body of a command the revisions that the document's meta expects
-// of the components, by component or, where the document names one component, as a number.
+// expectAll copies the expected revisions of components from the document's meta to the body:
+// by component or, if the document names one component, as a number.
 func (x *exchange) expectAll(in authClientInput, body map[string]any) error {
 	e, err := in.expected()
 	switch {
@@ -272,8 +272,8 @@ func (x *exchange) createAuthClient() {
 	x.giveWritten(http.StatusCreated, done, in)
 }
 
-// giveWritten answers a write with the auth client as it is now or, where the caller
-// may not read auth clients, with what the caller has written.
+// giveWritten responds to a write: with the current auth client or, if the caller may not read
+// auth clients, with the caller's own input.
 func (x *exchange) giveWritten(status int, done service.Done, in authClientInput) {
 	if x.may(permission.OAuthClientsGet) {
 		a, err := ask[client.AuthClient](x, "auth_client.get", client.GetAuthClient{ID: done.ID, MinSeq: done.Seq})
@@ -296,7 +296,7 @@ func (x *exchange) giveWritten(status int, done service.Done, in authClientInput
 	x.giveOne(parameters{}, status, r, "")
 }
 
-// inTenant reads the one parameter of a write: the tenant.
+// inTenant parses the parameters of a write, which may only name the tenant.
 func (x *exchange) inTenant() error {
 	p, err := readParameters(x.R.URL.RawQuery, byTenant)
 	if err == nil && p.tenant != "" {
@@ -347,7 +347,8 @@ func (x *exchange) patchAuthClient() {
 	x.giveWritten(http.StatusOK, done, in)
 }
 
-// authClientStays refuses to make another type of an auth client, or to move it.
+// authClientStays returns an error if the document changes the type or the scope of the auth
+// client.
 func (x *exchange) authClientStays(in authClientInput) error {
 	a, err := ask[client.AuthClient](x, "auth_client.get", client.GetAuthClient{ID: x.item})
 	if err != nil {
@@ -376,7 +377,7 @@ func (x *exchange) deleteAuthClient() {
 		x.Fail(err)
 		return
 	}
-	if x.may(permission.OAuthClientsGet) { // what is deleted is not found from here on
+	if x.may(permission.OAuthClientsGet) { // wait until the read models reflect the delete
 		_, err = ask[client.AuthClient](x, "auth_client.get", client.GetAuthClient{ID: x.item, MinSeq: done.Seq})
 	}
 	x.gone(err)

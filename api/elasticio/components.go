@@ -14,11 +14,10 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// ErrComponentGone answers for a component that was deleted: what was deleted is not
-// found any more, as with every other resource here.
+// ErrComponentGone is the 404 of this API for a deleted component.
 var ErrComponentGone = fault.New(fault.NotFound, "component_gone", "The component was deleted.")
 
-// here says ErrComponentGone where the service says that a component was deleted.
+// here maps component.ErrComponentDeleted to ErrComponentGone.
 func here(err error) error {
 	if errors.Is(err, component.ErrComponentDeleted) {
 		return ErrComponentGone
@@ -26,11 +25,10 @@ func here(err error) error {
 	return err
 }
 
-// componentPointers is where the members of the service's bodies stand in a
-// document of a component.
+// componentPointers maps members of the service's bodies to the document of a component.
 var componentPointers = map[string]string{"/id": "/data/id", "/descriptor": "/data/attributes/descriptor"}
 
-// Who may use a component: its owner's tenant, or every tenant.
+// Values of access: all tenants, or only the owner.
 const (
 	accessPrivate = "private"
 	accessGlobal  = "global"
@@ -58,15 +56,15 @@ func componentResource(c component.Info, descriptor jsontext.Value) resource {
 	return r
 }
 
-// included are the components, each once, when the request asks for them. One that
-// the caller does not see is left out.
+// included returns the components, each once, if the request has include=component. Components
+// that the caller cannot see are omitted.
 func (x *exchange) included(p parameters, components []string) ([]resource, error) {
 	if !p.include {
 		return nil, nil
 	}
 	list := []resource{}
 	for _, id := range slices.Compact(slices.Sorted(slices.Values(components))) {
-		if id == "" { // of a credential of a free type
+		if id == "" { // a credential of a free type has no component
 			continue
 		}
 		c, err := ask[component.Component](x, "component.get", component.Get{ID: id})
@@ -121,8 +119,8 @@ func (x *exchange) getComponent() {
 	x.giveOne(p, http.StatusOK, componentResource(c.Info, c.Descriptor), "")
 }
 
-// componentInput reads the document of a component: its component.json is the
-// attribute descriptor, and access says who may use it, "" when that is absent.
+// componentInput parses the document of a component. The attribute descriptor is its
+// component.json; access is "" if absent.
 func (x *exchange) componentInput() (in input, access string, err error) {
 	x.pointers = componentPointers
 	body, err := x.body()
@@ -166,7 +164,7 @@ func (x *exchange) createComponent() {
 	x.giveComponent(http.StatusCreated, done)
 }
 
-// share says who may use a component.
+// share shares or unshares a component.
 func (x *exchange) share(id, access string) (service.Done, error) {
 	route := "component.unshare"
 	if access == accessGlobal {
@@ -178,8 +176,8 @@ func (x *exchange) share(id, access string) (service.Done, error) {
 	return ask[service.Done](x, route, component.ID{ID: id})
 }
 
-// giveComponent answers a write with the component as it is now, or with its id
-// where the caller may not read components.
+// giveComponent responds to a write: with the current component or, if the caller may not read
+// components, with its id.
 func (x *exchange) giveComponent(status int, done service.Done) {
 	if !x.may(permission.ComponentsGet) {
 		x.giveOne(parameters{}, status, resource{
@@ -220,7 +218,7 @@ func (x *exchange) deleteComponent() {
 		x.Fail(here(err))
 		return
 	}
-	if x.may(permission.ComponentsGet) { // what is deleted is seen as deleted from here on
+	if x.may(permission.ComponentsGet) { // wait until the read models reflect the delete
 		_, err = ask[component.Component](x, "component.get", component.Get{ID: x.item, MinSeq: done.Seq})
 	}
 	x.gone(err)

@@ -16,12 +16,11 @@ import (
 	"github.com/credstream/credstream/service/secrets"
 )
 
-// ErrRelationshipFixed refuses to move a credential.
+// ErrRelationshipFixed refuses to change the component or workspace of a credential.
 var ErrRelationshipFixed = fault.New(fault.Unprocessable, "relationship_fixed",
 	"The component and the workspace of a credential cannot be changed. Delete it and create another one.")
 
-// credentialPointers is where the members of the service's bodies stand in a
-// document of a credential.
+// credentialPointers maps members of the service's bodies to the document of a credential.
 var credentialPointers = map[string]string{
 	"/id":        "/data/id",
 	"/component": "/data/relationships/component/data/id",
@@ -46,13 +45,13 @@ func credentialResource(c credential.Credential) resource {
 	if c.Component != "" {
 		r.Relationships["component"] = to("components", "component", c.Component)
 	} else {
-		r.Meta["type"] = c.Type // free: there is no component
+		r.Meta["type"] = c.Type // a free type: the credential has no component
 	}
 	if c.Description != "" {
 		r.Meta["description"] = c.Description
 	}
 	keys := c.Keys
-	if keys == nil { // in a list: nothing is opened for it, so every value is masked
+	if keys == nil { // a list does not decrypt anything: every value is masked
 		keys = map[string]any{}
 		for _, name := range c.Fields {
 			keys[name] = secrets.Mask
@@ -122,15 +121,15 @@ func (x *exchange) getCredential() {
 	x.giveOne(p, http.StatusOK, credentialResource(c), c.Component)
 }
 
-// require refuses a write of credentials to who lacks the permission of this
-// surface. The route's own is asked for by the service.
+// require checks the permission that this API requires for writes of credentials. The service
+// checks the permission of the route.
 func (x *exchange) require(route string) error {
 	err := x.cfg.Access.Require(x.R.Context(), x.call, route, permission.WorkspacesCredentialEdit)
 	x.Accepted(x.call.Tenant, err)
 	return err
 }
 
-// credentialInput is what the document of a credential says.
+// credentialInput is a parsed document of a credential.
 type credentialInput struct {
 	input
 	name                 string
@@ -175,7 +174,7 @@ func (x *exchange) credentialInput() (c credentialInput, err error) {
 }
 
 func decodeText(v jsontext.Value, into *string) error {
-	return json.Unmarshal(v, into) //nolint:wrapcheck // the caller says what is wrong
+	return json.Unmarshal(v, into) //nolint:wrapcheck // the caller of this function names the member
 }
 
 func (x *exchange) createCredential() {
@@ -219,8 +218,8 @@ func (x *exchange) createCredential() {
 	x.giveCredential(http.StatusCreated, done, in)
 }
 
-// giveCredential answers a write with the credential as it is now or, where the
-// caller may not read credentials, with what the caller has written.
+// giveCredential responds to a write: with the current credential or, if the caller may not
+// read credentials, with the caller's own input.
 func (x *exchange) giveCredential(status int, done service.Done, in credentialInput) {
 	if x.may(permission.CredentialsGet) {
 		c, err := ask[credential.Credential](x, "credential.get", credential.Get{ID: done.ID, MinSeq: done.Seq})
@@ -265,7 +264,7 @@ func (x *exchange) patchCredential() {
 		return
 	}
 	var changes []change
-	if in.keys != nil { // first, since they may be refused; the rest was looked at
+	if in.keys != nil { // first, because the service may reject them; the other members were validated
 		changes = append(changes, change{"/keys", "credential.replace-keys", replace})
 	}
 	if in.name != "" {
@@ -282,15 +281,15 @@ func (x *exchange) patchCredential() {
 	x.giveCredential(http.StatusOK, done, in)
 }
 
-// change is one command of a request that takes several.
+// change is one of several commands of a request.
 type change struct {
-	step  string // added to the command id, but for the first one
+	step  string // suffix of the command id; "" for the first
 	route string
 	body  any
 }
 
-// inTurn gives the commands one after the other, up to one that is refused. The
-// answer is the last one's.
+// inTurn executes the commands in order and stops at the first error. It returns the response
+// of the last one.
 func (x *exchange) inTurn(changes []change) (done service.Done, err error) {
 	done.ID = x.item
 	given := x.call.CommandID
@@ -305,8 +304,8 @@ func (x *exchange) inTurn(changes []change) (done service.Done, err error) {
 	return done, nil
 }
 
-// stays refuses to move a credential to another component or workspace. Without
-// the permission to read credentials a caller is not told what they are.
+// stays returns an error if the document changes the component or workspace of the credential.
+// It does not reveal them to a caller who may not read credentials.
 func (x *exchange) stays(in credentialInput) error {
 	if in.component == "" && in.workspace == "" {
 		return nil
@@ -333,7 +332,7 @@ func (x *exchange) deleteCredential() {
 		x.Fail(err)
 		return
 	}
-	if x.may(permission.CredentialsGet) { // what is deleted is not found from here on
+	if x.may(permission.CredentialsGet) { // wait until the read models reflect the delete
 		_, err = ask[credential.Credential](x, "credential.get", credential.Get{ID: x.item, MinSeq: done.Seq})
 	}
 	x.gone(err)

@@ -24,8 +24,8 @@ var (
 	ErrResourceMade = fault.New(fault.Denied, "resource_id_refused", "The service generates the id of a new resource. Omit it.")
 )
 
-// document is what a request says (JSON:API 1.1, section 5). Members that the
-// specification defines and that mean nothing here are passed over.
+// document is the body of a request (JSON:API 1.1, section 5). Other members of the
+// specification are ignored.
 type document struct {
 	Data     *input         `json:"data"`
 	Meta     jsontext.Value `json:"meta"`
@@ -34,7 +34,7 @@ type document struct {
 	Included jsontext.Value `json:"included"`
 }
 
-// input is the resource of a request. Attributes that are null are absent.
+// input is the resource of a request. Attributes with the value null are treated as absent.
 type input struct {
 	ID            string                    `json:"id"`
 	LID           string                    `json:"lid"`
@@ -44,11 +44,11 @@ type input struct {
 	Links         jsontext.Value            `json:"links"`
 	Meta          jsontext.Value            `json:"meta"`
 
-	meta jsontext.Value // of the document
+	meta jsontext.Value // meta of the document
 }
 
-// readDocument reads a document with one resource. Errors name the place, never
-// the value, which may be a secret.
+// readDocument parses a document with one resource. Its errors have the pointer, never the
+// value, which may be a secret.
 func readDocument(body []byte) (input, error) {
 	if len(bytes.TrimSpace(body)) == 0 {
 		return input{}, service.ErrMissing.Withf("The body is missing. Send a JSON:API document with data.").At("/data")
@@ -65,7 +65,7 @@ func readDocument(body []byte) (input, error) {
 	return *doc.Data, nil
 }
 
-// decode reads exactly one JSON object without unknown or repeated members.
+// decode parses exactly one JSON object without unknown or duplicate members.
 func decode(body []byte, into any) error {
 	return decodeWith(body, into, json.RejectUnknownMembers(true))
 }
@@ -87,8 +87,8 @@ func decodeWith(body []byte, into any, how json.Options) error {
 	return service.ErrBody.Withf("The body must be one JSON document.")
 }
 
-// pointer is a place in an answer, "" when it is longer than any of ours: a
-// caller's mistake of a mebibyte is not sent back.
+// pointer formats a JSON pointer; "" if it is longer than any valid one, so that a large
+// invalid document is not echoed.
 func pointer(p jsontext.Pointer) string {
 	if len(p) > 256 {
 		return ""
@@ -100,7 +100,7 @@ func missing(at string) error {
 	return service.ErrMissing.Withf("The member %s is required.", at).At(at)
 }
 
-// created checks the resource of a POST.
+// created validates the resource of a POST.
 func (in input) created(types ...string) error {
 	switch {
 	case !slices.Contains(types, in.Type):
@@ -111,8 +111,7 @@ func (in input) created(types ...string) error {
 	return nil
 }
 
-// changed checks the resource of a PATCH: what it says of itself is what the path
-// says. It may leave out both.
+// changed validates the resource of a PATCH: id and type are optional, and must match the path.
 func (in input) changed(id string, types ...string) error {
 	switch {
 	case in.Type != "" && !slices.Contains(types, in.Type):
@@ -123,17 +122,16 @@ func (in input) changed(id string, types ...string) error {
 	return nil
 }
 
-// expectedRevision is where a document says which revision of the component its sender
-// has looked at; expectedRevisions, where one of several components says it of each.
+// Members of a document's meta: the revision of the component that the caller has reviewed, and
+// the same for several components.
 const (
 	expectedRevision  = "/meta/expected_revision"
 	expectedRevisions = "/meta/expected_revisions"
 )
 
-// expected is what the document's meta expects of components; whatever else is in meta is
-// passed over.
+// expected has the expected revisions in a document's meta. Other members of meta are ignored.
 type expected struct {
-	Revision  *int           `json:"expected_revision"`  // of the one component; nil: any
+	Revision  *int           `json:"expected_revision"`  // of the only component; nil: any revision
 	Revisions map[string]int `json:"expected_revisions"` // by component
 }
 
@@ -161,8 +159,7 @@ func (in input) expected() (e expected, err error) {
 	return e, nil
 }
 
-// expect adds to the body of a command the revision of the component that the document's
-// meta expects, if it does.
+// expect copies the expected revision of the component from the document's meta to the body.
 func (in input) expect(body map[string]any) error {
 	e, err := in.expected()
 	if err == nil && e.Revision != nil {
@@ -171,7 +168,7 @@ func (in input) expect(body map[string]any) error {
 	return err
 }
 
-// only refuses attributes other than those named.
+// only returns an error if there are attributes other than names.
 func (in input) only(names ...string) error {
 	for _, name := range slices.Sorted(maps.Keys(in.Attributes)) {
 		if !slices.Contains(names, name) {
@@ -182,8 +179,8 @@ func (in input) only(names ...string) error {
 	return nil
 }
 
-// related is the id that a to-one relationship names, "" when it is absent or
-// null. typ, when not "", is the type that it must have.
+// related returns the id of a to-one relationship; "" if it is absent or null. If typ is not
+// "", the type must match.
 func (in input) related(name, typ string) (string, error) {
 	raw, ok := in.Relationships[name]
 	if !ok {
@@ -219,8 +216,8 @@ func (in input) related(name, typ string) (string, error) {
 	return to.ID, nil
 }
 
-// relatedAll are the ids that a to-many relationship names; given reports whether it
-// is there. typ is the type that each must have.
+// relatedAll returns the ids of a to-many relationship; given is false if it is absent. All
+// types must be typ.
 func (in input) relatedAll(name, typ string) (ids []string, given bool, err error) {
 	raw, ok := in.Relationships[name]
 	if !ok {
@@ -261,8 +258,8 @@ func (in input) relatedAll(name, typ string) (ids []string, given bool, err erro
 	return ids, true, nil
 }
 
-// unlinks reports whether a to-one relationship, whose form was looked at, is said
-// to lead nowhere from here on: its data is null.
+// unlinks reports whether the data of a to-one relationship is null. Its format was validated
+// before.
 func (in input) unlinks(name string) bool {
 	var r struct {
 		Data jsontext.Value `json:"data"`
@@ -275,7 +272,8 @@ func below(err error, at string) error {
 	return f.At(at + f.Pointer)
 }
 
-// resource is a resource of an answer. What the vendor has no attribute for is in meta.
+// resource is a resource of a response. Data without an attribute in the vendor's schema is in
+// meta.
 type resource struct {
 	ID            string                  `json:"id"`
 	Type          string                  `json:"type"`
@@ -285,7 +283,7 @@ type resource struct {
 	Meta          map[string]any          `json:"meta,omitzero"`
 }
 
-// relationship leads to one other resource, or to several.
+// relationship references one resource, or several.
 type relationship struct {
 	Data  any               `json:"data"` // an identifier, or a list of them
 	Links map[string]string `json:"links,omitzero"`
@@ -296,12 +294,12 @@ type identifier struct {
 	Type string `json:"type"`
 }
 
-// to makes a relationship to a resource of the collection.
+// to returns a relationship to a resource of the collection.
 func to(collection, typ, id string) relationship {
 	return relationship{Data: identifier{id, typ}, Links: map[string]string{"self": "/v2/" + collection + "/" + url.PathEscape(id)}}
 }
 
-// toAll makes a relationship to several resources, without a link.
+// toAll returns a relationship to several resources, without a link.
 func toAll(typ string, ids []string) relationship {
 	list := make([]identifier, len(ids))
 	for i, id := range ids {
@@ -310,7 +308,7 @@ func toAll(typ string, ids []string) relationship {
 	return relationship{Data: list}
 }
 
-// answer is the document of an answer.
+// answer is the document of a response.
 type answer struct {
 	Data     any               `json:"data"`
 	Included []resource        `json:"included,omitzero"`
@@ -320,22 +318,22 @@ type answer struct {
 
 // errorObject is one error (JSON:API 1.1, section 11).
 type errorObject struct {
-	ID     string         `json:"id,omitzero"` // of the request: leads the operator to the cause
+	ID     string         `json:"id,omitzero"` // request id, with which an operator finds the request in the log
 	Status string         `json:"status"`
 	Code   string         `json:"code"`
 	Title  string         `json:"title"`
 	Detail string         `json:"detail"`
 	Source *errorSource   `json:"source,omitzero"`
-	Meta   jsontext.Value `json:"meta,omitzero"` // more for programs: the flows that hold a credential, say
+	Meta   jsontext.Value `json:"meta,omitzero"` // structured details, such as the flows that use a credential
 }
 
-// errorSource is the input at fault.
+// errorSource is the invalid input.
 type errorSource struct {
-	Pointer   string `json:"pointer,omitzero"`   // in the document (RFC 6901)
-	Parameter string `json:"parameter,omitzero"` // of the URL
+	Pointer   string `json:"pointer,omitzero"`   // to the member of the document (RFC 6901)
+	Parameter string `json:"parameter,omitzero"` // name of the URL parameter
 }
 
-// Problem answers with an error object.
+// Problem writes an error object.
 func (x *exchange) Problem(p fault.Problem) {
 	e := errorObject{
 		ID: x.ID, Status: strconv.Itoa(p.Status), Code: p.Code, Title: p.Title, Detail: p.Detail, Meta: jsontext.Value(p.Details),
@@ -348,8 +346,8 @@ func (x *exchange) Problem(p fault.Problem) {
 	x.JSON(p.Status, x.media, map[string][]errorObject{"errors": {e}})
 }
 
-// place is where in the document of the request a member of the service's body
-// stands, "" when it is not from there.
+// place maps a pointer to the service's body to one to the request's document; "" if the
+// document has no such member.
 func (x *exchange) place(at string) string {
 	if strings.HasPrefix(at, "/data") {
 		return at
@@ -362,7 +360,6 @@ func (x *exchange) place(at string) string {
 	return ""
 }
 
-// give answers with a document.
 func (x *exchange) give(status int, doc answer) {
 	if doc.Meta == nil {
 		doc.Meta = map[string]any{}
@@ -370,16 +367,15 @@ func (x *exchange) give(status int, doc answer) {
 	x.JSON(status, x.media, doc)
 }
 
-// noteBehind logs that the views could not be waited for after a write. The write
-// was done all the same.
+// noteBehind logs that the read models did not catch up with a write in time. The write
+// succeeded.
 func (x *exchange) noteBehind(err error) {
 	if err != nil && !hidden(err) {
 		x.Warn("read models are behind a write", err)
 	}
 }
 
-// gone answers a delete that was done; err is what was found when looking for the
-// thing again.
+// gone responds to a successful delete. err is the result of the read after it.
 func (x *exchange) gone(err error) {
 	x.noteBehind(err)
 	x.End(http.StatusNoContent)

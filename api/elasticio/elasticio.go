@@ -1,7 +1,6 @@
-// Package elasticio is the edge that speaks the elastic.io REST API v2: OAuth
-// clients, credentials, components and flows as JSON:API documents
-// (https://jsonapi.org/format/1.1/). It owns no rule of its own but those of HTTP
-// and of JSON:API; every call goes through the service's route table.
+// Package elasticio serves the elastic.io REST API v2: OAuth clients, credentials, components
+// and flows as JSON:API documents (https://jsonapi.org/format/1.1/). It has no business rules;
+// every call uses the service's route table.
 package elasticio
 
 import (
@@ -25,29 +24,28 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// Access is what the edge needs of *access.Service.
+// Access is the part of *access.Service that the handler calls.
 type Access interface {
 	edge.Identities
-	// Require refuses a caller without the permission, and records that.
+	// Require returns an error if the caller lacks the permission, and records the denial.
 	Require(ctx context.Context, call service.Call, route string, perm permission.Permission) error
 }
 
-// Flows is what the edge needs of *flow.Service.
+// Flows is the part of *flow.Service that the handler calls.
 type Flows interface {
 	// ChangeFlow creates, starts, stops or deletes a flow.
 	ChangeFlow(ctx context.Context, call service.Call, ceType string, data []byte) (flow.Flow, error)
 }
 
-// Config is what the edge is made of. Service, Access and Flows are needed, the rest is
-// optional.
+// Config configures a handler. Service, Access and Flows are required.
 type Config struct {
 	Service edge.Service
 	Access  Access
 	Flows   Flows
-	Logger  *slog.Logger // takes one line per request; nil drops them
-	// AllowCleartext takes clear keys over plain HTTP from anywhere: for a service
-	// that only a TLS terminating proxy can reach. Without it they are taken over
-	// TLS and from the same machine alone.
+	Logger  *slog.Logger // one line per request; nil discards them
+	// AllowCleartext accepts clear keys over plain HTTP from any address: use it only if
+	// nothing but a TLS-terminating proxy can reach the service. Otherwise TLS or loopback is
+	// required.
 	AllowCleartext bool
 }
 
@@ -82,24 +80,24 @@ func Handler(cfg Config) http.Handler {
 
 type handler struct {
 	cfg     Config
-	secrets map[string]bool // routes that hold clear text
+	secrets map[string]bool // routes with clear-text secrets
 }
 
-// exchange is one request on its way to its answer.
+// exchange is one request and its response.
 type exchange struct {
 	*edge.Exchange
 	*handler
-	call      service.Call      // its tenant is from the path, or the caller's home
+	call      service.Call      // its tenant is that of the path, or the home tenant of the caller
 	workspace string            // from the path, or ""
 	item      string            // id from the path, or ""
-	media     string            // of the answer
-	pointers  map[string]string // where in the document a member of the service's body stands
+	media     string            // media type of the response
+	pointers  map[string]string // maps members of the service's body to the document
 }
 
-// operations are what the methods do at one path.
+// operations are the handlers of a path, by method.
 type operations map[string]func(*exchange)
 
-// find returns what stands at the path, split at its slashes after /v2, and its pattern.
+// find returns the operations of a path, split at its slashes after /v2, and its pattern.
 func (x *exchange) find(path []string) (operations, string) {
 	if len(path) >= 3 && path[0] == "tenants" && path[2] == "oauth-clients" {
 		x.call.Tenant = path[1]
@@ -165,7 +163,7 @@ func (x *exchange) findSecret(path []string) (operations, string) {
 	return nil, ""
 }
 
-// Serve finds what the path and method name, and who asks.
+// Serve authenticates the caller and routes by path and method.
 func (x *exchange) Serve() {
 	if err := edge.CheckOrigin(x.R); err != nil {
 		x.Fail(err)
@@ -204,8 +202,8 @@ func (x *exchange) Serve() {
 	at[method](x)
 }
 
-// split cuts a path at its slashes, and one slash off its end. A path is taken
-// literally: nothing is cleaned or redirected.
+// split splits a path at its slashes and removes one trailing slash. The path is not
+// normalized.
 func split(path string) (parts []string, ok bool) {
 	rest, ok := strings.CutPrefix(path, "/v2/")
 	if !ok {
@@ -221,7 +219,7 @@ func split(path string) (parts []string, ok bool) {
 	return parts, true
 }
 
-// allowed lists the methods for the Allow header.
+// allowed returns the methods for the Allow header.
 func (o operations) allowed() string {
 	var list []string
 	for _, m := range []string{"GET", "HEAD", "POST", "PATCH", "DELETE"} {
@@ -232,7 +230,7 @@ func (o operations) allowed() string {
 	return strings.Join(list, ", ")
 }
 
-// ask has the service answer a route with in as its body.
+// ask calls a route with in as the body.
 func ask[T any](x *exchange, route string, in any) (out T, err error) {
 	if x.secrets[route] && !x.call.Confidential {
 		return out, credential.ErrCleartext
@@ -249,9 +247,9 @@ func ask[T any](x *exchange, route string, in any) (out T, err error) {
 	switch v := answer.(type) {
 	case T:
 		return v, nil
-	case *T: // a command that came again
+	case *T: // the response of a repeated command
 		return *v, nil
-	case interface{ Completed() service.Done }: // a Done and more
+	case interface{ Completed() service.Done }: // a response with more than a Done
 		if done, ok := any(v.Completed()).(T); ok {
 			return done, nil
 		}
@@ -259,11 +257,10 @@ func ask[T any](x *exchange, route string, in any) (out T, err error) {
 	return out, fmt.Errorf("%s answered %T", route, answer)
 }
 
-// may reports whether the caller could ask a query of its own, so that the answer
-// of a command shows the whole resource.
+// may reports whether the caller has the permission to read, so that the response of a write
+// can show the whole resource.
 func (x *exchange) may(perm permission.Permission) bool { return x.call.Principal.May(perm) }
 
-// body reads the body of the request.
 func (x *exchange) body() ([]byte, error) {
 	body, err := x.Receive(x.cfg.Service, &x.call, func(contentType []string) bool { return mediaOf(contentType) != "" })
 	if errors.Is(err, edge.ErrMediaType) {

@@ -16,10 +16,10 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// flowPointers is where the members of a flow event stand in a document of a flow.
+// flowPointers maps members of a flow event to the document of a flow.
 var flowPointers = map[string]string{"/id": "/data/id", "/name": "/data/attributes/name", "/steps": "/data/attributes/graph/nodes"}
 
-// node is a step of a flow, as far as it says what it uses.
+// node is a step of a flow: the stored members.
 type node struct {
 	ID         string `json:"id"`
 	Name       string `json:"name,omitzero"`
@@ -57,8 +57,8 @@ func (x *exchange) getFlow() {
 	x.giveOne(parameters{}, http.StatusOK, flowResource(f), "")
 }
 
-// createFlow takes a flow as the vendor describes it. What a flow does is not
-// looked at, but for the components and credentials that its nodes name.
+// createFlow creates a flow in the vendor's format. Only the components and credentials of its
+// nodes are read.
 func (x *exchange) createFlow() {
 	x.pointers = flowPointers
 	body, err := x.body()
@@ -80,7 +80,7 @@ func (x *exchange) createFlow() {
 	x.change("flow.created", data, http.StatusCreated)
 }
 
-// flowData is the data of the event that tells of the flow.
+// flowData converts the document to the data of a flow event.
 func flowData(in input) ([]byte, error) {
 	var graph struct {
 		Nodes []node `json:"nodes"`
@@ -126,7 +126,7 @@ func (x *exchange) startFlow()  { x.changeItem("flow.started", http.StatusOK) }
 func (x *exchange) stopFlow()   { x.changeItem("flow.stopped", http.StatusOK) }
 func (x *exchange) deleteFlow() { x.changeItem("flow.deleted", http.StatusNoContent) }
 
-// changeItem changes the flow that the path names. A body means nothing.
+// changeItem applies a flow event to the flow in the path. A body is ignored.
 func (x *exchange) changeItem(ceType string, status int) {
 	data, err := json.Marshal(map[string]string{"id": x.item})
 	if err != nil {
@@ -143,7 +143,7 @@ func (x *exchange) change(ceType string, data []byte, status int) {
 	case err != nil:
 		x.Fail(inGraph(err))
 		return
-	case x.may(permission.FlowsGet): // the change is seen from here on
+	case x.may(permission.FlowsGet): // wait until the read models reflect the change
 		_, err = ask[flow.Flow](x, "flow.get", flow.Get{ID: f.ID, MinSeq: f.Seq})
 	}
 	x.noteBehind(err)
@@ -154,7 +154,7 @@ func (x *exchange) change(ceType string, data []byte, status int) {
 	x.giveOne(parameters{}, status, flowResource(f), "")
 }
 
-// inGraph calls what a step names by its name in a node.
+// inGraph maps an error's pointer from a flow step to the node's member.
 func inGraph(err error) error {
 	f, ok := errors.AsType[*fault.Error](err)
 	if !ok {
@@ -169,5 +169,5 @@ func inGraph(err error) error {
 	return err
 }
 
-// hidden reports whether err says that there is no such thing for the caller.
+// hidden reports whether err is a not-found error.
 func hidden(err error) bool { return err != nil && fault.Of(err).Kind == fault.NotFound }

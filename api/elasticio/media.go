@@ -8,19 +8,19 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// The media types that are taken and answered.
+// The supported media types.
 const (
 	mediaJSONAPI = "application/vnd.api+json"
 	mediaJSON    = edge.MediaJSON
 )
 
-// ErrAccept refuses a request that takes no answer which could be given.
+// ErrAccept refuses a request whose Accept header allows no supported media type.
 var ErrAccept = fault.New(fault.Invalid, "not_acceptable",
 	"The response is application/vnd.api+json or application/json. Accept one of them, without parameters.")
 
-// mediaOf is the media type of a body, "" when it is not one that is taken:
-// application/vnd.api+json without parameters, as JSON:API demands of extensions
-// that are not known, or application/json, in UTF-8 if it says so.
+// mediaOf parses the media type of a body; "" if it is not supported. Supported:
+// application/vnd.api+json without parameters, because JSON:API requires it for unknown
+// extensions, and application/json. A charset must be utf-8.
 func mediaOf(contentType []string) string {
 	if edge.IsJSON(contentType) {
 		return mediaJSON
@@ -29,16 +29,15 @@ func mediaOf(contentType []string) string {
 		return ""
 	}
 	media, params, err := mime.ParseMediaType(contentType[0])
-	delete(params, "profile") // profiles that are not known are ignored
+	delete(params, "profile") // unknown profiles are ignored
 	if err != nil || media != mediaJSONAPI || len(params) > 0 {
 		return ""
 	}
 	return media
 }
 
-// negotiate chooses the media type of the answer: the first that Accept names, or,
-// where it leaves the choice, that of the body, or JSON:API's own. It reports
-// whether Accept takes one of them.
+// negotiate chooses the media type of the response: the first in Accept, otherwise that of the
+// body, or JSON:API's own. It returns false if Accept allows neither.
 func (x *exchange) negotiate() bool {
 	if m := mediaOf(x.R.Header["Content-Type"]); m != "" {
 		x.media = m

@@ -14,8 +14,7 @@ import (
 	"github.com/credstream/credstream/service/secrets"
 )
 
-// clientPointers is where the members of the service's bodies stand in a document
-// of an OAuth client.
+// clientPointers maps members of the service's bodies to the document of an OAuth client.
 var clientPointers = map[string]string{
 	"/id":            "/data/id",
 	"/component":     "/data/relationships/component/data/id",
@@ -61,7 +60,7 @@ func (x *exchange) listClients() {
 	x.giveList(p, list, components, next, total)
 }
 
-// giveList answers with a page of resources, and their components if asked for.
+// giveList writes a page of resources, and their components if included.
 func (x *exchange) giveList(p parameters, list []resource, components []string, next string, total int) {
 	included, err := x.included(p, components)
 	if err != nil {
@@ -90,7 +89,7 @@ func (x *exchange) getClient() {
 	x.giveOne(p, http.StatusOK, x.clientResource(c), c.Component)
 }
 
-// giveOne answers with one resource, and its component if asked for.
+// giveOne writes one resource, and its component if included.
 func (x *exchange) giveOne(p parameters, status int, r resource, component string) {
 	included, err := x.included(p, []string{component})
 	if err != nil {
@@ -103,8 +102,7 @@ func (x *exchange) giveOne(p parameters, status int, r resource, component strin
 	x.give(status, answer{Data: p.trim(r), Included: included})
 }
 
-// clientInput reads the document of an OAuth client. A member of the body that is
-// absent is not in it.
+// clientInput parses the document of an OAuth client. Absent attributes are not in the result.
 func (x *exchange) clientInput() (input, map[string]any, error) {
 	x.pointers = clientPointers
 	body, err := x.body()
@@ -162,8 +160,7 @@ func (x *exchange) createClient() {
 	x.giveClient(http.StatusCreated, done, in, component)
 }
 
-// atSecret points at the client secret where the service does not: what it refuses
-// while it reads a secret has no place yet.
+// atSecret sets the pointer of an error to the client secret if the service has set none.
 func atSecret(err error) error {
 	if f := fault.Of(err); f.Pointer == "" && (f.Is(secrets.ErrKeysMasked) || f.Is(secrets.ErrClientSecret)) {
 		return f.At("/client_secret")
@@ -171,12 +168,12 @@ func atSecret(err error) error {
 	return err
 }
 
-// giveClient answers a write with the client as it is now or, where the caller may
-// not read clients, with what the caller has written.
+// giveClient responds to a write: with the current client or, if the caller may not read
+// clients, with the caller's own input.
 func (x *exchange) giveClient(status int, done service.Done, in input, component string) {
 	c := client.OAuthClient{ID: done.ID, Component: component, ClientSecret: secrets.Mask}
 	if x.may(permission.OAuthClientsGet) {
-		// A define that came again names the component alone.
+		// the response of a repeated define has no id
 		ref := client.OAuthClientRef{ID: done.ID, MinSeq: done.Seq}
 		if component != "" {
 			ref.ID, ref.Component = "", component
@@ -187,7 +184,7 @@ func (x *exchange) giveClient(status int, done service.Done, in input, component
 			return
 		}
 	} else if v, ok := in.Attributes["client_id"]; ok {
-		_ = decodeText(v, &c.ClientID) // it is a text
+		_ = decodeText(v, &c.ClientID) // validated as a string before
 	}
 	r := x.clientResource(c)
 	if c.Component == "" {
@@ -228,7 +225,7 @@ func (x *exchange) deleteClient() {
 		x.Fail(err)
 		return
 	}
-	if x.may(permission.OAuthClientsGet) { // what is deleted is not found from here on
+	if x.may(permission.OAuthClientsGet) { // wait until the read models reflect the delete
 		_, err = ask[client.OAuthClient](x, "oauth_client.get", client.OAuthClientRef{ID: x.item, MinSeq: done.Seq})
 	}
 	x.gone(err)

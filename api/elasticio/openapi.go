@@ -11,8 +11,8 @@ import (
 	"github.com/credstream/credstream/api/edge"
 )
 
-// Describe adds the paths of this edge to the OpenAPI document, each operation
-// that takes a body with an example of it.
+// Describe adds the paths of this API to the OpenAPI document, with an example of each request
+// body.
 func Describe(doc *huma.OpenAPI) {
 	schemas := doc.Components.Schemas.Map()
 	for name, s := range resourceSchemas() {
@@ -43,12 +43,12 @@ func Describe(doc *huma.OpenAPI) {
 	}
 }
 
-// described is an operation as the document shows it.
+// described is an operation of the document.
 type described struct {
 	id, method, path, resource string
 	summary                    string
-	parameters                 []string // of the query
-	example                    string   // of the body; "" where there is none
+	parameters                 []string // query parameters
+	example                    string   // example of the body; "" if there is none
 }
 
 // Paths and ids of the examples.
@@ -149,14 +149,14 @@ var documented = []described{
 	{"flows.delete", "DELETE", pathFlows + item, "", "Delete a flow and release its credentials.", nil, ""},
 }
 
-// exampleItem is the id in the examples: one that the service makes, or the one
-// that the example of the create gives.
+// exampleItem has the id for the examples of each path: a generated one, or that of the create
+// example.
 var exampleItem = map[string]string{
 	pathClients: edge.ExampleID, pathCredentials: edge.ExampleID, pathSecrets: edge.ExampleID, pathAuthClients: edge.ExampleID, pathComponents: "pet-shop", pathFlows: "pet-orders",
 }
 
-// queryParameters are described once for all operations that take them. One
-// without an example changes what is answered too much for a first look.
+// queryParameters describes the parameters, which several operations share. A parameter has no
+// example if a first request should not use it.
 var queryParameters = map[string]huma.Param{
 	byComponent: {Description: "Filter by component; empty means no filter.", Example: "pet-shop"},
 	byWorkspace: {Description: "Filter by workspace.", Example: "sales"},
@@ -236,7 +236,7 @@ func (o described) answers(says string, data *huma.Schema) *huma.Response {
 	}, "data")})}
 }
 
-// media is the content in JSON:API's own media type; application/json does as well.
+// media is the content in JSON:API's media type; application/json is accepted too.
 func media(m *huma.MediaType) map[string]*huma.MediaType {
 	return map[string]*huma.MediaType{mediaJSONAPI: m}
 }
@@ -251,7 +251,7 @@ func anything(says string) *huma.Schema { return &huma.Schema{Description: says}
 
 func words(says string) *huma.Schema { return &huma.Schema{Type: huma.TypeString, Description: says} }
 
-// resourceSchemas describes the resources, by their types.
+// resourceSchemas returns the schemas of the resources, by type.
 func resourceSchemas() map[string]*huma.Schema {
 	one := func(typ, says string, attributes map[string]*huma.Schema, related ...string) *huma.Schema {
 		relationships := map[string]*huma.Schema{}
@@ -295,7 +295,7 @@ func resourceSchemas() map[string]*huma.Schema {
 	}
 }
 
-// authClientSchema adds the one relationship that leads to several resources.
+// authClientSchema adds the to-many relationship to the schema.
 func authClientSchema(s *huma.Schema) *huma.Schema {
 	s.Properties["relationships"].Properties["components"] = members("", map[string]*huma.Schema{
 		"data": {Type: huma.TypeArray, Items: members("", map[string]*huma.Schema{"id": words(""), "type": words("")}, "id", "type")},

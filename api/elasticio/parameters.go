@@ -10,14 +10,14 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// Errors of a URL's parameters.
+// Errors of URL parameters.
 var (
 	ErrParameter = fault.New(fault.Invalid, "parameter_invalid", "Invalid URL parameter.")
 	ErrPage      = fault.New(fault.Invalid, "page_out_of_reach",
 		"page[number] reaches only the first 10,000 items. Follow links.next instead.")
 )
 
-// parameterPrefix marks the pointer of a fault that is a parameter.
+// parameterPrefix is the prefix of a fault's pointer that names a URL parameter.
 const parameterPrefix = "?"
 
 func badParameter(name, why string) error {
@@ -27,29 +27,29 @@ func badParameter(name, why string) error {
 	return ErrParameter.Withf("%s", why).At(parameterPrefix + strings.ToValidUTF8(name, ""))
 }
 
-// Bounds of paging.
+// The limits of paging.
 const (
 	defaultPage = 50
 	largestPage = 200
-	reach       = 10_000 // items that a page's number may pass over
+	reach       = 10_000 // maximum offset of a numbered page
 )
 
-// parameters are those of a URL. Values that are empty are absent.
+// parameters are the parameters of a URL. Empty values are treated as absent.
 type parameters struct {
 	component string
 	workspace string
 	contract  string
 	tenant    string
-	number    int // 1 is the first page
+	number    int // from 1
 	size      int
-	after     string // cursor of the page before, as links.next has it
+	after     string // cursor from links.next of the previous page
 	sort      []string
-	include   bool // the components
+	include   bool // include the components
 	fields    map[string][]string
 	reveal    bool
 }
 
-// The parameters that a resource may take.
+// Names of the parameters that an operation may accept.
 const (
 	byComponent = "filter[component]"
 	byWorkspace = "workspace_id"
@@ -60,7 +60,7 @@ const (
 	pageAfter   = "page[after]"
 	sorted      = "sort"
 	including   = "include"
-	fieldsOf    = "fields[" // and a type, and "]"
+	fieldsOf    = "fields[" // followed by a type and "]"
 	revealing   = "reveal"
 )
 
@@ -69,8 +69,8 @@ var (
 	sparse = []string{including, fieldsOf}
 )
 
-// readParameters reads a query, in which brackets may be escaped or not. It takes
-// the named parameters, each once, and refuses any other.
+// readParameters parses a query string, with plain or escaped brackets. Each parameter must be
+// one of takes and appear at most once.
 func readParameters(query string, takes ...string) (parameters, error) {
 	p := parameters{number: 1, size: defaultPage, fields: map[string][]string{}}
 	values, err := url.ParseQuery(query)
@@ -102,7 +102,7 @@ func readParameters(query string, takes ...string) (parameters, error) {
 	return p, nil
 }
 
-// take reads one parameter that is not empty.
+// take parses one non-empty parameter.
 func (p *parameters) take(kind, typ, value string) (err error) {
 	switch kind {
 	case byComponent:
@@ -140,8 +140,8 @@ func (p *parameters) take(kind, typ, value string) (err error) {
 	return nil
 }
 
-// order is what the service is asked to sort by. By name, equal ones go by age in
-// the same direction unless a second field says otherwise.
+// order converts sort for the service. Equal names are sorted by creation time in the same
+// direction, unless the second field reverses it.
 func (p *parameters) order() (by string, err error) {
 	refused := badParameter(sorted, "The sort order must be name, -name, created_at or -created_at, or name and then created_at.")
 	switch len(p.sort) {
@@ -154,7 +154,7 @@ func (p *parameters) order() (by string, err error) {
 	first := p.sort[0]
 	switch {
 	case first == "created_at" || first == "-created_at":
-		if len(p.sort) > 1 && strings.TrimPrefix(p.sort[1], "-") != "name" { // times do not repeat: the name decides nothing
+		if len(p.sort) > 1 && strings.TrimPrefix(p.sort[1], "-") != "name" { // creation times are unique, so a second sort by name has no effect
 			return "", refused
 		}
 		return strings.TrimSuffix(first, "_at"), nil
@@ -170,7 +170,7 @@ func (p *parameters) order() (by string, err error) {
 	return first + "," + strings.TrimSuffix(p.sort[1], "_at"), nil
 }
 
-// trim leaves of a resource the fields that were asked for.
+// trim removes the fields that fields[...] does not list.
 func (p *parameters) trim(r resource) resource {
 	fields, ok := p.fields[r.Type]
 	if !ok {
@@ -192,8 +192,9 @@ func (p *parameters) trim(r resource) resource {
 	return r
 }
 
-// walk fetches the page: items behind a cursor, up to a limit, and the cursor of
-// what follows. It asks once more for each 200 items that the page's number passes over.
+// walk returns the requested page and the next cursor. fetch returns up to limit items after a
+// cursor, and the next cursor. For a numbered page, walk first skips the items before it, 200
+// per call of fetch.
 func walk[T any](p parameters, fetch func(after string, limit int) ([]T, string, error)) ([]T, string, error) {
 	after := p.after
 	if after == "" {
@@ -208,7 +209,7 @@ func walk[T any](p parameters, fetch func(after string, limit int) ([]T, string,
 	return fetch(after, p.size)
 }
 
-// links are those of a page; total is the number of all items.
+// links returns the links of a page; total is the number of all items.
 func (p *parameters) links(r *url.URL, next string, total int) map[string]string {
 	link := func(number int, after string) string {
 		q := r.Query()
@@ -233,10 +234,10 @@ func (p *parameters) links(r *url.URL, next string, total int) map[string]string
 	return links
 }
 
-// pages is the number of pages of that many items; an empty list has one.
+// pages returns the number of pages; an empty list has one.
 func pages(total, size int) int { return max(1, (total+size-1)/size) }
 
-// meta tells of the page and of all there is.
+// meta returns the page number, page size and totals.
 func (p *parameters) meta(total int) map[string]any {
 	return map[string]any{"page": p.number, "per_page": p.size, "total": total, "total_pages": pages(total, p.size)}
 }

@@ -13,8 +13,7 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// secretPointers is where the members of the service's bodies stand in a document
-// of an auth secret.
+// secretPointers maps members of the service's bodies to the document of an auth secret.
 var secretPointers = map[string]string{
 	"/id":          "/data/id",
 	"/component":   "/data/relationships/component/data/id",
@@ -25,12 +24,11 @@ var secretPointers = map[string]string{
 	"/expected_revision": expectedRevision,
 }
 
-// toAuthClient is the name of a relationship in answers. In a request it may also be
-// written as the vendor's table does, auth_client.
+// toAuthClient is the name of a relationship in responses. Requests may also use the name in
+// the vendor's table, auth_client.
 const toAuthClient = "auth-client"
 
-// secretTypes are the types that a document of an auth secret may have; the first
-// is the one of answers.
+// secretTypes are the accepted types of an auth secret; the first one is used in responses.
 var secretTypes = []string{"auth-secret", "secret"}
 
 func (x *exchange) secretsPath() string {
@@ -91,7 +89,7 @@ func (x *exchange) getSecret() {
 		return
 	}
 	s, err := ask[credential.AuthSecret](x, "auth_secret.get", credential.GetAuthSecret{Workspace: x.workspace, ID: x.item})
-	if err == nil && p.reveal { // it was found in the workspace, and stays there
+	if err == nil && p.reveal { // it is in the workspace, which never changes
 		var shown credential.Revealed
 		shown, err = ask[credential.Revealed](x, "credential.reveal", credential.Reveal{ID: x.item})
 		s.Keys = shown.Keys
@@ -103,7 +101,7 @@ func (x *exchange) getSecret() {
 	x.giveOne(p, http.StatusOK, x.secretResource(s), s.Component)
 }
 
-// secretInput is what the document of an auth secret says.
+// secretInput is a parsed document of an auth secret.
 type secretInput struct {
 	input
 	name                  string
@@ -111,8 +109,8 @@ type secretInput struct {
 	component, authClient string
 }
 
-// secretInput reads the document of an auth secret. Its state and error are found
-// out by the service: what a document says of them is looked at and passed over.
+// secretInput parses the document of an auth secret. The service determines state and error;
+// values in a document are ignored after a type check.
 func (x *exchange) secretInput() (in secretInput, err error) {
 	x.pointers = secretPointers
 	body, err := x.body()
@@ -201,8 +199,8 @@ func (x *exchange) createSecret() {
 	x.giveSecret(http.StatusCreated, done, in)
 }
 
-// giveSecret answers a write with the auth secret as it is now or, where the caller
-// may not read auth secrets, with what the caller has written.
+// giveSecret responds to a write: with the current auth secret or, if the caller may not read
+// auth secrets, with the caller's own input.
 func (x *exchange) giveSecret(status int, done service.Done, in secretInput) {
 	if x.may(permission.AuthSecretsGet) {
 		s, err := ask[credential.AuthSecret](x, "auth_secret.get", credential.GetAuthSecret{Workspace: x.workspace, ID: done.ID, MinSeq: done.Seq})
@@ -246,14 +244,14 @@ func (x *exchange) patchSecret() {
 		return
 	}
 	var changes []change
-	if in.keys != nil { // first, since they may be refused; the rest was looked at
+	if in.keys != nil { // first, because the service may reject them; the other members were validated
 		changes = append(changes, change{"/keys", "auth_secret.replace-keys", replace})
 	}
 	if in.name != "" {
 		changes = append(changes, change{"/name", "auth_secret.rename", credential.RenameAuthSecret{Workspace: x.workspace, ID: x.item, Name: in.name}})
 	}
 	done, err := x.inTurn(changes)
-	if err == nil && len(changes) == 0 { // nothing is asked for, of a secret that must be there
+	if err == nil && len(changes) == 0 { // nothing to change: check only that the secret exists
 		err = x.cfg.Access.Require(x.R.Context(), x.call, "auth_secret.rename", permission.AuthSecretsEdit)
 		x.Accepted(x.call.Tenant, err)
 	}
@@ -264,8 +262,8 @@ func (x *exchange) patchSecret() {
 	x.giveSecret(http.StatusOK, done, in)
 }
 
-// secretStays refuses to move an auth secret to another component or auth client. Without the
-// permission to read auth secrets a caller is not told what it is.
+// secretStays returns an error if the document changes the component or auth client of the
+// secret. It does not reveal them to a caller who may not read auth secrets.
 func (x *exchange) secretStays(in secretInput) error {
 	s, err := ask[credential.AuthSecret](x, "auth_secret.get", credential.GetAuthSecret{Workspace: x.workspace, ID: x.item})
 	switch {
@@ -294,7 +292,7 @@ func (x *exchange) deleteSecret() {
 		x.Fail(err)
 		return
 	}
-	if x.may(permission.AuthSecretsGet) { // what is deleted is not found from here on
+	if x.may(permission.AuthSecretsGet) { // wait until the read models reflect the delete
 		_, err = ask[credential.AuthSecret](x, "auth_secret.get", credential.GetAuthSecret{Workspace: x.workspace, ID: x.item, MinSeq: done.Seq})
 	}
 	x.gone(err)

@@ -2,15 +2,15 @@ package v1
 
 import "github.com/credstream/credstream/api/edge"
 
-// The tenant in the examples, and the id of everything that the service generates.
+// The tenant and the generated id in the examples.
 const (
 	exampleTenant = "default"
 	ExampleID     = edge.ExampleID
 )
 
-// examples holds a request for each route: the body of a command, or the
-// parameters of a query as members of an object. They are of one small story: a
-// pet store's component, a credential for it, and a flow that uses it.
+// examples has a request for each route: the body of a command, or the parameters of a query as
+// an object. Together they tell one story: a pet store's component, a credential for it, and a
+// flow that uses it.
 var examples = map[string]string{
 	"tenant.register": `{"id":"acme","name":"Acme Corporation"}`,
 	"tenant.list":     `{}`,
@@ -128,7 +128,7 @@ var examples = map[string]string{
 	"api_key.list":   `{}`,
 }
 
-// exampleDescriptor is a component.json, cut down to what this service reads.
+// exampleDescriptor is a small component.json.
 const exampleDescriptor = `{"title":"Pet store",` +
 	`"useOAuthClient":true,"envVars":{"PETSTORE_KEY":{"description":"client id"},"PETSTORE_SECRET":{"description":"client secret"}},` +
 	`"credentials":{"fields":{"apiKey":{"label":"API key","viewClass":"PasswordFieldView","required":true}}}}`

@@ -19,16 +19,15 @@ import (
 	"github.com/credstream/credstream/service/secrets"
 )
 
-// comments holds what the source says of the types in the document and of their
-// members, by their names in Go. It is made from the source; a test of the
-// reference keeps it so.
+// comments has the source comments of the types in the document and of their members, by Go
+// name. A test of the reference generates and checks it.
 //
 //go:embed comments.json
 var comments []byte
 
-// openAPI writes the OpenAPI 3.1 document of everything that is served: the route
-// table, what more describes (which may be nil), and the rest of this edge. A type
-// it cannot describe is a mistake of ours and panics at start; a test meets it first.
+// openAPI returns the OpenAPI 3.1 document: the route table, the paths that more adds (nil:
+// none), and the other paths of this API. It panics if it cannot describe a type, which tests
+// detect.
 func openAPI(version string, more func(*huma.OpenAPI)) []byte {
 	types := huma.NewMapRegistry("#/components/schemas/", schemaNames(application.Routes()))
 	types.RegisterTypeAlias(reflect.TypeFor[jsontext.Value](), reflect.TypeFor[json.RawMessage]())
@@ -99,7 +98,7 @@ func openAPI(version string, more func(*huma.OpenAPI)) []byte {
 		doc.Paths[queryPath+r.Name] = &huma.PathItem{Get: op}
 	}
 	for path, op := range edgePaths(types) {
-		op.Tags, op.Security = []string{"service"}, []map[string][]string{} // no key
+		op.Tags, op.Security = []string{"service"}, []map[string][]string{} // no API key
 		doc.Paths[path] = &huma.PathItem{Get: op}
 	}
 	if more != nil {
@@ -116,7 +115,7 @@ func openAPI(version string, more func(*huma.OpenAPI)) []byte {
 	return b
 }
 
-// needs says what permission a route takes.
+// needs is the sentence about the permission of a route.
 func needs(r service.Route) string {
 	if r.AltPermission != "" {
 		return "Requires the permission " + string(r.Permission) + " or " + string(r.AltPermission) + "."
@@ -124,7 +123,7 @@ func needs(r service.Route) string {
 	return "Requires the permission " + string(r.Permission) + "."
 }
 
-// queryParameters describes the members of a query's input that a URL carries.
+// queryParameters describes the members of a query's input that a URL can carry.
 func queryParameters(types huma.Registry, said typeComments, r service.Route) (list []*huma.Param) {
 	given := map[string]any{}
 	if example, ok := examples[r.Name]; ok {
@@ -141,7 +140,7 @@ func queryParameters(types huma.Registry, said typeComments, r service.Route) (l
 	return list
 }
 
-// edgePaths describes what is served beside the route table.
+// edgePaths describes the paths outside the route table.
 func edgePaths(types huma.Registry) map[string]*huma.Operation {
 	answer := func(says, media string, schema *huma.Schema) *huma.Response {
 		return &huma.Response{Description: says, Content: map[string]*huma.MediaType{media: {Schema: schema}}}
@@ -165,8 +164,7 @@ func edgePaths(types huma.Registry) map[string]*huma.Operation {
 	}
 }
 
-// typeComments are comments by type ("service.Done") and by field; that of the
-// type itself is under "".
+// typeComments are comments by type ("service.Done") and field; "" is the type itself.
 type typeComments map[string]map[string]string
 
 func readComments() (said typeComments) {
@@ -176,7 +174,7 @@ func readComments() (said typeComments) {
 	return said
 }
 
-// describe gives a struct's schema the comments on the struct and its members.
+// describe sets the descriptions of a struct's schema and its members.
 func (said typeComments) describe(s *huma.Schema, of reflect.Type) {
 	if of == nil || of.Kind() != reflect.Struct {
 		return
@@ -193,7 +191,7 @@ func (said typeComments) describeMembers(s *huma.Schema, of reflect.Type) {
 		}
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		if p := s.Properties[name]; p != nil {
-			p.Description = said[of.String()][f.Name] // beside a reference it is allowed since 3.1
+			p.Description = said[of.String()][f.Name] // allowed next to $ref since OpenAPI 3.1
 		}
 	}
 }
@@ -204,7 +202,7 @@ func text(name, in string, required bool, says string, example any) *huma.Param 
 	}
 }
 
-// notNull takes back what huma assumes of encoding/json: our arrays are never null.
+// notNull removes null from arrays: huma assumes encoding/json, but our arrays are never null.
 func notNull(s *huma.Schema) {
 	if s == nil {
 		return
@@ -218,8 +216,9 @@ func notNull(s *huma.Schema) {
 	}
 }
 
-// schemaNames names the schemas of types: that of a feature's begins with the feature,
-// since two features have types of one name, and that of a command with its category.
+// schemaNames returns a function that names the schemas. Names of types in a feature begin with
+// the feature, because two features can have types of the same name; names of commands end with
+// the category.
 func schemaNames(routes []service.Route) func(reflect.Type, string) string {
 	category := map[reflect.Type]string{}
 	for _, r := range routes {

@@ -18,7 +18,7 @@ const (
 	typeStyle  = "text/css; charset=utf-8"
 )
 
-// page answers one of the page's three files.
+// page writes one of the page's three files.
 func (x *exchange) page(path string) {
 	file, media := "page/page.html", typeHTML
 	switch path {

@@ -13,7 +13,7 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// Errors of a query's parameters. They repeat neither names nor values.
+// Errors of query parameters. They repeat neither names nor values.
 var (
 	ErrParameterUnknown = fault.New(fault.Invalid, "query_parameter_unknown", "Unknown parameter, or a parameter appears more than once.")
 	ErrParameterInvalid = fault.New(fault.Invalid, "query_parameter_invalid", "A parameter has the wrong type.")
@@ -22,11 +22,11 @@ var (
 // parameter is one member of a query's input that a URL can carry.
 type parameter struct {
 	name     string
-	field    string // its name in Go
+	field    string // Go name of the field
 	required bool
-	is       string // for people: "a number", ...
+	is       string // type, for people: "a number", ...
 	goType   reflect.Type
-	// write appends the JSON of a value; ok is false when it has the wrong type.
+	// write appends the JSON form of a value; ok is false if it has the wrong type.
 	write func(b []byte, value string) (_ []byte, ok bool)
 }
 
@@ -54,7 +54,7 @@ func parametersOf(in reflect.Type) []parameter {
 		case typ == reflect.TypeFor[[]string]():
 			p.is, p.write = "a JSON array of texts", writeTexts
 		default:
-			continue // not for a URL
+			continue // cannot be sent in a URL
 		}
 		list = append(list, p)
 	}
@@ -95,12 +95,12 @@ func writeUint(b []byte, v string) ([]byte, bool) {
 	return strconv.AppendUint(b, n, 10), err == nil
 }
 
-// bodyOf writes a URL's parameters as the JSON body of the query.
+// bodyOf converts URL parameters to the JSON body of the query.
 func bodyOf(known []parameter, query string) ([]byte, error) {
 	if query == "" {
 		return nil, nil
 	}
-	var seen uint64 // one bit for each known parameter
+	var seen uint64 // bit set of known parameters
 	b := append(make([]byte, 0, len(query)+16), '{')
 	for pair := range strings.SplitSeq(query, "&") {
 		if pair == "" {
@@ -120,7 +120,7 @@ func bodyOf(known []parameter, query string) ([]byte, error) {
 			b = append(b, ',')
 		}
 		seen |= 1 << i
-		b, _ = jsontext.AppendQuote(b, p.name) // a name of ours
+		b, _ = jsontext.AppendQuote(b, p.name) // the name is a constant
 		b = append(b, ':')
 		var ok bool
 		if b, ok = p.write(b, value); !ok {

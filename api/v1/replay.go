@@ -21,22 +21,22 @@ import (
 const (
 	linesType = "application/x-ndjson"
 
-	replayPage = 1000             // items asked for at a time
-	pageTime   = 60 * time.Second // a client must take a page within
+	replayPage = 1000             // items per page
+	pageTime   = 60 * time.Second // a client must read a page within this time
 
-	// identifyEvery is how often it is looked whether the key of a replay under way is
-	// still good: a second is promised.
+	// identifyEvery is the interval at which a replay authenticates its key again. A revocation
+	// is promised to take effect within a second.
 	identifyEvery = 250 * time.Millisecond
 )
 
-// replays are the queries whose pages can be had as one stream of lines, and what
-// a line is.
+// replays are the queries that can be streamed as one JSON document per line, and the name of
+// their list.
 var replays = map[string]string{
 	"events.replay": "CloudEvents in JSON, one per line, up to limit or the end.",
 	"access.replay": "Access records in JSON, one per line, up to limit or the end.",
 }
 
-// paging is what the questions of all replays have. The rest is for the service to read.
+// paging has the paging members of all replays. The service parses the others.
 type paging struct {
 	From  uint64                    `json:"from,omitzero"`
 	Limit int                       `json:"limit,omitzero"`
@@ -52,10 +52,10 @@ func wantsLines(r *http.Request) bool {
 	return false
 }
 
-// replay writes every page of a replay as one stream of JSON documents, one a
-// line, up to the limit in the request or to the end. An error after the first line
-// cuts the connection, so that a client cannot take a part for the whole. Each page
-// is for who the caller is by then, and the replay ends within a second of its key.
+// replay streams all pages as one JSON document per line, up to the limit in the request or the
+// end. An error after the first line aborts the connection, so that the client does not take
+// the part for the whole. Every page is authorized again, and the stream ends within a second
+// after its key.
 func (x *exchange) replay(call service.Call, name string, body []byte) {
 	var ask paging
 	if len(body) > 0 {
@@ -87,7 +87,7 @@ func (x *exchange) replay(call service.Call, name string, body []byte) {
 		var next uint64
 		lines, n, next, err = x.replayPage(ctx, call, name, ask, lines[:0])
 		if err != nil && x.Status != 0 && fault.Of(err).Kind == fault.Throttled && wait(ctx, fault.Of(err).RetryAfter) {
-			continue // a replay that is under way is slowed down, not cut
+			continue // slow down instead of aborting
 		}
 		if ended := context.Cause(ctx); ended != nil {
 			err = ended
@@ -103,10 +103,10 @@ func (x *exchange) replay(call service.Call, name string, body []byte) {
 				return
 			}
 		}
-		// The server's own bound is for a whole answer; here each page has its own.
-		// A recorder in a test has no deadline to set.
+		// The server's timeout is for a whole response; here each page has its own. A recorder
+		// in tests does not support deadlines.
 		_ = control.SetWriteDeadline(time.Now().Add(pageTime))
-		if err := context.Cause(ctx); err != nil { // the key has ended, and its deadline was overwritten
+		if err := context.Cause(ctx); err != nil { // the key is no longer valid; SetWriteDeadline above has replaced the deadline that whileGood set
 			x.cut(err)
 			return
 		}
@@ -114,7 +114,7 @@ func (x *exchange) replay(call service.Call, name string, body []byte) {
 			if ended := context.Cause(ctx); ended != nil {
 				x.cut(ended)
 			}
-			return // the client is gone
+			return // the client has disconnected
 		}
 		_ = control.Flush()
 		if left > 0 {
@@ -129,8 +129,8 @@ func (x *exchange) replay(call service.Call, name string, body []byte) {
 	}
 }
 
-// whileGood returns a context that ends when the key of the request does, with the
-// refusal as its cause; a write to a client that does not read ends then too.
+// whileGood returns a context that is cancelled when the key of the request becomes invalid,
+// with the error as the cause. A blocked write then fails too.
 func (x *exchange) whileGood(control *http.ResponseController) (ctx context.Context, end func()) {
 	ctx, cancel := context.WithCancelCause(x.R.Context())
 	var watching sync.WaitGroup
@@ -146,8 +146,8 @@ func (x *exchange) whileGood(control *http.ResponseController) (ctx context.Cont
 	return ctx, func() { cancel(context.Canceled); watching.Wait() }
 }
 
-// replayPage appends the lines of one page to b, and tells how many they are and
-// where the next page begins; 0 at the end.
+// replayPage appends the lines of one page to b. It returns their number and the start of the
+// next page; 0 at the end.
 func (x *exchange) replayPage(ctx context.Context, call service.Call, name string, ask paging, b []byte) (lines []byte, n int, next uint64, err error) {
 	body, err := json.Marshal(ask)
 	if err != nil {
@@ -180,7 +180,7 @@ func appendLines[T any](b []byte, items []T) ([]byte, error) {
 	return b, nil
 }
 
-// wait returns after d, or false when ctx ends before.
+// wait sleeps for d. It returns false if ctx is done before.
 func wait(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-time.After(d):
@@ -190,8 +190,8 @@ func wait(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// cut ends an answer with an error: as a problem while nothing is written yet,
-// else by cutting the connection.
+// cut fails a response: with a problem document if nothing was written yet, otherwise by
+// aborting the connection.
 func (x *exchange) cut(err error) {
 	if x.Status == 0 {
 		x.Fail(err)

@@ -1,6 +1,5 @@
-// Package v1 is the HTTP edge: the service's route table as POST for commands
-// and GET for queries, errors as problems (RFC 9457). It owns no rule of its
-// own but those of HTTP.
+// Package v1 serves the HTTP API /v1: the service's route table, with POST for commands and GET
+// for queries, and problem documents (RFC 9457) for errors. It has no business rules.
 package v1
 
 import (
@@ -19,30 +18,29 @@ import (
 	"github.com/credstream/credstream/service/credential"
 )
 
-// Config is what the edge is made of. Service and Access are needed, the rest is optional.
+// Config configures a handler. Service and Access are required.
 type Config struct {
 	Service edge.Service
 	Access  edge.Identities
-	Logger  *slog.Logger    // takes one line per request; nil drops them
-	Ready   func() []string // why the service is not ready; empty means it is
-	Notes   func() []string // what else to tell who asks for readiness; optional
-	Metrics http.Handler    // answers /metrics
-	Version string          // of the program, shown at / and in /openapi.json
-	// AllowCleartext takes clear keys over plain HTTP from anywhere: for a service
-	// that only a TLS terminating proxy can reach. Without it they are taken over
-	// TLS and from the same machine alone.
+	Logger  *slog.Logger    // one line per request; nil discards them
+	Ready   func() []string // reasons why the service is not ready; empty if it is
+	Notes   func() []string // additional notes in /readyz; optional
+	Metrics http.Handler    // serves /metrics
+	Version string          // version of the program, shown at / and in /openapi.json
+	// AllowCleartext accepts clear keys over plain HTTP from any address: use it only if
+	// nothing but a TLS-terminating proxy can reach the service. Otherwise TLS or loopback is
+	// required.
 	AllowCleartext bool
-	// Answered is told the answer of each command before it goes out, to add to its
-	// header; optional.
+	// Answered may add headers to the response of a command; optional.
 	Answered func(header http.Header, answer any)
-	// Starting says that the service has not started: /healthz and /readyz answer, and
-	// everything else is refused with ErrStarting. Service is not needed.
+	// Starting means that the service has not started: /healthz and /readyz work, and all other
+	// paths return ErrStarting. Service may be nil.
 	Starting bool
-	// Describe adds the paths of another surface to /openapi.json; optional.
+	// Describe adds the paths of other APIs to /openapi.json; optional.
 	Describe func(*huma.OpenAPI)
 }
 
-// ErrStarting refuses a request to a service that has not started.
+// ErrStarting refuses a request while the service starts.
 var ErrStarting = fault.New(fault.Unavailable, "service_starting",
 	"The service is starting. /readyz reports the progress. Retry shortly.").WithRetryAfter(2 * time.Second)
 
@@ -71,8 +69,8 @@ func Handler(cfg Config) http.Handler {
 	return edge.Handler(cfg.Logger, func(x *edge.Exchange) edge.Dialect { return &exchange{x, h} })
 }
 
-// Server returns a server for the edge with the bounds that keep a slow or
-// greedy client from holding it. The caller starts and stops it.
+// Server returns a server with timeouts and limits against slow and greedy clients. The caller
+// starts and stops it.
 func Server(addr string, h http.Handler) *http.Server {
 	return &http.Server{
 		Addr:              addr,
@@ -85,12 +83,12 @@ func Server(addr string, h http.Handler) *http.Server {
 	}
 }
 
-// The paths of the routes, as they stand in logs and in the OpenAPI document.
+// The path patterns in log lines and in the OpenAPI document.
 const (
 	commandPath = "/v1/tenants/{tenant}/commands/"
 	queryPath   = "/v1/tenants/{tenant}/"
 
-	// Who connects accounts knows the command by this path below the tenant.
+	// connectPath is an alias of the command oauth.connect.
 	connectPath  = "oauth/connect"
 	connectRoute = "oauth.connect"
 )
@@ -102,14 +100,14 @@ type handler struct {
 	openAPI  []byte
 }
 
-// endpoint is what the edge knows of a route.
+// endpoint is a route with its path pattern and parameters.
 type endpoint struct {
 	pattern    string
 	route      service.Route
 	parameters []parameter
 }
 
-// exchange is one request on its way to its answer.
+// exchange is one request and its response.
 type exchange struct {
 	*edge.Exchange
 	*handler
@@ -117,14 +115,14 @@ type exchange struct {
 
 const typeText = "text/plain; charset=utf-8"
 
-// Serve finds what the path names.
+// Serve routes by path.
 func (x *exchange) Serve() {
-	if err := edge.CheckOrigin(x.R); err != nil { // before the key: a browser sends it by itself
+	if err := edge.CheckOrigin(x.R); err != nil { // before authentication, because a browser sends credentials automatically
 		x.Fail(err)
 		return
 	}
 	path := x.R.URL.EscapedPath()
-	x.Quiet = x.cfg.Starting // the start has lines of its own
+	x.Quiet = x.cfg.Starting // the start writes its own log lines
 	if x.cfg.Starting && path != "/healthz" && path != "/readyz" {
 		x.Fail(ErrStarting)
 		return
@@ -162,7 +160,7 @@ func (x *exchange) Serve() {
 	x.Quiet = x.Quiet || probe && x.Status < 500
 }
 
-// serveTenant finds the command or query of the path below /v1/tenants/.
+// serveTenant handles the commands and queries below /v1/tenants/.
 func (x *exchange) serveTenant(rest string) {
 	tenant, name, _ := strings.Cut(rest, "/")
 	name, isCommand := strings.CutPrefix(name, "commands/")
@@ -189,7 +187,7 @@ func (x *exchange) serveTenant(rest string) {
 		return
 	}
 	to, known := endpoints[name]
-	// Before the key is looked at, which a browser sends by itself.
+	// Before authentication, because a browser sends credentials automatically.
 	if err := to.route.CheckSender(edge.CrossSite(x.R), x.R.Method == http.MethodHead); err != nil {
 		x.Fail(err)
 		return
@@ -217,7 +215,6 @@ func unescape(segment string) (string, error) {
 	return url.PathUnescape(segment)
 }
 
-// command answers a POST.
 func (x *exchange) command(to endpoint, call service.Call) {
 	var body []byte
 	err := x.ReadHeaders(&call)
@@ -234,7 +231,6 @@ func (x *exchange) command(to endpoint, call service.Call) {
 	x.serve(to, call, body)
 }
 
-// query answers a GET.
 func (x *exchange) query(to endpoint, call service.Call) {
 	body, err := bodyOf(to.parameters, x.R.URL.RawQuery)
 	switch {
@@ -260,18 +256,18 @@ func (x *exchange) serve(to endpoint, call service.Call, body []byte) {
 	x.JSON(http.StatusOK, edge.MediaJSON, answer)
 }
 
-// index says what this is to whoever opens the address in a browser.
+// index is the response to GET /.
 func (x *exchange) index() {
 	x.JSON(http.StatusOK, edge.MediaJSON, map[string]string{
 		"service": "credstream", "version": x.cfg.Version, "api": "/openapi.json", "docs": "/docs", "ready": "/readyz",
 	})
 }
 
-// Readiness answers /readyz.
+// Readiness is the response of /readyz.
 type Readiness struct {
 	Ready   bool     `json:"ready"`
-	Reasons []string `json:"reasons"`        // why not, in sentences
-	Notes   []string `json:"notes,omitzero"` // what an operator should know all the same
+	Reasons []string `json:"reasons"`        // reasons why the service is not ready
+	Notes   []string `json:"notes,omitzero"` // notes for the operator that do not affect readiness
 }
 
 func (x *exchange) ready() {
@@ -288,6 +284,6 @@ func (x *exchange) ready() {
 }
 
 func (x *exchange) metrics() {
-	x.Status = http.StatusOK // what the handler itself refuses is not ours to count
+	x.Status = http.StatusOK // the log line always says 200: the metrics handler writes its own status
 	x.cfg.Metrics.ServeHTTP(x.W, x.R)
 }
