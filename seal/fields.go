@@ -16,31 +16,30 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// The limits of one set of fields.
+// The limits of one Fields.
 const (
 	MaxFieldsSize  = 64 << 10 // bytes of JSON
-	MaxFieldsDepth = 32       // objects and arrays within each other, the outermost counted
+	MaxFieldsDepth = 32       // nested objects and arrays, with the outermost one
 )
 
-// The errors of ParseFields. They never quote the input.
+// Errors of ParseFields. They never quote the input.
 var (
-	// ErrKeysMalformed refuses what is not one JSON object with unique, printable
-	// names, in valid UTF-8 and without NUL.
+	// ErrKeysMalformed refuses input that is not one JSON object with unique, printable names,
+	// in valid UTF-8 and without NUL.
 	ErrKeysMalformed = fault.New(fault.Invalid, "keys_malformed", "The keys must be one JSON object.")
-	// ErrKeysTooLarge refuses an object above MaxFieldsSize or MaxFieldsDepth.
+	// ErrKeysTooLarge refuses an object that exceeds MaxFieldsSize or MaxFieldsDepth.
 	ErrKeysTooLarge = fault.New(fault.Invalid, "keys_too_large", "The keys are limited to 64 KiB and a nesting depth of 32.")
 )
 
-// Fields is a set of named secret values, as the keys of a credential are. A
-// value is any JSON, every leaf of it secret; the names are not. It shows as
-// little of itself as a Secret. The zero Fields is the empty set.
+// Fields is a set of named secret values, such as the keys of a credential. A value is any
+// JSON; all of it is secret, but the names are not. Like a Secret, it never prints its content.
+// The zero Fields is empty.
 type Fields struct {
 	clear func() map[string]jsontext.Value
 }
 
-// ParseFields reads a JSON object (RFC 8259, in the strict form of RFC 7493: no
-// name twice, valid UTF-8). It keeps each value to the byte. Errors are
-// ErrKeysMalformed and ErrKeysTooLarge.
+// ParseFields parses a JSON object (RFC 8259, in the strict form of RFC 7493: unique names,
+// valid UTF-8). It keeps each value byte for byte. Errors: ErrKeysMalformed, ErrKeysTooLarge.
 func ParseFields(jsonObject []byte) (Fields, error) {
 	if len(jsonObject) > MaxFieldsSize {
 		return Fields{}, ErrKeysTooLarge
@@ -58,7 +57,7 @@ func ParseFields(jsonObject []byte) (Fields, error) {
 		if err != nil {
 			return Fields{}, malformed(err)
 		}
-		key := name.String() // before the next read, which ends the token's life
+		key := name.String() // copy it now: the token is only valid until the next read
 		if key == "" || strings.ContainsFunc(key, unicode.IsControl) {
 			return Fields{}, ErrKeysMalformed.Withf("A name in the keys is empty or has a control character.")
 		}
@@ -71,8 +70,7 @@ func ParseFields(jsonObject []byte) (Fields, error) {
 	return Fields{clear: func() map[string]jsontext.Value { return values }}, nil
 }
 
-// checkObject walks the whole of b and refuses all that ParseFields refuses but
-// unprintable names.
+// checkObject validates b, except that names are printable.
 func checkObject(b []byte) error {
 	dec := jsontext.NewDecoder(bytes.NewReader(b))
 	if dec.PeekKind() != '{' {
@@ -95,7 +93,7 @@ func checkObject(b []byte) error {
 	}
 }
 
-// malformed says what is wrong without the decoder's own words, which quote the input.
+// malformed replaces the decoder's error, which quotes the input.
 func malformed(err error) error {
 	if errors.Is(err, jsontext.ErrDuplicateName) {
 		return ErrKeysMalformed.Withf("A name appears more than once in the keys.")
@@ -110,10 +108,10 @@ func (f Fields) values() map[string]jsontext.Value {
 	return f.clear()
 }
 
-// Names lists the names, sorted. They are not secret.
+// Names returns the sorted names. They are not secret.
 func (f Fields) Names() []string { return slices.Sorted(maps.Keys(f.values())) }
 
-// Get returns the JSON of one value, to the byte as it was given.
+// Get returns the JSON of one value, byte for byte.
 func (f Fields) Get(name string) (Secret, bool) {
 	v, ok := f.values()[name]
 	if !ok {
@@ -122,9 +120,8 @@ func (f Fields) Get(name string) (Secret, bool) {
 	return NewSecret(v.Clone()), true
 }
 
-// Text returns one value as text, for templates: a string without quotes and
-// escapes, a number or boolean as it was written. Objects, arrays, null and
-// absent names are not ok.
+// Text returns one value as text for templates: a string without quotes and escapes, a number
+// or boolean as written. It returns false for objects, arrays, null and absent names.
 func (f Fields) Text(name string) (Secret, bool) {
 	v, ok := f.values()[name]
 	if !ok {
@@ -140,8 +137,8 @@ func (f Fields) Text(name string) (Secret, bool) {
 	return Secret{}, false
 }
 
-// Object returns one value that is itself an object, as a set of its members.
-// What is no object, or is not there, is not ok.
+// Object returns a value that is an object, as Fields. It returns false if it is absent or no
+// object.
 func (f Fields) Object(name string) (Fields, bool) {
 	v, ok := f.values()[name]
 	if !ok {
@@ -151,7 +148,7 @@ func (f Fields) Object(name string) (Fields, bool) {
 	return members, err == nil
 }
 
-// With is the set with one value, the JSON of which is given, set or replaced.
+// With returns a copy in which one value, given as JSON, is added or replaced.
 func (f Fields) With(name string, value Secret) Fields {
 	values := maps.Clone(f.values())
 	if values == nil {
@@ -161,7 +158,7 @@ func (f Fields) With(name string, value Secret) Fields {
 	return Fields{clear: func() map[string]jsontext.Value { return values }}
 }
 
-// Without is the set without the named values.
+// Without returns a copy without the named values.
 func (f Fields) Without(names ...string) Fields {
 	values := maps.Clone(f.values())
 	for _, name := range names {
@@ -170,7 +167,7 @@ func (f Fields) Without(names ...string) Fields {
 	return Fields{clear: func() map[string]jsontext.Value { return values }}
 }
 
-// Over is the set with every value of f, and those of base that f does not have.
+// Over returns the values of f, and those of base that f does not have.
 func (f Fields) Over(base Fields) Fields {
 	values := maps.Clone(base.values())
 	if values == nil {
@@ -180,8 +177,8 @@ func (f Fields) Over(base Fields) Fields {
 	return Fields{clear: func() map[string]jsontext.Value { return values }}
 }
 
-// Marshal returns the set as a JSON object that ParseFields reads again: names
-// sorted, nothing between the members, each value to the byte as it was given.
+// Marshal returns a JSON object for ParseFields: names are sorted, values are unchanged byte
+// for byte.
 func (f Fields) Marshal() Secret {
 	values := f.values()
 	b := []byte{'{'}
@@ -189,31 +186,31 @@ func (f Fields) Marshal() Secret {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b, _ = jsontext.AppendQuote(b, name) // fails on invalid UTF-8 only, which ParseFields refused
+		b, _ = jsontext.AppendQuote(b, name) // fails only for invalid UTF-8, which ParseFields refused
 		b = append(append(b, ':'), values[name]...)
 	}
 	return NewSecret(append(b, '}'))
 }
 
-// String is Hidden.
+// String returns Hidden.
 func (f Fields) String() string { return Hidden }
 
-// GoString is Hidden.
+// GoString returns Hidden.
 func (f Fields) GoString() string { return Hidden }
 
 // Format writes Hidden for every verb and flag.
 func (f Fields) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, Hidden) }
 
-// LogValue is Hidden.
+// LogValue returns Hidden.
 func (f Fields) LogValue() slog.Value { return slog.StringValue(Hidden) }
 
-// MarshalText is Hidden.
+// MarshalText returns Hidden.
 func (f Fields) MarshalText() ([]byte, error) { return []byte(Hidden), nil }
 
-// MarshalJSON is Hidden as a JSON string. Marshal is the way to the content.
+// MarshalJSON returns Hidden as a JSON string. Use Marshal for the content.
 func (f Fields) MarshalJSON() ([]byte, error) { return []byte(`"` + Hidden + `"`), nil }
 
-// GobEncode always fails: what it could write would not be the secrets.
+// GobEncode always fails: it could not encode the secrets.
 func (f Fields) GobEncode() ([]byte, error) { return nil, errNotEncoded }
 
 // UnmarshalText always fails: use ParseFields.

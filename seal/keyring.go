@@ -19,45 +19,45 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// Sealed is a secret under a tenant's keys: a Tink ciphertext (AES-256-GCM,
-// prefixed with the id of its key). It may be stored, never in the log.
+// Sealed is a secret that is encrypted with a tenant's keys: a Tink ciphertext (AES-256-GCM,
+// prefixed with the id of the key). Store it in the vault, never in the log.
 type Sealed []byte
 
-// The errors of a Keyring and its store.
+// Errors of a Keyring and its store.
 var (
-	// ErrNoKeyset says that a tenant has no keys yet: Ensure makes them.
+	// ErrNoKeyset means that the tenant has no keys yet: call Ensure.
 	ErrNoKeyset = fault.New(fault.NotFound, "keyset_not_found", "The tenant has no encryption keys.")
-	// ErrKeysetMissing says that a tenant which has been registered has no keys: they are
-	// lost. New ones would open nothing, so none are made.
+	// ErrKeysetMissing means that the keys of a registered tenant are lost. New keys could not
+	// decrypt anything, so none are created.
 	ErrKeysetMissing = fault.New(fault.Unavailable, "keyset_missing",
 		"The encryption keys of a tenant are lost. Changes are refused and no secret is returned until they are restored from a backup.")
-	// ErrKeysetExists is returned by a KeysetStore whose caller came second.
+	// ErrKeysetExists is returned by a KeysetStore if another writer was first.
 	ErrKeysetExists = fault.New(fault.Exists, "keyset_exists", "The encryption keys of the tenant were created or changed concurrently.")
-	// ErrKeysetUnopenable says that a stored keyset is there and does not open:
-	// wrong KMS key, KMS out of reach, or a damaged or foreign entry.
+	// ErrKeysetUnopenable means that a stored keyset cannot be decrypted: another KMS key, a
+	// KMS that cannot be reached, or a damaged or foreign entry.
 	ErrKeysetUnopenable = fault.New(fault.Unavailable, "keyset_unopenable", "The encryption keys of the tenant cannot be decrypted with this KMS key.")
-	// ErrKeysetUnwrappable says that new keys could not be wrapped by the KMS.
+	// ErrKeysetUnwrappable means that the KMS could not wrap new keys.
 	ErrKeysetUnwrappable = fault.New(fault.Unavailable, "keyset_unwrappable", "New encryption keys of the tenant cannot be wrapped with this KMS key.")
-	// ErrSecretUnopenable says that sealed bytes do not open: damaged, sealed for
-	// another tenant, or bound to something else.
+	// ErrSecretUnopenable means that a ciphertext cannot be decrypted: it is damaged, belongs
+	// to another tenant, or has other associated data.
 	ErrSecretUnopenable = fault.New(fault.Internal, "secret_unopenable", "A stored secret cannot be decrypted.")
 )
 
-// KeysetStore keeps the wrapped keyset of each tenant. What it has taken is
-// durable when a method returns, and so is what it returns.
+// KeysetStore stores the wrapped keyset of each tenant. Everything that its methods write and
+// return is durable when they return.
 type KeysetStore interface {
 	// Keyset returns the tenant's wrapped keyset and its revision, or ErrNoKeyset.
 	Keyset(ctx context.Context, tenant string) (wrapped []byte, revision uint64, err error)
-	// CreateKeyset stores the tenant's first keyset. It returns ErrKeysetExists
-	// when another writer was first.
+	// CreateKeyset stores the tenant's first keyset. It returns ErrKeysetExists if another
+	// writer was first.
 	CreateKeyset(ctx context.Context, tenant string, wrapped []byte) error
-	// UpdateKeyset replaces the keyset of this revision. It returns
-	// ErrKeysetExists when another writer was first.
+	// UpdateKeyset replaces the keyset with this revision. It returns ErrKeysetExists if
+	// another writer was first.
 	UpdateKeyset(ctx context.Context, tenant string, wrapped []byte, revision uint64) error
 }
 
-// Keyring seals and opens with the keys of each tenant. Keys are unwrapped by
-// the KMS once, at first use, and stay in memory. It is safe for concurrent use.
+// Keyring encrypts and decrypts with the keys of each tenant. The KMS unwraps the keys at their
+// first use; then they stay in memory. It is safe for concurrent use.
 type Keyring struct {
 	kms   tink.AEAD
 	store KeysetStore
@@ -67,29 +67,28 @@ type Keyring struct {
 	loading map[string]*load
 }
 
-// keys are the ready primitives of one tenant.
+// keys are the primitives of one tenant.
 type keys struct {
 	aead tink.AEAD
 	mac  tink.MAC
 }
 
-// load is one unwrapping under way, shared by all who wait for it.
+// load is an unwrapping in flight, which all its callers share.
 type load struct {
 	done   chan struct{}
 	keys   *keys
 	err    error
-	gaveUp bool // the loader's own context ended: says nothing about the keyset
+	gaveUp bool // the context of the first caller ended: the keyset may be fine
 }
 
-// NewKeyring returns a Keyring over the keysets in store, wrapped by kms.
+// NewKeyring returns a Keyring over the keysets in store, which kms wraps.
 func NewKeyring(kms tink.AEAD, store KeysetStore) *Keyring {
 	return &Keyring{kms: kms, store: store, open: map[string]*keys{}, loading: map[string]*load{}}
 }
 
-// Ensure makes the tenant's keyset if there is none. Many callers, here and in
-// other processes, end up with the same one. It returns when the keyset is
-// durable and has been opened once. Errors: ErrKeysetUnopenable,
-// ErrKeysetUnwrappable, those of the store.
+// Ensure creates the tenant's keyset if there is none. Concurrent callers, also in other
+// processes, get the same one. It returns when the keyset is durable and was decrypted once.
+// Errors: ErrKeysetUnopenable, ErrKeysetUnwrappable, those of the store.
 func (k *Keyring) Ensure(ctx context.Context, tenant string) error {
 	_, err := k.keys(ctx, tenant)
 	if !errors.Is(err, ErrNoKeyset) {
@@ -101,16 +100,16 @@ func (k *Keyring) Ensure(ctx context.Context, tenant string) error {
 	}
 	created := k.store.CreateKeyset(ctx, tenant, wrapped)
 	k.forget(tenant)
-	// Ours, or that of whoever was first; and when the outcome is not known, this
-	// tells. Only what the store gives back is ever used.
+	// Read back the stored keyset: it is ours or that of the first writer, also if the outcome
+	// of the create is unknown.
 	if _, err = k.keys(ctx, tenant); err != nil && created != nil && !errors.Is(created, ErrKeysetExists) {
 		return fmt.Errorf("creating the keyset of tenant %s: %w", tenant, created)
 	}
 	return err
 }
 
-// Seal seals s for the tenant, bound to associated, which Open must repeat.
-// Errors: ErrNoKeyset, ErrKeysetUnopenable, those of the store.
+// Seal encrypts s for the tenant, with associated data that Open must repeat. Errors:
+// ErrNoKeyset, ErrKeysetUnopenable, those of the store.
 func (k *Keyring) Seal(ctx context.Context, tenant string, s Secret, associated []byte) (Sealed, error) {
 	ks, err := k.keys(ctx, tenant)
 	if err != nil {
@@ -123,7 +122,7 @@ func (k *Keyring) Seal(ctx context.Context, tenant string, s Secret, associated 
 	return sealed, nil
 }
 
-// Open opens what Seal made with the same tenant and associated. Errors:
+// Open decrypts the result of Seal with the same tenant and associated data. Errors:
 // ErrSecretUnopenable, ErrNoKeyset, ErrKeysetUnopenable, those of the store.
 func (k *Keyring) Open(ctx context.Context, tenant string, sealed Sealed, associated []byte) (Secret, error) {
 	ks, err := k.keys(ctx, tenant)
@@ -137,9 +136,8 @@ func (k *Keyring) Open(ctx context.Context, tenant string, sealed Sealed, associ
 	return NewSecret(text), nil
 }
 
-// MAC is the HMAC-SHA256 (RFC 2104) of data under the tenant's MAC key: 32
-// bytes, the same for the same data. Errors: ErrNoKeyset, ErrKeysetUnopenable,
-// those of the store.
+// MAC returns the HMAC-SHA256 (RFC 2104) of data under the tenant's MAC key: 32 bytes. Errors:
+// ErrNoKeyset, ErrKeysetUnopenable, those of the store.
 func (k *Keyring) MAC(ctx context.Context, tenant string, data []byte) ([]byte, error) {
 	ks, err := k.keys(ctx, tenant)
 	if err != nil {
@@ -152,12 +150,12 @@ func (k *Keyring) MAC(ctx context.Context, tenant string, data []byte) ([]byte, 
 	return sum, nil
 }
 
-// Check opens the keyset of every given tenant and returns the first failure:
-// ErrKeysetUnopenable, or ErrNoKeyset, which for a tenant that has secrets means
-// that its keys are lost. It never makes a keyset.
+// Check decrypts the keyset of each tenant and returns the first error: ErrKeysetUnopenable, or
+// ErrNoKeyset, which means that the keys are lost if the tenant has secrets. It never creates a
+// keyset.
 func (k *Keyring) Check(ctx context.Context, tenants []string) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(16) // each may be two calls to a remote KMS
+	g.SetLimit(16) // each tenant may need two calls to a remote KMS
 	for _, tenant := range tenants {
 		g.Go(func() error {
 			_, err := k.keys(ctx, tenant)
@@ -167,8 +165,8 @@ func (k *Keyring) Check(ctx context.Context, tenants []string) error {
 	return g.Wait()
 }
 
-// keys returns the tenant's primitives, unwrapping its keyset at first use.
-// Failures are not remembered.
+// keys returns the tenant's primitives. It unwraps the keyset at its first use. Failures are
+// not cached.
 func (k *Keyring) keys(ctx context.Context, tenant string) (*keys, error) {
 	for {
 		k.mu.RLock()
@@ -205,15 +203,15 @@ func (k *Keyring) keys(ctx context.Context, tenant string) (*keys, error) {
 	}
 }
 
-// forget lets the next caller read the store again: a load under way may have read it
-// before what the caller knows to be there.
+// forget makes the next caller read the store again: a load in flight may have read it too
+// early.
 func (k *Keyring) forget(tenant string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	delete(k.loading, tenant)
 }
 
-// finish does the work of l and tells those who wait for it.
+// finish completes l and wakes up its waiters.
 func (k *Keyring) finish(ctx context.Context, tenant string, l *load) {
 	defer close(l.done)
 	defer func() {
@@ -226,7 +224,7 @@ func (k *Keyring) finish(ctx context.Context, tenant string, l *load) {
 			k.open[tenant] = l.keys
 		}
 	}()
-	l.err = errors.New("seal: unwrapping a keyset panicked") // seen only then
+	l.err = errors.New("seal: unwrapping a keyset panicked") // replaced unless load panics
 	l.keys, l.err = k.load(ctx, tenant)
 	l.gaveUp = l.err != nil && ctx.Err() != nil
 }
@@ -240,20 +238,19 @@ func (k *Keyring) load(ctx context.Context, tenant string) (*keys, error) {
 	return k.unwrap(tenant, wrapped)
 }
 
-// keysetFormat is the version of a keysetEntry's form. A reader stops at one it
-// does not know.
+// keysetFormat is the version of keysetEntry. A reader refuses unknown versions.
 const keysetFormat = 1
 
-// keysetEntry is the stored form of a tenant's keyset, in JSON, forever. AEAD
-// and MAC are Tink keysets in Tink's binary encrypted form.
+// keysetEntry is the stored form of a tenant's keyset, in JSON; it never changes. AEAD and MAC
+// are Tink keysets in Tink's binary encrypted form.
 type keysetEntry struct {
 	Format int    `json:"format"`
 	AEAD   []byte `json:"aead"`
 	MAC    []byte `json:"mac"`
 }
 
-// keysetContext binds a wrapped keyset to its tenant, so that it does not open
-// in another one's place.
+// keysetContext binds a wrapped keyset to its tenant, so that it cannot be used for another
+// one.
 func keysetContext(tenant string) []byte {
 	var b []byte
 	for _, part := range []string{"credstream/keyset/1", tenant} {
@@ -263,11 +260,11 @@ func keysetContext(tenant string) []byte {
 	return b
 }
 
-// newKeyset makes and wraps new keys, and proves that they can be opened again
-// with the tenant's name and with no other.
+// newKeyset creates and wraps new keys. It verifies that they can be decrypted with the
+// tenant's name and with no other.
 func (k *Keyring) newKeyset(tenant string) ([]byte, error) {
 	macTemplate := mac.HMACSHA256Tag256KeyTemplate()
-	macTemplate.OutputPrefixType = tinkpb.OutputPrefixType_RAW // the bare 32 bytes
+	macTemplate.OutputPrefixType = tinkpb.OutputPrefixType_RAW // 32 bytes without a prefix
 
 	entry := keysetEntry{Format: keysetFormat}
 	for _, part := range []struct {
@@ -297,8 +294,8 @@ func (k *Keyring) newKeyset(tenant string) ([]byte, error) {
 	return wrapped, nil
 }
 
-// unwrap reads a stored entry. Every failure is ErrKeysetUnopenable, with the
-// cause for the operator.
+// unwrap decrypts a stored entry. Every failure is ErrKeysetUnopenable, with the cause for the
+// operator.
 func (k *Keyring) unwrap(tenant string, wrapped []byte) (*keys, error) {
 	unopenable := func(cause error) error {
 		return fmt.Errorf("opening the keyset of tenant %s: %w: %w", tenant, ErrKeysetUnopenable, cause)

@@ -14,24 +14,23 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// kvKeysets is a KeysetStore over a JetStream key-value bucket, one key a tenant.
+// kvKeysets is a KeysetStore over a JetStream key-value bucket, with one key per tenant.
 type kvKeysets struct {
 	js      jetstream.JetStream
 	kv      jetstream.KeyValue
 	sync    func(context.Context) error
-	durable atomic.Uint64 // revisions up to this one are known to be synced
+	durable atomic.Uint64 // revisions up to this one are durable
 }
 
-// NewKVKeysets returns a KeysetStore over kv, a bucket of js, whose keys are the tenants. sync
-// returns when all that was written to the bucket before the call is durable;
-// nil says that the server itself syncs before it answers.
+// NewKVKeysets returns a KeysetStore over kv, a bucket of js whose keys are the tenants. sync
+// returns when everything that was written to the bucket before the call is durable; nil means
+// that the server fsyncs before it answers.
 func NewKVKeysets(js jetstream.JetStream, kv jetstream.KeyValue, sync func(context.Context) error) KeysetStore {
 	return &kvKeysets{js: js, kv: kv, sync: sync}
 }
 
-// Keyset implements KeysetStore. What a writer stored whose own sync is still
-// under way, or was given up, is synced before it is returned: nobody may seal
-// with keys that a power cut could take away.
+// Keyset implements KeysetStore. It fsyncs an entry whose writer may not have done so yet:
+// nobody may encrypt with keys that a power cut could lose.
 func (s *kvKeysets) Keyset(ctx context.Context, tenant string) (wrapped []byte, revision uint64, err error) {
 	entry, err := s.kv.Get(ctx, tenant)
 	switch {
@@ -49,11 +48,11 @@ func (s *kvKeysets) Keyset(ctx context.Context, tenant string) (wrapped []byte, 
 	return wrapped, revision, nil
 }
 
-// leaderTime bounds a request whose context has no deadline.
+// leaderTime is the timeout of a request whose context has no deadline.
 const leaderTime = 5 * time.Second
 
-// fromLeader reads the tenant's entry from the leader of the bucket's stream, which
-// alone can say that there is none.
+// fromLeader reads the tenant's entry from the leader of the bucket's stream. Only the leader
+// can report that there is none.
 func (s *kvKeysets) fromLeader(ctx context.Context, tenant string) (wrapped []byte, revision uint64, err error) {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
@@ -102,7 +101,6 @@ func (s *kvKeysets) fromLeader(ctx context.Context, tenant string) (wrapped []by
 	return answer.Message.Data, answer.Message.Seq, nil
 }
 
-// CreateKeyset implements KeysetStore.
 func (s *kvKeysets) CreateKeyset(ctx context.Context, tenant string, wrapped []byte) error {
 	revision, err := s.kv.Create(ctx, tenant, wrapped)
 	if lostRace(err) {
@@ -114,7 +112,6 @@ func (s *kvKeysets) CreateKeyset(ctx context.Context, tenant string, wrapped []b
 	return s.waitDurable(ctx, revision)
 }
 
-// UpdateKeyset implements KeysetStore.
 func (s *kvKeysets) UpdateKeyset(ctx context.Context, tenant string, wrapped []byte, revision uint64) error {
 	revision, err := s.kv.Update(ctx, tenant, wrapped, revision)
 	if lostRace(err) {
@@ -126,7 +123,7 @@ func (s *kvKeysets) UpdateKeyset(ctx context.Context, tenant string, wrapped []b
 	return s.waitDurable(ctx, revision)
 }
 
-// lostRace reports whether a write met another revision than it expected.
+// lostRace reports whether a write failed because the revision had changed.
 func lostRace(err error) bool { return errors.Is(err, jetstream.ErrKeyExists) || jsapi.WrongLast(err) }
 
 func (s *kvKeysets) waitDurable(ctx context.Context, revision uint64) error {

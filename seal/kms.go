@@ -10,10 +10,10 @@ import (
 	"github.com/tink-crypto/tink-go/v2/tink"
 )
 
-// kmsTimeout bounds every call to a remote KMS, retries included.
+// kmsTimeout limits every call to a remote KMS, with its retries.
 const kmsTimeout = 10 * time.Second
 
-// KMS says which key wraps the tenants' keysets.
+// KMS identifies the key that wraps the tenants' keysets.
 type KMS struct {
 	// URL is one of
 	//	file:///absolute/path, file:relative/path   a key file made by CreateKeyFile
@@ -24,26 +24,26 @@ type KMS struct {
 	// Its URL may carry ?namespace=<name>, ?ca_file=<PEM file> and, for loopback
 	// addresses only, ?tls=off.
 	URL string
-	// Token is Vault's. The cloud drivers find their credentials themselves.
+	// Token is the token for Vault. The cloud drivers find their credentials in the
+	// environment.
 	Token Secret
 }
 
-// OpenKMS returns the AEAD that cfg names. Every call of a remote one ends
-// within 10 s. It makes no key and, but for a key file, does not yet look
-// whether the key is there: Keyring.Check does.
+// OpenKMS returns the AEAD of cfg. Each call to a remote KMS ends within 10 s. It creates no
+// key. Except for a key file, it does not check whether the key exists: Keyring.Check does.
 func OpenKMS(ctx context.Context, cfg KMS) (tink.AEAD, error) {
 	scheme, _, _ := strings.Cut(cfg.URL, ":")
 	switch scheme {
 	case "file", "hcvault":
 		u, err := url.Parse(cfg.URL)
 		if err != nil {
-			return nil, errors.New("opening the KMS key: its URL is malformed") // and may hold what must not be shown
+			return nil, errors.New("opening the KMS key: its URL is malformed") // the error would quote the URL, which may contain a secret
 		}
 		if scheme == "file" {
 			return openKeyFile(u)
 		}
 		return openVault(u, cfg.Token)
-	case "aws-kms": // not for net/url: an ARN has colons
+	case "aws-kms": // not parsed by net/url: an ARN contains colons
 		return openAWS(ctx, cfg.URL)
 	case "gcp-kms":
 		return openGCP(ctx, cfg.URL)

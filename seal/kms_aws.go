@@ -11,8 +11,7 @@ import (
 	"github.com/tink-crypto/tink-go/v2/tink"
 )
 
-// openAWS returns a key of AWS KMS; the associated data travels as encryption
-// context.
+// openAWS returns a key of AWS KMS. It sends the associated data as encryption context.
 func openAWS(ctx context.Context, keyURL string) (tink.AEAD, error) {
 	kms, err := awskms.NewAEADWithContext(ctx, strings.TrimPrefix(keyURL, "aws-kms://"))
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"github.com/tink-crypto/tink-go/v2/tink"
 )
 
-// bounded gives every call of a driver kmsTimeout.
+// bounded limits every call of a driver to kmsTimeout.
 type bounded struct{ kms tink.AEADWithContext }
 
 func (b bounded) Encrypt(plaintext, associatedData []byte) ([]byte, error) {

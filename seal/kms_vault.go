@@ -15,9 +15,9 @@ import (
 	"github.com/tink-crypto/tink-go/v2/tink"
 )
 
-// openVault returns a key of the transit engine of Vault or OpenBao. The AEAD
-// sends associated data by the parameter of that name, not by "context", which
-// the engine ignores for keys that are not derived.
+// openVault returns a key of the transit engine of Vault or OpenBao. The AEAD sends associated
+// data in the parameter of that name, not in "context", which the engine ignores for keys that
+// are not derived.
 func openVault(u *url.URL, token Secret) (tink.AEAD, error) {
 	opts, err := parseVaultURL(u)
 	if err != nil {
@@ -29,23 +29,23 @@ func openVault(u *url.URL, token Secret) (tink.AEAD, error) {
 	client, err := api.NewClient(&api.Config{
 		Address: opts.scheme + "://" + u.Host,
 		HttpClient: &http.Client{
-			Transport: &http.Transport{ // no proxy: the environment has no say in where keys go
+			Transport: &http.Transport{ // no proxy from the environment: it could redirect the keys
 				TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: opts.roots},
 				TLSHandshakeTimeout: kmsTimeout,
 				ForceAttemptHTTP2:   true,
 			},
 			Timeout: kmsTimeout,
-			// Nor has a redirect: the token is for this address alone.
+			// No redirects: the token is for this address only.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 		Timeout:          kmsTimeout,
-		MaxRetries:       2, // within the time-out
+		MaxRetries:       2, // within the timeout
 		DisableRedirects: true,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the KMS key: making the Vault client: %w", err)
 	}
-	// The client has read the environment by itself: what is said here is in force.
+	// The client has read the environment; override it.
 	client.SetHeaders(http.Header{api.RequestHeaderName: {"true"}})
 	client.SetToken(string(token.bytes()))
 	if opts.namespace != "" {
@@ -61,7 +61,7 @@ func openVault(u *url.URL, token Secret) (tink.AEAD, error) {
 type vaultOptions struct {
 	scheme    string
 	namespace string
-	roots     *x509.CertPool // nil: the system's
+	roots     *x509.CertPool // nil: those of the system
 }
 
 func parseVaultURL(u *url.URL) (vaultOptions, error) {

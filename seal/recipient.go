@@ -9,17 +9,15 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// ErrSealedUnopenable refuses what was not sealed to the tenant's service key,
-// or for another request.
+// ErrSealedUnopenable refuses a text that was encrypted to another key or for another request.
 var ErrSealedUnopenable = fault.New(fault.Unprocessable, "keys_sealed_unopenable",
 	"The sealed keys cannot be opened: they are for another key, tenant, command or command id.")
 
-// Suite names what secrets are sealed to the service with: HPKE in base mode
-// (RFC 9180). A sealed text is the encapsulated key, 32 bytes, and the ciphertext.
+// Suite is the encryption of secrets that are sent to the service: HPKE in base mode (RFC
+// 9180). An encrypted text is the encapsulated key, 32 bytes, and the ciphertext.
 const Suite = "DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM"
 
-// To seals s to a public key of Recipient. Whoever opens it must name the
-// same info.
+// To encrypts s to a public key of Recipient. Decryption requires the same info.
 func To(public, info []byte, s Secret) ([]byte, error) {
 	key, err := hpke.DHKEM(ecdh.X25519()).NewPublicKey(public)
 	if err != nil {
@@ -28,9 +26,9 @@ func To(public, info []byte, s Secret) ([]byte, error) {
 	return hpke.Seal(key, hpke.HKDFSHA256(), hpke.AES256GCM(), info, s.bytes())
 }
 
-// Recipient is the tenant's public key (X25519, 32 bytes) for secrets that
-// travel sealed. It is derived from the tenant's MAC key: every process of an
-// installation has the same one, and nothing has to be stored.
+// Recipient returns the tenant's public key (X25519, 32 bytes) for secrets that callers
+// encrypt. It is derived from the tenant's MAC key: all processes of an installation have the
+// same one, and it is not stored.
 func (k *Keyring) Recipient(ctx context.Context, tenant string) ([]byte, error) {
 	key, err := k.recipient(ctx, tenant)
 	if err != nil {
@@ -39,7 +37,7 @@ func (k *Keyring) Recipient(ctx context.Context, tenant string) ([]byte, error) 
 	return key.PublicKey().Bytes(), nil
 }
 
-// OpenFor opens what To sealed to the tenant's Recipient with the same info.
+// OpenFor decrypts a text that To encrypted to the tenant's Recipient with the same info.
 // Errors: ErrSealedUnopenable, those of MAC.
 func (k *Keyring) OpenFor(ctx context.Context, tenant string, info, sealed []byte) (Secret, error) {
 	key, err := k.recipient(ctx, tenant)

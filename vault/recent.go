@@ -8,31 +8,30 @@ import (
 	"github.com/credstream/credstream/seal"
 )
 
-// The bounds of what is kept in memory of the vault: sealed, as it is on disk.
+// The limits of the cache. It holds ciphertext, as on disk.
 const (
 	recentSecrets = 8192
-	recentSize    = 4 << 10 // bytes of one
+	recentSize    = 4 << 10 // bytes of a secret
 )
 
-// recent keeps secrets that were read lately, sealed, so that who asks again does
-// not ask the server. A secret is written once and never changed, only erased:
-// then it goes from here, too. What another process erases stays until newer ones
-// take its place; nothing in force names it.
+// recent is a cache of encrypted secrets, which saves repeated reads from the server. A secret
+// is written once and never changed, only erased: then it is removed. Secrets erased by another
+// process stay until they are evicted; no current state references them.
 type recent struct {
 	mu     sync.Mutex
 	sealed *lru.Cache[string, seal.Sealed] // by subject
-	erased uint64                          // how often something was erased
+	erased uint64                          // number of erasures
 }
 
 func newRecent() *recent {
 	sealed, err := lru.New[string, seal.Sealed](recentSecrets)
 	if err != nil {
-		panic("vault: " + err.Error()) // a size that is not positive
+		panic("vault: " + err.Error()) // recentSecrets is not positive
 	}
 	return &recent{sealed: sealed}
 }
 
-// get returns what is kept under the subject and, when nothing is, a mark for keep.
+// get returns the cached secret or, if there is none, a mark for keep.
 func (r *recent) get(subject string) (sealed seal.Sealed, mark uint64, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -40,8 +39,8 @@ func (r *recent) get(subject string) (sealed seal.Sealed, mark uint64, ok bool) 
 	return sealed, r.erased, ok
 }
 
-// keep keeps what was read since the mark, unless something was erased meanwhile:
-// it may have been this.
+// keep adds the entry unless any secret was erased since get returned the mark: it may have
+// been this one.
 func (r *recent) keep(subject string, sealed seal.Sealed, mark uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -11,7 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// lastDirect asks any replica for the last message on subject; nil when it has none.
+// lastDirect reads the last message on subject from any replica; nil if there is none.
 func (v *Vault) lastDirect(ctx context.Context, subject string) (*jsapi.Message, error) {
 	reply, err := v.api.Request(ctx, "DIRECT.GET."+Stream+"."+subject, nil)
 	if err != nil {
@@ -20,7 +20,7 @@ func (v *Vault) lastDirect(ctx context.Context, subject string) (*jsapi.Message,
 	switch status := reply.Header.Get("Status"); status {
 	case "":
 	case "404":
-		return nil, nil // "none" is an answer
+		return nil, nil // no message is not an error
 	default:
 		return nil, fmt.Errorf("direct get: status %s", status)
 	}
@@ -31,8 +31,8 @@ func (v *Vault) lastDirect(ctx context.Context, subject string) (*jsapi.Message,
 	return &jsapi.Message{Seq: seq, Header: reply.Header, Data: reply.Data}, nil
 }
 
-// lastFromLeader asks the stream's leader for the last message on subject; nil
-// when there is none.
+// lastFromLeader reads the last message on subject from the stream's leader; nil if there is
+// none.
 func (v *Vault) lastFromLeader(ctx context.Context, subject string) (*jsapi.Message, error) {
 	return v.api.FromLeader(ctx, Stream, jsapi.Question{LastBySubject: subject})
 }
@@ -54,7 +54,7 @@ func (v *Vault) owned(ctx context.Context, filter string) ([]Entry, error) {
 			Offset int    `json:"offset"`
 		}{filter, offset}
 		var answer struct {
-			Total int `json:"total"` // subjects in all; an answer holds so many of them
+			Total int `json:"total"` // number of subjects; a page has fewer
 			State struct {
 				Subjects map[string]uint64 `json:"subjects"`
 			} `json:"state"`
@@ -71,7 +71,7 @@ func (v *Vault) owned(ctx context.Context, filter string) ([]Entry, error) {
 			if err != nil {
 				return nil, err
 			}
-			if m != nil { // else erased meanwhile
+			if m != nil { // otherwise it was erased meanwhile
 				entries = append(entries, Entry{Ref: ref, Seq: m.Seq, Stored: m.Time})
 			}
 		}

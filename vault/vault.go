@@ -1,6 +1,5 @@
-// Package vault keeps secrets, sealed, where they can really be erased: one
-// message each on a private JetStream stream. The log names them by their ids
-// and never holds them.
+// Package vault stores each encrypted secret as one message of a private JetStream stream, so
+// that it can be erased. The log references secrets by id and never contains them.
 package vault
 
 import (
@@ -23,48 +22,49 @@ import (
 	"github.com/credstream/credstream/seal"
 )
 
-// Stream is the name of the vault's stream; its subjects are
+// Stream is the name of the vault's stream. Its subjects are
 // "credstream.vault.<tenant>.<category>.<owner token>.<secret id>".
 const Stream = "CREDSTREAM_VAULT"
 
 const (
 	prefix     = "credstream.vault"
-	maxMessage = 1 << 20 // bytes, headers included: also the default of a server
+	maxMessage = 1 << 20 // bytes, with headers; also the default limit of a server
 )
 
-// MaxSecret is the size in bytes of the largest clear text Put takes.
+// MaxSecret is the maximum size of a clear text in bytes.
 const MaxSecret = 960 << 10
 
-// The errors of a Vault.
+// Errors of a Vault.
 var (
-	// ErrNoSecret is returned by Get when there is no such secret, or no more.
+	// ErrNoSecret is returned by Get if the secret does not exist or was erased.
 	ErrNoSecret = fault.New(fault.NotFound, "secret_not_found", "Secret not found in the vault.")
-	// ErrExists is returned by Put when something else is stored under the ref:
-	// make a new secret id.
+	// ErrExists is returned by Put if another secret is stored under the ref: use a new secret
+	// id.
 	ErrExists = fault.New(fault.Exists, "secret_exists", "Another secret is stored under this id.")
-	// ErrTooLarge refuses a secret above MaxSecret.
+	// ErrTooLarge refuses a secret larger than MaxSecret.
 	ErrTooLarge = fault.New(fault.Invalid, "secret_too_large", "The secret is too large to be stored.")
-	// ErrUnknownOutcome is returned by Put when even asking did not tell whether
-	// the secret is stored. Use a new secret id: the collector erases this one.
+	// ErrUnknownOutcome is returned by Put if the publish and the read after it both failed, so
+	// it is unknown whether the secret is stored. Use a new secret id: the collector erases
+	// this one.
 	ErrUnknownOutcome = fault.New(fault.Unavailable, "secret_outcome_unknown",
 		"The vault did not answer in time, so it is unknown whether the secret was stored. Try again.")
 )
 
-// Ref names one secret forever.
+// Ref identifies a secret. It is never reused.
 type Ref struct {
-	Tenant   string // plain
-	Category string // kind of the owner, plain: "credential"
-	Owner    string // id of the owner, verbatim
-	SecretID string // a UUIDv7, new for each attempt to store; plain
+	Tenant   string // usable in a subject
+	Category string // kind of the owner, usable in a subject: "credential"
+	Owner    string // id of the owner, any text
+	SecretID string // UUIDv7, new for each attempt to store; usable in a subject
 }
 
-// AssociatedData binds a sealed secret to its place: what is moved to another
-// tenant, owner or id does not open. Different refs have different bytes.
+// AssociatedData binds the ciphertext to the ref: a ciphertext that is copied to another
+// tenant, owner or id cannot be decrypted. It is unique for each ref.
 func (r Ref) AssociatedData() []byte {
 	return events.LengthPrefixed("credstream/secret/1", r.Tenant, r.Category, r.Owner, r.SecretID)
 }
 
-// check refuses, with events.ErrID, what cannot stand in a subject.
+// check returns events.ErrID for a ref that is not a valid subject.
 func (r Ref) check() error {
 	if !events.Plain(r.SecretID) {
 		return events.ErrID
@@ -104,7 +104,6 @@ func parseSubject(subject string) (Ref, error) {
 	return ref, nil
 }
 
-// StreamConfig is the configuration of the vault's stream.
 func StreamConfig(replicas int) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name:        Stream,
@@ -114,22 +113,22 @@ func StreamConfig(replicas int) jetstream.StreamConfig {
 		Replicas:    replicas,
 		AllowDirect: true,
 		MaxMsgSize:  maxMessage,
-		// A purge leaves the bytes on disk and takes a whole tenant at one blow:
-		// single messages are deleted, securely, and nothing else.
+		// A purge does not overwrite the bytes and would delete a whole tenant. Only single
+		// messages are deleted, with a secure delete.
 		DenyPurge: true,
-		// A secret is one message; a second stands beside it only while it is
-		// sealed anew under a rotated key. More are refused, never made room for:
-		// that would leave the old bytes behind. The limit also halves the server's
-		// block files to 4 MB, which is what a secure delete rewrites.
+		// A secret is one message; a second exists only while the secret is re-encrypted under
+		// a rotated key. DiscardNew refuses a third, because discarding the old one would not
+		// overwrite it. The limit also halves the server's block files to 4 MB, which a secure
+		// delete rewrites.
 		MaxMsgsPerSubject:    2,
 		Discard:              jetstream.DiscardNew,
 		DiscardNewPerSubject: true,
-		// Sealed bytes do not compress.
+		// Ciphertext does not compress.
 		Compression: jetstream.NoCompression,
 	}
 }
 
-// Vault puts, gets and erases secrets. It is safe for concurrent use.
+// Vault stores, returns and erases secrets. It is safe for concurrent use.
 type Vault struct {
 	js   jetstream.JetStream
 	keys *seal.Keyring
@@ -137,34 +136,34 @@ type Vault struct {
 	api  jsapi.API
 
 	recent *recent
-	intact func() error // nil: always
+	intact func() error // may be nil
 
-	deleting func(context.Context) (done func(known bool), err error) // nil: nobody counts
+	deleting func(context.Context) (done func(known bool), err error) // may be nil
 }
 
 // New returns a vault over the stream of StreamConfig.
 //
-// sync returns when all that was published to and deleted from the stream before
-// the call is durable; nil says that the server itself syncs before it answers.
-// Beware: a secure delete replaces a block file by a new one of the same name.
-// A sync must therefore open the files anew, or notice the change, and sync the
-// folder, too; a file kept open is no longer the one that is written to.
+// sync returns when all messages that were published to and deleted from the stream before the
+// call are durable; nil means that the server fsyncs before it answers. A secure delete
+// replaces a block file by a new one of the same name. So sync must open the files for each
+// call, or detect the replacement, and must also fsync the folder: a file that was kept open is
+// not the one that is written to.
 func New(js jetstream.JetStream, keys *seal.Keyring, sync func(context.Context) error) *Vault {
 	return &Vault{js: js, keys: keys, sync: sync, api: jsapi.Of(js), recent: newRecent()}
 }
 
-// Guard has every Put, Get and Erase return intact's error while there is one: no secret
-// comes, leaves or goes. Call it before the first of them.
+// Guard sets a check that every Put, Get and Erase runs first; its error is returned. Call it
+// before the vault is used.
 func (v *Vault) Guard(intact func() error) { v.intact = intact }
 
-// OnDelete has deleting called before a message is deleted, and done when that is durable or
-// was given up. Its error ends the Erase. Call it before the first of them.
+// OnDelete sets a hook that runs before each message is deleted. An error of the hook aborts
+// Erase. Erase calls done(true) when the delete is durable, and done(false) if its outcome is
+// unknown. Call OnDelete before the first Erase.
 func (v *Vault) OnDelete(deleting func(context.Context) (done func(known bool), err error)) {
 	v.deleting = deleting
 }
 
-// check refuses a ref that cannot stand in a subject, and everything while the vault is
-// guarded.
+// check runs the guard and validates the ref.
 func (v *Vault) check(ref Ref) error {
 	if v.intact != nil {
 		if err := v.intact(); err != nil {
@@ -185,8 +184,8 @@ func (v *Vault) waitDurable(ctx context.Context) error {
 	return nil
 }
 
-// The stored form, forever: header Cs-Format and a body of one byte, the
-// version of the body's form, and the sealed bytes.
+// The stored format; it never changes. The body is the ciphertext after one byte, the version
+// of the body; the header Cs-Format has the version of the message.
 const (
 	formatHeader = "Cs-Format"
 	format       = "1"
@@ -197,7 +196,7 @@ func encode(sealed seal.Sealed) []byte {
 	return append(append(make([]byte, 0, 1+len(sealed)), bodyFormat), sealed...)
 }
 
-// decode stops at every form it does not know.
+// decode returns an error for unknown formats.
 func decode(m *jsapi.Message) (seal.Sealed, error) {
 	if f := m.Header.Get(formatHeader); f != format {
 		return nil, fmt.Errorf("vault: message %d: unknown format %q", m.Seq, f)
@@ -208,9 +207,8 @@ func decode(m *jsapi.Message) (seal.Sealed, error) {
 	return seal.Sealed(m.Data[1:]), nil
 }
 
-// Put seals s and stores it under ref. It returns when the secret is durable.
-// Errors: ErrExists, ErrTooLarge, ErrUnknownOutcome, events.ErrID, those of the
-// keyring.
+// Put encrypts s and stores it under ref. It returns when the secret is durable. Errors:
+// ErrExists, ErrTooLarge, ErrUnknownOutcome, events.ErrID, those of the keyring.
 func (v *Vault) Put(ctx context.Context, ref Ref, s seal.Secret) error {
 	if err := v.check(ref); err != nil {
 		return err
@@ -228,12 +226,12 @@ func (v *Vault) Put(ctx context.Context, ref Ref, s seal.Secret) error {
 	return v.waitDurable(ctx)
 }
 
-// attempts is how often something is tried while the outcome of a try is not known.
+// attempts is the maximum number of attempts while the outcome of an attempt is unknown.
 const attempts = 4
 
 var errBusy = errors.New("vault: too many concurrent writes of this secret")
 
-// publish stores body under subject, where nothing may stand yet.
+// publish stores body under a subject that has no message yet.
 func (v *Vault) publish(ctx context.Context, subject string, body []byte) error {
 	var err error
 	for range attempts {
@@ -247,8 +245,8 @@ func (v *Vault) publish(ctx context.Context, subject string, body []byte) error 
 		if isRejected(err) {
 			return err
 		}
-		// No answer, or one that may be the echo of our own message: only what is
-		// stored tells. The ciphertext is random, so equal bytes are ours.
+		// Timeout, or a sequence conflict that our own earlier attempt may have caused: read
+		// back what is stored. The ciphertext is random, so equal bytes are ours.
 		ours, found, lookErr := v.isStored(ctx, subject, body)
 		switch {
 		case lookErr != nil:
@@ -257,7 +255,7 @@ func (v *Vault) publish(ctx context.Context, subject string, body []byte) error 
 			return nil
 		case found:
 			return ErrExists
-		case ctx.Err() != nil: // nothing there yet, but the message may still be on its way
+		case ctx.Err() != nil: // nothing is stored yet, but the message may still arrive
 			return fmt.Errorf("%w: %w", ErrUnknownOutcome, err)
 		}
 	}
@@ -272,16 +270,17 @@ func (v *Vault) publishOnce(ctx context.Context, msg *nats.Msg) error {
 	return err
 }
 
-// isRejected reports whether err is the server's refusal for a reason that no
-// message of ours can have caused.
+// isRejected reports whether the server rejected the message for good. A sequence conflict does
+// not count, since our own earlier attempt may have caused it.
 func isRejected(err error) bool {
 	var api *jetstream.APIError
 	return errors.As(err, &api) && !jsapi.WrongLast(err)
 }
 
-// isStored reports whether subject holds body, or anything.
+// isStored reports whether the last message on subject is body (ours), and whether there is one
+// (found).
 func (v *Vault) isStored(ctx context.Context, subject string, body []byte) (ours, found bool, err error) {
-	if ctx.Err() != nil { // time is up, and yet the caller must learn what happened
+	if ctx.Err() != nil { // ctx is done, but the caller needs the outcome
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 		defer cancel()
@@ -293,8 +292,8 @@ func (v *Vault) isStored(ctx context.Context, subject string, body []byte) (ours
 	return bytes.Equal(m.Data, body), true, nil
 }
 
-// Get opens the secret of ref. Errors: ErrNoSecret, seal.ErrSecretUnopenable,
-// events.ErrID, those of the keyring.
+// Get decrypts the secret of ref. Errors: ErrNoSecret, seal.ErrSecretUnopenable, events.ErrID,
+// those of the keyring.
 func (v *Vault) Get(ctx context.Context, ref Ref) (seal.Secret, error) {
 	if err := v.check(ref); err != nil {
 		return seal.Secret{}, err
@@ -304,8 +303,8 @@ func (v *Vault) Get(ctx context.Context, ref Ref) (seal.Secret, error) {
 	if ok {
 		return v.keys.Open(ctx, ref.Tenant, sealed, ref.AssociatedData())
 	}
-	// A secret is written once, so any replica that has it has the right one.
-	// Only the leader can say that there is none.
+	// A secret is written once, so every replica that has it has the right one. Only the leader
+	// can report that there is none.
 	m, err := v.lastDirect(ctx, subject)
 	if err == nil && m == nil {
 		m, err = v.lastFromLeader(ctx, subject)
@@ -323,7 +322,7 @@ func (v *Vault) Get(ctx context.Context, ref Ref) (seal.Secret, error) {
 	return v.keys.Open(ctx, ref.Tenant, sealed, ref.AssociatedData())
 }
 
-// Has reports whether there is a secret of ref, as the stream's leader knows it.
+// Has reports whether the stream's leader has a secret of ref.
 func (v *Vault) Has(ctx context.Context, ref Ref) (bool, error) {
 	if err := v.check(ref); err != nil {
 		return false, err
@@ -335,8 +334,8 @@ func (v *Vault) Has(ctx context.Context, ref Ref) (bool, error) {
 	return m != nil, nil
 }
 
-// Erase overwrites and deletes the secret of ref. When it returns, its bytes
-// stand in no file of the stream, durably. It is no error when there is none.
+// Erase overwrites and deletes the secret of ref. When it returns nil, no file of the stream
+// contains its bytes, and that is fsynced. A secret that does not exist is not an error.
 func (v *Vault) Erase(ctx context.Context, ref Ref) (erased error) {
 	if err := v.check(ref); err != nil {
 		return err
@@ -344,38 +343,37 @@ func (v *Vault) Erase(ctx context.Context, ref Ref) (erased error) {
 	var failed error
 	subject := ref.subject()
 	v.recent.erase(subject)
-	defer v.recent.erase(subject) // what was read meanwhile
+	defer v.recent.erase(subject) // another call may have read it meanwhile
 	for range attempts {
 		m, err := v.lastFromLeader(ctx, subject)
 		if err != nil {
 			return fmt.Errorf("erasing a secret: %w", err)
 		}
 		if m == nil {
-			return v.waitDurable(ctx) // also for an earlier call that got no further
+			return v.waitDurable(ctx) // an earlier Erase may have deleted it without an fsync
 		}
-		// What looks like a failure may be the work of another caller, or done and
-		// not heard of: the next look tells.
 		if v.deleting != nil {
 			done, err := v.deleting(ctx)
 			if err != nil {
 				return fmt.Errorf("erasing a secret: %w", err)
 			}
-			defer func() { done(erased == nil) }() // when it is durable
+			defer func() { done(erased == nil) }() // erased is set: the outcome is known
 		}
+		// A failed delete may have succeeded (lost response), or another caller deleted the
+		// message: the next read shows it.
 		failed = v.overwrite(ctx, m.Seq)
 	}
 	return fmt.Errorf("erasing a secret: %w", cmp.Or(failed, errBusy))
 }
 
-// Entry is what the vault knows of a secret without opening it.
+// Entry describes a secret without decrypting it.
 type Entry struct {
 	Ref    Ref
 	Seq    uint64    // sequence in the vault's stream
-	Stored time.Time // when the server took it; not for decisions, only for what to look at
+	Stored time.Time // server timestamp; informational only
 }
 
-// Owned lists the secrets of one owner, oldest first, as the stream's leader
-// knows them.
+// Owned lists the secrets of one owner, oldest first, as the stream's leader has them.
 func (v *Vault) Owned(ctx context.Context, tenant, category, owner string) ([]Entry, error) {
 	if err := checkOwner(tenant, category, owner); err != nil {
 		return nil, err
@@ -387,15 +385,15 @@ func (v *Vault) Owned(ctx context.Context, tenant, category, owner string) ([]En
 	return entries, nil
 }
 
-// All yields every secret whose sequence is at least from, oldest first, and ends; those
-// put or erased meanwhile may or may not be among them. After an error it ends.
+// All yields every secret whose sequence is at least from, oldest first. Secrets that are
+// stored or erased meanwhile may be missing. It stops after an error.
 func (v *Vault) All(ctx context.Context, from uint64) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
-		// Headers alone: what is wanted is where the secrets are, not what.
+		// Headers only: only the subjects are needed.
 		cons, err := v.js.CreateConsumer(ctx, Stream, jetstream.ConsumerConfig{
 			DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: from,
 			AckPolicy: jetstream.AckNonePolicy, HeadersOnly: true, MemoryStorage: true, Replicas: 1,
-			InactiveThreshold: time.Minute, // should the deletion below not arrive
+			InactiveThreshold: time.Minute, // in case the deletion below fails
 		})
 		if err != nil {
 			yield(Entry{}, fmt.Errorf("listing secrets: %w", err))
@@ -421,7 +419,7 @@ func (v *Vault) All(ctx context.Context, from uint64) iter.Seq2[Entry, error] {
 				}
 				n++
 			}
-			if n == 0 { // what was left was erased meanwhile, or the server is slow
+			if n == 0 { // the rest was erased meanwhile, or the server is slow
 				var info *jetstream.ConsumerInfo
 				if info, err = cons.Info(ctx); err == nil {
 					pending = info.NumPending
@@ -435,7 +433,7 @@ func (v *Vault) All(ctx context.Context, from uint64) iter.Seq2[Entry, error] {
 	}
 }
 
-// entryOf reads one delivery and how many are still to come.
+// entryOf parses a message, and returns how many follow.
 func entryOf(msg jetstream.Msg) (e Entry, pending uint64, err error) {
 	meta, err := msg.Metadata()
 	if err != nil {
