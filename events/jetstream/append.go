@@ -14,15 +14,14 @@ import (
 	"github.com/credstream/credstream/jsapi"
 )
 
-// maxRefusals is how often the server may refuse a commit, for a reason other
-// than a moved stream, before Append gives up.
+// maxRefusals is how often the server may refuse a commit, for a reason other than an expected
+// sequence that has changed, before Append returns an error.
 const maxRefusals = 4
 
 var errWriter = errors.New("jetstream: a commit's tenant must be that of its stream, or any where the stream stands under System")
 
-// Append implements events.Store. It returns events.ErrConflict,
-// events.ErrTooLarge, events.ErrID, events.ErrUnknownOutcome when the commit may
-// have been stored, and fault.ErrUnavailable when it was not.
+// Append implements events.Store. Errors: events.ErrConflict, events.ErrTooLarge, events.ErrID,
+// events.ErrUnknownOutcome if the commit may be stored, fault.ErrUnavailable if it is not.
 func (s *Store) Append(ctx context.Context, stream events.StreamID, expected uint64, meta events.Meta, evs ...events.Event) (uint64, error) {
 	seq, err := s.Stage(ctx, stream, expected, meta, evs...)
 	if err != nil {
@@ -46,7 +45,7 @@ func (s *Store) Stage(ctx context.Context, stream events.StreamID, expected uint
 		return 0, err
 	}
 	if meta.Tenant == "" || stream.Tenant != meta.Tenant && stream.Tenant != events.System {
-		return 0, errWriter // no reader could read it
+		return 0, errWriter // no reader could decode it
 	}
 	if err := ctx.Err(); err != nil {
 		return 0, err
@@ -78,7 +77,7 @@ func (s *Store) Stage(ctx context.Context, stream events.StreamID, expected uint
 	return seq, nil
 }
 
-// previous is the list of the stream's last sequences, which starts with expected.
+// previous returns the stream's last sequences, newest first, which start with expected.
 func (s *Store) previous(ctx context.Context, subj string, expected uint64) ([]uint64, error) {
 	if expected == 0 {
 		return nil, nil
@@ -88,7 +87,7 @@ func (s *Store) previous(ctx context.Context, subj string, expected uint64) ([]u
 		case seqs[0] == expected:
 			return seqs, nil
 		case seqs[0] > expected:
-			return nil, events.ErrConflict // the server would say the same
+			return nil, events.ErrConflict // the server would refuse it too
 		}
 	}
 	m, err := s.get(ctx, expected)
@@ -96,12 +95,12 @@ func (s *Store) previous(ctx context.Context, subj string, expected uint64) ([]u
 		return nil, err
 	}
 	if m == nil || m.subject != subj {
-		return nil, events.ErrConflict // expected is no revision of this stream
+		return nil, events.ErrConflict // expected is not the sequence of a commit of this stream
 	}
 	return following(expected, m.prev), nil
 }
 
-// attempt is a commit on its way.
+// attempt is a commit in flight.
 type attempt struct {
 	subject  string
 	expected uint64
@@ -109,7 +108,7 @@ type attempt struct {
 	msg      *nats.Msg
 }
 
-// pubAck is the server's answer to a publish.
+// pubAck is the server's response to a publish.
 type pubAck struct {
 	apiAnswer
 	Seq uint64 `json:"seq"`
@@ -118,8 +117,9 @@ type pubAck struct {
 // settlePause is the time between two rounds of settle.
 const settlePause = time.Second
 
-// settle resolves an attempt that publish gave up: a copy of it may wait in a server
-// that hangs, so it is over only when it is stored or its stream has moved on.
+// settle resolves an attempt whose outcome publish could not determine. A server that hangs may
+// hold a copy of it, so the outcome is final only when the commit is stored or its stream has
+// another commit.
 func (s *Store) settle(ctx context.Context, a attempt) (stored bool, err error) {
 	for {
 		seq, err := s.publish(ctx, a, true)
@@ -141,9 +141,9 @@ func (s *Store) settle(ctx context.Context, a attempt) (stored bool, err error) 
 	}
 }
 
-// publish sends the commit until its fate is known. It sends the same bytes with
-// the same expected sequence each time, so that at most one of them is stored. doubt
-// says that a message sent before may have been stored, or may yet be.
+// publish sends the commit until its outcome is known. It repeats the same bytes with the same
+// expected sequence, so at most one of them is stored. doubt means that an earlier message may
+// have been stored, or may still be.
 func (s *Store) publish(ctx context.Context, a attempt, doubt bool) (uint64, error) {
 	refusals := 0
 	for p := newPacer(); ; {
@@ -153,7 +153,7 @@ func (s *Store) publish(ctx context.Context, a attempt, doubt bool) (uint64, err
 			return ack.Seq, nil
 		case err == nil && jsapi.WrongLast(ack.Error) && !doubt:
 			return 0, events.ErrConflict
-		case err == nil: // moved on, perhaps by ourselves; or refused, for a failed write say
+		case err == nil: // another commit was stored, perhaps our own; or the server refused it, for example after a failed write
 			err = ack.Error
 			refusals++
 			doubt = true
@@ -188,14 +188,14 @@ func (s *Store) publishOnce(ctx context.Context, msg *nats.Msg) (ack pubAck, err
 		return ack, err
 	}
 	if err := jsonv2.Unmarshal(answer.Data, &ack); err != nil || ack.Error == nil && ack.Seq == 0 {
-		return ack, errNoAnswer // no JetStream answered: the message's fate is not known
+		return ack, errNoAnswer // no JetStream answered: the outcome is unknown
 	}
 	return ack, nil
 }
 
-// findCommit reads, from the leader, which commit follows the expected one. It
-// finds ours, or says events.ErrConflict when it is another, or finds nothing
-// (yet): one sent before may still arrive.
+// findCommit reads, from the leader, the commit that follows the expected one. It returns the
+// sequence of ours, events.ErrConflict if it is another one, or found false if there is none:
+// an earlier message may still arrive.
 func (s *Store) findCommit(ctx context.Context, a attempt) (seq uint64, found bool, err error) {
 	for next, err := range s.chain(ctx, a.subject, a.expected) {
 		switch {

@@ -8,29 +8,28 @@ import (
 	"github.com/credstream/credstream/admission"
 )
 
-// durable knows how far the log is durable and moves that position on, by one
-// fsync for all that wait.
+// durable tracks up to which commit the log is durable. One fsync serves all waiters.
 type durable struct {
-	sync func(context.Context) error // nil: what is written is durable
-	kick chan struct{}               // holds one token while somebody waits
+	sync func(context.Context) error // nil: written commits are durable
+	kick chan struct{}               // has a token while somebody waits
 
 	mu       sync.Mutex
-	written  uint64 // highest commit that is known to be written
-	position uint64 // every commit up to here is durable
+	written  uint64 // highest commit known to be written
+	position uint64 // all commits up to this one are durable
 	err      error  // an fsync failed: nothing becomes durable any more
 	waiting  []waiter
 }
 
 type waiter struct {
 	seq  uint64
-	done chan error // buffered: its owner may have gone
+	done chan error // buffered: the waiter may be gone
 }
 
 func newDurable(sync func(context.Context) error) *durable {
 	return &durable{sync: sync, kick: make(chan struct{}, 1)}
 }
 
-// run syncs while somebody waits, until ctx ends.
+// run fsyncs while somebody waits, until ctx is done.
 func (d *durable) run(ctx context.Context) {
 	for {
 		select {
@@ -40,7 +39,7 @@ func (d *durable) run(ctx context.Context) {
 		case <-d.kick:
 		}
 		d.mu.Lock()
-		target := d.written // who comes from now on may be too late for this fsync
+		target := d.written // commits written from now on may be too late for this fsync
 		d.mu.Unlock()
 		if err := d.sync(ctx); err != nil {
 			d.release(0, fmt.Errorf("syncing the log: %w", err))
@@ -50,8 +49,8 @@ func (d *durable) run(ctx context.Context) {
 	}
 }
 
-// release moves the position to seq and answers those who waited for it, or
-// everybody when err is not nil.
+// release advances the position to seq and wakes up the waiters up to it; with an error, all
+// waiters.
 func (d *durable) release(seq uint64, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -69,7 +68,7 @@ func (d *durable) release(seq uint64, err error) {
 	d.waiting = left
 }
 
-// saw notes that the commit at seq is written.
+// saw records that the commit at seq is written.
 func (d *durable) saw(seq uint64) {
 	d.mu.Lock()
 	d.written = max(d.written, seq)
@@ -86,14 +85,14 @@ func (d *durable) knows(seq uint64) bool {
 	return seq <= d.written
 }
 
-// end is the highest commit that is known to be written.
+// end returns the highest commit known to be written.
 func (d *durable) end() uint64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.written
 }
 
-// wait returns when the commit at seq, which is known to be written, is durable.
+// wait returns when the commit at seq is durable. It must be known to be written.
 func (d *durable) wait(ctx context.Context, seq uint64) error {
 	if d.sync == nil {
 		d.saw(seq)
@@ -111,7 +110,7 @@ func (d *durable) wait(ctx context.Context, seq uint64) error {
 	defer admission.IdleForDisk(ctx)()
 	select {
 	case d.kick <- struct{}{}:
-	default: // the next fsync is called for already
+	default: // the next fsync is already requested
 	}
 	select {
 	case err := <-done:
@@ -127,7 +126,7 @@ func (d *durable) at() uint64 {
 	return d.position
 }
 
-// reset says that the log ends at seq and is durable up to there.
+// reset sets the end of the log, which is durable.
 func (d *durable) reset(seq uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

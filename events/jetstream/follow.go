@@ -14,23 +14,22 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// ErrGap ends a Follow that did not find the next sequence: nothing is ever
-// deleted from the log, so a commit is lost.
+// ErrGap ends a Follow that misses a sequence: the log never deletes a commit, so one is lost.
 var ErrGap = errors.New("jetstream: the log has a gap")
 
-// How much a Follow takes at once.
+// The buffers of a Follow.
 const (
-	pullMessages = 4096     // messages asked for ahead
-	pullBytes    = 16 << 20 // and their size in bytes at most
+	pullMessages = 4096     // messages per pull
+	pullBytes    = 16 << 20 // bytes per pull
 	rawBuffer    = 1024     // messages waiting to be decoded
-	chunkCommits = 256      // commits that wait for one fsync and travel together at most
+	chunkCommits = 256      // maximum number of commits per fsync and chunk
 	chunkBuffer  = 4        // chunks waiting for the reader
 	orphanLife   = time.Minute
-	followPause  = 2 * time.Second // between two attempts to begin, at most
-	followStill  = 5 * time.Second // without a commit, after which the log is asked whether there is one
+	followPause  = 2 * time.Second // maximum pause between two attempts to start
+	followStill  = 5 * time.Second // without a commit for this long, Follow compares the end of the log
 )
 
-// errWithheld ends a Follow that is not sent what the log holds.
+// errWithheld ends a Follow if the server does not deliver a commit that the log has.
 var errWithheld = errors.New("jetstream: the server does not send the commits that it holds")
 
 // chunk is a run of whole commits, or the error that ends it.
@@ -40,12 +39,11 @@ type chunk struct {
 	err  error
 }
 
-// Follow implements events.Store. It ends with an error when a commit is not
-// understood, or is held and not sent, with ErrGap when one is missing or cannot be
-// read, and with ErrLogCutShort when the log ends before what was durable; it survives
-// lost connections and servers that refuse for a while.
-// An after beyond the end of the log waits for the log to get there: compare a
-// checkpoint with End before trusting it.
+// Follow implements events.Store. It ends with an error if a commit cannot be decoded, or
+// exists but is not delivered; with ErrGap if one is missing or cannot be read; and with
+// ErrLogCutShort if the log ends before a durable commit. It survives lost connections and
+// servers that refuse for a while. If after is beyond the end of the log, it waits for the log
+// to get there: compare a checkpoint with End first.
 func (s *Store) Follow(ctx context.Context, after uint64) iter.Seq2[events.Record, error] {
 	return func(yield func(events.Record, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
@@ -77,7 +75,7 @@ func (s *Store) Follow(ctx context.Context, after uint64) iter.Seq2[events.Recor
 		}()
 		still := time.NewTicker(followStill)
 		defer still.Stop()
-		withheld := uint64(0) // the commit that did not come though it is there
+		withheld := uint64(0) // a commit that exists but was not delivered
 		for last := after; ; {
 			var c chunk
 			select {
@@ -98,7 +96,7 @@ func (s *Store) Follow(ctx context.Context, after uint64) iter.Seq2[events.Recor
 				return
 			}
 			last = max(last, c.last)
-			s.durable.saw(c.last) // so that the next fsync serves them all
+			s.durable.saw(c.last) // so that the next fsync includes all of them
 			for _, r := range c.recs {
 				if r.Index == 0 {
 					if ctx.Err() != nil {
@@ -123,15 +121,15 @@ func (s *Store) Follow(ctx context.Context, after uint64) iter.Seq2[events.Recor
 	}
 }
 
-// missed is the commit after last where the log holds one that has not come, else 0. It
-// returns ErrGap when that commit is gone or cannot be read, and ErrLogCutShort when the
-// log has lost its end: the server sends nothing then, and says nothing either.
+// missed returns the commit after last if the log has one that was not delivered, otherwise 0.
+// It returns ErrGap if that commit is missing or cannot be read, and ErrLogCutShort if the log
+// lost its end: the server then delivers nothing, without an error.
 func (s *Store) missed(ctx context.Context, last uint64) (uint64, error) {
 	durable := s.Durable()
 	at, err := s.state(ctx, stateQuestion{}, 0)
 	switch {
-	case err != nil: // it is away, or chooses a leader; Follow continues when it is back
-		return 0, nil //nolint:nilerr // see there
+	case err != nil: // unreachable, or electing a leader; Follow continues when it is back
+		return 0, nil //nolint:nilerr // see above
 	case at.LastSeq < durable:
 		return 0, CutShort(durable)
 	case at.LastSeq <= last:
@@ -140,15 +138,15 @@ func (s *Store) missed(ctx context.Context, last uint64) (uint64, error) {
 	m, err := s.get(ctx, last+1)
 	switch {
 	case err != nil:
-		return 0, nil //nolint:nilerr // as above
+		return 0, nil //nolint:nilerr // see above
 	case m == nil:
 		return 0, fmt.Errorf("%w: commit %d of %d is missing or cannot be read", ErrGap, last+1, at.LastSeq)
 	}
 	return m.seq, nil
 }
 
-// consume has the server send the log above after into raw. stop ends that and
-// returns when nothing comes any more; ctx must be done by then.
+// consume makes the server deliver the log above after into raw. stop ends that and returns
+// after the last delivery; cancel ctx before calling it.
 func (s *Store) consume(ctx context.Context, after uint64, raw chan<- natsjs.Msg) (stop func(), err error) {
 	consumer, err := s.follow.OrderedConsumer(ctx, Stream, natsjs.OrderedConsumerConfig{
 		DeliverPolicy:     natsjs.DeliverByStartSequencePolicy,
@@ -175,7 +173,7 @@ func (s *Store) consume(ctx context.Context, after uint64, raw chan<- natsjs.Msg
 	return func() {
 		messages.Stop()
 		<-messages.Closed()
-		if info := consumer.CachedInfo(); info != nil && s.cfg.Follow.IsConnected() { // else it dies after orphanLife
+		if info := consumer.CachedInfo(); info != nil && s.cfg.Follow.IsConnected() { // otherwise the server deletes it after orphanLife
 			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerWait)
 			defer cancel()
 			if err := s.follow.DeleteConsumer(clean, Stream, info.Name); err != nil && !errors.Is(err, natsjs.ErrConsumerNotFound) {
@@ -185,8 +183,8 @@ func (s *Store) consume(ctx context.Context, after uint64, raw chan<- natsjs.Msg
 	}, nil
 }
 
-// decode turns messages into chunks of records until ctx ends or one is not as
-// it must be. A chunk is what has come when the one before it is on its way.
+// decode converts messages to chunks until ctx is done or one is invalid. A chunk has all
+// messages that arrived while the one before it was delivered.
 func (s *Store) decode(ctx context.Context, after uint64, raw <-chan natsjs.Msg, chunks chan<- chunk) {
 	next := after + 1
 	for {
@@ -227,8 +225,8 @@ func (s *Store) decode(ctx context.Context, after uint64, raw <-chan natsjs.Msg,
 	}
 }
 
-// decodeOne reads the commit whose sequence must be want. It passes over what is
-// not above after: the server starts at the end when it is asked to start beyond it.
+// decodeOne decodes the commit whose sequence must be want. It skips commits up to after: if
+// asked to start beyond the end of the stream, the server starts at the end.
 func (s *Store) decodeOne(m natsjs.Msg, after, want uint64) ([]events.Record, error) {
 	meta, err := m.Metadata()
 	if err != nil {

@@ -17,32 +17,32 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// The proofs that a part of the log was lost. JetStream drops a damaged block with a
-// warning and uses its sequences again, so somebody has to remember and to count.
+// Errors that prove the loss of a part of the log. JetStream drops a damaged block with a
+// warning and reuses its sequences, so the service records positions and counts.
 var (
-	// ErrLogCutShort says that the log ends before a commit that was durable, or holds
-	// another one in its place.
+	// ErrLogCutShort means that the log ends before a durable commit, or has another commit in
+	// its place.
 	ErrLogCutShort = fault.New(fault.Unavailable, "log_cut_short",
 		"The log is shorter than it was, so it is damaged. Changes are refused and no secret is returned until it is restored from a backup.")
-	// ErrLogIncomplete says that commits are missing between others, or before the first one.
+	// ErrLogIncomplete means that commits are missing between others, or before the first one.
 	ErrLogIncomplete = fault.New(fault.Unavailable, "log_incomplete",
 		"The log misses commits, so it is damaged. Changes are refused and no secret is returned until it is restored from a backup.")
-	// ErrHighWater says that the high-water file itself cannot be read.
+	// ErrHighWater means that the high-water file cannot be read.
 	ErrHighWater = fault.New(fault.Precondition, "high_water_unreadable",
 		"high-water.json cannot be read. Restore it from its backup, or remove it if you know that the log is intact.")
 )
 
-// CutShort is ErrLogCutShort for a log that should hold the commit at seq.
+// CutShort returns ErrLogCutShort for a log without the commit at seq.
 func CutShort(seq uint64) error {
 	return ErrLogCutShort.Withf("The log was durable up to commit %d but no longer contains that commit, so it is damaged. "+
 		"Changes are refused and no secret is returned until it is restored from a backup.", seq)
 }
 
-// CheckWhole counts the log, which never deletes: it begins with commit 1, no commit is
-// missing, and it ends no earlier than it was durable. It returns ErrLogIncomplete or
-// ErrLogCutShort, with the first commit that is missing.
+// CheckWhole counts the commits of the log, which never deletes any. It returns
+// ErrLogIncomplete or ErrLogCutShort, with the first missing commit, unless the log starts with
+// commit 1, has no gaps, and ends at or after the last durable commit.
 func (s *Store) CheckWhole(ctx context.Context) error {
-	durable := s.Durable() // before the look: it moves on meanwhile
+	durable := s.Durable() // before reading the state: it advances meanwhile
 	state, err := s.state(ctx, stateQuestion{}, 0)
 	switch {
 	case err != nil:
@@ -65,25 +65,25 @@ func (s *Store) CheckWhole(ctx context.Context) error {
 		"refused and no secret is returned until it is restored from a backup.", state.LastSeq-min(state.LastSeq, state.Messages), state.LastSeq, missing)
 }
 
-// HighWater remembers, in a file outside the log's folder, how far the log was
-// durable and what stood there. Its methods may be called from many goroutines.
+// HighWater records, in a file outside the log's folder, up to which commit the log was
+// durable, and the hash of that commit. It is safe for concurrent use.
 type HighWater struct {
 	path  string
 	store *Store
 
 	mu   sync.Mutex // held while the file is compared or written
-	last mark       // in the file
+	last mark       // as in the file
 }
 
 type mark struct {
 	Seq    uint64 `json:"seq"`
-	SHA256 string `json:"sha256"` // hex, of the commit's body
+	SHA256 string `json:"sha256"` // of the commit's body, in hex
 }
 
-// NewHighWater keeps the mark of store in the file at path.
+// NewHighWater returns a HighWater for store with the file at path.
 func NewHighWater(path string, store *Store) *HighWater { return &HighWater{path: path, store: store} }
 
-// Marked is the sequence in the high-water file at path; 0 when there is none to read.
+// Marked returns the sequence in the high-water file at path; 0 if it cannot be read.
 func Marked(path string) uint64 {
 	var m mark
 	b, err := os.ReadFile(path)
@@ -93,9 +93,9 @@ func Marked(path string) uint64 {
 	return m.Seq
 }
 
-// Check counts the log (see CheckWhole) and compares it with the mark; it returns
-// ErrLogCutShort when the log does not bear the mark out. Without a file there is
-// nothing to compare. A file that cannot be read is ErrHighWater.
+// Check runs CheckWhole and compares the log with the mark. It returns ErrLogCutShort if the
+// log does not have the marked commit, and ErrHighWater if the file cannot be read. Without a
+// file it compares nothing.
 func (h *HighWater) Check(ctx context.Context) error {
 	if err := h.store.CheckWhole(ctx); err != nil {
 		return err
@@ -125,7 +125,7 @@ func (h *HighWater) Check(ctx context.Context) error {
 	return nil
 }
 
-// mark is what the log holds at seq; the zero mark when nothing.
+// mark returns the mark of the commit at seq; the zero mark if there is none.
 func (h *HighWater) mark(ctx context.Context, seq uint64) (mark, error) {
 	msg, err := h.store.get(ctx, seq)
 	switch {
@@ -138,7 +138,7 @@ func (h *HighWater) mark(ctx context.Context, seq uint64) (mark, error) {
 	return mark{seq, hex.EncodeToString(sum[:])}, nil
 }
 
-// Record writes the mark when the log has become durable further than it says.
+// Record writes the mark if the durable position has advanced.
 func (h *HighWater) Record(ctx context.Context) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -161,7 +161,7 @@ func (h *HighWater) Record(ctx context.Context) error {
 	return nil
 }
 
-// Run records the mark every second until ctx ends, and once more then.
+// Run records the mark every second until ctx is done, and once more at the end.
 func (h *HighWater) Run(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -179,7 +179,7 @@ func (h *HighWater) Run(ctx context.Context) error {
 	}
 }
 
-// ReplaceFile writes a file so that after a power cut it is the old or the new one, whole.
+// ReplaceFile replaces a file atomically: after a power cut it has the old or the new content.
 func ReplaceFile(path string, content []byte) error {
 	tmp := path + ".new"
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)

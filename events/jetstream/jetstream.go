@@ -1,5 +1,5 @@
-// Package jetstream keeps the log in a NATS JetStream stream: one message per
-// commit, on the subject of the aggregate it belongs to.
+// Package jetstream stores the log in a NATS JetStream stream: one message per commit, on the
+// subject of its aggregate.
 package jetstream
 
 import (
@@ -16,21 +16,21 @@ import (
 	"github.com/credstream/credstream/jsapi"
 )
 
-// The names of what is stored; they are forever.
+// The stored names; they never change.
 const (
-	Stream         = "CREDSTREAM_LOG"       // the stream of the log
+	Stream         = "CREDSTREAM_LOG"       // stream of the log
 	Prefix         = "credstream.log"       // its subjects are "<Prefix>.<tenant>.<category>.<token>"
-	SnapshotStream = "CREDSTREAM_SNAPSHOTS" // the stream of snapshots; may be deleted
-	SnapshotPrefix = "credstream.snapshots" // its subjects have the form of the log's
+	SnapshotStream = "CREDSTREAM_SNAPSHOTS" // stream of snapshots; it may be deleted
+	SnapshotPrefix = "credstream.snapshots" // its subjects have the same form as those of the log
 )
 
-// maxMessage is the size in bytes of the largest message, headers included. A
-// commit of events.MaxCommit bytes fits with its headers.
+// maxMessage is the maximum message size in bytes, with headers. A commit of events.MaxCommit
+// bytes fits.
 const maxMessage = 1 << 20
 
-// StreamConfig is the log's stream: files, no limits, nothing deleted. It has no
-// use for Nats-Msg-Id, whose de-duplication spans all tenants: the expected
-// sequence keeps a commit from being stored twice.
+// StreamConfig is the configuration of the log: file storage, no limits, no deletes. It does
+// not use Nats-Msg-Id, whose deduplication spans all tenants: the expected sequence prevents a
+// second copy of a commit.
 func StreamConfig(replicas int) natsjs.StreamConfig {
 	return natsjs.StreamConfig{
 		Name:        Stream,
@@ -45,7 +45,8 @@ func StreamConfig(replicas int) natsjs.StreamConfig {
 	}
 }
 
-// SnapshotConfig is the stream of snapshots: the last one of each aggregate.
+// SnapshotConfig is the configuration of the stream of snapshots, which keeps the last one of
+// each aggregate.
 func SnapshotConfig(replicas int) natsjs.StreamConfig {
 	cfg := natsjs.StreamConfig{
 		Name:              SnapshotStream,
@@ -63,29 +64,28 @@ func SnapshotConfig(replicas int) natsjs.StreamConfig {
 	return cfg
 }
 
-// Config says where the log is.
+// Config configures a Store.
 type Config struct {
-	Conn     *nats.Conn       // publishes and reads; reconnects by itself
-	Follow   *nats.Conn       // a connection for Follow, which moves bulk (TCP is faster there than a pipe); Conn when nil
-	Registry *events.Registry // what may be stored
-	Replicas int              // of the streams; 0 is 1
+	Conn     *nats.Conn       // publishes and reads; reconnects automatically
+	Follow   *nats.Conn       // connection for Follow, which transfers much data (TCP is faster there than a pipe); Conn if nil
+	Registry *events.Registry // the event types
+	Replicas int              // of the streams; 0 means 1
 
-	// LeaderReads has the last commit of a stream read through the leader's API
-	// instead of a direct get. Always so with more than one replica.
+	// LeaderReads reads the last commit of a stream from the leader instead of with a direct
+	// get. It is implied by more than one replica.
 	LeaderReads bool
 
-	// OnlyWriter says that nobody else appends to the log while the store is open: it
-	// is on a server of the process itself. Then Last need not ask the server of
-	// streams that were used lately.
+	// OnlyWriter means that no other process appends to the log while the store is open,
+	// because the server is embedded. Then Last can use the cache of recent streams.
 	OnlyWriter bool
 
-	// Sync returns after an fsync, begun after the call, of all that the server has
-	// acknowledged (bus.Syncer.Wait). nil: an acknowledged message is durable already.
+	// Sync returns after an fsync, started after the call, of everything that the server has
+	// acknowledged (bus.Syncer.Wait). nil: acknowledged messages are durable.
 	Sync func(context.Context) error
-	// Intact refuses every append while it returns an error. nil: never.
+	// Intact is checked before every append; its error is returned. nil: no check.
 	Intact func() error
 
-	// SyncTree makes the log's stream itself durable, whoever created it
+	// SyncTree makes the folder of the log's stream durable, even if another process created it
 	// (bus.Syncer.SyncTree). nil: nothing to do.
 	SyncTree func() error
 
@@ -109,8 +109,8 @@ type Store struct {
 
 var _ events.Store = (*Store)(nil)
 
-// Open returns the store. It creates the two streams where they are absent and
-// refuses a log whose configuration could lose a commit. Close the store when done.
+// Open returns the store. It creates the two streams if they are missing, and refuses a log
+// whose configuration could lose a commit. Close the store after use.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Replicas == 0 {
 		cfg.Replicas = 1
@@ -133,7 +133,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if _, err := jsapi.EnsureStream(ctx, js, StreamConfig(cfg.Replicas)); err != nil {
 		return nil, err
 	}
-	if cfg.SyncTree != nil { // also when a process created it that ended before it had synced
+	if cfg.SyncTree != nil { // the process that created the stream may have died before its fsync
 		if err := cfg.SyncTree(); err != nil {
 			return nil, err
 		}
@@ -160,9 +160,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	return s, nil
 }
 
-// Reload forgets what is known of the log and starts again from what the
-// server has. Call it after the embedded server was restarted in the process. It
-// returns ErrLogCutShort, and forgets nothing, when the log now ends before what was durable.
+// Reload discards the cached state and starts again from the state of the server. Call it after
+// a restart of the embedded server. If the log now ends before a durable commit, it returns
+// ErrLogCutShort and discards nothing.
 func (s *Store) Reload(ctx context.Context) error {
 	durable := s.Durable()
 	at, err := s.state(ctx, stateQuestion{}, 0)
@@ -172,7 +172,7 @@ func (s *Store) Reload(ctx context.Context) error {
 	case at.LastSeq < durable:
 		return CutShort(durable)
 	}
-	if s.cfg.Sync != nil { // a predecessor may have been killed before its fsync
+	if s.cfg.Sync != nil { // an earlier process may have died before its fsync
 		if err := s.cfg.Sync(ctx); err != nil {
 			return fmt.Errorf("syncing the log: %w", err)
 		}
@@ -182,18 +182,19 @@ func (s *Store) Reload(ctx context.Context) error {
 	return nil
 }
 
-// Durable is the highest sequence known to be durable.
+// Durable returns the highest sequence known to be durable.
 func (s *Store) Durable() uint64 { return s.durable.at() }
 
-// Close ends the store's own work; the connections stay open. End every Follow first.
+// Close stops the background work of the store; the connections stay open. End every Follow
+// first.
 func (s *Store) Close() {
 	s.stop()
 	s.done.Wait()
 	s.mux.close()
 }
 
-// subject is where the commits of stream are, below prefix. It refuses, with
-// events.ErrID, a stream whose subject would not lead back to it.
+// subject returns the subject of a stream's commits. It returns events.ErrID if the stream
+// cannot be derived from its subject.
 func subject(prefix string, stream events.StreamID) (string, error) {
 	if !events.Plain(stream.Tenant) || !events.Plain(stream.Category) {
 		return "", events.ErrID
@@ -204,7 +205,7 @@ func subject(prefix string, stream events.StreamID) (string, error) {
 	return stream.Subject(prefix), nil
 }
 
-// unavailable tells a caller that the log cannot be reached, and the operator why.
+// unavailable returns an error for the caller, with the cause for the operator.
 func unavailable(doing string, err error) error {
 	return fmt.Errorf("%s: %w: %w", doing, fault.ErrUnavailable, err)
 }

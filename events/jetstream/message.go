@@ -11,22 +11,22 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// The headers of a commit's message; they are forever. The body is complete
-// without them: they are for what must know a commit without reading it.
+// The headers of a commit's message; they never change. They are copies from the body, for
+// readers that do not decode it.
 const (
 	headerFormat  = "Cs-Format"  // events.CommitFormat
 	headerCommit  = "Cs-Commit"  // id of the commit
-	headerCommand = "Cs-Command" // id of the command, see printable
-	headerPrev    = "Cs-Prev"    // sequences of the stream's commits before it, newest first; absent on the first
+	headerCommand = "Cs-Command" // id of the command, encoded by printable
+	headerPrev    = "Cs-Prev"    // sequences of the stream's earlier commits, newest first; absent on the first commit
 )
 
-// headerExpected has the server refuse the message unless the stream's last sequence is this.
+// headerExpected makes the server refuse the message unless this is the stream's last sequence.
 const headerExpected = "Nats-Expected-Last-Subject-Sequence"
 
-// maxPrev is the number of sequences in headerPrev at most.
+// maxPrev is the maximum number of sequences in headerPrev.
 const maxPrev = 50
 
-// message is a commit as the server keeps it.
+// message is a stored commit.
 type message struct {
 	subject string
 	seq     uint64
@@ -36,7 +36,7 @@ type message struct {
 	body    []byte
 }
 
-// commitMessage writes a commit whose stream's last sequences are prev.
+// commitMessage encodes a commit. prev are the stream's last sequences.
 func commitMessage(subject string, meta events.Meta, prev []uint64, body []byte) *nats.Msg {
 	h := nats.Header{
 		headerFormat:   {events.CommitFormat},
@@ -54,7 +54,7 @@ func commitMessage(subject string, meta events.Meta, prev []uint64, body []byte)
 	return &nats.Msg{Subject: subject, Header: h, Data: body}
 }
 
-// readMessage reads a message of the log; seq is its sequence.
+// readMessage parses a message of the log.
 func readMessage(subject string, seq uint64, h nats.Header, body []byte) (*message, error) {
 	prev, err := splitSeqs(h.Get(headerPrev), seq)
 	if err != nil {
@@ -70,7 +70,7 @@ func readMessage(subject string, seq uint64, h nats.Header, body []byte) (*messa
 	}, nil
 }
 
-// records decodes the commit. Whatever is not fully understood is an error.
+// records decodes the commit. It returns an error for anything unknown.
 func (m *message) records(reg *events.Registry) ([]events.Record, error) {
 	if m.format != events.CommitFormat {
 		return nil, fmt.Errorf("commit %d on %s: %w: %q", m.seq, m.subject, events.ErrCommitFormat, m.format)
@@ -89,7 +89,7 @@ func (m *message) records(reg *events.Registry) ([]events.Record, error) {
 	return recs, nil
 }
 
-// previous is the sequence of the stream's commit before this one; 0 when it is the first.
+// previous returns the sequence of the stream's previous commit; 0 for the first.
 func (m *message) previous() uint64 {
 	if len(m.prev) == 0 {
 		return 0
@@ -97,7 +97,7 @@ func (m *message) previous() uint64 {
 	return m.prev[0]
 }
 
-// following is the list of last sequences after one more commit.
+// following returns the last sequences after one more commit.
 func following(seq uint64, prev []uint64) []uint64 {
 	return append([]uint64{seq}, prev[:min(len(prev), maxPrev-1)]...)
 }
@@ -113,7 +113,7 @@ func joinSeqs(seqs []uint64) string {
 	return string(b)
 }
 
-// splitSeqs reads what joinSeqs wrote: falling numbers below the commit's own.
+// splitSeqs parses the format of joinSeqs: decreasing numbers below the sequence of the commit.
 func splitSeqs(list string, below uint64) ([]uint64, error) {
 	if list == "" {
 		return nil, nil
@@ -132,8 +132,8 @@ func splitSeqs(list string, below uint64) ([]uint64, error) {
 	return seqs, nil
 }
 
-// printable writes an id as a header's value: as it is when it is visible ASCII
-// that does not start with '=', else as '=' and its unpadded base64url.
+// printable encodes an id as a header value: unchanged if it is visible ASCII and does not
+// start with '=', otherwise as '=' and its unpadded base64url.
 func printable(id string) string {
 	plain := !strings.HasPrefix(id, "=")
 	for i := range len(id) {

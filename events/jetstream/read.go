@@ -14,18 +14,19 @@ import (
 	"github.com/credstream/credstream/jsapi"
 )
 
-// errChain says that the log contradicts itself: a commit names a predecessor
-// that is not there, or not of its stream.
+// errChain means that the log is inconsistent: the predecessor of a commit is missing, or
+// belongs to another stream.
 var errChain = errors.New("jetstream: a stream's chain of commits is broken")
 
-// Stream implements events.Store. It reads the last message, from it where the others
-// are, then these in order, maxPrev in flight at once: never a consumer, never a filter.
+// Stream implements events.Store. It reads the last message, which has the sequences of its
+// predecessors, and then these in order, up to maxPrev in flight. It uses no consumer and no
+// filter.
 func (s *Store) Stream(ctx context.Context, stream events.StreamID, after uint64) iter.Seq2[events.Record, error] {
 	return s.walk(stream, slices.Values[[]events.Record], func(subj string) iter.Seq2[*message, error] { return s.chain(ctx, subj, after) })
 }
 
-// Back implements events.Store. The first reads are small, for a reader who finds what
-// it looks for near the end.
+// Back implements events.Store. The first reads are small, for readers that find what they need
+// near the end.
 func (s *Store) Back(ctx context.Context, stream events.StreamID, upTo uint64) iter.Seq2[events.Record, error] {
 	newestFirst := func(recs []events.Record) iter.Seq[events.Record] {
 		slices.Reverse(recs)
@@ -34,7 +35,7 @@ func (s *Store) Back(ctx context.Context, stream events.StreamID, upTo uint64) i
 	return s.walk(stream, newestFirst, func(subj string) iter.Seq2[*message, error] { return s.back(ctx, subj, upTo) })
 }
 
-// walk yields the records, in order, of the commits of a stream.
+// walk yields the records of a stream's commits, in order.
 func (s *Store) walk(stream events.StreamID, order func([]events.Record) iter.Seq[events.Record],
 	commits func(subj string) iter.Seq2[*message, error],
 ) iter.Seq2[events.Record, error] {
@@ -62,7 +63,6 @@ func (s *Store) walk(stream events.StreamID, order func([]events.Record) iter.Se
 	}
 }
 
-// Last implements events.Store.
 func (s *Store) Last(ctx context.Context, stream events.StreamID) (uint64, error) {
 	subj, err := subject(Prefix, stream)
 	if err != nil {
@@ -78,7 +78,6 @@ func (s *Store) Last(ctx context.Context, stream events.StreamID) (uint64, error
 	return m.seq, nil
 }
 
-// Commit implements events.Store.
 func (s *Store) Commit(ctx context.Context, seq uint64) ([]events.Record, error) {
 	m, err := s.get(ctx, seq)
 	if err != nil {
@@ -90,7 +89,6 @@ func (s *Store) Commit(ctx context.Context, seq uint64) ([]events.Record, error)
 	return m.records(s.cfg.Registry)
 }
 
-// Meta implements events.Store.
 func (s *Store) Meta(ctx context.Context, seq uint64) (events.StreamID, events.Meta, error) {
 	m, err := s.get(ctx, seq)
 	switch {
@@ -110,14 +108,14 @@ func (s *Store) Meta(ctx context.Context, seq uint64) (events.StreamID, events.M
 	return stream, meta, err
 }
 
-// End implements events.Store; it asks the leader.
+// End implements events.Store. It reads from the leader.
 func (s *Store) End(ctx context.Context) (uint64, error) {
 	at, err := s.state(ctx, stateQuestion{}, s.durable.end())
 	return at.LastSeq, err
 }
 
-// IDs lists the ids of the streams of a category under tenant that have a commit, as the
-// leader knows them.
+// IDs returns the ids of all streams of a category under tenant that have a commit, as the
+// leader has them.
 func (s *Store) IDs(ctx context.Context, tenant, category string) ([]string, error) {
 	var ids []string
 	q := stateQuestion{Subject: Prefix + "." + tenant + "." + category + ".*"}
@@ -139,8 +137,8 @@ func (s *Store) IDs(ctx context.Context, tenant, category string) ([]string, err
 	}
 }
 
-// WaitDurable implements events.Store. A sequence beyond the end of the log is
-// answered with events.ErrNoSuchCommit.
+// WaitDurable implements events.Store. It returns events.ErrNoSuchCommit for a sequence beyond
+// the end of the log.
 func (s *Store) WaitDurable(ctx context.Context, seq uint64) error {
 	if !s.durable.knows(seq) {
 		end, err := s.End(ctx)
@@ -154,8 +152,8 @@ func (s *Store) WaitDurable(ctx context.Context, seq uint64) error {
 	return s.durable.wait(ctx, seq)
 }
 
-// chain yields the commits on subj above after, oldest first. It holds maxPrev of them
-// at a time, and the sequences of all.
+// chain yields the commits on subj above after, oldest first. It holds maxPrev of them at a
+// time, and the sequences of all.
 func (s *Store) chain(ctx context.Context, subj string, after uint64) iter.Seq2[*message, error] {
 	return func(yield func(*message, error) bool) {
 		last, err := s.lastCommit(ctx, subj)
@@ -188,8 +186,9 @@ func (s *Store) chain(ctx context.Context, subj string, after uint64) iter.Seq2[
 	}
 }
 
-// before lists the sequences of the commits between after and m, newest first, and the
-// one at or below after that precedes them; 0: none does. It reads every maxPrev-th commit.
+// before returns the sequences of the commits between after and m, newest first, and start, the
+// sequence at or below after that precedes them; 0 if there is none. It reads every maxPrev-th
+// commit.
 func (s *Store) before(ctx context.Context, m *message, after uint64) (seqs []uint64, start uint64, err error) {
 	subj := m.subject
 	for {
@@ -199,7 +198,7 @@ func (s *Store) before(ctx context.Context, m *message, after uint64) (seqs []ui
 			}
 			seqs = append(seqs, seq)
 		}
-		if len(m.prev) < maxPrev { // it names all
+		if len(m.prev) < maxPrev { // it lists all of them
 			return seqs, 0, nil
 		}
 		if m, err = s.member(ctx, seqs[len(seqs)-1], subj); err != nil {
@@ -208,8 +207,8 @@ func (s *Store) before(ctx context.Context, m *message, after uint64) (seqs []ui
 	}
 }
 
-// back yields the commits on subj up to upTo, all when it is 0, newest first. It holds
-// maxPrev of them at a time.
+// back yields the commits on subj up to upTo, newest first; all if upTo is 0. It holds maxPrev
+// of them at a time.
 func (s *Store) back(ctx context.Context, subj string, upTo uint64) iter.Seq2[*message, error] {
 	return func(yield func(*message, error) bool) {
 		m, err := s.lastCommit(ctx, subj)
@@ -228,7 +227,7 @@ func (s *Store) back(ctx context.Context, subj string, upTo uint64) iter.Seq2[*m
 				case err != nil:
 				case i+1 < len(named):
 					err = follows(m, named[i], subj, named[i+1])
-				case len(named) < maxPrev: // it names all
+				case len(named) < maxPrev: // it lists all of them
 					err = follows(m, named[i], subj, 0)
 				case m == nil || m.subject != subj:
 					err = fmt.Errorf("commit %d of %s: %w", named[i], subj, errChain)
@@ -241,8 +240,8 @@ func (s *Store) back(ctx context.Context, subj string, upTo uint64) iter.Seq2[*m
 	}
 }
 
-// lastUpTo reads the last commit up to upTo of the stream of m, which is above it; nil
-// when there is none.
+// lastUpTo reads the last commit up to upTo of the stream of m, which is above it; nil if there
+// is none.
 func (s *Store) lastUpTo(ctx context.Context, m *message, upTo uint64) (*message, error) {
 	_, seq, err := s.before(ctx, m, upTo)
 	if err != nil || seq == 0 {
@@ -251,7 +250,7 @@ func (s *Store) lastUpTo(ctx context.Context, m *message, upTo uint64) (*message
 	return s.member(ctx, seq, m.subject)
 }
 
-// member reads the commit at seq, which belongs on subj.
+// member reads the commit at seq, which must be on subj.
 func (s *Store) member(ctx context.Context, seq uint64, subj string) (*message, error) {
 	m, err := s.get(ctx, seq)
 	if err == nil && (m == nil || m.subject != subj) {
@@ -260,8 +259,8 @@ func (s *Store) member(ctx context.Context, seq uint64, subj string) (*message, 
 	return m, err
 }
 
-// follows returns errChain unless m, read at seq, is a commit on subj that names prior
-// as the one it follows; 0: none.
+// follows returns errChain unless m, read at seq, is a commit on subj whose predecessor is
+// prior; 0: none.
 func follows(m *message, seq uint64, subj string, prior uint64) error {
 	if m == nil || m.subject != subj || m.previous() != prior {
 		return fmt.Errorf("commit %d of %s, after %d: %w", seq, subj, prior, errChain)
@@ -269,8 +268,8 @@ func follows(m *message, seq uint64, subj string, prior uint64) error {
 	return nil
 }
 
-// lastCommit reads the last commit on subj, nil when there is none, and keeps its
-// place for the next Append or Last.
+// lastCommit reads the last commit on subj, nil if there is none, and caches its sequence for
+// the next Append or Last.
 func (s *Store) lastCommit(ctx context.Context, subj string) (*message, error) {
 	s.recent.ask(subj)
 	var m *message
@@ -289,7 +288,7 @@ func (s *Store) lastCommit(ctx context.Context, subj string) (*message, error) {
 	return m, nil
 }
 
-// direct reads the last message on subj, nil when there is none, from any replica.
+// direct reads the last message on subj from any replica; nil if there is none.
 func (s *Store) direct(ctx context.Context, stream, subj string) (*message, error) {
 	msg, err := s.mux.ask(ctx, &nats.Msg{Subject: "$JS.API.DIRECT.GET." + stream + "." + subj})
 	if err != nil {
@@ -298,7 +297,7 @@ func (s *Store) direct(ctx context.Context, stream, subj string) (*message, erro
 	return readDirect(msg)
 }
 
-// get reads the message at seq of the log, nil when there is none.
+// get reads the message of the log at seq; nil if there is none.
 func (s *Store) get(ctx context.Context, seq uint64) (*message, error) {
 	msgs, err := s.gets(ctx, []uint64{seq})
 	if err != nil {
@@ -307,7 +306,7 @@ func (s *Store) get(ctx context.Context, seq uint64) (*message, error) {
 	return msgs[0], nil
 }
 
-// gets reads the messages at seqs, all in flight at once; nil stands for one that is not there.
+// gets reads the messages at seqs concurrently; nil for missing ones.
 func (s *Store) gets(ctx context.Context, seqs []uint64) ([]*message, error) {
 	type flight struct {
 		req *nats.Msg
@@ -356,7 +355,7 @@ func (s *Store) gets(ctx context.Context, seqs []uint64) ([]*message, error) {
 	return msgs, failed
 }
 
-// readDirect reads the answer to a direct get; nil says that there is no such message.
+// readDirect parses the response to a direct get; nil if there is no such message.
 func readDirect(answer *nats.Msg) (*message, error) {
 	if status := answer.Header.Get("Status"); status == "404" {
 		return nil, nil
@@ -370,7 +369,7 @@ func readDirect(answer *nats.Msg) (*message, error) {
 	return readMessage(answer.Header.Get("Nats-Subject"), seq, answer.Header, answer.Data)
 }
 
-// fromLeader reads one message from the stream's leader; nil says that there is no such message.
+// fromLeader reads one message from the stream's leader; nil if there is none.
 func (s *Store) fromLeader(ctx context.Context, stream string, q question) (*message, error) {
 	var answer struct {
 		apiAnswer

@@ -7,29 +7,29 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 )
 
-// The bounds of what is known of streams: about 500 bytes each at most.
+// The limits of the cache: at most about 500 bytes per stream.
 const (
 	recentStreams = 16384
 	maxDoubtful   = 16384
 )
 
-// recent knows the last sequences, newest first, of streams lately used, by
-// subject. The lists are never changed, only replaced.
+// recent caches the last sequences of recently used streams, newest first, by subject. The
+// slices are immutable.
 //
-// What a writer or a follower was told is known here before they hear of it. So where
-// nobody else writes, a stream's newest sequence here is its last one; but not
-// once the outcome of an append was not known, for that commit may come yet, and
-// not from an answer of the server that was under way while somebody appended.
+// It is updated before writers and followers get the result. So if no other process writes, the
+// newest cached sequence is the last one of the stream, with two exceptions: after an append
+// whose outcome is unknown, because the commit may still be stored; and for a read from the
+// server during a concurrent append.
 type recent struct {
-	only bool // nobody else writes
+	only bool // no other process writes
 
 	mu       sync.Mutex
 	seqs     *lru.Cache[string, []uint64]
 	readings map[string]*reading
-	doubtful map[string]struct{} // nil when there were too many: then all are
+	doubtful map[string]struct{} // nil if there were too many: then every stream is uncertain
 }
 
-// reading is a stream whose last commit the server is being asked for.
+// reading is a stream whose last commit is being read from the server.
 type reading struct {
 	askers   int
 	appended uint64 // sequence of the newest commit appended or followed meanwhile
@@ -45,7 +45,7 @@ func newRecent(only bool) (*recent, error) {
 
 func (r *recent) get(subject string) ([]uint64, bool) { return r.seqs.Get(subject) }
 
-// last is the stream's last sequence, if it is certain.
+// last returns the stream's last sequence, if it is certain.
 func (r *recent) last(subject string) (uint64, bool) {
 	if !r.only {
 		return 0, false
@@ -62,8 +62,8 @@ func (r *recent) last(subject string) (uint64, bool) {
 	return seqs[0], true
 }
 
-// appended keeps the last sequences of a stream after an append. A commit before it
-// that was in doubt is stored by now, or never will be.
+// appended records the last sequences of a stream after an append. The outcome of an earlier
+// uncertain commit is thereby final.
 func (r *recent) appended(subject string, seqs []uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -82,8 +82,8 @@ func (r *recent) keep(subject string, seqs []uint64) {
 	}
 }
 
-// followed notes a commit that a follower is about to be told of: who hears of it
-// that way may ask for the stream's last commit before the writer has heard of it.
+// followed records a commit before a follower gets it: the follower may request the stream's
+// last commit before the writer gets its response.
 func (r *recent) followed(subject string, seq uint64, prev []uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -95,8 +95,8 @@ func (r *recent) followed(subject string, seq uint64, prev []uint64) {
 	}
 }
 
-// ask says that the server is about to be asked for the last commit of a stream.
-// Read must follow.
+// ask records that the last commit of a stream is about to be read from the server. Call read
+// afterwards.
 func (r *recent) ask(subject string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -108,8 +108,7 @@ func (r *recent) ask(subject string) {
 	now.askers++
 }
 
-// read keeps the last sequences that the server has answered; nil when it answered
-// none.
+// read records the last sequences that the server returned; nil if it returned none.
 func (r *recent) read(subject string, seqs []uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -122,15 +121,15 @@ func (r *recent) read(subject string, seqs []uint64) {
 	}
 }
 
-// moved forgets a stream that somebody else has written.
+// moved removes a stream that another process has written to.
 func (r *recent) moved(subject string) {
-	if !r.only { // else it was this process, which will say so
+	if !r.only { // otherwise this process did, and will call appended
 		r.seqs.Remove(subject)
 	}
 }
 
-// markUncertain notes that a commit of the stream may be stored, now or later, of which
-// nothing is known here.
+// markUncertain records that a commit of unknown outcome may be stored in the stream, now or
+// later.
 func (r *recent) markUncertain(subject string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -143,8 +142,8 @@ func (r *recent) markUncertain(subject string) {
 	}
 }
 
-// forget forgets all, also the doubts: the server was started anew, so what was on
-// its way to it is lost.
+// forget clears the cache, with the uncertain streams: call it after a restart of the server,
+// which loses messages in flight.
 func (r *recent) forget() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

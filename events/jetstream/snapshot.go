@@ -12,11 +12,11 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// snapshotFormat is the version of the stored form, in header Cs-Format.
+// snapshotFormat is the version of the stored form, in the header Cs-Format.
 const snapshotFormat = "1"
 
-// snapshotBody is the stored form of a snapshot. It names its stream, so that it
-// can be checked without its subject.
+// snapshotBody is the stored form of a snapshot. It contains the name of its stream, so that it
+// can be verified without the subject.
 type snapshotBody struct {
 	Tenant string         `json:"tenant"`
 	Stream string         `json:"stream"` // events.StreamID.String
@@ -26,7 +26,7 @@ type snapshotBody struct {
 	State  jsontext.Value `json:"state"`
 }
 
-// Snapshot implements events.Store. What is not understood is as good as absent.
+// Snapshot implements events.Store. It ignores a snapshot that it cannot decode.
 func (s *Store) Snapshot(ctx context.Context, stream events.StreamID, fold int) (events.Snapshot, error) {
 	subj, err := subject(SnapshotPrefix, stream)
 	if err != nil {
@@ -49,13 +49,13 @@ func (s *Store) Snapshot(ctx context.Context, stream events.StreamID, fold int) 
 		return events.Snapshot{}, err
 	}
 	if m == nil || m.subject != stream.Subject(Prefix) || m.commit != b.Commit {
-		return events.Snapshot{}, nil // after a power cut sequences are used again
+		return events.Snapshot{}, nil // after a power cut, sequences may be reused
 	}
 	return events.Snapshot{Seq: b.Seq, Commit: b.Commit, Fold: b.Fold, State: []byte(b.State)}, nil
 }
 
-// SaveSnapshot implements events.Store. It returns events.ErrTooLarge for a
-// state that does not fit into one message.
+// SaveSnapshot implements events.Store. It returns events.ErrTooLarge for a state that does not
+// fit into one message.
 func (s *Store) SaveSnapshot(ctx context.Context, stream events.StreamID, snap events.Snapshot) error {
 	subj, err := subject(SnapshotPrefix, stream)
 	if err != nil {
