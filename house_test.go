@@ -60,13 +60,14 @@ var features = map[string][]string{
 	"service/connect":     {"", "permission", "secrets", "client", "token", "credential"},
 	"service/connector":   {"", "permission", "secrets"},
 	"service/admin":       {"", "permission", "secrets"},
+	"service/transfer":    {"", "permission"},
 	"bus/streams":         {}, // names of streams and subjects
 	"bus/storage":         {}, // files of the embedded server
 	"bus/natsserver":      {"streams", "storage"},
 	"bus/kv":              {"streams"},
 	"bus/feed":            {"streams"},
 	"bus/edge":            {"streams", "natsserver"},
-	"service/application": {"", "secrets", "access", "flow", "component", "client", "token", "throttle", "credential", "connect", "connector", "admin"},
+	"service/application": {"", "secrets", "access", "flow", "component", "client", "token", "throttle", "credential", "connect", "connector", "transfer", "admin"},
 	"api/edge":            {},
 	"api/v1":              {"edge"},
 	"api/elasticio":       {"edge"},
@@ -75,10 +76,11 @@ var features = map[string][]string{
 	"api/connect":         {"edge"},
 
 	"cmd/credstream":          {"settings", "demo", "app", "cli"},
+	"cmd/credstream/importer": {},
 	"cmd/credstream/settings": {},
 	"cmd/credstream/demo":     {},
 	"cmd/credstream/app":      {"settings"},
-	"cmd/credstream/cli":      {"settings", "demo", "app"},
+	"cmd/credstream/cli":      {"settings", "demo", "app", "importer"},
 }
 
 // ofCommandLine lists what the command line may import beside the rooms of cmd: it calls the

@@ -48,6 +48,7 @@ type NewAuthClient struct {
 	Credentials Keys     // of oauth2: client_id, client_secret, ...
 
 	ExpectRevisions map[string]int // by component: refuse unless its current descriptor has this revision (component_changed); may be nil
+	ID              string         // of an auth client that another system knows; generated when empty
 }
 
 // CreateAuthClient creates an auth client. One of type oauth2 and scope tenant
@@ -63,7 +64,8 @@ func (a *API) CreateAuthClient(ctx context.Context, in NewAuthClient, opts ...Co
 		Components  []string       `json:"components"`
 		Credentials jsontext.Value `json:"credentials"`
 		Revisions   map[string]int `json:"expected_revisions,omitzero"`
-	}{in.Name, in.Type, in.Scope, in.ScopeID, in.Components, in.Credentials.reveal(), in.ExpectRevisions}, &done, opts...)
+		ID          string         `json:"id,omitzero"`
+	}{in.Name, in.Type, in.Scope, in.ScopeID, in.Components, in.Credentials.reveal(), in.ExpectRevisions, in.ID}, &done, opts...)
 	return done, err
 }
 

@@ -86,6 +86,36 @@ type CreateCredential struct {
 	VPNAgent       string   // an id of the caller, stored as given: the VPN agent through which a flow engine reaches the API; may be empty
 	ThrottlePolicy string   // id of the throttle policy that limits its use; may be empty
 	For            *ForStep // the step of a flow for which it is created; the use is recorded with it; may be nil
+
+	ID           string         // of a credential that another system knows; generated when empty
+	Type         string         // in place of Component: one of the tenant's own components, else a free type, whose keys nothing describes
+	Description  string         // for people; may be empty
+	Hosts        []string       // of a free type: the only hosts its values may be sent to; may be empty
+	Verification jsontext.Value // of a free type: its dry request, as in a component.json; may be nil
+}
+
+// createBody is the body of credential.create.
+type createBody struct {
+	Component      string         `json:"component,omitzero"`
+	Name           string         `json:"name,omitzero"`
+	Keys           jsontext.Value `json:"keys"`
+	Workspace      string         `json:"workspace,omitzero"`
+	VPNAgent       string         `json:"vpn_agent,omitzero"`
+	ThrottlePolicy string         `json:"throttle_policy,omitzero"`
+	For            *ForStep       `json:"for,omitzero"`
+	Revision       int            `json:"expected_revision,omitzero"`
+	ID             string         `json:"id,omitzero"`
+	Type           string         `json:"type,omitzero"`
+	Description    string         `json:"description,omitzero"`
+	Hosts          []string       `json:"hosts,omitzero"`
+	Verification   jsontext.Value `json:"verification,omitzero"`
+}
+
+func (in CreateCredential) body(revision int) createBody {
+	return createBody{
+		in.Component, in.Name, in.Keys.reveal(), in.Workspace, in.VPNAgent, in.ThrottlePolicy, in.For, revision,
+		in.ID, in.Type, in.Description, in.Hosts, in.Verification,
+	}
 }
 
 // ForStep names a step of a flow.
@@ -98,16 +128,7 @@ type ForStep struct {
 // saved when they fail it (credential_verification_failed).
 func (a *API) CreateCredential(ctx context.Context, in CreateCredential, opts ...CommandOption) (Done, error) {
 	var done Done
-	err := a.Command(ctx, "credential.create", struct {
-		Component      string         `json:"component"`
-		Name           string         `json:"name,omitzero"`
-		Keys           jsontext.Value `json:"keys"`
-		Workspace      string         `json:"workspace,omitzero"`
-		VPNAgent       string         `json:"vpn_agent,omitzero"`
-		ThrottlePolicy string         `json:"throttle_policy,omitzero"`
-		For            *ForStep       `json:"for,omitzero"`
-		Revision       int            `json:"expected_revision,omitzero"`
-	}{in.Component, in.Name, in.Keys.reveal(), in.Workspace, in.VPNAgent, in.ThrottlePolicy, in.For, revisionOf(opts)}, &done, opts...)
+	err := a.Command(ctx, "credential.create", in.body(revisionOf(opts)), &done, opts...)
 	return done, err
 }
 
@@ -139,6 +160,36 @@ func (a *API) ReplaceKeys(ctx context.Context, id string, keys Keys, expected in
 // as a new version.
 func (a *API) RevertCredential(ctx context.Context, id string, version, expected int, opts ...CommandOption) (Done, error) {
 	return a.change(ctx, "credential.revert", change{ID: id, Version: version, Expected: expected}, opts)
+}
+
+// CredentialUpdate is what to change of a credential: nil members stay.
+type CredentialUpdate struct {
+	Description    *string // none when ""
+	Keys           *Keys   // replace all values, verified before
+	ThrottlePolicy *string // none when ""
+}
+
+// updateBody is the body of credential.update.
+type updateBody struct {
+	ID             string         `json:"id,omitzero"`
+	Description    *string        `json:"description,omitzero"`
+	Keys           jsontext.Value `json:"keys,omitzero"`
+	ThrottlePolicy *string        `json:"throttle_policy,omitzero"`
+}
+
+func (in CredentialUpdate) body(id string) updateBody {
+	b := updateBody{ID: id, Description: in.Description, ThrottlePolicy: in.ThrottlePolicy}
+	if in.Keys != nil {
+		b.Keys = in.Keys.reveal()
+	}
+	return b
+}
+
+// UpdateCredential changes a credential in one commit.
+func (a *API) UpdateCredential(ctx context.Context, id string, in CredentialUpdate, opts ...CommandOption) (Done, error) {
+	var done Done
+	err := a.Command(ctx, "credential.update", in.body(id), &done, opts...)
+	return done, err
 }
 
 // VerifyCredential repeats the dry request. A failed one is not an error: see the

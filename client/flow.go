@@ -198,6 +198,18 @@ func (a *API) BindFlow(ctx context.Context, in BindFlow, opts ...CommandOption) 
 	return done, err
 }
 
+// ReportFlow reports what happened to a flow, as PublishFlow does over NATS, and returns when
+// its uses are recorded. A step that cannot use what it names is an error
+// (flow_use_refused, see StepFaultsOf), and everything else is recorded.
+func (a *API) ReportFlow(ctx context.Context, e FlowEvent, opts ...CommandOption) (Done, error) {
+	var done Done
+	err := a.Command(ctx, "flow.report", struct {
+		Change FlowChange `json:"change"`
+		FlowEvent
+	}{e.Change, e}, &done, opts...)
+	return done, err
+}
+
 // ReleaseFlow releases a reservation of a flow. Binding names the reservation;
 // when it is empty, the current one is released.
 func (a *API) ReleaseFlow(ctx context.Context, flow, binding string, opts ...CommandOption) (Done, error) {

@@ -153,7 +153,7 @@ func parameters(body []byte) (url.Values, error) {
 				return nil, fmt.Errorf("parameter %s: %w", name, err)
 			}
 			values.Set(name, s)
-		case '0', 't', 'f':
+		case '0', 't', 'f', '[':
 			values.Set(name, v.String())
 		default:
 			return nil, fmt.Errorf("parameter %s is not a plain value", name)

@@ -104,6 +104,11 @@ var examples = map[string]string{
 	"flow.bind": `{"flow":"orders","name":"Orders to the pet store","ttl":"10m",` +
 		`"steps":[{"id":"step_1","name":"Look up","component":"petstore","credential":"` + ExampleID + `"}]}`,
 	"flow.release": `{"flow":"orders"}`,
+	"flow.report": `{"change":"created","id":"returns","name":"Returns to the pet store","revision":1,` +
+		`"steps":[{"id":"step_1","component":"petstore","credential":"` + ExampleID + `"}]}`,
+
+	"export.page": `{}`,
+	"export.key":  `{}`,
 	"flow.get":     `{"id":"orders"}`,
 	"flow.list":    `{"component":"petstore","limit":20}`,
 	"flow.in-use":  `{"limit":20}`,

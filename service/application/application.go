@@ -27,6 +27,7 @@ import (
 	"github.com/credstream/credstream/service/secrets"
 	"github.com/credstream/credstream/service/throttle"
 	"github.com/credstream/credstream/service/token"
+	"github.com/credstream/credstream/service/transfer"
 	"github.com/credstream/credstream/vault"
 	"github.com/credstream/credstream/verify"
 )
@@ -124,12 +125,13 @@ type Application struct {
 	Credentials *credential.Service
 	Connects    *connect.Service
 	Connectors  *connector.Service
+	Transfers   *transfer.Service
 	Admin       *admin.Service
 }
 
 // features are those of a, in the order of the route table.
 func (a *Application) features() []service.Feature {
-	return []service.Feature{a.Access, a.Components, a.Credentials, a.Clients, a.Connects, a.Tokens, a.Throttles, a.Connectors, a.Flows, a.Admin}
+	return []service.Feature{a.Access, a.Components, a.Credentials, a.Clients, a.Connects, a.Tokens, a.Throttles, a.Connectors, a.Flows, a.Transfers, a.Admin}
 }
 
 // Routes is the route table: all commands and queries of the service.
@@ -197,6 +199,7 @@ func New(cfg Config) (*Application, error) {
 		InstanceID: cfg.InstanceID, SingleInstance: cfg.SingleInstance, RefreshTakeoverTimeout: cfg.RefreshTakeoverTimeout,
 	})
 	a.Connectors = connector.New(connector.Deps{Kernel: kernel, Secrets: a.Secrets, Log: cfg.Log, Views: cfg.Views, Vault: cfg.Vault, Logger: cfg.Logger})
+	a.Transfers = transfer.New(transfer.Deps{Kernel: kernel, Access: a.Access, Components: a.Components, Log: cfg.Log, Views: cfg.Views, Keyring: cfg.Keyring, Logger: cfg.Logger})
 	a.Admin = admin.New(admin.Deps{
 		Kernel: kernel, Secrets: a.Secrets, Log: cfg.Log, Views: cfg.Views, Projector: cfg.Projector, Keyring: cfg.Keyring, Logger: cfg.Logger,
 		Rewind: cfg.Rewind, Poison: cfg.Poison, RebuildViews: cfg.RebuildViews,

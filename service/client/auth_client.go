@@ -70,6 +70,7 @@ type CreateAuthClient struct {
 	Components  []string       `json:"components"`                  // ids, 1 to 50
 	Credentials secrets.Keys   `json:"credentials,omitzero"`        // of type oauth2: client_id, client_secret, and optionally auth_uri, token_uri, refresh_token_uri and token_expires_in; else any
 	Expected    map[string]int `json:"expected_revisions,omitzero"` // by component: refuse unless this is the revision of its current descriptor
+	ID          string         `json:"id,omitzero"`                 // of an auth client that another system knows: 1 to 128 bytes of UTF-8 without control characters; generated when absent
 }
 
 func (s *Service) createAuthClient(ctx context.Context, call *service.Call, in CreateAuthClient) (service.Done, error) {
@@ -82,7 +83,7 @@ func (s *Service) createAuthClient(ctx context.Context, call *service.Call, in C
 	if err := s.checkAuthClient(ctx, call, in); err != nil {
 		return service.Done{}, err
 	}
-	id := call.DeriveID("auth_client")
+	id := cmp.Or(in.ID, call.DeriveID("auth_client"))
 	created := events.AuthClientCreated{
 		Name: in.Name, Type: in.Type, Scope: in.Scope, ScopeID: in.ScopeID, Fields: in.Credentials.Names(), ClientID: clientIDOf(in.Type, in.Credentials.Fields),
 	}
@@ -98,6 +99,15 @@ func (s *Service) createAuthClient(ctx context.Context, call *service.Call, in C
 	before, err := aggregates.AuthClient.Fresh(ctx, s.Log, aggregates.AuthClient.Stream(call.Tenant, id))
 	if err != nil {
 		return service.Done{}, err
+	}
+	if in.ID != "" && before.Value.Exists { // no attempt at this command made it, unless it has the same credentials
+		has, err := s.authCredentials(ctx, call.Tenant, id, before.Value.SecretID)
+		if err != nil {
+			return service.Done{}, err
+		}
+		if !has.Marshal().Equal(in.Credentials.Marshal()) {
+			return service.Done{}, aggregates.ErrAuthClientExists.At("/id")
+		}
 	}
 	var done service.Done
 	create := func(secretID string) error {
@@ -176,7 +186,7 @@ func (s *Service) resumeAuthClient(ctx context.Context, call *service.Call) (ser
 
 // checkAuthClient validates a new auth client, except its components.
 func (s *Service) checkAuthClient(ctx context.Context, call *service.Call, in CreateAuthClient) error {
-	if err := service.CheckName("/name", in.Name); err != nil {
+	if err := cmp.Or(service.CheckName("/name", in.Name), commands.CheckRef("/id", in.ID)); err != nil {
 		return err
 	}
 	if !slices.Contains(authClientTypes, in.Type) {

@@ -161,22 +161,50 @@ func (s *Service) ObserveFlow(ctx context.Context, call service.Call, ev Event) 
 	if err := s.Kernel.WritesAllowed(); err != nil {
 		return err
 	}
+	_, err = s.observe(ctx, &call, ev)
+	return err
+}
+
+// observe is ObserveFlow of a call that was admitted.
+func (s *Service) observe(ctx context.Context, call *service.Call, ev Event) (service.Done, error) {
 	begin := s.Kernel.Now()
-	was, now, err := service.Execute(ctx, s.Kernel, &call, aggregates.Flow, call.Tenant, commands.Flow(commands.ObserveFlow{
+	was, now, err := service.Execute(ctx, s.Kernel, call, aggregates.Flow, call.Tenant, commands.Flow(commands.ObserveFlow{
 		ID: ev.ID, Change: ev.Change, Name: ev.Name, Revision: ev.Revision, Steps: ev.Steps,
 	}))
+	done := s.Kernel.Answered(aggregates.Flow.Stream(call.Tenant, ev.ID), was, now.Value, now.Seq)
 	if err != nil || ev.Revision < now.Value.Revision {
-		return err
+		return done, err
 	}
-	refused, err := s.reconcileUses(ctx, &call, ev.ID, was, now.Value)
+	refused, err := s.reconcileUses(ctx, call, ev.ID, was, now.Value)
 	s.settled.Observe(s.Kernel.Now().Sub(begin).Seconds())
 	if err != nil {
-		return err
+		return done, err
 	}
 	if len(refused) > 0 {
-		return ErrFlowRefused.Withf("%s", refusedSentence(refused)).With(stepFaults(refused))
+		return done, ErrFlowRefused.Withf("%s", refusedSentence(refused)).With(stepFaults(refused))
 	}
-	return nil
+	return done, nil
+}
+
+// Report is a flow event as a command.
+type Report struct {
+	Change   events.FlowChange `json:"change"` // created, updated, started, stopped or deleted
+	ID       string            `json:"id"`
+	Name     string            `json:"name,omitzero"`  // display name
+	Revision uint64            `json:"revision"`       // rises with every report of the flow; a lower one changes nothing
+	Steps    []events.FlowStep `json:"steps,omitzero"` // required with created and updated; when absent, as they were
+}
+
+func (s *Service) reportFlow(ctx context.Context, call *service.Call, in Report) (service.Done, error) {
+	data, err := Event{ID: in.ID, Name: in.Name, Revision: in.Revision, Steps: in.Steps}.Data()
+	if err != nil {
+		return service.Done{}, fmt.Errorf("write a flow event: %w", err)
+	}
+	ev, err := ParseFlowEvent("flow."+string(in.Change), "", in.ID, data)
+	if err != nil {
+		return service.Done{}, err
+	}
+	return s.observe(ctx, call, ev)
 }
 
 // StepFault is the reason why a step of a flow cannot use what it names.

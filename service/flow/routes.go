@@ -12,6 +12,8 @@ func (s *Service) Routes() []service.Route {
 			"Reserve all credentials of a flow before it starts, or none.").Resumable(),
 		service.Command("flow.release", permission.FlowsEdit, s.releaseFlow,
 			"Release the reservation of a flow.").Resumable(),
+		service.Command("flow.report", permission.FlowsEdit, s.reportFlow,
+			"Report what happened to a flow, as the flow event of the same content does, and wait until its uses are recorded.").Unqueued(),
 		service.Query("flow.get", permission.FlowsGet, s.getFlow, "One flow: its steps, the credentials it uses, and the steps that cannot use theirs."),
 		service.Query("flow.list", permission.FlowsGet, s.listFlows,
 			"Flows by id, page by page: all, or those that use one credential or one component.").Scan(),

@@ -1,0 +1,291 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"filippo.io/age"
+	"github.com/go-json-experiment/json"
+	"github.com/spf13/cobra"
+
+	"github.com/credstream/credstream/cmd/credstream/importer"
+	"github.com/credstream/credstream/cmd/credstream/settings"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service/transfer"
+)
+
+var (
+	errOutExists  = fault.New(fault.Exists, "export_file_exists", "The file of --out exists already and was not changed. Choose another name.")
+	errOutUnmade  = fault.New(fault.Invalid, "export_file_unmade", "The file of --out cannot be written.")
+	errIdentities = fault.New(fault.Invalid, "import_identity_invalid", "The file of --identity has no age identity: a line AGE-SECRET-KEY-1..., as age-keygen writes it.")
+)
+
+func (a *invocation) exportCommand() *cobra.Command {
+	var to, out string
+	cmd := &cobra.Command{
+		Use:   "export [--to RECIPIENT] [--out FILE]",
+		Short: "Export the tenant: components, clients, throttle policies, credentials and flows",
+		Long: "Export the tenant as one signed file: components, clients, throttle policies, credentials and flows.\n" +
+			"With --to, secrets are sealed to the recipient before they leave the service, and each access is audited; the key needs\n" +
+			"the permission credentials.reveal. Without it, secrets are left out and listed.",
+		Args: arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.export(cmd.Context(), to, out) },
+	}
+	settings.Bind(cmd.PersistentFlags(), &a.client)
+	cmd.Flags().StringVar(&to, "to", "", "age public key of the `RECIPIENT`, as age-keygen prints it: age1...")
+	cmd.Flags().StringVar(&out, "out", "", "new `FILE` for the export; standard output when absent")
+	cmd.AddCommand(&cobra.Command{
+		Use: "key", Short: "Print the public key that verifies the tenant's exports", Args: arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			key, err := api.ExportKey(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.answer(map[string]string{"key": key}, "%s", key)
+		},
+	})
+	return cmd
+}
+
+// leftOut gathers the items of an export whose secrets are not in it.
+type leftOut struct {
+	lines  []string
+	header transfer.Header
+	rest   []byte
+}
+
+// Write takes the text of an export.
+func (l *leftOut) Write(b []byte) (int, error) {
+	n := len(b)
+	for {
+		line, rest, whole := bytes.Cut(b, []byte("\n"))
+		if !whole {
+			l.rest = append(l.rest, b...)
+			return n, nil
+		}
+		line, b = append(l.rest, line...), rest
+		l.rest = l.rest[:0]
+		if l.header.Kind == "" {
+			_ = json.Unmarshal(line, &l.header)
+			continue
+		}
+		var item transfer.Item
+		if json.Unmarshal(line, &item) == nil && len(item.Missing) > 0 {
+			l.lines = append(l.lines, fmt.Sprintf("%s %s: %s", strings.ReplaceAll(item.Kind, "_", " "), item.ID, strings.Join(item.Missing, ", ")))
+		}
+	}
+}
+
+func (a *invocation) export(ctx context.Context, to, out string) (err error) {
+	api, err := a.api()
+	if err != nil {
+		return err
+	}
+	w := io.Writer(a.stdout)
+	keep := func() error { return nil }
+	if out != "" {
+		if _, err := os.Lstat(out); err == nil {
+			return errOutExists
+		}
+		f, err := os.CreateTemp(filepath.Dir(out), ".export-*") // mode 0600
+		if err != nil {
+			return fmt.Errorf("%w (%w)", errOutUnmade, err)
+		}
+		defer func() { _ = f.Close(); _ = os.Remove(f.Name()) }()
+		w = f
+		keep = func() error { // the name never stands for half an export
+			if err := errors.Join(f.Sync(), f.Close()); err != nil {
+				return fmt.Errorf("%w (%w)", errOutUnmade, err)
+			}
+			if err := os.Link(f.Name(), out); errors.Is(err, fs.ErrExist) {
+				return errOutExists
+			} else if err != nil {
+				return fmt.Errorf("%w (%w)", errOutUnmade, err)
+			}
+			return nil
+		}
+	}
+	left := &leftOut{}
+	shown := a.progress("Exported")
+	defer shown.end()
+	items, total := 0, 0
+	for page, err := range api.Export(ctx, to) {
+		if err != nil {
+			return err
+		}
+		total = max(total, page.Total)
+		if _, err := io.WriteString(io.MultiWriter(w, left), page.Text); err != nil {
+			return fmt.Errorf("%w (%w)", errOutUnmade, err)
+		}
+		items = page.Items
+		shown.at(items, max(items, total))
+	}
+	if err := keep(); err != nil {
+		return err
+	}
+	shown.end()
+	for _, line := range left.lines {
+		fmt.Fprintln(a.stderr, "Left out: "+clean(line))
+	}
+	if len(left.header.LeftOut) > 0 {
+		fmt.Fprintf(a.stderr, "Your key may not read these, so they are not in the file: %s.\n", strings.Join(left.header.LeftOut, ", "))
+	}
+	if out == "" {
+		return nil
+	}
+	return a.answer(map[string]any{"id": left.header.ID, "items": items, "key": left.header.Key, "left_out": left.lines},
+		"Exported %d items to %s, signed by %s.", items, out, left.header.Key)
+}
+
+// importFlags are the flags of an import.
+type importFlags struct {
+	plan, newIDs                   bool
+	identity, signedBy, onConflict string
+	maps                           []string
+}
+
+func (a *invocation) importCommand() *cobra.Command {
+	var in importFlags
+	cmd := &cobra.Command{
+		Use:   "import FILE",
+		Short: "Import an export; --plan shows what would change",
+		Long: "Import an export. --plan shows what would change. What the service has with the same facts stays as it is; after an\n" +
+			"interruption, the same command continues. The exit code is not 0 when something was left behind.",
+		Args: arguments("FILE"),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.importFile(cmd.Context(), args[0], in) },
+	}
+	settings.Bind(cmd.Flags(), &a.client)
+	f := cmd.Flags()
+	f.BoolVar(&in.plan, "plan", false, "show what would be created, updated and left behind; change nothing")
+	f.StringVar(&in.identity, "identity", "", "`FILE` with the age identity that opens the secrets, as age-keygen writes it")
+	f.StringVar(&in.signedBy, "signed-by", "", "public `KEY` that must have signed the export, as credstream export key prints it")
+	f.StringVar(&in.onConflict, "on-conflict", "fail", "what to do with items that the service has with other facts: fail (before anything is imported), skip or replace (`HOW`)")
+	f.StringArrayVar(&in.maps, "map", nil, "import a credential under another id, `OLD=NEW`, or another kind: KIND:OLD=NEW; may be repeated")
+	f.BoolVar(&in.newIDs, "new-ids", false, "give credentials and auth clients new ids, the same in each attempt")
+	return cmd
+}
+
+// importer makes an Importer of the flags.
+func (a *invocation) importer(in importFlags) (*importer.Importer, error) {
+	if !slices.Contains([]string{"fail", "skip", "replace"}, in.onConflict) {
+		return nil, importer.ErrOnConflict
+	}
+	ids, err := importer.ParseMap(in.maps)
+	if err != nil {
+		return nil, err
+	}
+	key, err := a.key()
+	if err != nil {
+		return nil, err
+	}
+	api, err := a.api()
+	if err != nil {
+		return nil, err
+	}
+	return &importer.Importer{API: &api.API, Secret: key, OnConflict: in.onConflict, NewIDs: in.newIDs, Map: ids}, nil
+}
+
+func (a *invocation) importFile(ctx context.Context, path string, in importFlags) error {
+	im, err := a.importer(in)
+	if err != nil {
+		return err
+	}
+	var identities []age.Identity
+	if in.identity != "" {
+		b, err := a.secretFile(in.identity)
+		if err != nil {
+			return err
+		}
+		if identities, err = age.ParseIdentities(bytes.NewReader(b)); err != nil { // its words may quote the key
+			return errIdentities
+		}
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("%w (%w)", errFile, err)
+	}
+	defer func() { _ = f.Close() }()
+	src, err := importer.Open(f, in.signedBy, identities)
+	if err != nil {
+		return err
+	}
+	if src.Sealed() > 0 && len(identities) == 0 && !in.plan {
+		return importer.ErrIdentity
+	}
+	im.Origin = src.Header.ID
+	signed := "Signed by " + src.Header.Key + ", tenant " + src.Header.Tenant + ", " + when(src.Header.Time) + "."
+	if in.signedBy == "" {
+		signed += " Whose key that is was not checked: compare it with credstream export key there, or give --signed-by."
+	}
+	fmt.Fprintln(a.stderr, clean(signed))
+	if len(src.Header.LeftOut) > 0 {
+		fmt.Fprintf(a.stderr, "Its exporter could not read these, so they are not in the file: %s.\n", clean(strings.Join(src.Header.LeftOut, ", ")))
+	}
+	return a.runImport(ctx, im, src, in.plan)
+}
+
+// runImport plans or applies an import, and prints what happens to each item.
+func (a *invocation) runImport(ctx context.Context, im *importer.Importer, src importer.Source, plan bool) error {
+	label, run := "Imported", im.Apply
+	if plan {
+		label, run = "Compared", im.Plan
+	}
+	shown := a.progress(label)
+	defer shown.end()
+	im.Progress = shown.at
+	headed := false
+	sum, err := run(ctx, src, func(r importer.Row) error {
+		shown.end()
+		if a.client.JSON {
+			return a.json(r)
+		}
+		if !headed {
+			headed = true
+			fmt.Fprintf(a.stdout, rowForm, "ACTION", "KIND", "ID", "NAME, REASON")
+		}
+		action := r.Action
+		if r.Left && action != importer.Missing && action != importer.Conflict {
+			action = "left"
+		}
+		id, says := r.ID, r.Name
+		if r.From != "" {
+			id = r.From + " as " + r.ID
+		}
+		if why := r.Why; why != "" {
+			if r.Code != "" {
+				why += " (" + r.Code + ")"
+			}
+			says = strings.TrimPrefix(says+": "+why, ": ")
+		}
+		_, err := fmt.Fprintf(a.stdout, rowForm, action, strings.ReplaceAll(r.Kind, "_", " "), clean(id), clean(says))
+		return err
+	})
+	shown.end()
+	if err != nil && !errors.Is(err, importer.ErrIncomplete) {
+		if ctx.Err() != nil {
+			return errStopped.Withf("Interrupted. What was imported stays: the same command continues. So far %d were created, %d updated.", sum.Created, sum.Updated)
+		}
+		return err
+	}
+	said := "Created %d, updated %d, unchanged %d, left behind %d."
+	if plan {
+		said = "Nothing was changed. To create: %d, to update: %d, unchanged: %d, left behind: %d."
+	}
+	return errors.Join(a.answer(sum, said, sum.Created, sum.Updated, sum.Same, sum.Left), err)
+}
+
+// rowForm is one line of a plan.
+const rowForm = "%-9s %-16s %s  %s\n"
+
