@@ -183,7 +183,9 @@ func (im *Importer) run(ctx context.Context, src Source, apply bool, report func
 type change struct {
 	action string
 	why    string
-	do     func(ctx context.Context) error
+	// do makes the change, and answers whether the service has it now that had it not before.
+	// salt tells the commands of one attempt from those of another one.
+	do func(ctx context.Context, salt string) (done client.Done, changed bool, err error)
 }
 
 // one compares one item with the service and, with apply, imports it. An error is one that
@@ -202,28 +204,11 @@ func (im *Importer) one(ctx context.Context, item Item, apply bool) (Row, error)
 		row.Action, row.Why, row.Code, row.Left = action, f.Msg, f.Code, true
 		return row, nil
 	}
-	var c change
-	err := item.Err
-	if err != nil {
-		return refuse(Conflict, err)
+	if item.Err != nil {
+		return refuse(Conflict, item.Err)
 	}
-	switch facts := item.Facts.(type) {
-	case transfer.Component:
-		c, err = im.component(ctx, row.ID, facts)
-	case transfer.ThrottlePolicy:
-		c, err = im.policy(ctx, row.ID, facts)
-	case transfer.AuthClient:
-		row.Name = facts.Name
-		c, err = im.authClient(ctx, item, row.ID, facts)
-	case transfer.OAuthClient:
-		c, err = im.oauthClient(ctx, item, row.ID, facts)
-	case transfer.Credential:
-		row.Name = facts.Name
-		c, err = im.credential(ctx, item, row.ID, facts)
-	case transfer.Flow:
-		row.Name = facts.Name
-		c, err = im.flow(ctx, row.ID, facts)
-	}
+	c, name, err := im.compare(ctx, item, row.ID, 0)
+	row.Name = name
 	if err != nil {
 		return refuse(Conflict, err)
 	}
@@ -239,13 +224,45 @@ func (im *Importer) one(ctx context.Context, item Item, apply bool) (Row, error)
 		row.Left = len(item.Missing) > 0 && c.action != Same
 		return row, nil
 	}
-	if err := c.do(ctx); err != nil {
+	done, changed, err := c.do(ctx, "")
+	if err == nil && c.action == Create { // unless the answer was that of an earlier import
+		var now change
+		if now, _, err = im.compare(ctx, item, row.ID, done.Seq); err == nil && now.action == Create {
+			_, _, err = now.do(ctx, fmt.Sprint("after ", done.Seq))
+		}
+	}
+	if err != nil {
 		return refuse(c.action, err)
+	}
+	if !changed {
+		row.Action, row.Why = Same, ""
 	}
 	if len(item.Missing) > 0 { // variables of a component
 		row.Left, row.Why = true, "It was imported without its variables. Set them: credstream component set-env "+row.ID
 	}
 	return row, nil
+}
+
+// compare compares an item with what the service has, as of the log sequence seq or later.
+func (im *Importer) compare(ctx context.Context, item Item, id string, seq uint64) (c change, name string, err error) {
+	switch facts := item.Facts.(type) {
+	case transfer.Component:
+		c, err = im.component(ctx, id, facts, seq)
+	case transfer.ThrottlePolicy:
+		c, err = im.policy(ctx, id, facts, seq)
+	case transfer.AuthClient:
+		name = facts.Name
+		c, err = im.authClient(ctx, item, id, facts, seq)
+	case transfer.OAuthClient:
+		c, err = im.oauthClient(ctx, item, id, facts, seq)
+	case transfer.Credential:
+		name = facts.Name
+		c, err = im.credential(ctx, item, id, facts, seq)
+	case transfer.Flow:
+		name = facts.Name
+		c, err = im.flow(ctx, id, facts, seq)
+	}
+	return c, name, err
 }
 
 // target is the id of an item in the service.
@@ -266,15 +283,15 @@ func (im *Importer) target(kind, id string) string {
 
 // commandID is the id of the command that does this to an item, in this and every later
 // attempt. It is a MAC under the API key, since it covers the secrets.
-func (im *Importer) commandID(verb, id string, facts any, keys client.Keys) (client.CommandOption, error) {
+func (im *Importer) commandID(verb, id, salt string, facts any, keys client.Keys) client.CommandOption {
 	raw, err := json.Marshal(facts, json.Deterministic(true))
-	if err != nil {
-		return nil, fmt.Errorf("encode %s: %w", id, err)
+	if err != nil { // it was decoded from JSON
+		raw = nil
 	}
 	mac := hmac.New(sha256.New, []byte(im.Secret))
-	_, _ = mac.Write(events.LengthPrefixed("credstream/import/1", im.Origin, verb, id, string(raw)))
+	_, _ = mac.Write(events.LengthPrefixed("credstream/import/1", im.Origin, verb, id, salt, string(raw)))
 	_, _ = mac.Write(keys.Reveal())
-	return client.CommandID("import-" + base64.RawURLEncoding.EncodeToString(mac.Sum(nil)[:24])), nil
+	return client.CommandID("import-" + base64.RawURLEncoding.EncodeToString(mac.Sum(nil)[:24]))
 }
 
 // The codes of refusals that every other item would meet too.

@@ -5,41 +5,31 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/credstream/credstream/client"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service/transfer"
 )
 
-func (im *Importer) component(ctx context.Context, id string, facts transfer.Component) (change, error) {
-	now, err := im.API.GetComponent(ctx, id, 0)
+func (im *Importer) component(ctx context.Context, id string, facts transfer.Component, seq uint64) (change, error) {
+	now, err := im.API.GetComponent(ctx, id, seq)
 	if err != nil && !notFound(err) {
 		return change{}, err
 	}
-	command := func(verb string) (client.CommandOption, error) {
-		return im.commandID("component."+verb, id, facts, client.Keys{})
-	}
-	share := func(ctx context.Context) error {
-		verb, do := "share", im.API.ShareComponent
-		if !facts.Shared {
-			verb, do = "unshare", im.API.UnshareComponent
+	share := func(ctx context.Context, salt string) (client.Done, error) {
+		if facts.Shared {
+			return im.API.ShareComponent(ctx, id, im.commandID("component.share", id, salt, facts, client.Keys{}))
 		}
-		named, err := command(verb)
-		if err == nil {
-			_, err = do(ctx, id, named)
-		}
-		return err
+		return im.API.UnshareComponent(ctx, id, im.commandID("component.unshare", id, salt, facts, client.Keys{}))
 	}
 	if err != nil {
-		return change{action: Create, do: func(ctx context.Context) error {
-			named, err := command("register")
-			if err == nil {
-				_, err = im.API.RegisterComponent(ctx, id, facts.Descriptor, named)
+		return change{action: Create, do: func(ctx context.Context, salt string) (client.Done, bool, error) {
+			done, err := im.API.RegisterComponent(ctx, id, facts.Descriptor, im.commandID("component.register", id, salt, facts, client.Keys{}))
+			if err == nil && facts.Shared {
+				done, err = share(ctx, salt)
 			}
-			if err != nil || !facts.Shared {
-				return err
-			}
-			return share(ctx)
+			return done, true, err
 		}}, nil
 	}
 	same := sameJSON(now.Descriptor, facts.Descriptor)
@@ -53,28 +43,23 @@ func (im *Importer) component(ctx context.Context, id string, facts transfer.Com
 	case same && now.Shared == facts.Shared:
 		return change{action: Same}, nil
 	}
+	at := now.UpdatedAt.Format(time.RFC3339Nano)
 	return change{
 		action: Update, why: differing([3]string{"descriptor", fmt.Sprint(same), "true"}, [3]string{"shared", fmt.Sprint(now.Shared), fmt.Sprint(facts.Shared)}),
-		do: func(ctx context.Context) error {
+		do: func(ctx context.Context, _ string) (done client.Done, _ bool, err error) {
 			if !same {
-				named, err := command("update")
-				if err == nil {
-					_, err = im.API.UpdateComponent(ctx, id, facts.Descriptor, named)
-				}
-				if err != nil {
-					return err
-				}
+				done, err = im.API.UpdateComponent(ctx, id, facts.Descriptor, im.commandID("component.update", id, at, facts, client.Keys{}))
 			}
-			if now.Shared == facts.Shared {
-				return nil
+			if err == nil && now.Shared != facts.Shared {
+				done, err = share(ctx, at)
 			}
-			return share(ctx)
+			return done, true, err
 		},
 	}, nil
 }
 
-func (im *Importer) policy(ctx context.Context, id string, facts transfer.ThrottlePolicy) (change, error) {
-	now, err := im.API.GetThrottlePolicy(ctx, id, 0)
+func (im *Importer) policy(ctx context.Context, id string, facts transfer.ThrottlePolicy, seq uint64) (change, error) {
+	now, err := im.API.GetThrottlePolicy(ctx, id, seq)
 	if err != nil && !notFound(err) {
 		return change{}, err
 	}
@@ -90,14 +75,19 @@ func (im *Importer) policy(ctx context.Context, id string, facts transfer.Thrott
 			return change{action: Same}, nil
 		}
 	}
-	c.do = func(ctx context.Context) error {
-		named, err := im.commandID(verb, id, facts, client.Keys{})
-		if err == nil {
-			_, err = do(ctx, id, settings, named)
-		}
-		return err
+	c.do = func(ctx context.Context, salt string) (client.Done, bool, error) {
+		done, err := do(ctx, id, settings, im.commandID(verb, id, salt+seqSalt(now.Seq), facts, client.Keys{}))
+		return done, true, err
 	}
 	return c, nil
+}
+
+// seqSalt tells a change of what the service has from one of what it had before.
+func seqSalt(seq uint64) string {
+	if seq == 0 {
+		return ""
+	}
+	return fmt.Sprint(" of ", seq)
 }
 
 // mapped are ids of a kind in the service.
@@ -123,8 +113,8 @@ func (im *Importer) withSecrets(item Item, why string) change {
 
 const whyMissing = "Its secrets are not in the file. Export with --to, or create it by hand under this id."
 
-func (im *Importer) authClient(ctx context.Context, item Item, id string, facts transfer.AuthClient) (change, error) {
-	now, err := im.API.GetAuthClient(ctx, id, 0)
+func (im *Importer) authClient(ctx context.Context, item Item, id string, facts transfer.AuthClient, seq uint64) (change, error) {
+	now, err := im.API.GetAuthClient(ctx, id, seq)
 	if err != nil && !notFound(err) {
 		return change{}, err
 	}
@@ -133,14 +123,11 @@ func (im *Importer) authClient(ctx context.Context, item Item, id string, facts 
 		if len(facts.Fields) > 0 && len(item.Missing) > 0 {
 			return change{action: Missing, why: whyMissing}, nil
 		}
-		return change{action: Create, do: func(ctx context.Context) error {
-			named, err := im.commandID("auth_client.create", id, facts, item.Keys)
-			if err == nil {
-				_, err = im.API.CreateAuthClient(ctx, client.NewAuthClient{
-					Name: facts.Name, Type: facts.Type, Scope: facts.Scope, ScopeID: facts.ScopeID, Components: facts.Components, Credentials: item.Keys, ID: id,
-				}, named)
-			}
-			return err
+		return change{action: Create, do: func(ctx context.Context, salt string) (client.Done, bool, error) {
+			done, err := im.API.CreateAuthClient(ctx, client.NewAuthClient{
+				Name: facts.Name, Type: facts.Type, Scope: facts.Scope, ScopeID: facts.ScopeID, Components: facts.Components, Credentials: item.Keys, ID: id,
+			}, im.commandID("auth_client.create", id, salt, facts, item.Keys))
+			return done, true, err
 		}}, nil
 	}
 	if now.Type != facts.Type || now.Scope != facts.Scope || now.ScopeID != facts.ScopeID {
@@ -156,45 +143,36 @@ func (im *Importer) authClient(ctx context.Context, item Item, id string, facts 
 	clientID, _ := now.Credentials["client_id"].(string)
 	c := im.withSecrets(item, differing([3]string{"name", now.Name, facts.Name}, [3]string{"components", list(has), list(facts.Components)},
 		[3]string{"fields", list(fields), list(facts.Fields)}, [3]string{"client_id", clientID, facts.ClientID}))
-	c.do = func(ctx context.Context) error {
-		named, err := im.commandID("auth_client.change", id, facts, item.Keys)
-		if err == nil {
-			_, err = im.API.ChangeAuthClient(ctx, id, client.AuthClientChange{Name: facts.Name, Components: facts.Components, Credentials: item.Keys}, named)
-		}
-		return err
+	c.do = func(ctx context.Context, salt string) (client.Done, bool, error) {
+		done, err := im.API.ChangeAuthClient(ctx, id, client.AuthClientChange{Name: facts.Name, Components: facts.Components, Credentials: item.Keys},
+			im.commandID("auth_client.change", id, salt+seqSalt(now.Seq), facts, item.Keys))
+		return done, true, err
 	}
 	return c, nil
 }
 
-func (im *Importer) oauthClient(ctx context.Context, item Item, component string, facts transfer.OAuthClient) (change, error) {
+func (im *Importer) oauthClient(ctx context.Context, item Item, component string, facts transfer.OAuthClient, seq uint64) (change, error) {
 	var now client.OAuthClient
-	for c, err := range im.API.OAuthClients(ctx, component) {
-		if err != nil {
-			return change{}, err
-		}
-		now = c
+	err := im.API.Query(ctx, "oauth_client.get", map[string]any{"component": component, "min_seq": seq}, &now)
+	if err != nil && !notFound(err) {
+		return change{}, err
 	}
 	text, _ := item.Keys.Text("client_secret")
 	secret := client.NewOAuthSecret(text)
-	if now.ID == "" {
+	if err != nil {
 		if len(item.Missing) > 0 {
 			return change{action: Missing, why: "Its secret is not in the file. Export with --to, or define it by hand."}, nil
 		}
-		return change{action: Create, do: func(ctx context.Context) error {
-			named, err := im.commandID("oauth_client.define", component, facts, item.Keys)
-			if err == nil {
-				_, err = im.API.DefineOAuthClient(ctx, component, facts.ClientID, secret, named)
-			}
-			return err
+		return change{action: Create, do: func(ctx context.Context, salt string) (client.Done, bool, error) {
+			done, err := im.API.DefineOAuthClient(ctx, component, facts.ClientID, secret, im.commandID("oauth_client.define", component, salt, facts, item.Keys))
+			return done, true, err
 		}}, nil
 	}
 	c := im.withSecrets(item, differing([3]string{"client_id", now.ClientID, facts.ClientID}))
-	c.do = func(ctx context.Context) error {
-		named, err := im.commandID("oauth_client.change", component, facts, item.Keys)
-		if err == nil {
-			_, err = im.API.ChangeOAuthClient(ctx, now.ID, facts.ClientID, secret, named)
-		}
-		return err
+	c.do = func(ctx context.Context, salt string) (client.Done, bool, error) {
+		done, err := im.API.ChangeOAuthClient(ctx, now.ID, facts.ClientID, secret,
+			im.commandID("oauth_client.change", component, salt+seqSalt(now.Seq), facts, item.Keys))
+		return done, true, err
 	}
 	return c, nil
 }
@@ -203,16 +181,15 @@ func (im *Importer) oauthClient(ctx context.Context, item Item, component string
 var errGone = fault.New(fault.Precondition, "import_item_deleted",
 	"It was imported before and deleted since. Ids are not used again: import it under another one, with --map or --new-ids.")
 
-func (im *Importer) credential(ctx context.Context, item Item, id string, facts transfer.Credential) (change, error) {
-	facts.Status, facts.Version = "", 0
-	facts.VerifiedAt, facts.CreatedAt, facts.UpdatedAt = transfer.Credential{}.VerifiedAt, transfer.Credential{}.CreatedAt, transfer.Credential{}.UpdatedAt
+func (im *Importer) credential(ctx context.Context, item Item, id string, facts transfer.Credential, seq uint64) (change, error) {
+	facts.Status, facts.Version, facts.VerifiedAt, facts.CreatedAt, facts.UpdatedAt = "", 0, time.Time{}, time.Time{}, time.Time{}
 	if facts.Component != "" {
 		facts.Component = im.target(transfer.KindComponent, facts.Component)
 	}
 	if facts.ThrottlePolicy != "" {
 		facts.ThrottlePolicy = im.target(transfer.KindThrottlePolicy, facts.ThrottlePolicy)
 	}
-	now, err := im.API.GetCredential(ctx, id, 0)
+	now, err := im.API.GetCredential(ctx, id, seq)
 	if err != nil && !notFound(err) {
 		return change{}, err
 	}
@@ -220,59 +197,56 @@ func (im *Importer) credential(ctx context.Context, item Item, id string, facts 
 		if len(item.Missing) > 0 {
 			return change{action: Missing, why: whyMissing}, nil
 		}
-		return change{action: Create, do: func(ctx context.Context) error {
-			named, err := im.commandID("credential.create", id, facts, item.Keys)
-			if err != nil {
-				return err
+		return change{action: Create, do: func(ctx context.Context, salt string) (client.Done, bool, error) {
+			if salt != "" {
+				return client.Done{}, false, errGone
 			}
 			done, err := im.API.CreateCredential(ctx, client.CreateCredential{
 				ID: id, Component: facts.Component, Type: facts.Type, Name: facts.Name, Description: facts.Description, Workspace: facts.Workspace,
 				VPNAgent: facts.VPNAgent, ThrottlePolicy: facts.ThrottlePolicy, Keys: item.Keys, Hosts: facts.Hosts, Verification: facts.Verification,
-			}, named)
-			if err != nil {
-				return err
-			}
-			if _, err = im.API.GetCredential(ctx, id, done.Seq); notFound(err) { // the answer was that of an earlier attempt
-				return errGone
-			}
-			return err
+			}, im.commandID("credential.create", id, salt, facts, item.Keys))
+			return done, true, err
 		}}, nil
 	}
 	if now.Component != facts.Component || now.Type != facts.Type || now.Workspace != facts.Workspace {
 		return change{action: Conflict, why: "It has another component, type or workspace, which cannot be changed."}, nil
 	}
 	name := cmp.Or(facts.Name, now.Name)
-	renamed, agent := now.Name != name, now.VPNAgent != facts.VPNAgent
+	settings := differing([3]string{"description", now.Description, facts.Description}, [3]string{"throttle_policy", now.ThrottlePolicy, facts.ThrottlePolicy})
 	c := im.withSecrets(item, differing([3]string{"name", now.Name, name}, [3]string{"description", now.Description, facts.Description},
-		[3]string{"vpn_agent", now.VPNAgent, facts.VPNAgent}, [3]string{"throttle_policy", now.ThrottlePolicy, facts.ThrottlePolicy},
+		[3]string{"throttle_policy", now.ThrottlePolicy, facts.ThrottlePolicy}, [3]string{"vpn_agent", now.VPNAgent, facts.VPNAgent},
 		[3]string{"fields", list(now.Fields), list(facts.Fields)}))
-	c.do = func(ctx context.Context) error {
-		command := func(verb string) (client.CommandOption, error) { return im.commandID(verb, id, facts, item.Keys) }
-		update := client.CredentialUpdate{Description: &facts.Description, ThrottlePolicy: &facts.ThrottlePolicy}
+	c.do = func(ctx context.Context, _ string) (done client.Done, changed bool, err error) {
+		salt := seqSalt(now.Seq)
 		if item.HasKeys {
-			update.Keys = &item.Keys
-		}
-		named, err := command("credential.update")
-		if err == nil {
-			_, err = im.API.UpdateCredential(ctx, id, update, named)
-		}
-		if err == nil && renamed {
-			if named, err = command("credential.rename"); err == nil {
-				_, err = im.API.RenameCredential(ctx, id, name, 0, named)
+			// The same secrets of the same file are sent once, unless others came between.
+			keys := client.CredentialUpdate{Keys: &item.Keys}
+			done, err = im.API.UpdateCredential(ctx, id, keys, im.commandID("credential.update", id, "", facts, item.Keys))
+			if err == nil && done.Version < now.Version {
+				done, err = im.API.UpdateCredential(ctx, id, keys, im.commandID("credential.update", id, fmt.Sprint(now.Version), facts, item.Keys))
 			}
+			changed = done.Version > now.Version
 		}
-		if err == nil && agent {
-			if named, err = command("credential.set-vpn-agent"); err == nil {
-				_, err = im.API.SetVPNAgent(ctx, id, facts.VPNAgent, named)
-			}
+		if err == nil && settings != "" {
+			changed = true
+			done, err = im.API.UpdateCredential(ctx, id, client.CredentialUpdate{Description: &facts.Description, ThrottlePolicy: &facts.ThrottlePolicy},
+				im.commandID("credential.update", id, salt, facts, client.Keys{}))
 		}
-		return err
+		if err == nil && now.Name != name {
+			changed = true
+			done, err = im.API.RenameCredential(ctx, id, name, 0, im.commandID("credential.rename", id, salt, facts, client.Keys{}))
+		}
+		if err == nil && now.VPNAgent != facts.VPNAgent {
+			changed = true
+			done, err = im.API.SetVPNAgent(ctx, id, facts.VPNAgent, im.commandID("credential.set-vpn-agent", id, salt, facts, client.Keys{}))
+		}
+		return done, changed, err
 	}
 	return c, nil
 }
 
-func (im *Importer) flow(ctx context.Context, id string, facts transfer.Flow) (change, error) {
-	now, err := im.API.GetFlow(ctx, id, 0)
+func (im *Importer) flow(ctx context.Context, id string, facts transfer.Flow, seq uint64) (change, error) {
+	now, err := im.API.GetFlow(ctx, id, seq)
 	if err != nil && !notFound(err) {
 		return change{}, err
 	}
@@ -302,12 +276,9 @@ func (im *Importer) flow(ctx context.Context, id string, facts transfer.Flow) (c
 	case now.Active:
 		e.Change = client.FlowStopped
 	}
-	c.do = func(ctx context.Context) error {
-		named, err := im.commandID("flow.report", id, e, client.Keys{})
-		if err == nil {
-			_, err = im.API.ReportFlow(ctx, e, named)
-		}
-		return err
+	c.do = func(ctx context.Context, salt string) (client.Done, bool, error) {
+		done, err := im.API.ReportFlow(ctx, e, im.commandID("flow.report", id, salt, e, client.Keys{}))
+		return done, true, err
 	}
 	return c, nil
 }
