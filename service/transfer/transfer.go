@@ -488,4 +488,3 @@ func (s *Service) flows(ctx context.Context, tenant, after string) ([]Item, bool
 		return itemOf(KindFlow, f.ID, f.ID, Flow{Name: f.Name, Revision: f.Revision, Active: f.Active, Steps: f.Steps, ReservedUntil: f.Until}, nil)
 	})
 }
-

@@ -288,4 +288,3 @@ func (a *invocation) runImport(ctx context.Context, im *importer.Importer, src i
 
 // rowForm is one line of a plan.
 const rowForm = "%-9s %-16s %s  %s\n"
-

@@ -13,7 +13,6 @@ import (
 	"hash"
 	"io"
 	"iter"
-	"os"
 	"slices"
 
 	"filippo.io/age"
@@ -50,6 +49,8 @@ type Item struct {
 	HasKeys bool
 	Missing []string // names of secrets that the source does not hold
 	Err     error    // why it cannot be imported at all
+
+	sealed bool // the file holds its secrets, sealed
 }
 
 // Source yields the items to import, again each time.
@@ -70,7 +71,7 @@ type File struct {
 
 // Open verifies a file from its first to its last byte: its form, its signature, by the key
 // signedBy unless that is "", and that each secret opens, unless there are no identities.
-func Open(file *os.File, signedBy string, identities []age.Identity) (*File, error) {
+func Open(file io.ReadSeeker, signedBy string, identities []age.Identity) (*File, error) {
 	f := &File{file: file, identities: identities}
 	if signedBy != "" {
 		if _, err := transfer.ParseKey(signedBy); err != nil {
@@ -161,7 +162,7 @@ func (f *File) read() iter.Seq2[Item, error] {
 				return
 			}
 			seen[[16]byte(key[:])] = struct{}{}
-			if n++; item.HasKeys || len(item.Missing) == 0 && kindHasSecrets(line) {
+			if n++; item.sealed {
 				sealed++
 			}
 			if !yield(item, nil) {
@@ -169,14 +170,6 @@ func (f *File) read() iter.Seq2[Item, error] {
 			}
 		}
 	}
-}
-
-// kindHasSecrets reports whether a line has sealed secrets.
-func kindHasSecrets(line []byte) bool {
-	var item struct {
-		Sealed jsontext.Value `json:"sealed"`
-	}
-	return json.Unmarshal(line, &item) == nil && item.Sealed != nil
 }
 
 // header reads the first line.
@@ -234,7 +227,7 @@ func (f *File) item(r *reader, line []byte) (Item, error) {
 	if err != nil {
 		return Item{}, r.damaged()
 	}
-	item := Item{Kind: raw.Kind, ID: raw.ID, Facts: facts, Missing: raw.Missing}
+	item := Item{Kind: raw.Kind, ID: raw.ID, Facts: facts, Missing: raw.Missing, sealed: raw.Sealed != ""}
 	if raw.Sealed == "" || len(f.identities) == 0 {
 		return item, nil
 	}

@@ -75,12 +75,16 @@ type Importer struct {
 func ParseMap(args []string) (map[string]string, error) {
 	m := map[string]string{}
 	for _, arg := range args {
-		old, now, ok := strings.Cut(arg, "=")
+		at := strings.LastIndex(strings.TrimRight(arg, "="), "=") // ids may end with =
+		if at < 0 {
+			return nil, ErrMap
+		}
+		old, now := arg[:at], arg[at+1:]
 		kind, id, named := strings.Cut(old, ":")
 		if !named || !slices.Contains(transfer.Kinds(), kind) || kind == transfer.KindOAuthClient {
 			kind, id = transfer.KindCredential, old
 		}
-		if _, twice := m[kind+":"+id]; !ok || twice || events.CheckID(id) != nil || events.CheckID(now) != nil {
+		if _, twice := m[kind+":"+id]; twice || events.CheckID(id) != nil || events.CheckID(now) != nil {
 			return nil, ErrMap
 		}
 		m[kind+":"+id] = now
