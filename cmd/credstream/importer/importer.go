@@ -217,6 +217,7 @@ func (im *Importer) one(ctx context.Context, item Item, apply bool) (Row, error)
 		return refuse(Conflict, err)
 	}
 	row.Action, row.Why = c.action, c.why
+	bare := item.Kind == transfer.KindComponent && len(item.Missing) > 0 && c.action != Same // its variables are in no export
 	switch {
 	case c.action == Conflict, c.action == Missing:
 		row.Left = true
@@ -225,7 +226,7 @@ func (im *Importer) one(ctx context.Context, item Item, apply bool) (Row, error)
 		row.Left, row.Why = true, "It differs: "+c.why+"."
 		return row, nil
 	case !apply, c.do == nil, c.action == Same:
-		row.Left = len(item.Missing) > 0 && c.action != Same
+		row.Left = bare
 		return row, nil
 	}
 	done, changed, err := c.do(ctx, "")
@@ -241,7 +242,7 @@ func (im *Importer) one(ctx context.Context, item Item, apply bool) (Row, error)
 	if !changed {
 		row.Action, row.Why = Same, ""
 	}
-	if len(item.Missing) > 0 { // variables of a component
+	if bare {
 		row.Left, row.Why = true, "It was imported without its variables. Set them: credstream component set-env "+row.ID
 	}
 	return row, nil
