@@ -62,7 +62,7 @@ func Permissions() []Info {
 		{CredentialsDelete, "delete credentials and revoke their tokens", false},
 		{CredentialsReveal, "reveal secret values, one resource at a time, each time audited", false},
 		{CredentialsResolve, "fetch the secrets of a credential for a flow", false},
-		{CredentialsExport, "export credentials, with their secrets sealed or omitted", false},
+		{CredentialsExport, "export the tenant without secrets; with credentials.reveal, with secrets sealed to a recipient", false},
 		{WorkspacesCredentialEdit, "write credentials over the REST API v2", false},
 		{AuthSecretsGet, "read the metadata of credentials of workspaces, never their secrets", false},
 		{AuthSecretsCreate, "create credentials in workspaces", false},
