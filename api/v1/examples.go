@@ -105,7 +105,7 @@ var examples = map[string]string{
 		`"steps":[{"id":"step_1","name":"Look up","component":"petstore","credential":"` + ExampleID + `"}]}`,
 	"flow.release": `{"flow":"orders"}`,
 	"flow.report": `{"change":"created","id":"returns","name":"Returns to the pet store","revision":1,` +
-		`"steps":[{"id":"step_1","component":"petstore","credential":"` + ExampleID + `"}]}`,
+		`"steps":[{"id":"step_1","name":"Look up","component":"petstore","credential":"` + ExampleID + `"}]}`,
 
 	"export.page": `{}`,
 	"export.key":  `{}`,
