@@ -148,9 +148,15 @@ const (
 	otherAuthClients  = "SELECT count(*) FROM auth_clients" + authClientsOthers
 )
 
-// AuthClient finds an auth client by its id: the tenant's own, or a global one.
+// AuthClient finds an auth client by its id: the tenant's own, or else a global one.
 func (v *Views) AuthClient(ctx context.Context, tenant, id string) (k AuthClient, found bool, err error) {
-	return v.authClient(ctx, authClientByID, id, tenant)
+	list, _, err := v.authClients(ctx, authClientByID, id, tenant)
+	for _, one := range list {
+		if !found || one.Tenant == tenant { // ids that were given may be those of another tenant's global one
+			k, found = one, true
+		}
+	}
+	return k, found && err == nil, err
 }
 
 // AuthClientFollowed finds the auth client that manages the tenant's OAuth client of a component.

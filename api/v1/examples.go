@@ -104,14 +104,13 @@ var examples = map[string]string{
 	"flow.bind": `{"flow":"orders","name":"Orders to the pet store","ttl":"10m",` +
 		`"steps":[{"id":"step_1","name":"Look up","component":"petstore","credential":"` + ExampleID + `"}]}`,
 	"flow.release": `{"flow":"orders"}`,
-	"flow.report": `{"change":"created","id":"returns","name":"Returns to the pet store","revision":1,` +
-		`"steps":[{"id":"step_1","name":"Look up","component":"petstore","credential":"` + ExampleID + `"}]}`,
+	"flow.report":  `{"change":"stopped","id":"returns","name":"Returns to the pet store","revision":3}`,
 
 	"export.page": `{}`,
 	"export.key":  `{}`,
-	"flow.get":     `{"id":"orders"}`,
-	"flow.list":    `{"component":"petstore","limit":20}`,
-	"flow.in-use":  `{"limit":20}`,
+	"flow.get":    `{"id":"orders"}`,
+	"flow.list":   `{"component":"petstore","limit":20}`,
+	"flow.in-use": `{"limit":20}`,
 
 	"queue.list":  `{"limit":20}`,
 	"queue.get":   `{"id":"` + ExampleID + `"}`,

@@ -382,8 +382,8 @@ func TestForeignIDs(t *testing.T) {
 		"connector.set-api-key": of("their-connector", `,"api_key_id":"k"`), "connector.delete": of("their-connector", ""), "connector.get": of("their-connector", ""),
 		"connector_secret.revert": of("their-secret", `,"version":1`), "connector_secret.delete": of("their-secret", ""), "connector_secret.reveal": of("their-secret", ""),
 		"connector_secret.get": of("their-secret", ""),
-		// Each tenant has ids of connectors, their secrets and flows of its own.
-		"connector.put": {}, "connector_secret.put": {}, "flow.report": {},
+		// Each tenant has ids of connectors, their secrets, flows and auth clients of its own.
+		"connector.put": {}, "connector_secret.put": {}, "flow.report": {}, "auth_client.create": {},
 		// Ids of components and tenants are one space: a taken one says so.
 		"component.register": {}, "tenant.register": {},
 	}
