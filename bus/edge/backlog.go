@@ -15,12 +15,12 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// The bounds of one tenant's waiting messages in one stream.
+// The limits of one tenant's queued messages in one stream.
 const (
-	maxTenantBacklog = 10_000      // messages of up to 64 KiB; a larger one counts once for each 64 KiB, so all have at most 640 MB
+	maxTenantBacklog = 10_000      // a message counts once per 64 KiB, so a tenant has at most 640 MB
 	backlogPart      = 64 << 10    // bytes
-	backlogLook      = time.Second // between two looks at the stream while it is full
-	backlogTenants   = 10_000      // that are remembered
+	backlogLook      = time.Second // between two reads of the stream's state while it is full
+	backlogTenants   = 10_000      // tenants in memory
 )
 
 // ErrPoisonFull is returned while a tenant's part of the dead-letter queue is full.
@@ -28,9 +28,9 @@ var ErrPoisonFull = fault.New(fault.Throttled, "poison_queue_full",
 	"The dead-letter queue of this tenant is full. Retry or drop its messages (credstream "+
 		"queue retry --all, credstream queue drop --all), then publish again.").WithRetryAfter(10 * time.Second)
 
-// backlog bounds the messages of each tenant in one stream, by number and bytes. It counts what this
-// process publishes, and reads the stream's state at the bound: other
-// processes may exceed it once, by the same amount.
+// backlog limits the queued messages of each tenant in one stream, by number and bytes. It
+// counts the messages that this process publishes, and reads the stream's state at the limit.
+// With several processes, each may exceed the limit once by the same amount.
 type backlog struct {
 	stream, prefix string // the tenant follows the prefix in a subject
 	full           *fault.Error
@@ -54,8 +54,7 @@ func newBacklog(stream, prefix string, full *fault.Error) (*backlog, error) {
 	return &backlog{stream: stream, prefix: prefix, full: full, most: maxTenantBacklog, tenants: tenants}, nil
 }
 
-// add counts a message for a subject, or returns the refusal if the tenant
-// has too many.
+// add counts a message for a subject, or returns an error if the tenant has too many.
 func (b *backlog) add(ctx context.Context, js jetstream.JetStream, subject string) error {
 	tenant, _, _ := strings.Cut(strings.TrimPrefix(subject, b.prefix), ".")
 	b.mu.Lock()
@@ -98,9 +97,9 @@ func (b *backlog) look(ctx context.Context, js jetstream.JetStream, tenant strin
 	return parts, nil
 }
 
-// sized is the subject under which a message is stored: its own, plus for more
-// than 64 KiB the number of further parts of 64 KiB, so that the stream's messages can be
-// counted by size. Earlier versions did this only in the dead-letter queue.
+// sized returns the subject under which a message is stored. For more than 64 KiB, it appends
+// the number of further parts of 64 KiB, so that the stream's state counts messages by size.
+// Earlier versions did this only in the dead-letter queue.
 func sized(subject string, size int) string {
 	subject, _ = unsized(subject)
 	if more := (size - 1) / backlogPart; more > 0 {
@@ -109,8 +108,7 @@ func sized(subject string, size int) string {
 	return subject
 }
 
-// unsized is the subject that sized has written into one, and how often a message
-// there counts.
+// unsized splits a subject of sized into the plain subject and the number of parts.
 func unsized(subject string) (plain string, parts int) {
 	dots := strings.Count(streams.PoisonSubject, ".") + 1 // a tenant, and a queue or a flow
 	if strings.HasPrefix(subject, streams.QueueInside) {

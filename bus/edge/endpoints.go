@@ -24,7 +24,7 @@ import (
 	"github.com/credstream/credstream/service/application"
 )
 
-// The bounds of received but unprocessed requests.
+// Limits of received but unprocessed requests.
 const (
 	maxWaiting = 1024 // requests of one endpoint
 	grace      = time.Second
@@ -33,9 +33,8 @@ const (
 var errAnswerTooLarge = fault.New(fault.Invalid, "answer_too_large",
 	"The response does not fit into one NATS message. Request a smaller page, or use HTTP.")
 
-// Endpoints serves commands and queries over request-reply: a NATS micro
-// service with one endpoint for each route, so that discovery and statistics
-// ($SRV.PING, INFO, STATS) work.
+// Endpoints serves commands and queries over request-reply: a NATS micro service with one
+// endpoint per route, so that discovery and statistics ($SRV.PING, INFO, STATS) work.
 type Endpoints struct {
 	conn    *nats.Conn
 	service *application.Application
@@ -51,10 +50,10 @@ type Endpoints struct {
 
 // EndpointsConfig is the configuration of Endpoints.
 type EndpointsConfig struct {
-	Conn    *nats.Conn // may publish to reply subjects only: Node.EndpointConn
+	Conn    *nats.Conn // may only publish to reply subjects: Node.EndpointConn
 	Caller  func(nats.Header) (principal string, ok bool)
 	Service *application.Application
-	Version string // of the program, three numbers
+	Version string // version of the program, three numbers
 	Metrics prometheus.Registerer
 	Logger  *slog.Logger
 }
@@ -104,8 +103,8 @@ func (e *Endpoints) Close() {
 	_ = e.micro.Stop() // remaining subscriptions end with the connection
 	cut := time.AfterFunc(grace, e.end)
 	defer cut.Stop()
-	// A command that has begun to change something continues by itself, but the
-	// wait for it is bounded.
+	// A command that has started to change something completes by itself, but the wait for it
+	// is limited.
 	answered := make(chan struct{})
 	go func() { e.answers.Wait(); close(answered) }()
 	select {
@@ -115,9 +114,9 @@ func (e *Endpoints) Close() {
 	e.end()
 }
 
-// sender identifies the sender of a request that may be answered, or the reason to drop it
-// unread: otherwise a caller could have the service publish to any subject.
-// A mute request needs no reply and may lack a reply subject.
+// sender returns the principal of a request, or the reason why it must be dropped unread: a
+// caller must not be able to make the service publish to any subject. With replyOptional, a
+// request without a reply subject is accepted.
 func sender(reply string, h nats.Header, caller func(nats.Header) (string, bool), mute bool) (principal, drop string) {
 	if !natsserver.IsReplySubject(reply) && (reply != "" || !mute) {
 		return "", "reply subject"
@@ -148,7 +147,7 @@ func (e *Endpoints) handler(r service.Route) micro.HandlerFunc {
 	}
 }
 
-// requestID is the id that the sender gave the request, or a new one.
+// requestID returns the sender's request id, or a new one.
 func requestID(h micro.Headers) string {
 	if given := h.Values("X-Request-Id"); len(given) == 1 && service.GoodRequestID(given[0]) {
 		return given[0]
@@ -159,7 +158,7 @@ func requestID(h micro.Headers) string {
 func (e *Endpoints) answer(req micro.Request, route, tenant, principal string) {
 	id := requestID(req.Headers())
 	body, err := e.serve(req, route, tenant, principal)
-	if err == nil && len(body) > streams.MaxPayload-1024 { // headers need room too
+	if err == nil && len(body) > streams.MaxPayload-1024 { // headers need space too
 		err = errAnswerTooLarge
 	}
 	if err != nil {
@@ -186,8 +185,8 @@ func (e *Endpoints) refuse(req micro.Request, route, id string, err error) {
 	}})
 }
 
-// send publishes a reply. A micro.Request is done when its handler returns,
-// which has happened, so its Respond cannot be used.
+// send publishes a reply. Respond of a micro.Request works only until its handler returns, and
+// it has returned.
 func (e *Endpoints) send(route, id string, answer *nats.Msg) {
 	if err := e.conn.PublishMsg(answer); err != nil {
 		e.log.Warn("response not sent", "route", route, "request", id, "err", err)

@@ -30,7 +30,7 @@ import (
 // before they are acknowledged, and gets an error when there are too many.
 const (
 	maxInbound      = 4096     // messages of one key
-	maxInboundBytes = 64 << 20 // of all keys; one key may use what the others leave free
+	maxInboundBytes = 64 << 20 // of all keys; one key may use all of it
 	inboundLine     = 16 << 20 // received but unprocessed bytes, by queue
 )
 
@@ -39,11 +39,11 @@ const (
 // busy with refusals, and other tenants waiting.
 const refusalDelay = time.Second
 
-// refusalCode is added to the status of a refusal to make the err_code of the
-// answer: 20400 for what is invalid, 20403 for a missing permission.
+// refusalCode is added to the HTTP status to form the err_code of a refusal: 20400 for an
+// invalid message, 20403 for a missing permission.
 const refusalCode = 20_000
 
-// errTooLarge is the service's refusal, with the bound of a queue.
+// errTooLarge is the service's error with the limit of a queue.
 var errTooLarge = service.ErrBodyTooLarge.Withf("A message for a queue is limited to %d KiB.", maxQueued>>10)
 
 // Intake receives flow events and queued commands. They are published as if to
@@ -63,9 +63,9 @@ type Intake struct {
 	mute *prometheus.CounterVec
 
 	mu    sync.Mutex
-	bytes int64 // that wait in lines
+	bytes int64 // bytes in the lines
 	lines map[source]*line
-	delay time.Duration // of a refusal of too much
+	delay time.Duration // delay of a refusal for too many messages
 
 	subs    []*nats.Subscription
 	life    context.Context
@@ -75,12 +75,12 @@ type Intake struct {
 
 // IntakeConfig is the configuration of an Intake.
 type IntakeConfig struct {
-	Conn          *nats.Conn // may publish to reply subjects only: the one of the Endpoints
+	Conn          *nats.Conn // may only publish to reply subjects, like that of Endpoints
 	Caller        func(nats.Header) (principal string, ok bool)
 	Service       *application.Application
 	Queues        *Queues
 	Poison        *Poison
-	WritesAllowed func() error // optional: refuses messages while it returns an error
+	WritesAllowed func() error // optional: messages are refused while it returns an error
 	Metrics       prometheus.Registerer
 	Logger        *slog.Logger
 }
@@ -156,8 +156,8 @@ type line struct {
 	draining bool // until messages is empty
 }
 
-// receive puts the messages of a queue into the lines of their sources. It never
-// blocks, so publishers do not delay each other.
+// receive appends messages to the lines of their sources. It never blocks, so publishers do not
+// delay each other.
 func (in *Intake) receive(q Queue) nats.MsgHandler {
 	return func(m *nats.Msg) {
 		principal, drop := sender(m.Reply, m.Header, in.cfg.Caller, q == Flows)
@@ -175,8 +175,7 @@ func (in *Intake) receive(q Queue) nats.MsgHandler {
 	}
 }
 
-// queue appends a message to the line of its source; false means that the
-// line is full.
+// queue appends a message to the line of its source. It returns false if the line is full.
 func (in *Intake) queue(from source, m *nats.Msg) bool {
 	size := int64(len(m.Data))
 	in.mu.Lock()
@@ -198,7 +197,7 @@ func (in *Intake) queue(from source, m *nats.Msg) bool {
 	return true
 }
 
-// next removes the first message of a line; nil ends its draining.
+// next removes the first message of a line; nil if there is none, which ends draining.
 func (in *Intake) next(from source, l *line) *nats.Msg {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -214,15 +213,15 @@ func (in *Intake) next(from source, l *line) *nats.Msg {
 	return m
 }
 
-// leave forgets a line without messages.
+// leave removes a line without messages.
 func (in *Intake) leave(from source, l *line) {
 	if !l.draining && l.refused == 0 {
 		delete(in.lines, from)
 	}
 }
 
-// refuseOf refuses a message that was removed from a line: with a delay, if its publisher sends too
-// much. Until then the message still counts in the line.
+// refuseOf refuses a message that was removed from a line. If the publisher sends too much, the
+// refusal is delayed, and the message counts in the line until then.
 func (in *Intake) refuseOf(from source, l *line, m *nats.Msg, err error) {
 	if fault.Of(err).Kind != fault.Throttled {
 		in.refuse(from.queue, m, err)
@@ -243,8 +242,8 @@ func (in *Intake) refuseOf(from source, l *line, m *nats.Msg, err error) {
 	})
 }
 
-// drain stores the messages of a line, one after the other, so that they are
-// stored in their order, and leaves the waiting to others.
+// drain stores the messages of a line one after the other, in order. Other goroutines wait for
+// their durability.
 func (in *Intake) drain(from source, l *line) {
 	for m := in.next(from, l); m != nil; m = in.next(from, l) {
 		ctx, cancel := context.WithTimeout(in.life, streams.AckTimeout)
@@ -273,8 +272,8 @@ func (in *Intake) drain(from source, l *line) {
 	}
 }
 
-// take publishes a message to its stream, or to the dead-letter queue, with
-// the code of the reason. leave ends its share of the admission.
+// take publishes a message to its stream or, with the code of the reason, to the dead-letter
+// queue. leave ends its admission.
 func (in *Intake) take(ctx context.Context, from source, m *nats.Msg) (r streams.Receipt, code string, leave func(), err error) {
 	leave = func() {}
 	if in.cfg.WritesAllowed != nil {
@@ -308,13 +307,13 @@ func (in *Intake) take(ctx context.Context, from source, m *nats.Msg) (r streams
 var ErrStreamHeader = fault.New(fault.Invalid, "queue_header_unsupported",
 	"A header requests a JetStream feature that this queue does not support.")
 
-// unsupported begin the names of such headers.
+// unsupported has the prefixes of such headers.
 var unsupported = []string{
 	"Nats-Expected-", "Nats-TTL", "Nats-Rollup", "Nats-Batch-", "Nats-Schedule", "Nats-Incr", "Nats-Counter-", "Nats-Required-Api-Level",
 }
 
-// checkStreamHeaders refuses headers that would otherwise be acknowledged but
-// ignored. The expectation of the queue's own stream is accepted.
+// checkStreamHeaders refuses headers that would be acknowledged but ignored. It accepts
+// Nats-Expected-Stream with the queue's own stream.
 func checkStreamHeaders(q Queue, h nats.Header) error {
 	for name, values := range h {
 		if name == jetstream.ExpectedStreamHeader && slices.Equal(values, []string{q.layout().stream}) {
@@ -329,10 +328,10 @@ func checkStreamHeaders(q Queue, h nats.Header) error {
 	return nil
 }
 
-// takeFlow stores the parsed part of a flow event, and of one that cannot be
-// parsed the fact that it arrived. An event that the caller may not send at all is refused.
+// takeFlow stores the parsed part of a flow event; if it cannot be parsed, only that it
+// arrived. It refuses an event that the caller may not send.
 func (in *Intake) takeFlow(ctx context.Context, call service.Call, m *nats.Msg, token string) (r streams.Receipt, code string, err error) {
-	lost := token == "" // a mistake: no tenant, or one that does not exist, from a caller with access to every tenant
+	lost := token == "" // a mistake of a caller with access to all tenants: no tenant, or one that does not exist
 	if lost {
 		call.Tenant = call.Principal.Home
 	}
@@ -379,7 +378,7 @@ func (in *Intake) takeFlow(ctx context.Context, call service.Call, m *nats.Msg, 
 	return r, "", err
 }
 
-// takeCommand stores a command in the form in which it may be stored.
+// takeCommand stores a command, with encrypted keys.
 func (in *Intake) takeCommand(ctx context.Context, call service.Call, m *nats.Msg, command string) (streams.Receipt, error) {
 	call.CommandID, call.Correlation = m.Header.Get(nats.MsgIdHdr), m.Header.Get("X-Correlation-Id")
 	body := m.Data
@@ -400,8 +399,8 @@ func (in *Intake) takeCommand(ctx context.Context, call service.Call, m *nats.Ms
 	return in.cfg.Queues.send(ctx, QueueStream, stored)
 }
 
-// answer is a JetStream publish acknowledgement, as clients parse it. Problem is
-// an addition of credstream.
+// answer is a JetStream publish acknowledgement, as clients parse it. Problem is an extension
+// of credstream.
 type answer struct {
 	Error   *answerError   `json:"error,omitzero"`
 	Stream  string         `json:"stream"`

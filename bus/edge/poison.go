@@ -26,7 +26,7 @@ import (
 	"github.com/credstream/credstream/service/admin"
 )
 
-// maxDetails bounds the details of an entry, in bytes; larger ones are left out.
+// maxDetails is the maximum size of an entry's details in bytes; larger ones are omitted.
 const maxDetails = 128 << 10
 
 // Poison is the stream of the dead-letter queue: messages that failed permanently, with the
@@ -50,7 +50,7 @@ func NewPoison(queues *Queues, metrics prometheus.Registerer, log *slog.Logger) 
 	return p
 }
 
-// waiting is a gauge of the messages in a stream; NaN while unknown.
+// waiting is a gauge of the number of messages in a stream; NaN while unknown.
 func waiting(name, help string, labels prometheus.Labels, queues *Queues, stream string) prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help, ConstLabels: labels}, func() float64 {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
@@ -63,10 +63,10 @@ func waiting(name, help string, labels prometheus.Labels, queues *Queues, stream
 	})
 }
 
-// poisonEntry is a message of the dead-letter queue as it is stored, in JSON.
+// poisonEntry is the stored form of a dead-lettered message, in JSON.
 type poisonEntry struct {
 	admin.Poisoned
-	Origin *origin `json:"origin,omitzero"` // of a message whose content is kept
+	Origin *origin `json:"origin,omitzero"` // nil if the content is not kept
 }
 
 // origin is the original message in its queue, byte for byte.
@@ -76,7 +76,7 @@ type origin struct {
 	Data    []byte            `json:"data"`
 }
 
-// setReason sets the reason of an entry: the public part of err.
+// setReason sets the reason of an entry to the public part of err.
 func setReason(e *admin.Poisoned, err error) {
 	f := fault.Of(err)
 	e.Code, e.Reason, e.At = f.Code, f.Msg, time.Now().UTC().Truncate(time.Microsecond)
@@ -85,7 +85,7 @@ func setReason(e *admin.Poisoned, err error) {
 	}
 }
 
-// send publishes an entry to the tenant's part of the queue.
+// send publishes an entry to the tenant's part of the dead-letter queue.
 func (p *Poison) send(ctx context.Context, tenant string, e poisonEntry) (streams.Receipt, error) {
 	data, err := json.Marshal(e)
 	if err != nil {
@@ -102,8 +102,8 @@ func (p *Poison) send(ctx context.Context, tenant string, e poisonEntry) (stream
 	return r, err
 }
 
-// List lists up to limit messages of the tenant, oldest first, those after an id.
-// It returns projections.ErrCursorInvalid for an id that is none.
+// List returns up to limit messages of the tenant after an id, oldest first. It returns
+// projections.ErrCursorInvalid for an invalid id.
 func (p *Poison) List(ctx context.Context, tenant, after string, limit int) (page []admin.Poisoned, next string, err error) {
 	seq := uint64(0)
 	if after != "" {
@@ -120,7 +120,7 @@ func (p *Poison) List(ctx context.Context, tenant, after string, limit int) (pag
 		return nil, "", err
 	}
 	for {
-		m, err := stream.GetMsg(ctx, seq+1, jetstream.WithGetMsgSubject(streams.PoisonSubject+tenant+".>")) // or the next that is there
+		m, err := stream.GetMsg(ctx, seq+1, jetstream.WithGetMsgSubject(streams.PoisonSubject+tenant+".>")) // or the next message
 		switch {
 		case errors.Is(err, jetstream.ErrMsgNotFound):
 			return page, "", nil
@@ -146,9 +146,8 @@ func (p *Poison) Get(ctx context.Context, tenant, id string) (admin.Poisoned, er
 	return e.Poisoned, nil
 }
 
-// Retry puts a message back into its queue, durably, and erases it here. After a crash
-// in between it is in both queues; a second execution is detected by its
-// command id, or its revision.
+// Retry puts a message back into its queue, durably, and then erases it here. After a crash in
+// between it is in both queues; the command id or the revision detects the second execution.
 func (p *Poison) Retry(ctx context.Context, tenant, id string) error {
 	_, e, err := p.find(ctx, tenant, id)
 	if err != nil {
@@ -179,7 +178,7 @@ func (p *Poison) Drop(ctx context.Context, tenant, id string) error {
 	if err != nil {
 		return err
 	}
-	seq, _ := parseEntryID(e.ID) // it was found by it
+	seq, _ := parseEntryID(e.ID) // valid: find has parsed it
 	err = stream.SecureDeleteMsg(ctx, seq)
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound), errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) && p.gone(ctx, tenant, id):
@@ -228,8 +227,8 @@ func (p *Poison) find(ctx context.Context, tenant, id string) (jetstream.Stream,
 	return stream, p.read(ctx, m), nil
 }
 
-// read decodes an entry. A foreign one is returned as such, so that it
-// can be dropped and does not hide others.
+// read decodes an entry. One of unknown format is returned as such, so that it can be dropped
+// and does not hide others.
 func (p *Poison) read(ctx context.Context, m *jetstream.RawStreamMsg) poisonEntry {
 	var e poisonEntry
 	if err := json.Unmarshal(m.Data, &e); err != nil {
@@ -241,7 +240,7 @@ func (p *Poison) read(ctx context.Context, m *jetstream.RawStreamMsg) poisonEntr
 	return e
 }
 
-// parseEntryID reads an id: the entry's sequence in the stream, as decimal.
+// parseEntryID parses an id: the entry's sequence in the stream, in decimal.
 func parseEntryID(id string) (seq uint64, ok bool) {
 	seq, err := strconv.ParseUint(id, 10, 63)
 	return seq, err == nil && seq > 0 && strconv.FormatUint(seq, 10) == id
@@ -254,7 +253,7 @@ func hexSum(data []byte) string {
 
 var tameName = regexp.MustCompile(`^[a-z][a-z0-9_.-]{0,63}$`)
 
-// safeName returns a foreign name if it can be displayed as it is, else "".
+// safeName returns a name from a message if it can be displayed, otherwise "".
 func safeName(name string) string {
 	if !tameName.MatchString(name) {
 		return ""

@@ -14,15 +14,15 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// The streams of waiting and of dead-lettered messages.
-// They are private: only the service publishes into them.
+// The streams of queued and of dead-lettered messages. They are private: only the service
+// publishes to them.
 const (
 	FlowsStream  = "CREDSTREAM_FLOWS"
 	QueueStream  = "CREDSTREAM_CMDQ"
 	PoisonStream = "CREDSTREAM_POISON"
 )
 
-// Queue names one of the two queues, as people read it.
+// Queue is the display name of one of the two queues.
 type Queue string
 
 // The queues.
@@ -31,7 +31,7 @@ const (
 	Commands Queue = "commands" // queued commands
 )
 
-// layout is where a queue's messages are published, and where they are stored.
+// layout has the subject prefixes of a queue, for publishers and in its stream, and the stream.
 type layout struct{ outside, inside, stream string }
 
 func (q Queue) layout() layout {
@@ -43,39 +43,39 @@ func (q Queue) layout() layout {
 
 // Headers of a message in a queue. A flow event is a CloudEvent in binary mode besides.
 const (
-	actorHeader       = "Cs-Actor"       // id of the key that published it
+	actorHeader       = "Cs-Actor"       // id of the key that published the message
 	commandHeader     = "Cs-Command"     // command id
 	correlationHeader = "Cs-Correlation" // correlation id; may be absent
-	sizeHeader        = "Cs-Size"        // of the message as it was published, in bytes
-	sumHeader         = "Cs-Sha256"      // of it, in hex
+	sizeHeader        = "Cs-Size"        // size of the published message in bytes
+	sumHeader         = "Cs-Sha256"      // SHA-256 of the published message in hex
 )
 
-// maxQueued bounds the body of a message, so that it fits into the dead-letter queue
-// together with the reason.
+// maxQueued is the maximum size of a body, so that it fits into the dead-letter queue together
+// with the reason.
 const maxQueued = 640 << 10
 
-// maxBacklog is the number of commands of one name that may wait of one tenant.
+// maxBacklog is the maximum number of queued commands per tenant and command name.
 const maxBacklog = 5000
 
-// FlowsConfig is the stream of the flow events, by tenant and flow:
-// "credstream.in.flows.<tenant>.<token of the flow>", plus the size of a large one.
+// FlowsConfig is the configuration of the flow events' stream, by tenant and flow:
+// "credstream.in.flows.<tenant>.<token of the flow>", plus the size of a large message.
 // Processed messages are removed.
 func FlowsConfig(replicas int) jetstream.StreamConfig {
 	return queueStream(FlowsStream, streams.FlowsInside+">", jetstream.WorkQueuePolicy, replicas)
 }
 
-// QueueConfig is the stream of the queued commands, by tenant and command:
-// "credstream.in.cmdq.<tenant>.<command>", plus the size of a large one. Processed messages are
-// removed.
+// QueueConfig is the configuration of the queued commands' stream, by tenant and command:
+// "credstream.in.cmdq.<tenant>.<command>", plus the size of a large message. Processed messages
+// are removed.
 func QueueConfig(replicas int) jetstream.StreamConfig {
 	cfg := queueStream(QueueStream, streams.QueueInside+">", jetstream.WorkQueuePolicy, replicas)
-	// One tenant's backlog of one command must not exceed what a reader can hold in total.
+	// The backlog of one tenant and command must not exceed what a reader can hold in total.
 	cfg.MaxMsgsPerSubject, cfg.Discard, cfg.DiscardNewPerSubject = maxBacklog, jetstream.DiscardNew, true
 	return cfg
 }
 
-// PoisonConfig is the stream of the dead-letter queue, by tenant and queue:
-// "credstream.in.poison.<tenant>.<queue>", plus the size of a large one. A message stays
+// PoisonConfig is the configuration of the dead-letter queue's stream, by tenant and queue:
+// "credstream.in.poison.<tenant>.<queue>", plus the size of a large message. A message stays
 // until it is retried or dropped.
 func PoisonConfig(replicas int) jetstream.StreamConfig {
 	return queueStream(PoisonStream, streams.PoisonSubject+">", jetstream.LimitsPolicy, replicas)
@@ -89,16 +89,16 @@ func queueStream(name, subject string, retention jetstream.RetentionPolicy, repl
 	}
 }
 
-// Queues stores messages in the three streams, durable.
+// Queues stores messages durably in the three streams.
 type Queues struct {
 	js      jetstream.JetStream
-	durable map[string]func(context.Context) error // by stream; nil where the server syncs by itself
+	durable map[string]func(context.Context) error // by stream; nil if the server fsyncs
 	backlog map[string]*backlog                    // by stream
 }
 
-// NewQueues creates Queues over a connection of the service. durable returns the
-// wait for the fsync of a stream, or nil if the server syncs by itself. The
-// streams must exist before anything is stored.
+// NewQueues returns Queues on a connection of the service. durable returns the function that
+// waits for the fsync of a stream, or nil if the server fsyncs. The streams must exist before
+// the first message.
 func NewQueues(conn *nats.Conn, durable func(stream string) func(context.Context) error) (*Queues, error) {
 	js, err := jetstream.New(conn, jetstream.WithPublishAsyncTimeout(streams.AckTimeout), jetstream.WithPublishAsyncMaxPending(streams.MaxUnacked))
 	if err != nil {
@@ -134,7 +134,7 @@ func (q *Queues) send(ctx context.Context, stream string, m *nats.Msg) (streams.
 	return streams.Receipt{Stream: stream, Ack: ack, Durable: q.durable[stream]}, nil
 }
 
-// put stores a message and returns when it is durable.
+// put stores a message. It returns when the message is durable.
 func (q *Queues) put(ctx context.Context, stream string, m *nats.Msg) error {
 	r, err := q.send(ctx, stream, m)
 	if err != nil {
@@ -144,7 +144,7 @@ func (q *Queues) put(ctx context.Context, stream string, m *nats.Msg) error {
 	return err
 }
 
-// count is the number of messages in a stream.
+// count returns the number of messages in a stream.
 func (q *Queues) count(ctx context.Context, stream string) (uint64, error) {
 	s, err := q.js.Stream(ctx, stream)
 	if err != nil {
@@ -153,7 +153,7 @@ func (q *Queues) count(ctx context.Context, stream string) (uint64, error) {
 	return s.CachedInfo().State.Msgs, nil
 }
 
-// describe adds headers about a message as it was published.
+// describe adds headers that describe the published message.
 func describe(h nats.Header, principal, correlation string, published []byte) {
 	sum := sha256.Sum256(published)
 	h[actorHeader] = []string{principal}

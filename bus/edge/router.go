@@ -30,11 +30,10 @@ import (
 // service is retried forever.
 const maxTries = 11
 
-// Reader processes one of the queues: flow events, or queued
-// commands, in the order in which they were stored for each flow or target. A
-// permanent failure moves the message to the dead-letter queue; a temporary one is retried
-// and delays messages for the same target. Only one process at a time may run
-// the reader of a queue, so it needs a lease.
+// Reader processes one of the queues, in the stored order for each flow or command target. A
+// permanent failure moves the message to the dead-letter queue. A temporary failure is retried,
+// and delays messages for the same target. Only one process at a time may run the reader of a
+// queue, so it needs a lease.
 type Reader struct {
 	cfg     ReaderConfig
 	log     *slog.Logger
@@ -49,12 +48,12 @@ type ReaderConfig struct {
 	Service *application.Application
 	Metrics prometheus.Registerer // may be nil
 	Logger  *slog.Logger
-	// Pause is how long to wait after the nth failure of a message; nil is 50 ms,
-	// doubled up to 30 s.
+	// Pause returns the wait after the nth failure of a message; nil: 50 ms, doubled up to 30
+	// s.
 	Pause func(n int) time.Duration
 }
 
-// NewReader creates a Reader; Run runs it.
+// NewReader returns a Reader. Call Run.
 func NewReader(cfg ReaderConfig) *Reader {
 	labels := prometheus.Labels{"queue": string(cfg.Queue)}
 	r := &Reader{cfg: cfg, log: cfg.Logger.With("queue", cfg.Queue), handled: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -68,9 +67,10 @@ func NewReader(cfg ReaderConfig) *Reader {
 	return r
 }
 
-// Run reads until ctx ends, and waits for the messages in progress. It may be run again.
+// Run reads until ctx ends, and then waits for the messages in progress. It may be called
+// again.
 func (r *Reader) Run(ctx context.Context) error {
-	// Watermill logs each error of a handler, which is logged already.
+	// Watermill logs every error of a handler, which is logged already.
 	logger := watermill.NewSlogLoggerWithLevelMapping(r.log, map[slog.Level]slog.Level{
 		slog.LevelError: slog.LevelDebug, slog.LevelInfo: slog.LevelDebug,
 	})
@@ -104,13 +104,13 @@ type queued struct {
 	name    string // ce-type, or the command
 	target  string // the flow; "" for a command
 	id      string // ce-id, or the command id
-	subject string // where it was published
-	actor   string // id of the key
-	size    int    // of it as it was published
-	sum     string // of it, SHA-256 in hex
+	subject string // subject to which it was published
+	actor   string // id of the key that published it
+	size    int    // size of the published message
+	sum     string // SHA-256 of the published message in hex
 }
 
-// errForeign rejects a message that this service did not put into the queue.
+// errForeign rejects a message that this service did not publish to the queue.
 var errForeign = fault.New(fault.Invalid, "queue_message_foreign", "The message in the queue was not published by this service.")
 
 // open decodes the headers that the intake has set.
@@ -150,7 +150,7 @@ var flowChanges = []events.FlowChange{
 	events.FlowWasCreated, events.FlowWasUpdated, events.FlowWasStarted, events.FlowWasStopped, events.FlowWasDeleted,
 }
 
-// lane preserves the order of messages for one flow or target.
+// lane returns the key of messages that are processed in order: the flow or the target.
 func (r *Reader) lane(msg *message.Message) string {
 	q, err := r.open(msg)
 	if err != nil || r.cfg.Queue == Flows {
@@ -160,7 +160,7 @@ func (r *Reader) lane(msg *message.Message) string {
 	return admin.QueueLane(q.tenant, q.name, q.id, msg.Payload)
 }
 
-// share is the tenant: one with slow targets leaves capacity for the others.
+// share returns the tenant: slow targets of one tenant leave capacity for the others.
 func (r *Reader) share(msg *message.Message) string {
 	q, err := r.open(msg)
 	if err != nil {
@@ -169,15 +169,14 @@ func (r *Reader) share(msg *message.Message) string {
 	return q.tenant
 }
 
-// queuedKey is the key of a message's queued in its context.
+// queuedKey is the context key of a message's queued.
 type queuedKey struct{}
 
-// errAgain is the only error that Watermill gets.
+// errAgain is the only error that Watermill gets: it redelivers the message.
 var errAgain = errors.New("message will be redelivered")
 
-// ackOrDeadLetter is the middleware that decides the fate of a message: it is acknowledged,
-// retried, or moved to the dead-letter queue.
-// Unlike Watermill's own middleware it passes on only public text.
+// ackOrDeadLetter is the middleware that acknowledges a message, schedules a retry, or moves it
+// to the dead-letter queue. Unlike Watermill's own middleware it stores only public text.
 func (r *Reader) ackOrDeadLetter(next message.HandlerFunc) message.HandlerFunc {
 	return func(msg *message.Message) ([]*message.Message, error) {
 		q, err := r.open(msg)
@@ -191,7 +190,7 @@ func (r *Reader) ackOrDeadLetter(next message.HandlerFunc) message.HandlerFunc {
 			r.handled.WithLabelValues("ok", "").Inc()
 			return nil, nil
 		}
-		if msg.Context().Err() != nil { // cancelled: the next reader starts over
+		if msg.Context().Err() != nil { // cancelled: the next reader starts with this message
 			return nil, errAgain
 		}
 		f := fault.Of(err)
@@ -227,8 +226,8 @@ func retryable(f *fault.Error, tries int) bool {
 	return false
 }
 
-// poison moves a message to the dead-letter queue, durably. The content of a foreign
-// message is not kept, nor that of a command that would be refused today.
+// poison moves a message to the dead-letter queue, durably. kept is false if the content must
+// not be stored: the message is foreign, or the current version would refuse the command.
 func (r *Reader) poison(msg *message.Message, q queued, kept bool, f *fault.Error) error {
 	whole := kept && (r.cfg.Queue == Flows || r.cfg.Service.Admin.MayKeep(q.name, msg.Payload) == nil)
 	e := poisonEntry{Poisoned: admin.Poisoned{Queue: string(r.cfg.Queue), Kept: whole}}
@@ -255,7 +254,7 @@ func (r *Reader) poison(msg *message.Message, q queued, kept bool, f *fault.Erro
 	setReason(&e.Poisoned, f)
 	tenant := q.tenant
 	if tenant == "" {
-		tenant = events.System // of no tenant
+		tenant = events.System // the message has no tenant
 	}
 	sent, err := r.cfg.Poison.send(msg.Context(), tenant, e)
 	if err != nil {

@@ -21,39 +21,38 @@ import (
 // Metadata that a Subscriber adds to each message, besides its headers.
 const (
 	subjectMetadata   = "nats-subject"
-	sequenceMetadata  = "nats-seq"       // in the stream
-	deliveredMetadata = "nats-delivered" // how often it was handed out by this process
+	sequenceMetadata  = "nats-seq"       // sequence in the stream
+	deliveredMetadata = "nats-delivered" // number of deliveries by this process
 	// afterMetadata may be set by a handler that nacks a message: the minimum pause before
 	// its redelivery, such as "2s".
 	afterMetadata = "retry-after"
 )
 
-// The bounds of a subscription. Of a message that waits behind another
-// of its lane only the sequence is kept; it is read again when its turn comes.
+// The limits of a subscription. Only the sequence of a message that waits behind another one in
+// its lane is kept; the message is read again before its delivery.
 const (
-	maxHanded   = 256    // messages handed out at one time
-	maxShared   = 64     // of them, of one share
-	maxLanes    = 256    // lanes with a message to hand out
-	maxHeld     = 50_000 // received messages that are not acknowledged
+	maxHanded   = 256    // messages in delivery
+	maxShared   = 64     // of these, for one share
+	maxLanes    = 256    // lanes with a message in delivery or ready for it
+	maxHeld     = 50_000 // received, unacknowledged messages
 	pullBatch   = 64     // messages
 	pullExpiry  = 10 * time.Second
-	pullSilence = 2 * time.Second // between two signs of life of an idle consumer
-	ackWait     = time.Minute     // of the server before it sends a message again
+	pullSilence = 2 * time.Second // between two heartbeats of an idle consumer
+	ackWait     = time.Minute     // after which the server redelivers a message
 	firstPause  = 50 * time.Millisecond
 	lastPause   = 30 * time.Second
 )
 
-// SubscriberConfig is what a Subscriber is made of.
+// SubscriberConfig configures a Subscriber.
 type SubscriberConfig struct {
 	JS     jetstream.JetStream
-	Stream string // with work-queue retention
-	// Lane returns the lane of a message; nil puts all into one.
+	Stream string // work-queue retention
+	// Lane returns the lane of a message; nil: one lane for all.
 	Lane func(*message.Message) string
-	// Share returns the owner of a message: each owner gets a part of the concurrent
-	// deliveries, so that none uses all; nil puts all into one.
+	// Share returns the owner of a message. Each owner gets a part of the concurrent
+	// deliveries, so that none uses all; nil: one share for all.
 	Share func(*message.Message) string
-	// Pause is how long to wait after the nth Nack of a message; nil is 50 ms,
-	// doubled up to 30 s.
+	// Pause returns the wait after the nth nack of a message; nil: 50 ms, doubled up to 30 s.
 	Pause  func(n int) time.Duration
 	Logger *slog.Logger
 }
@@ -155,36 +154,36 @@ func sleep(ctx context.Context, d time.Duration) {
 // item is a received message that is not acknowledged.
 type item struct {
 	seq   uint64
-	reply string           // subject of its acknowledgement
-	share chan struct{}    // holds one token for each delivered message of its share
-	msg   *message.Message // nil: to be read when it is its turn
+	reply string           // reply subject of its acknowledgement
+	share chan struct{}    // semaphore: one token per message of its share in delivery
+	msg   *message.Message // nil: read before its delivery
 	tries int
 }
 
-// session is the life of one consumer.
+// session is the lifetime of one consumer.
 type session struct {
 	*Subscriber
 	topic  string
 	out    chan<- *message.Message
 	stream jetstream.Stream
 	conn   *nats.Conn
-	ctx    context.Context // of the subscription: its end cancels the delivered messages
-	going  context.Context // ends with ctx, or when the consumer is lost: nothing more is delivered
+	ctx    context.Context // context of the subscription: its end cancels the delivered messages
+	going  context.Context // done with ctx, or when the consumer is lost: nothing more is delivered
 
-	room  chan struct{} // holds one token for each lane with a message to deliver
-	held  chan struct{} // holds one token for each item
-	slots chan struct{} // holds one token for each delivered message
+	room  chan struct{} // semaphore: one token per lane with a message to deliver
+	held  chan struct{} // semaphore: one token per item
+	slots chan struct{} // semaphore: one token per message in delivery
 	work  sync.WaitGroup
 
 	mu    sync.Mutex
 	items map[uint64]*item   // by sequence
-	lanes map[string][]*item // in order; a lane without items is absent
+	lanes map[string][]*item // in order; lanes without items are removed
 	share map[string]chan struct{}
 	last  uint64 // sequence of the last received message
 }
 
-// session creates the consumer and delivers messages until it is lost or ctx
-// ends, and until the delivered ones are acknowledged or nacked.
+// session creates the consumer and delivers messages until it is lost or ctx ends. It returns
+// after all delivered messages were acknowledged or nacked.
 func (s *Subscriber) session(ctx context.Context, topic string, out chan<- *message.Message) error {
 	conn := s.cfg.JS.Conn()
 	lost := conn.StatusChanged(nats.RECONNECTING, nats.CLOSED)
@@ -221,7 +220,7 @@ func (s *Subscriber) session(ctx context.Context, topic string, out chan<- *mess
 	return cmp.Or(context.Cause(going), err)
 }
 
-// consumer recreates the consumer: it begins with the first message of the stream.
+// consumer recreates the consumer, which starts at the first message of the stream.
 func (s *Subscriber) consumer(ctx context.Context, topic string) (jetstream.Consumer, jetstream.Stream, error) {
 	ctx, cancel := context.WithTimeout(ctx, streams.AckTimeout)
 	defer cancel()
@@ -275,7 +274,7 @@ func (u *session) receive(consumer jetstream.Consumer) error {
 	}
 }
 
-// take waits for a slot; false means that the session has ended.
+// take acquires a token of a semaphore. It returns false if the session has ended.
 func (u *session) take(places chan<- struct{}) bool {
 	select {
 	case places <- struct{}{}:
@@ -285,9 +284,8 @@ func (u *session) take(places chan<- struct{}) bool {
 	}
 }
 
-// enqueue appends a message to its lane. Sequences arrive in order, so
-// one that is not above the last is a redelivery: it waits in its lane, or it is
-// done and its acknowledgement was lost.
+// enqueue appends a message to its lane. Sequences arrive in order, so a lower one is a
+// redelivery: the message is still in its lane, or it is done and its acknowledgement was lost.
 func (u *session) enqueue(seq uint64, m jetstream.Msg) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -318,9 +316,9 @@ func (u *session) enqueue(seq uint64, m jetstream.Msg) {
 	u.lanes[name] = append(u.lanes[name], it)
 }
 
-// run delivers the messages of a lane until none is left or the session ends.
+// run delivers the messages of a lane until it is empty or the session ends.
 func (u *session) run(name string) {
-	room := true // whether the lane has a place among those with something to hand out
+	room := true // whether the lane has a token of u.room
 	defer func() {
 		if room {
 			<-u.room
@@ -330,7 +328,7 @@ func (u *session) run(name string) {
 		for {
 			select {
 			case it.share <- struct{}{}:
-			default: // let others go first
+			default: // yield to other lanes
 				if room {
 					room = false
 					<-u.room
@@ -345,7 +343,7 @@ func (u *session) run(name string) {
 			if done {
 				break
 			}
-			if room { // here too
+			if room { // return the token
 				room = false
 				<-u.room
 			}
@@ -357,8 +355,8 @@ func (u *session) run(name string) {
 	}
 }
 
-// next removes the done message from its lane, and returns the next one, or
-// nil if there is none.
+// next removes the completed message from its lane. It returns the next one, or nil if there is
+// none.
 func (u *session) next(name string, done *item) *item {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -376,8 +374,8 @@ func (u *session) next(name string, done *item) *item {
 	return lane[0]
 }
 
-// deliver hands a message out once. It reports whether it is done with, or else how
-// long to wait before the next time.
+// deliver delivers a message once. It reports whether the message is done, or how long to wait
+// before the next delivery.
 func (u *session) deliver(it *item) (pause time.Duration, done bool) {
 	if !u.take(u.slots) {
 		return 0, false
@@ -388,7 +386,7 @@ func (u *session) deliver(it *item) (pause time.Duration, done bool) {
 	if w == nil {
 		var err error
 		if w, err = u.read(it.seq); errors.Is(err, jetstream.ErrMsgNotFound) {
-			return 0, true // it was removed by somebody else
+			return 0, true // another caller removed it
 		} else if err != nil {
 			u.log.Warn("message of a queue cannot be read", "seq", it.seq, "err", err)
 			return time.Second, false
@@ -418,7 +416,7 @@ func (u *session) deliver(it *item) (pause time.Duration, done bool) {
 	}
 }
 
-// read reads a message that is in the stream.
+// read reads a message of the stream.
 func (u *session) read(seq uint64) (*message.Message, error) {
 	ctx, cancel := context.WithTimeout(u.going, streams.AckTimeout)
 	defer cancel()
@@ -435,15 +433,14 @@ var (
 	progressBody = []byte("+WPI")
 )
 
-// ack sends an acknowledgement. If it is lost, the
-// message is delivered again and recognized.
+// ack sends an acknowledgement. If it is lost, the redelivery is detected by its sequence.
 func (u *session) ack(reply string, what []byte) {
 	if err := u.conn.Publish(reply, what); err != nil {
 		u.log.Debug("message of a queue not acknowledged", "err", err)
 	}
 }
 
-// keepAlive tells the server that the messages are in progress.
+// keepAlive tells the server periodically that the messages are in progress.
 func (u *session) keepAlive() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -452,8 +449,8 @@ func (u *session) keepAlive() {
 	}
 }
 
-// newMessage converts a message for Watermill: the first value of each header,
-// and the origin.
+// newMessage converts a message for Watermill: the first value of each header, and the
+// metadata.
 func newMessage(subject string, seq uint64, h nats.Header, data []byte) *message.Message {
 	place := strconv.FormatUint(seq, 10)
 	w := message.NewMessage(cmp.Or(h.Get("ce-id"), h.Get(commandHeader), place), data)

@@ -30,21 +30,21 @@ import (
 // so it is not fsynced: the writer publishes again what a power cut lost.
 func Config(replicas int) jetstream.StreamConfig { return streams.FeedOfChanges.Config(replicas) }
 
-// AuditConfig is the stream of the audit trail: every public event. It is derived
-// from the log like the feed.
+// AuditConfig is the configuration of the audit stream: all public events. Like the feed, it is
+// derived from the log.
 func AuditConfig(replicas int) jetstream.StreamConfig { return streams.FeedOfAudit.Config(replicas) }
 
 // feedWindow is the number of messages sent ahead of their acknowledgements.
 const feedWindow = 256
 
-// Pauses before the writer checks the feed's position and resumes, and how it checks.
+// Pauses and timeouts of the writer.
 const (
 	feedRetry     = 100 * time.Millisecond
 	feedRetryMost = 2 * time.Second
 	feedWatch     = 2 * time.Second  // between two checks that the stream exists
-	feedPatience  = 10 * time.Second // of failing before readiness reports it
+	feedPatience  = 10 * time.Second // time of failures before readiness reports them
 	feedChecked   = 512              // messages at the end of the feed that are compared with the log
-	feedCheckTime = time.Minute      // how long that may take
+	feedCheckTime = time.Minute      // timeout of the comparison
 )
 
 // Feed writes the public form of every durable event that its audience may read
@@ -72,7 +72,7 @@ func NewAuditFeed(js jetstream.JetStream, store events.Store, replicas int, log 
 	return &Feed{kind: streams.FeedOfAudit, js: js, store: store, replicas: replicas, log: log.With("stream", streams.AuditStream)}
 }
 
-// position is a place in the feed: an event of the log.
+// position is the position of an event in the log.
 type position struct {
 	seq   uint64 // log sequence
 	index int    // within its commit
@@ -82,8 +82,8 @@ func (p position) before(q position) bool {
 	return p.seq < q.seq || p.seq == q.seq && p.index < q.index
 }
 
-// ErrFeedAhead means that the feed has events that the log does not hold. It is written
-// from durable commits only, so the log has lost data.
+// ErrFeedAhead means that the feed has events that the log does not have. Only durable commits
+// are published, so the log has lost data.
 var ErrFeedAhead = fault.New(fault.Unavailable, "log_behind_feed",
 	"The feed has events that the log does not have, so the log is damaged. Changes are refused and "+
 		"no secret is returned until the log is restored from a backup. If you restored an older log on "+
@@ -99,8 +99,8 @@ func (f *Feed) Check(ctx context.Context) error {
 	return err
 }
 
-// Position is the log sequence of the last commit that is published completely or
-// in part, or that has nothing for this audience.
+// Position returns the log sequence of the last commit that is published, completely or in
+// part, or has nothing for this audience.
 func (f *Feed) Position() uint64 { return f.seq.Load() }
 
 // Err is why the writer has stopped, or nil.
@@ -119,7 +119,7 @@ func (f *Feed) Err() error {
 // the feed.
 func (f *Feed) Run(ctx context.Context) error {
 	whole := false
-	failing := time.Time{} // since when
+	failing := time.Time{} // time of the first failure
 	for pause := feedRetry; ctx.Err() == nil; pause = min(2*pause, feedRetryMost) {
 		at := f.Position()
 		var err error
@@ -497,8 +497,7 @@ func positionOf(h nats.Header) (position, error) {
 	return position{seq, index}, nil
 }
 
-// write follows the log from a place on and publishes ahead of the
-// acknowledgements, up to feedWindow of them.
+// write publishes the log from told on. Up to feedWindow messages are in flight.
 func (f *Feed) write(ctx context.Context, told position, feedSeq uint64) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -30,18 +30,18 @@ func InUseConfig(replicas int) jetstream.KeyValueConfig {
 	return jetstream.KeyValueConfig{Bucket: streams.InUseBucket, History: 1, Storage: jetstream.FileStorage, Replicas: replicas}
 }
 
-// InUseKey is the key of a thing in the bucket: "<tenant>.<kind>.<id as token>".
+// InUseKey returns the key of a resource in the bucket: "<tenant>.<kind>.<id as token>".
 func InUseKey(tenant, kind, id string) string {
 	return tenant + "." + kind + "." + events.Token(id)
 }
 
 const (
-	inUseWindow  = 256                    // keys that are written ahead of their acknowledgements
+	inUseWindow  = 256                    // keys in flight
 	inUseKnown   = 1 << 16                // keys whose value in the bucket is cached
 	inUseRetry   = 500 * time.Millisecond // the pause after a failure
-	inUseLook    = time.Second            // how often an idle writer checks whether its connection was lost
-	inUseRounds  = 8                      // attempts at one key that others write at the same time
-	inUseSilence = 30 * time.Second       // how long the reading of the bucket waits for its next key
+	inUseLook    = time.Second            // interval at which an idle writer checks for a lost connection
+	inUseRounds  = 8                      // attempts at one key with concurrent writers
+	inUseSilence = 30 * time.Second       // timeout for the next key while the bucket is read
 )
 
 // InUse keeps the bucket of the in-use index equal to the views. Any number of
@@ -54,7 +54,7 @@ type InUse struct {
 	projector *projections.Projector
 	log       *slog.Logger
 
-	known    *lru.Cache[string, kvEntry] // last known entries of the bucket; a key that is missing here costs one refused write
+	known    *lru.Cache[string, kvEntry] // cache of entries of the bucket; a key that is missing here costs one refused write
 	position atomic.Uint64
 	err      atomic.Pointer[error]
 }
@@ -121,7 +121,7 @@ func (u *InUse) Run(ctx context.Context) error {
 
 var errReconnected = errors.New("the connection was lost meanwhile")
 
-// write mends the bucket and follows the views.
+// write repairs the bucket and then follows the views.
 func (u *InUse) write(ctx context.Context) error {
 	connection := u.connection()
 	after, err := u.repair(ctx, connection)
@@ -206,7 +206,7 @@ func newInUsePut(key string, value projections.InUse) (inUsePut, error) {
 	return inUsePut{key: key, body: body, seq: value.Seq}, nil
 }
 
-// emptyInUse is the value of a thing that no flow uses.
+// emptyInUse returns the value of a resource that no flow uses.
 func emptyInUse(key string, seq uint64) (inUsePut, error) {
 	return newInUsePut(key, projections.InUse{Seq: seq, Flows: []projections.InUseFlow{}})
 }

@@ -20,17 +20,17 @@ import (
 	"github.com/credstream/credstream/service/credential"
 )
 
-// AccessStream is the stream of the access log: who got which credential.
+// AccessStream is the stream of the access log: which caller resolved which credential.
 const AccessStream = "CREDSTREAM_ACCESS"
 
-// The bounds of the retention of the access log.
+// The limits of the retention of the access log.
 const (
 	DefaultAccessRetention = 400 * 24 * time.Hour
 	MinAccessRetention     = 24 * time.Hour
 )
 
-// The stored form of an entry, forever: the header Cs-Format and a
-// service.AccessFact in JSON, on "credstream.access.<tenant>.<token of the credential>".
+// The stored format; it never changes: the header Cs-Format and a service.AccessFact in JSON,
+// on "credstream.access.<tenant>.<token of the credential>".
 const (
 	accessPrefix       = "credstream.access."
 	accessFormatHeader = "Cs-Format"
@@ -38,8 +38,8 @@ const (
 )
 
 const (
-	accessTime = 5 * time.Second // to store an entry, or for one read
-	accessSkew = 5 * time.Minute // that the clocks of servers and services may differ by
+	accessTime = 5 * time.Second // timeout of an append or a read
+	accessSkew = 5 * time.Minute // tolerated difference between the clocks of servers and services
 	accessSize = 16 << 10        // bytes of one message; an entry has at most some 1,500
 	directGet  = "$JS.API.DIRECT.GET." + AccessStream
 	endOfBatch = "204"
@@ -98,7 +98,7 @@ func NewAccessLog(nc *nats.Conn, durable func(context.Context) error) (*AccessLo
 	return &AccessLog{js: js, nc: nc, api: jsapi.Of(js), durable: durable}, nil
 }
 
-// Append implements service.AccessLog. It gives up after five seconds.
+// Append implements service.AccessLog. It times out after five seconds.
 func (l *AccessLog) Append(ctx context.Context, tenant string, fact credential.AccessFact) error {
 	if !events.Plain(tenant) {
 		return events.ErrID

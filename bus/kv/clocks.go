@@ -147,8 +147,8 @@ func (c *Clocks) compare(ctx context.Context) error {
 	return nil
 }
 
-// offset is by how much a clock differs that showed at between the two moments of
-// this one: 0 where it may be right.
+// offset returns the difference between the local clock and another one that showed at between
+// asked and answered; 0 if they may agree.
 func offset(asked, at, answered time.Time) time.Duration {
 	switch {
 	case at.Before(asked):

@@ -15,12 +15,12 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// LastUseBucket is the key-value bucket that remembers when API keys were used
-// last: the minute, in Unix time, by the key's id. It is private.
+// LastUseBucket is the key-value bucket with the last use of API keys: the minute, in Unix
+// time, by the key's id. It is private.
 const LastUseBucket = "CREDSTREAM_LAST_USED"
 
 const (
-	lastUseKeys  = 10_000          // remembered in memory
+	lastUseKeys  = 10_000          // keys in memory
 	lastUseEvery = time.Second     // between two writes
 	lastUseStop  = 2 * time.Second // for the last write at the end
 )
@@ -33,8 +33,8 @@ type LastUse struct {
 	log *slog.Logger
 
 	mu    sync.Mutex
-	seen  *lru.Cache[string, int64] // the minute that was noted last
-	dirty map[string]int64          // minutes that are not written yet
+	seen  *lru.Cache[string, int64] // the minute that was recorded last
+	dirty map[string]int64          // minutes to be written
 }
 
 // OpenLastUse opens the bucket, creating it if it does not exist.

@@ -22,12 +22,12 @@ import (
 // silent holder.
 const LeaseBucket = "CREDSTREAM_LEASES"
 
-// DefaultLeaseTTL is how long a silent holder keeps its role.
+// DefaultLeaseTTL is the time without a renewal after which another process acquires the lease.
 const DefaultLeaseTTL = 3 * time.Second
 
 const (
 	leasePrefix  = "$KV." + LeaseBucket + "."
-	leaseRelease = time.Second           // how long releasing a lease may take
+	leaseRelease = time.Second           // timeout of the release
 	leaseSoon    = 10 * time.Millisecond // until the next check after a change
 )
 
@@ -105,7 +105,7 @@ type lease struct {
 
 	term string    // identifies the writes of this process while it holds the lease; new for each attempt to acquire it
 	rev  uint64    // of the last value that this process wrote
-	good time.Time // when the writing of it began
+	good time.Time // start of that write
 }
 
 // leaseValue is the value of a role's key.

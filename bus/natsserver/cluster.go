@@ -114,7 +114,7 @@ type Cluster struct {
 
 	warned     map[string]bool // servers about whose limits a warning was logged
 	durability atomic.Pointer[Durability]
-	exposed    atomic.Bool           // a connection was seen that others can read along
+	exposed    atomic.Bool           // a connection is neither TLS nor loopback
 	ill        atomic.Pointer[error] // the last result of Watch
 
 	life context.Context // ends with Shutdown
@@ -313,7 +313,7 @@ func (c *Cluster) connect(ctx context.Context, name, role string, more ...nats.O
 		options = append(options, nats.Timeout(min(time.Until(deadline), nats.DefaultTimeout)))
 	}
 	if c.cfg.TLS != nil {
-		options = append(options, func(o *nats.Options) error { // whether TLS is used is for the scheme and the server to say
+		options = append(options, func(o *nats.Options) error { // the scheme and the server decide whether TLS is used
 			o.TLSConfig = c.cfg.TLS.Clone()
 			return nil
 		})
@@ -421,7 +421,7 @@ func (c *Cluster) Watch(ctx context.Context) error {
 	}
 }
 
-// pingAll requests JetStream on every connection of the service at the same time.
+// pingAll pings JetStream on every connection of the service concurrently.
 func (c *Cluster) pingAll(ctx context.Context, silent map[*nats.Conn]time.Time) error {
 	c.mu.Lock()
 	conns := slices.Clone(c.conns)
@@ -484,7 +484,7 @@ func (c *Cluster) Shutdown(ctx context.Context) error {
 	}
 	c.end()
 	idle := make(chan struct{})
-	go func() { // ends with the work, which is bounded
+	go func() { // ends with the background work, which has a timeout
 		defer close(idle)
 		c.work.Wait()
 	}()

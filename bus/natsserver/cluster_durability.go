@@ -27,13 +27,13 @@ const (
 
 // Durability is what is known about the durability of acknowledged messages.
 type Durability struct {
-	Replicas int      // of each stream
+	Replicas int      // number of replicas of each stream
 	Servers  []string // the JetStream servers that were seen, by name; none without a system user
 	SyncSeen bool     // each of them reports that it fsyncs before it acknowledges
 	Attested bool     // the operator attests what is weak or unverified
-	Why      string   // what is weak or unverified, a sentence; "" when nothing is
+	Why      string   // what is weak or unverified, as a sentence; "" if nothing is
 
-	silent bool // Why is that too few servers replied
+	silent bool // Why means that too few servers replied
 }
 
 // Durability returns the result of the last check.
@@ -44,8 +44,8 @@ type serverSeen struct {
 	name, version string
 	jetStream     bool
 	syncAlways    bool
-	loose         []string // settings that bound clients less than the embedded server does
-	size          int      // of the JetStream cluster that it belongs to; 1 when to none
+	loose         []string // settings whose limits for clients are wider than those of the embedded server
+	size          int      // size of its JetStream cluster; 1 if it has none
 }
 
 // checkServers checks the servers at the start of the process.
@@ -95,8 +95,8 @@ func weaknessError(d Durability) error {
 	return ErrDurabilityWeak.Withf("%s Use --attest-sync-always only if you guarantee that every NATS server fsyncs before it acknowledges.", d.Why)
 }
 
-// lookAgain checks while the process runs. A server that does not reply
-// now, for example because it restarts, keeps its last result.
+// lookAgain repeats the check while the process runs. A server that does not reply, for example
+// because it restarts, keeps its last result.
 func (c *Cluster) lookAgain(ctx context.Context) error {
 	d, err := c.look(ctx)
 	switch {
@@ -144,9 +144,9 @@ func (c *Cluster) look(ctx context.Context) (Durability, error) {
 	return d, nil
 }
 
-// assessDurability returns what is weak, or "", and whether the reason is that too few servers replied. A write is acknowledged by a majority of a
-// stream's replicas, so it is sufficient to verify a majority of
-// them: the service can start while one of three is down.
+// assessDurability returns what is weak, or "", and whether the reason is that too few servers
+// replied. A majority of a stream's replicas acknowledges a write, so it is sufficient to
+// verify a majority of them: the service can start while one of three is down.
 func assessDurability(seen []serverSeen, replicas int, asked bool) (why string, silent bool) {
 	var lazy []string
 	have, size := 0, 0
@@ -210,7 +210,7 @@ func (c *Cluster) servers(ctx context.Context) ([]serverSeen, error) {
 	return seen, err
 }
 
-// serverLimits are a server's limits of its clients.
+// serverLimits are the limits of a server for its clients.
 type serverLimits struct {
 	Connections   int   `json:"max_connections"`
 	Subscriptions int   `json:"max_subscriptions"` // of a connection
@@ -221,7 +221,7 @@ type serverLimits struct {
 	PingMax       int64 `json:"ping_max"`
 }
 
-// loose lists the settings to change, as they are written in a configuration.
+// loose returns the settings to change, in the syntax of a configuration.
 func (l serverLimits) loose() (set []string) {
 	for _, s := range []struct {
 		loose bool
@@ -281,7 +281,7 @@ func (c *Cluster) ask(ctx context.Context, subject string, body []byte, each fun
 			return err
 		}
 		quiet, stop := context.WithTimeout(ctx, sysQuiet)
-		defer stop() // after a handful of replies
+		defer stop() // in a loop, but only a few times
 		wait = quiet
 	}
 }

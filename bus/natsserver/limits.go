@@ -6,18 +6,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The bounds of the embedded NATS port: of a connection, and of a key.
+// The limits of the embedded NATS port, per connection and per key.
 const (
-	maxOfKey         = 128 // connections; more are closed with a timeout, and reconnect
+	maxOfKey         = 128 // connections; further ones are closed with a timeout, and reconnect
 	maxSubscriptions = 1000
-	maxPending       = 16 << 20        // bytes that wait for a slow reader; it is closed beyond
-	stalled          = 5 * time.Second // without reading, after which a connection is closed
-	silent           = time.Minute     // without a pong, after which an external server must have closed a connection
+	maxPending       = 16 << 20        // bytes that wait for a slow reader before its connection is closed
+	stalled          = 5 * time.Second // time without reading after which a connection is closed
+	silent           = time.Minute     // time without a pong after which an external server has closed a connection
 )
 
 const (
-	connectionShare = 4     // one of so many file descriptors may be a connection to one port
-	mostConnections = 16384 // whatever the limit of descriptors
+	connectionShare = 4     // one in so many file descriptors may be a connection to one port
+	mostConnections = 16384 // regardless of the number of descriptors
 )
 
 // MaxConnections is the number of connections that each port of the process accepts: a quarter

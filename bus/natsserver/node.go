@@ -29,8 +29,8 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// Account is the NATS account of the service: its streams live in it, and it
-// is part of their path on disk.
+// Account is the NATS account of the service. It owns the streams, and its name is part of
+// their path on disk.
 const Account = "CREDSTREAM"
 
 // DefaultMinFree is the free space, in bytes, below which writes are refused,
@@ -43,9 +43,9 @@ const DefaultMinFreeInodes = 1000
 
 const (
 	maxMemory    = 256 << 20             // bytes of memory streams; those of the service are files
-	maxStore     = 1 << 62               // bytes on disk: the watermark guards the disk, not a quota
-	syncBackstop = 2 * time.Second       // the server's own fsync where group fsync does the work
-	spaceMaxAge  = time.Second           // how old a reading of the free space may be
+	maxStore     = 1 << 62               // bytes on disk: no quota, MinFree protects the disk
+	syncBackstop = 2 * time.Second       // the server's own fsync interval in addition to group fsync
+	spaceMaxAge  = time.Second           // maximum age of a reading of the free space
 	watchEvery   = time.Second           // between two checks of the server's health
 	restartMin   = time.Second           // between two restarts, doubled each time...
 	restartMax   = time.Minute           // ...up to this
@@ -78,8 +78,8 @@ type NodeConfig struct {
 	Listen string
 	// TLS, if set, is required for every connection to the NATS port.
 	TLS *tls.Config
-	// SyncAlways has the server fsync every message itself ("--durability
-	// always"). Without it, a Syncer makes messages durable.
+	// SyncAlways makes the server fsync every message ("--durability always"). Otherwise a
+	// Syncer makes messages durable.
 	SyncAlways bool
 	// Authenticate returns the grant of a key; see SetAuthenticator.
 	Authenticate Authenticator
@@ -112,9 +112,8 @@ type NodeConfig struct {
 	Restarted func()
 }
 
-// Node is a nats-server inside the process, with JetStream in the account of
-// the service and a port that is closed to everybody without a key. One
-// process at a time serves a data folder.
+// Node is a nats-server inside the process, with JetStream in the account of the service. Its
+// port requires an API key. Only one process at a time can use a data folder.
 type Node struct {
 	cfg             NodeConfig
 	log             *slog.Logger
@@ -128,18 +127,18 @@ type Node struct {
 	mu   sync.RWMutex
 	up   *running // nil while no server runs
 	done bool     // Shutdown was called
-	port string   // the actual port, which a restart uses again
+	port string   // the actual port, which a restart uses too
 
 	syncers map[string]*storage.Syncer
 	conns   []*nats.Conn
 	own     *nats.Conn
 }
 
-// running is one life of the embedded server.
+// running is one run of the embedded server.
 type running struct {
 	srv   *server.Server
 	port  *port
-	fatal <-chan string // why the server would have ended, were it one of its own
+	fatal <-chan string // errors that would end a nats-server process
 }
 
 type spaceReading struct {
@@ -332,8 +331,8 @@ func (n *Node) boot(ctx context.Context) (_ *running, err error) {
 	return &running{srv: srv, port: p, fatal: fatal}, nil
 }
 
-// listen opens the NATS port once keys can be checked: a client that is rejected
-// twice with a valid key gives up, while one that cannot connect retries.
+// listen opens the NATS port when keys can be authenticated: a client that is rejected twice
+// stops reconnecting, even with a valid key, while one that cannot connect retries.
 func (n *Node) listen(r *running) error {
 	if n.cfg.Listen == "" || n.auth.Load() == nil || r.srv.Addr() != nil {
 		return nil

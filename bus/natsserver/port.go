@@ -36,14 +36,13 @@ var requestRoots = []string{"cmd", "query", "cmdq", "flows"}
 const (
 	servicePrefix = "_R_."                  // prefix of the reply subject of an imported request, set by the server
 	inboxPrefix   = "_INBOX."               // the reply subjects of NATS clients
-	clientPrefix  = "KEY_"                  // of the accounts that keys connect to
+	clientPrefix  = "KEY_"                  // prefix of the accounts of keys
 	checkTimeout  = 1500 * time.Millisecond // below authTime
 	authTime      = 2 * time.Second         // after which the server drops unauthenticated connections
-	outlast       = authTime + time.Second  // after which it surely has, on a busy machine too
+	outlast       = authTime + time.Second  // with a margin for a busy machine
 )
 
-// Grant is what a key may reach at the NATS port. The service authorizes each
-// request in addition.
+// Grant is what a key may access at the NATS port. The service also authorizes each request.
 type Grant struct {
 	Principal string   // the key's id: letters, digits, '_' and '-'
 	Tenants   []string // the tenants it is granted, or AllTenants
@@ -58,8 +57,8 @@ type Grant struct {
 // from many goroutines, with about a second to answer.
 type Authenticator func(ctx context.Context, key string, from netip.Addr) (Grant, error)
 
-// SetAuthenticator opens the NATS port and accepts keys from now on. It is not only in NodeConfig, because
-// the service needs the node before it can check a key.
+// SetAuthenticator opens the NATS port and accepts keys from now on. The service needs the node
+// before it can authenticate keys, so it can also be set after the start.
 func (n *Node) SetAuthenticator(f Authenticator) error {
 	n.life.Lock()
 	defer n.life.Unlock()
@@ -127,7 +126,7 @@ func (p *port) Check(c server.ClientAuthentication) bool {
 	if key == "" || !p.register(ctx, c, key) {
 		return false
 	}
-	// A key that was revoked since it was checked may have missed its kick.
+	// A connection of a key that was revoked meanwhile may have missed DisconnectKey.
 	return p.n.disconnectEpoch.Load() == kicks || p.register(ctx, c, key)
 }
 
@@ -168,8 +167,8 @@ func (p *port) register(ctx context.Context, c server.ClientAuthentication, key 
 	g, err := (*auth)(ctx, key, addressOf(c.RemoteAddress()))
 	if err != nil {
 		if kind := fault.Of(err).Kind; ctx.Err() != nil || kind == fault.Unavailable || kind == fault.Throttled {
-			// The key could not be checked. The server closes the connection with a
-			// timeout, after which clients reconnect; after two rejections they give up.
+			// The key could not be authenticated. The server closes the connection with a
+			// timeout, after which clients reconnect; after two rejections they stop.
 			time.Sleep(outlast)
 		}
 		return false
@@ -200,7 +199,7 @@ func (p *port) register(ctx context.Context, c server.ClientAuthentication, key 
 	return true
 }
 
-// admit counts the connection for its key, unless the key has too many.
+// admit counts the connection for its key. It returns false if the key has too many.
 func (p *port) admit(c server.ClientAuthentication, u *server.User) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -243,7 +242,7 @@ func (g Grant) subjects() (requests, subscriptions []string, err error) {
 	}
 	tenants := slices.Compact(slices.Sorted(slices.Values(g.Tenants)))
 	if slices.Contains(tenants, streams.AllTenants) {
-		tenants = []string{streams.AllTenants} // a request that two imports match would arrive twice
+		tenants = []string{streams.AllTenants} // if two imports matched a request, it would arrive twice
 	}
 	requests = []string{"$SRV.>", streams.FlowsOutside + "*"} // a flow event without a tenant goes to the dead-letter queue
 	for _, t := range tenants {
@@ -350,11 +349,11 @@ func (n *Node) DisconnectKey(principal string) {
 			n.log.Error("connections of a revoked key not listed", "principal", principal, "err", err)
 		} else {
 			for _, c := range conns.Conns {
-				_ = r.srv.DisconnectClientByID(c.Cid) // fails when it has gone by itself
+				_ = r.srv.DisconnectClientByID(c.Cid) // fails if it was closed meanwhile
 			}
 		}
-		// The server cannot delete an account, but it can drop its imports, which are
-		// more than half of it. With a limit of no connections it also closes one that is being established.
+		// The server cannot delete an account, but it can drop its imports, which are more than
+		// half of it. The limit of zero connections also closes one that is being established.
 		r.srv.UpdateAccountClaims(acc, &jwt.AccountClaims{})
 	}
 }

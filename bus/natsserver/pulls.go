@@ -18,37 +18,37 @@ import (
 	"github.com/credstream/credstream/bus/streams"
 )
 
-// Clients query consumers from the service: their accounts import these subjects. The
-// stream and the consumer follow. Pull requests go to the server, which alone can answer them;
-// the service only observes them.
+// Clients query consumers from the service: their accounts import these subjects, which end
+// with the stream and the consumer. Pull requests go to the server, which alone can answer
+// them; the service only observes them.
 const pullInfo = "credstream.consumer.info."
 
-// The bounds of the requests and unacknowledged messages of a consumer.
+// Limits of a consumer's requests and unacknowledged messages.
 const (
-	maxFeedPending   = 20_000                 // events of all readers that are not acknowledged
-	maxFeedBatch     = 1000                   // events of one pull
-	maxFeedBytes     = 8 << 20                // that one pull may request
-	maxFeedExpires   = 5 * time.Minute        // of one pull
-	minPullHeartbeat = 100 * time.Millisecond // of one pull
-	feedAckWait      = 30 * time.Second       // until an event is handed to another reader
+	maxFeedPending   = 20_000                 // unacknowledged events of all readers
+	maxFeedBatch     = 1000                   // events per pull
+	maxFeedBytes     = 8 << 20                // bytes per pull
+	maxFeedExpires   = 5 * time.Minute        // per pull
+	minPullHeartbeat = 100 * time.Millisecond // per pull
+	feedAckWait      = 30 * time.Second       // until an event is redelivered
 )
 
 const (
 	consumerAge     = 15 * time.Second // time for which a consumer is assumed to exist after a lookup
 	consumerTime    = 5 * time.Second  // for making one
 	consumersAtOnce = 64               // concurrent lookups or creations
-	asksOfConsumer  = 512              // requests that may wait for them
+	asksOfConsumer  = 512              // requests waiting for them
 )
 
-// Pulls creates the tenants' consumers of the feed and of the audit stream, and limits the
-// pull requests. A consumer costs memory and goroutines, so it is created when a client
-// first queries it, and begins at the tenant's first event, as if it had always
-// existed. A consumer that was lost, alone or with its stream, is recreated in the same way, also
-// when a client just keeps pulling: its readers get events again, and miss none.
+// Pulls creates the tenants' consumers of the feed and of the audit stream, and limits pull
+// requests. A consumer costs memory and goroutines, so it is created when a client first
+// queries it; it starts at the tenant's first event. A consumer that was lost, alone or with
+// its stream, is recreated in the same way, also when a client only keeps pulling: its readers
+// miss no event, but get earlier events again.
 //
-// The server limits pulls by the configuration of the consumer, but not their heartbeat,
-// with which one pull can keep a core busy. The connections of a key that requests one
-// below 100 ms are closed.
+// The configuration of the consumer limits pulls, except their heartbeat, with which one pull
+// can keep a core busy. The connections of a key that requests a heartbeat below 100 ms are
+// closed.
 type Pulls struct {
 	cfg     PullsConfig
 	js      jetstream.JetStream
@@ -59,10 +59,10 @@ type Pulls struct {
 	work    sync.WaitGroup
 
 	mu      sync.Mutex
-	seen    map[string]time.Time   // when a consumer was there
+	seen    map[string]time.Time   // time of the last lookup that found the consumer
 	waiting map[string][]*nats.Msg // pending queries of consumers that are being looked up
 	warned  time.Time
-	kicks   map[string]bool // keys whose connections are being closed; true: and then once more
+	kicks   map[string]bool // keys whose connections are being closed; true: close them once more afterwards
 }
 
 // PullsConfig is the configuration of Pulls.
@@ -117,7 +117,6 @@ func ServePulls(cfg PullsConfig) (*Pulls, error) {
 	return p, nil
 }
 
-// Close stops to serve.
 func (p *Pulls) Close() {
 	for _, sub := range p.subs {
 		_ = sub.Unsubscribe() // fails when the connection is closed
@@ -181,7 +180,7 @@ func shortHeartbeat(pull []byte) bool {
 // kick closes the connections of the key that sent a request.
 func (p *Pulls) kick(m *nats.Msg) {
 	h := m.Header
-	if said, is := h[MalformedHeader]; is { // the server carries the pull out all the same
+	if said, is := h[MalformedHeader]; is { // the server processes the pull anyway
 		h = nats.Header{server.ClientInfoHdr: said}
 	}
 	principal, ok := p.cfg.Caller(h)

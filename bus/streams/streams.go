@@ -1,5 +1,5 @@
-// Package streams holds the names of the streams of the bus, their subjects, and their
-// messages.
+// Package streams has the names of the streams of the bus, their subjects and configuration,
+// and acknowledgements of messages.
 package streams
 
 import (
@@ -16,7 +16,7 @@ import (
 	"github.com/credstream/credstream/projections"
 )
 
-// MaxWaitingSize bounds the requests that wait in a subscription, in bytes.
+// MaxWaitingSize is the maximum size in bytes of requests that wait in a subscription.
 const MaxWaitingSize = 16 << 20
 
 // FeedKind distinguishes the feed and the audit stream. They are separate streams
@@ -25,8 +25,8 @@ const MaxWaitingSize = 16 << 20
 // possible, those for all consumers of one stream are.
 type FeedKind struct {
 	Stream   string
-	Root     string                           // of the subjects
-	Consumer func(tenant string) string       // of a tenant's readers
+	Root     string                           // first tokens of the subjects
+	Consumer func(tenant string) string       // name of a tenant's consumer
 	subject  func(projections.Message) string // "": not for this audience
 }
 
@@ -53,11 +53,11 @@ func (k FeedKind) Message(r events.Record) (subject string, m projections.Messag
 	return subject, m, subject != ""
 }
 
-// AckTimeout bounds how long the feed waits for the acknowledgement of a
-// message: a server with a failed disk does not reply.
+// AckTimeout is the timeout of the acknowledgement of a message: a server with a failed disk
+// does not reply.
 const AckTimeout = 5 * time.Second
 
-// MaxPayload is the size of one message in bytes.
+// MaxPayload is the maximum size of a message in bytes.
 const MaxPayload = 1 << 20
 
 // Access to the NATS port: without a key there is no connection. Each key
@@ -94,7 +94,7 @@ const (
 	InUseAPI     = "$JS.API.DIRECT.GET.KV_" + InUseBucket + "."
 )
 
-// Each is followed by the stream and the consumer.
+// Prefixes of the pull API, followed by the stream and the consumer.
 const (
 	InfoAPI = "$JS.API.CONSUMER.INFO."
 	NextAPI = "$JS.API.CONSUMER.MSG.NEXT."
@@ -124,7 +124,8 @@ func (k FeedKind) TenantOf(subject string) (tenant string, ok bool) {
 	return tenant, ok && events.CheckName(tenant) == nil
 }
 
-// Where messages of the queues are published to, and where they wait.
+// Subjects to which publishers send messages for the queues, and subjects of the stored
+// messages.
 const (
 	FlowsOutside  = "credstream.flows."
 	FlowsInside   = "credstream.in.flows."
@@ -149,7 +150,7 @@ const storeFull = "maximum messages per subject exceeded"
 // MaxUnacked bounds the messages that are sent but not acknowledged by the streams.
 const MaxUnacked = 16_384
 
-// Receipt is a message on its way into a stream.
+// Receipt is a message in flight to a stream.
 type Receipt struct {
 	Stream  string
 	Ack     jetstream.PubAckFuture
@@ -157,7 +158,7 @@ type Receipt struct {
 	Stored  func() // called when it is durable; may be nil
 }
 
-// Wait returns when the message is durable, with its place in the stream.
+// Wait returns when the message is durable, with its sequence in the stream.
 func (r Receipt) Wait(ctx context.Context) (seq uint64, err error) {
 	select {
 	case <-ctx.Done():

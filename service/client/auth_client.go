@@ -38,23 +38,24 @@ var (
 	// ErrOAuthClientSecretNeeded keeps the stored secret from the hosts of an added component.
 	ErrOAuthClientSecretNeeded = fault.New(fault.Unprocessable, "oauth_client_secret_needed",
 		"The component sends the client secret to a host that is not approved for it. To approve the host, include client_secret in the change.")
-	// ErrOAuthClientFollows refuses to change an OAuth client that an auth client manages.
+	// ErrOAuthClientFollows refuses to change an OAuth client that is managed by an auth
+	// client.
 	ErrOAuthClientFollows = fault.New(fault.Precondition, "oauth_client_follows", "An auth client manages this OAuth client. Change or delete the auth client.")
 )
 
 // maxAuthComponents bounds the components of an auth client.
 const maxAuthComponents = 50
 
-// typeOAuth2 is the type of auth clients whose components use OAuth. If one
-// belongs to the tenant, it manages the OAuth clients of its components: they are
-// defined, changed and deleted with it. All others are only stored and shown.
+// typeOAuth2 is the type of auth clients whose components use OAuth. If such an auth client
+// belongs to the tenant, it manages the OAuth clients of its components: they are defined,
+// changed and deleted with it. All others are only stored.
 const typeOAuth2 = "oauth2"
 
 var authClientTypes = []string{typeOAuth2, "basic", "api_key", "noauth"}
 
-// The members of an oauth2 auth client's credentials. All but the secret are shown
-// to callers who may read it. The token endpoints are stored as given but not used: secrets are sent only
-// to the endpoints of the component's descriptor.
+// The members of an oauth2 auth client's credentials. All but the secret are returned to
+// callers who may read the auth client. The token endpoints are stored but not used: secrets
+// are sent only to the endpoints of the component's descriptor.
 const (
 	clientIDMember     = "client_id"
 	clientSecretMember = "client_secret"
@@ -135,8 +136,7 @@ func (s *Service) settleCreated(ctx context.Context, call *service.Call, id stri
 	return done, err
 }
 
-// settleChanged completes the change of an auth client, or rolls it
-// back.
+// settleChanged completes the change of an auth client, or rolls it back.
 func (s *Service) settleChanged(ctx context.Context, call *service.Call, id string, before aggregates.AuthClientState) (service.Done, error) {
 	done, err := s.settleAuthClient(ctx, call.Step(1), id)
 	if refused(err) {
@@ -145,8 +145,7 @@ func (s *Service) settleChanged(ctx context.Context, call *service.Call, id stri
 	return done, err
 }
 
-// settleDeleted completes the deletion of an auth client, or rolls it
-// back.
+// settleDeleted completes the deletion of an auth client, or rolls it back.
 func (s *Service) settleDeleted(ctx context.Context, call *service.Call, id string, before aggregates.AuthClientState) (service.Done, error) {
 	if done, err := s.settleChanged(ctx, call, id, before); err != nil {
 		return done, err
@@ -154,8 +153,8 @@ func (s *Service) settleDeleted(ctx context.Context, call *service.Call, id stri
 	return s.changeAuthClient(ctx, call.Step(2), commands.DeleteAuthClient{ID: id})
 }
 
-// resumeAuthClient completes a command whose first commit is in the log, unless another
-// command has changed the auth client since.
+// resumeAuthClient completes a command whose first commit is in the log, unless another command
+// has changed the auth client since.
 func (s *Service) resumeAuthClient(ctx context.Context, call *service.Call) (service.Done, error) {
 	recs := call.Resumed()
 	id := recs[0].Stream.ID
@@ -163,7 +162,7 @@ func (s *Service) resumeAuthClient(ctx context.Context, call *service.Call) (ser
 	if err != nil {
 		return service.Done{}, err
 	}
-	if !after.Exists || after.Settled { // a single commit was sufficient
+	if !after.Exists || after.Settled { // one commit was sufficient
 		return s.Kernel.Answered(recs[0].Stream, before, after, recs[0].Seq), nil
 	}
 	now, err := aggregates.AuthClient.Fresh(ctx, s.Log, recs[0].Stream)
@@ -201,7 +200,8 @@ func (s *Service) checkAuthClient(ctx context.Context, call *service.Call, in Cr
 	return checkAuthCredentials(in.Type, in.Credentials.Fields)
 }
 
-// checkSeenFrom checks a scope, "" being every one, and the id that two of them have.
+// checkSeenFrom validates a scope filter ("" matches all) and its id, which workspace and
+// contract require.
 func checkSeenFrom(scope, id string) error {
 	switch scope {
 	case projections.ScopeWorkspace, projections.ScopeContract:
@@ -218,7 +218,7 @@ func checkSeenFrom(scope, id string) error {
 	return ErrAuthClientScope.At("/scope")
 }
 
-// mayScope refuses a command that affects every tenant if the caller is not granted every tenant.
+// mayScope returns an error for a global auth client if the caller is not granted all tenants.
 func (s *Service) mayScope(ctx context.Context, call *service.Call, scope string, perm permission.Permission) error {
 	if scope != projections.ScopeGlobal || slices.Contains(call.Principal.Tenants, service.AllTenants) {
 		return nil
@@ -253,7 +253,7 @@ func checkAuthCredentials(typ string, credentials seal.Fields) error {
 	return nil
 }
 
-// outOf makes an error that points at place, or below it, point at other.
+// outOf replaces the pointer prefix place by other.
 func outOf(err error, place, other string) error {
 	f := fault.Of(err)
 	if f == nil || len(f.Pointer) < len(place) || f.Pointer[:len(place)] != place {
@@ -270,13 +270,13 @@ func clientIDOf(typ string, credentials seal.Fields) string {
 	return string(id.Reveal())
 }
 
-// Follows reports whether OAuth clients follow an auth client.
+// Follows reports whether an auth client manages the OAuth clients of its components.
 func Follows(typ, scope string) bool { return typ == typeOAuth2 && scope == projections.ScopeTenant }
 
-// authComponents are the components of an auth client: previous ones
-// are accepted unchanged; each other one must exist, match the type, and
-// have no OAuth client if the auth client would manage it, and must not send the secret to an
-// unapproved host. It returns the revisions that it checked.
+// authComponents validates the components of an auth client. Components in before are accepted
+// unchanged. Each other one must exist, match the type, have no OAuth client if the auth client
+// would manage it, and not send the secret to an unapproved host. It returns the components and
+// the revisions that it checked.
 func (s *Service) authComponents(ctx context.Context, call *service.Call, typ string, follow bool, before []events.AuthClientComponent, ids []string, secret givenFor) (now []events.AuthClientComponent, revisions map[string]int, err error) {
 	if len(ids) == 0 || len(ids) > maxAuthComponents {
 		return nil, nil, ErrAuthClientComponents.At("/components")
@@ -325,19 +325,19 @@ func (s *Service) authComponents(ctx context.Context, call *service.Call, typ st
 
 // givenFor is what the secret of an auth client is approved for.
 type givenFor struct {
-	now    bool               // it is in the request, so it may go wherever the components send it
-	known  map[string]int     // by component: revision of its descriptor for which it was last given
-	blocks []*commands.OAuth2 // of all revisions for which it was given
+	now    bool               // the request contains the secret, so all hosts of the components are approved
+	known  map[string]int     // by component: descriptor revision that the secret was last approved for
+	blocks []*commands.OAuth2 // OAuth blocks of all approved revisions
 
-	expected map[string]int // by component: the revision that the caller has inspected
+	expected map[string]int // by component: the revision that the caller has reviewed
 }
 
-// expectedOf is the pointer to the expected revision of a component in a change.
+// expectedOf returns the pointer to the expected revision of a component.
 func expectedOf(component string) string {
 	return "/expected_revisions/" + service.EscapePointer(component)
 }
 
-// secretOf returns what the current secret of an auth client is approved for.
+// secretOf returns what the stored secret of an auth client is approved for.
 func (s *Service) secretOf(ctx context.Context, tenant string, a aggregates.AuthClientState) (givenFor, error) {
 	secret := givenFor{known: map[string]int{}}
 	for _, c := range a.Components {
@@ -360,8 +360,8 @@ func (s *Service) secretOf(ctx context.Context, tenant string, a aggregates.Auth
 	return secret, nil
 }
 
-// revisions are the revisions of components for which the secret is given from now on, in
-// the order of components. added are those of new components.
+// revisions returns, per component, the descriptor revision that the secret is approved for
+// after the change. added has those of new components.
 func (s *Service) revisions(ctx context.Context, tenant string, components []events.AuthClientComponent, added map[string]int, secret givenFor) ([]int, error) {
 	all := make([]int, len(components))
 	for i, c := range components {
@@ -381,7 +381,7 @@ func (s *Service) revisions(ctx context.Context, tenant string, components []eve
 	return all, nil
 }
 
-// checkExpected refuses revisions that are not the current ones.
+// checkExpected refuses expected revisions that are not the current ones.
 func (s *Service) checkExpected(ctx context.Context, tenant string, components []events.AuthClientComponent, expected map[string]int) error {
 	for _, c := range components {
 		if expected[c.Component] == 0 {
@@ -403,8 +403,8 @@ func authClientRef(tenant, id, secretID string) vault.Ref {
 	return vault.Ref{Tenant: tenant, Category: aggregates.AuthClient.Category, Owner: id, SecretID: secretID}
 }
 
-// changeAuthClient executes a command and erases the secrets that the auth client
-// neither has nor may be rolled back to.
+// changeAuthClient executes a command, and erases the secrets that neither the auth client nor
+// a rollback needs.
 func (s *Service) changeAuthClient(ctx context.Context, call *service.Call, cmd commands.AuthClient) (service.Done, error) {
 	before, after, err := secrets.Change(ctx, s.Secrets, call, aggregates.AuthClient, call.Tenant, cmd)
 	if err != nil {
@@ -413,9 +413,8 @@ func (s *Service) changeAuthClient(ctx context.Context, call *service.Call, cmd 
 	return s.Kernel.Answered(aggregates.AuthClient.Stream(call.Tenant, cmd.Target()), before, after.Value, after.Seq), nil
 }
 
-// settleAuthClient updates the OAuth clients of the components
-// and records that. It is idempotent. After a refusal some may be updated
-// and others not.
+// settleAuthClient updates the OAuth clients of the components and records that they are up to
+// date. It is idempotent. After an error, some may be updated and others not.
 func (s *Service) settleAuthClient(ctx context.Context, call *service.Call, id string) (service.Done, error) {
 	now, err := aggregates.AuthClient.Fresh(ctx, s.Log, aggregates.AuthClient.Stream(call.Tenant, id))
 	if err != nil {
@@ -429,14 +428,15 @@ func (s *Service) settleAuthClient(ctx context.Context, call *service.Call, id s
 	return s.changeAuthClient(ctx, call, commands.SettleAuthClient{ID: id, Expected: now.Value.Changes})
 }
 
-// refused reports whether an OAuth client cannot be updated. A concurrent change
-// is not a refusal, nor is a repeat.
+// refused reports whether the update of an OAuth client was rejected for good. A concurrent
+// change and a repeat do not count.
 func refused(err error) bool {
 	_, repeated := errors.AsType[*service.Repeat](err)
 	return err != nil && !repeated && service.IsRejected(err) && !errors.Is(err, aggregates.ErrAuthClientChanged) && !errors.Is(err, aggregates.ErrOAuthClientMoved)
 }
 
-// follow is settleAuthClient without the record.
+// follow updates the OAuth clients of the components, but does not record that they are up to
+// date.
 func (s *Service) follow(ctx context.Context, call *service.Call, id string, a aggregates.AuthClientState) error {
 	for i, c := range a.Leaving {
 		client, err := aggregates.OAuthClient.Fresh(ctx, s.Log, aggregates.OAuthClient.Stream(call.Tenant, c.Component))
@@ -472,7 +472,7 @@ func (s *Service) follow(ctx context.Context, call *service.Call, id string, a a
 			_, err = s.define(ctx, step, cmd, secret, 0)
 		}
 		switch {
-		case errors.Is(err, aggregates.ErrOAuthClientUnusable): // its component was deleted
+		case errors.Is(err, aggregates.ErrOAuthClientUnusable): // the component was deleted
 		case err != nil:
 			return service.PointAt(err, "/components/"+strconv.Itoa(i))
 		}
@@ -480,7 +480,7 @@ func (s *Service) follow(ctx context.Context, call *service.Call, id string, a a
 	return nil
 }
 
-// authCredentials opens the credentials of an auth client.
+// authCredentials decrypts the credentials of an auth client.
 func (s *Service) authCredentials(ctx context.Context, tenant, id, secretID string) (seal.Fields, error) {
 	if secretID == "" {
 		return seal.Fields{}, nil
@@ -492,7 +492,7 @@ func (s *Service) authCredentials(ctx context.Context, tenant, id, secretID stri
 	return seal.ParseFields(secret.Reveal())
 }
 
-// form is the current state of an auth client as a change event.
+// form returns the state of an auth client as a change event.
 func form(a aggregates.AuthClientState) events.AuthClientChanged {
 	changed := events.AuthClientChanged{Name: a.Name, Components: a.Components, Fields: a.Fields, ClientID: a.ClientID, SecretID: a.SecretID}
 	if Follows(a.Type, a.Scope) {
@@ -501,8 +501,8 @@ func form(a aggregates.AuthClientState) events.AuthClientChanged {
 	return changed
 }
 
-// restoreAuthClient rolls an auth client back to an earlier form, for which no OAuth client
-// can be refused.
+// restoreAuthClient restores an earlier state. Its OAuth clients exist, so updating them cannot
+// be rejected.
 func (s *Service) restoreAuthClient(ctx context.Context, call *service.Call, id string, to events.AuthClientChanged) error {
 	now, err := aggregates.AuthClient.Fresh(ctx, s.Log, aggregates.AuthClient.Stream(call.Tenant, id))
 	if err != nil {
@@ -530,13 +530,14 @@ func (s *Service) dropAuthClient(ctx context.Context, call *service.Call, id str
 	return err
 }
 
-// AuthClientRef names one auth client.
+// AuthClientRef identifies an auth client.
 type AuthClientRef struct {
 	ID     string `json:"id"`
 	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the response reflects this log sequence
 }
 
-// AuthClient finds an auth client that is visible to the tenant, in the current views.
+// AuthClient returns an auth client that is visible to the tenant, from the read models. fresh
+// waits until they reflect the end of the log.
 func (s *Service) AuthClient(ctx context.Context, call *service.Call, ref AuthClientRef, fresh bool) (projections.AuthClient, error) {
 	var none projections.AuthClient
 	if err := service.Required("/id", ref.ID); err != nil {
@@ -546,7 +547,7 @@ func (s *Service) AuthClient(ctx context.Context, call *service.Call, ref AuthCl
 		return none, aggregates.ErrAuthClientNotFound
 	}
 	seq := ref.MinSeq
-	if fresh { // include everything acknowledged by any process
+	if fresh { // include everything that any process has acknowledged
 		end, err := s.Log.Store.End(ctx)
 		if err != nil {
 			return none, err
@@ -566,8 +567,8 @@ func (s *Service) AuthClient(ctx context.Context, call *service.Call, ref AuthCl
 	return k, nil
 }
 
-// findWritable finds an auth client that the caller may change, with its state. The returned
-// call is in the tenant that owns it.
+// findWritable returns an auth client that the caller may change: a call in the owning tenant,
+// and the state.
 func (s *Service) findWritable(ctx context.Context, call *service.Call, id string, perm permission.Permission) (*service.Call, aggregates.AuthClientState, error) {
 	var none aggregates.AuthClientState
 	k, err := s.AuthClient(ctx, call, AuthClientRef{ID: id}, true)
@@ -578,7 +579,7 @@ func (s *Service) findWritable(ctx context.Context, call *service.Call, id strin
 		return nil, none, err
 	}
 	home := call
-	if k.Tenant != call.Tenant { // one of every tenant: the command is remembered where its caller belongs
+	if k.Tenant != call.Tenant { // a global auth client: the command id stays in the caller's tenant
 		home = call.Step(1)
 		home.Tenant = k.Tenant
 	}
@@ -594,7 +595,7 @@ func (s *Service) findWritable(ctx context.Context, call *service.Call, id strin
 	return home, state.Value, nil
 }
 
-// ChangeAuthClient requests a change of an auth client. Absent members stay.
+// ChangeAuthClient requests a change of an auth client. Absent members are unchanged.
 type ChangeAuthClient struct {
 	ID          string         `json:"id"`
 	Name        string         `json:"name,omitzero"`
@@ -667,7 +668,7 @@ func (s *Service) reformAuthClient(ctx context.Context, call *service.Call, in C
 	return s.settleChanged(ctx, home, in.ID, before)
 }
 
-// mergeCredentials are the credentials, updated with those of a change.
+// mergeCredentials returns the stored credentials, updated with those of a change.
 func (s *Service) mergeCredentials(ctx context.Context, call *service.Call, in ChangeAuthClient, before aggregates.AuthClientState) (seal.Fields, error) {
 	old, err := s.authCredentials(ctx, call.Tenant, in.ID, before.SecretID)
 	if err != nil {
@@ -682,8 +683,8 @@ func (s *Service) mergeCredentials(ctx context.Context, call *service.Call, in C
 	return merged, checkAuthCredentials(before.Type, merged)
 }
 
-// checkNotInUse refuses, naming the flows, to drop an OAuth client that is in use.
-// The client's own stream checks again.
+// checkNotInUse returns an error with the flows if an OAuth client to be dropped is in use. The
+// OAuth client's aggregate enforces this too; this check adds the flows to the error.
 func (s *Service) checkNotInUse(ctx context.Context, call *service.Call, before aggregates.AuthClientState, now []events.AuthClientComponent) error {
 	for _, c := range before.Components {
 		if c.OAuthClient == "" || slices.Contains(now, c) {
@@ -722,10 +723,10 @@ func (s *Service) deleteAuthClient(ctx context.Context, call *service.Call, in A
 	return s.changeAuthClient(ctx, home, commands.DeleteAuthClient{ID: in.ID})
 }
 
-// ReconcileAuthClients completes the changes that a crash interrupted. If an update is
-// refused, the auth client keeps only the components whose OAuth clients it manages.
+// ReconcileAuthClients completes changes that a crash interrupted. If an update is rejected,
+// the auth client keeps only the components whose OAuth clients it manages.
 func (s *Service) ReconcileAuthClients(ctx context.Context) error {
-	const since = time.Minute // nobody works on it any longer
+	const since = time.Minute // no command can still be working on it
 	list, err := s.Views.UnsettledAuthClients(ctx, s.Kernel.Now().Add(-since), service.KeepAtOnce)
 	errs := []error{err}
 	for _, k := range list {
@@ -759,8 +760,7 @@ func (s *Service) rollBackToActual(ctx context.Context, call *service.Call, id s
 	return s.restoreAuthClient(ctx, call, id, to)
 }
 
-// followsNone returns ErrOAuthClientFollows for an OAuth client that an
-// auth client manages.
+// followsNone returns ErrOAuthClientFollows for an OAuth client that an auth client manages.
 func (s *Service) followsNone(ctx context.Context, k projections.OAuthClient) error {
 	a, found, err := s.Views.AuthClientFollowed(ctx, k.Tenant, k.Component)
 	if err != nil || !found || !slices.Contains(a.Components, events.AuthClientComponent{Component: k.Component, OAuthClient: k.ID}) {
@@ -769,7 +769,7 @@ func (s *Service) followsNone(ctx context.Context, k projections.OAuthClient) er
 	return ErrOAuthClientFollows.Withf("The auth client %s manages this OAuth client. Change or delete the auth client.", a.ID)
 }
 
-// AuthClient is what the service shows of an auth client.
+// AuthClient is the public form of an auth client.
 type AuthClient struct {
 	ID          string                `json:"id"`
 	Name        string                `json:"name"`
@@ -777,21 +777,21 @@ type AuthClient struct {
 	Scope       string                `json:"scope"`             // workspace, contract, tenant or global
 	ScopeID     string                `json:"scope_id,omitzero"` // of the workspace or contract
 	Components  []AuthClientComponent `json:"components"`
-	Credentials map[string]any        `json:"credentials"` // by member: "********", or the value if it is not secret; of a global one, only for callers who are granted every tenant
-	Settled     bool                  `json:"settled"`     // the OAuth clients of its components follow the last change
+	Credentials map[string]any        `json:"credentials"` // by member: "********", or the value if it is not secret; all masked in a global auth client, unless the caller is granted all tenants
+	Settled     bool                  `json:"settled"`     // whether the last change has reached the OAuth clients of its components
 	CreatedAt   time.Time             `json:"created_at"`
-	CreatedBy   string                `json:"created_by,omitzero"` // "key:<id>"; absent when it was another tenant's
+	CreatedBy   string                `json:"created_by,omitzero"` // "key:<id>"; absent if it belongs to another tenant
 	UpdatedAt   time.Time             `json:"updated_at"`
 	Seq         uint64                `json:"seq"` // log sequence of the last change
 }
 
-// AuthClientComponent is a component that an auth client is for.
+// AuthClientComponent is a component of an auth client.
 type AuthClientComponent struct {
 	Component   string `json:"component"`
-	OAuthClient string `json:"oauth_client,omitzero"` // id of its OAuth client that follows the auth client; absent when none does
+	OAuthClient string `json:"oauth_client,omitzero"` // id of the OAuth client that the auth client manages; absent if there is none
 }
 
-// authClientInfo shows the part of the credentials that is in the log.
+// authClientInfo returns the public form, without decrypting anything.
 func authClientInfo(call *service.Call, k projections.AuthClient) AuthClient {
 	a := AuthClient{
 		ID: k.ID, Name: k.Name, Type: k.Type, Scope: k.Scope, ScopeID: k.ScopeID, Components: make([]AuthClientComponent, len(k.Components)),
@@ -812,14 +812,14 @@ func authClientInfo(call *service.Call, k projections.AuthClient) AuthClient {
 	return a
 }
 
-// seesCredentials reports whether the caller belongs where the auth client does.
+// seesCredentials reports whether the caller may see the unmasked members.
 func seesCredentials(call *service.Call, k projections.AuthClient) bool {
 	return k.Scope != projections.ScopeGlobal || slices.Contains(call.Principal.Tenants, service.AllTenants)
 }
 
 type GetAuthClient struct {
 	ID      string `json:"id"`
-	Scope   string `json:"scope,omitzero"`    // only if it is visible there, as in ListAuthClients
+	Scope   string `json:"scope,omitzero"`    // only if it is visible in this scope, as in ListAuthClients
 	ScopeID string `json:"scope_id,omitzero"` // of the workspace or contract
 	MinSeq  uint64 `json:"min_seq,omitzero"`  // wait until the response reflects this log sequence
 }
@@ -842,7 +842,7 @@ func (s *Service) getAuthClient(ctx context.Context, call *service.Call, in GetA
 		return a, nil
 	}
 	credentials, err := s.authCredentials(ctx, k.Tenant, k.ID, k.SecretID)
-	if errors.Is(err, vault.ErrNoSecret) { // it was changed at this moment
+	if errors.Is(err, vault.ErrNoSecret) { // it was changed concurrently
 		return a, nil
 	}
 	for _, name := range shownMembers {
@@ -853,14 +853,14 @@ func (s *Service) getAuthClient(ctx context.Context, call *service.Call, in GetA
 	return a, err
 }
 
-// ListAuthClients requests the auth clients that the tenant sees: its own, and those
-// of every tenant. Filters combine by AND.
+// ListAuthClients requests the auth clients that are visible to the tenant: its own and the
+// global ones. Filters combine by AND.
 type ListAuthClients struct {
-	Component string `json:"component,omitzero"` // only those for this one
-	Scope     string `json:"scope,omitzero"`     // only what is to be seen there: in a workspace or contract what belongs to it, to the tenant or to every tenant; in the tenant or global, nothing below it
+	Component string `json:"component,omitzero"` // only those that include this component
+	Scope     string `json:"scope,omitzero"`     // only those visible in this scope: workspace and contract include tenant and global; tenant includes global
 	ScopeID   string `json:"scope_id,omitzero"`  // of the workspace or contract
 	Limit     int    `json:"limit,omitzero"`     // 1 to 200; 50 when absent
-	After     string `json:"after,omitzero"`     // cursor of the page before, with the same filter
+	After     string `json:"after,omitzero"`     // cursor of the previous page, with the same filter
 	MinSeq    uint64 `json:"min_seq,omitzero"`   // wait until the response reflects this log sequence
 }
 
@@ -868,7 +868,7 @@ type ListAuthClients struct {
 type AuthClientList struct {
 	AuthClients []AuthClient `json:"auth_clients"`
 	Next        string       `json:"next,omitzero"` // cursor of the next page; absent on the last
-	Total       int          `json:"total"`         // of all pages
+	Total       int          `json:"total"`         // number of auth clients on all pages
 }
 
 func (s *Service) listAuthClients(ctx context.Context, call *service.Call, in ListAuthClients) (AuthClientList, error) {
@@ -903,8 +903,8 @@ type RevealAuthClient struct {
 	ID string `json:"id"`
 }
 
-// revealAuthClient returns the credentials of one auth client to a person. The audit event
-// is durable before.
+// revealAuthClient returns the clear credentials of one auth client. The audit event is durable
+// before.
 func (s *Service) revealAuthClient(ctx context.Context, call *service.Call, in RevealAuthClient) (RevealedAuthClient, error) {
 	home, state, err := s.findWritable(ctx, call, in.ID, permission.CredentialsReveal)
 	if err != nil {

@@ -55,8 +55,9 @@ func (s *Service) defineOAuthClient(ctx context.Context, call *service.Call, in 
 	return s.define(ctx, call, commands.DefineOAuthClient{Component: in.Component, ID: id, ClientID: in.ClientID}, in.ClientSecret.Value(), in.Expected)
 }
 
-// define creates the OAuth client of a component from cmd, with this secret. Without
-// a revision the secret is for the current one, which must be the expected one unless that is 0.
+// define creates the OAuth client of a component from cmd, with this secret. Without a revision
+// in cmd, the secret is approved for the current one, which must match expected unless that is
+// 0.
 func (s *Service) define(ctx context.Context, call *service.Call, cmd commands.DefineOAuthClient, secret seal.Secret, expected int) (service.Done, error) {
 	d, revision, err := s.Components.UsableAt(ctx, call.Tenant, cmd.Component, "", expected)
 	switch {
@@ -67,7 +68,7 @@ func (s *Service) define(ctx context.Context, call *service.Call, cmd commands.D
 	case !d.WantsClient:
 		return service.Done{}, ErrOAuthNotDeclared.At("/component")
 	}
-	// Flows that were reported before the component used OAuth hold its client too.
+	// Flows that were published before the component used OAuth use its client too.
 	if err := s.Flows.RecordUses(ctx, call, cmd.Component); err != nil {
 		return service.Done{}, err
 	}
@@ -103,8 +104,7 @@ func SecretRef(tenant, component, secretID string) vault.Ref {
 	return vault.Ref{Tenant: tenant, Category: aggregates.OAuthClient.Category, Owner: component, SecretID: secretID}
 }
 
-// changeClient executes a command and erases the secret that the client no
-// longer has.
+// changeClient executes a command and erases the secret that the client no longer references.
 func (s *Service) changeClient(ctx context.Context, call *service.Call, cmd commands.OAuthClient) (service.Done, error) {
 	before, after, err := secrets.Change(ctx, s.Secrets, call, aggregates.OAuthClient, call.Tenant, cmd)
 	if err != nil {
@@ -116,7 +116,7 @@ func (s *Service) changeClient(ctx context.Context, call *service.Call, cmd comm
 	return s.Kernel.Answered(aggregates.OAuthClient.Stream(call.Tenant, cmd.Target()), before, after.Value, after.Seq), nil
 }
 
-// clientInUse names the flows that include the component of a client.
+// clientInUse returns ErrOAuthClientInUse with the flows that include the component.
 func (s *Service) clientInUse(ctx context.Context, call *service.Call, component string, state aggregates.OAuthClientState) error {
 	refs := flow.Refs{Total: state.Uses.Len(), Flows: []flow.Ref{}}
 	page, _, err := s.Views.Flows(ctx, projections.FlowFilter{Tenant: call.Tenant, Component: component, Limit: flow.FlowsInDetail})
@@ -131,15 +131,15 @@ func (s *Service) clientInUse(ctx context.Context, call *service.Call, component
 	return aggregates.ErrOAuthClientInUse.Withf("The OAuth client is in use: flows include its component: %s. Delete these flows first.", refs.List()).With(refs)
 }
 
-// OAuthClientRef names a client by its id, or by its component.
+// OAuthClientRef identifies a client by its id or its component.
 type OAuthClientRef struct {
 	ID        string `json:"id,omitzero"`
-	Component string `json:"component,omitzero"` // in place of the id
+	Component string `json:"component,omitzero"` // instead of the id
 	MinSeq    uint64 `json:"min_seq,omitzero"`   // wait until the response reflects this log sequence
 }
 
-// Client finds the client that ref names, in the current views. That of another
-// tenant is not found.
+// Client returns the client that ref identifies, from the read models. Clients of other tenants
+// are not found. fresh waits until the read models reflect the end of the log.
 func (s *Service) Client(ctx context.Context, call *service.Call, ref OAuthClientRef, fresh bool) (projections.OAuthClient, error) {
 	var none projections.OAuthClient
 	switch {
@@ -149,7 +149,7 @@ func (s *Service) Client(ctx context.Context, call *service.Call, ref OAuthClien
 		return none, aggregates.ErrOAuthClientNotFound
 	}
 	seq := ref.MinSeq
-	if fresh { // include everything acknowledged by any process
+	if fresh { // include everything that any process has acknowledged
 		end, err := s.Log.Store.End(ctx)
 		if err != nil {
 			return none, err
@@ -169,14 +169,13 @@ func (s *Service) Client(ctx context.Context, call *service.Call, ref OAuthClien
 	return k, nil
 }
 
-// ChangeOAuthClient requests another client id, another secret, or both. A given
-// secret, even an unchanged one, may be sent to the hosts that the component names
-// now.
+// ChangeOAuthClient requests another client id, another secret, or both. Including the secret,
+// even unchanged, approves the component's current hosts for it.
 type ChangeOAuthClient struct {
 	ID           string         `json:"id"`
-	Component    string         `json:"component,omitzero"`         // if given, it must be the current one: a client cannot move
-	ClientID     string         `json:"client_id,omitzero"`         // stays when absent
-	ClientSecret secrets.Secret `json:"client_secret,omitzero"`     // stays when absent
+	Component    string         `json:"component,omitzero"`         // if given, it must match: the component of a client cannot be changed
+	ClientID     string         `json:"client_id,omitzero"`         // unchanged when absent
+	ClientSecret secrets.Secret `json:"client_secret,omitzero"`     // unchanged when absent
 	Expected     int            `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
 }
 
@@ -207,8 +206,8 @@ func (s *Service) changeOAuthClient(ctx context.Context, call *service.Call, in 
 	return s.changeDefined(ctx, call, cmd, in.ClientSecret.Value())
 }
 
-// descriptorInForce is the revision of a component's current descriptor: the one for which a secret is
-// given. It is 0 if the component is no longer visible to the tenant. Errors:
+// descriptorInForce returns the current revision of a component, for which a secret is
+// approved. It is 0 if the component is no longer visible to the tenant. Errors:
 // aggregates.ErrOAuthClientUnusable.
 func (s *Service) descriptorInForce(ctx context.Context, tenant, component string) (int, error) {
 	of, err := aggregates.Component.Fresh(ctx, s.Log, aggregates.Component.Stream(events.System, component))
@@ -223,9 +222,8 @@ func (s *Service) descriptorInForce(ctx context.Context, tenant, component strin
 	return of.Value.Revision, nil
 }
 
-// changeDefined changes the OAuth client of a component. The secret, if there is one,
-// may be sent to the hosts of the command's revision. Entering the unchanged secret keeps it
-// approved for the earlier revisions, too.
+// changeDefined changes the OAuth client of a component. A secret is approved for the hosts of
+// the command's revision. If it is unchanged, earlier revisions stay approved too.
 func (s *Service) changeDefined(ctx context.Context, call *service.Call, cmd commands.ChangeOAuthClient, secret seal.Secret) (service.Done, error) {
 	if secret.IsZero() {
 		return s.changeClient(ctx, call, cmd)
@@ -253,9 +251,9 @@ func (s *Service) changeDefined(ctx context.Context, call *service.Call, cmd com
 	return done, err
 }
 
-// approvedProviders are the descriptor blocks for which the secret of a defined client was
-// given. all means that any is approved: if the revisions are unknown,
-// the tenant's own component is trusted.
+// approvedProviders returns the descriptor blocks that the secret of a defined client is
+// approved for. all means that every host is approved: if the revisions are unknown, the
+// tenant's own component is trusted.
 func (s *Service) approvedProviders(ctx context.Context, tenant, component string, client aggregates.OAuthClientState) (blocks []*commands.OAuth2, all bool, err error) {
 	for _, revision := range client.Revisions {
 		if revision == 0 {
@@ -274,10 +272,10 @@ func (s *Service) approvedProviders(ctx context.Context, tenant, component strin
 	return blocks, false, nil
 }
 
-// CheckSecretAudience returns aggregates.ErrOAuthClientHostsChanged if the secret
-// of a defined client would be sent to a host for which it was not approved. The owner of a shared
-// component decides where the secrets of other tenants' clients go, and may change
-// that: the secret is sent only to the hosts of the revisions for which it was given.
+// CheckSecretAudience returns aggregates.ErrOAuthClientHostsChanged if the secret of a defined
+// client would be sent to an unapproved host. The owner of a shared component can change where
+// the secrets of other tenants' clients are sent; so the secret is only sent to hosts of
+// approved revisions.
 func (s *Service) CheckSecretAudience(ctx context.Context, tenant, component string, client aggregates.OAuthClientState, d commands.Descriptor) error {
 	blocks, all, err := s.approvedProviders(ctx, tenant, component, client)
 	if err != nil || all {
@@ -286,8 +284,8 @@ func (s *Service) CheckSecretAudience(ctx context.Context, tenant, component str
 	return HostsChanged("the client secret", d.OAuth2.Beyond(blocks...), giveClientAgain)
 }
 
-// CheckConsentAudience is CheckSecretAudience for users who connect an account: an attacker who could send them
-// to another page could have them connect an account that is not theirs.
+// CheckConsentAudience is CheckSecretAudience for the page where users consent: an attacker who
+// redirects users to another page could make them connect an account of the attacker.
 func (s *Service) CheckConsentAudience(ctx context.Context, tenant, component string, d commands.Descriptor) error {
 	blocks, all, again, err := s.servingClient(ctx, tenant, component)
 	if err != nil || all {
@@ -296,8 +294,8 @@ func (s *Service) CheckConsentAudience(ctx context.Context, tenant, component st
 	return HostsChanged("users who connect an account", d.OAuth2.ConsentBeyond(blocks...), again)
 }
 
-// servingClient returns the approved providers of the OAuth client that serves the component in the tenant,
-// and how its secret is given again; all is true if there is no client.
+// servingClient returns the approved providers of the OAuth client that serves the component in
+// the tenant, and how to enter its secret again. all is true if there is no client.
 func (s *Service) servingClient(ctx context.Context, tenant, component string) (blocks []*commands.OAuth2, all bool, again string, err error) {
 	client, err := aggregates.OAuthClient.Fresh(ctx, s.Log, aggregates.OAuthClient.Stream(tenant, component))
 	if err != nil {
@@ -315,13 +313,14 @@ func (s *Service) servingClient(ctx context.Context, tenant, component string) (
 	return []*commands.OAuth2{given.OAuth2}, false, GiveEnvAgain, err
 }
 
-// How to give a secret again, for the hosts that the component names now.
+// How to enter a secret again, to approve the current hosts.
 const (
 	giveClientAgain = "enter the client secret again with oauth_client.change, or with auth_client.change if an auth client manages it"
 	GiveEnvAgain    = "set the component's variables again with component.set-env"
 )
 
-// HostsChanged names the hosts that are too many, if there are any.
+// HostsChanged returns ErrOAuthClientHostsChanged with the unapproved hosts; nil if there are
+// none.
 func HostsChanged(what string, beyond []string, again string) error {
 	if len(beyond) == 0 {
 		return nil
@@ -330,8 +329,8 @@ func HostsChanged(what string, beyond []string, again string) error {
 		what, strings.Join(beyond, " and "), again)
 }
 
-// CheckRenewalAudience is CheckSecretAudience for tokens that will be renewed later: it refuses them
-// while the secret of the client that serves the component is not approved for it.
+// CheckRenewalAudience is CheckSecretAudience for tokens that will be renewed: it also checks
+// the client that will renew them.
 func (s *Service) CheckRenewalAudience(ctx context.Context, tenant, component string, d commands.Descriptor) error {
 	blocks, all, again, err := s.servingClient(ctx, tenant, component)
 	if err != nil || all {
@@ -351,7 +350,7 @@ func (s *Service) deleteOAuthClient(ctx context.Context, call *service.Call, in 
 	return s.changeClient(ctx, call, commands.DeleteOAuthClient{Component: k.Component, ID: k.ID})
 }
 
-// OAuthClient is what the service shows of an OAuth client.
+// OAuthClient is the public form of an OAuth client.
 type OAuthClient struct {
 	ID           string    `json:"id"`
 	Component    string    `json:"component"`
@@ -381,9 +380,9 @@ func clientInfo(k projections.OAuthClient) OAuthClient {
 }
 
 type ListOAuthClients struct {
-	Component string `json:"component,omitzero"` // only this one's
+	Component string `json:"component,omitzero"` // only that of this component
 	Limit     int    `json:"limit,omitzero"`     // 1 to 200; 50 when absent
-	After     string `json:"after,omitzero"`     // cursor of the page before
+	After     string `json:"after,omitzero"`     // cursor of the previous page
 	MinSeq    uint64 `json:"min_seq,omitzero"`   // wait until the response reflects this log sequence
 }
 
@@ -391,7 +390,7 @@ type ListOAuthClients struct {
 type OAuthClientList struct {
 	Clients []OAuthClient `json:"clients"`
 	Next    string        `json:"next,omitzero"` // cursor of the next page; absent on the last
-	Total   int           `json:"total"`         // of all pages
+	Total   int           `json:"total"`         // number of OAuth clients on all pages
 }
 
 func (s *Service) listOAuthClients(ctx context.Context, call *service.Call, in ListOAuthClients) (OAuthClientList, error) {
@@ -426,14 +425,13 @@ func (s *Service) listOAuthClients(ctx context.Context, call *service.Call, in L
 	return list, nil
 }
 
-// RevealedClient is the response to a reveal, the only one that contains a client secret.
+// RevealedClient is the response to a reveal, the only one with a clear client secret.
 type RevealedClient struct {
 	service.Done
 	ClientSecret string `json:"client_secret"`
 }
 
-// revealOAuthClient returns the secret of one client to a person. The audit event is
-// durable before.
+// revealOAuthClient returns the secret of one client. The audit event is durable before.
 func (s *Service) revealOAuthClient(ctx context.Context, call *service.Call, in OAuthClientRef) (RevealedClient, error) {
 	k, err := s.Client(ctx, call, in, true)
 	if err != nil {
@@ -450,8 +448,8 @@ func (s *Service) revealOAuthClient(ctx context.Context, call *service.Call, in 
 	return RevealedClient{done, string(secret.Reveal())}, nil
 }
 
-// MarkClients marks every tenant's client of a deleted component as unusable. The
-// background job retries failures.
+// MarkClients marks every tenant's client of a deleted component as unusable. The background
+// job retries failures.
 func (s *Service) MarkClients(ctx context.Context) error {
 	clients, err := s.Views.ClientsOfDeletedComponents(ctx, service.KeepAtOnce)
 	errs := []error{err}

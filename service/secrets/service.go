@@ -1,6 +1,6 @@
-// Package secrets manages the secrets of aggregates outside the log: encrypted in the vault
-// before the event that names them, erased when no event names them any longer. The
-// features share it.
+// Package secrets manages secrets that are stored in the vault, outside the log: it encrypts
+// them before the event that references them, and erases them when no event references them any
+// more. The features share it.
 package secrets
 
 import (
@@ -29,15 +29,15 @@ type Deps struct {
 	Metrics prometheus.Registerer // optional
 	Logger  *slog.Logger
 
-	// CheckStored proves, before a collection, that the log is complete; nil:
-	// no proof is needed.
+	// CheckStored returns an error unless the log is complete. The collector calls it before
+	// each run. nil: no check.
 	CheckStored func(context.Context) error
-	// FollowedUp stores the position of RunFollowUps; required to run it.
+	// FollowedUp stores the position of RunFollowUps, which requires it.
 	FollowedUp Checkpoint
-	// SingleInstance means that no other process serves the log while this one lives.
+	// SingleInstance means that no other process serves the log at the same time.
 	SingleInstance bool
-	// RefreshTakeoverTimeout is how long a renewal by another process may make
-	// no progress before this one takes it over.
+	// RefreshTakeoverTimeout is the time without progress after which this process takes over a
+	// token renewal of another process.
 	RefreshTakeoverTimeout time.Duration
 }
 
@@ -48,11 +48,11 @@ type Service struct {
 	followUps   *followUps
 	follow      map[string]FollowUp // by category of the aggregate
 	background  []func(context.Context)
-	secretsLeft atomic.Bool // the next round of the collector must scan all secrets
+	secretsLeft atomic.Bool // the next run of the collector must scan all secrets
 }
 
-// FollowUp does the follow-up of one commit, which this process has seen at seen. worked reports
-// whether there was something to do. It may return Postponed.
+// FollowUp completes the follow-up of one commit, which this process has read at seen. worked
+// reports whether there was anything to do. It may return Postponed.
 type FollowUp func(ctx context.Context, recs []events.Record, seen time.Time) (worked bool, err error)
 
 // New creates a Service.
@@ -69,11 +69,11 @@ func New(deps Deps) (*Service, error) {
 	return s, err
 }
 
-// FollowUpWith sets the FollowUp of an aggregate, before RunFollowUps.
+// FollowUpWith sets the FollowUp of an aggregate's category. Call it before RunFollowUps.
 func (s *Service) FollowUpWith(category string, do FollowUp) { s.follow[category] = do }
 
-// AddBackground adds work that RunFollowUps runs concurrently until its context ends; call it before RunFollowUps. It
-// completes interrupted work that is not in the log.
+// AddBackground adds work that RunFollowUps runs concurrently until its context ends. The work
+// completes interrupted actions that are not in the log. Call it before RunFollowUps.
 func (s *Service) AddBackground(run func(context.Context)) { s.background = append(s.background, run) }
 
 type metrics struct {
