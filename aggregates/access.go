@@ -8,23 +8,21 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// Access is the aggregate of one caller's denials and of the connections that the
-// caller started and that failed. A repeat of an event, sent because
-// the first outcome was unknown, is recorded once.
+// Access is the aggregate of one caller's denials and of the caller's failed connections. An
+// event that is sent again after an unknown outcome is recorded only once.
 var Access = Decider[AccessState, commands.Access, events.Access]{
 	Category: "access", Fold: 2, Decide: AccessState.decide, Evolve: AccessState.evolve,
 }
 
-// AccessState is the last denial of each route, and the most recently
-// aborted connections.
+// AccessState has the last denial of each route, and the most recently aborted connections.
 type AccessState struct {
 	Last    []events.AccessDenied
 	Aborted []string
 }
 
-// abortsKept bounds the connections that a state remembers. A repeat comes soon
+// maxAborted is the maximum number of aborted connections in a state. A repeat arrives soon
 // after the first attempt.
-const abortsKept = 16
+const maxAborted = 16
 
 func (s AccessState) decide(cmd commands.Access) ([]events.Access, error) {
 	switch c := cmd.(type) {
@@ -54,7 +52,7 @@ func (s AccessState) evolve(e events.Access) AccessState {
 		s.Last = append(last, e)
 	case events.AccessConnectAborted:
 		s.Aborted = append(slices.Clone(s.Aborted), e.Connection)
-		s.Aborted = s.Aborted[max(0, len(s.Aborted)-abortsKept):]
+		s.Aborted = s.Aborted[max(0, len(s.Aborted)-maxAborted):]
 	}
 	return s
 }

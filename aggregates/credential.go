@@ -307,7 +307,7 @@ func (s CredentialState) delete(c commands.DeleteCredential) ([]events.Credentia
 	if err := s.mayChange(c.Expected); err != nil {
 		return nil, err
 	}
-	if s.Uses.Held() {
+	if s.Uses.Blocked() {
 		return nil, ErrCredentialInUse
 	}
 	return []events.Credential{events.CredentialDeleted{}}, nil

@@ -32,53 +32,53 @@ const (
 	ReasonRevokedHere = "revoked_here"
 )
 
-// OutcomeBusy ends an epoch in which the provider was not called because no slot was
-// free. It says nothing about the provider.
+// OutcomeBusy is the outcome of a refresh that did not call the provider, because no slot was
+// free.
 const OutcomeBusy = "busy"
 
-// flowsNamed bounds the flows that an event names, and lateKept the epochs whose
-// late responses are still looked for.
+// Limits: flows in an event, and superseded refreshes in a state whose late responses are still
+// accepted.
 const (
-	flowsNamed = 100
-	lateKept   = 8
+	maxListedFlows   = 100
+	maxLateRefreshes = 8
 )
 
 // Tokens is the state of a credential's OAuth tokens. The zero value means that it has
 // none and never had any.
 type Tokens struct {
-	Grant          int    // number of the last authorization; 0 when there was none
-	Field          string // field of the keys that holds the current tokens; "" when there are none
+	Grant          int    // number of the last authorization; 0 if there was none
+	Field          string // field of the keys with the current tokens; "" if there are none
 	Token          Token  // current
 	Renewable      bool
 	Epoch          int           // number of the last refresh started
-	Refresh        Refresh       // in progress; Epoch 0 when there is none
+	Refresh        Refresh       // in progress; Epoch 0 if there is none
 	Late           []Refresh     // refreshes of this grant that were taken over without a response, which may still arrive
-	Failures       int           // in a row
+	Failures       int           // consecutive failures
 	RetryAt        time.Time     // after the last failure; zero after a success
-	ReauthReason   string        `json:"Broken"`   // why re-authorization is required, a sentence; "" when it is not
-	StatusBefore   events.Status `json:"Before"`   // of the credential, before ReauthReason was set
-	RevokedLocally bool          `json:"Cut"`      // they were revoked on request: no renewal may bring them back
+	ReauthReason   string        `json:"Broken"`   // sentence why re-authorization is required; "" if it is not
+	StatusBefore   events.Status `json:"Before"`   // status of the credential before ReauthReason was set
+	RevokedLocally bool          `json:"Cut"`      // revoked on request: no renewal may restore them
 	Unverified     bool          `json:"Unproved"` // the current token arrived late: its next renewal shows whether it is valid
 }
 
 // Token is one access token.
 type Token struct {
-	Epoch    int    // of the refresh that produced it; for a new grant, that of the last refresh before it
+	Epoch    int    // refresh that produced it; after a new grant, the last refresh of the previous grant
 	SecretID string // in the vault; the secret of the keys if they hold the token
 	Expires  time.Time
-	Lifetime time.Duration // when it was granted
+	Lifetime time.Duration // full lifetime at the time of issue
 }
 
-// Refresh is one epoch in progress.
+// Refresh is a refresh in progress.
 type Refresh struct {
 	Epoch    int
 	From     int    // epoch of the token it renews
 	SecretID string // where the response will be stored
-	Holder   string // the process
+	Holder   string // id of the process
 }
 
-// ValidFor reports whether the token is valid for the requested time or, if the
-// server grants shorter ones, for half of their lifetime.
+// ValidFor reports whether the token stays valid for life, or for half of its lifetime if that
+// is shorter.
 func (t Token) ValidFor(now time.Time, life time.Duration) bool {
 	return t.Expires.Sub(now) >= min(life, t.Lifetime/2) && t.Plausible(now)
 }
@@ -92,11 +92,12 @@ func (t Token) Plausible(now time.Time) bool {
 	return t.Lifetime == 0 || t.Expires.Sub(now) <= t.Lifetime+clockDrift
 }
 
-// OAuth reports whether the credential holds tokens.
+// OAuth reports whether the credential has a token field. It is also true after the tokens
+// were revoked.
 func (s CredentialState) OAuth() bool { return s.Live() && s.Tokens.Field != "" }
 
-// Revision identifies the values that a holder has: it changes with the keys, the
-// tokens, and when they must no longer be used. It is "" when there are none.
+// Revision identifies the current values, like an ETag: it changes when keys or tokens change
+// or become invalid. It is "" if there are none.
 func (s CredentialState) Revision() string {
 	switch {
 	case !s.Live():
@@ -113,8 +114,8 @@ func (t Tokens) referencesToken(secretID string) bool {
 	return t.Token.SecretID == secretID || is(t.Refresh) || slices.ContainsFunc(t.Late, is)
 }
 
-// TokenSecrets are the secrets of the current tokens and of the refreshes that
-// may still produce some.
+// TokenSecrets returns the secrets of the current tokens and of the refreshes that may still
+// produce some.
 func (t Tokens) TokenSecrets() (ids []string) {
 	for _, id := range []string{t.Token.SecretID, t.Refresh.SecretID} {
 		if id != "" {
@@ -127,7 +128,7 @@ func (t Tokens) TokenSecrets() (ids []string) {
 	return ids
 }
 
-// authorized are the events for keys whose field holds tokens; none when t is nil.
+// authorized returns the events for keys whose field holds tokens; none if t is nil.
 func (s CredentialState) authorized(keys events.KeysVersion, t *commands.Tokens) []events.Credential {
 	if t == nil {
 		return nil
@@ -178,11 +179,10 @@ func (s CredentialState) startRefresh(c commands.StartRefresh) ([]events.Credent
 	}), nil
 }
 
-// completeRefresh accepts a response of the current grant that is newer than the
-// current token, however late it arrives: the server may accept no older one. If
-// another process has started a refresh meanwhile, it may have used the same refresh token,
-// and some servers react by revoking the whole grant. Such a response is verified by
-// renewing it before any caller gets it.
+// completeRefresh accepts a response of the current grant that is newer than the current token,
+// even a late one: the provider may have invalidated all older tokens. If another process has
+// started a refresh meanwhile, it may have used the same refresh token, and some providers
+// react by revoking the whole grant. So a late token is renewed before any caller gets it.
 func (s CredentialState) completeRefresh(c commands.CompleteRefresh) ([]events.Credential, error) {
 	t := s.Tokens
 	switch err := s.mayRenew(); {
@@ -222,7 +222,7 @@ func (s CredentialState) failRefresh(c commands.FailRefresh) ([]events.Credentia
 		Epoch: c.Epoch, Grant: c.Grant, Outcome: c.Outcome, Status: c.Status, RetryAt: c.RetryAt.UTC(),
 	}}
 	switch {
-	case c.Lost != "" && t.Token.Epoch == t.Refresh.From: // else the refused token is no longer the current one
+	case c.Lost != "" && t.Token.Epoch == t.Refresh.From: // only if the refused token is still the current one
 		return append(facts, s.broken(c.Grant, c.Outcome, c.Lost)), nil
 	case t.ReauthReason != "" && !t.Unverified: // a retry on request, with the same outcome
 		return append(facts, s.broken(c.Grant, c.Outcome, t.ReauthReason)), nil
@@ -241,7 +241,7 @@ func (s CredentialState) requireReauthorization(c commands.RequireReauthorizatio
 }
 
 func (s CredentialState) broken(grant int, reason, says string) events.Credential {
-	flows, total := s.Uses.Named(flowsNamed)
+	flows, total := s.Uses.NamedFlows(maxListedFlows)
 	return events.CredentialReauthorizationRequired{Grant: grant, Reason: reason, Says: says, Flows: flows, Total: total}
 }
 
@@ -273,7 +273,7 @@ func (s CredentialState) evolveTokens(e events.CredentialToken) CredentialState 
 	case events.CredentialRefreshStarted:
 		if t.Refresh.Epoch != 0 {
 			t.Late = append(slices.Clip(t.Late), t.Refresh)
-			t.Late = t.Late[max(0, len(t.Late)-lateKept):]
+			t.Late = t.Late[max(0, len(t.Late)-maxLateRefreshes):]
 		}
 		t.Epoch = e.Epoch
 		t.Refresh = Refresh{Epoch: e.Epoch, From: t.Token.Epoch, SecretID: e.SecretID, Holder: e.Holder}
@@ -301,7 +301,7 @@ func (s CredentialState) evolveTokens(e events.CredentialToken) CredentialState 
 	case events.CredentialRecovered:
 		t.ReauthReason, s.Status = "", e.Status
 	case events.CredentialTokensRevoked:
-		// The grant has ended: no response in flight may bring it back.
+		// The grant has ended: no response in flight may restore it.
 		t.Grant, t.Token, t.Refresh, t.Late, t.Renewable = e.Grant+1, Token{Epoch: t.Epoch}, Refresh{}, nil, false
 		s.Versions = slices.Clone(s.Versions)
 		s.Versions[len(s.Versions)-1].SecretID = ""

@@ -9,28 +9,27 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// Use is how one flow uses a thing.
+// Use is one flow's use of a resource (a credential or an OAuth client).
 type Use struct {
 	Revision uint64 `json:"r,omitzero"` // last known revision of the flow
-	Named    bool   `json:"n,omitzero"` // a step of the flow names it
-	Active   bool   `json:"a,omitzero"` // and the flow runs
-	Binding  string `json:"b,omitzero"` // id of the reservation, "" for none
-	Until    int64  `json:"u,omitzero"` // when the reservation expires: microseconds since 1970
+	Named    bool   `json:"n,omitzero"` // a step of the flow names the resource
+	Active   bool   `json:"a,omitzero"` // a step names it and the flow is active
+	Binding  string `json:"b,omitzero"` // id of the reservation; "" if there is none
+	Until    int64  `json:"u,omitzero"` // expiry of the reservation: microseconds since 1970
 }
 
-// Holds reports whether the used thing must not be deleted.
-func (u Use) Holds() bool { return u.Active || u.Binding != "" }
+// BlocksDelete reports whether the use prevents the deletion of the resource.
+func (u Use) BlocksDelete() bool { return u.Active || u.Binding != "" }
 
-// Uses are the flows that use one thing. It is a value like every state: with
-// returns another one that shares what did not change, so that folding an event
-// costs the same with ten flows as with ten thousand.
+// Uses are the flows that use one resource. Uses is immutable: with() and without() return a
+// modified copy that shares structure, so that an event costs the same with ten flows as with
+// ten thousand.
 type Uses struct {
-	flows    *immutable.Map[string, Use] // nil when there are none
-	held     int                         // how many of them hold
-	reserved int                         // how many have a reservation
+	flows    *immutable.Map[string, Use] // nil if there are none
+	blocking int                         // number of uses that prevent a deletion
+	reserved int                         // number of uses with a reservation
 }
 
-// Of returns the use by a flow.
 func (u Uses) Of(flow string) (Use, bool) {
 	if u.flows == nil {
 		return Use{}, false
@@ -38,7 +37,7 @@ func (u Uses) Of(flow string) (Use, bool) {
 	return u.flows.Get(flow)
 }
 
-// Len is the number of flows that use the thing.
+// Len returns the number of flows that use the resource.
 func (u Uses) Len() int {
 	if u.flows == nil {
 		return 0
@@ -46,14 +45,14 @@ func (u Uses) Len() int {
 	return u.flows.Len()
 }
 
-// Held reports whether a flow runs with the thing or has reserved it.
-func (u Uses) Held() bool { return u.held > 0 }
+// Blocked reports whether an active flow uses the resource, or a flow has reserved it.
+func (u Uses) Blocked() bool { return u.blocking > 0 }
 
-// Holders are the ids of up to limit flows that hold the thing, ordered
-// by id, and how many hold it in total.
-func (u Uses) Holders(limit int) (first []string, total int) {
+// Blockers returns the ids of up to limit flows that prevent the deletion, sorted, and their
+// total number.
+func (u Uses) Blockers(limit int) (first []string, total int) {
 	u.each(func(flow string, use Use) {
-		if !use.Holds() {
+		if !use.BlocksDelete() {
 			return
 		}
 		at, _ := slices.BinarySearch(first, flow)
@@ -65,12 +64,12 @@ func (u Uses) Holders(limit int) (first []string, total int) {
 		}
 		first = slices.Insert(first, at, flow)
 	})
-	return first, u.held
+	return first, u.blocking
 }
 
-// Named are the ids of up to limit flows that name the thing in a step, ordered
-// by id, and how many name it in total.
-func (u Uses) Named(limit int) (first []string, total int) {
+// NamedFlows returns the ids of up to limit flows whose steps name the resource, sorted, and
+// their total number.
+func (u Uses) NamedFlows(limit int) (first []string, total int) {
 	first = []string{}
 	u.each(func(flow string, use Use) {
 		if !use.Named {
@@ -83,7 +82,7 @@ func (u Uses) Named(limit int) (first []string, total int) {
 	return first[:min(limit, total)], total
 }
 
-// Reservations are the uses of flows that have reserved the thing and do not run, by flow.
+// Reservations returns the uses with a reservation whose flow is not active, by flow.
 func (u Uses) Reservations() map[string]Use {
 	if u.reserved == 0 {
 		return nil
@@ -134,8 +133,8 @@ func (u Uses) with(flow string, use Use) Uses {
 }
 
 func (u Uses) count(use Use, by int) Uses {
-	if use.Holds() {
-		u.held += by
+	if use.BlocksDelete() {
+		u.blocking += by
 	}
 	if use.Binding != "" {
 		u.reserved += by
@@ -152,9 +151,9 @@ func (u Uses) without(flow string) Uses {
 	return u.count(was, -1)
 }
 
-// Equal reports whether the same flows use the thing in the same way.
+// Equal reports whether the same flows use the resource in the same way.
 func (u Uses) Equal(other Uses) bool {
-	same := u.Len() == other.Len() && u.held == other.held
+	same := u.Len() == other.Len() && u.blocking == other.blocking
 	u.each(func(flow string, use Use) {
 		o, ok := other.Of(flow)
 		same = same && ok && o == use
@@ -162,20 +161,20 @@ func (u Uses) Equal(other Uses) bool {
 	return same
 }
 
-// usesRow is one flow in a snapshot.
+// usesRow is one use in a snapshot.
 type usesRow struct {
 	Flow string `json:"f"`
 	Use
 }
 
-// MarshalJSON writes the uses into a snapshot.
+// MarshalJSON encodes the uses for a snapshot.
 func (u Uses) MarshalJSON() ([]byte, error) {
 	rows := make([]usesRow, 0, u.Len())
 	u.each(func(flow string, use Use) { rows = append(rows, usesRow{flow, use}) })
 	return json.Marshal(rows)
 }
 
-// UnmarshalJSON reads the uses back from a snapshot.
+// UnmarshalJSON decodes the uses of a snapshot.
 func (u *Uses) UnmarshalJSON(b []byte) error {
 	var rows []usesRow
 	if err := json.Unmarshal(b, &rows); err != nil {

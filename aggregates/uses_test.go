@@ -287,15 +287,15 @@ func TestUsesAreAMap(t *testing.T) {
 		for i, s := range earlier {
 			held := 0
 			for flow, holds := range then[i] {
-				if use, ok := s.Uses.Of(flow); !ok || use.Holds() != holds {
+				if use, ok := s.Uses.Of(flow); !ok || use.BlocksDelete() != holds {
 					t.Fatalf("after %d events %s is %+v, %v", i+1, flow, use, ok)
 				}
 				if holds {
 					held++
 				}
 			}
-			first, total := s.Uses.Holders(3)
-			if s.Uses.Len() != len(then[i]) || s.Uses.Held() != (held > 0) || total != held || len(first) != min(held, 3) || !slices.IsSorted(first) {
+			first, total := s.Uses.Blockers(3)
+			if s.Uses.Len() != len(then[i]) || s.Uses.Blocked() != (held > 0) || total != held || len(first) != min(held, 3) || !slices.IsSorted(first) {
 				t.Fatalf("after %d events: %d uses of which %d hold, first %v, want %v", i+1, s.Uses.Len(), total, first, then[i])
 			}
 		}
@@ -304,7 +304,7 @@ func TestUsesAreAMap(t *testing.T) {
 			t.Fatal(err)
 		}
 		var back aggregates.CredentialState
-		if err := json.Unmarshal(b, &back); err != nil || !back.Uses.Equal(s.Uses) || back.Uses.Held() != s.Uses.Held() {
+		if err := json.Unmarshal(b, &back); err != nil || !back.Uses.Equal(s.Uses) || back.Uses.Blocked() != s.Uses.Blocked() {
 			t.Fatalf("a snapshot gives back %s: %v", b, err)
 		}
 	})

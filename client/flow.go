@@ -58,12 +58,12 @@ type Ack struct {
 // "CREDSTREAM_POISON" if the service could not parse it.
 type FlowAck Ack
 
-// poisonStream is the dead-letter queue.
-const poisonStream = "CREDSTREAM_POISON"
+// deadLetterStream is the dead-letter queue.
+const deadLetterStream = "CREDSTREAM_POISON"
 
-// Poisoned reports whether the service could not parse the event and put it into the dead-letter
+// DeadLettered reports whether the service could not parse the event and put it into the dead-letter
 // queue.
-func (a FlowAck) Poisoned() bool { return a.Stream == poisonStream }
+func (a FlowAck) DeadLettered() bool { return a.Stream == deadLetterStream }
 
 // PublishFlow publishes a flow event, and returns when it is durable.
 // The read models and the in-use index reflect it some

@@ -73,7 +73,7 @@ func TestPublishFlow(t *testing.T) {
 		{Change: client.FlowStarted, ID: "f1", Revision: 3},
 	} {
 		ack, err := c.PublishFlow(t.Context(), e, client.CommandID("given"), client.Correlation("theirs"))
-		if err != nil || ack != (client.FlowAck{Stream: "CREDSTREAM_FLOWS", Seq: 7}) || ack.Poisoned() {
+		if err != nil || ack != (client.FlowAck{Stream: "CREDSTREAM_FLOWS", Seq: 7}) || ack.DeadLettered() {
 			t.Errorf("%+v, %v", ack, err)
 		}
 	}
@@ -119,7 +119,7 @@ func TestPublishFlowAgain(t *testing.T) {
 	b.serve("credstream.flows.acme.f3", func(int, *nats.Msg) *nats.Msg { return body("what?") })
 	c := b.dial("acme")
 	ack, err := c.PublishFlow(t.Context(), client.FlowEvent{Change: client.FlowStarted, ID: "f1", Revision: 1})
-	if err != nil || !ack.Poisoned() {
+	if err != nil || !ack.DeadLettered() {
 		t.Errorf("%+v, %v", ack, err)
 	}
 	all := asked()

@@ -88,9 +88,9 @@ func (a *API) SealKeys(ctx context.Context, command, commandID, target string, k
 	return base64.RawURLEncoding.EncodeToString(sealed), nil
 }
 
-// Poisoned is a message of the dead-letter queue: a flow event or queued command that
+// DeadLetter is a message of the dead-letter queue: a flow event or queued command that
 // failed permanently.
-type Poisoned struct {
+type DeadLetter struct {
 	ID        string         `json:"id"`
 	Queue     string         `json:"queue"`               // "flows" or "commands"
 	Name      string         `json:"name"`                // type of the event, or the command
@@ -116,8 +116,8 @@ type QueueFilter struct {
 
 // QueuedList is one page, oldest first.
 type QueuedList struct {
-	Messages []Poisoned `json:"messages"`
-	Next     string     `json:"next,omitzero"` // cursor of the next page; empty on the last
+	Messages []DeadLetter `json:"messages"`
+	Next     string       `json:"next,omitzero"` // cursor of the next page; empty on the last
 }
 
 // ListQueued returns one page of the dead-letter queue. Here and below, the key needs
@@ -129,12 +129,12 @@ func (a *API) ListQueued(ctx context.Context, filter QueueFilter) (QueuedList, e
 }
 
 // Queued yields every message of the dead-letter queue, page after page.
-func (a *API) Queued(ctx context.Context) iter.Seq2[Poisoned, error] {
-	return func(yield func(Poisoned, error) bool) {
+func (a *API) Queued(ctx context.Context) iter.Seq2[DeadLetter, error] {
+	return func(yield func(DeadLetter, error) bool) {
 		for filter := (QueueFilter{Limit: 200}); ; {
 			list, err := a.ListQueued(ctx, filter)
 			if err != nil {
-				yield(Poisoned{}, err)
+				yield(DeadLetter{}, err)
 				return
 			}
 			for _, m := range list.Messages {
@@ -151,8 +151,8 @@ func (a *API) Queued(ctx context.Context) iter.Seq2[Poisoned, error] {
 
 // GetQueued returns one message of the dead-letter queue, with its kept
 // content (queue_message_not_found).
-func (a *API) GetQueued(ctx context.Context, id string) (Poisoned, error) {
-	var m Poisoned
+func (a *API) GetQueued(ctx context.Context, id string) (DeadLetter, error) {
+	var m DeadLetter
 	err := a.Query(ctx, "queue.get", byID{ID: id}, &m)
 	return m, err
 }

@@ -136,9 +136,9 @@ type Vault struct {
 	api  jsapi.API
 
 	recent *recent
-	intact func() error // may be nil
+	guard  func() error // may be nil
 
-	deleting func(context.Context) (done func(known bool), err error) // may be nil
+	onDelete func(context.Context) (done func(known bool), err error) // may be nil
 }
 
 // New returns a vault over the stream of StreamConfig.
@@ -154,19 +154,19 @@ func New(js jetstream.JetStream, keys *seal.Keyring, sync func(context.Context) 
 
 // Guard sets a check that every Put, Get and Erase runs first; its error is returned. Call it
 // before the vault is used.
-func (v *Vault) Guard(intact func() error) { v.intact = intact }
+func (v *Vault) Guard(intact func() error) { v.guard = intact }
 
 // OnDelete sets a hook that runs before each message is deleted. An error of the hook aborts
 // Erase. Erase calls done(true) when the delete is durable, and done(false) if its outcome is
 // unknown. Call OnDelete before the first Erase.
 func (v *Vault) OnDelete(deleting func(context.Context) (done func(known bool), err error)) {
-	v.deleting = deleting
+	v.onDelete = deleting
 }
 
 // check runs the guard and validates the ref.
 func (v *Vault) check(ref Ref) error {
-	if v.intact != nil {
-		if err := v.intact(); err != nil {
+	if v.guard != nil {
+		if err := v.guard(); err != nil {
 			return err
 		}
 	}
@@ -352,8 +352,8 @@ func (v *Vault) Erase(ctx context.Context, ref Ref) (erased error) {
 		if m == nil {
 			return v.waitDurable(ctx) // an earlier Erase may have deleted it without an fsync
 		}
-		if v.deleting != nil {
-			done, err := v.deleting(ctx)
+		if v.onDelete != nil {
+			done, err := v.onDelete(ctx)
 			if err != nil {
 				return fmt.Errorf("erasing a secret: %w", err)
 			}

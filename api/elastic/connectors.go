@@ -36,7 +36,7 @@ var filter = map[string]any{
 	"validation":       map[string]any{"errors": []any{}, "state": "valid"},
 }
 
-var never = map[string]any{"enabled": false, "interval": "0 0 0 * * ?"}
+var disabledSchedule = map[string]any{"enabled": false, "interval": "0 0 0 * * ?"}
 
 // document is a connector in Elasticsearch's format. Members that are not stored have the
 // values of a new connector.
@@ -46,7 +46,7 @@ func document(c connector.Connector) map[string]any {
 		"language": orNull(c.Language), "is_native": c.Native, "api_key_id": orNull(c.APIKeyID), "api_key_secret_id": orNull(c.SecretID),
 		"status": "created", "sync_now": false, "deleted": false, "error": nil, "configuration": map[string]any{}, "custom_scheduling": map[string]any{},
 		"filtering":  []any{map[string]any{"active": filter, "draft": filter, "domain": "DEFAULT"}},
-		"scheduling": map[string]any{"access_control": never, "full": never, "incremental": never},
+		"scheduling": map[string]any{"access_control": disabledSchedule, "full": disabledSchedule, "incremental": disabledSchedule},
 	}
 }
 

@@ -99,7 +99,7 @@ func (x *exchange) listAuthClients() {
 		scope = "global"
 	}
 	var total int
-	clients, next, err := walk(p, func(after string, limit int) ([]client.AuthClient, string, error) {
+	clients, next, err := fetchPage(p, func(after string, limit int) ([]client.AuthClient, string, error) {
 		page, err := ask[client.AuthClientList](x, "auth_client.list", client.ListAuthClients{
 			Component: p.component, Scope: scope, ScopeID: id, Limit: limit, After: after,
 		})

@@ -17,8 +17,8 @@ import (
 // ErrComponentGone is the 404 of this API for a deleted component.
 var ErrComponentGone = fault.New(fault.NotFound, "component_gone", "The component was deleted.")
 
-// here maps component.ErrComponentDeleted to ErrComponentGone.
-func here(err error) error {
+// asGone maps component.ErrComponentDeleted to ErrComponentGone.
+func asGone(err error) error {
 	if errors.Is(err, component.ErrComponentDeleted) {
 		return ErrComponentGone
 	}
@@ -69,7 +69,7 @@ func (x *exchange) included(p parameters, components []string) ([]resource, erro
 		}
 		c, err := ask[component.Component](x, "component.get", component.Get{ID: id})
 		switch {
-		case hidden(err):
+		case isNotFound(err):
 		case err != nil:
 			return nil, err
 		default:
@@ -86,7 +86,7 @@ func (x *exchange) listComponents() {
 		return
 	}
 	var total int
-	components, next, err := walk(p, func(after string, limit int) ([]component.Info, string, error) {
+	components, next, err := fetchPage(p, func(after string, limit int) ([]component.Info, string, error) {
 		page, err := ask[component.Page](x, "component.list", component.List{Limit: limit, After: after})
 		total = page.Total
 		return page.Components, page.Next, err
@@ -206,7 +206,7 @@ func (x *exchange) patchComponent() {
 		done, err = x.share(x.item, access)
 	}
 	if err != nil {
-		x.Fail(here(err))
+		x.Fail(asGone(err))
 		return
 	}
 	x.giveComponent(http.StatusOK, done)
@@ -215,7 +215,7 @@ func (x *exchange) patchComponent() {
 func (x *exchange) deleteComponent() {
 	done, err := ask[service.Done](x, "component.delete", component.Delete{ID: x.item})
 	if err != nil {
-		x.Fail(here(err))
+		x.Fail(asGone(err))
 		return
 	}
 	if x.may(permission.ComponentsGet) { // wait until the read models reflect the delete

@@ -81,7 +81,7 @@ func (x *exchange) listCredentials() {
 		x.Fail(err)
 		return
 	}
-	credentials, next, err := walk(p, func(after string, limit int) ([]credential.Credential, string, error) {
+	credentials, next, err := fetchPage(p, func(after string, limit int) ([]credential.Credential, string, error) {
 		page, err := ask[credential.Page](x, "credential.list", credential.List{
 			Component: p.component, Workspace: p.workspace, Sort: by, Limit: limit, After: after,
 		})

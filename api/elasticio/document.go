@@ -370,7 +370,7 @@ func (x *exchange) give(status int, doc answer) {
 // noteBehind logs that the read models did not catch up with a write in time. The write
 // succeeded.
 func (x *exchange) noteBehind(err error) {
-	if err != nil && !hidden(err) {
+	if err != nil && !isNotFound(err) {
 		x.Warn("read models are behind a write", err)
 	}
 }

@@ -141,7 +141,7 @@ func (x *exchange) change(ceType string, data []byte, status int) {
 	x.Accepted(x.call.Tenant, err)
 	switch {
 	case err != nil:
-		x.Fail(inGraph(err))
+		x.Fail(repointToNode(err))
 		return
 	case x.may(permission.FlowsGet): // wait until the read models reflect the change
 		_, err = ask[flow.Flow](x, "flow.get", flow.Get{ID: f.ID, MinSeq: f.Seq})
@@ -154,8 +154,8 @@ func (x *exchange) change(ceType string, data []byte, status int) {
 	x.giveOne(parameters{}, status, flowResource(f), "")
 }
 
-// inGraph maps an error's pointer from a flow step to the node's member.
-func inGraph(err error) error {
+// repointToNode maps an error's pointer from a flow step to the node's member.
+func repointToNode(err error) error {
 	f, ok := errors.AsType[*fault.Error](err)
 	if !ok {
 		return err
@@ -169,5 +169,5 @@ func inGraph(err error) error {
 	return err
 }
 
-// hidden reports whether err is a not-found error.
-func hidden(err error) bool { return err != nil && fault.Of(err).Kind == fault.NotFound }
+// isNotFound reports whether err is a not-found error.
+func isNotFound(err error) bool { return err != nil && fault.Of(err).Kind == fault.NotFound }

@@ -44,7 +44,7 @@ func (x *exchange) listClients() {
 		return
 	}
 	var total int
-	clients, next, err := walk(p, func(after string, limit int) ([]client.OAuthClient, string, error) {
+	clients, next, err := fetchPage(p, func(after string, limit int) ([]client.OAuthClient, string, error) {
 		page, err := ask[client.OAuthClientList](x, "oauth_client.list", client.ListOAuthClients{Component: p.component, Limit: limit, After: after})
 		total = page.Total
 		return page.Clients, page.Next, err

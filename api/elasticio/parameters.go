@@ -31,7 +31,7 @@ func badParameter(name, why string) error {
 const (
 	defaultPage = 50
 	largestPage = 200
-	reach       = 10_000 // maximum offset of a numbered page
+	maxOffset   = 10_000 // maximum offset of a numbered page
 )
 
 // parameters are the parameters of a URL. Empty values are treated as absent.
@@ -70,8 +70,8 @@ var (
 )
 
 // readParameters parses a query string, with plain or escaped brackets. Each parameter must be
-// one of takes and appear at most once.
-func readParameters(query string, takes ...string) (parameters, error) {
+// one of allowed and appear at most once.
+func readParameters(query string, allowed ...string) (parameters, error) {
 	p := parameters{number: 1, size: defaultPage, fields: map[string][]string{}}
 	values, err := url.ParseQuery(query)
 	if err != nil {
@@ -83,7 +83,7 @@ func readParameters(query string, takes ...string) (parameters, error) {
 			kind, typ = fieldsOf, strings.TrimSuffix(inner, "]")
 		}
 		switch {
-		case !slices.Contains(takes, kind):
+		case !slices.Contains(allowed, kind):
 			return p, badParameter(name, "Unknown parameter.")
 		case len(given) != 1:
 			return p, badParameter(name, "The parameter appears more than once.")
@@ -96,7 +96,7 @@ func readParameters(query string, takes ...string) (parameters, error) {
 			return p, err
 		}
 	}
-	if p.after == "" && (p.number-1)*p.size >= reach {
+	if p.after == "" && (p.number-1)*p.size >= maxOffset {
 		return p, ErrPage.At(parameterPrefix + pageNumber)
 	}
 	return p, nil
@@ -192,10 +192,10 @@ func (p *parameters) trim(r resource) resource {
 	return r
 }
 
-// walk returns the requested page and the next cursor. fetch returns up to limit items after a
+// fetchPage returns the requested page and the next cursor. fetch returns up to limit items after a
 // cursor, and the next cursor. For a numbered page, walk first skips the items before it, 200
 // per call of fetch.
-func walk[T any](p parameters, fetch func(after string, limit int) ([]T, string, error)) ([]T, string, error) {
+func fetchPage[T any](p parameters, fetch func(after string, limit int) ([]T, string, error)) ([]T, string, error) {
 	after := p.after
 	if after == "" {
 		for skip := (p.number - 1) * p.size; skip > 0; {
@@ -222,13 +222,13 @@ func (p *parameters) links(r *url.URL, next string, total int) map[string]string
 		return r.EscapedPath() + "?" + q.Encode()
 	}
 	links := map[string]string{"first": link(1, "")}
-	if p.number > 1 && (p.number-2)*p.size < reach {
+	if p.number > 1 && (p.number-2)*p.size < maxOffset {
 		links["prev"] = link(p.number-1, "")
 	}
 	if next != "" {
 		links["next"] = link(p.number+1, next)
 	}
-	if last := pages(total, p.size); (last-1)*p.size < reach {
+	if last := pages(total, p.size); (last-1)*p.size < maxOffset {
 		links["last"] = link(last, "")
 	}
 	return links

@@ -64,7 +64,7 @@ func (x *exchange) listSecrets() {
 		return
 	}
 	var total int
-	secrets, next, err := walk(p, func(after string, limit int) ([]credential.AuthSecret, string, error) {
+	secrets, next, err := fetchPage(p, func(after string, limit int) ([]credential.AuthSecret, string, error) {
 		page, err := ask[credential.AuthSecretList](x, "auth_secret.list", credential.ListAuthSecrets{
 			Workspace: x.workspace, Component: p.component, Sort: by, Limit: limit, After: after,
 		})

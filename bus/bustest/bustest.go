@@ -57,7 +57,7 @@ func ClearCallout() Option { return func(s *NATS) { s.clear = true } }
 func OnHost(ip string) Option { return func(s *NATS) { s.host = ip } }
 
 // Cuttable has the servers of a cluster reach each other by ways that Cut closes.
-func Cuttable() Option { return func(s *NATS) { s.wires = &wires{} } }
+func Cuttable() Option { return func(s *NATS) { s.proxies = &routeProxies{} } }
 
 // TLS has the servers demand TLS of their clients, with this certificate, which
 // the clients need not trust.
@@ -82,7 +82,7 @@ type NATS struct {
 	clear    bool
 	earlier  bool // accounts.conf is that of an earlier version
 	nodes    []*node
-	wires    *wires // between the servers; nil: they reach each other directly
+	proxies  *routeProxies // of the routes; nil: the servers are connected directly
 }
 
 type node struct {
@@ -113,8 +113,8 @@ func Start(t testing.TB, options ...Option) *NATS {
 			s.showLogs()
 		}
 	})
-	if s.wires != nil {
-		s.wires.lay(t, s.nodes)
+	if s.proxies != nil {
+		s.proxies.listen(t, s.nodes)
 	}
 	for i := range s.nodes {
 		s.StartNode(i)
@@ -192,7 +192,7 @@ func (s *NATS) configure() {
 		if s.lazy {
 			text = bytes.ReplaceAll(text, []byte("sync_interval: always"), nil)
 		}
-		if s.wires != nil { // nobody else tells a server where another one is
+		if s.proxies != nil { // nobody else tells a server where another one is
 			text = bytes.ReplaceAll(text, []byte("routes: $NATS_ROUTES"), []byte("routes: $NATS_ROUTES\n  advertise: \"127.0.0.1:1\""))
 		}
 		if s.earlier {
@@ -244,8 +244,8 @@ func (s *NATS) StartNode(i int) {
 		file = "node.conf"
 		for j, other := range s.nodes {
 			address := other.route
-			if s.wires != nil && i != j {
-				address = s.wires.address(i, j)
+			if s.proxies != nil && i != j {
+				address = s.proxies.address(i, j)
 			}
 			routes = append(routes, fmt.Sprintf("%q", "nats://route:"+s.password+"@"+address))
 		}

@@ -23,8 +23,8 @@ const (
 	backlogTenants   = 10_000      // tenants in memory
 )
 
-// ErrPoisonFull is returned while a tenant's part of the dead-letter queue is full.
-var ErrPoisonFull = fault.New(fault.Throttled, "poison_queue_full",
+// ErrDeadLettersFull is returned while a tenant's part of the dead-letter queue is full.
+var ErrDeadLettersFull = fault.New(fault.Throttled, "poison_queue_full",
 	"The dead-letter queue of this tenant is full. Retry or drop its messages (credstream "+
 		"queue retry --all, credstream queue drop --all), then publish again.").WithRetryAfter(10 * time.Second)
 
@@ -110,7 +110,7 @@ func sized(subject string, size int) string {
 
 // unsized splits a subject of sized into the plain subject and the number of parts.
 func unsized(subject string) (plain string, parts int) {
-	dots := strings.Count(streams.PoisonSubject, ".") + 1 // a tenant, and a queue or a flow
+	dots := strings.Count(streams.DeadLetterSubject, ".") + 1 // a tenant, and a queue or a flow
 	if strings.HasPrefix(subject, streams.QueueInside) {
 		dots++ // a command has two tokens
 	}

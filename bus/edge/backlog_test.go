@@ -78,7 +78,7 @@ func TestBacklogIsBounded(t *testing.T) {
 	if got := bulk("queue.drop-all", `{}`); got.Done != most || got.Next != "" {
 		t.Errorf("dropped: %+v", got)
 	}
-	if left := w.count(edge.PoisonStream); left != 1 {
+	if left := w.count(edge.DeadLetterStream); left != 1 {
 		t.Errorf("%d messages are left, want that of the other tenant", left)
 	}
 	bustest.Eventually(t, "room in the dead-letter queue", func() bool {
@@ -107,7 +107,7 @@ func TestRetryInBulk(t *testing.T) {
 	if got := answer.(admin.QueuedChanged); got.Done != 3 || got.Skipped != 0 {
 		t.Errorf("tried again: %+v", got)
 	}
-	if poisoned, waiting := w.count(edge.PoisonStream), w.count(edge.QueueStream); poisoned != 0 || waiting != 4 {
+	if poisoned, waiting := w.count(edge.DeadLetterStream), w.count(edge.QueueStream); poisoned != 0 || waiting != 4 {
 		t.Errorf("%d are poisoned and %d wait", poisoned, waiting)
 	}
 }
@@ -164,7 +164,7 @@ func TestBacklogCountsBytes(t *testing.T) {
 	bustest.Eventually(t, "room in the queue", func() bool {
 		return publish(flowEvent("f1", "flow.updated", "5", fmt.Sprintf(`{"id":"f1","revision":5,"steps":[%s]}`, steps(600, 100)))) == nil
 	})
-	if n := w.count(edge.PoisonStream); n != 0 {
+	if n := w.count(edge.DeadLetterStream); n != 0 {
 		t.Errorf("%d messages failed: %v", n, w.poisoned("default", 1)[0])
 	}
 }

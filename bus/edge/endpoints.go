@@ -117,8 +117,8 @@ func (e *Endpoints) Close() {
 // sender returns the principal of a request, or the reason why it must be dropped unread: a
 // caller must not be able to make the service publish to any subject. With replyOptional, a
 // request without a reply subject is accepted.
-func sender(reply string, h nats.Header, caller func(nats.Header) (string, bool), mute bool) (principal, drop string) {
-	if !natsserver.IsReplySubject(reply) && (reply != "" || !mute) {
+func sender(reply string, h nats.Header, caller func(nats.Header) (string, bool), replyOptional bool) (principal, drop string) {
+	if !natsserver.IsReplySubject(reply) && (reply != "" || !replyOptional) {
 		return "", "reply subject"
 	}
 	if _, malformed := h[natsserver.MalformedHeader]; malformed {

@@ -57,10 +57,10 @@ var errTooLarge = service.ErrBodyTooLarge.Withf("A message for a queue is limite
 // Messages from one connection to one queue through one process
 // are stored in the order in which they were published.
 type Intake struct {
-	cfg  IntakeConfig
-	log  *slog.Logger
-	seen *prometheus.CounterVec
-	mute *prometheus.CounterVec
+	cfg        IntakeConfig
+	log        *slog.Logger
+	seen       *prometheus.CounterVec
+	unanswered *prometheus.CounterVec
 
 	mu    sync.Mutex
 	bytes int64 // bytes in the lines
@@ -79,7 +79,7 @@ type IntakeConfig struct {
 	Caller        func(nats.Header) (principal string, ok bool)
 	Service       *application.Application
 	Queues        *Queues
-	Poison        *Poison
+	DeadLetters   *DeadLetters
 	WritesAllowed func() error // optional: messages are refused while it returns an error
 	Metrics       prometheus.Registerer
 	Logger        *slog.Logger
@@ -93,14 +93,14 @@ func ServeIntake(cfg IntakeConfig) (*Intake, error) {
 			Name: "credstream_intake_messages_total",
 			Help: "Messages published to a queue: stored, poisoned (dead-lettered), refused or dropped, by error code.",
 		}, []string{"queue", "outcome", "code"}),
-		mute: prometheus.NewCounterVec(prometheus.CounterOpts{
+		unanswered: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "credstream_intake_unanswered_total",
 			Help: "Messages published to a queue without a reply subject: their publishers get no acknowledgement.",
 		}, []string{"queue"}),
 	}
 	in.life, in.end = context.WithCancel(context.Background())
 	if cfg.Metrics != nil {
-		cfg.Metrics.MustRegister(in.seen, in.mute)
+		cfg.Metrics.MustRegister(in.seen, in.unanswered)
 	}
 	for subject, q := range map[string]Queue{
 		streams.FlowsOutside + "*.>": Flows, streams.FlowsOutside + "*": Flows, // without a tenant, so it goes to the dead-letter queue
@@ -166,7 +166,7 @@ func (in *Intake) receive(q Queue) nats.MsgHandler {
 			return
 		}
 		if m.Reply == "" {
-			in.mute.WithLabelValues(string(q)).Inc()
+			in.unanswered.WithLabelValues(string(q)).Inc()
 		}
 		from := source{q, principal}
 		if !in.queue(from, m) {
@@ -284,7 +284,7 @@ func (in *Intake) take(ctx context.Context, from source, m *nats.Msg) (r streams
 	if err := checkStreamHeaders(from.queue, m.Header); err != nil {
 		return r, "", leave, err
 	}
-	tenant, name, _ := strings.Cut(strings.TrimPrefix(m.Subject, from.queue.layout().outside), ".")
+	tenant, name, _ := strings.Cut(strings.TrimPrefix(m.Subject, from.queue.layout().publicPrefix), ".")
 	p, err := in.cfg.Service.Access.Principal(ctx, from.principal)
 	if err != nil {
 		return r, "", leave, err
@@ -363,7 +363,7 @@ func (in *Intake) takeFlow(ctx context.Context, call service.Call, m *nats.Msg, 
 			Size: len(m.Data), SHA256: hexSum(m.Data),
 		}
 		setReason(&e, wrong)
-		r, err = in.cfg.Poison.send(ctx, call.Tenant, poisonEntry{Poisoned: e})
+		r, err = in.cfg.DeadLetters.send(ctx, call.Tenant, deadLetter{Poisoned: e})
 		return r, e.Code, err
 	}
 	stored := nats.NewMsg(streams.FlowsInside + call.Tenant + "." + events.Token(f.ID))

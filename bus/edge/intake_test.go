@@ -55,7 +55,7 @@ type whole struct {
 	svc     *application.Application
 	keyring *seal.Keyring
 	queues  *edge.Queues
-	poison  *edge.Poison
+	poison  *edge.DeadLetters
 	metrics *prometheus.Registry
 	logs    *bustest.LogBuffer
 	js      jetstream.JetStream // as the service
@@ -78,7 +78,7 @@ func startWhole(t *testing.T) *whole {
 	}))(t)
 	t.Cleanup(w.store.Close)
 	for _, cfg := range []jetstream.StreamConfig{
-		vault.StreamConfig(1), feed.Config(1), feed.AuditConfig(1), edge.FlowsConfig(1), edge.QueueConfig(1), edge.PoisonConfig(1),
+		vault.StreamConfig(1), feed.Config(1), feed.AuditConfig(1), edge.FlowsConfig(1), edge.QueueConfig(1), edge.DeadLetterConfig(1),
 	} {
 		bustest.Must(jsapi.EnsureStream(t.Context(), w.js, cfg))(t)
 	}
@@ -95,7 +95,7 @@ func startWhole(t *testing.T) *whole {
 	kv := bustest.Must(w.js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "CREDSTREAM_KEYS", Storage: jetstream.FileStorage}))(t)
 	w.keyring = seal.NewKeyring(kms, seal.NewKVKeysets(w.js, kv, nil))
 	w.queues = bustest.Must(edge.NewQueues(conn, durable))(t)
-	w.poison = edge.NewPoison(w.queues, w.metrics, log)
+	w.poison = edge.NewDeadLetters(w.queues, w.metrics, log)
 	w.svc = bustest.Must(application.New(application.Config{
 		Log: bustest.Must(aggregates.NewLog(w.store, 1000))(t), Views: views, Projector: projector, Keyring: w.keyring,
 		Vault:  vault.New(w.js, w.keyring, durable(vault.Stream)),
@@ -143,7 +143,7 @@ func (w *whole) serveIntake() *edge.Intake {
 	w.t.Helper()
 	conn := bustest.Must(w.node.EndpointConn())(w.t)
 	in := bustest.Must(edge.ServeIntake(edge.IntakeConfig{
-		Conn: conn, Caller: w.node.Caller, Service: w.svc, Queues: w.queues, Poison: w.poison, Metrics: w.metrics,
+		Conn: conn, Caller: w.node.Caller, Service: w.svc, Queues: w.queues, DeadLetters: w.poison, Metrics: w.metrics,
 		Logger: slog.New(slog.NewJSONHandler(w.logs, nil)),
 	}))(w.t)
 	w.t.Cleanup(in.Close)
@@ -154,7 +154,7 @@ func (w *whole) serveIntake() *edge.Intake {
 func (w *whole) read(q edge.Queue) (stop func()) {
 	w.t.Helper()
 	r := edge.NewReader(edge.ReaderConfig{
-		Queue: q, Queues: w.queues, Poison: w.poison, Service: w.svc, Pause: soon,
+		Queue: q, Queues: w.queues, DeadLetters: w.poison, Service: w.svc, Pause: soon,
 		Logger: slog.New(slog.NewJSONHandler(w.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	ctx, cancel := context.WithCancel(context.WithoutCancel(w.t.Context()))
@@ -202,7 +202,7 @@ func (w *whole) observed(flow string, revision uint64) events.Record {
 // and lists them.
 func (w *whole) poisoned(tenant string, n int) []admin.Poisoned {
 	w.t.Helper()
-	c := bustest.Must(w.js.OrderedConsumer(w.t.Context(), edge.PoisonStream, jetstream.OrderedConsumerConfig{}))(w.t)
+	c := bustest.Must(w.js.OrderedConsumer(w.t.Context(), edge.DeadLetterStream, jetstream.OrderedConsumerConfig{}))(w.t)
 	messages := bustest.Must(c.Messages())(w.t)
 	defer messages.Stop()
 	for seen := 0; seen < n; {
@@ -393,7 +393,7 @@ func TestFlowEventsRefused(t *testing.T) {
 	if _, err := js.PublishMsg(t.Context(), event()); !errors.Is(err, jetstream.ErrNoStreamResponse) {
 		t.Errorf("after the end: %v", err)
 	}
-	if w.count(edge.FlowsStream) != 0 || w.count(edge.PoisonStream) != 0 {
+	if w.count(edge.FlowsStream) != 0 || w.count(edge.DeadLetterStream) != 0 {
 		t.Error("something was stored")
 	}
 }
@@ -408,8 +408,8 @@ func TestPublishWithoutReply(t *testing.T) {
 	bustest.OK(t, nc.PublishMsg(flowEvent("f1", "flow.exploded", "e2", `{}`)))
 	bustest.OK(t, nc.PublishMsg(queuedCommand("default", "credential.delete", "c1", `{"id":"x"}`)))
 	ack := bustest.Must(bustest.Must(jetstream.New(nc))(t).PublishMsg(t.Context(), flowEvent("f1", "flow.stopped", "e3", `{"id":"f1","revision":2}`)))(t)
-	if ack.Sequence != 2 || w.count(edge.PoisonStream) != 1 {
-		t.Errorf("the next is acknowledged as %+v, %d messages are poisoned", ack, w.count(edge.PoisonStream))
+	if ack.Sequence != 2 || w.count(edge.DeadLetterStream) != 1 {
+		t.Errorf("the next is acknowledged as %+v, %d messages are poisoned", ack, w.count(edge.DeadLetterStream))
 	}
 	w.read(edge.Flows)
 	w.observed("f1", 2)
@@ -455,7 +455,7 @@ func TestHeadersForAStream(t *testing.T) {
 			t.Errorf("%v: %v", m.Header, err)
 		}
 	}
-	if w.count(edge.FlowsStream)+w.count(edge.PoisonStream)+w.count(edge.QueueStream) != 0 {
+	if w.count(edge.FlowsStream)+w.count(edge.DeadLetterStream)+w.count(edge.QueueStream) != 0 {
 		t.Error("something was stored")
 	}
 	bustest.Must(js.PublishMsg(t.Context(), event(jetstream.ExpectedStreamHeader, edge.FlowsStream)))(t)
@@ -499,9 +499,9 @@ func TestFlowEventsNotUnderstood(t *testing.T) {
 		{"tenant_not_found", "flow.created", "e1", event(func(m *nats.Msg) { m.Subject = "credstream.flows.f1" })},
 		{"body_too_large", "flow.created", "e1", event(data(`{"id":"f1","revision":1,"steps":[` + steps(900, 190) + `]}`))},
 	} {
-		before := w.count(edge.PoisonStream)
+		before := w.count(edge.DeadLetterStream)
 		ack := bustest.Must(js.PublishMsg(t.Context(), c.msg))(t)
-		if ack.Stream != edge.PoisonStream || ack.Sequence != before+1 {
+		if ack.Stream != edge.DeadLetterStream || ack.Sequence != before+1 {
 			t.Errorf("%s: acknowledged as %+v", c.code, ack)
 		}
 		got := bustest.Must(w.poison.Get(t.Context(), "default", fmt.Sprint(ack.Sequence)))(t)

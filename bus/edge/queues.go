@@ -17,9 +17,9 @@ import (
 // The streams of queued and of dead-lettered messages. They are private: only the service
 // publishes to them.
 const (
-	FlowsStream  = "CREDSTREAM_FLOWS"
-	QueueStream  = "CREDSTREAM_CMDQ"
-	PoisonStream = "CREDSTREAM_POISON"
+	FlowsStream      = "CREDSTREAM_FLOWS"
+	QueueStream      = "CREDSTREAM_CMDQ"
+	DeadLetterStream = "CREDSTREAM_POISON"
 )
 
 // Queue is the display name of one of the two queues.
@@ -32,7 +32,7 @@ const (
 )
 
 // layout has the subject prefixes of a queue, for publishers and in its stream, and the stream.
-type layout struct{ outside, inside, stream string }
+type layout struct{ publicPrefix, storedPrefix, stream string }
 
 func (q Queue) layout() layout {
 	if q == Flows {
@@ -74,11 +74,11 @@ func QueueConfig(replicas int) jetstream.StreamConfig {
 	return cfg
 }
 
-// PoisonConfig is the configuration of the dead-letter queue's stream, by tenant and queue:
+// DeadLetterConfig is the configuration of the dead-letter queue's stream, by tenant and queue:
 // "credstream.in.poison.<tenant>.<queue>", plus the size of a large message. A message stays
 // until it is retried or dropped.
-func PoisonConfig(replicas int) jetstream.StreamConfig {
-	return queueStream(PoisonStream, streams.PoisonSubject+">", jetstream.LimitsPolicy, replicas)
+func DeadLetterConfig(replicas int) jetstream.StreamConfig {
+	return queueStream(DeadLetterStream, streams.DeadLetterSubject+">", jetstream.LimitsPolicy, replicas)
 }
 
 // queueStream disables direct reads, which a lagging replica could serve.
@@ -109,7 +109,7 @@ func NewQueues(conn *nats.Conn, durable func(stream string) func(context.Context
 		stream, prefix string
 		full           *fault.Error
 	}{
-		{FlowsStream, streams.FlowsInside, streams.ErrQueueFull}, {QueueStream, streams.QueueInside, streams.ErrQueueFull}, {PoisonStream, streams.PoisonSubject, ErrPoisonFull},
+		{FlowsStream, streams.FlowsInside, streams.ErrQueueFull}, {QueueStream, streams.QueueInside, streams.ErrQueueFull}, {DeadLetterStream, streams.DeadLetterSubject, ErrDeadLettersFull},
 	} {
 		q.durable[s.stream] = durable(s.stream)
 		if q.backlog[s.stream], err = newBacklog(s.stream, s.prefix, s.full); err != nil {

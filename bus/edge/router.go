@@ -42,12 +42,12 @@ type Reader struct {
 
 // ReaderConfig is the configuration of a Reader.
 type ReaderConfig struct {
-	Queue   Queue
-	Queues  *Queues
-	Poison  *Poison
-	Service *application.Application
-	Metrics prometheus.Registerer // may be nil
-	Logger  *slog.Logger
+	Queue       Queue
+	Queues      *Queues
+	DeadLetters *DeadLetters
+	Service     *application.Application
+	Metrics     prometheus.Registerer // may be nil
+	Logger      *slog.Logger
 	// Pause returns the wait after the nth failure of a message; nil: 50 ms, doubled up to 30
 	// s.
 	Pause func(n int) time.Duration
@@ -83,7 +83,7 @@ func (r *Reader) Run(ctx context.Context) error {
 	subscriber := NewSubscriber(SubscriberConfig{
 		JS: r.cfg.Queues.js, Stream: where.stream, Lane: r.lane, Share: r.share, Pause: r.cfg.Pause, Logger: r.log,
 	})
-	topic := where.inside + ">"
+	topic := where.storedPrefix + ">"
 	if r.cfg.Queue == Flows {
 		err = r.handleFlows(router, subscriber, topic, logger)
 	} else {
@@ -117,12 +117,12 @@ var errForeign = fault.New(fault.Invalid, "queue_message_foreign", "The message 
 func (r *Reader) open(msg *message.Message) (queued, error) {
 	q := queued{actor: msg.Metadata[actorHeader], sum: msg.Metadata[sumHeader]}
 	subject, _ := unsized(msg.Metadata[subjectMetadata])
-	rest, ok := strings.CutPrefix(subject, r.cfg.Queue.layout().inside)
+	rest, ok := strings.CutPrefix(subject, r.cfg.Queue.layout().storedPrefix)
 	tenant, last, _ := strings.Cut(rest, ".")
 	if !ok || events.CheckName(tenant) != nil {
 		return q, errForeign
 	}
-	q.tenant, q.subject = tenant, r.cfg.Queue.layout().outside+rest
+	q.tenant, q.subject = tenant, r.cfg.Queue.layout().publicPrefix+rest
 	var err1, err2 error
 	if r.cfg.Queue == Flows {
 		q.name, q.id = msg.Metadata["ce-type"], msg.Metadata["ce-id"]
@@ -197,7 +197,7 @@ func (r *Reader) ackOrDeadLetter(next message.HandlerFunc) message.HandlerFunc {
 		tries, _ := strconv.Atoi(msg.Metadata[deliveredMetadata])
 		log := r.log.With("tenant", q.tenant, "seq", msg.Metadata[sequenceMetadata], "id", q.id, "try", tries, "code", f.Code)
 		if !retryable(f, tries) {
-			if err = r.poison(msg, q, kept, f); err == nil {
+			if err = r.deadLetter(msg, q, kept, f); err == nil {
 				r.handled.WithLabelValues("poisoned", f.Code).Inc()
 				return nil, nil
 			}
@@ -226,11 +226,11 @@ func retryable(f *fault.Error, tries int) bool {
 	return false
 }
 
-// poison moves a message to the dead-letter queue, durably. kept is false if the content must
+// deadLetter moves a message to the dead-letter queue, durably. kept is false if the content must
 // not be stored: the message is foreign, or the current version would refuse the command.
-func (r *Reader) poison(msg *message.Message, q queued, kept bool, f *fault.Error) error {
+func (r *Reader) deadLetter(msg *message.Message, q queued, kept bool, f *fault.Error) error {
 	whole := kept && (r.cfg.Queue == Flows || r.cfg.Service.Admin.MayKeep(q.name, msg.Payload) == nil)
-	e := poisonEntry{Poisoned: admin.Poisoned{Queue: string(r.cfg.Queue), Kept: whole}}
+	e := deadLetter{Poisoned: admin.Poisoned{Queue: string(r.cfg.Queue), Kept: whole}}
 	if kept {
 		e.Name, e.Subject, e.Actor, e.Size, e.SHA256 = q.name, q.subject, "key:"+q.actor, q.size, q.sum
 		if r.cfg.Queue == Flows {
@@ -256,7 +256,7 @@ func (r *Reader) poison(msg *message.Message, q queued, kept bool, f *fault.Erro
 	if tenant == "" {
 		tenant = events.System // the message has no tenant
 	}
-	sent, err := r.cfg.Poison.send(msg.Context(), tenant, e)
+	sent, err := r.cfg.DeadLetters.send(msg.Context(), tenant, e)
 	if err != nil {
 		return err
 	}

@@ -219,7 +219,7 @@ func TestPoisonQueue(t *testing.T) {
 	for _, m := range again {
 		bustest.OK(t, w.poison.Drop(ctx, "acme", m.ID))
 	}
-	if n := w.count(edge.PoisonStream); n != 0 {
+	if n := w.count(edge.DeadLetterStream); n != 0 {
 		t.Errorf("%d messages are left", n)
 	}
 	if w.onDisk(`"command_id":"c`) {
@@ -255,8 +255,8 @@ func TestReaderWaitsForTheService(t *testing.T) {
 		<-enough
 		stop()
 	}
-	if w.count(edge.PoisonStream) != 0 || w.count(edge.FlowsStream) != 20 {
-		t.Errorf("%d messages wait and %d are poisoned", w.count(edge.FlowsStream), w.count(edge.PoisonStream))
+	if w.count(edge.DeadLetterStream) != 0 || w.count(edge.FlowsStream) != 20 {
+		t.Errorf("%d messages wait and %d are poisoned", w.count(edge.FlowsStream), w.count(edge.DeadLetterStream))
 	}
 	w.writes.Store(nil)
 	w.read(edge.Flows)
@@ -309,7 +309,7 @@ func TestReaderWithoutPoisonQueue(t *testing.T) {
 	w.serveIntake()
 	js := bustest.Must(jetstream.New(w.client(w.key)))(t)
 	bustest.Must(js.PublishMsg(t.Context(), queuedCommand("default", "credential.delete", "c1", `{"id":"x"}`)))(t)
-	bustest.OK(t, w.js.DeleteStream(t.Context(), edge.PoisonStream))
+	bustest.OK(t, w.js.DeleteStream(t.Context(), edge.DeadLetterStream))
 	tries := make(chan struct{}, 1000)
 	count := func() error {
 		tries <- struct{}{}
@@ -323,7 +323,7 @@ func TestReaderWithoutPoisonQueue(t *testing.T) {
 	if n := w.count(edge.QueueStream); n != 1 {
 		t.Errorf("%d messages wait", n)
 	}
-	bustest.Must(jsapi.EnsureStream(t.Context(), w.js, edge.PoisonConfig(1)))(t)
+	bustest.Must(jsapi.EnsureStream(t.Context(), w.js, edge.DeadLetterConfig(1)))(t)
 	bustest.Must(js.PublishMsg(t.Context(), queuedCommand("default", "credential.delete", "c2", `{"id":"x"}`)))(t)
 	if list := w.poisoned("default", 2); list[0].CommandID != "c1" || list[1].CommandID != "c2" { // c1 is done
 		t.Errorf("the dead-letter queue holds %+v", list)
@@ -420,7 +420,7 @@ func TestReaderKeepsNoSecret(t *testing.T) {
 		bustest.Must(w.js.PublishMsg(t.Context(), &nats.Msg{Subject: "credstream.in.cmdq.default." + command, Header: h, Data: []byte(body)}))(t)
 	}
 	w.read(edge.Commands)
-	stream := bustest.Must(w.js.Stream(t.Context(), edge.PoisonStream))(t)
+	stream := bustest.Must(w.js.Stream(t.Context(), edge.DeadLetterStream))(t)
 	for _, m := range w.poisoned("default", len(stored)) {
 		raw := bustest.Must(stream.GetMsg(t.Context(), bustest.Must(strconv.ParseUint(m.ID, 10, 64))(t)))(t)
 		coded := base64.StdEncoding.EncodeToString([]byte(stored[m.Name]))

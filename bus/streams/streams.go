@@ -127,11 +127,11 @@ func (k FeedKind) TenantOf(subject string) (tenant string, ok bool) {
 // Subjects to which publishers send messages for the queues, and subjects of the stored
 // messages.
 const (
-	FlowsOutside  = "credstream.flows."
-	FlowsInside   = "credstream.in.flows."
-	QueueOutside  = "credstream.cmdq."
-	QueueInside   = "credstream.in.cmdq."
-	PoisonSubject = "credstream.in.poison."
+	FlowsOutside      = "credstream.flows."
+	FlowsInside       = "credstream.in.flows."
+	QueueOutside      = "credstream.cmdq."
+	QueueInside       = "credstream.in.cmdq."
+	DeadLetterSubject = "credstream.in.poison."
 )
 
 // ErrNotStored is returned to a publisher whose message is not known to be durable.

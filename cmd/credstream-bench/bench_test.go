@@ -308,7 +308,7 @@ func TestStored(t *testing.T) {
 	if err := stored(&jetstream.PubAck{Stream: edge.FlowsStream}); err != nil {
 		t.Error(err)
 	}
-	if err := stored(&jetstream.PubAck{Stream: edge.PoisonStream}); err == nil {
+	if err := stored(&jetstream.PubAck{Stream: edge.DeadLetterStream}); err == nil {
 		t.Error("an event that was not understood counts as stored")
 	}
 }

@@ -265,10 +265,10 @@ func usesChild(ctx context.Context, stdout io.Writer, args []string) error {
 	if err != nil {
 		return err
 	}
-	if !state.Uses.Held() {
+	if !state.Uses.Blocked() {
 		return errors.New("no flow holds the credential")
 	}
-	_, out.Flows = state.Uses.Holders(1)
+	_, out.Flows = state.Uses.Blockers(1)
 	out.First = first
 	times := func(n int, store events.Store) (time.Duration, error) {
 		var took []time.Duration
@@ -332,7 +332,7 @@ func usedBy(flow string, revision uint64) events.CredentialUsed {
 // foldTime is the time in seconds of folding one more use by a flow that uses it already.
 func foldTime(state aggregates.CredentialState) float64 {
 	const folds = 100_000
-	flows, _ := state.Uses.Holders(state.Uses.Len())
+	flows, _ := state.Uses.Blockers(state.Uses.Len())
 	began := time.Now()
 	for i := range folds {
 		state = aggregates.Credential.Evolve(state, usedBy(flows[i%len(flows)], uint64(i+2)))

@@ -50,8 +50,8 @@ type Poisoned struct {
 	Content   jsontext.Value `json:"content,omitzero"` // the kept content; only in the response of queue.get
 }
 
-// PoisonQueue is the dead-letter queue.
-type PoisonQueue interface {
+// DeadLetterQueue is the dead-letter queue.
+type DeadLetterQueue interface {
 	// List lists up to limit messages of the tenant, oldest first, starting after an
 	// id; next is "" at the end.
 	List(ctx context.Context, tenant, after string, limit int) (page []Poisoned, next string, err error)
@@ -208,7 +208,7 @@ type ListQueued struct {
 // QueuedList is a page of the dead-letter queue, oldest first.
 type QueuedList struct {
 	Messages []Poisoned `json:"messages"`
-	Next     string     `json:"next,omitzero"` // cursor of the next page; absent on the last
+	Next     string       `json:"next,omitzero"` // cursor of the next page; absent on the last
 }
 
 func (s *Service) listQueued(ctx context.Context, call *service.Call, in ListQueued) (QueuedList, error) {
@@ -216,10 +216,10 @@ func (s *Service) listQueued(ctx context.Context, call *service.Call, in ListQue
 	if err != nil {
 		return QueuedList{}, err
 	}
-	if s.Poison == nil {
+	if s.DeadLetters == nil {
 		return QueuedList{}, ErrQueueAbsent
 	}
-	page, next, err := s.Poison.List(ctx, call.Tenant, in.After, limit)
+	page, next, err := s.DeadLetters.List(ctx, call.Tenant, in.After, limit)
 	if page == nil {
 		page = []Poisoned{}
 	}
@@ -232,30 +232,30 @@ type QueuedID struct {
 }
 
 func (s *Service) getQueued(ctx context.Context, call *service.Call, in QueuedID) (Poisoned, error) {
-	if s.Poison == nil {
+	if s.DeadLetters == nil {
 		return Poisoned{}, ErrQueueAbsent
 	}
-	return s.Poison.Get(ctx, call.Tenant, in.ID)
+	return s.DeadLetters.Get(ctx, call.Tenant, in.ID)
 }
 
 func (s *Service) retryQueued(ctx context.Context, call *service.Call, in QueuedID) (service.Done, error) {
-	return s.takeQueued(ctx, call, in, PoisonQueue.Retry)
+	return s.takeQueued(ctx, call, in, DeadLetterQueue.Retry)
 }
 
 func (s *Service) dropQueued(ctx context.Context, call *service.Call, in QueuedID) (service.Done, error) {
-	return s.takeQueued(ctx, call, in, PoisonQueue.Drop)
+	return s.takeQueued(ctx, call, in, DeadLetterQueue.Drop)
 }
 
 // takeQueued changes one message, which removes it from the dead-letter queue. The command
 // starts only if the message exists: if a repeat after a crash does not find
 // it, the earlier attempt removed it.
-func (s *Service) takeQueued(ctx context.Context, call *service.Call, in QueuedID, change func(q PoisonQueue, ctx context.Context, tenant, id string) error) (service.Done, error) {
-	if s.Poison == nil {
+func (s *Service) takeQueued(ctx context.Context, call *service.Call, in QueuedID, change func(q DeadLetterQueue, ctx context.Context, tenant, id string) error) (service.Done, error) {
+	if s.DeadLetters == nil {
 		return service.Done{}, ErrQueueAbsent
 	}
 	resumed := call.Resumed() != nil
 	if !resumed {
-		if _, err := s.Poison.Get(ctx, call.Tenant, in.ID); err != nil {
+		if _, err := s.DeadLetters.Get(ctx, call.Tenant, in.ID); err != nil {
 			return service.Done{}, err
 		}
 	}
@@ -263,7 +263,7 @@ func (s *Service) takeQueued(ctx context.Context, call *service.Call, in QueuedI
 		return service.Done{}, err
 	}
 	call.Detach()
-	err := change(s.Poison, ctx, call.Tenant, in.ID)
+	err := change(s.DeadLetters, ctx, call.Tenant, in.ID)
 	if resumed && errors.Is(err, ErrQueueNotFound) {
 		err = nil
 	}
@@ -291,17 +291,17 @@ type QueuedChanged struct {
 const maxQueuedChanges = 1000
 
 func (s *Service) retryAllQueued(ctx context.Context, call *service.Call, in QueuedMany) (QueuedChanged, error) {
-	return s.changeQueued(ctx, call, in, PoisonQueue.Retry)
+	return s.changeQueued(ctx, call, in, DeadLetterQueue.Retry)
 }
 
 func (s *Service) dropAllQueued(ctx context.Context, call *service.Call, in QueuedMany) (QueuedChanged, error) {
-	return s.changeQueued(ctx, call, in, PoisonQueue.Drop)
+	return s.changeQueued(ctx, call, in, DeadLetterQueue.Drop)
 }
 
 // changeQueued changes the messages one after the other. A message that fails
 // again gets a new entry with a later time, which this call does not process.
-func (s *Service) changeQueued(ctx context.Context, call *service.Call, in QueuedMany, change func(q PoisonQueue, ctx context.Context, tenant, id string) error) (QueuedChanged, error) {
-	if s.Poison == nil {
+func (s *Service) changeQueued(ctx context.Context, call *service.Call, in QueuedMany, change func(q DeadLetterQueue, ctx context.Context, tenant, id string) error) (QueuedChanged, error) {
+	if s.DeadLetters == nil {
 		return QueuedChanged{}, ErrQueueAbsent
 	}
 	if in.Before.IsZero() {
@@ -316,7 +316,7 @@ func (s *Service) changeQueued(ctx context.Context, call *service.Call, in Queue
 	call.Detach()
 	out := QueuedChanged{Before: in.Before}
 	for seen := 0; seen < maxQueuedChanges; {
-		page, next, err := s.Poison.List(ctx, call.Tenant, in.After, 200)
+		page, next, err := s.DeadLetters.List(ctx, call.Tenant, in.After, 200)
 		if err != nil {
 			return out, err
 		}
@@ -324,7 +324,7 @@ func (s *Service) changeQueued(ctx context.Context, call *service.Call, in Queue
 			if in.Queue != "" && m.Queue != in.Queue || in.Code != "" && m.Code != in.Code || !m.At.Before(in.Before) {
 				continue
 			}
-			err := change(s.Poison, ctx, call.Tenant, m.ID)
+			err := change(s.DeadLetters, ctx, call.Tenant, m.ID)
 			switch {
 			case err == nil:
 				out.Done++

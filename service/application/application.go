@@ -49,16 +49,16 @@ type Config struct {
 	// Intact returns why the log cannot be trusted, nil while it can: a log that has lost
 	// commits cannot prove that something does not exist. Optional.
 	Intact func() error
-	// CheckStored proves, before a collection, that the log is complete; nil:
-	// no proof is needed.
-	CheckStored func(context.Context) error
+	// CheckLogComplete returns an error unless the log is complete; the collector calls it first. nil:
+	// no check.
+	CheckLogComplete func(context.Context) error
 	// KeyRevoked is called with the id of a revoked key, to close its
 	// connections; optional.
 	KeyRevoked func(id string)
 	// Rewind starts the tenant's audit consumer over at a log sequence; optional.
 	Rewind func(ctx context.Context, tenant string, seq uint64) error
 	// Poison is the dead-letter queue; optional.
-	Poison admin.PoisonQueue
+	Poison admin.DeadLetterQueue
 	// Claims makes command ids unique across processes; optional if
 	// a single process serves the log.
 	Claims service.Claims
@@ -166,7 +166,7 @@ func New(cfg Config) (*Application, error) {
 	})
 	a.Secrets, errs[1] = secrets.New(secrets.Deps{
 		Kernel: kernel, Log: cfg.Log, Views: cfg.Views, Vault: cfg.Vault, Keyring: cfg.Keyring, Metrics: cfg.Metrics, Logger: cfg.Logger,
-		CheckStored: cfg.CheckStored, FollowedUp: cfg.FollowedUp, SingleInstance: cfg.SingleInstance, RefreshTakeoverTimeout: cfg.RefreshTakeoverTimeout,
+		CheckLogComplete: cfg.CheckLogComplete, FollowedUp: cfg.FollowedUp, SingleInstance: cfg.SingleInstance, RefreshTakeoverTimeout: cfg.RefreshTakeoverTimeout,
 	})
 	a.Flows = flow.New(flow.Deps{
 		Kernel: kernel, Access: a.Access, Log: cfg.Log, Views: cfg.Views, Projector: cfg.Projector, Metrics: cfg.Metrics, Logger: cfg.Logger,
@@ -202,7 +202,7 @@ func New(cfg Config) (*Application, error) {
 	a.Transfers = transfer.New(transfer.Deps{Kernel: kernel, Access: a.Access, Components: a.Components, Log: cfg.Log, Views: cfg.Views, Keyring: cfg.Keyring, Logger: cfg.Logger})
 	a.Admin = admin.New(admin.Deps{
 		Kernel: kernel, Secrets: a.Secrets, Log: cfg.Log, Views: cfg.Views, Projector: cfg.Projector, Keyring: cfg.Keyring, Logger: cfg.Logger,
-		Rewind: cfg.Rewind, Poison: cfg.Poison, RebuildViews: cfg.RebuildViews,
+		Rewind: cfg.Rewind, DeadLetters: cfg.Poison, RebuildViews: cfg.RebuildViews,
 	})
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err

@@ -88,10 +88,10 @@ func (s *Service) createAuthClient(ctx context.Context, call *service.Call, in C
 	created := events.AuthClientCreated{
 		Name: in.Name, Type: in.Type, Scope: in.Scope, ScopeID: in.ScopeID, Fields: in.Credentials.Names(), ClientID: clientIDOf(in.Type, in.Credentials.Fields),
 	}
-	follow := Follows(in.Type, in.Scope)
+	follow := ManagesOAuthClients(in.Type, in.Scope)
 	var err error
 	var revisions map[string]int
-	if created.Components, revisions, err = s.authComponents(ctx, call, in.Type, follow, nil, in.Components, givenFor{now: true, expected: in.Expected}); err != nil {
+	if created.Components, revisions, err = s.authComponents(ctx, call, in.Type, follow, nil, in.Components, secretScope{now: true, expected: in.Expected}); err != nil {
 		return service.Done{}, err
 	}
 	if follow {
@@ -113,7 +113,7 @@ func (s *Service) createAuthClient(ctx context.Context, call *service.Call, in C
 	var done service.Done
 	create := func(secretID string) error {
 		created.SecretID = secretID
-		done, err = s.changeAuthClient(ctx, call, commands.CreateAuthClient{ID: id, Created: created})
+		done, err = s.executeAuthClient(ctx, call, commands.CreateAuthClient{ID: id, Created: created})
 		return err
 	}
 	if before.Value.Exists || len(created.Fields) == 0 { // a repeat needs no other secret
@@ -130,7 +130,7 @@ func (s *Service) createAuthClient(ctx context.Context, call *service.Call, in C
 // settleCreated completes the creation of an auth client, or rolls it back.
 func (s *Service) settleCreated(ctx context.Context, call *service.Call, id string) (service.Done, error) {
 	done, err := s.settleAuthClient(ctx, call.Step(1), id)
-	if refused(err) {
+	if isUpdateRejected(err) {
 		return service.Done{}, errors.Join(err, s.dropAuthClient(ctx, call, id))
 	}
 	return done, err
@@ -139,8 +139,8 @@ func (s *Service) settleCreated(ctx context.Context, call *service.Call, id stri
 // settleChanged completes the change of an auth client, or rolls it back.
 func (s *Service) settleChanged(ctx context.Context, call *service.Call, id string, before aggregates.AuthClientState) (service.Done, error) {
 	done, err := s.settleAuthClient(ctx, call.Step(1), id)
-	if refused(err) {
-		return service.Done{}, errors.Join(err, s.restoreAuthClient(ctx, call, id, form(before)))
+	if isUpdateRejected(err) {
+		return service.Done{}, errors.Join(err, s.restoreAuthClient(ctx, call, id, asChange(before)))
 	}
 	return done, err
 }
@@ -150,7 +150,7 @@ func (s *Service) settleDeleted(ctx context.Context, call *service.Call, id stri
 	if done, err := s.settleChanged(ctx, call, id, before); err != nil {
 		return done, err
 	}
-	return s.changeAuthClient(ctx, call.Step(2), commands.DeleteAuthClient{ID: id})
+	return s.executeAuthClient(ctx, call.Step(2), commands.DeleteAuthClient{ID: id})
 }
 
 // resumeAuthClient completes a command whose first commit is in the log, unless another command
@@ -191,7 +191,7 @@ func (s *Service) checkAuthClient(ctx context.Context, call *service.Call, in Cr
 	if !slices.Contains(authClientTypes, in.Type) {
 		return ErrAuthClientType.At("/type")
 	}
-	if err := checkSeenFrom(in.Scope, in.ScopeID); err != nil {
+	if err := checkScopeFilter(in.Scope, in.ScopeID); err != nil {
 		return err
 	}
 	if err := s.mayScope(ctx, call, in.Scope, permission.OAuthClientsCreate); err != nil {
@@ -200,9 +200,9 @@ func (s *Service) checkAuthClient(ctx context.Context, call *service.Call, in Cr
 	return checkAuthCredentials(in.Type, in.Credentials.Fields)
 }
 
-// checkSeenFrom validates a scope filter ("" matches all) and its id, which workspace and
+// checkScopeFilter validates a scope filter ("" matches all) and its id, which workspace and
 // contract require.
-func checkSeenFrom(scope, id string) error {
+func checkScopeFilter(scope, id string) error {
 	switch scope {
 	case projections.ScopeWorkspace, projections.ScopeContract:
 		if err := service.Required("/scope_id", id); err != nil {
@@ -230,7 +230,7 @@ func (s *Service) mayScope(ctx context.Context, call *service.Call, scope string
 func checkAuthCredentials(typ string, credentials seal.Fields) error {
 	const at = "/credentials"
 	if err := secrets.CheckMask(credentials); err != nil {
-		return outOf(err, "/keys", at)
+		return repoint(err, "/keys", at)
 	}
 	if typ != typeOAuth2 {
 		return nil
@@ -245,7 +245,7 @@ func checkAuthCredentials(typ string, credentials seal.Fields) error {
 	}
 	id, _ := credentials.Text(clientIDMember)
 	if err := checkClientID(string(id.Reveal())); err != nil {
-		return outOf(err, "/client_id", at+"/"+clientIDMember)
+		return repoint(err, "/client_id", at+"/"+clientIDMember)
 	}
 	if secret, _ := credentials.Text(clientSecretMember); len(secret.Reveal()) == 0 {
 		return service.Required(at+"/"+clientSecretMember, "")
@@ -253,8 +253,8 @@ func checkAuthCredentials(typ string, credentials seal.Fields) error {
 	return nil
 }
 
-// outOf replaces the pointer prefix place by other.
-func outOf(err error, place, other string) error {
+// repoint replaces the pointer prefix place by other.
+func repoint(err error, place, other string) error {
 	f := fault.Of(err)
 	if f == nil || len(f.Pointer) < len(place) || f.Pointer[:len(place)] != place {
 		return err
@@ -270,14 +270,16 @@ func clientIDOf(typ string, credentials seal.Fields) string {
 	return string(id.Reveal())
 }
 
-// Follows reports whether an auth client manages the OAuth clients of its components.
-func Follows(typ, scope string) bool { return typ == typeOAuth2 && scope == projections.ScopeTenant }
+// ManagesOAuthClients reports whether an auth client manages the OAuth clients of its components.
+func ManagesOAuthClients(typ, scope string) bool {
+	return typ == typeOAuth2 && scope == projections.ScopeTenant
+}
 
 // authComponents validates the components of an auth client. Components in before are accepted
 // unchanged. Each other one must exist, match the type, have no OAuth client if the auth client
 // would manage it, and not send the secret to an unapproved host. It returns the components and
 // the revisions that it checked.
-func (s *Service) authComponents(ctx context.Context, call *service.Call, typ string, follow bool, before []events.AuthClientComponent, ids []string, secret givenFor) (now []events.AuthClientComponent, revisions map[string]int, err error) {
+func (s *Service) authComponents(ctx context.Context, call *service.Call, typ string, follow bool, before []events.AuthClientComponent, ids []string, secret secretScope) (now []events.AuthClientComponent, revisions map[string]int, err error) {
 	if len(ids) == 0 || len(ids) > maxAuthComponents {
 		return nil, nil, ErrAuthClientComponents.At("/components")
 	}
@@ -323,8 +325,8 @@ func (s *Service) authComponents(ctx context.Context, call *service.Call, typ st
 	return now, revisions, nil
 }
 
-// givenFor is what the secret of an auth client is approved for.
-type givenFor struct {
+// secretScope is what the secret of an auth client is approved for.
+type secretScope struct {
 	now    bool               // the request contains the secret, so all hosts of the components are approved
 	known  map[string]int     // by component: descriptor revision that the secret was last approved for
 	blocks []*commands.OAuth2 // OAuth blocks of all approved revisions
@@ -338,8 +340,8 @@ func expectedOf(component string) string {
 }
 
 // secretOf returns what the stored secret of an auth client is approved for.
-func (s *Service) secretOf(ctx context.Context, tenant string, a aggregates.AuthClientState) (givenFor, error) {
-	secret := givenFor{known: map[string]int{}}
+func (s *Service) secretOf(ctx context.Context, tenant string, a aggregates.AuthClientState) (secretScope, error) {
+	secret := secretScope{known: map[string]int{}}
 	for _, c := range a.Components {
 		client, err := aggregates.OAuthClient.Fresh(ctx, s.Log, aggregates.OAuthClient.Stream(tenant, c.Component))
 		switch {
@@ -362,7 +364,7 @@ func (s *Service) secretOf(ctx context.Context, tenant string, a aggregates.Auth
 
 // revisions returns, per component, the descriptor revision that the secret is approved for
 // after the change. added has those of new components.
-func (s *Service) revisions(ctx context.Context, tenant string, components []events.AuthClientComponent, added map[string]int, secret givenFor) ([]int, error) {
+func (s *Service) revisions(ctx context.Context, tenant string, components []events.AuthClientComponent, added map[string]int, secret secretScope) ([]int, error) {
 	all := make([]int, len(components))
 	for i, c := range components {
 		all[i] = cmp.Or(added[c.Component], secret.known[c.Component])
@@ -403,9 +405,9 @@ func authClientRef(tenant, id, secretID string) vault.Ref {
 	return vault.Ref{Tenant: tenant, Category: aggregates.AuthClient.Category, Owner: id, SecretID: secretID}
 }
 
-// changeAuthClient executes a command, and erases the secrets that neither the auth client nor
+// executeAuthClient executes a command, and erases the secrets that neither the auth client nor
 // a rollback needs.
-func (s *Service) changeAuthClient(ctx context.Context, call *service.Call, cmd commands.AuthClient) (service.Done, error) {
+func (s *Service) executeAuthClient(ctx context.Context, call *service.Call, cmd commands.AuthClient) (service.Done, error) {
 	before, after, err := secrets.Change(ctx, s.Secrets, call, aggregates.AuthClient, call.Tenant, cmd)
 	if err != nil {
 		return service.Done{}, err
@@ -421,23 +423,23 @@ func (s *Service) settleAuthClient(ctx context.Context, call *service.Call, id s
 		return service.Done{}, err
 	}
 	if !now.Value.Settled {
-		if err := s.follow(ctx, call, id, now.Value); err != nil {
+		if err := s.updateOAuthClients(ctx, call, id, now.Value); err != nil {
 			return service.Done{}, err
 		}
 	}
-	return s.changeAuthClient(ctx, call, commands.SettleAuthClient{ID: id, Expected: now.Value.Changes})
+	return s.executeAuthClient(ctx, call, commands.SettleAuthClient{ID: id, Expected: now.Value.Changes})
 }
 
-// refused reports whether the update of an OAuth client was rejected for good. A concurrent
+// isUpdateRejected reports whether the update of an OAuth client was rejected for good. A concurrent
 // change and a repeat do not count.
-func refused(err error) bool {
+func isUpdateRejected(err error) bool {
 	_, repeated := errors.AsType[*service.Repeat](err)
 	return err != nil && !repeated && service.IsRejected(err) && !errors.Is(err, aggregates.ErrAuthClientChanged) && !errors.Is(err, aggregates.ErrOAuthClientMoved)
 }
 
-// follow updates the OAuth clients of the components, but does not record that they are up to
+// updateOAuthClients updates the OAuth clients of the components, but does not record that they are up to
 // date.
-func (s *Service) follow(ctx context.Context, call *service.Call, id string, a aggregates.AuthClientState) error {
+func (s *Service) updateOAuthClients(ctx context.Context, call *service.Call, id string, a aggregates.AuthClientState) error {
 	for i, c := range a.Leaving {
 		client, err := aggregates.OAuthClient.Fresh(ctx, s.Log, aggregates.OAuthClient.Stream(call.Tenant, c.Component))
 		if err == nil && client.Value.ID == c.OAuthClient {
@@ -492,10 +494,10 @@ func (s *Service) authCredentials(ctx context.Context, tenant, id, secretID stri
 	return seal.ParseFields(secret.Reveal())
 }
 
-// form returns the state of an auth client as a change event.
-func form(a aggregates.AuthClientState) events.AuthClientChanged {
+// asChange returns the state of an auth client as a change event.
+func asChange(a aggregates.AuthClientState) events.AuthClientChanged {
 	changed := events.AuthClientChanged{Name: a.Name, Components: a.Components, Fields: a.Fields, ClientID: a.ClientID, SecretID: a.SecretID}
-	if Follows(a.Type, a.Scope) {
+	if ManagesOAuthClients(a.Type, a.Scope) {
 		changed.Revisions = a.RevisionsOf(a.Components)
 	}
 	return changed
@@ -508,7 +510,7 @@ func (s *Service) restoreAuthClient(ctx context.Context, call *service.Call, id 
 	if err != nil {
 		return err
 	}
-	if _, err := s.changeAuthClient(ctx, call.Step(300), commands.ChangeAuthClient{ID: id, Expected: now.Value.Changes, Changed: to}); err != nil {
+	if _, err := s.executeAuthClient(ctx, call.Step(300), commands.ChangeAuthClient{ID: id, Expected: now.Value.Changes, Changed: to}); err != nil {
 		return err
 	}
 	_, err = s.settleAuthClient(ctx, call.Step(301), id)
@@ -521,12 +523,12 @@ func (s *Service) dropAuthClient(ctx context.Context, call *service.Call, id str
 	if err != nil {
 		return err
 	}
-	to := form(now.Value)
+	to := asChange(now.Value)
 	to.Components, to.Revisions = []events.AuthClientComponent{}, nil
 	if err := s.restoreAuthClient(ctx, call, id, to); err != nil {
 		return err
 	}
-	_, err = s.changeAuthClient(ctx, call.Step(302), commands.DeleteAuthClient{ID: id})
+	_, err = s.executeAuthClient(ctx, call.Step(302), commands.DeleteAuthClient{ID: id})
 	return err
 }
 
@@ -604,7 +606,7 @@ type ChangeAuthClient struct {
 	Expected    map[string]int `json:"expected_revisions,omitzero"` // by component: refuse unless this is the revision of its current descriptor
 }
 
-func (s *Service) reformAuthClient(ctx context.Context, call *service.Call, in ChangeAuthClient) (service.Done, error) {
+func (s *Service) changeAuthClient(ctx context.Context, call *service.Call, in ChangeAuthClient) (service.Done, error) {
 	if call.Resumed() != nil {
 		return s.resumeAuthClient(ctx, call)
 	}
@@ -612,8 +614,8 @@ func (s *Service) reformAuthClient(ctx context.Context, call *service.Call, in C
 	if err != nil {
 		return service.Done{}, err
 	}
-	follow := Follows(before.Type, before.Scope)
-	var secret givenFor
+	follow := ManagesOAuthClients(before.Type, before.Scope)
+	var secret secretScope
 	if follow {
 		if secret, err = s.secretOf(ctx, home.Tenant, before); err != nil {
 			return service.Done{}, err
@@ -621,7 +623,7 @@ func (s *Service) reformAuthClient(ctx context.Context, call *service.Call, in C
 		before.Revisions, secret.now = secret.known, slices.Contains(in.Credentials.Names(), clientSecretMember)
 	}
 	secret.expected = in.Expected
-	next := form(before)
+	next := asChange(before)
 	if in.Name != "" {
 		if err := service.CheckName("/name", in.Name); err != nil {
 			return service.Done{}, err
@@ -649,7 +651,7 @@ func (s *Service) reformAuthClient(ctx context.Context, call *service.Call, in C
 	var done service.Done
 	change := func(secretID string) error {
 		next.SecretID = secretID
-		done, err = s.changeAuthClient(ctx, home, commands.ChangeAuthClient{ID: in.ID, Expected: before.Changes, Changed: next})
+		done, err = s.executeAuthClient(ctx, home, commands.ChangeAuthClient{ID: in.ID, Expected: before.Changes, Changed: next})
 		return err
 	}
 	if len(in.Credentials.Names()) == 0 {
@@ -712,15 +714,15 @@ func (s *Service) deleteAuthClient(ctx context.Context, call *service.Call, in A
 	if err := s.checkNotInUse(ctx, home, before, nil); err != nil {
 		return service.Done{}, err
 	}
-	if Follows(before.Type, before.Scope) && len(before.Components) > 0 {
-		empty := form(before)
+	if ManagesOAuthClients(before.Type, before.Scope) && len(before.Components) > 0 {
+		empty := asChange(before)
 		empty.Components, empty.Revisions = []events.AuthClientComponent{}, nil
-		if _, err := s.changeAuthClient(ctx, home, commands.ChangeAuthClient{ID: in.ID, Expected: before.Changes, Changed: empty}); err != nil {
+		if _, err := s.executeAuthClient(ctx, home, commands.ChangeAuthClient{ID: in.ID, Expected: before.Changes, Changed: empty}); err != nil {
 			return service.Done{}, err
 		}
 		return s.settleDeleted(ctx, home, in.ID, before)
 	}
-	return s.changeAuthClient(ctx, home, commands.DeleteAuthClient{ID: in.ID})
+	return s.executeAuthClient(ctx, home, commands.DeleteAuthClient{ID: in.ID})
 }
 
 // ReconcileAuthClients completes changes that a crash interrupted. If an update is rejected,
@@ -732,7 +734,7 @@ func (s *Service) ReconcileAuthClients(ctx context.Context) error {
 	for _, k := range list {
 		call := service.System(k.Tenant, "keeper")
 		_, err := s.settleAuthClient(ctx, call, k.ID)
-		if refused(err) {
+		if isUpdateRejected(err) {
 			err = s.rollBackToActual(ctx, call, k.ID)
 		}
 		errs = append(errs, err)
@@ -745,7 +747,7 @@ func (s *Service) rollBackToActual(ctx context.Context, call *service.Call, id s
 	if err != nil || !state.Value.Exists {
 		return err
 	}
-	to := form(state.Value)
+	to := asChange(state.Value)
 	to.Components = []events.AuthClientComponent{}
 	for _, c := range slices.Concat(state.Value.Components, state.Value.Leaving) {
 		client, err := aggregates.OAuthClient.Fresh(ctx, s.Log, aggregates.OAuthClient.Stream(call.Tenant, c.Component))
@@ -760,8 +762,8 @@ func (s *Service) rollBackToActual(ctx context.Context, call *service.Call, id s
 	return s.restoreAuthClient(ctx, call, id, to)
 }
 
-// followsNone returns ErrOAuthClientFollows for an OAuth client that an auth client manages.
-func (s *Service) followsNone(ctx context.Context, k projections.OAuthClient) error {
+// checkNotManaged returns ErrOAuthClientFollows for an OAuth client that an auth client manages.
+func (s *Service) checkNotManaged(ctx context.Context, k projections.OAuthClient) error {
 	a, found, err := s.Views.AuthClientFollowed(ctx, k.Tenant, k.Component)
 	if err != nil || !found || !slices.Contains(a.Components, events.AuthClientComponent{Component: k.Component, OAuthClient: k.ID}) {
 		return err
@@ -825,7 +827,7 @@ type GetAuthClient struct {
 }
 
 func (s *Service) getAuthClient(ctx context.Context, call *service.Call, in GetAuthClient) (AuthClient, error) {
-	if err := checkSeenFrom(in.Scope, in.ScopeID); err != nil {
+	if err := checkScopeFilter(in.Scope, in.ScopeID); err != nil {
 		return AuthClient{}, err
 	}
 	k, err := s.AuthClient(ctx, call, AuthClientRef{ID: in.ID, MinSeq: in.MinSeq}, false)
@@ -876,7 +878,7 @@ func (s *Service) listAuthClients(ctx context.Context, call *service.Call, in Li
 	if err != nil {
 		return AuthClientList{}, err
 	}
-	if err := checkSeenFrom(in.Scope, in.ScopeID); err != nil {
+	if err := checkScopeFilter(in.Scope, in.ScopeID); err != nil {
 		return AuthClientList{}, err
 	}
 	if err := s.Kernel.AtLeast(ctx, in.MinSeq); err != nil {
@@ -914,7 +916,7 @@ func (s *Service) revealAuthClient(ctx context.Context, call *service.Call, in R
 	if err != nil {
 		return RevealedAuthClient{}, err
 	}
-	done, err := s.changeAuthClient(ctx, home, commands.RevealAuthClient{ID: in.ID, SecretID: state.SecretID})
+	done, err := s.executeAuthClient(ctx, home, commands.RevealAuthClient{ID: in.ID, SecretID: state.SecretID})
 	if err != nil {
 		return RevealedAuthClient{}, err
 	}

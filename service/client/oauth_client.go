@@ -192,7 +192,7 @@ func (s *Service) changeOAuthClient(ctx context.Context, call *service.Call, in 
 			return service.Done{}, err
 		}
 	}
-	if err := s.followsNone(ctx, k); err != nil {
+	if err := s.checkNotManaged(ctx, k); err != nil {
 		return service.Done{}, err
 	}
 	revision, err := s.descriptorInForce(ctx, call.Tenant, k.Component)
@@ -344,7 +344,7 @@ func (s *Service) deleteOAuthClient(ctx context.Context, call *service.Call, in 
 	if err != nil {
 		return service.Done{}, err
 	}
-	if err := s.followsNone(ctx, k); err != nil {
+	if err := s.checkNotManaged(ctx, k); err != nil {
 		return service.Done{}, err
 	}
 	return s.changeClient(ctx, call, commands.DeleteOAuthClient{Component: k.Component, ID: k.ID})

@@ -20,7 +20,7 @@ func (s *Service) Routes() []service.Route {
 		service.Query("oauth_client.list", permission.OAuthClientsGet, s.listOAuthClients, "The OAuth clients of the tenant.").Scan(),
 		service.Command("auth_client.create", permission.OAuthClientsCreate, s.createAuthClient,
 			"Create an auth client for several components. With type oauth2 and scope tenant, it also defines their OAuth clients: all of them, or none.").WithSecrets().Resumable(),
-		service.Command("auth_client.change", permission.OAuthClientsEdit, s.reformAuthClient,
+		service.Command("auth_client.change", permission.OAuthClientsEdit, s.changeAuthClient,
 			"Change the name, components or credentials of an auth client. The OAuth clients of its components are updated with it.").WithSecrets().Resumable(),
 		service.Command("auth_client.delete", permission.OAuthClientsDelete, s.deleteAuthClient,
 			"Delete an auth client and the OAuth clients that it manages. Refused while a flow includes one of the components.").Resumable(),

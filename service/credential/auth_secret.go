@@ -95,7 +95,7 @@ func (s *Service) byAuthClient(ctx context.Context, call *service.Call, in *Crea
 	switch {
 	case err != nil:
 		return service.PointAt(err, at)
-	case !client.Follows(k.Type, k.Scope):
+	case !client.ManagesOAuthClients(k.Type, k.Scope):
 		return client.ErrAuthClientNotUsable.At(at)
 	case in.Component == "" && len(k.Components) == 1:
 		in.Component = k.Components[0].Component

@@ -181,7 +181,7 @@ func (refs Refs) List() string {
 
 // InUse is the refusal to delete a credential, with the flows that hold it.
 func (s *Service) InUse(ctx context.Context, call *service.Call, state aggregates.CredentialState) error {
-	holders, total := state.Uses.Holders(FlowsInDetail)
+	holders, total := state.Uses.Blockers(FlowsInDetail)
 	refs := Refs{Total: total, Flows: []Ref{}}
 	names, err := s.Views.FlowNames(ctx, call.Tenant, holders)
 	if err != nil {

@@ -38,8 +38,8 @@ func (s *Service) collect(ctx context.Context, age time.Duration, from uint64) (
 	if err := s.Kernel.WritesAllowed(); err != nil {
 		return 0, next, err
 	}
-	if s.CheckStored != nil {
-		if err := s.CheckStored(ctx); err != nil {
+	if s.CheckLogComplete != nil {
+		if err := s.CheckLogComplete(ctx); err != nil {
 			return 0, next, fmt.Errorf("check the log before collection: %w", err)
 		}
 	}

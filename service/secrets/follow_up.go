@@ -87,9 +87,9 @@ func owes(e events.Event) bool {
 	return false
 }
 
-// followUps are the streams whose commits are being followed up by their callers,
+// followUpTracker are the streams whose commits are being followed up by their callers,
 // and the commits whose follow-up is complete.
-type followUps struct {
+type followUpTracker struct {
 	mu   sync.Mutex
 	held map[events.StreamID]*holders
 	done *lru.Cache[uint64, struct{}]
@@ -101,18 +101,18 @@ type holders struct {
 	awaited bool // by the process manager
 }
 
-func newFollowUps() (*followUps, error) {
+func newFollowUpTracker() (*followUpTracker, error) {
 	done, err := lru.New[uint64, struct{}](followUpsDone)
 	if err != nil {
 		return nil, fmt.Errorf("cache of follow-ups: %w", err)
 	}
-	return &followUps{held: map[events.StreamID]*holders{}, done: done, wake: make(chan struct{}, 1)}, nil
+	return &followUpTracker{held: map[events.StreamID]*holders{}, done: done, wake: make(chan struct{}, 1)}, nil
 }
 
 // hold keeps the process manager away from the commits of a stream until release is called:
 // the caller does their follow-up. What it does not finish is left to the
 // process manager.
-func (f *followUps) hold(stream events.StreamID) (release func()) {
+func (f *followUpTracker) hold(stream events.StreamID) (release func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	h := f.held[stream]
@@ -134,13 +134,13 @@ func (f *followUps) hold(stream events.StreamID) (release func()) {
 }
 
 // finish records that the follow-up of commits is complete.
-func (f *followUps) finish(seqs ...uint64) {
+func (f *followUpTracker) finish(seqs ...uint64) {
 	for _, seq := range seqs {
 		f.done.Add(seq, struct{}{})
 	}
 }
 
-func (f *followUps) poke() {
+func (f *followUpTracker) poke() {
 	select {
 	case f.wake <- struct{}{}:
 	default:
@@ -149,7 +149,7 @@ func (f *followUps) poke() {
 
 // taken reports whether a caller is following up the commits of a stream, and finished
 // whether the follow-up of the one at seq is complete.
-func (f *followUps) taken(stream events.StreamID, seq uint64) (held, finished bool) {
+func (f *followUpTracker) taken(stream events.StreamID, seq uint64) (held, finished bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if h := f.held[stream]; h != nil {
@@ -161,21 +161,21 @@ func (f *followUps) taken(stream events.StreamID, seq uint64) (held, finished bo
 // Hold keeps the process manager away from the commits of a stream until release is called:
 // the caller does their follow-up. What it does not finish is left to the
 // process manager.
-func (s *Service) Hold(stream events.StreamID) (release func()) { return s.followUps.hold(stream) }
+func (s *Service) Hold(stream events.StreamID) (release func()) { return s.tracker.hold(stream) }
 
 // Finish records that the follow-up of commits is complete.
-func (s *Service) Finish(seqs ...uint64) { s.followUps.finish(seqs...) }
+func (s *Service) Finish(seqs ...uint64) { s.tracker.finish(seqs...) }
 
 // Change executes a command on an owner of secrets and erases those that it drops.
 func Change[S secretOwner, C commands.Command, E any](ctx context.Context, s *Service, call *service.Call,
 	d aggregates.Decider[S, C, E], tenant string, cmd C,
 ) (before S, after aggregates.State[S], err error) {
-	defer s.followUps.hold(d.Stream(tenant, cmd.Target()))()
+	defer s.tracker.hold(d.Stream(tenant, cmd.Target()))()
 	was, after, err := service.Commit(ctx, s.Kernel, call, d, tenant, cmd)
 	if err == nil && after.Seq > was.Seq {
 		owner := vault.Ref{Tenant: call.Tenant, Category: d.Category, Owner: cmd.Target()}
 		if s.EraseAll(ctx, Dropped(owner, was.Value, after.Value)) == nil {
-			s.followUps.finish(after.Seq)
+			s.tracker.finish(after.Seq)
 		}
 	}
 	return was.Value, after, err
@@ -256,7 +256,7 @@ func (s *Service) followUpLog(ctx context.Context) error {
 	for {
 		wait := time.NewTimer(m.start(ctx, &all))
 		select {
-		case <-s.followUps.wake:
+		case <-s.tracker.wake:
 		case <-wait.C:
 		case <-ctx.Done():
 		}
@@ -345,7 +345,7 @@ func (m *processManager) add(ctx context.Context, recs []events.Record) error {
 			}
 			m.open, m.read = append(m.open, u), recs[0].Seq
 			m.mu.Unlock()
-			m.s.followUps.poke()
+			m.s.tracker.poke()
 			return nil
 		}
 		m.mu.Unlock()
@@ -378,7 +378,7 @@ func (m *processManager) start(ctx context.Context, all *sync.WaitGroup) (wait t
 		if u.busy || u.done {
 			continue
 		}
-		held, finished := m.s.followUps.taken(u.stream(), u.commit[0].Seq)
+		held, finished := m.s.tracker.taken(u.stream(), u.commit[0].Seq)
 		tenant := u.commit[0].Meta.Tenant
 		switch left := time.Until(u.due); {
 		case finished:
@@ -413,7 +413,7 @@ func (m *processManager) run(ctx context.Context, u *followUp) {
 	log := m.s.Logger.With("tenant", u.commit[0].Meta.Tenant, stream.Category, stream.ID, "seq", seq)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	defer m.s.followUps.poke()
+	defer m.s.tracker.poke()
 	tenant := u.commit[0].Meta.Tenant
 	m.busy--
 	if m.shares[tenant]--; m.shares[tenant] == 0 {
@@ -427,7 +427,7 @@ func (m *processManager) run(ctx context.Context, u *followUp) {
 	case ctx.Err() != nil: // the process that follows the log next does it
 	case err == nil:
 		u.done = true
-		m.s.followUps.finish(seq)
+		m.s.tracker.finish(seq)
 		if worked {
 			m.s.metrics.followUps.WithLabelValues("done").Inc()
 			log.InfoContext(ctx, "completed the follow-up of a commit", "tries", u.tries)
@@ -449,7 +449,7 @@ func (m *processManager) run(ctx context.Context, u *followUp) {
 
 // followUp does the follow-up of one commit.
 func (s *Service) followUp(ctx context.Context, recs []events.Record, seen time.Time) (worked bool, err error) {
-	if do := s.follow[recs[0].Stream.Category]; do != nil {
+	if do := s.followUpByCategory[recs[0].Stream.Category]; do != nil {
 		return do(ctx, recs, seen)
 	}
 	return false, nil

@@ -29,9 +29,9 @@ type Deps struct {
 	Metrics prometheus.Registerer // optional
 	Logger  *slog.Logger
 
-	// CheckStored returns an error unless the log is complete. The collector calls it before
+	// CheckLogComplete returns an error unless the log is complete. The collector calls it before
 	// each run. nil: no check.
-	CheckStored func(context.Context) error
+	CheckLogComplete func(context.Context) error
 	// FollowedUp stores the position of RunFollowUps, which requires it.
 	FollowedUp Checkpoint
 	// SingleInstance means that no other process serves the log at the same time.
@@ -44,11 +44,11 @@ type Deps struct {
 // Service manages secrets. Its methods may be called from many goroutines.
 type Service struct {
 	Deps
-	metrics     *metrics
-	followUps   *followUps
-	follow      map[string]FollowUp // by category of the aggregate
-	background  []func(context.Context)
-	secretsLeft atomic.Bool // the next run of the collector must scan all secrets
+	metrics            *metrics
+	tracker            *followUpTracker
+	followUpByCategory map[string]FollowUp // by category of the aggregate
+	background         []func(context.Context)
+	secretsLeft        atomic.Bool // the next run of the collector must scan all secrets
 }
 
 // FollowUp completes the follow-up of one commit, which this process has read at seen. worked
@@ -58,19 +58,19 @@ type FollowUp func(ctx context.Context, recs []events.Record, seen time.Time) (w
 // New creates a Service.
 func New(deps Deps) (*Service, error) {
 	s := &Service{Deps: deps, metrics: newMetrics(deps.Metrics)}
-	s.follow = map[string]FollowUp{
+	s.followUpByCategory = map[string]FollowUp{
 		aggregates.OAuthClient.Category:     erasing(s, aggregates.OAuthClient),
 		aggregates.AuthClient.Category:      erasing(s, aggregates.AuthClient),
 		aggregates.Component.Category:       erasing(s, aggregates.Component),
 		aggregates.ConnectorSecret.Category: erasing(s, aggregates.ConnectorSecret),
 	}
 	var err error
-	s.followUps, err = newFollowUps()
+	s.tracker, err = newFollowUpTracker()
 	return s, err
 }
 
-// FollowUpWith sets the FollowUp of an aggregate's category. Call it before RunFollowUps.
-func (s *Service) FollowUpWith(category string, do FollowUp) { s.follow[category] = do }
+// RegisterFollowUp sets the FollowUp of an aggregate's category. Call it before RunFollowUps.
+func (s *Service) RegisterFollowUp(category string, do FollowUp) { s.followUpByCategory[category] = do }
 
 // AddBackground adds work that RunFollowUps runs concurrently until its context ends. The work
 // completes interrupted actions that are not in the log. Call it before RunFollowUps.

@@ -73,7 +73,7 @@ func New(deps Deps) *Service {
 	s := &Service{Deps: deps, metrics: newMetrics(deps.Metrics)}
 	s.renewals.by = map[credentialKey]*renewal{}
 	s.revocations.jobs = map[string][]*revocation{}
-	s.Secrets.FollowUpWith(aggregates.Credential.Category, s.followUp)
+	s.Secrets.RegisterFollowUp(aggregates.Credential.Category, s.followUp)
 	return s
 }
 

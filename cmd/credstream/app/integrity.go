@@ -33,7 +33,7 @@ const (
 )
 
 // keptStreams are the streams besides the log that cannot be rebuilt.
-var keptStreams = []string{vault.Stream, keyStream, kv.AccessStream, edge.FlowsStream, edge.QueueStream, edge.PoisonStream}
+var keptStreams = []string{vault.Stream, keyStream, kv.AccessStream, edge.FlowsStream, edge.QueueStream, edge.DeadLetterStream}
 
 func (p *program) highWaterFile() string { return filepath.Join(p.cfg.Data, "high-water.json") }
 

@@ -101,7 +101,7 @@ type program struct {
 	ends      *edge.Endpoints
 	inUse     *feed.InUse
 	queues    *edge.Queues
-	poison    *edge.Poison
+	poison    *edge.DeadLetters
 	access    *kv.AccessLog
 	intake    *edge.Intake
 	pulls     *natsserver.Pulls
@@ -316,7 +316,7 @@ func (p *program) openService(ctx context.Context) error {
 	}
 	n := p.replicas()
 	for _, cfg := range []jetstream.StreamConfig{
-		vault.StreamConfig(n), feed.Config(n), feed.AuditConfig(n), edge.FlowsConfig(n), edge.QueueConfig(n), edge.PoisonConfig(n),
+		vault.StreamConfig(n), feed.Config(n), feed.AuditConfig(n), edge.FlowsConfig(n), edge.QueueConfig(n), edge.DeadLetterConfig(n),
 		kv.CheckpointConfig(n),
 	} {
 		if err := p.ensureStream(ctx, js, cfg); err != nil {
@@ -362,7 +362,7 @@ func (p *program) openService(ctx context.Context) error {
 		RefreshTakeoverTimeout: p.cfg.RefreshPatience,
 		Metrics:                p.metrics, Logger: p.log,
 		WritesAllowed: p.writesAllowed, Intact: p.integrity.Err,
-		CheckStored: func(ctx context.Context) error {
+		CheckLogComplete: func(ctx context.Context) error {
 			if err := p.checkIntegrity(ctx); err != nil {
 				return err
 			}
@@ -430,7 +430,7 @@ func (p *program) openQueues() error {
 	if p.queues, err = edge.NewQueues(conn, p.durable); err != nil {
 		return err
 	}
-	p.poison = edge.NewPoison(p.queues, p.metrics, p.log)
+	p.poison = edge.NewDeadLetters(p.queues, p.metrics, p.log)
 	return nil
 }
 
@@ -622,7 +622,7 @@ func (p *program) openPort(ctx context.Context) error {
 	}
 	p.stop = append(p.stop, p.ends.Close)
 	p.intake, err = edge.ServeIntake(edge.IntakeConfig{
-		Conn: conn, Caller: p.nats.Caller, Service: p.svc, Queues: p.queues, Poison: p.poison,
+		Conn: conn, Caller: p.nats.Caller, Service: p.svc, Queues: p.queues, DeadLetters: p.poison,
 		WritesAllowed: p.writesAllowed, Metrics: p.metrics, Logger: p.log,
 	})
 	if err != nil {
@@ -801,7 +801,7 @@ func (p *program) openParts(ctx context.Context) error {
 	writer("collector", p.lead("collector", func(ctx context.Context) error { return p.svc.Secrets.RunCollector(ctx, collectEvery, orphanAge) }))
 	for _, queue := range []edge.Queue{edge.Flows, edge.Commands} {
 		reader := edge.NewReader(edge.ReaderConfig{
-			Queue: queue, Queues: p.queues, Poison: p.poison, Service: p.svc, Metrics: p.metrics, Logger: p.log,
+			Queue: queue, Queues: p.queues, DeadLetters: p.poison, Service: p.svc, Metrics: p.metrics, Logger: p.log,
 		})
 		writer("reader of "+string(queue), p.lead("read-"+string(queue), reader.Run))
 	}

@@ -17,7 +17,7 @@ import (
 var (
 	errFlowFile = fault.New(fault.Invalid, "flow_file_invalid",
 		"The file must contain a flow as JSON: {\"id\", \"name\", \"revision\", \"steps\": [{\"id\", \"component\", \"credential\"}]}.")
-	errFlowPoisoned = fault.New(fault.Invalid, "flow_event_poisoned",
+	errFlowDeadLettered = fault.New(fault.Invalid, "flow_event_poisoned",
 		"The service could not parse the event. It is in the dead-letter queue with the reason: credstream queue list.")
 )
 
@@ -296,8 +296,8 @@ func (a *invocation) flowPublish() *cobra.Command {
 			if err := a.answer(ack, "Published flow.%s for flow %s (stream %s, sequence %d).", e.Change, e.ID, ack.Stream, ack.Seq); err != nil {
 				return err
 			}
-			if ack.Poisoned() {
-				return errFlowPoisoned.Withf("The service could not parse the event. It is in the dead-letter queue with the reason: credstream queue show %d.", ack.Seq)
+			if ack.DeadLettered() {
+				return errFlowDeadLettered.Withf("The service could not parse the event. It is in the dead-letter queue with the reason: credstream queue show %d.", ack.Seq)
 			}
 			return nil
 		},

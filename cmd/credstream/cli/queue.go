@@ -37,7 +37,7 @@ func (a *invocation) queueList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			list := client.QueuedList{Messages: []client.Poisoned{}}
+			list := client.QueuedList{Messages: []client.DeadLetter{}}
 			for m, err := range api.Queued(cmd.Context()) {
 				if err != nil {
 					return err

@@ -29,23 +29,23 @@ import (
 // maxDetails is the maximum size of an entry's details in bytes; larger ones are omitted.
 const maxDetails = 128 << 10
 
-// Poison is the stream of the dead-letter queue: messages that failed permanently, with the
+// DeadLetters is the stream of the dead-letter queue: messages that failed permanently, with the
 // reason, until they are retried or dropped.
-type Poison struct {
+type DeadLetters struct {
 	queues *Queues
 	log    *slog.Logger
 	put    *prometheus.CounterVec
 }
 
-var _ admin.PoisonQueue = (*Poison)(nil)
+var _ admin.DeadLetterQueue = (*DeadLetters)(nil)
 
-// NewPoison creates the dead-letter queue. metrics may be nil.
-func NewPoison(queues *Queues, metrics prometheus.Registerer, log *slog.Logger) *Poison {
-	p := &Poison{queues: queues, log: log, put: prometheus.NewCounterVec(prometheus.CounterOpts{
+// NewDeadLetters creates the dead-letter queue. metrics may be nil.
+func NewDeadLetters(queues *Queues, metrics prometheus.Registerer, log *slog.Logger) *DeadLetters {
+	p := &DeadLetters{queues: queues, log: log, put: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "credstream_poison_total", Help: "Messages put into the dead-letter queue, by queue and reason.",
 	}, []string{"queue", "code"})}
 	if metrics != nil {
-		metrics.MustRegister(p.put, waiting("credstream_poison_messages", "Messages in the dead-letter queue.", nil, queues, PoisonStream))
+		metrics.MustRegister(p.put, waiting("credstream_poison_messages", "Messages in the dead-letter queue.", nil, queues, DeadLetterStream))
 	}
 	return p
 }
@@ -63,8 +63,8 @@ func waiting(name, help string, labels prometheus.Labels, queues *Queues, stream
 	})
 }
 
-// poisonEntry is the stored form of a dead-lettered message, in JSON.
-type poisonEntry struct {
+// deadLetter is the stored form of a dead-lettered message, in JSON.
+type deadLetter struct {
 	admin.Poisoned
 	Origin *origin `json:"origin,omitzero"` // nil if the content is not kept
 }
@@ -86,14 +86,14 @@ func setReason(e *admin.Poisoned, err error) {
 }
 
 // send publishes an entry to the tenant's part of the dead-letter queue.
-func (p *Poison) send(ctx context.Context, tenant string, e poisonEntry) (streams.Receipt, error) {
+func (p *DeadLetters) send(ctx context.Context, tenant string, e deadLetter) (streams.Receipt, error) {
 	data, err := json.Marshal(e)
 	if err != nil {
 		return streams.Receipt{}, fmt.Errorf("encoding an entry of the dead-letter queue: %w", err)
 	}
-	m := nats.NewMsg(streams.PoisonSubject + tenant + "." + e.Queue)
+	m := nats.NewMsg(streams.DeadLetterSubject + tenant + "." + e.Queue)
 	m.Data = data
-	r, err := p.queues.send(ctx, PoisonStream, m)
+	r, err := p.queues.send(ctx, DeadLetterStream, m)
 	r.Stored = func() {
 		p.put.WithLabelValues(e.Queue, e.Code).Inc()
 		p.log.Warn("message moved to the dead-letter queue", "queue", e.Queue, "tenant", tenant, "name", e.Name,
@@ -104,7 +104,7 @@ func (p *Poison) send(ctx context.Context, tenant string, e poisonEntry) (stream
 
 // List returns up to limit messages of the tenant after an id, oldest first. It returns
 // projections.ErrCursorInvalid for an invalid id.
-func (p *Poison) List(ctx context.Context, tenant, after string, limit int) (page []admin.Poisoned, next string, err error) {
+func (p *DeadLetters) List(ctx context.Context, tenant, after string, limit int) (page []admin.Poisoned, next string, err error) {
 	seq := uint64(0)
 	if after != "" {
 		var ok bool
@@ -120,7 +120,7 @@ func (p *Poison) List(ctx context.Context, tenant, after string, limit int) (pag
 		return nil, "", err
 	}
 	for {
-		m, err := stream.GetMsg(ctx, seq+1, jetstream.WithGetMsgSubject(streams.PoisonSubject+tenant+".>")) // or the next message
+		m, err := stream.GetMsg(ctx, seq+1, jetstream.WithGetMsgSubject(streams.DeadLetterSubject+tenant+".>")) // or the next message
 		switch {
 		case errors.Is(err, jetstream.ErrMsgNotFound):
 			return page, "", nil
@@ -135,7 +135,7 @@ func (p *Poison) List(ctx context.Context, tenant, after string, limit int) (pag
 }
 
 // Get returns one message with its content, or service.ErrQueueNotFound.
-func (p *Poison) Get(ctx context.Context, tenant, id string) (admin.Poisoned, error) {
+func (p *DeadLetters) Get(ctx context.Context, tenant, id string) (admin.Poisoned, error) {
 	_, e, err := p.find(ctx, tenant, id)
 	if err != nil {
 		return admin.Poisoned{}, err
@@ -148,13 +148,13 @@ func (p *Poison) Get(ctx context.Context, tenant, id string) (admin.Poisoned, er
 
 // Retry puts a message back into its queue, durably, and then erases it here. After a crash in
 // between it is in both queues; the command id or the revision detects the second execution.
-func (p *Poison) Retry(ctx context.Context, tenant, id string) error {
+func (p *DeadLetters) Retry(ctx context.Context, tenant, id string) error {
 	_, e, err := p.find(ctx, tenant, id)
 	if err != nil {
 		return err
 	}
 	queue := Queue(e.Queue).layout()
-	if !e.Kept || e.Origin == nil || !strings.HasPrefix(e.Origin.Subject, queue.inside+tenant+".") {
+	if !e.Kept || e.Origin == nil || !strings.HasPrefix(e.Origin.Subject, queue.storedPrefix+tenant+".") {
 		return admin.ErrQueueNotKept
 	}
 	m := nats.NewMsg(e.Origin.Subject)
@@ -173,7 +173,7 @@ func (p *Poison) Retry(ctx context.Context, tenant, id string) error {
 }
 
 // Drop erases a message, or returns service.ErrQueueNotFound.
-func (p *Poison) Drop(ctx context.Context, tenant, id string) error {
+func (p *DeadLetters) Drop(ctx context.Context, tenant, id string) error {
 	stream, e, err := p.find(ctx, tenant, id)
 	if err != nil {
 		return err
@@ -186,19 +186,19 @@ func (p *Poison) Drop(ctx context.Context, tenant, id string) error {
 	case err != nil:
 		return fmt.Errorf("erasing from the dead-letter queue: %w: %w", fault.ErrUnavailable, err)
 	}
-	if durable := p.queues.durable[PoisonStream]; durable != nil {
+	if durable := p.queues.durable[DeadLetterStream]; durable != nil {
 		return durable(ctx)
 	}
 	return nil
 }
 
-func (p *Poison) gone(ctx context.Context, tenant, id string) bool {
+func (p *DeadLetters) gone(ctx context.Context, tenant, id string) bool {
 	_, _, err := p.find(ctx, tenant, id)
 	return errors.Is(err, admin.ErrQueueNotFound)
 }
 
-func (p *Poison) stream(ctx context.Context) (jetstream.Stream, error) {
-	s, err := p.queues.js.Stream(ctx, PoisonStream)
+func (p *DeadLetters) stream(ctx context.Context) (jetstream.Stream, error) {
+	s, err := p.queues.js.Stream(ctx, DeadLetterStream)
 	if err != nil {
 		return nil, fmt.Errorf("looking up the dead-letter queue: %w: %w", fault.ErrUnavailable, err)
 	}
@@ -206,34 +206,34 @@ func (p *Poison) stream(ctx context.Context) (jetstream.Stream, error) {
 }
 
 // find reads the tenant's message with this id.
-func (p *Poison) find(ctx context.Context, tenant, id string) (jetstream.Stream, poisonEntry, error) {
+func (p *DeadLetters) find(ctx context.Context, tenant, id string) (jetstream.Stream, deadLetter, error) {
 	seq, ok := parseEntryID(id)
 	if !ok {
-		return nil, poisonEntry{}, admin.ErrQueueNotFound
+		return nil, deadLetter{}, admin.ErrQueueNotFound
 	}
 	stream, err := p.stream(ctx)
 	if err != nil {
-		return nil, poisonEntry{}, err
+		return nil, deadLetter{}, err
 	}
 	m, err := stream.GetMsg(ctx, seq)
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
-		return nil, poisonEntry{}, admin.ErrQueueNotFound
+		return nil, deadLetter{}, admin.ErrQueueNotFound
 	case err != nil:
-		return nil, poisonEntry{}, fmt.Errorf("reading the dead-letter queue: %w: %w", fault.ErrUnavailable, err)
-	case !strings.HasPrefix(m.Subject, streams.PoisonSubject+tenant+"."):
-		return nil, poisonEntry{}, admin.ErrQueueNotFound
+		return nil, deadLetter{}, fmt.Errorf("reading the dead-letter queue: %w: %w", fault.ErrUnavailable, err)
+	case !strings.HasPrefix(m.Subject, streams.DeadLetterSubject+tenant+"."):
+		return nil, deadLetter{}, admin.ErrQueueNotFound
 	}
 	return stream, p.read(ctx, m), nil
 }
 
 // read decodes an entry. One of unknown format is returned as such, so that it can be dropped
 // and does not hide others.
-func (p *Poison) read(ctx context.Context, m *jetstream.RawStreamMsg) poisonEntry {
-	var e poisonEntry
+func (p *DeadLetters) read(ctx context.Context, m *jetstream.RawStreamMsg) deadLetter {
+	var e deadLetter
 	if err := json.Unmarshal(m.Data, &e); err != nil {
 		p.log.WarnContext(ctx, "invalid entry in the dead-letter queue", "seq", m.Sequence)
-		e = poisonEntry{Poisoned: admin.Poisoned{Subject: m.Subject, At: m.Time.UTC(), Size: len(m.Data), SHA256: hexSum(m.Data)}}
+		e = deadLetter{Poisoned: admin.Poisoned{Subject: m.Subject, At: m.Time.UTC(), Size: len(m.Data), SHA256: hexSum(m.Data)}}
 		setReason(&e.Poisoned, errForeign)
 	}
 	e.ID = strconv.FormatUint(m.Sequence, 10)

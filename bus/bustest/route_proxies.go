@@ -6,36 +6,36 @@ import (
 	"testing"
 )
 
-// wires carries what the servers of a cluster tell each other, by a proxy for each
-// two of them and each direction.
-type wires struct {
-	to map[[2]int]net.Listener // from a server to another one
+// routeProxies proxies the routes of a test cluster, with one proxy per ordered pair of
+// servers.
+type routeProxies struct {
+	listeners map[[2]int]net.Listener // by sender and receiver
 
-	mu    sync.Mutex
-	cut   map[int]bool  // servers that reach nobody
-	moved chan struct{} // closed when cut changes
+	mu      sync.Mutex
+	cut     map[int]bool  // servers that are cut off
+	changed chan struct{} // closed when cut changes
 }
 
-// Cut parts one server from the others: what they send each other is held back
-// until Heal. Its clients still reach it.
-func (s *NATS) Cut(i int) { s.wires.set(i, true) }
+// Cut separates one server from the others: messages between them are delayed until Heal. Its
+// clients still reach it.
+func (s *NATS) Cut(i int) { s.proxies.set(i, true) }
 
 // Heal ends Cut.
-func (s *NATS) Heal(i int) { s.wires.set(i, false) }
+func (s *NATS) Heal(i int) { s.proxies.set(i, false) }
 
-func (w *wires) set(i int, cut bool) {
+func (w *routeProxies) set(i int, cut bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.cut[i] = cut
-	close(w.moved)
-	w.moved = make(chan struct{})
+	close(w.changed)
+	w.changed = make(chan struct{})
 }
 
-// open waits until two servers can reach each other. It returns false when done ends first.
-func (w *wires) open(i, j int, done <-chan struct{}) bool {
+// open waits until two servers can reach each other. It returns false if done is closed first.
+func (w *routeProxies) open(i, j int, done <-chan struct{}) bool {
 	for {
 		w.mu.Lock()
-		cut, moved := w.cut[i] || w.cut[j], w.moved
+		cut, moved := w.cut[i] || w.cut[j], w.changed
 		w.mu.Unlock()
 		if !cut {
 			return true
@@ -48,14 +48,14 @@ func (w *wires) open(i, j int, done <-chan struct{}) bool {
 	}
 }
 
-func (w *wires) address(i, j int) string { return w.to[[2]int{i, j}].Addr().String() }
+func (w *routeProxies) address(i, j int) string { return w.listeners[[2]int{i, j}].Addr().String() }
 
-// lay opens the proxies. They are closed at the end of the test.
-func (w *wires) lay(t testing.TB, nodes []*node) {
+// listen starts the proxies. The end of the test closes them.
+func (w *routeProxies) listen(t testing.TB, nodes []*node) {
 	t.Helper()
-	w.to, w.cut, w.moved = map[[2]int]net.Listener{}, map[int]bool{}, make(chan struct{})
+	w.listeners, w.cut, w.changed = map[[2]int]net.Listener{}, map[int]bool{}, make(chan struct{})
 	var running sync.WaitGroup
-	var conns sync.Map // that are open
+	var conns sync.Map // open connections
 	done := make(chan struct{})
 	for i := range nodes {
 		for j, other := range nodes {
@@ -66,7 +66,7 @@ func (w *wires) lay(t testing.TB, nodes []*node) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			w.to[[2]int{i, j}] = l
+			w.listeners[[2]int{i, j}] = l
 			running.Go(func() {
 				for {
 					from, err := l.Accept()
@@ -86,8 +86,8 @@ func (w *wires) lay(t testing.TB, nodes []*node) {
 						defer to.Close() //nolint:errcheck // it is over
 						conns.Store(to, nil)
 						var back sync.WaitGroup
-						back.Go(func() { w.carry(from, to, i, j, done) })
-						w.carry(to, from, i, j, done)
+						back.Go(func() { w.copy(from, to, i, j, done) })
+						w.copy(to, from, i, j, done)
 						back.Wait()
 					})
 				}
@@ -96,7 +96,7 @@ func (w *wires) lay(t testing.TB, nodes []*node) {
 	}
 	t.Cleanup(func() { // before the servers are stopped
 		close(done)
-		for _, l := range w.to {
+		for _, l := range w.listeners {
 			_ = l.Close() // nothing is lost
 		}
 		conns.Range(func(c, _ any) bool {
@@ -107,8 +107,8 @@ func (w *wires) lay(t testing.TB, nodes []*node) {
 	})
 }
 
-// carry moves bytes until one of the connections ends; then it ends the other one.
-func (w *wires) carry(to, from net.Conn, i, j int, done <-chan struct{}) {
+// copy forwards data until one of the connections is closed, and then closes the other one.
+func (w *routeProxies) copy(to, from net.Conn, i, j int, done <-chan struct{}) {
 	defer to.Close()   //nolint:errcheck // it is over
 	defer from.Close() //nolint:errcheck // it is over
 	buf := make([]byte, 64<<10)
