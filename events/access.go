@@ -26,7 +26,7 @@ type AccessConnectAborted struct {
 	Connection string `json:"connection" feed:"connection"` // id of the connect link
 	Component  string `json:"component" feed:"component"`
 	Credential string `json:"credential" feed:"credential"` // that was to be connected again; "" for a new one
-	User       string `json:"user" feed:"user"`             // for whom it was started: an id of the caller's, or ""
+	User       string `json:"user" feed:"user"`             // id of the caller's user for whom it was started, or ""
 	Reason     string `json:"reason" feed:"reason"`         // the code of what ended it
 }
 

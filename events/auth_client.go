@@ -11,7 +11,7 @@ type AuthClient interface{ authClient() }
 // AuthClientComponent is a component that an auth client is for.
 type AuthClientComponent struct {
 	Component   string `json:"component" feed:"component"`
-	OAuthClient string `json:"oauth_client" feed:"oauth_client"` // id of the component's OAuth client that follows the auth client; "" when none does
+	OAuthClient string `json:"oauth_client" feed:"oauth_client"` // id of the OAuth client that the auth client manages for the component; "" if there is none
 }
 
 // AuthClientCreated records: An auth client was created. Its credentials are only in the vault.
@@ -24,7 +24,7 @@ type AuthClientCreated struct {
 	Fields     []string              `json:"fields"`    // names of the credentials that have a value, sorted
 	ClientID   string                `json:"client_id"` // of type oauth2: as the provider gave it; else ""
 	SecretID   string                `json:"secret_id"` // where the vault keeps the credentials; "" when there are none
-	Revisions  []int                 `json:"revisions"` // of the components' descriptors, in their order, for which the client secret was given; 0: not known; none where no OAuth client follows
+	Revisions  []int                 `json:"revisions"` // descriptor revisions of the components, in their order, that the client secret is approved for; 0: not known; none if no OAuth client is managed
 }
 
 // PublicAuthClientCreated is what others see of AuthClientCreated.

@@ -22,14 +22,14 @@ type CommandStarted struct {
 type CommandCompleted struct {
 	Route    string         `json:"route"`    // "credential.refresh"
 	Seq      uint64         `json:"seq"`      // log sequence in the answer
-	ID       string         `json:"id"`       // of the thing that changed
+	ID       string         `json:"id"`       // id of the changed resource
 	Version  int            `json:"version"`  // of a credential's keys
 	Status   Status         `json:"status"`   // of a credential
 	Revision int            `json:"revision"` // of a component's descriptor
 	Says     string         `json:"says"`     // a sentence
 	Binding  string         `json:"binding"`  // id of a flow's reservation
 	Until    time.Time      `json:"until"`    // when the reservation ends by itself
-	Outcome  string         `json:"outcome"`  // of telling an authorization server
+	Outcome  string         `json:"outcome"`  // result of a revocation at the provider
 	Total    int            `json:"total"`    // of what a command in bulk changes
 	Skipped  int            `json:"skipped"`  // of what a command in bulk had to leave as it was
 	Before   time.Time      `json:"before"`   // which messages a change of the queue in bulk was for

@@ -50,10 +50,10 @@ func DescriptorHash(s string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// ComponentShared records: The component was made visible to every tenant.
+// ComponentShared records: The component was shared with all tenants.
 type ComponentShared struct{}
 
-// ComponentUnshared records: The component was made visible only to its owner.
+// ComponentUnshared records: Only the owner can use the component from now on.
 type ComponentUnshared struct{}
 
 // ComponentEnvSet records: The variables that the descriptor declares were set. Their values are

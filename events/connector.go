@@ -11,7 +11,8 @@ type ConnectorCreated struct {
 	Connector ConnectorSettings `json:"connector" feed:",embed"`
 }
 
-// ConnectorChanged records: The settings of the connector were changed. Its API key stays.
+// ConnectorChanged records: The settings of the connector were changed. Its API key is
+// unchanged.
 type ConnectorChanged struct {
 	Connector ConnectorSettings `json:"connector" feed:",embed"`
 }
@@ -21,8 +22,8 @@ type ConnectorSettings struct {
 	Name        string `json:"name"`         // display name, or ""
 	Description string `json:"description"`  // free text, or ""
 	IndexName   string `json:"index_name"`   // that the connector writes to, or ""
-	ServiceType string `json:"service_type"` // what it reads from, or ""
-	Language    string `json:"language"`     // of what it reads, or ""
+	ServiceType string `json:"service_type"` // type of the data source, or ""
+	Language    string `json:"language"`     // language of the data, or ""
 	Native      bool   `json:"is_native"`    // it is managed, and uses the secret of its API key
 }
 
@@ -43,7 +44,7 @@ type ConnectorUseAbandoned struct {
 	Use string `json:"use" feed:"-"`
 }
 
-// ConnectorDeleted records: The connector was deleted. Its secret stays.
+// ConnectorDeleted records: The connector was deleted. Its secret remains.
 type ConnectorDeleted struct{}
 
 func (ConnectorCreated) connector()      {}

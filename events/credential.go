@@ -39,7 +39,7 @@ func StatusChoice() string {
 // Verification is the evidence of one dry request, never what the API answered.
 type Verification struct {
 	Status    Status `json:"status" feed:"status"`
-	Probe     string `json:"probe" feed:"probe"`           // "http", "tcp", "tls", or "" when none is declared
+	Probe     string `json:"probe" feed:"probe"`           // "http", "tcp", "tls", or "" if there is no dry request
 	Outcome   string `json:"outcome" feed:"outcome"`       // class of the outcome: "2xx", "4xx", "refused", "timeout", ...
 	LatencyMS int64  `json:"latency_ms" feed:"latency_ms"` // milliseconds until the outcome was known
 }
@@ -96,8 +96,8 @@ type CredentialThrottlePolicyAssigned struct {
 	Use    string `json:"use" feed:"-"`         // which of the uses that the policy records this is; "" without a policy
 }
 
-// CredentialThrottlePolicyUseAbandoned forbids a use of a throttle policy that the
-// credential has not made: its attempt broke off, and the policy is to be deleted.
+// CredentialThrottlePolicyUseAbandoned cancels a recorded use of a throttle policy that the
+// credential never took up, because the policy is being deleted.
 type CredentialThrottlePolicyUseAbandoned struct {
 	Use string `json:"use" feed:"-"`
 }
@@ -108,7 +108,7 @@ type CredentialThrottlePolicyUseAbandoned struct {
 type CredentialTyped struct {
 	Version int    `json:"version" feed:"version"` // of the keys
 	Type    string `json:"type" feed:"type"`       // of the credential; it never changes
-	Shape   string `json:"shape" feed:"-"`         // the names of nested keys as JSON, with 0 in place of each value; "" when none is nested
+	Shape   string `json:"shape" feed:"-"`         // names of nested keys as JSON, with 0 instead of each value; "" if there are none
 	Rules   string `json:"rules" feed:"-"`         // hosts and verification in the form of a component.json; "" for neither
 }
 
@@ -147,7 +147,7 @@ type CredentialUsed struct {
 	Named    bool      `json:"named" feed:"named"`                   // a step of the flow names the credential
 	Active   bool      `json:"active" feed:"active"`                 // and the flow runs
 	Steps    []string  `json:"steps" feed:"steps"`                   // ids of the steps that what led to this fact was about, sorted; none when something ended
-	Binding  string    `json:"binding" feed:"binding"`               // id of the reservation, "" when none stands
+	Binding  string    `json:"binding" feed:"binding"`               // id of the reservation; "" if there is none
 	Until    time.Time `json:"until,omitzero" feed:"until,omitzero"` // when the reservation ends by itself
 }
 

@@ -39,7 +39,7 @@ func (e OAuthClientDefined) Public(component string) any {
 // unchanged secret was entered again, which approves it for the hosts of that revision.
 type OAuthClientChanged struct {
 	ClientID string `json:"client_id" feed:"client_id"`
-	SecretID string `json:"secret_id" feed:"-"` // the same one when no other secret was given
+	SecretID string `json:"secret_id" feed:"-"` // the previous one if no other secret was entered
 	Revision int    `json:"revision" feed:"-"`  // as in OAuthClientDefined
 }
 

@@ -13,7 +13,7 @@ type CredentialAuthorized struct {
 	Version    int       `json:"version" feed:"version"`       // of the keys
 	Field      string    `json:"field" feed:"field"`           // that holds the tokens
 	By         string    `json:"by" feed:"by"`                 // "keys" given by the caller, "connect" or "client_credentials"
-	User       string    `json:"user" feed:"user"`             // who connected: an id of the caller's, or ""
+	User       string    `json:"user" feed:"user"`             // id of the caller's user who connected, or ""
 	Expires    time.Time `json:"expires" feed:"expires"`       // of the access token
 	Lifetime   int64     `json:"lifetime" feed:"-"`            // seconds that it was good for when it was granted
 	Renewable  bool      `json:"renewable" feed:"-"`           // there is a refresh token, or the client can ask by itself
@@ -21,15 +21,15 @@ type CredentialAuthorized struct {
 	Connection string    `json:"connection" feed:"connection"` // id of the connect link it came by, or ""
 }
 
-// CredentialRefreshStarted records: One process acquired the right to renew the tokens: an epoch.
-// It stores the server's response in the vault under SecretID before anything else, so that a
-// process that takes the epoch over finds it there.
+// CredentialRefreshStarted records: One process started to renew the tokens: an epoch. It
+// stores the provider's response in the vault under SecretID first, so that a process that
+// takes over the epoch finds it there.
 type CredentialRefreshStarted struct {
-	Epoch    int    `json:"epoch"`     // 1, 2, 3, ... of the credential
-	Grant    int    `json:"grant"`     // whose tokens are renewed
-	SecretID string `json:"secret_id"` // where the vault will keep the answer
-	Holder   string `json:"holder"`    // the process
-	Over     int    `json:"over"`      // the epoch taken over, whose answer never came; 0: none
+	Epoch    int    `json:"epoch"`     // number of the refresh of the credential: 1, 2, 3, ...
+	Grant    int    `json:"grant"`     // grant whose tokens are renewed
+	SecretID string `json:"secret_id"` // id of the secret under which the response will be stored
+	Holder   string `json:"holder"`    // id of the process
+	Over     int    `json:"over"`      // the epoch that was taken over without a response; 0: none
 }
 
 // CredentialRefreshed records: Renewed tokens, which are durable in the vault, were activated.
@@ -37,7 +37,7 @@ type CredentialRefreshed struct {
 	Epoch    int       `json:"epoch" feed:"-"`
 	Grant    int       `json:"grant" feed:"-"`
 	SecretID string    `json:"secret_id" feed:"-"`
-	Expires  time.Time `json:"expires" feed:"expires"` // of the access token; zero: it has to be renewed before anybody is given it
+	Expires  time.Time `json:"expires" feed:"expires"` // expiry of the access token; zero: it must be renewed before any caller gets it
 	Lifetime int64     `json:"lifetime" feed:"-"`      // seconds that it was good for when it was granted
 	Rotated  bool      `json:"rotated" feed:"rotated"` // the server gave another refresh token
 	Scope    string    `json:"scope" feed:"scope"`     // as the server answered, "" when it did not say
@@ -50,7 +50,7 @@ type CredentialRefreshFailed struct {
 	Grant   int       `json:"grant" feed:"-"`
 	Outcome string    `json:"outcome" feed:"outcome"`                     // "transient", "malformed", "client_refused", "refused", "revoked", "busy" (nothing was asked) or "unknown"
 	Status  int       `json:"status" feed:"status"`                       // of the HTTP answer; 0: there was none
-	RetryAt time.Time `json:"retry_at,omitzero" feed:"retry_at,omitzero"` // no earlier attempt is made unless somebody asks for it
+	RetryAt time.Time `json:"retry_at,omitzero" feed:"retry_at,omitzero"` // no earlier attempt, except on request
 }
 
 // CredentialReauthorizationRequired records: The tokens no longer work; the account must be

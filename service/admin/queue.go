@@ -40,13 +40,13 @@ type Poisoned struct {
 	CommandID string         `json:"command_id,omitzero"` // of a command
 	EventID   string         `json:"event_id,omitzero"`   // of a flow event
 	Actor     string         `json:"actor"`               // "key:<id>"
-	Code      string         `json:"code"`                // of the error
-	Reason    string         `json:"reason"`              // in a sentence
+	Code      string         `json:"code"`                // error code
+	Reason    string         `json:"reason"`              // error message
 	Details   jsontext.Value `json:"details,omitzero"`
 	At        time.Time      `json:"at"`
-	Size      int            `json:"size"`             // of the message as it was published, in bytes
-	SHA256    string         `json:"sha256"`           // of it, in hex
-	Kept      bool           `json:"kept"`             // the content could be parsed, so it is kept and can be retried
+	Size      int            `json:"size"`             // size of the published message in bytes
+	SHA256    string         `json:"sha256"`           // SHA-256 of the published message in hex
+	Kept      bool           `json:"kept"`             // whether the content could be parsed: it is stored and can be retried
 	Content   jsontext.Value `json:"content,omitzero"` // the kept content; only in the response of queue.get
 }
 
@@ -160,7 +160,7 @@ func QueueLane(tenant, command, commandID string, body []byte) string {
 	if category == "flow" {
 		id = target.Flow
 	}
-	if id == "" { // it creates something
+	if id == "" { // it creates a resource
 		category, id = "command", commandID
 	}
 	return string(events.LengthPrefixed(tenant, category, id))
@@ -202,7 +202,7 @@ func (s *Service) serviceKey(ctx context.Context, call *service.Call, _ GetSeali
 
 type ListQueued struct {
 	Limit int    `json:"limit,omitzero"` // 1 to 200; 50 when absent
-	After string `json:"after,omitzero"` // cursor of the page before
+	After string `json:"after,omitzero"` // cursor of the previous page
 }
 
 // QueuedList is a page of the dead-letter queue, oldest first.
@@ -226,7 +226,7 @@ func (s *Service) listQueued(ctx context.Context, call *service.Call, in ListQue
 	return QueuedList{Messages: page, Next: next}, err
 }
 
-// QueuedID names one message of the dead-letter queue.
+// QueuedID identifies a message of the dead-letter queue.
 type QueuedID struct {
 	ID string `json:"id"`
 }
@@ -270,11 +270,11 @@ func (s *Service) takeQueued(ctx context.Context, call *service.Call, in QueuedI
 	return service.Done{ID: in.ID}, err
 }
 
-// QueuedMany names the messages of the dead-letter queue that a change in bulk is for.
-// Filters combine by AND.
+// QueuedMany selects messages of the dead-letter queue for a bulk change. Filters combine by
+// AND.
 type QueuedMany struct {
 	Queue  string    `json:"queue,omitzero"`  // "flows" or "commands"
-	Code   string    `json:"code,omitzero"`   // of the error
+	Code   string    `json:"code,omitzero"`   // error code
 	Before time.Time `json:"before,omitzero"` // those that failed before (RFC 3339); before the request when absent
 	After  string    `json:"after,omitzero"`  // cursor of the previous response, with the same filters
 }
@@ -307,7 +307,7 @@ func (s *Service) changeQueued(ctx context.Context, call *service.Call, in Queue
 	if in.Before.IsZero() {
 		in.Before = s.Kernel.Now().UTC()
 	}
-	// A repeat after a crash is for the same messages: not for those that failed since.
+	// A repeat after a crash is for the same messages, without those that failed since.
 	started, err := s.Kernel.Begin(ctx, call, events.CommandStarted{Before: in.Before})
 	if err != nil {
 		return QueuedChanged{}, err
@@ -330,7 +330,7 @@ func (s *Service) changeQueued(ctx context.Context, call *service.Call, in Queue
 				out.Done++
 			case errors.Is(err, ErrQueueNotKept):
 				out.Skipped++
-			case errors.Is(err, ErrQueueNotFound): // somebody else was faster
+			case errors.Is(err, ErrQueueNotFound): // another call was faster
 			default:
 				return out, err
 			}

@@ -24,7 +24,7 @@ type ReplayEvents struct {
 	Limit  int       `json:"limit,omitzero"`  // 1 to 1000; 200 when absent
 }
 
-// EventChanges requests the tenant's changes from a place in the log on, in its order.
+// EventChanges requests the tenant's changes from a log sequence on, in log order.
 type EventChanges struct {
 	From  uint64 `json:"from,omitzero"`  // first log sequence; 1 when absent
 	Limit int    `json:"limit,omitzero"` // 1 to 1000; 200 when absent

@@ -26,7 +26,7 @@ type Deps struct {
 
 	// Rewind starts the tenant's audit consumer over at a log sequence; optional.
 	Rewind func(ctx context.Context, tenant string, seq uint64) error
-	// Poison is the dead-letter queue; optional.
+	// DeadLetters is the dead-letter queue; optional.
 	DeadLetters DeadLetterQueue
 	// RebuildViews rebuilds the views from the log; optional.
 	RebuildViews func(ctx context.Context, progress func(done, end uint64)) error

@@ -39,7 +39,7 @@ type PutConnector struct {
 	IndexName   string  `json:"index_name,omitzero"`        // the index that it fills
 	ServiceType string  `json:"service_type,omitzero"`      // type of the data source
 	Language    string  `json:"language,omitzero"`          // language of the data
-	Native      bool    `json:"is_native,omitzero"`         // it is managed, and uses the secret of its API key
+	Native      bool    `json:"is_native,omitzero"`         // managed: it authenticates with its API key secret
 	APIKeyID    *string `json:"api_key_id,omitzero"`        // unchanged when absent
 	SecretID    *string `json:"api_key_secret_id,omitzero"` // id of a connector secret; unchanged when absent
 }
@@ -63,7 +63,8 @@ func (s *Service) putConnector(ctx context.Context, call *service.Call, in PutCo
 	})
 }
 
-// SetAPIKey requests another API key of a connector. Absent or null members stay.
+// SetAPIKey requests another API key of a connector. Members that are absent or null are
+// unchanged.
 type SetAPIKey struct {
 	ID       string  `json:"id"`
 	APIKeyID *string `json:"api_key_id,omitzero"`        // as the search service knows it; it is not checked
@@ -79,7 +80,7 @@ func (s *Service) setAPIKey(ctx context.Context, call *service.Call, in SetAPIKe
 	})
 }
 
-// apiKey is the API key part of a request; nil stays.
+// apiKey is the API key part of a request; nil members are unchanged.
 type apiKey struct{ id, secret *string }
 
 // check validates and returns the requested change.
@@ -213,7 +214,7 @@ func keyID(value []byte) (id string, ok bool) {
 	return id, ok && id != ""
 }
 
-// Ref names a connector.
+// Ref identifies a connector.
 type Ref struct {
 	ID     string `json:"id"`
 	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the response reflects this log sequence
@@ -238,7 +239,7 @@ func (s *Service) deleteConnector(ctx context.Context, call *service.Call, in De
 	return s.Kernel.Answered(aggregates.Connector.Stream(call.Tenant, in.ID), before, after.Value, after.Seq), nil
 }
 
-// Connector is what the service shows of a connector.
+// Connector is the public form of a connector.
 type Connector struct {
 	ID          string    `json:"id"`
 	Name        string    `json:"name"`
@@ -247,7 +248,7 @@ type Connector struct {
 	ServiceType string    `json:"service_type"`
 	Language    string    `json:"language"`
 	Native      bool      `json:"is_native"`
-	APIKeyID    string    `json:"api_key_id"`        // "" when it has none
+	APIKeyID    string    `json:"api_key_id"`        // "" if it has none
 	SecretID    string    `json:"api_key_secret_id"` // id of a connector secret, or ""
 	CreatedAt   time.Time `json:"created_at"`
 	CreatedBy   string    `json:"created_by"` // "key:<id>"
@@ -281,11 +282,11 @@ func (s *Service) getConnector(ctx context.Context, call *service.Call, in Ref) 
 }
 
 type ListConnectors struct {
-	Name        string `json:"name,omitzero"`         // only those of this name
+	Name        string `json:"name,omitzero"`         // only those with this name
 	IndexName   string `json:"index_name,omitzero"`   // only those that fill this index
-	ServiceType string `json:"service_type,omitzero"` // only those that read from this
+	ServiceType string `json:"service_type,omitzero"` // only those of this type
 	Limit       int    `json:"limit,omitzero"`        // 1 to 200; 50 when absent
-	After       string `json:"after,omitzero"`        // cursor of the page before
+	After       string `json:"after,omitzero"`        // cursor of the previous page
 	MinSeq      uint64 `json:"min_seq,omitzero"`      // wait until the response reflects this log sequence
 }
 
@@ -293,7 +294,7 @@ type ListConnectors struct {
 type List struct {
 	Connectors []Connector `json:"connectors"`
 	Next       string      `json:"next,omitzero"` // cursor of the next page; absent on the last
-	Total      int         `json:"total"`         // of all pages
+	Total      int         `json:"total"`         // number of connectors on all pages
 }
 
 func (s *Service) listConnectors(ctx context.Context, call *service.Call, in ListConnectors) (List, error) {

@@ -89,7 +89,7 @@ func (s *Service) changeSecret(ctx context.Context, call *service.Call, cmd comm
 
 type RevertSecret struct {
 	ID       string `json:"id"`
-	Version  int    `json:"version"`                   // the earlier one
+	Version  int    `json:"version"`                   // version to revert to
 	Expected int    `json:"expected_version,omitzero"` // refuse when the current value has another version
 }
 
@@ -103,7 +103,7 @@ func (s *Service) revertSecret(ctx context.Context, call *service.Call, in Rever
 	return s.changeSecret(ctx, call, commands.RevertConnectorSecret{ID: in.ID, To: in.Version, Expected: in.Expected})
 }
 
-// SecretRef names a connector secret.
+// SecretRef identifies a connector secret.
 type SecretRef struct {
 	ID string `json:"id"`
 }
@@ -223,12 +223,12 @@ func (s *Service) revealSecret(ctx context.Context, call *service.Call, in Secre
 	return RevealedSecret{}, fault.ErrConflict
 }
 
-// Secret is what the service shows of a connector secret, never its value.
+// Secret is the public form of a connector secret, without its value.
 type Secret struct {
 	ID         string    `json:"id"`
-	Version    int       `json:"version"`             // current
-	Oldest     int       `json:"oldest_version"`      // that it can be reverted to
-	Connectors []string  `json:"connectors,omitzero"` // that point to it, the first 200; absent in a list
+	Version    int       `json:"version"`             // current version
+	Oldest     int       `json:"oldest_version"`      // oldest version that can be activated again
+	Connectors []string  `json:"connectors,omitzero"` // connectors that point to it, at most 200; absent in a list
 	CreatedAt  time.Time `json:"created_at"`
 	CreatedBy  string    `json:"created_by"` // "key:<id>"
 	UpdatedAt  time.Time `json:"updated_at"`
@@ -267,7 +267,7 @@ func (s *Service) getSecret(ctx context.Context, call *service.Call, in Ref) (Se
 
 type ListSecrets struct {
 	Limit  int    `json:"limit,omitzero"`   // 1 to 200; 50 when absent
-	After  string `json:"after,omitzero"`   // cursor of the page before
+	After  string `json:"after,omitzero"`   // cursor of the previous page
 	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the response reflects this log sequence
 }
 
@@ -275,7 +275,7 @@ type ListSecrets struct {
 type SecretList struct {
 	Secrets []Secret `json:"secrets"`
 	Next    string   `json:"next,omitzero"` // cursor of the next page; absent on the last
-	Total   int      `json:"total"`         // of all pages
+	Total   int      `json:"total"`         // number of connector secrets on all pages
 }
 
 func (s *Service) listSecrets(ctx context.Context, call *service.Call, in ListSecrets) (SecretList, error) {
