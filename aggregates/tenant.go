@@ -6,18 +6,28 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// ErrTenantExists refuses a tenant id that exists with another name.
-var ErrTenantExists = fault.New(fault.Exists, "tenant_exists", "A tenant with this id already exists.")
+// The errors of a tenant.
+var (
+	// ErrTenantExists refuses a tenant id that exists with another name.
+	ErrTenantExists = fault.New(fault.Exists, "tenant_exists", "A tenant with this id already exists.")
+	// ErrTenantNotFound refuses a command on a tenant that is not registered.
+	ErrTenantNotFound = fault.New(fault.NotFound, "tenant_not_found", "Tenant not found.")
+	// ErrKeyRotating refuses a second rotation beside one that is in progress.
+	ErrKeyRotating = fault.New(fault.Precondition, "key_rotation_in_progress",
+		"The encryption key of the tenant is already being rotated. Wait until that is complete: credstream keys status shows the progress.")
+)
 
 // Tenant is the aggregate of one tenant.
 var Tenant = Decider[TenantState, commands.Tenant, events.Tenant]{
-	Category: "tenant", Fold: 1, Decide: TenantState.decide, Evolve: TenantState.evolve,
+	Category: "tenant", Fold: 2, Decide: TenantState.decide, Evolve: TenantState.evolve,
 }
 
 // TenantState is the state of a tenant.
 type TenantState struct {
-	Exists bool
-	Name   string
+	Exists   bool
+	Name     string
+	Rotation uint64 // number of the last rotation of the encryption key
+	Rotating bool   // it is in progress
 }
 
 func (s TenantState) decide(cmd commands.Tenant) ([]events.Tenant, error) {
@@ -30,6 +40,24 @@ func (s TenantState) decide(cmd commands.Tenant) ([]events.Tenant, error) {
 			return nil, ErrTenantExists
 		}
 		return []events.Tenant{events.TenantRegistered{Name: c.Name}}, nil
+	case commands.StartKeyRotation:
+		switch {
+		case !s.Exists:
+			return nil, ErrTenantNotFound
+		case s.Rotating:
+			return nil, ErrKeyRotating
+		}
+		return []events.Tenant{events.TenantKeyRotationStarted{Rotation: max(s.Rotation, c.After) + 1}}, nil
+	case commands.RecordRewrap:
+		if !s.Exists {
+			return nil, ErrTenantNotFound
+		}
+		return []events.Tenant{events.TenantKeysRewrapped{}}, nil
+	case commands.CompleteKeyRotation:
+		if !s.Rotating || s.Rotation != c.Rotation {
+			return nil, nil
+		}
+		return []events.Tenant{events.TenantKeyRotationCompleted{Key: c.Key}}, nil
 	}
 	return nil, unknownCommand(cmd)
 }
@@ -37,7 +65,12 @@ func (s TenantState) decide(cmd commands.Tenant) ([]events.Tenant, error) {
 func (s TenantState) evolve(e events.Tenant) TenantState {
 	switch e := e.(type) {
 	case events.TenantRegistered:
-		return TenantState{Exists: true, Name: e.Name}
+		s.Exists, s.Name = true, e.Name
+	case events.TenantKeysRewrapped:
+	case events.TenantKeyRotationStarted:
+		s.Rotation, s.Rotating = e.Rotation, true
+	case events.TenantKeyRotationCompleted:
+		s.Rotating = false
 	}
 	return s
 }

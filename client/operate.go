@@ -59,3 +59,39 @@ func (a *API) RewindAudit(ctx context.Context, seq uint64, opts ...CommandOption
 	}{seq}, &done, opts...)
 	return done, err
 }
+
+// EncryptionKeys are the keys that encrypt the secrets of a tenant.
+type EncryptionKeys struct {
+	Rotating    bool            `json:"rotating"`     // a rotation is in progress
+	PreviousKMS bool            `json:"previous_kms"` // they are wrapped by the previous KMS key
+	Keys        []EncryptionKey `json:"keys"`         // the one that encrypts new secrets first
+}
+
+// EncryptionKey is one of them.
+type EncryptionKey struct {
+	ID      string `json:"id"`      // 8 hexadecimal digits
+	Secrets int    `json:"secrets"` // secrets that it encrypts
+	State   string `json:"state"`   // active, retiring or missing
+}
+
+// RotateEncryptionKey starts the rotation of the tenant's encryption key and returns at once:
+// EncryptionKeys reports the progress (key_rotation_in_progress).
+func (a *API) RotateEncryptionKey(ctx context.Context, opts ...CommandOption) (Done, error) {
+	var done Done
+	err := a.Command(ctx, "encryption_key.rotate", nil, &done, opts...)
+	return done, err
+}
+
+// RewrapEncryptionKeys wraps the tenant's encryption keys with the current KMS key.
+func (a *API) RewrapEncryptionKeys(ctx context.Context, opts ...CommandOption) (Done, error) {
+	var done Done
+	err := a.Command(ctx, "encryption_key.rewrap", nil, &done, opts...)
+	return done, err
+}
+
+// EncryptionKeys returns the tenant's encryption keys. The service reads all secrets of the tenant.
+func (a *API) EncryptionKeys(ctx context.Context) (EncryptionKeys, error) {
+	var k EncryptionKeys
+	err := a.Query(ctx, "encryption_key.status", nil, &k)
+	return k, err
+}

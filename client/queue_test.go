@@ -71,9 +71,15 @@ func (k *keysets) CreateKeyset(_ context.Context, _ string, wrapped []byte) erro
 	return nil
 }
 
+func (k *keysets) NewestKeyset(ctx context.Context, tenant string) ([]byte, uint64, error) {
+	return k.Keyset(ctx, tenant)
+}
+
 func (k *keysets) UpdateKeyset(context.Context, string, []byte, uint64) error {
 	return errors.New("not used")
 }
+
+func (k *keysets) RemoveEarlier(context.Context, string, uint64) error { return nil }
 
 // What is sealed for one command opens for it, with the service's own keyring,
 // and for no other.

@@ -14,4 +14,33 @@ type RegisterTenant struct{ ID, Name string }
 // Target implements Command.
 func (c RegisterTenant) Target() string { return c.ID }
 
-func (RegisterTenant) tenant() {}
+// StartKeyRotation requests a new encryption key for a tenant. After is the number of the last
+// rotation that its keyset knows.
+type StartKeyRotation struct {
+	ID    string
+	After uint64
+}
+
+// CompleteKeyRotation records that a rotation is complete, with Key as the only encryption key.
+type CompleteKeyRotation struct {
+	ID       string
+	Rotation uint64
+	Key      string
+}
+
+// RecordRewrap records that a tenant's encryption keys are wrapped with the current KMS key.
+type RecordRewrap struct{ ID string }
+
+// Target implements Command.
+func (c RecordRewrap) Target() string { return c.ID }
+
+// Target implements Command.
+func (c StartKeyRotation) Target() string { return c.ID }
+
+// Target implements Command.
+func (c CompleteKeyRotation) Target() string { return c.ID }
+
+func (RegisterTenant) tenant()      {}
+func (StartKeyRotation) tenant()    {}
+func (CompleteKeyRotation) tenant() {}
+func (RecordRewrap) tenant()        {}

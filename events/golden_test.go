@@ -55,6 +55,9 @@ var settings = events.ConnectorSettings{
 // samples has one of each fact, no field empty.
 var samples = []events.Event{
 	events.TenantRegistered{Name: "Acme & Söhne <GmbH>"},
+	events.TenantKeysRewrapped{},
+	events.TenantKeyRotationStarted{Rotation: 3},
+	events.TenantKeyRotationCompleted{Key: "0a1b2c3d"},
 	events.APIKeyIssued{SHA256: "ab12", Name: "ci", Home: "acme", Tenants: []string{"acme", "*"}, Role: "ADMINISTRATOR", Permissions: []string{"credentials.reveal"}, Addresses: []string{"192.0.2.0/24", "2001:db8::/32"}, Expires: meta.Time},
 	events.APIKeyRevoked{},
 	events.AccessDenied{Principal: "key:01a20150-0000-7000-8000-000000000001", Tenant: "other", Route: "credential.get", Permission: "credentials.get", Count: 12, Since: meta.Time},

@@ -10,8 +10,29 @@ type TenantRegistered struct {
 	Name string `json:"name" feed:"name"` // display name; may be ""
 }
 
-func (TenantRegistered) tenant() {}
+// TenantKeyRotationStarted records: A new encryption key was requested for a tenant. Its
+// secrets are sealed anew with it, and the earlier keys destroyed.
+type TenantKeyRotationStarted struct {
+	Rotation uint64 `json:"rotation" feed:"rotation"` // its number, which grows from one to the next
+}
+
+// TenantKeyRotationCompleted records: All secrets of a tenant are sealed with its new encryption
+// key, and the earlier keys were destroyed.
+type TenantKeyRotationCompleted struct {
+	Key string `json:"key" feed:"key"` // id of the new key, 8 hexadecimal digits
+}
+
+// TenantKeysRewrapped records: The encryption keys of a tenant are wrapped with the current KMS key.
+type TenantKeysRewrapped struct{}
+
+func (TenantRegistered) tenant()           {}
+func (TenantKeysRewrapped) tenant()        {}
+func (TenantKeyRotationStarted) tenant()   {}
+func (TenantKeyRotationCompleted) tenant() {}
 
 var tenantTypes = []Type{
 	Define[TenantRegistered]("tenant.registered", Audit),
+	Define[TenantKeysRewrapped]("tenant.keys_rewrapped", Audit),
+	Define[TenantKeyRotationStarted]("tenant.key_rotation_started", Audit),
+	Define[TenantKeyRotationCompleted]("tenant.key_rotation_completed", Audit),
 }

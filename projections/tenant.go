@@ -10,7 +10,8 @@ import (
 )
 
 const tenantTable = `
-CREATE TABLE tenants (id TEXT PRIMARY KEY, name TEXT NOT NULL, seq INTEGER NOT NULL, created INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE tenants (id TEXT PRIMARY KEY, name TEXT NOT NULL, seq INTEGER NOT NULL, created INTEGER NOT NULL,
+	rotation INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 `
 
 // Tenant is one tenant.
@@ -19,20 +20,31 @@ type Tenant struct {
 	Name      string // display name; may be ""
 	CreatedAt time.Time
 	Seq       uint64 // its last commit
+	Rotation  uint64 // number of the key rotation in progress; 0 when there is none
 }
 
 func (b *batch) tenant(r events.Record, e events.Tenant) error {
 	switch e := e.(type) {
 	case events.TenantRegistered:
-		return b.w.exec("INSERT OR REPLACE INTO tenants VALUES (?,?,?,?)", r.Stream.ID, e.Name, int64(r.Seq), r.Meta.Time.UnixMicro())
+		return b.w.exec("INSERT OR REPLACE INTO tenants VALUES (?,?,?,?,0)", r.Stream.ID, e.Name, int64(r.Seq), r.Meta.Time.UnixMicro())
+	case events.TenantKeysRewrapped:
+		return b.w.exec("UPDATE tenants SET seq = ? WHERE id = ?", int64(r.Seq), r.Stream.ID)
+	case events.TenantKeyRotationStarted:
+		return b.rotation(r, e.Rotation)
+	case events.TenantKeyRotationCompleted:
+		return b.rotation(r, 0)
 	}
 	return errUnknownEvent
 }
 
-const tenantColumns = "SELECT id, name, seq, created FROM tenants"
+func (b *batch) rotation(r events.Record, rotation uint64) error {
+	return b.w.exec("UPDATE tenants SET seq = ?, rotation = ? WHERE id = ?", int64(r.Seq), int64(rotation), r.Stream.ID)
+}
+
+const tenantColumns = "SELECT id, name, seq, created, rotation FROM tenants"
 
 func scanTenant(row []driver.Value) Tenant {
-	return Tenant{ID: str(row[0]), Name: str(row[1]), Seq: uint64(num(row[2])), CreatedAt: micros(row[3])}
+	return Tenant{ID: str(row[0]), Name: str(row[1]), Seq: uint64(num(row[2])), CreatedAt: micros(row[3]), Rotation: uint64(num(row[4]))}
 }
 
 // Tenant finds a tenant by its id.
@@ -50,9 +62,16 @@ func (v *Views) Tenant(ctx context.Context, id string) (t Tenant, found bool, er
 }
 
 // Tenants lists all tenants by id.
-func (v *Views) Tenants(ctx context.Context) (all []Tenant, err error) {
+func (v *Views) Tenants(ctx context.Context) ([]Tenant, error) { return v.tenants(ctx, "") }
+
+// RotatingTenants lists the tenants whose encryption key is being rotated.
+func (v *Views) RotatingTenants(ctx context.Context) ([]Tenant, error) {
+	return v.tenants(ctx, " WHERE rotation > 0")
+}
+
+func (v *Views) tenants(ctx context.Context, where string) (all []Tenant, err error) {
 	err = v.read(ctx, func(c *conn) error {
-		return c.query(tenantColumns+" ORDER BY id", func(row []driver.Value) error {
+		return c.query(tenantColumns+where+" ORDER BY id", func(row []driver.Value) error {
 			all = append(all, scanTenant(row))
 			return nil
 		})

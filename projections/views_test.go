@@ -136,6 +136,8 @@ func everything() []events.Record {
 			events.CredentialTyped{Version: 1, Type: "file system", Shape: `{"user":{"name":0}}`, Rules: `{"hosts":["api.example.org"]}`},
 			events.CredentialDescriptionSet{Description: "Sales HD1"},
 		}),
+		commits(system("tenant", "acme"), 79, one(events.TenantKeyRotationStarted{Rotation: 1}), one(events.TenantKeyRotationCompleted{Key: "0a1b2c3d"}),
+			one(events.TenantKeyRotationStarted{Rotation: 2}), one(events.TenantKeysRewrapped{})),
 	)
 	for i := range recs {
 		recs[i].Meta.Tenant = "acme"
@@ -352,6 +354,15 @@ func TestReads(t *testing.T) {
 	files, found, err := v.Credential(ctx, "acme", "AAABcID5GBc=")
 	same("a credential of a free type", []any{files.Component, files.Type, files.Shape, files.Description, files.Version, found, err},
 		[]any{"", "file system", `{"user":{"name":0}}`, "Sales HD1", 1, true, nil})
+	rotating := func() []projections.Tenant { all, _ := v.RotatingTenants(ctx); return all }
+	same("no key is rotated", rotating(), []projections.Tenant(nil))
+	upTo(79)
+	same("a key is rotated", rotating(), []projections.Tenant{{ID: "acme", Name: "Acme", CreatedAt: at(1), Seq: 79, Rotation: 1}})
+	upTo(80)
+	same("the key was rotated", rotating(), []projections.Tenant(nil))
+	upTo(81)
+	upTo(82)
+	same("it is rotated again", rotating()[0].Rotation, uint64(2))
 	for _, id := range []string{"f 1", "f2", "f3"} {
 		_, found, err := v.Flow(ctx, "acme", id)
 		same("a flow that is gone is found", []any{found, err}, []any{false, nil})

@@ -6,10 +6,14 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/tink-crypto/tink-go/v2/aead"
+	"github.com/tink-crypto/tink-go/v2/core/cryptofmt"
 	"github.com/tink-crypto/tink-go/v2/keyset"
 	"github.com/tink-crypto/tink-go/v2/mac"
 	tinkpb "github.com/tink-crypto/tink-go/v2/proto/tink_go_proto"
@@ -46,19 +50,34 @@ var (
 // KeysetStore stores the wrapped keyset of each tenant. Everything that its methods write and
 // return is durable when they return.
 type KeysetStore interface {
-	// Keyset returns the tenant's wrapped keyset and its revision, or ErrNoKeyset.
+	// Keyset returns the tenant's wrapped keyset and its revision, or ErrNoKeyset. It may
+	// return an earlier revision.
 	Keyset(ctx context.Context, tenant string) (wrapped []byte, revision uint64, err error)
-	// CreateKeyset stores the tenant's first keyset. It returns ErrKeysetExists if another
-	// writer was first.
+	// NewestKeyset returns the newest revision of the tenant's wrapped keyset, or ErrNoKeyset.
+	NewestKeyset(ctx context.Context, tenant string) (wrapped []byte, revision uint64, err error)
+	// CreateKeyset stores the tenant's first keyset. It returns ErrKeysetExists
+	// when another writer was first.
 	CreateKeyset(ctx context.Context, tenant string, wrapped []byte) error
 	// UpdateKeyset replaces the keyset with this revision. It returns ErrKeysetExists if
 	// another writer was first.
 	UpdateKeyset(ctx context.Context, tenant string, wrapped []byte, revision uint64) error
+	// RemoveEarlier removes the revisions before this one.
+	RemoveEarlier(ctx context.Context, tenant string, revision uint64) error
 }
+
+// DefaultFreshness is the default of Keyring.Freshness.
+const DefaultFreshness = 5 * time.Minute
 
 // Keyring encrypts and decrypts with the keys of each tenant. The KMS unwraps the keys at their
 // first use; then they stay in memory. It is safe for concurrent use.
 type Keyring struct {
+	// Freshness is how long Seal uses a cached keyset without reading the newest revision. It
+	// must be the same in every process, and set before the first use.
+	Freshness time.Duration
+	// Previous is the previous KMS key, which decrypts the keysets that are not rewrapped yet;
+	// optional. Set it before the first use.
+	Previous tink.AEAD
+
 	kms   tink.AEAD
 	store KeysetStore
 
@@ -69,8 +88,36 @@ type Keyring struct {
 
 // keys are the primitives of one tenant.
 type keys struct {
-	aead tink.AEAD
-	mac  tink.MAC
+	aead     tink.AEAD
+	mac      tink.MAC
+	ids      []uint32 // of the encryption keys; the first one encrypts
+	rotated  uint64   // the last rotation
+	previous bool     // wrapped by the previous KMS key
+	revision uint64
+	checked  atomic.Pointer[time.Time] // when this was known to be the newest revision; nil: never
+}
+
+// holds reports whether the keyset has the key that encrypted sealed.
+func (ks *keys) holds(sealed Sealed) bool { return slices.Contains(ks.ids, keyOf(sealed)) }
+
+// fresh reports whether this was the newest revision less than d ago, by the monotonic clock and
+// by the wall clock: the former stops while the machine is suspended.
+func (ks *keys) fresh(d time.Duration) bool {
+	at := ks.checked.Load()
+	if at == nil {
+		return false
+	}
+	now := time.Now()
+	wall := now.Round(0).Sub(at.Round(0))
+	return now.Sub(*at) < d && wall < d && wall > -d
+}
+
+// keyOf returns the id of the key that encrypted sealed; 0 for an unknown format.
+func keyOf(sealed Sealed) uint32 {
+	if len(sealed) < cryptofmt.NonRawPrefixSize || sealed[0] != cryptofmt.TinkStartByte {
+		return 0
+	}
+	return binary.BigEndian.Uint32(sealed[1:cryptofmt.NonRawPrefixSize])
 }
 
 // load is an unwrapping in flight, which all its callers share.
@@ -83,14 +130,14 @@ type load struct {
 
 // NewKeyring returns a Keyring over the keysets in store, which kms wraps.
 func NewKeyring(kms tink.AEAD, store KeysetStore) *Keyring {
-	return &Keyring{kms: kms, store: store, open: map[string]*keys{}, loading: map[string]*load{}}
+	return &Keyring{Freshness: DefaultFreshness, kms: kms, store: store, open: map[string]*keys{}, loading: map[string]*load{}}
 }
 
 // Ensure creates the tenant's keyset if there is none. Concurrent callers, also in other
 // processes, get the same one. It returns when the keyset is durable and was decrypted once.
 // Errors: ErrKeysetUnopenable, ErrKeysetUnwrappable, those of the store.
 func (k *Keyring) Ensure(ctx context.Context, tenant string) error {
-	_, err := k.keys(ctx, tenant)
+	_, err := k.keys(ctx, tenant, nil)
 	if !errors.Is(err, ErrNoKeyset) {
 		return err
 	}
@@ -102,16 +149,17 @@ func (k *Keyring) Ensure(ctx context.Context, tenant string) error {
 	k.forget(tenant)
 	// Read back the stored keyset: it is ours or that of the first writer, also if the outcome
 	// of the create is unknown.
-	if _, err = k.keys(ctx, tenant); err != nil && created != nil && !errors.Is(created, ErrKeysetExists) {
+	if _, err = k.keys(ctx, tenant, nil); err != nil && created != nil && !errors.Is(created, ErrKeysetExists) {
 		return fmt.Errorf("creating the keyset of tenant %s: %w", tenant, created)
 	}
 	return err
 }
 
-// Seal encrypts s for the tenant, with associated data that Open must repeat. Errors:
-// ErrNoKeyset, ErrKeysetUnopenable, those of the store.
+// Seal encrypts s for the tenant, with associated data that Open must repeat. A caller that
+// stores the result must call Confirm afterwards. Errors: ErrNoKeyset, ErrKeysetUnopenable, those
+// of the store.
 func (k *Keyring) Seal(ctx context.Context, tenant string, s Secret, associated []byte) (Sealed, error) {
-	ks, err := k.keys(ctx, tenant)
+	ks, err := k.keys(ctx, tenant, func(ks *keys) bool { return ks.fresh(k.Freshness) })
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +173,7 @@ func (k *Keyring) Seal(ctx context.Context, tenant string, s Secret, associated 
 // Open decrypts the result of Seal with the same tenant and associated data. Errors:
 // ErrSecretUnopenable, ErrNoKeyset, ErrKeysetUnopenable, those of the store.
 func (k *Keyring) Open(ctx context.Context, tenant string, sealed Sealed, associated []byte) (Secret, error) {
-	ks, err := k.keys(ctx, tenant)
+	ks, err := k.keys(ctx, tenant, func(ks *keys) bool { return ks.holds(sealed) })
 	if err != nil {
 		return Secret{}, err
 	}
@@ -139,7 +187,7 @@ func (k *Keyring) Open(ctx context.Context, tenant string, sealed Sealed, associ
 // MAC returns the HMAC-SHA256 (RFC 2104) of data under the tenant's MAC key: 32 bytes. Errors:
 // ErrNoKeyset, ErrKeysetUnopenable, those of the store.
 func (k *Keyring) MAC(ctx context.Context, tenant string, data []byte) ([]byte, error) {
-	ks, err := k.keys(ctx, tenant)
+	ks, err := k.keys(ctx, tenant, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -158,26 +206,30 @@ func (k *Keyring) Check(ctx context.Context, tenants []string) error {
 	g.SetLimit(16) // each tenant may need two calls to a remote KMS
 	for _, tenant := range tenants {
 		g.Go(func() error {
-			_, err := k.keys(ctx, tenant)
+			_, err := k.keys(ctx, tenant, nil)
 			return err
 		})
 	}
 	return g.Wait()
 }
 
-// keys returns the tenant's primitives. It unwraps the keyset at its first use. Failures are
-// not cached.
-func (k *Keyring) keys(ctx context.Context, tenant string) (*keys, error) {
+// keys returns the tenant's primitives. It unwraps the keyset at its first use. If suffice is
+// false for the cached ones, it reads the newest revision and returns that; a nil suffice accepts
+// every revision. Failures are not cached.
+func (k *Keyring) keys(ctx context.Context, tenant string, suffice func(*keys) bool) (*keys, error) {
+	if suffice == nil {
+		suffice = func(*keys) bool { return true }
+	}
 	for {
 		k.mu.RLock()
 		ks := k.open[tenant]
 		k.mu.RUnlock()
-		if ks != nil {
+		if ks != nil && suffice(ks) {
 			return ks, nil
 		}
 
 		k.mu.Lock()
-		if ks := k.open[tenant]; ks != nil {
+		if ks = k.open[tenant]; ks != nil && suffice(ks) {
 			k.mu.Unlock()
 			return ks, nil
 		}
@@ -189,7 +241,7 @@ func (k *Keyring) keys(ctx context.Context, tenant string) (*keys, error) {
 		k.mu.Unlock()
 
 		if !waiting {
-			k.finish(ctx, tenant, l)
+			k.finish(ctx, tenant, l, ks)
 			return l.keys, l.err
 		}
 		select {
@@ -197,7 +249,8 @@ func (k *Keyring) keys(ctx context.Context, tenant string) (*keys, error) {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("waiting for the keyset of tenant %s: %w", tenant, ctx.Err())
 		}
-		if !l.gaveUp {
+		// A load that began before this call may have read an older revision.
+		if !l.gaveUp && (l.err != nil || suffice(l.keys)) {
 			return l.keys, l.err
 		}
 	}
@@ -212,7 +265,7 @@ func (k *Keyring) forget(tenant string) {
 }
 
 // finish completes l and wakes up its waiters.
-func (k *Keyring) finish(ctx context.Context, tenant string, l *load) {
+func (k *Keyring) finish(ctx context.Context, tenant string, l *load, known *keys) {
 	defer close(l.done)
 	defer func() {
 		k.mu.Lock()
@@ -225,21 +278,42 @@ func (k *Keyring) finish(ctx context.Context, tenant string, l *load) {
 		}
 	}()
 	l.err = errors.New("seal: unwrapping a keyset panicked") // replaced unless load panics
-	l.keys, l.err = k.load(ctx, tenant)
+	l.keys, l.err = k.load(ctx, tenant, known)
 	l.gaveUp = l.err != nil && ctx.Err() != nil
 }
 
-// load reads and unwraps the tenant's keyset.
-func (k *Keyring) load(ctx context.Context, tenant string) (*keys, error) {
-	wrapped, _, err := k.store.Keyset(ctx, tenant)
+// load reads and unwraps the tenant's keyset: the newest revision if an earlier one is known.
+// The KMS is only asked for a revision that is not known.
+func (k *Keyring) load(ctx context.Context, tenant string, known *keys) (*keys, error) {
+	read := k.store.Keyset
+	if known != nil {
+		read = k.store.NewestKeyset
+	}
+	asked := time.Now()
+	wrapped, revision, err := read(ctx, tenant)
 	if err != nil {
 		return nil, fmt.Errorf("reading the keyset of tenant %s: %w", tenant, err)
 	}
-	return k.unwrap(tenant, wrapped)
+	ks := known
+	if known == nil || known.revision != revision {
+		_, _, ks, err = k.unwrap(tenant, wrapped)
+		if err != nil {
+			return nil, err
+		}
+		ks.revision = revision
+	}
+	if known != nil {
+		ks.checked.Store(&asked)
+	}
+	return ks, nil
 }
 
-// keysetFormat is the version of keysetEntry. A reader refuses unknown versions.
-const keysetFormat = 1
+// The versions of keysetEntry: keysetFormat until the first rotation, then rotatedFormat. A
+// reader refuses unknown versions.
+const (
+	keysetFormat  = 1
+	rotatedFormat = 2
+)
 
 // keysetEntry is the stored form of a tenant's keyset, in JSON; it never changes. AEAD and MAC
 // are Tink keysets in Tink's binary encrypted form.
@@ -247,6 +321,8 @@ type keysetEntry struct {
 	Format int    `json:"format"`
 	AEAD   []byte `json:"aead"`
 	MAC    []byte `json:"mac"`
+	// Rotated identifies the rotation that made the newest key, since format 2.
+	Rotated uint64 `json:"rotated,omitzero"`
 }
 
 // keysetContext binds a wrapped keyset to its tenant, so that it cannot be used for another
@@ -275,12 +351,24 @@ func (k *Keyring) newKeyset(tenant string) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("making a keyset for tenant %s: %w", tenant, err)
 		}
-		var buf bytes.Buffer
-		if err := handle.WriteWithAssociatedData(keyset.NewBinaryWriter(&buf), k.kms, keysetContext(tenant)); err != nil {
-			return nil, fmt.Errorf("wrapping a keyset for tenant %s: %w: %w", tenant, ErrKeysetUnwrappable, err)
+		if *part.wrapped, err = k.wrap(tenant, handle); err != nil {
+			return nil, err
 		}
-		*part.wrapped = buf.Bytes()
 	}
+	return k.encode(tenant, entry)
+}
+
+func (k *Keyring) wrap(tenant string, handle *keyset.Handle) ([]byte, error) {
+	var buf bytes.Buffer
+	if err := handle.WriteWithAssociatedData(keyset.NewBinaryWriter(&buf), k.kms, keysetContext(tenant)); err != nil {
+		return nil, fmt.Errorf("wrapping a keyset for tenant %s: %w: %w", tenant, ErrKeysetUnwrappable, err)
+	}
+	return buf.Bytes(), nil
+}
+
+// encode is the stored form of an entry, which has been proved to open for the tenant and for
+// no other.
+func (k *Keyring) encode(tenant string, entry keysetEntry) ([]byte, error) {
 	if _, err := readKeyset(entry.AEAD, k.kms, keysetContext(tenant+"?")); err == nil {
 		return nil, fmt.Errorf("wrapping a keyset for tenant %s: %w: the KMS key ignores associated data", tenant, ErrKeysetUnwrappable)
 	}
@@ -288,41 +376,59 @@ func (k *Keyring) newKeyset(tenant string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encoding the keyset of tenant %s: %w", tenant, err)
 	}
-	if _, err := k.unwrap(tenant, wrapped); err != nil {
+	if _, _, _, err := k.unwrap(tenant, wrapped); err != nil {
 		return nil, err
 	}
 	return wrapped, nil
 }
 
-// unwrap decrypts a stored entry. Every failure is ErrKeysetUnopenable, with the cause for the
-// operator.
-func (k *Keyring) unwrap(tenant string, wrapped []byte) (*keys, error) {
-	unopenable := func(cause error) error {
-		return fmt.Errorf("opening the keyset of tenant %s: %w: %w", tenant, ErrKeysetUnopenable, cause)
+// unwrap reads a stored entry and its encryption keys. Every failure is ErrKeysetUnopenable,
+// with the cause for the operator.
+func (k *Keyring) unwrap(tenant string, wrapped []byte) (entry keysetEntry, encryption *keyset.Handle, ks *keys, err error) {
+	unopenable := func(cause error) (keysetEntry, *keyset.Handle, *keys, error) {
+		return keysetEntry{}, nil, nil, fmt.Errorf("opening the keyset of tenant %s: %w: %w", tenant, ErrKeysetUnopenable, cause)
 	}
-	var entry keysetEntry
 	if err := json.Unmarshal(wrapped, &entry, json.RejectUnknownMembers(true)); err != nil {
-		return nil, unopenable(err)
+		return unopenable(err)
 	}
-	if entry.Format != keysetFormat {
-		return nil, unopenable(fmt.Errorf("unknown format %d", entry.Format))
+	if entry.Format != keysetFormat && entry.Format != rotatedFormat {
+		return unopenable(fmt.Errorf("unknown format %d", entry.Format))
 	}
-	aeadHandle, err := readKeyset(entry.AEAD, k.kms, keysetContext(tenant))
+	encryption, previous, err := k.read(tenant, entry.AEAD)
 	if err != nil {
-		return nil, unopenable(err)
+		return unopenable(err)
 	}
-	macHandle, err := readKeyset(entry.MAC, k.kms, keysetContext(tenant))
+	macHandle, _, err := k.read(tenant, entry.MAC)
 	if err != nil {
-		return nil, unopenable(err)
+		return unopenable(err)
 	}
-	ks := &keys{}
-	if ks.aead, err = aead.New(aeadHandle); err != nil {
-		return nil, unopenable(err)
+	info := encryption.KeysetInfo()
+	ks = &keys{rotated: entry.Rotated, previous: previous, ids: []uint32{info.GetPrimaryKeyId()}}
+	for _, key := range info.GetKeyInfo() {
+		if id := key.GetKeyId(); id != ks.ids[0] {
+			ks.ids = append(ks.ids, id)
+		}
+	}
+	if ks.aead, err = aead.New(encryption); err != nil {
+		return unopenable(err)
 	}
 	if ks.mac, err = mac.New(macHandle); err != nil {
-		return nil, unopenable(err)
+		return unopenable(err)
 	}
-	return ks, nil
+	return entry, encryption, ks, nil
+}
+
+// read opens a wrapped keyset, and reports whether only the previous KMS key does.
+func (k *Keyring) read(tenant string, wrapped []byte) (handle *keyset.Handle, previous bool, err error) {
+	handle, err = readKeyset(wrapped, k.kms, keysetContext(tenant))
+	if err == nil || k.Previous == nil {
+		return handle, false, err
+	}
+	handle, previousErr := readKeyset(wrapped, k.Previous, keysetContext(tenant))
+	if previousErr != nil {
+		return nil, false, errors.Join(err, previousErr)
+	}
+	return handle, true, nil
 }
 
 func readKeyset(wrapped []byte, kms tink.AEAD, associated []byte) (*keyset.Handle, error) {

@@ -26,13 +26,16 @@ import (
 
 // memStore is a KeysetStore in memory.
 type memStore struct {
-	mu      sync.Mutex
-	entries map[string][]byte
-	reads   atomic.Int64
-	lose    bool // the answer of a create is lost
+	mu        sync.Mutex
+	entries   map[string][]byte
+	revisions map[string]uint64
+	reads     atomic.Int64
+	lose      bool // the answer of a create is lost
 }
 
-func newMemStore() *memStore { return &memStore{entries: map[string][]byte{}} }
+func newMemStore() *memStore {
+	return &memStore{entries: map[string][]byte{}, revisions: map[string]uint64{}}
+}
 
 func (s *memStore) Keyset(_ context.Context, tenant string) ([]byte, uint64, error) {
 	s.reads.Add(1)
@@ -42,7 +45,7 @@ func (s *memStore) Keyset(_ context.Context, tenant string) ([]byte, uint64, err
 	if !ok {
 		return nil, 0, seal.ErrNoKeyset
 	}
-	return bytes.Clone(b), 1, nil
+	return bytes.Clone(b), s.revisions[tenant], nil
 }
 
 func (s *memStore) CreateKeyset(_ context.Context, tenant string, wrapped []byte) error {
@@ -58,14 +61,29 @@ func (s *memStore) CreateKeyset(_ context.Context, tenant string, wrapped []byte
 	return nil
 }
 
-func (s *memStore) UpdateKeyset(context.Context, string, []byte, uint64) error {
-	return errors.New("not used")
+func (s *memStore) NewestKeyset(ctx context.Context, tenant string) ([]byte, uint64, error) {
+	return s.Keyset(ctx, tenant)
 }
+
+func (s *memStore) UpdateKeyset(_ context.Context, tenant string, wrapped []byte, revision uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.revisions[tenant] != revision {
+		return seal.ErrKeysetExists
+	}
+	s.entries[tenant] = bytes.Clone(wrapped)
+	s.revisions[tenant]++
+	return nil
+}
+
+func (s *memStore) RemoveEarlier(context.Context, string, uint64) error { return nil }
 
 func (s *memStore) swap(a, b string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.entries[a], s.entries[b] = s.entries[b], s.entries[a]
+	s.revisions[a]++
+	s.revisions[b]++
 }
 
 // keyFile makes a KMS key.
@@ -226,7 +244,7 @@ func TestForeignAndDamagedKeysets(t *testing.T) {
 	for name, bad := range map[string]string{
 		"empty":          "",
 		"cut short":      string(good[:len(good)/2]),
-		"other format":   strings.Replace(string(good), `"format":1`, `"format":2`, 1),
+		"other format":   strings.Replace(string(good), `"format":1`, `"format":9`, 1),
 		"unknown member": strings.Replace(string(good), `"format":1`, `"format":1,"x":1`, 1),
 		"keys crossed":   string(crossedJSON),
 		"no keys":        `{"format":1,"aead":"","mac":""}`,

@@ -4,40 +4,46 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync/atomic"
-	"time"
 
 	"github.com/credstream/credstream/jsapi"
-	"github.com/go-json-experiment/json"
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// kvKeysets is a KeysetStore over a JetStream key-value bucket, with one key per tenant.
-type kvKeysets struct {
-	js      jetstream.JetStream
-	kv      jetstream.KeyValue
-	sync    func(context.Context) error
-	durable atomic.Uint64 // revisions up to this one are durable
+// KVKeysets is a KeysetStore over a JetStream key-value bucket, with one key per tenant.
+type KVKeysets struct {
+	api      jsapi.API
+	kv       jetstream.KeyValue
+	sync     func(context.Context) error
+	deleting func(context.Context) (done func(known bool), err error)
+	durable  atomic.Uint64 // revisions up to this one are durable
 }
 
 // NewKVKeysets returns a KeysetStore over kv, a bucket of js whose keys are the tenants. sync
 // returns when everything that was written to the bucket before the call is durable; nil means
 // that the server fsyncs before it answers.
-func NewKVKeysets(js jetstream.JetStream, kv jetstream.KeyValue, sync func(context.Context) error) KeysetStore {
-	return &kvKeysets{js: js, kv: kv, sync: sync}
+//
+// JetStream does not overwrite removed messages of a bucket: the bytes of a removed revision, which
+// the KMS key wraps, stay on disk until the server compacts their block.
+func NewKVKeysets(js jetstream.JetStream, kv jetstream.KeyValue, sync func(context.Context) error) *KVKeysets {
+	return &KVKeysets{api: jsapi.Of(js), kv: kv, sync: sync}
+}
+
+// OnDelete sets a hook that runs before a revision is removed, as that of vault.Vault. Set it
+// before the first use.
+func (s *KVKeysets) OnDelete(deleting func(context.Context) (done func(known bool), err error)) {
+	s.deleting = deleting
 }
 
 // Keyset implements KeysetStore. It fsyncs an entry whose writer may not have done so yet:
 // nobody may encrypt with keys that a power cut could lose.
-func (s *kvKeysets) Keyset(ctx context.Context, tenant string) (wrapped []byte, revision uint64, err error) {
+func (s *KVKeysets) Keyset(ctx context.Context, tenant string) (wrapped []byte, revision uint64, err error) {
 	entry, err := s.kv.Get(ctx, tenant)
 	switch {
 	case err == nil:
 		wrapped, revision = entry.Value(), entry.Revision()
 	case errors.Is(err, jetstream.ErrKeyNotFound): // on the replica that answered, which may be behind
-		wrapped, revision, err = s.fromLeader(ctx, tenant)
+		return s.NewestKeyset(ctx, tenant)
 	}
 	if err != nil {
 		return nil, 0, fmt.Errorf("reading key %s: %w", tenant, err)
@@ -48,60 +54,28 @@ func (s *kvKeysets) Keyset(ctx context.Context, tenant string) (wrapped []byte, 
 	return wrapped, revision, nil
 }
 
-// leaderTime is the timeout of a request whose context has no deadline.
-const leaderTime = 5 * time.Second
-
-// fromLeader reads the tenant's entry from the leader of the bucket's stream. Only the leader
-// can report that there is none.
-func (s *kvKeysets) fromLeader(ctx context.Context, tenant string) (wrapped []byte, revision uint64, err error) {
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, leaderTime)
-		defer cancel()
-	}
-	api := jetstream.DefaultAPIPrefix
-	switch opts := s.js.Options(); {
-	case opts.APIPrefix != "":
-		api = strings.TrimSuffix(opts.APIPrefix, ".") + "."
-	case opts.Domain != "":
-		api = "$JS." + opts.Domain + ".API."
-	}
-	question, err := json.Marshal(map[string]string{"last_by_subj": "$KV." + s.kv.Bucket() + "." + tenant})
-	if err != nil {
-		return nil, 0, err
-	}
-	reply, err := s.js.Conn().RequestWithContext(ctx, api+"STREAM.MSG.GET.KV_"+s.kv.Bucket(), question)
-	if err != nil {
-		return nil, 0, err
-	}
-	var answer struct {
-		Error   *jetstream.APIError `json:"error"`
-		Message struct {
-			Seq    uint64 `json:"seq"`
-			Header []byte `json:"hdrs"`
-			Data   []byte `json:"data"`
-		} `json:"message"`
-	}
-	err = json.Unmarshal(reply.Data, &answer)
+// NewestKeyset implements KeysetStore. It reads from the leader of the bucket's stream, which
+// alone knows the newest revision.
+func (s *KVKeysets) NewestKeyset(ctx context.Context, tenant string) (wrapped []byte, revision uint64, err error) {
+	m, err := s.api.FromLeader(ctx, s.stream(), jsapi.Question{LastBySubject: s.subject(tenant)})
 	switch {
 	case err != nil:
-		return nil, 0, err
-	case answer.Error != nil && answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
-		return nil, 0, ErrNoKeyset
-	case answer.Error != nil:
-		return nil, 0, answer.Error
+		return nil, 0, fmt.Errorf("reading key %s: %w", tenant, err)
+	case m == nil || m.Header.Get("KV-Operation") != "": // it was deleted
+		return nil, 0, fmt.Errorf("reading key %s: %w", tenant, ErrNoKeyset)
 	}
-	header, err := nats.DecodeHeadersMsg(answer.Message.Header)
-	if err != nil {
+	if err := s.waitDurable(ctx, m.Seq); err != nil {
 		return nil, 0, err
 	}
-	if header.Get("KV-Operation") != "" { // it was deleted
-		return nil, 0, ErrNoKeyset
-	}
-	return answer.Message.Data, answer.Message.Seq, nil
+	return m.Data, m.Seq, nil
 }
 
-func (s *kvKeysets) CreateKeyset(ctx context.Context, tenant string, wrapped []byte) error {
+func (s *KVKeysets) stream() string { return "KV_" + s.kv.Bucket() }
+
+func (s *KVKeysets) subject(tenant string) string { return "$KV." + s.kv.Bucket() + "." + tenant }
+
+// CreateKeyset implements KeysetStore.
+func (s *KVKeysets) CreateKeyset(ctx context.Context, tenant string, wrapped []byte) error {
 	revision, err := s.kv.Create(ctx, tenant, wrapped)
 	if lostRace(err) {
 		return ErrKeysetExists
@@ -112,7 +86,8 @@ func (s *kvKeysets) CreateKeyset(ctx context.Context, tenant string, wrapped []b
 	return s.waitDurable(ctx, revision)
 }
 
-func (s *kvKeysets) UpdateKeyset(ctx context.Context, tenant string, wrapped []byte, revision uint64) error {
+// UpdateKeyset implements KeysetStore.
+func (s *KVKeysets) UpdateKeyset(ctx context.Context, tenant string, wrapped []byte, revision uint64) error {
 	revision, err := s.kv.Update(ctx, tenant, wrapped, revision)
 	if lostRace(err) {
 		return ErrKeysetExists
@@ -123,10 +98,42 @@ func (s *kvKeysets) UpdateKeyset(ctx context.Context, tenant string, wrapped []b
 	return s.waitDurable(ctx, revision)
 }
 
+// RemoveEarlier implements KeysetStore.
+func (s *KVKeysets) RemoveEarlier(ctx context.Context, tenant string, revision uint64) (failed error) {
+	history, err := s.kv.History(ctx, tenant)
+	if err != nil {
+		return fmt.Errorf("listing the revisions of key %s: %w", tenant, err)
+	}
+	if s.deleting != nil {
+		for _, entry := range history {
+			if entry.Revision() >= revision {
+				continue
+			}
+			done, err := s.deleting(ctx)
+			if err != nil {
+				return fmt.Errorf("removing revisions of key %s: %w", tenant, err)
+			}
+			defer func() { done(failed == nil) }()
+		}
+	}
+	request := struct {
+		Filter string `json:"filter"`
+		Before uint64 `json:"seq"`
+	}{s.subject(tenant), revision}
+	err = s.api.Call(ctx, "STREAM.PURGE."+s.stream(), request, &struct{}{})
+	if err == nil && s.sync != nil {
+		err = s.sync(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("removing revisions of key %s: %w", tenant, err)
+	}
+	return nil
+}
+
 // lostRace reports whether a write failed because the revision had changed.
 func lostRace(err error) bool { return errors.Is(err, jetstream.ErrKeyExists) || jsapi.WrongLast(err) }
 
-func (s *kvKeysets) waitDurable(ctx context.Context, revision uint64) error {
+func (s *KVKeysets) waitDurable(ctx context.Context, revision uint64) error {
 	if s.sync == nil || revision <= s.durable.Load() {
 		return nil
 	}

@@ -272,6 +272,7 @@ func TestVaultTransit(t *testing.T) {
 		if err := cold.Check(t.Context(), []string{"acme", "evil"}); err != nil {
 			t.Errorf("%s: %v", c.name, err)
 		}
+		rewrap(t, keyFile(t), kms)
 		store.swap("acme", "evil")
 		if err := seal.NewKeyring(kms, store).Check(t.Context(), []string{"acme"}); !errors.Is(err, seal.ErrKeysetUnopenable) {
 			t.Errorf("%s: swapped keysets: %v", c.name, err)

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service/permission"
@@ -59,5 +60,5 @@ var (
 	ErrKeyUnknown = fault.New(fault.Unauthenticated, "api_key_unknown",
 		"The API key is unknown, revoked or expired, or it may not be used from this address.")
 	ErrDenied         = fault.New(fault.Denied, "permission_denied", "The key lacks the required permission.")
-	ErrTenantNotFound = fault.New(fault.NotFound, "tenant_not_found", "Tenant not found.")
+	ErrTenantNotFound = aggregates.ErrTenantNotFound
 )

@@ -31,12 +31,18 @@ func newRecent() *recent {
 	return &recent{sealed: sealed}
 }
 
-// get returns the cached secret or, if there is none, a mark for keep.
-func (r *recent) get(subject string) (sealed seal.Sealed, mark uint64, ok bool) {
+// get returns the cached secret.
+func (r *recent) get(subject string) (seal.Sealed, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	sealed, ok = r.sealed.Get(subject)
-	return sealed, r.erased, ok
+	return r.sealed.Get(subject)
+}
+
+// mark returns a mark for keep, before the secret is read from the server.
+func (r *recent) mark() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.erased
 }
 
 // keep adds the entry unless any secret was erased since get returned the mark: it may have

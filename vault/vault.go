@@ -223,7 +223,13 @@ func (v *Vault) Put(ctx context.Context, ref Ref, s seal.Secret) error {
 	if err := v.publish(ctx, ref.subject(), encode(sealed)); err != nil {
 		return fmt.Errorf("putting a secret: %w", err)
 	}
-	return v.waitDurable(ctx)
+	if err := v.waitDurable(ctx); err != nil {
+		return err
+	}
+	if err := v.keys.Confirm(ctx, ref.Tenant, sealed); err != nil {
+		return fmt.Errorf("putting a secret: %w: %w", ErrUnknownOutcome, err)
+	}
+	return nil
 }
 
 // attempts is the maximum number of attempts while the outcome of an attempt is unknown.
@@ -299,27 +305,42 @@ func (v *Vault) Get(ctx context.Context, ref Ref) (seal.Secret, error) {
 		return seal.Secret{}, err
 	}
 	subject := ref.subject()
-	sealed, mark, ok := v.recent.get(subject)
-	if ok {
-		return v.keys.Open(ctx, ref.Tenant, sealed, ref.AssociatedData())
+	if sealed, ok := v.recent.get(subject); ok {
+		s, err := v.keys.Open(ctx, ref.Tenant, sealed, ref.AssociatedData())
+		if !errors.Is(err, seal.ErrSecretUnopenable) { // it may have been encrypted again since
+			return s, err
+		}
 	}
-	// A secret is written once, so every replica that has it has the right one. Only the leader
-	// can report that there is none.
-	m, err := v.lastDirect(ctx, subject)
-	if err == nil && m == nil {
-		m, err = v.lastFromLeader(ctx, subject)
+	// A secret only changes when it is encrypted again with a new key, so every replica that has
+	// it has the right one, unless its key was destroyed. Only the leader can report that there is
+	// none.
+	s, err := v.read(ctx, ref, v.lastDirect)
+	if errors.Is(err, ErrNoSecret) || errors.Is(err, seal.ErrSecretUnopenable) {
+		s, err = v.read(ctx, ref, v.lastFromLeader)
 	}
+	return s, err
+}
+
+// read decrypts the last message of a secret, which last reads.
+func (v *Vault) read(ctx context.Context, ref Ref, last func(context.Context, string) (*jsapi.Message, error)) (seal.Secret, error) {
+	subject := ref.subject()
+	mark := v.recent.mark()
+	m, err := last(ctx, subject)
 	switch {
 	case err != nil:
 		return seal.Secret{}, fmt.Errorf("getting a secret: %w", err)
 	case m == nil:
 		return seal.Secret{}, ErrNoSecret
 	}
-	if sealed, err = decode(m); err != nil {
+	sealed, err := decode(m)
+	if err != nil {
 		return seal.Secret{}, err
 	}
-	v.recent.keep(subject, sealed, mark)
-	return v.keys.Open(ctx, ref.Tenant, sealed, ref.AssociatedData())
+	s, err := v.keys.Open(ctx, ref.Tenant, sealed, ref.AssociatedData())
+	if err == nil {
+		v.recent.keep(subject, sealed, mark)
+	}
+	return s, err
 }
 
 // Has reports whether the stream's leader has a secret of ref.
@@ -336,7 +357,7 @@ func (v *Vault) Has(ctx context.Context, ref Ref) (bool, error) {
 
 // Erase overwrites and deletes the secret of ref. When it returns nil, no file of the stream
 // contains its bytes, and that is fsynced. A secret that does not exist is not an error.
-func (v *Vault) Erase(ctx context.Context, ref Ref) (erased error) {
+func (v *Vault) Erase(ctx context.Context, ref Ref) error {
 	if err := v.check(ref); err != nil {
 		return err
 	}
@@ -344,26 +365,43 @@ func (v *Vault) Erase(ctx context.Context, ref Ref) (erased error) {
 	subject := ref.subject()
 	v.recent.erase(subject)
 	defer v.recent.erase(subject) // another call may have read it meanwhile
+	erase, done := v.eraser()
 	for range attempts {
 		m, err := v.lastFromLeader(ctx, subject)
 		if err != nil {
-			return fmt.Errorf("erasing a secret: %w", err)
+			return done(fmt.Errorf("erasing a secret: %w", err))
 		}
 		if m == nil {
-			return v.waitDurable(ctx) // an earlier Erase may have deleted it without an fsync
-		}
-		if v.onDelete != nil {
-			done, err := v.onDelete(ctx)
-			if err != nil {
-				return fmt.Errorf("erasing a secret: %w", err)
-			}
-			defer func() { done(erased == nil) }() // erased is set: the outcome is known
+			return done(v.waitDurable(ctx)) // an earlier Erase may have deleted it without an fsync
 		}
 		// A failed delete may have succeeded (lost response), or another caller deleted the
 		// message: the next read shows it.
-		failed = v.overwrite(ctx, m.Seq)
+		failed = erase(ctx, m.Seq)
 	}
-	return fmt.Errorf("erasing a secret: %w", cmp.Or(failed, errBusy))
+	return done(fmt.Errorf("erasing a secret: %w", cmp.Or(failed, errBusy)))
+}
+
+// eraser returns erase, which overwrites and deletes one message, and done, which must be called
+// once with the outcome, when the deletes are durable. done returns the outcome.
+func (v *Vault) eraser() (erase func(ctx context.Context, seq uint64) error, done func(error) error) {
+	var counted []func(known bool)
+	erase = func(ctx context.Context, seq uint64) error {
+		if v.onDelete != nil {
+			done, err := v.onDelete(ctx)
+			if err != nil {
+				return err
+			}
+			counted = append(counted, done)
+		}
+		return v.overwrite(ctx, seq)
+	}
+	done = func(err error) error {
+		for _, done := range counted {
+			done(err == nil)
+		}
+		return err
+	}
+	return erase, done
 }
 
 // Entry describes a secret without decrypting it.
@@ -386,17 +424,32 @@ func (v *Vault) Owned(ctx context.Context, tenant, category, owner string) ([]En
 }
 
 // All yields every secret whose sequence is at least from, oldest first. Secrets that are
-// stored or erased meanwhile may be missing. It stops after an error.
+// stored or erased meanwhile may be missing, and a secret that is being encrypted again may be
+// yielded twice. It stops after an error.
 func (v *Vault) All(ctx context.Context, from uint64) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
 		// Headers only: only the subjects are needed.
-		cons, err := v.js.CreateConsumer(ctx, Stream, jetstream.ConsumerConfig{
-			DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: from,
-			AckPolicy: jetstream.AckNonePolicy, HeadersOnly: true, MemoryStorage: true, Replicas: 1,
-			InactiveThreshold: time.Minute, // in case the deletion below fails
-		})
+		for msg, err := range v.messages(ctx, jetstream.ConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: from, HeadersOnly: true}, 1000) {
+			var e Entry
+			if err == nil {
+				e, err = entryOf(msg)
+			}
+			if !yield(e, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// messages yields the messages of a consumer that exist when it is created. It fetches batches of n
+// and stops after an error.
+func (v *Vault) messages(ctx context.Context, cfg jetstream.ConsumerConfig, n int) iter.Seq2[jetstream.Msg, error] {
+	return func(yield func(jetstream.Msg, error) bool) {
+		cfg.AckPolicy, cfg.MemoryStorage, cfg.Replicas = jetstream.AckNonePolicy, true, 1
+		cfg.InactiveThreshold = time.Minute // in case the delete below fails
+		cons, err := v.js.CreateConsumer(ctx, Stream, cfg)
 		if err != nil {
-			yield(Entry{}, fmt.Errorf("listing secrets: %w", err))
+			yield(nil, fmt.Errorf("listing secrets: %w", err))
 			return
 		}
 		defer func() {
@@ -405,40 +458,44 @@ func (v *Vault) All(ctx context.Context, from uint64) iter.Seq2[Entry, error] {
 			_ = v.js.DeleteConsumer(ctx, Stream, cons.CachedInfo().Name)
 		}()
 		for pending := cons.CachedInfo().NumPending; pending > 0; {
-			batch, err := cons.FetchNoWait(1000)
+			batch, err := cons.FetchNoWait(n)
 			if err != nil {
-				yield(Entry{}, fmt.Errorf("listing secrets: %w", err))
+				yield(nil, fmt.Errorf("listing secrets: %w", err))
 				return
 			}
-			n := 0
+			got := 0
 			for msg := range batch.Messages() {
-				var entry Entry
-				entry, pending, err = entryOf(msg)
-				if !yield(entry, err) || err != nil {
+				var meta *jetstream.MsgMetadata
+				if meta, err = msg.Metadata(); err != nil {
+					err = fmt.Errorf("listing secrets: %w", err)
+				} else {
+					pending = meta.NumPending
+				}
+				if !yield(msg, err) || err != nil {
 					return
 				}
-				n++
+				got++
 			}
-			if n == 0 { // the rest was erased meanwhile, or the server is slow
+			if got == 0 { // the rest was erased meanwhile, or the server is slow
 				var info *jetstream.ConsumerInfo
 				if info, err = cons.Info(ctx); err == nil {
 					pending = info.NumPending
 				}
 			}
 			if err := errors.Join(err, batch.Error(), ctx.Err()); err != nil {
-				yield(Entry{}, fmt.Errorf("listing secrets: %w", err))
+				yield(nil, fmt.Errorf("listing secrets: %w", err))
 				return
 			}
 		}
 	}
 }
 
-// entryOf parses a message, and returns how many follow.
-func entryOf(msg jetstream.Msg) (e Entry, pending uint64, err error) {
+// entryOf returns the entry of a message.
+func entryOf(msg jetstream.Msg) (Entry, error) {
 	meta, err := msg.Metadata()
 	if err != nil {
-		return Entry{}, 0, fmt.Errorf("listing secrets: %w", err)
+		return Entry{}, fmt.Errorf("listing secrets: %w", err)
 	}
 	ref, err := parseSubject(msg.Subject())
-	return Entry{Ref: ref, Seq: meta.Sequence.Stream, Stored: meta.Timestamp.UTC()}, meta.NumPending, err
+	return Entry{Ref: ref, Seq: meta.Sequence.Stream, Stored: meta.Timestamp.UTC()}, err
 }

@@ -120,8 +120,12 @@ var examples = map[string]string{
 	"queue.retry-all": `{"queue":"commands"}`,
 	"queue.drop-all":  `{"code":"flow_event_invalid"}`,
 
-	"service.key":    `{}`,
-	"audit.rewind":   `{"seq":1}`,
+	"service.key":           `{}`,
+	"audit.rewind":          `{"seq":1}`,
+	"encryption_key.rotate": `{}`,
+	"encryption_key.rewrap": `{}`,
+	"encryption_key.status": `{}`,
+
 	"views.rebuild":  `{}`,
 	"views.status":   `{}`,
 	"events.changes": `{"from":1,"limit":100}`,

@@ -23,6 +23,7 @@ import (
 	"github.com/credstream/credstream/service/connect"
 	"github.com/credstream/credstream/service/connector"
 	"github.com/credstream/credstream/service/credential"
+	"github.com/credstream/credstream/service/encryption"
 	"github.com/credstream/credstream/service/flow"
 	"github.com/credstream/credstream/service/secrets"
 	"github.com/credstream/credstream/service/throttle"
@@ -104,6 +105,8 @@ type Config struct {
 	ClocksAgree func() error
 	// Limits are the rate limits of callers; unlimited when zero.
 	Limits access.Limits
+	// KeyRetireAfter is how long a replaced encryption key is kept at least.
+	KeyRetireAfter time.Duration
 	// Admission shares the work of the process between callers; one of its own when nil.
 	Admission *admission.Admission
 	// Now is the clock, with a monotonic reading; time.Now when nil.
@@ -122,6 +125,7 @@ type Application struct {
 	Clients     *client.Service
 	Tokens      *token.Service
 	Throttles   *throttle.Service
+	Encryption  *encryption.Service
 	Credentials *credential.Service
 	Connects    *connect.Service
 	Connectors  *connector.Service
@@ -131,7 +135,7 @@ type Application struct {
 
 // features are those of a, in the order of the route table.
 func (a *Application) features() []service.Feature {
-	return []service.Feature{a.Access, a.Components, a.Credentials, a.Clients, a.Connects, a.Tokens, a.Throttles, a.Connectors, a.Flows, a.Transfers, a.Admin}
+	return []service.Feature{a.Access, a.Components, a.Credentials, a.Clients, a.Connects, a.Tokens, a.Throttles, a.Connectors, a.Flows, a.Encryption, a.Transfers, a.Admin}
 }
 
 // Routes is the route table: all commands and queries of the service.
@@ -200,6 +204,10 @@ func New(cfg Config) (*Application, error) {
 	})
 	a.Connectors = connector.New(connector.Deps{Kernel: kernel, Secrets: a.Secrets, Log: cfg.Log, Views: cfg.Views, Vault: cfg.Vault, Logger: cfg.Logger})
 	a.Transfers = transfer.New(transfer.Deps{Kernel: kernel, Access: a.Access, Components: a.Components, Log: cfg.Log, Views: cfg.Views, Keyring: cfg.Keyring, Logger: cfg.Logger})
+	a.Encryption = encryption.New(encryption.Deps{
+		Kernel: kernel, Log: cfg.Log, Views: cfg.Views, Vault: cfg.Vault, Keyring: cfg.Keyring, Metrics: cfg.Metrics, Logger: cfg.Logger,
+		Background: a.Secrets, RetireAfter: cfg.KeyRetireAfter,
+	})
 	a.Admin = admin.New(admin.Deps{
 		Kernel: kernel, Secrets: a.Secrets, Log: cfg.Log, Views: cfg.Views, Projector: cfg.Projector, Keyring: cfg.Keyring, Logger: cfg.Logger,
 		Rewind: cfg.Rewind, DeadLetters: cfg.Poison, RebuildViews: cfg.RebuildViews,

@@ -32,6 +32,7 @@ type Config struct {
 	OIDCTenantClaim       string        `flag:"oidc-tenant-claim" arg:"CLAIM" env:"CREDSTREAM_OIDC_TENANT_CLAIM" default:"tenant" help:"claim with the tenant, or the tenants, of a token"`
 	OIDCPermissionsClaim  string        `flag:"oidc-permissions-claim" arg:"CLAIM" env:"CREDSTREAM_OIDC_PERMISSIONS_CLAIM" default:"permissions" help:"claim with the permissions and roles; use dots to reach into objects, such as realm_access.roles"`
 	Durability            string        `flag:"durability" arg:"MODE" env:"CREDSTREAM_DURABILITY" default:"group" help:"fsync before a change is acknowledged: group (one fsync for all waiting changes) or always (one per change)"`
+	KMSPrevious           string        `flag:"kms-previous" arg:"URL" env:"CREDSTREAM_KMS_PREVIOUS" help:"KMS key that wrapped the tenants' encryption keys before --kms, until credstream keys rewrap --all has wrapped them with --kms"`
 	KMS                   string        `flag:"kms" arg:"URL" env:"CREDSTREAM_KMS" help:"KMS key that wraps the tenants' encryption keys: file:///path, hcvault://, aws-kms:// or gcp-kms://; a key file in the data folder when empty"`
 	Views                 string        `flag:"views" arg:"URL" env:"CREDSTREAM_VIEWS" help:"read-model database; SQLite in the data folder when empty"`
 	AllowPrivateTargets   bool          `flag:"allow-private-targets" env:"CREDSTREAM_ALLOW_PRIVATE_TARGETS" help:"allow dry requests and requests to OAuth providers to private and loopback addresses; for development only"`
@@ -40,6 +41,7 @@ type Config struct {
 	ConnectReturnTo       string        `flag:"connect-return-to" arg:"ORIGINS" env:"CREDSTREAM_CONNECT_RETURN_TO" help:"origins to which browsers may return after an account was connected, such as https://app.example.org, separated by commas; http://127.0.0.1 and http://[::1] with a port are always allowed"`
 	Lease                 time.Duration `flag:"lease" arg:"TIME" env:"CREDSTREAM_LEASE" default:"10m" help:"how long a flow engine may keep the resolved values of a credential: 1m to 15m, and never beyond the expiry of the access token"`
 	AccessRetention       time.Duration `flag:"access-retention" arg:"TIME" env:"CREDSTREAM_ACCESS_RETENTION" default:"400d" help:"retention of the access log: at least 1d"`
+	KeyRetireAfter        time.Duration `flag:"key-retire-after" arg:"TIME" env:"CREDSTREAM_KEY_RETIRE_AFTER" default:"30m" help:"how long a rotated encryption key is kept at least before it is destroyed: at least 2s; with less than 15m, a rotation can end pending account connections"`
 	RefreshPatience       time.Duration `flag:"refresh-patience" arg:"TIME" env:"CREDSTREAM_REFRESH_PATIENCE" default:"30s" help:"time without progress after which this process takes over a token renewal of another process; with less than 30s a slow provider may receive two renewal requests"`
 	RatePerKey            int           `flag:"rate-per-key" arg:"N" env:"CREDSTREAM_RATE_PER_KEY" default:"10000" help:"commands per second of one identity in this process, and ten times as many queries; 0 means no limit"`
 	RatePerTenant         int           `flag:"rate-per-tenant" arg:"N" env:"CREDSTREAM_RATE_PER_TENANT" default:"20000" help:"commands per second of one tenant in this process, and ten times as many queries; 0 means no limit"`
@@ -49,7 +51,8 @@ type Config struct {
 
 	fsyncDelay time.Duration `env:"CREDSTREAM_BENCH_FSYNC_DELAY" help:"added to every fsync, to model a slower disk; for benchmarks only"`
 
-	kmsToken seal.Secret `env:"CREDSTREAM_KMS_TOKEN" help:"token for a Vault or OpenBao KMS; only as an environment variable"`
+	kmsPreviousToken seal.Secret `env:"CREDSTREAM_KMS_PREVIOUS_TOKEN" help:"token for the KMS of --kms-previous; only as an environment variable"`
+	kmsToken         seal.Secret `env:"CREDSTREAM_KMS_TOKEN" help:"token for a Vault or OpenBao KMS; only as an environment variable"`
 }
 
 // Command is the verb that runs the service.
@@ -66,6 +69,9 @@ func newCommand(getenv func(string) string, serve func(ctx context.Context, cfg 
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if token := getenv("CREDSTREAM_KMS_TOKEN"); token != "" {
 				cfg.kmsToken = seal.NewSecret([]byte(token))
+			}
+			if token := getenv("CREDSTREAM_KMS_PREVIOUS_TOKEN"); token != "" {
+				cfg.kmsPreviousToken = seal.NewSecret([]byte(token))
 			}
 			if delay := getenv("CREDSTREAM_BENCH_FSYNC_DELAY"); delay != "" {
 				var err error

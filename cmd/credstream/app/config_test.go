@@ -31,7 +31,7 @@ func TestServeConfiguration(t *testing.T) {
 		Data: "./credstream-data", HTTP: "h", NATSListen: "127.0.0.1:4222", Durability: "group", AllowPrivateTargets: true,
 		NATSReplicas: 3, OIDCTenantClaim: "tenant", OIDCPermissionsClaim: "permissions",
 		RatePerKey: 10_000, RatePerTenant: 20_000, WrongKeys: 20, LogFormat: "text", LogLevel: "info",
-		Lease: 10 * time.Minute, AccessRetention: 400 * 24 * time.Hour, RefreshPatience: 30 * time.Second,
+		Lease: 10 * time.Minute, AccessRetention: 400 * 24 * time.Hour, KeyRetireAfter: 30 * time.Minute, RefreshPatience: 30 * time.Second,
 	}); !reflect.DeepEqual(got, want) {
 		t.Errorf("the configuration is %+v", got)
 	}

@@ -108,6 +108,8 @@ func TestEveryCommandTwice(t *testing.T) {
 	}
 	steps := []step{
 		{"tenant.register", m{"id": "acme"}},
+		{"encryption_key.rotate", m{}},
+		{"encryption_key.rewrap", m{}},
 		{"component.register", m{"id": "new", "descriptor": json.RawMessage(plain)}},
 		{"component.update", m{"id": "new", "descriptor": json.RawMessage(sheets)}},
 		{"component.set-env", m{"id": "new", "values": m{"OAUTH_CLIENT_ID": "a", "OAUTH_CLIENT_SECRET": "b"}}},

@@ -47,6 +47,7 @@ import (
 	"github.com/credstream/credstream/service/application"
 	"github.com/credstream/credstream/service/connect"
 	"github.com/credstream/credstream/service/credential"
+	"github.com/credstream/credstream/service/encryption"
 	"github.com/credstream/credstream/service/permission"
 	"github.com/credstream/credstream/vault"
 	"github.com/credstream/credstream/verify"
@@ -73,6 +74,7 @@ var (
 	errDurability = fault.New(fault.Invalid, "config_durability", "--durability must be group or always.")
 	errViewsURL   = fault.New(fault.Invalid, "config_views", "--views is not supported yet: the read models are in the SQLite file of the data folder. Omit --views.")
 	errLease      = fault.New(fault.Invalid, "config_lease", "--lease must be 1m to 15m.")
+	errRetireKeys = fault.New(fault.Invalid, "config_key_retire_after", "--key-retire-after must be at least 2s.")
 	errRetention  = fault.New(fault.Invalid, "config_access_retention", "--access-retention must be at least 1d.")
 	errLogLevel   = fault.New(fault.Invalid, "config_log_level", "--log-level must be debug, info, warn or error.")
 	errLogFormat  = fault.New(fault.Invalid, "config_log_format", "--log-format must be text or json.")
@@ -160,6 +162,12 @@ func start(ctx context.Context, cfg Config, stderr io.Writer) (*program, error) 
 	}
 	if cfg.AccessRetention != 0 && cfg.AccessRetention < kv.MinAccessRetention {
 		return nil, errRetention
+	}
+	if cfg.KeyRetireAfter == 0 {
+		cfg.KeyRetireAfter = encryption.DefaultRetireAfter
+	}
+	if cfg.KeyRetireAfter < 2*time.Second {
+		return nil, errRetireKeys
 	}
 	if cfg.Views != "" {
 		return nil, errViewsURL
@@ -368,14 +376,15 @@ func (p *program) openService(ctx context.Context) error {
 			}
 			return p.integrity.Err()
 		},
-		KeyRevoked:   p.nats.DisconnectKey,
-		Rewind:       p.rewindAudit,
-		ClocksAgree:  p.clocksAgree,
-		RebuildViews: p.rebuildViews,
-		Claims:       claims,
-		Poison:       p.poison,
-		AccessLog:    p.access,
-		Lease:        p.cfg.Lease,
+		KeyRetireAfter: p.cfg.KeyRetireAfter,
+		KeyRevoked:     p.nats.DisconnectKey,
+		Rewind:         p.rewindAudit,
+		ClocksAgree:    p.clocksAgree,
+		RebuildViews:   p.rebuildViews,
+		Claims:         claims,
+		Poison:         p.poison,
+		AccessLog:      p.access,
+		Lease:          p.cfg.Lease,
 		Limits: access.Limits{
 			PerKey: access.RateOf(p.cfg.RatePerKey), PerTenant: access.RateOf(p.cfg.RatePerTenant), WrongKeys: p.cfg.WrongKeys,
 		},
@@ -492,7 +501,15 @@ func (p *program) openKeyring(ctx context.Context, js jetstream.JetStream) (*sea
 	if err != nil {
 		return nil, err
 	}
-	keyring := seal.NewKeyring(kms, seal.NewKVKeysets(js, kv, p.durable(stream)))
+	keysets := seal.NewKVKeysets(js, kv, p.durable(stream))
+	keysets.OnDelete(p.marks.Deleting)
+	keyring := seal.NewKeyring(kms, keysets)
+	if p.cfg.KMSPrevious != "" {
+		if keyring.Previous, err = seal.OpenKMS(ctx, seal.KMS{URL: p.cfg.KMSPrevious, Token: p.cfg.kmsPreviousToken}); err != nil {
+			return nil, fmt.Errorf("--kms-previous: %w", err)
+		}
+	}
+	keyring.Freshness = min(seal.DefaultFreshness, p.cfg.KeyRetireAfter/2)
 	first := tenants[:min(len(tenants), keysetsAtStart)]
 	if err := keyring.Check(ctx, first); err != nil {
 		return nil, fmt.Errorf("the keysets cannot be decrypted with this KMS key: %w", err)

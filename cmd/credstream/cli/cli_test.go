@@ -117,6 +117,8 @@ func TestVerbs(t *testing.T) {
 		"credential.history": `{"events":[{"seq":4,"type":"credential.created","time":"2026-01-02T03:04:05Z","actor":"key:k","via":"http","version":1,"data":{}}]}`,
 		"events.replay": `{"events":[{"specversion":"1.0","type":"credstream.credential.created.v1","subject":"credential.i","actor":"key:k",` +
 			`"time":"2026-01-02T03:04:05Z","logseq":4,"logindex":0,"data":{ "id": "i" }}]}`,
+		"encryption_key.status": `{"rotating":false,"keys":[{"id":"0a1b2c3d","secrets":9,"state":"active"}]}`,
+
 		"views.status":  `{"position":9,"end":9,"rebuilt":9,"rebuild_end":9}`,
 		"flow.list":     `{"flows":[` + f1 + `]}`,
 		"flow.get":      f1,
@@ -204,6 +206,10 @@ func TestVerbs(t *testing.T) {
 		{args: "events replay --from 4 --type credential.created", asks: `default/events.replay?from=4&limit=1000&type=credential.created`, says: "2026-01-02 03:04:05Z  4.0  credential.created  credential.i  key:k  {\"id\":\"i\"}\n"},
 		{args: "views rebuild", asks: "default/views.rebuild {}\ndefault/views.status", says: "Rebuilt the read models from 9 commits.\n", notes: "9 of 9\n"},
 		{args: "views status", asks: "default/views.status", says: "The read models reflect 9 of 9 commits.\n"},
+		{args: "keys rotate", asks: `default/encryption_key.rotate {}`, says: "The encryption key of tenant default is being rotated.\n"},
+		{args: "keys rotate --all --wait", asks: "default/tenant.list\nacme/encryption_key.rotate {}\ndefault/tenant.list\nacme/encryption_key.status", says: "The encryption key of tenant acme is being rotated.\nThe encryption key of tenant acme was rotated.\n"},
+		{args: "keys status", asks: `default/encryption_key.status`, says: "TENANT   KEY       STATE   SECRETS  KMS KEY\ndefault  0a1b2c3d  active  9        current\n"},
+		{args: "keys rewrap", asks: `default/encryption_key.rewrap {}`, says: "The encryption keys of tenant default are wrapped with the current KMS key.\n"},
 		{args: "tenant register acme --name Acme", asks: `default/tenant.register {"id":"acme","name":"Acme"}`, says: "Registered tenant i.\n"},
 		{args: "tenant list", asks: `default/tenant.list`, says: "ID    NAME\nacme  Acme\n"},
 		{args: "key issue --role OPERATOR --tenants acme", asks: `default/api_key.issue {"role":"OPERATOR","tenants":["acme"]}`, says: "cs_new\n", notes: "Issued key k2. It is shown only once:\n"},
