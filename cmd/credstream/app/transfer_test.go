@@ -5,6 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -299,4 +303,157 @@ func audited(t testing.TB, u *up, typ string) (n int) {
 		}
 	}
 	return n
+}
+
+// newKV is an HTTP server that answers as the KV engine, version 2, of Vault is documented to:
+// LIST of metadata, GET of data, 404 for what is not there or deleted, 403 without the token.
+func newKV(t testing.TB, token string, secrets map[string]string) *httptest.Server {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		answer := func(status int, body string) { w.WriteHeader(status); fmt.Fprint(w, body) }
+		if r.Header.Get("X-Vault-Token") != token {
+			answer(403, `{"errors":["permission denied"]}`)
+			return
+		}
+		at, list := strings.CutPrefix(r.URL.Path, "/v1/kv/metadata")
+		if list && r.Method == "LIST" {
+			at = strings.TrimPrefix(at+"/", "/")
+			keys := map[string]bool{}
+			for name := range secrets {
+				if rest, below := strings.CutPrefix(name, at); below {
+					first, _, folder := strings.Cut(rest, "/")
+					if folder {
+						first += "/"
+					}
+					keys[first] = true
+				}
+			}
+			if len(keys) == 0 {
+				answer(404, `{"errors":[]}`)
+				return
+			}
+			answer(200, string(encode(t, map[string]any{"request_id": "r", "data": map[string]any{"keys": slices.Sorted(maps.Keys(keys))}})))
+			return
+		}
+		name, read := strings.CutPrefix(r.URL.Path, "/v1/kv/data/")
+		data, there := secrets[name]
+		switch {
+		case !read || r.Method != "GET" || !there:
+			answer(404, `{"errors":[]}`)
+		case data == "":
+			answer(404, `{"data":{"data":null,"metadata":{"deletion_time":"2026-11-30T12:00:00Z","destroyed":false,"version":2}}}`)
+		default:
+			answer(200, `{"request_id":"r","lease_id":"","renewable":false,"data":{"data":`+data+`,"metadata":{"created_time":"2026-11-30T12:00:00Z","deletion_time":"","destroyed":false,"version":1}}}`)
+		}
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+// Credentials of other systems come in with their ids and values; what the API does not accept
+// and what is not whole is left and listed, and a repeat does nothing again.
+func TestImportFromOtherSystems(t *testing.T) {
+	pets := newPetstore(t, "canary-pet")
+	u := bring(t, t.TempDir())
+	must(t, u.command("component.register", "", map[string]any{"id": "petstore", "descriptor": verified(t, pets)}, nil))
+	key := u.issue(t, map[string]any{"role": "ADMINISTRATOR", "permissions": []string{"credentials.reveal"}})
+	x := newTransferrer(t, u, key)
+	reveals := u.api.as(key)
+	holds := func(id, component, typ, keys string) {
+		t.Helper()
+		var c struct{ Component, Type string }
+		must(t, u.proj.Wait(t.Context(), logEnd(t, u.program)))
+		must(t, u.query("credential.get", "id="+url.QueryEscape(id), &c))
+		var shown struct{ Keys json.RawMessage }
+		must(t, reveals.command("credential.reveal", "", map[string]any{"id": id}, &shown))
+		if c.Component != component || c.Type != typ || string(shown.Keys) != keys {
+			t.Errorf("%s: %+v with %s, want %s", id, c, shown.Keys, keys)
+		}
+	}
+	file := func(name, content string) string { return writeFile(t, name, content, 0o600) }
+
+	aspire := file("aspire.json", `{"export":{"credentials":{"credential":[
+		{"id":"AAABcID5GBc=","type":"filesystem","description":"Sales HD1","throttlePolicy":"P1","properties":{"user":"u","query":{"password":"canary-aspire"}}},
+		{"id":"AAABcID5GBd","type":"http","description":"no secrets"},
+		{"id":"a-mask","type":"http","description":"","properties":{"password":"********"}},
+		{"id":"a\u0007bell","type":"http","description":"","properties":{"password":"canary-bell"}}]},
+		"policies":{"policy":[{"id":"P1","type":"throttle","description":"d","timeUnit":"m","numberOfDocuments":"100"}]}}}`)
+	out := x.wants(0, "import", "--from", "aspire", aspire, "--plan")
+	if !strings.Contains(out, "\ncreate    credential       AAABcID5GBc=  Sales HD1\n") || !strings.Contains(out, "To create: 2, to update: 0, unchanged: 0, left behind: 3.") || count(t, u) != 0 {
+		t.Errorf("the plan says\n%s", out)
+	}
+	out = x.wants(2, "import", "--from", "aspire", aspire)
+	if !strings.Contains(out, "AAABcID5GBd  The source does not hold its secrets: they are masked or left out. (import_source_masked)\n") || !strings.Contains(out, "#4  ") {
+		t.Errorf("aspire: %s", out)
+	}
+	holds("AAABcID5GBc=", "", "filesystem", `{"query":{"password":"canary-aspire"},"user":"u"}`)
+	end := logEnd(t, u.program)
+	if out = x.wants(2, "import", "--from", "aspire", aspire); !strings.Contains(out, "\nCreated 0, updated 0, unchanged 2, left behind 3.\n") || logEnd(t, u.program) != end {
+		t.Errorf("aspire again: %s", out)
+	}
+
+	resource := func(id, component, key string) string {
+		return fmt.Sprintf(`{"id":%q,"type":"credential","attributes":{"name":"N %s","keys":{"apiKey":%q}},"relationships":{"component":{"data":{"id":%q,"type":"component"}},"workspace":{"data":{"id":"573d","type":"workspace"}}}}`, id, id, key, component)
+	}
+	out = x.wants(2, "import", "--from", "elasticio", file("elasticio.json",
+		`{"data":[`+resource("59f9f2ba112f28001921f274", "petstore", "canary-pet")+`],"meta":{}}`+"\n"+
+			`{"data":[`+resource("wrong", "petstore", "canary-wrong")+`,`+resource("free", "5679", "canary-free")+`]}`))
+	if !strings.Contains(out, "left      credential       wrong  N wrong: Nothing was saved: ") || !strings.Contains(out, "(credential_verification_failed)\n") {
+		t.Errorf("elastic.io: %s", out)
+	}
+	holds("59f9f2ba112f28001921f274", "petstore", "", `{"apiKey":"canary-pet"}`)
+	holds("free", "", "5679", `{"apiKey":"canary-free"}`)
+
+	out = x.wants(2, "import", "--from", "n8n", file("n8n.json", `[{"createdAt":"2026-01-01T00:00:00.000Z","id":"aB3","name":"Pets","type":"petApi","data":{"token":"canary-pet","url":"https://x"},"isManaged":false},
+		{"id":7,"name":"Old","type":"httpBasicAuth","data":{"user":"u","password":"canary-n8n"}},
+		{"id":"enc","name":"Enc","type":"petApi","data":"U2FsdGVkX1"}]`),
+		"--mapping", file("map.json", `{"types":{"petApi":{"component":"petstore","fields":{"token":"apiKey","url":""}}}}`))
+	if !strings.Contains(out, "(import_source_encrypted)\n") || !strings.Contains(out, "\nCreated 2, ") {
+		t.Errorf("n8n: %s", out)
+	}
+	holds("aB3", "petstore", "", `{"apiKey":"canary-pet"}`)
+	holds("7", "", "httpBasicAuth", `{"password":"canary-n8n","user":"u"}`)
+
+	env := file("shop.env", "# of the shop\nexport PETS__API_KEY='canary-pet'\nCRM__TOKEN=\"canary \\\"crm\\\"\" # the token\nPLAIN=canary-plain # c\n")
+	out = x.wants(2, "import", "--from", "env", env, "--component", "petstore") // CRM and shop have no field apiKey
+	if strings.Count(out, "\nleft ") != 2 {
+		t.Errorf("env: %s", out)
+	}
+	holds("pets", "petstore", "", `{"apiKey":"canary-pet"}`)
+	x.wants(0, "import", "--from", "env", env, "--map", "pets=pets-free")
+	holds("crm", "", "env", `{"TOKEN":"canary \"crm\""}`)
+	holds("shop", "", "env", `{"PLAIN":"canary-plain"}`)
+
+	kv := newKV(t, "canary-token", map[string]string{
+		"team/pets": `{"apiKey":"canary-pet"}`, "team/deep/er": `{"a":{"b":"canary-deep"},"n":1.50}`, "team/gone": "", "other": `{"a":"canary-other"}`,
+	})
+	vault := []string{"import", "--from", "vault", "kv/team", "--vault-address", kv.URL}
+	x.wants(2, vault...) // without a token
+	x.env["VAULT_TOKEN"] = "canary-bad"
+	x.wants(2, vault...)
+	if said := x.errOut.String(); !strings.HasSuffix(said, " (import_vault_refused)\n") {
+		t.Errorf("a wrong token: %s", said)
+	}
+	x.env["VAULT_TOKEN"] = "canary-token"
+	x.wants(2, "import", "--from", "vault", "nothing", "--vault-address", kv.URL)
+	x.wants(2, "import", "--from", "vault", "kv/team", "--vault-address", "http://vault.example.org:8200") // its token is not sent in clear
+	out = x.wants(2, append(vault, "--mapping", file("v.json", `{"credentials":{"team/pets":{"component":"petstore","name":"Pets"}}}`))...)
+	if !strings.Contains(out, "team/gone: Its newest version was deleted in Vault. (import_vault_deleted)\n") || !strings.Contains(out, "\nCreated 2, updated 0, unchanged 0, left behind 1.\n") {
+		t.Errorf("vault: %s", out)
+	}
+	holds("team/pets", "petstore", "", `{"apiKey":"canary-pet"}`)
+	holds("team/deep/er", "", "vault", `{"a":{"b":"canary-deep"},"n":1.50}`)
+
+	for _, kind := range []string{"aspire", "elasticio", "n8n", "env"} {
+		for _, bad := range []string{"", "canary", `{"canary":`, `[]`, `{}`, `{"data":[{"id":"canary","type":"flow"}]}`, "canary\xff=x"} {
+			if code := x.run(t.Context(), "import", "--from", kind, file("bad", bad)); code == 0 && bad != "[]" {
+				t.Errorf("%s takes %q: %s", kind, bad, x.out.String())
+			}
+			x.noSecret([]string{kind, bad})
+		}
+	}
+	x.wants(2, "import", "--from", "airflow", env)
+	if strings.Contains(u.logs.String(), "canary") {
+		t.Error("a log holds a secret")
+	}
 }

@@ -23,6 +23,15 @@ type natsConfig struct {
 	NATS string `flag:"nats" arg:"URL" env:"CREDSTREAM_NATS_URL" default:"nats://127.0.0.1:4222" help:"NATS URL of the service"`
 }
 
+// vaultConfig is the configuration of import --from vault.
+type vaultConfig struct {
+	Address   string `flag:"vault-address" arg:"URL" env:"VAULT_ADDR" help:"address of the Vault or OpenBao to import from"`
+	TokenFile string `flag:"vault-token-file" arg:"FILE" env:"VAULT_TOKEN_FILE" help:"file with its token, in place of VAULT_TOKEN"`
+	Namespace string `flag:"vault-namespace" arg:"NAME" env:"VAULT_NAMESPACE" help:"namespace in it"`
+
+	token string `env:"VAULT_TOKEN" help:"its token; only as an environment variable, or in a file"`
+}
+
 // demoConfig is the configuration of the demo API.
 type demoConfig struct {
 	Listen  string `flag:"listen" arg:"ADDR" env:"CREDSTREAM_DEMO_LISTEN" default:"127.0.0.1:9090" help:"HTTP listen address"`
@@ -52,6 +61,7 @@ func ConfigReference() string {
 		{"credstream serve", app.Config{}},
 		{"Commands that call a service", clientConfig{}},
 		{"credstream events tail, flow publish, flow watch, queue send", natsConfig{}},
+		{"credstream import --from vault", vaultConfig{}},
 		{"credstream demo petstore", demoConfig{}},
 		{"credstream demo provider", demoProviderConfig{}},
 	} {

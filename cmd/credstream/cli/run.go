@@ -250,7 +250,10 @@ func (a *invocation) secretFile(path string) ([]byte, error) {
 }
 
 // file reads a file, or standard input for "-".
-func (a *invocation) file(path string) ([]byte, error) {
+func (a *invocation) file(path string) ([]byte, error) { return a.fileUpTo(path, maxFile) }
+
+// fileUpTo is file with another bound, in bytes.
+func (a *invocation) fileUpTo(path string, most int) ([]byte, error) {
 	in := a.stdin
 	if path != "-" {
 		f, err := os.Open(path)
@@ -260,12 +263,12 @@ func (a *invocation) file(path string) ([]byte, error) {
 		defer func() { _ = f.Close() }() // only read
 		in = f
 	}
-	b, err := io.ReadAll(io.LimitReader(in, maxFile+1))
+	b, err := io.ReadAll(io.LimitReader(in, int64(most)+1))
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("%w (%w)", errFile, err)
-	case len(b) > maxFile:
-		return nil, errFile.Withf("The file is larger than 1 MiB.")
+	case len(b) > most:
+		return nil, errFile.Withf("The file is larger than %d MiB.", most>>20)
 	}
 	return b, nil
 }

@@ -18,7 +18,9 @@ import (
 
 	"github.com/credstream/credstream/cmd/credstream/importer"
 	"github.com/credstream/credstream/cmd/credstream/settings"
+	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/seal"
 	"github.com/credstream/credstream/service/transfer"
 )
 
@@ -154,19 +156,29 @@ type importFlags struct {
 	plan, newIDs                   bool
 	identity, signedBy, onConflict string
 	maps                           []string
+
+	from, component, mapping string // of other systems
+	vault                    vaultConfig
 }
 
 func (a *invocation) importCommand() *cobra.Command {
 	var in importFlags
 	cmd := &cobra.Command{
 		Use:   "import FILE",
-		Short: "Import an export; --plan shows what would change",
+		Short: "Import an export, or credentials of another system; --plan shows what would change",
 		Long: "Import an export. --plan shows what would change. What the service has with the same facts stays as it is; after an\n" +
-			"interruption, the same command continues. The exit code is not 0 when something was left behind.",
+			"interruption, the same command continues. The exit code is not 0 when something was left behind.\n" +
+			"With --from, FILE is what another system exported (- is standard input), or the tree of a Vault: MOUNT/PATH.",
 		Args: arguments("FILE"),
-		RunE: func(cmd *cobra.Command, args []string) error { return a.importFile(cmd.Context(), args[0], in) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if in.from != "" {
+				return a.importFrom(cmd.Context(), args[0], in)
+			}
+			return a.importFile(cmd.Context(), args[0], in)
+		},
 	}
 	settings.Bind(cmd.Flags(), &a.client)
+	settings.Bind(cmd.Flags(), &in.vault)
 	f := cmd.Flags()
 	f.BoolVar(&in.plan, "plan", false, "show what would be created, updated and left behind; change nothing")
 	f.StringVar(&in.identity, "identity", "", "`FILE` with the age identity that opens the secrets, as age-keygen writes it")
@@ -174,6 +186,9 @@ func (a *invocation) importCommand() *cobra.Command {
 	f.StringVar(&in.onConflict, "on-conflict", "fail", "what to do with items that the service has with other facts: fail (before anything is imported), skip or replace (`HOW`)")
 	f.StringArrayVar(&in.maps, "map", nil, "import a credential under another id, `OLD=NEW`, or another kind: KIND:OLD=NEW; may be repeated")
 	f.BoolVar(&in.newIDs, "new-ids", false, "give credentials and auth clients new ids, the same in each attempt")
+	f.StringVar(&in.from, "from", "", "import from another `SYSTEM`: aspire, elasticio, n8n, vault or env")
+	f.StringVar(&in.component, "component", "", "with --from: the component `ID` of all credentials; free types when absent")
+	f.StringVar(&in.mapping, "mapping", "", "with --from: `FILE` with components, types, names and fields by id or type, as docs/import.md describes it")
 	return cmd
 }
 
@@ -233,6 +248,63 @@ func (a *invocation) importFile(ctx context.Context, path string, in importFlags
 	if len(src.Header.LeftOut) > 0 {
 		fmt.Fprintf(a.stderr, "Its exporter could not read these, so they are not in the file: %s.\n", clean(strings.Join(src.Header.LeftOut, ", ")))
 	}
+	return a.runImport(ctx, im, src, in.plan)
+}
+
+// importFrom imports credentials of another system.
+func (a *invocation) importFrom(ctx context.Context, source string, in importFlags) error {
+	if in.identity != "" || in.signedBy != "" {
+		return errUsage.Withf("--identity and --signed-by are for exports of credstream. Omit them with --from.")
+	}
+	im, err := a.importer(in)
+	if err != nil {
+		return err
+	}
+	var m importer.Mapping
+	if in.mapping != "" {
+		b, err := a.file(in.mapping)
+		if err == nil {
+			m, err = importer.ParseMapping(b)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	m.Component = in.component
+	m.Fields = func(component string) ([]string, error) {
+		c, err := im.API.GetComponent(ctx, component, 0)
+		if err != nil {
+			return nil, err
+		}
+		d, err := commands.ParseDescriptor(c.Descriptor)
+		names := make([]string, len(d.Fields))
+		for i, f := range d.Fields {
+			names[i] = f.Name
+		}
+		return names, err
+	}
+	var src importer.Items
+	if in.from == importer.FromVault {
+		in.vault.token = a.getenv("VAULT_TOKEN")
+		v := importer.Vault{Address: in.vault.Address, Namespace: in.vault.Namespace, Token: seal.NewSecret([]byte(in.vault.token))}
+		if in.vault.TokenFile != "" {
+			b, err := a.secretFile(in.vault.TokenFile)
+			if err != nil {
+				return err
+			}
+			v.Token = seal.NewSecret(b)
+		}
+		src, err = m.Vault(ctx, v, source)
+	} else {
+		var b []byte
+		if b, err = a.fileUpTo(source, importer.MaxForeign); err == nil {
+			src, err = m.Parse(in.from, source, b)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	im.Origin = in.from
 	return a.runImport(ctx, im, src, in.plan)
 }
 

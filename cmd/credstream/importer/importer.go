@@ -42,6 +42,7 @@ const (
 	Update   = "update"   // the service has it with other facts, or its secrets are sent again
 	Same     = "same"     // the service has it with the same facts
 	Conflict = "conflict" // the service has it, and it cannot become what the file says
+	Refused  = "refused"  // the source does not have it in a form that can be imported
 	Missing  = "missing"  // it cannot be created, since its secrets are not there
 )
 
@@ -65,8 +66,6 @@ type Importer struct {
 	OnConflict string // skip, replace or fail
 	NewIDs     bool   // give credentials and auth clients other ids
 	Map        map[string]string
-	Component  string // for credentials of other systems: the component of all; "" for free types
-	Components map[string]string
 	Origin     string // names the source, so that new ids differ between sources
 	Progress   func(done, total int)
 }
@@ -209,7 +208,7 @@ func (im *Importer) one(ctx context.Context, item Item, apply bool) (Row, error)
 		return row, nil
 	}
 	if item.Err != nil {
-		return refuse(Conflict, item.Err)
+		return refuse(Refused, item.Err)
 	}
 	c, name, err := im.compare(ctx, item, row.ID, 0)
 	row.Name = name

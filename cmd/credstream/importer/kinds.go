@@ -208,7 +208,8 @@ func (im *Importer) credential(ctx context.Context, item Item, id string, facts 
 			return done, true, err
 		}}, nil
 	}
-	if now.Component != facts.Component || now.Type != facts.Type || now.Workspace != facts.Workspace {
+	// A type that is the name of an own component is that component.
+	if cmp.Or(now.Component, now.Type) != cmp.Or(facts.Component, facts.Type) || facts.Component != "" && now.Type != "" || now.Workspace != facts.Workspace {
 		return change{action: Conflict, why: "It has another component, type or workspace, which cannot be changed."}, nil
 	}
 	name := cmp.Or(facts.Name, now.Name)
