@@ -438,7 +438,7 @@ func TestImportFromOtherSystems(t *testing.T) {
 	x.wants(2, "import", "--from", "vault", "nothing", "--vault-address", kv.URL)
 	x.wants(2, "import", "--from", "vault", "kv/team", "--vault-address", "http://vault.example.org:8200") // its token is not sent in clear
 	out = x.wants(2, append(vault, "--mapping", file("v.json", `{"credentials":{"team/pets":{"component":"petstore","name":"Pets"}}}`))...)
-	if !strings.Contains(out, "team/gone: Its newest version was deleted in Vault. (import_vault_deleted)\n") || !strings.Contains(out, "\nCreated 2, updated 0, unchanged 0, left behind 1.\n") {
+	if !strings.Contains(out, "team/gone  Its newest version was deleted in Vault. (import_vault_deleted)\n") || !strings.Contains(out, "\nCreated 2, updated 0, unchanged 0, left behind 1.\n") {
 		t.Errorf("vault: %s", out)
 	}
 	holds("team/pets", "petstore", "", `{"apiKey":"canary-pet"}`)
