@@ -358,7 +358,7 @@ func TestImportFromOtherSystems(t *testing.T) {
 	must(t, u.command("component.register", "", map[string]any{"id": "petstore", "descriptor": verified(t, pets)}, nil))
 	key := u.issue(t, map[string]any{"role": "ADMINISTRATOR", "permissions": []string{"credentials.reveal"}})
 	x := newTransferrer(t, u, key)
-	reveals := u.api.as(key)
+	reveals := u.as(key)
 	holds := func(id, component, typ, keys string) {
 		t.Helper()
 		var c struct{ Component, Type string }
