@@ -17,7 +17,7 @@ var (
 
 // APIKey is the aggregate of one API key.
 var APIKey = Decider[APIKeyState, commands.APIKey, events.APIKey]{
-	Category: "api_key", Fold: 2, Decide: APIKeyState.decide, Evolve: APIKeyState.evolve,
+	Category: "api_key", Fold: 3, Decide: APIKeyState.decide, Evolve: APIKeyState.evolve,
 }
 
 // APIKeyState is the state of an API key.
@@ -31,6 +31,7 @@ type APIKeyState struct {
 	Permissions []string
 	Addresses   []string
 	Expires     time.Time // zero: never
+	Scope       events.Scope
 }
 
 func (s APIKeyState) decide(cmd commands.APIKey) ([]events.APIKey, error) {
@@ -45,6 +46,7 @@ func (s APIKeyState) decide(cmd commands.APIKey) ([]events.APIKey, error) {
 		return []events.APIKey{events.APIKeyIssued{
 			SHA256: c.SHA256, Name: c.Name, Home: c.Home, Tenants: c.Tenants, Role: c.Role,
 			Permissions: listed(c.Permissions), Addresses: listed(c.Addresses), Expires: c.Expires,
+			Scope: events.Scope{Components: listed(c.Scope.Components), Workspaces: listed(c.Scope.Workspaces), Credentials: listed(c.Scope.Credentials)},
 		}}, nil
 	case commands.RevokeAPIKey:
 		switch {
@@ -61,7 +63,7 @@ func (s APIKeyState) decide(cmd commands.APIKey) ([]events.APIKey, error) {
 // is reports whether the key equals the requested one.
 func (s APIKeyState) is(c commands.IssueAPIKey) bool {
 	return s.SHA256 == c.SHA256 && s.Home == c.Home && s.Role == c.Role && slices.Equal(s.Tenants, c.Tenants) &&
-		slices.Equal(s.Permissions, c.Permissions) && slices.Equal(s.Addresses, c.Addresses) && s.Expires.Equal(c.Expires)
+		slices.Equal(s.Permissions, c.Permissions) && slices.Equal(s.Addresses, c.Addresses) && s.Expires.Equal(c.Expires) && s.Scope.Equal(c.Scope)
 }
 
 // listed is the stored form of a list: "[]" when it is empty.
@@ -77,7 +79,7 @@ func (s APIKeyState) evolve(e events.APIKey) APIKeyState {
 	case events.APIKeyIssued:
 		return APIKeyState{
 			Exists: true, SHA256: e.SHA256, Home: e.Home, Tenants: e.Tenants, Role: e.Role,
-			Permissions: e.Permissions, Addresses: e.Addresses, Expires: e.Expires,
+			Permissions: e.Permissions, Addresses: e.Addresses, Expires: e.Expires, Scope: e.Scope,
 		}
 	case events.APIKeyRevoked:
 		s.Revoked = true

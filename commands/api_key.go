@@ -1,6 +1,10 @@
 package commands
 
-import "time"
+import (
+	"time"
+
+	"github.com/credstream/credstream/events"
+)
 
 // APIKey is the sum of the intents about one API key.
 //
@@ -21,6 +25,7 @@ type IssueAPIKey struct {
 	Permissions []string // besides those of the role
 	Addresses   []string // networks it may be used from, as CIDR; empty: from everywhere
 	Expires     time.Time
+	Scope       events.Scope
 }
 
 // RevokeAPIKey ends it.

@@ -23,6 +23,7 @@ type APIKeyIssued struct {
 	Permissions []string  `json:"permissions" feed:"permissions,omitempty"` // held by name, besides those of the role
 	Addresses   []string  `json:"addresses" feed:"-"`                       // networks it may be used from, as CIDR; empty: from everywhere
 	Expires     time.Time `json:"expires,omitzero" feed:"expires,omitzero"` // when it ends by itself; absent: never
+	Scope       Scope     `json:"scope" feed:"scope"`                       // the credentials that it reaches
 }
 
 // APIKeyRevoked records: The key was revoked.
@@ -32,7 +33,7 @@ func (APIKeyIssued) apiKey()  {}
 func (APIKeyRevoked) apiKey() {}
 
 var apiKeyTypes = []Type{
-	Define[APIKeyIssued]("api_key.issued", Audit, boundedAPIKey),
+	Define[APIKeyIssued]("api_key.issued", Audit, boundedAPIKey, unboundAPIKey),
 	Define[APIKeyRevoked]("api_key.revoked", Audit),
 }
 
@@ -44,5 +45,17 @@ func boundedAPIKey(data json.RawMessage) (json.RawMessage, error) {
 		return nil, err
 	}
 	members["permissions"], members["addresses"] = jsontext.Value("[]"), jsontext.Value("[]")
+	return jsonv2.Marshal(members, jsonv2.Deterministic(true))
+}
+
+// unboundAPIKey makes version 3: a key of version 2 reaches every credential of its tenants.
+// The version rises so that a program that does not know scopes refuses to read it, instead
+// of taking a key for one without a scope.
+func unboundAPIKey(data json.RawMessage) (json.RawMessage, error) {
+	var members map[string]jsontext.Value
+	if err := jsonv2.Unmarshal(data, &members); err != nil {
+		return nil, err
+	}
+	members["scope"] = jsontext.Value(`{"components":[],"workspaces":[],"credentials":[]}`)
 	return jsonv2.Marshal(members, jsonv2.Deterministic(true))
 }

@@ -58,7 +58,7 @@ var samples = []events.Event{
 	events.TenantKeysRewrapped{},
 	events.TenantKeyRotationStarted{Rotation: 3},
 	events.TenantKeyRotationCompleted{Key: "0a1b2c3d"},
-	events.APIKeyIssued{SHA256: "ab12", Name: "ci", Home: "acme", Tenants: []string{"acme", "*"}, Role: "ADMINISTRATOR", Permissions: []string{"credentials.reveal"}, Addresses: []string{"192.0.2.0/24", "2001:db8::/32"}, Expires: meta.Time},
+	events.APIKeyIssued{SHA256: "ab12", Name: "ci", Home: "acme", Tenants: []string{"acme", "*"}, Role: "ADMINISTRATOR", Permissions: []string{"credentials.reveal"}, Addresses: []string{"192.0.2.0/24", "2001:db8::/32"}, Expires: meta.Time, Scope: events.Scope{Components: []string{"petstore"}, Workspaces: []string{"w1"}, Credentials: []string{"AAABcID5GBc="}}},
 	events.APIKeyRevoked{},
 	events.AccessDenied{Principal: "key:01a20150-0000-7000-8000-000000000001", Tenant: "other", Route: "credential.get", Permission: "credentials.get", Count: 12, Since: meta.Time},
 	events.AccessConnectAborted{

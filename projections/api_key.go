@@ -7,13 +7,15 @@ import (
 	"strings"
 	"time"
 
+	jsonv2 "github.com/go-json-experiment/json"
+
 	"github.com/credstream/credstream/events"
 )
 
 const (
 	apiKeyTable = `
 CREATE TABLE api_keys (id TEXT PRIMARY KEY, sha256 TEXT NOT NULL, name TEXT NOT NULL, home TEXT NOT NULL, tenants TEXT NOT NULL,
-	role TEXT NOT NULL, permissions TEXT NOT NULL, addresses TEXT NOT NULL, expires INTEGER NOT NULL,
+	role TEXT NOT NULL, permissions TEXT NOT NULL, addresses TEXT NOT NULL, expires INTEGER NOT NULL, scope TEXT NOT NULL,
 	revoked INTEGER NOT NULL, seq INTEGER NOT NULL, created INTEGER NOT NULL) WITHOUT ROWID;
 `
 	apiKeyIndexes = `
@@ -31,6 +33,7 @@ type APIKey struct {
 	Permissions []string  // granted in addition to those of the role; nil when there are none
 	Addresses   []string  // networks it may be used from, as CIDR; nil: from everywhere
 	Expires     time.Time // zero: never
+	Scope       events.Scope
 	Revoked     bool
 	CreatedAt   time.Time
 	Seq         uint64 // its last commit
@@ -44,9 +47,13 @@ func (b *batch) apiKey(r events.Record, e events.APIKey) error {
 		if !e.Expires.IsZero() {
 			expires = e.Expires.UnixMicro()
 		}
-		return b.w.exec("INSERT OR REPLACE INTO api_keys VALUES (?,?,?,?,?,?,?,?,?,0,?,?)",
+		scope, err := jsonv2.Marshal(e.Scope)
+		if err != nil {
+			return fmt.Errorf("writing the scope of a key: %w", err)
+		}
+		return b.w.exec("INSERT OR REPLACE INTO api_keys VALUES (?,?,?,?,?,?,?,?,?,?,0,?,?)",
 			r.Stream.ID, e.SHA256, e.Name, e.Home, strings.Join(e.Tenants, " "), e.Role,
-			strings.Join(e.Permissions, " "), strings.Join(e.Addresses, " "), expires, seq, r.Meta.Time.UnixMicro())
+			strings.Join(e.Permissions, " "), strings.Join(e.Addresses, " "), expires, string(scope), seq, r.Meta.Time.UnixMicro())
 	case events.APIKeyRevoked:
 		return b.w.update("UPDATE api_keys SET revoked = 1, seq = ? WHERE id = ?", seq, r.Stream.ID)
 	}
@@ -54,14 +61,14 @@ func (b *batch) apiKey(r events.Record, e events.APIKey) error {
 }
 
 const (
-	apiKeyColumns = "SELECT id, name, home, tenants, role, permissions, addresses, expires, revoked, seq, created FROM api_keys"
+	apiKeyColumns = "SELECT id, name, home, tenants, role, permissions, addresses, expires, scope, revoked, seq, created FROM api_keys"
 	apiKeyByHash  = apiKeyColumns + " INDEXED BY api_keys_sha256 WHERE sha256 = ? ORDER BY revoked, id LIMIT 1"
 )
 
-func scanAPIKey(row []driver.Value) APIKey {
+func scanAPIKey(row []driver.Value) (APIKey, error) {
 	k := APIKey{
 		ID: str(row[0]), Name: str(row[1]), Home: str(row[2]), Tenants: strings.Fields(str(row[3])), Role: str(row[4]),
-		Revoked: num(row[8]) != 0, Seq: uint64(num(row[9])), CreatedAt: micros(row[10]),
+		Revoked: num(row[9]) != 0, Seq: uint64(num(row[10])), CreatedAt: micros(row[11]),
 	}
 	if permissions := strings.Fields(str(row[5])); len(permissions) > 0 {
 		k.Permissions = permissions
@@ -72,16 +79,17 @@ func scanAPIKey(row []driver.Value) APIKey {
 	if num(row[7]) != 0 {
 		k.Expires = micros(row[7])
 	}
-	return k
+	return k, unmarshalText(str(row[8]), &k.Scope)
 }
 
 // APIKey finds a key by its hex SHA-256. If two records have the same key, one
 // that is not revoked is preferred.
 func (v *Views) APIKey(ctx context.Context, sha256 string) (k APIKey, found bool, err error) {
 	err = v.read(ctx, func(c *conn) error {
-		return c.query(apiKeyByHash, func(row []driver.Value) error {
-			k, found = scanAPIKey(row), true
-			return nil
+		return c.query(apiKeyByHash, func(row []driver.Value) (err error) {
+			found = true
+			k, err = scanAPIKey(row)
+			return err
 		}, sha256)
 	})
 	if err != nil {
@@ -96,8 +104,9 @@ func (v *Views) APIKeys(ctx context.Context, home, after string, limit int) (pag
 	limit = bounded(limit)
 	err = v.read(ctx, func(c *conn) error {
 		return c.query(apiKeyColumns+" WHERE home = ? AND id > ? ORDER BY id LIMIT ?", func(row []driver.Value) error {
-			page = append(page, scanAPIKey(row))
-			return nil
+			k, err := scanAPIKey(row)
+			page = append(page, k)
+			return err
 		}, home, after, int64(limit)+1)
 	})
 	if err != nil {

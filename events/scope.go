@@ -1,0 +1,38 @@
+package events
+
+import "slices"
+
+// Scope binds an API key to some of the credentials of its tenants. A list that is empty
+// does not narrow; those given combine by AND. What a credential is compared by never
+// changes, so whether a key reaches a credential does not change either.
+type Scope struct {
+	Components  []string `json:"components" feed:"components"`   // ids; credentials of free types belong to none
+	Workspaces  []string `json:"workspaces" feed:"workspaces"`   // the ids with which credentials were created
+	Credentials []string `json:"credentials" feed:"credentials"` // ids
+}
+
+// Narrow reports whether the scope excludes any credential.
+func (s Scope) Narrow() bool {
+	return len(s.Components)+len(s.Workspaces)+len(s.Credentials) > 0
+}
+
+// Reaches reports whether a credential is in the scope. component is "" of a free type.
+func (s Scope) Reaches(id, component, workspace string) bool {
+	return allows(s.Credentials, id) && allows(s.Components, component) && allows(s.Workspaces, workspace)
+}
+
+func allows(list []string, one string) bool { return len(list) == 0 || slices.Contains(list, one) }
+
+// Within reports whether the scope reaches nothing that the other one does not.
+func (s Scope) Within(other Scope) bool {
+	return inside(s.Components, other.Components) && inside(s.Workspaces, other.Workspaces) && inside(s.Credentials, other.Credentials)
+}
+
+func inside(list, other []string) bool {
+	return len(other) == 0 || len(list) > 0 && !slices.ContainsFunc(list, func(one string) bool { return !slices.Contains(other, one) })
+}
+
+// Equal reports whether two scopes have the same lists.
+func (s Scope) Equal(other Scope) bool {
+	return slices.Equal(s.Components, other.Components) && slices.Equal(s.Workspaces, other.Workspaces) && slices.Equal(s.Credentials, other.Credentials)
+}
