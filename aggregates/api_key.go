@@ -12,7 +12,11 @@ import (
 // Errors of an API key.
 var (
 	ErrAPIKeyNotFound = fault.New(fault.NotFound, "api_key_not_found", "API key not found.")
-	ErrAPIKeyExists   = fault.New(fault.Exists, "api_key_exists", "An API key with this id already exists.")
+	// ErrScopeExceeded refuses a change that concerns credentials to which the caller's key is
+	// not bound.
+	ErrScopeExceeded = fault.New(fault.Denied, "key_scope_exceeded",
+		"Your key is bound to other credentials than this concerns. Use a key that reaches them.")
+	ErrAPIKeyExists = fault.New(fault.Exists, "api_key_exists", "An API key with this id already exists.")
 )
 
 // APIKey is the aggregate of one API key.

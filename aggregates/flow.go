@@ -12,7 +12,10 @@ import (
 // Errors of a flow.
 var (
 	ErrFlowNotFound = fault.New(fault.NotFound, "flow_not_found", "Flow not found.")
-	ErrFlowNotBound = fault.New(fault.Precondition, "flow_not_bound", "The flow has no such reservation.")
+	// ErrFlowBeyondScope refuses a change of a flow that uses credentials to which the caller's
+	// key is not bound.
+	ErrFlowBeyondScope = ErrScopeExceeded.Withf("The flow uses credentials that your key does not reach. Use a key that reaches all of them.")
+	ErrFlowNotBound    = fault.New(fault.Precondition, "flow_not_bound", "The flow has no such reservation.")
 )
 
 // Flow is the aggregate of one flow. The flow engine's revision decides
@@ -42,21 +45,39 @@ type Binding struct {
 func (s FlowState) decide(cmd commands.Flow) ([]events.Flow, error) {
 	switch c := cmd.(type) {
 	case commands.ObserveFlow:
-		return s.observe(c), nil
+		return s.observe(c), s.uses(c.Only)
 	case commands.BindFlow:
 		if s.Binding.ID == c.Binding {
 			return nil, nil
 		}
-		return []events.Flow{events.FlowBound{Binding: c.Binding, Name: c.Name, Steps: c.Steps, Until: c.Until}}, nil
+		return []events.Flow{events.FlowBound{Binding: c.Binding, Name: c.Name, Steps: c.Steps, Until: c.Until}}, s.uses(c.Only)
 	case commands.ReleaseFlow:
 		if s.Binding.ID == "" || c.Binding != "" && s.Binding.ID != c.Binding {
 			return nil, nil
 		}
-		return []events.Flow{events.FlowReleased{Binding: s.Binding.ID, Reason: c.Reason}}, nil
+		return []events.Flow{events.FlowReleased{Binding: s.Binding.ID, Reason: c.Reason}}, s.uses(c.Only)
 	case commands.RefuseUse:
 		return s.refuse(c), nil
 	}
 	return nil, unknownCommand(cmd)
+}
+
+// Credentials are the ids of the credentials that the flow's steps and reservation name.
+func (s FlowState) Credentials() (ids []string) {
+	for _, step := range slices.Concat(s.Steps, s.Binding.Steps) {
+		if step.Credential != "" {
+			ids = append(ids, step.Credential)
+		}
+	}
+	return ids
+}
+
+// uses returns ErrScopeExceeded when the flow uses another credential than only these.
+func (s FlowState) uses(only []string) error {
+	if only != nil && slices.ContainsFunc(s.Credentials(), func(id string) bool { return !slices.Contains(only, id) }) {
+		return ErrFlowBeyondScope
+	}
+	return nil
 }
 
 func (s FlowState) observe(c commands.ObserveFlow) []events.Flow {

@@ -13,6 +13,9 @@ type IssueAPIKey struct {
 	Tenants     []string `json:"tenants,omitzero"`     // tenants it may access, "*" is every one; the caller's when empty
 	Expires     string   `json:"expires,omitzero"`     // a time (RFC 3339), or a duration such as "720h"; never when empty
 	Addresses   []string `json:"addresses,omitzero"`   // networks (CIDR) it may be used from; from everywhere when empty
+	Components  []string `json:"components,omitzero"`  // ids: only credentials of these components; all when empty
+	Workspaces  []string `json:"workspaces,omitzero"`  // only credentials created with these workspace ids; all when empty
+	Credentials []string `json:"credentials,omitzero"` // only the credentials with these ids; all when empty
 }
 
 type IssuedAPIKey struct {
@@ -42,8 +45,11 @@ type APIKey struct {
 	Role        string    `json:"role"`                 // "" when it has only single permissions
 	Permissions []string  `json:"permissions,omitzero"` // in addition to those of the role
 	Tenants     []string  `json:"tenants"`
-	Addresses   []string  `json:"addresses,omitzero"` // networks it may be used from; empty: from everywhere
-	Expires     time.Time `json:"expires,omitzero"`   // zero: never
+	Addresses   []string  `json:"addresses,omitzero"`   // networks it may be used from; empty: from everywhere
+	Components  []string  `json:"components,omitzero"`  // the components of the credentials that it reaches; empty: any
+	Workspaces  []string  `json:"workspaces,omitzero"`  // the workspaces of the credentials that it reaches; empty: any
+	Credentials []string  `json:"credentials,omitzero"` // the credentials that it reaches; empty: any
+	Expires     time.Time `json:"expires,omitzero"`     // zero: never
 	Expired     bool      `json:"expired,omitzero"`
 	Revoked     bool      `json:"revoked"`
 	IssuedAt    time.Time `json:"issued_at"`

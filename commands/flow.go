@@ -21,6 +21,7 @@ type ObserveFlow struct {
 	Name     string
 	Revision uint64
 	Steps    []events.FlowStep // nil: as they were
+	Only     []string          // refuse if the flow uses another credential; nil: any
 }
 
 // BindFlow records on the flow a reservation that its credentials hold already.
@@ -28,13 +29,15 @@ type BindFlow struct {
 	ID, Binding, Name string
 	Steps             []events.FlowStep
 	Until             time.Time
+	Only              []string // as in ObserveFlow
 }
 
 // ReleaseFlow ends a reservation.
 type ReleaseFlow struct {
 	ID      string
-	Binding string // "": the one that stands
-	Reason  string // events.ReleasedOnRequest, events.ReleasedByExpiry
+	Binding string   // "": the one that stands
+	Reason  string   // events.ReleasedOnRequest, events.ReleasedByExpiry
+	Only    []string // as in ObserveFlow
 }
 
 // RefuseUse records which steps of a revision cannot use what they name.

@@ -99,15 +99,17 @@ func (v *Views) APIKey(ctx context.Context, sha256 string) (k APIKey, found bool
 }
 
 // APIKeys lists up to limit keys of a home tenant by id, starting after an id; next is
-// "" at the end.
-func (v *Views) APIKeys(ctx context.Context, home, after string, limit int) (page []APIKey, next string, err error) {
+// "" at the end. Of a scope that narrows, it lists the keys that reach nothing outside it.
+func (v *Views) APIKeys(ctx context.Context, home string, scope events.Scope, after string, limit int) (page []APIKey, next string, err error) {
 	limit = bounded(limit)
+	inside := keysWithin(scope)
+	args := append(append([]driver.Value{home, after}, inside.args...), int64(limit)+1)
 	err = v.read(ctx, func(c *conn) error {
-		return c.query(apiKeyColumns+" WHERE home = ? AND id > ? ORDER BY id LIMIT ?", func(row []driver.Value) error {
+		return c.query(apiKeyColumns+" WHERE home = ? AND id > ?"+inside.sql+" ORDER BY id LIMIT ?", func(row []driver.Value) error {
 			k, err := scanAPIKey(row)
 			page = append(page, k)
 			return err
-		}, home, after, int64(limit)+1)
+		}, args...)
 	})
 	if err != nil {
 		return nil, "", fmt.Errorf("listing API keys: %w", err)

@@ -34,6 +34,7 @@ type CredentialFilter struct {
 	Turn           bool   // reverse the order by age within one name; only with sort by name, and not with NameContains
 	Limit          int    // 1 to 1000; 0 means 50
 	After          string // cursor of the previous page, or ""
+	Scope          events.Scope
 }
 
 // bounds limits a search by part of a name. A page scans at most walk
@@ -75,6 +76,7 @@ type listing struct {
 	statuses []events.Status // each is one arm of the query
 	order    string
 	after    *place
+	scope    condition
 	// The comparison operators for: after, before, and not after.
 	beyond, short, within string
 }
@@ -90,6 +92,7 @@ func (f CredentialFilter) listing(b bounds) (*listing, error) {
 		f.Sort = "name"
 	}
 	l := &listing{f: f, bounds: b, term: fold(f.NameContains), limit: bounded(f.Limit), statuses: statuses, beyond: ">", short: "<", within: "<="}
+	l.scope = within(f.Scope, "")
 	l.index = "credentials_"
 	switch {
 	case f.ThrottlePolicy != "":
@@ -139,7 +142,7 @@ func (l *listing) filter(status events.Status) (where string, args []driver.Valu
 	if l.f.ThrottlePolicy != "" {
 		where, args = where+" AND policy = ? AND policy <> ''", append(args, l.f.ThrottlePolicy)
 	}
-	return where, args
+	return where + l.scope.sql, append(args, l.scope.args...)
 }
 
 // counted is the WHERE clause of the counts, which are not kept by policy.
@@ -429,16 +432,21 @@ type Count struct {
 }
 
 // CredentialCounts counts a tenant's credentials, ordered by component and status.
-// Of the filter, only Component, Workspace and Status apply.
+// Of the filter, only Component, Workspace, Status and Scope apply.
 func (v *Views) CredentialCounts(ctx context.Context, tenant string, f CredentialFilter) (counts []Count, err error) {
-	f = CredentialFilter{Tenant: tenant, Component: f.Component, Workspace: f.Workspace, Status: f.Status}
+	f = CredentialFilter{Tenant: tenant, Component: f.Component, Workspace: f.Workspace, Status: f.Status, Scope: f.Scope}
 	l, err := f.listing(v.bounds)
 	if err != nil {
 		return nil, err
 	}
 	where, args := l.counted()
+	rows := "SELECT component, status, n FROM counts" + where
+	if l.scope.sql != "" { // the counts are not kept by scope
+		where, args = l.filter(f.Status)
+		rows = "SELECT component, status, count(*) FROM credentials" + where + " GROUP BY component, status"
+	}
 	err = v.read(ctx, func(c *conn) error {
-		return c.query("SELECT component, status, n FROM counts"+where+" ORDER BY component, status", func(row []driver.Value) error {
+		return c.query(rows+" ORDER BY component, status", func(row []driver.Value) error {
 			n := Count{Component: str(row[0]), Status: events.Status(str(row[1])), N: int(num(row[2]))}
 			if name, free := strings.CutSuffix(n.Component, freeMark); free {
 				n.Component, n.Type = "", name

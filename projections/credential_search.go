@@ -28,6 +28,7 @@ type CredentialSearch struct {
 	From        int    // rows before the page
 	After       string // only ids behind this one; sorted by id, ascending
 	Limit       int    // of the page; 0: no rows, the total alone
+	Scope       events.Scope
 }
 
 // SearchCredentials returns a page and how many credentials the search chooses, After and
@@ -94,6 +95,8 @@ func (f CredentialSearch) statement() (*search, error) {
 	if f.Policy != "" {
 		s.where, s.args = s.where+" AND policy = ?", append(s.args, f.Policy)
 	}
+	scope := within(f.Scope, "")
+	s.where, s.args = s.where+scope.sql, append(s.args, scope.args...)
 	by := map[string]string{"": "", "id": "", "type": "component", "description": "description", "throttle_policy": "policy"}
 	column, known := by[f.Sort]
 	if !known || f.After != "" && (column != "" || f.Desc) {
@@ -146,7 +149,7 @@ func (s *search) rows() (sql string, args []driver.Value) {
 
 // count is the total: from the counts where there is nothing else to look at.
 func (s *search) count(c *conn) (int64, error) {
-	if s.f.IDs == nil && s.f.Description == "" && s.f.Policy == "" {
+	if s.f.IDs == nil && s.f.Description == "" && s.f.Policy == "" && !s.f.Scope.Narrow() {
 		sql, args := "SELECT coalesce(sum(n), 0) FROM counts WHERE tenant = ? AND workspace = ''", []driver.Value{s.f.Tenant}
 		if s.f.Type != "" {
 			sql, args = sql+" AND component IN (?, ?)", append(args, s.f.Type, s.f.Type+freeMark)

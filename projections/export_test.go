@@ -59,7 +59,7 @@ func (v *Views) OtherPlans() (plans []string, err error) {
 		throttlePolicyColumns + " AND id = ?", throttlePolicyColumns + throttlePolicyPage, throttlePolicyCount,
 		connectorColumns + " WHERE tenant = ?" + connectorPage, connectorColumns + " WHERE tenant = ? AND secret = ?" + connectorPage, connectorCount + " WHERE tenant = ?",
 		connectorSecretColumns + " WHERE tenant = ?" + connectorPage, connectorSecretColumns + " WHERE tenant = ? AND id = ?" + connectorPage, connectorSecretCount + " WHERE tenant = ?",
-		inUseByThing, inUseChanges, inUseAt, inUseList, inUseFlows,
+		inUseByThing, inUseChanges, inUseAt, inUseList + inUseOrder, inUseFlows,
 		updateFlow, updateUse, deleteUse, breakFlows, forgetUses, refuseUses, emptyInUse,
 	} {
 		if err := v.explain(sql, make([]driver.Value, strings.Count(sql, "?")), &plans); err != nil {

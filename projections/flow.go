@@ -267,12 +267,13 @@ func addDeleted(c *conn, f *Flow) error {
 // FlowFilter selects flows. Empty fields select all; set fields combine by AND.
 type FlowFilter struct {
 	Tenant     string
-	Credential string // those that name it, use it or have it reserved
-	Component  string // those that include it
-	Active     bool   // only active ones
-	Broken     bool   // only those with a fault
-	Limit      int    // 1 to 1000; 0 means 50
-	After      string // last flow id of the previous page, or ""
+	Credential string       // those that name it, use it or have it reserved
+	Component  string       // those that include it
+	Active     bool         // only active ones
+	Broken     bool         // only those with a fault
+	Limit      int          // 1 to 1000; 0 means 50
+	After      string       // last flow id of the previous page, or ""
+	Scope      events.Scope // only those that use a credential in it
 }
 
 const joinedFlowColumns = "f.name, f.revision, f.active, f.deleted, f.broken, f.binding, f.until, f.updated, f.observed, f.seq, f.steps, f.faults"
@@ -307,10 +308,16 @@ func (f FlowFilter) query() (sql string, args []driver.Value) {
 	if f.Broken {
 		sql += " AND f.broken = 1"
 	}
+	flow := "u.flow"
 	if len(things) == 0 {
-		return sql + " ORDER BY f.id LIMIT ?", args
+		flow = "f.id"
 	}
-	return sql + " ORDER BY u.flow LIMIT ?", args
+	if f.Scope.Narrow() {
+		used := usedIn(f.Scope, "s.")
+		sql += " AND EXISTS (SELECT 1 FROM uses s WHERE s.tenant = ? AND s.flow = " + flow + used.sql + ")"
+		args = append(append(args, f.Tenant), used.args...)
+	}
+	return sql + " ORDER BY " + flow + " LIMIT ?", args
 }
 
 // Flows returns a page of flows by id; next is "" at the end. With Credential or

@@ -464,7 +464,7 @@ func TestInUsePages(t *testing.T) {
 	}
 	var listed []string
 	for after, pages := "", 0; pages == 0 || after != ""; pages++ {
-		page, next, err := v.InUseList(t.Context(), "acme", after, 3)
+		page, next, err := v.InUseList(t.Context(), "acme", events.Scope{}, after, 3)
 		if err != nil || len(page) > 3 || pages > 3 {
 			t.Fatal(len(page), pages, err)
 		}
@@ -483,7 +483,7 @@ func TestInUsePages(t *testing.T) {
 	if diff := gocmp.Diff(want, listed); diff != "" {
 		t.Error(diff)
 	}
-	if page, _, err := v.InUseList(t.Context(), "acm", "", 0); len(page) > 0 || err != nil {
+	if page, _, err := v.InUseList(t.Context(), "acm", events.Scope{}, "", 0); len(page) > 0 || err != nil {
 		t.Errorf("another tenant: %+v, %v", page, err)
 	}
 }

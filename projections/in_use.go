@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql/driver"
 	"fmt"
+
+	"github.com/credstream/credstream/events"
 )
 
 // One row for each thing that a flow ever used: seq is the sequence of the
@@ -84,7 +86,8 @@ const (
 	inUseColumns = "SELECT tenant, thing, seq, total, active FROM in_use"
 	inUseChanges = inUseColumns + " INDEXED BY in_use_seq WHERE seq > ? ORDER BY seq, tenant, thing LIMIT ?"
 	inUseAt      = inUseColumns + " INDEXED BY in_use_seq WHERE seq = ? ORDER BY tenant, thing"
-	inUseList    = inUseColumns + " WHERE tenant = ? AND thing > ? ORDER BY thing LIMIT ?"
+	inUseList    = inUseColumns + " WHERE tenant = ? AND thing > ?"
+	inUseOrder   = " ORDER BY thing LIMIT ?"
 	inUseFlows   = "SELECT flow, active, binding <> '' FROM uses INDEXED BY uses_recorded WHERE tenant = ? AND thing = ? AND recorded = 1" +
 		" ORDER BY active DESC, flow LIMIT ?"
 )
@@ -119,11 +122,14 @@ func (v *Views) InUseChanges(ctx context.Context, after uint64, limit int) (entr
 }
 
 // InUseList lists the values of a tenant, starting after a cursor, including those that
-// have become empty; next is "" at the end.
-func (v *Views) InUseList(ctx context.Context, tenant, after string, limit int) (entries []InUseEntry, next string, err error) {
+// have become empty; next is "" at the end. Of a scope that narrows, it lists the values of
+// the credentials in it.
+func (v *Views) InUseList(ctx context.Context, tenant string, scope events.Scope, after string, limit int) (entries []InUseEntry, next string, err error) {
 	limit = bounded(limit)
+	used := usedIn(scope, "in_use.")
+	args := append(append([]driver.Value{tenant, after}, used.args...), int64(limit)+1)
 	err = v.snapshot(ctx, func(c *conn) (err error) {
-		if entries, err = inUseEntries(c, inUseList, tenant, after, int64(limit)+1); err != nil {
+		if entries, err = inUseEntries(c, inUseList+used.sql+inUseOrder, args...); err != nil {
 			return err
 		}
 		if len(entries) > limit {

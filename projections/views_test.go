@@ -231,7 +231,7 @@ func TestReads(t *testing.T) {
 	same("a deleted component is found", found, true)
 	same("a deleted component", deleted, component)
 	want.Revoked, want.Seq = true, 15
-	all, _, _ := v.APIKeys(ctx, "acme", "", 0)
+	all, _, _ := v.APIKeys(ctx, "acme", events.Scope{}, "", 0)
 	same("a revoked key", all, []projections.APIKey{want})
 	tenants, _ := v.Tenants(ctx)
 	same("tenants", tenants, []projections.Tenant{{ID: "acme", Name: "Acme", CreatedAt: at(1), Seq: 1}})

@@ -44,7 +44,7 @@ func (k *Kernel) Each(ctx context.Context, call *Call, name, key string, body []
 		return nil, fmt.Errorf("service: %s is no command", name)
 	}
 	one := *call
-	one.Correlation, one.Route = call.correlation(), name
+	one.Correlation, one.Route, one.kernel = call.correlation(), name, k
 	one.named, one.request, one.execution, one.CommandID = false, "", nil, ""
 	if call.named {
 		sum := sha256.Sum256(events.LengthPrefixed("credstream/each/1", call.CommandID, key))
@@ -56,6 +56,9 @@ func (k *Kernel) Each(ctx context.Context, call *Call, name, key string, body []
 		k.metrics.served(route, k.Now().Sub(start), err)
 	}()
 	err = patiently(ctx, func() error { return k.gate.Admit(ctx, &one, route.permission(one.Principal), CommandCall) })
+	if err == nil {
+		err = k.checkReach(ctx, &one, route)
+	}
 	if err != nil {
 		return nil, err
 	}

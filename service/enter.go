@@ -86,6 +86,9 @@ func (k *Kernel) Queue(ctx context.Context, call *Call, command string) (*Route,
 	if err := k.gate.Admit(ctx, call, route.Permission, QueuedMessage); err != nil {
 		return nil, err
 	}
+	if err := k.checkReach(ctx, call, route); err != nil {
+		return nil, err
+	}
 	if len(call.CommandID) > maxID || !printable(call.CommandID) {
 		return nil, ErrCommandID
 	}

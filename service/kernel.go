@@ -54,6 +54,8 @@ type Gate interface {
 	Admit(ctx context.Context, call *Call, perm permission.Permission, what Kind) error
 	// Charge counts an authorized call against the caller's rate limit.
 	Charge(ctx context.Context, call *Call, what Kind) error
+	// Denied records that a call was denied for want of a permission, or by the scope of its key.
+	Denied(ctx context.Context, call *Call, perm permission.Permission)
 	// Knows reports whether a tenant is known to exist. It does not block.
 	Knows(tenant string) bool
 }

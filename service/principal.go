@@ -23,6 +23,7 @@ type Principal struct {
 	Permissions []permission.Permission // in addition to those of the role
 	Addresses   []netip.Prefix          // networks from which its key may be used; empty: from everywhere
 	Expires     time.Time               // expiry of its key; zero: never
+	Scope       events.Scope            // the credentials that its key reaches
 }
 
 // Reaches reports whether the principal may access the tenant.

@@ -40,6 +40,7 @@ type Call struct {
 	Deadline time.Time
 
 	Route         string          // the command or query; Serve sets it
+	kernel        *Kernel         // serves the call
 	named         bool            // the caller gave the command id
 	request       string          // HMAC of the request, when named
 	dedupPosition uint64          // log position up to which the views were searched for the command
@@ -59,6 +60,8 @@ type Route struct {
 	Secrets       bool                  // the request holds clear text: refused on connections that others could read
 	Audited       bool                  // a query that records an event in the name of the caller, as commands do
 	Unqueueable   bool                  // a command that cannot be stored in a queue
+	Reach         Reach                 // what it does for callers whose key is bound to some credentials
+	names         []int                 // field of In that names the credential, with OneCredential
 	cost          int                   // its cost, for admission
 	resumable     bool                  // has several steps
 	itemByItem    bool                  // see ItemByItem
@@ -97,6 +100,11 @@ func Query[In, Out any](name string, p permission.Permission, do func(context.Co
 			}
 			if checked { // boxed only then
 				if err := any(in).(checker).Check(); err != nil {
+					return nil, err
+				}
+			}
+			if call.Principal.Scope.Narrow() {
+				if err := call.checkNamed(ctx, reflect.ValueOf(in)); err != nil {
 					return nil, err
 				}
 			}
@@ -218,7 +226,7 @@ func (k *Kernel) Serve(caller context.Context, call Call, name string, body []by
 		err = k.CheckIntegrity(err)
 		k.metrics.served(route, k.Now().Sub(start), err)
 	}()
-	call.Route = name
+	call.Route, call.kernel = name, k
 	if err := route.CheckSender(call.CrossSite, call.Head); err != nil {
 		return nil, err
 	}
@@ -236,6 +244,9 @@ func (k *Kernel) Serve(caller context.Context, call Call, name string, body []by
 	}
 	defer leave()
 	if err := k.gate.Admit(ctx, &call, route.permission(call.Principal), kindOf(route)); err != nil {
+		return nil, err
+	}
+	if err := k.checkReach(ctx, &call, route); err != nil {
 		return nil, err
 	}
 	if len(call.Correlation) > maxID || !printable(call.Correlation) {

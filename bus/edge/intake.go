@@ -346,6 +346,9 @@ func (in *Intake) takeFlow(ctx context.Context, call service.Call, m *nats.Msg, 
 	f, wrong := readFlowEvent(m, token)
 	var data []byte
 	if wrong == nil {
+		if err = in.cfg.Service.Flows.CheckReached(ctx, call, f.Event); err != nil {
+			return r, "", err
+		}
 		if data, err = f.Data(); err != nil {
 			return r, "", err
 		}

@@ -151,7 +151,7 @@ func (s *Service) principal(ctx context.Context, sum [sha256.Size]byte) (service
 		return s.FreshPrincipal(ctx, k.ID)
 	}
 	p, err := principalOf(k.ID, aggregates.APIKeyState{
-		Home: k.Home, Tenants: k.Tenants, Role: k.Role, Permissions: k.Permissions, Addresses: k.Addresses, Expires: k.Expires,
+		Home: k.Home, Tenants: k.Tenants, Role: k.Role, Permissions: k.Permissions, Addresses: k.Addresses, Expires: k.Expires, Scope: k.Scope,
 	})
 	if err != nil {
 		return service.Principal{}, err
@@ -197,6 +197,7 @@ func (s *Service) FreshPrincipal(ctx context.Context, id string) (service.Princi
 func principalOf(id string, k aggregates.APIKeyState) (service.Principal, error) {
 	p := service.Principal{
 		Actor: events.Actor{Kind: "key", ID: id}, Home: k.Home, Tenants: k.Tenants, Role: permission.Role(k.Role), Expires: k.Expires,
+		Scope: k.Scope,
 	}
 	for _, perm := range k.Permissions {
 		p.Permissions = append(p.Permissions, permission.Permission(perm))

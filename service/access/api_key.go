@@ -23,6 +23,8 @@ var (
 	ErrKeyRights  = fault.New(fault.Denied, "api_key_exceeds_issuer", "You cannot grant a key more than your own key has.")
 	ErrKeyExpires = fault.New(fault.Invalid, "api_key_expires_invalid",
 		"The expiry must be a future time, such as \"2031-01-31T00:00:00Z\", or a duration, such as \"720h\".")
+	ErrKeyScope = fault.New(fault.Invalid, "api_key_scope_invalid",
+		"A key can be bound to at most 1000 components, 1000 workspaces and 1000 credentials, each by its id.")
 	ErrKeyAddresses = fault.New(fault.Invalid, "api_key_addresses_invalid",
 		"The addresses must be at most 32 IPv4 or IPv6 networks, such as \"192.0.2.0/24\".")
 )
@@ -35,6 +37,7 @@ var ErrKeySelfRevoke = fault.New(fault.Precondition, "api_key_own",
 const (
 	maxKeyTenants   = 100 // that it names one by one
 	maxKeyAddresses = 32
+	maxKeyScope     = 1000 // ids of one kind
 )
 
 // covers reports whether the principal reaches every one of the tenants.
@@ -55,6 +58,9 @@ type IssueAPIKey struct {
 	Tenants     []string                `json:"tenants,omitzero"`     // tenants it may name, "*" is every one; the call's tenant when absent
 	Expires     string                  `json:"expires,omitzero"`     // when it expires: a time (RFC 3339), or a duration such as "720h"; never when absent
 	Addresses   []string                `json:"addresses,omitzero"`   // networks (CIDR) that it may be used from, up to 32; from everywhere when absent
+	Components  []string                `json:"components,omitzero"`  // ids: only credentials of these components; all when absent
+	Workspaces  []string                `json:"workspaces,omitzero"`  // only credentials created with these workspace ids; all when absent
+	Credentials []string                `json:"credentials,omitzero"` // only the credentials with these ids; all when absent
 }
 
 type IssuedAPIKey struct {
@@ -95,11 +101,15 @@ func (s *Service) issueAPIKey(ctx context.Context, call *service.Call, in IssueA
 	if err != nil {
 		return IssuedAPIKey{}, err
 	}
+	scope, err := scopeOf(call.Principal, in)
+	if err != nil {
+		return IssuedAPIKey{}, err
+	}
 	key := string(NewKey().Reveal())
 	done, err := s.issueKey(ctx, call, commands.IssueAPIKey{
 		ID:     call.DeriveID("api_key"),
 		SHA256: hashKey(key), Name: in.Name, Home: call.Tenant, Tenants: in.Tenants, Role: string(in.Role),
-		Permissions: permissions, Addresses: addresses, Expires: expires,
+		Permissions: permissions, Addresses: addresses, Expires: expires, Scope: scope,
 	})
 	if err != nil {
 		return IssuedAPIKey{}, err
@@ -140,6 +150,39 @@ func grantable(issuer service.Principal, in IssueAPIKey) ([]string, error) {
 	}
 	slices.Sort(names)
 	return slices.Compact(names), nil
+}
+
+// scopeOf is the scope of the requested key: it is within that of its issuer, which a kind of
+// ids that the request leaves out is taken from.
+func scopeOf(issuer service.Principal, in IssueAPIKey) (scope events.Scope, err error) {
+	for _, kind := range []struct {
+		at            string
+		given, issuer []string
+		check         func(string) error
+		to            *[]string
+	}{
+		{"/components", in.Components, issuer.Scope.Components, events.CheckName, &scope.Components},
+		{"/workspaces", in.Workspaces, issuer.Scope.Workspaces, events.CheckID, &scope.Workspaces},
+		{"/credentials", in.Credentials, issuer.Scope.Credentials, events.CheckID, &scope.Credentials},
+	} {
+		if len(kind.given) > maxKeyScope {
+			return scope, ErrKeyScope.At(kind.at)
+		}
+		for i, id := range kind.given {
+			at := fmt.Sprintf("%s/%d", kind.at, i)
+			switch {
+			case kind.check(id) != nil:
+				return scope, ErrKeyScope.At(at)
+			case len(kind.issuer) > 0 && !slices.Contains(kind.issuer, id):
+				return scope, ErrKeyRights.Withf("Your key is bound to others than %s, so it cannot issue a key that reaches it.", id).At(at)
+			}
+		}
+		*kind.to = kind.issuer
+		if len(kind.given) > 0 {
+			*kind.to = slices.Compact(slices.Sorted(slices.Values(kind.given)))
+		}
+	}
+	return scope, nil
 }
 
 // expiry parses when a key expires, which must not be after its issuer does. The zero
@@ -233,7 +276,7 @@ func (s *Service) revokeAPIKey(ctx context.Context, call *service.Call, in Revok
 	switch {
 	case err != nil:
 		return service.Done{}, err
-	case !known.Value.Exists || known.Value.Home != call.Tenant:
+	case !known.Value.Exists || known.Value.Home != call.Tenant || !known.Value.Scope.Within(call.Principal.Scope): // as the list has it
 		return service.Done{}, aggregates.ErrAPIKeyNotFound
 	case !covers(call.Principal, known.Value.Tenants):
 		return service.Done{}, ErrKeyRights.Withf("The key is granted more tenants than yours. Revoke it with a key that is granted those tenants too.")
@@ -274,9 +317,12 @@ type APIKeyInfo struct {
 	Role        permission.Role         `json:"role"`                 // "" when it has only single permissions
 	Permissions []permission.Permission `json:"permissions,omitzero"` // held by name, besides those of the role
 	Tenants     []string                `json:"tenants"`
-	Addresses   []string                `json:"addresses,omitzero"` // networks it may be used from; absent: from everywhere
-	Expires     time.Time               `json:"expires,omitzero"`   // when it expires or expired; absent: never
-	Expired     bool                    `json:"expired,omitzero"`   // the expiry has passed
+	Addresses   []string                `json:"addresses,omitzero"`   // networks it may be used from; absent: from everywhere
+	Components  []string                `json:"components,omitzero"`  // the components of the credentials that it reaches; absent: any
+	Workspaces  []string                `json:"workspaces,omitzero"`  // the workspaces of the credentials that it reaches; absent: any
+	Credentials []string                `json:"credentials,omitzero"` // the credentials that it reaches; absent: any
+	Expires     time.Time               `json:"expires,omitzero"`     // when it expires or expired; absent: never
+	Expired     bool                    `json:"expired,omitzero"`     // the expiry has passed
 	Revoked     bool                    `json:"revoked"`
 	IssuedAt    time.Time               `json:"issued_at"`
 	LastUsedAt  time.Time               `json:"last_used_at,omitzero"` // to the minute; absent when unknown
@@ -296,7 +342,7 @@ func (s *Service) listAPIKeys(ctx context.Context, call *service.Call, in ListAP
 			s.Logger.WarnContext(ctx, "cannot read when keys were last used", "err", err)
 		}
 	}
-	page, next, err := s.Views.APIKeys(ctx, call.Tenant, in.After, limit)
+	page, next, err := s.Views.APIKeys(ctx, call.Tenant, call.Principal.Scope, in.After, limit)
 	if err != nil {
 		return APIKeyList{}, err
 	}
@@ -309,7 +355,8 @@ func (s *Service) listAPIKeys(ctx context.Context, call *service.Call, in ListAP
 
 func (s *Service) keyInfo(k projections.APIKey, used time.Time) APIKeyInfo {
 	info := APIKeyInfo{
-		ID: k.ID, Name: k.Name, Role: permission.Role(k.Role), Tenants: k.Tenants, Addresses: k.Addresses, Expires: k.Expires,
+		ID: k.ID, Name: k.Name, Role: permission.Role(k.Role), Tenants: k.Tenants, Addresses: k.Addresses,
+		Components: k.Scope.Components, Workspaces: k.Scope.Workspaces, Credentials: k.Scope.Credentials, Expires: k.Expires,
 		Expired: !k.Expires.IsZero() && !s.Kernel.Now().Before(k.Expires), Revoked: k.Revoked, IssuedAt: k.CreatedAt, LastUsedAt: used,
 	}
 	for _, perm := range k.Permissions {

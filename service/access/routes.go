@@ -11,10 +11,10 @@ func (s *Service) Routes() []service.Route {
 		service.Command("tenant.register", permission.TenantsManage, s.registerTenant,
 			"Register a tenant. Its encryption keys are created with it."),
 		service.Command("api_key.issue", permission.KeysManage, s.issueAPIKey,
-			"Issue an API key. Only this response contains the key; a repeat answers without it.").WithSecrets().Unqueued().Recalling(recallIssued),
+			"Issue an API key. Only this response contains the key; a repeat answers without it.").WithSecrets().Unqueued().Recalling(recallIssued).Bounded(),
 		service.Command("api_key.revoke", permission.KeysManage, s.revokeAPIKey,
-			"Revoke an API key."),
-		service.Query("api_key.list", permission.KeysManage, s.listAPIKeys, "The API keys of the tenant, without the keys themselves.").Scan(),
+			"Revoke an API key.").Bounded(),
+		service.Query("api_key.list", permission.KeysManage, s.listAPIKeys, "The API keys of the tenant, without the keys themselves.").Scan().Bounded(),
 		service.Query("tenant.list", permission.TenantsManage, s.listTenants, "The tenants of the installation.").Scan(),
 	}
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/service"
@@ -33,15 +34,16 @@ type EventChanges struct {
 // eventChanges returns the feed's events of the time before a follower subscribed: every caller
 // that may follow the feed may use it.
 func (s *Service) eventChanges(ctx context.Context, call *service.Call, in EventChanges) (Replay, error) {
-	return s.replay(ctx, call.Tenant, ReplayEvents{From: in.From, Limit: in.Limit}, func(m projections.Message) bool { return m.Audience == events.Changes })
+	return s.replay(ctx, call, ReplayEvents{From: in.From, Limit: in.Limit}, func(m projections.Message) bool { return m.Audience == events.Changes })
 }
 
 func (s *Service) replayEvents(ctx context.Context, call *service.Call, in ReplayEvents) (Replay, error) {
-	return s.replay(ctx, call.Tenant, in, func(projections.Message) bool { return true })
+	return s.replay(ctx, call, in, func(projections.Message) bool { return true })
 }
 
-// replay reads a page of the tenant's events that the caller may read.
-func (s *Service) replay(ctx context.Context, tenant string, in ReplayEvents, may func(projections.Message) bool) (Replay, error) {
+// replay reads a page of the tenant's events that the caller may read. A caller whose key is
+// bound to some credentials gets the events of these.
+func (s *Service) replay(ctx context.Context, call *service.Call, in ReplayEvents, may func(projections.Message) bool) (Replay, error) {
 	end, err := s.Log.Store.End(ctx)
 	if err != nil {
 		return Replay{}, err
@@ -80,14 +82,27 @@ func (s *Service) replay(ctx context.Context, tenant string, in ReplayEvents, ma
 			return r, nil
 		}
 		seen++
-		if m, public := projections.Public(rec); public && may(m) && in.wants(tenant, rec, m) {
-			r.Events = append(r.Events, replayed(rec, m))
+		if m, public := projections.Public(rec); public && may(m) && in.wants(call.Tenant, rec, m) {
+			reached, err := s.reaches(ctx, call, rec.Stream)
+			if err != nil {
+				return r, err
+			}
+			if reached {
+				r.Events = append(r.Events, replayed(rec, m))
+			}
 		}
 		if rec.Seq == in.To && rec.Last() {
 			return r, nil
 		}
 	}
 	return r, ctx.Err()
+}
+
+func (s *Service) reaches(ctx context.Context, call *service.Call, stream events.StreamID) (bool, error) {
+	if stream.Category != aggregates.Credential.Category {
+		return !call.Principal.Scope.Narrow(), nil
+	}
+	return s.Kernel.Reaches(ctx, call, stream.ID)
 }
 
 func (in ReplayEvents) wants(tenant string, rec events.Record, m projections.Message) bool {

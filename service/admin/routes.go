@@ -21,7 +21,7 @@ func (s *Service) Routes() []service.Route {
 		service.Query("queue.list", permission.QueueManage, s.listQueued, "The tenant's messages in the dead-letter queue, page by page.").Scan(),
 		service.Query("queue.get", permission.QueueManage, s.getQueued, "One message of the dead-letter queue. Clear secrets are not included."),
 		service.Query("service.key", permission.CredentialsCreate, s.serviceKey,
-			"The public key for sealing the keys of a queued command."),
+			"The public key for sealing the keys of a queued command.").Open(),
 		service.Command("audit.rewind", permission.AuditRead, s.rewindAudit,
 			"Rewind the tenant's audit consumer to a log sequence.").Unqueued(),
 		service.Command("views.rebuild", permission.ViewsManage, s.rebuildViews,
@@ -29,7 +29,7 @@ func (s *Service) Routes() []service.Route {
 		service.Query("views.status", permission.ViewsManage, s.viewsStatus,
 			"Position of the read models, and progress of a rebuild."),
 		service.Query("events.changes", permission.CredentialsGet, s.eventChanges,
-			"The tenant's feed events after a log position, page by page, for subscribers that were offline.").Scan(),
-		service.Query("events.replay", permission.AuditRead, s.replayEvents, "The tenant's events in log order, page by page.").Scan(),
+			"The tenant's feed events after a log position, page by page, for subscribers that were offline.").Scan().Bounded(),
+		service.Query("events.replay", permission.AuditRead, s.replayEvents, "The tenant's events in log order, page by page.").Scan().Bounded(),
 	}
 }

@@ -475,7 +475,7 @@ func (s *Service) getComponent(ctx context.Context, call *service.Call, in Get) 
 	if err != nil || !shown {
 		return Component{}, errors.Join(err, aggregates.ErrComponentNotFound)
 	}
-	counts, err := s.Views.CredentialCounts(ctx, call.Tenant, projections.CredentialFilter{Component: c.ID})
+	counts, err := s.Views.CredentialCounts(ctx, call.Tenant, projections.CredentialFilter{Component: c.ID, Scope: call.Principal.Scope})
 	if err != nil {
 		return Component{}, err
 	}
@@ -503,7 +503,7 @@ func (s *Service) listComponents(ctx context.Context, call *service.Call, in Lis
 	if err := s.Kernel.AtLeast(ctx, in.MinSeq); err != nil {
 		return Page{}, err
 	}
-	counts, err := s.Views.CredentialCounts(ctx, call.Tenant, projections.CredentialFilter{})
+	counts, err := s.Views.CredentialCounts(ctx, call.Tenant, projections.CredentialFilter{Scope: call.Principal.Scope})
 	if err != nil {
 		return Page{}, err
 	}

@@ -21,7 +21,7 @@ func (s *Service) Routes() []service.Route {
 			"Delete a component. Its credentials remain, but none can be created or changed.").Recalling(flow.RecallTried),
 		service.Command("component.set-env", permission.ComponentsEdit, s.setComponentEnv,
 			"Set the variables that a component's descriptor declares. They are encrypted and only used in the owner's tenant.").WithSecrets(),
-		service.Query("component.get", permission.ComponentsGet, s.getComponent, "One component with its descriptor."),
-		service.Query("component.list", permission.ComponentsGet, s.listComponents, "The components that the tenant may use, with counts of its credentials.").Scan(),
+		service.Query("component.get", permission.ComponentsGet, s.getComponent, "One component with its descriptor.").Bounded(),
+		service.Query("component.list", permission.ComponentsGet, s.listComponents, "The components that the tenant may use, with counts of its credentials.").Scan().Bounded(),
 	}
 }

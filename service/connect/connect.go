@@ -200,6 +200,9 @@ func (s *Service) checkNew(ctx context.Context, call *service.Call, in Start) er
 	if in.Workspace != "" && events.CheckID(in.Workspace) != nil {
 		return events.ErrID.At("/workspace")
 	}
+	if err := s.Kernel.CheckNew(ctx, call, "", in.Component, in.Workspace); err != nil {
+		return err
+	}
 	_, err := s.Credentials.CheckFor(ctx, call, credential.Create{Component: in.Component, For: in.For})
 	return err
 }

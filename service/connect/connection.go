@@ -300,13 +300,14 @@ func (s *Service) getConnection(ctx context.Context, call *service.Call, in GetC
 	return shown, nil
 }
 
-// connectionOf reads a connection of the caller's tenant, or ErrConnectionNotFound.
+// connectionOf reads a connection of the caller's tenant, or ErrConnectionNotFound. A caller
+// whose key is bound to some credentials has those that it started.
 func (s *Service) connectionOf(ctx context.Context, call *service.Call, pointer, id string) (connection, error) {
 	if err := service.Required(pointer, id); err != nil {
 		return connection{}, err
 	}
 	c, err := s.connection(ctx, id)
-	if err == nil && c.Tenant != call.Tenant {
+	if err == nil && (c.Tenant != call.Tenant || call.Principal.Scope.Narrow() && c.Actor != call.Principal.Actor) {
 		err = ErrConnectionNotFound
 	}
 	if errors.Is(err, ErrConnectionNotFound) {

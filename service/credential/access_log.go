@@ -149,7 +149,12 @@ func (s *Service) scanAccess(ctx context.Context, call *service.Call, credential
 			return 0, err
 		}
 		for i, rec := range page {
-			if rec.Time.Before(since) || !take(rec) {
+			if rec.Time.Before(since) {
+				continue
+			}
+			if reached, err := s.Kernel.Reaches(ctx, call, rec.Credential); err != nil {
+				return 0, err
+			} else if !reached || !take(rec) {
 				continue
 			}
 			if taken++; taken < limit {

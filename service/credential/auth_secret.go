@@ -310,7 +310,7 @@ func (s *Service) listAuthSecrets(ctx context.Context, call *service.Call, in Li
 		}
 		list.Secrets[i].AuthClient = id
 	}
-	rows, err := s.Views.CredentialCounts(ctx, call.Tenant, projections.CredentialFilter{Component: in.Component, Workspace: in.Workspace})
+	rows, err := s.Views.CredentialCounts(ctx, call.Tenant, projections.CredentialFilter{Component: in.Component, Workspace: in.Workspace, Scope: call.Principal.Scope})
 	for _, r := range rows {
 		list.Total += r.N
 	}

@@ -119,6 +119,9 @@ func (s *Service) createCredential(ctx context.Context, call *service.Call, in C
 	if err := s.resolveType(ctx, call.Tenant, &in); err != nil {
 		return service.Done{}, err
 	}
+	if err := s.Kernel.CheckNew(ctx, call, in.ID, in.Component, in.Workspace); err != nil {
+		return service.Done{}, err
+	}
 	forStep, err := s.CheckFor(ctx, call, in)
 	if err != nil {
 		return service.Done{}, err
@@ -190,6 +193,14 @@ func (s *Service) CheckFor(ctx context.Context, call *service.Call, in Create) (
 	flow, err := aggregates.Flow.Fresh(ctx, s.Log, aggregates.Flow.Stream(call.Tenant, in.For.Flow))
 	if err != nil {
 		return nil, err
+	}
+	used := flow.Value.Credentials()
+	reached, err := service.Reached(ctx, s.Kernel, call, used, func(id string) string { return id })
+	switch {
+	case err != nil:
+		return nil, err
+	case len(reached) < len(used):
+		return nil, aggregates.ErrFlowBeyondScope.At("/for/flow")
 	}
 	for _, step := range flow.Value.Steps {
 		if step.ID == in.For.Step && step.Component != cmp.Or(in.Component, in.Type) {

@@ -151,7 +151,7 @@ func (s *Service) eachOf(ctx context.Context, call *service.Call, route string, 
 	if err != nil {
 		return Many{}, err
 	}
-	by := f.in(call.Tenant)
+	by := f.in(call)
 	by.After, by.Limit = after, maxMany+1
 	page, _, err := s.Views.SearchCredentials(ctx, by)
 	if err != nil {

@@ -184,7 +184,7 @@ func (s *Service) listCredentials(ctx context.Context, call *service.Call, in Li
 		return Page{}, err
 	}
 	page, next, err := s.Views.Credentials(ctx, projections.CredentialFilter{
-		Tenant: call.Tenant, Component: in.Component, Workspace: in.Workspace, ThrottlePolicy: in.ThrottlePolicy, Status: in.Status, NameContains: in.NameContains,
+		Tenant: call.Tenant, Component: in.Component, Workspace: in.Workspace, ThrottlePolicy: in.ThrottlePolicy, Status: in.Status, NameContains: in.NameContains, Scope: call.Principal.Scope,
 		Sort: sort, Desc: desc, Turn: turn, Limit: limit, After: in.After,
 	})
 	if err != nil {
@@ -224,7 +224,7 @@ func (s *Service) countCredentials(ctx context.Context, call *service.Call, in C
 	if err := s.Kernel.AtLeast(ctx, in.MinSeq); err != nil {
 		return Counts{}, err
 	}
-	rows, err := s.Views.CredentialCounts(ctx, call.Tenant, projections.CredentialFilter{Component: in.Component, Workspace: in.Workspace, Status: in.Status})
+	rows, err := s.Views.CredentialCounts(ctx, call.Tenant, projections.CredentialFilter{Component: in.Component, Workspace: in.Workspace, Status: in.Status, Scope: call.Principal.Scope})
 	if err != nil {
 		return Counts{}, err
 	}

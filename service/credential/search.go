@@ -45,9 +45,9 @@ func (f Filter) Check() error {
 	return cmp.Or(commands.CheckDescription(f.Description), commands.CheckRef("/throttle_policy", f.Policy))
 }
 
-// in is the filter in the words of the views.
-func (f Filter) in(tenant string) projections.CredentialSearch {
-	return projections.CredentialSearch{Tenant: tenant, IDs: f.IDs, Type: f.Type, Description: f.Description, Policy: f.Policy}
+// in is the filter in the words of the views, for a caller.
+func (f Filter) in(call *service.Call) projections.CredentialSearch {
+	return projections.CredentialSearch{Tenant: call.Tenant, Scope: call.Principal.Scope, IDs: f.IDs, Type: f.Type, Description: f.Description, Policy: f.Policy}
 }
 
 // Search asks for a page of credentials, to be listed or exported. Filters combine by AND.
@@ -101,7 +101,7 @@ func (s *Service) search(ctx context.Context, call *service.Call, in Search) ([]
 	if err := s.Kernel.AtLeast(ctx, in.MinSeq); err != nil {
 		return nil, 0, err
 	}
-	by := f.in(call.Tenant)
+	by := f.in(call)
 	by.From, by.After, by.Limit = in.From, in.After, limit
 	by.Sort, by.Desc = strings.CutPrefix(in.Sort, "-")
 	page, total, err := s.Views.SearchCredentials(ctx, by)

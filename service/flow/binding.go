@@ -30,6 +30,9 @@ func (s *Service) bindFlow(ctx context.Context, call *service.Call, in Bind) (se
 	if err != nil {
 		return service.Done{}, err
 	}
+	if cmd.Only, err = s.onlyReached(ctx, call, in.Flow, in.Steps); err != nil {
+		return service.Done{}, err
+	}
 	if releases(call.Resumed()) {
 		return s.resumeRelease(ctx, call)
 	}
@@ -43,7 +46,7 @@ func (s *Service) bindFlow(ctx context.Context, call *service.Call, in Bind) (se
 	}
 	steps := byCredential(in.Steps)
 	if len(steps) == 0 { // nothing to reserve; the previous reservation is released
-		return s.endBinding(ctx, call, commands.ReleaseFlow{ID: cmd.ID, Reason: events.ReleasedOnRequest})
+		return s.endBinding(ctx, call, commands.ReleaseFlow{ID: cmd.ID, Reason: events.ReleasedOnRequest, Only: cmd.Only})
 	}
 	order := slices.Sorted(maps.Keys(steps))
 	for n, credential := range order {
@@ -233,6 +236,13 @@ func (s *Service) releaseFlow(ctx context.Context, call *service.Call, in Releas
 	if releases(call.Resumed()) {
 		return s.resumeRelease(ctx, call)
 	}
+	only, err := s.onlyReached(ctx, call, in.Flow, nil)
+	if errors.Is(err, service.ErrScopeExceeded) {
+		err = aggregates.ErrFlowNotFound.At("/flow")
+	}
+	if err != nil {
+		return service.Done{}, err
+	}
 	state, err := aggregates.Flow.Fresh(ctx, s.Log, aggregates.Flow.Stream(call.Tenant, in.Flow))
 	switch now := state.Value.Binding.ID; {
 	case err != nil:
@@ -242,7 +252,7 @@ func (s *Service) releaseFlow(ctx context.Context, call *service.Call, in Releas
 	case in.Binding != "" && now != "" && now != in.Binding:
 		return service.Done{}, aggregates.ErrFlowNotBound.Withf("The flow has no reservation %s; its reservation is %s.", in.Binding, now).At("/binding")
 	}
-	return s.endBinding(ctx, call, commands.ReleaseFlow{ID: in.Flow, Binding: in.Binding, Reason: events.ReleasedOnRequest})
+	return s.endBinding(ctx, call, commands.ReleaseFlow{ID: in.Flow, Binding: in.Binding, Reason: events.ReleasedOnRequest, Only: only})
 }
 
 // endBinding ends a reservation: on the flow's stream, then on each credential's.

@@ -2,6 +2,7 @@ package flow
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -85,6 +86,13 @@ func (s *Service) tryFlow(ctx context.Context, call *service.Call, ev Event) (Fl
 	if err != nil {
 		return Flow{}, false, err
 	}
+	only, err := s.onlyReached(ctx, call, ev.ID, ev.Steps)
+	if errors.Is(err, service.ErrScopeExceeded) && ev.Change != events.FlowWasCreated {
+		err = aggregates.ErrFlowNotFound
+	}
+	if err != nil {
+		return Flow{}, false, err
+	}
 	told := state.Value
 	switch there := told.Revision > 0 && !told.Deleted; {
 	case there && ev.Change == events.FlowWasCreated:
@@ -99,7 +107,7 @@ func (s *Service) tryFlow(ctx context.Context, call *service.Call, ev Event) (Fl
 	}
 	begin := s.Kernel.Now()
 	was, now, err := service.Execute(ctx, s.Kernel, call, aggregates.Flow, call.Tenant, commands.Flow(commands.ObserveFlow{
-		ID: ev.ID, Change: ev.Change, Name: ev.Name, Revision: told.Revision + 1, Steps: ev.Steps,
+		ID: ev.ID, Change: ev.Change, Name: ev.Name, Revision: told.Revision + 1, Steps: ev.Steps, Only: only,
 	}))
 	if err != nil || was.Revision != told.Revision {
 		return Flow{}, false, err

@@ -141,6 +141,48 @@ func (s *Service) AdmitFlowEvent(ctx context.Context, call service.Call) error {
 	return s.Access.Admit(ctx, &call, permission.FlowsEdit, service.QueuedMessage)
 }
 
+// onlyReached returns the credentials that a change of a flow concerns, for a caller whose key
+// is bound to some: those of its new steps and those that it uses already. The scope must
+// include all of them: else aggregates.ErrCredentialNotFound for a new step, as for a
+// credential that does not exist, and service.ErrScopeExceeded for the flow. It is nil for
+// other callers.
+func (s *Service) onlyReached(ctx context.Context, call *service.Call, flow string, steps []events.FlowStep) ([]string, error) {
+	if !call.Principal.Scope.Narrow() {
+		return nil, nil
+	}
+	only := []string{}
+	for i, step := range steps {
+		if step.Credential == "" {
+			continue
+		}
+		if err := s.Kernel.CheckReached(ctx, call, step.Credential); err != nil {
+			return nil, service.PointAt(err, fmt.Sprintf("/steps/%d/credential", i))
+		}
+		only = append(only, step.Credential)
+	}
+	state, err := aggregates.Flow.Fresh(ctx, s.Log, aggregates.Flow.Stream(call.Tenant, flow))
+	if err != nil {
+		return nil, err
+	}
+	used := state.Value.Credentials()
+	reached, err := service.Reached(ctx, s.Kernel, call, used, func(id string) string { return id })
+	switch {
+	case err != nil:
+		return nil, err
+	case len(reached) < len(used):
+		return nil, aggregates.ErrFlowBeyondScope
+	}
+	return append(only, used...), nil
+}
+
+// CheckReached returns nil if the scope of the caller includes what the event concerns, else
+// the error of ObserveFlow.
+func (s *Service) CheckReached(ctx context.Context, call service.Call, ev Event) error {
+	call.Route = flowEvent
+	_, err := s.onlyReached(ctx, &call, ev.ID, ev.Steps)
+	return err
+}
+
 // ObserveFlow processes a flow event: it records it on the flow's stream, and then
 // every resulting use on the stream of the thing used. It is idempotent: called
 // again with the same event, by this process or another, it completes
@@ -167,9 +209,13 @@ func (s *Service) ObserveFlow(ctx context.Context, call service.Call, ev Event) 
 
 // observe is ObserveFlow of a call that was admitted.
 func (s *Service) observe(ctx context.Context, call *service.Call, ev Event) (service.Done, error) {
+	only, err := s.onlyReached(ctx, call, ev.ID, ev.Steps)
+	if err != nil {
+		return service.Done{}, err
+	}
 	begin := s.Kernel.Now()
 	was, now, err := service.Execute(ctx, s.Kernel, call, aggregates.Flow, call.Tenant, commands.Flow(commands.ObserveFlow{
-		ID: ev.ID, Change: ev.Change, Name: ev.Name, Revision: ev.Revision, Steps: ev.Steps,
+		ID: ev.ID, Change: ev.Change, Name: ev.Name, Revision: ev.Revision, Steps: ev.Steps, Only: only,
 	}))
 	done := s.Kernel.Answered(aggregates.Flow.Stream(call.Tenant, ev.ID), was, now.Value, now.Seq)
 	if err != nil || ev.Revision < now.Value.Revision {

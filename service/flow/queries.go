@@ -49,7 +49,24 @@ func (s *Service) getFlow(ctx context.Context, call *service.Call, in Get) (Flow
 	case !found:
 		return Flow{}, aggregates.ErrFlowNotFound
 	}
-	return flowInfo(f), nil
+	shown, err := s.shown(ctx, call, f)
+	if err == nil && call.Principal.Scope.Narrow() && len(shown.Steps) == 0 {
+		err = aggregates.ErrFlowNotFound
+	}
+	if err != nil {
+		return Flow{}, err
+	}
+	return shown, nil
+}
+
+// shown is the flow as the caller may see it: one whose key is bound to some credentials sees
+// only the steps that name one of these.
+func (s *Service) shown(ctx context.Context, call *service.Call, f projections.Flow) (shown Flow, err error) {
+	f.Steps, err = service.Reached(ctx, s.Kernel, call, f.Steps, func(step events.FlowStep) string { return step.Credential })
+	if err == nil {
+		f.Faults, err = service.Reached(ctx, s.Kernel, call, f.Faults, func(fault projections.FlowFault) string { return fault.Credential })
+	}
+	return flowInfo(f), err
 }
 
 func flowInfo(f projections.Flow) Flow {
@@ -90,16 +107,23 @@ func (s *Service) listFlows(ctx context.Context, call *service.Call, in List) (P
 	if err := s.Kernel.AtLeast(ctx, in.MinSeq); err != nil {
 		return Page{}, err
 	}
+	if in.Credential != "" {
+		if reached, err := s.Kernel.Reaches(ctx, call, in.Credential); err != nil || !reached {
+			return Page{Flows: []Flow{}}, err
+		}
+	}
 	page, next, err := s.Views.Flows(ctx, projections.FlowFilter{
 		Tenant: call.Tenant, Credential: in.Credential, Component: in.Component, Active: in.Active, Broken: in.Broken,
-		Limit: limit, After: in.After,
+		Limit: limit, After: in.After, Scope: call.Principal.Scope,
 	})
 	if err != nil {
 		return Page{}, err
 	}
 	list := Page{Flows: make([]Flow, len(page)), Next: next}
 	for i, f := range page {
-		list.Flows[i] = flowInfo(f)
+		if list.Flows[i], err = s.shown(ctx, call, f); err != nil {
+			return Page{}, err
+		}
 	}
 	return list, nil
 }
@@ -136,7 +160,7 @@ func (s *Service) listInUse(ctx context.Context, call *service.Call, in ListInUs
 	if err := s.Kernel.AtLeast(ctx, max(end, in.MinSeq)); err != nil {
 		return InUseList{}, err
 	}
-	page, next, err := s.Views.InUseList(ctx, call.Tenant, in.After, limit)
+	page, next, err := s.Views.InUseList(ctx, call.Tenant, call.Principal.Scope, in.After, limit)
 	if err != nil {
 		return InUseList{}, err
 	}
@@ -281,7 +305,9 @@ func (s *Service) Impact(ctx context.Context, call *service.Call, kind, id strin
 	}
 	i := &Impact{Allowed: true, Flows: make([]Flow, len(page))}
 	for n, f := range page {
-		i.Flows[n] = flowInfo(f)
+		if i.Flows[n], err = s.shown(ctx, call, f); err != nil {
+			return nil, err
+		}
 	}
 	i.TotalFlows, i.ActiveFlows, err = s.Views.CountNaming(ctx, call.Tenant, kind, id)
 	i.TotalFlows = max(i.TotalFlows, len(page))

@@ -48,10 +48,10 @@ func (s *Service) Routes() []service.Route {
 			"Change a throttle policy, for all credentials that it is assigned to."),
 		service.Command("throttle_policy.delete", permission.ThrottlePoliciesEdit, s.delete,
 			"Delete a throttle policy. Refused while it is assigned to a credential."),
-		service.Query("throttle_policy.get", permission.ThrottlePoliciesGet, s.get, "One throttle policy."),
-		service.Query("throttle_policy.list", permission.ThrottlePoliciesGet, s.list, "The throttle policies of the tenant by id, page by page.").Scan(),
+		service.Query("throttle_policy.get", permission.ThrottlePoliciesGet, s.get, "One throttle policy.").Open(),
+		service.Query("throttle_policy.list", permission.ThrottlePoliciesGet, s.list, "The throttle policies of the tenant by id, page by page.").Scan().Open(),
 		service.AuditedQuery("throttle.take", permission.CredentialsResolve, s.take,
-			"Take tokens from the limit of a credential before a call to its API. They are granted, or denied with the time to wait."),
+			"Take tokens from the limit of a credential before a call to its API. They are granted, or denied with the time to wait.").OfCredential("credential"),
 	}
 }
 

@@ -41,6 +41,9 @@ func (a *invocation) keyIssue() *cobra.Command {
 	cmd.Flags().StringVar(&in.Expires, "expires", "", "expiry `TIME`: 720h from now, or 2031-01-31T00:00:00Z; never when absent")
 	cmd.Flags().StringSliceVar(&in.Addresses, "address", nil, "`CIDR` of a network from which the key may be used, such as 192.0.2.0/24; repeatable; every network when absent")
 	cmd.Flags().StringSliceVar(&in.Tenants, "tenants", nil, "`TENANTS` that the key may use, separated by commas, or * for all; the tenant of this call when absent")
+	cmd.Flags().StringArrayVar(&in.Components, "component", nil, "`ID` of a component: the key reaches only its credentials; repeatable")
+	cmd.Flags().StringArrayVar(&in.Workspaces, "workspace", nil, "`ID` of a workspace: the key reaches only credentials created with it; repeatable")
+	cmd.Flags().StringArrayVar(&in.Credentials, "credential", nil, "`ID` of a credential: the key reaches only this one; repeatable")
 	cmd.MarkFlagsOneRequired("role", "permission")
 	return cmd
 }
@@ -66,12 +69,26 @@ func (a *invocation) keyList() *cobra.Command {
 			for _, k := range keys {
 				rows = append(rows, []string{
 					k.ID, k.Name, k.Role, strings.Join(k.Permissions, ","), strings.Join(k.Tenants, ","), keyState(k),
-					when(k.IssuedAt), whenOr(k.Expires, "never"), strings.Join(k.Addresses, ","), whenOr(k.LastUsedAt, "-"),
+					when(k.IssuedAt), whenOr(k.Expires, "never"), strings.Join(k.Addresses, ","), keyScope(k), whenOr(k.LastUsedAt, "-"),
 				})
 			}
-			return a.list([]string{"ID", "NAME", "ROLE", "PERMISSIONS", "TENANTS", "STATE", "ISSUED", "EXPIRES", "ADDRESSES", "LAST USED"}, rows)
+			return a.list([]string{"ID", "NAME", "ROLE", "PERMISSIONS", "TENANTS", "STATE", "ISSUED", "EXPIRES", "ADDRESSES", "BOUND TO", "LAST USED"}, rows)
 		},
 	}
+}
+
+// keyScope lists what a key is bound to; "" when to nothing.
+func keyScope(k client.APIKey) string {
+	var bound []string
+	for _, kind := range []struct {
+		name string
+		ids  []string
+	}{{"component", k.Components}, {"workspace", k.Workspaces}, {"credential", k.Credentials}} {
+		if len(kind.ids) > 0 {
+			bound = append(bound, kind.name+"="+strings.Join(kind.ids, ","))
+		}
+	}
+	return strings.Join(bound, " ")
 }
 
 func keyState(k client.APIKey) string {
