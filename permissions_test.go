@@ -105,6 +105,32 @@ The permissions are the same over NATS and HTTP. A route marked "for every tenan
 	}
 	fmt.Fprintf(&b, "\nFlow events over NATS require `%s`, the feed (by subscription or consumer) and the in-use index `%s`, the audit stream `%s`.\n",
 		permission.FlowsEdit, permission.CredentialsGet, permission.AuditRead)
+	b.WriteString(`
+## Bound keys
+
+A key can be bound to components, workspaces and credentials: ` + "`credstream key issue --role FLOW_ENGINE --component petstore --workspace sales`" + `. The kinds combine by AND. A bound key reaches only the credentials of its scope, with the permissions that it has.
+
+`)
+	reaches := []struct {
+		reach service.Reach
+		says  string
+	}{
+		{service.OneCredential, "A credential outside the scope answers as one that does not exist"},
+		{service.Bounded, "Reads, counts and changes only what is in the scope"},
+		{service.Open, "Concerns no credential"},
+		{service.TenantWide, "Refused with `key_scope_tenantwide`: concerns the whole tenant"},
+	}
+	b.WriteString("| with a bound key | routes |\n|---|---|\n")
+	for _, of := range reaches {
+		var names []string
+		for _, r := range application.Routes() {
+			if r.Reach == of.reach {
+				names = append(names, "`"+r.Name+"`")
+			}
+		}
+		fmt.Fprintf(&b, "| %s | %s |\n", of.says, strings.Join(names, ", "))
+	}
+	b.WriteString("\nA new credential outside the scope is refused with `key_scope_exceeded`. The feed, the audit stream and the in-use index over NATS are closed to bound keys.\n")
 	if len(unused) > 0 {
 		fmt.Fprintf(&b, "%s is required only by the REST API v2.\n", strings.Join(unused, ", "))
 	}

@@ -23,7 +23,7 @@ type APIKeyIssued struct {
 	Permissions []string  `json:"permissions" feed:"permissions,omitempty"` // held by name, besides those of the role
 	Addresses   []string  `json:"addresses" feed:"-"`                       // networks it may be used from, as CIDR; empty: from everywhere
 	Expires     time.Time `json:"expires,omitzero" feed:"expires,omitzero"` // when it ends by itself; absent: never
-	Scope       Scope     `json:"scope" feed:"scope"`                       // the credentials that it reaches
+	Scope       Scope     `json:"scope" feed:"scope,omitempty"`             // the credentials that it reaches
 }
 
 // APIKeyRevoked records: The key was revoked.

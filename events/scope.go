@@ -6,10 +6,20 @@ import "slices"
 // does not narrow; those given combine by AND. What a credential is compared by never
 // changes, so whether a key reaches a credential does not change either.
 type Scope struct {
-	Components  []string `json:"components" feed:"components"`   // ids; credentials of free types belong to none
-	Workspaces  []string `json:"workspaces" feed:"workspaces"`   // the ids with which credentials were created
-	Credentials []string `json:"credentials" feed:"credentials"` // ids
+	Components  []string `json:"components"`  // ids; credentials of free types belong to none
+	Workspaces  []string `json:"workspaces"`  // the ids with which credentials were created
+	Credentials []string `json:"credentials"` // ids
 }
+
+// PublicScope is what others see of a Scope.
+type PublicScope struct {
+	Components  []string `json:"components,omitempty"`
+	Workspaces  []string `json:"workspaces,omitempty"`
+	Credentials []string `json:"credentials,omitempty"`
+}
+
+// Public is the public form of s.
+func (s Scope) Public() any { return PublicScope(s) }
 
 // Narrow reports whether the scope excludes any credential.
 func (s Scope) Narrow() bool {

@@ -21,12 +21,14 @@ import (
 	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/bus/bustest"
 	"github.com/credstream/credstream/bus/natsserver"
+	"github.com/credstream/credstream/bus/streams"
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/access"
 	"github.com/credstream/credstream/service/application"
 	"github.com/credstream/credstream/service/permission"
+	"github.com/credstream/credstream/service/stage"
 )
 
 // grant makes a key with exactly these permissions; there may be none, which no
@@ -662,5 +664,98 @@ func TestDenialsAreFacts(t *testing.T) {
 	}
 	if strings.Contains(u.logs.String(), "denied calls not recorded") {
 		t.Error("something was not recorded")
+	}
+}
+
+// A key that is bound to a workspace, on every edge: what is outside answers as what does not
+// exist, and the feed and the index, whose subjects do not tell one workspace from another,
+// are closed to it.
+func TestBoundKeyEdges(t *testing.T) {
+	u := bring(t, t.TempDir())
+	must(t, u.command("component.register", "", map[string]any{"id": "plain", "descriptor": map[string]any{
+		"title": "Plain", "credentials": map[string]any{"fields": map[string]any{"apiKey": map[string]any{"viewClass": "TextFieldView"}}},
+	}}, nil))
+	create := func(workspace string) string {
+		var d done
+		must(t, u.command("credential.create", "", map[string]any{"component": "plain", "workspace": workspace, "description": workspace, "keys": map[string]any{"apiKey": "k"}}, &d))
+		return d.ID
+	}
+	inside, outside := create("sales"), create("hr")
+	engine := u.issue(t, map[string]any{"role": "FLOW_ENGINE", "workspaces": []string{"sales"}})
+	admin := u.issue(t, map[string]any{"role": "ADMINISTRATOR", "permissions": []string{"credentials.reveal"}, "workspaces": []string{"sales"}})
+
+	get := func(path string) (int, string) {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, u.base+path, nil)
+		must(t, err)
+		req.SetBasicAuth("somebody@example.org", admin)
+		resp, err := http.DefaultClient.Do(req)
+		must(t, err)
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		must(t, err)
+		return resp.StatusCode, string(body)
+	}
+	for _, path := range []string{"/v1/tenants/default/credential.get?id=", "/v2/credentials/", "/aspire/_api/credentials/", "/aspire/_api/credentials/export/"} {
+		await(t, path+" answers with the credential inside", func() (bool, error) {
+			status, _ := get(path + inside)
+			return status == http.StatusOK, nil
+		})
+		got, body := get(path + outside)
+		unknown, same := get(path + "unknown")
+		if got != unknown || got != http.StatusNotFound && !strings.Contains(path, "export") || strings.Contains(body, "hr") || len(body) != len(strings.ReplaceAll(same, "unknown", outside)) {
+			t.Errorf("%s: outside answers %d %s, unknown %d %s", path, got, body, unknown, same)
+		}
+	}
+	for _, path := range []string{"/v1/tenants/default/credential.list", "/v1/tenants/default/events.changes?limit=1000", "/v2/credentials", "/v2/workspaces/sales/secrets", "/aspire/_api/credentials"} {
+		if status, body := get(path); status == http.StatusOK && (!strings.Contains(body, inside) || strings.Contains(body, outside)) || status >= 500 {
+			t.Errorf("%s: %d %s", path, status, body)
+		}
+	}
+	for _, path := range []string{"/_connector", "/_connector/_secret/s"} {
+		if status, body := get(path); status != http.StatusForbidden {
+			t.Errorf("%s: %d %s", path, status, body)
+		}
+	}
+	if err := u.as(admin).command("oauth.connect", "", map[string]any{"component": "plain", "workspace": "hr"}, nil); code(t, err) != "key_scope_exceeded" {
+		t.Error(err)
+	}
+
+	// NATS: requests and the queue are served, the feed and the index are not.
+	nc := u.connect(t, engine)
+	for id, want := range map[string]string{inside: "", outside: "credential_not_found", "unknown": "credential_not_found"} {
+		answer, err := nc.Request("credstream.query.default.credential.resolve", []byte(`{"id":"`+id+`","public_key":"`+stage.NewRecipient(t).Public+`"}`), 30*time.Second)
+		must(t, err)
+		var got struct{ Code string }
+		must(t, json.Unmarshal(answer.Data, &got))
+		if got.Code != want {
+			t.Errorf("resolving %s over NATS: %s", id, answer.Data)
+		}
+	}
+	event := &nats.Msg{Subject: "credstream.flows.default.f", Header: nats.Header{"ce-id": {"1"}, "ce-type": {"flow.created"}, "ce-source": {"test"}, "ce-specversion": {"1.0"}},
+		Data: []byte(`{"id":"f","revision":1,"steps":[{"id":"s","component":"plain","credential":"` + outside + `"}]}`)}
+	answer, err := nc.RequestMsg(event, 30*time.Second)
+	must(t, err)
+	if !strings.Contains(string(answer.Data), "credential_not_found") {
+		t.Errorf("a flow event that names one outside: %s", answer.Data)
+	}
+	if code := enqueue(t, u.connect(t, admin), "credstream.cmdq.default.throttle_policy.define"); code != "key_scope_tenantwide" {
+		t.Errorf("a command that concerns the tenant, in the queue: %q", code)
+	}
+	v := &violations{}
+	nc, err = nats.Connect(u.node.ClientURL(), nats.UserInfo("x", admin), nats.ErrorHandler(v.add))
+	must(t, err)
+	defer nc.Close()
+	for _, subject := range []string{
+		"credstream.events.default.>", "credstream.events.default.credential." + inside, "credstream.audit.default.>", "$KV.credstream-in-use.default.>",
+	} {
+		_, err := nc.SubscribeSync(subject)
+		must(t, err)
+		await(t, "the key is kept from "+subject, func() (bool, error) { return v.of("subscription", subject), nc.Flush() })
+	}
+	for _, kind := range []streams.FeedKind{streams.FeedOfChanges, streams.FeedOfAudit} {
+		for _, pull := range kind.PullAPI("default") {
+			must(t, nc.PublishRequest(pull, nats.NewInbox(), nil))
+			await(t, "the key is kept from "+pull, func() (bool, error) { return v.of("publish", pull), nc.Flush() })
+		}
 	}
 }

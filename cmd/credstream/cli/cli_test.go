@@ -129,7 +129,7 @@ func TestVerbs(t *testing.T) {
 		"tenant.list":   `{"tenants":[{"id":"acme","name":"Acme"}]}`,
 		"api_key.issue": `{"seq":9,"id":"k2","key":"cs_new"}`,
 		"api_key.list": `{"keys":[{"id":"k2","name":"n","role":"OPERATOR","tenants":["acme"],"issued_at":"2026-01-02T03:04:05Z"},` +
-			`{"id":"k3","name":"","role":"","permissions":["credentials.reveal"],"tenants":["acme"],"addresses":["192.0.2.0/24"],"expires":"2026-02-02T03:04:05Z","expired":true,` +
+			`{"id":"k3","name":"","role":"","permissions":["credentials.reveal"],"tenants":["acme"],"addresses":["192.0.2.0/24"],"workspaces":["w"],"credentials":["c1","c2"],"expires":"2026-02-02T03:04:05Z","expired":true,` +
 			`"issued_at":"2026-01-02T03:04:05Z","last_used_at":"2026-01-03T03:04:00Z"}]}`,
 	}
 	for _, c := range []struct {
@@ -220,10 +220,15 @@ func TestVerbs(t *testing.T) {
 			says: "cs_new\n", notes: "Issued key k2. It is shown only once:\n",
 		},
 		{
+			args: "key issue --role FLOW_ENGINE --component petstore --component sheets --workspace w --credential c1",
+			asks: `default/api_key.issue {"role":"FLOW_ENGINE","components":["petstore","sheets"],"workspaces":["w"],"credentials":["c1"]}`,
+			says: "cs_new\n", notes: "Issued key k2. It is shown only once:\n",
+		},
+		{
 			args: "key list", asks: `default/api_key.list?limit=200`,
-			says: "ID  NAME  ROLE      PERMISSIONS         TENANTS  STATE    ISSUED                EXPIRES               ADDRESSES     LAST USED\n" +
-				"k2  n     OPERATOR                      acme     valid    2026-01-02 03:04:05Z  never                               -\n" +
-				"k3                  credentials.reveal  acme     expired  2026-01-02 03:04:05Z  2026-02-02 03:04:05Z  192.0.2.0/24  2026-01-03 03:04:00Z\n",
+			says: "ID  NAME  ROLE      PERMISSIONS         TENANTS  STATE    ISSUED                EXPIRES               ADDRESSES     BOUND TO                      LAST USED\n" +
+				"k2  n     OPERATOR                      acme     valid    2026-01-02 03:04:05Z  never                                                             -\n" +
+				"k3                  credentials.reveal  acme     expired  2026-01-02 03:04:05Z  2026-02-02 03:04:05Z  192.0.2.0/24  workspace=w credential=c1,c2  2026-01-03 03:04:00Z\n",
 		},
 		{args: "key revoke k2", asks: `default/api_key.revoke {"id":"k2"}`, says: "Revoked key i.\n"},
 		{args: "version", says: "credstream " + app.Version + "\n"},
