@@ -29,13 +29,13 @@ var everything = func() string {
 // scoped is a service with credentials inside and outside the scope of keys.
 type scoped struct {
 	*stage.Stage
-	t               *testing.T
-	inside          string   // of the component plain and the workspace sales
-	outside         []string // of another component, of another workspace
-	whole, narrow   service.Principal
-	hidden          []string // what the narrow key must not be told
-	mixed, flow     string   // a flow with credentials inside and outside, one with that inside
-	theirs, unbound string   // a flow outside, a flow without credentials
+	t             *testing.T
+	inside        string   // of the component plain and the workspace sales
+	outside       []string // of another component, of another workspace
+	whole, narrow service.Principal
+	hidden        []string // what the narrow key must not be told
+	mixed, flow   string   // a flow with credentials inside and outside, one with that inside
+	theirs        string   // a flow outside
 }
 
 func newScoped(t *testing.T) *scoped {

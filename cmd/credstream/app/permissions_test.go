@@ -731,8 +731,9 @@ func TestBoundKeyEdges(t *testing.T) {
 			t.Errorf("resolving %s over NATS: %s", id, answer.Data)
 		}
 	}
-	event := &nats.Msg{Subject: "credstream.flows.default.f", Header: nats.Header{"ce-id": {"1"}, "ce-type": {"flow.created"}, "ce-source": {"test"}, "ce-specversion": {"1.0"}},
-		Data: []byte(`{"id":"f","revision":1,"steps":[{"id":"s","component":"plain","credential":"` + outside + `"}]}`)}
+	event := nats.NewMsg("credstream.flows.default.f")
+	event.Header = nats.Header{"ce-id": {"1"}, "ce-type": {"flow.created"}, "ce-source": {"test"}, "ce-specversion": {"1.0"}}
+	event.Data = []byte(`{"id":"f","revision":1,"steps":[{"id":"s","component":"plain","credential":"` + outside + `"}]}`)
 	answer, err := nc.RequestMsg(event, 30*time.Second)
 	must(t, err)
 	if !strings.Contains(string(answer.Data), "credential_not_found") {
