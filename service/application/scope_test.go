@@ -112,6 +112,7 @@ func TestBoundKeyMatrix(t *testing.T) {
 		"flow.get": {`{"id":"flow-mixed"}`, s.inside}, "flow.list": {`{}`, s.flow}, "flow.in-use": {`{}`, s.inside},
 		"events.changes": {`{"limit":1000}`, s.inside}, "events.replay": {`{"limit":1000}`, s.inside}, "api_key.list": {`{}`, s.narrow.Actor.ID},
 		"flow.bind":    {fmt.Sprintf(`{"flow":"f","steps":[{"id":"s","component":"other","credential":%q}]}`, s.outside[0]), ""},
+		"flow.report":  {`{"id":"hidden-flow","change":"deleted","revision":9}`, ""},
 		"flow.release": {`{"flow":"hidden-flow"}`, ""}, "oauth.complete": {`{"connection":"c","confirm":"c"}`, ""}, "oauth.connection": {`{"id":"c"}`, ""},
 		"credential.create": {`{"component":"other","workspace":"sales","keys":{"apiKey":"k"}}`, ""}, "auth_secret.create": {`{"component":"plain","workspace":"hr","keys":{"apiKey":"k","region":"eu"}}`, ""},
 		"credential.create-many": {`{"credentials":[{"component":"other","workspace":"sales","keys":{"apiKey":"k"}}]}`, "key_scope_exceeded"},
