@@ -30,7 +30,7 @@ var ErrViewsDamaged = fault.New(fault.Unavailable, "views_damaged", "The read mo
 // viewsVersion is the version of everything in the file: tables, indexes and
 // how events are folded into them. Raise it with any change to these; a file
 // of another version is rebuilt from the log.
-const viewsVersion = 13
+const viewsVersion = 14
 
 // tables is the schema that every file has from its first record; indexes is
 // added then or, in a rebuild, once the rows are in.
