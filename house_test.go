@@ -75,6 +75,7 @@ var features = map[string][]string{
 	"api/elastic":         {"edge"},
 	"api/aspire":          {"edge"},
 	"api/connect":         {"edge"},
+	"api/web":             {"edge"},
 
 	"cmd/credstream":          {"settings", "demo", "app", "cli"},
 	"cmd/credstream/importer": {},

@@ -33,6 +33,14 @@ type Identities interface {
 	AuthenticateToken(ctx context.Context, token string, from netip.Addr) (service.Principal, error)
 }
 
+// Sessions are those of browsers, in the name of an API key.
+type Sessions interface {
+	// StartSession authenticates an API key, and returns a sealed session in its name.
+	StartSession(ctx context.Context, key string, from netip.Addr) (sealed string, p service.Principal, err error)
+	// OpenSession returns the principal of a sealed session.
+	OpenSession(ctx context.Context, sealed string, from netip.Addr) (service.Principal, error)
+}
+
 // Errors that HTTP adds to those of the service.
 var (
 	ErrPathUnknown = fault.New(fault.NotFound, "path_unknown", "No such path.")
@@ -115,11 +123,17 @@ func (x *Exchange) Authenticate(s Identities, behindTLSProxy bool) (service.Call
 	if err != nil {
 		return service.Call{}, err
 	}
+	return x.CallOf(principal, behindTLSProxy), nil
+}
+
+// CallOf is the call of a caller that was identified, for the log too. It lacks what its path
+// and headers say.
+func (x *Exchange) CallOf(principal service.Principal, behindTLSProxy bool) service.Call {
 	x.Principal = principal.Actor.ID
 	return service.Call{
 		Principal: principal, Via: "http", CrossSite: CrossSite(x.R), Head: x.R.Method == http.MethodHead,
 		Confidential: behindTLSProxy || x.R.TLS != nil || Remote(x.R).Unmap().IsLoopback(),
-	}, nil
+	}
 }
 
 // Identify authenticates the sender of a request by its Authorization header: Basic with any

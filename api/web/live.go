@@ -1,0 +1,151 @@
+package web
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service/permission"
+)
+
+// ErrPagesOpen refuses one more page that follows changes; it works without.
+var ErrPagesOpen = fault.New(fault.Unavailable, "web_pages_open", "Too many pages follow changes. This one does not update by itself: reload it.")
+
+const (
+	maxFollowers = 2000
+	keepAlive    = 20 * time.Second       // between two signs of life, each of which looks at the session
+	pause        = 250 * time.Millisecond // between two changes that a page is told of
+)
+
+// Live tells open pages that something changed. It says what, never how: a page reads it again
+// as the person who looks at it. It is safe for concurrent use.
+type Live struct {
+	mu        sync.Mutex
+	followers map[*follower]struct{}
+	closed    bool
+}
+
+type follower struct {
+	tenant string
+	of     string        // categories, between spaces
+	change chan struct{} // holds one: a page that is behind reads once
+	look   chan struct{} // the session may have ended
+	end    chan struct{}
+}
+
+// NewLive returns a Live without followers.
+func NewLive() *Live { return &Live{followers: map[*follower]struct{}{}} }
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// Changed says that a stream of the tenant has changed, by its category. It does not block.
+func (l *Live) Changed(tenant, category string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for f := range l.followers {
+		if category == "api_key" {
+			signal(f.look)
+		}
+		if f.tenant == tenant && strings.Contains(f.of, " "+category+" ") {
+			signal(f.change)
+		}
+	}
+}
+
+// Close ends every follower: the service stops.
+func (l *Live) Close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	for f := range l.followers {
+		close(f.end)
+		delete(l.followers, f)
+	}
+}
+
+func (l *Live) add(f *follower) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed || len(l.followers) >= maxFollowers {
+		return ErrPagesOpen
+	}
+	l.followers[f] = struct{}{}
+	return nil
+}
+
+func (l *Live) drop(f *follower) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.followers, f)
+}
+
+// follow answers with server-sent events (HTML Living Standard, section 9.2): "change" when
+// something of the page's kinds changed, and "end" when the session is over.
+func (x *exchange) follow() error {
+	x.Quiet = true
+	if err := x.cfg.Access.Require(x.R.Context(), x.call, "events.changes", permission.CredentialsGet); err != nil {
+		return err
+	}
+	f := &follower{
+		tenant: x.call.Tenant, of: " " + x.R.URL.Query().Get("of") + " ",
+		change: make(chan struct{}, 1), look: make(chan struct{}, 1), end: make(chan struct{}),
+	}
+	if err := x.cfg.Live.add(f); err != nil {
+		return err
+	}
+	defer x.cfg.Live.drop(f)
+	out := http.NewResponseController(x.W)
+	send := func(text string) bool {
+		// The bound on slow readers is for each line, since the answer has no end.
+		if out.SetWriteDeadline(time.Now().Add(keepAlive)) != nil {
+			return false
+		}
+		_, err := fmt.Fprint(x.W, text)
+		return err == nil && out.Flush() == nil
+	}
+	if err := out.SetReadDeadline(time.Time{}); err != nil { // that of the request, which would end the answer
+		return err
+	}
+	x.W.Header().Set("Content-Type", "text/event-stream")
+	x.W.Header().Set("X-Accel-Buffering", "no")
+	x.End(http.StatusOK)
+	tick := time.NewTicker(keepAlive)
+	defer tick.Stop()
+	for open := send("retry: 2000\nevent: open\ndata:\n\n"); open; {
+		select {
+		case <-x.R.Context().Done():
+			return nil
+		case <-f.end:
+			return nil
+		case <-f.change:
+			open = send("event: change\ndata:\n\n")
+			select {
+			case <-x.R.Context().Done():
+				return nil
+			case <-time.After(pause):
+			}
+		case <-f.look:
+			open = x.stillSignedIn(send)
+		case <-tick.C:
+			open = x.stillSignedIn(send)
+		}
+	}
+	return nil
+}
+
+// stillSignedIn looks at the session again, and ends the page's when it is over.
+func (x *exchange) stillSignedIn(send func(string) bool) bool {
+	if _, err := x.session(); err != nil && fault.Of(err).Kind == fault.Unauthenticated {
+		send("event: end\ndata:\n\n")
+		return false
+	}
+	return send(": still here\n\n")
+}

@@ -1,0 +1,311 @@
+// Package web is the page for people: credentials by component, a form made from a
+// component.json, and what somebody needs when a connection breaks. It is an edge like the
+// others: every read and every change is a call of the service's route table in the name of the
+// person's API key, and it owns no rule but those of HTML.
+//
+// Pages are rendered here and work without JavaScript, but for updates while they are open. A
+// page never holds a secret, except the one field that somebody with the permission reveals.
+package web
+
+import (
+	"context"
+	"embed"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/credstream/credstream/api/edge"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/application"
+	"github.com/credstream/credstream/service/credential"
+	"github.com/credstream/credstream/service/permission"
+)
+
+// Prefix is where the paths of the page begin.
+const Prefix = "/ui/"
+
+// Access is what the page needs of *access.Service.
+type Access interface {
+	edge.Sessions
+	// Require refuses a caller without the permission, and records that.
+	Require(ctx context.Context, call service.Call, route string, perm permission.Permission) error
+}
+
+// Config is what the page is made of. Service, Access and Live are needed, the rest is optional.
+type Config struct {
+	Service edge.Service
+	Access  Access
+	Live    *Live        // is told what changed
+	Logger  *slog.Logger // takes one line per request; nil drops them
+	// PublicURL is where browsers reach the service; with https, cookies are for TLS alone.
+	PublicURL string
+	// AllowCleartext takes keys over plain HTTP from anywhere: for a service that only a TLS
+	// terminating proxy can reach. Without it, signing in needs TLS or the same machine.
+	AllowCleartext bool
+	// Answered is told the answer of each command before it goes out, to add to its header.
+	Answered func(header http.Header, answer any)
+	Ready    func() []string // why the service is not ready; empty means it is
+	Notes    func() []string // what an operator should know all the same
+	Version  string          // of the program
+}
+
+// The policy of every page: nothing from outside, nothing inline, no frame around it. An image
+// may be one that a component.json carries.
+const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; " +
+	"form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+
+// ErrForm refuses a form that is none of ours.
+var ErrForm = fault.New(fault.Invalid, "web_form_invalid", "The form could not be read. Reload the page and try again.")
+
+// Handler returns the page, at Prefix.
+func Handler(cfg Config) http.Handler {
+	h := &handler{cfg: cfg, routes: map[string]service.Route{}, mux: http.NewServeMux()}
+	for _, r := range application.Routes() {
+		h.routes[r.Name] = r
+	}
+	h.cookies(cfg.PublicURL)
+	h.register()
+	return edge.Handler(cfg.Logger, func(x *edge.Exchange) edge.Dialect { return &exchange{Exchange: x, handler: h} })
+}
+
+type handler struct {
+	cfg    Config
+	routes map[string]service.Route
+	mux    *http.ServeMux
+	cookie cookieForm
+}
+
+// exchange is one request on its way to its answer.
+type exchange struct {
+	*edge.Exchange
+	*handler
+	call     service.Call // of the signed-in person
+	form     url.Values   // of a POST
+	signedIn bool
+}
+
+type exchangeKey struct{}
+
+// register lists the pages. Those of a tenant are for people who have signed in.
+func (h *handler) register() {
+	for pattern, do := range map[string]func(*exchange) error{
+		"GET /{$}":          func(x *exchange) error { return x.redirect(Prefix) },
+		"GET /ui":           func(x *exchange) error { return x.redirect(Prefix) },
+		"GET /ui/{$}":       (*exchange).home,
+		"GET /ui/sign-in":   (*exchange).signInPage,
+		"POST /ui/sign-in":  (*exchange).signIn,
+		"POST /ui/sign-out": (*exchange).signOut,
+		"GET /ui/app.css":   (*exchange).asset,
+		"GET /ui/app.js":    (*exchange).asset,
+		"/":                 func(*exchange) error { return edge.ErrPathUnknown },
+	} {
+		h.handle(pattern, do)
+	}
+	for pattern, do := range map[string]func(*exchange) error{
+		"GET {$}":                     (*exchange).tenantHome,
+		"GET events":                  (*exchange).follow,
+		"GET credentials":             (*exchange).listCredentials,
+		"GET credentials/new":         (*exchange).newCredential,
+		"POST credentials/new":        (*exchange).createCredential,
+		"GET credentials/{id}":        (*exchange).showCredential,
+		"POST credentials/{id}":       (*exchange).changeCredential,
+		"GET credentials/{id}/keys":   (*exchange).keysForm,
+		"POST credentials/{id}/keys":  (*exchange).replaceKeys,
+		"GET credentials/{id}/delete": (*exchange).confirmDelete,
+		"GET connections/{id}":        (*exchange).showConnection,
+		"POST connections/{id}":       (*exchange).completeConnection,
+		"GET attention":               (*exchange).attention,
+		"GET components":              (*exchange).listComponents,
+		"GET components/new":          (*exchange).newComponent,
+		"POST components/new":         (*exchange).registerComponent,
+		"GET components/{id}":         (*exchange).showComponent,
+		"POST components/{id}":        (*exchange).changeComponent,
+		"GET components/{id}/delete":  (*exchange).confirmDeleteComponent,
+		"GET oauth-clients":           (*exchange).listClients,
+		"POST oauth-clients":          (*exchange).changeClient,
+		"GET flows":                   (*exchange).listFlows,
+		"GET flows/{id}":              (*exchange).showFlow,
+		"GET keys":                    (*exchange).listKeys,
+		"POST keys":                   (*exchange).changeKey,
+		"GET dead-letters":            (*exchange).listDeadLetters,
+		"POST dead-letters":           (*exchange).changeDeadLetters,
+		"GET audit":                   (*exchange).audit,
+		"GET audit/{format}":          (*exchange).exportAudit,
+		"GET status":                  (*exchange).status,
+	} {
+		method, path, _ := strings.Cut(pattern, " ")
+		h.handle(method+" /ui/t/{tenant}/"+path, signedIn(do))
+	}
+}
+
+func (h *handler) handle(pattern string, do func(*exchange) error) {
+	h.mux.HandleFunc(pattern, func(_ http.ResponseWriter, r *http.Request) {
+		x := r.Context().Value(exchangeKey{}).(*exchange) //nolint:forcetypeassert // Serve puts it there
+		x.R = r
+		if _, path, found := strings.Cut(pattern, " "); found {
+			x.Pattern = path
+		}
+		if err := do(x); err != nil {
+			x.Fail(err)
+		}
+	})
+}
+
+// Serve implements edge.Dialect.
+func (x *exchange) Serve() {
+	header := x.W.Header()
+	header.Set("Content-Security-Policy", policy)
+	header.Set("Cross-Origin-Opener-Policy", "same-origin")
+	header.Set("X-Frame-Options", "DENY")
+	header.Set("Referrer-Policy", "same-origin")  // without a referrer, a form of ours would have the origin "null"
+	if err := edge.CheckOrigin(x.R); err != nil { // a browser sends the cookie by itself
+		x.Fail(err)
+		return
+	}
+	if x.R.Method == http.MethodHead { // a page is read, or not asked for
+		x.Allows("GET, POST")
+		return
+	}
+	x.mux.ServeHTTP(x.W, x.R.WithContext(context.WithValue(x.R.Context(), exchangeKey{}, x)))
+}
+
+// signedIn is do for who has signed in; anybody else is asked to.
+func signedIn(do func(*exchange) error) func(*exchange) error {
+	return func(x *exchange) error {
+		p, err := x.session()
+		if err != nil && fault.Of(err).Kind == fault.Unauthenticated {
+			return x.askToSignIn(err)
+		}
+		if err != nil {
+			return err
+		}
+		x.call = x.CallOf(p, x.cfg.AllowCleartext)
+		x.call.Tenant, x.signedIn = x.R.PathValue("tenant"), true
+		if x.R.Method == http.MethodPost {
+			if err := x.readForm(); err != nil {
+				return err
+			}
+		}
+		return do(x)
+	}
+}
+
+// readForm reads the body of a POST: the call has its place before.
+func (x *exchange) readForm() error {
+	body, err := x.Receive(x.cfg.Service, &x.call, func(contentType []string) bool {
+		return len(contentType) == 1 && strings.HasPrefix(contentType[0], "application/x-www-form-urlencoded")
+	})
+	if err != nil {
+		return err
+	}
+	if x.form, err = url.ParseQuery(string(body)); err != nil {
+		return ErrForm
+	}
+	// The id that the form was made with: who presses a button twice has one change made.
+	x.call.CommandID = x.form.Get("_command")
+	if len(x.call.CommandID) > 64 {
+		return ErrForm
+	}
+	return nil
+}
+
+// ask serves a route with in as its body.
+func ask[T any](x *exchange, route string, in any) (out T, err error) {
+	if x.routes[route].Secrets && !x.call.Confidential {
+		return out, credential.ErrCleartext
+	}
+	body, err := json.Marshal(in)
+	if err != nil {
+		return out, ErrForm
+	}
+	answer, err := x.cfg.Service.Serve(x.R.Context(), x.call, route, body)
+	x.Accepted(x.call.Tenant, err)
+	if err != nil {
+		return out, err
+	}
+	if x.cfg.Answered != nil {
+		x.cfg.Answered(x.W.Header(), answer)
+	}
+	switch v := answer.(type) {
+	case T:
+		return v, nil
+	case *T: // a command that came again
+		return *v, nil
+	case interface{ Completed() service.Done }:
+		if done, ok := any(v.Completed()).(T); ok {
+			return done, nil
+		}
+	}
+	return out, fmt.Errorf("%s answered %T", route, answer)
+}
+
+// do carries out a command of which the page needs to know no more than that it was done.
+func (x *exchange) do(route string, in any) (service.Done, error) {
+	return ask[service.Done](x, route, in)
+}
+
+// may reports whether the person may call a route: what they may not is not offered, and the
+// service refuses it all the same.
+func (x *exchange) may(route string) bool {
+	r, known := x.routes[route]
+	return known && x.signedIn && (x.call.Principal.May(r.Permission) || r.AltPermission != "" && x.call.Principal.May(r.AltPermission))
+}
+
+// redirect sends the browser on, to read what was done.
+func (x *exchange) redirect(to string) error {
+	x.W.Header().Set("Location", to)
+	x.End(http.StatusSeeOther)
+	return nil
+}
+
+// path is the address of something of the tenant.
+func (x *exchange) path(parts ...string) string {
+	escaped := []string{"/ui/t", url.PathEscape(x.call.Tenant)}
+	for _, p := range parts {
+		escaped = append(escaped, url.PathEscape(p))
+	}
+	return strings.Join(escaped, "/")
+}
+
+// done sends the browser to where it sees what was done, once the views show it.
+func (x *exchange) done(what string, seq uint64, parts ...string) error {
+	return x.redirect(fmt.Sprintf("%s?did=%s&seq=%d", x.path(parts...), what, seq))
+}
+
+// Serves reports whether a request is for the page: what is below Prefix, and the root when a
+// browser opens it.
+func Serves(r *http.Request) bool {
+	path := r.URL.EscapedPath()
+	return strings.HasPrefix(path, Prefix) || path == "/ui" || path == "/" && strings.Contains(r.Header.Get("Accept"), "text/html")
+}
+
+// Problem answers an error with a page.
+func (x *exchange) Problem(p fault.Problem) {
+	if err := x.render(p.Status, "error", view{Title: p.Title, Data: p}); err != nil {
+		x.Write(http.StatusInternalServerError, "text/plain; charset=utf-8", []byte("Internal error. Give the operator the request id "+x.ID+".\n"))
+	}
+}
+
+//go:embed assets
+var assets embed.FS
+
+// asset answers the style or the script.
+func (x *exchange) asset() error {
+	name := strings.TrimPrefix(x.R.URL.Path, Prefix)
+	b, err := assets.ReadFile("assets/" + name)
+	if err != nil {
+		return err
+	}
+	media := "text/css; charset=utf-8"
+	if strings.HasSuffix(name, ".js") {
+		media = "text/javascript; charset=utf-8"
+	}
+	x.Quiet = true
+	x.Write(http.StatusOK, media, b)
+	return nil
+}

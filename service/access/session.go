@@ -1,0 +1,90 @@
+package access
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/credstream/credstream/events"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/service"
+)
+
+// SessionLife is the life of a session of the web page.
+const SessionLife = 8 * time.Hour
+
+// ErrSessionEnded refuses a session that has expired, was tampered with, or whose key may no
+// longer be used.
+var ErrSessionEnded = fault.New(fault.Unauthenticated, "session_ended", "Your session has ended. Sign in again.")
+
+// session is what a sealed session holds: never the key itself.
+type session struct {
+	Key   string    `json:"key"` // its id
+	Until time.Time `json:"until"`
+}
+
+// maxSession bounds what is taken for a sealed session, in bytes.
+const maxSession = 1024
+
+// sessionContext is the associated data of a session of a key at home in the tenant.
+func sessionContext(tenant string) []byte {
+	return events.LengthPrefixed("credstream/session/1", tenant)
+}
+
+// StartSession authenticates an API key as Authenticate does, and returns a session in its
+// name, sealed with the keyset of the key's home tenant: every process that serves the log
+// opens it, and none has to remember it.
+func (s *Service) StartSession(ctx context.Context, key string, from netip.Addr) (string, service.Principal, error) {
+	p, err := s.Authenticate(ctx, key, from)
+	if err != nil {
+		return "", p, err
+	}
+	text, err := json.Marshal(session{Key: p.Actor.ID, Until: s.Kernel.Now().Add(SessionLife).UTC().Truncate(time.Second)})
+	if err != nil {
+		return "", p, err
+	}
+	sealed, err := s.Keyring.Seal(ctx, p.Home, seal.NewSecret(text), sessionContext(p.Home))
+	return p.Home + "." + base64.RawURLEncoding.EncodeToString(sealed), p, err
+}
+
+// OpenSession returns the principal of a session that is used from the address. It returns
+// ErrSessionEnded when the session is over: its life has passed, or its key was revoked, has
+// expired or may not be used from there.
+func (s *Service) OpenSession(ctx context.Context, sealed string, from netip.Addr) (service.Principal, error) {
+	tenant, encoded, _ := strings.Cut(sealed, ".")
+	raw, err := base64.RawURLEncoding.Strict().DecodeString(encoded)
+	if err != nil || len(sealed) > maxSession || events.CheckName(tenant) != nil {
+		return service.Principal{}, ErrSessionEnded
+	}
+	switch exists, err := s.TenantExists(ctx, tenant); {
+	case err != nil:
+		return service.Principal{}, err
+	case !exists:
+		return service.Principal{}, ErrSessionEnded
+	}
+	text, err := s.Keyring.Open(ctx, tenant, raw, sessionContext(tenant))
+	if errors.Is(err, seal.ErrSecretUnopenable) {
+		return service.Principal{}, ErrSessionEnded
+	}
+	var opened session
+	if err == nil {
+		err = json.Unmarshal(text.Reveal(), &opened)
+	}
+	if err != nil {
+		return service.Principal{}, err
+	}
+	if !s.Kernel.Now().Before(opened.Until) {
+		return service.Principal{}, ErrSessionEnded
+	}
+	p, err := s.Principal(ctx, opened.Key)
+	if errors.Is(err, service.ErrKeyUnknown) || err == nil && !p.UsableFrom(from) {
+		return service.Principal{}, ErrSessionEnded
+	}
+	return p, err
+}
