@@ -59,6 +59,11 @@ type Tokens struct {
 	StatusBefore   events.Status `json:"Before"`   // status of the credential before ReauthReason was set
 	RevokedLocally bool          `json:"Cut"`      // revoked on request: no renewal may restore them
 	Unverified     bool          `json:"Unproved"` // the current token arrived late: its next renewal shows whether it is valid
+	Refusals       int           // by the provider, in a row, of the current token's renewal
+	RefusedLeft    time.Duration // that the current token was still valid for at the last of them; 0: it had expired
+	Ahead          time.Duration // before the end of an access token at which the provider renews it, as refusals taught; 0: nothing is known
+	Scope          string        // as the provider answered, "" when it did not say
+	Odd            string        // what is implausible about the lifetime that the provider named, a sentence; "" for nothing
 }
 
 // Token is one access token.
@@ -67,6 +72,7 @@ type Token struct {
 	SecretID string // in the vault; the secret of the keys if they hold the token
 	Expires  time.Time
 	Lifetime time.Duration // full lifetime at the time of issue
+	Due      time.Time     // for renewal; zero: as Lifetime has it
 }
 
 // Refresh is a refresh in progress.
@@ -82,6 +88,13 @@ type Refresh struct {
 func (t Token) ValidFor(now time.Time, life time.Duration) bool {
 	return t.Expires.Sub(now) >= min(life, t.Lifetime/2) && t.Plausible(now)
 }
+
+// leastLeft is the shortest time for which a token is still given away.
+const leastLeft = 2 * time.Second
+
+// Serves reports whether the token is still valid at all. It is given away where the
+// provider does not renew it yet.
+func (t Token) Serves(now time.Time) bool { return t.ValidFor(now, leastLeft) }
 
 // clockDrift is the tolerated difference between the clocks of the processes.
 const clockDrift = time.Minute
@@ -137,6 +150,7 @@ func (s CredentialState) authorized(keys events.KeysVersion, t *commands.Tokens)
 	facts := []events.Credential{events.CredentialAuthorized{
 		Grant: grant, Version: keys.Version, Field: t.Field, By: t.By, User: t.User, Connection: t.Connection,
 		Expires: t.Expires.UTC(), Lifetime: int64(t.Lifetime / time.Second), Renewable: t.Renewable, Scope: t.Scope,
+		Due: t.Due.UTC(), Odd: t.Odd,
 	}}
 	if s.Tokens.ReauthReason != "" {
 		facts = append(facts, events.CredentialRecovered{Grant: grant, Status: keys.Verification.Status})
@@ -197,10 +211,10 @@ func (s CredentialState) completeRefresh(c commands.CompleteRefresh) ([]events.C
 	}
 	fact := events.CredentialRefreshed{
 		Epoch: c.Epoch, Grant: c.Grant, SecretID: c.SecretID, Expires: c.Expires.UTC(), Lifetime: int64(c.Lifetime / time.Second),
-		Rotated: c.Rotated, Scope: c.Scope, Late: t.Refresh.Epoch != c.Epoch,
+		Rotated: c.Rotated, Scope: c.Scope, Late: t.Refresh.Epoch != c.Epoch, Due: c.Due.UTC(), Odd: c.Odd,
 	}
 	if t.Epoch > c.Epoch {
-		fact.Expires = time.Time{}
+		fact.Expires, fact.Due = time.Time{}, time.Time{}
 		return []events.Credential{fact}, nil
 	}
 	facts := []events.Credential{fact}
@@ -220,12 +234,13 @@ func (s CredentialState) failRefresh(c commands.FailRefresh) ([]events.Credentia
 	}
 	facts := []events.Credential{events.CredentialRefreshFailed{
 		Epoch: c.Epoch, Grant: c.Grant, Outcome: c.Outcome, Status: c.Status, RetryAt: c.RetryAt.UTC(),
+		Left: int64(c.Left / time.Second),
 	}}
-	switch {
-	case c.Lost != "" && t.Token.Epoch == t.Refresh.From: // only if the refused token is still the current one
-		return append(facts, s.broken(c.Grant, c.Outcome, c.Lost)), nil
-	case t.ReauthReason != "" && !t.Unverified: // a retry on request, with the same outcome
-		return append(facts, s.broken(c.Grant, c.Outcome, t.ReauthReason)), nil
+	// A refused token that is no longer the current one says nothing; and a retry of what is broken adds nothing.
+	if c.Lost != "" && t.Token.Epoch == t.Refresh.From && (t.ReauthReason == "" || t.Unverified) {
+		fact := s.broken(c.Grant, c.Outcome, c.Lost)
+		fact.RetryAt = c.RetryAt.UTC()
+		facts = append(facts, fact)
 	}
 	return facts, nil
 }
@@ -240,7 +255,7 @@ func (s CredentialState) requireReauthorization(c commands.RequireReauthorizatio
 	return []events.Credential{s.broken(c.Grant, c.Reason, c.Says)}, nil
 }
 
-func (s CredentialState) broken(grant int, reason, says string) events.Credential {
+func (s CredentialState) broken(grant int, reason, says string) events.CredentialReauthorizationRequired {
 	flows, total := s.Uses.NamedFlows(maxListedFlows)
 	return events.CredentialReauthorizationRequired{Grant: grant, Reason: reason, Says: says, Flows: flows, Total: total}
 }
@@ -267,7 +282,9 @@ func (s CredentialState) evolveTokens(e events.CredentialToken) CredentialState 
 			Grant: e.Grant, Field: e.Field, Renewable: e.Renewable, Epoch: t.Epoch,
 			Token: Token{
 				Epoch: t.Epoch, SecretID: s.Current().SecretID, Expires: e.Expires, Lifetime: time.Duration(e.Lifetime) * time.Second,
+				Due: e.Due,
 			},
+			Scope: e.Scope, Odd: e.Odd,
 		}
 		s.Versions = slices.Clone(s.Versions[len(s.Versions)-1:]) // earlier tokens cannot be restored
 	case events.CredentialRefreshStarted:
@@ -278,7 +295,16 @@ func (s CredentialState) evolveTokens(e events.CredentialToken) CredentialState 
 		t.Epoch = e.Epoch
 		t.Refresh = Refresh{Epoch: e.Epoch, From: t.Token.Epoch, SecretID: e.SecretID, Holder: e.Holder}
 	case events.CredentialRefreshed:
-		t.Token = Token{Epoch: e.Epoch, SecretID: e.SecretID, Expires: e.Expires, Lifetime: time.Duration(e.Lifetime) * time.Second}
+		t.Token = Token{
+			Epoch: e.Epoch, SecretID: e.SecretID, Expires: e.Expires, Lifetime: time.Duration(e.Lifetime) * time.Second, Due: e.Due,
+		}
+		if t.RefusedLeft > 0 { // by half of it the provider renewed it
+			t.Ahead = t.RefusedLeft / 2
+		}
+		if t.Odd = e.Odd; e.Scope != "" {
+			t.Scope = e.Scope
+		}
+		t.Refusals, t.RefusedLeft = 0, 0
 		t.Late = slices.DeleteFunc(slices.Clone(t.Late), func(r Refresh) bool { return r.Epoch <= e.Epoch })
 		if t.Refresh.Epoch <= e.Epoch {
 			t.Refresh = Refresh{}
@@ -291,6 +317,11 @@ func (s CredentialState) evolveTokens(e events.CredentialToken) CredentialState 
 		t.Refresh, t.RetryAt = Refresh{}, e.RetryAt
 		if e.Outcome != OutcomeBusy {
 			t.Failures++
+		}
+		switch e.Outcome {
+		case "revoked", "refused", "too_early":
+			t.Refusals++
+			t.RefusedLeft = time.Duration(e.Left) * time.Second
 		}
 	case events.CredentialReauthorizationRequired:
 		if t.ReauthReason == "" {

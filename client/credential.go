@@ -219,6 +219,9 @@ type TokenInfo struct {
 	Problem   string    `json:"problem,omitzero"`  // why re-authorization is required, a sentence
 	Failures  int       `json:"failures,omitzero"` // failed renewals in a row
 	RetryAt   time.Time `json:"retry_at,omitzero"` // next retry after a failure
+	Scope     string    `json:"scope,omitzero"`    // as the provider granted it; "" when it did not say
+	Missing   []string  `json:"missing,omitzero"`  // scopes of the component that the provider did not grant
+	Odd       string    `json:"odd,omitzero"`      // what is implausible about the lifetime that the provider named, a sentence
 }
 
 // Verification is the evidence of the last dry request.

@@ -122,7 +122,21 @@ type Basic struct {
 
 // Expect tells a good answer from a bad one.
 type Expect struct {
-	Status []int `json:"status"` // empty: every 2xx
+	Status []int       `json:"status"` // empty: every 2xx
+	JSON   []JSONCheck `json:"json"`   // all of them must hold
+	Text   []TextCheck `json:"text"`   // as JSON
+}
+
+// JSONCheck is a condition on the body, and the sentence where it fails.
+type JSONCheck struct {
+	Condition
+	Says string `json:"says"` // "" for a sentence of the service
+}
+
+// TextCheck is a text that the body must contain, and the sentence where it fails.
+type TextCheck struct {
+	Contains string `json:"contains"`
+	Says     string `json:"says"`
 }
 
 // TCPProbe opens a connection and closes it.
@@ -572,13 +586,41 @@ func (d *Descriptor) checkHTTP(p *HTTPProbe) error {
 		}
 		templates = append(templates, texts...)
 	}
-	for _, status := range sorted(p.Says) {
-		if says := p.Says[status]; strings.ContainsFunc(says, unicode.IsControl) || strings.Contains(says, "{{") {
-			return invalidAt(at+pointer("says", status), "The message cannot contain control characters or {{field}}.")
-		}
+	if err := p.checkSentences(at); err != nil {
+		return err
 	}
 	if !slices.ContainsFunc(templates, func(t string) bool { return strings.Contains(t, "{{") }) {
 		return invalidAt(at, "The request uses no field, so it cannot verify the keys.")
+	}
+	return nil
+}
+
+// checkSentences checks what the probe says of answers, and the conditions on their bodies.
+func (p *HTTPProbe) checkSentences(at string) error {
+	sentence := func(at, says string) error {
+		if strings.ContainsFunc(says, unicode.IsControl) || strings.Contains(says, "{{") {
+			return invalidAt(at, "The message cannot contain control characters or {{field}}.")
+		}
+		return nil
+	}
+	for _, status := range sorted(p.Says) {
+		if err := sentence(at+pointer("says", status), p.Says[status]); err != nil {
+			return err
+		}
+	}
+	if p.Method == "HEAD" && len(p.Expect.JSON)+len(p.Expect.Text) > 0 {
+		return invalidAt(at+"/expect", "The response to a HEAD request has no body to check. Use GET.")
+	}
+	for i, check := range p.Expect.JSON {
+		at := at + pointer("expect", "json", strconv.Itoa(i))
+		if err := errors.Join(check.check(at), sentence(at+"/says", check.Says)); err != nil {
+			return err
+		}
+	}
+	for i, check := range p.Expect.Text {
+		if err := sentence(at+pointer("expect", "text", strconv.Itoa(i), "says"), check.Says); err != nil {
+			return err
+		}
 	}
 	return nil
 }

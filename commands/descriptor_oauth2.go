@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode"
 
@@ -35,8 +36,23 @@ type OAuth2 struct {
 	TokenParams       map[string]string // more parameters of token requests
 	NoPKCE            bool              // the provider refuses PKCE (RFC 7636)
 	ClientCredentials bool              // the grant is client credentials, without a person
+	RefreshParams     map[string]string // more parameters of refreshes, which take precedence over TokenParams
+	JSON              bool              // token requests are JSON objects
+	Public            bool              // the client has no secret, and authenticates by PKCE alone
 	TokenLifetime     int               // seconds an access token lives when the provider does not say; 0: not declared
+	LifetimeOverride  bool              // TokenLifetime counts, whatever the provider says
+	Milliseconds      bool              // the provider's expires_in is in milliseconds
+	RefreshBefore     int               // seconds before the end of an access token at which it is renewed; 0: as its lifetime has it
+	RefreshNotBefore  int               // seconds before the end before which the provider refuses to; 0: none known
+	Answers           []AnswerRule      // what answers of the token endpoint mean
 	RefreshRotation   string            // what is known of the provider's refresh tokens: "", "always" or "never" replaced when used
+}
+
+// AnswerRule says what answers of the token endpoint mean that grant nothing.
+type AnswerRule struct {
+	Condition
+	Status  int    `json:"status"`  // 0: any
+	Outcome string `json:"outcome"` // "revoked", "transient", "rate_limited", "too_early" or "misconfigured"
 }
 
 // SecretHosts are the hosts, each with its port, to which the client's secret and
@@ -117,7 +133,14 @@ type oauth2Members struct {
 	PKCE            jsontext.Value    `json:"pkce"`
 	GrantType       string            `json:"grant_type"`
 	ResponseType    string            `json:"response_type"`
+	RefreshParams   map[string]string `json:"refresh_params"`
+	TokenFormat     string            `json:"token_format"`
 	TokenLifetime   int               `json:"token_lifetime"`
+	Override        bool              `json:"token_lifetime_override"`
+	ExpiresInUnit   string            `json:"expires_in_unit"`
+	RefreshBefore   int               `json:"refresh_before"`
+	NotBefore       int               `json:"refresh_not_before"`
+	Answers         []AnswerRule      `json:"answers"`
 	RefreshRotation string            `json:"refresh_rotation"`
 
 	Others map[string]jsontext.Value `json:",embed"`
@@ -136,6 +159,10 @@ var (
 		"password", "redirect_uri", "refresh_token", "scope", "token", "token_type_hint", "username",
 	}
 )
+
+// ownRefreshParams lack the scope and the redirect URI, which some providers want with a
+// refresh, too.
+var ownRefreshParams = slices.DeleteFunc(slices.Clone(ownTokenParams), func(name string) bool { return name == "scope" || name == "redirect_uri" })
 
 // oauth2 reads the block of these members; nil when it names no endpoint. at
 // points to it.
@@ -157,6 +184,9 @@ func (m oauthMembers) oauth2(at string) (*OAuth2, error) {
 		TokenParams: in.TokenParams, NoPKCE: in.PKCE.Kind() == 'f',
 		ClientCredentials: in.GrantType == "client_credentials",
 		TokenLifetime:     in.TokenLifetime, RefreshRotation: in.RefreshRotation,
+		RefreshParams: in.RefreshParams, JSON: in.TokenFormat == "json", Public: in.AuthMethod == "none",
+		LifetimeOverride: in.Override, Milliseconds: in.ExpiresInUnit == "ms",
+		RefreshBefore: in.RefreshBefore, RefreshNotBefore: in.NotBefore, Answers: in.Answers,
 	}
 	if in.ScopeSeparator != nil {
 		o.ScopeSeparator = *in.ScopeSeparator
@@ -174,12 +204,30 @@ func (m oauthMembers) oauth2(at string) (*OAuth2, error) {
 		func() error { return o.readScopes(at, in) },
 		func() error { return o.readAuthParams(at, in) },
 		func() error { return checkParams(at+"/token_params", o.TokenParams, ownTokenParams) },
+		func() error { return checkParams(at+"/refresh_params", o.RefreshParams, ownRefreshParams) },
+		func() error { return o.checkRenewal(at) },
 	} {
 		if err := check(); err != nil {
 			return nil, err
 		}
 	}
 	return o, nil
+}
+
+// checkRenewal checks when tokens are renewed, and what answers mean.
+func (o *OAuth2) checkRenewal(at string) error {
+	switch {
+	case o.LifetimeOverride && o.TokenLifetime == 0:
+		return invalidAt(at+"/token_lifetime_override", "The member \"token_lifetime\" is missing.")
+	case o.RefreshNotBefore > 0 && o.RefreshBefore > o.RefreshNotBefore:
+		return invalidAt(at+"/refresh_before", "Tokens would be renewed before refresh_not_before allows it. Give at most %d.", o.RefreshNotBefore)
+	}
+	for i, rule := range o.Answers {
+		if err := rule.check(at + pointer("answers", strconv.Itoa(i))); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (o *OAuth2) checkURIs(at string) error {

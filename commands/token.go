@@ -10,6 +10,8 @@ type Tokens struct {
 	Lifetime                    time.Duration
 	Renewable                   bool
 	Scope                       string
+	Due                         time.Time // when they are due for renewal; zero: as Lifetime has it
+	Odd                         string    // what is implausible about the lifetime that the provider named; "" for nothing
 }
 
 // StartRefresh requests the right to renew the tokens of a credential.
@@ -31,6 +33,8 @@ type CompleteRefresh struct {
 	Lifetime     time.Duration
 	Rotated      bool
 	Scope        string
+	Due          time.Time // as in Tokens
+	Odd          string
 }
 
 // FailRefresh ends an epoch without new tokens.
@@ -39,8 +43,9 @@ type FailRefresh struct {
 	Epoch, Grant int
 	Outcome      string
 	Status       int
-	RetryAt      time.Time
-	Lost         string // why the tokens are of no use any more, a sentence; "": they may still be
+	RetryAt      time.Time     // zero: never by itself
+	Left         time.Duration // that the access token was still valid for when the provider refused; 0: it had expired
+	Lost         string        // why the tokens are of no use any more, a sentence; "": they may still be
 }
 
 // RequireReauthorization says that the tokens are of no use any more.

@@ -114,14 +114,15 @@ var samples = []events.Event{
 	events.CredentialDescriptionSet{Description: "The pets' account ☂"},
 	events.CredentialAuthorized{
 		Grant: 2, Version: 3, Field: "oauth", By: "connect", User: "u1", Expires: meta.Time, Lifetime: 3600, Renewable: true,
-		Scope: "read write", Connection: "01a20150-0000-7000-8000-000000000006",
+		Scope: "read write", Connection: "01a20150-0000-7000-8000-000000000006", Due: meta.Time, Odd: "It is in milliseconds.",
 	},
 	events.CredentialRefreshStarted{Epoch: 4, Grant: 2, SecretID: "01a20150-0000-7000-8000-000000000007", Holder: "01a20150-0000-7000-8000-000000000008", Over: 3},
 	events.CredentialRefreshed{
 		Epoch: 4, Grant: 2, SecretID: "01a20150-0000-7000-8000-000000000007", Expires: meta.Time, Lifetime: 3600, Rotated: true, Scope: "read", Late: true,
+		Due: meta.Time, Odd: "It is in milliseconds.",
 	},
-	events.CredentialRefreshFailed{Epoch: 4, Grant: 2, Outcome: "revoked", Status: 400, RetryAt: meta.Time},
-	events.CredentialReauthorizationRequired{Grant: 2, Reason: "revoked", Says: "Connect it again.", Flows: []string{"f1", "f2"}, Total: 2},
+	events.CredentialRefreshFailed{Epoch: 4, Grant: 2, Outcome: "revoked", Status: 400, RetryAt: meta.Time, Left: 200},
+	events.CredentialReauthorizationRequired{Grant: 2, Reason: "revoked", Says: "Connect it again.", Flows: []string{"f1", "f2"}, Total: 2, RetryAt: meta.Time},
 	events.CredentialRecovered{Grant: 2, Status: events.Verified},
 	events.CredentialTokensRevoked{Grant: 2},
 	events.CredentialRevokedAtProvider{Outcome: "revoked"},

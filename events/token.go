@@ -1,6 +1,9 @@
 package events
 
-import "time"
+import (
+	"encoding/json"
+	"time"
+)
 
 // ReauthorizationRequired is the status of a credential whose authorization
 // server has withdrawn its grant: somebody has to connect it again.
@@ -19,6 +22,8 @@ type CredentialAuthorized struct {
 	Renewable  bool      `json:"renewable" feed:"-"`           // there is a refresh token, or the client can ask by itself
 	Scope      string    `json:"scope" feed:"scope"`           // as the server answered, "" when it did not say
 	Connection string    `json:"connection" feed:"connection"` // id of the connect link it came by, or ""
+	Due        time.Time `json:"due,omitzero" feed:"-"`        // when they are due for renewal; zero: as Lifetime has it
+	Odd        string    `json:"odd" feed:"-"`                 // what is implausible about the lifetime that the provider named, a sentence, or ""
 }
 
 // CredentialRefreshStarted records: One process started to renew the tokens: an epoch. It
@@ -42,25 +47,30 @@ type CredentialRefreshed struct {
 	Rotated  bool      `json:"rotated" feed:"rotated"` // the server gave another refresh token
 	Scope    string    `json:"scope" feed:"scope"`     // as the server answered, "" when it did not say
 	Late     bool      `json:"late" feed:"-"`          // the epoch had been taken over or ended when the answer was found
+	Due      time.Time `json:"due,omitzero" feed:"-"`  // as in CredentialAuthorized
+	Odd      string    `json:"odd" feed:"-"`           // as in CredentialAuthorized
 }
 
 // CredentialRefreshFailed records: An epoch ended without new tokens.
 type CredentialRefreshFailed struct {
 	Epoch   int       `json:"epoch" feed:"-"`
 	Grant   int       `json:"grant" feed:"-"`
-	Outcome string    `json:"outcome" feed:"outcome"`                     // "transient", "malformed", "client_refused", "refused", "revoked", "busy" (nothing was asked) or "unknown"
+	Outcome string    `json:"outcome" feed:"outcome"`                     // "transient", "malformed", "client_refused", "refused", "too_early", "revoked", "busy" (nothing was asked) or "unknown"
 	Status  int       `json:"status" feed:"status"`                       // of the HTTP answer; 0: there was none
-	RetryAt time.Time `json:"retry_at,omitzero" feed:"retry_at,omitzero"` // no earlier attempt, except on request
+	RetryAt time.Time `json:"retry_at,omitzero" feed:"retry_at,omitzero"` // no earlier attempt, except on request; zero: none at all
+	Left    int64     `json:"left" feed:"-"`                              // seconds that the access token was still valid for when the provider refused
 }
 
 // CredentialReauthorizationRequired records: The tokens no longer work; the account must be
 // connected again.
 type CredentialReauthorizationRequired struct {
 	Grant  int      `json:"grant" feed:"-"`
-	Reason string   `json:"reason" feed:"reason"` // "revoked" by the server or "revoked_here"
+	Reason string   `json:"reason" feed:"reason"` // "revoked" by the server, "refused" by it for another reason until the token had expired, or "revoked_here"
 	Says   string   `json:"says" feed:"says"`     // why, in a plain sentence
 	Flows  []string `json:"flows" feed:"flows"`   // ids of flows that name the credential, sorted: the first 100
 	Total  int      `json:"total" feed:"total"`   // how many flows name it
+
+	RetryAt time.Time `json:"retry_at,omitzero" feed:"retry_at,omitzero"` // when the service tries to renew them all the same; zero: it does not
 }
 
 // CredentialRecovered records: The tokens work again.
@@ -108,12 +118,21 @@ func (CredentialTokensRevoked) credential()           {}
 func (CredentialRevokedAtProvider) credential()       {}
 
 var tokenTypes = []Type{
-	Define[CredentialAuthorized]("credential.authorized", Changes).KeepingSecrets(),
+	Define[CredentialAuthorized]("credential.authorized", Changes, withoutOdd).KeepingSecrets(),
 	Define[CredentialRefreshStarted]("credential.refresh_started", Internal).KeepingValues(),
-	Define[CredentialRefreshed]("credential.refreshed", Changes),
-	Define[CredentialRefreshFailed]("credential.refresh_failed", Changes).KeepingValues(),
-	Define[CredentialReauthorizationRequired]("credential.reauthorization_required", Changes),
+	Define[CredentialRefreshed]("credential.refreshed", Changes, withoutOdd),
+	Define[CredentialRefreshFailed]("credential.refresh_failed", Changes, withoutLeft).KeepingValues(),
+	Define[CredentialReauthorizationRequired]("credential.reauthorization_required", Changes, withoutRetry),
 	Define[CredentialRecovered]("credential.recovered", Changes).KeepingSecrets(),
 	Define[CredentialTokensRevoked]("credential.tokens_revoked", Changes),
 	Define[CredentialRevokedAtProvider]("credential.revoked_at_provider", Changes).KeepingSecrets(),
 }
+
+// Version 2 tells when tokens are due, and what is odd about their lifetime.
+func withoutOdd(data json.RawMessage) (json.RawMessage, error) { return withMember(data, "odd", `""`) }
+
+// Version 2 tells for how long the token was still valid.
+func withoutLeft(data json.RawMessage) (json.RawMessage, error) { return withMember(data, "left", "0") }
+
+// Version 2 tells when the service tries again; in version 1 it never did.
+func withoutRetry(data json.RawMessage) (json.RawMessage, error) { return data, nil }

@@ -13,11 +13,13 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/verify"
 )
 
 // answer is what a token endpoint said, taken as leniently as it can be: each
 // member is good or odd by itself.
 type answer struct {
+	body    []byte // a JSON object, as it came; nil of a form
 	members map[string]jsontext.Value
 	whole   bool // it was read to its end
 }
@@ -33,7 +35,7 @@ func read(body []byte) answer {
 }
 
 func readObject(body []byte) answer {
-	a := answer{members: map[string]jsontext.Value{}}
+	a := answer{body: body, members: map[string]jsontext.Value{}}
 	dec := jsontext.NewDecoder(bytes.NewReader(body), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	if _, err := dec.ReadToken(); err != nil {
 		return a
@@ -81,8 +83,32 @@ func (a answer) text(name string) string {
 	return ""
 }
 
-// code is the error the answer names, "" when it names none.
-func (a answer) code() string { return a.text("error") }
+// codes are where providers put an error code instead of in the member error.
+var codes = []string{"/error/code", "/error/type", "/error/status", "/error_code", "/errorCode", "/code", "/errors/0/code", "/errors/0/error"}
+
+// code is the error the answer names in the standard's place, or one that is known in
+// another place; "" when it names none.
+func (a answer) code() string {
+	if code := a.text("error"); code != "" {
+		return code
+	}
+	for _, pointer := range codes {
+		value, _ := verify.Member(a.document(), pointer)
+		text, _ := verify.Text(value)
+		if _, known := verdicts[strings.ToLower(text)]; known {
+			return text
+		}
+	}
+	return ""
+}
+
+// document is the answer as one JSON object, which may break off.
+func (a answer) document() []byte {
+	if a.body != nil {
+		return a.body
+	}
+	return object(a.members)
+}
 
 // refresh is the refresh token. It may be anything that is not empty: all that
 // is ever done with it is to send it back.
@@ -97,7 +123,8 @@ func (a answer) token(p Provider, secrets ...seal.Secret) (t Token, ok bool) {
 		strings.ContainsFunc(access, func(r rune) bool { return unicode.IsControl(r) || r == unicode.ReplacementChar }) {
 		return Token{}, false
 	}
-	t = Token{Access: seal.NewSecret([]byte(access)), Refresh: a.refresh(), Lifetime: a.lifetime(p), Answer: a.fields()}
+	t = Token{Access: seal.NewSecret([]byte(access)), Refresh: a.refresh(), Answer: a.fields()}
+	t.Lifetime, t.Odd = a.lifetime(p.Lifetimes, time.Now(), false)
 	secrets = append(secrets, t.Access, t.Refresh)
 	t.Type, t.Scope = plain(a.tokenType(), 32, secrets), plain(a.scope(), 4096, secrets)
 	if t.Type == "" {
@@ -123,24 +150,12 @@ func (a answer) scope() string {
 	return a.text("scope")
 }
 
-// lifetime is expires_in where it is a number of seconds, in whatever dress.
-// Zero and less are taken as not said: such a token would be of no use to anybody.
-func (a answer) lifetime(p Provider) time.Duration {
-	if d, ok := seconds(a.text("expires_in")); ok && d >= time.Second {
-		return min(d, MaxLifetime)
-	}
-	if p.TokenLifetime > 0 {
-		return min(p.TokenLifetime, MaxLifetime)
-	}
-	return DefaultLifetime
-}
-
 // seconds reads a number of seconds; below zero is zero, and beyond the range of a Duration
 // is MaxLifetime.
 func seconds(s string) (time.Duration, bool) {
-	f, err := strconv.ParseFloat(strings.TrimSpace(s), 64)
+	f, ok := number(s)
 	switch {
-	case err != nil || math.IsNaN(f) || math.IsInf(f, 0):
+	case !ok:
 		return 0, false
 	case f <= 0:
 		return 0, true
@@ -148,6 +163,11 @@ func seconds(s string) (time.Duration, bool) {
 		return MaxLifetime, true
 	}
 	return time.Duration(f * float64(time.Second)).Truncate(time.Second), true
+}
+
+func number(s string) (f float64, ok bool) {
+	f, err := strconv.ParseFloat(strings.TrimSpace(s), 64)
+	return f, err == nil && !math.IsNaN(f) && !math.IsInf(f, 0)
 }
 
 // fields are the members whose form can be kept; one that cannot, by its name,
@@ -182,6 +202,63 @@ func object(members map[string]jsontext.Value) []byte {
 		b = append(append(b, ':'), value...)
 	}
 	return append(b, '}')
+}
+
+// sentences are the members in which providers explain an error.
+var sentences = []string{"/error_description", "/error/message", "/error_message", "/message", "/errmsg", "/detail", "/description", "/reason"}
+
+// sentence is how the provider explains an error, in a form that may be shown: one line
+// without control characters and secrets, of at most maxSentence characters.
+func (a answer) sentence(secrets []seal.Secret) string {
+	for _, pointer := range sentences {
+		value, _ := verify.Member(a.document(), pointer)
+		if text, ok := verify.Text(value); ok && value.Kind() == '"' {
+			if text = Clean(text, secrets...); text != "" {
+				return text
+			}
+		}
+	}
+	return ""
+}
+
+const maxSentence = 200 // characters
+
+// Clean makes a text of a provider's fit to be shown and stored: one line, at most 200
+// characters, no control or direction characters. A text that repeats one of secrets is
+// dropped whole; a word that may be a secret, an address or a parameter becomes "…".
+func Clean(text string, secrets ...seal.Secret) string {
+	if len(text) > 64<<10 {
+		return ""
+	}
+	for _, s := range secrets {
+		if !s.IsZero() && strings.Contains(text, string(s.Reveal())) {
+			return ""
+		}
+	}
+	var words []string
+	for _, word := range strings.FieldsFunc(strings.ToValidUTF8(text, ""), func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }) {
+		if mayBeSecret(word) {
+			word = "…"
+		}
+		if n := len(words); word != "…" || n == 0 || words[n-1] != "…" {
+			words = append(words, word)
+		}
+	}
+	text = strings.Join(words, " ")
+	if !strings.ContainsFunc(text, unicode.IsLetter) {
+		return ""
+	}
+	if runes := []rune(text); len(runes) > maxSentence {
+		text = string(runes[:maxSentence-1]) + "…"
+	}
+	return text
+}
+
+// mayBeSecret tells words of no language: long ones, those of letters and digits mixed,
+// and those with characters of addresses and parameters.
+func mayBeSecret(word string) bool {
+	digits := strings.ContainsFunc(word, unicode.IsDigit)
+	return len(word) > 40 || strings.ContainsAny(word, "@=&%") || len(word) >= 16 && digits && strings.ContainsFunc(word, unicode.IsLetter)
 }
 
 // plain is a text fit to be shown: printable ASCII, not too long, and without

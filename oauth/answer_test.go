@@ -41,7 +41,7 @@ func look(t oauth.Token) granted {
 // What is odd about a good answer costs no more than itself.
 func TestOddAnswers(t *testing.T) {
 	const day = 24 * time.Hour
-	p := oauth.Provider{TokenLifetime: 20 * time.Minute}
+	p := oauth.Provider{Lifetimes: oauth.Lifetimes{Declared: 20 * time.Minute}}
 	good := granted{"a", "r", time.Hour, "Bearer", ""}
 	lives := func(d time.Duration) granted { g := good; g.Lifetime = d; return g }
 	expires := func(value string) string {
@@ -169,7 +169,7 @@ func TestFaultyAnswers(t *testing.T) {
 		"invalid_grant 401":        {oauthtest.Status(401, "invalid_grant"), want{Outcome: oauth.Revoked, Status: 401, Code: "invalid_grant"}},
 		"invalid_grant 500":        {oauthtest.Status(500, "invalid_grant"), want{Outcome: oauth.Transient, Status: 500}},
 		"invalid_grant 429":        {oauthtest.Status(429, "invalid_grant"), want{Outcome: oauth.Transient, Status: 429}},
-		"invalid_grant, form":      {oauthtest.Text("application/x-www-form-urlencoded", "error=invalid_grant&error_description=canary"), want{Outcome: oauth.Revoked, Status: 200, Code: "invalid_grant"}},
+		"invalid_grant, form":      {oauthtest.Text("application/x-www-form-urlencoded", "error=invalid_grant&error_description=gone"), want{Outcome: oauth.Revoked, Status: 200, Code: "invalid_grant"}},
 		"bad_refresh_token 200":    {oauthtest.Status(200, "bad_refresh_token"), want{Outcome: oauth.Revoked, Status: 200, Code: "invalid_grant"}},
 		"interaction_required":     {oauthtest.Status(400, "interaction_required"), want{Outcome: oauth.Revoked, Status: 400, Code: "interaction_required"}},
 		"invalid_client":           {oauthtest.Status(401, "invalid_client"), want{Outcome: oauth.ClientRefused, Status: 401, Code: "invalid_client"}},
@@ -180,7 +180,7 @@ func TestFaultyAnswers(t *testing.T) {
 		"invalid_scope":            {oauthtest.Status(400, "invalid_scope"), want{Outcome: oauth.Refused, Status: 400, Code: "invalid_scope"}},
 		"unknown code":             {oauthtest.Status(400, "canary-code"), want{Outcome: oauth.Refused, Status: 400}},
 		"unknown code 200":         {oauthtest.Status(200, "canary-code"), want{Outcome: oauth.Refused, Status: 200}},
-		"error object":             {oauthtest.JSON(`{"error":{"message":"canary"}}`), malformed},
+		"error object":             {oauthtest.JSON(`{"error":{"message":"Something is wrong"}}`), malformed},
 		"temporarily_unavailable":  {oauthtest.Status(400, "temporarily_unavailable"), want{Outcome: oauth.Transient, Status: 400, Code: "temporarily_unavailable"}},
 		"503":                      {oauthtest.Later(503, "120"), want{Outcome: oauth.Transient, Status: 503, Retry: 2 * time.Minute}},
 		"429":                      {oauthtest.Later(429, "86400"), want{Outcome: oauth.Transient, Status: 429, Retry: time.Hour}},

@@ -154,7 +154,7 @@ func (b *breaker) leave(at breakerKey, e *Error) {
 		b.well(at.endpoint)
 		b.well(at.tenant)
 		b.well(at.client)
-	case e.Status == http.StatusTooManyRequests:
+	case e.Status == http.StatusTooManyRequests, e.limited:
 		b.well(at.endpoint)
 		b.well(at.tenant)
 		b.ill(at.client, e.RetryAfter)

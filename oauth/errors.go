@@ -5,13 +5,15 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/credstream/credstream/seal"
 )
 
 // maxRetryAfter is the longest time a provider can make us wait by one answer.
 const maxRetryAfter = time.Hour
 
-// Error says why a provider granted nothing. It holds no word of the provider's:
-// Code comes from a closed list.
+// Error says why a provider granted nothing. Code comes from a closed list, and the
+// sentence of the provider's that Says quotes has passed Clean.
 type Error struct {
 	Outcome    Outcome
 	Status     int           // of the answer, 0 when there was none
@@ -19,9 +21,12 @@ type Error struct {
 	RetryAfter time.Duration // how long to wait at least; 0 when not known
 	Sent       bool          // the request may have reached the provider
 	Busy       bool          // nothing was sent, since other requests were in the way too long: it says nothing of the provider
+	Final      bool          // of Revoked: the provider says in so many words that the grant was revoked
 
-	step  step
-	cause cause
+	step     step
+	cause    cause
+	limited  bool   // for too many requests, whatever the status
+	sentence string // the provider's own, cleaned; "" for none
 }
 
 // step is what was asked of the provider.
@@ -89,18 +94,21 @@ var says = map[cause]string{
 }
 
 // Says tells the person who looks after the credential, in a plain sentence or
-// two, what is the matter and what to do. It holds nothing the provider wrote
-// but its error code, where that is a known one.
+// two, what is the matter and what to do. Of what the provider wrote it holds the error
+// code, where that is a known one, and the sentence, cleaned.
 func (e *Error) Says() string {
 	text := says[e.cause]
 	switch {
 	case text == "":
-		text = e.sentence()
+		text = e.explain()
 	case strings.Contains(text, "%d"):
 		text = fmt.Sprintf(text, e.Status)
 	}
 	if e.Outcome == Transient || e.Outcome == Malformed {
 		text += e.step.again()
+	}
+	if e.sentence != "" && e.Outcome != Transient {
+		text += fmt.Sprintf(" The provider says: %q", e.sentence)
 	}
 	if e.Code != "" {
 		text += " Provider error: " + e.Code + "."
@@ -119,7 +127,7 @@ func (s step) again() string {
 	return " The grant may still be active at the provider: revoke it there."
 }
 
-func (e *Error) sentence() string {
+func (e *Error) explain() string {
 	switch {
 	case e.Outcome == Revoked && e.step == redeeming:
 		return "The provider rejected the authorization code: it was already used, has expired, or belongs to another client. Connect again."
@@ -129,7 +137,9 @@ func (e *Error) sentence() string {
 		return "The provider does not allow this OAuth client to do this. Check the client's settings at the provider."
 	case e.Outcome == ClientRefused:
 		return "The provider rejected the OAuth client's id or secret. Check the OAuth client here and at the provider."
-	case e.Status == http.StatusTooManyRequests:
+	case e.Outcome == TooEarly:
+		return "The provider renews the access token nearer to its end only. The token in use stays valid until then."
+	case e.Status == http.StatusTooManyRequests, e.limited:
 		return "The provider limits the rate of requests. The account is not affected."
 	case e.Outcome == Transient && e.Status != 0:
 		return fmt.Sprintf("The provider reports an error of its own (status %d). The account is not affected.", e.Status)
@@ -192,14 +202,21 @@ var verdicts = map[string]verdict{
 	"fatal_error":                  {"server_error", Transient},
 }
 
-// judge classifies an answer that grants nothing; code is the provider's own
-// word, of which only a known one is kept.
-func judge(status int, h http.Header, code string) *Error {
-	e := &Error{Status: status, Sent: true}
-	known, isKnown := verdicts[code]
+// judge classifies an answer that grants nothing. Of what it says it keeps an error code
+// that is known, and its sentence without any of secrets.
+func (p Provider) judge(status int, h http.Header, a answer, secrets []seal.Secret) *Error {
+	e, code := &Error{Status: status, Sent: true}, a.code()
+	known, isKnown := verdicts[strings.ToLower(code)]
+	inTrouble := status/100 == 5 || status == http.StatusTooManyRequests || status == http.StatusRequestTimeout || status == http.StatusTooEarly
+	declared, builtIn := meaning(p.Answers, status, a.document()), Meaning("")
+	if !inTrouble {
+		builtIn = meaning(knownRules, status, a.document())
+	}
 	switch {
+	case declared != "":
+		e.means(declared)
 	// What a server says while it is in trouble is not to be believed of a grant.
-	case status/100 == 5, status == http.StatusTooManyRequests, status == http.StatusRequestTimeout, status == http.StatusTooEarly:
+	case inTrouble:
 		e.Outcome = Transient
 		if known.outcome == Transient {
 			e.Code = known.code
@@ -208,6 +225,8 @@ func judge(status int, h http.Header, code string) *Error {
 		e.Outcome, e.cause = Refused, redirect
 	case status/100 == 3: // a page for the time of maintenance, say
 		e.Outcome, e.cause = Transient, redirect
+	case builtIn != "":
+		e.means(builtIn)
 	case isKnown:
 		e.Outcome, e.Code = known.outcome, known.code
 	case status == http.StatusUnauthorized:
@@ -222,6 +241,10 @@ func judge(status int, h http.Header, code string) *Error {
 	if e.Outcome == Transient {
 		e.RetryAfter = retryAfter(h, time.Now())
 	}
+	if e.cause == "" {
+		e.sentence = a.sentence(secrets)
+	}
+	e.Final = e.Outcome == Revoked && (code == "token_revoked" || strings.Contains(strings.ToLower(e.sentence), "revoked"))
 	return e
 }
 

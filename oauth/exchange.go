@@ -1,7 +1,6 @@
 package oauth
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,8 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/oauth2"
-	"golang.org/x/oauth2/clientcredentials"
+	"github.com/go-json-experiment/json"
 
 	"github.com/credstream/credstream/admission"
 	"github.com/credstream/credstream/fault"
@@ -26,16 +24,11 @@ import (
 // come with an error, as from Refresh. Every error is an *Error, or ctx's own when
 // nothing was sent.
 func (x *Exchanger) Redeem(ctx context.Context, tenant string, p Provider, c Client, code, verifier seal.Secret, redirectURI string) (Token, error) {
-	return x.exchange(ctx, tenant, p, c, redeeming, func(ctx context.Context) error {
-		config := p.config(c)
-		config.RedirectURL = redirectURI
-		var options []oauth2.AuthCodeOption
-		if !p.NoPKCE {
-			options = append(options, oauth2.VerifierOption(string(verifier.Reveal())))
-		}
-		_, err := config.Exchange(ctx, string(code.Reveal()), options...)
-		return err
-	}, code, verifier)
+	form := url.Values{"grant_type": {"authorization_code"}, "code": {string(code.Reveal())}, "redirect_uri": {redirectURI}}
+	if !p.NoPKCE {
+		form.Set("code_verifier", string(verifier.Reveal()))
+	}
+	return x.exchange(ctx, tenant, p, c, redeeming, form, code, verifier)
 }
 
 // Refresh requests a new access token by one request (RFC 6749, section 6). The
@@ -47,23 +40,19 @@ func (x *Exchanger) Refresh(ctx context.Context, tenant string, p Provider, c Cl
 	if refresh.IsZero() {
 		return Token{}, &Error{Outcome: Refused, step: refreshing, cause: noRefresh}
 	}
-	return x.exchange(ctx, tenant, p, c, refreshing, func(ctx context.Context) error {
-		_, err := p.config(c).TokenSource(ctx, &oauth2.Token{RefreshToken: string(refresh.Reveal())}).Token()
-		return err
-	}, refresh)
+	form := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {string(refresh.Reveal())}}
+	add(form, p.RefreshParams)
+	return x.exchange(ctx, tenant, p, c, refreshing, form, refresh)
 }
 
 // ClientCredentials requests an access token for the client itself (RFC 6749,
 // section 4.4). Every error is an *Error, or ctx's own when nothing was sent.
 func (x *Exchanger) ClientCredentials(ctx context.Context, tenant string, p Provider, c Client) (Token, error) {
-	return x.exchange(ctx, tenant, p, c, acquiring, func(ctx context.Context) error {
-		config := clientcredentials.Config{
-			ClientID: c.ID, ClientSecret: string(c.Secret.Reveal()),
-			TokenURL: p.TokenURI, Scopes: p.scope(), AuthStyle: p.authStyle(),
-		}
-		_, err := config.Token(ctx)
-		return err
-	})
+	form := url.Values{"grant_type": {"client_credentials"}}
+	if scope := p.scope(); len(scope) > 0 {
+		form["scope"] = scope
+	}
+	return x.exchange(ctx, tenant, p, c, acquiring, form)
 }
 
 // Revoke gives token up (RFC 7009); hint is "access_token", "refresh_token" or
@@ -74,24 +63,15 @@ func (x *Exchanger) Revoke(ctx context.Context, tenant string, p Provider, c Cli
 	if hint != "" {
 		form.Set("token_type_hint", hint)
 	}
-	if !p.Basic {
-		form.Set("client_id", c.ID)
-		if !c.Secret.IsZero() {
-			form.Set("client_secret", string(c.Secret.Reveal()))
-		}
-	}
+	p.JSON = false // RFC 7009 knows forms only
 	asked, err := x.ask(ctx, tenant, p.RevocationURI, c, revoking, func(ctx context.Context, asked *asking) error {
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.RevocationURI, strings.NewReader(form.Encode()))
+		req, err := p.request(ctx, c, p.RevocationURI, form)
 		if err != nil {
-			return fmt.Errorf("making the request: %w", err)
-		}
-		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-		if p.Basic {
-			req.SetBasicAuth(url.QueryEscape(c.ID), url.QueryEscape(string(c.Secret.Reveal()))) // RFC 6749, section 2.3.1
+			return err
 		}
 		asked.send(req)
 		if asked.failed == nil && asked.answer.Status/100 != 2 {
-			asked.failed = judge(asked.answer.Status, asked.answer.Header, read(asked.answer.Body).code())
+			asked.failed = p.judge(asked.answer.Status, asked.answer.Header, read(asked.answer.Body), []seal.Secret{token, c.Secret})
 		}
 		return nil
 	})
@@ -101,32 +81,61 @@ func (x *Exchanger) Revoke(ctx context.Context, tenant string, p Provider, c Cli
 	return err
 }
 
-func (p Provider) config(c Client) *oauth2.Config {
-	return &oauth2.Config{
-		ClientID: c.ID, ClientSecret: string(c.Secret.Reveal()),
-		Endpoint: oauth2.Endpoint{TokenURL: p.TokenURI, AuthStyle: p.authStyle()},
+// request makes a POST of parameters, with the client's id and secret.
+func (p Provider) request(ctx context.Context, c Client, uri string, form url.Values) (*http.Request, error) {
+	basic := p.Basic && !c.Secret.IsZero()
+	if !basic {
+		form.Set("client_id", c.ID)
+		if !c.Secret.IsZero() {
+			form.Set("client_secret", string(c.Secret.Reveal()))
+		}
+	}
+	body, contentType := form.Encode(), "application/x-www-form-urlencoded"
+	if p.JSON {
+		members := map[string]string{}
+		for name := range form {
+			members[name] = form.Get(name)
+		}
+		b, err := json.Marshal(members, json.Deterministic(true))
+		if err != nil {
+			return nil, errors.New("making the request: a parameter is not text in UTF-8") // err may quote it
+		}
+		body, contentType = string(b), "application/json"
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, uri, strings.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("making the request: %w", err)
+	}
+	req.Header.Set("Content-Type", contentType)
+	if basic {
+		req.SetBasicAuth(url.QueryEscape(c.ID), url.QueryEscape(string(c.Secret.Reveal()))) // RFC 6749, section 2.3.1
+	}
+	return req, nil
+}
+
+// add adds parameters to a form, those it has excepted.
+func add(form url.Values, params map[string]string) {
+	for name, value := range params {
+		if !form.Has(name) {
+			form.Set(name, value)
+		}
 	}
 }
 
-// exchange has request make a token request through x/oauth2, whose result and
-// errors count for nothing: the answer is read before it gets there.
-func (x *Exchanger) exchange(ctx context.Context, tenant string, p Provider, c Client, s step, request func(context.Context) error, secrets ...seal.Secret) (Token, error) {
+// exchange makes a token request.
+func (x *Exchanger) exchange(ctx context.Context, tenant string, p Provider, c Client, s step, form url.Values, secrets ...seal.Secret) (Token, error) {
 	var token Token
+	add(form, p.TokenParams)
 	_, err := x.ask(ctx, tenant, p.TokenURI, c, s, func(ctx context.Context, asked *asking) error {
-		transport := tokenTransport(func(req *http.Request) (*http.Response, error) {
-			if err := extend(req, p.TokenParams); err != nil {
-				return nil, err
-			}
-			asked.send(req)
-			if asked.failed == nil {
-				token, asked.failed = granted(asked.answer, p, append(secrets, c.Secret))
-			}
-			if asked.failed != nil {
-				return nil, asked.failed
-			}
-			return accepted(), nil
-		})
-		return request(context.WithValue(ctx, oauth2.HTTPClient, &http.Client{Transport: transport}))
+		req, err := p.request(ctx, c, p.TokenURI, form)
+		if err != nil {
+			return err
+		}
+		asked.send(req)
+		if asked.failed == nil {
+			token, asked.failed = granted(asked.answer, p, append(secrets, c.Secret))
+		}
+		return nil
 	})
 	return token, err
 }
@@ -135,13 +144,13 @@ func (x *Exchanger) exchange(ctx context.Context, tenant string, p Provider, c C
 func granted(a verify.Answer, p Provider, secrets []seal.Secret) (Token, *Error) {
 	said := read(a.Body)
 	if a.Status/100 != 2 {
-		return Token{}, judge(a.Status, a.Header, said.code())
+		return Token{}, p.judge(a.Status, a.Header, said, secrets)
 	}
 	token, ok := said.token(p, secrets...)
 	if ok && said.whole {
 		return token, nil
 	}
-	failed := judge(a.Status, a.Header, said.code())
+	failed := p.judge(a.Status, a.Header, said, secrets)
 	switch {
 	case failed.Outcome != Malformed:
 	case a.Cut == verify.CutTooLarge:
@@ -152,43 +161,6 @@ func granted(a verify.Answer, p Provider, secrets []seal.Secret) (Token, *Error)
 		failed.cause = cut
 	}
 	return Token{Refresh: said.refresh()}, failed
-}
-
-// tokenTransport is an http.RoundTripper for the one request of a call.
-type tokenTransport func(*http.Request) (*http.Response, error)
-
-// RoundTrip implements http.RoundTripper.
-func (t tokenTransport) RoundTrip(req *http.Request) (*http.Response, error) { return t(req) }
-
-// accepted is what x/oauth2 is told of a good answer: that it was one.
-func accepted() *http.Response {
-	return &http.Response{
-		StatusCode: http.StatusOK, Header: http.Header{"Content-Type": {"application/json"}},
-		Body: io.NopCloser(strings.NewReader(`{"access_token":"-"}`)),
-	}
-}
-
-// extend adds parameters to the form of a request, those it has excepted.
-func extend(req *http.Request, params map[string]string) error {
-	if len(params) == 0 {
-		return nil
-	}
-	body, err := io.ReadAll(req.Body)
-	if err != nil {
-		return fmt.Errorf("reading the form: %w", err)
-	}
-	form, err := url.ParseQuery(string(body))
-	if err != nil {
-		return fmt.Errorf("reading the form: %w", err)
-	}
-	for name, value := range params {
-		if !form.Has(name) {
-			form.Set(name, value)
-		}
-	}
-	body = []byte(form.Encode())
-	req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
-	return nil
 }
 
 // asking is one request and what became of it.

@@ -1,7 +1,8 @@
 // Package oauth talks to authorization servers: it builds the link that asks a
 // person for consent, redeems codes, renews and revokes tokens (RFC 6749, 7636,
 // 7009), and says in plain words what went wrong. Everything secret goes in and
-// comes out as a seal.Secret, and nothing a provider says gets into an error.
+// comes out as a seal.Secret, and of what a provider says nothing gets into an error
+// but its own explanation, cleaned.
 //
 // Its answers can be relied on in two ways. What a provider granted is never
 // lost over an oddity elsewhere in its answer: a new refresh token, which may
@@ -42,9 +43,12 @@ type Provider struct {
 	ScopeSeparator    string            // "" is " "
 	AuthParams        map[string]string // more parameters of the authorization request
 	TokenParams       map[string]string // more parameters of token requests
+	RefreshParams     map[string]string // more parameters of refreshes, which take precedence over TokenParams
+	JSON              bool              // token requests are JSON objects; else forms
 	NoPKCE            bool              // the provider refuses PKCE
 	ClientCredentials bool              // the grant is client credentials
-	TokenLifetime     time.Duration     // of an access token when the provider does not say; 0: not known
+	Lifetimes         Lifetimes         // what is known of the lifetime of its access tokens
+	Answers           []Rule            // what its answers mean, before what is known of well-known providers
 }
 
 // scope is the value of the parameter scope: the separator is the provider's.
@@ -59,13 +63,6 @@ func (p Provider) scope() []string {
 	return []string{strings.Join(p.Scopes, separator)}
 }
 
-func (p Provider) authStyle() oauth2.AuthStyle {
-	if p.Basic {
-		return oauth2.AuthStyleInHeader
-	}
-	return oauth2.AuthStyleInParams
-}
-
 // Client is what identifies us at a provider.
 type Client struct {
 	ID     string
@@ -77,6 +74,7 @@ type Token struct {
 	Access   seal.Secret
 	Refresh  seal.Secret   // zero when the answer has none
 	Lifetime time.Duration // of Access, from when it was asked for; always positive
+	Odd      string        // what is implausible about the lifetime that the provider named, a sentence; "" for nothing
 	Type     string        // "Bearer", unless the provider says otherwise
 	Scope    string        // as the provider answered, "" when it did not say
 	Answer   seal.Fields   // every member of the provider's answer
@@ -141,4 +139,5 @@ const (
 	Revoked       Outcome = "revoked"        // the provider does not know the grant, or no longer: a person must consent again
 	ClientRefused Outcome = "client_refused" // the provider does not accept the client: its id or secret must be mended
 	Refused       Outcome = "refused"        // it will not do this, for another reason
+	TooEarly      Outcome = "too_early"      // the access token still lives, and is renewed nearer to its end
 )

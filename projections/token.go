@@ -37,8 +37,8 @@ const RenewEvery = 5 * time.Minute
 
 // RenewedDue is when renewed tokens are due again: TokenDue,
 // but at least RenewEvery from now.
-func RenewedDue(id string, expires time.Time, life time.Duration) time.Time {
-	due, soonest := TokenDue(id, expires, life), expires.Add(RenewEvery-life)
+func RenewedDue(id string, expires, by time.Time, life time.Duration) time.Time {
+	due, soonest := TokenDue(id, expires, by, life), expires.Add(RenewEvery-life)
 	if expires.IsZero() || due.After(soonest) { // the zero time means at once
 		return due
 	}
@@ -48,8 +48,11 @@ func RenewedDue(id string, expires time.Time, life time.Duration) time.Time {
 // TokenDue is when tokens are due for renewal: after about two
 // thirds of their lifetime, but not earlier than one and a half hours before they expire.
 // The id adds a spread, so that credentials created together are not renewed
-// together.
-func TokenDue(id string, expires time.Time, life time.Duration) time.Time {
+// together. Another time than by their lifetime takes its place, unless it is zero.
+func TokenDue(id string, expires, by time.Time, life time.Duration) time.Time {
+	if !by.IsZero() {
+		return by
+	}
 	ahead := min(life/4, time.Hour)
 	hash := fnv.New32a()
 	_, _ = hash.Write([]byte(id)) // never fails
@@ -76,20 +79,20 @@ func (b *batch) token(r events.Record, e events.Credential) (only bool, err erro
 	switch e := token.(type) {
 	case events.CredentialAuthorized:
 		if e.Renewable {
-			return false, due(TokenDue(r.Stream.ID, e.Expires, time.Duration(e.Lifetime)*time.Second))
+			return false, due(TokenDue(r.Stream.ID, e.Expires, e.Due, time.Duration(e.Lifetime)*time.Second))
 		}
 		return false, due(time.UnixMilli(never))
 	case events.CredentialRefreshStarted:
 		return true, due(r.Meta.Time.Add(refreshCheck))
 	case events.CredentialRefreshed:
-		return true, due(RenewedDue(r.Stream.ID, e.Expires, time.Duration(e.Lifetime)*time.Second))
+		return true, due(RenewedDue(r.Stream.ID, e.Expires, e.Due, time.Duration(e.Lifetime)*time.Second))
 	case events.CredentialRefreshFailed:
 		if e.Outcome == "unknown" { // the epoch that takes it over follows
 			return true, nil
 		}
-		return true, due(e.RetryAt)
-	case events.CredentialReauthorizationRequired: // held, but not renewed
-		return false, b.w.exec("UPDATE tokens SET due = ? WHERE tenant = ? AND id = ?", int64(never), key[0], key[1])
+		return true, due(atOrNever(e.RetryAt))
+	case events.CredentialReauthorizationRequired: // held, and tried again now and then, or not at all
+		return false, b.w.exec("UPDATE tokens SET due = ? WHERE tenant = ? AND id = ?", atOrNever(e.RetryAt).UnixMilli(), key[0], key[1])
 	case events.CredentialTokensRevoked:
 		return false, end()
 	case events.CredentialRevokedAtProvider:
@@ -97,6 +100,13 @@ func (b *batch) token(r events.Record, e events.Credential) (only bool, err erro
 	case events.CredentialRecovered:
 	}
 	return false, nil
+}
+
+func atOrNever(at time.Time) time.Time {
+	if at.IsZero() {
+		return time.UnixMilli(never)
+	}
+	return at
 }
 
 // CredentialName names a credential within its tenant.

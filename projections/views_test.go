@@ -267,7 +267,7 @@ func TestReads(t *testing.T) {
 		return slices.Equal(names, []projections.CredentialName{{Tenant: "acme", ID: "c1"}})
 	}
 	end := time.Date(2026, 5, 6, 7, 18, 9, 0, time.UTC)
-	first := projections.TokenDue("c1", end, time.Hour)
+	first := projections.TokenDue("c1", end, time.Time{}, time.Hour)
 	if first.Before(end.Add(-30*time.Minute)) || first.After(end.Add(-15*time.Minute)) {
 		t.Errorf("tokens that end at %v are due at %v", end, first)
 	}
@@ -281,7 +281,7 @@ func TestReads(t *testing.T) {
 		{42, end, events.Verified},
 		{43, at(43).Add(45 * time.Second), events.Verified},
 		{44, time.Time{}, events.ReauthorizationRequired},
-		{45, projections.RenewedDue("c1", end.Add(time.Hour), time.Hour), events.Verified},
+		{45, projections.RenewedDue("c1", end.Add(time.Hour), time.Time{}, time.Hour), events.Verified},
 		{46, time.Time{}, events.Verified},
 		{47, time.Time{}, events.Verified},
 	} {

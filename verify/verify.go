@@ -5,6 +5,7 @@
 package verify
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -58,7 +59,22 @@ type HTTP struct {
 	Form    map[string]string // the body as a form; nil: none
 	JSON    []byte            // the body as JSON, templates in its strings; nil: none
 	Expect  []int             // statuses that mean success; empty: every 2xx
+	Checks  []Check           // what the body must be, too, where the status means success
 	Says    map[string]string // sentence by status ("401") or class ("4xx")
+}
+
+// Check is one condition on the body of an answer: Contains, or else Condition.
+type Check struct {
+	Condition
+	Contains string // a text that the body must contain; "" for a condition on its JSON
+	Says     string // sentence where the body does not meet it; "" for one of ours
+}
+
+func (c Check) holds(body []byte) bool {
+	if c.Contains != "" {
+		return bytes.Contains(body, []byte(c.Contains))
+	}
+	return c.Condition.Holds(body)
 }
 
 // Basic is HTTP Basic authentication (RFC 7617).
@@ -85,7 +101,8 @@ const (
 	OutcomeTLS           = "tls"            // no TLS, or a certificate that is not trusted
 	OutcomeAddressDenied = "address_denied" // no address, or one or a port the service does not connect to: which names exist inside is told to nobody
 	OutcomeRedirect      = "redirect"       // a 3xx that is not expected
-	OutcomeTooLarge      = "too_large"      // header fields beyond 32 KiB
+	OutcomeTooLarge      = "too_large"      // header fields beyond 32 KiB, or a body to be checked beyond 64 KiB
+	OutcomeContent       = "content"        // the body says that the credential does not work
 	OutcomeClosed        = "closed"         // the connection ended before the answer
 	OutcomeProtocol      = "protocol"       // the answer is not HTTP
 )
@@ -210,6 +227,11 @@ func (c *Client) http(ctx context.Context, cancel context.CancelFunc, p *HTTP, r
 	begin := time.Now()
 	fail := c.send(ctx, req, func(resp *http.Response) {
 		result = judge(p, resp.StatusCode)
+		if result.OK && len(p.Checks) > 0 {
+			result = c.check(ctx, p, resp.Body, result)
+			result.Latency = time.Since(begin)
+			return
+		}
 		result.Latency = time.Since(begin)
 		timer := time.AfterFunc(drainTime, cancel)
 		defer timer.Stop()
@@ -219,6 +241,33 @@ func (c *Client) http(ctx context.Context, cancel context.CancelFunc, p *HTTP, r
 		return unreached("http", fail.err, fail.handshake)
 	}
 	return result
+}
+
+// check holds the body of an answer whose status means success against the checks of
+// the probe. r is the result so far.
+func (c *Client) check(ctx context.Context, p *HTTP, from io.Reader, r Result) Result {
+	body, err := io.ReadAll(io.LimitReader(from, c.cfg.MaxBody+1))
+	failed := func(outcome, says string) Result {
+		return Result{Probe: "http", Outcome: outcome, Says: says}
+	}
+	switch {
+	case int64(len(body)) > c.cfg.MaxBody:
+		return failed(OutcomeTooLarge, "The API's response is larger than 64 KiB, so it could not be checked.")
+	case err != nil && ctx.Err() != nil:
+		return failed(OutcomeTimeout, "The server did not answer in time.")
+	case err != nil:
+		return failed(OutcomeClosed, "The API's response was incomplete, so it could not be checked.")
+	}
+	for _, check := range p.Checks {
+		if check.holds(body) {
+			continue
+		}
+		if check.Says != "" {
+			return failed(OutcomeContent, check.Says)
+		}
+		return failed(OutcomeContent, "The API answered with a success, but its response says that the keys do not work.")
+	}
+	return r
 }
 
 func (c *Client) tcp(ctx context.Context, address string) Result {

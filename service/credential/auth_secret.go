@@ -245,7 +245,7 @@ func (s *Service) authSecret(ctx context.Context, call *service.Call, c Credenti
 		tokens := c.Tokens
 		if tokens == nil { // in a list
 			var err error
-			if tokens, err = s.tokenInfo(ctx, call.Tenant, c.ID); err != nil {
+			if tokens, err = s.tokenInfo(ctx, call.Tenant, c.ID, commands.Descriptor{}); err != nil {
 				return secret, err
 			}
 		}

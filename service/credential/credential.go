@@ -575,6 +575,12 @@ func probe(d commands.Descriptor) verify.Probe {
 			Method: v.HTTP.Method, URL: v.HTTP.URL, Headers: v.HTTP.Headers, Form: v.HTTP.Form, JSON: v.HTTP.JSON,
 			Expect: v.HTTP.Expect.Status, Says: v.HTTP.Says,
 		}
+		for _, check := range v.HTTP.Expect.JSON {
+			p.HTTP.Checks = append(p.HTTP.Checks, verify.Check{Condition: token.Condition(check.Condition), Says: check.Says})
+		}
+		for _, check := range v.HTTP.Expect.Text {
+			p.HTTP.Checks = append(p.HTTP.Checks, verify.Check{Contains: check.Contains, Says: check.Says})
+		}
 		if b := v.HTTP.Basic; b != nil {
 			p.HTTP.Basic = &verify.Basic{Username: b.Username, Password: b.Password}
 		}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -54,10 +55,13 @@ type TokenInfo struct {
 	Problem   string    `json:"problem,omitzero"`  // why re-authorization is required, a sentence; absent when it is not
 	Failures  int       `json:"failures,omitzero"` // failed renewals in a row
 	RetryAt   time.Time `json:"retry_at,omitzero"` // next retry after a failure
+	Scope     string    `json:"scope,omitzero"`    // as the provider granted it; absent when it did not say
+	Missing   []string  `json:"missing,omitzero"`  // scopes of the component that the provider did not grant
+	Odd       string    `json:"odd,omitzero"`      // what is implausible about the lifetime that the provider named, a sentence
 }
 
-// tokenInfo is nil where the credential holds no tokens.
-func (s *Service) tokenInfo(ctx context.Context, tenant, id string) (*TokenInfo, error) {
+// tokenInfo is nil where the credential holds no tokens. d is the descriptor of its keys.
+func (s *Service) tokenInfo(ctx context.Context, tenant, id string, d commands.Descriptor) (*TokenInfo, error) {
 	state, err := aggregates.Credential.Load(ctx, s.Log, aggregates.Credential.Stream(tenant, id))
 	if err == nil { // a commit that is not durable yet may be lost in a power cut
 		err = s.Log.Store.WaitDurable(ctx, state.Seq)
@@ -66,7 +70,16 @@ func (s *Service) tokenInfo(ctx context.Context, tenant, id string) (*TokenInfo,
 	if err != nil || t.Field == "" {
 		return nil, err
 	}
-	return &TokenInfo{Expires: t.Token.Expires, Renewable: t.Renewable, Problem: t.ReauthReason, Failures: t.Failures, RetryAt: t.RetryAt}, nil
+	info := &TokenInfo{
+		Expires: t.Token.Expires, Renewable: t.Renewable, Problem: t.ReauthReason, Failures: t.Failures, RetryAt: t.RetryAt, Scope: t.Scope, Odd: t.Odd,
+	}
+	if d.OAuth2 != nil && t.Scope != "" {
+		granted := strings.FieldsFunc(t.Scope, func(r rune) bool { return unicode.IsSpace(r) || strings.ContainsRune(",;+|", r) })
+		info.Missing = slices.DeleteFunc(slices.Clone(d.OAuth2.Scopes), func(scope string) bool {
+			return slices.Contains(granted, scope) || scope == "offline_access" || scope == "openid" // many providers name neither
+		})
+	}
+	return info, nil
 }
 
 func (s *Service) getCredential(ctx context.Context, call *service.Call, in Get) (Credential, error) {
@@ -91,7 +104,7 @@ func (s *Service) getCredential(ctx context.Context, call *service.Call, in Get)
 	if shown.Keys, err = s.maskedKeys(ctx, c, d); err != nil || !d.UsesOAuth {
 		return shown, err
 	}
-	shown.Tokens, err = s.tokenInfo(ctx, c.Tenant, c.ID)
+	shown.Tokens, err = s.tokenInfo(ctx, c.Tenant, c.ID, d)
 	return shown, err
 }
 

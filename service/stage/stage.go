@@ -117,8 +117,8 @@ func OK(t testing.TB, err error) {
 }
 
 // New brings a service up, with an administrator, a flow engine of the tenant
-// "default", and the component "plain".
-func New(t testing.TB) *Stage {
+// "default", and the component "plain". Options change its configuration.
+func New(t testing.TB, options ...func(*application.Config)) *Stage {
 	t.Helper()
 	s := &Stage{t: t, Metrics: prometheus.NewRegistry(), Logs: &bustest.LogBuffer{}}
 	log := slog.New(slog.NewJSONHandler(s.Logs, nil))
@@ -147,7 +147,7 @@ func New(t testing.TB) *Stage {
 	keyring := seal.NewKeyring(kms, seal.NewKVKeysets(js, keys, nil))
 	s.Access = &AccessLog{AccessLog: Must(kv.NewAccessLog(Must(node.Conn("access"))(t), node.Syncer(kv.AccessStream).Wait))(t)}
 	guarded := verify.NewClient(verify.Config{Logger: log})
-	s.Service = Must(application.New(application.Config{
+	cfg := application.Config{
 		Log: Must(aggregates.NewLog(s.Store, 1000))(t), Views: views, Projector: projector, Keyring: keyring,
 		Vault: vault.New(js, keyring, node.Syncer(vault.Stream).Wait), Verify: guarded, OAuth: oauth.New(guarded), SingleInstance: true,
 		Metrics: s.Metrics, Logger: log, AccessLog: s.Access, Buckets: Must(kv.OpenThrottle(t.Context(), js, 1))(t),
@@ -158,7 +158,11 @@ func New(t testing.TB) *Stage {
 			}
 			return nil
 		},
-	}))(t)
+	}
+	for _, option := range options {
+		option(&cfg)
+	}
+	s.Service = Must(application.New(cfg))(t)
 	t.Cleanup(s.Service.Close)
 	first := Must(s.Service.Access.Bootstrap(t.Context(), seal.Secret{}))(t)
 	s.CaughtUp()
@@ -167,6 +171,12 @@ func New(t testing.TB) *Stage {
 	s.Do("default", "component.register", `{"id":"plain","descriptor":{"title":"Plain","hosts":["api.example.org","{{region}}.example.org"],
 		"credentials":{"fields":{"apiKey":{"viewClass":"PasswordFieldView"},"region":{"viewClass":"TextFieldView"}}}}}`)
 	return s
+}
+
+// AllowPrivate lets the service send requests to servers on this machine.
+func AllowPrivate(c *application.Config) {
+	c.Verify = verify.NewClient(verify.Config{AllowPrivate: true, Logger: c.Logger})
+	c.OAuth = oauth.New(c.Verify)
 }
 
 // CaughtUp waits until the views reflect the log.

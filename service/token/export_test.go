@@ -1,9 +1,15 @@
 package token
 
 import (
+	"context"
 	"fmt"
 	"time"
 )
+
+// RefreshDue is what the token refresher does about a credential that the views list as due.
+func (s *Service) RefreshDue(ctx context.Context, tenant, id string) error {
+	return s.refreshDue(ctx, credentialKey{tenant, id})
+}
 
 // Patience is what a revocation in bulk has with a provider that answers so,
 // one outcome after the other, so long apart.

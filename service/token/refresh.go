@@ -39,6 +39,11 @@ const (
 	backoffFirst = 5 * time.Second  // after a failure that may pass, doubled each time...
 	backoffMost  = 10 * time.Minute // ...up to this
 	maxRetry     = 75 * time.Minute // of a provider that asks for an hour, plus jitter
+	brokenFirst  = time.Hour        // until tokens are tried again that no longer work, doubled each time...
+	brokenMost   = 12 * time.Hour   // ...up to this
+	brokenTries  = 60               // in a row, then never again by itself: about a month
+	doubtFirst   = 2 * time.Minute  // until a rejected grant is tried once more while its access token is valid...
+	doubtMost    = 5 * time.Minute  // ...and the longest time until then
 	storeFor     = 2 * time.Minute  // how long storing a provider's response is retried
 )
 
@@ -79,13 +84,28 @@ func (s *Service) TokenGoodFor(ctx context.Context, call *service.Call, id strin
 			return state, aggregates.ErrReauthorizationRequired.Withf("%s", t.ReauthReason)
 		case t.Token.ValidFor(s.Kernel.Now(), life):
 			return state, nil
+		case t.Token.Serves(s.Kernel.Now()) && s.Kernel.Now().Before(t.Token.Due): // the provider renews it nearer to its end
+			return state, nil
 		case t.Refresh.Epoch == 0 && s.untilRetry(t) > 0:
+			if t.Token.Serves(s.Kernel.Now()) {
+				return state, nil
+			}
 			return state, ErrRefreshFailed.WithRetryAfter(s.untilRetry(t))
 		case round == maxRounds:
 			return state, ErrRefreshPending.WithRetryAfter(time.Second)
 		}
-		if err := s.renew(ctx, call.Tenant, id, t.Token.Epoch, false); err != nil {
+		err = s.renew(ctx, call.Tenant, id, t.Token.Epoch, false)
+		later := errors.Is(err, ErrRefreshFailed) || errors.Is(err, ErrRefreshPending)
+		switch {
+		case err == nil:
+		case !later || !t.Token.Serves(s.Kernel.Now()):
 			return state, err
+		default: // what is left of the token is better than none
+			now, freshErr := aggregates.Credential.Fresh(ctx, s.Log, stream)
+			if freshErr != nil || now.Value.Revision() != state.Value.Revision() {
+				return state, err
+			}
+			return now, nil
 		}
 	}
 }
@@ -243,7 +263,8 @@ func (s *Service) refreshOnce(ctx context.Context, tenant, id string, cmd comman
 }
 
 // requestTokens requests new tokens from the provider. A rejected grant is accepted as final
-// only if it is rejected twice, some time apart, and no other process has new tokens.
+// only if it is rejected twice, some time apart, and no other process has new tokens. While
+// the access token is valid, the second time is that of a later epoch.
 func (s *Service) requestTokens(ctx context.Context, tenant, id string, state aggregates.CredentialState, begun time.Time) (token oauth.Token, old seal.Fields, err error) {
 	version := state.Current()
 	// The provider of the recorded revision: a later descriptor reaches these
@@ -267,6 +288,8 @@ func (s *Service) requestTokens(ctx context.Context, tenant, id string, state ag
 		return token, old, err
 	}
 	refresh, hasRefresh := old.Text(RefreshToken)
+	provider := Provider(d.OAuth2)
+	provider.Lifetimes.Last = state.Tokens.Token.Lifetime
 	for try := 1; ; try++ {
 		// A process that was suspended must not send a refresh token that another process
 		// may have sent meanwhile: a provider that sees one twice revokes the grant (reuse detection).
@@ -277,13 +300,13 @@ func (s *Service) requestTokens(ctx context.Context, tenant, id string, state ag
 		// This bounds only the time until the request is written: a request that was sent is never abandoned.
 		send, cancel := context.WithTimeout(ctx, left)
 		if hasRefresh {
-			token, err = s.OAuth.Refresh(send, tenant, Provider(d.OAuth2), client, refresh)
+			token, err = s.OAuth.Refresh(send, tenant, provider, client, refresh)
 		} else {
-			token, err = s.OAuth.ClientCredentials(send, tenant, Provider(d.OAuth2), client)
+			token, err = s.OAuth.ClientCredentials(send, tenant, provider, client)
 		}
 		cancel()
 		refusal, ok := errors.AsType[*oauth.Error](err)
-		if !ok || refusal.Outcome != oauth.Revoked || try == 2 {
+		if !ok || refusal.Outcome != oauth.Revoked || try == 2 || state.Tokens.Refusals > 0 || s.left(state.Tokens) > 0 {
 			return token, old, err
 		}
 		s.pause(s.RefreshTakeoverTimeout / 30)
@@ -324,7 +347,7 @@ func (s *Service) storeToken(ctx context.Context, call *service.Call, id string,
 	object, expires := WithExpiry(renewed(token, old), asked, token.Lifetime)
 	stored := storedToken{
 		Object: object.Marshal().Reveal(), Expires: expires, Lifetime: int64(token.Lifetime / time.Second),
-		Rotated: !token.Refresh.IsZero(), Scope: shown(seal.NewSecret([]byte(token.Scope))),
+		Rotated: !token.Refresh.IsZero(), Scope: shown(seal.NewSecret([]byte(token.Scope))), Odd: token.Odd,
 	}
 	text, err := json.Marshal(stored)
 	if err != nil {
@@ -351,7 +374,11 @@ func (s *Service) storeToken(ctx context.Context, call *service.Call, id string,
 func (s *Service) activateToken(ctx context.Context, call *service.Call, id string, of aggregates.CredentialState, epoch aggregates.Refresh, t storedToken) error {
 	cmd := commands.CompleteRefresh{
 		ID: id, Epoch: epoch.Epoch, Grant: of.Tokens.Grant, SecretID: epoch.SecretID,
-		Expires: t.Expires, Lifetime: time.Duration(t.Lifetime) * time.Second, Rotated: t.Rotated, Scope: t.Scope,
+		Expires: t.Expires, Lifetime: time.Duration(t.Lifetime) * time.Second, Rotated: t.Rotated, Scope: t.Scope, Odd: t.Odd,
+	}
+	// Without the descriptor, which is read a moment before, the lifetime decides.
+	if d, err := s.Components.Descriptor(ctx, of.Component, of.Current().Revision); err == nil && d.OAuth2 != nil {
+		cmd.Due = dueBy(d.OAuth2, t.Expires, cmd.Lifetime, learned(of.Tokens))
 	}
 	err := s.retry(ctx, func(ctx context.Context) error {
 		_, err := s.Secrets.ChangeCredential(ctx, call, cmd)
@@ -408,21 +435,33 @@ func (s *Service) failed(ctx context.Context, call *service.Call, id string, sta
 		}
 	}
 	s.metrics.refreshes.WithLabelValues(string(refusal.Outcome)).Inc()
+	left := s.left(t)
 	cmd := commands.FailRefresh{
 		ID: id, Epoch: t.Refresh.Epoch, Grant: t.Grant, Outcome: string(refusal.Outcome), Status: refusal.Status,
-		RetryAt: s.Kernel.Now().Add(backoff(t.Failures, refusal)),
+		RetryAt: s.Kernel.Now().Add(backoff(t.Failures, refusal)), Left: left,
 	}
-	if refusal.Busy {
+	switch {
+	case refusal.Busy:
 		cmd.Outcome, cmd.RetryAt = aggregates.OutcomeBusy, s.Kernel.Now().Add(max(refusal.RetryAfter, time.Second))
-	}
-	if refusal.Outcome == oauth.Revoked {
+	case t.ReauthReason != "" && !t.Unverified:
+		cmd.RetryAt = s.retryBroken(t, refusal)
+	case refusal.Outcome == oauth.Revoked:
 		// A response may have arrived at a process that was thought to be gone.
 		for _, late := range t.Late {
 			if found, err := s.completeFound(ctx, call.Tenant, id, state, late); found || err != nil {
 				return err
 			}
 		}
-		cmd.Lost = refusal.Says()
+		if cmd.RetryAt = s.Kernel.Now().Add(doubt(left)); left == 0 || t.Refusals > 0 {
+			cmd.Lost, cmd.RetryAt = refusal.Says(), s.retryBroken(t, refusal)
+		}
+	case refusal.Outcome == oauth.TooEarly, refusal.Outcome == oauth.Refused && left > 0:
+		// By the end of the token the provider has no reason left, whatever it was.
+		cmd.RetryAt = s.Kernel.Now().Add(tooEarly(left))
+	case refusal.Outcome == oauth.Refused && t.Refusals > 0: // and the access token has expired
+		cmd.Lost, cmd.RetryAt = refusal.Says(), s.retryBroken(t, refusal)
+	case refusal.Outcome == oauth.Refused:
+		cmd.RetryAt = s.Kernel.Now().Add(tooEarly(0))
 	}
 	var after aggregates.CredentialState
 	err := s.retry(ctx, func(ctx context.Context) error {
@@ -442,6 +481,55 @@ func (s *Service) failed(ctx context.Context, call *service.Call, id string, sta
 	}
 	s.Logger.WarnContext(ctx, "tokens not renewed", "tenant", call.Tenant, "credential", id, "outcome", refusal.Outcome, "status", refusal.Status)
 	return ErrRefreshFailed.Withf("%s", refusal.Says()).WithRetryAfter(cmd.RetryAt.Sub(s.Kernel.Now()))
+}
+
+// left is for how long the access token is still valid; 0 when it has expired, or when its
+// expiry is not to be believed.
+func (s *Service) left(t aggregates.Tokens) time.Duration {
+	now := s.Kernel.Now()
+	if !t.Token.Serves(now) {
+		return 0
+	}
+	return t.Token.Expires.Sub(now)
+}
+
+// learned is the time before the end of an access token at which the provider renews it,
+// as far as its refusals have taught; 0 when they have not.
+func learned(t aggregates.Tokens) time.Duration {
+	if t.RefusedLeft > 0 {
+		return t.RefusedLeft / 2
+	}
+	return t.Ahead
+}
+
+// tooEarly is how long to wait after a refusal of a renewal, with so much of the
+// access token left: half of that, and in the end until the token has expired.
+func tooEarly(left time.Duration) time.Duration {
+	const last = 10 * time.Second
+	switch {
+	case left > 2*last:
+		return left / 2
+	case left > 0:
+		return left
+	}
+	return time.Minute/2 + rand.N(time.Minute/2) //nolint:gosec // only spreads the attempts
+}
+
+// doubt is how long to wait until a rejected grant is tried once more, with so much of
+// the access token left.
+func doubt(left time.Duration) time.Duration {
+	return min(doubtFirst+rand.N(doubtMost-doubtFirst), left/2) //nolint:gosec // as above
+}
+
+// retryBroken is when tokens are tried again that no longer work: some providers reject
+// a grant for a while. It is the zero time for never, when the provider said that the
+// grant was revoked.
+func (s *Service) retryBroken(t aggregates.Tokens, refusal *oauth.Error) time.Time {
+	if refusal.Final || t.Failures >= brokenTries {
+		return time.Time{}
+	}
+	wait := min(brokenFirst<<min(max(t.Failures-1, 0), 10), brokenMost)
+	return s.Kernel.Now().Add(wait + rand.N(wait/5)) //nolint:gosec // as above
 }
 
 // refreshFailed is the error of a missing access token.
@@ -609,8 +697,14 @@ func (s *Service) refreshDue(ctx context.Context, key credentialKey) error {
 	switch {
 	case err != nil:
 		return err
-	case !state.Value.OAuth() || !t.Renewable || t.ReauthReason != "" && !t.Unverified:
+	case !state.Value.OAuth() || !t.Renewable || t.RevokedLocally:
 		return nil
+	case t.ReauthReason != "" && !t.Unverified:
+		wait := t.RetryAt.Sub(s.Kernel.Now())
+		if t.Refresh.Epoch == 0 && (t.RetryAt.IsZero() || wait > 0 && wait <= 2*brokenMost) {
+			return nil
+		}
+		return s.renew(ctx, key.tenant, key.id, t.Token.Epoch, true)
 	case t.Refresh.Epoch == 0 && s.untilRetry(t) > 0:
 		return nil
 	}
@@ -619,7 +713,7 @@ func (s *Service) refreshDue(ctx context.Context, key credentialKey) error {
 	if t.Token.SecretID == state.Value.Current().SecretID { // they are part of the keys
 		due = projections.TokenDue
 	}
-	if t.Refresh.Epoch == 0 && t.Token.Plausible(s.Kernel.Now()) && s.Kernel.Now().Before(due(key.id, t.Token.Expires, t.Token.Lifetime)) {
+	if t.Refresh.Epoch == 0 && t.Token.Plausible(s.Kernel.Now()) && s.Kernel.Now().Before(due(key.id, t.Token.Expires, t.Token.Due, t.Token.Lifetime)) {
 		return nil
 	}
 	return s.renew(ctx, key.tenant, key.id, t.Token.Epoch, false)

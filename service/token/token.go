@@ -5,8 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
-	"strconv"
+	"regexp"
 	"strings"
 	"time"
 
@@ -41,20 +40,37 @@ var (
 const (
 	AccessToken  = "access_token"
 	RefreshToken = "refresh_token"
-	expiresIn    = "expires_in"
 	expiresAt    = "expires_at"
 )
 
-// maxTokenLife bounds the lifetime that a provider may report.
-const maxTokenLife = 366 * 24 * time.Hour
-
 // Provider converts the descriptor's oauth2 block to an oauth.Provider.
 func Provider(o *commands.OAuth2) oauth.Provider {
-	return oauth.Provider{
+	p := oauth.Provider{
 		Issuer: o.Issuer, RequireIssuer: o.RequireIssuer, AuthURI: o.AuthURI, TokenURI: o.TokenURI, RevocationURI: o.RevocationURI,
-		Basic: o.Basic, Scopes: o.Scopes, ScopeSeparator: o.ScopeSeparator, AuthParams: o.AuthParams, TokenParams: o.TokenParams,
-		NoPKCE: o.NoPKCE, ClientCredentials: o.ClientCredentials, TokenLifetime: time.Duration(o.TokenLifetime) * time.Second,
+		Basic: o.Basic, JSON: o.JSON, Scopes: o.Scopes, ScopeSeparator: o.ScopeSeparator,
+		AuthParams: o.AuthParams, TokenParams: o.TokenParams, RefreshParams: o.RefreshParams,
+		NoPKCE: o.NoPKCE, ClientCredentials: o.ClientCredentials, Lifetimes: lifetimes(o),
 	}
+	for _, rule := range o.Answers {
+		p.Answers = append(p.Answers, oauth.Rule{Status: rule.Status, When: Condition(rule.Condition), Meaning: oauth.Meaning(rule.Outcome)})
+	}
+	return p
+}
+
+func lifetimes(o *commands.OAuth2) oauth.Lifetimes {
+	if o == nil {
+		return oauth.Lifetimes{}
+	}
+	return oauth.Lifetimes{Declared: time.Duration(o.TokenLifetime) * time.Second, Override: o.LifetimeOverride, Milliseconds: o.Milliseconds}
+}
+
+// Condition converts a condition of a descriptor.
+func Condition(c commands.Condition) verify.Condition {
+	made := verify.Condition{Pointer: c.Pointer, Equals: c.Equals, OneOf: c.OneOf, Exists: c.Exists}
+	if c.Matches != "" {
+		made.Matches = regexp.MustCompile(c.Matches) // ParseDescriptor has compiled it before
+	}
+	return made
 }
 
 // OAuthClient opens the OAuth client that serves the component in the tenant: the
@@ -163,12 +179,12 @@ func (s *Service) ExtractTokens(ctx context.Context, tenant, component string, d
 		if err := s.Clients.CheckRenewalAudience(ctx, tenant, component, d); err != nil {
 			return keys, nil, err
 		}
-		life := lifeOf(object, d.OAuth2, s.Kernel.Now())
+		life, odd := oauth.LifetimeOf(object, lifetimes(d.OAuth2), s.Kernel.Now(), true)
 		if !access {
 			life = 0 // it is renewed before its first use
 		}
 		if life == 0 && d.Verification != nil { // the dry request needs a valid token
-			if object, life, err = s.firstRenewal(ctx, tenant, component, d, object); err != nil {
+			if object, life, odd, err = s.firstRenewal(ctx, tenant, component, d, object); err != nil {
 				return keys, nil, err
 			}
 		}
@@ -176,6 +192,7 @@ func (s *Service) ExtractTokens(ctx context.Context, tenant, component string, d
 		scope, _ := object.Text("scope")
 		return keys.With(f.Name, object.Marshal()), &commands.Tokens{
 			Field: f.Name, By: "keys", Expires: expires, Lifetime: life, Renewable: true, Scope: shown(scope),
+			Due: dueBy(d.OAuth2, expires, life, 0), Odd: odd,
 		}, nil
 	}
 	return keys, nil, nil
@@ -232,27 +249,27 @@ func (s *Service) firstToken(ctx context.Context, tenant, component string, d co
 	object, expires := WithExpiry(token.Answer, asked, token.Lifetime)
 	return keys.With(field, object.Marshal()), &commands.Tokens{
 		Field: field, By: "client_credentials", Expires: expires, Lifetime: token.Lifetime, Renewable: true,
-		Scope: shown(seal.NewSecret([]byte(token.Scope))),
+		Scope: shown(seal.NewSecret([]byte(token.Scope))), Due: dueBy(d.OAuth2, expires, token.Lifetime, 0), Odd: token.Odd,
 	}, nil
 }
 
 // firstRenewal renews expired tokens before the keys that contain them are verified. A
 // provider that rotates refresh tokens then accepts only the new one, which is
 // stored with the keys; if they are rejected, the account must be connected again.
-func (s *Service) firstRenewal(ctx context.Context, tenant, component string, d commands.Descriptor, object seal.Fields) (seal.Fields, time.Duration, error) {
+func (s *Service) firstRenewal(ctx context.Context, tenant, component string, d commands.Descriptor, object seal.Fields) (_ seal.Fields, life time.Duration, odd string, err error) {
 	refresh, ok := object.Text(RefreshToken)
 	if !ok {
-		return object, 0, ErrRefreshTokenMissing
+		return object, 0, "", ErrRefreshTokenMissing
 	}
 	client, err := s.OAuthClient(ctx, tenant, component, d)
 	if err != nil {
-		return object, 0, err
+		return object, 0, "", err
 	}
 	token, err := s.OAuth.Refresh(ctx, tenant, Provider(d.OAuth2), client, refresh)
 	if err != nil {
-		return object, 0, RefusedToken(err)
+		return object, 0, "", RefusedToken(err)
 	}
-	return renewed(token, object), token.Lifetime, nil
+	return renewed(token, object), token.Lifetime, token.Odd, nil
 }
 
 // RefusedToken is the error of a provider that issued no token.
@@ -267,37 +284,27 @@ func RefusedToken(err error) error {
 	return ErrTokenRefused.Withf("%s", refusal.Says())
 }
 
-// lifeOf is the remaining lifetime of the token in the object, according to the object
-// or else to the descriptor.
-func lifeOf(object seal.Fields, o *commands.OAuth2, now time.Time) time.Duration {
-	if at, ok := object.Text(expiresAt); ok {
-		text := string(at.Reveal())
-		if t, err := time.Parse(time.RFC3339, text); err == nil {
-			return min(max(t.Sub(now), 0), maxTokenLife)
-		}
-		if unix, err := strconv.ParseFloat(text, 64); err == nil && unix > 0 && unix < math.MaxInt64/2 {
-			if unix > 1e11 { // milliseconds
-				unix /= 1e3
-			}
-			return min(max(time.Unix(int64(unix), 0).Sub(now), 0), maxTokenLife)
+// dueBy is when tokens are due for renewal by the component's declaration, or by what a
+// refused renewal has taught: learned is the time before their end at which the provider
+// renews them, 0 when nothing is known. It is zero where their lifetime alone decides.
+func dueBy(o *commands.OAuth2, expires time.Time, life, learned time.Duration) time.Time {
+	ahead := learned
+	for _, declared := range []int{o.RefreshBefore, o.RefreshNotBefore} {
+		if d := time.Duration(declared) * time.Second; d > 0 && (ahead == 0 || d < ahead) {
+			ahead = d
 		}
 	}
-	if in, ok := object.Text(expiresIn); ok {
-		if seconds, err := strconv.ParseFloat(string(in.Reveal()), 64); err == nil && seconds > 0 {
-			return time.Duration(min(seconds, maxTokenLife.Seconds())) * time.Second
-		}
+	if ahead == 0 || expires.IsZero() {
+		return time.Time{}
 	}
-	if o != nil && o.TokenLifetime > 0 {
-		return time.Duration(o.TokenLifetime) * time.Second
-	}
-	return oauth.DefaultLifetime
+	return expires.Add(-min(ahead, life))
 }
 
 // WithExpiry sets the expiry of a token's object, in place of its
 // lifetime.
 func WithExpiry(object seal.Fields, from time.Time, life time.Duration) (seal.Fields, time.Time) {
 	expires := from.Add(life).UTC().Truncate(time.Second)
-	return object.Without(expiresIn).With(expiresAt, seal.NewSecret([]byte(`"`+expires.Format(time.RFC3339)+`"`))), expires
+	return oauth.WithoutLifetime(object).With(expiresAt, seal.NewSecret([]byte(`"`+expires.Format(time.RFC3339)+`"`))), expires
 }
 
 // storedToken is the form, forever, in which the vault stores renewed tokens: everything
@@ -308,6 +315,7 @@ type storedToken struct {
 	Lifetime int64          `json:"lifetime"` // seconds
 	Rotated  bool           `json:"rotated"`
 	Scope    string         `json:"scope"`
+	Odd      string         `json:"odd,omitzero"`
 }
 
 // tokenObject opens the current tokens: an object in the form of the provider's response.

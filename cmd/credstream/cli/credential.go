@@ -350,7 +350,11 @@ func tokenPairs(t *client.TokenInfo) (pairs [][2]string) {
 		return nil
 	}
 	if t.Problem != "" {
-		return [][2]string{{"tokens.problem", t.Problem}}
+		pairs = [][2]string{{"tokens.problem", t.Problem}}
+		if !t.RetryAt.IsZero() {
+			pairs = append(pairs, [2]string{"tokens.retried", when(t.RetryAt)})
+		}
+		return pairs
 	}
 	pairs = [][2]string{{"tokens.expire", when(t.Expires)}}
 	if !t.Renewable {
@@ -358,6 +362,12 @@ func tokenPairs(t *client.TokenInfo) (pairs [][2]string) {
 	}
 	if t.Failures > 0 {
 		pairs = append(pairs, [2]string{"tokens.failures", fmt.Sprintf("%d in a row; next retry at %s", t.Failures, when(t.RetryAt))})
+	}
+	if len(t.Missing) > 0 {
+		pairs = append(pairs, [2]string{"tokens.not granted", strings.Join(t.Missing, " ")})
+	}
+	if t.Odd != "" {
+		pairs = append(pairs, [2]string{"tokens.odd", t.Odd})
 	}
 	return pairs
 }
