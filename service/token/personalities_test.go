@@ -130,6 +130,10 @@ var personalities = []personality{
 		do: "+8m due:token_refresh_failed resolve:ok +65s due:reauthorization_required resolve:reauthorization_required", asked: 2, problem: "no longer accepts",
 	},
 	{
+		name: "somebody insists, while the token lives", grant: fresh, answers: []says{no(400, `{"error":"invalid_grant"}`)},
+		do: "refresh:reauthorization_required", asked: 2, problem: "no longer accepts",
+	},
+	{
 		name: "a grant that comes back", grant: over, answers: []says{no(400, `{"error":"invalid_grant"}`), no(400, `{"error":"invalid_grant"}`), no(400, `{"error":"invalid_grant"}`), yes(hour)},
 		do: "resolve:reauthorization_required +30m due:ok +1h due:reauthorization_required +5h due:ok resolve:ok", asked: 4, life: time.Hour,
 	},

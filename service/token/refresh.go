@@ -249,14 +249,14 @@ func (s *Service) refreshOnce(ctx context.Context, tenant, id string, cmd comman
 	epoch := state.Value.Tokens.Refresh
 	s.at("started")
 	asked := s.Kernel.Now()
-	token, old, err := s.requestTokens(ctx, tenant, id, state.Value, begun)
+	token, old, err := s.requestTokens(ctx, tenant, id, state.Value, begun, cmd.Insist)
 	if err != nil && !token.Refresh.IsZero() {
 		// The provider has rotated the refresh token but returned no valid access token.
 		token.Lifetime = 0
 		return errors.Join(s.storeToken(ctx, call, id, state.Value, epoch, token, old, asked), refreshFailed(err))
 	}
 	if err != nil {
-		return s.failed(ctx, call, id, state.Value, err)
+		return s.failed(ctx, call, id, state.Value, err, cmd.Insist)
 	}
 	s.at("answered")
 	return s.storeToken(ctx, call, id, state.Value, epoch, token, old, asked)
@@ -264,8 +264,8 @@ func (s *Service) refreshOnce(ctx context.Context, tenant, id string, cmd comman
 
 // requestTokens requests new tokens from the provider. A rejected grant is accepted as final
 // only if it is rejected twice, some time apart, and no other process has new tokens. While
-// the access token is valid, the second time is that of a later epoch.
-func (s *Service) requestTokens(ctx context.Context, tenant, id string, state aggregates.CredentialState, begun time.Time) (token oauth.Token, old seal.Fields, err error) {
+// the access token is valid, the second time is that of a later epoch, unless somebody insists.
+func (s *Service) requestTokens(ctx context.Context, tenant, id string, state aggregates.CredentialState, begun time.Time, insist bool) (token oauth.Token, old seal.Fields, err error) {
 	version := state.Current()
 	// The provider of the recorded revision: a later descriptor reaches these
 	// tokens only with another authorization.
@@ -306,7 +306,7 @@ func (s *Service) requestTokens(ctx context.Context, tenant, id string, state ag
 		}
 		cancel()
 		refusal, ok := errors.AsType[*oauth.Error](err)
-		if !ok || refusal.Outcome != oauth.Revoked || try == 2 || state.Tokens.Refusals > 0 || s.left(state.Tokens) > 0 {
+		if !ok || refusal.Outcome != oauth.Revoked || try == 2 || state.Tokens.Refusals > 0 || s.left(state.Tokens) > 0 && !insist {
 			return token, old, err
 		}
 		s.pause(s.RefreshTakeoverTimeout / 30)
@@ -425,7 +425,7 @@ func (s *Service) completeFound(ctx context.Context, tenant, id string, of aggre
 }
 
 // failed ends an epoch without new tokens, and returns the reason.
-func (s *Service) failed(ctx context.Context, call *service.Call, id string, state aggregates.CredentialState, failure error) error {
+func (s *Service) failed(ctx context.Context, call *service.Call, id string, state aggregates.CredentialState, failure error, insist bool) error {
 	t := state.Tokens
 	refusal, ok := errors.AsType[*oauth.Error](failure)
 	if !ok { // an internal error, such as a missing OAuth client
@@ -452,7 +452,7 @@ func (s *Service) failed(ctx context.Context, call *service.Call, id string, sta
 				return err
 			}
 		}
-		if cmd.RetryAt = s.Kernel.Now().Add(doubt(left)); left == 0 || t.Refusals > 0 {
+		if cmd.RetryAt = s.Kernel.Now().Add(doubt(left)); left == 0 || t.Refusals > 0 || insist {
 			cmd.Lost, cmd.RetryAt = refusal.Says(), s.retryBroken(t, refusal)
 		}
 	case refusal.Outcome == oauth.TooEarly, refusal.Outcome == oauth.Refused && left > 0:
