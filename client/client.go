@@ -60,7 +60,8 @@ type transport interface {
 
 // API has the methods of both transports. They may be called from many
 // goroutines. They retry, with the same command id, when the service cannot
-// be reached or reports that it is unavailable.
+// be reached or reports that it is unavailable, unless it asks to wait for longer than two
+// seconds, or a provider may have got a token that can be used only once.
 type API struct {
 	transport transport
 	tenant    string
@@ -126,8 +127,17 @@ func (a *API) call(ctx context.Context, r request, in, out any) error {
 			return fmt.Errorf("encode %s: %w", r.name, err)
 		}
 	}
-	answer, err := try(ctx, func(ctx context.Context) ([]byte, error) { return a.transport.send(ctx, r) })
+	answer, err := try(ctx, func(ctx context.Context) ([]byte, error) {
+		answer, err := a.transport.send(ctx, r)
+		if r.command && mayBeSpent(err) {
+			return answer, &final{err}
+		}
+		return answer, err
+	})
 	if err != nil {
+		if last, ok := errors.AsType[*final](err); ok {
+			return last.error
+		}
 		return err
 	}
 	if out == nil {
@@ -154,7 +164,9 @@ func try[T any](ctx context.Context, send func(context.Context) (T, error)) (T, 
 		pause := wait/2 + mathrand.N(wait/2+1) //nolint:gosec // jitter, not a secret
 		var f *fault.Error
 		if errors.As(err, &f) && f.RetryAfter > pause {
-			pause = min(f.RetryAfter, longWait)
+			if pause = f.RetryAfter; pause > longWait { // the caller learns when
+				return answer, err
+			}
 		}
 		wait = min(2*wait, longWait)
 		timer := time.NewTimer(pause)
@@ -178,7 +190,20 @@ func smaller(err error, limit *int) bool {
 	return true
 }
 
+// mayBeSpent reports whether the service may have sent a token to a provider that can be
+// used once only. The service itself retries the renewal of stored tokens.
+func mayBeSpent(err error) bool {
+	var f *fault.Error
+	return errors.As(err, &f) && f.Code == "token_refresh_failed"
+}
+
+// final is an error after which the request is not sent again.
+type final struct{ error }
+
 func retryable(err error) bool {
+	if _, ok := errors.AsType[*final](err); ok {
+		return false
+	}
 	var f *fault.Error
 	return errors.As(err, &f) && f.Kind == fault.Unavailable
 }

@@ -310,6 +310,16 @@ func TestRetry(t *testing.T) {
 		}
 	}
 
+	spent := fault.New(fault.Unavailable, "token_refresh_failed", "The provider reports an error of its own.").WithRetryAfter(time.Second)
+	s, api = newServer(t, func(_ int, w http.ResponseWriter, _ *http.Request) { problem(w, spent) })
+	if _, err := api.RefreshCredential(t.Context(), "i"); !errors.Is(err, spent) || len(s.asked) != 1 {
+		t.Errorf("a token that may be spent: %v after %d attempts", err, len(s.asked))
+	}
+	s, api = newServer(t, func(_ int, w http.ResponseWriter, _ *http.Request) { problem(w, fault.ErrUnavailable.WithRetryAfter(time.Minute)) })
+	if _, err := api.GetCredential(t.Context(), "i", 0); fault.Of(err).RetryAfter != time.Minute || len(s.asked) != 1 {
+		t.Errorf("asked to wait for a minute: %v after %d attempts", err, len(s.asked))
+	}
+
 	s, api = newServer(t, func(_ int, w http.ResponseWriter, _ *http.Request) { problem(w, fault.ErrUnavailable) })
 	if _, err := api.GetCredential(t.Context(), "i", 0); !errors.Is(err, fault.ErrUnavailable) || len(s.asked) < 2 || len(s.asked) > 10 {
 		t.Errorf("%v after %d attempts", err, len(s.asked))

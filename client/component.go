@@ -59,6 +59,8 @@ type Component struct {
 	UpdatedAt   time.Time      `json:"updated_at"`
 	Credentials int            `json:"credentials"`         // number of the tenant's credentials
 	Descriptor  jsontext.Value `json:"descriptor,omitzero"` // the component.json; absent in lists
+
+	CannotConnect string `json:"cannot_connect,omitzero"` // why no account can be connected, a sentence; "" where one can or need not
 }
 
 // GetComponent returns one component with its descriptor.

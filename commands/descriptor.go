@@ -68,6 +68,7 @@ type Descriptor struct {
 	ClientIDVar     string        // of Env: the client id of the legacy link, "" for none
 	ClientSecretVar string        // of Env: its client secret
 	OAuth2          *OAuth2       // how tokens are got; nil when no usable block is declared
+	CannotConnect   string        // why no account can be connected though a field is for tokens, a sentence; "" when one can or none is
 	Hosts           []string      // where a credential's values may be sent: lower case, patterns may hold {{field}}
 	Verification    *Verification // nil when none is declared
 }
@@ -81,6 +82,7 @@ type Field struct {
 	Placeholder string
 	Options     []Option // of a SelectView, in the order of the file
 	Required    bool
+	Optional    bool // the file says that it is not required
 	Secret      bool // false lets get show the value
 }
 
@@ -199,10 +201,12 @@ func ParseDescriptor(raw []byte) (Descriptor, error) {
 	if d.ClientIDVar, d.ClientSecretVar = file.clientVariables(); d.ClientIDVar == "" {
 		d.ClientIDVar, d.ClientSecretVar = file.Credentials.clientVariables()
 	}
-	if d.OAuth2, err = file.oauth2("/oauth2"); err == nil && d.OAuth2 == nil {
+	d.OAuth2, err = file.oauth2("/oauth2")
+	if err == nil && d.OAuth2 == nil {
 		d.OAuth2, err = file.Credentials.oauth2("/credentials/oauth2")
 	}
-	if err != nil {
+	unusable, isUnusable := errors.AsType[*unusableError](err)
+	if err != nil && !isUnusable {
 		return Descriptor{}, err
 	}
 	if strings.ContainsFunc(d.Title, unicode.IsControl) || strings.TrimSpace(d.Title) == "" {
@@ -213,6 +217,14 @@ func ParseDescriptor(raw []byte) (Descriptor, error) {
 			return Descriptor{}, err
 		}
 	}
+	switch {
+	case isUnusable:
+		d.OAuth2, d.CannotConnect = nil, unusable.Error()
+	case d.UsesOAuth && d.OAuth2 == nil:
+		d.CannotConnect = "The component.json has no oauth2 block with an auth_uri and a token_uri."
+	}
+	// Where the file names no variables for a client, only a tenant's own can serve it.
+	d.WantsClient = d.WantsClient || d.UsesOAuth && d.OAuth2 != nil && d.ClientIDVar == ""
 	return d, nil
 }
 
@@ -323,8 +335,10 @@ func variables(object jsontext.Value) []string {
 }
 
 // NeedsCredential reports whether a step of the component cannot do without a
-// credential.
-func (d Descriptor) NeedsCredential() bool { return len(d.Fields) > 0 || d.DeclaresOAuth }
+// credential: it has a field, and the file does not call all of them optional.
+func (d Descriptor) NeedsCredential() bool {
+	return slices.ContainsFunc(d.Fields, func(f Field) bool { return !f.Optional }) || d.DeclaresOAuth
+}
 
 // Field returns the field called name; ok is false when there is none.
 func (d Descriptor) Field(name string) (f Field, ok bool) {
@@ -406,7 +420,7 @@ func (l *fieldList) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 			Note        string         `json:"note"`
 			Placeholder string         `json:"placeholder"`
 			Model       jsontext.Value `json:"model"`
-			Required    bool           `json:"required"`
+			Required    *bool          `json:"required"`
 			Secret      *bool          `json:"secret"`
 		}
 		if err := json.UnmarshalDecode(dec, &in); err != nil {
@@ -414,7 +428,7 @@ func (l *fieldList) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 		}
 		*l = append(*l, Field{
 			Name: name, Label: in.Label, ViewClass: in.ViewClass, Note: in.Note, Placeholder: in.Placeholder,
-			Options: options(in.Model), Required: in.Required, Secret: in.Secret == nil || *in.Secret,
+			Options: options(in.Model), Required: in.Required != nil && *in.Required, Optional: in.Required != nil && !*in.Required, Secret: in.Secret == nil || *in.Secret,
 		})
 		return nil
 	})
@@ -1004,6 +1018,10 @@ func schemaFault(err error) error {
 		return invalidAt(at, "The number must be at least %s.", whole(k.Want))
 	case *kind.Maximum:
 		return invalidAt(at, "The number must be at most %s.", whole(k.Want))
+	case *kind.OneOf: // of a condition alone
+		return invalidAt(at, "Give exactly one of equals, one_of, matches and exists.")
+	case *kind.FalseSchema: // what is not evaluated
+		return invalidAt(at, "This name is not allowed here.")
 	case *kind.Not:
 		return invalidAt(at, "This value is not allowed here.")
 	}

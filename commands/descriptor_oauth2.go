@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
@@ -193,11 +194,18 @@ func (m oauthMembers) oauth2(at string) (*OAuth2, error) {
 	}
 	switch {
 	case in.TokenURI == "":
-		return nil, invalidAt(at, "The member \"token_uri\" is missing.")
+		return nil, &unusableError{fmt.Sprintf("The oauth2 block (%s) has no token_uri.", at)}
 	case o.ClientCredentials:
 		o.AuthURI = "" // nobody is asked
-	case in.AuthURI == "":
+	case in.AuthURI == "" && in.GrantType != "":
 		return nil, invalidAt(at, "The member \"auth_uri\" is missing. Only grant_type client_credentials works without it.")
+	case in.AuthURI == "":
+		o.ClientCredentials = true // as real descriptors have it
+	}
+	for _, endpoint := range []struct{ member, uri string }{{"auth_uri", o.AuthURI}, {"token_uri", o.TokenURI}, {"revocation_uri", o.RevocationURI}} {
+		if reason := unusable(endpoint.uri); reason != "" {
+			return nil, &unusableError{fmt.Sprintf("The member %s of the oauth2 block (%s) %s.", endpoint.member, at, reason)}
+		}
 	}
 	for _, check := range []func() error{
 		func() error { return o.checkURIs(at) },
@@ -212,6 +220,24 @@ func (m oauthMembers) oauth2(at string) (*OAuth2, error) {
 		}
 	}
 	return o, nil
+}
+
+// unusableError says why an oauth2 block that many real descriptors have leads to no
+// provider yet: the component is registered all the same.
+type unusableError struct{ reason string }
+
+// Error implements error.
+func (e *unusableError) Error() string { return e.reason }
+
+// unusable says what an endpoint lacks, "" for nothing.
+func unusable(uri string) string {
+	switch {
+	case strings.Contains(uri, "{{"):
+		return "is a template, whose values are not known before an account is connected"
+	case strings.HasPrefix(uri, "/") && !strings.HasPrefix(uri, "//"):
+		return "is a relative address, and the file names no server"
+	}
+	return ""
 }
 
 // checkRenewal checks when tokens are renewed, and what answers mean.

@@ -176,18 +176,17 @@ func TestOAuth2Refused(t *testing.T) {
 	for _, where := range []string{"auth_params", "token_params"} {
 		refused(t, block(fmt.Sprintf(`%q: {"client_secret": "swordfish"}`, where)), commands.ErrSecretInDescriptor, "/oauth2/"+where+"/client_secret")
 	}
-	refused(t, with(`"oauth2": {"auth_uri": "https://as.example.com/"}`), commands.ErrDescriptorInvalid, "/oauth2")
-	refused(t, with(`"oauth2": {"token_uri": "https://as.example.com/"}`), commands.ErrDescriptorInvalid, "/oauth2")
+	refused(t, with(`"oauth2": {"token_uri": "https://as.example.com/", "grant_type": "authorization_code"}`), commands.ErrDescriptorInvalid, "/oauth2")
 	refused(t, []byte(`{"title": "T", "credentials": {"oauth2": {"token_uri": "https://as.example.com/", "auth_uri": "x"}}}`), commands.ErrDescriptorInvalid, "/credentials/oauth2/auth_uri")
 	refused(t, with(`"oauth2": {"token_uri": 1}`), commands.ErrDescriptorInvalid, "/oauth2/token_uri")
 }
 
 func TestOAuth2EndpointsRefused(t *testing.T) {
 	for _, uri := range []string{
-		"as.example.com/token", "/token", "//as.example.com/token", "ftp://as.example.com/", "https:as.example.com", "https://", "https:///token", "javascript:alert(1)",
+		"as.example.com/token", "//as.example.com/token", "ftp://as.example.com/", "https:as.example.com", "https://", "https:///token", "javascript:alert(1)",
 		"http://as.example.com/", "http://10.0.0.1/", "http://127.0.0.2/", "http://127.1/", "http://localhost.example.com/", "http://[::ffff:127.0.0.1]/", "http://0.0.0.0/",
 		"https://swordfish@as.example.com/", "https://a:swordfish@as.example.com/", "https://as.example.com/#", "https://as.example.com/#a",
-		"https://{{host}}/token", "https://as.example.com/{{tenant}}/token", "https://as.example.com/a b", "https://as.example.com/\\b", "https://ä.example.com/",
+		"https://as.example.com/a b", "https://as.example.com/\\b", "https://ä.example.com/",
 		"https://as.example.com:0/", "https://as.example.com:65536/", "https://as.example.com:/", "https://as.example.com:x/", "https://[::1/", "https://as.example.com/%zz",
 		"https://as.example.com/?state=1", "https://as.example.com/?a=b&redirect_uri=https://evil.example.com", "https://as.example.com/?client_id=1",
 		"https://as.example.com/?response_type=token", "https://as.example.com/?code_challenge=1", "https://as.example.com/?st%61te=1", "https://as.example.com/?client_secret=swordfish",
@@ -204,6 +203,31 @@ func TestOAuth2EndpointsRefused(t *testing.T) {
 				refused(t, with(`"oauth2": {`+members+`}`), commands.ErrDescriptorInvalid, "/oauth2/"+member)
 			})
 		}
+	}
+}
+
+// Real descriptors have blocks that lead to no provider: such a component is taken, and says why.
+func TestOAuth2Unusable(t *testing.T) {
+	const field = `{"title": "T", "credentials": {"fields": {"oauth": {"viewClass": "OAuthFieldView"}}}%s}`
+	for block, want := range map[string]string{
+		``: "no oauth2 block",
+		`, "oauth2": {"auth_uri": "https://as.example.com/"}`:                                                       "no token_uri",
+		`, "oauth2": {"auth_uri": "https://{{env}}.example.com/", "token_uri": "https://as.example.com/"}`:          "auth_uri of the oauth2 block (/oauth2) is a template",
+		`, "oauth2": {"auth_uri": "https://as.example.com/", "token_uri": "https://as.example.com/{{tenant}}/t"}`:   "token_uri of the oauth2 block (/oauth2) is a template",
+		`, "oauth2": {"auth_uri": "/authorize", "token_uri": "/token"}`:                                             "relative address",
+		`, "oauth2": {"auth_uri": "https://as.example.com/", "token_uri": "https://as.example.com/", "scope": "a"}`: "",
+	} {
+		d, err := commands.ParseDescriptor([]byte(fmt.Sprintf(field, block)))
+		if err != nil || (d.OAuth2 != nil) != (want == "") || !strings.Contains(d.CannotConnect, want) || want == "" && d.CannotConnect != "" {
+			t.Errorf("%s: %v, %q, want %q", block, err, d.CannotConnect, want)
+		}
+	}
+	d, err := commands.ParseDescriptor([]byte(fmt.Sprintf(field, `, "oauth2": {"token_uri": "https://as.example.com/"}`)))
+	if err != nil || d.OAuth2 == nil || !d.OAuth2.ClientCredentials || !d.WantsClient {
+		t.Errorf("a token_uri alone: %v, %+v", err, d.OAuth2)
+	}
+	if d, err := commands.ParseDescriptor(with("")); err != nil || d.CannotConnect != "" {
+		t.Errorf("without a field for tokens: %v, %q", err, d.CannotConnect)
 	}
 }
 

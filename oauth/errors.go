@@ -73,6 +73,12 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
+// MaySpend reports whether the provider may have used up a code or a refresh token, without
+// a word of what came of it: so the request is not repeated.
+func (e *Error) MaySpend() bool {
+	return e.Sent && (e.Outcome == Transient || e.Outcome == Malformed) && e.Status != http.StatusTooManyRequests && !e.limited
+}
+
 // says are the sentences for causes.
 var says = map[cause]string{
 	resting:          "The provider's recent responses were errors, so requests to it are paused for a while.",

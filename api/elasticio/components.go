@@ -53,6 +53,9 @@ func componentResource(c component.Info, descriptor jsontext.Value) resource {
 	if c.NeedsClient {
 		r.Meta["needs_oauth_client"] = true
 	}
+	if c.CannotConnect != "" {
+		r.Meta["cannot_connect"] = c.CannotConnect
+	}
 	return r
 }
 

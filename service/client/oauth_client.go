@@ -34,6 +34,16 @@ var (
 	ErrClientID = fault.New(fault.Invalid, "oauth_client_id_invalid", "A client id must have 1 to 512 printable ASCII characters.")
 )
 
+// Missing is ErrOAuthClientMissing with the remedy that the component allows: a client of
+// the tenant's, or else the variables of the component.
+func Missing(d commands.Descriptor) *fault.Error {
+	if d.WantsClient {
+		return ErrOAuthClientMissing
+	}
+	return ErrOAuthClientMissing.Withf("The component requires an OAuth client, and its variables have no values. "+
+		"The component's owner sets %s and %s with component.set-env (credstream component set-env).", d.ClientIDVar, d.ClientSecretVar)
+}
+
 type DefineOAuthClient struct {
 	Component    string         `json:"component"`
 	ClientID     string         `json:"client_id"`                  // as issued by the provider

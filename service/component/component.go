@@ -230,7 +230,7 @@ const (
 // needsClient reports whether a component requires an OAuth client: one that
 // a tenant can define, or the legacy one of its variables.
 func needsClient(d commands.Descriptor) bool {
-	return d.WantsClient || d.ClientIDVar != "" && d.UsesOAuth
+	return d.WantsClient || d.ClientIDVar != "" && d.UsesOAuth && d.CannotConnect == ""
 }
 
 // ClientOf returns which OAuth client serves the component in the tenant.
@@ -449,6 +449,8 @@ type Info struct {
 	Credentials int        `json:"credentials"`                 // the tenant's own
 	OAuthClient ClientKind `json:"oauth_client,omitzero"`       // defined, env or missing; absent when the component needs none
 	NeedsClient bool       `json:"needs_oauth_client,omitzero"` // shown only to callers who may define one: the component is invisible to others
+
+	CannotConnect string `json:"cannot_connect,omitzero"` // why no account can be connected, a sentence; absent where one can or need not
 }
 
 type Component struct {
@@ -479,7 +481,7 @@ func (s *Service) getComponent(ctx context.Context, call *service.Call, in Get) 
 	if err != nil {
 		return Component{}, err
 	}
-	return Component{componentInfo(c, call.Tenant, perComponent(counts), kind), d.Raw}, nil
+	return Component{componentInfo(c, call.Tenant, perComponent(counts), kind, d), d.Raw}, nil
 }
 
 // List requests the components that a tenant may use: its own and the shared ones.
@@ -528,7 +530,7 @@ func (s *Service) listComponents(ctx context.Context, call *service.Call, in Lis
 				return list, err
 			}
 			if shown {
-				list.Components = append(list.Components, componentInfo(c, call.Tenant, n, kind))
+				list.Components = append(list.Components, componentInfo(c, call.Tenant, n, kind, d))
 			}
 		}
 		if list.Next == "" || len(list.Components) == limit {
@@ -597,11 +599,11 @@ func (s *Service) seen(ctx context.Context, call *service.Call, c projections.Co
 	return kind, c.Owner == call.Tenant || kind != ClientMissing || call.Principal.May(permission.OAuthClientsCreate), err
 }
 
-func componentInfo(c projections.Component, tenant string, credentials map[string]int, kind ClientKind) Info {
+func componentInfo(c projections.Component, tenant string, credentials map[string]int, kind ClientKind, d commands.Descriptor) Info {
 	info := Info{
 		ID: c.ID, Title: c.Title, Shared: c.Shared, Deleted: c.Deleted, Revision: c.Revision,
 		CreatedAt: c.CreatedAt, UpdatedAt: c.UpdatedAt, Credentials: credentials[c.ID],
-		OAuthClient: kind, NeedsClient: kind == ClientMissing,
+		OAuthClient: kind, NeedsClient: kind == ClientMissing, CannotConnect: d.CannotConnect,
 	}
 	if c.Owner == tenant {
 		info.Owner = c.Owner

@@ -242,8 +242,8 @@ func (s *Service) connectable(ctx context.Context, tenant, component string, exp
 		return d, 0, client.ErrOAuthNotDeclared.Withf("The component.json has no field for OAuth tokens.").At("/component")
 	case d.OAuth2 != nil && d.OAuth2.ClientCredentials:
 		return d, 0, ErrConnectNeedless.At("/component")
-	case d.OAuth2 == nil || d.OAuth2.AuthURI == "" || d.OAuth2.TokenURI == "":
-		return d, 0, token.ErrOAuthEndpointsMissing.Withf("The component.json has no oauth2 block with an auth_uri and a token_uri.").At("/component")
+	case d.OAuth2 == nil:
+		return d, 0, token.ErrOAuthEndpointsMissing.Withf("No account can be connected: %s", d.CannotConnect).At("/component")
 	}
 	if _, err := s.Tokens.OAuthClient(ctx, tenant, component, d); err != nil {
 		return d, 0, service.PointAt(err, "/component")

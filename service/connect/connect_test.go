@@ -41,11 +41,23 @@ func TestReturnOrigin(t *testing.T) {
 	}
 }
 
+// Codes of some providers are long, and one that is too long says so.
+func TestLongCodes(t *testing.T) {
+	for _, n := range []int{2471, 8 << 10} {
+		if size, refusal, _ := connect.AnswerIn(url.Values{"code": {strings.Repeat("x", n)}}); size != n || refusal != "" {
+			t.Errorf("%d bytes: %q", n, refusal)
+		}
+	}
+	if _, refusal, _ := connect.AnswerIn(url.Values{"code": {strings.Repeat("x", 8193)}}); refusal != "connection_answer_invalid" {
+		t.Errorf("8193 bytes: %q", refusal)
+	}
+}
+
 // Whatever comes to the callback: one code that can be sent on, or one refusal, and
 // words that can be shown.
 func FuzzAnswer(f *testing.F) {
 	for _, q := range []string{
-		"code=x", "code=x&code=y", "error=access_denied&error_description=%3Cscript%3E", "code=x&error=y", "", "code=%00", "code=" + strings.Repeat("x", 3000),
+		"code=x", "code=x&code=y", "error=access_denied&error_description=%3Cscript%3E", "code=x&error=y", "", "code=%00", "code=" + strings.Repeat("x", 8192), "code=" + strings.Repeat("x", 8193),
 		"error=&error_description=%e2%80%ae%1b[31m%ff", "error=server_error", "error=x&error_description=" + strings.Repeat("%c3%a4", 500),
 	} {
 		f.Add(q)
@@ -56,7 +68,7 @@ func FuzzAnswer(f *testing.F) {
 			t.Skip()
 		}
 		size, refusal, says := connect.AnswerIn(query)
-		if (size > 0) == (refusal != "") || size > 2048 {
+		if (size > 0) == (refusal != "") || size > 8<<10 {
 			t.Errorf("a code of %d bytes and the refusal %q", size, refusal)
 		}
 		if size > 0 && (len(query["code"]) != 1 || query.Has("error")) {

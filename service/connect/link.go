@@ -47,8 +47,8 @@ var (
 )
 
 const (
-	maxCode     = 2048 // bytes
-	maxProvider = 200  // characters of a provider's message to the user
+	maxCode     = 8 << 10 // bytes
+	maxProvider = 200     // characters of a provider's message to the user
 )
 
 // Browser returns the cookies of a browser for a connection, "" for
@@ -263,7 +263,9 @@ func answerIn(query url.Values) (code seal.Secret, refusal *fault.Error, says st
 			says = refusals[0]
 		}
 		return code, ErrConnectionRefused, says
-	case codes[0] == "" || len(codes[0]) > maxCode || strings.ContainsFunc(codes[0], func(r rune) bool { return r < ' ' || r > '~' }):
+	case len(codes[0]) > maxCode:
+		return code, ErrConnectionAnswer.Withf("The connection ended: the provider's code has %d bytes. At most %d are accepted.", len(codes[0]), maxCode), ""
+	case codes[0] == "" || strings.ContainsFunc(codes[0], func(r rune) bool { return r < ' ' || r > '~' }):
 		return code, ErrConnectionAnswer, ""
 	}
 	return seal.NewSecret([]byte(codes[0])), nil, ""

@@ -174,7 +174,7 @@ func (s *Service) describe(ctx context.Context, tenant string, in Create) (d com
 	}
 	kind, err := s.Components.ClientOf(ctx, tenant, in.Component, d)
 	if err == nil && kind == component.ClientMissing {
-		err = client.ErrOAuthClientMissing.At("/component")
+		err = client.Missing(d).At("/component")
 	}
 	return d, revision, nil, err
 }

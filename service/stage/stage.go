@@ -151,7 +151,8 @@ func New(t testing.TB, options ...func(*application.Config)) *Stage {
 		Log: Must(aggregates.NewLog(s.Store, 1000))(t), Views: views, Projector: projector, Keyring: keyring,
 		Vault: vault.New(js, keyring, node.Syncer(vault.Stream).Wait), Verify: guarded, OAuth: oauth.New(guarded), SingleInstance: true,
 		Metrics: s.Metrics, Logger: log, AccessLog: s.Access, Buckets: Must(kv.OpenThrottle(t.Context(), js, 1))(t),
-		Now: func() time.Time { return time.Now().Add(time.Duration(s.Skew.Load())) },
+		Connections: Must(kv.OpenConnections(t.Context(), js, 1))(t),
+		Now:         func() time.Time { return time.Now().Add(time.Duration(s.Skew.Load())) },
 		WritesAllowed: func() error {
 			if err := s.Writes.Load(); err != nil {
 				return *err

@@ -34,6 +34,8 @@ var (
 	ErrOAuthEndpointsMissing = fault.New(fault.Unprocessable, "oauth_endpoints_missing",
 		"The component.json has no oauth2 block with a token_uri, so the tokens could not be renewed.")
 	ErrTokenRefused = fault.New(fault.Unprocessable, "oauth_token_refused", "The provider did not issue a token.")
+	// ErrTokenUnconfirmed refuses tokens that the provider was asked to renew, without a clear answer.
+	ErrTokenUnconfirmed = fault.New(fault.Unprocessable, "oauth_token_unconfirmed", "The provider did not confirm the renewal of the token.")
 )
 
 // The known members of the object in an OAuth field.
@@ -100,7 +102,7 @@ func (s *Service) OAuthClient(ctx context.Context, tenant, component string, d c
 	case err != nil:
 		return oauth.Client{}, err
 	case owner.Value.Owner != tenant || owner.Value.EnvSecret == "":
-		return oauth.Client{}, client.ErrOAuthClientMissing
+		return oauth.Client{}, client.Missing(d)
 	}
 	given, err := s.Components.Descriptor(ctx, component, owner.Value.EnvRevision)
 	if err != nil {
@@ -123,7 +125,7 @@ func (s *Service) OAuthClient(ctx context.Context, tenant, component string, d c
 	id, hasID := env.Text(given.ClientIDVar)
 	clientSecret, hasSecret := env.Text(given.ClientSecretVar)
 	if !hasID || !hasSecret {
-		return oauth.Client{}, client.ErrOAuthClientMissing
+		return oauth.Client{}, client.Missing(d)
 	}
 	return oauth.Client{ID: string(id.Reveal()), Secret: clientSecret}, nil
 }
@@ -171,8 +173,8 @@ func (s *Service) ExtractTokens(ctx context.Context, tenant, component string, d
 			}
 		}
 		switch {
-		case d.OAuth2 == nil || d.OAuth2.TokenURI == "":
-			return keys, nil, ErrOAuthEndpointsMissing.At(at)
+		case d.OAuth2 == nil:
+			return keys, nil, ErrOAuthEndpointsMissing.Withf("The tokens could not be renewed: %s", d.CannotConnect).At(at)
 		case !refresh && !byItself:
 			return keys, nil, ErrRefreshTokenMissing.At(at)
 		}
@@ -266,6 +268,9 @@ func (s *Service) firstRenewal(ctx context.Context, tenant, component string, d 
 		return object, 0, "", err
 	}
 	token, err := s.OAuth.Refresh(ctx, tenant, Provider(d.OAuth2), client, refresh)
+	if refusal, ok := errors.AsType[*oauth.Error](err); ok && refusal.MaySpend() {
+		return object, 0, "", ErrTokenUnconfirmed.Withf("%s Nothing was saved. The provider may have used the refresh token up: get new tokens, or try these once more.", refusal.Says())
+	}
 	if err != nil {
 		return object, 0, "", RefusedToken(err)
 	}

@@ -151,7 +151,7 @@ func (a *invocation) componentShow() *cobra.Command {
 			if a.client.JSON {
 				return a.json(c)
 			}
-			err = a.pairs([][2]string{
+			pairs := [][2]string{
 				{"id", c.ID},
 				{"title", c.Title},
 				{"revision", strconv.Itoa(c.Revision)},
@@ -159,8 +159,11 @@ func (a *invocation) componentShow() *cobra.Command {
 				{"credentials", strconv.Itoa(c.Credentials)},
 				{"created", when(c.CreatedAt)},
 				{"updated", when(c.UpdatedAt)},
-			})
-			if err != nil {
+			}
+			if c.CannotConnect != "" {
+				pairs = append(pairs, [2]string{"cannot connect", c.CannotConnect})
+			}
+			if err := a.pairs(pairs); err != nil {
 				return err
 			}
 			if err := c.Descriptor.Indent(); err != nil {
