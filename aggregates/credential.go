@@ -36,7 +36,7 @@ const KeptVersions = 10
 
 // Credential is the aggregate of one credential.
 var Credential = Decider[CredentialState, commands.Credential, events.Credential]{
-	Category: "credential", Fold: 5, Decide: CredentialState.decide, Evolve: CredentialState.evolve,
+	Category: "credential", Fold: 6, Decide: CredentialState.decide, Evolve: CredentialState.evolve,
 	New:    func(c commands.Credential) bool { _, is := c.(commands.CreateCredential); return is },
 	Weight: func(s CredentialState) int { return s.Uses.Len() },
 }
