@@ -165,6 +165,19 @@ func TestExportAndImport(t *testing.T) {
 		}
 	}
 
+	// The service goes on only from a cursor that it made for this tenant.
+	var page struct{ Next string }
+	must(t, from.as(reveals).query("export.page", "to="+recipient, &page))
+	must(t, from.command("tenant.register", "", map[string]any{"id": "other"}, nil))
+	for _, forged := range []string{"x", page.Next[:len(page.Next)-4] + "AAAA"} {
+		if got := code(t, from.query("export.page", "after="+forged, nil)); got != "export_cursor_invalid" {
+			t.Errorf("a forged cursor is answered %q", got)
+		}
+	}
+	if got := code(t, from.in("other").query("export.page", "after="+page.Next, nil)); got != "export_cursor_invalid" {
+		t.Errorf("another tenant's cursor is answered %q", got)
+	}
+
 	// Planned, interrupted in the middle, and continued.
 	if out := b.wants(0, "import", first, "--plan"); strings.Count(out, "\ncreate ") != strings.Count(want, "\n")+1 {
 		t.Errorf("the plan of an empty service is\n%s", out)

@@ -35,12 +35,14 @@ func header(more string) string {
 }
 
 // signed is a file of these lines with a good last one.
-func signed(lines ...string) string {
+func signed(lines ...string) string { return signedBy(signer, lines...) }
+
+func signedBy(key ed25519.PrivateKey, lines ...string) string {
 	text := strings.Join(lines, "\n") + "\n"
 	sum := sha256.Sum256([]byte(text))
 	end, err := json.Marshal(transfer.End{
 		Kind: "end", Items: len(lines) - 1, SHA256: hex.EncodeToString(sum[:]),
-		Signature: base64.StdEncoding.EncodeToString(ed25519.Sign(signer, transfer.Signed(sum[:]))),
+		Signature: base64.StdEncoding.EncodeToString(ed25519.Sign(key, transfer.Signed(sum[:]))),
 	})
 	if err != nil {
 		panic(err)
@@ -93,6 +95,7 @@ func TestBadFiles(t *testing.T) {
 		{"one bit", strings.Replace(good, `"tokens":5`, `"tokens":4`, 1), "", "import_signature_invalid"},
 		{"the tenant changed", strings.Replace(good, `"default"`, `"another"`, 1), "", "import_signature_invalid"},
 		{"the signer changed", strings.Replace(good, publicOf(signer), publicOf(another), 1), "", "import_signature_invalid"},
+		{"signed anew by another key", signedBy(another, header(""), policy), "", "import_signature_invalid"},
 		{"an item left out", strings.Replace(good, policy+"\n", "", 1), "", "import_signature_invalid"},
 		{"signed by another key", good, publicOf(another), "import_signer_unexpected"},
 		{"no key to check", good, "ed25519:short", "export_key_invalid"},
