@@ -13,22 +13,23 @@ var (
 	ErrOAuthClientNotFound = fault.New(fault.NotFound, "oauth_client_not_found", "OAuth client not found.")
 	ErrOAuthClientExists   = fault.New(fault.Exists, "oauth_client_exists",
 		"The component already has an OAuth client in this tenant. Change it, or delete it first.")
-	// ErrOAuthClientInUse protects the client of a component that a flow includes. Its detail names the flows.
+	// ErrOAuthClientInUse refuses to delete the client of a component that a flow includes. Its
+	// details list the flows.
 	ErrOAuthClientInUse = fault.New(fault.Precondition, "oauth_client_in_use",
 		"The OAuth client is in use. Delete the flows that include its component first.")
 	ErrOAuthClientUnusable = fault.New(fault.Precondition, "oauth_client_unusable",
 		"The component was deleted: its OAuth client can only be deleted.")
-	// ErrOAuthClientHostsChanged keeps the secret, and users who connect an account, away from hosts
-	// for which the client was not approved. Its sentence names them.
+	// ErrOAuthClientHostsChanged refuses to send the secret, or users, to hosts that are not
+	// approved. The message has the hosts.
 	ErrOAuthClientHostsChanged = fault.New(fault.Precondition, "oauth_client_hosts_changed",
 		"The component now sends the client secret, or users who connect an account, to another host. If that host is correct, enter "+
 			"the client secret again with oauth_client.change, or with auth_client.change if an auth client manages it.")
 	ErrOAuthClientMoved = fault.New(fault.Conflict, "oauth_client_changed", "The OAuth client was changed concurrently. Try again.")
 )
 
-// OAuthClient is the aggregate of the OAuth client of one component in a
-// tenant. There is one stream for each component and tenant, so there is at most one client. Every flow that
-// includes the component uses it, active or not.
+// OAuthClient is the aggregate of the OAuth client of one component in a tenant: there is at
+// most one, because the stream is named by the component. Every flow that includes the
+// component uses the client, active or not.
 var OAuthClient = Decider[OAuthClientState, commands.OAuthClient, events.OAuthClient]{
 	Category: "oauth_client", Fold: 3, Decide: OAuthClientState.decide, Evolve: OAuthClientState.evolve,
 	Weight: func(s OAuthClientState) int { return s.Uses.Len() },
@@ -36,13 +37,13 @@ var OAuthClient = Decider[OAuthClientState, commands.OAuthClient, events.OAuthCl
 
 // OAuthClientState is the state of an OAuth client.
 type OAuthClientState struct {
-	ID        string // of the client; "" when none is defined
+	ID        string // id of the client; "" if there is none
 	ClientID  string
 	SecretID  string
-	Revisions []int // revisions of the component's descriptor for which the secret was given, the newest last; 0: unknown
+	Revisions []int // descriptor revisions that the secret is approved for, newest last; 0: unknown
 	Unusable  bool
 	Uses      Uses     // by flows of the tenant that include the component
-	Abandoned []string // secret ids that no event may name from now on
+	Abandoned []string // secret ids that no event may reference any more
 }
 
 // References reports whether the defined client has this secret.
@@ -50,14 +51,13 @@ func (s OAuthClientState) References(secretID string) bool {
 	return s.ID != "" && s.SecretID == secretID
 }
 
-// Secrets is the id of the client's secret.
+// Secrets returns the id of the client's secret.
 func (s OAuthClientState) Secrets() []string { return []string{s.SecretID} }
 
-// confirmedKept bounds the revisions that are kept for a secret.
+// confirmedKept is the maximum number of approved revisions of a secret.
 const confirmedKept = 16
 
-// Revision is the one for which the secret was last given; 0 if there is none, or
-// it is unknown.
+// Revision returns the newest approved revision; 0 if there is none, or it is unknown.
 func (s OAuthClientState) Revision() int {
 	if len(s.Revisions) == 0 {
 		return 0
@@ -65,7 +65,7 @@ func (s OAuthClientState) Revision() int {
 	return s.Revisions[len(s.Revisions)-1]
 }
 
-// Terminal reports whether no further event can name a secret.
+// Terminal reports whether no further event can reference a secret.
 func (s OAuthClientState) Terminal() bool { return false }
 
 func (s OAuthClientState) decide(cmd commands.OAuthClient) ([]events.OAuthClient, error) {
@@ -129,7 +129,7 @@ func (s OAuthClientState) change(c commands.ChangeOAuthClient) ([]events.OAuthCl
 	if c.SecretID != "" {
 		next.SecretID = c.SecretID
 	}
-	// Only entering the secret again approves new hosts: whoever may change a client need
+	// Only entering the secret again approves new hosts: a caller who can change a client need
 	// not know its secret.
 	if c.Revision != 0 && (c.SecretID != "" || c.Again != "") {
 		next.Revision = c.Revision
@@ -154,7 +154,7 @@ func (s OAuthClientState) evolve(e events.OAuthClient) OAuthClientState {
 	case events.OAuthClientDefined:
 		s.ID, s.ClientID, s.SecretID, s.Unusable, s.Revisions = e.ID, e.ClientID, e.SecretID, false, []int{e.Revision}
 	case events.OAuthClientChanged:
-		if s.SecretID != e.SecretID { // confirmations of the old secret do not apply to the new one
+		if s.SecretID != e.SecretID { // approvals of the old secret do not apply to the new one
 			s.Revisions = nil
 		}
 		s.ClientID, s.SecretID, s.Revisions = e.ClientID, e.SecretID, confirmed(s.Revisions, e.Revision)

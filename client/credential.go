@@ -16,7 +16,7 @@ type Done struct {
 	Version  int    `json:"version,omitzero"`  // of a credential's keys
 	Status   string `json:"status,omitzero"`   // of a credential
 	Revision int    `json:"revision,omitzero"` // of a component's descriptor
-	Says     string `json:"says,omitzero"`     // why the dry request failed, a sentence
+	Says     string `json:"says,omitzero"`     // sentence why the dry request failed
 
 	Binding string    `json:"binding,omitzero"` // id of a flow's reservation
 	Until   time.Time `json:"until,omitzero"`   // when the reservation expires
@@ -25,22 +25,22 @@ type Done struct {
 
 // The statuses of a credential.
 const (
-	StatusVerified   = "verified"   // the component's probe succeeded
-	StatusFailed     = "failed"     // a later probe failed
-	StatusUnverified = "unverified" // the component declares no probe
+	StatusVerified   = "verified"   // the dry request succeeded
+	StatusFailed     = "failed"     // a later dry request failed
+	StatusUnverified = "unverified" // the component has no dry request
 
 	// The provider no longer accepts the tokens: the account must be connected again.
 	StatusReauthorizationRequired = "reauthorization_required"
 )
 
-// Keys are the clear values of a credential. They are never printed or encoded: only
-// commands that take them send them, and only Text, AccessToken and Reveal
-// return them. The zero Keys are none.
+// Keys are the clear values of a credential. They are never printed or encoded; only commands
+// with keys send them, and only Text, AccessToken and Reveal return them. The zero Keys is
+// empty.
 type Keys struct{ clear func() jsontext.Value }
 
 // NewKeys creates keys from a value for each field.
 func NewKeys(values map[string]any) (Keys, error) {
-	b, err := json.Marshal(values, json.Deterministic(true)) // a repeated command is identical to the byte
+	b, err := json.Marshal(values, json.Deterministic(true)) // deterministic, so that a repeated command is identical
 	if err != nil {
 		return Keys{}, errKeys
 	}
@@ -87,10 +87,10 @@ type CreateCredential struct {
 	ThrottlePolicy string   // id of the throttle policy that limits its use; may be empty
 	For            *ForStep // the step of a flow for which it is created; the use is recorded with it; may be nil
 
-	ID           string         // of a credential that another system knows; generated when empty
-	Type         string         // in place of Component: one of the tenant's own components, else a free type, whose keys nothing describes
-	Description  string         // for people; may be empty
-	Hosts        []string       // of a free type: the only hosts its values may be sent to; may be empty
+	ID           string         // id of the credential in another system; generated when empty
+	Type         string         // instead of Component: the id of one of the tenant's own components, or else a free type
+	Description  string         // may be empty
+	Hosts        []string       // of a free type: the only hosts to which the values may be sent; may be empty
 	Verification jsontext.Value // of a free type: its dry request, as in a component.json; may be nil
 }
 
@@ -118,7 +118,7 @@ func (in CreateCredential) body(revision int) createBody {
 	}
 }
 
-// ForStep names a step of a flow.
+// ForStep identifies a step of a flow.
 type ForStep struct {
 	Flow string `json:"flow"`
 	Step string `json:"step"`
@@ -132,8 +132,7 @@ func (a *API) CreateCredential(ctx context.Context, in CreateCredential, opts ..
 	return done, err
 }
 
-// change names a credential, and refuses the change unless the current keys
-// have the expected version, if that is not 0.
+// change identifies a credential and, if not 0, the expected version of its keys.
 type change struct {
 	ID       string         `json:"id"`
 	Keys     jsontext.Value `json:"keys,omitzero"`
@@ -162,11 +161,11 @@ func (a *API) RevertCredential(ctx context.Context, id string, version, expected
 	return a.change(ctx, "credential.revert", change{ID: id, Version: version, Expected: expected}, opts)
 }
 
-// CredentialUpdate is what to change of a credential: nil members stay.
+// CredentialUpdate is a change of a credential: nil members are unchanged.
 type CredentialUpdate struct {
-	Description    *string // none when ""
-	Keys           *Keys   // replace all values, verified before
-	ThrottlePolicy *string // none when ""
+	Description    *string // "" removes it
+	Keys           *Keys   // replaces all values; verified first
+	ThrottlePolicy *string // id of a throttle policy; "" removes it
 }
 
 // updateBody is the body of credential.update.
@@ -216,8 +215,8 @@ func (a *API) DeleteCredential(ctx context.Context, id string, expected int, opt
 type TokenInfo struct {
 	Expires   time.Time `json:"expires"`           // of the access token; it is renewed earlier
 	Renewable bool      `json:"renewable"`         // they can be renewed without connecting the account again
-	Problem   string    `json:"problem,omitzero"`  // why re-authorization is required, a sentence
-	Failures  int       `json:"failures,omitzero"` // failed renewals in a row
+	Problem   string    `json:"problem,omitzero"`  // sentence why re-authorization is required
+	Failures  int       `json:"failures,omitzero"` // consecutive failed renewals
 	RetryAt   time.Time `json:"retry_at,omitzero"` // next retry after a failure
 	Scope     string    `json:"scope,omitzero"`    // as the provider granted it; "" when it did not say
 	Missing   []string  `json:"missing,omitzero"`  // scopes of the component that the provider did not grant
@@ -227,7 +226,7 @@ type TokenInfo struct {
 // Verification is the evidence of the last dry request.
 type Verification struct {
 	Status    string `json:"status"`
-	Probe     string `json:"probe"`      // "http", "tcp", "tls", or "" when none is declared
+	Probe     string `json:"probe"`      // "http", "tcp", "tls", or "" if there is no dry request
 	Outcome   string `json:"outcome"`    // "2xx", "4xx", "refused", "timeout", ...
 	LatencyMS int64  `json:"latency_ms"` // milliseconds
 }
@@ -300,8 +299,8 @@ type CredentialCounts struct {
 
 // ComponentCount is the number of credentials of one component.
 type ComponentCount struct {
-	Component string         `json:"component"` // "" of a free type
-	Type      string         `json:"type"`      // free, in place of component
+	Component string         `json:"component"` // "" for a free type
+	Type      string         `json:"type"`      // free type, instead of a component
 	Total     int            `json:"total"`
 	Status    map[string]int `json:"status"`
 }

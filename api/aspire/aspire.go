@@ -1,5 +1,5 @@
-// Package aspire is the edge that speaks the credentials API of Aspire 5. It owns no rule of
-// its own but those of HTTP; every call goes through the service's route table.
+// Package aspire serves the credentials API of Aspire 5. It has no business rules; every call
+// uses the service's route table.
 package aspire
 
 import (
@@ -24,31 +24,31 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// Access is what the edge needs of *access.Service.
+// Access is the part of *access.Service that the handler calls.
 type Access interface {
 	edge.Identities
-	// Require refuses a caller without the permission, and records that.
+	// Require returns an error if the caller lacks the permission, and records the denial.
 	Require(ctx context.Context, call service.Call, route string, perm permission.Permission) error
 }
 
-// Config is what the edge is made of. Service and Access are needed, the rest is optional.
+// Config configures a handler. Service and Access are required.
 type Config struct {
 	Service edge.Service
 	Access  Access
-	Logger  *slog.Logger // takes one line per request; nil drops them
-	// AllowCleartext takes clear values over plain HTTP from anywhere: for a service that
-	// only a TLS terminating proxy can reach. Without it they pass over TLS and on the same
-	// machine alone.
+	Logger  *slog.Logger // one line per request; nil discards them
+	// AllowCleartext accepts clear values over plain HTTP from any address: use it only if
+	// nothing but a TLS-terminating proxy can reach the service. Otherwise TLS or loopback is
+	// required.
 	AllowCleartext bool
 }
 
-// Prefix is where the paths of the edge begin.
+// Prefix is the prefix of all paths of this API.
 const Prefix = "/aspire/_api/"
 
-// ErrParameter refuses a parameter of the URL.
+// ErrParameter refuses an invalid URL parameter.
 var ErrParameter = fault.New(fault.Invalid, "aspire_parameter_invalid", "Unknown parameter, or a parameter with a wrong value.")
 
-// Handler returns the edge. The tenant is the home of the caller.
+// Handler returns the handler. The tenant is the home tenant of the caller.
 func Handler(cfg Config) http.Handler {
 	h := &handler{cfg: cfg, routes: map[string]service.Route{}}
 	for _, r := range application.Routes() {
@@ -71,8 +71,8 @@ type exchange struct {
 	query url.Values
 }
 
-// operation is what a method does at a path, the route that it asks for, and the parameters
-// that it takes.
+// operation is the handler of a method at a path, the route that it calls, and its URL
+// parameters.
 type operation struct {
 	do         func(*exchange)
 	route      string
@@ -83,7 +83,7 @@ type operations map[string]operation
 
 var paging = []string{"from", "size", "sortBy", "sortMode", "sparse"}
 
-// words are the names that stand in the place of an id.
+// words are the path segments that are names of operations instead of ids.
 var words = map[string]operations{
 	"getAll":    {"POST": {(*exchange).getAll, "credential.search", paging}},
 	"updateAll": {"POST": {do: (*exchange).updateAll, route: "credential.update-many"}},
@@ -93,7 +93,7 @@ var words = map[string]operations{
 	"exportAll": {"POST": {(*exchange).exportAll, "credential.export", paging}},
 }
 
-// find returns what stands at the path, and its pattern.
+// find returns the operations of a path, and its pattern.
 func (x *exchange) find() (operations, string, error) {
 	rest, _ := strings.CutPrefix(x.R.URL.EscapedPath(), Prefix)
 	var path []string
@@ -177,7 +177,7 @@ func (x *exchange) Serve() {
 	op := at[x.R.Method]
 	err = x.readParameters(op.parameters)
 	if err == nil {
-		err = x.require(op.route) // before a body is read, which may be large
+		err = x.require(op.route) // before the body, which may be large, is read
 	}
 	if err != nil {
 		x.Fail(err)
@@ -186,7 +186,7 @@ func (x *exchange) Serve() {
 	op.do(x)
 }
 
-// readParameters reads those of the URL; only ids may be repeated.
+// readParameters parses the URL parameters. Only id may be repeated.
 func (x *exchange) readParameters(known []string) (err error) {
 	if x.query, err = url.ParseQuery(x.R.URL.RawQuery); err != nil {
 		return ErrParameter
@@ -202,7 +202,7 @@ func (x *exchange) readParameters(known []string) (err error) {
 	return nil
 }
 
-// ask serves a route with in as its body.
+// ask calls a route with in as the body.
 func ask[T any](x *exchange, route string, in any) (out T, err error) {
 	if x.routes[route].Secrets && !x.call.Confidential {
 		return out, credential.ErrCleartext
@@ -219,7 +219,7 @@ func ask[T any](x *exchange, route string, in any) (out T, err error) {
 	switch v := answer.(type) {
 	case T:
 		return v, nil
-	case *T: // a command that came again
+	case *T: // the response of a repeated command
 		return *v, nil
 	case interface{ Completed() service.Done }:
 		if done, ok := any(v.Completed()).(T); ok {
@@ -229,8 +229,8 @@ func ask[T any](x *exchange, route string, in any) (out T, err error) {
 	return out, fmt.Errorf("%s answered %T", route, answer)
 }
 
-// require refuses a caller without the permission for a route. Who reads must be at least an
-// operator, which is who may export.
+// require checks the permission of a route. Reading requires at least the role OPERATOR, the
+// lowest one with the permission to export.
 func (x *exchange) require(route string) error {
 	perm := x.routes[route].Permission
 	if !x.routes[route].Command {
@@ -241,16 +241,16 @@ func (x *exchange) require(route string) error {
 	return err
 }
 
-// refusal is one thing that was refused.
+// refusal is the error of one item.
 type refusal struct {
 	ID      string         `json:"id,omitzero"`
 	Status  int            `json:"status"`
 	Code    string         `json:"code"`
 	Message string         `json:"message"`
-	Details jsontext.Value `json:"details,omitzero"` // more for programs: the flows that hold a credential, say
+	Details jsontext.Value `json:"details,omitzero"` // structured details, such as the flows that use a credential
 }
 
-// statusOf is the status of this API for one of HTTP: what cannot be accepted is 406.
+// statusOf maps an HTTP status to one of this API: an item that cannot be accepted is a 406.
 func statusOf(status int) int {
 	switch status {
 	case http.StatusBadRequest, http.StatusUnprocessableEntity, http.StatusConflict, http.StatusUnsupportedMediaType, http.StatusRequestEntityTooLarge:
@@ -261,7 +261,7 @@ func statusOf(status int) int {
 
 // Problem implements edge.Dialect.
 func (x *exchange) Problem(p fault.Problem) {
-	if p.Kind != fault.Conflict { // a race that was lost may be run again
+	if p.Kind != fault.Conflict { // the caller can repeat the request after a lost race
 		p.Status = statusOf(p.Status)
 	}
 	x.Status = 0

@@ -18,31 +18,31 @@ import (
 	"github.com/credstream/credstream/service/throttle"
 )
 
-// The bounds of what one call of the service is asked for.
+// Limits of one call of the service.
 const (
 	chunkItems = 500
 	chunkBytes = 512 << 10
 )
 
-// maxItems bounds a batch.
+// maxItems is the maximum number of items of a batch.
 const maxItems = 100_000
 
 var errTooMany = credential.ErrTooMany.Withf("One call takes up to %d items.", maxItems)
 
-// mediaLines is the media type of an answer that shows progress: one JSON document a line,
-// the last of which is the answer.
+// mediaLines is the media type of a response with progress: one JSON document per line, with
+// the result in the last line.
 const mediaLines = "application/x-ndjson"
 
-// batch is what was asked for many credentials or policies, on its way.
+// batch is a request for many credentials or policies in progress.
 type batch struct {
 	x       *exchange
 	of      string // "credential" or "policy"
 	deletes bool
-	total   int // -1: not known
-	done    int // items that went well
+	total   int // -1: unknown
+	done    int // successful items
 	items   []any
 	refused []refusal
-	lines   bool   // progress is shown
+	lines   bool   // write progress lines
 	seq     uint64 // log sequence of the last change
 }
 
@@ -55,7 +55,7 @@ func (x *exchange) batch(total int, of string, deletes bool) *batch {
 	return b
 }
 
-// progress shows how far the batch has come.
+// progress writes a progress line.
 func (b *batch) progress() {
 	b.x.extend()
 	if !b.lines {
@@ -80,7 +80,7 @@ func (b *batch) line(document any) {
 	}
 }
 
-// refuse notes that an item was refused.
+// refuse adds a rejected item.
 func (b *batch) refuse(id string, err *credential.ManyError) {
 	details, _ := json.Marshal(err.Details)
 	if err.Details == nil {
@@ -98,9 +98,8 @@ func (b *batch) refuseAs(id string, err error) {
 	b.refuse(id, &credential.ManyError{Code: f.Code, Detail: f.Msg, Status: f.Kind.Status(), Details: f.Details})
 }
 
-// several carries out one command for each item, in calls that are not too large for the
-// service. Each has a command id of its own, made of the caller's: a repeat does what is
-// left to do.
+// several executes one command per item, in calls of limited size. Each command id is derived
+// from the caller's, so a repeat processes only the remaining items.
 func (x *exchange) several(route, member string, items []input, many bool, success int) {
 	if len(items) > maxItems {
 		x.Fail(errTooMany)
@@ -116,7 +115,7 @@ func (x *exchange) several(route, member string, items []input, many bool, succe
 		for len(items) > 0 && len(chunk) < chunkItems && size < chunkBytes {
 			in := items[0]
 			items = items[1:]
-			if in.err == nil && in.id != "" && seen[in.id] { // also of a chunk before
+			if in.err == nil && in.id != "" && seen[in.id] { // also if it was in an earlier chunk
 				in.err = credential.ErrItemTwice
 			}
 			seen[in.id] = true
@@ -138,12 +137,12 @@ func (x *exchange) several(route, member string, items []input, many bool, succe
 		if len(chunk) == 0 && len(items) > 0 {
 			continue
 		}
-		if given != "" && route == "credential.create-many" { // what has an id is repeated by its id
+		if given != "" && route == "credential.create-many" { // the id identifies the repeat of an item that has one
 			x.call.CommandID = given + "/" + strconv.Itoa(n)
 		}
 		done, err := ask[credential.Many](x, route, map[string]any{member: append([]any{}, bodies...)})
 		if err != nil && n == 0 {
-			x.Fail(err) // nothing was done
+			x.Fail(err) // no item was processed
 			return
 		}
 		for i, in := range chunk {
@@ -162,7 +161,7 @@ func (x *exchange) several(route, member string, items []input, many bool, succe
 	b.end(many, success)
 }
 
-// add notes that an item went well.
+// add adds a successful item.
 func (b *batch) add(route string, in input, id string) {
 	b.done++
 	switch route {
@@ -173,7 +172,7 @@ func (b *batch) add(route string, in input, id string) {
 	}
 }
 
-// filtered carries out a command for each credential of a filter.
+// filtered executes a command for each credential that matches a filter.
 func (x *exchange) filtered(route string, f filter, body map[string]any) {
 	b := x.batch(-1, "credential", route == "credential.delete-many")
 	body["filter"] = f.domain()
@@ -207,7 +206,7 @@ func (x *exchange) filtered(route string, f filter, body map[string]any) {
 	b.end(true, http.StatusOK)
 }
 
-// end answers when the views have what was written.
+// end writes the result when the read models reflect the changes.
 func (b *batch) end(many bool, success int) {
 	x := b.x
 	b.x.extend()

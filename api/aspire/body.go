@@ -10,10 +10,9 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// maxBody bounds the body of a request, which may hold 10000 items.
+// maxBody is the maximum size of a request body in bytes.
 const maxBody = 16 << 20
 
-// body reads the body of the request.
 func (x *exchange) body() ([]byte, error) {
 	body, err := x.ReceiveUpTo(x.cfg.Service, &x.call, maxBody, edge.IsJSON)
 	if err == nil && len(body) == 0 {
@@ -22,7 +21,7 @@ func (x *exchange) body() ([]byte, error) {
 	return body, err
 }
 
-// oneOrSeveral reads a body of one object, or of a list of at least one.
+// oneOrSeveral parses a body that is an object, or an array of at least one.
 func (x *exchange) oneOrSeveral() (list []jsontext.Value, many bool, err error) {
 	body, err := x.body()
 	if err != nil {
@@ -37,8 +36,7 @@ func (x *exchange) oneOrSeveral() (list []jsontext.Value, many bool, err error) 
 	return list, true, err
 }
 
-// byID reads a body of objects by their ids, or of one object that has its id as a member:
-// that is the item of the request.
+// byID parses a body that is an object of objects by id, or one object with an id.
 func (x *exchange) byID() (list map[string]jsontext.Value, many bool, err error) {
 	body, err := x.body()
 	if err == nil {
@@ -50,13 +48,13 @@ func (x *exchange) byID() (list map[string]jsontext.Value, many bool, err error)
 	case len(list) == 0:
 		return nil, false, service.ErrBody.Withf("The body must be an object of objects by id, or one object with its id.")
 	case list["id"].Kind() == '"':
-		_ = json.Unmarshal(list["id"], &x.item) // a string, as its kind says
+		_ = json.Unmarshal(list["id"], &x.item) // a string: its kind was checked
 		return map[string]jsontext.Value{x.item: body}, false, nil
 	}
 	return list, true, nil
 }
 
-// elements returns those of a list, at most maxItems, without reading further.
+// elements returns the elements of an array. It stops after maxItems.
 func elements(body []byte) (list []jsontext.Value, err error) {
 	in := jsontext.NewDecoder(bytes.NewReader(body))
 	if _, err := in.ReadToken(); err != nil {
@@ -75,7 +73,7 @@ func elements(body []byte) (list []jsontext.Value, err error) {
 	return list, nil
 }
 
-// members is elements for an object: its values by their names.
+// members returns the members of an object. It stops after maxItems.
 func members(body []byte) (map[string]jsontext.Value, error) {
 	in := jsontext.NewDecoder(bytes.NewReader(body))
 	if token, err := in.ReadToken(); err != nil || token.Kind() != '{' {
@@ -100,7 +98,7 @@ func members(body []byte) (map[string]jsontext.Value, error) {
 	return list, nil
 }
 
-// ids are several ids, or one.
+// ids is an array of ids in JSON, or a single id.
 type ids []string
 
 // UnmarshalJSON implements json.Unmarshaler.
@@ -119,7 +117,7 @@ func (l *ids) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// listed reads a body of ids.
+// listed parses a body of ids.
 func (x *exchange) listed() (ids, error) {
 	body, err := x.body()
 	if err != nil {

@@ -20,7 +20,7 @@ import (
 	"github.com/credstream/credstream/service/throttle"
 )
 
-// document is a credential as Aspire shows it.
+// document is a credential in Aspire's format.
 type document struct {
 	ID             string         `json:"id"`
 	Type           string         `json:"type"`
@@ -39,11 +39,11 @@ func documentOf(c credential.Credential, sparse bool) document {
 
 const pageSize = 500
 
-// page is what a list is asked for.
+// page has the parameters of a list.
 type page struct {
 	credential.Search
-	paged  bool // the caller has given a place or a size
-	size   int  // -1: all
+	paged  bool // from or size is set
+	size   int  // -1: no limit
 	sparse bool
 }
 
@@ -99,7 +99,7 @@ func (x *exchange) getAll() {
 	x.listBy(f.Filter)
 }
 
-// listBy answers a list, page by page as it is read.
+// listBy writes a list, page by page.
 func (x *exchange) listBy(f filter) {
 	p, err := x.page()
 	if err != nil {
@@ -151,8 +151,8 @@ func (x *exchange) listBy(f filter) {
 	x.finish(out, "]}\n")
 }
 
-// eachPage calls read for each page of a list, until p.size items were read. It pages by
-// the id where that is the order, so that what is written meanwhile moves nothing.
+// eachPage calls read for each page of a list, until p.size items were read. If the list is
+// sorted by id, it continues after the last id, so that concurrent changes do not shift items.
 func eachPage(p *page, read func() (n, total int, last string, err error)) error {
 	for left := p.size; ; {
 		p.Limit = pageSize
@@ -177,22 +177,22 @@ func eachPage(p *page, read func() (n, total int, last string, err error)) error
 	}
 }
 
-// begin starts an answer that is written bit by bit.
+// begin starts a streamed response.
 func (x *exchange) begin(before string, first any, after string) *bufio.Writer {
 	x.W.Header()["Content-Type"] = []string{edge.MediaJSON}
 	x.End(http.StatusOK)
 	out := bufio.NewWriterSize(x.W, 64<<10)
-	b, _ := json.Marshal(first, json.Deterministic(true)) // numbers
+	b, _ := json.Marshal(first, json.Deterministic(true)) // cannot fail: numbers
 	_, _ = out.WriteString(before + string(b) + after)
 	return out
 }
 
-// extend gives the client time to read the next part of a long answer.
+// extend sets the write deadline for the next part of a long response.
 func (x *exchange) extend() {
 	_ = http.NewResponseController(x.W).SetWriteDeadline(time.Now().Add(partTime))
 }
 
-// partTime is how long a client may take to read one part of an answer.
+// partTime is the time in which a client must read one part of a response.
 const partTime = time.Minute
 
 func (x *exchange) finish(out *bufio.Writer, end string) {
@@ -200,7 +200,8 @@ func (x *exchange) finish(out *bufio.Writer, end string) {
 	_ = out.Flush()
 }
 
-// broken ends an answer that could not be completed: a client must not take it for whole.
+// broken aborts a response that cannot be completed, so that the client does not take it for
+// complete.
 func (x *exchange) broken(out *bufio.Writer, err error) {
 	if out == nil {
 		x.Fail(err)
@@ -219,7 +220,7 @@ func (x *exchange) get() {
 	x.give(http.StatusOK, map[string]any{"credential": documentOf(c, false)})
 }
 
-// filter chooses credentials.
+// filter selects credentials.
 type filter struct {
 	IDs            ids    `json:"ids"`
 	Type           string `json:"type"`
@@ -227,7 +228,7 @@ type filter struct {
 	ThrottlePolicy string `json:"throttlePolicy"`
 }
 
-// domain is the filter in the words of the service.
+// domain converts the filter for the service.
 func (f filter) domain() credential.Filter {
 	return credential.Filter{IDs: f.IDs, Type: f.Type, Description: f.Description, Policy: f.ThrottlePolicy}
 }
@@ -241,7 +242,7 @@ type filterBody struct {
 	Update jsontext.Value `json:"update"`
 }
 
-// filter reads a body with a filter.
+// filter parses a body with a filter.
 func (x *exchange) filter() (in filterBody, err error) {
 	body, err := x.body()
 	if err == nil {
@@ -253,14 +254,14 @@ func (x *exchange) filter() (in filterBody, err error) {
 	return in, err
 }
 
-// input is what a body says of a credential.
+// input is a credential in a request body.
 type input struct {
 	members map[string]jsontext.Value
 	id      string
 	err     error
 }
 
-// read takes a credential of a body. known are the members that it may have.
+// read parses a credential of a body. known are the members that it may have.
 func read(v jsontext.Value, known ...string) (in input) {
 	if err := service.Decode(v, &in.members); err != nil || in.members == nil {
 		in.err = cmp.Or(err, error(service.ErrBody.Withf("A credential must be a JSON object.")))
@@ -273,7 +274,7 @@ func read(v jsontext.Value, known ...string) (in input) {
 		}
 	}
 	if in.members["throttlePolicy"].Kind() == 'n' {
-		in.members["throttlePolicy"] = jsontext.Value(`""`) // none
+		in.members["throttlePolicy"] = jsontext.Value(`""`) // no policy
 	}
 	for _, name := range []string{"id", "type", "description", "throttlePolicy"} {
 		v, given := in.members[name]
@@ -297,7 +298,7 @@ func (in input) text(name string) (s string) {
 	return s
 }
 
-// need refuses a credential without one of the members.
+// need returns an error if one of the members is missing.
 func (in input) need(names ...string) error {
 	if in.err != nil {
 		return in.err
@@ -310,10 +311,10 @@ func (in input) need(names ...string) error {
 	return nil
 }
 
-// renamed are the members of a credential in the words of the service.
+// renamed maps the members of a credential to those of the service's commands.
 var renamed = map[string]string{"properties": "keys", "throttlePolicy": "throttle_policy"}
 
-// command writes the members as the body of a command.
+// command encodes the members as the body of a command.
 func (in input) command() (jsontext.Value, error) {
 	body := map[string]jsontext.Value{}
 	for name, v := range in.members {
@@ -326,7 +327,7 @@ func (in input) command() (jsontext.Value, error) {
 	return b, nil
 }
 
-// created is the answer to a credential that was added: it shows what was sent, masked.
+// created is the response for a new credential: the caller's input, with masked values.
 func (in input) created(id string) document {
 	d := document{ID: id, Type: in.text("type"), Description: in.text("description"), ThrottlePolicy: in.text("throttlePolicy"), Properties: map[string]any{}}
 	if json.Unmarshal(in.members["properties"], &d.Properties) == nil {
@@ -345,7 +346,7 @@ func mask(properties map[string]any) {
 	}
 }
 
-// add saves one credential or several.
+// add creates one credential or several.
 func (x *exchange) add() {
 	list, many, err := x.oneOrSeveral()
 	if err != nil {
@@ -360,7 +361,7 @@ func (x *exchange) add() {
 	x.several("credential.create-many", "credentials", items, many, http.StatusCreated)
 }
 
-// change reads the change of one credential.
+// change parses the change of one credential.
 func change(v jsontext.Value, id string) input {
 	in := read(v, "id", "description", "properties", "throttlePolicy")
 	if _, given := in.members["type"]; given {
@@ -388,7 +389,7 @@ func (x *exchange) update() {
 	x.several("credential.update-many", "updates", []input{change(body, x.item)}, false, http.StatusOK)
 }
 
-// updateListed changes the credentials of a map, or one that names itself.
+// updateListed changes the credentials of a map by id, or a single credential with its id.
 func (x *exchange) updateListed() {
 	list, many, err := x.byID()
 	if err != nil {
@@ -402,7 +403,7 @@ func (x *exchange) updateListed() {
 	x.several("credential.update-many", "updates", items, many, http.StatusOK)
 }
 
-// updateAll makes one change of each credential of a filter.
+// updateAll applies one change to all credentials that match a filter.
 func (x *exchange) updateAll() {
 	in, err := x.filter()
 	if err == nil && (in.Filter.empty() || in.Update == nil) {
@@ -503,14 +504,14 @@ func (x *exchange) exportAll() {
 	x.exportBy(in.Filter)
 }
 
-// missing is what an export does not hold.
+// missing lists the secrets that an export omits.
 type missing struct {
 	Credential string   `json:"credential"`
 	Properties []string `json:"properties"`
 	Message    string   `json:"message"`
 }
 
-// exportBy answers an export. Secrets are left out of it and listed.
+// exportBy writes an export. It omits the secrets and lists them.
 func (x *exchange) exportBy(f filter) {
 	p, err := x.page()
 	if err != nil {
@@ -554,7 +555,7 @@ func (x *exchange) exportBy(f filter) {
 	for _, id := range slices.Sorted(maps.Keys(needed)) {
 		p, err := ask[throttle.Policy](x, "throttle_policy.get", throttle.Ref{ID: id})
 		if errors.Is(err, throttle.ErrNotFound) {
-			continue // deleted meanwhile
+			continue // it was deleted meanwhile
 		}
 		if err != nil {
 			x.Fail(err)

@@ -13,7 +13,7 @@ import (
 	"github.com/credstream/credstream/service/throttle"
 )
 
-// policy is a throttle policy as Aspire shows it.
+// policy is a throttle policy in Aspire's format.
 type policy struct {
 	ID          string `json:"id"`
 	Type        string `json:"type"`
@@ -22,10 +22,10 @@ type policy struct {
 	Documents   string `json:"numberOfDocuments"`
 }
 
-// policyType is the only type of policies.
+// policyType is the only supported type of policies.
 const policyType = "throttle"
 
-// units are the time units of policies.
+// units maps the time units of Aspire to those of the service.
 var units = map[string]string{"s": "second", "m": "minute", "h": "hour", "d": "day"}
 
 func policyOf(p throttle.Policy) policy {
@@ -42,25 +42,25 @@ func newPolicy(id, description string, tokens int64, per string) policy {
 	return p
 }
 
-// policyInput is a policy of a body, in the words of the service.
+// policyInput is a policy in a request body, converted for the service.
 type policyInput struct {
 	ID          string  `json:"id,omitzero"`
 	Description *string `json:"description,omitzero"`
 	Tokens      int64   `json:"tokens,omitzero"`
 	Per         string  `json:"per,omitzero"`
 
-	typed bool // it names its type
+	typed bool // the body has the member type
 	err   error
 }
 
-// readPolicy takes a policy of a body, as it is added or changed.
+// readPolicy parses a policy of a body, for add and change.
 func readPolicy(v jsontext.Value) (in policyInput) {
 	var body struct {
 		ID          string         `json:"id"`
 		Type        *string        `json:"type"`
 		Description *string        `json:"description"`
 		TimeUnit    *string        `json:"timeUnit"`
-		Documents   jsontext.Value `json:"numberOfDocuments"` // a number, also as a string
+		Documents   jsontext.Value `json:"numberOfDocuments"` // a number, or a string with one
 	}
 	if in.err = service.Decode(v, &body); in.err != nil {
 		return in
@@ -87,7 +87,7 @@ func readPolicy(v jsontext.Value) (in policyInput) {
 	return in
 }
 
-// policyWords are the names that stand in the place of a policy's id.
+// policyWords are the path segments that are names of operations instead of ids.
 var policyWords = map[string]operations{
 	"delete": {"POST": {do: (*exchange).deleteListedPolicies, route: "throttle_policy.delete"}},
 }
@@ -141,8 +141,7 @@ func (x *exchange) getPolicy() {
 	x.give(http.StatusOK, map[string]any{"policy": policyOf(p)})
 }
 
-// policies carries out one command for each policy. Each has a command id of its own, made of
-// the caller's.
+// policies executes one command per policy. Each command id is derived from the caller's.
 func (x *exchange) policies(route string, items []policyInput, many bool, success int, shows func(in policyInput, id string) any) {
 	if len(items) > maxItems {
 		x.Fail(service.ErrBody.Withf("One call takes up to %d items.", maxItems))
@@ -194,7 +193,7 @@ func (x *exchange) addPolicies() {
 	})
 }
 
-// changePolicy is the change of the policy with the id.
+// changePolicy parses the change of the policy with this id.
 func changePolicy(v jsontext.Value, id string) policyInput {
 	in := readPolicy(v)
 	switch {
@@ -219,7 +218,7 @@ func (x *exchange) updatePolicy() {
 	x.policies("throttle_policy.change", []policyInput{changePolicy(body, x.item)}, false, http.StatusOK, updated)
 }
 
-// updatePolicies changes the policies of a map, or one that names itself.
+// updatePolicies changes the policies of a map by id, or a single policy with its id.
 func (x *exchange) updatePolicies() {
 	list, many, err := x.byID()
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 	"github.com/credstream/credstream/bus/streams"
 )
 
-// StartCluster connects one process of the service to servers of its own.
+// StartCluster connects a process of the service to servers of its own.
 func StartCluster(t *testing.T, s *NATS, with ...func(*natsserver.ClusterConfig)) *natsserver.Cluster {
 	t.Helper()
 	cfg := s.Config()
@@ -39,8 +39,8 @@ func StartCluster(t *testing.T, s *NATS, with ...func(*natsserver.ClusterConfig)
 	return c
 }
 
-// OneClaims lets many claim the same ids by way of two processes: one request is
-// first, and everybody learns which.
+// OneClaims claims the same ids concurrently in several processes, and verifies that all of
+// them get the same winner.
 func OneClaims(t *testing.T, processes ...*kv.Claims) {
 	t.Helper()
 	const ids, callers = 20, 8
@@ -82,7 +82,7 @@ func Host(t *testing.T, s *NATS, i int) *nats.Conn {
 	return nc
 }
 
-// Eventually polls, for what tells nobody when it happens.
+// Eventually polls a condition that cannot be waited for.
 func Eventually(tb testing.TB, what string, is func() bool) {
 	tb.Helper()
 	for deadline := time.Now().Add(time.Minute); !is(); time.Sleep(time.Millisecond) {
@@ -129,7 +129,7 @@ func (l *LogBuffer) String() string {
 	return l.b.String()
 }
 
-// Reset forgets what was logged.
+// Reset discards the log.
 func (l *LogBuffer) Reset() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -141,7 +141,7 @@ func (l *LogBuffer) Logger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
-// Grants keys of these tests.
+// Grants are the keys of the tests.
 var Grants = map[string]natsserver.Grant{
 	"alice-key": {Principal: "alice", Tenants: []string{"default"}, Follow: true, Audit: true},
 	"bob-key":   {Principal: "bob", Tenants: []string{"other"}, Follow: true, Audit: true},
@@ -156,10 +156,10 @@ var Grants = map[string]natsserver.Grant{
 	"odd-key":     {Principal: "odd", Tenants: []string{"a.>"}},
 }
 
-// ErrUnknownKey is the answer to a key that is none of Grants.
+// ErrUnknownKey is returned for keys that are not in Grants.
 var ErrUnknownKey = errors.New("unknown key")
 
-// Authenticate lets the keys of Grants in.
+// Authenticate accepts the keys in Grants.
 func Authenticate(_ context.Context, key string, _ netip.Addr) (natsserver.Grant, error) {
 	if g, ok := Grants[key]; ok {
 		return g, nil
@@ -186,7 +186,7 @@ func StartNode(t *testing.T, with ...func(*natsserver.NodeConfig)) *natsserver.N
 	return n
 }
 
-// Connect opens a plain client connection. What the server refuses comes out of the channel.
+// Connect opens a client connection. The channel has the errors of the server.
 func Connect(t *testing.T, n *natsserver.Node, key string, opts ...nats.Option) (*nats.Conn, <-chan error) {
 	t.Helper()
 	refused := make(chan error, 100)
@@ -201,10 +201,10 @@ func Connect(t *testing.T, n *natsserver.Node, key string, opts ...nats.Option) 
 	return nc, refused
 }
 
-// Service is the service's side: its streams, and endpoints that answer everything.
+// Service is a fake service: its streams, and endpoints that answer every request.
 type Service struct {
 	Js    jetstream.JetStream
-	Calls chan Call // what reached an endpoint
+	Calls chan Call // requests that reached an endpoint
 }
 
 // Call is a request that arrived at a Service.
@@ -214,7 +214,7 @@ type Call struct {
 	Answerable      bool
 }
 
-// Streams are the streams that a node has.
+// Streams are the streams of a node.
 var Streams = []jetstream.StreamConfig{
 	{Name: "CREDSTREAM_LOG", Subjects: []string{"credstream.log.>"}, AllowDirect: true},
 	{Name: "CREDSTREAM_VAULT", Subjects: []string{"credstream.vault.>"}, AllowDirect: true},
@@ -307,7 +307,7 @@ func ServiceJS(t *testing.T, n *natsserver.Node) jetstream.JetStream {
 	return js
 }
 
-// State is all that an attacker could have changed.
+// State returns everything that an attacker could have changed.
 func (s *Service) State(t *testing.T) map[string]string {
 	t.Helper()
 	all := map[string]string{}
@@ -320,7 +320,7 @@ func (s *Service) State(t *testing.T) map[string]string {
 		all[info.Config.Name] = fmt.Sprint(info.Config, info.State.FirstSeq, info.State.LastSeq, info.State.Msgs)
 		consumers := st.ListConsumers(t.Context())
 		for c := range consumers.Info() {
-			all[info.Config.Name+"/"+c.Name] = fmt.Sprint(c.Config, c.Delivered.Stream, c.AckFloor.Stream, c.NumAckPending) // what is pending is counted a little later
+			all[info.Config.Name+"/"+c.Name] = fmt.Sprint(c.Config, c.Delivered.Stream, c.AckFloor.Stream, c.NumAckPending) // pending messages are counted with a delay
 		}
 		if err := consumers.Err(); err != nil {
 			t.Fatal(err)
@@ -332,12 +332,12 @@ func (s *Service) State(t *testing.T) map[string]string {
 	return all
 }
 
-// Recv waits for what a channel brings.
+// Recv receives from a channel, with a timeout.
 func Recv[T any](t *testing.T, ch <-chan T) (v T) {
 	t.Helper()
 	select {
 	case v = <-ch:
-	case <-time.After(5 * time.Second): // nothing waits this long but a failed test
+	case <-time.After(5 * time.Second): // reached only in a failed test
 		t.Fatal("nothing came")
 	}
 	return v

@@ -99,7 +99,7 @@ func (a *invocation) leaseCommand() *cobra.Command {
 	var filter client.LeaseFilter
 	list := &cobra.Command{
 		Use: "list", Short: "List active leases", Args: arguments(),
-		Long: "List active leases: who may still hold the values of which credential.\n" +
+		Long: "List active leases: which caller may still keep the values of which credential.\n" +
 			"A lease is shown as revoked if the credential has other keys now, must be connected again, or was deleted.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			api, err := a.api()

@@ -145,7 +145,7 @@ func TestVerbs(t *testing.T) {
 		{args: "component register --file - --id x", stdin: `{"title":"P"}`, asks: `default/component.register {"id":"x","descriptor":{"title":"P"}}`, says: "Registered component i, revision 3.\n"},
 		{args: "component update p --file DESCRIPTOR", asks: `default/component.update {"id":"p","descriptor":{"title":"P"}}`, says: "Updated component i to revision 3.\n"},
 		{args: "component list --tenant acme", asks: `acme/component.list?limit=200`, says: "ID  TITLE  REVISION  VISIBLE TO  CREDENTIALS  UPDATED\np   Pets   1         owner       2            2026-01-02 03:04:05Z\n"},
-		{args: "component share p", asks: `default/component.share {"id":"p"}`, says: "Component i is visible to every tenant.\n"},
+		{args: "component share p", asks: `default/component.share {"id":"p"}`, says: "All tenants can use component i.\n"},
 		{args: "component unshare p --json", asks: `default/component.unshare {"id":"p"}`, says: `{"seq":7,"id":"i","version":2,"status":"verified","revision":3}` + "\n"},
 		{args: "component delete p", asks: `default/component.delete {"id":"p"}`, says: "Deleted component i.\n"},
 		{args: "component where-used p", asks: `default/flow.list?component=p&limit=200`, says: flowTable},

@@ -17,8 +17,8 @@ import (
 func (a *invocation) componentCommand() *cobra.Command {
 	return a.group("component", "Register, update and share components",
 		a.componentRegister(), a.componentUpdate(), a.componentList(), a.componentShow(),
-		a.componentChange("share", "Make a component visible to every tenant", "Component %s is visible to every tenant.", (*client.API).ShareComponent),
-		a.componentChange("unshare", "Make a component visible to its owner only", "Component %s is visible to its owner only.", (*client.API).UnshareComponent),
+		a.componentChange("share", "Share a component with all tenants", "All tenants can use component %s.", (*client.API).ShareComponent),
+		a.componentChange("unshare", "Stop sharing a component: only its owner can use it", "Only its owner can use component %s.", (*client.API).UnshareComponent),
 		a.componentDelete(), a.componentSetEnv(),
 		a.whereUsed("List the flows that include a component", func(id string) client.FlowFilter { return client.FlowFilter{Component: id} }))
 }

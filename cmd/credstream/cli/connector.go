@@ -41,7 +41,7 @@ func (a *invocation) connectorPut() *cobra.Command {
 	var id string
 	var settings client.ConnectorSettings
 	cmd := &cobra.Command{
-		Use: "put", Short: "Create a connector, or replace the settings of the one with this id", Args: arguments(),
+		Use: "put", Short: "Create a connector, or replace the settings of an existing one", Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -190,7 +190,7 @@ func (a *invocation) connectorSecretRevert() *cobra.Command {
 			return a.answer(done, "Reverted connector secret %s to version %d; it is now version %d.", done.ID, version, done.Version)
 		},
 	}
-	cmd.Flags().IntVar(&version, "to-version", 0, "version `N` to go back to")
+	cmd.Flags().IntVar(&version, "to-version", 0, "version `N` to revert to")
 	required(cmd, "to-version")
 	return cmd
 }
@@ -222,7 +222,7 @@ func (a *invocation) connectorSecretList() *cobra.Command {
 
 func (a *invocation) connectorSecretShow() *cobra.Command {
 	return &cobra.Command{
-		Use: "show ID", Short: "Show one connector secret without its value, and who uses it", Args: arguments("ID"),
+		Use: "show ID", Short: "Show one connector secret, without its value, and the connectors that use it", Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
 			if err != nil {

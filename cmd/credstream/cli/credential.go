@@ -493,8 +493,8 @@ func (a *invocation) credentialRefresh() *cobra.Command {
 func (a *invocation) credentialVerify() *cobra.Command {
 	var by changing
 	cmd := &cobra.Command{
-		Use: "verify ID", Short: "Verify the current keys again by the dry request",
-		Long: "Verify the current keys again by the dry request and record the outcome. The exit code is 2 if it fails.",
+		Use: "verify ID", Short: "Verify the current keys again with the dry request",
+		Long: "Verify the current keys again with the dry request and record the outcome. The exit code is 2 if it fails.",
 		Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()

@@ -104,10 +104,9 @@ func (a *invocation) clientChange() *cobra.Command {
 	var revision int
 	cmd := &cobra.Command{
 		Use: "change ID", Short: "Change the client id, the client secret, or both", Args: arguments("ID"),
-		Long: "Change the client id, the client secret, or both. Entering the secret, even an unchanged one, allows " +
-			"it to be sent\n" +
-			"to the hosts that the component names now. Do this after a refusal with oauth_client_hosts_changed, " +
-			"once you have\nchecked the host that the refusal names.",
+		Long: "Change the client id, the client secret, or both. Entering the secret, even an unchanged one, approves\n" +
+			"the current hosts of the component for it. Do this after the error oauth_client_hosts_changed, once you\n" +
+			"have checked the host in its message.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
 			if err != nil {

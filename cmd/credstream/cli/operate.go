@@ -119,7 +119,7 @@ var errRebuild = fault.New(fault.Unavailable, "views_rebuild_failed", "The rebui
 func (a *invocation) viewsRebuild() *cobra.Command {
 	return &cobra.Command{
 		Use: "rebuild", Short: "Rebuild the read models from the log", Args: arguments(),
-		Long: "Rebuild the read models from the log, beside the ones in use, and show the progress on standard " +
+		Long: "Rebuild the read models from the log in a second file, and show the progress on standard " +
 			"error.\nIf you interrupt this command, the service continues the rebuild.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			api, err := a.api()

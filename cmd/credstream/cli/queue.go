@@ -22,9 +22,9 @@ var errCommandFile = fault.New(fault.Invalid, "command_file_invalid", "The file 
 func (a *invocation) queueCommand() *cobra.Command {
 	return a.group("queue", "Enqueue commands and manage the dead-letter queue",
 		a.queueList(), a.queueShow(),
-		a.queueChange("retry", "Retry a message, or all: put it back into its queue", "Message %s is back in its queue.", (*client.API).RetryQueued,
+		a.queueChange("retry", "Put a message, or all messages, back into their queue", "Message %s is back in its queue.", (*client.API).RetryQueued,
 			"%d messages are back in their queues. %d have no stored content and cannot be retried.", (*client.API).RetryAllQueued),
-		a.queueChange("drop", "Drop a message, or all: erase it", "Dropped message %s.", (*client.API).DropQueued,
+		a.queueChange("drop", "Erase a message, or all messages", "Dropped message %s.", (*client.API).DropQueued,
 			"Dropped %d messages.", (*client.API).DropAllQueued),
 		a.queueSend())
 }
@@ -191,7 +191,7 @@ func (a *invocation) queueSend() *cobra.Command {
 	settings.Bind(cmd.Flags(), &cfg)
 	cmd.Flags().StringVar(&file, "file", "", "`FILE` with the command's members as a JSON object; - for standard input")
 	cmd.Flags().StringVar(&keysFile, "keys-file", "", "`FILE` with keys as a JSON object; they are encrypted for this command")
-	cmd.Flags().StringVar(&commandID, "command-id", "", "command `ID`, the idempotency key: a repeat with the same id is executed once")
+	cmd.Flags().StringVar(&commandID, "command-id", "", "command `ID` (idempotency key): a command that is repeated with the same id is executed only once")
 	required(cmd, "file")
 	return cmd
 }
