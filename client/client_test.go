@@ -315,7 +315,9 @@ func TestRetry(t *testing.T) {
 	if _, err := api.RefreshCredential(t.Context(), "i"); !errors.Is(err, spent) || len(s.asked) != 1 {
 		t.Errorf("a token that may be spent: %v after %d attempts", err, len(s.asked))
 	}
-	s, api = newServer(t, func(_ int, w http.ResponseWriter, _ *http.Request) { problem(w, fault.ErrUnavailable.WithRetryAfter(time.Minute)) })
+	s, api = newServer(t, func(_ int, w http.ResponseWriter, _ *http.Request) {
+		problem(w, fault.ErrUnavailable.WithRetryAfter(time.Minute))
+	})
 	if _, err := api.GetCredential(t.Context(), "i", 0); fault.Of(err).RetryAfter != time.Minute || len(s.asked) != 1 {
 		t.Errorf("asked to wait for a minute: %v after %d attempts", err, len(s.asked))
 	}

@@ -43,7 +43,7 @@ func LifetimeOf(object seal.Fields, known Lifetimes, now time.Time, given bool) 
 // token before had, what the component declares, DefaultLifetime.
 func (a answer) lifetime(known Lifetimes, now time.Time, given bool) (life time.Duration, odd string) {
 	until, hasTime := a.expiry(now)
-	if known.Override && known.Declared > 0 && !(given && hasTime) {
+	if known.Override && known.Declared > 0 && (!given || !hasTime) {
 		return min(known.Declared, MaxLifetime), ""
 	}
 	in, hasLife, odd := a.expiresIn(known, until, hasTime)

@@ -28,7 +28,7 @@ const (
 )
 
 // knownRules are answers of well-known providers that the standard's error codes do not
-// cover. They come after the component's own. docs/providers.md has the source of each.
+// cover. They come after the component's own. docs/providers.md says where each is from.
 var knownRules = []Rule{
 	{400, equals("/status", `"BAD_REFRESH_TOKEN"`), MeansRevoked},                                             // HubSpot
 	{0, matches("/error_description", `(?i)\balready being processed\b`), MeansTransient},                     // Salesforce

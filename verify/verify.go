@@ -74,7 +74,7 @@ func (c Check) holds(body []byte) bool {
 	if c.Contains != "" {
 		return bytes.Contains(body, []byte(c.Contains))
 	}
-	return c.Condition.Holds(body)
+	return c.Holds(body)
 }
 
 // Basic is HTTP Basic authentication (RFC 7617).

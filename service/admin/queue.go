@@ -208,7 +208,7 @@ type ListQueued struct {
 // QueuedList is a page of the dead-letter queue, oldest first.
 type QueuedList struct {
 	Messages []Poisoned `json:"messages"`
-	Next     string       `json:"next,omitzero"` // cursor of the next page; absent on the last
+	Next     string     `json:"next,omitzero"` // cursor of the next page; absent on the last
 }
 
 func (s *Service) listQueued(ctx context.Context, call *service.Call, in ListQueued) (QueuedList, error) {
