@@ -281,7 +281,7 @@ func (x *exchange) done(what string, seq uint64, parts ...string) error {
 // browser opens it.
 func Serves(r *http.Request) bool {
 	path := r.URL.EscapedPath()
-	return strings.HasPrefix(path, Prefix) || path == "/ui" || path == "/" && strings.Contains(r.Header.Get("Accept"), "text/html")
+	return strings.HasPrefix(path, Prefix) || path == "/ui" || path == "/" && r.Method == http.MethodGet && strings.Contains(r.Header.Get("Accept"), "text/html")
 }
 
 // Problem answers an error with a page.

@@ -28,7 +28,7 @@ import (
 // Errors of an import.
 var (
 	ErrConflict   = fault.New(fault.Precondition, "import_conflict", "The service has items that differ. Nothing was imported. Choose with --on-conflict skip or replace.")
-	ErrIncomplete = fault.New(fault.Unprocessable, "import_incomplete", "Some items were left behind.")
+	ErrIncomplete = fault.New(fault.Unprocessable, "import_incomplete", "Not everything was imported.")
 	ErrMap        = fault.New(fault.Invalid, "import_map_invalid", "--map takes OLD=NEW for a credential, or KIND:OLD=NEW with the kind component, throttle_policy, auth_client, credential or flow.")
 	ErrOnConflict = fault.New(fault.Invalid, "import_on_conflict_invalid", "--on-conflict takes skip, replace or fail.")
 )
@@ -125,7 +125,7 @@ func (im *Importer) Apply(ctx context.Context, src Source, report func(Row) erro
 	}
 	sum, err = im.run(ctx, src, true, report)
 	if err == nil && sum.Left > 0 {
-		err = ErrIncomplete.Withf("%d items were left behind, and the others were imported. Mend what is said of them and import again: what is done is not done twice.", sum.Left)
+		err = ErrIncomplete.Withf("Left behind: %d. The rest was imported. Correct what the list says of them and import again: an item is not imported twice.", sum.Left)
 	}
 	return sum, err
 }
