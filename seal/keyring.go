@@ -173,7 +173,20 @@ func (k *Keyring) Seal(ctx context.Context, tenant string, s Secret, associated 
 // Open decrypts the result of Seal with the same tenant and associated data. Errors:
 // ErrSecretUnopenable, ErrNoKeyset, ErrKeysetUnopenable, those of the store.
 func (k *Keyring) Open(ctx context.Context, tenant string, sealed Sealed, associated []byte) (Secret, error) {
-	ks, err := k.keys(ctx, tenant, func(ks *keys) bool { return ks.holds(sealed) })
+	return k.decrypt(ctx, tenant, sealed, associated, func(ks *keys) bool { return ks.holds(sealed) })
+}
+
+// foreignEvery is the minimum time between two reads of a keyset for OpenForeign.
+const foreignEvery = time.Second
+
+// OpenForeign is Open for a ciphertext that anyone may have made up, such as a cookie: an
+// unknown key makes it read the newest keyset at most once per second and tenant.
+func (k *Keyring) OpenForeign(ctx context.Context, tenant string, sealed Sealed, associated []byte) (Secret, error) {
+	return k.decrypt(ctx, tenant, sealed, associated, func(ks *keys) bool { return ks.holds(sealed) || ks.fresh(foreignEvery) })
+}
+
+func (k *Keyring) decrypt(ctx context.Context, tenant string, sealed Sealed, associated []byte, suffice func(*keys) bool) (Secret, error) {
+	ks, err := k.keys(ctx, tenant, suffice)
 	if err != nil {
 		return Secret{}, err
 	}

@@ -157,3 +157,39 @@ func rewrap(t *testing.T, first, second tink.AEAD) {
 		}
 	}
 }
+
+// Made-up ciphertexts with keys that do not exist cost no reads of the store; one with a new key
+// of another process opens.
+func TestOpenForeign(t *testing.T) {
+	kms, store := keyFile(t), newMemStore()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, secret := t.Context(), seal.NewSecret([]byte("swordfish"))
+		one, other := seal.NewKeyring(kms, store), seal.NewKeyring(kms, store)
+		ensure(t, one, "acme")
+		forged := append([]byte{1, 0, 0, 0, 1}, make([]byte, 40)...)
+		flood := func() {
+			for range 1000 {
+				if _, err := other.OpenForeign(ctx, "acme", forged, nil); !errors.Is(err, seal.ErrSecretUnopenable) {
+					t.Fatal(err)
+				}
+			}
+		}
+		flood()
+		before := store.reads.Load()
+		flood()
+		if got := store.reads.Load() - before; got > 0 {
+			t.Errorf("%d reads for made-up ciphertexts", got)
+		}
+		if _, err := one.Rotate(ctx, "acme", 1); err != nil {
+			t.Fatal(err)
+		}
+		sealed, err := one.Seal(ctx, "acme", secret, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if got, err := other.OpenForeign(ctx, "acme", sealed, nil); err != nil || !got.Equal(secret) {
+			t.Error(err)
+		}
+	})
+}
