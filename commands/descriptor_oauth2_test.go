@@ -156,6 +156,8 @@ func TestOAuth2Refused(t *testing.T) {
 		"require_iss string":     {`"require_iss": "true"`, "/oauth2/require_iss"},
 		"issuer query":           {`"issuer": "https://as.example.com?a=b"`, "/oauth2/issuer"},
 		"issuer empty query":     {`"issuer": "https://as.example.com?"`, "/oauth2/issuer"},
+		"a pattern's steps":      {`"answers": [{"pointer": "/e", "matches": "(.?){501}", "outcome": "revoked"}]`, "/oauth2/answers/0/matches"},
+		"nested repeats":         {`"answers": [{"pointer": "/e", "matches": "((a|b){30}){30}", "outcome": "revoked"}]`, "/oauth2/answers/0/matches"},
 		"issuer http":            {`"issuer": "http://as.example.com"`, "/oauth2/issuer"},
 	}
 	for _, name := range []string{"client_id", "redirect_uri", "state", "code_challenge", "code_challenge_method", "request", "request_uri"} {

@@ -15,9 +15,13 @@ type Condition struct {
 	Pointer string           // RFC 6901; "" is the whole document
 	Equals  jsontext.Value   // a JSON value
 	OneOf   []jsontext.Value // JSON values
-	Matches *regexp.Regexp   // of a string, or of a number as it is written
+	Matches *regexp.Regexp   // of the first 4 KiB of a string, or of a number as it is written
 	Exists  *bool            // whether the member is there, null or not
 }
+
+// maxMatched bounds the text on which a pattern is tried, in bytes: its author, who may be the
+// one who answers too, chooses what that costs.
+const maxMatched = 4 << 10
 
 // Holds reports whether document meets the condition. Of a document that breaks off it
 // reads what comes before; where the member is not found, only Exists can hold.
@@ -30,7 +34,7 @@ func (c Condition) Holds(document []byte) bool {
 		return false
 	case c.Matches != nil:
 		text, ok := Text(value)
-		return ok && c.Matches.MatchString(text)
+		return ok && c.Matches.MatchString(text[:min(len(text), maxMatched)])
 	case c.Equals != nil:
 		return sameJSON(value, c.Equals)
 	}

@@ -2,6 +2,7 @@ package verify_test
 
 import (
 	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -28,6 +29,8 @@ func TestCondition(t *testing.T) {
 		"one of":                {verify.Condition{Pointer: "/error", OneOf: []jsontext.Value{value(`1`), value(`"invalid_auth"`)}}, slack, true},
 		"none of":               {verify.Condition{Pointer: "/error", OneOf: []jsontext.Value{value(`"other"`)}}, slack, false},
 		"matches":               {verify.Condition{Pointer: "/error", Matches: regexp.MustCompile("^invalid_")}, slack, true},
+		"matches the beginning": {verify.Condition{Pointer: "/t", Matches: regexp.MustCompile("x$")}, `{"t":"` + strings.Repeat("x", 4096) + `y"}`, true},
+		"matches no rest":       {verify.Condition{Pointer: "/t", Matches: regexp.MustCompile("y")}, `{"t":"` + strings.Repeat("x", 4096) + `y"}`, false},
 		"matches no object":     {verify.Condition{Pointer: "/n", Matches: regexp.MustCompile("")}, slack, false},
 		"exists, though null":   {verify.Condition{Pointer: "/none", Exists: &yes}, slack, true},
 		"is missing":            {verify.Condition{Pointer: "/user", Exists: &yes}, slack, false},
