@@ -138,18 +138,61 @@ func (form *componentForm) locate(raw jsontext.Value, err error) {
 	if !found {
 		return
 	}
+	if at, found := placeOf(raw, jsontext.Pointer(pointer)); found {
+		rest := raw[at:]
+		form.At = lineAndColumn(raw, at+int64(len(rest)-len(bytes.TrimLeft(rest, ",: \t\n"))))
+	}
+}
+
+// placeOf returns where the member or the item begins to which a pointer leads. It reads what
+// comes before once: to ask the decoder where it is, token by token, would take as long as
+// the tokens are many times the names are long.
+func placeOf(raw jsontext.Value, pointer jsontext.Pointer) (at int64, found bool) {
 	dec := jsontext.NewDecoder(bytes.NewReader(raw))
-	for {
-		before := dec.InputOffset()
-		if _, err := dec.ReadToken(); err != nil {
-			return
+	for token := range pointer.Tokens() {
+		index, err := strconv.ParseUint(token, 10, 32)
+		switch dec.PeekKind() {
+		case '[':
+			found = err == nil
+		case '{':
+			found = true
+		default:
+			found = false
 		}
-		if string(dec.StackPointer()) == pointer {
-			rest := raw[before:]
-			form.At = lineAndColumn(raw, before+int64(len(rest)-len(bytes.TrimLeft(rest, ",: \t\n"))))
-			return
+		if !found {
+			return 0, false
+		}
+		if begin, _ := dec.ReadToken(); begin.Kind() == '[' {
+			for ; index > 0 && dec.PeekKind() != ']' && err == nil; index-- {
+				err = dec.SkipValue()
+			}
+			at, found = dec.InputOffset(), err == nil && dec.PeekKind() != ']'
+		} else {
+			at, found = seekMember(dec, token)
+		}
+		if !found {
+			return 0, false
 		}
 	}
+	return at, true
+}
+
+// seekMember reads up to the value of a member, whose name begins at the offset.
+func seekMember(dec *jsontext.Decoder, name string) (at int64, found bool) {
+	for dec.PeekKind() == '"' {
+		at = dec.InputOffset()
+		token, err := dec.ReadToken()
+		if err != nil {
+			return 0, false
+		}
+		if token.String() == name {
+			return at, true
+		}
+		if dec.SkipValue() != nil {
+			return 0, false
+		}
+	}
+	return 0, false
 }
 
 // lineAndColumn names a place of a text, both from 1.

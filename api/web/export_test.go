@@ -1,0 +1,4 @@
+package web
+
+// PlaceOf is placeOf, for its test.
+var PlaceOf = placeOf
