@@ -566,7 +566,8 @@ func (x *exchange) audit() error {
 	return x.show("audit", view{Title: "Audit", Data: data})
 }
 
-// exportAudit answers with everything that the filters find, page by page as it is read.
+// exportAudit answers with everything that the filters find, page by page as it is read, while
+// the session lasts.
 func (x *exchange) exportAudit() error {
 	format := x.R.PathValue("format")
 	if format != "audit.ndjson" && format != "audit.csv" {
@@ -582,7 +583,12 @@ func (x *exchange) exportAudit() error {
 		sheet = csv.NewWriter(x.W)
 	}
 	for first := true; ; first = false {
-		page, err := ask[admin.Replay](x, "events.replay", in)
+		var page admin.Replay
+		// The session may end while the client reads, which can take as long as it likes.
+		x.call.Principal, err = x.session()
+		if err == nil {
+			page, err = ask[admin.Replay](x, "events.replay", in)
+		}
 		if err != nil {
 			if first {
 				return err
