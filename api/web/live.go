@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/permission"
 )
 
@@ -16,6 +17,7 @@ var ErrPagesOpen = fault.New(fault.Unavailable, "web_pages_open", "Too many page
 
 const (
 	maxFollowers = 2000
+	maxOfOneKey  = 100
 	keepAlive    = 20 * time.Second       // between two signs of life, each of which looks at the session
 	pause        = 250 * time.Millisecond // between two changes that a page is told of
 )
@@ -25,11 +27,13 @@ const (
 type Live struct {
 	mu        sync.Mutex
 	followers map[*follower]struct{}
+	ofKey     map[string]int // followers by API key
 	closed    bool
 }
 
 type follower struct {
 	tenant string
+	key    string        // id of the API key
 	of     string        // categories, between spaces
 	change chan struct{} // holds one: a page that is behind reads once
 	look   chan struct{} // the session may have ended
@@ -37,7 +41,9 @@ type follower struct {
 }
 
 // NewLive returns a Live without followers.
-func NewLive() *Live { return &Live{followers: map[*follower]struct{}{}} }
+func NewLive() *Live {
+	return &Live{followers: map[*follower]struct{}{}, ofKey: map[string]int{}}
+}
 
 func signal(c chan struct{}) {
 	select {
@@ -74,10 +80,11 @@ func (l *Live) Close() {
 func (l *Live) add(f *follower) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed || len(l.followers) >= maxFollowers {
+	if l.closed || len(l.followers) >= maxFollowers || l.ofKey[f.key] >= maxOfOneKey {
 		return ErrPagesOpen
 	}
 	l.followers[f] = struct{}{}
+	l.ofKey[f.key]++
 	return nil
 }
 
@@ -85,6 +92,9 @@ func (l *Live) drop(f *follower) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.followers, f)
+	if l.ofKey[f.key]--; l.ofKey[f.key] <= 0 {
+		delete(l.ofKey, f.key)
+	}
 }
 
 // follow answers with server-sent events (HTML Living Standard, section 9.2): "change" when
@@ -94,8 +104,11 @@ func (x *exchange) follow() error {
 	if err := x.cfg.Access.Require(x.R.Context(), x.call, "events.changes", permission.CredentialsGet); err != nil {
 		return err
 	}
+	if x.call.Principal.Scope.Narrow() { // a change does not tell its credentials from others
+		return service.ErrScopeTenantWide
+	}
 	f := &follower{
-		tenant: x.call.Tenant, of: " " + x.R.URL.Query().Get("of") + " ",
+		tenant: x.call.Tenant, key: x.call.Principal.Actor.ID, of: " " + x.R.URL.Query().Get("of") + " ",
 		change: make(chan struct{}, 1), look: make(chan struct{}, 1), end: make(chan struct{}),
 	}
 	if err := x.cfg.Live.add(f); err != nil {
