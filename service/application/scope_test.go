@@ -214,6 +214,15 @@ func TestBoundKeyDetours(t *testing.T) {
 			t.Errorf("%s %s: %s %v", what, body, got, err)
 		}
 	}
+	// A filter does not tell what the steps outside are of a flow that is seen.
+	_, err := s.serve(s.whole, "flow.report", fmt.Sprintf(`{"change":"created","id":"reported","revision":1,"steps":[{"id":"a","component":"plain","credential":%q},{"id":"b","component":"other","credential":%q}]}`, s.inside, s.outside[0]))
+	stage.OK(t, err)
+	s.CaughtUp()
+	for body, want := range map[string]bool{`{"component":"other"}`: false, `{"component":"plain"}`: true} {
+		if got, err := s.serve(s.narrow, "flow.list", body); err != nil || strings.Contains(got, "reported") != want {
+			t.Errorf("flow.list %s: %s %v", body, got, err)
+		}
+	}
 
 	// Many at once: what is outside is refused as what does not exist, and a filter finds none of it.
 	got, err := s.serve(s.narrow, "credential.update-many", fmt.Sprintf(`{"updates":[{"id":%q,"description":"x"},{"id":%q,"description":"x"},{"id":"unknown","description":"x"}]}`, s.outside[0], s.inside))

@@ -119,13 +119,24 @@ func (s *Service) listFlows(ctx context.Context, call *service.Call, in List) (P
 	if err != nil {
 		return Page{}, err
 	}
-	list := Page{Flows: make([]Flow, len(page)), Next: next}
-	for i, f := range page {
-		if list.Flows[i], err = s.shown(ctx, call, f); err != nil {
+	list := Page{Flows: make([]Flow, 0, len(page)), Next: next}
+	for _, f := range page {
+		shown, err := s.shown(ctx, call, f)
+		if err != nil {
 			return Page{}, err
+		}
+		if !call.Principal.Scope.Narrow() || in.fits(shown) {
+			list.Flows = append(list.Flows, shown)
 		}
 	}
 	return list, nil
+}
+
+// fits reports whether what a caller sees of a flow fits the filter: a filter must not tell what
+// its steps outside the caller's scope are.
+func (in List) fits(shown Flow) bool {
+	of := func(step events.FlowStep) bool { return step.Component == in.Component }
+	return (in.Component == "" || slices.ContainsFunc(shown.Steps, of)) && (!in.Broken || shown.Broken)
 }
 
 type ListInUse struct {
