@@ -592,7 +592,7 @@ func (p *program) openToClients(context.Context) error {
 			Follow: who.May(permission.CredentialsGet), Audit: who.May(permission.AuditRead),
 			Expires: who.Expires,
 		}
-		if who.Scope.Narrow() { // subjects do not tell its credentials from others: docs/adr/0037
+		if who.Scope.Narrow() { // subjects do not tell its credentials from others: docs/adr/0039
 			grant.Follow, grant.Audit = false, false
 		}
 		if err == nil && p.cluster != nil {
