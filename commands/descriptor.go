@@ -753,13 +753,15 @@ func (d *Descriptor) checkJSONBody(at string, body jsontext.Value) ([]string, er
 		case token.Kind() != '"':
 			continue
 		}
-		at, text := at+string(dec.StackPointer()), token.String()
-		if err := d.checkTemplate(at, text); err != nil {
-			return nil, err
+		text := token.String()
+		// The place is spelled in errors only: its names can be as long as the body.
+		place := func() string { return at + string(dec.StackPointer()) }
+		if d.checkTemplate(at, text) != nil {
+			return nil, d.checkTemplate(place(), text)
 		}
 		if outer, n := dec.StackIndex(dec.StackDepth()); outer == '{' && n%2 == 1 {
 			if strings.Contains(text, "{{") {
-				return nil, invalidAt(at, "A name cannot contain {{field}}.")
+				return nil, invalidAt(place(), "A name cannot contain {{field}}.")
 			}
 			continue
 		}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -524,5 +525,16 @@ func BenchmarkParseDescriptor(b *testing.B) {
 		if _, err := commands.ParseDescriptor(raw); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// A long name around many texts cost a minute and more, since the name was spelled for each.
+func TestBodiesAreCheckedInOnePass(t *testing.T) {
+	raw := with(`"verification": {"http": {"url": "https://api.example.com/", "headers": {"x": "{{apiKey}}"}, "method": "POST", "json": {"` +
+		strings.Repeat("a", 100<<10) + `": [` + strings.Repeat(`"",`, 30_000) + `""]}}}`)
+	begin := time.Now()
+	_, err := commands.ParseDescriptor(raw)
+	if took := time.Since(begin); err != nil || took > 5*time.Second {
+		t.Errorf("%v after %v", err, took)
 	}
 }
