@@ -21,7 +21,7 @@ type endless struct{ pages int }
 
 func (e *endless) Serve(_ context.Context, _ service.Call, route string, _ []byte) (any, error) {
 	e.pages++
-	return admin.Replay{Events: []admin.ReplayedEvent{{Type: route}}, Next: uint64(e.pages + 1)}, nil //nolint:gosec // a few
+	return admin.Replay{Events: []admin.ReplayedEvent{{Type: route}}, Next: uint64(e.pages + 1)}, nil
 }
 
 func (e *endless) Receive(context.Context, *service.Call, int64, func() ([]byte, error)) ([]byte, func(), error) {
@@ -56,7 +56,7 @@ func TestAuditExportEndsWithItsSession(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.AddCookie(&http.Cookie{Name: "credstream-session", Value: "acme.x"}) //nolint:gosec // to this machine
+	req.AddCookie(&http.Cookie{Name: "credstream-session", Value: "acme.x"})
 	resp, err := http.DefaultClient.Do(req)
 	if err == nil {
 		_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<20))

@@ -40,7 +40,7 @@ func following(t *testing.T, sessions signedIn) func(key string) (status int, le
 		if err != nil {
 			t.Fatal(err)
 		}
-		req.AddCookie(&http.Cookie{Name: "credstream-session", Value: key}) //nolint:gosec // to this machine
+		req.AddCookie(&http.Cookie{Name: "credstream-session", Value: key})
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
 			t.Fatal(err)
