@@ -140,3 +140,19 @@ func TestResealBesideOthers(t *testing.T) {
 		t.Errorf("keys %v, %v", counts, err)
 	}
 }
+
+// A secret whose key was destroyed before its writer confirmed it does not keep the writer from
+// storing it again.
+func TestPutAgainAfterItsKeyWasDestroyed(t *testing.T) {
+	n, v, _, _, _ := rotated(t, 1)
+	_, err := n.keys.Retire(t.Context(), "acme", 1) // nothing was sealed anew
+	must(t, err)
+	if _, err := v.Get(t.Context(), ref("0")); !errors.Is(err, seal.ErrSecretUnopenable) {
+		t.Fatal(err)
+	}
+	must(t, v.Put(t.Context(), ref("0"), secret("secret of 0")))
+	allOpen(t, v, 1)
+	if err := v.Put(t.Context(), ref("0"), secret("another")); !errors.Is(err, vault.ErrExists) {
+		t.Errorf("another secret under the same id: %v", err)
+	}
+}

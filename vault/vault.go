@@ -220,7 +220,15 @@ func (v *Vault) Put(ctx context.Context, ref Ref, s seal.Secret) error {
 	if err != nil {
 		return err
 	}
-	if err := v.publish(ctx, ref.subject(), encode(sealed)); err != nil {
+	err = v.publish(ctx, ref.subject(), encode(sealed))
+	if errors.Is(err, ErrExists) { // an earlier attempt of the caller may have stored it with a key that was destroyed since
+		if _, lost := v.read(ctx, ref, v.lastFromLeader); errors.Is(lost, seal.ErrSecretUnopenable) {
+			if err = v.Erase(ctx, ref); err == nil {
+				err = v.publish(ctx, ref.subject(), encode(sealed))
+			}
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("putting a secret: %w", err)
 	}
 	if err := v.waitDurable(ctx); err != nil {

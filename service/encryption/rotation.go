@@ -2,6 +2,7 @@ package encryption
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -139,10 +140,13 @@ func (s *Service) rotateAll(ctx context.Context, known map[string]*rotation) err
 		return err
 	}
 	keys := map[string]uint32{}
+	var failed []error // of one tenant: the others do not wait for it
 	for _, t := range tenants {
 		key, err := s.Keyring.Rotate(ctx, t.ID, t.Rotation)
 		if err != nil {
-			return err
+			failed = append(failed, err)
+			delete(known, t.ID)
+			continue
 		}
 		keys[t.ID] = key
 		if r := known[t.ID]; r == nil || r.number != t.Rotation {
@@ -158,11 +162,12 @@ func (s *Service) rotateAll(ctx context.Context, known map[string]*rotation) err
 		}
 	})
 	if err != nil {
-		return err
+		return errors.Join(append(failed, err)...)
 	}
 	for _, t := range tenants {
 		r := known[t.ID]
 		switch {
+		case r == nil: // Rotate failed
 		case found[t.ID] > 0:
 			if total == 0 && !r.told {
 				r.told = true
@@ -170,11 +175,11 @@ func (s *Service) rotateAll(ctx context.Context, known map[string]*rotation) err
 			}
 		case begun.Sub(r.since) >= s.retireAfter():
 			if err := s.retire(ctx, t, r); err != nil {
-				return err
+				failed = append(failed, err)
 			}
 		}
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 // retire destroys the earlier keys of a tenant and records that the rotation is complete.
