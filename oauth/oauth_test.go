@@ -349,7 +349,7 @@ func TestSays(t *testing.T) {
 		if len(strings.Fields(first)) < 5 || strings.Contains(says, "%") || strings.Contains(says, "\n") || strings.Contains(first, "_") {
 			t.Errorf("%v says %q", e, says)
 		}
-		if e.Code != "" && !strings.HasSuffix(says, "("+e.Code+")") {
+		if e.Code != "" && !strings.HasSuffix(says, "Provider error: "+e.Code+".") {
 			t.Errorf("%v does not name its code: %q", e, says)
 		}
 	}

@@ -87,7 +87,7 @@ var every = func() (all []struct {
 	add(obeying(aggregates.Installation, true), commands.AttestDurability{})
 	add(obeying(aggregates.OAuthClient, false), commands.DefineOAuthClient{}, commands.ChangeOAuthClient{}, commands.DeleteOAuthClient{},
 		commands.MarkOAuthClientUnusable{}, commands.RevealOAuthClient{}, commands.UseOAuthClient{}, commands.ReleaseOAuthClient{}, commands.AbandonClientSecret{})
-	add(obeying(aggregates.Tenant, true), commands.RegisterTenant{})
+	add(obeying(aggregates.Tenant, true), commands.RegisterTenant{}, commands.StartKeyRotation{}, commands.CompleteKeyRotation{}, commands.RecordRewrap{})
 	add(obeying(aggregates.ThrottlePolicy, false), commands.DefineThrottlePolicy{}, commands.ChangeThrottlePolicy{}, commands.UseThrottlePolicy{},
 		commands.ReleaseThrottlePolicy{}, commands.DeleteThrottlePolicy{})
 	return all

@@ -145,6 +145,8 @@ func TestEveryCommandTwice(t *testing.T) {
 		{"flow.bind", m{"flow": "f", "steps": flow}},
 		{"flow.release", m{"flow": "f"}},
 		{"flow.release", m{"flow": "f"}},
+		{"flow.report", m{"id": "g", "change": "created", "revision": 1, "steps": flow}},
+		{"flow.report", m{"id": "g", "change": "deleted", "revision": 2}},
 		{"credential.delete", m{"id": gone}},
 		{"credential.delete", m{"id": endOAuth}},
 		{"auth_secret.create", m{"workspace": "w", "component": "plain", "keys": keys}},
