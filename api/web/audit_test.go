@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 
 	"github.com/credstream/credstream/api/web"
@@ -17,11 +18,10 @@ import (
 )
 
 // endless is a service whose audit has no end.
-type endless struct{ pages int }
+type endless struct{ pages atomic.Int64 }
 
 func (e *endless) Serve(_ context.Context, _ service.Call, route string, _ []byte) (any, error) {
-	e.pages++
-	return admin.Replay{Events: []admin.ReplayedEvent{{Type: route}}, Next: uint64(e.pages + 1)}, nil
+	return admin.Replay{Events: []admin.ReplayedEvent{{Type: route}}, Next: uint64(e.pages.Add(1) + 1)}, nil
 }
 
 func (e *endless) Receive(context.Context, *service.Call, int64, func() ([]byte, error)) ([]byte, func(), error) {
@@ -62,7 +62,7 @@ func TestAuditExportEndsWithItsSession(t *testing.T) {
 		_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<20))
 		_ = resp.Body.Close()
 	}
-	if err == nil || audit.pages != 3 {
-		t.Errorf("%d pages, %v; want three, and an answer that breaks off", audit.pages, err)
+	if got := audit.pages.Load(); err == nil || got != 3 {
+		t.Errorf("%d pages, %v; want three, and an answer that breaks off", got, err)
 	}
 }
