@@ -186,6 +186,10 @@ func signedIn(do func(*exchange) error) func(*exchange) error {
 		}
 		x.call = x.CallOf(p, x.cfg.AllowCleartext)
 		x.call.Tenant, x.signedIn = x.R.PathValue("tenant"), true
+		if x.call.Tenant != "" && !p.Reaches(x.call.Tenant) { // also for pages that ask nothing of the tenant
+			x.call.Tenant = p.Home
+			return service.ErrTenantNotFound
+		}
 		if x.R.Method == http.MethodPost {
 			if err := x.readForm(); err != nil {
 				return err

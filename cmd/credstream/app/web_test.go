@@ -277,8 +277,10 @@ func TestPage(t *testing.T) {
 				t.Errorf("%s by an operator answered %d", do, status)
 			}
 		}
-		if status, _, _ := operator.send("GET", "/ui/t/nobody/credentials", nil, nil); status != http.StatusNotFound {
-			t.Errorf("another tenant answered %d", status)
+		for _, page := range []string{"credentials", "status"} { // the latter asks nothing of the tenant
+			if status, _, _ := operator.send("GET", "/ui/t/nobody/"+page, nil, nil); status != http.StatusNotFound {
+				t.Errorf("the page %s of another tenant: %d", page, status)
+			}
 		}
 	})
 	t.Run("secrets", func(t *testing.T) {
