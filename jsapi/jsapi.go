@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"reflect"
 	"strings"
 	"time"
@@ -142,10 +143,38 @@ func Of(js jetstream.JetStream) API {
 	return a
 }
 
+// Temporary reports whether NATS may succeed later without intervention: a server is away,
+// elects a leader, or did not answer in time. It does not hold for the end of the caller's
+// own context.
+func Temporary(err error) bool {
+	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
+		return api.Code == http.StatusServiceUnavailable
+	}
+	for _, passing := range []error{
+		fault.ErrUnavailable, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrNoServers, nats.ErrConnectionClosed, nats.ErrDisconnected,
+		nats.ErrConnectionReconnecting, nats.ErrReconnectBufExceeded, jetstream.ErrNoStreamResponse, context.DeadlineExceeded,
+	} {
+		if errors.Is(err, passing) {
+			return true
+		}
+	}
+	return false
+}
+
+// Fault returns err, with fault.ErrUnavailable in its chain when it is Temporary: a caller
+// may try again. A nil error stays nil.
+func Fault(err error) error {
+	if err == nil || !Temporary(err) || errors.Is(err, fault.ErrUnavailable) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", fault.ErrUnavailable, err)
+}
+
 // requestTimeout bounds a request whose context has no deadline.
 const requestTimeout = 5 * time.Second
 
-// Request returns the answer to an operation, such as STREAM.INFO.name.
+// Request returns the answer to an operation, such as STREAM.INFO.name. Its error has
+// fault.ErrUnavailable in its chain when it is Temporary.
 func (a API) Request(ctx context.Context, operation string, body []byte) (*nats.Msg, error) {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
@@ -154,7 +183,7 @@ func (a API) Request(ctx context.Context, operation string, body []byte) (*nats.
 	}
 	reply, err := a.conn.RequestWithContext(ctx, a.prefix+operation, body)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", operation, err)
+		return nil, fmt.Errorf("%s: %w", operation, Fault(err))
 	}
 	return reply, nil
 }
@@ -177,7 +206,7 @@ func (a API) Call(ctx context.Context, operation string, question, answer any) e
 		return fmt.Errorf("%s: %w", operation, err)
 	}
 	if failure.Error != nil {
-		return fmt.Errorf("%s: %w", operation, failure.Error)
+		return fmt.Errorf("%s: %w", operation, Fault(failure.Error))
 	}
 	if err := json.Unmarshal(reply.Data, answer); err != nil {
 		return fmt.Errorf("%s: %w", operation, err)

@@ -46,7 +46,7 @@ func (s *KVKeysets) Keyset(ctx context.Context, tenant string) (wrapped []byte, 
 		return s.NewestKeyset(ctx, tenant)
 	}
 	if err != nil {
-		return nil, 0, fmt.Errorf("reading key %s: %w", tenant, err)
+		return nil, 0, fmt.Errorf("reading key %s: %w", tenant, jsapi.Fault(err))
 	}
 	if err := s.waitDurable(ctx, revision); err != nil {
 		return nil, 0, err
@@ -60,7 +60,7 @@ func (s *KVKeysets) NewestKeyset(ctx context.Context, tenant string) (wrapped []
 	m, err := s.api.FromLeader(ctx, s.stream(), jsapi.Question{LastBySubject: s.subject(tenant)})
 	switch {
 	case err != nil:
-		return nil, 0, fmt.Errorf("reading key %s: %w", tenant, err)
+		return nil, 0, fmt.Errorf("reading key %s: %w", tenant, jsapi.Fault(err))
 	case m == nil || m.Header.Get("KV-Operation") != "": // it was deleted
 		return nil, 0, fmt.Errorf("reading key %s: %w", tenant, ErrNoKeyset)
 	}
@@ -81,7 +81,7 @@ func (s *KVKeysets) CreateKeyset(ctx context.Context, tenant string, wrapped []b
 		return ErrKeysetExists
 	}
 	if err != nil {
-		return fmt.Errorf("creating key %s: %w", tenant, err)
+		return fmt.Errorf("creating key %s: %w", tenant, jsapi.Fault(err))
 	}
 	return s.waitDurable(ctx, revision)
 }
@@ -93,7 +93,7 @@ func (s *KVKeysets) UpdateKeyset(ctx context.Context, tenant string, wrapped []b
 		return ErrKeysetExists
 	}
 	if err != nil {
-		return fmt.Errorf("updating key %s: %w", tenant, err)
+		return fmt.Errorf("updating key %s: %w", tenant, jsapi.Fault(err))
 	}
 	return s.waitDurable(ctx, revision)
 }
@@ -102,7 +102,7 @@ func (s *KVKeysets) UpdateKeyset(ctx context.Context, tenant string, wrapped []b
 func (s *KVKeysets) RemoveEarlier(ctx context.Context, tenant string, revision uint64) (failed error) {
 	history, err := s.kv.History(ctx, tenant)
 	if err != nil {
-		return fmt.Errorf("listing the revisions of key %s: %w", tenant, err)
+		return fmt.Errorf("listing the revisions of key %s: %w", tenant, jsapi.Fault(err))
 	}
 	if s.deleting != nil {
 		for _, entry := range history {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/jsapi"
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -22,7 +23,7 @@ func (v *Vault) lastDirect(ctx context.Context, subject string) (*jsapi.Message,
 	case "404":
 		return nil, nil // no message is not an error
 	default:
-		return nil, fmt.Errorf("direct get: status %s", status)
+		return nil, fmt.Errorf("direct get: status %s: %w", status, fault.ErrUnavailable)
 	}
 	seq, err := strconv.ParseUint(reply.Header.Get(jetstream.SequenceHeader), 10, 64)
 	if err != nil {

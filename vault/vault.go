@@ -426,7 +426,7 @@ func (v *Vault) Owned(ctx context.Context, tenant, category, owner string) ([]En
 	}
 	entries, err := v.owned(ctx, ownerSubject(tenant, category, owner)+".*")
 	if err != nil {
-		return nil, fmt.Errorf("listing secrets: %w", err)
+		return nil, fmt.Errorf("listing secrets: %w", jsapi.Fault(err))
 	}
 	return entries, nil
 }
@@ -457,7 +457,7 @@ func (v *Vault) messages(ctx context.Context, cfg jetstream.ConsumerConfig, n in
 		cfg.InactiveThreshold = time.Minute // in case the delete below fails
 		cons, err := v.js.CreateConsumer(ctx, Stream, cfg)
 		if err != nil {
-			yield(nil, fmt.Errorf("listing secrets: %w", err))
+			yield(nil, fmt.Errorf("listing secrets: %w", jsapi.Fault(err)))
 			return
 		}
 		defer func() {
@@ -468,14 +468,14 @@ func (v *Vault) messages(ctx context.Context, cfg jetstream.ConsumerConfig, n in
 		for pending := cons.CachedInfo().NumPending; pending > 0; {
 			batch, err := cons.FetchNoWait(n)
 			if err != nil {
-				yield(nil, fmt.Errorf("listing secrets: %w", err))
+				yield(nil, fmt.Errorf("listing secrets: %w", jsapi.Fault(err)))
 				return
 			}
 			got := 0
 			for msg := range batch.Messages() {
 				var meta *jetstream.MsgMetadata
 				if meta, err = msg.Metadata(); err != nil {
-					err = fmt.Errorf("listing secrets: %w", err)
+					err = fmt.Errorf("listing secrets: %w", jsapi.Fault(err))
 				} else {
 					pending = meta.NumPending
 				}
@@ -491,7 +491,7 @@ func (v *Vault) messages(ctx context.Context, cfg jetstream.ConsumerConfig, n in
 				}
 			}
 			if err := errors.Join(err, batch.Error(), ctx.Err()); err != nil {
-				yield(nil, fmt.Errorf("listing secrets: %w", err))
+				yield(nil, fmt.Errorf("listing secrets: %w", jsapi.Fault(err)))
 				return
 			}
 		}
@@ -502,7 +502,7 @@ func (v *Vault) messages(ctx context.Context, cfg jetstream.ConsumerConfig, n in
 func entryOf(msg jetstream.Msg) (Entry, error) {
 	meta, err := msg.Metadata()
 	if err != nil {
-		return Entry{}, fmt.Errorf("listing secrets: %w", err)
+		return Entry{}, fmt.Errorf("listing secrets: %w", jsapi.Fault(err))
 	}
 	ref, err := parseSubject(msg.Subject())
 	return Entry{Ref: ref, Seq: meta.Sequence.Stream, Stored: meta.Timestamp.UTC()}, err

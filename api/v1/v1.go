@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -63,9 +64,7 @@ func Handler(cfg Config) http.Handler {
 			h.queries[r.Name] = endpoint{pattern: queryPath + r.Name, parameters: parametersOf(r.In), route: r}
 		}
 	}
-	if !cfg.Starting {
-		h.openAPI = openAPI(cfg.Version, cfg.Describe)
-	}
+	h.openAPI = sync.OnceValue(func() []byte { return openAPI(cfg.Version, cfg.Describe) }) // a start does not wait for it
 	return edge.Handler(cfg.Logger, func(x *edge.Exchange) edge.Dialect { return &exchange{x, h} })
 }
 
@@ -97,7 +96,7 @@ type handler struct {
 	cfg      Config
 	commands map[string]endpoint
 	queries  map[string]endpoint
-	openAPI  []byte
+	openAPI  func() []byte
 }
 
 // endpoint is a route with its path pattern and parameters.
@@ -141,7 +140,7 @@ func (x *exchange) Serve() {
 	case "/readyz":
 		probe, serve = true, x.ready
 	case "/openapi.json":
-		serve = func() { x.Write(http.StatusOK, edge.MediaJSON, x.openAPI) }
+		serve = func() { x.Write(http.StatusOK, edge.MediaJSON, x.openAPI()) }
 	case "/docs", "/docs/page.js", "/docs/page.css":
 		serve = func() { x.page(path) }
 	case "/metrics":

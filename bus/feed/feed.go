@@ -177,7 +177,7 @@ func permanent(err error) bool {
 		return false
 	}
 	_, refused := errors.AsType[*jetstream.APIError](err)
-	return !refused && !transient(err) && !errors.Is(err, fault.ErrUnavailable) && !errors.Is(err, context.Canceled)
+	return !refused && !jsapi.Temporary(err) && !errors.Is(err, context.Canceled)
 }
 
 func (f *Feed) resume(ctx context.Context) error {
@@ -194,12 +194,6 @@ type publishError struct{ err error }
 func (e *publishError) Error() string { return "publish: " + e.err.Error() }
 
 func (e *publishError) Unwrap() error { return e.err }
-
-func transient(err error) bool {
-	return errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrNoResponders) || errors.Is(err, nats.ErrConnectionClosed) ||
-		errors.Is(err, nats.ErrDisconnected) || errors.Is(err, nats.ErrConnectionReconnecting) ||
-		errors.Is(err, nats.ErrReconnectBufExceeded) || errors.Is(err, context.DeadlineExceeded)
-}
 
 // last reads the feed's last message: its position and the sequence that the
 // next publish must expect. The log must confirm it.

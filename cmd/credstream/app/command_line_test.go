@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,9 +13,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/credstream/credstream/bus/bustest"
 	"github.com/credstream/credstream/client"
 )
 
@@ -55,6 +58,7 @@ func TestCommandLineOnRealParts(t *testing.T) {
 		tailed <- CommandLine(ctx, []string{"events", "tail", "--from", "1", "--json"}, func(n string) string { return env[n] }, strings.NewReader(""), writer, writer)
 		_ = writer.Close()
 	}()
+	defer time.AfterFunc(time.Minute, func() { _ = lines.CloseWithError(errors.New("the tail is silent")) }).Stop()
 	told := json.NewDecoder(lines)
 	next := func() (e struct{ Type, Subject string }) {
 		t.Helper()
@@ -98,7 +102,12 @@ func TestCommandLineOnRealParts(t *testing.T) {
 	env["CREDSTREAM_NATS_URL"] = u.node.ClientURL()
 	pets.accept("nobody")
 	c.stdin = strings.NewReader("")
-	if got := c.run(t.Context(), "credential", "verify", made.ID); got != 2 || !strings.Contains(c.errOut.String(), "The API key was not accepted.") {
+	got := 0
+	bustest.Eventually(t, "the server is back", func() bool {
+		got = c.run(t.Context(), "credential", "verify", made.ID)
+		return !strings.Contains(c.errOut.String(), "(unavailable)")
+	})
+	if got != 2 || !strings.Contains(c.errOut.String(), "The API key was not accepted.") {
 		t.Errorf("a key that no longer works: exit code %d, %s", got, c.errOut.String())
 	}
 	expect("credential.verified")
@@ -146,6 +155,7 @@ func TestFlowsOnTheCommandLine(t *testing.T) {
 		watched <- CommandLine(ctx, []string{"flow", "watch", "--json"}, func(n string) string { return env[n] }, strings.NewReader(""), writer, writer)
 		_ = writer.Close()
 	}()
+	defer time.AfterFunc(time.Minute, func() { _ = lines.CloseWithError(errors.New("the watch is silent")) }).Stop()
 	told := json.NewDecoder(lines)
 	until := func(flow string, active bool) { // reads what is watched until the credential is used so
 		t.Helper()

@@ -11,13 +11,13 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/net/netutil"
 
 	v1 "github.com/credstream/credstream/api/v1"
 	"github.com/credstream/credstream/bus/natsserver"
 	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/jsapi"
 	"github.com/credstream/credstream/seal"
 )
 
@@ -179,19 +179,11 @@ const (
 	clusterNotLeader jetstream.ErrorCode = 10009
 )
 
-// isTransient reports whether NATS may succeed later without intervention: its servers
-// elect leaders, or too few of them are available.
+// isTransient reports whether a start may succeed later without intervention: NATS is
+// away, its servers elect leaders, or too few of them are available.
 func isTransient(err error) bool {
-	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
-		return api.Code == http.StatusServiceUnavailable || api.ErrorCode == clusterNoPeers || api.ErrorCode == clusterNotLeader
+	if api, ok := errors.AsType[*jetstream.APIError](err); ok && (api.ErrorCode == clusterNoPeers || api.ErrorCode == clusterNotLeader) {
+		return true
 	}
-	for _, passing := range []error{
-		errStandstill, fault.ErrUnavailable, natsserver.ErrServersSilent, nats.ErrNoServers, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrDisconnected, nats.ErrConnectionReconnecting,
-		jetstream.ErrNoStreamResponse, context.DeadlineExceeded,
-	} {
-		if errors.Is(err, passing) {
-			return true
-		}
-	}
-	return false
+	return jsapi.Temporary(err) || errors.Is(err, errStandstill) || errors.Is(err, natsserver.ErrServersSilent)
 }
