@@ -156,6 +156,38 @@ func (p tab) shot(name string, width, height int64, dark bool) {
 	must(p.t, os.WriteFile(filepath.Join(*webShots, name+".png"), b, 0o600))
 }
 
+// packages installs the npm packages of the tests and returns their folder, or skips the
+// test where that is not possible.
+func packages(t *testing.T) string {
+	t.Helper()
+	for _, tool := range []string{"node", "npm"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("%s is not installed: apt-get install nodejs npm", tool)
+		}
+	}
+	dir := t.TempDir()
+	must(t, os.CopyFS(dir, os.DirFS("testdata/js")))
+	install := exec.CommandContext(t.Context(), "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+	install.Dir = dir
+	if out, err := install.CombinedOutput(); err != nil {
+		t.Skipf("npm cannot install the packages of this test from here (%v): %s", err, out)
+	}
+	return dir
+}
+
+// accessible checks the open page with axe-core.
+func (p tab) accessible(axe string) {
+	p.t.Helper()
+	if _, err := chromedp.Run(p.Context, chromedp.Evaluate[bool](axe+";true")); err != nil {
+		p.fail(err)
+	}
+	p.eval(`axe.run().then(r => { window.axed = r.violations.map(v => v.id + ": " + v.help + "\n" + v.nodes.map(n => "  " + n.html + " " + n.failureSummary).join("\n")).join("\n") || "none" })`)
+	p.until("window.axed")
+	if found := p.eval("window.axed"); found != "none" {
+		p.t.Errorf("%s: %s", p.eval("location.href"), found)
+	}
+}
+
 // visitor is a signed-in browser without a screen.
 type visitor struct {
 	*http.Client
@@ -330,6 +362,16 @@ func TestPage(t *testing.T) {
 	}
 }
 
+// pagesOf are the paths of all pages of a tenant, with a credential of a component where they
+// show one.
+func pagesOf(component, id string) []string {
+	return []string{
+		"credentials", "credentials?component=" + component, "credentials/new?component=" + component, "credentials/" + id, "credentials/" + id + "/keys",
+		"credentials/" + id + "/delete", "components", "components/" + component, "components/" + component + "/delete", "components/new", "attention", "oauth-clients", "flows", "keys",
+		"dead-letters", "audit", "status",
+	}
+}
+
 // What the page does, tried in a browser on the whole program.
 func TestPageInABrowser(t *testing.T) {
 	shared := chromium(t)
@@ -482,6 +524,28 @@ func TestPageInABrowser(t *testing.T) {
 		p.sees("Your session has ended")
 	})
 
+	t.Run("accessible", func(t *testing.T) {
+		axe, err := os.ReadFile(filepath.Join(packages(t), "node_modules", "axe-core", "axe.min.js"))
+		must(t, err)
+		var made struct{ ID string }
+		must(t, u.command("credential.create", "", map[string]any{"component": "petstore", "name": "Read aloud", "keys": map[string]string{"apiKey": "right-canary-1"}}, &made))
+		u.caughtUp(t)
+		p := person(shared, t, u.base)
+		p.open("/ui/sign-in")
+		p.accessible(string(axe))
+		p.signIn(adminKey)
+		for i, path := range pagesOf("petstore", made.ID) {
+			p.screen(1200, 900, i%2 == 0) // pages share the colors
+			p.open("/ui/t/default/" + path)
+			p.sees("Sign out")
+			p.accessible(string(axe))
+		}
+		p.open("/ui/t/default/credentials/" + made.ID)
+		p.click("a[data-dialog]")
+		p.until("document.querySelector('dialog[open] button.danger')")
+		p.accessible(string(axe))
+	})
+
 	if *webShots != "" {
 		t.Run("screenshot for the documentation", func(t *testing.T) {
 			for i, title := range []string{"Acme CRM", "Invoices", "Warehouse", "Mail", "Support desk", "Data lake", "Payments"} {
@@ -532,11 +596,7 @@ func TestPageInABrowser(t *testing.T) {
 		p := person(shared, t, u.base)
 		p.screen(360, 740, false)
 		p.signIn(adminKey)
-		for _, path := range []string{
-			"credentials", "credentials?component=hostile", "credentials/new?component=hostile", "credentials/" + made.ID, "credentials/" + made.ID + "/keys",
-			"credentials/" + made.ID + "/delete", "components", "components/hostile", "components/new", "attention", "oauth-clients", "flows", "keys",
-			"dead-letters", "audit", "status",
-		} {
+		for _, path := range pagesOf("hostile", made.ID) {
 			p.open("/ui/t/default/" + path)
 			p.sees("Sign out")
 			if pwned := p.eval("window.pwned"); pwned != "undefined" {
