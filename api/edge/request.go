@@ -8,6 +8,7 @@ import (
 	"mime"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strings"
 
 	"github.com/credstream/credstream/fault"
@@ -33,12 +34,18 @@ type Identities interface {
 	AuthenticateToken(ctx context.Context, token string, from netip.Addr) (service.Principal, error)
 }
 
-// Sessions are those of browsers, in the name of an API key.
+// Sessions are those of browsers, in the name of an API key or of a user of an OpenID Connect issuer.
 type Sessions interface {
 	// StartSession authenticates an API key, and returns a sealed session in its name.
 	StartSession(ctx context.Context, key string, from netip.Addr) (sealed string, p service.Principal, err error)
 	// OpenSession returns the principal of a sealed session.
 	OpenSession(ctx context.Context, sealed string, from netip.Addr) (service.Principal, error)
+	// SignInIssuer is the host of the OpenID Connect issuer; empty if nobody can sign in there.
+	SignInIssuer() string
+	// BeginSignIn returns where to send a browser that signs in at the issuer.
+	BeginSignIn(ctx context.Context, callback string) (address string, in access.SignIn, err error)
+	// EndSignIn returns a sealed session for what the issuer sent the browser back with.
+	EndSignIn(ctx context.Context, in access.SignIn, callback string, answer url.Values, from netip.Addr) (sealed string, p service.Principal, err error)
 }
 
 // Errors that HTTP adds to those of the service.

@@ -29,10 +29,9 @@ func (e *endless) Receive(context.Context, *service.Call, int64, func() ([]byte,
 }
 
 // revoked opens a session a few times, until its key is revoked.
-type revoked struct{ left int }
-
-func (*revoked) StartSession(context.Context, string, netip.Addr) (string, service.Principal, error) {
-	return "", service.Principal{}, nil
+type revoked struct {
+	web.Access
+	left int
 }
 
 func (r *revoked) OpenSession(context.Context, string, netip.Addr) (service.Principal, error) {

@@ -15,10 +15,9 @@ import (
 )
 
 // signedIn opens every session as the key of its value.
-type signedIn struct{ scope events.Scope }
-
-func (signedIn) StartSession(context.Context, string, netip.Addr) (string, service.Principal, error) {
-	return "", service.Principal{}, nil
+type signedIn struct {
+	web.Access
+	scope events.Scope
 }
 
 func (s signedIn) OpenSession(_ context.Context, key string, _ netip.Addr) (service.Principal, error) {
@@ -79,7 +78,7 @@ func TestOneKeyDoesNotTakeAllPages(t *testing.T) {
 }
 
 func TestBoundKeysDoNotFollow(t *testing.T) {
-	follow := following(t, signedIn{events.Scope{Credentials: []string{"a"}}})
+	follow := following(t, signedIn{scope: events.Scope{Credentials: []string{"a"}}})
 	if status, _ := follow("bound"); status != http.StatusForbidden {
 		t.Errorf("%d", status)
 	}

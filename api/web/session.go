@@ -88,14 +88,15 @@ func (x *exchange) tenantHome() error { return x.redirect(x.path("credentials"))
 
 // signInForm is what the page of signing in shows.
 type signInForm struct {
-	Next  string
-	Ended bool
-	Error string
+	Next   string
+	Ended  bool
+	Error  string
+	Issuer string // host of the OpenID Connect issuer; empty if nobody can sign in there
 }
 
 func (x *exchange) signInPage() error {
 	q := x.R.URL.Query()
-	return x.render(http.StatusOK, "sign-in", view{Title: "Sign in", Data: signInForm{Next: ours(q.Get("next")), Ended: q.Has("ended")}})
+	return x.render(http.StatusOK, "sign-in", view{Title: "Sign in", Data: signInForm{Next: ours(q.Get("next")), Ended: q.Has("ended"), Issuer: x.issuer()}})
 }
 
 // maxSignIn bounds the body of a form that comes from anybody.
@@ -117,8 +118,7 @@ func (x *exchange) signIn() error {
 		if f.Kind != fault.Unauthenticated && f.Kind != fault.Throttled {
 			return err
 		}
-		x.Err = err
-		return x.render(f.Kind.Status(), "sign-in", view{Title: "Sign in", Data: signInForm{Next: next, Error: f.Msg}})
+		return x.signInFailed(next, err)
 	}
 	x.Principal = p.Actor.ID
 	x.setSession(sealed, int(access.SessionLife.Seconds()))

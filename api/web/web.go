@@ -94,15 +94,17 @@ type exchangeKey struct{}
 // register lists the pages. Those of a tenant are for people who have signed in.
 func (h *handler) register() {
 	for pattern, do := range map[string]func(*exchange) error{
-		"GET /{$}":          func(x *exchange) error { return x.redirect(Prefix) },
-		"GET /ui":           func(x *exchange) error { return x.redirect(Prefix) },
-		"GET /ui/{$}":       (*exchange).home,
-		"GET /ui/sign-in":   (*exchange).signInPage,
-		"POST /ui/sign-in":  (*exchange).signIn,
-		"POST /ui/sign-out": (*exchange).signOut,
-		"GET /ui/app.css":   (*exchange).asset,
-		"GET /ui/app.js":    (*exchange).asset,
-		"/":                 func(*exchange) error { return edge.ErrPathUnknown },
+		"GET /{$}":                 func(x *exchange) error { return x.redirect(Prefix) },
+		"GET /ui":                  func(x *exchange) error { return x.redirect(Prefix) },
+		"GET /ui/{$}":              (*exchange).home,
+		"GET /ui/sign-in":          (*exchange).signInPage,
+		"POST /ui/sign-in":         (*exchange).signIn,
+		"GET /ui/sign-in/issuer":   (*exchange).beginSignIn,
+		"GET /ui/sign-in/callback": (*exchange).endSignIn,
+		"POST /ui/sign-out":        (*exchange).signOut,
+		"GET /ui/app.css":          (*exchange).asset,
+		"GET /ui/app.js":           (*exchange).asset,
+		"/":                        func(*exchange) error { return edge.ErrPathUnknown },
 	} {
 		h.handle(pattern, do)
 	}

@@ -20,10 +20,12 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/oauth2"
 	"golang.org/x/time/rate"
 
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/seal"
 	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/permission"
 )
@@ -43,6 +45,11 @@ type TokenConfig struct {
 	Tenant      string // claim: a tenant, or a list of them; the first is the home
 	Permissions string // claim: permissions and roles, as a list or separated by spaces; unknown ones are ignored
 
+	// With a ClientID, people sign in to the web page at the issuer.
+	ClientID     string
+	ClientSecret seal.Secret // zero for a public client
+	Scopes       string      // separated by spaces; openid is one of them
+
 	Client *http.Client     // for requests to the issuer; one with a timeout when nil
 	Now    func() time.Time // time.Now when nil
 }
@@ -58,6 +65,8 @@ type Tokens struct {
 	ask   *rate.Limiter
 	rules *oidc.Config
 	keys  *issuerKeys
+
+	endpoint oauth2.Endpoint // does not change after rules is set
 }
 
 // knownToken is remembered for as long as the issuer's keys are, at most.
@@ -86,6 +95,9 @@ func NewTokens(cfg TokenConfig) (*Tokens, error) {
 	}
 	if u.Scheme != "https" && (u.Scheme != "http" || !loopback(u.Hostname())) {
 		return nil, ErrTokenConfig.Withf("The issuer URL must begin with https://. http:// is only allowed for this machine.")
+	}
+	if cfg.ClientID != "" && !slices.Contains(strings.Fields(cfg.Scopes), oidc.ScopeOpenID) {
+		return nil, ErrTokenConfig.Withf("The scopes of a sign-in must contain openid.")
 	}
 	if cfg.Client == nil {
 		cfg.Client = &http.Client{Timeout: issuerTimeout}
@@ -187,6 +199,7 @@ func (t *Tokens) issuer(ctx context.Context) (*oidc.Config, *issuerKeys, error) 
 	if len(known) == 0 {
 		known = []string{oidc.RS256}
 	}
+	t.endpoint = provider.Endpoint()
 	t.rules = &oidc.Config{ClientID: t.cfg.Audience, SupportedSigningAlgs: known, Now: t.cfg.Now}
 	t.keys = &issuerKeys{client: t.cfg.Client, url: found.Keys, now: t.cfg.Now, ask: rate.NewLimiter(rate.Every(issuerAsk), issuerBurst)}
 	return t.rules, t.keys, nil

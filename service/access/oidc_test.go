@@ -39,6 +39,8 @@ type issuer struct {
 	keys  []jose.JSONWebKey // the last one signs
 	away  bool
 	asked int // for keys
+
+	granted map[string]any // the answer of the token endpoint
 }
 
 func newIssuer(t *testing.T) *issuer {
@@ -58,8 +60,11 @@ func (i *issuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "away", http.StatusInternalServerError)
 	case r.URL.Path == "/.well-known/openid-configuration":
 		_ = json.NewEncoder(w).Encode(map[string]any{
-			"issuer": i.URL, "jwks_uri": i.URL + "/keys", "id_token_signing_alg_values_supported": []string{"RS256", "ES256", "HS256", "none"},
+			"issuer": i.URL, "jwks_uri": i.URL + "/keys", "authorization_endpoint": i.URL + "/authorize", "token_endpoint": i.URL + "/token", "id_token_signing_alg_values_supported": []string{"RS256", "ES256", "HS256", "none"},
 		})
+	case r.URL.Path == "/token":
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(i.granted)
 	case r.URL.Path == "/keys":
 		i.asked++
 		public := []any{map[string]string{"kty": "unheard of"}} // a set may hold what nobody here knows

@@ -23,14 +23,17 @@ const SessionLife = 8 * time.Hour
 // longer be used.
 var ErrSessionEnded = fault.New(fault.Unauthenticated, "session_ended", "Your session has ended. Sign in again.")
 
-// session is what a sealed session holds: never the key itself.
+// session is what a sealed session holds: the id of an API key, never the key itself, or a
+// token of the OpenID Connect issuer.
 type session struct {
-	Key   string    `json:"key"` // its id
+	Key   string    `json:"key,omitzero"`
+	Token string    `json:"token,omitzero"`
 	Until time.Time `json:"until"`
 }
 
-// maxSession bounds what is taken for a sealed session, in bytes.
-const maxSession = 1024
+// maxSession bounds a sealed session, in bytes: browsers keep cookies of up to 4,096 bytes
+// (RFC 6265bis, section 5.6), with their names and attributes.
+const maxSession = 3900
 
 // sessionContext is the associated data of a session of a key at home in the tenant.
 func sessionContext(tenant string) []byte {
@@ -45,17 +48,30 @@ func (s *Service) StartSession(ctx context.Context, key string, from netip.Addr)
 	if err != nil {
 		return "", p, err
 	}
-	text, err := json.Marshal(session{Key: p.Actor.ID, Until: s.Kernel.Now().Add(SessionLife).UTC().Truncate(time.Second)})
+	sealed, err := s.sealSession(ctx, p.Home, session{Key: p.Actor.ID, Until: s.Kernel.Now().Add(SessionLife)})
+	return sealed, p, err
+}
+
+func (s *Service) sealSession(ctx context.Context, home string, of session) (string, error) {
+	of.Until = of.Until.UTC().Truncate(time.Second)
+	text, err := json.Marshal(of)
 	if err != nil {
-		return "", p, err
+		return "", err
 	}
-	sealed, err := s.Keyring.Seal(ctx, p.Home, seal.NewSecret(text), sessionContext(p.Home))
-	return p.Home + "." + base64.RawURLEncoding.EncodeToString(sealed), p, err
+	sealed, err := s.Keyring.Seal(ctx, home, seal.NewSecret(text), sessionContext(home))
+	if err != nil {
+		return "", err
+	}
+	cookie := home + "." + base64.RawURLEncoding.EncodeToString(sealed)
+	if len(cookie) > maxSession {
+		return "", ErrSessionTooLarge
+	}
+	return cookie, nil
 }
 
 // OpenSession returns the principal of a session that is used from the address. It returns
-// ErrSessionEnded when the session is over: its life has passed, or its key was revoked, has
-// expired or may not be used from there.
+// ErrSessionEnded when the session is over: its life has passed, its key was revoked, has
+// expired or may not be used from there, or its token has expired.
 func (s *Service) OpenSession(ctx context.Context, sealed string, from netip.Addr) (service.Principal, error) {
 	tenant, encoded, _ := strings.Cut(sealed, ".")
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(encoded)
@@ -82,9 +98,23 @@ func (s *Service) OpenSession(ctx context.Context, sealed string, from netip.Add
 	if !s.Kernel.Now().Before(opened.Until) {
 		return service.Principal{}, ErrSessionEnded
 	}
+	if opened.Token != "" {
+		return s.principalOfToken(ctx, opened.Token)
+	}
 	p, err := s.Principal(ctx, opened.Key)
 	if errors.Is(err, service.ErrKeyUnknown) || err == nil && !p.UsableFrom(from) {
 		return service.Principal{}, ErrSessionEnded
+	}
+	return p, err
+}
+
+func (s *Service) principalOfToken(ctx context.Context, token string) (service.Principal, error) {
+	if s.Tokens == nil {
+		return service.Principal{}, ErrSessionEnded
+	}
+	p, err := s.Tokens.principal(ctx, token)
+	if errors.Is(err, ErrToken) { // expired, or signed with a key that the issuer has withdrawn
+		return p, ErrSessionEnded
 	}
 	return p, err
 }

@@ -31,6 +31,8 @@ type Config struct {
 	OIDCAudience          string        `flag:"oidc-audience" arg:"NAME" env:"CREDSTREAM_OIDC_AUDIENCE" help:"required audience of a token; required with --oidc-issuer"`
 	OIDCTenantClaim       string        `flag:"oidc-tenant-claim" arg:"CLAIM" env:"CREDSTREAM_OIDC_TENANT_CLAIM" default:"tenant" help:"claim with the tenant, or the tenants, of a token"`
 	OIDCPermissionsClaim  string        `flag:"oidc-permissions-claim" arg:"CLAIM" env:"CREDSTREAM_OIDC_PERMISSIONS_CLAIM" default:"permissions" help:"claim with the permissions and roles; use dots to reach into objects, such as realm_access.roles"`
+	OIDCClientID          string        `flag:"oidc-client-id" arg:"ID" env:"CREDSTREAM_OIDC_CLIENT_ID" help:"client at the issuer with which people sign in to the web page; its redirect URI is --public-url with /ui/sign-in/callback; without it people sign in with API keys only"`
+	OIDCScopes            string        `flag:"oidc-scopes" arg:"SCOPES" env:"CREDSTREAM_OIDC_SCOPES" default:"openid" help:"scopes of a sign-in to the web page, separated by spaces"`
 	Durability            string        `flag:"durability" arg:"MODE" env:"CREDSTREAM_DURABILITY" default:"group" help:"fsync before a change is acknowledged: group (one fsync for all waiting changes) or always (one per change)"`
 	KMSPrevious           string        `flag:"kms-previous" arg:"URL" env:"CREDSTREAM_KMS_PREVIOUS" help:"KMS key that wrapped the tenants' encryption keys before --kms, until credstream keys rewrap --all has wrapped them with --kms"`
 	KMS                   string        `flag:"kms" arg:"URL" env:"CREDSTREAM_KMS" help:"KMS key that wraps the tenants' encryption keys: file:///path, hcvault://, aws-kms:// or gcp-kms://; a key file in the data folder when empty"`
@@ -51,6 +53,7 @@ type Config struct {
 
 	fsyncDelay time.Duration `env:"CREDSTREAM_BENCH_FSYNC_DELAY" help:"added to every fsync, to model a slower disk; for benchmarks only"`
 
+	oidcClientSecret seal.Secret `env:"CREDSTREAM_OIDC_CLIENT_SECRET" help:"secret of the client of --oidc-client-id; only as an environment variable; empty for a public client"`
 	kmsPreviousToken seal.Secret `env:"CREDSTREAM_KMS_PREVIOUS_TOKEN" help:"token for the KMS of --kms-previous; only as an environment variable"`
 	kmsToken         seal.Secret `env:"CREDSTREAM_KMS_TOKEN" help:"token for a Vault or OpenBao KMS; only as an environment variable"`
 }
@@ -67,11 +70,13 @@ func newCommand(getenv func(string) string, serve func(ctx context.Context, cfg 
 			"With --nats it uses external NATS servers, and several processes can serve the same data.\n" +
 			"The first start prints an administrator's key, only once.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if token := getenv("CREDSTREAM_KMS_TOKEN"); token != "" {
-				cfg.kmsToken = seal.NewSecret([]byte(token))
-			}
-			if token := getenv("CREDSTREAM_KMS_PREVIOUS_TOKEN"); token != "" {
-				cfg.kmsPreviousToken = seal.NewSecret([]byte(token))
+			for name, secret := range map[string]*seal.Secret{
+				"CREDSTREAM_KMS_TOKEN": &cfg.kmsToken, "CREDSTREAM_KMS_PREVIOUS_TOKEN": &cfg.kmsPreviousToken,
+				"CREDSTREAM_OIDC_CLIENT_SECRET": &cfg.oidcClientSecret,
+			} {
+				if value := getenv(name); value != "" {
+					*secret = seal.NewSecret([]byte(value))
+				}
 			}
 			if delay := getenv("CREDSTREAM_BENCH_FSYNC_DELAY"); delay != "" {
 				var err error

@@ -556,11 +556,12 @@ func (p *program) kmsURL(needed bool) (string, error) {
 // is configured.
 func (p *program) openTokens() (*access.Tokens, error) {
 	c := p.cfg
-	if c.OIDCIssuer == "" && c.OIDCAudience == "" {
+	if c.OIDCIssuer == "" && c.OIDCAudience == "" && c.OIDCClientID == "" {
 		return nil, nil
 	}
 	return access.NewTokens(access.TokenConfig{
 		Issuer: c.OIDCIssuer, Audience: c.OIDCAudience, Tenant: c.OIDCTenantClaim, Permissions: c.OIDCPermissionsClaim,
+		ClientID: c.OIDCClientID, ClientSecret: c.oidcClientSecret, Scopes: c.OIDCScopes,
 	})
 }
 

@@ -1,13 +1,16 @@
 package app
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
+	"net/http/httputil"
 	"net/url"
 	"os"
 	"os/exec"
@@ -21,6 +24,7 @@ import (
 	"github.com/chromedp/chromedp"
 
 	"github.com/credstream/credstream/cmd/credstream/demo"
+	"github.com/credstream/credstream/seal"
 )
 
 var webShots = flag.String("webshots", "", "folder for screenshots of the page")
@@ -369,6 +373,97 @@ func pagesOf(component, id string) []string {
 		"credentials", "credentials?component=" + component, "credentials/new?component=" + component, "credentials/" + id, "credentials/" + id + "/keys",
 		"credentials/" + id + "/delete", "components", "components/" + component, "components/" + component + "/delete", "components/new", "attention", "oauth-clients", "flows", "keys",
 		"dead-letters", "audit", "status",
+	}
+}
+
+// A person signs in at an independent OpenID Connect issuer (the npm package oidc-provider),
+// with the rights that the issuer's token names, until that token ends.
+func TestSignInAtAnIssuer(t *testing.T) {
+	dir := packages(t)
+	shared := chromium(t)
+	var service *url.URL // known when both have started: each of the two must know the other's address
+	public := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(service)
+		r.Out.Host = r.In.Host
+	}})
+	t.Cleanup(public.Close)
+	arguments, err := json.Marshal(map[string]any{
+		"clients": []any{map[string]any{"client_id": "page", "client_secret": "client-canary", "redirect_uris": []string{public.URL + "/ui/sign-in/callback"}}},
+		"claims":  map[string]any{"tenant": "default", "permissions": []string{"OPERATOR"}},
+	})
+	must(t, err)
+	issuer := exec.CommandContext(t.Context(), "node", "issuer.mjs", string(arguments))
+	issuer.Dir = dir
+	lines, err := issuer.StdoutPipe()
+	must(t, err)
+	must(t, issuer.Start())
+	t.Cleanup(func() { _ = issuer.Process.Kill(); _ = issuer.Wait() })
+	address, err := bufio.NewReader(lines).ReadString('\n')
+	must(t, err)
+	address = strings.TrimSpace(address)
+	u := bring(t, t.TempDir(), func(c *Config) {
+		c.OIDCIssuer, c.OIDCAudience, c.OIDCClientID, c.OIDCScopes = address, "page", "page", "openid"
+		c.OIDCTenantClaim, c.OIDCPermissionsClaim, c.oidcClientSecret = "tenant", "permissions", seal.NewSecret([]byte("client-canary"))
+		c.PublicURL = public.URL
+	})
+	service, err = url.Parse(u.base)
+	must(t, err)
+
+	p := person(shared, t, public.URL)
+	p.open("/ui/t/default/status")
+	p.click("a[href^='/ui/sign-in/issuer']")
+	p.types("input[name=login]", "jo")
+	p.types("input[name=password]", "any")
+	p.click("button[type=submit]")
+	p.sees("Authorize")
+	p.click("button[type=submit]")
+	p.sees("Sign out")
+	if at := p.eval("location.pathname"); at != "/ui/t/default/status" {
+		t.Errorf("the browser is at %s", at)
+	}
+	p.sees("jo")
+	if html := p.eval("document.cookie + document.documentElement.outerHTML"); strings.Contains(html, "eyJ") || strings.Contains(html, "canary") {
+		t.Error("the page can read the token or a secret")
+	}
+	p.open("/ui/t/default/keys")
+	p.sees("permission") // an operator may not list keys
+	p.click(".who button")
+	p.sees("Sign in at ")
+
+	v := visit(t, public.URL, adminKey)
+	v.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	for _, c := range []struct{ name, query, says string }{
+		{"nobody began", "?code=c&state=s", "was started in another browser"},
+		{"no state", "", "was started in another browser"},
+		{"refused", "?error=access_denied&state=", "was started in another browser"},
+	} {
+		status, body, _ := v.send(http.MethodGet, "/ui/sign-in/callback"+c.query, nil, nil)
+		if status != http.StatusUnauthorized || !strings.Contains(body, c.says) {
+			t.Errorf("%s: %d %s", c.name, status, body)
+		}
+	}
+	begun, _, header := v.send(http.MethodGet, "/ui/sign-in/issuer?next=//evil.example", nil, nil)
+	to, err := url.Parse(header.Get("Location"))
+	must(t, err)
+	if q := to.Query(); begun != http.StatusSeeOther || q.Get("code_challenge_method") != "S256" || q.Get("nonce") == "" || q.Get("redirect_uri") != public.URL+"/ui/sign-in/callback" {
+		t.Errorf("%d %s", begun, to)
+	}
+	for query, says := range map[string]string{
+		"?error=access_denied&state=":                      "refused the sign-in: access_denied.",
+		"?error=%3Cscript%3E&state=":                       "refused the sign-in.",
+		"?code=wrong&state=":                               "refused the sign-in: invalid_grant.",
+		"?code=wrong&iss=http%3A%2F%2Fevil.example&state=": "is of another issuer",
+	} {
+		_, _, header := v.send(http.MethodGet, "/ui/sign-in/issuer", nil, nil)
+		to, err := url.Parse(header.Get("Location"))
+		must(t, err)
+		status, body, _ := v.send(http.MethodGet, "/ui/sign-in/callback"+query+to.Query().Get("state"), nil, nil)
+		if status != http.StatusUnauthorized || !strings.Contains(body, says) {
+			t.Errorf("%s: %d %s", query, status, body)
+		}
+	}
+	if logs := u.logs.String(); strings.Contains(logs, "canary") || strings.Contains(logs, "eyJ") {
+		t.Error("a secret or a token is in the log")
 	}
 }
 

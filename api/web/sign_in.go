@@ -1,0 +1,115 @@
+package web
+
+import (
+	"encoding/base64"
+	"net/http"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/credstream/credstream/api/edge"
+	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/access"
+	"github.com/credstream/credstream/service/credential"
+)
+
+// begun is a sign-in at the issuer that this browser has begun: a cookie keeps it.
+type begun struct {
+	access.SignIn
+	Next string `json:"next"`
+}
+
+const signInLife = 600 // seconds
+
+// signInCookie is sent along when the issuer sends the browser back, unlike that of a session.
+func (x *exchange) signInCookie(value string, age int) {
+	name, path := "credstream-sign-in", "/ui/sign-in"
+	if x.cookie.secure {
+		name, path = "__Host-"+name, "/"
+	}
+	c := http.Cookie{ //nolint:gosec // not Secure where browser and service are on one machine
+		Name: name, Value: value, Path: path, MaxAge: age,
+		HttpOnly: true, Secure: x.cookie.secure, SameSite: http.SameSiteLaxMode,
+	}
+	x.W.Header().Add("Set-Cookie", c.String())
+}
+
+// begunHere returns the sign-in that the browser has begun; a zero one completes nothing.
+func (x *exchange) begunHere() (b begun) {
+	name := "credstream-sign-in"
+	if x.cookie.secure {
+		name = "__Host-" + name
+	}
+	given := x.R.CookiesNamed(name)
+	if len(given) != 1 { // of two cookies with one name, one was put there by somebody else
+		return b
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(given[0].Value)
+	if err != nil || json.Unmarshal(raw, &b) != nil {
+		return begun{}
+	}
+	return b
+}
+
+// callback is where the issuer sends the browser back; empty if it is not known where browsers
+// reach the service.
+func (x *exchange) callback() string {
+	if x.cfg.PublicURL == "" {
+		return ""
+	}
+	return strings.TrimSuffix(x.cfg.PublicURL, "/") + "/ui/sign-in/callback"
+}
+
+// issuer is the host of the issuer at which people can sign in; empty if they cannot.
+func (x *exchange) issuer() string {
+	if x.callback() == "" {
+		return ""
+	}
+	return x.cfg.Access.SignInIssuer()
+}
+
+func (x *exchange) beginSignIn() error {
+	if x.callback() == "" {
+		return access.ErrSignInOff
+	}
+	if call := x.CallOf(service.Principal{}, x.cfg.AllowCleartext); !call.Confidential {
+		return credential.ErrCleartext
+	}
+	next := ours(x.R.URL.Query().Get("next"))
+	to, in, err := x.cfg.Access.BeginSignIn(x.R.Context(), x.callback())
+	if err != nil {
+		return x.signInFailed(next, err)
+	}
+	value, err := json.Marshal(begun{in, next})
+	if err != nil {
+		return err
+	}
+	x.signInCookie(base64.RawURLEncoding.EncodeToString(value), signInLife)
+	return x.redirect(to)
+}
+
+func (x *exchange) endSignIn() error {
+	if call := x.CallOf(service.Principal{}, x.cfg.AllowCleartext); !call.Confidential {
+		return credential.ErrCleartext
+	}
+	b := x.begunHere()
+	x.signInCookie("", -1) // it completes one sign-in
+	sealed, p, err := x.cfg.Access.EndSignIn(x.R.Context(), b.SignIn, x.callback(), x.R.URL.Query(), edge.Remote(x.R))
+	if err != nil {
+		return x.signInFailed(ours(b.Next), err)
+	}
+	x.Principal = p.Actor.ID
+	x.setSession(sealed, int(access.SessionLife.Seconds()))
+	return x.redirect(ours(b.Next))
+}
+
+// signInFailed shows why nobody was signed in, and the form to try again.
+func (x *exchange) signInFailed(next string, err error) error {
+	f := fault.Of(err)
+	if f.Kind == fault.Internal {
+		return err
+	}
+	x.Err = err
+	return x.render(f.Kind.Status(), "sign-in", view{Title: "Sign in", Data: signInForm{Next: next, Error: f.Msg, Issuer: x.issuer()}})
+}
