@@ -37,26 +37,46 @@ const (
 
 // New creates a client. It does not connect yet. It returns ErrConfig.
 func New(cfg Config) (*Client, error) {
-	u, err := url.Parse(cfg.URL)
-	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" {
-		return nil, ErrConfig.Withf("The service's URL must be http:// or https:// and a host, without user or query.")
+	base, err := baseURL(cfg.URL)
+	if err != nil {
+		return nil, err
 	}
 	if cfg.Tenant == "" {
 		cfg.Tenant = DefaultTenant
 	}
-	hc := cfg.HTTPClient
-	if hc == nil {
-		hc = &http.Client{
-			Timeout:       callTime,
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		}
-	}
 	authorization := "Bearer " + cfg.Key
 	return &Client{API{&httpTransport{
-		client: hc,
-		base:   strings.TrimRight(u.String(), "/") + "/v1/tenants/" + url.PathEscape(cfg.Tenant) + "/",
+		client: httpClient(cfg),
+		base:   base + "/v1/tenants/" + url.PathEscape(cfg.Tenant) + "/",
 		key:    func() string { return authorization },
 	}, cfg.Tenant}}, nil
+}
+
+// baseURL checks the service's URL and returns it without a slash at its end.
+func baseURL(text string) (string, error) {
+	u, err := url.Parse(text)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" {
+		return "", ErrConfig.Withf("The service's URL must be http:// or https:// and a host, without user or query.")
+	}
+	return strings.TrimRight(u.String(), "/"), nil
+}
+
+func httpClient(cfg Config) *http.Client {
+	if cfg.HTTPClient != nil {
+		return cfg.HTTPClient
+	}
+	return &http.Client{
+		Timeout:       callTime,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// withoutURL removes the URL, which may hold a query, from an error of http.Client.
+func withoutURL(err error) error {
+	if outer := (*url.Error)(nil); errors.As(err, &outer) {
+		return outer.Err
+	}
+	return err
 }
 
 type httpTransport struct {
@@ -102,11 +122,7 @@ func (t *httpTransport) send(ctx context.Context, r request) ([]byte, error) {
 	}
 	resp, err := t.client.Do(req)
 	if err != nil {
-		// The message must not contain the URL, which holds the query.
-		if outer := (*url.Error)(nil); errors.As(err, &outer) {
-			err = outer.Err
-		}
-		return nil, unreachable(ctx, err)
+		return nil, unreachable(ctx, withoutURL(err))
 	}
 	defer func() { _ = resp.Body.Close() }()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))

@@ -39,27 +39,33 @@ func CreateKeyFile(path string) error {
 	sum := sha256.Sum256(key)
 	line := keyFilePrefix + base64.StdEncoding.EncodeToString(append(key, sum[:checkSize]...)) + "\n"
 
-	// Written aside and then linked: the name never stands for half a key, and
+	return CreateFile(path, []byte(line))
+}
+
+// CreateFile creates a durable file that only its owner can read. A file that exists is never
+// replaced: the error is fs.ErrExist.
+func CreateFile(path string, content []byte) error {
+	// Written aside and then linked: the name never stands for half a secret, and
 	// of two creators only one wins.
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".kms-key-*") // mode 0600
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".secret-*") // mode 0600
 	if err != nil {
-		return fmt.Errorf("creating the key file: %w", err)
+		return fmt.Errorf("creating %s: %w", path, err)
 	}
 	defer func() { _ = os.Remove(tmp.Name()) }() // whatever fails below
-	if _, err = tmp.WriteString(line); err == nil {
+	if _, err = tmp.Write(content); err == nil {
 		err = tmp.Sync()
 	}
 	if err = errors.Join(err, tmp.Close()); err != nil {
-		return fmt.Errorf("writing the key file: %w", err)
+		return fmt.Errorf("writing %s: %w", path, err)
 	}
 	if err := os.Link(tmp.Name(), path); err != nil {
-		return fmt.Errorf("creating the key file: %w", err)
+		return fmt.Errorf("creating %s: %w", path, err)
 	}
 	if err := os.Remove(tmp.Name()); err != nil {
-		return fmt.Errorf("creating the key file: %w", err)
+		return fmt.Errorf("creating %s: %w", path, err)
 	}
 	if err := syncDir(filepath.Dir(path)); err != nil {
-		return fmt.Errorf("syncing the folder of the key file: %w", err)
+		return fmt.Errorf("syncing the folder of %s: %w", path, err)
 	}
 	return nil
 }

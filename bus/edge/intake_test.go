@@ -109,7 +109,7 @@ func startWhole(t *testing.T) *whole {
 		Poison: w.poison,
 	}))(t)
 	t.Cleanup(w.svc.Close)
-	first := bustest.Must(w.svc.Access.Bootstrap(t.Context(), seal.Secret{}))(t)
+	first := bustest.Must(w.svc.Access.Bootstrap(t.Context(), func() (seal.Secret, error) { return access.NewKey(), nil }))(t)
 	w.key = string(first.Reveal())
 	bustest.OK(w.t, w.node.SetAuthenticator(func(ctx context.Context, key string, from netip.Addr) (natsserver.Grant, error) {
 		who, err := w.svc.Access.Authenticate(ctx, key, from)

@@ -148,12 +148,11 @@ var ErrKeyShape = fault.New(fault.Invalid, "api_key_shape", "An API key must be 
 // firstAdministrator is the id of the key that the first start creates.
 const firstAdministrator = "first-administrator"
 
-// Bootstrap creates the tenant "default" and an
-// administrator key for every tenant. It uses the given key, or generates one if
-// given is zero. It returns the key if this call created it, which happens once
-// in the life of an installation, on an otherwise empty log, and the zero Secret
-// afterwards.
-func (s *Service) Bootstrap(ctx context.Context, given seal.Secret) (seal.Secret, error) {
+// Bootstrap creates the tenant "default" and an administrator key for every tenant, once in
+// the life of an installation, on an otherwise empty log. Then it calls choose for the key,
+// before it creates anything, and returns that key; otherwise it returns the zero Secret. It
+// returns ErrKeyShape for a key that is none, and the errors of choose.
+func (s *Service) Bootstrap(ctx context.Context, choose func() (seal.Secret, error)) (seal.Secret, error) {
 	stream := aggregates.APIKey.Stream(events.System, firstAdministrator)
 	state, err := aggregates.APIKey.Fresh(ctx, s.Log, stream)
 	if err != nil || state.Value.Exists {
@@ -167,9 +166,9 @@ func (s *Service) Bootstrap(ctx context.Context, given seal.Secret) (seal.Secret
 		s.Logger.ErrorContext(ctx, "the log is not empty but has no first administrator key; none is created")
 		return seal.Secret{}, nil
 	}
-	key := given
-	if key.IsZero() {
-		key = NewKey()
+	key, err := choose()
+	if err != nil {
+		return seal.Secret{}, err
 	}
 	if err := CheckKeyShape(string(key.Reveal())); err != nil {
 		return seal.Secret{}, ErrKeyShape

@@ -165,7 +165,7 @@ func New(t testing.TB, options ...func(*application.Config)) *Stage {
 	}
 	s.Service = Must(application.New(cfg))(t)
 	t.Cleanup(s.Service.Close)
-	first := Must(s.Service.Access.Bootstrap(t.Context(), seal.Secret{}))(t)
+	first := Must(s.Service.Access.Bootstrap(t.Context(), func() (seal.Secret, error) { return access.NewKey(), nil }))(t)
 	s.CaughtUp()
 	s.Admin = Must(s.Service.Access.Authenticate(t.Context(), string(first.Reveal()), netip.Addr{}))(t)
 	s.Engine = s.Issue("default", `{"role":"FLOW_ENGINE"}`)

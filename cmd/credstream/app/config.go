@@ -27,6 +27,7 @@ type Config struct {
 	NATSReplicas          int           `flag:"nats-replicas" arg:"N" env:"CREDSTREAM_NATS_REPLICAS" default:"3" help:"replicas of each stream on an external cluster"`
 	AttestSyncAlways      bool          `flag:"attest-sync-always" env:"CREDSTREAM_ATTEST_SYNC_ALWAYS" help:"start although credstream cannot verify that the external servers fsync before acking; the operator is then responsible for durability"`
 	AdminKey              string        `flag:"admin-key" arg:"KEY" env:"CREDSTREAM_ADMIN_KEY" help:"administrator key for the first start, instead of a generated one; prefer the environment variable, because other users of the machine can see flags"`
+	AdminKeyFile          string        `flag:"admin-key-file" arg:"FILE" env:"CREDSTREAM_ADMIN_KEY_FILE" help:"file with the administrator key for the first start, which writes a new key to it if there is no such file, instead of printing one"`
 	OIDCIssuer            string        `flag:"oidc-issuer" arg:"URL" env:"CREDSTREAM_OIDC_ISSUER" help:"OpenID Connect issuer whose tokens are accepted as Bearer over HTTP, in addition to API keys"`
 	OIDCAudience          string        `flag:"oidc-audience" arg:"NAME" env:"CREDSTREAM_OIDC_AUDIENCE" help:"required audience of a token; required with --oidc-issuer"`
 	OIDCTenantClaim       string        `flag:"oidc-tenant-claim" arg:"CLAIM" env:"CREDSTREAM_OIDC_TENANT_CLAIM" default:"tenant" help:"claim with the tenant, or the tenants, of a token"`

@@ -30,6 +30,7 @@ import (
 	"github.com/credstream/credstream/bus/streams"
 	"github.com/credstream/credstream/events"
 	eventlog "github.com/credstream/credstream/events/jetstream"
+	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/access"
 	"github.com/credstream/credstream/service/application"
@@ -727,6 +728,59 @@ func TestStarts(t *testing.T) {
 }
 
 // A process told to stop by SIGTERM ends cleanly, and the next one carries on.
+// The first start leaves the administrator's key in a file for its owner, and not on its
+// output. A start that broke off after it wrote the file continues with the same key.
+func TestAdminKeyFile(t *testing.T) {
+	begin := func(data, file string) (*program, string, error) {
+		var said bytes.Buffer
+		p, err := start(t.Context(), Config{
+			Data: data, HTTP: "127.0.0.1:0", NATSListen: "127.0.0.1:0", AdminKeyFile: file, Durability: "group", LogFormat: "json", LogLevel: "error",
+		}, &said)
+		if err == nil {
+			p.announce(&said)
+			t.Cleanup(func() { _ = p.shutDown() })
+		}
+		return p, said.String(), err
+	}
+	data, file := t.TempDir(), filepath.Join(t.TempDir(), "admin.key")
+	p, said, err := begin(data, file)
+	must(t, err)
+	text, err := os.ReadFile(file)
+	must(t, err)
+	info, err := os.Stat(file)
+	must(t, err)
+	key := strings.TrimSpace(string(text))
+	if info.Mode().Perm() != 0o600 || strings.Contains(said, key) || !strings.Contains(said, file) {
+		t.Errorf("mode %v, %s", info.Mode(), said)
+	}
+	a := api{base: "http://" + p.front.listener.Addr().String(), key: key, tenant: "default"}
+	must(t, a.query("api_key.list", "", nil))
+	must(t, p.shutDown())
+	must(t, os.Remove(file))
+	if _, said, err := begin(data, file); err != nil || strings.Contains(said, "key is in") {
+		t.Errorf("the second start: %v, %s", err, said)
+	}
+	if _, err := os.Stat(file); err == nil {
+		t.Error("a later start wrote a key")
+	}
+
+	must(t, os.WriteFile(file, text, 0o600)) // as a start leaves it that is killed before the log has the key
+	p, _, err = begin(t.TempDir(), file)
+	must(t, err)
+	a.base = "http://" + p.front.listener.Addr().String()
+	must(t, a.query("api_key.list", "", nil))
+
+	for name, write := range map[string]string{"not a key": "cs_x\n", "empty": ""} {
+		must(t, os.WriteFile(file, []byte(write), 0o600))
+		if _, _, err := begin(t.TempDir(), file); fault.Of(err).Code != "admin_key_file_invalid" || write != "" && strings.Contains(err.Error(), "cs_x") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, _, err := begin(t.TempDir(), filepath.Join(t.TempDir(), "missing", "key")); fault.Of(err).Code != "admin_key_file_invalid" {
+		t.Errorf("a missing folder: %v", err)
+	}
+}
+
 func TestTerminate(t *testing.T) {
 	data := t.TempDir()
 	p := spawn(t, data)

@@ -2,6 +2,7 @@
 package app
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -431,8 +432,45 @@ func (p *program) openService(ctx context.Context) error {
 			return err
 		}
 	}
-	p.firstKey, err = p.svc.Access.Bootstrap(ctx, seal.NewSecret([]byte(p.cfg.AdminKey)))
+	file := ""
+	p.firstKey, err = p.svc.Access.Bootstrap(ctx, func() (key seal.Secret, err error) {
+		switch {
+		case p.cfg.AdminKey != "":
+			key = seal.NewSecret([]byte(p.cfg.AdminKey))
+		case p.cfg.AdminKeyFile != "":
+			key, file, err = keyInFile(p.cfg.AdminKeyFile)
+		default:
+			key = access.NewKey()
+		}
+		return key, err
+	})
+	if file != "" && err == nil && p.firstKey.IsZero() { // another process was first, with another key
+		_ = os.Remove(file)
+	}
 	return err
+}
+
+var errAdminKeyFile = fault.New(fault.Invalid, "admin_key_file_invalid", "The file of --admin-key-file cannot be used.")
+
+// keyInFile returns the key in the file, or creates the file, durably and for its owner alone,
+// with a new key: a start that broke off continues with the same key. created names a new file.
+func keyInFile(path string) (key seal.Secret, created string, err error) {
+	text, err := os.ReadFile(path)
+	switch {
+	case err == nil:
+		key = seal.NewSecret(bytes.TrimSpace(text))
+		if access.CheckKeyShape(string(key.Reveal())) != nil {
+			return key, "", errAdminKeyFile.Withf("The file %s of --admin-key-file does not contain an API key. Remove it, and the first start writes a new key to it.", path)
+		}
+		return key, "", nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return key, "", fmt.Errorf("%w (%w)", errAdminKeyFile, err)
+	}
+	key = access.NewKey()
+	if err := seal.CreateFile(path, append(key.Reveal(), '\n')); err != nil {
+		return key, "", fmt.Errorf("%w (%w)", errAdminKeyFile, err)
+	}
+	return key, path, nil
 }
 
 // openQueues opens the queues of flow events and commands, and the dead-letter queue.
@@ -708,7 +746,11 @@ func (p *program) announce(out io.Writer) {
 		data = p.cfg.Data
 	}
 	fmt.Fprintf(out, "credstream %[1]s is ready\n  HTTP  http://%[2]s\n  NATS  %[3]s\n  data  %[4]s\n  page  http://%[2]s/ui/\n", Version, p.front.listener.Addr(), p.nats.ClientURL(), data)
-	if !p.firstKey.IsZero() && p.cfg.AdminKey == "" {
+	switch {
+	case p.firstKey.IsZero() || p.cfg.AdminKey != "":
+	case p.cfg.AdminKeyFile != "":
+		fmt.Fprintf(out, "\nThe first administrator's key is in the file %s.\n\n", p.cfg.AdminKeyFile)
+	default:
 		fmt.Fprintf(out, "\nThe first administrator's key, shown only once:\n\n  %s\n\n", p.firstKey.Reveal())
 	}
 }

@@ -700,3 +700,40 @@ func TestPromptInterrupted(t *testing.T) {
 	_, err = keyboard.WriteString("\n") // ends the read that is left
 	stage.OK(t, err)
 }
+
+// Container health checks read the exit code.
+func TestHealth(t *testing.T) {
+	status, body := http.StatusOK, `{"ready":true,"reasons":[],"notes":["fsync is slow"]}`
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/readyz" || r.Header.Get("Authorization") != "" {
+			t.Errorf("asked for %s with %q", r.URL.Path, r.Header.Get("Authorization"))
+		}
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, body)
+	}))
+	defer server.Close()
+	for _, c := range []struct {
+		status int
+		body   string
+		code   int
+		says   string
+	}{
+		{http.StatusOK, body, 0, "ready\nnote: fsync is slow\n"},
+		{http.StatusServiceUnavailable, `{"ready":false,"reasons":["log: cut short","disk: full"]}`, 9, "The service is not ready: log: cut short; disk: full. (service_not_ready)\n"},
+		{http.StatusServiceUnavailable, `{"ready":true}`, 1, "(answer_not_understood)"},
+		{http.StatusOK, `<html>`, 1, "(answer_not_understood)"},
+		{http.StatusNotFound, `{"ready":true}`, 1, "(answer_not_understood)"},
+	} {
+		status, body = c.status, c.body
+		sh := &terminal{}
+		code := sh.run(t.Context(), "health", "--server", server.URL)
+		if said := sh.out.String() + sh.errOut.String(); code != c.code || !strings.Contains(said, c.says) {
+			t.Errorf("%d %s: exit code %d: %s", c.status, c.body, code, said)
+		}
+	}
+	server.Close()
+	gone := &terminal{}
+	if code := gone.run(t.Context(), "health", "--server", server.URL); code != 9 || !strings.Contains(gone.errOut.String(), "service_unreachable") {
+		t.Errorf("nothing answers: %d %s", code, gone.errOut.String())
+	}
+}

@@ -170,7 +170,7 @@ func (a *invocation) root() *cobra.Command {
 	root.AddCommand(
 		serve,
 		a.componentCommand(), a.credentialCommand(), a.connectCommand(), a.oauthClientCommand(), a.authClientCommand(), a.connectorCommand(), a.throttleCommand(), a.exportCommand(), a.importCommand(), a.oauthCommand(), a.flowCommand(), a.queueCommand(), a.accessCommand(), a.leaseCommand(), a.eventsCommand(), a.viewsCommand(), a.tenantCommand(), a.keyCommand(), a.keysCommand(),
-		a.kmsCommand(), a.demoCommand(), a.versionCommand(),
+		a.kmsCommand(), a.healthCommand(), a.demoCommand(), a.versionCommand(),
 	)
 	return root
 }
