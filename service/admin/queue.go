@@ -126,8 +126,8 @@ func storable(route *service.Route, body []byte) (members map[string]jsontext.Va
 	if err := service.Decode(body, in.Interface()); err != nil {
 		return nil, err
 	}
-	if whole, ok := reflect.TypeAssert[interface{ CheckStored() error }](in.Elem()); ok {
-		return members, whole.CheckStored()
+	if whole, ok := reflect.TypeAssert[interface{ CheckQueueable() error }](in.Elem()); ok {
+		return members, whole.CheckQueueable()
 	}
 	return members, nil
 }

@@ -28,8 +28,8 @@ type Register struct {
 	Descriptor jsontext.Value `json:"descriptor"`  // the component.json
 }
 
-// CheckStored refuses a body that must not be stored in a queue.
-func (in Register) CheckStored() error {
+// CheckQueueable refuses a body that must not be stored in a queue.
+func (in Register) CheckQueueable() error {
 	_, err := parseDescriptor(in.Descriptor)
 	return err
 }
@@ -45,24 +45,24 @@ func (s *Service) registerComponent(ctx context.Context, call *service.Call, in 
 	if err := events.CheckName(in.ID); err != nil {
 		return service.Done{}, fault.Of(err).At("/id")
 	}
-	refused, err := s.claimCase(ctx, in.ID)
+	releaseOnReject, err := s.claimCase(ctx, in.ID)
 	if err != nil {
 		return service.Done{}, err
 	}
 	if err := s.checkCase(ctx, in.ID); err != nil {
-		return service.Done{}, refused(ctx, err)
+		return service.Done{}, releaseOnReject(ctx, err)
 	}
 	done, err := s.changeComponent(ctx, call, commands.RegisterComponent{
 		ID: in.ID, Owner: call.Tenant, Title: d.Title, Descriptor: string(d.Raw),
 	})
-	return done, refused(ctx, err)
+	return done, releaseOnReject(ctx, err)
 }
 
 // claimCase claims all ids that differ from this one only in case, before the views are
-// queried for one: they do not include concurrent registrations yet. The claim
-// of a registered component stays until they do. refused releases the claim if
-// its argument is a refusal, and returns that.
-func (s *Service) claimCase(ctx context.Context, id string) (refused func(context.Context, error) error, err error) {
+// queried for one: the views may lag behind concurrent registrations. After a registration
+// the claim is kept until it expires. releaseOnReject releases it if its argument is a
+// rejection, and returns its argument.
+func (s *Service) claimCase(ctx context.Context, id string) (releaseOnReject func(context.Context, error) error, err error) {
 	key := sha256.Sum256(events.LengthPrefixed("credstream/component-case/1", strings.ToLower(id)))
 	attempt := events.NewID()
 	switch claimed, err := s.Kernel.Claims().Begin(ctx, key, id, attempt); {
@@ -96,7 +96,7 @@ var ErrComponentIDCase = fault.New(fault.Exists, "component_id_case",
 	"Another component's id differs only in case. Choose another id.")
 
 // checkCase refuses the id of a new component that differs only in case from one that
-// exists, or existed. Components that were registered before this rule are not affected.
+// exists or was deleted. Components that were registered before this rule are not affected.
 func (s *Service) checkCase(ctx context.Context, id string) error {
 	other, found, err := s.Views.ComponentLike(ctx, id)
 	if err != nil || !found {
@@ -110,8 +110,8 @@ type Update struct {
 	Descriptor jsontext.Value `json:"descriptor"` // the component.json
 }
 
-// CheckStored refuses a body that must not be stored in a queue.
-func (in Update) CheckStored() error {
+// CheckQueueable refuses a body that must not be stored in a queue.
+func (in Update) CheckQueueable() error {
 	_, err := parseDescriptor(in.Descriptor)
 	return err
 }
@@ -154,8 +154,8 @@ func (s *Service) unshareComponent(ctx context.Context, call *service.Call, in I
 	return s.changeComponent(ctx, call, commands.UnshareComponent{ID: in.ID, Owner: call.Tenant})
 }
 
-// ErrComponentDeleted is returned to the owner of a deleted component. It is exported for an edge
-// with its own text.
+// ErrComponentDeleted is returned to the owner of a deleted component. It is exported for an
+// edge that replaces its sentence.
 var ErrComponentDeleted = aggregates.ErrComponentDeleted
 
 type Delete struct {
@@ -175,7 +175,7 @@ func (s *Service) deleteComponent(ctx context.Context, call *service.Call, in De
 // envVars or env.
 type SetEnv struct {
 	ID       string       `json:"id"`
-	Values   secrets.Keys `json:"values"`                     // texts by variable; they replace all values
+	Values   secrets.Keys `json:"values"`                     // strings by variable; they replace all values
 	Expected int          `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
 }
 
@@ -221,10 +221,10 @@ type ClientKind string
 
 // A client that the tenant defined takes precedence over the owner's variables.
 const (
-	noClientWanted ClientKind = ""        // the component works without one
-	ClientMissing  ClientKind = "missing" // there is none: no credential can be created
-	clientDefined  ClientKind = "defined" // the tenant's own
-	clientOfEnv    ClientKind = "env"     // the variables of the component, in its owner's tenant
+	clientNotNeeded ClientKind = ""        // the component works without one
+	ClientMissing   ClientKind = "missing" // there is none: no credential can be created
+	clientOfTenant  ClientKind = "defined" // the tenant's own
+	clientOfOwner   ClientKind = "env"     // the variables of the component, in its owner's tenant
 )
 
 // needsClient reports whether a component requires an OAuth client: one that
@@ -236,24 +236,24 @@ func needsClient(d commands.Descriptor) bool {
 // ClientOf returns which OAuth client serves the component in the tenant.
 func (s *Service) ClientOf(ctx context.Context, tenant, component string, d commands.Descriptor) (ClientKind, error) {
 	if !needsClient(d) {
-		return noClientWanted, nil
+		return clientNotNeeded, nil
 	}
 	client, err := aggregates.OAuthClient.Fresh(ctx, s.Log, aggregates.OAuthClient.Stream(tenant, component))
 	if err != nil || client.Value.ID != "" && !client.Value.Unusable {
-		return clientDefined, err
+		return clientOfTenant, err
 	}
 	stream := aggregates.Component.Stream(events.System, component)
-	given := func(c aggregates.ComponentState) bool {
+	hasClientVars := func(c aggregates.ComponentState) bool {
 		return c.Owner == tenant && slices.Contains(c.EnvNames, d.ClientIDVar) && slices.Contains(c.EnvNames, d.ClientSecretVar)
 	}
 	owner, err := aggregates.Component.Load(ctx, s.Log, stream)
-	if err == nil && !given(owner.Value) { // base a refusal on the newest state
+	if err == nil && !hasClientVars(owner.Value) { // base a refusal on the newest state
 		owner, err = aggregates.Component.Fresh(ctx, s.Log, stream)
 	}
-	if err != nil || !given(owner.Value) {
+	if err != nil || !hasClientVars(owner.Value) {
 		return ClientMissing, err
 	}
-	return clientOfEnv, nil
+	return clientOfOwner, nil
 }
 
 func (s *Service) changeComponent(ctx context.Context, call *service.Call, cmd commands.Component) (service.Done, error) {
@@ -265,7 +265,7 @@ func (s *Service) changeComponent(ctx context.Context, call *service.Call, cmd c
 		return service.Done{}, err
 	}
 	if _, deleted := cmd.(commands.DeleteComponent); deleted {
-		// The keeper does it too, a moment later.
+		// The reconciler does this too, but later.
 		if err := errors.Join(s.Kernel.AtLeast(ctx, state.Seq), s.Clients.MarkClients(ctx)); err != nil {
 			s.Logger.WarnContext(ctx, "OAuth clients not updated yet; the reconciler will retry", "component", cmd.Target(), "err", err)
 		}
@@ -356,7 +356,7 @@ func CheckRevision(pointer string, expected, revision int) error {
 	return nil
 }
 
-// Owned reports whether the tenant owns the component, also after its end.
+// Owned reports whether the tenant owns the component, even if it was deleted.
 func (s *Service) Owned(ctx context.Context, tenant, component string) (bool, error) {
 	if events.CheckName(component) != nil {
 		return false, nil
@@ -366,7 +366,7 @@ func (s *Service) Owned(ctx context.Context, tenant, component string) (bool, er
 }
 
 // Descriptor returns one revision of a component's descriptor. A revision never
-// changes, so it is parsed once. Of no component, "", it is the zero Descriptor.
+// changes, so it is parsed once. For component "" it returns the zero Descriptor.
 func (s *Service) Descriptor(ctx context.Context, component string, revision int) (commands.Descriptor, error) {
 	if component == "" {
 		return commands.Descriptor{}, nil
@@ -387,12 +387,12 @@ func (s *Service) Descriptor(ctx context.Context, component string, revision int
 	return d, nil
 }
 
-// storedDescriptor reads one revision of a descriptor. The views name its commit; where
-// they do not yet, it is among the last of the component's.
+// storedDescriptor reads one revision of a descriptor. The views have the sequence of its
+// commit. If they lag behind, it searches the component's stream backwards.
 func (s *Service) storedDescriptor(ctx context.Context, component string, revision int) (string, error) {
 	stream := aggregates.Component.Stream(events.System, component)
 	seq, position, err := s.Views.Revision(ctx, component, revision)
-	if err != nil { // the log has it all the same
+	if err != nil { // the log has it anyway
 		s.Logger.WarnContext(ctx, "revision of a component not found in the read models; reading the log", "component", component, "revision", revision, "err", err)
 	}
 	if seq != 0 {
@@ -420,7 +420,7 @@ func (s *Service) storedDescriptor(ctx context.Context, component string, revisi
 	return "", fmt.Errorf("there is no revision %d", revision)
 }
 
-// descriptorIn is the descriptor of a component's revision in a record.
+// descriptorIn returns the descriptor in a record, and whether it is that of the revision.
 func descriptorIn(rec events.Record, revision int) (raw string, found bool) {
 	switch e := rec.Event.(type) {
 	case events.ComponentRegistered:
@@ -450,7 +450,7 @@ type Info struct {
 	OAuthClient ClientKind `json:"oauth_client,omitzero"`       // defined, env or missing; absent when the component needs none
 	NeedsClient bool       `json:"needs_oauth_client,omitzero"` // shown only to callers who may define one: the component is invisible to others
 
-	CannotConnect string `json:"cannot_connect,omitzero"` // why no account can be connected, a sentence; absent where one can or need not
+	CannotConnect string `json:"cannot_connect,omitzero"` // why no account can be connected, a sentence; absent if accounts can be connected, or need not be
 }
 
 type Component struct {
@@ -473,8 +473,8 @@ func (s *Service) getComponent(ctx context.Context, call *service.Call, in Get) 
 	if err != nil {
 		return Component{}, err
 	}
-	kind, shown, err := s.seen(ctx, call, c, d)
-	if err != nil || !shown {
+	kind, visible, err := s.visibility(ctx, call, c, d)
+	if err != nil || !visible {
 		return Component{}, errors.Join(err, aggregates.ErrComponentNotFound)
 	}
 	counts, err := s.Views.CredentialCounts(ctx, call.Tenant, projections.CredentialFilter{Component: c.ID, Scope: call.Principal.Scope})
@@ -487,7 +487,7 @@ func (s *Service) getComponent(ctx context.Context, call *service.Call, in Get) 
 // List requests the components that a tenant may use: its own and the shared ones.
 type List struct {
 	Limit  int    `json:"limit,omitzero"`   // 1 to 200; 50 when absent
-	After  string `json:"after,omitzero"`   // cursor of the page before
+	After  string `json:"after,omitzero"`   // cursor of the previous page
 	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the response reflects this log sequence
 }
 
@@ -525,11 +525,11 @@ func (s *Service) listComponents(ctx context.Context, call *service.Call, in Lis
 			if err != nil {
 				return list, err
 			}
-			kind, shown, err := s.seen(ctx, call, c, d)
+			kind, visible, err := s.visibility(ctx, call, c, d)
 			if err != nil {
 				return list, err
 			}
-			if shown {
+			if visible {
 				list.Components = append(list.Components, componentInfo(c, call.Tenant, n, kind, d))
 			}
 		}
@@ -539,29 +539,29 @@ func (s *Service) listComponents(ctx context.Context, call *service.Call, in Lis
 	}
 }
 
-// componentTotal is the number of components that the caller sees, by the views.
+// componentTotal is the number of components that the caller may see, according to the views.
 func (s *Service) componentTotal(ctx context.Context, call *service.Call) (int, error) {
 	total, err := s.Views.ComponentCount(ctx, call.Tenant)
 	if err != nil || call.Principal.May(permission.OAuthClientsCreate) {
 		return total, err
 	}
-	has := map[string]bool{}
+	hasClient := map[string]bool{}
 	for after, more := "", true; more; more = after != "" {
 		var page []projections.OAuthClient
-		if page, after, err = s.Views.OAuthClients(ctx, call.Tenant, after, most); err != nil {
+		if page, after, err = s.Views.OAuthClients(ctx, call.Tenant, after, scanPageSize); err != nil {
 			return 0, err
 		}
 		for _, k := range page {
-			has[k.Component] = !k.Unusable
+			hasClient[k.Component] = !k.Unusable
 		}
 	}
 	for after, more := "", true; more; more = after != "" {
 		var page []projections.Component
-		if page, after, err = s.Views.Components(ctx, call.Tenant, after, most); err != nil {
+		if page, after, err = s.Views.Components(ctx, call.Tenant, after, scanPageSize); err != nil {
 			return 0, err
 		}
 		for _, c := range page {
-			if c.Owner == call.Tenant || has[c.ID] {
+			if c.Owner == call.Tenant || hasClient[c.ID] {
 				continue
 			}
 			switch wants, err := s.wantsClient(ctx, c.ID, c.Revision); {
@@ -575,11 +575,11 @@ func (s *Service) componentTotal(ctx context.Context, call *service.Call) (int, 
 	return total, nil
 }
 
-// most is the page size of complete reads.
-const most = 1000
+// scanPageSize is the page size when all of a view is read.
+const scanPageSize = 1000
 
-// wantsClient is needsClient of a revision of a component. It is remembered for more
-// components than their descriptors are.
+// wantsClient caches needsClient by revision, for more components than the cache of
+// descriptors holds.
 func (s *Service) wantsClient(ctx context.Context, component string, revision int) (bool, error) {
 	key := descriptorKey{component, revision}
 	if wants, ok := s.wants.Get(key); ok {
@@ -592,9 +592,10 @@ func (s *Service) wantsClient(ctx context.Context, component string, revision in
 	return needsClient(d), err
 }
 
-// seen reports whether a component of another tenant is visible to the caller: one that
-// requires an OAuth client is visible if the tenant has one, and to callers who may define it.
-func (s *Service) seen(ctx context.Context, call *service.Call, c projections.Component, d commands.Descriptor) (ClientKind, bool, error) {
+// visibility returns the kind of the component's OAuth client, and whether the caller may see
+// the component. One of another tenant that requires an OAuth client is visible if the tenant
+// has a client, and to callers who may define one.
+func (s *Service) visibility(ctx context.Context, call *service.Call, c projections.Component, d commands.Descriptor) (ClientKind, bool, error) {
 	kind, err := s.ClientOf(ctx, call.Tenant, c.ID, d)
 	return kind, c.Owner == call.Tenant || kind != ClientMissing || call.Principal.May(permission.OAuthClientsCreate), err
 }

@@ -84,7 +84,7 @@ type Connected struct {
 }
 
 // Starter is the secret that identifies the browser that requested the link: an
-// edge sends it to the browser as a cookie. It is "" if no browser can have requested it.
+// edge sends it to the browser as a cookie. It is "" if the link was not requested over HTTP.
 func (c Connected) Starter() string { return c.starter }
 
 func (s *Service) connectOAuth(ctx context.Context, call *service.Call, in Start) (Connected, error) {
@@ -115,7 +115,7 @@ func (s *Service) connectOAuth(ctx context.Context, call *service.Call, in Start
 	if in.Credential == "" {
 		err = s.checkNew(ctx, call, in)
 	} else {
-		c.Component, err = s.checkAgain(ctx, call, in)
+		c.Component, err = s.checkReconnect(ctx, call, in)
 	}
 	if err != nil {
 		return Connected{}, err
@@ -141,9 +141,9 @@ func (s *Service) connectOAuth(ctx context.Context, call *service.Call, in Start
 	}
 	call.Detach()
 	if call.Resumed() != nil { // an interrupted attempt may have created it
-		made, err := s.connection(ctx, c.id)
+		existing, err := s.connection(ctx, c.id)
 		if err == nil {
-			answer, _, err := s.link(ctx, call, made.id, made.Expires)
+			answer, _, err := s.link(ctx, call, existing.id, existing.Expires)
 			return answer, err
 		}
 		if !errors.Is(err, ErrConnectionNotFound) {
@@ -158,11 +158,11 @@ func (s *Service) connectOAuth(ctx context.Context, call *service.Call, in Start
 	if call.Via == "http" {
 		c.Starter = fingerprintOf(answer.starter)
 	}
-	if err := s.underWay.start(c.Tenant, c.id, s.Kernel.Now(), c.Expires); err != nil {
+	if err := s.pending.start(c.Tenant, c.id, s.Kernel.Now(), c.Expires); err != nil {
 		return Connected{}, err
 	}
-	if _, err := s.keep(ctx, &c); err != nil {
-		s.underWay.leave(c.Tenant, c.id)
+	if _, err := s.save(ctx, &c); err != nil {
+		s.pending.remove(c.Tenant, c.id)
 		return Connected{}, err
 	}
 	s.outcomes.WithLabelValues("started").Inc()
@@ -173,19 +173,19 @@ func (s *Service) connectOAuth(ctx context.Context, call *service.Call, in Start
 // same link, so that a repeated command returns it again: its secrets are derived
 // from the tenant's key, and not stored.
 func (s *Service) link(ctx context.Context, call *service.Call, id string, expires time.Time) (answer Connected, secret string, err error) {
-	made := func(what string) (string, error) {
+	deriveSecret := func(what string) (string, error) {
 		mac, err := s.Keyring.MAC(ctx, call.Tenant, events.LengthPrefixed("credstream/connection-"+what+"/1", id))
 		if err != nil {
 			return "", fmt.Errorf("create the link of a connection: %w", err)
 		}
 		return base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(mac), nil
 	}
-	if secret, err = made("link"); err != nil {
+	if secret, err = deriveSecret("link"); err != nil {
 		return Connected{}, "", err
 	}
 	answer = Connected{ID: id, URL: s.PublicURL + "/oauth/connect/" + id + "." + secret, Expires: expires}
 	if call.Via == "http" {
-		answer.starter, err = made("starter")
+		answer.starter, err = deriveSecret("starter")
 	}
 	return answer, secret, err
 }
@@ -207,9 +207,9 @@ func (s *Service) checkNew(ctx context.Context, call *service.Call, in Start) er
 	return err
 }
 
-// checkAgain validates the input for a credential that is connected again, and
+// checkReconnect validates the input for a credential that is connected again, and
 // returns its component.
-func (s *Service) checkAgain(ctx context.Context, call *service.Call, in Start) (component string, err error) {
+func (s *Service) checkReconnect(ctx context.Context, call *service.Call, in Start) (component string, err error) {
 	for _, member := range []struct {
 		name  string
 		given bool
@@ -278,9 +278,9 @@ func checkOtherKeys(d commands.Descriptor, c connection) error {
 	return secrets.CheckMask(c.keys)
 }
 
-// keptKeys opens the values of the other fields that stay, with the version that
-// they are of. The new version has the rules of d, so they stay only where these are
-// the rules that they were entered under; else ErrConnectKeysNeeded.
+// keptKeys decrypts the values of the other fields that a reconnect keeps, and returns
+// their version. It returns ErrConnectKeysNeeded if d has other rules than the revision
+// under which they were entered.
 func (s *Service) keptKeys(ctx context.Context, c connection, d commands.Descriptor) (seal.Fields, int, error) {
 	state, err := s.Secrets.Live(ctx, c.Tenant, c.Credential, 0)
 	if err != nil {
@@ -321,8 +321,8 @@ func PublicURL(text string) (string, error) {
 	return strings.TrimRight(text, "/"), nil
 }
 
-// ReturnOrigin checks an origin that browsers may be sent back to, such as
-// "https://app.example.org", or ErrReturnOrigin.
+// ReturnOrigin validates an origin to which browsers may be redirected, such as
+// "https://app.example.org". It returns ErrReturnOrigin if it is invalid.
 func ReturnOrigin(text string) (string, error) {
 	u, err := url.Parse(text)
 	if err != nil || u.Host == "" || text != u.Scheme+"://"+u.Host || text != strings.ToLower(text) || !confidentialURL(u) {
@@ -346,8 +346,8 @@ func (s *Service) checkConnect() (err error) {
 	return nil
 }
 
-// confidentialURL reports whether requests to the URL cannot be read by others on
-// the way.
+// confidentialURL reports whether requests to the URL are encrypted, or stay on this
+// machine.
 func confidentialURL(u *url.URL) bool {
 	switch u.Scheme {
 	case "https":
@@ -401,7 +401,7 @@ func isLoopback(u *url.URL) bool {
 	return err == nil && n > 0
 }
 
-// withParameters adds parameters to an address that was checked.
+// withParameters adds query parameters to an address that checkReturnTo has accepted.
 func withParameters(address string, parameters ...string) string {
 	separator := "?"
 	if strings.Contains(address, "?") {
@@ -450,8 +450,8 @@ type CompleteConnection struct {
 	User       string `json:"user,omitzero"` // as given when the connection was started
 }
 
-// completeConnection redeems the code of a connection for the caller who started it. Nobody
-// else can: a victim who was talked into opening another user's link gives that user
+// completeConnection redeems the code of a connection for the caller who started it, and for
+// nobody else: a victim who was talked into opening another user's link gives that user
 // nothing, unless the victim also hands over the confirmation.
 func (s *Service) completeConnection(ctx context.Context, call *service.Call, in CompleteConnection) (service.Done, error) {
 	c, err := s.connectionOf(ctx, call, "/connection", in.Connection)
@@ -476,7 +476,7 @@ func (s *Service) completeConnection(ctx context.Context, call *service.Call, in
 		return service.Done{}, ErrConnectionNotReturned
 	case c.redeeming() && (len(c.Confirm) == 0 || !s.redeemings.abandoned(s, c)):
 		return service.Done{}, ErrConnectionBusy.WithRetryAfter(time.Second)
-	case !c.Confirm.of(normalConfirm(in.Confirm)):
+	case !c.Confirm.of(normalizeConfirm(in.Confirm)):
 		return service.Done{}, s.wrongConfirm(ctx, c)
 	case c.Stage == stageDone:
 		return c.Done, nil
@@ -486,13 +486,13 @@ func (s *Service) completeConnection(ctx context.Context, call *service.Call, in
 	return s.takeOver(ctx, call, c)
 }
 
-// normalConfirm normalizes a typed confirmation.
-func normalConfirm(text string) string {
+// normalizeConfirm ignores case, spaces and hyphens of a typed confirmation.
+func normalizeConfirm(text string) string {
 	return strings.ToUpper(strings.NewReplacer("-", "", " ", "").Replace(strings.TrimSpace(text)))
 }
 
-// wrongConfirm counts a wrong confirmation before it is refused, so that guesses at
-// the same time are no way around the count.
+// wrongConfirm counts a wrong confirmation before it is refused, so that concurrent
+// guesses cannot bypass the limit.
 func (s *Service) wrongConfirm(ctx context.Context, c connection) error {
 	if c.Stage == stageDone {
 		return ErrConnectionConfirm.At("/confirm")
@@ -500,20 +500,20 @@ func (s *Service) wrongConfirm(ctx context.Context, c connection) error {
 	if c.Tries++; c.Tries >= maxTries {
 		return s.abort(ctx, c, ErrConnectionGuessed)
 	}
-	mine, err := s.keep(ctx, &c)
+	saved, err := s.save(ctx, &c)
 	switch {
 	case err != nil:
 		return err
-	case !mine:
+	case !saved:
 		return ErrConnectionBusy.WithRetryAfter(time.Second)
 	}
 	return ErrConnectionConfirm.Withf("The confirmation does not match this connection. Attempts left: %d.", maxTries-c.Tries).At("/confirm")
 }
 
-// finish redeems the code of a connection at stageRedeeming, and saves the result. It continues when
-// nobody waits any longer, because
-// the tokens would be lost. again means that another process has begun it before.
-func (s *Service) finish(ctx context.Context, call *service.Call, c connection, again bool) (service.Done, error) {
+// finish redeems the code of a connection at stageRedeeming, and saves the result. It runs to
+// the end even if the caller disconnects, because the tokens would be lost. resumed means
+// that another process started it before.
+func (s *Service) finish(ctx context.Context, call *service.Call, c connection, resumed bool) (service.Done, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), service.MaxCall)
 	defer cancel()
 	call.Detach()
@@ -526,46 +526,46 @@ func (s *Service) finish(ctx context.Context, call *service.Call, c connection, 
 			s.Logger.DebugContext(ctx, "in-flight mark of a connection not removed", "connection", c.id, "err", err)
 		}
 	}()
-	done, sent, err := s.redeem(ctx, call, &c, again)
+	done, codeSent, err := s.redeem(ctx, call, &c, resumed)
 	if err != nil {
 		why := fault.Of(err)
 		if why == fault.ErrInternal {
 			s.Logger.ErrorContext(ctx, "connection failed", "tenant", c.Tenant, "connection", c.id, "err", err)
 		}
-		passes := why.Kind == fault.Unavailable || why.Kind == fault.Throttled || why.Kind == fault.Internal
+		transient := why.Kind == fault.Unavailable || why.Kind == fault.Throttled || why.Kind == fault.Internal
 		switch {
-		case passes && (c.Stage == stageRedeemed || again && !sent) && !c.expired(s.Kernel.Now()): // the outcome is resolved later
+		case transient && (c.Stage == stageRedeemed || resumed && !codeSent) && !c.expired(s.Kernel.Now()): // the outcome is resolved later
 			pending = true
 			return service.Done{}, why
 		case c.Stage == stageRedeemed:
-			s.revokeGranted(ctx, c)
+			s.revokeStoredTokens(ctx, c)
 			return service.Done{}, s.abort(ctx, c, why)
-		case sent || !passes || len(c.Confirm) == 0:
+		case codeSent || !transient || len(c.Confirm) == 0:
 			return service.Done{}, s.abort(ctx, c, why)
 		}
-		c.Stage = stageReturned // the code is still valid, and the caller can try again
-		if mine, kept := s.keep(ctx, &c); kept != nil || !mine {
-			s.Logger.WarnContext(ctx, "cannot release a connection; it still counts as being completed", "connection", c.id, "err", kept)
+		c.Stage = stageReturned // the code is still valid, and the caller can try resumed
+		if saved, saveErr := s.save(ctx, &c); saveErr != nil || !saved {
+			s.Logger.WarnContext(ctx, "cannot release a connection; it still counts as being completed", "connection", c.id, "err", saveErr)
 		}
 		return service.Done{}, err
 	}
 	c.Stage, c.Done = stageDone, done
 	c.forget()
-	if mine, err := s.keep(ctx, &c); err != nil || !mine {
+	if saved, err := s.save(ctx, &c); err != nil || !saved {
 		s.Logger.WarnContext(ctx, "connection completed but its state was not saved", "connection", c.id, "err", err)
 	}
 	s.outcomes.WithLabelValues("done").Inc()
 	return done, nil
 }
 
-// redeem exchanges the code for tokens and saves them. sent means that the code may
-// have reached the provider and is used up. What another process has
-// begun is completed: if a credential was saved, it is the result; issued tokens are
-// saved; else the code is sent again, and a provider that has already accepted it
-// rejects it and revokes the tokens issued for it (RFC 6749, section 4.1.2). After
-// an error, a connection that contains the tokens is at stageRedeemed.
-func (s *Service) redeem(ctx context.Context, call *service.Call, c *connection, again bool) (done service.Done, sent bool, err error) {
-	if again {
+// redeem exchanges the code for tokens and saves them. codeSent means that the code may
+// have reached the provider and is used up. If resumed is set, it returns the credential that
+// was already saved, or saves the tokens that were already issued, or else sends the code
+// again: a provider that has already accepted it rejects it and revokes the tokens issued for
+// it (RFC 6749, section 4.1.2). After an error, a connection that contains the tokens is at
+// stageRedeemed.
+func (s *Service) redeem(ctx context.Context, call *service.Call, c *connection, resumed bool) (done service.Done, codeSent bool, err error) {
+	if resumed {
 		if done, found, err := s.savedConnection(ctx, *c); err != nil || found {
 			return done, false, err
 		}
@@ -594,23 +594,23 @@ func (s *Service) redeem(ctx context.Context, call *service.Call, c *connection,
 			return done, false, err
 		}
 	}
-	asked := s.Kernel.Now()
+	requested := s.Kernel.Now()
 	granted, err := s.OAuth.Redeem(ctx, c.Tenant, token.Provider(d.OAuth2), client, c.code, c.verifier, c.Redirect)
 	if err != nil {
 		s.revokeUnsaved(ctx, *c, d, client, granted.Refresh, granted.Access)
 		refusal, ok := errors.AsType[*oauth.Error](err)
 		return done, ok && refusal.Sent, redeemFailed(err)
 	}
-	object, _ := token.WithExpiry(granted.Answer, asked, granted.Lifetime)
-	// If the process crashes before they are saved, the tokens are not lost.
+	object, _ := token.WithExpiry(granted.Answer, requested, granted.Lifetime)
+	// Store the tokens with the connection, so that a crash before the commit does not lose them.
 	c.Stage, c.keys, c.Version = stageRedeemed, keys.With(oauthField(d), object.Marshal()), version
 	c.code, c.verifier = seal.Secret{}, seal.Secret{}
-	switch mine, err := s.keep(ctx, c); {
+	switch saved, err := s.save(ctx, c); {
 	case err != nil:
 		s.Logger.WarnContext(ctx, "tokens of a connection not stored temporarily; a crash now would lose them", "tenant", c.Tenant, "connection", c.id, "err", err)
-	case !mine: // another process took over, and sent the code again
+	case !saved: // another process took over, and sent the code again
 		if now, err := s.connection(ctx, c.id); err == nil && now.Stage == stageFailed {
-			s.revokeGranted(ctx, *c)
+			s.revokeStoredTokens(ctx, *c)
 		}
 		return done, true, ErrConnectionBusy.WithRetryAfter(time.Second)
 	}
@@ -639,16 +639,16 @@ func (s *Service) saveRedeemed(ctx context.Context, call *service.Call, c connec
 		s.Logger.ErrorContext(ctx, "outcome of saving a connected credential is unknown", "tenant", c.Tenant, "connection", c.id, "err", err)
 		return done, ErrConnectionUnknownOutcome
 	}
-	// An attempt before this one may have saved them, and is why they are refused now.
+	// The refusal may be caused by an earlier attempt, which already saved them.
 	if saved, found, lookErr := s.savedConnection(ctx, c); lookErr != nil || found {
 		return saved, lookErr
 	}
 	return done, err
 }
 
-// revokeGranted has the provider forget the tokens that were granted for a connection and
-// are not saved.
-func (s *Service) revokeGranted(ctx context.Context, c connection) {
+// revokeStoredTokens revokes the tokens that are stored with a connection and were not saved
+// as a credential.
+func (s *Service) revokeStoredTokens(ctx context.Context, c connection) {
 	d, err := s.Components.Descriptor(ctx, c.Component, c.Revision)
 	if err == nil {
 		var client oauth.Client
@@ -676,9 +676,9 @@ func redeemFailed(err error) error {
 	return ErrRedeemFailed.Withf("%s", refusal.Says())
 }
 
-// providerOf is the provider and client for a connection's code: those of the descriptor
-// for which the user gave consent. It returns an error if the component is gone
-// or names another provider by now.
+// providerOf returns the descriptor for which the user gave consent, and its OAuth client.
+// It returns ErrConnectionComponentChanged if the component names another provider by now,
+// or the error of a component that is no longer usable.
 func (s *Service) providerOf(ctx context.Context, c connection) (commands.Descriptor, oauth.Client, error) {
 	now, _, err := s.Components.Usable(ctx, c.Tenant, c.Component)
 	if err != nil {
@@ -688,7 +688,7 @@ func (s *Service) providerOf(ctx context.Context, c connection) (commands.Descri
 	switch {
 	case err != nil:
 		return d, oauth.Client{}, err
-	case d.OAuth2 == nil || !sameHosts(d.OAuth2, now.OAuth2):
+	case d.OAuth2 == nil || !sameProvider(d.OAuth2, now.OAuth2):
 		return d, oauth.Client{}, ErrConnectionComponentChanged
 	}
 	if err := s.Clients.CheckConsentAudience(ctx, c.Tenant, c.Component, d); err != nil {
@@ -698,8 +698,8 @@ func (s *Service) providerOf(ctx context.Context, c connection) (commands.Descri
 	return d, client, err
 }
 
-// sameHosts reports whether two blocks name the same provider.
-func sameHosts(a, b *commands.OAuth2) bool {
+// sameProvider reports whether two oauth2 blocks have the same issuer, schemes and hosts.
+func sameProvider(a, b *commands.OAuth2) bool {
 	if b == nil || a.Issuer != b.Issuer {
 		return false
 	}
@@ -746,9 +746,9 @@ func (s *Service) saveConnected(ctx context.Context, call *service.Call, c conne
 	})
 }
 
-// revokeUnsaved revokes tokens that were issued but not saved. Those of a credential
-// that is connected again are kept while it has others: many providers would revoke
-// the whole grant with them, and the credential may still depend on it.
+// revokeUnsaved revokes tokens that were issued but not saved. If a credential that is
+// connected again has other tokens, it does nothing: many providers would revoke the whole
+// grant, and the credential may still depend on it.
 func (s *Service) revokeUnsaved(ctx context.Context, c connection, d commands.Descriptor, client oauth.Client, refresh, access seal.Secret) {
 	secret, hint := refresh, token.RefreshToken
 	if secret.IsZero() {
@@ -768,16 +768,16 @@ func (s *Service) revokeUnsaved(ctx context.Context, c connection, d commands.De
 	}
 }
 
-// callOf is a call in the name of the caller that started a connection.
+// callOf returns a call on behalf of the caller that started a connection.
 func callOf(c connection) *service.Call {
 	return &service.Call{
 		Tenant: c.Tenant, Principal: service.Principal{Actor: c.Actor}, Via: "http", CommandID: events.NewID(), Route: "oauth.complete",
 	}
 }
 
-// starterMay returns nil if the caller that started a connection still has the permission according to the log.
+// starterMay returns nil if the caller that started a connection still has the permission, according to the log.
 func (s *Service) starterMay(ctx context.Context, c connection) error {
-	if c.Actor.Kind != "key" { // the token with which they called cannot be revoked here
+	if c.Actor.Kind != "key" { // a user with an OIDC token, which cannot be revoked here
 		return nil
 	}
 	p, err := s.Access.FreshPrincipal(ctx, c.Actor.ID)

@@ -32,12 +32,12 @@ type Connections interface {
 	// Get returns the newest value of a connection and its revision; found is false
 	// if it does not exist, or no longer does.
 	Get(ctx context.Context, id string) (value []byte, revision uint64, found bool, err error)
-	// Update replaces the value that has this revision, and returns the new one; mine
+	// Update replaces the value that has this revision, and returns the new one; saved
 	// is false if the connection has another revision by now. After an error the
 	// outcome is unknown.
-	Update(ctx context.Context, id string, value []byte, revision uint64) (next uint64, mine bool, err error)
-	// Mark notes that the code of a connection is about to be redeemed, and Unmark that
-	// this has ended.
+	Update(ctx context.Context, id string, value []byte, revision uint64) (next uint64, saved bool, err error)
+	// Mark marks a connection whose code is about to be redeemed, and Unmark removes the
+	// mark.
 	Mark(ctx context.Context, id string) error
 	Unmark(ctx context.Context, id string) error
 	// Marked lists the connections that are marked.
@@ -74,8 +74,8 @@ type connection struct {
 	Actor      events.Actor        `json:"actor"` // who started it
 	Component  string              `json:"component"`
 	Revision   int                 `json:"revision"`   // of the component's descriptor
-	Credential string              `json:"credential"` // that is connected again; "" for a new one
-	KeepKeys   bool                `json:"keep_keys"`  // the values of its other fields stay as they are
+	Credential string              `json:"credential"` // to connect again; "" for a new one
+	KeepKeys   bool                `json:"keep_keys"`  // keep the values of the other fields
 	Name       string              `json:"name"`
 	Workspace  string              `json:"workspace"`
 	For        *credential.ForStep `json:"for"`
@@ -87,7 +87,7 @@ type connection struct {
 	Expires time.Time    `json:"expires"` // of the stage
 	Tries   int          `json:"tries"`   // wrong confirmations
 	Reason  string       `json:"reason"`  // the code of the error that ended it
-	Says    string       `json:"says"`    // that in a sentence
+	Says    string       `json:"says"`    // the reason as a sentence
 	Done    service.Done `json:"done"`
 	Holder  string       `json:"holder"`  // the process that redeems the code
 	Version int          `json:"version"` // of the keys that the granted tokens replace
@@ -119,7 +119,7 @@ type sealedConnection struct {
 	Sealed []byte `json:"sealed"`
 }
 
-// fingerprint is the SHA-256 of a secret; nil is of none.
+// fingerprint is the SHA-256 of a secret; nil matches no secret.
 type fingerprint []byte
 
 func fingerprintOf(secret string) fingerprint {
@@ -143,7 +143,7 @@ func ConnectionID(secret string) string {
 	return id
 }
 
-// associated binds a sealed connection to its tenant and id.
+// associatedConnection is the associated data that binds a sealed connection to its tenant and id.
 func associatedConnection(tenant, id string) []byte {
 	return events.LengthPrefixed("credstream/connection/1", tenant, id)
 }
@@ -163,11 +163,11 @@ func (s *Service) connection(ctx context.Context, id string) (connection, error)
 	case !found:
 		return connection{}, ErrConnectionNotFound
 	}
-	var kept sealedConnection
-	if err := json.Unmarshal(value, &kept); err != nil {
+	var sealed sealedConnection
+	if err := json.Unmarshal(value, &sealed); err != nil {
 		return connection{}, fmt.Errorf("reading connection %s: %w", id, err)
 	}
-	secret, err := s.Keyring.Open(ctx, kept.Tenant, kept.Sealed, associatedConnection(kept.Tenant, id))
+	secret, err := s.Keyring.Open(ctx, sealed.Tenant, sealed.Sealed, associatedConnection(sealed.Tenant, id))
 	if err != nil {
 		return connection{}, fmt.Errorf("opening connection %s: %w", id, err)
 	}
@@ -184,9 +184,9 @@ func (s *Service) connection(ctx context.Context, id string) (connection, error)
 	return c, nil
 }
 
-// keep stores a connection; mine is false if another process has changed it since
+// save stores a connection; saved is false if another process has changed it since
 // it was read.
-func (s *Service) keep(ctx context.Context, c *connection) (mine bool, err error) {
+func (s *Service) save(ctx context.Context, c *connection) (saved bool, err error) {
 	text, err := json.Marshal(storedConnection{
 		connection: *c, Keys: c.keys.Marshal().Reveal(), Verifier: string(c.verifier.Reveal()), Code: string(c.code.Reveal()),
 	})
@@ -205,15 +205,15 @@ func (s *Service) keep(ctx context.Context, c *connection) (mine bool, err error
 		c.revision, err = s.Connections.Create(ctx, c.id, value)
 		return err == nil, err
 	}
-	next, mine, err := s.Connections.Update(ctx, c.id, value, c.revision)
-	if mine {
+	next, saved, err := s.Connections.Update(ctx, c.id, value, c.revision)
+	if saved {
 		c.revision = next
-		s.underWay.moved(c)
+		s.pending.update(c)
 	}
-	return mine, err
+	return saved, err
 }
 
-// expired reports whether the pending step is too late.
+// expired reports whether the deadline of the pending step has passed.
 func (c connection) expired(now time.Time) bool {
 	return c.Stage != stageDone && c.Stage != stageFailed && now.After(c.Expires)
 }
@@ -231,12 +231,12 @@ func connectPermission(credential string) permission.Permission {
 	return permission.CredentialsCreate
 }
 
-// forget removes what is no longer needed.
+// forget removes the secrets, which are no longer needed.
 func (c *connection) forget() {
 	c.keys, c.verifier, c.code = seal.Fields{}, seal.Secret{}, seal.Secret{}
 }
 
-// abortTime bounds the record that a connection was aborted.
+// abortTime bounds how long the event of an abort may take.
 const abortTime = 5 * time.Second
 
 // abort ends a connection and records the event, unless another process has changed the connection
@@ -244,11 +244,11 @@ const abortTime = 5 * time.Second
 func (s *Service) abort(ctx context.Context, c connection, why *fault.Error) error {
 	c.Stage, c.Reason, c.Says = stageFailed, why.Code, why.Msg
 	c.forget()
-	mine, err := s.keep(ctx, &c)
+	saved, err := s.save(ctx, &c)
 	switch {
 	case err != nil:
 		return err
-	case !mine:
+	case !saved:
 		return ErrConnectionBusy.WithRetryAfter(time.Second)
 	}
 	call := service.System(c.Tenant, "connect")
@@ -271,9 +271,9 @@ type Connection struct {
 	Component  string    `json:"component"`
 	Stage      string    `json:"stage"`               // "created", "opened" by a browser, "returned" from the provider and waiting for oauth.complete, "done" or "failed"
 	Expires    time.Time `json:"expires"`             // deadline of the pending step
-	Credential string    `json:"credential,omitzero"` // that was saved, or that is connected again
+	Credential string    `json:"credential,omitzero"` // the saved one, or the one to connect again
 	Reason     string    `json:"reason,omitzero"`     // why it failed: a code of this reference
-	Says       string    `json:"says,omitzero"`       // that in a sentence
+	Says       string    `json:"says,omitzero"`       // the reason as a sentence
 }
 
 type GetConnection struct {
@@ -300,8 +300,8 @@ func (s *Service) getConnection(ctx context.Context, call *service.Call, in GetC
 	return shown, nil
 }
 
-// connectionOf reads a connection of the caller's tenant, or ErrConnectionNotFound. A caller
-// whose key is bound to some credentials has those that it started.
+// connectionOf reads a connection of the caller's tenant, or ErrConnectionNotFound. A key
+// that is restricted to some credentials finds only the connections that it started.
 func (s *Service) connectionOf(ctx context.Context, call *service.Call, pointer, id string) (connection, error) {
 	if err := service.Required(pointer, id); err != nil {
 		return connection{}, err

@@ -7,7 +7,7 @@ import (
 // AnswerIn reads a provider's answer: the length of its code and the code of its
 // refusal.
 func AnswerIn(query url.Values) (size int, refusal, says string) {
-	code, refused, says := answerIn(query)
+	code, refused, says := parseResponse(query)
 	if refused != nil {
 		refusal = refused.Code
 	}

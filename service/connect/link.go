@@ -24,8 +24,7 @@ var (
 	ErrLinkExpired = fault.New(fault.Precondition, "connect_link_expired", "This link has expired: links are valid for ten minutes. Request a new link.")
 )
 
-// Errors of a callback that say nothing about a connection, and leave it as
-// it is.
+// Errors of a callback that do not change a connection.
 var (
 	ErrStateMissing = fault.New(fault.Invalid, "connection_state_missing", "The provider's response does not identify exactly one connection.")
 	ErrStateUnknown = fault.New(fault.NotFound, "connection_state_unknown", "The provider's response matches no pending connection.")
@@ -51,21 +50,20 @@ const (
 	maxProvider = 200     // characters of a provider's message to the user
 )
 
-// Browser returns the cookies of a browser for a connection, "" for
-// a missing one: the one that it got when it opened the link, and the
-// one from when it requested the link.
+// Browser returns the cookies of a browser for a connection, "" for a missing one: opened
+// was set when it opened the link, starter when it requested the link.
 type Browser func(connection string) (opened, starter string)
 
-// browsers is used in place of a tenant in the admission of browsers that have not presented
-// a valid link or state yet. No tenant has such a name.
+// browsers stands for a tenant in the admission control of browsers without a valid link or
+// state. It is not a valid tenant name.
 const browsers = "(browsers)"
 
-// shown reads the connection of a link or state, "<id>.<secret>", whose fingerprint is
-// in the connection, or returns ErrConnectionNotFound. Browsers have no key: the lookup
-// uses the share of their address, everything after it that of the connection's tenant.
-// It returns admission.ErrBusy if too many calls of either are in progress, and then
-// nothing is used up. leave ends the call.
-func (s *Service) shown(ctx context.Context, from netip.Addr, link string, in func(connection) fingerprint) (c connection, admitted context.Context, leave func(), err error) {
+// admitLink returns the connection of a link or state, "<id>.<secret>", or
+// ErrConnectionNotFound if the secret does not match the fingerprint that in selects.
+// Browsers have no key: the lookup counts against the share of their address, everything
+// after it against that of the connection's tenant. If either is exhausted, it returns
+// admission.ErrBusy and the link stays unused. The caller must call leave at the end.
+func (s *Service) admitLink(ctx context.Context, from netip.Addr, link string, in func(connection) fingerprint) (c connection, admitted context.Context, leave func(), err error) {
 	p, err := s.Kernel.Pass(ctx, admission.Caller{Tenant: browsers, Key: admission.Network(from).String()}, admission.Request, 0)
 	if err != nil {
 		return c, nil, nil, err
@@ -93,14 +91,14 @@ type OpenedLink struct {
 	Location   string // URL of the provider; it contains the state and is a secret
 }
 
-// OpenLink uses up a link, "<id>.<secret>". The browser that opened it may open it
+// OpenLink consumes a link, "<id>.<secret>". The browser that opened it may open it
 // again until it has returned from the provider, because users press Back and reload.
 // Errors: ErrLinkUnknown, ErrLinkExpired, ErrLinkUsed, admission.ErrBusy, and those
 // of the component.
 func (s *Service) OpenLink(ctx context.Context, link string, from netip.Addr, browser Browser) (OpenedLink, error) {
 	ctx, cancel := context.WithTimeout(ctx, service.MaxCall)
 	defer cancel()
-	c, ctx, leave, err := s.shown(ctx, from, link, func(c connection) fingerprint { return c.Link })
+	c, ctx, leave, err := s.admitLink(ctx, from, link, func(c connection) fingerprint { return c.Link })
 	switch {
 	case errors.Is(err, ErrConnectionNotFound):
 		return OpenedLink{}, ErrLinkUnknown
@@ -127,11 +125,11 @@ func (s *Service) OpenLink(ctx context.Context, link string, from netip.Addr, br
 	}
 	state := newSecret()
 	c.State, c.verifier, c.Redirect = fingerprintOf(state), oauth.NewVerifier(), s.redirectURI(c.Tenant, c.Component)
-	mine, err := s.keep(ctx, &c)
+	saved, err := s.save(ctx, &c)
 	switch {
 	case err != nil:
 		return OpenedLink{}, err
-	case !mine:
+	case !saved:
 		return OpenedLink{}, ErrLinkUsed
 	}
 	return OpenedLink{
@@ -152,7 +150,7 @@ type Callback struct {
 type Returned struct {
 	Connection string       // "" when unknown
 	Location   string       // where to redirect the browser; it may contain a secret. "": nowhere
-	Confirm    string       // code to show to the user, for the starter; "" when there is nothing to confirm
+	Confirm    string       // code that the user gives to the starter; "" when there is nothing to confirm
 	Done       service.Done // the saved credential, if this browser requested the link
 }
 
@@ -168,7 +166,7 @@ func (s *Service) ReturnConnection(ctx context.Context, cb Callback) (Returned, 
 	if err != nil || len(state) != 1 || !strings.Contains(state[0], ".") {
 		return Returned{}, ErrStateMissing
 	}
-	c, ctx, leave, err := s.shown(ctx, cb.From, state[0], func(c connection) fingerprint { return c.State })
+	c, ctx, leave, err := s.admitLink(ctx, cb.From, state[0], func(c connection) fingerprint { return c.State })
 	switch {
 	case errors.Is(err, ErrConnectionNotFound):
 		return Returned{}, ErrStateUnknown
@@ -188,20 +186,20 @@ func (s *Service) ReturnConnection(ctx context.Context, cb Callback) (Returned, 
 		return Returned{}, s.abort(ctx, c, ErrConnectionBrowser)
 	}
 	if err := s.checkIssuer(ctx, c, query["iss"]); errors.Is(err, ErrConnectionIssuer) {
-		return s.ended(ctx, c, ErrConnectionIssuer, "")
+		return s.abortAndRedirect(ctx, c, ErrConnectionIssuer, "")
 	} else if err != nil {
 		return Returned{Connection: c.id}, err
 	}
-	code, refusal, says := answerIn(query)
+	code, refusal, says := parseResponse(query)
 	if refusal != nil {
-		return s.ended(ctx, c, refusal, says)
+		return s.abortAndRedirect(ctx, c, refusal, says)
 	}
 	c.code, c.Stage = code, stageReturned
 	c.Expires = s.Kernel.Now().Add(stepTime).UTC().Truncate(time.Second)
 	back, confirm := Returned{Connection: c.id}, ""
-	byItself := c.ReturnTo == "" && c.Starter.of(starter)
+	startedInThisBrowser := c.ReturnTo == "" && c.Starter.of(starter)
 	switch {
-	case byItself:
+	case startedInThisBrowser:
 		c.Stage, c.Holder = stageRedeeming, s.InstanceID
 		if err := s.Connections.Mark(ctx, c.id); err != nil {
 			return Returned{Connection: c.id}, err
@@ -217,13 +215,13 @@ func (s *Service) ReturnConnection(ctx context.Context, cb Callback) (Returned, 
 	if confirm != "" {
 		c.Confirm = fingerprintOf(confirm)
 	}
-	mine, err := s.keep(ctx, &c)
+	saved, err := s.save(ctx, &c)
 	switch {
 	case err != nil:
 		return Returned{Connection: c.id}, err
-	case !mine:
+	case !saved:
 		return Returned{Connection: c.id}, ErrStateUsed
-	case !byItself:
+	case !startedInThisBrowser:
 		return back, nil
 	}
 	if err := s.starterMay(ctx, c); err != nil {
@@ -234,22 +232,22 @@ func (s *Service) ReturnConnection(ctx context.Context, cb Callback) (Returned, 
 }
 
 // checkIssuer compares the issuer of the response with the expected one (RFC 9207, section 2.4).
-func (s *Service) checkIssuer(ctx context.Context, c connection, given []string) error {
+func (s *Service) checkIssuer(ctx context.Context, c connection, issuers []string) error {
 	d, err := s.Components.Descriptor(ctx, c.Component, c.Revision)
 	switch {
 	case err != nil:
 		return err
-	case d.OAuth2 == nil, len(given) > 1,
-		len(given) == 0 && d.OAuth2.RequireIssuer,
-		len(given) == 1 && d.OAuth2.Issuer != "" && given[0] != d.OAuth2.Issuer:
+	case d.OAuth2 == nil, len(issuers) > 1,
+		len(issuers) == 0 && d.OAuth2.RequireIssuer,
+		len(issuers) == 1 && d.OAuth2.Issuer != "" && issuers[0] != d.OAuth2.Issuer:
 		return ErrConnectionIssuer
 	}
 	return nil
 }
 
-// answerIn extracts the code of a provider's response, or the reason why there is none and the
-// provider's message about it (RFC 6749, section 4.1.2).
-func answerIn(query url.Values) (code seal.Secret, refusal *fault.Error, says string) {
+// parseResponse returns the code of a provider's response, or the reason why there is none and
+// the provider's message about it (RFC 6749, section 4.1.2).
+func parseResponse(query url.Values) (code seal.Secret, refusal *fault.Error, says string) {
 	codes, refusals := query["code"], query["error"]
 	switch {
 	case len(codes)+len(refusals) != 1:
@@ -271,10 +269,10 @@ func answerIn(query url.Values) (code seal.Secret, refusal *fault.Error, says st
 	return seal.NewSecret([]byte(codes[0])), nil, ""
 }
 
-// ended ends a connection for the browser that it belongs to, which can therefore
-// be redirected to where it was started. The provider's message is only for the
+// abortAndRedirect aborts a connection that this browser opened, and redirects the browser
+// to where the connection was started. The provider's message is only for the
 // user: it is in the error, and is not stored.
-func (s *Service) ended(ctx context.Context, c connection, why *fault.Error, says string) (Returned, error) {
+func (s *Service) abortAndRedirect(ctx context.Context, c connection, why *fault.Error, says string) (Returned, error) {
 	back := Returned{Connection: c.id}
 	err := s.abort(ctx, c, why)
 	if !errors.Is(err, why) {

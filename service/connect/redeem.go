@@ -15,55 +15,55 @@ import (
 // resumeEvery is how often the process manager checks for interrupted connections.
 const resumeEvery = 5 * time.Second
 
-// redeemings are the connections whose codes this process redeems, and those that it has
-// seen being redeemed by another process.
+// redeemings tracks the connections whose codes this process redeems, and those that it has
+// seen another process redeem.
 type redeemings struct {
-	mu   sync.Mutex
-	mine map[string]int
-	met  map[string]meeting
+	mu     sync.Mutex
+	own    map[string]int
+	others map[string]sighting
 }
 
-type meeting struct {
+type sighting struct {
 	revision uint64
 	at       time.Time
 }
 
-// maxMet bounds the connections that are remembered to be with another process.
-const maxMet = 4096
+// maxOthers bounds redeemings.others. Beyond it, all are forgotten.
+const maxOthers = 4096
 
 // begin records that this process redeems the code of a connection, until end is called.
 func (r *redeemings) begin(id string) (end func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.mine[id]++
-	delete(r.met, id)
+	r.own[id]++
+	delete(r.others, id)
 	return func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		if r.mine[id]--; r.mine[id] == 0 { // one that lost the race ends before the one that won it
-			delete(r.mine, id)
+		if r.own[id]--; r.own[id] == 0 { // two calls may overlap: the loser of a race ends first
+			delete(r.own, id)
 		}
 	}
 }
 
-// abandoned reports whether the process that redeems the code of a connection is gone:
-// it would have ended by its own time limits, measured by this process's monotonic clock.
+// abandoned reports whether the process that redeems the code of a connection is dead or hangs:
+// its own time limits have passed, measured by this process's monotonic clock.
 func (r *redeemings) abandoned(s *Service, c connection) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.mine[c.id] > 0 {
+	if r.own[c.id] > 0 {
 		return false
 	}
 	if s.SingleInstance || c.Holder == s.InstanceID {
 		return true
 	}
-	if met, is := r.met[c.id]; is && met.revision == c.revision {
-		return s.Kernel.Now().Sub(met.at) > service.MaxCall+s.RefreshTakeoverTimeout
+	if seen, is := r.others[c.id]; is && seen.revision == c.revision {
+		return s.Kernel.Now().Sub(seen.at) > service.MaxCall+s.RefreshTakeoverTimeout
 	}
-	if len(r.met) >= maxMet {
-		clear(r.met)
+	if len(r.others) >= maxOthers {
+		clear(r.others)
 	}
-	r.met[c.id] = meeting{c.revision, s.Kernel.Now()}
+	r.others[c.id] = sighting{c.revision, s.Kernel.Now()}
 	return false
 }
 
@@ -75,22 +75,22 @@ func (c connection) target() string {
 	return events.DeriveID(c.Tenant, c.Actor, c.id, "credential/"+c.Component)
 }
 
-// takeOver redeems the code of a connection that has returned, or completes what a
-// process that is gone has begun.
+// takeOver redeems the code of a connection that has returned, or completes what a dead
+// process began.
 func (s *Service) takeOver(ctx context.Context, call *service.Call, c connection) (service.Done, error) {
 	defer s.redeemings.begin(c.id)()
-	again := c.redeeming()
-	if !again {
+	resumed := c.redeeming()
+	if !resumed {
 		c.Stage = stageRedeeming
 	}
 	c.Holder = s.InstanceID
 	if err := s.Connections.Mark(ctx, c.id); err != nil {
 		return service.Done{}, err
 	}
-	if mine, err := s.keep(ctx, &c); err != nil || !mine {
+	if saved, err := s.save(ctx, &c); err != nil || !saved {
 		return service.Done{}, errors.Join(err, ErrConnectionBusy.WithRetryAfter(time.Second))
 	}
-	return s.finish(ctx, call, c, again)
+	return s.finish(ctx, call, c, resumed)
 }
 
 // savedConnection finds the commit that saved the credential of a connection.
@@ -117,7 +117,7 @@ func (s *Service) savedConnection(ctx context.Context, c connection) (done servi
 }
 
 // resumeConnections completes, until ctx ends, the connections that a process has left
-// between the code and the credential: their callers may never ask again.
+// between the code and the credential: their callers may never repeat the request.
 func (s *Service) resumeConnections(ctx context.Context) {
 	if s.Connections == nil {
 		return

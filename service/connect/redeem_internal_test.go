@@ -5,7 +5,7 @@ import "testing"
 // Of two calls of this process that begin at once, the one that loses ends first. The
 // connection is not abandoned then: its code must not be sent again.
 func TestRedeemedByTheOther(t *testing.T) {
-	r := redeemings{mine: map[string]int{}, met: map[string]meeting{}}
+	r := redeemings{own: map[string]int{}, others: map[string]sighting{}}
 	s, c := &Service{Deps: Deps{SingleInstance: true}}, connection{id: "c"}
 	wins, loses := r.begin(c.id), r.begin(c.id)
 	loses()

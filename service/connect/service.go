@@ -35,21 +35,20 @@ type Deps struct {
 	Metrics     prometheus.Registerer // optional
 	Logger      *slog.Logger
 
-	// Connections stores the connections to providers in progress; without it none can
-	// be started.
+	// Connections stores the pending connections; without it, none can be started.
 	Connections Connections
 	// PublicURL is where browsers reach the service, as PublicURL checks it; without
 	// it no account can be connected.
 	PublicURL string
-	// Holder names this process among those that redeem codes.
+	// InstanceID identifies this process among those that redeem codes.
 	InstanceID string
-	// SingleInstance means that no other process serves the log while this one lives.
+	// SingleInstance means that no other process serves the log.
 	SingleInstance bool
-	// RefreshTakeoverTimeout is how long the work of another process may make no
-	// progress.
+	// RefreshTakeoverTimeout is the time in addition to service.MaxCall after which this
+	// process takes over a redemption of another one.
 	RefreshTakeoverTimeout time.Duration
-	// ReturnTo are the origins that a browser may be sent back to when an account was
-	// connected, as ReturnOrigin checks them; optional.
+	// ReturnTo lists the origins to which a browser may be redirected after a connection,
+	// as ReturnOrigin checks them; optional.
 	ReturnTo []string
 }
 
@@ -89,7 +88,7 @@ type Tokens interface {
 // Service implements the routes of connections. Its methods may be called from many goroutines.
 type Service struct {
 	Deps
-	underWay   underWay
+	pending    pendingConnections
 	redeemings redeemings
 	outcomes   *prometheus.CounterVec
 }
@@ -102,13 +101,13 @@ func New(deps Deps) (*Service, error) {
 	if deps.Metrics != nil {
 		deps.Metrics.MustRegister(s.outcomes)
 	}
-	s.redeemings = redeemings{mine: map[string]int{}, met: map[string]meeting{}}
+	s.redeemings = redeemings{own: map[string]int{}, others: map[string]sighting{}}
 	s.Secrets.AddBackground(s.resumeConnections)
-	s.underWay.by = map[string]map[string]time.Time{}
+	s.pending.by = map[string]map[string]time.Time{}
 	return s, s.checkConnect()
 }
 
-// Answers is empty: Done has everything.
+// Answers returns nil: Done is the whole response.
 func (s *Service) Answers() []service.Answer { return nil }
 
 // Remember implements service.Result.
@@ -117,7 +116,7 @@ func (c Connected) Remember(kept *events.CommandCompleted) (service.Done, bool) 
 	return service.Done{ID: c.ID}, true
 }
 
-// recall builds the link again.
+// recall rebuilds the link for a repeated command.
 func (s *Service) recall(ctx context.Context, call *service.Call, _ service.Done, c events.CommandCompleted) (any, error) {
 	link, _, err := s.link(ctx, call, c.ID, c.Expires)
 	return link, err

@@ -7,23 +7,23 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// maxUnderWay is the maximum number of a tenant's pending connections in a process.
-const maxUnderWay = 1000
+// maxPending is the maximum number of a tenant's pending connections in a process.
+const maxPending = 1000
 
 // ErrConnectionsLimit refuses to start more connections.
 var ErrConnectionsLimit = fault.New(fault.Throttled, "connections_limit",
 	"Too many connections of this tenant are pending. Complete some, or wait until they expire.")
 
-// underWay counts the pending connections that the process has started
+// pendingConnections counts the pending connections that the process has started
 // or changed, so that one tenant cannot use all the memory.
-type underWay struct {
+type pendingConnections struct {
 	mu sync.Mutex
-	by map[string]map[string]time.Time // by tenant and connection: until when; no tenant is empty
+	by map[string]map[string]time.Time // expiry by tenant and connection; a tenant without connections is removed
 }
 
-// start counts a connection until a time, or returns ErrConnectionsLimit with the time
+// start counts a connection until it expires, or returns ErrConnectionsLimit with the time
 // of the next retry.
-func (u *underWay) start(tenant, connection string, now, until time.Time) error {
+func (u *pendingConnections) start(tenant, connection string, now, until time.Time) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	own, first := u.by[tenant], until
@@ -34,34 +34,34 @@ func (u *underWay) start(tenant, connection string, now, until time.Time) error 
 			first = end
 		}
 	}
-	if len(own) >= maxUnderWay {
+	if len(own) >= maxPending {
 		return ErrConnectionsLimit.WithRetryAfter(max(first.Sub(now), time.Second))
 	}
-	u.hold(tenant, connection, until)
+	u.set(tenant, connection, until)
 	return nil
 }
 
-// hold requires mu.
-func (u *underWay) hold(tenant, connection string, until time.Time) {
+// set requires mu.
+func (u *pendingConnections) set(tenant, connection string, until time.Time) {
 	if u.by[tenant] == nil {
 		u.by[tenant] = map[string]time.Time{}
 	}
 	u.by[tenant][connection] = until
 }
 
-// moved records that a connection is pending for longer, or no longer.
-func (u *underWay) moved(c *connection) {
+// update records the new expiry of a connection, or removes it at a final stage.
+func (u *pendingConnections) update(c *connection) {
 	if c.Stage == stageDone || c.Stage == stageFailed {
-		u.leave(c.Tenant, c.id)
+		u.remove(c.Tenant, c.id)
 		return
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.hold(c.Tenant, c.id, c.Expires)
+	u.set(c.Tenant, c.id, c.Expires)
 }
 
-// leave removes a connection.
-func (u *underWay) leave(tenant, connection string) {
+// remove stops counting a connection.
+func (u *pendingConnections) remove(tenant, connection string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if delete(u.by[tenant], connection); len(u.by[tenant]) == 0 {

@@ -3,11 +3,11 @@ package connect
 import "time"
 
 // UnderWay is underWay.
-type UnderWay struct{ u underWay }
+type UnderWay struct{ u pendingConnections }
 
 // NewUnderWay returns one without connections.
 func NewUnderWay() *UnderWay {
-	return &UnderWay{underWay{by: map[string]map[string]time.Time{}}}
+	return &UnderWay{pendingConnections{by: map[string]map[string]time.Time{}}}
 }
 
 // Start is start.
@@ -17,7 +17,7 @@ func (u *UnderWay) Start(tenant, id string, now, until time.Time) error {
 
 // Moved is moved.
 func (u *UnderWay) Moved(tenant, id, to string, until time.Time) {
-	u.u.moved(&connection{Tenant: tenant, id: id, Stage: stage(to), Expires: until})
+	u.u.update(&connection{Tenant: tenant, id: id, Stage: stage(to), Expires: until})
 }
 
 // Len is how many are known, and of how many tenants.
