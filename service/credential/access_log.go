@@ -47,7 +47,7 @@ type AccessRange struct {
 	Since      time.Time // skips older entries; none when zero
 }
 
-// AccessLog stores who got which credential.
+// AccessLog stores who resolved which credential.
 type AccessLog interface {
 	// Append returns when the entry is durable. After an error it is not durable, or that
 	// is unknown. Append gives up after some seconds.
@@ -124,9 +124,9 @@ func (s *Service) replayAccess(ctx context.Context, call *service.Call, in Repla
 	return r, err
 }
 
-// scanAccess reads entries until take has accepted as many as the limit, or the scan
+// scanAccess reads entries until accept has returned true for as many as the limit, or the scan
 // limit is reached. next is where to continue; 0 at the end.
-func (s *Service) scanAccess(ctx context.Context, call *service.Call, credential string, from uint64, since time.Time, limit int, take func(AccessRecord) bool) (next uint64, err error) {
+func (s *Service) scanAccess(ctx context.Context, call *service.Call, credential string, from uint64, since time.Time, limit int, accept func(AccessRecord) bool) (next uint64, err error) {
 	if credential != "" {
 		if err := events.CheckID(credential); err != nil {
 			return 0, fault.Of(err).At("/credential")
@@ -154,7 +154,7 @@ func (s *Service) scanAccess(ctx context.Context, call *service.Call, credential
 			}
 			if reached, err := s.Kernel.Reaches(ctx, call, rec.Credential); err != nil {
 				return 0, err
-			} else if !reached || !take(rec) {
+			} else if !reached || !accept(rec) {
 				continue
 			}
 			if taken++; taken < limit {
@@ -232,7 +232,7 @@ func (s *Service) listLeases(ctx context.Context, call *service.Call, in ListLea
 }
 
 // revoked reports whether the returned values must no longer be used. An access
-// token stays valid after its renewal, so a renewal revokes nothing.
+// token stays valid after its renewal, so a renewal does not revoke a lease.
 func revoked(state aggregates.CredentialState, given AccessFact) bool {
 	return !state.Live() || state.Tokens.ReauthReason != "" || state.Current().Version != given.Version || grantOf(state) != given.Grant
 }

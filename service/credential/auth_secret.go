@@ -19,8 +19,7 @@ import (
 )
 
 // An auth secret is a credential of a workspace with its own permissions: they replace
-// those for credentials. A credential of another workspace, or of
-// none, is not found.
+// those for credentials. A credential of another workspace, or of none, is not found.
 
 // AuthSecretRef names a credential within its workspace.
 type AuthSecretRef struct {
@@ -105,9 +104,9 @@ func (s *Service) byAuthClient(ctx context.Context, call *service.Call, in *Crea
 	return nil
 }
 
-// tokensInField moves top-level tokens, in the form of an authorization
-// server's response, into the component's OAuth field, whose name
-// it returns. Fields of the descriptor stay.
+// tokensInField moves top-level tokens, in the form of an authorization server's response, into
+// the component's OAuth field, and returns the name of the field. It leaves the fields of the
+// descriptor as they are.
 func tokensInField(d commands.Descriptor, keys seal.Fields) (in seal.Fields, field string) {
 	for _, f := range d.Fields {
 		_, given := keys.Get(f.Name)

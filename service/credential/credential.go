@@ -39,9 +39,9 @@ type SetVPNAgent = commands.SetVPNAgent
 type SetDescription = commands.SetDescription
 
 type Create struct {
-	Component      string         `json:"component,omitzero"`         // what it is for; or type
-	Name           string         `json:"name,omitzero"`              // display name; made from the description, or the component's title, when absent
-	Keys           secrets.Keys   `json:"keys"`                       // a value for each field of the component's descriptor; any names, nested at will, of a free type
+	Component      string         `json:"component,omitzero"`         // id of the component; or give type
+	Name           string         `json:"name,omitzero"`              // display name; derived from the description, or the component's title, when absent
+	Keys           secrets.Keys   `json:"keys"`                       // a value for each field of the component's descriptor; a free type takes any names, nested as needed
 	Workspace      string         `json:"workspace,omitzero"`         // an id of the caller, stored as given
 	VPNAgent       string         `json:"vpn_agent,omitzero"`         // an id of the caller, stored as given: the VPN agent through which a flow engine reaches the API
 	ThrottlePolicy string         `json:"throttle_policy,omitzero"`   // id of the throttle policy that limits its use; none when absent
@@ -64,10 +64,10 @@ type ForStep struct {
 // ErrIDReserved refuses the id of a new credential that is a word of a surface's paths.
 var ErrIDReserved = fault.New(fault.Invalid, "credential_id_reserved", "This id is reserved. Choose another one.")
 
-// reserved cannot be ids: they stand in the place of one in paths.
+// reserved ids would collide with words in paths.
 var reserved = []string{"export", "exportAll", "getAll", "updateAll", "delete", "deleteAll", "policies", ".", ".."}
 
-// check refuses what can be refused by the form alone.
+// check validates the form of the request.
 func (in Create) check() error {
 	if in.ID != "" {
 		if err := events.CheckID(in.ID); err != nil {
@@ -92,9 +92,9 @@ func (in Create) check() error {
 	return cmp.Or(commands.CheckRef("/workspace", in.Workspace), commands.CheckRef("/vpn_agent", in.VPNAgent), commands.CheckDescription(in.Description))
 }
 
-// resolveType makes a type that is one of the tenant's own components that component. One
-// of another tenant has to be named as a component: whoever shares a component under a name
-// that others use as a type would be sent their secrets.
+// resolveType replaces a type that is the id of one of the tenant's own components by that
+// component. A component of another tenant must be given as component: otherwise its owner
+// could choose an id that others use as a type, and would be sent their secrets.
 func (s *Service) resolveType(ctx context.Context, tenant string, in *Create) error {
 	if in.Type != "" {
 		own, err := s.Components.Owned(ctx, tenant, in.Type)
@@ -106,7 +106,7 @@ func (s *Service) resolveType(ctx context.Context, tenant string, in *Create) er
 		}
 	}
 	if in.Type == "" && (len(in.Hosts) > 0 || len(in.Verification) > 0) {
-		return service.ErrBody.Withf("The component says where its credentials may be sent and how they are verified. Omit hosts and verification.").At("/verification")
+		return service.ErrBody.Withf("The component declares the hosts and the verification of its credentials. Omit hosts and verification.").At("/verification")
 	}
 	return nil
 }
@@ -159,8 +159,8 @@ func (s *Service) createCredential(ctx context.Context, call *service.Call, in C
 	})
 }
 
-// describe returns what describes the keys of a new credential: the descriptor of its
-// component, or what came with a free type.
+// describe returns the descriptor of a new credential's keys: that of its component, or one
+// made from the request for a free type.
 func (s *Service) describe(ctx context.Context, tenant string, in Create) (d commands.Descriptor, revision int, free *commands.FreeType, err error) {
 	if in.Type != "" {
 		free = &commands.FreeType{Name: in.Type, Shape: secrets.Shape(in.Keys.Fields)}
@@ -225,7 +225,7 @@ type ReplaceKeys struct {
 	ID         string       `json:"id"`
 	Keys       secrets.Keys `json:"keys"`                       // replaces all values
 	Expected   int          `json:"expected_version,omitzero"`  // refuse unless this is the version of the current keys
-	DryRun     bool         `json:"dry_run,omitzero"`           // make the dry request and say what would change; save nothing
+	DryRun     bool         `json:"dry_run,omitzero"`           // make the dry request and show the impact; save nothing
 	KeysSealed string       `json:"keys_sealed,omitzero"`       // in place of keys: encrypted to the service key, as required in the queue
 	Revision   int          `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
 }
@@ -234,8 +234,7 @@ func (s *Service) replaceKeys(ctx context.Context, call *service.Call, in Replac
 	return s.replace(ctx, call, in, commands.CredentialSettings{})
 }
 
-// replace gives a credential new keys and, in the same commit, another description unless it
-// is nil.
+// replace replaces the keys of a credential and changes its settings in the same commit.
 func (s *Service) replace(ctx context.Context, call *service.Call, in ReplaceKeys, settings commands.CredentialSettings) (flow.Tried, error) {
 	state, err := s.Secrets.Live(ctx, call.Tenant, in.ID, in.Expected)
 	if err != nil {
@@ -270,7 +269,7 @@ func (s *Service) replace(ctx context.Context, call *service.Call, in ReplaceKey
 	return flow.Tried{Done: done}, err
 }
 
-// descriptorOf returns what described the keys of a version when they were entered.
+// descriptorOf returns the descriptor under which a version of the keys was entered.
 func (s *Service) descriptorOf(ctx context.Context, state aggregates.CredentialState, v events.KeysVersion) (commands.Descriptor, error) {
 	if state.Type != "" {
 		return commands.FreeDescriptor(state.Free(v.Version), v.Fields)
@@ -278,9 +277,8 @@ func (s *Service) descriptorOf(ctx context.Context, state aggregates.CredentialS
 	return s.Components.Descriptor(ctx, state.Component, v.Revision)
 }
 
-// TryKeys validates keys against the descriptor and makes the dry request. It returns
-// the keys to store and their NewKeys without the id of
-// the secret. Of a free type, component is "".
+// TryKeys validates keys against the descriptor and makes the dry request. It returns the keys
+// to store and their NewKeys, without the id of the secret. For a free type, component is "".
 func (s *Service) TryKeys(ctx context.Context, tenant, component string, d commands.Descriptor, revision int, keys seal.Fields) (seal.Fields, commands.NewKeys, error) {
 	if component != "" {
 		if err := d.CheckKeys(keys.Names()); err != nil {
@@ -311,7 +309,7 @@ func (s *Service) TryKeys(ctx context.Context, tenant, component string, d comma
 	}, nil
 }
 
-// hostMAC is a MAC of the values that make up a host. It detects a change of
+// hostMAC is a MAC of the values that are part of a host. It detects a change of
 // them without storing them in the log.
 func (s *Service) hostMAC(ctx context.Context, tenant string, d commands.Descriptor, keys seal.Fields) (string, error) {
 	parts := []string{"credstream/hosts/1"}
@@ -329,7 +327,7 @@ func (s *Service) hostMAC(ctx context.Context, tenant string, d commands.Descrip
 	return hex.EncodeToString(mac[:16]), nil
 }
 
-// Save stores the secret in the vault and executes the command that names it.
+// Save stores the secret in the vault and executes the command that references it.
 func (s *Service) Save(ctx context.Context, call *service.Call, id string, keys seal.Fields, cmd func(secretID string) commands.Credential) (done service.Done, err error) {
 	owner := vault.Ref{Tenant: call.Tenant, Category: aggregates.Credential.Category, Owner: id}
 	err = s.Secrets.WithSecret(ctx, owner, keys.Marshal(), func(secretID string) error {
@@ -342,14 +340,14 @@ func (s *Service) Save(ctx context.Context, call *service.Call, id string, keys 
 // ErrNothingToChange refuses an update that changes nothing.
 var ErrNothingToChange = fault.New(fault.Invalid, "credential_update_empty", "Give at least one of description, keys and throttle_policy.")
 
-// Update asks for another description of a credential, new keys, another throttle policy, or
-// several of them, in one commit. What is absent stays.
+// Update changes the description, the keys or the throttle policy of a credential, or several
+// of them in one commit. Absent members are unchanged.
 type Update struct {
 	ID             string        `json:"id"`
 	Description    *string       `json:"description,omitzero"`      // for people: up to 1000 characters; none when ""
 	Keys           *secrets.Keys `json:"keys,omitzero"`             // replaces all values, verified before
 	ThrottlePolicy *string       `json:"throttle_policy,omitzero"`  // id of the policy; none when ""
-	Expected       int           `json:"expected_version,omitzero"` // with keys: refuse when those in force have another version
+	Expected       int           `json:"expected_version,omitzero"` // with keys: refuse unless this is the version of the current keys
 }
 
 func (s *Service) updateCredential(ctx context.Context, call *service.Call, in Update) (service.Done, error) {
@@ -480,7 +478,7 @@ type Revealed struct {
 }
 
 // revealCredential returns the values of one credential to a person. The audit event is
-// durable before.
+// committed first.
 func (s *Service) revealCredential(ctx context.Context, call *service.Call, in Reveal) (Revealed, error) {
 	state, err := s.Secrets.Live(ctx, call.Tenant, in.ID, 0)
 	if err != nil {
@@ -509,10 +507,9 @@ type Delete struct {
 	DryRun   bool   `json:"dry_run,omitzero"`          // show the impact; delete nothing
 }
 
-// deleteCredential is refused while a flow holds the credential; the uses on the
-// credential's own stream decide, in the same append. The tokens are revoked at the provider;
-// the response reports a failure if it is known
-// in time.
+// deleteCredential is refused while an active flow uses the credential: the uses are part of
+// the credential's own stream, and the append checks them. The tokens are revoked at the
+// provider; the response reports a failure if it is known in time.
 func (s *Service) deleteCredential(ctx context.Context, call *service.Call, in Delete) (flow.Tried, error) {
 	if err := service.CheckTarget(in.ID, in.Expected); err != nil {
 		return flow.Tried{}, err
@@ -546,8 +543,8 @@ type outcome struct {
 	says         string // why it failed, in a plain sentence
 }
 
-// dryRun makes the descriptor's probe with the values. Credentials of a component
-// without a probe stay unverified.
+// dryRun makes the dry request of the descriptor with the values. Without one, the credential
+// stays unverified.
 func (s *Service) dryRun(ctx context.Context, tenant string, d commands.Descriptor, keys seal.Fields) (outcome, error) {
 	if d.Verification == nil {
 		return outcome{verification: events.Verification{Status: events.Unverified}}, nil
@@ -593,9 +590,9 @@ func probe(d commands.Descriptor) verify.Probe {
 }
 
 // CheckVPNAgent returns events.ErrID at /vpn_agent for an invalid id of
-// a VPN agent. It is for edges that send more than one command.
+// a VPN agent. It is for edges that send several commands.
 func CheckVPNAgent(id string) error { return commands.CheckRef("/vpn_agent", id) }
 
 // CheckName returns ErrName at /name for an invalid name of a
-// credential. It is for edges that send more than one command.
+// credential. It is for edges that send several commands.
 func CheckName(name string) error { return service.CheckName("/name", name) }

@@ -2,12 +2,12 @@ package credential
 
 import "fmt"
 
-// Held are heldLeases, of a tenant and a number each.
-type Held struct{ h *heldLeases }
+// Held are leaseCache, of a tenant and a number each.
+type Held struct{ h *leaseCache }
 
-// NewHeld is newHeldLeases.
+// NewHeld is newLeaseCache.
 func NewHeld(most, ofTenant int) (Held, error) {
-	h, err := newHeldLeases(most, ofTenant)
+	h, err := newLeaseCache(most, ofTenant)
 	return Held{h}, err
 }
 

@@ -9,10 +9,10 @@ import (
 // was set back.
 func TestLeaseOfAClockThatWasAhead(t *testing.T) {
 	given := time.Unix(1_000_000, 0)
-	l := &lease{given: given, answer: Resolved{Expires: given.Add(10 * time.Minute)}}
+	l := &lease{granted: given, answer: Resolved{Expires: given.Add(10 * time.Minute)}}
 	for after, want := range map[time.Duration]bool{0: true, 9 * time.Minute: true, 9*time.Minute + time.Second: false, -time.Hour: false} {
-		if got := l.lasts(given.Add(after)); got != want {
-			t.Errorf("%s after it was given: %v, want %v", after, got, want)
+		if got := l.reusable(given.Add(after)); got != want {
+			t.Errorf("%s after it was granted: %v, want %v", after, got, want)
 		}
 	}
 }

@@ -17,46 +17,46 @@ import (
 
 const (
 	maxMany    = 1000 // items of one call
-	manyAtOnce = 32   // that are carried out at one time: they share a sync of the log
+	manyAtOnce = 32   // executed concurrently: they share an fsync of the log
 )
 
-// The refusals of many at once.
+// Errors of batches.
 var (
-	ErrTooMany   = fault.New(fault.Invalid, "too_many_items", "One call takes up to 1000 items. Send the rest with another one.")
+	ErrTooMany   = fault.New(fault.Invalid, "too_many_items", "One call takes up to 1000 items. Send the rest with another call.")
 	ErrManyOf    = fault.New(fault.Invalid, "items_or_filter", "Give either the items or a filter.")
 	ErrItemTwice = fault.New(fault.Invalid, "item_repeated", "Another item of the same call has this id. Give each id once.")
 )
 
-// CreateMany asks for many new credentials.
+// CreateMany creates many credentials.
 type CreateMany struct {
 	Credentials []jsontext.Value `json:"credentials"` // each as credential.create takes it
 }
 
-// UpdateMany asks for changes of many credentials: those of updates, or the same one for
-// each credential of the filter.
+// UpdateMany changes many credentials: each by its own update, or all of the filter by the
+// same one.
 type UpdateMany struct {
 	Updates []jsontext.Value          `json:"updates,omitzero"` // each as credential.update takes it
 	Filter  *Filter                   `json:"filter,omitzero"`  // in place of updates
 	Update  map[string]jsontext.Value `json:"update,omitzero"`  // with filter: as credential.update takes it, without id
-	After   string                    `json:"after,omitzero"`   // with filter: next of the answer before
+	After   string                    `json:"after,omitzero"`   // with filter: next of the previous response
 }
 
-// DeleteMany asks for the end of many credentials: those of ids, or those of the filter.
+// DeleteMany deletes many credentials: those of ids, or those of the filter.
 type DeleteMany struct {
 	IDs    []string `json:"ids,omitzero"`
 	Filter *Filter  `json:"filter,omitzero"` // in place of ids
-	After  string   `json:"after,omitzero"`  // with filter: next of the answer before
+	After  string   `json:"after,omitzero"`  // with filter: next of the previous response
 }
 
-// Many answers what was asked for many credentials.
+// Many is the result of a batch.
 type Many struct {
 	Results []ManyResult `json:"results"`       // in the order of the items, or by id
 	Failed  int          `json:"failed"`        // items that were refused
-	Seq     uint64       `json:"seq"`           // log sequence to ask for as min_seq
+	Seq     uint64       `json:"seq"`           // log sequence for min_seq
 	Next    string       `json:"next,omitzero"` // with a filter, when there are more: the after of the next call
 }
 
-// ManyResult is how one item ended.
+// ManyResult is the outcome of one item.
 type ManyResult struct {
 	ID      string        `json:"id,omitzero"`      // absent when the item names none and was refused
 	Version int           `json:"version,omitzero"` // of the keys
@@ -64,21 +64,21 @@ type ManyResult struct {
 	Error   *ManyError    `json:"error,omitzero"`   // why it was refused; absent when it was done
 }
 
-// ManyError is the refusal of one item.
+// ManyError is the reason why one item was refused.
 type ManyError struct {
 	Code    string `json:"code"`
 	Detail  string `json:"detail"`
-	Status  int    `json:"status"`           // as HTTP has it for a call of its own
+	Status  int    `json:"status"`           // HTTP status that a single call would have
 	Pointer string `json:"pointer,omitzero"` // into the item
-	Details any    `json:"details,omitzero"` // more for programs
+	Details any    `json:"details,omitzero"` // machine-readable
 }
 
-// item is one of many commands.
+// item is one command of a batch.
 type item struct {
 	id   string // "" of a new credential without one
-	key  string // tells it from the others
+	key  string // unique in the batch
 	body jsontext.Value
-	err  error // it is refused already
+	err  error // refused before execution
 }
 
 func (s *Service) createMany(ctx context.Context, call *service.Call, in CreateMany) (Many, error) {
@@ -122,8 +122,7 @@ func (s *Service) deleteMany(ctx context.Context, call *service.Call, in DeleteM
 	return s.each(ctx, call, "credential.delete", items)
 }
 
-// idOf is the id that an item names; "" when it names none. What is wrong with the item is
-// for its own command to say.
+// idOf is the id in an item, or "". The item's own command reports its errors.
 func idOf(body jsontext.Value) string {
 	var named struct {
 		ID string `json:"id"`
@@ -132,8 +131,8 @@ func idOf(body jsontext.Value) string {
 	return named.ID
 }
 
-// eachOf carries out a command for up to maxMany credentials of a filter, by id. It finds
-// what was saved before it was asked.
+// eachOf executes a command for up to maxMany credentials of a filter, by id. It includes all
+// that were saved before the call.
 func (s *Service) eachOf(ctx context.Context, call *service.Call, route string, f Filter, after string, members map[string]jsontext.Value) (Many, error) {
 	if err := service.PointAt(f.Check(), "/filter"); err != nil {
 		return Many{}, err
@@ -180,7 +179,7 @@ func (s *Service) eachOf(ctx context.Context, call *service.Call, route string, 
 	return many, err
 }
 
-// each carries out one command for each item. Of items with one id the first is meant.
+// each executes one command for each item. Of items with the same id, it executes only the first.
 func (s *Service) each(ctx context.Context, call *service.Call, route string, items []item) (Many, error) {
 	if len(items) > maxMany {
 		return Many{}, ErrTooMany
@@ -200,7 +199,7 @@ func (s *Service) each(ctx context.Context, call *service.Call, route string, it
 			result.ID = it.id
 			done, err := service.Done{}, it.err
 			if err == nil {
-				err = ctx.Err() // what has not begun when the caller leaves does not begin
+				err = ctx.Err() // start no more items after the caller disconnects
 			}
 			if err == nil {
 				done, err = s.one(ctx, call, route, it)
@@ -211,7 +210,7 @@ func (s *Service) each(ctx context.Context, call *service.Call, route string, it
 			}
 			result.Error = manyError(err)
 			if result.Error.Status == http.StatusInternalServerError {
-				s.Logger.ErrorContext(ctx, "an item of many failed", "route", route, "tenant", call.Tenant, "err", err)
+				s.Logger.ErrorContext(ctx, "batch item failed", "route", route, "tenant", call.Tenant, "err", err)
 			}
 			return nil
 		})
@@ -223,7 +222,7 @@ func (s *Service) each(ctx context.Context, call *service.Call, route string, it
 			many.Failed++
 		}
 	}
-	return many, nil // also when ctx has ended: what was done is said for each item
+	return many, nil // even if ctx has ended: each item has its outcome
 }
 
 func (s *Service) one(ctx context.Context, call *service.Call, route string, it item) (service.Done, error) {
@@ -237,7 +236,7 @@ func (s *Service) one(ctx context.Context, call *service.Call, route string, it 
 	return service.Done{}, nil
 }
 
-// manyError is what the caller may see of an error.
+// manyError is the part of an error that the caller may see.
 func manyError(err error) *ManyError {
 	f := fault.Of(err)
 	return &ManyError{Code: f.Code, Detail: f.Msg, Status: f.Kind.Status(), Pointer: f.Pointer, Details: f.Details}

@@ -60,7 +60,7 @@ type TokenInfo struct {
 	Odd       string    `json:"odd,omitzero"`      // what is implausible about the lifetime that the provider named, a sentence
 }
 
-// tokenInfo is nil where the credential holds no tokens. d is the descriptor of its keys.
+// tokenInfo returns nil if the credential has no tokens. d is the descriptor of its keys.
 func (s *Service) tokenInfo(ctx context.Context, tenant, id string, d commands.Descriptor) (*TokenInfo, error) {
 	state, err := aggregates.Credential.Load(ctx, s.Log, aggregates.Credential.Stream(tenant, id))
 	if err == nil { // a commit that is not durable yet may be lost in a power cut
@@ -180,7 +180,7 @@ func (s *Service) listCredentials(ctx context.Context, call *service.Call, in Li
 		in.Sort = "name"
 	}
 	sort, desc := strings.CutPrefix(in.Sort, "-")
-	turn := in.Sort == "name,-created" || in.Sort == "-name,created" // within one name the order by age is reversed
+	turn := in.Sort == "name,-created" || in.Sort == "-name,created" // equal names are sorted by age in the opposite direction
 	if turn {
 		sort = "name"
 	}

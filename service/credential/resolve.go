@@ -33,11 +33,11 @@ const (
 )
 
 const (
-	resolveLife   = time.Minute // minimum remaining lifetime of a returned access token
-	resolveRounds = 4           // retries while the credential keeps changing
-	maxLeases     = 1 << 14     // cached leases
-	tenantLeases  = 1 << 12     // cached leases of one tenant
-	maxKeptAnswer = 8 << 10     // bytes of an encrypted response that is cached
+	resolveLife     = time.Minute // minimum remaining lifetime of a returned access token
+	resolveRounds   = 4           // retries while the credential keeps changing
+	maxLeases       = 1 << 14     // cached leases
+	tenantLeases    = 1 << 12     // cached leases of one tenant
+	maxCachedSealed = 8 << 10     // bytes of an encrypted response that is cached
 )
 
 // Errors of a resolve.
@@ -50,8 +50,7 @@ var (
 )
 
 // Resolve requests the values of a credential for a flow. An identical request of the same
-// caller gets the same lease while at least a tenth
-// of it is left.
+// caller gets the same lease while at least a tenth of it is left.
 type Resolve struct {
 	ID        string `json:"id"`
 	Flow      string `json:"flow,omitzero"`       // id of the flow that needs it, for the access log
@@ -78,7 +77,7 @@ func resolveInfo(tenant, id, lease string, version int, expires time.Time) []byt
 	}, "\n"))
 }
 
-// recipient is the public key for the values, or nil for clear text.
+// recipient is the public key for the values; nil for clear text.
 func (in Resolve) recipient() ([]byte, error) {
 	if in.Cleartext == (in.PublicKey != "") {
 		return nil, ErrRecipient
@@ -106,13 +105,12 @@ func (in Resolve) check() error {
 	return nil
 }
 
-// resolveCredential returns the values of a credential. The access is durable
-// before, and the last check is that the credential has not changed meanwhile
-// and that the caller still has access: once a caller knows that a credential was
-// deleted or has other keys, no later resolve returns
-// the old values.
+// resolveCredential returns the values of a credential. It records the access durably first,
+// and then checks that the credential has not changed meanwhile and that the caller still has
+// access: once a caller knows that a credential was deleted or has other keys, no later resolve
+// returns the old values.
 func (s *Service) resolveCredential(ctx context.Context, call *service.Call, in Resolve) (answer Resolved, err error) {
-	defer func() { s.leases.answered(err) }()
+	defer func() { s.leases.countResult(err) }()
 	public, err := in.recipient()
 	if err == nil {
 		err = in.check()
@@ -129,23 +127,23 @@ func (s *Service) resolveCredential(ctx context.Context, call *service.Call, in 
 		sum := sha256.Sum256(public)
 		key.recipient = hex.EncodeToString(sum[:])
 	}
-	if answer, found, err := s.resolveAgain(ctx, call, key); found || err != nil {
+	if answer, found, err := s.reuseLease(ctx, call, key); found || err != nil {
 		return answer, err
 	}
 	if err := s.Kernel.Charge(ctx, call); err != nil {
 		return answer, err
 	}
-	answer, err = s.resolveAnew(ctx, call, key, public)
+	answer, err = s.grantLease(ctx, call, key, public)
 	if errors.Is(err, aggregates.ErrCredentialNotFound) {
 		s.Access.Denied(ctx, call, permission.CredentialsResolve) // a mistake, or a caller who guesses ids
 	}
 	return answer, err
 }
 
-// resolveAgain returns a cached lease that is still valid.
-func (s *Service) resolveAgain(ctx context.Context, call *service.Call, key leaseKey) (answer Resolved, found bool, err error) {
-	l, ok := s.leases.held.get(key)
-	if !ok || !l.lasts(s.Kernel.Now()) {
+// reuseLease returns a cached lease that is still valid.
+func (s *Service) reuseLease(ctx context.Context, call *service.Call, key leaseKey) (answer Resolved, found bool, err error) {
+	l, ok := s.leases.cache.get(key)
+	if !ok || !l.reusable(s.Kernel.Now()) {
 		return answer, false, nil
 	}
 	state, err := s.recheckGrant(ctx, call, key.id)
@@ -173,7 +171,7 @@ func (s *Service) resolveAgain(ctx context.Context, call *service.Call, key leas
 	return answer, true, nil
 }
 
-// resolvedRevision names what an answer holds: it changes with the values and the policy.
+// resolvedRevision identifies what a response contains: it changes with the values and the throttle policy.
 func resolvedRevision(s aggregates.CredentialState) string {
 	return s.Revision() + " " + s.ThrottlePolicy
 }
@@ -195,8 +193,8 @@ func (s *Service) recheckGrant(ctx context.Context, call *service.Call, id strin
 	return state.Value, err
 }
 
-// resolveAnew creates a new lease.
-func (s *Service) resolveAnew(ctx context.Context, call *service.Call, key leaseKey, public []byte) (Resolved, error) {
+// grantLease creates a new lease.
+func (s *Service) grantLease(ctx context.Context, call *service.Call, key leaseKey, public []byte) (Resolved, error) {
 	for range resolveRounds {
 		state, err := s.Tokens.TokenGoodFor(ctx, call, key.id, resolveLife)
 		if err != nil {
@@ -226,12 +224,12 @@ func (s *Service) resolveAnew(ctx context.Context, call *service.Call, key lease
 			}
 			answer.Sealed = base64.RawURLEncoding.EncodeToString(sealed)
 		}
-		given, err := s.recordAndConfirm(ctx, call, fact, resolvedRevision(state.Value))
+		confirmed, err := s.recordAndConfirm(ctx, call, fact, resolvedRevision(state.Value))
 		if err != nil {
 			return Resolved{}, err
 		}
-		if given {
-			s.leases.add(key, &lease{revision: resolvedRevision(state.Value), given: now, answer: answer})
+		if confirmed {
+			s.leases.add(key, &lease{revision: resolvedRevision(state.Value), granted: now, answer: answer})
 			if public == nil {
 				answer.Keys = clearKeys(keys)
 			}
@@ -287,13 +285,13 @@ func clearKeys(keys seal.Fields) map[string]any {
 	return shown
 }
 
-// leases caches the leases, so that a repeated request needs no
-// new entry in the access log. It holds no clear text: of a lease on clear values it keeps everything but
-// the values, and reads the vault again each time. That costs a read, but keeps the
+// leases caches the leases, so that a repeated request needs no new entry in the access log.
+// It holds no clear text: of a lease with clear values it caches everything but the values,
+// and reads those from the vault each time. That costs a read, but keeps the
 // values of all used credentials out of a memory dump.
 type leases struct {
 	results *prometheus.CounterVec
-	held    *heldLeases
+	cache   *leaseCache
 	now     func() time.Time
 
 	mu    sync.Mutex
@@ -312,13 +310,13 @@ type leaseKey struct {
 // lease is a granted lease. It is immutable.
 type lease struct {
 	revision string // of the credential
-	given    time.Time
+	granted  time.Time
 	answer   Resolved // without clear values
 }
 
-// heldLeases are the most recently used leases, in total and per tenant: a tenant
+// leaseCache are the most recently used leases, in total and per tenant: a tenant
 // with many requests evicts its own leases before those of others.
-type heldLeases struct {
+type leaseCache struct {
 	ofTenant int // maximum per tenant
 
 	mu      sync.Mutex
@@ -326,18 +324,18 @@ type heldLeases struct {
 	tenants map[string]*simplelru.LRU[leaseKey, struct{}] // the keys of all, by tenant; never empty
 }
 
-func newHeldLeases(most, ofTenant int) (held *heldLeases, err error) {
-	held = &heldLeases{ofTenant: ofTenant, tenants: map[string]*simplelru.LRU[leaseKey, struct{}]{}}
-	held.all, err = simplelru.NewLRU(most, func(key leaseKey, _ *lease) {
-		own := held.tenants[key.tenant]
+func newLeaseCache(size, ofTenant int) (cache *leaseCache, err error) {
+	cache = &leaseCache{ofTenant: ofTenant, tenants: map[string]*simplelru.LRU[leaseKey, struct{}]{}}
+	cache.all, err = simplelru.NewLRU(size, func(key leaseKey, _ *lease) {
+		own := cache.tenants[key.tenant]
 		if own.Remove(key); own.Len() == 0 {
-			delete(held.tenants, key.tenant)
+			delete(cache.tenants, key.tenant)
 		}
 	})
-	return held, err
+	return cache, err
 }
 
-func (h *heldLeases) get(key leaseKey) (l *lease, ok bool) {
+func (h *leaseCache) get(key leaseKey) (l *lease, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if l, ok = h.all.Get(key); ok {
@@ -346,7 +344,7 @@ func (h *heldLeases) get(key leaseKey) (l *lease, ok bool) {
 	return l, ok
 }
 
-func (h *heldLeases) add(key leaseKey, l *lease) {
+func (h *leaseCache) add(key leaseKey, l *lease) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	own := h.tenants[key.tenant]
@@ -362,20 +360,20 @@ func (h *heldLeases) add(key leaseKey, l *lease) {
 	}
 }
 
-// lasts reports whether at least a tenth of the lease is left. A lease that was granted in
-// the future is invalid: the clock was ahead.
-func (l *lease) lasts(now time.Time) bool {
-	left, whole := l.answer.Expires.Sub(now), l.answer.Expires.Sub(l.given)
+// reusable reports whether at least a tenth of the lease is left. A lease that was granted in
+// the future is not: the clock was ahead.
+func (l *lease) reusable(now time.Time) bool {
+	left, whole := l.answer.Expires.Sub(now), l.answer.Expires.Sub(l.granted)
 	return 10*left >= whole && left <= whole
 }
 
 func newLeases(reg prometheus.Registerer, now func() time.Time) (*leases, error) {
-	held, err := newHeldLeases(maxLeases, tenantLeases)
+	cache, err := newLeaseCache(maxLeases, tenantLeases)
 	if err != nil {
 		return nil, fmt.Errorf("cache of leases: %w", err)
 	}
 	l := &leases{
-		held: held, now: now, ends: map[int64]int{},
+		cache: cache, now: now, ends: map[int64]int{},
 		results: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "credstream_resolves_total",
 			Help: "Requests for the values of a credential: answered (given), refused, unavailable or failed; new " +
@@ -390,8 +388,8 @@ func newLeases(reg prometheus.Registerer, now func() time.Time) (*leases, error)
 	return l, nil
 }
 
-// answered counts an answer.
-func (l *leases) answered(err error) {
+// countResult counts a response by its result.
+func (l *leases) countResult(err error) {
 	result := "given"
 	if err != nil {
 		switch fault.Of(err).Kind {
@@ -406,15 +404,15 @@ func (l *leases) answered(err error) {
 	l.results.WithLabelValues(result).Inc()
 }
 
-func (l *leases) add(key leaseKey, given *lease) {
+func (l *leases) add(key leaseKey, granted *lease) {
 	l.results.WithLabelValues("leased").Inc()
-	if len(given.answer.Sealed) <= maxKeptAnswer {
-		l.held.add(key, given)
+	if len(granted.answer.Sealed) <= maxCachedSealed {
+		l.cache.add(key, granted)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.sweep()
-	l.ends[given.answer.Expires.Unix()]++
+	l.ends[granted.answer.Expires.Unix()]++
 }
 
 // outstanding is the number of leases that have not expired.

@@ -13,21 +13,21 @@ import (
 	"github.com/credstream/credstream/service/secrets"
 )
 
-// Filter chooses credentials. What is absent chooses all; members combine by AND.
+// Filter selects credentials. Absent members match all; members combine by AND.
 type Filter struct {
 	IDs         []string `json:"ids,omitzero"`             // up to 10000
 	Type        string   `json:"type,omitzero"`            // a component, or a free type
-	Description string   `json:"description,omitzero"`     // a part of it, without regard to case
+	Description string   `json:"description,omitzero"`     // substring, case-insensitive
 	Policy      string   `json:"throttle_policy,omitzero"` // id of a throttle policy
 }
 
-// The refusals of a search.
+// Errors of a search.
 var (
 	ErrFilterIDs = fault.New(fault.Invalid, "filter_ids_invalid", "A filter takes up to 10000 ids of 1 to 128 bytes of UTF-8 without control characters.")
 	ErrFrom      = fault.New(fault.Invalid, "from_invalid", "from is a number from 0 to 1000000000.")
 )
 
-// Check refuses what chooses nothing by its form.
+// Check validates the form of the filter.
 func (f Filter) Check() error {
 	if len(f.IDs) > 10_000 {
 		return ErrFilterIDs.At("/ids")
@@ -45,28 +45,28 @@ func (f Filter) Check() error {
 	return cmp.Or(commands.CheckDescription(f.Description), commands.CheckRef("/throttle_policy", f.Policy))
 }
 
-// in is the filter in the words of the views, for a caller.
+// in converts the filter for the views, within the tenant and scope of the call.
 func (f Filter) in(call *service.Call) projections.CredentialSearch {
 	return projections.CredentialSearch{Tenant: call.Tenant, Scope: call.Principal.Scope, IDs: f.IDs, Type: f.Type, Description: f.Description, Policy: f.Policy}
 }
 
-// Search asks for a page of credentials, to be listed or exported. Filters combine by AND.
+// Search requests a page of credentials, to list or export. Filters combine by AND.
 type Search struct {
 	IDs         []string `json:"ids,omitzero"`             // up to 10000
 	Type        string   `json:"type,omitzero"`            // a component, or a free type
-	Description string   `json:"description,omitzero"`     // a part of it, without regard to case
+	Description string   `json:"description,omitzero"`     // substring, case-insensitive
 	Policy      string   `json:"throttle_policy,omitzero"` // id of a throttle policy
-	Sort        string   `json:"sort,omitzero"`            // id, type, description or throttle_policy, or with - before it; id when absent
+	Sort        string   `json:"sort,omitzero"`            // id, type, description or throttle_policy, each also with - in front, for descending; id when absent
 	From        int      `json:"from,omitzero"`            // credentials to skip before the page
-	After       string   `json:"after,omitzero"`           // id: only those behind it; sorted by id
+	After       string   `json:"after,omitzero"`           // only ids after this one; requires the sort order id
 	Limit       int      `json:"limit,omitzero"`           // 1 to 1000; 50 when absent
-	MinSeq      uint64   `json:"min_seq,omitzero"`         // wait until the answer reflects this log sequence
+	MinSeq      uint64   `json:"min_seq,omitzero"`         // wait until the response reflects this log sequence
 }
 
-// Found answers Search.
+// Found is the response to Search.
 type Found struct {
 	Credentials []Credential `json:"credentials"` // with their keys, every value masked
-	Total       int          `json:"total"`       // of the filter
+	Total       int          `json:"total"`       // that match
 }
 
 func (s *Service) searchCredentials(ctx context.Context, call *service.Call, in Search) (Found, error) {
@@ -108,11 +108,11 @@ func (s *Service) search(ctx context.Context, call *service.Call, in Search) ([]
 	return page, total, service.PointAt(err, "/sort")
 }
 
-// Exported answers Search with credentials as another system may have them.
+// Exported is the response to an export. It holds no secrets.
 type Exported struct {
 	Credentials []ExportedCredential `json:"credentials"`
-	Missing     []MissingSecret      `json:"missing"` // what the export does not hold
-	Total       int                  `json:"total"`   // of the filter
+	Missing     []MissingSecret      `json:"missing"` // values that are not exported
+	Total       int                  `json:"total"`   // that match
 }
 
 // ExportedCredential is a credential without its secrets.
@@ -126,7 +126,7 @@ type ExportedCredential struct {
 	ThrottlePolicy string `json:"throttle_policy,omitzero"` // id
 }
 
-// MissingSecret is a part of a credential that an export does not hold.
+// MissingSecret names the keys of a credential that are not exported.
 type MissingSecret struct {
 	Credential string   `json:"credential"`
 	Properties []string `json:"properties"` // the names of its keys

@@ -77,7 +77,7 @@ type Flows interface {
 	ExpireHolders(ctx context.Context, call *service.Call, id string, state aggregates.CredentialState) (some bool, err error)
 }
 
-// Tokens stores the tokens of credentials.
+// Tokens provides the tokens of credentials.
 type Tokens interface {
 	TokenGoodFor(ctx context.Context, call *service.Call, id string, life time.Duration) (aggregates.State[aggregates.CredentialState], error)
 	ActiveKeys(ctx context.Context, tenant, id string, state aggregates.CredentialState) (seal.Fields, error)
@@ -93,9 +93,9 @@ type Grants interface {
 
 // Policies are the throttle policies of credentials.
 type Policies interface {
-	// Use has a policy record that it is about to be assigned; "" is none.
+	// Use records in a policy that it is about to be assigned to a credential; it does nothing for policy "".
 	Use(ctx context.Context, call *service.Call, policy, credential string) (commands.PolicyUse, error)
-	// Release ends a use that the credential does not make, or makes no more.
+	// Release removes a use that the credential did not take up, or no longer has.
 	Release(ctx context.Context, call *service.Call, use commands.PolicyUse)
 }
 
@@ -129,7 +129,7 @@ func New(deps Deps) (*Service, error) {
 	return s, err
 }
 
-// Answers builds the responses to commands on credentials.
+// Answers completes the responses to commands on credentials.
 func (s *Service) Answers() []service.Answer {
 	return []service.Answer{service.AnswerOf(aggregates.Credential, func(done *service.Done, _, after aggregates.CredentialState) {
 		done.Version, done.Status = after.Current().Version, secrets.StatusOf(after)

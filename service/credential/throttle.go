@@ -10,10 +10,10 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// policyRounds bounds the rounds of a command that another one gets ahead of.
+// policyRounds bounds the retries of a command that loses races.
 const policyRounds = 10
 
-// AssignThrottlePolicy asks for another throttle policy of a credential, or none.
+// AssignThrottlePolicy sets or clears the throttle policy of a credential.
 type AssignThrottlePolicy struct {
 	ID             string `json:"id"`
 	ThrottlePolicy string `json:"throttle_policy,omitzero"` // id of the policy; none when absent
@@ -25,9 +25,9 @@ func (s *Service) assignThrottlePolicy(ctx context.Context, call *service.Call, 
 	})
 }
 
-// withPolicy runs change, which commits to a credential, with the use of the policy that the
-// credential gets by it. A use that came to nothing, or that the credential does not make any
-// more, is released; one that may yet be stored stays: the deletion of the policy finds out.
+// withPolicy runs change, which commits to a credential, with a recorded use of the policy that
+// the commit assigns. It releases a use that the credential did not take up, or no longer has.
+// If the outcome of change is unknown, the use stays: the deletion of the policy checks it.
 func (s *Service) withPolicy(ctx context.Context, call *service.Call, id, policy string, change func(commands.PolicyUse) (service.Done, error)) (service.Done, error) {
 	for range policyRounds {
 		before, err := s.Secrets.Live(ctx, call.Tenant, id, 0)
@@ -45,7 +45,7 @@ func (s *Service) withPolicy(ctx context.Context, call *service.Call, id, policy
 		case err == nil:
 			after, err := aggregates.Credential.Load(ctx, s.Log, aggregates.Credential.Stream(call.Tenant, id))
 			if err != nil {
-				return done, nil //nolint:nilerr // what is left is found out later
+				return done, nil //nolint:nilerr // a use that is left is found when the policy is deleted
 			}
 			if after.Value.PolicyUse != use.Use {
 				s.Policies.Release(ctx, call, use)
@@ -64,12 +64,12 @@ func (s *Service) withPolicy(ctx context.Context, call *service.Call, id, policy
 	return service.Done{}, fault.ErrConflict
 }
 
-// releasePolicy ends the use of the policy that a credential had.
+// releasePolicy releases the use of the policy that a credential had.
 func (s *Service) releasePolicy(ctx context.Context, call *service.Call, had aggregates.CredentialState) {
 	s.Policies.Release(ctx, call, commands.PolicyUse{Policy: had.ThrottlePolicy, Use: had.PolicyUse})
 }
 
-// saveWithPolicy runs save, which creates a credential, with the use of its policy.
+// saveWithPolicy is withPolicy for save, which creates a credential.
 func (s *Service) saveWithPolicy(ctx context.Context, call *service.Call, policy, id string, save func(commands.PolicyUse) (service.Done, error)) (service.Done, error) {
 	for range policyRounds {
 		use, err := s.Policies.Use(ctx, call, policy, id)
