@@ -17,7 +17,7 @@ func Patience(apart time.Duration, outcomes ...string) (waits []bool) {
 	var r revocations
 	job := &revocation{since: map[string]time.Time{}}
 	for _, outcome := range outcomes {
-		waits = append(waits, r.patient(job, "sheets", providerAnswer{outcome: outcome}))
+		waits = append(waits, r.shouldRetry(job, "sheets", providerAnswer{outcome: outcome}))
 		time.Sleep(apart)
 	}
 	return waits

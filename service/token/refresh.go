@@ -32,18 +32,17 @@ var (
 		"The access token is being renewed. Try again shortly.")
 )
 
-// The time limits of a renewal. Config.RefreshTakeoverTimeout is how long an epoch may make no progress
-// before another process takes it over.
+// The time limits of a renewal.
 const (
-	refreshWait  = 25 * time.Second // that a caller waits for a renewal
-	backoffFirst = 5 * time.Second  // after a failure that may pass, doubled each time...
-	backoffMost  = 10 * time.Minute // ...up to this
+	refreshWait  = 25 * time.Second // how long a caller waits for a renewal
+	backoffFirst = 5 * time.Second  // after a transient failure, doubled each time...
+	backoffMax   = 10 * time.Minute // ...up to this
 	maxRetry     = 75 * time.Minute // of a provider that asks for an hour, plus jitter
-	brokenFirst  = time.Hour        // until tokens are tried again that no longer work, doubled each time...
-	brokenMost   = 12 * time.Hour   // ...up to this
-	brokenTries  = 60               // in a row, then never again by itself: about a month
-	doubtFirst   = 2 * time.Minute  // until a rejected grant is tried once more while its access token is valid...
-	doubtMost    = 5 * time.Minute  // ...and the longest time until then
+	brokenFirst  = time.Hour        // until rejected tokens are retried, doubled each time...
+	brokenMax    = 12 * time.Hour   // ...up to this
+	brokenTries  = 60               // consecutive failures, then no more automatic retries: about a month
+	confirmMin   = 2 * time.Minute  // until a rejected grant is tried once more while its access token is valid...
+	confirmMax   = 5 * time.Minute  // ...and the longest time until then
 	storeFor     = 2 * time.Minute  // how long storing a provider's response is retried
 )
 
@@ -57,7 +56,7 @@ type renewals struct {
 
 type credentialKey struct{ tenant, id string }
 
-// renewal is one in progress; err may be read when done is closed.
+// renewal is a renewal in progress; err may be read when done is closed.
 type renewal struct {
 	done chan struct{}
 	err  error
@@ -124,10 +123,10 @@ func (s *Service) untilRetry(t aggregates.Tokens) time.Duration {
 // tokens that expire at once.
 const maxRounds = 3
 
-// renew renews the tokens, unless those of the epoch are no longer
-// current, and waits for it. Concurrent callers share the outcome.
-// A renewal that has begun continues without them.
-func (s *Service) renew(ctx context.Context, tenant, id string, epoch int, insist bool) error {
+// renew renews the tokens, unless those of the epoch are no longer current, and waits for it.
+// Concurrent callers share the outcome. A renewal that has begun continues without them. force
+// also retries tokens that the provider rejected, and after another process has just failed.
+func (s *Service) renew(ctx context.Context, tenant, id string, epoch int, force bool) error {
 	key := credentialKey{tenant, id}
 	r := &s.renewals
 	r.mu.Lock()
@@ -141,7 +140,7 @@ func (s *Service) renew(ctx context.Context, tenant, id string, epoch int, insis
 		r.by[key] = now
 		r.group.Go(func() {
 			// The provider's response is stored even when the process is told to stop.
-			now.err = s.renewal(context.WithoutCancel(s.Kernel.Background()), tenant, id, epoch, insist)
+			now.err = s.renewal(context.WithoutCancel(s.Kernel.Background()), tenant, id, epoch, force)
 			r.mu.Lock()
 			delete(r.by, key)
 			r.mu.Unlock()
@@ -180,8 +179,8 @@ func (s *Service) at(step string) {
 	}
 }
 
-// renewal takes an epoch, or waits for its holder, and completes it.
-func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, insist bool) error {
+// renewal starts an epoch, or waits for its holder, and completes it.
+func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, force bool) error {
 	var watched int // the epoch of another holder, and since when
 	var since time.Time
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, s.RefreshTakeoverTimeout/20) {
@@ -199,16 +198,16 @@ func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, ins
 		case s.Kernel.Background().Err() != nil:
 			return fault.ErrUnavailable
 		}
-		over := 0
+		takenOver := 0
 		if other := t.Refresh; other.Epoch != 0 {
 			if other.Epoch != watched {
 				watched, since = other.Epoch, s.Kernel.Now()
 				s.at("waiting")
 			}
 			// An epoch of this process has ended without a result, or this call would wait for it;
-			// and a single instance knows that the other process is gone.
-			gone := other.Holder == s.InstanceID || s.SingleInstance
-			if !gone && s.Kernel.Now().Sub(since) < s.RefreshTakeoverTimeout {
+			// and a single instance knows that the other process is dead.
+			holderDead := other.Holder == s.InstanceID || s.SingleInstance
+			if !holderDead && s.Kernel.Now().Sub(since) < s.RefreshTakeoverTimeout {
 				s.pause(pause)
 				continue
 			}
@@ -217,16 +216,16 @@ func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, ins
 			} else if found {
 				continue
 			}
-			over = other.Epoch
+			takenOver = other.Epoch
 			s.metrics.refreshLost.Inc()
 			s.Logger.WarnContext(ctx, "took over a renewal with an unknown outcome; if the provider answered it, the new tokens are lost",
 				"tenant", tenant, "credential", id, "epoch", other.Epoch)
-		} else if watched != 0 && !insist {
+		} else if watched != 0 && !force {
 			// The holder has failed; an immediate retry would fail as well.
 			return ErrRefreshFailed.WithRetryAfter(max(s.untilRetry(t), time.Second))
 		}
 		err = s.refreshOnce(ctx, tenant, id, commands.StartRefresh{
-			ID: id, Holder: s.InstanceID, SecretID: events.NewID(), Epoch: epoch, Over: over, Insist: insist || t.Unverified,
+			ID: id, Holder: s.InstanceID, SecretID: events.NewID(), Epoch: epoch, Over: takenOver, Insist: force || t.Unverified,
 		})
 		switch {
 		case errors.Is(err, aggregates.ErrRefreshNeedless):
@@ -238,7 +237,7 @@ func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, ins
 	}
 }
 
-// refreshOnce takes an epoch and completes it.
+// refreshOnce starts an epoch and completes it.
 func (s *Service) refreshOnce(ctx context.Context, tenant, id string, cmd commands.StartRefresh) error {
 	begun := s.Kernel.Now() // monotonic: nothing is sent after the epoch may have been taken over
 	call := service.System(tenant, "token-keeper")
@@ -248,24 +247,24 @@ func (s *Service) refreshOnce(ctx context.Context, tenant, id string, cmd comman
 	}
 	epoch := state.Value.Tokens.Refresh
 	s.at("started")
-	asked := s.Kernel.Now()
+	requested := s.Kernel.Now()
 	token, old, err := s.requestTokens(ctx, tenant, id, state.Value, begun, cmd.Insist)
 	if err != nil && !token.Refresh.IsZero() {
 		// The provider has rotated the refresh token but returned no valid access token.
 		token.Lifetime = 0
-		return errors.Join(s.storeToken(ctx, call, id, state.Value, epoch, token, old, asked), refreshFailed(err))
+		return errors.Join(s.storeToken(ctx, call, id, state.Value, epoch, token, old, requested), refreshFailed(err))
 	}
 	if err != nil {
 		return s.failed(ctx, call, id, state.Value, err, cmd.Insist)
 	}
 	s.at("answered")
-	return s.storeToken(ctx, call, id, state.Value, epoch, token, old, asked)
+	return s.storeToken(ctx, call, id, state.Value, epoch, token, old, requested)
 }
 
 // requestTokens requests new tokens from the provider. A rejected grant is accepted as final
 // only if it is rejected twice, some time apart, and no other process has new tokens. While
-// the access token is valid, the second time is that of a later epoch, unless somebody insists.
-func (s *Service) requestTokens(ctx context.Context, tenant, id string, state aggregates.CredentialState, begun time.Time, insist bool) (token oauth.Token, old seal.Fields, err error) {
+// the access token is valid, the second attempt belongs to a later epoch, unless force is set.
+func (s *Service) requestTokens(ctx context.Context, tenant, id string, state aggregates.CredentialState, begun time.Time, force bool) (token oauth.Token, old seal.Fields, err error) {
 	version := state.Current()
 	// The provider of the recorded revision: a later descriptor reaches these
 	// tokens only with another authorization.
@@ -306,7 +305,7 @@ func (s *Service) requestTokens(ctx context.Context, tenant, id string, state ag
 		}
 		cancel()
 		refusal, ok := errors.AsType[*oauth.Error](err)
-		if !ok || refusal.Outcome != oauth.Revoked || try == 2 || state.Tokens.Refusals > 0 || s.left(state.Tokens) > 0 && !insist {
+		if !ok || refusal.Outcome != oauth.Revoked || try == 2 || state.Tokens.Refusals > 0 || s.remaining(state.Tokens) > 0 && !force {
 			return token, old, err
 		}
 		s.pause(s.RefreshTakeoverTimeout / 30)
@@ -320,8 +319,8 @@ func (s *Service) requestTokens(ctx context.Context, tenant, id string, state ag
 	}
 }
 
-// renewed is the object of the new tokens: members that the provider did not return
-// are kept, unless the object then is too large.
+// renewed merges the new tokens into the old object: members that the provider did not return
+// are kept, unless the object would become too large.
 func renewed(token oauth.Token, old seal.Fields) seal.Fields {
 	object := token.Answer.Over(old)
 	if object.Marshal().Len() > seal.MaxFieldsSize-1024 {
@@ -341,13 +340,13 @@ func quoted(text seal.Secret) seal.Secret {
 	return seal.NewSecret(b)
 }
 
-// storeToken stores the provider's response, durably, before anything else, and then
+// storeToken stores the provider's response durably before anything else, and then
 // activates it.
-func (s *Service) storeToken(ctx context.Context, call *service.Call, id string, of aggregates.CredentialState, epoch aggregates.Refresh, token oauth.Token, old seal.Fields, asked time.Time) error {
-	object, expires := WithExpiry(renewed(token, old), asked, token.Lifetime)
+func (s *Service) storeToken(ctx context.Context, call *service.Call, id string, of aggregates.CredentialState, epoch aggregates.Refresh, token oauth.Token, old seal.Fields, requested time.Time) error {
+	object, expires := WithExpiry(renewed(token, old), requested, token.Lifetime)
 	stored := storedToken{
 		Object: object.Marshal().Reveal(), Expires: expires, Lifetime: int64(token.Lifetime / time.Second),
-		Rotated: !token.Refresh.IsZero(), Scope: shown(seal.NewSecret([]byte(token.Scope))), Odd: token.Odd,
+		Rotated: !token.Refresh.IsZero(), Scope: printable(seal.NewSecret([]byte(token.Scope))), Odd: token.Odd,
 	}
 	text, err := json.Marshal(stored)
 	if err != nil {
@@ -425,7 +424,7 @@ func (s *Service) completeFound(ctx context.Context, tenant, id string, of aggre
 }
 
 // failed ends an epoch without new tokens, and returns the reason.
-func (s *Service) failed(ctx context.Context, call *service.Call, id string, state aggregates.CredentialState, failure error, insist bool) error {
+func (s *Service) failed(ctx context.Context, call *service.Call, id string, state aggregates.CredentialState, failure error, force bool) error {
 	t := state.Tokens
 	refusal, ok := errors.AsType[*oauth.Error](failure)
 	if !ok { // an internal error, such as a missing OAuth client
@@ -435,7 +434,7 @@ func (s *Service) failed(ctx context.Context, call *service.Call, id string, sta
 		}
 	}
 	s.metrics.refreshes.WithLabelValues(string(refusal.Outcome)).Inc()
-	left := s.left(t)
+	left := s.remaining(t)
 	cmd := commands.FailRefresh{
 		ID: id, Epoch: t.Refresh.Epoch, Grant: t.Grant, Outcome: string(refusal.Outcome), Status: refusal.Status,
 		RetryAt: s.Kernel.Now().Add(backoff(t.Failures, refusal)), Left: left,
@@ -446,17 +445,17 @@ func (s *Service) failed(ctx context.Context, call *service.Call, id string, sta
 	case t.ReauthReason != "" && !t.Unverified:
 		cmd.RetryAt = s.retryBroken(t, refusal)
 	case refusal.Outcome == oauth.Revoked:
-		// A response may have arrived at a process that was thought to be gone.
+		// A response may have arrived at a process that was considered dead.
 		for _, late := range t.Late {
 			if found, err := s.completeFound(ctx, call.Tenant, id, state, late); found || err != nil {
 				return err
 			}
 		}
-		if cmd.RetryAt = s.Kernel.Now().Add(doubt(left)); left == 0 || t.Refusals > 0 || insist {
+		if cmd.RetryAt = s.Kernel.Now().Add(confirmAfter(left)); left == 0 || t.Refusals > 0 || force {
 			cmd.Lost, cmd.RetryAt = refusal.Says(), s.retryBroken(t, refusal)
 		}
 	case refusal.Outcome == oauth.TooEarly, refusal.Outcome == oauth.Refused && left > 0:
-		// By the end of the token the provider has no reason left, whatever it was.
+		// Once the token has expired, the provider cannot refuse its renewal as too early.
 		cmd.RetryAt = s.Kernel.Now().Add(tooEarly(left))
 	case refusal.Outcome == oauth.Refused && t.Refusals > 0: // and the access token has expired
 		cmd.Lost, cmd.RetryAt = refusal.Says(), s.retryBroken(t, refusal)
@@ -483,9 +482,9 @@ func (s *Service) failed(ctx context.Context, call *service.Call, id string, sta
 	return ErrRefreshFailed.Withf("%s", refusal.Says()).WithRetryAfter(cmd.RetryAt.Sub(s.Kernel.Now()))
 }
 
-// left is for how long the access token is still valid; 0 when it has expired, or when its
-// expiry is not to be believed.
-func (s *Service) left(t aggregates.Tokens) time.Duration {
+// remaining returns how long the access token is still valid; 0 if it has expired, or its
+// expiry is implausible.
+func (s *Service) remaining(t aggregates.Tokens) time.Duration {
 	now := s.Kernel.Now()
 	if !t.Token.Serves(now) {
 		return 0
@@ -493,8 +492,8 @@ func (s *Service) left(t aggregates.Tokens) time.Duration {
 	return t.Token.Expires.Sub(now)
 }
 
-// learned is the time before the end of an access token at which the provider renews it,
-// as far as its refusals have taught; 0 when they have not.
+// learned returns how long before the end of an access token the provider renews it, as
+// learned from its refusals; 0 if unknown.
 func learned(t aggregates.Tokens) time.Duration {
 	if t.RefusedLeft > 0 {
 		return t.RefusedLeft / 2
@@ -502,8 +501,8 @@ func learned(t aggregates.Tokens) time.Duration {
 	return t.Ahead
 }
 
-// tooEarly is how long to wait after a refusal of a renewal, with so much of the
-// access token left: half of that, and in the end until the token has expired.
+// tooEarly returns the pause after a refused renewal, with so much of the access token left:
+// half of that, near its end all of it, and about a minute after its expiry.
 func tooEarly(left time.Duration) time.Duration {
 	const last = 10 * time.Second
 	switch {
@@ -515,20 +514,20 @@ func tooEarly(left time.Duration) time.Duration {
 	return time.Minute/2 + rand.N(time.Minute/2) //nolint:gosec // only spreads the attempts
 }
 
-// doubt is how long to wait until a rejected grant is tried once more, with so much of
+// confirmAfter returns the pause before a rejected grant is tried once more, with so much of
 // the access token left.
-func doubt(left time.Duration) time.Duration {
-	return min(doubtFirst+rand.N(doubtMost-doubtFirst), left/2) //nolint:gosec // as above
+func confirmAfter(left time.Duration) time.Duration {
+	return min(confirmMin+rand.N(confirmMax-confirmMin), left/2) //nolint:gosec // as above
 }
 
-// retryBroken is when tokens are tried again that no longer work: some providers reject
-// a grant for a while. It is the zero time for never, when the provider said that the
-// grant was revoked.
+// retryBroken returns when rejected tokens are retried: some providers reject a grant only for
+// a while. It is the zero time, for never, if the provider said that the grant was revoked or
+// too many attempts have failed.
 func (s *Service) retryBroken(t aggregates.Tokens, refusal *oauth.Error) time.Time {
 	if refusal.Final || t.Failures >= brokenTries {
 		return time.Time{}
 	}
-	wait := min(brokenFirst<<min(max(t.Failures-1, 0), 10), brokenMost)
+	wait := min(brokenFirst<<min(max(t.Failures-1, 0), 10), brokenMax)
 	return s.Kernel.Now().Add(wait + rand.N(wait/5)) //nolint:gosec // as above
 }
 
@@ -540,11 +539,11 @@ func refreshFailed(err error) error {
 	return err
 }
 
-// backoff is how long to wait before the next request to the provider after a failure.
+// backoff returns the pause before the next request to the provider after a failure.
 func backoff(failures int, refusal *oauth.Error) time.Duration {
-	wait := backoffMost
+	wait := backoffMax
 	if refusal.Outcome == oauth.Transient || refusal.Outcome == oauth.Malformed {
-		wait = min(backoffFirst<<min(failures, 10), backoffMost)
+		wait = min(backoffFirst<<min(failures, 10), backoffMax)
 	}
 	wait += rand.N(wait / 5) //nolint:gosec // only spreads the attempts
 	return max(wait, refusal.RetryAfter)
@@ -585,11 +584,11 @@ func (s *Service) RefreshCredential(ctx context.Context, call *service.Call, in 
 // which is smaller while half of all are in use: a slow provider
 // delays only its own tenant.
 const (
-	keepTokensAtOnce = 64
-	keepTokensShare  = 16
-	keepTokensScarce = 4
-	keepTokensEvery  = time.Second
-	keepTokensPause  = 5 * time.Millisecond // between two checks for due tokens
+	maxRenewals        = 64
+	tenantRenewals     = 16
+	tenantRenewalsBusy = 4
+	dueInterval        = time.Second
+	duePause           = 5 * time.Millisecond // between two checks for due tokens
 )
 
 // tokenRefresher is the state of RunTokenRefresher.
@@ -602,10 +601,10 @@ type tokenRefresher struct {
 
 // share is the current limit of concurrent renewals of one tenant.
 func (k *tokenRefresher) share() int {
-	if len(k.busy) < keepTokensAtOnce/2 {
-		return keepTokensShare
+	if len(k.busy) < maxRenewals/2 {
+		return tenantRenewals
 	}
-	return keepTokensScarce
+	return tenantRenewalsBusy
 }
 
 // full are the tenants that have reached their share.
@@ -621,11 +620,11 @@ func (k *tokenRefresher) full() (tenants []string) {
 	return tenants
 }
 
-// dequeue reports whether the credential may be renewed now.
-func (k *tokenRefresher) dequeue(key credentialKey) bool {
+// acquire reports whether the credential may be renewed now, and takes a slot for it.
+func (k *tokenRefresher) acquire(key credentialKey) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if _, taken := k.busy[key]; taken || len(k.busy) >= keepTokensAtOnce || k.shares[key.tenant] >= k.share() {
+	if _, taken := k.busy[key]; taken || len(k.busy) >= maxRenewals || k.shares[key.tenant] >= k.share() {
 		return false
 	}
 	k.busy[key] = struct{}{}
@@ -633,7 +632,7 @@ func (k *tokenRefresher) dequeue(key credentialKey) bool {
 	return true
 }
 
-func (k *tokenRefresher) enqueue(key credentialKey) {
+func (k *tokenRefresher) release(key credentialKey) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	delete(k.busy, key)
@@ -653,7 +652,7 @@ func (s *Service) RunTokenRefresher(ctx context.Context) error {
 	k := &tokenRefresher{busy: map[credentialKey]struct{}{}, shares: map[string]int{}, freed: make(chan struct{}, 1)}
 	var workers sync.WaitGroup
 	defer workers.Wait()
-	tick := time.NewTicker(keepTokensEvery)
+	tick := time.NewTicker(dueInterval)
 	defer tick.Stop()
 	for {
 		var due []projections.CredentialName
@@ -666,18 +665,18 @@ func (s *Service) RunTokenRefresher(ctx context.Context) error {
 		}
 		for _, d := range due {
 			key := credentialKey{d.Tenant, d.ID}
-			if !k.dequeue(key) {
+			if !k.acquire(key) {
 				continue
 			}
 			workers.Go(func() {
-				defer k.enqueue(key)
+				defer k.release(key)
 				if err := s.refreshDue(ctx, key); err != nil && ctx.Err() == nil {
 					s.Logger.DebugContext(ctx, "renewal of a due token failed", "tenant", key.tenant, "credential", key.id, "err", err)
 				}
 			})
 		}
 		freed := k.freed
-		if len(due)+len(full) == 0 { // nothing waits for a place
+		if len(due)+len(full) == 0 { // no due credential waits for a slot
 			freed = nil
 		}
 		select {
@@ -685,7 +684,7 @@ func (s *Service) RunTokenRefresher(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		case <-freed:
-			s.pause(keepTokensPause)
+			s.pause(duePause)
 		}
 	}
 }
@@ -701,7 +700,7 @@ func (s *Service) refreshDue(ctx context.Context, key credentialKey) error {
 		return nil
 	case t.ReauthReason != "" && !t.Unverified:
 		wait := t.RetryAt.Sub(s.Kernel.Now())
-		if t.Refresh.Epoch == 0 && (t.RetryAt.IsZero() || wait > 0 && wait <= 2*brokenMost) {
+		if t.Refresh.Epoch == 0 && (t.RetryAt.IsZero() || wait > 0 && wait <= 2*brokenMax) {
 			return nil
 		}
 		return s.renew(ctx, key.tenant, key.id, t.Token.Epoch, true)

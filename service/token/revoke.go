@@ -23,21 +23,21 @@ import (
 
 // The times of a revocation.
 const (
-	tellFor    = 10 * time.Second // how long to wait for a slot at a provider
+	slotWait   = 10 * time.Second // how long to wait for a slot at a provider
 	deleteWait = 2 * time.Second  // how long a delete waits for the provider
 )
 
 // The outcomes of a revocation at a provider, in addition to those of oauth.
 const (
-	revokedThere = "revoked"
-	notOffered   = "not_offered" // the component names no revocation endpoint
-	superseded   = "superseded"  // the credential has the tokens of a newer grant
+	outcomeRevoked = "revoked"
+	notOffered     = "not_offered" // the component names no revocation endpoint
+	superseded     = "superseded"  // the credential has the tokens of a newer grant
 )
 
 // providerAnswer is the result of revoking tokens at a provider. The zero value means that
 // there was nothing to revoke.
 type providerAnswer struct {
-	outcome string        // revokedThere, notOffered, an oauth.Outcome, or ""
+	outcome string        // outcomeRevoked, notOffered, an oauth.Outcome, or ""
 	says    string        // why the provider does not confirm it, a sentence; "" when it does
 	after   time.Duration // how long to wait before a retry; 0: unknown
 }
@@ -50,8 +50,8 @@ var newerGrant = providerAnswer{outcome: superseded, says: "Not revoked at the p
 
 func revocable(d commands.Descriptor) bool { return d.OAuth2 != nil && d.OAuth2.RevocationURI != "" }
 
-// passing reports whether the provider may say something else another time.
-func (t providerAnswer) passing() bool {
+// transient reports whether a retry may have another result.
+func (t providerAnswer) transient() bool {
 	return t.outcome == string(oauth.Transient) || t.outcome == string(oauth.Malformed)
 }
 
@@ -137,9 +137,9 @@ func (s *Service) revokeAtProvider(ctx context.Context, tenant string, state agg
 	if err != nil {
 		return s.providerFailure(ctx, state.Component, err)
 	}
-	worst := providerAnswer{outcome: revokedThere}
+	worst := providerAnswer{outcome: outcomeRevoked}
 	for _, h := range held {
-		turn, cancel := context.WithTimeout(ctx, tellFor)
+		turn, cancel := context.WithTimeout(ctx, slotWait)
 		err := s.OAuth.Revoke(turn, tenant, Provider(d.OAuth2), client, h.value, h.hint)
 		cancel()
 		if err != nil {
@@ -149,9 +149,9 @@ func (s *Service) revokeAtProvider(ctx context.Context, tenant string, state agg
 	return worst
 }
 
-// revokeGrantAtProvider is revokeAtProvider for the tokens of a credential's grant, unless the credential has those of
-// a newer one: a provider may revoke the whole consent of an account with any token of it
-// (RFC 7009, section 2.1).
+// revokeGrantAtProvider is revokeAtProvider for the tokens of a credential's grant, unless the
+// credential has those of a newer one: a provider may revoke the whole consent of an account
+// with any token of it (RFC 7009, section 2.1).
 func (s *Service) revokeGrantAtProvider(ctx context.Context, tenant, id string, state aggregates.CredentialState, held []heldToken) providerAnswer {
 	if len(held) == 0 {
 		return providerAnswer{}
@@ -201,7 +201,7 @@ type Revoke struct {
 // case.
 type Revoked struct {
 	service.Done
-	Outcome string `json:"outcome,omitzero"` // of telling the provider: revoked, not_offered where the component names no revocation_uri, superseded where the credential was connected again meanwhile, or as in credential.refresh_failed; absent when no tokens were held
+	Outcome string `json:"outcome,omitzero"` // at the provider: revoked, not_offered if the component names no revocation_uri, superseded if the credential was connected again meanwhile, or as in credential.refresh_failed; absent when no tokens were held
 }
 
 // revokeCredential revokes the tokens locally and at the provider. It completes even
@@ -212,8 +212,8 @@ func (s *Service) revokeCredential(ctx context.Context, call *service.Call, in R
 	}
 	call.Detach()
 	defer s.Secrets.Hold(aggregates.Credential.Stream(call.Tenant, in.ID))()
-	done, gone, commits, err := s.revoke(ctx, call, in.ID, 0, nil)
-	if s.Secrets.EraseAll(context.WithoutCancel(ctx), gone) == nil && err == nil {
+	done, dropped, commits, err := s.revoke(ctx, call, in.ID, 0, nil)
+	if s.Secrets.EraseAll(context.WithoutCancel(ctx), dropped) == nil && err == nil {
 		s.Secrets.Finish(commits...)
 	}
 	if first := call.Resumed(); first != nil && err == nil && done.Outcome == "" { // another attempt has ended the tokens
@@ -224,15 +224,15 @@ func (s *Service) revokeCredential(ctx context.Context, call *service.Call, in R
 	return done, err
 }
 
-// answerSince is the provider's result of a revocation that
-// began with a commit. If there is none yet, the tokens are revoked at the provider now.
-func (s *Service) answerSince(ctx context.Context, cut events.Record) (providerAnswer, error) {
+// answerSince returns the provider's result of a revocation that began with the commit started.
+// If there is none yet, it revokes the tokens at the provider now.
+func (s *Service) answerSince(ctx context.Context, started events.Record) (providerAnswer, error) {
 	var ended []events.Record
 	for round := range 2 {
 		var commit []events.Record
-		for rec, err := range s.Log.Store.Stream(ctx, cut.Stream, cut.Seq) {
+		for rec, err := range s.Log.Store.Stream(ctx, started.Stream, started.Seq) {
 			if err != nil {
-				return providerAnswer{}, fmt.Errorf("load %s: %w", cut.Stream, err)
+				return providerAnswer{}, fmt.Errorf("load %s: %w", started.Stream, err)
 			}
 			if rec.Index == 0 {
 				commit = nil
@@ -269,18 +269,18 @@ func (s *Service) answerSince(ctx context.Context, cut events.Record) (providerA
 	return providerAnswer{}, err
 }
 
-// recordedAnswer is the result of a provider as recorded in the log: the outcome.
+// recordedAnswer converts an outcome in the log to a provider's result.
 func recordedAnswer(outcome string) providerAnswer {
 	t := providerAnswer{outcome: outcome}
-	if outcome != revokedThere {
+	if outcome != outcomeRevoked {
 		t.says = "The provider did not confirm the revocation (" + outcome + "). The grant may still be active at the provider: revoke it there."
 	}
 	return t
 }
 
-// grantOf is the grant whose tokens a call revokes: the current one, or the one of an
-// earlier attempt. A later grant, of a credential that was connected again
-// meanwhile, is not touched.
+// grantOf returns the grant whose tokens a call revokes: the current one, or the one of an
+// earlier attempt. It does not return the later grant of a credential that was connected again
+// meanwhile.
 func (s *Service) grantOf(ctx context.Context, call *service.Call, id string) (int, error) {
 	for _, rec := range call.Resumed() {
 		if e, is := rec.Event.(events.CredentialReauthorizationRequired); is {
@@ -320,24 +320,23 @@ func (s *Service) revokeLocally(ctx context.Context, call *service.Call, id stri
 	return after, err
 }
 
-// revoke revokes the tokens of a grant (0: see grantOf), in this order: they are no longer
-// used, they are revoked at the provider, they are dropped here. The
-// caller, which holds the stream, must then erase the dropped secrets and finish the follow-up of the
-// commits. After a crash in between the tokens are still held, and the process manager
-// completes the revocation. A concurrent renewal cannot bring them back; its
-// response is revoked, too. again, if not nil, gets the provider's result
-// and decides about a retry; its error ends the revocation for now.
-func (s *Service) revoke(ctx context.Context, call *service.Call, id string, grant int, again func(component string, t providerAnswer) (bool, error)) (done Revoked, gone []vault.Ref, commits []uint64, err error) {
+// revoke revokes the tokens of a grant (0: see grantOf), in this order: it stops their use,
+// revokes them at the provider, and drops them here. The caller, which holds the stream, must
+// then erase the dropped secrets and finish the follow-up of the commits. After a crash in
+// between the tokens are still held, and the process manager completes the revocation. A
+// concurrent renewal cannot bring them back; its response is revoked, too. again, if not nil,
+// gets the provider's result and decides about a retry; its error ends the revocation for now.
+func (s *Service) revoke(ctx context.Context, call *service.Call, id string, grant int, again func(component string, t providerAnswer) (bool, error)) (done Revoked, dropped []vault.Ref, commits []uint64, err error) {
 	if grant == 0 {
 		if grant, err = s.grantOf(ctx, call, id); err != nil {
 			return done, nil, nil, err
 		}
 	}
-	cut, err := s.revokeLocally(ctx, call, id, grant)
+	started, err := s.revokeLocally(ctx, call, id, grant)
 	if err != nil {
 		return done, nil, nil, err
 	}
-	state := cut.Value
+	state := started.Value
 	var held []heldToken
 	if state.Tokens.Grant == grant {
 		if held, err = s.heldTokens(ctx, call.Tenant, id, state); err != nil {
@@ -360,7 +359,7 @@ func (s *Service) revoke(ctx context.Context, call *service.Call, id string, gra
 		return done, nil, nil, err
 	}
 	before := was.Value
-	if commits = append(commits, cut.Seq); after.Seq > was.Seq {
+	if commits = append(commits, started.Seq); after.Seq > was.Seq {
 		commits = append(commits, after.Seq)
 	}
 	ctx = context.WithoutCancel(ctx)
@@ -408,7 +407,7 @@ func (s *Service) revokeEndedTokens(ctx context.Context, call *service.Call, id 
 	switch {
 	case err != nil && !final:
 		return t, err
-	case t.passing() && !final:
+	case t.transient() && !final:
 		return t, &secrets.Postponed{After: t.after, Why: "the provider does not confirm the end of tokens: " + t.outcome}
 	}
 	if err := s.recordAnswer(ctx, call.Step(1), id, t); !final {
@@ -417,9 +416,9 @@ func (s *Service) revokeEndedTokens(ctx context.Context, call *service.Call, id 
 	return t, nil
 }
 
-// EndCredential executes a delete. Then it revokes the tokens at the provider
-// and erases the secrets; if that takes long, it continues after the
-// response, and the process manager completes it.
+// EndCredential executes a delete. Then it revokes the tokens at the provider and erases the
+// secrets; if that takes long, it continues after the response, and the process manager
+// completes it.
 func (s *Service) EndCredential(ctx context.Context, call *service.Call, cmd commands.DeleteCredential) (service.Done, aggregates.CredentialState, error) {
 	release := s.Secrets.Hold(aggregates.Credential.Stream(call.Tenant, cmd.ID))
 	was, after, err := service.Commit(ctx, s.Kernel, call, aggregates.Credential, call.Tenant, commands.Credential(cmd))
@@ -429,10 +428,10 @@ func (s *Service) EndCredential(ctx context.Context, call *service.Call, cmd com
 		return service.Done{}, before, err
 	}
 	done := s.Secrets.CredentialDone(call.Tenant, cmd.ID, before, after)
-	gone := secrets.Dropped(secrets.CredentialRef(call.Tenant, cmd.ID, ""), before, after.Value)
+	dropped := secrets.Dropped(secrets.CredentialRef(call.Tenant, cmd.ID, ""), before, after.Value)
 	if len(before.Tokens.TokenSecrets()) == 0 {
 		defer release()
-		if s.Secrets.EraseAll(ctx, gone) == nil {
+		if s.Secrets.EraseAll(ctx, dropped) == nil {
 			s.Secrets.Finish(after.Seq)
 		}
 		return done, before, nil
@@ -445,7 +444,7 @@ func (s *Service) EndCredential(ctx context.Context, call *service.Call, cmd com
 		t, err := s.revokeEndedTokens(ctx, call, cmd.ID, before, false)
 		answer <- t
 		if err == nil {
-			err = s.Secrets.EraseAll(ctx, gone)
+			err = s.Secrets.EraseAll(ctx, dropped)
 		}
 		if err == nil && before.Tokens.Refresh.Epoch == 0 { // else its response may still arrive
 			s.Secrets.Finish(after.Seq)
@@ -461,7 +460,7 @@ func (s *Service) EndCredential(ctx context.Context, call *service.Call, cmd com
 	select {
 	case t := <-answer:
 		switch {
-		case t.passing():
+		case t.transient():
 			done.Says = t.says + " The service retries for a while."
 		case t.outcome != notOffered:
 			done.Says = t.says
@@ -478,12 +477,12 @@ func (s *Service) EndCredential(ctx context.Context, call *service.Call, cmd com
 
 // The bounds of a revocation in bulk.
 const (
-	revokeAtOnce  = 16
-	revocationsOf = 8 // a tenant, at one time; so many are remembered
-	revokePage    = 1000
-	bulkPatience  = time.Minute      // with a provider that does not confirm
-	bulkPause     = 30 * time.Second // maximum wait before a retry
-	failuresShown = 20
+	revokeAtOnce      = 16
+	tenantRevocations = 8 // per tenant: running, and remembered
+	revokePage        = 1000
+	bulkTimeout       = time.Minute      // for a provider that confirms nothing
+	bulkPause         = 30 * time.Second // maximum wait before a retry
+	failuresShown     = 20
 )
 
 // revocations are the bulk revocations and other work in progress.
@@ -493,12 +492,12 @@ type revocations struct {
 	group sync.WaitGroup
 }
 
-// revocation is one in bulk. Its members are guarded by revocations.mu.
+// revocation is a bulk revocation. revocations.mu guards its members.
 type revocation struct {
-	component string // "" for all; never changed
+	component string // "" for all; immutable
 	progress  RevocationProgress
 	since     map[string]time.Time // by component: since when its provider has not confirmed anything
-	gone      []revokedTokens      // to be erased
+	dropped   []revokedTokens      // to be erased
 }
 
 // revokedTokens is the remaining work after a credential's tokens are revoked.
@@ -507,18 +506,18 @@ type revokedTokens struct {
 	commits []uint64 // that ended them
 }
 
-// start starts work that finish waits for, unless life has ended.
-func (r *revocations) start(life context.Context, do func()) bool {
+// start starts work that finish waits for, unless background has ended.
+func (r *revocations) start(background context.Context, do func()) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if life.Err() != nil {
+	if background.Err() != nil {
 		return false
 	}
 	r.group.Go(do)
 	return true
 }
 
-// finish waits a while for work in progress. Nothing starts any longer.
+// finish waits a while for work in progress. No new work starts.
 func (r *revocations) finish() {
 	r.mu.Lock()   // callers that were about to start have done so, or will see the end
 	r.mu.Unlock() //nolint:staticcheck // intentionally empty
@@ -613,7 +612,7 @@ func (s *Service) revocationScope(ctx context.Context, call *service.Call, in Re
 		if err != nil || state.Value.VisibleTo(call.Tenant) {
 			return in.Component, err
 		}
-		// It may have been shared once, and have left credentials.
+		// It may have been shared before, and still have credentials.
 		if left, err := s.Views.TokenHolders(ctx, call.Tenant, in.Component, "", 1); err != nil || len(left) > 0 {
 			return in.Component, err
 		}
@@ -664,15 +663,15 @@ func (s *Service) revokeAll(ctx context.Context, call *service.Call, job *revoca
 	})
 	forEach(ctx, holders, func(h *holder) {
 		id := h.id
-		done, gone, commits, err := s.revoke(ctx, call.Within(id), id, h.grant, func(component string, t providerAnswer) (bool, error) {
+		done, dropped, commits, err := s.revoke(ctx, call.Within(id), id, h.grant, func(component string, t providerAnswer) (bool, error) {
 			return s.revocations.wait(ctx, job, component, t)
 		})
 		if err != nil && ctx.Err() != nil {
-			return // it is counted as left
+			return // Left still counts it
 		}
-		s.revocations.note(job, s.revoked(ctx, call.Tenant, id, done, err), revokedTokens{gone, commits})
+		s.revocations.note(job, s.revoked(ctx, call.Tenant, id, done, err), revokedTokens{dropped, commits})
 	})
-	forEach(ctx, job.gone, func(tokens revokedTokens) {
+	forEach(ctx, job.dropped, func(tokens revokedTokens) {
 		if s.Secrets.EraseAll(ctx, tokens.secrets) == nil {
 			s.Secrets.Finish(tokens.commits...)
 			s.revocations.note(job, RevocationProgress{Erased: len(tokens.secrets)})
@@ -712,7 +711,7 @@ func (s *Service) revoked(ctx context.Context, tenant, id string, done Revoked, 
 		s.Logger.WarnContext(ctx, "tokens not revoked", "tenant", tenant, "credential", id, "err", err)
 		one.Failed = 1
 		one.Failures = []RevocationFailure{{Credential: id, Says: "The tokens were not revoked: " + fault.Of(err).Msg}}
-	case done.Outcome == revokedThere:
+	case done.Outcome == outcomeRevoked:
 		one.Done, one.AtProvider = 1, 1
 	case done.Outcome == notOffered:
 		one.Done, one.NotOffered = 1, 1
@@ -755,21 +754,21 @@ func (r *revocations) begin(tenant string, job *revocation) error {
 	if slices.ContainsFunc(jobs, func(j *revocation) bool { return j.progress.Running && j.component == job.component }) {
 		return ErrRevocationUnderWay
 	}
-	if len(jobs) == revocationsOf {
-		over := slices.IndexFunc(jobs, func(j *revocation) bool { return !j.progress.Running })
-		if over < 0 {
+	if len(jobs) == tenantRevocations {
+		finished := slices.IndexFunc(jobs, func(j *revocation) bool { return !j.progress.Running })
+		if finished < 0 {
 			return ErrRevocationUnderWay
 		}
-		jobs = slices.Delete(jobs, over, over+1)
+		jobs = slices.Delete(jobs, finished, finished+1)
 	}
 	r.jobs[tenant] = append(jobs, job)
 	return nil
 }
 
-func (r *revocations) note(job *revocation, one RevocationProgress, gone ...revokedTokens) {
+func (r *revocations) note(job *revocation, one RevocationProgress, dropped ...revokedTokens) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	job.gone = append(job.gone, gone...)
+	job.dropped = append(job.dropped, dropped...)
 	p := &job.progress
 	p.Erased += one.Erased
 	p.Done += one.Done
@@ -784,14 +783,14 @@ func (r *revocations) note(job *revocation, one RevocationProgress, gone ...revo
 func (r *revocations) end(job *revocation, at time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	job.progress.Running, job.progress.EndedAt, job.gone = false, at, nil
+	job.progress.Running, job.progress.EndedAt, job.dropped = false, at, nil
 }
 
 // wait pauses before a retry at a provider that did not confirm, and reports
 // whether to retry. A component's provider that has confirmed nothing for long is
 // not retried. Its error is that of ctx.
 func (r *revocations) wait(ctx context.Context, job *revocation, component string, t providerAnswer) (bool, error) {
-	if !r.patient(job, component, t) {
+	if !r.shouldRetry(job, component, t) {
 		return false, nil
 	}
 	pause := time.NewTimer(min(max(t.after, time.Second), bulkPause))
@@ -804,11 +803,11 @@ func (r *revocations) wait(ctx context.Context, job *revocation, component strin
 	}
 }
 
-func (r *revocations) patient(job *revocation, component string, t providerAnswer) bool {
+func (r *revocations) shouldRetry(job *revocation, component string, t providerAnswer) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !t.passing() {
-		if t.outcome == revokedThere { // a refusal is no sign that it will confirm the next
+	if !t.transient() {
+		if t.outcome == outcomeRevoked { // another result does not mean that it confirms the next one
 			delete(job.since, component)
 		}
 		return false
@@ -818,7 +817,7 @@ func (r *revocations) patient(job *revocation, component string, t providerAnswe
 		since = time.Now()
 		job.since[component] = since
 	}
-	return time.Since(since) < bulkPatience
+	return time.Since(since) < bulkTimeout
 }
 
 // OAuthRevocation requests the progress of a bulk revocation.
@@ -831,16 +830,16 @@ type RevocationProgress struct {
 	ID         string              `json:"id,omitzero"` // of the revocation
 	Here       bool                `json:"here"`        // the responding process ran it; else only left is known
 	Running    bool                `json:"running"`
-	Total      int                 `json:"total"`       // that held tokens when it began
+	Total      int                 `json:"total"`       // that held tokens at the start
 	Done       int                 `json:"done"`        // whose tokens are revoked locally
-	AtProvider int                 `json:"at_provider"` // of these, where the provider confirmed that it has forgotten them
-	NotOffered int                 `json:"not_offered"` // of these, without a revocation_uri in the component
+	AtProvider int                 `json:"at_provider"` // of these, confirmed by the provider
+	NotOffered int                 `json:"not_offered"` // of these, of components without a revocation_uri
 	Erased     int                 `json:"erased"`      // secrets erased from the vault, after all tokens are revoked
 	Failed     int                 `json:"failed"`      // not confirmed by the provider, or not revoked
 	Failures   []RevocationFailure `json:"failures"`    // the first 20 of these
 	StartedAt  time.Time           `json:"started_at,omitzero"`
 	EndedAt    time.Time           `json:"ended_at,omitzero"` // absent while it runs
-	Left       int                 `json:"left"`              // of the tenant with tokens now
+	Left       int                 `json:"left"`              // credentials of the tenant that still hold tokens
 }
 
 // RevocationFailure is the reason why a revocation was not confirmed.

@@ -33,9 +33,9 @@ type Deps struct {
 	Metrics    prometheus.Registerer // optional
 	Logger     *slog.Logger
 
-	// Holder names this process among those that renew tokens.
+	// InstanceID identifies this process among those that renew tokens.
 	InstanceID string
-	// SingleInstance means that no other process serves the log while this one lives.
+	// SingleInstance means that no other process serves the log.
 	SingleInstance bool
 	// RefreshTakeoverTimeout is how long a renewal by another process may make
 	// no progress before this one takes it over.
@@ -45,7 +45,7 @@ type Deps struct {
 	RenewalStep func(step string)
 }
 
-// DefaultTakeoverTimeout is the RefreshPatience of an installation that sets none.
+// DefaultTakeoverTimeout is the default of RefreshTakeoverTimeout.
 const DefaultTakeoverTimeout = 30 * time.Second
 
 // Components provides the descriptors of components.
@@ -83,7 +83,7 @@ func (s *Service) Close() {
 	s.revocations.finish()
 }
 
-// Answers is empty: Done has everything.
+// Answers returns nil: Done is the whole response.
 func (s *Service) Answers() []service.Answer { return nil }
 
 // Remember implements service.Result.

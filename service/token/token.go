@@ -34,7 +34,7 @@ var (
 	ErrOAuthEndpointsMissing = fault.New(fault.Unprocessable, "oauth_endpoints_missing",
 		"The component.json has no oauth2 block with a token_uri, so the tokens could not be renewed.")
 	ErrTokenRefused = fault.New(fault.Unprocessable, "oauth_token_refused", "The provider did not issue a token.")
-	// ErrTokenUnconfirmed refuses tokens that the provider was asked to renew, without a clear answer.
+	// ErrTokenUnconfirmed refuses tokens if the provider's response to their renewal was unclear.
 	ErrTokenUnconfirmed = fault.New(fault.Unprocessable, "oauth_token_unconfirmed", "The provider did not confirm the renewal of the token.")
 )
 
@@ -68,11 +68,11 @@ func lifetimes(o *commands.OAuth2) oauth.Lifetimes {
 
 // Condition converts a condition of a descriptor.
 func Condition(c commands.Condition) verify.Condition {
-	made := verify.Condition{Pointer: c.Pointer, Equals: c.Equals, OneOf: c.OneOf, Exists: c.Exists}
+	converted := verify.Condition{Pointer: c.Pointer, Equals: c.Equals, OneOf: c.OneOf, Exists: c.Exists}
 	if c.Matches != "" {
-		made.Matches = regexp.MustCompile(c.Matches) // ParseDescriptor has compiled it before
+		converted.Matches = regexp.MustCompile(c.Matches) // ParseDescriptor has compiled it before
 	}
-	return made
+	return converted
 }
 
 // OAuthClient opens the OAuth client that serves the component in the tenant: the
@@ -108,7 +108,7 @@ func (s *Service) OAuthClient(ctx context.Context, tenant, component string, d c
 	if err != nil {
 		return oauth.Client{}, err
 	}
-	if err := client.HostsChanged("the client secret", d.OAuth2.Beyond(given.OAuth2), client.GiveEnvAgain); err != nil {
+	if err := client.HostsChanged("the client secret", d.OAuth2.Beyond(given.OAuth2), client.EnterEnvAgain); err != nil {
 		return oauth.Client{}, err
 	}
 	secret, err := s.Vault.Get(ctx, vault.Ref{
@@ -130,9 +130,9 @@ func (s *Service) OAuthClient(ctx context.Context, tenant, component string, d c
 	return oauth.Client{ID: string(id.Reveal()), Secret: clientSecret}, nil
 }
 
-// ExtractTokens extracts the tokens from the keys of a new version. It returns the keys
-// to store, and the metadata of the tokens; nil if there are
-// none. A client-credentials client gets its first token here.
+// ExtractTokens extracts the tokens from the keys of a new version. It returns the keys to
+// store, and the metadata of the tokens; nil if there are none. A client-credentials client
+// gets its first token here.
 func (s *Service) ExtractTokens(ctx context.Context, tenant, component string, d commands.Descriptor, keys seal.Fields) (_ seal.Fields, _ *commands.Tokens, err error) {
 	tokens := 0
 	for _, f := range d.Fields {
@@ -146,9 +146,9 @@ func (s *Service) ExtractTokens(ctx context.Context, tenant, component string, d
 		if !f.OAuth() {
 			continue
 		}
-		byItself := d.OAuth2 != nil && d.OAuth2.ClientCredentials
+		clientCredentials := d.OAuth2 != nil && d.OAuth2.ClientCredentials
 		_, given := keys.Get(f.Name)
-		if !given && byItself {
+		if !given && clientCredentials {
 			return s.firstToken(ctx, tenant, component, d, f.Name, keys)
 		}
 		if !given {
@@ -175,7 +175,7 @@ func (s *Service) ExtractTokens(ctx context.Context, tenant, component string, d
 		switch {
 		case d.OAuth2 == nil:
 			return keys, nil, ErrOAuthEndpointsMissing.Withf("The tokens could not be renewed: %s", d.CannotConnect).At(at)
-		case !refresh && !byItself:
+		case !refresh && !clientCredentials:
 			return keys, nil, ErrRefreshTokenMissing.At(at)
 		}
 		if err := s.Clients.CheckRenewalAudience(ctx, tenant, component, d); err != nil {
@@ -193,7 +193,7 @@ func (s *Service) ExtractTokens(ctx context.Context, tenant, component string, d
 		object, expires := WithExpiry(object, s.Kernel.Now(), life)
 		scope, _ := object.Text("scope")
 		return keys.With(f.Name, object.Marshal()), &commands.Tokens{
-			Field: f.Name, By: "keys", Expires: expires, Lifetime: life, Renewable: true, Scope: shown(scope),
+			Field: f.Name, By: "keys", Expires: expires, Lifetime: life, Renewable: true, Scope: printable(scope),
 			Due: dueBy(d.OAuth2, expires, life, 0), Odd: odd,
 		}, nil
 	}
@@ -222,12 +222,12 @@ func isToken(object seal.Fields, name string) bool {
 	return true
 }
 
-// shown is a scope in the form for events.
-func shown(scope seal.Secret) string {
-	const most = 1024
+// printable returns a scope for an event: at maxScope 1024 bytes, "" if it is not printable ASCII.
+func printable(scope seal.Secret) string {
+	const maxScope = 1024
 	text := scope.Reveal()
-	if len(text) > most {
-		text = text[:most]
+	if len(text) > maxScope {
+		text = text[:maxScope]
 	}
 	for _, c := range text {
 		if c < 0x20 || c > 0x7e {
@@ -237,21 +237,21 @@ func shown(scope seal.Secret) string {
 	return string(text)
 }
 
-// firstToken requests the first token of a client that may do so by itself.
+// firstToken requests the first token of a client-credentials client.
 func (s *Service) firstToken(ctx context.Context, tenant, component string, d commands.Descriptor, field string, keys seal.Fields) (seal.Fields, *commands.Tokens, error) {
 	client, err := s.OAuthClient(ctx, tenant, component, d)
 	if err != nil {
 		return keys, nil, err
 	}
-	asked := s.Kernel.Now()
+	requested := s.Kernel.Now()
 	token, err := s.OAuth.ClientCredentials(ctx, tenant, Provider(d.OAuth2), client)
 	if err != nil {
 		return keys, nil, RefusedToken(err)
 	}
-	object, expires := WithExpiry(token.Answer, asked, token.Lifetime)
+	object, expires := WithExpiry(token.Answer, requested, token.Lifetime)
 	return keys.With(field, object.Marshal()), &commands.Tokens{
 		Field: field, By: "client_credentials", Expires: expires, Lifetime: token.Lifetime, Renewable: true,
-		Scope: shown(seal.NewSecret([]byte(token.Scope))), Due: dueBy(d.OAuth2, expires, token.Lifetime, 0), Odd: token.Odd,
+		Scope: printable(seal.NewSecret([]byte(token.Scope))), Due: dueBy(d.OAuth2, expires, token.Lifetime, 0), Odd: token.Odd,
 	}, nil
 }
 
@@ -289,9 +289,9 @@ func RefusedToken(err error) error {
 	return ErrTokenRefused.Withf("%s", refusal.Says())
 }
 
-// dueBy is when tokens are due for renewal by the component's declaration, or by what a
-// refused renewal has taught: learned is the time before their end at which the provider
-// renews them, 0 when nothing is known. It is zero where their lifetime alone decides.
+// dueBy returns when tokens are due for renewal according to the component, or to refused
+// renewals: learned is how long before their end the provider renews them, 0 if unknown. It
+// returns zero if only their lifetime decides.
 func dueBy(o *commands.OAuth2, expires time.Time, life, learned time.Duration) time.Time {
 	ahead := learned
 	for _, declared := range []int{o.RefreshBefore, o.RefreshNotBefore} {
@@ -305,15 +305,14 @@ func dueBy(o *commands.OAuth2, expires time.Time, life, learned time.Duration) t
 	return expires.Add(-min(ahead, life))
 }
 
-// WithExpiry sets the expiry of a token's object, in place of its
-// lifetime.
+// WithExpiry replaces the lifetime in a token's object by its expiry, which it returns.
 func WithExpiry(object seal.Fields, from time.Time, life time.Duration) (seal.Fields, time.Time) {
 	expires := from.Add(life).UTC().Truncate(time.Second)
 	return oauth.WithoutLifetime(object).With(expiresAt, seal.NewSecret([]byte(`"`+expires.Format(time.RFC3339)+`"`))), expires
 }
 
-// storedToken is the form, forever, in which the vault stores renewed tokens: everything
-// that is needed to activate them if the process that got them is gone.
+// storedToken is the stored form of renewed tokens in the vault, and must stay readable. It
+// has all that another process needs to activate them.
 type storedToken struct {
 	Object   jsontext.Value `json:"token"` // as OAuth fields hold it
 	Expires  time.Time      `json:"expires"`
