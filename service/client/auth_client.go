@@ -88,20 +88,20 @@ func (s *Service) createAuthClient(ctx context.Context, call *service.Call, in C
 	created := events.AuthClientCreated{
 		Name: in.Name, Type: in.Type, Scope: in.Scope, ScopeID: in.ScopeID, Fields: in.Credentials.Names(), ClientID: clientIDOf(in.Type, in.Credentials.Fields),
 	}
-	follow := ManagesOAuthClients(in.Type, in.Scope)
+	manages := ManagesOAuthClients(in.Type, in.Scope)
 	var err error
 	var revisions map[string]int
-	if created.Components, revisions, err = s.authComponents(ctx, call, in.Type, follow, nil, in.Components, secretScope{now: true, expected: in.Expected}); err != nil {
+	if created.Components, revisions, err = s.authComponents(ctx, call, in.Type, manages, nil, in.Components, secretScope{now: true, expected: in.Expected}); err != nil {
 		return service.Done{}, err
 	}
-	if follow {
+	if manages {
 		created.Revisions = aggregates.AuthClientState{Revisions: revisions}.RevisionsOf(created.Components)
 	}
 	before, err := aggregates.AuthClient.Fresh(ctx, s.Log, aggregates.AuthClient.Stream(call.Tenant, id))
 	if err != nil {
 		return service.Done{}, err
 	}
-	if in.ID != "" && before.Value.Exists { // no attempt at this command made it, unless it has the same credentials
+	if in.ID != "" && before.Value.Exists { // unless it has the same credentials, no earlier attempt of this command created it
 		has, err := s.authCredentials(ctx, call.Tenant, id, before.Value.SecretID)
 		if err != nil {
 			return service.Done{}, err
@@ -121,7 +121,7 @@ func (s *Service) createAuthClient(ctx context.Context, call *service.Call, in C
 	} else {
 		err = s.Secrets.WithSecret(ctx, authClientRef(call.Tenant, id, ""), in.Credentials.Marshal(), create)
 	}
-	if err != nil || !follow {
+	if err != nil || !manages {
 		return done, err
 	}
 	return s.settleCreated(ctx, call, id)
@@ -279,7 +279,7 @@ func ManagesOAuthClients(typ, scope string) bool {
 // unchanged. Each other one must exist, match the type, have no OAuth client if the auth client
 // would manage it, and not send the secret to an unapproved host. It returns the components and
 // the revisions that it checked.
-func (s *Service) authComponents(ctx context.Context, call *service.Call, typ string, follow bool, before []events.AuthClientComponent, ids []string, secret secretScope) (now []events.AuthClientComponent, revisions map[string]int, err error) {
+func (s *Service) authComponents(ctx context.Context, call *service.Call, typ string, manages bool, before []events.AuthClientComponent, ids []string, secret secretScope) (now []events.AuthClientComponent, revisions map[string]int, err error) {
 	if len(ids) == 0 || len(ids) > maxAuthComponents {
 		return nil, nil, ErrAuthClientComponents.At("/components")
 	}
@@ -305,7 +305,7 @@ func (s *Service) authComponents(ctx context.Context, call *service.Call, typ st
 			return nil, nil, ErrOAuthNotDeclared.At(at)
 		}
 		c := events.AuthClientComponent{Component: id}
-		if follow {
+		if manages {
 			c.OAuthClient = call.DeriveID("oauth_client/" + id)
 			client, err := aggregates.OAuthClient.Fresh(ctx, s.Log, aggregates.OAuthClient.Stream(call.Tenant, id))
 			if err != nil {
@@ -494,7 +494,7 @@ func (s *Service) authCredentials(ctx context.Context, tenant, id, secretID stri
 	return seal.ParseFields(secret.Reveal())
 }
 
-// asChange returns the state of an auth client as a change event.
+// asChange returns the state of an auth client as the event that restores it.
 func asChange(a aggregates.AuthClientState) events.AuthClientChanged {
 	changed := events.AuthClientChanged{Name: a.Name, Components: a.Components, Fields: a.Fields, ClientID: a.ClientID, SecretID: a.SecretID}
 	if ManagesOAuthClients(a.Type, a.Scope) {
@@ -614,9 +614,9 @@ func (s *Service) changeAuthClient(ctx context.Context, call *service.Call, in C
 	if err != nil {
 		return service.Done{}, err
 	}
-	follow := ManagesOAuthClients(before.Type, before.Scope)
+	manages := ManagesOAuthClients(before.Type, before.Scope)
 	var secret secretScope
-	if follow {
+	if manages {
 		if secret, err = s.secretOf(ctx, home.Tenant, before); err != nil {
 			return service.Done{}, err
 		}
@@ -632,14 +632,14 @@ func (s *Service) changeAuthClient(ctx context.Context, call *service.Call, in C
 	}
 	var added map[string]int
 	if in.Components != nil {
-		if next.Components, added, err = s.authComponents(ctx, home, before.Type, follow, before.Components, in.Components, secret); err != nil {
+		if next.Components, added, err = s.authComponents(ctx, home, before.Type, manages, before.Components, in.Components, secret); err != nil {
 			return service.Done{}, err
 		}
 		if err := s.checkNotInUse(ctx, home, before, next.Components); err != nil {
 			return service.Done{}, err
 		}
 	}
-	if follow {
+	if manages {
 		if next.Revisions, err = s.revisions(ctx, home.Tenant, next.Components, added, secret); err != nil {
 			return service.Done{}, err
 		}
@@ -664,7 +664,7 @@ func (s *Service) changeAuthClient(ctx context.Context, call *service.Call, in C
 		next.Fields, next.ClientID = credentials.Names(), clientIDOf(before.Type, credentials)
 		err = s.Secrets.WithSecret(ctx, authClientRef(home.Tenant, in.ID, ""), credentials.Marshal(), change)
 	}
-	if err != nil || !follow {
+	if err != nil || !manages {
 		return done, err
 	}
 	return s.settleChanged(ctx, home, in.ID, before)
@@ -728,7 +728,7 @@ func (s *Service) deleteAuthClient(ctx context.Context, call *service.Call, in A
 // ReconcileAuthClients completes changes that a crash interrupted. If an update is rejected,
 // the auth client keeps only the components whose OAuth clients it manages.
 func (s *Service) ReconcileAuthClients(ctx context.Context) error {
-	const since = time.Minute // no command can still be working on it
+	const since = time.Minute // by then, no command is still changing it
 	list, err := s.Views.UnsettledAuthClients(ctx, s.Kernel.Now().Add(-since), service.KeepAtOnce)
 	errs := []error{err}
 	for _, k := range list {
@@ -905,8 +905,8 @@ type RevealAuthClient struct {
 	ID string `json:"id"`
 }
 
-// revealAuthClient returns the clear credentials of one auth client. The audit event is durable
-// before.
+// revealAuthClient returns the clear credentials of one auth client. The audit event is
+// committed first.
 func (s *Service) revealAuthClient(ctx context.Context, call *service.Call, in RevealAuthClient) (RevealedAuthClient, error) {
 	home, state, err := s.findWritable(ctx, call, in.ID, permission.CredentialsReveal)
 	if err != nil {

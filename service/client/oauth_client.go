@@ -34,8 +34,8 @@ var (
 	ErrClientID = fault.New(fault.Invalid, "oauth_client_id_invalid", "A client id must have 1 to 512 printable ASCII characters.")
 )
 
-// Missing is ErrOAuthClientMissing with the remedy that the component allows: a client of
-// the tenant's, or else the variables of the component.
+// Missing is ErrOAuthClientMissing with the remedy that the component allows: to define an OAuth
+// client, or to set the component's variables.
 func Missing(d commands.Descriptor) *fault.Error {
 	if d.WantsClient {
 		return ErrOAuthClientMissing
@@ -137,7 +137,7 @@ func (s *Service) clientInUse(ctx context.Context, call *service.Call, component
 		refs.Flows = append(refs.Flows, flow.Ref{ID: f.ID, Name: f.Name, Active: f.Active})
 	}
 	refs.Total = max(refs.Total, len(refs.Flows))
-	// The last sentence is the contract's.
+	// The wording of the last sentence is fixed: clients depend on it.
 	return aggregates.ErrOAuthClientInUse.Withf("The OAuth client is in use: flows include its component: %s. Delete these flows first.", refs.List()).With(refs)
 }
 
@@ -291,7 +291,7 @@ func (s *Service) CheckSecretAudience(ctx context.Context, tenant, component str
 	if err != nil || all {
 		return err
 	}
-	return HostsChanged("the client secret", d.OAuth2.Beyond(blocks...), giveClientAgain)
+	return HostsChanged("the client secret", d.OAuth2.Beyond(blocks...), enterClientSecretAgain)
 }
 
 // CheckConsentAudience is CheckSecretAudience for the page where users consent: an attacker who
@@ -313,20 +313,20 @@ func (s *Service) servingClient(ctx context.Context, tenant, component string) (
 	}
 	if client.Value.ID != "" {
 		blocks, all, err = s.approvedProviders(ctx, tenant, component, client.Value)
-		return blocks, all || client.Value.Unusable, giveClientAgain, err
+		return blocks, all || client.Value.Unusable, enterClientSecretAgain, err
 	}
 	owner, err := aggregates.Component.Fresh(ctx, s.Log, aggregates.Component.Stream(events.System, component))
 	if err != nil || owner.Value.Owner != tenant || owner.Value.EnvSecret == "" {
 		return nil, true, "", err
 	}
 	given, err := s.Components.Descriptor(ctx, component, owner.Value.EnvRevision)
-	return []*commands.OAuth2{given.OAuth2}, false, GiveEnvAgain, err
+	return []*commands.OAuth2{given.OAuth2}, false, EnterEnvAgain, err
 }
 
 // How to enter a secret again, to approve the current hosts.
 const (
-	giveClientAgain = "enter the client secret again with oauth_client.change, or with auth_client.change if an auth client manages it"
-	GiveEnvAgain    = "set the component's variables again with component.set-env"
+	enterClientSecretAgain = "enter the client secret again with oauth_client.change, or with auth_client.change if an auth client manages it"
+	EnterEnvAgain          = "set the component's variables again with component.set-env"
 )
 
 // HostsChanged returns ErrOAuthClientHostsChanged with the unapproved hosts; nil if there are
@@ -441,7 +441,7 @@ type RevealedClient struct {
 	ClientSecret string `json:"client_secret"`
 }
 
-// revealOAuthClient returns the secret of one client. The audit event is durable before.
+// revealOAuthClient returns the secret of one client. The audit event is committed first.
 func (s *Service) revealOAuthClient(ctx context.Context, call *service.Call, in OAuthClientRef) (RevealedClient, error) {
 	k, err := s.Client(ctx, call, in, true)
 	if err != nil {
