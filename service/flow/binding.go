@@ -77,9 +77,9 @@ func (s *Service) bindFlow(ctx context.Context, call *service.Call, in Bind) (se
 	return s.Kernel.Answered(aggregates.Flow.Stream(call.Tenant, cmd.ID), before, now.Value, now.Seq), nil
 }
 
-// reconcileReservations updates the credentials to the flow's current reservation: another
-// concurrent bind of the flow may have reserved some of them. The
-// flow's own stream determines which reservation is current.
+// reconcileReservations updates the credentials to the flow's current reservation, because a
+// concurrent bind of the flow may have reserved some of them. The flow's own stream determines
+// which reservation is current.
 func (s *Service) reconcileReservations(ctx context.Context, call *service.Call, flow string, b aggregates.Binding) error {
 	for {
 		for credential, steps := range byCredential(b.Steps) {
@@ -146,9 +146,9 @@ func (s *Service) reserve(ctx context.Context, call *service.Call, bind commands
 	return mismatched(0, steps, state.Value, err)
 }
 
-// abandonBinding releases the credentials of a binding that failed permanently. If another process
-// executed the same command meanwhile, the
-// reservation belongs to that one.
+// abandonBinding releases the credentials of a binding that failed permanently. If another
+// process executed the same command meanwhile, it keeps the reservation, which belongs to that
+// process.
 func (s *Service) abandonBinding(ctx context.Context, call *service.Call, bind commands.BindFlow, credentials []string, failed error) {
 	if _, repeated := errors.AsType[*service.Repeat](failed); repeated || !service.IsRejected(failed) {
 		return
@@ -160,10 +160,10 @@ func (s *Service) abandonBinding(ctx context.Context, call *service.Call, bind c
 	s.releaseReservations(ctx, call, bind.ID, bind.Binding, credentials)
 }
 
-// releaseReservations releases a reservation on the credentials and returns the last sequence of
-// that. Failed releases expire.
+// releaseReservations releases a reservation on the credentials and returns the last sequence
+// of a release. After a failure the reservation expires.
 func (s *Service) releaseReservations(ctx context.Context, call *service.Call, flow, binding string, credentials []string) (last uint64) {
-	// Not as the command itself, whose repeat it would seem to be.
+	// With an id of its own, so that it does not count as a repeat of the command.
 	call = call.Step(0)
 	for _, credential := range credentials {
 		seq, err := s.release(ctx, call, commands.ReleaseCredential{ID: credential, Flow: flow, Binding: binding})
@@ -175,7 +175,7 @@ func (s *Service) releaseReservations(ctx context.Context, call *service.Call, f
 	return last
 }
 
-// bindFaults lists the steps that cannot use what they name.
+// bindFaults lists the steps that cannot use their credential or component.
 func (s *Service) bindFaults(ctx context.Context, tenant string, steps []events.FlowStep) ([]events.FlowUseRefused, error) {
 	needs := map[string]need{}
 	for component := range componentsOf(steps) {
@@ -208,8 +208,8 @@ func (s *Service) bindFaults(ctx context.Context, tenant string, steps []events.
 	return inOrder(steps, refused), nil
 }
 
-// cannotBind names every step that cannot use what it names. A single fault
-// keeps its own code.
+// cannotBind returns an error with every step that cannot use its credential or component. If
+// all have the same fault, the error has its code.
 func cannotBind(steps []events.FlowStep, refused []events.FlowUseRefused) error {
 	refused = inOrder(steps, refused)
 	err := ErrFlowCannotBind
@@ -290,14 +290,14 @@ func (s *Service) resumeRelease(ctx context.Context, call *service.Call) (servic
 	return s.afterRelease(ctx, call, recs[0].Stream.ID, before.Binding, recs[0].Seq), nil
 }
 
-// keepEvery is the interval of the flow reconciler.
-const keepEvery = time.Second
+// reconcileEvery is the interval of RunFlowReconciler.
+const reconcileEvery = time.Second
 
 // RunFlowReconciler ends the expired reservations, and completes what a
 // crash interrupted between a flow and what it uses, until ctx ends. One process
 // of an installation must run it; two do no harm.
 func (s *Service) RunFlowReconciler(ctx context.Context) error {
-	tick := time.NewTicker(keepEvery)
+	tick := time.NewTicker(reconcileEvery)
 	defer tick.Stop()
 	for {
 		if err := s.ReconcileFlows(ctx); err != nil && ctx.Err() == nil {

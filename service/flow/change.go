@@ -20,19 +20,17 @@ import (
 // ErrFlowExists refuses a new flow with the id of another.
 var ErrFlowExists = fault.New(fault.Exists, "flow_exists", "A flow with this id already exists.")
 
-// flowRaces is how often a change of a flow is retried after a concurrent
-// change.
+// flowRaces bounds the retries of a change after concurrent changes.
 const flowRaces = 10
 
-// ChangeFlow changes a flow for a caller that does not keep its own revision for
-// flow events: the change gets the revision after the last one, and produces
-// the same events. ceType and data are those of a flow event, without the
-// revision; unknown members are ignored. A flow event is recorded
-// as far as possible; here, by contrast, a flow with a step that cannot use what it names is
-// neither created nor started: ErrCredentialRequired,
-// aggregates.ErrCredentialComponentMismatch or ErrFlowCannotBind, with the steps,
-// and nothing is recorded. Starting a started flow or stopping a stopped one
-// changes nothing. It returns ErrFlowExists, or aggregates.ErrFlowNotFound.
+// ChangeFlow changes a flow for a caller that does not keep its own revision for flow events:
+// the change gets the revision after the last one, and produces the same events. ceType and
+// data are those of a flow event, without the revision; unknown members are ignored. Unlike a
+// flow event, which is recorded as far as possible, it neither creates nor starts a flow with a
+// step that cannot use its credential or component. It then records nothing and returns
+// ErrCredentialRequired, aggregates.ErrCredentialComponentMismatch or ErrFlowCannotBind, with
+// the steps. Starting a started flow or stopping a stopped one changes nothing. Other errors:
+// ErrFlowExists, aggregates.ErrFlowNotFound.
 func (s *Service) ChangeFlow(ctx context.Context, call service.Call, ceType string, data []byte) (Flow, error) {
 	ctx, cancel := context.WithTimeout(ctx, service.MaxCall)
 	defer cancel()
@@ -62,7 +60,7 @@ func (s *Service) ChangeFlow(ctx context.Context, call service.Call, ceType stri
 	return Flow{}, fault.ErrConflict
 }
 
-// flowChange reads a flow event that has no revision yet.
+// flowChange parses a flow event that has no revision yet.
 func flowChange(ceType string, data []byte) (Event, error) {
 	if err := service.CheckForm(data); err != nil {
 		return Event{}, err
@@ -71,7 +69,7 @@ func flowChange(ceType string, data []byte) (Event, error) {
 	if err := service.DecodeWith(data, &ev, json.RejectUnknownMembers(false)); err != nil {
 		return Event{}, err
 	}
-	ev.Revision = 1 // of no meaning: the flow's own decides
+	ev.Revision = 1 // ignored: tryFlow sets it
 	whole, err := ev.Data()
 	if err != nil {
 		return Event{}, fmt.Errorf("write a flow event: %w", err)
@@ -93,23 +91,23 @@ func (s *Service) tryFlow(ctx context.Context, call *service.Call, ev Event) (Fl
 	if err != nil {
 		return Flow{}, false, err
 	}
-	told := state.Value
-	switch there := told.Revision > 0 && !told.Deleted; {
-	case there && ev.Change == events.FlowWasCreated:
+	current := state.Value
+	switch exists := current.Revision > 0 && !current.Deleted; {
+	case exists && ev.Change == events.FlowWasCreated:
 		return Flow{}, false, ErrFlowExists.At("/id")
-	case !there && ev.Change != events.FlowWasCreated:
+	case !exists && ev.Change != events.FlowWasCreated:
 		return Flow{}, false, aggregates.ErrFlowNotFound
-	case ev.Change == events.FlowWasStarted && told.Active, ev.Change == events.FlowWasStopped && !told.Active:
+	case ev.Change == events.FlowWasStarted && current.Active, ev.Change == events.FlowWasStopped && !current.Active:
 		return flowAnswer(ev.ID, state), true, nil
 	}
-	if err := s.flowCanRun(ctx, call.Tenant, ev, told); err != nil {
+	if err := s.flowCanRun(ctx, call.Tenant, ev, current); err != nil {
 		return Flow{}, false, err
 	}
 	begin := s.Kernel.Now()
 	was, now, err := service.Execute(ctx, s.Kernel, call, aggregates.Flow, call.Tenant, commands.Flow(commands.ObserveFlow{
-		ID: ev.ID, Change: ev.Change, Name: ev.Name, Revision: told.Revision + 1, Steps: ev.Steps, Only: only,
+		ID: ev.ID, Change: ev.Change, Name: ev.Name, Revision: current.Revision + 1, Steps: ev.Steps, Only: only,
 	}))
-	if err != nil || was.Revision != told.Revision {
+	if err != nil || was.Revision != current.Revision {
 		return Flow{}, false, err
 	}
 	refused, err := s.reconcileUses(ctx, call, ev.ID, was, now.Value)
@@ -123,15 +121,15 @@ func (s *Service) tryFlow(ctx context.Context, call *service.Call, ev Event) (Fl
 	return flowAnswer(ev.ID, now), true, nil
 }
 
-// flowCanRun refuses to create or start a flow with a step that cannot use what
-// it names.
-func (s *Service) flowCanRun(ctx context.Context, tenant string, ev Event, told aggregates.FlowState) error {
+// flowCanRun returns an error if a flow is created or started with a step that cannot use its
+// credential or component.
+func (s *Service) flowCanRun(ctx context.Context, tenant string, ev Event, current aggregates.FlowState) error {
 	steps := ev.Steps
 	switch {
 	case ev.Change != events.FlowWasCreated && ev.Change != events.FlowWasStarted:
 		return nil
 	case steps == nil:
-		steps = told.Steps
+		steps = current.Steps
 	}
 	refused, err := s.bindFaults(ctx, tenant, steps)
 	if err != nil || len(refused) == 0 {

@@ -39,12 +39,12 @@ var (
 
 // The bounds of a flow.
 const (
-	maxSteps      = 1000
-	defaultTTL    = 10 * time.Minute
-	shortestTTL   = time.Second
-	longestTTL    = 24 * time.Hour
-	settleAtOnce  = 8   // concurrent streams on which a flow is reconciled
-	FlowsInDetail = 100 // flows that a refusal lists
+	maxSteps        = 1000
+	defaultTTL      = 10 * time.Minute
+	shortestTTL     = time.Second
+	longestTTL      = 24 * time.Hour
+	reconcileAtOnce = 8   // concurrent streams on which a flow is reconciled
+	FlowsInDetail   = 100 // flows that a refusal lists
 )
 
 // Event is what a flow engine reports about a flow: the data of a CloudEvent of
@@ -54,7 +54,7 @@ type Event struct {
 	ID       string            `json:"id"`
 	Name     string            `json:"name,omitzero"`  // display name
 	Revision uint64            `json:"revision"`       // rises with every event of the flow
-	Steps    []events.FlowStep `json:"steps,omitzero"` // nil: as they were
+	Steps    []events.FlowStep `json:"steps,omitzero"` // nil: unchanged
 }
 
 // Type is the CloudEvents type of the event.
@@ -94,7 +94,7 @@ func ParseFlowEvent(ceType, ceSubject, flow string, data []byte) (Event, error) 
 		return e, ErrFlowEventData.Withf("The flow's id is missing or invalid.").At("/id")
 	case e.ID != flow || ceSubject != "" && ceSubject != e.ID:
 		return e, ErrFlowEventSubject
-	case e.Revision > math.MaxInt64>>10: // 2^53-1: more is not the same number to every reader of JSON, and the last one could never be followed
+	case e.Revision > math.MaxInt64>>10: // 2^53-1: not every JSON parser keeps greater integers exact, and no revision could follow the greatest
 		return e, ErrFlowEventData.Withf("The revision is greater than 2^53-1.").At("/revision")
 	case e.Revision == 0:
 		return e, ErrFlowEventData.Withf("The revision is missing. It must be at least 1 and rise with every event of the flow.").At("/revision")
@@ -141,11 +141,11 @@ func (s *Service) AdmitFlowEvent(ctx context.Context, call service.Call) error {
 	return s.Access.Admit(ctx, &call, permission.FlowsEdit, service.QueuedMessage)
 }
 
-// onlyReached returns the credentials that a change of a flow concerns, for a caller whose key
-// is bound to some: those of its new steps and those that it uses already. The scope must
-// include all of them: else aggregates.ErrCredentialNotFound for a new step, as for a
-// credential that does not exist, and service.ErrScopeExceeded for the flow. It is nil for
-// other callers.
+// onlyReached returns the credentials that a change of a flow concerns, for a key that is
+// restricted to some credentials: those of its new steps and those that it uses already. The
+// scope must include all of them: else it returns aggregates.ErrCredentialNotFound for a new
+// step, as for a credential that does not exist, and service.ErrScopeExceeded for the flow. It
+// returns nil for other callers.
 func (s *Service) onlyReached(ctx context.Context, call *service.Call, flow string, steps []events.FlowStep) ([]string, error) {
 	if !call.Principal.Scope.Narrow() {
 		return nil, nil
@@ -183,11 +183,11 @@ func (s *Service) CheckReached(ctx context.Context, call service.Call, ev Event)
 	return err
 }
 
-// ObserveFlow processes a flow event: it records it on the flow's stream, and then
-// every resulting use on the stream of the thing used. It is idempotent: called
-// again with the same event, by this process or another, it completes
-// what is missing; a late event changes nothing. It returns
-// ErrFlowRefused, with the steps, if some cannot use what they name.
+// ObserveFlow processes a flow event: it records it on the flow's stream, and then every
+// resulting use on the stream of the credential or OAuth client. It is idempotent: called again
+// with the same event, by this process or another, it completes what is missing. A late event
+// changes nothing. It returns ErrFlowRefused, with the steps, if some cannot use their
+// credential or component.
 func (s *Service) ObserveFlow(ctx context.Context, call service.Call, ev Event) error {
 	ctx, cancel := context.WithTimeout(ctx, service.MaxCall)
 	defer cancel()
@@ -207,7 +207,7 @@ func (s *Service) ObserveFlow(ctx context.Context, call service.Call, ev Event) 
 	return err
 }
 
-// observe is ObserveFlow of a call that was admitted.
+// observe is ObserveFlow for an admitted call.
 func (s *Service) observe(ctx context.Context, call *service.Call, ev Event) (service.Done, error) {
 	only, err := s.onlyReached(ctx, call, ev.ID, ev.Steps)
 	if err != nil {
@@ -238,7 +238,7 @@ type Report struct {
 	ID       string            `json:"id"`
 	Name     string            `json:"name,omitzero"`  // display name
 	Revision uint64            `json:"revision"`       // rises with every report of the flow; a lower one changes nothing
-	Steps    []events.FlowStep `json:"steps,omitzero"` // required with created and updated; when absent, as they were
+	Steps    []events.FlowStep `json:"steps,omitzero"` // required with created and updated; unchanged when absent
 }
 
 func (s *Service) reportFlow(ctx context.Context, call *service.Call, in Report) (service.Done, error) {
@@ -253,7 +253,7 @@ func (s *Service) reportFlow(ctx context.Context, call *service.Call, in Report)
 	return s.observe(ctx, call, ev)
 }
 
-// StepFault is the reason why a step of a flow cannot use what it names.
+// StepFault is the reason why a step of a flow cannot use its credential or component.
 type StepFault struct {
 	Step       string `json:"step"`
 	Component  string `json:"component"`
@@ -295,14 +295,13 @@ func refusedSentence(refused []events.FlowUseRefused) string {
 	return fmt.Sprintf("Step %q %s%s.", first.Step, why, more)
 }
 
-// reconcileUses updates the streams of what the flow uses: it records uses for now, and
-// releases what was held for was. Each stream
-// decides for itself, so it can run repeatedly and in any order.
-// It returns the recorded steps that cannot use what they name.
+// reconcileUses updates the streams of what the flow uses: it records the uses of now, and
+// releases those of was. Each stream decides for itself, so it can run repeatedly and in any
+// order. It returns the recorded steps that cannot use their credential or component.
 func (s *Service) reconcileUses(ctx context.Context, call *service.Call, flow string, was, now aggregates.FlowState) ([]events.FlowUseRefused, error) {
 	steps := byCredential(now.Steps)
 	var all errgroup.Group
-	all.SetLimit(settleAtOnce)
+	all.SetLimit(reconcileAtOnce)
 	found := make(chan []events.FlowUseRefused, len(steps)+1)
 	ended := ""
 	if was.Binding.ID != now.Binding.ID {
@@ -312,7 +311,7 @@ func (s *Service) reconcileUses(ctx context.Context, call *service.Call, flow st
 		all.Go(func() error {
 			r, err := s.useCredential(ctx, call, flow, credential, now, its)
 			found <- r
-			if err == nil && ended != "" { // not earlier: in between, nothing would hold it
+			if err == nil && ended != "" { // not earlier: in between, nothing would prevent its deletion
 				err = s.changeUse(ctx, call, commands.ReleaseCredential{ID: credential, Flow: flow, Binding: ended})
 			}
 			return err
@@ -352,7 +351,7 @@ func (s *Service) reconcileUses(ctx context.Context, call *service.Call, flow st
 	return refused, err
 }
 
-// inOrder is one refusal for each refused step, in the order of the steps. A
+// inOrder returns one refusal for each refused step, in the order of the steps. A
 // missing component takes precedence over a fault of the credential.
 func inOrder(steps []events.FlowStep, refused []events.FlowUseRefused) []events.FlowUseRefused {
 	byStep := map[string]events.FlowUseRefused{}
@@ -412,14 +411,13 @@ func refusal(revision uint64, step events.FlowStep, reason string) events.FlowUs
 	return events.FlowUseRefused{Revision: revision, Step: step.ID, Component: step.Component, Credential: step.Credential, Reason: reason}
 }
 
-// useComponents records that the flow includes its components, if they
-// use OAuth, and finds the steps whose component is missing or requires a
-// credential that they do not name. It reads the current components, after
-// the flow's own event: what it misses, defining a client finds (RecordUses).
+// useComponents records that the flow includes its components, if they use OAuth, and returns
+// the steps whose component is missing or requires a credential that they do not name. It reads
+// the current components, after the flow's own event: RecordUses finds what it misses.
 func (s *Service) useComponents(ctx context.Context, call *service.Call, flow string, now aggregates.FlowState) ([]events.FlowUseRefused, error) {
 	needs := map[string]need{}
 	var all errgroup.Group
-	all.SetLimit(settleAtOnce)
+	all.SetLimit(reconcileAtOnce)
 	for component := range componentsOf(now.Steps) {
 		n, err := s.componentNeed(ctx, call.Tenant, component)
 		if err != nil {
@@ -436,8 +434,8 @@ func (s *Service) useComponents(ctx context.Context, call *service.Call, flow st
 	return componentFaults(now.Revision, now.Steps, needs, free), errors.Join(err, all.Wait())
 }
 
-// freeTypes are the types of the credentials that steps name whose component the tenant
-// does not have: such a step may be one of a free type.
+// freeTypes returns the free types of credentials in steps whose component the tenant does not
+// have: such a step may name a free type.
 func (s *Service) freeTypes(ctx context.Context, tenant string, steps []events.FlowStep, needs map[string]need) (map[string]string, error) {
 	free := map[string]string{}
 	for _, step := range steps {
@@ -486,8 +484,8 @@ func (s *Service) RecordUses(ctx context.Context, call *service.Call, component 
 // need is what a component requires of a step.
 type need struct {
 	missing    bool // the tenant has no such component
-	credential bool // a step cannot do without one
-	oauth      bool // it uses OAuth, so flows hold its client
+	credential bool // a step must name one
+	oauth      bool // it uses OAuth, so a flow uses its client
 }
 
 // componentFaults lists the steps whose component does not exist in the tenant, and
@@ -520,13 +518,13 @@ func (s *Service) componentNeed(ctx context.Context, tenant, component string) (
 	return need{credential: d.NeedsCredential(), oauth: d.DeclaresOAuth}, err
 }
 
-// changeUse executes a release, of a credential that may be gone.
+// changeUse executes a release. The credential may have been deleted.
 func (s *Service) changeUse(ctx context.Context, call *service.Call, cmd commands.ReleaseCredential) error {
 	_, err := s.release(ctx, call, cmd)
 	return err
 }
 
-// release is changeUse that also returns the revision of the credential's stream.
+// release is changeUse that also returns the sequence of the credential's stream.
 func (s *Service) release(ctx context.Context, call *service.Call, cmd commands.ReleaseCredential) (uint64, error) {
 	_, after, err := service.Execute(ctx, s.Kernel, call, aggregates.Credential, call.Tenant, commands.Credential(cmd))
 	return after.Seq, err

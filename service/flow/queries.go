@@ -26,7 +26,7 @@ type Flow struct {
 	Name      string            `json:"name,omitzero"`
 	Revision  uint64            `json:"revision"` // 0: the flow engine has reported nothing yet
 	Active    bool              `json:"active"`
-	Broken    bool              `json:"broken"` // a step cannot use what it names
+	Broken    bool              `json:"broken"` // a step cannot use its credential or component
 	Faults    []StepFault       `json:"faults,omitzero"`
 	Steps     []events.FlowStep `json:"steps"`
 	Binding   string            `json:"binding,omitzero"` // id of the current reservation
@@ -49,7 +49,7 @@ func (s *Service) getFlow(ctx context.Context, call *service.Call, in Get) (Flow
 	case !found:
 		return Flow{}, aggregates.ErrFlowNotFound
 	}
-	shown, err := s.shown(ctx, call, f)
+	shown, err := s.visible(ctx, call, f)
 	if err == nil && call.Principal.Scope.Narrow() && len(shown.Steps) == 0 {
 		err = aggregates.ErrFlowNotFound
 	}
@@ -59,9 +59,9 @@ func (s *Service) getFlow(ctx context.Context, call *service.Call, in Get) (Flow
 	return shown, nil
 }
 
-// shown is the flow as the caller may see it: one whose key is bound to some credentials sees
+// visible is the flow as the caller may see it: a key that is restricted to some credentials sees
 // only the steps that name one of these.
-func (s *Service) shown(ctx context.Context, call *service.Call, f projections.Flow) (shown Flow, err error) {
+func (s *Service) visible(ctx context.Context, call *service.Call, f projections.Flow) (shown Flow, err error) {
 	f.Steps, err = service.Reached(ctx, s.Kernel, call, f.Steps, func(step events.FlowStep) string { return step.Credential })
 	if err == nil {
 		f.Faults, err = service.Reached(ctx, s.Kernel, call, f.Faults, func(fault projections.FlowFault) string { return fault.Credential })
@@ -88,9 +88,9 @@ type List struct {
 	Credential string `json:"credential,omitzero"` // those that name it, use it or have it reserved
 	Component  string `json:"component,omitzero"`  // those that include it
 	Active     bool   `json:"active,omitzero"`     // only active ones
-	Broken     bool   `json:"broken,omitzero"`     // only those with a step that cannot use what it names
+	Broken     bool   `json:"broken,omitzero"`     // only those with a step that cannot use its credential or component
 	Limit      int    `json:"limit,omitzero"`      // 1 to 200; 50 when absent
-	After      string `json:"after,omitzero"`      // cursor of the page before, with the same filter
+	After      string `json:"after,omitzero"`      // cursor of the previous page, with the same filter
 	MinSeq     uint64 `json:"min_seq,omitzero"`    // wait until the response reflects this log sequence
 }
 
@@ -121,7 +121,7 @@ func (s *Service) listFlows(ctx context.Context, call *service.Call, in List) (P
 	}
 	list := Page{Flows: make([]Flow, 0, len(page)), Next: next}
 	for _, f := range page {
-		shown, err := s.shown(ctx, call, f)
+		shown, err := s.visible(ctx, call, f)
 		if err != nil {
 			return Page{}, err
 		}
@@ -132,8 +132,8 @@ func (s *Service) listFlows(ctx context.Context, call *service.Call, in List) (P
 	return list, nil
 }
 
-// fits reports whether what a caller sees of a flow fits the filter: a filter must not tell what
-// its steps outside the caller's scope are.
+// fits reports whether what the caller may see of a flow matches the filter: a filter must not
+// disclose steps outside the caller's scope.
 func (in List) fits(shown Flow) bool {
 	of := func(step events.FlowStep) bool { return step.Component == in.Component }
 	return (in.Component == "" || slices.ContainsFunc(shown.Steps, of)) && (!in.Broken || shown.Broken)
@@ -141,7 +141,7 @@ func (in List) fits(shown Flow) bool {
 
 type ListInUse struct {
 	Limit  int    `json:"limit,omitzero"`   // 1 to 200; 50 when absent
-	After  string `json:"after,omitzero"`   // cursor of the page before
+	After  string `json:"after,omitzero"`   // cursor of the previous page
 	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the response reflects this log sequence
 }
 
@@ -162,7 +162,7 @@ func (s *Service) listInUse(ctx context.Context, call *service.Call, in ListInUs
 	if err != nil {
 		return InUseList{}, err
 	}
-	// A subscriber of the index asks for the earlier values: the response must not be older
+	// A subscriber of the index requests the earlier values: the response must not be older
 	// than what another process may have written to the index already.
 	end, err := s.Log.Store.End(ctx)
 	if err != nil {
@@ -191,7 +191,7 @@ type Ref struct {
 	Until    time.Time `json:"until,omitzero"`    // when the reservation expires
 }
 
-// Refs are the details of a refusal that flows cause.
+// Refs are the details of an error that flows cause.
 type Refs struct {
 	Total int   `json:"total"` // of the flows; the list holds up to 100
 	Flows []Ref `json:"flows"`
@@ -214,7 +214,7 @@ func (refs Refs) List() string {
 	return strings.Join(names, ", ")
 }
 
-// InUse is the refusal to delete a credential, with the flows that hold it.
+// InUse returns the error of deleting a credential in use, with the flows that prevent it.
 func (s *Service) InUse(ctx context.Context, call *service.Call, state aggregates.CredentialState) error {
 	holders, total := state.Uses.Blockers(FlowsInDetail)
 	refs := Refs{Total: total, Flows: []Ref{}}
@@ -250,12 +250,12 @@ func inUseSentence(refs Refs) string {
 	if !active {
 		release = fmt.Sprintf(" The reservation ends at %s or with flow.release.", refs.Flows[0].Until.Format(time.RFC3339))
 	}
-	// The last sentence is the contract's.
+	// The wording of the last sentence is fixed: clients depend on it.
 	return fmt.Sprintf("The credential is %s %s.%s Stop or delete these flows first, or give them another credential.", flows, list, release)
 }
 
-// ExpireHolders ends the expired reservations of a credential,
-// so that a delete need not wait for the reconciler. It reports whether there were some.
+// ExpireHolders ends the expired reservations of a credential, so that a delete need not wait
+// for the reconciler. It reports whether there were some.
 func (s *Service) ExpireHolders(ctx context.Context, call *service.Call, id string, state aggregates.CredentialState) (some bool, err error) {
 	now := s.Kernel.Now().UnixMicro()
 	for flow, use := range state.Uses.Reservations() {
@@ -272,15 +272,15 @@ func (s *Service) ExpireHolders(ctx context.Context, call *service.Call, id stri
 
 // Impact is the result of a dry run: what the command would do.
 type Impact struct {
-	Allowed     bool                 `json:"allowed"`       // the command would be obeyed now
-	Kind        fault.Kind           `json:"kind,omitzero"` // of the refusal
-	Code        string               `json:"code,omitzero"` // why not
-	Says        string               `json:"says"`          // in a sentence
+	Allowed     bool                 `json:"allowed"`       // the command would be accepted now
+	Kind        fault.Kind           `json:"kind,omitzero"` // of the error
+	Code        string               `json:"code,omitzero"` // error code
+	Says        string               `json:"says"`          // a sentence
 	Flows       []Flow               `json:"flows"`         // that use it, up to 200
 	TotalFlows  int                  `json:"total_flows"`
 	ActiveFlows int                  `json:"active_flows"`
 	Credentials int                  `json:"credentials,omitzero"`  // of a component: those of the tenant that remain
-	Verified    *events.Verification `json:"verification,omitzero"` // what the dry request with the new keys found
+	Verified    *events.Verification `json:"verification,omitzero"` // outcome of the dry request with the new keys
 }
 
 // Tried is the response to a command that supports a dry run.
@@ -299,7 +299,7 @@ func RecallTried(_ context.Context, _ *service.Call, done service.Done, _ events
 	return Tried{Done: done}, nil
 }
 
-// Impact lists the flows that use a thing.
+// Impact lists the flows that use a credential or component.
 func (s *Service) Impact(ctx context.Context, call *service.Call, kind, id string) (*Impact, error) {
 	filter := projections.FlowFilter{Tenant: call.Tenant, Credential: id, Limit: 200}
 	if kind == aggregates.OAuthClient.Category {
@@ -316,7 +316,7 @@ func (s *Service) Impact(ctx context.Context, call *service.Call, kind, id strin
 	}
 	i := &Impact{Allowed: true, Flows: make([]Flow, len(page))}
 	for n, f := range page {
-		if i.Flows[n], err = s.shown(ctx, call, f); err != nil {
+		if i.Flows[n], err = s.visible(ctx, call, f); err != nil {
 			return nil, err
 		}
 	}
@@ -325,7 +325,7 @@ func (s *Service) Impact(ctx context.Context, call *service.Call, kind, id strin
 	return i, err
 }
 
-// RefusedBy notes why the command would be refused.
+// RefusedBy sets the error with which the command would fail.
 func (i *Impact) RefusedBy(err error) error {
 	f, ok := errors.AsType[*fault.Error](err)
 	if !ok {

@@ -28,8 +28,8 @@ type Deps struct {
 	Metrics    prometheus.Registerer // optional
 	Logger     *slog.Logger
 
-	// ClocksAgree returns why the clocks of the processes are not known to agree: then
-	// reservations are not expired; optional.
+	// ClocksAgree returns an error unless the clocks of the processes are known to agree.
+	// After an error, no reservation is expired; optional.
 	ClocksAgree func() error
 }
 
@@ -44,7 +44,7 @@ type Components interface {
 	Descriptor(ctx context.Context, component string, revision int) (commands.Descriptor, error)
 }
 
-// Clients are the OAuth clients and auth clients, which the keeper of flows mends.
+// Clients are the OAuth clients and auth clients, which RunFlowReconciler reconciles.
 type Clients interface {
 	MarkClients(ctx context.Context) error
 	ReconcileAuthClients(ctx context.Context) error
