@@ -19,13 +19,13 @@ const clockSkew = time.Minute
 
 // wholeRound is the interval at which the collector scans all secrets. In between, it scans
 // those stored since its last round: an older one becomes an orphan only if its erasure
-// after a commit failed, which is known here, or the process ended before it.
+// after a commit failed, which sets secretsLeft, or the process died before it.
 const wholeRound = 24 * time.Hour
 
-// Collect erases the secrets in the vault that no event names and that are
-// older than age, and returns how many. Age only selects the candidates: a
-// secret that was never named is first abandoned on its owner's stream, so that a
-// slow writer gets a conflict and stores its secret again.
+// Collect erases the secrets in the vault that no event references and that are older than
+// age, and returns how many. Age only selects the candidates: a secret that was never
+// referenced is first abandoned on its owner's stream, so that a slow writer gets a conflict
+// and stores its secret again.
 func (s *Service) Collect(ctx context.Context, age time.Duration) (erased int, err error) {
 	erased, _, err = s.collect(ctx, age, 1)
 	return erased, err
@@ -71,7 +71,7 @@ func (s *Service) collect(ctx context.Context, age time.Duration, from uint64) (
 	return erased, next, nil
 }
 
-// isOrphan reports whether nothing names the secret and, because it is now abandoned on
+// isOrphan reports whether nothing references the secret and, because it is now abandoned on
 // the owner's stream, nothing ever will.
 func (s *Service) isOrphan(ctx context.Context, e vault.Entry) (bool, error) {
 	ref := e.Ref
@@ -107,10 +107,9 @@ func (s *Service) isOrphan(ctx context.Context, e vault.Entry) (bool, error) {
 	return false, nil // of an unknown kind
 }
 
-// abandon excludes the secret from use on its owner's stream, which is under tenant,
-// unless the owner names it. It reports whether nothing names it. An owner without
-// commits proves nothing if the log may have lost them; inViews reports whether the
-// views know the owner.
+// abandon excludes the secret from use on its owner's stream, which is under tenant, unless the
+// owner references it. It reports whether nothing references it. A missing owner is no proof if
+// the log may have lost its commits; inViews reports whether the views know the owner.
 func abandon[S interface {
 	References(secretID string) bool
 	Terminal() bool

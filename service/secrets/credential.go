@@ -32,7 +32,7 @@ func (s *Service) Live(ctx context.Context, tenant, id string, expected int) (ag
 	return state.Value, nil
 }
 
-// ChangeCredential executes a command and erases the secrets that no kept version names
+// ChangeCredential executes a command and erases the secrets that no kept version references
 // any longer.
 func (s *Service) ChangeCredential(ctx context.Context, call *service.Call, cmd commands.Credential) (service.Done, error) {
 	before, after, err := Change(ctx, s, call, aggregates.Credential, call.Tenant, cmd)
@@ -70,7 +70,7 @@ func (s *Service) Open(ctx context.Context, tenant, id string, v events.KeysVers
 	return seal.ParseFields(secret.Reveal())
 }
 
-// MissingSecretError is the reason why a secret is not in the vault: it was dropped after the caller
+// MissingSecretError returns why a secret is not in the vault: it was dropped after the caller
 // read the state, or it is lost, which callers cannot repair.
 func (s *Service) MissingSecretError(ctx context.Context, tenant, id, secretID string) error {
 	if state, err := s.Live(ctx, tenant, id, 0); err != nil || !state.References(secretID) {

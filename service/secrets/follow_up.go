@@ -36,8 +36,8 @@ const (
 	lookBack        = 10_000 // commits checked when there is no checkpoint
 )
 
-// Grace is how long the process manager leaves a commit to the process that made
-// it, and how long it retries a provider that does not confirm.
+// Grace is how long the process manager leaves a commit to the process that made it, and how
+// long a provider that does not confirm is retried.
 func (s *Service) Grace() time.Duration { return 2 * s.RefreshTakeoverTimeout }
 
 // Checkpoint stores the position of a follower of the log, for the process that
@@ -62,7 +62,7 @@ type secretOwner interface {
 	References(secretID string) bool
 }
 
-// Dropped are the secrets that an owner had before and no longer has. of names the owner.
+// Dropped returns the secrets that an owner had before and no longer has. of identifies the owner.
 func Dropped(of vault.Ref, before, after secretOwner) (refs []vault.Ref) {
 	for _, secretID := range before.Secrets() {
 		of.SecretID = secretID
@@ -75,8 +75,8 @@ func Dropped(of vault.Ref, before, after secretOwner) (refs []vault.Ref) {
 
 var registry = events.All()
 
-// owes reports whether an event may need a follow-up. An unknown event may.
-func owes(e events.Event) bool {
+// needsFollowUp reports whether an event may need a follow-up. An unknown event may.
+func needsFollowUp(e events.Event) bool {
 	switch e := e.(type) {
 	case events.CredentialReauthorizationRequired:
 		return e.Reason == aggregates.ReasonRevokedHere
@@ -87,7 +87,7 @@ func owes(e events.Event) bool {
 	return false
 }
 
-// followUpTracker are the streams whose commits are being followed up by their callers,
+// followUpTracker tracks the streams whose commits are being followed up by their callers,
 // and the commits whose follow-up is complete.
 type followUpTracker struct {
 	mu   sync.Mutex
@@ -147,9 +147,9 @@ func (f *followUpTracker) poke() {
 	}
 }
 
-// taken reports whether a caller is following up the commits of a stream, and finished
-// whether the follow-up of the one at seq is complete.
-func (f *followUpTracker) taken(stream events.StreamID, seq uint64) (held, finished bool) {
+// status reports whether a caller is following up the commits of a stream, and whether the
+// follow-up of the one at seq is complete.
+func (f *followUpTracker) status(stream events.StreamID, seq uint64) (held, finished bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if h := f.held[stream]; h != nil {
@@ -324,12 +324,12 @@ func (m *processManager) follow(ctx context.Context, from uint64) error {
 		}
 		recs = nil
 	}
-	return fault.ErrUnavailable // the log ends no sooner than ctx
+	return fault.ErrUnavailable // Follow ends only with ctx
 }
 
 // add adds one commit. It blocks while too many are open.
 func (m *processManager) add(ctx context.Context, recs []events.Record) error {
-	if !slices.ContainsFunc(recs, func(r events.Record) bool { return owes(r.Event) }) {
+	if !slices.ContainsFunc(recs, func(r events.Record) bool { return needsFollowUp(r.Event) }) {
 		m.mu.Lock()
 		m.read = recs[0].Seq
 		m.mu.Unlock()
@@ -378,12 +378,12 @@ func (m *processManager) start(ctx context.Context, all *sync.WaitGroup) (wait t
 		if u.busy || u.done {
 			continue
 		}
-		held, finished := m.s.tracker.taken(u.stream(), u.commit[0].Seq)
+		held, finished := m.s.tracker.status(u.stream(), u.commit[0].Seq)
 		tenant := u.commit[0].Meta.Tenant
 		switch left := time.Until(u.due); {
 		case finished:
 			u.done = true
-		case held: // what its holder does not finish has failed: do not retry at once
+		case held: // if its holder does not finish it, it has failed: do not retry at once
 			u.due = time.Now().Add(time.Second)
 		case left > 0:
 			wait = min(wait, left)
@@ -424,7 +424,7 @@ func (m *processManager) run(ctx context.Context, u *followUp) {
 	pause := min(time.Second<<min(u.tries, 10), followUpPause)
 	later, again := errors.AsType[*Postponed](err)
 	switch {
-	case ctx.Err() != nil: // the process that follows the log next does it
+	case ctx.Err() != nil: // the next process that follows the log does it
 	case err == nil:
 		u.done = true
 		m.s.tracker.finish(seq)
@@ -459,27 +459,27 @@ func (s *Service) followUp(ctx context.Context, recs []events.Record, seen time.
 // dropped secrets.
 func erasing[S secretOwner, C commands.Command, E any](s *Service, d aggregates.Decider[S, C, E]) FollowUp {
 	return func(ctx context.Context, recs []events.Record, _ time.Time) (worked bool, err error) {
-		_, _, gone, err := Around(ctx, s, d, recs)
+		_, _, dropped, err := Around(ctx, s, d, recs)
 		if err != nil {
 			return false, err
 		}
-		worked, err = s.HasAny(ctx, gone)
-		return worked, errors.Join(err, s.EraseAll(ctx, gone))
+		worked, err = s.HasAny(ctx, dropped)
+		return worked, errors.Join(err, s.EraseAll(ctx, dropped))
 	}
 }
 
-// Around are the states of a stream before a commit and now, and the secrets that this
-// commit dropped and nothing names. What a later commit dropped belongs to its own
+// Around returns the states of a stream before a commit and now, and the secrets that this
+// commit dropped and nothing references. What a later commit dropped belongs to its own
 // follow-up, which may have to notify a provider first.
-func Around[S secretOwner, C commands.Command, E any](ctx context.Context, s *Service, d aggregates.Decider[S, C, E], recs []events.Record) (before, now S, gone []vault.Ref, err error) {
+func Around[S secretOwner, C commands.Command, E any](ctx context.Context, s *Service, d aggregates.Decider[S, C, E], recs []events.Record) (before, now S, dropped []vault.Ref, err error) {
 	before, after, err := d.Around(ctx, s.Log, recs)
 	if err != nil {
 		return before, now, nil, err
 	}
 	state, err := d.Fresh(ctx, s.Log, recs[0].Stream)
 	now = state.Value
-	gone = slices.DeleteFunc(Dropped(ownerOf(recs), before, after), func(r vault.Ref) bool { return now.References(r.SecretID) })
-	return before, now, gone, err
+	dropped = slices.DeleteFunc(Dropped(ownerOf(recs), before, after), func(r vault.Ref) bool { return now.References(r.SecretID) })
+	return before, now, dropped, err
 }
 
 // ownerOf is the vault reference of the owner of a commit.

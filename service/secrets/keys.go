@@ -49,12 +49,12 @@ func CheckMask(keys seal.Fields) error {
 	return nil
 }
 
-// maxShape bounds what is kept of the form of keys.
+// maxShape bounds a stored Shape, in bytes.
 const maxShape = 8 << 10
 
-// Shape is the form of nested keys as events.CredentialTyped keeps it: their names, without
-// a value. A list counts as one value. It is "" when no value is nested, or the names would
-// be too long.
+// Shape returns the structure of nested keys as events.CredentialTyped stores it: the names,
+// without values. A list counts as one value. It returns "" if no value is nested, or the names
+// are too long.
 func Shape(keys seal.Fields) string {
 	shape, nested, ok := shapeOf(keys)
 	if !nested || !ok || len(shape) > maxShape {
@@ -74,7 +74,7 @@ func shapeOf(keys seal.Fields) (b []byte, nested, ok bool) {
 		inner, is := keys.Object(name)
 		if !is {
 			if v, _ := keys.Get(name); bytes.HasPrefix(v.Reveal(), []byte("{")) {
-				return nil, true, false // a name that cannot stand at the top
+				return nil, true, false // a name that is invalid at the top level
 			}
 			b = append(b, '0')
 			continue
@@ -88,7 +88,7 @@ func shapeOf(keys seal.Fields) (b []byte, nested, ok bool) {
 	return append(b, '}'), nested, true
 }
 
-// Masked shows keys by their names, and those of their shape, with the mask in place of each
+// Masked returns keys with these names, or those of their shape, with the mask in place of each
 // value.
 func Masked(names []string, shape string) map[string]any {
 	keys := map[string]any{}
@@ -142,9 +142,8 @@ var ErrKeysSealed = fault.New(fault.Invalid, "keys_sealed_invalid", "keys_sealed
 
 // sealedInfo binds encrypted keys to one request: the lines "credstream/keys-sealed/1",
 // tenant, command, command id and target, which is the component of a new
-// credential or the id of an existing one. Another reader of the encrypted keys
-// cannot have them decrypted for a component of their own. It is the info of HPKE
-// (RFC 9180).
+// credential or the id of an existing one. So whoever reads the encrypted keys cannot have them
+// decrypted for another component. It is the info of HPKE (RFC 9180).
 func sealedInfo(tenant, command, commandID, target string) []byte {
 	return []byte(strings.Join([]string{"credstream/keys-sealed/1", tenant, command, commandID, target}, "\n"))
 }

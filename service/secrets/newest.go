@@ -11,31 +11,31 @@ import (
 	"github.com/credstream/credstream/vault"
 )
 
-// ErrVaultBehind means that the vault lost secrets that the log names.
+// ErrVaultBehind means that the vault lost secrets that the log references.
 var ErrVaultBehind = fault.New(fault.Unavailable, "vault_behind_log",
 	"The vault misses secrets that the log references, so it is damaged. Changes are refused and no secret is returned until it is restored from a backup.")
 
 // newestCommits is the number of commits that CheckNewest checks.
 const newestCommits = 64
 
-// CheckNewest returns ErrVaultBehind if the vault misses a secret of an owner among the
-// newest commits: a secret is durable before the commit that names it, and the latest writes
-// are lost first. An owner that cannot be read proves nothing.
+// CheckNewest returns ErrVaultBehind if the vault misses a secret of an owner among the newest
+// commits: a secret is durable before the commit that references it, and a power cut loses the
+// latest writes first. It skips owners that cannot be read.
 func (s *Service) CheckNewest(ctx context.Context) error {
 	end, err := s.Log.Store.End(ctx)
 	if err != nil {
 		return err
 	}
-	looked := map[events.StreamID]bool{}
+	checked := map[events.StreamID]bool{}
 	for seq := end; seq > 0 && end-seq < newestCommits; seq-- {
 		recs, err := s.Log.Store.Commit(ctx, seq)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case err != nil || looked[recs[0].Stream]:
+		case err != nil || checked[recs[0].Stream]:
 			continue
 		}
-		looked[recs[0].Stream] = true
+		checked[recs[0].Stream] = true
 		if err := s.checkOwner(ctx, recs, seq); err != nil {
 			return err
 		}

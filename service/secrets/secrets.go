@@ -12,9 +12,8 @@ import (
 	"github.com/credstream/credstream/vault"
 )
 
-// WithSecret stores a secret in the vault, durably, and then executes do, which names it.
-// If do is refused, the secret is erased; if its outcome is unknown, the
-// collector decides.
+// WithSecret stores a secret in the vault, durably, and then executes do, which references it.
+// If do is rejected, it erases the secret; if the outcome is unknown, the collector decides.
 func (s *Service) WithSecret(ctx context.Context, ref vault.Ref, secret seal.Secret, do func(secretID string) error) error {
 	for {
 		ref.SecretID = events.NewID()
@@ -47,7 +46,7 @@ func (s *Service) EraseAll(ctx context.Context, refs []vault.Ref) error {
 	return err
 }
 
-// Erase erases a secret that no event names from the vault now; the
+// Erase erases a secret that no event references from the vault now; the
 // collector retries a failure.
 func (s *Service) Erase(ctx context.Context, ref vault.Ref) {
 	if err := s.Vault.Erase(ctx, ref); err != nil {
