@@ -9,34 +9,34 @@ import (
 )
 
 // A period is divided into slots. A slot's tokens are free again when the whole slot is a
-// period ago: what is granted in any period is at most the limit, and over a long time at
+// period ago. So at most the limit is granted in any period, and over a long time at
 // least the share slots/(slots+1) of it, 97%.
 const slots = 32
 
-// maxFlows bounds the flows that a bucket tells apart. All others are one flow, otherFlows.
+// maxFlows bounds the flows that a bucket tracks separately. All others share otherFlows.
 const (
 	maxFlows   = 32
 	otherFlows = "others"
 )
 
-// Limit is how many tokens a bucket grants in any period.
+// Limit is the maximum number of tokens that a bucket grants in any period.
 type Limit struct {
 	Tokens int64
 	Per    time.Duration
 }
 
-// Bucket is what flows took from one credential's limit, and which of them wait. Times are
-// microseconds since 1970, by the clock of the servers that keep the bucket.
+// Bucket holds what flows took from one credential's limit, and which of them wait. Times are
+// microseconds since 1970, by the clock of the servers that store the bucket.
 type Bucket struct {
 	Per    int64            `json:"p"`          // the period that Slots divide
-	At     int64            `json:"a"`          // when it was last written: time does not run back
+	At     int64            `json:"a"`          // when it was last written: its time never runs backwards
 	Slots  []Slot           `json:"s,omitzero"` // oldest first
 	Claims map[string]int64 `json:"c,omitzero"` // flows that were denied: until when each has a claim on its share
 }
 
-// Slot is what was taken within one part of a period.
+// Slot holds what was taken within one part of a period.
 type Slot struct {
-	N  int64            `json:"n"` // which one since 1970
+	N  int64            `json:"n"` // number of the slot since 1970
 	By map[string]int64 `json:"t"` // tokens by flow
 }
 
@@ -56,20 +56,20 @@ func (b Bucket) clone() Bucket {
 	return b
 }
 
-// flowID is what a bucket holds of a flow's id: the ids are the callers', and may be long.
+// flowID is a short hash of a flow's id, which callers choose and may be long.
 func flowID(flow string) string {
 	sum := sha256.Sum256([]byte(flow))
 	return base64.RawURLEncoding.EncodeToString(sum[:9])
 }
 
-// take grants n tokens to a flow, all or none, and returns after what time the flow may get
-// them otherwise. free is what is left. The bucket is changed in either case; store is false
-// when it need not be stored. n is at most the limit.
+// take grants n tokens to a flow, all or none; n is at most the limit. If it denies them, wait is
+// the time after which the flow may get them. free is what is left. It changes the bucket in
+// either case; store is false if the change need not be stored.
 //
 // A flow may take what is free up to its fair share: the limit divided among the flows that
-// took some lately or were denied. Beyond its share it leaves theirs to the flows that were
-// denied, for as long as they keep asking. So one flow gets all that the others do not ask
-// for, and another one that asks gets its share within a period.
+// recently took some or were denied. Beyond its share it leaves theirs to the flows that were
+// denied, for as long as they keep asking. So one flow gets all that the others do not request,
+// and another one that requests tokens gets its share within a period.
 func (b *Bucket) take(limit Limit, flow string, n int64, now time.Time) (granted bool, wait time.Duration, free int64, store bool) {
 	at := max(now.UnixMicro(), b.At)
 	b.advance(limit.Per.Microseconds(), at)
@@ -123,7 +123,7 @@ func (b *Bucket) take(limit Limit, flow string, n int64, now time.Time) (granted
 	if n <= free {
 		due = min(due, lapse)
 	}
-	// A flow that asks again and again is not stored anew each time.
+	// Do not store the claim again for each request of a flow that keeps asking.
 	if store = due+grace-until > grace/2; store {
 		b.Claims[flow], b.At = due+grace, at
 	}
@@ -132,7 +132,7 @@ func (b *Bucket) take(limit Limit, flow string, n int64, now time.Time) (granted
 
 func (b *Bucket) width() int64 { return max(1, b.Per/slots) }
 
-// advance brings the bucket to a time, and to a period: one that the policy has now.
+// advance moves the bucket to a time, and to the period that the policy has now.
 func (b *Bucket) advance(per, at int64) {
 	if b.Per != per {
 		before := b.width()
@@ -140,7 +140,7 @@ func (b *Bucket) advance(per, at int64) {
 		width := b.width()
 		var merged []Slot
 		for _, s := range b.Slots {
-			// By its end: what was taken counts no shorter than it must.
+			// By its end, so that nothing counts for a shorter time than it must.
 			s.N = min((s.N+1)*before-1, at) / width
 			if last := len(merged) - 1; last >= 0 && merged[last].N == s.N {
 				for f, by := range s.By {
@@ -156,7 +156,7 @@ func (b *Bucket) advance(per, at int64) {
 	maps.DeleteFunc(b.Claims, func(_ string, until int64) bool { return until <= at })
 }
 
-// freeAt is when so many tokens more will be free.
+// freeAt returns when this many more tokens will be free.
 func (b *Bucket) freeAt(more, at int64) int64 {
 	due := at + b.Per
 	for _, s := range b.Slots {

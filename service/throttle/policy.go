@@ -23,7 +23,7 @@ import (
 // MaxTokens bounds the tokens of a policy.
 const MaxTokens = 1_000_000_000
 
-// The refusals of a policy's input.
+// Errors of a policy's input.
 var (
 	ErrTokens      = fault.New(fault.Invalid, "throttle_tokens_invalid", "tokens must be a whole number from 1 to 1000000000.")
 	ErrPer         = fault.New(fault.Invalid, "throttle_period_invalid", `per must be "second", "minute", "hour" or "day".`)
@@ -31,21 +31,21 @@ var (
 		"The description of a throttle policy must have at most 1024 bytes of UTF-8 and no control characters.")
 )
 
-// ErrNotFound is the refusal of a policy that does not exist, exported for the edges.
+// ErrNotFound is returned for a policy that does not exist; exported for the edges.
 var ErrNotFound = aggregates.ErrThrottlePolicyNotFound
 
-// races bounds the rounds of a command that another one gets ahead of.
+// races bounds the retries of a command that loses races.
 const races = 10
 
-// Define asks for a new throttle policy.
+// Define creates a throttle policy.
 type Define struct {
 	ID          string          `json:"id,omitzero"`          // generated when absent
 	Description string          `json:"description,omitzero"` // for people
-	Tokens      int64           `json:"tokens"`               // granted to all flows of a credential in any period, at most: 1 to 1000000000
+	Tokens      int64           `json:"tokens"`               // maximum for all flows of a credential together, in any period: 1 to 1000000000
 	Per         events.TimeUnit `json:"per"`                  // the period: second, minute, hour or day
 }
 
-// Check refuses what is no policy.
+// Check validates the policy.
 func (in Define) Check() error {
 	return cmp.Or(commands.CheckRef("/id", in.ID), checkDescription(in.Description), checkTokens(in.Tokens), checkPer(in.Per))
 }
@@ -88,15 +88,15 @@ func (s *Service) execute(ctx context.Context, call *service.Call, cmd commands.
 	return s.Kernel.Answered(aggregates.ThrottlePolicy.Stream(call.Tenant, cmd.Target()), before, after.Value, after.Seq), nil
 }
 
-// Change asks for other settings of a throttle policy. What is absent stays.
+// Change changes the settings of a throttle policy. Absent members are unchanged.
 type Change struct {
 	ID          string          `json:"id"`
 	Description *string         `json:"description,omitzero"` // for people
-	Tokens      int64           `json:"tokens,omitzero"`      // granted to all flows of a credential in any period, at most: 1 to 1000000000
+	Tokens      int64           `json:"tokens,omitzero"`      // maximum for all flows of a credential together, in any period: 1 to 1000000000
 	Per         events.TimeUnit `json:"per,omitzero"`         // the period: second, minute, hour or day
 }
 
-// Check refuses what cannot be a setting.
+// Check validates the settings.
 func (in Change) Check() error {
 	err := service.Required("/id", in.ID)
 	if in.Description != nil {
@@ -118,7 +118,7 @@ func (s *Service) change(ctx context.Context, call *service.Call, in Change) (se
 	return s.execute(ctx, call, commands.ChangeThrottlePolicy{ID: in.ID, Description: in.Description, Tokens: in.Tokens, Per: in.Per})
 }
 
-// Delete asks for the end of a throttle policy.
+// Delete deletes a throttle policy.
 type Delete struct {
 	ID string `json:"id"`
 }
@@ -139,7 +139,7 @@ func (s *Service) delete(ctx context.Context, call *service.Call, in Delete) (se
 	return service.Done{}, fault.ErrConflict
 }
 
-// checkID refuses what can be the id of no policy.
+// checkID rejects an invalid policy id.
 func checkID(id string) error {
 	if err := service.Required("/id", id); err != nil {
 		return err
@@ -150,18 +150,18 @@ func checkID(id string) error {
 	return nil
 }
 
-// InUse are the details of a refusal to delete a policy.
+// InUse are the details of the error of deleting a policy in use.
 type InUse struct {
 	Credentials []string `json:"credentials"` // ids of the first ones that have the policy
 	Total       int      `json:"total"`       // that have it, or are about to
 }
 
-// named is how many credentials a refusal names.
+// named bounds the credentials that the error lists.
 const named = 10
 
-// inUse returns why the policy cannot be deleted, nil when it is in use no more. A use that
-// its credential does not make ends: once the credential's own stream says that it never
-// will be made.
+// inUse returns the error of deleting the policy, or nil if it is no longer in use. It releases a
+// use that its credential does not have, once the credential's own stream excludes that it will
+// ever have it.
 func (s *Service) inUse(ctx context.Context, call *service.Call, policy string) error {
 	state, err := s.policy(ctx, call.Tenant, policy)
 	if err != nil {
@@ -196,9 +196,9 @@ func (s *Service) inUse(ctx context.Context, call *service.Call, policy string) 
 		"The throttle policy is assigned to credentials: %s. Assign another policy to them, or none, then delete it.", text).With(details)
 }
 
-// Use has a policy record that it is about to be assigned to a credential, so that it cannot
-// be deleted meanwhile; "" for no policy. A process that dies before the credential has it
-// leaves a use that the deletion of the policy finds to be none. Errors:
+// Use records in a policy that it is about to be assigned to a credential, so that it cannot
+// be deleted meanwhile; it does nothing for policy "". A process that dies before the credential
+// has the policy leaves a use, which the deletion of the policy recognizes as unused. Errors:
 // aggregates.ErrThrottlePolicyUnknown.
 func (s *Service) Use(ctx context.Context, call *service.Call, policy, credential string) (commands.PolicyUse, error) {
 	use := commands.PolicyUse{Policy: policy}
@@ -217,8 +217,8 @@ func (s *Service) Use(ctx context.Context, call *service.Call, policy, credentia
 	return use, err
 }
 
-// Release ends a use that the credential does not make any more. What it cannot end stays
-// until the policy is deleted, which finds out.
+// Release ends a use that the credential no longer has. If that fails, the use stays
+// until the policy is deleted, which releases it.
 func (s *Service) Release(ctx context.Context, call *service.Call, use commands.PolicyUse) {
 	if use.Use == "" {
 		return
@@ -230,17 +230,17 @@ func (s *Service) Release(ctx context.Context, call *service.Call, use commands.
 	}
 }
 
-// Ref names a throttle policy.
+// Ref identifies a throttle policy.
 type Ref struct {
 	ID     string `json:"id"`
-	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the response reflects this log sequence
 }
 
-// Policy is what the service shows of a throttle policy.
+// Policy is the public form of a throttle policy.
 type Policy struct {
 	ID          string          `json:"id"`
 	Description string          `json:"description"`
-	Tokens      int64           `json:"tokens"` // granted to all flows of a credential in any period, at most
+	Tokens      int64           `json:"tokens"` // maximum for all flows of a credential together, in any period
 	Per         events.TimeUnit `json:"per"`    // the period: second, minute, hour or day
 	CreatedAt   time.Time       `json:"created_at"`
 	CreatedBy   string          `json:"created_by"` // "key:<id>"
@@ -269,14 +269,14 @@ func (s *Service) get(ctx context.Context, call *service.Call, in Ref) (Policy, 
 	return shown(p), err
 }
 
-// List asks for the throttle policies of the tenant.
+// List requests the throttle policies of the tenant.
 type List struct {
 	Limit  int    `json:"limit,omitzero"`   // 1 to 200; 50 when absent
-	After  string `json:"after,omitzero"`   // cursor of the page before
-	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the answer reflects this log sequence
+	After  string `json:"after,omitzero"`   // cursor of the previous page
+	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the response reflects this log sequence
 }
 
-// Page answers List, by id.
+// Page is the response to List, by id.
 type Page struct {
 	Policies []Policy `json:"policies"`
 	Next     string   `json:"next,omitzero"` // cursor of the next page; absent on the last

@@ -1,4 +1,4 @@
-// Package throttle keeps throttle policies, which limit how often flows use a credential, and
+// Package throttle manages throttle policies, which limit how often flows use a credential, and
 // grants the tokens that they allow.
 package throttle
 
@@ -12,38 +12,38 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// Deps is what a Service is made of.
+// Deps are the dependencies of a Service.
 type Deps struct {
 	Kernel *service.Kernel
 	Log    *aggregates.Log
 	Views  *projections.Views
 	Logger *slog.Logger
 
-	// Buckets stores the tokens taken; without it nothing is granted that a policy limits.
+	// Buckets stores the tokens taken; without it, a credential with a policy gets no tokens.
 	Buckets Buckets
 }
 
-// Service answers the routes of throttle policies. Its methods may be called from many
+// Service implements the routes of throttle policies. Its methods may be called from many
 // goroutines.
 type Service struct {
 	Deps
 	taker *Taker
 }
 
-// New makes a Service.
+// New creates a Service.
 func New(deps Deps) (*Service, error) {
 	taker, err := NewTaker(deps.Buckets)
 	return &Service{deps, taker}, err
 }
 
-// Answers are none beside what every command answers.
+// Answers returns nil: Done is the whole response.
 func (s *Service) Answers() []service.Answer { return nil }
 
-// Routes is what can be asked of the feature.
+// Routes are the routes of the feature.
 func (s *Service) Routes() []service.Route {
 	return []service.Route{
 		service.Command("throttle_policy.define", permission.ThrottlePoliciesEdit, s.define,
-			"Define a throttle policy: how many tokens all flows of a credential are granted in any period."),
+			"Define a throttle policy: the maximum number of tokens for all flows of a credential together, in any period."),
 		service.Command("throttle_policy.change", permission.ThrottlePoliciesEdit, s.change,
 			"Change a throttle policy, for all credentials that it is assigned to."),
 		service.Command("throttle_policy.delete", permission.ThrottlePoliciesEdit, s.delete,
@@ -55,7 +55,7 @@ func (s *Service) Routes() []service.Route {
 	}
 }
 
-// policy is the newest state of a policy, or ErrThrottlePolicyNotFound.
+// policy returns the newest state of a policy, or ErrThrottlePolicyNotFound.
 func (s *Service) policy(ctx context.Context, tenant, id string) (aggregates.ThrottlePolicyState, error) {
 	state, err := aggregates.ThrottlePolicy.Fresh(ctx, s.Log, aggregates.ThrottlePolicy.Stream(tenant, id))
 	if err == nil && !state.Value.Live {

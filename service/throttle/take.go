@@ -17,39 +17,39 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// The refusals of a take.
+// Errors of a take.
 var (
-	// ErrTakeTokens refuses a number of tokens that is none.
+	// ErrTakeTokens rejects an invalid number of tokens.
 	ErrTakeTokens = fault.New(fault.Invalid, "throttle_take_invalid", "tokens must be a whole number from 1 to 1000000000.")
-	// ErrTakeTooMany refuses what no period has.
+	// ErrTakeTooMany rejects more tokens than a period has.
 	ErrTakeTooMany = fault.New(fault.Unprocessable, "throttle_take_too_many",
 		"The throttle policy never grants that many tokens. Ask for fewer at a time.")
-	// ErrUnavailable grants nothing while it is not known what is left.
+	// ErrUnavailable is returned while the remaining tokens are unknown: nothing is granted.
 	ErrUnavailable = fault.New(fault.Unavailable, "throttle_unavailable",
 		"The state of the throttle cannot be read or stored, so no tokens were granted. Try again shortly.")
 )
 
-// ErrMoved is returned by Buckets.Store when another process was faster.
+// ErrMoved is returned by Buckets.Store if another process was faster.
 var ErrMoved = errors.New("throttle: the bucket was changed concurrently")
 
-// Buckets keeps the buckets, shared by all processes. A failed Store may have stored.
+// Buckets stores the buckets, shared by all processes. A Store that failed may have stored.
 type Buckets interface {
-	// Load returns what is stored under a key, and its revision: 0 when nothing is.
+	// Load returns the value under a key and its revision, 0 if there is none.
 	Load(ctx context.Context, tenant, credential string) (value []byte, revision uint64, err error)
-	// Store replaces what has the revision, or returns ErrMoved.
+	// Store replaces the value that has this revision, or returns ErrMoved.
 	Store(ctx context.Context, tenant, credential string, value []byte, revision uint64) (uint64, error)
-	// Now is the time by a clock that all processes share.
+	// Now is the time of a clock that all processes share.
 	Now(ctx context.Context) (time.Time, error)
 }
 
-// Take asks for tokens before a call to a credential's API.
+// Take requests tokens before a call to a credential's API.
 type Take struct {
 	Credential string `json:"credential"`
 	Tokens     *int64 `json:"tokens,omitzero"` // that the call costs; 1 when absent
-	Flow       string `json:"flow,omitzero"`   // id of the flow that asks; those of a credential have equal shares
+	Flow       string `json:"flow,omitzero"`   // id of the requesting flow; the flows of a credential have equal shares
 }
 
-// Check refuses what cannot be taken.
+// Check validates the request.
 func (in Take) Check() error {
 	err := service.Required("/credential", in.Credential)
 	if in.Tokens != nil && (*in.Tokens < 1 || *in.Tokens > MaxTokens) {
@@ -61,7 +61,7 @@ func (in Take) Check() error {
 	return err
 }
 
-// Taken answers Take.
+// Taken is the response to Take.
 type Taken struct {
 	Granted        bool   `json:"granted"`                  // make the call; when false, take again after retry_after_ms
 	RetryAfter     int64  `json:"retry_after_ms,omitzero"`  // milliseconds until the tokens may be free
@@ -89,8 +89,8 @@ func (s *Service) take(ctx context.Context, call *service.Call, in Take) (Taken,
 	return taken, err
 }
 
-// limitOf is the policy of a credential, "" for none. What is cached of either may be a
-// moment old: a change reaches this process when its projector sees it.
+// limitOf returns the policy of a credential, "" for none, and its limit. Both may be cached: a
+// change reaches this process when its projector sees it.
 func (s *Service) limitOf(ctx context.Context, tenant, credential string) (policy string, limit Limit, err error) {
 	if events.CheckID(credential) != nil {
 		return "", limit, aggregates.ErrCredentialNotFound
@@ -117,7 +117,7 @@ func (s *Service) limitOf(ctx context.Context, tenant, credential string) (polic
 		if p.Value.Live {
 			return policy, Limit{Tokens: p.Value.Settings.Tokens, Per: p.Value.Settings.Per.Duration()}, nil
 		}
-		if last { // it was recorded before the credential had it, and stays while it has
+		if last { // a policy in use cannot be deleted
 			return "", limit, fmt.Errorf("the throttle policy %s of credential %s is not there: %w", policy, credential, ErrUnavailable)
 		}
 	}
@@ -125,13 +125,13 @@ func (s *Service) limitOf(ctx context.Context, tenant, credential string) (polic
 
 type bucketKey struct{ tenant, credential string }
 
-// asked is one take under way.
-type asked struct {
+// takeCall is one pending take.
+type takeCall struct {
 	limit Limit
 	flow  string
 	n     int64
 
-	done  chan struct{} // closed when the rest is known
+	done  chan struct{} // closed when taken and err are set
 	taken Taken
 	err   error
 }
@@ -155,28 +155,28 @@ func NewTaker(of Buckets) (*Taker, error) {
 	return &Taker{of: of, open: open}, nil
 }
 
-// maxBuckets bounds what is kept in memory; what it does not hold is read anew.
+// maxBuckets bounds the buckets that are cached.
 const maxBuckets = 1 << 14
 
-// bucket is what this process knows of one.
+// bucket is the cached state of a bucket.
 type bucket struct {
-	waiting  []*asked // guarded by Taker.mu
-	busy     bool     // guarded by Taker.mu: one goroutine serves those who wait
-	known    bool     // the rest is of that goroutine alone
+	waiting  []*takeCall // guarded by Taker.mu
+	busy     bool        // guarded by Taker.mu: one goroutine serves the waiting calls
+	known    bool        // only that goroutine uses the rest
 	stored   Bucket
 	revision uint64
 }
 
 const (
-	takeTime  = 5 * time.Second // for a store and its repeats
-	takeRaces = 1000            // that other processes may win meanwhile
+	takeTime  = 5 * time.Second // for a store and its retries
+	takeRaces = 1000            // lost to other processes, before it gives up
 )
 
 // Take grants n tokens, at most those of the limit, to a flow, or denies them. It grants
 // nothing when the bucket cannot be stored (ErrUnavailable).
 func (b *Taker) Take(ctx context.Context, tenant, credential string, limit Limit, flow string, n int64) (Taken, error) {
 	key := bucketKey{tenant, credential}
-	a := &asked{limit: limit, flow: flowID(flow), n: n, done: make(chan struct{})}
+	a := &takeCall{limit: limit, flow: flowID(flow), n: n, done: make(chan struct{})}
 	b.mu.Lock()
 	own, ok := b.open.Get(key)
 	if !ok {
@@ -198,7 +198,7 @@ func (b *Taker) Take(ctx context.Context, tenant, credential string, limit Limit
 	}
 }
 
-// serve answers all who wait for a bucket until nobody does.
+// serve serves the calls that wait for a bucket until there are none.
 func (b *Taker) serve(ctx context.Context, key bucketKey, own *bucket) {
 	for {
 		b.mu.Lock()
@@ -209,7 +209,7 @@ func (b *Taker) serve(ctx context.Context, key bucketKey, own *bucket) {
 			return
 		}
 		b.mu.Unlock()
-		err := b.answer(ctx, key, own, all)
+		err := b.decide(ctx, key, own, all)
 		for _, a := range all {
 			if err != nil {
 				a.taken, a.err = Taken{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
@@ -219,8 +219,8 @@ func (b *Taker) serve(ctx context.Context, key bucketKey, own *bucket) {
 	}
 }
 
-// answer decides all takes on the bucket as it is stored, and stores what follows.
-func (b *Taker) answer(ctx context.Context, key bucketKey, own *bucket, all []*asked) error {
+// decide decides all takes with the stored bucket, and stores the new one.
+func (b *Taker) decide(ctx context.Context, key bucketKey, own *bucket, all []*takeCall) error {
 	ctx, cancel := context.WithTimeout(ctx, takeTime)
 	defer cancel()
 	store := b.of
