@@ -29,7 +29,7 @@ var (
 		"The connector secret holds an API key whose id is not api_key_id. Correct api_key_id, or replace the value of the secret.")
 )
 
-// races bounds the rounds of a command that another one gets ahead of.
+// races bounds the retries of a command that loses races.
 const races = 10
 
 type PutConnector struct {
@@ -98,8 +98,8 @@ func (k apiKey) check() (change commands.ConnectorKey, err error) {
 	return change, nil
 }
 
-func clean(text string, most int) bool {
-	return len(text) <= most && utf8.ValidString(text) && !strings.ContainsFunc(text, unicode.IsControl)
+func clean(text string, maxBytes int) bool {
+	return len(text) <= maxBytes && utf8.ValidString(text) && !strings.ContainsFunc(text, unicode.IsControl)
 }
 
 // checkID rejects an invalid connector id.
@@ -113,11 +113,11 @@ func checkID(id string) error {
 // change executes a command that may point the connector to another secret. The secret's stream
 // records the use first, so that it cannot be deleted meanwhile. A process
 // that crashes in between leaves a use that the deletion of the secret recognizes as unused.
-func (s *Service) change(ctx context.Context, call *service.Call, id string, asked apiKey, cmd func(commands.ConnectorKey) commands.Connector) (service.Done, error) {
+func (s *Service) change(ctx context.Context, call *service.Call, id string, requested apiKey, cmd func(commands.ConnectorKey) commands.Connector) (service.Done, error) {
 	if err := checkID(id); err != nil {
 		return service.Done{}, err
 	}
-	key, err := asked.check()
+	key, err := requested.check()
 	if err != nil {
 		return service.Done{}, err
 	}
@@ -163,7 +163,7 @@ func (s *Service) change(ctx context.Context, call *service.Call, id string, ask
 }
 
 // release ends a use that the connector no longer has. If that fails, the use stays
-// until the secret is deleted, which releases it.
+// until the deletion of the secret releases it.
 func (s *Service) release(ctx context.Context, call *service.Call, secret string, use aggregates.ConnectorUse) {
 	if use.Use == "" {
 		return

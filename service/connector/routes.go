@@ -9,7 +9,7 @@ import (
 func (s *Service) Routes() []service.Route {
 	return []service.Route{
 		service.Command("connector.put", permission.ConnectorsManage, s.putConnector,
-			"Create a connector, or replace the settings of the one with this id. The API key stays unless another one is given."),
+			"Create a connector, or replace the settings of the one with this id. The API key is unchanged unless the request sets it."),
 		service.Command("connector.set-api-key", permission.ConnectorsManage, s.setAPIKey,
 			"Set the id of a connector's API key, the connector secret that holds the key, or both."),
 		service.Command("connector.delete", permission.ConnectorsManage, s.deleteConnector,
@@ -17,7 +17,7 @@ func (s *Service) Routes() []service.Route {
 		service.Query("connector.get", permission.ConnectorsManage, s.getConnector, "One connector."),
 		service.Query("connector.list", permission.ConnectorsManage, s.listConnectors, "The connectors of the tenant by id, page by page.").Scan(),
 		service.Command("connector_secret.put", permission.ConnectorSecretsWrite, s.putSecret,
-			"Create a connector secret, or give the one with this id another value as a new version.").WithSecrets().Unqueued(),
+			"Create a connector secret, or set a new value for an existing one, as a new version.").WithSecrets().Unqueued(),
 		service.Command("connector_secret.revert", permission.ConnectorSecretsWrite, s.revertSecret,
 			"Activate the value of an earlier version of a connector secret as a new version. It is not shown."),
 		service.Command("connector_secret.delete", permission.ConnectorSecretsWrite, s.deleteSecret,

@@ -52,7 +52,7 @@ func (v *Value) UnmarshalJSON(b []byte) error {
 type PutSecret struct {
 	ID       string `json:"id,omitzero"` // generated when absent
 	Value    Value  `json:"value"`
-	Expected int    `json:"expected_version,omitzero"` // refuse when the current value has another version
+	Expected int    `json:"expected_version,omitzero"` // refuse unless this is the version of the current value
 }
 
 func (s *Service) putSecret(ctx context.Context, call *service.Call, in PutSecret) (service.Done, error) {
@@ -90,7 +90,7 @@ func (s *Service) changeSecret(ctx context.Context, call *service.Call, cmd comm
 type RevertSecret struct {
 	ID       string `json:"id"`
 	Version  int    `json:"version"`                   // version to revert to
-	Expected int    `json:"expected_version,omitzero"` // refuse when the current value has another version
+	Expected int    `json:"expected_version,omitzero"` // refuse unless this is the version of the current value
 }
 
 func (s *Service) revertSecret(ctx context.Context, call *service.Call, in RevertSecret) (service.Done, error) {
@@ -189,7 +189,7 @@ func (s *Service) value(ctx context.Context, tenant, id string) (version int, va
 			return now.Version, value, err
 		}
 	}
-	return 0, value, fmt.Errorf("the value of connector secret %s is not in the vault: %s", id, err) //nolint:errorlint // not for the caller, who would take it for another one
+	return 0, value, fmt.Errorf("the value of connector secret %s is not in the vault: %s", id, err) //nolint:errorlint // hides ErrNoSecret, which callers would misinterpret
 }
 
 // RevealedSecret is the response to a reveal, the only one that contains a value.
@@ -201,7 +201,7 @@ type RevealedSecret struct {
 // Remember implements service.Result. The value is shown once.
 func (r RevealedSecret) Remember(*events.CommandCompleted) (service.Done, bool) { return r.Done, true }
 
-// revealSecret returns a value. The audit event is durable before.
+// revealSecret returns a value. The audit event is committed first.
 func (s *Service) revealSecret(ctx context.Context, call *service.Call, in SecretRef) (RevealedSecret, error) {
 	if err := checkSecret(in.ID); err != nil {
 		return RevealedSecret{}, err

@@ -42,16 +42,16 @@ const (
 func (s *Service) Answers() []service.Answer {
 	return []service.Answer{
 		service.AnswerOf(aggregates.Connector, func(done *service.Done, before, after aggregates.ConnectorState) {
-			done.Status = did(before.Live, after.Live, before.Settings != after.Settings || before.APIKeyID != after.APIKeyID || before.SecretID != after.SecretID)
+			done.Status = effect(before.Live, after.Live, before.Settings != after.Settings || before.APIKeyID != after.APIKeyID || before.SecretID != after.SecretID)
 		}),
 		service.AnswerOf(aggregates.ConnectorSecret, func(done *service.Done, before, after aggregates.ConnectorSecretState) {
 			done.Version = after.Current().Version
-			done.Status = did(before.Live(), after.Live(), before.Current() != after.Current())
+			done.Status = effect(before.Live(), after.Live(), before.Current() != after.Current())
 		}),
 	}
 }
 
-func did(was, is, changed bool) events.Status {
+func effect(was, is, changed bool) events.Status {
 	switch {
 	case !was && is:
 		return Created
@@ -63,8 +63,8 @@ func did(was, is, changed bool) events.Status {
 	return Noop
 }
 
-// newest waits until the views reflect all that was acknowledged, by whichever process,
-// and the log sequence: a caller reads its own writes without asking for that.
+// newest waits until the views reflect the log sequence and everything that any process has
+// acknowledged: so a caller reads its own writes without min_seq.
 func (s *Service) newest(ctx context.Context, minSeq uint64) error {
 	end, err := s.Log.Store.End(ctx)
 	if err != nil {
