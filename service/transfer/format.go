@@ -17,8 +17,8 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// Format is the version of an export file: JSON documents, one a line. The first is a Header,
-// the last an End, and between them stand Items, in the order of Kinds.
+// Format is the version of an export file, which has one JSON document per line: a Header,
+// Items in the order of Kinds, and an End.
 const Format = 1
 
 // The kinds of an item.
@@ -31,7 +31,7 @@ const (
 	KindFlow           = "flow"
 )
 
-// Kinds are the kinds in the order of a file: what an item names stands before it.
+// Kinds returns the kinds in the order of a file: an item comes after those that it references.
 func Kinds() []string {
 	return []string{KindComponent, KindThrottlePolicy, KindAuthClient, KindOAuthClient, KindCredential, KindFlow}
 }
@@ -48,15 +48,15 @@ type Header struct {
 	LeftOut []string  `json:"left_out,omitzero"`
 }
 
-// Item is one exported thing.
+// Item is one exported resource.
 type Item struct {
 	Kind    string         `json:"kind"`
 	ID      string         `json:"id"`
 	Facts   jsontext.Value `json:"facts"`            // a Component, a ThrottlePolicy, ...
 	Sealed  string         `json:"sealed,omitzero"`  // base64 of an age file with a Sealed
-	Missing []string       `json:"missing,omitzero"` // names of the secrets that the file does not hold
+	Missing []string       `json:"missing,omitzero"` // names of the secrets that are not exported
 
-	cursor string // from which to go on after it
+	cursor string // after this item
 	fields []string
 }
 
@@ -68,8 +68,8 @@ type End struct {
 	Signature string `json:"signature"` // of Signed of that hash: Ed25519, base64
 }
 
-// Sealed is what the age file of an item holds. It names its place, so that it opens in no
-// other one.
+// Sealed is the content of the age file of an item. It identifies the item, so that it cannot be
+// moved to another one.
 type Sealed struct {
 	Export string         `json:"export"` // id of the export
 	Kind   string         `json:"kind"`
@@ -106,8 +106,8 @@ type OAuthClient struct {
 	ClientID string `json:"client_id"`
 }
 
-// Credential are the facts of a credential. Status, Version and the times say what the
-// exporting service knew; an import gives it new ones.
+// Credential are the facts of a credential. Status, Version and the times are those of the
+// exporting service; an import does not keep them.
 type Credential struct {
 	Component      string         `json:"component,omitzero"`
 	Type           string         `json:"type,omitzero"` // free, in place of component
@@ -126,7 +126,7 @@ type Credential struct {
 	UpdatedAt      time.Time      `json:"updated_at,omitzero"`
 }
 
-// Flow are the facts of a flow. A reservation is told, but not imported: it expires.
+// Flow are the facts of a flow. A reservation is exported for information: it expires, and is not imported.
 type Flow struct {
 	Name          string            `json:"name,omitzero"`
 	Revision      uint64            `json:"revision"`
@@ -144,12 +144,12 @@ var (
 
 const keyPrefix = "ed25519:"
 
-// FormatKey writes the public key of signatures for people.
+// FormatKey returns the text form of a public key for signatures.
 func FormatKey(key ed25519.PublicKey) string {
 	return keyPrefix + base64.RawURLEncoding.EncodeToString(key)
 }
 
-// ParseKey reads what FormatKey writes. It returns ErrSigningKey.
+// ParseKey parses the form of FormatKey, or returns ErrSigningKey.
 func ParseKey(text string) (ed25519.PublicKey, error) {
 	encoded, ok := strings.CutPrefix(text, keyPrefix)
 	key, err := base64.RawURLEncoding.Strict().DecodeString(encoded)
@@ -159,10 +159,10 @@ func ParseKey(text string) (ed25519.PublicKey, error) {
 	return key, nil
 }
 
-// Signed is the message that the signature of a file signs.
+// Signed returns the message that the signature of a file signs.
 func Signed(sum []byte) []byte { return append([]byte("credstream/export/1\n"), sum...) }
 
-// parseRecipient reads an age public key. It returns ErrRecipient.
+// parseRecipient parses an age public key, or returns ErrRecipient.
 func parseRecipient(text string) (age.Recipient, error) {
 	if len(text) > 4096 || strings.ContainsAny(text, " \t\r\n#") {
 		return nil, ErrRecipient.At("/to")
@@ -174,7 +174,7 @@ func parseRecipient(text string) (age.Recipient, error) {
 	return list[0], nil
 }
 
-// sealTo writes a Sealed as an age file in base64.
+// sealTo encrypts a Sealed to an age file, in base64.
 func sealTo(to age.Recipient, s Sealed) (string, error) {
 	clear, err := json.Marshal(s, json.Deterministic(true))
 	if err != nil {
@@ -201,8 +201,8 @@ var (
 		"The sealed secrets of an item are damaged, or belong to another item.")
 )
 
-// Open opens the secrets of an item of the export with this id. Its errors, ErrIdentity and
-// ErrSealedInvalid, quote nothing of them.
+// Open decrypts the secrets of an item of the export with this id. Its errors, ErrIdentity and
+// ErrSealedInvalid, do not quote them.
 func (i Item) Open(export string, identities ...age.Identity) (keys jsontext.Value, err error) {
 	raw, err := base64.StdEncoding.Strict().DecodeString(i.Sealed)
 	if err != nil {

@@ -58,7 +58,7 @@ type Service struct{ Deps }
 // New creates a Service.
 func New(deps Deps) *Service { return &Service{deps} }
 
-// Answers are none beside what every command answers.
+// Answers returns nil: Done is the whole response.
 func (s *Service) Answers() []service.Answer { return nil }
 
 // Routes are the routes of the feature.
@@ -73,11 +73,11 @@ func (s *Service) Routes() []service.Route {
 // The bounds of one page.
 const (
 	pageItems  = 128
-	pageBytes  = 256 << 10 // after which no further items are begun
+	pageBytes  = 256 << 10 // after which no more items are added
 	sealAtOnce = 16        // items
 )
 
-// ErrCursor refuses a cursor that the service did not make.
+// ErrCursor rejects a cursor that the service did not create.
 var ErrCursor = fault.New(fault.Invalid, "export_cursor_invalid", "The cursor is not one of an export of this tenant. Start the export again.")
 
 // Page requests the next part of an export.
@@ -104,12 +104,12 @@ func (s *Service) key(ctx context.Context, call *service.Call, _ struct{}) (Sign
 	return SigningKey{FormatKey(key)}, err
 }
 
-// cursor is the state of an export between two pages. The caller keeps it, under a MAC: so
-// the service signs what it has written and nothing else.
+// cursor is the state of an export between two pages. The caller keeps it, with a MAC, so that
+// the service signs only what it has written.
 type cursor struct {
 	Export string `json:"export"`
 	To     string `json:"to,omitzero"`
-	Kinds  []int  `json:"kinds"` // what is left, indexes of parts
+	Kinds  []int  `json:"kinds"` // remaining parts, by index
 	After  string `json:"after,omitzero"`
 	Items  int    `json:"items"`
 	Sum    []byte `json:"sum"` // state of the hash
@@ -194,11 +194,11 @@ func (s *Service) page(ctx context.Context, call *service.Call, in Page) (out Ex
 		if to, err = parseRecipient(c.To); err != nil {
 			return out, err
 		}
-		defer admission.Idle(ctx)() // each access is admitted by itself
+		defer admission.Idle(ctx)() // each access is admitted separately
 	}
 	for len(c.Kinds) > 0 && len(text) < pageBytes {
 		p := parts[c.Kinds[0]]
-		if err := s.require(ctx, call, p.perm); err != nil { // it was taken away since the export began
+		if err := s.require(ctx, call, p.perm); err != nil { // the permission may have been revoked since the export began
 			return out, err
 		}
 		items, more, err := p.read(s, ctx, call.Tenant, c.After)
@@ -210,13 +210,13 @@ func (s *Service) page(ctx context.Context, call *service.Call, in Page) (out Ex
 			if len(text) >= pageBytes {
 				break
 			}
-			gone, err := s.seal(ctx, call, to, c.Export, chunk)
+			deleted, err := s.seal(ctx, call, to, c.Export, chunk)
 			if err != nil {
 				return out, err
 			}
 			for i, item := range chunk {
 				n, c.After = n+1, item.cursor
-				if gone[i] || item.Kind == "" {
+				if deleted[i] || item.Kind == "" {
 					continue
 				}
 				if err := write(item); err != nil {
@@ -293,10 +293,10 @@ func (s *Service) require(ctx context.Context, call *service.Call, perm permissi
 	return service.ErrDenied.Withf("The key lacks the permission %s.", perm)
 }
 
-// seal gives items their secrets, sealed, or says which are missing. What was deleted since
-// the views were read is gone.
-func (s *Service) seal(ctx context.Context, call *service.Call, to age.Recipient, export string, items []Item) (gone []bool, err error) {
-	gone = make([]bool, len(items))
+// seal encrypts the secrets of items, or lists them as missing. deleted marks the items that
+// were deleted after the views were read.
+func (s *Service) seal(ctx context.Context, call *service.Call, to age.Recipient, export string, items []Item) (deleted []bool, err error) {
+	deleted = make([]bool, len(items))
 	var group errgroup.Group
 	for i := range items {
 		item := &items[i]
@@ -321,10 +321,10 @@ func (s *Service) seal(ctx context.Context, call *service.Call, to age.Recipient
 			switch f := fault.Of(err); {
 			case err == nil:
 			case f.Code == item.Kind+"_not_found":
-				gone[i] = true
+				deleted[i] = true
 				return nil
 			case f.Kind == fault.Denied && item.Kind == KindAuthClient, f.Kind == fault.Precondition, f.Kind == fault.NotFound:
-				item.Missing = item.fields // one of every tenant, or its secrets were erased
+				item.Missing = item.fields // a global auth client, or its secrets were erased
 				return nil
 			default:
 				return err
@@ -336,10 +336,10 @@ func (s *Service) seal(ctx context.Context, call *service.Call, to age.Recipient
 			return err
 		})
 	}
-	return gone, group.Wait()
+	return deleted, group.Wait()
 }
 
-// revealed are the values in the answer of a reveal.
+// revealed extracts the values from the response to a reveal.
 func revealed(answer any) (jsontext.Value, error) {
 	clear, err := json.Marshal(answer, json.Deterministic(true))
 	var values struct {
@@ -361,7 +361,7 @@ func revealed(answer any) (jsontext.Value, error) {
 	return jsontext.Value(`{"client_secret":` + string(values.ClientSecret) + `}`), nil
 }
 
-// itemOf writes the facts of an item, whose secrets are fields.
+// itemOf creates an item from its facts and the names of its secrets.
 func itemOf(kind, id, cursor string, facts any, fields []string) (Item, error) {
 	raw, err := json.Marshal(facts, json.Deterministic(true))
 	if err != nil {
@@ -370,7 +370,7 @@ func itemOf(kind, id, cursor string, facts any, fields []string) (Item, error) {
 	return Item{Kind: kind, ID: id, Facts: raw, cursor: cursor, fields: fields}, nil
 }
 
-// listed makes the items of a page. One without a kind is passed over.
+// listed converts a page to items. An item without a kind is skipped.
 func listed[T any](page []T, next string, err error, item func(T) (Item, error)) ([]Item, bool, error) {
 	if err != nil {
 		return nil, false, err
@@ -430,7 +430,7 @@ func (s *Service) oauthClients(ctx context.Context, tenant, after string) ([]Ite
 	page, next, err := s.Views.OAuthClients(ctx, tenant, after, pageItems)
 	return listed(page, next, err, func(k projections.OAuthClient) (Item, error) {
 		_, follows, err := s.Views.AuthClientFollowed(ctx, tenant, k.Component)
-		if err != nil || follows || k.Unusable { // it comes with the auth client, or is of no use
+		if err != nil || follows || k.Unusable { // the import of the auth client defines it, or it is unusable
 			return Item{cursor: k.Component}, err
 		}
 		return itemOf(KindOAuthClient, k.Component, k.Component, OAuthClient{ClientID: k.ClientID}, []string{"client_secret"})
