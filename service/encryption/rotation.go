@@ -103,14 +103,14 @@ const (
 
 // rotation is one rotation in progress.
 type rotation struct {
-	number uint64
-	key    uint32    // the new one
-	since  time.Time // when this process first knew that it seals
-	told   bool      // that secrets are left which do not open
+	number   uint64
+	key      uint32    // the new one
+	since    time.Time // when this process first saw it in use
+	reported bool      // that secrets are left which do not open
 }
 
-// rotate completes the rotations of all tenants until ctx ends. Everything that it does may be done
-// again, also by another process at the same time.
+// rotate completes the rotations of all tenants until ctx ends. All of it is idempotent, also if
+// several processes run it at the same time.
 func (s *Service) rotate(ctx context.Context) {
 	known := map[string]*rotation{} // by tenant
 	for {
@@ -128,11 +128,11 @@ func (s *Service) rotate(ctx context.Context) {
 
 func (s *Service) retireAfter() time.Duration { return max(s.RetireAfter, 2*s.Keyring.Freshness) }
 
-// rotateAll encrypts what earlier keys encrypted, and completes the rotations of the tenants for
-// which nothing was left.
+// rotateAll encrypts again what earlier keys encrypted, and completes the rotations of the
+// tenants for which nothing was left.
 func (s *Service) rotateAll(ctx context.Context, known map[string]*rotation) error {
 	if err := s.Kernel.WritesAllowed(); err != nil {
-		return nil //nolint:nilerr // readiness says it
+		return nil //nolint:nilerr // readiness reports it
 	}
 	tenants, err := s.Views.RotatingTenants(ctx)
 	if err != nil || len(tenants) == 0 {
@@ -140,7 +140,7 @@ func (s *Service) rotateAll(ctx context.Context, known map[string]*rotation) err
 		return err
 	}
 	keys := map[string]uint32{}
-	var failed []error // of one tenant: the others do not wait for it
+	var failed []error // one tenant's failure does not stop the others
 	for _, t := range tenants {
 		key, err := s.Keyring.Rotate(ctx, t.ID, t.Rotation)
 		if err != nil {
@@ -169,8 +169,8 @@ func (s *Service) rotateAll(ctx context.Context, known map[string]*rotation) err
 		switch {
 		case r == nil: // Rotate failed
 		case found[t.ID] > 0:
-			if total == 0 && !r.told {
-				r.told = true
+			if total == 0 && !r.reported {
+				r.reported = true
 				s.Logger.ErrorContext(ctx, "secrets cannot be decrypted: the earlier key is kept", "tenant", t.ID, "secrets", found[t.ID])
 			}
 		case begun.Sub(r.since) >= s.retireAfter():

@@ -61,7 +61,7 @@ func New(deps Deps) *Service {
 	return s
 }
 
-// Answers is empty: Done has everything.
+// Answers returns nil: Done is the whole response.
 func (s *Service) Answers() []service.Answer { return nil }
 
 // Routes are the routes of the feature.
