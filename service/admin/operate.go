@@ -107,7 +107,7 @@ func (s *Service) viewsStatus(ctx context.Context, _ *service.Call, _ ViewsStatu
 }
 
 // AttestDurability records that the operator attests the durability of the
-// streams: why is what was weak, or unverified. A repeat is recorded once.
+// streams: why says which of it was weak or unverified. A repeat is recorded once.
 func (s *Service) AttestDurability(ctx context.Context, replicas int, why string) error {
 	_, _, err := service.Execute(ctx, s.Kernel, service.System(events.System, "serve"), aggregates.Installation, events.System,
 		commands.Installation(commands.AttestDurability{Replicas: replicas, Why: why}))

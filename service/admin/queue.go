@@ -93,9 +93,8 @@ func (s *Service) CheckQueued(ctx context.Context, call *service.Call, command s
 	return stored, stored.Compact()
 }
 
-// MayKeep returns an error for a queued command that must not be kept: its body is not
-// valid, or has a clear secret. An earlier version of
-// the service may have stored such a message.
+// MayKeep returns an error for a queued command that must not be kept: its body is invalid, or
+// has a clear secret. An earlier version of the service may have stored such a message.
 func (s *Service) MayKeep(command string, body []byte) error {
 	route, ok := s.Kernel.Route(command)
 	if !ok || !route.Command || route.Unqueueable {
@@ -246,9 +245,9 @@ func (s *Service) dropQueued(ctx context.Context, call *service.Call, in QueuedI
 	return s.takeQueued(ctx, call, in, DeadLetterQueue.Drop)
 }
 
-// takeQueued changes one message, which removes it from the dead-letter queue. The command
-// starts only if the message exists: if a repeat after a crash does not find
-// it, the earlier attempt removed it.
+// takeQueued removes one message from the dead-letter queue by a change. The command starts only
+// if the message exists: if a repeat after a crash does not find it, the earlier attempt removed
+// it.
 func (s *Service) takeQueued(ctx context.Context, call *service.Call, in QueuedID, change func(q DeadLetterQueue, ctx context.Context, tenant, id string) error) (service.Done, error) {
 	if s.DeadLetters == nil {
 		return service.Done{}, ErrQueueAbsent

@@ -31,7 +31,7 @@ type EventChanges struct {
 	Limit int    `json:"limit,omitzero"` // 1 to 1000; 200 when absent
 }
 
-// eventChanges returns the feed's events of the time before a follower subscribed: every caller
+// eventChanges returns the feed's events from before a follower subscribed: every caller
 // that may follow the feed may use it.
 func (s *Service) eventChanges(ctx context.Context, call *service.Call, in EventChanges) (Replay, error) {
 	return s.replay(ctx, call, ReplayEvents{From: in.From, Limit: in.Limit}, func(m projections.Message) bool { return m.Audience == events.Changes })
@@ -41,8 +41,8 @@ func (s *Service) replayEvents(ctx context.Context, call *service.Call, in Repla
 	return s.replay(ctx, call, in, func(projections.Message) bool { return true })
 }
 
-// replay reads a page of the tenant's events that the caller may read. A caller whose key is
-// bound to some credentials gets the events of these.
+// replay reads a page of the tenant's events that the caller may read. A key that is restricted
+// to some credentials gets only their events.
 func (s *Service) replay(ctx context.Context, call *service.Call, in ReplayEvents, may func(projections.Message) bool) (Replay, error) {
 	end, err := s.Log.Store.End(ctx)
 	if err != nil {

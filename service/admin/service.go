@@ -45,7 +45,7 @@ func New(deps Deps) *Service { return &Service{Deps: deps} }
 // Close waits for a running rebuild, which ends with the kernel's background context.
 func (s *Service) Close() { s.rebuild.wait.Wait() }
 
-// Answers is empty: Done has everything.
+// Answers returns nil: Done is the whole response.
 func (s *Service) Answers() []service.Answer { return nil }
 
 // Remember implements service.Result.
