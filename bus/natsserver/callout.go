@@ -60,7 +60,7 @@ const FeedUser = "feed"
 const (
 	calloutQueue   = "credstream"     // one replica replies
 	calloutWorkers = 64               // concurrent requests of a replica
-	calloutLeave   = time.Second      // for the servers to learn that a replica leaves
+	calloutLeave   = time.Second      // timeout of the unsubscription of a stopping replica
 	calloutExpiry  = 15 * time.Minute // of a connection that cannot be closed: without a system user
 )
 
@@ -364,7 +364,7 @@ func (c *Cluster) disconnect(principal string) error {
 	if err != nil {
 		return fmt.Errorf("listing connections: %w", err)
 	}
-	return c.ask(c.life, sysConnz, body, func(a sysAnswer) (bool, error) {
+	return c.request(c.life, sysConnz, body, func(a sysAnswer) (bool, error) {
 		var list struct {
 			Connections []struct {
 				ID uint64 `json:"cid"`
@@ -378,7 +378,7 @@ func (c *Cluster) disconnect(principal string) error {
 			if err != nil {
 				return false, fmt.Errorf("closing a connection: %w", err)
 			}
-			// The server ignores an order without a reply subject. A failure is a connection that has gone by itself.
+			// The server ignores a kick without a reply subject. It fails if the connection was closed meanwhile.
 			if err := c.sys.PublishRequest(fmt.Sprintf(sysKick, a.Server.ID), c.sys.NewInbox(), order); err != nil {
 				return false, fmt.Errorf("closing a connection: %w", err)
 			}

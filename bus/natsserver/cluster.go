@@ -28,10 +28,10 @@ const (
 	clusterReconnect = 100 * time.Millisecond  // between two attempts, and up to as much again
 	clusterPing      = 1500 * time.Millisecond // between two pings; after two without a reply the connection is closed
 	clusterCheck     = time.Second             // between two checks of JetStream
-	clusterSilence   = 4 * time.Second         // after which a connection tries another server, when JetStream is not reached by it
+	clusterSilence   = 4 * time.Second         // without JetStream, after which a connection moves to another server
 	clusterAnswer    = 2 * time.Second         // timeout of JetStream
-	clusterStart     = 20 * time.Second        // at the start: it may be choosing a leader
-	clusterLook      = time.Minute             // between two checks of the servers' settings
+	clusterStart     = 20 * time.Second        // timeout at the start, while it may elect a leader
+	clusterRecheck   = time.Minute             // between two checks of the servers' settings
 )
 
 // The errors of Connect.
@@ -115,7 +115,7 @@ type Cluster struct {
 	warned     map[string]bool // servers about whose limits a warning was logged
 	durability atomic.Pointer[Durability]
 	exposed    atomic.Bool           // a connection is neither TLS nor loopback
-	ill        atomic.Pointer[error] // the last result of Watch
+	unhealthy  atomic.Pointer[error] // the last result of Watch
 
 	life context.Context // ends with Shutdown
 	end  context.CancelFunc
@@ -356,7 +356,7 @@ func (c *Cluster) expose(nc *nats.Conn) {
 	}
 	host, _, err := net.SplitHostPort(nc.ConnectedAddr())
 	if err != nil {
-		return // disconnected again; it returns here
+		return // disconnected; the reconnect handler checks it again
 	}
 	if ip := net.ParseIP(host); ip == nil || !ip.IsLoopback() {
 		c.exposed.Store(true)
@@ -369,8 +369,8 @@ func (c *Cluster) ClientURL() string { return c.logins[roleService].servers }
 // Replicas is the number of copies that each stream has.
 func (c *Cluster) Replicas() int { return c.cfg.Replicas }
 
-// WritesAllowed returns nil: the servers watch their disks themselves and
-// refuse what they cannot store.
+// WritesAllowed returns nil: the servers monitor their own disks and
+// reject what they cannot store.
 func (c *Cluster) WritesAllowed() error { return nil }
 
 // Health returns why the cluster is degraded: a connection is
@@ -384,7 +384,7 @@ func (c *Cluster) Health() error {
 			return fmt.Errorf("bus: the NATS connection %q is %s", nc.Opts.Name, strings.ToLower(nc.Status().String()))
 		}
 	}
-	if err := c.ill.Load(); err != nil {
+	if err := c.unhealthy.Load(); err != nil {
 		return *err
 	}
 	return nil
@@ -397,7 +397,7 @@ func (c *Cluster) Health() error {
 func (c *Cluster) Watch(ctx context.Context) error {
 	tick := time.NewTicker(clusterCheck)
 	defer tick.Stop()
-	looked := time.Now()
+	checkedAt := time.Now()
 	silent := map[*nats.Conn]time.Time{} // since when
 	var weak error
 	for {
@@ -406,11 +406,11 @@ func (c *Cluster) Watch(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		if c.sys != nil && time.Since(looked) >= clusterLook {
-			looked, weak = time.Now(), c.lookAgain(ctx)
+		if c.sys != nil && time.Since(checkedAt) >= clusterRecheck {
+			checkedAt, weak = time.Now(), c.recheck(ctx)
 		}
 		err := errors.Join(weak, c.pingAll(ctx, silent))
-		was := c.ill.Swap(&err)
+		was := c.unhealthy.Swap(&err)
 		switch {
 		case ctx.Err() != nil:
 		case err != nil && (was == nil || *was == nil):
@@ -427,13 +427,13 @@ func (c *Cluster) pingAll(ctx context.Context, silent map[*nats.Conn]time.Time) 
 	conns := slices.Clone(c.conns)
 	c.mu.Unlock()
 	errs := make([]error, len(conns))
-	var asking sync.WaitGroup
+	var pings sync.WaitGroup
 	for i, nc := range conns {
 		if nc.role == roleService && nc.IsConnected() { // else it is already reconnecting, and Health reports it
-			asking.Go(func() { errs[i] = c.ping(ctx, nc.Conn) })
+			pings.Go(func() { errs[i] = c.ping(ctx, nc.Conn) })
 		}
 	}
-	asking.Wait()
+	pings.Wait()
 	for i, nc := range conns {
 		since, known := silent[nc.Conn]
 		switch {
@@ -464,7 +464,7 @@ func (c *Cluster) ping(ctx context.Context, nc *nats.Conn) error {
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
 		return ErrNoJetStream
 	}
-	return fmt.Errorf("bus: JetStream does not answer on the NATS connection %q: %w", nc.Opts.Name, err)
+	return fmt.Errorf("bus: JetStream does not respond on the NATS connection %q: %w", nc.Opts.Name, err)
 }
 
 // Shutdown stops the background work of the cluster and closes every connection. It

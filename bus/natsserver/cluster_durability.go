@@ -15,14 +15,14 @@ import (
 	"github.com/credstream/credstream/bus/streams"
 )
 
-// The requests to the servers, of the system account.
+// Subjects of requests to the servers, in the system account.
 const (
 	sysVarz  = "$SYS.REQ.SERVER.PING.VARZ"
 	sysConnz = "$SYS.REQ.SERVER.PING.CONNZ"
 	sysKick  = "$SYS.REQ.SERVER.%s.KICK"
 
 	sysQuiet = 250 * time.Millisecond // after a reply, if their number is unknown
-	sysTime  = 2 * time.Second        // for all of them
+	sysTime  = 2 * time.Second        // timeout of all replies
 )
 
 // Durability is what is known about the durability of acknowledged messages.
@@ -53,7 +53,7 @@ func (c *Cluster) checkServers(ctx context.Context) error {
 	if err := c.await(ctx); err != nil {
 		return err
 	}
-	d, err := c.look(ctx)
+	d, err := c.inspect(ctx)
 	if err != nil {
 		return err
 	}
@@ -95,10 +95,10 @@ func weaknessError(d Durability) error {
 	return ErrDurabilityWeak.Withf("%s Use --attest-sync-always only if you guarantee that every NATS server fsyncs before it acknowledges.", d.Why)
 }
 
-// lookAgain repeats the check while the process runs. A server that does not reply, for example
+// recheck repeats the check while the process runs. A server that does not reply, for example
 // because it restarts, keeps its last result.
-func (c *Cluster) lookAgain(ctx context.Context) error {
-	d, err := c.look(ctx)
+func (c *Cluster) recheck(ctx context.Context) error {
+	d, err := c.inspect(ctx)
 	switch {
 	case err != nil:
 		return err
@@ -112,8 +112,8 @@ func (c *Cluster) lookAgain(ctx context.Context) error {
 	return nil
 }
 
-// look queries the versions and settings of the servers.
-func (c *Cluster) look(ctx context.Context) (Durability, error) {
+// inspect queries the versions and settings of the servers.
+func (c *Cluster) inspect(ctx context.Context) (Durability, error) {
 	d := Durability{Replicas: c.cfg.Replicas, Attested: c.cfg.AttestSyncAlways}
 	if c.sys == nil {
 		d.Why, _ = assessDurability(nil, d.Replicas, false)
@@ -147,7 +147,7 @@ func (c *Cluster) look(ctx context.Context) (Durability, error) {
 // assessDurability returns what is weak, or "", and whether the reason is that too few servers
 // replied. A majority of a stream's replicas acknowledges a write, so it is sufficient to
 // verify a majority of them: the service can start while one of three is down.
-func assessDurability(seen []serverSeen, replicas int, asked bool) (why string, silent bool) {
+func assessDurability(seen []serverSeen, replicas int, queried bool) (why string, silent bool) {
 	var lazy []string
 	have, size := 0, 0
 	for _, s := range seen {
@@ -162,7 +162,7 @@ func assessDurability(seen []serverSeen, replicas int, asked bool) (why string, 
 	}
 	slices.Sort(lazy)
 	switch {
-	case !asked:
+	case !queried:
 		return "Without a user of the NATS system account, credstream cannot check whether the servers fsync before they acknowledge (sync_interval: always).", false
 	case have == 0:
 		return "No JetStream server answered the system account, so credstream cannot check whether they fsync before they acknowledge.", true
@@ -180,7 +180,7 @@ func assessDurability(seen []serverSeen, replicas int, asked bool) (why string, 
 func (c *Cluster) servers(ctx context.Context) ([]serverSeen, error) {
 	var seen []serverSeen
 	have, size := 0, 0
-	err := c.ask(ctx, sysVarz, nil, func(a sysAnswer) (bool, error) {
+	err := c.request(ctx, sysVarz, nil, func(a sysAnswer) (bool, error) {
 		var v struct {
 			serverLimits
 			JetStream struct {
@@ -227,7 +227,7 @@ func (l serverLimits) loose() (set []string) {
 		loose bool
 		want  string
 	}{
-		{l.Connections <= 0 || l.Connections > mostConnections, fmt.Sprintf("max_connections: %d", mostConnections)},
+		{l.Connections <= 0 || l.Connections > connectionLimit, fmt.Sprintf("max_connections: %d", connectionLimit)},
 		{l.Subscriptions <= 0 || l.Subscriptions > maxSubscriptions, fmt.Sprintf("max_subscriptions: %d", maxSubscriptions)},
 		{l.Pending <= 0 || l.Pending > maxPending, fmt.Sprintf("max_pending: %dMB", maxPending>>20)},
 		{l.Payload < streams.MaxPayload, fmt.Sprintf("max_payload: %dMB", streams.MaxPayload>>20)},
@@ -251,18 +251,18 @@ type sysAnswer struct {
 	Data jsontext.Value `json:"data"`
 }
 
-// ask sends a request to every server and calls each with the replies until it
+// request sends a request to every server and calls each with the replies until it
 // returns last, or no more arrive.
-func (c *Cluster) ask(ctx context.Context, subject string, body []byte, each func(sysAnswer) (last bool, err error)) error {
+func (c *Cluster) request(ctx context.Context, subject string, body []byte, each func(sysAnswer) (last bool, err error)) error {
 	ctx, cancel := context.WithTimeout(ctx, sysTime)
 	defer cancel()
 	inbox, err := c.sys.SubscribeSync(c.sys.NewInbox())
 	if err != nil {
-		return fmt.Errorf("asking the NATS servers: %w", err)
+		return fmt.Errorf("querying the NATS servers: %w", err)
 	}
 	defer func() { _ = inbox.Unsubscribe() }() // fails when the connection is closed already
 	if err := c.sys.PublishRequest(subject, inbox.Subject, body); err != nil {
-		return fmt.Errorf("asking the NATS servers: %w", err)
+		return fmt.Errorf("querying the NATS servers: %w", err)
 	}
 	wait := ctx
 	for {
@@ -271,7 +271,7 @@ func (c *Cluster) ask(ctx context.Context, subject string, body []byte, each fun
 		case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrNoResponders):
 			return nil
 		case err != nil:
-			return fmt.Errorf("asking the NATS servers: %w", err)
+			return fmt.Errorf("querying the NATS servers: %w", err)
 		}
 		var a sysAnswer
 		if err := json.Unmarshal(m.Data, &a); err != nil {

@@ -7,8 +7,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// connectionMetrics are the connections of the embedded node, by kind: those of API
-// keys, and the service's own. No account is named, for a key's is one of many.
+// connectionMetrics counts the connections of the embedded node, by kind: those of API keys, and
+// the service's own. The account is no label, because each key has one.
 type connectionMetrics struct {
 	node                                        *Node
 	connections, subscriptions, pending, closed *prometheus.Desc

@@ -17,7 +17,7 @@ const (
 
 const (
 	connectionShare = 4     // one in so many file descriptors may be a connection to one port
-	mostConnections = 16384 // regardless of the number of descriptors
+	connectionLimit = 16384 // regardless of the number of descriptors
 )
 
 // MaxConnections is the number of connections that each port of the process accepts: a quarter
@@ -26,7 +26,7 @@ const (
 func MaxConnections() int {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return mostConnections
+		return connectionLimit
 	}
-	return int(min(limit.Cur/connectionShare, mostConnections))
+	return int(min(limit.Cur/connectionShare, connectionLimit))
 }

@@ -84,8 +84,8 @@ type NodeConfig struct {
 	// Authenticate returns the grant of a key; see SetAuthenticator.
 	Authenticate Authenticator
 	// ClearSecretCommands are the commands whose body contains clear secrets
-	// ("credential.create"). A connection that is neither TLS nor loopback has
-	// no permission to send them.
+	// ("credential.create"). A connection that is neither TLS nor loopback may not
+	// send them.
 	ClearSecretCommands []string
 	// Kept are the streams that cannot be rebuilt. Their files are verified before
 	// the server opens them, and if one is damaged, StartNode and Restart return
@@ -344,7 +344,7 @@ func (n *Node) listen(r *running) error {
 		case why := <-r.fatal:
 			return fmt.Errorf("opening the NATS port: %s", why)
 		default:
-			return errNoServer // it is being stopped
+			return errNoServer // the server is stopping
 		}
 	}
 	n.port = strconv.Itoa(a.Port)
@@ -475,9 +475,8 @@ func (n *Node) readSpace() *spaceReading {
 	return r
 }
 
-// mayRestart returns an error if a restarted server could not use the folder.
-// A running server answers reads even while it refuses writes; one that does
-// not start answers nothing.
+// mayRestart returns an error if a restarted server could not use the folder: a running server
+// answers reads even while it refuses writes, but one that does not start answers nothing.
 func (n *Node) mayRestart(r *spaceReading) error {
 	if r.err != nil {
 		return r.err

@@ -39,7 +39,7 @@ const (
 	clientPrefix  = "KEY_"                  // prefix of the accounts of keys
 	checkTimeout  = 1500 * time.Millisecond // below authTime
 	authTime      = 2 * time.Second         // after which the server drops unauthenticated connections
-	outlast       = authTime + time.Second  // with a margin for a busy machine
+	outlast       = authTime + time.Second  // longer than authTime, with a margin for a busy machine
 )
 
 // Grant is what a key may access at the NATS port. The service also authorizes each request.
@@ -158,7 +158,7 @@ func (p *port) checkOwn(c server.ClientAuthentication, name, secret string) bool
 	return true
 }
 
-// register gives the connection the grant of its key.
+// register authorizes the connection according to the grant of its key.
 func (p *port) register(ctx context.Context, c server.ClientAuthentication, key string) bool {
 	auth := p.n.auth.Load()
 	if auth == nil {
@@ -244,7 +244,7 @@ func (g Grant) subjects() (requests, subscriptions []string, err error) {
 	if slices.Contains(tenants, streams.AllTenants) {
 		tenants = []string{streams.AllTenants} // if two imports matched a request, it would arrive twice
 	}
-	requests = []string{"$SRV.>", streams.FlowsOutside + "*"} // a flow event without a tenant goes to the dead-letter queue
+	requests = []string{"$SRV.>", streams.FlowsPublicPrefix + "*"} // a flow event without a tenant goes to the dead-letter queue
 	for _, t := range tenants {
 		if t != streams.AllTenants && !events.Plain(t) {
 			return nil, nil, fmt.Errorf("tenant %q: %w", t, events.ErrID)
@@ -269,7 +269,7 @@ func (g Grant) subjects() (requests, subscriptions []string, err error) {
 	return requests, subscriptions, nil
 }
 
-// servedAt is the service's own subject for the subject of a client.
+// servedAt returns the service's own subject for a client's subject.
 func servedAt(subject string) string {
 	if rest, ok := strings.CutPrefix(subject, streams.InfoAPI); ok {
 		return pullInfo + rest

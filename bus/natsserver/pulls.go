@@ -34,10 +34,10 @@ const (
 )
 
 const (
-	consumerAge     = 15 * time.Second // time for which a consumer is assumed to exist after a lookup
-	consumerTime    = 5 * time.Second  // for making one
-	consumersAtOnce = 64               // concurrent lookups or creations
-	asksOfConsumer  = 512              // requests waiting for them
+	consumerAge        = 15 * time.Second // time for which a consumer is assumed to exist after a lookup
+	consumerTime       = 5 * time.Second  // timeout of a creation
+	consumersAtOnce    = 64               // concurrent lookups or creations
+	queriesPerConsumer = 512              // pending queries per consumer
 )
 
 // Pulls creates the tenants' consumers of the feed and of the audit stream, and limits pull
@@ -214,16 +214,16 @@ func (p *Pulls) kick(m *nats.Msg) {
 
 // lookUp ensures that a consumer exists, in one goroutine per consumer, and
 // then answers its queries. It returns false when there are too many requests.
-func (p *Pulls) lookUp(kind streams.FeedKind, tenant string, asks *nats.Msg) bool {
+func (p *Pulls) lookUp(kind streams.FeedKind, tenant string, query *nats.Msg) bool {
 	name := kind.Consumer(tenant)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	line, looking := p.waiting[name]
-	if !looking && len(p.waiting) >= consumersAtOnce || len(line) >= asksOfConsumer {
+	if !looking && len(p.waiting) >= consumersAtOnce || len(line) >= queriesPerConsumer {
 		return false
 	}
-	if asks != nil {
-		line = append(line, asks)
+	if query != nil {
+		line = append(line, query)
 	}
 	p.waiting[name] = line
 	if looking {
@@ -251,11 +251,11 @@ func (p *Pulls) lookUp(kind streams.FeedKind, tenant string, asks *nats.Msg) boo
 func (p *Pulls) answer(ctx context.Context, subject string, line []*nats.Msg) error {
 	info, err := p.cfg.Conn.RequestWithContext(ctx, subject, nil)
 	if err != nil {
-		return fmt.Errorf("asking what it is: %w", err)
+		return fmt.Errorf("requesting its info: %w", err)
 	}
 	for _, m := range line {
 		if err := m.Respond(info.Data); err != nil {
-			return fmt.Errorf("answering: %w", err)
+			return fmt.Errorf("responding: %w", err)
 		}
 		p.outcome.WithLabelValues("answered").Inc()
 	}
@@ -311,7 +311,7 @@ func (p *Pulls) ensure(ctx context.Context, kind streams.FeedKind, tenant string
 		return fmt.Errorf("looking up the consumer %s: %w", name, err)
 	}
 	if _, err := p.js.CreateOrUpdateConsumer(ctx, kind.Stream, want); err != nil {
-		return fmt.Errorf("making the consumer %s: %w", name, err)
+		return fmt.Errorf("creating the consumer %s: %w", name, err)
 	}
 	p.saw(name)
 	return nil

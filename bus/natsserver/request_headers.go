@@ -34,7 +34,7 @@ import (
 // client cannot forge it: headers that name it are malformed.
 const MalformedHeader = "Cs-Malformed-Headers"
 
-// malformed is the block that replaces malformed headers.
+// malformed returns the header block that replaces malformed headers.
 func malformed(block []byte) []byte {
 	var sender []byte
 	if at := bytes.LastIndex(block, []byte(server.ClientInfoHdr+": ")); at >= 0 {
@@ -110,7 +110,7 @@ type headerGuard struct {
 	net.Conn
 	in   *bufio.Reader
 	out  []byte // the next bytes to return
-	rest int    // bytes of a message without headers that follow it
+	rest int    // remaining bytes of a message without headers
 }
 
 func guardHeaders(conn net.Conn) *headerGuard {
@@ -237,7 +237,7 @@ func (d *guardedDialer) Dial(network, address string) (_ net.Conn, err error) {
 	}
 	defer func() {
 		if err != nil {
-			_ = conn.Close() // it is of no use
+			_ = conn.Close() // the connection is unusable
 		}
 	}()
 	if err := conn.SetDeadline(time.Now().Add(nats.DefaultTimeout)); err != nil {
