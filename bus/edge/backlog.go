@@ -19,7 +19,7 @@ import (
 const (
 	maxTenantBacklog = 10_000      // a message counts once per 64 KiB, so a tenant has at most 640 MB
 	backlogPart      = 64 << 10    // bytes
-	backlogLook      = time.Second // between two reads of the stream's state while it is full
+	backlogRecheck   = time.Second // between two reads of the stream's state while it is full
 	backlogTenants   = 10_000      // tenants in memory
 )
 
@@ -34,7 +34,7 @@ var ErrDeadLettersFull = fault.New(fault.Throttled, "poison_queue_full",
 type backlog struct {
 	stream, prefix string // the tenant follows the prefix in a subject
 	full           *fault.Error
-	most           int
+	limit          int
 
 	mu      sync.Mutex
 	tenants *lru.Cache[string, *backlogOf]
@@ -43,7 +43,7 @@ type backlog struct {
 type backlogOf struct {
 	mu     sync.Mutex
 	parts  int
-	looked time.Time // zero: never
+	readAt time.Time // zero: never
 }
 
 func newBacklog(stream, prefix string, full *fault.Error) (*backlog, error) {
@@ -51,7 +51,7 @@ func newBacklog(stream, prefix string, full *fault.Error) (*backlog, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cache of backlogs: %w", err)
 	}
-	return &backlog{stream: stream, prefix: prefix, full: full, most: maxTenantBacklog, tenants: tenants}, nil
+	return &backlog{stream: stream, prefix: prefix, full: full, limit: maxTenantBacklog, tenants: tenants}, nil
 }
 
 // add counts a message for a subject, or returns an error if the tenant has too many.
@@ -67,21 +67,21 @@ func (b *backlog) add(ctx context.Context, js jetstream.JetStream, subject strin
 	_, parts := unsized(subject)
 	of.mu.Lock()
 	defer of.mu.Unlock()
-	if now := time.Now(); of.looked.IsZero() || of.parts+parts > b.most && now.Sub(of.looked) >= backlogLook {
-		n, err := b.look(ctx, js, tenant)
+	if now := time.Now(); of.readAt.IsZero() || of.parts+parts > b.limit && now.Sub(of.readAt) >= backlogRecheck {
+		n, err := b.read(ctx, js, tenant)
 		if err != nil {
 			return err
 		}
-		of.parts, of.looked = n, now
+		of.parts, of.readAt = n, now
 	}
-	if of.parts+parts > b.most {
+	if of.parts+parts > b.limit {
 		return b.full
 	}
 	of.parts += parts
 	return nil
 }
 
-func (b *backlog) look(ctx context.Context, js jetstream.JetStream, tenant string) (parts int, err error) {
+func (b *backlog) read(ctx context.Context, js jetstream.JetStream, tenant string) (parts int, err error) {
 	stream, err := js.Stream(ctx, b.stream)
 	if err != nil {
 		return 0, fmt.Errorf("looking up stream %s: %w: %w", b.stream, streams.ErrNotStored, err)
@@ -111,7 +111,7 @@ func sized(subject string, size int) string {
 // unsized splits a subject of sized into the plain subject and the number of parts.
 func unsized(subject string) (plain string, parts int) {
 	dots := strings.Count(streams.DeadLetterSubject, ".") + 1 // a tenant, and a queue or a flow
-	if strings.HasPrefix(subject, streams.QueueInside) {
+	if strings.HasPrefix(subject, streams.QueueStoredPrefix) {
 		dots++ // a command has two tokens
 	}
 	last := strings.LastIndexByte(subject, '.')

@@ -7,7 +7,7 @@ import (
 // SetBacklog changes how many messages may wait of one tenant in each stream.
 func (q *Queues) SetBacklog(most int) {
 	for _, b := range q.backlog {
-		b.most = most
+		b.limit = most
 	}
 }
 

@@ -134,7 +134,7 @@ func (p *DeadLetters) List(ctx context.Context, tenant, after string, limit int)
 	}
 }
 
-// Get returns one message with its content, or service.ErrQueueNotFound.
+// Get returns one message with its content, or admin.ErrQueueNotFound.
 func (p *DeadLetters) Get(ctx context.Context, tenant, id string) (admin.Poisoned, error) {
 	_, e, err := p.find(ctx, tenant, id)
 	if err != nil {
@@ -172,7 +172,7 @@ func (p *DeadLetters) Retry(ctx context.Context, tenant, id string) error {
 	return err
 }
 
-// Drop erases a message, or returns service.ErrQueueNotFound.
+// Drop erases a message, or returns admin.ErrQueueNotFound.
 func (p *DeadLetters) Drop(ctx context.Context, tenant, id string) error {
 	stream, e, err := p.find(ctx, tenant, id)
 	if err != nil {

@@ -103,8 +103,8 @@ func ServeIntake(cfg IntakeConfig) (*Intake, error) {
 		cfg.Metrics.MustRegister(in.seen, in.unanswered)
 	}
 	for subject, q := range map[string]Queue{
-		streams.FlowsOutside + "*.>": Flows, streams.FlowsOutside + "*": Flows, // without a tenant, so it goes to the dead-letter queue
-		streams.QueueOutside + "*.>": Commands,
+		streams.FlowsPublicPrefix + "*.>": Flows, streams.FlowsPublicPrefix + "*": Flows, // without a tenant, so it goes to the dead-letter queue
+		streams.QueuePublicPrefix + "*.>": Commands,
 	} {
 		sub, err := cfg.Conn.QueueSubscribe(subject, "credstream", in.receive(q))
 		if err == nil {
@@ -328,10 +328,10 @@ func checkStreamHeaders(q Queue, h nats.Header) error {
 	return nil
 }
 
-// takeFlow stores the parsed part of a flow event; if it cannot be parsed, only that it
-// arrived. It refuses an event that the caller may not send.
+// takeFlow stores the parsed part of a flow event. If it cannot be parsed, it stores a dead letter
+// without content. It refuses an event that the caller may not send.
 func (in *Intake) takeFlow(ctx context.Context, call service.Call, m *nats.Msg, token string) (r streams.Receipt, code string, err error) {
-	lost := token == "" // a mistake of a caller with access to all tenants: no tenant, or one that does not exist
+	lost := token == "" // a caller with access to all tenants gave no tenant, or one that does not exist
 	if lost {
 		call.Tenant = call.Principal.Home
 	}
@@ -369,7 +369,7 @@ func (in *Intake) takeFlow(ctx context.Context, call service.Call, m *nats.Msg, 
 		r, err = in.cfg.DeadLetters.send(ctx, call.Tenant, deadLetter{Poisoned: e})
 		return r, e.Code, err
 	}
-	stored := nats.NewMsg(streams.FlowsInside + call.Tenant + "." + events.Token(f.ID))
+	stored := nats.NewMsg(streams.FlowsStoredPrefix + call.Tenant + "." + events.Token(f.ID))
 	stored.Header = nats.Header{
 		"ce-specversion": {"1.0"}, "ce-id": {f.id}, "ce-type": {f.Type()},
 		"ce-source":    {"/credstream/" + call.Tenant}, // the publisher's source is not stored
@@ -395,7 +395,7 @@ func (in *Intake) takeCommand(ctx context.Context, call service.Call, m *nats.Ms
 	if len(body) > maxQueued {
 		return streams.Receipt{}, errTooLarge
 	}
-	stored := nats.NewMsg(streams.QueueInside + call.Tenant + "." + command)
+	stored := nats.NewMsg(streams.QueueStoredPrefix + call.Tenant + "." + command)
 	stored.Header[commandHeader] = []string{call.CommandID}
 	describe(stored.Header, call.Principal.Actor.ID, call.Correlation, m.Data)
 	stored.Data = body

@@ -36,9 +36,9 @@ type layout struct{ publicPrefix, storedPrefix, stream string }
 
 func (q Queue) layout() layout {
 	if q == Flows {
-		return layout{streams.FlowsOutside, streams.FlowsInside, FlowsStream}
+		return layout{streams.FlowsPublicPrefix, streams.FlowsStoredPrefix, FlowsStream}
 	}
-	return layout{streams.QueueOutside, streams.QueueInside, QueueStream}
+	return layout{streams.QueuePublicPrefix, streams.QueueStoredPrefix, QueueStream}
 }
 
 // Headers of a message in a queue. A flow event is a CloudEvent in binary mode besides.
@@ -61,14 +61,14 @@ const maxBacklog = 5000
 // "credstream.in.flows.<tenant>.<token of the flow>", plus the size of a large message.
 // Processed messages are removed.
 func FlowsConfig(replicas int) jetstream.StreamConfig {
-	return queueStream(FlowsStream, streams.FlowsInside+">", jetstream.WorkQueuePolicy, replicas)
+	return queueStream(FlowsStream, streams.FlowsStoredPrefix+">", jetstream.WorkQueuePolicy, replicas)
 }
 
 // QueueConfig is the configuration of the queued commands' stream, by tenant and command:
 // "credstream.in.cmdq.<tenant>.<command>", plus the size of a large message. Processed messages
 // are removed.
 func QueueConfig(replicas int) jetstream.StreamConfig {
-	cfg := queueStream(QueueStream, streams.QueueInside+">", jetstream.WorkQueuePolicy, replicas)
+	cfg := queueStream(QueueStream, streams.QueueStoredPrefix+">", jetstream.WorkQueuePolicy, replicas)
 	// The backlog of one tenant and command must not exceed what a reader can hold in total.
 	cfg.MaxMsgsPerSubject, cfg.Discard, cfg.DiscardNewPerSubject = maxBacklog, jetstream.DiscardNew, true
 	return cfg
@@ -109,7 +109,7 @@ func NewQueues(conn *nats.Conn, durable func(stream string) func(context.Context
 		stream, prefix string
 		full           *fault.Error
 	}{
-		{FlowsStream, streams.FlowsInside, streams.ErrQueueFull}, {QueueStream, streams.QueueInside, streams.ErrQueueFull}, {DeadLetterStream, streams.DeadLetterSubject, ErrDeadLettersFull},
+		{FlowsStream, streams.FlowsStoredPrefix, streams.ErrQueueFull}, {QueueStream, streams.QueueStoredPrefix, streams.ErrQueueFull}, {DeadLetterStream, streams.DeadLetterSubject, ErrDeadLettersFull},
 	} {
 		q.durable[s.stream] = durable(s.stream)
 		if q.backlog[s.stream], err = newBacklog(s.stream, s.prefix, s.full); err != nil {
@@ -119,7 +119,7 @@ func NewQueues(conn *nats.Conn, durable func(stream string) func(context.Context
 	return q, nil
 }
 
-// send publishes a message, or refuses it with ErrQueueFull or ErrPoisonFull.
+// send publishes a message, or refuses it with ErrQueueFull or ErrDeadLettersFull.
 // Messages are stored in the order in which they were sent.
 func (q *Queues) send(ctx context.Context, stream string, m *nats.Msg) (streams.Receipt, error) {
 	m.Subject = sized(m.Subject, len(m.Data))

@@ -300,8 +300,8 @@ func panickedAt() string {
 	}
 }
 
-// call is the call of a message, in the name of the key that published
-// it, if that key is still valid.
+// call returns the call of a message on behalf of the key that published it, if that key is
+// still valid.
 func (r *Reader) call(msg *message.Message) (service.Call, queued, error) {
 	q, _ := msg.Context().Value(queuedKey{}).(queued) // set by ackOrDeadLetter
 	p, err := r.cfg.Service.Access.Principal(msg.Context(), q.actor)

@@ -31,16 +31,16 @@ const (
 // The limits of a subscription. Only the sequence of a message that waits behind another one in
 // its lane is kept; the message is read again before its delivery.
 const (
-	maxHanded   = 256    // messages in delivery
-	maxShared   = 64     // of these, for one share
-	maxLanes    = 256    // lanes with a message in delivery or ready for it
-	maxHeld     = 50_000 // received, unacknowledged messages
-	pullBatch   = 64     // messages
-	pullExpiry  = 10 * time.Second
-	pullSilence = 2 * time.Second // between two heartbeats of an idle consumer
-	ackWait     = time.Minute     // after which the server redelivers a message
-	firstPause  = 50 * time.Millisecond
-	lastPause   = 30 * time.Second
+	maxInDelivery = 256    // messages in delivery
+	maxShared     = 64     // of these, for one share
+	maxLanes      = 256    // lanes with a message in delivery or ready for it
+	maxHeld       = 50_000 // received, unacknowledged messages
+	pullBatch     = 64     // messages
+	pullExpiry    = 10 * time.Second
+	pullSilence   = 2 * time.Second // between two heartbeats of an idle consumer
+	ackWait       = time.Minute     // after which the server redelivers a message
+	firstPause    = 50 * time.Millisecond
+	lastPause     = 30 * time.Second
 )
 
 // SubscriberConfig configures a Subscriber.
@@ -75,7 +75,7 @@ type Subscriber struct {
 	life context.Context
 	end  context.CancelFunc
 
-	mu   sync.Mutex // of closed and work.Add
+	mu   sync.Mutex // guards done and work.Add
 	done bool
 	work sync.WaitGroup
 }
@@ -196,7 +196,7 @@ func (s *Subscriber) session(ctx context.Context, topic string, out chan<- *mess
 	defer stop(nil)
 	u := &session{
 		Subscriber: s, topic: topic, out: out, stream: stream, conn: conn, ctx: ctx, going: going,
-		room: make(chan struct{}, maxLanes), held: make(chan struct{}, maxHeld), slots: make(chan struct{}, maxHanded),
+		room: make(chan struct{}, maxLanes), held: make(chan struct{}, maxHeld), slots: make(chan struct{}, maxInDelivery),
 		items: map[uint64]*item{}, lanes: map[string][]*item{}, share: map[string]chan struct{}{},
 	}
 	u.work.Go(func() {
@@ -452,14 +452,14 @@ func (u *session) keepAlive() {
 // newMessage converts a message for Watermill: the first value of each header, and the
 // metadata.
 func newMessage(subject string, seq uint64, h nats.Header, data []byte) *message.Message {
-	place := strconv.FormatUint(seq, 10)
-	w := message.NewMessage(cmp.Or(h.Get("ce-id"), h.Get(commandHeader), place), data)
+	position := strconv.FormatUint(seq, 10)
+	w := message.NewMessage(cmp.Or(h.Get("ce-id"), h.Get(commandHeader), position), data)
 	for name, values := range h {
 		if len(values) > 0 {
 			w.Metadata[name] = values[0]
 		}
 	}
 	delete(w.Metadata, afterMetadata)
-	w.Metadata[subjectMetadata], w.Metadata[sequenceMetadata] = subject, place
+	w.Metadata[subjectMetadata], w.Metadata[sequenceMetadata] = subject, position
 	return w
 }
