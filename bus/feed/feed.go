@@ -39,12 +39,12 @@ const feedWindow = 256
 
 // Pauses and timeouts of the writer.
 const (
-	feedRetry     = 100 * time.Millisecond
-	feedRetryMost = 2 * time.Second
-	feedWatch     = 2 * time.Second  // between two checks that the stream exists
-	feedPatience  = 10 * time.Second // time of failures before readiness reports them
-	feedChecked   = 512              // messages at the end of the feed that are compared with the log
-	feedCheckTime = time.Minute      // timeout of the comparison
+	feedRetry        = 100 * time.Millisecond
+	feedRetryMax     = 2 * time.Second
+	feedWatch        = 2 * time.Second  // between two checks that the stream exists
+	feedUnreadyAfter = 10 * time.Second // failing for this long makes readiness report it
+	feedChecked      = 512              // messages at the end of the feed that are compared with the log
+	feedCheckTime    = time.Minute      // timeout of the comparison
 )
 
 // Feed writes the public form of every durable event that its audience may read
@@ -120,7 +120,7 @@ func (f *Feed) Err() error {
 func (f *Feed) Run(ctx context.Context) error {
 	whole := false
 	failing := time.Time{} // time of the first failure
-	for pause := feedRetry; ctx.Err() == nil; pause = min(2*pause, feedRetryMost) {
+	for pause := feedRetry; ctx.Err() == nil; pause = min(2*pause, feedRetryMax) {
 		at := f.Position()
 		var err error
 		if !whole {
@@ -144,7 +144,7 @@ func (f *Feed) Run(ctx context.Context) error {
 			f.err.Store(nil)
 		case failing.IsZero():
 			failing = time.Now()
-		case time.Since(failing) > feedPatience:
+		case time.Since(failing) > feedUnreadyAfter:
 			f.err.Store(&err) // it continues, but readiness must report it
 		}
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -308,7 +308,7 @@ func (f *Feed) repairEnd(ctx context.Context) error {
 		return err
 	}
 	if len(expected) == 0 || expected[len(expected)-1] != end {
-		return fmt.Errorf("compare the feed with the log: %w", nats.ErrTimeout) // a replica that is behind; again
+		return fmt.Errorf("compare the feed with the log: %w", nats.ErrTimeout) // a lagging replica; retry
 	}
 	first := expected[0]
 	for rec, err := range f.store.Follow(ctx, max(first.seq, 1)-1) {
@@ -319,15 +319,15 @@ func (f *Feed) repairEnd(ctx context.Context) error {
 		if at.before(first) {
 			continue
 		}
-		_, _, told := f.kind.Message(rec)
-		right := told && len(expected) > 0 && expected[0] == at
-		if right {
+		_, _, public := f.kind.Message(rec)
+		matches := public && len(expected) > 0 && expected[0] == at
+		if matches {
 			expected = expected[1:]
 		}
 		switch {
-		case (right || !told) && at != end:
+		case (matches || !public) && at != end:
 			continue
-		case right && len(expected) == 0:
+		case matches && len(expected) == 0:
 			return nil
 		}
 		f.log.ErrorContext(ctx, "the feed differs from the log; rebuilding it", "seq", at.seq, "index", at.index)
@@ -352,7 +352,7 @@ func (f *Feed) publishedAtEnd(ctx context.Context, stream jetstream.Stream, seq 
 		return nil, fmt.Errorf("read the end of the feed: %w", err)
 	}
 	defer messages.Stop()
-	var told []position
+	var published []position
 	for {
 		msg, err := messages.Next(jetstream.NextContext(ctx))
 		if err != nil {
@@ -367,22 +367,21 @@ func (f *Feed) publishedAtEnd(ctx context.Context, stream jetstream.Stream, seq 
 			if err != nil {
 				return nil, &errLog{err}
 			}
-			told = append(told, at)
+			published = append(published, at)
 		}
 		if meta.Sequence.Stream >= seq {
 			if info := reader.CachedInfo(); info != nil {
 				_ = stream.DeleteConsumer(ctx, info.Name) // else the server does when it is idle
 			}
-			return told, nil
+			return published, nil
 		}
 	}
 }
 
-// repairGaps detects events that are missing in the middle. The feed is not
-// fsynced, so a power cut may lose the end of one block and leave the next one.
-// Missing sequences alone are no error: what a power cut lost at
-// the end was published again behind them. If events are missing, the feed
-// is rebuilt, and its consumers get all of it again.
+// repairGaps detects events that are missing in the middle. The feed is not fsynced, so a power
+// cut may lose the end of one block and leave the next one. Missing sequences alone are no
+// error: what a power cut lost at the end was published again after them. If events are missing,
+// the feed is rebuilt, and its consumers get all of it again.
 func (f *Feed) repairGaps(ctx context.Context) error {
 	stream, err := f.js.Stream(ctx, f.kind.Stream)
 	if err != nil {
@@ -423,9 +422,8 @@ func (f *Feed) repairGaps(ctx context.Context) error {
 	return nil
 }
 
-// dropOldConsumers deletes the audit consumers of a feed of an earlier
-// version. That feed held what the audit stream holds now, which is why it is
-// rebuilt.
+// dropOldConsumers deletes the audit consumers that an earlier version created on the feed. Its
+// feed had the content of today's audit stream, which is why it is rebuilt.
 func (f *Feed) dropOldConsumers(ctx context.Context, stream jetstream.Stream) error {
 	names := stream.ConsumerNames(ctx)
 	var old []string
@@ -474,9 +472,9 @@ func (f *Feed) contiguous(ctx context.Context, stream jetstream.Stream, gap [2]u
 		if !before.before(at) {
 			continue
 		}
-		// The record after them all is in the log, since the feed has it.
-		if _, _, told := f.kind.Message(rec); told || !at.before(after) {
-			return told && at == after, nil
+		// The feed has the event at after, so the log has it too, and the loop ends.
+		if _, _, public := f.kind.Message(rec); public || !at.before(after) {
+			return public && at == after, nil
 		}
 	}
 	return false, ctx.Err()
@@ -491,8 +489,8 @@ func positionOf(h nats.Header) (position, error) {
 	return position{seq, index}, nil
 }
 
-// write publishes the log from told on. Up to feedWindow messages are in flight.
-func (f *Feed) write(ctx context.Context, told position, feedSeq uint64) error {
+// write publishes the log after a position. Up to feedWindow messages are in flight.
+func (f *Feed) write(ctx context.Context, after position, feedSeq uint64) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	type sent struct {
@@ -516,22 +514,22 @@ func (f *Feed) write(ctx context.Context, told position, feedSeq uint64) error {
 				failed <- &publishError{err}
 				drain(inFlight) // after a failed message the following ones fail as well
 				return
-			case <-ctx.Done(): // nobody waits for the rest any longer
+			case <-ctx.Done(): // the rest is published after the restart
 				drain(inFlight)
 				return
 			}
 		}
 	}()
-	gone := make(chan error, 1)
+	watched := make(chan error, 1)
 	go func() { // ends with ctx
-		gone <- f.watch(ctx)
+		watched <- f.watch(ctx)
 		cancel()
 	}()
-	err := f.send(ctx, told, feedSeq, func(ack jetstream.PubAckFuture, at position) { inFlight <- sent{ack, at} })
+	err := f.send(ctx, after, feedSeq, func(ack jetstream.PubAckFuture, at position) { inFlight <- sent{ack, at} })
 	close(inFlight)
 	lost := <-failed
 	cancel()
-	return cmp.Or(<-gone, lost, err)
+	return cmp.Or(<-watched, lost, err)
 }
 
 // watch returns an error when the stream has been deleted, which a writer with nothing to
@@ -570,8 +568,8 @@ func (f *Feed) send(ctx context.Context, from position, feedSeq uint64, sent fun
 		if from.seq > 0 && !from.before(at) {
 			continue
 		}
-		subject, m, told := f.kind.Message(rec)
-		if !told {
+		subject, m, public := f.kind.Message(rec)
+		if !public {
 			sent(nil, at)
 			continue
 		}

@@ -39,7 +39,7 @@ const (
 	inUseWindow  = 256                    // keys in flight
 	inUseKnown   = 1 << 16                // keys whose value in the bucket is cached
 	inUseRetry   = 500 * time.Millisecond // the pause after a failure
-	inUseLook    = time.Second            // interval at which an idle writer checks for a lost connection
+	inUseCheck   = time.Second            // interval at which an idle writer checks for a lost connection
 	inUseRounds  = 8                      // attempts at one key with concurrent writers
 	inUseSilence = 30 * time.Second       // timeout for the next key while the bucket is read
 )
@@ -152,7 +152,7 @@ func (u *InUse) connection() uint64 { return u.js.Conn().Stats().Reconnects }
 // may have lost its latest writes.
 func (u *InUse) next(ctx context.Context, after, connection uint64) error {
 	for {
-		wait, cancel := context.WithTimeout(ctx, inUseLook)
+		wait, cancel := context.WithTimeout(ctx, inUseCheck)
 		err := u.projector.Next(wait, after)
 		if errors.Is(err, projections.ErrViewsBehind) {
 			<-wait.Done()
@@ -310,15 +310,14 @@ type found struct {
 	sum   [sha256.Size]byte
 }
 
-// repair makes the bucket equal to the views, and returns the log sequence up to
-// which it is. It reads the log's end after the bucket, and waits for the views to
-// reach it: then they include every commit that a valid value can reflect.
-// A value that still differs is old, was lost in part, or reflects
-// commits that a power cut removed from the log. Concurrent writes are not
+// repair makes the bucket equal to the views, and returns the log sequence up to which it is. It
+// reads the log's end after the bucket, and waits for the views to reach it: then they include
+// every commit that a valid value can reflect. A value that still differs is old, was lost in
+// part, or reflects commits that a power cut removed from the log. Concurrent writes are not
 // overwritten: the puts expect the revisions that were read.
 func (u *InUse) repair(ctx context.Context, connection uint64) (after uint64, err error) {
 	u.known.Purge()
-	there, err := u.readAll(ctx)
+	stored, err := u.readAll(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -334,8 +333,8 @@ func (u *InUse) repair(ctx context.Context, connection uint64) (after uint64, er
 	missing := 0
 	for {
 		last, err := u.changes(ctx, after, func(p inUsePut) (uint64, bool) {
-			f, ok := there[p.key]
-			delete(there, p.key)
+			f, ok := stored[p.key]
+			delete(stored, p.key)
 			switch {
 			case !ok:
 				missing++
@@ -356,7 +355,7 @@ func (u *InUse) repair(ctx context.Context, connection uint64) (after uint64, er
 		after = last
 	}
 	var unknown []inUsePut
-	for key, f := range there {
+	for key, f := range stored {
 		if f.empty && f.seq <= end {
 			continue
 		}
@@ -389,7 +388,7 @@ func (u *InUse) readAll(ctx context.Context) (map[string]found, error) {
 		return nil, fmt.Errorf("read the bucket: %w", err)
 	}
 	defer watcher.Stop() //nolint:errcheck // reading is complete
-	there := map[string]found{}
+	stored := map[string]found{}
 	for {
 		stuck := time.NewTimer(inUseSilence)
 		select {
@@ -399,14 +398,14 @@ func (u *InUse) readAll(ctx context.Context) (map[string]found, error) {
 				return nil, fmt.Errorf("read the bucket: %w", errReconnected)
 			}
 			if entry == nil {
-				return there, nil
+				return stored, nil
 			}
 			value := parseInUse(entry.Value())
 			empty, err := emptyInUse(entry.Key(), value.Seq)
 			if err != nil {
 				return nil, err
 			}
-			there[strings.Clone(entry.Key())] = found{
+			stored[strings.Clone(entry.Key())] = found{
 				kvEntry: kvEntry{entry.Revision(), value.Seq}, sum: sha256.Sum256(entry.Value()), empty: bytes.Equal(entry.Value(), empty.body),
 			}
 		case <-stuck.C:
