@@ -98,7 +98,7 @@ func NewAccessLog(nc *nats.Conn, durable func(context.Context) error) (*AccessLo
 	return &AccessLog{js: js, nc: nc, api: jsapi.Of(js), durable: durable}, nil
 }
 
-// Append implements service.AccessLog. It times out after five seconds.
+// Append implements credential.AccessLog. It times out after five seconds.
 func (l *AccessLog) Append(ctx context.Context, tenant string, fact credential.AccessFact) error {
 	if !events.Plain(tenant) {
 		return events.ErrID
@@ -124,9 +124,9 @@ func (l *AccessLog) Append(ctx context.Context, tenant string, fact credential.A
 	return err
 }
 
-// Read implements service.AccessLog. It leaves no state on the server: it asks the
-// stream's leader for the end of the log, and any replica for a batch of
-// entries; what a lagging replica misses comes from the leader.
+// Read implements credential.AccessLog. It leaves no state on the server: it reads the end of
+// the log from the stream's leader, and a batch of entries from any replica. What a lagging
+// replica misses comes from the leader.
 func (l *AccessLog) Read(ctx context.Context, tenant string, of credential.AccessRange, limit int) (page []credential.AccessRecord, next uint64, err error) {
 	if !events.Plain(tenant) {
 		return nil, 0, events.ErrID

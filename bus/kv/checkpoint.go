@@ -45,7 +45,7 @@ func NewCheckpoint(js jetstream.JetStream, name string, sync func(context.Contex
 	return &Checkpoint{js, name, sync}
 }
 
-// Load implements service.Checkpoint. An invalid value counts as none.
+// Load implements secrets.Checkpoint. An invalid value counts as none.
 func (c *Checkpoint) Load(ctx context.Context) (p secrets.Position, err error) {
 	stream, err := c.js.Stream(ctx, CheckpointStream)
 	if err != nil {
@@ -64,7 +64,7 @@ func (c *Checkpoint) Load(ctx context.Context) (p secrets.Position, err error) {
 	return p, nil
 }
 
-// Save implements service.Checkpoint.
+// Save implements secrets.Checkpoint.
 func (c *Checkpoint) Save(ctx context.Context, p secrets.Position) error {
 	data, err := json.Marshal(p)
 	if err == nil {

@@ -26,16 +26,15 @@ const ClaimsStream = "CREDSTREAM_CLAIMS"
 const (
 	claimsPrefix = "credstream.claims."
 	claimAge     = service.ClaimTime
-	claimTime    = 5 * time.Second // to write a claim
-	claimTry     = time.Second     // of it, for one try
+	claimTime    = 5 * time.Second // timeout of a change
+	claimTry     = time.Second     // timeout of one try of it
 	claimPause   = 2 * time.Millisecond
 	claimOpen    = 32 // attempts at one command that are distinguished
 )
 
-// Claims shares the attempts at named commands among the processes that serve one log,
-// so that a command id is unique before their views know it, and
-// no attempt is refused permanently while another one may be executed. Claims are
-// in memory, for ten minutes after the last attempt.
+// Claims shares the attempts at named commands among the processes that serve one log: a
+// command id is unique before their views have it, and no attempt is refused permanently while
+// another one may be executed. Claims are in memory, for ten minutes after the last attempt.
 type Claims struct {
 	js       jetstream.JetStream
 	stream   jetstream.Stream
@@ -74,7 +73,7 @@ func OpenClaims(ctx context.Context, js jetstream.JetStream, replicas int) (*Cla
 }
 
 // Begin implements service.Claims. An error, fault.ErrUnavailable in its chain, means
-// that the command must not be carried out.
+// that the command must not be executed.
 func (c *Claims) Begin(ctx context.Context, key [32]byte, request, attempt string) (claimed string, err error) {
 	err = c.change(ctx, key, false, func(now claim, found bool) (claim, bool) {
 		claimed = request
@@ -113,17 +112,17 @@ func (c *Claims) Refuse(ctx context.Context, key [32]byte, attempt string) (othe
 // Complete implements service.Claims. It does nothing: the log has the result, and the claim expires.
 func (c *Claims) Complete([32]byte, string) {}
 
-// change applies update to a claim by compare-and-set, so that no
-// attempt is lost; update may be called several times, and returns false if there is
-// nothing to write. Without look, the first call skips the read: found is false.
-func (c *Claims) change(ctx context.Context, key [32]byte, look bool, update func(now claim, found bool) (claim, bool)) error {
+// change applies update to a claim by compare-and-set, so that no attempt is lost; update may
+// be called several times, and returns false if there is nothing to write. Without readFirst,
+// the first try does not read the claim, and found is false.
+func (c *Claims) change(ctx context.Context, key [32]byte, readFirst bool, update func(now claim, found bool) (claim, bool)) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), claimTime)
 	defer cancel()
 	subject := claimsPrefix + hex.EncodeToString(key[:])
 	var err error
-	for ; ; look = true {
+	for ; ; readFirst = true {
 		var done bool
-		if done, err = c.try(ctx, subject, look, update); done {
+		if done, err = c.try(ctx, subject, readFirst, update); done {
 			return nil
 		}
 		// No leader; or the claim changed or expired meanwhile, or is not stored yet.
@@ -136,19 +135,19 @@ func (c *Claims) change(ctx context.Context, key [32]byte, look bool, update fun
 }
 
 // try makes one attempt at a change; it must be repeated if done is false.
-func (c *Claims) try(ctx context.Context, subject string, look bool, update func(claim, bool) (claim, bool)) (done bool, err error) {
+func (c *Claims) try(ctx context.Context, subject string, readFirst bool, update func(claim, bool) (claim, bool)) (done bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, claimTry)
 	defer cancel()
 	var now claim
 	var revision uint64
-	if look {
+	if readFirst {
 		if now, revision, err = c.read(ctx, subject); err != nil {
 			return false, err
 		}
 	}
 	next, write := update(now, revision != 0)
 	if !write {
-		return look, nil // without a read nothing is known
+		return readFirst, nil // without a read, the decision is not final
 	}
 	data, err := json.Marshal(next)
 	if err != nil {
@@ -157,9 +156,9 @@ func (c *Claims) try(ctx context.Context, subject string, look bool, update func
 	m := nats.NewMsg(subject)
 	m.Data = data
 	_, err = c.js.PublishMsg(ctx, m, jetstream.WithExpectLastSequencePerSubject(revision), jetstream.WithRetryAttempts(0))
-	if errors.Is(err, jetstream.ErrNoStreamResponse) { // a single server forgets it when it is restarted
-		if _, made := jsapi.EnsureStream(ctx, c.js, ClaimsConfig(c.replicas)); made != nil {
-			return false, made
+	if errors.Is(err, jetstream.ErrNoStreamResponse) { // a restart of a single server loses it
+		if _, createErr := jsapi.EnsureStream(ctx, c.js, ClaimsConfig(c.replicas)); createErr != nil {
+			return false, createErr
 		}
 	}
 	return err == nil, err
@@ -172,14 +171,14 @@ func (c *Claims) read(ctx context.Context, subject string) (now claim, revision 
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 		return now, 0, nil
 	case errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, nats.ErrNoResponders):
-		if _, made := jsapi.EnsureStream(ctx, c.js, ClaimsConfig(c.replicas)); made != nil {
-			return now, 0, made
+		if _, createErr := jsapi.EnsureStream(ctx, c.js, ClaimsConfig(c.replicas)); createErr != nil {
+			return now, 0, createErr
 		}
 		return now, 0, err
 	case err != nil:
 		return now, 0, err
 	}
-	if json.Unmarshal(m.Data, &now) != nil { // of an earlier version, where the value is its only attempt
+	if json.Unmarshal(m.Data, &now) != nil { // an earlier version stored only the request
 		now = claim{Request: string(m.Data), Crowded: true}
 	}
 	return now, m.Sequence, nil

@@ -24,7 +24,7 @@ const (
 	clockWait  = time.Second      // for the replies of a round
 )
 
-// The reasons why clocks are not known to agree.
+// The reasons why it is not known that the clocks agree.
 var (
 	errClocksUnseen = errors.New("the clocks of the processes have not been compared yet")
 	errClocksDiffer = errors.New("the clocks of two processes differ")
@@ -63,8 +63,8 @@ func NewClocks(cfg ClocksConfig) *Clocks {
 	return c
 }
 
-// Err returns nil if, in the last round, every process that replied had the same
-// clock within MaxClockOffset. It is unknown which clock is wrong.
+// Err returns nil if, in the last round, the clocks of all processes that replied agreed
+// within MaxClockOffset. It is unknown which clock is wrong.
 func (c *Clocks) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -77,10 +77,10 @@ func (c *Clocks) Run(ctx context.Context) error {
 		answer := nats.NewMsg(m.Reply)
 		answer.Header.Set("Process", c.cfg.Process)
 		answer.Data = []byte(c.cfg.Now().UTC().Format(time.RFC3339Nano))
-		_ = c.cfg.Conn.PublishMsg(answer) // else the next round
+		_ = c.cfg.Conn.PublishMsg(answer) // the next round tries again
 	})
 	if err != nil {
-		return fmt.Errorf("answer for the clock: %w", err)
+		return fmt.Errorf("subscribe to clock requests: %w", err)
 	}
 	defer sub.Unsubscribe() //nolint:errcheck // fails when the connection is closed already
 	for pause := clockWait; ; pause = min(2*pause, clockEvery) {
@@ -105,34 +105,34 @@ func (c *Clocks) compare(ctx context.Context) error {
 		return err
 	}
 	defer answers.Unsubscribe() //nolint:errcheck // fails when the connection is closed already
-	asked := c.cfg.Now()
+	requested := c.cfg.Now()
 	if err := c.cfg.Conn.PublishRequest(clockSubject, inbox, nil); err != nil {
 		return err
 	}
-	var most time.Duration
-	of, heard := "", false
+	var largest time.Duration
+	of, replied := "", false
 	for {
 		m, err := answers.NextMsgWithContext(ctx)
 		if err != nil {
 			break // the round has ended
 		}
-		heard = true // also of this process itself
+		replied = true // this process replies, too
 		at, err := time.Parse(time.RFC3339Nano, string(m.Data))
 		if err != nil || m.Header.Get("Process") == c.cfg.Process {
 			continue
 		}
-		if by := offset(asked, at, c.cfg.Now()); by.Abs() > most.Abs() {
-			most, of = by, m.Header.Get("Process")
+		if by := offset(requested, at, c.cfg.Now()); by.Abs() > largest.Abs() {
+			largest, of = by, m.Header.Get("Process")
 		}
 	}
-	if !heard {
+	if !replied {
 		return errClocksUnseen // the previous result stays
 	}
-	c.offset.Set(most.Seconds())
+	c.offset.Set(largest.Seconds())
 	var differ error
-	if most.Abs() > MaxClockOffset {
+	if largest.Abs() > MaxClockOffset {
 		differ = fmt.Errorf("%w: %s and this process by %v. Synchronize the clocks with NTP; until then no reservation expires",
-			errClocksDiffer, of, most.Round(time.Second))
+			errClocksDiffer, of, largest.Round(time.Second))
 	}
 	c.mu.Lock()
 	was := c.err
@@ -140,7 +140,7 @@ func (c *Clocks) compare(ctx context.Context) error {
 	c.mu.Unlock()
 	switch {
 	case differ != nil && (was == nil || was == errClocksUnseen): //nolint:errorlint // it is the one itself
-		c.cfg.Logger.ErrorContext(ctx, "the clocks of two processes differ", "other", of, "by", most)
+		c.cfg.Logger.ErrorContext(ctx, "the clocks of two processes differ", "other", of, "by", largest)
 	case differ == nil && was != nil && was != errClocksUnseen: //nolint:errorlint // it is the one itself
 		c.cfg.Logger.InfoContext(ctx, "the clocks agree again")
 	}
@@ -148,11 +148,11 @@ func (c *Clocks) compare(ctx context.Context) error {
 }
 
 // offset returns the difference between the local clock and another one that showed at between
-// asked and answered; 0 if they may agree.
-func offset(asked, at, answered time.Time) time.Duration {
+// requested and answered; 0 if they may agree.
+func offset(requested, at, answered time.Time) time.Duration {
 	switch {
-	case at.Before(asked):
-		return at.Sub(asked)
+	case at.Before(requested):
+		return at.Sub(requested)
 	case at.After(answered):
 		return at.Sub(answered)
 	}

@@ -14,8 +14,8 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// ConnectBucket is the key-value bucket of the connections to providers that are
-// in progress: encrypted values by the connection's id. It is private.
+// ConnectBucket is the key-value bucket of the pending account connections: encrypted values
+// by the connection's id. It is private.
 const ConnectBucket = "CREDSTREAM_CONNECT"
 
 const (
@@ -26,7 +26,7 @@ const (
 	connectTime   = 5 * time.Second  // for one read or write
 )
 
-// Connections stores the connections in progress, for all processes of one
+// Connections stores the pending account connections, for all processes of one
 // log. They are not fsynced: a user whose connection is lost in a power cut starts again.
 type Connections struct{ kv jetstream.KeyValue }
 
@@ -59,7 +59,7 @@ func (c *Connections) Create(ctx context.Context, id string, value []byte) (revi
 	ctx, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
 	if revision, err = c.kv.Create(ctx, id, value); err != nil {
-		return 0, fmt.Errorf("keeping a connection: %w: %w", fault.ErrUnavailable, err)
+		return 0, fmt.Errorf("storing a connection: %w: %w", fault.ErrUnavailable, err)
 	}
 	return revision, nil
 }
@@ -80,10 +80,10 @@ func (c *Connections) Get(ctx context.Context, id string) (value []byte, revisio
 	return entry.Value(), entry.Revision(), true, nil
 }
 
-// Update replaces the value that has this revision, and returns the new one; mine
+// Update replaces the value that has this revision, and returns the new one; saved
 // is false if the connection has another revision by now. After an error, which
 // has fault.ErrUnavailable in its chain, the outcome is unknown.
-func (c *Connections) Update(ctx context.Context, id string, value []byte, revision uint64) (next uint64, mine bool, err error) {
+func (c *Connections) Update(ctx context.Context, id string, value []byte, revision uint64) (next uint64, saved bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
 	next, err = c.kv.Update(ctx, id, value, revision)
@@ -96,7 +96,7 @@ func (c *Connections) Update(ctx context.Context, id string, value []byte, revis
 	return 0, false, fmt.Errorf("changing a connection: %w: %w", fault.ErrUnavailable, err)
 }
 
-// Mark notes that the code of a connection is about to be redeemed. Errors have
+// Mark marks a connection whose code is about to be redeemed. Errors have
 // fault.ErrUnavailable in their chain.
 func (c *Connections) Mark(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, connectTime)

@@ -84,7 +84,7 @@ func (l *LastUse) LastUsed(ctx context.Context) (map[string]time.Time, error) {
 	for {
 		select {
 		case entry, open := <-watcher.Updates():
-			if entry == nil { // that was all
+			if entry == nil { // the end of the stored values
 				if !open {
 					return nil, errors.New("reading the last use of keys: the connection was closed")
 				}

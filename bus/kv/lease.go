@@ -18,8 +18,8 @@ import (
 )
 
 // LeaseBucket is the KV bucket of the leases, one key for each role. It is kept
-// in memory: a lease that was lost with the servers is waited for like one with a
-// silent holder.
+// in memory: if the servers lose a lease, the next process waits for a TTL, as after the loss
+// of its holder.
 const LeaseBucket = "CREDSTREAM_LEASES"
 
 // DefaultLeaseTTL is the time without a renewal after which another process acquires the lease.
@@ -103,9 +103,9 @@ type lease struct {
 	stream  jetstream.Stream // nil until it is found
 	changed chan struct{}    // holds one token when the key may have changed
 
-	term string    // identifies the writes of this process while it holds the lease; new for each attempt to acquire it
-	rev  uint64    // of the last value that this process wrote
-	good time.Time // start of that write
+	term      string    // identifies the writes of this process while it holds the lease; new for each attempt to acquire it
+	rev       uint64    // of the last value that this process wrote
+	renewedAt time.Time // start of that write: the lease is valid from then on
 }
 
 // leaseValue is the value of a role's key.
@@ -153,13 +153,13 @@ func (l *lease) read(ctx context.Context) (value leaseValue, rev uint64, err err
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 		return value, 0, nil
 	case errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, nats.ErrNoResponders):
-		l.stream = nil // gone with the servers' memory, perhaps
+		l.stream = nil // perhaps lost with the servers' memory
 	}
 	if err != nil {
 		return value, 0, fmt.Errorf("reading the lease: %w", err)
 	}
 	if err := json.Unmarshal(msg.Data, &value); err != nil {
-		value = leaseValue{} // of a holder that will not renew it
+		value = leaseValue{} // its holder will not renew it
 	}
 	return value, msg.Sequence, nil
 }
@@ -168,7 +168,7 @@ func (l *lease) read(ctx context.Context) (value leaseValue, rev uint64, err err
 func (l *lease) acquire(ctx context.Context) bool {
 	var seen uint64
 	var since time.Time // when it was first seen; zero: not since the last error
-	var troubled bool
+	var failing bool
 	// A write is notified before it can be read, so the next checks come soon.
 	pause := leaseSoon
 	for ctx.Err() == nil {
@@ -178,12 +178,12 @@ func (l *lease) acquire(ctx context.Context) bool {
 		switch {
 		case err != nil:
 			since = time.Time{} // in an emptied bucket the revisions begin again
-			if !troubled && ctx.Err() == nil {
+			if !failing && ctx.Err() == nil {
 				l.log.Warn("cannot read lease", "err", err)
 			}
-			troubled = true
+			failing = true
 		default:
-			troubled = false
+			failing = false
 			if since.IsZero() || rev != seen {
 				seen, since, wait = rev, time.Now(), l.cfg.TTL/3
 			}
@@ -214,16 +214,16 @@ func (l *lease) acquire(ctx context.Context) bool {
 // hold runs run while the lease is renewed. lost means that the lease was lost; err is
 // then the reason.
 func (l *lease) hold(ctx context.Context, run func(context.Context) error) (lost bool, err error) {
-	keep := 5 * l.cfg.TTL / 6
+	validFor := 5 * l.cfg.TTL / 6
 	running, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	expiry := time.AfterFunc(keep-time.Since(l.good), func() { end(errLeaseLost) })
+	expiry := time.AfterFunc(validFor-time.Since(l.renewedAt), func() { end(errLeaseLost) })
 	defer expiry.Stop()
 	done := make(chan error, 1)
 	go func() { done <- run(running) }() // hold does not return before it has
 	tick := time.NewTicker(l.cfg.TTL / 3)
 	defer tick.Stop()
-	mine := leaseValue{Holder: l.cfg.Holder, Term: l.term}
+	value := leaseValue{Holder: l.cfg.Holder, Term: l.term}
 	// When ctx ends the lease is still renewed until run has returned.
 	for work := context.WithoutCancel(ctx); ; {
 		select {
@@ -231,10 +231,10 @@ func (l *lease) hold(ctx context.Context, run func(context.Context) error) (lost
 			if lost := errors.Is(context.Cause(running), errLeaseLost); lost {
 				return true, errors.Join(errLeaseLost, err)
 			}
-			mine.Released = true
+			value.Released = true
 			release, cancel := context.WithTimeout(work, leaseRelease)
 			defer cancel()
-			if err := l.write(release, mine, l.rev); err != nil {
+			if err := l.write(release, value, l.rev); err != nil {
 				l.log.Warn("lease not released; it will expire", "err", err)
 			}
 			if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
@@ -242,12 +242,12 @@ func (l *lease) hold(ctx context.Context, run func(context.Context) error) (lost
 			}
 			return false, err
 		case <-tick.C:
-			if err := l.renew(work, mine); errors.Is(err, errLeaseLost) {
+			if err := l.renew(work, value); errors.Is(err, errLeaseLost) {
 				end(errLeaseLost)
 			} else if err != nil {
 				l.log.Warn("lease not renewed", "err", err)
 			} else if expiry.Stop() { // else it has expired meanwhile
-				expiry.Reset(keep - time.Since(l.good))
+				expiry.Reset(validFor - time.Since(l.renewedAt))
 			}
 		}
 	}
@@ -255,15 +255,15 @@ func (l *lease) hold(ctx context.Context, run func(context.Context) error) (lost
 
 // renew writes the lease again. errLeaseLost means that another process has it;
 // after another error the outcome is unknown.
-func (l *lease) renew(ctx context.Context, mine leaseValue) error {
-	err := l.write(ctx, mine, l.rev)
+func (l *lease) renew(ctx context.Context, value leaseValue) error {
+	err := l.write(ctx, value, l.rev)
 	switch {
 	case err == nil:
 		return nil
 	case !jsapi.WrongLast(err):
 		return err
 	}
-	// An earlier renewal may have been stored without our hearing of it.
+	// An earlier renewal may have been stored although its response was lost.
 	value, rev, err := l.read(ctx)
 	switch {
 	case err != nil:
@@ -272,7 +272,7 @@ func (l *lease) renew(ctx context.Context, mine leaseValue) error {
 		return errLeaseLost
 	}
 	l.rev = rev
-	return l.write(ctx, mine, rev)
+	return l.write(ctx, value, rev)
 }
 
 // write stores the value if rev is still the last revision; 0: if there is none.
@@ -289,6 +289,6 @@ func (l *lease) write(ctx context.Context, value leaseValue, rev uint64) error {
 	if err != nil {
 		return fmt.Errorf("writing the lease: %w", err)
 	}
-	l.rev, l.good = ack.Sequence, begun
+	l.rev, l.renewedAt = ack.Sequence, begun
 	return nil
 }

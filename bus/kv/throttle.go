@@ -27,8 +27,8 @@ const (
 )
 
 // ThrottleBuckets implements throttle.Buckets by compare-and-set on a stream. A single
-// server keeps it in a file without fsync: a restart keeps it, a power cut may lose the last
-// moments. A cluster keeps it in memory on all its replicas.
+// server stores it in a file without fsync: it survives a restart, but a power cut may lose the
+// last moments. A cluster stores it in memory on all its replicas.
 type ThrottleBuckets struct {
 	js     jetstream.JetStream
 	stream jetstream.Stream
@@ -104,11 +104,11 @@ func (b *ThrottleBuckets) Now(ctx context.Context) (time.Time, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.read.IsZero() || time.Since(b.read) > throttleClock {
-		asked := time.Now()
+		requested := time.Now()
 		info, err := b.stream.Info(ctx)
 		if errors.Is(err, jetstream.ErrStreamNotFound) { // see Load
 			if _, err = jsapi.EnsureStream(ctx, b.js, b.config); err == nil {
-				asked = time.Now()
+				requested = time.Now()
 				info, err = b.stream.Info(ctx)
 			}
 		}
@@ -116,7 +116,7 @@ func (b *ThrottleBuckets) Now(ctx context.Context) (time.Time, error) {
 			return time.Time{}, fmt.Errorf("reading the clock of the server: %w: %w", fault.ErrUnavailable, err)
 		}
 		b.read = time.Now()
-		b.server = info.TimeStamp.Add(b.read.Sub(asked) / 2)
+		b.server = info.TimeStamp.Add(b.read.Sub(requested) / 2)
 	}
 	return b.server.Add(time.Since(b.read)), nil // monotonic: a step of this machine's clock changes nothing
 }
