@@ -25,10 +25,10 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// JetStream repairs what it cannot read by truncation: if one bit of a block file is
-// wrong, it truncates the file there when it recovers the stream, and reuses the sequences.
-// So the files are verified before the server opens them. Streams that are derived from the log are
-// moved aside and rebuilt; for the others the start is refused, with nothing changed.
+// JetStream repairs what it cannot read by truncation: if one bit of a block file is wrong, it
+// truncates the file there when it recovers the stream, and reuses the sequences. So the files
+// are verified before the server opens them. Streams that are derived from the log are moved
+// aside and rebuilt. For the others the start is refused, and nothing is changed.
 
 // ErrStoredDamaged refuses the start on a damaged file, which JetStream would truncate.
 var ErrStoredDamaged = fault.New(fault.Precondition, "stored_file_damaged", "A file of the data folder is damaged.")
@@ -146,7 +146,7 @@ func (v *Verifier) stream(name string) (damage string, err error) {
 	case whole:
 	case slices.Contains(records, true):
 		return "its metadata meta.inf or the checksum meta.sum is missing or damaged", nil
-	default: // created by a process that ended before it was on disk
+	default: // its process died before the metadata was on disk
 		return "", v.setAside(name, "its metadata is missing or damaged, and it is empty")
 	}
 	return "", v.consumers(name)
@@ -216,7 +216,7 @@ type record struct {
 	seq  uint64
 }
 
-// readRecord reads the record at the start of b and proves it by its checksum.
+// readRecord reads the record at the start of b and verifies its checksum.
 func readRecord(b []byte, hash *highwayhash.Digest64) (r record, ok bool) {
 	if len(b) < recordHeader+recordSum {
 		return r, false

@@ -25,7 +25,7 @@ var (
 	// ErrStoredIncomplete means that a stream was replaced, or misses messages.
 	ErrStoredIncomplete = fault.New(fault.Unavailable, "stored_incomplete",
 		"A stream has fewer messages than before, so it is damaged. Changes are refused and no secret is returned until it is restored from a backup.")
-	// ErrMarks means that the file of the marks cannot be read.
+	// ErrMarks means that marks.json cannot be read.
 	ErrMarks = fault.New(fault.Precondition, "marks_unreadable",
 		"marks.json cannot be read. Restore it from its backup, or remove it if you know that the data is intact.")
 )
@@ -34,7 +34,7 @@ var (
 type Marked struct {
 	Stream string
 	// Exact means that only this process deletes messages, and calls Marks.Deleting
-	// before: then their number distinguishes lost messages from deleted ones.
+	// before each: then their number distinguishes lost messages from deleted ones.
 	Exact bool
 	// Durable returns after an fsync of everything that the stream held before the call; nil means
 	// that the server syncs by itself.
@@ -58,10 +58,10 @@ type Marks struct {
 
 // mark is the durable content of a stream.
 type mark struct {
-	Created time.Time `json:"created"` // of the stream: another one has another time
+	Created time.Time `json:"created"` // when the stream was created; it identifies the stream
 	Last    uint64    `json:"last"`    // its last sequence
-	Deleted uint64    `json:"deleted"` // how many of its sequences have no message
-	Slack   uint64    `json:"slack"`   // how many more may have been deleted since
+	Deleted uint64    `json:"deleted"` // number of its sequences without a message
+	Slack   uint64    `json:"slack"`   // maximum number of deletions since
 	// Sum is a hash of the last message, "" where it was deleted or an earlier version
 	// wrote the mark: the files of another installation may have the same numbers.
 	Sum string `json:"sum,omitzero"`
@@ -109,7 +109,7 @@ func readMarks(path string) (map[string]mark, error) {
 }
 
 // Check compares the streams with their marks. It returns ErrStoredIncomplete for a stream that
-// is gone, was replaced, ends too early, or misses messages that nobody deleted. A
+// is missing, was replaced, ends too early, or misses messages that nobody deleted. A
 // stream without a mark is not checked.
 func (m *Marks) Check(ctx context.Context) error {
 	for _, s := range m.streams {
@@ -117,7 +117,7 @@ func (m *Marks) Check(ctx context.Context) error {
 		if !known {
 			continue
 		}
-		now, err := m.look(ctx, s.Stream, was)
+		now, err := m.readState(ctx, s.Stream, was)
 		allowed, _ := m.mark(s.Stream) // again: messages are deleted concurrently
 		switch {
 		case errors.Is(err, jetstream.ErrStreamNotFound):
@@ -174,9 +174,9 @@ func incomplete(stream, format string, args ...any) error {
 		stream, fmt.Sprintf(format, args...))
 }
 
-// look reads the state of a stream. Its sum is that of the mark if the mark has the
+// readState reads the state of a stream. Its sum is that of the mark if the mark has the
 // same last message, else it is omitted.
-func (m *Marks) look(ctx context.Context, stream string, was mark) (mark, error) {
+func (m *Marks) readState(ctx context.Context, stream string, was mark) (mark, error) {
 	s, err := m.js.Stream(ctx, stream)
 	if err != nil {
 		return mark{}, fmt.Errorf("looking up stream %s: %w", stream, err)
@@ -195,12 +195,12 @@ func (m *Marks) Deleting(context.Context) (done func(known bool), err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.budget == 0 {
-		loose := map[string]mark{}
+		relaxed := map[string]mark{}
 		for name, k := range m.marks {
 			k.Slack += deleteBudget
-			loose[name] = k
+			relaxed[name] = k
 		}
-		if err := m.write(loose); err != nil {
+		if err := m.write(relaxed); err != nil {
 			return nil, err
 		}
 		m.budget = deleteBudget
@@ -224,14 +224,14 @@ func (m *Marks) Record(ctx context.Context) error {
 	slack := m.unknown
 	if m.deleting > 0 { // deletions in progress may be counted or not
 		if m.deleting >= deleteBudget {
-			return nil // the marks allow for it
+			return nil // later: the marks tolerate only deleteBudget of them
 		}
 		slack += deleteBudget
 	}
 	next, changed := map[string]mark{}, false
 	for _, s := range m.streams {
 		was := m.marks[s.Stream]
-		now, err := m.look(ctx, s.Stream, was)
+		now, err := m.readState(ctx, s.Stream, was)
 		if err == nil && now.Last > was.Last {
 			now.Sum, err = m.sum(ctx, s.Stream, now.Last)
 		}
@@ -279,10 +279,10 @@ func (m *Marks) Run(ctx context.Context, intact func() error) error {
 	tick := time.NewTicker(marksEvery)
 	defer tick.Stop()
 	for {
-		over := false
+		last := false
 		select {
 		case <-ctx.Done():
-			over = true
+			last = true
 		case <-tick.C:
 		}
 		if intact() == nil {
@@ -293,7 +293,7 @@ func (m *Marks) Run(ctx context.Context, intact func() error) error {
 				m.log.WarnContext(ctx, "marks.json not written", "err", err)
 			}
 		}
-		if over {
+		if last {
 			return nil
 		}
 	}

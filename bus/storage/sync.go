@@ -24,8 +24,8 @@ import (
 // errSyncerClosed is returned by Wait after Close.
 var errSyncerClosed = errors.New("storage: the syncer is closed")
 
-// A directory's change time moves in ticks of up to 10 ms. Within this time
-// after a change another one may hide behind the same change time.
+// A directory's change time has a resolution of up to 10 ms. Within dirTick after a change,
+// another change may have the same change time.
 const dirTick = 100 * time.Millisecond
 
 // descriptorWait is the pause between two attempts to open a file while no descriptor is free.
@@ -102,7 +102,7 @@ func (s *Syncer) Wait(ctx context.Context) error {
 	}
 	select {
 	case s.kick <- struct{}{}:
-	default: // the next round is called for already
+	default: // the next round is already requested
 	}
 	select {
 	case <-r.done:
@@ -303,11 +303,11 @@ func (s *Syncer) syncChanged(dir os.FileInfo, now time.Time) (vanished bool, err
 		if !replaced && sameState(was, found[n]) && n < s.newest && !isNewest {
 			continue
 		}
-		gone, err := s.syncBlock(n, found[n], isNewest)
+		removed, err := s.syncBlock(n, found[n], isNewest)
 		if err != nil {
 			return false, err
 		}
-		vanished = vanished || gone
+		vanished = vanished || removed
 	}
 	if len(order) == 0 && s.head != nil {
 		_ = s.head.Close()
@@ -361,8 +361,8 @@ func (s *Syncer) list(dir os.FileInfo) ([]os.DirEntry, error) {
 }
 
 // syncBlock syncs block n through the open file if that is still the block, and
-// keeps the newest open. gone means that the file no longer exists.
-func (s *Syncer) syncBlock(n int, info os.FileInfo, newest bool) (gone bool, err error) {
+// keeps the newest open. removed means that the file no longer exists.
+func (s *Syncer) syncBlock(n int, info os.FileInfo, newest bool) (removed bool, err error) {
 	f := s.head
 	if f != nil {
 		held, err := f.Stat()
