@@ -127,10 +127,10 @@ func (k FeedKind) TenantOf(subject string) (tenant string, ok bool) {
 // Subjects to which publishers send messages for the queues, and subjects of the stored
 // messages.
 const (
-	FlowsOutside      = "credstream.flows."
-	FlowsInside       = "credstream.in.flows."
-	QueueOutside      = "credstream.cmdq."
-	QueueInside       = "credstream.in.cmdq."
+	FlowsPublicPrefix = "credstream.flows."
+	FlowsStoredPrefix = "credstream.in.flows."
+	QueuePublicPrefix = "credstream.cmdq."
+	QueueStoredPrefix = "credstream.in.cmdq."
 	DeadLetterSubject = "credstream.in.poison."
 )
 
