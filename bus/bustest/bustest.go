@@ -32,9 +32,9 @@ import (
 )
 
 const (
-	startTime = 30 * time.Second      // for all servers to be ready, on a busy machine
-	lookEvery = 20 * time.Millisecond // while waiting for it
-	stopTime  = 5 * time.Second       // for a server to stop by itself
+	startTime = 30 * time.Second      // timeout until all servers are ready, on a busy machine
+	lookEvery = 20 * time.Millisecond // between two checks of it
+	stopTime  = 5 * time.Second       // timeout of a clean stop
 )
 
 // Option changes how the servers are started.
@@ -44,27 +44,27 @@ type Option func(*NATS)
 // make a cluster.
 func Nodes(n int) Option { return func(s *NATS) { s.nodes = make([]*node, n) } }
 
-// LooseLimits takes the limits of clients out of the servers' configuration.
+// LooseLimits removes the limits of clients from the servers' configuration.
 func LooseLimits() Option { return func(s *NATS) { s.loose = true } }
 
-// LazySync has the servers acknowledge before they fsync.
+// LazySync makes the servers acknowledge before they fsync.
 func LazySync() Option { return func(s *NATS) { s.lazy = true } }
 
-// ClearCallout has the servers send their auth callout without encryption.
+// ClearCallout makes the servers send their auth callout without encryption.
 func ClearCallout() Option { return func(s *NATS) { s.clear = true } }
 
-// OnHost has the servers listen to this IP address instead of 127.0.0.1.
+// OnHost makes the servers listen on this IP address instead of 127.0.0.1.
 func OnHost(ip string) Option { return func(s *NATS) { s.host = ip } }
 
-// Cuttable has the servers of a cluster reach each other by ways that Cut closes.
+// Cuttable connects the servers of a cluster through proxies, so that Cut can separate them.
 func Cuttable() Option { return func(s *NATS) { s.proxies = &routeProxies{} } }
 
-// TLS has the servers demand TLS of their clients, with this certificate, which
+// TLS makes the servers require TLS of their clients, with this certificate, which
 // the clients need not trust.
 func TLS(certificate tls.Certificate) Option { return func(s *NATS) { s.tls = &certificate } }
 
-// EarlierAccounts has the servers take the accounts of a version that did not serve the
-// consumers: clients reach JetStream directly, and the service may not listen for that.
+// EarlierAccounts gives the servers the accounts.conf of a version that did not serve the
+// consumers: clients reach JetStream directly, and the service may not subscribe to their pulls.
 func EarlierAccounts() Option { return func(s *NATS) { s.earlier = true } }
 
 // NATS is the servers of one test.
@@ -123,11 +123,11 @@ func Start(t testing.TB, options ...Option) *NATS {
 	return s
 }
 
-// Host is where one server listens, host:port.
+// Host is the address of one server, host:port.
 func (s *NATS) Host(i int) string { return s.nodes[i].client }
 
-// Config is how a process of the service connects, with every user and key. It
-// asks for a replica on each server.
+// Config is the configuration with which a process of the service connects, with every user and
+// key. It requests a replica on each server.
 func (s *NATS) Config() natsserver.ClusterConfig {
 	cfg := natsserver.ClusterConfig{
 		URL: s.URL("credstream"), EndpointURL: s.URL("credstream-endpoints"),
@@ -163,7 +163,7 @@ func (s *NATS) URL(user string) string {
 // HostURL is the URL of one server for one of the users.
 func (s *NATS) HostURL(i int, user string) string { return strings.Split(s.URL(user), ",")[i] }
 
-// Leader is the server that leads a stream; -1 while there is none.
+// Leader is the index of the server that leads a stream; -1 if there is none.
 func (s *NATS) Leader(js jetstream.JetStream, stream string) int {
 	at, err := js.Stream(s.t.Context(), stream)
 	if err != nil {
@@ -192,7 +192,7 @@ func (s *NATS) configure() {
 		if s.lazy {
 			text = bytes.ReplaceAll(text, []byte("sync_interval: always"), nil)
 		}
-		if s.proxies != nil { // nobody else tells a server where another one is
+		if s.proxies != nil { // servers know each other only through the proxies
 			text = bytes.ReplaceAll(text, []byte("routes: $NATS_ROUTES"), []byte("routes: $NATS_ROUTES\n  advertise: \"127.0.0.1:1\""))
 		}
 		if s.earlier {
@@ -218,14 +218,14 @@ func (s *NATS) configure() {
 	}
 	issuer, err := nkeys.CreateAccount()
 	s.must(err)
-	s.issuer = s.keep(issuer, s.SeedFile())
+	s.issuer = s.writeSeed(issuer, s.SeedFile())
 	xkey, err := nkeys.CreateCurveKeys()
 	s.must(err)
-	s.xkey = s.keep(xkey, s.XKeyFile())
+	s.xkey = s.writeSeed(xkey, s.XKeyFile())
 }
 
-// keep writes the seed into a file and returns the public key.
-func (s *NATS) keep(pair nkeys.KeyPair, file string) string {
+// writeSeed writes the seed into a file and returns the public key.
+func (s *NATS) writeSeed(pair nkeys.KeyPair, file string) string {
 	seed, err := pair.Seed()
 	s.must(err)
 	s.must(os.WriteFile(file, append(seed, '\n'), 0o600))
@@ -234,7 +234,7 @@ func (s *NATS) keep(pair nkeys.KeyPair, file string) string {
 	return public
 }
 
-// StartNode starts one server, which keeps its data and its address.
+// StartNode starts one server with its previous data and address.
 func (s *NATS) StartNode(i int) {
 	s.t.Helper()
 	n := s.nodes[i]
@@ -272,14 +272,14 @@ func (s *NATS) StartNode(i int) {
 
 func quote(s string) string { return `"` + s + `"` }
 
-// Kill ends one server as a crash would.
+// Kill ends one server like a crash.
 func (s *NATS) Kill(i int) { s.end(i, syscall.SIGKILL) }
 
-// Stop ends one server in order.
+// Stop stops one server cleanly.
 func (s *NATS) Stop(i int) { s.end(i, syscall.SIGTERM) }
 
-// Freeze stops one server's clock, Thaw lets it go on: what it was sent meanwhile arrives
-// then. It returns when every thread of the server has stopped.
+// Freeze suspends one server until Thaw: what it is sent meanwhile arrives then. It returns when
+// every thread of the server has stopped.
 func (s *NATS) Freeze(i int) {
 	s.t.Helper()
 	s.signal(i, syscall.SIGSTOP)
@@ -288,8 +288,8 @@ func (s *NATS) Freeze(i int) {
 	}
 }
 
-// stopped reports whether no thread of a process runs. Where threads cannot be looked at,
-// it has to be believed.
+// stopped reports whether all threads of a process are suspended. Where threads are not visible,
+// it returns true.
 func stopped(pid int) bool {
 	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 	for _, file := range threads {
@@ -302,7 +302,7 @@ func stopped(pid int) bool {
 	return true
 }
 
-// Thaw lets a frozen server go on.
+// Thaw resumes a frozen server.
 func (s *NATS) Thaw(i int) { s.signal(i, syscall.SIGCONT) }
 
 func (s *NATS) signal(i int, sig syscall.Signal) {
@@ -328,7 +328,7 @@ func (s *NATS) end(i int, sig syscall.Signal) {
 	_ = n.log.Close() // written by the server alone
 }
 
-// Ready waits until the service could make a stream on every server that was started.
+// Ready waits until the service could create a stream on every started server.
 func (s *NATS) Ready() {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), startTime)
@@ -376,7 +376,7 @@ func (s *NATS) ready(ctx context.Context, n *node) error {
 			running++
 		}
 	}
-	if len(nc.Servers()) < running { // the servers tell clients of each other
+	if len(nc.Servers()) < running { // a server lists the others to its clients
 		return errAlone
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
@@ -385,7 +385,7 @@ func (s *NATS) ready(ctx context.Context, n *node) error {
 	return err
 }
 
-// addresses were free a moment ago.
+// addresses returns ports that were free a moment ago.
 func (s *NATS) addresses(n int) (addresses []string) {
 	for range n {
 		l, err := net.Listen("tcp", net.JoinHostPort(s.host, "0")) //nolint:noctx // closed at once
@@ -396,7 +396,7 @@ func (s *NATS) addresses(n int) (addresses []string) {
 	return addresses
 }
 
-// Log is what the servers have logged.
+// Log returns the log of the servers.
 func (s *NATS) Log() string {
 	s.t.Helper()
 	var all strings.Builder
@@ -432,11 +432,11 @@ func (s *NATS) root() string {
 	return strings.TrimSpace(string(out))
 }
 
-// building lets the tests of one process wait for one build.
+// building makes the tests of one process share one build.
 var building sync.Mutex
 
-// build makes the server of the version that this module embeds, once for all
-// tests of this user.
+// build builds the server of the version that this module embeds, once for all tests of this
+// user.
 func build(t testing.TB) string {
 	t.Helper()
 	building.Lock()
@@ -458,7 +458,7 @@ func build(t testing.TB) string {
 	if err != nil {
 		t.Skipf("needs nats-server as a program, which could not be built: %v\n%s", err, out)
 	}
-	// By way of a name of its own: tests of other packages may build it now, too.
+	// Rename it into place: tests of other packages may build it at the same time.
 	mine := binary + "." + rand.Text()
 	text, err := os.ReadFile(fresh)
 	if err == nil {
