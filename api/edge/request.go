@@ -34,11 +34,12 @@ type Identities interface {
 	AuthenticateToken(ctx context.Context, token string, from netip.Addr) (service.Principal, error)
 }
 
-// Sessions are those of browsers, in the name of an API key or of a user of an OpenID Connect issuer.
+// Sessions manages browser sessions, which act on behalf of an API key or of a user of an OpenID
+// Connect issuer.
 type Sessions interface {
-	// StartSession authenticates an API key, and returns a sealed session in its name.
+	// StartSession authenticates an API key, and returns an encrypted session that acts on its behalf.
 	StartSession(ctx context.Context, key string, from netip.Addr) (sealed string, p service.Principal, err error)
-	// OpenSession returns the principal of a sealed session.
+	// OpenSession returns the principal of an encrypted session.
 	OpenSession(ctx context.Context, sealed string, from netip.Addr) (service.Principal, error)
 	// SignInIssuer is the host of the OpenID Connect issuer; empty if nobody can sign in there.
 	SignInIssuer() string
@@ -133,8 +134,8 @@ func (x *Exchange) Authenticate(s Identities, behindTLSProxy bool) (service.Call
 	return x.CallOf(principal, behindTLSProxy), nil
 }
 
-// CallOf is the call of a caller that was identified, for the log too. It lacks what its path
-// and headers say.
+// CallOf returns the call of an identified caller, and adds the caller to the log line. The caller
+// of CallOf still sets tenant, command id and deadline.
 func (x *Exchange) CallOf(principal service.Principal, behindTLSProxy bool) service.Call {
 	x.Principal = principal.Actor.ID
 	return service.Call{
