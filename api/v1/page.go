@@ -5,8 +5,8 @@ import (
 	"net/http"
 )
 
-// The page at /docs shows /openapi.json to people. It is ours, so that it reads
-// without a network and under a policy that lets nothing else run.
+// The page at /docs shows /openapi.json to people. It is part of the program, so that it works
+// without a network and under a policy that allows nothing else.
 //
 //go:embed page
 var page embed.FS

@@ -24,7 +24,7 @@ type parameter struct {
 	name     string
 	field    string // Go name of the field
 	required bool
-	is       string // type, for people: "a number", ...
+	is       string // description of the type: "a number", ...
 	goType   reflect.Type
 	// write appends the JSON form of a value; ok is false if it has the wrong type.
 	write func(b []byte, value string) (_ []byte, ok bool)

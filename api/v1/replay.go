@@ -24,13 +24,13 @@ const (
 	replayPage = 1000             // items per page
 	pageTime   = 60 * time.Second // a client must read a page within this time
 
-	// identifyEvery is the interval at which a replay authenticates its key again. A revocation
-	// is promised to take effect within a second.
+	// identifyEvery is the interval at which a replay authenticates its key again, because a
+	// revocation must take effect within a second.
 	identifyEvery = 250 * time.Millisecond
 )
 
-// replays are the queries that can be streamed as one JSON document per line, and the name of
-// their list.
+// replays are the queries that can be streamed as one JSON document per line, with the
+// description of their lines.
 var replays = map[string]string{
 	"events.replay": "CloudEvents in JSON, one per line, up to limit or the end.",
 	"access.replay": "Access records in JSON, one per line, up to limit or the end.",
@@ -53,9 +53,9 @@ func wantsLines(r *http.Request) bool {
 }
 
 // replay streams all pages as one JSON document per line, up to the limit in the request or the
-// end. An error after the first line aborts the connection, so that the client does not take
-// the part for the whole. Every page is authorized again, and the stream ends within a second
-// after its key.
+// end. An error after the first line aborts the connection, so that the client does not consider
+// the response complete. Every page is authorized again, and the stream ends within a second
+// after its key was revoked.
 func (x *exchange) replay(call service.Call, name string, body []byte) {
 	var ask paging
 	if len(body) > 0 {
