@@ -144,7 +144,7 @@ func (in input) expected() (e expected, err error) {
 		Revisions jsontext.Value `json:"expected_revisions"`
 	}
 	if err := json.Unmarshal(in.meta, &meta); err != nil {
-		return e, service.ErrBody.Withf("The meta of the document has a member twice.").At("/meta")
+		return e, service.ErrBody.Withf("The meta of the document has a duplicate member.").At("/meta")
 	}
 	if meta.Revision != nil {
 		if err := json.Unmarshal(meta.Revision, &e.Revision); err != nil || e.Revision != nil && *e.Revision < 1 {
@@ -340,15 +340,15 @@ func (x *exchange) Problem(p fault.Problem) {
 	}
 	if name, ok := strings.CutPrefix(p.Pointer, parameterPrefix); ok {
 		e.Source = &errorSource{Parameter: name}
-	} else if at := x.place(p.Pointer); at != "" {
+	} else if at := x.documentPointer(p.Pointer); at != "" {
 		e.Source = &errorSource{Pointer: at}
 	}
 	x.JSON(p.Status, x.media, map[string][]errorObject{"errors": {e}})
 }
 
-// place maps a pointer to the service's body to one to the request's document; "" if the
-// document has no such member.
-func (x *exchange) place(at string) string {
+// documentPointer maps a pointer into the service's body to one into the request's document; "" if
+// the document has no such member.
+func (x *exchange) documentPointer(at string) string {
 	if strings.HasPrefix(at, "/data") {
 		return at
 	}

@@ -66,8 +66,8 @@ type Config struct {
 //	GET, DELETE         /v2/flows/{id}
 //	POST                /v2/flows/{id}/start, /v2/flows/{id}/stop
 //
-// A slash at the end of a path changes nothing. Where a path names no tenant, it
-// is the home of the caller.
+// A trailing slash is ignored. If a path names no tenant, the tenant is the home tenant of the
+// caller.
 func Handler(cfg Config) http.Handler {
 	h := &handler{cfg: cfg, secrets: map[string]bool{}}
 	for _, r := range application.Routes() {

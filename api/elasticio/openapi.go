@@ -128,7 +128,7 @@ var documented = []described{
 			`"relationships":{"components":{"data":[{"id":"pet-shop","type":"component"}]},"workspace":{"data":{"id":"sales","type":"workspace"}}}}}`,
 	},
 	{
-		"auth-clients.list", "GET", pathAuthClients, "auth-client", "The auth clients that are visible in a workspace, contract or tenant. Without one of these, the auth clients of every tenant.",
+		"auth-clients.list", "GET", pathAuthClients, "auth-client", "The auth clients that are visible in a workspace, contract or tenant. Without one of these, only the global auth clients.",
 		append([]string{byWorkspace, byContract, byTenant, byComponent, including}, listed...), "",
 	},
 	{"auth-clients.get", "GET", pathAuthClients + item, "auth-client", "One auth client; secrets are masked unless they are revealed.", append([]string{byWorkspace, byContract, byTenant}, shown...), ""},
@@ -205,7 +205,7 @@ func (o described) operation() *huma.Operation {
 	case o.method == http.MethodGet && collection == o.path:
 		op.Responses["200"] = o.answers("The list.", &huma.Schema{Type: huma.TypeArray, Items: reference("v2." + o.resource)})
 	case o.method == http.MethodPost && collection == o.path:
-		op.Responses[strconv.Itoa(http.StatusCreated)] = o.answers("Made.", reference("v2."+o.resource))
+		op.Responses[strconv.Itoa(http.StatusCreated)] = o.answers("Created.", reference("v2."+o.resource))
 	default:
 		op.Responses["200"] = o.answers("The resource after the change.", reference("v2."+o.resource))
 	}
@@ -213,12 +213,12 @@ func (o described) operation() *huma.Operation {
 		body := map[string]*huma.Schema{"data": reference("v2." + o.resource)}
 		if slices.Contains([]string{pathClients, pathCredentials, pathSecrets, pathAuthClients}, collection) {
 			meta := map[string]*huma.Schema{"expected_revision": {
-				Type: huma.TypeInteger, Description: "Refuse to take secrets unless the component has this revision.",
+				Type: huma.TypeInteger, Description: "Reject the secrets unless the component has this revision.",
 			}}
 			if collection == pathAuthClients {
 				meta["expected_revisions"] = &huma.Schema{
 					Type: huma.TypeObject, AdditionalProperties: &huma.Schema{Type: huma.TypeInteger},
-					Description: "Refuse to take secrets unless these components have these revisions.",
+					Description: "Reject the secrets unless these components have these revisions.",
 				}
 			}
 			body["meta"] = members("", meta)
@@ -236,7 +236,7 @@ func (o described) answers(says string, data *huma.Schema) *huma.Response {
 	}, "data")})}
 }
 
-// media is the content in JSON:API's media type; application/json is accepted too.
+// media returns a content in JSON:API's media type; application/json is accepted too.
 func media(m *huma.MediaType) map[string]*huma.MediaType {
 	return map[string]*huma.MediaType{mediaJSONAPI: m}
 }

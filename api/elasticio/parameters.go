@@ -92,7 +92,7 @@ func readParameters(query string, allowed ...string) (parameters, error) {
 		case given[0] == "" && kind != fieldsOf:
 			continue
 		}
-		if err := p.take(kind, typ, given[0]); err != nil {
+		if err := p.set(kind, typ, given[0]); err != nil {
 			return p, err
 		}
 	}
@@ -102,8 +102,8 @@ func readParameters(query string, allowed ...string) (parameters, error) {
 	return p, nil
 }
 
-// take parses one non-empty parameter.
-func (p *parameters) take(kind, typ, value string) (err error) {
+// set parses one non-empty parameter.
+func (p *parameters) set(kind, typ, value string) (err error) {
 	switch kind {
 	case byComponent:
 		p.component = value
@@ -193,7 +193,7 @@ func (p *parameters) trim(r resource) resource {
 }
 
 // fetchPage returns the requested page and the next cursor. fetch returns up to limit items after a
-// cursor, and the next cursor. For a numbered page, walk first skips the items before it, 200
+// cursor, and the next cursor. For a numbered page, fetchPage first skips the items before it, 200
 // per call of fetch.
 func fetchPage[T any](p parameters, fetch func(after string, limit int) ([]T, string, error)) ([]T, string, error) {
 	after := p.after
