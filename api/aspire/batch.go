@@ -137,7 +137,7 @@ func (x *exchange) several(route, member string, items []input, many bool, succe
 		if len(chunk) == 0 && len(items) > 0 {
 			continue
 		}
-		if given != "" && route == "credential.create-many" { // the id identifies the repeat of an item that has one
+		if given != "" && route == "credential.create-many" { // an update or delete is idempotent by its credential's id
 			x.call.CommandID = given + "/" + strconv.Itoa(n)
 		}
 		done, err := ask[credential.Many](x, route, map[string]any{member: append([]any{}, bodies...)})
@@ -199,7 +199,7 @@ func (x *exchange) filtered(route string, f filter, body map[string]any) {
 			break
 		}
 		if b.done+len(b.refused) >= maxItems {
-			b.refuseAs("", errTooMany.Withf("The filter chooses more than %d credentials. Narrow it for the others.", maxItems))
+			b.refuseAs("", errTooMany.Withf("The filter matches more than %d credentials. Repeat the call with a narrower filter for the others.", maxItems))
 			break
 		}
 	}

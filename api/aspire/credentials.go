@@ -269,7 +269,7 @@ func read(v jsontext.Value, known ...string) (in input) {
 	}
 	for name := range in.members {
 		if !slices.Contains(known, name) {
-			in.err = service.ErrBody.Withf("A credential has no member of this name here. It may have: %s.", strings.Join(known, ", "))
+			in.err = service.ErrBody.Withf("Unknown member of a credential. Supported members: %s.", strings.Join(known, ", "))
 			return in
 		}
 	}
@@ -368,7 +368,7 @@ func change(v jsontext.Value, id string) input {
 		in.err = service.ErrBody.Withf("The type of a credential cannot be changed. Delete it and add another one.").At("/type")
 	}
 	if in.err == nil && in.id != "" && in.id != id {
-		in.err = service.ErrBody.Withf("The member id differs from the id that names the credential.").At("/id")
+		in.err = service.ErrBody.Withf("The member id differs from the id in the path or map.").At("/id")
 	}
 	in.id = id
 	if in.err == nil && in.members["description"] == nil && in.members["properties"] == nil && in.members["throttlePolicy"] == nil {
@@ -495,7 +495,7 @@ func (x *exchange) exportListed() {
 func (x *exchange) exportAll() {
 	in, err := x.filter()
 	if err == nil && in.Update != nil {
-		err = service.ErrBody.Withf("The body takes a filter alone.")
+		err = service.ErrBody.Withf("The body of an export can only have a filter.")
 	}
 	if err != nil {
 		x.Fail(err)

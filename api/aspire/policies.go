@@ -199,7 +199,7 @@ func changePolicy(v jsontext.Value, id string) policyInput {
 	switch {
 	case in.err != nil:
 	case in.ID != "" && in.ID != id:
-		in.err = service.ErrBody.Withf("The member id differs from the id that names the policy.").At("/id")
+		in.err = service.ErrBody.Withf("The member id differs from the id in the path or map.").At("/id")
 	case in.Description == nil && in.Tokens == 0 && in.Per == "":
 		in.err = service.ErrMissing.Withf("Give at least one of description, timeUnit and numberOfDocuments.")
 	}
