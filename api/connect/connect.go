@@ -19,7 +19,7 @@ import (
 
 // Service is the part of *connect.Service that the handler calls.
 type Service interface {
-	// OpenLink uses up a link and returns where to redirect the browser.
+	// OpenLink consumes a link and returns where to redirect the browser.
 	OpenLink(ctx context.Context, link string, from netip.Addr, browser connect.Browser) (connect.OpenedLink, error)
 	// ReturnConnection handles the provider's response.
 	ReturnConnection(ctx context.Context, cb connect.Callback) (connect.Returned, error)
@@ -191,7 +191,7 @@ func (x *exchange) callback(tenant, component string) {
 	}
 }
 
-// redirect has no body, because it would repeat the address.
+// redirect writes no body: it would repeat the address.
 func (x *exchange) redirect(to string) {
 	x.W.Header().Set("Location", to)
 	x.End(http.StatusFound)
