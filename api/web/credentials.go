@@ -22,20 +22,20 @@ import (
 	"github.com/credstream/credstream/service/token"
 )
 
-// The sizes of pages.
+// Page sizes.
 const (
 	pageSize  = 25
 	mostTiles = 200
 )
 
-// tile is a component with the tenant's credentials of it.
+// tile is a component with the number of the tenant's credentials for it.
 type tile struct {
 	ID, Title, Type string
 	Count, Bad      int
 	Usable          bool
 }
 
-// credentialRow is a credential of a table.
+// credentialRow is a row of a table of credentials.
 type credentialRow struct {
 	credential.Credential
 	Flows, Active int
@@ -43,13 +43,13 @@ type credentialRow struct {
 	KnowsFlows    bool
 }
 
-// credentialList is what the page of credentials shows.
+// credentialList is the data of the page of credentials.
 type credentialList struct {
 	Tiles     []tile
-	Component *component.Info // of which all are
-	Type      string          // free, in its place
+	Component *component.Info // component of all rows; nil: several
+	Type      string          // free type, in place of a component
 	Rows      []credentialRow
-	Listed    bool // a table is shown
+	Listed    bool // the page has a table
 	Total     int
 	Query     string
 	Status    string
@@ -58,7 +58,7 @@ type credentialList struct {
 	Next      string // address of the next page, "" on the last
 }
 
-// listQuery is a request of credential.list.
+// listQuery is the body of credential.list.
 type listQuery struct {
 	Component    string `json:"component,omitzero"`
 	Status       string `json:"status,omitzero"`
@@ -112,7 +112,7 @@ func (x *exchange) listCredentials() error {
 	return x.show("credentials", view{Title: title, Data: data, Live: "credential component flow"})
 }
 
-// tiles reads the components, and how many credentials each has.
+// tiles reads the components, and the number of credentials of each.
 func (x *exchange) tiles(data *credentialList) error {
 	counts, err := ask[credential.Counts](x, "credential.counts", credential.Count{MinSeq: x.minSeq()})
 	if err != nil {
@@ -137,7 +137,7 @@ func (x *exchange) tiles(data *credentialList) error {
 			Bad: c.Status["failed"] + c.Status["reauthorization_required"], Usable: listed && !known.Deleted,
 		})
 	}
-	for _, c := range titles { // those without a credential
+	for _, c := range titles { // components without a credential
 		if !c.Deleted {
 			data.Tiles = append(data.Tiles, tile{ID: c.ID, Title: c.Title, Usable: true})
 		}
@@ -153,7 +153,7 @@ func (x *exchange) tiles(data *credentialList) error {
 	return nil
 }
 
-// rows adds to credentials the flows that use them.
+// rows adds to each credential the flows that use it.
 func (x *exchange) rows(list []credential.Credential) ([]credentialRow, error) {
 	rows := make([]credentialRow, len(list))
 	for i, c := range list {
@@ -175,7 +175,7 @@ func (x *exchange) rows(list []credential.Credential) ([]credentialRow, error) {
 	return rows, nil
 }
 
-// credentialForm is a form of a component's fields.
+// credentialForm is the data of a form with a component's fields.
 type credentialForm struct {
 	Component   *component.Info
 	Choices     []component.Info // components to choose from, before one is chosen
@@ -184,14 +184,14 @@ type credentialForm struct {
 	Fields      fields
 	OAuth       bool // one of the fields is connected at a provider
 	Blocked     string
-	DefineAt    string                 // where to define what is missing
-	Credential  *credential.Credential // whose keys are replaced; nil for a new one
-	Version     int                    // that the form was made for
-	Command     string                 // id of the change
+	DefineAt    string                 // address of the page where the OAuth client is defined
+	Credential  *credential.Credential // the one whose keys are replaced; nil for a new one
+	Version     int                    // version of the keys that the form replaces
+	Command     string                 // command id
 	Says        *verdict
 }
 
-// verdict is why the API refused the keys.
+// verdict is the reason why the API refused the keys.
 type verdict struct{ Sentence string }
 
 // formOf reads the component of a form.
@@ -269,8 +269,8 @@ func (x *exchange) createCredential() error {
 	return x.refused("credential-new", view{Title: "Add a credential", Data: form, Said: form.Says != nil}, err)
 }
 
-// explain tells what the API said about the keys from what was wrong with the form. A repeat is a
-// command of its own, unless the outcome of this one is unknown.
+// explain adds the API's reason for refusing the keys to the form. A second submit is a new
+// command, unless the outcome of this one is unknown.
 func (x *exchange) explain(form *credentialForm, err error) {
 	f := fault.Of(err)
 	if errors.Is(err, credential.ErrVerificationFailed) {
@@ -281,20 +281,20 @@ func (x *exchange) explain(form *credentialForm, err error) {
 	}
 }
 
-// shownHistory is an event of a credential for people.
+// shownHistory is an event in the history of a credential.
 type shownHistory struct {
 	credential.HistoryEntry
-	Revertible bool // to the version that the event made
+	Revertible bool // the credential can be reverted to the version of the event
 }
 
-// shownCredential is what the page of one credential shows.
+// shownCredential is the data of the page of one credential.
 type shownCredential struct {
 	credential.Credential
 	Component *component.Info
 	Fields    []shownField
 	Flows     []flow.Flow
 	History   []shownHistory
-	MoreAt    uint64 // where the history goes on
+	MoreAt    uint64 // cursor of the next page of the history
 	Hosts     []string
 	Accesses  []credential.Access
 	OAuth     bool
@@ -307,7 +307,7 @@ type shownField struct {
 	Revealed    bool
 }
 
-// readCredential reads everything about one credential that the person may read.
+// readCredential reads everything about one credential that the caller may read.
 func (x *exchange) readCredential(id string) (data shownCredential, err error) {
 	if data.Credential, err = ask[credential.Credential](x, "credential.get", credential.Get{ID: id, MinSeq: x.minSeq()}); err != nil {
 		return data, err
@@ -337,7 +337,7 @@ func (x *exchange) readCredential(id string) (data shownCredential, err error) {
 	return data, x.readStory(&data)
 }
 
-// textOf writes a value as its text, or as JSON when it is none.
+// textOf returns the text of a JSON string, or the JSON of any other value.
 func textOf(v any) string {
 	raw, ok := v.(jsontext.Value)
 	if !ok {
@@ -353,7 +353,7 @@ func textOf(v any) string {
 	return text
 }
 
-// readStory reads what has happened to a credential, who uses it and who was given it.
+// readStory reads the history, the flows and the accesses of a credential.
 func (x *exchange) readStory(data *shownCredential) error {
 	id := data.ID
 	if x.may("flow.list") {
@@ -414,7 +414,7 @@ func (x *exchange) showCredential() error {
 	return x.show("credential", view{Title: data.Name, Data: data, Live: "credential flow"})
 }
 
-// changeCredential carries out what a button of the page of one credential asks for.
+// changeCredential executes the command of a button on the page of one credential.
 func (x *exchange) changeCredential() error {
 	id := x.R.PathValue("id")
 	expected, _ := strconv.Atoi(x.form.Get("version"))
@@ -466,10 +466,10 @@ func (x *exchange) changeCredential() error {
 	return x.refused("credential", view{Title: data.Name, Data: data}, err)
 }
 
-// ErrRenamed refuses to overwrite a name that somebody else gave meanwhile.
+// ErrRenamed refuses to overwrite a name that was changed after the page was opened.
 var ErrRenamed = fault.New(fault.Conflict, "web_renamed_meanwhile", "Somebody else renamed this credential while you had the page open. This page shows the name now.")
 
-// unchanged compares the name with that which the person saw.
+// unchanged compares the name with the one on the caller's page.
 func (x *exchange) unchanged(id string) error {
 	c, err := ask[credential.Credential](x, "credential.get", credential.Get{ID: id})
 	if err == nil && c.Name != x.form.Get("was") {
@@ -478,10 +478,10 @@ func (x *exchange) unchanged(id string) error {
 	return err
 }
 
-// revealedFor is how long a revealed value stays on the page.
+// revealedFor is how long the page shows a revealed value.
 const revealedFor = 30 * time.Second
 
-// reveal shows the value of one field for a while. The service has recorded that before.
+// reveal shows the value of one field for a while. The service audits the access first.
 func (x *exchange) reveal(id string) error {
 	revealed, err := ask[credential.Revealed](x, "credential.reveal", credential.Reveal{ID: id})
 	if err != nil {
@@ -536,7 +536,7 @@ func (x *exchange) replaceKeys() error {
 	return x.refused("credential-keys", view{Title: "Replace the keys of " + c.Name, Data: form, Said: form.Says != nil}, err)
 }
 
-// deletion is what a page of deleting shows.
+// deletion is the data of a page that confirms a delete.
 type deletion struct {
 	ID, Name string
 	Version  int
@@ -555,7 +555,7 @@ func (x *exchange) confirmDelete() error {
 	return x.show("credential-delete", view{Title: "Delete " + c.Name, Data: deletion{c.ID, c.Name, c.Version, tried.DryRun}})
 }
 
-// connect starts the connection of an account, for a new credential or one that exists.
+// connect starts to connect an account, for a new credential or an existing one.
 func (x *exchange) connect(in newKeys, credentialID string) (connect.Connected, error) {
 	return ask[connect.Connected](x, "oauth.connect", struct {
 		Component  string         `json:"component,omitzero"`
@@ -566,14 +566,14 @@ func (x *exchange) connect(in newKeys, credentialID string) (connect.Connected, 
 	}{in.Component, credentialID, in.Name, in.Keys, in.Revision})
 }
 
-// connection is what the page of a connection shows.
+// connection is the data of the page of a connection.
 type connection struct {
 	connect.Connection
 	URL  string // the one-time link; on the first page only
 	Name string
 }
 
-// connecting answers with the link to the provider, which only this page has.
+// connecting writes the page with the link to the provider. No later page has it.
 func (x *exchange) connecting(started connect.Connected, title string) error {
 	return x.show("connection", view{Title: "Connect an account", Data: connection{
 		Connection: connect.Connection{ID: started.ID, Stage: "created", Expires: started.Expires}, URL: started.URL, Name: title,
@@ -588,7 +588,7 @@ func (x *exchange) showConnection() error {
 	return x.show("connection", view{Title: "Connect an account", Data: connection{Connection: c}})
 }
 
-// completeConnection takes the code that the last page shows to who was sent the link.
+// completeConnection takes the code that the callback page showed to the user.
 func (x *exchange) completeConnection() error {
 	id := x.R.PathValue("id")
 	code := strings.ReplaceAll(strings.TrimSpace(x.form.Get("code")), "-", "")

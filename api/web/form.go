@@ -12,16 +12,16 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// keyPrefix begins the names of a form's inputs that are fields of a component.
+// keyPrefix is the prefix of the names of inputs for a component's fields.
 const keyPrefix = "key."
 
-// field is one input of a form that is made from a component.json.
+// field is an input that is generated from a component.json.
 type field struct {
 	Name, Label, Note, Placeholder, Prompt string
 	View                                   string
 	Required, Secret                       bool
 	Options                                []option
-	Value                                  string // "" of a secret, always
+	Value                                  string // always "" for a secret
 	Error                                  string
 }
 
@@ -29,7 +29,7 @@ type option struct {
 	Value, Label string
 }
 
-// Input is the name of the field's input.
+// Input returns the name of the input.
 func (f field) Input() string { return keyPrefix + f.Name }
 
 // Kinds of input.
@@ -39,7 +39,7 @@ func (f field) Area() bool     { return f.View == "TextAreaView" }
 func (f field) Check() bool    { return f.View == "CheckBoxView" }
 func (f field) Select() bool   { return f.View == "SelectView" && len(f.Options) > 0 }
 
-// descriptor is what a form reads of a component.json, which the service has checked.
+// descriptor is the part of a component.json that a form needs. The service has validated it.
 type descriptor struct {
 	Description string `json:"description"`
 	Credentials struct {
@@ -47,7 +47,7 @@ type descriptor struct {
 	} `json:"credentials"`
 }
 
-// fields keep the order of the file.
+// fields are in the order of the file.
 type fields []field
 
 // UnmarshalJSONFrom implements json.UnmarshalerFrom.
@@ -74,7 +74,7 @@ func (l *fields) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 	})
 }
 
-// members calls each for the members of an object, or passes over another value.
+// members calls each for the members of an object, and skips any other value.
 func members(dec *jsontext.Decoder, each func(name string) error) error {
 	if dec.PeekKind() != '{' {
 		return dec.SkipValue()
@@ -95,8 +95,8 @@ func members(dec *jsontext.Decoder, each func(name string) error) error {
 	return err
 }
 
-// options reads the model of a SelectView: an object of values and labels, or a list of values.
-// The name of a function offers nothing here.
+// options parses the model of a SelectView: an object of labels by value, or a list of values. It
+// returns nothing for a model that is the name of a function.
 func options(model jsontext.Value) (list []option) {
 	var values []string
 	if model.Kind() == '[' && json.Unmarshal(model, &values) == nil {
@@ -127,12 +127,12 @@ func options(model jsontext.Value) (list []option) {
 	return list
 }
 
-// readDescriptor reads a component.json.
+// readDescriptor parses a component.json.
 func readDescriptor(raw jsontext.Value) (d descriptor, err error) {
 	return d, json.Unmarshal(raw, &d)
 }
 
-// keys are the values of a form, as the service takes them. What was left empty is not there.
+// keys returns the values of a form as the service expects them, without empty ones.
 func (d descriptor) keys(form url.Values) map[string]any {
 	keys := map[string]any{}
 	for _, f := range d.Credentials.Fields {
@@ -148,7 +148,7 @@ func (d descriptor) keys(form url.Values) map[string]any {
 	return keys
 }
 
-// filled returns the fields with what was typed, but for secrets, and why one was refused.
+// filled returns the fields with the submitted values, except secrets, and the error of one.
 func (d descriptor) filled(form url.Values, err error) fields {
 	f := fault.Of(err)
 	list := make(fields, len(d.Credentials.Fields))
@@ -164,7 +164,7 @@ func (d descriptor) filled(form url.Values, err error) fields {
 	return list
 }
 
-// shown returns the fields with the values that are no secrets.
+// shown returns the fields with the values that are not secret.
 func (d descriptor) shown(values map[string]any, mask string) fields {
 	list := make(fields, len(d.Credentials.Fields))
 	for i, field := range d.Credentials.Fields {
@@ -181,8 +181,7 @@ func (d descriptor) shown(values map[string]any, mask string) fields {
 	return list
 }
 
-// OAuth reports whether a field holds tokens that a provider gives, and whether the field can
-// hold nothing else.
+// OAuth reports whether a field holds a provider's tokens.
 func (d descriptor) OAuth() bool {
 	for _, f := range d.Credentials.Fields {
 		if f.OAuth() {

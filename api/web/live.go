@@ -12,18 +12,18 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// ErrPagesOpen refuses one more page that follows changes; it works without.
-var ErrPagesOpen = fault.New(fault.Unavailable, "web_pages_open", "Too many pages follow changes. This one does not update by itself: reload it.")
+// ErrPagesOpen refuses to send updates to another page. The page works without them.
+var ErrPagesOpen = fault.New(fault.Unavailable, "web_pages_open", "Too many open pages receive updates. This page does not update automatically: reload it.")
 
 const (
 	maxFollowers = 2000
 	maxOfOneKey  = 100
-	keepAlive    = 20 * time.Second       // between two signs of life, each of which looks at the session
-	pause        = 250 * time.Millisecond // between two changes that a page is told of
+	keepAlive    = 20 * time.Second       // between two keep-alive lines, each after a check of the session
+	pause        = 250 * time.Millisecond // between two change events of a page
 )
 
-// Live tells open pages that something changed. It says what, never how: a page reads it again
-// as the person who looks at it. It is safe for concurrent use.
+// Live notifies open pages of changes: it sends the kind of a change, never its content. The page
+// then reads again with the permissions of its caller. It is safe for concurrent use.
 type Live struct {
 	mu        sync.Mutex
 	followers map[*follower]struct{}
@@ -34,9 +34,9 @@ type Live struct {
 type follower struct {
 	tenant string
 	key    string        // id of the API key
-	of     string        // categories, between spaces
-	change chan struct{} // holds one: a page that is behind reads once
-	look   chan struct{} // the session may have ended
+	of     string        // categories, separated by spaces
+	change chan struct{} // holds one signal: a page that lags reads once
+	look   chan struct{} // signals that the session may have ended
 	end    chan struct{}
 }
 
@@ -52,7 +52,7 @@ func signal(c chan struct{}) {
 	}
 }
 
-// Changed says that a stream of the tenant has changed, by its category. It does not block.
+// Changed notifies the pages that show a category of the tenant. It does not block.
 func (l *Live) Changed(tenant, category string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -66,7 +66,7 @@ func (l *Live) Changed(tenant, category string) {
 	}
 }
 
-// Close ends every follower: the service stops.
+// Close disconnects every follower, because the service stops.
 func (l *Live) Close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -97,14 +97,14 @@ func (l *Live) drop(f *follower) {
 	}
 }
 
-// follow answers with server-sent events (HTML Living Standard, section 9.2): "change" when
-// something of the page's kinds changed, and "end" when the session is over.
+// follow sends server-sent events (HTML Living Standard, section 9.2): "change" when something on
+// the page changed, and "end" when the session ends.
 func (x *exchange) follow() error {
 	x.Quiet = true
 	if err := x.cfg.Access.Require(x.R.Context(), x.call, "events.changes", permission.CredentialsGet); err != nil {
 		return err
 	}
-	if x.call.Principal.Scope.Narrow() { // a change does not tell its credentials from others
+	if x.call.Principal.Scope.Narrow() { // a change event does not name its credential
 		return service.ErrScopeTenantWide
 	}
 	f := &follower{
@@ -117,14 +117,14 @@ func (x *exchange) follow() error {
 	defer x.cfg.Live.drop(f)
 	out := http.NewResponseController(x.W)
 	send := func(text string) bool {
-		// The bound on slow readers is for each line, since the answer has no end.
+		// The write timeout applies to each line, because the response never ends.
 		if out.SetWriteDeadline(time.Now().Add(keepAlive)) != nil {
 			return false
 		}
 		_, err := fmt.Fprint(x.W, text)
 		return err == nil && out.Flush() == nil
 	}
-	if err := out.SetReadDeadline(time.Time{}); err != nil { // that of the request, which would end the answer
+	if err := out.SetReadDeadline(time.Time{}); err != nil { // the deadline of the request would end the response
 		return err
 	}
 	x.W.Header().Set("Content-Type", "text/event-stream")
@@ -154,7 +154,7 @@ func (x *exchange) follow() error {
 	return nil
 }
 
-// stillSignedIn looks at the session again, and ends the page's when it is over.
+// stillSignedIn checks the session, and sends "end" if it has ended.
 func (x *exchange) stillSignedIn(send func(string) bool) bool {
 	if _, err := x.session(); err != nil && fault.Of(err).Kind == fault.Unauthenticated {
 		send("event: end\ndata:\n\n")

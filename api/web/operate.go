@@ -28,10 +28,10 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// after is the cursor that the page was asked with.
+// after is the cursor in the request.
 func (x *exchange) after() string { return x.R.URL.Query().Get("after") }
 
-// next is the address of the page after a cursor, "" after the last.
+// next returns the address of the page after a cursor; "" after the last one.
 func (x *exchange) next(cursor string) string {
 	if cursor == "" {
 		return ""
@@ -43,7 +43,7 @@ func (x *exchange) next(cursor string) string {
 	return "?" + q.Encode()
 }
 
-// trouble is what needs attention, the worst first.
+// trouble is the data of the page of what needs attention, the worst first.
 type trouble struct {
 	Credentials []credentialRow
 	Flows       []flow.Flow
@@ -51,7 +51,7 @@ type trouble struct {
 	More        bool // there is more than the page shows
 }
 
-// mostTrouble bounds what the page shows of each kind.
+// mostTrouble is the maximum number of items of each kind.
 const mostTrouble = 50
 
 func (x *exchange) attention() error {
@@ -88,7 +88,7 @@ func (x *exchange) attention() error {
 	return x.show("attention", view{Title: "Needs attention", Data: data, Live: "credential flow"})
 }
 
-// componentList is a page of components.
+// componentList is the data of the page of components.
 type componentList struct {
 	component.Page
 	NextPage string
@@ -102,11 +102,11 @@ func (x *exchange) listComponents() error {
 	return x.show("components", view{Title: "Components", Data: componentList{page, x.next(page.Next)}, Live: "component credential"})
 }
 
-// componentForm is a component.json on its way.
+// componentForm is the data of a form with a component.json.
 type componentForm struct {
 	ID   string
 	Text string
-	At   string // line and column of what is wrong
+	At   string // line and column of the error
 	New  bool
 }
 
@@ -114,10 +114,10 @@ func (x *exchange) newComponent() error {
 	return x.show("component-new", view{Title: "Register a component", Data: componentForm{New: true}})
 }
 
-// ErrNotJSON refuses a component.json that is no JSON document.
+// ErrNotJSON rejects a component.json that is not a JSON document.
 var ErrNotJSON = fault.New(fault.Invalid, "web_component_not_json", "The file is not a JSON document.")
 
-// descriptorOf reads the component.json of a form, as it was typed.
+// descriptorOf parses the component.json of a form.
 func (x *exchange) descriptorOf() (raw jsontext.Value, form componentForm, err error) {
 	form = componentForm{ID: strings.TrimSpace(x.form.Get("id")), Text: x.form.Get("descriptor")}
 	raw = jsontext.Value(strings.TrimSpace(strings.ReplaceAll(form.Text, "\r\n", "\n")))
@@ -132,7 +132,7 @@ func (x *exchange) descriptorOf() (raw jsontext.Value, form componentForm, err e
 	return raw, form, nil
 }
 
-// locate adds to a form where the error of its component.json is.
+// locate sets the position of an error in the component.json.
 func (form *componentForm) locate(raw jsontext.Value, err error) {
 	pointer, found := strings.CutPrefix(fault.Of(err).Pointer, "/descriptor")
 	if !found {
@@ -144,9 +144,9 @@ func (form *componentForm) locate(raw jsontext.Value, err error) {
 	}
 }
 
-// placeOf returns where the member or the item begins to which a pointer leads. It reads what
-// comes before once: to ask the decoder where it is, token by token, would take as long as
-// the tokens are many times the names are long.
+// placeOf returns the offset of the member or item that a pointer refers to. It skips values
+// instead of asking the decoder for its pointer after each token, which takes quadratic time in
+// files with long names.
 func placeOf(raw jsontext.Value, pointer jsontext.Pointer) (at int64, found bool) {
 	dec := jsontext.NewDecoder(bytes.NewReader(raw))
 	for token := range pointer.Tokens() {
@@ -177,7 +177,7 @@ func placeOf(raw jsontext.Value, pointer jsontext.Pointer) (at int64, found bool
 	return at, true
 }
 
-// seekMember reads up to the value of a member, whose name begins at the offset.
+// seekMember reads up to the value of a member, and returns the offset of its name.
 func seekMember(dec *jsontext.Decoder, name string) (at int64, found bool) {
 	for dec.PeekKind() == '"' {
 		at = dec.InputOffset()
@@ -195,7 +195,7 @@ func seekMember(dec *jsontext.Decoder, name string) (at int64, found bool) {
 	return 0, false
 }
 
-// lineAndColumn names a place of a text, both from 1.
+// lineAndColumn formats a position in a text, counted from 1.
 func lineAndColumn(text []byte, offset int64) string {
 	before := text[:min(int(offset), len(text))]
 	line := bytes.Count(before, []byte("\n")) + 1
@@ -215,7 +215,7 @@ func (x *exchange) registerComponent() error {
 	return x.refused("component-new", view{Title: "Register a component", Data: form}, err)
 }
 
-// shownComponent is what the page of one component shows.
+// shownComponent is the data of the page of one component.
 type shownComponent struct {
 	component.Component
 	Own         bool
@@ -295,13 +295,13 @@ func (x *exchange) confirmDeleteComponent() error {
 	return x.show("component-delete", view{Title: "Delete " + c.Title, Data: deletion{ID: c.ID, Name: c.Title, Impact: tried.DryRun}})
 }
 
-// clientList is what the page of OAuth clients shows.
+// clientList is the data of the page of OAuth clients.
 type clientList struct {
 	client.OAuthClientList
 	NextPage  string
-	Component string // for which the form is made
+	Component string // component of the form
 	ClientID  string
-	Wanting   []component.Info // that have no client
+	Wanting   []component.Info // components without a client
 	Redirect  string
 }
 
@@ -339,7 +339,7 @@ func (x *exchange) listClients() error {
 	return x.show("oauth-clients", view{Title: "OAuth clients", Data: data, Live: "oauth_client"})
 }
 
-// clientInput is what a form of an OAuth client asks for.
+// clientInput is the body of oauth_client.define and oauth_client.change.
 type clientInput struct {
 	ID        string `json:"id,omitzero"`
 	Component string `json:"component,omitzero"`
@@ -376,7 +376,7 @@ func (x *exchange) changeClient() error {
 	return x.refused("oauth-clients", view{Title: "OAuth clients", Data: data}, err)
 }
 
-// flowList is a page of flows.
+// flowList is the data of the page of flows.
 type flowList struct {
 	flow.Page
 	NextPage string
@@ -402,7 +402,7 @@ func (x *exchange) showFlow() error {
 	return x.show("flow", view{Title: cmp.Or(f.Name, f.ID), Data: f, Live: "flow credential"})
 }
 
-// keyList is what the page of API keys shows.
+// keyList is the data of the page of API keys.
 type keyList struct {
 	access.APIKeyList
 	NextPage string
@@ -464,11 +464,11 @@ func (x *exchange) changeKey() error {
 	return x.refused("keys", view{Title: "API keys", Data: data}, err)
 }
 
-// letterList is a page of the dead-letter queue.
+// letterList is the data of the page of the dead-letter queue.
 type letterList struct {
 	admin.QueuedList
 	NextPage string
-	Open     *admin.Poisoned // the one whose content is shown
+	Open     *admin.Poisoned // message with its content; nil: none
 }
 
 func (x *exchange) readLetters() (data letterList, err error) {
@@ -520,7 +520,7 @@ func (x *exchange) changeDeadLetters() error {
 	return x.refused("dead-letters", view{Title: "Dead letters", Data: data}, err)
 }
 
-// trail is what the page of the audit shows.
+// trail is the data of the audit page.
 type trail struct {
 	admin.Replay
 	Query                 admin.ReplayEvents
@@ -528,7 +528,7 @@ type trail struct {
 	NextPage, NDJSON, CSV string
 }
 
-// auditQuery reads the filters of the audit from the address.
+// auditQuery parses the filters of the audit page.
 func (x *exchange) auditQuery() (in admin.ReplayEvents, err error) {
 	q := x.R.URL.Query()
 	in = admin.ReplayEvents{Type: q.Get("type"), Actor: q.Get("actor"), Limit: 100}
@@ -566,8 +566,8 @@ func (x *exchange) audit() error {
 	return x.show("audit", view{Title: "Audit", Data: data})
 }
 
-// exportAudit answers with everything that the filters find, page by page as it is read, while
-// the session lasts.
+// exportAudit streams all events that match the filters, page by page, until the session
+// ends.
 func (x *exchange) exportAudit() error {
 	format := x.R.PathValue("format")
 	if format != "audit.ndjson" && format != "audit.csv" {
@@ -584,7 +584,7 @@ func (x *exchange) exportAudit() error {
 	}
 	for first := true; ; first = false {
 		var page admin.Replay
-		// The session may end while the client reads, which can take as long as it likes.
+		// The session may end during the download, which has no time limit.
 		x.call.Principal, err = x.session()
 		if err == nil {
 			page, err = ask[admin.Replay](x, "events.replay", in)
@@ -594,7 +594,7 @@ func (x *exchange) exportAudit() error {
 				return err
 			}
 			x.Err = err
-			panic(http.ErrAbortHandler) // the client must see that it is cut
+			panic(http.ErrAbortHandler) // so that the client detects the incomplete response
 		}
 		if first {
 			x.W.Header().Set("Content-Type", map[bool]string{true: "text/csv; charset=utf-8", false: "application/x-ndjson"}[sheet != nil])
@@ -607,7 +607,7 @@ func (x *exchange) exportAudit() error {
 		_ = http.NewResponseController(x.W).SetWriteDeadline(time.Now().Add(time.Minute))
 		for _, e := range page.Events {
 			if err := writeEvent(x.W, sheet, e); err != nil {
-				return nil //nolint:nilerr // the client is gone
+				return nil //nolint:nilerr // the client has disconnected
 			}
 		}
 		if in.From = page.Next; page.Next == 0 {
@@ -635,7 +635,7 @@ func writeEvent(w io.Writer, sheet *csv.Writer, e admin.ReplayedEvent) error {
 	return sheet.Error()
 }
 
-// plainCell keeps a spreadsheet from taking a name for a formula.
+// plainCell prevents a spreadsheet from treating a cell as a formula.
 func plainCell(cell string) string {
 	if cell != "" && strings.ContainsAny(cell[:1], "=+-@\t\r") {
 		return "'" + cell
@@ -643,7 +643,7 @@ func plainCell(cell string) string {
 	return cell
 }
 
-// condition is what the page of the status shows.
+// condition is the data of the status page.
 type condition struct {
 	Version string
 	Reasons []string
@@ -661,7 +661,7 @@ func (x *exchange) status() error {
 	}
 	if x.may("views.status") {
 		v, err := ask[admin.ViewsPosition](x, "views.status", admin.ViewsStatus{})
-		if err != nil && fault.Of(err).Kind != fault.Denied { // it is for who sees every tenant
+		if err != nil && fault.Of(err).Kind != fault.Denied { // it requires access to all tenants
 			return err
 		}
 		if err == nil {

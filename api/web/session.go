@@ -12,15 +12,15 @@ import (
 	"github.com/credstream/credstream/service/credential"
 )
 
-// cookieForm is how the cookie of a session is written.
+// cookieForm has the attributes of the session cookie.
 type cookieForm struct {
 	name   string
 	path   string
 	secure bool
 }
 
-// cookies chooses the form of the cookie. Over TLS it is bound to the host (RFC 6265bis, section
-// 4.1.3.2); on one machine it has no such name, since browsers take that over TLS alone.
+// cookies sets the attributes of the cookie. Over TLS it is bound to the host (RFC 6265bis, section
+// 4.1.3.2). On the same machine it has no such name, which browsers accept only over TLS.
 func (h *handler) cookies(publicURL string) {
 	h.cookie = cookieForm{name: "credstream-session", path: "/ui"}
 	if u, err := url.Parse(publicURL); h.cfg.AllowCleartext || err == nil && u.Scheme == "https" {
@@ -40,14 +40,14 @@ func (x *exchange) setSession(value string, age int) {
 // Unauthenticated.
 func (x *exchange) session() (service.Principal, error) {
 	given := x.R.CookiesNamed(x.cookie.name)
-	if len(given) != 1 { // of two cookies with one name, one was put there by somebody else
+	if len(given) != 1 { // of two cookies with the same name, one was set by somebody else
 		return service.Principal{}, service.ErrUnauthenticated
 	}
 	return x.cfg.Access.OpenSession(x.R.Context(), given[0].Value, edge.Remote(x.R))
 }
 
-// askToSignIn answers a request without a session. A browser that follows a link of another site
-// does not send the cookie: it comes again by itself, from here, and does.
+// askToSignIn responds to a request without a session. A browser that follows a link of another
+// site does not send the cookie: the page reloads itself, and then the browser sends it.
 func (x *exchange) askToSignIn(why error) error {
 	to := Prefix + "sign-in?next=" + url.QueryEscape(x.R.URL.RequestURI())
 	switch {
@@ -64,7 +64,7 @@ func (x *exchange) askToSignIn(why error) error {
 	return x.redirect(to)
 }
 
-// ours is where to go after signing in: a page of ours, or the first one.
+// ours returns the page to show after signing in: next if it is one of this package, else the first page.
 func ours(next string) string {
 	if strings.HasPrefix(next, Prefix+"t/") && !strings.ContainsAny(next, "\\\r\n") {
 		return next
@@ -86,7 +86,7 @@ func (x *exchange) home() error {
 
 func (x *exchange) tenantHome() error { return x.redirect(x.path("credentials")) }
 
-// signInForm is what the page of signing in shows.
+// signInForm is the data of the sign-in page.
 type signInForm struct {
 	Next   string
 	Ended  bool
@@ -99,7 +99,7 @@ func (x *exchange) signInPage() error {
 	return x.render(http.StatusOK, "sign-in", view{Title: "Sign in", Data: signInForm{Next: ours(q.Get("next")), Ended: q.Has("ended"), Issuer: x.issuer()}})
 }
 
-// maxSignIn bounds the body of a form that comes from anybody.
+// maxSignIn is the maximum size in bytes of a form from an unauthenticated client.
 const maxSignIn = 8 << 10
 
 func (x *exchange) signIn() error {

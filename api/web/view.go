@@ -26,7 +26,7 @@ import (
 //go:embed pages
 var pages embed.FS
 
-// templates has each page within the layout.
+// templates has each page, combined with the layout.
 var templates = func() map[string]*template.Template {
 	files := template.Must(template.New("").Funcs(template.FuncMap{
 		"ago": ago, "status": statusOf, "hue": hue, "initials": initials, "sentence": sentence, "pretty": pretty,
@@ -46,14 +46,14 @@ var templates = func() map[string]*template.Template {
 	return all
 }()
 
-// view is what a page shows: its own Data, and what all pages have.
+// view is the data of a template: that of the page in Data, and that of all pages.
 type view struct {
 	Title string
 	Data  any
 	Error *fault.Error // why the last change was refused
-	Said  bool         // the page itself says that
-	Live  string       // the kinds whose changes the page shows, between spaces
-	Done  string       // a sentence about what was done
+	Said  bool         // the page shows the error itself
+	Live  string       // categories whose changes the page shows, separated by spaces
+	Done  string       // confirmation of the last change, a sentence
 
 	x *exchange
 }
@@ -68,7 +68,7 @@ func (v view) RequestID() string                   { return v.x.ID }
 func (v view) Here() string                        { return v.x.R.URL.RequestURI() }
 func (v view) With(name string, data any) partView { return partView{v, name, data} }
 
-// partView is a view with the data of a part of it.
+// partView is a view for a part of a page.
 type partView struct {
 	view
 	Name string
@@ -81,7 +81,7 @@ type navItem struct {
 	Current     bool
 }
 
-// Nav lists the pages that the person may open.
+// Nav lists the pages that the caller may open.
 func (v view) Nav() []navItem {
 	var items []navItem
 	for _, n := range []struct{ path, label, route string }{
@@ -103,7 +103,7 @@ func (v view) Nav() []navItem {
 	return items
 }
 
-// Tenants lists those that the person may switch to.
+// Tenants lists the tenants that the caller may switch to.
 func (v view) Tenants() []string {
 	p := v.x.call.Principal
 	names := slices.Clone(p.Tenants)
@@ -125,16 +125,16 @@ func (v view) Tenants() []string {
 	return slices.Compact(names)
 }
 
-// did are the sentences about what was done; others are not shown.
+// did has the confirmations of changes, by the parameter did; other values show none.
 var did = map[string]string{
-	"created": "Credential created.", "renamed": "Name saved.", "replaced": "New keys are in force.", "reverted": "The earlier keys are in force again.",
+	"created": "Credential created.", "renamed": "Name saved.", "replaced": "The new keys are active.", "reverted": "The earlier keys are active again.",
 	"verified": "The API accepted the keys.", "failed": "The API did not accept the keys.", "unverified": "This component declares no dry request.",
 	"deleted": "Deleted.", "refreshed": "Tokens renewed.", "revoked": "Revoked.", "registered": "Component registered.", "updated": "Component updated.",
-	"shared": "Every tenant sees the component now.", "unshared": "The component is visible to this tenant alone.", "defined": "OAuth client saved.",
+	"shared": "The component is visible to every tenant.", "unshared": "The component is visible only to this tenant.", "defined": "OAuth client saved.",
 	"retried": "Put back into its queue.", "dropped": "Dropped.",
 }
 
-// render answers with a page.
+// render writes a page.
 func (x *exchange) render(status int, name string, v view) error {
 	v.x = x
 	if v.Done == "" && x.signedIn {
@@ -148,11 +148,11 @@ func (x *exchange) render(status int, name string, v view) error {
 	return nil
 }
 
-// show answers with a page of what was read.
+// show writes a page with status 200.
 func (x *exchange) show(name string, v view) error { return x.render(http.StatusOK, name, v) }
 
-// refused answers with the page of a form again, and why it was refused. An error that a form
-// cannot mend is answered with a page of its own.
+// refused writes the page of a form again, with the error. An error that the user cannot correct
+// in the form gets a page of its own.
 func (x *exchange) refused(name string, v view, err error) error {
 	f := fault.Of(err)
 	switch f.Kind {
@@ -163,13 +163,13 @@ func (x *exchange) refused(name string, v view, err error) error {
 	return x.render(f.Kind.Status(), name, v)
 }
 
-// minSeq is what the page that was sent here waits for: that the views show what was done.
+// minSeq is the log sequence that the page must reflect, after a redirect from a change.
 func (x *exchange) minSeq() uint64 {
 	seq, _ := strconv.ParseUint(x.R.URL.Query().Get("seq"), 10, 64)
 	return seq
 }
 
-// ago writes a time relative to now, with the exact one beside it.
+// ago formats a time relative to now, with the exact time as its title.
 func ago(t time.Time) template.HTML {
 	if t.IsZero() {
 		return `<span class="quiet">never</span>`
@@ -196,7 +196,7 @@ func ago(t time.Time) template.HTML {
 	return template.HTML(`<time datetime="` + t.UTC().Format(time.RFC3339) + `" title="` + exact + `">` + fmt.Sprintf(form, text) + `</time>`) //nolint:gosec // made of digits and our words
 }
 
-// statusWord is a status as people read it.
+// statusWord is a status for people.
 type statusWord struct{ Class, Word, Sentence string }
 
 func statusOf(status any) statusWord {
@@ -225,7 +225,7 @@ func initials(title string) string {
 	return "?"
 }
 
-// sentence writes the name of an event for people: "credential.keys_replaced" is "Keys replaced".
+// sentence formats the name of an event: "credential.keys_replaced" becomes "Keys replaced".
 func sentence(event string) string {
 	_, name, _ := strings.Cut(event, ".")
 	if name = strings.ReplaceAll(name, "_", " "); name == "" {
@@ -258,7 +258,7 @@ func actor(a string) string {
 	return a
 }
 
-// dict makes a map of names and values, for the parts of a page.
+// dict returns a map of names and values for a part of a page.
 func dict(pairs ...any) map[string]any {
 	m := map[string]any{}
 	for i := 0; i+1 < len(pairs); i += 2 {

@@ -1,10 +1,10 @@
-// Package web is the page for people: credentials by component, a form made from a
-// component.json, and what somebody needs when a connection breaks. It is an edge like the
-// others: every read and every change is a call of the service's route table in the name of the
-// person's API key, and it owns no rule but those of HTML.
+// Package web is the web interface: credentials by component, forms that are generated from
+// component.json files, and repair of broken connections. It is an edge like the
+// others: every read and every change is a call of the service's route table on behalf of the
+// user's API key, and it has no business rules.
 //
-// Pages are rendered here and work without JavaScript, but for updates while they are open. A
-// page never holds a secret, except the one field that somebody with the permission reveals.
+// Pages are rendered on the server and work without JavaScript, except for live updates. A page
+// never contains a secret, except one field that a caller with the permission reveals.
 package web
 
 import (
@@ -26,43 +26,43 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// Prefix is where the paths of the page begin.
+// Prefix is the prefix of all paths of this package.
 const Prefix = "/ui/"
 
-// Access is what the page needs of *access.Service.
+// Access is the part of *access.Service that the handler calls.
 type Access interface {
 	edge.Sessions
-	// Require refuses a caller without the permission, and records that.
+	// Require returns an error if the caller lacks the permission, and records the denial.
 	Require(ctx context.Context, call service.Call, route string, perm permission.Permission) error
 }
 
-// Config is what the page is made of. Service, Access and Live are needed, the rest is optional.
+// Config configures a Handler. Service, Access and Live are required.
 type Config struct {
 	Service edge.Service
 	Access  Access
-	Live    *Live        // is told what changed
-	Logger  *slog.Logger // takes one line per request; nil drops them
-	// PublicURL is where browsers reach the service; with https, cookies are for TLS alone.
+	Live    *Live        // sends updates to open pages
+	Logger  *slog.Logger // one line per request; nil discards them
+	// PublicURL is where browsers reach the service. If it is https, cookies are sent over TLS only.
 	PublicURL string
-	// AllowCleartext takes keys over plain HTTP from anywhere: for a service that only a TLS
-	// terminating proxy can reach. Without it, signing in needs TLS or the same machine.
+	// AllowCleartext accepts keys over plain HTTP from any address: use it only if nothing but a
+	// TLS-terminating proxy can reach the service. Otherwise TLS or loopback is required.
 	AllowCleartext bool
-	// Answered is told the answer of each command before it goes out, to add to its header.
+	// Answered may add headers to the response of a command; optional.
 	Answered func(header http.Header, answer any)
-	Ready    func() []string // why the service is not ready; empty means it is
-	Notes    func() []string // what an operator should know all the same
-	Version  string          // of the program
+	Ready    func() []string // reasons why the service is not ready; empty if it is
+	Notes    func() []string // additional notes for the operator
+	Version  string          // version of the program
 }
 
-// The policy of every page: nothing from outside, nothing inline, no frame around it. An image
-// may be one that a component.json carries.
+// policy allows nothing from other origins, nothing inline and no frames. An image may be a data:
+// URL of a component.json.
 const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; " +
 	"form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 
-// ErrForm refuses a form that is none of ours.
+// ErrForm rejects an unreadable form.
 var ErrForm = fault.New(fault.Invalid, "web_form_invalid", "The form could not be read. Reload the page and try again.")
 
-// Handler returns the page, at Prefix.
+// Handler returns the handler of all paths below Prefix.
 func Handler(cfg Config) http.Handler {
 	h := &handler{cfg: cfg, routes: map[string]service.Route{}, mux: http.NewServeMux()}
 	for _, r := range application.Routes() {
@@ -80,7 +80,7 @@ type handler struct {
 	cookie cookieForm
 }
 
-// exchange is one request on its way to its answer.
+// exchange is one request and its response.
 type exchange struct {
 	*edge.Exchange
 	*handler
@@ -91,7 +91,7 @@ type exchange struct {
 
 type exchangeKey struct{}
 
-// register lists the pages. Those of a tenant are for people who have signed in.
+// register adds the pages. Those of a tenant require a session.
 func (h *handler) register() {
 	for pattern, do := range map[string]func(*exchange) error{
 		"GET /{$}":                 func(x *exchange) error { return x.redirect(Prefix) },
@@ -165,18 +165,18 @@ func (x *exchange) Serve() {
 	header.Set("Cross-Origin-Opener-Policy", "same-origin")
 	header.Set("X-Frame-Options", "DENY")
 	header.Set("Referrer-Policy", "same-origin")  // without a referrer, a form of ours would have the origin "null"
-	if err := edge.CheckOrigin(x.R); err != nil { // a browser sends the cookie by itself
+	if err := edge.CheckOrigin(x.R); err != nil { // a browser sends the cookie automatically
 		x.Fail(err)
 		return
 	}
-	if x.R.Method == http.MethodHead { // a page is read, or not asked for
+	if x.R.Method == http.MethodHead { // HEAD is not supported
 		x.Allows("GET, POST")
 		return
 	}
 	x.mux.ServeHTTP(x.W, x.R.WithContext(context.WithValue(x.R.Context(), exchangeKey{}, x)))
 }
 
-// signedIn is do for who has signed in; anybody else is asked to.
+// signedIn wraps do for callers with a session; others are redirected to the sign-in page.
 func signedIn(do func(*exchange) error) func(*exchange) error {
 	return func(x *exchange) error {
 		p, err := x.session()
@@ -188,7 +188,7 @@ func signedIn(do func(*exchange) error) func(*exchange) error {
 		}
 		x.call = x.CallOf(p, x.cfg.AllowCleartext)
 		x.call.Tenant, x.signedIn = x.R.PathValue("tenant"), true
-		if x.call.Tenant != "" && !p.Reaches(x.call.Tenant) { // also for pages that ask nothing of the tenant
+		if x.call.Tenant != "" && !p.Reaches(x.call.Tenant) { // also for pages that call no route of the tenant
 			x.call.Tenant = p.Home
 			return service.ErrTenantNotFound
 		}
@@ -201,7 +201,7 @@ func signedIn(do func(*exchange) error) func(*exchange) error {
 	}
 }
 
-// readForm reads the body of a POST: the call has its place before.
+// readForm admits the call and reads the body of a POST.
 func (x *exchange) readForm() error {
 	body, err := x.Receive(x.cfg.Service, &x.call, func(contentType []string) bool {
 		return len(contentType) == 1 && strings.HasPrefix(contentType[0], "application/x-www-form-urlencoded")
@@ -212,7 +212,7 @@ func (x *exchange) readForm() error {
 	if x.form, err = url.ParseQuery(string(body)); err != nil {
 		return ErrForm
 	}
-	// The id that the form was made with: who presses a button twice has one change made.
+	// The command id of the form: a second click executes the command only once.
 	x.call.CommandID = x.form.Get("_command")
 	if len(x.call.CommandID) > 64 {
 		return ErrForm
@@ -220,7 +220,7 @@ func (x *exchange) readForm() error {
 	return nil
 }
 
-// ask serves a route with in as its body.
+// ask calls a route with in as the body.
 func ask[T any](x *exchange, route string, in any) (out T, err error) {
 	if x.routes[route].Secrets && !x.call.Confidential {
 		return out, credential.ErrCleartext
@@ -240,7 +240,7 @@ func ask[T any](x *exchange, route string, in any) (out T, err error) {
 	switch v := answer.(type) {
 	case T:
 		return v, nil
-	case *T: // a command that came again
+	case *T: // the response of a repeated command
 		return *v, nil
 	case interface{ Completed() service.Done }:
 		if done, ok := any(v.Completed()).(T); ok {
@@ -250,26 +250,26 @@ func ask[T any](x *exchange, route string, in any) (out T, err error) {
 	return out, fmt.Errorf("%s answered %T", route, answer)
 }
 
-// do carries out a command of which the page needs to know no more than that it was done.
+// do executes a command and returns only its Done.
 func (x *exchange) do(route string, in any) (service.Done, error) {
 	return ask[service.Done](x, route, in)
 }
 
-// may reports whether the person may call a route: what they may not is not offered, and the
-// service refuses it all the same.
+// may reports whether the caller may call a route. A page does not offer other routes; the
+// service checks the permission again.
 func (x *exchange) may(route string) bool {
 	r, known := x.routes[route]
 	return known && x.signedIn && (x.call.Principal.May(r.Permission) || r.AltPermission != "" && x.call.Principal.May(r.AltPermission))
 }
 
-// redirect sends the browser on, to read what was done.
+// redirect makes the browser read the page that shows the change.
 func (x *exchange) redirect(to string) error {
 	x.W.Header().Set("Location", to)
 	x.End(http.StatusSeeOther)
 	return nil
 }
 
-// path is the address of something of the tenant.
+// path returns the path of a page of the tenant.
 func (x *exchange) path(parts ...string) string {
 	escaped := []string{"/ui/t", url.PathEscape(x.call.Tenant)}
 	for _, p := range parts {
@@ -278,19 +278,19 @@ func (x *exchange) path(parts ...string) string {
 	return strings.Join(escaped, "/")
 }
 
-// done sends the browser to where it sees what was done, once the views show it.
+// done redirects the browser to the page that shows the change, which waits for the views.
 func (x *exchange) done(what string, seq uint64, parts ...string) error {
 	return x.redirect(fmt.Sprintf("%s?did=%s&seq=%d", x.path(parts...), what, seq))
 }
 
-// Serves reports whether a request is for the page: what is below Prefix, and the root when a
-// browser opens it.
+// Serves reports whether a request is for this package: below Prefix, or for the root from a
+// browser.
 func Serves(r *http.Request) bool {
 	path := r.URL.EscapedPath()
 	return strings.HasPrefix(path, Prefix) || path == "/ui" || path == "/" && r.Method == http.MethodGet && strings.Contains(r.Header.Get("Accept"), "text/html")
 }
 
-// Problem answers an error with a page.
+// Problem writes an error page.
 func (x *exchange) Problem(p fault.Problem) {
 	if err := x.render(p.Status, "error", view{Title: p.Title, Data: p}); err != nil {
 		x.Write(http.StatusInternalServerError, "text/plain; charset=utf-8", []byte("Internal error. Give the operator the request id "+x.ID+".\n"))
@@ -300,7 +300,7 @@ func (x *exchange) Problem(p fault.Problem) {
 //go:embed assets
 var assets embed.FS
 
-// asset answers the style or the script.
+// asset writes the style sheet or the script.
 func (x *exchange) asset() error {
 	name := strings.TrimPrefix(x.R.URL.Path, Prefix)
 	b, err := assets.ReadFile("assets/" + name)
