@@ -223,7 +223,7 @@ func (l *lease) hold(ctx context.Context, run func(context.Context) error) (lost
 	go func() { done <- run(running) }() // hold does not return before it has
 	tick := time.NewTicker(l.cfg.TTL / 3)
 	defer tick.Stop()
-	value := leaseValue{Holder: l.cfg.Holder, Term: l.term}
+	own := leaseValue{Holder: l.cfg.Holder, Term: l.term}
 	// When ctx ends the lease is still renewed until run has returned.
 	for work := context.WithoutCancel(ctx); ; {
 		select {
@@ -231,10 +231,10 @@ func (l *lease) hold(ctx context.Context, run func(context.Context) error) (lost
 			if lost := errors.Is(context.Cause(running), errLeaseLost); lost {
 				return true, errors.Join(errLeaseLost, err)
 			}
-			value.Released = true
+			own.Released = true
 			release, cancel := context.WithTimeout(work, leaseRelease)
 			defer cancel()
-			if err := l.write(release, value, l.rev); err != nil {
+			if err := l.write(release, own, l.rev); err != nil {
 				l.log.Warn("lease not released; it will expire", "err", err)
 			}
 			if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
@@ -242,7 +242,7 @@ func (l *lease) hold(ctx context.Context, run func(context.Context) error) (lost
 			}
 			return false, err
 		case <-tick.C:
-			if err := l.renew(work, value); errors.Is(err, errLeaseLost) {
+			if err := l.renew(work, own); errors.Is(err, errLeaseLost) {
 				end(errLeaseLost)
 			} else if err != nil {
 				l.log.Warn("lease not renewed", "err", err)
@@ -255,8 +255,8 @@ func (l *lease) hold(ctx context.Context, run func(context.Context) error) (lost
 
 // renew writes the lease again. errLeaseLost means that another process has it;
 // after another error the outcome is unknown.
-func (l *lease) renew(ctx context.Context, value leaseValue) error {
-	err := l.write(ctx, value, l.rev)
+func (l *lease) renew(ctx context.Context, own leaseValue) error {
+	err := l.write(ctx, own, l.rev)
 	switch {
 	case err == nil:
 		return nil
@@ -272,7 +272,7 @@ func (l *lease) renew(ctx context.Context, value leaseValue) error {
 		return errLeaseLost
 	}
 	l.rev = rev
-	return l.write(ctx, value, rev)
+	return l.write(ctx, own, rev)
 }
 
 // write stores the value if rev is still the last revision; 0: if there is none.

@@ -54,8 +54,8 @@ func callOf(m events.Meta) *service.Call {
 	return &service.Call{Tenant: m.Tenant, Principal: service.Principal{Actor: m.Actor}, Via: "system", CommandID: m.Command, Correlation: m.Correlation}
 }
 
-// completeRevocation completes the revocation of a grant that the commit started has begun, and
-// records the outcome of the command if it has a command id.
+// completeRevocation completes the revocation of a grant. started is the commit that began it. It
+// records the outcome of the command if that has a command id.
 func (s *Service) completeRevocation(ctx context.Context, call *service.Call, started events.Record, grant int, seen time.Time) error {
 	defer s.Secrets.Hold(started.Stream)()
 	done, dropped, commits, err := s.revoke(ctx, call, started.Stream.ID, grant, func(_ string, t providerAnswer) (bool, error) {

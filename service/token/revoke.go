@@ -224,8 +224,8 @@ func (s *Service) revokeCredential(ctx context.Context, call *service.Call, in R
 	return done, err
 }
 
-// answerSince returns the provider's result of a revocation that began with the commit started.
-// If there is none yet, it revokes the tokens at the provider now.
+// answerSince returns the provider's result of a revocation. started is the commit that began it.
+// If there is no result yet, it revokes the tokens at the provider now.
 func (s *Service) answerSince(ctx context.Context, started events.Record) (providerAnswer, error) {
 	var ended []events.Record
 	for round := range 2 {
