@@ -66,7 +66,7 @@ type Search struct {
 // Found is the response to Search.
 type Found struct {
 	Credentials []Credential `json:"credentials"` // with their keys, every value masked
-	Total       int          `json:"total"`       // that match
+	Total       int          `json:"total"`       // number of matching credentials
 }
 
 func (s *Service) searchCredentials(ctx context.Context, call *service.Call, in Search) (Found, error) {
@@ -112,7 +112,7 @@ func (s *Service) search(ctx context.Context, call *service.Call, in Search) ([]
 type Exported struct {
 	Credentials []ExportedCredential `json:"credentials"`
 	Missing     []MissingSecret      `json:"missing"` // values that are not exported
-	Total       int                  `json:"total"`   // that match
+	Total       int                  `json:"total"`   // number of matching credentials
 }
 
 // ExportedCredential is a credential without its secrets.

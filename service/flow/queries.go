@@ -273,7 +273,7 @@ func (s *Service) ExpireHolders(ctx context.Context, call *service.Call, id stri
 // Impact is the result of a dry run: what the command would do.
 type Impact struct {
 	Allowed     bool                 `json:"allowed"`       // the command would be accepted now
-	Kind        fault.Kind           `json:"kind,omitzero"` // of the error
+	Kind        fault.Kind           `json:"kind,omitzero"` // kind of the error with which it would fail
 	Code        string               `json:"code,omitzero"` // error code
 	Says        string               `json:"says"`          // a sentence
 	Flows       []Flow               `json:"flows"`         // that use it, up to 200
