@@ -2,26 +2,26 @@ package connect
 
 import "time"
 
-// UnderWay is underWay.
-type UnderWay struct{ u pendingConnections }
+// Pending is pendingConnections.
+type Pending struct{ u pendingConnections }
 
-// NewUnderWay returns one without connections.
-func NewUnderWay() *UnderWay {
-	return &UnderWay{pendingConnections{by: map[string]map[string]time.Time{}}}
+// NewPending returns one without connections.
+func NewPending() *Pending {
+	return &Pending{pendingConnections{by: map[string]map[string]time.Time{}}}
 }
 
 // Start is start.
-func (u *UnderWay) Start(tenant, id string, now, until time.Time) error {
+func (u *Pending) Start(tenant, id string, now, until time.Time) error {
 	return u.u.start(tenant, id, now, until)
 }
 
-// Moved is moved.
-func (u *UnderWay) Moved(tenant, id, to string, until time.Time) {
+// Update is update.
+func (u *Pending) Update(tenant, id, to string, until time.Time) {
 	u.u.update(&connection{Tenant: tenant, id: id, Stage: stage(to), Expires: until})
 }
 
 // Len is how many are known, and of how many tenants.
-func (u *UnderWay) Len() (connections, tenants int) {
+func (u *Pending) Len() (connections, tenants int) {
 	for _, own := range u.u.by {
 		connections += len(own)
 	}
