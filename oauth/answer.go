@@ -16,26 +16,26 @@ import (
 	"github.com/credstream/credstream/verify"
 )
 
-// answer is what a token endpoint said, taken as leniently as it can be: each
-// member is good or odd by itself.
-type answer struct {
-	body    []byte // a JSON object, as it came; nil of a form
-	members map[string]jsontext.Value
-	whole   bool // it was read to its end
+// response is the parsed response of a token endpoint. Parsing is lenient: an invalid member
+// does not affect the others.
+type response struct {
+	body     []byte // the unchanged JSON object; nil for a form
+	members  map[string]jsontext.Value
+	complete bool // parsed to its end
 }
 
-// read reads a JSON object, or a form as some older providers send it. Of an
-// object that breaks off it keeps the members before.
-func read(body []byte) answer {
+// parse parses a JSON object, or a form, which some older providers send. Of a truncated
+// object it keeps the complete members.
+func parse(body []byte) response {
 	body = bytes.TrimSpace(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")))
 	if bytes.HasPrefix(body, []byte("{")) {
-		return readObject(body)
+		return parseObject(body)
 	}
-	return readForm(body)
+	return parseForm(body)
 }
 
-func readObject(body []byte) answer {
-	a := answer{body: body, members: map[string]jsontext.Value{}}
+func parseObject(body []byte) response {
+	a := response{body: body, members: map[string]jsontext.Value{}}
 	dec := jsontext.NewDecoder(bytes.NewReader(body), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	if _, err := dec.ReadToken(); err != nil {
 		return a
@@ -45,7 +45,7 @@ func readObject(body []byte) answer {
 		if err != nil {
 			return a
 		}
-		name := token.String() // before the next read, which ends the token's life
+		name := token.String() // before the next read, which invalidates the token
 		value, err := dec.ReadValue()
 		if err != nil {
 			return a
@@ -53,16 +53,16 @@ func readObject(body []byte) answer {
 		a.members[name] = value.Clone()
 	}
 	_, err := dec.ReadToken()
-	a.whole = err == nil
+	a.complete = err == nil
 	return a
 }
 
-func readForm(body []byte) answer {
+func parseForm(body []byte) response {
 	form, err := url.ParseQuery(string(body))
 	if err != nil || !form.Has("access_token") && !form.Has("error") {
-		return answer{}
+		return response{}
 	}
-	a := answer{members: map[string]jsontext.Value{}, whole: true}
+	a := response{members: map[string]jsontext.Value{}, complete: true}
 	for name := range form {
 		if value, err := jsontext.AppendQuote(nil, form.Get(name)); err == nil {
 			a.members[name] = value
@@ -71,8 +71,8 @@ func readForm(body []byte) answer {
 	return a
 }
 
-// text is a member that is a string, or a number as it was written; else "".
-func (a answer) text(name string) string {
+// text returns a member that is a string, or a number as it was written; else "".
+func (a response) text(name string) string {
 	switch value := a.members[name]; value.Kind() {
 	case '"':
 		text, _ := jsontext.AppendUnquote(nil, value) // an error means that bad UTF-8 was replaced
@@ -83,41 +83,41 @@ func (a answer) text(name string) string {
 	return ""
 }
 
-// codes are where providers put an error code instead of in the member error.
-var codes = []string{"/error/code", "/error/type", "/error/status", "/error_code", "/errorCode", "/code", "/errors/0/code", "/errors/0/error"}
+// codePointers are where providers put an error code if not in the member error.
+var codePointers = []string{"/error/code", "/error/type", "/error/status", "/error_code", "/errorCode", "/code", "/errors/0/code", "/errors/0/error"}
 
-// code is the error the answer names in the standard's place, or one that is known in
-// another place; "" when it names none.
-func (a answer) code() string {
+// code returns the member error. Elsewhere, only a known error code counts. It returns "" if
+// there is none.
+func (a response) code() string {
 	if code := a.text("error"); code != "" {
 		return code
 	}
-	for _, pointer := range codes {
+	for _, pointer := range codePointers {
 		value, _ := verify.Member(a.document(), pointer)
 		text, _ := verify.Text(value)
-		if _, known := verdicts[strings.ToLower(text)]; known {
+		if _, known := knownCodes[strings.ToLower(text)]; known {
 			return text
 		}
 	}
 	return ""
 }
 
-// document is the answer as one JSON object, which may break off.
-func (a answer) document() []byte {
+// document returns the response as one JSON object, which may be truncated.
+func (a response) document() []byte {
 	if a.body != nil {
 		return a.body
 	}
 	return object(a.members)
 }
 
-// refresh is the refresh token. It may be anything that is not empty: all that
-// is ever done with it is to send it back.
-func (a answer) refresh() seal.Secret { return seal.NewSecret([]byte(a.text("refresh_token"))) }
+// refresh returns the refresh token. Any text that is not empty is accepted: it is only ever
+// sent back to the provider.
+func (a response) refresh() seal.Secret { return seal.NewSecret([]byte(a.text("refresh_token"))) }
 
-// token is what the answer grants; ok is false when it holds no access token
-// that could stand in a header field. What is shown of it to people holds none
+// token returns the tokens of the response; ok is false if it holds no access token that is
+// valid in a header field. Type and Scope, which people see, are dropped if they repeat one
 // of secrets.
-func (a answer) token(p Provider, secrets ...seal.Secret) (t Token, ok bool) {
+func (a response) token(p Provider, secrets ...seal.Secret) (t Token, ok bool) {
 	access := a.text("access_token")
 	if a.members["access_token"].Kind() != '"' || strings.TrimSpace(access) == "" ||
 		strings.ContainsFunc(access, func(r rune) bool { return unicode.IsControl(r) || r == unicode.ReplacementChar }) {
@@ -126,14 +126,14 @@ func (a answer) token(p Provider, secrets ...seal.Secret) (t Token, ok bool) {
 	t = Token{Access: seal.NewSecret([]byte(access)), Refresh: a.refresh(), Answer: a.fields()}
 	t.Lifetime, t.Odd = a.lifetime(p.Lifetimes, time.Now(), false)
 	secrets = append(secrets, t.Access, t.Refresh)
-	t.Type, t.Scope = plain(a.tokenType(), 32, secrets), plain(a.scope(), 4096, secrets)
+	t.Type, t.Scope = printable(a.tokenType(), 32, secrets), printable(a.scope(), 4096, secrets)
 	if t.Type == "" {
 		t.Type = "Bearer"
 	}
 	return t, true
 }
 
-func (a answer) tokenType() string {
+func (a response) tokenType() string {
 	name := strings.TrimSpace(a.text("token_type"))
 	if strings.EqualFold(name, "bearer") {
 		return "Bearer"
@@ -141,8 +141,8 @@ func (a answer) tokenType() string {
 	return name
 }
 
-// scope takes the array that some providers answer, too.
-func (a answer) scope() string {
+// scope also accepts an array, which some providers send.
+func (a response) scope() string {
 	var list []string
 	if a.members["scope"].Kind() == '[' && json.Unmarshal(a.members["scope"], &list) == nil {
 		return strings.Join(list, " ")
@@ -150,8 +150,7 @@ func (a answer) scope() string {
 	return a.text("scope")
 }
 
-// seconds reads a number of seconds; below zero is zero, and beyond the range of a Duration
-// is MaxLifetime.
+// seconds parses a number of seconds and limits it to 0 through MaxLifetime.
 func seconds(s string) (time.Duration, bool) {
 	f, ok := number(s)
 	switch {
@@ -170,9 +169,9 @@ func number(s string) (f float64, ok bool) {
 	return f, err == nil && !math.IsNaN(f) && !math.IsInf(f, 0)
 }
 
-// fields are the members whose form can be kept; one that cannot, by its name,
-// its encoding or its depth, is left out for the sake of the others.
-func (a answer) fields() seal.Fields {
+// fields returns the members that seal.Fields accepts. One with an invalid name, encoding or
+// depth is left out, so that the others are kept.
+func (a response) fields() seal.Fields {
 	kept := map[string]jsontext.Value{}
 	for name, value := range a.members {
 		if _, err := seal.ParseFields(object(map[string]jsontext.Value{name: value})); err == nil {
@@ -204,13 +203,12 @@ func object(members map[string]jsontext.Value) []byte {
 	return append(b, '}')
 }
 
-// sentences are the members in which providers explain an error.
-var sentences = []string{"/error_description", "/error/message", "/error_message", "/message", "/errmsg", "/detail", "/description", "/reason"}
+// messagePointers are where providers explain an error.
+var messagePointers = []string{"/error_description", "/error/message", "/error_message", "/message", "/errmsg", "/detail", "/description", "/reason"}
 
-// sentence is how the provider explains an error, in a form that may be shown: one line
-// without control characters and secrets, of at most maxSentence characters.
-func (a answer) sentence(secrets []seal.Secret) string {
-	for _, pointer := range sentences {
+// message returns the provider's explanation of an error, passed through Clean; "" for none.
+func (a response) message(secrets []seal.Secret) string {
+	for _, pointer := range messagePointers {
 		value, _ := verify.Member(a.document(), pointer)
 		if text, ok := verify.Text(value); ok && value.Kind() == '"' {
 			if text = Clean(text, secrets...); text != "" {
@@ -221,11 +219,11 @@ func (a answer) sentence(secrets []seal.Secret) string {
 	return ""
 }
 
-const maxSentence = 200 // characters
+const maxMessage = 200 // characters
 
-// Clean makes a text of a provider's fit to be shown and stored: one line, at most 200
-// characters, no control or direction characters. A text that repeats one of secrets is
-// dropped whole; a word that may be a secret, an address or a parameter becomes "…".
+// Clean makes a provider's text safe to show and store: one line, at most 200 characters, no
+// control or direction characters. It returns "" for a text that contains one of secrets; a
+// word that may be a secret, an address or a parameter becomes "…".
 func Clean(text string, secrets ...seal.Secret) string {
 	if len(text) > 64<<10 {
 		return ""
@@ -248,22 +246,22 @@ func Clean(text string, secrets ...seal.Secret) string {
 	if !strings.ContainsFunc(text, unicode.IsLetter) {
 		return ""
 	}
-	if runes := []rune(text); len(runes) > maxSentence {
-		text = string(runes[:maxSentence-1]) + "…"
+	if runes := []rune(text); len(runes) > maxMessage {
+		text = string(runes[:maxMessage-1]) + "…"
 	}
 	return text
 }
 
-// mayBeSecret tells words of no language: long ones, those of letters and digits mixed,
-// and those with characters of addresses and parameters.
+// mayBeSecret reports whether a word is unlikely to be prose: it is long, mixes letters and
+// digits, or has characters of addresses and parameters.
 func mayBeSecret(word string) bool {
 	digits := strings.ContainsFunc(word, unicode.IsDigit)
 	return len(word) > 40 || strings.ContainsAny(word, "@=&%") || len(word) >= 16 && digits && strings.ContainsFunc(word, unicode.IsLetter)
 }
 
-// plain is a text fit to be shown: printable ASCII, not too long, and without
-// any of the secrets, which an answer may repeat where nobody looks for them.
-func plain(text string, limit int, secrets []seal.Secret) string {
+// printable returns a text that is safe to show, else "": printable ASCII, at most limit
+// bytes, and without any of secrets, which a provider may repeat in any member.
+func printable(text string, limit int, secrets []seal.Secret) string {
 	if len(text) > limit || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r >= 0x7f }) {
 		return ""
 	}

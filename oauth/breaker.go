@@ -10,233 +10,233 @@ import (
 )
 
 const (
-	maxFailures = 5                // in a row, until an endpoint is left alone
-	firstRest   = 10 * time.Second // then twice as long each time
-	longestRest = 5 * time.Minute
-	trying      = time.Second      // to come again while another tries
-	perHost     = 8                // requests under way to one host
-	patience    = 10 * time.Second // for one of these
-	maxIdle     = 1000             // lines kept that nobody uses
-	manyTenants = 2                // for whom an endpoint fails, until all leave it alone
-	failingFor  = 2 * longestRest  // that a tenant's failures count for the others
+	maxFailures   = 5                // consecutive failures that open the circuit
+	minCoolDown   = 10 * time.Second // doubles with each further failure
+	maxCoolDown   = 5 * time.Minute
+	retryDelay    = time.Second      // Retry-After of a caller that found no free slot, or a half-open circuit with its probe in flight
+	slotsPerHost  = 8                // requests in flight to one host
+	slotTimeout   = 10 * time.Second // for acquiring a slot
+	maxCircuits   = 1000             // beyond it, idle circuits are removed
+	minTenants    = 2                // tenants whose requests keep failing, to open the circuit of an endpoint
+	failureWindow = 2 * maxCoolDown  // how long a tenant's last failure counts for the endpoint
 )
 
-// breaker leaves endpoints alone that are in trouble, and keeps the requests to
-// one host few.
+// breaker is a circuit breaker for endpoints, and limits the requests in flight to one host.
 //
-// Trouble is known by endpoint and tenant. By the host, a tenant could stop the
-// others, since it can have a component name any path of a host; by the endpoint
-// alone, too, since it can have one send what the endpoint stumbles over. Only what
-// keeps failing for several tenants is the endpoint's own trouble. A demand for
-// fewer requests counts for the tenant's client that it was made to.
+// Each request passes three circuits: of the endpoint, of the tenant at the endpoint, and of
+// the tenant's client there. A circuit by host, or one by endpoint that a single tenant could
+// open, would let a tenant block the others: its components choose the path and the content
+// of requests. So the endpoint's circuit opens only when requests keep failing for several
+// tenants. A rate limit opens only the circuit of the client that hit it.
 type breaker struct {
-	mu    sync.Mutex
-	lines map[string]*line // by the keys of place
-	hosts map[string]*host
+	mu       sync.Mutex
+	circuits map[string]*circuit // by breakerKey
+	hosts    map[string]*host
 }
 
-// breakerKey names what a request has to do with, from all to few.
+// breakerKey holds the keys of a request's three circuits, from the widest to the narrowest.
 type breakerKey struct{ endpoint, tenant, client string }
 
 func breakerKeyOf(hostname, path, tenant, client string) breakerKey {
-	endpoint := hostname + path // no URL and no tenant holds a line break
+	endpoint := hostname + path // a URL or a tenant contains no line break
 	return breakerKey{endpoint, endpoint + "\n" + tenant, endpoint + "\n" + tenant + "\n" + client}
 }
 
-func (p breakerKey) keys() []string { return []string{p.endpoint, p.tenant, p.client} }
+func (k breakerKey) all() []string { return []string{k.endpoint, k.tenant, k.client} }
 
-// line is what is known of a place. The zero line is in order.
-type line struct {
-	failed  int                  // times in a row
-	until   time.Time            // left alone so long; zero when in order
-	trying  bool                 // somebody finds out whether it is well again
-	failing map[string]time.Time // of an endpoint: the tenants for whom it keeps failing, by their key, and when last
+// circuit is the state of one circuit. It is closed while openUntil is zero, open until that
+// time, and then half-open: one request probes the endpoint. The zero circuit is closed.
+type circuit struct {
+	failures  int                  // consecutive
+	openUntil time.Time            // end of the cool-down
+	probing   bool                 // half-open, and the probe is in flight
+	failing   map[string]time.Time // of an endpoint: the last failure of each tenant with maxFailures, by tenant key
 }
 
-// host bounds the requests to one host.
+// host limits the requests in flight to one host.
 type host struct {
 	slots chan struct{}
-	users int // that hold or wait
+	users int // that hold a slot or wait for one
 }
 
 func newBreaker() *breaker {
-	return &breaker{lines: map[string]*line{}, hosts: map[string]*host{}}
+	return &breaker{circuits: map[string]*circuit{}, hosts: map[string]*host{}}
 }
 
-// enter waits until a request may go to the host, and reports how it went by
-// leave. It returns an *Error while the endpoint rests or shall not be asked by the
-// tenant or its client, or ctx's own when that ended.
-func (b *breaker) enter(ctx context.Context, hostname, path, tenant, client string) (leave func(*Error), err error) {
-	at := breakerKeyOf(hostname, path, tenant, client)
-	if err := b.resting(at, false); err != nil {
+// acquire waits for a slot of the host; the caller must call release with the request's
+// outcome, nil for success. It returns an *Error if one of the circuits is open or no slot
+// became free in time, or ctx's own error.
+func (b *breaker) acquire(ctx context.Context, hostname, path, tenant, client string) (release func(*Error), err error) {
+	key := breakerKeyOf(hostname, path, tenant, client)
+	if err := b.checkOpen(key, false); err != nil {
 		return nil, err
 	}
-	release, err := b.slot(ctx, hostname)
+	releaseSlot, err := b.acquireSlot(ctx, hostname)
 	if err != nil {
 		return nil, err
 	}
 	if err = ctx.Err(); err == nil {
-		err = b.resting(at, true)
+		err = b.checkOpen(key, true)
 	}
 	if err != nil {
-		release()
+		releaseSlot()
 		return nil, err
 	}
 	return func(e *Error) {
-		defer release()
-		b.leave(at, e)
+		defer releaseSlot()
+		b.record(key, e)
 	}, nil
 }
 
-// resting tells whether one of the lines is left alone; if not and try is set,
-// the caller is the one who tries those that were.
-func (b *breaker) resting(at breakerKey, try bool) error {
+// checkOpen returns an *Error if one of the circuits is open, or half-open with its probe in
+// flight. Otherwise, if probe is set, the caller's request becomes the probe of those that are
+// half-open.
+func (b *breaker) checkOpen(key breakerKey, probe bool) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
-	for _, key := range at.keys() {
-		l := b.lines[key]
+	for _, k := range key.all() {
+		c := b.circuits[k]
 		switch {
-		case l == nil || l.until.IsZero():
-		case now.Before(l.until):
-			return &Error{Outcome: Transient, RetryAfter: l.until.Sub(now), cause: resting}
-		case l.trying:
-			return &Error{Outcome: Transient, RetryAfter: trying, cause: resting}
+		case c == nil || c.openUntil.IsZero():
+		case now.Before(c.openUntil):
+			return &Error{Outcome: Transient, RetryAfter: c.openUntil.Sub(now), cause: circuitOpen}
+		case c.probing:
+			return &Error{Outcome: Transient, RetryAfter: retryDelay, cause: circuitOpen}
 		}
 	}
-	if try {
-		for _, key := range at.keys() {
-			if l := b.lines[key]; l != nil {
-				l.trying = !l.until.IsZero()
+	if probe {
+		for _, k := range key.all() {
+			if c := b.circuits[k]; c != nil {
+				c.probing = !c.openUntil.IsZero()
 			}
 		}
 	}
 	return nil
 }
 
-// slot waits for one of the places of a host.
-func (b *breaker) slot(ctx context.Context, hostname string) (release func(), err error) {
+func (b *breaker) acquireSlot(ctx context.Context, hostname string) (release func(), err error) {
 	b.mu.Lock()
 	h := b.hosts[hostname]
 	if h == nil {
-		h = &host{slots: make(chan struct{}, perHost)}
+		h = &host{slots: make(chan struct{}, slotsPerHost)}
 		b.hosts[hostname] = h
 	}
 	h.users++
 	b.mu.Unlock()
-	gone := func() {
+	removeUser := func() {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if h.users--; h.users == 0 {
 			delete(b.hosts, hostname)
 		}
 	}
-	timer := time.NewTimer(patience)
+	timer := time.NewTimer(slotTimeout)
 	defer timer.Stop()
 	select {
 	case h.slots <- struct{}{}:
-		return func() { <-h.slots; gone() }, nil
+		return func() { <-h.slots; removeUser() }, nil
 	case <-ctx.Done():
-		gone()
+		removeUser()
 		return nil, fmt.Errorf("waiting for the other requests to the provider: %w", ctx.Err())
 	case <-timer.C:
-		gone()
-		return nil, &Error{Outcome: Transient, Busy: true, RetryAfter: trying, cause: busy}
+		removeUser()
+		return nil, &Error{Outcome: Transient, Busy: true, RetryAfter: retryDelay, cause: busy}
 	}
 }
 
-// leave notes how a request went: e is nil when it succeeded.
-func (b *breaker) leave(at breakerKey, e *Error) {
+// record updates the circuits with the outcome of a request; e is nil if it succeeded.
+func (b *breaker) record(key breakerKey, e *Error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
 	case e == nil || e.Outcome != Transient && e.Outcome != Malformed:
-		b.well(at.endpoint)
-		b.well(at.tenant)
-		b.well(at.client)
+		b.recordSuccess(key.endpoint)
+		b.recordSuccess(key.tenant)
+		b.recordSuccess(key.client)
 	case e.Status == http.StatusTooManyRequests, e.limited:
-		b.well(at.endpoint)
-		b.well(at.tenant)
-		b.ill(at.client, e.RetryAfter)
+		b.recordSuccess(key.endpoint)
+		b.recordSuccess(key.tenant)
+		b.recordFailure(key.client, e.RetryAfter)
 	default:
-		if l := b.lines[at.client]; l != nil {
-			l.trying = false
+		if c := b.circuits[key.client]; c != nil {
+			c.probing = false
 		}
-		b.ill(at.tenant, e.RetryAfter)
-		b.illForAll(at)
+		b.recordFailure(key.tenant, e.RetryAfter)
+		b.recordEndpointFailure(key)
 	}
 }
 
-// well notes that all is in order. A line that rests is not believed to be so:
-// what was under way when the rest began says nothing about its end.
-func (b *breaker) well(key string) {
-	if l := b.lines[key]; l != nil && !time.Now().Before(l.until) {
-		delete(b.lines, key)
+// recordSuccess closes a circuit unless it is open: the request began before it opened and
+// says nothing about the endpoint since.
+func (b *breaker) recordSuccess(key string) {
+	if c := b.circuits[key]; c != nil && !time.Now().Before(c.openUntil) {
+		delete(b.circuits, key)
 	}
 }
 
-// ill notes a failure, after which the provider wants to be left alone for the
-// time it asked for. What fails while the line rests already counts no more.
-func (b *breaker) ill(key string, asked time.Duration) {
-	l, now := b.line(key), time.Now()
-	rest := asked
-	if !now.Before(l.until) {
-		l.trying = false
-		l.failed++
-		if l.failed >= maxFailures {
-			rest = max(rest, min(firstRest<<min(l.failed-maxFailures, 10), longestRest))
+// recordFailure counts a failure, and keeps the circuit open for at least the provider's
+// retryAfter. Failures while the circuit is open do not count.
+func (b *breaker) recordFailure(key string, retryAfter time.Duration) {
+	c, now := b.circuit(key), time.Now()
+	coolDown := retryAfter
+	if !now.Before(c.openUntil) {
+		c.probing = false
+		c.failures++
+		if c.failures >= maxFailures {
+			coolDown = max(coolDown, min(minCoolDown<<min(c.failures-maxFailures, 10), maxCoolDown))
 		}
 	}
-	if until := now.Add(rest); rest > 0 && until.After(l.until) {
-		l.until = until
+	if until := now.Add(coolDown); coolDown > 0 && until.After(c.openUntil) {
+		c.openUntil = until
 	}
 }
 
-// illForAll notes a failure after that of the tenant. The endpoint rests when it
-// keeps failing for several tenants, each time twice as long; for how long one of
-// them was told to stay away is no matter of the others.
-func (b *breaker) illForAll(at breakerKey) {
-	now, l := time.Now(), b.lines[at.endpoint]
-	if b.lines[at.tenant].failed >= maxFailures {
-		l = b.line(at.endpoint)
-		if l.failing == nil {
-			l.failing = map[string]time.Time{}
+// recordEndpointFailure opens the circuit of the endpoint if requests keep failing for several
+// tenants. Call it after recordFailure for the tenant. A Retry-After is ignored, because it was
+// sent to one tenant.
+func (b *breaker) recordEndpointFailure(key breakerKey) {
+	now, c := time.Now(), b.circuits[key.endpoint]
+	if b.circuits[key.tenant].failures >= maxFailures {
+		c = b.circuit(key.endpoint)
+		if c.failing == nil {
+			c.failing = map[string]time.Time{}
 		}
-		l.failing[at.tenant] = now
+		c.failing[key.tenant] = now
 	}
-	if l == nil || now.Before(l.until) {
+	if c == nil || now.Before(c.openUntil) {
 		return
 	}
-	l.trying = false
-	maps.DeleteFunc(l.failing, func(_ string, last time.Time) bool { return now.Sub(last) > failingFor })
-	if len(l.failing) < manyTenants {
-		l.failed, l.until = 0, time.Time{}
+	c.probing = false
+	maps.DeleteFunc(c.failing, func(_ string, last time.Time) bool { return now.Sub(last) > failureWindow })
+	if len(c.failing) < minTenants {
+		c.failures, c.openUntil = 0, time.Time{}
 		return
 	}
-	l.until = now.Add(min(firstRest<<min(l.failed, 10), longestRest))
-	l.failed++
+	c.openUntil = now.Add(min(minCoolDown<<min(c.failures, 10), maxCoolDown))
+	c.failures++
 }
 
-// line returns a line, new where there is none.
-func (b *breaker) line(key string) *line {
-	l := b.lines[key]
-	if l == nil {
-		b.sweep()
-		l = &line{}
-		b.lines[key] = l
+// circuit returns the circuit with this key, and creates it if there is none.
+func (b *breaker) circuit(key string) *circuit {
+	c := b.circuits[key]
+	if c == nil {
+		b.removeIdle()
+		c = &circuit{}
+		b.circuits[key] = c
 	}
-	return l
+	return c
 }
 
-// sweep forgets the lines that need not be known any more, once they are many.
-func (b *breaker) sweep() {
-	if len(b.lines) < maxIdle {
+// removeIdle bounds memory: beyond maxCircuits, it removes every circuit that is not open.
+func (b *breaker) removeIdle() {
+	if len(b.circuits) < maxCircuits {
 		return
 	}
 	now := time.Now()
-	for key, l := range b.lines {
-		if !l.trying && now.After(l.until) {
-			delete(b.lines, key)
+	for key, c := range b.circuits {
+		if !c.probing && now.After(c.openUntil) {
+			delete(b.circuits, key)
 		}
 	}
 }

@@ -20,7 +20,7 @@ func TestBreakerRests(t *testing.T) {
 		b, ctx := oauth.NewBreaker(), t.Context()
 		// enter is the rest that is left when a request may not be made, else 0.
 		enter := func(path, client string) (leave func(*oauth.Error), rest time.Duration) {
-			leave, err := b.Enter(ctx, "as", path, "t", client)
+			leave, err := b.Acquire(ctx, "as", path, "t", client)
 			if err == nil {
 				return leave, 0
 			}
@@ -71,29 +71,29 @@ func TestBreakerRecovers(t *testing.T) {
 		b, ctx := oauth.NewBreaker(), t.Context()
 		down := &oauth.Error{Outcome: oauth.Transient}
 		for range 5 {
-			leave, err := b.Enter(ctx, "as", "/token", "t", "c")
+			leave, err := b.Acquire(ctx, "as", "/token", "t", "c")
 			if err != nil {
 				t.Fatal(err)
 			}
 			leave(down)
 		}
 		time.Sleep(10 * time.Second)
-		leave, err := b.Enter(ctx, "as", "/token", "t", "c")
+		leave, err := b.Acquire(ctx, "as", "/token", "t", "c")
 		if err != nil {
 			t.Fatal(err)
 		}
 		leave(nil)
-		if b.Lines() != 0 {
-			t.Errorf("%d lines are kept when all is well", b.Lines())
+		if b.Size() != 0 {
+			t.Errorf("%d circuits are kept after a success", b.Size())
 		}
 		for range 4 {
-			leave, err := b.Enter(ctx, "as", "/token", "t", "c")
+			leave, err := b.Acquire(ctx, "as", "/token", "t", "c")
 			if err != nil {
 				t.Fatal(err)
 			}
 			leave(down)
 		}
-		if _, err := b.Enter(ctx, "as", "/token", "t", "c"); err != nil {
+		if _, err := b.Acquire(ctx, "as", "/token", "t", "c"); err != nil {
 			t.Errorf("after four failures: %v", err)
 		}
 	})
@@ -108,27 +108,27 @@ func TestBreakerObeysRetryAfter(t *testing.T) {
 	}{{429, true}, {503, false}} {
 		synctest.Test(t, func(t *testing.T) {
 			b, ctx := oauth.NewBreaker(), t.Context()
-			early, err := b.Enter(ctx, "as", "/token", "t", "c")
+			early, err := b.Acquire(ctx, "as", "/token", "t", "c")
 			if err != nil {
 				t.Fatal(err)
 			}
-			leave, err := b.Enter(ctx, "as", "/token", "t", "c")
+			leave, err := b.Acquire(ctx, "as", "/token", "t", "c")
 			if err != nil {
 				t.Fatal(err)
 			}
 			leave(&oauth.Error{Outcome: oauth.Transient, Status: test.status, RetryAfter: 30 * time.Minute})
 			early(nil) // was under way, and says nothing of what was asked since
-			if _, err := b.Enter(ctx, "as", "/token", "t", "c"); failure(t, err).RetryAfter != 30*time.Minute {
+			if _, err := b.Acquire(ctx, "as", "/token", "t", "c"); failure(t, err).RetryAfter != 30*time.Minute {
 				t.Errorf("%d: %v", test.status, err)
 			}
-			if _, err := b.Enter(ctx, "as", "/token", "t", "c2"); (err == nil) != test.another {
+			if _, err := b.Acquire(ctx, "as", "/token", "t", "c2"); (err == nil) != test.another {
 				t.Errorf("%d: another client: %v", test.status, err)
 			}
-			if _, err := b.Enter(ctx, "as", "/token", "t2", "c"); err != nil {
+			if _, err := b.Acquire(ctx, "as", "/token", "t2", "c"); err != nil {
 				t.Errorf("%d: another tenant: %v", test.status, err)
 			}
 			time.Sleep(30 * time.Minute)
-			if _, err := b.Enter(ctx, "as", "/token", "t", "c"); err != nil {
+			if _, err := b.Acquire(ctx, "as", "/token", "t", "c"); err != nil {
 				t.Errorf("%d: afterwards: %v", test.status, err)
 			}
 		})
@@ -145,7 +145,7 @@ func TestBreakerTakesManyTenants(t *testing.T) {
 		fail := func(tenant string, times int) {
 			t.Helper()
 			for range times {
-				leave, err := b.Enter(t.Context(), "as", "/token", tenant, "c")
+				leave, err := b.Acquire(t.Context(), "as", "/token", tenant, "c")
 				if err != nil {
 					t.Fatalf("%s: %v", tenant, err)
 				}
@@ -154,7 +154,7 @@ func TestBreakerTakesManyTenants(t *testing.T) {
 		}
 		rests := func(tenant string, want time.Duration) (leave func(*oauth.Error)) {
 			t.Helper()
-			leave, err := b.Enter(t.Context(), "as", "/token", tenant, "c")
+			leave, err := b.Acquire(t.Context(), "as", "/token", tenant, "c")
 			if rest := time.Duration(0); err != nil {
 				if rest = failure(t, err).RetryAfter; rest != want {
 					t.Errorf("%s rests for %v, want %v", tenant, rest, want)
@@ -192,7 +192,7 @@ func TestBreakerCountsAHerdOnce(t *testing.T) {
 		b := oauth.NewBreaker()
 		var leaves []func(*oauth.Error)
 		for range 8 {
-			leave, err := b.Enter(t.Context(), "as", "/token", "t", "c")
+			leave, err := b.Acquire(t.Context(), "as", "/token", "t", "c")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -201,7 +201,7 @@ func TestBreakerCountsAHerdOnce(t *testing.T) {
 		for _, leave := range leaves {
 			leave(&oauth.Error{Outcome: oauth.Transient, Status: 500})
 		}
-		if _, err := b.Enter(t.Context(), "as", "/token", "t", "c"); failure(t, err).RetryAfter != 10*time.Second {
+		if _, err := b.Acquire(t.Context(), "as", "/token", "t", "c"); failure(t, err).RetryAfter != 10*time.Second {
 			t.Errorf("eight at once: %v", failure(t, err).RetryAfter)
 		}
 	})
@@ -218,7 +218,7 @@ func TestBreakerBoundsAHost(t *testing.T) {
 		)
 		for i := range 30 {
 			wg.Go(func() {
-				leave, err := b.Enter(t.Context(), "as", fmt.Sprintf("/%d", i), "t", "c")
+				leave, err := b.Acquire(t.Context(), "as", fmt.Sprintf("/%d", i), "t", "c")
 				if err != nil {
 					t.Error(err)
 					return
@@ -235,28 +235,28 @@ func TestBreakerBoundsAHost(t *testing.T) {
 			})
 		}
 		synctest.Wait()
-		if leave, err := b.Enter(t.Context(), "another", "/", "t", "c"); err != nil {
+		if leave, err := b.Acquire(t.Context(), "another", "/", "t", "c"); err != nil {
 			t.Error(err)
 		} else {
 			leave(nil)
 		}
 		wg.Wait()
-		if most != 8 || b.Lines() != 0 {
-			t.Errorf("%d at a time, %d kept", most, b.Lines())
+		if most != 8 || b.Size() != 0 {
+			t.Errorf("%d at a time, %d kept", most, b.Size())
 		}
 		for range 8 {
-			if _, err := b.Enter(t.Context(), "as", "/", "t", "c"); err != nil {
+			if _, err := b.Acquire(t.Context(), "as", "/", "t", "c"); err != nil {
 				t.Fatal(err)
 			}
 		}
 		begin := time.Now()
-		_, err := b.Enter(t.Context(), "as", "/", "t", "c")
+		_, err := b.Acquire(t.Context(), "as", "/", "t", "c")
 		if e := failure(t, err); e.Outcome != oauth.Transient || e.Sent || !e.Busy || time.Since(begin) != 10*time.Second {
 			t.Errorf("after %v: %+v", time.Since(begin), e)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if _, err := b.Enter(ctx, "as", "/", "t", "c"); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := b.Acquire(ctx, "as", "/", "t", "c"); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("when the caller gives up: %v", err)
 		}
 	})
@@ -267,14 +267,14 @@ func TestBreakerForgets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := oauth.NewBreaker()
 		for i := range 5000 {
-			leave, err := b.Enter(t.Context(), "as", fmt.Sprintf("/%d", i), "t", "c")
+			leave, err := b.Acquire(t.Context(), "as", fmt.Sprintf("/%d", i), "t", "c")
 			if err != nil {
 				t.Fatal(err)
 			}
 			leave(&oauth.Error{Outcome: oauth.Transient})
 		}
-		if b.Lines() > 1000 {
-			t.Errorf("%d lines are kept", b.Lines())
+		if b.Size() > 1000 {
+			t.Errorf("%d circuits are kept", b.Size())
 		}
 	})
 }

@@ -9,27 +9,27 @@ import (
 	"github.com/credstream/credstream/seal"
 )
 
-// maxRetryAfter is the longest time a provider can make us wait by one answer.
+// maxRetryAfter limits the Retry-After of a provider.
 const maxRetryAfter = time.Hour
 
-// Error says why a provider granted nothing. Code comes from a closed list, and the
-// sentence of the provider's that Says quotes has passed Clean.
+// Error is a failed request to a provider. It holds no secret: Code is one of a closed list,
+// and the provider's message that Says quotes has passed Clean.
 type Error struct {
 	Outcome    Outcome
-	Status     int           // of the answer, 0 when there was none
-	Code       string        // of RFC 6749 or one of its extensions, "" when the answer has none that is known
-	RetryAfter time.Duration // how long to wait at least; 0 when not known
+	Status     int           // of the response, 0 if there was none
+	Code       string        // of RFC 6749 or one of its extensions, "" if the response has no known one
+	RetryAfter time.Duration // the least time to wait; 0 if unknown
 	Sent       bool          // the request may have reached the provider
-	Busy       bool          // nothing was sent, since other requests were in the way too long: it says nothing of the provider
-	Final      bool          // of Revoked: the provider says in so many words that the grant was revoked
+	Busy       bool          // nothing was sent, because no request slot became free in time
+	Final      bool          // of Revoked: the provider's response explicitly says that the grant was revoked
 
-	step     step
-	cause    cause
-	limited  bool   // for too many requests, whatever the status
-	sentence string // the provider's own, cleaned; "" for none
+	step    step
+	cause   cause
+	limited bool   // the provider's rate limit was exceeded, whatever the status
+	message string // the provider's own, cleaned; "" for none
 }
 
-// step is what was asked of the provider.
+// step is the operation that failed.
 type step string
 
 const (
@@ -39,23 +39,23 @@ const (
 	revoking   step = "revoking a token"
 )
 
-// cause is why there was no answer, or none that could be used; "" when the
-// answer itself says it. Those of verify stand here by their own names.
+// cause is why there is no usable response; "" if the response itself says it. The outcomes
+// of verify are causes too, under their own names.
 type cause string
 
 const (
-	resting  cause = "resting"  // the provider is left alone for now
-	busy     cause = "busy"     // too many other requests
-	redirect cause = "redirect" // a 3xx
-	cut      cause = "cut"      // a success that broke off
-	oversize cause = "oversize" // a success with too large a body
-	noToken  cause = "no_token" // a success without a token
-	noURI    cause = "no_uri"   // nowhere to send the request
+	circuitOpen cause = "resting"  // the circuit breaker is open
+	busy        cause = "busy"     // no request slot became free in time
+	redirect    cause = "redirect" // status 3xx
+	truncated   cause = "cut"      // a success with a truncated body
+	oversize    cause = "oversize" // a success with too large a body
+	noToken     cause = "no_token" // a success without a token
+	noURI       cause = "no_uri"   // no valid endpoint URI
 
-	noRefresh cause = "no_refresh_token" // nothing to refresh with
+	noRefresh cause = "no_refresh_token"
 )
 
-// Error implements error. It is for logs; Says is for people.
+// Error implements error, for logs. Says is for people.
 func (e *Error) Error() string {
 	var b strings.Builder
 	if e.step != "" {
@@ -73,18 +73,17 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// MaySpend reports whether the provider may have used up a code or a refresh token, without
-// a word of what came of it: so the request is not repeated.
+// MaySpend reports whether the provider may have consumed the code or the refresh token
+// although no usable response arrived. Do not repeat the request then.
 func (e *Error) MaySpend() bool {
 	return e.Sent && (e.Outcome == Transient || e.Outcome == Malformed) && e.Status != http.StatusTooManyRequests && !e.limited
 }
 
-// says are the sentences for causes.
-var says = map[cause]string{
-	resting:          "The provider's recent responses were errors, so requests to it are paused for a while.",
+var causeSentences = map[cause]string{
+	circuitOpen:      "The provider's recent responses were errors, so requests to it are paused for a while.",
 	busy:             "Too many requests to the provider are in flight.",
 	redirect:         "The provider's token endpoint redirects to another address (status %d). Secrets are not sent there: correct the token_uri in the component.json.",
-	cut:              "The provider's response was incomplete.",
+	truncated:        "The provider's response was incomplete.",
 	oversize:         "The provider's response was too large. Check the token_uri in the component.json.",
 	noToken:          "The provider's response contained no token (status %d). Check the token_uri in the component.json.",
 	noURI:            "The component names no usable endpoint of the provider for this operation.",
@@ -99,11 +98,10 @@ var says = map[cause]string{
 	"unreachable":    "The provider is unreachable from this service.",
 }
 
-// Says tells the person who looks after the credential, in a plain sentence or
-// two, what is the matter and what to do. Of what the provider wrote it holds the error
-// code, where that is a known one, and the sentence, cleaned.
+// Says explains the error, and what to do, to the person who manages the credential. Of the
+// provider's response it quotes a known error code and the cleaned message.
 func (e *Error) Says() string {
-	text := says[e.cause]
+	text := causeSentences[e.cause]
 	switch {
 	case text == "":
 		text = e.explain()
@@ -111,10 +109,10 @@ func (e *Error) Says() string {
 		text = fmt.Sprintf(text, e.Status)
 	}
 	if e.Outcome == Transient || e.Outcome == Malformed {
-		text += e.step.again()
+		text += e.step.retrySentence()
 	}
-	if e.sentence != "" && e.Outcome != Transient {
-		text += fmt.Sprintf(" The provider says: %q", e.sentence)
+	if e.message != "" && e.Outcome != Transient {
+		text += fmt.Sprintf(" The provider says: %q", e.message)
 	}
 	if e.Code != "" {
 		text += " Provider error: " + e.Code + "."
@@ -122,8 +120,8 @@ func (e *Error) Says() string {
 	return text
 }
 
-// again says how the next try comes about.
-func (s step) again() string {
+// retrySentence says who retries.
+func (s step) retrySentence() string {
 	switch s {
 	case refreshing, acquiring:
 		return " The service will retry."
@@ -144,7 +142,7 @@ func (e *Error) explain() string {
 	case e.Outcome == ClientRefused:
 		return "The provider rejected the OAuth client's id or secret. Check the OAuth client here and at the provider."
 	case e.Outcome == TooEarly:
-		return "The provider renews the access token nearer to its end only. The token in use stays valid until then."
+		return "The provider renews the access token only shortly before it expires. The current token stays valid until then."
 	case e.Status == http.StatusTooManyRequests, e.limited:
 		return "The provider limits the rate of requests. The account is not affected."
 	case e.Outcome == Transient && e.Status != 0:
@@ -165,14 +163,15 @@ func (e *Error) explain() string {
 	return fmt.Sprintf("The provider rejected the request (status %d). Check the token_uri in the component.json.", e.Status)
 }
 
-// verdict is what an error code stands for.
-type verdict struct {
-	code    string // the standard's own word for it
-	outcome Outcome
+// knownCode is the meaning of a provider's error code.
+type knownCode struct {
+	standard string // the equivalent code of the standard
+	outcome  Outcome
 }
 
-// verdicts are the codes that are known; what is not here is not repeated.
-var verdicts = map[string]verdict{
+// knownCodes are the error codes that credstream understands. Others are never repeated in an
+// error or a log.
+var knownCodes = map[string]knownCode{
 	// RFC 6749, section 5.2.
 	"invalid_request":        {"invalid_request", Refused},
 	"invalid_client":         {"invalid_client", ClientRefused},
@@ -180,7 +179,8 @@ var verdicts = map[string]verdict{
 	"unauthorized_client":    {"unauthorized_client", ClientRefused},
 	"unsupported_grant_type": {"unsupported_grant_type", Refused},
 	"invalid_scope":          {"invalid_scope", Refused},
-	// RFC 6749, section 4.1.2.1: of the authorization endpoint, and in use here, too.
+	// RFC 6749, section 4.1.2.1: codes of the authorization endpoint, which some token
+	// endpoints send too.
 	"access_denied":             {"access_denied", Refused},
 	"unsupported_response_type": {"unsupported_response_type", Refused},
 	"server_error":              {"server_error", Transient},
@@ -189,11 +189,11 @@ var verdicts = map[string]verdict{
 	"unsupported_token_type": {"unsupported_token_type", Refused},
 	"invalid_target":         {"invalid_target", Refused},
 	"invalid_token":          {"invalid_token", Refused},
-	// OpenID Connect Core 1.0, section 3.1.2.6: the person has to come back.
+	// OpenID Connect Core 1.0, section 3.1.2.6: the person must authorize again.
 	"interaction_required": {"interaction_required", Revoked},
 	"login_required":       {"login_required", Revoked},
 	"consent_required":     {"consent_required", Revoked},
-	// What GitHub and Slack say instead, with status 200.
+	// GitHub and Slack send these instead, with status 200.
 	"bad_refresh_token":            {"invalid_grant", Revoked},
 	"bad_verification_code":        {"invalid_grant", Revoked},
 	"invalid_refresh_token":        {"invalid_grant", Revoked},
@@ -208,38 +208,38 @@ var verdicts = map[string]verdict{
 	"fatal_error":                  {"server_error", Transient},
 }
 
-// judge classifies an answer that grants nothing. Of what it says it keeps an error code
-// that is known, and its sentence without any of secrets.
-func (p Provider) judge(status int, h http.Header, a answer, secrets []seal.Secret) *Error {
+// classify returns the error of a response without tokens. It keeps a known error code and
+// the provider's message, without any of secrets.
+func (p Provider) classify(status int, h http.Header, a response, secrets []seal.Secret) *Error {
 	e, code := &Error{Status: status, Sent: true}, a.code()
-	known, isKnown := verdicts[strings.ToLower(code)]
-	inTrouble := status/100 == 5 || status == http.StatusTooManyRequests || status == http.StatusRequestTimeout || status == http.StatusTooEarly
+	known, isKnown := knownCodes[strings.ToLower(code)]
+	unavailable := status/100 == 5 || status == http.StatusTooManyRequests || status == http.StatusRequestTimeout || status == http.StatusTooEarly
 	declared, builtIn := meaning(p.Answers, status, a.document()), Meaning("")
-	if !inTrouble {
+	if !unavailable {
 		builtIn = meaning(knownRules, status, a.document())
 	}
 	switch {
 	case declared != "":
-		e.means(declared)
-	// What a server says while it is in trouble is not to be believed of a grant.
-	case inTrouble:
+		e.setOutcome(declared)
+	// The error code of a server that is unavailable says nothing reliable about the grant.
+	case unavailable:
 		e.Outcome = Transient
 		if known.outcome == Transient {
-			e.Code = known.code
+			e.Code = known.standard
 		}
 	case status == http.StatusMovedPermanently, status == http.StatusPermanentRedirect:
 		e.Outcome, e.cause = Refused, redirect
-	case status/100 == 3: // a page for the time of maintenance, say
+	case status/100 == 3: // for example to a maintenance page
 		e.Outcome, e.cause = Transient, redirect
 	case builtIn != "":
-		e.means(builtIn)
+		e.setOutcome(builtIn)
 	case isKnown:
-		e.Outcome, e.Code = known.outcome, known.code
+		e.Outcome, e.Code = known.outcome, known.standard
 	case status == http.StatusUnauthorized:
 		e.Outcome = ClientRefused
 	case status/100 == 2 && code == "":
 		e.Outcome, e.cause = Malformed, noToken
-	case h.Get("Retry-After") != "": // a 403, say, for too many requests
+	case h.Get("Retry-After") != "": // for example a 403 for too many requests
 		e.Outcome = Transient
 	default:
 		e.Outcome = Refused
@@ -248,14 +248,14 @@ func (p Provider) judge(status int, h http.Header, a answer, secrets []seal.Secr
 		e.RetryAfter = retryAfter(h, time.Now())
 	}
 	if e.cause == "" {
-		e.sentence = a.sentence(secrets)
+		e.message = a.message(secrets)
 	}
-	e.Final = e.Outcome == Revoked && (code == "token_revoked" || strings.Contains(strings.ToLower(e.sentence), "revoked"))
+	e.Final = e.Outcome == Revoked && (code == "token_revoked" || strings.Contains(strings.ToLower(e.message), "revoked"))
 	return e
 }
 
-// retryAfter is when an answer lets us come again: seconds or a date (RFC 9110,
-// section 10.2.3), at most maxRetryAfter from now; 0 when it does not say.
+// retryAfter parses Retry-After, seconds or a date (RFC 9110, section 10.2.3). It returns 0
+// through maxRetryAfter, and 0 if there is none.
 func retryAfter(h http.Header, now time.Time) time.Duration {
 	value := h.Get("Retry-After")
 	if d, ok := seconds(value); ok {

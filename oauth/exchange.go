@@ -20,9 +20,8 @@ import (
 )
 
 // Redeem exchanges the code of a callback for tokens (RFC 6749, section 4.1.3).
-// redirectURI and verifier are those of the authorization URL. A refresh token may
-// come with an error, as from Refresh. Every error is an *Error, or ctx's own when
-// nothing was sent.
+// redirectURI and verifier are those of the authorization URL. As with Refresh, an error may
+// come with a refresh token. Every error is an *Error, or ctx's own if nothing was sent.
 func (x *Exchanger) Redeem(ctx context.Context, tenant string, p Provider, c Client, code, verifier seal.Secret, redirectURI string) (Token, error) {
 	form := url.Values{"grant_type": {"authorization_code"}, "code": {string(code.Reveal())}, "redirect_uri": {redirectURI}}
 	if !p.NoPKCE {
@@ -31,11 +30,10 @@ func (x *Exchanger) Redeem(ctx context.Context, tenant string, p Provider, c Cli
 	return x.exchange(ctx, tenant, p, c, redeeming, form, code, verifier)
 }
 
-// Refresh requests a new access token by one request (RFC 6749, section 6). The
-// provider may replace the refresh token with it, and then the old one is worth
-// nothing any more: store Token.Refresh, unless it is zero, before anything else
-// - also when it comes with an error, as it may where the rest of the answer is
-// of no use. Every error is an *Error, or ctx's own when nothing was sent.
+// Refresh requests a new access token with one request (RFC 6749, section 6). The provider may
+// rotate the refresh token, which invalidates the old one: store Token.Refresh, unless it is
+// zero, before anything else. It may come with an error too, if the rest of the response is
+// unusable. Every error is an *Error, or ctx's own if nothing was sent.
 func (x *Exchanger) Refresh(ctx context.Context, tenant string, p Provider, c Client, refresh seal.Secret) (Token, error) {
 	if refresh.IsZero() {
 		return Token{}, &Error{Outcome: Refused, step: refreshing, cause: noRefresh}
@@ -46,7 +44,7 @@ func (x *Exchanger) Refresh(ctx context.Context, tenant string, p Provider, c Cl
 }
 
 // ClientCredentials requests an access token for the client itself (RFC 6749,
-// section 4.4). Every error is an *Error, or ctx's own when nothing was sent.
+// section 4.4). Every error is an *Error, or ctx's own if nothing was sent.
 func (x *Exchanger) ClientCredentials(ctx context.Context, tenant string, p Provider, c Client) (Token, error) {
 	form := url.Values{"grant_type": {"client_credentials"}}
 	if scope := p.scope(); len(scope) > 0 {
@@ -55,33 +53,33 @@ func (x *Exchanger) ClientCredentials(ctx context.Context, tenant string, p Prov
 	return x.exchange(ctx, tenant, p, c, acquiring, form)
 }
 
-// Revoke gives token up (RFC 7009); hint is "access_token", "refresh_token" or
-// "". A token the provider no longer knows is revoked as well as any. Every error
-// is an *Error, or ctx's own when nothing was sent.
+// Revoke revokes token at the provider (RFC 7009); hint is "access_token", "refresh_token" or
+// "". A token that the provider does not know counts as revoked. Every error is an *Error, or
+// ctx's own if nothing was sent.
 func (x *Exchanger) Revoke(ctx context.Context, tenant string, p Provider, c Client, token seal.Secret, hint string) error {
 	form := url.Values{"token": {string(token.Reveal())}}
 	if hint != "" {
 		form.Set("token_type_hint", hint)
 	}
-	p.JSON = false // RFC 7009 knows forms only
-	asked, err := x.ask(ctx, tenant, p.RevocationURI, c, revoking, func(ctx context.Context, asked *asking) error {
+	p.JSON = false // RFC 7009 allows only forms
+	made, err := x.do(ctx, tenant, p.RevocationURI, c, revoking, func(ctx context.Context, t *attempt) error {
 		req, err := p.request(ctx, c, p.RevocationURI, form)
 		if err != nil {
 			return err
 		}
-		asked.send(req)
-		if asked.failed == nil && asked.answer.Status/100 != 2 {
-			asked.failed = p.judge(asked.answer.Status, asked.answer.Header, read(asked.answer.Body), []seal.Secret{token, c.Secret})
+		t.send(req)
+		if t.failed == nil && t.response.Status/100 != 2 {
+			t.failed = p.classify(t.response.Status, t.response.Header, parse(t.response.Body), []seal.Secret{token, c.Secret})
 		}
 		return nil
 	})
-	if failed := asked.failed; failed != nil && failed.Code == "invalid_token" {
+	if failed := made.failed; failed != nil && failed.Code == "invalid_token" {
 		return nil
 	}
 	return err
 }
 
-// request makes a POST of parameters, with the client's id and secret.
+// request returns a POST of the parameters, with the client's id and secret.
 func (p Provider) request(ctx context.Context, c Client, uri string, form url.Values) (*http.Request, error) {
 	basic := p.Basic && !c.Secret.IsZero()
 	if !basic {
@@ -113,7 +111,7 @@ func (p Provider) request(ctx context.Context, c Client, uri string, form url.Va
 	return req, nil
 }
 
-// add adds parameters to a form, those it has excepted.
+// add adds the parameters that the form does not have yet.
 func add(form url.Values, params map[string]string) {
 	for name, value := range params {
 		if !form.Has(name) {
@@ -126,127 +124,126 @@ func add(form url.Values, params map[string]string) {
 func (x *Exchanger) exchange(ctx context.Context, tenant string, p Provider, c Client, s step, form url.Values, secrets ...seal.Secret) (Token, error) {
 	var token Token
 	add(form, p.TokenParams)
-	_, err := x.ask(ctx, tenant, p.TokenURI, c, s, func(ctx context.Context, asked *asking) error {
+	_, err := x.do(ctx, tenant, p.TokenURI, c, s, func(ctx context.Context, t *attempt) error {
 		req, err := p.request(ctx, c, p.TokenURI, form)
 		if err != nil {
 			return err
 		}
-		asked.send(req)
-		if asked.failed == nil {
-			token, asked.failed = granted(asked.answer, p, append(secrets, c.Secret))
+		t.send(req)
+		if t.failed == nil {
+			token, t.failed = tokenFrom(t.response, p, append(secrets, c.Secret))
 		}
 		return nil
 	})
 	return token, err
 }
 
-// granted reads what an answer grants.
-func granted(a verify.Answer, p Provider, secrets []seal.Secret) (Token, *Error) {
-	said := read(a.Body)
+// tokenFrom reads the tokens of a response. The refresh token may come with an error.
+func tokenFrom(a verify.Answer, p Provider, secrets []seal.Secret) (Token, *Error) {
+	parsed := parse(a.Body)
 	if a.Status/100 != 2 {
-		return Token{}, p.judge(a.Status, a.Header, said, secrets)
+		return Token{}, p.classify(a.Status, a.Header, parsed, secrets)
 	}
-	token, ok := said.token(p, secrets...)
-	if ok && said.whole {
+	token, ok := parsed.token(p, secrets...)
+	if ok && parsed.complete {
 		return token, nil
 	}
-	failed := p.judge(a.Status, a.Header, said, secrets)
+	failed := p.classify(a.Status, a.Header, parsed, secrets)
 	switch {
 	case failed.Outcome != Malformed:
 	case a.Cut == verify.CutTooLarge:
 		failed.cause = oversize
 	case a.Cut != "":
-		failed.Outcome, failed.cause = Transient, cut
-	case len(said.members) > 0 && !said.whole:
-		failed.cause = cut
+		failed.Outcome, failed.cause = Transient, truncated
+	case len(parsed.members) > 0 && !parsed.complete:
+		failed.cause = truncated
 	}
-	return Token{Refresh: said.refresh()}, failed
+	return Token{Refresh: parsed.refresh()}, failed
 }
 
-// asking is one request and what became of it.
-type asking struct {
-	guarded *verify.Client
-	caller  context.Context
-	sent    bool
-	answer  verify.Answer
-	failed  *Error
+// attempt is one request and its outcome.
+type attempt struct {
+	guarded  *verify.Client
+	caller   context.Context
+	sent     bool
+	response verify.Answer
+	failed   *Error
 }
 
-// send sends req, and notes the answer or why there is none.
-func (a *asking) send(req *http.Request) {
+// send sends req, and sets response or failed.
+func (a *attempt) send(req *http.Request) {
 	req.Header.Set("Accept", "application/json") // else GitHub answers with a form
 	req.Header.Set("User-Agent", "credstream")
 	a.sent = true
-	form := &punctual{ReadCloser: req.Body, caller: a.caller}
-	req.Body, req.GetBody = form, nil // nothing sends it again
+	body := &deadlineBody{ReadCloser: req.Body, caller: a.caller}
+	req.Body, req.GetBody = body, nil // so that the transport cannot send it again
 	answer, err := a.guarded.Do(req.Context(), req)
 	none, unanswered := errors.AsType[*verify.Unanswered](err)
 	switch {
-	case form.late.Load(): // at most the header was sent, whatever was answered to that
+	case body.expired.Load(): // at most the header was sent, so any response to it does not matter
 		a.failed = &Error{Outcome: Transient, cause: cause(verify.OutcomeTimeout)}
 	case unanswered:
 		a.failed = &Error{Outcome: Transient, Sent: none.Sent, cause: cause(none.Outcome)}
 	default:
-		a.answer = answer
+		a.response = answer
 	}
 }
 
-// punctual is the form of a request. It is not written when the caller's deadline has
-// passed, however long it took to come to that: the process may have stood still, and
-// a token in the form be used by another one by now.
-type punctual struct {
+// deadlineBody is a request body that is not sent after the caller's deadline: if the process
+// was suspended, another process may have used the token in the body meanwhile.
+type deadlineBody struct {
 	io.ReadCloser
-	caller context.Context
-	begun  bool
-	late   atomic.Bool
+	caller  context.Context
+	begun   bool
+	expired atomic.Bool
 }
 
 // Read implements io.Reader.
-func (p *punctual) Read(b []byte) (int, error) {
+func (p *deadlineBody) Read(b []byte) (int, error) {
 	if deadline, ok := p.caller.Deadline(); ok && !p.begun && !time.Now().Before(deadline) {
-		p.late.Store(true)
+		p.expired.Store(true)
 		return 0, context.DeadlineExceeded
 	}
 	p.begun = true
 	return p.ReadCloser.Read(b) //nolint:wrapcheck // a reader passes io.EOF on
 }
 
-// ask has request make one request to uri when it is the turn of the tenant and
-// of the host. The error is that of the asking, which is never nil.
-func (x *Exchanger) ask(ctx context.Context, tenant, uri string, c Client, s step, request func(context.Context, *asking) error) (*asking, error) {
-	asked := &asking{guarded: x.guarded, caller: ctx}
-	fail := func(e *Error) (*asking, error) {
+// do acquires the slots of the tenant and the host, and has request send one request to uri.
+// The attempt is never nil, also with an error.
+func (x *Exchanger) do(ctx context.Context, tenant, uri string, c Client, s step, request func(context.Context, *attempt) error) (*attempt, error) {
+	made := &attempt{guarded: x.guarded, caller: ctx}
+	fail := func(e *Error) (*attempt, error) {
 		e.step = s
-		asked.failed = e
-		return asked, e
+		made.failed = e
+		return made, e
 	}
 	u, err := url.Parse(uri)
 	if err != nil || u.Host == "" {
 		return fail(&Error{Outcome: Refused, cause: noURI})
 	}
-	// The tenant's place first: who waits for it must not keep others from a host.
+	// The tenant's slot first: a caller that waits for it must not hold a slot of the host.
 	host := strings.ToLower(u.Host)
 	defer admission.Idle(ctx)()
 	release, err := x.guarded.Slot(ctx, tenant, host)
 	if errors.Is(err, verify.ErrBusy) {
 		return fail(&Error{Outcome: Transient, Busy: true, RetryAfter: fault.Of(err).RetryAfter, cause: busy})
 	} else if err != nil {
-		return asked, fmt.Errorf("%s: %w", s, err)
+		return made, fmt.Errorf("%s: %w", s, err)
 	}
 	defer release()
-	leave, err := x.breaker.enter(ctx, host, u.EscapedPath(), tenant, c.ID)
-	if rests, ok := errors.AsType[*Error](err); ok {
-		return fail(rests)
+	releaseHost, err := x.breaker.acquire(ctx, host, u.EscapedPath(), tenant, c.ID)
+	if refused, ok := errors.AsType[*Error](err); ok {
+		return fail(refused)
 	} else if err != nil {
-		return asked, fmt.Errorf("%s: %w", s, err)
+		return made, fmt.Errorf("%s: %w", s, err)
 	}
-	defer func() { leave(asked.failed) }()
-	// From here on nothing but the guarded client's own timeout ends the request.
-	if err := request(context.WithoutCancel(ctx), asked); err != nil && !asked.sent {
+	defer func() { releaseHost(made.failed) }()
+	// From here on, only the guarded client's own timeout ends the request.
+	if err := request(context.WithoutCancel(ctx), made); err != nil && !made.sent {
 		return fail(&Error{Outcome: Refused, cause: noURI})
 	}
-	if asked.failed != nil {
-		return fail(asked.failed)
+	if made.failed != nil {
+		return fail(made.failed)
 	}
-	return asked, nil
+	return made, nil
 }

@@ -10,27 +10,27 @@ import (
 	"github.com/credstream/credstream/seal"
 )
 
-// Lifetimes is what is known of the lifetime of a provider's access tokens.
+// Lifetimes configures how the lifetime of a provider's access tokens is determined.
 type Lifetimes struct {
 	Declared     time.Duration // by the component; 0: not declared
-	Override     bool          // Declared counts, whatever the provider says
+	Override     bool          // Declared takes precedence over the response
 	Milliseconds bool          // expires_in is in milliseconds
-	Last         time.Duration // of the token before, where the provider said it; 0: not known
+	Last         time.Duration // of the previous token, if the provider stated it; 0: unknown
 }
 
-// The members that hold a lifetime, and those that hold a point in time.
+// The members that hold a duration, and those that hold a point in time.
 var (
 	lifetimeMembers = []string{"expires_in_sec", "expires_in"}
 	expiryMembers   = []string{"expires_at", "expires_on", "expiry_date", "expiry"}
 )
 
-// LifetimeOf reads the remaining lifetime of the access token in an object in the form
-// of a provider's answer. given means that a person entered the object: it may be old,
-// so that what it says of a point in time counts more than a lifetime, and a token may
-// have expired (0). Otherwise the lifetime is positive. odd says in a sentence what is
-// implausible, "" for nothing.
+// LifetimeOf returns the remaining lifetime of the access token in an object in the form of a
+// provider's response. given means that a person entered the object: it may be old, so a
+// point in time takes precedence over a duration, and the result is 0 if the token has
+// expired. Otherwise the result is positive. odd is a sentence about an implausible value, ""
+// for none.
 func LifetimeOf(object seal.Fields, known Lifetimes, now time.Time, given bool) (life time.Duration, odd string) {
-	a := answer{members: map[string]jsontext.Value{}}
+	a := response{members: map[string]jsontext.Value{}}
 	for _, name := range slices.Concat(lifetimeMembers, expiryMembers) {
 		if v, ok := object.Get(name); ok {
 			a.members[name] = jsontext.Value(v.Reveal())
@@ -39,9 +39,9 @@ func LifetimeOf(object seal.Fields, known Lifetimes, now time.Time, given bool) 
 	return a.lifetime(known, now, given)
 }
 
-// lifetime is LifetimeOf an answer. The order is: a lifetime, a point in time, what the
-// token before had, what the component declares, DefaultLifetime.
-func (a answer) lifetime(known Lifetimes, now time.Time, given bool) (life time.Duration, odd string) {
+// lifetime is LifetimeOf for a response. The order of precedence is: a duration, a point in
+// time, the previous token's lifetime, the one that the component declares, DefaultLifetime.
+func (a response) lifetime(known Lifetimes, now time.Time, given bool) (life time.Duration, odd string) {
 	until, hasTime := a.expiry(now)
 	if known.Override && known.Declared > 0 && (!given || !hasTime) {
 		return min(known.Declared, MaxLifetime), ""
@@ -70,14 +70,14 @@ func oddExpiry(odd string, until time.Duration, given bool) string {
 	case until > MaxLifetime:
 		return "The provider's expires_at is more than 366 days away."
 	case until < time.Second && !given:
-		return "The provider's expires_at has passed already, so it is ignored. Compare the clocks and the time zone."
+		return "The provider's expires_at is in the past, so it is ignored. Check the clocks and the time zone."
 	}
 	return odd
 }
 
-// expiresIn is the lifetime the answer names. Zero and less are taken as not said: such
-// a token would be of no use to anybody.
-func (a answer) expiresIn(known Lifetimes, until time.Duration, hasTime bool) (life time.Duration, ok bool, odd string) {
+// expiresIn returns the duration in the response. It ignores zero and negative values, with
+// which the token would be useless.
+func (a response) expiresIn(known Lifetimes, until time.Duration, hasTime bool) (life time.Duration, ok bool, odd string) {
 	for _, name := range lifetimeMembers {
 		f, isNumber := number(a.text(name))
 		if !isNumber || f <= 0 {
@@ -98,10 +98,10 @@ func (a answer) expiresIn(known Lifetimes, until time.Duration, hasTime bool) (l
 	return 0, false, odd
 }
 
-// inMilliseconds reports whether a lifetime makes sense in milliseconds only: it fits
-// the point in time that the answer names, or is longer than any token lives, or is whole
-// minutes in milliseconds, but no whole days in seconds. To err by that
-// renews a token too early, and to err otherwise hands a dead token out.
+// inMilliseconds reports whether a lifetime is plausible only in milliseconds: it exceeds the
+// point in time in the response a hundredfold, or the lifetime of any token, or is whole
+// minutes in milliseconds and not whole days in seconds. A false positive renews a token too
+// early; a false negative returns an expired token to callers.
 func inMilliseconds(f float64, until time.Duration, hasTime bool) bool {
 	const minute, day = 60e3, 86400
 	switch {
@@ -116,11 +116,11 @@ func inMilliseconds(f float64, until time.Duration, hasTime bool) bool {
 	return float64(n) == f && n%minute == 0 && n%day != 0
 }
 
-// expiry is how far away the point in time is that the answer names.
-func (a answer) expiry(now time.Time) (until time.Duration, ok bool) {
+// expiry returns the time from now to the point in time in the response.
+func (a response) expiry(now time.Time) (until time.Duration, ok bool) {
 	for _, name := range expiryMembers {
 		text := strings.TrimSpace(a.text(name))
-		if f, isNumber := number(text); isNumber && f > 1e8 { // before 1973 it is no point in time
+		if f, isNumber := number(text); isNumber && f > 1e8 { // less, before 1973, is not a point in time
 			if f > 1e11 {
 				f /= 1000
 			}
@@ -129,7 +129,7 @@ func (a answer) expiry(now time.Time) (until time.Duration, ok bool) {
 			}
 			return time.Unix(int64(f), 0).Sub(now), true
 		}
-		// Without a zone it is UTC, as for all who leave it out and are right everywhere.
+		// Without a zone it is taken as UTC.
 		for _, layout := range []string{time.RFC3339, "2006-01-02T15:04:05", time.DateTime, "2006-01-02 15:04:05Z07:00"} {
 			if t, err := time.Parse(layout, text); err == nil {
 				return t.Sub(now), true
@@ -139,7 +139,7 @@ func (a answer) expiry(now time.Time) (until time.Duration, ok bool) {
 	return 0, false
 }
 
-// WithoutLifetime removes the members of an object that name a lifetime or a point in time.
+// WithoutLifetime removes every member that LifetimeOf reads.
 func WithoutLifetime(object seal.Fields) seal.Fields {
 	return object.Without(slices.Concat(lifetimeMembers, expiryMembers)...)
 }

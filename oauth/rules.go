@@ -8,27 +8,27 @@ import (
 	"github.com/credstream/credstream/verify"
 )
 
-// Rule says what answers of a token endpoint mean that grant nothing.
+// Rule gives a meaning to a token endpoint's responses without tokens.
 type Rule struct {
-	Status  int // of the answer; 0: any
+	Status  int // of the response; 0: any
 	When    verify.Condition
 	Meaning Meaning
 }
 
-// Meaning is what an answer means.
+// Meaning is the meaning of a response without tokens.
 type Meaning string
 
 // The meanings.
 const (
 	MeansRevoked       Meaning = "revoked"       // the grant has ended
-	MeansTransient     Meaning = "transient"     // a later try may succeed
+	MeansTransient     Meaning = "transient"     // a retry may succeed
 	MeansRateLimited   Meaning = "rate_limited"  // as MeansTransient, for too many requests
-	MeansTooEarly      Meaning = "too_early"     // the access token still lives, and the provider renews it nearer to its end only
-	MeansMisconfigured Meaning = "misconfigured" // the OAuth client has to be mended
+	MeansTooEarly      Meaning = "too_early"     // the access token is still valid, and the provider renews it only shortly before it expires
+	MeansMisconfigured Meaning = "misconfigured" // the OAuth client's settings must be corrected
 )
 
-// knownRules are answers of well-known providers that the standard's error codes do not
-// cover. They come after the component's own. docs/providers.md says where each is from.
+// knownRules cover responses of well-known providers without a standard error code. The
+// component's own rules take precedence. docs/providers.md names the source of each.
 var knownRules = []Rule{
 	{400, equals("/status", `"BAD_REFRESH_TOKEN"`), MeansRevoked},                                             // HubSpot
 	{0, matches("/error_description", `(?i)\balready being processed\b`), MeansTransient},                     // Salesforce
@@ -48,7 +48,7 @@ func matches(pointer, expression string) verify.Condition {
 	return verify.Condition{Pointer: pointer, Matches: regexp.MustCompile(expression)}
 }
 
-// meaning is that of the first rule that an answer meets, "" of none.
+// meaning returns the meaning of the first rule that matches a response, "" if none does.
 func meaning(rules []Rule, status int, document []byte) Meaning {
 	for _, r := range rules {
 		if (r.Status == 0 || r.Status == status) && r.When.Holds(document) {
@@ -58,8 +58,7 @@ func meaning(rules []Rule, status int, document []byte) Meaning {
 	return ""
 }
 
-// means gives an error the outcome of a meaning.
-func (e *Error) means(m Meaning) {
+func (e *Error) setOutcome(m Meaning) {
 	switch m {
 	case MeansRevoked:
 		e.Outcome = Revoked
