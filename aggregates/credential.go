@@ -70,7 +70,7 @@ func (s CredentialState) Live() bool { return s.Exists && !s.Deleted }
 // HoldsTokens reports whether a live credential has tokens that can be resolved or
 // renewed.
 func (s CredentialState) HoldsTokens() bool {
-	return s.Live() && s.OAuth() && !s.Tokens.RevokedLocally && s.Current().SecretID != ""
+	return s.Live() && s.IsOAuth() && !s.Tokens.RevokedLocally && s.Current().SecretID != ""
 }
 
 // Terminal reports whether no further event can name a secret.

@@ -45,17 +45,17 @@ type Binding struct {
 func (s FlowState) decide(cmd commands.Flow) ([]events.Flow, error) {
 	switch c := cmd.(type) {
 	case commands.ObserveFlow:
-		return s.observe(c), s.uses(c.Only)
+		return s.observe(c), s.uses(c.AllowedCredentials)
 	case commands.BindFlow:
 		if s.Binding.ID == c.Binding {
 			return nil, nil
 		}
-		return []events.Flow{events.FlowBound{Binding: c.Binding, Name: c.Name, Steps: c.Steps, Until: c.Until}}, s.uses(c.Only)
+		return []events.Flow{events.FlowBound{Binding: c.Binding, Name: c.Name, Steps: c.Steps, Until: c.Until}}, s.uses(c.AllowedCredentials)
 	case commands.ReleaseFlow:
 		if s.Binding.ID == "" || c.Binding != "" && s.Binding.ID != c.Binding {
 			return nil, nil
 		}
-		return []events.Flow{events.FlowReleased{Binding: s.Binding.ID, Reason: c.Reason}}, s.uses(c.Only)
+		return []events.Flow{events.FlowReleased{Binding: s.Binding.ID, Reason: c.Reason}}, s.uses(c.AllowedCredentials)
 	case commands.RefuseUse:
 		return s.refuse(c), nil
 	}

@@ -131,7 +131,7 @@ func (s OAuthClientState) change(c commands.ChangeOAuthClient) ([]events.OAuthCl
 	}
 	// Only entering the secret again approves new hosts: a caller who can change a client need
 	// not know its secret.
-	if c.Revision != 0 && (c.SecretID != "" || c.Again != "") {
+	if c.Revision != 0 && (c.SecretID != "" || c.ReenteredSecretID != "") {
 		next.Revision = c.Revision
 	}
 	switch {
@@ -141,7 +141,7 @@ func (s OAuthClientState) change(c commands.ChangeOAuthClient) ([]events.OAuthCl
 		return nil, ErrOAuthClientUnusable
 	case slices.Contains(s.Abandoned, c.SecretID):
 		return nil, ErrSecretAbandoned
-	case c.Again != "" && c.Again != s.SecretID:
+	case c.ReenteredSecretID != "" && c.ReenteredSecretID != s.SecretID:
 		return nil, ErrOAuthClientMoved
 	case next == now:
 		return nil, nil

@@ -59,11 +59,11 @@ type Tokens struct {
 	StatusBefore   events.Status `json:"Before"`   // status of the credential before ReauthReason was set
 	RevokedLocally bool          `json:"Cut"`      // revoked on request: no renewal may restore them
 	Unverified     bool          `json:"Unproved"` // the current token arrived late: its next renewal shows whether it is valid
-	Refusals       int           // by the provider, in a row, of the current token's renewal
-	RefusedLeft    time.Duration // that the current token was still valid for at the last of them; 0: it had expired
-	Ahead          time.Duration // before the end of an access token at which the provider renews it, as refusals taught; 0: nothing is known
-	Scope          string        // as the provider answered, "" when it did not say
-	Odd            string        // what is implausible about the lifetime that the provider named, a sentence; "" for nothing
+	Refusals       int           // consecutive refusals by the provider to renew the current token
+	RefusedLeft    time.Duration // remaining validity of the current token at the last refusal; 0: it had expired
+	Ahead          time.Duration // how long before the expiry of an access token the provider renews it, learned from refusals; 0: unknown
+	Scope          string        // as the provider stated it, "" if it did not
+	Odd            string        // a sentence about an implausible lifetime in the provider's response; "" for none
 }
 
 // Token is one access token.
@@ -72,7 +72,7 @@ type Token struct {
 	SecretID string // in the vault; the secret of the keys if they hold the token
 	Expires  time.Time
 	Lifetime time.Duration // full lifetime at the time of issue
-	Due      time.Time     // for renewal; zero: as Lifetime has it
+	Due      time.Time     // for renewal; zero: derived from Lifetime
 }
 
 // Refresh is a refresh in progress.
@@ -89,11 +89,11 @@ func (t Token) ValidFor(now time.Time, life time.Duration) bool {
 	return t.Expires.Sub(now) >= min(life, t.Lifetime/2) && t.Plausible(now)
 }
 
-// leastLeft is the shortest time for which a token is still given away.
+// leastLeft is the minimum remaining validity of a token that callers get.
 const leastLeft = 2 * time.Second
 
-// Serves reports whether the token is still valid at all. It is given away where the
-// provider does not renew it yet.
+// Serves reports whether the token is still valid at all. Callers get such a token if the provider
+// does not renew it yet.
 func (t Token) Serves(now time.Time) bool { return t.ValidFor(now, leastLeft) }
 
 // clockDrift is the tolerated difference between the clocks of the processes.
@@ -105,13 +105,13 @@ func (t Token) Plausible(now time.Time) bool {
 	return t.Lifetime == 0 || t.Expires.Sub(now) <= t.Lifetime+clockDrift
 }
 
-// OAuth reports whether the credential has a token field. It is also true after the tokens
+// IsOAuth reports whether the credential has a token field. It is also true after the tokens
 // were revoked.
-func (s CredentialState) OAuth() bool { return s.Live() && s.Tokens.Field != "" }
+func (s CredentialState) IsOAuth() bool { return s.Live() && s.Tokens.Field != "" }
 
-// Revision identifies the current values, like an ETag: it changes when keys or tokens change
+// ValuesTag identifies the current values, like an ETag: it changes when keys or tokens change
 // or become invalid. It is "" if there are none.
-func (s CredentialState) Revision() string {
+func (s CredentialState) ValuesTag() string {
 	switch {
 	case !s.Live():
 		return ""
@@ -173,23 +173,23 @@ func (s CredentialState) startRefresh(c commands.StartRefresh) ([]events.Credent
 	switch err := s.mayRenew(); {
 	case err != nil:
 		return nil, err
-	case t.ReauthReason != "" && (!c.Insist || !t.Renewable || t.RevokedLocally):
+	case t.ReauthReason != "" && (!c.RetryRejected || !t.Renewable || t.RevokedLocally):
 		return nil, ErrReauthorizationRequired.Withf("%s", t.ReauthReason)
 	case !t.Renewable:
 		return nil, ErrReauthorizationRequired
 	case t.Token.Epoch != c.Epoch:
 		return nil, ErrRefreshNeedless
-	case t.Refresh.Epoch != c.Over:
+	case t.Refresh.Epoch != c.TakesOver:
 		return nil, ErrRefreshUnderWay
 	case slices.Contains(s.Abandoned, c.SecretID):
 		return nil, ErrSecretAbandoned
 	}
 	var facts []events.Credential
-	if c.Over != 0 {
-		facts = append(facts, events.CredentialRefreshFailed{Epoch: c.Over, Grant: t.Grant, Outcome: "unknown"})
+	if c.TakesOver != 0 {
+		facts = append(facts, events.CredentialRefreshFailed{Epoch: c.TakesOver, Grant: t.Grant, Outcome: "unknown"})
 	}
 	return append(facts, events.CredentialRefreshStarted{
-		Epoch: t.Epoch + 1, Grant: t.Grant, SecretID: c.SecretID, Holder: c.Holder, Over: c.Over,
+		Epoch: t.Epoch + 1, Grant: t.Grant, SecretID: c.SecretID, Holder: c.InstanceID, Over: c.TakesOver,
 	}), nil
 }
 
@@ -236,9 +236,9 @@ func (s CredentialState) failRefresh(c commands.FailRefresh) ([]events.Credentia
 		Epoch: c.Epoch, Grant: c.Grant, Outcome: c.Outcome, Status: c.Status, RetryAt: c.RetryAt.UTC(),
 		Left: int64(c.Left / time.Second),
 	}}
-	// A refused token that is no longer the current one says nothing; and a retry of what is broken adds nothing.
-	if c.Lost != "" && t.Token.Epoch == t.Refresh.From && (t.ReauthReason == "" || t.Unverified) {
-		fact := s.broken(c.Grant, c.Outcome, c.Lost)
+	// Only a refusal of the current token counts, and a retry after ReauthReason was set changes nothing.
+	if c.ReauthReason != "" && t.Token.Epoch == t.Refresh.From && (t.ReauthReason == "" || t.Unverified) {
+		fact := s.broken(c.Grant, c.Outcome, c.ReauthReason)
 		fact.RetryAt = c.RetryAt.UTC()
 		facts = append(facts, fact)
 	}

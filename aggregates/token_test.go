@@ -36,7 +36,7 @@ func TestTokens(t *testing.T) {
 		return events.CredentialRefreshStarted{Epoch: epoch, Grant: 1, SecretID: fmt.Sprint("t", epoch), Holder: "p", Over: over}
 	}
 	start := func(of, over int) commands.StartRefresh {
-		return commands.StartRefresh{ID: "c", Holder: "p", SecretID: fmt.Sprint("t", max(of, over)+1), Epoch: of, Over: over}
+		return commands.StartRefresh{ID: "c", InstanceID: "p", SecretID: fmt.Sprint("t", max(of, over)+1), Epoch: of, TakesOver: over}
 	}
 	refreshed := func(epoch int, late bool) events.CredentialRefreshed {
 		return events.CredentialRefreshed{
@@ -51,7 +51,7 @@ func TestTokens(t *testing.T) {
 	fail := func(epoch int, lost string) commands.FailRefresh {
 		c := commands.FailRefresh{ID: "c", Epoch: epoch, Grant: 1, Outcome: "transient", Status: 503, RetryAt: noon}
 		if lost != "" {
-			c.Outcome, c.Status, c.Lost = "revoked", 400, lost
+			c.Outcome, c.Status, c.ReauthReason = "revoked", 400, lost
 		}
 		return c
 	}
@@ -119,13 +119,13 @@ func TestTokens(t *testing.T) {
 		},
 		tc{Name: "begin when revoked", Given: revoked, When: start(0, 0), Err: aggregates.ErrReauthorizationRequired},
 		tc{
-			Name: "insist when revoked", Given: revoked, When: commands.StartRefresh{ID: "c", Holder: "p", SecretID: "t2", Insist: true},
+			Name: "insist when revoked", Given: revoked, When: commands.StartRefresh{ID: "c", InstanceID: "p", SecretID: "t2", RetryRejected: true},
 			Then: facts{started(2, 0)},
 		},
 		tc{Name: "a late answer is to be proved", Given: append(given, started(1, 0), unknown, started(2, 1), refused(2), lost), When: complete(1), Then: facts{unproved(1)}},
 		tc{
 			Name: "proving it", Given: append(given, started(1, 0), unknown, started(2, 1), refused(2), lost, unproved(1)),
-			When: commands.StartRefresh{ID: "c", Holder: "p", SecretID: "t3", Epoch: 1, Insist: true}, Then: facts{started(3, 0)},
+			When: commands.StartRefresh{ID: "c", InstanceID: "p", SecretID: "t3", Epoch: 1, RetryRejected: true}, Then: facts{started(3, 0)},
 		},
 		tc{
 			Name: "proved", Given: append(given, started(1, 0), unknown, started(2, 1), refused(2), lost, unproved(1), started(3, 0)),
@@ -160,12 +160,12 @@ func TestTokens(t *testing.T) {
 		},
 		tc{
 			Name: "insist after that", Given: append(given, events.CredentialTokensRevoked{Grant: 1}, lost),
-			When: commands.StartRefresh{ID: "c", Holder: "p", SecretID: "t1", Insist: true}, Err: aggregates.ErrReauthorizationRequired,
+			When: commands.StartRefresh{ID: "c", InstanceID: "p", SecretID: "t1", RetryRejected: true}, Err: aggregates.ErrReauthorizationRequired,
 		},
 		tc{Name: "revoke a grant that is over", Given: append(given, replacedKeys, authorized(2, 2)), When: commands.RevokeTokens{ID: "c", Grant: 1}},
 		tc{Name: "cut", Given: given, When: cutting, Then: facts{cut}},
 		tc{Name: "cut what was refused before", Given: revoked, When: cutting, Then: facts{cut}},
-		tc{Name: "insist after the cut", Given: append(given, cut), When: commands.StartRefresh{ID: "c", Holder: "p", SecretID: "t1", Insist: true}, Err: aggregates.ErrReauthorizationRequired},
+		tc{Name: "insist after the cut", Given: append(given, cut), When: commands.StartRefresh{ID: "c", InstanceID: "p", SecretID: "t1", RetryRejected: true}, Err: aggregates.ErrReauthorizationRequired},
 		tc{Name: "an answer after the cut", Given: append(given, started(1, 0), cut), When: complete(1), Err: aggregates.ErrRefreshSuperseded},
 		tc{Name: "revoke after the cut", Given: append(given, cut), When: commands.RevokeTokens{ID: "c", Grant: 1}, Then: facts{events.CredentialTokensRevoked{Grant: 1}}},
 		tc{
@@ -199,7 +199,7 @@ func TestTokensOfRacingProcesses(t *testing.T) {
 			before := s.Tokens
 			switch rapid.IntRange(0, 5).Draw(t, "act") {
 			case 0: // begin, or take over
-				err := do(commands.StartRefresh{ID: "c", Holder: "p", SecretID: fmt.Sprint("t", n), Epoch: before.Token.Epoch, Over: before.Refresh.Epoch})
+				err := do(commands.StartRefresh{ID: "c", InstanceID: "p", SecretID: fmt.Sprint("t", n), Epoch: before.Token.Epoch, TakesOver: before.Refresh.Epoch})
 				if err != nil {
 					break
 				}
@@ -230,7 +230,7 @@ func TestTokensOfRacingProcesses(t *testing.T) {
 			case 3:
 				_ = do(commands.FailRefresh{ID: "c", Epoch: p.epoch, Grant: p.grant, Outcome: "transient", RetryAt: noon})
 			case 4:
-				_ = do(commands.FailRefresh{ID: "c", Epoch: p.epoch, Grant: p.grant, Outcome: "revoked", RetryAt: noon, Lost: "Gone."})
+				_ = do(commands.FailRefresh{ID: "c", Epoch: p.epoch, Grant: p.grant, Outcome: "revoked", RetryAt: noon, ReauthReason: "Gone."})
 			case 5:
 				if err := do(commands.ReplaceKeys{ID: "c", Keys: tokenKeys(fmt.Sprint("s", n))}); err != nil {
 					t.Fatal(err)

@@ -163,7 +163,7 @@ func TestOAuthClient(t *testing.T) {
 		return events.OAuthClientChanged{ClientID: "id", SecretID: secret, Revision: revision}
 	}
 	again := func(revision int) commands.ChangeOAuthClient {
-		return commands.ChangeOAuthClient{Component: "sheets", ID: "o", ClientID: "id", Again: "s1", Revision: revision}
+		return commands.ChangeOAuthClient{Component: "sheets", ID: "o", ClientID: "id", ReenteredSecretID: "s1", Revision: revision}
 	}
 	aggregatetest.Run(t, aggregates.OAuthClient,
 		tc{Name: "define", When: define, Then: facts{defined}},

@@ -2,7 +2,7 @@ package commands
 
 import "time"
 
-// Access is the sum of the intents about what one caller tried.
+// Access is the set of commands on the record of one caller's denials and aborted connections.
 //
 //sumtype:decl
 type Access interface {
@@ -10,16 +10,16 @@ type Access interface {
 	access()
 }
 
-// RecordDenials records what a caller was refused.
+// RecordDenials records denials of a caller.
 type RecordDenials struct {
 	Principal string // id of the caller
 	Denials   []Denial
 }
 
-// Denial is one refusal, or several of the same kind.
+// Denial is one denial, or several of the same kind.
 type Denial struct {
 	Principal  string // "key:<id>" or "user:<id>"
-	Tenant     string // the tenant that was named; "" when that is no tenant's name, or when they were several
+	Tenant     string // the tenant that was named; "" if it is not a valid name, or if there were several
 	Route      string
 	Permission string
 	Count      int
@@ -29,7 +29,7 @@ type Denial struct {
 // RecordConnectAborted records that a connection ended without a credential.
 type RecordConnectAborted struct {
 	Starter                                                    string // id of the caller who had started it
-	Principal, Connection, Component, Credential, User, Reason string // as the fact has them
+	Principal, Connection, Component, Credential, User, Reason string // as in events.AccessConnectAborted
 }
 
 // Target implements Command.

@@ -6,7 +6,7 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// APIKey is the sum of the intents about one API key.
+// APIKey is the set of commands on one API key.
 //
 //sumtype:decl
 type APIKey interface {
@@ -14,7 +14,7 @@ type APIKey interface {
 	apiKey()
 }
 
-// IssueAPIKey makes a key known by its hash.
+// IssueAPIKey registers a key by its hash.
 type IssueAPIKey struct {
 	ID          string
 	SHA256      string // hex
@@ -22,13 +22,13 @@ type IssueAPIKey struct {
 	Home        string
 	Tenants     []string // "*" is every tenant
 	Role        string   // may be ""
-	Permissions []string // besides those of the role
+	Permissions []string // in addition to those of the role
 	Addresses   []string // networks it may be used from, as CIDR; empty: from everywhere
 	Expires     time.Time
 	Scope       events.Scope
 }
 
-// RevokeAPIKey ends it.
+// RevokeAPIKey revokes the key.
 type RevokeAPIKey struct{ ID string }
 
 // Target implements Command.

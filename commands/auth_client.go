@@ -2,7 +2,7 @@ package commands
 
 import "github.com/credstream/credstream/events"
 
-// AuthClient is the sum of the intents about one auth client.
+// AuthClient is the set of commands on one auth client.
 //
 //sumtype:decl
 type AuthClient interface {
@@ -10,21 +10,21 @@ type AuthClient interface {
 	authClient()
 }
 
-// CreateAuthClient begins an auth client.
+// CreateAuthClient creates an auth client.
 type CreateAuthClient struct {
 	ID      string
 	Created events.AuthClientCreated
 }
 
-// ChangeAuthClient puts another form of it in force. Expected is the number of its
-// changes that the new form was made from (AuthClientState.Changes).
+// ChangeAuthClient changes the auth client. Expected is AuthClientState.Changes of the state
+// that the change is based on.
 type ChangeAuthClient struct {
 	ID       string
 	Expected int
 	Changed  events.AuthClientChanged
 }
 
-// SettleAuthClient records that its OAuth clients follow the change of this number.
+// SettleAuthClient records that its OAuth clients were updated to the change with this number.
 type SettleAuthClient struct {
 	ID       string
 	Expected int
@@ -33,10 +33,11 @@ type SettleAuthClient struct {
 // RevealAuthClient records that its credentials are about to be shown.
 type RevealAuthClient struct{ ID, SecretID string }
 
-// DeleteAuthClient ends it.
+// DeleteAuthClient deletes the auth client.
 type DeleteAuthClient struct{ ID string }
 
-// AbandonAuthClientSecret forbids a secret that no event names, so that it can be erased.
+// AbandonAuthClientSecret forbids references to a secret that no event references, so that it
+// can be erased.
 type AbandonAuthClientSecret struct{ ID, SecretID string }
 
 // Target implements Command.

@@ -9,11 +9,11 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// A command that a caller sends as it is has JSON tags, and a method Check() error for
-// what can be refused without a look at anything else. What only the service may fill in
-// is in no such command: it has a request of its own.
+// A command that callers send directly has JSON tags, and a method Check() error for the checks
+// that need no state. A command with members that only the service may set has a separate
+// request struct instead.
 
-// Errors of a request's form.
+// Errors of a malformed request.
 var (
 	ErrBody    = fault.New(fault.Invalid, "body_invalid", "The body is not valid JSON for this command or query.")
 	ErrMissing = fault.New(fault.Invalid, "member_missing", "A required member is missing.")
@@ -28,9 +28,9 @@ func Required(pointer, value string) error {
 	return nil
 }
 
-// CheckName bounds what people call a thing.
+// CheckName returns ErrName unless name is a valid display name.
 func CheckName(pointer, name string) error {
-	// Format characters turn text around or hide in it; two of them join letters.
+	// Format characters can reverse or hide text. The two exceptions join letters.
 	control := func(r rune) bool {
 		return unicode.IsControl(r) || r == 0x2028 || r == 0x2029 || unicode.Is(unicode.Cf, r) && r != 0x200c && r != 0x200d
 	}
@@ -41,13 +41,13 @@ func CheckName(pointer, name string) error {
 	return nil
 }
 
-// The refusals of a credential's description and of its free type.
+// Errors of a credential's description and of its free type.
 var (
 	ErrDescription = fault.New(fault.Invalid, "description_invalid", "A description must have at most 1000 characters and no control characters but line breaks and tabs.")
 	ErrType        = fault.New(fault.Invalid, "type_invalid", "A type must have 1 to 128 bytes of UTF-8 without control characters.")
 )
 
-// CheckDescription bounds what people are told of a credential; "" is none.
+// CheckDescription returns ErrDescription for an invalid description; "" is none.
 func CheckDescription(text string) error {
 	if utf8.RuneCountInString(text) > 1000 || !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool {
 		return unicode.IsControl(r) && r != '\n' && r != '\r' && r != '\t' || 0x202a <= r && r <= 0x202e || 0x2066 <= r && r <= 0x2069
@@ -57,7 +57,7 @@ func CheckDescription(text string) error {
 	return nil
 }
 
-// CheckType refuses what cannot be the type of a credential.
+// CheckType returns ErrType for an invalid name of a free type.
 func CheckType(name string) error {
 	if events.CheckID(name) != nil || strings.TrimSpace(name) == "" {
 		return ErrType.At("/type")
@@ -65,7 +65,7 @@ func CheckType(name string) error {
 	return nil
 }
 
-// CheckTarget refuses what cannot be the id of a thing, or an expected version.
+// CheckTarget refuses an invalid id (ErrMissing, events.ErrID) or expected version (ErrBody).
 func CheckTarget(id string, expected int) error {
 	if err := Required("/id", id); err != nil {
 		return err
@@ -79,7 +79,7 @@ func CheckTarget(id string, expected int) error {
 	return nil
 }
 
-// CheckRef refuses, with events.ErrID, what cannot be an id of the caller's; "" is none.
+// CheckRef returns events.ErrID for an invalid id that the caller assigns; "" is none.
 func CheckRef(pointer, id string) error {
 	if id != "" && events.CheckID(id) != nil {
 		return events.ErrID.At(pointer)

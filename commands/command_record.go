@@ -2,7 +2,7 @@ package commands
 
 import "github.com/credstream/credstream/events"
 
-// CommandRecord is the sum of the intents about what is remembered of one named command.
+// CommandRecord is the set of commands on the record of one named command.
 //
 //sumtype:decl
 type CommandRecord interface {

@@ -1,9 +1,9 @@
-// Package commands holds every intent: what an aggregate may be asked to do.
-// A command is plain and checked in shape; it names secrets by their id in the
-// vault and never holds one.
+// Package commands defines the commands of the aggregates, and parses the component.json. A
+// command is a plain struct that refers to secrets by their id in the vault and never contains
+// one.
 package commands
 
-// Command asks one aggregate to change.
+// Command requests a change of one aggregate.
 type Command interface {
 	Target() string // id of the aggregate within its category
 }

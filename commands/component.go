@@ -1,6 +1,6 @@
 package commands
 
-// Component is the sum of the intents about one component.
+// Component is the set of commands on one component.
 //
 //sumtype:decl
 type Component interface {
@@ -8,13 +8,13 @@ type Component interface {
 	component()
 }
 
-// RegisterComponent brings a component in.
+// RegisterComponent registers a component.
 type RegisterComponent struct {
 	ID, Owner, Title string
-	Descriptor       string // the component.json, to the byte, already checked by ParseDescriptor
+	Descriptor       string // the unchanged component.json, which ParseDescriptor has checked
 }
 
-// UpdateComponent gives it a new descriptor.
+// UpdateComponent activates a new descriptor.
 type UpdateComponent struct {
 	ID, Owner, Title string
 	Descriptor       string
@@ -23,21 +23,22 @@ type UpdateComponent struct {
 // ShareComponent makes it visible to every tenant.
 type ShareComponent struct{ ID, Owner string }
 
-// UnshareComponent makes it visible to its owner alone.
+// UnshareComponent makes it visible only to its owner.
 type UnshareComponent struct{ ID, Owner string }
 
-// SetComponentEnv gives values to the descriptor's variables.
+// SetComponentEnv sets the values of the descriptor's variables.
 type SetComponentEnv struct {
 	ID, Owner string
 	Names     []string
 	SecretID  string
-	Revision  int // of the descriptor that they are given for: the one in force
+	Revision  int // of the current descriptor, for which they were entered
 }
 
-// AbandonEnvSecret forbids a secret that no event names, so that it can be erased.
+// AbandonEnvSecret forbids references to a secret that no event references, so that it can be
+// erased.
 type AbandonEnvSecret struct{ ID, SecretID string }
 
-// DeleteComponent ends it; credentials made for it remain.
+// DeleteComponent deletes the component; its credentials remain.
 type DeleteComponent struct{ ID, Owner string }
 
 // Target implements Command.

@@ -7,21 +7,21 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// Condition is what one member of a JSON answer must be: exactly one of Equals, OneOf,
+// Condition is a condition on one member of a JSON response: exactly one of Equals, OneOf,
 // Matches and Exists is set.
 type Condition struct {
-	Pointer string           `json:"pointer"` // RFC 6901; "" is the whole answer
+	Pointer string           `json:"pointer"` // RFC 6901; "" is the whole response
 	Equals  jsontext.Value   `json:"equals"`
 	OneOf   []jsontext.Value `json:"one_of"`
-	Matches string           `json:"matches"` // RE2, which takes time linear in the answer and in the pattern's steps
+	Matches string           `json:"matches"` // RE2: takes time linear in the response and in the pattern's steps
 	Exists  *bool            `json:"exists"`
 }
 
-// maxSteps bounds a pattern whose repeats are written out: "(.?){999}" has thousands of steps,
-// each of which may be tried at each character.
+// maxSteps bounds the steps of a pattern after its repeats are expanded: "(.?){999}" has
+// thousands, each of which may be tried at each character.
 const maxSteps = 1000
 
-// check checks what the schema cannot. at points to the condition.
+// check makes the checks that a JSON Schema cannot express. at points to the condition.
 func (c Condition) check(at string) error {
 	if !jsontext.Pointer(c.Pointer).IsValid() {
 		return invalidAt(at+"/pointer", "This is not a JSON pointer (RFC 6901).")
@@ -40,7 +40,7 @@ func (c Condition) check(at string) error {
 	return nil
 }
 
-// steps is about the number of instructions to which an expression compiles.
+// steps estimates the number of instructions that an expression compiles to.
 func steps(re *syntax.Regexp) int {
 	n := 1
 	if re.Op == syntax.OpLiteral {

@@ -2,7 +2,7 @@ package commands
 
 import "github.com/credstream/credstream/events"
 
-// Connector is the sum of the intents about one connector.
+// Connector is the set of commands on one connector.
 //
 //sumtype:decl
 type Connector interface {
@@ -10,30 +10,30 @@ type Connector interface {
 	connector()
 }
 
-// PutConnector creates the connector, or gives the one that is there these settings and
-// what is given of its API key.
+// PutConnector creates the connector, or changes the existing one to these settings and this
+// change of its API key.
 type PutConnector struct {
 	ID       string
 	Settings events.ConnectorSettings
 	Key      ConnectorKey
 }
 
-// SetConnectorKey changes what is given of the API key.
+// SetConnectorKey changes the API key.
 type SetConnectorKey struct {
 	ID  string
 	Key ConnectorKey
 }
 
-// ConnectorKey is a change of the API key of a connector. What is "" stays.
+// ConnectorKey is a change of the API key of a connector; "": unchanged.
 type ConnectorKey struct {
 	APIKeyID, SecretID string
-	Use                string // that the secret records; "" where the connector points to the secret already
+	Use                string // id of the use that the secret records; "" if the connector points to the secret already
 }
 
-// AbandonConnectorUse forbids a use of a secret, unless the connector has made it.
+// AbandonConnectorUse cancels a use of a secret, unless the connector already points to it.
 type AbandonConnectorUse struct{ ID, Use string }
 
-// DeleteConnector ends the connector.
+// DeleteConnector deletes the connector.
 type DeleteConnector struct{ ID string }
 
 // Target implements Command.
@@ -47,7 +47,7 @@ func (SetConnectorKey) connector()     {}
 func (AbandonConnectorUse) connector() {}
 func (DeleteConnector) connector()     {}
 
-// ConnectorSecret is the sum of the intents about one secret of connectors.
+// ConnectorSecret is the set of commands on one connector secret.
 //
 //sumtype:decl
 type ConnectorSecret interface {
@@ -55,20 +55,20 @@ type ConnectorSecret interface {
 	connectorSecret()
 }
 
-// PutConnectorSecret creates the secret, or gives it another value.
+// PutConnectorSecret creates the secret, or replaces its value.
 type PutConnectorSecret struct {
 	ID, SecretID string
 	Expected     int // version; 0: any
 }
 
-// RevertConnectorSecret gives the secret the value of an earlier version.
+// RevertConnectorSecret activates the value of an earlier version.
 type RevertConnectorSecret struct {
 	ID       string
 	To       int
 	Expected int // version; 0: any
 }
 
-// RevealConnectorSecret records that the value of a version is about to be handed out.
+// RevealConnectorSecret records that the value of a version is about to be revealed.
 type RevealConnectorSecret struct {
 	ID      string
 	Version int
@@ -80,10 +80,11 @@ type UseConnectorSecret struct{ ID, Connector, Use string }
 // ReleaseConnectorSecret ends one use.
 type ReleaseConnectorSecret struct{ ID, Connector, Use string }
 
-// DeleteConnectorSecret ends the secret.
+// DeleteConnectorSecret deletes the secret.
 type DeleteConnectorSecret struct{ ID string }
 
-// AbandonConnectorSecret forbids a value in the vault that no event names, so that it can be erased.
+// AbandonConnectorSecret forbids references to a value in the vault that no event references, so
+// that it can be erased.
 type AbandonConnectorSecret struct{ ID, SecretID string }
 
 // Target implements Command.

@@ -7,7 +7,7 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// Credential is the sum of the intents about one credential.
+// Credential is the set of commands on one credential.
 //
 //sumtype:decl
 type Credential interface {
@@ -15,8 +15,8 @@ type Credential interface {
 	credential()
 }
 
-// NewKeys describes verified keys whose values the vault already holds. The
-// aggregate gives them their version number.
+// NewKeys describes verified keys whose values are already in the vault. The aggregate assigns
+// their version number.
 type NewKeys struct {
 	SecretID     string
 	Fields       []string
@@ -24,31 +24,31 @@ type NewKeys struct {
 	Hosts        []string
 	HostMAC      string
 	Verification events.Verification
-	Tokens       *Tokens   // what a field of the keys holds; nil for none
+	Tokens       *Tokens   // the tokens in a field of the keys; nil for none
 	Free         *FreeType // nil: a component describes the keys
 }
 
-// FreeType describes keys that no component describes.
+// FreeType describes keys without a component.
 type FreeType struct {
 	Name  string
-	Shape string // as events.CredentialTyped has it
+	Shape string // as in events.CredentialTyped
 	Rules string
 }
 
 // CreateCredential saves a credential whose keys were verified.
 type CreateCredential struct {
-	ID, Component, Name, Workspace string // no component when Keys are free
+	ID, Component, Name, Workspace string // no component if Keys have a free type
 	Description                    string // "" for none
 	VPNAgent                       string // "" for none
 	Keys                           NewKeys
-	Policy                         PolicyUse   // the throttle policy that it has from the start
-	For                            *StepOfFlow // the step it is made for; nil for none
+	Policy                         PolicyUse   // the initial throttle policy
+	For                            *StepOfFlow // the step that will use it; nil for none
 }
 
-// PolicyUse names a throttle policy, "" for none, and the use that it records.
+// PolicyUse is a throttle policy, "" for none, and the id of the use that the policy records.
 type PolicyUse struct{ Policy, Use string }
 
-// AbandonPolicyUse forbids a use of a throttle policy, unless the credential has made it.
+// AbandonPolicyUse cancels a use of a throttle policy, unless the credential already has it.
 type AbandonPolicyUse struct{ ID, Use string }
 
 // StepOfFlow names one step.
@@ -61,7 +61,7 @@ type RenameCredential struct {
 	Expected int    `json:"expected_version,omitzero"` // refuse unless this is the version of the current keys
 }
 
-// Check refuses what is no name, id or version.
+// Check returns the errors of CheckName and CheckTarget.
 func (c RenameCredential) Check() error {
 	return cmp.Or(CheckName("/name", c.Name), CheckTarget(c.ID, c.Expected))
 }
@@ -69,38 +69,38 @@ func (c RenameCredential) Check() error {
 // SetVPNAgent requests another VPN agent.
 type SetVPNAgent struct {
 	ID       string `json:"id"`
-	VPNAgent string `json:"vpn_agent,omitzero"` // an id of the caller's, kept as given; none when absent
+	VPNAgent string `json:"vpn_agent,omitzero"` // an id that the caller assigns, stored as given; absent: none
 }
 
-// Check refuses what is no id.
+// Check returns the errors of CheckTarget and CheckRef.
 func (c SetVPNAgent) Check() error {
 	return cmp.Or(CheckTarget(c.ID, 0), CheckRef("/vpn_agent", c.VPNAgent))
 }
 
-// SetDescription asks for another description.
+// SetDescription requests another description.
 type SetDescription struct {
 	ID          string `json:"id"`
-	Description string `json:"description,omitzero"` // for people: up to 1000 characters; none when absent
+	Description string `json:"description,omitzero"` // for people: up to 1000 characters; absent: none
 }
 
-// Check refuses what is no description or id.
+// Check returns the errors of CheckTarget and CheckDescription.
 func (c SetDescription) Check() error {
 	return cmp.Or(CheckTarget(c.ID, 0), CheckDescription(c.Description))
 }
 
-// UpdateCredential changes what is given of a credential.
+// UpdateCredential changes the settings that are not nil.
 type UpdateCredential struct {
 	ID string
 	CredentialSettings
 }
 
-// CredentialSettings are what can change beside the keys; what is nil stays.
+// CredentialSettings are changes besides the keys; nil: unchanged.
 type CredentialSettings struct {
 	Description *string
-	Policy      *PolicyUse // without a use when the credential has the policy already
+	Policy      *PolicyUse // without a use if the credential has the policy already
 }
 
-// ReplaceKeys gives it new, verified keys.
+// ReplaceKeys activates new, verified keys.
 type ReplaceKeys struct {
 	ID       string
 	Expected int
@@ -108,7 +108,7 @@ type ReplaceKeys struct {
 	CredentialSettings
 }
 
-// RevertCredential makes the keys of version To, verified again, the newest version.
+// RevertCredential makes the keys of version To, which were verified again, the newest version.
 type RevertCredential struct {
 	ID       string
 	Expected int
@@ -123,16 +123,17 @@ type RecordVerification struct {
 	Verification events.Verification
 }
 
-// DeleteCredential ends it.
+// DeleteCredential deletes the credential.
 type DeleteCredential struct {
 	ID       string
 	Expected int
 }
 
-// AbandonSecret forbids a secret that no event names, so that it can be erased.
+// AbandonSecret forbids references to a secret that no event references, so that it can be
+// erased.
 type AbandonSecret struct{ ID, SecretID string }
 
-// UseCredential records that steps of a flow name the credential, as the flow engine said.
+// UseCredential records that steps of a flow name the credential, as the flow engine reported.
 type UseCredential struct {
 	ID, Flow string
 	Revision uint64 // of the flow, at least 1
@@ -140,7 +141,7 @@ type UseCredential struct {
 	Steps    []events.FlowStep // those that name it
 }
 
-// ReserveCredential holds it for a flow that is about to start.
+// ReserveCredential reserves the credential for a flow that is about to start.
 type ReserveCredential struct {
 	ID, Flow, Binding string
 	Steps             []events.FlowStep // those that name it

@@ -25,7 +25,7 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// MaxDescriptor is the size in bytes of the largest component.json taken.
+// MaxDescriptor is the maximum size of a component.json, in bytes.
 const MaxDescriptor = 256 << 10
 
 const (
@@ -38,39 +38,40 @@ const (
 var (
 	ErrDescriptorInvalid  = fault.New(fault.Invalid, "component_descriptor_invalid", "The component.json is not valid.")
 	ErrDescriptorTooLarge = fault.New(fault.Invalid, "component_descriptor_too_large", "The component.json is larger than 256 KiB.")
-	// ErrSecretInDescriptor refuses a secret in clear: descriptors are stored in the log, forever.
+	// ErrSecretInDescriptor refuses a cleartext secret: descriptors are stored in the log,
+	// permanently.
 	ErrSecretInDescriptor = fault.New(fault.Invalid, "component_secret_in_descriptor",
 		"The component.json contains a secret. Replace it with a template such as {{OAUTH_CLIENT_SECRET}}.")
 )
 
-// The errors of the keys given for a credential. Their pointers are /keys/<name>.
+// The errors of a credential's keys. Their pointers are /keys/<name>.
 var (
 	ErrKeysFieldMissing = fault.New(fault.Invalid, "keys_field_missing", "A required field has no value.")
 	ErrKeysFieldUnknown = fault.New(fault.Invalid, "keys_field_unknown", "The component has no field with this name.")
 )
 
-// The views of a field that hold OAuth tokens, and the one that hides what is typed.
+// The view classes of fields with OAuth tokens, and of password fields.
 const (
 	viewOAuth    = "OAuthFieldView"
 	viewHTTPAuth = "HTTPAuthView"
 	viewPassword = "PasswordFieldView"
 )
 
-// Descriptor is what the service reads of a component.json.
+// Descriptor is a parsed component.json.
 type Descriptor struct {
-	Raw             []byte // the file whole, to the byte
+	Raw             []byte // the unchanged file
 	Title           string
 	Fields          []Field       // of a credential, in the order of the file
 	UsesOAuth       bool          // a field holds OAuth tokens
 	DeclaresOAuth   bool          // it names OAuth endpoints or clients
 	WantsClient     bool          // a tenant can define an OAuth client for it
-	Env             []string      // variables that the component's owner gives values to, sorted
+	Env             []string      // variables that the component's owner sets, sorted
 	ClientIDVar     string        // of Env: the client id of the legacy link, "" for none
 	ClientSecretVar string        // of Env: its client secret
-	OAuth2          *OAuth2       // how tokens are got; nil when no usable block is declared
-	CannotConnect   string        // why no account can be connected though a field is for tokens, a sentence; "" when one can or none is
-	Hosts           []string      // where a credential's values may be sent: lower case, patterns may hold {{field}}
-	Verification    *Verification // nil when none is declared
+	OAuth2          *OAuth2       // nil if no usable block is declared
+	CannotConnect   string        // why no account can be connected although a field holds tokens, a sentence; "" otherwise
+	Hosts           []string      // where a credential's values may be sent: patterns in lower case, which may contain {{field}}
+	Verification    *Verification // nil if none is declared
 }
 
 // Field is one value of a credential.
@@ -82,36 +83,36 @@ type Field struct {
 	Placeholder string
 	Options     []Option // of a SelectView, in the order of the file
 	Required    bool
-	Optional    bool // the file says that it is not required
-	Secret      bool // false lets get show the value
+	Optional    bool // the file declares that it is not required
+	Secret      bool // false: queries return the value
 }
 
-// OnlyOAuth reports whether the field can hold nothing but OAuth tokens; another
-// OAuth field takes other means of HTTP authentication, too.
+// OnlyOAuth reports whether the field can only hold OAuth tokens; another OAuth field also accepts
+// other kinds of HTTP authentication.
 func (f Field) OnlyOAuth() bool { return f.ViewClass == viewOAuth }
 
 // OAuth reports whether the field holds OAuth tokens.
 func (f Field) OAuth() bool { return f.ViewClass == viewOAuth || f.ViewClass == viewHTTPAuth }
 
-// Option is one of the values a SelectView offers.
+// Option is one of the values of a SelectView.
 type Option struct{ Value, Label string }
 
-// Verification is the dry request: exactly one probe is set. Its strings are
-// templates, in which {{name}} stands for the value of a field.
+// Verification is the dry request: exactly one probe is set. Its strings are templates, in which
+// {{name}} is replaced by the value of a field.
 type Verification struct {
 	HTTP *HTTPProbe `json:"http"`
 	TCP  *TCPProbe  `json:"tcp"`
 	TLS  *TLSProbe  `json:"tls"`
 }
 
-// HTTPProbe is one HTTP request and what its answer means.
+// HTTPProbe is one HTTP request and the criteria for its response.
 type HTTPProbe struct {
 	Method  string            `json:"method"` // "GET", "HEAD" or "POST"
 	URL     string            `json:"url"`
 	Headers map[string]string `json:"headers"`
 	Basic   *Basic            `json:"basic"` // nil: none
 	Form    map[string]string `json:"form"`  // body of a POST; nil: none
-	JSON    jsontext.Value    `json:"json"`  // body of a POST, templates in its strings; nil: none
+	JSON    jsontext.Value    `json:"json"`  // body of a POST; its strings are templates; nil: none
 	Expect  Expect            `json:"expect"`
 	Says    map[string]string `json:"says"` // sentence by status ("401") or class ("4xx")
 }
@@ -122,20 +123,20 @@ type Basic struct {
 	Password string `json:"password"`
 }
 
-// Expect tells a good answer from a bad one.
+// Expect defines which responses are a success.
 type Expect struct {
 	Status []int       `json:"status"` // empty: every 2xx
 	JSON   []JSONCheck `json:"json"`   // all of them must hold
 	Text   []TextCheck `json:"text"`   // as JSON
 }
 
-// JSONCheck is a condition on the body, and the sentence where it fails.
+// JSONCheck is a condition on the body, and the sentence for a failure.
 type JSONCheck struct {
 	Condition
-	Says string `json:"says"` // "" for a sentence of the service
+	Says string `json:"says"` // "" for a default sentence
 }
 
-// TextCheck is a text that the body must contain, and the sentence where it fails.
+// TextCheck is a text that the body must contain, and the sentence for a failure.
 type TextCheck struct {
 	Contains string `json:"contains"`
 	Says     string `json:"says"`
@@ -144,7 +145,7 @@ type TextCheck struct {
 // TCPProbe opens a connection and closes it.
 type TCPProbe struct {
 	Address     string `json:"address"`      // host:port
-	DefaultPort int    `json:"default_port"` // when the port's field has no value; 0: none
+	DefaultPort int    `json:"default_port"` // if the port's field has no value; 0: none
 }
 
 // TLSProbe opens a connection, checks the server's certificate and closes it.
@@ -153,12 +154,11 @@ type TLSProbe struct {
 	DefaultPort int    `json:"default_port"`
 }
 
-// ParseDescriptor reads a component.json. It takes one JSON document in strict
-// UTF-8 without duplicate names, checks the members the service uses against
-// component.schema.json and then against each other, and ignores all others. It
-// returns ErrDescriptorTooLarge, ErrSecretInDescriptor or ErrDescriptorInvalid
-// with a pointer to the member at fault. It keeps raw: do not change it afterwards.
-// Parsing takes some ten microseconds per KiB, so keep the result by revision.
+// ParseDescriptor parses a component.json: one JSON document in strict UTF-8 without duplicate
+// names. It checks the members that the service uses against component.schema.json and then
+// against each other, and ignores all others. Errors: ErrDescriptorTooLarge,
+// ErrSecretInDescriptor, ErrDescriptorInvalid, with a pointer to the invalid member. It keeps raw:
+// do not change it afterwards. Parsing takes about 10 µs per KiB, so cache the result by revision.
 func ParseDescriptor(raw []byte) (Descriptor, error) {
 	if len(raw) > MaxDescriptor {
 		return Descriptor{}, ErrDescriptorTooLarge
@@ -223,22 +223,21 @@ func ParseDescriptor(raw []byte) (Descriptor, error) {
 	case d.UsesOAuth && d.OAuth2 == nil:
 		d.CannotConnect = "The component.json has no oauth2 block with an auth_uri and a token_uri."
 	}
-	// Where the file names no variables for a client, only a tenant's own can serve it.
+	// If the file names no variables for a client, only a tenant's own client can serve it.
 	d.WantsClient = d.WantsClient || d.UsesOAuth && d.OAuth2 != nil && d.ClientIDVar == ""
 	return d, nil
 }
 
-// freeRules are the rules of a free type as they are stored.
+// freeRules is the stored form of the rules of a free type.
 type freeRules struct {
 	Hosts        []string       `json:"hosts,omitzero"`
 	Verification jsontext.Value `json:"verification,omitzero"`
 }
 
-const maxRules = 32 << 10 // bytes of them
+const maxRules = 32 << 10 // bytes
 
-// FreeRules checks the hosts and the dry request that keys of a free type come with, and
-// writes them as events.CredentialTyped keeps them: "" for neither. Its errors are those of
-// ParseDescriptor, CheckNoSecrets and ErrDescriptorTooLarge.
+// FreeRules checks the hosts and the dry request of keys of a free type, and encodes them for
+// events.CredentialTyped: "" for neither. Errors: those of ParseDescriptor and CheckNoSecrets.
 func FreeRules(hosts []string, verification jsontext.Value, fields []string) (string, error) {
 	if len(hosts) == 0 && len(verification) == 0 {
 		return "", nil
@@ -257,9 +256,8 @@ func FreeRules(hosts []string, verification jsontext.Value, fields []string) (st
 	return string(raw), err
 }
 
-// FreeDescriptor is what stands for the descriptor of keys of a free type: their hosts and
-// dry request. Every value is secret; templates may name those whose name could be that of
-// a field.
+// FreeDescriptor returns the descriptor of keys of a free type, from their hosts and dry request.
+// Every value is secret. Templates may use the keys with a valid field name.
 func FreeDescriptor(free *FreeType, fields []string) (Descriptor, error) {
 	if free == nil || free.Rules == "" {
 		return Descriptor{}, nil
@@ -288,8 +286,8 @@ func FreeDescriptor(free *FreeType, fields []string) (Descriptor, error) {
 	return ParseDescriptor(raw)
 }
 
-// oauthMembers declare that a component works with OAuth; they stand at the top
-// level or inside credentials. What has another form than these declares nothing.
+// oauthMembers are the members that declare OAuth, at the top level or inside credentials. Members
+// of another form are ignored.
 type oauthMembers struct {
 	OAuth2          jsontext.Value `json:"oauth2"`
 	UseOAuthClient  jsontext.Value `json:"useOAuthClient"`
@@ -298,14 +296,14 @@ type oauthMembers struct {
 
 func (m oauthMembers) declared() bool { return m.OAuth2.Kind() == '{' || m.wantsClient() }
 
-// wantsClient reports whether a tenant can define a client of its own.
+// wantsClient reports whether a tenant can define its own client.
 func (m oauthMembers) wantsClient() bool {
 	var types []string
 	_ = json.Unmarshal(m.AuthClientTypes, &types)
 	return m.UseOAuthClient.Kind() == 't' || slices.Contains(types, "oauth2")
 }
 
-// clientVariables are the variables behind the templates of the legacy link:
+// clientVariables returns the variables in the templates of the legacy link:
 // {"client_id": "{{PIZZAVAN_KEY}}", "client_secret": "{{PIZZAVAN_SECRET}}"}.
 func (m oauthMembers) clientVariables() (id, secret string) {
 	var block struct {
@@ -325,7 +323,7 @@ func (m oauthMembers) clientVariables() (id, secret string) {
 	return variable(block.ID), variable(block.Secret)
 }
 
-// variables are the names that an object declares, sorted.
+// variables returns the names that an object declares, sorted.
 func variables(object jsontext.Value) []string {
 	var declared map[string]jsontext.Value
 	if object.Kind() != '{' || json.Unmarshal(object, &declared) != nil {
@@ -334,13 +332,13 @@ func variables(object jsontext.Value) []string {
 	return slices.Sorted(maps.Keys(declared))
 }
 
-// NeedsCredential reports whether a step of the component cannot do without a
-// credential: it has a field, and the file does not call all of them optional.
+// NeedsCredential reports whether a step of the component requires a credential: it has a field,
+// and not all fields are optional.
 func (d Descriptor) NeedsCredential() bool {
 	return slices.ContainsFunc(d.Fields, func(f Field) bool { return !f.Optional }) || d.DeclaresOAuth
 }
 
-// Field returns the field called name; ok is false when there is none.
+// Field returns the field called name; ok is false if there is none.
 func (d Descriptor) Field(name string) (f Field, ok bool) {
 	i := slices.IndexFunc(d.Fields, func(f Field) bool { return f.Name == name })
 	if i < 0 {
@@ -349,8 +347,8 @@ func (d Descriptor) Field(name string) (f Field, ok bool) {
 	return d.Fields[i], true
 }
 
-// HostFields names the fields whose values decide to which host a credential's
-// values are sent, in the order of the file.
+// HostFields returns the names of the fields whose values determine the hosts that a credential's
+// values are sent to, in the order of the file.
 func (d Descriptor) HostFields() []string {
 	var names []string
 	for _, f := range d.Fields {
@@ -361,9 +359,8 @@ func (d Descriptor) HostFields() []string {
 	return names
 }
 
-// CheckKeys checks the names of the fields for which a credential has a value
-// that is not empty: ErrKeysFieldUnknown, ErrKeysFieldMissing. Tokens that the
-// service asks for itself need none.
+// CheckKeys checks the names of the fields that have a non-empty value: ErrKeysFieldUnknown,
+// ErrKeysFieldMissing. A field whose tokens the service itself requests needs no value.
 func (d Descriptor) CheckKeys(names []string) error {
 	for _, name := range names {
 		if _, ok := d.Field(name); !ok {
@@ -371,18 +368,17 @@ func (d Descriptor) CheckKeys(names []string) error {
 		}
 	}
 	for _, f := range d.Fields {
-		asked := f.OAuth() && d.OAuth2 != nil && d.OAuth2.ClientCredentials
-		if f.Required && !asked && !slices.Contains(names, f.Name) {
+		requested := f.OAuth() && d.OAuth2 != nil && d.OAuth2.ClientCredentials
+		if f.Required && !requested && !slices.Contains(names, f.Name) {
 			return ErrKeysFieldMissing.Withf("The field %q is required.", f.Name).At(pointer("keys", f.Name))
 		}
 	}
 	return nil
 }
 
-// KeepsRules reports whether values of these fields, entered under the descriptor
-// entered, keep its rules under d: the hosts they may be sent to, the request that
-// tries them, which of them are masked, and which hold OAuth tokens. More may be
-// masked than before.
+// KeepsRules reports whether d has the same rules as the descriptor entered for the values of these
+// fields: the hosts that they may be sent to, the dry request, which are masked, and which hold
+// OAuth tokens. d may mask more of them.
 func (d Descriptor) KeepsRules(entered Descriptor, fields []string) bool {
 	for _, name := range fields {
 		was, before := entered.Field(name)
@@ -394,7 +390,8 @@ func (d Descriptor) KeepsRules(entered Descriptor, fields []string) bool {
 	return slices.Equal(d.Hosts, entered.Hosts) && reflect.DeepEqual(d.Verification.sends(), entered.Verification.sends())
 }
 
-// sends is the dry request without what its answers mean, which leads no value anywhere.
+// sends returns the dry request without the criteria for its response, which send no value
+// anywhere.
 func (v *Verification) sends() Verification {
 	if v == nil {
 		return Verification{}
@@ -408,7 +405,7 @@ func (v *Verification) sends() Verification {
 	return sent
 }
 
-// fieldList keeps the order of the file, which a map would lose.
+// fieldList preserves the order of the file.
 type fieldList []Field
 
 // UnmarshalJSONFrom implements json.UnmarshalerFrom.
@@ -434,8 +431,8 @@ func (l *fieldList) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 	})
 }
 
-// options reads a SelectView's model. One that names a function of the
-// component, or nests, offers nothing here.
+// options parses a SelectView's model. It returns no options for a model that is nested, or names a
+// function of the component.
 func options(model jsontext.Value) (list []Option) {
 	if model.Kind() != '{' {
 		return nil
@@ -458,7 +455,7 @@ func options(model jsontext.Value) (list []Option) {
 	return list
 }
 
-// eachMember reads an object and calls member with each name; member reads the value.
+// eachMember decodes an object and calls member with each name; member decodes the value.
 func eachMember(dec *jsontext.Decoder, member func(name string) error) error {
 	if _, err := dec.ReadToken(); err != nil {
 		return err
@@ -476,7 +473,7 @@ func eachMember(dec *jsontext.Decoder, member func(name string) error) error {
 	return err
 }
 
-// checkFields holds the fields against each other and notes whether one is OAuth's.
+// checkFields checks the fields against each other and sets UsesOAuth.
 func (d *Descriptor) checkFields() error {
 	for _, f := range d.Fields {
 		d.UsesOAuth = d.UsesOAuth || f.OAuth()
@@ -487,8 +484,7 @@ func (d *Descriptor) checkFields() error {
 	return nil
 }
 
-// checkHosts brings the patterns into lower case and supplies the probe's own
-// host where none are declared.
+// checkHosts converts the patterns to lower case. If none are declared, it adds the probe's host.
 func (d *Descriptor) checkHosts() error {
 	own := ""
 	if d.Verification != nil {
@@ -519,7 +515,7 @@ func (d *Descriptor) checkHosts() error {
 	return nil
 }
 
-// checkVerification holds the probe against the fields and the hosts.
+// checkVerification checks the probe against the fields and the hosts.
 func (d *Descriptor) checkVerification() error {
 	switch v := d.Verification; {
 	case v == nil:
@@ -534,7 +530,7 @@ func (d *Descriptor) checkVerification() error {
 	return invalidAt("/verification", "Give exactly one of http, tcp and tls.")
 }
 
-// host is the probe's host, in lower case if it is well formed.
+// host returns the probe's host, in lower case if it is valid.
 func (v *Verification) host() string {
 	var host string
 	switch {
@@ -609,7 +605,7 @@ func (d *Descriptor) checkHTTP(p *HTTPProbe) error {
 	return nil
 }
 
-// checkSentences checks what the probe says of answers, and the conditions on their bodies.
+// checkSentences checks the probe's sentences, and its conditions on response bodies.
 func (p *HTTPProbe) checkSentences(at string) error {
 	sentence := func(at, says string) error {
 		if strings.ContainsFunc(says, unicode.IsControl) || strings.Contains(says, "{{") {
@@ -639,8 +635,8 @@ func (p *HTTPProbe) checkSentences(at string) error {
 	return nil
 }
 
-// checkURL refuses whatever a value or a typing error could turn into another
-// place to send secrets to.
+// checkURL refuses a URL that a value or a typing error could turn into another destination for
+// secrets.
 func (d *Descriptor) checkURL(at, template string) error {
 	if err := d.checkTemplate(at, template); err != nil {
 		return err
@@ -675,7 +671,7 @@ func (d *Descriptor) checkURL(at, template string) error {
 	return d.checkDeclared(at, host)
 }
 
-// checkDeclared holds the probe's host against hosts.
+// checkDeclared checks the probe's host against hosts.
 func (d *Descriptor) checkDeclared(at, host string) error {
 	pattern, ok := hostPattern(host)
 	if !ok {
@@ -704,8 +700,8 @@ func (d *Descriptor) checkAddress(at string, p TCPProbe) error {
 	return d.checkDeclared(at, host)
 }
 
-// ownHeaders are set by the client or would change who is talked to (RFC 9110,
-// section 7.6.1), how the answer is framed, or what it tells of the request.
+// ownHeaders are set by the HTTP client, or would change the destination (RFC 9110, section 7.6.1),
+// the framing of the response, or what it reveals of the request.
 var ownHeaders = []string{
 	"accept-encoding", "connection", "content-length", "expect", "host", "http2-settings", "keep-alive",
 	"referer", "te", "trailer", "transfer-encoding", "upgrade",
@@ -738,8 +734,8 @@ func (d *Descriptor) checkHeaders(at string, headers map[string]string, basic bo
 	return nil
 }
 
-// checkJSONBody checks every string of a body and returns them; placeholders
-// belong into values, not into names.
+// checkJSONBody checks every string of a body and returns them. Placeholders are only allowed in
+// values, not in names.
 func (d *Descriptor) checkJSONBody(at string, body jsontext.Value) ([]string, error) {
 	var texts []string
 	dec := jsontext.NewDecoder(bytes.NewReader(body))
@@ -754,14 +750,14 @@ func (d *Descriptor) checkJSONBody(at string, body jsontext.Value) ([]string, er
 			continue
 		}
 		text := token.String()
-		// The place is spelled in errors only: its names can be as long as the body.
-		place := func() string { return at + string(dec.StackPointer()) }
+		// Only errors build the pointer: its names can be as long as the body.
+		location := func() string { return at + string(dec.StackPointer()) }
 		if d.checkTemplate(at, text) != nil {
-			return nil, d.checkTemplate(place(), text)
+			return nil, d.checkTemplate(location(), text)
 		}
 		if outer, n := dec.StackIndex(dec.StackDepth()); outer == '{' && n%2 == 1 {
 			if strings.Contains(text, "{{") {
-				return nil, invalidAt(place(), "A name cannot contain {{field}}.")
+				return nil, invalidAt(location(), "A name cannot contain {{field}}.")
 			}
 			continue
 		}
@@ -769,7 +765,7 @@ func (d *Descriptor) checkJSONBody(at string, body jsontext.Value) ([]string, er
 	}
 }
 
-// checkTemplate checks that the braces pair up and that each name is a field's.
+// checkTemplate checks that braces are balanced and that each name is that of a field.
 func (d *Descriptor) checkTemplate(at, template string) error {
 	names, ok := placeholders(template)
 	if !ok {
@@ -788,13 +784,13 @@ func (d *Descriptor) checkTemplate(at, template string) error {
 
 var (
 	fieldName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,63}$`)
-	// hostShape is a host name with _ for a placeholder, which is bounded by dots
-	// or hyphens so that no value can lengthen the fixed part beside it.
+	// hostShape is a host name with _ for a placeholder. Dots or hyphens must delimit it, so that
+	// no value can extend the adjacent fixed part.
 	hostShape = regexp.MustCompile(`^(_|[a-z0-9]+)(-+(_|[a-z0-9]+))*(\.(_|[a-z0-9]+)(-+(_|[a-z0-9]+))*)*$`)
 )
 
-// placeholders returns the names in a template, in order; ok is false when a
-// pair of braces holds no name or stands alone.
+// placeholders returns the names in a template, in order; ok is false if braces are empty or
+// unbalanced.
 func placeholders(template string) (names []string, ok bool) {
 	for {
 		text, rest, more := strings.Cut(template, "{{")
@@ -812,7 +808,7 @@ func placeholders(template string) (names []string, ok bool) {
 	}
 }
 
-// fill puts value in the place of every placeholder of a checked template.
+// fill replaces every placeholder of a checked template by value.
 func fill(template, value string) string {
 	names, _ := placeholders(template)
 	for _, name := range names {
@@ -821,8 +817,8 @@ func fill(template, value string) string {
 	return template
 }
 
-// hostPattern returns a host, which may hold placeholders, with its fixed parts
-// in lower case; ok is false when it is none.
+// hostPattern returns a host, which may contain placeholders, with its fixed parts in lower case; ok
+// is false if it is invalid.
 func hostPattern(host string) (pattern string, ok bool) {
 	if _, ok := placeholders(host); !ok || strings.Contains(fill(host, ""), "_") {
 		return "", false
@@ -843,8 +839,7 @@ func hostPattern(host string) (pattern string, ok bool) {
 	}
 }
 
-// authority is what stands between the scheme and the path, query or fragment
-// of an http or https URL, or "".
+// authority returns the authority of an http or https URL, or "".
 func authority(rawURL string) string {
 	rest, ok := strings.CutPrefix(rawURL, "https://")
 	if !ok {
@@ -872,8 +867,8 @@ func isPort(s string) bool {
 	return err == nil && n > 0 && s[0] != '0' && s[0] != '+'
 }
 
-// checkJSON checks what a JSON Schema cannot see: one document, strict UTF-8, no
-// duplicate names, bounded depth, and numbers that cost nothing to compare.
+// checkJSON checks what a JSON Schema cannot: one document, strict UTF-8, no duplicate names, bounded
+// depth, and numbers that are cheap to compare.
 func checkJSON(raw []byte) error {
 	if bytes.HasPrefix(raw, []byte("\xef\xbb\xbf")) {
 		return invalidAt("", "The file begins with a byte order mark. Save it as UTF-8 without one.")
@@ -906,14 +901,14 @@ func checkJSON(raw []byte) error {
 	}
 }
 
-// plainNumber keeps out numbers such as 1e999999999, exact arithmetic on which takes forever.
+// plainNumber rejects numbers such as 1e999999999, for which exact arithmetic takes forever.
 func plainNumber(s string) bool {
 	_, exponent, _ := strings.Cut(strings.ToLower(s), "e")
 	return len(s) <= 64 && len(exponent) <= 4
 }
 
-// checkNoClientSecret refuses a client secret in clear anywhere in the OAuth
-// parts of the document. A template is not clear, and neither is nothing.
+// checkNoClientSecret refuses a cleartext client secret anywhere in the OAuth parts of the document.
+// A template or an empty string is allowed.
 func checkNoClientSecret(doc any) error {
 	root, _ := doc.(map[string]any)
 	for _, part := range []string{"credentials", "oauth2"} {
@@ -924,10 +919,10 @@ func checkNoClientSecret(doc any) error {
 	return nil
 }
 
-// wholeTemplate is a string that is nothing but one template.
+// wholeTemplate matches a string that consists of one template.
 var wholeTemplate = regexp.MustCompile(`^\{\{[^{}]+\}\}$`)
 
-// clientSecret returns a pointer to a client secret in clear within v, or "".
+// clientSecret returns a pointer to a cleartext client secret within v, or "".
 func clientSecret(v any, at string) string {
 	switch v := v.(type) {
 	case []any:
@@ -952,13 +947,13 @@ func clientSecret(v any, at string) string {
 	return ""
 }
 
-// DescriptorSchema is the JSON Schema (draft 2020-12) of what the service reads
-// of a component.json.
+// DescriptorSchema is the JSON Schema (draft 2020-12) of the members of a component.json that the
+// service uses.
 //
 //go:embed component.schema.json
 var DescriptorSchema string
 
-// descriptorSchema is compiled once and cannot reach for other schemas.
+// descriptorSchema is compiled once and cannot load other schemas.
 var descriptorSchema = sync.OnceValue(func() *jsonschema.Schema {
 	doc, err := jsonschema.UnmarshalJSON(strings.NewReader(DescriptorSchema))
 	if err != nil {
@@ -973,8 +968,8 @@ var descriptorSchema = sync.OnceValue(func() *jsonschema.Schema {
 	return c.MustCompile(id)
 })
 
-// schemaFault says in a plain sentence what the first fault found is. The
-// library's own sentences repeat the value, which may be long or not for others.
+// schemaFault returns the error for the first violation. The library's own messages repeat the value,
+// which may be long or secret.
 func schemaFault(err error) error {
 	var v *jsonschema.ValidationError
 	if !errors.As(err, &v) {
@@ -1020,9 +1015,9 @@ func schemaFault(err error) error {
 		return invalidAt(at, "The number must be at least %s.", whole(k.Want))
 	case *kind.Maximum:
 		return invalidAt(at, "The number must be at most %s.", whole(k.Want))
-	case *kind.OneOf: // of a condition alone
+	case *kind.OneOf: // only of a condition
 		return invalidAt(at, "Give exactly one of equals, one_of, matches and exists.")
-	case *kind.FalseSchema: // what is not evaluated
+	case *kind.FalseSchema: // a member that the schema does not evaluate
 		return invalidAt(at, "This name is not allowed here.")
 	case *kind.Not:
 		return invalidAt(at, "This value is not allowed here.")
@@ -1030,8 +1025,8 @@ func schemaFault(err error) error {
 	return invalidAt(at, "This does not match the schema of a component.json.")
 }
 
-// firstFault returns the most exact fault, the first by its place where several
-// are: the library walks maps, and an error must not change from run to run.
+// firstFault returns the most specific violation, the first by pointer if there are several: the
+// library iterates over maps, but an error must be the same in each run.
 func firstFault(v *jsonschema.ValidationError) *jsonschema.ValidationError {
 	if len(v.Causes) == 0 {
 		return v
@@ -1045,7 +1040,7 @@ func firstFault(v *jsonschema.ValidationError) *jsonschema.ValidationError {
 	return first
 }
 
-// sorted returns the names of m in order, so that errors are the same each time.
+// sorted returns the names of m in order, so that errors are the same in each run.
 func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
 func whole(r *big.Rat) string { return r.RatString() }
@@ -1054,7 +1049,7 @@ func invalidAt(at, format string, args ...any) error {
 	return ErrDescriptorInvalid.Withf(format, args...).At(shortPointer(at))
 }
 
-// pointer makes a JSON pointer (RFC 6901).
+// pointer returns a JSON pointer (RFC 6901).
 func pointer(tokens ...string) string {
 	var p jsontext.Pointer
 	for _, t := range tokens {
@@ -1063,7 +1058,7 @@ func pointer(tokens ...string) string {
 	return string(p)
 }
 
-// shortPointer cuts a pointer at a token so that no error repeats a large input.
+// shortPointer truncates a pointer at a token, so that no error repeats a large input.
 func shortPointer(p string) string {
 	if len(p) <= maxPointer {
 		return p
@@ -1071,7 +1066,7 @@ func shortPointer(p string) string {
 	return p[:strings.LastIndexByte(p[:maxPointer], '/')]
 }
 
-// short cuts a name so that no error repeats a large input.
+// short truncates a name, so that no error repeats a large input.
 func short(name string) string {
 	const limit = 64
 	if len(name) <= limit {

@@ -20,44 +20,43 @@ const (
 	maxOAuthValue  = 1024 // bytes of a parameter's value
 )
 
-// OAuth2 is how a component's credentials are got from and renewed at the
-// provider. ParseDescriptor has checked it: its URIs are absolute, https unless
-// they lead to this machine, and no parameter takes the place of one of the
-// protocol's own.
+// OAuth2 describes how a component's tokens are obtained from the provider and renewed.
+// ParseDescriptor has checked it: its URIs are absolute, https except for loopback, and no
+// parameter replaces one of the protocol's own.
 type OAuth2 struct {
-	Issuer            string            // identifier of the authorization server (RFC 8414), "" when not declared
+	Issuer            string            // identifier of the authorization server (RFC 8414), "" if not declared
 	RequireIssuer     bool              // the callback must carry iss (RFC 9207)
 	AuthURI           string            // authorization endpoint; "" for client credentials
 	TokenURI          string            // token endpoint
-	RevocationURI     string            // revocation endpoint (RFC 7009), "" when there is none
-	Basic             bool              // the client authenticates by HTTP Basic; else by client_id and client_secret in the form
+	RevocationURI     string            // revocation endpoint (RFC 7009), "" if there is none
+	Basic             bool              // the client authenticates by HTTP Basic; else by client_id and client_secret in the body
 	Scopes            []string          // in the order of the file
-	ScopeSeparator    string            // " " when not declared
-	AuthParams        map[string]string // more parameters of the authorization request
-	TokenParams       map[string]string // more parameters of token requests
+	ScopeSeparator    string            // " " if not declared
+	AuthParams        map[string]string // additional parameters of the authorization request
+	TokenParams       map[string]string // additional parameters of token requests
 	NoPKCE            bool              // the provider refuses PKCE (RFC 7636)
 	ClientCredentials bool              // the grant is client credentials, without a person
-	RefreshParams     map[string]string // more parameters of refreshes, which take precedence over TokenParams
+	RefreshParams     map[string]string // additional parameters of refreshes, which take precedence over TokenParams
 	JSON              bool              // token requests are JSON objects
-	Public            bool              // the client has no secret, and authenticates by PKCE alone
-	TokenLifetime     int               // seconds an access token lives when the provider does not say; 0: not declared
-	LifetimeOverride  bool              // TokenLifetime counts, whatever the provider says
+	Public            bool              // the client has no secret, and uses only PKCE
+	TokenLifetime     int               // lifetime of an access token in seconds if the provider states none; 0: not declared
+	LifetimeOverride  bool              // TokenLifetime takes precedence over the provider's response
 	Milliseconds      bool              // the provider's expires_in is in milliseconds
-	RefreshBefore     int               // seconds before the end of an access token at which it is renewed; 0: as its lifetime has it
-	RefreshNotBefore  int               // seconds before the end before which the provider refuses to; 0: none known
-	Answers           []AnswerRule      // what answers of the token endpoint mean
-	RefreshRotation   string            // what is known of the provider's refresh tokens: "", "always" or "never" replaced when used
+	RefreshBefore     int               // seconds before the expiry of an access token at which it is renewed; 0: derived from its lifetime
+	RefreshNotBefore  int               // the provider refuses to renew earlier than this, in seconds before the expiry; 0: none known
+	Answers           []AnswerRule      // for responses of the token endpoint without tokens
+	RefreshRotation   string            // whether the provider rotates refresh tokens: "always", "never" or "" (unknown)
 }
 
-// AnswerRule says what answers of the token endpoint mean that grant nothing.
+// AnswerRule gives a meaning to responses of the token endpoint without tokens.
 type AnswerRule struct {
 	Condition
 	Status  int    `json:"status"`  // 0: any
 	Outcome string `json:"outcome"` // "revoked", "transient", "rate_limited", "too_early" or "misconfigured"
 }
 
-// SecretHosts are the hosts, each with its port, to which the client's secret and
-// the tokens are sent: those of the token endpoint and the revocation endpoint.
+// SecretHosts returns the hosts, with ports, that the client's secret and the tokens are sent to:
+// those of the token endpoint and the revocation endpoint.
 func (o *OAuth2) SecretHosts() []string {
 	if o == nil {
 		return nil
@@ -65,8 +64,8 @@ func (o *OAuth2) SecretHosts() []string {
 	return hostsOf(o.TokenURI, o.RevocationURI)
 }
 
-// ConsentHosts are the hosts, each with its port, to which people who connect an
-// account are sent: that of the authorization endpoint.
+// ConsentHosts returns the host, with its port, that people who connect an account are redirected
+// to: that of the authorization endpoint.
 func (o *OAuth2) ConsentHosts() []string {
 	if o == nil {
 		return nil
@@ -74,7 +73,7 @@ func (o *OAuth2) ConsentHosts() []string {
 	return hostsOf(o.AuthURI)
 }
 
-// hostsOf are the hosts of URIs, each once and with its port.
+// hostsOf returns the distinct hosts of URIs, with ports.
 func hostsOf(uris ...string) (hosts []string) {
 	for _, uri := range uris {
 		u, err := url.Parse(uri)
@@ -97,14 +96,12 @@ func hostsOf(uris ...string) (hosts []string) {
 	return hosts
 }
 
-// Beyond are the hosts to which the client's secret is sent, and to which none of
-// the others sends it.
+// Beyond returns the SecretHosts that none of the others has.
 func (o *OAuth2) Beyond(others ...*OAuth2) []string {
 	return beyond((*OAuth2).SecretHosts, o, others)
 }
 
-// ConsentBeyond are the hosts to which people are sent, and to which none of the
-// others sends them.
+// ConsentBeyond returns the ConsentHosts that none of the others has.
 func (o *OAuth2) ConsentBeyond(others ...*OAuth2) []string {
 	return beyond((*OAuth2).ConsentHosts, o, others)
 }
@@ -115,8 +112,8 @@ func beyond(hosts func(*OAuth2) []string, o *OAuth2, others []*OAuth2) []string 
 	})
 }
 
-// oauth2Members are the members of the block that are no parameters of the
-// authorization request. Every other member that is a string is one.
+// oauth2Members are the members of the block that are not parameters of the authorization request.
+// Every other string member is one.
 type oauth2Members struct {
 	ClientID        jsontext.Value    `json:"client_id"`
 	ClientSecret    jsontext.Value    `json:"client_secret"`
@@ -147,9 +144,9 @@ type oauth2Members struct {
 	Others map[string]jsontext.Value `json:",embed"`
 }
 
-// ownAuthParams and ownTokenParams are the protocol's own parameters of the two
-// requests (RFC 6749, 7636, 7521, 9126 and 9101): what the service sets itself,
-// or what would let a descriptor change whom or what the request is for.
+// ownAuthParams and ownTokenParams are the protocol's own parameters of the two requests (RFC 6749,
+// 7636, 7521, 9126 and 9101): the service sets them, or they would let a descriptor change the
+// subject or the purpose of the request.
 var (
 	ownAuthParams = []string{
 		"client_id", "client_secret", "code_challenge", "code_challenge_method", "redirect_uri", "request", "request_uri",
@@ -161,12 +158,10 @@ var (
 	}
 )
 
-// ownRefreshParams lack the scope and the redirect URI, which some providers want with a
-// refresh, too.
+// ownRefreshParams lack scope and redirect_uri, which some providers also require for a refresh.
 var ownRefreshParams = slices.DeleteFunc(slices.Clone(ownTokenParams), func(name string) bool { return name == "scope" || name == "redirect_uri" })
 
-// oauth2 reads the block of these members; nil when it names no endpoint. at
-// points to it.
+// oauth2 parses the block; nil if it names no endpoint. at points to it.
 func (m oauthMembers) oauth2(at string) (*OAuth2, error) {
 	var in oauth2Members
 	if m.OAuth2.Kind() != '{' {
@@ -196,11 +191,11 @@ func (m oauthMembers) oauth2(at string) (*OAuth2, error) {
 	case in.TokenURI == "":
 		return nil, &unusableError{fmt.Sprintf("The oauth2 block (%s) has no token_uri.", at)}
 	case o.ClientCredentials:
-		o.AuthURI = "" // nobody is asked
+		o.AuthURI = "" // this grant needs no consent
 	case in.AuthURI == "" && in.GrantType != "":
 		return nil, invalidAt(at, "The member \"auth_uri\" is missing. Only grant_type client_credentials works without it.")
 	case in.AuthURI == "":
-		o.ClientCredentials = true // as real descriptors have it
+		o.ClientCredentials = true // real descriptors imply it this way
 	}
 	for _, endpoint := range []struct{ member, uri string }{{"auth_uri", o.AuthURI}, {"token_uri", o.TokenURI}, {"revocation_uri", o.RevocationURI}} {
 		if reason := unusable(endpoint.uri); reason != "" {
@@ -222,14 +217,14 @@ func (m oauthMembers) oauth2(at string) (*OAuth2, error) {
 	return o, nil
 }
 
-// unusableError says why an oauth2 block that many real descriptors have leads to no
-// provider yet: the component is registered all the same.
+// unusableError means that an oauth2 block lacks a usable endpoint, as in many real descriptors. The
+// component is registered nevertheless.
 type unusableError struct{ reason string }
 
 // Error implements error.
 func (e *unusableError) Error() string { return e.reason }
 
-// unusable says what an endpoint lacks, "" for nothing.
+// unusable returns what an endpoint lacks, "" if it is usable.
 func unusable(uri string) string {
 	switch {
 	case strings.Contains(uri, "{{"):
@@ -240,7 +235,7 @@ func unusable(uri string) string {
 	return ""
 }
 
-// checkRenewal checks when tokens are renewed, and what answers mean.
+// checkRenewal checks the times of renewal, and the answer rules.
 func (o *OAuth2) checkRenewal(at string) error {
 	switch {
 	case o.LifetimeOverride && o.TokenLifetime == 0:
@@ -276,8 +271,8 @@ func (o *OAuth2) checkURIs(at string) error {
 	return nil
 }
 
-// checkEndpoint checks the URI of an endpoint (RFC 6749, section 3): absolute,
-// without fragment, and https, for what goes there is secret.
+// checkEndpoint checks the URI of an endpoint (RFC 6749, section 3): absolute, without fragment, and
+// https, because secrets are sent to it.
 func checkEndpoint(at, uri string) error {
 	if strings.Contains(uri, "{{") {
 		return invalidAt(at, "Templates are not supported here. Write the complete URI.")
@@ -310,15 +305,13 @@ func checkEndpoint(at, uri string) error {
 	return nil
 }
 
-// isThisMachine tells the names of the loopback interface, which what is sent
-// there does not leave.
+// isThisMachine reports whether a host is the loopback interface.
 func isThisMachine(host string) bool {
 	ip, err := netip.ParseAddr(host)
 	return strings.EqualFold(host, "localhost") || err == nil && (ip == netip.IPv6Loopback() || ip == netip.AddrFrom4([4]byte{127, 0, 0, 1}))
 }
 
-// readScopes takes scopes as an array or as one string, which real descriptors
-// use alike.
+// readScopes accepts an array or one string: real descriptors use both.
 func (o *OAuth2) readScopes(at string, in oauth2Members) error {
 	member, listed := "scopes", []string(nil)
 	switch in.Scopes.Kind() {
@@ -355,7 +348,7 @@ func (o *OAuth2) readScopes(at string, in oauth2Members) error {
 	return nil
 }
 
-// readAuthParams gathers auth_params and the parameters that stand in the block itself.
+// readAuthParams collects auth_params and the parameters that are members of the block itself.
 func (o *OAuth2) readAuthParams(at string, in oauth2Members) error {
 	if err := checkParams(at+"/auth_params", in.AuthParams, ownAuthParams); err != nil {
 		return err
@@ -395,7 +388,7 @@ func checkParams(at string, params map[string]string, own []string) error {
 		switch {
 		case slices.Contains(own, name):
 			return invalidAt(at, "The parameter %q belongs to the protocol and cannot be set.", name)
-		// The characters of a parameter's name: RFC 6749, section 8.2.
+		// RFC 6749, section 8.2, defines the characters of a name.
 		case name == "" || strings.ContainsFunc(name, func(r rune) bool {
 			return !strings.ContainsRune("-._", r) && (r > unicode.MaxASCII || !unicode.IsLetter(r) && !unicode.IsDigit(r))
 		}):

@@ -10,11 +10,10 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
-// CheckNoSecrets refuses, with ErrSecretInDescriptor, a component.json that holds a
-// value in clear under a name that secrets have: in its OAuth parameters and the
-// queries of its endpoints, in its dry request, or as the value of a variable. It
-// is asked of descriptors that are to be stored; those that are stored are read as
-// they are. ParseDescriptor has read raw before.
+// CheckNoSecrets returns ErrSecretInDescriptor for a component.json with a cleartext value under the
+// name of a secret: in its OAuth parameters, the queries of its endpoints, its dry request, or as
+// the value of a variable. Call it, after ParseDescriptor, only for descriptors that are not stored
+// yet.
 func CheckNoSecrets(raw []byte) error {
 	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
 	if err != nil {
@@ -41,8 +40,7 @@ func CheckNoSecrets(raw []byte) error {
 	return nil
 }
 
-// literalSecret finds a text in clear under the name of a secret, within v, which
-// stands under name.
+// literalSecret finds a cleartext value under the name of a secret within v, the value of name.
 func literalSecret(v any, at, name string) (where, found string) {
 	switch v := v.(type) {
 	case string:
@@ -63,11 +61,11 @@ func literalSecret(v any, at, name string) (where, found string) {
 		for _, member := range sorted(v) {
 			of := member
 			switch member {
-			case "basic": // ParseDescriptor wants a field in it; beside that an API may want a fixed text
+			case "basic": // ParseDescriptor requires a field in it; besides, an API may require a fixed text
 				continue
 			case "value", "default":
 				of = name
-			case "key": // of a JSON body: as often a word of the API as a secret
+			case "key": // of a JSON body: often a term of the API, not a secret
 				if strings.HasPrefix(at, "/verification/http/json") {
 					continue
 				}
@@ -91,13 +89,13 @@ func secretInQuery(uri string) string {
 	return ""
 }
 
-// plainSetting tells values that can be no secrets.
+// plainSetting reports whether a value cannot be a secret.
 func plainSetting(v string) bool {
 	return slices.Contains([]string{"", "true", "false", "yes", "no", "0", "1"}, strings.ToLower(v))
 }
 
-// secretName reports whether secrets have such a name: app_secret, appSecret,
-// API-Key, access_token2; but not token_type or client_key, which is an id.
+// secretName reports whether the name is that of a secret: app_secret, appSecret, API-Key,
+// access_token2; but not token_type or client_key, which is an id.
 func secretName(name string) bool {
 	plain := strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {

@@ -6,7 +6,7 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// Flow is the sum of the intents about what is known of one flow.
+// Flow is the set of commands on the record of one flow.
 //
 //sumtype:decl
 type Flow interface {
@@ -14,30 +14,30 @@ type Flow interface {
 	flow()
 }
 
-// ObserveFlow records what the flow engine said of a flow.
+// ObserveFlow records an event of the flow engine about a flow.
 type ObserveFlow struct {
-	ID       string
-	Change   events.FlowChange
-	Name     string
-	Revision uint64
-	Steps    []events.FlowStep // nil: as they were
-	Only     []string          // refuse if the flow uses another credential; nil: any
+	ID                 string
+	Change             events.FlowChange
+	Name               string
+	Revision           uint64
+	Steps              []events.FlowStep // nil: unchanged
+	AllowedCredentials []string          // refuse if the flow uses another credential; nil: any
 }
 
-// BindFlow records on the flow a reservation that its credentials hold already.
+// BindFlow records a reservation on the flow, after it was recorded on its credentials.
 type BindFlow struct {
-	ID, Binding, Name string
-	Steps             []events.FlowStep
-	Until             time.Time
-	Only              []string // as in ObserveFlow
+	ID, Binding, Name  string
+	Steps              []events.FlowStep
+	Until              time.Time
+	AllowedCredentials []string // as in ObserveFlow
 }
 
 // ReleaseFlow ends a reservation.
 type ReleaseFlow struct {
-	ID      string
-	Binding string   // "": the one that stands
-	Reason  string   // events.ReleasedOnRequest, events.ReleasedByExpiry
-	Only    []string // as in ObserveFlow
+	ID                 string
+	Binding            string   // "": the current one
+	Reason             string   // events.ReleasedOnRequest, events.ReleasedByExpiry
+	AllowedCredentials []string // as in ObserveFlow
 }
 
 // RefuseUse records which steps of a revision cannot use what they name.

@@ -1,6 +1,6 @@
 package commands
 
-// Installation is the sum of the intents about the installation itself.
+// Installation is the set of commands on the installation itself.
 //
 //sumtype:decl
 type Installation interface {
@@ -8,11 +8,10 @@ type Installation interface {
 	installation()
 }
 
-// AttestDurability records that the operator vouches for the durability of the
-// streams.
+// AttestDurability records that the operator attests the durability of the streams.
 type AttestDurability struct {
 	Replicas int
-	Why      string // what was weak or not seen
+	Why      string // what was weak or could not be verified
 }
 
 // Target implements Command.

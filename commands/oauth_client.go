@@ -1,6 +1,6 @@
 package commands
 
-// OAuthClient is the sum of the intents about the OAuth client of one component in a tenant.
+// OAuthClient is the set of commands on the OAuth client of one component in a tenant.
 //
 //sumtype:decl
 type OAuthClient interface {
@@ -8,24 +8,24 @@ type OAuthClient interface {
 	oauthClient()
 }
 
-// DefineOAuthClient gives the component a client.
+// DefineOAuthClient defines the client of the component.
 type DefineOAuthClient struct {
 	Component, ID, ClientID, SecretID string
 	Revision                          int // of the component's current descriptor
 }
 
-// ChangeOAuthClient changes what is not "". A secret that is given, be it the one
-// that the client has, may go where a revision of the component's descriptor sends it.
+// ChangeOAuthClient changes the members that are not "". Entering a secret, even the current one
+// again, approves it for the hosts of Revision.
 type ChangeOAuthClient struct {
 	Component, ID, ClientID, SecretID string
-	Again                             string // in place of SecretID: the one that it has, and that was given again
-	Revision                          int    // of the descriptor that the secret was given for; 0: as before
+	ReenteredSecretID                 string // instead of SecretID: id of the current secret, which was entered again
+	Revision                          int    // of the descriptor that the secret was entered for; 0: unchanged
 }
 
-// DeleteOAuthClient ends the client.
+// DeleteOAuthClient deletes the client.
 type DeleteOAuthClient struct{ Component, ID string }
 
-// MarkOAuthClientUnusable records that it cannot be used any more.
+// MarkOAuthClientUnusable records that the client can no longer be used.
 type MarkOAuthClientUnusable struct{ Component, Reason string }
 
 // RevealOAuthClient records that its secret is about to be shown.
@@ -43,7 +43,8 @@ type ReleaseOAuthClient struct {
 	Revision        uint64
 }
 
-// AbandonClientSecret forbids a secret that no event names, so that it can be erased.
+// AbandonClientSecret forbids references to a secret that no event references, so that it can be
+// erased.
 type AbandonClientSecret struct{ Component, SecretID string }
 
 // Target implements Command.

@@ -1,6 +1,6 @@
 package commands
 
-// Tenant is the sum of the intents about one tenant.
+// Tenant is the set of commands on one tenant.
 //
 //sumtype:decl
 type Tenant interface {
@@ -8,14 +8,14 @@ type Tenant interface {
 	tenant()
 }
 
-// RegisterTenant brings a tenant in.
+// RegisterTenant registers a tenant.
 type RegisterTenant struct{ ID, Name string }
 
 // Target implements Command.
 func (c RegisterTenant) Target() string { return c.ID }
 
 // StartKeyRotation requests a new encryption key for a tenant. After is the number of the last
-// rotation that its keyset knows.
+// rotation in its keyset.
 type StartKeyRotation struct {
 	ID    string
 	After uint64

@@ -2,7 +2,7 @@ package commands
 
 import "github.com/credstream/credstream/events"
 
-// ThrottlePolicy is the sum of the intents about one throttle policy.
+// ThrottlePolicy is the set of commands on one throttle policy.
 //
 //sumtype:decl
 type ThrottlePolicy interface {
@@ -10,18 +10,18 @@ type ThrottlePolicy interface {
 	throttlePolicy()
 }
 
-// DefineThrottlePolicy makes a policy of an id that no policy has.
+// DefineThrottlePolicy creates a policy with an unused id.
 type DefineThrottlePolicy struct {
 	ID     string
 	Policy events.ThrottleSettings
 }
 
-// ChangeThrottlePolicy changes what is given.
+// ChangeThrottlePolicy changes the members that are set.
 type ChangeThrottlePolicy struct {
 	ID          string
-	Description *string         // nil: stays
-	Tokens      int64           // 0: stays
-	Per         events.TimeUnit // "": stays
+	Description *string         // nil: unchanged
+	Tokens      int64           // 0: unchanged
+	Per         events.TimeUnit // "": unchanged
 }
 
 // UseThrottlePolicy records that the policy is about to be assigned to a credential.
@@ -30,7 +30,7 @@ type UseThrottlePolicy struct{ ID, Credential, Use string }
 // ReleaseThrottlePolicy ends one use.
 type ReleaseThrottlePolicy struct{ ID, Use string }
 
-// DeleteThrottlePolicy ends a policy that no credential has.
+// DeleteThrottlePolicy deletes a policy that no credential has.
 type DeleteThrottlePolicy struct{ ID string }
 
 // Target implements Command.

@@ -2,29 +2,28 @@ package commands
 
 import "time"
 
-// Tokens describes what an authorization server granted, beside the keys whose
-// field holds it.
+// Tokens describes the tokens in a field of new keys.
 type Tokens struct {
 	Field, By, User, Connection string
 	Expires                     time.Time
 	Lifetime                    time.Duration
 	Renewable                   bool
 	Scope                       string
-	Due                         time.Time // when they are due for renewal; zero: as Lifetime has it
-	Odd                         string    // what is implausible about the lifetime that the provider named; "" for nothing
+	Due                         time.Time // when they are due for renewal; zero: derived from Lifetime
+	Odd                         string    // a sentence about an implausible lifetime in the provider's response; "" for none
 }
 
-// StartRefresh requests the right to renew the tokens of a credential.
+// StartRefresh claims the next renewal of a credential's tokens for one process.
 type StartRefresh struct {
-	ID       string
-	Holder   string // the process that asks
-	SecretID string // where it will put the answer
-	Epoch    int    // of the token that is no longer good enough: another one in force makes the refresh needless
-	Over     int    // the epoch under way that is taken over; 0: none
-	Insist   bool   // also when re-authorization is required
+	ID            string
+	InstanceID    string // id of the process
+	SecretID      string // under which it will store the response
+	Epoch         int    // of the token to replace: if a newer one is current, no refresh is needed
+	TakesOver     int    // epoch in flight that is taken over; 0: none
+	RetryRejected bool   // even if re-authorization is required
 }
 
-// CompleteRefresh puts renewed tokens in force, which the vault holds.
+// CompleteRefresh activates renewed tokens, which are in the vault.
 type CompleteRefresh struct {
 	ID           string
 	Epoch, Grant int
@@ -43,25 +42,25 @@ type FailRefresh struct {
 	Epoch, Grant int
 	Outcome      string
 	Status       int
-	RetryAt      time.Time     // zero: never by itself
-	Left         time.Duration // that the access token was still valid for when the provider refused; 0: it had expired
-	Lost         string        // why the tokens are of no use any more, a sentence; "": they may still be
+	RetryAt      time.Time     // next automatic attempt; zero: none
+	Left         time.Duration // remaining validity of the access token when the provider refused; 0: it had expired
+	ReauthReason string        // why the tokens no longer work, a sentence; "" if they may still work
 }
 
-// RequireReauthorization says that the tokens are of no use any more.
+// RequireReauthorization records that the tokens no longer work.
 type RequireReauthorization struct {
 	ID           string
 	Grant        int
 	Reason, Says string
 }
 
-// RevokeTokens gives the tokens of a grant up.
+// RevokeTokens revokes the tokens of a grant locally.
 type RevokeTokens struct {
 	ID    string
 	Grant int
 }
 
-// RecordProviderRevocation records what the authorization server answered.
+// RecordProviderRevocation records the result of a revocation at the authorization server.
 type RecordProviderRevocation struct{ ID, Outcome string }
 
 // Target implements Command.

@@ -91,7 +91,7 @@ func (k *Kernel) Begin(ctx context.Context, call *Call, c events.CommandStarted)
 // recordID is the id of the stream that records the command's outcome.
 func (c *Call) recordID() string { return c.DeriveID("command") }
 
-// summaryOf is the recorded form of a response.
+// summaryOf returns the recorded form of a response.
 func summaryOf(route string, d Done) events.CommandCompleted {
 	return events.CommandCompleted{
 		Route: route, Seq: d.Seq, ID: d.ID, Version: d.Version, Status: d.Status, Revision: d.Revision, Says: d.Says, Binding: d.Binding, Until: d.Until,
@@ -104,15 +104,15 @@ func doneOf(c events.CommandCompleted) Done {
 	}
 }
 
-// Result is the response of a command that returns more than a Done.
+// Result is a response with more than a Done.
 type Result interface {
-	// Remember adds to c what has to be recorded of the response, and returns its Done. It is
-	// false when the command has changed nothing.
+	// Remember adds to c what a repeat needs of the response, and returns its Done; false if the
+	// command has changed nothing.
 	Remember(c *events.CommandCompleted) (Done, bool)
 }
 
-// summarize is the recorded form of a route's response: everything but its secrets. It is
-// false for a dry run, which changes nothing.
+// summarize returns the recorded form of a route's response, without secrets; false for a dry run,
+// which changes nothing.
 func summarize(route string, answer any) (events.CommandCompleted, bool, error) {
 	if done, ok := answer.(Done); ok {
 		return summaryOf(route, done), true, nil
@@ -129,8 +129,8 @@ func summarize(route string, answer any) (events.CommandCompleted, bool, error) 
 	return summary, real, nil
 }
 
-// recalled repeats the first response of a command. Secrets are shown only once, in the first
-// response; a link that the service can rebuild is rebuilt.
+// recalled returns the first response of a command again, without its secrets, which only the first
+// response contains. It rebuilds links where possible.
 func (k *Kernel) recalled(ctx context.Context, call *Call, c events.CommandCompleted) (*Repeat, error) {
 	if r := c.Refusal; r.Code != "" {
 		return &Repeat{err: &fault.Error{Kind: fault.Kind(r.Kind), Code: r.Code, Msg: r.Says, Pointer: r.Pointer}}, nil

@@ -12,16 +12,16 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// ItemByItem is for a command that carries out another one for each of many items, by Each.
-// It records nothing itself. With a command id of its caller's each item has one of its own,
-// so a repeat, also of a call that broke off, carries out what was left undone and answers
-// the rest as it was answered.
+// ItemByItem marks a command that executes another command for each of many items, with Each. It
+// records nothing itself. If the caller gave a command id, each item's id is derived from it: a
+// repeat, also of an interrupted call, executes the remaining items and returns the first responses
+// of the others.
 func (r Route) ItemByItem() Route {
 	r.itemByItem = true
 	return r
 }
 
-// nameItems notes whether the caller gave the command id of a call whose items have theirs.
+// nameItems checks the command id of an ItemByItem call, or generates one.
 func (c *Call) nameItems() error {
 	switch {
 	case c.CommandID == "":
@@ -34,14 +34,13 @@ func (c *Call) nameItems() error {
 	return nil
 }
 
-// Each carries out one of the many commands that a call asks for: a call of the route, with
-// its JSON as the body. key tells it from the others of the same call, and is the same when
-// the call is repeated. It is admitted like a call of its own, but waits where that would
-// be refused for coming too soon.
+// Each executes one of the commands of an ItemByItem call: name is the route, body its JSON. key is
+// unique within the call, and the same in a repeat. The item is admitted like a separate call, but
+// waits for the rate limit instead of being refused.
 func (k *Kernel) Each(ctx context.Context, call *Call, name, key string, body []byte) (answer any, err error) {
 	route, ok := k.routes[name]
 	if !ok || !route.Command {
-		return nil, fmt.Errorf("service: %s is no command", name)
+		return nil, fmt.Errorf("service: %s is not a command", name)
 	}
 	one := *call
 	one.Correlation, one.Route, one.kernel = call.correlation(), name, k
@@ -55,7 +54,7 @@ func (k *Kernel) Each(ctx context.Context, call *Call, name, key string, body []
 		err = k.CheckIntegrity(err)
 		k.metrics.served(route, k.Now().Sub(start), err)
 	}()
-	err = patiently(ctx, func() error { return k.gate.Admit(ctx, &one, route.permission(one.Principal), CommandCall) })
+	err = retryThrottled(ctx, func() error { return k.gate.Admit(ctx, &one, route.permission(one.Principal), CommandCall) })
 	if err == nil {
 		err = k.checkReach(ctx, &one, route)
 	}
@@ -63,24 +62,24 @@ func (k *Kernel) Each(ctx context.Context, call *Call, name, key string, body []
 		return nil, err
 	}
 	one.pass = nil
-	inside, leave := ctx, func() {}
-	err = patiently(ctx, func() error {
-		inside, leave, err = k.Enter(ctx, &one, route.cost, int64(len(body)))
+	admitted, leave := ctx, func() {}
+	err = retryThrottled(ctx, func() error {
+		admitted, leave, err = k.Enter(ctx, &one, route.cost, int64(len(body)))
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
-	ctx = inside
+	ctx = admitted
 	if err := k.assignCommandID(ctx, &one, name, body); err != nil {
 		return nil, err
 	}
 	return k.execute(ctx, &one, route, body)
 }
 
-// patiently repeats what is refused for coming too soon, until ctx ends.
-func patiently(ctx context.Context, try func() error) error {
+// retryThrottled repeats try while it returns a fault.Throttled error, until ctx ends.
+func retryThrottled(ctx context.Context, try func() error) error {
 	for {
 		err := try()
 		f, is := errors.AsType[*fault.Error](err)

@@ -17,7 +17,7 @@ const KeepAtOnce = 200
 // ErrLimit refuses a page size out of range.
 var ErrLimit = fault.New(fault.Invalid, "limit_invalid", "A page holds 1 to 200 items.")
 
-// PageSize is the limit of a page, or ErrLimit: 1 to 200, 50 when 0.
+// PageSize returns the limit of a page, 1 to 200, 50 for 0; or ErrLimit.
 func PageSize(limit int) (int, error) {
 	switch {
 	case limit == 0:

@@ -32,8 +32,8 @@ var (
 	ErrScopeExceeded = aggregates.ErrScopeExceeded
 )
 
-// OfCredential says that the member of the request with this JSON name is the id of the
-// credential that the route concerns. A request without it is as with Bounded.
+// OfCredential marks a route whose request has the id of its credential in the member with this JSON
+// name. Without the member, the route must be as with Bounded.
 func (r Route) OfCredential(member string) Route {
 	for f := range r.In.Fields() {
 		if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name == member && f.Type.Kind() == reflect.String {
@@ -44,14 +44,13 @@ func (r Route) OfCredential(member string) Route {
 	panic(fmt.Sprintf("service: requests of %s have no member %s", r.Name, member))
 }
 
-// Bounded says that do reads, counts and changes only what the scope of the call's principal
-// includes.
+// Bounded marks a route that reads, counts and changes only what the scope of its caller includes.
 func (r Route) Bounded() Route {
 	r.Reach = Bounded
 	return r
 }
 
-// Open says that the route concerns no credential.
+// Open marks a route that concerns no credential.
 func (r Route) Open() Route {
 	r.Reach = Open
 	return r
@@ -146,8 +145,7 @@ func (k *Kernel) CheckNew(ctx context.Context, call *Call, id, component, worksp
 		map[bool]string{true: ", or omit the id"}[id != "" && len(scope.Credentials) == 0])
 }
 
-// Reached are those of the items whose credential the scope of the caller includes; id
-// returns it.
+// Reached returns the items whose credential, returned by id, is in the scope of the caller.
 func Reached[T any](ctx context.Context, k *Kernel, call *Call, items []T, id func(T) string) ([]T, error) {
 	if !call.Principal.Scope.Narrow() {
 		return items, nil

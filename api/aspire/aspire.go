@@ -212,7 +212,7 @@ func ask[T any](x *exchange, route string, in any) (out T, err error) {
 		return out, service.ErrBody
 	}
 	answer, err := x.cfg.Service.Serve(x.R.Context(), x.call, route, body)
-	x.Accepted(x.call.Tenant, err)
+	x.SetTenant(x.call.Tenant, err)
 	if err != nil {
 		return out, err
 	}
@@ -237,7 +237,7 @@ func (x *exchange) require(route string) error {
 		perm = permission.CredentialsExport
 	}
 	err := x.cfg.Access.Require(x.R.Context(), x.call, route, perm)
-	x.Accepted(x.call.Tenant, err)
+	x.SetTenant(x.call.Tenant, err)
 	return err
 }
 

@@ -82,9 +82,9 @@ func New(cfg Config) *Handler {
 	return h
 }
 
-// Answered sets the cookie that identifies the browser that requested the link, if answer is
+// DecorateResponse sets the cookie that identifies the browser that requested the link, if answer is
 // the response of oauth.connect. It ignores other responses.
-func (h *Handler) Answered(header http.Header, answer any) {
+func (h *Handler) DecorateResponse(header http.Header, answer any) {
 	if c, ok := answer.(connect.Connected); ok && c.Starter() != "" {
 		header.Add("Set-Cookie", h.cookie("start-"+c.ID, c.Starter(), starterAge))
 	}

@@ -109,9 +109,9 @@ func (x *Exchange) Allows(methods string) bool {
 	return false
 }
 
-// Accepted sets the tenant of the log line, unless it does not exist: invented names must not
+// SetTenant sets the tenant of the log line, unless it does not exist: invented names must not
 // reach the log.
-func (x *Exchange) Accepted(tenant string, err error) {
+func (x *Exchange) SetTenant(tenant string, err error) {
 	if !errors.Is(err, service.ErrTenantNotFound) {
 		x.Tenant = tenant
 	}

@@ -125,7 +125,7 @@ func (x *exchange) getCredential() {
 // checks the permission of the route.
 func (x *exchange) require(route string) error {
 	err := x.cfg.Access.Require(x.R.Context(), x.call, route, permission.WorkspacesCredentialEdit)
-	x.Accepted(x.call.Tenant, err)
+	x.SetTenant(x.call.Tenant, err)
 	return err
 }
 

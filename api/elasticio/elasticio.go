@@ -240,7 +240,7 @@ func ask[T any](x *exchange, route string, in any) (out T, err error) {
 		return out, fmt.Errorf("write the body of %s: %w", route, err)
 	}
 	answer, err := x.cfg.Service.Serve(x.R.Context(), x.call, route, body)
-	x.Accepted(x.call.Tenant, err)
+	x.SetTenant(x.call.Tenant, err)
 	if err != nil {
 		return out, err
 	}

@@ -138,7 +138,7 @@ func (x *exchange) changeItem(ceType string, status int) {
 
 func (x *exchange) change(ceType string, data []byte, status int) {
 	f, err := x.cfg.Flows.ChangeFlow(x.R.Context(), x.call, ceType, data)
-	x.Accepted(x.call.Tenant, err)
+	x.SetTenant(x.call.Tenant, err)
 	switch {
 	case err != nil:
 		x.Fail(repointToNode(err))

@@ -253,7 +253,7 @@ func (x *exchange) patchSecret() {
 	done, err := x.inTurn(changes)
 	if err == nil && len(changes) == 0 { // nothing to change: check only that the secret exists
 		err = x.cfg.Access.Require(x.R.Context(), x.call, "auth_secret.rename", permission.AuthSecretsEdit)
-		x.Accepted(x.call.Tenant, err)
+		x.SetTenant(x.call.Tenant, err)
 	}
 	if err != nil {
 		x.Fail(err)

@@ -154,7 +154,7 @@ func (x *exchange) replayPage(ctx context.Context, call service.Call, name strin
 		return b, 0, 0, fmt.Errorf("ask for a page of %s: %w", name, err)
 	}
 	answer, err := x.cfg.Service.Serve(ctx, call, name, body)
-	x.Accepted(call.Tenant, err)
+	x.SetTenant(call.Tenant, err)
 	if err != nil {
 		return b, 0, 0, err
 	}

@@ -32,8 +32,8 @@ type Config struct {
 	// nothing but a TLS-terminating proxy can reach the service. Otherwise TLS or loopback is
 	// required.
 	AllowCleartext bool
-	// Answered may add headers to the response of a command; optional.
-	Answered func(header http.Header, answer any)
+	// DecorateResponse may add headers to the response of a command; optional.
+	DecorateResponse func(header http.Header, answer any)
 	// Starting means that the service has not started: /healthz and /readyz work, and all other
 	// paths return ErrStarting. Service may be nil.
 	Starting bool
@@ -244,13 +244,13 @@ func (x *exchange) query(to endpoint, call service.Call) {
 
 func (x *exchange) serve(to endpoint, call service.Call, body []byte) {
 	answer, err := x.cfg.Service.Serve(x.R.Context(), call, to.route.Name, body)
-	x.Accepted(call.Tenant, err)
+	x.SetTenant(call.Tenant, err)
 	if err != nil {
 		x.Fail(err)
 		return
 	}
-	if x.cfg.Answered != nil {
-		x.cfg.Answered(x.W.Header(), answer)
+	if x.cfg.DecorateResponse != nil {
+		x.cfg.DecorateResponse(x.W.Header(), answer)
 	}
 	x.JSON(http.StatusOK, edge.MediaJSON, answer)
 }

@@ -47,7 +47,7 @@ func (x *exchange) next(cursor string) string {
 type trouble struct {
 	Credentials []credentialRow
 	Flows       []flow.Flow
-	Letters     []admin.Poisoned
+	Letters     []admin.DeadLetter
 	More        bool // there is more than the page shows
 }
 
@@ -468,14 +468,14 @@ func (x *exchange) changeKey() error {
 type letterList struct {
 	admin.QueuedList
 	NextPage string
-	Open     *admin.Poisoned // message with its content; nil: none
+	Open     *admin.DeadLetter // message with its content; nil: none
 }
 
 func (x *exchange) readLetters() (data letterList, err error) {
 	data.QueuedList, err = ask[admin.QueuedList](x, "queue.list", admin.ListQueued{After: x.after()})
 	data.NextPage = x.next(data.Next)
 	if id := x.R.URL.Query().Get("id"); id != "" && err == nil {
-		letter, err := ask[admin.Poisoned](x, "queue.get", admin.QueuedID{ID: id})
+		letter, err := ask[admin.DeadLetter](x, "queue.get", admin.QueuedID{ID: id})
 		if err != nil {
 			return data, err
 		}

@@ -230,7 +230,7 @@ func ask[T any](x *exchange, route string, in any) (out T, err error) {
 		return out, ErrForm
 	}
 	answer, err := x.cfg.Service.Serve(x.R.Context(), x.call, route, body)
-	x.Accepted(x.call.Tenant, err)
+	x.SetTenant(x.call.Tenant, err)
 	if err != nil {
 		return out, err
 	}

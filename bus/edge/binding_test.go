@@ -397,7 +397,7 @@ func TestSealedKeysElsewhere(t *testing.T) {
 	as := func(id, command, body string) (any, error) {
 		return p.svc.Serve(t.Context(), svc.Call{Tenant: "default", Principal: who, Via: "http", CommandID: id}, command, []byte(body))
 	}
-	entry := bustest.Must(as("", "queue.get", fmt.Sprintf(`{"id":%q}`, list[0].ID)))(t).(admin.Poisoned)
+	entry := bustest.Must(as("", "queue.get", fmt.Sprintf(`{"id":%q}`, list[0].ID)))(t).(admin.DeadLetter)
 	var seen struct {
 		KeysSealed string `json:"keys_sealed"`
 	}

@@ -65,7 +65,7 @@ func waiting(name, help string, labels prometheus.Labels, queues *Queues, stream
 
 // deadLetter is the stored form of a dead-lettered message, in JSON.
 type deadLetter struct {
-	admin.Poisoned
+	admin.DeadLetter
 	Origin *origin `json:"origin,omitzero"` // nil if the content is not kept
 }
 
@@ -77,7 +77,7 @@ type origin struct {
 }
 
 // setReason sets the reason of an entry to the public part of err.
-func setReason(e *admin.Poisoned, err error) {
+func setReason(e *admin.DeadLetter, err error) {
 	f := fault.Of(err)
 	e.Code, e.Reason, e.At = f.Code, f.Msg, time.Now().UTC().Truncate(time.Microsecond)
 	if d := f.Problem().Details; len(d) <= maxDetails {
@@ -104,7 +104,7 @@ func (p *DeadLetters) send(ctx context.Context, tenant string, e deadLetter) (st
 
 // List returns up to limit messages of the tenant after an id, oldest first. It returns
 // projections.ErrCursorInvalid for an invalid id.
-func (p *DeadLetters) List(ctx context.Context, tenant, after string, limit int) (page []admin.Poisoned, next string, err error) {
+func (p *DeadLetters) List(ctx context.Context, tenant, after string, limit int) (page []admin.DeadLetter, next string, err error) {
 	seq := uint64(0)
 	if after != "" {
 		var ok bool
@@ -130,20 +130,20 @@ func (p *DeadLetters) List(ctx context.Context, tenant, after string, limit int)
 			return page, page[limit-1].ID, nil
 		}
 		seq = m.Sequence
-		page = append(page, p.read(ctx, m).Poisoned)
+		page = append(page, p.read(ctx, m).DeadLetter)
 	}
 }
 
 // Get returns one message with its content, or admin.ErrQueueNotFound.
-func (p *DeadLetters) Get(ctx context.Context, tenant, id string) (admin.Poisoned, error) {
+func (p *DeadLetters) Get(ctx context.Context, tenant, id string) (admin.DeadLetter, error) {
 	_, e, err := p.find(ctx, tenant, id)
 	if err != nil {
-		return admin.Poisoned{}, err
+		return admin.DeadLetter{}, err
 	}
 	if e.Origin != nil && jsontext.Value(e.Origin.Data).IsValid() {
 		e.Content = e.Origin.Data
 	}
-	return e.Poisoned, nil
+	return e.DeadLetter, nil
 }
 
 // Retry puts a message back into its queue, durably, and then erases it here. After a crash in
@@ -233,8 +233,8 @@ func (p *DeadLetters) read(ctx context.Context, m *jetstream.RawStreamMsg) deadL
 	var e deadLetter
 	if err := json.Unmarshal(m.Data, &e); err != nil {
 		p.log.WarnContext(ctx, "invalid entry in the dead-letter queue", "seq", m.Sequence)
-		e = deadLetter{Poisoned: admin.Poisoned{Subject: m.Subject, At: m.Time.UTC(), Size: len(m.Data), SHA256: hexSum(m.Data)}}
-		setReason(&e.Poisoned, errForeign)
+		e = deadLetter{DeadLetter: admin.DeadLetter{Subject: m.Subject, At: m.Time.UTC(), Size: len(m.Data), SHA256: hexSum(m.Data)}}
+		setReason(&e.DeadLetter, errForeign)
 	}
 	e.ID = strconv.FormatUint(m.Sequence, 10)
 	return e

@@ -361,12 +361,12 @@ func (in *Intake) takeFlow(ctx context.Context, call service.Call, m *nats.Msg, 
 	}
 	principal := call.Principal.Actor.ID
 	if wrong != nil {
-		e := admin.Poisoned{
+		e := admin.DeadLetter{
 			Queue: string(Flows), Name: f.name, Subject: m.Subject, EventID: f.id, Actor: "key:" + principal,
 			Size: len(m.Data), SHA256: hexSum(m.Data),
 		}
 		setReason(&e, wrong)
-		r, err = in.cfg.DeadLetters.send(ctx, call.Tenant, deadLetter{Poisoned: e})
+		r, err = in.cfg.DeadLetters.send(ctx, call.Tenant, deadLetter{DeadLetter: e})
 		return r, e.Code, err
 	}
 	stored := nats.NewMsg(streams.FlowsStoredPrefix + call.Tenant + "." + events.Token(f.ID))

@@ -200,7 +200,7 @@ func (w *whole) observed(flow string, revision uint64) events.Record {
 
 // poisoned waits until n messages of the tenant have come to the dead-letter queue
 // and lists them.
-func (w *whole) poisoned(tenant string, n int) []admin.Poisoned {
+func (w *whole) poisoned(tenant string, n int) []admin.DeadLetter {
 	w.t.Helper()
 	c := bustest.Must(w.js.OrderedConsumer(w.t.Context(), edge.DeadLetterStream, jetstream.OrderedConsumerConfig{}))(w.t)
 	messages := bustest.Must(c.Messages())(w.t)
@@ -509,7 +509,7 @@ func TestFlowEventsNotUnderstood(t *testing.T) {
 			t.Errorf("%s: %+v", c.code, got)
 		}
 		got.At, got.SHA256, got.Reason, got.ID = time.Time{}, "", "", ""
-		want := admin.Poisoned{
+		want := admin.DeadLetter{
 			Queue: "flows", Name: c.name, Subject: c.msg.Subject, EventID: c.event, Actor: "key:" + w.admin.Actor.ID, Code: c.code, Size: len(c.msg.Data),
 		}
 		if d := cmp.Diff(want, got); d != "" {

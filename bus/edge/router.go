@@ -230,7 +230,7 @@ func retryable(f *fault.Error, tries int) bool {
 // not be stored: the message is foreign, or the current version would refuse the command.
 func (r *Reader) deadLetter(msg *message.Message, q queued, kept bool, f *fault.Error) error {
 	whole := kept && (r.cfg.Queue == Flows || r.cfg.Service.Admin.MayKeep(q.name, msg.Payload) == nil)
-	e := deadLetter{Poisoned: admin.Poisoned{Queue: string(r.cfg.Queue), Kept: whole}}
+	e := deadLetter{DeadLetter: admin.DeadLetter{Queue: string(r.cfg.Queue), Kept: whole}}
 	if kept {
 		e.Name, e.Subject, e.Actor, e.Size, e.SHA256 = q.name, q.subject, "key:"+q.actor, q.size, q.sum
 		if r.cfg.Queue == Flows {
@@ -251,7 +251,7 @@ func (r *Reader) deadLetter(msg *message.Message, q queued, kept bool, f *fault.
 			}
 		}
 	}
-	setReason(&e.Poisoned, f)
+	setReason(&e.DeadLetter, f)
 	tenant := q.tenant
 	if tenant == "" {
 		tenant = events.System // the message has no tenant

@@ -30,9 +30,9 @@ var (
 		"The message could not be parsed, so its content was not kept. Correct it and publish it again.")
 )
 
-// Poisoned is a message of the dead-letter queue: a flow event or queued command that
+// DeadLetter is a message of the dead-letter queue: a flow event or queued command that
 // failed permanently.
-type Poisoned struct {
+type DeadLetter struct {
 	ID        string         `json:"id"`
 	Queue     string         `json:"queue"`               // "flows" or "commands"
 	Name      string         `json:"name"`                // type of the event, or the command
@@ -54,9 +54,9 @@ type Poisoned struct {
 type DeadLetterQueue interface {
 	// List lists up to limit messages of the tenant, oldest first, starting after an
 	// id; next is "" at the end.
-	List(ctx context.Context, tenant, after string, limit int) (page []Poisoned, next string, err error)
+	List(ctx context.Context, tenant, after string, limit int) (page []DeadLetter, next string, err error)
 	// Get returns one message with its content, or ErrQueueNotFound.
-	Get(ctx context.Context, tenant, id string) (Poisoned, error)
+	Get(ctx context.Context, tenant, id string) (DeadLetter, error)
 	// Retry puts a message back into its queue, durably, and removes it here:
 	// ErrQueueNotFound, ErrQueueNotKept.
 	Retry(ctx context.Context, tenant, id string) error
@@ -206,8 +206,8 @@ type ListQueued struct {
 
 // QueuedList is a page of the dead-letter queue, oldest first.
 type QueuedList struct {
-	Messages []Poisoned `json:"messages"`
-	Next     string     `json:"next,omitzero"` // cursor of the next page; absent on the last
+	Messages []DeadLetter `json:"messages"`
+	Next     string       `json:"next,omitzero"` // cursor of the next page; absent on the last
 }
 
 func (s *Service) listQueued(ctx context.Context, call *service.Call, in ListQueued) (QueuedList, error) {
@@ -220,7 +220,7 @@ func (s *Service) listQueued(ctx context.Context, call *service.Call, in ListQue
 	}
 	page, next, err := s.DeadLetters.List(ctx, call.Tenant, in.After, limit)
 	if page == nil {
-		page = []Poisoned{}
+		page = []DeadLetter{}
 	}
 	return QueuedList{Messages: page, Next: next}, err
 }
@@ -230,9 +230,9 @@ type QueuedID struct {
 	ID string `json:"id"`
 }
 
-func (s *Service) getQueued(ctx context.Context, call *service.Call, in QueuedID) (Poisoned, error) {
+func (s *Service) getQueued(ctx context.Context, call *service.Call, in QueuedID) (DeadLetter, error) {
 	if s.DeadLetters == nil {
-		return Poisoned{}, ErrQueueAbsent
+		return DeadLetter{}, ErrQueueAbsent
 	}
 	return s.DeadLetters.Get(ctx, call.Tenant, in.ID)
 }

@@ -248,7 +248,7 @@ func (s *Service) changeDefined(ctx context.Context, call *service.Call, cmd com
 		case err != nil && !errors.Is(err, vault.ErrNoSecret):
 			return service.Done{}, fmt.Errorf("open the secret of the OAuth client of %s: %w", cmd.Component, err)
 		case err == nil && old.Equal(secret):
-			cmd.Again = has
+			cmd.ReenteredSecretID = has
 			return s.changeClient(ctx, call, cmd)
 		}
 	}

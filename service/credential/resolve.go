@@ -150,7 +150,7 @@ func (s *Service) reuseLease(ctx context.Context, call *service.Call, key leaseK
 	if err != nil {
 		return answer, false, err
 	}
-	if resolvedRevision(state) != l.revision || state.OAuth() && !state.Tokens.Token.ValidFor(s.Kernel.Now(), resolveLife) {
+	if resolvedRevision(state) != l.revision || state.IsOAuth() && !state.Tokens.Token.ValidFor(s.Kernel.Now(), resolveLife) {
 		return answer, false, nil
 	}
 	answer = l.answer
@@ -173,7 +173,7 @@ func (s *Service) reuseLease(ctx context.Context, call *service.Call, key leaseK
 
 // resolvedRevision identifies what a response contains: it changes with the values and the throttle policy.
 func resolvedRevision(s aggregates.CredentialState) string {
-	return s.Revision() + " " + s.ThrottlePolicy
+	return s.ValuesTag() + " " + s.ThrottlePolicy
 }
 
 // recheckGrant returns the state of a credential from the leader of its stream,

@@ -30,7 +30,7 @@ func (s *Service) bindFlow(ctx context.Context, call *service.Call, in Bind) (se
 	if err != nil {
 		return service.Done{}, err
 	}
-	if cmd.Only, err = s.onlyReached(ctx, call, in.Flow, in.Steps); err != nil {
+	if cmd.AllowedCredentials, err = s.onlyReached(ctx, call, in.Flow, in.Steps); err != nil {
 		return service.Done{}, err
 	}
 	if releases(call.Resumed()) {
@@ -46,7 +46,7 @@ func (s *Service) bindFlow(ctx context.Context, call *service.Call, in Bind) (se
 	}
 	steps := byCredential(in.Steps)
 	if len(steps) == 0 { // nothing to reserve; the previous reservation is released
-		return s.endBinding(ctx, call, commands.ReleaseFlow{ID: cmd.ID, Reason: events.ReleasedOnRequest, Only: cmd.Only})
+		return s.endBinding(ctx, call, commands.ReleaseFlow{ID: cmd.ID, Reason: events.ReleasedOnRequest, AllowedCredentials: cmd.AllowedCredentials})
 	}
 	order := slices.Sorted(maps.Keys(steps))
 	for n, credential := range order {
@@ -252,7 +252,7 @@ func (s *Service) releaseFlow(ctx context.Context, call *service.Call, in Releas
 	case in.Binding != "" && now != "" && now != in.Binding:
 		return service.Done{}, aggregates.ErrFlowNotBound.Withf("The flow has no reservation %s; its reservation is %s.", in.Binding, now).At("/binding")
 	}
-	return s.endBinding(ctx, call, commands.ReleaseFlow{ID: in.Flow, Binding: in.Binding, Reason: events.ReleasedOnRequest, Only: only})
+	return s.endBinding(ctx, call, commands.ReleaseFlow{ID: in.Flow, Binding: in.Binding, Reason: events.ReleasedOnRequest, AllowedCredentials: only})
 }
 
 // endBinding ends a reservation: on the flow's stream, then on each credential's.

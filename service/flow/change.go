@@ -105,7 +105,7 @@ func (s *Service) tryFlow(ctx context.Context, call *service.Call, ev Event) (Fl
 	}
 	begin := s.Kernel.Now()
 	was, now, err := service.Execute(ctx, s.Kernel, call, aggregates.Flow, call.Tenant, commands.Flow(commands.ObserveFlow{
-		ID: ev.ID, Change: ev.Change, Name: ev.Name, Revision: current.Revision + 1, Steps: ev.Steps, Only: only,
+		ID: ev.ID, Change: ev.Change, Name: ev.Name, Revision: current.Revision + 1, Steps: ev.Steps, AllowedCredentials: only,
 	}))
 	if err != nil || was.Revision != current.Revision {
 		return Flow{}, false, err

@@ -215,7 +215,7 @@ func (s *Service) observe(ctx context.Context, call *service.Call, ev Event) (se
 	}
 	begin := s.Kernel.Now()
 	was, now, err := service.Execute(ctx, s.Kernel, call, aggregates.Flow, call.Tenant, commands.Flow(commands.ObserveFlow{
-		ID: ev.ID, Change: ev.Change, Name: ev.Name, Revision: ev.Revision, Steps: ev.Steps, Only: only,
+		ID: ev.ID, Change: ev.Change, Name: ev.Name, Revision: ev.Revision, Steps: ev.Steps, AllowedCredentials: only,
 	}))
 	done := s.Kernel.Answered(aggregates.Flow.Stream(call.Tenant, ev.ID), was, now.Value, now.Seq)
 	if err != nil || ev.Revision < now.Value.Revision {

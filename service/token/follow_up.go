@@ -25,7 +25,7 @@ func (s *Service) followUp(ctx context.Context, recs []events.Record, seen time.
 		case events.CredentialDeleted, events.CredentialTokensRevoked:
 			ended = true
 		case events.CredentialReauthorizationRequired:
-			if e.Reason == aggregates.ReasonRevokedHere && now.OAuth() && now.Tokens.RevokedLocally && now.Tokens.Grant == e.Grant && now.Current().SecretID != "" {
+			if e.Reason == aggregates.ReasonRevokedHere && now.IsOAuth() && now.Tokens.RevokedLocally && now.Tokens.Grant == e.Grant && now.Current().SecretID != "" {
 				return true, s.completeRevocation(ctx, call, recs[0], e.Grant, seen)
 			}
 		}

@@ -101,7 +101,7 @@ func (s *Service) TokenGoodFor(ctx context.Context, call *service.Call, id strin
 			return state, err
 		default: // what is left of the token is better than none
 			now, freshErr := aggregates.Credential.Fresh(ctx, s.Log, stream)
-			if freshErr != nil || now.Value.Revision() != state.Value.Revision() {
+			if freshErr != nil || now.Value.ValuesTag() != state.Value.ValuesTag() {
 				return state, err
 			}
 			return now, nil
@@ -225,7 +225,7 @@ func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, for
 			return ErrRefreshFailed.WithRetryAfter(max(s.untilRetry(t), time.Second))
 		}
 		err = s.refreshOnce(ctx, tenant, id, commands.StartRefresh{
-			ID: id, Holder: s.InstanceID, SecretID: events.NewID(), Epoch: epoch, Over: takenOver, Insist: force || t.Unverified,
+			ID: id, InstanceID: s.InstanceID, SecretID: events.NewID(), Epoch: epoch, TakesOver: takenOver, RetryRejected: force || t.Unverified,
 		})
 		switch {
 		case errors.Is(err, aggregates.ErrRefreshNeedless):
@@ -248,14 +248,14 @@ func (s *Service) refreshOnce(ctx context.Context, tenant, id string, cmd comman
 	epoch := state.Value.Tokens.Refresh
 	s.at("started")
 	requested := s.Kernel.Now()
-	token, old, err := s.requestTokens(ctx, tenant, id, state.Value, begun, cmd.Insist)
+	token, old, err := s.requestTokens(ctx, tenant, id, state.Value, begun, cmd.RetryRejected)
 	if err != nil && !token.Refresh.IsZero() {
 		// The provider has rotated the refresh token but returned no valid access token.
 		token.Lifetime = 0
 		return errors.Join(s.storeToken(ctx, call, id, state.Value, epoch, token, old, requested), refreshFailed(err))
 	}
 	if err != nil {
-		return s.failed(ctx, call, id, state.Value, err, cmd.Insist)
+		return s.failed(ctx, call, id, state.Value, err, cmd.RetryRejected)
 	}
 	s.at("answered")
 	return s.storeToken(ctx, call, id, state.Value, epoch, token, old, requested)
@@ -313,7 +313,7 @@ func (s *Service) requestTokens(ctx context.Context, tenant, id string, state ag
 		if freshErr != nil {
 			return token, old, freshErr
 		}
-		if now.Value.Revision() != state.Revision() {
+		if now.Value.ValuesTag() != state.ValuesTag() {
 			return token, old, err // there is a newer token, so the rejection of this one means nothing
 		}
 	}
@@ -452,13 +452,13 @@ func (s *Service) failed(ctx context.Context, call *service.Call, id string, sta
 			}
 		}
 		if cmd.RetryAt = s.Kernel.Now().Add(confirmAfter(left)); left == 0 || t.Refusals > 0 || force {
-			cmd.Lost, cmd.RetryAt = refusal.Says(), s.retryBroken(t, refusal)
+			cmd.ReauthReason, cmd.RetryAt = refusal.Says(), s.retryBroken(t, refusal)
 		}
 	case refusal.Outcome == oauth.TooEarly, refusal.Outcome == oauth.Refused && left > 0:
 		// Once the token has expired, the provider cannot refuse its renewal as too early.
 		cmd.RetryAt = s.Kernel.Now().Add(tooEarly(left))
 	case refusal.Outcome == oauth.Refused && t.Refusals > 0: // and the access token has expired
-		cmd.Lost, cmd.RetryAt = refusal.Says(), s.retryBroken(t, refusal)
+		cmd.ReauthReason, cmd.RetryAt = refusal.Says(), s.retryBroken(t, refusal)
 	case refusal.Outcome == oauth.Refused:
 		cmd.RetryAt = s.Kernel.Now().Add(tooEarly(0))
 	}
@@ -560,7 +560,7 @@ func (s *Service) RefreshCredential(ctx context.Context, call *service.Call, in 
 	switch {
 	case err != nil:
 		return service.Done{}, err
-	case !state.OAuth():
+	case !state.IsOAuth():
 		return service.Done{}, aggregates.ErrNotOAuth
 	}
 	// A repeat after a crash renews the same tokens, so the provider gets one request.
@@ -696,7 +696,7 @@ func (s *Service) refreshDue(ctx context.Context, key credentialKey) error {
 	switch {
 	case err != nil:
 		return err
-	case !state.Value.OAuth() || !t.Renewable || t.RevokedLocally:
+	case !state.Value.IsOAuth() || !t.Renewable || t.RevokedLocally:
 		return nil
 	case t.ReauthReason != "" && !t.Unverified:
 		wait := t.RetryAt.Sub(s.Kernel.Now())

@@ -291,7 +291,7 @@ func (s *Service) grantOf(ctx context.Context, call *service.Call, id string) (i
 	switch {
 	case err != nil:
 		return 0, err
-	case !state.OAuth():
+	case !state.IsOAuth():
 		return 0, aggregates.ErrNotOAuth
 	}
 	return state.Tokens.Grant, nil
@@ -306,7 +306,7 @@ func (s *Service) revokeLocally(ctx context.Context, call *service.Call, id stri
 	switch {
 	case err != nil:
 		return now, err
-	case !state.OAuth():
+	case !state.IsOAuth():
 		return now, aggregates.ErrNotOAuth
 	case state.Tokens.Grant != grant || state.Current().SecretID == "": // there are no tokens
 		return now, nil

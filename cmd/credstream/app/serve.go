@@ -648,13 +648,13 @@ func (p *program) openToClients(context.Context) error {
 	bulk := aspire.Handler(aspire.Config{Service: p.svc, Access: p.svc.Access, Logger: p.log, AllowCleartext: p.cfg.BehindTLSProxy})
 	page := web.Handler(web.Config{
 		Service: p.svc, Access: p.svc.Access, Live: p.live, Logger: p.log, PublicURL: p.publicURL, AllowCleartext: p.cfg.BehindTLSProxy,
-		Answered: browsers.Answered, Ready: p.notReady, Notes: p.notes, Version: Version,
+		Answered: browsers.DecorateResponse, Ready: p.notReady, Notes: p.notes, Version: Version,
 	})
 	p.front.open(surfaces(vendor, connectors, bulk, browsers, page, v1.Handler(v1.Config{
 		Service: p.svc, Access: p.svc.Access, Logger: p.log, Ready: p.notReady, Notes: p.notes,
 		Metrics: promhttp.HandlerFor(p.metrics, promhttp.HandlerOpts{}), Version: Version,
 		AllowCleartext: p.cfg.BehindTLSProxy, Describe: elasticio.Describe,
-		Answered: browsers.Answered,
+		DecorateResponse: browsers.DecorateResponse,
 	})))
 	return nil
 }

@@ -515,7 +515,7 @@ func TestTokenChurn(t *testing.T) {
 	for n := range *churn {
 		epoch := now.Epoch + n + 1
 		secret := fmt.Sprint("churn-", n)
-		do(commands.StartRefresh{ID: id, Holder: "h", SecretID: secret, Epoch: epoch - 1})
+		do(commands.StartRefresh{ID: id, InstanceID: "h", SecretID: secret, Epoch: epoch - 1})
 		do(commands.CompleteRefresh{
 			ID: id, Epoch: epoch, Grant: now.Grant, SecretID: secret, Expires: time.Now().Add(time.Hour), Lifetime: time.Hour, Rotated: true,
 		})
