@@ -10,58 +10,57 @@ import (
 	"sync/atomic"
 )
 
-// Answer is what came back to a call.
+// Answer is the response to a call.
 type Answer struct {
 	Status int
 	Header http.Header
-	Body   []byte // as it was sent, compressed if it was: at most MaxBody bytes
-	Cut    Cut    // why Body is not the whole of it, "" when it is
+	Body   []byte // as received, not decompressed: at most MaxBody bytes
+	Cut    Cut    // why Body is truncated, "" if it is complete
 }
 
-// Cut says why the body of an answer is not whole.
+// Cut says why the body of a response is truncated.
 type Cut string
 
 // The reasons.
 const (
-	CutTooLarge Cut = "too_large" // there is more than MaxBody
-	CutTimeout  Cut = "timeout"   // it did not come in time
-	CutClosed   Cut = "closed"    // the connection ended before it did
+	CutTooLarge Cut = "too_large" // it is larger than MaxBody
+	CutTimeout  Cut = "timeout"   // it did not arrive in time
+	CutClosed   Cut = "closed"    // the connection was closed before its end
 )
 
-// Unanswered is the error of Do when no answer came. It holds nothing of the
-// request, which may be all secret.
+// Unanswered is the error of Do if no response arrived. It holds nothing of the request, any
+// part of which may be secret.
 type Unanswered struct {
 	Outcome string // one of the outcomes of a dry request
-	Sent    bool   // a connection was made, so the server may have the request
+	Sent    bool   // a connection was established, so the server may have received the request
 }
 
 // Error implements error.
 func (u *Unanswered) Error() string { return "no answer: " + u.Outcome }
 
-// Slot waits until tenant may make another call to host: it makes no more than
-// Config.Concurrency to one host at one time, so that a host that is slow keeps
-// nobody from the others, and no more than eight times as many in all. The caller
-// must release it. The error is ErrBusy when one of the two waits takes longer than
-// Config.Timeout, or ctx's own.
+// Slot acquires a slot for a call of the tenant to host; the caller must release it. A tenant
+// has Config.Concurrency slots for each host, so that a slow host does not block calls to
+// others, and eight times as many in all. The error is ErrBusy if one of the two waits takes
+// longer than Config.Timeout, or ctx's own.
 func (c *Client) Slot(ctx context.Context, tenant, host string) (release func(), err error) {
-	// The host's place first: who waits for a slow host holds none of the tenant's.
-	leaveHost, err := c.hostCalls.take(ctx, tenant+"\n"+host, c.cfg.Timeout)
+	// The host's slot first: a call that waits for a slow host holds no slot of the tenant.
+	releaseHost, err := c.hostCalls.acquire(ctx, tenant+"\n"+host, c.cfg.Timeout)
 	if err != nil {
 		return nil, err
 	}
-	leaveTenant, err := c.calls.take(ctx, tenant, c.cfg.Timeout)
+	releaseTenant, err := c.calls.acquire(ctx, tenant, c.cfg.Timeout)
 	if err != nil {
-		leaveHost()
+		releaseHost()
 		return nil, err
 	}
-	return func() { leaveTenant(); leaveHost() }, nil
+	return func() { releaseTenant(); releaseHost() }, nil
 }
 
-// Do makes one HTTP request to an address that a tenant may have chosen, under
-// the rules of a dry request: it resolves, checks and dials in one step, uses no
-// proxy, follows no redirect (a 3xx is an answer), sends no Referer, unpacks
-// nothing and ends after Config.Timeout, the body of the answer included. The
-// error is an *Unanswered, also when ctx ended. Call it with a Slot held.
+// Do sends one HTTP request to an address that a tenant may have chosen, under the rules of a
+// dry request: it resolves, checks and dials in one step, uses no proxy, follows no redirect
+// (a 3xx is a response), sends no Referer, does not decompress, and ends after Config.Timeout,
+// including the body of the response. Every error is an *Unanswered, also if ctx ended. The
+// caller must hold a Slot.
 func (c *Client) Do(ctx context.Context, req *http.Request) (Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
 	defer cancel()
@@ -85,17 +84,17 @@ func (c *Client) Do(ctx context.Context, req *http.Request) (Answer, error) {
 	return answer, nil
 }
 
-// failure is why a request has no answer. Its error stays in this package: it
-// may hold the URL, and that a secret.
+// failure is why a request has no response. err must not leave this package: it may hold the
+// URL, which may hold a secret.
 type failure struct {
 	err       error
-	handshake bool // TLS was not agreed on
-	sent      bool // a connection was made
+	handshake bool // the TLS handshake failed
+	sent      bool // a connection was established
 }
 
-// send sends req and hands the answer to read. The transport is made for this one
-// request, so that no connection checked for one tenant ever serves another; used
-// without an http.Client it follows no redirect, sends no Referer and keeps no cookie.
+// send sends req and passes the response to read. Each request has its own transport, so that
+// a connection that was checked for one tenant never serves another. Without an http.Client,
+// it follows no redirect, sends no Referer and keeps no cookie.
 func (c *Client) send(ctx context.Context, req *http.Request, read func(*http.Response)) *failure {
 	var handshake, sent atomic.Bool
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
@@ -103,7 +102,7 @@ func (c *Client) send(ctx context.Context, req *http.Request, read func(*http.Re
 		GotConn:          func(httptrace.GotConnInfo) { sent.Store(true) },
 	})
 	transport := &http.Transport{
-		Proxy: nil, // whatever the environment says
+		Proxy: nil, // ignores the environment variables
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			return c.guard.dial(ctx, network, address, c.guard.httpPort)
 		},

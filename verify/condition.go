@@ -9,22 +9,22 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// Condition is what one member of a JSON document must be. Exactly one of Equals,
-// OneOf, Matches and Exists is set.
+// Condition is a condition on one member of a JSON document. Exactly one of Equals, OneOf,
+// Matches and Exists is set.
 type Condition struct {
 	Pointer string           // RFC 6901; "" is the whole document
 	Equals  jsontext.Value   // a JSON value
 	OneOf   []jsontext.Value // JSON values
 	Matches *regexp.Regexp   // of the first 4 KiB of a string, or of a number as it is written
-	Exists  *bool            // whether the member is there, null or not
+	Exists  *bool            // whether the member exists, even if it is null
 }
 
-// maxMatched bounds the text on which a pattern is tried, in bytes: its author, who may be the
-// one who answers too, chooses what that costs.
+// maxMatched bounds the bytes that a pattern is matched against: the author of the pattern,
+// who may control the response too, determines the cost.
 const maxMatched = 4 << 10
 
-// Holds reports whether document meets the condition. Of a document that breaks off it
-// reads what comes before; where the member is not found, only Exists can hold.
+// Holds reports whether document meets the condition. A truncated document is read up to its
+// end. If the member is not found, only Exists can hold.
 func (c Condition) Holds(document []byte) bool {
 	value, found := Member(document, c.Pointer)
 	switch {
@@ -41,7 +41,8 @@ func (c Condition) Holds(document []byte) bool {
 	return slices.ContainsFunc(c.OneOf, func(v jsontext.Value) bool { return sameJSON(value, v) })
 }
 
-// Text is a JSON string without its quotes, or a number or boolean as it is written.
+// Text returns the content of a JSON string, or a number or boolean as it is written; ok is
+// false for other values.
 func Text(value jsontext.Value) (text string, ok bool) {
 	switch value.Kind() {
 	case '"':
@@ -61,7 +62,7 @@ func sameJSON(a, b jsontext.Value) bool {
 	return a.Canonicalize() == nil && b.Canonicalize() == nil && bytes.Equal(a, b)
 }
 
-// Member finds the value to which a JSON pointer leads, without reading the rest.
+// Member returns the value at a JSON pointer. It does not read the document beyond it.
 func Member(document []byte, pointer string) (value jsontext.Value, found bool) {
 	lenient := []jsontext.Options{jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)}
 	dec := jsontext.NewDecoder(bytes.NewReader(document), lenient...)

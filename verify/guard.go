@@ -20,21 +20,21 @@ var (
 	errPortDenied    = errors.New("the port is denied")
 )
 
-// metadataAddresses answer secrets to whoever asks, and look public or private:
-// Azure's wire server, and the IPv6 metadata services of AWS and Google Cloud.
-// The others are link-local or reserved, which the registries already say.
+// metadataAddresses serve secrets to any caller, although the registries list them as public or
+// private: Azure's wire server, and the IPv6 metadata services of AWS and Google Cloud. Other
+// metadata services have link-local or reserved addresses, which the registries cover.
 var metadataAddresses = []netip.Prefix{
 	netip.MustParsePrefix("168.63.129.16/32"),
 	netip.MustParsePrefix("fd00:ec2::/32"),
 	netip.MustParsePrefix("fd20:ce::/32"),
 }
 
-// controlPorts belong to what runs clusters: Docker, etcd, NATS, Kubernetes. 25 is
-// for mail between servers, which no credential of a user is for.
+// controlPorts are ports of cluster control planes: Docker, etcd, NATS, Kubernetes. 25 is for
+// mail between servers, for which users have no credentials.
 var controlPorts = []uint16{25, 2375, 2376, 2379, 2380, 4222, 6222, 6443, 8222, 10250}
 
-// guard decides where a connection may go, by the address that is dialled and
-// not by the name it came from: between a look and a leap a name may change.
+// guard restricts connections by the address that is dialled, not by the name: the name could
+// resolve to another address between the check and the connection.
 type guard struct {
 	public   *ssrf.Guardian // the IANA registries of special-purpose addresses
 	denied   []netip.Prefix
@@ -64,8 +64,8 @@ func (g *guard) dial(ctx context.Context, network, address string, allowed func(
 	return d.DialContext(ctx, network, address)
 }
 
-// control is called with each resolved address, after the socket is made and
-// before it connects.
+// control implements net.Dialer.Control: it runs for each resolved address, before the socket
+// connects.
 func (g *guard) control(_, address string, _ syscall.RawConn) error {
 	ap, err := netip.ParseAddrPort(address)
 	if err != nil || !g.allows(ap.Addr()) {
@@ -93,9 +93,8 @@ func (g *guard) anyPort(port uint16) bool {
 	return port != 0 && (g.private || !slices.Contains(controlPorts, port))
 }
 
-// slots bounds the requests in flight of each holder, a tenant or what it does with
-// one host, so that one holder's slow targets cost no other anything. Idle holders
-// take no memory.
+// slots limits the requests in flight of each holder: a tenant, or a tenant at one host. So the
+// slow targets of one holder do not delay others. An idle holder uses no memory.
 type slots struct {
 	limit   int
 	mu      sync.Mutex
@@ -104,13 +103,13 @@ type slots struct {
 
 type slot struct {
 	taken chan struct{}
-	users int // that hold or wait; guarded by slots.mu
+	users int // that hold a slot or wait for one; guarded by slots.mu
 }
 
 func newSlots(limit int) *slots { return &slots{limit: limit, holders: map[string]*slot{}} }
 
-// take waits up to patience for a slot; the caller must release it.
-func (s *slots) take(ctx context.Context, holder string, patience time.Duration) (release func(), err error) {
+// acquire waits up to timeout for a slot; the caller must release it.
+func (s *slots) acquire(ctx context.Context, holder string, timeout time.Duration) (release func(), err error) {
 	s.mu.Lock()
 	t, ok := s.holders[holder]
 	if !ok {
@@ -119,7 +118,7 @@ func (s *slots) take(ctx context.Context, holder string, patience time.Duration)
 	}
 	t.users++
 	s.mu.Unlock()
-	leave := func() {
+	removeUser := func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if t.users--; t.users == 0 {
@@ -127,16 +126,16 @@ func (s *slots) take(ctx context.Context, holder string, patience time.Duration)
 		}
 	}
 
-	timer := time.NewTimer(patience)
+	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	select {
 	case t.taken <- struct{}{}:
-		return func() { <-t.taken; leave() }, nil
+		return func() { <-t.taken; removeUser() }, nil
 	case <-ctx.Done():
-		leave()
+		removeUser()
 		return nil, fmt.Errorf("waiting for the tenant's other requests: %w", ctx.Err())
 	case <-timer.C:
-		leave()
-		return nil, ErrBusy.WithRetryAfter(patience)
+		removeUser()
+		return nil, ErrBusy.WithRetryAfter(timeout)
 	}
 }

@@ -25,13 +25,14 @@ const (
 	maxBody = 64 << 10 // bytes of an expanded body
 )
 
-// errTemplate is a fault of the descriptor, which is checked when it comes in.
+// errTemplate means that the descriptor's template is malformed, although descriptors are checked
+// when they are registered.
 var errTemplate = errors.New("making the dry request: the probe's template is malformed")
 
-// escape fits the value of a field into one kind of place, or refuses it.
+// escape escapes the value of a field for one part of the request, or refuses it.
 type escape func(field, value string) (string, error)
 
-// expand puts values into a template. What a value holds is never a template.
+// expand replaces each {{field}} of a template by its value. Values are never expanded in turn.
 func expand(template string, values Values, fit escape) (string, error) {
 	var b strings.Builder
 	for {
@@ -57,7 +58,7 @@ func expand(template string, values Values, fit escape) (string, error) {
 	}
 }
 
-// refuse says what is wrong with the value of field, without the value.
+// refuse returns the error of a field. It does not contain the value.
 func refuse(field, why string) error {
 	return invalid(field).Withf("The value of %q %s.", field, why)
 }
@@ -66,8 +67,8 @@ func invalid(field string) *fault.Error {
 	return ErrValueInvalid.At(string(jsontext.Pointer("/keys").AppendToken(field)))
 }
 
-// asHost takes a part of a host name: a value that brings a scheme, port, user
-// or path with it would choose where the keys go.
+// asHost allows only a part of a host name: a value with a scheme, port, user or path could
+// redirect the keys.
 func asHost(field, value string) (string, error) {
 	if value == "" {
 		return "", refuse(field, "is missing: it is part of the host's name")
@@ -135,7 +136,7 @@ func hasControl(s string) bool {
 	return strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r >= 0x7f && r <= 0x9f })
 }
 
-// request makes the request of p, ready to send.
+// request builds the complete request of p.
 func request(p *HTTP, hosts []string, values Values) (*http.Request, error) {
 	target, err := expandURL(p.URL, hosts, values)
 	if err != nil {
@@ -152,7 +153,7 @@ func request(p *HTTP, hosts []string, values Values) (*http.Request, error) {
 	if !slices.Contains([]string{http.MethodGet, http.MethodHead, http.MethodPost}, method) {
 		return nil, errTemplate
 	}
-	// Parsed once and set, lest an error of NewRequest repeat the URL.
+	// The URL is parsed separately, because an error of NewRequest would repeat it.
 	req, err := http.NewRequest(method, "https://host.invalid/", bytes.NewReader(body)) //nolint:noctx // Run's context is set when it is sent
 	if err != nil {
 		return nil, errTemplate
@@ -191,8 +192,8 @@ func request(p *HTTP, hosts []string, values Values) (*http.Request, error) {
 	return req, nil
 }
 
-// expandURL expands each part of the URL for itself, so that no value can end
-// its part; the host must be one of hosts.
+// expandURL expands each part of the URL separately, so that no value can leave its part. The
+// host must match one of hosts.
 func expandURL(template string, hosts []string, values Values) (*url.URL, error) {
 	scheme, rest, _ := strings.Cut(template, "://")
 	if scheme != "http" && scheme != "https" || strings.Contains(rest, "#") {
@@ -243,7 +244,7 @@ func expandURL(template string, hosts []string, values Values) (*url.URL, error)
 	return u, nil
 }
 
-// expandHost expands a host and holds it against the patterns in hosts.
+// expandHost expands a host and checks it against the patterns in hosts.
 func expandHost(template string, hosts []string, values Values) (string, error) {
 	host, err := expand(template, values, asHost)
 	if err != nil {
@@ -268,8 +269,8 @@ func expandHost(template string, hosts []string, values Values) (string, error) 
 
 var hostShape = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
 
-// isHost takes a name (RFC 1123) or an IPv4 address in its one usual form. What
-// some resolvers take for an address, such as 127.1 or 0x7f.1, is neither.
+// isHost accepts a name (RFC 1123) or an IPv4 address in dotted decimal form. It rejects other
+// forms that some resolvers accept as an address, such as 127.1 or 0x7f.1.
 func isHost(host string) bool {
 	if len(host) > 253 || !hostShape.MatchString(host) {
 		return false
@@ -314,7 +315,7 @@ func expandAddress(p TCP, hosts []string, values Values) (address, host string, 
 	return host + ":" + port, host, nil
 }
 
-// expandBody returns the body and its media type, both empty when there is none.
+// expandBody returns the body and its media type, both empty if there is none.
 func expandBody(p *HTTP, values Values) (body []byte, contentType string, err error) {
 	switch {
 	case p.Form != nil:
@@ -339,8 +340,8 @@ func expandBody(p *HTTP, values Values) (body []byte, contentType string, err er
 	return body, contentType, nil
 }
 
-// expandJSON expands the strings of a document, names excepted. A value stays
-// one string, whatever it holds.
+// expandJSON expands the strings of a document, except names. A value cannot add JSON syntax: it
+// remains one string.
 func expandJSON(document []byte, values Values) ([]byte, error) {
 	var out bytes.Buffer
 	dec, enc := jsontext.NewDecoder(bytes.NewReader(document)), jsontext.NewEncoder(&out)

@@ -1,7 +1,7 @@
-// Package verify makes the dry request: the one request or connection that
-// tells whether a credential works. It is the service's only way out to
-// addresses that a tenant can choose, so it resolves, checks and dials in one
-// step, follows nothing, and tells of an answer no more than its class.
+// Package verify makes dry requests: one request or connection that checks whether a credential
+// works. It also makes the service's other calls to addresses that tenants can choose. So it
+// resolves, checks and dials in one step, follows no redirect, and reports only the class of a
+// dry request's response.
 package verify
 
 import (
@@ -27,22 +27,22 @@ import (
 	"github.com/credstream/credstream/seal"
 )
 
-// The errors of Run. None of them holds a value.
+// The errors of Run. None of them contains a value.
 var (
-	// ErrValueInvalid says that a value cannot stand where the probe puts it; its
-	// pointer is /keys/<field>.
+	// ErrValueInvalid means that a value is not allowed where the probe uses it; its pointer
+	// is /keys/<field>.
 	ErrValueInvalid = fault.New(fault.Invalid, "verification_value_invalid", "A value cannot be used in the dry request.")
-	// ErrHostRefused says that the probe would send values to a host they may not be sent to.
+	// ErrHostRefused means that the probe would send values to a host that is not allowed.
 	ErrHostRefused = fault.New(fault.Precondition, "verification_host_refused", "The dry request would go to a host that these values may not be sent to.")
-	// ErrBusy says that the tenant's dry requests in flight did not end in time.
+	// ErrBusy means that none of the tenant's slots for dry requests became free in time.
 	ErrBusy = fault.New(fault.Throttled, "verification_busy", "Too many dry requests are running. Try again shortly.")
 )
 
-// Values returns the clear value of a field as text; ok is false when it has none.
+// Values returns the cleartext value of a field; ok is false if it has none.
 type Values func(field string) (value seal.Secret, ok bool)
 
-// Probe says what to try: exactly one of HTTP, TCP and TLS is set. Its strings
-// are templates, in which {{field}} stands for a value, escaped for its place.
+// Probe describes a dry request: exactly one of HTTP, TCP and TLS is set. Its strings are
+// templates: {{field}} is replaced by the value, escaped for that part of the request.
 type Probe struct {
 	HTTP  *HTTP
 	TCP   *TCP
@@ -50,24 +50,24 @@ type Probe struct {
 	Hosts []string // where values may be sent: host names, which may hold {{field}}
 }
 
-// HTTP is one request and what its answer means.
+// HTTP is one request and the criteria for its response.
 type HTTP struct {
 	Method  string // "" is GET
 	URL     string // absolute, http or https
 	Headers map[string]string
 	Basic   *Basic            // nil: none
 	Form    map[string]string // the body as a form; nil: none
-	JSON    []byte            // the body as JSON, templates in its strings; nil: none
+	JSON    []byte            // the body as JSON; its strings are templates; nil: none
 	Expect  []int             // statuses that mean success; empty: every 2xx
-	Checks  []Check           // what the body must be, too, where the status means success
+	Checks  []Check           // conditions on the body if the status means success
 	Says    map[string]string // sentence by status ("401") or class ("4xx")
 }
 
-// Check is one condition on the body of an answer: Contains, or else Condition.
+// Check is one condition on the body of a response: Contains, or else Condition.
 type Check struct {
 	Condition
 	Contains string // a text that the body must contain; "" for a condition on its JSON
-	Says     string // sentence where the body does not meet it; "" for one of ours
+	Says     string // sentence if the body does not meet it; "" for a default one
 }
 
 func (c Check) holds(body []byte) bool {
@@ -83,7 +83,7 @@ type Basic struct{ Username, Password string }
 // TCP opens a connection and closes it.
 type TCP struct {
 	Address     string // host:port
-	DefaultPort int    // when the port comes out empty; 0: none
+	DefaultPort int    // if the port expands to nothing; 0: none
 }
 
 // TLS opens a connection, checks the server's certificate and closes it.
@@ -92,57 +92,57 @@ type TLS struct {
 	DefaultPort int
 }
 
-// The outcomes that are no class of HTTP status ("2xx", "4xx", "5xx").
+// The outcomes besides the classes of HTTP status ("2xx", "4xx", "5xx").
 const (
 	OutcomeConnected     = "connected"      // the tcp or tls probe succeeded
-	OutcomeRefused       = "refused"        // nobody listens there
+	OutcomeRefused       = "refused"        // connection refused
 	OutcomeUnreachable   = "unreachable"    // no route
-	OutcomeTimeout       = "timeout"        // no answer in time
+	OutcomeTimeout       = "timeout"        // no response in time
 	OutcomeTLS           = "tls"            // no TLS, or a certificate that is not trusted
-	OutcomeAddressDenied = "address_denied" // no address, or one or a port the service does not connect to: which names exist inside is told to nobody
-	OutcomeRedirect      = "redirect"       // a 3xx that is not expected
-	OutcomeTooLarge      = "too_large"      // header fields beyond 32 KiB, or a body to be checked beyond 64 KiB
-	OutcomeContent       = "content"        // the body says that the credential does not work
-	OutcomeClosed        = "closed"         // the connection ended before the answer
-	OutcomeProtocol      = "protocol"       // the answer is not HTTP
+	OutcomeAddressDenied = "address_denied" // unknown host, or a denied address or port: one outcome, so that internal names cannot be probed
+	OutcomeRedirect      = "redirect"       // an unexpected 3xx
+	OutcomeTooLarge      = "too_large"      // headers above 32 KiB, or a body to be checked above 64 KiB
+	OutcomeContent       = "content"        // the body does not meet the checks
+	OutcomeClosed        = "closed"         // the connection was closed before the response
+	OutcomeProtocol      = "protocol"       // the response is not HTTP
 )
 
-// Result is what the dry request found. It holds nothing the other side said.
+// Result is the result of a dry request. It contains nothing of the response.
 type Result struct {
 	OK      bool
 	Probe   string        // "http", "tcp" or "tls"
 	Outcome string        // a class of status or one of the outcomes above
 	Latency time.Duration // until the outcome was known
-	Says    string        // a plain sentence: ours, or the component's
+	Says    string        // a sentence for people: the component's or a default one
 }
 
 // Config is the policy of a Client. The zero value is the strictest.
 type Config struct {
-	AllowPrivate bool           // development only: loopback and private addresses, and every port
-	Deny         []netip.Prefix // more addresses not to connect to: the service's own public ones
-	Timeout      time.Duration  // for one dry request as a whole; 0: 10 s
-	MaxBody      int64          // bytes of an answer's body read, and thrown away; 0: 64 KiB
-	Concurrency  int            // dry requests at one time for one tenant, and calls to one host; 0: 4
+	AllowPrivate bool           // development only: allow loopback and private addresses, and every port
+	Deny         []netip.Prefix // additional denied addresses: the service's own public ones
+	Timeout      time.Duration  // of one whole dry request; 0: 10 s
+	MaxBody      int64          // bytes of a response body that are read; 0: 64 KiB
+	Concurrency  int            // dry requests in flight of one tenant, and its calls to one host; 0: 4
 	Resolver     *net.Resolver  // nil: the system's
 	RootCAs      *x509.CertPool // nil: the system's
 	Logger       *slog.Logger   // nil: no log
 }
 
-// Client makes dry requests. It may be used by many goroutines.
+// Client makes dry requests. It is safe for concurrent use.
 type Client struct {
 	cfg   Config
 	guard *guard
 	slots *slots
 	log   *slog.Logger
 
-	// Apart from slots: a tenant's slow probes do not hold up the renewal of its tokens.
+	// Separate from slots, so that a tenant's slow probes do not delay the renewal of its tokens.
 	calls, hostCalls *slots // by tenant, and by tenant and host
 }
 
 const (
-	maxHeaderBytes = 32 << 10               // of an answer
-	drainTime      = 500 * time.Millisecond // a body is read no longer than this: only its status counts
-	hostsAtOnce    = 8                      // that one tenant's calls can keep waiting before the others wait, too
+	maxHeaderBytes = 32 << 10               // of a response
+	drainTimeout   = 500 * time.Millisecond // for reading a body that is not checked
+	hostsAtOnce    = 8                      // slow hosts that can use up a tenant's slots before its calls to others wait
 )
 
 // NewClient returns a Client with this policy.
@@ -165,25 +165,25 @@ func NewClient(cfg Config) *Client {
 	}
 }
 
-// Run makes one dry request for tenant. A target that cannot be reached or does
-// not accept the values is a Result with OK false; an error means that nothing
-// was tried: ErrValueInvalid, ErrHostRefused, ErrBusy, or ctx's own when it ended.
+// Run makes one dry request for tenant. If the target is unreachable or rejects the values, the
+// Result has OK false. An error means that nothing was sent: ErrValueInvalid, ErrHostRefused or
+// ErrBusy; or that ctx ended.
 func (c *Client) Run(ctx context.Context, tenant string, p Probe, values Values) (Result, error) {
-	try, err := c.prepare(p, values)
+	run, err := c.prepare(p, values)
 	if err != nil {
 		return Result{}, err
 	}
 	defer admission.Idle(ctx)()
-	release, err := c.slots.take(ctx, tenant, c.cfg.Timeout)
+	release, err := c.slots.acquire(ctx, tenant, c.cfg.Timeout)
 	if err != nil {
 		return Result{}, err
 	}
 	defer release()
 
 	begin := time.Now()
-	tryCtx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+	runCtx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
 	defer cancel()
-	result := try(tryCtx, cancel)
+	result := run(runCtx, cancel)
 	if !result.OK && ctx.Err() != nil {
 		return Result{}, fmt.Errorf("making the dry request: %w", ctx.Err())
 	}
@@ -194,10 +194,10 @@ func (c *Client) Run(ctx context.Context, tenant string, p Probe, values Values)
 	return result, nil
 }
 
-// attempt is a dry request with every value in its place.
+// attempt makes a prepared dry request.
 type attempt func(ctx context.Context, cancel context.CancelFunc) Result
 
-// prepare puts the values in and checks the host, before anything is dialled.
+// prepare expands the templates and checks the host, before anything is dialled.
 func (c *Client) prepare(p Probe, values Values) (attempt, error) {
 	switch {
 	case p.HTTP != nil:
@@ -226,14 +226,14 @@ func (c *Client) http(ctx context.Context, cancel context.CancelFunc, p *HTTP, r
 	var result Result
 	begin := time.Now()
 	fail := c.send(ctx, req, func(resp *http.Response) {
-		result = judge(p, resp.StatusCode)
+		result = resultOf(p, resp.StatusCode)
 		if result.OK && len(p.Checks) > 0 {
 			result = c.check(ctx, p, resp.Body, result)
 			result.Latency = time.Since(begin)
 			return
 		}
 		result.Latency = time.Since(begin)
-		timer := time.AfterFunc(drainTime, cancel)
+		timer := time.AfterFunc(drainTimeout, cancel)
 		defer timer.Stop()
 		_, _ = io.CopyN(io.Discard, resp.Body, c.cfg.MaxBody)
 	})
@@ -243,8 +243,8 @@ func (c *Client) http(ctx context.Context, cancel context.CancelFunc, p *HTTP, r
 	return result
 }
 
-// check holds the body of an answer whose status means success against the checks of
-// the probe. r is the result so far.
+// check checks the body of a response whose status means success. It returns r if every check
+// holds.
 func (c *Client) check(ctx context.Context, p *HTTP, from io.Reader, r Result) Result {
 	body, err := io.ReadAll(io.LimitReader(from, c.cfg.MaxBody+1))
 	failed := func(outcome, says string) Result {
@@ -295,8 +295,8 @@ func (c *Client) tlsConfig(host string) *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: c.cfg.RootCAs, ServerName: host}
 }
 
-// judge tells from the status alone whether the credential works.
-func judge(p *HTTP, status int) Result {
+// resultOf returns the result by the status alone.
+func resultOf(p *HTTP, status int) Result {
 	class := strconv.Itoa(status/100) + "xx"
 	r := Result{Probe: "http", Outcome: class, OK: status/100 == 2}
 	if len(p.Expect) > 0 {
@@ -333,7 +333,7 @@ func sentence(status int, ok bool) string {
 	return fmt.Sprintf("The API answered with status %d, which the component does not accept as a success.", status)
 }
 
-// unreached classifies why there was no answer. Of err it keeps nothing.
+// unreached classifies why there was no response. The result contains nothing of err.
 func unreached(probe string, err error, handshakeFailed bool) Result {
 	r := Result{Probe: probe}
 	var (
@@ -353,7 +353,7 @@ func unreached(probe string, err error, handshakeFailed bool) Result {
 		r.Outcome, r.Says = OutcomeRefused, "The server refused the connection: nothing listens at this address and port."
 	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.EAFNOSUPPORT), errors.Is(err, syscall.EADDRNOTAVAIL):
 		r.Outcome, r.Says = OutcomeUnreachable, "The server is unreachable from this service."
-	case strings.Contains(err.Error(), "response header"): // of net/http, which has no name for it
+	case strings.Contains(err.Error(), "response header"): // net/http exports no error for it
 		r.Outcome, r.Says = OutcomeTooLarge, "The server's response was too large."
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		r.Outcome, r.Says = OutcomeClosed, "The server closed the connection without a response."
