@@ -50,7 +50,7 @@ func (s *Store) Follow(ctx context.Context, after uint64) iter.Seq2[events.Recor
 		raw := make(chan natsjs.Msg, rawBuffer)
 		chunks := make(chan chunk, chunkBuffer)
 		stop, err := s.consume(ctx, after, raw)
-		for wait := firstPause; err != nil && !errors.Is(err, nats.ErrConnectionClosed) && ctx.Err() == nil; wait = min(2*wait, followPause) {
+		for wait := minBackOff; err != nil && !errors.Is(err, nats.ErrConnectionClosed) && ctx.Err() == nil; wait = min(2*wait, followPause) {
 			s.log.Warn("cannot follow the log yet; will retry", "after", after, "error", err)
 			select {
 			case <-time.After(wait):
@@ -174,7 +174,7 @@ func (s *Store) consume(ctx context.Context, after uint64, raw chan<- natsjs.Msg
 		messages.Stop()
 		<-messages.Closed()
 		if info := consumer.CachedInfo(); info != nil && s.cfg.Follow.IsConnected() { // otherwise the server deletes it after orphanLife
-			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerWait)
+			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTimeout)
 			defer cancel()
 			if err := s.follow.DeleteConsumer(clean, Stream, info.Name); err != nil && !errors.Is(err, natsjs.ErrConsumerNotFound) {
 				s.log.Debug("finished consumer not deleted", "consumer", info.Name, "error", err)

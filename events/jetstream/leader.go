@@ -65,7 +65,7 @@ func (s *Store) certain(ctx context.Context, q question) (*message, error) {
 	if s.cfg.Replicas == 1 {
 		return s.fromLeader(ctx, Stream, q)
 	}
-	bounded, cancel := context.WithTimeout(ctx, patience)
+	bounded, cancel := context.WithTimeout(ctx, exchangeTimeout)
 	defer cancel()
 	for p := newPacer(); ; {
 		m, err := s.certainOnce(bounded, q)

@@ -15,10 +15,10 @@ import (
 
 // Times that bound one exchange with the server.
 const (
-	answerWait = 2 * time.Second      // for one answer; then it is taken for lost
-	patience   = 10 * time.Second     // for a whole exchange, when the caller's deadline is later
-	firstPause = 5 * time.Millisecond // before asking again; doubled each time
-	lastPause  = 250 * time.Millisecond
+	answerTimeout   = 2 * time.Second      // for one response; then it is assumed to be lost
+	exchangeTimeout = 10 * time.Second     // for a whole exchange, unless the caller's deadline is earlier
+	minBackOff      = 5 * time.Millisecond // before the first retry; doubles each time
+	maxBackOff      = 250 * time.Millisecond
 )
 
 var (
@@ -26,13 +26,12 @@ var (
 	errNoResponders = errors.New("no responders: JetStream or the stream does not exist")
 )
 
-// mux sends requests whose answers all come to one subscription, so that a
-// request costs no subscription and many can be in flight at once.
+// mux multiplexes the responses of many requests in flight on one subscription.
 type mux struct {
 	nc     *nats.Conn
 	prefix string // of the inbox, with its final dot
 	sub    *nats.Subscription
-	lost   chan nats.Status // tells that the connection is lost, and with it every answer on its way
+	lost   chan nats.Status // signals a lost connection, which loses every response in flight
 	done   sync.WaitGroup
 
 	mu   sync.Mutex
@@ -52,7 +51,7 @@ func newMux(nc *nats.Conn) (*mux, error) {
 	m.sub, m.lost = sub, nc.StatusChanged(nats.RECONNECTING, nats.CLOSED)
 	m.done.Go(func() {
 		for range m.lost {
-			m.forgetAll()
+			m.failAll()
 		}
 	})
 	return m, nil
@@ -62,11 +61,11 @@ func (m *mux) close() {
 	_ = m.sub.Unsubscribe() // fails only where it is moot: connection or subscription closed
 	m.nc.RemoveStatusListener(m.lost)
 	m.done.Wait()
-	m.forgetAll()
+	m.failAll()
 }
 
-// forgetAll tells every caller that there will be no answer.
-func (m *mux) forgetAll() {
+// failAll reports to every caller that its response is lost.
+func (m *mux) failAll() {
 	m.mu.Lock()
 	calls := m.wait
 	m.wait = map[uint64]chan *nats.Msg{}
@@ -86,7 +85,7 @@ func (m *mux) receive(msg *nats.Msg) {
 	delete(m.wait, token)
 	m.mu.Unlock()
 	if ok {
-		answer <- msg // buffered, and only the first answer comes here
+		answer <- msg // buffered, and only the first response gets here
 	}
 }
 
@@ -97,7 +96,7 @@ type call struct {
 	answer chan *nats.Msg
 }
 
-// send sends a request. An error says that nothing was sent. Every call must be awaited.
+// send sends a request. On an error nothing was sent. Every call must be awaited.
 func (m *mux) send(req *nats.Msg) (call, error) {
 	c := call{m: m, answer: make(chan *nats.Msg, 1)}
 	m.mu.Lock()
@@ -119,10 +118,10 @@ func (c call) forget() {
 	c.m.mu.Unlock()
 }
 
-// await returns the answer; errNoResponders says that nobody took the request,
-// errNoAnswer that its fate is not known.
+// await returns the response. errNoResponders means that nobody received the request,
+// errNoAnswer that its outcome is unknown.
 func (c call) await(ctx context.Context) (*nats.Msg, error) {
-	t := time.NewTimer(answerWait)
+	t := time.NewTimer(answerTimeout)
 	defer t.Stop()
 	select {
 	case msg, ok := <-c.answer:
@@ -142,13 +141,14 @@ func (c call) await(ctx context.Context) (*nats.Msg, error) {
 	}
 }
 
-// ask sends a request that may be repeated until there is an answer.
-func (m *mux) ask(ctx context.Context, req *nats.Msg) (*nats.Msg, error) {
+// request sends an idempotent request, and repeats it until there is a response.
+func (m *mux) request(ctx context.Context, req *nats.Msg) (*nats.Msg, error) {
 	c, err := m.send(req)
 	return m.answer(ctx, req, c, err)
 }
 
-// answer awaits the answer to req, in flight as c unless err is set, and asks again while there is none.
+// answer awaits the response to req, which is in flight as c unless err is set, and repeats req
+// until there is one.
 func (m *mux) answer(ctx context.Context, req *nats.Msg, c call, err error) (*nats.Msg, error) {
 	for p := newPacer(); ; {
 		var msg *nats.Msg
@@ -165,8 +165,8 @@ func (m *mux) answer(ctx context.Context, req *nats.Msg, c call, err error) (*na
 	}
 }
 
-// api asks the JetStream API a question in JSON and reads the answer into out,
-// which embeds apiAnswer. It asks again while the servers are choosing a leader.
+// api sends a request of the JetStream API and decodes the response into out, which embeds
+// apiAnswer. It retries while the servers elect a leader.
 func (m *mux) api(ctx context.Context, subject string, question any, out interface{ answer() *apiAnswer }) error {
 	var body []byte
 	if question != nil {
@@ -175,10 +175,10 @@ func (m *mux) api(ctx context.Context, subject string, question any, out interfa
 			return fmt.Errorf("requesting %s: %w", subject, err)
 		}
 	}
-	bounded, cancel := context.WithTimeout(ctx, patience)
+	bounded, cancel := context.WithTimeout(ctx, exchangeTimeout)
 	defer cancel()
 	for p := newPacer(); ; {
-		msg, err := m.ask(bounded, &nats.Msg{Subject: subject, Data: body})
+		msg, err := m.request(bounded, &nats.Msg{Subject: subject, Data: body})
 		if err != nil {
 			return unavailable("requesting "+subject, err)
 		}
@@ -192,32 +192,32 @@ func (m *mux) api(ctx context.Context, subject string, question any, out interfa
 	}
 }
 
-// codeUnavailable is the status of a refusal that passes.
+// codeUnavailable is the status of a temporary error.
 const codeUnavailable = 503
 
-// apiAnswer is what every answer of the JetStream API has.
+// apiAnswer is the common part of every response of the JetStream API.
 type apiAnswer struct {
 	Error *natsjs.APIError `json:"error"`
 }
 
 func (a *apiAnswer) answer() *apiAnswer { return a }
 
-// pacer spaces attempts and ends them after patience, or when the caller's time is up.
+// pacer backs off between attempts, until exchangeTimeout or the end of the caller's context.
 type pacer struct {
 	start time.Time
 	next  time.Duration
 }
 
-func newPacer() pacer { return pacer{start: time.Now(), next: firstPause} }
+func newPacer() pacer { return pacer{start: time.Now(), next: minBackOff} }
 
-// pause waits before the next attempt; false says that there shall be none.
+// pause waits before the next attempt; it returns false if there must be none.
 func (p *pacer) pause(ctx context.Context) bool {
-	if time.Since(p.start)+p.next > patience || ctx.Err() != nil {
+	if time.Since(p.start)+p.next > exchangeTimeout || ctx.Err() != nil {
 		return false
 	}
 	t := time.NewTimer(p.next)
 	defer t.Stop()
-	p.next = min(2*p.next, lastPause)
+	p.next = min(2*p.next, maxBackOff)
 	select {
 	case <-t.C:
 		return true

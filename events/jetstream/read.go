@@ -271,7 +271,7 @@ func follows(m *message, seq uint64, subj string, prior uint64) error {
 // lastCommit reads the last commit on subj, nil if there is none, and caches its sequence for
 // the next Append or Last.
 func (s *Store) lastCommit(ctx context.Context, subj string) (*message, error) {
-	s.recent.ask(subj)
+	s.recent.beginRead(subj)
 	var m *message
 	var err error
 	if s.cfg.LeaderReads {
@@ -290,7 +290,7 @@ func (s *Store) lastCommit(ctx context.Context, subj string) (*message, error) {
 
 // direct reads the last message on subj from any replica; nil if there is none.
 func (s *Store) direct(ctx context.Context, stream, subj string) (*message, error) {
-	msg, err := s.mux.ask(ctx, &nats.Msg{Subject: "$JS.API.DIRECT.GET." + stream + "." + subj})
+	msg, err := s.mux.request(ctx, &nats.Msg{Subject: "$JS.API.DIRECT.GET." + stream + "." + subj})
 	if err != nil {
 		return nil, unavailable("reading "+subj, err)
 	}

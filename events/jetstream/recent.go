@@ -95,9 +95,9 @@ func (r *recent) followed(subject string, seq uint64, prev []uint64) {
 	}
 }
 
-// ask records that the last commit of a stream is about to be read from the server. Call read
+// beginRead records that the last commit of a stream is about to be read from the server. Call read
 // afterwards.
-func (r *recent) ask(subject string) {
+func (r *recent) beginRead(subject string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.readings[subject]

@@ -78,7 +78,7 @@ func (s *Store) SaveSnapshot(ctx context.Context, stream events.StreamID, snap e
 	if len(body) > events.MaxCommit {
 		return events.ErrTooLarge
 	}
-	answer, err := s.mux.ask(ctx, &nats.Msg{Subject: subj, Header: nats.Header{headerFormat: {snapshotFormat}}, Data: body})
+	answer, err := s.mux.request(ctx, &nats.Msg{Subject: subj, Header: nats.Header{headerFormat: {snapshotFormat}}, Data: body})
 	if err != nil {
 		return unavailable("saving a snapshot of "+stream.String(), err)
 	}
