@@ -20,9 +20,9 @@ type APIKeyIssued struct {
 	Home        string    `json:"home" feed:"home"`                         // tenant used where a surface names none
 	Tenants     []string  `json:"tenants" feed:"tenants"`                   // tenants it may name; "*" is every tenant
 	Role        string    `json:"role" feed:"role"`                         // a named set of permissions: "ADMINISTRATOR", ...; may be ""
-	Permissions []string  `json:"permissions" feed:"permissions,omitempty"` // held by name, besides those of the role
+	Permissions []string  `json:"permissions" feed:"permissions,omitempty"` // in addition to those of the role
 	Addresses   []string  `json:"addresses" feed:"-"`                       // networks it may be used from, as CIDR; empty: from everywhere
-	Expires     time.Time `json:"expires,omitzero" feed:"expires,omitzero"` // when it ends by itself; absent: never
+	Expires     time.Time `json:"expires,omitzero" feed:"expires,omitzero"` // expiry; absent: never
 	Scope       Scope     `json:"scope" feed:"scope,omitempty"`             // the credentials that it reaches
 }
 
@@ -37,8 +37,8 @@ var apiKeyTypes = []Type{
 	Define[APIKeyRevoked]("api_key.revoked", Audit),
 }
 
-// boundedAPIKey makes version 2: a key of version 1 has the permissions of its
-// role alone, and is good from everywhere and forever.
+// boundedAPIKey upcasts to version 2: a key of version 1 has only the permissions of its role,
+// and no networks or expiry.
 func boundedAPIKey(data json.RawMessage) (json.RawMessage, error) {
 	var members map[string]jsontext.Value
 	if err := jsonv2.Unmarshal(data, &members); err != nil {
@@ -48,9 +48,9 @@ func boundedAPIKey(data json.RawMessage) (json.RawMessage, error) {
 	return jsonv2.Marshal(members, jsonv2.Deterministic(true))
 }
 
-// unboundAPIKey makes version 3: a key of version 2 reaches every credential of its tenants.
-// The version rises so that a program that does not know scopes refuses to read it, instead
-// of taking a key for one without a scope.
+// unboundAPIKey upcasts to version 3: a key of version 2 reaches every credential of its tenants.
+// Because the version increased, a program that does not know scopes refuses to read the event,
+// instead of ignoring the scope.
 func unboundAPIKey(data json.RawMessage) (json.RawMessage, error) {
 	var members map[string]jsontext.Value
 	if err := jsonv2.Unmarshal(data, &members); err != nil {

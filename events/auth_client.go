@@ -3,7 +3,7 @@ package events
 import "encoding/json"
 
 // AuthClient is the set of events about one auth client, stream
-// "auth_client.<id>" of the tenant that keeps it.
+// "auth_client.<id>" within its tenant.
 //
 //sumtype:decl
 type AuthClient interface{ authClient() }
@@ -19,15 +19,15 @@ type AuthClientCreated struct {
 	Name       string                `json:"name"`
 	Type       string                `json:"type"`     // "oauth2", "basic", "api_key" or "noauth"
 	Scope      string                `json:"scope"`    // "workspace", "contract", "tenant" or "global"
-	ScopeID    string                `json:"scope_id"` // of the workspace or contract, as the caller gave it; else ""
+	ScopeID    string                `json:"scope_id"` // of the workspace or contract, assigned by the caller; else ""
 	Components []AuthClientComponent `json:"components"`
 	Fields     []string              `json:"fields"`    // names of the credentials that have a value, sorted
-	ClientID   string                `json:"client_id"` // of type oauth2: as the provider gave it; else ""
-	SecretID   string                `json:"secret_id"` // where the vault keeps the credentials; "" when there are none
-	Revisions  []int                 `json:"revisions"` // descriptor revisions of the components, in their order, that the client secret is approved for; 0: not known; none if no OAuth client is managed
+	ClientID   string                `json:"client_id"` // of type oauth2: assigned by the provider; else ""
+	SecretID   string                `json:"secret_id"` // where the vault keeps the credentials; "" if there are none
+	Revisions  []int                 `json:"revisions"` // descriptor revisions of the components, in their order, that the client secret is approved for; 0: unknown; none if no OAuth client is managed
 }
 
-// PublicAuthClientCreated is what others see of AuthClientCreated.
+// PublicAuthClientCreated is the public form of AuthClientCreated.
 type PublicAuthClientCreated struct {
 	ID         string                `json:"id"`
 	Type       string                `json:"type"`
@@ -38,7 +38,7 @@ type PublicAuthClientCreated struct {
 	ClientID   string                `json:"client_id"`
 }
 
-// Public hides where the credentials are.
+// Public omits the secret id.
 func (e AuthClientCreated) Public(id string) any {
 	return PublicAuthClientCreated{
 		ID: id, Type: e.Type, Scope: e.Scope, ScopeID: e.ScopeID, Name: e.Name, Components: e.Components, ClientID: e.ClientID,
@@ -51,7 +51,7 @@ type AuthClientChanged struct {
 	Components []AuthClientComponent `json:"components" feed:"components"`
 	Fields     []string              `json:"fields" feed:"-"`            // as in AuthClientCreated
 	ClientID   string                `json:"client_id" feed:"client_id"` // as in AuthClientCreated
-	SecretID   string                `json:"secret_id" feed:"-"`         // the same one when the credentials are as they were
+	SecretID   string                `json:"secret_id" feed:"-"`         // the previous one if the credentials are unchanged
 	Revisions  []int                 `json:"revisions" feed:"-"`         // as in AuthClientCreated
 }
 
@@ -83,8 +83,8 @@ var authClientTypes = []Type{
 	Define[AuthClientDeleted]("auth_client.deleted", Changes),
 }
 
-// withoutRevisions makes version 2: of an auth client of version 1 it is not known
-// for which descriptors its secret was given.
+// withoutRevisions upcasts to version 2: for an auth client of version 1 it is unknown for which
+// descriptors its secret was entered.
 func withoutRevisions(data json.RawMessage) (json.RawMessage, error) {
 	return withMember(data, "revisions", "[]")
 }

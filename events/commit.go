@@ -10,8 +10,8 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// CommitFormat is the version of the commit's form, and stands beside every
-// stored commit (header Cs-Format). A reader stops at one it does not know.
+// CommitFormat is the version of the commit's stored form, in the header Cs-Format of every
+// commit. A reader stops at an unknown one.
 const CommitFormat = "1"
 
 // commitBody is the stored form of a commit. It is complete without headers.
@@ -31,8 +31,8 @@ var (
 	errCommitMeta  = errors.New("events: a commit has an id and a tenant")
 )
 
-// EncodeCommit writes the stored form of a commit: UTF-8 JSON, the same bytes
-// for the same input. It returns ErrTooLarge above MaxCommit bytes.
+// EncodeCommit returns the stored form of a commit: UTF-8 JSON, the same bytes for the same
+// input. It returns ErrTooLarge above MaxCommit bytes.
 func (r *Registry) EncodeCommit(meta Meta, evs []Event) ([]byte, error) {
 	switch {
 	case len(evs) == 0:
@@ -63,10 +63,10 @@ func (r *Registry) EncodeCommit(meta Meta, evs []Event) ([]byte, error) {
 	return b, nil
 }
 
-// ErrCommitFormat says that a commit is stored in a form of a newer version.
+// ErrCommitFormat means that a newer version of the program stored the commit.
 var ErrCommitFormat = errors.New("unknown format")
 
-// DecodeMeta reads what a stored commit says of itself, whatever its events are.
+// DecodeMeta decodes the metadata of a stored commit, whatever its events are.
 func DecodeMeta(body []byte) (Meta, error) {
 	var c struct {
 		Meta Meta `json:"meta"`
@@ -77,8 +77,8 @@ func DecodeMeta(body []byte) (Meta, error) {
 	return c.Meta, nil
 }
 
-// DecodeCommit reads the records of a stored commit. Anything it does not fully
-// understand is an error: a reader stops, it never skips.
+// DecodeCommit decodes the records of a stored commit. Anything unknown is an error: a reader
+// must stop, not skip.
 func (r *Registry) DecodeCommit(stream StreamID, seq uint64, body []byte) ([]Record, error) {
 	var c commitBody
 	if err := jsonv2.Unmarshal(body, &c, jsonv2.RejectUnknownMembers(true)); err != nil {

@@ -15,7 +15,7 @@ type Component interface{ component() }
 type ComponentRegistered struct {
 	Owner      string `json:"owner"`      // tenant that registered it
 	Title      string `json:"title"`      // the descriptor's title, for lists
-	Descriptor string `json:"descriptor"` // the component.json, to the byte; revision 1
+	Descriptor string `json:"descriptor"` // the unchanged component.json; revision 1
 }
 
 // ComponentUpdated records: The component got a new descriptor, as the next revision.
@@ -25,21 +25,21 @@ type ComponentUpdated struct {
 	Revision   int    `json:"revision"` // 2, 3, ...
 }
 
-// PublicDescriptor is what others see of a descriptor that took effect.
+// PublicDescriptor is the public form of a new descriptor.
 type PublicDescriptor struct {
 	ID       string `json:"id"`
-	Owner    string `json:"owner,omitzero"` // tenant that registered the component; absent from an update
+	Owner    string `json:"owner,omitzero"` // tenant that registered the component; absent for an update
 	Title    string `json:"title"`
 	Revision int    `json:"revision"` // 1, 2, 3, ...
 	SHA256   string `json:"sha256"`   // of the descriptor, hex
 }
 
-// Public has the descriptor's hash in place of the descriptor.
+// Public replaces the descriptor by its hash.
 func (e ComponentRegistered) Public(id string) any {
 	return PublicDescriptor{ID: id, Owner: e.Owner, Title: e.Title, Revision: 1, SHA256: DescriptorHash(e.Descriptor)}
 }
 
-// Public has the descriptor's hash in place of the descriptor.
+// Public replaces the descriptor by its hash.
 func (e ComponentUpdated) Public(id string) any {
 	return PublicDescriptor{ID: id, Title: e.Title, Revision: e.Revision, SHA256: DescriptorHash(e.Descriptor)}
 }

@@ -1,7 +1,7 @@
 package events
 
-// Connector is the set of events about one connector, which fills a search index from
-// somewhere else: stream "connector.<id>" within its tenant.
+// Connector is the set of events about one connector, which fills a search index from another
+// data source: stream "connector.<id>" within its tenant.
 //
 //sumtype:decl
 type Connector interface{ connector() }
@@ -17,7 +17,7 @@ type ConnectorChanged struct {
 	Connector ConnectorSettings `json:"connector" feed:",embed"`
 }
 
-// ConnectorSettings are what a connector says of itself.
+// ConnectorSettings are the settings of a connector.
 type ConnectorSettings struct {
 	Name        string `json:"name"`         // display name, or ""
 	Description string `json:"description"`  // free text, or ""
@@ -27,7 +27,7 @@ type ConnectorSettings struct {
 	Native      bool   `json:"is_native"`    // it is managed, and uses the secret of its API key
 }
 
-// Public implements formedPart: the settings hold no secret.
+// Public implements fieldPublisher: the settings contain no secret.
 func (s ConnectorSettings) Public() any { return s }
 
 // ConnectorAPIKeySet records: The API key of the connector was set. It may be unchanged except for
@@ -35,7 +35,7 @@ func (s ConnectorSettings) Public() any { return s }
 type ConnectorAPIKeySet struct {
 	APIKeyID string `json:"api_key_id" feed:"api_key_id"`               // of the search service, or ""
 	SecretID string `json:"api_key_secret_id" feed:"api_key_secret_id"` // id of a connector secret, or ""
-	Use      string `json:"use" feed:"-"`                               // which of the uses that the secret records this is; "" without a secret
+	Use      string `json:"use" feed:"-"`                               // id of this use in the secret's stream; "" without a secret
 }
 
 // ConnectorUseAbandoned records: A use of a secret that the connector never had is excluded from
@@ -54,7 +54,7 @@ func (ConnectorUseAbandoned) connector() {}
 func (ConnectorDeleted) connector()      {}
 
 // ConnectorSecret is the set of events about one secret of connectors, stream
-// "connector_secret.<id>" within its tenant. The value lives in the vault alone.
+// "connector_secret.<id>" within its tenant. The value is only in the vault.
 //
 //sumtype:decl
 type ConnectorSecret interface{ connectorSecret() }
@@ -62,7 +62,7 @@ type ConnectorSecret interface{ connectorSecret() }
 // ConnectorSecretCreated records: The secret got its first value, or its first one since a
 // deletion.
 type ConnectorSecretCreated struct {
-	Version  int    `json:"version" feed:"version"` // one more than any that the id has had
+	Version  int    `json:"version" feed:"version"` // one more than the last version of this id
 	SecretID string `json:"secret_id" feed:"-"`     // where the vault keeps the value
 }
 
@@ -108,7 +108,7 @@ func (ConnectorSecretReleased) connectorSecret() {}
 func (ConnectorSecretDeleted) connectorSecret()  {}
 func (SecretAbandoned) connectorSecret()         {}
 
-// Who may read credentials need not be allowed to see connectors: the audit trail alone has them.
+// Only in the audit log: readers of the feed may lack the permission for connectors.
 var connectorTypes = []Type{
 	Define[ConnectorCreated]("connector.created", Audit),
 	Define[ConnectorChanged]("connector.changed", Audit),

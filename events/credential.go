@@ -11,7 +11,7 @@ import (
 //sumtype:decl
 type Credential interface{ credential() }
 
-// Status says what the last dry request found.
+// Status is the result of the last dry request, or of the last renewal of tokens.
 type Status string
 
 // The statuses of a credential.
@@ -21,12 +21,12 @@ const (
 	Unverified Status = "unverified" // the component declares no probe
 )
 
-// Statuses are all that a credential can have.
+// Statuses are all statuses of a credential.
 func Statuses() []Status {
 	return []Status{Verified, Failed, Unverified, ReauthorizationRequired}
 }
 
-// StatusChoice names every status, for a sentence: "verified, failed, ... or ...".
+// StatusChoice lists every status in words: "verified, failed, ... or ...".
 func StatusChoice() string {
 	var names []string
 	for _, s := range Statuses() {
@@ -36,7 +36,7 @@ func StatusChoice() string {
 	return strings.Join(names[:last], ", ") + " or " + names[last]
 }
 
-// Verification is the evidence of one dry request, never what the API answered.
+// Verification is the result of one dry request, without the API's response.
 type Verification struct {
 	Status    Status `json:"status" feed:"status"`
 	Probe     string `json:"probe" feed:"probe"`           // "http", "tcp", "tls", or "" if there is no dry request
@@ -44,11 +44,11 @@ type Verification struct {
 	LatencyMS int64  `json:"latency_ms" feed:"latency_ms"` // milliseconds until the outcome was known
 }
 
-// KeysVersion describes one version of a credential's keys. The values live in
-// the vault alone, under SecretID.
+// KeysVersion describes one version of a credential's keys. The values are only in the vault,
+// under SecretID.
 type KeysVersion struct {
 	Version      int          `json:"version"`   // 1, 2, 3, ...
-	SecretID     string       `json:"secret_id"` // where the vault keeps the sealed values
+	SecretID     string       `json:"secret_id"` // where the vault keeps the encrypted values
 	Fields       []string     `json:"fields"`    // names of the fields that have a value, sorted
 	Revision     int          `json:"revision"`  // revision of the component's current descriptor
 	Hosts        []string     `json:"hosts"`     // where these keys may be sent: patterns, from the descriptor
@@ -56,16 +56,16 @@ type KeysVersion struct {
 	Verification Verification `json:"verification"`
 }
 
-// PublicKeys is what others see of a KeysVersion.
+// PublicKeys is the public form of a KeysVersion.
 type PublicKeys struct {
 	Version  int      `json:"version"` // 1, 2, 3, ...
-	Status   Status   `json:"status"`  // what the dry request found
+	Status   Status   `json:"status"`  // result of the dry request
 	Fields   []string `json:"fields"`
 	Revision int      `json:"revision"`
 	Hosts    []string `json:"hosts"`
 }
 
-// Public hides where the values are and what they are.
+// Public omits the secret id, the fields and the hosts.
 func (k KeysVersion) Public() any {
 	return PublicKeys{Version: k.Version, Status: k.Verification.Status, Fields: k.Fields, Revision: k.Revision, Hosts: k.Hosts}
 }
@@ -89,22 +89,22 @@ type CredentialVPNAgentSet struct {
 	VPNAgent string `json:"vpn_agent" feed:"vpn_agent"` // id given by the caller, "" for none
 }
 
-// CredentialThrottlePolicyAssigned says which throttle policy limits the use of the
-// credential from here on.
+// CredentialThrottlePolicyAssigned records: A throttle policy was assigned to the credential, or
+// removed.
 type CredentialThrottlePolicyAssigned struct {
 	Policy string `json:"policy" feed:"policy"` // id, "" for none
-	Use    string `json:"use" feed:"-"`         // which of the uses that the policy records this is; "" without a policy
+	Use    string `json:"use" feed:"-"`         // id of this use in the policy's stream; "" without a policy
 }
 
-// CredentialThrottlePolicyUseAbandoned cancels a recorded use of a throttle policy that the
-// credential never took up, because the policy is being deleted.
+// CredentialThrottlePolicyUseAbandoned records: A use of a throttle policy that the credential
+// never took up was cancelled, because the policy is being deleted.
 type CredentialThrottlePolicyUseAbandoned struct {
 	Use string `json:"use" feed:"-"`
 }
 
-// CredentialTyped says that the keys of a version belong to a free type: a name that its
-// caller gave, with no component behind it. It stands in the commit that put the version in
-// force. What a component's descriptor says of other keys, it says of these.
+// CredentialTyped records: The keys of a version have a free type, a name that the caller gave
+// instead of a component. The event is in the same commit as the keys. It contains what a
+// component's descriptor declares for other keys.
 type CredentialTyped struct {
 	Version int    `json:"version" feed:"version"` // of the keys
 	Type    string `json:"type" feed:"type"`       // of the credential; it never changes
@@ -112,7 +112,7 @@ type CredentialTyped struct {
 	Rules   string `json:"rules" feed:"-"`         // hosts and verification in the form of a component.json; "" for neither
 }
 
-// CredentialDescriptionSet says what people are told of the credential from here on.
+// CredentialDescriptionSet records: The description of the credential was changed.
 type CredentialDescriptionSet struct {
 	Description string `json:"description" feed:"description"` // "" for none
 }
@@ -143,18 +143,18 @@ type CredentialDeleted struct{}
 // reservation.
 type CredentialUsed struct {
 	Flow     string    `json:"flow" feed:"flow"`
-	Revision uint64    `json:"revision" feed:"revision"`             // of the flow; 0 when the flow engine has not told of it yet
+	Revision uint64    `json:"revision" feed:"revision"`             // of the flow; 0 if the flow engine has not reported it yet
 	Named    bool      `json:"named" feed:"named"`                   // a step of the flow names the credential
-	Active   bool      `json:"active" feed:"active"`                 // and the flow runs
-	Steps    []string  `json:"steps" feed:"steps"`                   // ids of the steps that what led to this fact was about, sorted; none when something ended
+	Active   bool      `json:"active" feed:"active"`                 // a step names it and the flow is active
+	Steps    []string  `json:"steps" feed:"steps"`                   // ids of the steps in the flow event, reservation or command that caused this event, sorted; none if a use ended
 	Binding  string    `json:"binding" feed:"binding"`               // id of the reservation; "" if there is none
-	Until    time.Time `json:"until,omitzero" feed:"until,omitzero"` // when the reservation ends by itself
+	Until    time.Time `json:"until,omitzero" feed:"until,omitzero"` // expiry of the reservation
 }
 
 // CredentialReleased records: A flow no longer uses the credential.
 type CredentialReleased struct {
 	Flow     string `json:"flow" feed:"flow"`
-	Revision uint64 `json:"revision" feed:"revision"` // of the flow that no longer names it, 0 when only a reservation ended
+	Revision uint64 `json:"revision" feed:"revision"` // of the flow that no longer names it; 0 if only a reservation ended
 }
 
 // CredentialRevealed records: The values of one version are about to be revealed to a person: the
@@ -208,7 +208,7 @@ var credentialTypes = []Type{
 	Define[CredentialRevealed]("credential.revealed", Audit).KeepingValues(),
 	Define[SecretAbandoned]("secret.abandoned", Internal).KeepingSecrets(),
 	Define[CredentialVPNAgentSet]("credential.vpn_agent_set", Changes).KeepingValues(),
-	// Not KeepingValues: what clients keep of a resolved credential names its policy.
+	// Not KeepingValues: resolved values that clients cache include the policy.
 	Define[CredentialThrottlePolicyAssigned]("credential.throttle_policy_assigned", Changes).KeepingSecrets(),
 	Define[CredentialThrottlePolicyUseAbandoned]("credential.throttle_policy_use_abandoned", Internal).KeepingSecrets(),
 	Define[CredentialTyped]("credential.typed", Changes).KeepingSecrets(),

@@ -1,5 +1,5 @@
-// Package events holds every fact the service stores, the form in which it is
-// stored forever, and the contract of the log.
+// Package events defines the events that the service stores, their permanent stored form, and
+// the interface of the log.
 package events
 
 import (
@@ -15,8 +15,8 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// Event is a fact: a plain struct named in the past tense. It has no free maps
-// and never holds a secret, not even a sealed one.
+// Event is a struct named in the past tense. It has no maps with arbitrary keys and never
+// contains a secret, not even an encrypted one.
 type Event any
 
 // Actor is who caused a change. It is an id, never a name or an address.
@@ -27,13 +27,13 @@ type Actor struct {
 
 // Meta says who caused a commit, when, and on behalf of what.
 type Meta struct {
-	Commit      string    `json:"commit"` // UUIDv7, made for each attempt to append
-	Tenant      string    `json:"tenant"` // the tenant the change belongs to; the stream may stand under System
+	Commit      string    `json:"commit"` // UUIDv7, new for each attempt to append
+	Tenant      string    `json:"tenant"` // tenant that the change belongs to; the stream may be under System
 	Actor       Actor     `json:"actor"`
 	Command     string    `json:"command"`          // id of the command, unique for (tenant, actor)
-	Request     string    `json:"request,omitzero"` // HMAC of the request under the tenant's key: tells a repeat from a reuse
+	Request     string    `json:"request,omitzero"` // HMAC of the request under the tenant's key: distinguishes a repeat from another request with the same command id
 	Causation   string    `json:"causation"`        // id of the event or command before it, or ""
-	Correlation string    `json:"correlation"`      // shared by all that one outside cause led to
+	Correlation string    `json:"correlation"`      // correlation id: shared by all commits that one external cause led to
 	Time        time.Time `json:"time"`             // UTC, microseconds; never used for order
 	Via         string    `json:"via"`              // "nats", "http", "cli" or "system"
 }
@@ -41,8 +41,8 @@ type Meta struct {
 // Record is one committed event.
 type Record struct {
 	Stream StreamID
-	Seq    uint64 // log sequence of the commit: its place in the log and the revision of its stream
-	Index  int    // place within the commit, from 0
+	Seq    uint64 // log sequence of the commit, which is also the revision of its stream
+	Index  int    // within the commit, from 0
 	Of     int    // number of events in the commit
 	Meta   Meta
 	Event  Event
@@ -56,11 +56,11 @@ func (r Record) Last() bool { return r.Index == r.Of-1 }
 
 // The errors of a Store.
 var (
-	// ErrConflict is returned by Append when the stream has moved on since it was
-	// loaded: load again, decide again.
+	// ErrConflict is returned by Append if the stream has a newer commit than expected: load
+	// and decide again.
 	ErrConflict = fault.New(fault.Conflict, "stream_moved", "The resource was changed concurrently. Read it again and retry.")
-	// ErrUnknownOutcome is returned by Append when the store could not tell whether
-	// the commit was stored, even after asking. Repeating the command finds out.
+	// ErrUnknownOutcome is returned by Append if it is unknown whether the commit was stored,
+	// even after reading the log. Repeating the command resolves it.
 	ErrUnknownOutcome = fault.New(fault.Unavailable, "outcome_unknown",
 		"The log did not answer in time, so it is unknown whether the change was stored. Repeat it with the same command id.")
 	// ErrTooLarge refuses a commit that does not fit into one message of the log.
@@ -72,8 +72,8 @@ var (
 // UnsettledError is an ErrUnknownOutcome of Stage or Append that can still be resolved.
 type UnsettledError struct {
 	Err error
-	// Settle sends the same commit until the log says whether it is stored, or ctx ends.
-	// When stored is false and err is nil, it never will be.
+	// Settle sends the same commit until it is known whether it is stored, or ctx ends. If
+	// stored is false and err is nil, it never will be stored.
 	Settle func(ctx context.Context) (stored bool, err error)
 }
 
@@ -82,62 +82,60 @@ func (e *UnsettledError) Error() string { return e.Err.Error() }
 // Unwrap returns an error with ErrUnknownOutcome in its chain.
 func (e *UnsettledError) Unwrap() error { return e.Err }
 
-// MaxCommit is the size in bytes of the largest commit body a Store takes.
+// MaxCommit is the maximum size of a commit body, in bytes.
 const MaxCommit = 960 << 10
 
-// Store is the append-only log. Sequences start at 1 and rise by one commit.
-// Every method may be called from many goroutines.
+// Store is the append-only log. The sequence of the first commit is 1, and each commit adds 1.
+// It is safe for concurrent use.
 type Store interface {
-	// Append commits evs as one unit if the last sequence of stream is still
-	// expected (0: no stream yet), else it returns ErrConflict. It returns the
-	// commit's sequence when it is durable. It sets meta.Commit itself.
+	// Append appends evs as one commit if the last sequence of stream is still expected (0: no
+	// stream yet), else it returns ErrConflict. It returns once the commit is durable, with its
+	// sequence. It sets meta.Commit itself.
 	Append(ctx context.Context, stream StreamID, expected uint64, meta Meta, evs ...Event) (seq uint64, err error)
 
-	// Stage is Append that does not wait until the commit is durable: nobody may be
-	// told of it before WaitDurable. What is decided on it and appended is durable
-	// no sooner than the commit itself.
+	// Stage is Append without the wait for durability: call WaitDurable before anything about
+	// the commit leaves the process. Later commits become durable no sooner than this one.
 	Stage(ctx context.Context, stream StreamID, expected uint64, meta Meta, evs ...Event) (seq uint64, err error)
 
-	// Stream yields the records of one stream whose sequence is above after,
-	// oldest first, and ends. It may yield records that are not durable yet: before
-	// an answer tells of them, WaitDurable. However long the stream is, a bounded
-	// number of its records is in memory, and a reader who leaves early spares the rest.
+	// Stream yields the records of one stream whose sequence is above after, oldest first, and
+	// ends. They may not be durable yet: call WaitDurable before a response depends on them. A
+	// bounded number of records is in memory, and a reader that stops early does not load the
+	// rest.
 	Stream(ctx context.Context, stream StreamID, after uint64) iter.Seq2[Record, error]
 
 	// Back is Stream in the opposite order: it yields the records whose sequence is at
 	// most upTo, all when it is 0, newest first, and ends.
 	Back(ctx context.Context, stream StreamID, upTo uint64) iter.Seq2[Record, error]
 
-	// Last is the sequence of the stream's last commit, 0 when it has none, read
-	// from the leader: never an old answer.
+	// Last returns the sequence of the stream's last commit, 0 if it has none. It reads from
+	// the leader, so the result is never stale.
 	Last(ctx context.Context, stream StreamID) (uint64, error)
 
-	// Follow yields every durable record of the whole log whose sequence is above
-	// after, in log order, and waits for more until ctx ends; then it ends without
-	// an error. Commits come whole.
+	// Follow yields every durable record of the whole log whose sequence is above after, in log
+	// order, and waits for more until ctx ends; then it ends without an error. Commits are
+	// never split.
 	Follow(ctx context.Context, after uint64) iter.Seq2[Record, error]
 
 	// Commit yields the records of the one commit at seq, or ErrNoSuchCommit.
 	Commit(ctx context.Context, seq uint64) ([]Record, error)
 
-	// Meta is the stream of the commit at seq and what the commit says of itself, also
-	// where its events are not known to this program. Errors: ErrNoSuchCommit;
-	// ErrCommitFormat, with the stream.
+	// Meta returns the stream and the metadata of the commit at seq, even if this program does
+	// not know its events. Errors: ErrNoSuchCommit; ErrCommitFormat, with the stream.
 	Meta(ctx context.Context, seq uint64) (StreamID, Meta, error)
 
-	// End is the sequence of the log's last commit, 0 when it is empty.
+	// End returns the sequence of the log's last commit, 0 if it is empty.
 	End(ctx context.Context) (uint64, error)
 
-	// WaitDurable returns when every commit up to seq is durable.
+	// WaitDurable waits until every commit up to seq is durable.
 	WaitDurable(ctx context.Context, seq uint64) error
 
-	// Snapshot returns the latest snapshot of stream with this fold version that
-	// the log bears out: its Seq still holds its Commit. The zero Snapshot means
-	// there is none; fold from the start.
+	// Snapshot returns the latest snapshot of stream with this fold version that agrees with
+	// the log: its Commit is still at its Seq. The zero Snapshot means there is none; fold from
+	// the start.
 	Snapshot(ctx context.Context, stream StreamID, fold int) (Snapshot, error)
 
-	// SaveSnapshot keeps a folded state so that later loads are short. It stores
-	// durable states only and may be lost: the log is the truth.
+	// SaveSnapshot stores a folded state, which makes later loads faster. It stores only
+	// durable states. Snapshots may be lost: the log is the source of truth.
 	SaveSnapshot(ctx context.Context, stream StreamID, snap Snapshot) error
 }
 
@@ -145,51 +143,50 @@ type Store interface {
 type Snapshot struct {
 	Seq    uint64          `json:"seq"`
 	Commit string          `json:"commit"` // id of the commit at Seq
-	Fold   int             `json:"fold"`   // version of the fold that made State
+	Fold   int             `json:"fold"`   // version of the fold that produced State
 	State  json.RawMessage `json:"state"`
 }
 
 // Upcast rewrites a stored payload of version n as version n+1.
 type Upcast func(json.RawMessage) (json.RawMessage, error)
 
-// Audience is who may read a fact in its public form.
+// Audience determines who may read an event in its public form.
 type Audience string
 
-// The audiences. Who reads the audit trail reads the changes too.
+// The audiences. Readers of the audit log may read the changes too.
 const (
-	// Changes are for who follows credentials, components and flows.
+	// Changes are for followers of credentials, components and flows.
 	Changes Audience = "changes"
-	// Audit is for the audit trail alone: who may do what, who was refused, who saw a secret.
+	// Audit is only for the audit log: permissions, denials, and reads of secrets.
 	Audit Audience = "audit"
-	// Internal are for nobody: they have no public form.
+	// Internal events have no public form.
 	Internal Audience = "internal"
 )
 
-// Type ties a Go struct to its stored name. The struct may be renamed, the name
-// may not. The current version is one more than the number of upcasters, so
-// nobody can forget to raise it.
+// Type binds a Go struct to its stored name. The struct may be renamed, the stored name may
+// not. The current version is the number of upcasters plus one, so that it always increases
+// with a new upcaster.
 type Type struct {
 	Name     string // "credential.created"
 	Audience Audience
-	// KeepsSecrets: the fact drops no secret and ends no token, so it owes nothing outside
-	// the log. KeepsValues: nor does it change the values of a credential, so whoever was
-	// given them may keep them.
+	// KeepsSecrets: the event drops no secret and ends no token, so nothing outside the log has
+	// to follow. KeepsValues: nor does it change the values of a credential, so values that
+	// were resolved earlier stay valid.
 	KeepsSecrets, KeepsValues bool
 	upcasts                   []Upcast
 	goType                    reflect.Type
 	public                    publicForm
 }
 
-// Define names the facts of type E and says who may read them. upcasts[0] makes
-// version 2 of version 1. It panics when a field does not say whether it is public,
-// as Type.Public wants it.
+// Define defines the stored name and the audience of the events of type E. upcasts[0] converts
+// version 1 to version 2. It panics if a field lacks the tag that Type.Public requires.
 func Define[E Event](name string, to Audience, upcasts ...Upcast) Type {
 	t := Type{Name: name, Audience: to, upcasts: upcasts, goType: reflect.TypeFor[E]()}
 	return t.WithID("id")
 }
 
-// WithID is t with another name for the member of the public form that holds the id
-// of the stream; without one when name is "".
+// WithID returns t with another name for the member of the public form that holds the id of the
+// stream, or without that member if name is "".
 func (t Type) WithID(name string) Type {
 	if t.Audience != Internal {
 		t.public = derive(t.goType, name)
@@ -197,19 +194,19 @@ func (t Type) WithID(name string) Type {
 	return t
 }
 
-// KeepingSecrets is t, which keeps secrets.
+// KeepingSecrets returns t with KeepsSecrets.
 func (t Type) KeepingSecrets() Type {
 	t.KeepsSecrets = true
 	return t
 }
 
-// KeepingValues is t, which keeps secrets and the values of the credential.
+// KeepingValues returns t with KeepsSecrets and KeepsValues.
 func (t Type) KeepingValues() Type {
 	t.KeepsValues = true
 	return t.KeepingSecrets()
 }
 
-// Version is the version written today.
+// Version is the current version, in which events are written.
 func (t Type) Version() int { return 1 + len(t.upcasts) }
 
 // GoType is the struct that holds the payload.
@@ -222,7 +219,7 @@ type Registry struct {
 	types  []Type
 }
 
-// NewRegistry panics when a name or a struct is defined twice: a fault of the program.
+// NewRegistry panics if a name or a struct is defined twice, which is a programming error.
 func NewRegistry(types ...Type) *Registry {
 	r := &Registry{byName: map[string]Type{}, byType: map[reflect.Type]Type{}, types: types}
 	for _, t := range types {
@@ -237,7 +234,7 @@ func NewRegistry(types ...Type) *Registry {
 	return r
 }
 
-// All returns a registry of every fact the service stores.
+// All returns a registry of every event that the service stores.
 func All() *Registry {
 	var all []Type
 	for _, types := range [][]Type{tenantTypes, apiKeyTypes, accessTypes, componentTypes, credentialTypes, tokenTypes, flowTypes, oauthClientTypes, authClientTypes, connectorTypes, throttlePolicyTypes, installationTypes, commandRecordTypes} {
@@ -246,17 +243,17 @@ func All() *Registry {
 	return NewRegistry(all...)
 }
 
-// Types lists what is registered, in the order of definition.
+// Types lists the registered types in the order of definition.
 func (r *Registry) Types() []Type { return r.types }
 
-// TypeOf returns the type of e; ok is false when it is not registered.
+// TypeOf returns the type of e; ok is false if it is not registered.
 func (r *Registry) TypeOf(e Event) (t Type, ok bool) {
 	t, ok = r.byType[reflect.TypeOf(e)]
 	return t, ok
 }
 
-// Decode returns today's struct of a stored payload, one upcast at a time. A
-// name or version that is not known here is an error, never skipped.
+// Decode upcasts a stored payload to the current version and decodes it. An unknown name or
+// version is an error.
 func (r *Registry) Decode(name string, version int, data json.RawMessage) (Event, error) {
 	t, ok := r.byName[name]
 	if !ok || version < 1 || version > t.Version() {

@@ -2,9 +2,8 @@ package events
 
 import "time"
 
-// Flow is the set of events about one flow of a flow engine, stream
-// "flow.<id>" within its tenant. The flow itself is the engine's: these are what
-// was heard of it, and what became of its use of credentials.
+// Flow is the set of events about one flow of a flow engine, stream "flow.<id>" within its
+// tenant: what the engine reported about it, and the result of its use of credentials.
 //
 //sumtype:decl
 type Flow interface{ flow() }
@@ -17,7 +16,7 @@ type FlowStep struct {
 	Credential string `json:"credential" feed:"credential"` // id of the credential it uses, "" for none
 }
 
-// FlowChange says what happened to a flow.
+// FlowChange is the kind of a flow engine's event.
 type FlowChange string
 
 // The changes of a flow. A started flow is active until it is stopped or deleted.
@@ -33,7 +32,7 @@ const (
 type FlowObserved struct {
 	Change   FlowChange `json:"change" feed:"change"`
 	Name     string     `json:"name" feed:"name"`         // display name, or ""
-	Revision uint64     `json:"revision" feed:"revision"` // rises with every event of the flow, start and stop too
+	Revision uint64     `json:"revision" feed:"revision"` // increases with every event of the flow, including start and stop
 	Active   bool       `json:"active" feed:"active"`
 	Steps    []FlowStep `json:"steps" feed:"steps"` // none once it is deleted
 }
@@ -43,7 +42,7 @@ type FlowBound struct {
 	Binding string     `json:"binding" feed:"binding"` // id of the reservation
 	Name    string     `json:"name" feed:"name"`       // of the flow, or ""
 	Steps   []FlowStep `json:"steps" feed:"steps"`
-	Until   time.Time  `json:"until" feed:"until"` // when the reservation ends by itself
+	Until   time.Time  `json:"until" feed:"until"` // expiry of the reservation
 }
 
 // FlowReleased records: A reservation ended without a start.
@@ -64,8 +63,8 @@ type FlowUseRefused struct {
 	Revision   uint64 `json:"revision" feed:"revision"` // of the flow
 	Step       string `json:"step" feed:"step"`
 	Component  string `json:"component" feed:"component"`
-	Credential string `json:"credential" feed:"credential"` // "" when the step names none
-	Reason     string `json:"reason" feed:"reason"`         // a fault code: "credential_not_found", ...
+	Credential string `json:"credential" feed:"credential"` // "" if the step names none
+	Reason     string `json:"reason" feed:"reason"`         // an error code: "credential_not_found", ...
 }
 
 func (FlowObserved) flow()   {}

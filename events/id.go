@@ -14,16 +14,16 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// ErrID refuses an id that cannot stand in a subject, a key or a row.
+// ErrID refuses an id that is not valid in a subject, a key or a row.
 var ErrID = fault.New(fault.Invalid, "id_invalid",
 	"An id must have 1 to 128 bytes of UTF-8 without control characters. Ids of tenants and components have at most 64 letters, digits, '_' and '-'.")
 
-// System is the tenant that holds what belongs to the installation:
-// components, tenants and API keys.
+// System is the tenant of what belongs to the whole installation: components, tenants and API
+// keys.
 const System = "_system"
 
-// Plain reports whether id is 1 to 64 letters, digits, '_' and '-': such an id
-// stands in a subject as it is.
+// Plain reports whether id is 1 to 64 letters, digits, '_' and '-', so that it needs no encoding
+// in a subject.
 func Plain(id string) bool {
 	if len(id) < 1 || len(id) > 64 {
 		return false
@@ -58,9 +58,8 @@ func CheckID(id string) error {
 	return nil
 }
 
-// Token writes an id as one token of a subject or key: a plain id as it is,
-// any other as '=' and its unpadded base64url. Different ids have different
-// tokens, and ParseToken gives the id back.
+// Token encodes an id as one token of a subject or key: a plain id as it is, any other as '='
+// and its unpadded base64url. Different ids have different tokens; ParseToken is the inverse.
 func Token(id string) string {
 	if Plain(id) {
 		return id
@@ -68,8 +67,8 @@ func Token(id string) string {
 	return "=" + base64.RawURLEncoding.EncodeToString([]byte(id))
 }
 
-// ParseToken returns the id that Token wrote. It refuses every other spelling
-// with ErrID, so that one id has one token.
+// ParseToken decodes a token. It refuses every other encoding than that of Token with ErrID, so
+// that each id has exactly one token.
 func ParseToken(token string) (string, error) {
 	id := token
 	if rest, ok := strings.CutPrefix(token, "="); ok {
@@ -85,9 +84,8 @@ func ParseToken(token string) (string, error) {
 	return id, nil
 }
 
-// LengthPrefixed writes parts one after the other, each behind its length in
-// bytes as a big-endian uint32: an injective encoding, for hashes and
-// associated data.
+// LengthPrefixed concatenates parts, each prefixed by its length in bytes as a big-endian
+// uint32: an injective encoding, for hashes and associated data.
 func LengthPrefixed(parts ...string) []byte {
 	n := 0
 	for _, p := range parts {
@@ -101,10 +99,9 @@ func LengthPrefixed(parts ...string) []byte {
 	return b
 }
 
-// DeriveID makes the id of a new thing of a command: a UUIDv8 (RFC 9562) from
-// SHA-256, so that a repeated command meets the stream it made before. What is the
-// thing as the command names it, such as "oauth_client/petstore": one command id that
-// is used for two targets makes two ids.
+// DeriveID derives the id that a command gives to a new resource: a UUIDv8 (RFC 9562) from
+// SHA-256, so that a repeated command targets the stream that it created before. what names the
+// resource, such as "oauth_client/petstore": one command id for two targets derives two ids.
 func DeriveID(tenant string, actor Actor, command, what string) string {
 	sum := sha256.Sum256(LengthPrefixed("credstream/id/2", tenant, actor.Kind, actor.ID, command, what))
 	var id uuid.UUID
@@ -114,7 +111,7 @@ func DeriveID(tenant string, actor Actor, command, what string) string {
 	return id.String()
 }
 
-// NewID makes a random id that sorts by time: a UUIDv7 (RFC 9562).
+// NewID returns a random id that sorts by time: a UUIDv7 (RFC 9562).
 func NewID() string { return uuid.Must(uuid.NewV7()).String() }
 
 // StreamID names the stream of one aggregate.

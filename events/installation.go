@@ -10,7 +10,7 @@ type Installation interface{ installation() }
 // verified.
 type DurabilityAttested struct {
 	Replicas int    `json:"replicas"` // of each stream
-	Why      string `json:"why"`      // what was weak or not seen
+	Why      string `json:"why"`      // what was weak or could not be verified
 }
 
 func (DurabilityAttested) installation() {}

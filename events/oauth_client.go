@@ -7,9 +7,9 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// OAuthClient is the set of events about the OAuth client of one component in
-// one tenant, stream "oauth_client.<component>". The use by flows is recorded
-// whether a client is defined or not, so that none is defined into a gap.
+// OAuthClient is the set of events about the OAuth client of one component in one tenant, stream
+// "oauth_client.<component>". The use by flows is recorded even if no client is defined, so that
+// it is complete when one is defined later.
 //
 //sumtype:decl
 type OAuthClient interface{ oauthClient() }
@@ -18,19 +18,19 @@ type OAuthClient interface{ oauthClient() }
 // is only in the vault.
 type OAuthClientDefined struct {
 	ID       string `json:"id"`        // of the client, for callers
-	ClientID string `json:"client_id"` // as the provider gave it (RFC 6749, 2.2)
+	ClientID string `json:"client_id"` // assigned by the provider (RFC 6749, 2.2)
 	SecretID string `json:"secret_id"` // where the vault keeps the client secret
-	Revision int    `json:"revision"`  // of the component's descriptor, which says where the secret is sent; 0: not known
+	Revision int    `json:"revision"`  // of the component's descriptor, whose hosts the secret is approved for; 0: unknown
 }
 
-// PublicOAuthClientDefined is what others see of OAuthClientDefined.
+// PublicOAuthClientDefined is the public form of OAuthClientDefined.
 type PublicOAuthClientDefined struct {
 	ID        string `json:"id"`
 	Component string `json:"component"`
 	ClientID  string `json:"client_id"`
 }
 
-// Public names the client and its component.
+// Public omits the secret id.
 func (e OAuthClientDefined) Public(component string) any {
 	return PublicOAuthClientDefined{ID: e.ID, Component: component, ClientID: e.ClientID}
 }
@@ -45,7 +45,7 @@ type OAuthClientChanged struct {
 
 // OAuthClientMarkedUnusable records: The OAuth client can no longer be used.
 type OAuthClientMarkedUnusable struct {
-	Reason string `json:"reason" feed:"reason"` // a fault code: "component_deleted"
+	Reason string `json:"reason" feed:"reason"` // an error code: "component_deleted"
 }
 
 // OAuthClientRevealed records: The secret of the OAuth client was revealed to a person.
@@ -87,8 +87,8 @@ var oauthClientTypes = []Type{
 	Define[OAuthClientReleased]("oauth_client.released", Changes).KeepingSecrets(),
 }
 
-// withoutRevision makes version 2: of a client of version 1 it is not known for
-// which descriptor it was meant.
+// withoutRevision upcasts to version 2: for a client of version 1 it is unknown for which
+// descriptor its secret was entered.
 func withoutRevision(data json.RawMessage) (json.RawMessage, error) {
 	return withMember(data, "revision", "0")
 }

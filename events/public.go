@@ -6,13 +6,13 @@ import (
 	"strings"
 )
 
-// formed is an event whose public form the tags of its fields cannot express.
-type formed interface{ Public(id string) any }
+// publisher is an event whose public form the tags of its fields cannot express.
+type publisher interface{ Public(id string) any }
 
-// formedPart is the same of a field.
-type formedPart interface{ Public() any }
+// fieldPublisher is the same for the type of a field.
+type fieldPublisher interface{ Public() any }
 
-// publicForm makes the public form of one type of event.
+// publicForm describes the public form of one type of event.
 type publicForm struct {
 	data   reflect.Type // the struct of the data
 	id     bool         // whether its first field is the stream's id
@@ -20,17 +20,17 @@ type publicForm struct {
 }
 
 type publicField struct {
-	index  int  // of the event's field
-	formed bool // it is a formedPart
+	index     int  // of the event's field
+	hasPublic bool // it is a fieldPublisher
 }
 
-// PublicData is the struct that Public returns for events of this type, nil when
-// its audience is Internal.
+// PublicData returns the type that Public returns for events of this type, nil if the audience
+// is Internal.
 func (t Type) PublicData() reflect.Type { return t.public.data }
 
-// Public is the data of e, an event of this type in the stream with this id, as the
-// feed, the audit trail and the history show it: a struct for JSON. It is nil when the
-// type's audience is Internal. The form derives from the tags of the event's fields:
+// Public returns the data of e, an event of this type in the stream with this id, as the feed,
+// the audit log and the history show it: a struct for JSON. It is nil if the type's audience is
+// Internal. The form derives from the tags of the event's fields:
 //
 //	feed:"name"     the member of this name; options as in a json tag
 //	feed:",embed"   the members of the field's own public form
@@ -42,7 +42,7 @@ func (t Type) Public(id string, e Event) any {
 	if t.public.data == nil {
 		return nil
 	}
-	if own, ok := e.(formed); ok {
+	if own, ok := e.(publisher); ok {
 		return own.Public(id)
 	}
 	from, to := reflect.ValueOf(e), reflect.New(t.public.data).Elem()
@@ -53,8 +53,8 @@ func (t Type) Public(id string, e Event) any {
 	}
 	for i, f := range t.public.fields {
 		v := from.Field(f.index)
-		if f.formed {
-			v = reflect.ValueOf(v.Interface().(formedPart).Public()) // derive found it to be one
+		if f.hasPublic {
+			v = reflect.ValueOf(v.Interface().(fieldPublisher).Public()) // derive has checked the type
 		}
 		to.Field(first + i).Set(v)
 	}
@@ -64,7 +64,7 @@ func (t Type) Public(id string, e Event) any {
 // derive reads the tags of an event. id is the name of the member with the
 // stream's id, "" for none. It panics when a field has no tag: a fault of the program.
 func derive(event reflect.Type, id string) publicForm {
-	if own, ok := reflect.TypeAssert[formed](reflect.Zero(event)); ok {
+	if own, ok := reflect.TypeAssert[publisher](reflect.Zero(event)); ok {
 		return publicForm{data: reflect.TypeOf(own.Public(""))}
 	}
 	var form publicForm
@@ -81,8 +81,8 @@ func derive(event reflect.Type, id string) publicForm {
 			continue
 		}
 		typ, field := f.Type, publicField{index: f.Index[0]}
-		if part, ok := reflect.TypeAssert[formedPart](reflect.Zero(f.Type)); ok {
-			typ, field.formed = reflect.TypeOf(part.Public()), true
+		if part, ok := reflect.TypeAssert[fieldPublisher](reflect.Zero(f.Type)); ok {
+			typ, field.hasPublic = reflect.TypeOf(part.Public()), true
 		} else {
 			mustBeWhole(f.Type)
 		}

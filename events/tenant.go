@@ -10,14 +10,14 @@ type TenantRegistered struct {
 	Name string `json:"name" feed:"name"` // display name; may be ""
 }
 
-// TenantKeyRotationStarted records: A new encryption key was requested for a tenant. Its
-// secrets are sealed anew with it, and the earlier keys destroyed.
+// TenantKeyRotationStarted records: A new encryption key was requested for a tenant. Its secrets
+// are re-encrypted with it, then the earlier keys are destroyed.
 type TenantKeyRotationStarted struct {
-	Rotation uint64 `json:"rotation" feed:"rotation"` // its number, which grows from one to the next
+	Rotation uint64 `json:"rotation" feed:"rotation"` // number of the rotation; increases with each
 }
 
-// TenantKeyRotationCompleted records: All secrets of a tenant are sealed with its new encryption
-// key, and the earlier keys were destroyed.
+// TenantKeyRotationCompleted records: All secrets of a tenant are encrypted with its new key, and
+// the earlier keys were destroyed.
 type TenantKeyRotationCompleted struct {
 	Key string `json:"key" feed:"key"` // id of the new key, 8 hexadecimal digits
 }

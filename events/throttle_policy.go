@@ -2,8 +2,8 @@ package events
 
 import "time"
 
-// ThrottlePolicy is the sum of the facts about one throttle policy, which limits how often
-// flows use a credential: stream "throttle_policy.<id>" within its tenant.
+// ThrottlePolicy is the set of events about one throttle policy, which limits how often flows use
+// a credential: stream "throttle_policy.<id>" within its tenant.
 //
 //sumtype:decl
 type ThrottlePolicy interface{ throttlePolicy() }
@@ -19,7 +19,7 @@ const (
 	PerDay    TimeUnit = "day"
 )
 
-// Duration is the length of the period, 0 of one that is not known.
+// Duration returns the length of the period, 0 for an unknown unit.
 func (u TimeUnit) Duration() time.Duration {
 	switch u {
 	case PerSecond:
@@ -34,38 +34,38 @@ func (u TimeUnit) Duration() time.Duration {
 	return 0
 }
 
-// ThrottleSettings are what a throttle policy says.
+// ThrottleSettings are the settings of a throttle policy.
 type ThrottleSettings struct {
 	Description string   `json:"description"` // for people, or ""
-	Tokens      int64    `json:"tokens"`      // granted to all flows of a credential in any period, at most
+	Tokens      int64    `json:"tokens"`      // maximum for all flows of one credential together, per period
 	Per         TimeUnit `json:"per"`         // the period: second, minute, hour or day
 }
 
-// Public implements formedPart: the settings hold no secret.
+// Public implements fieldPublisher: the settings contain no secret.
 func (s ThrottleSettings) Public() any { return s }
 
-// ThrottlePolicyDefined is the policy as it was defined.
+// ThrottlePolicyDefined records: The policy was created.
 type ThrottlePolicyDefined struct {
 	Policy ThrottleSettings `json:"policy" feed:",embed"`
 }
 
-// ThrottlePolicyChanged is the policy as it is from here on.
+// ThrottlePolicyChanged records: The policy was changed. The event contains all settings.
 type ThrottlePolicyChanged struct {
 	Policy ThrottleSettings `json:"policy" feed:",embed"`
 }
 
-// ThrottlePolicyUsed says that the policy is assigned to a credential, or is about to be.
+// ThrottlePolicyUsed records: The policy is assigned to a credential, or is about to be.
 type ThrottlePolicyUsed struct {
 	Credential string `json:"credential" feed:"-"`
 	Use        string `json:"use" feed:"-"` // a new id for each attempt
 }
 
-// ThrottlePolicyReleased ends one use of the policy.
+// ThrottlePolicyReleased records: One use of the policy ended.
 type ThrottlePolicyReleased struct {
 	Use string `json:"use" feed:"-"`
 }
 
-// ThrottlePolicyDeleted ends the policy. No credential has it.
+// ThrottlePolicyDeleted records: The policy was deleted. No credential has it.
 type ThrottlePolicyDeleted struct{}
 
 func (ThrottlePolicyDefined) throttlePolicy()  {}
@@ -74,7 +74,7 @@ func (ThrottlePolicyUsed) throttlePolicy()     {}
 func (ThrottlePolicyReleased) throttlePolicy() {}
 func (ThrottlePolicyDeleted) throttlePolicy()  {}
 
-// credential.throttle_policy_assigned tells the feed and the audit trail who uses a policy.
+// For the feed and the audit log, credential.throttle_policy_assigned shows who uses a policy.
 var throttlePolicyTypes = []Type{
 	Define[ThrottlePolicyDefined]("throttle_policy.defined", Changes),
 	Define[ThrottlePolicyChanged]("throttle_policy.changed", Changes),

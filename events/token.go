@@ -5,25 +5,25 @@ import (
 	"time"
 )
 
-// ReauthorizationRequired is the status of a credential whose authorization
-// server has withdrawn its grant: somebody has to connect it again.
+// ReauthorizationRequired is the status of a credential whose grant the provider no longer
+// accepts: a person must connect it again.
 const ReauthorizationRequired Status = "reauthorization_required"
 
 // CredentialAuthorized records: A field of the newest keys has tokens of an OAuth authorization
 // server. The event is in the same commit as the keys.
 type CredentialAuthorized struct {
-	Grant      int       `json:"grant" feed:"-"`               // 1, 2, 3, ...: rises with every authorization of the credential
+	Grant      int       `json:"grant" feed:"-"`               // 1, 2, 3, ...: increases with every authorization of the credential
 	Version    int       `json:"version" feed:"version"`       // of the keys
 	Field      string    `json:"field" feed:"field"`           // that holds the tokens
 	By         string    `json:"by" feed:"by"`                 // "keys" given by the caller, "connect" or "client_credentials"
 	User       string    `json:"user" feed:"user"`             // id of the caller's user who connected, or ""
 	Expires    time.Time `json:"expires" feed:"expires"`       // of the access token
-	Lifetime   int64     `json:"lifetime" feed:"-"`            // seconds that it was good for when it was granted
-	Renewable  bool      `json:"renewable" feed:"-"`           // there is a refresh token, or the client can ask by itself
-	Scope      string    `json:"scope" feed:"scope"`           // as the server answered, "" when it did not say
-	Connection string    `json:"connection" feed:"connection"` // id of the connect link it came by, or ""
-	Due        time.Time `json:"due,omitzero" feed:"-"`        // when they are due for renewal; zero: as Lifetime has it
-	Odd        string    `json:"odd" feed:"-"`                 // what is implausible about the lifetime that the provider named, a sentence, or ""
+	Lifetime   int64     `json:"lifetime" feed:"-"`            // full lifetime of the access token at the time of issue, in seconds
+	Renewable  bool      `json:"renewable" feed:"-"`           // there is a refresh token, or the grant is client credentials
+	Scope      string    `json:"scope" feed:"scope"`           // as the provider stated it, "" if it did not
+	Connection string    `json:"connection" feed:"connection"` // id of the connect link, or ""
+	Due        time.Time `json:"due,omitzero" feed:"-"`        // when they are due for renewal; zero: derived from Lifetime
+	Odd        string    `json:"odd" feed:"-"`                 // a sentence about an implausible lifetime in the provider's response, or ""
 }
 
 // CredentialRefreshStarted records: One process started to renew the tokens: an epoch. It
@@ -43,10 +43,10 @@ type CredentialRefreshed struct {
 	Grant    int       `json:"grant" feed:"-"`
 	SecretID string    `json:"secret_id" feed:"-"`
 	Expires  time.Time `json:"expires" feed:"expires"` // expiry of the access token; zero: it must be renewed before any caller gets it
-	Lifetime int64     `json:"lifetime" feed:"-"`      // seconds that it was good for when it was granted
-	Rotated  bool      `json:"rotated" feed:"rotated"` // the server gave another refresh token
-	Scope    string    `json:"scope" feed:"scope"`     // as the server answered, "" when it did not say
-	Late     bool      `json:"late" feed:"-"`          // the epoch had been taken over or ended when the answer was found
+	Lifetime int64     `json:"lifetime" feed:"-"`      // full lifetime of the access token at the time of issue, in seconds
+	Rotated  bool      `json:"rotated" feed:"rotated"` // the provider rotated the refresh token
+	Scope    string    `json:"scope" feed:"scope"`     // as the provider stated it, "" if it did not
+	Late     bool      `json:"late" feed:"-"`          // the epoch had been taken over or had ended before the response was found
 	Due      time.Time `json:"due,omitzero" feed:"-"`  // as in CredentialAuthorized
 	Odd      string    `json:"odd" feed:"-"`           // as in CredentialAuthorized
 }
@@ -55,28 +55,28 @@ type CredentialRefreshed struct {
 type CredentialRefreshFailed struct {
 	Epoch   int       `json:"epoch" feed:"-"`
 	Grant   int       `json:"grant" feed:"-"`
-	Outcome string    `json:"outcome" feed:"outcome"`                     // "transient", "malformed", "client_refused", "refused", "too_early", "revoked", "busy" (nothing was asked) or "unknown"
-	Status  int       `json:"status" feed:"status"`                       // of the HTTP answer; 0: there was none
-	RetryAt time.Time `json:"retry_at,omitzero" feed:"retry_at,omitzero"` // no earlier attempt, except on request; zero: none at all
-	Left    int64     `json:"left" feed:"-"`                              // seconds that the access token was still valid for when the provider refused
+	Outcome string    `json:"outcome" feed:"outcome"`                     // "transient", "malformed", "client_refused", "refused", "too_early", "revoked", "busy" (nothing was sent) or "unknown"
+	Status  int       `json:"status" feed:"status"`                       // of the HTTP response; 0: there was none
+	RetryAt time.Time `json:"retry_at,omitzero" feed:"retry_at,omitzero"` // next automatic attempt; zero: none
+	Left    int64     `json:"left" feed:"-"`                              // remaining validity of the access token when the provider refused, in seconds
 }
 
 // CredentialReauthorizationRequired records: The tokens no longer work; the account must be
 // connected again.
 type CredentialReauthorizationRequired struct {
 	Grant  int      `json:"grant" feed:"-"`
-	Reason string   `json:"reason" feed:"reason"` // "revoked" by the server, "refused" by it for another reason until the token had expired, or "revoked_here"
+	Reason string   `json:"reason" feed:"reason"` // "revoked" at the provider, "refused" by it for another reason until the token had expired, or "revoked_here"
 	Says   string   `json:"says" feed:"says"`     // why, in a plain sentence
 	Flows  []string `json:"flows" feed:"flows"`   // ids of flows that name the credential, sorted: the first 100
 	Total  int      `json:"total" feed:"total"`   // how many flows name it
 
-	RetryAt time.Time `json:"retry_at,omitzero" feed:"retry_at,omitzero"` // when the service tries to renew them all the same; zero: it does not
+	RetryAt time.Time `json:"retry_at,omitzero" feed:"retry_at,omitzero"` // next attempt to renew them nevertheless; zero: none
 }
 
 // CredentialRecovered records: The tokens work again.
 type CredentialRecovered struct {
 	Grant  int    `json:"grant" feed:"-"`
-	Status Status `json:"status" feed:"status"` // of the credential from here on
+	Status Status `json:"status" feed:"status"` // of the credential from now on
 }
 
 // CredentialTokensRevoked records: The tokens were revoked on request: they are erased from the
@@ -128,11 +128,11 @@ var tokenTypes = []Type{
 	Define[CredentialRevokedAtProvider]("credential.revoked_at_provider", Changes).KeepingSecrets(),
 }
 
-// Version 2 tells when tokens are due, and what is odd about their lifetime.
+// Version 2 adds due and odd.
 func withoutOdd(data json.RawMessage) (json.RawMessage, error) { return withMember(data, "odd", `""`) }
 
-// Version 2 tells for how long the token was still valid.
+// Version 2 adds left.
 func withoutLeft(data json.RawMessage) (json.RawMessage, error) { return withMember(data, "left", "0") }
 
-// Version 2 tells when the service tries again; in version 1 it never did.
+// Version 2 adds retry_at: the service did not retry before.
 func withoutRetry(data json.RawMessage) (json.RawMessage, error) { return data, nil }
