@@ -1,12 +1,11 @@
-// Package admission bounds the work that a process does at one time, and shares
-// it between tenants and their keys. Every edge asks it before it reads or
-// decodes what a caller sent: requests over HTTP and NATS, flow events, queued
-// commands, replays.
+// Package admission limits the concurrent work of a process, and shares its capacity fairly
+// between tenants and their keys. Every edge acquires a pass before it reads or decodes input:
+// requests over HTTP and NATS, flow events, queued commands, replays.
 //
-// A tenant may hold as much as the others leave free, and a key as much as is
-// then left to its tenant, so there is always room for one who comes new. What
-// has no room waits in a line of its own key, and the lines have their turn one
-// after the other. What finds its line full, or waits for too long, is refused.
+// A tenant may use no more units than the other tenants leave free, and a key no more than its
+// tenant then has left, so a new tenant or key always finds capacity. Calls that do not fit wait
+// in a queue for each key; the queues are served round-robin. A call is refused if its queue is
+// full or it waits too long.
 package admission
 
 import (
@@ -22,78 +21,78 @@ import (
 
 // The costs of work, in units.
 const (
-	Message = 1        // a message on its way into a queue
-	Request = 16       // a command, or a query of one thing
-	Scan    = 128      // a query that looks at many: a list, a replay
+	Message = 1        // a message that is enqueued
+	Request = 16       // a command, or a query of one resource
+	Scan    = 128      // a query of many: a list, a replay
 	perCore = 2 * Scan // units for each core: one tenant alone keeps half of the cores busy with scans
-	perUnit = 4 << 10  // bytes of a body that cost as much as a unit
+	perUnit = 4 << 10  // bytes of a body that cost one unit
 
-	diskPart = 16 // a call that waits for the disk holds this part of its units
+	diskPart = 16 // a call that waits for an fsync holds its units divided by this
 )
 
-// The bounds of what waits.
+// The limits of waiting calls.
 const (
-	maxLine  = 256      // calls of one key that wait, for their turn or for something else
-	maxLines = 512      // calls of one tenant that wait
-	maxBytes = 64 << 20 // bytes of the bodies of all calls: a tenant's part follows the rule of the units
-	maxWait  = 5 * time.Second
-	again    = time.Second // after which a refused caller may try again
+	maxKeyWaiting    = 256      // calls of one key that wait or are idle
+	maxTenantWaiting = 512      // calls of one tenant that wait or are idle
+	maxBytes         = 64 << 20 // bytes of the bodies of all calls; a tenant may use what the others leave free
+	maxWait          = 5 * time.Second
+	retryAfter       = time.Second
 )
 
-// ErrBusy refuses a call while too many of its key or tenant are under way.
+// ErrBusy refuses a call while too many calls of its key or tenant are in flight.
 var ErrBusy = fault.New(fault.Throttled, "too_many_requests",
-	"Too many requests of this key or tenant are in flight. Wait for some responses, then retry.").WithRetryAfter(again)
+	"Too many requests of this key or tenant are in flight. Wait for some responses, then retry.").WithRetryAfter(retryAfter)
 
-// Caller is whose work it is.
+// Caller identifies whose capacity a call uses.
 type Caller struct {
 	Tenant string
 	Key    string
 }
 
-// Admission admits work. Its methods may be called from many goroutines.
+// Admission admits calls. It is safe for concurrent use.
 type Admission struct {
 	capacity int
 	wait     time.Duration
 
 	mu      sync.Mutex
-	used    int   // units of the work under way
+	used    int   // units in use
 	bytes   int64 // of the bodies of all calls
 	tenants map[string]*tenant
-	turns   ring[*tenant] // tenants with calls that wait
+	waiters ring[*tenant] // tenants with waiting calls
 
 	refused *prometheus.CounterVec
 }
 
-// tenant is what is known of a tenant with calls under way or waiting.
+// tenant is the state of a tenant that has calls.
 type tenant struct {
 	name string
 	share
-	bytes int64 // of the bodies of its calls
-	keys  map[string]*key
-	turns ring[*key] // keys with calls that wait
+	bytes   int64 // of the bodies of its calls
+	keys    map[string]*key
+	waiters ring[*key] // keys with waiting calls
 }
 
 type key struct {
 	name string
 	share
-	line []*Pass
+	queue []*Pass
 }
 
 // share counts the calls of a tenant or a key.
 type share struct {
-	used    int // units of the work under way
+	used    int // units in use
 	waiting int // calls that wait to be admitted
-	idle    int // calls that were admitted and wait for something else
-	passes  int // calls altogether
+	idle    int // calls that are reading their body, or were admitted and wait for something else
+	passes  int // all calls
 }
 
-// New makes an Admission for so many cores. metrics may be nil.
+// New returns an Admission with the capacity of this number of cores. metrics may be nil.
 func New(cores int, metrics prometheus.Registerer) *Admission {
 	a := &Admission{
 		capacity: cores * perCore, wait: maxWait, tenants: map[string]*tenant{},
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "credstream_admission_refused_total",
-			Help: "Calls refused because too many calls of their key or tenant were in flight: the line was full, or they waited too long.",
+			Help: "Calls refused because too many calls of their key or tenant were in flight: the queue was full, or they waited too long.",
 		}, []string{"reason"}),
 	}
 	if metrics != nil {
@@ -119,21 +118,22 @@ func (a *Admission) gauge(name, help string, read func() float64) prometheus.Col
 	})
 }
 
-// Pass is a call that has its place. Leave ends it.
+// Pass is the admission of one call, which Leave ends. It is safe for concurrent use.
 type Pass struct {
 	a        *Admission
 	t        *tenant
 	k        *key
 	cost     int
-	held     int // units of the cost that it holds now
+	held     int // units that it holds now, at most cost
 	size     int64
 	admitted chan struct{} // closed when the call is admitted
-	idle     int           // how often it became idle without a resume
+	idle     int           // calls of Idle that were not resumed
 	left     bool
 }
 
-// Reserve gives a call a place, while its body of a size in bytes is read. It
-// returns ErrBusy when the caller has no more places. Leave gives it back.
+// Reserve returns a pass for a call whose body of size bytes is about to be read; it uses no
+// units before Enter. It returns ErrBusy if too many calls of the caller wait, or their bodies are
+// too large. The caller must call Leave.
 func (a *Admission) Reserve(who Caller, cost int, size int64) (*Pass, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -148,7 +148,7 @@ func (a *Admission) Reserve(who Caller, cost int, size int64) (*Pass, error) {
 		t.keys[who.Key] = k
 	}
 	p := &Pass{a: a, t: t, k: k, cost: min(cost+int(size/perUnit), a.capacity/2), size: size, admitted: make(chan struct{}), idle: 1}
-	full := k.waiting+k.idle >= maxLine || t.waiting+t.idle >= maxLines || t.bytes+size > maxBytes-a.bytes
+	full := k.waiting+k.idle >= maxKeyWaiting || t.waiting+t.idle >= maxTenantWaiting || t.bytes+size > maxBytes-a.bytes
 	t.idle++
 	k.idle++
 	t.passes++
@@ -163,8 +163,8 @@ func (a *Admission) Reserve(who Caller, cost int, size int64) (*Pass, error) {
 	return p, nil
 }
 
-// Enter returns when it is the turn of the call. It returns ErrBusy when that
-// takes too long, or the error of ctx; the pass is then left.
+// Enter waits until the call is admitted. It returns ErrBusy after maxWait, or the error of ctx;
+// then it has called Leave.
 func (p *Pass) Enter(ctx context.Context) error {
 	p.a.request(p)
 	select {
@@ -187,7 +187,7 @@ func (p *Pass) Enter(ctx context.Context) error {
 	}
 }
 
-// request admits a call that has a place, or puts it into the line of its key.
+// request admits a call, or adds it to the queue of its key.
 func (a *Admission) request(p *Pass) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -195,52 +195,51 @@ func (a *Admission) request(p *Pass) {
 	p.t.idle--
 	p.k.idle--
 	if p.t.waiting == 0 && a.fits(p.t, p.cost) && a.fitsKey(p) {
-		a.take(p)
+		a.acquire(p)
 		close(p.admitted)
 		return
 	}
 	if p.t.waiting == 0 {
-		a.turns.add(p.t)
+		a.waiters.add(p.t)
 	}
 	if p.k.waiting == 0 {
-		p.t.turns.add(p.k)
+		p.t.waiters.add(p.k)
 	}
 	p.t.waiting++
 	p.k.waiting++
-	p.k.line = append(p.k.line, p)
+	p.k.queue = append(p.k.queue, p)
 }
 
-// unqueue takes the i-th call out of the line of a key.
+// unqueue removes the i-th call from the queue of a key.
 func (a *Admission) unqueue(k *key, i int) {
-	t := k.line[i].t
-	k.line = slices.Delete(k.line, i, i+1)
+	t := k.queue[i].t
+	k.queue = slices.Delete(k.queue, i, i+1)
 	t.waiting--
 	k.waiting--
 	if k.waiting == 0 {
-		t.turns.remove(k)
+		t.waiters.remove(k)
 	}
 	if t.waiting == 0 {
-		a.turns.remove(t)
+		a.waiters.remove(t)
 	}
 }
 
-// fits reports whether a tenant has room for so many units more. It may have one
-// call under way whatever the others hold, so that none starves.
+// fits reports whether a tenant may use cost more units. It may always have one call in flight,
+// so that no tenant starves.
 func (a *Admission) fits(t *tenant, cost int) bool {
 	return t.used == 0 || t.used+cost <= a.capacity-a.used
 }
 
-// fitsKey reports whether the key of a call has room for it in what is left to
-// its tenant.
+// fitsKey reports whether a call fits into the units that its tenant leaves to its key.
 func (a *Admission) fitsKey(p *Pass) bool {
 	return p.k.used == 0 || p.k.used+p.cost <= a.capacity-a.used-p.t.used
 }
 
-func (a *Admission) take(p *Pass) {
+func (a *Admission) acquire(p *Pass) {
 	a.hold(p, p.cost)
 }
 
-// hold changes how many units a call holds.
+// hold sets the number of units that a call holds.
 func (a *Admission) hold(p *Pass, units int) {
 	more := units - p.held
 	p.held = units
@@ -249,27 +248,27 @@ func (a *Admission) hold(p *Pass, units int) {
 	p.k.used += more
 }
 
-// release leaves a call so many units and admits whose turn it is.
+// release reduces the units of a call and admits waiting calls, round-robin.
 func (a *Admission) release(p *Pass, units int) {
 	a.hold(p, units)
-	for passed := 0; passed < a.turns.len(); passed++ {
-		if a.admitNext(a.turns.next()) {
-			passed = -1
+	for skipped := 0; skipped < a.waiters.len(); skipped++ {
+		if a.admitNext(a.waiters.next()) {
+			skipped = -1
 		}
 	}
 }
 
-// admitNext admits the call of the tenant whose turn it is. A call for which the
-// tenant has no room holds back the others, else small calls would pass it forever.
+// admitNext admits the next waiting call of a tenant. A call that does not fit into the tenant's
+// share blocks its other calls: small ones would overtake it forever.
 func (a *Admission) admitNext(t *tenant) bool {
-	for range t.turns.len() {
-		p := t.turns.next().line[0]
+	for range t.waiters.len() {
+		p := t.waiters.next().queue[0]
 		if !a.fits(t, p.cost) {
 			return false
 		}
 		if a.fitsKey(p) {
 			a.unqueue(p.k, 0)
-			a.take(p)
+			a.acquire(p)
 			close(p.admitted)
 			return true
 		}
@@ -277,7 +276,7 @@ func (a *Admission) admitNext(t *tenant) bool {
 	return false
 }
 
-// Leave ends the call. It may be called again.
+// Leave ends the call and releases its units. Further calls have no effect.
 func (p *Pass) Leave() {
 	p.a.mu.Lock()
 	defer p.a.mu.Unlock()
@@ -289,7 +288,7 @@ func (a *Admission) leave(p *Pass) {
 		return
 	}
 	p.left = true
-	if i := slices.Index(p.k.line, p); i >= 0 {
+	if i := slices.Index(p.k.queue, p); i >= 0 {
 		a.unqueue(p.k, i)
 	} else {
 		if p.idle > 0 {
@@ -312,16 +311,16 @@ func (a *Admission) leave(p *Pass) {
 
 type passKey struct{}
 
-// With returns a context for what is done under the pass.
+// With returns a context that carries the pass, for Idle.
 func (p *Pass) With(ctx context.Context) context.Context { return context.WithValue(ctx, passKey{}, p) }
 
-// Idle says that the call of ctx, if it was admitted, waits for something that
-// others do, such as another service. It holds no units until resume is called.
+// Idle releases the units of the pass in ctx, if any, while the call waits for something else, such
+// as another service. resume acquires them again without waiting.
 func Idle(ctx context.Context) (resume func()) { return idle(ctx, func(*Pass) int { return 0 }) }
 
-// IdleForDisk is Idle for a call that waits until the disk has what it wrote. One fsync
-// serves many calls, which then resume all at once, whatever room there is: so each of
-// them holds a part of its units, and a tenant has only so many of them.
+// IdleForDisk is Idle for a call that waits for an fsync. One fsync completes many calls, which
+// then resume at once, beyond the capacity. So each keeps a part of its units, which limits their
+// number.
 func IdleForDisk(ctx context.Context) (resume func()) {
 	return idle(ctx, func(p *Pass) int { return p.cost / diskPart })
 }
@@ -333,7 +332,7 @@ func idle(ctx context.Context, holds func(*Pass) int) (resume func()) {
 	}
 	p.a.mu.Lock()
 	defer p.a.mu.Unlock()
-	if p.left { // this outlives the call
+	if p.left { // work that outlives the call
 		return func() {}
 	}
 	if p.idle++; p.idle == 1 {
@@ -349,11 +348,11 @@ func idle(ctx context.Context, holds func(*Pass) int) (resume func()) {
 		}
 		p.t.idle--
 		p.k.idle--
-		p.a.take(p) // room or not: what was begun is completed
+		p.a.acquire(p) // even beyond the capacity: an admitted call must complete
 	}
 }
 
-// ring hands out its elements in turn.
+// ring returns its elements round-robin.
 type ring[T comparable] struct {
 	all []T
 	at  int

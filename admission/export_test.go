@@ -9,13 +9,13 @@ func (a *Admission) SetWait(d time.Duration) { a.wait = d }
 func (a *Admission) Held() (used, tenants, waiting int, bytes int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.used, len(a.tenants), a.turns.len(), a.bytes
+	return a.used, len(a.tenants), a.waiters.len(), a.bytes
 }
 
 // The bounds that a test reaches.
 const (
 	PerCore  = perCore
-	MaxLine  = maxLine
-	MaxLines = maxLines
+	MaxLine  = maxKeyWaiting
+	MaxLines = maxTenantWaiting
 	MaxBytes = maxBytes
 )
