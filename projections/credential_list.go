@@ -75,14 +75,14 @@ type listing struct {
 	index    string
 	statuses []events.Status // each is one arm of the query
 	order    string
-	after    *place
+	after    *rowPosition
 	scope    condition
 	// The comparison operators for: after, before, and not after.
 	beyond, short, within string
 }
 
-// place is a row's position in the order.
-type place struct {
+// rowPosition is a row's position in the order.
+type rowPosition struct {
 	name string // folded; "" when sorted by creation
 	seq  uint64
 }
@@ -172,10 +172,10 @@ type condition struct {
 // one index range. A comparison of (name, seq) with a pair would be equivalent,
 // but SQLite then uses only the name and scans all rows
 // with that name, which may be every credential.
-func (l *listing) between(after, end *place) []condition {
+func (l *listing) between(after, end *rowPosition) []condition {
 	var all []condition
 	is := func(sql string, args ...driver.Value) { all = append(all, condition{sql, args}) }
-	seq := func(p *place) driver.Value { return int64(p.seq) }
+	seq := func(p *rowPosition) driver.Value { return int64(p.seq) }
 	switch {
 	case after == nil && end == nil:
 		is("")
@@ -204,7 +204,7 @@ func (l *listing) between(after, end *place) []condition {
 // query is a SELECT of the rows after the cursor, up to and including end, in
 // order: a merge of index ranges without sorting. columns
 // begins with "name, seq". The statement lacks its LIMIT.
-func (l *listing) query(columns string, end *place, contains bool) (sql string, args []driver.Value) {
+func (l *listing) query(columns string, end *rowPosition, contains bool) (sql string, args []driver.Value) {
 	sql, args = l.merge(columns, l.between(l.after, end), contains)
 	return sql + l.order, args
 }
@@ -254,7 +254,7 @@ func (l *listing) turned(c *conn) (page []Credential, next string, err error) {
 			}
 			same := rows[:n]
 			if rows = rows[n:]; len(rows) == 0 && full {
-				if same, err = l.named(c, &place{name: name}, n); err != nil {
+				if same, err = l.named(c, &rowPosition{name: name}, n); err != nil {
 					return nil, "", err
 				}
 			} else {
@@ -269,7 +269,7 @@ func (l *listing) turned(c *conn) (page []Credential, next string, err error) {
 
 // named fetches up to limit rows of one name in the order of turned: those after a
 // position, or from the first if its seq is 0.
-func (l *listing) named(c *conn, after *place, limit int) ([]Credential, error) {
+func (l *listing) named(c *conn, after *rowPosition, limit int) ([]Credential, error) {
 	is := condition{" AND name = ?", []driver.Value{after.name}}
 	if after.seq != 0 {
 		is = condition{is.sql + " AND seq " + l.short + " ?", append(is.args, int64(after.seq))}
@@ -329,10 +329,10 @@ func (l *listing) search(c *conn, query string) ([]Credential, string, error) {
 
 // walk scans a bounded number of rows in order and keeps those that contain the term.
 func (l *listing) walk(c *conn) ([]Credential, string, error) {
-	var end *place // the last row scanned, when there are more
+	var end *rowPosition // the last row scanned, when there are more
 	sql, args := l.query("name, seq", nil, false)
 	err := c.query(sql+" LIMIT 1 OFFSET ?", func(row []driver.Value) error {
-		end = &place{str(row[0]), uint64(num(row[1]))}
+		end = &rowPosition{str(row[0]), uint64(num(row[1]))}
 		return nil
 	}, append(args, int64(l.bounds.walk)-1)...)
 	if err != nil {
@@ -342,14 +342,14 @@ func (l *listing) walk(c *conn) ([]Credential, string, error) {
 }
 
 // read fetches a page in index order, up to end if it is set.
-func (l *listing) read(c *conn, end *place, contains bool) ([]Credential, string, error) {
+func (l *listing) read(c *conn, end *rowPosition, contains bool) ([]Credential, string, error) {
 	sql, args := l.query("name, seq, doc", end, contains)
 	return l.rows(c, end, sql, args)
 }
 
 // rows runs a query of name, seq and doc. The page ends at its limit, or at
 // end, the last row scanned, if it is set.
-func (l *listing) rows(c *conn, end *place, sql string, args []driver.Value) (page []Credential, next string, err error) {
+func (l *listing) rows(c *conn, end *rowPosition, sql string, args []driver.Value) (page []Credential, next string, err error) {
 	page, err = fetch(c, sql, args, l.limit+1)
 	if err != nil {
 		return nil, "", err
@@ -367,7 +367,7 @@ func (l *listing) cut(page []Credential) ([]Credential, string) {
 		return page, ""
 	}
 	last := page[l.limit-1]
-	return page[:l.limit], l.cursor(place{fold(last.Name), last.CreatedSeq})
+	return page[:l.limit], l.cursor(rowPosition{fold(last.Name), last.CreatedSeq})
 }
 
 // fetch runs a query of name, seq and doc for up to limit rows.
@@ -401,7 +401,7 @@ func count(c *conn, sql string, args ...driver.Value) (n int64, err error) {
 // cursor encodes a position bound to the tenant, filter and sort: sequence, name and
 // a checksum over all of it. The checksum is not a secret: a forged one
 // only names a position in a list that the caller may read anyway.
-func (l *listing) cursor(p place) string {
+func (l *listing) cursor(p rowPosition) string {
 	if l.f.Sort != "name" {
 		p.name = ""
 	}
@@ -409,12 +409,12 @@ func (l *listing) cursor(p place) string {
 	return base64.RawURLEncoding.EncodeToString(append(l.checksum(raw), raw...))
 }
 
-func (l *listing) parse(cursor string) (place, error) {
+func (l *listing) parse(cursor string) (rowPosition, error) {
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(cursor)
 	if err != nil || len(raw) < 16 || string(l.checksum(raw[8:])) != string(raw[:8]) {
-		return place{}, ErrCursorInvalid
+		return rowPosition{}, ErrCursorInvalid
 	}
-	return place{name: string(raw[16:]), seq: binary.BigEndian.Uint64(raw[8:])}, nil
+	return rowPosition{name: string(raw[16:]), seq: binary.BigEndian.Uint64(raw[8:])}, nil
 }
 
 func (l *listing) checksum(raw []byte) []byte {

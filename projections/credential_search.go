@@ -12,29 +12,28 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// ErrSearchSort refuses an order that a search does not offer.
+// ErrSearchSort rejects an unsupported sort order.
 var ErrSearchSort = fault.New(fault.Invalid, "search_sort_invalid", `A search can be sorted by "id", "type", "description" or "throttle_policy".`)
 
-// CredentialSearch chooses a page of credentials by its place in the list. Fields left
-// empty choose all; those given combine by AND.
+// CredentialSearch selects a page of credentials by offset. Empty fields select all; set fields
+// combine by AND.
 type CredentialSearch struct {
 	Tenant      string
 	IDs         []string // nil: all; empty: none
 	Type        string   // a component, or a free type
-	Description string   // part of it; letters compare without regard to case
+	Description string   // substring, case-insensitive
 	Policy      string   // id of a throttle policy
 	Sort        string   // "id" (the default), "type", "description" or "throttle_policy", then by id
 	Desc        bool
 	From        int    // rows before the page
-	After       string // only ids behind this one; sorted by id, ascending
-	Limit       int    // of the page; 0: no rows, the total alone
+	After       string // only ids after this one; requires the sort by id, ascending
+	Limit       int    // of the page; 0: no rows, only the total
 	Scope       events.Scope
 }
 
-// SearchCredentials returns a page and how many credentials the search chooses, After and
-// From aside, both of one state. Rows before the page are passed over in an index, which
-// costs about a tenth of a microsecond each; a part of a description is looked for in every
-// description of the tenant, or of the type.
+// SearchCredentials returns a page and the total without After and From, both from one state of
+// the views. It skips the rows before the page in an index, about 0.1 µs each. A substring of a
+// description is searched in every description of the tenant, or of the type.
 func (v *Views) SearchCredentials(ctx context.Context, f CredentialSearch) (page []Credential, total int, err error) {
 	s, err := f.statement()
 	if err != nil {
@@ -60,11 +59,11 @@ func (v *Views) SearchCredentials(ctx context.Context, f CredentialSearch) (page
 	return page, total, nil
 }
 
-// search is a CredentialSearch as SQL: a merge of arms, each a range of one index.
+// search is a CredentialSearch as SQL: a merge of arms, each of which is a range of one index.
 type search struct {
 	f     CredentialSearch
 	index string
-	kinds []string // each is an arm; none: one arm of all
+	kinds []string // one arm for each; none: one arm for all
 	where string
 	args  []driver.Value
 	order string
@@ -113,7 +112,7 @@ func (f CredentialSearch) statement() (*search, error) {
 	return s, nil
 }
 
-// arms is a SELECT of the rows, in no order yet.
+// arms is an unordered SELECT of the rows.
 func (s *search) arms(columns, beyond string, more ...driver.Value) (sql string, args []driver.Value) {
 	arm := "SELECT " + columns + " FROM credentials INDEXED BY " + s.index + " WHERE tenant = ?"
 	if len(s.kinds) == 0 {
@@ -127,8 +126,7 @@ func (s *search) arms(columns, beyond string, more ...driver.Value) (sql string,
 	return strings.Join(arms, " UNION ALL "), args
 }
 
-// rows is a SELECT of the sequences, in order. The columns are those of the order, which the
-// index has.
+// rows is a SELECT of the sequences, in order. It reads only columns of the index.
 func (s *search) rows() (sql string, args []driver.Value) {
 	columns := "seq, id"
 	switch s.f.Sort {
@@ -147,7 +145,7 @@ func (s *search) rows() (sql string, args []driver.Value) {
 	return "SELECT seq FROM (" + sql + ")" + s.order, args
 }
 
-// count is the total: from the counts where there is nothing else to look at.
+// count is the total, from the counts if they cover the filter.
 func (s *search) count(c *conn) (int64, error) {
 	if s.f.IDs == nil && s.f.Description == "" && s.f.Policy == "" && !s.f.Scope.Narrow() {
 		sql, args := "SELECT coalesce(sum(n), 0) FROM counts WHERE tenant = ? AND workspace = ''", []driver.Value{s.f.Tenant}

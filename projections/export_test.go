@@ -31,7 +31,7 @@ func (v *Views) Plans(f CredentialFilter) (plans []string, err error) {
 		}
 		return plans, nil
 	}
-	for _, l.after = range []*place{nil, {"m", 7}} {
+	for _, l.after = range []*rowPosition{nil, {"m", 7}} {
 		add := func(sql string, args []driver.Value) {
 			if err == nil {
 				err = v.explain(sql+" LIMIT 50", args, &plans)
@@ -39,7 +39,7 @@ func (v *Views) Plans(f CredentialFilter) (plans []string, err error) {
 		}
 		add(l.query("name, seq, doc", nil, l.term != ""))
 		if l.term != "" {
-			add(l.query("name, seq, doc", &place{"x", 9}, true))
+			add(l.query("name, seq, doc", &rowPosition{"x", 9}, true))
 			add(l.query("name, seq", nil, false))
 		}
 		where, args := l.counted()
@@ -94,7 +94,7 @@ func (v *Views) explain(sql string, args []driver.Value, plans *[]string) error 
 
 // Hurried reports whether somebody has asked the projector, which must not run,
 // not to let records come together.
-func (p *Projector) Hurried() bool { return len(p.hurry) > 0 }
+func (p *Projector) Hurried() bool { return len(p.flushNow) > 0 }
 
 // ExhaustNames brings the trigram index of a new file to its end, and returns why it ended.
 func ExhaustNames(path string) (err error) {
@@ -128,7 +128,7 @@ func (v *Views) InUseOf(ctx context.Context, tenant, kind, id string) (value InU
 			entries[0].Value = scanInUse(row)
 			found = true
 			return nil
-		}, tenant, thingName(kind, id))
+		}, tenant, resourceName(kind, id))
 		if err != nil || !found {
 			return err
 		}

@@ -171,22 +171,22 @@ func (b *batch) observe(f *flowChange, r events.Record, e events.FlowObserved) (
 	f.now.steps, err = marshalText(e.Steps)
 	named := map[string]bool{}
 	for _, step := range e.Steps {
-		for _, thing := range thingsOf(step.Credential, step.Component) {
-			named[thing] = true
+		for _, resource := range resourcesOf(step.Credential, step.Component) {
+			named[resource] = true
 		}
 	}
-	for thing := range f.uses {
-		if !named[thing] {
-			named[thing] = false
+	for resource := range f.uses {
+		if !named[resource] {
+			named[resource] = false
 		}
 	}
-	for thing, is := range named {
-		b.use(f, thing, r.Seq, func(u *useRow) {
+	for resource, is := range named {
+		b.use(f, resource, r.Seq, func(u *useRow) {
 			u.named = is
 			if u.refusal != credentialDeleted {
 				u.refusal = ""
 			}
-			if !isCredential(thing) {
+			if !isCredential(resource) {
 				u.active = u.recorded && e.Active
 			}
 		})
@@ -203,8 +203,8 @@ func (b *batch) refuse(f *flowChange, e events.FlowUseRefused) error {
 	}
 	text, err := marshalText(append(faults, FlowFault{Step: e.Step, Component: e.Component, Credential: e.Credential, Reason: e.Reason}))
 	f.now.faults = text
-	for _, thing := range thingsOf(e.Credential, e.Component) {
-		if u, known := f.uses[thing]; known && u.now.named {
+	for _, resource := range resourcesOf(e.Credential, e.Component) {
+		if u, known := f.uses[resource]; known && u.now.named {
 			u.now.refused = e.Revision
 			if u.now.refusal != credentialDeleted {
 				u.now.refusal = e.Reason
@@ -243,21 +243,21 @@ const deletedOfFlow = "SELECT thing FROM uses WHERE tenant = ? AND flow = ? AND 
 // addDeleted adds the faults of steps whose credential was deleted after they
 // could use it.
 func addDeleted(c *conn, f *Flow) error {
-	gone := map[string]bool{}
+	deleted := map[string]bool{}
 	err := c.query(deletedOfFlow, func(row []driver.Value) error {
 		_, id := kindAndID(str(row[0]))
-		gone[id] = true
+		deleted[id] = true
 		return nil
 	}, f.Tenant, f.ID)
 	if err != nil {
 		return err
 	}
-	told := map[string]bool{}
+	reported := map[string]bool{}
 	for _, fault := range f.Faults {
-		told[fault.Step] = true
+		reported[fault.Step] = true
 	}
 	for _, s := range f.Steps {
-		if gone[s.Credential] && !told[s.ID] {
+		if deleted[s.Credential] && !reported[s.ID] {
 			f.Faults = append(f.Faults, FlowFault{Step: s.ID, Component: s.Component, Credential: s.Credential, Reason: credentialDeleted})
 		}
 	}
@@ -282,8 +282,8 @@ const joinedFlowColumns = "f.name, f.revision, f.active, f.deleted, f.broken, f.
 // columns are the id, the binding and until of the use, and those of the flow, which
 // are NULL for a use without a flow row.
 func (f FlowFilter) query() (sql string, args []driver.Value) {
-	things := thingsOf(f.Credential, f.Component)
-	if len(things) == 0 {
+	resources := resourcesOf(f.Credential, f.Component)
+	if len(resources) == 0 {
 		index := "flows_live"
 		switch {
 		case f.Broken:
@@ -296,10 +296,10 @@ func (f FlowFilter) query() (sql string, args []driver.Value) {
 	} else {
 		sql = "SELECT u.flow, u.binding, u.until, " + joinedFlowColumns + " FROM uses u INDEXED BY uses_thing" +
 			" LEFT JOIN flows f INDEXED BY flows_id ON f.tenant = u.tenant AND f.id = u.flow WHERE u.tenant = ? AND u.thing = ? AND u.flow > ?"
-		args = []driver.Value{f.Tenant, things[0], f.After}
-		if len(things) > 1 {
+		args = []driver.Value{f.Tenant, resources[0], f.After}
+		if len(resources) > 1 {
 			sql += " AND EXISTS (SELECT 1 FROM uses o WHERE o.tenant = u.tenant AND o.flow = u.flow AND o.thing = ?)"
-			args = append(args, things[1])
+			args = append(args, resources[1])
 		}
 	}
 	if f.Active {
@@ -309,7 +309,7 @@ func (f FlowFilter) query() (sql string, args []driver.Value) {
 		sql += " AND f.broken = 1"
 	}
 	flow := "u.flow"
-	if len(things) == 0 {
+	if len(resources) == 0 {
 		flow = "f.id"
 	}
 	if f.Scope.Narrow() {

@@ -8,7 +8,7 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// One row for each thing that a flow ever used: seq is the sequence of the
+// One row for each resource that a flow ever used: seq is the sequence of the
 // commit that last changed its entry in the in-use index. The same transaction
 // maintains the counts, so that no query counts rows.
 const (
@@ -24,7 +24,7 @@ CREATE INDEX in_use_seq ON in_use (seq, tenant, thing);
 // maxInUse is the maximum number of flows in a value.
 const maxInUse = 1000
 
-// InUse is a value of the in-use index: the flows whose use of a thing is
+// InUse is a value of the in-use index: the flows whose use of a resource is
 // recorded on its stream. It is a pure function of the log up to Seq, and does
 // not change until the log has a commit that changes it.
 type InUse struct {
@@ -42,7 +42,7 @@ type InUseFlow struct {
 	Reserved bool   `json:"reserved,omitzero"` // has a reservation
 }
 
-// InUseEntry is a value and the thing it belongs to.
+// InUseEntry is a value and the resource it belongs to.
 type InUseEntry struct {
 	Tenant, Kind, ID string // Kind is "credential" or "oauth_client", whose ID is the component's
 	Value            InUse
@@ -54,14 +54,14 @@ type inUseChange struct {
 	total, active int64
 }
 
-type inUseKey struct{ tenant, thing string }
+type inUseKey struct{ tenant, resource string }
 
 // noteInUse records the change of one flow's use, if it is visible in the index.
-func (b *batch) noteInUse(tenant, thing string, seq uint64, before, now useRow) {
+func (b *batch) noteInUse(tenant, resource string, seq uint64, before, now useRow) {
 	if before.recorded == now.recorded && before.active == now.active && (before.binding == "") == (now.binding == "") {
 		return
 	}
-	key := inUseKey{tenant, thing}
+	key := inUseKey{tenant, resource}
 	ch := b.inUse[key]
 	ch.seq = seq
 	ch.total += flag(now.recorded) - flag(before.recorded)
@@ -72,7 +72,7 @@ func (b *batch) noteInUse(tenant, thing string, seq uint64, before, now useRow) 
 func (b *batch) flushInUse() error {
 	for key, ch := range b.inUse {
 		err := b.w.exec("INSERT INTO in_use VALUES (?,?,?,?,?) ON CONFLICT DO UPDATE SET seq = excluded.seq, total = total + excluded.total, active = active + excluded.active",
-			key.tenant, key.thing, int64(ch.seq), ch.total, ch.active)
+			key.tenant, key.resource, int64(ch.seq), ch.total, ch.active)
 		if err != nil {
 			return err
 		}
@@ -134,7 +134,7 @@ func (v *Views) InUseList(ctx context.Context, tenant string, scope events.Scope
 		}
 		if len(entries) > limit {
 			entries = entries[:limit]
-			next = thingName(entries[limit-1].Kind, entries[limit-1].ID)
+			next = resourceName(entries[limit-1].Kind, entries[limit-1].ID)
 		}
 		return addFlows(c, entries)
 	})
@@ -167,7 +167,7 @@ func addFlows(c *conn, entries []InUseEntry) error {
 		err := c.query(inUseFlows, func(row []driver.Value) error {
 			e.Value.Flows = append(e.Value.Flows, InUseFlow{ID: str(row[0]), Active: num(row[1]) != 0, Reserved: num(row[2]) != 0})
 			return nil
-		}, e.Tenant, thingName(e.Kind, e.ID), int64(maxInUse))
+		}, e.Tenant, resourceName(e.Kind, e.ID), int64(maxInUse))
 		if err != nil {
 			return err
 		}

@@ -1,6 +1,5 @@
-// Package projections holds what is derived from the log and can be thrown
-// away: the read models that answer queries, the Projector that feeds them, and
-// the public form of every event.
+// Package projections derives the read models from the log, from which they can be rebuilt: the
+// views that answer queries, the Projector that updates them, and the public form of every event.
 package projections
 
 import (
@@ -33,7 +32,7 @@ const gather = 5 * time.Millisecond
 // Model is a read model that follows the log.
 type Model interface {
 	// Position is the sequence of the last commit applied, 0 for none. It may be
-	// called from any goroutine and costs nothing.
+	// called from any goroutine and does no I/O.
 	Position() uint64
 	// Apply applies whole commits, in log order, in one transaction
 	// with the new position. It skips commits at or before Position. When it
@@ -48,8 +47,8 @@ type Projector struct {
 	model Model
 	log   *slog.Logger
 
-	hurry   chan struct{}         // holds one token when somebody has come to wait
-	applied func([]events.Record) // see OnApplied
+	flushNow chan struct{}         // holds one token if a caller started to wait
+	applied  func([]events.Record) // see OnApplied
 
 	followed uint64 // the last commit for which applied was called
 
@@ -62,7 +61,7 @@ type Projector struct {
 // NewProjector returns a projector that does nothing until Run.
 func NewProjector(store events.Store, model Model, log *slog.Logger) *Projector {
 	return &Projector{
-		store: store, model: model, log: log, hurry: make(chan struct{}, 1), applied: func([]events.Record) {},
+		store: store, model: model, log: log, flushNow: make(chan struct{}, 1), applied: func([]events.Record) {},
 		followed: math.MaxUint64, // the model's position, when the first run begins
 	}
 }
@@ -120,7 +119,7 @@ func (p *Projector) pause(ctx context.Context) {
 	defer enough.Stop()
 	select {
 	case <-enough.C:
-	case <-p.hurry:
+	case <-p.flushNow:
 	case <-ctx.Done():
 	}
 }
@@ -142,13 +141,13 @@ func (p *Projector) note(stopped bool, err error) {
 func (p *Projector) Wait(ctx context.Context, seq uint64) error { return p.reach(ctx, seq, true) }
 
 // Next returns when a commit after the position has been applied. It is for
-// followers of the model: unlike Wait it does not hurry the projector, so
+// followers of the model: unlike Wait it does not make the projector flush early, so
 // records keep accumulating. It returns what Wait returns.
 func (p *Projector) Next(ctx context.Context, after uint64) error {
 	return p.reach(ctx, after+1, false)
 }
 
-func (p *Projector) reach(ctx context.Context, seq uint64, hurry bool) error {
+func (p *Projector) reach(ctx context.Context, seq uint64, flush bool) error {
 	if p.model.Position() < seq {
 		defer admission.Idle(ctx)()
 	}
@@ -165,9 +164,9 @@ func (p *Projector) reach(ctx context.Context, seq uint64, hurry bool) error {
 		case stopped:
 			return ErrViewsBehind
 		}
-		if hurry {
+		if flush {
 			select {
-			case p.hurry <- struct{}{}:
+			case p.flushNow <- struct{}{}:
 			default:
 			}
 		}

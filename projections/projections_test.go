@@ -266,7 +266,7 @@ func TestNextFollowsWithoutHurry(t *testing.T) {
 		t.Error("Next hurries the projector")
 	}
 	if _ = idle.Wait(ctx, 4); !idle.Hurried() {
-		t.Error("Wait does not hurry the projector")
+		t.Error("Wait does not make the projector flush")
 	}
 	if end, err := p.End(t.Context()); end != 3 || err != nil {
 		t.Errorf("the log ends at %d, %v", end, err)

@@ -34,11 +34,11 @@ func (v *Views) Rebuild(ctx context.Context, store events.Store, progress func(d
 	if progress == nil {
 		progress = func(uint64, uint64) {}
 	}
-	fresh := v.path + building
-	if err := remove(fresh); err != nil {
+	newFile := v.path + building
+	if err := remove(newFile); err != nil {
 		return fmt.Errorf("rebuilding the read models: %w", err)
 	}
-	w, err := openBulk(fresh, v.opts.Log)
+	w, err := openBulk(newFile, v.opts.Log)
 	if err != nil {
 		return fmt.Errorf("rebuilding the read models: %w", err)
 	}
@@ -47,7 +47,7 @@ func (v *Views) Rebuild(ctx context.Context, store events.Store, progress func(d
 			err = errors.Join(err, w.Close())
 		}
 		if err != nil {
-			err = fmt.Errorf("rebuilding the read models: %w", errors.Join(err, remove(fresh)))
+			err = fmt.Errorf("rebuilding the read models: %w", errors.Join(err, remove(newFile)))
 		}
 	}()
 
@@ -81,7 +81,7 @@ func (v *Views) Rebuild(ctx context.Context, store events.Store, progress func(d
 	err = w.Close()
 	w = nil
 	if err == nil {
-		err = syncFile(fresh)
+		err = syncFile(newFile)
 	}
 	if err != nil {
 		return err
@@ -90,7 +90,7 @@ func (v *Views) Rebuild(ctx context.Context, store events.Store, progress func(d
 		if err := removeBeside(v.path); err != nil {
 			return err
 		}
-		if err := os.Rename(fresh, v.path); err != nil {
+		if err := os.Rename(newFile, v.path); err != nil {
 			return err
 		}
 		return syncDir(filepath.Dir(v.path))

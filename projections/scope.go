@@ -10,8 +10,8 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// lists are the lists of a scope as JSON by the column of credentials that they narrow. Empty
-// ones are left out.
+// lists are the non-empty lists of a scope as JSON, by the column of credentials that they
+// restrict.
 func lists(s events.Scope) (all []condition) {
 	for _, list := range []struct {
 		column string
@@ -40,8 +40,8 @@ func keysWithin(s events.Scope) (is condition) {
 	return is
 }
 
-// within is the condition for a credential to be in a scope. alias is that of the table
-// credentials with a dot, or "". It is empty for a scope that does not narrow.
+// within is the condition for a credential to be in a scope. alias is the alias of the table
+// credentials with a dot, or "". The condition is empty if the scope does not restrict.
 func within(s events.Scope, alias string) (is condition) {
 	for _, list := range lists(s) {
 		is.sql += " AND " + alias + list.sql + " IN (SELECT value FROM json_each(?))"
@@ -50,11 +50,11 @@ func within(s events.Scope, alias string) (is condition) {
 	return is
 }
 
-// credentialThing begins the names of things that are credentials.
+// credentialThing is the prefix of the resource names of credentials.
 const credentialThing = kindCredential + "."
 
-// usedIn is the condition for a row with a tenant and a thing, by its alias, to be of a
-// credential in a scope. It is empty for a scope that does not narrow.
+// usedIn is the condition for a row with the columns tenant and thing, by its alias, to belong to
+// a credential in a scope. The condition is empty if the scope does not restrict.
 func usedIn(s events.Scope, alias string) condition {
 	is := within(s, "k.")
 	if is.sql != "" {

@@ -48,7 +48,7 @@ func RenewedDue(id string, expires, by time.Time, life time.Duration) time.Time 
 // TokenDue is when tokens are due for renewal: after about two
 // thirds of their lifetime, but not earlier than one and a half hours before they expire.
 // The id adds a spread, so that credentials created together are not renewed
-// together. Another time than by their lifetime takes its place, unless it is zero.
+// together. A due time other than zero takes precedence.
 func TokenDue(id string, expires, by time.Time, life time.Duration) time.Time {
 	if !by.IsZero() {
 		return by

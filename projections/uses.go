@@ -10,14 +10,13 @@ import (
 	"github.com/credstream/credstream/events"
 )
 
-// A row of uses joins two sources about one flow and one thing it uses, a
-// credential or an OAuth client. named is from the flow's current steps;
-// recorded to seq are from the stream of the thing. thing is the name of
-// that stream, "credential.<id>". The two sources converge: unsettled rows wait until
-// the thing records or refuses what the steps name, stale ones until it
-// releases what they no longer name.
+// A row of uses joins two sources about one flow and one resource that it uses, a credential or
+// an OAuth client. named is from the flow's current steps; recorded to seq are from the stream of
+// the resource. thing is the name of that stream, "credential.<id>". The two sources converge:
+// unsettled rows wait until the resource records or refuses what the steps name, stale ones until
+// it releases what they no longer name.
 //
-//	fact      a step names it, by the thing's stream
+//	fact      a step names it, by the resource's stream
 //	active    credential: the flow runs, by the credential's stream; OAuth client: the flow runs
 //	refusal   why it cannot be used; refused is the flow's revision that was refused last
 //
@@ -38,28 +37,28 @@ CREATE INDEX uses_stale ON uses (stale, tenant, flow) WHERE stale = 1;
 `
 )
 
-// The kinds of things that flows use: the categories of their streams.
+// The kinds of resources that flows use: the categories of their streams.
 const (
 	kindCredential  = "credential"
 	kindOAuthClient = "oauth_client"
 )
 
-func thingName(kind, id string) string { return kind + "." + id }
+func resourceName(kind, id string) string { return kind + "." + id }
 
-func kindAndID(thing string) (kind, id string) {
-	kind, id, _ = strings.Cut(thing, ".")
+func kindAndID(resource string) (kind, id string) {
+	kind, id, _ = strings.Cut(resource, ".")
 	return kind, id
 }
 
-func isCredential(thing string) bool { return strings.HasPrefix(thing, kindCredential+".") }
+func isCredential(resource string) bool { return strings.HasPrefix(resource, kindCredential+".") }
 
-// thingsOf are the things that a step uses; "" ids are skipped.
-func thingsOf(credential, component string) (things []string) {
+// resourcesOf are the things that a step uses; "" ids are skipped.
+func resourcesOf(credential, component string) (things []string) {
 	if credential != "" {
-		things = append(things, thingName(kindCredential, credential))
+		things = append(things, resourceName(kindCredential, credential))
 	}
 	if component != "" {
-		things = append(things, thingName(kindOAuthClient, component))
+		things = append(things, resourceName(kindOAuthClient, component))
 	}
 	return things
 }
@@ -101,12 +100,12 @@ func (u useRow) values() []driver.Value {
 }
 
 // against derives unsettled and stale from the row and its flow.
-func (u useRow) against(f flowRow, thing string) useRow {
+func (u useRow) against(f flowRow, resource string) useRow {
 	if u == (useRow{}) {
 		return u
 	}
 	settled := u.refused >= f.revision || u.recorded && u.fact && u.revision >= f.revision && u.active == f.active
-	if !isCredential(thing) { // only a component with OAuth records its use, once; a later release arrives too late
+	if !isCredential(resource) { // only a component with OAuth records its use, once; a later release arrives too late
 		settled = u.recorded || u.seq == 0
 	}
 	u.unsettled = u.named && !settled
@@ -114,7 +113,7 @@ func (u useRow) against(f flowRow, thing string) useRow {
 	// stale only if the flow was reported since then without it. A
 	// refusal also makes the use by an earlier revision stale.
 	u.stale = u.recorded && u.fact && f.revision > u.revision &&
-		(!u.named && (u.revision > 0 || f.observed > u.seq) || u.named && isCredential(thing) && u.refused >= f.revision)
+		(!u.named && (u.revision > 0 || f.observed > u.seq) || u.named && isCredential(resource) && u.refused >= f.revision)
 	return u
 }
 
@@ -122,7 +121,7 @@ func (u useRow) against(f flowRow, thing string) useRow {
 type flowChange struct {
 	tenant, id string
 	was, now   flowRow
-	uses       map[string]*useChange // by thing
+	uses       map[string]*useChange // by resource
 }
 
 type useChange struct{ was, now useRow }
@@ -156,23 +155,23 @@ func (b *batch) flowOf(tenant, id string) (*flowChange, error) {
 	return f, nil
 }
 
-// use changes a flow's use of a thing, and records the change in the in-use index
+// use changes a flow's use of a resource, and records the change in the in-use index
 // if it is visible there.
-func (b *batch) use(f *flowChange, thing string, seq uint64, change func(*useRow)) {
-	u := f.uses[thing]
+func (b *batch) use(f *flowChange, resource string, seq uint64, change func(*useRow)) {
+	u := f.uses[resource]
 	if u == nil {
 		u = &useChange{}
-		f.uses[thing] = u
+		f.uses[resource] = u
 	}
 	before := u.now
 	change(&u.now)
 	if !u.now.named && !u.now.recorded {
 		u.now = useRow{}
 	}
-	b.noteInUse(f.tenant, thing, seq, before, u.now)
+	b.noteInUse(f.tenant, resource, seq, before, u.now)
 }
 
-// recordUse applies an event of the thing's stream; used is the new
+// recordUse applies an event of the resource's stream; used is the new
 // use, the zero value when it was released.
 func (b *batch) recordUse(r events.Record, flow string, used useRow) error {
 	f, err := b.flowOf(r.Stream.Tenant, flow)
@@ -240,15 +239,15 @@ func (b *batch) endUses(r events.Record) error {
 	if err := b.flushFlows(); err != nil {
 		return err
 	}
-	tenant, thing := r.Stream.Tenant, r.Stream.String()
+	tenant, resource := r.Stream.Tenant, r.Stream.String()
 	for _, do := range []struct {
 		sql  string
 		args []driver.Value
 	}{
-		{breakFlows, []driver.Value{tenant, tenant, thing}},
-		{forgetUses, []driver.Value{tenant, thing}},
-		{refuseUses, []driver.Value{tenant, thing}},
-		{emptyInUse, []driver.Value{int64(r.Seq), tenant, thing}},
+		{breakFlows, []driver.Value{tenant, tenant, resource}},
+		{forgetUses, []driver.Value{tenant, resource}},
+		{refuseUses, []driver.Value{tenant, resource}},
+		{emptyInUse, []driver.Value{int64(r.Seq), tenant, resource}},
 	} {
 		if err := b.w.exec(do.sql, do.args...); err != nil {
 			return err
@@ -263,19 +262,19 @@ func (b *batch) flushFlows() error {
 	var flows, uses []driver.Value
 	for _, f := range b.flows {
 		f.now.broken = f.now.faults != ""
-		for thing, u := range f.uses {
-			u.now = u.now.against(f.now, thing)
+		for resource, u := range f.uses {
+			u.now = u.now.against(f.now, resource)
 			f.now.broken = f.now.broken || u.now.refusal == credentialDeleted
 			switch {
 			case u.now == u.was:
 			case u.was == useRow{}:
-				uses = append(append(uses, f.tenant, f.id, thing), u.now.values()...)
+				uses = append(append(uses, f.tenant, f.id, resource), u.now.values()...)
 			case u.now == useRow{}:
-				if err := b.w.update(deleteUse, f.tenant, f.id, thing); err != nil {
+				if err := b.w.update(deleteUse, f.tenant, f.id, resource); err != nil {
 					return err
 				}
 			default:
-				if err := b.w.update(updateUse, append(u.now.values(), f.tenant, f.id, thing)...); err != nil {
+				if err := b.w.update(updateUse, append(u.now.values(), f.tenant, f.id, resource)...); err != nil {
 					return err
 				}
 			}
@@ -307,14 +306,14 @@ func (b *batch) flushFlows() error {
 const countNaming = "SELECT count(*), coalesce(sum(f.active), 0) FROM uses u INDEXED BY uses_thing CROSS JOIN flows f INDEXED BY flows_id" +
 	" ON f.tenant = u.tenant AND f.id = u.flow WHERE u.tenant = ? AND u.thing = ? AND u.named = 1"
 
-// CountNaming counts the flows whose steps name a thing, recorded or not, and
+// CountNaming counts the flows whose steps name a resource, recorded or not, and
 // how many of them are active. It reads every such flow.
 func (v *Views) CountNaming(ctx context.Context, tenant, kind, id string) (flows, active int, err error) {
 	err = v.read(ctx, func(c *conn) error {
 		return c.query(countNaming, func(row []driver.Value) error {
 			flows, active = int(num(row[0])), int(num(row[1]))
 			return nil
-		}, tenant, thingName(kind, id))
+		}, tenant, resourceName(kind, id))
 	})
 	if err != nil {
 		return 0, 0, fmt.Errorf("counting flows: %w", err)
@@ -322,7 +321,7 @@ func (v *Views) CountNaming(ctx context.Context, tenant, kind, id string) (flows
 	return flows, active, nil
 }
 
-// FlowUse names a flow and one thing it uses.
+// FlowUse names a flow and one resource it uses.
 type FlowUse struct {
 	Tenant, Kind, ID, Flow, Binding string
 	Revision                        uint64
@@ -343,7 +342,7 @@ func (v *Views) ExpiredBindings(ctx context.Context, before time.Time, limit int
 }
 
 // StaleUses lists up to limit recorded uses by flows whose current steps, of a
-// later revision, do not name the thing, or name a credential that has refused
+// later revision, do not name the resource, or name a credential that has refused
 // this revision; Revision is the flow's. Reservations alone do not count. A use without a revision, by a
 // credential created for a step, counts only if the flow was reported after it.
 func (v *Views) StaleUses(ctx context.Context, limit int) ([]FlowUse, error) {

@@ -106,15 +106,15 @@ func (w *writer) insert(verb string, width int, values []driver.Value) error {
 func start(c *conn, log, schema string) (*writer, error) {
 	w := &writer{conn: c}
 	err := func() error {
-		fresh := true
+		isNew := true
 		err := c.query("SELECT 1 FROM sqlite_schema WHERE name = 'meta'", func([]driver.Value) error {
-			fresh = false
+			isNew = false
 			return nil
 		})
 		if err != nil {
 			return err
 		}
-		if fresh {
+		if isNew {
 			if err := w.script(fmt.Sprintf("BEGIN;%s PRAGMA user_version=%d; COMMIT", schema, viewsVersion)); err != nil {
 				return err
 			}
