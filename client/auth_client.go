@@ -69,7 +69,7 @@ func (a *API) CreateAuthClient(ctx context.Context, in NewAuthClient, opts ...Co
 	return done, err
 }
 
-// AuthClientChange is what to change: empty members stay.
+// AuthClientChange is a change of an auth client: empty members are unchanged.
 type AuthClientChange struct {
 	Name        string
 	Components  []string // replace all components

@@ -190,8 +190,8 @@ func smaller(err error, limit *int) bool {
 	return true
 }
 
-// mayBeSpent reports whether the service may have sent a token to a provider that can be
-// used once only. The service itself retries the renewal of stored tokens.
+// mayBeSpent reports whether the service may have sent a single-use code or token to the provider.
+// The service itself retries the renewal of stored tokens.
 func mayBeSpent(err error) bool {
 	var f *fault.Error
 	return errors.As(err, &f) && f.Code == "token_refresh_failed"

@@ -27,7 +27,7 @@ func (a *API) RegisterComponent(ctx context.Context, id string, descriptor []byt
 	return a.changeComponent(ctx, "component.register", registration{ID: id, Descriptor: descriptor}, opts)
 }
 
-// UpdateComponent gives a component a new descriptor, as a new revision.
+// UpdateComponent activates a new descriptor of a component, as a new revision.
 func (a *API) UpdateComponent(ctx context.Context, id string, descriptor []byte, opts ...CommandOption) (Done, error) {
 	return a.changeComponent(ctx, "component.update", registration{ID: id, Descriptor: descriptor}, opts)
 }
@@ -60,7 +60,7 @@ type Component struct {
 	Credentials int            `json:"credentials"`         // number of the tenant's credentials
 	Descriptor  jsontext.Value `json:"descriptor,omitzero"` // the component.json; absent in lists
 
-	CannotConnect string `json:"cannot_connect,omitzero"` // why no account can be connected, a sentence; "" where one can or need not
+	CannotConnect string `json:"cannot_connect,omitzero"` // why no account can be connected, a sentence; "" if one can, or no field requires it
 }
 
 // GetComponent returns one component with its descriptor.

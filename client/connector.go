@@ -48,7 +48,7 @@ func (a *API) PutConnector(ctx context.Context, id string, settings ConnectorSet
 }
 
 // SetConnectorAPIKey sets the id of a connector's API key, the connector secret that holds
-// the key, or both; an empty one stays. The status of the response is "updated" or "noop".
+// the key, or both; an empty one is unchanged. The status of the response is "updated" or "noop".
 func (a *API) SetConnectorAPIKey(ctx context.Context, id, apiKeyID, secretID string, opts ...CommandOption) (Done, error) {
 	var done Done
 	err := a.Command(ctx, "connector.set-api-key", struct {
@@ -90,7 +90,7 @@ type ConnectorSecret struct {
 	Seq        uint64    `json:"seq"` // log sequence of the last change
 }
 
-// PutConnectorSecret creates a connector secret, or gives the one with this id another value.
+// PutConnectorSecret creates a connector secret, or replaces the value of the one with this id.
 // An empty id is generated.
 func (a *API) PutConnectorSecret(ctx context.Context, id string, value OAuthSecret, opts ...CommandOption) (Done, error) {
 	var done Done

@@ -199,7 +199,7 @@ func (a *API) VerifyCredential(ctx context.Context, id string, opts ...CommandOp
 
 // RefreshCredential renews the tokens of an OAuth credential now. It is refused with
 // credential_not_oauth, reauthorization_required or token_refresh_failed, whose
-// sentence quotes the answer of the provider.
+// sentence quotes the provider's response.
 func (a *API) RefreshCredential(ctx context.Context, id string, opts ...CommandOption) (Done, error) {
 	return a.change(ctx, "credential.refresh", change{ID: id}, opts)
 }
@@ -218,12 +218,12 @@ type TokenInfo struct {
 	Problem   string    `json:"problem,omitzero"`  // sentence why re-authorization is required
 	Failures  int       `json:"failures,omitzero"` // consecutive failed renewals
 	RetryAt   time.Time `json:"retry_at,omitzero"` // next retry after a failure
-	Scope     string    `json:"scope,omitzero"`    // as the provider granted it; "" when it did not say
+	Scope     string    `json:"scope,omitzero"`    // as the provider stated it; "" if it did not
 	Missing   []string  `json:"missing,omitzero"`  // scopes of the component that the provider did not grant
-	Odd       string    `json:"odd,omitzero"`      // what is implausible about the lifetime that the provider named, a sentence
+	Odd       string    `json:"odd,omitzero"`      // a sentence about an implausible lifetime in the provider's response
 }
 
-// Verification is the evidence of the last dry request.
+// Verification is the result of the last dry request.
 type Verification struct {
 	Status    string `json:"status"`
 	Probe     string `json:"probe"`      // "http", "tcp", "tls", or "" if there is no dry request

@@ -34,15 +34,15 @@ type Event struct {
 	Data            jsontext.Value `json:"data"`
 }
 
-// place is the position by which events are ordered.
-type place struct {
+// position is an event's position in the order of all events.
+type position struct {
 	seq   uint64
 	index int
 }
 
-func (e Event) place() place { return place{e.LogSeq, e.LogIndex} }
+func (e Event) position() position { return position{e.LogSeq, e.LogIndex} }
 
-func (p place) after(o place) bool {
+func (p position) after(o position) bool {
 	return p.seq > o.seq || p.seq == o.seq && p.index > o.index
 }
 

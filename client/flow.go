@@ -24,7 +24,7 @@ type FlowStep struct {
 	Credential string `json:"credential,omitzero"` // id of the credential it uses, "" for none
 }
 
-// FlowChange is what happened to a flow.
+// FlowChange is the kind of a flow event.
 type FlowChange string
 
 // The changes of a flow. A started flow is active until it is stopped or deleted.
@@ -41,7 +41,7 @@ type FlowEvent struct {
 	Change   FlowChange `json:"-"`
 	ID       string     `json:"id"`
 	Name     string     `json:"name,omitzero"`  // display name
-	Revision uint64     `json:"revision"`       // rises with every event of the flow, start and stop too; at least 1
+	Revision uint64     `json:"revision"`       // increases with every event of the flow, including start and stop; at least 1
 	Steps    []FlowStep `json:"steps,omitzero"` // required for FlowCreated and FlowUpdated; nil with others: unchanged
 	EventID  string     `json:"-"`              // of the CloudEvent; random when empty
 	Source   string     `json:"-"`              // of the CloudEvent; "/flow-engine" when empty
@@ -119,7 +119,7 @@ func (c *Conn) publish(ctx context.Context, m *nats.Msg) (Ack, error) {
 	})
 }
 
-// readAck reads a PubAck of the service. A refusal holds the problem document beside
+// readAck reads a PubAck of the service. A refusal contains the problem document next to
 // the error that JetStream clients read.
 func readAck(answer *nats.Msg) (Ack, error) {
 	var ack struct {
@@ -320,7 +320,7 @@ type Impact struct {
 	TotalFlows   int           `json:"total_flows"`
 	ActiveFlows  int           `json:"active_flows"`
 	Credentials  int           `json:"credentials,omitzero"`  // of a component: those of the tenant that remain
-	Verification *Verification `json:"verification,omitzero"` // what the dry request with the new keys found
+	Verification *Verification `json:"verification,omitzero"` // result of the dry request with the new keys
 }
 
 // impact requests a dry run of a command.

@@ -62,8 +62,8 @@ const followBuffer = 4096
 // follower is one subscriber to the feed.
 type follower struct {
 	subject string
-	losses  func() uint64 // rises before the first message after a gap
-	known   uint64        // losses for which the log was queried
+	losses  func() uint64 // increases before the first message after a gap
+	known   uint64        // value of losses at the last query of the log
 	live    chan *nats.Msg
 	gap     chan struct{} // holds one token when live messages were lost
 	refused chan struct{} // holds one token when the server refused the subscription
@@ -94,19 +94,18 @@ func (f *follower) receive(m *nats.Msg) {
 	}
 }
 
-// errEnough ends listen for a caller who wants no more.
-var errEnough = errors.New("the caller wants no more")
+// errStopped ends listen after the caller has stopped the iteration.
+var errStopped = errors.New("the caller stopped the iteration")
 
-// listen subscribes to a subject until ctx ends, and returns nil then. First, and
-// whenever messages may have been lost, it calls catchUp, which reads what
-// was missed; otherwise it calls take with each message. An error of either
-// ends it. Once it has begun, it waits for a service that cannot be reached. It returns
-// refused when the key may not subscribe to the subject, and ErrRefused when the key is
-// no longer known.
+// listen subscribes to a subject until ctx ends; then it returns nil. First, and whenever messages
+// may have been lost, it calls catchUp, which reads the missed ones; otherwise it calls take with
+// each message. An error of either ends it. It survives times when the service is unreachable. It
+// returns refused if the key may not subscribe to the subject, and ErrRefused if the key is no
+// longer known.
 func (c *Conn) listen(ctx context.Context, subject string, refused error, catchUp func() error, take func(*nats.Msg) error) error {
 	nc, err := c.listening(ctx)
 	if err != nil {
-		return unlessOver(ctx, err)
+		return unlessDone(ctx, err)
 	}
 	f := &follower{
 		subject: subject, losses: func() uint64 { return nc.Stats().Reconnects },
@@ -121,8 +120,8 @@ func (c *Conn) listen(ctx context.Context, subject string, refused error, catchU
 		defer c.mu.Unlock()
 		delete(c.followers, f)
 	}()
-	if c.asking.refused() || c.hearing.refused() {
-		return unlessOver(ctx, ErrRefused)
+	if c.requestLogins.refused() || c.feedLogins.refused() {
+		return unlessDone(ctx, ErrRefused)
 	}
 	sub, err := nc.Subscribe(f.subject, f.receive)
 	if err != nil {
@@ -138,7 +137,7 @@ func (c *Conn) listen(ctx context.Context, subject string, refused error, catchU
 		if len(f.locked) > 0 {
 			return ErrRefused
 		}
-		// A gap is handled before the messages in live, which may lie behind it.
+		// A gap is handled before the messages in live, which may come after it.
 		select {
 		case <-f.gap:
 			// catchUp also covers the waiting messages. They are dropped here, so
@@ -158,7 +157,7 @@ func (c *Conn) listen(ctx context.Context, subject string, refused error, catchU
 			case begun && retryable(err) && !nc.IsClosed():
 				f.missed() // each query was already retried with pauses
 			default:
-				return unlessOver(ctx, err)
+				return unlessDone(ctx, err)
 			}
 			continue
 		default:
@@ -175,10 +174,10 @@ func (c *Conn) listen(ctx context.Context, subject string, refused error, catchU
 			f.missed()
 		case m := <-f.live:
 			if len(f.gap) > 0 {
-				continue // m may lie behind the gap; catchUp finds it
+				continue // m may come after the gap; catchUp reads it
 			}
 			if err := take(m); err != nil {
-				return unlessOver(ctx, err)
+				return unlessDone(ctx, err)
 			}
 		}
 	}
@@ -202,23 +201,23 @@ func flush(ctx context.Context, nc *nats.Conn) error {
 	return fmt.Errorf("%w (%w)", ErrUnreachable, err)
 }
 
-// unlessOver is err, unless the caller has cancelled.
-func unlessOver(ctx context.Context, err error) error {
-	if ctx.Err() != nil || errors.Is(err, errEnough) {
+// unlessDone returns err, or nil if the caller has cancelled.
+func unlessDone(ctx context.Context, err error) error {
+	if ctx.Err() != nil || errors.Is(err, errStopped) {
 		return nil
 	}
 	return err
 }
 
 func (c *Conn) follow(ctx context.Context, after uint64, yield func(Event, error) bool) {
-	last := place{after, math.MaxInt}
-	give := func(e Event) error {
-		if !e.place().after(last) {
+	last := position{after, math.MaxInt}
+	yieldNew := func(e Event) error {
+		if !e.position().after(last) {
 			return nil
 		}
-		last = e.place()
+		last = e.position()
 		if !yield(e, nil) {
-			return errEnough
+			return errStopped
 		}
 		return nil
 	}
@@ -229,7 +228,7 @@ func (c *Conn) follow(ctx context.Context, after uint64, yield func(Event, error
 			if err != nil {
 				return err
 			}
-			if err := give(e); err != nil {
+			if err := yieldNew(e); err != nil {
 				return err
 			}
 		}
@@ -240,7 +239,7 @@ func (c *Conn) follow(ctx context.Context, after uint64, yield func(Event, error
 		if err != nil {
 			return err
 		}
-		return give(e)
+		return yieldNew(e)
 	}
 	if err := c.listen(ctx, "credstream.events."+c.tenant+".>", ErrFeedRefused, catchUp, take); err != nil {
 		yield(Event{}, err)

@@ -19,7 +19,7 @@ import (
 
 // Config is the address of the service and the identity of the caller.
 type Config struct {
-	URL    string // "https://credstream.example.org"; a path is kept
+	URL    string // "https://credstream.example.org"; it may have a path
 	Key    string // the API key
 	Tenant string // DefaultTenant when empty
 	// HTTPClient makes the requests; nil means a client without
@@ -31,7 +31,7 @@ type Config struct {
 type Client struct{ API }
 
 const (
-	maxAnswer = 64 << 20 // bytes of one answer
+	maxAnswer = 64 << 20 // bytes of one response
 	callTime  = time.Minute
 )
 

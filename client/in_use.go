@@ -17,7 +17,7 @@ import (
 // in-use index.
 var ErrInUseRefused = fault.New(fault.Denied, "in_use_refused", "The key may not subscribe to the in-use index of this tenant.")
 
-// InUse is a value of the in-use index: the flows that use one thing.
+// InUse is a value of the in-use index: the flows that use one resource.
 type InUse struct {
 	Seq       uint64      `json:"seq"`   // log sequence it reflects
 	Total     int         `json:"total"` // of the flows
@@ -26,7 +26,7 @@ type InUse struct {
 	Truncated bool        `json:"truncated,omitzero"` // there are more flows than are listed
 }
 
-// InUseFlow is a flow that uses the thing.
+// InUseFlow is a flow that uses the resource.
 type InUseFlow struct {
 	ID       string `json:"id"`
 	Active   bool   `json:"active"`
@@ -72,14 +72,14 @@ func (a *API) ListInUse(ctx context.Context, filter InUseFilter) (InUseList, err
 func (c *Conn) WatchInUse(ctx context.Context) iter.Seq2[InUseEntry, error] {
 	return func(yield func(InUseEntry, error) bool) {
 		known := map[string]uint64{} // kind and id to Seq
-		give := func(e InUseEntry) error {
+		yieldNew := func(e InUseEntry) error {
 			key := e.Kind + "." + e.ID
 			if seq, ok := known[key]; ok && e.Value.Seq <= seq {
 				return nil
 			}
 			known[key] = e.Value.Seq
 			if !yield(e, nil) {
-				return errEnough
+				return errStopped
 			}
 			return nil
 		}
@@ -93,7 +93,7 @@ func (c *Conn) WatchInUse(ctx context.Context) iter.Seq2[InUseEntry, error] {
 					return err
 				}
 				for _, e := range page.Entries {
-					if err := give(e); err != nil {
+					if err := yieldNew(e); err != nil {
 						return err
 					}
 				}
@@ -108,7 +108,7 @@ func (c *Conn) WatchInUse(ctx context.Context) iter.Seq2[InUseEntry, error] {
 			if err != nil {
 				return err
 			}
-			return give(e)
+			return yieldNew(e)
 		}
 		if err := c.listen(ctx, prefix+">", ErrInUseRefused, list, take); err != nil {
 			yield(InUseEntry{}, err)

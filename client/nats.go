@@ -41,12 +41,12 @@ type NATSConfig struct {
 type Conn struct {
 	API
 	cfg NATSConfig
-	nc  *nats.Conn // sends requests
+	nc  *nats.Conn // for requests
 
-	dialing sync.Mutex
-	feed    *nats.Conn // subscribes to the feed; nil until needed
-	asking  entry      // of nc
-	hearing entry      // of feed
+	dialing       sync.Mutex
+	feed          *nats.Conn     // for subscriptions to the feed; nil until needed
+	requestLogins loginRejection // of nc
+	feedLogins    loginRejection // of feed
 
 	mu        sync.Mutex
 	closed    bool
@@ -69,18 +69,18 @@ type pending struct {
 	fail    context.CancelCauseFunc
 }
 
-// entry counts the rejected reconnects of a connection. A
-// starting service rejects every key for a while, so one rejection means little.
-type entry struct{ refusals atomic.Int32 }
+// loginRejection counts the consecutive reconnects of a connection that were rejected. A starting
+// service rejects every key for a while, so a single rejection does not mean that the key is unknown.
+type loginRejection struct{ refusals atomic.Int32 }
 
 // maxRefusals is the number of rejections after which the key counts as unknown: 20 seconds of
 // them from a single server.
 const maxRefusals = 80
 
-func (e *entry) refused() bool { return e.refusals.Load() >= maxRefusals }
+func (e *loginRejection) refused() bool { return e.refusals.Load() >= maxRefusals }
 
 // pause is the delay before each reconnect.
-func (e *entry) pause(int) time.Duration {
+func (e *loginRejection) pause(int) time.Duration {
 	if e.refused() {
 		return 5 * time.Second
 	}
@@ -103,11 +103,11 @@ func Dial(ctx context.Context, cfg NATSConfig) (*Conn, error) {
 	c := &Conn{cfg: cfg, waiting: map[*pending]struct{}{}, followers: map[*follower]struct{}{}}
 	c.API = API{c, cfg.Tenant}
 	var err error
-	c.nc, err = c.connect(ctx, userRequests, &c.asking)
+	c.nc, err = c.connect(ctx, userRequests, &c.requestLogins)
 	return c, err
 }
 
-func (c *Conn) connect(ctx context.Context, user string, at *entry) (*nats.Conn, error) {
+func (c *Conn) connect(ctx context.Context, user string, at *loginRejection) (*nats.Conn, error) {
 	options := append([]nats.Option{
 		nats.Name("credstream client"),
 		nats.UserInfo(user, c.cfg.Key),
@@ -127,7 +127,7 @@ func (c *Conn) connect(ctx context.Context, user string, at *entry) (*nats.Conn,
 	}
 	options = append(options, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 		if isRefusal(err) && at.refusals.Add(1) == maxRefusals {
-			c.lockedOut()
+			c.keyRejected()
 		}
 		c.failed(err)
 	}))
@@ -159,7 +159,7 @@ func (c *Conn) listening(ctx context.Context) (*nats.Conn, error) {
 	if c.feed != nil {
 		return c.feed, nil
 	}
-	feed, err := c.connect(ctx, userFeed, &c.hearing)
+	feed, err := c.connect(ctx, userFeed, &c.feedLogins)
 	if err != nil {
 		return nil, err
 	}
@@ -259,7 +259,7 @@ func (c *Conn) request(ctx context.Context, m *nats.Msg) (*nats.Msg, error) {
 	defer c.forget(p)
 	answer, err := c.nc.RequestMsgWithContext(wait, m)
 	switch {
-	case err != nil && c.asking.refused():
+	case err != nil && c.requestLogins.refused():
 		return nil, ErrRefused
 	case err != nil && errors.Is(context.Cause(wait), errSubject):
 		return nil, errSubject
@@ -317,8 +317,8 @@ func (c *Conn) lost() {
 	}
 }
 
-// lockedOut ends the followers: the key is no longer known.
-func (c *Conn) lockedOut() {
+// keyRejected ends the followers, because the key is no longer known.
+func (c *Conn) keyRejected() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for f := range c.followers {

@@ -62,8 +62,8 @@ func (a *API) DefineOAuthClient(ctx context.Context, component, clientID string,
 	return done, err
 }
 
-// ChangeOAuthClient changes the client id, the secret, or both; what is empty stays.
-// Entering a secret, even an unchanged one, allows it to be sent to the hosts that the component names now.
+// ChangeOAuthClient changes the client id, the secret, or both; an empty one is unchanged. Entering
+// a secret, even an unchanged one, approves it for the component's current hosts.
 func (a *API) ChangeOAuthClient(ctx context.Context, id, clientID string, secret OAuthSecret, opts ...CommandOption) (Done, error) {
 	var done Done
 	err := a.Command(ctx, "oauth_client.change", clientChange{ID: id, ClientID: clientID, ClientSecret: secret.reveal(), Revision: revisionOf(opts)}, &done, opts...)

@@ -18,19 +18,19 @@ var ErrResolverClosed = fault.New(fault.Precondition, "resolver_closed", "The re
 
 // Bounds and intervals of a Resolver.
 const (
-	longestLease = 15 * time.Minute // the longest that the service grants; also applies when clocks differ
-	resolveTime  = 40 * time.Second // of one request, above the service's own bound
-	pollEvery    = time.Second      // over HTTP, between two queries for changes
-	beatEvery    = time.Second      // over NATS, between two checks that the server responds
-	beatTime     = 2 * time.Second  // for its response
-	silent       = 4 * time.Second  // silence after which cached values may be stale
-	followPause  = time.Second      // before subscribing again
-	maxResolved  = 10_000           // cached values
-	eventsOfOne  = "credential."    // subject prefix of a credential's event
+	longestLease      = 15 * time.Minute // the longest that the service grants; also applies when clocks differ
+	resolveTimeout    = 40 * time.Second // of one request, above the service's own limit
+	pollInterval      = time.Second      // over HTTP, between two queries for changes
+	heartbeatInterval = time.Second      // over NATS, between two checks that the server responds
+	heartbeatTimeout  = 2 * time.Second  // for its response
+	maxSilence        = 4 * time.Second  // without a response, after which cached values may be stale
+	resubscribePause  = time.Second
+	maxResolved       = 10_000        // cached values
+	credentialPrefix  = "credential." // subject prefix of a credential's event
 )
 
 // Resolver resolves credentials for a flow engine and caches the values within
-// their leases, so that most calls cost nothing. Conn.NewResolver and
+// their leases, so that most calls need no request. Conn.NewResolver and
 // Client.NewResolver create one. It drops the cached values of a credential as soon as
 // the feed reports that it was deleted, has other keys or tokens, or must be
 // connected again, and all values while it is disconnected from the feed: then each call
@@ -41,38 +41,38 @@ const (
 // many goroutines. Close ends it. Besides credentials.resolve, the API key needs the
 // permission credentials.get, to follow the feed; without it nothing is cached.
 type Resolver struct {
-	api  *API
-	key  ResolveKey
-	life context.Context
-	end  context.CancelFunc
-	work sync.WaitGroup
+	api        *API
+	key        ResolveKey
+	background context.Context
+	end        context.CancelFunc
+	work       sync.WaitGroup
 
-	mu      sync.Mutex
-	closed  bool
-	hears   func() bool // whether the feed is connected; nil: it is not
-	kept    map[string]map[ResolveOptions]keptValues
-	size    int // total size of kept
-	flights map[question]*flight
+	mu            sync.Mutex
+	closed        bool
+	feedConnected func() bool // whether the feed is connected; nil: it is not
+	cached        map[string]map[ResolveOptions]cachedValues
+	size          int // total size of cached
+	flights       map[cacheKey]*flight
 }
 
-// question is the key of a cached value.
-type question struct {
+// cacheKey is the key of a cached value.
+type cacheKey struct {
 	id string
 	ResolveOptions
 }
 
-type keptValues struct {
+type cachedValues struct {
 	Resolved
 	until time.Time // with a monotonic reading
 }
 
 // flight is a request in flight. Its result may be read when done is closed.
 type flight struct {
-	done  chan struct{}
-	heard bool // the feed was connected when the request was sent
-	stale bool // the credential may have changed since
-	value Resolved
-	err   error
+	done      chan struct{}
+	connected bool // the feed was connected when the request was sent
+	stale     bool // the credential may have changed since
+	value     Resolved
+	err       error
 }
 
 // NewResolver creates a Resolver that follows the feed over NATS.
@@ -86,9 +86,9 @@ func newResolver(api *API, follow func(context.Context, *Resolver)) (*Resolver, 
 	if err != nil {
 		return nil, err
 	}
-	r := &Resolver{api: api, key: key, kept: map[string]map[ResolveOptions]keptValues{}, flights: map[question]*flight{}}
-	r.life, r.end = context.WithCancel(context.Background())
-	r.work.Go(func() { follow(r.life, r) })
+	r := &Resolver{api: api, key: key, cached: map[string]map[ResolveOptions]cachedValues{}, flights: map[cacheKey]*flight{}}
+	r.background, r.end = context.WithCancel(context.Background())
+	r.work.Go(func() { follow(r.background, r) })
 	return r, nil
 }
 
@@ -107,20 +107,20 @@ func (r *Resolver) Close() {
 // share one request to the service. Do not use the values after Expires: call Resolve
 // again.
 func (r *Resolver) Resolve(ctx context.Context, id string, opts ResolveOptions) (Resolved, error) {
-	q := question{id, opts}
+	q := cacheKey{id, opts}
 	r.mu.Lock()
 	if r.closed {
 		r.mu.Unlock()
 		return Resolved{}, ErrResolverClosed
 	}
-	hears := r.hears != nil && r.hears()
-	if v, ok := r.kept[id][opts]; ok && hears && time.Now().Before(v.until) {
+	hears := r.feedConnected != nil && r.feedConnected()
+	if v, ok := r.cached[id][opts]; ok && hears && time.Now().Before(v.until) {
 		r.mu.Unlock()
 		return v.Resolved, nil
 	}
 	f := r.flights[q]
 	if f == nil || f.stale {
-		f = &flight{done: make(chan struct{}), heard: hears}
+		f = &flight{done: make(chan struct{}), connected: hears}
 		r.flights[q] = f
 		r.work.Go(func() { r.fetch(q, f) })
 	}
@@ -134,10 +134,10 @@ func (r *Resolver) Resolve(ctx context.Context, id string, opts ResolveOptions) 
 }
 
 // fetch sends the request to the service.
-func (r *Resolver) fetch(q question, f *flight) {
-	ctx, cancel := context.WithTimeout(r.life, resolveTime)
+func (r *Resolver) fetch(q cacheKey, f *flight) {
+	ctx, cancel := context.WithTimeout(r.background, resolveTimeout)
 	defer cancel()
-	asked := time.Now()
+	sentAt := time.Now()
 	value, err := r.api.Resolve(ctx, r.key, q.id, q.ResolveOptions)
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -145,52 +145,52 @@ func (r *Resolver) fetch(q question, f *flight) {
 	if r.flights[q] == f {
 		delete(r.flights, q)
 	}
-	if err == nil && f.heard && !f.stale && !r.closed {
-		r.keep(q, value, asked)
+	if err == nil && f.connected && !f.stale && !r.closed {
+		r.cache(q, value, sentAt)
 	}
 	close(f.done)
 }
 
-// keep caches values until shortly before their lease expires.
-func (r *Resolver) keep(q question, v Resolved, asked time.Time) {
-	left := min(v.Expires.Sub(asked), longestLease) * 9 / 10
+// cache caches values until shortly before their lease expires.
+func (r *Resolver) cache(q cacheKey, v Resolved, sentAt time.Time) {
+	left := min(v.Expires.Sub(sentAt), longestLease) * 9 / 10
 	if left <= 0 {
 		return
 	}
-	for id := range r.kept { // evict any one
+	for id := range r.cached { // evict any one
 		if r.size < maxResolved {
 			break
 		}
 		r.forget(id)
 	}
-	if r.kept[q.id] == nil {
-		r.kept[q.id] = map[ResolveOptions]keptValues{}
+	if r.cached[q.id] == nil {
+		r.cached[q.id] = map[ResolveOptions]cachedValues{}
 	}
-	if _, there := r.kept[q.id][q.ResolveOptions]; !there {
+	if _, exists := r.cached[q.id][q.ResolveOptions]; !exists {
 		r.size++
 	}
-	r.kept[q.id][q.ResolveOptions] = keptValues{v, asked.Add(left)}
+	r.cached[q.id][q.ResolveOptions] = cachedValues{v, sentAt.Add(left)}
 }
 
 func (r *Resolver) forget(id string) {
-	r.size -= len(r.kept[id])
-	delete(r.kept, id)
+	r.size -= len(r.cached[id])
+	delete(r.cached, id)
 }
 
 // subscribed means that every change from now on is passed to changed. Earlier values
 // are dropped, because a change of them may have been missed.
-func (r *Resolver) subscribed(still func() bool) {
+func (r *Resolver) subscribed(connected func() bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.drop()
-	r.hears = still
+	r.feedConnected = connected
 }
 
 // unsubscribed means that changes are not received.
 func (r *Resolver) unsubscribed() { r.subscribed(nil) }
 
 func (r *Resolver) drop() {
-	clear(r.kept)
+	clear(r.cached)
 	r.size = 0
 	for _, f := range r.flights {
 		f.stale = true
@@ -199,7 +199,7 @@ func (r *Resolver) drop() {
 
 // changed drops the cached values of the credential of an event.
 func (r *Resolver) changed(e Event) {
-	id, ok := strings.CutPrefix(e.Subject, eventsOfOne)
+	id, ok := strings.CutPrefix(e.Subject, credentialPrefix)
 	what := strings.TrimPrefix(e.Type, "credstream.")
 	if i := strings.LastIndex(what, ".v"); i > 0 {
 		what = what[:i]
@@ -222,7 +222,7 @@ func (c *Conn) followCredentials(ctx context.Context, r *Resolver) {
 	for ctx.Err() == nil {
 		c.followCredentialsOnce(ctx, r)
 		r.unsubscribed()
-		pause(ctx, followPause)
+		pause(ctx, resubscribePause)
 	}
 }
 
@@ -234,20 +234,20 @@ func (c *Conn) followCredentialsOnce(ctx context.Context, r *Resolver) {
 	if err != nil {
 		return
 	}
-	var beat beats
+	var beat heartbeats
 	ctx, stop := context.WithCancel(ctx)
 	var beating sync.WaitGroup
 	defer beating.Wait()
 	defer stop()
 	beating.Go(func() {
 		for ctx.Err() == nil {
-			beat.ask(ctx, nc)
-			pause(ctx, beatEvery)
+			beat.send(ctx, nc)
+			pause(ctx, heartbeatInterval)
 		}
 	})
 	catchUp := func() error {
 		lives := nc.Stats().Reconnects
-		beat.heard(time.Now()) // attend has just had a response
+		beat.record(time.Now()) // listen has just had a response
 		r.subscribed(func() bool { return nc.IsConnected() && nc.Stats().Reconnects == lives && beat.recent() })
 		return nil
 	}
@@ -263,61 +263,61 @@ func (c *Conn) followCredentialsOnce(ctx context.Context, r *Resolver) {
 	_ = c.listen(ctx, "credstream.events."+c.tenant+".credential.>", ErrFeedRefused, catchUp, take)
 }
 
-// beats records when the server last responded.
-type beats struct {
+// heartbeats records when the server last responded.
+type heartbeats struct {
 	mu   sync.Mutex
 	last time.Time
 }
 
-func (b *beats) ask(ctx context.Context, nc *nats.Conn) {
-	ctx, cancel := context.WithTimeout(ctx, beatTime)
+func (b *heartbeats) send(ctx context.Context, nc *nats.Conn) {
+	ctx, cancel := context.WithTimeout(ctx, heartbeatTimeout)
 	defer cancel()
-	asked := time.Now()
+	sentAt := time.Now()
 	if nc.FlushWithContext(ctx) == nil {
-		b.heard(asked)
+		b.record(sentAt)
 	}
 }
 
-func (b *beats) heard(at time.Time) {
+func (b *heartbeats) record(at time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.last = at
 }
 
-func (b *beats) recent() bool {
+func (b *heartbeats) recent() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return time.Since(b.last) < silent
+	return time.Since(b.last) < maxSilence
 }
 
 // pollCredentials polls for changes until ctx ends, and passes them to the Resolver.
 func (c *Client) pollCredentials(ctx context.Context, r *Resolver) {
-	var beat beats
-	next := uint64(math.MaxInt64) // only the end of the log is wanted
-	hearing := false
-	for ; ctx.Err() == nil; pause(ctx, pollEvery) {
-		asked := time.Now()
+	var beat heartbeats
+	next := uint64(math.MaxInt64) // the first query only reads the end of the log
+	following := false
+	for ; ctx.Err() == nil; pause(ctx, pollInterval) {
+		sentAt := time.Now()
 		page, err := c.changes(ctx, next, replayLimit)
 		switch {
 		case err != nil:
-			hearing, next = false, math.MaxInt64
+			following, next = false, math.MaxInt64
 			r.unsubscribed()
 			continue
-		case !hearing:
-			hearing, next = true, page.End+1
-			beat.heard(asked)
+		case !following:
+			following, next = true, page.End+1
+			beat.record(sentAt)
 			r.subscribed(beat.recent)
 			continue
 		}
 		for _, e := range page.Events {
 			r.changed(e)
 		}
-		if page.Next != 0 { // there is more: nothing is known up to now
+		if page.Next != 0 { // there are more pages: the changes up to now are not known yet
 			next = page.Next
 			continue
 		}
 		next = page.End + 1
-		beat.heard(asked)
+		beat.record(sentAt)
 	}
 }
 

@@ -10,7 +10,7 @@ import (
 type ThrottlePolicy struct {
 	ID          string    `json:"id"`
 	Description string    `json:"description"`
-	Tokens      int64     `json:"tokens"` // granted to all flows of a credential in any period, at most
+	Tokens      int64     `json:"tokens"` // maximum for all flows of one credential together, per period
 	Per         string    `json:"per"`    // the period: second, minute, hour or day
 	CreatedAt   time.Time `json:"created_at"`
 	CreatedBy   string    `json:"created_by"` // "key:<id>"
@@ -18,7 +18,7 @@ type ThrottlePolicy struct {
 	Seq         uint64    `json:"seq"` // log sequence of the last change
 }
 
-// ThrottleSettings are what a throttle policy says. Of a change, what is empty stays.
+// ThrottleSettings are the settings of a throttle policy. A change leaves empty members unchanged.
 type ThrottleSettings struct {
 	Description *string `json:"description,omitzero"`
 	Tokens      int64   `json:"tokens,omitzero"` // 1 to 1000000000
@@ -30,7 +30,7 @@ type policySettings struct {
 	ThrottleSettings
 }
 
-// DefineThrottlePolicy makes a throttle policy; with id "" the service makes an id
+// DefineThrottlePolicy creates a throttle policy; an empty id is generated
 // (throttle_policy_exists).
 func (a *API) DefineThrottlePolicy(ctx context.Context, id string, settings ThrottleSettings, opts ...CommandOption) (Done, error) {
 	var done Done
@@ -53,8 +53,8 @@ func (a *API) DeleteThrottlePolicy(ctx context.Context, id string, opts ...Comma
 	return done, err
 }
 
-// AssignThrottlePolicy gives a credential a throttle policy in place of the one it has; ""
-// is none (throttle_policy_unknown).
+// AssignThrottlePolicy assigns a throttle policy to a credential, instead of its current one; ""
+// removes it (throttle_policy_unknown).
 func (a *API) AssignThrottlePolicy(ctx context.Context, credential, policy string, opts ...CommandOption) (Done, error) {
 	var done Done
 	err := a.Command(ctx, "credential.assign-throttle-policy", struct {
@@ -64,8 +64,7 @@ func (a *API) AssignThrottlePolicy(ctx context.Context, credential, policy strin
 	return done, err
 }
 
-// GetThrottlePolicy returns one throttle policy; minSeq, when not 0, is the log sequence
-// that the answer reflects at least.
+// GetThrottlePolicy returns one throttle policy, no older than the log sequence minSeq.
 func (a *API) GetThrottlePolicy(ctx context.Context, id string, minSeq uint64) (ThrottlePolicy, error) {
 	var p ThrottlePolicy
 	err := a.Query(ctx, "throttle_policy.get", struct {
@@ -80,17 +79,17 @@ func (a *API) ThrottlePolicies(ctx context.Context) iter.Seq2[ThrottlePolicy, er
 	return listed(ctx, a, "throttle_policy.list", func(p idPage) []ThrottlePolicy { return p.Policies })
 }
 
-// Taken is the answer to TakeTokens.
+// Taken is the response to TakeTokens.
 type Taken struct {
-	Granted        bool // make the call; when false, take again after RetryAfter
+	Granted        bool // the call may be made; if false, retry after RetryAfter
 	RetryAfter     time.Duration
 	Remaining      int64  // tokens that are left now, for all flows of the credential
-	ThrottlePolicy string // id of the policy that applies; "" when the credential has none: then nothing is counted
+	ThrottlePolicy string // id of the policy; "" if the credential has none, so nothing is counted
 }
 
-// TakeTokens takes tokens from the limit of a credential before a call to its API, for a flow,
-// which may be "". The client's key needs the permission credentials.resolve. A denial is no
-// error. A call whose outcome is unknown may have taken the tokens.
+// TakeTokens takes tokens from the limit of a credential before a flow calls its API; the flow may
+// be "". The key needs the permission credentials.resolve. A denial is not an error. If the outcome
+// of a call is unknown, it may have taken the tokens.
 func (a *API) TakeTokens(ctx context.Context, credential, flow string, tokens int64) (Taken, error) {
 	var answer struct {
 		Granted        bool   `json:"granted"`

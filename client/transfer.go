@@ -7,16 +7,16 @@ import (
 
 // ExportPage is a part of an export.
 type ExportPage struct {
-	Text  string `json:"text"`  // to be appended to the file as it is
+	Text  string `json:"text"`  // to append to the file unchanged
 	Items int    `json:"items"` // in all pages up to this one
 	Next  string `json:"next,omitzero"`
 	Total int    `json:"total,omitzero"` // credentials of the tenant; on the first page
 }
 
-// Export yields the parts of a signed export of the tenant, in order. Their texts, one after the
-// other, are the file; without the last one it is not valid. to is the age public key to
-// which the secrets are sealed, which requires the permission credentials.reveal too; with ""
-// they are left out.
+// Export yields the parts of a signed export of the tenant, in order. Concatenated, their texts are
+// the file, which is invalid without the last one. to is the age public key that the secrets are
+// encrypted to, which also requires the permission credentials.reveal; with "" the export contains
+// no secrets.
 func (a *API) Export(ctx context.Context, to string) iter.Seq2[ExportPage, error] {
 	return func(yield func(ExportPage, error) bool) {
 		for after := ""; ; {
