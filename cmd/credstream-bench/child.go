@@ -33,9 +33,9 @@ import (
 	"github.com/credstream/credstream/vault"
 )
 
-// childWord as first argument makes the program a child of the benchmark: a
-// yardstick or a checker runs in a process of its own.
-const childWord = "child"
+// childArg as first argument makes the program a child of the benchmark: yardsticks and checkers
+// run in separate processes.
+const childArg = "child"
 
 // runChild is the child's main: args are its kind and parameters.
 func runChild(ctx context.Context, args []string, stdout io.Writer) error {
@@ -45,7 +45,7 @@ func runChild(ctx context.Context, args []string, stdout io.Writer) error {
 			w.Header()["Content-Type"] = []string{"text/plain"}
 			_, _ = io.WriteString(w, "hello, world\n")
 		})
-	case "probe": // the API that a credential's dry request asks
+	case "probe": // the API for dry requests
 		return serveChild(ctx, stdout, func(w http.ResponseWriter, r *http.Request) {
 			if !strings.HasPrefix(r.Header.Get("Api-Key"), secretPrefix) {
 				w.WriteHeader(http.StatusUnauthorized)
@@ -154,18 +154,18 @@ func publishChild(ctx context.Context, stdout io.Writer, args []string) error {
 
 // reopened is the outcome of a reopen child.
 type reopened struct {
-	Start    time.Duration // until the log could be read
+	Start    time.Duration // until the log was readable
 	Events   int           // of the log
 	Replay   float64       // messages per second of an ordered consumer that only counts
-	Opened   int           // secrets opened and found to be what was sent
-	Checked  int           // acknowledged credentials looked for
+	Opened   int           // secrets that were decrypted and are correct
+	Checked  int           // acknowledged credentials that were looked up
 	Problems []string      // the first few
 	Failed   int
 }
 
-// reopenChild opens a data folder that nobody serves, reads the log, and opens
-// the secret of every acknowledged credential. args: folder, file of the
-// acknowledged: a line "<tenant> <n> <id>" for each.
+// reopenChild opens a data folder without a running service, reads the log, and decrypts the secret
+// of every acknowledged credential. args: folder, file of the acknowledged credentials, with a line
+// "<tenant> <n> <id>" for each.
 func reopenChild(ctx context.Context, stdout io.Writer, args []string) error {
 	began := time.Now()
 	store, conn, stop, err := openStore(ctx, args[0])
@@ -214,7 +214,7 @@ func reopenChild(ctx context.Context, stdout io.Writer, args []string) error {
 	return json.NewEncoder(stdout).Encode(out)
 }
 
-// openStore opens the log in a data folder that nobody serves, to be read.
+// openStore opens the log in a data folder without a running service, for reading.
 func openStore(ctx context.Context, dir string) (store *eventlog.Store, conn *nats.Conn, stop func(), err error) {
 	node, err := natsserver.StartNode(ctx, natsserver.NodeConfig{Dir: dir})
 	if err != nil {
@@ -235,15 +235,15 @@ func openStore(ctx context.Context, dir string) (store *eventlog.Store, conn *na
 type usesLoaded struct {
 	Events      int64         // of flows in the log
 	Used        int64         // uses by them
-	Flows       int           // that hold the credential
-	First, Load time.Duration // of its stream, by a cache of states that is empty: at once, and the median
-	Folded      time.Duration // the same from its first event
-	Fold        float64       // seconds that one more event costs it
-	FoldFew     float64       // and a credential with ten flows
+	Flows       int           // that use the credential
+	First, Load time.Duration // of its stream with an empty state cache: the first load, and the median
+	Folded      time.Duration // the same without a snapshot
+	Fold        float64       // seconds to fold one more event
+	FoldFew     float64       // the same for a credential with ten flows
 }
 
-// usesChild opens a data folder that nobody serves, counts what the log holds of
-// flows, and loads a credential that many use. args: folder, tenant, id.
+// usesChild opens a data folder without a running service, counts the flow events in the log, and
+// loads a credential that many flows use. args: folder, tenant, id.
 func usesChild(ctx context.Context, stdout io.Writer, args []string) error {
 	store, _, stop, err := openStore(ctx, args[0])
 	if err != nil {
@@ -318,7 +318,7 @@ func usesChild(ctx context.Context, stdout io.Writer, args []string) error {
 	return json.NewEncoder(stdout).Encode(out)
 }
 
-// noSnapshots is a store that has kept no folded state.
+// noSnapshots is a store without snapshots.
 type noSnapshots struct{ events.Store }
 
 func (noSnapshots) Snapshot(context.Context, events.StreamID, int) (events.Snapshot, error) {
@@ -437,10 +437,10 @@ func checkOne(ctx context.Context, words []string, logged map[string]events.Cred
 // child is a running child process.
 type child struct {
 	cmd  *exec.Cmd
-	line string // the first it printed
+	line string // the first line of its output
 }
 
-// spawnChild starts a child that serves, and returns when it has printed its address.
+// spawnChild starts a child that serves, and returns once it has printed its address.
 func spawnChild(ctx context.Context, args ...string) (*child, error) {
 	cmd := childCommand(ctx, args...)
 	out, err := cmd.StdoutPipe()
@@ -464,7 +464,7 @@ func (c *child) stop() {
 	_ = c.cmd.Wait()
 }
 
-// askChild runs a child to its end and decodes what it printed.
+// askChild runs a child to its end and decodes its output.
 func askChild(ctx context.Context, out any, args ...string) error {
 	b, err := childCommand(ctx, args...).Output()
 	if err != nil {
@@ -481,7 +481,7 @@ func childCommand(ctx context.Context, args ...string) *exec.Cmd {
 	if err != nil {
 		self = os.Args[0]
 	}
-	cmd := exec.CommandContext(ctx, self, append([]string{childWord}, args...)...) //nolint:gosec // itself
+	cmd := exec.CommandContext(ctx, self, append([]string{childArg}, args...)...) //nolint:gosec // itself
 	cmd.Stderr = os.Stderr
 	return cmd
 }
@@ -505,11 +505,11 @@ func fsyncs(dir string, d time.Duration) (load, error) {
 	})
 }
 
-// messageSize is that of the yardsticks' messages: about what a command stores.
+// messageSize is the size of the yardsticks' messages: about that of a stored command.
 const messageSize = 400
 
-// busy is the load average of the last minute: what other programs took from
-// the run, when it is read before it.
+// busy returns the load average of the last minute. Read before a run, it shows the load by other
+// programs.
 func busy() string {
 	b, err := os.ReadFile("/proc/loadavg")
 	if words := strings.Fields(string(b)); err == nil && len(words) > 0 {

@@ -39,15 +39,15 @@ const (
 	flowPatience    = 30 * time.Second
 )
 
-// flowSite is a site whose flows are told of by plain NATS clients, as a flow
-// engine does, and whose in-use index is watched by a plain subscription.
+// flowSite is a site to which plain NATS clients report flows, like a flow engine, and whose in-use
+// index a plain subscription watches.
 type flowSite struct {
 	*site
-	watch *inUseWatch
-	named map[string]map[uint64]bool // by key of the index: the flows that name it, and whether they are active
-	last  atomic.Uint64              // number of the last flow
-	told  atomic.Int64               // flow events that were acknowledged
-	uses  atomic.Int64               // uses that follow from them
+	watch       *inUseWatch
+	named       map[string]map[uint64]bool // by key of the index: the flows that name it, and whether they are active
+	last        atomic.Uint64              // number of the last flow
+	ackedEvents atomic.Int64               // flow events that were acknowledged
+	uses        atomic.Int64               // uses that result from them
 }
 
 func openFlows(s *site) (*flowSite, error) {
@@ -55,7 +55,7 @@ func openFlows(s *site) (*flowSite, error) {
 	return &flowSite{site: s, watch: watch, named: map[string]map[uint64]bool{}}, err
 }
 
-// credentials makes n credentials for flows to use.
+// credentials creates n credentials for flows.
 func (f *flowSite) credentials(ctx context.Context, n int64) ([]made, error) {
 	before := len(f.made)
 	_, err := closed(ctx, clients, size{calls: n}, f.creators([]apiKey{{adminKey, flowTenant}}, "", nil))
@@ -66,7 +66,7 @@ func flowName(n uint64) string { return "flow-" + strconv.FormatUint(n, 10) }
 
 func inUseKey(m made) string { return feed.InUseKey(flowTenant, "credential", m.id) }
 
-// pick chooses the credentials of the n-th flow.
+// pick selects the credentials of the n-th flow.
 func pick(from []made, n uint64) []made {
 	choice := rand.New(rand.NewPCG(n, 0)) //nolint:gosec // a choice, not a secret
 	first := choice.IntN(len(from))
@@ -123,7 +123,7 @@ func (f *flowSite) engine() (jetstream.JetStream, func(), error) {
 	return js, nc.Close, nil
 }
 
-// stored checks that an event was understood, not only kept.
+// stored checks that the service could parse an event: it is not in the dead-letter queue.
 func stored(ack *jetstream.PubAck) error {
 	if ack.Stream != edge.FlowsStream {
 		return fmt.Errorf("a flow event went into %s", ack.Stream)
@@ -131,9 +131,9 @@ func stored(ack *jetstream.PubAck) error {
 	return nil
 }
 
-// note keeps what the index must show once the flow is settled.
+// note records what the index must show once the flow is settled.
 func (f *flowSite) note(n uint64, active bool, uses []made) {
-	f.told.Add(1)
+	f.ackedEvents.Add(1)
 	f.uses.Add(int64(len(uses)))
 	for _, m := range uses {
 		key := inUseKey(m)
@@ -144,21 +144,20 @@ func (f *flowSite) note(n uint64, active bool, uses []made) {
 	}
 }
 
-// toldOf is the outcome of telling of many flows.
-type toldOf struct {
+// reportRates is the result of reporting many flows.
+type reportRates struct {
 	events, uses float64       // per second, until the index shows the last
 	acknowledged float64       // events per second, until all are durable
 	cpu          time.Duration // of the service for one event
 }
 
-func (t toldOf) details(n int64) string {
+func (t reportRates) details(n int64) string {
 	return fmt.Sprintf("%s uses/s; %s events, acknowledged at %s", thousands(int64(t.uses)), thousands(n), perSecond(t.acknowledged))
 }
 
-// tell publishes one event about each of the flows first to first+n-1, by 64
-// publishers that do not wait for each acknowledgement, and waits until the
-// index shows what follows from all of them.
-func (f *flowSite) tell(ctx context.Context, what string, revision int, first uint64, n int64, uses func(n uint64) []made) (t toldOf, err error) {
+// reportFlows publishes one event about each of the flows first to first+n-1, with 64 publishers that do
+// not wait for each acknowledgement, and waits until the index reflects all of them.
+func (f *flowSite) reportFlows(ctx context.Context, what string, revision int, first uint64, n int64, uses func(n uint64) []made) (t reportRates, err error) {
 	active := what == "flow.started"
 	messages := make(chan *nats.Msg, n)
 	all := 0
@@ -179,7 +178,7 @@ func (f *flowSite) tell(ctx context.Context, what string, revision int, first ui
 		publishers.Go(func() error { return f.publishAll(going, messages) })
 	}
 	if err := publishers.Wait(); err != nil {
-		return t, fmt.Errorf("tell of flows: %w", err)
+		return t, fmt.Errorf("report flows: %w", err)
 	}
 	acked := time.Since(began)
 	if err := f.settled(ctx); err != nil {
@@ -187,7 +186,7 @@ func (f *flowSite) tell(ctx context.Context, what string, revision int, first ui
 	}
 	took := time.Since(began).Seconds()
 	after, err := f.cpu()
-	return toldOf{
+	return reportRates{
 		events: float64(n) / took, uses: float64(all) / took, acknowledged: float64(n) / acked.Seconds(),
 		cpu: (after - before) / time.Duration(n),
 	}, err
@@ -226,8 +225,8 @@ func (f *flowSite) publishAll(ctx context.Context, messages <-chan *nats.Msg) er
 	return nil
 }
 
-// settled waits until the index shows as many uses as it must, and checks that
-// each of its values names the flows that it must.
+// settled waits until the index shows the expected number of uses, and checks that each of its
+// values names the expected flows.
 func (f *flowSite) settled(ctx context.Context) error {
 	total, active := 0, 0
 	for _, flows := range f.named {
@@ -253,7 +252,7 @@ func (f *flowSite) settled(ctx context.Context) error {
 	return nil
 }
 
-// shows reports whether a value counts and lists the flows that it must.
+// shows reports whether a value counts and lists the expected flows.
 func shows(v projections.InUse, want map[uint64]bool) bool {
 	active := 0
 	for _, runs := range want {
@@ -270,7 +269,7 @@ func shows(v projections.InUse, want map[uint64]bool) bool {
 	return right
 }
 
-// inUseWatch is what a plain subscription to the bucket has seen of credentials.
+// inUseWatch records the values of credentials that a plain subscription to the bucket received.
 type inUseWatch struct {
 	nc      *nats.Conn
 	changed chan struct{} // holds one after every value
@@ -321,8 +320,8 @@ func watchInUse(url string) (*inUseWatch, error) {
 
 var errNoFlows = errors.New("it lists no flows behind its counts")
 
-// take takes one value in. What the flows are is read only where somebody waits
-// for one of them: the load must not be what is measured.
+// take records one value. It decodes the flows only if a caller waits for one of them, because the
+// cost of decoding must not affect the measurement.
 func (w *inUseWatch) take(m *nats.Msg) {
 	key := strings.TrimPrefix(m.Subject, streams.InUseSubject+".")
 	v := inUseSeen{body: m.Data}
@@ -365,8 +364,7 @@ func (w *inUseWatch) take(m *nats.Msg) {
 	}
 }
 
-// await returns a channel that is closed when every one of the keys shows the
-// flow as active.
+// await returns a channel that is closed once each of the keys shows the flow as active.
 func (w *inUseWatch) await(flow string, keys []string) <-chan struct{} {
 	a := &awaitedFlow{left: len(keys), seen: make(chan struct{})}
 	w.mu.Lock()
@@ -380,8 +378,8 @@ func (w *inUseWatch) await(flow string, keys []string) <-chan struct{} {
 	return a.seen
 }
 
-// reach waits until the values count so many flows and active ones in all. It
-// gives up when nothing has come for a while.
+// reach waits until the values reach these totals of flows and active flows. It fails if no value
+// arrives for a while.
 func (w *inUseWatch) reach(ctx context.Context, total, active int) error {
 	for {
 		w.mu.Lock()
@@ -403,7 +401,7 @@ func (w *inUseWatch) reach(ctx context.Context, total, active int) error {
 	}
 }
 
-// value is the last that was seen of a key.
+// value returns the last value of a key.
 func (w *inUseWatch) value(key string) (v projections.InUse, err error) {
 	w.mu.Lock()
 	seen, ok := w.last[key]
@@ -417,7 +415,7 @@ func (w *inUseWatch) value(key string) (v projections.InUse, err error) {
 	return v, nil
 }
 
-// flows measures what flow engines see.
+// flows measures the service as flow engines use it.
 func (b *bench) flows(ctx context.Context, s *site) error {
 	r := b.report
 	total := thousands(b.flowCount)
@@ -455,7 +453,7 @@ func (b *bench) flows(ctx context.Context, s *site) error {
 	}
 	one, other := few[0], few[1]
 	first := f.last.Add(uint64(b.flowCount)) - uint64(b.flowCount) + 1
-	t, err := f.tell(ctx, "flow.started", 1, first, b.flowCount, func(uint64) []made { return few[:1] })
+	t, err := f.reportFlows(ctx, "flow.started", 1, first, b.flowCount, func(uint64) []made { return few[:1] })
 	if err != nil {
 		return err
 	}
@@ -464,7 +462,7 @@ func (b *bench) flows(ctx context.Context, s *site) error {
 		b.cost(t.cpu)
 	}
 	if b.wants("refusal") {
-		if _, err := f.tell(ctx, "flow.started", 1, f.last.Add(1), 1, func(uint64) []made { return few[1:] }); err != nil {
+		if _, err := f.reportFlows(ctx, "flow.started", 1, f.last.Add(1), 1, func(uint64) []made { return few[1:] }); err != nil {
 			return err
 		}
 		if err := b.refusals(ctx, f, other, one); err != nil {
@@ -477,19 +475,18 @@ func (b *bench) flows(ctx context.Context, s *site) error {
 	return b.recorded(ctx, f, one)
 }
 
-// flowRates measures how many flows can be told of, and returns the rate of new
-// ones.
+// flowRates measures the rates of flow events, and returns that of new flows.
 func (b *bench) flowRates(ctx context.Context, f *flowSite, many []made) (float64, error) {
 	first := f.last.Add(uint64(b.flowCount)) - uint64(b.flowCount) + 1
 	uses := func(n uint64) []made { return pick(many, n) }
-	started, err := f.tell(ctx, "flow.started", 1, first, b.flowCount, uses)
+	started, err := f.reportFlows(ctx, "flow.started", 1, first, b.flowCount, uses)
 	if err != nil {
 		return 0, err
 	}
 	where := fmt.Sprintf("of %d credentials each, over %s, until the index shows the last", flowUses, thousands(flowCredentials))
 	b.report.add("starts of new flows, "+where, perSecond(started.events), started.details(b.flowCount))
 	b.cost(started.cpu)
-	stopped, err := f.tell(ctx, "flow.stopped", 2, first, b.flowCount, uses)
+	stopped, err := f.reportFlows(ctx, "flow.stopped", 2, first, b.flowCount, uses)
 	if err != nil {
 		return 0, err
 	}
@@ -498,7 +495,7 @@ func (b *bench) flowRates(ctx context.Context, f *flowSite, many []made) (float6
 	return started.events, nil
 }
 
-// inUse measures from a flow's start until both its credentials are shown as used by it.
+// inUse measures the time from a flow's start until the index shows both its credentials as used.
 func (b *bench) inUse(ctx context.Context, f *flowSite, many []made, most float64) error {
 	var mu sync.Mutex
 	var acked []time.Duration // from the acknowledgement until the index shows it
@@ -561,7 +558,7 @@ func (b *bench) inUse(ctx context.Context, f *flowSite, many []made, most float6
 	return row(what+"at half load", paceAt(most/2))
 }
 
-// bind measures reservations that are given back at once.
+// bind measures reservations that are released at once.
 func (b *bench) bind(ctx context.Context, f *flowSite) error {
 	own, err := f.credentials(ctx, clients*bindUses)
 	if err != nil {
@@ -599,7 +596,7 @@ func (b *bench) bind(ctx context.Context, f *flowSite) error {
 		return err
 	}
 	defer c.close()
-	var st viewsStatus // its end covers what the releases did to each credential
+	var st viewsStatus // its end includes the events of the releases on each credential
 	if err := query(c, adminKey, flowTenant, "views.status", &st); err != nil {
 		return err
 	}
@@ -623,7 +620,7 @@ func countClients(n int) string {
 	return fmt.Sprint(n, " clients")
 }
 
-// refusals measures the delete of what one flow uses, and of what many use.
+// refusals measures the refused delete of a credential that one flow uses, or many.
 func (b *bench) refusals(ctx context.Context, f *flowSite, one, many made) error {
 	refuse := func(m made, flows int) (load, error) {
 		return closed(ctx, 1, b.measured(), overHTTP(f.proc.http, func(_ int, c *wire) func() error {
@@ -661,7 +658,7 @@ func (b *bench) refusals(ctx context.Context, f *flowSite, one, many made) error
 	return nil
 }
 
-// refused checks that a delete was refused because of so many flows.
+// refused checks that a delete was refused because of this number of flows.
 func refused(status int, answer []byte, flows int) error {
 	var problem struct {
 		Code    string
@@ -676,18 +673,18 @@ func refused(status int, answer []byte, flows int) error {
 	return nil
 }
 
-var errRecorded = errors.New("the log does not hold what flows were told of")
+var errRecorded = errors.New("the log does not contain the reported flow events")
 
-// recorded has a fresh process count what the log holds of the flows, and load
-// the credential with most of them.
+// recorded has a new process count the flow events in the log, and load the credential that most
+// flows use.
 func (b *bench) recorded(ctx context.Context, f *flowSite, one made) error {
 	var out usesLoaded
 	if err := askChild(ctx, &out, "uses", f.dir, flowTenant, one.id); err != nil {
 		return err
 	}
-	if out.Events != f.told.Load() || out.Used != f.uses.Load() || int64(out.Flows) != b.flowCount {
+	if out.Events != f.ackedEvents.Load() || out.Used != f.uses.Load() || int64(out.Flows) != b.flowCount {
 		return fmt.Errorf("%w: %d of %d events, %d of %d uses, %d of %d flows on one credential", errRecorded,
-			out.Events, f.told.Load(), out.Used, f.uses.Load(), out.Flows, b.flowCount)
+			out.Events, f.ackedEvents.Load(), out.Used, f.uses.Load(), out.Flows, b.flowCount)
 	}
 	b.report.target("flow events in the log, each once", thousands(out.Events), thousands(out.Used)+" uses", "all", true)
 	if !b.wants("uses") {

@@ -34,19 +34,19 @@ const barAuthorize = 20 * time.Microsecond
 // oauthClients is the number of OAuth clients of one tenant.
 const oauthClients = 200
 
-// authorized is the outcome of an authorize child: seconds for one request.
+// authorized is the result of an authorize child: seconds per request.
 type authorized struct {
 	First   float64 // of a key that is used for the first time
-	Passed  float64 // of one that is let through
-	Refused float64 // of one that lacks the permission
+	Passed  float64 // of one that is allowed
+	Refused float64 // of one that is denied
 }
 
-// errReached stands behind the authorization: no command gets further.
+// errReached ends each command after the authorization.
 var errReached = errors.New("let through")
 
-// authorizeChild measures what a service does before a command begins: it finds
-// the key, its tenant and its permission, and takes from the rates of both. The
-// log is in memory, the views are on the disk. args: folder, calls of a round.
+// authorizeChild measures the work before a command begins: it looks up the key, its tenant and its
+// permission, and counts against both rate limits. The log is in memory, the views are on disk.
+// args: folder, calls per round.
 func authorizeChild(ctx context.Context, stdout io.Writer, args []string) (err error) {
 	calls, err := strconv.Atoi(args[1])
 	if err != nil {
@@ -71,7 +71,7 @@ func authorizeChild(ctx context.Context, stdout io.Writer, args []string) (err e
 	defer stop()
 	svc, err := application.New(application.Config{
 		Log: log, Views: views, Projector: projector, Logger: quiet, WritesAllowed: func() error { return errReached },
-		Limits: access.Limits{PerKey: access.RateOf(1 << 30), PerTenant: access.RateOf(1 << 30)}, // counted, never reached
+		Limits: access.Limits{PerKey: access.RateOf(1 << 30), PerTenant: access.RateOf(1 << 30)}, // counted but never reached
 	})
 	if err != nil {
 		return err
@@ -116,7 +116,7 @@ func authorizeChild(ctx context.Context, stdout io.Writer, args []string) (err e
 		}
 		return median(took), nil
 	}
-	const allowed, denied = "credential.verify", "credential.reveal" // which no role lets do
+	const allowed, denied = "credential.verify", "credential.reveal" // denied has a permission that no role has
 	var out authorized
 	if out.First, err = each(keys, allowed, errReached); err != nil {
 		return err
@@ -130,7 +130,7 @@ func authorizeChild(ctx context.Context, stdout io.Writer, args []string) (err e
 	return json.NewEncoder(stdout).Encode(out)
 }
 
-// issueKeys makes tenants with an administrator's keys, and returns the end of the log.
+// issueKeys creates tenants with administrator keys, and returns the end of the log.
 func issueKeys(ctx context.Context, log *aggregates.Log, store events.Store) (of []apiKey, end uint64, err error) {
 	meta := func(tenant string) events.Meta {
 		return events.Meta{Tenant: tenant, Actor: events.Actor{Kind: "system", ID: "bench"}, Command: events.NewID(), Time: time.Now().UTC(), Via: "system"}
@@ -157,7 +157,7 @@ func issueKeys(ctx context.Context, log *aggregates.Log, store events.Store) (of
 	return of, end, err
 }
 
-// authorize measures what lets a request through.
+// authorize measures the authorization of a request.
 func (b *bench) authorize(ctx context.Context, _ *site) error {
 	var a authorized
 	if err := askChild(ctx, &a, "authorize", b.dir, strconv.Itoa(100*keys)); err != nil {
@@ -171,7 +171,7 @@ func (b *bench) authorize(ctx context.Context, _ *site) error {
 	return nil
 }
 
-// listClients measures lists of the OAuth clients of a tenant that has many.
+// listClients measures lists of OAuth clients in a tenant that has many.
 func (b *bench) listClients(ctx context.Context, s *site) error {
 	admin, err := dialWire(s.proc.http)
 	if err != nil {
@@ -215,8 +215,8 @@ func (b *bench) listClients(ctx context.Context, s *site) error {
 	return nil
 }
 
-// clientListers returns clients that ask for a list, each call with one of the
-// keys of the tenant, and check the number of its items once.
+// clientListers returns clients that request a list, each call with one of the tenant's keys, and
+// check the number of its items once.
 func (s *site) clientListers(target func() string, items int) func(int) (caller, error) {
 	return func(i int) (caller, error) {
 		c, err := dialWire(s.proc.http)
@@ -237,8 +237,7 @@ func (s *site) clientListers(target func() string, items int) func(int) (caller,
 	}
 }
 
-// createV2 measures the create of the vendor's surface next to that of the
-// service's own.
+// createV2 measures the create over the vendor's API next to that over the service's own.
 func (b *bench) createV2(ctx context.Context, s *site) error {
 	if err := b.rate(ctx, "create over /v2, 1 client", 1, s.creatorsV2); err != nil {
 		return err
@@ -264,8 +263,7 @@ func (b *bench) createV2(ctx context.Context, s *site) error {
 	return b.reopen(ctx, s)
 }
 
-// creatorsV2 returns clients that create credentials over /v2, each call with
-// another of the keys.
+// creatorsV2 returns clients that create credentials over /v2, each call with the next key.
 func (s *site) creatorsV2(i int) (caller, error) {
 	return s.creating(201, s.keys, func(string) string { return "/v2/credentials" }, appendCreateV2, nil)(i)
 }

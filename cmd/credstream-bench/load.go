@@ -12,22 +12,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// caller is one client: call makes one request and waits for its answer.
+// caller is one client: call makes one request and waits for the response.
 type caller struct {
 	call  func() error
 	close func()
 }
 
-// load is what a run of calls gave.
+// load is the result of a run of calls.
 type load struct {
 	n    int
 	rate float64 // calls per second
 	took []time.Duration
-	all  int64         // calls, the warm time included
-	cpu  time.Duration // of the service for one call, where it was looked at
+	all  int64         // calls, including those of the warm-up
+	cpu  time.Duration // of the service per call; 0 if not measured
 }
 
-// quantile returns the q-th part (0 to 1) of the latencies.
+// quantile returns the q-quantile (0 to 1) of the latencies.
 func (l load) quantile(q float64) time.Duration {
 	if len(l.took) == 0 {
 		return 0
@@ -36,14 +36,14 @@ func (l load) quantile(q float64) time.Duration {
 	return l.took[min(i, len(l.took)-1)]
 }
 
-// size says when a closed run ends: after a time, or after a number of calls.
+// size defines when a closed-loop run ends: after a time, or after a number of calls.
 type size struct {
 	warm, time time.Duration
 	calls      int64
 }
 
-// closed runs n clients that call without pause. What happens in the warm time
-// is not counted.
+// closed runs n clients in a closed loop: they call without pause. Calls of the warm-up are not
+// counted.
 func closed(ctx context.Context, n int, s size, open func(i int) (caller, error)) (load, error) {
 	callers, err := openAll(n, open)
 	defer closeAll(callers)
@@ -74,8 +74,8 @@ func closed(ctx context.Context, n int, s size, open func(i int) (caller, error)
 					cancel(err)
 					return
 				}
-				// Counted is what ends in the time: what was under way at its start
-				// stands for what is under way at its end.
+				// A call counts if it ends in the time: those in flight at the start make up
+				// for those in flight at the end.
 				if ended := time.Now(); s.calls > 0 || ended.After(from) && ended.Before(until) {
 					took[i] = append(took[i], ended.Sub(began))
 				}
@@ -95,9 +95,8 @@ func closed(ctx context.Context, n int, s size, open func(i int) (caller, error)
 	return l, nil
 }
 
-// paced makes calls at a steady rate, whatever the answers take, over n
-// clients. A latency counts from when the call was due: a call that waits for a
-// free client waits on the clock.
+// paced makes calls at a constant rate (open loop) over n clients. Latency is measured from the time
+// when the call was due, so it includes the wait for a free client.
 func paced(ctx context.Context, n int, rate float64, d time.Duration, open func(i int) (caller, error)) (load, error) {
 	callers, err := openAll(n, open)
 	defer closeAll(callers)
@@ -126,7 +125,7 @@ func paced(ctx context.Context, n int, rate float64, d time.Duration, open func(
 	start := time.Now()
 	all.Go(func() {
 		defer close(due)
-		runtime.LockOSThread() // its sleeps are exact, unlike those of a goroutine
+		runtime.LockOSThread() // sleeps of a thread are more exact than those of a goroutine
 		defer runtime.UnlockOSThread()
 		for i := range int(rate * d.Seconds()) {
 			at := start.Add(time.Duration(float64(i) / rate * float64(time.Second)))
@@ -173,7 +172,7 @@ func summed(took [][]time.Duration, elapsed time.Duration) load {
 	return l
 }
 
-// median of a few values; the lower one of two in the middle.
+// median returns the median of a few values; of two in the middle, the lower one.
 func median(v []float64) float64 {
 	if len(v) == 0 {
 		return 0

@@ -1,6 +1,6 @@
-// Command credstream-bench starts the service, measures it next to yardsticks of
-// the same machine and the same minutes, and reports which of the project's targets
-// were reached. It prints a table and writes docs/benchmarks.md.
+// Command credstream-bench starts the service, measures it next to yardsticks that run on the same
+// machine at the same time, and reports which of the project's targets were reached. It prints a
+// table and writes docs/benchmarks.md.
 package main
 
 import (
@@ -29,13 +29,13 @@ func main() {
 	}
 }
 
-// config says what to measure and how long.
+// config defines what to measure and how long.
 type config struct {
 	credentials int64         // in the large folder
-	part        int64         // of them, where memory is looked at first
-	flowCount   int64         // flows that are told of, and flows on one credential
+	part        int64         // of them, after which memory is read for the first time
+	flowCount   int64         // flows that are reported, and flows on one credential
 	time        time.Duration // of one measurement
-	rounds      int           // of the rows that are compared with a yardstick
+	rounds      int           // of rows that are compared with a yardstick
 	settle      time.Duration // before memory is read
 	short       bool
 	only        []string
@@ -58,13 +58,13 @@ type bench struct {
 }
 
 func run(ctx context.Context, args []string, stdout io.Writer) (err error) {
-	if len(args) > 1 && args[0] == childWord {
+	if len(args) > 1 && args[0] == childArg {
 		return runChild(ctx, args[1:], stdout)
 	}
 	flags := flag.NewFlagSet("credstream-bench", flag.ContinueOnError)
 	short := flags.Bool("short", false, "under two minutes, with 10,000 credentials; writes no file unless -out is given")
 	credentials := flags.Int64("credentials", 100_000, "credentials in the large folder")
-	flowCount := flags.Int64("flows", 10_000, "flows that are told of, and flows on one credential")
+	flowCount := flags.Int64("flows", 10_000, "flows that are reported, and flows on one credential")
 	each := flags.Duration("time", 3*time.Second, "time of one measurement")
 	rounds := flags.Int("rounds", 3, "rounds of the rows that are compared with a yardstick")
 	settle := flags.Duration("settle", 15*time.Second, "quiet time before memory is read: caches of the embedded server expire after 10 s")
@@ -114,8 +114,8 @@ func run(ctx context.Context, args []string, stdout io.Writer) (err error) {
 	if b.bin = *bin; b.bin == "" {
 		b.bin = filepath.Join(b.dir, "credstream")
 		build := exec.CommandContext(ctx, "go", "build", "-o", b.bin, "github.com/credstream/credstream/cmd/credstream")
-		if said, err := build.CombinedOutput(); err != nil {
-			return fmt.Errorf("build the service: %w: %s", err, said)
+		if output, err := build.CombinedOutput(); err != nil {
+			return fmt.Errorf("build the service: %w: %s", err, output)
 		}
 	}
 	b.report = &report{out: stdout, began: time.Now(), busy: busy()}

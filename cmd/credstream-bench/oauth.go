@@ -41,35 +41,35 @@ const (
 
 const (
 	enginesEach   = 4    // keys of flow engines in a tenant
-	resolvedFrom  = 1000 // credentials that they ask for
-	herdSize      = 500  // flow engines that ask for one credential at once
+	resolvedFrom  = 1000 // credentials that they resolve
+	herdSize      = 500  // flow engines that resolve one credential at once
 	herdProcesses = 3
 	herdRounds    = 10                     // for each round of other rows
-	herdDelay     = 100 * time.Millisecond // that the provider takes for its answer
+	herdDelay     = 100 * time.Millisecond // response time of the provider
 	revokers      = 4                      // that revoke one credential after the other
 	overdue       = 1000                   // tokens that are due at once
-	overdueLife   = 16 * time.Second       // of those: they are due after 10 to 12 s
+	overdueLife   = 16 * time.Second       // lifetime of those: they are due after 10 to 12 s
 	overdueAfter  = 13 * time.Second
 	keeperTime    = 2 * time.Minute
 )
 
-// engineSite is a site whose credentials flow engines ask for.
+// engineSite is a site whose credentials flow engines resolve.
 type engineSite struct {
 	*site
 	sealTo   client.ResolveKey
 	keys     []apiKey // of flow engines
 	purposes []purpose
-	leases   atomic.Int64 // that were given
+	leases   atomic.Int64 // granted
 }
 
-// purpose is a credential and the flow engine that needs it.
+// purpose is a credential and the flow engine that resolves it.
 type purpose struct {
 	made
 	engine apiKey
-	leases [2]string // within which it asks again: for sealed values, and for clear text
+	leases [2]string // that it extends: for encrypted values, and for cleartext
 }
 
-// openEngines makes credentials, and keys for flow engines.
+// openEngines creates credentials, and keys for flow engines.
 func openEngines(ctx context.Context, s *site) (*engineSite, error) {
 	e := &engineSite{site: s}
 	var err error
@@ -100,7 +100,7 @@ func openEngines(ctx context.Context, s *site) (*engineSite, error) {
 	return e, nil
 }
 
-// engineKey issues a key for a flow engine, and waits until the service knows it.
+// engineKey issues a key for a flow engine, and waits until the service accepts it.
 func engineKey(admin *wire, tenant string) (apiKey, error) {
 	var issued struct {
 		Key string `json:"key"`
@@ -113,7 +113,7 @@ func engineKey(admin *wire, tenant string) (apiKey, error) {
 	return apiKey{issued.Key, tenant}, err
 }
 
-// sameFlow is who asks again.
+// sameFlow is the flow of repeated requests.
 const sameFlow = "again"
 
 // resolveRequest appends a whole request over HTTP.
@@ -132,10 +132,10 @@ func (e *engineSite) resolveRequest(b []byte, p *purpose, flow string, clearly b
 	return append(appendHeaders(b, p.engine.key), "\r\n"...)
 }
 
-var errNotGiven = errors.New("the values were not given")
+var errNotGiven = errors.New("the response does not contain the values")
 
-// given checks an answer, and returns its lease.
-func given(p *purpose, clearly bool, answer []byte) (string, error) {
+// leaseOf checks a response, and returns its lease.
+func leaseOf(p *purpose, clearly bool, answer []byte) (string, error) {
 	lease, ok := memberOf(answer, `"lease":"`)
 	holds := []byte(`"sealed":"`)
 	if clearly {
@@ -147,18 +147,18 @@ func given(p *purpose, clearly bool, answer []byte) (string, error) {
 	return lease, nil
 }
 
-// ask requests values over HTTP and returns the lease.
+// ask resolves a credential over HTTP and returns the lease.
 func (e *engineSite) ask(c *wire, request *[]byte, p *purpose, flow string, clearly bool) (string, error) {
 	*request = e.resolveRequest((*request)[:0], p, flow, clearly)
 	status, answer, err := c.do(*request)
 	if err != nil || status != 200 {
 		return "", fmt.Errorf("resolve: %d %.300s: %w", status, answer, err)
 	}
-	return given(p, clearly, answer)
+	return leaseOf(p, clearly, answer)
 }
 
-// anew returns clients that are given a new lease each time, over HTTP.
-func (e *engineSite) anew(clearly bool) func(int) (caller, error) {
+// newLeases returns clients that get a new lease with each request, over HTTP.
+func (e *engineSite) newLeases(clearly bool) func(int) (caller, error) {
 	return e.resolvers(func(c *wire, request *[]byte, p *purpose, n uint64) error {
 		_, err := e.ask(c, request, p, flowName(n), clearly)
 		e.leases.Add(1)
@@ -166,10 +166,10 @@ func (e *engineSite) anew(clearly bool) func(int) (caller, error) {
 	})
 }
 
-var errOtherLease = errors.New("who asks again has another lease")
+var errOtherLease = errors.New("a repeated request got another lease")
 
-// again returns clients that ask within the leases that warm has taken.
-func (e *engineSite) again(clearly bool) func(int) (caller, error) {
+// sameLeases returns clients that repeat requests within the leases of warm.
+func (e *engineSite) sameLeases(clearly bool) func(int) (caller, error) {
 	return e.resolvers(func(c *wire, request *[]byte, p *purpose, _ uint64) error {
 		lease, err := e.ask(c, request, p, sameFlow, clearly)
 		if err == nil && lease != p.leases[form(clearly)] {
@@ -186,7 +186,7 @@ func form(clearly bool) int {
 	return 0
 }
 
-// warm takes the leases within which again asks.
+// warm acquires the leases for sameLeases.
 func (e *engineSite) warm(ctx context.Context, clearly bool) error {
 	of := make(chan *purpose, len(e.purposes))
 	for i := range e.purposes {
@@ -205,7 +205,7 @@ func (e *engineSite) warm(ctx context.Context, clearly bool) error {
 	return err
 }
 
-// resolvers returns clients over HTTP, each call of which is about another purpose.
+// resolvers returns clients over HTTP whose calls iterate over the purposes.
 func (e *engineSite) resolvers(call func(c *wire, request *[]byte, p *purpose, n uint64) error) func(int) (caller, error) {
 	return overHTTP(e.proc.http, func(_ int, c *wire) func() error {
 		var request []byte
@@ -216,8 +216,8 @@ func (e *engineSite) resolvers(call func(c *wire, request *[]byte, p *purpose, n
 	})
 }
 
-// overNATS returns clients that ask for sealed values over NATS. A connection
-// belongs to a key, so each client asks for what its own engine needs.
+// overNATS returns clients that resolve encrypted values over NATS. A connection belongs to a key,
+// so each client resolves the credentials of its own engine.
 func (e *engineSite) overNATS(again bool) func(int) (caller, error) {
 	return func(i int) (caller, error) {
 		k := e.keys[(i*7+3)%len(e.keys)]
@@ -249,7 +249,7 @@ func (e *engineSite) overNATS(again bool) func(int) (caller, error) {
 			if err != nil {
 				return fmt.Errorf("resolve: %w", err)
 			}
-			lease, err := given(p, false, answer.Data)
+			lease, err := leaseOf(p, false, answer.Data)
 			switch {
 			case err != nil:
 			case !again:
@@ -262,7 +262,7 @@ func (e *engineSite) overNATS(again bool) func(int) (caller, error) {
 	}
 }
 
-// resolve measures the giving of values, next to the yardsticks.
+// resolve measures credential.resolve next to the yardsticks.
 func (b *bench) resolve(ctx context.Context, s *site) error {
 	e, err := openEngines(ctx, s)
 	if err != nil {
@@ -276,11 +276,11 @@ func (b *bench) resolve(ctx context.Context, s *site) error {
 		return func(ctx context.Context) error { return e.warm(ctx, clearly) }
 	}
 	ways := []resolveWay{
-		{"new durable lease, sealed, over HTTP", barNewLease, none, e.anew(false)},
-		{"new durable lease, clear text, over HTTP", barNewLease, none, e.anew(true)},
+		{"new durable lease, sealed, over HTTP", barNewLease, none, e.newLeases(false)},
+		{"new durable lease, clear text, over HTTP", barNewLease, none, e.newLeases(true)},
 		{"new durable lease, sealed, over NATS", 0, none, e.overNATS(false)},
-		{"within a lease, sealed, over HTTP", barSameLease, warm(false), e.again(false)},
-		{"within a lease, clear text, over HTTP", barSameLease, warm(true), e.again(true)},
+		{"within a lease, sealed, over HTTP", barSameLease, warm(false), e.sameLeases(false)},
+		{"within a lease, clear text, over HTTP", barSameLease, warm(true), e.sameLeases(true)},
 		{"within a lease, sealed, over NATS", 0, warm(false), e.overNATS(true)},
 	}
 	for _, n := range []int{1, 16, clients} {
@@ -291,7 +291,7 @@ func (b *bench) resolve(ctx context.Context, s *site) error {
 	return b.recordedLeases(ctx, e)
 }
 
-// resolveWay is one way to ask for values.
+// resolveWay is one way to resolve.
 type resolveWay struct {
 	what  string
 	bar   float64 // of hello-world, with all clients; 0: none
@@ -352,7 +352,7 @@ func (b *bench) resolveBy(ctx context.Context, e *engineSite, n int, ways []reso
 	return nil
 }
 
-// opens checks that what the service seals is what was stored.
+// opens checks that the decrypted values are those that were stored.
 func (e *engineSite) opens(ctx context.Context) error {
 	p := &e.purposes[0]
 	c, err := client.New(client.Config{URL: "http://" + e.proc.http, Key: p.engine.key, Tenant: p.tenant})
@@ -370,7 +370,7 @@ func (e *engineSite) opens(ctx context.Context) error {
 	return nil
 }
 
-// recordedLeases kills the service and has a fresh process count the facts.
+// recordedLeases kills the service and has a new process count the recorded leases.
 func (b *bench) recordedLeases(ctx context.Context, e *engineSite) error {
 	e.kill()
 	var facts int64
@@ -382,8 +382,8 @@ func (b *bench) recordedLeases(ctx context.Context, e *engineSite) error {
 	return nil
 }
 
-// accessesChild opens a data folder that nobody serves and counts the facts of the
-// access log. args: folder.
+// accessesChild opens a data folder without a running service and counts the entries of the access
+// log. args: folder.
 func accessesChild(ctx context.Context, stdout io.Writer, args []string) error {
 	_, conn, stop, err := openStore(ctx, args[0])
 	if err != nil {
@@ -401,8 +401,7 @@ func accessesChild(ctx context.Context, stdout io.Writer, args []string) error {
 	return json.NewEncoder(stdout).Encode(stream.CachedInfo().State.Msgs)
 }
 
-// provider is an authorization server. It replaces the refresh token each time, and
-// refuses one that was used.
+// provider is an authorization server that rotates refresh tokens and refuses used ones.
 type provider struct {
 	url     string
 	server  *http.Server
@@ -412,7 +411,7 @@ type provider struct {
 	mu          sync.Mutex
 	granted     int
 	good        map[string]bool // refresh tokens
-	asked, bad  int             // token requests, and refused ones of them
+	asked, bad  int             // token requests, and rejected ones
 	first, last time.Time       // of the requests since reset
 }
 
@@ -434,7 +433,7 @@ func startProvider(delay time.Duration) (*provider, error) {
 
 func (p *provider) close() { _ = p.server.Close() }
 
-// grant returns tokens as if somebody had consented, whose access token lives so long.
+// grant issues tokens without a consent; the access token has this lifetime.
 func (p *provider) grant(life time.Duration) map[string]any {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -473,10 +472,10 @@ func (p *provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	time.Sleep(p.delay)
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(answer) // who is gone needs no answer
+	_ = json.NewEncoder(w).Encode(answer) // fails only if the caller has disconnected
 }
 
-// seen tells of the requests since the last reset.
+// seen returns the counts of requests since the last reset.
 func (p *provider) seen() (asked, bad int, first, last time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -489,7 +488,7 @@ func (p *provider) reset() {
 	p.asked, p.first = 0, time.Time{}
 }
 
-// register makes a component that works with the provider, and the tenant's client of it.
+// register registers a component for the provider, and defines the tenant's OAuth client.
 func (p *provider) register(admin *wire, tenant string) error {
 	err := command(admin, adminKey, tenant, "component.register", map[string]any{"id": oauthComponent, "descriptor": map[string]any{
 		"title": "Sheets", "useOAuthClient": true, "hosts": []string{"127.0.0.1"},
@@ -508,7 +507,7 @@ func (p *provider) register(admin *wire, tenant string) error {
 	}, nil)
 }
 
-// connect makes a credential of tokens that live so long; 0: that are over.
+// connect creates a credential from tokens with this lifetime; 0: expired.
 func (p *provider) connect(admin *wire, tenant string, life time.Duration) (id string, err error) {
 	tokens := p.grant(life)
 	if life == 0 {
@@ -519,14 +518,14 @@ func (p *provider) connect(admin *wire, tenant string, life time.Duration) (id s
 	return done.ID, err
 }
 
-// revocation is one way to end what flow engines hold.
+// revocation is one way to invalidate the values that flow engines hold.
 type revocation struct {
 	what   string
 	make   func(admin *wire) (id string, err error)
 	revoke func(admin *wire, id string) error
 }
 
-// revocation measures how soon a flow engine hears that what it holds is over.
+// revocation measures how soon a flow engine learns that its values are no longer valid.
 func (b *bench) revocation(ctx context.Context, s *site) error {
 	e, err := openEngines(ctx, s)
 	if err != nil {
@@ -546,11 +545,11 @@ func (b *bench) revocation(ctx context.Context, s *site) error {
 	if err := p.register(admin, flowTenant); err != nil {
 		return err
 	}
-	most, err := closed(ctx, clients, b.measured(), e.anew(false))
+	most, err := closed(ctx, clients, b.measured(), e.newLeases(false))
 	if err != nil {
 		return err
 	}
-	h, err := hearAs(ctx, e)
+	h, err := newFeedFollower(ctx, e)
 	if err != nil {
 		return err
 	}
@@ -579,7 +578,7 @@ func (b *bench) revocation(ctx context.Context, s *site) error {
 		parts, going := errgroup.WithContext(ctx)
 		var loaded load
 		parts.Go(func() (err error) {
-			loaded, err = paced(going, clients, most.rate/2, 2*b.time, e.anew(false))
+			loaded, err = paced(going, clients, most.rate/2, 2*b.time, e.newLeases(false))
 			return err
 		})
 		parts.Go(func() (err error) {
@@ -598,7 +597,7 @@ func (b *bench) revocation(ctx context.Context, s *site) error {
 	return s.stop()
 }
 
-// refusedRefresh renews tokens that the provider does not take any more.
+// refusedRefresh renews tokens that the provider no longer accepts.
 func refusedRefresh(admin *wire, id string) error {
 	body := []byte(`{"id":"` + id + `"}`)
 	status, answer, err := admin.do(postRequest(nil, "/v1/tenants/"+flowTenant+"/commands/credential.refresh", adminKey, "", body))
@@ -608,8 +607,8 @@ func refusedRefresh(admin *wire, id string) error {
 	return err
 }
 
-// hearer is a flow engine: it keeps values, and has the feed.
-type hearer struct {
+// feedFollower is a flow engine: it caches values and follows the feed.
+type feedFollower struct {
 	http     string
 	conn     *client.Conn
 	resolver *client.Resolver
@@ -619,7 +618,7 @@ type hearer struct {
 	awaited map[string]chan time.Time // by subject of the event
 }
 
-func hearAs(ctx context.Context, e *engineSite) (*hearer, error) {
+func newFeedFollower(ctx context.Context, e *engineSite) (*feedFollower, error) {
 	admin, err := dialWire(e.proc.http)
 	if err != nil {
 		return nil, err
@@ -629,7 +628,7 @@ func hearAs(ctx context.Context, e *engineSite) (*hearer, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &hearer{http: e.proc.http, awaited: map[string]chan time.Time{}}
+	h := &feedFollower{http: e.proc.http, awaited: map[string]chan time.Time{}}
 	if h.conn, err = client.Dial(ctx, client.NATSConfig{URL: e.proc.nats, Key: k.key, Tenant: flowTenant}); err != nil {
 		return nil, err
 	}
@@ -651,7 +650,7 @@ func hearAs(ctx context.Context, e *engineSite) (*hearer, error) {
 	return h, nil
 }
 
-func (h *hearer) close() {
+func (h *feedFollower) close() {
 	if h.resolver != nil {
 		h.resolver.Close()
 	}
@@ -661,13 +660,13 @@ func (h *hearer) close() {
 	h.conn.Close()
 }
 
-// revoking are the events that end what flow engines hold.
+// revoking are the events that invalidate the values that flow engines hold.
 var revoking = map[string]bool{
 	"credstream.credential.deleted.v1": true, "credstream.credential.keys_replaced.v1": true,
 	"credstream.credential.reauthorization_required.v1": true,
 }
 
-func (h *hearer) take(m *nats.Msg) {
+func (h *feedFollower) take(m *nats.Msg) {
 	at := time.Now()
 	if kind := m.Header["ce-type"]; len(kind) != 1 || !revoking[kind[0]] {
 		return
@@ -681,7 +680,7 @@ func (h *hearer) take(m *nats.Msg) {
 	}
 }
 
-func (h *hearer) await(id string) <-chan time.Time {
+func (h *feedFollower) await(id string) <-chan time.Time {
 	c := make(chan time.Time, 1)
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -689,7 +688,7 @@ func (h *hearer) await(id string) <-chan time.Time {
 	return c
 }
 
-// revoked is when what followed from revocations.
+// revoked holds the times of what followed each revocation.
 type revoked struct {
 	of []revokedOnce
 	d  time.Duration
@@ -717,8 +716,8 @@ func (r revoked) details() string {
 	return fmt.Sprintf("%s revocations; from the request to the drop %s", thousands(int64(len(r.of))), latencies(r.after(askedAt, droppedAt)))
 }
 
-// revoke has n clients revoke one credential after the other for a time.
-func (h *hearer) revoke(ctx context.Context, d time.Duration, n int, r revocation) (out revoked, err error) {
+// revoke has n clients revoke credentials, one after the other, for a time.
+func (h *feedFollower) revoke(ctx context.Context, d time.Duration, n int, r revocation) (out revoked, err error) {
 	out.d = d
 	until := time.Now().Add(d)
 	var mu sync.Mutex
@@ -745,8 +744,8 @@ func (h *hearer) revoke(ctx context.Context, d time.Duration, n int, r revocatio
 	return out, parts.Wait()
 }
 
-// revokeOne makes a credential, has the Resolver keep its values, and revokes it.
-func (h *hearer) revokeOne(ctx context.Context, admin *wire, r revocation) (one revokedOnce, err error) {
+// revokeOne creates a credential, has the Resolver cache its values, and revokes it.
+func (h *feedFollower) revokeOne(ctx context.Context, admin *wire, r revocation) (one revokedOnce, err error) {
 	id, err := r.make(admin)
 	if err != nil {
 		return one, err
@@ -762,7 +761,7 @@ func (h *hearer) revokeOne(ctx context.Context, admin *wire, r revocation) (one 
 	fed := h.await(id)
 	var parts errgroup.Group
 	parts.Go(func() (err error) {
-		one.dropped, err = h.lookForDrop(ctx, id, kept)
+		one.dropped, err = h.awaitDrop(ctx, id, kept)
 		return err
 	})
 	parts.Go(func() error {
@@ -778,13 +777,12 @@ func (h *hearer) revokeOne(ctx context.Context, admin *wire, r revocation) (one 
 	case one.fed = <-fed:
 		return one, nil
 	case <-time.After(flowPatience):
-		return one, fmt.Errorf("the feed does not tell of %s", id)
+		return one, fmt.Errorf("the feed has no event of %s", id)
 	}
 }
 
-// lookForDrop returns when the Resolver was first asked that did not answer with
-// what it had kept.
-func (h *hearer) lookForDrop(ctx context.Context, id string, kept client.Resolved) (time.Time, error) {
+// awaitDrop returns the time of the first call that the Resolver did not answer from its cache.
+func (h *feedFollower) awaitDrop(ctx context.Context, id string, kept client.Resolved) (time.Time, error) {
 	for until := time.Now().Add(flowPatience); time.Now().Before(until); time.Sleep(100 * time.Microsecond) {
 		at := time.Now()
 		v, err := h.resolver.Resolve(ctx, id, client.ResolveOptions{})
@@ -801,9 +799,8 @@ func (h *hearer) lookForDrop(ctx context.Context, id string, kept client.Resolve
 	return time.Time{}, fmt.Errorf("the Resolver still has %s", id)
 }
 
-// natsChild serves with the configuration of deploy/nats, one server alone, and
-// prints its address. args: folder of that configuration, folder for everything
-// else, password of every user.
+// natsChild runs a single server with the configuration of deploy/nats, and prints its address.
+// args: folder of that configuration, folder for everything else, password of every user.
 func natsChild(ctx context.Context, stdout io.Writer, args []string) error {
 	deploy, dir, password := args[0], args[1], args[2]
 	issuer, err := nkeys.CreateAccount()
@@ -899,7 +896,7 @@ func (b *bench) processes(ctx context.Context, n int) (list []*site, stop func()
 	return list, stop, nil
 }
 
-// herd measures many who ask several processes for a credential whose token is over.
+// herd measures many engines that request a credential with an expired token from several processes.
 func (b *bench) herd(ctx context.Context, _ *site) error {
 	p, err := startProvider(herdDelay)
 	if err != nil {
@@ -916,7 +913,7 @@ func (b *bench) herd(ctx context.Context, _ *site) error {
 		return err
 	}
 	defer admin.close()
-	if err := patiently(ctx, func() error { return p.register(admin, flowTenant) }); err != nil {
+	if err := retryUntilReady(ctx, func() error { return p.register(admin, flowTenant) }); err != nil {
 		return err
 	}
 	k, err := engineKey(admin, flowTenant)
@@ -935,15 +932,15 @@ func (b *bench) herd(ctx context.Context, _ *site) error {
 			return err
 		}
 		herd = append(herd, c)
-		// Every process gets to know the key, and every connection is in use.
-		if err := patiently(ctx, func() error { return query(c, k.key, flowTenant, "credential.list", nil) }); err != nil {
+		// Every process has cached the key, and every connection is open.
+		if err := retryUntilReady(ctx, func() error { return query(c, k.key, flowTenant, "credential.list", nil) }); err != nil {
 			return err
 		}
 	}
 	var took, alone []time.Duration
 	most, early := 0, 0
 	for len(took) < herdRounds*b.rounds {
-		// One asks when all is in order: that is what cannot be had for less.
+		// A request with a valid token: the lower bound.
 		one, _, err := p.stampede(ctx, admin, k, herd[:1])
 		if err != nil {
 			return err
@@ -953,7 +950,7 @@ func (b *bench) herd(ctx context.Context, _ *site) error {
 			return err
 		}
 		asked, _, first, _ := p.seen()
-		if first.Before(begun) { // the keeper of tokens came before them
+		if first.Before(begun) { // the token refresher was faster
 			if early++; early > herdRounds*b.rounds {
 				return errors.New("the keeper of tokens always comes first")
 			}
@@ -972,8 +969,8 @@ func (b *bench) herd(ctx context.Context, _ *site) error {
 	return nil
 }
 
-// patiently repeats what a service that has just started may refuse.
-func patiently(ctx context.Context, do func() error) error {
+// retryUntilReady retries a call that a service that has just started may refuse.
+func retryUntilReady(ctx context.Context, do func() error) error {
 	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
 		err := do()
 		if err == nil || ctx.Err() != nil || time.Since(began) > flowPatience {
@@ -982,8 +979,8 @@ func patiently(ctx context.Context, do func() error) error {
 	}
 }
 
-// stampede makes a credential whose token is over and has all ask for it at once.
-// It returns how long the last was without the new token, which is the same for all.
+// stampede creates a credential with an expired token, and has all engines request it at once. It
+// returns the time until the last one has the new token, which must be the same for all.
 func (p *provider) stampede(ctx context.Context, admin *wire, k apiKey, all []*wire) (last time.Duration, begun time.Time, err error) {
 	p.reset()
 	id, err := p.connect(admin, k.tenant, 0)
@@ -1020,7 +1017,7 @@ func (p *provider) stampede(ctx context.Context, admin *wire, k apiKey, all []*w
 	return last, begun, err
 }
 
-// renewals measures the keeper of tokens: many were due while the service was away.
+// renewals measures the token refresher after a stop of the service in which many tokens became due.
 func (b *bench) renewals(ctx context.Context, _ *site) error {
 	s := &site{dir: filepath.Join(b.dir, "renewals"), bin: b.bin}
 	if _, err := s.start(ctx); err != nil {
@@ -1037,7 +1034,7 @@ func (b *bench) renewals(ctx context.Context, _ *site) error {
 		return err
 	}
 	defer admin.close()
-	if err := patiently(ctx, func() error { return p.register(admin, flowTenant) }); err != nil {
+	if err := retryUntilReady(ctx, func() error { return p.register(admin, flowTenant) }); err != nil {
 		return err
 	}
 	k, err := engineKey(admin, flowTenant)
@@ -1095,7 +1092,7 @@ func (b *bench) renewals(ctx context.Context, _ *site) error {
 	return s.stop()
 }
 
-// renewed checks that flow engines are given new tokens of all of these credentials.
+// renewed checks that flow engines get new tokens of all of these credentials.
 func (s *site) renewed(k apiKey, ids []string) error {
 	c, err := dialWire(s.proc.http)
 	if err != nil {

@@ -69,7 +69,7 @@ func TestGiven(t *testing.T) {
 		{`{"sealed":"x"}`, false, ""},
 		{`{"code":"permission_denied"}`, false, ""},
 	} {
-		lease, err := given(p, c.clearly, []byte(c.answer))
+		lease, err := leaseOf(p, c.clearly, []byte(c.answer))
 		if lease != c.lease || (err == nil) != (c.lease != "") {
 			t.Errorf("%s: %q, %v", c.answer, lease, err)
 		}
@@ -111,7 +111,7 @@ func TestRevokedTimes(t *testing.T) {
 	if d := r.dropped(); d.quantile(0) != 0 || d.quantile(1) != 5*time.Millisecond {
 		t.Errorf("dropped %v", d.took)
 	}
-	h := &hearer{awaited: map[string]chan time.Time{}}
+	h := &feedFollower{awaited: map[string]chan time.Time{}}
 	fed := h.await("a")
 	message := func(kind, subject string) *nats.Msg {
 		return &nats.Msg{Header: nats.Header{"ce-type": {kind}, "ce-subject": {subject}}}

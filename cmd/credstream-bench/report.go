@@ -14,7 +14,7 @@ type line struct {
 	target, verdict       string // "" if the row has no target
 }
 
-// report collects the rows of a run and prints them as they come.
+// report collects the rows of a run and prints each at once.
 type report struct {
 	out    io.Writer
 	began  time.Time
@@ -67,7 +67,7 @@ func (l line) targetAndVerdict() string {
 	return "[" + l.target + ": " + l.verdict + "]"
 }
 
-// table prints the whole report once more, for people.
+// table prints the whole report again, as a table.
 func (r *report) table(out io.Writer) {
 	for _, p := range r.parts {
 		fmt.Fprintf(out, "\n%s\n", p.title)
@@ -139,7 +139,7 @@ func (r *report) summary() string {
 	return fmt.Sprintf("Targets met: %d of %d.", targets-r.missed, targets)
 }
 
-// perSecond, ms, and percent print numbers the way people read them.
+// perSecond, ms, and percent format numbers for people.
 func perSecond(v float64) string { return thousands(int64(v+.5)) + "/s" }
 
 func thousands(n int64) string {

@@ -16,7 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// clients is the number of concurrent callers of the rows that have a target.
+// clients is the number of concurrent callers in rows with a target.
 const clients = 64
 
 // The targets.
@@ -42,11 +42,11 @@ func (b *bench) measure(ctx context.Context) (err error) {
 	return b.each(ctx, nil, b.parts())
 }
 
-// row is a measurement that -only chooses by its name, or several that share what they need.
+// row is a measurement that -only selects by its name, or several with a common setup.
 type row struct {
 	name  string
-	title string   // of the part of the report that begins with it
-	site  string   // folder of the new site that it needs; "" for the one that it is given
+	title string   // of the section of the report that begins with it
+	site  string   // folder of the new site that it needs; "" for the site of the part
 	env   []string // of that site
 	run   func(context.Context, *site) error
 	rows  []row // after run
@@ -68,7 +68,7 @@ func (b *bench) parts() []row {
 		}},
 		{title: "Secrets for flow engines, and tokens", rows: []row{
 			{name: "resolve", site: "resolve", run: b.resolve},
-			// A refusal of the provider is believed after a tenth of the patience.
+			// A rejection by the provider counts after a tenth of the default timeout.
 			{name: "revocation", site: "revocation", env: []string{"CREDSTREAM_REFRESH_PATIENCE=3s"}, run: b.revocation},
 			{name: "herd", run: b.herd},
 			{name: "renewals", run: b.renewals},
@@ -84,7 +84,7 @@ func (b *bench) parts() []row {
 	}
 }
 
-// names lists the names of rows and of those in them.
+// names lists the names of rows and of nested ones.
 func names(rows []row) (list []string) {
 	for _, r := range rows {
 		if r.name != "" {
@@ -95,7 +95,7 @@ func names(rows []row) (list []string) {
 	return list
 }
 
-// each measures the rows that are wanted. s is the site of the part that they belong to.
+// each measures the selected rows. s is the site of their part.
 func (b *bench) each(ctx context.Context, s *site, rows []row) error {
 	for _, r := range rows {
 		if !b.wants(names([]row{r})...) {
@@ -131,7 +131,7 @@ func (b *bench) measureRow(ctx context.Context, s *site, r row) (err error) {
 	return nil
 }
 
-// rate measures calls without pause and adds a row for them.
+// rate measures calls in a closed loop and adds a row for them.
 func (b *bench) rate(ctx context.Context, what string, n int, open func(int) (caller, error)) error {
 	l, err := closed(ctx, n, b.measured(), open)
 	if err == nil {
@@ -140,7 +140,7 @@ func (b *bench) rate(ctx context.Context, what string, n int, open func(int) (ca
 	return err
 }
 
-// half measures calls at half of the rate that they reached, and adds a row for them.
+// half measures calls at half of their maximum rate, and adds a row for them.
 func (b *bench) half(ctx context.Context, what string, rate float64, open func(int) (caller, error)) error {
 	l, err := paced(ctx, clients, rate/2, b.time, open)
 	if err == nil {
@@ -174,7 +174,7 @@ func (b *bench) publish(ctx context.Context, sync, transport string, publishers 
 func (b *bench) commands(ctx context.Context, s *site) error {
 	r := b.report
 
-	// The rows that are compared stand next to each other in each round.
+	// Rows that are compared run next to each other in each round.
 	var hello, always, never, overHTTP, overNATS []load
 	var ratios []float64
 	add := func(list *[]load, measure func() (load, error)) error {
@@ -273,7 +273,7 @@ func best(l []load) (best load) {
 	return best
 }
 
-// reopen stops the service and has a fresh process open all that was acknowledged.
+// reopen stops the service and has a new process decrypt everything that was acknowledged.
 func (b *bench) reopen(ctx context.Context, s *site) error {
 	if err := s.stop(); err != nil {
 		return err
@@ -294,13 +294,13 @@ func (b *bench) reopen(ctx context.Context, s *site) error {
 	return nil
 }
 
-// slowDisk repeats the creates with an fsync that takes a millisecond longer.
+// slowDisk repeats the creates with 1 ms more for each fsync.
 func (b *bench) slowDisk(ctx context.Context, s *site) error {
-	// Only a service that knows the variable says so, in a warning.
+	// A service that supports the variable logs a warning.
 	if err := s.stop(); err != nil {
 		return err
 	}
-	if !strings.Contains(s.said, "every fsync is delayed") {
+	if !strings.Contains(s.lastLog, "every fsync is delayed") {
 		b.report.add("create over HTTP", "not available", "the service does not know CREDSTREAM_BENCH_FSYNC_DELAY")
 		return nil
 	}
@@ -327,7 +327,7 @@ func (b *bench) slowDisk(ctx context.Context, s *site) error {
 	return b.reopen(ctx, s)
 }
 
-// large measures what depends on how much is stored.
+// large measures what depends on the amount of data.
 func (b *bench) large(ctx context.Context, s *site) error {
 	r := b.report
 	total := thousands(b.credentials)
@@ -367,7 +367,7 @@ func (b *bench) settleTime() time.Duration {
 	return 0
 }
 
-// fill creates n credentials and returns the memory at once and after a pause.
+// fill creates n credentials and returns the memory use then and after a pause.
 func (b *bench) fill(ctx context.Context, s *site, n int64) (m [2]memory, err error) {
 	if _, err = closed(ctx, clients, size{calls: n}, s.creators(s.keys, "", nil)); err != nil {
 		return m, err
@@ -403,7 +403,7 @@ func (b *bench) get(ctx context.Context, s *site) error {
 	return b.half(ctx, "get at half load", median(gets), s.getters)
 }
 
-// viewsStatus is what the service says of its views.
+// viewsStatus is the response of the views' status.
 type viewsStatus struct {
 	Position, End uint64
 	Rebuilding    bool
@@ -439,7 +439,7 @@ func (b *bench) rebuild(ctx context.Context, s *site) error {
 		}
 		rates = append(rates, float64(st.End)/time.Since(began).Seconds())
 	}
-	// The raw replay needs the folder to itself.
+	// The raw replay needs exclusive access to the folder.
 	if err := s.stop(); err != nil {
 		return err
 	}
@@ -506,7 +506,7 @@ func (b *bench) starts(ctx context.Context, s *site) error {
 	})
 }
 
-// listing is one way to ask for a list.
+// listing is one kind of list request.
 type listing struct {
 	what, params string
 	pages        int // pages of 200 to skip first
@@ -542,7 +542,7 @@ func listings(short bool) []listing {
 }
 
 func (b *bench) lists(ctx context.Context, s *site) error {
-	// Some credentials are verified, so that a status divides.
+	// Some credentials are verified, so that a filter by status is selective.
 	if _, err := closed(ctx, clients, size{calls: b.credentials / 50}, s.creators(s.keys, probed, nil)); err != nil {
 		return err
 	}
@@ -558,15 +558,15 @@ func (b *bench) lists(ctx context.Context, s *site) error {
 	return b.listsOf(ctx, s, s.big, fmt.Sprintf("one tenant of %s, %s in all", thousands(b.credentials), thousands(2*b.credentials)))
 }
 
-// listed is one way to list and what it gave.
+// listed is a listing with its results.
 type listed struct {
 	listing
 	most float64 // per second, with 64 clients
 	half load
 }
 
-// listsOf tries every way to list for a short time, then measures those that
-// looked slowest at full length, and reports the slowest of them.
+// listsOf tries every listing for a short time, then measures the slowest ones at full length, and
+// reports the slowest of them.
 func (b *bench) listsOf(ctx context.Context, s *site, of []apiKey, where string) error {
 	measure := func(w listing, d time.Duration) (l listed, err error) {
 		defer func() {
@@ -617,11 +617,11 @@ func (b *bench) listsOf(ctx context.Context, s *site, of []apiKey, where string)
 	return nil
 }
 
-// slowest is the number of ways to list that are measured again: those with the
-// longest p99, and as many with the lowest rate.
+// slowest is the number of listings that are measured again: those with the longest p99, and as many
+// with the lowest rate.
 const slowest = 4
 
-// listers returns clients that ask for one page, for each tenant the same one.
+// listers returns clients that request one page, the same for each tenant.
 func (s *site) listers(of []apiKey, w listing) (func(int) (caller, error), error) {
 	after := map[string]string{}
 	if w.pages > 0 {
@@ -661,8 +661,8 @@ func (s *site) listers(of []apiKey, w listing) (func(int) (caller, error), error
 	}), nil
 }
 
-// feed measures from the answer to a create until its event is at a plain NATS
-// subscriber. Both times are taken in this process.
+// feed measures the time from the response to a create until a plain NATS subscriber has its event.
+// Both times are taken in this process.
 func (b *bench) feed(ctx context.Context, s *site) error {
 	nc, err := nats.Connect(s.proc.nats, nats.UserInfo("bench", adminKey))
 	if err != nil {

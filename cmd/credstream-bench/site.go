@@ -24,14 +24,14 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// adminKey is the administrator's of every folder a benchmark makes.
+// adminKey is the administrator's key of every benchmark site.
 const adminKey = "cs_benchbenchbenchbenchbenchbenchbenchbench"
 
 const (
 	tenants    = 50
 	keys       = 1000
 	components = 10
-	bigTenant  = "t-big" // holds as many credentials alone as all the others together
+	bigTenant  = "t-big" // has as many credentials as all other tenants together
 	bigKeys    = 20
 )
 
@@ -44,12 +44,12 @@ type made struct {
 	n          uint64
 }
 
-// site is one installation: a data folder and the process that serves it.
+// site is one installation: a data folder and its process.
 type site struct {
 	dir, bin string
 	env      []string
 	proc     *process
-	said     string   // what the process that was stopped last wrote to its log
+	lastLog  string   // last log output of the process that was stopped last
 	keys     []apiKey // spread evenly over the tenants
 	big      []apiKey // of bigTenant
 
@@ -108,12 +108,12 @@ func numberOf(id string) uint64 {
 	return n
 }
 
-// plain names the n-th component without dry request; probed is the one with.
+// plain is the id of the n-th component without a dry request; probed is the one with.
 func plain(n uint64) string { return "c" + strconv.FormatUint(n/3%components, 10) }
 
 const probed = "probed"
 
-// newSite starts the service on a new folder and makes tenants, keys and components.
+// newSite starts the service on a new folder and creates tenants, keys and components.
 func newSite(ctx context.Context, bin, dir, probe string, env ...string) (*site, error) {
 	s := &site{dir: dir, bin: bin, env: env}
 	if _, err := s.start(ctx); err != nil {
@@ -228,14 +228,14 @@ func answered(c *wire, what string, request []byte, out any) error {
 	return nil
 }
 
-// creators returns clients that create credentials over HTTP, each call with
-// another of the keys. answered, when given, is told of each answer.
+// creators returns clients that create credentials over HTTP, each call with the next key. answered,
+// unless nil, is called with each response.
 func (s *site) creators(of []apiKey, component string, answered func(n uint64)) func(i int) (caller, error) {
 	return s.creating(200, of, func(tenant string) string { return "/v1/tenants/" + tenant + "/commands/credential.create" },
 		func(b []byte, n uint64) []byte { return appendCreate(b, n, cmp.Or(component, plain(n))) }, answered)
 }
 
-// creating is creators for a surface with its own status, path and body.
+// creating is creators for an API with another status, path and body.
 func (s *site) creating(
 	want int, of []apiKey, target func(tenant string) string, appendBody func(b []byte, n uint64) []byte, answered func(n uint64),
 ) func(i int) (caller, error) {
@@ -271,7 +271,7 @@ func (s *site) creating(
 	}
 }
 
-// overHTTP returns clients that have a connection each. open returns what the i-th calls.
+// overHTTP returns clients, each with its own connection. open returns the call of the i-th.
 func overHTTP(addr string, open func(i int, c *wire) (call func() error)) func(int) (caller, error) {
 	return func(i int) (caller, error) {
 		c, err := dialWire(addr)
@@ -282,8 +282,8 @@ func overHTTP(addr string, open func(i int, c *wire) (call func() error)) func(i
 	}
 }
 
-// natsCreators returns clients that create credentials over NATS. A connection
-// belongs to a key, so each client has a key of its own.
+// natsCreators returns clients that create credentials over NATS. A connection belongs to a key, so
+// each client has its own key.
 func (s *site) natsCreators(i int) (caller, error) {
 	k := s.keys[(i*7+3)%len(s.keys)]
 	nc, err := nats.Connect(s.proc.nats, nats.UserInfo("bench", k.key))
@@ -317,7 +317,7 @@ func (s *site) natsCreators(i int) (caller, error) {
 	}, nil
 }
 
-// idOf finds the id in a command's answer.
+// idOf finds the id in a command's response.
 func idOf(answer []byte) (string, bool) { return memberOf(answer, `"id":"`) }
 
 // memberOf finds the text after the first `"name":"`, up to the next quote.
@@ -369,8 +369,7 @@ type process struct {
 	ended      chan struct{}
 }
 
-// start starts the service on the site's folder and returns how long it took
-// until it said that it is ready.
+// start starts the service on the site's folder and returns the time until it was ready.
 func (s *site) start(ctx context.Context) (time.Duration, error) {
 	p := &process{ended: make(chan struct{})}
 	p.cmd = exec.CommandContext(ctx, s.bin, "serve", "--data", s.dir, "--http", "127.0.0.1:0",
@@ -396,7 +395,7 @@ func (s *site) start(ctx context.Context) (time.Duration, error) {
 		head = append(head, strings.TrimSpace(line))
 	}
 	took := time.Since(began)
-	go func() { // ends with the process, which stop and kill wait for
+	go func() { // ends with the process; stop and kill wait for it
 		defer close(p.ended)
 		_, _ = io.Copy(io.Discard, lines)
 		_ = p.cmd.Wait()
@@ -407,7 +406,7 @@ func (s *site) start(ctx context.Context) (time.Duration, error) {
 	return took, nil
 }
 
-// stop ends the service as an operator does.
+// stop shuts the service down gracefully.
 func (s *site) stop() error {
 	if s.proc == nil {
 		return nil
@@ -422,24 +421,24 @@ func (s *site) stop() error {
 		<-p.ended
 		return fmt.Errorf("the service did not stop: %.2000s", p.logs.String())
 	}
-	s.said = p.logs.String()
+	s.lastLog = p.logs.String()
 	return nil
 }
 
-// kill ends the service as a crash does.
+// kill simulates a crash.
 func (s *site) kill() {
 	_ = s.proc.cmd.Process.Kill()
 	<-s.proc.ended
 	s.proc = nil
 }
 
-// cpu is the processor time that the service has used so far.
+// cpu returns the CPU time of the service so far.
 func (s *site) cpu() (time.Duration, error) {
 	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(s.proc.cmd.Process.Pid), "stat"))
 	if err != nil {
 		return 0, fmt.Errorf("read the CPU time of the service: %w", err)
 	}
-	_, rest, _ := strings.Cut(string(b), ") ") // the name before it may hold anything
+	_, rest, _ := strings.Cut(string(b), ") ") // the process name before it may contain any character
 	words := strings.Fields(rest)
 	if len(words) < 13 {
 		return 0, errors.New("read the CPU time of the service: the form of /proc/PID/stat is not known")
@@ -450,7 +449,7 @@ func (s *site) cpu() (time.Duration, error) {
 	return time.Duration(user+system) * tick, errors.Join(err, err2)
 }
 
-// counted is closed with the CPU time of the service for one call.
+// counted is closed with the CPU time of the service per call.
 func (s *site) counted(ctx context.Context, n int, of size, open func(int) (caller, error)) (load, error) {
 	before, err := s.cpu()
 	if err != nil {
@@ -467,7 +466,7 @@ func (s *site) counted(ctx context.Context, n int, of size, open func(int) (call
 	return l, err
 }
 
-// memory is what /proc says of a process, in bytes.
+// memory is the memory use of a process in bytes, from /proc.
 type memory struct{ anon, file, shmem int64 }
 
 func (m memory) total() int64 { return m.anon + m.file + m.shmem }

@@ -11,16 +11,16 @@ import (
 	"time"
 )
 
-// wire is one keep-alive HTTP/1.1 connection that sends prebuilt requests and
-// reads of the answers what a benchmark needs. Every HTTP row uses it, so that
-// what a client costs is the same in all of them.
+// wire is one keep-alive HTTP/1.1 connection that sends prebuilt requests and parses only the
+// necessary parts of responses. Every HTTP row uses it, so that the cost of the client is the same
+// in all of them.
 type wire struct {
 	conn net.Conn
 	in   *bufio.Reader
 	body []byte
 }
 
-// wireTimeout bounds the life of a connection: no row comes near it.
+// wireTimeout bounds the lifetime of a connection; every row is shorter.
 const wireTimeout = 10 * time.Minute
 
 var errAnswer = errors.New("the answer is not HTTP/1.1 with a Content-Length")
@@ -38,7 +38,7 @@ func dialWire(addr string) (*wire, error) {
 
 func (w *wire) close() { _ = w.conn.Close() }
 
-// do sends one request and reads its answer. The body is valid until the next call.
+// do sends one request and reads the response. The body is valid until the next call.
 func (w *wire) do(request []byte) (status int, body []byte, err error) {
 	if _, err := w.conn.Write(request); err != nil {
 		return 0, nil, fmt.Errorf("send: %w", err)
@@ -46,7 +46,7 @@ func (w *wire) do(request []byte) (status int, body []byte, err error) {
 	return w.read()
 }
 
-// expect sends one request whose answer has a status and is not looked at.
+// expect sends one request and checks only the status of the response.
 func (w *wire) expect(want int, what string, request []byte) error {
 	status, answer, err := w.do(request)
 	if err != nil || status != want {
@@ -96,7 +96,7 @@ func (w *wire) read() (status int, body []byte, err error) {
 	return status, body, nil
 }
 
-// getRequest and postRequest append a whole request to b. key "" sends none.
+// getRequest and postRequest append a whole request to b, without a key if key is "".
 func getRequest(b []byte, target, key string) []byte {
 	b = append(b, "GET "...)
 	b = append(b, target...)
