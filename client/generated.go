@@ -56,7 +56,7 @@ func (a *API) RenameCredential(ctx context.Context, id string, name string, expe
 }
 
 // SetVPNAgent requests another VPN agent, by the command credential.set-vpn-agent.
-// vpnAgent: an id of the caller's, kept as given; none when absent.
+// vpnAgent: an id that the caller assigns, stored as given; absent: none.
 func (a *API) SetVPNAgent(ctx context.Context, id string, vpnAgent string, opts ...CommandOption) (done Done, err error) {
 	err = a.Command(ctx, "credential.set-vpn-agent", struct {
 		ID       string `json:"id"`
@@ -65,8 +65,8 @@ func (a *API) SetVPNAgent(ctx context.Context, id string, vpnAgent string, opts 
 	return done, err
 }
 
-// SetDescription asks for another description, by the command credential.set-description.
-// description: for people: up to 1000 characters; none when absent.
+// SetDescription requests another description, by the command credential.set-description.
+// description: for people: up to 1000 characters; absent: none.
 func (a *API) SetDescription(ctx context.Context, id string, description string, opts ...CommandOption) (done Done, err error) {
 	err = a.Command(ctx, "credential.set-description", struct {
 		ID          string `json:"id"`
