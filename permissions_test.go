@@ -61,6 +61,12 @@ An ADMINISTRATOR can issue keys with any role and any permission of the list. Ot
 		b.WriteString("\n")
 	}
 	b.WriteString(`
+### Roles of the tenant
+
+A tenant can define roles of its own: ` + "`credstream role define BILLING --permission flows.get --permission credentials.get`" + `, then ` + "`credstream key issue --role BILLING`" + `. A name has 2 to 40 capital letters, digits and underscores. Nobody can give what they do not have: who defines, changes or deletes a role, or issues a key with it, must have each of its permissions, or be an ADMINISTRATOR.
+
+A key gets the permissions that its role has when it is issued. From then on the permissions of the role, and of its name, never change, so ` + "`key list`" + ` and ` + "`role list`" + ` always agree. To take a permission away, define a role with another name, issue keys with it, and revoke the present keys. A role can be deleted when no valid key has it. Roles of the tenant cannot be granted by OpenID Connect tokens, which can name built-in roles and permissions.
+
 ## Routes
 
 The permissions are the same over NATS and HTTP. A route marked "for every tenant" acts on all tenants: the caller must be granted ` + "`*`" + `.

@@ -37,6 +37,7 @@ func TestUnknownCommands(t *testing.T) {
 		func() {
 			aggregatetest.Unknown(t, aggregates.Credential, commands.Credential(struct{ commands.Credential }{}))
 		},
+		func() { aggregatetest.Unknown(t, aggregates.Role, commands.Role(struct{ commands.Role }{})) },
 		func() { aggregatetest.Unknown(t, aggregates.Flow, commands.Flow(struct{ commands.Flow }{})) },
 		func() {
 			aggregatetest.Unknown(t, aggregates.Installation, commands.Installation(struct{ commands.Installation }{}))

@@ -7,7 +7,7 @@ import (
 
 // IssueAPIKey is a new API key. It has a role, permissions, or both.
 type IssueAPIKey struct {
-	Role        string   `json:"role,omitzero"`        // "ADMINISTRATOR", "OPERATOR", "FLOW_ENGINE" or "AUDITOR"
+	Role        string   `json:"role,omitzero"`        // "ADMINISTRATOR", "OPERATOR", "FLOW_ENGINE", "AUDITOR", or a role of the tenant
 	Permissions []string `json:"permissions,omitzero"` // in addition to those of the role, such as "credentials.reveal"
 	Name        string   `json:"name,omitzero"`        // display name
 	Tenants     []string `json:"tenants,omitzero"`     // tenants it may access, "*" is every one; the caller's when empty
@@ -42,8 +42,8 @@ func (a *API) RevokeAPIKey(ctx context.Context, id string, opts ...CommandOption
 type APIKey struct {
 	ID          string    `json:"id"`
 	Name        string    `json:"name"`
-	Role        string    `json:"role"`                 // "" when it has only single permissions
-	Permissions []string  `json:"permissions,omitzero"` // in addition to those of the role
+	Role        string    `json:"role"`                 // built in, or a role of the tenant; "" when it has only single permissions
+	Permissions []string  `json:"permissions,omitzero"` // held by name: those of a role of the tenant too, but not those of a built-in role
 	Tenants     []string  `json:"tenants"`
 	Addresses   []string  `json:"addresses,omitzero"`   // networks it may be used from; empty: from everywhere
 	Components  []string  `json:"components,omitzero"`  // the components of the credentials that it reaches; empty: any

@@ -147,6 +147,7 @@ type idPage struct {
 	Policies   []ThrottlePolicy  `json:"policies"`
 	Connectors []Connector       `json:"connectors"`
 	Secrets    []ConnectorSecret `json:"secrets"`
+	Roles      []Role            `json:"roles"`
 	Next       string            `json:"next"`
 }
 

@@ -19,8 +19,8 @@ type APIKeyIssued struct {
 	Name        string    `json:"name" feed:"name"`                         // display name; may be ""
 	Home        string    `json:"home" feed:"home"`                         // tenant used where a surface names none
 	Tenants     []string  `json:"tenants" feed:"tenants"`                   // tenants it may name; "*" is every tenant
-	Role        string    `json:"role" feed:"role"`                         // a named set of permissions: "ADMINISTRATOR", ...; may be ""
-	Permissions []string  `json:"permissions" feed:"permissions,omitempty"` // in addition to those of the role
+	Role        string    `json:"role" feed:"role"`                         // "ADMINISTRATOR", ..., or "<tenant>/<name>" of a tenant's own role; may be ""
+	Permissions []string  `json:"permissions" feed:"permissions,omitempty"` // held by name: those of a tenant's own role too, not those of a built-in role
 	Addresses   []string  `json:"addresses" feed:"-"`                       // networks it may be used from, as CIDR; empty: from everywhere
 	Expires     time.Time `json:"expires,omitzero" feed:"expires,omitzero"` // expiry; absent: never
 	Scope       Scope     `json:"scope" feed:"scope,omitempty"`             // the credentials that it reaches

@@ -60,6 +60,10 @@ var samples = []events.Event{
 	events.TenantKeyRotationCompleted{Key: "0a1b2c3d"},
 	events.APIKeyIssued{SHA256: "ab12", Name: "ci", Home: "acme", Tenants: []string{"acme", "*"}, Role: "ADMINISTRATOR", Permissions: []string{"credentials.reveal"}, Addresses: []string{"192.0.2.0/24", "2001:db8::/32"}, Expires: meta.Time, Scope: events.Scope{Components: []string{"petstore"}, Workspaces: []string{"w1"}, Credentials: []string{"AAABcID5GBc="}}},
 	events.APIKeyRevoked{},
+	events.RoleDefined{Title: "Billing ☂", Permissions: []string{"credentials.get", "flows.get"}},
+	events.RoleChanged{Title: "Billing", Permissions: []string{"credentials.get"}},
+	events.RoleGranted{},
+	events.RoleDeleted{},
 	events.AccessDenied{Principal: "key:01a20150-0000-7000-8000-000000000001", Tenant: "other", Route: "credential.get", Permission: "credentials.get", Count: 12, Since: meta.Time},
 	events.AccessConnectAborted{
 		Principal: "key:01a20150-0000-7000-8000-000000000001", Connection: "01a20150-0000-7000-8000-000000000007", Component: "petstore",

@@ -30,14 +30,14 @@ var ErrViewsDamaged = fault.New(fault.Unavailable, "views_damaged", "The read mo
 // viewsVersion is the version of everything in the file: tables, indexes and
 // how events are folded into them. Raise it with any change to these; a file
 // of another version is rebuilt from the log.
-const viewsVersion = 14
+const viewsVersion = 15
 
 // tables is the schema that every file has from its first record; indexes is
 // added then or, in a rebuild, once the rows are in.
 const (
 	tables = `
 CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
-` + commandTable + tenantTable + apiKeyTable + componentTable + oauthClientTable + authClientTable + connectorTable + throttlePolicyTable + credentialTable + flowTable + useTable + inUseTable + tokenTable
+` + commandTable + tenantTable + apiKeyTable + roleTable + componentTable + oauthClientTable + authClientTable + connectorTable + throttlePolicyTable + credentialTable + flowTable + useTable + inUseTable + tokenTable
 	indexes = apiKeyIndexes + componentIndexes + oauthClientIndexes + authClientIndexes + connectorIndexes + credentialIndexes + flowIndexes + useIndexes + inUseIndexes + tokenIndexes
 )
 
@@ -479,6 +479,7 @@ var dumped = []string{
 	"SELECT 'command', hex(hash), seq FROM commands ORDER BY hash",
 	"SELECT 'tenant', * FROM tenants ORDER BY id",
 	"SELECT 'api_key', * FROM api_keys ORDER BY id",
+	"SELECT 'role', * FROM roles ORDER BY tenant, name",
 	"SELECT 'component', * FROM components ORDER BY id",
 	"SELECT 'credential', * FROM credentials ORDER BY seq",
 	"SELECT 'count', * FROM counts ORDER BY tenant, workspace, component, status",

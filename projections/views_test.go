@@ -48,6 +48,7 @@ func everything() []events.Record {
 	bound := events.StreamID{Tenant: "acme", Category: "flow", ID: "f2"}
 	client := events.StreamID{Tenant: "acme", Category: "oauth_client", ID: "petstore"}
 	policy := events.StreamID{Tenant: "acme", Category: "throttle_policy", ID: "crm"}
+	billing := events.StreamID{Tenant: "acme", Category: "role", ID: "BILLING"}
 	wiki := events.StreamID{Tenant: "acme", Category: "connector", ID: "wiki 1"}
 	secret := events.StreamID{Tenant: "acme", Category: "connector_secret", ID: "s1"}
 	steps := []events.FlowStep{{ID: "s1", Name: "Get pets", Component: "petstore", Credential: "c1"}, {ID: "s2", Component: "petstore", Credential: "no such"}}
@@ -138,6 +139,12 @@ func everything() []events.Record {
 		}),
 		commits(system("tenant", "acme"), 79, one(events.TenantKeyRotationStarted{Rotation: 1}), one(events.TenantKeyRotationCompleted{Key: "0a1b2c3d"}),
 			one(events.TenantKeyRotationStarted{Rotation: 2}), one(events.TenantKeysRewrapped{})),
+		commits(billing, 83, one(events.RoleDefined{Title: "Billing", Permissions: []string{"credentials.get", "flows.get"}}),
+			one(events.RoleChanged{Title: "The billing team", Permissions: []string{"flows.get"}}), one(events.RoleGranted{}), one(events.RoleDeleted{}),
+			one(events.RoleDefined{Permissions: []string{"flows.get"}})),
+		commits(system("api_key", "k3"), 88, one(events.APIKeyIssued{
+			SHA256: strings.Repeat("ef", 32), Home: "acme", Tenants: []string{"acme"}, Role: "acme/BILLING", Permissions: []string{"flows.get"}, Expires: until,
+		})),
 	)
 	for i := range recs {
 		recs[i].Meta.Tenant = "acme"
@@ -363,6 +370,33 @@ func TestReads(t *testing.T) {
 	upTo(81)
 	upTo(82)
 	same("it is rotated again", rotating()[0].Rotation, uint64(2))
+	roles := func(tenant string) []projections.Role {
+		list, next, err := v.Roles(ctx, tenant, "", 0)
+		same("the end of the roles", []any{next, err}, []any{"", nil})
+		return list
+	}
+	role := projections.Role{Name: "BILLING", Title: "Billing", Permissions: []string{"credentials.get", "flows.get"}, CreatedAt: at(83), UpdatedAt: at(83), CreatedBy: "key:k1", Seq: 83}
+	upTo(83)
+	same("a role", []any{roles("acme"), len(roles("other"))}, []any{[]projections.Role{role}, 0})
+	role.Title, role.Permissions, role.Granted, role.UpdatedAt, role.Seq = "The billing team", []string{"flows.get"}, true, at(84), 84
+	upTo(85)
+	same("a role that was changed and granted", roles("acme"), []projections.Role{role})
+	upTo(86)
+	same("a role that was deleted", len(roles("acme")), 0)
+	role.Title, role.CreatedAt, role.UpdatedAt, role.Seq = "", at(87), at(87), 87
+	upTo(88)
+	same("a role that was defined again", roles("acme"), []projections.Role{role})
+	for _, of := range []struct {
+		home, role string
+		at         time.Time
+		want       []string
+	}{
+		{"acme", "acme/BILLING", at(88), []string{"k3"}}, {"other", "acme/BILLING", at(88), nil}, {"acme", "BILLING", at(88), nil},
+		{"acme", "acme/BILLING", time.Date(2026, 5, 6, 7, 18, 9, 0, time.UTC), nil}, {"acme", "ADMINISTRATOR", at(88), nil}, // revoked
+	} {
+		keys, err := v.KeysOfRole(ctx, of.home, of.role, of.at, 2)
+		same(fmt.Sprintf("keys of %s, %s at %v", of.home, of.role, of.at), []any{keys, err}, []any{of.want, nil})
+	}
 	for _, id := range []string{"f 1", "f2", "f3"} {
 		_, found, err := v.Flow(ctx, "acme", id)
 		same("a flow that is gone is found", []any{found, err}, []any{false, nil})

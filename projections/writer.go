@@ -227,6 +227,8 @@ func (b *batch) apply(r events.Record) error {
 		return b.connectorSecret(r, e)
 	case events.APIKey:
 		return b.apiKey(r, e)
+	case events.Role:
+		return b.role(r, e)
 	case events.Tenant:
 		return b.tenant(r, e)
 	case events.Installation, events.Access, events.CommandRecord:

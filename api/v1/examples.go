@@ -81,6 +81,11 @@ var examples = map[string]string{
 	"auth_secret.get":          `{"workspace":"sales","id":"` + ExampleID + `"}`,
 	"auth_secret.list":         `{"workspace":"sales","component":"petstore","limit":20}`,
 
+	"role.define": `{"name":"BILLING","title":"The team that pays the providers","permissions":["credentials.get","flows.get"]}`,
+	"role.change": `{"name":"BILLING","title":"Billing"}`,
+	"role.delete": `{"name":"BILLING"}`,
+	"role.list":   `{"limit":20}`,
+
 	"throttle_policy.define": `{"id":"crm","description":"as the contract with the CRM says","tokens":100,"per":"minute"}`,
 	"throttle_policy.change": `{"id":"crm","tokens":50}`,
 	"throttle_policy.delete": `{"id":"crm"}`,

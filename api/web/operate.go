@@ -416,6 +416,15 @@ func (x *exchange) readKeys(minSeq uint64) (data keyList, err error) {
 	data.APIKeyList, err = ask[access.APIKeyList](x, "api_key.list", access.ListAPIKeys{After: x.after(), MinSeq: minSeq})
 	data.NextPage, data.Name = x.next(data.Next), x.form.Get("name")
 	data.Roles = []permission.Role{permission.Operator, permission.FlowEngine, permission.Auditor, permission.Administrator}
+	if err == nil {
+		roles, err := ask[access.RoleList](x, "role.list", access.ListRoles{Limit: 200})
+		if err != nil {
+			return data, err
+		}
+		for _, r := range roles.Roles {
+			data.Roles = append(data.Roles, permission.Role(r.Name))
+		}
+	}
 	for _, p := range permission.Permissions() {
 		if x.call.Principal.MayGrant(p.Permission) {
 			data.Rights = append(data.Rights, p)

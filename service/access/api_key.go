@@ -18,7 +18,7 @@ import (
 
 // Errors of an API key's input.
 var (
-	ErrRole       = fault.New(fault.Invalid, "role_invalid", "The role must be ADMINISTRATOR, OPERATOR, FLOW_ENGINE or AUDITOR.")
+	ErrRole       = fault.New(fault.Invalid, "role_invalid", "The role must be ADMINISTRATOR, OPERATOR, FLOW_ENGINE, AUDITOR, or a role of the tenant, which role.list shows.")
 	ErrPermission = fault.New(fault.Invalid, "permission_invalid", "Unknown permission. Use one of docs/permissions.md, such as credentials.get.")
 	ErrKeyRights  = fault.New(fault.Denied, "api_key_exceeds_issuer", "You cannot grant a key more than your own key has.")
 	ErrKeyExpires = fault.New(fault.Invalid, "api_key_expires_invalid",
@@ -52,7 +52,7 @@ func covers(p service.Principal, tenants []string) bool {
 
 // IssueAPIKey requests a new API key. It has a role, permissions, or both.
 type IssueAPIKey struct {
-	Role        permission.Role         `json:"role,omitzero"`        // a named set of permissions
+	Role        permission.Role         `json:"role,omitzero"`        // a named set of permissions: built in, or a role of the tenant
 	Permissions []permission.Permission `json:"permissions,omitzero"` // held by name, besides those of the role
 	Name        string                  `json:"name,omitzero"`        // display name
 	Tenants     []string                `json:"tenants,omitzero"`     // tenants it may name, "*" is every one; the call's tenant when absent
@@ -75,7 +75,11 @@ func (s *Service) issueAPIKey(ctx context.Context, call *service.Call, in IssueA
 			return IssuedAPIKey{}, err
 		}
 	}
-	permissions, err := grantable(call.Principal, in)
+	role, err := s.roleOf(ctx, call, in.Role)
+	if err != nil {
+		return IssuedAPIKey{}, err
+	}
+	permissions, err := grantable(call.Principal, in, role)
 	if err != nil {
 		return IssuedAPIKey{}, err
 	}
@@ -105,10 +109,13 @@ func (s *Service) issueAPIKey(ctx context.Context, call *service.Call, in IssueA
 	if err != nil {
 		return IssuedAPIKey{}, err
 	}
+	if err := s.grantRole(ctx, call, in, role); err != nil {
+		return IssuedAPIKey{}, err
+	}
 	key := string(NewKey().Reveal())
 	done, err := s.issueKey(ctx, call, commands.IssueAPIKey{
 		ID:     call.DeriveID("api_key"),
-		SHA256: hashKey(key), Name: in.Name, Home: call.Tenant, Tenants: in.Tenants, Role: string(in.Role),
+		SHA256: hashKey(key), Name: in.Name, Home: call.Tenant, Tenants: in.Tenants, Role: role.stored,
 		Permissions: permissions, Addresses: addresses, Expires: expires, Scope: scope,
 	})
 	if err != nil {
@@ -120,31 +127,26 @@ func (s *Service) issueAPIKey(ctx context.Context, call *service.Call, in IssueA
 	return IssuedAPIKey{done, key, expires}, nil
 }
 
-// grantable checks the requested permissions, and returns the individual ones,
-// sorted: those of the role need not be listed again.
-func grantable(issuer service.Principal, in IssueAPIKey) ([]string, error) {
-	role, known := permission.Roles[in.Role]
-	switch {
-	case in.Role == "" && len(in.Permissions) == 0:
+// grantable checks the requested permissions, and returns those that the key holds by name,
+// sorted: those of a role of the tenant too, but not those of a built-in role.
+func grantable(issuer service.Principal, in IssueAPIKey, role granted) ([]string, error) {
+	if in.Role == "" && len(in.Permissions) == 0 {
 		return nil, ErrRole.Withf("Give the key a role or permissions.").At("/role")
-	case in.Role != "" && !known:
-		return nil, ErrRole.At("/role")
 	}
-	for _, perm := range role {
+	var names []string
+	for _, perm := range role.permissions {
 		if !issuer.MayGrant(perm) {
 			return nil, ErrKeyRights.Withf("The role %s includes the permission %s, which your key lacks.", in.Role, perm).At("/role")
 		}
+		if role.own {
+			names = append(names, string(perm))
+		}
 	}
-	var names []string
 	for i, perm := range in.Permissions {
-		at := fmt.Sprintf("/permissions/%d", i)
-		if _, known := permission.Known[perm]; !known {
-			return nil, ErrPermission.At(at)
+		if err := checkGrant(issuer, perm, fmt.Sprintf("/permissions/%d", i)); err != nil {
+			return nil, err
 		}
-		if !issuer.MayGrant(perm) {
-			return nil, ErrKeyRights.Withf("You cannot grant %s: your key lacks it.", perm).At(at)
-		}
-		if !slices.Contains(role, perm) {
+		if !slices.Contains(role.permissions, perm) {
 			names = append(names, string(perm))
 		}
 	}
@@ -314,8 +316,8 @@ type APIKeyList struct {
 type APIKeyInfo struct {
 	ID          string                  `json:"id"`
 	Name        string                  `json:"name"`
-	Role        permission.Role         `json:"role"`                 // "" when it has only single permissions
-	Permissions []permission.Permission `json:"permissions,omitzero"` // held by name, besides those of the role
+	Role        permission.Role         `json:"role"`                 // built in, or a role of the tenant; "" when it has only single permissions
+	Permissions []permission.Permission `json:"permissions,omitzero"` // held by name: those of a role of the tenant too, but not those of a built-in role
 	Tenants     []string                `json:"tenants"`
 	Addresses   []string                `json:"addresses,omitzero"`   // networks it may be used from; absent: from everywhere
 	Components  []string                `json:"components,omitzero"`  // the components of the credentials that it reaches; absent: any
@@ -355,7 +357,7 @@ func (s *Service) listAPIKeys(ctx context.Context, call *service.Call, in ListAP
 
 func (s *Service) keyInfo(k projections.APIKey, used time.Time) APIKeyInfo {
 	info := APIKeyInfo{
-		ID: k.ID, Name: k.Name, Role: permission.Role(k.Role), Tenants: k.Tenants, Addresses: k.Addresses,
+		ID: k.ID, Name: k.Name, Role: shownRole(k.Role), Tenants: k.Tenants, Addresses: k.Addresses,
 		Components: k.Scope.Components, Workspaces: k.Scope.Workspaces, Credentials: k.Scope.Credentials, Expires: k.Expires,
 		Expired: !k.Expires.IsZero() && !s.Kernel.Now().Before(k.Expires), Revoked: k.Revoked, IssuedAt: k.CreatedAt, LastUsedAt: used,
 	}

@@ -87,6 +87,7 @@ var every = func() (all []struct {
 	add(obeying(aggregates.Installation, true), commands.AttestDurability{})
 	add(obeying(aggregates.OAuthClient, false), commands.DefineOAuthClient{}, commands.ChangeOAuthClient{}, commands.DeleteOAuthClient{},
 		commands.MarkOAuthClientUnusable{}, commands.RevealOAuthClient{}, commands.UseOAuthClient{}, commands.ReleaseOAuthClient{}, commands.AbandonClientSecret{})
+	add(obeying(aggregates.Role, false), commands.DefineRole{}, commands.ChangeRole{}, commands.GrantRole{}, commands.DeleteRole{})
 	add(obeying(aggregates.Tenant, true), commands.RegisterTenant{}, commands.StartKeyRotation{}, commands.CompleteKeyRotation{}, commands.RecordRewrap{})
 	add(obeying(aggregates.ThrottlePolicy, false), commands.DefineThrottlePolicy{}, commands.ChangeThrottlePolicy{}, commands.UseThrottlePolicy{},
 		commands.ReleaseThrottlePolicy{}, commands.DeleteThrottlePolicy{})
@@ -153,7 +154,7 @@ func fill(t *rapid.T, name string, v reflect.Value) {
 // command ids that are used again for whatever target, by callers who hang up, with
 // restarts in between.
 func TestViewsAcceptWhatAggregatesDecide(t *testing.T) {
-	names := regexp.MustCompile(`(?m)^func \((?:c )?(\w+)\) (?:access|apiKey|authClient|commandRecord|component|connector|connectorSecret|credential|flow|installation|oauthClient|tenant|throttlePolicy)\(\)`)
+	names := regexp.MustCompile(`(?m)^func \((?:c )?(\w+)\) (?:access|apiKey|authClient|commandRecord|component|connector|connectorSecret|credential|flow|installation|oauthClient|role|tenant|throttlePolicy)\(\)`)
 	all := ""
 	stage.OK(t, filepath.WalkDir("../../commands", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {

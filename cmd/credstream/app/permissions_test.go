@@ -54,8 +54,21 @@ type holder struct {
 	holds     func(permission.Permission) bool
 }
 
-// holders are keys with exactly one permission, with all but one, and with none.
-func holders(t testing.TB, p *program) (list []holder) {
+// grantRole makes a key with a role of the tenant acme that holds exactly this permission.
+func grantRole(t testing.TB, u *up, name string, perm permission.Permission) (key string) {
+	t.Helper()
+	acme := u.api
+	acme.tenant = "acme"
+	must(t, acme.command("role.define", "", map[string]any{"name": name, "permissions": []permission.Permission{perm}}, nil))
+	var issued issuedKey
+	must(t, acme.command("api_key.issue", "", map[string]any{"role": name}, &issued))
+	return issued.Key
+}
+
+// holders are keys with a role of exactly one permission, with all permissions but one, and
+// with none.
+func holders(t testing.TB, u *up) (list []holder) {
+	p := u.program
 	var all []permission.Permission
 	for _, info := range permission.Permissions() {
 		all = append(all, info.Permission)
@@ -65,7 +78,7 @@ func holders(t testing.TB, p *program) (list []holder) {
 	for i, one := range all {
 		others := slices.Concat(all[:i], all[i+1:])
 		list = append(list,
-			holder{"only " + string(one), grant(t, p, fmt.Sprint("only-", i), acme, one), func(p permission.Permission) bool { return p == one }},
+			holder{"only " + string(one), grantRole(t, u, fmt.Sprint("ONLY_", i), one), func(p permission.Permission) bool { return p == one }},
 			holder{"all but " + string(one), grant(t, p, fmt.Sprint("but-", i), acme, others...), func(p permission.Permission) bool { return p != one }})
 	}
 	return list
@@ -148,15 +161,72 @@ func check(t testing.TB, where string, r service.Route, allowed bool, got said) 
 	}
 }
 
-// Every route for every permission, in the caller's own tenant, in another one,
-// and in one that does not exist, over HTTP and NATS. A new route comes in by itself.
+// dialects are requests of the other edges, with the permissions that each requires.
+var dialects = []struct {
+	method, path string
+	needs        []permission.Permission
+}{
+	{"GET", "/aspire/_api/credentials", []permission.Permission{permission.CredentialsExport, permission.CredentialsGet}},
+	{"POST", "/aspire/_api/credentials/getAll", []permission.Permission{permission.CredentialsExport, permission.CredentialsGet}},
+	{"GET", "/aspire/_api/credentials/x", []permission.Permission{permission.CredentialsExport, permission.CredentialsGet}},
+	{"GET", "/aspire/_api/credentials/export", []permission.Permission{permission.CredentialsExport}},
+	{"POST", "/aspire/_api/credentials", []permission.Permission{permission.CredentialsCreate}},
+	{"PUT", "/aspire/_api/credentials/x", []permission.Permission{permission.CredentialsEdit}},
+	{"DELETE", "/aspire/_api/credentials/x", []permission.Permission{permission.CredentialsDelete}},
+	{"GET", "/aspire/_api/policies", []permission.Permission{permission.CredentialsExport, permission.ThrottlePoliciesGet}},
+	{"DELETE", "/aspire/_api/policies/x", []permission.Permission{permission.ThrottlePoliciesEdit}},
+	{"GET", "/v2/credentials", []permission.Permission{permission.CredentialsGet}},
+	{"DELETE", "/v2/credentials/x", []permission.Permission{permission.WorkspacesCredentialEdit, permission.CredentialsDelete}},
+	{"GET", "/v2/components", []permission.Permission{permission.ComponentsGet}},
+	{"DELETE", "/v2/components/x", []permission.Permission{permission.ComponentsDelete}},
+	{"GET", "/v2/auth-clients", []permission.Permission{permission.OAuthClientsGet}},
+	{"DELETE", "/v2/auth-clients/x", []permission.Permission{permission.OAuthClientsDelete}},
+	{"GET", "/v2/tenants/acme/oauth-clients", []permission.Permission{permission.OAuthClientsGet}},
+	{"GET", "/v2/workspaces/w/secrets", []permission.Permission{permission.AuthSecretsGet}},
+	{"DELETE", "/v2/workspaces/w/secrets/x", []permission.Permission{permission.AuthSecretsDelete}},
+	{"GET", "/v2/flows/x", []permission.Permission{permission.FlowsGet}},
+	{"DELETE", "/v2/flows/x", []permission.Permission{permission.FlowsEdit}},
+	{"GET", "/_connector", []permission.Permission{permission.ConnectorsManage}},
+	{"DELETE", "/_connector/x", []permission.Permission{permission.ConnectorsManage}},
+	{"GET", "/_connector/_secret/x", []permission.Permission{permission.ConnectorSecretsRead}},
+	{"DELETE", "/_connector/_secret/x", []permission.Permission{permission.ConnectorSecretsWrite}},
+}
+
+// tryDialects asserts that a holder gets 403 exactly where it lacks a permission. It returns the
+// number of cells.
+func tryDialects(t testing.TB, base string, h holder) int {
+	t.Helper()
+	for _, d := range dialects {
+		req, err := http.NewRequestWithContext(t.Context(), d.method, base+d.path, strings.NewReader("{}"))
+		must(t, err)
+		if d.method == http.MethodGet || d.method == http.MethodDelete {
+			req.Body, req.ContentLength = http.NoBody, 0
+		}
+		req.Header.Set("Content-Type", "application/json")
+		req.SetBasicAuth("somebody@example.org", h.key)
+		resp, err := http.DefaultClient.Do(req)
+		must(t, err)
+		answer, err := io.ReadAll(resp.Body)
+		must(t, err)
+		must(t, resp.Body.Close())
+		allowed := !slices.ContainsFunc(d.needs, func(p permission.Permission) bool { return !h.holds(p) })
+		if refused := resp.StatusCode == http.StatusForbidden; refused == allowed || resp.StatusCode == http.StatusUnauthorized || resp.StatusCode >= 500 {
+			t.Errorf("%s %s, %s: %d %s", d.method, d.path, h.name, resp.StatusCode, answer)
+		}
+	}
+	return len(dialects)
+}
+
+// Every route for every permission, in the caller's own tenant, in another one, and in one that
+// does not exist, over HTTP and NATS, and requests of the other edges. A new route comes in by
+// itself.
 func TestPermissionMatrix(t *testing.T) {
 	u := bring(t, t.TempDir())
 	for _, tenant := range []string{"acme", "ajax"} {
 		must(t, u.command("tenant.register", "", map[string]any{"id": tenant}, nil))
 	}
 	cells := 0
-	for _, h := range holders(t, u.program) {
+	for _, h := range holders(t, u) {
 		nc, err := nats.Connect(u.node.ClientURL(), nats.UserInfo("x", h.key), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 		must(t, err)
 		for _, r := range application.Routes() {
@@ -181,7 +251,7 @@ func TestPermissionMatrix(t *testing.T) {
 			}
 		}
 		nc.Close()
-		cells += silence(t, u.node.ClientURL(), h)
+		cells += silence(t, u.node.ClientURL(), h) + tryDialects(t, u.base, h)
 	}
 	for i, info := range permission.Permissions() {
 		if !info.Everywhere {
@@ -317,6 +387,7 @@ func TestForeignIDs(t *testing.T) {
 	must(t, ajax.command("flow.bind", "", map[string]any{"flow": "their-flow", "steps": []any{map[string]any{"id": "s", "component": "plain", "credential": credential.ID}}}, nil))
 	must(t, ajax.command("api_key.issue", "", map[string]any{"role": "OPERATOR"}, &key))
 	must(t, ajax.command("throttle_policy.define", "", map[string]any{"id": "their-policy", "tokens": 5, "per": "day"}, nil))
+	must(t, ajax.command("role.define", "", map[string]any{"name": "THEIRS", "permissions": []string{"flows.get"}}, nil))
 	must(t, ajax.command("connector_secret.put", "", map[string]any{"id": "their-secret", "value": "v"}, nil))
 	must(t, ajax.command("connector.put", "", map[string]any{"id": "their-connector", "api_key_secret_id": "their-secret"}, nil))
 	nc := u.connect(t, adminKey)
@@ -376,7 +447,9 @@ func TestForeignIDs(t *testing.T) {
 		"oauth_client.change": of(client.ID, `,"client_id":"d"`), "oauth_client.delete": of(client.ID, ""), "oauth_client.reveal": of(client.ID, ""),
 		"oauth_client.get": of(client.ID, ""), "oauth_client.list": {"theirs", `{"component":"%s"}`},
 		"api_key.revoke": of(key.ID, ""),
-		"oauth.connect":  {"theirs", `{"component":"%s"}`}, "oauth.redirect-uri": {"theirs", `{"component":"%s"}`},
+		"role.define":    {}, // each tenant has names of roles of its own
+		"role.change":    {"THEIRS", `{"name":"%s","title":"Mine"}`}, "role.delete": {"THEIRS", `{"name":"%s"}`},
+		"oauth.connect": {"theirs", `{"component":"%s"}`}, "oauth.redirect-uri": {"theirs", `{"component":"%s"}`},
 		"oauth.connection":   {}, // TestConnectAttacks has one of another tenant
 		"events.replay":      {"credential." + credential.ID, `{"stream":"%s"}`},
 		"credential.resolve": of(credential.ID, `,"cleartext":"true"`),

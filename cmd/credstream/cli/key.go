@@ -35,7 +35,7 @@ func (a *invocation) keyIssue() *cobra.Command {
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&in.Role, "role", "", "`ROLE`: ADMINISTRATOR, OPERATOR, FLOW_ENGINE or AUDITOR")
+	cmd.Flags().StringVar(&in.Role, "role", "", "`ROLE`: ADMINISTRATOR, OPERATOR, FLOW_ENGINE, AUDITOR, or one of the tenant's own roles")
 	cmd.Flags().StringSliceVar(&in.Permissions, "permission", nil, "`PERMISSION` in addition to the role, such as credentials.reveal; repeatable")
 	cmd.Flags().StringVar(&in.Name, "name", "", "display `NAME`")
 	cmd.Flags().StringVar(&in.Expires, "expires", "", "expiry `TIME`: 720h from now, or 2031-01-31T00:00:00Z; never when absent")

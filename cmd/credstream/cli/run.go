@@ -169,7 +169,7 @@ func (a *invocation) root() *cobra.Command {
 	serve.Args = arguments()
 	root.AddCommand(
 		serve,
-		a.componentCommand(), a.credentialCommand(), a.connectCommand(), a.oauthClientCommand(), a.authClientCommand(), a.connectorCommand(), a.throttleCommand(), a.exportCommand(), a.importCommand(), a.oauthCommand(), a.flowCommand(), a.queueCommand(), a.accessCommand(), a.leaseCommand(), a.eventsCommand(), a.viewsCommand(), a.tenantCommand(), a.keyCommand(), a.keysCommand(),
+		a.componentCommand(), a.credentialCommand(), a.connectCommand(), a.oauthClientCommand(), a.authClientCommand(), a.connectorCommand(), a.throttleCommand(), a.exportCommand(), a.importCommand(), a.oauthCommand(), a.flowCommand(), a.queueCommand(), a.accessCommand(), a.leaseCommand(), a.eventsCommand(), a.viewsCommand(), a.tenantCommand(), a.keyCommand(), a.roleCommand(), a.keysCommand(),
 		a.kmsCommand(), a.healthCommand(), a.demoCommand(), a.versionCommand(),
 	)
 	return root
