@@ -391,8 +391,11 @@ func TestReads(t *testing.T) {
 		at         time.Time
 		want       []string
 	}{
-		{"acme", "acme/BILLING", at(88), []string{"k3"}}, {"other", "acme/BILLING", at(88), nil}, {"acme", "BILLING", at(88), nil},
-		{"acme", "acme/BILLING", time.Date(2026, 5, 6, 7, 18, 9, 0, time.UTC), nil}, {"acme", "ADMINISTRATOR", at(88), nil}, // revoked
+		{"acme", "acme/BILLING", at(88), []string{"k3"}},
+		{"other", "acme/BILLING", at(88), nil},
+		{"acme", "BILLING", at(88), nil},
+		{"acme", "acme/BILLING", time.Date(2026, 5, 6, 7, 18, 9, 0, time.UTC), nil},
+		{"acme", "ADMINISTRATOR", at(88), nil}, // revoked
 	} {
 		keys, err := v.KeysOfRole(ctx, of.home, of.role, of.at, 2)
 		same(fmt.Sprintf("keys of %s, %s at %v", of.home, of.role, of.at), []any{keys, err}, []any{of.want, nil})
