@@ -62,13 +62,14 @@ var features = map[string][]string{
 	"service/connector":   {"", "permission", "secrets"},
 	"service/admin":       {"", "permission", "secrets"},
 	"service/transfer":    {"", "permission"},
+	"service/backup":      {"", "permission", "secrets", "transfer"},
 	"bus/streams":         {}, // names of streams and subjects
 	"bus/storage":         {}, // files of the embedded server
 	"bus/natsserver":      {"streams", "storage"},
 	"bus/kv":              {"streams"},
 	"bus/feed":            {"streams"},
 	"bus/edge":            {"streams", "natsserver"},
-	"service/application": {"", "secrets", "access", "flow", "component", "client", "token", "throttle", "encryption", "credential", "connect", "connector", "transfer", "admin"},
+	"service/application": {"", "secrets", "access", "flow", "component", "client", "token", "throttle", "encryption", "credential", "connect", "connector", "transfer", "backup", "admin"},
 	"api/edge":            {},
 	"api/v1":              {"edge"},
 	"api/elasticio":       {"edge"},

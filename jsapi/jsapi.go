@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"reflect"
+	"strconv"
 	"strings"
 	"time"
 
@@ -93,6 +94,7 @@ type Question struct {
 	NextBySubject string     `json:"next_by_subj,omitzero"`
 	StartTime     *time.Time `json:"start_time,omitzero"`
 	Batch         int        `json:"batch,omitzero"`
+	MaxBytes      int        `json:"max_bytes,omitzero"` // of a batch; it has at least one message
 }
 
 // Message is a stored message.
@@ -227,4 +229,67 @@ func (a API) FromLeader(ctx context.Context, stream string, q Question) (*Messag
 		return nil, err
 	}
 	return answer.Message.Message()
+}
+
+// The statuses of a batch that ends, or is empty.
+const (
+	endOfBatch = "204"
+	noneFound  = "404"
+)
+
+// Batch reads messages from any replica of the stream, perhaps none: a replica may lag. The
+// stream allows direct reads.
+func (a API) Batch(ctx context.Context, stream string, q Question) (list []Message, err error) {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, requestTimeout)
+		defer cancel()
+	}
+	body, err := json.Marshal(q)
+	if err != nil {
+		return nil, fmt.Errorf("direct get: %w", err)
+	}
+	inbox, err := a.conn.SubscribeSync(a.conn.NewInbox())
+	if err != nil {
+		return nil, fmt.Errorf("direct get: %w", Fault(err))
+	}
+	defer func() { _ = inbox.Unsubscribe() }() // fails when the connection is closed already
+	if err := a.conn.PublishRequest(a.prefix+"DIRECT.GET."+stream, inbox.Subject, body); err != nil {
+		return nil, fmt.Errorf("direct get: %w", Fault(err))
+	}
+	for {
+		m, err := inbox.NextMsgWithContext(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("direct get: %w", Fault(err))
+		}
+		switch status := m.Header.Get("Status"); status {
+		case "":
+		case endOfBatch, noneFound:
+			return list, nil
+		default:
+			return nil, fmt.Errorf("direct get: the server answers %s %s: %w", status, m.Header.Get("Description"), fault.ErrUnavailable)
+		}
+		msg, err := direct(m)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, msg)
+	}
+}
+
+// direct is the stored message in a direct answer, which adds headers to it.
+func direct(m *nats.Msg) (msg Message, err error) {
+	msg = Message{Subject: m.Header.Get(jetstream.SubjectHeader), Header: m.Header, Data: m.Data}
+	if msg.Seq, err = strconv.ParseUint(m.Header.Get(jetstream.SequenceHeader), 10, 64); err != nil {
+		return msg, fmt.Errorf("direct get: %w", err)
+	}
+	if msg.Time, err = time.Parse(time.RFC3339Nano, m.Header.Get(jetstream.TimeStampHeaer)); err != nil {
+		return msg, fmt.Errorf("direct get: %w", err)
+	}
+	for _, added := range []string{
+		jetstream.StreamHeader, jetstream.SubjectHeader, jetstream.SequenceHeader, jetstream.TimeStampHeaer, jetstream.LastSequenceHeader, "Nats-Num-Pending",
+	} {
+		delete(m.Header, added)
+	}
+	return msg, nil
 }

@@ -64,7 +64,7 @@ func (v *Vault) owned(ctx context.Context, filter string) ([]Entry, error) {
 			return nil, err
 		}
 		for subject := range answer.State.Subjects {
-			ref, err := parseSubject(subject)
+			ref, err := ParseSubject(subject)
 			if err != nil {
 				return nil, err
 			}

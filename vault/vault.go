@@ -87,7 +87,8 @@ func (r Ref) subject() string {
 	return ownerSubject(r.Tenant, r.Category, r.Owner) + "." + r.SecretID
 }
 
-func parseSubject(subject string) (Ref, error) {
+// ParseSubject returns the ref of the secret that is stored on a subject.
+func ParseSubject(subject string) (Ref, error) {
 	rest, ok := strings.CutPrefix(subject, prefix+".")
 	parts := strings.Split(rest, ".")
 	if !ok || len(parts) != 4 {
@@ -504,6 +505,6 @@ func entryOf(msg jetstream.Msg) (Entry, error) {
 	if err != nil {
 		return Entry{}, fmt.Errorf("listing secrets: %w", jsapi.Fault(err))
 	}
-	ref, err := parseSubject(msg.Subject())
+	ref, err := ParseSubject(msg.Subject())
 	return Entry{Ref: ref, Seq: meta.Sequence.Stream, Stored: meta.Timestamp.UTC()}, err
 }

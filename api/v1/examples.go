@@ -112,6 +112,7 @@ var examples = map[string]string{
 	"flow.report":  `{"change":"stopped","id":"returns","name":"Returns to the pet store","revision":3}`,
 
 	"export.page": `{}`,
+	"backup.page": `{}`,
 	"export.key":  `{}`,
 	"flow.get":    `{"id":"orders"}`,
 	"flow.list":   `{"component":"petstore","limit":20}`,

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
@@ -41,9 +40,6 @@ const (
 	accessTime = 5 * time.Second // timeout of an append or a read
 	accessSkew = 5 * time.Minute // tolerated difference between the clocks of servers and services
 	accessSize = 16 << 10        // bytes of one message; an entry has at most some 1,500
-	directGet  = "$JS.API.DIRECT.GET." + AccessStream
-	endOfBatch = "204"
-	noneFound  = "404"
 )
 
 // AccessConfig is the stream of the access log. It does not use Nats-Msg-Id: a
@@ -194,40 +190,18 @@ func (l *AccessLog) ask(ctx context.Context, q jsapi.Question) (*credential.Acce
 func (l *AccessLog) batch(ctx context.Context, q jsapi.Question) (list []credential.AccessRecord, err error) {
 	ctx, cancel := context.WithTimeout(ctx, accessTime)
 	defer cancel()
-	body, err := json.Marshal(q)
-	if err != nil {
-		return nil, fmt.Errorf("reading the access log: %w", err)
-	}
-	inbox, err := l.nc.SubscribeSync(l.nc.NewInbox())
+	msgs, err := l.api.Batch(ctx, AccessStream, q)
 	if err != nil {
 		return nil, unread(err)
 	}
-	defer func() { _ = inbox.Unsubscribe() }() // fails when the connection is closed already
-	if err := l.nc.PublishRequest(directGet, inbox.Subject, body); err != nil {
-		return nil, unread(err)
-	}
-	for {
-		m, err := inbox.NextMsgWithContext(ctx)
-		if err != nil {
-			return nil, unread(err)
-		}
-		switch status := m.Header.Get("Status"); status {
-		case "":
-		case endOfBatch, noneFound:
-			return list, nil
-		default:
-			return nil, unread(fmt.Errorf("the server answers %s %s", status, m.Header.Get("Description")))
-		}
-		seq, err := strconv.ParseUint(m.Header.Get("Nats-Sequence"), 10, 64)
-		if err != nil {
-			return nil, unread(err)
-		}
-		rec, err := readAccess(m.Header.Get("Nats-Subject"), seq, m.Header, m.Data)
+	for _, m := range msgs {
+		rec, err := readAccess(m.Subject, m.Seq, m.Header, m.Data)
 		if err != nil {
 			return nil, err
 		}
 		list = append(list, rec)
 	}
+	return list, nil
 }
 
 func unread(err error) error {

@@ -189,7 +189,7 @@ func StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) {
 		return nil, fmt.Errorf("restricting access to the data folder: %w", err)
 	}
 	var err error
-	if n.lock, err = lockFolder(cfg.Dir); err != nil {
+	if n.lock, err = LockFolder(cfg.Dir); err != nil {
 		return nil, err
 	}
 	if n.up, err = n.boot(ctx); err != nil {
@@ -205,9 +205,9 @@ func StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) {
 	return n, nil
 }
 
-// lockFolder locks the folder. The kernel releases the lock when the
-// process ends, however it ends.
-func lockFolder(dir string) (*os.File, error) {
+// LockFolder locks the folder, or returns ErrDataFolderLocked. Closing the file releases the
+// lock, and so does the kernel when the process ends, however it ends.
+func LockFolder(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "LOCK"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("opening the lock of the data folder: %w", err)

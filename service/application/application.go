@@ -18,6 +18,7 @@ import (
 	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/access"
 	"github.com/credstream/credstream/service/admin"
+	"github.com/credstream/credstream/service/backup"
 	"github.com/credstream/credstream/service/client"
 	"github.com/credstream/credstream/service/component"
 	"github.com/credstream/credstream/service/connect"
@@ -107,6 +108,8 @@ type Config struct {
 	Limits access.Limits
 	// KeyRetireAfter is how long a replaced encryption key is kept at least.
 	KeyRetireAfter time.Duration
+	// Backup reads the stored messages; without it no backup can be made.
+	Backup backup.Streams
 	// Admission shares the work of the process between callers; one of its own when nil.
 	Admission *admission.Admission
 	// Now is the clock, with a monotonic reading; time.Now when nil.
@@ -130,12 +133,13 @@ type Application struct {
 	Connects    *connect.Service
 	Connectors  *connector.Service
 	Transfers   *transfer.Service
+	Backups     *backup.Service
 	Admin       *admin.Service
 }
 
 // features are those of a, in the order of the route table.
 func (a *Application) features() []service.Feature {
-	return []service.Feature{a.Access, a.Components, a.Credentials, a.Clients, a.Connects, a.Tokens, a.Throttles, a.Connectors, a.Flows, a.Encryption, a.Transfers, a.Admin}
+	return []service.Feature{a.Access, a.Components, a.Credentials, a.Clients, a.Connects, a.Tokens, a.Throttles, a.Connectors, a.Flows, a.Encryption, a.Transfers, a.Backups, a.Admin}
 }
 
 // Routes is the route table: all commands and queries of the service.
@@ -204,6 +208,9 @@ func New(cfg Config) (*Application, error) {
 	})
 	a.Connectors = connector.New(connector.Deps{Kernel: kernel, Secrets: a.Secrets, Log: cfg.Log, Views: cfg.Views, Vault: cfg.Vault, Logger: cfg.Logger})
 	a.Transfers = transfer.New(transfer.Deps{Kernel: kernel, Access: a.Access, Components: a.Components, Log: cfg.Log, Views: cfg.Views, Keyring: cfg.Keyring, Logger: cfg.Logger})
+	a.Backups = backup.New(backup.Deps{
+		Kernel: kernel, Log: cfg.Log, Vault: cfg.Vault, Keyring: cfg.Keyring, Logger: cfg.Logger, Streams: cfg.Backup, Intact: cfg.Intact,
+	})
 	a.Encryption = encryption.New(encryption.Deps{
 		Kernel: kernel, Log: cfg.Log, Views: cfg.Views, Vault: cfg.Vault, Keyring: cfg.Keyring, Metrics: cfg.Metrics, Logger: cfg.Logger,
 		Background: a.Secrets, RetireAfter: cfg.KeyRetireAfter,

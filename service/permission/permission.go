@@ -40,6 +40,7 @@ const (
 	TenantsManage            Permission = "tenants.manage"
 	KeysManage               Permission = "keys.manage"
 	ViewsManage              Permission = "views.manage"
+	BackupsCreate            Permission = "backups.create"
 )
 
 // Info describes a permission.
@@ -85,6 +86,7 @@ func Permissions() []Info {
 		{TenantsManage, "register and list tenants", true},
 		{KeysManage, "issue, list and revoke API keys", false},
 		{ViewsManage, "inspect and rebuild the read models", true},
+		{BackupsCreate, "back up all tenants: the log, the access log, and secrets and keysets as they are encrypted", true},
 	}
 }
 
@@ -119,7 +121,7 @@ var Roles = map[Role][]Permission{
 		AuthSecretsGet, AuthSecretsCreate, AuthSecretsEdit, AuthSecretsDelete, AuthSecretsRefresh,
 		OAuthClientsGet, OAuthClientsCreate, OAuthClientsEdit, OAuthClientsDelete,
 		ThrottlePoliciesGet, ThrottlePoliciesEdit, ConnectorsManage, ConnectorSecretsWrite,
-		FlowsGet, FlowsEdit, QueueManage, AuditRead, TenantsManage, KeysManage, ViewsManage,
+		FlowsGet, FlowsEdit, QueueManage, AuditRead, TenantsManage, KeysManage, ViewsManage, BackupsCreate,
 	},
 	Operator:   {ComponentsGet, CredentialsGet, CredentialsExport, AuthSecretsGet, OAuthClientsGet, ThrottlePoliciesGet, FlowsGet},
 	FlowEngine: {ComponentsGet, CredentialsGet, CredentialsResolve, FlowsGet, FlowsEdit},

@@ -39,14 +39,14 @@ func (p *program) highWaterFile() string { return filepath.Join(p.cfg.Data, "hig
 
 func (p *program) marksFile() string { return filepath.Join(p.cfg.Data, "marks.json") }
 
-// openMarks reads the recorded positions of the streams besides the log.
-func (p *program) openMarks(conn *nats.Conn) error {
+// openMarks reads the recorded positions of streams besides the log.
+func (p *program) openMarks(conn *nats.Conn, names ...string) error {
 	js, err := jetstream.New(conn)
 	if err != nil {
 		return fmt.Errorf("open JetStream: %w", err)
 	}
 	var streams []storage.Marked
-	for _, name := range keptStreams {
+	for _, name := range names {
 		streams = append(streams, storage.Marked{
 			Stream: name, Durable: p.durable(name),
 			Exact: p.node != nil && (name == vault.Stream || name == keyStream), // messages of the others are removed by age, or when they are done

@@ -34,6 +34,9 @@ type messaging interface {
 // openMessaging opens the NATS server: the embedded one, or the
 // connection to an external one.
 func (p *program) openMessaging(ctx context.Context) error {
+	if err := checkRestored(p.cfg.Data); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(p.cfg.Data, 0o700); err != nil {
 		return fmt.Errorf("create the data folder: %w", err)
 	}

@@ -47,6 +47,7 @@ import (
 	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/access"
 	"github.com/credstream/credstream/service/application"
+	"github.com/credstream/credstream/service/backup"
 	"github.com/credstream/credstream/service/connect"
 	"github.com/credstream/credstream/service/credential"
 	"github.com/credstream/credstream/service/encryption"
@@ -234,7 +235,7 @@ func (p *program) openLog(ctx context.Context) error {
 	if p.node != nil {
 		cfg.SyncTree = p.node.Syncer(eventlog.Stream).SyncTree
 	}
-	if err := p.openMarks(conn); err != nil {
+	if err := p.openMarks(conn, keptStreams...); err != nil {
 		return err
 	}
 	if err := p.checkIntegrity(ctx); err != nil { // before anything missing is created
@@ -395,6 +396,7 @@ func (p *program) openService(ctx context.Context) error {
 			PerKey: access.RateOf(p.cfg.RatePerKey), PerTenant: access.RateOf(p.cfg.RatePerTenant), WrongKeys: p.cfg.WrongKeys,
 		},
 		LastUse:    p.lastUse,
+		Backup:     storage.NewReader(js, map[string]string{backup.KindLog: eventlog.Stream, backup.KindVault: vault.Stream, backup.KindKeysets: keyStream, backup.KindAccess: kv.AccessStream}),
 		Buckets:    buckets,
 		FollowedUp: p.followed,
 		Tokens:     tokens,
@@ -507,13 +509,15 @@ func (p *program) openAccessLog(ctx context.Context, js jetstream.JetStream) err
 // others are opened later: each takes a fraction of a millisecond.
 const keysetsAtStart = 256
 
+func keysetsConfig(replicas int) jetstream.KeyValueConfig {
+	return jetstream.KeyValueConfig{Bucket: keyBucket, History: 5, Storage: jetstream.FileStorage, Replicas: replicas}
+}
+
 // openKeyring opens the tenants' keysets with the KMS key. The local key file is
 // created only if no existing keyset needs another one.
 func (p *program) openKeyring(ctx context.Context, js jetstream.JetStream) (*seal.Keyring, error) {
 	const stream = keyStream
-	_, err := natsserver.EnsureBucket(ctx, js, jetstream.KeyValueConfig{
-		Bucket: keyBucket, History: 5, Storage: jetstream.FileStorage, Replicas: p.replicas(),
-	})
+	_, err := natsserver.EnsureBucket(ctx, js, keysetsConfig(p.replicas()))
 	if err == nil {
 		err = p.syncStream(stream)
 	}
