@@ -76,7 +76,6 @@ func EnsureAccessLog(ctx context.Context, js jetstream.JetStream, replicas int, 
 // AccessLog is the access log in its stream. It may be used by many goroutines.
 type AccessLog struct {
 	js      jetstream.JetStream
-	nc      *nats.Conn
 	api     jsapi.API
 	durable func(context.Context) error
 }
@@ -91,7 +90,7 @@ func NewAccessLog(nc *nats.Conn, durable func(context.Context) error) (*AccessLo
 	if err != nil {
 		return nil, fmt.Errorf("opening JetStream for the access log: %w", err)
 	}
-	return &AccessLog{js: js, nc: nc, api: jsapi.Of(js), durable: durable}, nil
+	return &AccessLog{js: js, api: jsapi.Of(js), durable: durable}, nil
 }
 
 // Append implements credential.AccessLog. It times out after five seconds.
