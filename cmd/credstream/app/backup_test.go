@@ -2,6 +2,7 @@ package app
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io/fs"
@@ -402,5 +403,51 @@ func TestRestoreKilled(t *testing.T) {
 	}
 	if diff := cmp.Diff(original, r.stored(t, backup.KindLog, end)); diff != "" {
 		t.Errorf("the log differs: %s", diff)
+	}
+}
+
+// meddling calls before and after each read of the vault with its number.
+type meddling struct {
+	backup.Streams
+	reads         int
+	before, after func(read int)
+}
+
+func (m *meddling) Read(ctx context.Context, kind string, after, upTo uint64) ([]backup.Message, error) {
+	if kind != backup.KindVault {
+		return m.Streams.Read(ctx, kind, after, upTo)
+	}
+	m.reads++
+	m.before(m.reads)
+	defer m.after(m.reads)
+	return m.Streams.Read(ctx, kind, after, upTo)
+}
+
+// A credential is created after the vault was read, and deleted after the end of the log was:
+// the log of the backup goes on to where it is deleted.
+func TestBackupReadsOn(t *testing.T) {
+	u := bring(t, t.TempDir())
+	registerPlain(t, u.base)
+	u.create(t)
+	identityFile, recipient, _ := identity(t)
+	short := ""
+	u.svc.Backups.Streams = &meddling{Streams: u.svc.Backups.Streams, after: func(read int) {
+		if read == 1 {
+			short = u.create(t)
+		}
+	}, before: func(read int) {
+		if read == 2 {
+			must(t, u.command("credential.delete", "", map[string]any{"id": short}, nil))
+			within(t, "the secret is erased", func() bool { return len(u.secretsOf(t, "credential", short)) == 0 })
+		}
+	}}
+	x := newTransferrer(t, u, adminKey)
+	full := filepath.Join(t.TempDir(), "full")
+	x.wants(0, "backup", full, "--to", recipient)
+	x.wants(0, "backup", "verify", full, "--identity", identityFile, "--json")
+	var c struct{ To uint64 }
+	must(t, json.Unmarshal(x.out.Bytes(), &c))
+	if deleted := logEnd(t, u.program); short == "" || c.To != deleted {
+		t.Errorf("the backup ends at commit %d, before the deletion by %d", c.To, deleted)
 	}
 }
