@@ -37,7 +37,7 @@ func TestShapesHaveVersions(t *testing.T) {
 	rows := []string{
 		folded(aggregates.Access), folded(aggregates.APIKey), folded(aggregates.AuthClient), folded(aggregates.CommandRecord),
 		folded(aggregates.Component), folded(aggregates.Connector), folded(aggregates.ConnectorSecret), folded(aggregates.Credential),
-		folded(aggregates.Flow), folded(aggregates.Installation), folded(aggregates.OAuthClient), folded(aggregates.Role), folded(aggregates.Tenant), folded(aggregates.ThrottlePolicy), views(t),
+		folded(aggregates.Flow), folded(aggregates.Installation), folded(aggregates.OAuthClient), folded(aggregates.Role), folded(aggregates.Tenant), folded(aggregates.ThrottlePolicy), folded(aggregates.Webhook), views(t),
 	}
 	deciders := 0
 	for path := range sources(t, parser.PackageClauseOnly) {

@@ -45,6 +45,7 @@ func TestUnknownCommands(t *testing.T) {
 		func() {
 			aggregatetest.Unknown(t, aggregates.OAuthClient, commands.OAuthClient(struct{ commands.OAuthClient }{}))
 		},
+		func() { aggregatetest.Unknown(t, aggregates.Webhook, commands.Webhook(struct{ commands.Webhook }{})) },
 		func() { aggregatetest.Unknown(t, aggregates.Tenant, commands.Tenant(struct{ commands.Tenant }{})) },
 	}
 	for _, check := range checks {

@@ -148,6 +148,7 @@ type idPage struct {
 	Connectors []Connector       `json:"connectors"`
 	Secrets    []ConnectorSecret `json:"secrets"`
 	Roles      []Role            `json:"roles"`
+	Webhooks   []Webhook         `json:"webhooks"`
 	Next       string            `json:"next"`
 }
 

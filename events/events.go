@@ -237,7 +237,7 @@ func NewRegistry(types ...Type) *Registry {
 // All returns a registry of every event that the service stores.
 func All() *Registry {
 	var all []Type
-	for _, types := range [][]Type{tenantTypes, apiKeyTypes, roleTypes, accessTypes, componentTypes, credentialTypes, tokenTypes, flowTypes, oauthClientTypes, authClientTypes, connectorTypes, throttlePolicyTypes, installationTypes, commandRecordTypes} {
+	for _, types := range [][]Type{tenantTypes, apiKeyTypes, roleTypes, accessTypes, componentTypes, credentialTypes, tokenTypes, flowTypes, oauthClientTypes, authClientTypes, connectorTypes, throttlePolicyTypes, webhookTypes, installationTypes, commandRecordTypes} {
 		all = append(all, types...)
 	}
 	return NewRegistry(all...)

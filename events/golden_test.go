@@ -48,6 +48,10 @@ var keys = events.KeysVersion{
 	},
 }
 
+var webhook = events.WebhookSettings{
+	URL: "https://hooks.example.org/credstream", Description: "to the on-call team", Types: []string{"credential.*", "flow.bound"}, Component: "petstore", Mode: events.Structured,
+}
+
 var settings = events.ConnectorSettings{
 	Name: "Wiki ☂", Description: "The wiki & its files", IndexName: "search-wiki", ServiceType: "confluence", Language: "en", Native: true,
 }
@@ -102,6 +106,13 @@ var samples = []events.Event{
 	events.ThrottlePolicyUsed{Credential: "AAABcID5GBc=", Use: "01a20150-0000-7000-8000-000000000009"},
 	events.ThrottlePolicyReleased{Use: "01a20150-0000-7000-8000-000000000009"},
 	events.ThrottlePolicyDeleted{},
+	events.WebhookDefined{Webhook: webhook, SecretID: "01a20150-0000-7000-8000-000000000007"},
+	events.WebhookChanged{Webhook: webhook},
+	events.WebhookRotated{SecretID: "01a20150-0000-7000-8000-000000000008", PreviousUntil: meta.Time},
+	events.WebhookRotationEnded{},
+	events.WebhookDisabled{Reason: "gone"},
+	events.WebhookEnabled{},
+	events.WebhookDeleted{},
 	events.ConnectorSecretCreated{Version: 1, SecretID: "01a20150-0000-7000-8000-000000000007"},
 	events.ConnectorSecretReplaced{Version: 2, SecretID: "01a20150-0000-7000-8000-000000000008"},
 	events.ConnectorSecretReverted{To: 1, Version: 3, SecretID: "01a20150-0000-7000-8000-000000000007"},

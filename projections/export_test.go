@@ -57,6 +57,7 @@ func (v *Views) OtherPlans() (plans []string, err error) {
 		apiKeyByHash, apiKeyColumns + " WHERE id > ? ORDER BY id LIMIT ?", tenantColumns + " WHERE id = ?",
 		flowByID, usesOfFlow, deletedOfFlow, flowName, expiredBindings, staleUses, unsettledFlows,
 		throttlePolicyColumns + " AND id = ?", throttlePolicyColumns + throttlePolicyPage, throttlePolicyCount,
+		webhookColumns + " AND id = ?", webhookColumns + webhookPage, webhookCount,
 		connectorColumns + " WHERE tenant = ?" + connectorPage, connectorColumns + " WHERE tenant = ? AND secret = ?" + connectorPage, connectorCount + " WHERE tenant = ?",
 		connectorSecretColumns + " WHERE tenant = ?" + connectorPage, connectorSecretColumns + " WHERE tenant = ? AND id = ?" + connectorPage, connectorSecretCount + " WHERE tenant = ?",
 		inUseByThing, inUseChanges, inUseAt, inUseList + inUseOrder, inUseFlows,

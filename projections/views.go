@@ -30,14 +30,14 @@ var ErrViewsDamaged = fault.New(fault.Unavailable, "views_damaged", "The read mo
 // viewsVersion is the version of everything in the file: tables, indexes and
 // how events are folded into them. Raise it with any change to these; a file
 // of another version is rebuilt from the log.
-const viewsVersion = 15
+const viewsVersion = 16
 
 // tables is the schema that every file has from its first record; indexes is
 // added then or, in a rebuild, once the rows are in.
 const (
 	tables = `
 CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
-` + commandTable + tenantTable + apiKeyTable + roleTable + componentTable + oauthClientTable + authClientTable + connectorTable + throttlePolicyTable + credentialTable + flowTable + useTable + inUseTable + tokenTable
+` + commandTable + tenantTable + apiKeyTable + roleTable + componentTable + oauthClientTable + authClientTable + connectorTable + throttlePolicyTable + webhookTable + credentialTable + flowTable + useTable + inUseTable + tokenTable
 	indexes = apiKeyIndexes + componentIndexes + oauthClientIndexes + authClientIndexes + connectorIndexes + credentialIndexes + flowIndexes + useIndexes + inUseIndexes + tokenIndexes
 )
 
@@ -486,6 +486,7 @@ var dumped = []string{
 	"SELECT 'component revision', * FROM component_revisions ORDER BY component, revision",
 	"SELECT 'oauth client', * FROM oauth_clients ORDER BY tenant, component",
 	"SELECT 'throttle policy', * FROM throttle_policies ORDER BY tenant, id",
+	"SELECT 'webhook', * FROM webhooks ORDER BY tenant, id",
 	"SELECT 'connector', * FROM connectors ORDER BY tenant, id",
 	"SELECT 'connector secret', * FROM connector_secrets ORDER BY tenant, id",
 	"SELECT 'flow', * FROM flows ORDER BY tenant, id",

@@ -145,6 +145,15 @@ func everything() []events.Record {
 		commits(system("api_key", "k3"), 88, one(events.APIKeyIssued{
 			SHA256: strings.Repeat("ef", 32), Home: "acme", Tenants: []string{"acme"}, Role: "acme/BILLING", Permissions: []string{"flows.get"}, Expires: until,
 		})),
+		commits(events.StreamID{Tenant: "acme", Category: "webhook", ID: "on-call"}, 89,
+			one(events.WebhookDefined{Webhook: events.WebhookSettings{URL: "https://a.example.org", Mode: events.Structured}, SecretID: "s1"}),
+			one(events.WebhookRotated{SecretID: "s2", PreviousUntil: time.Date(2031, 1, 2, 0, 0, 0, 0, time.UTC)}),
+			one(events.WebhookDisabled{Reason: "gone"}),
+			[]events.Event{
+				events.WebhookChanged{Webhook: events.WebhookSettings{URL: "https://b.example.org", Description: "On call", Types: []string{"credential.*", "flow.bound"}, Component: "petstore", Mode: events.Binary}},
+				events.WebhookRotationEnded{}, events.WebhookEnabled{},
+			},
+			one(events.WebhookDeleted{})),
 	)
 	for i := range recs {
 		recs[i].Meta.Tenant = "acme"
@@ -400,6 +409,25 @@ func TestReads(t *testing.T) {
 		keys, err := v.KeysOfRole(ctx, of.home, of.role, of.at, 2)
 		same(fmt.Sprintf("keys of %s, %s at %v", of.home, of.role, of.at), []any{keys, err}, []any{of.want, nil})
 	}
+	upTo(91)
+	hook, exists, err := v.Webhook(ctx, "acme", "on-call")
+	defined := projections.Webhook{
+		Tenant: "acme", ID: "on-call", Settings: events.WebhookSettings{URL: "https://a.example.org", Types: []string{}, Mode: events.Structured}, Incarnation: "s1", Disabled: "gone",
+		PreviousUntil: time.Date(2031, 1, 2, 0, 0, 0, 0, time.UTC), Defined: 89, CreatedAt: at(89), UpdatedAt: at(91), CreatedBy: "key:k1", Seq: 91,
+	}
+	same("a webhook", []any{hook, exists, err}, []any{defined, true, nil})
+	_, exists, err = v.Webhook(ctx, "other", "on-call")
+	same("another tenant's webhook", []any{exists, err}, []any{false, nil})
+	upTo(92)
+	defined.Settings = events.WebhookSettings{URL: "https://b.example.org", Description: "On call", Types: []string{"credential.*", "flow.bound"}, Component: "petstore", Mode: events.Binary}
+	defined.Disabled, defined.PreviousUntil, defined.Seq, defined.UpdatedAt = "", time.Time{}, 92, at(92)
+	hooks, next, total, err := v.Webhooks(ctx, "acme", "", 0)
+	same("the webhooks", []any{hooks, next, total, err}, []any{[]projections.Webhook{defined}, "", 1, nil})
+	hooks, err = v.AllWebhooks(ctx)
+	same("the webhooks of all tenants", []any{hooks, err}, []any{[]projections.Webhook{defined}, nil})
+	upTo(93)
+	_, exists, err = v.Webhook(ctx, "acme", "on-call")
+	same("a webhook that was deleted", []any{exists, err}, []any{false, nil})
 	for _, id := range []string{"f 1", "f2", "f3"} {
 		_, found, err := v.Flow(ctx, "acme", id)
 		same("a flow that is gone is found", []any{found, err}, []any{false, nil})

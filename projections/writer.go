@@ -223,6 +223,8 @@ func (b *batch) apply(r events.Record) error {
 		return b.connector(r, e)
 	case events.ThrottlePolicy:
 		return b.throttlePolicy(r, e)
+	case events.Webhook:
+		return b.webhook(r, e)
 	case events.ConnectorSecret:
 		return b.connectorSecret(r, e)
 	case events.APIKey:

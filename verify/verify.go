@@ -165,6 +165,9 @@ func NewClient(cfg Config) *Client {
 	}
 }
 
+// AllowsPrivate reports whether the policy allows private addresses.
+func (c *Client) AllowsPrivate() bool { return c.cfg.AllowPrivate }
+
 // Run makes one dry request for tenant. If the target is unreachable or rejects the values, the
 // Result has OK false. An error means that nothing was sent: ErrValueInvalid, ErrHostRefused or
 // ErrBusy; or that ctx ended.

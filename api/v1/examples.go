@@ -91,6 +91,12 @@ var examples = map[string]string{
 	"throttle_policy.delete": `{"id":"crm"}`,
 	"throttle_policy.get":    `{"id":"crm"}`,
 	"throttle_policy.list":   `{"limit":20}`,
+	"webhook.define":         `{"id":"on-call","url":"https://hooks.example.org/credstream","types":["credential.*"]}`,
+	"webhook.change":         `{"id":"on-call","types":["credential.reauthorization_required","credential.recovered"]}`,
+	"webhook.rotate-secret":  `{"id":"on-call","keep_previous":"24h"}`,
+	"webhook.delete":         `{"id":"on-call"}`,
+	"webhook.show":           `{"id":"on-call"}`,
+	"webhook.list":           `{"limit":20}`,
 	"throttle.take":          `{"credential":"` + ExampleID + `","tokens":1,"flow":"orders"}`,
 
 	"connector.put":         `{"id":"wiki","name":"Wiki","index_name":"search-wiki","service_type":"confluence","is_native":true}`,

@@ -91,6 +91,8 @@ var every = func() (all []struct {
 	add(obeying(aggregates.Tenant, true), commands.RegisterTenant{}, commands.StartKeyRotation{}, commands.CompleteKeyRotation{}, commands.RecordRewrap{})
 	add(obeying(aggregates.ThrottlePolicy, false), commands.DefineThrottlePolicy{}, commands.ChangeThrottlePolicy{}, commands.UseThrottlePolicy{},
 		commands.ReleaseThrottlePolicy{}, commands.DeleteThrottlePolicy{})
+	add(obeying(aggregates.Webhook, false), commands.DefineWebhook{}, commands.ChangeWebhook{}, commands.RotateWebhook{}, commands.EndWebhookRotation{},
+		commands.DisableWebhook{}, commands.DeleteWebhook{}, commands.AbandonWebhookSecret{})
 	return all
 }()
 
@@ -154,7 +156,7 @@ func fill(t *rapid.T, name string, v reflect.Value) {
 // command ids that are used again for whatever target, by callers who hang up, with
 // restarts in between.
 func TestViewsAcceptWhatAggregatesDecide(t *testing.T) {
-	names := regexp.MustCompile(`(?m)^func \((?:c )?(\w+)\) (?:access|apiKey|authClient|commandRecord|component|connector|connectorSecret|credential|flow|installation|oauthClient|role|tenant|throttlePolicy)\(\)`)
+	names := regexp.MustCompile(`(?m)^func \((?:c )?(\w+)\) (?:access|apiKey|authClient|commandRecord|component|connector|connectorSecret|credential|flow|installation|oauthClient|role|tenant|throttlePolicy|webhook)\(\)`)
 	all := ""
 	stage.OK(t, filepath.WalkDir("../../commands", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {

@@ -30,6 +30,7 @@ import (
 	"github.com/credstream/credstream/service/throttle"
 	"github.com/credstream/credstream/service/token"
 	"github.com/credstream/credstream/service/transfer"
+	"github.com/credstream/credstream/service/webhook"
 	"github.com/credstream/credstream/vault"
 	"github.com/credstream/credstream/verify"
 )
@@ -128,6 +129,7 @@ type Application struct {
 	Clients     *client.Service
 	Tokens      *token.Service
 	Throttles   *throttle.Service
+	Webhooks    *webhook.Service
 	Encryption  *encryption.Service
 	Credentials *credential.Service
 	Connects    *connect.Service
@@ -139,7 +141,7 @@ type Application struct {
 
 // features are those of a, in the order of the route table.
 func (a *Application) features() []service.Feature {
-	return []service.Feature{a.Access, a.Components, a.Credentials, a.Clients, a.Connects, a.Tokens, a.Throttles, a.Connectors, a.Flows, a.Encryption, a.Transfers, a.Backups, a.Admin}
+	return []service.Feature{a.Access, a.Components, a.Credentials, a.Clients, a.Connects, a.Tokens, a.Throttles, a.Webhooks, a.Connectors, a.Flows, a.Encryption, a.Transfers, a.Backups, a.Admin}
 }
 
 // Routes is the route table: all commands and queries of the service.
@@ -195,6 +197,9 @@ func New(cfg Config) (*Application, error) {
 		InstanceID: cfg.InstanceID, SingleInstance: cfg.SingleInstance, RefreshTakeoverTimeout: cfg.RefreshTakeoverTimeout, RenewalStep: cfg.RenewalStep,
 	})
 	a.Throttles, errs[5] = throttle.New(throttle.Deps{Kernel: kernel, Log: cfg.Log, Views: cfg.Views, Logger: cfg.Logger, Buckets: cfg.Buckets})
+	a.Webhooks = webhook.New(webhook.Deps{
+		Kernel: kernel, Secrets: a.Secrets, Log: cfg.Log, Views: cfg.Views, Vault: cfg.Vault, HTTP: cfg.Verify, Logger: cfg.Logger,
+	})
 	a.Credentials, errs[3] = credential.New(credential.Deps{
 		Kernel: kernel, Secrets: a.Secrets, Access: a.Access, Components: a.Components, Clients: a.Clients, Flows: a.Flows, Tokens: a.Tokens, Grants: a.Tokens, Policies: a.Throttles,
 		Log: cfg.Log, Views: cfg.Views, Keyring: cfg.Keyring, Verify: cfg.Verify, Metrics: cfg.Metrics, Logger: cfg.Logger,

@@ -33,6 +33,8 @@ const (
 	ConnectorsManage         Permission = "connectors.manage"
 	ConnectorSecretsRead     Permission = "read_connector_secrets"
 	ConnectorSecretsWrite    Permission = "write_connector_secrets"
+	WebhooksGet              Permission = "webhooks.get"
+	WebhooksEdit             Permission = "webhooks.edit"
 	FlowsGet                 Permission = "flows.get"
 	FlowsEdit                Permission = "flows.edit"
 	QueueManage              Permission = "queue.manage"
@@ -79,6 +81,8 @@ func Permissions() []Info {
 		{ConnectorsManage, "manage connectors, but not their secrets", false},
 		{ConnectorSecretsRead, "read the secrets of connectors", false},
 		{ConnectorSecretsWrite, "write and delete the secrets of connectors", false},
+		{WebhooksGet, "read webhooks and their deliveries, never their secrets", false},
+		{WebhooksEdit, "define, change, rotate, test and delete webhooks, and redeliver: to send the changes of the tenant to any address", false},
 		{FlowsGet, "read flows and what they use", false},
 		{FlowsEdit, "publish flow events; bind and release flows", false},
 		{QueueManage, "inspect, retry and drop dead-lettered messages", false},
@@ -122,8 +126,9 @@ var Roles = map[Role][]Permission{
 		OAuthClientsGet, OAuthClientsCreate, OAuthClientsEdit, OAuthClientsDelete,
 		ThrottlePoliciesGet, ThrottlePoliciesEdit, ConnectorsManage, ConnectorSecretsWrite,
 		FlowsGet, FlowsEdit, QueueManage, AuditRead, TenantsManage, KeysManage, ViewsManage, BackupsCreate,
+		WebhooksGet, WebhooksEdit,
 	},
 	Operator:   {ComponentsGet, CredentialsGet, CredentialsExport, AuthSecretsGet, OAuthClientsGet, ThrottlePoliciesGet, FlowsGet},
 	FlowEngine: {ComponentsGet, CredentialsGet, CredentialsResolve, FlowsGet, FlowsEdit},
-	Auditor:    {ComponentsGet, CredentialsGet, FlowsGet, AuditRead},
+	Auditor:    {ComponentsGet, CredentialsGet, WebhooksGet, FlowsGet, AuditRead},
 }

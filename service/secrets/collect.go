@@ -100,6 +100,9 @@ func (s *Service) isOrphan(ctx context.Context, e vault.Entry) (bool, error) {
 				page, _, _, err := s.Views.ConnectorSecrets(ctx, ref.Tenant, ref.Owner, "", 1)
 				return len(page) > 0, err
 			})
+	case aggregates.Webhook.Category:
+		return abandon(ctx, s, e, aggregates.Webhook, ref.Tenant, commands.Webhook(commands.AbandonWebhookSecret{ID: ref.Owner, SecretID: ref.SecretID}),
+			func() (bool, error) { _, found, err := s.Views.Webhook(ctx, ref.Tenant, ref.Owner); return found, err })
 	case aggregates.Component.Category:
 		return abandon(ctx, s, e, aggregates.Component, events.System, commands.Component(commands.AbandonEnvSecret{ID: ref.Owner, SecretID: ref.SecretID}),
 			func() (bool, error) { _, found, err := s.Views.Component(ctx, ref.Owner); return found, err })

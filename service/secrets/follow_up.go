@@ -80,7 +80,7 @@ func needsFollowUp(e events.Event) bool {
 	switch e := e.(type) {
 	case events.CredentialReauthorizationRequired:
 		return e.Reason == aggregates.ReasonRevokedHere
-	case events.Credential, events.OAuthClient, events.AuthClient, events.ConnectorSecret, events.Component:
+	case events.Credential, events.OAuthClient, events.AuthClient, events.ConnectorSecret, events.Webhook, events.Component:
 		t, _ := registry.TypeOf(e)
 		return !t.KeepsSecrets
 	}

@@ -63,6 +63,7 @@ func New(deps Deps) (*Service, error) {
 		aggregates.AuthClient.Category:      erasing(s, aggregates.AuthClient),
 		aggregates.Component.Category:       erasing(s, aggregates.Component),
 		aggregates.ConnectorSecret.Category: erasing(s, aggregates.ConnectorSecret),
+		aggregates.Webhook.Category:         erasing(s, aggregates.Webhook),
 	}
 	var err error
 	s.tracker, err = newFollowUpTracker()

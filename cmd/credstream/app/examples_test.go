@@ -88,7 +88,7 @@ func TestDocumentedExamples(t *testing.T) {
 	must(t, u.command("component.register", "", map[string]any{"id": "calendar", "descriptor": json.RawMessage(calendar)}, nil))
 	must(t, u.command("oauth_client.define", "", map[string]any{"component": "calendar", "client_id": "demo-client", "client_secret": "demo-secret"}, nil))
 	first := []string{
-		"component.register", "component.set-env", "oauth_client.define", "throttle_policy.define", "role.define", "credential.create", "credential.replace-keys", "oauth.connect", "auth_secret.create", "auth_client.create", "flow.bind", "api_key.issue", "connector_secret.put", "connector.put",
+		"component.register", "component.set-env", "oauth_client.define", "throttle_policy.define", "role.define", "webhook.define", "credential.create", "credential.replace-keys", "oauth.connect", "auth_secret.create", "auth_client.create", "flow.bind", "api_key.issue", "connector_secret.put", "connector.put",
 		"v2.components.create", "v2.oauth-clients.create", "v2.credentials.create", "v2.secrets.create", "v2.auth-clients.create", "v2.flows.create",
 	}
 	last := []string{

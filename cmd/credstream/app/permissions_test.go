@@ -388,6 +388,7 @@ func TestForeignIDs(t *testing.T) {
 	must(t, ajax.command("api_key.issue", "", map[string]any{"role": "OPERATOR"}, &key))
 	must(t, ajax.command("throttle_policy.define", "", map[string]any{"id": "their-policy", "tokens": 5, "per": "day"}, nil))
 	must(t, ajax.command("role.define", "", map[string]any{"name": "THEIRS", "permissions": []string{"flows.get"}}, nil))
+	must(t, ajax.command("webhook.define", "", map[string]any{"id": "their-webhook", "url": "https://hooks.example.org"}, nil))
 	must(t, ajax.command("connector_secret.put", "", map[string]any{"id": "their-secret", "value": "v"}, nil))
 	must(t, ajax.command("connector.put", "", map[string]any{"id": "their-connector", "api_key_secret_id": "their-secret"}, nil))
 	nc := u.connect(t, adminKey)
@@ -421,7 +422,10 @@ func TestForeignIDs(t *testing.T) {
 		"credential.set-vpn-agent":          of(credential.ID, `,"vpn_agent":"v"`),
 		"credential.assign-throttle-policy": of(credential.ID, ""),
 		"throttle_policy.change":            of("their-policy", `,"tokens":4`), "throttle_policy.delete": of("their-policy", ""), "throttle_policy.get": of("their-policy", ""),
-		"throttle_policy.define":     {}, // each tenant has ids of policies of its own
+		"throttle_policy.define": {}, // each tenant has ids of policies of its own
+		"webhook.define":         {}, // likewise
+		"webhook.change":         of("their-webhook", `,"enabled":false`), "webhook.rotate-secret": of("their-webhook", ""), "webhook.delete": of("their-webhook", ""),
+		"webhook.show":               of("their-webhook", ""),
 		"credential.set-description": of(credential.ID, `,"description":"d"`), "credential.update": of(credential.ID, `,"description":"d"`),
 		"credential.update-many": {credential.ID, `{"updates":[{"id":"%s","description":"d"}]}`}, "credential.delete-many": {credential.ID, `{"ids":["%s"]}`},
 		"credential.create-many": {"plain", `{"credentials":[{"component":"%s","keys":{"apiKey":"k"}}]}`},

@@ -55,7 +55,7 @@ func (a api) raw(t testing.TB, name, id string, in any) (status int, answer []by
 // shownOnce are the members of answers that a repeat does not show again.
 var shownOnce = map[string]string{
 	"api_key.issue": "key", "credential.reveal": "keys", "oauth_client.reveal": "client_secret", "auth_client.reveal": "credentials",
-	"connector_secret.reveal": "value",
+	"connector_secret.reveal": "value", "webhook.define": "secret", "webhook.rotate-secret": "secret",
 }
 
 // Every command of the route table is answered the second time as the first, to the
@@ -72,7 +72,7 @@ func TestEveryCommandTwice(t *testing.T) {
 	registerAs(t, u.api, "two", sheets)
 	type m = map[string]any
 	keys := m{"apiKey": "k"}
-	revealing := u.as(u.issue(t, m{"permissions": []string{"credentials.reveal", "read_connector_secrets"}}))
+	revealing := u.as(u.issue(t, m{"permissions": []string{"credentials.reveal", "read_connector_secrets", "webhooks.edit"}}))
 	id := u.create(t)
 	gone := u.create(t)
 	oauthID, _ := u.connected(t, provider, "sheets")
@@ -135,6 +135,12 @@ func TestEveryCommandTwice(t *testing.T) {
 		{"credential.create", m{"component": "plain", "keys": keys, "throttle_policy": "p"}},
 		{"throttle_policy.define", m{"id": "q", "tokens": 5, "per": "day"}},
 		{"throttle_policy.delete", m{"id": "q"}},
+		{"webhook.define", m{"url": "https://hooks.example.org"}},
+		{"webhook.define", m{"id": "w", "url": "https://hooks.example.org", "types": []string{"credential.*"}}},
+		{"webhook.change", m{"id": "w", "enabled": false}},
+		{"webhook.change", m{"id": "w", "enabled": false}},
+		{"webhook.rotate-secret", m{"id": "w"}},
+		{"webhook.delete", m{"id": "w"}},
 		{"credential.set-description", m{"id": id, "description": "d"}},
 		{"credential.update", m{"id": id, "description": "e", "keys": keys}},
 		{"credential.create-many", m{"credentials": []m{{"id": "m1=", "type": "file system", "keys": m{"a": m{"b": "c"}}}, {"type": "t", "keys": m{}}}}},

@@ -176,6 +176,7 @@ func (a *invocation) root() *cobra.Command {
 		a.authClientCommand(),
 		a.connectorCommand(),
 		a.throttleCommand(),
+		a.webhookCommand(),
 		a.exportCommand(),
 		a.importCommand(),
 		a.backupCommand(),
