@@ -92,7 +92,7 @@ func TestDocumentedExamples(t *testing.T) {
 		"v2.components.create", "v2.oauth-clients.create", "v2.credentials.create", "v2.secrets.create", "v2.auth-clients.create", "v2.flows.create",
 	}
 	last := []string{
-		"connector.delete", "connector_secret.delete",
+		"webhook.delete", "connector.delete", "connector_secret.delete",
 		"flow.release", "auth_secret.delete", "auth_client.delete", "credential.delete", "oauth_client.delete", "component.delete", "api_key.revoke",
 		"v2.flows.delete", "v2.secrets.delete", "v2.auth-clients.delete", "v2.credentials.delete", "v2.oauth-clients.delete", "v2.components.delete",
 	}
