@@ -58,27 +58,44 @@ type Message struct {
 // percent-encoded. (The CloudEvents SDK for Go reads the same names but does not
 // decode percent-encoding, which only foreign ids ever need.)
 func (m Message) Headers() [][2]string {
-	all := [][2]string{
-		{"ce-specversion", "1.0"},
-		{"ce-id", m.ID},
-		{"ce-type", m.Type},
-		{"ce-source", m.Source},
-		{"ce-subject", m.EventSubject},
-		{"ce-time", m.Time.UTC().Format(time.RFC3339Nano)},
-		{"ce-datacontenttype", "application/json"},
-		{"ce-tenant", m.Tenant},
-		{"ce-actor", m.Actor},
-		{"ce-commandid", m.CommandID},
-		{"ce-correlationid", m.CorrelationID},
-		{"ce-causationid", m.CausationID},
-		{HeaderLogSeq, strconv.FormatUint(m.LogSeq, 10)},
-		{HeaderLogIndex, strconv.Itoa(m.LogIndex)},
-	}
-	all = slices.DeleteFunc(all, func(h [2]string) bool { return h[1] == "" }) // an attribute has a value or is absent
+	all := m.attributes()
 	for i := range all {
-		all[i][1] = percentEncode(all[i][1])
+		all[i] = [2]string{"ce-" + all[i][0], percentEncode(all[i][1])}
 	}
 	return all
+}
+
+// Structured is the message in CloudEvents structured mode, in the JSON format.
+func (m Message) Structured() []byte {
+	b := []byte{'{'}
+	for _, a := range m.attributes() {
+		b, _ = jsontext.AppendQuote(b, a[0])
+		b = append(b, ':')
+		b, _ = jsontext.AppendQuote(b, strings.ToValidUTF8(a[1], "\uFFFD"))
+		b = append(b, ',')
+	}
+	return append(append(append(b, `"data":`...), m.Data...), '}')
+}
+
+// attributes are the names and values of the CloudEvents attributes, in a fixed order.
+func (m Message) attributes() [][2]string {
+	all := [][2]string{
+		{"specversion", "1.0"},
+		{"id", m.ID},
+		{"type", m.Type},
+		{"source", m.Source},
+		{"subject", m.EventSubject},
+		{"time", m.Time.UTC().Format(time.RFC3339Nano)},
+		{"datacontenttype", "application/json"},
+		{"tenant", m.Tenant},
+		{"actor", m.Actor},
+		{"commandid", m.CommandID},
+		{"correlationid", m.CorrelationID},
+		{"causationid", m.CausationID},
+		{strings.TrimPrefix(HeaderLogSeq, "ce-"), strconv.FormatUint(m.LogSeq, 10)},
+		{strings.TrimPrefix(HeaderLogIndex, "ce-"), strconv.Itoa(m.LogIndex)},
+	}
+	return slices.DeleteFunc(all, func(a [2]string) bool { return a[1] == "" }) // an attribute has a value or is absent
 }
 
 func percentEncode(s string) string {

@@ -72,6 +72,11 @@ type Config struct {
 	// Buckets stores the tokens taken from throttled credentials; without it nothing is
 	// granted that a policy limits.
 	Buckets throttle.Buckets
+	// Deliveries stores the state of the deliveries of webhooks; without it nothing is delivered.
+	Deliveries webhook.Deliveries
+	// WebhookRetry is the pause after the first failed attempt at a delivery;
+	// webhook.DefaultRetry when 0.
+	WebhookRetry time.Duration
 	// LastUse remembers when keys were used last; optional.
 	LastUse access.LastUse
 	// Tokens verifies the tokens of an OpenID Connect issuer; without it tokens are rejected.
@@ -199,6 +204,7 @@ func New(cfg Config) (*Application, error) {
 	a.Throttles, errs[5] = throttle.New(throttle.Deps{Kernel: kernel, Log: cfg.Log, Views: cfg.Views, Logger: cfg.Logger, Buckets: cfg.Buckets})
 	a.Webhooks = webhook.New(webhook.Deps{
 		Kernel: kernel, Secrets: a.Secrets, Log: cfg.Log, Views: cfg.Views, Vault: cfg.Vault, HTTP: cfg.Verify, Logger: cfg.Logger,
+		Deliveries: cfg.Deliveries, Retry: cfg.WebhookRetry,
 	})
 	a.Credentials, errs[3] = credential.New(credential.Deps{
 		Kernel: kernel, Secrets: a.Secrets, Access: a.Access, Components: a.Components, Clients: a.Clients, Flows: a.Flows, Tokens: a.Tokens, Grants: a.Tokens, Policies: a.Throttles,

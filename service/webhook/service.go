@@ -5,6 +5,7 @@ package webhook
 import (
 	"context"
 	"log/slog"
+	"time"
 
 	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/events"
@@ -25,13 +26,23 @@ type Deps struct {
 	Vault   *vault.Vault
 	HTTP    *verify.Client
 	Logger  *slog.Logger
+
+	// Deliveries stores the state of the deliveries; without it nothing is delivered.
+	Deliveries Deliveries
+	// Retry is the pause after the first failed attempt at a delivery; DefaultRetry when 0.
+	Retry time.Duration
 }
 
 // Service implements the routes of webhooks. Its methods may be called from many goroutines.
 type Service struct{ Deps }
 
 // New creates a Service.
-func New(deps Deps) *Service { return &Service{deps} }
+func New(deps Deps) *Service {
+	if deps.Retry == 0 {
+		deps.Retry = DefaultRetry
+	}
+	return &Service{deps}
+}
 
 // Answers are none beside what every command answers.
 func (s *Service) Answers() []service.Answer { return nil }
@@ -47,6 +58,11 @@ func (s *Service) Routes() []service.Route {
 			"Give a webhook a new signing secret. Only this response contains it. Until the previous one ends, both sign.").WithSecrets().Unqueued().Recalling(recallSigning),
 		service.Command("webhook.delete", permission.WebhooksEdit, s.delete,
 			"Delete a webhook at once, with what it has not delivered, and erase its secrets."),
+		service.Command("webhook.test", permission.WebhooksEdit, s.test,
+			"Send a test event of the type credstream.webhook.test.v1 to the receiver of a webhook, and answer with what came of it.").Recalling(recallSent).Resumable(),
+		service.Command("webhook.redeliver", permission.WebhooksEdit, s.redeliver,
+			"Send a dead letter of a webhook again, and answer with what came of it. It remains a dead letter unless the receiver accepts it.").Recalling(recallSent).Resumable(),
+		service.Query("webhook.deliveries", permission.WebhooksGet, s.deliveries, "The deliveries of a webhook: its dead letters, those that are pending, and the last that were made.").Scan(),
 		service.Query("webhook.show", permission.WebhooksGet, s.show, "One webhook, without its secrets."),
 		service.Query("webhook.list", permission.WebhooksGet, s.list, "The webhooks of the tenant by id, page by page.").Scan(),
 	}

@@ -332,7 +332,7 @@ func (p *program) openService(ctx context.Context) error {
 	n := p.replicas()
 	for _, cfg := range []jetstream.StreamConfig{
 		vault.StreamConfig(n), feed.Config(n), feed.AuditConfig(n), edge.FlowsConfig(n), edge.QueueConfig(n), edge.DeadLetterConfig(n),
-		kv.CheckpointConfig(n),
+		kv.CheckpointConfig(n), kv.WebhookConfig(n),
 	} {
 		if err := p.ensureStream(ctx, js, cfg); err != nil {
 			return err
@@ -351,6 +351,10 @@ func (p *program) openService(ctx context.Context) error {
 		return err
 	}
 	buckets, err := kv.OpenThrottle(ctx, js, n)
+	if err != nil {
+		return err
+	}
+	deliveries, err := kv.OpenWebhooks(ctx, js, p.durable(kv.WebhookStream))
 	if err != nil {
 		return err
 	}
@@ -398,6 +402,7 @@ func (p *program) openService(ctx context.Context) error {
 		LastUse:    p.lastUse,
 		Backup:     storage.NewReader(js, map[string]string{backup.KindLog: eventlog.Stream, backup.KindVault: vault.Stream, backup.KindKeysets: keyStream, backup.KindAccess: kv.AccessStream}),
 		Buckets:    buckets,
+		Deliveries: deliveries,
 		FollowedUp: p.followed,
 		Tokens:     tokens,
 
@@ -885,6 +890,7 @@ func (p *program) openParts(ctx context.Context) error {
 	}
 	writer("process manager", p.lead("follow-ups", p.svc.Secrets.RunFollowUps))
 	writer("token keeper", p.lead("token-keeper", p.svc.Tokens.RunTokenRefresher))
+	writer("webhooks", p.lead("webhooks", p.svc.Webhooks.RunDeliveries))
 	writer("flow keeper", p.lead("flow-keeper", p.svc.Flows.RunFlowReconciler))
 	return p.followLog(ctx, end)
 }
