@@ -96,3 +96,54 @@ func (a *API) ShowWebhook(ctx context.Context, id string, minSeq uint64) (Webhoo
 func (a *API) Webhooks(ctx context.Context) iter.Seq2[Webhook, error] {
 	return listed(ctx, a, "webhook.list", func(p idPage) []Webhook { return p.Webhooks })
 }
+
+// WebhookDelivery is one event on its way to a receiver.
+type WebhookDelivery struct {
+	Event    string    `json:"event"` // id of the event
+	Type     string    `json:"type"`
+	Subject  string    `json:"subject"`
+	Status   string    `json:"status"` // "delivered", "pending" or "dead"
+	Attempts int       `json:"attempts"`
+	HTTP     int       `json:"http_status,omitzero"` // of the last answer; 0 without one
+	Outcome  string    `json:"outcome,omitzero"`     // why there was no answer
+	Latency  int64     `json:"latency_ms"`           // of the last attempt
+	At       time.Time `json:"at,omitzero"`          // of the last attempt
+	Next     time.Time `json:"next,omitzero"`        // of the next attempt
+	Seq      uint64    `json:"seq"`                  // log sequence of the event
+}
+
+// WebhookDeliveries lists the dead letters of a webhook, its pending deliveries, and the last
+// that were made; status, when not "", is the one of those.
+func (a *API) WebhookDeliveries(ctx context.Context, id, status string) ([]WebhookDelivery, error) {
+	var list struct {
+		Deliveries []WebhookDelivery `json:"deliveries"`
+	}
+	err := a.Query(ctx, "webhook.deliveries", struct {
+		ID     string `json:"id"`
+		Status string `json:"status,omitzero"`
+	}{id, status}, &list)
+	return list.Deliveries, err
+}
+
+// WebhookSent is what came of a request to a receiver.
+type WebhookSent struct {
+	Done           // says what the receiver answered
+	Outcome string `json:"outcome"` // "delivered" or "failed"
+}
+
+// TestWebhook sends a test event to the receiver of a webhook.
+func (a *API) TestWebhook(ctx context.Context, id string, opts ...CommandOption) (WebhookSent, error) {
+	var sent WebhookSent
+	err := a.Command(ctx, "webhook.test", change{ID: id}, &sent, opts...)
+	return sent, err
+}
+
+// RedeliverWebhook sends a dead letter of a webhook again (webhook_delivery_not_found).
+func (a *API) RedeliverWebhook(ctx context.Context, id, event string, opts ...CommandOption) (WebhookSent, error) {
+	var sent WebhookSent
+	err := a.Command(ctx, "webhook.redeliver", struct {
+		ID    string `json:"id"`
+		Event string `json:"event"`
+	}{id, event}, &sent, opts...)
+	return sent, err
+}

@@ -49,6 +49,7 @@ type Stage struct {
 	Access  *AccessLog
 	Metrics *prometheus.Registry
 	Logs    *bustest.LogBuffer
+	Vault   *vault.Vault
 	Admin   service.Principal
 	Engine  service.Principal
 	Skew    atomic.Int64          // of the clock, in nanoseconds
@@ -131,6 +132,7 @@ func New(t testing.TB, options ...func(*application.Config)) *Stage {
 	}))(t)
 	t.Cleanup(s.Store.Close)
 	Must(jsapi.EnsureStream(t.Context(), js, vault.StreamConfig(1)))(t)
+	Must(jsapi.EnsureStream(t.Context(), js, kv.WebhookConfig(1)))(t)
 	Must(kv.EnsureAccessLog(t.Context(), js, 1, kv.DefaultAccessRetention))(t)
 	views := Must(projections.OpenViews(filepath.Join(t.TempDir(), "views.db"), projections.ViewsOptions{Logger: log}))(t)
 	t.Cleanup(func() { OK(t, views.Close()) })
@@ -147,10 +149,12 @@ func New(t testing.TB, options ...func(*application.Config)) *Stage {
 	keyring := seal.NewKeyring(kms, seal.NewKVKeysets(js, keys, nil))
 	s.Access = &AccessLog{AccessLog: Must(kv.NewAccessLog(Must(node.Conn("access"))(t), node.Syncer(kv.AccessStream).Wait))(t)}
 	guarded := verify.NewClient(verify.Config{Logger: log})
+	s.Vault = vault.New(js, keyring, node.Syncer(vault.Stream).Wait)
 	cfg := application.Config{
 		Log: Must(aggregates.NewLog(s.Store, 1000))(t), Views: views, Projector: projector, Keyring: keyring,
-		Vault: vault.New(js, keyring, node.Syncer(vault.Stream).Wait), Verify: guarded, OAuth: oauth.New(guarded), SingleInstance: true,
+		Vault: s.Vault, Verify: guarded, OAuth: oauth.New(guarded), SingleInstance: true,
 		Metrics: s.Metrics, Logger: log, AccessLog: s.Access, Buckets: Must(kv.OpenThrottle(t.Context(), js, 1))(t),
+		Deliveries:  Must(kv.OpenWebhooks(t.Context(), js, nil))(t),
 		Connections: Must(kv.OpenConnections(t.Context(), js, 1))(t),
 		Now:         func() time.Time { return time.Now().Add(time.Duration(s.Skew.Load())) },
 		WritesAllowed: func() error {

@@ -20,7 +20,7 @@ import (
 // Errors of deliveries.
 var (
 	ErrDeliveryNotFound = fault.New(fault.NotFound, "webhook_delivery_not_found",
-		"The webhook has no dead letter of this event. List its deliveries: only those with the status dead can be redelivered.")
+		"The webhook lists no dead or delivered event with this id. List its deliveries: those that are pending are sent again by themselves.")
 	ErrUnavailable = fault.New(fault.Unavailable, "webhook_deliveries_unavailable",
 		"The state of the deliveries cannot be read or stored. Try again shortly.")
 )
@@ -250,7 +250,7 @@ func (s *Service) test(ctx context.Context, call *service.Call, in Test) (Sent, 
 	return sent(in.ID, a), nil
 }
 
-// Redeliver asks for another attempt at a dead letter.
+// Redeliver asks for another attempt at a dead letter, or at one that was delivered.
 type Redeliver struct {
 	ID    string `json:"id"`
 	Event string `json:"event"` // id of the event
@@ -268,11 +268,22 @@ func (s *Service) redeliver(ctx context.Context, call *service.Call, in Redelive
 	if err != nil {
 		return Sent{}, err
 	}
-	at := slices.IndexFunc(dead.Dead, func(d delivery) bool { return d.ID == in.Event })
-	if at < 0 || dead.Incarnation != state.Incarnation {
+	at, _, err := load[progress](ctx, s.Deliveries, call.Tenant, in.ID, partProgress)
+	if err != nil {
+		return Sent{}, err
+	}
+	var listed []delivery
+	if dead.Incarnation == state.Incarnation {
+		listed = dead.Dead
+	}
+	if at.Incarnation == state.Incarnation {
+		listed = append(listed, at.Recent...)
+	}
+	i := slices.IndexFunc(listed, func(d delivery) bool { return d.ID == in.Event })
+	if i < 0 {
 		return Sent{}, ErrDeliveryNotFound
 	}
-	one := dead.Dead[at]
+	one := listed[i]
 	m, err := s.message(ctx, one)
 	if err != nil {
 		return Sent{}, err
@@ -289,7 +300,7 @@ func (s *Service) redeliver(ctx context.Context, call *service.Call, in Redelive
 	err = s.changeDead(ctx, call.Tenant, in.ID, state.Incarnation, func(all []delivery) ([]delivery, bool) {
 		i := slices.IndexFunc(all, func(d delivery) bool { return d.ID == in.Event })
 		switch {
-		case i < 0: // another call was faster
+		case i < 0: // it was delivered, or another call was faster
 			return all, false
 		case a.delivered():
 			return slices.Delete(all, i, i+1), true

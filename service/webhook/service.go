@@ -61,7 +61,7 @@ func (s *Service) Routes() []service.Route {
 		service.Command("webhook.test", permission.WebhooksEdit, s.test,
 			"Send a test event of the type credstream.webhook.test.v1 to the receiver of a webhook, and answer with what came of it.").Recalling(recallSent).Resumable(),
 		service.Command("webhook.redeliver", permission.WebhooksEdit, s.redeliver,
-			"Send a dead letter of a webhook again, and answer with what came of it. It remains a dead letter unless the receiver accepts it.").Recalling(recallSent).Resumable(),
+			"Send a dead letter of a webhook again, or an event that it lists as delivered, and answer with what came of it. A dead letter remains unless the receiver accepts it.").Recalling(recallSent).Resumable(),
 		service.Query("webhook.deliveries", permission.WebhooksGet, s.deliveries, "The deliveries of a webhook: its dead letters, those that are pending, and the last that were made.").Scan(),
 		service.Query("webhook.show", permission.WebhooksGet, s.show, "One webhook, without its secrets."),
 		service.Query("webhook.list", permission.WebhooksGet, s.list, "The webhooks of the tenant by id, page by page.").Scan(),

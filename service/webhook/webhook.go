@@ -270,7 +270,11 @@ func (s *Service) delete(ctx context.Context, call *service.Call, in Delete) (se
 	if err := checkID(in.ID); err != nil {
 		return service.Done{}, err
 	}
-	return s.execute(ctx, call, commands.DeleteWebhook(in))
+	done, err := s.execute(ctx, call, commands.DeleteWebhook(in))
+	if err == nil && s.Deliveries != nil {
+		_ = s.Deliveries.Forget(ctx, call.Tenant, in.ID) // else the deliverer does
+	}
+	return done, err
 }
 
 // checkID refuses what can be the id of no webhook.

@@ -424,7 +424,7 @@ func TestForeignIDs(t *testing.T) {
 		"throttle_policy.change":            of("their-policy", `,"tokens":4`), "throttle_policy.delete": of("their-policy", ""), "throttle_policy.get": of("their-policy", ""),
 		"throttle_policy.define": {}, // each tenant has ids of policies of its own
 		"webhook.define":         {}, // likewise
-		"webhook.change":         of("their-webhook", `,"enabled":false`), "webhook.rotate-secret": of("their-webhook", ""), "webhook.delete": of("their-webhook", ""),
+		"webhook.change":         of("their-webhook", `,"enabled":false`), "webhook.test": of("their-webhook", ""), "webhook.redeliver": of("their-webhook", `,"event":"e"`), "webhook.deliveries": of("their-webhook", ""), "webhook.rotate-secret": of("their-webhook", ""), "webhook.delete": of("their-webhook", ""),
 		"webhook.show":               of("their-webhook", ""),
 		"credential.set-description": of(credential.ID, `,"description":"d"`), "credential.update": of(credential.ID, `,"description":"d"`),
 		"credential.update-many": {credential.ID, `{"updates":[{"id":"%s","description":"d"}]}`}, "credential.delete-many": {credential.ID, `{"ids":["%s"]}`},

@@ -140,6 +140,7 @@ func TestEveryCommandTwice(t *testing.T) {
 		{"webhook.change", m{"id": "w", "enabled": false}},
 		{"webhook.change", m{"id": "w", "enabled": false}},
 		{"webhook.rotate-secret", m{"id": "w"}},
+		{"webhook.test", m{"id": "w"}},
 		{"webhook.delete", m{"id": "w"}},
 		{"credential.set-description", m{"id": id, "description": "d"}},
 		{"credential.update", m{"id": id, "description": "e", "keys": keys}},

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"cmp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -12,7 +13,7 @@ import (
 
 func (a *invocation) webhookCommand() *cobra.Command {
 	return a.group("webhook", "Send events to HTTP receivers",
-		a.webhookDefine(), a.webhookChange(), a.webhookRotate(), a.webhookList(), a.webhookShow(),
+		a.webhookDefine(), a.webhookChange(), a.webhookRotate(), a.webhookList(), a.webhookShow(), a.webhookTest(), a.webhookDeliveries(), a.webhookRedeliver(),
 		a.one("delete ID", "Delete a webhook, with what it has not delivered", "Deleted webhook %s.", (*client.Client).DeleteWebhook))
 }
 
@@ -181,4 +182,69 @@ func (a *invocation) webhookShow() *cobra.Command {
 			return a.pairs(append(pairs, [2]string{"created", when(w.CreatedAt) + " by " + w.CreatedBy}, [2]string{"updated", when(w.UpdatedAt)}))
 		},
 	}
+}
+
+func (a *invocation) webhookTest() *cobra.Command {
+	return &cobra.Command{
+		Use: "test ID", Short: "Send a test event to the receiver of a webhook", Args: arguments("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			sent, err := api.TestWebhook(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return a.answer(sent, "%s", sent.Says)
+		},
+	}
+}
+
+func (a *invocation) webhookRedeliver() *cobra.Command {
+	return &cobra.Command{
+		Use: "redeliver ID EVENT", Short: "Send a dead letter of a webhook again", Args: arguments("ID", "EVENT"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			sent, err := api.RedeliverWebhook(cmd.Context(), args[0], args[1])
+			if err != nil {
+				return err
+			}
+			return a.answer(sent, "%s", sent.Says)
+		},
+	}
+}
+
+func (a *invocation) webhookDeliveries() *cobra.Command {
+	var status string
+	cmd := &cobra.Command{
+		Use: "deliveries ID", Short: "List dead letters, pending deliveries, and the last that were made", Args: arguments("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			list, err := api.WebhookDeliveries(cmd.Context(), args[0], status)
+			if err != nil {
+				return err
+			}
+			if a.client.JSON {
+				return a.json(map[string]any{"deliveries": list})
+			}
+			var rows [][]string
+			for _, d := range list {
+				answer := d.Outcome
+				if d.HTTP != 0 {
+					answer = strconv.Itoa(d.HTTP)
+				}
+				rows = append(rows, []string{d.Event, d.Type, d.Subject, d.Status, strconv.Itoa(d.Attempts), answer, strconv.FormatInt(d.Latency, 10) + " ms", when(d.At)})
+			}
+			return a.list([]string{"EVENT", "TYPE", "SUBJECT", "STATUS", "ATTEMPTS", "ANSWER", "LATENCY", "LAST ATTEMPT"}, rows)
+		},
+	}
+	cmd.Flags().StringVar(&status, "status", "", "only those with this `STATUS`: delivered, pending or dead")
+	return cmd
 }
