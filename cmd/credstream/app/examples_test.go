@@ -110,7 +110,8 @@ func TestDocumentedExamples(t *testing.T) {
 		return strings.Compare(a.id, b.id)
 	})
 	want := map[string]int{ // of those that cannot be obeyed in an empty service
-		"queue.get": 404, "queue.retry": 404, "queue.drop": 404, // no message has failed
+		"webhook.redeliver": 404,                                        // nothing was delivered
+		"queue.get":         404, "queue.retry": 404, "queue.drop": 404, // no message has failed
 		"credential.refresh": 409, "auth_secret.refresh": 409, "v2.secrets.refresh": 409, "credential.revoke": 409, // there are no tokens
 		"oauth.complete":     409,                                                                                  // nobody has come back
 		"credential.resolve": 403, "credential.reveal": 403, "oauth_client.reveal": 403, "auth_client.reveal": 403, // no role does this

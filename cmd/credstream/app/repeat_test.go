@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"path/filepath"
 	"reflect"
@@ -101,6 +102,17 @@ func TestEveryCommandTwice(t *testing.T) {
 		})
 		return list.Messages[0].ID
 	}
+	receiver := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	t.Cleanup(receiver.Close)
+	delivered := func() string {
+		var list struct{ Deliveries []struct{ Event string } }
+		must(t, u.command("credential.rename", "", m{"id": id, "name": "Delivered"}, nil))
+		await(t, "a delivery", func() (bool, error) {
+			err := u.query("webhook.deliveries", "id=w&status=delivered", &list)
+			return len(list.Deliveries) > 0, err
+		})
+		return list.Deliveries[0].Event
+	}
 	flow := []any{m{"id": "s", "component": "plain", "credential": id}}
 	type step struct {
 		route string
@@ -136,7 +148,8 @@ func TestEveryCommandTwice(t *testing.T) {
 		{"throttle_policy.define", m{"id": "q", "tokens": 5, "per": "day"}},
 		{"throttle_policy.delete", m{"id": "q"}},
 		{"webhook.define", m{"url": "https://hooks.example.org"}},
-		{"webhook.define", m{"id": "w", "url": "https://hooks.example.org", "types": []string{"credential.*"}}},
+		{"webhook.define", m{"id": "w", "url": receiver.URL, "types": []string{"credential.*"}}},
+		{"webhook.redeliver", m{"id": "w", "event": ""}},
 		{"webhook.change", m{"id": "w", "enabled": false}},
 		{"webhook.change", m{"id": "w", "enabled": false}},
 		{"webhook.rotate-secret", m{"id": "w"}},
@@ -236,6 +249,10 @@ func TestEveryCommandTwice(t *testing.T) {
 		if step.in["id"] == "" {
 			step.in = maps.Clone(step.in)
 			step.in["id"] = poisoned()
+		}
+		if step.in["event"] == "" {
+			step.in = maps.Clone(step.in)
+			step.in["event"] = delivered()
 		}
 		id := fmt.Sprint("command-", i)
 		status, answer := as.raw(t, step.route, id, step.in)
