@@ -197,7 +197,7 @@ func (w *worker) run(ctx context.Context, defined uint64) error {
 		case <-timer.C:
 		}
 		timer.Stop()
-		if time.Since(saved) >= saveEvery {
+		if ctx.Err() == nil && time.Since(saved) >= saveEvery {
 			if err := w.save(ctx); err != nil {
 				cancel(err)
 			}
@@ -444,8 +444,13 @@ func (w *worker) save(ctx context.Context) error {
 	if err != nil || !dirty {
 		return err
 	}
-	if w.revision, err = w.s.Deliveries.Store(ctx, w.is.tenant, w.is.id, partProgress, b, w.revision); err != nil {
+	revision, err := w.s.Deliveries.Store(ctx, w.is.tenant, w.is.id, partProgress, b, w.revision)
+	if err != nil {
+		w.mu.Lock()
+		w.dirty = true
+		w.mu.Unlock()
 		return fmt.Errorf("progress of a webhook not saved: %w", err)
 	}
+	w.revision = revision
 	return nil
 }

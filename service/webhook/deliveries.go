@@ -53,23 +53,23 @@ const (
 
 // delivery is one event on its way to a receiver. The event itself is in the log.
 type delivery struct {
-	Seq      uint64        `json:"seq"`
-	Index    int           `json:"index"`
-	ID       string        `json:"id"` // of the event
-	Type     string        `json:"type"`
-	Subject  string        `json:"subject"` // deliveries of one subject are made in order
-	Since    time.Time     `json:"since"`   // when it was read: the retries end 24 hours later
-	Attempts int           `json:"attempts,omitzero"`
-	At       time.Time     `json:"at,omitzero"`   // of the last attempt
-	Next     time.Time     `json:"next,omitzero"` // of the next attempt
-	Status   int           `json:"status,omitzero"`
-	Outcome  string        `json:"outcome,omitzero"`
-	Latency  time.Duration `json:"latency,omitzero,format:nano"`
+	Seq      uint64    `json:"seq"`
+	Index    int       `json:"index"`
+	ID       string    `json:"id"` // of the event
+	Type     string    `json:"type"`
+	Subject  string    `json:"subject"` // deliveries of one subject are made in order
+	Since    time.Time `json:"since"`   // when it was read: the retries end 24 hours later
+	Attempts int       `json:"attempts,omitzero"`
+	At       time.Time `json:"at,omitzero"`   // of the last attempt
+	Next     time.Time `json:"next,omitzero"` // of the next attempt
+	Status   int       `json:"status,omitzero"`
+	Outcome  string    `json:"outcome,omitzero"`
+	Latency  int64     `json:"latency_ms,omitzero"`
 }
 
 func (d *delivery) attempted(a attempted, at time.Time) {
 	d.Attempts++
-	d.At, d.Status, d.Outcome, d.Latency = at, a.status, a.outcome, a.latency
+	d.At, d.Status, d.Outcome, d.Latency = at, a.status, a.outcome, a.latency.Milliseconds()
 }
 
 // progress is how far a webhook has come: it has read the log up to a position, and all
@@ -175,7 +175,7 @@ func (s *Service) deliveries(ctx context.Context, call *service.Call, in ListDel
 		for _, d := range all {
 			list.Deliveries = append(list.Deliveries, Delivery{
 				Event: d.ID, Type: d.Type, Subject: d.Subject, Status: status, Attempts: d.Attempts, HTTP: d.Status, Outcome: d.Outcome,
-				Latency: d.Latency.Milliseconds(), At: d.At, Next: d.Next, Seq: d.Seq,
+				Latency: d.Latency, At: d.At, Next: d.Next, Seq: d.Seq,
 			})
 		}
 	}

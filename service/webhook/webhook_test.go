@@ -229,6 +229,9 @@ func TestDelivery(t *testing.T) {
 	if m := last(); m.signed(t, secret) || !m.signed(t, rotated) {
 		t.Errorf("after a rotation: %q", m.header.Get("webhook-signature"))
 	}
+	if strings.Contains(s.Logs.String(), "webhook interrupted") {
+		t.Errorf("a webhook was interrupted: %s", s.Logs.String())
+	}
 	for _, text := range []string{secret, rotated, strings.TrimPrefix(secret, "whsec_")} {
 		if strings.Contains(s.Logs.String(), text) {
 			t.Error("a signing secret is in the logs")
