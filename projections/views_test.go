@@ -151,7 +151,8 @@ func everything() []events.Record {
 			one(events.WebhookDisabled{Reason: "gone"}),
 			[]events.Event{
 				events.WebhookChanged{Webhook: events.WebhookSettings{URL: "https://b.example.org", Description: "On call", Types: []string{"credential.*", "flow.bound"}, Component: "petstore", Mode: events.Binary}},
-				events.WebhookRotationEnded{}, events.WebhookEnabled{},
+				events.WebhookRotationEnded{},
+				events.WebhookEnabled{},
 			},
 			one(events.WebhookDeleted{})),
 	)

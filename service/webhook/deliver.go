@@ -377,7 +377,7 @@ func (w *worker) deliver(ctx context.Context, d delivery) error {
 		return w.disable(ctx, disabledGone)
 	}
 	pause := min(w.s.Retry<<min(d.Attempts-1, 20), retryMost)
-	pause = max(pause/2+rand.N(pause/2+1), min(a.retryAfter, retryFor))
+	pause = max(pause/2+rand.N(pause/2+1), min(a.retryAfter, retryFor)) //nolint:gosec // spreads retries
 	if now.Add(pause).Sub(d.Since) < retryFor {
 		w.retry(d, pause)
 		return nil
