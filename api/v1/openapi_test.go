@@ -88,7 +88,7 @@ func TestDescriptions(t *testing.T) {
 	for _, want := range []string{
 		`"description":"replaces all values"`,                              // a member
 		`"description":"wait until the answer reflects this log sequence"`, // a parameter
-		`"description":"log sequence to pass as min_seq"`,               // an embedded member
+		`"description":"log sequence to pass as min_seq"`,                  // an embedded member
 	} {
 		if !strings.Contains(body, want) {
 			t.Errorf("the document lacks %s", want)
