@@ -31,6 +31,7 @@ const (
 	atOnce       = 4                      // requests of one webhook
 	lookEvery    = time.Second            // for webhooks that were defined, changed or deleted
 	saveEvery    = 500 * time.Millisecond // of the progress
+	saveReadEach = 10 * time.Second       // of the progress where nothing was to be sent
 	lookBack     = 10_000                 // commits read again when the log does not hold the last one that was read
 	disabledGone = "gone"
 	disabledFull = "dead_letters_full"
@@ -137,6 +138,7 @@ type worker struct {
 	progress progress
 	revision uint64
 	dirty    bool
+	readOn   time.Time       // since when the position alone has changed; zero when it has not
 	busy     map[string]bool // subjects with a request in progress
 	wake     chan struct{}   // holds one token when there may be something to do
 	room     chan struct{}   // holds one token when there may be room for more
@@ -198,7 +200,7 @@ func (w *worker) run(ctx context.Context, defined uint64) error {
 		}
 		timer.Stop()
 		if ctx.Err() == nil && time.Since(saved) >= saveEvery {
-			if err := w.save(ctx); err != nil {
+			if err := w.save(ctx, saveReadEach); err != nil {
 				cancel(err)
 			}
 			saved = time.Now()
@@ -208,7 +210,7 @@ func (w *worker) run(ctx context.Context, defined uint64) error {
 	all.Wait()
 	end, done := context.WithTimeout(context.WithoutCancel(ctx), service.StopFor)
 	defer done()
-	return errors.Join(context.Cause(ctx), w.save(end))
+	return errors.Join(context.Cause(ctx), w.save(end, 0))
 }
 
 // from is the commit after which the log is read. Where the log does not hold the last commit
@@ -268,7 +270,10 @@ func (w *worker) add(ctx context.Context, at secrets.Position, found []delivery)
 		if len(found) == 0 || len(w.progress.Pending) < maxPending {
 			w.progress.Read = at
 			w.progress.Pending = append(w.progress.Pending, found...)
-			w.dirty = true
+			w.dirty = w.dirty || len(found) > 0
+			if w.readOn.IsZero() {
+				w.readOn = time.Now()
+			}
 			w.mu.Unlock()
 			if len(found) > 0 {
 				poke(w.wake)
@@ -434,11 +439,14 @@ func (w *worker) retry(d delivery, pause time.Duration) {
 	w.dirty = true
 }
 
-// save stores the progress, if it has changed.
-func (w *worker) save(ctx context.Context) error {
+// save stores the progress if it has changed, or if the position alone has for a time: others
+// fill the log, too, and what was read without anything to send may be read again.
+func (w *worker) save(ctx context.Context, after time.Duration) error {
 	w.mu.Lock()
-	dirty := w.dirty
-	w.dirty = false
+	dirty := w.dirty || !w.readOn.IsZero() && time.Since(w.readOn) >= after
+	if dirty {
+		w.dirty, w.readOn = false, time.Time{}
+	}
 	b, err := json.Marshal(w.progress)
 	w.mu.Unlock()
 	if err != nil || !dirty {

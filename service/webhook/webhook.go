@@ -35,13 +35,13 @@ var (
 	ErrDescription = fault.New(fault.Invalid, "webhook_description_invalid",
 		"The description of a webhook must have at most 1024 bytes of UTF-8 and no control characters.")
 	ErrKeepPrevious = fault.New(fault.Invalid, "webhook_keep_previous_invalid", `keep_previous must be a duration from 0s to 720h, such as "24h".`)
-	ErrTooMany      = fault.New(fault.Precondition, "webhook_limit_reached", "The tenant has 100 webhooks, which is the limit. Delete one first.")
+	ErrTooMany      = fault.New(fault.Precondition, "webhook_limit_reached", "The tenant has 10 webhooks, which is the limit. Delete one first.")
 )
 
 const (
 	maxURL      = 2048
 	maxTypes    = 64
-	maxWebhooks = 100 // of a tenant
+	maxWebhooks = 10 // of a tenant: each reads the log, whoever writes to it
 	keepDefault = 24 * time.Hour
 	keepMax     = 720 * time.Hour
 )
