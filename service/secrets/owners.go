@@ -27,6 +27,7 @@ func NewOwners() *Owners {
 		aggregates.OAuthClient.Category:     ownersOf(aggregates.OAuthClient, aggregates.OAuthClientState.Secrets),
 		aggregates.AuthClient.Category:      ownersOf(aggregates.AuthClient, aggregates.AuthClientState.Secrets),
 		aggregates.ConnectorSecret.Category: ownersOf(aggregates.ConnectorSecret, aggregates.ConnectorSecretState.Secrets),
+		aggregates.Webhook.Category:         ownersOf(aggregates.Webhook, aggregates.WebhookState.Secrets),
 		aggregates.Component.Category:       ownersOf(aggregates.Component, aggregates.ComponentState.Secrets),
 	}}
 }
