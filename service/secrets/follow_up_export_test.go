@@ -2,6 +2,8 @@ package secrets
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -13,4 +15,9 @@ func (s *Service) FollowUp(ctx context.Context, seq uint64) error {
 	}
 	_, err = s.followUp(ctx, recs, time.Now())
 	return err
+}
+
+// FollowUpCategories are the categories whose commits may need a follow-up.
+func (s *Service) FollowUpCategories() []string {
+	return slices.Collect(maps.Keys(s.followUpByCategory))
 }
