@@ -75,6 +75,7 @@ func TestRoles(t *testing.T) {
 			keys[named.Name] = issued.ID
 		}
 	}
+	s.CaughtUp()
 	answer := stage.Must(s.Service.Serve(t.Context(), service.Call{Tenant: "default", Principal: bound, Via: "http"}, "role.list", []byte(`{"limit":1}`)))(t).(access.RoleList)
 	if len(answer.Roles) != 1 || answer.Next != "BILLING" || !answer.Roles[0].Granted || answer.Roles[0].CreatedBy != "key:"+manager.Actor.ID {
 		t.Errorf("the first page of roles is %+v", answer)

@@ -183,7 +183,7 @@ var personalities = []personality{
 	{name: "a point in time in milliseconds", grant: over, answers: []says{yes(`{"access_token":"a","expires_at":{unix:30m}000}`)}, do: "resolve:ok", asked: 1, life: 30 * time.Minute},
 	{name: "Entra v1: expires_on", grant: over, answers: []says{yes(`{"access_token":"a","expires_on":"{unix:30m}"}`)}, do: "resolve:ok", asked: 1, life: 30 * time.Minute},
 	{name: "both", grant: over, answers: []says{yes(`{"access_token":"a","expires_in":1800,"expires_at":"{in:2h}"}`)}, do: "resolve:ok", asked: 1, life: 30 * time.Minute},
-	{name: "a point in the past", grant: over, answers: []says{yes(`{"access_token":"a","expires_at":"2020-01-01T00:00:00Z"}`)}, do: "resolve:ok", asked: 1, life: time.Hour, odd: "has passed"},
+	{name: "a point in the past", grant: over, answers: []says{yes(`{"access_token":"a","expires_at":"2020-01-01T00:00:00Z"}`)}, do: "resolve:ok", asked: 1, life: time.Hour, odd: "is in the past"},
 	{name: "two years", grant: over, answers: []says{yes(`{"access_token":"a","expires_at":"{in:17520h}"}`)}, do: "resolve:ok", asked: 1, life: 366 * 24 * time.Hour, odd: "366 days"},
 	{
 		name: "said at the grant alone", grant: `{"access_token":"canary-first","refresh_token":"canary-refresh","expires_in":600}`, answers: []says{yes(`{"access_token":"a"}`)},

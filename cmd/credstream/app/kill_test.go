@@ -25,6 +25,10 @@ func TestKillLoop(t *testing.T) {
 	begin := time.Now()
 	kills := 0
 	for kills < *killCount || time.Since(begin) < *killTime || w.acked == 0 && kills < 20 {
+		moment := time.Duration(20+rand.IntN(400)) * time.Millisecond // any
+		if w.acked == 0 {
+			moment *= time.Duration(1 + kills) // a slow machine acknowledges nothing so soon
+		}
 		p := spawn(t, data)
 		registerPlain(t, p.http)
 		gone := make(chan struct{})
@@ -32,10 +36,6 @@ func TestKillLoop(t *testing.T) {
 			defer close(gone)
 			w.run(p.http, 8)
 		}()
-		moment := time.Duration(20+rand.IntN(400)) * time.Millisecond // any
-		if w.acked == 0 {
-			moment *= time.Duration(1 + kills) // a slow machine acknowledges nothing so soon
-		}
 		time.Sleep(moment)
 		_ = p.kill(syscall.SIGKILL)
 		<-gone
