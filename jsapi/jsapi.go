@@ -146,8 +146,7 @@ func Of(js jetstream.JetStream) API {
 }
 
 // Temporary reports whether NATS may succeed later without intervention: a server is away,
-// elects a leader, or did not answer in time. It does not hold for the end of the caller's
-// own context.
+// elects a leader, or did not answer before a deadline. A canceled context is not temporary.
 func Temporary(err error) bool {
 	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
 		return api.Code == http.StatusServiceUnavailable

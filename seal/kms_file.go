@@ -64,13 +64,14 @@ func CreateFile(path string, content []byte) error {
 	if err := os.Remove(tmp.Name()); err != nil {
 		return fmt.Errorf("creating %s: %w", path, err)
 	}
-	if err := syncDir(filepath.Dir(path)); err != nil {
+	if err := SyncFolder(filepath.Dir(path)); err != nil {
 		return fmt.Errorf("syncing the folder of %s: %w", path, err)
 	}
 	return nil
 }
 
-func syncDir(path string) error {
+// SyncFolder makes what was created, renamed or removed in a folder durable.
+func SyncFolder(path string) error {
 	dir, err := os.Open(path)
 	if err != nil {
 		return err

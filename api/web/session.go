@@ -12,38 +12,52 @@ import (
 	"github.com/credstream/credstream/service/credential"
 )
 
-// cookieForm has the attributes of the session cookie.
+// cookieForm has the attributes of a cookie.
 type cookieForm struct {
-	name   string
-	path   string
-	secure bool
+	name, path string
+	secure     bool
+	sameSite   http.SameSite
 }
 
-// cookies sets the attributes of the cookie. Over TLS it is bound to the host (RFC 6265bis, section
-// 4.1.3.2). On the same machine it has no such name, which browsers accept only over TLS.
+// cookies sets the attributes of the cookies. Over TLS they are bound to the host (RFC 6265bis,
+// section 4.1.3.2). On the same machine they have no such names, which browsers accept only over
+// TLS. That of a sign-in is sent along when the issuer sends the browser back.
 func (h *handler) cookies(publicURL string) {
-	h.cookie = cookieForm{name: "credstream-session", path: "/ui"}
+	h.cookie = cookieForm{name: "credstream-session", path: "/ui", sameSite: http.SameSiteStrictMode}
+	h.signInCookie = cookieForm{name: "credstream-sign-in", path: "/ui/sign-in", sameSite: http.SameSiteLaxMode}
 	if u, err := url.Parse(publicURL); h.cfg.AllowCleartext || err == nil && u.Scheme == "https" {
-		h.cookie = cookieForm{name: "__Host-credstream-session", path: "/", secure: true}
+		for _, c := range []*cookieForm{&h.cookie, &h.signInCookie} {
+			c.name, c.path, c.secure = "__Host-"+c.name, "/", true
+		}
 	}
 }
 
-func (x *exchange) setSession(value string, age int) {
+// setCookie sets a cookie for age seconds, or removes it if age is negative.
+func (x *exchange) setCookie(form cookieForm, value string, age int) {
 	c := http.Cookie{ //nolint:gosec // not Secure where browser and service are on one machine
-		Name: x.cookie.name, Value: value, Path: x.cookie.path, MaxAge: age,
-		HttpOnly: true, Secure: x.cookie.secure, SameSite: http.SameSiteStrictMode,
+		Name: form.name, Value: value, Path: form.path, MaxAge: age, HttpOnly: true, Secure: form.secure, SameSite: form.sameSite,
 	}
 	x.W.Header().Add("Set-Cookie", c.String())
+}
+
+// cookieValue returns the value of a cookie of the request: of two with the same name, one was set
+// by somebody else.
+func (x *exchange) cookieValue(form cookieForm) (value string, ok bool) {
+	given := x.R.CookiesNamed(form.name)
+	if len(given) != 1 {
+		return "", false
+	}
+	return given[0].Value, true
 }
 
 // session returns the principal of the request's session, or an error of the kind
 // Unauthenticated.
 func (x *exchange) session() (service.Principal, error) {
-	given := x.R.CookiesNamed(x.cookie.name)
-	if len(given) != 1 { // of two cookies with the same name, one was set by somebody else
+	sealed, ok := x.cookieValue(x.cookie)
+	if !ok {
 		return service.Principal{}, service.ErrUnauthenticated
 	}
-	return x.cfg.Access.OpenSession(x.R.Context(), given[0].Value, edge.Remote(x.R))
+	return x.cfg.Access.OpenSession(x.R.Context(), sealed, edge.Remote(x.R))
 }
 
 // askToSignIn responds to a request without a session. A browser that follows a link of another
@@ -58,7 +72,7 @@ func (x *exchange) askToSignIn(why error) error {
 		return x.render(http.StatusOK, "again", view{Title: "One moment"})
 	}
 	if f := fault.Of(why); f.Code == access.ErrSessionEnded.Code {
-		x.setSession("", -1)
+		x.setCookie(x.cookie, "", -1)
 		to += "&ended=1"
 	}
 	return x.redirect(to)
@@ -121,12 +135,12 @@ func (x *exchange) signIn() error {
 		return x.signInFailed(next, err)
 	}
 	x.Principal = p.Actor.ID
-	x.setSession(sealed, int(access.SessionLife.Seconds()))
+	x.setCookie(x.cookie, sealed, int(access.SessionLife.Seconds()))
 	return x.redirect(next)
 }
 
 func (x *exchange) signOut() error {
-	x.setSession("", -1)
+	x.setCookie(x.cookie, "", -1)
 	x.W.Header().Set("Clear-Site-Data", `"cache"`)
 	return x.redirect(Prefix + "sign-in")
 }

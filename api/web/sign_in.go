@@ -2,7 +2,6 @@ package web
 
 import (
 	"encoding/base64"
-	"net/http"
 	"strings"
 
 	"github.com/go-json-experiment/json"
@@ -22,30 +21,10 @@ type begun struct {
 
 const signInLife = 600 // seconds
 
-// signInCookie is sent along when the issuer sends the browser back, unlike that of a session.
-func (x *exchange) signInCookie(value string, age int) {
-	name, path := "credstream-sign-in", "/ui/sign-in"
-	if x.cookie.secure {
-		name, path = "__Host-"+name, "/"
-	}
-	c := http.Cookie{ //nolint:gosec // not Secure where browser and service are on one machine
-		Name: name, Value: value, Path: path, MaxAge: age,
-		HttpOnly: true, Secure: x.cookie.secure, SameSite: http.SameSiteLaxMode,
-	}
-	x.W.Header().Add("Set-Cookie", c.String())
-}
-
 // begunHere returns the sign-in that the browser has begun; a zero one completes nothing.
 func (x *exchange) begunHere() (b begun) {
-	name := "credstream-sign-in"
-	if x.cookie.secure {
-		name = "__Host-" + name
-	}
-	given := x.R.CookiesNamed(name)
-	if len(given) != 1 { // of two cookies with one name, one was put there by somebody else
-		return b
-	}
-	raw, err := base64.RawURLEncoding.DecodeString(given[0].Value)
+	value, _ := x.cookieValue(x.signInCookie)
+	raw, err := base64.RawURLEncoding.DecodeString(value)
 	if err != nil || json.Unmarshal(raw, &b) != nil {
 		return begun{}
 	}
@@ -85,7 +64,7 @@ func (x *exchange) beginSignIn() error {
 	if err != nil {
 		return err
 	}
-	x.signInCookie(base64.RawURLEncoding.EncodeToString(value), signInLife)
+	x.setCookie(x.signInCookie, base64.RawURLEncoding.EncodeToString(value), signInLife)
 	return x.redirect(to)
 }
 
@@ -94,13 +73,13 @@ func (x *exchange) endSignIn() error {
 		return credential.ErrCleartext
 	}
 	b := x.begunHere()
-	x.signInCookie("", -1) // it completes one sign-in
+	x.setCookie(x.signInCookie, "", -1) // it completes one sign-in
 	sealed, p, err := x.cfg.Access.EndSignIn(x.R.Context(), b.SignIn, x.callback(), x.R.URL.Query(), edge.Remote(x.R))
 	if err != nil {
 		return x.signInFailed(ours(b.Next), err)
 	}
 	x.Principal = p.Actor.ID
-	x.setSession(sealed, int(access.SessionLife.Seconds()))
+	x.setCookie(x.cookie, sealed, int(access.SessionLife.Seconds()))
 	return x.redirect(ours(b.Next))
 }
 

@@ -74,10 +74,11 @@ func Handler(cfg Config) http.Handler {
 }
 
 type handler struct {
-	cfg    Config
-	routes map[string]service.Route
-	mux    *http.ServeMux
-	cookie cookieForm
+	cfg          Config
+	routes       map[string]service.Route
+	mux          *http.ServeMux
+	cookie       cookieForm // of a session
+	signInCookie cookieForm // of a sign-in at the issuer
 }
 
 // exchange is one request and its response.

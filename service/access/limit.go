@@ -169,6 +169,20 @@ func newWrongKeys(most int, now func() time.Time) (*wrongKeys, error) {
 	return &wrongKeys{most: most, now: now, by: by}, nil
 }
 
+// check returns ErrWrongKeys while refuse would, for what costs more than a rejection.
+func (w *wrongKeys) check(from netip.Addr) error {
+	if w.most <= 0 || !from.IsValid() {
+		return nil
+	}
+	now := w.now()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if seen, ok := w.by.Get(admission.Network(from)); ok && seen.keys >= w.most && now.Before(seen.end) {
+		return ErrWrongKeys.WithRetryAfter(seen.end.Sub(now))
+	}
+	return nil
+}
+
 // refuse returns the error for a caller from the address in place of
 // err: ErrWrongKeys after too many invalid keys in a minute that began with
 // the first, else err itself. A caller without a key is not guessing, but gets

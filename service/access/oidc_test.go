@@ -40,7 +40,8 @@ type issuer struct {
 	away  bool
 	asked int // for keys
 
-	granted map[string]any // the answer of the token endpoint
+	granted  map[string]any // the answer of the token endpoint
+	redeemed int            // codes
 }
 
 func newIssuer(t *testing.T) *issuer {
@@ -63,6 +64,7 @@ func (i *issuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			"issuer": i.URL, "jwks_uri": i.URL + "/keys", "authorization_endpoint": i.URL + "/authorize", "token_endpoint": i.URL + "/token", "id_token_signing_alg_values_supported": []string{"RS256", "ES256", "HS256", "none"},
 		})
 	case r.URL.Path == "/token":
+		i.redeemed++
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(i.granted)
 	case r.URL.Path == "/keys":

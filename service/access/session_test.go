@@ -11,6 +11,7 @@ import (
 	"github.com/credstream/credstream/bus/bustest"
 	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/access"
+	"github.com/credstream/credstream/service/application"
 	"github.com/credstream/credstream/service/stage"
 )
 
@@ -71,7 +72,7 @@ func TestSessionOfAUser(t *testing.T) {
 		}
 		return bustest.Must(access.NewTokens(cfg))(t)
 	}
-	s := stage.New(t)
+	s := stage.New(t, func(c *application.Config) { c.Limits.WrongKeys = 30 })
 	users := s.Service.Access
 	here := netip.MustParseAddr("192.0.2.1")
 	// signIn signs in with an ID token, and an access token where the issuer grants one.
@@ -151,6 +152,17 @@ func TestSessionOfAUser(t *testing.T) {
 	stage.OK(t, err)
 	is("the access token's user", p.Actor.ID, "u2")
 	is("its session", open(sealed), "")
+	i.set(func() { i.redeemed = 0 })
+	last := error(nil)
+	for range 100 {
+		_, _, last = signIn(map[string]any{"nonce": "another"}, nil)
+	}
+	is("too many refusals from one address", stage.CodeOf(last), access.ErrWrongKeys.Code)
+	i.set(func() {
+		if i.redeemed >= 100 {
+			t.Errorf("the issuer was asked %d times for one address", i.redeemed)
+		}
+	})
 	users.Tokens = nil
 	is("without an issuer", open(sealed), access.ErrSessionEnded.Code)
 }

@@ -66,6 +66,9 @@ func (s *Service) EndSignIn(ctx context.Context, in SignIn, callback string, ans
 	if s.SignInIssuer() == "" {
 		return "", service.Principal{}, ErrSignInOff
 	}
+	if err := s.wrongKeys.check(from); err != nil { // each attempt is a request to the issuer
+		return "", service.Principal{}, err
+	}
 	token, err := s.Tokens.redeem(ctx, in, callback, answer)
 	if err != nil {
 		return "", service.Principal{}, s.wrongKeys.refuse(from, err)

@@ -19,6 +19,7 @@ import (
 	eventlog "github.com/credstream/credstream/events/jetstream"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/jsapi"
+	"github.com/credstream/credstream/seal"
 	"github.com/credstream/credstream/service/backup"
 	"github.com/credstream/credstream/vault"
 )
@@ -89,22 +90,10 @@ func emptyFolder(data string) error {
 	if marked {
 		return nil
 	}
-	mark, err := os.OpenFile(filepath.Join(data, restoreMark), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) // empty: its name says everything
-	if err == nil {
-		err = errors.Join(mark.Sync(), mark.Close(), syncFolder(data))
-	}
-	if err != nil {
+	if err := seal.CreateFile(filepath.Join(data, restoreMark), nil); err != nil { // empty: its name says everything
 		return fmt.Errorf("%w (%w)", errRestoreFailed, err)
 	}
 	return nil
-}
-
-func syncFolder(name string) error {
-	dir, err := os.Open(name)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 func restoreInto(ctx context.Context, data string, c *backup.Contents, progress func(n int)) (err error) {
@@ -140,7 +129,7 @@ func removeMark(data string) error {
 	if err := os.Remove(filepath.Join(data, restoreMark)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("complete the restore: %w", err)
 	}
-	return syncFolder(data)
+	return seal.SyncFolder(data)
 }
 
 // restoreStreams creates the streams of a backup with their messages, and the files that reveal

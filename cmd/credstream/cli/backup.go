@@ -19,6 +19,7 @@ import (
 	"github.com/credstream/credstream/cmd/credstream/app"
 	"github.com/credstream/credstream/cmd/credstream/settings"
 	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/seal"
 	"github.com/credstream/credstream/service/backup"
 )
 
@@ -85,20 +86,12 @@ func (f *newFile) keep() error {
 		return errBackupExists.Withf("The file %s exists already and was not changed. Choose another name.", f.name)
 	}
 	if err == nil {
-		err = syncFolder(filepath.Dir(f.name))
+		err = seal.SyncFolder(filepath.Dir(f.name))
 	}
 	if err != nil {
 		return fmt.Errorf("%w (%w)", errBackupUnmade, err)
 	}
 	return nil
-}
-
-func syncFolder(name string) error {
-	dir, err := os.Open(name)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 func (a *invocation) backup(ctx context.Context, name, keysets, to, since string, from uint64) error {
@@ -241,6 +234,9 @@ func (a *invocation) contents(ctx context.Context, names []string, in backupFlag
 	c, err = set.Inspect(ctx, in.signedBy, func(n int) { shown.at(n, 0) })
 	if ctx.Err() != nil {
 		err = errStopped.Withf("Interrupted. Nothing was restored.")
+	}
+	if err == nil && in.signedBy == "" {
+		fmt.Fprintln(a.stderr, clean("Signed by "+c.Key+"."+signerUnchecked))
 	}
 	return c, closeAll, err
 }

@@ -30,6 +30,9 @@ var (
 	errIdentities = fault.New(fault.Invalid, "import_identity_invalid", "The file of --identity has no age identity: a line AGE-SECRET-KEY-1..., as age-keygen writes it.")
 )
 
+// signerUnchecked follows the name of a key that signed a file: anybody can sign with a key of their own.
+const signerUnchecked = " Whose key that is was not checked: compare it with credstream export key there, or give --signed-by."
+
 func (a *invocation) exportCommand() *cobra.Command {
 	var to, out string
 	cmd := &cobra.Command{
@@ -242,7 +245,7 @@ func (a *invocation) importFile(ctx context.Context, path string, in importFlags
 	im.Origin = src.Header.ID
 	signed := "Signed by " + src.Header.Key + ", tenant " + src.Header.Tenant + ", " + when(src.Header.Time) + "."
 	if in.signedBy == "" {
-		signed += " Whose key that is was not checked: compare it with credstream export key there, or give --signed-by."
+		signed += signerUnchecked
 	}
 	fmt.Fprintln(a.stderr, clean(signed))
 	if len(src.Header.LeftOut) > 0 {
