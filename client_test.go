@@ -101,9 +101,6 @@ func clientFields(b *bytes.Buffer, doc map[string]typeDoc, typ reflect.Type) {
 			continue
 		}
 		tag := f.Tag.Get("json")
-		if f.Type.String() == "time.Time" {
-			tag = strings.TrimSuffix(tag, ",omitzero") // the client's times are always there
-		}
 		fmt.Fprintf(b, "%s %s `json:%q`", f.Name, clientType(f.Type), tag)
 		if c := line(docOf(doc, typ).fields[f.Name]); c != "" {
 			b.WriteString(" // " + c)

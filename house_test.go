@@ -54,7 +54,9 @@ var features = map[string][]string{
 	"service/flow":        {"", "permission"},
 	"service/throttle":    {"", "permission"},
 	"service/webhook":     {"", "permission", "secrets"},
+	"service/expiry":      {"", "permission"},
 	"service/encryption":  {"", "permission"},
+	"service/erasure":     {"", "permission", "admin"},
 	"service/component":   {"", "permission", "secrets", "flow"},
 	"service/client":      {"", "permission", "secrets", "flow", "component"},
 	"service/token":       {"", "permission", "secrets", "client"},
@@ -70,7 +72,7 @@ var features = map[string][]string{
 	"bus/kv":              {"streams"},
 	"bus/feed":            {"streams"},
 	"bus/edge":            {"streams", "natsserver"},
-	"service/application": {"", "secrets", "access", "flow", "component", "client", "token", "throttle", "webhook", "encryption", "credential", "connect", "connector", "transfer", "backup", "admin"},
+	"service/application": {"", "secrets", "access", "flow", "component", "client", "token", "throttle", "webhook", "expiry", "encryption", "erasure", "credential", "connect", "connector", "transfer", "backup", "admin"},
 	"api/edge":            {},
 	"api/v1":              {"edge"},
 	"api/elasticio":       {"edge"},
@@ -83,7 +85,8 @@ var features = map[string][]string{
 	"cmd/credstream/importer": {},
 	"cmd/credstream/settings": {},
 	"cmd/credstream/demo":     {},
-	"cmd/credstream/app":      {"settings"},
+	"cmd/credstream/servetls": {},
+	"cmd/credstream/app":      {"settings", "servetls"},
 	"cmd/credstream/cli":      {"settings", "demo", "app", "importer"},
 }
 
@@ -92,7 +95,7 @@ var features = map[string][]string{
 var ofCommandLine = []string{"fault", "client", "commands", "events", "seal", "service"}
 
 // support is what tests alone may import.
-var support = []string{"service/stage", "bus/bustest", "oauth/oauthtest", "events/storetest", "aggregates/aggregatetest"}
+var support = []string{"service/stage", "bus/bustest", "oauth/oauthtest", "events/storetest", "events/eventstoredb/esdbtest", "aggregates/aggregatetest"}
 
 // A feature knows as little of another one as five methods. What it needs of others stands
 // in its service.go.

@@ -36,7 +36,7 @@ func permissionsPage() []byte {
 	var b bytes.Buffer
 	b.WriteString(`# Permissions
 
-This page lists the permissions, the roles that include them, and the permission of each command and query. It is generated from the code. The list of permissions is closed. A caller has the permissions of its role and its own list of permissions, in the tenants that it is granted; everything else is refused. A denied call gets 403 and the name of the missing permission. A tenant that the caller is not granted is answered with 404, whether it exists or not. Each denial is recorded as the event ` + "`access.denied`" + ` in the caller's home tenant; repeated denials are aggregated per minute.
+This page lists the permissions, the roles that include them, and the permission of each command and query. It is generated from the code. There are no other permissions. A caller has the permissions of its role and its own list of permissions, in the tenants that it is granted; everything else is refused. A denied call gets 403 and the name of the missing permission. A tenant that the caller is not granted is answered with 404, whether it exists or not. Each denial is recorded as the event ` + "`access.denied`" + ` in the caller's home tenant; repeated denials are aggregated per minute.
 
 An ADMINISTRATOR can issue keys with any role and any permission of the list. Other callers with ` + "`keys.manage`" + ` can only grant the permissions that they have themselves, with no later expiry and no more networks than their own. They can revoke their own key and all keys whose permissions they could grant, regardless of the expiry and networks of those keys. A caller with an OpenID Connect token loses access when the token expires, and so do the keys that it issues. Permissions without a role in the table must be granted by name: ` + "`credstream key issue --permission credentials.reveal`" + `.
 
@@ -63,9 +63,9 @@ An ADMINISTRATOR can issue keys with any role and any permission of the list. Ot
 	b.WriteString(`
 ### Roles of the tenant
 
-A tenant can define roles of its own: ` + "`credstream role define BILLING --permission flows.get --permission credentials.get`" + `, then ` + "`credstream key issue --role BILLING`" + `. A name has 2 to 40 capital letters, digits and underscores. Nobody can give what they do not have: who defines, changes or deletes a role, or issues a key with it, must have each of its permissions, or be an ADMINISTRATOR.
+A tenant can define roles of its own: ` + "`credstream role define BILLING --permission flows.get --permission credentials.get`" + `, then ` + "`credstream key issue --role BILLING`" + `. A name has 2 to 40 capital letters, digits and underscores. To define, change or delete a role, or to issue a key with it, the caller must have each of its permissions, or be an ADMINISTRATOR.
 
-A key gets the permissions that its role has when it is issued. From then on the permissions of the role, and of its name, never change, so ` + "`key list`" + ` and ` + "`role list`" + ` always agree. To take a permission away, define a role with another name, issue keys with it, and revoke the present keys. A role can be deleted when no valid key has it. Roles of the tenant cannot be granted by OpenID Connect tokens, which can name built-in roles and permissions.
+A key gets the permissions that its role has when it is issued. From then on the permissions of a role with this name can never be changed, so ` + "`key list`" + ` and ` + "`role list`" + ` always show the same permissions. To withdraw a permission, define a role with another name, issue keys with it, and revoke the current keys. A role can be deleted when no valid key has it. Roles of the tenant cannot be granted by OpenID Connect tokens, which can name built-in roles and permissions.
 
 ## Routes
 
@@ -121,7 +121,7 @@ A key can be bound to components, workspaces and credentials: ` + "`credstream k
 		reach service.Reach
 		says  string
 	}{
-		{service.OneCredential, "A credential outside the scope answers as one that does not exist"},
+		{service.OneCredential, "A credential outside the scope gets `credential_not_found`"},
 		{service.Bounded, "Reads, counts and changes only what is in the scope"},
 		{service.Open, "Concerns no credential"},
 		{service.TenantWide, "Refused with `key_scope_tenantwide`: concerns the whole tenant"},

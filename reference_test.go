@@ -103,7 +103,7 @@ Send the API key as the password of HTTP Basic, as a Bearer token, or as the pas
 	b.WriteString(`
 ## Events
 
-Stored names never change; the number is the version written today. The public form of an event, a CloudEvent of the type ` + "`credstream.<name>.v1`" + `, holds the members listed with it and is published on the feed, in the audit trail, or on both.
+Stored names never change; the number is the version written today. The public form of an event, a CloudEvent of the type ` + "`credstream.<name>.v1`" + `, holds the members listed with it and is published on the feed, in the audit stream, or on both.
 
 `)
 	for _, typ := range events.All().Types() {
@@ -111,9 +111,9 @@ Stored names never change; the number is the version written today. The public f
 		fmt.Fprintf(&b, "### %s v%d\n\n%s\n\n", typ.Name, typ.Version(), sentence(d.comment, typ.GoType().Name()))
 		switch typ.Audience {
 		case events.Changes:
-			b.WriteString("Published on the feed and in the audit trail: ")
+			b.WriteString("Published on the feed and in the audit stream: ")
 		case events.Audit:
-			b.WriteString("Published in the audit trail: ")
+			b.WriteString("Published in the audit stream: ")
 		case events.Internal:
 			b.WriteString("Internal: it is not published.")
 		}

@@ -95,6 +95,9 @@ func New(cores int, metrics prometheus.Registerer) *Admission {
 			Help: "Calls refused because too many calls of their key or tenant were in flight: the queue was full, or they waited too long.",
 		}, []string{"reason"}),
 	}
+	for _, reason := range []string{"line", "time"} { // from zero on, so that a rate sees the first one
+		a.refused.WithLabelValues(reason)
+	}
 	if metrics != nil {
 		metrics.MustRegister(a.refused,
 			a.gauge("credstream_admission_used", "Used share of the capacity, from 0 to 1.",

@@ -21,7 +21,7 @@ var (
 
 // APIKey is the aggregate of one API key.
 var APIKey = Decider[APIKeyState, commands.APIKey, events.APIKey]{
-	Category: "api_key", Fold: 3, Decide: APIKeyState.decide, Evolve: APIKeyState.evolve,
+	Category: "api_key", Fold: 4, Decide: APIKeyState.decide, Evolve: APIKeyState.evolve,
 }
 
 // APIKeyState is the state of an API key.
@@ -36,6 +36,9 @@ type APIKeyState struct {
 	Addresses   []string
 	Expires     time.Time // zero: never
 	Scope       events.Scope
+	Name        string
+	Warned      Warning
+	Certificate string
 }
 
 func (s APIKeyState) decide(cmd commands.APIKey) ([]events.APIKey, error) {
@@ -50,7 +53,8 @@ func (s APIKeyState) decide(cmd commands.APIKey) ([]events.APIKey, error) {
 		return []events.APIKey{events.APIKeyIssued{
 			SHA256: c.SHA256, Name: c.Name, Home: c.Home, Tenants: c.Tenants, Role: c.Role,
 			Permissions: listed(c.Permissions), Addresses: listed(c.Addresses), Expires: c.Expires,
-			Scope: events.Scope{Components: listed(c.Scope.Components), Workspaces: listed(c.Scope.Workspaces), Credentials: listed(c.Scope.Credentials)},
+			Scope:       events.Scope{Components: listed(c.Scope.Components), Workspaces: listed(c.Scope.Workspaces), Credentials: listed(c.Scope.Credentials)},
+			Certificate: c.Certificate,
 		}}, nil
 	case commands.RevokeAPIKey:
 		switch {
@@ -60,6 +64,8 @@ func (s APIKeyState) decide(cmd commands.APIKey) ([]events.APIKey, error) {
 			return nil, nil
 		}
 		return []events.APIKey{events.APIKeyRevoked{}}, nil
+	case commands.WarnAPIKey:
+		return s.warn(c), nil
 	}
 	return nil, unknownCommand(cmd)
 }
@@ -67,7 +73,7 @@ func (s APIKeyState) decide(cmd commands.APIKey) ([]events.APIKey, error) {
 // is reports whether the key equals the requested one.
 func (s APIKeyState) is(c commands.IssueAPIKey) bool {
 	return s.SHA256 == c.SHA256 && s.Home == c.Home && s.Role == c.Role && slices.Equal(s.Tenants, c.Tenants) &&
-		slices.Equal(s.Permissions, c.Permissions) && slices.Equal(s.Addresses, c.Addresses) && s.Expires.Equal(c.Expires) && s.Scope.Equal(c.Scope)
+		slices.Equal(s.Permissions, c.Permissions) && slices.Equal(s.Addresses, c.Addresses) && s.Expires.Equal(c.Expires) && s.Scope.Equal(c.Scope) && s.Certificate == c.Certificate
 }
 
 // listed is the stored form of a list: "[]" when it is empty.
@@ -83,10 +89,12 @@ func (s APIKeyState) evolve(e events.APIKey) APIKeyState {
 	case events.APIKeyIssued:
 		return APIKeyState{
 			Exists: true, SHA256: e.SHA256, Home: e.Home, Tenants: e.Tenants, Role: e.Role,
-			Permissions: e.Permissions, Addresses: e.Addresses, Expires: e.Expires, Scope: e.Scope,
+			Permissions: e.Permissions, Addresses: e.Addresses, Expires: e.Expires, Scope: e.Scope, Name: e.Name, Certificate: e.Certificate,
 		}
 	case events.APIKeyRevoked:
 		s.Revoked = true
+	case events.APIKeyExpiring:
+		s.Warned = Warning{Expires: e.Expires, Days: e.Days}
 	}
 	return s
 }

@@ -19,8 +19,11 @@ var (
 	ErrComponentDeleted  = fault.New(fault.Precondition, "component_deleted",
 		"The component was deleted. Its credentials remain, but none can be created or changed.")
 	// ErrComponentChanged refuses secrets that were entered for another revision of the descriptor.
+	// ErrComponentRevisionStale refuses an update that would overwrite another one.
 	ErrComponentChanged = fault.New(fault.Precondition, "component_changed",
 		"The component was changed since you read it. Nothing was sent or saved. Read it again, and repeat the command if its hosts are still correct.")
+	ErrComponentRevisionStale = fault.New(fault.Precondition, "component_revision_stale",
+		"Somebody else updated the component since you read it. Nothing was saved. Compare your changes with the current revision.")
 )
 
 // Component is the aggregate of one component.
@@ -73,6 +76,9 @@ func (s ComponentState) decide(cmd commands.Component) ([]events.Component, erro
 		}
 		if digest(c.Descriptor) == s.SHA256 {
 			return nil, nil
+		}
+		if c.Expected != 0 && c.Expected != s.Revision {
+			return nil, ErrComponentRevisionStale
 		}
 		return []events.Component{events.ComponentUpdated{Title: c.Title, Descriptor: c.Descriptor, Revision: s.Revision + 1}}, nil
 	case commands.ShareComponent:

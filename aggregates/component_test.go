@@ -19,6 +19,12 @@ func TestComponent(t *testing.T) {
 	register := commands.RegisterComponent{ID: "p", Owner: "acme", Title: "Pets", Descriptor: `{"title":"Pets"}`}
 	update := commands.UpdateComponent{ID: "p", Owner: "acme", Title: "Pets 2", Descriptor: `{"title":"Pets 2"}`}
 
+	expecting := func(revision int) commands.UpdateComponent {
+		c := update
+		c.Expected = revision
+		return c
+	}
+
 	aggregatetest.Run(t, aggregates.Component,
 		tc{Name: "register", When: register, Then: facts{registered}},
 		tc{Name: "register a taken id", Given: facts{registered}, When: register, Err: aggregates.ErrComponentIDTaken},
@@ -27,6 +33,9 @@ func TestComponent(t *testing.T) {
 		tc{Name: "update to what it is", Given: facts{registered, updated}, When: update},
 		tc{Name: "update nothing", When: update, Err: aggregates.ErrComponentNotFound},
 		tc{Name: "update what was deleted", Given: facts{registered, events.ComponentDeleted{}}, When: update, Err: aggregates.ErrComponentDeleted},
+		tc{Name: "update a revision", Given: facts{registered}, When: expecting(1), Then: facts{updated}},
+		tc{Name: "update a revision that was replaced", Given: facts{registered, events.ComponentUpdated{Title: "Pets 3", Descriptor: `{"title":"Pets 3"}`, Revision: 2}}, When: expecting(1), Err: aggregates.ErrComponentRevisionStale},
+		tc{Name: "update to what is current", Given: facts{registered, updated}, When: expecting(1)},
 		tc{Name: "update another's, unseen", Given: facts{registered}, When: commands.UpdateComponent{ID: "p", Owner: "other"}, Err: aggregates.ErrComponentNotFound},
 		tc{Name: "update another's, shared", Given: facts{registered, events.ComponentShared{}}, When: commands.UpdateComponent{ID: "p", Owner: "other"}, Err: aggregates.ErrComponentNotOwner},
 		tc{Name: "share", Given: facts{registered}, When: commands.ShareComponent{ID: "p", Owner: "acme"}, Then: facts{events.ComponentShared{}}},
@@ -64,10 +73,20 @@ func TestTenant(t *testing.T) {
 		facts = []events.Tenant
 		tc    = aggregatetest.Case[commands.Tenant, events.Tenant]
 	)
-	registered := events.TenantRegistered{Name: "Acme"}
+	registered, started := events.TenantRegistered{Name: "Acme"}, events.TenantErasureStarted{}
+	erase, complete := commands.StartTenantErasure{ID: "acme"}, commands.CompleteTenantErasure{ID: "acme"}
 	aggregatetest.Run(t, aggregates.Tenant,
 		tc{Name: "register", When: commands.RegisterTenant{ID: "acme", Name: "Acme"}, Then: facts{registered}},
 		tc{Name: "register again", Given: facts{registered}, When: commands.RegisterTenant{ID: "acme", Name: "Acme"}},
 		tc{Name: "register under another name", Given: facts{registered}, When: commands.RegisterTenant{ID: "acme", Name: "Ajax"}, Err: aggregates.ErrTenantExists},
+		tc{Name: "erase", Given: facts{registered}, When: erase, Then: facts{started}},
+		tc{Name: "erase what does not exist", When: erase, Err: aggregates.ErrTenantNotFound},
+		tc{Name: "erase again", Given: facts{registered, started}, When: erase},
+		tc{Name: "complete an erasure", Given: facts{registered, started}, When: complete, Then: facts{events.TenantErased{}}},
+		tc{Name: "complete it again", Given: facts{registered, started, events.TenantErased{}}, When: complete},
+		tc{Name: "complete what was not requested", Given: facts{registered}, When: complete},
+		tc{Name: "register what is erased", Given: facts{registered, started}, When: commands.RegisterTenant{ID: "acme", Name: "Acme"}, Err: aggregates.ErrTenantErased},
+		tc{Name: "rotate what is erased", Given: facts{registered, started}, When: commands.StartKeyRotation{ID: "acme"}, Err: aggregates.ErrTenantErased},
+		tc{Name: "rewrap what is erased", Given: facts{registered, started}, When: commands.RecordRewrap{ID: "acme"}, Err: aggregates.ErrTenantErased},
 	)
 }

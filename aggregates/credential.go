@@ -36,7 +36,7 @@ const KeptVersions = 10
 
 // Credential is the aggregate of one credential.
 var Credential = Decider[CredentialState, commands.Credential, events.Credential]{
-	Category: "credential", Fold: 6, Decide: CredentialState.decide, Evolve: CredentialState.evolve,
+	Category: "credential", Fold: 9, Decide: CredentialState.decide, Evolve: CredentialState.evolve,
 	New:    func(c commands.Credential) bool { _, is := c.(commands.CreateCredential); return is },
 	Weight: func(s CredentialState) int { return s.Uses.Len() },
 }
@@ -62,6 +62,11 @@ type CredentialState struct {
 	Type        string                   // free; "" where there is a component
 	Typed       []events.CredentialTyped // of the Versions, of a free type
 	Description string
+
+	Expiries []events.CredentialExpirySet // of the Versions that declare one
+	Warned   Warning
+
+	HostKey string // of an SSH server, that the dry requests of the current version accept; "" before the first
 }
 
 // Live reports whether the credential exists and is not deleted.
@@ -184,6 +189,8 @@ func (s CredentialState) decide(cmd commands.Credential) ([]events.Credential, e
 		return s.requireReauthorization(c)
 	case commands.RevokeTokens:
 		return s.revokeTokens(c)
+	case commands.WarnCredential:
+		return s.warn(c), nil
 	case commands.RecordProviderRevocation:
 		if !s.Exists {
 			return nil, ErrCredentialNotFound
@@ -203,7 +210,7 @@ func (s CredentialState) create(c commands.CreateCredential) ([]events.Credentia
 	keys := s.next(c.Keys)
 	facts := slices.Concat([]events.Credential{events.CredentialCreated{
 		Component: c.Component, Name: c.Name, Workspace: c.Workspace, Keys: keys,
-	}}, typed(keys, c.Keys.Free), s.authorized(keys, c.Keys.Tokens), s.described(c.Description))
+	}}, typed(keys, c.Keys.Free), expires(keys, c.Keys.Expires), hostKey(keys.Version, c.Keys.HostKey), s.authorized(keys, c.Keys.Tokens), s.described(c.Description))
 	if c.VPNAgent != "" {
 		facts = append(facts, events.CredentialVPNAgentSet{VPNAgent: c.VPNAgent})
 	}
@@ -242,7 +249,7 @@ func (s CredentialState) replaceKeys(c commands.ReplaceKeys) ([]events.Credentia
 		return nil, ErrSecretAbandoned
 	}
 	keys := s.next(c.Keys)
-	facts := slices.Concat([]events.Credential{events.CredentialKeysReplaced{Keys: keys}}, typed(keys, c.Keys.Free), s.authorized(keys, c.Keys.Tokens))
+	facts := slices.Concat([]events.Credential{events.CredentialKeysReplaced{Keys: keys}}, typed(keys, c.Keys.Free), expires(keys, c.Keys.Expires), hostKey(keys.Version, c.Keys.HostKey), s.authorized(keys, c.Keys.Tokens))
 	settings, err := s.set(c.CredentialSettings)
 	return append(facts, settings...), err
 }
@@ -293,14 +300,26 @@ func (s CredentialState) revert(c commands.RevertCredential) ([]events.Credentia
 		return nil, ErrCredentialHostsChanged
 	}
 	keys := s.next(c.Keys)
-	return append([]events.Credential{events.CredentialReverted{To: c.To, Keys: keys}}, typed(keys, s.Free(c.To))...), nil
+	return slices.Concat([]events.Credential{events.CredentialReverted{To: c.To, Keys: keys}}, typed(keys, s.Free(c.To)), expires(keys, s.declaredExpiry(c.To)), hostKey(keys.Version, c.Keys.HostKey)), nil
 }
 
 func (s CredentialState) recordVerification(c commands.RecordVerification) ([]events.Credential, error) {
 	if err := s.mayChange(c.Version); err != nil {
 		return nil, err
 	}
-	return []events.Credential{events.CredentialVerified{Version: c.Version, Verification: c.Verification}}, nil
+	facts := []events.Credential{events.CredentialVerified{Version: c.Version, Verification: c.Verification}}
+	if c.HostKey != s.HostKey {
+		facts = append(facts, hostKey(c.Version, c.HostKey)...)
+	}
+	return facts, nil
+}
+
+// hostKey describes the host key that the dry requests of a version accept.
+func hostKey(version int, key string) []events.Credential {
+	if key == "" {
+		return nil
+	}
+	return []events.Credential{events.CredentialHostKeySet{Version: version, HostKey: key}}
 }
 
 func (s CredentialState) delete(c commands.DeleteCredential) ([]events.Credential, error) {
@@ -444,6 +463,18 @@ func (s CredentialState) evolve(e events.Credential) CredentialState {
 		s.Typed = append(slices.Clip(kept), e)
 	case events.CredentialDescriptionSet:
 		s.Description = e.Description
+	case events.CredentialExpirySet:
+		kept := s.Expiries
+		if len(kept) == KeptVersions {
+			kept = kept[1:]
+		}
+		s.Expiries = append(slices.Clip(kept), e)
+	case events.CredentialHostKeySet:
+		if e.Version == s.Current().Version {
+			s.HostKey = e.HostKey
+		}
+	case events.CredentialExpiring:
+		s.Warned = Warning{Expires: e.Expires, Days: e.Days}
 	case events.CredentialKeysReplaced:
 		return s.with(e.Keys)
 	case events.CredentialReverted:
@@ -458,7 +489,7 @@ func (s CredentialState) evolve(e events.Credential) CredentialState {
 		}
 	case events.CredentialDeleted:
 		s.Deleted, s.Versions, s.Typed, s.Uses, s.Tokens = true, nil, nil, Uses{}, Tokens{}
-		s.ThrottlePolicy, s.PolicyUse = "", ""
+		s.ThrottlePolicy, s.PolicyUse, s.Expiries, s.Warned = "", "", nil, Warning{}
 	case events.CredentialUse:
 		s.Uses = s.Uses.evolve(e)
 	case events.CredentialToken:
@@ -477,6 +508,7 @@ func (s CredentialState) with(v events.KeysVersion) CredentialState {
 		kept = kept[1:]
 	}
 	s.Versions = append(slices.Clip(kept), v)
+	s.HostKey = ""
 	s.Status = v.Verification.Status
 	was := s.Tokens
 	s.Tokens = Tokens{Grant: was.Grant, Epoch: was.Epoch}

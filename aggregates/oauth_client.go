@@ -2,6 +2,7 @@ package aggregates
 
 import (
 	"slices"
+	"time"
 
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/events"
@@ -24,6 +25,9 @@ var (
 	ErrOAuthClientHostsChanged = fault.New(fault.Precondition, "oauth_client_hosts_changed",
 		"The component now sends the client secret, or users who connect an account, to another host. If that host is correct, enter "+
 			"the client secret again with oauth_client.change, or with auth_client.change if an auth client manages it.")
+	// ErrOAuthEndpointsSecret keeps the stored secret from the hosts of other endpoints.
+	ErrOAuthEndpointsSecret = fault.New(fault.Unprocessable, "oauth_client_endpoints_secret",
+		"Other endpoints get the client secret. Enter the secret together with them.")
 	ErrOAuthClientMoved = fault.New(fault.Conflict, "oauth_client_changed", "The OAuth client was changed concurrently. Try again.")
 )
 
@@ -31,7 +35,7 @@ var (
 // most one, because the stream is named by the component. Every flow that includes the
 // component uses the client, active or not.
 var OAuthClient = Decider[OAuthClientState, commands.OAuthClient, events.OAuthClient]{
-	Category: "oauth_client", Fold: 3, Decide: OAuthClientState.decide, Evolve: OAuthClientState.evolve,
+	Category: "oauth_client", Fold: 4, Decide: OAuthClientState.decide, Evolve: OAuthClientState.evolve,
 	Weight: func(s OAuthClientState) int { return s.Uses.Len() },
 }
 
@@ -41,9 +45,13 @@ type OAuthClientState struct {
 	ClientID  string
 	SecretID  string
 	Revisions []int // descriptor revisions that the secret is approved for, newest last; 0: unknown
+	Endpoints commands.Endpoints
 	Unusable  bool
 	Uses      Uses     // by flows of the tenant that include the component
 	Abandoned []string // secret ids that no event may reference any more
+
+	SecretExpires time.Time // as declared; zero: unknown
+	Warned        Warning
 }
 
 // References reports whether the defined client has this secret.
@@ -77,7 +85,11 @@ func (s OAuthClientState) decide(cmd commands.OAuthClient) ([]events.OAuthClient
 		case slices.Contains(s.Abandoned, c.SecretID):
 			return nil, ErrSecretAbandoned
 		}
-		return []events.OAuthClient{events.OAuthClientDefined{ID: c.ID, ClientID: c.ClientID, SecretID: c.SecretID, Revision: c.Revision}}, nil
+		facts := []events.OAuthClient{events.OAuthClientDefined{ID: c.ID, ClientID: c.ClientID, SecretID: c.SecretID, Revision: c.Revision, Endpoints: c.Endpoints}}
+		if !c.Expires.IsZero() {
+			facts = append(facts, events.OAuthClientExpirySet{Expires: c.Expires})
+		}
+		return facts, nil
 	case commands.ChangeOAuthClient:
 		return s.change(c)
 	case commands.DeleteOAuthClient:
@@ -111,6 +123,8 @@ func (s OAuthClientState) decide(cmd commands.OAuthClient) ([]events.OAuthClient
 			return nil, nil
 		}
 		return []events.OAuthClient{events.OAuthClientReleased{Flow: c.Flow, Revision: c.Revision}}, nil
+	case commands.WarnOAuthClient:
+		return s.warn(c), nil
 	case commands.AbandonClientSecret:
 		if s.References(c.SecretID) || slices.Contains(s.Abandoned, c.SecretID) {
 			return nil, nil
@@ -121,7 +135,7 @@ func (s OAuthClientState) decide(cmd commands.OAuthClient) ([]events.OAuthClient
 }
 
 func (s OAuthClientState) change(c commands.ChangeOAuthClient) ([]events.OAuthClient, error) {
-	now := events.OAuthClientChanged{ClientID: s.ClientID, SecretID: s.SecretID, Revision: s.Revision()}
+	now := events.OAuthClientChanged{ClientID: s.ClientID, SecretID: s.SecretID, Revision: s.Revision(), Endpoints: s.Endpoints}
 	next := now
 	if c.ClientID != "" {
 		next.ClientID = c.ClientID
@@ -134,6 +148,9 @@ func (s OAuthClientState) change(c commands.ChangeOAuthClient) ([]events.OAuthCl
 	if c.Revision != 0 && (c.SecretID != "" || c.ReenteredSecretID != "") {
 		next.Revision = c.Revision
 	}
+	if c.Endpoints != nil {
+		next.Endpoints = *c.Endpoints
+	}
 	switch {
 	case s.ID == "" || s.ID != c.ID:
 		return nil, ErrOAuthClientNotFound
@@ -143,26 +160,45 @@ func (s OAuthClientState) change(c commands.ChangeOAuthClient) ([]events.OAuthCl
 		return nil, ErrSecretAbandoned
 	case c.ReenteredSecretID != "" && c.ReenteredSecretID != s.SecretID:
 		return nil, ErrOAuthClientMoved
-	case next == now:
-		return nil, nil
+	case next.Endpoints != now.Endpoints && c.SecretID == "" && c.ReenteredSecretID == "":
+		return nil, ErrOAuthEndpointsSecret
 	}
-	return []events.OAuthClient{next}, nil
+	var facts []events.OAuthClient
+	expires := s.SecretExpires
+	if next != now {
+		facts = append(facts, next)
+		if next.SecretID != now.SecretID {
+			expires = time.Time{}
+		}
+	}
+	if c.Expires != nil && !c.Expires.Equal(expires) {
+		facts = append(facts, events.OAuthClientExpirySet{Expires: *c.Expires})
+	}
+	return facts, nil
 }
 
 func (s OAuthClientState) evolve(e events.OAuthClient) OAuthClientState {
 	switch e := e.(type) {
 	case events.OAuthClientDefined:
 		s.ID, s.ClientID, s.SecretID, s.Unusable, s.Revisions = e.ID, e.ClientID, e.SecretID, false, []int{e.Revision}
+		s.Endpoints = e.Endpoints
 	case events.OAuthClientChanged:
 		if s.SecretID != e.SecretID { // approvals of the old secret do not apply to the new one
-			s.Revisions = nil
+			s.Revisions, s.SecretExpires = nil, time.Time{}
 		}
 		s.ClientID, s.SecretID, s.Revisions = e.ClientID, e.SecretID, confirmed(s.Revisions, e.Revision)
+		s.Endpoints = e.Endpoints
 	case events.OAuthClientMarkedUnusable:
 		s.Unusable = true
+	case events.OAuthClientExpirySet:
+		s.SecretExpires = e.Expires
+	case events.OAuthClientExpiring:
+		s.Warned = Warning{Expires: e.Expires, Days: e.Days}
 	case events.OAuthClientRevealed:
 	case events.OAuthClientDeleted:
 		s.ID, s.ClientID, s.SecretID, s.Unusable, s.Revisions = "", "", "", false, nil
+		s.SecretExpires, s.Warned = time.Time{}, Warning{}
+		s.Endpoints = commands.Endpoints{}
 	case events.OAuthClientUsed:
 		s.Uses = s.Uses.with(e.Flow, Use{Revision: e.Revision, Named: true})
 	case events.OAuthClientReleased:

@@ -12,16 +12,16 @@ import (
 var (
 	ErrRoleNotFound = fault.New(fault.NotFound, "role_not_found", "Role not found.")
 	ErrRoleExists   = fault.New(fault.Exists, "role_exists", "A role with this name already exists.")
-	// ErrRoleGranted keeps the permissions of a role that keys were issued with.
+	// ErrRoleGranted refuses to change the permissions of a role after a key was issued with it.
 	ErrRoleGranted = fault.New(fault.Precondition, "role_granted",
-		"API keys were issued with this role, so its permissions cannot change any more. Define a role with another name, issue keys with it and revoke the present ones.")
+		"API keys were issued with this role, so its permissions cannot be changed. Define a role with another name, issue keys with it and revoke the current ones.")
 	// ErrRoleNameGranted refuses to define a deleted role again with other permissions.
 	ErrRoleNameGranted = fault.New(fault.Precondition, "role_name_granted",
 		"API keys were issued with a deleted role of this name and other permissions. Choose another name.")
 )
 
-// Role is the aggregate of one role of a tenant. Its name means one set of permissions for
-// ever once a key was issued with it.
+// Role is the aggregate of one role of a tenant. After a key was issued with a role, the
+// permissions of its name can never be changed, not even by deleting and defining it again.
 var Role = Decider[RoleState, commands.Role, events.Role]{
 	Category: "role", Fold: 1, Decide: RoleState.decide, Evolve: RoleState.evolve,
 }
@@ -29,9 +29,9 @@ var Role = Decider[RoleState, commands.Role, events.Role]{
 // RoleState is the state of a role.
 type RoleState struct {
 	Live        bool
-	Granted     bool // keys were issued with it, or with a deleted one of its name
+	Granted     bool // keys were issued with it, or with a deleted role of the same name
 	Title       string
-	Permissions []string // also of a deleted role
+	Permissions []string // kept when the role is deleted
 }
 
 func (s RoleState) decide(cmd commands.Role) ([]events.Role, error) {

@@ -12,6 +12,9 @@ var (
 	ErrTenantExists = fault.New(fault.Exists, "tenant_exists", "A tenant with this id already exists.")
 	// ErrTenantNotFound refuses a command on a tenant that is not registered.
 	ErrTenantNotFound = fault.New(fault.NotFound, "tenant_not_found", "Tenant not found.")
+	// ErrTenantErased refuses everything on a tenant that is erased or being erased.
+	ErrTenantErased = fault.New(fault.NotFound, "tenant_erased",
+		"The tenant was erased. Its id cannot be used again; what happened in it is in the log of the installation.")
 	// ErrKeyRotating refuses a second rotation beside one that is in progress.
 	ErrKeyRotating = fault.New(fault.Precondition, "key_rotation_in_progress",
 		"The encryption key of the tenant is already being rotated. Wait until that is complete: credstream keys status shows the progress.")
@@ -19,7 +22,7 @@ var (
 
 // Tenant is the aggregate of one tenant.
 var Tenant = Decider[TenantState, commands.Tenant, events.Tenant]{
-	Category: "tenant", Fold: 2, Decide: TenantState.decide, Evolve: TenantState.evolve,
+	Category: "tenant", Fold: 3, Decide: TenantState.decide, Evolve: TenantState.evolve,
 }
 
 // TenantState is the state of a tenant.
@@ -28,12 +31,16 @@ type TenantState struct {
 	Name     string
 	Rotation uint64 // number of the last rotation of the encryption key
 	Rotating bool   // it is in progress
+	Erasing  bool   // its erasure was requested; never reset
+	Erased   bool   // and is complete
 }
 
 func (s TenantState) decide(cmd commands.Tenant) ([]events.Tenant, error) {
 	switch c := cmd.(type) {
 	case commands.RegisterTenant:
 		switch {
+		case s.Erasing:
+			return nil, ErrTenantErased
 		case s.Exists && s.Name == c.Name:
 			return nil, nil
 		case s.Exists:
@@ -44,13 +51,18 @@ func (s TenantState) decide(cmd commands.Tenant) ([]events.Tenant, error) {
 		switch {
 		case !s.Exists:
 			return nil, ErrTenantNotFound
+		case s.Erasing:
+			return nil, ErrTenantErased
 		case s.Rotating:
 			return nil, ErrKeyRotating
 		}
 		return []events.Tenant{events.TenantKeyRotationStarted{Rotation: max(s.Rotation, c.After) + 1}}, nil
 	case commands.RecordRewrap:
-		if !s.Exists {
+		switch {
+		case !s.Exists:
 			return nil, ErrTenantNotFound
+		case s.Erasing:
+			return nil, ErrTenantErased
 		}
 		return []events.Tenant{events.TenantKeysRewrapped{}}, nil
 	case commands.CompleteKeyRotation:
@@ -58,6 +70,19 @@ func (s TenantState) decide(cmd commands.Tenant) ([]events.Tenant, error) {
 			return nil, nil
 		}
 		return []events.Tenant{events.TenantKeyRotationCompleted{Key: c.Key}}, nil
+	case commands.StartTenantErasure:
+		switch {
+		case !s.Exists:
+			return nil, ErrTenantNotFound
+		case s.Erasing:
+			return nil, nil
+		}
+		return []events.Tenant{events.TenantErasureStarted{}}, nil
+	case commands.CompleteTenantErasure:
+		if !s.Erasing || s.Erased {
+			return nil, nil
+		}
+		return []events.Tenant{events.TenantErased{}}, nil
 	}
 	return nil, unknownCommand(cmd)
 }
@@ -71,6 +96,10 @@ func (s TenantState) evolve(e events.Tenant) TenantState {
 		s.Rotation, s.Rotating = e.Rotation, true
 	case events.TenantKeyRotationCompleted:
 		s.Rotating = false
+	case events.TenantErasureStarted:
+		s.Erasing, s.Rotating = true, false
+	case events.TenantErased:
+		s.Erased = true
 	}
 	return s
 }

@@ -22,9 +22,9 @@ var (
 	// ErrThrottlePolicyUnknown refuses to assign a policy that does not exist.
 	ErrThrottlePolicyUnknown = fault.New(fault.Unprocessable, "throttle_policy_unknown",
 		"No throttle policy has this id. Define the policy first, or give the id of an existing one.")
-	// ErrPolicyUseMoved tells the service that what it knew of a credential's use of a policy
+	// ErrPolicyUseStale tells the service that what it knew of a credential's use of a policy
 	// is old, or that the use was abandoned: it must use the policy anew. No caller sees it.
-	ErrPolicyUseMoved = fault.New(fault.Conflict, "throttle_policy_use_moved", "The credential was changed concurrently. Try again.")
+	ErrPolicyUseStale = fault.New(fault.Conflict, "throttle_policy_use_moved", "The credential was changed concurrently. Try again.")
 )
 
 // ThrottlePolicy decides what may happen to one throttle policy. Its id may be used again
@@ -182,7 +182,7 @@ func (u *PolicyUses) UnmarshalJSON(b []byte) error {
 
 func (s CredentialState) assigned(p commands.PolicyUse) (events.CredentialThrottlePolicyAssigned, error) {
 	if p.Policy != "" && (p.Use == "" || slices.Contains(s.AbandonedUses, p.Use)) {
-		return events.CredentialThrottlePolicyAssigned{}, ErrPolicyUseMoved
+		return events.CredentialThrottlePolicyAssigned{}, ErrPolicyUseStale
 	}
 	return events.CredentialThrottlePolicyAssigned{Policy: p.Policy, Use: p.Use}, nil
 }

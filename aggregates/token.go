@@ -64,6 +64,8 @@ type Tokens struct {
 	Ahead          time.Duration // how long before the expiry of an access token the provider renews it, learned from refusals; 0: unknown
 	Scope          string        // as the provider stated it, "" if it did not
 	Odd            string        // a sentence about an implausible lifetime in the provider's response; "" for none
+
+	RefreshToken events.CredentialRefreshTokenExpirySet // the zero value if nothing is known of its lifetime
 }
 
 // Token is one access token.
@@ -73,6 +75,7 @@ type Token struct {
 	Expires  time.Time
 	Lifetime time.Duration // full lifetime at the time of issue
 	Due      time.Time     // for renewal; zero: derived from Lifetime
+	Endless  bool          // valid until it is revoked
 }
 
 // Refresh is a refresh in progress.
@@ -86,7 +89,7 @@ type Refresh struct {
 // ValidFor reports whether the token stays valid for life, or for half of its lifetime if that
 // is shorter.
 func (t Token) ValidFor(now time.Time, life time.Duration) bool {
-	return t.Expires.Sub(now) >= min(life, t.Lifetime/2) && t.Plausible(now)
+	return t.Endless || t.Expires.Sub(now) >= min(life, t.Lifetime/2) && t.Plausible(now)
 }
 
 // leastLeft is the minimum remaining validity of a token that callers get.
@@ -152,10 +155,48 @@ func (s CredentialState) authorized(keys events.KeysVersion, t *commands.Tokens)
 		Expires: t.Expires.UTC(), Lifetime: int64(t.Lifetime / time.Second), Renewable: t.Renewable, Scope: t.Scope,
 		Due: t.Due.UTC(), Odd: t.Odd,
 	}}
+	if life := t.RefreshToken; !life.Expires.IsZero() {
+		fact := refreshTokenStated(life, events.RefreshUnknown)
+		if life.Fixed {
+			fact.Renewal = events.RefreshFixed
+		}
+		facts = append(facts, fact)
+	}
 	if s.Tokens.ReauthReason != "" {
 		facts = append(facts, events.CredentialRecovered{Grant: grant, Status: keys.Verification.Status})
 	}
 	return facts
+}
+
+func refreshTokenStated(life commands.RefreshTokenLife, renewal string) events.CredentialRefreshTokenExpirySet {
+	return events.CredentialRefreshTokenExpirySet{Expires: life.Expires.UTC(), Lifetime: int64(life.Lifetime / time.Second), Renewal: renewal}
+}
+
+// refreshTokenLife compares what the provider states of the refresh token after a renewal with what it
+// stated before: if the expiry moved about as much as time has passed, renewals extend it. It returns no
+// event if nothing new is known, so that renewals in general have none.
+func (t Tokens) refreshTokenLife(life commands.RefreshTokenLife) []events.Credential {
+	const (
+		leastApart = 30 * time.Second // between two statements, or rounding hides the difference
+		differs    = time.Hour        // a fixed expiry that is stated earlier by at least this much is another one
+	)
+	known := t.RefreshToken
+	stated := life.Expires.Add(-life.Lifetime)
+	passed := stated.Sub(known.Expires.Add(-time.Duration(known.Lifetime) * time.Second))
+	moved := life.Expires.Sub(known.Expires)
+	switch {
+	case life.Expires.IsZero(), known.Renewal == events.RefreshExtended:
+		return nil
+	case known.Expires.IsZero():
+		return []events.Credential{refreshTokenStated(life, events.RefreshUnknown)}
+	case passed < leastApart:
+		return nil
+	case moved > passed/2:
+		return []events.Credential{refreshTokenStated(life, events.RefreshExtended)}
+	case known.Renewal == events.RefreshUnknown, moved < -differs:
+		return []events.Credential{refreshTokenStated(life, events.RefreshFixed)}
+	}
+	return nil
 }
 
 func (s CredentialState) mayRenew() error {
@@ -217,7 +258,7 @@ func (s CredentialState) completeRefresh(c commands.CompleteRefresh) ([]events.C
 		fact.Expires, fact.Due = time.Time{}, time.Time{}
 		return []events.Credential{fact}, nil
 	}
-	facts := []events.Credential{fact}
+	facts := append([]events.Credential{fact}, t.refreshTokenLife(c.RefreshToken)...)
 	if t.ReauthReason != "" {
 		facts = append(facts, events.CredentialRecovered{Grant: c.Grant, Status: t.StatusBefore})
 	}
@@ -282,7 +323,7 @@ func (s CredentialState) evolveTokens(e events.CredentialToken) CredentialState 
 			Grant: e.Grant, Field: e.Field, Renewable: e.Renewable, Epoch: t.Epoch,
 			Token: Token{
 				Epoch: t.Epoch, SecretID: s.Current().SecretID, Expires: e.Expires, Lifetime: time.Duration(e.Lifetime) * time.Second,
-				Due: e.Due,
+				Due: e.Due, Endless: !e.Renewable && e.Expires.IsZero() && e.Lifetime == 0,
 			},
 			Scope: e.Scope, Odd: e.Odd,
 		}
@@ -336,6 +377,8 @@ func (s CredentialState) evolveTokens(e events.CredentialToken) CredentialState 
 		t.Grant, t.Token, t.Refresh, t.Late, t.Renewable = e.Grant+1, Token{Epoch: t.Epoch}, Refresh{}, nil, false
 		s.Versions = slices.Clone(s.Versions)
 		s.Versions[len(s.Versions)-1].SecretID = ""
+	case events.CredentialRefreshTokenExpirySet:
+		t.RefreshToken = e
 	case events.CredentialRevokedAtProvider:
 	}
 	return s

@@ -10,7 +10,7 @@ import (
 // credential.
 type Access struct {
 	Seq        uint64    `json:"seq"`  // sequence in the access log
-	Kind       string    `json:"kind"` // "given", or "withdrawn": the values were not returned after all
+	Kind       string    `json:"kind"` // "given"; "withdrawn": the values were not returned after all; "revealed": shown to a person
 	Time       time.Time `json:"time"`
 	Credential string    `json:"credential"`
 	Version    int       `json:"version"`        // of the keys
@@ -21,8 +21,8 @@ type Access struct {
 	Via        string    `json:"via"`                // "http" or "nats"
 	Cleartext  bool      `json:"cleartext"`          // the values were not encrypted
 	Recipient  string    `json:"recipient,omitzero"` // SHA-256 of the public key they were encrypted to, in hex
-	Lease      string    `json:"lease"`
-	Expires    time.Time `json:"expires"` // of the lease
+	Lease      string    `json:"lease,omitzero"`     // "" when they were revealed
+	Expires    time.Time `json:"expires,omitzero"`   // of the lease; zero when they were revealed
 }
 
 // AccessFilter selects entries of the access log. Its members combine
@@ -30,7 +30,10 @@ type Access struct {
 type AccessFilter struct {
 	Credential string    `json:"credential,omitzero"` // deleted credentials are included
 	Actor      string    `json:"actor,omitzero"`      // "key:<id>"
+	Component  string    `json:"component,omitzero"`  // credentials of this component
+	Flow       string    `json:"flow,omitzero"`       // given to this flow
 	Since      time.Time `json:"since,omitzero"`      // entries of this time or later
+	Until      time.Time `json:"until,omitzero"`      // entries before this time
 	From       uint64    `json:"from,omitzero"`       // first sequence in the access log; the beginning when 0
 }
 

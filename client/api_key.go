@@ -16,11 +16,12 @@ type IssueAPIKey struct {
 	Components  []string `json:"components,omitzero"`  // ids: only credentials of these components; all when empty
 	Workspaces  []string `json:"workspaces,omitzero"`  // only credentials created with these workspace ids; all when empty
 	Credentials []string `json:"credentials,omitzero"` // only the credentials with these ids; all when empty
+	Certificate string   `json:"certificate,omitzero"` // name in a client certificate that stands for the key, such as "dns:engine.example.org"; a secret key when empty
 }
 
 type IssuedAPIKey struct {
 	Done
-	Key     string    `json:"key,omitzero"`     // shown once: the response to a repeated command lacks it
+	Key     string    `json:"key,omitzero"`     // shown once: the response to a repeated command lacks it, and so does a key that a certificate stands for
 	Expires time.Time `json:"expires,omitzero"` // when it expires
 }
 
@@ -49,6 +50,7 @@ type APIKey struct {
 	Components  []string  `json:"components,omitzero"`  // the components of the credentials that it reaches; empty: any
 	Workspaces  []string  `json:"workspaces,omitzero"`  // the workspaces of the credentials that it reaches; empty: any
 	Credentials []string  `json:"credentials,omitzero"` // the credentials that it reaches; empty: any
+	Certificate string    `json:"certificate,omitzero"` // name in the client certificate that stands for the key; empty: a secret key
 	Expires     time.Time `json:"expires,omitzero"`     // zero: never
 	Expired     bool      `json:"expired,omitzero"`
 	Revoked     bool      `json:"revoked"`

@@ -70,6 +70,9 @@ type API struct {
 type commandOptions struct {
 	id, correlation string
 	revision        int
+	expires         time.Time
+	hostKey         string
+	endpoints       Endpoints
 }
 
 // CommandOption changes how one command is sent.
@@ -91,6 +94,18 @@ func Correlation(id string) CommandOption { return func(o *commandOptions) { o.c
 // accepts any revision.
 func ExpectRevision(revision int) CommandOption {
 	return func(o *commandOptions) { o.revision = revision }
+}
+
+// Expires declares when keys or a client secret expire at the provider, so that events warn of it.
+// CreateCredential, ReplaceKeys, DefineOAuthClient and ChangeOAuthClient support it.
+func Expires(at time.Time) CommandOption {
+	return func(o *commandOptions) { o.expires = at }
+}
+
+// AcceptHostKey accepts a key of an SSH server in place of the one that the credential recorded,
+// such as "ssh-ed25519 SHA256:...". VerifyCredential and ReplaceKeys support it.
+func AcceptHostKey(key string) CommandOption {
+	return func(o *commandOptions) { o.hostKey = key }
 }
 
 // revisionOf is the revision that the options expect.

@@ -198,6 +198,14 @@ func TestRequests(t *testing.T) {
 			_, err := c.RegisterTenant(ctx, client.Tenant{ID: "t", Name: "T"})
 			return err
 		}},
+		{`POST /v1/tenants/acme/commands/tenant.erase {"id":"t","stop_flows":true}`, func(c *client.Client) error {
+			_, err := c.EraseTenant(ctx, "t", true)
+			return err
+		}},
+		{`GET /v1/tenants/acme/tenant.erasure?id=t`, func(c *client.Client) error {
+			_, err := c.TenantErasure(ctx, "t")
+			return err
+		}},
 		{`POST /v1/tenants/acme/commands/views.rebuild {}`, func(c *client.Client) error {
 			_, err := c.RebuildViews(ctx)
 			return err
@@ -208,6 +216,39 @@ func TestRequests(t *testing.T) {
 		}},
 		{`POST /v1/tenants/acme/commands/api_key.issue {"role":"OPERATOR","tenants":["a"]}`, func(c *client.Client) error {
 			_, err := c.IssueAPIKey(ctx, client.IssueAPIKey{Role: "OPERATOR", Tenants: []string{"a"}})
+			return err
+		}},
+		{`POST /v1/tenants/acme/commands/role.define {"name":"BILLING","title":"","permissions":["flows.get"]}`, func(c *client.Client) error {
+			_, err := c.DefineRole(ctx, "BILLING", "", []string{"flows.get"})
+			return err
+		}},
+		{`POST /v1/tenants/acme/commands/role.change {"name":"BILLING","title":"The team"}`, func(c *client.Client) error {
+			title := "The team"
+			_, err := c.ChangeRole(ctx, "BILLING", &title, nil)
+			return err
+		}},
+		{`POST /v1/tenants/acme/commands/role.change {"name":"BILLING","permissions":["flows.get"]}`, func(c *client.Client) error {
+			_, err := c.ChangeRole(ctx, "BILLING", nil, []string{"flows.get"})
+			return err
+		}},
+		{`POST /v1/tenants/acme/commands/role.delete {"name":"BILLING"}`, func(c *client.Client) error {
+			_, err := c.DeleteRole(ctx, "BILLING")
+			return err
+		}},
+		{`POST /v1/tenants/acme/commands/throttle_policy.delete {"id":"p"}`, func(c *client.Client) error {
+			_, err := c.DeleteThrottlePolicy(ctx, "p")
+			return err
+		}},
+		{`POST /v1/tenants/acme/commands/credential.assign-throttle-policy {"id":"i","throttle_policy":"p"}`, func(c *client.Client) error {
+			_, err := c.AssignThrottlePolicy(ctx, "i", "p")
+			return err
+		}},
+		{`POST /v1/tenants/acme/commands/connector.delete {"id":"x"}`, func(c *client.Client) error {
+			_, err := c.DeleteConnector(ctx, "x")
+			return err
+		}},
+		{`POST /v1/tenants/acme/commands/connector_secret.delete {"id":"x"}`, func(c *client.Client) error {
+			_, err := c.DeleteConnectorSecret(ctx, "x")
 			return err
 		}},
 		{`POST /v1/tenants/acme/commands/credential.delete {"id":"i","expected_version":2,"dry_run":true}`, func(c *client.Client) error {

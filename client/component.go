@@ -13,6 +13,7 @@ type registration struct {
 	ID         string         `json:"id,omitzero"`
 	Descriptor jsontext.Value `json:"descriptor,omitzero"`
 	DryRun     bool           `json:"dry_run,omitzero"`
+	Expected   int            `json:"expected_revision,omitzero"`
 }
 
 func (a *API) changeComponent(ctx context.Context, name string, in registration, opts []CommandOption) (Done, error) {
@@ -27,9 +28,10 @@ func (a *API) RegisterComponent(ctx context.Context, id string, descriptor []byt
 	return a.changeComponent(ctx, "component.register", registration{ID: id, Descriptor: descriptor}, opts)
 }
 
-// UpdateComponent activates a new descriptor of a component, as a new revision.
+// UpdateComponent activates a new descriptor of a component, as a new revision. With ExpectRevision
+// it overwrites no update that the caller has not read (component_revision_stale).
 func (a *API) UpdateComponent(ctx context.Context, id string, descriptor []byte, opts ...CommandOption) (Done, error) {
-	return a.changeComponent(ctx, "component.update", registration{ID: id, Descriptor: descriptor}, opts)
+	return a.changeComponent(ctx, "component.update", registration{ID: id, Descriptor: descriptor, Expected: revisionOf(opts)}, opts)
 }
 
 // ShareComponent makes a component visible to every tenant.

@@ -36,8 +36,8 @@ type ConnectorSettings struct {
 }
 
 // PutConnector creates a connector, or replaces the settings of the one with this id. An
-// empty id is generated (connector_secret_unknown, connector_api_key_mismatch). The
-// status of the response is "created", "updated" or "noop".
+// empty id is generated. The status of the response is "created", "updated" or "noop". Error
+// codes: connector_secret_unknown, connector_api_key_mismatch.
 func (a *API) PutConnector(ctx context.Context, id string, settings ConnectorSettings, opts ...CommandOption) (Done, error) {
 	var done Done
 	err := a.Command(ctx, "connector.put", struct {
@@ -154,13 +154,19 @@ type idPage struct {
 
 // listed yields the items of all pages of a query.
 func listed[T any](ctx context.Context, a *API, query string, items func(idPage) []T) iter.Seq2[T, error] {
+	return listedAt(ctx, a, query, 0, items)
+}
+
+// listedAt is listed for a query that reflects at least the log sequence minSeq.
+func listedAt[T any](ctx context.Context, a *API, query string, minSeq uint64, items func(idPage) []T) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		for after := ""; ; {
 			var page idPage
 			err := a.Query(ctx, query, struct {
-				After string `json:"after,omitzero"`
-				Limit int    `json:"limit"`
-			}{after, 200}, &page)
+				After  string `json:"after,omitzero"`
+				Limit  int    `json:"limit"`
+				MinSeq uint64 `json:"min_seq,omitzero"`
+			}{after, 200, minSeq}, &page)
 			if err != nil {
 				var none T
 				yield(none, err)

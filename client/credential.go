@@ -109,12 +109,13 @@ type createBody struct {
 	Description    string         `json:"description,omitzero"`
 	Hosts          []string       `json:"hosts,omitzero"`
 	Verification   jsontext.Value `json:"verification,omitzero"`
+	Expires        time.Time      `json:"expires_at,omitzero"`
 }
 
-func (in CreateCredential) body(revision int) createBody {
+func (in CreateCredential) body(of commandOptions) createBody {
 	return createBody{
-		in.Component, in.Name, in.Keys.reveal(), in.Workspace, in.VPNAgent, in.ThrottlePolicy, in.For, revision,
-		in.ID, in.Type, in.Description, in.Hosts, in.Verification,
+		in.Component, in.Name, in.Keys.reveal(), in.Workspace, in.VPNAgent, in.ThrottlePolicy, in.For, of.revision,
+		in.ID, in.Type, in.Description, in.Hosts, in.Verification, of.expires,
 	}
 }
 
@@ -128,7 +129,7 @@ type ForStep struct {
 // saved when they fail it (credential_verification_failed).
 func (a *API) CreateCredential(ctx context.Context, in CreateCredential, opts ...CommandOption) (Done, error) {
 	var done Done
-	err := a.Command(ctx, "credential.create", in.body(revisionOf(opts)), &done, opts...)
+	err := a.Command(ctx, "credential.create", in.body(optionsOf(opts)), &done, opts...)
 	return done, err
 }
 
@@ -140,6 +141,8 @@ type change struct {
 	Expected int            `json:"expected_version,omitzero"`
 	Revision int            `json:"expected_revision,omitzero"` // of the component
 	DryRun   bool           `json:"dry_run,omitzero"`
+	Expires  time.Time      `json:"expires_at,omitzero"`
+	HostKey  string         `json:"host_key,omitzero"`
 }
 
 func (a *API) change(ctx context.Context, name string, in change, opts []CommandOption) (Done, error) {
@@ -152,7 +155,9 @@ func (a *API) change(ctx context.Context, name string, in change, opts []Command
 // expected is the version that the current keys must have, 0 for any
 // (credential_version_stale).
 func (a *API) ReplaceKeys(ctx context.Context, id string, keys Keys, expected int, opts ...CommandOption) (Done, error) {
-	return a.change(ctx, "credential.replace-keys", change{ID: id, Keys: keys.reveal(), Expected: expected, Revision: revisionOf(opts)}, opts)
+	return a.change(ctx, "credential.replace-keys", change{
+		ID: id, Keys: keys.reveal(), Expected: expected, Revision: revisionOf(opts), Expires: optionsOf(opts).expires, HostKey: optionsOf(opts).hostKey,
+	}, opts)
 }
 
 // RevertCredential verifies the keys of an earlier version again and activates them
@@ -194,7 +199,7 @@ func (a *API) UpdateCredential(ctx context.Context, id string, in CredentialUpda
 // VerifyCredential repeats the dry request. A failed one is not an error: see the
 // Status and Says of the response.
 func (a *API) VerifyCredential(ctx context.Context, id string, opts ...CommandOption) (Done, error) {
-	return a.change(ctx, "credential.verify", change{ID: id}, opts)
+	return a.change(ctx, "credential.verify", change{ID: id, HostKey: optionsOf(opts).hostKey}, opts)
 }
 
 // RefreshCredential renews the tokens of an OAuth credential now. It is refused with
@@ -213,7 +218,7 @@ func (a *API) DeleteCredential(ctx context.Context, id string, expected int, opt
 
 // TokenInfo is the state of a credential's OAuth tokens.
 type TokenInfo struct {
-	Expires   time.Time `json:"expires"`           // of the access token; it is renewed earlier
+	Expires   time.Time `json:"expires,omitzero"`  // of the access token; it is renewed earlier. Absent: it is valid until it is revoked
 	Renewable bool      `json:"renewable"`         // they can be renewed without connecting the account again
 	Problem   string    `json:"problem,omitzero"`  // sentence why re-authorization is required
 	Failures  int       `json:"failures,omitzero"` // consecutive failed renewals
@@ -226,7 +231,7 @@ type TokenInfo struct {
 // Verification is the result of the last dry request.
 type Verification struct {
 	Status    string `json:"status"`
-	Probe     string `json:"probe"`      // "http", "tcp", "tls", or "" if there is no dry request
+	Probe     string `json:"probe"`      // "http", "tcp", "tls", "smtp", "imap", "ldap", "postgres", "mysql", "ssh", "sftp", or "" if there is no dry request
 	Outcome   string `json:"outcome"`    // "2xx", "4xx", "refused", "timeout", ...
 	LatencyMS int64  `json:"latency_ms"` // milliseconds
 }

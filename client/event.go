@@ -89,6 +89,13 @@ type ReplayFilter struct {
 	Type   string    `json:"type,omitzero"`   // "credential.created"
 	Actor  string    `json:"actor,omitzero"`  // "key:<id>"
 	Since  time.Time `json:"since,omitzero"`  // events of this time or later
+	Until  time.Time `json:"until,omitzero"`  // events before this time
+
+	Component string `json:"component,omitzero"` // of this component, its credentials and its OAuth client
+	Flow      string `json:"flow,omitzero"`      // of this flow, and those that name it
+	// Complete adds events of the type credstream.withheld.v1 for what is not returned, so that every
+	// log sequence is accounted for. Only without other filters, except From and To.
+	Complete bool `json:"complete,omitzero"`
 }
 
 // replayPage is one response of events.replay.

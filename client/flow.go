@@ -54,22 +54,14 @@ type Ack struct {
 	Seq    uint64 `json:"seq"`    // sequence in that stream, which is not the log
 }
 
-// FlowAck is the position at which a flow event is durable: in "CREDSTREAM_FLOWS", or in
-// "CREDSTREAM_POISON" if the service could not parse it.
+// FlowAck is the position at which a flow event is durable.
 type FlowAck Ack
-
-// deadLetterStream is the dead-letter queue.
-const deadLetterStream = "CREDSTREAM_POISON"
-
-// DeadLettered reports whether the service could not parse the event and put it into the dead-letter
-// queue.
-func (a FlowAck) DeadLettered() bool { return a.Stream == deadLetterStream }
 
 // PublishFlow publishes a flow event, and returns when it is durable.
 // The read models and the in-use index reflect it some
 // milliseconds later. It retries with the same event when no response arrives:
 // the revision makes a repeat harmless. It returns ErrUnreachable when no
-// service is running.
+// service is running, and the service's error for an event that it cannot parse: see DeadLetterOf.
 func (c *Conn) PublishFlow(ctx context.Context, e FlowEvent, opts ...CommandOption) (FlowAck, error) {
 	data, err := json.Marshal(e)
 	if err != nil {
@@ -378,6 +370,16 @@ func StepFaultsOf(err error) (steps []StepFault, ok bool) {
 	}
 	ok = detailsOf(err, &details) && len(details.Steps) > 0
 	return details.Steps, ok
+}
+
+// DeadLetterOf returns the id in the dead-letter queue of a flow event that the service could not
+// parse.
+func DeadLetterOf(err error) (id string, ok bool) {
+	var details struct {
+		ID string `json:"dead_letter"`
+	}
+	ok = detailsOf(err, &details) && details.ID != ""
+	return details.ID, ok
 }
 
 // detailsOf decodes the details of an error of the service.

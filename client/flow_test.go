@@ -73,7 +73,7 @@ func TestPublishFlow(t *testing.T) {
 		{Change: client.FlowStarted, ID: "f1", Revision: 3},
 	} {
 		ack, err := c.PublishFlow(t.Context(), e, client.CommandID("given"), client.Correlation("theirs"))
-		if err != nil || ack != (client.FlowAck{Stream: "CREDSTREAM_FLOWS", Seq: 7}) || ack.DeadLettered() {
+		if err != nil || ack != (client.FlowAck{Stream: "CREDSTREAM_FLOWS", Seq: 7}) {
 			t.Errorf("%+v, %v", ack, err)
 		}
 	}
@@ -111,7 +111,7 @@ func TestPublishFlowAgain(t *testing.T) {
 		if n < 3 {
 			return refusal(t, fault.ErrUnavailable)
 		}
-		return body(`{"stream":"CREDSTREAM_POISON","seq":2}`)
+		return refusal(t, fault.New(fault.Invalid, "flow_event_data_invalid", "No.").With(map[string]string{"dead_letter": "2"}))
 	})
 	b.serve("credstream.flows.acme.f2", func(int, *nats.Msg) *nats.Msg {
 		return refusal(t, fault.New(fault.Denied, "permission_missing", "No.").At("/id"))
@@ -119,7 +119,7 @@ func TestPublishFlowAgain(t *testing.T) {
 	b.serve("credstream.flows.acme.f3", func(int, *nats.Msg) *nats.Msg { return body("what?") })
 	c := b.dial("acme")
 	ack, err := c.PublishFlow(t.Context(), client.FlowEvent{Change: client.FlowStarted, ID: "f1", Revision: 1})
-	if err != nil || !ack.DeadLettered() {
+	if id, kept := client.DeadLetterOf(err); !kept || id != "2" || ack != (client.FlowAck{}) {
 		t.Errorf("%+v, %v", ack, err)
 	}
 	all := asked()

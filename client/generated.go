@@ -10,21 +10,26 @@ import (
 // keepsValues are the events that leave the values of a credential as they are. All
 // others, those of later versions too, have them dropped.
 var keepsValues = map[string]bool{
-	"credential.renamed":         true,
-	"credential.verified":        true,
-	"credential.used":            true,
-	"credential.released":        true,
-	"credential.revealed":        true,
-	"credential.vpn_agent_set":   true,
-	"credential.description_set": true,
-	"credential.refresh_started": true,
-	"credential.refresh_failed":  true,
+	"api_key.expiring":                    true,
+	"credential.renamed":                  true,
+	"credential.verified":                 true,
+	"credential.used":                     true,
+	"credential.released":                 true,
+	"credential.revealed":                 true,
+	"credential.vpn_agent_set":            true,
+	"credential.description_set":          true,
+	"credential.expiry_set":               true,
+	"credential.host_key_set":             true,
+	"credential.expiring":                 true,
+	"credential.refresh_started":          true,
+	"credential.refresh_failed":           true,
+	"credential.refresh_token_expiry_set": true,
 }
 
 // Credential is what the service shows of a credential.
 type Credential struct {
 	ID             string         `json:"id"`
-	Component      string         `json:"component,omitzero"` // absent of a free type
+	Component      string         `json:"component,omitzero"` // absent if the credential has a free type
 	Name           string         `json:"name"`
 	Workspace      string         `json:"workspace,omitzero"`
 	VPNAgent       string         `json:"vpn_agent,omitzero"`
@@ -35,13 +40,15 @@ type Credential struct {
 	Keys           map[string]any `json:"keys,omitzero"`   // by field: "********", or the value where the descriptor says it is not secret; absent in lists
 	Tokens         *TokenInfo     `json:"tokens,omitzero"` // of an OAuth credential; absent in lists
 	Verification   Verification   `json:"verification"`
-	VerifiedAt     time.Time      `json:"verified_at"` // absent when no dry request was made
+	VerifiedAt     time.Time      `json:"verified_at,omitzero"` // absent when no dry request was made
+	HostKey        string         `json:"host_key,omitzero"`    // of an SSH server, that dry requests accept: "ssh-ed25519 SHA256:..."
 	CreatedAt      time.Time      `json:"created_at"`
 	CreatedBy      string         `json:"created_by"` // "key:<id>"
 	UpdatedAt      time.Time      `json:"updated_at"`
 	Seq            uint64         `json:"seq"`                  // log sequence of the last change
-	Type           string         `json:"type,omitzero"`        // free, in place of component
-	Description    string         `json:"description,omitzero"` // for people
+	Type           string         `json:"type,omitzero"`        // the free type, instead of component
+	Description    string         `json:"description,omitzero"` // free text
+	Expires        time.Time      `json:"expires_at,omitzero"`  // when the keys expire, as declared, or the tokens, if they cannot be renewed; absent: never
 }
 
 // RenameCredential requests another name, by the command credential.rename.

@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -20,8 +21,11 @@ import (
 // Config is the address of the service and the identity of the caller.
 type Config struct {
 	URL    string // "https://credstream.example.org"; it may have a path
-	Key    string // the API key
+	Key    string // the API key; "" if a client certificate in TLS stands for it
 	Tenant string // DefaultTenant when empty
+	// TLS is for https:// URLs: CAs to trust beside or in place of those of the system, and a
+	// client certificate. nil trusts the CAs of the system. It is ignored with HTTPClient.
+	TLS *tls.Config
 	// HTTPClient makes the requests; nil means a client without
 	// redirects and with a timeout of one minute. Keys are sent only to URL.
 	HTTPClient *http.Client
@@ -45,6 +49,9 @@ func New(cfg Config) (*Client, error) {
 		cfg.Tenant = DefaultTenant
 	}
 	authorization := "Bearer " + cfg.Key
+	if cfg.Key == "" && cfg.TLS != nil {
+		authorization = ""
+	}
 	return &Client{API{&httpTransport{
 		client: httpClient(cfg),
 		base:   base + "/v1/tenants/" + url.PathEscape(cfg.Tenant) + "/",
@@ -65,7 +72,16 @@ func httpClient(cfg Config) *http.Client {
 	if cfg.HTTPClient != nil {
 		return cfg.HTTPClient
 	}
+	var transport http.RoundTripper
+	if cfg.TLS != nil {
+		if standard, ok := http.DefaultTransport.(*http.Transport); ok {
+			own := standard.Clone()
+			own.TLSClientConfig = cfg.TLS.Clone()
+			transport = own
+		}
+	}
 	return &http.Client{
+		Transport:     transport,
 		Timeout:       callTime,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
@@ -111,7 +127,9 @@ func (t *httpTransport) send(ctx context.Context, r request) ([]byte, error) {
 	if r.command {
 		setDeadline(ctx, req.Header)
 	}
-	req.Header.Set("Authorization", t.key())
+	if key := t.key(); key != "" {
+		req.Header.Set("Authorization", key)
+	}
 	req.Header.Set("Accept", "application/json")
 	if r.command {
 		req.Header.Set("Content-Type", "application/json")
@@ -150,6 +168,9 @@ func setDeadline(ctx context.Context, h http.Header) {
 func unreachable(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("%w (%w)", fault.ErrTimeout, context.Cause(ctx))
+	}
+	if _, untrusted := errors.AsType[*tls.CertificateVerificationError](err); untrusted {
+		return fmt.Errorf("%w (%w)", ErrUnreachable.Withf("The certificate of the service is not trusted. Trust its CA: in commands of credstream by --ca or CREDSTREAM_CA."), err)
 	}
 	return fmt.Errorf("%w (%w)", ErrUnreachable, err)
 }

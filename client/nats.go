@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"strconv"
 	"strings"
@@ -30,7 +31,7 @@ var errSubject = &fault.Error{Kind: fault.NotFound, Code: "tenant_not_found", Ms
 // NATSConfig is the address of the service's NATS server and the identity of the caller.
 type NATSConfig struct {
 	URL    string // "nats://127.0.0.1:4222", or several with commas between
-	Key    string // the API key
+	Key    string // the API key; "" if a client certificate in Options stands for it
 	Tenant string // DefaultTenant when empty
 	// Options are added to those of the connection: TLS, a name, handlers other than those
 	// for errors and reconnects, which the client needs itself.
@@ -73,18 +74,26 @@ type pending struct {
 // service rejects every key for a while, so a single rejection does not mean that the key is unknown.
 type loginRejection struct{ refusals atomic.Int32 }
 
-// maxRefusals is the number of rejections after which the key counts as unknown: 20 seconds of
-// them from a single server.
-const maxRefusals = 80
+// maxRefusals is the number of rejections after which the key counts as unknown: about 20 seconds
+// of them from a single server.
+const maxRefusals = 7
+
+// The delays before reconnects: the first, and the longest, to which rejections double it. A
+// server that only cannot be reached is tried again after the first.
+const (
+	firstReconnect   = 250 * time.Millisecond
+	longestReconnect = 30 * time.Second
+)
 
 func (e *loginRejection) refused() bool { return e.refusals.Load() >= maxRefusals }
 
-// pause is the delay before each reconnect.
+// pause is the delay before each reconnect, of which a random half keeps many clients apart.
 func (e *loginRejection) pause(int) time.Duration {
-	if e.refused() {
-		return 5 * time.Second
+	d := longestReconnect
+	if n := e.refusals.Load(); n < maxRefusals {
+		d = min(d, firstReconnect<<n)
 	}
-	return 250 * time.Millisecond
+	return d/2 + rand.N(d/2+1) //nolint:gosec // a pause, not a secret
 }
 
 const natsCallTime = 35 * time.Second // above the service's own bound
@@ -132,14 +141,32 @@ func (c *Conn) connect(ctx context.Context, user string, at *loginRejection) (*n
 		c.failed(err)
 	}))
 	if user == userRequests {
-		options = append(options, nats.DisconnectErrHandler(func(*nats.Conn, error) { c.lost() }))
+		options = append(options, func(o *nats.Options) error {
+			own := o.DisconnectedErrCB
+			o.DisconnectedErrCB = func(nc *nats.Conn, err error) {
+				c.lost()
+				if own != nil {
+					own(nc, err)
+				}
+			}
+			return nil
+		})
 	}
-	options = append(options, nats.ReconnectHandler(func(*nats.Conn) {
-		at.refusals.Store(0)
-		c.gap()
-	}))
+	options = append(options, func(o *nats.Options) error {
+		own := o.ReconnectedCB
+		o.ReconnectedCB = func(nc *nats.Conn) {
+			at.refusals.Store(0)
+			c.gap()
+			if own != nil {
+				own(nc)
+			}
+		}
+		return nil
+	})
 	nc, err := nats.Connect(c.cfg.URL, options...)
 	switch {
+	case isRefusal(err) && strings.Count(c.cfg.Key, ".") == 2:
+		return nil, ErrRefused.Withf("The NATS server accepts API keys only, and this looks like a token of an OpenID Connect issuer. Use the token over HTTP, or issue an API key.")
 	case isRefusal(err):
 		return nil, ErrRefused
 	case err != nil:

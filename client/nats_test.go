@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -428,4 +430,37 @@ func TestTail(t *testing.T) {
 	if d := cmp.Diff(idsOf(6), got); d != "" {
 		t.Error(d)
 	}
+}
+
+// A client whose key is rejected waits longer before each reconnect.
+func TestRejectedKeyBacksOff(t *testing.T) {
+	b := newBus(t)
+	dials := &dialCounter{}
+	c, err := client.Dial(t.Context(), client.NATSConfig{
+		URL: b.srv.ClientURL(), Key: key, Tenant: "acme", Options: []nats.Option{nats.SetCustomDialer(dials)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	b.stop()
+	b.key = "cs_other"
+	b.start()
+	dials.n.Store(0)
+	time.Sleep(2500 * time.Millisecond)
+	// Reconnects follow after at least 125, 250, 500, 1000 and 2000 ms.
+	if n := dials.n.Load(); n < 2 || n > 5 {
+		t.Errorf("%d attempts in 2.5 s", n)
+	}
+	if _, err := client.Dial(t.Context(), client.NATSConfig{URL: b.srv.ClientURL(), Key: "e30.e30.c2ln"}); !errors.Is(err, client.ErrRefused) || !strings.Contains(err.Error(), "OpenID Connect") {
+		t.Errorf("a token in place of a key: %v", err)
+	}
+}
+
+// dialCounter counts connections.
+type dialCounter struct{ n atomic.Int32 }
+
+func (d *dialCounter) Dial(network, address string) (net.Conn, error) {
+	d.n.Add(1)
+	return net.Dial(network, address)
 }

@@ -20,6 +20,24 @@ type OAuthClient struct {
 	CreatedBy    string    `json:"created_by"` // "key:<id>"
 	UpdatedAt    time.Time `json:"updated_at"`
 	Seq          uint64    `json:"seq"` // log sequence of the last change
+
+	SecretExpiresAt time.Time `json:"secret_expires_at,omitzero"` // as declared; zero: never
+	Supplies        Endpoints `json:"endpoints,omitzero"`         // that the client supplies; only of one client, not in lists
+}
+
+// Endpoints are the endpoints of the provider, for a component.json without usable ones.
+type Endpoints struct {
+	AuthURI       string `json:"auth_uri,omitzero"`       // without it, the client requests tokens for itself (client credentials)
+	TokenURI      string `json:"token_uri,omitzero"`      // needed if the component.json has no usable endpoints, else refused
+	RefreshURI    string `json:"refresh_uri,omitzero"`    // if tokens are renewed elsewhere
+	RevocationURI string `json:"revocation_uri,omitzero"` // RFC 7009
+	Scopes        string `json:"scopes,omitzero"`         // separated by spaces; those of the component.json when absent
+}
+
+// WithEndpoints supplies the endpoints of the provider. DefineOAuthClient and ChangeOAuthClient, which
+// then needs the secret, support it (oauth_client_endpoints_declared, oauth_client_endpoints_secret).
+func WithEndpoints(e Endpoints) CommandOption {
+	return func(o *commandOptions) { o.endpoints = e }
 }
 
 // OAuthSecret is the secret of an OAuth client. It is never printed or encoded;
@@ -52,13 +70,18 @@ type clientChange struct {
 	ClientID     string `json:"client_id,omitzero"`
 	ClientSecret string `json:"client_secret,omitzero"`
 	Revision     int    `json:"expected_revision,omitzero"`
+
+	Expires time.Time `json:"secret_expires_at,omitzero"`
+	Endpoints
 }
 
 // DefineOAuthClient defines the tenant's OAuth client of a component
 // (oauth_client_exists, oauth_not_declared, oauth_client_component_invalid).
 func (a *API) DefineOAuthClient(ctx context.Context, component, clientID string, secret OAuthSecret, opts ...CommandOption) (Done, error) {
 	var done Done
-	err := a.Command(ctx, "oauth_client.define", clientChange{Component: component, ClientID: clientID, ClientSecret: secret.reveal(), Revision: revisionOf(opts)}, &done, opts...)
+	err := a.Command(ctx, "oauth_client.define", clientChange{
+		Component: component, ClientID: clientID, ClientSecret: secret.reveal(), Revision: revisionOf(opts), Expires: optionsOf(opts).expires, Endpoints: optionsOf(opts).endpoints,
+	}, &done, opts...)
 	return done, err
 }
 
@@ -66,7 +89,9 @@ func (a *API) DefineOAuthClient(ctx context.Context, component, clientID string,
 // a secret, even an unchanged one, approves it for the component's current hosts.
 func (a *API) ChangeOAuthClient(ctx context.Context, id, clientID string, secret OAuthSecret, opts ...CommandOption) (Done, error) {
 	var done Done
-	err := a.Command(ctx, "oauth_client.change", clientChange{ID: id, ClientID: clientID, ClientSecret: secret.reveal(), Revision: revisionOf(opts)}, &done, opts...)
+	err := a.Command(ctx, "oauth_client.change", clientChange{
+		ID: id, ClientID: clientID, ClientSecret: secret.reveal(), Revision: revisionOf(opts), Expires: optionsOf(opts).expires, Endpoints: optionsOf(opts).endpoints,
+	}, &done, opts...)
 	return done, err
 }
 

@@ -81,6 +81,8 @@ func (k *keysets) UpdateKeyset(context.Context, string, []byte, uint64) error {
 
 func (k *keysets) RemoveEarlier(context.Context, string, uint64) error { return nil }
 
+func (k *keysets) RemoveKeyset(context.Context, string) error { return nil }
+
 // What is sealed for one command opens for it, with the service's own keyring,
 // and for no other.
 func TestSealKeys(t *testing.T) {

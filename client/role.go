@@ -49,5 +49,10 @@ func (a *API) DeleteRole(ctx context.Context, name string, opts ...CommandOption
 
 // Roles yields the tenant's own roles by name, without the built-in roles.
 func (a *API) Roles(ctx context.Context) iter.Seq2[Role, error] {
-	return listed(ctx, a, "role.list", func(p idPage) []Role { return p.Roles })
+	return a.RolesAt(ctx, 0)
+}
+
+// RolesAt is Roles, at least as fresh as the log sequence minSeq.
+func (a *API) RolesAt(ctx context.Context, minSeq uint64) iter.Seq2[Role, error] {
+	return listedAt(ctx, a, "role.list", minSeq, func(p idPage) []Role { return p.Roles })
 }

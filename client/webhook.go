@@ -115,14 +115,23 @@ type WebhookDelivery struct {
 // WebhookDeliveries lists the dead letters of a webhook, its pending deliveries, and the last
 // that were made; status, when not "", is the one of those.
 func (a *API) WebhookDeliveries(ctx context.Context, id, status string) ([]WebhookDelivery, error) {
-	var list struct {
-		Deliveries []WebhookDelivery `json:"deliveries"`
+	all := []WebhookDelivery{}
+	for after := ""; ; {
+		var list struct {
+			Deliveries []WebhookDelivery `json:"deliveries"`
+			Next       string            `json:"next"`
+		}
+		err := a.Query(ctx, "webhook.deliveries", struct {
+			ID     string `json:"id"`
+			Status string `json:"status,omitzero"`
+			Limit  int    `json:"limit"`
+			After  string `json:"after,omitzero"`
+		}{id, status, 200, after}, &list)
+		if all = append(all, list.Deliveries...); err != nil || list.Next == "" {
+			return all, err
+		}
+		after = list.Next
 	}
-	err := a.Query(ctx, "webhook.deliveries", struct {
-		ID     string `json:"id"`
-		Status string `json:"status,omitzero"`
-	}{id, status}, &list)
-	return list.Deliveries, err
 }
 
 // WebhookSent is what came of a request to a receiver.

@@ -81,8 +81,11 @@ func CheckTarget(id string, expected int) error {
 
 // CheckRef returns events.ErrID for an invalid id that the caller assigns; "" is none.
 func CheckRef(pointer, id string) error {
-	if id != "" && events.CheckID(id) != nil {
-		return events.ErrID.At(pointer)
+	if id == "" {
+		return nil
+	}
+	if err := events.CheckNewID(id); err != nil {
+		return fault.Of(err).At(pointer)
 	}
 	return nil
 }

@@ -18,6 +18,7 @@ type RegisterComponent struct {
 type UpdateComponent struct {
 	ID, Owner, Title string
 	Descriptor       string
+	Expected         int // revision that it replaces; 0: any
 }
 
 // ShareComponent makes it visible to every tenant.

@@ -24,8 +24,10 @@ type NewKeys struct {
 	Hosts        []string
 	HostMAC      string
 	Verification events.Verification
+	HostKey      string    // of the SSH server that the dry request met; "" for none
 	Tokens       *Tokens   // the tokens in a field of the keys; nil for none
 	Free         *FreeType // nil: a component describes the keys
+	Expires      time.Time // as declared by the caller; zero: never
 }
 
 // FreeType describes keys without a component.
@@ -121,6 +123,7 @@ type RecordVerification struct {
 	ID           string
 	Version      int
 	Verification events.Verification
+	HostKey      string // that the dry request accepted; "" for none
 }
 
 // DeleteCredential deletes the credential.
@@ -161,6 +164,13 @@ type RevealCredential struct {
 	Version int
 }
 
+// WarnCredential records that the credential expires soon.
+type WarnCredential struct {
+	ID      string
+	Expires time.Time // of what expires first; another expiry needs no warning now
+	Days    int       // the threshold, at least 1
+}
+
 // Target implements Command.
 func (c CreateCredential) Target() string   { return c.ID }
 func (c RenameCredential) Target() string   { return c.ID }
@@ -193,4 +203,7 @@ func (ReleaseCredential) credential()   {}
 func (RevealCredential) credential()    {}
 func (c SetDescription) Target() string { return c.ID }
 
+func (c WarnCredential) Target() string { return c.ID }
+
 func (SetDescription) credential() {}
+func (WarnCredential) credential() {}

@@ -72,6 +72,8 @@ type Descriptor struct {
 	CannotConnect   string        // why no account can be connected although a field holds tokens, a sentence; "" otherwise
 	Hosts           []string      // where a credential's values may be sent: patterns in lower case, which may contain {{field}}
 	Verification    *Verification // nil if none is declared
+
+	Partial *OAuth2 // the oauth2 block without its unusable endpoints; nil if none is declared
 }
 
 // Field is one value of a credential.
@@ -98,23 +100,54 @@ func (f Field) OAuth() bool { return f.ViewClass == viewOAuth || f.ViewClass == 
 type Option struct{ Value, Label string }
 
 // Verification is the dry request: exactly one probe is set. Its strings are templates, in which
-// {{name}} is replaced by the value of a field.
+// {{name}} is replaced by the value of a field, and {{name|function}} by a value derived from it.
 type Verification struct {
 	HTTP *HTTPProbe `json:"http"`
 	TCP  *TCPProbe  `json:"tcp"`
 	TLS  *TLSProbe  `json:"tls"`
+	SMTP *Login     `json:"smtp"`
+
+	IMAP     *Login `json:"imap"`
+	LDAP     *Login `json:"ldap"`
+	Postgres *Login `json:"postgres"`
+	MySQL    *Login `json:"mysql"`
+	SSH      *Login `json:"ssh"`
+	SFTP     *Login `json:"sftp"`
+}
+
+// Login returns the probe that signs in to a server, and its name in the file; nil for another one.
+func (v *Verification) Login() (protocol string, probe *Login) {
+	for _, l := range []struct {
+		protocol string
+		probe    *Login
+	}{{"smtp", v.SMTP}, {"imap", v.IMAP}, {"ldap", v.LDAP}, {"postgres", v.Postgres}, {"mysql", v.MySQL}, {"ssh", v.SSH}, {"sftp", v.SFTP}} {
+		if l.probe != nil {
+			return l.protocol, l.probe
+		}
+	}
+	return "", nil
 }
 
 // HTTPProbe is one HTTP request and the criteria for its response.
 type HTTPProbe struct {
-	Method  string            `json:"method"` // "GET", "HEAD" or "POST"
-	URL     string            `json:"url"`
-	Headers map[string]string `json:"headers"`
-	Basic   *Basic            `json:"basic"` // nil: none
-	Form    map[string]string `json:"form"`  // body of a POST; nil: none
-	JSON    jsontext.Value    `json:"json"`  // body of a POST; its strings are templates; nil: none
-	Expect  Expect            `json:"expect"`
-	Says    map[string]string `json:"says"` // sentence by status ("401") or class ("4xx")
+	Method    string            `json:"method"`     // "GET", "HEAD" or "POST"
+	URL       string            `json:"url"`        // absolute, or {{field}} with a base URL and the rest of the path
+	AllowHTTP bool              `json:"allow_http"` // a base URL may begin with http://
+	TLS       *TLSFiles         `json:"tls"`        // nil: the system's CAs, and no client certificate
+	Headers   map[string]string `json:"headers"`
+	Basic     *Basic            `json:"basic"` // nil: none
+	Form      map[string]string `json:"form"`  // body of a POST; nil: none
+	JSON      jsontext.Value    `json:"json"`  // body of a POST; its strings are templates; nil: none
+	Expect    Expect            `json:"expect"`
+	Says      map[string]string `json:"says"` // sentence by status ("401") or class ("4xx")
+}
+
+// TLSFiles are certificates in PEM for one request, as templates of fields. An empty value counts as
+// absent.
+type TLSFiles struct {
+	CA          string `json:"ca"`          // the only CAs that are trusted
+	Certificate string `json:"certificate"` // of the client, with its chain
+	Key         string `json:"key"`         // of the client, not encrypted
 }
 
 // Basic is HTTP Basic authentication (RFC 7617).
@@ -150,8 +183,20 @@ type TCPProbe struct {
 
 // TLSProbe opens a connection, checks the server's certificate and closes it.
 type TLSProbe struct {
-	Address     string `json:"address"`
-	DefaultPort int    `json:"default_port"`
+	TCPProbe
+	TLSFiles
+}
+
+// Login signs in to a server and does nothing else there. The schema says which members each
+// protocol has.
+type Login struct {
+	TCPProbe
+	TLSFiles
+	Security   string `json:"security"` // "starttls" or "tls"
+	Username   string `json:"username"`
+	Password   string `json:"password"`
+	Database   string `json:"database"`
+	PrivateKey string `json:"private_key"` // the field that holds it
 }
 
 // ParseDescriptor parses a component.json: one JSON document in strict UTF-8 without duplicate
@@ -201,9 +246,9 @@ func ParseDescriptor(raw []byte) (Descriptor, error) {
 	if d.ClientIDVar, d.ClientSecretVar = file.clientVariables(); d.ClientIDVar == "" {
 		d.ClientIDVar, d.ClientSecretVar = file.Credentials.clientVariables()
 	}
-	d.OAuth2, err = file.oauth2("/oauth2")
+	d.OAuth2, err = file.oauth2("/oauth2", &d)
 	if err == nil && d.OAuth2 == nil {
-		d.OAuth2, err = file.Credentials.oauth2("/credentials/oauth2")
+		d.OAuth2, err = file.Credentials.oauth2("/credentials/oauth2", &d)
 	}
 	unusable, isUnusable := errors.AsType[*unusableError](err)
 	if err != nil && !isUnusable {
@@ -219,12 +264,12 @@ func ParseDescriptor(raw []byte) (Descriptor, error) {
 	}
 	switch {
 	case isUnusable:
-		d.OAuth2, d.CannotConnect = nil, unusable.Error()
+		d.Partial, d.OAuth2, d.CannotConnect = d.OAuth2, nil, unusable.Error()
 	case d.UsesOAuth && d.OAuth2 == nil:
 		d.CannotConnect = "The component.json has no oauth2 block with an auth_uri and a token_uri."
 	}
 	// If the file names no variables for a client, only a tenant's own client can serve it.
-	d.WantsClient = d.WantsClient || d.UsesOAuth && d.OAuth2 != nil && d.ClientIDVar == ""
+	d.WantsClient = d.WantsClient || d.UsesOAuth && d.OAuth2 != nil && d.ClientIDVar == "" && d.OAuth2.NeedsClient()
 	return d, nil
 }
 
@@ -352,11 +397,26 @@ func (d Descriptor) Field(name string) (f Field, ok bool) {
 func (d Descriptor) HostFields() []string {
 	var names []string
 	for _, f := range d.Fields {
-		if slices.ContainsFunc(d.Hosts, func(p string) bool { return strings.Contains(p, "{{"+f.Name+"}}") }) {
+		if slices.ContainsFunc(d.Hosts, func(p string) bool { return uses(p, f.Name) }) {
 			names = append(names, f.Name)
 		}
 	}
 	return names
+}
+
+// HostTemplates returns the distinct templates in Hosts, {{field}} and {{field|function}}, in the
+// order of the fields.
+func (d Descriptor) HostTemplates() (templates []string) {
+	for _, f := range d.Fields {
+		for _, pattern := range d.Hosts {
+			for _, e := range expressions(pattern) {
+				if t := "{{" + e + "}}"; fieldOf(e) == f.Name && !slices.Contains(templates, t) {
+					templates = append(templates, t)
+				}
+			}
+		}
+	}
+	return templates
 }
 
 // CheckKeys checks the names of the fields that have a non-empty value: ErrKeysFieldUnknown,
@@ -377,8 +437,8 @@ func (d Descriptor) CheckKeys(names []string) error {
 }
 
 // KeepsRules reports whether d has the same rules as the descriptor entered for the values of these
-// fields: the hosts that they may be sent to, the dry request, which are masked, and which hold
-// OAuth tokens. d may mask more of them.
+// fields: the hosts that they may be sent to, the dry request, the requests to the provider that
+// contain them, which are masked, and which hold OAuth tokens. d may mask more of them.
 func (d Descriptor) KeepsRules(entered Descriptor, fields []string) bool {
 	for _, name := range fields {
 		was, before := entered.Field(name)
@@ -387,7 +447,19 @@ func (d Descriptor) KeepsRules(entered Descriptor, fields []string) bool {
 			return false
 		}
 	}
-	return slices.Equal(d.Hosts, entered.Hosts) && reflect.DeepEqual(d.Verification.sends(), entered.Verification.sends())
+	return slices.Equal(d.Hosts, entered.Hosts) && reflect.DeepEqual(d.Verification.sends(), entered.Verification.sends()) &&
+		reflect.DeepEqual(d.declaredOAuth().sends(), entered.declaredOAuth().sends())
+}
+
+// PublicClients reports whether the clients of the component need no secret: they use only PKCE.
+func (d Descriptor) PublicClients() bool { o := d.declaredOAuth(); return o != nil && o.Public }
+
+// declaredOAuth returns the oauth2 block, with or without usable endpoints; nil if there is none.
+func (d Descriptor) declaredOAuth() *OAuth2 {
+	if d.OAuth2 != nil {
+		return d.OAuth2
+	}
+	return d.Partial
 }
 
 // sends returns the dry request without the criteria for its response, which send no value
@@ -499,10 +571,12 @@ func (d *Descriptor) checkHosts() error {
 		if err := d.checkTemplate(at, pattern); err != nil {
 			return err
 		}
-		names, _ := placeholders(pattern)
-		for _, name := range names {
-			if f, _ := d.Field(name); f.OAuth() || f.ViewClass == viewPassword {
-				return invalidAt(at, "The field %q is a password or a token and cannot be part of a host.", name)
+		for _, e := range expressions(pattern) {
+			name := fieldOf(e)
+			// A part of a password can be public, such as the data centre at the end of Mailchimp's keys.
+			part := strings.Contains(e, "|after(") && belowDomain(pattern)
+			if f, _ := d.Field(name); f.OAuth() || f.ViewClass == viewPassword && !part {
+				return invalidAt(at, "The field %q is a password or a token and cannot be part of a host. Only a part of a password can, by after, below a domain that the file names.", name)
 			}
 		}
 		d.Hosts[i] = pattern
@@ -515,6 +589,8 @@ func (d *Descriptor) checkHosts() error {
 	return nil
 }
 
+const oneProbe = "Give exactly one of http, tcp, tls, smtp, imap, ldap, postgres, mysql, ssh and sftp."
+
 // checkVerification checks the probe against the fields and the hosts.
 func (d *Descriptor) checkVerification() error {
 	switch v := d.Verification; {
@@ -525,9 +601,33 @@ func (d *Descriptor) checkVerification() error {
 	case v.TCP != nil:
 		return d.checkAddress("/verification/tcp", *v.TCP)
 	case v.TLS != nil:
-		return d.checkAddress("/verification/tls", TCPProbe(*v.TLS))
+		if err := d.checkAddress("/verification/tls", v.TLS.TCPProbe); err != nil {
+			return err
+		}
+		return d.checkTLSFiles("/verification/tls", &v.TLS.TLSFiles)
 	}
-	return invalidAt("/verification", "Give exactly one of http, tcp and tls.")
+	if protocol, login := d.Verification.Login(); login != nil {
+		return d.checkLogin("/verification/"+protocol, login)
+	}
+	return invalidAt("/verification", oneProbe)
+}
+
+// addresses returns the templates that determine to which server the probe goes, beside its host.
+func (v *Verification) addresses() []string {
+	switch {
+	case v == nil:
+		return nil
+	case v.HTTP != nil && v.HTTP.TLS != nil:
+		return []string{v.HTTP.TLS.CA}
+	case v.TCP != nil:
+		return []string{v.TCP.Address}
+	case v.TLS != nil:
+		return []string{v.TLS.Address, v.TLS.CA}
+	}
+	if _, login := v.Login(); login != nil {
+		return []string{login.Address, login.CA}
+	}
+	return nil
 }
 
 // host returns the probe's host, in lower case if it is valid.
@@ -535,11 +635,17 @@ func (v *Verification) host() string {
 	var host string
 	switch {
 	case v.HTTP != nil:
+		if base, _, ok := cutBase(v.HTTP.URL); ok {
+			return base
+		}
 		host, _, _ = splitPort(authority(v.HTTP.URL))
 	case v.TCP != nil:
 		host, _, _ = splitPort(v.TCP.Address)
 	case v.TLS != nil:
 		host, _, _ = splitPort(v.TLS.Address)
+	}
+	if _, login := v.Login(); login != nil {
+		host, _, _ = splitPort(login.Address)
 	}
 	if pattern, ok := hostPattern(host); ok {
 		return pattern
@@ -553,6 +659,9 @@ func (d *Descriptor) checkHTTP(p *HTTPProbe) error {
 		p.Method = "GET"
 	}
 	if err := d.checkURL(at+"/url", p.URL); err != nil {
+		return err
+	}
+	if err := d.checkTLSFiles(at+"/tls", p.TLS); err != nil {
 		return err
 	}
 	if err := d.checkHeaders(at+"/headers", p.Headers, p.Basic != nil); err != nil {
@@ -641,9 +750,17 @@ func (d *Descriptor) checkURL(at, template string) error {
 	if err := d.checkTemplate(at, template); err != nil {
 		return err
 	}
-	auth := authority(template)
+	base, tail, isBase := cutBase(template)
+	rest := template
+	if isBase {
+		// The field is checked as a URL when it has a value.
+		if rest = "https://base.invalid" + tail; tail != "" && tail[0] != '/' && tail[0] != '?' {
+			return invalidAt(at, "A field with a base URL must be followed by a path.")
+		}
+	}
+	auth := authority(rest)
 	if auth == "" {
-		return invalidAt(at, "The URL must begin with https:// or http:// and a host.")
+		return invalidAt(at, "The URL must begin with https:// or http:// and a host, or with a {{field}} that holds a base URL.")
 	}
 	if strings.ContainsFunc(template, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '\\' }) {
 		return invalidAt(at, "The URL contains a space, a backslash, a control character or a non-ASCII character. Percent-encode it.")
@@ -654,7 +771,7 @@ func (d *Descriptor) checkURL(at, template string) error {
 	if strings.Contains(auth, "@") {
 		return invalidAt(at, "The URL contains a user name. Use basic instead.")
 	}
-	sample := fill(template, "x")
+	sample := fill(rest, "x")
 	if strings.ContainsAny(sample, "{}") {
 		return invalidAt(at, "The URL contains a brace that is not part of {{field}}.")
 	}
@@ -663,6 +780,12 @@ func (d *Descriptor) checkURL(at, template string) error {
 	}
 	if u, err := url.Parse(sample); err != nil || u.Host == "" || u.Opaque != "" {
 		return invalidAt(at, "This is not a URL.")
+	}
+	if isBase {
+		return d.checkDeclared(at, base)
+	}
+	if d.Verification.HTTP != nil && d.Verification.HTTP.AllowHTTP {
+		return invalidAt("/verification/http/allow_http", "allow_http is only allowed for a URL that begins with a {{field}}.")
 	}
 	host, port, hasPort := splitPort(auth)
 	if hasPort && !isPort(port) {
@@ -683,6 +806,52 @@ func (d *Descriptor) checkDeclared(at, host string) error {
 	return nil
 }
 
+// checkTLSFiles checks that the files are fields, not literals. t may be nil.
+func (d *Descriptor) checkTLSFiles(at string, t *TLSFiles) error {
+	if t == nil {
+		return nil
+	}
+	for _, file := range []struct{ member, template string }{{"ca", t.CA}, {"certificate", t.Certificate}, {"key", t.Key}} {
+		if err := d.checkTemplate(at+"/"+file.member, file.template); err != nil {
+			return err
+		}
+		if file.template != "" && !wholeTemplate.MatchString(file.template) {
+			return invalidAt(at+"/"+file.member, "Name the field that holds the PEM: {{field}}.")
+		}
+	}
+	if (t.Certificate == "") != (t.Key == "") {
+		return invalidAt(at, "certificate and key are only allowed together.")
+	}
+	return nil
+}
+
+func (d *Descriptor) checkLogin(at string, p *Login) error {
+	if p.Security == "" {
+		p.Security = "starttls"
+	}
+	if err := d.checkAddress(at, p.TCPProbe); err != nil {
+		return err
+	}
+	if err := d.checkTLSFiles(at, &p.TLSFiles); err != nil {
+		return err
+	}
+	for _, part := range []struct{ member, template string }{{"username", p.Username}, {"password", p.Password}, {"database", p.Database}, {"private_key", p.PrivateKey}} {
+		if err := d.checkTemplate(at+"/"+part.member, part.template); err != nil {
+			return err
+		}
+	}
+	if p.PrivateKey != "" && !wholeTemplate.MatchString(p.PrivateKey) {
+		return invalidAt(at+"/private_key", "Name the field that holds the private key: {{field}}.")
+	}
+	if p.Password == "" && p.PrivateKey == "" {
+		return invalidAt(at, "Name the field of the password or of the private key.")
+	}
+	if p.Password != "" && !strings.Contains(p.Password, "{{") {
+		return ErrSecretInDescriptor.Withf("The password is a literal value. Use the field that contains it: {{field}}.").At(at + "/password")
+	}
+	return nil
+}
+
 func (d *Descriptor) checkAddress(at string, p TCPProbe) error {
 	at += "/address"
 	if err := d.checkTemplate(at, p.Address); err != nil {
@@ -690,7 +859,7 @@ func (d *Descriptor) checkAddress(at string, p TCPProbe) error {
 	}
 	host, port, hasPort := splitPort(p.Address)
 	names, _ := placeholders(port)
-	isField := len(names) == 1 && port == "{{"+names[0]+"}}"
+	isField := len(names) == 1 && wholeTemplate.MatchString(port)
 	if !hasPort || !isField && !isPort(port) {
 		return invalidAt(at, "The address must be host:port. The port is a number from 1 to 65535 or {{field}}.")
 	}
@@ -779,11 +948,21 @@ func (d *Descriptor) checkTemplate(at, template string) error {
 			return invalidAt(at, "The credential has no field {{%s}}.", name)
 		}
 	}
+	for _, pattern := range expected.FindAllStringSubmatch(template, -1) {
+		if _, err := regexp.Compile("^(?:" + pattern[1] + ")$"); err != nil {
+			return invalidAt(at, "The pattern of what follows in after is not a regular expression (RE2).")
+		}
+	}
 	return nil
 }
 
 var (
 	fieldName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,63}$`)
+	// expression is what braces enclose: a field, and the functions of package verify that derive a
+	// value. No argument has a character that delimits a part of a URL.
+	expression = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,63}(\|(base64|lower|trim|after\("[!$-.0-9;->@-\[\]-z|~]{1,8}"(,"[A-Za-z0-9()\[\].*+|^-]{1,40}")?\))){0,4}$`)
+	// expected is the pattern of what follows in after.
+	expected = regexp.MustCompile(`","([^"]+)"\)`)
 	// hostShape is a host name with _ for a placeholder. Dots or hyphens must delimit it, so that
 	// no value can extend the adjacent fixed part.
 	hostShape = regexp.MustCompile(`^(_|[a-z0-9]+)(-+(_|[a-z0-9]+))*(\.(_|[a-z0-9]+)(-+(_|[a-z0-9]+))*)*$`)
@@ -801,18 +980,49 @@ func placeholders(template string) (names []string, ok bool) {
 			return names, true
 		}
 		name, tail, closed := strings.Cut(rest, "}}")
-		if !closed || !fieldName.MatchString(name) {
+		if !closed || !expression.MatchString(name) {
 			return nil, false
 		}
-		names, template = append(names, name), tail
+		names, template = append(names, fieldOf(name)), tail
 	}
+}
+
+// expressions returns what is between the braces of a checked template, in order.
+func expressions(template string) (list []string) {
+	for {
+		_, rest, more := strings.Cut(template, "{{")
+		if !more {
+			return list
+		}
+		e, tail, _ := strings.Cut(rest, "}}")
+		list, template = append(list, e), tail
+	}
+}
+
+// fieldOf returns the field of an expression.
+func fieldOf(expression string) string {
+	name, _, _ := strings.Cut(expression, "|")
+	return name
+}
+
+// uses reports whether a template contains the field.
+func uses(template, field string) bool {
+	return slices.ContainsFunc(expressions(template), func(e string) bool { return fieldOf(e) == field })
+}
+
+// cutBase splits a URL that begins with a field, which holds a base URL.
+func cutBase(template string) (base, tail string, ok bool) {
+	end := strings.Index(template, "}}")
+	if !strings.HasPrefix(template, "{{") || end < 0 {
+		return "", "", false
+	}
+	return template[:end+2], template[end+2:], true
 }
 
 // fill replaces every placeholder of a checked template by value.
 func fill(template, value string) string {
-	names, _ := placeholders(template)
-	for _, name := range names {
-		template = strings.Replace(template, "{{"+name+"}}", value, 1)
+	for _, e := range expressions(template) {
+		template = strings.Replace(template, "{{"+e+"}}", value, 1)
 	}
 	return template
 }
@@ -998,7 +1208,7 @@ func schemaFault(err error) error {
 		return invalidAt(at, "The value must be one of %s.", strings.Join(want, ", "))
 	case *kind.MinProperties, *kind.MaxProperties:
 		if at == "/verification" {
-			return invalidAt(at, "Give exactly one of http, tcp and tls.")
+			return invalidAt(at, oneProbe)
 		}
 		return invalidAt(at, "There are too many or too few members here.")
 	case *kind.MinItems:

@@ -125,7 +125,13 @@ func TestOAuth2Refused(t *testing.T) {
 		"pkce plain":             {`"pkce": "plain"`, "/oauth2/pkce"},
 		"pkce method":            {`"code_challenge_method": "plain"`, "/oauth2/code_challenge_method"},
 		"grant":                  {`"grant_type": "password"`, "/oauth2/grant_type"},
-		"auth method":            {`"token_endpoint_auth_method": "private_key_jwt"`, "/oauth2/token_endpoint_auth_method"},
+		"auth method":            {`"token_endpoint_auth_method": "client_secret_jwt"`, "/oauth2/token_endpoint_auth_method"},
+		"no key to sign":         {`"token_endpoint_auth_method": "private_key_jwt"`, "/oauth2"},
+		"a claim of ours":        {`"signing": {"key": "{{apiKey}}", "claims": {"exp": "1"}}`, "/oauth2/signing/claims/exp"},
+		"a captured code":        {`"capture": [{"field": "apiKey", "callback": "code"}]`, "/oauth2/capture/0/callback"},
+		"a captured no field":    {`"capture": [{"field": "nobody", "callback": "realm"}]`, "/oauth2/capture/0/field"},
+		"a captured token":       {`"capture": [{"field": "apiKey", "response": "/data/refresh_token"}]`, "/oauth2/capture/0/response"},
+		"captured twice":         {`"capture": [{"field": "apiKey", "callback": "realm", "response": "/x"}]`, "/oauth2/capture/0"},
 		"lifetime 0":             {`"token_lifetime": 0`, "/oauth2/token_lifetime"},
 		"lifetime a fraction":    {`"token_lifetime": 0.5`, "/oauth2/token_lifetime"},
 		"lifetime a string":      {`"token_lifetime": "3600"`, "/oauth2/token_lifetime"},
@@ -230,6 +236,25 @@ func TestOAuth2Unusable(t *testing.T) {
 	}
 	if d, err := commands.ParseDescriptor(with("")); err != nil || d.CannotConnect != "" {
 		t.Errorf("without a field for tokens: %v, %q", err, d.CannotConnect)
+	}
+}
+
+// A template cannot let the one who enters a credential choose the server that gets the client's secret.
+func TestOAuth2Templates(t *testing.T) {
+	const file = `{"title": "T", "credentials": {"fields": {"oauth": {"viewClass": "OAuthFieldView"}, "env": {}, "pass": {"viewClass": "PasswordFieldView"}}},
+		"oauth2": {"auth_uri": "https://as.example.com/", "token_uri": %q}}`
+	for uri, usable := range map[string]bool{
+		"https://{{env}}.example.com/t": true, "https://eu-{{env}}.login.example.com/t": true, "https://as.example.com/{{env}}/t": true,
+		"https://{{env}}/t": false, "https://{{env}}.com/t": false, "https://{{env}}.co.uk/t": false, "https://{{env}}.s3.amazonaws.com/t": false,
+		"https://{{env}}.github.io/t": false, "https://x{{env}}.example.com/t": false, "https://as.example.{{env}}/t": false, "{{env}}/t": false,
+		"https://as.example.com:{{env}}/t": false, "https://as.example.com/?x={{env}}": false, "https://{{env}}@as.example.com/": false,
+		"https://{{pass}}.example.com/t": false, "https://{{oauth}}.example.com/t": false, "https://{{other}}.example.com/t": false,
+		"http://{{env}}.example.com/t": false, "https://{{env}.example.com/t": false,
+	} {
+		d, err := commands.ParseDescriptor([]byte(fmt.Sprintf(file, uri)))
+		if err != nil || (d.OAuth2 != nil) != usable || (d.CannotConnect == "") != usable {
+			t.Errorf("%s: %v, %+v, %q", uri, err, d.OAuth2, d.CannotConnect)
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -198,6 +199,20 @@ func TestDescriptorsAccepted(t *testing.T) {
 		"http and a port":          {get("http://127.0.0.1:8099/me", ""), "127.0.0.1"},
 		"whole host":               {get("https://{{host}}/me", `, "hosts": ["{{host}}"]`), "{{host}}"},
 		"part of a label":          {get("https://{{domain}}-eu.example.com", `, "hosts": ["{{domain}}-eu.example.com"]`), "{{domain}}-eu.example.com"},
+		"base URL":                 {get("{{host}}/me?a=b", `, "hosts": ["{{host}}"]`), "{{host}}"},
+		"base URL alone":           {get("{{host|trim}}", `, "hosts": ["{{host|trim}}"]`), "{{host|trim}}"},
+		"part of a password":       {get(`https://{{apiKey|after("-")}}.api.example.com/`, `, "hosts": ["{{apiKey|after(\"-\")}}.API.example.com"]`), `{{apiKey|after("-")}}.api.example.com`},
+		"what follows":             {get(`https://{{apiKey|after("-","us[0-9]+")}}.api.example.com/`, `, "hosts": ["{{apiKey|after(\"-\",\"us[0-9]+\")}}.api.example.com"]`), `{{apiKey|after("-","us[0-9]+")}}.api.example.com`},
+		"files for TLS":            {probe(`"tls": {"ca": "{{domain|trim}}", "certificate": "{{host}}", "key": "{{apiKey}}"}`), "api.example.com"},
+		"files for the tls probe":  {with(`"verification": {"tls": {"address": "db.example.com:5432", "ca": "{{domain}}"}}`), "db.example.com"},
+		"smtp":                     {with(`"verification": {"smtp": {"address": "{{host}}:{{port}}", "default_port": 587, "username": "{{domain}}", "password": "{{apiKey}}"}}, "hosts": ["{{host}}"]`), "{{host}}"},
+		"postgres":                 {with(`"verification": {"postgres": {"address": "{{host}}:{{port}}", "default_port": 5432, "database": "{{domain}}", "username": "u", "password": "{{apiKey}}", "ca": "{{domain}}"}}, "hosts": ["{{host}}"]`), "{{host}}"},
+		"mysql":                    {with(`"verification": {"mysql": {"address": "db.example.com:3306", "username": "u", "password": "{{apiKey}}"}}`), "db.example.com"},
+		"imap":                     {with(`"verification": {"imap": {"address": "mail.example.com:993", "security": "tls", "username": "u", "password": "{{apiKey}}"}}`), "mail.example.com"},
+		"ldap":                     {with(`"verification": {"ldap": {"address": "ldap.example.com:389", "username": "cn={{domain}},dc=example", "password": "{{apiKey}}"}}`), "ldap.example.com"},
+		"ssh":                      {with(`"verification": {"ssh": {"address": "{{host}}:22", "username": "u", "private_key": "{{apiKey}}"}}, "hosts": ["{{host}}"]`), "{{host}}"},
+		"sftp":                     {with(`"verification": {"sftp": {"address": "{{host}}:22", "username": "u", "password": "{{apiKey}}", "private_key": "{{domain}}"}}, "hosts": ["{{host}}"]`), "{{host}}"},
+		"functions":                {probe(`"headers": {"x": "{{apiKey|trim|lower|base64}}"}`), "api.example.com"},
 		"tcp":                      {with(`"verification": {"tcp": {"address": "{{host}}:{{port}}", "default_port": 22}}, "hosts": ["{{host}}"]`), "{{host}}"},
 		"tls":                      {with(`"verification": {"tls": {"address": "db.example.com:5432"}}`), "db.example.com"},
 		"basic":                    {probe(`"basic": {"username": "key", "password": "{{apiKey}}"}`), "api.example.com"},
@@ -247,6 +262,44 @@ func TestDescriptorsRefused(t *testing.T) {
 		want *fault.Error
 		at   string
 	}{
+		// base URLs, functions and files for TLS
+		"base URL not in hosts":         {get("{{host}}/me", ""), invalid, http + "/url"},
+		"another base URL in hosts":     {get("{{host}}/me", `, "hosts": ["{{host|trim}}"]`), invalid, http + "/url"},
+		"base URL and more host":        {get("{{host}}.example.com/me", `, "hosts": ["{{host}}"]`), invalid, http + "/url"},
+		"base URL and a user":           {get("{{host}}@example.com/me", `, "hosts": ["{{host}}"]`), invalid, http + "/url"},
+		"base URL and a port":           {get("{{host}}:443/me", `, "hosts": ["{{host}}"]`), invalid, http + "/url"},
+		"base URL and a fragment":       {get("{{host}}/#me", `, "hosts": ["{{host}}"]`), invalid, http + "/url"},
+		"base URL and dots":             {get("{{host}}/../me", `, "hosts": ["{{host}}"]`), invalid, http + "/url"},
+		"base URL is a password":        {get("{{apiKey}}/me", `, "hosts": ["{{apiKey}}"]`), invalid, "/hosts/0"},
+		"a password's part alone":       {get("https://example.com/me", `, "hosts": ["{{apiKey|after(\"-\")}}"]`), invalid, "/hosts/0"},
+		"a password's part as domain":   {get("https://example.com/me", `, "hosts": ["a.{{apiKey|after(\"-\")}}"]`), invalid, "/hosts/0"},
+		"a password's part in a suffix": {get("https://example.com/me", `, "hosts": ["{{apiKey|after(\"-\")}}.co.uk"]`), invalid, "/hosts/0"},
+		"a password, trimmed":           {get("https://example.com/me", `, "hosts": ["{{apiKey|trim}}.example.com"]`), invalid, "/hosts/0"},
+		"http for a fixed URL":          {probe(`"allow_http": true`), invalid, http + "/allow_http"},
+		"unknown function":              {probe(`"headers": {"x": "{{apiKey|upper}}"}`), invalid, http + "/headers/x"},
+		"function without argument":     {probe(`"headers": {"x": "{{apiKey|after}}"}`), invalid, http + "/headers/x"},
+		"argument that hides a key":     {probe(`"headers": {"x": "{{apiKey|after(\"sk_live_canary\")}}"}`), invalid, http + "/headers/x"},
+		"pattern that is none":          {probe(`"headers": {"x": "{{apiKey|after(\"-\",\"[a\")}}"}`), invalid, http + "/headers/x"},
+		"pattern that cuts the URL":     {probe(`"headers": {"x": "{{apiKey|after(\"-\",\"a?\")}}"}`), invalid, http + "/headers/x"},
+		"argument that cuts the URL":    {probe(`"headers": {"x": "{{apiKey|after(\"?\")}}"}`), invalid, http + "/headers/x"},
+		"too many functions":            {probe(`"headers": {"x": "{{apiKey|trim|trim|trim|trim|trim}}"}`), invalid, http + "/headers/x"},
+		"a literal CA":                  {probe(`"tls": {"ca": "-----BEGIN CERTIFICATE-----"}`), invalid, http + "/tls/ca"},
+		"a key without certificate":     {probe(`"tls": {"key": "{{apiKey}}"}`), invalid, http + "/tls"},
+		"a CA of no field":              {probe(`"tls": {"ca": "{{nothing}}"}`), invalid, http + "/tls/ca"},
+
+		"smtp, a literal password": {with(`"verification": {"smtp": {"address": "mail.example.com:465", "username": "a", "password": "swordfish"}}`), secret, "/verification/smtp/password"},
+		"smtp, no hosts":           {with(`"verification": {"smtp": {"address": "{{host}}:465", "username": "a", "password": "{{apiKey}}"}}`), invalid, "/verification/smtp/address"},
+		"smtp, without TLS":        {with(`"verification": {"smtp": {"address": "mail.example.com:465", "security": "none", "username": "a", "password": "{{apiKey}}"}}`), invalid, "/verification/smtp/security"},
+
+		"ssh, a literal key":       {with(`"verification": {"ssh": {"address": "a.example.com:22", "username": "u", "private_key": "swordfish"}}`), invalid, "/verification/ssh/private_key"},
+		"ssh, nothing to sign in":  {with(`"verification": {"ssh": {"address": "a.example.com:22", "username": "u"}}`), invalid, "/verification/ssh"},
+		"ssh, literal password":    {with(`"verification": {"sftp": {"address": "a.example.com:22", "username": "u", "password": "swordfish"}}`), secret, "/verification/sftp/password"},
+		"ssh has no CA":            {with(`"verification": {"ssh": {"address": "a.example.com:22", "username": "u", "password": "{{apiKey}}", "ca": "{{domain}}"}}`), invalid, "/verification/ssh"},
+		"postgres, no STARTTLS":    {with(`"verification": {"postgres": {"address": "a.example.com:5432", "security": "tls", "username": "u", "password": "{{apiKey}}"}}`), invalid, "/verification/postgres"},
+		"mysql, database of none":  {with(`"verification": {"mysql": {"address": "a.example.com:3306", "database": "{{none}}", "username": "u", "password": "{{apiKey}}"}}`), invalid, "/verification/mysql/database"},
+		"ldap, a literal password": {with(`"verification": {"ldap": {"address": "a.example.com:389", "username": "u", "password": "swordfish"}}`), secret, "/verification/ldap/password"},
+		"two probes":               {with(`"verification": {"ssh": {"address": "a.example.com:22", "username": "u", "password": "{{apiKey}}"}, "tcp": {"address": "a.example.com:22"}}`), invalid, "/verification"},
+
 		// the file
 		"too large":          {[]byte(`{"title": "` + strings.Repeat("x", commands.MaxDescriptor) + `"}`), commands.ErrDescriptorTooLarge, ""},
 		"nothing":            {nil, invalid, ""},
@@ -298,7 +351,7 @@ func TestDescriptorsRefused(t *testing.T) {
 		"host of two fields":    {with(`"hosts": ["{{host}}{{domain}}"]`), invalid, "/hosts/0"},
 		// the probe
 		"verification empty":   {with(`"verification": {}`), invalid, "/verification"},
-		"two probes":           {with(`"verification": {"tcp": {"address": "a:1"}, "tls": {"address": "a:1"}}`), invalid, "/verification"},
+		"two logins":           {with(`"verification": {"tcp": {"address": "a:1"}, "tls": {"address": "a:1"}}`), invalid, "/verification"},
 		"unknown probe":        {with(`"verification": {"udp": {}}`), invalid, "/verification"},
 		"probe null":           {with(`"verification": {"http": null}`), invalid, http},
 		"unknown member":       {probe(`"follow": true`), invalid, http},
@@ -350,7 +403,6 @@ func TestDescriptorsRefused(t *testing.T) {
 		"url port empty":             {get("https://api.example.com:/", ""), invalid, http + "/url"},
 		"url too long":               {get("https://api.example.com/"+strings.Repeat("a", 2048), ""), invalid, http + "/url"},
 		"template in scheme":         {get("{{host}}://api.example.com/", `, "hosts": ["api.example.com"]`), invalid, http + "/url"},
-		"template is the url":        {get("{{host}}", `, "hosts": ["{{host}}"]`), invalid, http + "/url"},
 		"template in port":           {get("https://api.example.com:{{port}}/", ""), invalid, http + "/url"},
 		"template in port part":      {get("https://api.example.com:80{{port}}/", ""), invalid, http + "/url"},
 		"template in host, no hosts": {get("https://{{host}}/", ""), invalid, http + "/url"},
@@ -536,5 +588,55 @@ func TestBodiesAreCheckedInOnePass(t *testing.T) {
 	_, err := commands.ParseDescriptor(raw)
 	if took := time.Since(begin); err != nil || took > 5*time.Second {
 		t.Errorf("%v after %v", err, took)
+	}
+}
+
+// A reconnect keeps values only if the new file sends them as the old one did.
+func TestKeepsRulesOfBaseURLs(t *testing.T) {
+	parse := func(members string) commands.Descriptor {
+		d, err := commands.ParseDescriptor(with(`"hosts": ["{{host}}"], "verification": {"http": {"url": "{{host}}/me", "headers": {"x": "{{apiKey}}"}` + members + `}}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	was := parse("")
+	for members, keeps := range map[string]bool{
+		``: true, `, "says": {"401": "No."}`: true,
+		`, "allow_http": true`: false, `, "tls": {"ca": "{{domain}}"}`: false, `, "tls": {"certificate": "{{host}}", "key": "{{apiKey}}"}`: false,
+	} {
+		if got := parse(members).KeepsRules(was, []string{"apiKey", "host"}); got != keeps {
+			t.Errorf("%q keeps the rules: %v", members, got)
+		}
+	}
+	trimmed, err := commands.ParseDescriptor(with(`"hosts": ["{{host|trim}}"], "verification": {"http": {"url": "{{host|trim}}/me", "headers": {"x": "{{apiKey}}"}}}`))
+	if err != nil || trimmed.KeepsRules(was, []string{"apiKey", "host"}) {
+		t.Errorf("another host keeps the rules, %v", err)
+	}
+	if got := trimmed.AddressFields(); len(got) != 1 || got[0] != "host" {
+		t.Errorf("the values go where %v say", got)
+	}
+}
+
+// A captured value must not lead the kept values to another server: neither by the port, nor by the
+// CA that its certificate is checked with.
+func TestAddressFieldsOfProbes(t *testing.T) {
+	for verification, want := range map[string][]string{
+		`"http": {"url": "https://{{host}}/me", "headers": {"x": "{{apiKey}}"}, "tls": {"ca": "{{domain}}"}}`:         {"domain", "host"},
+		`"tcp": {"address": "{{host}}:{{port}}"}`:                                                                     {"host", "port"},
+		`"tls": {"address": "{{host}}:{{port}}", "ca": "{{domain}}"}`:                                                 {"domain", "host", "port"},
+		`"postgres": {"address": "{{host}}:{{port}}", "ca": "{{domain}}", "username": "u", "password": "{{apiKey}}"}`: {"domain", "host", "port"},
+		`"ssh": {"address": "{{host}}:22", "username": "{{domain}}", "password": "{{apiKey}}"}`:                       {"host"},
+		`"http": {"url": "https://{{host}}/{{domain}}", "headers": {"x": "{{apiKey}}"}}`:                              {"host"},
+	} {
+		d, err := commands.ParseDescriptor(with(`"hosts": ["{{host}}"], "verification": {` + verification + `}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := d.AddressFields()
+		slices.Sort(got)
+		if got = slices.Compact(got); !slices.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", verification, got, want)
+		}
 	}
 }

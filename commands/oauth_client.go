@@ -1,5 +1,7 @@
 package commands
 
+import "time"
+
 // OAuthClient is the set of commands on the OAuth client of one component in a tenant.
 //
 //sumtype:decl
@@ -11,15 +13,19 @@ type OAuthClient interface {
 // DefineOAuthClient defines the client of the component.
 type DefineOAuthClient struct {
 	Component, ID, ClientID, SecretID string
-	Revision                          int // of the component's current descriptor
+	Revision                          int       // of the component's current descriptor
+	Expires                           time.Time // of the secret; zero: unknown
+	Endpoints                         Endpoints
 }
 
 // ChangeOAuthClient changes the members that are not "". Entering a secret, even the current one
 // again, approves it for the hosts of Revision.
 type ChangeOAuthClient struct {
 	Component, ID, ClientID, SecretID string
-	ReenteredSecretID                 string // instead of SecretID: id of the current secret, which was entered again
-	Revision                          int    // of the descriptor that the secret was entered for; 0: unchanged
+	ReenteredSecretID                 string     // instead of SecretID: id of the current secret, which was entered again
+	Revision                          int        // of the descriptor that the secret was entered for; 0: unchanged
+	Expires                           *time.Time // of the secret, zero: unknown; nil: unchanged, or unknown for another secret
+	Endpoints                         *Endpoints // nil: unchanged. Other endpoints require SecretID or ReenteredSecretID
 }
 
 // DeleteOAuthClient deletes the client.
@@ -47,6 +53,13 @@ type ReleaseOAuthClient struct {
 // erased.
 type AbandonClientSecret struct{ Component, SecretID string }
 
+// WarnOAuthClient records that the client secret expires soon.
+type WarnOAuthClient struct {
+	Component string
+	Expires   time.Time // another expiry needs no warning now
+	Days      int       // the threshold, at least 1
+}
+
 // Target implements Command.
 func (c DefineOAuthClient) Target() string       { return c.Component }
 func (c ChangeOAuthClient) Target() string       { return c.Component }
@@ -65,3 +78,6 @@ func (RevealOAuthClient) oauthClient()       {}
 func (UseOAuthClient) oauthClient()          {}
 func (ReleaseOAuthClient) oauthClient()      {}
 func (AbandonClientSecret) oauthClient()     {}
+
+func (c WarnOAuthClient) Target() string { return c.Component }
+func (WarnOAuthClient) oauthClient()     {}

@@ -31,8 +31,20 @@ type CompleteKeyRotation struct {
 // RecordRewrap records that a tenant's encryption keys are wrapped with the current KMS key.
 type RecordRewrap struct{ ID string }
 
+// StartTenantErasure ends a tenant for good: everything that it has is deleted and erased.
+type StartTenantErasure struct{ ID string }
+
+// CompleteTenantErasure records that the secrets and encryption keys of a tenant are erased.
+type CompleteTenantErasure struct{ ID string }
+
 // Target implements Command.
 func (c RecordRewrap) Target() string { return c.ID }
+
+// Target implements Command.
+func (c StartTenantErasure) Target() string { return c.ID }
+
+// Target implements Command.
+func (c CompleteTenantErasure) Target() string { return c.ID }
 
 // Target implements Command.
 func (c StartKeyRotation) Target() string { return c.ID }
@@ -44,3 +56,6 @@ func (RegisterTenant) tenant()      {}
 func (StartKeyRotation) tenant()    {}
 func (CompleteKeyRotation) tenant() {}
 func (RecordRewrap) tenant()        {}
+
+func (StartTenantErasure) tenant()    {}
+func (CompleteTenantErasure) tenant() {}

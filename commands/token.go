@@ -11,6 +11,14 @@ type Tokens struct {
 	Scope                       string
 	Due                         time.Time // when they are due for renewal; zero: derived from Lifetime
 	Odd                         string    // a sentence about an implausible lifetime in the provider's response; "" for none
+	RefreshToken                RefreshTokenLife
+}
+
+// RefreshTokenLife is what is known of the lifetime of a refresh token; the zero value is nothing.
+type RefreshTokenLife struct {
+	Expires  time.Time
+	Lifetime time.Duration // from the time at which it was stated
+	Fixed    bool          // declared by the component: renewals do not extend it
 }
 
 // StartRefresh claims the next renewal of a credential's tokens for one process.
@@ -34,6 +42,7 @@ type CompleteRefresh struct {
 	Scope        string
 	Due          time.Time // as in Tokens
 	Odd          string
+	RefreshToken RefreshTokenLife // as the provider stated it with these tokens
 }
 
 // FailRefresh ends an epoch without new tokens.

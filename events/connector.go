@@ -108,7 +108,7 @@ func (ConnectorSecretReleased) connectorSecret() {}
 func (ConnectorSecretDeleted) connectorSecret()  {}
 func (SecretAbandoned) connectorSecret()         {}
 
-// Only in the audit log: readers of the feed may lack the permission for connectors.
+// Only in the audit stream: readers of the feed may lack the permission for connectors.
 var connectorTypes = []Type{
 	Define[ConnectorCreated]("connector.created", Audit),
 	Define[ConnectorChanged]("connector.changed", Audit),

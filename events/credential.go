@@ -39,7 +39,7 @@ func StatusChoice() string {
 // Verification is the result of one dry request, without the API's response.
 type Verification struct {
 	Status    Status `json:"status" feed:"status"`
-	Probe     string `json:"probe" feed:"probe"`           // "http", "tcp", "tls", or "" if there is no dry request
+	Probe     string `json:"probe" feed:"probe"`           // "http", "tcp", "tls", "smtp", "imap", "ldap", "postgres", "mysql", "ssh", "sftp", or "" if there is no dry request
 	Outcome   string `json:"outcome" feed:"outcome"`       // class of the outcome: "2xx", "4xx", "refused", "timeout", ...
 	LatencyMS int64  `json:"latency_ms" feed:"latency_ms"` // milliseconds until the outcome was known
 }
@@ -115,6 +115,31 @@ type CredentialTyped struct {
 // CredentialDescriptionSet records: The description of the credential was changed.
 type CredentialDescriptionSet struct {
 	Description string `json:"description" feed:"description"` // "" for none
+}
+
+// CredentialExpirySet records: The keys of a version have a declared expiry. The event is in the
+// same commit as the keys. Keys without it have none.
+type CredentialExpirySet struct {
+	Version int       `json:"version" feed:"version"` // of the keys
+	Expires time.Time `json:"expires" feed:"expires"`
+}
+
+// CredentialHostKeySet records: Dry requests with the keys of a version accept this key of an SSH
+// server. The event is in the same commit as the keys, or as the dry request that accepted it.
+type CredentialHostKeySet struct {
+	Version int    `json:"version" feed:"version"`   // of the keys
+	HostKey string `json:"host_key" feed:"host_key"` // "ssh-ed25519 SHA256:..."
+}
+
+// CredentialExpiring records: The credential stops working soon unless somebody acts. There is one
+// event per warning threshold and expiry.
+type CredentialExpiring struct {
+	Version int       `json:"version" feed:"version"` // of the keys
+	What    string    `json:"what" feed:"what"`       // what expires: "keys", which declare it, "access_token", which cannot be renewed, or "refresh_token", which renewals do not extend
+	Expires time.Time `json:"expires" feed:"expires"`
+	Days    int       `json:"days" feed:"days"`   // the threshold: it expires in at most this many days
+	Flows   []string  `json:"flows" feed:"flows"` // ids of flows that name the credential, sorted: the first 100
+	Total   int       `json:"total" feed:"total"` // how many flows name it
 }
 
 // CredentialKeysReplaced records: New keys were verified and activated.
@@ -195,6 +220,9 @@ func (CredentialRevealed) credential()                   {}
 func (SecretAbandoned) credential()                      {}
 func (CredentialTyped) credential()                      {}
 func (CredentialDescriptionSet) credential()             {}
+func (CredentialExpirySet) credential()                  {}
+func (CredentialHostKeySet) credential()                 {}
+func (CredentialExpiring) credential()                   {}
 
 var credentialTypes = []Type{
 	Define[CredentialCreated]("credential.created", Changes).KeepingSecrets(),
@@ -213,4 +241,7 @@ var credentialTypes = []Type{
 	Define[CredentialThrottlePolicyUseAbandoned]("credential.throttle_policy_use_abandoned", Internal).KeepingSecrets(),
 	Define[CredentialTyped]("credential.typed", Changes).KeepingSecrets(),
 	Define[CredentialDescriptionSet]("credential.description_set", Changes).KeepingValues(),
+	Define[CredentialExpirySet]("credential.expiry_set", Changes).KeepingValues(),
+	Define[CredentialHostKeySet]("credential.host_key_set", Changes).KeepingValues(),
+	Define[CredentialExpiring]("credential.expiring", Changes).KeepingValues(),
 }

@@ -85,8 +85,8 @@ func (e *UnsettledError) Unwrap() error { return e.Err }
 // MaxCommit is the maximum size of a commit body, in bytes.
 const MaxCommit = 960 << 10
 
-// Store is the append-only log. The sequence of the first commit is 1, and each commit adds 1.
-// It is safe for concurrent use.
+// Store is the append-only log. Sequences begin above 0 and increase in log order; whether they have
+// gaps is the store's affair, so nobody counts with them. It is safe for concurrent use.
 type Store interface {
 	// Append appends evs as one commit if the last sequence of stream is still expected (0: no
 	// stream yet), else it returns ErrConflict. It returns once the commit is durable, with its
@@ -153,11 +153,11 @@ type Upcast func(json.RawMessage) (json.RawMessage, error)
 // Audience determines who may read an event in its public form.
 type Audience string
 
-// The audiences. Readers of the audit log may read the changes too.
+// The audiences. Readers of the audit stream may read the changes too.
 const (
 	// Changes are for followers of credentials, components and flows.
 	Changes Audience = "changes"
-	// Audit is only for the audit log: permissions, denials, and reads of secrets.
+	// Audit is only for the audit stream: permissions, denials, and reads of secrets.
 	Audit Audience = "audit"
 	// Internal events have no public form.
 	Internal Audience = "internal"

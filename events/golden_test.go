@@ -24,6 +24,11 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files that are missing; existing ones are for ever")
 
+var endpoints = events.OAuthEndpoints{
+	AuthURI: "https://idp.example.org/auth", TokenURI: "https://idp.example.org/token", RefreshURI: "https://idp.example.org/refresh",
+	RevocationURI: "https://idp.example.org/revoke", Scopes: "read write", Lifetime: 600,
+}
+
 var meta = events.Meta{
 	Commit:      "01a20150-1fcd-723e-aa39-4986ddd34403",
 	Tenant:      "acme",
@@ -60,10 +65,13 @@ var settings = events.ConnectorSettings{
 var samples = []events.Event{
 	events.TenantRegistered{Name: "Acme & Söhne <GmbH>"},
 	events.TenantKeysRewrapped{},
+	events.TenantErasureStarted{},
+	events.TenantErased{},
 	events.TenantKeyRotationStarted{Rotation: 3},
 	events.TenantKeyRotationCompleted{Key: "0a1b2c3d"},
-	events.APIKeyIssued{SHA256: "ab12", Name: "ci", Home: "acme", Tenants: []string{"acme", "*"}, Role: "ADMINISTRATOR", Permissions: []string{"credentials.reveal"}, Addresses: []string{"192.0.2.0/24", "2001:db8::/32"}, Expires: meta.Time, Scope: events.Scope{Components: []string{"petstore"}, Workspaces: []string{"w1"}, Credentials: []string{"AAABcID5GBc="}}},
+	events.APIKeyIssued{SHA256: "ab12", Name: "ci", Home: "acme", Tenants: []string{"acme", "*"}, Role: "ADMINISTRATOR", Permissions: []string{"credentials.reveal"}, Addresses: []string{"192.0.2.0/24", "2001:db8::/32"}, Expires: meta.Time, Scope: events.Scope{Components: []string{"petstore"}, Workspaces: []string{"w1"}, Credentials: []string{"AAABcID5GBc="}}, Certificate: "dns:engine.example.org"},
 	events.APIKeyRevoked{},
+	events.APIKeyExpiring{Name: "ci", Expires: meta.Time, Days: 7},
 	events.RoleDefined{Title: "Billing ☂", Permissions: []string{"credentials.get", "flows.get"}},
 	events.RoleChanged{Title: "Billing", Permissions: []string{"credentials.get"}},
 	events.RoleGranted{},
@@ -80,9 +88,11 @@ var samples = []events.Event{
 	events.ComponentEnvSet{Names: []string{"PIZZAVAN_KEY", "PIZZAVAN_SECRET"}, SecretID: "01a20150-0000-7000-8000-000000000005"},
 	events.ComponentDeleted{},
 	events.CredentialRevealed{Version: 3},
-	events.OAuthClientDefined{ID: "01a20150-0000-7000-8000-000000000006", ClientID: "client", SecretID: "01a20150-0000-7000-8000-000000000007", Revision: 3},
-	events.OAuthClientChanged{ClientID: "client 2", SecretID: "01a20150-0000-7000-8000-000000000007", Revision: 4},
+	events.OAuthClientDefined{ID: "01a20150-0000-7000-8000-000000000006", ClientID: "client", SecretID: "01a20150-0000-7000-8000-000000000007", Revision: 3, Endpoints: endpoints},
+	events.OAuthClientChanged{ClientID: "client 2", SecretID: "01a20150-0000-7000-8000-000000000007", Revision: 4, Endpoints: endpoints},
 	events.OAuthClientMarkedUnusable{Reason: "component_deleted"},
+	events.OAuthClientExpirySet{Expires: meta.Time},
+	events.OAuthClientExpiring{ID: "01a20150-0000-7000-8000-000000000006", Expires: meta.Time, Days: 30, Flows: []string{"f1"}, Total: 1},
 	events.OAuthClientRevealed{SecretID: "01a20150-0000-7000-8000-000000000007"},
 	events.OAuthClientDeleted{},
 	events.AuthClientCreated{
@@ -127,6 +137,9 @@ var samples = []events.Event{
 	events.CredentialThrottlePolicyUseAbandoned{Use: "01a20150-0000-7000-8000-000000000009"},
 	events.CredentialTyped{Version: 2, Type: "file system", Shape: `{"query":{"region":0}}`, Rules: `{"hosts":["api.example.org"]}`},
 	events.CredentialDescriptionSet{Description: "The pets' account ☂"},
+	events.CredentialExpirySet{Version: 2, Expires: meta.Time},
+	events.CredentialHostKeySet{Version: 2, HostKey: "ssh-ed25519 SHA256:uNiVztksCsDhcc0u9e8BrLsbEAuvGWkZOX2LSEVoSjE"},
+	events.CredentialExpiring{Version: 2, What: "keys", Expires: meta.Time, Days: 30, Flows: []string{"f1", "f2"}, Total: 2},
 	events.CredentialAuthorized{
 		Grant: 2, Version: 3, Field: "oauth", By: "connect", User: "u1", Expires: meta.Time, Lifetime: 3600, Renewable: true,
 		Scope: "read write", Connection: "01a20150-0000-7000-8000-000000000006", Due: meta.Time, Odd: "It is in milliseconds.",
@@ -141,6 +154,7 @@ var samples = []events.Event{
 	events.CredentialRecovered{Grant: 2, Status: events.Verified},
 	events.CredentialTokensRevoked{Grant: 2},
 	events.CredentialRevokedAtProvider{Outcome: "revoked"},
+	events.CredentialRefreshTokenExpirySet{Expires: meta.Time, Lifetime: 31536000, Renewal: events.RefreshFixed},
 	events.CredentialKeysReplaced{Keys: keys},
 	events.CredentialReverted{To: 1, Keys: keys},
 	events.CredentialVerified{Version: 2, Verification: keys.Verification},

@@ -49,6 +49,16 @@ func CheckName(id string) error {
 	return nil
 }
 
+// CheckNewID is CheckID for an id that a caller chooses for something new. It refuses ".", ".." and
+// "/" too: HTTP clients resolve the dots in a path before they send it (RFC 3986, section 5.2.4),
+// and an encoded slash alone reads as the end of the path.
+func CheckNewID(id string) error {
+	if id == "." || id == ".." || id == "/" {
+		return ErrID.Withf("An id cannot be %q: it has another meaning in the path of a URL. Choose another one.", id)
+	}
+	return CheckID(id)
+}
+
 // CheckID refuses, with ErrID, an id that is not 1 to 128 bytes of UTF-8
 // without control characters: the rule for every other id.
 func CheckID(id string) error {

@@ -29,7 +29,7 @@ type publicField struct {
 func (t Type) PublicData() reflect.Type { return t.public.data }
 
 // Public returns the data of e, an event of this type in the stream with this id, as the feed,
-// the audit log and the history show it: a struct for JSON. It is nil if the type's audience is
+// the audit stream and the history show it: a struct for JSON. It is nil if the type's audience is
 // Internal. The form derives from the tags of the event's fields:
 //
 //	feed:"name"     the member of this name; options as in a json tag

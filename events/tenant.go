@@ -25,7 +25,17 @@ type TenantKeyRotationCompleted struct {
 // TenantKeysRewrapped records: The encryption keys of a tenant are wrapped with the current KMS key.
 type TenantKeysRewrapped struct{}
 
+// TenantErasureStarted records: The erasure of a tenant was requested. Its calls are refused from
+// then on; the service deletes what the tenant has and erases its secrets and keys.
+type TenantErasureStarted struct{}
+
+// TenantErased records: All secrets and encryption keys of a tenant were erased. Its facts stay in
+// the log.
+type TenantErased struct{}
+
 func (TenantRegistered) tenant()           {}
+func (TenantErasureStarted) tenant()       {}
+func (TenantErased) tenant()               {}
 func (TenantKeysRewrapped) tenant()        {}
 func (TenantKeyRotationStarted) tenant()   {}
 func (TenantKeyRotationCompleted) tenant() {}
@@ -33,6 +43,8 @@ func (TenantKeyRotationCompleted) tenant() {}
 var tenantTypes = []Type{
 	Define[TenantRegistered]("tenant.registered", Audit),
 	Define[TenantKeysRewrapped]("tenant.keys_rewrapped", Audit),
+	Define[TenantErasureStarted]("tenant.erasure_started", Audit),
+	Define[TenantErased]("tenant.erased", Audit),
 	Define[TenantKeyRotationStarted]("tenant.key_rotation_started", Audit),
 	Define[TenantKeyRotationCompleted]("tenant.key_rotation_completed", Audit),
 }

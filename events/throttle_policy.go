@@ -74,7 +74,7 @@ func (ThrottlePolicyUsed) throttlePolicy()     {}
 func (ThrottlePolicyReleased) throttlePolicy() {}
 func (ThrottlePolicyDeleted) throttlePolicy()  {}
 
-// For the feed and the audit log, credential.throttle_policy_assigned shows who uses a policy.
+// For the feed and the audit stream, credential.throttle_policy_assigned shows who uses a policy.
 var throttlePolicyTypes = []Type{
 	Define[ThrottlePolicyDefined]("throttle_policy.defined", Changes),
 	Define[ThrottlePolicyChanged]("throttle_policy.changed", Changes),

@@ -91,6 +91,22 @@ type CredentialRevokedAtProvider struct {
 	Outcome string `json:"outcome" feed:"outcome"` // "revoked", or as CredentialRefreshFailed has it
 }
 
+// Whether renewals extend the lifetime of a refresh token.
+const (
+	RefreshUnknown  = "unknown"  // there was no renewal yet
+	RefreshFixed    = "fixed"    // they do not: the account must be connected again before the token expires
+	RefreshExtended = "extended" // they do: the token expires only if nothing renews it
+)
+
+// CredentialRefreshTokenExpirySet records: The provider stated, or the component declares, when the
+// refresh token expires, or a renewal showed whether it extends that. The event is in the same commit
+// as the tokens.
+type CredentialRefreshTokenExpirySet struct {
+	Expires  time.Time `json:"expires" feed:"expires"`
+	Lifetime int64     `json:"lifetime" feed:"-"`      // in seconds, when it was stated
+	Renewal  string    `json:"renewal" feed:"renewal"` // "unknown", "fixed" or "extended"
+}
+
 // CredentialToken is the set of events about the tokens of a credential.
 //
 //sumtype:decl
@@ -107,6 +123,7 @@ func (CredentialReauthorizationRequired) credentialToken() {}
 func (CredentialRecovered) credentialToken()               {}
 func (CredentialTokensRevoked) credentialToken()           {}
 func (CredentialRevokedAtProvider) credentialToken()       {}
+func (CredentialRefreshTokenExpirySet) credentialToken()   {}
 
 func (CredentialAuthorized) credential()              {}
 func (CredentialRefreshStarted) credential()          {}
@@ -116,6 +133,7 @@ func (CredentialReauthorizationRequired) credential() {}
 func (CredentialRecovered) credential()               {}
 func (CredentialTokensRevoked) credential()           {}
 func (CredentialRevokedAtProvider) credential()       {}
+func (CredentialRefreshTokenExpirySet) credential()   {}
 
 var tokenTypes = []Type{
 	Define[CredentialAuthorized]("credential.authorized", Changes, withoutOdd).KeepingSecrets(),
@@ -126,6 +144,7 @@ var tokenTypes = []Type{
 	Define[CredentialRecovered]("credential.recovered", Changes).KeepingSecrets(),
 	Define[CredentialTokensRevoked]("credential.tokens_revoked", Changes),
 	Define[CredentialRevokedAtProvider]("credential.revoked_at_provider", Changes).KeepingSecrets(),
+	Define[CredentialRefreshTokenExpirySet]("credential.refresh_token_expiry_set", Changes).KeepingValues(),
 }
 
 // Version 2 adds due and odd.

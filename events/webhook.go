@@ -82,7 +82,7 @@ func (WebhookEnabled) webhook()       {}
 func (WebhookDeleted) webhook()       {}
 func (SecretAbandoned) webhook()      {}
 
-// Who may read credentials need not be allowed to see where events go: the audit trail alone
+// Who may read credentials need not be allowed to see where events go: the audit stream alone
 // has them.
 var webhookTypes = []Type{
 	Define[WebhookDefined]("webhook.defined", Audit).KeepingSecrets(),

@@ -35,7 +35,7 @@ var statuses = map[Kind]int{
 	Internal:        http.StatusInternalServerError,
 }
 
-// Status is the HTTP status of a kind; 500 for one that is not known here.
+// Status is the HTTP status of a kind; 500 for an unknown kind.
 func (k Kind) Status() int {
 	if s, ok := statuses[k]; ok {
 		return s
@@ -56,8 +56,8 @@ func (e *Error) Problem() Problem {
 	return p
 }
 
-// Fault reads a problem back into the error it was: errors.Is knows it by its
-// code on both sides. A problem that is none of ours is ErrInternal.
+// Fault converts a problem to the Error that it was made of: errors.Is matches by code. A problem
+// with an unknown kind or without a code becomes ErrInternal.
 func (p Problem) Fault() *Error {
 	if _, known := statuses[p.Kind]; !known || p.Code == "" {
 		return ErrInternal

@@ -2,6 +2,7 @@ package oauth
 
 import (
 	"bytes"
+	"maps"
 	"math"
 	"net/url"
 	"strconv"
@@ -54,6 +55,20 @@ func parseObject(body []byte) response {
 	}
 	_, err := dec.ReadToken()
 	a.complete = err == nil
+	return a
+}
+
+// within adds the members of the object at pointer, which take precedence. The body stays that of
+// the whole response, for the rules about errors.
+func (a response) within(pointer string) response {
+	if pointer == "" || a.body == nil {
+		return a
+	}
+	object, found := verify.Member(a.body, pointer)
+	if !found || object.Kind() != '{' {
+		return a
+	}
+	maps.Copy(a.members, parseObject(object).members)
 	return a
 }
 
@@ -125,6 +140,7 @@ func (a response) token(p Provider, secrets ...seal.Secret) (t Token, ok bool) {
 	}
 	t = Token{Access: seal.NewSecret([]byte(access)), Refresh: a.refresh(), Answer: a.fields()}
 	t.Lifetime, t.Odd = a.lifetime(p.Lifetimes, time.Now(), false)
+	t.RefreshLifetime = a.refreshLifetime()
 	secrets = append(secrets, t.Access, t.Refresh)
 	t.Type, t.Scope = printable(a.tokenType(), 32, secrets), printable(a.scope(), 4096, secrets)
 	if t.Type == "" {

@@ -44,13 +44,13 @@ const (
 type cause string
 
 const (
-	circuitOpen cause = "resting"  // the circuit breaker is open
-	busy        cause = "busy"     // no request slot became free in time
-	redirect    cause = "redirect" // status 3xx
-	truncated   cause = "cut"      // a success with a truncated body
-	oversize    cause = "oversize" // a success with too large a body
-	noToken     cause = "no_token" // a success without a token
-	noURI       cause = "no_uri"   // no valid endpoint URI
+	circuitOpen cause = "circuit_open" // the circuit breaker is open
+	busy        cause = "busy"         // no request slot became free in time
+	redirect    cause = "redirect"     // status 3xx
+	truncated   cause = "truncated"    // a success with a truncated body
+	oversize    cause = "oversize"     // a success with too large a body
+	noToken     cause = "no_token"     // a success without a token
+	noURI       cause = "no_uri"       // no valid endpoint URI
 
 	noRefresh cause = "no_refresh_token"
 )

@@ -1,6 +1,7 @@
 package oauth
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,15 +41,24 @@ func (x *Exchanger) Refresh(ctx context.Context, tenant string, p Provider, c Cl
 	}
 	form := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {string(refresh.Reveal())}}
 	add(form, p.RefreshParams)
+	p.TokenURI = cmp.Or(p.RefreshURI, p.TokenURI)
 	return x.exchange(ctx, tenant, p, c, refreshing, form, refresh)
 }
 
 // ClientCredentials requests an access token for the client itself (RFC 6749,
-// section 4.4). Every error is an *Error, or ctx's own if nothing was sent.
+// section 4.4), or by the assertion of p.JWT. Every error is an *Error, ErrSigningKey, or ctx's
+// own if nothing was sent.
 func (x *Exchanger) ClientCredentials(ctx context.Context, tenant string, p Provider, c Client) (Token, error) {
-	form := url.Values{"grant_type": {"client_credentials"}}
+	form := url.Values{"grant_type": {cmp.Or(p.Grant, "client_credentials")}}
 	if scope := p.scope(); len(scope) > 0 {
 		form["scope"] = scope
+	}
+	if p.Grant == GrantJWT && p.JWT != nil {
+		assertion, err := p.JWT.sign(p.TokenURI, nil, time.Now())
+		if err != nil {
+			return Token{}, err
+		}
+		form.Set("assertion", assertion)
 	}
 	return x.exchange(ctx, tenant, p, c, acquiring, form)
 }
@@ -81,12 +91,9 @@ func (x *Exchanger) Revoke(ctx context.Context, tenant string, p Provider, c Cli
 
 // request returns a POST of the parameters, with the client's id and secret.
 func (p Provider) request(ctx context.Context, c Client, uri string, form url.Values) (*http.Request, error) {
-	basic := p.Basic && !c.Secret.IsZero()
-	if !basic {
-		form.Set("client_id", c.ID)
-		if !c.Secret.IsZero() {
-			form.Set("client_secret", string(c.Secret.Reveal()))
-		}
+	basic, err := p.authenticate(c, uri, form)
+	if err != nil {
+		return nil, err
 	}
 	body, contentType := form.Encode(), "application/x-www-form-urlencoded"
 	if p.JSON {
@@ -140,7 +147,7 @@ func (x *Exchanger) exchange(ctx context.Context, tenant string, p Provider, c C
 
 // tokenFrom reads the tokens of a response. The refresh token may come with an error.
 func tokenFrom(a verify.Answer, p Provider, secrets []seal.Secret) (Token, *Error) {
-	parsed := parse(a.Body)
+	parsed := parse(a.Body).within(p.TokenAt)
 	if a.Status/100 != 2 {
 		return Token{}, p.classify(a.Status, a.Header, parsed, secrets)
 	}
@@ -208,7 +215,7 @@ func (p *deadlineBody) Read(b []byte) (int, error) {
 	return p.ReadCloser.Read(b) //nolint:wrapcheck // a reader passes io.EOF on
 }
 
-// do acquires the slots of the tenant and the host, and has request send one request to uri.
+// do acquires the slots of the tenant and of the host, then calls request, which must send at most one request to uri.
 // The attempt is never nil, also with an error.
 func (x *Exchanger) do(ctx context.Context, tenant, uri string, c Client, s step, request func(context.Context, *attempt) error) (*attempt, error) {
 	made := &attempt{guarded: x.guarded, caller: ctx}
@@ -239,7 +246,9 @@ func (x *Exchanger) do(ctx context.Context, tenant, uri string, c Client, s step
 	}
 	defer func() { releaseHost(made.failed) }()
 	// From here on, only the guarded client's own timeout ends the request.
-	if err := request(context.WithoutCancel(ctx), made); err != nil && !made.sent {
+	if err := request(context.WithoutCancel(ctx), made); errors.Is(err, ErrSigningKey) {
+		return made, ErrSigningKey
+	} else if err != nil && !made.sent {
 		return fail(&Error{Outcome: Refused, cause: noURI})
 	}
 	if made.failed != nil {

@@ -25,8 +25,8 @@ var (
 )
 
 // LifetimeOf returns the remaining lifetime of the access token in an object in the form of a
-// provider's response. given means that a person entered the object: it may be old, so a
-// point in time takes precedence over a duration, and the result is 0 if the token has
+// provider's response. given means that a person entered the object, which may be old:
+// the earlier of a duration and a point in time applies, and the result is 0 if the token has
 // expired. Otherwise the result is positive. odd is a sentence about an implausible value, ""
 // for none.
 func LifetimeOf(object seal.Fields, known Lifetimes, now time.Time, given bool) (life time.Duration, odd string) {
@@ -137,6 +137,45 @@ func (a response) expiry(now time.Time) (until time.Duration, ok bool) {
 		}
 	}
 	return 0, false
+}
+
+// refreshLifetimeMembers hold the lifetime of a refresh token, as LinkedIn and eBay, Keycloak and
+// Intuit name it.
+var refreshLifetimeMembers = []string{"refresh_token_expires_in", "refresh_expires_in", "x_refresh_token_expires_in"}
+
+// maxRefreshLifetime is the longest plausible lifetime of a refresh token: larger values mean that the
+// token does not expire.
+const maxRefreshLifetime = 20 * 366 * 24 * time.Hour
+
+// refreshLifetime is RefreshLifetimeOf for a response.
+func (a response) refreshLifetime() time.Duration {
+	for _, name := range refreshLifetimeMembers {
+		f, isNumber := number(a.text(name))
+		if isNumber && f >= 1 && f <= maxRefreshLifetime.Seconds() {
+			return time.Duration(f) * time.Second
+		}
+	}
+	return 0
+}
+
+// RefreshLifetimeOf returns the lifetime of the refresh token in an object in the form of a
+// provider's response, 0 if it states none: Keycloak's 0 means that the token does not expire.
+func RefreshLifetimeOf(object seal.Fields) time.Duration {
+	a := response{members: map[string]jsontext.Value{}}
+	for _, name := range refreshLifetimeMembers {
+		if v, ok := object.Get(name); ok {
+			a.members[name] = jsontext.Value(v.Reveal())
+		}
+	}
+	return a.refreshLifetime()
+}
+
+// StatesLifetime reports whether an object has a member that LifetimeOf reads.
+func StatesLifetime(object seal.Fields) bool {
+	return slices.ContainsFunc(slices.Concat(lifetimeMembers, expiryMembers), func(name string) bool {
+		v, ok := object.Text(name)
+		return ok && len(v.Reveal()) > 0 && string(v.Reveal()) != "null" && string(v.Reveal()) != "0"
+	})
 }
 
 // WithoutLifetime removes every member that LifetimeOf reads.

@@ -34,8 +34,10 @@ type Provider struct {
 	RequireIssuer     bool   // the callback must carry iss (RFC 9207)
 	AuthURI           string // "" for client credentials
 	TokenURI          string
+	RefreshURI        string // where tokens are renewed; "" is TokenURI
 	RevocationURI     string // "" if there is none
 	Basic             bool   // the client authenticates by HTTP Basic; else in the body
+	Public            bool   // the client does not authenticate, so its secret is not sent
 	Scopes            []string
 	ScopeSeparator    string            // "" is " "
 	AuthParams        map[string]string // additional parameters of the authorization request
@@ -44,6 +46,10 @@ type Provider struct {
 	JSON              bool              // token requests are JSON objects; else forms
 	NoPKCE            bool              // the provider refuses PKCE
 	ClientCredentials bool              // the grant is client credentials
+	Grant             string            // grant_type of ClientCredentials; "" is "client_credentials"
+	TokenAt           string            // JSON pointer of the object with the tokens in a response; "" is the response itself
+	JWT               *JWT              // signs assertions; nil if there is none
+	PrivateKeyJWT     bool              // the client authenticates by an assertion
 	Lifetimes         Lifetimes
 	Answers           []Rule // for its responses without tokens; they take precedence over the built-in rules
 }
@@ -72,9 +78,12 @@ type Token struct {
 	Refresh  seal.Secret   // zero if the response has none
 	Lifetime time.Duration // of Access, from the time of the response; always positive
 	Odd      string        // a sentence about an implausible lifetime in the response; "" for none
-	Type     string        // "Bearer", unless the provider says otherwise
-	Scope    string        // as the provider stated it, "" if it did not
-	Answer   seal.Fields   // the members of the response
+	// RefreshLifetime is that of Refresh, or of the refresh token that was sent, from the time of the
+	// response; 0 if the provider states none.
+	RefreshLifetime time.Duration
+	Type            string      // "Bearer", unless the provider says otherwise
+	Scope           string      // as the provider stated it, "" if it did not
+	Answer          seal.Fields // the members of the response
 }
 
 // Exchanger sends the requests. It is safe for concurrent use. Use one for the whole process:

@@ -28,7 +28,7 @@ const (
 )
 
 // knownRules cover responses of well-known providers without a standard error code. The
-// component's own rules take precedence. docs/providers.md names the source of each.
+// component's own rules take precedence. docs/providers.md says which of them were checked against a source.
 var knownRules = []Rule{
 	{400, equals("/status", `"BAD_REFRESH_TOKEN"`), MeansRevoked},                                             // HubSpot
 	{0, matches("/error_description", `(?i)\balready being processed\b`), MeansTransient},                     // Salesforce

@@ -15,7 +15,7 @@ import (
 const (
 	apiKeyTable = `
 CREATE TABLE api_keys (id TEXT PRIMARY KEY, sha256 TEXT NOT NULL, name TEXT NOT NULL, home TEXT NOT NULL, tenants TEXT NOT NULL,
-	role TEXT NOT NULL, permissions TEXT NOT NULL, addresses TEXT NOT NULL, expires INTEGER NOT NULL, scope TEXT NOT NULL,
+	role TEXT NOT NULL, permissions TEXT NOT NULL, addresses TEXT NOT NULL, expires INTEGER NOT NULL, scope TEXT NOT NULL, certificate TEXT NOT NULL,
 	revoked INTEGER NOT NULL, seq INTEGER NOT NULL, created INTEGER NOT NULL) WITHOUT ROWID;
 `
 	apiKeyIndexes = `
@@ -34,6 +34,7 @@ type APIKey struct {
 	Addresses   []string  // networks it may be used from, as CIDR; nil: from everywhere
 	Expires     time.Time // zero: never
 	Scope       events.Scope
+	Certificate string // name in the client certificate that stands for the key; "" for a secret key
 	Revoked     bool
 	CreatedAt   time.Time
 	Seq         uint64 // its last commit
@@ -51,24 +52,32 @@ func (b *batch) apiKey(r events.Record, e events.APIKey) error {
 		if err != nil {
 			return fmt.Errorf("writing the scope of a key: %w", err)
 		}
-		return b.w.exec("INSERT OR REPLACE INTO api_keys VALUES (?,?,?,?,?,?,?,?,?,?,0,?,?)",
+		if err := b.expiry(Expiry{Tenant: e.Home, Kind: kindAPIKey, ID: r.Stream.ID, Expires: e.Expires}); err != nil {
+			return err
+		}
+		return b.w.exec("INSERT OR REPLACE INTO api_keys VALUES (?,?,?,?,?,?,?,?,?,?,?,0,?,?)",
 			r.Stream.ID, e.SHA256, e.Name, e.Home, strings.Join(e.Tenants, " "), e.Role,
-			strings.Join(e.Permissions, " "), strings.Join(e.Addresses, " "), expires, string(scope), seq, r.Meta.Time.UnixMicro())
+			strings.Join(e.Permissions, " "), strings.Join(e.Addresses, " "), expires, string(scope), e.Certificate, seq, r.Meta.Time.UnixMicro())
+	case events.APIKeyExpiring:
+		return b.expiry(Expiry{Tenant: r.Meta.Tenant, Kind: kindAPIKey, ID: r.Stream.ID, Expires: e.Expires, Warned: e.Days})
 	case events.APIKeyRevoked:
+		if err := b.w.exec("DELETE FROM expiries WHERE kind = ? AND id = ?", kindAPIKey, r.Stream.ID); err != nil {
+			return err
+		}
 		return b.w.update("UPDATE api_keys SET revoked = 1, seq = ? WHERE id = ?", seq, r.Stream.ID)
 	}
 	return errUnknownEvent
 }
 
 const (
-	apiKeyColumns = "SELECT id, name, home, tenants, role, permissions, addresses, expires, scope, revoked, seq, created FROM api_keys"
+	apiKeyColumns = "SELECT id, name, home, tenants, role, permissions, addresses, expires, scope, certificate, revoked, seq, created FROM api_keys"
 	apiKeyByHash  = apiKeyColumns + " INDEXED BY api_keys_sha256 WHERE sha256 = ? ORDER BY revoked, id LIMIT 1"
 )
 
 func scanAPIKey(row []driver.Value) (APIKey, error) {
 	k := APIKey{
 		ID: str(row[0]), Name: str(row[1]), Home: str(row[2]), Tenants: strings.Fields(str(row[3])), Role: str(row[4]),
-		Revoked: num(row[9]) != 0, Seq: uint64(num(row[10])), CreatedAt: micros(row[11]),
+		Certificate: str(row[9]), Revoked: num(row[10]) != 0, Seq: uint64(num(row[11])), CreatedAt: micros(row[12]),
 	}
 	if permissions := strings.Fields(str(row[5])); len(permissions) > 0 {
 		k.Permissions = permissions

@@ -9,16 +9,20 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	jsonv2 "github.com/go-json-experiment/json"
+	"golang.org/x/text/collate"
+	"golang.org/x/text/language"
+	"golang.org/x/text/unicode/norm"
 
 	"github.com/credstream/credstream/events"
 )
 
 // The table's key is the sequence of the commit that created the credential.
 // Sorting by creation means sorting by it, so every index ends in it for
-// free. name is folded (see fold). doc holds the whole credential, so that a
+// free. name and description are collated (see collated). doc holds the whole credential, so that a
 // point read touches one column. The same transaction maintains counts, so that
 // no query counts rows; the empty workspace is the total of all.
 //
@@ -46,9 +50,11 @@ CREATE INDEX credentials_component_created ON credentials (tenant, component, st
 CREATE INDEX credentials_name ON credentials (tenant, status, name);
 CREATE INDEX credentials_component_name ON credentials (tenant, component, status, name);
 CREATE INDEX credentials_component_id ON credentials (tenant, component, id, description);
+CREATE INDEX credentials_policy_id ON credentials (tenant, policy, id);
 CREATE INDEX credentials_description ON credentials (tenant, description, id);
 CREATE INDEX credentials_workspace_created ON credentials (tenant, workspace, status) WHERE workspace <> '';
 CREATE INDEX credentials_workspace_name ON credentials (tenant, workspace, status, name) WHERE workspace <> '';
+CREATE INDEX credentials_workspace_id ON credentials (tenant, workspace, id) WHERE workspace <> '';
 CREATE INDEX credentials_policy_created ON credentials (tenant, policy, status) WHERE policy <> '';
 CREATE INDEX credentials_policy_name ON credentials (tenant, policy, status, name) WHERE policy <> '';
 `
@@ -83,21 +89,12 @@ type Credential struct {
 	Type           string              `json:"ty,omitzero"` // free; "" where there is a component
 	Shape          string              `json:"sh,omitzero"` // of nested keys of a free type, see events.CredentialTyped
 	Description    string              `json:"d,omitzero"`  // for people, or ""
-}
-
-func scanCredential(v driver.Value) (*Credential, error) {
-	var raw []byte
-	switch x := v.(type) {
-	case string:
-		raw = []byte(x)
-	case []byte:
-		raw = x
-	}
-	c := &Credential{}
-	if err := jsonv2.Unmarshal(raw, c); err != nil {
-		return nil, fmt.Errorf("reading a credential's row: %w", err)
-	}
-	return c, nil
+	KeysExpire     time.Time           `json:"ke,omitzero"` // as declared; zero: never
+	TokenExpires   time.Time           `json:"te,omitzero"` // of a token that cannot be renewed; zero otherwise
+	RefreshExpires time.Time           `json:"re,omitzero"` // of a refresh token, if renewals do not extend it; zero otherwise
+	Warned         time.Time           `json:"wx,omitzero"` // expiry of the last early warning
+	WarnedDays     int                 `json:"wd,omitzero"` // its threshold
+	HostKey        string              `json:"hk,omitzero"` // of an SSH server, that dry requests accept; "" for none
 }
 
 // evolve is the credential after one more event; nil means that there is none.
@@ -133,6 +130,13 @@ func (c *Credential) evolve(r events.Record, e events.Credential) (*Credential, 
 		c.Type, c.Shape = e.Type, e.Shape
 	case events.CredentialDescriptionSet:
 		c.Description = e.Description
+	case events.CredentialExpirySet:
+		c.KeysExpire = e.Expires
+	case events.CredentialHostKeySet:
+		c.HostKey = e.HostKey
+	case events.CredentialExpiring:
+		c.Warned, c.WarnedDays = e.Expires, e.Days
+		return c, nil
 	case events.CredentialKeysReplaced:
 		c.setKeys(e.Keys, r.Meta.Time)
 	case events.CredentialReverted:
@@ -164,14 +168,22 @@ func (c *Credential) evolve(r events.Record, e events.Credential) (*Credential, 
 func (c *Credential) evolveTokens(e events.CredentialToken) bool {
 	switch e := e.(type) {
 	case events.CredentialReauthorizationRequired:
-		c.Status = events.ReauthorizationRequired
+		c.Status, c.TokenExpires = events.ReauthorizationRequired, time.Time{}
 		return true
 	case events.CredentialRecovered:
 		c.Status = e.Status
 		return true
 	case events.CredentialTokensRevoked:
 		c.SecretID = "" // it is erased
-	case events.CredentialAuthorized, events.CredentialRefreshStarted, events.CredentialRefreshed, events.CredentialRefreshFailed,
+	case events.CredentialAuthorized:
+		if !e.Renewable {
+			c.TokenExpires = e.Expires
+		}
+	case events.CredentialRefreshTokenExpirySet:
+		if c.RefreshExpires = (time.Time{}); e.Renewal == events.RefreshFixed {
+			c.RefreshExpires = e.Expires
+		}
+	case events.CredentialRefreshStarted, events.CredentialRefreshed, events.CredentialRefreshFailed,
 		events.CredentialRevokedAtProvider:
 	}
 	return false
@@ -179,7 +191,8 @@ func (c *Credential) evolveTokens(e events.CredentialToken) bool {
 
 func (c *Credential) setKeys(k events.KeysVersion, at time.Time) {
 	c.Version, c.Fields, c.Revision, c.Hosts, c.SecretID = k.Version, k.Fields, k.Revision, k.Hosts, k.SecretID
-	c.VerifiedAt = time.Time{}
+	c.VerifiedAt, c.KeysExpire, c.TokenExpires, c.RefreshExpires = time.Time{}, time.Time{}, time.Time{}, time.Time{}
+	c.HostKey = ""
 	c.verify(k.Verification, at)
 }
 
@@ -190,10 +203,47 @@ func (c *Credential) verify(v events.Verification, at time.Time) {
 	}
 }
 
-// fold normalizes a name so that names that differ only in case are equal: each
-// rune in lower case, by Unicode's simple mapping. Lists sort and search by it.
+// fold normalizes a name so that names that differ only in case, or in how an accent is encoded, are
+// equal: each rune in lower case, by Unicode's simple mapping, in the normalization form C. Lists search
+// by it.
 func fold(name string) string {
-	return strings.ReplaceAll(strings.ToLower(name), "\x00", "\uFFFD") // SQLite's functions end at NUL
+	lower := norm.NFC.String(strings.ToLower(norm.NFC.String(name)))
+	return strings.ReplaceAll(lower, "\x00", "\uFFFD") // SQLite's functions end at NUL
+}
+
+// collators have a buffer each, so they are not shared.
+var collators = sync.Pool{New: func() any { return collate.New(language.Und, collate.IgnoreCase) }}
+
+// maxCollated is the number of bytes of a folded text that determine its place in a list; the rest is
+// compared as text.
+const maxCollated = 128
+
+// keyDigits are those of the key in collated. No folded text holds one, so that a search for a part of a
+// text does not find the key.
+const keyDigits = "ABCDEFGHIJKLMNOP"
+
+// collated is what the columns of names and descriptions hold: the key of a folded text in the root
+// collation of Unicode (UTS #10), by which lists sort, and the text itself.
+func collated(folded string) string {
+	c, _ := collators.Get().(*collate.Collator)
+	defer collators.Put(c)
+	var buffer collate.Buffer
+	key := c.KeyFromString(&buffer, strings.ToValidUTF8(folded[:min(len(folded), maxCollated)], ""))
+	b := make([]byte, 0, 2*len(key)+1+len(folded))
+	for _, k := range key {
+		b = append(b, keyDigits[k>>4], keyDigits[k&0xf])
+	}
+	return string(append(append(b, collatedMark...), folded...))
+}
+
+// collatedMark separates the key from the text. It sorts before the digits, so that a text comes before
+// those that begin with it.
+const collatedMark = "\x01"
+
+// uncollated returns the folded text of a column.
+func uncollated(column string) string {
+	_, folded, _ := strings.Cut(column, collatedMark)
+	return folded
 }
 
 // tag prefixes a tenant's names in the trigram index: three runes from a
@@ -289,6 +339,9 @@ func (b *batch) flushCredentials() error {
 		old, now := ch.old, ch.now
 		old.counted(counts, -1)
 		now.counted(counts, 1)
+		if err := b.credentialExpiry(old, now); err != nil {
+			return err
+		}
 		if old != nil && (now == nil || now.CreatedSeq != old.CreatedSeq) {
 			seq := int64(old.CreatedSeq)
 			if err := errors.Join(b.w.update("DELETE FROM credentials WHERE seq = ?", seq), b.w.dropName(seq)); err != nil {
@@ -303,10 +356,10 @@ func (b *batch) flushCredentials() error {
 		if err != nil {
 			return err
 		}
-		seq, name := int64(now.CreatedSeq), fold(now.Name)
+		seq, name := int64(now.CreatedSeq), collated(fold(now.Name))
 		if old == nil {
-			rows = append(rows, seq, now.Tenant, now.ID, now.kind(), string(now.Status), name, now.Workspace, now.ThrottlePolicy, fold(now.Description), string(doc))
-			if err := b.w.addName(seq, now.Tenant, name); err != nil {
+			rows = append(rows, seq, now.Tenant, now.ID, now.kind(), string(now.Status), name, now.Workspace, now.ThrottlePolicy, collated(fold(now.Description)), string(doc))
+			if err := b.w.addName(seq, now.Tenant, uncollated(name)); err != nil {
 				return err
 			}
 			continue
@@ -325,9 +378,9 @@ func (b *batch) flushCredentials() error {
 // so that their indexes are not touched.
 func (b *batch) update(old, now *Credential, name, doc string) error {
 	seq := int64(now.CreatedSeq)
-	renamed := fold(old.Name) != name
+	renamed := fold(old.Name) != uncollated(name)
 	if description := fold(now.Description); fold(old.Description) != description {
-		if err := b.w.update("UPDATE credentials SET description = ? WHERE seq = ?", description, seq); err != nil {
+		if err := b.w.update("UPDATE credentials SET description = ? WHERE seq = ?", collated(description), seq); err != nil {
 			return err
 		}
 	}
@@ -340,7 +393,7 @@ func (b *batch) update(old, now *Credential, name, doc string) error {
 	if !renamed {
 		return nil
 	}
-	return errors.Join(b.w.dropName(seq), b.w.addName(seq, now.Tenant, name))
+	return errors.Join(b.w.dropName(seq), b.w.addName(seq, now.Tenant, uncollated(name)))
 }
 
 func (b *batch) flushCounts(counts map[countKey]int64) error {
@@ -364,12 +417,15 @@ func (b *batch) flushCounts(counts map[countKey]int64) error {
 	return nil
 }
 
-// Credential finds a credential of a tenant by its id.
+// Credential finds a credential of a tenant by its id. The caller must not change its slices.
 func (v *Views) Credential(ctx context.Context, tenant, id string) (Credential, bool, error) {
-	var found *Credential
+	found, mark := v.recent.get(credentialKey{tenant, id})
+	if found != nil {
+		return *found, true, nil
+	}
 	err := v.read(ctx, func(c *conn) error {
 		return c.query(credentialByID, func(row []driver.Value) (err error) {
-			found, err = scanCredential(row[0])
+			found, err = c.recent.scan(row[0])
 			return err
 		}, tenant, id)
 	})
@@ -379,5 +435,6 @@ func (v *Views) Credential(ctx context.Context, tenant, id string) (Credential, 
 	if found == nil {
 		return Credential{}, false, nil
 	}
+	v.recent.keep(found, mark)
 	return *found, true, nil
 }

@@ -83,7 +83,7 @@ type listing struct {
 
 // rowPosition is a row's position in the order.
 type rowPosition struct {
-	name string // folded; "" when sorted by creation
+	name string // collated; "" when sorted by creation
 	seq  uint64
 }
 
@@ -247,8 +247,8 @@ func (l *listing) turned(c *conn) (page []Credential, next string, err error) {
 		}
 		full := len(rows) == rest
 		for len(rows) > 0 {
-			name := fold(rows[0].Name)
-			n := slices.IndexFunc(rows, func(k Credential) bool { return fold(k.Name) != name })
+			name := collated(fold(rows[0].Name))
+			n := slices.IndexFunc(rows, func(k Credential) bool { return fold(k.Name) != uncollated(name) })
 			if n < 0 {
 				n = len(rows)
 			}
@@ -367,13 +367,13 @@ func (l *listing) cut(page []Credential) ([]Credential, string) {
 		return page, ""
 	}
 	last := page[l.limit-1]
-	return page[:l.limit], l.cursor(rowPosition{fold(last.Name), last.CreatedSeq})
+	return page[:l.limit], l.cursor(rowPosition{collated(fold(last.Name)), last.CreatedSeq})
 }
 
 // fetch runs a query of name, seq and doc for up to limit rows.
 func fetch(c *conn, sql string, args []driver.Value, limit int) (list []Credential, err error) {
 	err = c.query(sql+" LIMIT ?", func(row []driver.Value) error {
-		k, err := scanCredential(row[2])
+		k, err := c.recent.scan(row[2])
 		if err != nil {
 			return err
 		}
@@ -405,7 +405,7 @@ func (l *listing) cursor(p rowPosition) string {
 	if l.f.Sort != "name" {
 		p.name = ""
 	}
-	raw := append(binary.BigEndian.AppendUint64(nil, p.seq), p.name...)
+	raw := append(binary.BigEndian.AppendUint64(nil, p.seq), uncollated(p.name)...)
 	return base64.RawURLEncoding.EncodeToString(append(l.checksum(raw), raw...))
 }
 
@@ -414,7 +414,11 @@ func (l *listing) parse(cursor string) (rowPosition, error) {
 	if err != nil || len(raw) < 16 || string(l.checksum(raw[8:])) != string(raw[:8]) {
 		return rowPosition{}, ErrCursorInvalid
 	}
-	return rowPosition{name: string(raw[16:]), seq: binary.BigEndian.Uint64(raw[8:])}, nil
+	p := rowPosition{seq: binary.BigEndian.Uint64(raw[8:])}
+	if l.f.Sort == "name" {
+		p.name = collated(string(raw[16:]))
+	}
+	return p, nil
 }
 
 func (l *listing) checksum(raw []byte) []byte {

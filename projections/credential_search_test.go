@@ -27,7 +27,7 @@ func typed(n int) (recs []events.Record) {
 			id += "="
 		}
 		facts := []events.Event{
-			events.CredentialCreated{Component: "crm", Name: id, Keys: keys(1, unverified)},
+			events.CredentialCreated{Component: "crm", Name: id, Workspace: []string{"", "sales", "support"}[i%3], Keys: keys(1, unverified)},
 			events.CredentialThrottlePolicyAssigned{Policy: []string{"", "p1", "p2"}[i%3], Use: id},
 			events.CredentialDescriptionSet{Description: fmt.Sprintf("%s ACCOUNT %d", words[i%len(words)], i)},
 		}
@@ -76,6 +76,12 @@ func TestSearchCredentials(t *testing.T) {
 		{Policy: "none"},
 		{Policy: "p2", Type: "crm", Description: "account 1"},
 		{Policy: "p1", IDs: some},
+		{Scope: events.Scope{Components: []string{"crm"}}},
+		{Scope: events.Scope{Components: []string{"none", "crm", "crm"}}, Description: "account 1"},
+		{Scope: events.Scope{Components: []string{"crm"}}, Policy: "p1"},
+		{Scope: events.Scope{Components: []string{"none"}}, Type: "crm"},
+		{Scope: events.Scope{Workspaces: []string{"sales"}}},
+		{Scope: events.Scope{Workspaces: []string{"sales", "support"}, Components: []string{"crm"}}, Description: "account 1"},
 	} {
 		for _, sort := range []string{"", "id", "type", "description", "throttle_policy"} {
 			for _, desc := range []bool{false, true} {
@@ -85,6 +91,7 @@ func TestSearchCredentials(t *testing.T) {
 				var want []projections.Credential
 				for _, c := range all {
 					if (f.IDs == nil || slices.Contains(f.IDs, c.ID)) && (f.Type == "" || f.Type == typeOf(c)) && (f.Policy == "" || f.Policy == c.ThrottlePolicy) && c.Tenant == f.Tenant &&
+						f.Scope.Reaches(c.ID, c.Component, c.Workspace) &&
 						strings.Contains(strings.ToLower(c.Description), strings.ToLower(f.Description)) {
 						want = append(want, c)
 					}
@@ -94,7 +101,7 @@ func TestSearchCredentials(t *testing.T) {
 					by := map[string]int{
 						"type":            cmp.Or(cmp.Compare(typeOf(a), typeOf(b)), cmp.Compare(a.Type, b.Type)),
 						"throttle_policy": cmp.Compare(a.ThrottlePolicy, b.ThrottlePolicy),
-						"description":     cmp.Compare(strings.ToLower(a.Description), strings.ToLower(b.Description)),
+						"description":     byName(a.Description, b.Description),
 					}[sort]
 					if by = cmp.Or(by, cmp.Compare(a.ID, b.ID)); desc {
 						return -by
@@ -127,6 +134,12 @@ func TestSearchCredentials(t *testing.T) {
 	if err != nil || len(after) != 5 || after[0].ID != all[101].ID {
 		t.Errorf("after %s comes %v: %v", all[100].ID, after, err)
 	}
+	for _, from := range []int{len(all), len(all) + 1, len(all) + 1000} {
+		beyond, total, err := v.SearchCredentials(t.Context(), projections.CredentialSearch{Tenant: "acme", From: from, Limit: 5})
+		if err != nil || len(beyond) != 0 || total != len(all) {
+			t.Errorf("from %d: %v of %d: %v", from, beyond, total, err)
+		}
+	}
 	for _, f := range []projections.CredentialSearch{{Sort: "name"}, {Sort: "type", After: "x"}, {Desc: true, After: "x"}} {
 		if _, _, err := v.SearchCredentials(t.Context(), f); !errors.Is(err, projections.ErrSearchSort) {
 			t.Errorf("%+v: %v", f, err)
@@ -134,19 +147,27 @@ func TestSearchCredentials(t *testing.T) {
 	}
 }
 
-// BenchmarkSearch reads a page of 25 at the end of 100,000.
+// BenchmarkSearch reads a page of 25 in the middle of up to 100,000, which takes longest: a page is
+// read from the nearer end.
 func BenchmarkSearch(b *testing.B) {
 	v := open(b, filepath.Join(b.TempDir(), "views.db"))
 	if err := v.Rebuild(b.Context(), tape{recs: typed(benchRows * 10 / 9)}, nil); err != nil {
 		b.Fatal(err)
 	}
 	for name, f := range map[string]projections.CredentialSearch{
-		"id":          {From: 99_900},
-		"id-desc":     {From: 99_900, Desc: true},
-		"type":        {Sort: "type", From: 99_900},
-		"description": {Sort: "description", From: 99_900},
-		"of-type":     {Type: "crm", From: 74_000},
-		"contains":    {Description: "account", From: 99_900},
+		"id":          {From: 50_000},
+		"id-end":      {From: 99_900},
+		"id-desc":     {From: 50_000, Desc: true},
+		"type":        {Sort: "type", From: 50_000},
+		"description": {Sort: "description", From: 50_000},
+		"policy":      {Sort: "throttle_policy", From: 50_000},
+		"of-policy":   {Policy: "p1", From: 15_000},
+		"components":  {Scope: events.Scope{Components: []string{"crm"}}, From: 20_000},
+		"workspaces":  {Scope: events.Scope{Workspaces: []string{"sales"}}, From: 7_500},
+		"of-one-kind": {Type: "file system", From: 10_000},
+		"of-type":     {Type: "crm", From: 37_000},
+		"of-type-end": {Type: "crm", From: 74_000},
+		"contains":    {Description: "account", From: 50_000},
 		"contains-1":  {Description: "account 77777"},
 		"ids":         {IDs: []string{"id-000001", "id-050000="}},
 	} {

@@ -34,6 +34,8 @@ type OAuthClient struct {
 	UpdatedAt time.Time
 	CreatedBy string // "key:<id>"
 	Seq       uint64 // the last commit that changed it
+
+	SecretExpires time.Time // as declared; zero: unknown
 }
 
 func (b *batch) client(r events.Record, e events.OAuthClient) error {
@@ -46,11 +48,30 @@ func (b *batch) client(r events.Record, e events.OAuthClient) error {
 	case events.OAuthClientDefined:
 		return b.w.exec("INSERT INTO oauth_clients VALUES (?,?,?,?,?,0,?,?,?,?)",
 			tenant, component, e.ID, e.ClientID, e.SecretID, seq, now, now, r.Meta.Actor.Kind+":"+r.Meta.Actor.ID)
-	case events.OAuthClientChanged:
+	case events.OAuthClientChanged: // another secret has no declared expiry yet
+		err := b.w.exec("DELETE FROM expiries WHERE tenant = ? AND kind = ? AND id = ? AND NOT EXISTS"+
+			" (SELECT 1 FROM oauth_clients o WHERE o.tenant = ? AND o.component = ? AND o.secret_id = ?)",
+			tenant, kindOAuthClient, component, tenant, component, e.SecretID)
+		if err != nil {
+			return err
+		}
 		return set("client_id = ?, secret_id = ?", e.ClientID, e.SecretID)
+	case events.OAuthClientExpirySet:
+		if err := b.expiry(Expiry{Tenant: tenant, Kind: kindOAuthClient, ID: component, Expires: e.Expires}); err != nil {
+			return err
+		}
+		return set("unusable = unusable")
+	case events.OAuthClientExpiring:
+		return b.expiry(Expiry{Tenant: tenant, Kind: kindOAuthClient, ID: component, Expires: e.Expires, Warned: e.Days})
 	case events.OAuthClientMarkedUnusable:
+		if err := b.expiry(Expiry{Tenant: tenant, Kind: kindOAuthClient, ID: component}); err != nil {
+			return err
+		}
 		return set("unusable = 1")
 	case events.OAuthClientDeleted:
+		if err := b.expiry(Expiry{Tenant: tenant, Kind: kindOAuthClient, ID: component}); err != nil {
+			return err
+		}
 		return b.w.update("DELETE FROM oauth_clients WHERE tenant = ? AND component = ?", tenant, component)
 	case events.OAuthClientRevealed, events.OAuthClientUsed, events.OAuthClientReleased, events.SecretAbandoned: // not shown here
 	}
@@ -58,15 +79,20 @@ func (b *batch) client(r events.Record, e events.OAuthClient) error {
 }
 
 const oauthClientColumns = "SELECT tenant, component, id, client_id, secret_id, unusable, seq, created, updated, created_by," +
-	" EXISTS (SELECT 1 FROM uses u INDEXED BY uses_recorded WHERE u.tenant = oauth_clients.tenant AND u.thing = '" + kindOAuthClient + ".' || component AND u.recorded = 1)" +
+	" EXISTS (SELECT 1 FROM uses u INDEXED BY uses_recorded WHERE u.tenant = oauth_clients.tenant AND u.thing = '" + kindOAuthClient + ".' || component AND u.recorded = 1)," +
+	" (SELECT expires FROM expiries x WHERE x.tenant = oauth_clients.tenant AND x.kind = '" + kindOAuthClient + "' AND x.id = component)" +
 	" FROM oauth_clients"
 
 func scanOAuthClient(row []driver.Value) OAuthClient {
-	return OAuthClient{
+	k := OAuthClient{
 		Tenant: str(row[0]), Component: str(row[1]), ID: str(row[2]), ClientID: str(row[3]), SecretID: str(row[4]), Unusable: num(row[5]) != 0,
 		Seq: uint64(num(row[6])), CreatedAt: micros(row[7]), UpdatedAt: micros(row[8]), CreatedBy: str(row[9]),
 		Used: num(row[10]) != 0,
 	}
+	if row[11] != nil {
+		k.SecretExpires = micros(row[11])
+	}
+	return k
 }
 
 // OAuthClient finds a tenant's client by its id, or by its component when id is "".

@@ -25,9 +25,14 @@ var ErrViewsBehind = fault.New(fault.Unavailable, "views_behind", "The read mode
 // batch would make a caller that reads its own write wait for others.
 const maxBatch = 1000
 
-// gather is how long to wait for more records after a small
-// batch. A transaction writes the same few pages for one record as for fifty.
-const gather = 5 * time.Millisecond
+// After a batch the projector waits for more records, gatherFactor times as long as the batch
+// took to apply, within these bounds: a transaction writes the same few pages for one record as
+// for fifty, and the views should take a fifth of a processor at most.
+const (
+	gatherFactor = 4
+	minGather    = 5 * time.Millisecond
+	maxGather    = 50 * time.Millisecond
+)
 
 // Model is a read model that follows the log.
 type Model interface {
@@ -62,11 +67,11 @@ type Projector struct {
 func NewProjector(store events.Store, model Model, log *slog.Logger) *Projector {
 	return &Projector{
 		store: store, model: model, log: log, flushNow: make(chan struct{}, 1), applied: func([]events.Record) {},
-		followed: math.MaxUint64, // the model's position, when the first run begins
+		followed: math.MaxUint64, // no commit yet: the first Run starts at the model's position
 	}
 }
 
-// OnApplied has f called with every batch, in log order, after it is applied and
+// OnApplied sets f, which the projector calls with every batch, in log order, after it is applied and
 // before any waiting caller returns; also with the commits that a rebuild of the model
 // applied between two runs. f must be quick and must not keep the slice. Set it
 // before Run.
@@ -74,7 +79,7 @@ func (p *Projector) OnApplied(f func([]events.Record)) { p.applied = f }
 
 // Run follows the log from the model's position until ctx ends; then it returns
 // nil. It applies the available records in one batch. A record that closely follows another
-// may wait a few milliseconds for more, unless a caller waits for it. An
+// may wait for more, 50 ms at most, unless a caller waits for it. An
 // event that cannot be applied, or a log that cannot be read, stops the projector: it
 // logs an error and returns it. It may be run again, one run at a time, and
 // then resumes with the same event.
@@ -97,6 +102,7 @@ func (p *Projector) Run(ctx context.Context) (err error) {
 		if err != nil {
 			return fmt.Errorf("following the log: %w", err)
 		}
+		begun := time.Now()
 		if err := p.model.Apply(ctx, batch); err != nil {
 			if ctx.Err() != nil {
 				return nil
@@ -107,14 +113,14 @@ func (p *Projector) Run(ctx context.Context) (err error) {
 		p.followed = batch[len(batch)-1].Seq
 		p.note(false, nil)
 		if len(batch) < maxBatch/2 {
-			p.pause(ctx)
+			p.pause(ctx, min(max(gatherFactor*time.Since(begun), minGather), maxGather))
 		}
 	}
 	return nil
 }
 
 // pause lets records accumulate until a caller waits for one.
-func (p *Projector) pause(ctx context.Context) {
+func (p *Projector) pause(ctx context.Context, gather time.Duration) {
 	enough := time.NewTimer(gather)
 	defer enough.Stop()
 	select {

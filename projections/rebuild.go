@@ -127,7 +127,7 @@ func (w *writer) replay(ctx context.Context, store events.Store, end uint64, pro
 	}
 	for batch, err := range follow(ctx, store, w.meta.seq, bulkBatch) {
 		if err == nil {
-			err = w.apply(batch)
+			_, err = w.apply(batch)
 		}
 		if err != nil {
 			return err

@@ -38,6 +38,8 @@ type conn struct {
 	path  string
 	stmts map[string]statement
 	args  []driver.NamedValue
+
+	recent *recent // of a reader
 }
 
 type statement interface {

@@ -11,8 +11,30 @@ import (
 
 const tenantTable = `
 CREATE TABLE tenants (id TEXT PRIMARY KEY, name TEXT NOT NULL, seq INTEGER NOT NULL, created INTEGER NOT NULL,
-	rotation INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+	rotation INTEGER NOT NULL DEFAULT 0, erasure INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 `
+
+// Erasure is the progress of the erasure of a tenant.
+type Erasure int
+
+// The steps of an erasure.
+const (
+	NotErased Erasure = iota
+	Erasing
+	Erased
+)
+
+// String is "", "erasing" or "erased".
+func (e Erasure) String() string {
+	switch e {
+	case NotErased:
+	case Erasing:
+		return "erasing"
+	case Erased:
+		return "erased"
+	}
+	return ""
+}
 
 // Tenant is one tenant.
 type Tenant struct {
@@ -21,18 +43,23 @@ type Tenant struct {
 	CreatedAt time.Time
 	Seq       uint64 // its last commit
 	Rotation  uint64 // number of the key rotation in progress; 0 when there is none
+	Erasure   Erasure
 }
 
 func (b *batch) tenant(r events.Record, e events.Tenant) error {
 	switch e := e.(type) {
 	case events.TenantRegistered:
-		return b.w.exec("INSERT OR REPLACE INTO tenants VALUES (?,?,?,?,0)", r.Stream.ID, e.Name, int64(r.Seq), r.Meta.Time.UnixMicro())
+		return b.w.exec("INSERT OR REPLACE INTO tenants VALUES (?,?,?,?,0,0)", r.Stream.ID, e.Name, int64(r.Seq), r.Meta.Time.UnixMicro())
 	case events.TenantKeysRewrapped:
 		return b.w.exec("UPDATE tenants SET seq = ? WHERE id = ?", int64(r.Seq), r.Stream.ID)
 	case events.TenantKeyRotationStarted:
 		return b.rotation(r, e.Rotation)
 	case events.TenantKeyRotationCompleted:
 		return b.rotation(r, 0)
+	case events.TenantErasureStarted:
+		return b.erasure(r, Erasing)
+	case events.TenantErased:
+		return b.erasure(r, Erased)
 	}
 	return errUnknownEvent
 }
@@ -41,10 +68,15 @@ func (b *batch) rotation(r events.Record, rotation uint64) error {
 	return b.w.exec("UPDATE tenants SET seq = ?, rotation = ? WHERE id = ?", int64(r.Seq), int64(rotation), r.Stream.ID)
 }
 
-const tenantColumns = "SELECT id, name, seq, created, rotation FROM tenants"
+// erasure also ends a rotation, whose keys will be destroyed.
+func (b *batch) erasure(r events.Record, step Erasure) error {
+	return b.w.exec("UPDATE tenants SET seq = ?, rotation = 0, erasure = ? WHERE id = ?", int64(r.Seq), int64(step), r.Stream.ID)
+}
+
+const tenantColumns = "SELECT id, name, seq, created, rotation, erasure FROM tenants"
 
 func scanTenant(row []driver.Value) Tenant {
-	return Tenant{ID: str(row[0]), Name: str(row[1]), Seq: uint64(num(row[2])), CreatedAt: micros(row[3]), Rotation: uint64(num(row[4]))}
+	return Tenant{ID: str(row[0]), Name: str(row[1]), Seq: uint64(num(row[2])), CreatedAt: micros(row[3]), Rotation: uint64(num(row[4])), Erasure: Erasure(num(row[5]))}
 }
 
 // Tenant finds a tenant by its id.
@@ -67,6 +99,11 @@ func (v *Views) Tenants(ctx context.Context) ([]Tenant, error) { return v.tenant
 // RotatingTenants lists the tenants whose encryption key is being rotated.
 func (v *Views) RotatingTenants(ctx context.Context) ([]Tenant, error) {
 	return v.tenants(ctx, " WHERE rotation > 0")
+}
+
+// ErasingTenants lists the tenants whose erasure is not complete.
+func (v *Views) ErasingTenants(ctx context.Context) ([]Tenant, error) {
+	return v.tenants(ctx, " WHERE erasure = 1")
 }
 
 func (v *Views) tenants(ctx context.Context, where string) (all []Tenant, err error) {

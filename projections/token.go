@@ -97,7 +97,7 @@ func (b *batch) token(r events.Record, e events.Credential) (only bool, err erro
 		return false, end()
 	case events.CredentialRevokedAtProvider:
 		return true, nil
-	case events.CredentialRecovered:
+	case events.CredentialRecovered, events.CredentialRefreshTokenExpirySet:
 	}
 	return false, nil
 }

@@ -217,6 +217,7 @@ func (b *batch) oauthClient(r events.Record, e events.OAuthClient) error {
 	case events.OAuthClientReleased:
 		return b.recordUse(r, e.Flow, useRow{seq: r.Seq})
 	case events.OAuthClientDefined, events.OAuthClientChanged, events.OAuthClientMarkedUnusable, events.OAuthClientRevealed,
+		events.OAuthClientExpirySet, events.OAuthClientExpiring,
 		events.OAuthClientDeleted, events.SecretAbandoned:
 		return b.client(r, e)
 	}

@@ -30,15 +30,15 @@ var ErrViewsDamaged = fault.New(fault.Unavailable, "views_damaged", "The read mo
 // viewsVersion is the version of everything in the file: tables, indexes and
 // how events are folded into them. Raise it with any change to these; a file
 // of another version is rebuilt from the log.
-const viewsVersion = 16
+const viewsVersion = 19
 
 // tables is the schema that every file has from its first record; indexes is
 // added then or, in a rebuild, once the rows are in.
 const (
 	tables = `
 CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
-` + commandTable + tenantTable + apiKeyTable + roleTable + componentTable + oauthClientTable + authClientTable + connectorTable + throttlePolicyTable + webhookTable + credentialTable + flowTable + useTable + inUseTable + tokenTable
-	indexes = apiKeyIndexes + componentIndexes + oauthClientIndexes + authClientIndexes + connectorIndexes + credentialIndexes + flowIndexes + useIndexes + inUseIndexes + tokenIndexes
+` + commandTable + tenantTable + apiKeyTable + roleTable + componentTable + oauthClientTable + authClientTable + connectorTable + throttlePolicyTable + webhookTable + credentialTable + flowTable + useTable + inUseTable + tokenTable + expiryTable
+	indexes = apiKeyIndexes + componentIndexes + oauthClientIndexes + authClientIndexes + connectorIndexes + credentialIndexes + flowIndexes + useIndexes + inUseIndexes + tokenIndexes + expiryIndexes
 )
 
 // ViewsOptions is how views are opened.
@@ -65,7 +65,7 @@ type ViewsOptions struct {
 // mark (after a crash) it runs SQLite's quick_check. Damage that shows only later
 // fails the query, and the file is dropped at the next start.
 //
-// All methods may be called from many goroutines.
+// Views is safe for concurrent use.
 type Views struct {
 	path string
 	opts ViewsOptions
@@ -76,7 +76,9 @@ type Views struct {
 	done     bool       // Close was called
 	position atomic.Uint64
 	keys     atomic.Uint64 // rises when the views of API keys may have changed
+	erasures atomic.Uint64 // rises when a tenant may have been erased
 	readers  chan *conn    // the idle ones; nil is one that is not open
+	recent   *recent
 	closed   chan struct{}
 
 	damage  atomic.Pointer[error] // nil while the file is intact
@@ -98,7 +100,7 @@ func OpenViews(path string, opts ViewsOptions) (*Views, error) {
 		opts.Logger = slog.Default()
 	}
 	v := &Views{
-		path: path, opts: opts, log: opts.Logger, bounds: bounds{walk: 600, candidates: 600},
+		path: path, opts: opts, log: opts.Logger, bounds: bounds{walk: 600, candidates: 600}, recent: newRecent(),
 		readers: make(chan *conn, opts.Readers), closed: make(chan struct{}), damaged: make(chan struct{}, 1),
 	}
 	if why := validateFile(path, opts.Log); why != nil {
@@ -252,9 +254,12 @@ func (v *Views) open() error {
 	w, err := openWriter(v.path, v.opts.Log)
 	for i := range readers {
 		if err == nil {
-			readers[i], err = connect(v.path, "busy_timeout=5000", "cache_size=-4096", "mmap_size=0", "query_only=ON")
+			if readers[i], err = connect(v.path, "busy_timeout=5000", "cache_size=-4096", "mmap_size=0", "query_only=ON"); err == nil {
+				readers[i].recent = v.recent
+			}
 		}
 	}
+	v.recent.forgetAll()
 	if err == nil {
 		v.w = w
 		v.position.Store(w.meta.seq)
@@ -380,6 +385,7 @@ func (v *Views) Check(commitAt func(seq uint64) (commitID string, err error)) er
 // to open the file that is there.
 func (v *Views) swap(replace func() error) error {
 	defer v.keys.Add(1)
+	defer v.erasures.Add(1)
 	if err := v.shut(); err != nil { // of a file that is replaced
 		v.log.Info("old read models not closed cleanly", "path", v.path, "error", err)
 	}
@@ -400,15 +406,21 @@ func (v *Views) Apply(_ context.Context, batch []events.Record) error {
 	if err := v.reopen(); err != nil {
 		return err
 	}
-	if err := v.w.apply(batch); err != nil {
+	changed, err := v.w.apply(batch)
+	if err != nil {
 		// Whether the transaction was committed, or ended at all, a new connection finds out.
+		v.recent.forgetAll()
 		err = errors.Join(err, v.w.Close())
 		v.w = nil
 		return v.markCorrupt(err)
 	}
+	v.recent.forget(changed) // before the position says that they are applied
 	for _, r := range batch {
-		if _, is := r.Event.(events.APIKey); is {
+		switch r.Event.(type) {
+		case events.APIKey:
 			v.keys.Add(1)
+		case events.TenantErasureStarted:
+			v.erasures.Add(1)
 		}
 	}
 	v.position.Store(v.w.meta.seq)
@@ -418,6 +430,10 @@ func (v *Views) Apply(_ context.Context, batch []events.Record) error {
 // KeyChanges rises whenever the views of an API key may have changed:
 // a value that was read before is valid until it rises.
 func (v *Views) KeyChanges() uint64 { return v.keys.Load() }
+
+// Erasures rises whenever a tenant may have been erased: that a tenant was in use before is valid
+// until it rises.
+func (v *Views) Erasures() uint64 { return v.erasures.Load() }
 
 // read lends f a connection for exclusive use.
 func (v *Views) read(ctx context.Context, f func(*conn) error) error {

@@ -4,6 +4,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -55,7 +56,7 @@ func (w *writer) finish() error {
 		return err
 	}
 	err := w.query("SELECT seq, tenant, name FROM credentials ORDER BY seq", func(row []driver.Value) error {
-		return w.addName(num(row[0]), str(row[1]), str(row[2]))
+		return w.addName(num(row[0]), str(row[1]), uncollated(str(row[2])))
 	})
 	if err != nil {
 		return err
@@ -133,17 +134,18 @@ func start(c *conn, log, schema string) (*writer, error) {
 
 var errBatch = errors.New("a batch holds whole commits in log order")
 
-// apply applies whole commits to the tables, in one transaction.
-func (w *writer) apply(recs []events.Record) (err error) {
+// apply applies whole commits to the tables, in one transaction. It returns the credentials
+// that may have changed.
+func (w *writer) apply(recs []events.Record) (changed []credentialKey, err error) {
 	for len(recs) > 0 && recs[0].Seq <= w.meta.seq {
 		recs = recs[1:]
 	}
 	if len(recs) == 0 {
-		return nil
+		return nil, nil
 	}
 	if !w.bulk {
 		if err := w.exec("BEGIN IMMEDIATE"); err != nil {
-			return err
+			return nil, err
 		}
 		defer func() {
 			if err != nil {
@@ -156,30 +158,30 @@ func (w *writer) apply(recs []events.Record) (err error) {
 		first := r.Index == 0 && (i == 0 || recs[i-1].Last() && recs[i-1].Seq < r.Seq)
 		next := i > 0 && !recs[i-1].Last() && recs[i-1].Seq == r.Seq && recs[i-1].Index+1 == r.Index
 		if !first && !next {
-			return fmt.Errorf("record %d of commit %d: %w", r.Index, r.Seq, errBatch)
+			return nil, fmt.Errorf("record %d of commit %d: %w", r.Index, r.Seq, errBatch)
 		}
 		if err := b.apply(r); err != nil {
-			return fmt.Errorf("event %d of commit %d, %T of %s: %w", r.Index, r.Seq, r.Event, r.Stream, err)
+			return nil, fmt.Errorf("event %d of commit %d, %T of %s: %w", r.Index, r.Seq, r.Event, r.Stream, err)
 		}
 	}
 	last := recs[len(recs)-1]
 	if !last.Last() {
-		return fmt.Errorf("commit %d is torn: %w", last.Seq, errBatch)
+		return nil, fmt.Errorf("commit %d is torn: %w", last.Seq, errBatch)
 	}
 	if err := b.flush(); err != nil {
-		return err
+		return nil, err
 	}
 	err = w.exec("INSERT OR REPLACE INTO meta VALUES ('seq', ?), ('commit', ?)", int64(last.Seq), last.Meta.Commit)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if !w.bulk {
 		if err := w.exec("COMMIT"); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	w.meta.seq, w.meta.commit = last.Seq, last.Meta.Commit
-	return nil
+	return slices.Collect(maps.Keys(b.credentials)), nil
 }
 
 // batch is one transaction in progress. Credentials, flows with what they use and

@@ -63,6 +63,8 @@ type KeysetStore interface {
 	UpdateKeyset(ctx context.Context, tenant string, wrapped []byte, revision uint64) error
 	// RemoveEarlier removes the revisions before this one.
 	RemoveEarlier(ctx context.Context, tenant string, revision uint64) error
+	// RemoveKeyset removes all revisions. Removing none is no error.
+	RemoveKeyset(ctx context.Context, tenant string) error
 }
 
 // DefaultFreshness is the default of Keyring.Freshness.

@@ -78,6 +78,13 @@ func (s *memStore) UpdateKeyset(_ context.Context, tenant string, wrapped []byte
 
 func (s *memStore) RemoveEarlier(context.Context, string, uint64) error { return nil }
 
+func (s *memStore) RemoveKeyset(_ context.Context, tenant string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.entries, tenant)
+	return nil
+}
+
 func (s *memStore) swap(a, b string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -99,14 +99,24 @@ func (s *KVKeysets) UpdateKeyset(ctx context.Context, tenant string, wrapped []b
 }
 
 // RemoveEarlier implements KeysetStore.
-func (s *KVKeysets) RemoveEarlier(ctx context.Context, tenant string, revision uint64) (failed error) {
+func (s *KVKeysets) RemoveEarlier(ctx context.Context, tenant string, revision uint64) error {
+	return s.remove(ctx, tenant, revision)
+}
+
+// RemoveKeyset implements KeysetStore.
+func (s *KVKeysets) RemoveKeyset(ctx context.Context, tenant string) error {
+	return s.remove(ctx, tenant, 0)
+}
+
+// remove removes the revisions before one, or all if it is 0.
+func (s *KVKeysets) remove(ctx context.Context, tenant string, before uint64) (failed error) {
 	history, err := s.kv.History(ctx, tenant)
-	if err != nil {
+	if err != nil && !errors.Is(err, jetstream.ErrKeyNotFound) {
 		return fmt.Errorf("listing the revisions of key %s: %w", tenant, jsapi.Fault(err))
 	}
 	if s.deleting != nil {
 		for _, entry := range history {
-			if entry.Revision() >= revision {
+			if before != 0 && entry.Revision() >= before {
 				continue
 			}
 			done, err := s.deleting(ctx)
@@ -118,8 +128,8 @@ func (s *KVKeysets) RemoveEarlier(ctx context.Context, tenant string, revision u
 	}
 	request := struct {
 		Filter string `json:"filter"`
-		Before uint64 `json:"seq"`
-	}{s.subject(tenant), revision}
+		Before uint64 `json:"seq,omitzero"`
+	}{s.subject(tenant), before}
 	err = s.api.Call(ctx, "STREAM.PURGE."+s.stream(), request, &struct{}{})
 	if err == nil && s.sync != nil {
 		err = s.sync(ctx)

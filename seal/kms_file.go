@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"runtime"
 
 	aeadsubtle "github.com/tink-crypto/tink-go/v2/aead/subtle"
 	"github.com/tink-crypto/tink-go/v2/tink"
@@ -42,12 +41,16 @@ func CreateKeyFile(path string) error {
 	return CreateFile(path, []byte(line))
 }
 
+// TempPrefix begins the name of a file that CreateFile has not completed; a process that is killed
+// leaves it behind.
+const TempPrefix = ".secret-"
+
 // CreateFile creates a durable file that only its owner can read. A file that exists is never
 // replaced: the error is fs.ErrExist.
 func CreateFile(path string, content []byte) error {
 	// Written aside and then linked: the name never stands for half a secret, and
 	// of two creators only one wins.
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".secret-*") // mode 0600
+	tmp, err := os.CreateTemp(filepath.Dir(path), TempPrefix+"*") // mode 0600
 	if err != nil {
 		return fmt.Errorf("creating %s: %w", path, err)
 	}
@@ -103,7 +106,7 @@ func openKeyFile(u *url.URL) (tink.AEAD, error) {
 	return aeadsubtle.NewAESGCM(key)
 }
 
-// readPrivate reads a small file that its owner alone may read.
+// readPrivate reads a small file that is private.
 func readPrivate(path string) ([]byte, error) {
 	info, err := os.Stat(path)
 	switch {
@@ -113,7 +116,7 @@ func readPrivate(path string) ([]byte, error) {
 		return nil, err
 	case !info.Mode().IsRegular() || info.Size() > 1024:
 		return nil, fmt.Errorf("key file %s is not a credstream key file", path)
-	case runtime.GOOS != "windows" && info.Mode().Perm()&0o077 != 0: // Windows has no such bits
+	case !private(info):
 		return nil, fmt.Errorf("key file %s has mode %04o, so other users can read it: run chmod 600 on it", path, info.Mode().Perm())
 	}
 	return os.ReadFile(path)

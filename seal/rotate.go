@@ -117,6 +117,19 @@ func (k *Keyring) Rewrap(ctx context.Context, tenant string) (rewrapped bool, er
 	return rewrapped && err == nil, err
 }
 
+// Destroy removes the tenant's keyset, here and in the store: what it encrypted cannot be
+// decrypted any more. A tenant without a keyset is not an error.
+func (k *Keyring) Destroy(ctx context.Context, tenant string) error {
+	if err := k.store.RemoveKeyset(ctx, tenant); err != nil {
+		return fmt.Errorf("destroying the keyset of tenant %s: %w", tenant, err)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.open, tenant)
+	delete(k.loading, tenant)
+	return nil
+}
+
 // changes is the number of attempts while other writers are first.
 const changes = 8
 

@@ -34,9 +34,13 @@ func (c *Call) nameItems() error {
 	return nil
 }
 
+// IsItem reports whether the call is one item of an ItemByItem call.
+func (c *Call) IsItem() bool { return c.item }
+
 // Each executes one of the commands of an ItemByItem call: name is the route, body its JSON. key is
-// unique within the call, and the same in a repeat. The item is admitted like a separate call, but
-// waits for the rate limit instead of being refused.
+// unique within the call, and the same in a repeat. The item is authorized and admitted like a
+// separate call, but waits for the rate limit instead of being refused. Once the caller's key is
+// revoked or expired, no further item is executed (ErrKeyEnded).
 func (k *Kernel) Each(ctx context.Context, call *Call, name, key string, body []byte) (answer any, err error) {
 	route, ok := k.routes[name]
 	if !ok || !route.Command {
@@ -44,7 +48,7 @@ func (k *Kernel) Each(ctx context.Context, call *Call, name, key string, body []
 	}
 	one := *call
 	one.Correlation, one.Route, one.kernel = call.correlation(), name, k
-	one.named, one.request, one.execution, one.CommandID = false, "", nil, ""
+	one.named, one.request, one.execution, one.CommandID, one.item = false, "", nil, "", true
 	if call.named {
 		sum := sha256.Sum256(events.LengthPrefixed("credstream/each/1", call.CommandID, key))
 		one.CommandID = "each-" + base64.RawURLEncoding.EncodeToString(sum[:24])
@@ -72,6 +76,9 @@ func (k *Kernel) Each(ctx context.Context, call *Call, name, key string, body []
 	}
 	defer leave()
 	ctx = admitted
+	if err := k.gate.CheckCurrent(ctx, one.Principal); err != nil { // after the waits above
+		return nil, err
+	}
 	if err := k.assignCommandID(ctx, &one, name, body); err != nil {
 		return nil, err
 	}

@@ -70,7 +70,7 @@ func (k *Kernel) payer(call *Call) admission.Caller {
 }
 
 // ErrNotQueueable refuses to store a command in a queue.
-var ErrNotQueueable = fault.New(fault.Invalid, "command_not_queueable", "This command cannot be queued: its response is needed. Send it as a request.")
+var ErrNotQueueable = fault.New(fault.Invalid, "command_not_queueable", "This command cannot be queued: its response is needed, or its body has secrets. Send it as a request.")
 
 // Queue validates a command before it is stored in a queue: that the command exists, that
 // its caller may send it, and that its ids are valid. The caller must validate the body.

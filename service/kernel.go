@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -24,7 +25,7 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// Config is the configuration of a Kernel. Every field without "optional" is required.
+// Config is the configuration of a Kernel. Fields are required unless marked as optional.
 type Config struct {
 	Log       *aggregates.Log
 	Views     *projections.Views
@@ -54,6 +55,9 @@ type Gate interface {
 	Admit(ctx context.Context, call *Call, perm permission.Permission, what Kind) error
 	// Charge counts an authorized call against the caller's rate limit.
 	Charge(ctx context.Context, call *Call, what Kind) error
+	// CheckCurrent returns ErrKeyEnded if the caller's key was revoked or has expired since the
+	// caller was authenticated. It reads memory alone unless keys have changed.
+	CheckCurrent(ctx context.Context, who Principal) error
 	// Denied records that a call was denied for want of a permission, or by the scope of its key.
 	Denied(ctx context.Context, call *Call, perm permission.Permission)
 	// Knows reports whether a tenant is known to exist. It does not block.
@@ -67,7 +71,7 @@ type Feature interface {
 	Answers() []Answer
 }
 
-// Kernel serves the route table. Its methods may be called from many goroutines.
+// Kernel serves the route table. It is safe for concurrent use.
 type Kernel struct {
 	cfg               Config
 	gate              Gate
@@ -112,6 +116,7 @@ func (k *Kernel) Open(gate Gate, features ...Feature) {
 	for _, f := range features {
 		for _, r := range f.Routes() {
 			k.routes[r.Name] = &r
+			k.metrics.fromZero(&r)
 		}
 		for _, a := range f.Answers() {
 			k.answers[a.category] = a
@@ -151,6 +156,29 @@ func System(tenant string, what string) *Call {
 		Tenant: tenant, Principal: Principal{Actor: events.Actor{Kind: "system", ID: what}}, Via: "system",
 		CommandID: events.NewID(),
 	}
+}
+
+// Run executes a command of the service itself in a tenant: in the name of what, with every
+// permission, and also in a tenant that is being erased.
+func (k *Kernel) Run(ctx context.Context, tenant, what, name string, in any) error {
+	route, ok := k.routes[name]
+	if !ok || !route.Command {
+		return fmt.Errorf("service: %s is not a command", name)
+	}
+	body, err := json.Marshal(in)
+	if err != nil {
+		return fmt.Errorf("service: command %s: %w", name, err)
+	}
+	if err := k.WritesAllowed(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, MaxCall)
+	defer cancel()
+	call := System(tenant, what)
+	call.Principal.Tenants, call.Principal.Role = []string{AllTenants}, permission.Administrator
+	call.Route, call.kernel = name, k
+	_, err = k.execute(ctx, call, route, body)
+	return err
 }
 
 // WaitFor waits up to StopFor for the group.

@@ -37,6 +37,22 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	return m
 }
 
+// FromZero creates the series of a counter with these values of its only label. A series that
+// begins with its first event hides that event from a rate.
+func FromZero(c *prometheus.CounterVec, values ...string) *prometheus.CounterVec {
+	for _, v := range values {
+		c.WithLabelValues(v)
+	}
+	return c
+}
+
+// fromZero creates the series of a route that alerts are about.
+func (m *metrics) fromZero(r *Route) {
+	for _, kind := range []string{"ok", string(fault.Internal), string(fault.Unavailable)} {
+		m.requests.WithLabelValues(r.Name, kind)
+	}
+}
+
 func (m *metrics) served(r *Route, took time.Duration, err error) {
 	kind := "ok"
 	if err != nil {

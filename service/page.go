@@ -11,8 +11,8 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-// KeepAtOnce is the number of items that a background job processes at a time.
-const KeepAtOnce = 200
+// BackgroundBatch is the number of items that a background job processes at a time.
+const BackgroundBatch = 200
 
 // ErrLimit refuses a page size out of range.
 var ErrLimit = fault.New(fault.Invalid, "limit_invalid", "A page holds 1 to 200 items.")

@@ -60,6 +60,15 @@ var (
 	// nothing.
 	ErrKeyUnknown = fault.New(fault.Unauthenticated, "api_key_unknown",
 		"The API key is unknown, revoked or expired, or it may not be used from this address.")
+	// ErrKeyEnded is the error of the remaining items of a call whose key ends meanwhile.
+	ErrKeyEnded = fault.New(fault.Unauthenticated, "api_key_ended",
+		"The API key or token was revoked or has expired while the call was running. This was not executed.")
 	ErrDenied         = fault.New(fault.Denied, "permission_denied", "The key lacks the required permission.")
 	ErrTenantNotFound = aggregates.ErrTenantNotFound
 )
+
+// Confidential reports whether a connection is encrypted or comes from this machine, so that
+// secrets may be sent over it.
+func Confidential(encrypted bool, other netip.Addr) bool {
+	return encrypted || other.Unmap().IsLoopback()
+}

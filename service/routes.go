@@ -28,8 +28,8 @@ type Call struct {
 	CommandID   string // idempotency key from the caller, or ""
 	Correlation string // from the caller, or ""
 	Causation   string // id of the event or queued command that led to the call, or ""
-	// Confidential means that nobody can read the response on its way: the
-	// caller is on the same machine or connected over TLS. It is never set over NATS.
+	// Confidential means that the response may contain secrets: the caller is on the
+	// same machine or connected over TLS. It is never set over NATS.
 	Confidential bool
 	// CrossSite means that a page of another origin has a browser send the call, and
 	// Head that the sender does not read the response: see Route.CheckSender.
@@ -42,6 +42,7 @@ type Call struct {
 	Route         string          // the command or query; Serve sets it
 	kernel        *Kernel         // serves the call
 	named         bool            // the caller gave the command id
+	item          bool            // of an ItemByItem call
 	request       string          // HMAC of the request, when named
 	dedupPosition uint64          // log position up to which the views were searched for the command
 	pass          *admission.Pass // nil until the call is admitted

@@ -33,7 +33,8 @@ var (
 )
 
 // OfCredential marks a route whose request has the id of its credential in the member with this JSON
-// name. Without the member, the route must be as with Bounded.
+// name. If a request omits the member, the
+// handler must restrict itself to the scope, as for Bounded.
 func (r Route) OfCredential(member string) Route {
 	for f := range r.In.Fields() {
 		if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name == member && f.Type.Kind() == reflect.String {
@@ -141,7 +142,7 @@ func (k *Kernel) CheckNew(ctx context.Context, call *Call, id, component, worksp
 		return nil
 	}
 	k.deniedByScope(ctx, call)
-	return ErrScopeExceeded.Withf("Your key is bound to other components, workspaces or credentials than that of the new credential. Use a key that reaches it%s.",
+	return ErrScopeExceeded.Withf("The new credential is outside the scope of your key. Use a key whose scope includes it%s.",
 		map[bool]string{true: ", or omit the id"}[id != "" && len(scope.Credentials) == 0])
 }
 

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 	"time"
 
@@ -241,6 +242,9 @@ func (v *Vault) Put(ctx context.Context, ref Ref, s seal.Secret) error {
 	return nil
 }
 
+// eraseBatch is how many secrets of a tenant wait for one fsync.
+const eraseBatch = 64
+
 // attempts is the maximum number of attempts while the outcome of an attempt is unknown.
 const attempts = 4
 
@@ -367,27 +371,47 @@ func (v *Vault) Has(ctx context.Context, ref Ref) (bool, error) {
 // Erase overwrites and deletes the secret of ref. When it returns nil, no file of the stream
 // contains its bytes, and that is fsynced. A secret that does not exist is not an error.
 func (v *Vault) Erase(ctx context.Context, ref Ref) error {
-	if err := v.check(ref); err != nil {
-		return err
+	return v.EraseEach(ctx, ref)[0]
+}
+
+// EraseEach is Erase for several secrets, which wait for an fsync together. The errors are in the
+// order of the refs.
+func (v *Vault) EraseEach(ctx context.Context, refs ...Ref) []error {
+	errs := make([]error, len(refs))
+	erase, done := v.eraser()
+	for i, ref := range refs {
+		if errs[i] = v.check(ref); errs[i] == nil {
+			errs[i] = v.eraseOne(ctx, ref, erase)
+			defer v.recent.erase(ref.subject()) // another call may have read it meanwhile
+		}
 	}
+	// Also if there was no message: an earlier Erase may have deleted it without an fsync.
+	unsynced := v.waitDurable(ctx)
+	for i := range errs {
+		errs[i] = cmp.Or(errs[i], unsynced)
+	}
+	_ = done(errors.Join(errs...))
+	return errs
+}
+
+// eraseOne erases the messages of a secret, without an fsync.
+func (v *Vault) eraseOne(ctx context.Context, ref Ref, erase func(context.Context, uint64) error) error {
 	var failed error
 	subject := ref.subject()
 	v.recent.erase(subject)
-	defer v.recent.erase(subject) // another call may have read it meanwhile
-	erase, done := v.eraser()
 	for range attempts {
 		m, err := v.lastFromLeader(ctx, subject)
 		if err != nil {
-			return done(fmt.Errorf("erasing a secret: %w", err))
+			return fmt.Errorf("erasing a secret: %w", err)
 		}
 		if m == nil {
-			return done(v.waitDurable(ctx)) // an earlier Erase may have deleted it without an fsync
+			return nil
 		}
 		// A failed delete may have succeeded (lost response), or another caller deleted the
 		// message: the next read shows it.
 		failed = erase(ctx, m.Seq)
 	}
-	return done(fmt.Errorf("erasing a secret: %w", cmp.Or(failed, errBusy)))
+	return fmt.Errorf("erasing a secret: %w", cmp.Or(failed, errBusy))
 }
 
 // eraser returns erase, which overwrites and deletes one message, and done, which must be called
@@ -430,6 +454,27 @@ func (v *Vault) Owned(ctx context.Context, tenant, category, owner string) ([]En
 		return nil, fmt.Errorf("listing secrets: %w", jsapi.Fault(err))
 	}
 	return entries, nil
+}
+
+// EraseTenant erases all secrets of a tenant, and returns how many it found.
+func (v *Vault) EraseTenant(ctx context.Context, tenant string) (found int, err error) {
+	if !events.Plain(tenant) {
+		return 0, events.ErrID
+	}
+	entries, err := v.owned(ctx, prefix+"."+tenant+".>")
+	if err != nil {
+		return 0, fmt.Errorf("listing secrets: %w", jsapi.Fault(err))
+	}
+	for group := range slices.Chunk(entries, eraseBatch) {
+		refs := make([]Ref, len(group))
+		for i, e := range group {
+			refs[i] = e.Ref
+		}
+		if err := errors.Join(v.EraseEach(ctx, refs...)...); err != nil {
+			return len(entries), err
+		}
+	}
+	return len(entries), nil
 }
 
 // All yields every secret whose sequence is at least from, oldest first. Secrets that are

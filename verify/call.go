@@ -65,7 +65,7 @@ func (c *Client) Do(ctx context.Context, req *http.Request) (Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
 	defer cancel()
 	var answer Answer
-	fail := c.send(ctx, req, func(resp *http.Response) {
+	fail := c.send(ctx, req, route{tls: c.tlsConfig(""), port: c.guard.httpPort}, func(resp *http.Response) {
 		answer.Status, answer.Header = resp.StatusCode, resp.Header
 		body, err := io.ReadAll(io.LimitReader(resp.Body, c.cfg.MaxBody+1))
 		switch {
@@ -92,10 +92,16 @@ type failure struct {
 	sent      bool // a connection was established
 }
 
+// route is how a request may reach its server.
+type route struct {
+	tls  *tls.Config
+	port func(uint16) bool // the allowed ports
+}
+
 // send sends req and passes the response to read. Each request has its own transport, so that
 // a connection that was checked for one tenant never serves another. Without an http.Client,
 // it follows no redirect, sends no Referer and keeps no cookie.
-func (c *Client) send(ctx context.Context, req *http.Request, read func(*http.Response)) *failure {
+func (c *Client) send(ctx context.Context, req *http.Request, how route, read func(*http.Response)) *failure {
 	var handshake, sent atomic.Bool
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		TLSHandshakeDone: func(_ tls.ConnectionState, err error) { handshake.Store(err != nil) },
@@ -104,9 +110,9 @@ func (c *Client) send(ctx context.Context, req *http.Request, read func(*http.Re
 	transport := &http.Transport{
 		Proxy: nil, // ignores the environment variables
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			return c.guard.dial(ctx, network, address, c.guard.httpPort)
+			return c.guard.dial(ctx, network, address, how.port)
 		},
-		TLSClientConfig:        c.tlsConfig(""),
+		TLSClientConfig:        how.tls,
 		ForceAttemptHTTP2:      true,
 		DisableKeepAlives:      true,
 		DisableCompression:     true,

@@ -89,6 +89,11 @@ func (g *guard) httpPort(port uint16) bool {
 	return port == 80 || port == 443 || g.private && port != 0
 }
 
+// webPort is for the base URLs that users enter: no port of another well-known service.
+func (g *guard) webPort(port uint16) bool {
+	return g.httpPort(port) || port >= 1024 && !slices.Contains(controlPorts, port)
+}
+
 func (g *guard) anyPort(port uint16) bool {
 	return port != 0 && (g.private || !slices.Contains(controlPorts, port))
 }

@@ -160,7 +160,7 @@ func TestNothingPrivateIsReached(t *testing.T) {
 			get("https://{{host}}/?k={{key}}", ""),
 			{TCP: &verify.TCP{Address: host + ":" + server.port}},
 			{TCP: &verify.TCP{Address: "{{host}}:" + server.port}},
-			{TLS: &verify.TLS{Address: host + ":" + server.port}},
+			{TLS: &verify.TLS{TCP: verify.TCP{Address: host + ":" + server.port}}},
 		} {
 			r, err := run(t, cfg, within(p, hosts), v)
 			if host == "loop6.test" && r.Outcome == verify.OutcomeUnreachable {
@@ -294,7 +294,7 @@ func TestNamesThatAreNotFound(t *testing.T) {
 				return verify.Probe{TCP: &verify.TCP{Address: name + ":443"}, Hosts: []string{name}}
 			},
 			func(name string) verify.Probe {
-				return verify.Probe{TLS: &verify.TLS{Address: name + ":443"}, Hosts: []string{name}}
+				return verify.Probe{TLS: &verify.TLS{TCP: verify.TCP{Address: name + ":443"}}, Hosts: []string{name}}
 			},
 		} {
 			if there, not := answer(probe(name)), answer(probe("nobody.test")); there != not || not.Outcome != verify.OutcomeAddressDenied {

@@ -41,13 +41,13 @@ func expand(template string, values Values, fit escape) (string, error) {
 		if !more {
 			return b.String(), nil
 		}
-		field, tail, closed := strings.Cut(rest, "}}")
-		if !closed || field == "" {
+		expression, tail, closed := strings.Cut(rest, "}}")
+		if !closed || expression == "" {
 			return "", errTemplate
 		}
-		var value string
-		if secret, ok := values(field); ok {
-			value = string(secret.Reveal())
+		field, value, err := derive(expression, values)
+		if err != nil {
+			return "", err
 		}
 		fitted, err := fit(field, value)
 		if err != nil {
@@ -80,13 +80,12 @@ func asHost(field, value string) (string, error) {
 }
 
 func asPath(field, value string) (string, error) {
-	parts := strings.FieldsFunc(value, func(r rune) bool { return r == '/' || r == '\\' })
 	switch {
 	case value == "":
 		return "", refuse(field, "is missing: it is part of the URL's path")
 	case hasControl(value):
 		return "", refuse(field, "contains a line break or another control character")
-	case slices.Contains(parts, "."), slices.Contains(parts, ".."):
+	case hasDots(value):
 		return "", refuse(field, "would lead to another path")
 	}
 	return url.PathEscape(value), nil
@@ -138,7 +137,7 @@ func hasControl(s string) bool {
 
 // request builds the complete request of p.
 func request(p *HTTP, hosts []string, values Values) (*http.Request, error) {
-	target, err := expandURL(p.URL, hosts, values)
+	target, err := expandURL(p.URL, hosts, values, p.AllowHTTP)
 	if err != nil {
 		return nil, err
 	}
@@ -193,8 +192,11 @@ func request(p *HTTP, hosts []string, values Values) (*http.Request, error) {
 }
 
 // expandURL expands each part of the URL separately, so that no value can leave its part. The
-// host must match one of hosts.
-func expandURL(template string, hosts []string, values Values) (*url.URL, error) {
+// host must match one of hosts. allowHTTP is for a template that begins with a base URL.
+func expandURL(template string, hosts []string, values Values, allowHTTP bool) (*url.URL, error) {
+	if strings.HasPrefix(template, "{{") {
+		return expandBase(template, hosts, values, allowHTTP)
+	}
 	scheme, rest, _ := strings.Cut(template, "://")
 	if scheme != "http" && scheme != "https" || strings.Contains(rest, "#") {
 		return nil, errTemplate
@@ -203,7 +205,6 @@ func expandURL(template string, hosts []string, values Values) (*url.URL, error)
 	if i := strings.IndexAny(rest, "/?"); i >= 0 {
 		authority, tail = rest[:i], rest[i:]
 	}
-	path, query, hasQuery := strings.Cut(tail, "?")
 	host, port, hasPort := strings.Cut(authority, ":")
 
 	host, err := expandHost(host, hosts, values)
@@ -216,9 +217,84 @@ func expandURL(template string, hosts []string, values Values) (*url.URL, error)
 		}
 		authority += ":" + port
 	}
-	if path, err = expand(path, values, asPath); err != nil {
+	return join(scheme, authority, "", tail, values)
+}
+
+// expandBase expands a template that begins with a field, whose value is the URL of a server and
+// may have a port and a path. The rest of the template is added to that path.
+func expandBase(template string, hosts []string, values Values, allowHTTP bool) (*url.URL, error) {
+	expression, tail, closed := strings.Cut(template[2:], "}}")
+	if !closed || strings.Contains(tail, "#") || tail != "" && tail[0] != '/' && tail[0] != '?' {
+		return nil, errTemplate
+	}
+	field, value, err := derive(expression, values)
+	if err != nil {
 		return nil, err
 	}
+	base, err := parseBase(field, value)
+	switch {
+	case err != nil:
+		return nil, err
+	case base.Scheme != "https" && !allowHTTP:
+		return nil, refuse(field, "must begin with https://")
+	// The pattern of the same field stands for the host of its URL.
+	case !slices.Contains(hosts, "{{"+expression+"}}") && !allowed(base.Hostname(), hosts, values):
+		return nil, ErrHostRefused
+	}
+	return join(base.Scheme, base.Host, strings.TrimRight(base.EscapedPath(), "/"), tail, values)
+}
+
+// parseBase parses a base URL strictly: what another parser could read as another host is refused.
+// Without a scheme it is https.
+func parseBase(field, value string) (*url.URL, error) {
+	if value == "" {
+		return nil, refuse(field, "is missing: it is the address of the server")
+	}
+	if strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune("\\\"<>^`{|}", r) }) {
+		return nil, refuse(field, "contains a space or another character that a URL cannot contain. Write an international host name in its ASCII form (xn--)")
+	}
+	if strings.ContainsAny(value, "?#") {
+		return nil, refuse(field, "has a query or a fragment. Enter the address without it")
+	}
+	if !strings.Contains(value, "://") {
+		value = "https://" + value
+	}
+	u, err := url.Parse(value)
+	switch {
+	case err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Opaque != "":
+		return nil, refuse(field, "is not a URL such as https://server.example.com")
+	case u.User != nil || strings.Contains(u.Host, "@"):
+		return nil, refuse(field, "contains a user name. Enter the address without it")
+	}
+	host := strings.ToLower(u.Hostname())
+	if !isHost(host) {
+		return nil, refuse(field, "has no valid host: a name or an IPv4 address is required")
+	}
+	authority := host
+	if port := u.Port(); port != "" {
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || port[0] == '0' {
+			return nil, refuse(field, "has no valid port")
+		}
+		authority += ":" + port
+	}
+	if strings.ToLower(u.Host) != authority {
+		return nil, refuse(field, "has no valid host and port")
+	}
+	if hasDots(u.Path) || hasControl(u.Path) {
+		return nil, refuse(field, "would lead to another path")
+	}
+	u.Host = authority
+	return u, nil
+}
+
+// join expands a path, which follows base, and its query, and makes the URL.
+func join(scheme, authority, base, tail string, values Values) (*url.URL, error) {
+	path, query, hasQuery := strings.Cut(tail, "?")
+	path, err := expand(path, values, asPath)
+	if err != nil {
+		return nil, err
+	}
+	path = base + path
 	if query, err = expand(query, values, asQuery); err != nil {
 		return nil, err
 	}
@@ -236,12 +312,47 @@ func expandURL(template string, hosts []string, values Values) (*url.URL, error)
 	if u.Host != authority || u.User != nil || u.Fragment != "" || u.Opaque != "" || u.Scheme != scheme {
 		return nil, ErrHostRefused
 	}
-	for part := range strings.FieldsFuncSeq(u.Path, func(r rune) bool { return r == '/' || r == '\\' }) {
-		if part == "." || part == ".." {
-			return nil, ErrValueInvalid.Withf("The values would lead to another path.")
-		}
+	if hasDots(u.Path) {
+		return nil, ErrValueInvalid.Withf("The values would lead to another path.")
 	}
 	return u, nil
+}
+
+// hasDots reports whether a path has a dot segment. Some servers take a backslash for a slash.
+func hasDots(path string) bool {
+	parts := strings.FieldsFunc(path, func(r rune) bool { return r == '/' || r == '\\' })
+	return slices.Contains(parts, ".") || slices.Contains(parts, "..")
+}
+
+// FillURL fills the templates of a URL whose host no value can change but within the part that the
+// template declares. Errors: ErrValueInvalid.
+func FillURL(template string, values Values) (string, error) {
+	_, rest, _ := strings.Cut(template, "://")
+	if i := strings.IndexAny(rest, "/?"); i >= 0 {
+		rest = rest[:i]
+	}
+	host, _, _ := strings.Cut(rest, ":")
+	if strings.HasPrefix(template, "{{") {
+		return "", errTemplate // no base URL: it would choose the host
+	}
+	u, err := expandURL(template, []string{host}, values, false)
+	if err != nil {
+		return "", err
+	}
+	return u.String(), nil
+}
+
+// Fill fills a template without changing or checking the values. Errors: ErrValueInvalid, if a
+// function does not fit a value.
+func Fill(template string, values Values) (string, error) { return expand(template, values, asIs) }
+
+// FillText fills the templates of a parameter. Errors: ErrValueInvalid.
+func FillText(template string, values Values) (string, error) {
+	text, err := expand(template, values, asPassword)
+	if err == nil && len(text) > maxLine {
+		return "", ErrValueInvalid.Withf("The values are too long for a parameter.")
+	}
+	return text, err
 }
 
 // expandHost expands a host and checks it against the patterns in hosts.
@@ -252,19 +363,24 @@ func expandHost(template string, hosts []string, values Values) (string, error) 
 	}
 	if host = strings.ToLower(host); !isHost(host) {
 		if _, rest, ok := strings.Cut(template, "{{"); ok {
-			field, _, _ := strings.Cut(rest, "}}")
+			expression, _, _ := strings.Cut(rest, "}}")
+			field, _, _ := strings.Cut(expression, "|")
 			return "", refuse(field, "does not make a host name")
 		}
 		return "", ErrHostRefused
 	}
-	allowed := slices.ContainsFunc(hosts, func(pattern string) bool {
-		h, err := expand(pattern, values, asHost)
-		return err == nil && strings.ToLower(h) == host
-	})
-	if !allowed {
+	if !allowed(host, hosts, values) {
 		return "", ErrHostRefused
 	}
 	return host, nil
+}
+
+// allowed reports whether a host matches one of the patterns.
+func allowed(host string, patterns []string, values Values) bool {
+	return slices.ContainsFunc(patterns, func(pattern string) bool {
+		h, err := expand(pattern, values, asHost)
+		return err == nil && strings.ToLower(h) == host
+	})
 }
 
 var hostShape = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)

@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -41,26 +42,30 @@ var (
 // Values returns the cleartext value of a field; ok is false if it has none.
 type Values func(field string) (value seal.Secret, ok bool)
 
-// Probe describes a dry request: exactly one of HTTP, TCP and TLS is set. Its strings are
+// Probe describes a dry request: exactly one of HTTP, TCP, TLS and Login is set. Its strings are
 // templates: {{field}} is replaced by the value, escaped for that part of the request.
 type Probe struct {
 	HTTP  *HTTP
 	TCP   *TCP
 	TLS   *TLS
+	Login *Login
 	Hosts []string // where values may be sent: host names, which may hold {{field}}
 }
 
 // HTTP is one request and the criteria for its response.
 type HTTP struct {
-	Method  string // "" is GET
-	URL     string // absolute, http or https
-	Headers map[string]string
-	Basic   *Basic            // nil: none
-	Form    map[string]string // the body as a form; nil: none
-	JSON    []byte            // the body as JSON; its strings are templates; nil: none
-	Expect  []int             // statuses that mean success; empty: every 2xx
-	Checks  []Check           // conditions on the body if the status means success
-	Says    map[string]string // sentence by status ("401") or class ("4xx")
+	Method string // "" is GET
+	URL    string // absolute, http or https; or {{field}} with a base URL, and the rest of the path
+	// AllowHTTP allows a base URL that begins with http://.
+	AllowHTTP bool
+	TLS       *TLSFiles // nil: the policy's CAs, no certificate
+	Headers   map[string]string
+	Basic     *Basic            // nil: none
+	Form      map[string]string // the body as a form; nil: none
+	JSON      []byte            // the body as JSON; its strings are templates; nil: none
+	Expect    []int             // statuses that mean success; empty: every 2xx
+	Checks    []Check           // conditions on the body if the status means success
+	Says      map[string]string // sentence by status ("401") or class ("4xx")
 }
 
 // Check is one condition on the body of a response: Contains, or else Condition.
@@ -88,8 +93,15 @@ type TCP struct {
 
 // TLS opens a connection, checks the server's certificate and closes it.
 type TLS struct {
-	Address     string
-	DefaultPort int
+	TCP
+	TLSFiles
+}
+
+// TLSFiles are templates of certificates in PEM. An empty value counts as absent.
+type TLSFiles struct {
+	CA          string // the only CAs that are trusted
+	Certificate string // of the client, with its chain
+	Key         string
 }
 
 // The outcomes besides the classes of HTTP status ("2xx", "4xx", "5xx").
@@ -104,16 +116,21 @@ const (
 	OutcomeTooLarge      = "too_large"      // headers above 32 KiB, or a body to be checked above 64 KiB
 	OutcomeContent       = "content"        // the body does not meet the checks
 	OutcomeClosed        = "closed"         // the connection was closed before the response
-	OutcomeProtocol      = "protocol"       // the response is not HTTP
+	OutcomeProtocol      = "protocol"       // the response is not of the probe's protocol
+	OutcomeSignedIn      = "signed_in"      // the server accepted the user name and password
+	OutcomeRejected      = "rejected"       // the server rejected them
+	OutcomeTemporary     = "temporary"      // the server could not check them now
+	OutcomeHostKey       = "host_key"       // the SSH server has another host key than the accepted one
 )
 
 // Result is the result of a dry request. It contains nothing of the response.
 type Result struct {
 	OK      bool
-	Probe   string        // "http", "tcp" or "tls"
+	Probe   string        // "http", "tcp", "tls" or the protocol of a Login
 	Outcome string        // a class of status or one of the outcomes above
 	Latency time.Duration // until the outcome was known
 	Says    string        // a sentence for people: the component's or a default one
+	HostKey string        // of an SSH server that showed one: "ssh-ed25519 SHA256:..."
 }
 
 // Config is the policy of a Client. The zero value is the strictest.
@@ -142,7 +159,7 @@ type Client struct {
 const (
 	maxHeaderBytes = 32 << 10               // of a response
 	drainTimeout   = 500 * time.Millisecond // for reading a body that is not checked
-	hostsAtOnce    = 8                      // slow hosts that can use up a tenant's slots before its calls to others wait
+	hostsAtOnce    = 8                      // number of slow hosts that can occupy all call slots of a tenant
 )
 
 // NewClient returns a Client with this policy.
@@ -208,7 +225,18 @@ func (c *Client) prepare(p Probe, values Values) (attempt, error) {
 		if err != nil {
 			return nil, err
 		}
-		return func(ctx context.Context, cancel context.CancelFunc) Result { return c.http(ctx, cancel, p.HTTP, req) }, nil
+		how := route{tls: c.tlsConfig(""), port: c.guard.httpPort}
+		if strings.HasPrefix(p.HTTP.URL, "{{") { // servers of a company's own often have another port
+			how.port = c.guard.webPort
+		}
+		if p.HTTP.TLS != nil {
+			if err := p.HTTP.TLS.addTo(how.tls, values); err != nil {
+				return nil, err
+			}
+		}
+		return func(ctx context.Context, cancel context.CancelFunc) Result {
+			return c.http(ctx, cancel, p.HTTP, req, how)
+		}, nil
 	case p.TCP != nil:
 		address, _, err := expandAddress(*p.TCP, p.Hosts, values)
 		if err != nil {
@@ -216,19 +244,25 @@ func (c *Client) prepare(p Probe, values Values) (attempt, error) {
 		}
 		return func(ctx context.Context, _ context.CancelFunc) Result { return c.tcp(ctx, address) }, nil
 	case p.TLS != nil:
-		address, host, err := expandAddress(TCP(*p.TLS), p.Hosts, values)
+		address, host, err := expandAddress(p.TLS.TCP, p.Hosts, values)
 		if err != nil {
 			return nil, err
 		}
-		return func(ctx context.Context, _ context.CancelFunc) Result { return c.tls(ctx, address, host) }, nil
+		config := c.tlsConfig(host)
+		if err := p.TLS.addTo(config, values); err != nil {
+			return nil, err
+		}
+		return func(ctx context.Context, _ context.CancelFunc) Result { return c.tls(ctx, address, config) }, nil
+	case p.Login != nil:
+		return c.prepareLogin(p.Login, p.Hosts, values)
 	}
 	return nil, errors.New("making the dry request: the probe is empty")
 }
 
-func (c *Client) http(ctx context.Context, cancel context.CancelFunc, p *HTTP, req *http.Request) Result {
+func (c *Client) http(ctx context.Context, cancel context.CancelFunc, p *HTTP, req *http.Request, how route) Result {
 	var result Result
 	begin := time.Now()
-	fail := c.send(ctx, req, func(resp *http.Response) {
+	fail := c.send(ctx, req, how, func(resp *http.Response) {
 		result = resultOf(p, resp.StatusCode)
 		if result.OK && len(p.Checks) > 0 {
 			result = c.check(ctx, p, resp.Body, result)
@@ -282,16 +316,35 @@ func (c *Client) tcp(ctx context.Context, address string) Result {
 	return Result{OK: true, Probe: "tcp", Outcome: OutcomeConnected, Says: "The server accepts connections."}
 }
 
-func (c *Client) tls(ctx context.Context, address, host string) Result {
+func (c *Client) tls(ctx context.Context, address string, config *tls.Config) Result {
 	conn, err := c.guard.dial(ctx, "tcp", address, c.guard.anyPort)
 	if err != nil {
 		return unreached("tls", err, false)
 	}
 	defer func() { _ = conn.Close() }()
-	if err := tls.Client(conn, c.tlsConfig(host)).HandshakeContext(ctx); err != nil {
+	secured := tls.Client(conn, config)
+	if err := secured.HandshakeContext(ctx); err != nil {
 		return unreached("tls", err, true)
 	}
+	if len(config.Certificates) > 0 && !acceptsCertificate(ctx, secured) {
+		return unreached("tls", errCertificateRefused, false)
+	}
 	return Result{OK: true, Probe: "tls", Outcome: OutcomeConnected, Says: "The server accepts connections and its certificate is valid."}
+}
+
+// errCertificateRefused means that the server ended a connection after the handshake.
+var errCertificateRefused = errors.New("the client certificate is refused")
+
+// acceptsCertificate reports whether the server keeps the connection open for half a second: in TLS
+// 1.3 it checks the client's certificate when the handshake is over for the client.
+func acceptsCertificate(ctx context.Context, conn *tls.Conn) bool {
+	wait, cancel := context.WithTimeout(ctx, drainTimeout)
+	defer cancel()
+	if deadline, ok := wait.Deadline(); ok {
+		_ = conn.SetReadDeadline(deadline)
+	}
+	_, err := conn.Read(make([]byte, 1))
+	return err == nil || errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 func (c *Client) tlsConfig(host string) *tls.Config {
@@ -347,9 +400,11 @@ func unreached(probe string, err error, handshakeFailed bool) Result {
 	case errors.Is(err, errPortDenied):
 		r.Outcome, r.Says = OutcomeAddressDenied, "The service does not send dry requests to this port."
 	case errors.Is(err, errAddressDenied), errors.As(err, &dns) && !dns.IsTimeout:
-		r.Outcome, r.Says = OutcomeAddressDenied, "The host was not found, or it has a private or reserved address, which the service does not connect to."
+		r.Outcome, r.Says = OutcomeAddressDenied, "The host was not found, or it has a private or reserved address, to which the service connects only with --allow-private-targets."
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		r.Outcome, r.Says = OutcomeTimeout, "The server did not answer in time."
+	case errors.Is(err, errCertificateRefused), strings.Contains(err.Error(), "remote error: tls:"): // crypto/tls exports no error for it
+		r.Outcome, r.Says = OutcomeTLS, "The server ended the secure connection: it requires a client certificate, does not accept this one, or does not support TLS 1.2 or newer."
 	case handshakeFailed:
 		r.Outcome, r.Says = OutcomeTLS, "No secure connection: the server's certificate is not trusted, is for another name or has expired, or it does not support TLS 1.2 or newer."
 	case errors.Is(err, syscall.ECONNREFUSED):

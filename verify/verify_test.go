@@ -296,7 +296,7 @@ func TestNobodyThere(t *testing.T) {
 		get("http://"+address+"/?k={{key}}", "127.0.0.1"),
 		get("https://"+address+"/?k={{key}}", "127.0.0.1"),
 		{TCP: &verify.TCP{Address: address}, Hosts: []string{"127.0.0.1"}},
-		{TLS: &verify.TLS{Address: address}, Hosts: []string{"127.0.0.1"}},
+		{TLS: &verify.TLS{TCP: verify.TCP{Address: address}}, Hosts: []string{"127.0.0.1"}},
 	} {
 		if r, err := run(t, development(), p, canaryKey); err != nil || r.OK || r.Outcome != verify.OutcomeRefused {
 			t.Errorf("got %+v, %v", r, err)
@@ -346,7 +346,7 @@ func TestTLS(t *testing.T) {
 			if outcome == "2xx" {
 				outcome = verify.OutcomeConnected
 			}
-			r, err = run(t, cfg, verify.Probe{TLS: &verify.TLS{Address: strings.TrimPrefix(c.url, "https://")}, Hosts: []string{host}}, canaryKey)
+			r, err = run(t, cfg, verify.Probe{TLS: &verify.TLS{TCP: verify.TCP{Address: strings.TrimPrefix(c.url, "https://")}}, Hosts: []string{host}}, canaryKey)
 			if err != nil || r.Outcome != outcome || r.Probe != "tls" {
 				t.Errorf("tls: %+v, %v, want %s", r, err, outcome)
 			}

@@ -15,20 +15,20 @@ import (
 	"github.com/credstream/credstream/commands"
 )
 
-// Case says: given these facts, when this command, then these facts (none:
-// already so) or this error.
+// Case is one test: after the events Given, the command When produces the events Then (none if
+// there is nothing to change) or the error Err.
 type Case[C commands.Command, E any] struct {
 	Name  string
 	Given []E
 	When  C
 	Then  []E
 	Err   error
-	Again bool // the command may have its effect twice, as a measurement does
+	Again bool // a repeated command may produce further events, such as a verification
 }
 
-// Run runs every case as a subtest. Two laws are checked besides: a command that
-// was obeyed changes nothing when it comes again, and a state survives being
-// written to a snapshot and read back.
+// Run runs every case as a subtest. It also checks that a repeated command produces no
+// further events (unless Again is set), and that a state does not change when it is encoded to a
+// snapshot and decoded.
 func Run[S any, C commands.Command, E any](t *testing.T, d aggregates.Decider[S, C, E], cases ...Case[C, E]) {
 	t.Helper()
 	for _, c := range cases {
@@ -57,8 +57,8 @@ func Run[S any, C commands.Command, E any](t *testing.T, d aggregates.Decider[S,
 	}
 }
 
-// Unknown checks that the decider answers a command it has no case for with an
-// error that names its type.
+// Unknown checks that the decider rejects an unknown command with an
+// error that contains its type.
 func Unknown[S any, C commands.Command, E any](t *testing.T, d aggregates.Decider[S, C, E], unknown C) {
 	t.Helper()
 	var nothing S
@@ -76,7 +76,7 @@ func fold[S any, C commands.Command, E any](d aggregates.Decider[S, C, E], facts
 	return state
 }
 
-// thaw takes a state through the form it has in a snapshot.
+// thaw encodes a state to a snapshot and decodes it.
 func thaw[S any](t *testing.T, state S) S {
 	t.Helper()
 	b, err := json.Marshal(state)

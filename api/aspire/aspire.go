@@ -36,9 +36,8 @@ type Config struct {
 	Service edge.Service
 	Access  Access
 	Logger  *slog.Logger // one line per request; nil discards them
-	// AllowCleartext accepts clear values over plain HTTP from any address: use it only if
-	// nothing but a TLS-terminating proxy can reach the service. Otherwise TLS or loopback is
-	// required.
+	// AllowCleartext accepts and returns secrets also over plain HTTP. Set it only if all connections
+	// come from a TLS-terminating proxy, or the port accepts TLS only.
 	AllowCleartext bool
 }
 
@@ -112,7 +111,7 @@ func (x *exchange) find() (operations, string, error) {
 		case path[1] == "":
 			return nil, "", edge.ErrPathUnknown
 		}
-		if at, word := policyWords[path[1]]; word {
+		if at, word := policyWords[path[1]]; word && at[x.R.Method].do != nil {
 			return at, pattern + "/" + path[1], nil
 		}
 		x.item = path[1]

@@ -114,7 +114,7 @@ func TestRoutes(t *testing.T) {
 		{admin, "DELETE policies/POLICY_ID", "", 200, `{"message":"1 policy deleted."}`},
 		{admin, "DELETE policies?id=none&id=P%3D", "", 200, `{"error":[{"id":"none","status":404,"code":"throttle_policy_not_found","message":"Throttle policy not found."}],"message":"1 policy deleted."}`},
 		{admin, "POST policies/delete", `{"ids":["P="]}`, 404, "...throttle_policy_not_found"},
-		{admin, "GET policies/delete", "", 405, "...method_not_allowed"},
+		{admin, "GET policies/delete", "", 404, "...throttle_policy_not_found"},
 		{
 			admin, "PUT credentials", `{"AAABcID5GBc=":{"id":"AAABcID5GBc=","properties":{"q":{"a":"canary"}}},"none":{"id":"none","description":"d"}}`, 200,
 			`{"credential":[{"id":"AAABcID5GBc=","updated":true}],"error":[{"id":"none","status":404,"code":"credential_not_found","message":"Credential not found."}]}`,
@@ -179,4 +179,12 @@ func TestRoutes(t *testing.T) {
 	if strings.Contains(s.Logs.String(), "canary") {
 		t.Error("the log shows a secret")
 	}
+}
+
+// The documented calls print what the page says.
+func TestDocumentedCalls(t *testing.T) {
+	s := stage.New(t)
+	server := httptest.NewServer(aspire.Handler(aspire.Config{Service: s.Service, Access: s.Service.Access, Logger: slog.New(slog.NewJSONHandler(s.Logs, nil))}))
+	t.Cleanup(server.Close)
+	stage.Console(t, "../../docs/aspire.md", server.URL, s.Key("default", `{"role":"ADMINISTRATOR"}`))
 }

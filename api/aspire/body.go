@@ -2,6 +2,8 @@ package aspire
 
 import (
 	"bytes"
+	"errors"
+	"io"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -70,7 +72,18 @@ func elements(body []byte) (list []jsontext.Value, err error) {
 		}
 		list = append(list, v.Clone())
 	}
-	return list, nil
+	return list, ends(in)
+}
+
+// ends reads the end of the array or object, after which the body ends.
+func ends(in *jsontext.Decoder) error {
+	if _, err := in.ReadToken(); err != nil {
+		return service.ErrBody
+	}
+	if _, err := in.ReadToken(); !errors.Is(err, io.EOF) {
+		return service.ErrBody.Withf("There is more after the end of the body.")
+	}
+	return nil
 }
 
 // members returns the members of an object. It stops after maxItems.
@@ -95,7 +108,7 @@ func members(body []byte) (map[string]jsontext.Value, error) {
 		}
 		list[key] = v.Clone()
 	}
-	return list, nil
+	return list, ends(in)
 }
 
 // ids is an array of ids in JSON, or a single id.

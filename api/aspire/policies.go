@@ -87,7 +87,8 @@ func readPolicy(v jsontext.Value) (in policyInput) {
 	return in
 }
 
-// policyWords are the path segments that are names of operations instead of ids.
+// policyWords are the path segments that are names of operations. A policy may have such an id:
+// its own operations have other methods.
 var policyWords = map[string]operations{
 	"delete": {"POST": {do: (*exchange).deleteListedPolicies, route: "throttle_policy.delete"}},
 }

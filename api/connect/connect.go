@@ -6,6 +6,7 @@ package connect
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -57,6 +58,7 @@ const (
 //
 //	GET /oauth/connect/{link}
 //	GET /oauth/callback/{tenant}/{component}
+//	POST /oauth/callback/{tenant}/{component}  (response_mode=form_post)
 //
 // It answers with a redirect, a page or, if Accept has application/json but not text/html, a
 // JSON document; an error is then a problem document (RFC 9457). HEAD has no effect on a link.
@@ -113,6 +115,7 @@ func (x *exchange) Serve() {
 	header.Set("Content-Security-Policy", pagePolicy)
 	path := x.R.URL.EscapedPath()
 	var serve func()
+	formPost := false
 	if link, ok := strings.CutPrefix(path, linkPath); ok && plain(link) {
 		x.Pattern, serve = linkPath+"{link}", func() { x.open(link) }
 	}
@@ -120,11 +123,14 @@ func (x *exchange) Serve() {
 		tenant, component, _ := strings.Cut(context, "/")
 		if plain(tenant) && plain(component) {
 			x.Pattern, serve = callbackPath+"{tenant}/{component}", func() { x.callback(tenant, component) }
+			formPost = x.R.Method == http.MethodPost
 		}
 	}
 	switch {
 	case serve == nil:
 		x.Fail(ErrPath)
+	case formPost:
+		x.formPost(path)
 	case x.R.Method != http.MethodGet:
 		x.FailAs(http.StatusMethodNotAllowed, ErrMethod)
 	default:
@@ -189,6 +195,23 @@ func (x *exchange) callback(tenant, component string) {
 	default:
 		x.done(back)
 	}
+}
+
+// maxFormPost bounds the form of a provider's response, in bytes.
+const maxFormPost = 16 << 10
+
+// formPost handles a provider's response in a form (OAuth 2.0 Form Post Response Mode). Browsers send
+// no cookies with a form of another site, so it redirects to the same response as a query.
+func (x *exchange) formPost(path string) {
+	kind, _, _ := strings.Cut(x.R.Header.Get("Content-Type"), ";")
+	body, err := io.ReadAll(io.LimitReader(x.R.Body, maxFormPost+1))
+	form, parseErr := url.ParseQuery(string(body))
+	if strings.TrimSpace(kind) != "application/x-www-form-urlencoded" || err != nil || parseErr != nil || len(body) > maxFormPost {
+		x.Fail(connect.ErrConnectionAnswer)
+		return
+	}
+	x.W.Header().Set("Location", path+"?"+form.Encode())
+	x.End(http.StatusSeeOther)
 }
 
 // redirect writes no body: it would repeat the address.

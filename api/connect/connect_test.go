@@ -53,6 +53,32 @@ func body(t *testing.T, resp *http.Response) string {
 	return b.String()
 }
 
+// A provider's response in a form becomes the same response as a query: browsers send no cookies with
+// a form of another site.
+func TestFormPost(t *testing.T) {
+	h := edge.New(edge.Config{Service: answers{back: func(connect.Callback) (connect.Returned, error) {
+		t.Error("the form reaches the service")
+		return connect.Returned{}, nil
+	}}})
+	for name, c := range map[string]struct {
+		kind, form, location string
+		status               int
+	}{
+		"a form":       {"application/x-www-form-urlencoded; charset=utf-8", "code=a%26b&state=s", "/oauth/callback/default/books?code=a%26b&state=s", http.StatusSeeOther},
+		"no form":      {"application/json", "code=a&state=s", "", http.StatusBadRequest},
+		"a wrong form": {"application/x-www-form-urlencoded", "code=%zz", "", http.StatusBadRequest},
+		"a long form":  {"application/x-www-form-urlencoded", "code=" + strings.Repeat("x", 17<<10), "", http.StatusBadRequest},
+	} {
+		req := httptest.NewRequest(http.MethodPost, "/oauth/callback/default/books?code=query", strings.NewReader(c.form))
+		req.Header.Set("Content-Type", c.kind)
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, req)
+		if at := w.Header().Get("Location"); w.Code != c.status || at != c.location {
+			t.Errorf("%s: %d, to %q", name, w.Code, at)
+		}
+	}
+}
+
 // What a page shows is what its policy lets it show.
 func TestPageAndPolicy(t *testing.T) {
 	h := edge.New(edge.Config{Service: answers{back: func(connect.Callback) (connect.Returned, error) {

@@ -3,6 +3,7 @@ package edge_test
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"io"
 	"log/slog"
@@ -31,6 +32,10 @@ type panicking struct{ received service.Call }
 
 func (*panicking) Authenticate(context.Context, string, netip.Addr) (service.Principal, error) {
 	return service.Principal{Home: "acme", Tenants: []string{"acme"}, Role: permission.Administrator}, nil
+}
+
+func (p *panicking) AuthenticateCertificate(ctx context.Context, _ *x509.Certificate, from netip.Addr) (service.Principal, error) {
+	return p.Authenticate(ctx, "", from)
 }
 
 func (p *panicking) AuthenticateToken(ctx context.Context, token string, from netip.Addr) (service.Principal, error) {

@@ -2,6 +2,7 @@ package edge
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"io"
@@ -30,6 +31,9 @@ type Service interface {
 type Identities interface {
 	// Authenticate returns the principal of an API key.
 	Authenticate(ctx context.Context, key string, from netip.Addr) (service.Principal, error)
+	// AuthenticateCertificate returns the principal of a client certificate that was verified in
+	// the handshake of the connection.
+	AuthenticateCertificate(ctx context.Context, verified *x509.Certificate, from netip.Addr) (service.Principal, error)
 	// AuthenticateToken returns the principal of a token of an OpenID Connect issuer.
 	AuthenticateToken(ctx context.Context, token string, from netip.Addr) (service.Principal, error)
 }
@@ -45,7 +49,7 @@ type Sessions interface {
 	SignInIssuer() string
 	// BeginSignIn returns where to send a browser that signs in at the issuer.
 	BeginSignIn(ctx context.Context, callback string) (address string, in access.SignIn, err error)
-	// EndSignIn returns a sealed session for what the issuer sent the browser back with.
+	// EndSignIn redeems the code of the issuer's callback, and returns a sealed session.
 	EndSignIn(ctx context.Context, in access.SignIn, callback string, answer url.Values, from netip.Addr) (sealed string, p service.Principal, err error)
 }
 
@@ -125,34 +129,38 @@ func Remote(r *http.Request) netip.Addr {
 }
 
 // Authenticate identifies the caller. The caller of Authenticate still sets tenant, command id
-// and deadline. behindTLSProxy treats plain HTTP as confidential.
-func (x *Exchange) Authenticate(s Identities, behindTLSProxy bool) (service.Call, error) {
+// and deadline. encrypted marks a plain HTTP connection as confidential, because it
+// comes from a TLS-terminating proxy.
+func (x *Exchange) Authenticate(s Identities, encrypted bool) (service.Call, error) {
 	principal, err := Identify(s, x.R)
 	if err != nil {
 		return service.Call{}, err
 	}
-	return x.CallOf(principal, behindTLSProxy), nil
+	return x.CallOf(principal, encrypted), nil
 }
 
 // CallOf returns the call of an identified caller, and adds the caller to the log line. The caller
 // of CallOf still sets tenant, command id and deadline.
-func (x *Exchange) CallOf(principal service.Principal, behindTLSProxy bool) service.Call {
+func (x *Exchange) CallOf(principal service.Principal, encrypted bool) service.Call {
 	x.Principal = principal.Actor.ID
 	return service.Call{
 		Principal: principal, Via: "http", CrossSite: CrossSite(x.R), Head: x.R.Method == http.MethodHead,
-		Confidential: behindTLSProxy || x.R.TLS != nil || Remote(x.R).Unmap().IsLoopback(),
+		Confidential: service.Confidential(encrypted || x.R.TLS != nil, Remote(x.R)),
 	}
 }
 
 // Identify authenticates the sender of a request by its Authorization header: Basic with any
 // user name and a key as the password, Bearer with a key or a token, or ApiKey with a key or
-// the base64 of "id:key" (the id is ignored). It returns service.ErrUnauthenticated without the
-// header, ErrAuthorization for any other header, and the errors of s.
+// the base64 of "id:key" (the id is ignored); without the header, by a verified client
+// certificate. It returns service.ErrUnauthenticated if there is neither, ErrAuthorization for any other header, and the errors of s.
 func Identify(s Identities, r *http.Request) (service.Principal, error) {
 	from := Remote(r)
 	given := r.Header["Authorization"]
 	switch len(given) {
 	case 0:
+		if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
+			return s.AuthenticateCertificate(r.Context(), r.TLS.VerifiedChains[0][0], from)
+		}
 		return s.Authenticate(r.Context(), "", from) // an address over the invalid-key limit gets 429 instead of 401
 	case 1:
 	default:

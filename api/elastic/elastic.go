@@ -27,9 +27,8 @@ type Config struct {
 	Service edge.Service
 	Access  edge.Identities
 	Logger  *slog.Logger // one line per request; nil discards them
-	// AllowCleartext accepts and returns clear values over plain HTTP from any address: use it
-	// only if nothing but a TLS-terminating proxy can reach the service. Otherwise TLS or
-	// loopback is required.
+	// AllowCleartext accepts and returns secrets also over plain HTTP. Set it only if all connections
+	// come from a TLS-terminating proxy, or the port accepts TLS only.
 	AllowCleartext bool
 }
 

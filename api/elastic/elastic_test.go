@@ -406,3 +406,9 @@ func TestPointWhileDeleting(t *testing.T) {
 		}
 	}
 }
+
+// The documented calls print what the page says.
+func TestDocumentedCalls(t *testing.T) {
+	s := serve(t)
+	stage.Console(t, "../../docs/elastic.md", s.url, s.key)
+}

@@ -23,8 +23,7 @@ type failure struct {
 	Status int   `json:"status"`
 }
 
-// Fail writes err. For an unsupported media type of a body, Elasticsearch has a status of its
-// own.
+// Fail writes err. Elasticsearch answers 406, not 415, to an unsupported media type of a body.
 func (x *exchange) Fail(err error) {
 	if f := fault.Of(err); f.Code == edge.ErrMediaType.Code {
 		x.FailAs(http.StatusNotAcceptable, edge.ErrMediaType.Withf("The body must be %s, or %s with compatible-with=8 or 9.", edge.MediaJSON, mediaElastic))

@@ -43,9 +43,8 @@ type Config struct {
 	Access  Access
 	Flows   Flows
 	Logger  *slog.Logger // one line per request; nil discards them
-	// AllowCleartext accepts clear keys over plain HTTP from any address: use it only if
-	// nothing but a TLS-terminating proxy can reach the service. Otherwise TLS or loopback is
-	// required.
+	// AllowCleartext accepts and returns secrets also over plain HTTP. Set it only if all connections
+	// come from a TLS-terminating proxy, or the port accepts TLS only.
 	AllowCleartext bool
 }
 

@@ -3,6 +3,7 @@ package elasticio_test
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -39,6 +40,10 @@ func (a *asked) Authenticate(_ context.Context, key string, _ netip.Addr) (servi
 	case "good":
 		return service.Principal{Home: "acme", Tenants: []string{"acme"}, Role: permission.Administrator}, nil
 	}
+	return service.Principal{}, service.ErrKeyUnknown
+}
+
+func (a *asked) AuthenticateCertificate(context.Context, *x509.Certificate, netip.Addr) (service.Principal, error) {
 	return service.Principal{}, service.ErrKeyUnknown
 }
 

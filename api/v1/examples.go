@@ -14,6 +14,8 @@ const (
 var examples = map[string]string{
 	"tenant.register": `{"id":"acme","name":"Acme Corporation"}`,
 	"tenant.list":     `{}`,
+	"tenant.erase":    `{"id":"acme"}`,
+	"tenant.erasure":  `{"id":"acme"}`,
 
 	"component.register": `{"id":"petstore","descriptor":` + exampleDescriptor + `}`,
 	"component.update":   `{"id":"petstore","descriptor":` + exampleDescriptor + `}`,
@@ -100,6 +102,7 @@ var examples = map[string]string{
 	"webhook.delete":         `{"id":"on-call"}`,
 	"webhook.show":           `{"id":"on-call"}`,
 	"webhook.list":           `{"limit":20}`,
+	"expiry.list":            `{"within":"30d"}`,
 	"throttle.take":          `{"credential":"` + ExampleID + `","tokens":1,"flow":"orders"}`,
 
 	"connector.put":         `{"id":"wiki","name":"Wiki","index_name":"search-wiki","service_type":"confluence","is_native":true}`,

@@ -88,12 +88,19 @@ func openAPI(version string, more func(*huma.OpenAPI)) []byte {
 				short.OperationID += ".short"
 				doc.Paths[queryPath+connectPath] = &huma.PathItem{Post: &short}
 			}
+			if r.Name == flowEventsRoute {
+				results := types.Schema(reflect.TypeFor[FlowEventResults](), true, "")
+				doc.Paths[flowEventsPath] = describeFlowEvents(*op, types.Schema(r.Out, true, ""), results)
+			}
 			continue
 		}
 		op.Tags = []string{"queries"}
 		op.Parameters = append(op.Parameters, queryParameters(types, said, r)...)
 		if lines := replays[r.Name]; lines != "" {
 			op.Responses["200"].Content[linesType] = &huma.MediaType{Schema: &huma.Schema{Type: huma.TypeString, Description: lines}}
+		}
+		if r.Name == changesRoute {
+			describeChanges(op)
 		}
 		doc.Paths[queryPath+r.Name] = &huma.PathItem{Get: op}
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -52,7 +53,7 @@ func TestExamples(t *testing.T) {
 					continue
 				}
 				shown++
-				s, err := compiler.Compile("file:///openapi.json#/paths/" + escape.Replace(path) + "/get/parameters/" + string(rune('0'+i)) + "/schema")
+				s, err := compiler.Compile("file:///openapi.json#/paths/" + escape.Replace(path) + "/get/parameters/" + strconv.Itoa(i) + "/schema")
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -15,6 +15,7 @@ import (
 	"github.com/credstream/credstream/api/edge"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/admin"
 	"github.com/credstream/credstream/service/application"
 	"github.com/credstream/credstream/service/credential"
 )
@@ -23,14 +24,14 @@ import (
 type Config struct {
 	Service edge.Service
 	Access  edge.Identities
+	Live    *admin.Live     // wakes readers of the feed that wait; nil: none wait
 	Logger  *slog.Logger    // one line per request; nil discards them
 	Ready   func() []string // reasons why the service is not ready; empty if it is
 	Notes   func() []string // additional notes in /readyz; optional
 	Metrics http.Handler    // serves /metrics
 	Version string          // version of the program, shown at / and in /openapi.json
-	// AllowCleartext accepts clear keys over plain HTTP from any address: use it only if
-	// nothing but a TLS-terminating proxy can reach the service. Otherwise TLS or loopback is
-	// required.
+	// AllowCleartext accepts and returns secrets also over plain HTTP. Set it only if all connections
+	// come from a TLS-terminating proxy, or the port accepts TLS only.
 	AllowCleartext bool
 	// DecorateResponse may add headers to the response of a command; optional.
 	DecorateResponse func(header http.Header, answer any)
@@ -166,6 +167,10 @@ func (x *exchange) serveTenant(rest string) {
 	if name == connectPath && !isCommand {
 		name, isCommand = connectRoute, true
 	}
+	flow, isFlow := cutFlowEvents(name)
+	if isFlow && !isCommand {
+		name = flow
+	}
 	if tenant == "" || name == "" || strings.Contains(name, "/") {
 		x.Fail(edge.ErrPathUnknown)
 		return
@@ -176,6 +181,10 @@ func (x *exchange) serveTenant(rest string) {
 	}
 	if err != nil {
 		x.Fail(edge.ErrPathUnknown)
+		return
+	}
+	if isFlow && !isCommand {
+		x.flowEvents(tenant, name)
 		return
 	}
 	endpoints, methods := x.queries, "GET, HEAD"
@@ -237,6 +246,8 @@ func (x *exchange) query(to endpoint, call service.Call) {
 		x.Fail(err)
 	case replays[to.route.Name] != "" && wantsLines(x.R):
 		x.replay(call, to.route.Name, body)
+	case to.route.Name == changesRoute:
+		x.changes(call, body)
 	default:
 		x.serve(to, call, body)
 	}

@@ -47,7 +47,7 @@ func (*revoked) Require(context.Context, service.Call, string, permission.Permis
 
 func TestAuditExportEndsWithItsSession(t *testing.T) {
 	audit, sessions := &endless{}, &revoked{left: 4} // one for the request, three for pages
-	server := httptest.NewServer(web.Handler(web.Config{Service: audit, Access: sessions, Live: web.NewLive()}))
+	server := httptest.NewServer(web.Handler(web.Config{Service: audit, Access: sessions, Live: admin.NewLive()}))
 	t.Cleanup(server.Close)
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(cancel)

@@ -208,6 +208,8 @@ func (x *exchange) formOf(id string) (credentialForm, descriptor, error) {
 	switch {
 	case c.Deleted:
 		form.Blocked = "This component was deleted. Its credentials remain, but no new one can be created."
+	case c.CannotConnect != "" && slices.ContainsFunc(form.Fields, func(f field) bool { return f.OAuth() && f.Required }):
+		form.Blocked = "No account can be connected: " + c.CannotConnect + " An OAuth client can supply the addresses of the provider."
 	case form.OAuth && c.OAuthClient == component.ClientMissing:
 		form.Blocked = "Before somebody can connect an account, this tenant needs an OAuth client for the component."
 		if x.may("oauth_client.define") {
@@ -467,7 +469,7 @@ func (x *exchange) changeCredential() error {
 }
 
 // ErrRenamed refuses to overwrite a name that was changed after the page was opened.
-var ErrRenamed = fault.New(fault.Conflict, "web_renamed_meanwhile", "Somebody else renamed this credential while you had the page open. This page shows the name now.")
+var ErrRenamed = fault.New(fault.Conflict, "web_renamed_meanwhile", "Somebody else renamed this credential while you had the page open. This page now shows the new name.")
 
 // unchanged compares the name with the one on the caller's page.
 func (x *exchange) unchanged(id string) error {

@@ -24,6 +24,7 @@ import (
 	"github.com/credstream/credstream/service/component"
 	"github.com/credstream/credstream/service/connect"
 	"github.com/credstream/credstream/service/credential"
+	"github.com/credstream/credstream/service/expiry"
 	"github.com/credstream/credstream/service/flow"
 	"github.com/credstream/credstream/service/permission"
 )
@@ -48,6 +49,7 @@ type trouble struct {
 	Credentials []credentialRow
 	Flows       []flow.Flow
 	Letters     []admin.DeadLetter
+	Expiring    []expiry.Expiry
 	More        bool // there is more than the page shows
 }
 
@@ -70,6 +72,14 @@ func (x *exchange) attention() error {
 	slices.SortStableFunc(data.Credentials, func(a, b credentialRow) int {
 		return cmp.Or(cmp.Compare(b.Active, a.Active), cmp.Compare(b.Flows, a.Flows))
 	})
+	expiring, err := ask[expiry.Page](x, "expiry.list", expiry.List{Limit: mostTrouble, MinSeq: x.minSeq()})
+	if err != nil {
+		return err
+	}
+	data.Expiring, data.More = expiring.Expiries, data.More || expiring.Next != ""
+	slices.SortStableFunc(data.Expiring, func(a, b expiry.Expiry) int { // expired first, then the worst
+		return cmp.Or(compareBool(b.Expired, a.Expired), cmp.Compare(b.ActiveFlows, a.ActiveFlows), a.Expires.Compare(b.Expires))
+	})
 	if x.may("flow.list") {
 		flows, err := ask[flow.Page](x, "flow.list", flow.List{Broken: true, Limit: mostTrouble})
 		if err != nil {
@@ -85,7 +95,7 @@ func (x *exchange) attention() error {
 		}
 		data.Letters, data.More = letters.Messages, data.More || letters.Next != ""
 	}
-	return x.show("attention", view{Title: "Needs attention", Data: data, Live: "credential flow"})
+	return x.show("attention", view{Title: "Needs attention", Data: data, Live: "credential flow oauth_client api_key"})
 }
 
 // componentList is the data of the page of components.
@@ -221,11 +231,17 @@ type shownComponent struct {
 	Own         bool
 	Form        componentForm
 	RedirectURI string
+	Compared    bool     // the form was compared with the current revision
+	Changes     []string // what it would change for credentials
+	Env         []string // variables that the owner sets
 }
 
 func (x *exchange) readComponent(id string) (shownComponent, error) {
 	c, err := ask[component.Component](x, "component.get", component.Get{ID: id, MinSeq: x.minSeq()})
 	data := shownComponent{Component: c, Own: c.Owner == x.call.Tenant, Form: componentForm{ID: c.ID, Text: string(c.Descriptor)}}
+	if err == nil && data.Own {
+		data.Env, err = component.Variables(c.Descriptor)
+	}
 	if err == nil && c.OAuthClient != "" {
 		if r, err := ask[connect.RedirectURI](x, "oauth.redirect-uri", connect.GetRedirectURI{Component: id}); err == nil {
 			data.RedirectURI = r.RedirectURI
@@ -252,11 +268,21 @@ func (x *exchange) changeComponent() error {
 		done, err = x.do("component.share", component.ID{ID: id})
 	case "unshared":
 		done, err = x.do("component.unshare", component.ID{ID: id})
+	case "env-set":
+		values := map[string]string{}
+		for name := range x.form {
+			if variable, found := strings.CutPrefix(name, "env."); found && x.form.Get(name) != "" {
+				values[variable] = x.form.Get(name)
+			}
+		}
+		done, err = x.do("component.set-env", envInput{ID: id, Values: values, Expected: x.revision()})
+	case "compared":
+		return x.compareComponent(id)
 	case "updated":
 		var raw jsontext.Value
 		form = &componentForm{}
 		if raw, *form, err = x.descriptorOf(); err == nil {
-			done, err = x.do("component.update", component.Update{ID: id, Descriptor: raw})
+			done, err = x.do("component.update", component.Update{ID: id, Descriptor: raw, Expected: x.revision()})
 			if err != nil {
 				form.locate(raw, err)
 			}
@@ -279,6 +305,41 @@ func (x *exchange) changeComponent() error {
 	}
 	if form != nil {
 		data.Form = *form
+	}
+	return x.refused("component", view{Title: data.Title, Data: data}, err)
+}
+
+// envInput is the body of component.set-env.
+type envInput struct {
+	ID       string            `json:"id"`
+	Values   map[string]string `json:"values"`
+	Expected int               `json:"expected_revision,omitzero"`
+}
+
+// revision is the revision of the component that the form was made for; 0 if it has none.
+func (x *exchange) revision() int {
+	revision, _ := strconv.Atoi(x.form.Get("revision"))
+	return revision
+}
+
+// compareComponent shows what an update would change. It changes nothing.
+func (x *exchange) compareComponent(id string) error {
+	data, err := x.readComponent(id)
+	if err != nil {
+		return err
+	}
+	raw, form, err := x.descriptorOf()
+	data.Form = form
+	if expected := x.revision(); err == nil && expected != 0 && expected != data.Revision {
+		// The next comparison is with the revision that the page shows now.
+		return x.refused("component", view{Title: data.Title, Data: data}, component.ErrRevisionStale)
+	}
+	if err == nil {
+		if data.Changes, err = component.Compare(data.Descriptor, raw); err == nil {
+			data.Compared = true
+			return x.show("component", view{Title: data.Title, Data: data})
+		}
+		data.Form.locate(raw, err)
 	}
 	return x.refused("component", view{Title: data.Title, Data: data}, err)
 }

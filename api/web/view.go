@@ -84,20 +84,27 @@ type navItem struct {
 // Nav lists the pages that the caller may open.
 func (v view) Nav() []navItem {
 	var items []navItem
-	for _, n := range []struct{ path, label, route string }{
-		{"credentials", "Credentials", "credential.list"},
-		{"attention", "Needs attention", "credential.list"},
-		{"components", "Components", "component.list"},
-		{"oauth-clients", "OAuth clients", "oauth_client.list"},
-		{"flows", "Flows", "flow.list"},
-		{"keys", "API keys", "api_key.list"},
-		{"dead-letters", "Dead letters", "queue.list"},
-		{"audit", "Audit", "events.replay"},
-		{"status", "Status", "component.list"},
+	for _, n := range []struct {
+		path, label, route string
+		also               []string // pages that belong to it
+	}{
+		{"credentials", "Credentials", "credential.list", []string{"new-credential", "connections"}},
+		{"attention", "Needs attention", "credential.list", nil},
+		{"components", "Components", "component.list", []string{"new-component"}},
+		{"oauth-clients", "OAuth clients", "oauth_client.list", nil},
+		{"flows", "Flows", "flow.list", nil},
+		{"keys", "API keys", "api_key.list", nil},
+		{"webhooks", "Webhooks", "webhook.list", nil},
+		{"dead-letters", "Dead letters", "queue.list", nil},
+		{"audit", "Audit", "events.replay", nil},
+		{"status", "Status", "component.list", nil},
 	} {
 		if v.May(n.route) {
-			to := v.Path(n.path)
-			items = append(items, navItem{to, n.label, v.x.R.URL.Path == to || strings.HasPrefix(v.x.R.URL.Path, to+"/")})
+			to, page := v.Path(n.path), v.x.R.URL.Path
+			current := page == to || strings.HasPrefix(page, to+"/") || slices.ContainsFunc(n.also, func(path string) bool {
+				return page == v.Path(path) || strings.HasPrefix(page, v.Path(path)+"/")
+			})
+			items = append(items, navItem{to, n.label, current})
 		}
 	}
 	return items
@@ -131,6 +138,8 @@ var did = map[string]string{
 	"verified": "The API accepted the keys.", "failed": "The API did not accept the keys.", "unverified": "This component declares no dry request.",
 	"deleted": "Deleted.", "refreshed": "Tokens renewed.", "revoked": "Revoked.", "registered": "Component registered.", "updated": "Component updated.",
 	"shared": "The component is visible to every tenant.", "unshared": "The component is visible only to this tenant.", "defined": "OAuth client saved.",
+	"webhook-changed": "Webhook saved.", "webhook-enabled": "The webhook is enabled and continues where it stopped.", "webhook-disabled": "The webhook is disabled.",
+	"webhook-rotation-ended": "The previous secret is erased. Requests are signed only with the current one.", "env-set": "The values of the variables were saved.",
 	"retried": "Put back into its queue.", "dropped": "Dropped.",
 }
 

@@ -21,6 +21,7 @@ import (
 	"github.com/credstream/credstream/api/edge"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/service"
+	"github.com/credstream/credstream/service/admin"
 	"github.com/credstream/credstream/service/application"
 	"github.com/credstream/credstream/service/credential"
 	"github.com/credstream/credstream/service/permission"
@@ -40,12 +41,12 @@ type Access interface {
 type Config struct {
 	Service edge.Service
 	Access  Access
-	Live    *Live        // sends updates to open pages
+	Live    *admin.Live  // sends updates to open pages
 	Logger  *slog.Logger // one line per request; nil discards them
 	// PublicURL is where browsers reach the service. If it is https, cookies are sent over TLS only.
 	PublicURL string
-	// AllowCleartext accepts keys over plain HTTP from any address: use it only if nothing but a
-	// TLS-terminating proxy can reach the service. Otherwise TLS or loopback is required.
+	// AllowCleartext accepts and returns secrets also over plain HTTP. Set it only if all connections
+	// come from a TLS-terminating proxy, or the port accepts TLS only.
 	AllowCleartext bool
 	// Answered may add headers to the response of a command; optional.
 	Answered func(header http.Header, answer any)
@@ -113,8 +114,8 @@ func (h *handler) register() {
 		"GET {$}":                     (*exchange).tenantHome,
 		"GET events":                  (*exchange).follow,
 		"GET credentials":             (*exchange).listCredentials,
-		"GET credentials/new":         (*exchange).newCredential,
-		"POST credentials/new":        (*exchange).createCredential,
+		"GET new-credential":          (*exchange).newCredential,
+		"POST new-credential":         (*exchange).createCredential,
 		"GET credentials/{id}":        (*exchange).showCredential,
 		"POST credentials/{id}":       (*exchange).changeCredential,
 		"GET credentials/{id}/keys":   (*exchange).keysForm,
@@ -124,8 +125,8 @@ func (h *handler) register() {
 		"POST connections/{id}":       (*exchange).completeConnection,
 		"GET attention":               (*exchange).attention,
 		"GET components":              (*exchange).listComponents,
-		"GET components/new":          (*exchange).newComponent,
-		"POST components/new":         (*exchange).registerComponent,
+		"GET new-component":           (*exchange).newComponent,
+		"POST new-component":          (*exchange).registerComponent,
 		"GET components/{id}":         (*exchange).showComponent,
 		"POST components/{id}":        (*exchange).changeComponent,
 		"GET components/{id}/delete":  (*exchange).confirmDeleteComponent,
@@ -135,6 +136,11 @@ func (h *handler) register() {
 		"GET flows/{id}":              (*exchange).showFlow,
 		"GET keys":                    (*exchange).listKeys,
 		"POST keys":                   (*exchange).changeKey,
+		"GET webhooks":                (*exchange).listWebhooks,
+		"POST webhooks":               (*exchange).defineWebhook,
+		"GET webhooks/{id}":           (*exchange).showWebhook,
+		"POST webhooks/{id}":          (*exchange).changeWebhook,
+		"GET webhooks/{id}/delete":    (*exchange).confirmDeleteWebhook,
 		"GET dead-letters":            (*exchange).listDeadLetters,
 		"POST dead-letters":           (*exchange).changeDeadLetters,
 		"GET audit":                   (*exchange).audit,

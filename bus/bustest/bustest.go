@@ -123,6 +123,9 @@ func Start(t testing.TB, options ...Option) *NATS {
 	return s
 }
 
+// Dir is the folder with the stores and the log files of all servers.
+func (s *NATS) Dir() string { return s.dir }
+
 // Host is the address of one server, host:port.
 func (s *NATS) Host(i int) string { return s.nodes[i].client }
 

@@ -29,8 +29,8 @@ var ErrDeadLettersFull = fault.New(fault.Throttled, "poison_queue_full",
 		"queue retry --all, credstream queue drop --all), then publish again.").WithRetryAfter(10 * time.Second)
 
 // backlog limits the queued messages of each tenant in one stream, by number and bytes. It
-// counts the messages that this process publishes, and reads the stream's state at the limit.
-// With several processes, each may exceed the limit once by the same amount.
+// counts the messages that this process publishes, and reads the stream's state only when that
+// count reaches the limit: N processes can together store up to N times the limit.
 type backlog struct {
 	stream, prefix string // the tenant follows the prefix in a subject
 	full           *fault.Error

@@ -34,6 +34,17 @@ func TestBacklogIsBounded(t *testing.T) {
 		m.Data = []byte(body)
 		return m
 	}
+	different := 0
+	rubbish := func(tenant string) *nats.Msg {
+		different++ // a repeat would be no other entry
+		return flow(tenant, fmt.Sprint("rubbish ", different))
+	}
+	stored := func(err error) error { // an event that cannot be parsed is refused when its entry is stored
+		if err != nil && strings.HasSuffix(err.Error(), "(flow_event_data_invalid)") {
+			return nil
+		}
+		return err
+	}
 	for _, c := range []struct {
 		name, code string
 		message    func(tenant string) *nats.Msg
@@ -44,11 +55,11 @@ func TestBacklogIsBounded(t *testing.T) {
 		{"commands", "queue_full", func(tenant string) *nats.Msg {
 			return queuedCommand(tenant, "component.share", "", `{"id":"sheets"}`)
 		}},
-		{"rubbish", "poison_queue_full", func(tenant string) *nats.Msg { return flow(tenant, "rubbish") }},
+		{"rubbish", "poison_queue_full", rubbish},
 	} {
 		publish := func(tenant string) error {
 			_, err := js.PublishMsg(t.Context(), c.message(tenant), jetstream.WithRetryAttempts(0))
-			return err
+			return stored(err)
 		}
 		for n := range most {
 			if err := publish("default"); err != nil {
@@ -82,8 +93,8 @@ func TestBacklogIsBounded(t *testing.T) {
 		t.Errorf("%d messages are left, want that of the other tenant", left)
 	}
 	bustest.Eventually(t, "room in the dead-letter queue", func() bool {
-		_, err := js.PublishMsg(t.Context(), flow("default", "rubbish"), jetstream.WithRetryAttempts(0))
-		return err == nil
+		_, err := js.PublishMsg(t.Context(), rubbish("default"), jetstream.WithRetryAttempts(0))
+		return stored(err) == nil
 	})
 }
 

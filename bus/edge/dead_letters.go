@@ -85,7 +85,8 @@ func setReason(e *admin.DeadLetter, err error) {
 	}
 }
 
-// send publishes an entry to the tenant's part of the dead-letter queue.
+// send publishes an entry to the tenant's part of the dead-letter queue. An entry without content
+// is stored once when its publisher repeats the message within the duplicate window.
 func (p *DeadLetters) send(ctx context.Context, tenant string, e deadLetter) (streams.Receipt, error) {
 	data, err := json.Marshal(e)
 	if err != nil {
@@ -93,6 +94,9 @@ func (p *DeadLetters) send(ctx context.Context, tenant string, e deadLetter) (st
 	}
 	m := nats.NewMsg(streams.DeadLetterSubject + tenant + "." + e.Queue)
 	m.Data = data
+	if e.Origin == nil {
+		once(m, tenant, e.Actor, e.Subject, e.Name, e.EventID, e.Code, e.SHA256)
+	}
 	r, err := p.queues.send(ctx, DeadLetterStream, m)
 	r.Stored = func() {
 		p.put.WithLabelValues(e.Queue, e.Code).Inc()
@@ -161,6 +165,7 @@ func (p *DeadLetters) Retry(ctx context.Context, tenant, id string) error {
 	for k, v := range e.Origin.Header {
 		m.Header[k] = []string{v}
 	}
+	m.Header.Del(nats.MsgIdHdr) // within the duplicate window the stream would not store it again
 	m.Data = e.Origin.Data
 	if err := p.queues.put(ctx, queue.stream, m); err != nil {
 		return err

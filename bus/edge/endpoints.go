@@ -46,6 +46,7 @@ type Endpoints struct {
 	end     context.CancelFunc
 	answers sync.WaitGroup
 	micro   micro.Service
+	unknown []*nats.Subscription
 }
 
 // EndpointsConfig is the configuration of Endpoints.
@@ -58,6 +59,15 @@ type EndpointsConfig struct {
 	Logger  *slog.Logger
 }
 
+// Why a request is dropped.
+const (
+	dropReply   = "reply subject"
+	dropHeaders = "headers"
+	dropCaller  = "no caller"
+)
+
+var dropReasons = []string{dropReply, dropHeaders, dropCaller}
+
 // ServeEndpoints starts the endpoints. Close stops them.
 func ServeEndpoints(cfg EndpointsConfig) (*Endpoints, error) {
 	e := &Endpoints{
@@ -66,6 +76,7 @@ func ServeEndpoints(cfg EndpointsConfig) (*Endpoints, error) {
 			Name: "credstream_nats_requests_dropped_total", Help: "Requests dropped without processing, by reason.",
 		}, []string{"reason"}),
 	}
+	service.FromZero(e.dropped, dropReasons...)
 	e.life, e.end = context.WithCancel(context.Background())
 	if cfg.Metrics != nil {
 		cfg.Metrics.MustRegister(e.dropped)
@@ -87,19 +98,63 @@ func ServeEndpoints(cfg EndpointsConfig) (*Endpoints, error) {
 			return nil, fmt.Errorf("announce %s: %w", r.Name, err)
 		}
 	}
+	if err := e.listenUnknown(); err != nil {
+		e.Close()
+		return nil, fmt.Errorf("listening for unknown requests: %w", err)
+	}
 	return e, nil
 }
 
+// listenUnknown refuses requests for commands and queries that do not exist, to which nobody
+// would respond. Its queue group is not that of the endpoints: the server delivers a message to
+// one member of a group, whichever of its subjects matches.
+func (e *Endpoints) listenUnknown() error {
+	known := map[string]bool{}
+	for _, r := range application.Routes() {
+		known[root(r)+"."+r.Name] = true
+	}
+	for _, prefix := range []string{commandRoot, queryRoot} {
+		sub, err := e.conn.QueueSubscribe(prefix+".*.>", "credstream-unknown", func(m *nats.Msg) {
+			_, name, _ := strings.Cut(strings.TrimPrefix(m.Subject, prefix+"."), ".")
+			if known[prefix+"."+name] {
+				return
+			}
+			if _, drop := sender(m.Reply, m.Header, e.caller, false); drop != "" {
+				e.dropped.WithLabelValues(drop).Inc()
+				return
+			}
+			e.refuse(m.Reply, "unknown", requestID(micro.Headers(m.Header)), service.ErrRouteUnknown)
+		})
+		if err == nil {
+			e.unknown = append(e.unknown, sub)
+			err = sub.SetPendingLimits(-1, streams.MaxWaitingSize)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// First tokens of the subjects of commands and queries.
+const (
+	commandRoot = "credstream.cmd"
+	queryRoot   = "credstream.query"
+)
+
 func root(r service.Route) string {
 	if r.Command {
-		return "credstream.cmd"
+		return commandRoot
 	}
-	return "credstream.query"
+	return queryRoot
 }
 
 // Close stops receiving requests and waits for those in progress, which it
 // cancels after one second, for at most three seconds.
 func (e *Endpoints) Close() {
+	for _, sub := range e.unknown { // before the endpoints: a subscription that outlived them would drop requests for known routes
+		_ = sub.Unsubscribe() // fails when the connection is closed
+	}
 	_ = e.micro.Stop() // remaining subscriptions end with the connection
 	cut := time.AfterFunc(grace, e.end)
 	defer cut.Stop()
@@ -119,14 +174,14 @@ func (e *Endpoints) Close() {
 // request without a reply subject is accepted.
 func sender(reply string, h nats.Header, caller func(nats.Header) (string, bool), replyOptional bool) (principal, drop string) {
 	if !natsserver.IsReplySubject(reply) && (reply != "" || !replyOptional) {
-		return "", "reply subject"
+		return "", dropReply
 	}
 	if _, malformed := h[natsserver.MalformedHeader]; malformed {
-		return "", "headers"
+		return "", dropHeaders
 	}
 	principal, ok := caller(h)
 	if !ok {
-		return "", "no caller"
+		return "", dropCaller
 	}
 	return principal, ""
 }
@@ -165,14 +220,14 @@ func (e *Endpoints) answer(req micro.Request, route, tenant, principal string) {
 		if fault.Of(err).Kind == fault.Internal {
 			e.log.Error("request failed", "route", route, "tenant", tenant, "principal", principal, "request", id, "err", err)
 		}
-		e.refuse(req, route, id, err)
+		e.refuse(req.Reply(), route, id, err)
 		return
 	}
 	e.send(route, id, &nats.Msg{Subject: req.Reply(), Data: body})
 }
 
 // refuse replies with the problem document of err, also in the micro service's error headers.
-func (e *Endpoints) refuse(req micro.Request, route, id string, err error) {
+func (e *Endpoints) refuse(reply, route, id string, err error) {
 	problem := fault.Of(err).Problem()
 	problem.RequestID = id
 	data, err := json.Marshal(problem)
@@ -180,7 +235,7 @@ func (e *Endpoints) refuse(req micro.Request, route, id string, err error) {
 		e.log.Error("error response not encoded", "route", route, "request", id, "err", err)
 		return
 	}
-	e.send(route, id, &nats.Msg{Subject: req.Reply(), Data: data, Header: nats.Header{
+	e.send(route, id, &nats.Msg{Subject: reply, Data: data, Header: nats.Header{
 		micro.ErrorHeader: {problem.Detail}, micro.ErrorCodeHeader: {strconv.Itoa(problem.Status)},
 	}})
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/admin"
 	"github.com/credstream/credstream/service/application"
+	"github.com/credstream/credstream/service/flow"
 )
 
 // The bounds of messages that wait to be stored. A publisher may send many messages
@@ -91,12 +92,20 @@ func ServeIntake(cfg IntakeConfig) (*Intake, error) {
 		cfg: cfg, log: cfg.Logger, lines: map[source]*line{}, delay: refusalDelay,
 		seen: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "credstream_intake_messages_total",
-			Help: "Messages published to a queue: stored, poisoned (dead-lettered), refused or dropped, by error code.",
+			Help: "Messages published to a queue: stored, duplicate, poisoned (dead-lettered), refused or dropped, by error code.",
 		}, []string{"queue", "outcome", "code"}),
 		unanswered: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "credstream_intake_unanswered_total",
 			Help: "Messages published to a queue without a reply subject: their publishers get no acknowledgement.",
 		}, []string{"queue"}),
+	}
+	for _, q := range []Queue{Flows, Commands} {
+		in.seen.WithLabelValues(string(q), "stored", "")
+		in.seen.WithLabelValues(string(q), "duplicate", "")
+		for _, reason := range dropReasons {
+			in.seen.WithLabelValues(string(q), "dropped", reason)
+		}
+		in.unanswered.WithLabelValues(string(q))
 	}
 	in.life, in.end = context.WithCancel(context.Background())
 	if cfg.Metrics != nil {
@@ -152,6 +161,7 @@ type source struct {
 type line struct {
 	messages []*nats.Msg
 	bytes    int64
+	taken    int  // 1 while drain publishes a message
 	refused  int  // messages whose refusal is delayed
 	draining bool // until messages is empty
 }
@@ -184,7 +194,7 @@ func (in *Intake) queue(from source, m *nats.Msg) bool {
 	if l == nil {
 		l = &line{}
 		in.lines[from] = l
-	} else if len(l.messages)+l.refused >= maxInbound || len(l.messages) > 0 && l.bytes+size > maxInboundBytes-in.bytes {
+	} else if len(l.messages)+l.taken+l.refused >= maxInbound || len(l.messages) > 0 && l.bytes+size > maxInboundBytes-in.bytes {
 		return false
 	}
 	if !l.draining {
@@ -201,11 +211,13 @@ func (in *Intake) queue(from source, m *nats.Msg) bool {
 func (in *Intake) next(from source, l *line) *nats.Msg {
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	l.taken = 0
 	if len(l.messages) == 0 {
 		l.draining = false
 		in.leave(from, l)
 		return nil
 	}
+	l.taken = 1
 	m := l.messages[0]
 	l.messages[0], l.messages = nil, l.messages[1:]
 	l.bytes -= int64(len(m.Data))
@@ -221,8 +233,9 @@ func (in *Intake) leave(from source, l *line) {
 }
 
 // refuseOf refuses a message that was removed from a line. If the publisher sends too much, the
-// refusal is delayed, and the message counts in the line until then.
-func (in *Intake) refuseOf(from source, l *line, m *nats.Msg, err error) {
+// refusal is delayed, and the message counts in the line until then. published says that drain has
+// published the message, and may be taking the next one.
+func (in *Intake) refuseOf(from source, l *line, m *nats.Msg, err error, published bool) {
 	if fault.Of(err).Kind != fault.Throttled {
 		in.refuse(from.queue, m, err)
 		return
@@ -230,6 +243,9 @@ func (in *Intake) refuseOf(from source, l *line, m *nats.Msg, err error) {
 	m.Header, m.Data = nil, nil
 	in.mu.Lock()
 	l.refused++
+	if !published {
+		l.taken = 0
+	}
 	delay := in.delay
 	in.mu.Unlock()
 	in.answers.Go(func() {
@@ -247,59 +263,67 @@ func (in *Intake) refuseOf(from source, l *line, m *nats.Msg, err error) {
 func (in *Intake) drain(from source, l *line) {
 	for m := in.next(from, l); m != nil; m = in.next(from, l) {
 		ctx, cancel := context.WithTimeout(in.life, streams.AckTimeout)
-		r, code, leave, err := in.take(ctx, from, m)
+		r, wrong, leave, err := in.take(ctx, from, m)
 		if err != nil {
 			leave()
 			cancel()
-			in.refuseOf(from, l, m, err)
+			in.refuseOf(from, l, m, err, false)
 			continue
 		}
 		in.answers.Go(func() {
 			defer cancel()
 			defer leave()
-			seq, err := r.Wait(ctx)
-			if err != nil {
-				in.refuseOf(from, l, m, err)
-				return
+			seq, duplicate, err := r.Wait(ctx)
+			switch {
+			case err != nil:
+				in.refuseOf(from, l, m, err, true)
+			case wrong != nil:
+				in.count(from.queue, "poisoned", wrong.Code, duplicate)
+				in.reject(m, events.NewID(), wrong.With(deadLetterDetails{strconv.FormatUint(seq, 10)}))
+			default:
+				in.count(from.queue, "stored", "", duplicate)
+				in.answer(m, nil, answer{Stream: r.Stream, Seq: seq, Duplicate: duplicate})
 			}
-			outcome := "stored"
-			if code != "" {
-				outcome = "poisoned"
-			}
-			in.seen.WithLabelValues(string(from.queue), outcome, code).Inc()
-			in.answer(m, nil, answer{Stream: r.Stream, Seq: seq})
 		})
 	}
 }
 
-// take publishes a message to its stream or, with the code of the reason, to the dead-letter
-// queue. leave ends its admission.
-func (in *Intake) take(ctx context.Context, from source, m *nats.Msg) (r streams.Receipt, code string, leave func(), err error) {
+// count counts a stored message, unless it is stored already.
+func (in *Intake) count(q Queue, outcome, code string, duplicate bool) {
+	if duplicate {
+		outcome = "duplicate"
+	}
+	in.seen.WithLabelValues(string(q), outcome, code).Inc()
+}
+
+// take publishes a message to its stream or, with the error that its publisher gets, to the
+// dead-letter queue. leave ends its admission.
+func (in *Intake) take(ctx context.Context, from source, m *nats.Msg) (r streams.Receipt, wrong *fault.Error, leave func(), err error) {
 	leave = func() {}
 	if in.cfg.WritesAllowed != nil {
 		if err := in.cfg.WritesAllowed(); err != nil {
-			return r, "", leave, err
+			return r, nil, leave, err
 		}
 	}
 	if err := checkStreamHeaders(from.queue, m.Header); err != nil {
-		return r, "", leave, err
+		return r, nil, leave, err
 	}
 	tenant, name, _ := strings.Cut(strings.TrimPrefix(m.Subject, from.queue.layout().publicPrefix), ".")
 	p, err := in.cfg.Service.Access.Principal(ctx, from.principal)
 	if err != nil {
-		return r, "", leave, err
+		return r, nil, leave, err
 	}
 	call := service.Call{Tenant: tenant, Principal: p, Via: "nats"}
 	entered, err := in.cfg.Service.ReceiveMessage(ctx, &call, int64(len(m.Data)))
 	if err != nil {
-		return r, "", leave, err
+		return r, nil, leave, err
 	}
 	if from.queue == Flows {
-		r, code, err = in.takeFlow(ctx, call, m, name)
+		r, wrong, err = in.takeFlow(ctx, call, m, name)
 	} else {
 		r, err = in.takeCommand(ctx, call, m, name)
 	}
-	return r, code, entered, err
+	return r, wrong, entered, err
 }
 
 // ErrStreamHeader refuses a message with a header that requests a stream feature that the
@@ -329,32 +353,35 @@ func checkStreamHeaders(q Queue, h nats.Header) error {
 }
 
 // takeFlow stores the parsed part of a flow event. If it cannot be parsed, it stores a dead letter
-// without content. It refuses an event that the caller may not send.
-func (in *Intake) takeFlow(ctx context.Context, call service.Call, m *nats.Msg, token string) (r streams.Receipt, code string, err error) {
-	lost := token == "" // a caller with access to all tenants gave no tenant, or one that does not exist
-	if lost {
+// without content and returns the reason in rejected. It refuses an event that the caller may not
+// send.
+func (in *Intake) takeFlow(ctx context.Context, call service.Call, m *nats.Msg, token string) (r streams.Receipt, rejected *fault.Error, err error) {
+	noTenant := token == "" // the subject names no tenant or, for a caller with access to all, one that does not exist
+	if noTenant {
 		call.Tenant = call.Principal.Home
 	}
 	err = in.cfg.Service.Flows.AdmitFlowEvent(ctx, call)
-	if errors.Is(err, service.ErrTenantNotFound) && !lost && call.Principal.Reaches(call.Tenant) {
-		lost, call.Tenant = true, call.Principal.Home
+	if errors.Is(err, service.ErrTenantNotFound) && !noTenant && call.Principal.Reaches(call.Tenant) {
+		noTenant, call.Tenant = true, call.Principal.Home
 		err = in.cfg.Service.Flows.AdmitFlowEvent(ctx, call)
 	}
 	if err != nil {
-		return r, "", err
+		return r, nil, err
 	}
-	f, wrong := readFlowEvent(m, token)
+	id, _ := events.ParseToken(token) // "" matches no flow
+	f, wrong := flow.ReadCloudEvent(m.Header, m.Data, id)
+	name := safeName(f.EventType)
 	var data []byte
 	if wrong == nil {
 		if err = in.cfg.Service.Flows.CheckReached(ctx, call, f.Event); err != nil {
-			return r, "", err
+			return r, nil, err
 		}
 		if data, err = f.Data(); err != nil {
-			return r, "", err
+			return r, nil, err
 		}
 	}
 	switch {
-	case lost:
+	case noTenant:
 		wrong = service.ErrTenantNotFound
 	case wrong == nil && len(data) > maxQueued:
 		wrong = errTooLarge
@@ -362,23 +389,26 @@ func (in *Intake) takeFlow(ctx context.Context, call service.Call, m *nats.Msg, 
 	principal := call.Principal.Actor.ID
 	if wrong != nil {
 		e := admin.DeadLetter{
-			Queue: string(Flows), Name: f.name, Subject: m.Subject, EventID: f.id, Actor: "key:" + principal,
+			Queue: string(Flows), Name: name, Subject: m.Subject, EventID: f.EventID, Actor: "key:" + principal,
 			Size: len(m.Data), SHA256: hexSum(m.Data),
 		}
 		setReason(&e, wrong)
 		r, err = in.cfg.DeadLetters.send(ctx, call.Tenant, deadLetter{DeadLetter: e})
-		return r, e.Code, err
+		return r, fault.Of(wrong), err
 	}
 	stored := nats.NewMsg(streams.FlowsStoredPrefix + call.Tenant + "." + events.Token(f.ID))
 	stored.Header = nats.Header{
-		"ce-specversion": {"1.0"}, "ce-id": {f.id}, "ce-type": {f.Type()},
+		"ce-specversion": {"1.0"}, "ce-id": {f.EventID}, "ce-type": {f.Type()},
 		"ce-source":    {"/credstream/" + call.Tenant}, // the publisher's source is not stored
 		"content-type": {"application/json"},
 	}
-	describe(stored.Header, principal, f.correlation, m.Data)
+	describe(stored.Header, principal, f.Correlation, m.Data)
 	stored.Data = data
+	if id := m.Header.Get(nats.MsgIdHdr); id != "" { // another event with the same id is no duplicate
+		once(stored, call.Tenant, principal, f.ID, f.Type(), id, string(data))
+	}
 	r, err = in.cfg.Queues.send(ctx, FlowsStream, stored)
-	return r, "", err
+	return r, nil, err
 }
 
 // takeCommand stores a command, with encrypted keys.
@@ -405,10 +435,16 @@ func (in *Intake) takeCommand(ctx context.Context, call service.Call, m *nats.Ms
 // answer is a JetStream publish acknowledgement, as clients parse it. Problem is an extension
 // of credstream.
 type answer struct {
-	Error   *answerError   `json:"error,omitzero"`
-	Stream  string         `json:"stream"`
-	Seq     uint64         `json:"seq"`
-	Problem *fault.Problem `json:"problem,omitzero"`
+	Error     *answerError   `json:"error,omitzero"`
+	Stream    string         `json:"stream"`
+	Seq       uint64         `json:"seq"`
+	Duplicate bool           `json:"duplicate,omitzero"`
+	Problem   *fault.Problem `json:"problem,omitzero"`
+}
+
+// deadLetterDetails are the details of the refusal of a message that is in the dead-letter queue.
+type deadLetterDetails struct {
+	ID string `json:"dead_letter"`
 }
 
 type answerError struct {
@@ -417,16 +453,22 @@ type answerError struct {
 	Description string `json:"description"`
 }
 
-// refuse replies with the problem document of err, also in the micro service's error headers.
+// refuse replies with the problem document of err. The message is not stored.
 func (in *Intake) refuse(q Queue, m *nats.Msg, err error) {
-	problem := fault.Of(err).Problem()
-	problem.RequestID = events.NewID()
-	in.seen.WithLabelValues(string(q), "refused", problem.Code).Inc()
-	if !errors.Is(err, streams.ErrNotStored) && problem.Kind != fault.Internal {
-		in.log.Debug("message refused", "queue", q, "request", problem.RequestID, "code", problem.Code)
+	f, request := fault.Of(err), events.NewID()
+	in.seen.WithLabelValues(string(q), "refused", f.Code).Inc()
+	if !errors.Is(err, streams.ErrNotStored) && f.Kind != fault.Internal {
+		in.log.Debug("message refused", "queue", q, "request", request, "code", f.Code)
 	} else {
-		in.log.Error("message not stored", "queue", q, "request", problem.RequestID, "err", err)
+		in.log.Error("message not stored", "queue", q, "request", request, "err", err)
 	}
+	in.reject(m, request, f)
+}
+
+// reject replies with the problem document of f, also in the micro service's error headers.
+func (in *Intake) reject(m *nats.Msg, request string, f *fault.Error) {
+	problem := f.Problem()
+	problem.RequestID = request
 	in.answer(m, nats.Header{
 		micro.ErrorHeader: {problem.Detail}, micro.ErrorCodeHeader: {strconv.Itoa(problem.Status)},
 	}, answer{

@@ -260,6 +260,9 @@ func (w *whole) onDisk(text string) bool {
 			return err
 		}
 		b, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // the server has removed a block of processed messages
+		}
 		found = found || bytes.Contains(b, []byte(text))
 		return err
 	}))
@@ -332,7 +335,7 @@ func TestFlowEvents(t *testing.T) {
 
 	structured := nats.NewMsg("credstream.flows.default.f3")
 	structured.Header = nats.Header{"content-type": {"application/cloudevents+json"}, "ce-id": {"misleading"}}
-	structured.Data = []byte(`{"specversion":"1.0","id":"e3","type":"flow.updated","source":"/engine","subject":"f3","correlationid":"corr-3",
+	structured.Data = []byte(`{"specversion":"1.0","id":"e3","type":"flow.updated","source":"/engine","subject":"f3","correlationid":"corr-3","trace-id":"not a name of CloudEvents",
 		"data":{"id":"f3","revision":1,` + sheets + `}}`)
 	bustest.Must(js.PublishMsg(t.Context(), structured))(t)
 	bare := []byte(`{"specversion":"1.0","id":"e4","type":"flow.stopped","source":"/engine","data":{"id":"f4","revision":1}}`)
@@ -462,8 +465,8 @@ func TestHeadersForAStream(t *testing.T) {
 	bustest.Must(js.PublishMsg(t.Context(), event(jetstream.MsgIDHeader, "m1")))(t)
 }
 
-// What nobody understands is acknowledged, and goes to the dead-letter queue without
-// its content; what is understood is stored without the rest.
+// A message that nobody understands is refused, and goes to the dead-letter queue without
+// its content; the understood part of an event is stored without the rest.
 func TestFlowEventsNotUnderstood(t *testing.T) {
 	w := startWhole(t)
 	w.serveIntake()
@@ -476,7 +479,7 @@ func TestFlowEventsNotUnderstood(t *testing.T) {
 		return m
 	}
 	data := func(s string) func(*nats.Msg) { return func(m *nats.Msg) { m.Data = []byte(s) } }
-	for _, c := range []struct {
+	for i, c := range []struct {
 		code, name, event string
 		msg               *nats.Msg
 	}{
@@ -499,12 +502,30 @@ func TestFlowEventsNotUnderstood(t *testing.T) {
 		{"tenant_not_found", "flow.created", "e1", event(func(m *nats.Msg) { m.Subject = "credstream.flows.f1" })},
 		{"body_too_large", "flow.created", "e1", event(data(`{"id":"f1","revision":1,"steps":[` + steps(900, 190) + `]}`))},
 	} {
+		c.msg.Data = append(c.msg.Data, strings.Repeat(" ", i)...) // no message is a duplicate of an earlier one
 		before := w.count(edge.DeadLetterStream)
-		ack := bustest.Must(js.PublishMsg(t.Context(), c.msg))(t)
-		if ack.Stream != edge.DeadLetterStream || ack.Sequence != before+1 {
-			t.Errorf("%s: acknowledged as %+v", c.code, ack)
+		_, err := js.PublishMsg(t.Context(), c.msg)
+		refused, is := errors.AsType[*jetstream.APIError](err)
+		if !is || refused.Code < 400 || int(refused.ErrorCode) != 20_000+refused.Code || !strings.HasSuffix(refused.Description, " ("+c.code+")") {
+			t.Errorf("%s: refused with %v", c.code, err)
 		}
-		got := bustest.Must(w.poison.Get(t.Context(), "default", fmt.Sprint(ack.Sequence)))(t)
+		// Published again, it is refused again and the entry stays the only one.
+		answer := bustest.Must(nc.RequestMsg(c.msg, 10*time.Second))(t)
+		var body struct {
+			Stream  string `json:"stream"`
+			Problem struct {
+				Code    string `json:"code"`
+				Details struct {
+					DeadLetter string `json:"dead_letter"`
+				} `json:"details"`
+			} `json:"problem"`
+		}
+		bustest.OK(t, json.Unmarshal(answer.Data, &body))
+		id := body.Problem.Details.DeadLetter
+		if body.Stream != "" || body.Problem.Code != c.code || id != fmt.Sprint(before+1) || w.count(edge.DeadLetterStream) != before+1 {
+			t.Errorf("%s: %d entries, answered %s", c.code, w.count(edge.DeadLetterStream)-before, answer.Data)
+		}
+		got := bustest.Must(w.poison.Get(t.Context(), "default", id))(t)
 		if got.At.IsZero() || len(got.SHA256) != 64 || got.Reason == "" {
 			t.Errorf("%s: %+v", c.code, got)
 		}
@@ -515,7 +536,7 @@ func TestFlowEventsNotUnderstood(t *testing.T) {
 		if d := cmp.Diff(want, got); d != "" {
 			t.Error(c.code, d)
 		}
-		if err := w.poison.Retry(t.Context(), "default", fmt.Sprint(ack.Sequence)); !errors.Is(err, admin.ErrQueueNotKept) {
+		if err := w.poison.Retry(t.Context(), "default", id); !errors.Is(err, admin.ErrQueueNotKept) {
 			t.Errorf("%s: trying again: %v", c.code, err)
 		}
 	}
@@ -526,4 +547,62 @@ func TestFlowEventsNotUnderstood(t *testing.T) {
 	if n := w.metric("credstream_intake_messages_total", "flows", "poisoned", "flow_event_data_invalid"); n != 4 {
 		t.Errorf("%v messages are counted as poisoned for their data", n)
 	}
+}
+
+// An event that is published again with its Nats-Msg-Id is acknowledged as a duplicate and stored
+// once. Another event with the same id is no duplicate, nor is that of another key.
+func TestFlowEventTwice(t *testing.T) {
+	w := startWhole(t)
+	w.serveIntake()
+	js := bustest.Must(jetstream.New(w.client(w.key)))(t)
+	other := bustest.Must(jetstream.New(w.client(w.issue(permission.FlowEngine, "default"))))(t)
+	const latest = "9223372036854775807"
+	event := func(flow, revision string) *nats.Msg {
+		m := flowEvent(flow, "flow.stopped", "e1", `{"id":"`+flow+`","revision":`+revision+`,"steps":[{"id":"s","component":"sheets","credential":"gone"}]}`)
+		m.Header.Set(jetstream.MsgIDHeader, "m1")
+		return m
+	}
+	for _, c := range []struct {
+		by        jetstream.JetStream
+		msg       *nats.Msg
+		seq       uint64
+		duplicate bool
+	}{
+		{js, event("f1", "1"), 1, false},
+		{js, event("f1", "1"), 1, true},
+		{js, event("f2", "1"), 2, false},
+		{js, event("f1", latest), 3, false},
+		{other, event("f1", "1"), 4, false},
+		{js, event("f1", latest), 3, true},
+	} {
+		ack := bustest.Must(c.by.PublishMsg(t.Context(), c.msg))(t)
+		if ack.Stream != edge.FlowsStream || ack.Sequence != c.seq || ack.Duplicate != c.duplicate {
+			t.Errorf("%s %s: acknowledged as %+v", c.msg.Subject, c.msg.Data, ack)
+		}
+	}
+	if n := w.metric("credstream_intake_messages_total", "flows", "duplicate"); n != 2 {
+		t.Errorf("%v messages are counted as duplicates", n)
+	}
+	_, err := js.PublishMsg(t.Context(), event("f1", "9223372036854775808"))
+	if refused, is := errors.AsType[*jetstream.APIError](err); !is || !strings.Contains(refused.Description, "2^63-1") {
+		t.Errorf("a revision beyond 2^63-1: %v", err)
+	}
+
+	// An entry of the dead-letter queue has the id too: its retry is no duplicate.
+	stop := w.read(edge.Flows)
+	w.observed("f1", 1<<63-1)
+	kept := w.poisoned("default", 4)
+	stop()
+	for _, e := range kept {
+		if e.Code != "flow_use_refused" {
+			continue
+		}
+		before := w.count(edge.FlowsStream)
+		bustest.OK(t, w.poison.Retry(t.Context(), "default", e.ID))
+		if after := w.count(edge.FlowsStream); after != before+1 {
+			t.Errorf("the retry of %s was swallowed", e.ID)
+		}
+		return
+	}
+	t.Errorf("no event was refused: %+v", kept)
 }

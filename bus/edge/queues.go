@@ -31,7 +31,7 @@ const (
 	Commands Queue = "commands" // queued commands
 )
 
-// layout has the subject prefixes of a queue, for publishers and in its stream, and the stream.
+// layout holds the names of a queue: its stream, and the subject prefixes for publishers and in the stream.
 type layout struct{ publicPrefix, storedPrefix, stream string }
 
 func (q Queue) layout() layout {
@@ -140,7 +140,7 @@ func (q *Queues) put(ctx context.Context, stream string, m *nats.Msg) error {
 	if err != nil {
 		return err
 	}
-	_, err = r.Wait(ctx)
+	_, _, err = r.Wait(ctx)
 	return err
 }
 
@@ -153,6 +153,16 @@ func (q *Queues) count(ctx context.Context, stream string) (uint64, error) {
 	return s.CachedInfo().State.Msgs, nil
 }
 
+// once makes a stream store equal messages only once within its duplicate window (two minutes).
+// The parts must include the tenant: the window spans all messages of the stream.
+func once(m *nats.Msg, parts ...string) {
+	h := sha256.New()
+	for _, part := range parts {
+		_, _ = fmt.Fprintf(h, "%d:%s", len(part), part) // a hash returns no error
+	}
+	m.Header.Set(nats.MsgIdHdr, hex.EncodeToString(h.Sum(nil)))
+}
+
 // describe adds headers that describe the published message.
 func describe(h nats.Header, principal, correlation string, published []byte) {
 	sum := sha256.Sum256(published)
@@ -162,15 +172,4 @@ func describe(h nats.Header, principal, correlation string, published []byte) {
 	if correlation != "" {
 		h[correlationHeader] = []string{correlation}
 	}
-}
-
-// printable reports whether an id is 1 to 128 printable ASCII characters, which
-// a header can hold unchanged.
-func printable(id string) bool {
-	for i := range len(id) {
-		if id[i] < 0x21 || id[i] > 0x7e {
-			return false
-		}
-	}
-	return len(id) > 0 && len(id) <= 128
 }

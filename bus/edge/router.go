@@ -60,6 +60,7 @@ func NewReader(cfg ReaderConfig) *Reader {
 		Name: "credstream_queue_handled_total", ConstLabels: labels,
 		Help: "Queue messages handled: ok, retried or poisoned (dead-lettered), by error code.",
 	}, []string{"outcome", "code"})}
+	r.handled.WithLabelValues("ok", "")
 	if cfg.Metrics != nil {
 		cfg.Metrics.MustRegister(r.handled,
 			waiting("credstream_queue_messages", "Messages waiting in a queue.", labels, cfg.Queues, cfg.Queue.layout().stream))
@@ -81,7 +82,7 @@ func (r *Reader) Run(ctx context.Context) error {
 	router.AddMiddleware(r.ackOrDeadLetter, r.recoverer)
 	where := r.cfg.Queue.layout()
 	subscriber := NewSubscriber(SubscriberConfig{
-		JS: r.cfg.Queues.js, Stream: where.stream, Lane: r.lane, Share: r.share, Pause: r.cfg.Pause, Logger: r.log,
+		JS: r.cfg.Queues.js, Stream: where.stream, Lane: r.lane, Owner: r.owner, Pause: r.cfg.Pause, Logger: r.log,
 	})
 	topic := where.storedPrefix + ">"
 	if r.cfg.Queue == Flows {
@@ -131,7 +132,7 @@ func (r *Reader) open(msg *message.Message) (queued, error) {
 		q.name, q.id = last, msg.Metadata[commandHeader]
 	}
 	q.size, err2 = strconv.Atoi(msg.Metadata[sizeHeader])
-	if err1 != nil || err2 != nil || !events.Plain(q.actor) || !printable(q.id) || len(q.sum) != 64 || !r.knows(q.name) {
+	if err1 != nil || err2 != nil || !events.Plain(q.actor) || !flow.PrintableID(q.id) || len(q.sum) != 64 || !r.knows(q.name) {
 		return q, errForeign
 	}
 	return q, nil
@@ -160,8 +161,8 @@ func (r *Reader) lane(msg *message.Message) string {
 	return admin.QueueLane(q.tenant, q.name, q.id, msg.Payload)
 }
 
-// share returns the tenant: slow targets of one tenant leave capacity for the others.
-func (r *Reader) share(msg *message.Message) string {
+// owner returns the tenant: slow targets of one tenant leave capacity for the others.
+func (r *Reader) owner(msg *message.Message) string {
 	q, err := r.open(msg)
 	if err != nil {
 		return ""
@@ -180,11 +181,11 @@ var errAgain = errors.New("message will be redelivered")
 func (r *Reader) ackOrDeadLetter(next message.HandlerFunc) message.HandlerFunc {
 	return func(msg *message.Message) ([]*message.Message, error) {
 		q, err := r.open(msg)
-		kept := err == nil
-		if kept {
+		ours := err == nil
+		if ours {
 			msg.SetContext(context.WithValue(msg.Context(), queuedKey{}, q))
 			_, err = next(msg)
-			kept = !errors.Is(err, errForeign)
+			ours = !errors.Is(err, errForeign)
 		}
 		if err == nil {
 			r.handled.WithLabelValues("ok", "").Inc()
@@ -197,7 +198,7 @@ func (r *Reader) ackOrDeadLetter(next message.HandlerFunc) message.HandlerFunc {
 		tries, _ := strconv.Atoi(msg.Metadata[deliveredMetadata])
 		log := r.log.With("tenant", q.tenant, "seq", msg.Metadata[sequenceMetadata], "id", q.id, "try", tries, "code", f.Code)
 		if !retryable(f, tries) {
-			if err = r.deadLetter(msg, q, kept, f); err == nil {
+			if err = r.deadLetter(msg, q, ours, f); err == nil {
 				r.handled.WithLabelValues("poisoned", f.Code).Inc()
 				return nil, nil
 			}
@@ -226,12 +227,13 @@ func retryable(f *fault.Error, tries int) bool {
 	return false
 }
 
-// deadLetter moves a message to the dead-letter queue, durably. kept is false if the content must
-// not be stored: the message is foreign, or the current version would refuse the command.
-func (r *Reader) deadLetter(msg *message.Message, q queued, kept bool, f *fault.Error) error {
-	whole := kept && (r.cfg.Queue == Flows || r.cfg.Service.Admin.MayKeep(q.name, msg.Payload) == nil)
-	e := deadLetter{DeadLetter: admin.DeadLetter{Queue: string(r.cfg.Queue), Kept: whole}}
-	if kept {
+// deadLetter moves a message to the dead-letter queue, durably. ours is false for a message that
+// this service did not publish: only its subject, size and hash are stored. The content of a
+// command that the current version would refuse is not stored either.
+func (r *Reader) deadLetter(msg *message.Message, q queued, ours bool, f *fault.Error) error {
+	keepContent := ours && (r.cfg.Queue == Flows || r.cfg.Service.Admin.MayKeep(q.name, msg.Payload) == nil)
+	e := deadLetter{DeadLetter: admin.DeadLetter{Queue: string(r.cfg.Queue), Kept: keepContent}}
+	if ours {
 		e.Name, e.Subject, e.Actor, e.Size, e.SHA256 = q.name, q.subject, "key:"+q.actor, q.size, q.sum
 		if r.cfg.Queue == Flows {
 			e.EventID = q.id
@@ -241,7 +243,7 @@ func (r *Reader) deadLetter(msg *message.Message, q queued, kept bool, f *fault.
 	} else {
 		e.Subject, e.Size, e.SHA256 = msg.Metadata[subjectMetadata], len(msg.Payload), hexSum(msg.Payload)
 	}
-	if whole {
+	if keepContent {
 		e.Origin = &origin{Subject: msg.Metadata[subjectMetadata], Header: map[string]string{}, Data: msg.Payload}
 		for name, value := range msg.Metadata {
 			switch name {
@@ -260,7 +262,7 @@ func (r *Reader) deadLetter(msg *message.Message, q queued, kept bool, f *fault.
 	if err != nil {
 		return err
 	}
-	_, err = sent.Wait(msg.Context())
+	_, _, err = sent.Wait(msg.Context())
 	return err
 }
 

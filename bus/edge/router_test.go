@@ -1,9 +1,11 @@
 package edge_test
 
 import (
+	"bytes"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"os"
@@ -11,6 +13,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/credstream/credstream/jsapi"
 
@@ -18,6 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nats.go/micro"
 
 	"github.com/credstream/credstream/bus/bustest"
 	"github.com/credstream/credstream/bus/edge"
@@ -433,5 +437,39 @@ func TestReaderKeepsNoSecret(t *testing.T) {
 	}
 	if strings.Contains(w.logs.String(), canary) {
 		t.Error("it is in the log")
+	}
+}
+
+// A request for a command or query that does not exist is refused, and one for an existing command
+// is answered once.
+func TestUnknownRoutes(t *testing.T) {
+	w := startWhole(t)
+	conn := bustest.Must(w.node.EndpointConn())(t)
+	ends := bustest.Must(edge.ServeEndpoints(edge.EndpointsConfig{
+		Conn: conn, Caller: w.node.Caller, Service: w.svc, Version: "0.0.1", Metrics: w.metrics, Logger: slog.New(slog.NewJSONHandler(w.logs, nil)),
+	}))(t)
+	t.Cleanup(ends.Close)
+	nc := w.client(w.key)
+	inbox := nc.NewRespInbox()
+	answers := bustest.Must(nc.SubscribeSync(inbox))(t)
+	for _, subject := range []string{
+		"credstream.cmd.default.credential.craete", "credstream.query.default.credential.create", "credstream.cmd.default.credential",
+		"credstream.query.default.a.b.c.d",
+	} {
+		m := bustest.Must(nc.Request(subject, nil, 10*time.Second))(t)
+		var p fault.Problem
+		bustest.OK(t, json.Unmarshal(m.Data, &p))
+		if p.Code != "route_unknown" || p.RequestID == "" || m.Header.Get(micro.ErrorCodeHeader) != "404" {
+			t.Errorf("%s: answered %s with %v", subject, m.Data, m.Header)
+		}
+	}
+	bustest.OK(t, nc.PublishRequest("credstream.cmd.default.credential.delete", inbox, []byte(`{"id":"x"}`)))
+	m := bustest.Must(answers.NextMsg(10 * time.Second))(t)
+	if m.Header.Get(micro.ErrorCodeHeader) != "404" || !bytes.Contains(m.Data, []byte("credential_not_found")) {
+		t.Errorf("answered %s", m.Data)
+	}
+	bustest.Must(nc.Request("credstream.cmd.default.nothing", nil, 10*time.Second))(t) // after it, a second answer would be there
+	if m, err := answers.NextMsg(50 * time.Millisecond); err == nil {
+		t.Errorf("answered twice, then %s", m.Data)
 	}
 }

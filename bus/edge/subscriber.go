@@ -32,7 +32,7 @@ const (
 // its lane is kept; the message is read again before its delivery.
 const (
 	maxInDelivery = 256    // messages in delivery
-	maxShared     = 64     // of these, for one share
+	maxPerOwner   = 64     // of these, for one owner
 	maxLanes      = 256    // lanes with a message in delivery or ready for it
 	maxHeld       = 50_000 // received, unacknowledged messages
 	pullBatch     = 64     // messages
@@ -49,9 +49,9 @@ type SubscriberConfig struct {
 	Stream string // work-queue retention
 	// Lane returns the lane of a message; nil: one lane for all.
 	Lane func(*message.Message) string
-	// Share returns the owner of a message. Each owner gets a part of the concurrent
-	// deliveries, so that none uses all; nil: one share for all.
-	Share func(*message.Message) string
+	// Owner returns the owner of a message. Each owner gets a part of the concurrent
+	// deliveries, so that none uses all; nil: one owner for all.
+	Owner func(*message.Message) string
 	// Pause returns the wait after the nth nack of a message; nil: 50 ms, doubled up to 30 s.
 	Pause  func(n int) time.Duration
 	Logger *slog.Logger
@@ -87,8 +87,8 @@ func NewSubscriber(cfg SubscriberConfig) *Subscriber {
 	if cfg.Lane == nil {
 		cfg.Lane = func(*message.Message) string { return "" }
 	}
-	if cfg.Share == nil {
-		cfg.Share = func(*message.Message) string { return "" }
+	if cfg.Owner == nil {
+		cfg.Owner = func(*message.Message) string { return "" }
 	}
 	if cfg.Pause == nil {
 		cfg.Pause = func(n int) time.Duration { return min(firstPause<<min(n-1, 20), lastPause) }
@@ -153,33 +153,33 @@ func sleep(ctx context.Context, d time.Duration) {
 
 // item is a received message that is not acknowledged.
 type item struct {
-	seq   uint64
-	reply string           // reply subject of its acknowledgement
-	share chan struct{}    // semaphore: one token per message of its share in delivery
-	msg   *message.Message // nil: read before its delivery
-	tries int
+	seq        uint64
+	reply      string           // reply subject of its acknowledgement
+	ownerSlots chan struct{}    // semaphore: one token per message of its owner in delivery
+	msg        *message.Message // nil: read before its delivery
+	tries      int
 }
 
 // session is the lifetime of one consumer.
 type session struct {
 	*Subscriber
-	topic  string
-	out    chan<- *message.Message
-	stream jetstream.Stream
-	conn   *nats.Conn
-	ctx    context.Context // context of the subscription: its end cancels the delivered messages
-	going  context.Context // done with ctx, or when the consumer is lost: nothing more is delivered
+	topic      string
+	out        chan<- *message.Message
+	stream     jetstream.Stream
+	conn       *nats.Conn
+	ctx        context.Context // context of the subscription: its end cancels the delivered messages
+	sessionCtx context.Context // done with ctx, or when the consumer is lost: nothing more is delivered
 
-	room  chan struct{} // semaphore: one token per lane with a message to deliver
-	held  chan struct{} // semaphore: one token per item
-	slots chan struct{} // semaphore: one token per message in delivery
-	work  sync.WaitGroup
+	activeLanes   chan struct{} // semaphore: one token per lane with a message to deliver
+	heldItems     chan struct{} // semaphore: one token per item
+	deliverySlots chan struct{} // semaphore: one token per message in delivery
+	work          sync.WaitGroup
 
-	mu    sync.Mutex
-	items map[uint64]*item   // by sequence
-	lanes map[string][]*item // in order; lanes without items are removed
-	share map[string]chan struct{}
-	last  uint64 // sequence of the last received message
+	mu     sync.Mutex
+	items  map[uint64]*item   // by sequence
+	lanes  map[string][]*item // in order; lanes without items are removed
+	owners map[string]chan struct{}
+	last   uint64 // sequence of the last received message
 }
 
 // session creates the consumer and delivers messages until it is lost or ctx ends. It returns
@@ -192,19 +192,19 @@ func (s *Subscriber) session(ctx context.Context, topic string, out chan<- *mess
 	if err != nil {
 		return err
 	}
-	going, stop := context.WithCancelCause(ctx)
+	sessionCtx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	u := &session{
-		Subscriber: s, topic: topic, out: out, stream: stream, conn: conn, ctx: ctx, going: going,
-		room: make(chan struct{}, maxLanes), held: make(chan struct{}, maxHeld), slots: make(chan struct{}, maxInDelivery),
-		items: map[uint64]*item{}, lanes: map[string][]*item{}, share: map[string]chan struct{}{},
+		Subscriber: s, topic: topic, out: out, stream: stream, conn: conn, ctx: ctx, sessionCtx: sessionCtx,
+		activeLanes: make(chan struct{}, maxLanes), heldItems: make(chan struct{}, maxHeld), deliverySlots: make(chan struct{}, maxInDelivery),
+		items: map[uint64]*item{}, lanes: map[string][]*item{}, owners: map[string]chan struct{}{},
 	}
 	u.work.Go(func() {
 		tick := time.NewTicker(ackWait / 3)
 		defer tick.Stop()
 		for {
 			select {
-			case <-going.Done():
+			case <-sessionCtx.Done():
 				return
 			case <-lost:
 				stop(nats.ErrDisconnected)
@@ -217,7 +217,7 @@ func (s *Subscriber) session(ctx context.Context, topic string, out chan<- *mess
 	err = u.receive(consumer)
 	stop(err)
 	u.work.Wait()
-	return cmp.Or(context.Cause(going), err)
+	return cmp.Or(context.Cause(sessionCtx), err)
 }
 
 // consumer recreates the consumer, which starts at the first message of the stream.
@@ -256,10 +256,10 @@ func (u *session) receive(consumer jetstream.Consumer) error {
 	}
 	defer messages.Stop()
 	for delivery := uint64(1); ; delivery++ {
-		if !u.take(u.room) || !u.take(u.held) {
+		if !u.acquire(u.activeLanes) || !u.acquire(u.heldItems) {
 			return nil
 		}
-		m, err := messages.Next(jetstream.NextContext(u.going))
+		m, err := messages.Next(jetstream.NextContext(u.sessionCtx))
 		if err != nil {
 			return fmt.Errorf("waiting for messages: %w", err)
 		}
@@ -275,11 +275,11 @@ func (u *session) receive(consumer jetstream.Consumer) error {
 }
 
 // take acquires a token of a semaphore. It returns false if the session has ended.
-func (u *session) take(places chan<- struct{}) bool {
+func (u *session) acquire(semaphore chan<- struct{}) bool {
 	select {
-	case places <- struct{}{}:
+	case semaphore <- struct{}{}:
 		return true
-	case <-u.going.Done():
+	case <-u.sessionCtx.Done():
 		return false
 	}
 }
@@ -295,21 +295,21 @@ func (u *session) enqueue(seq uint64, m jetstream.Msg) {
 		} else {
 			u.ack(m.Reply(), ackBody)
 		}
-		<-u.room
-		<-u.held
+		<-u.activeLanes
+		<-u.heldItems
 		return
 	}
 	u.last = seq
 	it := &item{seq: seq, reply: m.Reply(), msg: newMessage(m.Subject(), seq, m.Headers(), m.Data())}
-	name, share := u.cfg.Lane(it.msg), u.cfg.Share(it.msg)
-	if u.share[share] == nil {
-		u.share[share] = make(chan struct{}, maxShared)
+	name, owner := u.cfg.Lane(it.msg), u.cfg.Owner(it.msg)
+	if u.owners[owner] == nil {
+		u.owners[owner] = make(chan struct{}, maxPerOwner)
 	}
-	it.share = u.share[share]
+	it.ownerSlots = u.owners[owner]
 	u.items[seq] = it
 	if behind := len(u.lanes[name]) > 0; behind {
 		it.msg = nil
-		<-u.room
+		<-u.activeLanes
 	} else {
 		u.work.Go(func() { u.run(name) })
 	}
@@ -318,37 +318,37 @@ func (u *session) enqueue(seq uint64, m jetstream.Msg) {
 
 // run delivers the messages of a lane until it is empty or the session ends.
 func (u *session) run(name string) {
-	room := true // whether the lane has a token of u.room
+	room := true // whether the lane has a token of u.activeLanes
 	defer func() {
 		if room {
-			<-u.room
+			<-u.activeLanes
 		}
 	}()
 	for it := u.next(name, nil); it != nil; it = u.next(name, it) {
 		for {
 			select {
-			case it.share <- struct{}{}:
+			case it.ownerSlots <- struct{}{}:
 			default: // yield to other lanes
 				if room {
 					room = false
-					<-u.room
+					<-u.activeLanes
 				}
 				it.msg = nil
-				if !u.take(it.share) {
+				if !u.acquire(it.ownerSlots) {
 					return
 				}
 			}
 			pause, done := u.deliver(it)
-			<-it.share
+			<-it.ownerSlots
 			if done {
 				break
 			}
 			if room { // return the token
 				room = false
-				<-u.room
+				<-u.activeLanes
 			}
-			sleep(u.going, pause)
-			if u.going.Err() != nil {
+			sleep(u.sessionCtx, pause)
+			if u.sessionCtx.Err() != nil {
 				return
 			}
 		}
@@ -365,7 +365,7 @@ func (u *session) next(name string, done *item) *item {
 		delete(u.items, done.seq)
 		lane[0], lane = nil, lane[1:]
 		u.lanes[name] = lane
-		<-u.held
+		<-u.heldItems
 	}
 	if len(lane) == 0 {
 		delete(u.lanes, name)
@@ -377,10 +377,10 @@ func (u *session) next(name string, done *item) *item {
 // deliver delivers a message once. It reports whether the message is done, or how long to wait
 // before the next delivery.
 func (u *session) deliver(it *item) (pause time.Duration, done bool) {
-	if !u.take(u.slots) {
+	if !u.acquire(u.deliverySlots) {
 		return 0, false
 	}
-	defer func() { <-u.slots }()
+	defer func() { <-u.deliverySlots }()
 	w := it.msg
 	it.msg = nil
 	if w == nil {
@@ -399,7 +399,7 @@ func (u *session) deliver(it *item) (pause time.Duration, done bool) {
 	w.Metadata[deliveredMetadata] = strconv.Itoa(it.tries)
 	select {
 	case u.out <- w:
-	case <-u.going.Done():
+	case <-u.sessionCtx.Done():
 		return 0, false
 	}
 	select {
@@ -418,7 +418,7 @@ func (u *session) deliver(it *item) (pause time.Duration, done bool) {
 
 // read reads a message of the stream.
 func (u *session) read(seq uint64) (*message.Message, error) {
-	ctx, cancel := context.WithTimeout(u.going, streams.AckTimeout)
+	ctx, cancel := context.WithTimeout(u.sessionCtx, streams.AckTimeout)
 	defer cancel()
 	m, err := u.stream.GetMsg(ctx, seq)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -58,6 +59,7 @@ type Feed struct {
 	log      *slog.Logger
 	seq      atomic.Uint64
 	err      atomic.Pointer[error]
+	moved    searched
 }
 
 // NewFeed creates the writer of the feed; Run runs it. js is created with
@@ -267,22 +269,68 @@ func (f *Feed) lastMessage(ctx context.Context) (feedLast, error) {
 	return answer.Message, nil
 }
 
-// verifyPosition returns the position of a message, if the log holds that event.
+// verifyPosition returns the position of a message's event in the log. The log may have been copied
+// from another store since, where it had other sequences: then the event is searched by its id.
 func (f *Feed) verifyPosition(ctx context.Context, h nats.Header) (position, error) {
 	at, err := positionOf(h)
 	if err != nil {
 		return position{}, &errLog{err}
 	}
+	id := h.Get("ce-id")
 	recs, err := f.store.Commit(ctx, at.seq)
 	switch {
-	case errors.Is(err, events.ErrNoSuchCommit):
-		return position{}, &errLog{ErrFeedAhead}
-	case err != nil:
+	case err != nil && !errors.Is(err, events.ErrNoSuchCommit):
 		return position{}, &errLog{err}
-	case at.index >= len(recs) || recs[at.index].ID() != h.Get("ce-id"):
+	case err == nil && at.index < len(recs) && recs[at.index].ID() == id:
+		return at, nil
+	}
+	end, err := f.store.End(ctx)
+	if err != nil {
+		return position{}, &errLog{err}
+	}
+	if at, known := f.moved.find(id, end); known && at.seq != 0 {
+		return at, nil
+	} else if known || end == 0 {
 		return position{}, &errLog{ErrFeedAhead}
 	}
-	return at, nil
+	for rec, err := range f.store.Follow(ctx, 0) {
+		if err != nil {
+			return position{}, &errLog{err}
+		}
+		if rec.ID() == id {
+			at := position{rec.Seq, rec.Index}
+			f.moved.keep(id, end, at)
+			return at, nil
+		}
+		if rec.Seq == end && rec.Last() {
+			f.moved.keep(id, end, position{})
+			return position{}, &errLog{ErrFeedAhead}
+		}
+	}
+	return position{}, ctx.Err()
+}
+
+// searched is the result of the last search for an event, in a log that ended at end; the zero
+// position if the event is not there.
+type searched struct {
+	mu  sync.Mutex
+	id  string
+	end uint64
+	at  position
+}
+
+// find returns the position of an event that was searched before. An event that was not found may
+// be in a log that has grown.
+func (s *searched) find(id string, end uint64) (at position, known bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.at, s.id == id && (s.end == end || s.at.seq != 0 && s.end < end)
+}
+
+func (s *searched) keep(id string, end uint64, at position) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.id, s.end, s.at = id, end, at
 }
 
 // repairEnd compares the end of the feed with the log. If an event is missing, duplicated,
@@ -307,10 +355,13 @@ func (f *Feed) repairEnd(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if len(expected) == 0 || expected[len(expected)-1] != end {
+	if len(expected) == 0 || expected[len(expected)-1].Get("ce-id") != last.header.Get("ce-id") {
 		return fmt.Errorf("compare the feed with the log: %w", nats.ErrTimeout) // a lagging replica; retry
 	}
-	first := expected[0]
+	first, err := f.expectedPosition(ctx, expected[0])
+	if err != nil {
+		return err
+	}
 	for rec, err := range f.store.Follow(ctx, max(first.seq, 1)-1) {
 		if err != nil {
 			return &errLog{err}
@@ -320,7 +371,7 @@ func (f *Feed) repairEnd(ctx context.Context) error {
 			continue
 		}
 		_, _, public := f.kind.Message(rec)
-		matches := public && len(expected) > 0 && expected[0] == at
+		matches := public && len(expected) > 0 && expected[0].Get("ce-id") == rec.ID()
 		if matches {
 			expected = expected[1:]
 		}
@@ -339,8 +390,8 @@ func (f *Feed) repairEnd(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// publishedAtEnd returns the positions of the last messages of the feed, up to the one at seq.
-func (f *Feed) publishedAtEnd(ctx context.Context, stream jetstream.Stream, seq uint64) ([]position, error) {
+// publishedAtEnd returns the headers of the last messages of the feed, up to the one at seq.
+func (f *Feed) publishedAtEnd(ctx context.Context, stream jetstream.Stream, seq uint64) ([]nats.Header, error) {
 	reader, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
 		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(seq, feedChecked) - feedChecked + 1, HeadersOnly: true,
 	})
@@ -352,7 +403,7 @@ func (f *Feed) publishedAtEnd(ctx context.Context, stream jetstream.Stream, seq 
 		return nil, fmt.Errorf("read the end of the feed: %w", err)
 	}
 	defer messages.Stop()
-	var published []position
+	var published []nats.Header
 	for {
 		msg, err := messages.Next(jetstream.NextContext(ctx))
 		if err != nil {
@@ -363,11 +414,7 @@ func (f *Feed) publishedAtEnd(ctx context.Context, stream jetstream.Stream, seq 
 			return nil, fmt.Errorf("read the end of the feed: %w", err)
 		}
 		if meta.Sequence.Stream <= seq {
-			at, err := positionOf(msg.Headers())
-			if err != nil {
-				return nil, &errLog{err}
-			}
-			published = append(published, at)
+			published = append(published, msg.Headers())
 		}
 		if meta.Sequence.Stream >= seq {
 			if info := reader.CachedInfo(); info != nil {
@@ -443,6 +490,18 @@ func (f *Feed) dropOldConsumers(ctx context.Context, stream jetstream.Stream) er
 	return nil
 }
 
+// expectedPosition is verifyPosition, or the position that the message names if the log does not
+// have its event.
+func (f *Feed) expectedPosition(ctx context.Context, h nats.Header) (position, error) {
+	at, err := f.verifyPosition(ctx, h)
+	if errors.Is(err, ErrFeedAhead) {
+		if at, err = positionOf(h); err != nil {
+			return position{}, &errLog{err}
+		}
+	}
+	return at, err
+}
+
 // contiguous reports whether the messages on both sides of a gap are events that follow
 // each other in the log.
 func (f *Feed) contiguous(ctx context.Context, stream jetstream.Stream, gap [2]uint64) (bool, error) {
@@ -452,17 +511,17 @@ func (f *Feed) contiguous(ctx context.Context, stream jetstream.Stream, gap [2]u
 		if err != nil {
 			return false, fmt.Errorf("read message %d of the feed: %w", gap[0], err)
 		}
-		if before, err = positionOf(msg.Header); err != nil {
-			return false, &errLog{err}
+		if before, err = f.expectedPosition(ctx, msg.Header); err != nil {
+			return false, err
 		}
 	}
 	msg, err := stream.GetMsg(ctx, gap[1])
 	if err != nil {
 		return false, fmt.Errorf("read message %d of the feed: %w", gap[1], err)
 	}
-	after, err := positionOf(msg.Header)
+	after, err := f.expectedPosition(ctx, msg.Header)
 	if err != nil {
-		return false, &errLog{err}
+		return false, err
 	}
 	for rec, err := range f.store.Follow(ctx, max(before.seq, 1)-1) {
 		if err != nil {

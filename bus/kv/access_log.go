@@ -115,7 +115,7 @@ func (l *AccessLog) Append(ctx context.Context, tenant string, fact credential.A
 	if err != nil {
 		return fmt.Errorf("storing an access record: %w", err)
 	}
-	_, err = streams.Receipt{Stream: AccessStream, Ack: ack, Durable: l.durable}.Wait(ctx)
+	_, _, err = streams.Receipt{Stream: AccessStream, Ack: ack, Durable: l.durable}.Wait(ctx)
 	return err
 }
 

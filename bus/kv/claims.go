@@ -32,9 +32,10 @@ const (
 	claimOpen    = 32 // attempts at one command that are distinguished
 )
 
-// Claims shares the attempts at named commands among the processes that serve one log: a
-// command id is unique before their views have it, and no attempt is refused permanently while
-// another one may be executed. Claims are in memory, for ten minutes after the last attempt.
+// Claims coordinates attempts at commands with a command id among the processes of one log: it
+// detects a reused id before the read models have the first command, and prevents a final refusal
+// while another attempt may still commit. Claims are kept in memory for ten minutes after the last
+// attempt.
 type Claims struct {
 	js       jetstream.JetStream
 	stream   jetstream.Stream

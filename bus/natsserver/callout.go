@@ -9,7 +9,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -24,6 +23,7 @@ import (
 
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service"
 )
 
 // With an external NATS, the servers authenticate clients through the service by auth callout.
@@ -48,24 +48,24 @@ import (
 // The NATS accounts of the keys on an external NATS.
 const (
 	ClientAccount = "CLIENTS" // sends requests and pulls
-	FeedAccount   = "FEED"    // subscribes to the feed, the audit trail and the in-use index
+	FeedAccount   = "FEED"    // subscribes to the feed, the audit stream and the in-use index
 )
 
 // FeedUser is the user name, with the key as the password, of a connection that
-// subscribes to the feed, the audit trail and the in-use index on an external NATS
-// and does nothing else. Any other name is for everything else. On the embedded
-// server all names are alike.
+// subscribes to the feed, the audit stream and the in-use index on an external NATS
+// and does nothing else. A connection with any other name sends requests and
+// pulls. The embedded server ignores the user name.
 const FeedUser = "feed"
 
 const (
-	calloutQueue   = "credstream"     // one replica replies
-	calloutWorkers = 64               // concurrent requests of a replica
-	calloutLeave   = time.Second      // timeout of the unsubscription of a stopping replica
+	calloutQueue   = "credstream"     // one process replies
+	calloutWorkers = 64               // concurrent requests of a process
+	calloutLeave   = time.Second      // timeout of the unsubscription of a stopping process
 	calloutExpiry  = 15 * time.Minute // of a connection that cannot be closed: without a system user
 )
 
 // kickAgain is when the connections of a revoked key are closed again, to include those
-// accepted by a replica that had not seen the revocation yet.
+// accepted by a process that had not seen the revocation yet.
 var kickAgain = []time.Duration{500 * time.Millisecond, 5 * time.Second}
 
 // InboxPrefix is the prefix of the reply subjects of a key on an external NATS:
@@ -141,7 +141,7 @@ func (c *Cluster) readSeed(what, file string, kind nkeys.PrefixByte) ([]byte, er
 }
 
 // SetAuthenticator accepts keys from now on. Without one this process leaves the
-// authorization requests to the other replicas.
+// authorization requests to the other processes.
 func (c *Cluster) SetAuthenticator(f Authenticator) error {
 	o := c.callout
 	if o == nil || o.auth.Swap(&f) != nil {
@@ -158,7 +158,7 @@ func (c *Cluster) SetAuthenticator(f Authenticator) error {
 	return nil
 }
 
-// stop leaves further requests to the other replicas.
+// stop leaves further requests to the other processes.
 func (o *callout) stop() {
 	if sub := o.sub.Load(); sub != nil {
 		_ = sub.Unsubscribe()                 // fails when the connection is closed already
@@ -287,12 +287,12 @@ func (o *callout) user(ctx context.Context, req *jwt.AuthorizationRequestClaims)
 // confidentialClient reports whether the connection between the client and its server
 // cannot be read by others. The routes between servers are up to the operator.
 func confidentialClient(req *jwt.AuthorizationRequestClaims) bool {
-	ip := net.ParseIP(req.ClientInformation.Host)
-	return req.TLS != nil || ip != nil && ip.IsLoopback()
+	from, _ := netip.ParseAddr(req.ClientInformation.Host) // the zero address when unknown
+	return service.Confidential(req.TLS != nil, from)
 }
 
 // userName is the name of a principal's users at the servers: the principal and
-// a MAC that only the replicas can create and verify, so that other users of the account
+// a MAC that only the processes can create and verify, so that other users of the account
 // are not recognized. It is not a secret: servers log it.
 func (o *callout) userName(principal string) string {
 	h := hmac.New(sha256.New, o.mac)
@@ -323,7 +323,7 @@ func (c *Cluster) Caller(h nats.Header) (principal string, ok bool) {
 }
 
 // DisconnectKey closes the connections of a key at every server, now and again
-// within the next seconds, to include those that another replica accepted before it
+// within the next seconds, to include those that another process accepted before it
 // saw the change. Call it after the key was revoked or its grants changed: a
 // connection keeps its original grant. Without a system user nothing is
 // closed; each connection ends after a quarter of an hour.

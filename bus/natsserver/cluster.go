@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
@@ -19,6 +20,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service"
 )
 
 // DefaultReplicas is the number of copies of each stream on an external NATS.
@@ -358,7 +360,8 @@ func (c *Cluster) expose(nc *nats.Conn) {
 	if err != nil {
 		return // disconnected; the reconnect handler checks it again
 	}
-	if ip := net.ParseIP(host); ip == nil || !ip.IsLoopback() {
+	at, _ := netip.ParseAddr(host) // the zero address of a name
+	if !service.Confidential(false, at) {
 		c.exposed.Store(true)
 	}
 }

@@ -44,7 +44,7 @@ type serverSeen struct {
 	name, version string
 	jetStream     bool
 	syncAlways    bool
-	loose         []string // settings whose limits for clients are wider than those of the embedded server
+	toChange      []string // settings: a limit for clients is wider than that of the embedded server, or max_payload is too small
 	size          int      // size of its JetStream cluster; 1 if it has none
 }
 
@@ -128,10 +128,10 @@ func (c *Cluster) inspect(ctx context.Context) (Durability, error) {
 		if !recent(s.version) {
 			return d, ErrServerTooOld.Withf("The NATS server %s has version %s. credstream requires 2.12 or later.", s.name, s.version)
 		}
-		if !c.warned[s.name] && len(s.loose) > 0 {
+		if !c.warned[s.name] && len(s.toChange) > 0 {
 			c.warned[s.name] = true
-			c.log.WarnContext(ctx, "client limits of a NATS server are wider than those of deploy/nats/node.conf; change its configuration",
-				"server", s.name, "set", s.loose)
+			c.log.WarnContext(ctx, "settings of a NATS server differ from those of deploy/nats/node.conf; change its configuration",
+				"server", s.name, "set", s.toChange)
 		}
 		if s.jetStream {
 			d.Servers = append(d.Servers, s.name)
@@ -195,7 +195,7 @@ func (c *Cluster) servers(ctx context.Context) ([]serverSeen, error) {
 		if err := json.Unmarshal(a.Data, &v); err != nil {
 			return false, fmt.Errorf("reading the state of the NATS server %s: %w", a.Server.Name, err)
 		}
-		s := serverSeen{name: a.Server.Name, version: a.Server.Version, size: 1, loose: v.loose()}
+		s := serverSeen{name: a.Server.Name, version: a.Server.Version, size: 1, toChange: v.toChange()}
 		if cfg := v.JetStream.Config; cfg != nil {
 			s.jetStream, s.syncAlways = true, cfg.SyncAlways
 			if meta := v.JetStream.Meta; meta != nil {
@@ -221,8 +221,8 @@ type serverLimits struct {
 	PingMax       int64 `json:"ping_max"`
 }
 
-// loose returns the settings to change, in the syntax of a configuration.
-func (l serverLimits) loose() (set []string) {
+// toChange returns the settings to change, in the syntax of a configuration.
+func (l serverLimits) toChange() (set []string) {
 	for _, s := range []struct {
 		loose bool
 		want  string

@@ -107,7 +107,7 @@ func TestLimitsOfServers(t *testing.T) {
 		want   []string
 	}{
 		{"loose", []bustest.Option{bustest.LooseLimits()}, nil, []string{
-			"client limits of a NATS server are wider", "n1", "max_connections: 16384", "max_subscriptions: 1000", "max_pending: 16MB", "write_deadline:", "ping_interval:",
+			"settings of a NATS server differ", "n1", "max_connections: 16384", "max_subscriptions: 1000", "max_pending: 16MB", "write_deadline:", "ping_interval:",
 		}},
 		{"deploy/nats", nil, nil, nil},
 		{"no system user", []bustest.Option{bustest.LooseLimits()}, func(c *natsserver.ClusterConfig) { c.SystemURL = "" }, []string{"cannot be checked"}},

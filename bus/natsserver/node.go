@@ -76,13 +76,18 @@ type NodeConfig struct {
 	Dir string
 	// Listen is the host:port of the NATS port; "" opens none, port 0 or -1 selects a free one.
 	Listen string
-	// TLS, if set, is required for every connection to the NATS port.
+	// TLS, if set, is required for every connection to the NATS port. A client may begin with
+	// the handshake, or upgrade after the server's INFO.
 	TLS *tls.Config
 	// SyncAlways makes the server fsync every message ("--durability always"). Otherwise a
 	// Syncer makes messages durable.
 	SyncAlways bool
 	// Authenticate returns the grant of a key; see SetAuthenticator.
 	Authenticate Authenticator
+	// AuthenticateCertificate returns the grant of a connection without a key, but with a client
+	// certificate that TLS has verified; nil accepts none. It is not called before there is an
+	// Authenticator.
+	AuthenticateCertificate CertificateAuthenticator
 	// ClearSecretCommands are the commands whose body contains clear secrets
 	// ("credential.create"). A connection that is neither TLS nor loopback may not
 	// send them.
@@ -233,8 +238,11 @@ func LockFolder(dir string) (*os.File, error) {
 
 func (n *Node) storeDir() string { return filepath.Join(n.cfg.Dir, "nats") }
 
-func (n *Node) streams() string {
-	return filepath.Join(n.storeDir(), "jetstream", Account, "streams")
+func (n *Node) streams() string { return StreamsDir(n.cfg.Dir) }
+
+// StreamsDir is the folder of the streams' files in a data folder.
+func StreamsDir(data string) string {
+	return filepath.Join(data, "nats", "jetstream", Account, "streams")
 }
 
 func (n *Node) options(p *port) (*server.Options, error) {
@@ -278,6 +286,7 @@ func (n *Node) options(p *port) (*server.Options, error) {
 	o.Host = host
 	if n.cfg.TLS != nil {
 		o.TLSConfig, o.TLS, o.TLSTimeout = n.cfg.TLS.Clone(), true, 5
+		o.TLSHandshakeFirst, o.TLSHandshakeFirstFallback = true, server.DEFAULT_TLS_HANDSHAKE_FIRST_FALLBACK_DELAY
 	}
 	return o, nil
 }

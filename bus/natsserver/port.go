@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/subtle"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -21,6 +22,7 @@ import (
 	"github.com/credstream/credstream/bus/streams"
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service"
 )
 
 // The users of the process itself. Both are accepted only on in-process connections.
@@ -47,7 +49,7 @@ type Grant struct {
 	Principal string   // the key's id: letters, digits, '_' and '-'
 	Tenants   []string // the tenants it is granted, or AllTenants
 	Follow    bool     // may subscribe to the feed and pull from engine-<tenant>
-	Audit     bool     // may subscribe to the audit trail and pull from audit-<tenant>
+	Audit     bool     // may subscribe to the audit stream and pull from audit-<tenant>
 
 	Expires time.Time // when its connections are closed; zero: never
 }
@@ -56,6 +58,10 @@ type Grant struct {
 // an error for an invalid key. It is called for each connection,
 // from many goroutines, with about a second to answer.
 type Authenticator func(ctx context.Context, key string, from netip.Addr) (Grant, error)
+
+// A CertificateAuthenticator returns the grant of a client certificate that the handshake has
+// verified; otherwise it is like an Authenticator.
+type CertificateAuthenticator func(ctx context.Context, verified *x509.Certificate, from netip.Addr) (Grant, error)
 
 // SetAuthenticator opens the NATS port and accepts keys from now on. The service needs the node
 // before it can authenticate keys, so it can also be set after the start.
@@ -123,7 +129,7 @@ func (p *port) Check(c server.ClientAuthentication) bool {
 		return p.checkOwn(c, name, key)
 	}
 	kicks := p.n.disconnectEpoch.Load()
-	if key == "" || !p.register(ctx, c, key) {
+	if !p.register(ctx, c, key) {
 		return false
 	}
 	// A connection of a key that was revoked meanwhile may have missed DisconnectKey.
@@ -158,13 +164,24 @@ func (p *port) checkOwn(c server.ClientAuthentication, name, secret string) bool
 	return true
 }
 
-// register authorizes the connection according to the grant of its key.
+// identify returns the grant of the connection's key, or else of its client certificate.
+func (p *port) identify(ctx context.Context, c server.ClientAuthentication, key string) (Grant, error) {
+	from := addressOf(c.RemoteAddress())
+	if key != "" {
+		return (*p.n.auth.Load())(ctx, key, from)
+	}
+	if t := c.GetTLSConnectionState(); t != nil && len(t.VerifiedChains) > 0 && p.n.cfg.AuthenticateCertificate != nil {
+		return p.n.cfg.AuthenticateCertificate(ctx, t.VerifiedChains[0][0], from)
+	}
+	return Grant{}, service.ErrUnauthenticated
+}
+
+// register authorizes the connection according to the grant of its key or certificate.
 func (p *port) register(ctx context.Context, c server.ClientAuthentication, key string) bool {
-	auth := p.n.auth.Load()
-	if auth == nil {
+	if p.n.auth.Load() == nil {
 		return false
 	}
-	g, err := (*auth)(ctx, key, addressOf(c.RemoteAddress()))
+	g, err := p.identify(ctx, c, key)
 	if err != nil {
 		if kind := fault.Of(err).Kind; ctx.Err() != nil || kind == fault.Unavailable || kind == fault.Throttled {
 			// The key could not be authenticated. The server closes the connection with a
@@ -227,12 +244,7 @@ func addressOf(a net.Addr) netip.Addr {
 
 // confidential reports whether the connection cannot be read by others.
 func confidential(c server.ClientAuthentication) bool {
-	return c.GetTLSConnectionState() != nil || loopback(c.RemoteAddress())
-}
-
-func loopback(a net.Addr) bool {
-	tcp, ok := a.(*net.TCPAddr)
-	return ok && tcp.IP.IsLoopback()
+	return service.Confidential(c.GetTLSConnectionState() != nil, addressOf(c.RemoteAddress()))
 }
 
 // subjects are the subjects to which the key may send requests, and to which it may subscribe.

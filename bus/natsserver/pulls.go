@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/credstream/credstream/bus/streams"
+	"github.com/credstream/credstream/service"
 )
 
 // Clients query consumers from the service: their accounts import these subjects, which end
@@ -86,9 +87,10 @@ func ServePulls(cfg PullsConfig) (*Pulls, error) {
 		cfg: cfg, js: js, seen: map[string]time.Time{}, waiting: map[string][]*nats.Msg{}, kicks: map[string]bool{},
 		outcome: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "credstream_nats_pulls_total",
-			Help: "Requests for a consumer of the feed or of the audit trail: answered, pull, dropped, or heartbeat: one so short that the connections of its key were closed.",
+			Help: "Requests for a consumer of the feed or of the audit stream: answered, pull, dropped, or heartbeat: one so short that the connections of its key were closed.",
 		}, []string{"outcome"}),
 	}
+	service.FromZero(p.outcome, "answered", "pull", "dropped", "heartbeat")
 	p.life, p.end = context.WithCancel(context.Background())
 	if cfg.Metrics != nil {
 		cfg.Metrics.MustRegister(p.outcome)

@@ -18,6 +18,8 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+
+	"github.com/credstream/credstream/service"
 )
 
 // A client writes the headers of its request, and the server appends one that
@@ -269,7 +271,7 @@ func (d *guardedDialer) Dial(network, address string) (_ net.Conn, err error) {
 			return nil, fmt.Errorf("%w: %w", nats.ErrTLS, err)
 		}
 		g.Conn, g.in = secured, bufio.NewReaderSize(secured, guardBuffer)
-	case !loopback(conn.RemoteAddr()):
+	case !service.Confidential(false, addressOf(conn.RemoteAddr())):
 		d.exposed.Store(true)
 	}
 	if err := conn.SetDeadline(time.Time{}); err != nil {

@@ -88,10 +88,10 @@ func (v *Verifier) Verify() error {
 	return nil
 }
 
-// setAside moves the folder at a path below the streams away; its content is rebuilt.
+// setAside moves a folder, named relative to Streams, into Aside. The service creates it again.
 func (v *Verifier) setAside(path, damage string) error {
 	to := filepath.Join(v.Aside, time.Now().UTC().Format("20060102T150405.000000000")+"-"+strings.ReplaceAll(path, string(filepath.Separator), "-"))
-	v.Logger.Warn("damaged files moved aside; they are rebuilt from the log", "of", path, "damage", damage, "to", to)
+	v.Logger.Warn("damaged files moved aside; the service creates them again", "of", path, "damage", damage, "to", to)
 	if err := os.MkdirAll(v.Aside, 0o700); err != nil {
 		return fmt.Errorf("moving damaged files aside: %w", err)
 	}
@@ -145,7 +145,7 @@ func (v *Verifier) stream(name string) (damage string, err error) {
 		return "", err
 	case whole:
 	case slices.Contains(records, true):
-		return "its metadata meta.inf or the checksum meta.sum is missing or damaged", nil
+		return metaDamaged, nil
 	default: // its process died before the metadata was on disk
 		return "", v.setAside(name, "its metadata is missing or damaged, and it is empty")
 	}
@@ -172,6 +172,8 @@ func (v *Verifier) consumers(stream string) error {
 	}
 	return nil
 }
+
+const metaDamaged = "its metadata meta.inf or the checksum meta.sum is missing or damaged"
 
 // verifyMeta compares meta.inf in dir with meta.sum.
 func verifyMeta(dir string, key [32]byte) (whole bool, err error) {
@@ -231,6 +233,9 @@ func readRecord(b []byte, hash *highwayhash.Digest64) (r record, ok bool) {
 	if size > recordMax || size > len(b) || body > size-recordSum {
 		return r, false
 	}
+	if seq := le.Uint64(b[4:]); length&flagHeaders != 0 && seq&(flagErased|flagDeleted) == 0 && !hasHeader(b[body-4:size-recordSum]) {
+		return r, false
+	}
 	hash.Reset()
 	_, _ = hash.Write(b[4:20]) // never fails, nor do the next
 	_, _ = hash.Write(b[recordHeader : recordHeader+subject])
@@ -241,13 +246,9 @@ func readRecord(b []byte, hash *highwayhash.Digest64) (r record, ok bool) {
 
 // verifyBlock returns the damage of a block, or "". The end of the newest block may be
 // torn by a kill or a power cut: that is no damage unless it was durable, or an intact
-// record follows the unreadable part.
+// record follows without unwritten pages (zeros) in between.
 func verifyBlock(b []byte, stream string, number int, newest bool, durable uint64) (damage string) {
-	key := sha256.Sum256(fmt.Appendf(nil, "%s-%d", stream, number))
-	hash, err := highwayhash.NewDigest64(key[:])
-	if err != nil {
-		panic(err) // the key has the right size
-	}
+	hash := blockHash(stream, number)
 	var last uint64
 	at := 0
 	for at < len(b) {

@@ -36,6 +36,8 @@ type Marked struct {
 	// Exact means that only this process deletes messages, and calls Marks.Deleting
 	// before each: then their number distinguishes lost messages from deleted ones.
 	Exact bool
+	// OnlyExpires means that messages only leave by their age, so the oldest ones first.
+	OnlyExpires bool
 	// Durable returns after an fsync of everything that the stream held before the call; nil means
 	// that the server syncs by itself.
 	Durable func(context.Context) error
@@ -62,12 +64,16 @@ type mark struct {
 	Last    uint64    `json:"last"`    // its last sequence
 	Deleted uint64    `json:"deleted"` // number of its sequences without a message
 	Slack   uint64    `json:"slack"`   // maximum number of deletions since
+	// First is the sequence of the oldest message of a stream whose messages only expire, and
+	// FirstTime its time; 0 where the stream was empty or an earlier version wrote the mark.
+	First     uint64    `json:"first,omitzero"`
+	FirstTime time.Time `json:"first_time,omitzero"`
 	// Sum is a hash of the last message, "" where it was deleted or an earlier version
 	// wrote the mark: the files of another installation may have the same numbers.
 	Sum string `json:"sum,omitzero"`
 }
 
-// marksFile is the stored form, forever.
+// marksFile is the stored format: never change its members.
 type marksFile struct {
 	Format  int             `json:"format"`
 	Streams map[string]mark `json:"streams"`
@@ -90,6 +96,29 @@ func OpenMarks(path string, js jetstream.JetStream, log *slog.Logger, streams ..
 func MarkedLast(path, stream string) uint64 {
 	marks, _ := readMarks(path) // OpenMarks reports the error
 	return marks[stream].Last
+}
+
+// MarkedState is the recorded end of a stream.
+type MarkedState struct {
+	Last uint64 // its last sequence
+	Sum  string // MessageSum of its last message; "" if unknown
+}
+
+// ReadMarks returns what the file at path says, by stream; nothing if there is no file. It returns
+// ErrMarks if it cannot be read.
+func ReadMarks(path string) (map[string]MarkedState, error) {
+	marks, err := readMarks(path)
+	states := make(map[string]MarkedState, len(marks))
+	for stream, m := range marks {
+		states[stream] = MarkedState{m.Last, m.Sum}
+	}
+	return states, err
+}
+
+// MessageSum is the hash of a message in the marks.
+func MessageSum(subject string, body []byte) string {
+	sum := sha256.Sum256(events.LengthPrefixed(subject, string(body)))
+	return hex.EncodeToString(sum[:])
 }
 
 func readMarks(path string) (map[string]mark, error) {
@@ -117,30 +146,45 @@ func (m *Marks) Check(ctx context.Context) error {
 		if !known {
 			continue
 		}
-		now, err := m.readState(ctx, s.Stream, was)
+		now, err := m.readState(ctx, s, was)
 		allowed, _ := m.mark(s.Stream) // again: messages are deleted concurrently
 		switch {
 		case errors.Is(err, jetstream.ErrStreamNotFound):
 			return incomplete(s.Stream, "is missing")
 		case err != nil:
 			return err
-		case !now.Created.Equal(was.Created):
-			return incomplete(s.Stream, "was created at %s, but the stream before it at %s", now.Created.Format(time.RFC3339Nano), was.Created.Format(time.RFC3339Nano))
-		case now.Last < was.Last:
-			return incomplete(s.Stream, "ends at message %d, but ended at message %d before", now.Last, was.Last)
-		case s.Exact && now.Deleted < was.Deleted:
-			return incomplete(s.Stream, "has %d messages that had been erased, so it is an old copy", was.Deleted-now.Deleted)
-		case s.Exact && now.Deleted > allowed.Deleted+allowed.Slack:
-			return incomplete(s.Stream, "misses %d messages that were not erased", now.Deleted-allowed.Deleted-allowed.Slack)
+		}
+		if err := s.compare(was, now.mark, allowed, now.maxAge); err != nil {
+			return err
 		}
 		if was.Sum != "" {
 			switch sum, err := m.sum(ctx, s.Stream, was.Last); {
 			case err != nil:
 				return err
 			case sum != "" && sum != was.Sum:
-				return incomplete(s.Stream, "holds another message %d than before", was.Last)
+				return incomplete(s.Stream, "has a different message at sequence %d than before", was.Last)
 			}
 		}
+	}
+	return nil
+}
+
+// compare returns ErrStoredIncomplete if the state of a stream does not follow from its mark. allowed
+// is the mark to which deletions are compared.
+func (s Marked) compare(was, now, allowed mark, maxAge time.Duration) error {
+	switch {
+	case !now.Created.Equal(was.Created):
+		return incomplete(s.Stream, "was created at %s, but the stream before it at %s", now.Created.Format(time.RFC3339Nano), was.Created.Format(time.RFC3339Nano))
+	case now.Last < was.Last:
+		return incomplete(s.Stream, "ends at message %d, but ended at message %d before: it misses messages from %d on", now.Last, was.Last, now.Last+1)
+	case s.Exact && now.Deleted < was.Deleted:
+		return incomplete(s.Stream, "has %d messages that had been erased, so it is an old copy", was.Deleted-now.Deleted)
+	case s.Exact && now.Deleted > allowed.Deleted+allowed.Slack:
+		return incomplete(s.Stream, "misses %d messages that were not erased", now.Deleted-allowed.Deleted-allowed.Slack)
+	case s.OnlyExpires && now.First > 0 && now.Deleted > now.First-1:
+		return incomplete(s.Stream, "misses %d messages after message %d, its oldest one", now.Deleted-now.First+1, now.First)
+	case s.OnlyExpires && was.First > 0 && (now.First == 0 || now.First > was.First) && (maxAge <= 0 || time.Since(was.FirstTime) < maxAge):
+		return incomplete(s.Stream, "misses messages from %d on, which had not expired", was.First)
 	}
 	return nil
 }
@@ -158,8 +202,7 @@ func (m *Marks) sum(ctx context.Context, stream string, seq uint64) (string, err
 	if err != nil {
 		return "", fmt.Errorf("reading message %d of stream %s: %w", seq, stream, err)
 	}
-	sum := sha256.Sum256(events.LengthPrefixed(msg.Subject, string(msg.Data)))
-	return hex.EncodeToString(sum[:]), nil
+	return MessageSum(msg.Subject, msg.Data), nil
 }
 
 func (m *Marks) mark(stream string) (mark, bool) {
@@ -174,15 +217,24 @@ func incomplete(stream, format string, args ...any) error {
 		stream, fmt.Sprintf(format, args...))
 }
 
+// state is the state of a stream, and the age at which its messages expire; 0: never.
+type state struct {
+	mark
+	maxAge time.Duration
+}
+
 // readState reads the state of a stream. Its sum is that of the mark if the mark has the
 // same last message, else it is omitted.
-func (m *Marks) readState(ctx context.Context, stream string, was mark) (mark, error) {
-	s, err := m.js.Stream(ctx, stream)
+func (m *Marks) readState(ctx context.Context, marked Marked, was mark) (state, error) {
+	s, err := m.js.Stream(ctx, marked.Stream)
 	if err != nil {
-		return mark{}, fmt.Errorf("looking up stream %s: %w", stream, err)
+		return state{}, fmt.Errorf("looking up stream %s: %w", marked.Stream, err)
 	}
 	info := s.CachedInfo()
-	now := mark{Created: info.Created, Last: info.State.LastSeq, Deleted: info.State.LastSeq - info.State.Msgs}
+	now := state{mark{Created: info.Created, Last: info.State.LastSeq, Deleted: info.State.LastSeq - info.State.Msgs}, info.Config.MaxAge}
+	if marked.OnlyExpires && info.State.Msgs > 0 {
+		now.First, now.FirstTime = info.State.FirstSeq, info.State.FirstTime
+	}
 	if now.Created.Equal(was.Created) && now.Last == was.Last {
 		now.Sum = was.Sum
 	}
@@ -217,7 +269,8 @@ func (m *Marks) Deleting(context.Context) (done func(known bool), err error) {
 	}, nil
 }
 
-// Record writes the marks if the streams have advanced and their content is durable.
+// Record writes the marks if the streams have advanced and their content is durable. It returns
+// ErrStoredIncomplete, and keeps the marks, if a stream does not follow from its mark.
 func (m *Marks) Record(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -230,8 +283,12 @@ func (m *Marks) Record(ctx context.Context) error {
 	}
 	next, changed := map[string]mark{}, false
 	for _, s := range m.streams {
-		was := m.marks[s.Stream]
-		now, err := m.readState(ctx, s.Stream, was)
+		was, known := m.marks[s.Stream]
+		read, err := m.readState(ctx, s, was)
+		now := read.mark
+		if err == nil && known {
+			err = s.compare(was, now, was, read.maxAge)
+		}
 		if err == nil && now.Last > was.Last {
 			now.Sum, err = m.sum(ctx, s.Stream, now.Last)
 		}

@@ -6,13 +6,17 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/credstream/credstream/bus/bustest"
 	"github.com/credstream/credstream/bus/storage"
 )
+
+const storeFailed jetstream.ErrorCode = 10049 // JSStreamStoreFailedF of the server
 
 // The marks of a stream bear out what was deleted on purpose, and notice what was not.
 func TestMarks(t *testing.T) {
@@ -24,7 +28,14 @@ func TestMarks(t *testing.T) {
 	js := bustest.Must(jetstream.New(conn))(t)
 	ctx := t.Context()
 	create := func() jetstream.Stream {
-		return bustest.Must(js.CreateStream(ctx, jetstream.StreamConfig{Name: "S", Subjects: []string{"s.*"}}))(t)
+		for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			stream, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "S", Subjects: []string{"s.*"}})
+			// The server deletes the files of an earlier stream of that name later.
+			if api := (*jetstream.APIError)(nil); errors.As(err, &api) && api.ErrorCode == storeFailed && time.Now().Before(end) {
+				continue
+			}
+			return bustest.Must(stream, err)(t)
+		}
 	}
 	stream := create()
 	put := func() uint64 { return bustest.Must(js.Publish(ctx, "s.a", []byte("x")))(t).Sequence }
@@ -87,7 +98,14 @@ func TestMarks(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("after one that nobody deleted", true)
+	if err := open().Record(ctx); !errors.Is(err, storage.ErrStoredIncomplete) {
+		t.Errorf("the marks are written over the proof of a loss: %v", err)
+	}
+	check("after an attempt to record the loss", true)
 
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
 	record(open())
 	if err := js.DeleteStream(ctx, "S"); err != nil {
 		t.Fatal(err)
@@ -102,6 +120,56 @@ func TestMarks(t *testing.T) {
 		}
 		if _, err := storage.OpenMarks(path, js, nil); !errors.Is(err, storage.ErrMarks) {
 			t.Errorf("marks %q: %v", content, err)
+		}
+	}
+}
+
+// A stream whose messages only expire has no gaps, and loses its oldest ones not before their time.
+func TestMarksOfExpiringMessages(t *testing.T) {
+	n := bustest.StartNode(t)
+	conn := bustest.Must(n.Conn("test"))(t)
+	js := bustest.Must(jetstream.New(conn))(t)
+	ctx := t.Context()
+	for name, row := range map[string]struct {
+		age     time.Duration
+		lose    []uint64
+		damaged bool
+	}{
+		"nothing":            {time.Hour, nil, false},
+		"without expiry":     {0, nil, false},
+		"the oldest":         {time.Hour, []uint64{1, 2}, true},
+		"one without expiry": {0, []uint64{1}, true},
+		"one in the middle":  {time.Hour, []uint64{3}, true},
+		"all":                {time.Hour, []uint64{1, 2, 3, 4, 5}, true},
+		"expired ones":       {100 * time.Millisecond, nil, false},
+	} {
+		// The server deletes the files of a stream later, so each stream has a name of its own.
+		id := strings.ReplaceAll(name, " ", "-")
+		stream := bustest.Must(js.CreateStream(ctx, jetstream.StreamConfig{Name: id, Subjects: []string{id + ".*"}, MaxAge: row.age}))(t)
+		for range 5 {
+			bustest.Must(js.Publish(ctx, id+".a", []byte("x")))(t)
+		}
+		path := filepath.Join(t.TempDir(), "marks.json")
+		open := func() *storage.Marks {
+			return bustest.Must(storage.OpenMarks(path, js, slog.New(slog.DiscardHandler), storage.Marked{Stream: id, OnlyExpires: true}))(t)
+		}
+		if err := open().Record(ctx); err != nil {
+			t.Fatal(err)
+		}
+		for _, seq := range row.lose {
+			if err := stream.DeleteMsg(ctx, seq); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for end := time.Now().Add(5 * time.Second); row.age < time.Second && row.age > 0 && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			if bustest.Must(stream.Info(ctx))(t).State.Msgs == 0 {
+				break
+			}
+		}
+		for _, err := range []error{open().Check(ctx), open().Record(ctx)} {
+			if errors.Is(err, storage.ErrStoredIncomplete) != row.damaged || err != nil && !row.damaged {
+				t.Errorf("%s: %v", name, err)
+			}
 		}
 	}
 }

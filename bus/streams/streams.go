@@ -78,7 +78,7 @@ const MaxPayload = 1 << 20
 // AllTenants in a Grant means every tenant.
 const AllTenants = "*"
 
-// The streams of the feed and of the audit trail, and the first tokens of their
+// The streams of the feed and of the audit stream, and the first tokens of their
 // subjects.
 const (
 	FeedStream   = "CREDSTREAM_FEED"
@@ -155,11 +155,12 @@ type Receipt struct {
 	Stream  string
 	Ack     jetstream.PubAckFuture
 	Durable func(context.Context) error
-	Stored  func() // called when it is durable; may be nil
+	Stored  func() // called when it is durable, unless it is a duplicate; may be nil
 }
 
-// Wait returns when the message is durable, with its sequence in the stream.
-func (r Receipt) Wait(ctx context.Context) (seq uint64, err error) {
+// Wait returns when the message is durable, with its sequence in the stream. duplicate reports
+// that the stream has stored a message with the same Nats-Msg-Id before, at that sequence.
+func (r Receipt) Wait(ctx context.Context) (seq uint64, duplicate bool, err error) {
 	select {
 	case <-ctx.Done():
 		err = ctx.Err()
@@ -171,16 +172,16 @@ func (r Receipt) Wait(ctx context.Context) (seq uint64, err error) {
 		if err == nil && r.Durable != nil {
 			err = r.Durable(ctx)
 		}
-		seq = ack.Sequence
+		seq, duplicate = ack.Sequence, ack.Duplicate
 	}
 	if api, ok := errors.AsType[*jetstream.APIError](err); ok && strings.Contains(api.Description, storeFull) {
-		return 0, ErrQueueFull
+		return 0, false, ErrQueueFull
 	}
 	if err != nil {
-		return 0, fmt.Errorf("storing in %s: %w: %w", r.Stream, ErrNotStored, err)
+		return 0, false, fmt.Errorf("storing in %s: %w: %w", r.Stream, ErrNotStored, err)
 	}
-	if r.Stored != nil {
+	if r.Stored != nil && !duplicate {
 		r.Stored()
 	}
-	return seq, nil
+	return seq, duplicate, nil
 }

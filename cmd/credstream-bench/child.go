@@ -65,6 +65,8 @@ func runChild(ctx context.Context, args []string, stdout io.Writer) error {
 		return accessesChild(ctx, stdout, args)
 	case "nats":
 		return natsChild(ctx, stdout, args)
+	case "by-hand":
+		return byHandChild(ctx, stdout, args)
 	default:
 		return fmt.Errorf("unknown kind of child %q", kind)
 	}

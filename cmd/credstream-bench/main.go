@@ -65,7 +65,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) (err error) {
 	short := flags.Bool("short", false, "under two minutes, with 10,000 credentials; writes no file unless -out is given")
 	credentials := flags.Int64("credentials", 100_000, "credentials in the large folder")
 	flowCount := flags.Int64("flows", 10_000, "flows that are reported, and flows on one credential")
-	each := flags.Duration("time", 3*time.Second, "time of one measurement")
+	each := flags.Duration("time", 2*time.Second, "time of one measurement")
 	rounds := flags.Int("rounds", 3, "rounds of the rows that are compared with a yardstick")
 	settle := flags.Duration("settle", 15*time.Second, "quiet time before memory is read: caches of the embedded server expire after 10 s")
 	only := flags.String("only", "", "rows to measure, of "+strings.Join(names((&bench{}).parts()), ",")+" (all)")
@@ -118,7 +118,10 @@ func run(ctx context.Context, args []string, stdout io.Writer) (err error) {
 			return fmt.Errorf("build the service: %w: %s", err, output)
 		}
 	}
-	b.report = &report{out: stdout, began: time.Now(), busy: busy()}
+	b.report = &report{out: stdout, began: time.Now(), busy: busy(), commit: commit(ctx), run: "make bench"}
+	if len(args) > 0 {
+		b.report.run = "go run ./cmd/credstream-bench " + strings.Join(args, " ")
+	}
 	if err := b.measure(ctx); err != nil {
 		if ctx.Err() != nil {
 			return errInterrupted
@@ -137,4 +140,14 @@ func run(ctx context.Context, args []string, stdout io.Writer) (err error) {
 	}
 	b.report.markdown(f)
 	return f.Close()
+}
+
+// commit returns the commit of the working tree, with a mark if the tree has changes; "" if
+// there is no Git here.
+func commit(ctx context.Context) string {
+	out, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*").Output()
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(out))
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -19,6 +20,8 @@ type report struct {
 	out    io.Writer
 	began  time.Time
 	busy   string // load average before the run
+	commit string // of the working tree, or ""
+	run    string // the command of this run
 	parts  []part
 	missed int
 }
@@ -86,7 +89,7 @@ func (r *report) table(out io.Writer) {
 func (r *report) markdown(out io.Writer) {
 	fmt.Fprintf(out, `# Benchmarks
 
-The last run of `+"`make bench`"+`, %s, %s of measuring. %s
+The last run of `+"`%s`"+`, %s, commit %s, %s of measuring. %s
 
 Machine: %s, load average %s before the run. The service, the
 yardsticks and the load generator share it. Each benchmarked call is authenticated with one
@@ -101,7 +104,7 @@ index, which must list the right flows at the end of each row. Ratios compare va
 round; each row shows the median of the rounds. Latencies "at half load" are measured at
 half of the maximum rate, from the time when a call was due. A missed target is marked
 MISSED. "CPU time" is that of the service, for one call of the row above.
-`, r.began.UTC().Format("2006-01-02 15:04 UTC"), time.Since(r.began).Round(time.Second), r.summary(), machine(), r.busy, keys, tenants)
+`, r.run, r.began.UTC().Format("2006-01-02 15:04 UTC"), cmp.Or(r.commit, "unknown"), time.Since(r.began).Round(time.Second), r.summary(), machine(), r.busy, keys, tenants)
 	for _, p := range r.parts {
 		fmt.Fprintf(out, "\n## %s\n\n| | result | details | target | |\n|---|---|---|---|---|\n", p.title)
 		for _, l := range p.lines {
@@ -114,17 +117,6 @@ MISSED. "CPU time" is that of the service, for one call of the row above.
 			fmt.Fprintln(out, "- "+n)
 		}
 	}
-	fmt.Fprintf(out, `
-## Published yardsticks
-
-Measured once on a machine of this kind (2 cores, fsync 0.08 ms, 64 clients), for orientation:
-
-| | per second |
-|---|---|
-| OpenBao, raft storage with audit, creates | 1,010 |
-| hand-written PostgreSQL service with pipelined batches, creates | 6,945 |
-| Go HTTP hello-world | 59,800 |
-`)
 }
 
 func (r *report) summary() string {

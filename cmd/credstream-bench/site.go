@@ -433,25 +433,51 @@ func (s *site) kill() {
 }
 
 // cpu returns the CPU time of the service so far.
-func (s *site) cpu() (time.Duration, error) {
-	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(s.proc.cmd.Process.Pid), "stat"))
+func (s *site) cpu() (time.Duration, error) { return cpuOf(s.proc.cmd.Process.Pid) }
+
+// cpuOf returns the CPU time of a process so far, with that of its ended children.
+func cpuOf(pid int) (time.Duration, error) {
+	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 	if err != nil {
-		return 0, fmt.Errorf("read the CPU time of the service: %w", err)
+		return 0, fmt.Errorf("read the CPU time of a process: %w", err)
 	}
-	_, rest, _ := strings.Cut(string(b), ") ") // the process name before it may contain any character
-	words := strings.Fields(rest)
-	if len(words) < 13 {
-		return 0, errors.New("read the CPU time of the service: the form of /proc/PID/stat is not known")
+	words := statWords(stat)
+	if len(words) < 15 {
+		return 0, errStat
 	}
-	user, err := strconv.Atoi(words[11])
-	system, err2 := strconv.Atoi(words[12])
+	return ticks(words[11:15])
+}
+
+var errStat = errors.New("read the CPU time of a process: the form of /proc/PID/stat is not known")
+
+// statWords splits /proc/PID/stat after the name of the process, which may contain any character:
+// the second word is the parent, 11 to 14 are the CPU times.
+func statWords(stat []byte) []string {
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	return strings.Fields(rest)
+}
+
+// ticks adds CPU times of /proc/PID/stat.
+func ticks(words []string) (sum time.Duration, err error) {
 	const tick = 10 * time.Millisecond // USER_HZ is 100 on every Linux that Go runs on
-	return time.Duration(user+system) * tick, errors.Join(err, err2)
+	for _, w := range words {
+		n, err := strconv.Atoi(w)
+		if err != nil {
+			return 0, errStat
+		}
+		sum += time.Duration(n) * tick
+	}
+	return sum, nil
 }
 
 // counted is closed with the CPU time of the service per call.
 func (s *site) counted(ctx context.Context, n int, of size, open func(int) (caller, error)) (load, error) {
-	before, err := s.cpu()
+	return counted(ctx, n, of, open, s.cpu)
+}
+
+// counted is closed with the CPU time per call of the processes that cpu reads.
+func counted(ctx context.Context, n int, of size, open func(int) (caller, error), cpu func() (time.Duration, error)) (load, error) {
+	before, err := cpu()
 	if err != nil {
 		return load{}, err
 	}
@@ -459,7 +485,7 @@ func (s *site) counted(ctx context.Context, n int, of size, open func(int) (call
 	if err != nil {
 		return l, err
 	}
-	after, err := s.cpu()
+	after, err := cpu()
 	if l.all > 0 {
 		l.cpu = (after - before) / time.Duration(l.all)
 	}

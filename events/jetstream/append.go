@@ -210,3 +210,27 @@ func (s *Store) findCommit(ctx context.Context, a attempt) (seq uint64, found bo
 	}
 	return 0, false, nil
 }
+
+// Copy appends a commit of another log, unchanged, with the errors of Append. Its id is in body.
+func (s *Store) Copy(ctx context.Context, stream events.StreamID, expected uint64, body []byte) (uint64, error) {
+	subj, err := subject(Prefix, stream)
+	if err != nil {
+		return 0, err
+	}
+	meta, err := events.DecodeMeta(body)
+	if err != nil {
+		return 0, err
+	}
+	prev, err := s.previous(ctx, subj, expected)
+	if err != nil {
+		return 0, err
+	}
+	seq, err := s.publish(ctx, attempt{subject: subj, expected: expected, commit: meta.Commit, msg: commitMessage(subj, meta, prev, body)}, false)
+	if err != nil {
+		s.recent.markUncertain(subj)
+		return 0, err
+	}
+	s.recent.appended(subj, following(seq, prev))
+	s.durable.saw(seq)
+	return seq, nil
+}

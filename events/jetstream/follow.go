@@ -32,11 +32,17 @@ const (
 // errWithheld ends a Follow if the server does not deliver a commit that the log has.
 var errWithheld = errors.New("jetstream: the server does not send the commits that it holds")
 
-// chunk is a run of whole commits, or the error that ends it.
-type chunk struct {
+// commit is a decoded commit. Its records are shared by all followers, who must not change them.
+type commit struct {
+	seq  uint64
 	recs []events.Record
-	last uint64 // sequence of the last commit
-	err  error
+	size int // bytes of the message
+}
+
+// chunk is a run of commits, or the error that ends it.
+type chunk struct {
+	commits []commit
+	err     error
 }
 
 // Follow implements events.Store. It ends with an error if a commit cannot be decoded, or
@@ -44,8 +50,60 @@ type chunk struct {
 // ErrLogCutShort if the log ends before a durable commit. It survives lost connections and
 // servers that refuse for a while. If after is beyond the end of the log, it waits for the log
 // to get there: compare a checkpoint with End first.
+//
+// All followers near the end of the log share one reader, and therefore its records, which they
+// must not change.
 func (s *Store) Follow(ctx context.Context, after uint64) iter.Seq2[events.Record, error] {
 	return func(yield func(events.Record, error) bool) {
+		t := s.joinTail()
+		defer s.leaveTail(t)
+		deliver := func(c commit) bool {
+			for _, r := range c.recs {
+				if r.Index == 0 && ctx.Err() != nil || !yield(r, nil) {
+					return false
+				}
+			}
+			after = c.seq
+			return true
+		}
+		for {
+			commits, err := t.after(ctx, after)
+			switch {
+			case errors.Is(err, errBehindTail):
+				for c, err := range s.read(ctx, after) {
+					if err != nil {
+						yield(events.Record{}, err)
+						return
+					}
+					if !deliver(c) {
+						return
+					}
+					if t.holds(after) {
+						break
+					}
+				}
+				if ctx.Err() != nil {
+					return
+				}
+			case ctx.Err() != nil:
+				return
+			case err != nil:
+				yield(events.Record{}, err)
+				return
+			}
+			for _, c := range commits {
+				if !deliver(c) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// read yields the durable commits after a sequence, with a consumer of its own, until ctx ends.
+// Follow says how it fails.
+func (s *Store) read(ctx context.Context, after uint64) iter.Seq2[commit, error] {
+	return func(yield func(commit, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		raw := make(chan natsjs.Msg, rawBuffer)
 		chunks := make(chan chunk, chunkBuffer)
@@ -62,7 +120,7 @@ func (s *Store) Follow(ctx context.Context, after uint64) iter.Seq2[events.Recor
 			over := ctx.Err() != nil
 			cancel()
 			if !over {
-				yield(events.Record{}, unavailable(fmt.Sprintf("following the log after %d", after), err))
+				yield(commit{}, unavailable(fmt.Sprintf("following the log after %d", after), err))
 			}
 			return
 		}
@@ -87,7 +145,7 @@ func (s *Store) Follow(ctx context.Context, after uint64) iter.Seq2[events.Recor
 					err = fmt.Errorf("following the log after %d: %w", last, errWithheld)
 				}
 				if err != nil && ctx.Err() == nil {
-					yield(events.Record{}, err)
+					yield(commit{}, err)
 					return
 				}
 				withheld = missed
@@ -95,26 +153,26 @@ func (s *Store) Follow(ctx context.Context, after uint64) iter.Seq2[events.Recor
 			case <-ctx.Done():
 				return
 			}
-			last = max(last, c.last)
-			s.durable.saw(c.last) // so that the next fsync includes all of them
-			for _, r := range c.recs {
-				if r.Index == 0 {
-					if ctx.Err() != nil {
-						return
-					}
-					if err := s.durable.wait(ctx, r.Seq); err != nil {
-						if ctx.Err() == nil {
-							yield(events.Record{}, err)
-						}
-						return
-					}
+			if n := len(c.commits); n > 0 {
+				last = c.commits[n-1].seq
+				s.durable.saw(last) // so that the next fsync includes all of them
+			}
+			for _, done := range c.commits {
+				if ctx.Err() != nil {
+					return
 				}
-				if !yield(r, nil) {
+				if err := s.durable.wait(ctx, done.seq); err != nil {
+					if ctx.Err() == nil {
+						yield(commit{}, err)
+					}
+					return
+				}
+				if !yield(done, nil) {
 					return
 				}
 			}
 			if c.err != nil {
-				yield(events.Record{}, c.err)
+				yield(commit{}, c.err)
 				return
 			}
 		}
@@ -202,7 +260,7 @@ func (s *Store) decode(ctx context.Context, after uint64, raw <-chan natsjs.Msg,
 				break
 			}
 			if len(recs) > 0 {
-				c.recs, c.last = append(c.recs, recs...), next
+				c.commits = append(c.commits, commit{seq: next, recs: recs, size: len(m.Data())})
 				next++
 			}
 			if n == chunkCommits {

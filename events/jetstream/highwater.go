@@ -8,35 +8,29 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
 )
 
 // Errors that prove the loss of a part of the log. JetStream drops a damaged block with a
 // warning and reuses its sequences, so the service records positions and counts.
 var (
-	// ErrLogCutShort means that the log ends before a durable commit, or has another commit in
-	// its place.
-	ErrLogCutShort = fault.New(fault.Unavailable, "log_cut_short",
-		"The log is shorter than it was, so it is damaged. Changes are refused and no secret is returned until it is restored from a backup.")
-	// ErrLogIncomplete means that commits are missing between others, or before the first one.
-	ErrLogIncomplete = fault.New(fault.Unavailable, "log_incomplete",
-		"The log misses commits, so it is damaged. Changes are refused and no secret is returned until it is restored from a backup.")
+	ErrLogCutShort   = events.ErrLogCutShort
+	ErrLogIncomplete = events.ErrLogIncomplete
 	// ErrHighWater means that the high-water file cannot be read.
 	ErrHighWater = fault.New(fault.Precondition, "high_water_unreadable",
 		"high-water.json cannot be read. Restore it from its backup, or remove it if you know that the log is intact.")
 )
 
 // CutShort returns ErrLogCutShort for a log without the commit at seq.
-func CutShort(seq uint64) error {
-	return ErrLogCutShort.Withf("The log was durable up to commit %d but no longer contains that commit, so it is damaged. "+
-		"Changes are refused and no secret is returned until it is restored from a backup.", seq)
-}
+func CutShort(seq uint64) error { return events.CutShort(seq) }
 
 // CheckWhole counts the commits of the log, which never deletes any. It returns
 // ErrLogIncomplete or ErrLogCutShort, with the first missing commit, unless the log starts with
@@ -69,28 +63,53 @@ func (s *Store) CheckWhole(ctx context.Context) error {
 // durable, and the hash of that commit. It is safe for concurrent use.
 type HighWater struct {
 	path  string
-	store *Store
+	store Markable
+	log   *slog.Logger
 
 	mu   sync.Mutex // held while the file is compared or written
-	last mark       // as in the file
+	last Mark       // as in the file
 }
 
-type mark struct {
+// Mark is the content of a high-water file.
+type Mark struct {
 	Seq    uint64 `json:"seq"`
 	SHA256 string `json:"sha256"` // of the commit's body, in hex
 }
 
+// Markable is a log whose position can be recorded.
+type Markable interface {
+	CheckWhole(ctx context.Context) error
+	Durable() uint64
+	// Body returns the stored form of the commit at seq; nil if there is none.
+	Body(ctx context.Context, seq uint64) ([]byte, error)
+}
+
 // NewHighWater returns a HighWater for store with the file at path.
-func NewHighWater(path string, store *Store) *HighWater { return &HighWater{path: path, store: store} }
+func NewHighWater(path string, store Markable, log *slog.Logger) *HighWater {
+	return &HighWater{path: path, store: store, log: log}
+}
+
+// Body implements Markable.
+func (s *Store) Body(ctx context.Context, seq uint64) ([]byte, error) {
+	msg, err := s.get(ctx, seq)
+	if err != nil || msg == nil {
+		return nil, err
+	}
+	return msg.body, nil
+}
 
 // Marked returns the sequence in the high-water file at path; 0 if it cannot be read.
-func Marked(path string) uint64 {
-	var m mark
+func Marked(path string) uint64 { return ReadHighWater(path).Seq }
+
+// ReadHighWater returns the content of the high-water file at path; the zero Mark if it cannot be
+// read.
+func ReadHighWater(path string) Mark {
+	var m Mark
 	b, err := os.ReadFile(path)
 	if err != nil || json.Unmarshal(b, &m) != nil {
-		return 0
+		return Mark{}
 	}
-	return m.Seq
+	return m
 }
 
 // Check runs CheckWhole and compares the log with the mark. It returns ErrLogCutShort if the
@@ -109,7 +128,7 @@ func (h *HighWater) Check(ctx context.Context) error {
 	case err != nil:
 		return fmt.Errorf("reading the high-water mark: %w", err)
 	}
-	var m mark
+	var m Mark
 	if err := json.Unmarshal(b, &m); err != nil || m.Seq == 0 {
 		return ErrHighWater.Withf("The file %s is empty or damaged. This does not mean that the log is damaged. Restore the file from its "+
 			"backup, or, if you know that the log is intact, remove it: the next start writes it again.", h.path)
@@ -126,16 +145,13 @@ func (h *HighWater) Check(ctx context.Context) error {
 }
 
 // mark returns the mark of the commit at seq; the zero mark if there is none.
-func (h *HighWater) mark(ctx context.Context, seq uint64) (mark, error) {
-	msg, err := h.store.get(ctx, seq)
-	switch {
-	case err != nil:
-		return mark{}, err
-	case msg == nil:
-		return mark{}, nil
+func (h *HighWater) mark(ctx context.Context, seq uint64) (Mark, error) {
+	body, err := h.store.Body(ctx, seq)
+	if err != nil || body == nil {
+		return Mark{}, err
 	}
-	sum := sha256.Sum256(msg.body)
-	return mark{seq, hex.EncodeToString(sum[:])}, nil
+	sum := sha256.Sum256(body)
+	return Mark{seq, hex.EncodeToString(sum[:])}, nil
 }
 
 // Record writes the mark if the durable position has advanced.
@@ -174,7 +190,7 @@ func (h *HighWater) Run(ctx context.Context) error {
 		case <-tick.C:
 		}
 		if err := h.Record(ctx); err != nil && ctx.Err() == nil {
-			h.store.log.Warn("high-water mark not written", "err", err)
+			h.log.Warn("high-water mark not written", "err", err)
 		}
 	}
 }

@@ -103,6 +103,9 @@ type Store struct {
 
 	leadership *leadership
 
+	tailMu sync.Mutex
+	tail   *tail // nil while nobody follows
+
 	stop context.CancelFunc
 	done sync.WaitGroup
 }

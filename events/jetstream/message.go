@@ -17,13 +17,13 @@ const (
 	headerFormat  = "Cs-Format"  // events.CommitFormat
 	headerCommit  = "Cs-Commit"  // id of the commit
 	headerCommand = "Cs-Command" // id of the command, encoded by printable
-	headerPrev    = "Cs-Prev"    // sequences of the stream's earlier commits, newest first; absent on the first commit
+	HeaderPrev    = "Cs-Prev"    // sequences of the stream's earlier commits, newest first; absent on the first commit
 )
 
 // headerExpected makes the server refuse the message unless this is the stream's last sequence.
 const headerExpected = "Nats-Expected-Last-Subject-Sequence"
 
-// maxPrev is the maximum number of sequences in headerPrev.
+// maxPrev is the maximum number of sequences in HeaderPrev.
 const maxPrev = 50
 
 // message is a stored commit.
@@ -48,7 +48,7 @@ func commitMessage(subject string, meta events.Meta, prev []uint64, body []byte)
 	}
 	if len(prev) > 0 {
 		list := joinSeqs(prev)
-		h[headerPrev] = []string{list}
+		h[HeaderPrev] = []string{list}
 		h[headerExpected] = []string{strconv.FormatUint(prev[0], 10)}
 	}
 	return &nats.Msg{Subject: subject, Header: h, Data: body}
@@ -56,9 +56,9 @@ func commitMessage(subject string, meta events.Meta, prev []uint64, body []byte)
 
 // readMessage parses a message of the log.
 func readMessage(subject string, seq uint64, h nats.Header, body []byte) (*message, error) {
-	prev, err := splitSeqs(h.Get(headerPrev), seq)
+	prev, err := splitSeqs(h.Get(HeaderPrev), seq)
 	if err != nil {
-		return nil, fmt.Errorf("commit %d: header %s: %w", seq, headerPrev, err)
+		return nil, fmt.Errorf("commit %d: header %s: %w", seq, HeaderPrev, err)
 	}
 	return &message{
 		subject: subject,

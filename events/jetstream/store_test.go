@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -344,6 +345,74 @@ func TestFollowLeavesNoConsumer(t *testing.T) {
 	}
 	info, err := st.Info(t.Context())
 	if err != nil || info.State.Consumers != 0 {
+		t.Errorf("%d consumers are left, %v", info.State.Consumers, err)
+	}
+}
+
+// Followers at the end of the log share one consumer, and a slow one, which the others leave
+// behind, still gets every commit once and in order.
+func TestFollowersShareOneReader(t *testing.T) {
+	n := startNode(t, t.TempDir())
+	nc := n.connect(t)
+	s := openStore(t, jetstream.Config{Conn: nc, Follow: n.connect(t)})
+	stream := storetest.Credential("acme", "a")
+	last := appendTo(t, s, stream, 0, "0")
+	const followers, more = 5, 2*jetstream.TailCommits + 100
+	ctx, halt := context.WithCancel(t.Context())
+	ready, goOn := make(chan int, followers), make(chan struct{})
+	var got [followers][]uint64
+	var reading sync.WaitGroup
+	for i := range followers {
+		reading.Go(func() {
+			for rec, err := range s.Follow(ctx, 0) {
+				if err != nil {
+					t.Error(err)
+					break
+				}
+				got[i] = append(got[i], rec.Seq)
+				switch len(got[i]) {
+				case 1:
+					ready <- i
+				case 2:
+					if i == 0 {
+						<-goOn // until the tail has forgotten what this one has not read
+					}
+				}
+				if len(got[i]) == more+1 {
+					ready <- i
+					<-ctx.Done()
+				}
+			}
+		})
+	}
+	for range followers {
+		<-ready
+	}
+	for i := range more {
+		last = appendTo(t, s, stream, last, strconv.Itoa(i))
+	}
+	for range followers - 1 {
+		<-ready
+	}
+	st, err := js(t, nc).Stream(t.Context(), jetstream.Stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info, err := st.Info(t.Context()); err != nil || info.State.Consumers != 1 {
+		t.Errorf("%d consumers for %d followers, %v", info.State.Consumers, followers, err)
+	}
+	close(goOn)
+	<-ready
+	halt()
+	reading.Wait()
+	for i, seqs := range got {
+		for k, seq := range seqs {
+			if seq != uint64(k+1) {
+				t.Fatalf("follower %d got commit %d as number %d", i, seq, k+1)
+			}
+		}
+	}
+	if info, err := st.Info(t.Context()); err != nil || info.State.Consumers != 0 {
 		t.Errorf("%d consumers are left, %v", info.State.Consumers, err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"net/netip"
@@ -78,14 +79,14 @@ func hashKey(key string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// knownKey is cached until the views report a change of any key.
+// knownKey is a cached key. It is valid until the views report a change of any key.
 type knownKey struct {
 	principal service.Principal
 	changes   uint64 // Views.KeyChanges before the key was looked up
 }
 
-// LastUse remembers when keys were used last, to the minute. It is not derived
-// from the log and may be lost.
+// LastUse stores when keys were last used, to the minute. It is not derived
+// from the log, so its data can be lost.
 type LastUse interface {
 	// Note records a use of the key. It is called for every request and does not block.
 	Note(id string, at time.Time)
@@ -94,9 +95,9 @@ type LastUse interface {
 }
 
 // Authenticate returns the principal of an API key that is used from the
-// address; the zero address is unknown. It returns
-// ErrUnauthenticated for an empty key, ErrKeyMalformed, or ErrKeyUnknown, and
-// ErrWrongKeys in their place when too many came from the address.
+// address; the zero address is unknown. Errors: ErrUnauthenticated for an empty key,
+// ErrKeyMalformed and ErrKeyUnknown; ErrWrongKeys instead of these after too many invalid
+// keys from the address.
 func (s *Service) Authenticate(ctx context.Context, key string, from netip.Addr) (service.Principal, error) {
 	p, err := s.authenticate(ctx, key, from)
 	return p, s.wrongKeys.refuse(from, s.Kernel.CheckIntegrity(err))
@@ -126,11 +127,11 @@ func (s *Service) noteUse(p service.Principal) {
 	}
 }
 
-// principal finds a key by its hash: the timing of a lookup by hash tells a guesser
-// nothing.
+// principal looks up a key by its hash, so the time that the lookup takes does not help an
+// attacker to guess a key.
 func (s *Service) principal(ctx context.Context, sum [sha256.Size]byte) (service.Principal, error) {
-	changes, followed := s.Views.KeyChanges(), s.Projector.Err() == nil
-	if k, ok := s.keys.Get(sum); ok && k.changes == changes && followed {
+	changes, viewsUpdated := s.Views.KeyChanges(), s.Projector.Err() == nil
+	if k, ok := s.keys.Get(sum); ok && k.changes == changes && viewsUpdated {
 		return k.principal, nil
 	}
 	at, hash := s.Views.Position(), hex.EncodeToString(sum[:])
@@ -138,7 +139,7 @@ func (s *Service) principal(ctx context.Context, sum [sha256.Size]byte) (service
 	switch {
 	case err != nil:
 		return service.Principal{}, err
-	case !found && !followed: // it may have been issued after the position at which the views stopped
+	case !found && !viewsUpdated: // the key may have been issued after the position at which the views stopped
 		id, err := s.Kernel.KeyBeyondViews(ctx, hash, at)
 		if err != nil {
 			return service.Principal{}, err
@@ -147,7 +148,7 @@ func (s *Service) principal(ctx context.Context, sum [sha256.Size]byte) (service
 	case !found || k.Revoked:
 		s.keys.Remove(sum)
 		return service.Principal{}, service.ErrKeyUnknown
-	case !followed: // the views have stopped and would not show its revocation
+	case !viewsUpdated: // the key may have been revoked after the position at which the views stopped
 		return s.FreshPrincipal(ctx, k.ID)
 	}
 	p, err := principalOf(k.ID, aggregates.APIKeyState{
@@ -164,9 +165,9 @@ func (s *Service) principal(ctx context.Context, sum [sha256.Size]byte) (service
 // identifies by its id, or ErrKeyUnknown if it was revoked or has expired since. The
 // edge has checked its address.
 func (s *Service) Principal(ctx context.Context, id string) (service.Principal, error) {
-	changes, followed := s.Views.KeyChanges(), s.Projector.Err() == nil
+	changes, viewsUpdated := s.Views.KeyChanges(), s.Projector.Err() == nil
 	k, ok := s.keyIDs.Get(id)
-	if !ok || k.changes != changes || !followed {
+	if !ok || k.changes != changes || !viewsUpdated {
 		p, err := s.FreshPrincipal(ctx, id)
 		if err != nil {
 			s.keyIDs.Remove(id)
@@ -180,6 +181,21 @@ func (s *Service) Principal(ctx context.Context, id string) (service.Principal, 
 	}
 	s.noteUse(k.principal)
 	return k.principal, nil
+}
+
+// CheckCurrent implements service.Gate.
+func (s *Service) CheckCurrent(ctx context.Context, who service.Principal) error {
+	if who.Expired(s.Kernel.Now()) {
+		return service.ErrKeyEnded
+	}
+	if who.Actor.Kind != "key" {
+		return nil
+	}
+	_, err := s.Principal(ctx, who.Actor.ID)
+	if errors.Is(err, service.ErrKeyUnknown) {
+		return service.ErrKeyEnded
+	}
+	return err
 }
 
 // FreshPrincipal reads a key from the log.
@@ -212,10 +228,9 @@ func principalOf(id string, k aggregates.APIKeyState) (service.Principal, error)
 	return p, nil
 }
 
-// Authorize is the one place where a call is authorized: the tenant exists and is granted to the
-// caller, and the caller has the permission. A
-// tenant that is not granted gets the same error as an unknown one. A
-// denial is recorded.
+// Authorize checks that the tenant of a call exists and is granted to the caller, and that the
+// caller has the permission. No other function authorizes calls. A tenant that is not granted gets
+// the same error as an unknown one. A denial is recorded.
 func (s *Service) Authorize(ctx context.Context, call *service.Call, perm permission.Permission) error {
 	if call.Principal.Actor.ID == "" {
 		return service.ErrUnauthenticated
@@ -224,12 +239,9 @@ func (s *Service) Authorize(ctx context.Context, call *service.Call, perm permis
 		s.Denied(ctx, call, perm)
 		return service.ErrTenantNotFound
 	}
-	exists, err := s.TenantExists(ctx, call.Tenant)
-	switch {
+	switch err := s.checkTenant(ctx, call.Tenant); {
 	case err != nil:
 		return err
-	case !exists:
-		return service.ErrTenantNotFound
 	case !call.Principal.May(perm):
 		return s.Deny(ctx, call, perm)
 	case permission.Known[perm].Everywhere && !slices.Contains(call.Principal.Tenants, service.AllTenants):
@@ -246,9 +258,8 @@ func (s *Service) Deny(ctx context.Context, call *service.Call, perm permission.
 	return service.ErrDenied.Withf("The key lacks the permission %s.", perm)
 }
 
-// Require refuses a call whose caller may not use its tenant or lacks a permission
-// that a surface requires in addition to that of the route, and records the denial. Serve
-// checks the route's own permission.
+// Require authorizes a call for a permission that an HTTP API requires in addition to that of
+// the route, and records a denial. Serve checks the route's own permission.
 func (s *Service) Require(ctx context.Context, call service.Call, route string, perm permission.Permission) error {
 	call.Route = route
 	return s.Authorize(ctx, &call, perm)

@@ -20,7 +20,7 @@ import (
 var (
 	ErrRole       = fault.New(fault.Invalid, "role_invalid", "The role must be ADMINISTRATOR, OPERATOR, FLOW_ENGINE, AUDITOR, or a role of the tenant, which role.list shows.")
 	ErrPermission = fault.New(fault.Invalid, "permission_invalid", "Unknown permission. Use one of docs/permissions.md, such as credentials.get.")
-	ErrKeyRights  = fault.New(fault.Denied, "api_key_exceeds_issuer", "You cannot grant a key more than your own key has.")
+	ErrKeyRights  = fault.New(fault.Denied, "api_key_exceeds_issuer", "You cannot grant permissions, tenants or networks that your own key does not have.")
 	ErrKeyExpires = fault.New(fault.Invalid, "api_key_expires_invalid",
 		"The expiry must be a future time, such as \"2031-01-31T00:00:00Z\", or a duration, such as \"720h\".")
 	ErrKeyScope = fault.New(fault.Invalid, "api_key_scope_invalid",
@@ -35,9 +35,9 @@ var ErrKeySelfRevoke = fault.New(fault.Precondition, "api_key_own",
 
 // The bounds of a key.
 const (
-	maxKeyTenants   = 100 // that it names one by one
+	maxKeyTenants   = 100 // in its list of tenants
 	maxKeyAddresses = 32
-	maxKeyScope     = 1000 // ids of one kind
+	maxKeyScope     = 1000 // ids per kind
 )
 
 // covers reports whether the principal reaches every one of the tenants.
@@ -53,19 +53,20 @@ func covers(p service.Principal, tenants []string) bool {
 // IssueAPIKey requests a new API key. It has a role, permissions, or both.
 type IssueAPIKey struct {
 	Role        permission.Role         `json:"role,omitzero"`        // a named set of permissions: built in, or a role of the tenant
-	Permissions []permission.Permission `json:"permissions,omitzero"` // held by name, besides those of the role
+	Permissions []permission.Permission `json:"permissions,omitzero"` // granted by name, in addition to those of the role
 	Name        string                  `json:"name,omitzero"`        // display name
-	Tenants     []string                `json:"tenants,omitzero"`     // tenants it may name, "*" is every one; the call's tenant when absent
+	Tenants     []string                `json:"tenants,omitzero"`     // tenants that it may use, "*" for all; the call's tenant when absent
 	Expires     string                  `json:"expires,omitzero"`     // when it expires: a time (RFC 3339), or a duration such as "720h"; never when absent
-	Addresses   []string                `json:"addresses,omitzero"`   // networks (CIDR) that it may be used from, up to 32; from everywhere when absent
+	Addresses   []string                `json:"addresses,omitzero"`   // networks (CIDR) from which it may be used, up to 32; all networks when absent
 	Components  []string                `json:"components,omitzero"`  // ids: only credentials of these components; all when absent
 	Workspaces  []string                `json:"workspaces,omitzero"`  // only credentials created with these workspace ids; all when absent
 	Credentials []string                `json:"credentials,omitzero"` // only the credentials with these ids; all when absent
+	Certificate string                  `json:"certificate,omitzero"` // name in a client certificate that stands for the key, such as "dns:engine.example.org"; a secret key when absent
 }
 
 type IssuedAPIKey struct {
 	service.Done
-	Key     string    `json:"key,omitzero"`     // shown once
+	Key     string    `json:"key,omitzero"`     // shown once; absent if a certificate stands for the key
 	Expires time.Time `json:"expires,omitzero"` // when it expires
 }
 
@@ -109,26 +110,35 @@ func (s *Service) issueAPIKey(ctx context.Context, call *service.Call, in IssueA
 	if err != nil {
 		return IssuedAPIKey{}, err
 	}
+	key, hash := "", ""
+	if in.Certificate != "" {
+		if hash, err = s.mapCertificate(ctx, call, in.Certificate); err != nil {
+			return IssuedAPIKey{}, err
+		}
+	} else {
+		key = string(NewKey().Reveal())
+		hash = hashKey(key)
+	}
 	if err := s.grantRole(ctx, call, in, role); err != nil {
 		return IssuedAPIKey{}, err
 	}
-	key := string(NewKey().Reveal())
 	done, err := s.issueKey(ctx, call, commands.IssueAPIKey{
 		ID:     call.DeriveID("api_key"),
-		SHA256: hashKey(key), Name: in.Name, Home: call.Tenant, Tenants: in.Tenants, Role: role.stored,
-		Permissions: permissions, Addresses: addresses, Expires: expires, Scope: scope,
+		SHA256: hash, Name: in.Name, Home: call.Tenant, Tenants: in.Tenants, Role: role.stored,
+		Permissions: permissions, Addresses: addresses, Expires: expires, Scope: scope, Certificate: in.Certificate,
 	})
 	if err != nil {
 		return IssuedAPIKey{}, err
 	}
-	// The key works when its holder gets it, unless the views are late; it is
-	// shown this once either way.
+	// Wait until the key can be used. If the views are late, return the key
+	// anyway: it is never shown again.
 	_ = s.Kernel.AtLeast(ctx, done.Seq)
 	return IssuedAPIKey{done, key, expires}, nil
 }
 
-// grantable checks the requested permissions, and returns those that the key holds by name,
-// sorted: those of a role of the tenant too, but not those of a built-in role.
+// grantable checks the requested permissions, and returns those that are stored with the key,
+// sorted: the permissions granted by name and those of a role of the tenant, but not those of a
+// built-in role.
 func grantable(issuer service.Principal, in IssueAPIKey, role granted) ([]string, error) {
 	if in.Role == "" && len(in.Permissions) == 0 {
 		return nil, ErrRole.Withf("Give the key a role or permissions.").At("/role")
@@ -154,8 +164,8 @@ func grantable(issuer service.Principal, in IssueAPIKey, role granted) ([]string
 	return slices.Compact(names), nil
 }
 
-// scopeOf is the scope of the requested key: it is within that of its issuer, which a kind of
-// ids that the request leaves out is taken from.
+// scopeOf returns the scope of the requested key, which must be within that of its issuer. A kind
+// of ids that the request omits is inherited from the issuer.
 func scopeOf(issuer service.Principal, in IssueAPIKey) (scope events.Scope, err error) {
 	for _, kind := range []struct {
 		at            string
@@ -176,7 +186,7 @@ func scopeOf(issuer service.Principal, in IssueAPIKey) (scope events.Scope, err 
 			case kind.check(id) != nil:
 				return scope, ErrKeyScope.At(at)
 			case len(kind.issuer) > 0 && !slices.Contains(kind.issuer, id):
-				return scope, ErrKeyRights.Withf("Your key is bound to others than %s, so it cannot issue a key that reaches it.", id).At(at)
+				return scope, ErrKeyRights.Withf("Your key is not bound to %s, so it cannot issue a key that is.", id).At(at)
 			}
 		}
 		*kind.to = kind.issuer
@@ -187,8 +197,8 @@ func scopeOf(issuer service.Principal, in IssueAPIKey) (scope events.Scope, err 
 	return scope, nil
 }
 
-// expiry parses when a key expires, which must not be after its issuer does. The zero
-// time is never.
+// expiry parses the expiry of a key, which must not be later than that of its issuer. The zero
+// time means that the key does not expire.
 func expiry(issuer service.Principal, given string, now time.Time) (time.Time, error) {
 	var end time.Time
 	if given != "" {
@@ -213,7 +223,7 @@ func expiry(issuer service.Principal, given string, now time.Time) (time.Time, e
 }
 
 // networks parses the networks from which a key may be used, which must be within those of its
-// issuer. A single address is a network of one.
+// issuer. A single address is accepted as a network with one address.
 func networks(issuer service.Principal, given []string) ([]string, error) {
 	if len(given) > maxKeyAddresses {
 		return nil, ErrKeyAddresses.At("/addresses")
@@ -255,9 +265,9 @@ func (s *Service) issueKey(ctx context.Context, call *service.Call, cmd commands
 	return service.Done{Seq: state.Seq, ID: cmd.ID}, nil
 }
 
-// mayHold reports whether the principal could issue a key with the permissions of
-// this one. Expiry and networks of that key do not matter here: a key that
-// is valid for an hour can revoke one that never expires.
+// mayHold reports whether the principal could issue a key with the permissions of k. It
+// ignores the expiry and the networks of k: a key that is valid for an hour can revoke one that
+// never expires.
 func mayHold(p service.Principal, k aggregates.APIKeyState) bool {
 	permissions := slices.Clone(permission.Roles[permission.Role(k.Role)])
 	for _, name := range k.Permissions {
@@ -278,7 +288,7 @@ func (s *Service) revokeAPIKey(ctx context.Context, call *service.Call, in Revok
 	switch {
 	case err != nil:
 		return service.Done{}, err
-	case !known.Value.Exists || known.Value.Home != call.Tenant || !known.Value.Scope.Within(call.Principal.Scope): // as the list has it
+	case !known.Value.Exists || known.Value.Home != call.Tenant || !known.Value.Scope.Within(call.Principal.Scope): // the same keys as in api_key.list
 		return service.Done{}, aggregates.ErrAPIKeyNotFound
 	case !covers(call.Principal, known.Value.Tenants):
 		return service.Done{}, ErrKeyRights.Withf("The key is granted more tenants than yours. Revoke it with a key that is granted those tenants too.")
@@ -303,7 +313,7 @@ func (s *Service) revokeAPIKey(ctx context.Context, call *service.Call, in Revok
 
 type ListAPIKeys struct {
 	Limit  int    `json:"limit,omitzero"`   // 1 to 200; 50 when absent
-	After  string `json:"after,omitzero"`   // cursor of the page before
+	After  string `json:"after,omitzero"`   // cursor: next of the previous page
 	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the response reflects this log sequence
 }
 
@@ -316,13 +326,14 @@ type APIKeyList struct {
 type APIKeyInfo struct {
 	ID          string                  `json:"id"`
 	Name        string                  `json:"name"`
-	Role        permission.Role         `json:"role"`                 // built in, or a role of the tenant; "" when it has only single permissions
-	Permissions []permission.Permission `json:"permissions,omitzero"` // held by name: those of a role of the tenant too, but not those of a built-in role
+	Role        permission.Role         `json:"role"`                 // built in, or a role of the tenant; "" when only permissions were granted
+	Permissions []permission.Permission `json:"permissions,omitzero"` // permissions granted by name and those of a role of the tenant, but not those of a built-in role
 	Tenants     []string                `json:"tenants"`
-	Addresses   []string                `json:"addresses,omitzero"`   // networks it may be used from; absent: from everywhere
+	Addresses   []string                `json:"addresses,omitzero"`   // networks from which it may be used; absent: all
 	Components  []string                `json:"components,omitzero"`  // the components of the credentials that it reaches; absent: any
 	Workspaces  []string                `json:"workspaces,omitzero"`  // the workspaces of the credentials that it reaches; absent: any
 	Credentials []string                `json:"credentials,omitzero"` // the credentials that it reaches; absent: any
+	Certificate string                  `json:"certificate,omitzero"` // name in the client certificate that stands for the key; absent: a secret key
 	Expires     time.Time               `json:"expires,omitzero"`     // when it expires or expired; absent: never
 	Expired     bool                    `json:"expired,omitzero"`     // the expiry has passed
 	Revoked     bool                    `json:"revoked"`
@@ -340,7 +351,7 @@ func (s *Service) listAPIKeys(ctx context.Context, call *service.Call, in ListAP
 	}
 	var used map[string]time.Time
 	if s.LastUse != nil {
-		if used, err = s.LastUse.LastUsed(ctx); err != nil { // the list is worth more than this
+		if used, err = s.LastUse.LastUsed(ctx); err != nil { // the list is useful without it
 			s.Logger.WarnContext(ctx, "cannot read when keys were last used", "err", err)
 		}
 	}
@@ -358,7 +369,7 @@ func (s *Service) listAPIKeys(ctx context.Context, call *service.Call, in ListAP
 func (s *Service) keyInfo(k projections.APIKey, used time.Time) APIKeyInfo {
 	info := APIKeyInfo{
 		ID: k.ID, Name: k.Name, Role: shownRole(k.Role), Tenants: k.Tenants, Addresses: k.Addresses,
-		Components: k.Scope.Components, Workspaces: k.Scope.Workspaces, Credentials: k.Scope.Credentials, Expires: k.Expires,
+		Components: k.Scope.Components, Workspaces: k.Scope.Workspaces, Credentials: k.Scope.Credentials, Certificate: k.Certificate, Expires: k.Expires,
 		Expired: !k.Expires.IsZero() && !s.Kernel.Now().Before(k.Expires), Revoked: k.Revoked, IssuedAt: k.CreatedAt, LastUsedAt: used,
 	}
 	for _, perm := range k.Permissions {

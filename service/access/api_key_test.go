@@ -86,3 +86,51 @@ func TestIssuedKeysEndWithTheirIssuer(t *testing.T) {
 		}
 	}
 }
+
+// Whatever bounds a key bounds the keys that it issues, and those that they issue: its life, its
+// networks, its scope, its tenants, and its permissions, by itself or by a role of the tenant.
+func TestIssuedKeysAreWithinTheirIssuer(t *testing.T) {
+	s := stage.New(t)
+	s.Do("default", "tenant.register", `{"id":"other"}`)
+	s.Do("default", "role.define", `{"name":"SMALL","permissions":["credentials.get"]}`)
+	s.Do("default", "role.define", `{"name":"LARGE","permissions":["credentials.get","credentials.reveal"]}`)
+	bound := `"permissions":["keys.manage","credentials.get"],"expires":"1h","addresses":["192.0.2.0/24"],"components":["c"],"workspaces":["w"],"credentials":["x","y"]`
+	first := s.Issue("default", `{"permissions":["keys.manage","credentials.get"],"expires":"2h","components":["c"],"workspaces":["w"],"credentials":["x","y","z"]}`)
+	issue := func(by service.Principal, body string) (service.Principal, string) {
+		t.Helper()
+		answer, err := s.Service.Serve(t.Context(), service.Call{Tenant: "default", Principal: by, Via: "http"}, "api_key.issue", []byte(body))
+		if err != nil {
+			return service.Principal{}, stage.CodeOf(err)
+		}
+		return stage.Must(s.Service.Access.FreshPrincipal(t.Context(), answer.(access.IssuedAPIKey).ID))(t), ""
+	}
+	second, code := issue(first, "{"+bound+"}")
+	if code != "" {
+		t.Fatal(code)
+	}
+	within := `"expires":"30m","addresses":["192.0.2.7"]`
+	for body, want := range map[string]string{
+		`{"role":"SMALL",` + within + `}`:                                        "",
+		`{"permissions":["credentials.get"],` + within + `,"credentials":["y"]}`: "",
+		`{"role":"SMALL","addresses":["192.0.2.7"]}`:                             "api_key_exceeds_issuer", // it would never expire
+		`{"role":"SMALL","expires":"90m","addresses":["192.0.2.7"]}`:             "api_key_exceeds_issuer",
+		`{"role":"SMALL","expires":"30m"}`:                                       "api_key_exceeds_issuer", // from everywhere
+		`{"role":"SMALL","expires":"30m","addresses":["192.0.0.0/16"]}`:          "api_key_exceeds_issuer",
+		`{"role":"SMALL",` + within + `,"tenants":["other"]}`:                    "api_key_exceeds_issuer",
+		`{"role":"SMALL",` + within + `,"tenants":["*"]}`:                        "api_key_exceeds_issuer",
+		`{"role":"SMALL",` + within + `,"components":["c","d"]}`:                 "api_key_exceeds_issuer",
+		`{"role":"SMALL",` + within + `,"workspaces":["v"]}`:                     "api_key_exceeds_issuer",
+		`{"role":"SMALL",` + within + `,"credentials":["z"]}`:                    "api_key_exceeds_issuer", // of the first key alone
+		`{"role":"LARGE",` + within + `}`:                                        "api_key_exceeds_issuer",
+		`{"role":"OPERATOR",` + within + `}`:                                     "api_key_exceeds_issuer",
+		`{"role":"SMALL","permissions":["credentials.edit"],` + within + `}`:     "api_key_exceeds_issuer",
+	} {
+		third, code := issue(second, body)
+		if code != want {
+			t.Errorf("%s: %q, want %q", body, code, want)
+		}
+		if code == "" && (!third.Scope.Within(second.Scope) || third.Expires.After(second.Expires) || third.Expires.IsZero() || third.May("credentials.reveal")) {
+			t.Errorf("%s: %+v exceeds %+v", body, third, second)
+		}
+	}
+}

@@ -21,12 +21,12 @@ import (
 // loop nor an attack fills the log.
 const (
 	deniedTime    = time.Minute
-	deniedRate    = 20  // commits a second
-	deniedBurst   = 100 // burst
-	deniedCallers = 1000
-	DeniedAppend  = 5 * time.Second // for one commit
-	deniedStop    = 2 * time.Second // for the remaining ones when the process stops
-	deniedLook    = time.Second     // between two checks for due denials
+	deniedRate    = 20              // commits per second
+	deniedBurst   = 100             // commits at once
+	deniedCallers = 1000            // callers with denials that are not recorded yet
+	DeniedAppend  = 5 * time.Second // timeout of one commit
+	deniedStop    = 2 * time.Second // timeout for the remaining ones when the process stops
+	deniedCheck   = time.Second     // interval of checks for due denials
 )
 
 // denials collects denials until they are recorded. It holds at most deniedCallers
@@ -36,39 +36,39 @@ type denials struct {
 	commits *rate.Limiter
 
 	mu sync.Mutex
-	by map[denied]map[string]*deniedWindow // and by route
+	by map[denialKey]map[string]*deniedWindow // by caller and route
 }
 
-// denialKey is the denied caller.
-type denied struct {
+// denialKey identifies a denied caller.
+type denialKey struct {
 	home  string
 	actor events.Actor
 }
 
-// deniedWindow counts what must be recorded at its end; a count of 0 means that
-// everything is recorded so far.
+// deniedWindow counts the denials of a minute that are not recorded yet.
 type deniedWindow struct {
 	commands.Denial
-	end time.Time
+	end time.Time // when the count is due
 }
 
 func newDenials(reg prometheus.Registerer) *denials {
 	d := &denials{
-		commits: rate.NewLimiter(deniedRate, deniedBurst), by: map[denied]map[string]*deniedWindow{},
+		commits: rate.NewLimiter(deniedRate, deniedBurst), by: map[denialKey]map[string]*deniedWindow{},
 		outcome: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "credstream_denials_total",
 			Help: "Denied calls: recorded at once, counted until the end of the minute, or lost because too many callers were denied or the log could not be written.",
 		}, []string{"outcome"}),
 	}
+	service.FromZero(d.outcome, "recorded", "counted", "lost")
 	if reg != nil {
 		reg.MustRegister(d.outcome)
 	}
 	return d
 }
 
-// note adds a denial. now means that it is the first in a while and that the
-// caller must record it.
-func (d *denials) note(who denied, one commands.Denial) (now bool) {
+// note counts a denial. It returns true if the caller must record the denial at once, because it
+// is the first of a minute; such a denial is not counted.
+func (d *denials) note(who denialKey, one commands.Denial) (record bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	routes := d.by[who]
@@ -84,7 +84,7 @@ func (d *denials) note(who denied, one commands.Denial) (now bool) {
 	if w == nil || w.Count == 0 && !one.Since.Before(w.end) {
 		w = &deniedWindow{Denial: one, end: one.Since.Add(deniedTime)}
 		routes[one.Route] = w
-		if now = d.commits.AllowN(one.Since, 1); now {
+		if d.commits.AllowN(one.Since, 1) {
 			w.Count = 0
 			d.outcome.WithLabelValues("recorded").Inc()
 			return true
@@ -107,12 +107,12 @@ func (w *deniedWindow) add(one commands.Denial) {
 	w.Count += one.Count
 }
 
-// due removes and returns the denials to record now, or all, by caller. Those beyond the
-// rate stay.
-func (d *denials) due(now time.Time, all bool) map[denied][]commands.Denial {
+// due removes and returns the denials to record now, or all of them, by caller. Denials that
+// exceed the rate of commits remain.
+func (d *denials) due(now time.Time, all bool) map[denialKey][]commands.Denial {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	list := map[denied][]commands.Denial{}
+	list := map[denialKey][]commands.Denial{}
 	for who, routes := range d.by {
 		ripe := 0
 		for route, w := range routes {
@@ -139,7 +139,7 @@ func (d *denials) due(now time.Time, all bool) map[denied][]commands.Denial {
 }
 
 // restore puts back denials that could not be recorded.
-func (d *denials) restore(who denied, list []commands.Denial) {
+func (d *denials) restore(who denialKey, list []commands.Denial) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, one := range list {
@@ -151,14 +151,13 @@ func (d *denials) restore(who denied, list []commands.Denial) {
 	}
 }
 
-// Denied records a denied call, at once if it is the first in a
-// while: the response waits until that is durable. A failure is
-// logged and not reported to the caller.
+// Denied records a denied call. If it is the first one in a minute, Denied returns when the event
+// is durable. A failure is logged and not reported to the caller.
 func (s *Service) Denied(ctx context.Context, call *service.Call, perm permission.Permission) {
-	if call.CrossSite { // a foreign page had the browser send it
+	if call.CrossSite { // the browser sent it for a page of another origin
 		return
 	}
-	who := denied{call.Principal.Home, call.Principal.Actor}
+	who := denialKey{call.Principal.Home, call.Principal.Actor}
 	one := commands.Denial{
 		Principal: who.actor.Kind + ":" + who.actor.ID, Route: call.Route, Permission: string(perm), Count: 1, Since: s.Kernel.Now().UTC().Truncate(time.Microsecond),
 	}
@@ -172,13 +171,13 @@ func (s *Service) Denied(ctx context.Context, call *service.Call, perm permissio
 	}
 }
 
-func (s *Service) recordDenials(ctx context.Context, who denied, via string, list []commands.Denial) {
+func (s *Service) recordDenials(ctx context.Context, who denialKey, via string, list []commands.Denial) {
 	err := func() error {
 		if err := s.Kernel.WritesAllowed(); err != nil {
 			return err
 		}
 		exists, err := s.TenantExists(ctx, who.home)
-		if err != nil || !exists { // a token may name any home tenant; this one does not exist
+		if err != nil || !exists { // the home tenant comes from a token, which may contain any tenant
 			return err
 		}
 		call := &service.Call{Tenant: who.home, Principal: service.Principal{Actor: who.actor}, Via: via, CommandID: events.NewID()}
@@ -192,10 +191,10 @@ func (s *Service) recordDenials(ctx context.Context, who denied, via string, lis
 	}
 }
 
-// RunDenials records the counted denials, those of each minute at its end,
-// and the remaining ones when ctx ends; then it returns nil.
+// RunDenials records the counted denials at the end of each minute. When ctx ends, it records the
+// remaining ones and returns nil.
 func (s *Service) RunDenials(ctx context.Context) error {
-	tick := time.NewTicker(deniedLook)
+	tick := time.NewTicker(deniedCheck)
 	defer tick.Stop()
 	for {
 		select {

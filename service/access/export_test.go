@@ -16,7 +16,7 @@ func NewDenials() Denials { return Denials{newDenials(nil)} }
 // Note takes a refusal of a key of the tenant acme in, and reports whether it is
 // to be recorded at once.
 func (d Denials) Note(id, route, tenant string, at time.Time) bool {
-	return d.d.note(denied{"acme", events.Actor{Kind: "key", ID: id}},
+	return d.d.note(denialKey{"acme", events.Actor{Kind: "key", ID: id}},
 		commands.Denial{Principal: "key:" + id, Route: route, Tenant: tenant, Permission: "p", Count: 1, Since: at})
 }
 
@@ -31,7 +31,7 @@ func (d Denials) Due(now time.Time, all bool) map[string][]commands.Denial {
 
 // GiveBack returns what could not be recorded.
 func (d Denials) GiveBack(id string, list []commands.Denial) {
-	d.d.restore(denied{"acme", events.Actor{Kind: "key", ID: id}}, list)
+	d.d.restore(denialKey{"acme", events.Actor{Kind: "key", ID: id}}, list)
 }
 
 // Size is the number of callers that are remembered.

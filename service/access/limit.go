@@ -18,15 +18,15 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// Rate is a limit of calls per second; 0 is no limit. Bursts of two seconds' worth
+// Rate is a limit of calls per second; 0 means no limit. Bursts of up to twice the rate
 // are allowed. A query that creates a new lease also counts as a command. Flow
-// events and queued commands have the rate of commands, counted separately.
+// events and queued commands have the same rate as commands, counted separately.
 type Rate struct {
 	Commands, Queries int
 }
 
-// RateOf allows so many commands a second and ten times as many queries, which
-// cost about a tenth. 0 allows any number of both.
+// RateOf returns the Rate with this number of commands per second and ten times as many queries,
+// because a query costs about a tenth of a command. 0 means no limit.
 func RateOf(commands int) Rate { return Rate{Commands: commands, Queries: 10 * commands} }
 
 // Limits are the rate limits of one process; each process counts
@@ -34,7 +34,7 @@ func RateOf(commands int) Rate { return Rate{Commands: commands, Queries: 10 * c
 type Limits struct {
 	PerKey    Rate // of one identity
 	PerTenant Rate // of one tenant, for all callers together
-	WrongKeys int  // from one address in a minute; 0 is no bound
+	WrongKeys int  // invalid keys per minute from one address; 0 means no limit
 }
 
 // Rate limit errors. Both include when to retry.
@@ -44,9 +44,9 @@ var (
 		"Too many invalid API keys from this address. Wait a minute. Valid keys are still accepted.")
 )
 
-// limiter has a token bucket for each recently seen identity and tenant.
-// Evicting one refills its bucket, so bypassing the limit takes more concurrent callers with valid keys
-// than the cache holds.
+// limiter has a token bucket for each recently seen identity and tenant. An evicted bucket
+// is full again when it is next used: to exceed a limit this way, a caller needs more valid
+// keys than the cache holds.
 type limiter struct {
 	limits  Limits
 	buckets *lru.Cache[bucket, *rate.Limiter]
@@ -54,20 +54,21 @@ type limiter struct {
 
 // bucket identifies a token bucket.
 type bucket struct {
-	of, id string // perTenant and its id, or the kind of an identity and its id
+	of, id string // perTenant or connecting and the tenant's id, or the kind of an identity and its id
 	kind   service.Kind
 }
 
-// Besides the kinds of identities, these are counted together.
+// Values of bucket.of, besides the kinds of identities.
 const (
 	perTenant  = "tenant"
 	connecting = "connecting" // connections that a tenant starts, which use memory until they expire
 )
 
-// maxConnects is how many connections a tenant may start in a second, whatever the limits.
+// maxConnects is the number of account connections that a tenant may start per second, regardless
+// of Limits.
 const maxConnects = 20
 
-// maxBuckets is one of each kind for each key and each tenant that is remembered.
+// maxBuckets allows three buckets for each cached key and tenant.
 const maxBuckets = 3 * (maxKeys + maxTenants)
 
 func newLimiter(limits Limits) (*limiter, error) {
@@ -88,16 +89,16 @@ func (l *limiter) take(b bucket, now time.Time) error {
 	case connecting:
 		bound = Rate{Commands: maxConnects}
 	}
-	most := bound.Commands
+	perSecond := bound.Commands
 	if b.kind == service.QueryCall {
-		most = bound.Queries
+		perSecond = bound.Queries
 	}
-	if most <= 0 {
+	if perSecond <= 0 {
 		return nil
 	}
 	tokens, ok := l.buckets.Get(b)
 	if !ok {
-		tokens = rate.NewLimiter(rate.Limit(most), 2*most)
+		tokens = rate.NewLimiter(rate.Limit(perSecond), 2*perSecond)
 		if earlier, ok, _ := l.buckets.PeekOrAdd(b, tokens); ok {
 			tokens = earlier
 		}
@@ -106,7 +107,7 @@ func (l *limiter) take(b bucket, now time.Time) error {
 		return nil
 	}
 	missing := 1 - tokens.TokensAt(now)
-	return ErrRateLimited.WithRetryAfter(time.Duration(missing / float64(most) * float64(time.Second)))
+	return ErrRateLimited.WithRetryAfter(time.Duration(missing / float64(perSecond) * float64(time.Second)))
 }
 
 // Admit admits a call that is authorized and within the limits. A denied
@@ -135,15 +136,15 @@ func (s *Service) Charge(_ context.Context, call *service.Call, what service.Kin
 	return s.limiter.take(bucket{perTenant, call.Tenant, what}, now)
 }
 
-// AdmitConnect counts one more connection that a tenant starts.
+// AdmitConnect counts an account connection that a tenant starts, or returns ErrRateLimited.
 func (s *Service) AdmitConnect(tenant string) error {
 	return s.limiter.take(bucket{of: connecting, id: tenant, kind: service.CommandCall}, s.Kernel.Now())
 }
 
-// wrongKeys counts the invalid keys of each address. Only requests that are
-// rejected anyway are counted or checked.
+// wrongKeys counts the invalid keys of each address. Requests with a valid key are neither
+// counted nor refused.
 type wrongKeys struct {
-	most int // 0: none are counted
+	most int // per minute; 0: no limit
 	now  func() time.Time
 
 	mu sync.Mutex
@@ -169,7 +170,8 @@ func newWrongKeys(most int, now func() time.Time) (*wrongKeys, error) {
 	return &wrongKeys{most: most, now: now, by: by}, nil
 }
 
-// check returns ErrWrongKeys while refuse would, for what costs more than a rejection.
+// check returns ErrWrongKeys if the address has sent too many invalid keys. Call it before work
+// that costs more than a rejection.
 func (w *wrongKeys) check(from netip.Addr) error {
 	if w.most <= 0 || !from.IsValid() {
 		return nil
@@ -183,10 +185,9 @@ func (w *wrongKeys) check(from netip.Addr) error {
 	return nil
 }
 
-// refuse returns the error for a caller from the address in place of
-// err: ErrWrongKeys after too many invalid keys in a minute that began with
-// the first, else err itself. A caller without a key is not guessing, but gets
-// the same error.
+// refuse returns the error for an unauthenticated caller from the address: ErrWrongKeys after too
+// many invalid keys within a minute of the first one, else err. A request without a key is not
+// counted, but also gets ErrWrongKeys.
 func (w *wrongKeys) refuse(from netip.Addr, err error) error {
 	if w.most <= 0 || !from.IsValid() || err == nil || fault.Of(err).Kind != fault.Unauthenticated {
 		return err

@@ -3,7 +3,9 @@ package access_test
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/events/memory"
 	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/projections"
 	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/access"
 	"github.com/credstream/credstream/service/application"
@@ -40,9 +43,14 @@ func newLimited(t testing.TB, limits access.Limits) *limited {
 	if err != nil {
 		t.Fatal(err)
 	}
+	views, err := projections.OpenViews(filepath.Join(t.TempDir(), "views.db"), projections.ViewsOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = views.Close() })
 	l := &limited{now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
 	l.Application, err = application.New(application.Config{
-		Log: log, Limits: limits, WritesAllowed: func() error { return errReached }, Now: func() time.Time { return l.now },
+		Log: log, Views: views, Projector: projections.NewProjector(store, views, slog.New(slog.DiscardHandler)), Limits: limits, WritesAllowed: func() error { return errReached }, Now: func() time.Time { return l.now },
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -41,7 +41,7 @@ var (
 // TokenConfig is the accepted issuer and the claims of its tokens.
 type TokenConfig struct {
 	Issuer      string // URL; https, or http on the same machine
-	Audience    string // that a token must be meant for: the id of a client, or the name of this API
+	Audience    string // required audience (aud) of a token: the id of a client, or the name of this API
 	Tenant      string // claim: a tenant, or a list of them; the first is the home
 	Permissions string // claim: permissions and roles, as a list or separated by spaces; unknown ones are ignored
 
@@ -69,7 +69,7 @@ type Tokens struct {
 	endpoint oauth2.Endpoint // does not change after rules is set
 }
 
-// knownToken is remembered for as long as the issuer's keys are, at most.
+// knownToken is the cached result of a verification.
 type knownToken struct {
 	principal service.Principal
 	until     time.Time
@@ -77,14 +77,14 @@ type knownToken struct {
 
 const (
 	maxTokens      = 10_000
-	maxToken       = 8 << 10         // bytes
-	tokenTrust     = time.Minute     // that a token which was checked is not checked again
-	issuerTimeout  = 5 * time.Second // for one question
-	issuerMax      = 256 << 10       // bytes of a response
-	issuerKeyAge   = 5 * time.Minute // after which the keys are fetched again: one may have been withdrawn
-	issuerKeyStale = time.Hour       // maximum age of the keys while the issuer does not respond
-	issuerAsk      = 10 * time.Second
-	issuerBurst    = 3 // burst of requests; then one per issuerAsk
+	maxToken       = 8 << 10          // bytes
+	tokenTrust     = time.Minute      // how long the result of a verification is cached
+	issuerTimeout  = 5 * time.Second  // timeout of one request
+	issuerMax      = 256 << 10        // bytes of a response
+	issuerKeyAge   = 5 * time.Minute  // age at which the keys are fetched again: the issuer may have withdrawn one
+	issuerKeyStale = time.Hour        // maximum age of the keys while the issuer does not respond
+	issuerAsk      = 10 * time.Second // interval of requests after a burst
+	issuerBurst    = 3                // requests at once
 )
 
 // NewTokens creates Tokens. It returns ErrTokenConfig if something is missing.
@@ -123,9 +123,9 @@ func IsToken(bearer string) bool {
 	return strings.Count(bearer, ".") == 2 && !strings.HasPrefix(bearer, keyPrefix)
 }
 
-// AuthenticateToken returns the principal of a token of the configured issuer. It
-// returns ErrToken, ErrIssuerAway, ErrKeyMalformed if no issuer is configured,
-// and ErrWrongKeys in place of a rejection after too many from the address.
+// AuthenticateToken returns the principal of a token of the configured issuer. Errors: ErrToken,
+// ErrIssuerAway, ErrKeyMalformed if no issuer is configured; ErrWrongKeys instead of a rejection
+// after too many of them from the address.
 func (s *Service) AuthenticateToken(ctx context.Context, token string, from netip.Addr) (service.Principal, error) {
 	if s.Tokens == nil {
 		return service.Principal{}, s.wrongKeys.refuse(from, ErrKeyMalformed)
@@ -153,7 +153,7 @@ func (t *Tokens) principal(ctx context.Context, token string) (service.Principal
 	if attempt.err != nil {
 		return service.Principal{}, attempt.err
 	}
-	if late := (*oidc.TokenExpiredError)(nil); errors.As(err, &late) {
+	if expired := (*oidc.TokenExpiredError)(nil); errors.As(err, &expired) {
 		return service.Principal{}, ErrToken.Withf("The token has expired.")
 	}
 	if err != nil {
@@ -221,7 +221,7 @@ func (a *attempt) VerifySignature(ctx context.Context, token string) ([]byte, er
 	return payload, err
 }
 
-// signatures are the accepted algorithms: those with a public key.
+// signatures are the accepted signature algorithms: only asymmetric ones.
 var signatures = []string{
 	oidc.RS256, oidc.RS384, oidc.RS512, oidc.ES256, oidc.ES384, oidc.ES512, oidc.PS256, oidc.PS384, oidc.PS512, oidc.EdDSA,
 }
@@ -270,9 +270,8 @@ type jsonBytes []byte
 // UnmarshalJSON implements json.Unmarshaler.
 func (b *jsonBytes) UnmarshalJSON(v []byte) error { *b = slices.Clone(v); return nil }
 
-// words reads a claim that is a string of words or a list of strings. Its name is
-// looked up as it is and, if that fails, as a path with dots, such as
-// "realm_access.roles".
+// words reads a claim: a list of strings, or a string of words separated by spaces. If there is no
+// claim with this name, a name with dots is a path into objects, such as "realm_access.roles".
 func words(claims map[string]jsontext.Value, name string) []string {
 	value, found := claims[name]
 	if !found {
@@ -294,8 +293,8 @@ func words(claims map[string]jsontext.Value, name string) []string {
 	return nil
 }
 
-// hashedUser is the prefix of the id of a user whose subject at the issuer is not
-// a plain id, for example an address.
+// hashedUser is the prefix of the id of a user whose subject (sub) is not a plain id, for example
+// an e-mail address.
 const hashedUser = "sub-"
 
 // userID is the id of a user by the token's subject: the subject itself when it is
@@ -374,8 +373,8 @@ func check(signed *jose.JSONWebSignature, set jose.JSONWebKeySet) (payload []byt
 	return nil, false
 }
 
-// current returns the keys and when they were fetched. It queries the issuer if they are
-// old, or no newer than seen, but within the rate limit.
+// current returns the keys and when they were fetched. Within the rate limit, it fetches them
+// again if they are old, or were fetched no later than seen.
 func (k *issuerKeys) current(ctx context.Context, seen time.Time) (jose.JSONWebKeySet, time.Time, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

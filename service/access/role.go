@@ -27,11 +27,11 @@ var (
 
 var roleName = regexp.MustCompile(`^[A-Z][A-Z0-9_]{1,39}$`)
 
-// storedRole is how the events of a key name a role of the tenant itself. No built-in role, also
-// of a later version, has such a name: a key never gets the permissions of one by its name.
+// storedRole is the name of a tenant's own role in the events of a key. It contains the tenant, so
+// it can never be the name of a built-in role, not even of a later version.
 func storedRole(tenant, name string) string { return tenant + "/" + name }
 
-// shownRole is the name of a stored role, without the tenant.
+// shownRole returns the name of a stored role without the tenant.
 func shownRole(stored string) permission.Role {
 	return permission.Role(stored[strings.LastIndexByte(stored, '/')+1:])
 }
@@ -111,7 +111,7 @@ func (s *Service) executeRole(ctx context.Context, call *service.Call, cmd comma
 // DefineRole requests a new role of the tenant.
 type DefineRole struct {
 	Name        string                  `json:"name"`           // 2 to 40 capital letters, digits and underscores
-	Title       string                  `json:"title,omitzero"` // for people
+	Title       string                  `json:"title,omitzero"` // display name
 	Permissions []permission.Permission `json:"permissions"`    // at least one; the caller must have each
 }
 
@@ -129,11 +129,11 @@ func (s *Service) defineRole(ctx context.Context, call *service.Call, in DefineR
 	return s.executeRole(ctx, call, commands.DefineRole{Name: in.Name, Title: in.Title, Permissions: permissions})
 }
 
-// ChangeRole requests another title or other permissions of a role. What is absent is unchanged.
+// ChangeRole requests a new title or new permissions of a role. Absent members are unchanged.
 type ChangeRole struct {
 	Name        string                  `json:"name"`
-	Title       *string                 `json:"title,omitzero"`       // for people
-	Permissions []permission.Permission `json:"permissions,omitzero"` // in place of the present ones; refused once a key was issued with the role
+	Title       *string                 `json:"title,omitzero"`       // display name
+	Permissions []permission.Permission `json:"permissions,omitzero"` // replace the current ones; refused after a key was issued with the role
 }
 
 func (s *Service) changeRole(ctx context.Context, call *service.Call, in ChangeRole) (service.Done, error) {
@@ -164,7 +164,7 @@ type RoleKeys struct {
 	Keys []string `json:"keys"` // ids of the first keys that have the role
 }
 
-// maxRoleKeys is the number of keys that such a refusal names.
+// maxRoleKeys is the maximum number of keys in RoleKeys.
 const maxRoleKeys = 10
 
 func (s *Service) deleteRole(ctx context.Context, call *service.Call, in RoleRef) (service.Done, error) {
@@ -181,8 +181,8 @@ func (s *Service) deleteRole(ctx context.Context, call *service.Call, in RoleRef
 	return s.executeRole(ctx, call, commands.DeleteRole(in))
 }
 
-// checkRoleUnused returns ErrRoleInUse, which names them, while keys have the role. A key that is
-// being issued meanwhile keeps the permissions of the role, as if the role were deleted later.
+// checkRoleUnused returns ErrRoleInUse, with the ids of keys that have the role. It does not see a
+// key that is being issued concurrently: that key keeps the permissions of the deleted role.
 func (s *Service) checkRoleUnused(ctx context.Context, tenant, name string) error {
 	end, err := s.Log.Store.End(ctx)
 	if err != nil {
@@ -205,7 +205,7 @@ func (s *Service) checkRoleUnused(ctx context.Context, tenant, name string) erro
 // ListRoles requests the tenant's own roles.
 type ListRoles struct {
 	Limit  int    `json:"limit,omitzero"`   // 1 to 200; 50 when absent
-	After  string `json:"after,omitzero"`   // cursor of the page before
+	After  string `json:"after,omitzero"`   // cursor: next of the previous page
 	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the response reflects this log sequence
 }
 
@@ -219,7 +219,7 @@ type RoleInfo struct {
 	Name        string                  `json:"name"`
 	Title       string                  `json:"title"`
 	Permissions []permission.Permission `json:"permissions"`
-	Granted     bool                    `json:"granted"` // an API key was issued with it: its permissions cannot change any more
+	Granted     bool                    `json:"granted"` // an API key was issued with it, so its permissions cannot be changed
 	CreatedAt   time.Time               `json:"created_at"`
 	CreatedBy   string                  `json:"created_by"` // "key:<id>"
 	UpdatedAt   time.Time               `json:"updated_at"`
@@ -277,8 +277,9 @@ func (s *Service) roleOf(ctx context.Context, call *service.Call, name permissio
 	return own, nil
 }
 
-// grantRole has a role of the tenant record that a key is about to have it. From then on the
-// permissions of the role never change, so those of the key are those of its role.
+// grantRole records, in the stream of a tenant's own role, that a key is about to be issued with
+// it. From then on the permissions of the role cannot be changed, so the key and its role always
+// have the same permissions.
 func (s *Service) grantRole(ctx context.Context, call *service.Call, in IssueAPIKey, role granted) error {
 	if !role.own {
 		return nil

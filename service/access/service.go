@@ -18,7 +18,7 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// Deps are the dependencies of a Service. Every field without "optional" is required.
+// Deps are the dependencies of a Service. Fields are required unless marked as optional.
 type Deps struct {
 	Kernel    *service.Kernel
 	Log       *aggregates.Log
@@ -31,20 +31,21 @@ type Deps struct {
 	// KeyRevoked is called with the id of a revoked key, to close its
 	// connections; optional.
 	KeyRevoked func(id string)
-	// LastUse remembers when keys were used last; optional.
+	// LastUse stores when keys were last used; optional.
 	LastUse LastUse
-	// Tokens verifies the tokens of an OpenID Connect issuer; without it tokens are rejected.
+	// Tokens verifies the tokens of an OpenID Connect issuer; optional: without it, tokens are
+	// rejected.
 	Tokens *Tokens
 	// Limits are the rate limits of callers; unlimited when zero.
 	Limits Limits
 }
 
-// Service is the gate of the kernel. Its methods may be called from many goroutines.
+// Service implements service.Gate. It is safe for concurrent use.
 type Service struct {
 	Deps
 	keys      *lru.Cache[[sha256.Size]byte, knownKey]
 	keyIDs    *lru.Cache[string, knownKey]
-	tenants   *lru.Cache[string, struct{}]
+	tenants   *lru.Cache[string, uint64] // Views.Erasures before the tenant was looked up
 	denials   *denials
 	limiter   *limiter
 	wrongKeys *wrongKeys
@@ -66,7 +67,7 @@ func New(deps Deps) (*Service, error) {
 	if s.keyIDs, err = lru.New[string, knownKey](maxKeys); err != nil {
 		return nil, fmt.Errorf("cache of keys: %w", err)
 	}
-	if s.tenants, err = lru.New[string, struct{}](maxTenants); err != nil {
+	if s.tenants, err = lru.New[string, uint64](maxTenants); err != nil {
 		return nil, fmt.Errorf("cache of tenants: %w", err)
 	}
 	if s.limiter, err = newLimiter(deps.Limits); err != nil {
@@ -79,7 +80,7 @@ func New(deps Deps) (*Service, error) {
 // Knows implements service.Gate.
 func (s *Service) Knows(tenant string) bool { return s.tenants.Contains(tenant) }
 
-// Answers is empty: Done has everything.
+// Answers returns nothing: the responses of this feature have no data besides Done.
 func (s *Service) Answers() []service.Answer { return nil }
 
 // Remember implements service.Result.
@@ -88,7 +89,8 @@ func (k IssuedAPIKey) Remember(c *events.CommandCompleted) (service.Done, bool) 
 	return k.Done, true
 }
 
-// recallIssued repeats the response without the key, which is shown only once.
+// recallIssued returns the response of a repeated command, without the key, which is shown only
+// once.
 func recallIssued(_ context.Context, _ *service.Call, done service.Done, c events.CommandCompleted) (any, error) {
 	return IssuedAPIKey{Done: done, Expires: c.Expires}, nil
 }

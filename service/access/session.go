@@ -16,14 +16,14 @@ import (
 	"github.com/credstream/credstream/service"
 )
 
-// SessionLife is the life of a session of the web page.
+// SessionLife is the maximum lifetime of a session of the web page.
 const SessionLife = 8 * time.Hour
 
 // ErrSessionEnded refuses a session that has expired, was tampered with, or whose key may no
 // longer be used.
 var ErrSessionEnded = fault.New(fault.Unauthenticated, "session_ended", "Your session has ended. Sign in again.")
 
-// session is what a sealed session holds: the id of an API key, never the key itself, or a
+// session is the content of a sealed session: the id of an API key (never the key itself), or a
 // token of the OpenID Connect issuer.
 type session struct {
 	Key   string    `json:"key,omitzero"`
@@ -35,14 +35,14 @@ type session struct {
 // (RFC 6265bis, section 5.6), with their names and attributes.
 const maxSession = 3900
 
-// sessionContext is the associated data of a session of a key at home in the tenant.
+// sessionContext is the associated data of a session of a principal with this home tenant.
 func sessionContext(tenant string) []byte {
 	return events.LengthPrefixed("credstream/session/1", tenant)
 }
 
-// StartSession authenticates an API key as Authenticate does, and returns a session in its
-// name, sealed with the keyset of the key's home tenant: every process that serves the log
-// opens it, and none has to remember it.
+// StartSession authenticates an API key like Authenticate, and returns a session of its
+// principal, sealed with the keyset of the key's home tenant. Every process that serves the log
+// can open the session, and none stores it.
 func (s *Service) StartSession(ctx context.Context, key string, from netip.Addr) (string, service.Principal, error) {
 	p, err := s.Authenticate(ctx, key, from)
 	if err != nil {
@@ -70,15 +70,15 @@ func (s *Service) sealSession(ctx context.Context, home string, of session) (str
 }
 
 // OpenSession returns the principal of a session that is used from the address. It returns
-// ErrSessionEnded when the session is over: its life has passed, its key was revoked, has
-// expired or may not be used from there, or its token has expired.
+// ErrSessionEnded if the session or its token has expired, or its key was revoked, has expired or
+// may not be used from the address.
 func (s *Service) OpenSession(ctx context.Context, sealed string, from netip.Addr) (service.Principal, error) {
 	tenant, encoded, _ := strings.Cut(sealed, ".")
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(encoded)
 	if err != nil || len(sealed) > maxSession || events.CheckName(tenant) != nil {
 		return service.Principal{}, ErrSessionEnded
 	}
-	switch _, exists, err := s.Views.Tenant(ctx, tenant); { // not the log: anyone may send this
+	switch _, exists, err := s.Views.Tenant(ctx, tenant); { // from the views: an unauthenticated request must not cause a read of the log
 	case err != nil:
 		return service.Principal{}, err
 	case !exists:

@@ -21,14 +21,14 @@ var (
 	ErrSignInOff = fault.New(fault.Precondition, "sign_in_not_configured",
 		"Sign-in with OpenID Connect is not configured. Sign in with an API key, or ask the operator to set --oidc-client-id and --public-url.")
 	ErrSignIn = fault.New(fault.Unauthenticated, "sign_in_failed", "The sign-in is not complete or was started in another browser. Start it again.")
-	// ErrSessionTooLarge refuses a token that no cookie can carry.
+	// ErrSessionTooLarge refuses a token that does not fit into a cookie.
 	ErrSessionTooLarge = fault.New(fault.Unauthenticated, "session_too_large",
-		"The issuer's token has too many claims for a browser session. Ask the issuer's administrator to leave some out for this client.")
+		"The issuer's token has too many claims for a browser session. Ask the issuer's administrator to reduce the claims for this client.")
 )
 
-// SignIn is a sign-in that a browser has begun (OpenID Connect Core 1.0, section 3.1, with
-// PKCE, RFC 7636). The browser keeps it until the issuer sends it back: who signs in must be
-// who began.
+// SignIn is the state of a sign-in (OpenID Connect Core 1.0, section 3.1, with PKCE, RFC 7636). The
+// browser keeps it in a cookie while it is at the issuer, so the sign-in can only be completed in
+// the browser in which it was started.
 type SignIn struct {
 	State    string `json:"state"`
 	Nonce    string `json:"nonce"`
@@ -40,7 +40,7 @@ func (s *Service) SignInIssuer() string {
 	if s.Tokens == nil || s.Tokens.cfg.ClientID == "" {
 		return ""
 	}
-	u, _ := url.Parse(s.Tokens.cfg.Issuer) // it was checked
+	u, _ := url.Parse(s.Tokens.cfg.Issuer) // NewTokens has validated it
 	return u.Host
 }
 
@@ -58,10 +58,9 @@ func (s *Service) BeginSignIn(ctx context.Context, callback string) (string, Sig
 	return client.AuthCodeURL(in.State, oidc.Nonce(in.Nonce), oauth2.S256ChallengeOption(in.Verifier)), in, nil
 }
 
-// EndSignIn redeems what the issuer sent the browser back with, and returns a session in the
-// name of the person. The session holds the issuer's token and ends with it. It returns
-// ErrSignIn, ErrToken, ErrSessionTooLarge, ErrIssuerAway, and ErrWrongKeys after too many
-// refusals from the address.
+// EndSignIn redeems the code of the issuer's callback, and returns a session of the user. The
+// session contains the issuer's token and ends when that expires. Errors: ErrSignIn, ErrToken,
+// ErrSessionTooLarge, ErrIssuerAway; ErrWrongKeys after too many refusals from the address.
 func (s *Service) EndSignIn(ctx context.Context, in SignIn, callback string, answer url.Values, from netip.Addr) (string, service.Principal, error) {
 	if s.SignInIssuer() == "" {
 		return "", service.Principal{}, ErrSignInOff
@@ -81,7 +80,7 @@ func (s *Service) EndSignIn(ctx context.Context, in SignIn, callback string, ans
 	case err != nil:
 		return "", p, err
 	case !exists: // a session would create its keyset
-		return "", p, ErrToken.Withf("The token's tenant is not registered here.")
+		return "", p, ErrToken.Withf("The token's tenant is not registered in this installation.")
 	}
 	until := s.Kernel.Now().Add(SessionLife)
 	if p.Expires.Before(until) {
@@ -91,7 +90,7 @@ func (s *Service) EndSignIn(ctx context.Context, in SignIn, callback string, ans
 	return sealed, p, err
 }
 
-// client is the client at the issuer, with the endpoints that the issuer publishes.
+// client returns the OAuth client for the issuer, with the endpoints of its discovery document.
 func (t *Tokens) client(ctx context.Context, callback string) (*oauth2.Config, error) {
 	if _, _, err := t.issuer(ctx); err != nil {
 		return nil, err
@@ -105,14 +104,14 @@ func (t *Tokens) client(ctx context.Context, callback string) (*oauth2.Config, e
 	}, nil
 }
 
-// redeem returns the token that names the person and is meant for this service: the ID token,
-// or the access token (RFC 9068) if the service has another audience than the client.
+// redeem returns the token whose audience is this service: the ID token if the configured
+// audience is the id of the client, else the access token (RFC 9068).
 func (t *Tokens) redeem(ctx context.Context, in SignIn, callback string, answer url.Values) (string, error) {
 	if in.State == "" || in.Nonce == "" || in.Verifier == "" || subtle.ConstantTimeCompare([]byte(answer.Get("state")), []byte(in.State)) != 1 {
 		return "", ErrSignIn
 	}
 	if iss := answer.Get("iss"); iss != "" && iss != t.cfg.Issuer { // RFC 9207
-		return "", ErrSignIn.Withf("The answer is of another issuer. Start again.")
+		return "", ErrSignIn.Withf("The response came from another issuer. Start again.")
 	}
 	if code := answer.Get("error"); code != "" {
 		return "", refusedBy(code)
@@ -127,7 +126,7 @@ func (t *Tokens) redeem(ctx context.Context, in SignIn, callback string, answer 
 	if refused, ok := errors.AsType[*oauth2.RetrieveError](err); ok && refused.Response.StatusCode < 500 {
 		return "", refusedBy(refused.ErrorCode)
 	} else if err != nil {
-		return "", fmt.Errorf("redeeming a code at the issuer: %w", ErrIssuerAway) // err may quote its answer
+		return "", fmt.Errorf("redeeming a code at the issuer: %w", ErrIssuerAway) // err may quote the response
 	}
 	idToken, _ := granted.Extra("id_token").(string)
 	rules, keys, err := t.issuer(ctx)
@@ -143,7 +142,7 @@ func (t *Tokens) redeem(ctx context.Context, in SignIn, callback string, answer 
 		return "", attempt.err
 	case err != nil:
 		return "", ErrToken
-	case subtle.ConstantTimeCompare([]byte(checked.Nonce), []byte(in.Nonce)) != 1: // of another sign-in
+	case subtle.ConstantTimeCompare([]byte(checked.Nonce), []byte(in.Nonce)) != 1: // the token belongs to another sign-in
 		return "", ErrSignIn
 	case t.cfg.ClientID == t.cfg.Audience:
 		return idToken, nil
@@ -154,7 +153,8 @@ func (t *Tokens) redeem(ctx context.Context, in SignIn, callback string, answer 
 	return granted.AccessToken, nil
 }
 
-// refusedBy names the issuer's error code, if it has the form of one (RFC 6749, section 4.1.2.1).
+// refusedBy returns ErrSignIn with the issuer's error code, if that is well-formed (RFC 6749,
+// section 4.1.2.1).
 func refusedBy(code string) error {
 	if code == "" || len(code) > 40 || strings.Trim(code, "abcdefghijklmnopqrstuvwxyz_") != "" {
 		return ErrSignIn.Withf("The OpenID Connect issuer refused the sign-in.")

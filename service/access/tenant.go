@@ -34,7 +34,7 @@ func (s *Service) registerTenant(ctx context.Context, call *service.Call, in Reg
 			return service.Done{}, err
 		}
 	}
-	// The keyset comes first: a tenant that exists is complete.
+	// Create the keyset first, so that every registered tenant has one.
 	if err := s.prepareTenant(ctx, in.ID); err != nil {
 		return service.Done{}, err
 	}
@@ -45,14 +45,14 @@ func (s *Service) registerTenant(ctx context.Context, call *service.Call, in Reg
 	return service.Done{Seq: state.Seq, ID: in.ID}, nil
 }
 
-// prepareTenant creates the keyset of a tenant. A registered tenant already has one:
-// if it is lost, a new one could not decrypt anything.
+// prepareTenant creates the keyset of a new tenant. The keyset of a registered tenant is never
+// created again, because a new one could not decrypt the tenant's secrets.
 func (s *Service) prepareTenant(ctx context.Context, tenant string) error {
-	exists, err := s.TenantExists(ctx, tenant)
-	if err != nil {
+	err := s.checkTenant(ctx, tenant)
+	if err != nil && !errors.Is(err, service.ErrTenantNotFound) {
 		return err
 	}
-	if exists {
+	if err == nil {
 		if err = s.Keyring.Check(ctx, []string{tenant}); errors.Is(err, seal.ErrNoKeyset) {
 			err = seal.ErrKeysetMissing.Withf("The encryption keys of tenant %s are lost. Restore them from a backup.", tenant)
 		}
@@ -65,20 +65,35 @@ func (s *Service) prepareTenant(ctx context.Context, tenant string) error {
 	return nil
 }
 
-// TenantExists reports whether a tenant is registered. It caches existing
-// tenants, which are never removed.
+// TenantExists reports whether a tenant is registered and not erased.
 func (s *Service) TenantExists(ctx context.Context, tenant string) (bool, error) {
-	if s.tenants.Contains(tenant) {
-		return true, nil
+	err := s.checkTenant(ctx, tenant)
+	if errors.Is(err, service.ErrTenantNotFound) || errors.Is(err, aggregates.ErrTenantErased) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// checkTenant returns service.ErrTenantNotFound for a tenant that is not registered, and
+// aggregates.ErrTenantErased for one that is being erased or was. It caches existing tenants until
+// the views report that one is erased.
+func (s *Service) checkTenant(ctx context.Context, tenant string) error {
+	erasures, viewsUpdated := s.Views.Erasures(), s.Projector.Err() == nil
+	if at, ok := s.tenants.Get(tenant); ok && at == erasures && viewsUpdated {
+		return nil
 	}
 	state, err := aggregates.Tenant.Fresh(ctx, s.Log, aggregates.Tenant.Stream(events.System, tenant))
-	if err != nil {
-		return false, err
+	switch {
+	case err != nil:
+		return err
+	case !state.Value.Exists:
+		return service.ErrTenantNotFound
+	case state.Value.Erasing:
+		s.tenants.Remove(tenant)
+		return aggregates.ErrTenantErased
 	}
-	if state.Value.Exists {
-		s.tenants.Add(tenant, struct{}{})
-	}
-	return state.Value.Exists, nil
+	s.tenants.Add(tenant, erasures)
+	return nil
 }
 
 type ListTenants struct {
@@ -93,6 +108,8 @@ type TenantList struct {
 type TenantInfo struct {
 	ID   string `json:"id"`
 	Name string `json:"name"`
+	// State is "" for a tenant in use, "erasing" or "erased".
+	State string `json:"state,omitzero"`
 }
 
 func (s *Service) listTenants(ctx context.Context, call *service.Call, in ListTenants) (TenantList, error) {
@@ -106,40 +123,44 @@ func (s *Service) listTenants(ctx context.Context, call *service.Call, in ListTe
 	list := TenantList{Tenants: []TenantInfo{}}
 	for _, t := range all {
 		if call.Principal.Reaches(t.ID) {
-			list.Tenants = append(list.Tenants, TenantInfo{ID: t.ID, Name: t.Name})
+			list.Tenants = append(list.Tenants, TenantInfo{ID: t.ID, Name: t.Name, State: t.Erasure.String()})
 		}
 	}
 	return list, nil
 }
 
-// maxBootstrap bounds the commits that processes starting concurrently on an empty log append
-// before there is a first administrator key.
+// maxBootstrap is the maximum number of commits in a log without an administrator key: several
+// processes may start concurrently on an empty log.
 const maxBootstrap = 64
 
-// isNew reports whether the log holds only what a first start writes, which may
-// have been interrupted.
+// isNew reports whether the log contains only events of a first start, which may have been
+// interrupted.
 func (s *Service) isNew(ctx context.Context) (bool, error) {
 	end, err := s.Log.Store.End(ctx)
-	if err != nil || end > maxBootstrap {
-		return false, err
+	if err != nil || end == 0 {
+		return err == nil, err
 	}
-	for seq := uint64(1); seq <= end; seq++ {
-		recs, err := s.Log.Store.Commit(ctx, seq)
+	commits := 0
+	for r, err := range s.Log.Store.Follow(ctx, 0) {
 		if err != nil {
 			return false, err
 		}
-		for _, r := range recs {
-			switch r.Event.(type) {
-			case events.TenantRegistered, events.DurabilityAttested:
-			default:
-				return false, nil
-			}
-			if r.Meta.Actor.Kind != "system" {
-				return false, nil
-			}
+		if r.Index == 0 {
+			commits++
+		}
+		switch r.Event.(type) {
+		case events.TenantRegistered, events.DurabilityAttested:
+		default:
+			return false, nil
+		}
+		if r.Meta.Actor.Kind != "system" || commits > maxBootstrap {
+			return false, nil
+		}
+		if r.Last() && r.Seq >= end {
+			return true, nil
 		}
 	}
-	return true, nil
+	return false, ctx.Err()
 }
 
 // ErrKeyShape rejects a configured administrator key that is malformed.
@@ -148,10 +169,9 @@ var ErrKeyShape = fault.New(fault.Invalid, "api_key_shape", "An API key must be 
 // firstAdministrator is the id of the key that the first start creates.
 const firstAdministrator = "first-administrator"
 
-// Bootstrap creates the tenant "default" and an administrator key for every tenant, once in
-// the life of an installation, on an otherwise empty log. Then it calls choose for the key,
-// before it creates anything, and returns that key; otherwise it returns the zero Secret. It
-// returns ErrKeyShape for a key that is none, and the errors of choose.
+// Bootstrap creates the tenant "default" and an administrator key for all tenants if the log is
+// new, and returns that key; otherwise it returns the zero Secret. It calls choose for the key
+// before it creates anything. Errors: ErrKeyShape for a malformed key, and the errors of choose.
 func (s *Service) Bootstrap(ctx context.Context, choose func() (seal.Secret, error)) (seal.Secret, error) {
 	stream := aggregates.APIKey.Stream(events.System, firstAdministrator)
 	state, err := aggregates.APIKey.Fresh(ctx, s.Log, stream)

@@ -77,7 +77,7 @@ func TestAudiences(t *testing.T) {
 	}
 }
 
-// The history of a credential says who saw its values to who reads the audit trail alone.
+// The history of a credential says who saw its values to who reads the audit stream alone.
 func TestHistoryForAudiences(t *testing.T) {
 	s := stage.New(t)
 	id := s.Create("canary-1")

@@ -114,7 +114,7 @@ func storable(route *service.Route, body []byte) (members map[string]jsontext.Va
 		return nil, err
 	}
 	if _, dry := members["dry_run"]; dry {
-		return nil, service.ErrNotQueueable.At("/dry_run")
+		return nil, service.ErrNotQueueable.Withf("A command with dry_run cannot be queued: its response is needed. Send it as a request.").At("/dry_run")
 	}
 	for _, member := range clearMembers(route.In) {
 		if _, given := members[member]; given {
@@ -272,10 +272,10 @@ func (s *Service) takeQueued(ctx context.Context, call *service.Call, in QueuedI
 // QueuedMany selects messages of the dead-letter queue for a bulk change. Filters combine by
 // AND.
 type QueuedMany struct {
-	Queue  string    `json:"queue,omitzero"`  // "flows" or "commands"
-	Code   string    `json:"code,omitzero"`   // error code
-	Before time.Time `json:"before,omitzero"` // those that failed before (RFC 3339); before the request when absent
-	After  string    `json:"after,omitzero"`  // cursor of the previous response, with the same filters
+	Queue  string     `json:"queue,omitzero"`  // "flows" or "commands"
+	Code   string     `json:"code,omitzero"`   // error code
+	Before *time.Time `json:"before,omitzero"` // those that failed before (RFC 3339); before the request when absent
+	After  string     `json:"after,omitzero"`  // cursor of the previous response, with the same filters
 }
 
 // QueuedChanged is the response to a bulk change.
@@ -303,24 +303,25 @@ func (s *Service) changeQueued(ctx context.Context, call *service.Call, in Queue
 	if s.DeadLetters == nil {
 		return QueuedChanged{}, ErrQueueAbsent
 	}
-	if in.Before.IsZero() {
-		in.Before = s.Kernel.Now().UTC()
+	before := s.Kernel.Now().UTC()
+	if in.Before != nil {
+		before = in.Before.UTC()
 	}
 	// A repeat after a crash is for the same messages, without those that failed since.
-	started, err := s.Kernel.Begin(ctx, call, events.CommandStarted{Before: in.Before})
+	started, err := s.Kernel.Begin(ctx, call, events.CommandStarted{Before: before})
 	if err != nil {
 		return QueuedChanged{}, err
 	}
-	in.Before = started.Before
+	before = started.Before
 	call.Detach()
-	out := QueuedChanged{Before: in.Before}
+	out := QueuedChanged{Before: before}
 	for seen := 0; seen < maxQueuedChanges; {
 		page, next, err := s.DeadLetters.List(ctx, call.Tenant, in.After, 200)
 		if err != nil {
 			return out, err
 		}
 		for _, m := range page {
-			if in.Queue != "" && m.Queue != in.Queue || in.Code != "" && m.Code != in.Code || !m.At.Before(in.Before) {
+			if in.Queue != "" && m.Queue != in.Queue || in.Code != "" && m.Code != in.Code || !m.At.Before(before) {
 				continue
 			}
 			err := change(s.DeadLetters, ctx, call.Tenant, m.ID)

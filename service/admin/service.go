@@ -14,7 +14,7 @@ import (
 	"github.com/credstream/credstream/service/secrets"
 )
 
-// Deps are the dependencies of a Service. Every field without "optional" is required.
+// Deps are the dependencies of a Service. Fields are required unless marked as optional.
 type Deps struct {
 	Kernel    *service.Kernel
 	Secrets   *secrets.Service
@@ -28,6 +28,8 @@ type Deps struct {
 	Rewind func(ctx context.Context, tenant string, seq uint64) error
 	// DeadLetters is the dead-letter queue; optional.
 	DeadLetters DeadLetterQueue
+	// Live has the latest events for callers that wait for them; optional.
+	Live *Live
 	// RebuildViews rebuilds the views from the log; optional.
 	RebuildViews func(ctx context.Context, progress func(done, end uint64)) error
 }

@@ -70,7 +70,7 @@ var every = func() (all []struct {
 		}
 	}
 	add(obeying(aggregates.Access, false), commands.RecordDenials{}, commands.RecordConnectAborted{})
-	add(obeying(aggregates.APIKey, true), commands.IssueAPIKey{}, commands.RevokeAPIKey{})
+	add(obeying(aggregates.APIKey, true), commands.IssueAPIKey{}, commands.RevokeAPIKey{}, commands.WarnAPIKey{})
 	add(obeying(aggregates.AuthClient, false), commands.CreateAuthClient{}, commands.ChangeAuthClient{}, commands.SettleAuthClient{},
 		commands.RevealAuthClient{}, commands.DeleteAuthClient{}, commands.AbandonAuthClientSecret{})
 	add(obeying(aggregates.CommandRecord, false), commands.StartCommand{}, commands.CompleteCommand{})
@@ -82,13 +82,14 @@ var every = func() (all []struct {
 	add(obeying(aggregates.Credential, false), commands.CreateCredential{}, commands.RenameCredential{}, commands.SetVPNAgent{}, commands.SetDescription{}, commands.UpdateCredential{}, commands.AbandonPolicyUse{}, commands.ReplaceKeys{},
 		commands.RevertCredential{}, commands.RecordVerification{}, commands.DeleteCredential{}, commands.AbandonSecret{}, commands.UseCredential{},
 		commands.ReserveCredential{}, commands.ReleaseCredential{}, commands.RevealCredential{}, commands.StartRefresh{}, commands.CompleteRefresh{},
-		commands.FailRefresh{}, commands.RequireReauthorization{}, commands.RevokeTokens{}, commands.RecordProviderRevocation{})
+		commands.FailRefresh{}, commands.RequireReauthorization{}, commands.RevokeTokens{}, commands.RecordProviderRevocation{}, commands.WarnCredential{})
 	add(obeying(aggregates.Flow, false), commands.ObserveFlow{}, commands.BindFlow{}, commands.ReleaseFlow{}, commands.RefuseUse{})
 	add(obeying(aggregates.Installation, true), commands.AttestDurability{})
 	add(obeying(aggregates.OAuthClient, false), commands.DefineOAuthClient{}, commands.ChangeOAuthClient{}, commands.DeleteOAuthClient{},
-		commands.MarkOAuthClientUnusable{}, commands.RevealOAuthClient{}, commands.UseOAuthClient{}, commands.ReleaseOAuthClient{}, commands.AbandonClientSecret{})
+		commands.MarkOAuthClientUnusable{}, commands.RevealOAuthClient{}, commands.UseOAuthClient{}, commands.ReleaseOAuthClient{}, commands.AbandonClientSecret{}, commands.WarnOAuthClient{})
 	add(obeying(aggregates.Role, false), commands.DefineRole{}, commands.ChangeRole{}, commands.GrantRole{}, commands.DeleteRole{})
-	add(obeying(aggregates.Tenant, true), commands.RegisterTenant{}, commands.StartKeyRotation{}, commands.CompleteKeyRotation{}, commands.RecordRewrap{})
+	add(obeying(aggregates.Tenant, true), commands.RegisterTenant{}, commands.StartKeyRotation{}, commands.CompleteKeyRotation{}, commands.RecordRewrap{},
+		commands.StartTenantErasure{}, commands.CompleteTenantErasure{})
 	add(obeying(aggregates.ThrottlePolicy, false), commands.DefineThrottlePolicy{}, commands.ChangeThrottlePolicy{}, commands.UseThrottlePolicy{},
 		commands.ReleaseThrottlePolicy{}, commands.DeleteThrottlePolicy{})
 	add(obeying(aggregates.Webhook, false), commands.DefineWebhook{}, commands.ChangeWebhook{}, commands.RotateWebhook{}, commands.EndWebhookRotation{},

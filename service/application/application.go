@@ -25,6 +25,8 @@ import (
 	"github.com/credstream/credstream/service/connector"
 	"github.com/credstream/credstream/service/credential"
 	"github.com/credstream/credstream/service/encryption"
+	"github.com/credstream/credstream/service/erasure"
+	"github.com/credstream/credstream/service/expiry"
 	"github.com/credstream/credstream/service/flow"
 	"github.com/credstream/credstream/service/secrets"
 	"github.com/credstream/credstream/service/throttle"
@@ -35,7 +37,7 @@ import (
 	"github.com/credstream/credstream/verify"
 )
 
-// Config is the configuration of an Application. Every field without "optional" is required.
+// Config is the configuration of an Application. Fields are required unless marked as optional.
 type Config struct {
 	Log       *aggregates.Log
 	Views     *projections.Views
@@ -58,6 +60,8 @@ type Config struct {
 	// KeyRevoked is called with the id of a revoked key, to close its
 	// connections; optional.
 	KeyRevoked func(id string)
+	// Live has the latest events for callers that wait for them; optional.
+	Live *admin.Live
 	// Rewind starts the tenant's audit consumer over at a log sequence; optional.
 	Rewind func(ctx context.Context, tenant string, seq uint64) error
 	// Poison is the dead-letter queue; optional.
@@ -77,6 +81,9 @@ type Config struct {
 	// WebhookRetry is the pause after the first failed attempt at a delivery;
 	// webhook.DefaultRetry when 0.
 	WebhookRetry time.Duration
+	// WarnDays are the days before an expiry at which an event warns of it, as expiry.Thresholds
+	// returns them; none when nil.
+	WarnDays []int
 	// LastUse remembers when keys were used last; optional.
 	LastUse access.LastUse
 	// Tokens verifies the tokens of an OpenID Connect issuer; without it tokens are rejected.
@@ -112,7 +119,8 @@ type Config struct {
 	ClocksAgree func() error
 	// Limits are the rate limits of callers; unlimited when zero.
 	Limits access.Limits
-	// KeyRetireAfter is how long a replaced encryption key is kept at least.
+	// KeyRetireAfter is how long a replaced encryption key is kept at least, and those of a
+	// tenant that is being erased.
 	KeyRetireAfter time.Duration
 	// Backup reads the stored messages; without it no backup can be made.
 	Backup backup.Streams
@@ -135,7 +143,9 @@ type Application struct {
 	Tokens      *token.Service
 	Throttles   *throttle.Service
 	Webhooks    *webhook.Service
+	Expiries    *expiry.Service
 	Encryption  *encryption.Service
+	Erasures    *erasure.Service
 	Credentials *credential.Service
 	Connects    *connect.Service
 	Connectors  *connector.Service
@@ -146,7 +156,7 @@ type Application struct {
 
 // features are those of a, in the order of the route table.
 func (a *Application) features() []service.Feature {
-	return []service.Feature{a.Access, a.Components, a.Credentials, a.Clients, a.Connects, a.Tokens, a.Throttles, a.Webhooks, a.Connectors, a.Flows, a.Encryption, a.Transfers, a.Backups, a.Admin}
+	return []service.Feature{a.Access, a.Components, a.Credentials, a.Clients, a.Connects, a.Tokens, a.Throttles, a.Webhooks, a.Expiries, a.Connectors, a.Flows, a.Encryption, a.Erasures, a.Transfers, a.Backups, a.Admin}
 }
 
 // Routes is the route table: all commands and queries of the service.
@@ -203,9 +213,10 @@ func New(cfg Config) (*Application, error) {
 	})
 	a.Throttles, errs[5] = throttle.New(throttle.Deps{Kernel: kernel, Log: cfg.Log, Views: cfg.Views, Logger: cfg.Logger, Buckets: cfg.Buckets})
 	a.Webhooks = webhook.New(webhook.Deps{
-		Kernel: kernel, Secrets: a.Secrets, Log: cfg.Log, Views: cfg.Views, Vault: cfg.Vault, HTTP: cfg.Verify, Logger: cfg.Logger,
+		Kernel: kernel, Secrets: a.Secrets, Log: cfg.Log, Views: cfg.Views, Vault: cfg.Vault, HTTP: cfg.Verify, Metrics: cfg.Metrics, Logger: cfg.Logger,
 		Deliveries: cfg.Deliveries, Retry: cfg.WebhookRetry,
 	})
+	a.Expiries = expiry.New(expiry.Deps{Kernel: kernel, Log: cfg.Log, Views: cfg.Views, Logger: cfg.Logger, Days: cfg.WarnDays})
 	a.Credentials, errs[3] = credential.New(credential.Deps{
 		Kernel: kernel, Secrets: a.Secrets, Access: a.Access, Components: a.Components, Clients: a.Clients, Flows: a.Flows, Tokens: a.Tokens, Grants: a.Tokens, Policies: a.Throttles,
 		Log: cfg.Log, Views: cfg.Views, Keyring: cfg.Keyring, Verify: cfg.Verify, Metrics: cfg.Metrics, Logger: cfg.Logger,
@@ -226,9 +237,13 @@ func New(cfg Config) (*Application, error) {
 		Kernel: kernel, Log: cfg.Log, Views: cfg.Views, Vault: cfg.Vault, Keyring: cfg.Keyring, Metrics: cfg.Metrics, Logger: cfg.Logger,
 		Background: a.Secrets, RetireAfter: cfg.KeyRetireAfter,
 	})
+	a.Erasures = erasure.New(erasure.Deps{
+		Kernel: kernel, Log: cfg.Log, Views: cfg.Views, Vault: cfg.Vault, Keyring: cfg.Keyring, Logger: cfg.Logger,
+		Background: a.Secrets, DeadLetters: cfg.Poison, After: cfg.KeyRetireAfter,
+	})
 	a.Admin = admin.New(admin.Deps{
 		Kernel: kernel, Secrets: a.Secrets, Log: cfg.Log, Views: cfg.Views, Projector: cfg.Projector, Keyring: cfg.Keyring, Logger: cfg.Logger,
-		Rewind: cfg.Rewind, DeadLetters: cfg.Poison, RebuildViews: cfg.RebuildViews,
+		Live: cfg.Live, Rewind: cfg.Rewind, DeadLetters: cfg.Poison, RebuildViews: cfg.RebuildViews,
 	})
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
@@ -242,4 +257,5 @@ func (a *Application) Close() {
 	a.Kernel.Close()
 	a.Admin.Close()
 	a.Tokens.Close()
+	a.Secrets.Close()
 }

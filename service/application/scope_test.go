@@ -38,8 +38,8 @@ type scoped struct {
 	theirs        string   // a flow outside
 }
 
-func newScoped(t *testing.T) *scoped {
-	s := &scoped{Stage: stage.New(t), t: t, mixed: "flow-mixed", flow: "flow-inside", theirs: "hidden-flow"}
+func newScoped(t *testing.T, options ...func(*application.Config)) *scoped {
+	s := &scoped{Stage: stage.New(t, options...), t: t, mixed: "flow-mixed", flow: "flow-inside", theirs: "hidden-flow"}
 	s.Do("default", "component.register", `{"id":"other","descriptor":{"title":"Other","credentials":{"fields":{"apiKey":{"viewClass":"PasswordFieldView"}}}}}`)
 	create := func(component, workspace, name string) string {
 		keys := `{"apiKey":"k"}`
@@ -107,7 +107,7 @@ func TestBoundKeyMatrix(t *testing.T) {
 	// Requests of all that there is, and what the answer to a bound key has; "" for a refusal.
 	bounded := map[string]struct{ body, has string }{
 		"component.get": {`{"id":"plain"}`, `"credentials":1`}, "component.list": {`{}`, `"credentials":0`},
-		"credential.list": {`{}`, s.inside}, "credential.search": {`{}`, `"total":1`}, "credential.export": {`{}`, `"total":1`}, "credential.counts": {`{}`, `"total":1`},
+		"credential.list": {`{}`, s.inside}, "credential.search": {`{}`, `"total":1`}, "credential.export": {`{}`, `"total":1`}, "credential.counts": {`{}`, `"total":1`}, "expiry.list": {`{}`, `"expiries":[]`},
 		"auth_secret.list": {`{"workspace":"sales"}`, `"total":1`}, "lease.list": {`{}`, s.inside}, "access.replay": {`{}`, s.inside},
 		"flow.get": {`{"id":"flow-mixed"}`, s.inside}, "flow.list": {`{}`, s.flow}, "flow.in-use": {`{}`, s.inside},
 		"events.changes": {`{"limit":1000}`, s.inside}, "events.replay": {`{"limit":1000}`, s.inside}, "api_key.list": {`{}`, s.narrow.Actor.ID},

@@ -187,6 +187,7 @@ type Writer struct {
 	main, keysets *part
 	label         Label
 	end           End
+	key           string // that signs
 	rest          []byte // the beginning of a line
 }
 
@@ -248,6 +249,7 @@ func (w *Writer) line(line []byte) error {
 		if line[9] == 'b' {
 			err = json.Unmarshal(line, &h)
 			w.label = Label{Kind: magic, Format: h.Format, ID: h.ID, Time: h.Time, After: h.After}
+			w.key = h.Key
 		} else {
 			err = json.Unmarshal(line, &w.end)
 			w.label.To = w.end.To
@@ -264,6 +266,9 @@ func (w *Writer) line(line []byte) error {
 	_, err := w.main.zip.Write(line)
 	return err
 }
+
+// Key is the public key that signs the backup; "" before its first text is written.
+func (w *Writer) Key() string { return w.key }
 
 // Close completes the files after the last text, and says what they hold. Without it they are
 // not a backup. It does not close the files.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/service/secrets"
+	"github.com/credstream/credstream/service/transfer"
 	"github.com/credstream/credstream/vault"
 )
 
@@ -48,8 +49,9 @@ var registry = events.All()
 const subjectPrefix = "credstream.log" // of the stored commits, forever
 
 // Inspect reads all files and checks them. signedBy is the key that must have signed them, as
-// "credstream export key" prints it; "" checks only that all have the same one. progress gets the
-// number of messages read. Errors: those of File.Messages, ErrChain, ErrKeysets, ErrSigner.
+// "credstream export key" prints it; transfer.AnySigner checks only that all have the same one.
+// progress gets the number of messages read. Errors: those of File.Messages and
+// transfer.CheckSigner, ErrChain, ErrKeysets, ErrSigner.
 // Missing secrets are not an error. The states of all owners of secrets are kept in memory.
 func (s *Set) Inspect(ctx context.Context, signedBy string, progress func(n int)) (*Contents, error) {
 	c := &Contents{set: s, Counts: map[string]int{}, latest: map[vault.Ref]place{}, owners: secrets.NewOwners()}
@@ -89,11 +91,11 @@ func (s *Set) Inspect(ctx context.Context, signedBy string, progress func(n int)
 				progress(n)
 			}
 		}
-		switch {
-		case i > 0 && f.Header.Key != s.Files[0].Header.Key:
+		if i > 0 && f.Header.Key != s.Files[0].Header.Key {
 			return nil, ErrChain.Withf("The backup files were signed by different keys, so they are not of the same installation.")
-		case signedBy != "" && f.Header.Key != signedBy:
-			return nil, ErrSigner.Withf("The backup was signed by %s, not by the key of --signed-by.", f.Header.Key)
+		}
+		if err := transfer.CheckSigner(signedBy, f.Header.Key, ErrSigner); err != nil {
+			return nil, err
 		}
 	}
 	if s.Keysets != nil {

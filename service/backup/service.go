@@ -33,13 +33,13 @@ type Streams interface {
 	Read(ctx context.Context, kind string, after, upTo uint64) ([]Message, error)
 }
 
-// Service implements the route of backups. Its methods may be called from many goroutines.
+// Service implements the route of backups. It is safe for concurrent use.
 type Service struct{ Deps }
 
 // New creates a Service.
 func New(deps Deps) *Service { return &Service{deps} }
 
-// Answers are none beside what every command answers.
+// Answers returns nil: Done is the whole response.
 func (s *Service) Answers() []service.Answer { return nil }
 
 // Routes are the routes of the feature.

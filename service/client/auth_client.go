@@ -54,14 +54,35 @@ const typeOAuth2 = "oauth2"
 var authClientTypes = []string{typeOAuth2, "basic", "api_key", "noauth"}
 
 // The members of an oauth2 auth client's credentials. All but the secret are returned to
-// callers who may read the auth client. The token endpoints are stored but not used: secrets
-// are sent only to the endpoints of the component's descriptor.
+// callers who may read the auth client. The endpoints are for components whose component.json
+// has no usable ones.
 const (
 	clientIDMember     = "client_id"
 	clientSecretMember = "client_secret"
 )
 
-var shownMembers = []string{clientIDMember, "auth_uri", "token_uri", "refresh_token_uri", "token_expires_in"}
+var endpointMembers = []string{"auth_uri", "token_uri", "refresh_token_uri", "token_expires_in"}
+
+var shownMembers = append([]string{clientIDMember}, endpointMembers...)
+
+// endpointsOf returns the endpoints that an auth client supplies; zero without a token_uri.
+func endpointsOf(credentials seal.Fields) commands.Endpoints {
+	text := func(name string) string {
+		v, _ := credentials.Text(name)
+		return string(v.Reveal())
+	}
+	e := commands.Endpoints{AuthURI: text("auth_uri"), TokenURI: text("token_uri")}
+	if e.TokenURI == "" {
+		return commands.Endpoints{}
+	}
+	if renewed := text("refresh_token_uri"); renewed != e.TokenURI {
+		e.RefreshURI = renewed
+	}
+	if seconds, err := strconv.Atoi(text("token_expires_in")); err == nil && seconds > 0 {
+		e.Lifetime = seconds
+	}
+	return e
+}
 
 type CreateAuthClient struct {
 	Name        string         `json:"name"`                        // display name
@@ -91,7 +112,7 @@ func (s *Service) createAuthClient(ctx context.Context, call *service.Call, in C
 	manages := ManagesOAuthClients(in.Type, in.Scope)
 	var err error
 	var revisions map[string]int
-	if created.Components, revisions, err = s.authComponents(ctx, call, in.Type, manages, nil, in.Components, secretScope{now: true, expected: in.Expected}); err != nil {
+	if created.Components, revisions, err = s.authComponents(ctx, call, in.Type, manages, nil, in.Components, secretScope{now: true, expected: in.Expected, endpoints: endpointsOf(in.Credentials.Fields)}); err != nil {
 		return service.Done{}, err
 	}
 	if manages {
@@ -301,7 +322,7 @@ func (s *Service) authComponents(ctx context.Context, call *service.Call, typ st
 			return nil, nil, ErrOAuthClientComponent.Withf("%s", fault.Of(err).Msg).At(at)
 		case err != nil:
 			return nil, nil, err
-		case typ == typeOAuth2 && !d.WantsClient:
+		case typ == typeOAuth2 && !d.WantsClient && !d.AcceptsEndpoints():
 			return nil, nil, ErrOAuthNotDeclared.At(at)
 		}
 		c := events.AuthClientComponent{Component: id}
@@ -313,6 +334,9 @@ func (s *Service) authComponents(ctx context.Context, call *service.Call, typ st
 			}
 			if other := client.Value.ID; other != "" && other != c.OAuthClient {
 				return nil, nil, aggregates.ErrOAuthClientExists.At(at)
+			}
+			if d, err = d.WithEndpoints(secret.endpoints); err != nil {
+				return nil, nil, repoint(err, "", "/credentials")
 			}
 			if beyond := append(d.OAuth2.Beyond(secret.blocks...), d.OAuth2.ConsentBeyond(secret.blocks...)...); len(beyond) > 0 && !secret.now {
 				return nil, nil, ErrOAuthClientSecretNeeded.Withf("The component has hosts for tokens or for the consent of users that are not approved for the client secret: %s. "+
@@ -330,6 +354,8 @@ type secretScope struct {
 	now    bool               // the request contains the secret, so all hosts of the components are approved
 	known  map[string]int     // by component: descriptor revision that the secret was last approved for
 	blocks []*commands.OAuth2 // OAuth blocks of all approved revisions
+
+	endpoints commands.Endpoints // that the auth client supplies
 
 	expected map[string]int // by component: the revision that the caller has reviewed
 }
@@ -371,7 +397,7 @@ func (s *Service) revisions(ctx context.Context, tenant string, components []eve
 		if !secret.now || added[c.Component] != 0 {
 			continue
 		}
-		revision, err := s.descriptorInForce(ctx, tenant, c.Component)
+		revision, err := s.currentRevision(ctx, tenant, c.Component)
 		if err == nil {
 			err = component.CheckRevision(expectedOf(c.Component), secret.expected[c.Component], revision)
 		}
@@ -389,7 +415,7 @@ func (s *Service) checkExpected(ctx context.Context, tenant string, components [
 		if expected[c.Component] == 0 {
 			continue
 		}
-		revision, err := s.descriptorInForce(ctx, tenant, c.Component)
+		revision, err := s.currentRevision(ctx, tenant, c.Component)
 		if err == nil {
 			err = component.CheckRevision(expectedOf(c.Component), expected[c.Component], revision)
 		}
@@ -466,11 +492,15 @@ func (s *Service) updateOAuthClients(ctx context.Context, call *service.Call, id
 		}
 		secret, _ := credentials.Text(clientSecretMember)
 		step := call.Step(200 + i)
+		endpoints, err := s.endpointsFor(ctx, c.Component, append(slices.Clone(client.Value.Revisions), a.Revisions[c.Component]), endpointsOf(credentials))
+		if err != nil {
+			return err
+		}
 		if own {
-			cmd := commands.ChangeOAuthClient{Component: c.Component, ID: c.OAuthClient, ClientID: a.ClientID, Revision: a.Revisions[c.Component]}
+			cmd := commands.ChangeOAuthClient{Endpoints: &endpoints, Component: c.Component, ID: c.OAuthClient, ClientID: a.ClientID, Revision: a.Revisions[c.Component]}
 			_, err = s.changeDefined(ctx, step, cmd, secret)
 		} else {
-			cmd := commands.DefineOAuthClient{Component: c.Component, ID: c.OAuthClient, ClientID: a.ClientID, Revision: a.Revisions[c.Component]}
+			cmd := commands.DefineOAuthClient{Endpoints: endpoints, Component: c.Component, ID: c.OAuthClient, ClientID: a.ClientID, Revision: a.Revisions[c.Component]}
 			_, err = s.define(ctx, step, cmd, secret, 0)
 		}
 		switch {
@@ -480,6 +510,23 @@ func (s *Service) updateOAuthClients(ctx context.Context, call *service.Call, id
 		}
 	}
 	return nil
+}
+
+// endpointsFor returns the endpoints for one component: none if all of these revisions of its
+// component.json have usable ones. Credentials of an older revision may still need them.
+func (s *Service) endpointsFor(ctx context.Context, component string, revisions []int, e commands.Endpoints) (commands.Endpoints, error) {
+	if e == (commands.Endpoints{}) {
+		return e, nil
+	}
+	for _, revision := range revisions {
+		if revision == 0 {
+			continue
+		}
+		if d, err := s.Components.Descriptor(ctx, component, revision); err != nil || d.AcceptsEndpoints() {
+			return e, err
+		}
+	}
+	return commands.Endpoints{}, nil
 }
 
 // authCredentials decrypts the credentials of an auth client.
@@ -621,6 +668,11 @@ func (s *Service) changeAuthClient(ctx context.Context, call *service.Call, in C
 			return service.Done{}, err
 		}
 		before.Revisions, secret.now = secret.known, slices.Contains(in.Credentials.Names(), clientSecretMember)
+		credentials, err := s.mergeCredentials(ctx, home, in, before)
+		if err != nil {
+			return service.Done{}, err
+		}
+		secret.endpoints = endpointsOf(credentials)
 	}
 	secret.expected = in.Expected
 	next := asChange(before)
@@ -662,12 +714,45 @@ func (s *Service) changeAuthClient(ctx context.Context, call *service.Call, in C
 			return service.Done{}, err
 		}
 		next.Fields, next.ClientID = credentials.Names(), clientIDOf(before.Type, credentials)
+		if manages {
+			if err := s.checkNewEndpoints(ctx, home, in, before, next.Components, credentials); err != nil {
+				return service.Done{}, err
+			}
+		}
 		err = s.Secrets.WithSecret(ctx, authClientRef(home.Tenant, in.ID, ""), credentials.Marshal(), change)
 	}
 	if err != nil || !manages {
 		return done, err
 	}
 	return s.settleChanged(ctx, home, in.ID, before)
+}
+
+// checkNewEndpoints validates endpoints that a change adds or replaces. The secret goes to them, so
+// the caller must enter it.
+func (s *Service) checkNewEndpoints(ctx context.Context, call *service.Call, in ChangeAuthClient, before aggregates.AuthClientState, components []events.AuthClientComponent, merged seal.Fields) error {
+	if !slices.ContainsFunc(in.Credentials.Names(), func(name string) bool { return slices.Contains(endpointMembers, name) }) {
+		return nil
+	}
+	old, err := s.authCredentials(ctx, call.Tenant, in.ID, before.SecretID)
+	if err != nil || endpointsOf(old) == endpointsOf(merged) {
+		return err
+	}
+	if !slices.Contains(in.Credentials.Names(), clientSecretMember) {
+		return aggregates.ErrOAuthEndpointsSecret.At("/credentials/" + clientSecretMember)
+	}
+	for _, c := range components {
+		d, _, err := s.Components.UsableAt(ctx, call.Tenant, c.Component, "", 0)
+		if errors.Is(err, aggregates.ErrComponentNotFound) || errors.Is(err, aggregates.ErrComponentDeleted) {
+			continue
+		}
+		if err == nil {
+			_, err = d.WithEndpoints(endpointsOf(merged))
+		}
+		if err != nil {
+			return repoint(err, "", "/credentials")
+		}
+	}
+	return nil
 }
 
 // mergeCredentials returns the stored credentials, updated with those of a change.
@@ -729,7 +814,7 @@ func (s *Service) deleteAuthClient(ctx context.Context, call *service.Call, in A
 // the auth client keeps only the components whose OAuth clients it manages.
 func (s *Service) ReconcileAuthClients(ctx context.Context) error {
 	const since = time.Minute // by then, no command is still changing it
-	list, err := s.Views.UnsettledAuthClients(ctx, s.Kernel.Now().Add(-since), service.KeepAtOnce)
+	list, err := s.Views.UnsettledAuthClients(ctx, s.Kernel.Now().Add(-since), service.BackgroundBatch)
 	errs := []error{err}
 	for _, k := range list {
 		call := service.System(k.Tenant, "keeper")

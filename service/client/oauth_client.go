@@ -47,8 +47,51 @@ func Missing(d commands.Descriptor) *fault.Error {
 type DefineOAuthClient struct {
 	Component    string         `json:"component"`
 	ClientID     string         `json:"client_id"`                  // as issued by the provider
-	ClientSecret secrets.Secret `json:"client_secret"`              // returned only to callers who may reveal it
+	ClientSecret secrets.Secret `json:"client_secret,omitzero"`     // returned only to callers who may reveal it; required unless the component declares public clients
 	Expected     int            `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
+	Expires      *time.Time     `json:"secret_expires_at,omitzero"` // when the secret expires at the provider, for early warnings; never when absent
+	Endpoints                   // only if the component.json has none that are usable
+}
+
+// Endpoints are the endpoints of the provider, for a component.json without usable ones.
+type Endpoints struct {
+	AuthURI       string `json:"auth_uri,omitzero"`       // without it, the client requests tokens for itself (client credentials)
+	TokenURI      string `json:"token_uri,omitzero"`      // needed if the component.json has no usable endpoints, else refused
+	RefreshURI    string `json:"refresh_uri,omitzero"`    // if tokens are renewed elsewhere
+	RevocationURI string `json:"revocation_uri,omitzero"` // RFC 7009
+	Scopes        string `json:"scopes,omitzero"`         // separated by spaces; those of the component.json when absent
+}
+
+func (e Endpoints) stored() commands.Endpoints {
+	return commands.Endpoints{AuthURI: e.AuthURI, TokenURI: e.TokenURI, RefreshURI: e.RefreshURI, RevocationURI: e.RevocationURI, Scopes: e.Scopes}
+}
+
+// ErrEndpointsDeclared refuses endpoints that would not be used.
+var ErrEndpointsDeclared = fault.New(fault.Unprocessable, "oauth_client_endpoints_declared",
+	"The component.json declares the endpoints of its provider, so the OAuth client cannot supply others. Omit them.")
+
+// checkEndpoints validates the endpoints of a client for a component.
+func checkEndpoints(d commands.Descriptor, e commands.Endpoints) error {
+	if e != (commands.Endpoints{}) && !d.AcceptsEndpoints() {
+		return ErrEndpointsDeclared.At("/token_uri")
+	}
+	_, err := d.WithEndpoints(e)
+	return err
+}
+
+// ErrSecretExpires rejects a declared expiry that cannot be warned of.
+var ErrSecretExpires = fault.New(fault.Invalid, "oauth_client_secret_expires_invalid", "secret_expires_at must be a time in the future, before the year 10000.")
+
+// declaredExpiry is the stored form of a declared expiry; zero if none was declared.
+func (s *Service) declaredExpiry(declared *time.Time) (at time.Time, err error) {
+	if declared == nil {
+		return at, nil
+	}
+	at = declared.UTC().Truncate(time.Microsecond)
+	if !at.After(s.Kernel.Now()) || at.Year() > 9999 {
+		return at, ErrSecretExpires.At("/secret_expires_at")
+	}
+	return at, nil
 }
 
 func (s *Service) defineOAuthClient(ctx context.Context, call *service.Call, in DefineOAuthClient) (service.Done, error) {
@@ -58,11 +101,12 @@ func (s *Service) defineOAuthClient(ctx context.Context, call *service.Call, in 
 	if err := checkClientID(in.ClientID); err != nil {
 		return service.Done{}, err
 	}
-	if in.ClientSecret.IsZero() {
-		return service.Done{}, service.Required("/client_secret", "")
+	expires, err := s.declaredExpiry(in.Expires)
+	if err != nil {
+		return service.Done{}, err
 	}
 	id := call.DeriveID("oauth_client/" + in.Component)
-	return s.define(ctx, call, commands.DefineOAuthClient{Component: in.Component, ID: id, ClientID: in.ClientID}, in.ClientSecret.Value(), in.Expected)
+	return s.define(ctx, call, commands.DefineOAuthClient{Component: in.Component, ID: id, ClientID: in.ClientID, Expires: expires, Endpoints: in.stored()}, in.ClientSecret.Value(), in.Expected)
 }
 
 // define creates the OAuth client of a component from cmd, with this secret. Without a revision
@@ -75,8 +119,13 @@ func (s *Service) define(ctx context.Context, call *service.Call, cmd commands.D
 		return service.Done{}, ErrOAuthClientComponent.Withf("%s", fault.Of(err).Msg).At("/component")
 	case err != nil:
 		return service.Done{}, err
-	case !d.WantsClient:
+	case !d.WantsClient && !d.AcceptsEndpoints():
 		return service.Done{}, ErrOAuthNotDeclared.At("/component")
+	case secret.IsZero() && !d.PublicClients():
+		return service.Done{}, service.Required("/client_secret", "")
+	}
+	if err := checkEndpoints(d, cmd.Endpoints); err != nil {
+		return service.Done{}, err
 	}
 	// Flows that were published before the component used OAuth use its client too.
 	if err := s.Flows.RecordUses(ctx, call, cmd.Component); err != nil {
@@ -180,13 +229,16 @@ func (s *Service) Client(ctx context.Context, call *service.Call, ref OAuthClien
 }
 
 // ChangeOAuthClient requests another client id, another secret, or both. Including the secret,
-// even unchanged, approves the component's current hosts for it.
+// even unchanged, approves the component's current hosts for it. For a client without a secret,
+// the client id does.
 type ChangeOAuthClient struct {
 	ID           string         `json:"id"`
 	Component    string         `json:"component,omitzero"`         // if given, it must match: the component of a client cannot be changed
 	ClientID     string         `json:"client_id,omitzero"`         // unchanged when absent
 	ClientSecret secrets.Secret `json:"client_secret,omitzero"`     // unchanged when absent
 	Expected     int            `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
+	Expires      *time.Time     `json:"secret_expires_at,omitzero"` // when the secret expires at the provider; unchanged when absent, or never if the secret is another one
+	Endpoints                   // they replace all earlier ones, and require client_secret; unchanged when absent
 }
 
 func (s *Service) changeOAuthClient(ctx context.Context, call *service.Call, in ChangeOAuthClient) (service.Done, error) {
@@ -205,7 +257,7 @@ func (s *Service) changeOAuthClient(ctx context.Context, call *service.Call, in 
 	if err := s.checkNotManaged(ctx, k); err != nil {
 		return service.Done{}, err
 	}
-	revision, err := s.descriptorInForce(ctx, call.Tenant, k.Component)
+	revision, err := s.currentRevision(ctx, call.Tenant, k.Component)
 	if err == nil {
 		err = component.CheckRevision("/expected_revision", in.Expected, revision)
 	}
@@ -213,13 +265,30 @@ func (s *Service) changeOAuthClient(ctx context.Context, call *service.Call, in 
 		return service.Done{}, err
 	}
 	cmd := commands.ChangeOAuthClient{Component: k.Component, ID: k.ID, ClientID: in.ClientID, Revision: revision}
+	if in.Expires != nil {
+		expires, err := s.declaredExpiry(in.Expires)
+		if err != nil {
+			return service.Done{}, err
+		}
+		cmd.Expires = &expires
+	}
+	if e := in.stored(); e != (commands.Endpoints{}) {
+		d, err := s.Components.Descriptor(ctx, k.Component, max(revision, 1))
+		if err != nil {
+			return service.Done{}, err
+		}
+		if err := checkEndpoints(d, e); err != nil {
+			return service.Done{}, err
+		}
+		cmd.Endpoints = &e
+	}
 	return s.changeDefined(ctx, call, cmd, in.ClientSecret.Value())
 }
 
-// descriptorInForce returns the current revision of a component, for which a secret is
+// currentRevision returns the current revision of a component, for which a secret is
 // approved. It is 0 if the component is no longer visible to the tenant. Errors:
 // aggregates.ErrOAuthClientUnusable.
-func (s *Service) descriptorInForce(ctx context.Context, tenant, component string) (int, error) {
+func (s *Service) currentRevision(ctx context.Context, tenant, component string) (int, error) {
 	of, err := aggregates.Component.Fresh(ctx, s.Log, aggregates.Component.Stream(events.System, component))
 	switch {
 	case err != nil:
@@ -233,9 +302,10 @@ func (s *Service) descriptorInForce(ctx context.Context, tenant, component strin
 }
 
 // changeDefined changes the OAuth client of a component. A secret is approved for the hosts of
-// the command's revision. If it is unchanged, earlier revisions stay approved too.
+// the command's revision. If it is unchanged, earlier revisions stay approved too. The client id
+// of a client without a secret approves them in the same way.
 func (s *Service) changeDefined(ctx context.Context, call *service.Call, cmd commands.ChangeOAuthClient, secret seal.Secret) (service.Done, error) {
-	if secret.IsZero() {
+	if secret.IsZero() && cmd.ClientID == "" {
 		return s.changeClient(ctx, call, cmd)
 	}
 	now, err := aggregates.OAuthClient.Fresh(ctx, s.Log, aggregates.OAuthClient.Stream(call.Tenant, cmd.Component))
@@ -248,9 +318,13 @@ func (s *Service) changeDefined(ctx context.Context, call *service.Call, cmd com
 		case err != nil && !errors.Is(err, vault.ErrNoSecret):
 			return service.Done{}, fmt.Errorf("open the secret of the OAuth client of %s: %w", cmd.Component, err)
 		case err == nil && old.Equal(secret):
+			// The id stands for the secret of a public client, which is empty.
 			cmd.ReenteredSecretID = has
 			return s.changeClient(ctx, call, cmd)
 		}
+	}
+	if secret.IsZero() {
+		return s.changeClient(ctx, call, cmd)
 	}
 	var done service.Done
 	err = s.Secrets.WithSecret(ctx, SecretRef(call.Tenant, cmd.Component, ""), secret, func(secretID string) error {
@@ -275,6 +349,9 @@ func (s *Service) approvedProviders(ctx context.Context, tenant, component strin
 		}
 		of, err := s.Components.Descriptor(ctx, component, revision)
 		if err != nil {
+			return nil, false, err
+		}
+		if of, err = of.WithEndpoints(client.Endpoints); err != nil {
 			return nil, false, err
 		}
 		blocks = append(blocks, of.OAuth2)
@@ -325,7 +402,7 @@ func (s *Service) servingClient(ctx context.Context, tenant, component string) (
 
 // How to enter a secret again, to approve the current hosts.
 const (
-	enterClientSecretAgain = "enter the client secret again with oauth_client.change, or with auth_client.change if an auth client manages it"
+	enterClientSecretAgain = "enter the client secret again (of a public client, the client id) with oauth_client.change, or with auth_client.change if an auth client manages it"
 	EnterEnvAgain          = "set the component's variables again with component.set-env"
 )
 
@@ -371,7 +448,10 @@ type OAuthClient struct {
 	CreatedAt    time.Time `json:"created_at"`
 	CreatedBy    string    `json:"created_by"` // "key:<id>"
 	UpdatedAt    time.Time `json:"updated_at"`
-	Seq          uint64    `json:"seq"` // log sequence of the last change
+	Seq          uint64    `json:"seq"`                        // log sequence of the last change
+	Expires      time.Time `json:"secret_expires_at,omitzero"` // as declared; absent: never
+
+	Supplies Endpoints `json:"endpoints,omitzero"` // that the client supplies; only of one client, not in lists
 }
 
 func (s *Service) getOAuthClient(ctx context.Context, call *service.Call, in OAuthClientRef) (OAuthClient, error) {
@@ -379,13 +459,21 @@ func (s *Service) getOAuthClient(ctx context.Context, call *service.Call, in OAu
 	if err != nil {
 		return OAuthClient{}, err
 	}
-	return clientInfo(k), nil
+	state, err := aggregates.OAuthClient.Fresh(ctx, s.Log, aggregates.OAuthClient.Stream(call.Tenant, k.Component))
+	if err != nil {
+		return OAuthClient{}, err
+	}
+	shown := clientInfo(k)
+	if e := state.Value.Endpoints; state.Value.ID == k.ID {
+		shown.Supplies = Endpoints{AuthURI: e.AuthURI, TokenURI: e.TokenURI, RefreshURI: e.RefreshURI, RevocationURI: e.RevocationURI, Scopes: e.Scopes}
+	}
+	return shown, nil
 }
 
 func clientInfo(k projections.OAuthClient) OAuthClient {
 	return OAuthClient{
 		ID: k.ID, Component: k.Component, ClientID: k.ClientID, ClientSecret: secrets.Mask, Unusable: k.Unusable, Used: k.Used && !k.Unusable,
-		CreatedAt: k.CreatedAt, CreatedBy: k.CreatedBy, UpdatedAt: k.UpdatedAt, Seq: k.Seq,
+		CreatedAt: k.CreatedAt, CreatedBy: k.CreatedBy, UpdatedAt: k.UpdatedAt, Seq: k.Seq, Expires: k.SecretExpires,
 	}
 }
 
@@ -461,7 +549,7 @@ func (s *Service) revealOAuthClient(ctx context.Context, call *service.Call, in 
 // MarkClients marks every tenant's client of a deleted component as unusable. The background
 // job retries failures.
 func (s *Service) MarkClients(ctx context.Context) error {
-	clients, err := s.Views.ClientsOfDeletedComponents(ctx, service.KeepAtOnce)
+	clients, err := s.Views.ClientsOfDeletedComponents(ctx, service.BackgroundBatch)
 	errs := []error{err}
 	for _, k := range clients {
 		_, err := s.changeClient(ctx, service.System(k.Tenant, "keeper"), commands.MarkOAuthClientUnusable{

@@ -45,7 +45,7 @@ type Flows interface {
 	RecordUses(ctx context.Context, call *service.Call, component string) error
 }
 
-// Service implements the routes of clients. Its methods may be called from many goroutines.
+// Service implements the routes of clients. It is safe for concurrent use.
 type Service struct{ Deps }
 
 // New creates a Service.

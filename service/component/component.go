@@ -107,7 +107,8 @@ func (s *Service) checkCase(ctx context.Context, id string) error {
 
 type Update struct {
 	ID         string         `json:"id"`
-	Descriptor jsontext.Value `json:"descriptor"` // the component.json
+	Descriptor jsontext.Value `json:"descriptor"`                 // the component.json
+	Expected   int            `json:"expected_revision,omitzero"` // refuse unless this is the revision of the current descriptor
 }
 
 // CheckQueueable refuses a body that must not be stored in a queue.
@@ -121,9 +122,16 @@ func (s *Service) updateComponent(ctx context.Context, call *service.Call, in Up
 	if err != nil {
 		return service.Done{}, err
 	}
-	return s.changeComponent(ctx, call, commands.UpdateComponent{
-		ID: in.ID, Owner: call.Tenant, Title: d.Title, Descriptor: string(d.Raw),
+	if err := CheckRevision("/expected_revision", in.Expected, max(in.Expected, 0)); err != nil {
+		return service.Done{}, err
+	}
+	done, err := s.changeComponent(ctx, call, commands.UpdateComponent{
+		ID: in.ID, Owner: call.Tenant, Title: d.Title, Descriptor: string(d.Raw), Expected: in.Expected,
 	})
+	if errors.Is(err, aggregates.ErrComponentRevisionStale) {
+		err = fault.Of(err).At("/expected_revision")
+	}
+	return done, err
 }
 
 // parseDescriptor parses a descriptor for storage.
@@ -157,6 +165,10 @@ func (s *Service) unshareComponent(ctx context.Context, call *service.Call, in I
 // ErrComponentDeleted is returned to the owner of a deleted component. It is exported for an
 // edge that replaces its sentence.
 var ErrComponentDeleted = aggregates.ErrComponentDeleted
+
+// ErrRevisionStale refuses an update of a revision that is not current. It is exported for an edge
+// that compares before it updates.
+var ErrRevisionStale = aggregates.ErrComponentRevisionStale
 
 type Delete struct {
 	ID     string `json:"id"`
@@ -473,7 +485,7 @@ func (s *Service) getComponent(ctx context.Context, call *service.Call, in Get) 
 	if err != nil {
 		return Component{}, err
 	}
-	kind, visible, err := s.visibility(ctx, call, c, d)
+	kind, visible, err := s.visibility(ctx, call, c, &d)
 	if err != nil || !visible {
 		return Component{}, errors.Join(err, aggregates.ErrComponentNotFound)
 	}
@@ -525,7 +537,7 @@ func (s *Service) listComponents(ctx context.Context, call *service.Call, in Lis
 			if err != nil {
 				return list, err
 			}
-			kind, visible, err := s.visibility(ctx, call, c, d)
+			kind, visible, err := s.visibility(ctx, call, c, &d)
 			if err != nil {
 				return list, err
 			}
@@ -594,10 +606,27 @@ func (s *Service) wantsClient(ctx context.Context, component string, revision in
 
 // visibility returns the kind of the component's OAuth client, and whether the caller may see
 // the component. One of another tenant that requires an OAuth client is visible if the tenant
-// has a client, and to callers who may define one.
-func (s *Service) visibility(ctx context.Context, call *service.Call, c projections.Component, d commands.Descriptor) (ClientKind, bool, error) {
-	kind, err := s.ClientOf(ctx, call.Tenant, c.ID, d)
+// has a client, and to callers who may define one. d gets the endpoints that the tenant's OAuth
+// client supplies.
+func (s *Service) visibility(ctx context.Context, call *service.Call, c projections.Component, d *commands.Descriptor) (ClientKind, bool, error) {
+	kind, err := s.ClientOf(ctx, call.Tenant, c.ID, *d)
+	if err == nil && d.AcceptsEndpoints() {
+		*d, err = s.Effective(ctx, call.Tenant, c.ID, *d)
+	}
 	return kind, c.Owner == call.Tenant || kind != ClientMissing || call.Principal.May(permission.OAuthClientsCreate), err
+}
+
+// Effective returns d with the endpoints that the tenant's OAuth client supplies, if the
+// component.json has none that are usable.
+func (s *Service) Effective(ctx context.Context, tenant, component string, d commands.Descriptor) (commands.Descriptor, error) {
+	if !d.AcceptsEndpoints() {
+		return d, nil
+	}
+	state, err := aggregates.OAuthClient.Fresh(ctx, s.Log, aggregates.OAuthClient.Stream(tenant, component))
+	if err != nil || state.Value.ID == "" {
+		return d, err
+	}
+	return d.WithEndpoints(state.Value.Endpoints)
 }
 
 func componentInfo(c projections.Component, tenant string, credentials map[string]int, kind ClientKind, d commands.Descriptor) Info {

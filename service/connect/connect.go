@@ -1,10 +1,14 @@
 package connect
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/base32"
+	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
@@ -12,6 +16,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/commands"
@@ -24,6 +31,7 @@ import (
 	"github.com/credstream/credstream/service/credential"
 	"github.com/credstream/credstream/service/secrets"
 	"github.com/credstream/credstream/service/token"
+	"github.com/credstream/credstream/verify"
 )
 
 // Errors of starting or completing a connection.
@@ -124,14 +132,13 @@ func (s *Service) connectOAuth(ctx context.Context, call *service.Call, in Start
 	if err != nil {
 		return Connected{}, err
 	}
-	c.Revision = revision
+	c.Revision, c.Provider = revision, providerOfBlock(d.OAuth2)
 	if err := checkOtherKeys(d, c); err != nil {
 		return Connected{}, err
 	}
-	if c.KeepKeys {
-		if _, _, err := s.keptKeys(ctx, c, d); err != nil {
-			return Connected{}, err
-		}
+	// Templates in endpoints need values before the browser goes to the provider.
+	if _, err := s.authorizationServer(ctx, c, d, oauth.Client{}); err != nil {
+		return Connected{}, err
 	}
 	if err := s.Access.AdmitConnect(call.Tenant); err != nil {
 		return Connected{}, err
@@ -197,8 +204,8 @@ func (s *Service) checkNew(ctx context.Context, call *service.Call, in Start) er
 			return err
 		}
 	}
-	if in.Workspace != "" && events.CheckID(in.Workspace) != nil {
-		return events.ErrID.At("/workspace")
+	if err := commands.CheckRef("/workspace", in.Workspace); err != nil {
+		return err
 	}
 	if err := s.Kernel.CheckNew(ctx, call, "", in.Component, in.Workspace); err != nil {
 		return err
@@ -235,6 +242,9 @@ func (s *Service) checkReconnect(ctx context.Context, call *service.Call, in Sta
 // tenant, with the current descriptor.
 func (s *Service) connectable(ctx context.Context, tenant, component string, expected int) (commands.Descriptor, int, error) {
 	d, revision, err := s.Components.UsableAt(ctx, tenant, component, "/component", expected)
+	if err == nil {
+		d, err = s.Components.Effective(ctx, tenant, component, d)
+	}
 	switch {
 	case err != nil:
 		return d, 0, err
@@ -271,6 +281,11 @@ func checkOtherKeys(d commands.Descriptor, c connection) error {
 		return commands.ErrKeysFieldUnknown.Withf("Connecting sets the field %q. Omit it.", field).At("/keys/" + service.EscapePointer(field))
 	case c.KeepKeys:
 		return nil
+	}
+	if d.OAuth2 != nil {
+		for _, captured := range d.OAuth2.Capture {
+			names = append(names, captured.Field)
+		}
 	}
 	if err := d.CheckKeys(append(names, field)); err != nil {
 		return err
@@ -581,7 +596,8 @@ func (s *Service) redeem(ctx context.Context, call *service.Call, c *connection,
 		done, err = s.saveRedeemed(ctx, call, *c, d)
 		return done, true, err
 	}
-	keys, version := c.keys, 0
+	var kept seal.Fields // by a reconnect
+	keys, version, captured := c.keys, 0, c.keys
 	if c.Credential != "" {
 		state, err := s.Secrets.Live(ctx, c.Tenant, c.Credential, 0)
 		if err != nil {
@@ -593,15 +609,32 @@ func (s *Service) redeem(ctx context.Context, call *service.Call, c *connection,
 		if keys, version, err = s.keptKeys(ctx, *c, d); err != nil {
 			return done, false, err
 		}
+		kept = keys
+		if keys = captured.Over(kept); movesKept(d, kept, keys) {
+			return done, false, ErrConnectKeysNeeded.At("/keys")
+		}
 	}
+	provider, err := token.Provider(d.OAuth2, client, token.ProbeValues(d, keys))
+	if err != nil {
+		return done, false, err
+	}
+	provider.TokenParams = forwarded(provider.TokenParams, d.OAuth2, captured)
 	requested := s.Kernel.Now()
-	granted, err := s.OAuth.Redeem(ctx, c.Tenant, token.Provider(d.OAuth2), client, c.code, c.verifier, c.Redirect)
+	granted, err := s.OAuth.Redeem(ctx, c.Tenant, provider, client, c.code, c.verifier, c.Redirect)
 	if err != nil {
 		s.revokeUnsaved(ctx, *c, d, client, granted.Refresh, granted.Access)
 		refusal, ok := errors.AsType[*oauth.Error](err)
 		return done, ok && refusal.Sent, redeemFailed(err)
 	}
-	object, _ := token.WithExpiry(granted.Answer, requested, granted.Lifetime)
+	object := token.Bind(granted.Answer, d)
+	if !d.OAuth2.NoRefresh || oauth.StatesLifetime(object) || d.OAuth2.TokenLifetime > 0 { // else it is valid until it is revoked
+		object, _ = token.WithExpiry(object, requested, granted.Lifetime)
+	}
+	keys = captureTokens(d.OAuth2, granted.Answer, keys)
+	if c.KeepKeys && movesKept(d, kept, keys) {
+		s.revokeUnsaved(ctx, *c, d, client, granted.Refresh, granted.Access)
+		return done, true, ErrConnectKeysNeeded.At("/keys")
+	}
 	// Store the tokens with the connection, so that a crash before the commit does not lose them.
 	c.Stage, c.keys, c.Version = stageRedeemed, keys.With(oauthField(d), object.Marshal()), version
 	c.code, c.verifier = seal.Secret{}, seal.Secret{}
@@ -616,6 +649,73 @@ func (s *Service) redeem(ctx context.Context, call *service.Call, c *connection,
 	}
 	done, err = s.saveRedeemed(ctx, call, *c, d)
 	return done, true, err
+}
+
+// movesKept reports whether a captured value would send the values that a reconnect keeps somewhere
+// else: a callback is text of the user's browser, and whoever reconnects need not know the values.
+func movesKept(d commands.Descriptor, kept, keys seal.Fields) bool {
+	if len(kept.Names()) == 0 {
+		return false
+	}
+	return slices.ContainsFunc(d.AddressFields(), func(name string) bool {
+		was, _ := kept.Text(name)
+		now, _ := keys.Text(name)
+		return !bytes.Equal(was.Reveal(), now.Reveal())
+	})
+}
+
+// captureCallback keeps the parameters of a callback that the component declares as fields. Invalid
+// ones are dropped: a required field without a value is refused when the credential is saved.
+func captureCallback(o *commands.OAuth2, query url.Values, keys seal.Fields) seal.Fields {
+	if o == nil { // the OAuth client that supplied the endpoints was deleted meanwhile
+		return keys
+	}
+	for _, c := range o.Capture {
+		if given := query[c.Callback]; c.Callback != "" && len(given) == 1 {
+			keys = withCaptured(keys, c.Field, given[0])
+		}
+	}
+	return keys
+}
+
+// captureTokens is captureCallback for the members of a token response.
+func captureTokens(o *commands.OAuth2, response, keys seal.Fields) seal.Fields {
+	for _, c := range o.Capture {
+		if c.Response == "" {
+			continue
+		}
+		value, _ := verify.Member(response.Marshal().Reveal(), c.Response)
+		if text, ok := verify.Text(value); ok {
+			keys = withCaptured(keys, c.Field, text)
+		}
+	}
+	return keys
+}
+
+const maxCaptured = 2048 // bytes
+
+func withCaptured(keys seal.Fields, field, value string) seal.Fields {
+	quoted, err := jsontext.AppendQuote(nil, value)
+	if err != nil || value == "" || len(value) > maxCaptured || strings.ContainsFunc(value, unicode.IsControl) {
+		return keys
+	}
+	return keys.With(field, seal.NewSecret(quoted))
+}
+
+// forwarded adds the captured parameters that the token request repeats.
+func forwarded(params map[string]string, o *commands.OAuth2, keys seal.Fields) map[string]string {
+	all := maps.Clone(params)
+	for _, c := range o.Capture {
+		value, ok := keys.Text(c.Field)
+		if !c.Forward || !ok {
+			continue
+		}
+		if all == nil {
+			all = map[string]string{}
+		}
+		all[c.Callback] = string(value.Reveal())
+	}
+	return all
 }
 
 // saveRedeemed saves the tokens that were issued for a connection, provided that its
@@ -649,8 +749,8 @@ func (s *Service) saveRedeemed(ctx context.Context, call *service.Call, c connec
 // revokeStoredTokens revokes the tokens that are stored with a connection and were not saved
 // as a credential.
 func (s *Service) revokeStoredTokens(ctx context.Context, c connection) {
-	d, err := s.Components.Descriptor(ctx, c.Component, c.Revision)
-	if err == nil {
+	d, err := s.descriptorOf(ctx, c)
+	if err == nil && d.OAuth2 != nil {
 		var client oauth.Client
 		if client, err = s.Tokens.OAuthClient(ctx, c.Tenant, c.Component, d); err == nil {
 			object, _ := c.keys.Object(oauthField(d))
@@ -684,11 +784,14 @@ func (s *Service) providerOf(ctx context.Context, c connection) (commands.Descri
 	if err != nil {
 		return now, oauth.Client{}, err
 	}
-	d, err := s.Components.Descriptor(ctx, c.Component, c.Revision)
+	d, err := s.descriptorOf(ctx, c)
+	if err == nil {
+		now, err = s.Components.Effective(ctx, c.Tenant, c.Component, now)
+	}
 	switch {
 	case err != nil:
 		return d, oauth.Client{}, err
-	case d.OAuth2 == nil || !sameProvider(d.OAuth2, now.OAuth2):
+	case d.OAuth2 == nil || !d.OAuth2.SameProvider(now.OAuth2):
 		return d, oauth.Client{}, ErrConnectionComponentChanged
 	}
 	if err := s.Clients.CheckConsentAudience(ctx, c.Tenant, c.Component, d); err != nil {
@@ -698,25 +801,52 @@ func (s *Service) providerOf(ctx context.Context, c connection) (commands.Descri
 	return d, client, err
 }
 
-// sameProvider reports whether two oauth2 blocks have the same issuer, schemes and hosts.
-func sameProvider(a, b *commands.OAuth2) bool {
-	if b == nil || a.Issuer != b.Issuer {
-		return false
+// descriptorOf returns the descriptor of a connection, with the endpoints of the tenant's OAuth client.
+func (s *Service) descriptorOf(ctx context.Context, c connection) (commands.Descriptor, error) {
+	d, err := s.Components.Descriptor(ctx, c.Component, c.Revision)
+	if err != nil {
+		return d, err
 	}
-	host := func(uri string) string {
-		u, err := url.Parse(uri)
-		if err != nil {
-			return ""
+	if d, err = s.Components.Effective(ctx, c.Tenant, c.Component, d); err == nil && c.Provider != "" && c.Provider != providerOfBlock(d.OAuth2) {
+		err = ErrConnectionComponentChanged // the OAuth client supplies other endpoints than those that the user saw
+	}
+	return d, err
+}
+
+// providerOfBlock identifies the issuer and the endpoints of an oauth2 block.
+func providerOfBlock(o *commands.OAuth2) string {
+	if o == nil {
+		return "none"
+	}
+	sum := sha256.Sum256(events.LengthPrefixed("credstream/provider/1", o.Issuer, o.AuthURI, o.TokenURI, o.RefreshURI, o.RevocationURI))
+	return base64.RawURLEncoding.EncodeToString(sum[:])
+}
+
+// authorizationServer returns the provider of a connection. The values for its templates are those of the
+// other fields: the entered ones, or those that a reconnect keeps.
+func (s *Service) authorizationServer(ctx context.Context, c connection, d commands.Descriptor, client oauth.Client) (oauth.Provider, error) {
+	keys := c.keys
+	if c.KeepKeys && c.Stage != stageRedeemed {
+		var err error
+		if keys, _, err = s.keptKeys(ctx, c, d); err != nil {
+			return oauth.Provider{}, err
 		}
-		return u.Scheme + "://" + u.Host
 	}
-	return host(a.AuthURI) == host(b.AuthURI) && host(a.TokenURI) == host(b.TokenURI) && host(a.RevocationURI) == host(b.RevocationURI)
+	return token.Provider(d.OAuth2, client, token.ProbeValues(d, keys))
 }
 
 // saveConnected verifies the keys and saves them, as a new credential or as the next
 // version of the one that is connected again.
 func (s *Service) saveConnected(ctx context.Context, call *service.Call, c connection, d commands.Descriptor, keys seal.Fields, version int) (service.Done, error) {
-	fields, known, err := s.Credentials.TryKeys(ctx, c.Tenant, c.Component, d, c.Revision, keys)
+	var host credential.KnownHost
+	if c.Credential != "" {
+		state, err := s.Secrets.Live(ctx, c.Tenant, c.Credential, 0)
+		if err != nil {
+			return service.Done{}, err
+		}
+		host = credential.HostOf(state)
+	}
+	fields, known, err := s.Credentials.TryKeys(ctx, c.Tenant, c.Component, d, c.Revision, keys, host)
 	if err != nil {
 		return service.Done{}, err
 	}
@@ -763,7 +893,11 @@ func (s *Service) revokeUnsaved(ctx context.Context, c connection, d commands.De
 			return
 		}
 	}
-	if err := s.OAuth.Revoke(ctx, c.Tenant, token.Provider(d.OAuth2), client, secret, hint); err != nil {
+	provider, err := s.authorizationServer(ctx, c, d, client)
+	if err == nil {
+		err = s.OAuth.Revoke(ctx, c.Tenant, provider, client, secret, hint)
+	}
+	if err != nil {
 		s.Logger.WarnContext(ctx, "tokens that were not saved were not revoked at the provider", "tenant", c.Tenant, "connection", c.id, "err", err)
 	}
 }

@@ -92,6 +92,8 @@ type connection struct {
 	Holder  string       `json:"holder"`  // the process that redeems the code
 	Version int          `json:"version"` // of the keys that the granted tokens replace
 
+	Provider string `json:"provider,omitzero"` // identifies the endpoints at its start; "" if an earlier version started it
+
 	Link    fingerprint `json:"link"`
 	State   fingerprint `json:"state"`
 	Opened  fingerprint `json:"opened"`  // the cookie of the browser that opened the link

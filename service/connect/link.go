@@ -14,7 +14,6 @@ import (
 	"github.com/credstream/credstream/oauth"
 	"github.com/credstream/credstream/seal"
 	"github.com/credstream/credstream/service"
-	"github.com/credstream/credstream/service/token"
 )
 
 // Errors of a link.
@@ -118,6 +117,10 @@ func (s *Service) OpenLink(ctx context.Context, link string, from netip.Addr, br
 	if err != nil {
 		return OpenedLink{}, err
 	}
+	provider, err := s.authorizationServer(ctx, c, d, client)
+	if err != nil {
+		return OpenedLink{}, err
+	}
 	if !again {
 		cookie = newSecret()
 		c.Opened, c.Stage = fingerprintOf(cookie), stageOpened
@@ -134,7 +137,7 @@ func (s *Service) OpenLink(ctx context.Context, link string, from netip.Addr, br
 	}
 	return OpenedLink{
 		Connection: c.id, Tenant: c.Tenant, Cookie: cookie,
-		Location: s.OAuth.AuthorizationURL(token.Provider(d.OAuth2), client.ID, c.Redirect, c.id+"."+state, c.verifier),
+		Location: s.OAuth.AuthorizationURL(provider, client.ID, c.Redirect, c.id+"."+state, c.verifier),
 	}, nil
 }
 
@@ -194,7 +197,11 @@ func (s *Service) ReturnConnection(ctx context.Context, cb Callback) (Returned, 
 	if refusal != nil {
 		return s.abortAndRedirect(ctx, c, refusal, says)
 	}
-	c.code, c.Stage = code, stageReturned
+	d, err := s.descriptorOf(ctx, c)
+	if err != nil {
+		return Returned{Connection: c.id}, err
+	}
+	c.code, c.Stage, c.keys = code, stageReturned, captureCallback(d.OAuth2, query, c.keys)
 	c.Expires = s.Kernel.Now().Add(stepTime).UTC().Truncate(time.Second)
 	back, confirm := Returned{Connection: c.id}, ""
 	startedInThisBrowser := c.ReturnTo == "" && c.Starter.of(starter)
@@ -233,7 +240,7 @@ func (s *Service) ReturnConnection(ctx context.Context, cb Callback) (Returned, 
 
 // checkIssuer compares the issuer of the response with the expected one (RFC 9207, section 2.4).
 func (s *Service) checkIssuer(ctx context.Context, c connection, issuers []string) error {
-	d, err := s.Components.Descriptor(ctx, c.Component, c.Revision)
+	d, err := s.descriptorOf(ctx, c)
 	switch {
 	case err != nil:
 		return err

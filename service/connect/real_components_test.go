@@ -10,6 +10,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/application"
 	"github.com/credstream/credstream/service/component"
@@ -17,9 +18,10 @@ import (
 )
 
 // Real files, where they are at hand, can all be registered. The table says what follows
-// for a tenant without an OAuth client: the code of connecting an account, and of creating
-// a credential with a value for each field; and whether the component says that no account
-// can be connected.
+// for a tenant without an OAuth client: the code of connecting an account, of creating
+// a credential with a value for each field, and of verifying it again; whether the component
+// says that no account can be connected; and the code of connecting once the tenant has defined an OAuth
+// client, which supplies the endpoints if the file has none.
 func TestRealComponents(t *testing.T) {
 	files, err := filepath.Glob("../../../shared/components/*.json")
 	stage.OK(t, err)
@@ -27,32 +29,40 @@ func TestRealComponents(t *testing.T) {
 		t.Skip("there are no real component descriptors beside the repository")
 	}
 	type answers struct {
-		Connect, Create string
-		CannotConnect   bool
+		Connect, Create, Verify string
+		CannotConnect           bool
+		WithClient              string
 	}
-	plain := answers{"oauth_not_declared", "unverified", false}
+	const noClient, noEndpoints = "oauth_client_missing", "oauth_endpoints_missing"
+	plain := answers{"oauth_not_declared", "unverified", "unverified", false, "oauth_not_declared"}
 	want := map[string]answers{
 		"aws-s3-component.json":          plain,
-		"google-calendar.json":           {"oauth_client_missing", "oauth_client_missing", false},
-		"gspreadsheets.json":             {"oauth_client_missing", "oauth_client_missing", false},
-		"hubspot.json":                   {"oauth_client_missing", "oauth_client_missing", false},
+		"google-calendar.json":           {noClient, noClient, "", false, ""},
+		"gspreadsheets.json":             {noClient, noClient, "", false, ""},
+		"hubspot.json":                   {noClient, noClient, "", false, ""},
 		"jira.json":                      plain,
 		"magento2.json":                  plain,
 		"mailchimp.json":                 plain,
-		"open-api-component.json":        {"oauth_endpoints_missing", "oauth_endpoints_missing", true}, // a field that takes other means, too
-		"outlook.json":                   {"oauth_endpoints_missing", "oauth_client_missing", true},
-		"paylocity.json":                 {"oauth_connect_needless", "oauth_client_missing", false},
+		"open-api-component.json":        {noEndpoints, noEndpoints, "", true, ""}, // a field that takes other means, too
+		"outlook.json":                   {noEndpoints, noClient, "", true, ""},
+		"paylocity.json":                 {"oauth_connect_needless", noClient, "", false, "oauth_connect_needless"},
 		"petstore-component-nodejs.json": plain,
 		"pipedrive-component.json":       plain,
 		"postgresql-component.json":      plain,
-		"salesforce-component-v2.json":   {"oauth_endpoints_missing", "oauth_client_missing", true},
-		"salesforce-component.json":      {"oauth_endpoints_missing", "oauth_client_missing", true},
+		"salesforce-component-v2.json":   {noEndpoints, noClient, "", true, ""},
+		"salesforce-component.json":      {noClient, noClient, "", false, ""},
 		"sftp-component.json":            plain,
-		"vimeo.json":                     {"oauth_endpoints_missing", "oauth_endpoints_missing", true},
+		"vimeo.json":                     {noEndpoints, noEndpoints, "", true, ""},
 	}
 	s := stage.New(t, func(c *application.Config) { c.PublicURL = "http://127.0.0.1:1" })
 	serve := func(route, body string) (any, error) {
 		return s.Service.Serve(t.Context(), service.Call{Tenant: "default", Principal: s.Admin, Via: "http", Confidential: true}, route, []byte(body))
+	}
+	status := func(answer any, err error) string {
+		if err != nil {
+			return stage.CodeOf(err)
+		}
+		return string(answer.(interface{ Completed() service.Done }).Completed().Status)
 	}
 	got := map[string]answers{}
 	for n, file := range files {
@@ -66,12 +76,31 @@ func TestRealComponents(t *testing.T) {
 		c := stage.Must(serve("component.get", fmt.Sprintf(`{"id":%q}`, id)))(t).(component.Component)
 		var a answers
 		a.CannotConnect = c.CannotConnect != ""
-		_, err := serve("oauth.connect", fmt.Sprintf(`{"component":%q}`, id))
+		// Those with other required fields, such as the environment of Salesforce, get a value for each.
+		connect := fmt.Sprintf(`{"component":%q,"keys":%s}`, id, values(t, raw, false))
+		_, err := serve("oauth.connect", connect)
 		a.Connect = stage.CodeOf(err)
-		var made any
-		made, err = serve("credential.create", fmt.Sprintf(`{"component":%q,"keys":%s}`, id, values(t, raw)))
-		if a.Create = stage.CodeOf(err); err == nil {
-			a.Create = string(made.(interface{ Completed() service.Done }).Completed().Status)
+		made, err := serve("credential.create", fmt.Sprintf(`{"component":%q,"keys":%s}`, id, values(t, raw, true)))
+		if a.Create = status(made, err); err == nil {
+			a.Verify = status(serve("credential.verify", fmt.Sprintf(`{"id":%q}`, made.(interface{ Completed() service.Done }).Completed().ID)))
+		}
+		endpoints := ""
+		if a.CannotConnect {
+			endpoints = `,"auth_uri":"https://idp.example.org/auth","token_uri":"https://idp.example.org/token","scopes":"read"`
+		}
+		if _, err := serve("oauth_client.define", fmt.Sprintf(`{"component":%q,"client_id":"c","client_secret":"s"%s}`, id, endpoints)); err != nil {
+			// A component whose file names the variables of its client needs their values instead.
+			d := stage.Must(commands.ParseDescriptor(raw))(t)
+			_, err = serve("component.set-env", fmt.Sprintf(`{"id":%q,"values":{%q:"c",%q:"s"}}`, id, d.ClientIDVar, d.ClientSecretVar))
+			if a.Connect == noClient && err != nil {
+				t.Errorf("%s: the remedy is refused: %v", file, err)
+			}
+		}
+		s.CaughtUp()
+		_, err = serve("oauth.connect", connect)
+		a.WithClient = stage.CodeOf(err)
+		if c := stage.Must(serve("component.get", fmt.Sprintf(`{"id":%q}`, id)))(t).(component.Component); c.CannotConnect != "" {
+			t.Errorf("%s: cannot connect with an OAuth client either: %s", file, c.CannotConnect)
 		}
 		got[filepath.Base(file)] = a
 	}
@@ -80,8 +109,8 @@ func TestRealComponents(t *testing.T) {
 	}
 }
 
-// values has a value for each field of a descriptor.
-func values(t *testing.T, raw []byte) []byte {
+// values has a value for each field of a descriptor, those with tokens only if asked.
+func values(t *testing.T, raw []byte, tokens bool) []byte {
 	t.Helper()
 	var file struct {
 		Credentials struct {
@@ -93,7 +122,10 @@ func values(t *testing.T, raw []byte) []byte {
 	stage.OK(t, json.Unmarshal(raw, &file))
 	keys := map[string]any{}
 	for name, f := range file.Credentials.Fields {
-		if keys[name] = "x"; slices.Contains([]string{"OAuthFieldView", "HTTPAuthView"}, f.ViewClass) {
+		switch holds := slices.Contains([]string{"OAuthFieldView", "HTTPAuthView"}, f.ViewClass); {
+		case !holds:
+			keys[name] = "x"
+		case tokens:
 			keys[name] = map[string]any{"access_token": "a", "refresh_token": "r"}
 		}
 	}

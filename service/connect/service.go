@@ -20,7 +20,7 @@ import (
 	"github.com/credstream/credstream/service/secrets"
 )
 
-// Deps are the dependencies of a Service. Every field without "optional" is required.
+// Deps are the dependencies of a Service. Fields are required unless marked as optional.
 type Deps struct {
 	Kernel      *service.Kernel
 	Secrets     *secrets.Service
@@ -64,6 +64,7 @@ type Access interface {
 // Components provides the components of connections.
 type Components interface {
 	Descriptor(ctx context.Context, component string, revision int) (commands.Descriptor, error)
+	Effective(ctx context.Context, tenant, component string, d commands.Descriptor) (commands.Descriptor, error)
 	Usable(ctx context.Context, tenant, component string) (commands.Descriptor, int, error)
 	UsableAt(ctx context.Context, tenant, component, pointer string, expected int) (commands.Descriptor, int, error)
 }
@@ -76,7 +77,7 @@ type Clients interface {
 // Credentials saves the credential of a connection.
 type Credentials interface {
 	CheckFor(ctx context.Context, call *service.Call, in credential.Create) (*commands.StepOfFlow, error)
-	TryKeys(ctx context.Context, tenant, component string, d commands.Descriptor, revision int, keys seal.Fields) (seal.Fields, commands.NewKeys, error)
+	TryKeys(ctx context.Context, tenant, component string, d commands.Descriptor, revision int, keys seal.Fields, known credential.KnownHost) (seal.Fields, commands.NewKeys, error)
 	Save(ctx context.Context, call *service.Call, id string, keys seal.Fields, cmd func(secretID string) commands.Credential) (service.Done, error)
 }
 
@@ -85,7 +86,7 @@ type Tokens interface {
 	OAuthClient(ctx context.Context, tenant, component string, d commands.Descriptor) (oauth.Client, error)
 }
 
-// Service implements the routes of connections. Its methods may be called from many goroutines.
+// Service implements the routes of connections. It is safe for concurrent use.
 type Service struct {
 	Deps
 	pending    pendingConnections
@@ -98,6 +99,7 @@ func New(deps Deps) (*Service, error) {
 	s := &Service{Deps: deps, outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "credstream_connections_total", Help: "Account connections: started, done, or by the code that ended them.",
 	}, []string{"outcome"})}
+	service.FromZero(s.outcomes, "started", "done")
 	if deps.Metrics != nil {
 		deps.Metrics.MustRegister(s.outcomes)
 	}

@@ -104,7 +104,7 @@ func clean(text string, maxBytes int) bool {
 
 // checkID rejects an invalid connector id.
 func checkID(id string) error {
-	if events.CheckID(id) != nil || id[0] == '_' {
+	if events.CheckNewID(id) != nil || id[0] == '_' {
 		return ErrID.At("/id")
 	}
 	return nil

@@ -1,6 +1,7 @@
 package connector
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -62,7 +63,7 @@ func (s *Service) putSecret(ctx context.Context, call *service.Call, in PutSecre
 	if in.ID == "" {
 		in.ID = call.DeriveID("connector_secret")
 	}
-	if err := service.CheckTarget(in.ID, in.Expected); err != nil {
+	if err := cmp.Or(commands.CheckRef("/id", in.ID), service.CheckTarget(in.ID, in.Expected)); err != nil {
 		return service.Done{}, err
 	}
 	var done service.Done

@@ -2,6 +2,7 @@ package credential
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/credstream/credstream/aggregates"
@@ -32,6 +33,7 @@ type AccessFact struct {
 const (
 	AccessGiven     = "given"
 	AccessWithdrawn = "withdrawn" // the credential changed at the same moment, so the values were not returned
+	AccessRevealed  = "revealed"  // to a person, without a lease and without an end
 )
 
 // AccessRecord is a stored AccessFact with its sequence.
@@ -60,15 +62,26 @@ type AccessLog interface {
 
 // ErrAccessLog refuses to return secrets while the access cannot be recorded.
 var ErrAccessLog = fault.New(fault.Unavailable, "access_log_unavailable",
-	"The access could not be recorded in the audit log, so nothing was returned. Try again.")
+	"The access could not be recorded, so nothing was returned. Try again.")
 
 // ReplayAccess requests the access log. Filters combine by AND.
 type ReplayAccess struct {
 	Credential string    `json:"credential,omitzero"` // only this one; deleted credentials are included
 	Actor      string    `json:"actor,omitzero"`      // "key:<id>"
+	Component  string    `json:"component,omitzero"`  // credentials of this component
+	Flow       string    `json:"flow,omitzero"`       // given to this flow
 	Since      time.Time `json:"since,omitzero"`      // entries of this time or later (RFC 3339)
+	Until      time.Time `json:"until,omitzero"`      // entries before this time (RFC 3339)
 	From       uint64    `json:"from,omitzero"`       // first sequence in the access log; 1 when absent
 	Limit      int       `json:"limit,omitzero"`      // 1 to 1000; 200 when absent
+}
+
+// Check refuses filters that cannot match.
+func (in ReplayAccess) Check() error {
+	if in.Component != "" && !events.Plain(in.Component) {
+		return service.ErrFilter.Withf("No component can have this id.").At("/component")
+	}
+	return errors.Join(service.CheckActor(in.Actor), service.CheckPeriod(in.Since, in.Until), service.CheckFilterID("flow", in.Flow))
 }
 
 // AccessReplay is a page of the access log, oldest first. A page may hold fewer entries than
@@ -81,7 +94,7 @@ type AccessReplay struct {
 // Access is one entry of the access log.
 type Access struct {
 	Seq        uint64    `json:"seq"`  // sequence in the access log
-	Kind       string    `json:"kind"` // given, or withdrawn: the credential changed at the same moment and the values were not returned
+	Kind       string    `json:"kind"` // given; withdrawn: the credential changed at the same moment and the values were not returned; revealed: shown to a person
 	Time       time.Time `json:"time"`
 	Credential string    `json:"credential"`
 	Version    int       `json:"version"`        // of the keys
@@ -92,8 +105,8 @@ type Access struct {
 	Via        string    `json:"via"`                // http or nats
 	Cleartext  bool      `json:"cleartext"`          // the values were not encrypted
 	Recipient  string    `json:"recipient,omitzero"` // SHA-256, in hex, of the 32 bytes of the public key they were encrypted to
-	Lease      string    `json:"lease"`
-	Expires    time.Time `json:"expires"` // of the lease
+	Lease      string    `json:"lease,omitzero"`     // absent when they were revealed
+	Expires    time.Time `json:"expires,omitzero"`   // of the lease; absent when they were revealed, which has no end
 }
 
 func accessOf(r AccessRecord) Access {
@@ -113,15 +126,30 @@ const (
 
 func (s *Service) replayAccess(ctx context.Context, call *service.Call, in ReplayAccess) (AccessReplay, error) {
 	r := AccessReplay{Accesses: []Access{}}
-	var err error
+	components := map[string]string{} // by credential
+	var err, failed error
 	r.Next, err = s.scanAccess(ctx, call, in.Credential, in.From, in.Since, in.Limit, func(rec AccessRecord) bool {
-		if in.Actor != "" && in.Actor != rec.Actor.Kind+":"+rec.Actor.ID {
+		switch {
+		case in.Actor != "" && in.Actor != rec.Actor.Kind+":"+rec.Actor.ID, in.Flow != "" && in.Flow != rec.Flow,
+			!in.Until.IsZero() && !rec.Time.Before(in.Until), failed != nil:
 			return false
+		}
+		if in.Component != "" {
+			of, known := components[rec.Credential]
+			if !known { // it never changes, so any state of the credential decides
+				var state aggregates.State[aggregates.CredentialState]
+				state, failed = aggregates.Credential.Load(ctx, s.Log, aggregates.Credential.Stream(call.Tenant, rec.Credential))
+				of = state.Value.Component
+				components[rec.Credential] = of
+			}
+			if of != in.Component {
+				return false
+			}
 		}
 		r.Accesses = append(r.Accesses, accessOf(rec))
 		return true
 	})
-	return r, err
+	return r, errors.Join(err, failed)
 }
 
 // scanAccess reads entries until accept has returned true for as many as the limit, or the scan
@@ -192,6 +220,9 @@ type Lease struct {
 	Access
 	Revoked bool `json:"revoked"` // the credential has other keys now, must be connected again, or was deleted: the holder was notified
 }
+
+// Check refuses filters that cannot match.
+func (in ListLeases) Check() error { return service.CheckActor(in.Actor) }
 
 func (s *Service) listLeases(ctx context.Context, call *service.Call, in ListLeases) (LeaseList, error) {
 	list := LeaseList{Leases: []Lease{}}

@@ -47,10 +47,7 @@ func checkWorkspace(workspace string) error {
 	if err := service.Required("/workspace", workspace); err != nil {
 		return err
 	}
-	if events.CheckID(workspace) != nil {
-		return events.ErrID.At("/workspace")
-	}
-	return nil
+	return commands.CheckRef("/workspace", workspace)
 }
 
 type CreateAuthSecret struct {

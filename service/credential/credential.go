@@ -6,7 +6,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -50,8 +53,9 @@ type Create struct {
 	Expected       int            `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
 	ID             string         `json:"id,omitzero"`                // of a credential that another system knows: 1 to 128 bytes of UTF-8 without control characters; generated when absent
 	Type           string         `json:"type,omitzero"`              // in place of component: one of the tenant's own components, else a free type, whose keys nothing describes
-	Description    string         `json:"description,omitzero"`       // for people: up to 1000 characters
+	Description    string         `json:"description,omitzero"`       // free text, up to 1000 characters
 	Hosts          []string       `json:"hosts,omitzero"`             // of a free type: the only hosts its values may be sent to, as in a component.json
+	Expires        *time.Time     `json:"expires_at,omitzero"`        // when the keys expire at the provider, for early warnings; never when absent
 	Verification   jsontext.Value `json:"verification,omitzero"`      // of a free type: its dry request, as in a component.json; without it the credential is saved unverified
 }
 
@@ -64,14 +68,14 @@ type ForStep struct {
 // ErrIDReserved refuses the id of a new credential that is a word of a surface's paths.
 var ErrIDReserved = fault.New(fault.Invalid, "credential_id_reserved", "This id is reserved. Choose another one.")
 
-// reserved ids would collide with words in paths.
-var reserved = []string{"export", "exportAll", "getAll", "updateAll", "delete", "deleteAll", "policies", ".", ".."}
+// reserved ids would collide with words in the paths of Aspire's API, for the same methods.
+var reserved = []string{"export", "exportAll", "getAll", "updateAll", "delete", "deleteAll", "policies"}
 
 // check validates the form of the request.
 func (in Create) check() error {
 	if in.ID != "" {
-		if err := events.CheckID(in.ID); err != nil {
-			return events.ErrID.At("/id")
+		if err := commands.CheckRef("/id", in.ID); err != nil {
+			return err
 		}
 		if slices.Contains(reserved, in.ID) {
 			return ErrIDReserved.At("/id")
@@ -115,6 +119,10 @@ func (s *Service) createCredential(ctx context.Context, call *service.Call, in C
 	if err := in.check(); err != nil {
 		return service.Done{}, err
 	}
+	expires, err := s.declaredExpiry(in.Expires)
+	if err != nil {
+		return service.Done{}, err
+	}
 	target := cmp.Or(in.Component, in.Type)
 	if err := s.resolveType(ctx, call.Tenant, &in); err != nil {
 		return service.Done{}, err
@@ -143,11 +151,11 @@ func (s *Service) createCredential(ctx context.Context, call *service.Call, in C
 	if err := service.CheckName("/name", in.Name); err != nil {
 		return service.Done{}, err
 	}
-	fields, keys, err := s.TryKeys(ctx, call.Tenant, in.Component, d, revision, in.Keys.Fields)
+	fields, keys, err := s.TryKeys(ctx, call.Tenant, in.Component, d, revision, in.Keys.Fields, KnownHost{})
 	if err != nil {
 		return service.Done{}, err
 	}
-	keys.Free = free
+	keys.Free, keys.Expires = free, expires
 	return s.saveWithPolicy(ctx, call, in.ThrottlePolicy, id, func(use commands.PolicyUse) (service.Done, error) {
 		return s.Save(ctx, call, id, fields, func(secretID string) commands.Credential {
 			keys.SecretID = secretID
@@ -228,6 +236,54 @@ type ReplaceKeys struct {
 	DryRun     bool         `json:"dry_run,omitzero"`           // make the dry request and show the impact; save nothing
 	KeysSealed string       `json:"keys_sealed,omitzero"`       // in place of keys: encrypted to the service key, as required in the queue
 	Revision   int          `json:"expected_revision,omitzero"` // refuse unless this is the revision of the component's current descriptor
+	Expires    *time.Time   `json:"expires_at,omitzero"`        // when the keys expire at the provider, for early warnings; never when absent
+	HostKey    string       `json:"host_key,omitzero"`          // accept this key of an SSH server, "ssh-ed25519 SHA256:...", in place of the recorded one
+}
+
+// ErrHostKey rejects a host key that is none.
+var ErrHostKey = fault.New(fault.Invalid, "host_key_invalid", "host_key must be the type of a key and its fingerprint, such as ssh-ed25519 SHA256: and 43 characters.")
+
+var hostKeyForm = regexp.MustCompile(`^(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)) SHA256:[A-Za-z0-9+/]{43}$`)
+
+// KnownHost is the host key of an SSH server that a dry request accepts. The zero value accepts any,
+// and the credential records the one that it met.
+type KnownHost struct {
+	Key string
+	mac string // of the values of the host that Key belongs to
+	any bool   // whatever the host
+}
+
+// HostOf returns the host key that a credential recorded. It belongs to its host: keys for another one
+// meet that one for the first time.
+func HostOf(state aggregates.CredentialState) KnownHost {
+	return KnownHost{Key: state.HostKey, mac: state.Current().HostMAC}
+}
+
+// acceptedHost returns the host key that a caller accepts, or else the recorded one. It returns
+// ErrHostKey.
+func acceptedHost(state aggregates.CredentialState, accept string) (KnownHost, error) {
+	switch {
+	case accept == "":
+		return HostOf(state), nil
+	case !hostKeyForm.MatchString(accept):
+		return KnownHost{}, ErrHostKey.At("/host_key")
+	}
+	return KnownHost{Key: accept, any: true}, nil
+}
+
+// ErrExpires rejects a declared expiry that cannot be warned of.
+var ErrExpires = fault.New(fault.Invalid, "credential_expires_invalid", "expires_at must be a time in the future, before the year 10000.")
+
+// declaredExpiry is the stored form of a declared expiry; zero if none was declared.
+func (s *Service) declaredExpiry(declared *time.Time) (at time.Time, err error) {
+	if declared == nil {
+		return at, nil
+	}
+	at = declared.UTC().Truncate(time.Microsecond)
+	if !at.After(s.Kernel.Now()) || at.Year() > 9999 {
+		return at, ErrExpires.At("/expires_at")
+	}
+	return at, nil
 }
 
 func (s *Service) replaceKeys(ctx context.Context, call *service.Call, in ReplaceKeys) (flow.Tried, error) {
@@ -236,6 +292,10 @@ func (s *Service) replaceKeys(ctx context.Context, call *service.Call, in Replac
 
 // replace replaces the keys of a credential and changes its settings in the same commit.
 func (s *Service) replace(ctx context.Context, call *service.Call, in ReplaceKeys, settings commands.CredentialSettings) (flow.Tried, error) {
+	expires, err := s.declaredExpiry(in.Expires)
+	if err != nil {
+		return flow.Tried{}, err
+	}
 	state, err := s.Secrets.Live(ctx, call.Tenant, in.ID, in.Expected)
 	if err != nil {
 		return flow.Tried{}, err
@@ -254,14 +314,18 @@ func (s *Service) replace(ctx context.Context, call *service.Call, in ReplaceKey
 	if err != nil {
 		return flow.Tried{}, err
 	}
-	fields, keys, err := s.TryKeys(ctx, call.Tenant, state.Component, d, revision, in.Keys.Fields)
+	host, err := acceptedHost(state, in.HostKey)
+	if err != nil {
+		return flow.Tried{}, err
+	}
+	fields, keys, err := s.TryKeys(ctx, call.Tenant, state.Component, d, revision, in.Keys.Fields, host)
 	if in.DryRun {
 		return s.tryReplaceKeys(ctx, call, in, state, keys.Verification, err)
 	}
 	if err != nil {
 		return flow.Tried{}, err
 	}
-	keys.Free = free
+	keys.Free, keys.Expires = free, expires
 	done, err := s.Save(ctx, call, in.ID, fields, func(secretID string) commands.Credential {
 		keys.SecretID = secretID
 		return commands.ReplaceKeys{ID: in.ID, Expected: in.Expected, Keys: keys, CredentialSettings: settings}
@@ -279,7 +343,7 @@ func (s *Service) descriptorOf(ctx context.Context, state aggregates.CredentialS
 
 // TryKeys validates keys against the descriptor and makes the dry request. It returns the keys
 // to store and their NewKeys, without the id of the secret. For a free type, component is "".
-func (s *Service) TryKeys(ctx context.Context, tenant, component string, d commands.Descriptor, revision int, keys seal.Fields) (seal.Fields, commands.NewKeys, error) {
+func (s *Service) TryKeys(ctx context.Context, tenant, component string, d commands.Descriptor, revision int, keys seal.Fields, known KnownHost) (seal.Fields, commands.NewKeys, error) {
 	if component != "" {
 		if err := d.CheckKeys(keys.Names()); err != nil {
 			return keys, commands.NewKeys{}, err
@@ -292,7 +356,14 @@ func (s *Service) TryKeys(ctx context.Context, tenant, component string, d comma
 	if err != nil {
 		return keys, commands.NewKeys{}, err
 	}
-	result, err := s.dryRun(ctx, tenant, d, keys)
+	mac, err := s.hostMAC(ctx, tenant, d, keys)
+	if err != nil {
+		return keys, commands.NewKeys{}, err
+	}
+	if !known.any && known.mac != mac {
+		known = KnownHost{}
+	}
+	result, err := s.dryRun(ctx, tenant, d, keys, known)
 	if err != nil {
 		return keys, commands.NewKeys{}, err
 	}
@@ -300,12 +371,8 @@ func (s *Service) TryKeys(ctx context.Context, tenant, component string, d comma
 		return keys, commands.NewKeys{}, ErrVerificationFailed.Withf("Nothing was saved: %s", result.says).
 			With(map[string]string{"outcome": result.verification.Outcome})
 	}
-	mac, err := s.hostMAC(ctx, tenant, d, keys)
-	if err != nil {
-		return keys, commands.NewKeys{}, err
-	}
 	return keys, commands.NewKeys{
-		Fields: keys.Names(), Revision: revision, Hosts: d.Hosts, HostMAC: mac, Verification: result.verification, Tokens: tokens,
+		Fields: keys.Names(), Revision: revision, Hosts: d.Hosts, HostMAC: mac, Verification: result.verification, HostKey: result.hostKey, Tokens: tokens,
 	}, nil
 }
 
@@ -313,9 +380,12 @@ func (s *Service) TryKeys(ctx context.Context, tenant, component string, d comma
 // them without storing them in the log.
 func (s *Service) hostMAC(ctx context.Context, tenant string, d commands.Descriptor, keys seal.Fields) (string, error) {
 	parts := []string{"credstream/hosts/1"}
-	for _, name := range d.HostFields() {
-		v, _ := keys.Text(name)
-		parts = append(parts, name, string(v.Reveal()))
+	for _, template := range d.HostTemplates() {
+		value, err := verify.Fill(template, token.ProbeValues(d, keys))
+		if err != nil {
+			return "", err
+		}
+		parts = append(parts, strings.Trim(template, "{}"), value)
 	}
 	if len(parts) == 1 {
 		return "", nil
@@ -344,7 +414,7 @@ var ErrNothingToChange = fault.New(fault.Invalid, "credential_update_empty", "Gi
 // of them in one commit. Absent members are unchanged.
 type Update struct {
 	ID             string        `json:"id"`
-	Description    *string       `json:"description,omitzero"`      // for people: up to 1000 characters; none when ""
+	Description    *string       `json:"description,omitzero"`      // free text, up to 1000 characters; none when ""
 	Keys           *secrets.Keys `json:"keys,omitzero"`             // replaces all values, verified before
 	ThrottlePolicy *string       `json:"throttle_policy,omitzero"`  // id of the policy; none when ""
 	Expected       int           `json:"expected_version,omitzero"` // with keys: refuse unless this is the version of the current keys
@@ -404,6 +474,8 @@ func (s *Service) revertCredential(ctx context.Context, call *service.Call, in R
 			return s.revertCredential(ctx, call, in) // other keys were activated meanwhile
 		}
 		return done, err
+	case state.Tokens.Field != "": // before the dry request, which could use up a refresh token
+		return service.Done{}, aggregates.ErrRevertOAuth
 	case to.HostMAC != now.HostMAC || !slices.Equal(to.Hosts, now.Hosts): // the aggregate decides again
 		return service.Done{}, aggregates.ErrCredentialHostsChanged
 	}
@@ -423,7 +495,7 @@ func (s *Service) revertCredential(ctx context.Context, call *service.Call, in R
 	if err != nil {
 		return service.Done{}, err
 	}
-	_, keys, err := s.TryKeys(ctx, call.Tenant, state.Component, d, to.Revision, fields)
+	_, keys, err := s.TryKeys(ctx, call.Tenant, state.Component, d, to.Revision, fields, HostOf(state))
 	if err != nil {
 		return service.Done{}, err
 	}
@@ -432,7 +504,8 @@ func (s *Service) revertCredential(ctx context.Context, call *service.Call, in R
 }
 
 type Verify struct {
-	ID string `json:"id"`
+	ID      string `json:"id"`
+	HostKey string `json:"host_key,omitzero"` // accept this key of an SSH server, "ssh-ed25519 SHA256:...", in place of the recorded one
 }
 
 func (s *Service) verifyCredential(ctx context.Context, call *service.Call, in Verify) (service.Done, error) {
@@ -445,6 +518,10 @@ func (s *Service) verifyCredential(ctx context.Context, call *service.Call, in V
 	}
 	state := live.Value
 	now := state.Current()
+	host, err := acceptedHost(state, in.HostKey)
+	if err != nil {
+		return service.Done{}, err
+	}
 	// Use the probe and hosts of the recorded revision: a later descriptor applies
 	// only to versions of the keys that were verified against it.
 	d, err := s.descriptorOf(ctx, state, now)
@@ -455,12 +532,12 @@ func (s *Service) verifyCredential(ctx context.Context, call *service.Call, in V
 	if err != nil {
 		return service.Done{}, err
 	}
-	result, err := s.dryRun(ctx, call.Tenant, d, fields)
+	result, err := s.dryRun(ctx, call.Tenant, d, fields, host)
 	if err != nil {
 		return service.Done{}, err
 	}
 	done, err := s.Secrets.ChangeCredential(ctx, call, commands.RecordVerification{
-		ID: in.ID, Version: now.Version, Verification: result.verification,
+		ID: in.ID, Version: now.Version, Verification: result.verification, HostKey: result.hostKey,
 	})
 	if result.verification.Status == events.Failed {
 		done.Says = result.says
@@ -478,7 +555,7 @@ type Revealed struct {
 }
 
 // revealCredential returns the values of one credential to a person. The audit event is
-// committed first.
+// committed first, and then an entry in the access log, which thus has everybody who got values.
 func (s *Service) revealCredential(ctx context.Context, call *service.Call, in Reveal) (Revealed, error) {
 	state, err := s.Secrets.Live(ctx, call.Tenant, in.ID, 0)
 	if err != nil {
@@ -491,6 +568,15 @@ func (s *Service) revealCredential(ctx context.Context, call *service.Call, in R
 	done, err := s.Secrets.ChangeCredential(ctx, call, commands.RevealCredential{ID: in.ID, Version: state.Current().Version})
 	if err != nil {
 		return Revealed{}, err
+	}
+	if s.AccessLog == nil {
+		return Revealed{}, ErrAccessLog
+	}
+	if err := s.AccessLog.Append(ctx, call.Tenant, AccessFact{
+		Credential: in.ID, Version: state.Current().Version, Grant: grantOf(state), Actor: call.Principal.Actor,
+		Via: call.Via, Cleartext: true, Time: s.Kernel.Now().UTC().Truncate(time.Microsecond), Kind: AccessRevealed,
+	}); err != nil {
+		return Revealed{}, fmt.Errorf("%w: credential %s: %w", ErrAccessLog, in.ID, err)
 	}
 	shown := Revealed{done, map[string]any{}}
 	for _, name := range fields.Names() {
@@ -541,15 +627,16 @@ func (s *Service) deleteCredential(ctx context.Context, call *service.Call, in D
 type outcome struct {
 	verification events.Verification
 	says         string // why it failed, in a plain sentence
+	hostKey      string // of the SSH server that accepted the keys
 }
 
 // dryRun makes the dry request of the descriptor with the values. Without one, the credential
 // stays unverified.
-func (s *Service) dryRun(ctx context.Context, tenant string, d commands.Descriptor, keys seal.Fields) (outcome, error) {
+func (s *Service) dryRun(ctx context.Context, tenant string, d commands.Descriptor, keys seal.Fields, host KnownHost) (outcome, error) {
 	if d.Verification == nil {
 		return outcome{verification: events.Verification{Status: events.Unverified}}, nil
 	}
-	result, err := s.Verify.Run(ctx, tenant, probe(d), token.ProbeValues(d, keys))
+	result, err := s.Verify.Run(ctx, tenant, probe(d, host), token.ProbeValues(d, keys))
 	if err != nil {
 		return outcome{}, err
 	}
@@ -560,16 +647,19 @@ func (s *Service) dryRun(ctx context.Context, tenant string, d commands.Descript
 	if !result.OK {
 		v.Status = events.Failed
 	}
-	return outcome{v, result.Says}, nil
+	if !result.OK {
+		result.HostKey = "" // nothing was accepted
+	}
+	return outcome{v, result.Says, result.HostKey}, nil
 }
 
 // probe converts the descriptor's dry request to a verify.Probe.
-func probe(d commands.Descriptor) verify.Probe {
+func probe(d commands.Descriptor, host KnownHost) verify.Probe {
 	p := verify.Probe{Hosts: d.Hosts}
 	switch v := d.Verification; {
 	case v.HTTP != nil:
 		p.HTTP = &verify.HTTP{
-			Method: v.HTTP.Method, URL: v.HTTP.URL, Headers: v.HTTP.Headers, Form: v.HTTP.Form, JSON: v.HTTP.JSON,
+			Method: v.HTTP.Method, URL: v.HTTP.URL, AllowHTTP: v.HTTP.AllowHTTP, Headers: v.HTTP.Headers, Form: v.HTTP.Form, JSON: v.HTTP.JSON,
 			Expect: v.HTTP.Expect.Status, Says: v.HTTP.Says,
 		}
 		for _, check := range v.HTTP.Expect.JSON {
@@ -578,13 +668,22 @@ func probe(d commands.Descriptor) verify.Probe {
 		for _, check := range v.HTTP.Expect.Text {
 			p.HTTP.Checks = append(p.HTTP.Checks, verify.Check{Contains: check.Contains, Says: check.Says})
 		}
+		if files := v.HTTP.TLS; files != nil {
+			p.HTTP.TLS = (*verify.TLSFiles)(files)
+		}
 		if b := v.HTTP.Basic; b != nil {
 			p.HTTP.Basic = &verify.Basic{Username: b.Username, Password: b.Password}
 		}
 	case v.TCP != nil:
-		p.TCP = &verify.TCP{Address: v.TCP.Address, DefaultPort: v.TCP.DefaultPort}
+		p.TCP = new(verify.TCP(*v.TCP))
 	case v.TLS != nil:
-		p.TLS = &verify.TLS{Address: v.TLS.Address, DefaultPort: v.TLS.DefaultPort}
+		p.TLS = &verify.TLS{TCP: verify.TCP(v.TLS.TCPProbe), TLSFiles: verify.TLSFiles(v.TLS.TLSFiles)}
+	}
+	if protocol, l := d.Verification.Login(); l != nil {
+		p.Login = &verify.Login{
+			Protocol: protocol, TCP: verify.TCP(l.TCPProbe), TLSFiles: verify.TLSFiles(l.TLSFiles), Implicit: l.Security == "tls",
+			Username: l.Username, Password: l.Password, Database: l.Database, PrivateKey: l.PrivateKey, HostKey: host.Key,
+		}
 	}
 	return p
 }

@@ -22,9 +22,9 @@ const (
 
 // Errors of batches.
 var (
-	ErrTooMany   = fault.New(fault.Invalid, "too_many_items", "One call takes up to 1000 items. Send the rest with another call.")
-	ErrManyOf    = fault.New(fault.Invalid, "items_or_filter", "Give either the items or a filter.")
-	ErrItemTwice = fault.New(fault.Invalid, "item_repeated", "Another item of the same call has this id. Give each id once.")
+	ErrTooMany       = fault.New(fault.Invalid, "too_many_items", "One call takes up to 1000 items. Send the rest with another call.")
+	ErrItemsOrFilter = fault.New(fault.Invalid, "items_or_filter", "Give either the items or a filter.")
+	ErrItemTwice     = fault.New(fault.Invalid, "item_repeated", "Another item of the same call has this id. Give each id once.")
 )
 
 // CreateMany creates many credentials.
@@ -66,11 +66,12 @@ type ManyResult struct {
 
 // ManyError is the reason why one item was refused.
 type ManyError struct {
-	Code    string `json:"code"`
-	Detail  string `json:"detail"`
-	Status  int    `json:"status"`           // HTTP status that a single call would have
-	Pointer string `json:"pointer,omitzero"` // into the item
-	Details any    `json:"details,omitzero"` // machine-readable
+	Kind    fault.Kind `json:"kind"`
+	Code    string     `json:"code"`
+	Detail  string     `json:"detail"`
+	Status  int        `json:"status"`           // HTTP status that a single call would have
+	Pointer string     `json:"pointer,omitzero"` // into the item
+	Details any        `json:"details,omitzero"` // machine-readable
 }
 
 // item is one command of a batch.
@@ -91,7 +92,7 @@ func (s *Service) createMany(ctx context.Context, call *service.Call, in CreateM
 
 func (s *Service) updateMany(ctx context.Context, call *service.Call, in UpdateMany) (Many, error) {
 	if (in.Filter == nil) == (in.Updates == nil) || (in.Filter == nil) != (in.Update == nil) {
-		return Many{}, ErrManyOf.At("/filter")
+		return Many{}, ErrItemsOrFilter.At("/filter")
 	}
 	if in.Filter != nil {
 		return s.eachOf(ctx, call, "credential.update", *in.Filter, in.After, in.Update)
@@ -106,7 +107,7 @@ func (s *Service) updateMany(ctx context.Context, call *service.Call, in UpdateM
 
 func (s *Service) deleteMany(ctx context.Context, call *service.Call, in DeleteMany) (Many, error) {
 	if (in.Filter == nil) == (in.IDs == nil) {
-		return Many{}, ErrManyOf.At("/filter")
+		return Many{}, ErrItemsOrFilter.At("/filter")
 	}
 	if in.Filter != nil {
 		return s.eachOf(ctx, call, "credential.delete", *in.Filter, in.After, map[string]jsontext.Value{})
@@ -239,5 +240,5 @@ func (s *Service) one(ctx context.Context, call *service.Call, route string, it 
 // manyError is the part of an error that the caller may see.
 func manyError(err error) *ManyError {
 	f := fault.Of(err)
-	return &ManyError{Code: f.Code, Detail: f.Msg, Status: f.Kind.Status(), Pointer: f.Pointer, Details: f.Details}
+	return &ManyError{Kind: f.Kind, Code: f.Code, Detail: f.Msg, Status: f.Kind.Status(), Pointer: f.Pointer, Details: f.Details}
 }

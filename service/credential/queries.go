@@ -28,7 +28,7 @@ type Get struct {
 // Credential is what the service shows of a credential.
 type Credential struct {
 	ID             string              `json:"id"`
-	Component      string              `json:"component,omitzero"` // absent of a free type
+	Component      string              `json:"component,omitzero"` // absent if the credential has a free type
 	Name           string              `json:"name"`
 	Workspace      string              `json:"workspace,omitzero"`
 	VPNAgent       string              `json:"vpn_agent,omitzero"`
@@ -40,24 +40,28 @@ type Credential struct {
 	Tokens         *TokenInfo          `json:"tokens,omitzero"` // of an OAuth credential; absent in lists
 	Verification   events.Verification `json:"verification"`
 	VerifiedAt     time.Time           `json:"verified_at,omitzero"` // absent when no dry request was made
+	HostKey        string              `json:"host_key,omitzero"`    // of an SSH server, that dry requests accept: "ssh-ed25519 SHA256:..."
 	CreatedAt      time.Time           `json:"created_at"`
 	CreatedBy      string              `json:"created_by"` // "key:<id>"
 	UpdatedAt      time.Time           `json:"updated_at"`
 	Seq            uint64              `json:"seq"`                  // log sequence of the last change
-	Type           string              `json:"type,omitzero"`        // free, in place of component
-	Description    string              `json:"description,omitzero"` // for people
+	Type           string              `json:"type,omitzero"`        // the free type, instead of component
+	Description    string              `json:"description,omitzero"` // free text
+	Expires        time.Time           `json:"expires_at,omitzero"`  // when the keys expire, as declared, or the tokens, if they cannot be renewed; absent: never
 }
 
 // TokenInfo is the state of a credential's OAuth tokens.
 type TokenInfo struct {
-	Expires   time.Time `json:"expires"`           // of the access token; it is renewed earlier
-	Renewable bool      `json:"renewable"`         // they can be renewed without connecting the account again
-	Problem   string    `json:"problem,omitzero"`  // why re-authorization is required, a sentence; absent when it is not
-	Failures  int       `json:"failures,omitzero"` // failed renewals in a row
-	RetryAt   time.Time `json:"retry_at,omitzero"` // next retry after a failure
-	Scope     string    `json:"scope,omitzero"`    // as the provider granted it; absent when it did not say
-	Missing   []string  `json:"missing,omitzero"`  // scopes of the component that the provider did not grant
-	Odd       string    `json:"odd,omitzero"`      // what is implausible about the lifetime that the provider named, a sentence
+	Expires   time.Time `json:"expires,omitzero"`                // of the access token; it is renewed earlier. Absent: the token is used until it is revoked
+	Refresh   time.Time `json:"refresh_token_expires,omitzero"`  // of the refresh token, as the provider last stated it or the component declares it; absent: unknown
+	Extended  bool      `json:"refresh_token_extended,omitzero"` // renewals extend refresh_token_expires
+	Renewable bool      `json:"renewable"`                       // they can be renewed without connecting the account again
+	Problem   string    `json:"problem,omitzero"`                // why re-authorization is required, a sentence; absent when it is not
+	Failures  int       `json:"failures,omitzero"`               // failed renewals in a row
+	RetryAt   time.Time `json:"retry_at,omitzero"`               // next retry after a failure
+	Scope     string    `json:"scope,omitzero"`                  // as the provider granted it; absent when it did not say
+	Missing   []string  `json:"missing,omitzero"`                // scopes of the component that the provider did not grant
+	Odd       string    `json:"odd,omitzero"`                    // what is implausible about the lifetime that the provider named, a sentence
 }
 
 // tokenInfo returns nil if the credential has no tokens. d is the descriptor of its keys.
@@ -72,6 +76,7 @@ func (s *Service) tokenInfo(ctx context.Context, tenant, id string, d commands.D
 	}
 	info := &TokenInfo{
 		Expires: t.Token.Expires, Renewable: t.Renewable, Problem: t.ReauthReason, Failures: t.Failures, RetryAt: t.RetryAt, Scope: t.Scope, Odd: t.Odd,
+		Refresh: t.RefreshToken.Expires, Extended: t.RefreshToken.Renewal == events.RefreshExtended,
 	}
 	if d.OAuth2 != nil && t.Scope != "" {
 		granted := strings.FieldsFunc(t.Scope, func(r rune) bool { return unicode.IsSpace(r) || strings.ContainsRune(",;+|", r) })
@@ -109,10 +114,12 @@ func (s *Service) getCredential(ctx context.Context, call *service.Call, in Get)
 }
 
 func credentialInfo(c projections.Credential) Credential {
+	_, expires := c.Expiry()
 	return Credential{
-		ID: c.ID, Component: c.Component, Type: c.Type, Name: c.Name, Description: c.Description, Workspace: c.Workspace, VPNAgent: c.VPNAgent,
+		Expires: expires,
+		ID:      c.ID, Component: c.Component, Type: c.Type, Name: c.Name, Description: c.Description, Workspace: c.Workspace, VPNAgent: c.VPNAgent,
 		ThrottlePolicy: c.ThrottlePolicy, Status: c.Status, Version: c.Version,
-		Fields: c.Fields, Verification: c.Verification, VerifiedAt: c.VerifiedAt, CreatedAt: c.CreatedAt,
+		Fields: c.Fields, Verification: c.Verification, VerifiedAt: c.VerifiedAt, HostKey: c.HostKey, CreatedAt: c.CreatedAt,
 		CreatedBy: c.CreatedBy.Kind + ":" + c.CreatedBy.ID, UpdatedAt: c.UpdatedAt, Seq: c.Seq,
 	}
 }
@@ -224,8 +231,8 @@ type Counts struct {
 
 // ComponentCount is the number of a tenant's credentials of one component or free type.
 type ComponentCount struct {
-	Component string                `json:"component,omitzero"` // absent of a free type
-	Type      string                `json:"type,omitzero"`      // free, in place of component
+	Component string                `json:"component,omitzero"` // absent if the credential has a free type
+	Type      string                `json:"type,omitzero"`      // the free type, instead of component
 	Total     int                   `json:"total"`
 	Status    map[events.Status]int `json:"status"`
 }

@@ -46,7 +46,7 @@ var (
 	ErrCleartext = fault.New(fault.Denied, "cleartext_refused",
 		"Send secrets over TLS, or over plain HTTP from the same machine.")
 	ErrRecipient = fault.New(fault.Invalid, "recipient_invalid",
-		"Give either public_key, an X25519 key in nkeys form (\"X\" and 55 more characters), or cleartext.")
+		"Give either public_key, an X25519 key as the base64url of its 32 bytes or in nkeys form (\"X\" and 55 more characters), or cleartext.")
 )
 
 // Resolve requests the values of a credential for a flow. An identical request of the same
@@ -55,7 +55,7 @@ type Resolve struct {
 	ID        string `json:"id"`
 	Flow      string `json:"flow,omitzero"`       // id of the flow that needs it, for the access log
 	Step      string `json:"step,omitzero"`       // id of the step, for the access log
-	PublicKey string `json:"public_key,omitzero"` // to which the values are encrypted: X25519, in the form of nkeys ("X" and 55 more characters)
+	PublicKey string `json:"public_key,omitzero"` // to which the values are encrypted: X25519, as the base64url of its 32 bytes or in the form of nkeys ("X" and 55 more characters)
 	Cleartext bool   `json:"cleartext,omitzero"`  // in place of public_key: return clear values; over TLS, or HTTP on the same machine, never over NATS
 }
 
@@ -77,6 +77,8 @@ func resolveInfo(tenant, id, lease string, version int, expires time.Time) []byt
 	}, "\n"))
 }
 
+const nkeyLength = 56 // of a public key in nkeys form; base64url of 32 bytes has 43
+
 // recipient is the public key for the values; nil for clear text.
 func (in Resolve) recipient() ([]byte, error) {
 	if in.Cleartext == (in.PublicKey != "") {
@@ -85,7 +87,10 @@ func (in Resolve) recipient() ([]byte, error) {
 	if in.Cleartext {
 		return nil, nil
 	}
-	key, err := nkeys.Decode(nkeys.PrefixByteCurve, []byte(in.PublicKey))
+	key, err := base64.RawURLEncoding.Strict().DecodeString(strings.TrimSuffix(in.PublicKey, "="))
+	if len(in.PublicKey) == nkeyLength {
+		key, err = nkeys.Decode(nkeys.PrefixByteCurve, []byte(in.PublicKey))
+	}
 	if err != nil || len(key) != 32 {
 		return nil, ErrRecipient.At("/public_key")
 	}
@@ -380,6 +385,7 @@ func newLeases(reg prometheus.Registerer, now func() time.Time) (*leases, error)
 				"leases (leased) and leases withdrawn before the values left (withdrawn).",
 		}, []string{"result"}),
 	}
+	service.FromZero(l.results, "given", "refused", "unavailable", "failed", "leased", "withdrawn")
 	if reg != nil {
 		reg.MustRegister(l.results, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "credstream_leases_outstanding", Help: "Leases granted by this process that have not expired.",

@@ -3,6 +3,7 @@ package credential_test
 import (
 	"crypto/ecdh"
 	"crypto/hpke"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
@@ -49,6 +50,11 @@ func TestResolveSealed(t *testing.T) {
 	}
 	if _, err := other.Open(got.Sealed, info...); err == nil {
 		t.Error("opens with another key")
+	}
+	plain := base64.RawURLEncoding.EncodeToString(mine.Private.PublicKey().Bytes())
+	again, err := s.Resolve(fmt.Sprintf(`{"id":%q,"flow":"orders","step":"step_1","public_key":%q}`, id, plain))
+	if err != nil || again.Lease != got.Lease {
+		t.Errorf("the same key as base64url is answered %+v, %v", again, err)
 	}
 	zero := stage.Must(hpke.DHKEM(ecdh.X25519()).NewPrivateKey(make([]byte, 32)))(t)
 	if _, err := (stage.Recipient{Private: zero}).Open(got.Sealed, info...); err == nil {
@@ -118,6 +124,7 @@ func TestResolveRefuses(t *testing.T) {
 		{"no key", asked(`{"id":%q,"public_key":"X"}`, id), "recipient_invalid", nil},
 		{"a key that was cut", asked(`{"id":%q,"public_key":%q}`, id, key[:55]), "recipient_invalid", nil},
 		{"a key with a slip", asked(`{"id":%q,"public_key":%q}`, id, key[:54]+"77"), "recipient_invalid", nil},
+		{"base64url of 31 bytes", asked(`{"id":%q,"public_key":%q}`, id, base64.RawURLEncoding.EncodeToString(make([]byte, 31))), "recipient_invalid", nil},
 		{"another kind of key", asked(`{"id":%q,"public_key":%q}`, id, account), "recipient_invalid", nil},
 		{"a key that makes no secret", asked(`{"id":%q,"public_key":%q}`, id, zero), "recipient_invalid", nil},
 		{"clear text over NATS", asked(`{"id":%q,"cleartext":true}`, id), "cleartext_refused", overNATS},

@@ -118,8 +118,8 @@ type Exported struct {
 // ExportedCredential is a credential without its secrets.
 type ExportedCredential struct {
 	ID             string `json:"id"`
-	Component      string `json:"component,omitzero"` // absent of a free type
-	Type           string `json:"type,omitzero"`      // free, in place of component
+	Component      string `json:"component,omitzero"` // absent if the credential has a free type
+	Type           string `json:"type,omitzero"`      // the free type, instead of component
 	Name           string `json:"name"`
 	Description    string `json:"description"`
 	Workspace      string `json:"workspace,omitzero"`

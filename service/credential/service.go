@@ -26,7 +26,7 @@ import (
 	"github.com/credstream/credstream/verify"
 )
 
-// Deps are the dependencies of a Service. Every field without "optional" is required.
+// Deps are the dependencies of a Service. Fields are required unless marked as optional.
 type Deps struct {
 	Kernel     *service.Kernel
 	Secrets    *secrets.Service
@@ -99,7 +99,7 @@ type Policies interface {
 	Release(ctx context.Context, call *service.Call, use commands.PolicyUse)
 }
 
-// Service implements the routes of credentials. Its methods may be called from many goroutines.
+// Service implements the routes of credentials. It is safe for concurrent use.
 type Service struct {
 	Deps
 	verified *prometheus.CounterVec
@@ -115,6 +115,11 @@ func New(deps Deps) (*Service, error) {
 	s := &Service{Deps: deps, verified: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "credstream_verifications_total", Help: "Dry requests by probe and class of outcome.",
 	}, []string{"probe", "outcome"})}
+	for probe, outcomes := range map[string][]string{"http": {"2xx", "4xx", "5xx", verify.OutcomeTimeout}, "tcp": {verify.OutcomeConnected}, "tls": {verify.OutcomeConnected}, "smtp": {verify.OutcomeSignedIn}, "imap": {verify.OutcomeSignedIn}, "ldap": {verify.OutcomeSignedIn}, "postgres": {verify.OutcomeSignedIn}, "mysql": {verify.OutcomeSignedIn}, "ssh": {verify.OutcomeSignedIn, verify.OutcomeHostKey}, "sftp": {verify.OutcomeSignedIn, verify.OutcomeHostKey}} {
+		for _, o := range outcomes {
+			s.verified.WithLabelValues(probe, o)
+		}
+	}
 	if deps.Metrics != nil {
 		deps.Metrics.MustRegister(s.verified)
 	}

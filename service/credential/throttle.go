@@ -57,7 +57,7 @@ func (s *Service) withPolicy(ctx context.Context, call *service.Call, id, policy
 		case service.IsRejected(err):
 			s.Policies.Release(ctx, call, use)
 		}
-		if !errors.Is(err, aggregates.ErrPolicyUseMoved) {
+		if !errors.Is(err, aggregates.ErrPolicyUseStale) {
 			return service.Done{}, err
 		}
 	}
@@ -80,7 +80,7 @@ func (s *Service) saveWithPolicy(ctx context.Context, call *service.Call, policy
 		if err != nil && service.IsRejected(err) {
 			s.Policies.Release(ctx, call, use)
 		}
-		if !errors.Is(err, aggregates.ErrPolicyUseMoved) {
+		if !errors.Is(err, aggregates.ErrPolicyUseStale) {
 			return done, err
 		}
 	}

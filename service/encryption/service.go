@@ -20,7 +20,7 @@ import (
 // it may have encrypted, live up to 15 minutes.
 const DefaultRetireAfter = 30 * time.Minute
 
-// Deps are the dependencies of a Service. Every field without "optional" is required.
+// Deps are the dependencies of a Service. Fields are required unless marked as optional.
 type Deps struct {
 	Kernel  *service.Kernel
 	Log     *aggregates.Log

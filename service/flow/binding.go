@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -105,7 +106,7 @@ func (s *Service) reconcileReservations(ctx context.Context, call *service.Call,
 
 // binding checks the form of the request.
 func (s *Service) binding(call *service.Call, in Bind) (cmd commands.BindFlow, err error) {
-	if err := CheckFlow("/flow", in.Flow); err != nil {
+	if err := cmp.Or(commands.CheckRef("/flow", in.Flow), CheckFlow("/flow", in.Flow)); err != nil {
 		return cmd, err
 	}
 	if in.Name != "" {
@@ -229,7 +230,8 @@ type Release struct {
 	Binding string `json:"binding,omitzero"` // only this one; the current one when absent
 }
 
-func (s *Service) releaseFlow(ctx context.Context, call *service.Call, in Release) (service.Done, error) {
+func (s *Service) releaseFlow(ctx context.Context, call *service.Call, in Release) (done service.Done, err error) {
+	defer func() { err = hideFlow(err, "/flow") }()
 	if err := CheckFlow("/flow", in.Flow); err != nil {
 		return service.Done{}, err
 	}
@@ -237,9 +239,6 @@ func (s *Service) releaseFlow(ctx context.Context, call *service.Call, in Releas
 		return s.resumeRelease(ctx, call)
 	}
 	only, err := s.onlyReached(ctx, call, in.Flow, nil)
-	if errors.Is(err, service.ErrScopeExceeded) {
-		err = aggregates.ErrFlowNotFound.At("/flow")
-	}
 	if err != nil {
 		return service.Done{}, err
 	}
@@ -253,6 +252,15 @@ func (s *Service) releaseFlow(ctx context.Context, call *service.Call, in Releas
 		return service.Done{}, aggregates.ErrFlowNotBound.Withf("The flow has no reservation %s; its reservation is %s.", in.Binding, now).At("/binding")
 	}
 	return s.endBinding(ctx, call, commands.ReleaseFlow{ID: in.Flow, Binding: in.Binding, Reason: events.ReleasedOnRequest, AllowedCredentials: only})
+}
+
+// hideFlow returns aggregates.ErrFlowNotFound instead of service.ErrScopeExceeded, wherever it was
+// detected: a key that is bound to some credentials is not told of flows that use others.
+func hideFlow(err error, pointer string) error {
+	if errors.Is(err, service.ErrScopeExceeded) {
+		return aggregates.ErrFlowNotFound.At(pointer)
+	}
+	return err
 }
 
 // endBinding ends a reservation: on the flow's stream, then on each credential's.
@@ -318,13 +326,13 @@ func (s *Service) ReconcileFlows(ctx context.Context) error {
 	}
 	var errs []error
 	if s.ClocksAgree == nil || s.ClocksAgree() == nil { // else the expiry was set by a differing clock
-		expired, err := s.Views.ExpiredBindings(ctx, s.Kernel.Now(), service.KeepAtOnce)
+		expired, err := s.Views.ExpiredBindings(ctx, s.Kernel.Now(), service.BackgroundBatch)
 		errs = append(errs, err)
 		for _, use := range expired {
 			errs = append(errs, s.expire(ctx, use.Tenant, use.Flow, use.ID, use.Binding))
 		}
 	}
-	stale, err := s.Views.StaleUses(ctx, service.KeepAtOnce)
+	stale, err := s.Views.StaleUses(ctx, service.BackgroundBatch)
 	errs = append(errs, err)
 	for _, use := range stale {
 		call := service.System(use.Tenant, "flow-keeper")
@@ -334,7 +342,7 @@ func (s *Service) ReconcileFlows(ctx context.Context) error {
 		}
 		errs = append(errs, s.changeUse(ctx, call, commands.ReleaseCredential{ID: use.ID, Flow: use.Flow, Revision: use.Revision}))
 	}
-	unsettled, err := s.Views.UnsettledFlows(ctx, service.KeepAtOnce)
+	unsettled, err := s.Views.UnsettledFlows(ctx, service.BackgroundBatch)
 	errs = append(errs, err)
 	for _, flow := range unsettled {
 		errs = append(errs, s.reconcile(ctx, flow.Tenant, flow.Flow))

@@ -2,7 +2,6 @@ package flow
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -53,6 +52,9 @@ func (s *Service) ChangeFlow(ctx context.Context, call service.Call, ceType stri
 	call.CommandID = events.NewID()
 	for range flowRaces {
 		flow, done, err := s.tryFlow(ctx, &call, ev)
+		if ev.Change != events.FlowWasCreated {
+			err = hideFlow(err, "")
+		}
 		if done || err != nil {
 			return flow, err
 		}
@@ -85,9 +87,6 @@ func (s *Service) tryFlow(ctx context.Context, call *service.Call, ev Event) (Fl
 		return Flow{}, false, err
 	}
 	only, err := s.onlyReached(ctx, call, ev.ID, ev.Steps)
-	if errors.Is(err, service.ErrScopeExceeded) && ev.Change != events.FlowWasCreated {
-		err = aggregates.ErrFlowNotFound
-	}
 	if err != nil {
 		return Flow{}, false, err
 	}

@@ -92,10 +92,12 @@ func ParseFlowEvent(ceType, ceSubject, flow string, data []byte) (Event, error) 
 	switch {
 	case events.CheckID(e.ID) != nil:
 		return e, ErrFlowEventData.Withf("The flow's id is missing or invalid.").At("/id")
+	case e.Change == events.FlowWasCreated && events.CheckNewID(e.ID) != nil:
+		return e, ErrFlowEventData.Withf("%s", fault.Of(events.CheckNewID(e.ID)).Msg).At("/id")
 	case e.ID != flow || ceSubject != "" && ceSubject != e.ID:
 		return e, ErrFlowEventSubject
-	case e.Revision > math.MaxInt64>>10: // 2^53-1: not every JSON parser keeps greater integers exact, and no revision could follow the greatest
-		return e, ErrFlowEventData.Withf("The revision is greater than 2^53-1.").At("/revision")
+	case e.Revision > math.MaxInt64: // the read models keep signed integers
+		return e, ErrFlowEventData.Withf("The revision is greater than 2^63-1.").At("/revision")
 	case e.Revision == 0:
 		return e, ErrFlowEventData.Withf("The revision is missing. It must be at least 1 and rise with every event of the flow.").At("/revision")
 	case e.Name != "" && service.CheckName("/name", e.Name) != nil:

@@ -16,7 +16,7 @@ import (
 	"github.com/credstream/credstream/service/permission"
 )
 
-// Deps are the dependencies of a Service. Every field without "optional" is required.
+// Deps are the dependencies of a Service. Fields are required unless marked as optional.
 type Deps struct {
 	Kernel     *service.Kernel
 	Access     Access
@@ -50,7 +50,7 @@ type Clients interface {
 	ReconcileAuthClients(ctx context.Context) error
 }
 
-// Service implements the routes of flows. Its methods may be called from many goroutines.
+// Service implements the routes of flows. It is safe for concurrent use.
 type Service struct {
 	Deps
 	settled prometheus.Histogram

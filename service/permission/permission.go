@@ -87,7 +87,7 @@ func Permissions() []Info {
 		{FlowsEdit, "publish flow events; bind and release flows", false},
 		{QueueManage, "inspect, retry and drop dead-lettered messages", false},
 		{AuditRead, "read the history of the tenant", false},
-		{TenantsManage, "register and list tenants", true},
+		{TenantsManage, "register, list and erase tenants, rotate and rewrap their encryption keys; with keys.manage, map client certificates to API keys", true},
 		{KeysManage, "issue, list and revoke API keys", false},
 		{ViewsManage, "inspect and rebuild the read models", true},
 		{BackupsCreate, "back up all tenants: the log, the access log, and secrets and keysets as they are encrypted", true},

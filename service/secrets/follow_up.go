@@ -166,19 +166,25 @@ func (s *Service) Hold(stream events.StreamID) (release func()) { return s.track
 // Finish records that the follow-up of commits is complete.
 func (s *Service) Finish(seqs ...uint64) { s.tracker.finish(seqs...) }
 
-// Change executes a command on an owner of secrets and erases those that it drops.
+// Change executes a command on an owner of secrets and erases those that it drops: see EraseDropped.
 func Change[S secretOwner, C commands.Command, E any](ctx context.Context, s *Service, call *service.Call,
 	d aggregates.Decider[S, C, E], tenant string, cmd C,
 ) (before S, after aggregates.State[S], err error) {
-	defer s.tracker.hold(d.Stream(tenant, cmd.Target()))()
-	was, after, err := service.Commit(ctx, s.Kernel, call, d, tenant, cmd)
-	if err == nil && after.Seq > was.Seq {
-		owner := vault.Ref{Tenant: call.Tenant, Category: d.Category, Owner: cmd.Target()}
-		if s.EraseAll(ctx, Dropped(owner, was.Value, after.Value)) == nil {
-			s.tracker.finish(after.Seq)
+	release := s.tracker.hold(d.Stream(tenant, cmd.Target()))
+	held := true
+	defer func() { // also after a panic
+		if held {
+			release()
 		}
+	}()
+	was, after, err := service.Commit(ctx, s.Kernel, call, d, tenant, cmd)
+	if err != nil || after.Seq == was.Seq {
+		return was.Value, after, err
 	}
-	return was.Value, after, err
+	held = false // EraseDropped releases it
+	owner := vault.Ref{Tenant: call.Tenant, Category: d.Category, Owner: cmd.Target()}
+	s.EraseDropped(ctx, call, Dropped(owner, was.Value, after.Value), after.Seq, release)
+	return was.Value, after, nil
 }
 
 // Postponed is why a follow-up is not complete, and when it can continue.
@@ -296,7 +302,16 @@ func (s *Service) followFrom(ctx context.Context) (uint64, error) {
 			return position.Seq, nil
 		}
 	}
+	if sparse, ok := s.Log.Store.(sparseLog); ok {
+		return sparse.Before(ctx, lookBack)
+	}
 	return end - min(end, lookBack), nil
+}
+
+// sparseLog is a log whose sequences have gaps.
+type sparseLog interface {
+	// Before returns a sequence above which the last n commits are; 0 if there are no more.
+	Before(ctx context.Context, n int) (uint64, error)
 }
 
 func (s *Service) saveCheckpoint(ctx context.Context, seq uint64) error {

@@ -34,10 +34,14 @@ func (s *Service) WithSecret(ctx context.Context, ref vault.Ref, secret seal.Sec
 
 // EraseAll erases secrets from the vault now. An error means that some are left.
 func (s *Service) EraseAll(ctx context.Context, refs []vault.Ref) error {
-	var errs []error
-	for _, ref := range refs {
-		errs = append(errs, s.Vault.Erase(ctx, ref))
+	if len(refs) == 0 {
+		return nil
 	}
+	return s.erased(ctx, refs, s.Vault.EraseEach(ctx, refs...))
+}
+
+// erased reports secrets of one owner that could not be erased.
+func (s *Service) erased(ctx context.Context, refs []vault.Ref, errs []error) error {
 	err := errors.Join(errs...)
 	if err != nil {
 		s.secretsLeft.Store(true)

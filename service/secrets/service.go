@@ -19,7 +19,7 @@ import (
 	"github.com/credstream/credstream/vault"
 )
 
-// Deps are the dependencies of a Service. Every field without "optional" is required.
+// Deps are the dependencies of a Service. Fields are required unless marked as optional.
 type Deps struct {
 	Kernel  *service.Kernel
 	Log     *aggregates.Log
@@ -41,11 +41,12 @@ type Deps struct {
 	RefreshTakeoverTimeout time.Duration
 }
 
-// Service manages secrets. Its methods may be called from many goroutines.
+// Service manages secrets. It is safe for concurrent use.
 type Service struct {
 	Deps
 	metrics            *metrics
 	tracker            *followUpTracker
+	eraser             *eraser
 	followUpByCategory map[string]FollowUp // by category of the aggregate
 	background         []func(context.Context)
 	secretsLeft        atomic.Bool // the next run of the collector must scan all secrets
@@ -57,7 +58,7 @@ type FollowUp func(ctx context.Context, recs []events.Record, seen time.Time) (w
 
 // New creates a Service.
 func New(deps Deps) (*Service, error) {
-	s := &Service{Deps: deps, metrics: newMetrics(deps.Metrics)}
+	s := &Service{Deps: deps, metrics: newMetrics(deps.Metrics), eraser: newEraser()}
 	s.followUpByCategory = map[string]FollowUp{
 		aggregates.OAuthClient.Category:     erasing(s, aggregates.OAuthClient),
 		aggregates.AuthClient.Category:      erasing(s, aggregates.AuthClient),
@@ -100,6 +101,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "credstream_follow_ups_open", Help: "Commits whose follow-up (erase secrets, revoke tokens at a provider) is not known to be complete.",
 		}),
 	}
+	service.FromZero(m.followUps, "done", "failed", "given_up")
 	if reg != nil {
 		reg.MustRegister(m.sealed, m.orphans, m.followUps, m.followUpsOpen)
 	}

@@ -36,6 +36,7 @@ import (
 	"github.com/credstream/credstream/seal"
 	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/access"
+	"github.com/credstream/credstream/service/admin"
 	"github.com/credstream/credstream/service/application"
 	"github.com/credstream/credstream/service/credential"
 	"github.com/credstream/credstream/vault"
@@ -50,6 +51,7 @@ type Stage struct {
 	Metrics *prometheus.Registry
 	Logs    *bustest.LogBuffer
 	Vault   *vault.Vault
+	Live    *admin.Live
 	Admin   service.Principal
 	Engine  service.Principal
 	Skew    atomic.Int64          // of the clock, in nanoseconds
@@ -121,7 +123,7 @@ func OK(t testing.TB, err error) {
 // "default", and the component "plain". Options change its configuration.
 func New(t testing.TB, options ...func(*application.Config)) *Stage {
 	t.Helper()
-	s := &Stage{t: t, Metrics: prometheus.NewRegistry(), Logs: &bustest.LogBuffer{}}
+	s := &Stage{t: t, Metrics: prometheus.NewRegistry(), Logs: &bustest.LogBuffer{}, Live: admin.NewLive()}
 	log := slog.New(slog.NewJSONHandler(s.Logs, nil))
 	node := Must(natsserver.StartNode(t.Context(), natsserver.NodeConfig{Dir: t.TempDir(), MinFree: 1, Logger: log}))(t)
 	t.Cleanup(func() { OK(t, node.Shutdown(context.WithoutCancel(t.Context()))) })
@@ -138,6 +140,7 @@ func New(t testing.TB, options ...func(*application.Config)) *Stage {
 	t.Cleanup(func() { OK(t, views.Close()) })
 	projector := projections.NewProjector(s.Store, views, log)
 	s.project = projector.Wait
+	projector.OnApplied(s.Live.Applied)
 	running, halt := context.WithCancel(context.WithoutCancel(t.Context()))
 	var parts sync.WaitGroup
 	t.Cleanup(func() { halt(); parts.Wait() })
@@ -153,7 +156,7 @@ func New(t testing.TB, options ...func(*application.Config)) *Stage {
 	cfg := application.Config{
 		Log: Must(aggregates.NewLog(s.Store, 1000))(t), Views: views, Projector: projector, Keyring: keyring,
 		Vault: s.Vault, Verify: guarded, OAuth: oauth.New(guarded), SingleInstance: true,
-		Metrics: s.Metrics, Logger: log, AccessLog: s.Access, Buckets: Must(kv.OpenThrottle(t.Context(), js, 1))(t),
+		Metrics: s.Metrics, Logger: log, Live: s.Live, AccessLog: s.Access, Buckets: Must(kv.OpenThrottle(t.Context(), js, 1))(t),
 		Deliveries:  Must(kv.OpenWebhooks(t.Context(), js, nil))(t),
 		Connections: Must(kv.OpenConnections(t.Context(), js, 1))(t),
 		Now:         func() time.Time { return time.Now().Add(time.Duration(s.Skew.Load())) },

@@ -120,7 +120,7 @@ func TestBrokenOffAssignment(t *testing.T) {
 		commands.UpdateCredential{ID: id, CredentialSettings: commands.CredentialSettings{Policy: &commands.PolicyUse{Policy: "crm", Use: "u1"}}},
 		commands.CreateCredential{ID: "to-be-created", Component: "plain", Name: "n", Keys: commands.NewKeys{SecretID: "s"}, Policy: commands.PolicyUse{Policy: "crm", Use: "u2"}},
 	} {
-		if _, _, err := aggregates.Credential.Execute(t.Context(), log, "default", cmd, meta, nil); !errors.Is(err, aggregates.ErrPolicyUseMoved) {
+		if _, _, err := aggregates.Credential.Execute(t.Context(), log, "default", cmd, meta, nil); !errors.Is(err, aggregates.ErrPolicyUseStale) {
 			t.Errorf("%T: a credential comes to have a policy that is gone: %v", cmd, err)
 		}
 	}

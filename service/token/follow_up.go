@@ -64,6 +64,11 @@ func (s *Service) completeRevocation(ctx context.Context, call *service.Call, st
 		}
 		return false, nil
 	})
+	if err == nil && done.Outcome == "" { // the interrupted attempt ended the tokens meanwhile
+		var t providerAnswer
+		t, err = s.answerSince(ctx, started)
+		done.Outcome, done.Says = t.outcome, t.says
+	}
 	if err == nil && started.Meta.Request != "" {
 		err = s.Kernel.CompleteFor(ctx, call, started, "credential.revoke", done)
 	}

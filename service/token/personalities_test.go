@@ -1,10 +1,16 @@
 package token_test
 
 import (
+	"cmp"
 	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
 	"strings"
 	"sync"
 	"testing"
@@ -47,6 +53,10 @@ type personality struct {
 	problem string        // part of the problem that people see; "" for none
 	life    time.Duration // of the access token in use, as far as it is checked
 	odd     string        // part of what is implausible
+
+	tail  string   // path of the token endpoint; "/token" when empty
+	sent  []string // parts of each token request: its line, header fields and body
+	alone bool     // the tenant has no OAuth client
 }
 
 var personalities = []personality{
@@ -191,6 +201,51 @@ var personalities = []personality{
 	},
 	{name: "the component knows better", grant: over, block: `"token_lifetime":900,"token_lifetime_override":true`, answers: []says{yes(hour)}, do: "resolve:ok", asked: 1, life: 15 * time.Minute},
 	{name: "entered by hand: a point in time", grant: `{"access_token":"a","refresh_token":"r","expires_in":3600,"expires_at":"{bare:-1h}"}`, answers: []says{yes(hour)}, do: "resolve:ok", asked: 1, life: time.Hour},
+	// Shapes of requests.
+	{
+		name: "a template in an endpoint", grant: over, tail: "/{{realm}}/token", answers: []says{yes(hour)},
+		do: "resolve:ok", asked: 1, sent: []string{"POST /acme%20corp/token HTTP"},
+	},
+	{
+		name: "TikTok: the client's id under another name", grant: over, block: `"refresh_params":{"client_key":"{{client_id}}","account":"{{realm}}","scope":"a b"}`,
+		answers: []says{yes(hour)}, do: "resolve:ok", asked: 1, sent: []string{"client_key=c&", "account=acme+corp", "scope=a+b"},
+	},
+	{
+		name: "renewed elsewhere", grant: over, block: `"refresh_uri":"{server}/renew"`, answers: []says{yes(hour)},
+		do: "resolve:ok", asked: 1, sent: []string{"POST /renew HTTP"},
+	},
+	{
+		name: "Notion: JSON with Basic", grant: over, block: `"token_format":"json","token_endpoint_auth_method":"client_secret_basic"`, answers: []says{yes(hour)},
+		do: "resolve:ok", asked: 1, sent: []string{"Authorization: Basic Yzpj", `"grant_type":"refresh_token"`, "Content-Type: application/json"},
+	},
+	{
+		name: "Slack: tokens in a member", grant: over, block: `"token_at":"/authed_user"`,
+		answers: []says{yes(`{"ok":true,"authed_user":{"access_token":"canary-next","refresh_token":"canary-other","expires_in":1800}}`)},
+		do:      "resolve:ok", asked: 1, life: 30 * time.Minute,
+	},
+	{
+		name: "Zoom: account credentials", block: `"grant_type":"account_credentials","token_params":{"account_id":"{{realm}}"}`, answers: []says{yes(hour)},
+		do: "resolve:ok", asked: 1, life: time.Hour, sent: []string{"grant_type=account_credentials", "account_id=acme+corp"},
+	},
+	{
+		name:    "Google: a service account",
+		block:   `"grant_type":"urn:ietf:params:oauth:grant-type:jwt-bearer","signing":{"key":"{{key}}","kid":"k1","claims":{"iss":"{{realm}}","scope":"read"},"lifetime":3600}`,
+		answers: []says{yes(hour)}, do: "resolve:ok +2h resolve:ok", asked: 2, alone: true, sent: []string{"grant_type=urn%3Aietf", "assertion=eyJ"},
+	},
+	{
+		name: "private_key_jwt", grant: over, block: `"token_endpoint_auth_method":"private_key_jwt","signing":{"key":"{{key}}"}`, answers: []says{yes(hour)},
+		do: "resolve:ok", asked: 1, sent: []string{"client_assertion=eyJ", "client_assertion_type=urn%3Aietf", "client_id=c"},
+	},
+
+	// Grants without a refresh token.
+	{
+		name: "GitHub: a token without an end", grant: `{"access_token":"canary-first","scope":"repo"}`, block: `"refresh":"none"`,
+		do: "resolve:ok +9000h due:ok resolve:ok",
+	},
+	{
+		name: "a token with an end and no renewal", grant: `{"access_token":"canary-first","expires_in":600}`, block: `"refresh":"none"`,
+		do: "resolve:ok +9m30s due:ok resolve:ok +1m resolve:reauthorization_required",
+	},
 	{name: "entered by hand: milliseconds", grant: `{"access_token":"a","refresh_token":"r","expires_in":1800000}`, do: "resolve:ok", life: 30 * time.Minute, odd: "milliseconds"},
 }
 
@@ -218,15 +273,23 @@ func times(t *testing.T, text string, now time.Time) string {
 func TestPersonalities(t *testing.T) {
 	s := stage.New(t, stage.AllowPrivate, func(c *application.Config) { c.RefreshTakeoverTimeout = 6 * time.Second })
 	recipient := stage.NewRecipient(t).Public
+	key := stage.Must(x509.MarshalPKCS8PrivateKey(stage.Must(rsa.GenerateKey(rand.Reader, 2048))(t)))(t)
+	signingKey := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}))
 	for n, p := range personalities {
 		t.Run(p.name, func(t *testing.T) {
 			s.Skew.Store(0)
 			now := func() time.Time { return time.Now().Add(time.Duration(s.Skew.Load())) }
 			var mu sync.Mutex
 			asked := 0
-			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				mu.Lock()
 				defer mu.Unlock()
+				request := string(stage.Must(httputil.DumpRequest(r, true))(t))
+				for _, part := range p.sent {
+					if !strings.Contains(request, part) {
+						t.Errorf("a request lacks %q:\n%s", part, request)
+					}
+				}
 				answer := p.answers[min(asked, len(p.answers)-1)]
 				asked++
 				w.Header().Set("Content-Type", "application/json")
@@ -238,14 +301,21 @@ func TestPersonalities(t *testing.T) {
 			}))
 			t.Cleanup(server.Close)
 			component := fmt.Sprintf("provider-%d", n)
-			more := p.block
+			more := strings.ReplaceAll(p.block, "{server}", server.URL)
+			tail := cmp.Or(p.tail, "/token")
 			if more != "" {
 				more = "," + more
 			}
-			s.Do("default", "component.register", fmt.Sprintf(`{"id":%q,"descriptor":{"title":"T","useOAuthClient":true,"hosts":["api.example.org"],
-				"credentials":{"fields":{"oauth":{"viewClass":"OAuthFieldView"}},"oauth2":{"auth_uri":"%[2]s/auth","token_uri":"%[2]s/token"%[3]s}}}}`, component, server.URL, more))
-			s.Do("default", "oauth_client.define", fmt.Sprintf(`{"component":%q,"client_id":"c","client_secret":"canary-client"}`, component))
-			id := s.Do("default", "credential.create", fmt.Sprintf(`{"component":%q,"keys":{"oauth":%s}}`, component, times(t, p.grant, now()))).ID
+			s.Do("default", "component.register", fmt.Sprintf(`{"id":%q,"descriptor":{"title":"T","useOAuthClient":%[5]t,"hosts":["api.example.org"],
+				"credentials":{"fields":{"oauth":{"viewClass":"OAuthFieldView"},"realm":{},"key":{}},"oauth2":{"auth_uri":"%[2]s/auth","token_uri":"%[2]s%[4]s"%[3]s}}}}`, component, server.URL, more, tail, !p.alone))
+			if !p.alone {
+				s.Do("default", "oauth_client.define", fmt.Sprintf(`{"component":%q,"client_id":"c","client_secret":"canary-client"}`, component))
+			}
+			tokens := ""
+			if p.grant != "" {
+				tokens = `"oauth":` + times(t, p.grant, now()) + ","
+			}
+			id := s.Do("default", "credential.create", fmt.Sprintf(`{"component":%q,"keys":{%s"realm":"acme corp","key":%q}}`, component, tokens, signingKey)).ID
 			for step := range strings.FieldsSeq(p.do) {
 				what, want, _ := strings.Cut(step, ":")
 				if ahead, is := strings.CutPrefix(what, "+"); is {
@@ -272,7 +342,7 @@ func TestPersonalities(t *testing.T) {
 			}
 		})
 	}
-	for _, hidden := range []string{"canary-", "ann@example.org"} {
+	for _, hidden := range []string{"canary-", "PRIVATE KEY", "ann@example.org"} {
 		if strings.Contains(s.Logs.String(), hidden) {
 			t.Errorf("%s is logged", hidden)
 		}

@@ -83,6 +83,8 @@ func (s *Service) TokenGoodFor(ctx context.Context, call *service.Call, id strin
 			return state, aggregates.ErrReauthorizationRequired.Withf("%s", t.ReauthReason)
 		case t.Token.ValidFor(s.Kernel.Now(), life):
 			return state, nil
+		case !t.Renewable && t.Token.Serves(s.Kernel.Now()):
+			return state, nil
 		case t.Token.Serves(s.Kernel.Now()) && s.Kernel.Now().Before(t.Token.Due): // the provider renews it nearer to its end
 			return state, nil
 		case t.Refresh.Epoch == 0 && s.untilRetry(t) > 0:
@@ -93,7 +95,7 @@ func (s *Service) TokenGoodFor(ctx context.Context, call *service.Call, id strin
 		case round == maxRounds:
 			return state, ErrRefreshPending.WithRetryAfter(time.Second)
 		}
-		err = s.renew(ctx, call.Tenant, id, t.Token.Epoch, false)
+		err = s.renew(ctx, service.System(call.Tenant, keeper), id, t.Token.Epoch, false)
 		later := errors.Is(err, ErrRefreshFailed) || errors.Is(err, ErrRefreshPending)
 		switch {
 		case err == nil:
@@ -125,9 +127,10 @@ const maxRounds = 3
 
 // renew renews the tokens, unless those of the epoch are no longer current, and waits for it.
 // Concurrent callers share the outcome. A renewal that has begun continues without them. force
-// also retries tokens that the provider rejected, and after another process has just failed.
-func (s *Service) renew(ctx context.Context, tenant, id string, epoch int, force bool) error {
-	key := credentialKey{tenant, id}
+// also retries tokens that the provider rejected, and after another process has just failed. The
+// commits are in the name of the call that began the renewal.
+func (s *Service) renew(ctx context.Context, call *service.Call, id string, epoch int, force bool) error {
+	key := credentialKey{call.Tenant, id}
 	r := &s.renewals
 	r.mu.Lock()
 	now := r.by[key]
@@ -140,7 +143,7 @@ func (s *Service) renew(ctx context.Context, tenant, id string, epoch int, force
 		r.by[key] = now
 		r.group.Go(func() {
 			// The provider's response is stored even when the process is told to stop.
-			now.err = s.renewal(context.WithoutCancel(s.Kernel.Background()), tenant, id, epoch, force)
+			now.err = s.renewal(context.WithoutCancel(s.Kernel.Background()), call, id, epoch, force)
 			r.mu.Lock()
 			delete(r.by, key)
 			r.mu.Unlock()
@@ -180,7 +183,8 @@ func (s *Service) at(step string) {
 }
 
 // renewal starts an epoch, or waits for its holder, and completes it.
-func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, force bool) error {
+func (s *Service) renewal(ctx context.Context, call *service.Call, id string, epoch int, force bool) error {
+	tenant := call.Tenant
 	var watched int // the epoch of another holder, and since when
 	var since time.Time
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, s.RefreshTakeoverTimeout/20) {
@@ -211,7 +215,7 @@ func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, for
 				s.pause(pause)
 				continue
 			}
-			if found, err := s.completeFound(ctx, tenant, id, state.Value, other); err != nil {
+			if found, err := s.completeFound(ctx, call, id, state.Value, other); err != nil {
 				return err
 			} else if found {
 				continue
@@ -224,7 +228,7 @@ func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, for
 			// The holder has failed; an immediate retry would fail as well.
 			return ErrRefreshFailed.WithRetryAfter(max(s.untilRetry(t), time.Second))
 		}
-		err = s.refreshOnce(ctx, tenant, id, commands.StartRefresh{
+		err = s.refreshOnce(ctx, call, id, commands.StartRefresh{
 			ID: id, InstanceID: s.InstanceID, SecretID: events.NewID(), Epoch: epoch, TakesOver: takenOver, RetryRejected: force || t.Unverified,
 		})
 		switch {
@@ -238,9 +242,9 @@ func (s *Service) renewal(ctx context.Context, tenant, id string, epoch int, for
 }
 
 // refreshOnce starts an epoch and completes it.
-func (s *Service) refreshOnce(ctx context.Context, tenant, id string, cmd commands.StartRefresh) error {
+func (s *Service) refreshOnce(ctx context.Context, call *service.Call, id string, cmd commands.StartRefresh) error {
 	begun := s.Kernel.Now() // monotonic: nothing is sent after the epoch may have been taken over
-	call := service.System(tenant, "token-keeper")
+	tenant := call.Tenant
 	_, state, err := service.Execute(ctx, s.Kernel, call, aggregates.Credential, tenant, commands.Credential(cmd))
 	if err != nil {
 		return err
@@ -272,6 +276,9 @@ func (s *Service) requestTokens(ctx context.Context, tenant, id string, state ag
 	if err != nil {
 		return token, old, err
 	}
+	if d, err = s.Components.Effective(ctx, tenant, state.Component, d); err != nil {
+		return token, old, err
+	}
 	if d.OAuth2 == nil {
 		return token, old, ErrOAuthEndpointsMissing
 	}
@@ -287,7 +294,13 @@ func (s *Service) requestTokens(ctx context.Context, tenant, id string, state ag
 		return token, old, err
 	}
 	refresh, hasRefresh := old.Text(RefreshToken)
-	provider := Provider(d.OAuth2)
+	if err := checkBound(old, d); err != nil {
+		return token, old, err
+	}
+	provider, err := Provider(d.OAuth2, client, ProbeValues(d, keys))
+	if err != nil {
+		return token, old, err
+	}
 	provider.Lifetimes.Last = state.Tokens.Token.Lifetime
 	for try := 1; ; try++ {
 		// A process that was suspended must not send a refresh token that another process
@@ -322,9 +335,12 @@ func (s *Service) requestTokens(ctx context.Context, tenant, id string, state ag
 // renewed merges the new tokens into the old object: members that the provider did not return
 // are kept, unless the object would become too large.
 func renewed(token oauth.Token, old seal.Fields) seal.Fields {
-	object := token.Answer.Over(old)
+	object := token.Answer.Without(issuedBy).Over(old)
 	if object.Marshal().Len() > seal.MaxFieldsSize-1024 {
-		object = token.Answer
+		object = token.Answer.Without(issuedBy)
+		if bound, ok := old.Get(issuedBy); ok {
+			object = object.With(issuedBy, bound)
+		}
 	}
 	if !token.Refresh.IsZero() {
 		object = object.With(RefreshToken, quoted(token.Refresh))
@@ -347,6 +363,9 @@ func (s *Service) storeToken(ctx context.Context, call *service.Call, id string,
 	stored := storedToken{
 		Object: object.Marshal().Reveal(), Expires: expires, Lifetime: int64(token.Lifetime / time.Second),
 		Rotated: !token.Refresh.IsZero(), Scope: printable(seal.NewSecret([]byte(token.Scope))), Odd: token.Odd,
+	}
+	if life := token.RefreshLifetime; life > 0 {
+		stored.RefreshExpires, stored.RefreshLifetime = requested.Add(life).UTC().Truncate(time.Second), int64(life/time.Second)
 	}
 	text, err := json.Marshal(stored)
 	if err != nil {
@@ -374,9 +393,10 @@ func (s *Service) activateToken(ctx context.Context, call *service.Call, id stri
 	cmd := commands.CompleteRefresh{
 		ID: id, Epoch: epoch.Epoch, Grant: of.Tokens.Grant, SecretID: epoch.SecretID,
 		Expires: t.Expires, Lifetime: time.Duration(t.Lifetime) * time.Second, Rotated: t.Rotated, Scope: t.Scope, Odd: t.Odd,
+		RefreshToken: commands.RefreshTokenLife{Expires: t.RefreshExpires, Lifetime: time.Duration(t.RefreshLifetime) * time.Second},
 	}
 	// Without the descriptor, which is read a moment before, the lifetime decides.
-	if d, err := s.Components.Descriptor(ctx, of.Component, of.Current().Revision); err == nil && d.OAuth2 != nil {
+	if d, err := s.effectiveOf(ctx, call.Tenant, of); err == nil && d.OAuth2 != nil {
 		cmd.Due = dueBy(d.OAuth2, t.Expires, cmd.Lifetime, learned(of.Tokens))
 	}
 	err := s.retry(ctx, func(ctx context.Context) error {
@@ -412,15 +432,15 @@ func (s *Service) retry(ctx context.Context, do func(context.Context) error) err
 }
 
 // completeFound looks for the response of another process's epoch, and activates it.
-func (s *Service) completeFound(ctx context.Context, tenant, id string, of aggregates.CredentialState, epoch aggregates.Refresh) (found bool, err error) {
-	stored, err := s.storedToken(ctx, tenant, id, epoch.SecretID)
+func (s *Service) completeFound(ctx context.Context, call *service.Call, id string, of aggregates.CredentialState, epoch aggregates.Refresh) (found bool, err error) {
+	stored, err := s.storedToken(ctx, call.Tenant, id, epoch.SecretID)
 	if errors.Is(err, vault.ErrNoSecret) {
 		return false, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	return true, s.activateToken(ctx, service.System(tenant, "token-keeper"), id, of, epoch, stored)
+	return true, s.activateToken(ctx, call, id, of, epoch, stored)
 }
 
 // failed ends an epoch without new tokens, and returns the reason.
@@ -447,7 +467,7 @@ func (s *Service) failed(ctx context.Context, call *service.Call, id string, sta
 	case refusal.Outcome == oauth.Revoked:
 		// A response may have arrived at a process that was considered dead.
 		for _, late := range t.Late {
-			if found, err := s.completeFound(ctx, call.Tenant, id, state, late); found || err != nil {
+			if found, err := s.completeFound(ctx, call, id, state, late); found || err != nil {
 				return err
 			}
 		}
@@ -549,6 +569,9 @@ func backoff(failures int, refusal *oauth.Error) time.Duration {
 	return max(wait, refusal.RetryAfter)
 }
 
+// keeper is the actor of renewals that no command asked for.
+const keeper = "token-keeper"
+
 type Refresh struct {
 	ID string `json:"id"`
 }
@@ -569,7 +592,7 @@ func (s *Service) RefreshCredential(ctx context.Context, call *service.Call, in 
 		return service.Done{}, err
 	}
 	call.Detach()
-	if err := s.renew(ctx, call.Tenant, in.ID, started.Epoch, true); err != nil {
+	if err := s.renew(ctx, call.Apart().Step(1), in.ID, started.Epoch, true); err != nil {
 		// An error has no sequence to wait for, so the views must have its effects before it is returned.
 		if now, lookErr := aggregates.Credential.Fresh(ctx, s.Log, aggregates.Credential.Stream(call.Tenant, in.ID)); lookErr == nil {
 			_ = s.Kernel.AtLeast(ctx, now.Seq)
@@ -659,7 +682,7 @@ func (s *Service) RunTokenRefresher(ctx context.Context) error {
 		full := k.full()
 		if s.Kernel.WritesAllowed() == nil {
 			var err error
-			if due, err = s.Views.DueTokens(ctx, s.Kernel.Now(), full, service.KeepAtOnce); err != nil && ctx.Err() == nil {
+			if due, err = s.Views.DueTokens(ctx, s.Kernel.Now(), full, service.BackgroundBatch); err != nil && ctx.Err() == nil {
 				s.Logger.WarnContext(ctx, "cannot list the tokens that are due", "err", err)
 			}
 		}
@@ -703,7 +726,7 @@ func (s *Service) refreshDue(ctx context.Context, key credentialKey) error {
 		if t.Refresh.Epoch == 0 && (t.RetryAt.IsZero() || wait > 0 && wait <= 2*brokenMax) {
 			return nil
 		}
-		return s.renew(ctx, key.tenant, key.id, t.Token.Epoch, true)
+		return s.renew(ctx, service.System(key.tenant, keeper), key.id, t.Token.Epoch, true)
 	case t.Refresh.Epoch == 0 && s.untilRetry(t) > 0:
 		return nil
 	}
@@ -715,5 +738,5 @@ func (s *Service) refreshDue(ctx context.Context, key credentialKey) error {
 	if t.Refresh.Epoch == 0 && t.Token.Plausible(s.Kernel.Now()) && s.Kernel.Now().Before(due(key.id, t.Token.Expires, t.Token.Due, t.Token.Lifetime)) {
 		return nil
 	}
-	return s.renew(ctx, key.tenant, key.id, t.Token.Epoch, false)
+	return s.renew(ctx, service.System(key.tenant, keeper), key.id, t.Token.Epoch, false)
 }

@@ -59,6 +59,9 @@ func (t providerAnswer) transient() bool {
 type heldToken struct {
 	value seal.Secret
 	hint  string // token_type_hint (RFC 7009, section 2.1)
+
+	object seal.Fields // that holds it
+	keys   seal.Fields // of the credential; empty if they were erased
 }
 
 // heldTokens opens the tokens of a credential that its provider may still accept:
@@ -66,10 +69,16 @@ type heldToken struct {
 // activated. Of each it returns the refresh token, whose revocation revokes
 // the whole grant (RFC 7009, section 2.1), or the access token if there is none.
 func (s *Service) heldTokens(ctx context.Context, tenant, id string, state aggregates.CredentialState) (held []heldToken, err error) {
+	var keys seal.Fields
+	if state.Current().SecretID != "" { // else they were dropped when the access was revoked
+		if keys, err = s.keysOf(ctx, tenant, id, state); err != nil && !errors.Is(err, vault.ErrNoSecret) {
+			return nil, err
+		}
+	}
 	for _, secretID := range state.Tokens.TokenSecrets() {
 		var object seal.Fields
 		if secretID == state.Current().SecretID {
-			object, err = s.tokensOfKeys(ctx, tenant, id, state)
+			object, _ = keys.Object(state.Tokens.Field)
 		} else {
 			object, err = s.tokensStored(ctx, tenant, id, secretID)
 		}
@@ -79,12 +88,13 @@ func (s *Service) heldTokens(ctx context.Context, tenant, id string, state aggre
 		if err != nil {
 			return nil, err
 		}
-		held = addToken(held, object)
+		held = addToken(held, object, keys)
 	}
 	return held, nil
 }
 
-func (s *Service) tokensOfKeys(ctx context.Context, tenant, id string, state aggregates.CredentialState) (seal.Fields, error) {
+// keysOf opens the keys of a credential that may have been deleted.
+func (s *Service) keysOf(ctx context.Context, tenant, id string, state aggregates.CredentialState) (seal.Fields, error) {
 	secret, err := s.Vault.Get(ctx, secrets.CredentialRef(tenant, id, state.Current().SecretID))
 	if err != nil {
 		return seal.Fields{}, fmt.Errorf("open the keys of %s: %w", id, err)
@@ -93,8 +103,7 @@ func (s *Service) tokensOfKeys(ctx context.Context, tenant, id string, state agg
 	if err != nil {
 		return seal.Fields{}, fmt.Errorf("read the keys of %s: %w", id, err)
 	}
-	object, _ := keys.Object(state.Tokens.Field)
-	return object, nil
+	return keys, nil
 }
 
 func (s *Service) tokensStored(ctx context.Context, tenant, id, secretID string) (seal.Fields, error) {
@@ -106,18 +115,28 @@ func (s *Service) tokensStored(ctx context.Context, tenant, id, secretID string)
 }
 
 // addToken adds the token to revoke of a token's object, once.
-func addToken(held []heldToken, object seal.Fields) []heldToken {
+func addToken(held []heldToken, object, keys seal.Fields) []heldToken {
 	for _, hint := range []string{RefreshToken, AccessToken} {
 		value, ok := object.Text(hint)
 		if !ok {
 			continue
 		}
 		if !slices.ContainsFunc(held, func(h heldToken) bool { return bytes.Equal(h.value.Reveal(), value.Reveal()) }) {
-			held = append(held, heldToken{value, hint})
+			held = append(held, heldToken{value, hint, object, keys})
 		}
 		break
 	}
 	return held
+}
+
+// effectiveOf returns the descriptor that the current keys of a credential were entered for, with the
+// endpoints of the tenant's OAuth client.
+func (s *Service) effectiveOf(ctx context.Context, tenant string, state aggregates.CredentialState) (commands.Descriptor, error) {
+	d, err := s.Components.Descriptor(ctx, state.Component, state.Current().Revision)
+	if err != nil {
+		return d, err
+	}
+	return s.Components.Effective(ctx, tenant, state.Component, d)
 }
 
 // revokeAtProvider revokes tokens at the provider of a credential's recorded revision. It
@@ -126,7 +145,7 @@ func (s *Service) revokeAtProvider(ctx context.Context, tenant string, state agg
 	if len(held) == 0 {
 		return providerAnswer{}
 	}
-	d, err := s.Components.Descriptor(ctx, state.Component, state.Current().Revision)
+	d, err := s.effectiveOf(ctx, tenant, state)
 	if err == nil && !revocable(d) {
 		return noRevocation
 	}
@@ -139,9 +158,16 @@ func (s *Service) revokeAtProvider(ctx context.Context, tenant string, state agg
 	}
 	worst := providerAnswer{outcome: outcomeRevoked}
 	for _, h := range held {
-		turn, cancel := context.WithTimeout(ctx, slotWait)
-		err := s.OAuth.Revoke(turn, tenant, Provider(d.OAuth2), client, h.value, h.hint)
-		cancel()
+		err := checkBound(h.object, d)
+		var provider oauth.Provider
+		if err == nil {
+			provider, err = Provider(d.OAuth2, client, ProbeValues(d, h.keys))
+		}
+		if err == nil {
+			turn, cancel := context.WithTimeout(ctx, slotWait)
+			err = s.OAuth.Revoke(turn, tenant, provider, client, h.value, h.hint)
+			cancel()
+		}
 		if err != nil {
 			worst = s.providerFailure(ctx, state.Component, err)
 		}
@@ -262,7 +288,7 @@ func (s *Service) answerSince(ctx context.Context, started events.Record) (provi
 	if err != nil {
 		return providerAnswer{}, err
 	}
-	d, err := s.Components.Descriptor(ctx, before.Component, before.Current().Revision)
+	d, err := s.effectiveOf(ctx, started.Stream.Tenant, before)
 	if err == nil && !revocable(d) {
 		return noRevocation, nil
 	}
@@ -389,7 +415,8 @@ func (s *Service) revokeOrphanedToken(ctx context.Context, call *service.Call, i
 	if err != nil {
 		return
 	}
-	_ = s.recordAnswer(ctx, call.Step(1), id, s.revokeAtProvider(ctx, call.Tenant, of, addToken(nil, object))) // it is logged
+	keys, _ := s.keysOf(ctx, call.Tenant, id, of)                                                                    // without them, templates of the provider's addresses have no values
+	_ = s.recordAnswer(ctx, call.Step(1), id, s.revokeAtProvider(ctx, call.Tenant, of, addToken(nil, object, keys))) // it is logged
 }
 
 // revokeEndedTokens revokes tokens that a credential held before at the provider, and
@@ -430,10 +457,7 @@ func (s *Service) EndCredential(ctx context.Context, call *service.Call, cmd com
 	done := s.Secrets.CredentialDone(call.Tenant, cmd.ID, before, after)
 	dropped := secrets.Dropped(secrets.CredentialRef(call.Tenant, cmd.ID, ""), before, after.Value)
 	if len(before.Tokens.TokenSecrets()) == 0 {
-		defer release()
-		if s.Secrets.EraseAll(ctx, dropped) == nil {
-			s.Secrets.Finish(after.Seq)
-		}
+		s.Secrets.EraseDropped(ctx, call, dropped, after.Seq, release)
 		return done, before, nil
 	}
 	answer, ended := make(chan providerAnswer, 1), make(chan struct{})

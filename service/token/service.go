@@ -20,7 +20,7 @@ import (
 	"github.com/credstream/credstream/vault"
 )
 
-// Deps are the dependencies of a Service. Every field without "optional" is required.
+// Deps are the dependencies of a Service. Fields are required unless marked as optional.
 type Deps struct {
 	Kernel     *service.Kernel
 	Secrets    *secrets.Service
@@ -51,6 +51,7 @@ const DefaultTakeoverTimeout = 30 * time.Second
 // Components provides the descriptors of components.
 type Components interface {
 	Descriptor(ctx context.Context, component string, revision int) (commands.Descriptor, error)
+	Effective(ctx context.Context, tenant, component string, d commands.Descriptor) (commands.Descriptor, error)
 }
 
 // Clients provides the OAuth clients whose tokens are renewed.
@@ -60,7 +61,7 @@ type Clients interface {
 	CheckRenewalAudience(ctx context.Context, tenant, component string, d commands.Descriptor) error
 }
 
-// Service renews and revokes tokens. Its methods may be called from many goroutines.
+// Service renews and revokes tokens. It is safe for concurrent use.
 type Service struct {
 	Deps
 	metrics     *metrics
@@ -125,6 +126,11 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "credstream_token_revocations_total", Help: "Credentials whose tokens were revoked at the provider, by outcome.",
 		}, []string{"outcome"}),
 	}
+	for _, o := range []oauth.Outcome{oauth.Transient, oauth.Malformed, oauth.Revoked, oauth.ClientRefused, oauth.Refused, oauth.TooEarly} {
+		service.FromZero(m.refreshes, string(o))
+		service.FromZero(m.revocations, string(o))
+	}
+	service.FromZero(m.refreshes, "refreshed")
 	if reg != nil {
 		reg.MustRegister(m.refreshes, m.refreshLost, m.revocations)
 	}

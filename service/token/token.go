@@ -2,10 +2,12 @@ package token
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,18 +47,86 @@ const (
 	expiresAt    = "expires_at"
 )
 
-// Provider converts the descriptor's oauth2 block to an oauth.Provider.
-func Provider(o *commands.OAuth2) oauth.Provider {
+// Provider converts the descriptor's oauth2 block to an oauth.Provider for one credential: values
+// are those of its fields. It returns verify.ErrValueInvalid for a value that does not fit into an
+// endpoint or a parameter.
+func Provider(o *commands.OAuth2, c oauth.Client, values verify.Values) (oauth.Provider, error) {
 	p := oauth.Provider{
-		Issuer: o.Issuer, RequireIssuer: o.RequireIssuer, AuthURI: o.AuthURI, TokenURI: o.TokenURI, RevocationURI: o.RevocationURI,
-		Basic: o.Basic, JSON: o.JSON, Scopes: o.Scopes, ScopeSeparator: o.ScopeSeparator,
-		AuthParams: o.AuthParams, TokenParams: o.TokenParams, RefreshParams: o.RefreshParams,
+		Issuer: o.Issuer, RequireIssuer: o.RequireIssuer,
+		Basic: o.Basic, Public: o.Public, JSON: o.JSON, Scopes: o.Scopes, ScopeSeparator: o.ScopeSeparator,
 		NoPKCE: o.NoPKCE, ClientCredentials: o.ClientCredentials, Lifetimes: lifetimes(o),
+		Grant: o.Grant, TokenAt: o.TokenAt, PrivateKeyJWT: o.PrivateKeyJWT,
 	}
 	for _, rule := range o.Answers {
 		p.Answers = append(p.Answers, oauth.Rule{Status: rule.Status, When: Condition(rule.Condition), Meaning: oauth.Meaning(rule.Outcome)})
 	}
-	return p
+	values = withClientID(values, c.ID)
+	var err error
+	for _, e := range []struct {
+		from string
+		to   *string
+	}{{o.AuthURI, &p.AuthURI}, {o.TokenURI, &p.TokenURI}, {o.RefreshURI, &p.RefreshURI}, {o.RevocationURI, &p.RevocationURI}} {
+		if *e.to, err = endpoint(e.from, values); err != nil {
+			return p, err
+		}
+	}
+	for _, e := range []struct {
+		from map[string]string
+		to   *map[string]string
+	}{{o.AuthParams, &p.AuthParams}, {o.TokenParams, &p.TokenParams}, {o.RefreshParams, &p.RefreshParams}} {
+		if *e.to, err = parameters(e.from, values); err != nil {
+			return p, err
+		}
+	}
+	if o.JWT != nil {
+		p.JWT, err = assertions(o.JWT, values)
+	}
+	return p, err
+}
+
+// assertions fills the templates of how assertions are signed.
+func assertions(j *commands.JWT, values verify.Values) (*oauth.JWT, error) {
+	claims, err := parameters(j.Claims, values)
+	if err != nil {
+		return nil, err
+	}
+	keyID, err := verify.FillText(j.KeyID, values)
+	if err != nil {
+		return nil, err
+	}
+	key, _ := values(strings.Trim(j.Key, "{}"))
+	return &oauth.JWT{
+		Alg: cmp.Or(j.Alg, "RS256"), Key: key, KeyID: keyID, Claims: claims, Lifetime: time.Duration(j.Lifetime) * time.Second,
+	}, nil
+}
+
+func withClientID(values verify.Values, id string) verify.Values {
+	return func(name string) (seal.Secret, bool) {
+		if values != nil {
+			if v, ok := values(name); ok {
+				return v, true
+			}
+		}
+		return seal.NewSecret([]byte(id)), name == commands.ClientIDTemplate
+	}
+}
+
+func endpoint(uri string, values verify.Values) (string, error) {
+	if !strings.Contains(uri, "{{") {
+		return uri, nil
+	}
+	return verify.FillURL(uri, values)
+}
+
+func parameters(params map[string]string, values verify.Values) (map[string]string, error) {
+	filled := make(map[string]string, len(params))
+	for name, template := range params {
+		var err error
+		if filled[name], err = verify.FillText(template, values); err != nil {
+			return nil, err
+		}
+	}
+	return filled, nil
 }
 
 func lifetimes(o *commands.OAuth2) oauth.Lifetimes {
@@ -96,6 +166,8 @@ func (s *Service) OAuthClient(ctx context.Context, tenant, component string, d c
 			return oauth.Client{}, fmt.Errorf("open the secret of the OAuth client of %s: %w", component, err)
 		}
 		return oauth.Client{ID: defined.ClientID, Secret: secret}, nil
+	case d.OAuth2 != nil && !d.OAuth2.NeedsClient() && d.ClientIDVar == "":
+		return oauth.Client{}, nil
 	}
 	owner, err := aggregates.Component.Fresh(ctx, s.Log, aggregates.Component.Stream(events.System, component))
 	switch {
@@ -135,6 +207,9 @@ func (s *Service) OAuthClient(ctx context.Context, tenant, component string, d c
 // gets its first token here.
 func (s *Service) ExtractTokens(ctx context.Context, tenant, component string, d commands.Descriptor, keys seal.Fields) (_ seal.Fields, _ *commands.Tokens, err error) {
 	tokens := 0
+	if d, err = s.Components.Effective(ctx, tenant, component, d); err != nil {
+		return keys, nil, err
+	}
 	for _, f := range d.Fields {
 		if object, is := keys.Object(f.Name); is && f.OAuth() && holdsTokens(object) {
 			if tokens++; tokens > 1 {
@@ -175,7 +250,7 @@ func (s *Service) ExtractTokens(ctx context.Context, tenant, component string, d
 		switch {
 		case d.OAuth2 == nil:
 			return keys, nil, ErrOAuthEndpointsMissing.Withf("The tokens could not be renewed: %s", d.CannotConnect).At(at)
-		case !refresh && !clientCredentials:
+		case !refresh && !clientCredentials && !d.OAuth2.NoRefresh:
 			return keys, nil, ErrRefreshTokenMissing.At(at)
 		}
 		if err := s.Clients.CheckRenewalAudience(ctx, tenant, component, d); err != nil {
@@ -185,19 +260,70 @@ func (s *Service) ExtractTokens(ctx context.Context, tenant, component string, d
 		if !access {
 			life = 0 // it is renewed before its first use
 		}
+		renewable := refresh || clientCredentials
+		if !renewable && !oauth.StatesLifetime(object) && d.OAuth2.TokenLifetime == 0 { // it is valid until it is revoked
+			object = Bind(object, d)
+			scope, _ := object.Text("scope")
+			return keys.With(f.Name, object.Marshal()), &commands.Tokens{Field: f.Name, By: "keys", Scope: printable(scope)}, nil
+		}
+		if !renewable && life == 0 {
+			return keys, nil, ErrTokensInvalid.Withf("The access token has expired, and it cannot be renewed.").At(at)
+		}
 		if life == 0 && d.Verification != nil { // the dry request needs a valid token
-			if object, life, odd, err = s.firstRenewal(ctx, tenant, component, d, object); err != nil {
+			if object, life, odd, err = s.firstRenewal(ctx, tenant, component, d, keys, object); err != nil {
 				return keys, nil, err
 			}
 		}
-		object, expires := WithExpiry(object, s.Kernel.Now(), life)
+		object, expires := WithExpiry(Bind(object, d), s.Kernel.Now(), life)
 		scope, _ := object.Text("scope")
 		return keys.With(f.Name, object.Marshal()), &commands.Tokens{
-			Field: f.Name, By: "keys", Expires: expires, Lifetime: life, Renewable: true, Scope: printable(scope),
-			Due: dueBy(d.OAuth2, expires, life, 0), Odd: odd,
+			Field: f.Name, By: "keys", Expires: expires, Lifetime: life, Renewable: renewable, Scope: printable(scope),
+			Due: dueBy(d.OAuth2, expires, life, 0), Odd: odd, RefreshToken: s.refreshTokenLife(d.OAuth2, object, refresh),
 		}, nil
 	}
 	return keys, nil, nil
+}
+
+// refreshTokenLife is what the provider states of the refresh token in a new grant, or else what the
+// component declares. The component's declaration also says that renewals do not extend it.
+func (s *Service) refreshTokenLife(o *commands.OAuth2, object seal.Fields, has bool) commands.RefreshTokenLife {
+	declared := time.Duration(o.RefreshLifetime) * time.Second
+	life := cmp.Or(oauth.RefreshLifetimeOf(object), declared)
+	if !has || life == 0 {
+		return commands.RefreshTokenLife{}
+	}
+	return commands.RefreshTokenLife{Expires: s.Kernel.Now().Add(life).UTC().Truncate(time.Second), Lifetime: life, Fixed: declared > 0}
+}
+
+// issuedBy is the member of a token's object with the hosts that may get the tokens, if the endpoints
+// are those of an OAuth client: who changes the client must not get tokens of another provider.
+const issuedBy = "credstream_hosts"
+
+// Bind records in a token's object which hosts may get the tokens.
+func Bind(object seal.Fields, d commands.Descriptor) seal.Fields {
+	if object = object.Without(issuedBy); !d.OAuth2.Supplied {
+		return object
+	}
+	return object.With(issuedBy, quoted(seal.NewSecret([]byte(strings.Join(d.OAuth2.SecretHosts(), " ")))))
+}
+
+// checkBound returns aggregates.ErrOAuthClientHostsChanged if tokens would be sent to a host that
+// did not issue them.
+func checkBound(object seal.Fields, d commands.Descriptor) error {
+	if !d.OAuth2.Supplied {
+		return nil
+	}
+	bound, _ := object.Text(issuedBy)
+	known := strings.Fields(string(bound.Reveal()))
+	beyond := slices.DeleteFunc(d.OAuth2.SecretHosts(), func(host string) bool { return slices.Contains(known, host) })
+	if len(beyond) == 0 {
+		return nil
+	}
+	remedy := "Connect the account again."
+	if d.OAuth2.ClientCredentials { // nobody connects these, and their fields may be part of the request
+		remedy = "Replace the keys of the credential; the same values are accepted."
+	}
+	return aggregates.ErrOAuthClientHostsChanged.Withf("The OAuth client now names another provider: %s. %s", strings.Join(beyond, " and "), remedy)
 }
 
 func holdsTokens(object seal.Fields) bool {
@@ -243,12 +369,16 @@ func (s *Service) firstToken(ctx context.Context, tenant, component string, d co
 	if err != nil {
 		return keys, nil, err
 	}
+	provider, err := Provider(d.OAuth2, client, ProbeValues(d, keys))
+	if err != nil {
+		return keys, nil, err
+	}
 	requested := s.Kernel.Now()
-	token, err := s.OAuth.ClientCredentials(ctx, tenant, Provider(d.OAuth2), client)
+	token, err := s.OAuth.ClientCredentials(ctx, tenant, provider, client)
 	if err != nil {
 		return keys, nil, RefusedToken(err)
 	}
-	object, expires := WithExpiry(token.Answer, requested, token.Lifetime)
+	object, expires := WithExpiry(Bind(token.Answer, d), requested, token.Lifetime)
 	return keys.With(field, object.Marshal()), &commands.Tokens{
 		Field: field, By: "client_credentials", Expires: expires, Lifetime: token.Lifetime, Renewable: true,
 		Scope: printable(seal.NewSecret([]byte(token.Scope))), Due: dueBy(d.OAuth2, expires, token.Lifetime, 0), Odd: token.Odd,
@@ -258,7 +388,7 @@ func (s *Service) firstToken(ctx context.Context, tenant, component string, d co
 // firstRenewal renews expired tokens before the keys that contain them are verified. A
 // provider that rotates refresh tokens then accepts only the new one, which is
 // stored with the keys; if they are rejected, the account must be connected again.
-func (s *Service) firstRenewal(ctx context.Context, tenant, component string, d commands.Descriptor, object seal.Fields) (_ seal.Fields, life time.Duration, odd string, err error) {
+func (s *Service) firstRenewal(ctx context.Context, tenant, component string, d commands.Descriptor, keys, object seal.Fields) (_ seal.Fields, life time.Duration, odd string, err error) {
 	refresh, ok := object.Text(RefreshToken)
 	if !ok {
 		return object, 0, "", ErrRefreshTokenMissing
@@ -267,7 +397,11 @@ func (s *Service) firstRenewal(ctx context.Context, tenant, component string, d 
 	if err != nil {
 		return object, 0, "", err
 	}
-	token, err := s.OAuth.Refresh(ctx, tenant, Provider(d.OAuth2), client, refresh)
+	provider, err := Provider(d.OAuth2, client, ProbeValues(d, keys))
+	if err != nil {
+		return object, 0, "", err
+	}
+	token, err := s.OAuth.Refresh(ctx, tenant, provider, client, refresh)
 	if refusal, ok := errors.AsType[*oauth.Error](err); ok && refusal.MaySpend() {
 		return object, 0, "", ErrTokenUnconfirmed.Withf("%s Nothing was saved. The provider may have used the refresh token up: get new tokens, or try these once more.", refusal.Says())
 	}
@@ -320,6 +454,9 @@ type storedToken struct {
 	Rotated  bool           `json:"rotated"`
 	Scope    string         `json:"scope"`
 	Odd      string         `json:"odd,omitzero"`
+
+	RefreshExpires  time.Time `json:"refresh_expires,omitzero"`  // as the provider stated it; absent if it did not
+	RefreshLifetime int64     `json:"refresh_lifetime,omitzero"` // seconds, when it was stated
 }
 
 // tokenObject opens the current tokens: an object in the form of the provider's response.

@@ -18,8 +18,8 @@ import (
 )
 
 // Format is the version of an export file, which has one JSON document per line: a Header,
-// Items in the order of Kinds, and an End.
-const Format = 1
+// Items in the order of Kinds, and an End. Version 2 added the roles.
+const Format = 2
 
 // The kinds of an item.
 const (
@@ -29,11 +29,12 @@ const (
 	KindOAuthClient    = "oauth_client" // its id is that of its component
 	KindCredential     = "credential"
 	KindFlow           = "flow"
+	KindRole           = "role" // of the tenant's own
 )
 
 // Kinds returns the kinds in the order of a file: an item comes after those that it references.
 func Kinds() []string {
-	return []string{KindComponent, KindThrottlePolicy, KindAuthClient, KindOAuthClient, KindCredential, KindFlow}
+	return []string{KindComponent, KindThrottlePolicy, KindAuthClient, KindOAuthClient, KindCredential, KindFlow, KindRole}
 }
 
 // Header is the first line of an export.
@@ -101,6 +102,12 @@ type AuthClient struct {
 	Fields     []string `json:"fields"`
 }
 
+// Role are the facts of a role.
+type Role struct {
+	Title       string   `json:"title,omitzero"`
+	Permissions []string `json:"permissions"`
+}
+
 // OAuthClient are the facts of an OAuth client that no auth client manages.
 type OAuthClient struct {
 	ClientID string `json:"client_id"`
@@ -157,6 +164,31 @@ func ParseKey(text string) (ed25519.PublicKey, error) {
 		return nil, ErrSigningKey
 	}
 	return key, nil
+}
+
+// AnySigner, in place of a key, accepts the signature of every key.
+const AnySigner = "any"
+
+// ErrSignerRequired refuses a signed file while nothing says whose signature it must have: anybody
+// can sign a file with a key of their own.
+var ErrSignerRequired = fault.New(fault.Invalid, "signer_required",
+	"Give the public key that must have signed the file with --signed-by: credstream export key prints it at the exporting service. --signed-by any accepts every signer.")
+
+// CheckSigner returns an error unless signedBy is AnySigner or the public key that signed the
+// file: ErrSigningKey for what is no key, ErrSignerRequired for "", which names the key, and
+// otherwise the error of another key that other makes of it.
+func CheckSigner(signedBy, key string, other *fault.Error) error {
+	switch signedBy {
+	case AnySigner, key:
+		return nil
+	case "":
+		return ErrSignerRequired.Withf("The file is signed by %s. If credstream export key prints that key where the file was made, "+
+			"give it: --signed-by %s. --signed-by any accepts every key.", key, key)
+	}
+	if _, err := ParseKey(signedBy); err != nil {
+		return err
+	}
+	return other.Withf("The file is signed by %s, and not by the key of --signed-by.", key)
 }
 
 // Signed returns the message that the signature of a file signs.

@@ -52,7 +52,7 @@ type Components interface {
 	Descriptor(ctx context.Context, component string, revision int) (commands.Descriptor, error)
 }
 
-// Service implements the routes of exports. Its methods may be called from many goroutines.
+// Service implements the routes of exports. It is safe for concurrent use.
 type Service struct{ Deps }
 
 // New creates a Service.
@@ -158,6 +158,7 @@ var parts = []part{
 	{KindOAuthClient, permission.OAuthClientsGet, (*Service).oauthClients},
 	{KindCredential, permission.CredentialsExport, (*Service).credentials},
 	{KindFlow, permission.FlowsGet, (*Service).flows},
+	{KindRole, permission.KeysManage, (*Service).roles},
 }
 
 func (s *Service) page(ctx context.Context, call *service.Call, in Page) (out Exported, err error) {
@@ -455,6 +456,13 @@ func (s *Service) credentials(ctx context.Context, tenant, after string) ([]Item
 			}
 		}
 		return itemOf(KindCredential, c.ID, c.ID, facts, c.Fields)
+	})
+}
+
+func (s *Service) roles(ctx context.Context, tenant, after string) ([]Item, bool, error) {
+	page, next, err := s.Views.Roles(ctx, tenant, after, pageItems)
+	return listed(page, next, err, func(r projections.Role) (Item, error) {
+		return itemOf(KindRole, r.Name, r.Name, Role{Title: r.Title, Permissions: r.Permissions}, nil)
 	})
 }
 

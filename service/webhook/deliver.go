@@ -142,15 +142,18 @@ type worker struct {
 	busy     map[string]bool // subjects with a request in progress
 	wake     chan struct{}   // holds one token when there may be something to do
 	room     chan struct{}   // holds one token when there may be room for more
+	refill   chan struct{}   // holds one token when a subject may have room for what it holds
 }
 
 // runWebhook delivers the events of one webhook until ctx ends or the webhook does.
 func (s *Service) runWebhook(ctx context.Context, is incarnation, defined uint64) {
 	log := s.Logger.With("tenant", is.tenant, "webhook", is.id)
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 10*time.Second) {
-		w := &worker{s: s, is: is, busy: map[string]bool{}, wake: make(chan struct{}, 1), room: make(chan struct{}, 1)}
+		w := &worker{s: s, is: is, busy: map[string]bool{}, wake: make(chan struct{}, 1), room: make(chan struct{}, 1), refill: make(chan struct{}, 1)}
+		s.running.Store(w, struct{}{})
 		begun := time.Now()
 		err := w.run(ctx, defined)
+		s.running.Delete(w)
 		if ctx.Err() != nil || errors.Is(err, errEnded) {
 			return
 		}
@@ -189,6 +192,7 @@ func (w *worker) run(ctx context.Context, defined uint64) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var all sync.WaitGroup
 	all.Go(func() { cancel(w.read(ctx, from)) })
+	all.Go(func() { cancel(w.catchUp(ctx)) })
 	fail := func(err error) { cancel(err) }
 	saved := time.Now()
 	for ctx.Err() == nil {
@@ -228,7 +232,7 @@ func (w *worker) from(ctx context.Context, defined uint64) (uint64, error) {
 		return 0, err
 	}
 	end, err := w.s.Log.Store.End(ctx)
-	w.progress.Pending = nil // read again
+	w.progress.Pending, w.progress.Behind = nil, nil // read again
 	return max(defined, end-min(end, lookBack)), err
 }
 
@@ -240,23 +244,13 @@ func (w *worker) read(ctx context.Context, from uint64) error {
 		if err != nil {
 			return err
 		}
-		if rec.Meta.Tenant == w.is.tenant {
-			if m, ok := projections.Public(rec); ok && m.Audience == events.Changes {
-				sends, err := w.sends(ctx, m, rec)
-				if err != nil {
-					return err
-				}
-				if sends {
-					found = append(found, delivery{
-						Seq: rec.Seq, Index: rec.Index, ID: m.ID, Type: m.StoredName(), Subject: m.EventSubject, Since: w.s.Kernel.Now().UTC(),
-					})
-				}
-			}
+		if found, err = w.find(ctx, rec, found); err != nil {
+			return err
 		}
 		if !rec.Last() {
 			continue
 		}
-		if err := w.add(ctx, secrets.Position{Seq: rec.Seq, Commit: rec.Meta.Commit}, found); err != nil {
+		if err := w.add(ctx, rec.Stream, secrets.Position{Seq: rec.Seq, Commit: rec.Meta.Commit}, found); err != nil {
 			return err
 		}
 		found = nil
@@ -264,9 +258,123 @@ func (w *worker) read(ctx context.Context, from uint64) error {
 	return fault.ErrUnavailable // the log ends no sooner than ctx
 }
 
-func (w *worker) add(ctx context.Context, at secrets.Position, found []delivery) error {
+// find appends the delivery of an event, if the webhook sends it.
+func (w *worker) find(ctx context.Context, rec events.Record, found []delivery) ([]delivery, error) {
+	if rec.Meta.Tenant != w.is.tenant {
+		return found, nil
+	}
+	m, ok := projections.Public(rec)
+	if !ok || m.Audience != events.Changes {
+		return found, nil
+	}
+	sends, err := w.sends(ctx, m, rec)
+	if err != nil || !sends {
+		return found, err
+	}
+	return append(found, delivery{
+		Seq: rec.Seq, Index: rec.Index, ID: m.ID, Type: m.StoredName(), Subject: m.EventSubject, Since: w.s.Kernel.Now().UTC(),
+	}), nil
+}
+
+// hold reports whether the subject has enough pending deliveries: then catchUp reads these later.
+// The caller holds mu.
+func (w *worker) hold(stream events.StreamID, seq uint64, subject string) bool {
+	h, behind := w.progress.Behind[subject]
+	if !behind {
+		if w.pendingOf(subject) < maxSubject {
+			return false
+		}
+		h = held{Stream: stream, After: seq - 1}
+	}
+	h.Last = seq
+	if w.progress.Behind == nil {
+		w.progress.Behind = map[string]held{}
+	}
+	w.progress.Behind[subject] = h
+	w.dirty = true
+	return true
+}
+
+func (w *worker) pendingOf(subject string) (n int) {
+	for _, d := range w.progress.Pending {
+		if d.Subject == subject {
+			n++
+		}
+	}
+	return n
+}
+
+// catchUp reads what subjects hold, when their earlier events are done, until ctx ends.
+func (w *worker) catchUp(ctx context.Context) error {
+	poke(w.refill)
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-w.refill:
+		}
+		w.mu.Lock()
+		due := map[string]held{}
+		for subject, h := range w.progress.Behind {
+			if w.pendingOf(subject) == 0 {
+				due[subject] = h
+			}
+		}
+		w.mu.Unlock()
+		for subject, h := range due {
+			if err := w.release(ctx, subject, h); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// release makes the next events of a subject pending.
+func (w *worker) release(ctx context.Context, subject string, h held) error {
+	var found, commit []delivery
+	after := h.Last
+	for rec, err := range w.s.Log.Store.Stream(ctx, h.Stream, h.After) {
+		if err != nil {
+			return err
+		}
+		if rec.Seq > h.Last {
+			break
+		}
+		if commit, err = w.find(ctx, rec, commit); err != nil {
+			return err
+		}
+		if !rec.Last() {
+			continue
+		}
+		found, commit = append(found, commit...), nil
+		if len(found) >= maxSubject {
+			after = rec.Seq
+			break
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.progress.Pending = append(w.progress.Pending, found...)
+	now := w.progress.Behind[subject]
+	if now.After = after; now.After >= now.Last {
+		delete(w.progress.Behind, subject)
+	} else {
+		w.progress.Behind[subject] = now // read until then, or held meanwhile
+	}
+	w.dirty = true
+	poke(w.wake)
+	if len(found) == 0 {
+		poke(w.refill)
+	}
+	return nil
+}
+
+func (w *worker) add(ctx context.Context, stream events.StreamID, at secrets.Position, found []delivery) error {
 	for {
 		w.mu.Lock()
+		if len(found) > 0 && w.hold(stream, at.Seq, found[0].Subject) {
+			found = nil
+		}
 		if len(found) == 0 || len(w.progress.Pending) < maxPending {
 			w.progress.Read = at
 			w.progress.Pending = append(w.progress.Pending, found...)
@@ -371,6 +479,7 @@ func (w *worker) deliver(ctx context.Context, d delivery) error {
 		return ctx.Err() // it was interrupted, which is no failure of the receiver
 	}
 	now := w.s.Kernel.Now().UTC()
+	w.s.metrics.attempt(a)
 	d.attempted(a, now)
 	switch {
 	case a.delivered():
@@ -426,6 +535,9 @@ func (w *worker) finish(d delivery, delivered bool) {
 	}
 	w.dirty = true
 	poke(w.room)
+	if _, behind := w.progress.Behind[d.Subject]; behind {
+		poke(w.refill)
+	}
 }
 
 // retry keeps a delivery pending for another attempt.

@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,7 +47,8 @@ const (
 
 // The bounds of the state of a webhook's deliveries.
 const (
-	maxPending = 128
+	maxPending = 256
+	maxSubject = 4 // pending of one subject: it does not hold the others
 	maxRecent  = 50
 	maxDead    = 200
 )
@@ -79,6 +81,15 @@ type progress struct {
 	Read        secrets.Position `json:"read"`
 	Pending     []delivery       `json:"pending,omitzero"` // in log order
 	Recent      []delivery       `json:"recent,omitzero"`  // delivered, oldest first
+	Behind      map[string]held  `json:"behind,omitzero"`  // by subject: events that are read from its stream when earlier ones are done
+}
+
+// held are the events of a subject that were read, but are not pending yet: those of its stream
+// after a commit, up to another.
+type held struct {
+	Stream events.StreamID `json:"stream"`
+	After  uint64          `json:"after"`
+	Last   uint64          `json:"last"`
 }
 
 // deadLetters are the deliveries that were given up, oldest first.
@@ -127,6 +138,8 @@ func (s *Service) changeDead(ctx context.Context, tenant, id, incarnation string
 type ListDeliveries struct {
 	ID     string `json:"id"`
 	Status string `json:"status,omitzero"` // only those that are "delivered", "pending" or "dead"
+	Limit  int    `json:"limit,omitzero"`  // 1 to 200; 50 when absent
+	After  string `json:"after,omitzero"`  // cursor of the previous page
 }
 
 // Delivery is the public form of a delivery.
@@ -148,11 +161,44 @@ type Delivery struct {
 // last 50 that were delivered, each in the order of the log.
 type DeliveryList struct {
 	Deliveries []Delivery `json:"deliveries"`
-	ReadUpTo   uint64     `json:"read_up_to"` // log sequence up to which the webhook has read
+	ReadUpTo   uint64     `json:"read_up_to"`    // log sequence up to which the webhook has read
+	Next       string     `json:"next,omitzero"` // cursor of the next page; absent on the last
+}
+
+// place is the position of a delivery in a list of deliveries.
+type place struct {
+	group int // 0: dead, 1: pending, 2: delivered
+	seq   uint64
+	index int
+}
+
+func (p place) compare(other place) int {
+	return cmp.Or(cmp.Compare(p.group, other.group), cmp.Compare(p.seq, other.seq), cmp.Compare(p.index, other.index))
+}
+
+func (p place) cursor() string { return fmt.Sprintf("%d.%d.%d", p.group, p.seq, p.index) }
+
+// parsePlace parses a cursor, or returns projections.ErrCursorInvalid.
+func parsePlace(cursor string) (p place, err error) {
+	if cursor == "" {
+		return place{group: -1}, nil
+	}
+	if _, err := fmt.Sscanf(cursor, "%d.%d.%d", &p.group, &p.seq, &p.index); err != nil || p.cursor() != cursor {
+		return p, projections.ErrCursorInvalid.At("/after")
+	}
+	return p, nil
 }
 
 func (s *Service) deliveries(ctx context.Context, call *service.Call, in ListDeliveries) (DeliveryList, error) {
 	list := DeliveryList{Deliveries: []Delivery{}}
+	limit, err := service.PageSize(in.Limit)
+	if err != nil {
+		return list, err
+	}
+	after, err := parsePlace(in.After)
+	if err != nil {
+		return list, err
+	}
 	state, err := s.live(ctx, call.Tenant, in.ID)
 	if err != nil {
 		return list, err
@@ -160,28 +206,47 @@ func (s *Service) deliveries(ctx context.Context, call *service.Call, in ListDel
 	if s.Deliveries == nil {
 		return list, ErrUnavailable
 	}
-	dead, _, err := load[deadLetters](ctx, s.Deliveries, call.Tenant, in.ID, partDead)
-	if err != nil {
-		return list, err
-	}
+	// A delivery that is given up is stored as a dead letter first, and then removed from the progress:
+	// read in the other order, no delivery is missed, and one that is in both is dead.
 	at, _, err := load[progress](ctx, s.Deliveries, call.Tenant, in.ID, partProgress)
 	if err != nil {
 		return list, err
 	}
-	add := func(status string, incarnation string, all []delivery) {
+	dead, _, err := load[deadLetters](ctx, s.Deliveries, call.Tenant, in.ID, partDead)
+	if err != nil {
+		return list, err
+	}
+	if dead.Incarnation == at.Incarnation {
+		at.Pending = slices.DeleteFunc(at.Pending, func(p delivery) bool {
+			return slices.ContainsFunc(dead.Dead, func(d delivery) bool { return d.ID == p.ID })
+		})
+	}
+	var last place
+	add := func(group int, status string, incarnation string, all []delivery) {
 		if incarnation != state.Incarnation || in.Status != "" && in.Status != status {
 			return
 		}
+		// Dead letters are kept in the order in which they were given up.
+		slices.SortFunc(all, func(a, b delivery) int { return place{0, a.Seq, a.Index}.compare(place{0, b.Seq, b.Index}) })
 		for _, d := range all {
+			at := place{group, d.Seq, d.Index}
+			switch {
+			case at.compare(after) <= 0:
+				continue
+			case len(list.Deliveries) == limit:
+				list.Next = last.cursor()
+				return
+			}
+			last = at
 			list.Deliveries = append(list.Deliveries, Delivery{
 				Event: d.ID, Type: d.Type, Subject: d.Subject, Status: status, Attempts: d.Attempts, HTTP: d.Status, Outcome: d.Outcome,
 				Latency: d.Latency, At: d.At, Next: d.Next, Seq: d.Seq,
 			})
 		}
 	}
-	add("dead", dead.Incarnation, dead.Dead)
-	add("pending", at.Incarnation, at.Pending)
-	add("delivered", at.Incarnation, at.Recent)
+	add(0, "dead", dead.Incarnation, dead.Dead)
+	add(1, "pending", at.Incarnation, at.Pending)
+	add(2, "delivered", at.Incarnation, at.Recent)
 	if at.Incarnation == state.Incarnation {
 		list.ReadUpTo = at.Read.Seq
 	}

@@ -5,7 +5,10 @@ package webhook
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/credstream/credstream/aggregates"
 	"github.com/credstream/credstream/events"
@@ -25,6 +28,7 @@ type Deps struct {
 	Views   *projections.Views
 	Vault   *vault.Vault
 	HTTP    *verify.Client
+	Metrics prometheus.Registerer // optional
 	Logger  *slog.Logger
 
 	// Deliveries stores the state of the deliveries; without it nothing is delivered.
@@ -33,18 +37,24 @@ type Deps struct {
 	Retry time.Duration
 }
 
-// Service implements the routes of webhooks. Its methods may be called from many goroutines.
-type Service struct{ Deps }
+// Service implements the routes of webhooks. It is safe for concurrent use.
+type Service struct {
+	Deps
+	metrics *metrics
+	running sync.Map // *worker, of this process
+}
 
 // New creates a Service.
 func New(deps Deps) *Service {
 	if deps.Retry == 0 {
 		deps.Retry = DefaultRetry
 	}
-	return &Service{deps}
+	s := &Service{Deps: deps}
+	s.metrics = newMetrics(deps.Metrics, s)
+	return s
 }
 
-// Answers are none beside what every command answers.
+// Answers returns nil: Done is the whole response.
 func (s *Service) Answers() []service.Answer { return nil }
 
 // Routes are the routes of the feature.

@@ -35,13 +35,13 @@ var (
 	ErrDescription = fault.New(fault.Invalid, "webhook_description_invalid",
 		"The description of a webhook must have at most 1024 bytes of UTF-8 and no control characters.")
 	ErrKeepPrevious = fault.New(fault.Invalid, "webhook_keep_previous_invalid", `keep_previous must be a duration from 0s to 720h, such as "24h".`)
-	ErrTooMany      = fault.New(fault.Precondition, "webhook_limit_reached", "The tenant has 10 webhooks, which is the limit. Delete one first.")
+	ErrTooMany      = fault.New(fault.Precondition, "webhook_limit_reached", "The tenant has 100 webhooks, which is the limit. Delete one first.")
 )
 
 const (
 	maxURL      = 2048
 	maxTypes    = 64
-	maxWebhooks = 10 // of a tenant: each reads the log, whoever writes to it
+	maxWebhooks = 100 // of a tenant: they share one reader of the log, but each makes requests and stores its progress
 	keepDefault = 24 * time.Hour
 	keepMax     = 720 * time.Hour
 )
@@ -102,10 +102,13 @@ func checkComponent(id string) error {
 	return nil
 }
 
+// Mode is the mode of CloudEvents over HTTP, for the edges.
+type Mode = events.WebhookMode
+
 // Define asks for a new webhook.
 type Define struct {
 	ID          string             `json:"id,omitzero"`          // generated when absent
-	URL         string             `json:"url"`                  // of the receiver; not a place for secrets, since the audit trail has it
+	URL         string             `json:"url"`                  // of the receiver; not a place for secrets, since the audit stream has it
 	Description string             `json:"description,omitzero"` // for people
 	Types       []string           `json:"types,omitzero"`       // event types of the feed to send, such as "credential.created", or "credential.*" for a category; all when absent
 	Component   string             `json:"component,omitzero"`   // id: only events of this component, its OAuth client and its credentials; all when absent

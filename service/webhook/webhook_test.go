@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -392,7 +393,7 @@ func TestRefusals(t *testing.T) {
 	s := stage.New(t)
 	refused := map[string]string{
 		`{"url":"https://h.example.org","types":["credential.created","credential.nothing"]}`: "webhook_type_unknown /types/1",
-		`{"url":"https://h.example.org","types":["api_key.*"]}`:                               "webhook_type_unknown /types/0",
+		`{"url":"https://h.example.org","types":["webhook.*"]}`:                               "webhook_type_unknown /types/0",
 		`{"url":"https://h.example.org","types":["credential"]}`:                              "webhook_type_unknown /types/0",
 		`{"url":"http://h.example.org"}`:                                                      "webhook_url_invalid /url",
 		`{"url":"https://u:p@h.example.org"}`:                                                 "webhook_url_invalid /url",
@@ -419,6 +420,197 @@ func TestRefusals(t *testing.T) {
 		_, err := s.Service.Serve(t.Context(), service.Call{Tenant: "default", Principal: reader, Via: "http"}, route, []byte(body))
 		if stage.CodeOf(err) != want {
 			t.Errorf("%s as an auditor: %v", route, err)
+		}
+	}
+}
+
+// A receiver that refuses the events of one credential, however many, gets those of the others, and
+// in the end all of it in order, also over a restart.
+func TestOneRefusedCredentialHoldsNoOther(t *testing.T) {
+	s := start(t)
+	stop := deliver(t, s)
+	r := listen(t)
+	refused, other := s.Create("k"), s.Create("k")
+	define(t, s, "default", "w", r.URL, `,"types":["credential.renamed"]`)
+	r.set(func(m received) int {
+		if strings.Contains(string(m.body), "credential."+refused) {
+			return http.StatusInternalServerError
+		}
+		return http.StatusNoContent
+	})
+	var want []string
+	for i := range 300 {
+		want = append(want, fmt.Sprint("n", i))
+		rename(s, "default", refused, want[i])
+	}
+	rename(s, "default", other, "first")
+	bustest.Eventually(t, "the event of the other credential", func() bool { return len(names(t, r.all(), other)) == 1 })
+	bustest.Eventually(t, "an attempt at the refused one", func() bool { return r.tried() > 1 })
+	for _, outcome := range []string{"delivered", "failed"} {
+		bustest.Eventually(t, "a counted attempt: "+outcome, func() bool {
+			return gathered(t, s, `credstream_webhook_attempts_total{outcome="`+outcome+`"}`) >= 1
+		})
+	}
+	if pending := gathered(t, s, "credstream_webhook_pending"); pending < 1 || pending > 8 {
+		t.Errorf("%v pending", pending)
+	}
+	stop()
+	rename(s, "default", refused, "while it was off")
+	rename(s, "default", other, "second")
+	deliver(t, s)
+	bustest.Eventually(t, "another event of the other credential", func() bool { return len(names(t, r.all(), other)) == 2 })
+	rename(s, "default", refused, "last")
+	want = append(want, "while it was off", "last")
+	r.set(nil)
+	bustest.Eventually(t, "all events of the refused credential", func() bool { return len(names(t, r.all(), refused)) >= len(want) })
+	if got := names(t, r.all(), refused); !slices.Equal(got, want) {
+		t.Errorf("not in order: %v", got)
+	}
+}
+
+// A receiver that asks to wait is not tried before.
+func TestRetryAfter(t *testing.T) {
+	s := start(t)
+	var asked atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if asked.Add(1) == 1 {
+			w.Header().Set("Retry-After", "2")
+			w.WriteHeader(http.StatusTooManyRequests)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+	}))
+	t.Cleanup(server.Close)
+	deliver(t, s)
+	id := s.Create("k")
+	define(t, s, "default", "w", server.URL, `,"types":["credential.renamed"]`)
+	rename(s, "default", id, "x")
+	bustest.Eventually(t, "the first attempt", func() bool { return asked.Load() == 1 })
+	begin := time.Now()
+	bustest.Eventually(t, "the second attempt", func() bool { return asked.Load() == 2 })
+	if waited := time.Since(begin); waited < 1500*time.Millisecond {
+		t.Errorf("the second attempt came after %v", waited)
+	}
+}
+
+// gathered is the value of a metric of the service.
+func gathered(t *testing.T, s *stage.Stage, name string) float64 {
+	t.Helper()
+	families := stage.Must(s.Metrics.Gather())(t)
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			text := f.GetName()
+			for _, l := range m.GetLabel() {
+				text += fmt.Sprintf("{%s=%q}", l.GetName(), l.GetValue())
+			}
+			if text == name {
+				return m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			}
+		}
+	}
+	t.Fatalf("there is no metric %s", name)
+	return 0
+}
+
+// The previous secret signs until its time, and is erased then.
+func TestRotationEndsByTime(t *testing.T) {
+	s := start(t)
+	deliver(t, s)
+	r := listen(t)
+	id := s.Create("k")
+	first := define(t, s, "default", "w", r.URL, `,"types":["credential.renamed"]`)
+	second := ask[webhook.Signing](t, s, "default", "webhook.rotate-secret", `{"id":"w","keep_previous":"1h"}`).Secret
+	rename(s, "default", id, "both")
+	bustest.Eventually(t, "an event during the rotation", func() bool { return len(r.all()) == 1 })
+	if m := r.all()[0]; !m.signed(t, first) || !m.signed(t, second) {
+		t.Errorf("during a rotation: %q", m.header.Get("webhook-signature"))
+	}
+	s.Skew.Store(int64(time.Hour + time.Minute))
+	rename(s, "default", id, "one")
+	bustest.Eventually(t, "an event after the rotation", func() bool { return len(r.all()) == 2 })
+	if m := r.all()[1]; m.signed(t, first) || !m.signed(t, second) {
+		t.Errorf("after a rotation: %q", m.header.Get("webhook-signature"))
+	}
+	bustest.Eventually(t, "the end of the rotation to be recorded", func() bool {
+		s.CaughtUp()
+		return ask[webhook.Webhook](t, s, "default", "webhook.show", `{"id":"w"}`).PreviousUntil.IsZero()
+	})
+}
+
+// All webhooks that a tenant may have are served, and one more is refused.
+func TestMostWebhooksOfATenant(t *testing.T) {
+	s := start(t)
+	const most = 100
+	receivers := make([]*receiver, most)
+	for i := range receivers {
+		receivers[i] = listen(t)
+		define(t, s, "default", fmt.Sprintf("w%d", i), receivers[i].URL, `,"types":["credential.renamed"]`)
+	}
+	s.CaughtUp()
+	_, err := s.Service.Serve(t.Context(), service.Call{Tenant: "default", Principal: s.Admin, Via: "http"}, "webhook.define", []byte(`{"id":"more","url":"https://hooks.example.org/"}`))
+	if stage.CodeOf(err) != "webhook_limit_reached" {
+		t.Errorf("one more: %v", err)
+	}
+	deliver(t, s)
+	id := s.Create("k")
+	want := []string{"one", "two", "three"}
+	for _, name := range want {
+		rename(s, "default", id, name)
+	}
+	begun := time.Now()
+	for i, r := range receivers {
+		bustest.Eventually(t, fmt.Sprintf("webhook %d to be served", i), func() bool { return slices.Equal(names(t, r.all(), id), want) })
+	}
+	t.Logf("%d deliveries in %v", most*len(want), time.Since(begun))
+}
+
+// A list of deliveries has pages, in the order dead, pending, delivered.
+func TestDeliveriesInPages(t *testing.T) {
+	s := start(t)
+	deliver(t, s)
+	r := listen(t)
+	define(t, s, "default", "w", r.URL, `,"types":["credential.renamed"]`)
+	dead, pending, done := s.Create("a"), s.Create("b"), s.Create("c")
+	all := func(body string) (list []string) {
+		for after := ""; ; {
+			page := ask[webhook.DeliveryList](t, s, "default", "webhook.deliveries", `{"id":"w","limit":2,"after":"`+after+`"`+body+`}`)
+			if len(page.Deliveries) > 2 {
+				t.Fatalf("a page of %d", len(page.Deliveries))
+			}
+			for _, d := range page.Deliveries {
+				list = append(list, d.Status+" "+d.Subject)
+			}
+			if after = page.Next; after == "" {
+				return list
+			}
+		}
+	}
+	r.set(func(got received) int {
+		if strings.Contains(string(got.body), done) {
+			return http.StatusNoContent
+		}
+		return http.StatusBadRequest
+	})
+	for range 3 {
+		rename(s, "default", done, events.NewID())
+	}
+	rename(s, "default", dead, "one")
+	bustest.Eventually(t, "a refused delivery", func() bool { return len(all(`,"status":"pending"`)) == 1 && len(all(`,"status":"delivered"`)) == 3 })
+	s.Skew.Store(int64(25 * time.Hour))
+	bustest.Eventually(t, "a dead letter", func() bool { return len(all(`,"status":"dead"`)) == 1 })
+	rename(s, "default", pending, "one")
+	bustest.Eventually(t, "a pending delivery", func() bool { return len(all(`,"status":"pending"`)) == 1 })
+	want := []string{"dead credential." + dead, "pending credential." + pending}
+	for range 3 {
+		want = append(want, "delivered credential."+done)
+	}
+	if got := all(``); !slices.Equal(got, want) {
+		t.Errorf("pages %v", got)
+	}
+	for _, after := range []string{"x", "1", "1.2", "01.2.3", "1.2.3 "} {
+		_, err := s.Service.Serve(t.Context(), service.Call{Tenant: "default", Principal: s.Admin, Via: "http"}, "webhook.deliveries", []byte(`{"id":"w","after":"`+after+`"}`))
+		if stage.CodeOf(err) != "cursor_invalid" {
+			t.Errorf("%q: %v", after, err)
 		}
 	}
 }

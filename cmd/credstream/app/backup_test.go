@@ -74,7 +74,7 @@ func messages(t testing.TB, file string, id age.Identity) (f *backup.File, all [
 func (x *transferrer) restored(data, identity string, files ...string) string {
 	x.t.Helper()
 	into := filepath.Join(x.t.(*testing.T).TempDir(), "restored")
-	x.wants(0, append([]string{"restore", "--identity", identity, "--into", into}, files...)...)
+	x.wants(0, append([]string{"restore", "--identity", identity, "--signed-by", "any", "--into", into}, files...)...)
 	copyKey(x.t, data, into)
 	return into
 }
@@ -155,8 +155,8 @@ func TestBackup(t *testing.T) {
 	sealed := vaultBytes(t, u, gone)
 	must(t, u.command("credential.delete", "", map[string]any{"id": gone}, nil))
 	x.wants(0, "backup", last, "--to", recipient, "--since", next, "--keysets", keysets)
-	x.wants(0, "backup", "verify", full, "--identity", identityFile)
-	x.wants(0, "backup", "verify", full, next, "--identity", identityFile)
+	x.wants(0, "backup", "verify", full, "--identity", identityFile, "--signed-by", "any")
+	x.wants(0, "backup", "verify", full, next, "--identity", identityFile, "--signed-by", "any")
 	x.wants(6, "backup", full, "--to", recipient)
 
 	first, lines := messages(t, full, id)
@@ -212,9 +212,9 @@ func TestBackup(t *testing.T) {
 	y.wants(0, "backup", filepath.Join(dir, "again"), "--to", recipient)
 	r.stop()
 
-	x.wants(2, "restore", full, next, last, "--identity", identityFile, "--into", filepath.Join(dir, "without"))
+	x.wants(2, "restore", full, next, last, "--identity", identityFile, "--signed-by", "any", "--into", filepath.Join(dir, "without"))
 	into = filepath.Join(t.TempDir(), "restored")
-	x.wants(0, "restore", full, next, last, "--identity", identityFile, "--into", into, "--keysets", keysets)
+	x.wants(0, "restore", full, next, last, "--identity", identityFile, "--signed-by", "any", "--into", into, "--keysets", keysets)
 	copyKey(t, data, into)
 	if holds(t, into, sealed) {
 		t.Error("the secret that a later backup deletes came back")
@@ -315,6 +315,8 @@ func TestBackupRefused(t *testing.T) {
 		{"backup_identity_wrong", []string{full}, []string{"--identity", otherFile}},
 		{"import_identity_invalid", []string{full}, []string{"--identity", full}},
 		{"backup_signer_other", []string{full}, []string{"--signed-by", "ed25519:" + strings.Repeat("A", 43)}},
+		{"signer_required", []string{full}, []string{"--signed-by", ""}},
+		{"export_key_invalid", []string{full}, []string{"--signed-by", "ed25519:short"}},
 		{"backup_files_unrelated", []string{next}, nil},
 		{"backup_files_unrelated", []string{next, full}, nil},
 		{"backup_files_unrelated", []string{full, full}, nil},
@@ -322,7 +324,7 @@ func TestBackupRefused(t *testing.T) {
 		{"file_unreadable", []string{filepath.Join(dir, "absent")}, nil},
 		{"usage", nil, nil},
 	} {
-		args := append(append([]string{"restore", "--identity", identityFile, "--into", into}, c.files...), c.more...)
+		args := append(append([]string{"restore", "--identity", identityFile, "--signed-by", "any", "--into", into}, c.files...), c.more...)
 		if got := x.run(t.Context(), args...); got == 0 || !strings.Contains(x.errOut.String(), "("+c.code+")") {
 			t.Errorf("%v: exit code %d, %s, want %s", args, got, x.errOut.String(), c.code)
 		}
@@ -330,12 +332,12 @@ func TestBackupRefused(t *testing.T) {
 			t.Fatalf("%v: a refused restore left a folder", args)
 		}
 	}
-	x.wants(6, "restore", full, "--identity", identityFile, "--into", data)
+	x.wants(6, "restore", full, "--identity", identityFile, "--signed-by", "any", "--into", data)
 	if !strings.Contains(x.errOut.String(), "data_folder_locked") {
 		t.Errorf("the folder of a service: %s", x.errOut.String())
 	}
 	u.stop()
-	x.wants(6, "restore", full, "--identity", identityFile, "--into", data)
+	x.wants(6, "restore", full, "--identity", identityFile, "--signed-by", "any", "--into", data)
 	if !strings.Contains(x.errOut.String(), "restore_folder_not_empty") {
 		t.Errorf("a folder that has something: %s", x.errOut.String())
 	}
@@ -361,7 +363,7 @@ func TestRestoreKilled(t *testing.T) {
 	x.wants(0, "backup", full, "--to", recipient)
 	u.stop()
 	into := filepath.Join(t.TempDir(), "into")
-	argv, err := json.Marshal([]string{"restore", full, "--identity", identityFile, "--into", into})
+	argv, err := json.Marshal([]string{"restore", full, "--identity", identityFile, "--signed-by", "any", "--into", into})
 	must(t, err)
 	killed, incomplete := 0, 0
 	for try := range 12 {
@@ -394,7 +396,7 @@ func TestRestoreKilled(t *testing.T) {
 		must(t, os.MkdirAll(into, 0o700))
 	}
 	if _, err := os.Lstat(filepath.Join(into, "high-water.json")); err != nil || checkRestored(into) != nil {
-		x.wants(0, "restore", full, "--identity", identityFile, "--into", into)
+		x.wants(0, "restore", full, "--identity", identityFile, "--signed-by", "any", "--into", into)
 	}
 	copyKey(t, data, into)
 	r := bring(t, into)
@@ -444,7 +446,7 @@ func TestBackupReadsOn(t *testing.T) {
 	x := newTransferrer(t, u, adminKey)
 	full := filepath.Join(t.TempDir(), "full")
 	x.wants(0, "backup", full, "--to", recipient)
-	x.wants(0, "backup", "verify", full, "--identity", identityFile, "--json")
+	x.wants(0, "backup", "verify", full, "--identity", identityFile, "--signed-by", "any", "--json")
 	var c struct{ To uint64 }
 	must(t, json.Unmarshal(x.out.Bytes(), &c))
 	if deleted := logEnd(t, u.program); short == "" || c.To != deleted {

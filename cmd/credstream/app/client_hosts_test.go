@@ -139,13 +139,17 @@ func TestChangedAuthClientStaysWhereItWasMeant(t *testing.T) {
 		{"name": "H"},
 		{"components": []string{"sheets"}},
 		{"credentials": map[string]any{"token_expires_in": 7200}},
-		{"credentials": map[string]any{"client_id": "another", "token_uri": evil.URL + "/token"}},
+		{"credentials": map[string]any{"client_id": "another"}},
 	} {
 		change["id"] = client.ID
 		must(t, other.command("auth_client.change", "", change, nil))
 		if c := other.makes(t, "sheets"); c != "oauth_client_hosts_changed" {
 			t.Errorf("after the change %v: %q", change, c)
 		}
+	}
+	elsewhere := map[string]any{"id": client.ID, "credentials": map[string]any{"token_uri": evil.URL + "/token"}}
+	if code, err := codeOf(other.command("auth_client.change", "", elsewhere, nil)); code != "oauth_client_endpoints_secret" {
+		t.Errorf("another token endpoint without the secret: %v", err)
 	}
 	if evil.count() != 0 {
 		t.Fatalf("%d requests reached the other host", evil.count())

@@ -224,6 +224,7 @@ func join(t testing.TB, servers *bustest.NATS, kms string) *program {
 // the others go on in every role, nothing that was acknowledged is lost, every
 // event stands once in the feed, and each key of the in-use index is right.
 func TestReplicasTakeOver(t *testing.T) {
+	t.Parallel()
 	servers := bustest.Start(t)
 	kms := kmsFile(t)
 	a, b := replica(t, servers, kms), replica(t, servers, kms)

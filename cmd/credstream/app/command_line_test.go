@@ -55,7 +55,7 @@ func TestCommandLineOnRealParts(t *testing.T) {
 	lines, writer := io.Pipe()
 	tailed := make(chan int, 1)
 	go func() {
-		tailed <- CommandLine(ctx, []string{"events", "tail", "--from", "1", "--json"}, func(n string) string { return env[n] }, strings.NewReader(""), writer, writer)
+		tailed <- CommandLine(ctx, []string{"events", "tail", "--from", "1", "--json"}, func(n string) string { return env[n] }, strings.NewReader(""), writer, io.Discard)
 		_ = writer.Close()
 	}()
 	defer time.AfterFunc(time.Minute, func() { _ = lines.CloseWithError(errors.New("the tail is silent")) }).Stop()

@@ -30,7 +30,7 @@ func TestServeConfiguration(t *testing.T) {
 	}
 	got.kmsToken, got.oidcClientSecret = seal.Secret{}, seal.Secret{}
 	if want := (Config{
-		Data: "./credstream-data", HTTP: "h", NATSListen: "127.0.0.1:4222", Durability: "group", AllowPrivateTargets: true,
+		Data: "./credstream-data", HTTP: "h", NATSListen: "127.0.0.1:4222", TLSMinVersion: "1.3", ExpiryWarnings: "30,7,1", Durability: "group", AllowPrivateTargets: true,
 		NATSReplicas: 3, OIDCTenantClaim: "tenant", OIDCPermissionsClaim: "permissions", OIDCScopes: "openid",
 		RatePerKey: 10_000, RatePerTenant: 20_000, WrongKeys: 20, LogFormat: "text", LogLevel: "info",
 		Lease: 10 * time.Minute, AccessRetention: 400 * 24 * time.Hour, KeyRetireAfter: 30 * time.Minute, RefreshPatience: 30 * time.Second,

@@ -530,7 +530,7 @@ func TestConnectAttacks(t *testing.T) {
 		"a mistake of the provider":  {func(b *browser, at string) seen { return b.get(with(t, at, "code", "", "error", "server_error")) }, "connection_refused", ended},
 		"POST": {func(b *browser, at string) seen {
 			return b.do("POST", at, map[string]string{"Sec-Fetch-Site": "cross-site"})
-		}, "connect_method_not_allowed", stays},
+		}, "connection_answer_invalid", stays},
 	} {
 		t.Run(name, func(t *testing.T) {
 			link := u.start(t, nil)

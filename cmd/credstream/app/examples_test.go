@@ -95,6 +95,7 @@ func TestDocumentedExamples(t *testing.T) {
 		"webhook.delete", "connector.delete", "connector_secret.delete",
 		"flow.release", "auth_secret.delete", "auth_client.delete", "credential.delete", "oauth_client.delete", "component.delete", "api_key.revoke",
 		"v2.flows.delete", "v2.secrets.delete", "v2.auth-clients.delete", "v2.credentials.delete", "v2.oauth-clients.delete", "v2.components.delete",
+		"tenant.erasure", "tenant.erase",
 	}
 	place := func(d documented) int {
 		if i := slices.Index(first, d.id); i >= 0 {

@@ -17,6 +17,7 @@ import (
 	"github.com/credstream/credstream/bus/edge"
 	"github.com/credstream/credstream/bus/feed"
 	"github.com/credstream/credstream/bus/kv"
+	"github.com/credstream/credstream/bus/natsserver"
 	"github.com/credstream/credstream/bus/storage"
 	"github.com/credstream/credstream/events"
 	eventlog "github.com/credstream/credstream/events/jetstream"
@@ -28,7 +29,8 @@ import (
 
 const (
 	checkTime    = 30 * time.Second // for one check
-	checkEvery   = time.Minute      // between two checks of what is stored
+	checkEvery   = time.Minute      // between two checks of everything that is stored
+	lookEvery    = 2 * time.Second  // between two checks of positions and files
 	recheckEvery = 2 * time.Second  // while it is damaged: the verdict may come from an old leader of a cluster
 )
 
@@ -38,6 +40,17 @@ var keptStreams = []string{vault.Stream, keyStream, kv.AccessStream, edge.FlowsS
 func (p *program) highWaterFile() string { return filepath.Join(p.cfg.Data, "high-water.json") }
 
 func (p *program) marksFile() string { return filepath.Join(p.cfg.Data, "marks.json") }
+
+// durableMark is a sequence up to which a stream is known to have been durable; 0: unknown.
+func (p *program) durableMark(stream string) uint64 {
+	if stream == eventlog.Stream {
+		if p.cfg.EventStore != "" { // the mark is a position in the event store
+			return 0
+		}
+		return eventlog.Marked(p.highWaterFile())
+	}
+	return storage.MarkedLast(p.marksFile(), stream)
+}
 
 // openMarks reads the recorded positions of streams besides the log.
 func (p *program) openMarks(conn *nats.Conn, names ...string) error {
@@ -49,7 +62,8 @@ func (p *program) openMarks(conn *nats.Conn, names ...string) error {
 	for _, name := range names {
 		streams = append(streams, storage.Marked{
 			Stream: name, Durable: p.durable(name),
-			Exact: p.node != nil && (name == vault.Stream || name == keyStream), // messages of the others are removed by age, or when they are done
+			Exact:       p.node != nil && (name == vault.Stream || name == keyStream), // messages of the others are removed by age, or when they are done
+			OnlyExpires: p.node != nil && name == kv.AccessStream,
 		})
 	}
 	p.marks, err = storage.OpenMarks(p.marksFile(), js, p.log, streams...)
@@ -107,7 +121,7 @@ func (i *integrity) await(ctx context.Context) bool {
 // isDamage distinguishes proven damage from a failed check.
 func isDamage(err error) bool {
 	return slices.ContainsFunc([]error{
-		eventlog.ErrLogCutShort, eventlog.ErrLogIncomplete, storage.ErrStoredIncomplete, feed.ErrFeedAhead, projections.ErrViewsAhead, seal.ErrKeysetMissing,
+		eventlog.ErrLogCutShort, eventlog.ErrLogIncomplete, storage.ErrStoredIncomplete, storage.ErrStoredChanged, feed.ErrFeedAhead, projections.ErrViewsAhead, seal.ErrKeysetMissing,
 		secrets.ErrVaultBehind,
 	}, func(proof error) bool { return errors.Is(err, proof) })
 }
@@ -117,12 +131,11 @@ func isDamage(err error) bool {
 func (p *program) checkIntegrity(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
-	err := p.marks.Check(ctx)
+	err := p.look(ctx)
 	for _, check := range []struct {
 		open bool
 		run  func(context.Context) error
 	}{
-		{p.highWater != nil, func(ctx context.Context) error { return p.highWater.Check(ctx) }},
 		{p.views != nil, p.compareViews},
 		{p.keysets != nil, p.checkKeysets},
 		{p.feed != nil, p.compareFeeds},
@@ -139,6 +152,18 @@ func (p *program) checkIntegrity(ctx context.Context) error {
 	return nil
 }
 
+// look makes the checks that cost little: of the streams' positions, and of the files.
+func (p *program) look(ctx context.Context) error {
+	err := p.marks.Check(ctx)
+	if err == nil && p.highWater != nil {
+		err = p.highWater.Check(ctx)
+	}
+	if err == nil && p.scrubber != nil {
+		err = p.scrubber.Check(ctx)
+	}
+	return err
+}
+
 // damaged records the verdict of a check; nil means intact.
 func (p *program) damaged(ctx context.Context, damage error) {
 	switch changed := p.integrity.set(damage); {
@@ -150,22 +175,48 @@ func (p *program) damaged(ctx context.Context, damage error) {
 	}
 }
 
-// watchIntegrity checks the stored data every minute until ctx ends, and records its
-// positions.
+// watchIntegrity checks positions and files every two seconds, and all of the stored data every
+// minute or while it is damaged, until ctx ends.
 func (p *program) watchIntegrity(ctx context.Context) error {
-	for {
-		pause := checkEvery
-		if p.integrity.Err() != nil {
-			pause = recheckEvery
-		}
+	seen := false // damage, by the last look
+	for last := time.Now(); ; {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(pause):
+		case <-time.After(lookEvery):
 		}
+		if p.integrity.Err() == nil && time.Since(last) < checkEvery {
+			once, cancel := context.WithTimeout(ctx, checkTime)
+			err := p.look(once)
+			cancel()
+			if !isDamage(err) {
+				seen = false
+			} else if seen || p.node != nil { // of external servers, an old leader may have answered once
+				p.damaged(ctx, err)
+			} else {
+				seen = true
+			}
+			continue
+		}
+		last = time.Now()
 		if err := p.checkIntegrity(ctx); err != nil && ctx.Err() == nil {
 			p.log.WarnContext(ctx, "integrity check failed", "err", err)
 		}
+	}
+}
+
+// openScrubber has the files of the embedded server verified while it uses them.
+func (p *program) openScrubber() {
+	if p.node == nil {
+		return
+	}
+	p.scrubber = &storage.Scrubber{
+		Streams: natsserver.StreamsDir(p.cfg.Data), Kept: keptStreams,
+		Grows: []string{kv.AccessStream}, Durable: p.durableMark,
+	}
+	if p.cfg.EventStore == "" {
+		p.scrubber.Kept = append([]string{eventlog.Stream}, keptStreams...)
+		p.scrubber.Grows, p.scrubber.Whole = []string{eventlog.Stream, kv.AccessStream}, []string{eventlog.Stream}
 	}
 }
 
@@ -192,7 +243,8 @@ func (p *program) compareViews(ctx context.Context) error {
 }
 
 // checkKeysets returns seal.ErrKeysetMissing if a tenant in the log has no keyset. A
-// keyset is stored before its tenant is in the log.
+// keyset is stored before its tenant is in the log, and destroyed after the log says that the
+// tenant is being erased.
 func (p *program) checkKeysets(ctx context.Context) error {
 	tenants, err := p.store.IDs(ctx, events.System, aggregates.Tenant.Category)
 	if err != nil {
@@ -203,6 +255,17 @@ func (p *program) checkKeysets(ctx context.Context) error {
 		return err
 	}
 	missing := slices.DeleteFunc(tenants, func(tenant string) bool { _, found := slices.BinarySearch(have, tenant); return found })
+	for i := 0; i < len(missing); {
+		state, err := aggregates.Tenant.Fresh(ctx, p.states, aggregates.Tenant.Stream(events.System, missing[i]))
+		switch {
+		case err != nil:
+			return err
+		case state.Value.Erasing:
+			missing = slices.Delete(missing, i, i+1)
+		default:
+			i++
+		}
+	}
 	if len(missing) == 0 {
 		return nil
 	}

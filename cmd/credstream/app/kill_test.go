@@ -56,6 +56,7 @@ func TestKillLoop(t *testing.T) {
 // The encryption key is rotated again and again under load, in a process that is killed at any
 // moment: every acknowledged secret opens, and in the end one key is left, which encrypts all.
 func TestKeyRotationKilled(t *testing.T) {
+	t.Parallel()
 	data := t.TempDir()
 	w := newWriters()
 	rotating := func(p *process) (rotating bool, keys int) {

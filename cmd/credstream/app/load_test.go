@@ -79,6 +79,9 @@ func spawn(t testing.TB, data string, more ...string) *process {
 		"serve", "--data", data, "--http", "127.0.0.1:0", "--nats-listen", "127.0.0.1:0",
 		"--admin-key", adminKey, "--allow-private-targets", "--log-level", "warn",
 	}, more...)
+	if url := eventStoreOf(t, data); url != "" {
+		args = append(args, "--event-store", url)
+	}
 	argv, err := json.Marshal(args)
 	if err != nil {
 		t.Fatal(err)
@@ -346,7 +349,7 @@ func open(t testing.TB, data string) *program {
 	t.Helper()
 	cfg := Config{
 		Data: data, HTTP: "127.0.0.1:0", NATSListen: "127.0.0.1:0", AdminKey: adminKey, Durability: "group",
-		AllowPrivateTargets: true, LogFormat: "text", LogLevel: "warn",
+		AllowPrivateTargets: true, LogFormat: "text", LogLevel: "warn", EventStore: eventStoreOf(t, data),
 	}
 	p, err := start(t.Context(), cfg, testWriter{t})
 	if err != nil {
@@ -457,7 +460,7 @@ func (p *program) checkViews(t *testing.T, end uint64) {
 	}
 }
 
-// checkFeed lets the feed and the audit trail catch up and compares them, message by
+// checkFeed lets the feed and the audit stream catch up and compares them, message by
 // message, with the public form of the log.
 func (p *program) checkFeed(t *testing.T, end uint64) {
 	t.Helper()
@@ -501,7 +504,7 @@ func (p *program) checkStream(t *testing.T, end uint64, name string, subject fun
 	for i, w := range want {
 		msg, err := messages.Next(jetstream.NextMaxWait(20 * time.Second))
 		if err != nil {
-			t.Fatalf("%s holds %d of %d events: %v; the writers in this process: feed at %d, audit trail at %d of the log, which ends at %d; not ready: %q",
+			t.Fatalf("%s holds %d of %d events: %v; the writers in this process: feed at %d, audit stream at %d of the log, which ends at %d; not ready: %q",
 				name, i, len(want), err, p.feed.Position(), p.audit.Position(), end, p.notReady())
 		}
 		if got := msg.Subject() + " " + msg.Headers().Get("ce-id") + " " + msg.Headers().Get("ce-type") + " " + string(msg.Data()); got != w {

@@ -2,7 +2,10 @@ package app
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 
 	"github.com/nats-io/nats.go"
@@ -10,7 +13,7 @@ import (
 
 	"github.com/credstream/credstream/bus/kv"
 	"github.com/credstream/credstream/bus/natsserver"
-	"github.com/credstream/credstream/bus/storage"
+	"github.com/credstream/credstream/cmd/credstream/settings"
 	eventlog "github.com/credstream/credstream/events/jetstream"
 	"github.com/credstream/credstream/jsapi"
 	"github.com/credstream/credstream/service/application"
@@ -50,6 +53,9 @@ func (p *program) openMessaging(ctx context.Context) error {
 		}
 	}
 	restarted := func() {
+		if p.scrubber != nil { // the server verified the files again, and may have cut off a torn end
+			p.scrubber.Forget()
+		}
 		select {
 		case p.restarts <- struct{}{}:
 		default:
@@ -80,21 +86,29 @@ func (p *program) connectCluster(ctx context.Context, secrets []string, restarte
 }
 
 func (p *program) startNode(ctx context.Context, secrets []string, restarted func()) error {
+	var secured *tls.Config
+	if p.front.tls != nil {
+		secured = p.front.tls.Config()
+	}
+	kept := keptStreams
+	if p.cfg.EventStore == "" {
+		kept = append([]string{eventlog.Stream}, keptStreams...)
+	}
 	node, err := natsserver.StartNode(ctx, natsserver.NodeConfig{
+		TLS: secured, AuthenticateCertificate: p.grantOfCertificate,
 		Dir: p.cfg.Data, Listen: p.cfg.NATSListen, SyncAlways: p.cfg.Durability == "always",
 		ClearSecretCommands: secrets, Logger: p.log, Fatal: p.fatal, Restarted: restarted,
-		Kept: append([]string{eventlog.Stream}, keptStreams...),
-		Durable: func(stream string) uint64 {
-			if stream != eventlog.Stream {
-				return storage.MarkedLast(p.marksFile(), stream)
-			}
-			return eventlog.Marked(p.highWaterFile())
-		},
+		Kept:    kept,
+		Durable: p.durableMark,
 	})
+	if busy, ok := errors.AsType[*net.OpError](err); ok && busy.Op == "listen" {
+		return settings.ListenError("nats-listen", p.cfg.NATSListen, err)
+	}
 	if err != nil {
 		return err
 	}
 	p.nats, p.node = node, node
+	p.openScrubber()
 	if p.cfg.fsyncDelay > 0 {
 		p.log.Warn("every fsync is delayed (CREDSTREAM_BENCH_FSYNC_DELAY)", "by", p.cfg.fsyncDelay)
 		p.node.Syncer(eventlog.Stream).Delay = p.cfg.fsyncDelay

@@ -17,6 +17,7 @@ var cuts = flag.Int("cuts", 10, "how often TestPowerCut cuts the power; 2 with -
 // every acknowledged change is there afterwards, every acknowledged secret
 // opens, the views equal a rebuild and the feed holds every event once.
 func TestPowerCut(t *testing.T) {
+	t.Parallel()
 	disk := storetest.NewDisk(t, 2<<30)
 	data := filepath.Join(disk.Dir, "data")
 	w := newWriters()

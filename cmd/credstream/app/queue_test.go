@@ -190,6 +190,7 @@ func newPublishers(t testing.TB, a api, n int) *publishers {
 // The power is cut, or the process killed, while flow events and queued commands
 // come in: what was acknowledged is obeyed afterwards, once, in order.
 func TestQueuesOutlive(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name string
 		n    int

@@ -46,6 +46,7 @@ func (a api) repeated(name, id string, body []byte) (status int, answer []byte, 
 // commands that it acknowledged as it did first, whatever has become of their targets
 // since, and refuses new ones by the end of the log.
 func TestRepeatsAfterAKillWithViewsBehind(t *testing.T) {
+	t.Parallel()
 	type m = map[string]any
 	keys := m{"apiKey": "k"}
 	data, older := t.TempDir(), t.TempDir()

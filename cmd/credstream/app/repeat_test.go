@@ -120,6 +120,7 @@ func TestEveryCommandTwice(t *testing.T) {
 	}
 	steps := []step{
 		{"tenant.register", m{"id": "acme"}},
+		{"tenant.erase", m{"id": "acme"}},
 		{"encryption_key.rotate", m{}},
 		{"encryption_key.rewrap", m{}},
 		{"component.register", m{"id": "new", "descriptor": json.RawMessage(plain)}},
@@ -202,7 +203,7 @@ func TestEveryCommandTwice(t *testing.T) {
 		{"connector.set-api-key", m{"id": "wiki", "api_key_id": "k"}},
 		{"connector.delete", m{"id": "wiki"}},
 		{"connector_secret.delete", m{"id": "s"}},
-		{"api_key.issue", m{"role": "AUDITOR", "expires": "24h"}},
+		{"api_key.issue", m{"role": "AUDITOR", "expires": "9000h"}},
 		{"api_key.revoke", m{"id": key.ID}},
 		{"audit.rewind", m{"seq": 1}},
 		{"views.rebuild", m{}},
@@ -238,7 +239,8 @@ func TestEveryCommandTwice(t *testing.T) {
 			t.Errorf("%s is answered\n%s\nand again, %d\n%s", first.step.route, want, status, again)
 		}
 		if now := logEnd(t, u.program); now != end {
-			t.Errorf("%s again: the log ends at %d, before at %d", first.step.route, now, end)
+			last, err := u.store.Commit(t.Context(), now)
+			t.Errorf("%s again: the log ends at %d with %+v, before at %d, %v", first.step.route, now, last, end, err)
 		}
 	}
 	for i, step := range steps {

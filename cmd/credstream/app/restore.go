@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -79,7 +80,7 @@ func emptyFolder(data string) error {
 	for _, e := range entries {
 		switch name := e.Name(); {
 		case name == "kms.key" || name == "LOCK" || name == "lost+found" || name == restoreMark:
-		case !marked:
+		case !marked && !strings.HasPrefix(name, seal.TempPrefix): // of the mark, when a restore was killed just then
 			return errRestoreNotEmpty.Withf("The folder %s is not empty: it has %s. Choose a new or empty folder; kms.key alone may be in it.", data, name)
 		default:
 			if err := os.RemoveAll(filepath.Join(data, name)); err != nil {
@@ -152,14 +153,14 @@ func (p *program) restoreStreams(ctx context.Context, c *backup.Contents, progre
 	if _, err := natsserver.EnsureBucket(ctx, js, keysetsConfig(1)); err != nil {
 		return err
 	}
-	p.store, err = eventlog.Open(ctx, eventlog.Config{
+	store, err := eventlog.Open(ctx, eventlog.Config{
 		Conn: conn, Registry: events.All(), Logger: p.log, Replicas: 1, OnlyWriter: true,
 		Sync: p.durable(eventlog.Stream), SyncTree: p.node.Syncer(eventlog.Stream).SyncTree,
 	})
 	if err != nil {
 		return err
 	}
-	defer p.store.Close()
+	defer store.Close()
 	if err := p.restoreMessages(ctx, js, c, progress); err != nil {
 		return err
 	}
@@ -172,13 +173,13 @@ func (p *program) restoreStreams(ctx context.Context, c *backup.Contents, progre
 			return err
 		}
 	}
-	if err := p.store.Reload(ctx); err != nil {
+	if err := store.Reload(ctx); err != nil {
 		return err
 	}
 	if err := p.openMarks(conn, restored[1:]...); err != nil {
 		return err
 	}
-	p.highWater = eventlog.NewHighWater(p.highWaterFile(), p.store)
+	p.highWater = eventlog.NewHighWater(p.highWaterFile(), store, p.log)
 	return errors.Join(p.highWater.Record(ctx), p.marks.Record(ctx))
 }
 

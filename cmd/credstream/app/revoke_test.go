@@ -288,6 +288,7 @@ func TestRevokeDuringARenewal(t *testing.T) {
 
 // The answer that a dead process left in the vault is among what is forgotten.
 func TestRevokeWhatADeadProcessLeft(t *testing.T) {
+	t.Parallel()
 	provider, told := oauthtest.NewServer(t), newRevoker(t, nil)
 	u := bring(t, t.TempDir())
 	u.registerSheets(t, provider, told.in)

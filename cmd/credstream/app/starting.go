@@ -16,6 +16,8 @@ import (
 
 	v1 "github.com/credstream/credstream/api/v1"
 	"github.com/credstream/credstream/bus/natsserver"
+	"github.com/credstream/credstream/cmd/credstream/servetls"
+	"github.com/credstream/credstream/cmd/credstream/settings"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/jsapi"
 	"github.com/credstream/credstream/seal"
@@ -37,7 +39,10 @@ type front struct {
 	log      *slog.Logger
 	listener net.Listener
 	server   *http.Server
-	ended    chan error // why the server ended
+	ended    chan error       // why the server ended
+	tls      *servetls.Source // nil: the ports are not encrypted
+	devCA    string           // file with the CA of --dev-tls, or ""
+	stopTLS  context.CancelFunc
 	handler  atomic.Pointer[http.Handler]
 
 	mu       sync.Mutex
@@ -48,26 +53,44 @@ type front struct {
 	bounds   bool          // the attempt is aborted if the step makes no progress
 }
 
-// listen starts to answer HTTP at an address.
-func listen(address string, log *slog.Logger) (*front, error) {
+// listen starts to answer HTTP at an address; over TLS only, if there is a source.
+func listen(address string, secured *servetls.Source, log *slog.Logger) (*front, error) {
 	l, err := net.Listen("tcp", address) //nolint:noctx // lives as long as the process
 	if err != nil {
-		return nil, fmt.Errorf("listen for HTTP: %w", err)
+		return nil, settings.ListenError("http", address, err)
 	}
 	f := &front{
 		log: log, listener: netutil.LimitListener(l, natsserver.MaxConnections()), // further connections wait until one ends
-		ended: make(chan error, 1), doing: "opening the data", since: time.Now(), patience: standstill,
+		tls: secured, stopTLS: func() {}, ended: make(chan error, 1), doing: "opening the data", since: time.Now(), patience: standstill,
 	}
 	f.open(v1.Handler(v1.Config{Starting: true, Logger: log, Ready: f.reasons}))
 	f.server = v1.Server("", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*f.handler.Load()).ServeHTTP(w, r) }))
-	go func() { f.ended <- f.server.Serve(f.listener) }() // ends with Close
+	f.server.ErrorLog = slog.NewLogLogger(log.Handler(), slog.LevelDebug) // what clients do wrong before their first request
+	if secured == nil {
+		go func() { f.ended <- f.server.Serve(f.listener) }() // ends with Close
+		return f, nil
+	}
+	watching, stop := context.WithCancel(context.Background())
+	f.stopTLS = stop
+	go func() { _ = secured.Run(watching) }() // ends with close
+	f.server.TLSConfig = secured.Config("h2", "http/1.1")
+	go func() { f.ended <- f.server.ServeTLS(f.listener, "", "") }() // ends with Close
 	return f, nil
 }
 
 // open sets the handler that answers from now on.
 func (f *front) open(h http.Handler) { f.handler.Store(&h) }
 
+// scheme is that of the URLs of HTTP.
+func (f *front) scheme() string {
+	if f.tls != nil {
+		return "https"
+	}
+	return "http"
+}
+
 func (f *front) close() {
+	f.stopTLS()
 	_ = f.server.Close()   // pending requests get no response
 	_ = f.listener.Close() // if Serve has not begun
 }

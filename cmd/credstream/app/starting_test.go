@@ -39,7 +39,7 @@ func begin(t *testing.T, cfg Config, patience ...time.Duration) *beginning {
 	cfg.HTTP, cfg.LogFormat, cfg.LogLevel, cfg.Durability, cfg.AdminKey = "127.0.0.1:0", "json", "info", "group", adminKey
 	log, err := newLogger(cfg, b.logs)
 	must(t, err)
-	b.front, err = listen(cfg.HTTP, log)
+	b.front, err = listen(cfg.HTTP, nil, log)
 	must(t, err)
 	for _, d := range patience {
 		b.endures(d)
@@ -123,6 +123,7 @@ func TestHTTPAnswersWhileTheServiceStarts(t *testing.T) {
 
 // A start on servers that have no leader waits, says so, and goes on when they have one.
 func TestStartWithoutALeader(t *testing.T) {
+	t.Parallel()
 	servers := bustest.Start(t, bustest.Nodes(3))
 	of := servers.Config()
 	cfg := Config{

@@ -542,6 +542,7 @@ var refreshKills = flag.Int("refreshkills", 4, "processes that TestRefreshKills 
 // of it. Another one hands out a token that works; where it cannot, the answer of
 // the provider was lost with the process, and that is a fact.
 func TestRefreshKills(t *testing.T) {
+	t.Parallel()
 	provider := oauthtest.NewServer(t)
 	servers, kms := bustest.Start(t), kmsFile(t)
 	begin := func() *process {

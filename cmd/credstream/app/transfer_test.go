@@ -95,6 +95,7 @@ func fill(t testing.TB, u *up, pets *petstore) {
 	do("component.share", `{"id":"slides"}`)
 	do("throttle_policy.define", `{"id":"crm","tokens":5,"per":"second","description":"Five"}`)
 	do("throttle_policy.define", `{"id":"erp=","tokens":1000000,"per":"day"}`)
+	do("role.define", `{"name":"BILLING","title":"Billing","permissions":["flows.get","credentials.get"]}`)
 	do("oauth_client.define", `{"component":"sheets","client_id":"sheets-id","client_secret":"canary-client"}`)
 	do("auth_client.create", `{"name":"Slides","type":"oauth2","components":["slides"],"credentials":{"client_id":"slides-id","client_secret":"canary-auth"}}`)
 	do("auth_client.create", `{"name":"Basic","type":"basic","scope":"workspace","scope_id":"sales","components":["petstore"],"credentials":{"username":"u","password":"canary-basic"}}`)
@@ -179,13 +180,19 @@ func TestExportAndImport(t *testing.T) {
 	}
 
 	// Planned, interrupted in the middle, and continued.
-	if out := b.wants(0, "import", first, "--plan"); strings.Count(out, "\ncreate ") != strings.Count(want, "\n")+1 {
+	if out := b.wants(0, "import", first, "--signed-by", "any", "--plan"); strings.Count(out, "\ncreate ") != strings.Count(want, "\n")+1 {
 		t.Errorf("the plan of an empty service is\n%s", out)
 	}
 	if got := count(t, to); got != 0 {
 		t.Fatalf("the plan made %d credentials", got)
 	}
-	b.wants(2, "import", first) // without the identity
+	b.wants(2, "import", first, "--signed-by", "any")                   // without the identity
+	for _, args := range [][]string{{"--plan"}, {"--identity", file}} { // anybody could have signed it
+		b.wants(2, append([]string{"import", first}, args...)...)
+		if said := b.errOut.String(); !strings.Contains(said, "--signed-by "+signedBy) || !strings.HasSuffix(said, " (signer_required)\n") {
+			t.Errorf("without --signed-by, import %v says %s", args, said)
+		}
+	}
 	b.wants(2, "import", first, "--identity", file, "--signed-by", strings.TrimSpace(b.wants(0, "export", "key")))
 	ctx, interrupt := context.WithCancel(t.Context())
 	stop := &stopper{after: 14, stop: interrupt}
@@ -198,15 +205,15 @@ func TestExportAndImport(t *testing.T) {
 	b.wants(0, "import", first, "--identity", file, "--signed-by", signedBy)
 	must(t, to.proj.Wait(t.Context(), logEnd(t, to.program)))
 	end := logEnd(t, to.program)
-	if out := b.wants(0, "import", first, "--identity", file); !strings.Contains(out, "\nCreated 0, updated 0, unchanged ") || logEnd(t, to.program) != end {
+	if out := b.wants(0, "import", first, "--signed-by", "any", "--identity", file); !strings.Contains(out, "\nCreated 0, updated 0, unchanged ") || logEnd(t, to.program) != end {
 		t.Errorf("the same import again says\n%s", out)
 	}
 	// The secrets of a file are sent once.
-	if out := b.wants(0, "import", first, "--identity", file, "--on-conflict", "replace"); !strings.Contains(out, "\nupdate    credential       probed  Probed: secrets\n") {
+	if out := b.wants(0, "import", first, "--signed-by", "any", "--identity", file, "--on-conflict", "replace"); !strings.Contains(out, "\nupdate    credential       probed  Probed: secrets\n") {
 		t.Errorf("replace says\n%s", out)
 	}
 	must(t, to.proj.Wait(t.Context(), logEnd(t, to.program)))
-	if out := b.wants(0, "import", first, "--identity", file, "--on-conflict", "replace"); !strings.Contains(out, "\nsame      credential       probed  Probed\n") {
+	if out := b.wants(0, "import", first, "--signed-by", "any", "--identity", file, "--on-conflict", "replace"); !strings.Contains(out, "\nsame      credential       probed  Probed\n") {
 		t.Errorf("replace again says\n%s", out)
 	}
 
@@ -233,10 +240,10 @@ func conflicts(t *testing.T, a, b *transferrer, to *up, first, file string, pets
 	must(t, to.command("credential.delete", "", map[string]any{"id": "none"}, &d))
 	must(t, to.proj.Wait(t.Context(), d.Seq))
 	end := logEnd(t, to.program)
-	if out := b.wants(6, "import", first, "--identity", file); !strings.Contains(out, "update    throttle policy  crm  tokens\n") || logEnd(t, to.program) != end {
+	if out := b.wants(6, "import", first, "--signed-by", "any", "--identity", file); !strings.Contains(out, "update    throttle policy  crm  tokens\n") || logEnd(t, to.program) != end {
 		t.Errorf("the conflicts are\n%s", out)
 	}
-	out := b.wants(2, "import", first, "--identity", file, "--on-conflict", "skip")
+	out := b.wants(2, "import", first, "--signed-by", "any", "--identity", file, "--on-conflict", "skip")
 	for _, line := range []string{"left      throttle policy  crm  It differs: tokens.\n", "left      credential       probed  Mine"} {
 		if !strings.Contains(out, strings.Replace(line, "Mine", "Probed: It differs: name.", 1)) {
 			t.Errorf("skip says\n%s", out)
@@ -247,7 +254,7 @@ func conflicts(t *testing.T, a, b *transferrer, to *up, first, file string, pets
 	}
 	// A key that the API does not accept is refused, and the rest is imported.
 	pets.accept("another")
-	out = b.wants(2, "import", first, "--identity", file, "--new-ids", "--on-conflict", "replace")
+	out = b.wants(2, "import", first, "--signed-by", "any", "--identity", file, "--new-ids", "--on-conflict", "replace")
 	if n := strings.Count(out, "(credential_verification_failed)"); n != 3 {
 		t.Errorf("%d keys were refused:\n%s", n, out)
 	}
@@ -262,22 +269,22 @@ func conflicts(t *testing.T, a, b *transferrer, to *up, first, file string, pets
 	if said := a.errOut.String(); !strings.Contains(said, "Left out: oauth client sheets: client_secret\n") || strings.Count(said, "Left out: credential ") != 25 {
 		t.Errorf("the export without secrets says\n%s", said)
 	}
-	if out := b.wants(0, "import", plain, "--plan", "--map", "component:petstore=pets-b", "--map", "probed=probed-b"); !strings.Contains(out, "\nmissing   credential       probed as probed-b  Probed: Its secrets") {
+	if out := b.wants(0, "import", plain, "--signed-by", "any", "--plan", "--map", "component:petstore=pets-b", "--map", "probed=probed-b"); !strings.Contains(out, "\nmissing   credential       probed as probed-b  Probed: Its secrets") {
 		t.Errorf("the plan of an export without secrets is\n%s", out)
 	}
-	if out := b.wants(6, "import", plain); !strings.Contains(out, "update    credential       probed  Probed: name\n") {
+	if out := b.wants(6, "import", plain, "--signed-by", "any"); !strings.Contains(out, "update    credential       probed  Probed: name\n") {
 		t.Errorf("an export without secrets says\n%s", out)
 	}
 	// Another tenant of the same installation: the component is the first one's.
 	must(t, to.command("tenant.register", "", map[string]any{"id": "other"}, nil))
-	out = b.wants(0, "import", plain, "--plan", "--tenant", "other")
+	out = b.wants(0, "import", plain, "--signed-by", "any", "--plan", "--tenant", "other")
 	if !strings.Contains(out, "same      component        slides  It is shared by another tenant.\n") {
 		t.Errorf("in another tenant the plan is\n%s", out)
 	}
-	if out = b.wants(2, "import", first, "--identity", file, "--tenant", "other"); !strings.Contains(out, "left      component        petstore") || !strings.Contains(out, "(component_id_taken)") {
+	if out = b.wants(2, "import", first, "--signed-by", "any", "--identity", file, "--tenant", "other"); !strings.Contains(out, "left      component        petstore") || !strings.Contains(out, "(component_id_taken)") {
 		t.Errorf("in another tenant the import says\n%s", out)
 	}
-	b.wants(5, "import", first, "--identity", file, "--tenant", "nobody")
+	b.wants(5, "import", first, "--signed-by", "any", "--identity", file, "--tenant", "nobody")
 }
 
 // stopper ends an import after some lines.
@@ -303,7 +310,7 @@ func count(t testing.TB, u *up) int {
 	return n.Total
 }
 
-// audited is the number of facts of a type in the audit trail.
+// audited is the number of facts of a type in the audit stream.
 func audited(t testing.TB, u *up, typ string) (n int) {
 	t.Helper()
 	var page struct {

@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -321,7 +322,7 @@ func TestPage(t *testing.T) {
 	})
 	t.Run("secrets", func(t *testing.T) {
 		form := url.Values{"name": {"More pets"}, "key.apiKey": {"typed-canary-3"}}
-		status, body := admin.post("/ui/t/default/credentials/new?component=petstore", form)
+		status, body := admin.post("/ui/t/default/new-credential?component=petstore", form)
 		if status != http.StatusUnprocessableEntity || !strings.Contains(body, "The API key was not accepted.") || !strings.Contains(body, `value="More pets"`) || strings.Contains(body, "canary") {
 			t.Errorf("a refused form answered %d: %s", status, body)
 		}
@@ -347,7 +348,7 @@ func TestPage(t *testing.T) {
 	})
 	t.Run("a component with an error", func(t *testing.T) {
 		for text, place := range map[string]string{"{\n  \"title\": oops\n}": "line 2, column 12", "{\n  \"title\": \"T\",\n  \"hosts\": 7}": "line 3, column 3"} {
-			status, body := admin.post("/ui/t/default/components/new", url.Values{"descriptor": {text}})
+			status, body := admin.post("/ui/t/default/new-component", url.Values{"descriptor": {text}})
 			if status != http.StatusBadRequest || !strings.Contains(body, place) {
 				t.Errorf("answered %d without %s: %s", status, place, body)
 			}
@@ -370,8 +371,8 @@ func TestPage(t *testing.T) {
 // show one.
 func pagesOf(component, id string) []string {
 	return []string{
-		"credentials", "credentials?component=" + component, "credentials/new?component=" + component, "credentials/" + id, "credentials/" + id + "/keys",
-		"credentials/" + id + "/delete", "components", "components/" + component, "components/" + component + "/delete", "components/new", "attention", "oauth-clients", "flows", "keys",
+		"credentials", "credentials?component=" + component, "new-credential?component=" + component, "credentials/" + id, "credentials/" + id + "/keys",
+		"credentials/" + id + "/delete", "components", "components/" + component, "components/" + component + "/delete", "new-component", "attention", "oauth-clients", "flows", "keys", "webhooks", "webhooks/on-call", "webhooks/on-call/delete",
 		"dead-letters", "audit", "status",
 	}
 }
@@ -452,7 +453,7 @@ func TestSignInAtAnIssuer(t *testing.T) {
 		"?error=access_denied&state=":                      "refused the sign-in: access_denied.",
 		"?error=%3Cscript%3E&state=":                       "refused the sign-in.",
 		"?code=wrong&state=":                               "refused the sign-in: invalid_grant.",
-		"?code=wrong&iss=http%3A%2F%2Fevil.example&state=": "is of another issuer",
+		"?code=wrong&iss=http%3A%2F%2Fevil.example&state=": "came from another issuer",
 	} {
 		_, _, header := v.send(http.MethodGet, "/ui/sign-in/issuer", nil, nil)
 		to, err := url.Parse(header.Get("Location"))
@@ -581,7 +582,7 @@ func TestPageInABrowser(t *testing.T) {
 		u.caughtUp(t)
 		p := person(shared, t, u.base)
 		p.signIn(adminKey)
-		p.open("/ui/t/default/credentials/new?component=calendar")
+		p.open("/ui/t/default/new-credential?component=calendar")
 		p.sees("needs an OAuth client")
 		p.click(".notice a.button")
 		p.sees("/oauth/callback/default/calendar")
@@ -589,7 +590,7 @@ func TestPageInABrowser(t *testing.T) {
 		p.types("#client_secret", demo.ClientSecret)
 		p.click("form.form button.main")
 		p.sees("OAuth client saved.")
-		p.open("/ui/t/default/credentials/new?component=calendar")
+		p.open("/ui/t/default/new-credential?component=calendar")
 		p.types("#name", "My calendar")
 		p.click("form.form button.main")
 		p.sees("Open the provider")
@@ -617,6 +618,142 @@ func TestPageInABrowser(t *testing.T) {
 		}
 		must(t, u.command("api_key.revoke", "", map[string]any{"id": id}, nil))
 		p.sees("Your session has ended")
+	})
+
+	t.Run("webhooks", func(t *testing.T) {
+		status := http.StatusNoContent
+		var mu sync.Mutex
+		receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			mu.Lock()
+			defer mu.Unlock()
+			w.WriteHeader(status)
+		}))
+		t.Cleanup(receiver.Close)
+		p := person(shared, t, u.base)
+		p.signIn(adminKey)
+		p.open("/ui/t/default/webhooks")
+		p.sees("No webhook yet")
+		p.types("#id", "on-call")
+		p.types("#url", "ftp://example.org")
+		p.types("#description", `"><script>window.pwned=1</script>`)
+		p.types("#types", "credential.renamed\nwebhook.*")
+		p.click("form.form button.main")
+		p.sees("must be absolute")
+		if kept := p.eval("document.querySelector('#types').value"); !strings.Contains(kept, "credential.renamed") {
+			t.Errorf("what was typed is gone: %q", kept)
+		}
+		p.types("#url", receiver.URL)
+		p.click("form.form button.main")
+		p.sees("The feed has no event type")
+		p.types("#types", "credential.renamed")
+		p.click("form.form button.main")
+		p.sees("it is not shown again")
+		secret := p.eval("document.querySelector('#new-secret').textContent")
+		if !strings.HasPrefix(secret, "whsec_") {
+			t.Errorf("the secret is %q", secret)
+		}
+		p.open("/ui/t/default/webhooks/on-call")
+		p.sees("Nothing sent yet")
+		p.click("button[value=tested]")
+		p.sees("accepted the event with status 204")
+		mu.Lock()
+		status = http.StatusInternalServerError
+		mu.Unlock()
+		p.click("button[value=tested]")
+		p.sees("answered with status 500")
+		mu.Lock()
+		status = http.StatusNoContent
+		mu.Unlock()
+		var made struct{ ID string }
+		must(t, u.command("credential.create", "", map[string]any{"component": "petstore", "name": "Hooked", "keys": map[string]string{"apiKey": "right-canary-1"}}, &made))
+		must(t, u.command("credential.rename", "", map[string]any{"id": made.ID, "name": "Hooked again"}, nil))
+		for deadline := time.Now().Add(patience); !strings.Contains(p.eval("document.body.innerText"), "credential.renamed\ncredential."+made.ID); time.Sleep(200 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("the delivery is not listed")
+			}
+			p.open("/ui/t/default/webhooks/on-call")
+		}
+		p.click("button[value=redelivered]")
+		p.sees("accepted the event with status 204")
+		p.eval("window.confirm = () => true")
+		p.click("button[value=rotated]")
+		p.sees("There is a new signing secret")
+		if next := p.eval("document.querySelector('#new-secret').textContent"); next == secret || !strings.HasPrefix(next, "whsec_") {
+			t.Errorf("the new secret is %q", next)
+		}
+		p.open("/ui/t/default/webhooks/on-call")
+		p.click("button[value=disabled]")
+		p.sees("The webhook is disabled.")
+		p.types("#description", "The people on call")
+		p.click("form.form button[value=changed]")
+		p.sees("Webhook saved.")
+		if text := p.eval("document.body.innerText"); strings.Contains(text, "whsec_") || p.eval("window.pwned") != "undefined" {
+			t.Error("the page has a secret, or ran a script")
+		}
+		must(t, u.command("webhook.define", "", map[string]any{"id": "gone-soon", "url": receiver.URL}, nil))
+		u.caughtUp(t)
+		p.open("/ui/t/default/webhooks/gone-soon")
+		p.click("a[data-dialog]")
+		p.until("document.querySelector('dialog[open] button.danger')")
+		p.click("dialog button.danger")
+		p.sees("Deleted.")
+		_, operatorKey := u.issueKey(t, map[string]any{"role": "OPERATOR"})
+		u.caughtUp(t)
+		if status, _ := visit(t, u.base, operatorKey).post("/ui/t/default/webhooks/on-call", url.Values{"do": {"deleted"}}); status != http.StatusForbidden {
+			t.Errorf("an operator deletes a webhook: %d", status)
+		}
+	})
+
+	t.Run("expiring soon", func(t *testing.T) {
+		must(t, u.command("credential.create", "", map[string]any{
+			"component": "petstore", "name": `Short-lived "><img src=x onerror=window.pwned=1>`, "keys": map[string]string{"apiKey": "right-canary-1"},
+			"expires_at": time.Now().Add(50 * time.Hour).UTC().Format(time.RFC3339),
+		}, nil))
+		u.issueKey(t, map[string]any{"role": "OPERATOR", "name": "Nightly job", "expires": "100h"})
+		u.caughtUp(t)
+		p := person(shared, t, u.base)
+		p.signIn(adminKey)
+		p.open("/ui/t/default/attention")
+		p.sees("Expiring soon")
+		p.sees("Short-lived")
+		p.sees("API key Nightly job")
+		p.sees("in 2 days")
+		if p.eval("window.pwned") != "undefined" {
+			t.Error("the page ran a script")
+		}
+	})
+
+	t.Run("a component is compared, its variables are set, a role is chosen", func(t *testing.T) {
+		d := map[string]any{
+			"title": "Pizzas", "hosts": []string{"api.example.org"}, "envVars": map[string]any{"PIZZA_KEY": map[string]any{"required": true}},
+			"credentials": map[string]any{"fields": map[string]any{"apiKey": map[string]any{"viewClass": "PasswordFieldView"}}},
+		}
+		must(t, u.command("component.register", "", map[string]any{"id": "pizzas", "descriptor": d}, nil))
+		must(t, u.command("role.define", "", map[string]any{"name": "BILLING", "permissions": []string{"credentials.get"}}, nil))
+		u.caughtUp(t)
+		p := person(shared, t, u.base)
+		p.signIn(adminKey)
+		p.open("/ui/t/default/components/pizzas")
+		p.types("#env-PIZZA_KEY", "env-canary-5")
+		p.click("button[value='env-set']")
+		p.sees("The values of the variables were saved.")
+		p.eval(`document.querySelector('#descriptor').value = '{"title":"Pizzas","hosts":["other.example.org"],"credentials":{"fields":{"token":{"viewClass":"PasswordFieldView","required":true}}}}'`)
+		p.click("button[value=compared]")
+		for _, change := range []string{"The field token is added, and required", "The field apiKey is removed", "may also be sent to other.example.org", "no longer be sent to api.example.org"} {
+			p.sees(change)
+		}
+		var c struct{ Revision int }
+		must(t, u.query("component.get", "id=pizzas", &c))
+		if c.Revision != 1 {
+			t.Errorf("comparing made revision %d", c.Revision)
+		}
+		p.click("button[value=updated]")
+		p.sees("Component updated.")
+		p.open("/ui/t/default/keys")
+		p.eval("document.querySelector('#role').value = 'BILLING'")
+		p.click("button[value=issued]")
+		p.sees("it is not shown again")
+		p.sees("BILLING")
 	})
 
 	t.Run("accessible", func(t *testing.T) {
@@ -705,7 +842,7 @@ func TestPageInABrowser(t *testing.T) {
 		p.open("/ui/t/default/credentials")
 		p.shot("tiles", 1200, 800, false)
 		p.shot("tiles-dark", 1200, 800, true)
-		for _, path := range []string{"attention", "keys", "audit", "oauth-clients", "components", "dead-letters", "status", "components/new"} {
+		for _, path := range []string{"attention", "keys", "audit", "oauth-clients", "components", "dead-letters", "status", "new-component"} {
 			p.open("/ui/t/default/" + path)
 			p.shot("wide-"+strings.ReplaceAll(path, "/", "-"), 1200, 900, path == "keys")
 		}

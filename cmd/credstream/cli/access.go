@@ -19,14 +19,18 @@ func (a *invocation) accessCommand() *cobra.Command {
 
 func (a *invocation) accessList() *cobra.Command {
 	var filter client.AccessFilter
-	var since string
+	var since, until string
 	cmd := &cobra.Command{
-		Use: "list", Short: "List which caller resolved which credential, and when", Args: arguments(),
-		Long: "List which caller resolved which credential, and when, oldest first.\n" +
+		Use: "list", Short: "List who had which credential, when and until when", Args: arguments(),
+		Long: "List who had which version of which credential, when and until when, oldest first: flow engines that resolved it, with flow and\n" +
+			"step, and people to whom it was revealed, which has no end.\n" +
 			"A \"withdrawn\" entry follows if the credential changed at the same moment: those values did not leave " +
 			"the service.",
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if filter.Since, err = sinceTime(since); err != nil {
+			if filter.Since, err = pastTime("since", since); err != nil {
+				return err
+			}
+			if filter.Until, err = pastTime("until", until); err != nil {
 				return err
 			}
 			api, err := a.api()
@@ -53,13 +57,21 @@ func (a *invocation) accessList() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&filter.Credential, "credential", "", "filter by credential `ID`; deleted credentials are included")
-	cmd.Flags().StringVar(&filter.Actor, "actor", "", "filter by `ACTOR`: key:<id>")
-	cmd.Flags().StringVar(&since, "since", "", "only entries from this `TIME` on: 2026-01-31T08:00:00Z, or 24h for the last day")
+	cmd.Flags().StringVar(&filter.Actor, "actor", "", "filter by `ACTOR`: key:<id> or user:<id>")
+	cmd.Flags().StringVar(&filter.Component, "component", "", "filter by the `ID` of the component")
+	cmd.Flags().StringVar(&filter.Flow, "flow", "", "filter by the `ID` of the flow")
+	periodFlags(cmd, &since, &until)
 	return cmd
 }
 
-// sinceTime parses a time, or a duration before now.
-func sinceTime(text string) (time.Time, error) {
+// periodFlags adds --since and --until, for pastTime.
+func periodFlags(cmd *cobra.Command, since, until *string) {
+	cmd.Flags().StringVar(since, "since", "", "only from this `TIME` on: 2026-01-31T08:00:00Z, or 24h for the last day")
+	cmd.Flags().StringVar(until, "until", "", "only before this `TIME`, written like --since")
+}
+
+// pastTime parses the value of a flag: a time, or a duration before now.
+func pastTime(flag, text string) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
 	}
@@ -68,12 +80,12 @@ func sinceTime(text string) (time.Time, error) {
 	}
 	t, err := time.Parse(time.RFC3339, text)
 	if err != nil {
-		return t, errUsage.Withf("--since must be a time such as 2026-01-31T08:00:00Z, or a duration such as 24h.")
+		return t, errUsage.Withf("--%s must be a time such as 2026-01-31T08:00:00Z, or a duration such as 24h.", flag)
 	}
 	return t, nil
 }
 
-// accessEvent is how people read the kind of an entry.
+// accessEvent returns the displayed name of the kind of an entry.
 func accessEvent(kind string) string {
 	if kind == "given" {
 		return "resolved"
@@ -99,7 +111,7 @@ func (a *invocation) leaseCommand() *cobra.Command {
 	var filter client.LeaseFilter
 	list := &cobra.Command{
 		Use: "list", Short: "List active leases", Args: arguments(),
-		Long: "List active leases: which caller may still keep the values of which credential.\n" +
+		Long: "List active leases. A lease lets a caller keep the values of a credential until it expires.\n" +
 			"A lease is shown as revoked if the credential has other keys now, must be connected again, or was deleted.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			api, err := a.api()
@@ -130,7 +142,7 @@ func (a *invocation) leaseCommand() *cobra.Command {
 		},
 	}
 	list.Flags().StringVar(&filter.Credential, "credential", "", "filter by credential `ID`")
-	list.Flags().StringVar(&filter.Actor, "actor", "", "filter by `ACTOR`: key:<id>")
+	list.Flags().StringVar(&filter.Actor, "actor", "", "filter by `ACTOR`: key:<id> or user:<id>")
 	return a.group("lease", "List active leases", list)
 }
 
@@ -139,8 +151,8 @@ func (a *invocation) credentialResolve() *cobra.Command {
 	var clearText, show bool
 	cmd := &cobra.Command{
 		Use: "resolve ID", Short: "Resolve the values of a credential, as a flow engine does", Args: arguments("ID"),
-		Long: "Resolve the values of a credential, as a flow engine does. They are encrypted to a key pair that exists for this " +
-			"call only.\nThe access is audited. The values are printed only with --show, as a JSON object.",
+		Long: "Resolve the values of a credential, as a flow engine does. The response is encrypted to a key pair that " +
+			"is generated for this call.\nThe access is audited. The values are printed only with --show, as a JSON object.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
 			if err != nil {

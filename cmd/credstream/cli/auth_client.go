@@ -148,17 +148,17 @@ func (a *invocation) authClientShow() *cobra.Command {
 			}
 			pairs := [][2]string{{"id", c.ID}, {"name", c.Name}, {"type", c.Type}, {"scope", scopeOf(c)}}
 			for _, of := range c.Components {
-				follows := "manages no OAuth client"
+				managed := "manages no OAuth client"
 				if of.OAuthClient != "" {
-					follows = "OAuth client " + of.OAuthClient
+					managed = "OAuth client " + of.OAuthClient
 				}
-				pairs = append(pairs, [2]string{"component", of.Component + ", " + follows})
+				pairs = append(pairs, [2]string{"component", of.Component + ", " + managed})
 			}
 			for _, name := range slices.Sorted(maps.Keys(c.Credentials)) {
 				pairs = append(pairs, [2]string{"credentials." + name, fmt.Sprint(c.Credentials[name])})
 			}
 			if !c.Settled {
-				pairs = append(pairs, [2]string{"state", "the last change has not reached its OAuth clients yet"})
+				pairs = append(pairs, [2]string{"state", "the last change has not been applied to its OAuth clients yet"})
 			}
 			return a.pairs(append(pairs, [2]string{"created", when(c.CreatedAt)}, [2]string{"updated", when(c.UpdatedAt)}))
 		},

@@ -21,6 +21,7 @@ import (
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/seal"
 	"github.com/credstream/credstream/service/backup"
+	"github.com/credstream/credstream/service/transfer"
 )
 
 var (
@@ -37,7 +38,8 @@ func (a *invocation) backupCommand() *cobra.Command {
 		Long: "Back up the installation while it runs: the log, the encrypted secrets, the wrapped keysets and the access log of all\n" +
 			"tenants, as one signed file that is encrypted to an age recipient. The KMS key (kms.key, or that of --kms) is not in it:\n" +
 			"without that key no secret of the backup can be decrypted. Back it up apart from this file.\n" +
-			"With --since, the file has only what follows an earlier backup. The key needs the permission backups.create.",
+			"With --since, the backup is incremental: it contains only what was written after the backup in that file.\n" +
+			"The API key needs the permission backups.create.",
 		Example: "  credstream backup full.backup --to age1...\n  credstream backup monday.backup --to age1... --since full.backup",
 		Args:    arguments("FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -47,9 +49,9 @@ func (a *invocation) backupCommand() *cobra.Command {
 	settings.Bind(cmd.Flags(), &a.client)
 	f := cmd.Flags()
 	f.StringVar(&to, "to", "", "age public key of the `RECIPIENT`, as age-keygen prints it: age1...")
-	f.StringVar(&keysets, "keysets", "", "write the keysets to a second `FILE`, to be kept apart")
-	f.StringVar(&since, "since", "", "continue the earlier backup in this `FILE`, which is not decrypted")
-	f.Uint64Var(&from, "from", 0, "begin at this commit `SEQ`; the rest is complete")
+	f.StringVar(&keysets, "keysets", "", "write the keysets to a second `FILE`, to store them separately")
+	f.StringVar(&since, "since", "", "make an incremental backup after the one in this `FILE`, which is not decrypted")
+	f.Uint64Var(&from, "from", 0, "begin the log at this commit `SEQ`; all other data is complete")
 	_ = cmd.MarkFlagRequired("to")
 	cmd.MarkFlagsMutuallyExclusive("since", "from")
 	cmd.AddCommand(a.backupVerify())
@@ -73,7 +75,7 @@ func createNew(name string) (*newFile, error) {
 	return &newFile{f, name}, nil
 }
 
-// drop removes what has no name yet.
+// drop removes the incomplete file.
 func (f *newFile) drop() { _ = f.Close(); _ = os.Remove(f.Name()) }
 
 // keep gives the file its name.
@@ -160,9 +162,9 @@ func (a *invocation) backup(ctx context.Context, name, keysets, to, since string
 	if label.After != nil {
 		first = label.After.Log + 1
 	}
-	return a.answer(map[string]any{"id": label.ID, "from": first, "to": end.To.Log, "commits": end.Commits, "secrets": end.Secrets, "accesses": end.Accesses},
-		"Backed up the log from commit %d to %d, %s and %s to %s. The KMS key is not in it: keep a copy of it elsewhere.",
-		first, end.To.Log, count(int(end.Secrets), "secret"), count(int(end.Accesses), "access record"), name)
+	return a.answer(map[string]any{"id": label.ID, "from": first, "to": end.To.Log, "commits": end.Commits, "secrets": end.Secrets, "accesses": end.Accesses, "key": w.Key()},
+		"Backed up the log from commit %d to %d, %s and %s to %s, signed by %s. The KMS key is not in it: keep a copy of it elsewhere.",
+		first, end.To.Log, count(int(end.Secrets), "secret"), count(int(end.Accesses), "access record"), name, w.Key())
 }
 
 // position is where the backup in a file ends.
@@ -185,9 +187,9 @@ type backupFlags struct{ identity, keysets, signedBy string }
 
 func (a *invocation) bindBackup(cmd *cobra.Command, b *backupFlags) {
 	f := cmd.Flags()
-	f.StringVar(&b.identity, "identity", "", "`FILE` with the age identity that opens the backups, as age-keygen writes it")
-	f.StringVar(&b.keysets, "keysets", "", "`FILE` with the keysets of the last backup, if they were written apart")
-	f.StringVar(&b.signedBy, "signed-by", "", "public `KEY` that must have signed the backups, as credstream export key prints it")
+	f.StringVar(&b.identity, "identity", "", "`FILE` with the age identity that decrypts the backups, as age-keygen writes it")
+	f.StringVar(&b.keysets, "keysets", "", "`FILE` with the keysets of the last backup, if they were written to a second file")
+	f.StringVar(&b.signedBy, "signed-by", "", backupSignedBy)
 	f.BoolVar(&a.client.JSON, "json", false, "print JSON; errors too, on standard error")
 	_ = cmd.MarkFlagRequired("identity")
 }
@@ -205,7 +207,7 @@ func (a *invocation) contents(ctx context.Context, names []string, in backupFlag
 		return nil, closeAll, err
 	}
 	identities, err := age.ParseIdentities(bytes.NewReader(key))
-	if err != nil { // its words may quote the key
+	if err != nil { // the error may quote the key
 		return nil, closeAll, errIdentities
 	}
 	open := func(name string) (*backup.File, error) {
@@ -235,7 +237,7 @@ func (a *invocation) contents(ctx context.Context, names []string, in backupFlag
 	if ctx.Err() != nil {
 		err = errStopped.Withf("Interrupted. Nothing was restored.")
 	}
-	if err == nil && in.signedBy == "" {
+	if err == nil && in.signedBy == transfer.AnySigner {
 		fmt.Fprintln(a.stderr, clean("Signed by "+c.Key+"."+signerUnchecked))
 	}
 	return c, closeAll, err
@@ -245,8 +247,8 @@ func (a *invocation) backupVerify() *cobra.Command {
 	var in backupFlags
 	cmd := &cobra.Command{
 		Use: "verify FILE...", Short: "Check backups without restoring them, and print what is in them",
-		Long: "Check backups without restoring them: a full backup and those that continue it, in order. The hashes, the signature,\n" +
-			"the sequence of commits, and that each secret that the log references is there. Prints what is in them.",
+		Long: "Check a full backup and its incremental backups, in order, without restoring them: hashes, signature, that no commit is\n" +
+			"missing, and that they contain each secret that the log references. Then print what is in them.",
 		Args: someFiles,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, closeAll, err := a.contents(cmd.Context(), args, in)
@@ -273,7 +275,7 @@ func missing(c *backup.Contents) error {
 	if len(c.Missing) == 0 {
 		return nil
 	}
-	return backup.ErrMissing.Withf("The backup misses secrets of %d owners that its log references: %s.", len(c.Missing), strings.Join(c.Missing[:min(len(c.Missing), 5)], "; "))
+	return backup.ErrMissing.Withf("The log references secrets of %d owners that the backup does not contain: %s.", len(c.Missing), strings.Join(c.Missing[:min(len(c.Missing), 5)], "; "))
 }
 
 // describe prints what backups restore.
@@ -285,7 +287,7 @@ func (a *invocation) describe(c *backup.Contents) error {
 	return a.answer(map[string]any{
 		"time": c.Time, "key": c.Key, "tenant": c.Tenant, "from": c.From, "to": c.To, "secrets": c.Live, "dropped": c.Dropped, "keysets": c.Keysets,
 		"accesses": c.Accesses, "streams": c.Counts, "missing": c.Missing,
-	}, "Commits %d to %d, %s in use, %d deleted since and left out, %s, %s.\nStreams of the log: %s.\nMade %s, signed by %s of tenant %s.",
+	}, "Commits %d to %d, %s in use, %d deleted later and omitted, %s, %s.\nStreams of the log: %s.\nMade %s, signed by %s of tenant %s.",
 		c.From, c.To, count(int(c.Live), "secret"), c.Dropped, count(c.Keysets, "keyset"), count(int(c.Accesses), "access record"),
 		strings.Join(counts, ", "), when(c.Time), c.Key, c.Tenant)
 }
@@ -295,10 +297,10 @@ func (a *invocation) restoreCommand() *cobra.Command {
 	var into string
 	cmd := &cobra.Command{
 		Use: "restore FILE... --into DATA_FOLDER", Short: "Restore backups into an empty data folder",
-		Long: "Restore backups into an empty data folder: a full backup and those that continue it, in order. Nothing is stored before\n" +
-			"all of them are checked. Secrets that were deleted before the end of the last one are left out. serve refuses the\n" +
-			"folder until the restore is complete; after an interruption, run the same command again.\n" +
-			"The KMS key is not in a backup: copy kms.key into the folder, or start serve with the --kms of before.",
+		Long: "Restore a full backup and its incremental backups, in order, into an empty data folder. All files are checked before\n" +
+			"anything is stored. Secrets that were deleted before the last backup are not restored. serve refuses the folder until\n" +
+			"the restore is complete; after an interruption, run the same command again.\n" +
+			"The KMS key is not in a backup: copy kms.key into the folder, or start serve with the same --kms as before.",
 		Args: someFiles,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, closeAll, err := a.contents(cmd.Context(), args, in)
@@ -313,12 +315,12 @@ func (a *invocation) restoreCommand() *cobra.Command {
 			defer shown.end()
 			if err := app.Restore(cmd.Context(), into, c, func(n int) { shown.at(n, 0) }); err != nil {
 				if cmd.Context().Err() != nil {
-					return errStopped.Withf("Interrupted. The folder is incomplete and cannot be served. The same command starts the restore again.")
+					return errStopped.Withf("Interrupted. The folder is incomplete and cannot be served. Run the same command again: it starts over.")
 				}
 				return err
 			}
 			shown.end()
-			fmt.Fprintf(a.stderr, "Restored to %s. Before serve, put kms.key there, or use the --kms of before.\n", clean(into))
+			fmt.Fprintf(a.stderr, "Restored to %s. Before you start serve, copy kms.key there, or use the same --kms as before.\n", clean(into))
 			return a.describe(c)
 		},
 	}

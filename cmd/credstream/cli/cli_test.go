@@ -8,11 +8,13 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -26,6 +28,7 @@ import (
 	"github.com/credstream/credstream/commands"
 	"github.com/credstream/credstream/fault"
 	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/service"
 	"github.com/credstream/credstream/service/stage"
 )
 
@@ -56,6 +59,7 @@ type cliServer struct {
 	asked   []string
 	answers map[string]string
 	refusal *fault.Error
+	slow    time.Duration // before each answer
 }
 
 func newCLI(t *testing.T, answers map[string]string) (*cliServer, *terminal) {
@@ -64,6 +68,11 @@ func newCLI(t *testing.T, answers map[string]string) (*cliServer, *terminal) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil || r.Header.Get("Authorization") != "Bearer "+cliKey {
 			t.Errorf("body %v, authorization %q", err, r.Header.Get("Authorization"))
+		}
+		select {
+		case <-time.After(s.slow):
+		case <-r.Context().Done():
+			return
 		}
 		rest, _ := strings.CutPrefix(r.URL.RequestURI(), "/v1/tenants/")
 		s.asked = append(s.asked, strings.TrimSpace(strings.Replace(rest, "commands/", "", 1)+" "+string(body)))
@@ -113,21 +122,23 @@ func TestVerbs(t *testing.T) {
 		"component.get":      `{"id":"p","title":"Pets","revision":1,"credentials":2,"descriptor":{"title":"Pets"}}`,
 		"credential.list":    `{"credentials":[` + c1 + `],"next":"c2"}`,
 		"credential.get":     c1,
+		"expiry.list":        `{"expiries":[{"kind":"credential","id":"i","name":"n","what":"keys","expires":"2026-02-02T03:04:05Z","flows":[{"id":"f1","active":true}],"active_flows":1}]}`,
 		"credential.counts":  `{"total":3,"components":[{"component":"p","total":3,"status":{"verified":2,"failed":1}}]}`,
 		"credential.history": `{"events":[{"seq":4,"type":"credential.created","time":"2026-01-02T03:04:05Z","actor":"key:k","via":"http","version":1,"data":{}}]}`,
 		"events.replay": `{"events":[{"specversion":"1.0","type":"credstream.credential.created.v1","subject":"credential.i","actor":"key:k",` +
 			`"time":"2026-01-02T03:04:05Z","logseq":4,"logindex":0,"data":{ "id": "i" }}]}`,
 		"encryption_key.status": `{"rotating":false,"keys":[{"id":"0a1b2c3d","secrets":9,"state":"active"}]}`,
 
-		"views.status":  `{"position":9,"end":9,"rebuilt":9,"rebuild_end":9}`,
-		"flow.list":     `{"flows":[` + f1 + `]}`,
-		"flow.get":      f1,
-		"flow.bind":     `{"seq":9,"id":"f1","binding":"b1","until":"2026-01-02T03:04:05Z"}`,
-		"flow.release":  `{"seq":9,"id":"f1"}`,
-		"queue.list":    `{"messages":[` + m1 + `]}`,
-		"queue.get":     m1,
-		"tenant.list":   `{"tenants":[{"id":"acme","name":"Acme"}]}`,
-		"api_key.issue": `{"seq":9,"id":"k2","key":"cs_new"}`,
+		"views.status":   `{"position":9,"end":9,"rebuilt":9,"rebuild_end":9}`,
+		"flow.list":      `{"flows":[` + f1 + `]}`,
+		"flow.get":       f1,
+		"flow.bind":      `{"seq":9,"id":"f1","binding":"b1","until":"2026-01-02T03:04:05Z"}`,
+		"flow.release":   `{"seq":9,"id":"f1"}`,
+		"queue.list":     `{"messages":[` + m1 + `]}`,
+		"queue.get":      m1,
+		"tenant.list":    `{"tenants":[{"id":"acme","name":"Acme"},{"id":"old","name":"","state":"erased"}]}`,
+		"tenant.erasure": `{"id":"acme","state":"active","running_flows":1,"left":[{"kind":"flows","count":2},{"kind":"api_keys","count":1}],"secrets":3,"keys":true}`,
+		"api_key.issue":  `{"seq":9,"id":"k2","key":"cs_new"}`,
 		"api_key.list": `{"keys":[{"id":"k2","name":"n","role":"OPERATOR","tenants":["acme"],"issued_at":"2026-01-02T03:04:05Z"},` +
 			`{"id":"k3","name":"","role":"","permissions":["credentials.reveal"],"tenants":["acme"],"addresses":["192.0.2.0/24"],"workspaces":["w"],"credentials":["c1","c2"],"expires":"2026-02-02T03:04:05Z","expired":true,` +
 			`"issued_at":"2026-01-02T03:04:05Z","last_used_at":"2026-01-03T03:04:00Z"}]}`,
@@ -144,6 +155,7 @@ func TestVerbs(t *testing.T) {
 		{args: "component register --file NAMELESS", asks: `default/component.register {"id":"the-pets","descriptor":{"title":"The Pets"}}`, says: "Registered component i, revision 3.\n"},
 		{args: "component register --file - --id x", stdin: `{"title":"P"}`, asks: `default/component.register {"id":"x","descriptor":{"title":"P"}}`, says: "Registered component i, revision 3.\n"},
 		{args: "component update p --file DESCRIPTOR", asks: `default/component.update {"id":"p","descriptor":{"title":"P"}}`, says: "Updated component i to revision 3.\n"},
+		{args: "component update p --file DESCRIPTOR --expected-revision 2", asks: `default/component.update {"id":"p","descriptor":{"title":"P"},"expected_revision":2}`, says: "Updated component i to revision 3.\n"},
 		{args: "component list --tenant acme", asks: `acme/component.list?limit=200`, says: "ID  TITLE  REVISION  VISIBLE TO  CREDENTIALS  UPDATED\np   Pets   1         owner       2            2026-01-02 03:04:05Z\n"},
 		{args: "component share p", asks: `default/component.share {"id":"p"}`, says: "All tenants can use component i.\n"},
 		{args: "component unshare p --json", asks: `default/component.unshare {"id":"p"}`, says: `{"seq":7,"id":"i","version":2,"status":"verified","revision":3}` + "\n"},
@@ -153,6 +165,19 @@ func TestVerbs(t *testing.T) {
 		{
 			args: "credential create --component p --keys-file KEYS --for a/f/s", says: "Created credential i, version 2, verified.\n",
 			asks: `default/credential.create {"component":"p","keys":{"apiKey":"canary"},"for":{"flow":"a/f","step":"s"}}`,
+		},
+		{
+			args: "credential create --component p --keys-file KEYS --expires 2031-01-31T00:00:00Z", says: "Created credential i, version 2, verified.\n",
+			asks: `default/credential.create {"component":"p","keys":{"apiKey":"canary"},"expires_at":"2031-01-31T00:00:00Z"}`,
+		},
+		{args: "credential create --component p --keys-file KEYS --expires soon", code: 2, notes: "--expires must be a duration such as 2160h, or a time such as 2031-01-31T00:00:00Z. (expires_invalid)\n"},
+		{
+			args: "credential replace-keys i --keys-file KEYS --expires 2031-01-31T00:00:00Z", says: "Credential i has version 2, verified.\n",
+			asks: `default/credential.replace-keys {"id":"i","keys":{"apiKey":"canary"},"expires_at":"2031-01-31T00:00:00Z"}`,
+		},
+		{
+			args: "expiry list --within 7d", asks: `default/expiry.list?limit=200&within=7d`,
+			says: "KIND        ID  NAME  WHAT  STATE    AT                    ACTIVE FLOWS\ncredential  i   n     keys  expires  2026-02-02 03:04:05Z  1\n",
 		},
 		{args: "credential create --component p --keys-file -", stdin: ` {"apiKey":"canary"}` + "\n", asks: `default/credential.create {"component":"p","keys":{"apiKey":"canary"}}`, says: "Created credential i, version 2, verified.\n"},
 		{
@@ -211,7 +236,9 @@ func TestVerbs(t *testing.T) {
 		{args: "keys status", asks: `default/encryption_key.status`, says: "TENANT   KEY       STATE   SECRETS  KMS KEY\ndefault  0a1b2c3d  active  9        current\n"},
 		{args: "keys rewrap", asks: `default/encryption_key.rewrap {}`, says: "The encryption keys of tenant default are wrapped with the current KMS key.\n"},
 		{args: "tenant register acme --name Acme", asks: `default/tenant.register {"id":"acme","name":"Acme"}`, says: "Registered tenant i.\n"},
-		{args: "tenant list", asks: `default/tenant.list`, says: "ID    NAME\nacme  Acme\n"},
+		{args: "tenant list", asks: `default/tenant.list`, says: "ID    NAME  STATE\nacme  Acme  \nold         erased\n"},
+		{args: "tenant erase acme --dry-run", asks: `default/tenant.erasure?id=acme`, says: "The tenant acme would be erased: 2 flows, 1 api keys, 3 secrets, its encryption keys. Running flows: 1. Stop them first, or erase with --stop-flows.\n"},
+		{args: "tenant erase acme --stop-flows", asks: `default/tenant.erase {"id":"acme","stop_flows":true}`, says: "Tenant acme is being erased: credstream tenant erase acme --dry-run shows the progress.\n"},
 		{args: "key issue --role OPERATOR --tenants acme", asks: `default/api_key.issue {"role":"OPERATOR","tenants":["acme"]}`, says: "cs_new\n", notes: "Issued key k2. It is shown only once:\n"},
 		{args: "key issue --role OPERATOR --json", asks: `default/api_key.issue {"role":"OPERATOR"}`, says: `{"seq":9,"id":"k2","key":"cs_new"}` + "\n"},
 		{
@@ -226,9 +253,9 @@ func TestVerbs(t *testing.T) {
 		},
 		{
 			args: "key list", asks: `default/api_key.list?limit=200`,
-			says: "ID  NAME  ROLE      PERMISSIONS         TENANTS  STATE    ISSUED                EXPIRES               ADDRESSES     BOUND TO                      LAST USED\n" +
-				"k2  n     OPERATOR                      acme     valid    2026-01-02 03:04:05Z  never                                                             -\n" +
-				"k3                  credentials.reveal  acme     expired  2026-01-02 03:04:05Z  2026-02-02 03:04:05Z  192.0.2.0/24  workspace=w credential=c1,c2  2026-01-03 03:04:00Z\n",
+			says: "ID  NAME  ROLE      PERMISSIONS         TENANTS  STATE    ISSUED                EXPIRES               ADDRESSES     BOUND TO                      CERTIFICATE  LAST USED\n" +
+				"k2  n     OPERATOR                      acme     valid    2026-01-02 03:04:05Z  never                                                                          -\n" +
+				"k3                  credentials.reveal  acme     expired  2026-01-02 03:04:05Z  2026-02-02 03:04:05Z  192.0.2.0/24  workspace=w credential=c1,c2               2026-01-03 03:04:00Z\n",
 		},
 		{args: "key revoke k2", asks: `default/api_key.revoke {"id":"k2"}`, says: "Revoked key i.\n"},
 		{args: "version", says: "credstream " + app.Version + "\n"},
@@ -432,7 +459,7 @@ func TestUsage(t *testing.T) {
 		{"credential create --component p", "keys_missing", 2},
 		{"credential create --component p --keys canary", "usage", 2},
 		{"credential create --component p --keys-file /nowhere/keys.json", "file_unreadable", 2},
-		{"credential create --component p --keys-file -", "client_config_invalid", 2},
+		{"credential create --component p --keys-file -", "file_not_json", 2},
 		{"credential list --server nowhere", "client_config_invalid", 2},
 		{"events replay --since yesterday", "usage", 2},
 		{"credential create --component p --keys-file - --for step", "usage", 2},
@@ -454,13 +481,27 @@ func TestUsage(t *testing.T) {
 			t.Errorf("%s: %q, asked %q", c.args, term.errOut.String(), s.asked)
 		}
 	}
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	stage.OK(t, err)
+	defer func() { _ = busy.Close() }()
+	place := strings.NewReplacer("BUSY", strconv.Itoa(busy.Addr().(*net.TCPAddr).Port), "DATA", t.TempDir())
 	for args, want := range map[string]string{
 		"flow publish --event started --file f --revision abc": "--revision must be a non-negative number. Try --help. (usage)\n",
 		"credential list --limit abc":                          "--limit must be a number. Try --help. (usage)\n",
 		"flow bind f --steps-file f --ttl abc":                 "--ttl must be a time such as 90s or 10m. Try --help. (usage)\n",
 		"flow list --all=abc":                                  "--all must be true or false. Try --help. (usage)\n",
 		"serve --nats-replicas abc":                            "--nats-replicas must be a number. Try --help. (usage)\n",
+		"credential craete":                                    "Credential has no such command. Did you mean create? Try credstream credential --help. (usage)\n",
+		"credentail list":                                      "Credstream has no such command. Did you mean credential? Try credstream --help. (usage)\n",
+		"help credentail":                                      "Credstream has no such command. Did you mean credential? Try credstream --help. (usage)\n",
+		"help credential show-canary":                          "Credential has no such command. Try credstream credential --help. (usage)\n",
+		"kms nwe":                                              "Kms has no such command. Did you mean new? Try credstream kms --help. (usage)\n",
+		"demo petstore --listen 127.0.0.1:BUSY":                "Cannot listen on \"127.0.0.1:BUSY\" of --listen: another program uses this port. Stop that program, or choose another port. (listen_address_unavailable)\n",
+		"serve --data DATA --http 127.0.0.1:BUSY":              "Cannot listen on \"127.0.0.1:BUSY\" of --http: another program uses this port. Stop that program, or choose another port. (listen_address_unavailable)\n",
+		"serve --data DATA --http nowhere":                     "Cannot listen on \"nowhere\" of --http: it is not a valid address, such as 127.0.0.1:8080. (listen_address_unavailable)\n",
+		"credential list --key-file DATA":                      "DATA is a folder. Give a file, or - for standard input. (file_unreadable)\n",
 	} {
+		args, want = place.Replace(args), place.Replace(want)
 		_, term := newCLI(t, nil)
 		if got := term.run(t.Context(), strings.Fields(args)...); got != 2 || term.errOut.String() != want {
 			t.Errorf("%s: exit code %d, %q", args, got, term.errOut.String())
@@ -468,6 +509,16 @@ func TestUsage(t *testing.T) {
 	}
 	_, term := newCLI(t, nil)
 	if got := term.run(t.Context(), "credential", "create", "--component", "p", "--keys-file", open); got != 0 || !strings.HasPrefix(term.errOut.String(), "Warning: other users of this machine can read ") {
+		t.Errorf("exit code %d, %q", got, term.errOut.String())
+	}
+}
+
+// The service answers for an unknown tenant as for one that is not granted: the error names it.
+func TestUnknownTenant(t *testing.T) {
+	s, term := newCLI(t, nil)
+	s.refusal = service.ErrTenantNotFound
+	const want = "The tenant acme does not exist, or your API key is not granted it. Choose a tenant with --tenant or CREDSTREAM_TENANT. (tenant_not_found)\n"
+	if got := term.run(t.Context(), "credential", "list", "--tenant", "acme"); got != 5 || term.errOut.String() != want {
 		t.Errorf("exit code %d, %q", got, term.errOut.String())
 	}
 }
@@ -735,5 +786,54 @@ func TestHealth(t *testing.T) {
 	gone := &terminal{}
 	if code := gone.run(t.Context(), "health", "--server", server.URL); code != 9 || !strings.Contains(gone.errOut.String(), "service_unreachable") {
 		t.Errorf("nothing answers: %d %s", code, gone.errOut.String())
+	}
+}
+
+// The input of a batch is checked before anything is sent: what is wrong with it is said by line and
+// column, without a word of it.
+func TestBatchInput(t *testing.T) {
+	s, c := newCLI(t, map[string]string{
+		"credential.create-many": `{"results":[{"id":"a","version":1,"status":"verified"}],"failed":0,"seq":7}`,
+		"credential.delete-many": `{"results":[{"id":"a"},{"id":"b"}],"failed":0,"seq":7}`,
+	})
+	for _, tc := range []struct{ verb, input, want string }{
+		{"create-many", "{}\n{\"keys\":canary}", "Line 2, column 9: this is not valid JSON."},
+		{"create-many", "{}\n\"ż\" {", "Line 2, column 1: an item must be a JSON object."},
+		{"create-many", "[{\"a\":\"żółć\"},\n  7]", "Line 2, column 3: an item must be a JSON object."},
+		{"create-many", "[{},{\"canary\":1,\"canary\":2}]", "Line 1, column 17: this name appears more than once in the same object."},
+		{"create-many", "[{},{}", "Line 1, column 7: the input ends in the middle of an item."},
+		{"create-many", "{\"keys\":\n{\"a\":", "Line 2, column 6: the input ends in the middle of an item."},
+		{"create-many", "[{}]\n\n {\"b\":1}", "Line 3, column 2: there is more input after the end of the array."},
+		{"create-many", "{},{}", "Line 1, column 3: this is not valid JSON."},
+		{"create-many", "\xff", "Line 1, column 1: this is not valid JSON."},
+		{"update-many", "[\"a\"]", "Line 1, column 2: an item must be a JSON object."},
+		{"delete-many", "[\"a\",{\"name\":\"canary\"}]", "Line 1, column 6: this object has no id."},
+		{"delete-many", "7", "Line 1, column 1: an item must be an id in quotes, or an object with an id."},
+	} {
+		c.stdin = strings.NewReader(tc.input)
+		if got := c.run(t.Context(), "credential", tc.verb, "-"); got != 2 || c.errOut.String() != tc.want+" (batch_input_invalid)\n" {
+			t.Errorf("%q: exit code %d, %s", tc.input, got, c.errOut.String())
+		}
+	}
+	for _, args := range [][]string{{"delete-many"}, {"delete-many", "-", "--type", "t"}, {"update-many", "--type", "t"}, {"update-many", "-", "--set-description", "d"}} {
+		if got := c.run(t.Context(), append([]string{"credential"}, args...)...); got != 2 {
+			t.Errorf("%v: exit code %d, %s", args, got, c.errOut.String())
+		}
+	}
+	if len(s.asked) > 0 {
+		t.Errorf("the service was asked %q", s.asked)
+	}
+	for input, want := range map[string]string{
+		"":                      "Deleted 0, refused 0.\n",
+		" [ ] ":                 "Deleted 0, refused 0.\n",
+		"\"a\"\n{\"id\":\"b\"}": "done     a \ndone     b \nDeleted 2, refused 0.\n",
+	} {
+		c.stdin = strings.NewReader(input)
+		if got := c.run(t.Context(), "credential", "delete-many", "-"); got != 0 || c.out.String() != want {
+			t.Errorf("%q: exit code %d, %q %q", input, got, c.out.String(), c.errOut.String())
+		}
+	}
+	if want := []string{`acme/credential.delete-many {"ids":["a","b"]}`}; !slices.Equal(s.asked, want) && !strings.HasSuffix(s.asked[0], `credential.delete-many {"ids":["a","b"]}`) {
+		t.Errorf("the service was asked %q", s.asked)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/credstream/credstream/client"
+	"github.com/credstream/credstream/commands/presets"
 	components "github.com/credstream/credstream/service/component"
 )
 
@@ -19,18 +20,27 @@ func (a *invocation) componentCommand() *cobra.Command {
 		a.componentRegister(), a.componentUpdate(), a.componentList(), a.componentShow(),
 		a.componentChange("share", "Share a component with all tenants", "All tenants can use component %s.", (*client.API).ShareComponent),
 		a.componentChange("unshare", "Stop sharing a component: only its owner can use it", "Only its owner can use component %s.", (*client.API).UnshareComponent),
-		a.componentDelete(), a.componentSetEnv(),
+		a.componentDelete(), a.componentSetEnv(), a.componentPresets(),
 		a.whereUsed("List the flows that include a component", func(id string) client.FlowFilter { return client.FlowFilter{Component: id} }))
 }
 
 func (a *invocation) componentRegister() *cobra.Command {
-	var file, id string
+	var file, preset, id string
 	cmd := &cobra.Command{
-		Use: "register --file FILE", Short: "Register a component from its component.json", Args: arguments(),
+		Use: "register {--file FILE | --preset NAME}", Short: "Register a component from its component.json, or from a preset", Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			descriptor, err := a.file(file)
-			if err != nil {
-				return err
+			var descriptor []byte
+			if preset != "" {
+				p, err := presets.Get(preset)
+				if err != nil {
+					return err
+				}
+				descriptor, file = p.Descriptor, p.Name
+			} else {
+				var err error
+				if descriptor, err = a.jsonFile(file); err != nil {
+					return err
+				}
 			}
 			if id == "" {
 				id = componentID(file, descriptor)
@@ -47,9 +57,44 @@ func (a *invocation) componentRegister() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&file, "file", "", "`FILE` with the component.json; - for standard input")
-	cmd.Flags().StringVar(&id, "id", "", "component `ID`; derived from the file name or the title when absent")
-	required(cmd, "file")
+	cmd.Flags().StringVar(&preset, "preset", "", "`NAME` of a preset, see component presets")
+	cmd.Flags().StringVar(&id, "id", "", "component `ID`; derived from the name of the file or preset, or the title, when absent")
+	cmd.MarkFlagsOneRequired("file", "preset")
+	cmd.MarkFlagsMutuallyExclusive("file", "preset")
 	return cmd
+}
+
+func (a *invocation) componentPresets() *cobra.Command {
+	return &cobra.Command{
+		Use: "presets [NAME]", Short: "List the component.json files of well-known APIs, or print one", Args: cobra.MaximumNArgs(1),
+		Long: "List the component.json files of well-known APIs, or print one.\n\n" +
+			"They follow the vendors' documentation and were not run against the vendors. Check one with your own keys before you rely on it.",
+		Example: "  credstream component presets\n  credstream component presets slack",
+		RunE: func(_ *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				p, err := presets.Get(args[0])
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintf(a.stdout, "%s\n", p.Descriptor)
+				return err
+			}
+			if a.client.JSON {
+				return a.json(presets.All())
+			}
+			var rows [][]string
+			for _, p := range presets.All() {
+				var d struct {
+					Title string `json:"title"`
+				}
+				if err := json.Unmarshal(p.Descriptor, &d); err != nil {
+					return fmt.Errorf("decode the preset %s: %w", p.Name, err)
+				}
+				rows = append(rows, []string{p.Name, d.Title, p.Sources.Request})
+			}
+			return a.list([]string{"NAME", "TITLE", "SOURCE OF THE DRY REQUEST"}, rows)
+		},
+	}
 }
 
 // componentID is the slug of the file's name, or of the title if the file is
@@ -76,10 +121,11 @@ func required(cmd *cobra.Command, flags ...string) {
 
 func (a *invocation) componentUpdate() *cobra.Command {
 	var file string
+	var expected int
 	cmd := &cobra.Command{
 		Use: "update ID --file FILE", Short: "Update the component.json of a component, as a new revision", Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			descriptor, err := a.file(file)
+			descriptor, err := a.jsonFile(file)
 			if err != nil {
 				return err
 			}
@@ -87,7 +133,7 @@ func (a *invocation) componentUpdate() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			done, err := api.UpdateComponent(cmd.Context(), args[0], descriptor)
+			done, err := api.UpdateComponent(cmd.Context(), args[0], descriptor, client.ExpectRevision(expected))
 			if err != nil {
 				return err
 			}
@@ -95,6 +141,7 @@ func (a *invocation) componentUpdate() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&file, "file", "", "`FILE` with the component.json; - for standard input")
+	bindRevision(cmd, &expected)
 	required(cmd, "file")
 	return cmd
 }

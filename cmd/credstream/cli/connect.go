@@ -52,7 +52,7 @@ func (a *invocation) connectCommand() *cobra.Command {
 				return err
 			}
 			if keysFile != "" {
-				b, err := a.secretFile(keysFile)
+				b, err := a.secretJSON(keysFile)
 				if err != nil {
 					return err
 				}

@@ -32,6 +32,7 @@ func (a *invocation) credentialCommand() *cobra.Command {
 	return a.group("credential", "Create, change and inspect credentials",
 		a.credentialCreate(), a.credentialList(), a.credentialCounts(), a.credentialShow(), a.credentialRename(),
 		a.credentialReplaceKeys(), a.credentialRevert(), a.credentialVerify(), a.credentialRefresh(), a.credentialRevoke(), a.credentialDelete(), a.credentialReveal(), a.credentialResolve(), a.credentialHistory(),
+		a.credentialSearch(), a.credentialCreateMany(), a.credentialUpdateMany(), a.credentialDeleteMany(),
 		a.whereUsed("List the flows that use a credential, active or not", func(id string) client.FlowFilter { return client.FlowFilter{Credential: id} }))
 }
 
@@ -64,7 +65,7 @@ func (c *changing) options() []client.CommandOption {
 
 func (a *invocation) credentialCreate() *cobra.Command {
 	var in client.CreateCredential
-	var keysFile, step string
+	var keysFile, step, expires string
 	var by changing
 	cmd := &cobra.Command{
 		Use: "create --component ID", Short: "Verify keys and save them as a new credential",
@@ -82,7 +83,11 @@ func (a *invocation) credentialCreate() *cobra.Command {
 			if in.Keys, err = a.keys(cmd.Context(), api, keysFile, in.Component, &by.revision); err != nil {
 				return err
 			}
-			done, err := api.CreateCredential(cmd.Context(), in, by.options()...)
+			declared, err := expiry(expires)
+			if err != nil {
+				return err
+			}
+			done, err := api.CreateCredential(cmd.Context(), in, append(by.options(), declared...)...)
 			if err != nil {
 				return err
 			}
@@ -96,6 +101,7 @@ func (a *invocation) credentialCreate() *cobra.Command {
 	cmd.Flags().StringVar(&in.ThrottlePolicy, "throttle-policy", "", "`ID` of the throttle policy that limits its use")
 	cmd.Flags().StringVar(&in.VPNAgent, "vpn-agent", "", "`ID` of the VPN agent through which a flow engine reaches the API; stored as given")
 	bindKeysFile(cmd, &keysFile)
+	bindExpires(cmd, &expires, "the keys expire")
 	by.bind(cmd, false)
 	bindRevision(cmd, &by.revision)
 	required(cmd, "component")
@@ -110,7 +116,7 @@ func bindKeysFile(cmd *cobra.Command, file *string) {
 // component's fields: then revision is that of the displayed component.
 func (a *invocation) keys(ctx context.Context, api *client.Client, file, component string, revision *int) (client.Keys, error) {
 	if file != "" {
-		b, err := a.secretFile(file)
+		b, err := a.secretJSON(file)
 		if err != nil {
 			return client.Keys{}, err
 		}
@@ -357,6 +363,9 @@ func tokenPairs(t *client.TokenInfo) (pairs [][2]string) {
 		return pairs
 	}
 	pairs = [][2]string{{"tokens.expire", when(t.Expires)}}
+	if t.Expires.IsZero() {
+		pairs = [][2]string{{"tokens.expire", "never, unless they are revoked"}}
+	}
 	if !t.Renewable {
 		pairs = append(pairs, [2]string{"tokens.renewed", "never"})
 	}
@@ -377,6 +386,9 @@ func lastVerification(c client.Credential) string {
 	how := "without a probe"
 	if v := c.Verification; v.Probe != "" {
 		how = fmt.Sprintf("by %s: %s in %d ms", v.Probe, v.Outcome, v.LatencyMS)
+	}
+	if c.HostKey != "" {
+		how += ", host key " + c.HostKey
 	}
 	if c.VerifiedAt.IsZero() {
 		return how
@@ -420,7 +432,7 @@ func (a *invocation) credentialRename() *cobra.Command {
 
 func (a *invocation) credentialReplaceKeys() *cobra.Command {
 	var by changing
-	var keysFile string
+	var keysFile, expires, hostKey string
 	keys := func(ctx context.Context, api *client.Client, id string) (client.Keys, error) {
 		component := ""
 		if keysFile == "" {
@@ -438,8 +450,14 @@ func (a *invocation) credentialReplaceKeys() *cobra.Command {
 			if err != nil {
 				return client.Done{}, err
 			}
-			return api.ReplaceKeys(ctx, args[0], k, by.expected, by.options()...)
+			declared, err := expiry(expires)
+			if err != nil {
+				return client.Done{}, err
+			}
+			return api.ReplaceKeys(ctx, args[0], k, by.expected, append(append(by.options(), client.AcceptHostKey(hostKey)), declared...)...)
 		})
+	bindExpires(cmd, &expires, "the keys expire")
+	bindHostKey(cmd, &hostKey)
 	bindKeysFile(cmd, &keysFile)
 	by.bind(cmd, true)
 	bindRevision(cmd, &by.revision)
@@ -492,6 +510,7 @@ func (a *invocation) credentialRefresh() *cobra.Command {
 
 func (a *invocation) credentialVerify() *cobra.Command {
 	var by changing
+	var hostKey string
 	cmd := &cobra.Command{
 		Use: "verify ID", Short: "Verify the current keys again with the dry request",
 		Long: "Verify the current keys again with the dry request and record the outcome. The exit code is 2 if it fails.",
@@ -501,7 +520,7 @@ func (a *invocation) credentialVerify() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			done, err := api.VerifyCredential(cmd.Context(), args[0], by.options()...)
+			done, err := api.VerifyCredential(cmd.Context(), args[0], append(by.options(), client.AcceptHostKey(hostKey))...)
 			if err != nil {
 				return err
 			}
@@ -518,7 +537,12 @@ func (a *invocation) credentialVerify() *cobra.Command {
 		},
 	}
 	by.bind(cmd, false)
+	bindHostKey(cmd, &hostKey)
 	return cmd
+}
+
+func bindHostKey(cmd *cobra.Command, key *string) {
+	cmd.Flags().StringVar(key, "host-key", "", "accept this key of an SSH server in place of the recorded one: \"ssh-ed25519 SHA256:...\"")
 }
 
 func (a *invocation) credentialDelete() *cobra.Command {

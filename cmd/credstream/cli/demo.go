@@ -18,7 +18,7 @@ import (
 
 // demoCommand runs the demo APIs of the README's tour.
 func (a *invocation) demoCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "demo", Short: "Run a demo API or a demo OAuth provider", Args: arguments()}
+	cmd := noun(&cobra.Command{Use: "demo", Short: "Run a demo API or a demo OAuth provider"})
 	var cfg demoConfig
 	petstore := &cobra.Command{
 		Use: "petstore", Short: "Run a small Petstore API until interrupted",
@@ -66,7 +66,7 @@ var errDemoLifetime = fault.New(fault.Invalid, "demo_lifetime", "--lifetime must
 func (a *invocation) serveDemo(ctx context.Context, name, address string, handler http.Handler) error {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
-		return fmt.Errorf("listen for HTTP: %w", err)
+		return settings.ListenError("listen", address, err)
 	}
 	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second}
 	if _, err := fmt.Fprintf(a.stdout, "%s listens on http://%s\n", name, listener.Addr()); err != nil {

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go"
 	"github.com/spf13/cobra"
 
 	"github.com/credstream/credstream/client"
@@ -14,12 +15,8 @@ import (
 	"github.com/credstream/credstream/fault"
 )
 
-var (
-	errFlowFile = fault.New(fault.Invalid, "flow_file_invalid",
-		"The file must contain a flow as JSON: {\"id\", \"name\", \"revision\", \"steps\": [{\"id\", \"component\", \"credential\"}]}.")
-	errFlowDeadLettered = fault.New(fault.Invalid, "flow_event_poisoned",
-		"The service could not parse the event. It is in the dead-letter queue with the reason: credstream queue list.")
-)
+var errFlowFile = fault.New(fault.Invalid, "flow_file_invalid",
+	"The file must contain a flow as JSON: {\"id\", \"name\", \"revision\", \"steps\": [{\"id\", \"component\", \"credential\"}]}.")
 
 func (a *invocation) flowCommand() *cobra.Command {
 	return a.group("flow", "List flows, publish flow events, and reserve credentials",
@@ -27,12 +24,19 @@ func (a *invocation) flowCommand() *cobra.Command {
 }
 
 // dial connects to the service over NATS, as configured by the flags.
-func (a *invocation) dial(ctx context.Context, cfg natsConfig) (*client.Conn, error) {
+func (a *invocation) dial(ctx context.Context, cfg natsConfig, options ...nats.Option) (*client.Conn, error) {
 	key, err := a.key()
 	if err != nil {
 		return nil, err
 	}
-	return client.Dial(ctx, client.NATSConfig{URL: cfg.NATS, Key: key, Tenant: a.client.Tenant})
+	trust, err := a.tls()
+	if err != nil {
+		return nil, err
+	}
+	if trust != nil {
+		options = append(options, nats.Secure(trust))
+	}
+	return client.Dial(ctx, client.NATSConfig{URL: cfg.NATS, Key: key, Tenant: a.client.Tenant, Options: options})
 }
 
 func (a *invocation) flowList() *cobra.Command {
@@ -290,16 +294,14 @@ func (a *invocation) flowPublish() *cobra.Command {
 			}
 			defer conn.Close()
 			ack, err := conn.PublishFlow(cmd.Context(), e)
+			if id, kept := client.DeadLetterOf(err); kept {
+				f := fault.Of(err)
+				return f.Withf("%s The dead-letter queue keeps the refusal: credstream queue show %s.", f.Msg, id)
+			}
 			if err != nil {
 				return err
 			}
-			if err := a.answer(ack, "Published flow.%s for flow %s (stream %s, sequence %d).", e.Change, e.ID, ack.Stream, ack.Seq); err != nil {
-				return err
-			}
-			if ack.DeadLettered() {
-				return errFlowDeadLettered.Withf("The service could not parse the event. It is in the dead-letter queue with the reason: credstream queue show %d.", ack.Seq)
-			}
-			return nil
+			return a.answer(ack, "Published flow.%s for flow %s (stream %s, sequence %d).", e.Change, e.ID, ack.Stream, ack.Seq)
 		},
 	}
 	settings.Bind(cmd.Flags(), &cfg)

@@ -22,7 +22,11 @@ func (a *invocation) healthCommand() *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx, cancel := context.WithTimeout(cmd.Context(), healthTimeout)
 		defer cancel()
-		h, err := client.CheckHealth(ctx, client.Config{URL: a.client.Server})
+		trust, err := a.tls()
+		if err != nil {
+			return err
+		}
+		h, err := client.CheckHealth(ctx, client.Config{URL: a.client.Server, TLS: trust})
 		if err != nil {
 			return err
 		}

@@ -30,13 +30,17 @@ func (a *invocation) keyIssue() *cobra.Command {
 			if a.client.JSON {
 				return a.json(issued)
 			}
+			if in.Certificate != "" {
+				_, err = fmt.Fprintf(a.stdout, "Issued key %s. A client with a certificate for %s needs no other key.\n", clean(issued.ID), clean(in.Certificate))
+				return err
+			}
 			fmt.Fprintf(a.stderr, "Issued key %s. It is shown only once:\n", clean(issued.ID))
 			_, err = fmt.Fprintln(a.stdout, clean(issued.Key))
 			return err
 		},
 	}
 	cmd.Flags().StringVar(&in.Role, "role", "", "`ROLE`: ADMINISTRATOR, OPERATOR, FLOW_ENGINE, AUDITOR, or one of the tenant's own roles")
-	cmd.Flags().StringSliceVar(&in.Permissions, "permission", nil, "`PERMISSION` in addition to the role, such as credentials.reveal; repeatable")
+	cmd.Flags().StringSliceVar(&in.Permissions, "permission", nil, "`PERMISSION` of the key, in addition to those of --role if given, such as credentials.reveal; repeatable")
 	cmd.Flags().StringVar(&in.Name, "name", "", "display `NAME`")
 	cmd.Flags().StringVar(&in.Expires, "expires", "", "expiry `TIME`: 720h from now, or 2031-01-31T00:00:00Z; never when absent")
 	cmd.Flags().StringSliceVar(&in.Addresses, "address", nil, "`CIDR` of a network from which the key may be used, such as 192.0.2.0/24; repeatable; every network when absent")
@@ -44,6 +48,7 @@ func (a *invocation) keyIssue() *cobra.Command {
 	cmd.Flags().StringArrayVar(&in.Components, "component", nil, "`ID` of a component: the key reaches only its credentials; repeatable")
 	cmd.Flags().StringArrayVar(&in.Workspaces, "workspace", nil, "`ID` of a workspace: the key reaches only credentials created with it; repeatable")
 	cmd.Flags().StringArrayVar(&in.Credentials, "credential", nil, "`ID` of a credential: the key reaches only this one; repeatable")
+	cmd.Flags().StringVar(&in.Certificate, "certificate", "", "`NAME` in a client certificate that stands for the key, such as dns:engine.example.org, uri:spiffe://example.org/engine, email:ops@example.org or subject:CN=engine,O=Example; a secret key when absent")
 	cmd.MarkFlagsOneRequired("role", "permission")
 	return cmd
 }
@@ -69,10 +74,10 @@ func (a *invocation) keyList() *cobra.Command {
 			for _, k := range keys {
 				rows = append(rows, []string{
 					k.ID, k.Name, k.Role, strings.Join(k.Permissions, ","), strings.Join(k.Tenants, ","), keyState(k),
-					when(k.IssuedAt), whenOr(k.Expires, "never"), strings.Join(k.Addresses, ","), keyScope(k), whenOr(k.LastUsedAt, "-"),
+					when(k.IssuedAt), whenOr(k.Expires, "never"), strings.Join(k.Addresses, ","), keyScope(k), k.Certificate, whenOr(k.LastUsedAt, "-"),
 				})
 			}
-			return a.list([]string{"ID", "NAME", "ROLE", "PERMISSIONS", "TENANTS", "STATE", "ISSUED", "EXPIRES", "ADDRESSES", "BOUND TO", "LAST USED"}, rows)
+			return a.list([]string{"ID", "NAME", "ROLE", "PERMISSIONS", "TENANTS", "STATE", "ISSUED", "EXPIRES", "ADDRESSES", "BOUND TO", "CERTIFICATE", "LAST USED"}, rows)
 		},
 	}
 }

@@ -25,6 +25,9 @@ func (a *invocation) ofTenants(ctx context.Context, all bool, do func(*client.Cl
 	}
 	defer func(tenant string) { a.client.Tenant = tenant }(a.client.Tenant)
 	for _, t := range tenants {
+		if t.State != "" { // erased
+			continue
+		}
 		a.client.Tenant = t.ID
 		if api, err = a.api(); err == nil {
 			err = do(api, t.ID)

@@ -21,7 +21,7 @@ var (
 
 // kmsCommand creates key files for serve --kms. It does not call a service.
 func (a *invocation) kmsCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "kms", Short: "Manage the KMS key, which wraps the tenants' encryption keys"}
+	cmd := noun(&cobra.Command{Use: "kms", Short: "Manage the KMS key, which wraps the tenants' encryption keys"})
 	cmd.AddCommand(&cobra.Command{
 		Use: "new FILE", Short: "Create a key file for serve --kms",
 		Long: "Create a key file for serve --kms that only you can read. An existing file is never " +

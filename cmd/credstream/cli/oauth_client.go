@@ -16,7 +16,7 @@ import (
 )
 
 var errSecretMissing = fault.New(fault.Invalid, "secret_missing",
-	"Give the client secret by --secret-file FILE, or --secret-file - for standard input. Without it, a terminal prompts for it.")
+	"Give the client secret with --secret-file FILE, or --secret-file - for standard input. Without it, a terminal prompts for it.")
 
 func (a *invocation) oauthClientCommand() *cobra.Command {
 	return a.group("oauth-client", "Manage the OAuth clients of components",
@@ -52,8 +52,10 @@ func (a *invocation) clientSecret(ctx context.Context, api *client.Client, file,
 }
 
 func (a *invocation) clientDefine() *cobra.Command {
-	var component, id, file string
+	var component, id, file, expires string
 	var revision int
+	var public bool
+	var endpoints client.Endpoints
 	cmd := &cobra.Command{
 		Use: "define --component ID --client-id ID", Short: "Define the tenant's OAuth client of a component", Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -61,11 +63,17 @@ func (a *invocation) clientDefine() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			secret, err := a.clientSecret(cmd.Context(), api, file, component, &revision)
+			var secret client.OAuthSecret
+			if !public {
+				if secret, err = a.clientSecret(cmd.Context(), api, file, component, &revision); err != nil {
+					return err
+				}
+			}
+			declared, err := expiry(expires)
 			if err != nil {
 				return err
 			}
-			done, err := api.DefineOAuthClient(cmd.Context(), component, id, secret, client.ExpectRevision(revision))
+			done, err := api.DefineOAuthClient(cmd.Context(), component, id, secret, append(declared, client.ExpectRevision(revision), client.WithEndpoints(endpoints))...)
 			if err != nil {
 				return err
 			}
@@ -82,10 +90,23 @@ func (a *invocation) clientDefine() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&component, "component", "", "component `ID`")
 	cmd.Flags().StringVar(&id, "client-id", "", "client `ID` from the provider")
+	cmd.Flags().BoolVar(&public, "public", false, "the client has no secret: the component declares token_endpoint_auth_method none")
 	bindSecretFile(cmd, &file)
+	bindExpires(cmd, &expires, "the secret expires")
 	bindRevision(cmd, &revision)
+	bindEndpoints(cmd, &endpoints)
 	required(cmd, "component", "client-id")
+	cmd.MarkFlagsMutuallyExclusive("public", "secret-file")
 	return cmd
+}
+
+// bindEndpoints adds the flags for a component.json without usable endpoints.
+func bindEndpoints(cmd *cobra.Command, e *client.Endpoints) {
+	cmd.Flags().StringVar(&e.AuthURI, "auth-uri", "", "authorization endpoint `URI`, if component.json declares no usable endpoints")
+	cmd.Flags().StringVar(&e.TokenURI, "token-uri", "", "token endpoint `URI`, if component.json declares no usable endpoints; to change endpoints, enter the client secret as well")
+	cmd.Flags().StringVar(&e.RefreshURI, "refresh-uri", "", "`URI` of the endpoint that renews tokens, if it is not the token endpoint")
+	cmd.Flags().StringVar(&e.RevocationURI, "revocation-uri", "", "revocation endpoint (`URI`)")
+	cmd.Flags().StringVar(&e.Scopes, "scopes", "", "`SCOPES` to request, separated by spaces")
 }
 
 // redirectURI is the redirect URI of a component; "" when the caller may define a client
@@ -99,9 +120,10 @@ func (a *invocation) redirectURI(ctx context.Context, api *client.Client, compon
 }
 
 func (a *invocation) clientChange() *cobra.Command {
-	var id, file string
+	var id, file, expires string
 	var ask bool
 	var revision int
+	var endpoints client.Endpoints
 	cmd := &cobra.Command{
 		Use: "change ID", Short: "Change the client id, the client secret, or both", Args: arguments("ID"),
 		Long: "Change the client id, the client secret, or both. Entering the secret, even an unchanged one, approves\n" +
@@ -124,7 +146,11 @@ func (a *invocation) clientChange() *cobra.Command {
 					return err
 				}
 			}
-			done, err := api.ChangeOAuthClient(cmd.Context(), args[0], id, secret, client.ExpectRevision(revision))
+			declared, err := expiry(expires)
+			if err != nil {
+				return err
+			}
+			done, err := api.ChangeOAuthClient(cmd.Context(), args[0], id, secret, append(declared, client.ExpectRevision(revision), client.WithEndpoints(endpoints))...)
 			if err != nil {
 				return err
 			}
@@ -132,9 +158,11 @@ func (a *invocation) clientChange() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&id, "client-id", "", "client `ID` from the provider; unchanged when absent")
+	bindExpires(cmd, &expires, "the secret expires")
 	cmd.Flags().BoolVar(&ask, "secret", false, "prompt for the client secret: a new one, or the same one again")
 	bindSecretFile(cmd, &file)
 	bindRevision(cmd, &revision)
+	bindEndpoints(cmd, &endpoints)
 	return cmd
 }
 
@@ -198,6 +226,11 @@ func (a *invocation) clientShow() *cobra.Command {
 				{"client secret", c.ClientSecret},
 				{"redirect uri", a.redirectURI(cmd.Context(), api, c.Component)},
 				{"state", clientState(c)},
+				{"auth uri", c.Supplies.AuthURI},
+				{"token uri", c.Supplies.TokenURI},
+				{"refresh uri", c.Supplies.RefreshURI},
+				{"revocation uri", c.Supplies.RevocationURI},
+				{"scopes", c.Supplies.Scopes},
 				{"created", when(c.CreatedAt) + " by " + c.CreatedBy},
 				{"updated", when(c.UpdatedAt)},
 			}))

@@ -2,9 +2,12 @@ package cli
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/spf13/cobra"
 
 	"github.com/credstream/credstream/client"
@@ -25,7 +28,7 @@ func (a *invocation) eventsTail() *cobra.Command {
 			"With --from, the events from that log sequence on are printed first.",
 		Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			conn, err := a.dial(cmd.Context(), cfg)
+			conn, err := a.dial(cmd.Context(), cfg, a.connectionNotes()...)
 			if err != nil {
 				return err
 			}
@@ -50,30 +53,71 @@ func (a *invocation) eventsTail() *cobra.Command {
 	return cmd
 }
 
+// connectionNotes are options that print when the connection is lost and regained. The client uses
+// a second connection for subscriptions: the first loss and the last return are printed.
+func (a *invocation) connectionNotes() []nats.Option {
+	var mu sync.Mutex
+	lost := map[*nats.Conn]bool{}
+	return []nats.Option{
+		nats.DisconnectErrHandler(func(nc *nats.Conn, err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil { // the verb closes the connection
+				return
+			}
+			if lost[nc] = true; len(lost) == 1 {
+				fmt.Fprintln(a.stderr, "The connection to NATS was lost. Reconnecting.")
+			}
+		}),
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			mu.Lock()
+			defer mu.Unlock()
+			if !lost[nc] {
+				return
+			}
+			if delete(lost, nc); len(lost) == 0 {
+				fmt.Fprintln(a.stderr, "Connected again. Missed events follow.")
+			}
+		}),
+	}
+}
+
 func (a *invocation) eventsReplay() *cobra.Command {
 	filter := client.ReplayFilter{}
-	var since string
+	var since, until string
 	cmd := &cobra.Command{
 		Use: "replay", Short: "Print the tenant's past events, in order", Args: arguments(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if since != "" {
-				t, err := time.Parse(time.RFC3339, since)
-				if err != nil {
-					return errUsage.Withf("--since must be a time such as 2026-01-31T08:00:00Z.")
-				}
-				filter.Since = t
+		Long: "Print the tenant's past events, in the order of the log. With --complete, lines of the type withheld stand for what is not\n" +
+			"printed: internal events, with their type, and commits of other tenants. Then no log sequence is missing.",
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if filter.Since, err = pastTime("since", since); err != nil {
+				return err
+			}
+			if filter.Until, err = pastTime("until", until); err != nil {
+				return err
 			}
 			api, err := a.api()
 			if err != nil {
 				return err
 			}
+			var rows [][]string
 			for e, err := range api.Replay(cmd.Context(), filter) {
 				if err != nil {
 					return err
 				}
+				if a.client.Output == formCSV {
+					rows = append(rows, []string{
+						when(e.Time), strconv.FormatUint(e.LogSeq, 10), strconv.Itoa(e.LogIndex), shortType(e.Type), e.Subject, e.Actor,
+						e.CommandID, e.CorrelationID, e.CausationID, compact(e.Data),
+					})
+					continue
+				}
 				if err := a.event(e); err != nil {
 					return err
 				}
+			}
+			if a.client.Output == formCSV {
+				return a.list([]string{"TIME", "SEQ", "INDEX", "TYPE", "SUBJECT", "ACTOR", "COMMAND", "CORRELATION", "CAUSATION", "DATA"}, rows)
 			}
 			return nil
 		},
@@ -83,8 +127,11 @@ func (a *invocation) eventsReplay() *cobra.Command {
 	f.Uint64Var(&filter.To, "to", 0, "last log `SEQ`; the end of the log when 0")
 	f.StringVar(&filter.Stream, "stream", "", "filter by `STREAM`: credential.<id>")
 	f.StringVar(&filter.Type, "type", "", "filter by event `TYPE`: credential.created")
-	f.StringVar(&filter.Actor, "actor", "", "filter by `ACTOR`: key:<id>")
-	f.StringVar(&since, "since", "", "only events from this `TIME` on")
+	f.StringVar(&filter.Actor, "actor", "", "filter by `ACTOR`: key:<id>, user:<id> or system:<name>")
+	f.StringVar(&filter.Component, "component", "", "filter by the `ID` of a component: its events, and those of its credentials and its OAuth client")
+	f.StringVar(&filter.Flow, "flow", "", "filter by the `ID` of a flow: its events, and those that name it")
+	f.BoolVar(&filter.Complete, "complete", false, "account for every log sequence; without other filters")
+	periodFlags(cmd, &since, &until)
 	return cmd
 }
 
@@ -204,7 +251,7 @@ func (a *invocation) tenantCommand() *cobra.Command {
 	}
 	register.Flags().StringVar(&t.Name, "name", "", "display `NAME`")
 	list := &cobra.Command{
-		Use: "list", Short: "List the tenants that the key may use", Args: arguments(),
+		Use: "list", Short: "List all tenants; the key must be granted every tenant", Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -221,10 +268,87 @@ func (a *invocation) tenantCommand() *cobra.Command {
 			}
 			var rows [][]string
 			for _, t := range tenants {
-				rows = append(rows, []string{t.ID, t.Name})
+				rows = append(rows, []string{t.ID, t.Name, t.State})
 			}
-			return a.list([]string{"ID", "NAME"}, rows)
+			return a.list([]string{"ID", "NAME", "STATE"}, rows)
 		},
 	}
-	return a.group("tenant", "Register and list tenants", register, list)
+	return a.group("tenant", "Register, list and erase tenants", register, list, a.tenantErase())
+}
+
+func (a *invocation) tenantErase() *cobra.Command {
+	var dryRun, stopFlows, wait bool
+	cmd := &cobra.Command{
+		Use: "erase ID", Short: "Erase a tenant for good, with all its secrets and encryption keys", Args: arguments("ID"),
+		Long: "Erase a tenant for good. Its calls are refused at once. The service deletes everything that the tenant\n" +
+			"has, revokes its tokens at their providers, erases its secrets, and destroys its encryption keys at the\n" +
+			"earliest after serve --key-retire-after. Its events stay in the log, and its id cannot be used again.",
+		Example: "  credstream tenant erase acme --dry-run\n  credstream tenant erase acme --wait",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			api, err := a.api()
+			if err != nil {
+				return err
+			}
+			id := args[0]
+			a.otherTenant = id
+			if dryRun {
+				e, err := api.TenantErasure(cmd.Context(), id)
+				if err != nil {
+					return err
+				}
+				return a.answer(e, "%s", erasureSentence(e))
+			}
+			done, err := api.EraseTenant(cmd.Context(), id, stopFlows)
+			if err != nil {
+				return err
+			}
+			if !wait {
+				return a.answer(done, "Tenant %s is being erased: credstream tenant erase %s --dry-run shows the progress.", id, id)
+			}
+			for {
+				e, err := api.TenantErasure(cmd.Context(), id)
+				if err != nil {
+					return err
+				}
+				if e.State == "erased" {
+					return a.answer(e, "%s", erasureSentence(e))
+				}
+				select {
+				case <-time.After(time.Second):
+				case <-cmd.Context().Done():
+					return errStopped.Withf("Interrupted. The service continues the erasure: credstream tenant erase %s --dry-run.", id)
+				}
+			}
+		},
+	}
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only show what the tenant has, or what is left of it")
+	cmd.Flags().BoolVar(&stopFlows, "stop-flows", false, "erase although flows of the tenant are active; they lose their credentials, and credstream does not stop them at their engine")
+	cmd.Flags().BoolVar(&wait, "wait", false, "wait until the keys are destroyed")
+	return cmd
+}
+
+// erasureSentence says what a tenant still has.
+func erasureSentence(e client.Erasure) string {
+	var has []string
+	for _, l := range e.Left {
+		has = append(has, fmt.Sprintf("%d %s", l.Count, strings.ReplaceAll(l.Kind, "_", " ")))
+	}
+	if e.Secrets > 0 {
+		has = append(has, fmt.Sprintf("%d secrets", e.Secrets))
+	}
+	if e.Keys {
+		has = append(has, "its encryption keys")
+	}
+	list := strings.Join(has, ", ")
+	switch e.State {
+	case "erased":
+		return fmt.Sprintf("Tenant %s is erased.", e.ID)
+	case "erasing":
+		return fmt.Sprintf("Tenant %s is being erased. Left: %s.", e.ID, list)
+	}
+	sentence := fmt.Sprintf("The tenant %s would be erased: %s.", e.ID, list)
+	if e.RunningFlows > 0 {
+		sentence += fmt.Sprintf(" Running flows: %d. Stop them first, or erase with --stop-flows.", e.RunningFlows)
+	}
+	return sentence
 }

@@ -1,22 +1,49 @@
 package cli
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 	"text/tabwriter"
 	"time"
 
-	"charm.land/lipgloss/v2"
-	"charm.land/lipgloss/v2/table"
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+	"go.yaml.in/yaml/v3"
 	"golang.org/x/term"
 )
 
-// answer prints the result of a verb: v as JSON with --json, else the
-// sentence.
+// The forms of --output.
+const (
+	formTable = "table" // columns that fit the terminal
+	formWide  = "wide"  // all columns, with exact times
+	formJSON  = "json"
+	formYAML  = "yaml"
+	formCSV   = "csv"
+)
+
+// chooseOutput checks the flags of the output. --json is short for --output json; for a.client.JSON,
+// YAML is JSON in another notation.
+func (a *invocation) chooseOutput() error {
+	c := &a.client
+	if c.JSON && c.Output != formTable && c.Output != "" {
+		return errUsage.Withf("Give either --json or --output.")
+	}
+	switch c.Output {
+	case "", formTable, formWide, formCSV:
+	case formJSON, formYAML:
+		c.JSON = true
+	default:
+		return errUsage.Withf("--output must be table, wide, json, yaml or csv.")
+	}
+	if c.JSON && (c.Columns != "" || c.NoHeaders) {
+		return errUsage.Withf("--columns and --no-headers are for tables and CSV, not for JSON or YAML.")
+	}
+	return nil
+}
+
+// answer prints the result of a verb: v as JSON or YAML if requested, else the sentence.
 func (a *invocation) answer(v any, sentence string, args ...any) error {
 	if a.client.JSON {
 		return a.json(v)
@@ -25,49 +52,50 @@ func (a *invocation) answer(v any, sentence string, args ...any) error {
 	return err
 }
 
+// json prints a document as JSON in one line, or as YAML.
 func (a *invocation) json(v any) error {
 	b, err := json.Marshal(v, json.Deterministic(true))
+	if err == nil && a.client.Output == formYAML {
+		b, err = yamlOf(b)
+		if a.documents++; a.documents > 1 {
+			b = append([]byte("---\n"), b...)
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("encode the answer: %w", err)
 	}
-	_, err = fmt.Fprintf(a.stdout, "%s\n", b)
+	_, err = fmt.Fprintf(a.stdout, "%s\n", bytes.TrimSuffix(b, []byte("\n")))
 	return err
 }
 
-// list prints rows below headers: as a table on a terminal, else in columns
-// padded with spaces.
-func (a *invocation) list(headers []string, rows [][]string) error {
-	for _, row := range rows {
-		for i := range row {
-			row[i] = clean(row[i])
+// yamlOf rewrites JSON as YAML in block style. Numbers and the order of members do not change.
+func yamlOf(b []byte) ([]byte, error) {
+	var doc yaml.Node
+	if err := yaml.Unmarshal(b, &doc); err != nil {
+		return nil, err
+	}
+	var block func(n *yaml.Node)
+	block = func(n *yaml.Node) {
+		if n.Style = 0; len(n.Content) == 0 && n.Kind != yaml.ScalarNode {
+			n.Style = yaml.FlowStyle // {} and []
+		}
+		for _, child := range n.Content {
+			block(child)
 		}
 	}
-	if width := terminalWidth(a.stdout); width > 0 {
-		t := table.New().Headers(headers...).Rows(rows...).Border(lipgloss.NormalBorder()).
-			BorderLeft(false).BorderRight(false).BorderTop(false).BorderBottom(false).BorderColumn(false).
-			StyleFunc(func(row, _ int) lipgloss.Style {
-				style := lipgloss.NewStyle().PaddingRight(2)
-				if row == table.HeaderRow {
-					return style.Bold(true)
-				}
-				return style
-			})
-		out := t.String()
-		if lipgloss.Width(out) > width {
-			out = t.Width(width).String()
-		}
-		_, err := lipgloss.Fprintln(a.stdout, out)
-		return err
-	}
-	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-	for _, row := range append([][]string{headers}, rows...) {
-		fmt.Fprintln(w, strings.Join(row, "\t"))
-	}
-	return w.Flush()
+	block(&doc)
+	return yaml.Marshal(&doc)
 }
 
 // pairs prints names and values, one pair a line.
 func (a *invocation) pairs(pairs [][2]string) error {
+	if a.client.Output == formCSV {
+		rows := make([][]string, len(pairs))
+		for i, p := range pairs {
+			rows[i] = []string{p[0], p[1]}
+		}
+		return a.list([]string{"NAME", "VALUE"}, rows)
+	}
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	for _, p := range pairs {
 		fmt.Fprintf(w, "%s\t%s\n", clean(p[0]), clean(p[1]))
@@ -93,12 +121,15 @@ func nonEmpty(pairs [][2]string) [][2]string {
 	return slices.DeleteFunc(pairs, func(p [2]string) bool { return p[1] == "" })
 }
 
+// timeForm is the form of exact times for people.
+const timeForm = "2006-01-02 15:04:05Z"
+
 // when formats a time; the zero time is a dash.
 func when(t time.Time) string {
 	if t.IsZero() {
 		return "-"
 	}
-	return t.UTC().Format("2006-01-02 15:04:05Z")
+	return t.UTC().Format(timeForm)
 }
 
 // compact writes JSON in one line.

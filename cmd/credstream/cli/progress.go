@@ -7,12 +7,12 @@ import (
 	"time"
 )
 
-// progress shows how far a long verb is, on a terminal alone. Its methods may be called from
-// many goroutines.
+// progress shows the progress of a long command, only on a terminal. It is safe for concurrent use.
 type progress struct {
 	a     *invocation
 	label string
-	width int
+	width int  // 0: standard error is not a terminal
+	mixed bool // standard output is a terminal as well
 
 	mu    sync.Mutex
 	shown time.Time
@@ -20,7 +20,7 @@ type progress struct {
 }
 
 func (a *invocation) progress(label string) *progress {
-	return &progress{a: a, label: label, width: terminalWidth(a.stderr)}
+	return &progress{a: a, label: label, width: terminalWidth(a.stderr), mixed: terminalWidth(a.stdout) > 0}
 }
 
 // at shows that done of total items are done; total is 0 when it is not known.
@@ -34,7 +34,14 @@ func (p *progress) at(done, total int) {
 	fmt.Fprint(p.a.stderr, "\r\033[K"+bar(p.label, done, total, p.width))
 }
 
-// end removes the bar, so that what follows begins a line.
+// printing removes the bar where the next line of standard output would follow it.
+func (p *progress) printing() {
+	if p.mixed {
+		p.end()
+	}
+}
+
+// end removes the progress bar, so that the next output begins on a new line.
 func (p *progress) end() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

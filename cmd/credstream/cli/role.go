@@ -20,7 +20,7 @@ func bindRole(cmd *cobra.Command) (title *string, permissions *[]string) {
 }
 
 func (a *invocation) roleDefine() *cobra.Command {
-	cmd := &cobra.Command{Use: "define NAME --permission PERMISSION...", Short: "Define a role, with permissions that your key has", Args: arguments("NAME")}
+	cmd := &cobra.Command{Use: "define NAME --permission PERMISSION...", Short: "Define a role; your key needs each of its permissions, or the role ADMINISTRATOR", Args: arguments("NAME")}
 	title, permissions := bindRole(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		api, err := a.api()
@@ -40,7 +40,7 @@ func (a *invocation) roleDefine() *cobra.Command {
 func (a *invocation) roleChange() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "change NAME", Short: "Change a role", Args: arguments("NAME"),
-		Long: "Change the title of a role, or its permissions: the given ones replace the present ones.\nThe permissions cannot change any more once an API key was issued with the role.",
+		Long: "Change the title of a role, or its permissions: the given ones replace the current ones.\nAfter an API key was issued with the role, its permissions cannot be changed.",
 	}
 	title, permissions := bindRole(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

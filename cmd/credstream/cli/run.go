@@ -2,7 +2,10 @@
 package cli
 
 import (
+	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,7 +13,10 @@ import (
 	"os"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
+	jsonv2 "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -18,14 +24,17 @@ import (
 	"github.com/credstream/credstream/cmd/credstream/app"
 	"github.com/credstream/credstream/cmd/credstream/settings"
 	"github.com/credstream/credstream/fault"
+	"github.com/credstream/credstream/service"
 )
 
 // Errors of the command line.
 var (
-	errUsage   = fault.New(fault.Invalid, "usage", "Invalid command line.")
-	errNoKey   = fault.New(fault.Unauthenticated, "key_missing", "An API key is required: set CREDSTREAM_KEY, or give --key-file or --key.")
-	errFile    = fault.New(fault.Invalid, "file_unreadable", "The file cannot be read.")
-	errStopped = fault.New(fault.Unavailable, "interrupted", "Interrupted. It is unknown whether the command took effect.")
+	errUsage      = fault.New(fault.Invalid, "usage", "Invalid command line.")
+	errNoKey      = fault.New(fault.Unauthenticated, "key_missing", "An API key is required: set CREDSTREAM_KEY, or give --key-file, --key or --client-cert.")
+	errFile       = fault.New(fault.Invalid, "file_unreadable", "The file cannot be read.")
+	errCA         = fault.New(fault.Invalid, "ca_invalid", "The CA file cannot be used.")
+	errClientCert = fault.New(fault.Invalid, "client_certificate_invalid", "The client certificate cannot be used.")
+	errStopped    = fault.New(fault.Unavailable, "interrupted", "Interrupted. It is unknown whether the command took effect.")
 )
 
 // exitCodes map the kind of an error to an exit code.
@@ -45,12 +54,15 @@ var exitCodes = map[fault.Kind]int{
 
 // invocation is one run of the command line.
 type invocation struct {
-	client clientConfig
-	getenv func(string) string
-	stdin  io.Reader
-	stdout io.Writer
-	stderr io.Writer
-	parsed bool // the command line was parsed
+	otherTenant string // that a command is about, besides --tenant
+	client      clientConfig
+	getenv      func(string) string
+	stdin       io.Reader
+	stdout      io.Writer
+	stderr      io.Writer
+	parsed      bool // the command line was parsed
+
+	documents int // printed with --output yaml
 }
 
 // Run executes one command line and returns the exit code: 0, or one for
@@ -68,6 +80,11 @@ func Run(ctx context.Context, args []string, getenv func(string) string, stdin i
 	}
 	if !a.parsed && !isFault(err) {
 		err = errUsage.Withf("%s. Try --help.", firstUpper(misread(err)))
+	}
+	if errors.Is(err, service.ErrTenantNotFound) && a.otherTenant != "" {
+		err = service.ErrTenantNotFound.Withf("The tenant %s does not exist, or your API key is not granted the tenant %s of --tenant.", clean(a.otherTenant), clean(a.client.Tenant))
+	} else if errors.Is(err, service.ErrTenantNotFound) && a.client.Tenant != "" {
+		err = service.ErrTenantNotFound.Withf("The tenant %s does not exist, or your API key is not granted it. Choose a tenant with --tenant or CREDSTREAM_TENANT.", clean(a.client.Tenant))
 	}
 	a.report(err)
 	var f *fault.Error
@@ -161,10 +178,14 @@ func (a *invocation) root() *cobra.Command {
 				return err
 			}
 			a.parsed = true
-			return settings.FromEnvironment(cmd.Flags(), a.getenv)
+			if err := settings.FromEnvironment(cmd.Flags(), a.getenv); err != nil {
+				return err
+			}
+			return a.chooseOutput()
 		},
 	}
-	root.CompletionOptions.HiddenDefaultCmd = true
+	noun(root)
+	root.SetHelpCommand(helpCommand())
 	serve := app.Command(a.getenv)
 	serve.Args = arguments()
 	root.AddCommand(
@@ -177,6 +198,7 @@ func (a *invocation) root() *cobra.Command {
 		a.connectorCommand(),
 		a.throttleCommand(),
 		a.webhookCommand(),
+		a.expiryCommand(),
 		a.exportCommand(),
 		a.importCommand(),
 		a.backupCommand(),
@@ -187,6 +209,7 @@ func (a *invocation) root() *cobra.Command {
 		a.accessCommand(),
 		a.leaseCommand(),
 		a.eventsCommand(),
+		a.logCommand(),
 		a.viewsCommand(),
 		a.tenantCommand(),
 		a.keyCommand(),
@@ -197,22 +220,55 @@ func (a *invocation) root() *cobra.Command {
 		a.demoCommand(),
 		a.versionCommand(),
 	)
+	a.complete(root)
+	addExamples(root)
 	return root
 }
 
-// group is a noun, which only groups its verbs. Verbs that call a
-// service get its flags.
-func (a *invocation) group(noun, short string, verbs ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{
-		Use: noun, Short: short,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return errUsage.Withf("%s has no such command. Try credstream %s --help.", firstUpper(noun), noun)
-			}
-			return cmd.Help()
-		},
-		Args: cobra.ArbitraryArgs,
+// noun makes cmd a command that only groups its verbs.
+func noun(cmd *cobra.Command) *cobra.Command {
+	cmd.SuggestionsMinimumDistance = 2 // one pair of letters in the wrong order
+	cmd.Args = cobra.ArbitraryArgs
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return unknownCommand(cmd, args[0])
+		}
+		return cmd.Help()
 	}
+	return cmd
+}
+
+// unknownCommand returns the error for a name that no verb of cmd has. It suggests similar names,
+// but does not quote the name, which may be a secret in the wrong place.
+func unknownCommand(cmd *cobra.Command, name string) error {
+	similar := ""
+	if names := cmd.SuggestionsFor(name); len(names) > 0 {
+		similar = " Did you mean " + strings.Join(names, " or ") + "?"
+	}
+	return errUsage.Withf("%s has no such command.%s Try %s --help.", firstUpper(cmd.Name()), similar, cmd.CommandPath())
+}
+
+// helpCommand is the verb help. Unlike cobra's own, it fails for an unknown command.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "help [COMMAND...]", Short: "Print the help of a command", Example: "  credstream help credential create", Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			target, rest, err := cmd.Root().Find(args)
+			if err != nil {
+				return err
+			}
+			if len(rest) > 0 {
+				return unknownCommand(target, rest[0])
+			}
+			target.InitDefaultHelpFlag()
+			return target.Help()
+		},
+	}
+}
+
+// group is a noun whose verbs call a service: they get its flags.
+func (a *invocation) group(name, short string, verbs ...*cobra.Command) *cobra.Command {
+	cmd := noun(&cobra.Command{Use: name, Short: short})
 	settings.Bind(cmd.PersistentFlags(), &a.client)
 	cmd.AddCommand(verbs...)
 	return cmd
@@ -238,7 +294,40 @@ func (a *invocation) api() (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return client.New(client.Config{URL: a.client.Server, Key: key, Tenant: a.client.Tenant})
+	trust, err := a.tls()
+	if err != nil {
+		return nil, err
+	}
+	return client.New(client.Config{URL: a.client.Server, Key: key, Tenant: a.client.Tenant, TLS: trust})
+}
+
+// tls is the configuration of encrypted connections to the service; nil for the default.
+func (a *invocation) tls() (*tls.Config, error) {
+	c := a.client
+	if c.CA == "" && c.ClientCert == "" && c.ClientKey == "" {
+		return nil, nil
+	}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
+	if c.CA != "" {
+		pem, err := a.file(c.CA)
+		if err != nil {
+			return nil, err
+		}
+		if cfg.RootCAs, err = x509.SystemCertPool(); err != nil {
+			cfg.RootCAs = x509.NewCertPool()
+		}
+		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, errCA.Withf("The file %s of --ca contains no certificate in PEM form.", c.CA)
+		}
+	}
+	if c.ClientCert != "" || c.ClientKey != "" {
+		pair, err := tls.LoadX509KeyPair(c.ClientCert, c.ClientKey)
+		if err != nil {
+			return nil, errClientCert.Withf("--client-cert and --client-key are not a certificate and its key: %v.", err)
+		}
+		cfg.Certificates = []tls.Certificate{pair}
+	}
+	return cfg, nil
 }
 
 // key is the API key that the flags name.
@@ -247,6 +336,9 @@ func (a *invocation) key() (string, error) {
 		return a.client.Key, nil
 	}
 	if a.client.KeyFile == "" {
+		if a.client.ClientCert != "" {
+			return "", nil // the certificate stands for a key
+		}
 		return "", errNoKey
 	}
 	b, err := a.secretFile(a.client.KeyFile)
@@ -266,12 +358,85 @@ const maxFile = 1 << 20
 // secretFile reads a file that holds secrets, or standard input for "-", and
 // warns if other users of the machine can read it too.
 func (a *invocation) secretFile(path string) ([]byte, error) {
+	return a.secretFileUpTo(path, maxFile)
+}
+
+// secretFileUpTo is secretFile with another bound, in bytes.
+func (a *invocation) secretFileUpTo(path string, most int) ([]byte, error) {
 	if path != "-" {
-		if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o077 != 0 {
+		info, err := os.Stat(path)
+		if err == nil && info.IsDir() {
+			return nil, errFile.Withf("%s is a folder. Give a file, or - for standard input.", clean(path))
+		}
+		if err == nil && info.Mode().Perm()&0o077 != 0 {
 			fmt.Fprintf(a.stderr, "Warning: other users of this machine can read %s. Run chmod 600 on it.\n", clean(path))
 		}
 	}
-	return a.file(path)
+	return a.fileUpTo(path, most)
+}
+
+// jsonFile is file for a JSON document. Errors: errFileNotJSON, which says where, but does not quote
+// the file, which may hold secrets.
+func (a *invocation) jsonFile(path string) ([]byte, error) {
+	b, err := a.file(path)
+	if err != nil {
+		return nil, err
+	}
+	return b, checkJSON(path, b)
+}
+
+// secretJSON is jsonFile for a file with secrets.
+func (a *invocation) secretJSON(path string) ([]byte, error) {
+	b, err := a.secretFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return b, checkJSON(path, b)
+}
+
+// errFileNotJSON refuses a file that is not one JSON document in UTF-8.
+var errFileNotJSON = fault.New(fault.Invalid, "file_not_json", "The file is not JSON in UTF-8.")
+
+func checkJSON(path string, b []byte) error {
+	refused := func(format string, args ...any) error {
+		name := "The file " + clean(path)
+		if path == "-" {
+			name = "The standard input"
+		}
+		return errFileNotJSON.Withf("%s %s", name, fmt.Sprintf(format, args...))
+	}
+	switch {
+	case bytes.HasPrefix(b, []byte("\xef\xbb\xbf")):
+		return refused("begins with a byte order mark. Save it as UTF-8 without one.")
+	case bytes.HasPrefix(b, []byte("\xff\xfe")), bytes.HasPrefix(b, []byte("\xfe\xff")), bytes.IndexByte(b[:min(len(b), 4)], 0) >= 0:
+		return refused("is in UTF-16. Save it as UTF-8.")
+	case len(bytes.TrimSpace(b)) == 0:
+		return refused("is empty.")
+	}
+	for i := 0; i < len(b); {
+		r, size := utf8.DecodeRune(b[i:])
+		if r == utf8.RuneError && size == 1 {
+			return refused("is not in UTF-8 at %s: perhaps it is in Latin-1. Save it as UTF-8.", place(b, i))
+		}
+		i += size
+	}
+	// A name that appears twice is left to the service, which points to it.
+	var value jsontext.Value
+	err := jsonv2.Unmarshal(b, &value, jsontext.AllowDuplicateNames(true))
+	if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
+		return refused("is not JSON: it is malformed at %s.", place(b, int(syntax.ByteOffset)))
+	}
+	if err != nil {
+		return refused("is not JSON.")
+	}
+	return nil
+}
+
+// place returns the line and column of a byte, both from 1; columns count characters.
+func place(b []byte, offset int) string {
+	before := b[:min(offset, len(b))]
+	start := bytes.LastIndexByte(before, '\n') + 1
+	return fmt.Sprintf("line %d, column %d", bytes.Count(before, []byte("\n"))+1, utf8.RuneCount(before[start:])+1)
 }
 
 // file reads a file, or standard input for "-".
@@ -296,14 +461,4 @@ func (a *invocation) fileUpTo(path string, most int) ([]byte, error) {
 		return nil, errFile.Withf("The file is larger than %d MiB.", most>>20)
 	}
 	return b, nil
-}
-
-func (a *invocation) versionCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "version", Short: "Print the version", Args: arguments(),
-		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintf(a.stdout, "credstream %s\n", app.Version)
-			return err
-		},
-	}
 }

@@ -27,18 +27,24 @@ import (
 var (
 	errOutExists  = fault.New(fault.Exists, "export_file_exists", "The file of --out exists already and was not changed. Choose another name.")
 	errOutUnmade  = fault.New(fault.Invalid, "export_file_unmade", "The file of --out cannot be written.")
-	errIdentities = fault.New(fault.Invalid, "import_identity_invalid", "The file of --identity has no age identity: a line AGE-SECRET-KEY-1..., as age-keygen writes it.")
+	errIdentities = fault.New(fault.Invalid, "import_identity_invalid", "The file of --identity contains no age identity: a line that begins with AGE-SECRET-KEY-1, as age-keygen writes it.")
 )
 
-// signerUnchecked follows the name of a key that signed a file: anybody can sign with a key of their own.
-const signerUnchecked = " Whose key that is was not checked: compare it with credstream export key there, or give --signed-by."
+// signerUnchecked follows the name of a key that signed a file, with --signed-by any.
+const signerUnchecked = " The signer was not verified (--signed-by any)."
+
+// The descriptions of --signed-by.
+const (
+	exportSignedBy = "public `KEY` that must have signed the export: credstream export key prints it at the exporting service; any accepts every signer"
+	backupSignedBy = "public `KEY` that must have signed the backups: credstream export key prints it for the tenant that made the backup; any accepts every signer"
+)
 
 func (a *invocation) exportCommand() *cobra.Command {
 	var to, out string
 	cmd := &cobra.Command{
 		Use:   "export [--to RECIPIENT] [--out FILE]",
-		Short: "Export the tenant: components, clients, throttle policies, credentials and flows",
-		Long: "Export the tenant as one signed file: components, clients, throttle policies, credentials and flows.\n" +
+		Short: "Export the tenant: components, throttle policies, clients, credentials, flows and roles",
+		Long: "Export the tenant as one signed file: components, throttle policies, clients, credentials, flows and roles.\n" +
 			"With --to, secrets are sealed to the recipient before they leave the service, and each access is audited; the key needs\n" +
 			"the permission credentials.reveal. Without it, secrets are left out and listed.",
 		Args: arguments(),
@@ -131,6 +137,7 @@ func (a *invocation) export(ctx context.Context, to, out string) (err error) {
 			return err
 		}
 		total = max(total, page.Total)
+		shown.printing()
 		if _, err := io.WriteString(io.MultiWriter(w, left), page.Text); err != nil {
 			return fmt.Errorf("%w (%w)", errOutUnmade, err)
 		}
@@ -148,6 +155,7 @@ func (a *invocation) export(ctx context.Context, to, out string) (err error) {
 		fmt.Fprintf(a.stderr, "Your key may not read these, so they are not in the file: %s.\n", strings.Join(left.header.LeftOut, ", "))
 	}
 	if out == "" {
+		fmt.Fprintf(a.stderr, "Exported %d items, signed by %s.\n", items, left.header.Key)
 		return nil
 	}
 	return a.answer(map[string]any{"id": left.header.ID, "items": items, "key": left.header.Key, "left_out": left.lines},
@@ -168,10 +176,11 @@ func (a *invocation) importCommand() *cobra.Command {
 	var in importFlags
 	cmd := &cobra.Command{
 		Use:   "import FILE",
-		Short: "Import an export, or credentials of another system; --plan shows what would change",
-		Long: "Import an export. --plan shows what would change. What the service has with the same facts stays as it is; after an\n" +
-			"interruption, the same command continues. The exit code is not 0 when something was left behind.\n" +
-			"With --from, FILE is what another system exported (- is standard input), or the tree of a Vault: MOUNT/PATH.",
+		Short: "Import an export of credstream, or credentials of another system",
+		Long: "Import an export that was signed with the key of --signed-by. --plan shows what would change. Items that the service\n" +
+			"already has are not changed, unless --on-conflict is replace. After an interruption, run the same command again to continue. The exit code is not 0 if\n" +
+			"an item was not imported.\n" +
+			"With --from, FILE is the export of another system (- is standard input), or a path in Vault: MOUNT/PATH.",
 		Args: arguments("FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if in.from != "" {
@@ -183,15 +192,15 @@ func (a *invocation) importCommand() *cobra.Command {
 	settings.Bind(cmd.Flags(), &a.client)
 	settings.Bind(cmd.Flags(), &in.vault)
 	f := cmd.Flags()
-	f.BoolVar(&in.plan, "plan", false, "show what would be created, updated and left behind; change nothing")
-	f.StringVar(&in.identity, "identity", "", "`FILE` with the age identity that opens the secrets, as age-keygen writes it")
-	f.StringVar(&in.signedBy, "signed-by", "", "public `KEY` that must have signed the export, as credstream export key prints it")
-	f.StringVar(&in.onConflict, "on-conflict", "fail", "what to do with items that the service has with other facts: fail (before anything is imported), skip or replace (`HOW`)")
-	f.StringArrayVar(&in.maps, "map", nil, "import a credential under another id, `OLD=NEW`, or another kind: KIND:OLD=NEW; may be repeated")
-	f.BoolVar(&in.newIDs, "new-ids", false, "give credentials and auth clients new ids, the same in each attempt")
+	f.BoolVar(&in.plan, "plan", false, "show what would be created, updated and skipped; change nothing")
+	f.StringVar(&in.identity, "identity", "", "`FILE` with the age identity that decrypts the secrets, as age-keygen writes it")
+	f.StringVar(&in.signedBy, "signed-by", "", exportSignedBy)
+	f.StringVar(&in.onConflict, "on-conflict", "fail", "`HOW` to treat items that differ from those of the service: fail (import nothing), skip or replace")
+	f.StringArrayVar(&in.maps, "map", nil, "import a credential under another id, `OLD=NEW`, or an item of another kind: KIND:OLD=NEW; repeatable")
+	f.BoolVar(&in.newIDs, "new-ids", false, "give credentials and auth clients new ids; a repeated import generates the same ids")
 	f.StringVar(&in.from, "from", "", "import from another `SYSTEM`: aspire, elasticio, n8n, vault or env")
-	f.StringVar(&in.component, "component", "", "with --from: the component `ID` of all credentials; free types when absent")
-	f.StringVar(&in.mapping, "mapping", "", "with --from: `FILE` with components, types, names and fields by id or type, as docs/import.md describes it")
+	f.StringVar(&in.component, "component", "", "with --from: assign all credentials to the component with this `ID`; by their type when absent")
+	f.StringVar(&in.mapping, "mapping", "", "with --from: `FILE` that assigns components, types, names and fields by id or type; see docs/import.md")
 	return cmd
 }
 
@@ -205,8 +214,11 @@ func (a *invocation) importer(in importFlags) (*importer.Importer, error) {
 		return nil, err
 	}
 	key, err := a.key()
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case key == "": // it keys the command ids
+		return nil, errNoKey.Withf("import requires an API key; it does not accept a client certificate.")
 	}
 	api, err := a.api()
 	if err != nil {
@@ -226,7 +238,7 @@ func (a *invocation) importFile(ctx context.Context, path string, in importFlags
 		if err != nil {
 			return err
 		}
-		if identities, err = age.ParseIdentities(bytes.NewReader(b)); err != nil { // its words may quote the key
+		if identities, err = age.ParseIdentities(bytes.NewReader(b)); err != nil { // the error may quote the key
 			return errIdentities
 		}
 	}
@@ -244,12 +256,12 @@ func (a *invocation) importFile(ctx context.Context, path string, in importFlags
 	}
 	im.Origin = src.Header.ID
 	signed := "Signed by " + src.Header.Key + ", tenant " + src.Header.Tenant + ", " + when(src.Header.Time) + "."
-	if in.signedBy == "" {
+	if in.signedBy == transfer.AnySigner {
 		signed += signerUnchecked
 	}
 	fmt.Fprintln(a.stderr, clean(signed))
 	if len(src.Header.LeftOut) > 0 {
-		fmt.Fprintf(a.stderr, "Its exporter could not read these, so they are not in the file: %s.\n", clean(strings.Join(src.Header.LeftOut, ", ")))
+		fmt.Fprintf(a.stderr, "The exporting API key was not allowed to read these, so they are not in the file: %s.\n", clean(strings.Join(src.Header.LeftOut, ", ")))
 	}
 	return a.runImport(ctx, im, src, in.plan)
 }
@@ -322,7 +334,7 @@ func (a *invocation) runImport(ctx context.Context, im *importer.Importer, src i
 	im.Progress = shown.at
 	headed := false
 	sum, err := run(ctx, src, func(r importer.Row) error {
-		shown.end()
+		shown.printing()
 		if a.client.JSON {
 			return a.json(r)
 		}
@@ -350,7 +362,7 @@ func (a *invocation) runImport(ctx context.Context, im *importer.Importer, src i
 	shown.end()
 	if err != nil && !errors.Is(err, importer.ErrIncomplete) {
 		if ctx.Err() != nil {
-			return errStopped.Withf("Interrupted. What was imported stays: the same command continues. So far %d were created, %d updated.", sum.Created, sum.Updated)
+			return errStopped.Withf("Interrupted. Created %d, updated %d. Run the same command again to continue.", sum.Created, sum.Updated)
 		}
 		return err
 	}

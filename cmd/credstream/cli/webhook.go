@@ -14,7 +14,7 @@ import (
 func (a *invocation) webhookCommand() *cobra.Command {
 	return a.group("webhook", "Send events to HTTP receivers",
 		a.webhookDefine(), a.webhookChange(), a.webhookRotate(), a.webhookList(), a.webhookShow(), a.webhookTest(), a.webhookDeliveries(), a.webhookRedeliver(),
-		a.one("delete ID", "Delete a webhook, with what it has not delivered", "Deleted webhook %s.", (*client.Client).DeleteWebhook))
+		a.one("delete ID", "Delete a webhook and its pending deliveries", "Deleted webhook %s.", (*client.Client).DeleteWebhook))
 }
 
 // bindWebhook binds the flags of settings; apply takes those that are given.
@@ -50,7 +50,7 @@ func (a *invocation) webhookDefine() *cobra.Command {
 	var apply func()
 	cmd := &cobra.Command{
 		Use: "define --url URL", Short: "Define a webhook; prints its signing secret once", Args: arguments(),
-		Long: "Define a webhook: it sends the events after its definition to URL, as CloudEvents, signed as\nStandard Webhooks says. The signing secret is shown only once.",
+		Long: "Define a webhook. It sends the events that are recorded from now on to URL, as CloudEvents, signed according to\nStandard Webhooks. The signing secret is shown only once.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			api, err := a.api()
 			if err != nil {
@@ -93,9 +93,9 @@ func (a *invocation) webhookChange() *cobra.Command {
 		},
 	}
 	apply = bindWebhook(cmd, &change.WebhookSettings)
-	cmd.Flags().BoolVar(&enable, "enable", false, "send again, from where it stopped")
+	cmd.Flags().BoolVar(&enable, "enable", false, "enable the webhook; it continues where it stopped")
 	cmd.Flags().BoolVar(&disable, "disable", false, "stop sending")
-	cmd.Flags().BoolVar(&change.EndRotation, "end-rotation", false, "no longer sign with the previous secret")
+	cmd.Flags().BoolVar(&change.EndRotation, "end-rotation", false, "erase the previous signing secret")
 	cmd.MarkFlagsMutuallyExclusive("enable", "disable")
 	return cmd
 }
@@ -116,7 +116,7 @@ func (a *invocation) webhookRotate() *cobra.Command {
 			return a.answer(made, "Rotated the signing secret of webhook %s.\n\nThe new secret, shown only once:\n\n  %s", made.ID, made.Secret)
 		},
 	}
-	cmd.Flags().DurationVar(&keep, "keep-previous", 24*time.Hour, "`TIME` for which the previous secret signs as well: 0s to 720h")
+	cmd.Flags().DurationVar(&keep, "keep-previous", 24*time.Hour, "`TIME` during which requests are also signed with the previous secret: 0s to 720h")
 	return cmd
 }
 
@@ -221,7 +221,7 @@ func (a *invocation) webhookRedeliver() *cobra.Command {
 func (a *invocation) webhookDeliveries() *cobra.Command {
 	var status string
 	cmd := &cobra.Command{
-		Use: "deliveries ID", Short: "List dead letters, pending deliveries, and the last that were made", Args: arguments("ID"),
+		Use: "deliveries ID", Short: "List dead letters, pending deliveries, and the last 50 completed ones", Args: arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			api, err := a.api()
 			if err != nil {

@@ -34,6 +34,7 @@ var (
 	ErrNewer     = fault.New(fault.Unprocessable, "import_format_newer", "The file has a newer format than this program knows. Use a newer credstream.")
 	ErrLine      = fault.New(fault.Unprocessable, "import_line_too_long", "A line of the file is longer than 8 MiB.")
 	ErrRepeated  = fault.New(fault.Unprocessable, "import_item_repeated", "Two items of the same kind have the same id.")
+	ErrChanged   = fault.New(fault.Conflict, "import_file_changed", "The file was changed while it was being imported. Nothing of its changed part was imported. Import again.")
 	ErrIdentity  = fault.New(fault.Invalid, "import_identity_missing", "The file has sealed secrets. Give the age identity that opens them: --identity FILE.")
 )
 
@@ -65,26 +66,23 @@ type File struct {
 	Header     transfer.Header
 	sealed     int
 	items      int
+	sums       [][16]byte // of each line that Open has verified; nil before
 	file       io.ReadSeeker
 	identities []age.Identity
 }
 
 // Open verifies a file from its first to its last byte: its form, its signature, by the key
-// signedBy unless that is "", and that each secret opens, unless there are no identities.
+// signedBy unless that is transfer.AnySigner, and that each secret opens, unless there are no
+// identities.
 func Open(file io.ReadSeeker, signedBy string, identities []age.Identity) (*File, error) {
 	f := &File{file: file, identities: identities}
-	if signedBy != "" {
-		if _, err := transfer.ParseKey(signedBy); err != nil {
-			return nil, err
-		}
-	}
 	for _, err := range f.read() {
 		if err != nil {
 			return nil, err
 		}
 	}
-	if signedBy != "" && signedBy != f.Header.Key {
-		return nil, ErrSigner.Withf("The file is signed by %s, and not by the key that --signed-by names.", f.Header.Key)
+	if err := transfer.CheckSigner(signedBy, f.Header.Key, ErrSigner); err != nil {
+		return nil, err
 	}
 	return f, nil
 }
@@ -116,7 +114,7 @@ func (f *File) read() iter.Seq2[Item, error] {
 			yield(Item{}, ErrFile.Withf("The file cannot be read twice. Give a regular file."))
 			return
 		}
-		r := &reader{lines: bufio.NewReaderSize(f.file, 64<<10), hash: sha256.New()}
+		r := &reader{lines: bufio.NewReaderSize(f.file, 64<<10), hash: sha256.New(), verified: f.sums}
 		if err := f.header(r); err != nil {
 			yield(Item{}, err)
 			return
@@ -141,7 +139,7 @@ func (f *File) read() iter.Seq2[Item, error] {
 					yield(Item{}, err)
 					return
 				}
-				f.items, f.sealed = n, sealed
+				f.items, f.sealed, f.sums = n, sealed, r.sums
 				return
 			}
 			_, _ = r.hash.Write(line)
@@ -176,7 +174,7 @@ func (f *File) read() iter.Seq2[Item, error] {
 func (f *File) header(r *reader) error {
 	line, err := r.next()
 	if err != nil {
-		if errors.Is(err, ErrCut) {
+		if errors.Is(err, ErrCut) && !errors.Is(err, ErrChanged) {
 			return ErrFile
 		}
 		return err
@@ -272,6 +270,10 @@ func factsOf(kind string, raw jsontext.Value) (any, error) {
 		var c transfer.Flow
 		err := decode(&c)
 		return c, err
+	case transfer.KindRole:
+		var c transfer.Role
+		err := decode(&c)
+		return c, err
 	}
 	return nil, ErrFile
 }
@@ -282,11 +284,30 @@ type reader struct {
 	hash  hash.Hash
 	n     int // lines read
 	line  bytes.Buffer
+	sums  [][16]byte // of the lines read
+
+	verified [][16]byte // sums that the lines must have; nil: any
 }
 
 // next returns the next line with its line feed; it is good until the next call. A file that
-// ends before its last line is ErrCut.
+// ends before its last line is ErrCut, one that was changed since it was verified ErrChanged.
 func (r *reader) next() ([]byte, error) {
+	line, err := r.read()
+	if err != nil {
+		if r.verified != nil {
+			err = fmt.Errorf("%w (%w)", ErrChanged, err)
+		}
+		return nil, err
+	}
+	sum := sha256.Sum256(line)
+	if r.verified != nil && (r.n > len(r.verified) || r.verified[r.n-1] != [16]byte(sum[:])) {
+		return nil, ErrChanged
+	}
+	r.sums = append(r.sums, [16]byte(sum[:]))
+	return line, nil
+}
+
+func (r *reader) read() ([]byte, error) {
 	r.line.Reset()
 	r.n++
 	for {

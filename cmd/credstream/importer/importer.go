@@ -27,10 +27,10 @@ import (
 
 // Errors of an import.
 var (
-	ErrConflict   = fault.New(fault.Precondition, "import_conflict", "The service has items that differ. Nothing was imported. Choose with --on-conflict skip or replace.")
+	ErrConflict   = fault.New(fault.Precondition, "import_conflict", "Some items differ from those of the service. Nothing was imported. Use --on-conflict skip or --on-conflict replace.")
 	ErrIncomplete = fault.New(fault.Unprocessable, "import_incomplete", "Not everything was imported.")
-	ErrMap        = fault.New(fault.Invalid, "import_map_invalid", "--map takes OLD=NEW for a credential, or KIND:OLD=NEW with the kind component, throttle_policy, auth_client, credential or flow.")
-	ErrOnConflict = fault.New(fault.Invalid, "import_on_conflict_invalid", "--on-conflict takes skip, replace or fail.")
+	ErrMap        = fault.New(fault.Invalid, "import_map_invalid", "--map takes OLD=NEW for a credential, or KIND:OLD=NEW with the kind component, throttle_policy, auth_client, credential, flow or role.")
+	ErrOnConflict = fault.New(fault.Invalid, "import_on_conflict_invalid", "--on-conflict must be fail, skip or replace.")
 )
 
 // atOnce is the number of items that are imported at one time.
@@ -120,7 +120,7 @@ func (im *Importer) Apply(ctx context.Context, src Source, report func(Row) erro
 			return sum, err
 		}
 		if conflicts > 0 {
-			return sum, ErrConflict.Withf("The service has %d of the items with other facts. Nothing was imported. Choose with --on-conflict skip or replace.", conflicts)
+			return sum, ErrConflict.Withf("%d items differ from those of the service. Nothing was imported. Use --on-conflict skip or --on-conflict replace.", conflicts)
 		}
 	}
 	sum, err = im.run(ctx, src, true, report)
@@ -201,7 +201,7 @@ func (im *Importer) one(ctx context.Context, item Item, apply bool) (Row, error)
 	refuse := func(action string, err error) (Row, error) {
 		f, is := errors.AsType[*fault.Error](err)
 		if !is || f.Kind == fault.Unauthenticated || f.Kind == fault.Unavailable || f.Kind == fault.Internal || f.Kind == fault.Throttled ||
-			f.Code == tenantUnknown || f.Code == lacksPermission || ctx.Err() != nil {
+			f.Code == tenantUnknown || f.Code == lacksPermission && item.Kind != transfer.KindRole || ctx.Err() != nil {
 			return Row{}, err
 		}
 		row.Action, row.Why, row.Code, row.Left = action, f.Msg, f.Code, true
@@ -265,6 +265,9 @@ func (im *Importer) compare(ctx context.Context, item Item, id string, seq uint6
 	case transfer.Flow:
 		name = facts.Name
 		c, err = im.flow(ctx, id, facts, seq)
+	case transfer.Role:
+		name = facts.Title
+		c, err = im.role(ctx, id, facts, seq)
 	}
 	return c, name, err
 }

@@ -246,6 +246,40 @@ func (im *Importer) credential(ctx context.Context, item Item, id string, facts 
 	return c, nil
 }
 
+func (im *Importer) role(ctx context.Context, id string, facts transfer.Role, seq uint64) (change, error) {
+	var now *client.Role
+	for r, err := range im.API.RolesAt(ctx, seq) {
+		if err != nil {
+			return change{}, err
+		}
+		if r.Name == id {
+			now = &r
+			break
+		}
+	}
+	if now == nil {
+		return change{action: Create, do: func(ctx context.Context, salt string) (client.Done, bool, error) {
+			done, err := im.API.DefineRole(ctx, id, facts.Title, facts.Permissions, im.commandID("role.define", id, salt, facts, client.Keys{}))
+			return done, true, err
+		}}, nil
+	}
+	permissions := facts.Permissions
+	same := list(now.Permissions) == list(permissions)
+	if same {
+		permissions = nil // those of a granted role cannot be changed
+	}
+	if same && now.Title == facts.Title {
+		return change{action: Same}, nil
+	}
+	return change{
+		action: Update, why: differing([3]string{"permissions", list(now.Permissions), list(facts.Permissions)}, [3]string{"title", now.Title, facts.Title}),
+		do: func(ctx context.Context, _ string) (client.Done, bool, error) {
+			done, err := im.API.ChangeRole(ctx, id, &facts.Title, permissions, im.commandID("role.change", id, seqSalt(now.Seq), facts, client.Keys{}))
+			return done, true, err
+		},
+	}, nil
+}
+
 func (im *Importer) flow(ctx context.Context, id string, facts transfer.Flow, seq uint64) (change, error) {
 	now, err := im.API.GetFlow(ctx, id, seq)
 	if err != nil && !notFound(err) {

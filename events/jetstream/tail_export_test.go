@@ -1,0 +1,4 @@
+package jetstream
+
+// TailCommits is how many commits a tail holds for slow followers.
+const TailCommits = tailCommits

@@ -1,0 +1,6 @@
+//go:build unix
+
+package seal
+
+// PrivateTo is privateTo.
+var PrivateTo = privateTo
