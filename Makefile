@@ -1,4 +1,4 @@
-.PHONY: dev test check lint fuzz bench bench-quick docs test-esdb esdb-node
+.PHONY: dev test check lint fuzz bench bench-quick docs test-esdb
 
 # Starts everything on this machine: embedded NATS, views, HTTP.
 dev:
@@ -30,11 +30,6 @@ bench-quick:
 # speaks the protocol of EventStoreDB.
 test-esdb:
 	CREDSTREAM_TEST_EVENT_STORE=esdb go test ./cmd/credstream/app -count=1 -timeout 20m -run "TestLifeOfACredential|TestNATS$$|TestTenants$$|TestBadInput|TestTerminate|TestOnEventStoreDB|TestMoveLog" -killcount 20
-
-# The official Node client against that server.
-esdb-node:
-	npm install --no-save --no-audit --no-fund --prefix /tmp/credstream-esdb-node @eventstore/db-client@6.2.1
-	CREDSTREAM_NODE_MODULES=/tmp/credstream-esdb-node/node_modules go test ./events/eventstoredb/esdbtest -count=1 -run TestNodeClient
 
 # Writes the generated pages, the comments of the OpenAPI document, the generated part of the
 # client and the golden files that are missing, which tests keep true.

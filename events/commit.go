@@ -66,6 +66,17 @@ func (r *Registry) EncodeCommit(meta Meta, evs []Event) ([]byte, error) {
 // ErrCommitFormat means that a newer version of the program stored the commit.
 var ErrCommitFormat = errors.New("unknown format")
 
+var errWriter = errors.New("events: a commit's tenant must be that of its stream, or any tenant if the stream belongs to System")
+
+// CheckWriter refuses metadata whose tenant may not write to a stream: no reader could decode the
+// commit. Every Store calls it before it appends.
+func CheckWriter(stream StreamID, meta Meta) error {
+	if meta.Tenant == "" || stream.Tenant != meta.Tenant && stream.Tenant != System {
+		return errWriter
+	}
+	return nil
+}
+
 // DecodeMeta decodes the metadata of a stored commit, whatever its events are.
 func DecodeMeta(body []byte) (Meta, error) {
 	var c struct {

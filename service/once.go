@@ -313,11 +313,21 @@ func (k *Kernel) attempt(ctx context.Context, call *Call, route *Route, body []b
 }
 
 // executeNamed executes a named command and records its outcome. It also completes an
-// earlier attempt that it only detects when it is about to append.
+// earlier attempt that it only detects when it is about to append, or when there was nothing
+// left to append: that attempt may be beyond the views.
 func (k *Kernel) executeNamed(ctx context.Context, call *Call, route *Route, body []byte) (any, error) {
 	resumed := call.execution.resumed != nil
 	answer, err := route.serve(ctx, call, body)
-	if !resumed && call.execution.resumed != nil && errors.Is(err, events.ErrUnknownOutcome) {
+	if err == nil && call.named && call.execution.seq == 0 {
+		end, err := k.cfg.Log.Store.End(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if r, err := k.repeated(ctx, call, end); err != nil || r != nil {
+			return r.outcome(err)
+		}
+	}
+	if !resumed && call.execution.resumed != nil && (err == nil || errors.Is(err, events.ErrUnknownOutcome)) {
 		answer, err = route.serve(ctx, call, body)
 	}
 	if err == nil {

@@ -145,10 +145,11 @@ func mysqlGreeting(from io.Reader) ([]byte, error) {
 	if _, err := io.ReadFull(from, packet); err != nil {
 		return nil, err //nolint:wrapcheck // it is classified
 	}
-	body := make([]byte, int(packet[0])|int(packet[1])<<8|int(packet[2])<<16)
-	if len(body) > maxDialogue {
+	size := int(packet[0]) | int(packet[1])<<8 | int(packet[2])<<16
+	if size > maxDialogue {
 		return nil, errors.New("a long greeting")
 	}
+	body := make([]byte, size)
 	if _, err := io.ReadFull(from, body); err != nil {
 		return nil, err //nolint:wrapcheck // as above
 	}

@@ -47,6 +47,7 @@ const (
 	syncBackstop = 2 * time.Second       // the server's own fsync interval in addition to group fsync
 	spaceMaxAge  = time.Second           // maximum age of a reading of the free space
 	watchEvery   = time.Second           // between two checks of the server's health
+	readyWithin  = time.Second           // for a server that does not seem ready to show that it is
 	restartMin   = time.Second           // between two restarts, doubled each time...
 	restartMax   = time.Minute           // ...up to this
 	reconnect    = 20 * time.Millisecond // between two attempts of an in-process connection
@@ -521,7 +522,11 @@ func (n *Node) serverHealth() (latched bool, _ error) {
 	if !r.srv.JetStreamEnabled() {
 		return true, errors.New("bus: JetStream has disabled itself")
 	}
+	// The server gives itself one millisecond to see that it is ready, which a busy machine exceeds.
 	h := r.srv.Healthz(&server.HealthzOptions{Details: true})
+	if h.StatusCode >= 400 && r.srv.ReadyForConnections(readyWithin) {
+		h = r.srv.Healthz(&server.HealthzOptions{Details: true})
+	}
 	var errs []error
 	for _, e := range h.Errors {
 		errs = append(errs, fmt.Errorf("bus: %s", e.Error))

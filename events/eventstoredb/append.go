@@ -37,8 +37,8 @@ func (s *Store) Append(ctx context.Context, stream events.StreamID, expected uin
 	if err != nil {
 		return 0, err
 	}
-	if meta.Tenant == "" || stream.Tenant != meta.Tenant && stream.Tenant != events.System {
-		return 0, errWriter // no reader could decode it
+	if err := events.CheckWriter(stream, meta); err != nil {
+		return 0, err
 	}
 	if err := ctx.Err(); err != nil {
 		return 0, err

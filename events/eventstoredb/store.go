@@ -40,8 +40,7 @@ var (
 	// ErrURL refuses a connection string.
 	ErrURL = fault.New(fault.Invalid, "event_store_url",
 		"The URL of the event store is not valid. It has the form esdb://user:password@host:2113?tls=true, or esdb+discover:// for a cluster.")
-	errWriter = errors.New("eventstoredb: a commit's tenant must be that of its stream, or any where the stream stands under System")
-	errOld    = errors.New("eventstoredb: the server does not tell the position of a stream's events: version 22.6 or later is required")
+	errOld = errors.New("eventstoredb: the server does not tell the position of a stream's events: version 22.6 or later is required")
 )
 
 // Config configures a Store.

@@ -18,8 +18,6 @@ import (
 // sequence that has changed, before Append returns an error.
 const maxRefusals = 4
 
-var errWriter = errors.New("jetstream: a commit's tenant must be that of its stream, or any where the stream stands under System")
-
 // Append implements events.Store. Errors: events.ErrConflict, events.ErrTooLarge, events.ErrID,
 // events.ErrUnknownOutcome if the commit may be stored, fault.ErrUnavailable if it is not.
 func (s *Store) Append(ctx context.Context, stream events.StreamID, expected uint64, meta events.Meta, evs ...events.Event) (uint64, error) {
@@ -44,8 +42,8 @@ func (s *Store) Stage(ctx context.Context, stream events.StreamID, expected uint
 	if err != nil {
 		return 0, err
 	}
-	if meta.Tenant == "" || stream.Tenant != meta.Tenant && stream.Tenant != events.System {
-		return 0, errWriter // no reader could decode it
+	if err := events.CheckWriter(stream, meta); err != nil {
+		return 0, err
 	}
 	if err := ctx.Err(); err != nil {
 		return 0, err

@@ -4,7 +4,6 @@ package memory
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 	"slices"
@@ -32,8 +31,6 @@ type commit struct {
 
 var _ events.Store = (*Store)(nil)
 
-var errWriter = errors.New("memory: a commit's tenant must be that of its stream, or any where the stream stands under System")
-
 // New returns an empty log of what registry defines.
 func New(registry *events.Registry) *Store {
 	return &Store{
@@ -49,8 +46,8 @@ func (s *Store) Append(ctx context.Context, stream events.StreamID, expected uin
 	if err := check(stream); err != nil {
 		return 0, err
 	}
-	if meta.Tenant == "" || stream.Tenant != meta.Tenant && stream.Tenant != events.System {
-		return 0, errWriter // no reader could read it
+	if err := events.CheckWriter(stream, meta); err != nil {
+		return 0, err
 	}
 	meta.Commit = events.NewID()
 	body, err := s.registry.EncodeCommit(meta, evs)

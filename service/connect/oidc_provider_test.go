@@ -9,7 +9,6 @@ import (
 	"net/http/cookiejar"
 	"net/netip"
 	"net/url"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -28,22 +27,8 @@ import (
 // authorizationServer starts the npm package oidc-provider, or skips the test.
 func authorizationServer(t *testing.T, clients string) (issuer string) {
 	t.Helper()
-	for _, tool := range []string{"node", "npm"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("%s is not installed, so no account is connected at an independent authorization server", tool)
-		}
-	}
-	dir := t.TempDir()
 	packages := filepath.Join("..", "..", "cmd", "credstream", "app", "testdata", "js") // the exact version is there
-	for _, file := range []string{filepath.Join(packages, "package.json"), filepath.Join(packages, "package-lock.json"), filepath.Join("testdata", "authorization-server.mjs")} {
-		b := stage.Must(os.ReadFile(file))(t)
-		stage.OK(t, os.WriteFile(filepath.Join(dir, filepath.Base(file)), b, 0o600))
-	}
-	install := exec.CommandContext(t.Context(), "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline")
-	install.Dir = dir
-	if out, err := install.CombinedOutput(); err != nil {
-		t.Skipf("npm cannot install oidc-provider from here (%v), so no account is connected at an independent authorization server: %s", err, out)
-	}
+	dir := stage.NPM(t, filepath.Join(packages, "package.json"), filepath.Join(packages, "package-lock.json"), filepath.Join("testdata", "authorization-server.mjs"))
 	server := exec.CommandContext(t.Context(), "node", "authorization-server.mjs", clients)
 	server.Dir = dir
 	lines := stage.Must(server.StdoutPipe())(t)

@@ -42,14 +42,15 @@ func (p *program) openStore(ctx context.Context, conn *nats.Conn) (logStore, err
 	if p.cfg.EventStore == "" {
 		return p.openJetStream(ctx, conn)
 	}
-	s, err := eventstoredb.Open(ctx, eventstoredb.Config{URL: p.cfg.EventStore, Registry: events.All(), Intact: p.integrity.Err, Logger: p.log})
+	cfg := eventstoredb.Config{URL: p.cfg.EventStore, Registry: events.All(), Intact: p.integrity.Err, Logger: p.log}
+	s, err := eventstoredb.Open(ctx, cfg)
 	for wait := 100 * time.Millisecond; errors.Is(err, fault.ErrUnavailable) && ctx.Err() == nil; wait = min(2*wait, connectTime) {
 		p.log.WarnContext(ctx, "the event store is not available yet; will retry", "err", err)
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
 		}
-		s, err = eventstoredb.Open(ctx, eventstoredb.Config{URL: p.cfg.EventStore, Registry: events.All(), Intact: p.integrity.Err, Logger: p.log})
+		s, err = eventstoredb.Open(ctx, cfg)
 	}
 	if err != nil {
 		return nil, err

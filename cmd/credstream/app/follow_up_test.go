@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -553,5 +554,31 @@ func TestResumedRevocationSaysWhatBecameOfIt(t *testing.T) {
 				t.Errorf("answered %+v", answer)
 			}
 		})
+	}
+}
+
+// A command was carried out to its end in one process. Another one, whose read models know
+// nothing of it yet, finds nothing left to do, and repeats its answer nevertheless.
+func TestRepeatBeyondTheViews(t *testing.T) {
+	provider := oauthtest.NewServer(t)
+	u := bring(t, t.TempDir())
+	u.registerSheets(t, provider, func(block map[string]any) { delete(block, "revocation_uri") })
+	id, _ := u.connected(t, provider, "sheets")
+	late := u.second(t, u.claims(t))
+	late.caughtUp(t)
+	in := map[string]any{"id": id}
+	var first revokedAnswer
+	must(t, u.command("credential.revoke", "once", in, &first))
+	if first.Outcome != "not_offered" {
+		t.Fatalf("revoked: %+v", first)
+	}
+	var follow sync.Once
+	late.store.end = func() { follow.Do(func() { late.follow(t) }) }
+	again, err := late.command(t.Context(), t, "credential.revoke", "once", in)
+	must(t, err)
+	var repeat revokedAnswer
+	must(t, json.Unmarshal(encode(t, again), &repeat))
+	if repeat.Outcome != first.Outcome || repeat.Says != first.Says {
+		t.Errorf("answered %+v, and in another process %+v", first, repeat)
 	}
 }

@@ -353,6 +353,11 @@ func TestRefreshHerd(t *testing.T) {
 	}
 	processes[0].registerSheets(t, provider)
 	engine := processes[0].engine(t)
+	for _, p := range processes {
+		await(t, "the engine's key in each process", func() (bool, error) {
+			return p.as(engine).query("credential.list", "", nil) == nil, nil
+		})
+	}
 	for round := range 3 {
 		id, _ := processes[0].grant(t, provider)
 		before := provider.Requests()

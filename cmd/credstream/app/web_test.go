@@ -26,6 +26,7 @@ import (
 
 	"github.com/credstream/credstream/cmd/credstream/demo"
 	"github.com/credstream/credstream/seal"
+	"github.com/credstream/credstream/service/stage"
 )
 
 var webShots = flag.String("webshots", "", "folder for screenshots of the page")
@@ -159,25 +160,6 @@ func (p tab) shot(name string, width, height int64, dark bool) {
 	must(p.t, err)
 	must(p.t, os.MkdirAll(*webShots, 0o700))
 	must(p.t, os.WriteFile(filepath.Join(*webShots, name+".png"), b, 0o600))
-}
-
-// packages installs the npm packages of the tests and returns their folder, or skips the
-// test where that is not possible.
-func packages(t *testing.T) string {
-	t.Helper()
-	for _, tool := range []string{"node", "npm"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("%s is not installed: apt-get install nodejs npm", tool)
-		}
-	}
-	dir := t.TempDir()
-	must(t, os.CopyFS(dir, os.DirFS("testdata/js")))
-	install := exec.CommandContext(t.Context(), "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
-	install.Dir = dir
-	if out, err := install.CombinedOutput(); err != nil {
-		t.Skipf("npm cannot install the packages of this test from here (%v): %s", err, out)
-	}
-	return dir
 }
 
 // accessible checks the open page with axe-core.
@@ -380,7 +362,7 @@ func pagesOf(component, id string) []string {
 // A person signs in at an independent OpenID Connect issuer (the npm package oidc-provider),
 // with the rights that the issuer's token names, until that token ends.
 func TestSignInAtAnIssuer(t *testing.T) {
-	dir := packages(t)
+	dir := stage.NPM(t, "testdata/js")
 	shared := chromium(t)
 	var service *url.URL // known when both have started: each of the two must know the other's address
 	public := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
@@ -757,7 +739,7 @@ func TestPageInABrowser(t *testing.T) {
 	})
 
 	t.Run("accessible", func(t *testing.T) {
-		axe, err := os.ReadFile(filepath.Join(packages(t), "node_modules", "axe-core", "axe.min.js"))
+		axe, err := os.ReadFile(filepath.Join(stage.NPM(t, "testdata/js"), "node_modules", "axe-core", "axe.min.js"))
 		must(t, err)
 		var made struct{ ID string }
 		must(t, u.command("credential.create", "", map[string]any{"component": "petstore", "name": "Read aloud", "keys": map[string]string{"apiKey": "right-canary-1"}}, &made))
