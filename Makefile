@@ -1,4 +1,4 @@
-.PHONY: dev test check lint fuzz bench bench-quick docs test-esdb
+.PHONY: dev test check lint fuzz bench bench-quick docs test-esdb chaos
 
 # Starts everything on this machine: embedded NATS, views, HTTP.
 dev:
@@ -25,6 +25,14 @@ bench:
 # The same in two minutes, with 10,000 credentials and short measurements. Writes no file.
 bench-quick:
 	go run ./cmd/credstream-bench -short
+
+# Faults, many of each kind, on one machine: processes killed at any moment, power cuts of one disk and
+# of the disks of three servers, servers that hang, are cut off or restarted. One line a test. The
+# power cuts need root and a loop device. About 15 minutes.
+chaos:
+	@rm -f chaos.txt
+	@go test ./cmd/credstream/app -count=1 -timeout 60m -chaos $(CURDIR)/chaos.txt -run "^(TestKillLoop|TestKeyRotationKilled|TestPowerCut|TestClusterFaults|TestClusterPowerCut|TestRollingRestart)$$" \
+		-killtime 60s -killcount 20 -cuts 20 -faults 20 -alldark 10 -rolls 5; code=$$?; cat chaos.txt; exit $$code
 
 # The end-to-end tests that need no file of the log, and 20 kills, with the log in a server that
 # speaks the protocol of EventStoreDB.

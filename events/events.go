@@ -126,6 +126,10 @@ type Store interface {
 	// End returns the sequence of the log's last commit, 0 if it is empty.
 	End(ctx context.Context) (uint64, error)
 
+	// Before returns a sequence above which the last n commits of the log are, 0 if it has no more
+	// than n. Sequences may have gaps, so a difference of two is no number of commits.
+	Before(ctx context.Context, n int) (uint64, error)
+
 	// WaitDurable waits until every commit up to seq is durable.
 	WaitDurable(ctx context.Context, seq uint64) error
 

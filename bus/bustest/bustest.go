@@ -59,6 +59,10 @@ func OnHost(ip string) Option { return func(s *NATS) { s.host = ip } }
 // Cuttable connects the servers of a cluster through proxies, so that Cut can separate them.
 func Cuttable() Option { return func(s *NATS) { s.proxies = &routeProxies{} } }
 
+// Stores calls prepare with the empty folder in which each server will keep its streams, before the
+// servers start.
+func Stores(prepare func(dir string)) Option { return func(s *NATS) { s.prepare = prepare } }
+
 // TLS makes the servers require TLS of their clients, with this certificate, which
 // the clients need not trust.
 func TLS(certificate tls.Certificate) Option { return func(s *NATS) { s.tls = &certificate } }
@@ -83,6 +87,7 @@ type NATS struct {
 	earlier  bool // accounts.conf is that of an earlier version
 	nodes    []*node
 	proxies  *routeProxies // of the routes; nil: the servers are connected directly
+	prepare  func(dir string)
 }
 
 type node struct {
@@ -105,6 +110,12 @@ func Start(t testing.TB, options ...Option) *NATS {
 	for i := range s.nodes {
 		s.nodes[i] = &node{name: fmt.Sprintf("n%d", i+1), client: addresses[2*i], route: addresses[2*i+1]}
 	}
+	if s.prepare != nil {
+		for i := range s.nodes {
+			s.must(os.Mkdir(s.store(i), 0o700))
+			s.prepare(s.store(i))
+		}
+	}
 	t.Cleanup(func() {
 		for i := range s.nodes {
 			s.Kill(i)
@@ -125,6 +136,9 @@ func Start(t testing.TB, options ...Option) *NATS {
 
 // Dir is the folder with the stores and the log files of all servers.
 func (s *NATS) Dir() string { return s.dir }
+
+// store is the folder with the streams of one server.
+func (s *NATS) store(i int) string { return filepath.Join(s.dir, s.nodes[i].name) }
 
 // Host is the address of one server, host:port.
 func (s *NATS) Host(i int) string { return s.nodes[i].client }
@@ -259,7 +273,7 @@ func (s *NATS) StartNode(i int) {
 	n.cmd = exec.Command(s.binary, "-c", filepath.Join(s.dir, file)) //nolint:noctx // ends by Kill
 	n.cmd.Dir, n.cmd.Stdout, n.cmd.Stderr = s.dir, n.log, n.log
 	n.cmd.Env = append(os.Environ(),
-		"NATS_NAME="+n.name, "NATS_LISTEN="+quote(n.client), "NATS_STORE="+quote(filepath.Join(s.dir, n.name)),
+		"NATS_NAME="+n.name, "NATS_LISTEN="+quote(n.client), "NATS_STORE="+quote(s.store(i)),
 		"NATS_CLUSTER_LISTEN="+quote(n.route), "NATS_ROUTES=["+strings.Join(routes, ",")+"]",
 		"NATS_CALLOUT_ISSUER="+s.issuer, "NATS_CALLOUT_XKEY="+s.xkey)
 	for _, of := range []string{"SERVICE", "ENDPOINTS", "CALLOUT", "SYSTEM", "ROUTE"} {

@@ -281,8 +281,7 @@ func (s *Store) End(ctx context.Context) (uint64, error) {
 	return end, nil
 }
 
-// Before returns a sequence above which the last n commits of the log are; 0 if there are no more. It
-// reads $all backwards.
+// Before implements events.Store. It reads $all backwards.
 func (s *Store) Before(ctx context.Context, n int) (uint64, error) {
 	var from esdb.AllPosition = esdb.End{}
 	for {

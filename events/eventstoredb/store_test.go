@@ -159,7 +159,7 @@ func TestLostAnswers(t *testing.T) {
 	stream := storetest.Credential("acme", "c")
 	last := uint64(0)
 	for i := range 3 {
-		db.LoseAnswers(1)
+		db.LoseAnswers(1, nil)
 		seq := put(t, s, stream, last, fmt.Sprint(i))
 		if at, err := s.Last(t.Context(), stream); err != nil || at != seq {
 			t.Fatalf("append returned %d, the stream ends at %d, %v", seq, at, err)
@@ -168,6 +168,39 @@ func TestLostAnswers(t *testing.T) {
 	}
 	if n := len(db.Events()); n != 3 {
 		t.Errorf("%d events are stored, want 3", n)
+	}
+}
+
+// Another process appends after an append whose answer is lost, or in the place of one that never
+// arrived. Each caller gets what became of its own commit.
+func TestLostAnswerAndAnotherWriter(t *testing.T) {
+	db := esdbtest.Start(t, esdbtest.Options{})
+	s, other := open(t, db.URL()), open(t, db.URL())
+	stream := storetest.Credential("acme", "c")
+	first := put(t, s, stream, 0, "1")
+	var second, third uint64
+	db.LoseAnswers(1, func() {
+		var err error
+		if second, err = other.Last(t.Context(), stream); err == nil {
+			third, err = other.Append(t.Context(), stream, second, storetest.Meta("acme", "3"), events.CredentialRenamed{Name: "3"})
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	if seq := put(t, s, stream, first, "2"); seq != second || third <= second {
+		t.Errorf("the append returns %d; it is stored as %d, and the other one as %d", seq, second, third)
+	}
+	db.LoseRequests(1, func() {
+		if _, err := other.Append(t.Context(), stream, third, storetest.Meta("acme", "4"), events.CredentialRenamed{Name: "4"}); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := s.Append(t.Context(), stream, third, storetest.Meta("acme", "5"), events.CredentialRenamed{Name: "5"}); !errors.Is(err, events.ErrConflict) {
+		t.Errorf("an append that lost its place returns %v", err)
+	}
+	if got := follow(t, s, 0, 4); fmt.Sprint(got) != "[1 2 3 4]" {
+		t.Errorf("followed %v", got)
 	}
 }
 
@@ -290,19 +323,6 @@ func TestPositionBetweenCommits(t *testing.T) {
 	for after, want := range map[uint64]string{7: "[1 2]", first + 2: "[2 3]", second - 3: "[2 3]"} {
 		if got := follow(t, s, after, 2); fmt.Sprint(got) != want {
 			t.Errorf("after %d came %v, want %s", after, got, want)
-		}
-	}
-}
-
-func TestBefore(t *testing.T) {
-	s := open(t, esdbtest.Start(t, esdbtest.Options{}).URL())
-	var seqs []uint64
-	for i := range 40 {
-		seqs = append(seqs, put(t, s, storetest.Credential("acme", fmt.Sprint(i)), 0, "n"))
-	}
-	for n, want := range map[int]uint64{0: seqs[39], 1: seqs[38], 39: seqs[0], 40: 0, 50: 0} {
-		if got, err := s.Before(t.Context(), n); err != nil || got != want {
-			t.Errorf("before the last %d is %d, %v; want %d", n, got, err, want)
 		}
 	}
 }

@@ -114,6 +114,12 @@ func (s *Store) End(ctx context.Context) (uint64, error) {
 	return at.LastSeq, err
 }
 
+// Before implements events.Store.
+func (s *Store) Before(ctx context.Context, n int) (uint64, error) {
+	end, err := s.End(ctx)
+	return end - min(end, uint64(n)), err
+}
+
 // IDs returns the ids of all streams of a category under tenant that have a commit, as the
 // leader has them.
 func (s *Store) IDs(ctx context.Context, tenant, category string) ([]string, error) {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"hash"
 	"iter"
+	"time"
 
 	"github.com/credstream/credstream/events"
 	"github.com/credstream/credstream/fault"
@@ -69,13 +70,13 @@ type commit struct {
 
 var errLost = errors.New("logcopy: a commit that the log delivered cannot be read")
 
-// commits yields the commits of a log from its start up to end, and ends.
-func commits(ctx context.Context, s Source, end uint64) iter.Seq2[commit, error] {
+// commits yields the commits of a log above after up to end, and ends.
+func commits(ctx context.Context, s Source, after, end uint64) iter.Seq2[commit, error] {
 	return func(yield func(commit, error) bool) {
-		if end == 0 {
+		if end <= after {
 			return
 		}
-		for r, err := range s.Follow(ctx, 0) {
+		for r, err := range s.Follow(ctx, after) {
 			if err != nil {
 				yield(commit{}, err)
 				return
@@ -104,7 +105,7 @@ func SumOf(ctx context.Context, s Source) (Sum, error) {
 		return Sum{}, err
 	}
 	all := newSummer()
-	for c, err := range commits(ctx, s, end) {
+	for c, err := range commits(ctx, s, 0, end) {
 		if err != nil {
 			return Sum{}, err
 		}
@@ -113,60 +114,138 @@ func SumOf(ctx context.Context, s Source) (Sum, error) {
 	return all.sum(), nil
 }
 
-// Run appends to the target the commits that it does not have, up to the end that the source has
-// now, and compares the two logs. It can be interrupted and run again: the target must hold the
-// first commits of the source, or nothing. Nobody else may append to the target. progress is called
-// after each commit with the numbers of compared and of appended ones.
-func Run(ctx context.Context, from Source, to Target, progress func(compared, appended uint64)) (Sum, error) {
-	end, err := from.End(ctx)
-	if err != nil {
-		return Sum{}, err
-	}
+// lookEvery is the time between two looks for new commits of the source.
+const lookEvery = 200 * time.Millisecond
+
+// Run appends to the target the commits that it does not have, and compares the two logs: each commit
+// of the target is compared with that of the source, or read back after it was appended. It can be
+// interrupted and run again: the target must hold the first commits of the source, or nothing.
+// Nobody else may append to the target.
+//
+// Without finish it ends where the source ended when it began. With finish it follows the source
+// until finish is closed, and ends where the source ends then: only what was added since the last
+// look is left to do, so a service that uses the source need not be stopped for longer.
+//
+// progress is called after each commit with the numbers of compared and of appended ones.
+func Run(ctx context.Context, from Source, to Target, finish <-chan struct{}, progress func(compared, appended uint64)) (Sum, error) {
 	have, err := to.End(ctx)
 	if err != nil {
 		return Sum{}, err
 	}
-	existing, stop := iter.Pull2(commits(ctx, to, have))
+	existing, stop := iter.Pull2(commits(ctx, to, 0, have))
 	defer stop()
-	source, last := newSummer(), map[events.StreamID]uint64{}
-	var seq, appended uint64
-	for c, err := range commits(ctx, from, end) {
-		if err != nil {
-			return Sum{}, err
-		}
-		source.add(c.stream, c.body)
-		present, err, ok := existing()
-		switch {
-		case ok && err != nil:
-			return Sum{}, err
-		case ok && (present.stream != c.stream || !bytes.Equal(present.body, c.body)):
-			return Sum{}, ErrDiffers
-		case ok:
-			seq = present.seq
+	r := run{
+		from: from, to: to, existing: existing, progress: progress,
+		source: newSummer(), target: newSummer(), last: map[events.StreamID]uint64{},
+	}
+	for finishing := false; !finishing; {
+		select {
+		case <-finish:
+			finishing = true
 		default:
-			if seq, err = to.Copy(ctx, c.stream, last[c.stream], c.body); errors.Is(err, events.ErrConflict) {
-				return Sum{}, fmt.Errorf("%w (%w)", ErrDiffers, err)
-			} else if err != nil {
-				return Sum{}, err
-			}
-			appended++
+			finishing = finish == nil
 		}
-		last[c.stream] = seq
-		progress(source.n, appended)
+		if err := r.round(ctx); err != nil {
+			return Sum{}, err
+		}
+		if finishing {
+			break
+		}
+		select {
+		case <-finish:
+		case <-time.After(lookEvery):
+		case <-ctx.Done():
+			return Sum{}, ctx.Err()
+		}
 	}
-	if _, _, more := existing(); more {
-		return Sum{}, ErrDiffers
-	}
-	if err := to.WaitDurable(ctx, seq); err != nil {
-		return Sum{}, err
-	}
-	target, err := SumOf(ctx, to)
+	end, err := to.End(ctx)
 	if err != nil {
 		return Sum{}, err
 	}
-	if want := source.sum(); target != want {
-		return Sum{}, ErrNotEqual.Withf("After the copy the source has %d commits with hash %s, and the target %d with hash %s. Do not use the target.",
-			want.Commits, want.SHA256, target.Commits, target.SHA256)
+	if source, target := r.source.sum(), r.target.sum(); target != source || end != r.verified {
+		return Sum{}, ErrNotEqual.Withf("After the copy the source has %d commits with hash %s, and the target %d with hash %s; it ends at sequence %d, and the copy at %d. Do not use the target.",
+			source.Commits, source.SHA256, target.Commits, target.SHA256, end, r.verified)
 	}
-	return target, nil
+	return r.target.sum(), nil
+}
+
+// run is a copy in progress.
+type run struct {
+	from     Source
+	to       Target
+	existing func() (commit, error, bool) // what the target held when the run began
+	progress func(compared, appended uint64)
+
+	source, target *summer
+	read           uint64                     // sequence in the source that was read last
+	written        uint64                     // sequence in the target that belongs to it
+	verified       uint64                     // sequence in the target up to which target has read it
+	last           map[events.StreamID]uint64 // last sequences of the target's streams
+	appended       uint64
+}
+
+// round copies up to the end that the source has now, and reads back what was appended.
+func (r *run) round(ctx context.Context) error {
+	end, err := r.from.End(ctx)
+	if err != nil {
+		return err
+	}
+	for c, err := range commits(ctx, r.from, r.read, end) {
+		if err != nil {
+			return err
+		}
+		if err := r.take(ctx, c); err != nil {
+			return err
+		}
+	}
+	if r.appended == 0 {
+		_, err, longer := r.existing()
+		if err != nil {
+			return err
+		}
+		if longer {
+			return ErrDiffers
+		}
+	}
+	if r.written == 0 {
+		return nil
+	}
+	if err := r.to.WaitDurable(ctx, r.written); err != nil {
+		return err
+	}
+	for c, err := range commits(ctx, r.to, r.verified, r.written) {
+		if err != nil {
+			return err
+		}
+		r.target.add(c.stream, c.body)
+		r.verified = c.seq
+	}
+	return nil
+}
+
+// take compares a commit of the source with that of the target in its place, or appends it.
+func (r *run) take(ctx context.Context, c commit) error {
+	present, err, ok := r.existing()
+	switch {
+	case err != nil:
+		return err
+	case ok && (present.stream != c.stream || !bytes.Equal(present.body, c.body)):
+		return ErrDiffers
+	case ok:
+		r.written, r.verified = present.seq, present.seq
+		r.target.add(present.stream, present.body)
+	default:
+		r.written, err = r.to.Copy(ctx, c.stream, r.last[c.stream], c.body)
+		if errors.Is(err, events.ErrConflict) {
+			return fmt.Errorf("%w (%w)", ErrDiffers, err)
+		}
+		if err != nil {
+			return err
+		}
+		r.appended++
+	}
+	r.source.add(c.stream, c.body)
+	r.read, r.last[c.stream] = c.seq, r.written
+	r.progress(r.source.n, r.appended)
+	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -81,7 +82,7 @@ func TestRoundTrip(t *testing.T) {
 	source, there, back := openNATS(t), openESDB(t), openNATS(t)
 	fill(t, source, 0, 60)
 	ctx, cancel := context.WithCancel(t.Context())
-	_, err := logcopy.Run(ctx, source, there, func(_, appended uint64) {
+	_, err := logcopy.Run(ctx, source, there, nil, func(_, appended uint64) {
 		if appended == 25 {
 			cancel()
 		}
@@ -91,7 +92,7 @@ func TestRoundTrip(t *testing.T) {
 	}
 	fill(t, source, 60, 5)
 	appended := uint64(0)
-	got, err := logcopy.Run(t.Context(), source, there, func(_, n uint64) { appended = n })
+	got, err := logcopy.Run(t.Context(), source, there, nil, func(_, n uint64) { appended = n })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +102,7 @@ func TestRoundTrip(t *testing.T) {
 	if appended == 0 || appended > 65-25 {
 		t.Errorf("the resumed copy appended %d commits", appended)
 	}
-	if got, err = logcopy.Run(t.Context(), there, back, func(uint64, uint64) {}); err != nil || got != sum(t, source) {
+	if got, err = logcopy.Run(t.Context(), there, back, nil, func(uint64, uint64) {}); err != nil || got != sum(t, source) {
 		t.Errorf("the log that came back is %+v, %v", got, err)
 	}
 	// What came back continues as if it had never left.
@@ -117,7 +118,7 @@ func TestOtherTarget(t *testing.T) {
 	fill(t, source, 0, 3)
 	fill(t, target, 0, 1)
 	before := sum(t, target)
-	if _, err := logcopy.Run(t.Context(), source, target, func(uint64, uint64) {}); !errors.Is(err, logcopy.ErrDiffers) {
+	if _, err := logcopy.Run(t.Context(), source, target, nil, func(uint64, uint64) {}); !errors.Is(err, logcopy.ErrDiffers) {
 		t.Errorf("got %v", err)
 	}
 	if after := sum(t, target); after != before {
@@ -125,7 +126,75 @@ func TestOtherTarget(t *testing.T) {
 	}
 	longer := openNATS(t)
 	fill(t, longer, 0, 1)
-	if _, err := logcopy.Run(t.Context(), openNATS(t), longer, func(uint64, uint64) {}); !errors.Is(err, logcopy.ErrDiffers) {
+	if _, err := logcopy.Run(t.Context(), openNATS(t), longer, nil, func(uint64, uint64) {}); !errors.Is(err, logcopy.ErrDiffers) {
 		t.Errorf("a target that is longer: %v", err)
+	}
+}
+
+// counted counts the commits that are read from a log.
+type counted struct {
+	logcopy.Target
+	reads atomic.Int64
+}
+
+func (c *counted) Body(ctx context.Context, seq uint64) ([]byte, error) {
+	c.reads.Add(1)
+	return c.Target.Body(ctx, seq)
+}
+
+// A copy follows a source that is in use. When it is to finish, it reads only what was added since.
+func TestFollow(t *testing.T) {
+	from, to := openNATS(t), openESDB(t)
+	fill(t, from, 0, 40)
+	source, target := &counted{Target: from}, &counted{Target: to}
+	finish, copied := make(chan struct{}), make(chan uint64, 100)
+	type result struct {
+		sum logcopy.Sum
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		sum, err := logcopy.Run(t.Context(), source, target, finish, func(_, appended uint64) { copied <- appended })
+		done <- result{sum, err}
+	}()
+	until := func(n uint64) {
+		for n > 0 {
+			select {
+			case at := <-copied:
+				if at == n {
+					return
+				}
+			case r := <-done:
+				t.Fatalf("the copy ended before it was to finish: %+v", r)
+			}
+		}
+	}
+	until(40)
+	fill(t, from, 40, 5)
+	until(45)
+	close(finish)
+	r := <-done
+	if want := sum(t, from); r.err != nil || r.sum != want || want.Commits != 45 {
+		t.Errorf("the copy is %+v, %v; want %+v", r.sum, r.err, want)
+	}
+	if got := sum(t, to); got != r.sum {
+		t.Errorf("the target is %+v", got)
+	}
+	if s, tg := source.reads.Load(), target.reads.Load(); s != 45 || tg != 45 {
+		t.Errorf("%d commits of the source and %d of the target were read, of 45", s, tg)
+	}
+}
+
+// A commit that somebody else appends to the target, at any moment, is noticed.
+func TestAnotherWriter(t *testing.T) {
+	from, to := openNATS(t), openESDB(t)
+	fill(t, from, 0, 20)
+	_, err := logcopy.Run(t.Context(), from, to, nil, func(_, appended uint64) {
+		if appended == 20 {
+			fill(t, to, 100, 1)
+		}
+	})
+	if !errors.Is(err, logcopy.ErrNotEqual) && !errors.Is(err, logcopy.ErrDiffers) {
+		t.Errorf("got %v", err)
 	}
 }

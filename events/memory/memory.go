@@ -174,6 +174,12 @@ func (s *Store) End(context.Context) (uint64, error) {
 	return uint64(len(s.commits)), nil
 }
 
+// Before implements events.Store.
+func (s *Store) Before(ctx context.Context, n int) (uint64, error) {
+	end, err := s.End(ctx)
+	return end - min(end, uint64(n)), err
+}
+
 // WaitDurable implements events.Store. A sequence beyond the end of the log is
 // answered with events.ErrNoSuchCommit.
 func (s *Store) WaitDurable(ctx context.Context, seq uint64) error {

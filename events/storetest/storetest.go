@@ -49,6 +49,7 @@ func Run(t *testing.T, open func(t *testing.T) Harness) {
 		{"follow live", followLive},
 		{"follow beyond the end", followBeyondTheEnd},
 		{"follow ends", followEnds},
+		{"before the last commits", beforeTheLast},
 		{"wait durable", waitDurable},
 		{"snapshots", snapshots},
 		{"cancelled", cancelled},
@@ -633,6 +634,27 @@ func followEnds(t *testing.T, h Harness) {
 	cancel()
 	for r, err := range h.Store.Follow(ctx, 0) {
 		t.Errorf("a context that has ended yields %v, %v", r, err)
+	}
+}
+
+func beforeTheLast(t *testing.T, h Harness) {
+	var seqs []uint64
+	for _, r := range fill(t, h.Store, 40) {
+		seqs = append(seqs, r.Seq)
+	}
+	seqs = slices.Compact(seqs)
+	for _, n := range []int{0, 1, 2, 33, len(seqs) - 1, len(seqs), len(seqs) + 1} {
+		before, err := h.Store.Before(t.Context(), n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		above := 0
+		for _, seq := range seqs {
+			if seq > before {
+				above++
+			}
+		}
+		equal(t, fmt.Sprintf("commits above Before(%d)", n), above, min(n, len(seqs)))
 	}
 }
 

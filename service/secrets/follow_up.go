@@ -302,16 +302,7 @@ func (s *Service) followFrom(ctx context.Context) (uint64, error) {
 			return position.Seq, nil
 		}
 	}
-	if sparse, ok := s.Log.Store.(sparseLog); ok {
-		return sparse.Before(ctx, lookBack)
-	}
-	return end - min(end, lookBack), nil
-}
-
-// sparseLog is a log whose sequences have gaps.
-type sparseLog interface {
-	// Before returns a sequence above which the last n commits are; 0 if there are no more.
-	Before(ctx context.Context, n int) (uint64, error)
+	return s.Log.Store.Before(ctx, lookBack)
 }
 
 func (s *Service) saveCheckpoint(ctx context.Context, seq uint64) error {

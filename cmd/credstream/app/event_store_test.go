@@ -101,7 +101,7 @@ func TestMoveLog(t *testing.T) {
 	fed := feedIDs(t, u)
 	u.stop()
 	url := esdbtest.Start(t, esdbtest.Options{}).URL()
-	sum, err := CopyLog(t.Context(), LogLocation{URL: data}, LogLocation{URL: url}, func(uint64, uint64) {})
+	sum, err := CopyLog(t.Context(), LogLocation{URL: data}, LogLocation{URL: url}, nil, func(uint64, uint64) {})
 	must(t, err)
 	if again, err := SumLog(t.Context(), LogLocation{URL: data}); err != nil || again != sum {
 		t.Fatalf("the source is %+v, %v; the copy %+v", again, err, sum)
@@ -121,7 +121,7 @@ func TestMoveLog(t *testing.T) {
 	}
 	u.stop()
 	back := t.TempDir()
-	if returned, err := CopyLog(t.Context(), LogLocation{URL: url}, LogLocation{URL: back}, func(uint64, uint64) {}); err != nil || returned.Commits != sum.Commits+1 {
+	if returned, err := CopyLog(t.Context(), LogLocation{URL: url}, LogLocation{URL: back}, nil, func(uint64, uint64) {}); err != nil || returned.Commits != sum.Commits+1 {
 		t.Errorf("the log that came back is %+v, %v", returned, err)
 	}
 }

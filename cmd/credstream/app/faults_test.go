@@ -24,12 +24,15 @@ import (
 	"github.com/credstream/credstream/bus/natsserver"
 	"github.com/credstream/credstream/events"
 	eventlog "github.com/credstream/credstream/events/jetstream"
+	"github.com/credstream/credstream/events/storetest"
 )
 
 var (
 	faultSeed  = flag.Uint64("faultseed", 0, "seed of TestClusterFaults, which it prints; 0: any")
 	nodeStops  = flag.Duration("nodestops", 0, "for how long TestOneNodeStops stops each server in turn; 0: it is skipped")
 	faultCount = flag.Int("faults", 2, "faults that TestClusterFaults injects")
+	allDark    = flag.Int("alldark", 1, "how often TestClusterPowerCut cuts the power of all servers")
+	rolls      = flag.Int("rolls", 1, "how often TestRollingRestart restarts every server and process")
 )
 
 const (
@@ -150,19 +153,29 @@ func withoutFlow(set, flow string) string {
 
 // load is the clients of TestClusterFaults and what they were answered.
 type load struct {
-	t         *testing.T
-	servers   *bustest.NATS
-	processes []*process
-	engine    string // key that may resolve
-	begin     time.Time
-	halt      chan struct{} // closed when no new command is sent
-	giveUp    context.Context
+	t       *testing.T
+	servers *bustest.NATS
+	kms     string
+	engine  string // key that may resolve
+	begin   time.Time
+	halt    chan struct{} // closed when no new command is sent
+	giveUp  context.Context
 
-	mu       sync.Mutex
-	slots    [faultSlots]string // ids of the credentials in use
-	versions map[string]int     // as somebody was last told
-	history  []porcupine.Operation
-	attempts atomic.Int64
+	mu        sync.Mutex
+	processes []*process
+	slots     [faultSlots]string // ids of the credentials in use
+	versions  map[string]int     // as somebody was last told
+	history   []porcupine.Operation
+	answered  time.Duration // when a command was last answered
+	quiet     time.Duration // longest time without an answer to a command
+	attempts  atomic.Int64
+}
+
+// process is one of the processes, which the next call may find replaced.
+func (l *load) process(n int) *process {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.processes[n%len(l.processes)]
 }
 
 // client sends one command after the other, each until it is answered.
@@ -213,6 +226,10 @@ func (l *load) client(n int, rng *rand.Rand) {
 		}
 		op := porcupine.Operation{ClientId: n, Input: c, Call: int64(call), Output: o, Return: int64(time.Since(l.begin))}
 		l.mu.Lock()
+		if c.route != "credential.resolve" && !o.unknown {
+			l.quiet = max(l.quiet, time.Duration(op.Return)-l.answered)
+			l.answered = time.Duration(op.Return)
+		}
 		switch {
 		case o.code != "" || o.unknown:
 		case c.route == "credential.create":
@@ -242,7 +259,7 @@ func (l *load) ask(c change, rng *rand.Rand, http *http.Client, nc *nats.Conn) (
 	}
 	for l.giveUp.Err() == nil {
 		l.attempts.Add(1)
-		a := api{base: l.processes[rng.IntN(len(l.processes))].http, key: adminKey, tenant: "default", client: http}
+		a := api{base: l.process(rng.Int()).http, key: adminKey, tenant: "default", client: http}
 		if c.route == "credential.resolve" {
 			var got struct {
 				Version int
@@ -324,7 +341,7 @@ func (l *load) inject(n int, rng *rand.Rand, js jetstream.JetStream) {
 
 // pause sends a signal to one of the processes.
 func (l *load) pause(sig syscall.Signal) func(int) {
-	return func(n int) { _ = l.processes[n%len(l.processes)].cmd.Process.Signal(sig) }
+	return func(n int) { _ = l.process(n).cmd.Process.Signal(sig) }
 }
 
 // Servers hang, stop and are cut off, leader or not, for longer than the clients wait,
@@ -333,14 +350,74 @@ func (l *load) pause(sig syscall.Signal) func(int) {
 // carried out after the other, refusals included.
 func TestClusterFaults(t *testing.T) {
 	t.Parallel()
+	l := newLoad(t, bustest.Nodes(3), bustest.Cuttable())
+	l.run(*faultCount, func(n int, rng *rand.Rand, js jetstream.JetStream) { l.inject(n, rng, js) })
+}
+
+// The power of the disks of all servers is cut at one moment, and comes back: no server has what it
+// had not synced. Nothing that was acknowledged is lost.
+func TestClusterPowerCut(t *testing.T) {
+	t.Parallel()
+	var disks []*storetest.Disk
+	l := newLoad(t, bustest.Nodes(3), bustest.Stores(func(dir string) { disks = append(disks, storetest.NewDiskAt(t, dir, 1<<30)) }))
+	l.run(*allDark, func(n int, _ *rand.Rand, _ jetstream.JetStream) {
+		t.Logf("power cut %d", n)
+		for i := range disks {
+			l.servers.Freeze(i) // none of them acknowledges anything without power
+		}
+		for i, d := range disks {
+			d.Cut(t)
+			l.servers.Kill(i)
+			d.Remount(t)
+		}
+		for i := range disks {
+			l.servers.StartNode(i)
+		}
+		l.servers.Ready()
+	})
+}
+
+// Every server and every process of the service is restarted, one after the other, as for an
+// upgrade of either.
+func TestRollingRestart(t *testing.T) {
+	t.Parallel()
+	l := newLoad(t, bustest.Nodes(3))
+	l.run(*rolls, func(int, *rand.Rand, jetstream.JetStream) {
+		for i := range 3 {
+			l.servers.Stop(i)
+			l.servers.StartNode(i)
+			l.servers.Ready()
+		}
+		for i := range l.processes {
+			if err := l.process(i).kill(syscall.SIGTERM); err != nil {
+				t.Errorf("a process that was told to stop: %v", err)
+			}
+			next := replica(t, l.servers, l.kms)
+			l.mu.Lock()
+			l.processes[i] = next
+			l.mu.Unlock()
+		}
+	})
+}
+
+// newLoad starts servers.
+func newLoad(t *testing.T, options ...bustest.Option) *load {
+	t.Helper()
+	return &load{
+		t: t, servers: bustest.Start(t, options...), kms: kmsFile(t),
+		begin: time.Now(), halt: make(chan struct{}), versions: map[string]int{},
+	}
+}
+
+// run starts three processes of the service and the clients, injects n faults, and checks what became
+// of every command.
+func (l *load) run(n int, inject func(n int, rng *rand.Rand, js jetstream.JetStream)) {
+	t, servers, kms := l.t, l.servers, l.kms
 	seed := *faultSeed
 	if seed == 0 {
 		seed = rand.Uint64()
 	}
 	t.Logf("repeat it with -faultseed %d", seed)
-	servers := bustest.Start(t, bustest.Nodes(3), bustest.Cuttable())
-	kms := kmsFile(t)
-	l := &load{t: t, servers: servers, begin: time.Now(), halt: make(chan struct{}), versions: map[string]int{}}
 	p := join(t, servers, kms) // answers over NATS alone
 	l.processes = []*process{replica(t, servers, kms), replica(t, servers, kms)}
 	registerPlain(t, l.processes[0].http)
@@ -358,9 +435,10 @@ func TestClusterFaults(t *testing.T) {
 		clients.Go(func() { l.client(n, rand.New(rand.NewPCG(seed, uint64(n+1)))) })
 	}
 	rng := rand.New(rand.NewPCG(seed, 0))
-	for n := range *faultCount {
+	l.answered = time.Since(l.begin)
+	for i := range n {
 		time.Sleep(time.Duration(500+rng.IntN(1500)) * time.Millisecond) // the moment is meant to be any
-		l.inject(n+1, rng, js)
+		inject(i+1, rng, js)
 	}
 	time.Sleep(time.Second)
 	close(l.halt)
@@ -370,7 +448,9 @@ func TestClusterFaults(t *testing.T) {
 		t.Errorf("a command has no answer %v after the last fault", faultSettle)
 	}
 	t.Logf("%d commands and looks, %d attempts", len(l.history), l.attempts.Load())
-	l.check(p)
+	counts := l.check(p)
+	counts.faults, counts.quiet = n, l.quiet
+	counts.report(t)
 	l.checkRepeats()
 	for _, r := range l.processes { // nothing moves any more
 		_ = r.kill(syscall.SIGTERM)
@@ -382,7 +462,7 @@ func TestClusterFaults(t *testing.T) {
 
 // check compares the answers with the log and the vault, and each credential's
 // history with its model.
-func (l *load) check(p *program) {
+func (l *load) check(p *program) (counts tally) {
 	t := l.t
 	t.Helper()
 	stored := map[string][]events.Record{} // first records of the commits, by command id
@@ -398,7 +478,7 @@ func (l *load) check(p *program) {
 	}
 	names, keys := map[string]string{}, map[string]string{}
 	last := map[string]uint64{} // by credential: the commit its name or key is of
-	var refused, unknown int
+	var refused int
 	history := map[string][]porcupine.Operation{} // by credential
 	for _, op := range l.history {
 		c, o := op.Input.(change), op.Output.(outcome)
@@ -406,7 +486,7 @@ func (l *load) check(p *program) {
 		own := c.route != "credential.resolve" && !strings.HasPrefix(c.route, "flow.")
 		switch {
 		case o.unknown:
-			unknown++
+			counts.unknown++
 			t.Errorf("%+v was never answered; the log has %d commits of it", c, len(commits))
 			continue
 		case o.code != "":
@@ -414,13 +494,20 @@ func (l *load) check(p *program) {
 			if len(commits) != 0 {
 				t.Errorf("%+v was refused (%s) and carried out: commit %d", c, o.code, commits[0].Seq)
 			}
-		case own && (len(commits) != 1 || commits[0].Seq != o.done.Seq || commits[0].Stream.ID != o.done.ID):
+		case own && len(commits) == 0:
+			counts.lost++
+			t.Errorf("%+v was answered %+v, and is not in the log", c, o.done)
+		case own && len(commits) > 1:
+			counts.duplicates++
+			t.Errorf("%+v was answered %+v; the log has %d commits of it: %+v", c, o.done, len(commits), commits)
+		case own && (commits[0].Seq != o.done.Seq || commits[0].Stream.ID != o.done.ID):
 			t.Errorf("%+v was answered %+v; the log has %d commits of it: %+v", c, o.done, len(commits), commits)
 		}
 		history[c.id] = append(history[c.id], op)
 		if !own || o.code != "" {
 			continue
 		}
+		counts.acked++
 		if c.route == "credential.create" || c.route == "credential.rename" {
 			if at := c.id + " name"; o.done.Seq > last[at] {
 				last[at], names[c.id] = o.done.Seq, c.value
@@ -447,7 +534,7 @@ func (l *load) check(p *program) {
 	if len(names) == 0 {
 		t.Error("nothing was created: the test shows nothing")
 	}
-	t.Logf("%d credentials, %d refusals, %d without an answer", len(names), refused, unknown)
+	t.Logf("%d credentials, %d refusals", len(names), refused)
 	for id, its := range history {
 		if porcupine.CheckOperationsTimeout(model, its, time.Minute) == porcupine.Ok {
 			continue
@@ -457,6 +544,7 @@ func (l *load) check(p *program) {
 			t.Logf("%v to %v: client %d: %+v: %+v", time.Duration(op.Call), time.Duration(op.Return), op.ClientId, op.Input, op.Output)
 		}
 	}
+	return counts
 }
 
 // model is credentialModel for porcupine.

@@ -47,7 +47,7 @@ func TestKillLoop(t *testing.T) {
 			t.Fatalf("after %d kills", kills)
 		}
 	}
-	t.Logf("%d kills, %d acknowledged changes of %d credentials", kills, w.acked, len(w.acks))
+	tally{faults: kills, acked: w.acked, unknown: w.unknown, lost: w.lost}.report(t)
 	if w.acked == 0 {
 		t.Error("nothing was acknowledged: the test shows nothing")
 	}
@@ -101,7 +101,8 @@ func TestKeyRotationKilled(t *testing.T) {
 	}
 	must(t, p.kill(syscall.SIGTERM))
 	w.check(t, data)
-	t.Logf("%d rotations, %d acknowledged changes of %d credentials", rotations, w.acked, len(w.acks))
+	t.Logf("%d rotations", rotations)
+	tally{faults: *killCount, acked: w.acked, unknown: w.unknown, lost: w.lost}.report(t)
 	if w.acked == 0 || rotations < 2 {
 		t.Error("nothing was acknowledged or rotated: the test shows nothing")
 	}

@@ -231,6 +231,8 @@ type writers struct {
 	acked   int
 	n       int
 	refused []string // refusals nobody can explain
+	unknown int      // credentials with an unanswered change, as check found them
+	lost    int      // credentials that were not as acknowledged
 }
 
 // ack is an answer that a writer received.
@@ -381,6 +383,7 @@ func (w *writers) check(t *testing.T, data string) {
 		t.Fatal(err)
 	}
 	lost := 0
+	w.unknown += len(w.maybe)
 	for id, acks := range w.acks {
 		last := acks[len(acks)-1]
 		if end < last.seq {
@@ -400,6 +403,7 @@ func (w *writers) check(t *testing.T, data string) {
 		w.acks[id] = []ack{{got, last.seq, last.at}}
 		delete(w.maybe, id)
 	}
+	w.lost += lost
 	if lost > 0 {
 		t.Errorf("%d of %d acknowledged credentials are not as acknowledged", lost, len(w.acks))
 	}

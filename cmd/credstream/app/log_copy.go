@@ -38,9 +38,10 @@ type LogLocation struct {
 type LogSum = logcopy.Sum
 
 // CopyLog appends to one log the commits of another that it does not have, and compares the two.
-// It changes nothing else, can be interrupted and repeated, and needs no key. progress gets the
-// number of commits that were compared and of those that were appended.
-func CopyLog(ctx context.Context, from, to LogLocation, progress func(compared, appended uint64)) (LogSum, error) {
+// It changes nothing else, can be interrupted and repeated, and needs no key. With finish it follows
+// the source until finish is closed. progress gets the number of commits that were compared and of
+// those that were appended.
+func CopyLog(ctx context.Context, from, to LogLocation, finish <-chan struct{}, progress func(compared, appended uint64)) (LogSum, error) {
 	if from.URL == to.URL {
 		return LogSum{}, errSameLog
 	}
@@ -54,7 +55,7 @@ func CopyLog(ctx context.Context, from, to LogLocation, progress func(compared, 
 		return LogSum{}, err
 	}
 	defer closeTarget()
-	return logcopy.Run(ctx, source, target, progress)
+	return logcopy.Run(ctx, source, target, finish, progress)
 }
 
 // SumLog reads a log and returns the number of its commits and the SHA-256 over them.

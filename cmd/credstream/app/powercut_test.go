@@ -44,7 +44,7 @@ func TestPowerCut(t *testing.T) {
 			t.Fatalf("after %d cuts", i+1)
 		}
 	}
-	t.Logf("%d cuts, %d acknowledged changes of %d credentials, none lost", n, w.acked, len(w.acks))
+	tally{faults: n, acked: w.acked, unknown: w.unknown, lost: w.lost}.report(t)
 	if w.acked == 0 {
 		t.Error("nothing was acknowledged: the test shows nothing")
 	}

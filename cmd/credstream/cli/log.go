@@ -1,7 +1,11 @@
 package cli
 
 import (
+	"context"
 	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -29,6 +33,7 @@ type logCopyFlags struct {
 	To          string `flag:"to" arg:"LOG" env:"CREDSTREAM_LOG_TO" help:"log to append to: empty, or an earlier copy of the same log"`
 	Credentials string `flag:"nats-credentials" arg:"FILE" env:"CREDSTREAM_NATS_CREDENTIALS" help:"credentials file of the NATS user, if the URL names no user"`
 	Replicas    int    `flag:"nats-replicas" arg:"N" env:"CREDSTREAM_NATS_REPLICAS" default:"3" help:"replicas of the streams that are created on NATS"`
+	Follow      bool   `flag:"follow" help:"follow the source until Ctrl-C or SIGTERM, then copy the rest and compare"`
 	JSON        bool   `flag:"json" help:"print one JSON document"`
 }
 
@@ -48,17 +53,24 @@ func (a *invocation) logCopy() *cobra.Command {
 		Long: "Append to one log the commits of another that it does not have, then read the target and compare the number of commits\n" +
 			"and the SHA-256 over all of them. An interrupted copy is resumed by the same command. The source is only read. While a\n" +
 			"service uses the source, the copy ends where the log ended when it began: stop the service and copy once more before\n" +
-			"the target is used. A password in a URL belongs in CREDSTREAM_LOG_FROM or CREDSTREAM_LOG_TO, because other users of\n" +
-			"the machine can see flags. See docs/event-store.md.",
+			"the target is used. With --follow the copy goes on while the service runs: stop the service, then press Ctrl-C. Only the\n" +
+			"last commits are left to copy and to compare then; a second Ctrl-C interrupts. A password in a URL belongs in\n" +
+			"CREDSTREAM_LOG_FROM or CREDSTREAM_LOG_TO, because other users of the machine can see flags. See docs/event-store.md.",
 		Example: "  credstream log copy --from /srv/credstream/data --to esdb://localhost:2113?tls=false",
 		Args:    arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			a.client.JSON = in.JSON
 			shown := a.progress("Compared or copied")
 			defer shown.end()
-			sum, err := app.CopyLog(cmd.Context(), in.at(in.From), in.at(in.To), func(n, _ uint64) { shown.at(int(n), 0) })
+			ctx, finish := cmd.Context(), (<-chan struct{})(nil)
+			if in.Follow {
+				again, stop := afterFirstSignal(ctx)
+				defer stop()
+				ctx, finish = again, ctx.Done()
+			}
+			sum, err := app.CopyLog(ctx, in.at(in.From), in.at(in.To), finish, func(n, _ uint64) { shown.at(int(n), 0) })
 			if err != nil {
-				if cmd.Context().Err() != nil {
+				if ctx.Err() != nil {
 					return errStopped.Withf("Interrupted. Run the same command again: it resumes the copy.")
 				}
 				return err
@@ -69,6 +81,19 @@ func (a *invocation) logCopy() *cobra.Command {
 	}
 	settings.Bind(cmd.Flags(), &in)
 	return cmd
+}
+
+// afterFirstSignal returns a context for what still has to be done after the signal that ends ctx:
+// the next signal ends it.
+func afterFirstSignal(ctx context.Context) (rest context.Context, stop func()) {
+	rest, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	unwatch := context.AfterFunc(ctx, func() {
+		again, stop := signal.NotifyContext(rest, os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		<-again.Done()
+		cancel()
+	})
+	return rest, func() { unwatch(); cancel() }
 }
 
 func (a *invocation) logSum() *cobra.Command {

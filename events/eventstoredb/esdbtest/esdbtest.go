@@ -68,8 +68,8 @@ type Server struct {
 	grown   chan struct{} // closed and replaced by each append
 	file    *os.File      // nil: in memory only
 
-	slow   atomic.Int64 // delay of an append's answer, after it is stored
-	silent atomic.Int64 // number of appends that are stored and answered Unavailable
+	slow atomic.Int64 // delay of an append's answer, after it is stored
+	lost atomic.Pointer[loss]
 }
 
 // node is one address of the server.
@@ -164,8 +164,25 @@ func (s *Server) DropSubscriptions() {
 // SlowAppends delays the answer of each append, after it is stored.
 func (s *Server) SlowAppends(by time.Duration) { s.slow.Store(int64(by)) }
 
-// LoseAnswers stores the next n appends and answers that the server is unavailable.
-func (s *Server) LoseAnswers(n int) { s.silent.Store(int64(n)) }
+// loss says how the next appends are lost.
+type loss struct {
+	left   atomic.Int64
+	stored bool
+	then   func() // nil: nothing happens before the answer
+}
+
+// LoseAnswers stores the next n appends, calls then (if it is not nil) and answers that the server
+// is unavailable.
+func (s *Server) LoseAnswers(n int, then func()) { s.lose(n, true, then) }
+
+// LoseRequests is LoseAnswers, but stores nothing.
+func (s *Server) LoseRequests(n int, then func()) { s.lose(n, false, then) }
+
+func (s *Server) lose(n int, stored bool, then func()) {
+	l := &loss{stored: stored, then: then}
+	l.left.Store(int64(n))
+	s.lost.Store(l)
+}
 
 // Events returns what is stored, in log order.
 func (s *Server) Events() []Event {
@@ -371,6 +388,7 @@ func (n *node) Append(in api.Streams_AppendServer) error {
 	}
 	var opts *api.AppendReq_Options
 	var events []*Event
+	var resp *api.AppendResp
 	for {
 		req, err := in.Recv()
 		if err != nil {
@@ -393,15 +411,25 @@ func (n *node) Append(in api.Streams_AppendServer) error {
 		})
 	}
 	name := string(opts.GetStreamIdentifier().GetStreamName())
-	resp, md, err := n.s.append(name, opts, events)
-	in.SetTrailer(md)
-	if err != nil {
-		return err
+	lost := n.s.lost.Load()
+	if lost != nil && lost.left.Add(-1) < 0 {
+		lost = nil
 	}
-	if n.s.silent.Add(-1) >= 0 {
+	if lost == nil || lost.stored {
+		var md metadata.MD
+		var err error
+		resp, md, err = n.s.append(name, opts, events)
+		in.SetTrailer(md)
+		if err != nil {
+			return err
+		}
+	}
+	if lost != nil {
+		if lost.then != nil {
+			lost.then()
+		}
 		return status.Error(codes.Unavailable, "the answer is lost")
 	}
-	n.s.silent.Store(0)
 	select {
 	case <-time.After(time.Duration(n.s.slow.Load())):
 	case <-in.Context().Done():
