@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -123,6 +124,16 @@ func DeriveID(tenant string, actor Actor, command, what string) string {
 
 // NewID returns a random id that sorts by time: a UUIDv7 (RFC 9562).
 func NewID() string { return uuid.Must(uuid.NewV7()).String() }
+
+// IDTime is when an id of NewID was made, to the millisecond, by the clock of the process that made
+// it; the zero time if the id is another one.
+func IDTime(id string) time.Time {
+	u, err := uuid.Parse(id)
+	if err != nil || u.Version() != 7 {
+		return time.Time{}
+	}
+	return time.Unix(u.Time().UnixTime())
+}
 
 // StreamID names the stream of one aggregate.
 type StreamID struct {

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"sync"
@@ -89,6 +90,10 @@ type execution struct {
 	seq     uint64          // of the commit that recorded the command id; 0 while there is none
 	done    Done            // the response of this commit
 	resumed []events.Record // the commit of an interrupted attempt, which this one completes
+
+	// others means that other attempts at the command may be in progress, or were: one of them may
+	// have concluded that nothing is to be done, which no commit to the aggregate tells.
+	others bool
 
 	unfinished bool // the commit that recorded the command id has later steps, which determine the response
 
@@ -184,12 +189,16 @@ func detachable(caller context.Context) (ctx context.Context, detach, end func()
 
 // Claims are the attempts at named commands in progress or with unknown outcome, shared
 // by all processes of one log. A claim expires some time after its
-// last attempt, but not before ClaimTime.
+// last attempt, but not before ClaimTime. An attempt that AttemptEnded counts no longer, however often
+// the command is repeated.
 type Claims interface {
 	// Begin registers an attempt at the command with this key and returns the request
 	// that the command id is claimed for: this one, or another one with an
-	// attempt that was not refused. In the latter case nothing was registered.
-	Begin(ctx context.Context, key [sha256.Size]byte, request, attempt string) (claimed string, err error)
+	// attempt that was not refused. In the latter case nothing was registered. others reports
+	// whether there are, or were lately, other attempts with this request.
+	Begin(ctx context.Context, key [sha256.Size]byte, request, attempt string) (claimed string, others bool, err error)
+	// Others reports whether attempts other than this one may still be executed.
+	Others(ctx context.Context, key [sha256.Size]byte, attempt string) (bool, error)
 	// Refuse records that an attempt was refused. others reports whether another one may
 	// still be executed; if none may, the command id is free for any request.
 	Refuse(ctx context.Context, key [sha256.Size]byte, attempt string) (others bool, err error)
@@ -200,6 +209,17 @@ type Claims interface {
 // ClaimTime is the minimum lifetime of a claim: longer work has
 // ended by its own time limits.
 const ClaimTime = 10 * time.Minute
+
+// attemptTime is the age at which nothing of an attempt can be in flight: it has ended by its own
+// time limit, and what it left unsettled too. The clocks of the processes may differ by some seconds.
+const attemptTime = ClaimTime + 2*MaxCall
+
+// AttemptEnded reports whether an attempt began so long before now that nothing of it can still be
+// stored, even if its process died before it could say so.
+func AttemptEnded(attempt string, now time.Time) bool {
+	begun := events.IDTime(attempt)
+	return !begun.IsZero() && now.Sub(begun) > attemptTime
+}
 
 // localClaims are the claims of a process that serves its log alone. It serializes the attempts of one
 // command id (serialize), so only attempts with an unknown outcome are
@@ -218,7 +238,7 @@ type localClaim struct {
 // maxLocalClaims is the number of claims above which expired ones are removed.
 const maxLocalClaims = 4096
 
-func (c *localClaims) Begin(_ context.Context, key [sha256.Size]byte, request, attempt string) (string, error) {
+func (c *localClaims) Begin(_ context.Context, key [sha256.Size]byte, request, attempt string) (claimed string, others bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.by) > maxLocalClaims {
@@ -234,10 +254,26 @@ func (c *localClaims) Begin(_ context.Context, key [sha256.Size]byte, request, a
 		claim = &localClaim{request: request, open: map[string]struct{}{}}
 		c.by[key] = claim
 	case claim.request != request:
-		return claim.request, nil
+		return claim.request, false, nil
 	}
+	maps.DeleteFunc(claim.open, func(other string, _ struct{}) bool { return AttemptEnded(other, time.Now()) })
+	others = len(claim.open) > 0
 	claim.open[attempt], claim.last = struct{}{}, time.Now()
-	return request, nil
+	return request, others, nil
+}
+
+func (c *localClaims) Others(_ context.Context, key [sha256.Size]byte, attempt string) (bool, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	claim := c.by[key]
+	if claim == nil {
+		return false, nil
+	}
+	n := len(claim.open)
+	if _, ours := claim.open[attempt]; ours {
+		n--
+	}
+	return n > 0, nil
 }
 
 func (c *localClaims) Refuse(_ context.Context, key [sha256.Size]byte, attempt string) (others bool, err error) {
@@ -281,13 +317,15 @@ func (k *Kernel) execute(caller context.Context, call *Call, route *Route, body 
 	key := sha256.Sum256(events.LengthPrefixed("credstream/claim/1", id.tenant, id.kind, id.actor, id.command))
 	attempt := events.NewID()
 	request := call.execution.request // also of a call that completes an earlier attempt and is no longer named
-	switch claimed, err := k.cfg.Claims.Begin(ctx, key, request, attempt); {
-	case err != nil:
+	claimed, others, err := k.cfg.Claims.Begin(ctx, key, request, attempt)
+	if err != nil {
 		k.settleAttempt(call, key, attempt)
 		return nil, err
-	case claimed != request:
+	}
+	if claimed != request {
 		return nil, ErrCommandIDReused
 	}
+	call.execution.others = others
 	answer, err := k.attempt(ctx, call, route, body, key, attempt)
 	if err != nil && !IsRejected(err) {
 		k.settleAttempt(call, key, attempt)
@@ -302,51 +340,54 @@ func (k *Kernel) attempt(ctx context.Context, call *Call, route *Route, body []b
 		k.cfg.Claims.Complete(key, attempt)
 		return r.outcome(nil)
 	}
-	if err == nil {
-		k.cfg.Claims.Complete(key, attempt)
-		return answer, nil
-	}
-	if !IsRejected(err) {
+	if err != nil && !IsRejected(err) {
 		return nil, err
 	}
-	return k.refuse(ctx, call, route, body, key, attempt, err)
+	if call.execution.recorded() {
+		if err != nil { // what the log has of it was undone
+			if err := k.rememberRefusal(ctx, call, route.Name, err); err != nil {
+				return nil, err
+			}
+		}
+		k.cfg.Claims.Complete(key, attempt)
+		return answer, err
+	}
+	return k.conclude(ctx, call, route, body, key, attempt, answer, err)
 }
 
-// executeNamed executes a named command and records its outcome. It also completes an
-// earlier attempt that it only detects when it is about to append, or when there was nothing
-// left to append: that attempt may be beyond the views.
+// recorded reports whether the log has the command id.
+func (e *execution) recorded() bool { return e.seq != 0 || e.resumed != nil }
+
+// executeNamed executes a named command and, if it has appended something, records its outcome. It
+// also completes an earlier attempt that it only detects when it is about to append.
 func (k *Kernel) executeNamed(ctx context.Context, call *Call, route *Route, body []byte) (any, error) {
 	resumed := call.execution.resumed != nil
 	answer, err := route.serve(ctx, call, body)
-	if err == nil && call.named && call.execution.seq == 0 {
-		end, err := k.cfg.Log.Store.End(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if r, err := k.repeated(ctx, call, end); err != nil || r != nil {
+	if !resumed && call.execution.resumed != nil && errors.Is(err, events.ErrUnknownOutcome) {
+		answer, err = route.serve(ctx, call, body)
+	}
+	if err != nil || !call.execution.recorded() {
+		return answer, err
+	}
+	if e := call.execution; e.others && e.seq != 0 {
+		if r, err := k.recordedBefore(ctx, call, e.seq); err != nil || r != nil {
 			return r.outcome(err)
 		}
 	}
-	if !resumed && call.execution.resumed != nil && (err == nil || errors.Is(err, events.ErrUnknownOutcome)) {
-		answer, err = route.serve(ctx, call, body)
-	}
-	if err == nil {
-		answer, err = k.remember(ctx, call, route.Name, answer)
-	}
-	return answer, err
+	return k.remember(ctx, call, route.Name, answer)
 }
 
-// refuse returns a refusal of a named command, but only if no other
-// attempt at the command was executed or may still be. It checks the log
-// to its end; the claim tells of other attempts.
-func (k *Kernel) refuse(ctx context.Context, call *Call, route *Route, body []byte, key [sha256.Size]byte, attempt string, refusal error) (any, error) {
-	if call.execution.seq != 0 || call.execution.resumed != nil {
-		// Its id is in the log, and its effect there was undone.
-		if err := k.rememberRefusal(ctx, call, route.Name, refusal); err != nil {
-			return nil, err
+// conclude returns the outcome of a named command that has appended nothing, because it was refused or
+// because nothing was left to do, but only if no other attempt at the command was executed or may
+// still be. It checks the log to its end; the claim tells of other attempts.
+func (k *Kernel) conclude(ctx context.Context, call *Call, route *Route, body []byte, key [sha256.Size]byte, attempt string,
+	answer any, refusal error,
+) (any, error) {
+	if refusal == nil {
+		if _, changes, err := summarize(route.Name, answer); err != nil || !changes { // of a dry run nothing can be executed
+			k.cfg.Claims.Complete(key, attempt)
+			return answer, err
 		}
-		k.cfg.Claims.Complete(key, attempt)
-		return nil, refusal
 	}
 	end, err := k.cfg.Log.Store.End(ctx)
 	if err != nil {
@@ -361,11 +402,41 @@ func (k *Kernel) refuse(ctx context.Context, call *Call, route *Route, body []by
 	if call.execution.resumed != nil { // an attempt was interrupted in another process, and the views did not have it yet
 		return k.attempt(ctx, call, route, body, key, attempt)
 	}
-	others, err := k.cfg.Claims.Refuse(ctx, key, attempt)
+	if refusal != nil {
+		others, err := k.cfg.Claims.Refuse(ctx, key, attempt)
+		if err != nil || others {
+			return nil, errors.Join(events.ErrUnknownOutcome, err)
+		}
+		return nil, refusal
+	}
+	// The claim stays: whoever begins now looks for the record.
+	others, err := k.cfg.Claims.Others(ctx, key, attempt)
 	if err != nil || others {
 		return nil, errors.Join(events.ErrUnknownOutcome, err)
 	}
-	return nil, refusal
+	if answer, err = k.remember(ctx, call, route.Name, answer); err != nil {
+		return nil, err
+	}
+	if r, err := k.recordedBefore(ctx, call, call.execution.seq); err != nil || r != nil {
+		return r.outcome(err)
+	}
+	k.cfg.Claims.Complete(key, attempt)
+	return answer, nil
+}
+
+// recordedBefore returns the outcome of a commit before seq that has the command id, nil if there is
+// none: of two attempts, of which one changed something and the other found nothing to do, the first
+// in the log is the outcome, for every repeat.
+func (k *Kernel) recordedBefore(ctx context.Context, call *Call, seq uint64) (*Repeat, error) {
+	if err := k.cfg.Projector.Wait(ctx, seq); err != nil {
+		return nil, fmt.Errorf("%w: %w", events.ErrUnknownOutcome, err)
+	}
+	first, found, err := k.cfg.Views.Command(ctx, call.Tenant, call.Principal.Actor, call.CommandID)
+	if err != nil || !found || first >= seq {
+		return nil, err
+	}
+	k.completedCommands.Add(call.key(), first)
+	return k.recordedAt(ctx, call, first)
 }
 
 // maxSettling bounds the attempts that are settled concurrently; the claim of any
@@ -490,6 +561,11 @@ func (k *Kernel) repeated(ctx context.Context, call *Call, upTo uint64) (*Repeat
 			return nil, err
 		}
 	}
+	return k.recordedAt(ctx, call, seq)
+}
+
+// recordedAt is the outcome of the command whose id the commit at seq has.
+func (k *Kernel) recordedAt(ctx context.Context, call *Call, seq uint64) (*Repeat, error) {
 	recs, err := k.cfg.Log.Store.Commit(ctx, seq)
 	if err == nil {
 		err = k.cfg.Log.Store.WaitDurable(ctx, seq)
@@ -504,8 +580,8 @@ func (k *Kernel) repeated(ctx context.Context, call *Call, upTo uint64) (*Repeat
 	if err != nil {
 		return nil, err
 	}
-	if record.Value.Completed != nil {
-		return k.recalled(ctx, call, *record.Value.Completed)
+	if c := record.Value.Completed; c != nil && !foundNothing(*c, recs[0]) {
+		return k.recalled(ctx, call, *c)
 	}
 	done, err := k.Recorded(ctx, recs)
 	if err != nil {
@@ -520,6 +596,12 @@ func (k *Kernel) repeated(ctx context.Context, call *Call, upTo uint64) (*Repeat
 		return nil, nil //nolint:nilnil // must be completed
 	}
 	return k.recalled(ctx, call, summaryOf(call.Route, done))
+}
+
+// foundNothing reports whether the recorded outcome is that of another attempt, which found nothing to
+// do before the commit that was the first to have the command id.
+func foundNothing(c events.CommandCompleted, first events.Record) bool {
+	return first.Stream.Category != aggregates.CommandRecord.Category && c.Refusal.Code == "" && c.Seq != 0 && c.Seq < first.Seq
 }
 
 // Execute executes one command on one aggregate. It returns the state before
@@ -544,8 +626,15 @@ func Commit[S any, C commands.Command, E any](ctx context.Context, k *Kernel, ca
 		call.execution.detach()
 	}
 	was, after, err = d.Execute(ctx, k.cfg.Log, tenant, cmd, k.meta(call), func(ctx context.Context, seq uint64) error {
-		if !call.named || seq <= call.dedupPosition || call.execution.seq != 0 { // an unnamed call may have several executions
+		if !call.named || seq <= call.dedupPosition && !call.execution.others || call.execution.seq != 0 { // an unnamed call may have several executions
 			return nil // or an earlier check covered it
+		}
+		if call.execution.others {
+			end, err := k.cfg.Log.Store.End(ctx)
+			if err != nil {
+				return err
+			}
+			seq = end
 		}
 		r, err := k.repeated(ctx, call, seq)
 		switch {

@@ -50,7 +50,7 @@ func OneClaims(t *testing.T, processes ...*kv.Claims) {
 		for n := range callers {
 			work.Go(func() {
 				var err error
-				claimed[id][n], err = processes[n%len(processes)].Begin(t.Context(), [32]byte{9, byte(id)}, fmt.Sprint("request ", n), fmt.Sprint("attempt ", n))
+				claimed[id][n], _, err = processes[n%len(processes)].Begin(t.Context(), [32]byte{9, byte(id)}, fmt.Sprint("request ", n), fmt.Sprint("attempt ", n))
 				if err != nil {
 					t.Error(err)
 				}

@@ -35,7 +35,7 @@ const (
 // Claims coordinates attempts at commands with a command id among the processes of one log: it
 // detects a reused id before the read models have the first command, and prevents a final refusal
 // while another attempt may still commit. Claims are kept in memory for ten minutes after the last
-// attempt.
+// attempt; an attempt whose process died counts for eleven minutes.
 type Claims struct {
 	js       jetstream.JetStream
 	stream   jetstream.Stream
@@ -75,9 +75,9 @@ func OpenClaims(ctx context.Context, js jetstream.JetStream, replicas int) (*Cla
 
 // Begin implements service.Claims. An error, fault.ErrUnavailable in its chain, means
 // that the command must not be executed.
-func (c *Claims) Begin(ctx context.Context, key [32]byte, request, attempt string) (claimed string, err error) {
+func (c *Claims) Begin(ctx context.Context, key [32]byte, request, attempt string) (claimed string, others bool, err error) {
 	err = c.change(ctx, key, false, func(now claim, found bool) (claim, bool) {
-		claimed = request
+		claimed, others = request, false
 		switch {
 		case !found, now.free():
 			now = claim{Request: request}
@@ -85,6 +85,7 @@ func (c *Claims) Begin(ctx context.Context, key [32]byte, request, attempt strin
 			claimed = now.Request
 			return now, false
 		}
+		others = othersIn(now, attempt)
 		if slices.Contains(now.Open, attempt) { // stored by a try that seemed to fail
 			return now, false
 		}
@@ -95,7 +96,20 @@ func (c *Claims) Begin(ctx context.Context, key [32]byte, request, attempt strin
 		}
 		return now, true
 	})
-	return claimed, err
+	return claimed, others, err
+}
+
+func othersIn(now claim, attempt string) bool {
+	return now.Crowded || slices.ContainsFunc(now.Open, func(a string) bool { return a != attempt })
+}
+
+// Others implements service.Claims.
+func (c *Claims) Others(ctx context.Context, key [32]byte, attempt string) (others bool, err error) {
+	err = c.change(ctx, key, true, func(now claim, _ bool) (claim, bool) {
+		others = othersIn(now, attempt)
+		return now, false
+	})
+	return others, err
 }
 
 // Refuse implements service.Claims. It always writes: a Begin without a response may
@@ -145,6 +159,7 @@ func (c *Claims) try(ctx context.Context, subject string, readFirst bool, update
 		if now, revision, err = c.read(ctx, subject); err != nil {
 			return false, err
 		}
+		now.Open = slices.DeleteFunc(now.Open, func(a string) bool { return service.AttemptEnded(a, time.Now()) })
 	}
 	next, write := update(now, revision != 0)
 	if !write {

@@ -35,7 +35,7 @@ func TestClaims(t *testing.T) {
 	key := [32]byte{1, 2, 3}
 	begin := func(process int, request, attempt, want string) {
 		t.Helper()
-		if claimed, err := processes[process].Begin(t.Context(), key, request, attempt); err != nil || claimed != want {
+		if claimed, _, err := processes[process].Begin(t.Context(), key, request, attempt); err != nil || claimed != want {
 			t.Errorf("got %q, %v", claimed, err)
 		}
 	}
@@ -102,7 +102,7 @@ func TestLateClaim(t *testing.T) {
 		subject := prefix + hex.EncodeToString(key[:])
 		var revision uint64
 		for _, attempt := range others {
-			if _, err := claims.Begin(t.Context(), key, "a", attempt); err != nil {
+			if _, _, err := claims.Begin(t.Context(), key, "a", attempt); err != nil {
 				t.Fatal(err)
 			}
 			m, err := stream.GetLastMsgForSubject(t.Context(), subject)
@@ -146,7 +146,7 @@ func BenchmarkClaim(b *testing.B) {
 			var n uint32
 			for b.Loop() {
 				n++
-				if claimed, err := claims.Begin(b.Context(), [32]byte{byte(n), byte(n >> 8), byte(n >> 16)}, "request", "attempt"); err != nil || claimed != "request" {
+				if claimed, _, err := claims.Begin(b.Context(), [32]byte{byte(n), byte(n >> 8), byte(n >> 16)}, "request", "attempt"); err != nil || claimed != "request" {
 					b.Fatal(claimed, err)
 				}
 			}

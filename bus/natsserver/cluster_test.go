@@ -302,7 +302,7 @@ func TestThreeServers(t *testing.T) {
 	}
 	dial(t, s, "alice-key")
 	for {
-		if claimed, err := claims.Begin(t.Context(), [32]byte{1}, "request", "attempt"); err == nil {
+		if claimed, _, err := claims.Begin(t.Context(), [32]byte{1}, "request", "attempt"); err == nil {
 			if claimed != "request" {
 				t.Error("a new id was claimed before")
 			}

@@ -65,7 +65,7 @@ func (s *Service) registerComponent(ctx context.Context, call *service.Call, in 
 func (s *Service) claimCase(ctx context.Context, id string) (releaseOnReject func(context.Context, error) error, err error) {
 	key := sha256.Sum256(events.LengthPrefixed("credstream/component-case/1", strings.ToLower(id)))
 	attempt := events.NewID()
-	switch claimed, err := s.Kernel.Claims().Begin(ctx, key, id, attempt); {
+	switch claimed, _, err := s.Kernel.Claims().Begin(ctx, key, id, attempt); {
 	case err != nil:
 		return nil, err
 	case claimed != id:

@@ -3,12 +3,13 @@ package throttle_test
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
 	"iter"
 	"log/slog"
-	"math/rand/v2"
+	"maps"
 	"path/filepath"
 	"reflect"
 	"runtime"
@@ -49,6 +50,7 @@ const (
 	simTenant   = "acme"
 	simPatience = 3 * time.Second // of a client for one answer
 	simRounds   = 400             // attempts at one command, after which a client despairs
+	simTrouble  = time.Minute     // how long processes are killed and cut off
 )
 
 // world is the log and the claims that several processes of the service share, and the network
@@ -60,28 +62,33 @@ type world struct {
 	claims  *sharedClaims
 	keyring *seal.Keyring
 	dir     string
+	seed    uint64
+	begin   time.Time
 	calm    atomic.Bool // the network is reliable again
 
 	mu       sync.Mutex
-	rng      *rand.Rand
 	replicas []*replica
 	started  int
 	attempts int
 	history  []porcupine.Operation
 }
 
-func (w *world) intN(n int) int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.rng.IntN(n)
+// intN chooses for somebody at this moment of virtual time: in whichever order goroutines of one
+// moment run, the choices of a seed are the same.
+func (w *world) intN(n int, who string) int {
+	h := sha256.Sum256(fmt.Append(nil, w.seed, time.Since(w.begin), who))
+	return int(binary.BigEndian.Uint64(h[:]) % uint64(n))
 }
 
 // sleep waits for a part of most.
-func (w *world) sleep(most time.Duration) { time.Sleep(time.Duration(w.intN(int(most)))) }
+func (w *world) sleep(most time.Duration, who string) {
+	time.Sleep(time.Duration(w.intN(int(most), who)))
+}
 
 // replica is one process of the service.
 type replica struct {
 	w      *world
+	name   string
 	kernel *service.Kernel
 	views  *projections.Views
 	proj   *projections.Projector
@@ -95,12 +102,13 @@ type replica struct {
 func (w *world) start(file string) *replica {
 	w.mu.Lock()
 	w.started++
+	name := fmt.Sprint("replica ", w.started)
 	if file == "" {
 		file = filepath.Join(w.dir, fmt.Sprint("views-", w.started, ".db"))
 	}
 	w.mu.Unlock()
 	t, log := w.t, slog.New(slog.DiscardHandler)
-	r := &replica{w: w, file: file, ended: make(chan struct{})}
+	r := &replica{w: w, name: name, file: file, ended: make(chan struct{})}
 	states := stage.Must(aggregates.NewLog(&link{w.log, r}, 100))(t)
 	r.views = stage.Must(projections.OpenViews(file, projections.ViewsOptions{Readers: 1, Logger: log}))(t)
 	r.proj = projections.NewProjector(&link{w.log, r}, r.views, log)
@@ -132,13 +140,13 @@ func (r *replica) close() {
 }
 
 // travel is one way over the network. It ends the goroutines of a dead process.
-func (r *replica) travel(ctx context.Context) error {
+func (r *replica) travel(ctx context.Context, what string) error {
 	if r.dead.Load() {
 		runtime.Goexit()
 	}
 	delay := time.Duration(1)
 	if !r.w.calm.Load() {
-		delay = time.Duration(r.w.intN(int(20 * time.Millisecond)))
+		delay = time.Duration(r.w.intN(int(20*time.Millisecond), r.name+what))
 	}
 	lost := time.Now().UnixNano() < r.cut.Load()
 	if lost {
@@ -165,19 +173,22 @@ type link struct {
 	r *replica
 }
 
+var errDead = errors.New("the process is dead")
+
 var errLost = fmt.Errorf("the answer is lost: %w", events.ErrUnknownOutcome)
 
 func (l *link) Stage(ctx context.Context, stream events.StreamID, expected uint64, meta events.Meta, evs ...events.Event) (uint64, error) {
-	if err := l.r.travel(ctx); err != nil {
+	what := "stage " + stream.String() + meta.Command
+	if err := l.r.travel(ctx, what); err != nil {
 		return 0, err
 	}
 	fate := 100
 	if !l.r.w.calm.Load() {
-		fate = l.r.w.intN(20)
+		fate = l.r.w.intN(20, l.r.name+what+"fate")
 	}
 	settled := func(stored bool) error {
 		return &events.UnsettledError{Err: errLost, Settle: func(ctx context.Context) (bool, error) {
-			return stored, l.r.travel(ctx)
+			return stored, l.r.travel(ctx, what)
 		}}
 	}
 	switch fate {
@@ -187,7 +198,7 @@ func (l *link) Stage(ctx context.Context, stream events.StreamID, expected uint6
 		_, err := l.Store.Stage(ctx, stream, expected, meta, evs...)
 		return 0, settled(err == nil)
 	case 2: // it arrives when nobody waits for it any more
-		after, arrived, stored := time.Duration(l.r.w.intN(int(20*time.Second))), make(chan struct{}), false
+		after, arrived, stored := time.Duration(l.r.w.intN(int(20*time.Second), l.r.name+what+"late")), make(chan struct{}), false
 		go func() {
 			time.Sleep(after)
 			_, err := l.Store.Stage(context.WithoutCancel(ctx), stream, expected, meta, evs...)
@@ -197,14 +208,14 @@ func (l *link) Stage(ctx context.Context, stream events.StreamID, expected uint6
 		return 0, &events.UnsettledError{Err: errLost, Settle: func(ctx context.Context) (bool, error) {
 			select {
 			case <-arrived:
-				return stored, l.r.travel(ctx)
+				return stored, l.r.travel(ctx, what)
 			case <-ctx.Done():
 				return false, ctx.Err()
 			}
 		}}
 	}
 	seq, err := l.Store.Stage(ctx, stream, expected, meta, evs...)
-	if err == nil && l.r.travel(ctx) != nil {
+	if err == nil && l.r.travel(ctx, what) != nil {
 		return 0, settled(true)
 	}
 	return seq, err
@@ -215,28 +226,28 @@ func (l *link) Append(ctx context.Context, stream events.StreamID, expected uint
 }
 
 func (l *link) Last(ctx context.Context, stream events.StreamID) (uint64, error) {
-	if err := l.r.travel(ctx); err != nil {
+	if err := l.r.travel(ctx, "last"); err != nil {
 		return 0, err
 	}
 	return l.Store.Last(ctx, stream)
 }
 
 func (l *link) End(ctx context.Context) (uint64, error) {
-	if err := l.r.travel(ctx); err != nil {
+	if err := l.r.travel(ctx, "end"); err != nil {
 		return 0, err
 	}
 	return l.Store.End(ctx)
 }
 
 func (l *link) Commit(ctx context.Context, seq uint64) ([]events.Record, error) {
-	if err := l.r.travel(ctx); err != nil {
+	if err := l.r.travel(ctx, "commit"); err != nil {
 		return nil, err
 	}
 	return l.Store.Commit(ctx, seq)
 }
 
 func (l *link) WaitDurable(ctx context.Context, seq uint64) error {
-	if err := l.r.travel(ctx); err != nil {
+	if err := l.r.travel(ctx, "waitdurable"); err != nil {
 		return err
 	}
 	return l.Store.WaitDurable(ctx, seq)
@@ -244,7 +255,7 @@ func (l *link) WaitDurable(ctx context.Context, seq uint64) error {
 
 func (l *link) Stream(ctx context.Context, stream events.StreamID, after uint64) iter.Seq2[events.Record, error] {
 	return func(yield func(events.Record, error) bool) {
-		if err := l.r.travel(ctx); err != nil {
+		if err := l.r.travel(ctx, "stream"); err != nil {
 			yield(events.Record{}, err)
 			return
 		}
@@ -256,7 +267,7 @@ func (l *link) Stream(ctx context.Context, stream events.StreamID, after uint64)
 func (l *link) Follow(ctx context.Context, after uint64) iter.Seq2[events.Record, error] {
 	return func(yield func(events.Record, error) bool) {
 		for rec, err := range l.Store.Follow(ctx, after) {
-			for ctx.Err() == nil && l.r.travel(ctx) != nil {
+			for ctx.Err() == nil && l.r.travel(ctx, "follow") != nil {
 			}
 			if ctx.Err() != nil || !yield(rec, err) {
 				return
@@ -276,53 +287,74 @@ type claim struct {
 	open    map[string]bool
 }
 
+// of returns the claim of a command id; mu must be held.
+func (c *sharedClaims) of(key [sha256.Size]byte) *claim {
+	is := c.by[key]
+	if is == nil {
+		return nil
+	}
+	maps.DeleteFunc(is.open, func(attempt string, _ bool) bool { return service.AttemptEnded(attempt, time.Now()) })
+	if len(is.open) == 0 {
+		delete(c.by, key)
+		return nil
+	}
+	return is
+}
+
 // claimsLink is how a process reaches them: any answer may be lost.
 type claimsLink struct {
 	all *sharedClaims
 	r   *replica
 }
 
-func (c *claimsLink) Begin(ctx context.Context, key [sha256.Size]byte, request, attempt string) (string, error) {
-	if err := c.r.travel(ctx); err != nil {
-		return "", err
+func (c *claimsLink) Begin(ctx context.Context, key [sha256.Size]byte, request, attempt string) (claimed string, others bool, err error) {
+	if err := c.r.travel(ctx, fmt.Sprint("begin", key[:4])); err != nil {
+		return "", false, err
 	}
 	c.all.mu.Lock()
-	is := c.all.by[key]
+	is := c.all.of(key)
 	if is == nil {
 		is = &claim{request, map[string]bool{}}
 		c.all.by[key] = is
 	}
-	if is.request == request {
+	claimed = is.request
+	if claimed == request {
+		others = len(is.open) > 0
 		is.open[attempt] = true
 	}
-	claimed := is.request
 	c.all.mu.Unlock()
-	return claimed, c.r.travel(ctx)
+	return claimed, others, c.r.travel(ctx, fmt.Sprint("begin", key[:4]))
 }
 
-func (c *claimsLink) Refuse(ctx context.Context, key [sha256.Size]byte, attempt string) (others bool, err error) {
-	if err := c.r.travel(ctx); err != nil {
+func (c *claimsLink) Others(ctx context.Context, key [sha256.Size]byte, attempt string) (others bool, err error) {
+	if err := c.r.travel(ctx, fmt.Sprint("others", key[:4])); err != nil {
 		return false, err
 	}
 	c.all.mu.Lock()
-	if is := c.all.by[key]; is != nil {
+	if is := c.all.of(key); is != nil {
+		others = len(is.open) > 1 || len(is.open) == 1 && !is.open[attempt]
+	}
+	c.all.mu.Unlock()
+	return others, c.r.travel(ctx, fmt.Sprint("others", key[:4]))
+}
+
+func (c *claimsLink) Refuse(ctx context.Context, key [sha256.Size]byte, attempt string) (others bool, err error) {
+	if err := c.r.travel(ctx, fmt.Sprint("refuse", key[:4])); err != nil {
+		return false, err
+	}
+	c.all.mu.Lock()
+	if is := c.all.of(key); is != nil {
 		delete(is.open, attempt)
 		if others = len(is.open) > 0; !others {
 			delete(c.all.by, key)
 		}
 	}
 	c.all.mu.Unlock()
-	return others, c.r.travel(ctx)
+	return others, c.r.travel(ctx, fmt.Sprint("refuse", key[:4]))
 }
 
-func (c *claimsLink) Complete(key [sha256.Size]byte, _ string) {
-	if c.r.dead.Load() {
-		return
-	}
-	c.all.mu.Lock()
-	defer c.all.mu.Unlock()
-	delete(c.all.by, key)
-}
+// Complete does nothing, as that of package kv.
+func (c *claimsLink) Complete([sha256.Size]byte, string) {}
 
 // open admits everybody.
 type open struct{}
@@ -362,9 +394,9 @@ func (c simChange) body() []byte {
 }
 
 // ask sends a command once. Without an answer, anything may have become of it.
-func (w *world) ask(c simChange) (a simAnswer, answered bool) {
+func (w *world) ask(c simChange) (a simAnswer, answered bool, err error) {
 	w.mu.Lock()
-	r := w.replicas[w.rng.IntN(len(w.replicas))]
+	r := w.replicas[w.intN(len(w.replicas), c.command)]
 	w.attempts++
 	w.mu.Unlock()
 	type result struct {
@@ -385,37 +417,40 @@ func (w *world) ask(c simChange) (a simAnswer, answered bool) {
 	case got := <-results:
 		switch f := (*fault.Error)(nil); {
 		case r.dead.Load():
-			return a, false
+			return a, false, errDead
 		case got.err == nil:
-			return simAnswer{seq: got.done.(service.Done).Seq}, true
+			return simAnswer{seq: got.done.(service.Done).Seq}, true, nil
 		case errors.As(got.err, &f) && slices.Contains([]string{"throttle_policy_exists", "throttle_policy_not_found"}, f.Code):
-			return simAnswer{code: f.Code}, true
+			return simAnswer{code: f.Code}, true, nil
 		case errors.As(got.err, &f) && f.Code == service.ErrCommandIDReused.Code:
 			w.t.Errorf("%+v: %v", c, got.err)
 		}
+		return a, false, got.err
 	case <-ctx.Done():
+		return a, false, ctx.Err()
 	}
-	return a, false
 }
 
 // insist sends a command until it is answered.
 func (w *world) insist(c simChange) (a simAnswer, answered bool) {
+	var last error
 	for range simRounds {
-		if a, answered = w.ask(c); answered {
+		if a, answered, last = w.ask(c); answered {
 			return a, true
 		}
-		w.sleep(time.Second)
+		w.sleep(10*time.Second, c.command)
 	}
-	w.t.Errorf("%+v is never answered", c)
+	w.t.Errorf("%+v is never answered: %v", c, last)
 	return a, false
 }
 
 func (w *world) client(n int) {
+	me := fmt.Sprint("client ", n)
 	for i := range simCommands {
-		w.sleep(2 * time.Second)
+		w.sleep(2*time.Second, me)
 		c := simChange{
-			route:   []string{"throttle_policy.define", "throttle_policy.change", "throttle_policy.change", "throttle_policy.delete"}[w.intN(4)],
-			command: fmt.Sprintf("c%d-%d", n, i), policy: fmt.Sprint("p", w.intN(simPolicies)), tokens: 1 + w.intN(3),
+			route:   []string{"throttle_policy.define", "throttle_policy.change", "throttle_policy.change", "throttle_policy.delete"}[w.intN(4, me)],
+			command: fmt.Sprintf("c%d-%d", n, i), policy: fmt.Sprint("p", w.intN(simPolicies, me+"policy")), tokens: 1 + w.intN(3, me+"tokens"),
 		}
 		call := time.Now()
 		a, answered := w.insist(c)
@@ -428,25 +463,25 @@ func (w *world) client(n int) {
 	}
 }
 
-// disturb kills and cuts off processes until done is closed.
+// disturb kills and cuts off processes for a while, or until done is closed.
 func (w *world) disturb(done <-chan struct{}) {
-	for {
+	for begun := time.Now(); time.Since(begun) < simTrouble; {
 		select {
 		case <-done:
 			return
-		case <-time.After(time.Duration(w.intN(int(4 * time.Second)))):
+		case <-time.After(time.Duration(w.intN(int(4*time.Second), "disturb"))):
 		}
-		i := w.intN(simReplicas)
+		i := w.intN(simReplicas, "disturb")
 		w.mu.Lock()
 		r := w.replicas[i]
 		w.mu.Unlock()
-		if w.intN(2) == 0 {
-			r.cut.Store(time.Now().Add(time.Duration(w.intN(int(15 * time.Second)))).UnixNano())
+		if w.intN(2, "disturb how") == 0 {
+			r.cut.Store(time.Now().Add(time.Duration(w.intN(int(15*time.Second), "disturb"))).UnixNano())
 			continue
 		}
 		r.die()
 		file := ""
-		if w.intN(2) == 0 { // its disk is still there
+		if w.intN(2, "disturb disk") == 0 { // its disk is still there
 			file = r.file
 		}
 		next := w.start(file)
@@ -462,6 +497,8 @@ var policyModel = porcupine.Model{
 	Step: func(state, in, out any) (bool, any) {
 		tokens, c, a := state.(int), in.(simChange), out.(simAnswer)
 		switch {
+		case c.route == "look":
+			return c.tokens == tokens, tokens
 		case c.route == "throttle_policy.define" && tokens != 0:
 			return a.code == "throttle_policy_exists", tokens
 		case c.route != "throttle_policy.define" && tokens == 0:
@@ -477,11 +514,14 @@ var policyModel = porcupine.Model{
 func (w *world) check() {
 	t := w.t
 	stored := map[string][]events.Record{} // by command id
+	recorded := map[string]uint64{}        // the first record of its outcome
 	end := stage.Must(w.log.End(t.Context()))(t)
 	for seq := uint64(1); seq <= end; seq++ {
 		recs := stage.Must(w.log.Commit(t.Context(), seq))(t)
 		if recs[0].Stream.Category == aggregates.ThrottlePolicy.Category {
 			stored[recs[0].Meta.Command] = append(stored[recs[0].Meta.Command], recs[0])
+		} else if recorded[recs[0].Meta.Command] == 0 {
+			recorded[recs[0].Meta.Command] = seq
 		}
 	}
 	histories := map[string][]porcupine.Operation{}
@@ -495,9 +535,16 @@ func (w *world) check() {
 			t.Errorf("%+v was refused (%s) and carried out: commit %d", c, a.code, commits[0].Seq)
 		case a.code == "" && !noop && len(commits) != 1:
 			t.Errorf("%+v was answered %+v; the log has %d commits of it", c, a, len(commits))
-		case a.code == "" && !noop && commits[0].Seq != a.seq:
+		case a.code == "" && !noop && commits[0].Seq != a.seq && (recorded[c.command] == 0 || recorded[c.command] > commits[0].Seq):
 			t.Errorf("%+v was answered %+v; its commit is %d", c, a, commits[0].Seq)
 		}
+	}
+	for policy := range histories {
+		now := stage.Must(aggregates.ThrottlePolicy.Fresh(t.Context(), stage.Must(aggregates.NewLog(w.log, 10))(t), aggregates.ThrottlePolicy.Stream(simTenant, policy)))(t)
+		histories[policy] = append(histories[policy], porcupine.Operation{
+			ClientId: simClients, Input: simChange{route: "look", tokens: int(now.Value.Settings.Tokens)}, Output: simAnswer{},
+			Call: time.Now().UnixNano(), Return: time.Now().UnixNano(),
+		})
 	}
 	for policy, its := range histories {
 		if porcupine.CheckOperationsTimeout(policyModel, its, 0) != porcupine.Ok {
@@ -561,20 +608,24 @@ func TestSimulation(t *testing.T) {
 		seed = uint64(time.Now().UnixNano())
 	}
 	for n := range *simSeeds {
-		simulate(t, seed+uint64(n), kms, keysets)
+		simulate(t, time.Duration(n)*worldTime, seed+uint64(n), kms, keysets)
 		if t.Failed() {
 			t.Fatalf("repeat it with -seed %d -seeds 1", seed+uint64(n))
 		}
 	}
 }
 
-func simulate(t *testing.T, seed uint64, kms tink.AEAD, keysets *memKeysets) {
+// worldTime is longer than a world lasts.
+const worldTime = 24 * time.Hour
+
+func simulate(t *testing.T, after time.Duration, seed uint64, kms tink.AEAD, keysets *memKeysets) {
 	t.Helper()
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
+		time.Sleep(after) // ids hold their time and never go back, so no world is before another one
 		w := &world{
 			t: t, log: memory.New(events.All()), claims: &sharedClaims{by: map[[sha256.Size]byte]*claim{}}, dir: dir,
-			keyring: seal.NewKeyring(kms, keysets), rng: rand.New(rand.NewPCG(seed, 0)),
+			keyring: seal.NewKeyring(kms, keysets), seed: seed, begin: time.Now(),
 		}
 		for range simReplicas {
 			w.replicas = append(w.replicas, w.start(""))
@@ -595,7 +646,7 @@ func simulate(t *testing.T, seed uint64, kms tink.AEAD, keysets *memKeysets) {
 			r.close()
 		}
 		t.Logf("seed %d: %d commands, %d attempts, %d kills, %d commits, %v of virtual time", seed, len(w.history), w.attempts,
-			w.started-simReplicas, stage.Must(w.log.End(t.Context()))(t), time.Since(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)))
+			w.started-simReplicas, stage.Must(w.log.End(t.Context()))(t), time.Since(w.begin))
 	})
 }
 

@@ -306,7 +306,7 @@ type noted struct {
 	begins func()
 }
 
-func (n noted) Begin(ctx context.Context, key [sha256.Size]byte, request, attempt string) (string, error) {
+func (n noted) Begin(ctx context.Context, key [sha256.Size]byte, request, attempt string) (string, bool, error) {
 	n.begins()
 	return n.Claims.Begin(ctx, key, request, attempt)
 }

@@ -503,7 +503,7 @@ type claimed struct {
 	begun func() // called when an attempt has been noted
 }
 
-func (c *claimed) Begin(ctx context.Context, key [32]byte, request, attempt string) (string, error) {
+func (c *claimed) Begin(ctx context.Context, key [32]byte, request, attempt string) (string, bool, error) {
 	defer c.begun()
 	return c.Claims.Begin(ctx, key, request, attempt)
 }
