@@ -216,16 +216,24 @@ func (a *API) DeleteCredential(ctx context.Context, id string, expected int, opt
 	return a.change(ctx, "credential.delete", change{ID: id, Expected: expected}, opts)
 }
 
+// LastUse is when a credential was last used, as far as the access log is kept.
+type LastUse struct {
+	Time    time.Time `json:"time,omitzero"`    // when its values were last given under a new lease, or revealed; zero: never
+	Unknown bool      `json:"unknown,omitzero"` // the access log could not be read
+}
+
 // TokenInfo is the state of a credential's OAuth tokens.
 type TokenInfo struct {
-	Expires   time.Time `json:"expires,omitzero"`  // of the access token; it is renewed earlier. Absent: it is valid until it is revoked
-	Renewable bool      `json:"renewable"`         // they can be renewed without connecting the account again
-	Problem   string    `json:"problem,omitzero"`  // sentence why re-authorization is required
-	Failures  int       `json:"failures,omitzero"` // consecutive failed renewals
-	RetryAt   time.Time `json:"retry_at,omitzero"` // next retry after a failure
-	Scope     string    `json:"scope,omitzero"`    // as the provider stated it; "" if it did not
-	Missing   []string  `json:"missing,omitzero"`  // scopes of the component that the provider did not grant
-	Odd       string    `json:"odd,omitzero"`      // a sentence about an implausible lifetime in the provider's response
+	Expires   time.Time `json:"expires,omitzero"`                // of the access token; it is renewed earlier. Absent: it is valid until it is revoked
+	Refresh   time.Time `json:"refresh_token_expires,omitzero"`  // of the refresh token, as the provider last stated it or the component declares it; zero: unknown
+	Extended  bool      `json:"refresh_token_extended,omitzero"` // renewals extend Refresh
+	Renewable bool      `json:"renewable"`                       // they can be renewed without connecting the account again
+	Problem   string    `json:"problem,omitzero"`                // sentence why re-authorization is required
+	Failures  int       `json:"failures,omitzero"`               // consecutive failed renewals
+	RetryAt   time.Time `json:"retry_at,omitzero"`               // next retry after a failure
+	Scope     string    `json:"scope,omitzero"`                  // as the provider stated it; "" if it did not
+	Missing   []string  `json:"missing,omitzero"`                // scopes of the component that the provider did not grant
+	Odd       string    `json:"odd,omitzero"`                    // a sentence about an implausible lifetime in the provider's response
 }
 
 // Verification is the result of the last dry request.
@@ -260,6 +268,7 @@ type CredentialFilter struct {
 	Limit          int    `json:"limit,omitzero"`         // of one page, 1 to 200; 50 when 0
 	After          string `json:"after,omitzero"`         // cursor of the previous page
 	MinSeq         uint64 `json:"min_seq,omitzero"`
+	LastUse        bool   `json:"last_use,omitzero"` // show when each was last used
 }
 
 // CredentialList is one page.

@@ -49,6 +49,7 @@ type Credential struct {
 	Type           string         `json:"type,omitzero"`        // the free type, instead of component
 	Description    string         `json:"description,omitzero"` // free text
 	Expires        time.Time      `json:"expires_at,omitzero"`  // when the keys expire, as declared, or the tokens, if they cannot be renewed; absent: never
+	LastUse        *LastUse       `json:"last_use,omitzero"`    // on request
 }
 
 // RenameCredential requests another name, by the command credential.rename.

@@ -92,6 +92,7 @@ type Question struct {
 	Seq           uint64     `json:"seq,omitzero"`
 	LastBySubject string     `json:"last_by_subj,omitzero"`
 	NextBySubject string     `json:"next_by_subj,omitzero"`
+	MultiLast     []string   `json:"multi_last,omitzero"` // subjects, up to 1024: the last message of each, with Batch of API alone
 	StartTime     *time.Time `json:"start_time,omitzero"`
 	Batch         int        `json:"batch,omitzero"`
 	MaxBytes      int        `json:"max_bytes,omitzero"` // of a batch; it has at least one message

@@ -67,13 +67,14 @@ type listQuery struct {
 	Limit        int    `json:"limit,omitzero"`
 	After        string `json:"after,omitzero"`
 	MinSeq       uint64 `json:"min_seq,omitzero"`
+	LastUse      bool   `json:"last_use,omitzero"`
 }
 
 func (x *exchange) listCredentials() error {
 	q := x.R.URL.Query()
 	in := listQuery{
 		Component: q.Get("component"), NameContains: q.Get("q"), Status: q.Get("status"), Sort: q.Get("sort"), Limit: pageSize,
-		After: q.Get("after"), MinSeq: x.minSeq(),
+		After: q.Get("after"), MinSeq: x.minSeq(), LastUse: true,
 	}
 	data := credentialList{Query: in.NameContains, Status: in.Status, Sort: in.Sort}
 	title := "Credentials"
@@ -91,6 +92,7 @@ func (x *exchange) listCredentials() error {
 		return err
 	}
 	if data.Listed = in.Component != "" || data.Query != "" || data.Status != "" || data.Sort != "" || in.After != ""; data.Listed {
+		in.LastUse = true
 		page, err := ask[credential.Page](x, "credential.list", in)
 		if err != nil {
 			return err
@@ -311,7 +313,7 @@ type shownField struct {
 
 // readCredential reads everything about one credential that the caller may read.
 func (x *exchange) readCredential(id string) (data shownCredential, err error) {
-	if data.Credential, err = ask[credential.Credential](x, "credential.get", credential.Get{ID: id, MinSeq: x.minSeq()}); err != nil {
+	if data.Credential, err = ask[credential.Credential](x, "credential.get", credential.Get{ID: id, MinSeq: x.minSeq(), LastUse: true}); err != nil {
 		return data, err
 	}
 	labels := map[string]field{}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -169,6 +170,31 @@ func (l *AccessLog) Read(ctx context.Context, tenant string, of credential.Acces
 	}
 	return page, from, nil
 }
+
+// Last implements credential.AccessLog, by one request to any replica for 1,000 credentials.
+func (l *AccessLog) Last(ctx context.Context, tenant string, credentials []string) (list []credential.AccessRecord, err error) {
+	if !events.Plain(tenant) {
+		return nil, events.ErrID
+	}
+	for some := range slices.Chunk(credentials, maxLast) {
+		subjects := make([]string, len(some))
+		for i, id := range some {
+			if err := events.CheckID(id); err != nil {
+				return nil, err
+			}
+			subjects[i] = accessPrefix + tenant + "." + events.Token(id)
+		}
+		batch, err := l.batch(ctx, jsapi.Question{MultiLast: subjects})
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, batch...)
+	}
+	return list, nil
+}
+
+// maxLast is the number of subjects in one request; the server allows 1,024.
+const maxLast = 1000
 
 // ask reads one entry from the stream's leader; nil means that there is none.
 func (l *AccessLog) ask(ctx context.Context, q jsapi.Question) (*credential.AccessRecord, error) {

@@ -3,6 +3,7 @@ package credential
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/credstream/credstream/aggregates"
@@ -58,6 +59,62 @@ type AccessLog interface {
 	// which to read on; 0 at the end. It includes every entry whose
 	// Append has returned before, in this process or another.
 	Read(ctx context.Context, tenant string, of AccessRange, limit int) (page []AccessRecord, next uint64, err error)
+	// Last returns the last entry of each credential that has one, in any order. It may miss the
+	// entries of the last moments.
+	Last(ctx context.Context, tenant string, credentials []string) ([]AccessRecord, error)
+}
+
+// lookBackUse bounds how far, in sequences of the access log, the last use is looked for behind an
+// access that was withdrawn.
+const lookBackUse = 10_000
+
+// lastUses returns when the values of each credential were last given, under a new lease, or
+// revealed; a credential that has none has no time.
+func (s *Service) lastUses(ctx context.Context, tenant string, credentials []string) (map[string]time.Time, error) {
+	if s.AccessLog == nil {
+		return nil, ErrAccessLog
+	}
+	last, err := s.AccessLog.Last(ctx, tenant, credentials)
+	if err != nil {
+		return nil, err
+	}
+	uses := map[string]time.Time{}
+	for _, rec := range last {
+		if rec.Kind != AccessWithdrawn {
+			uses[rec.Credential] = rec.Time
+			continue
+		}
+		before, _, err := s.AccessLog.Read(ctx, tenant, AccessRange{Credential: rec.Credential, From: rec.Seq - min(rec.Seq, lookBackUse)}, accessPage)
+		if err != nil {
+			return nil, err
+		}
+		withdrawn := map[string]bool{}
+		for _, rec := range slices.Backward(before) {
+			if rec.Kind == AccessWithdrawn {
+				withdrawn[rec.Lease] = true
+			} else if !withdrawn[rec.Lease] {
+				uses[rec.Credential] = rec.Time
+				break
+			}
+		}
+	}
+	return uses, nil
+}
+
+// addLastUses adds the last uses to what is shown of credentials. Without the access log, nothing
+// is known of them, which is no reason to show nothing.
+func (s *Service) addLastUses(ctx context.Context, tenant string, shown []Credential) {
+	ids := make([]string, len(shown))
+	for i, c := range shown {
+		ids[i] = c.ID
+	}
+	uses, err := s.lastUses(ctx, tenant, ids)
+	if err != nil {
+		s.Logger.WarnContext(ctx, "last uses of credentials not read", "tenant", tenant, "err", err)
+	}
+	for i := range shown {
+		shown[i].LastUse = &LastUse{Time: uses[shown[i].ID], Unknown: err != nil}
+	}
 }
 
 // ErrAccessLog refuses to return secrets while the access cannot be recorded.

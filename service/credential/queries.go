@@ -23,6 +23,8 @@ import (
 type Get struct {
 	ID     string `json:"id"`
 	MinSeq uint64 `json:"min_seq,omitzero"` // wait until the response reflects this log sequence
+
+	LastUse bool `json:"last_use,omitzero"` // show when it was last used, which is read from the access log
 }
 
 // Credential is what the service shows of a credential.
@@ -48,6 +50,13 @@ type Credential struct {
 	Type           string              `json:"type,omitzero"`        // the free type, instead of component
 	Description    string              `json:"description,omitzero"` // free text
 	Expires        time.Time           `json:"expires_at,omitzero"`  // when the keys expire, as declared, or the tokens, if they cannot be renewed; absent: never
+	LastUse        *LastUse            `json:"last_use,omitzero"`    // on request
+}
+
+// LastUse is when a credential was last used, as far as the access log is kept.
+type LastUse struct {
+	Time    time.Time `json:"time,omitzero"`    // when its values were last given under a new lease, or revealed; absent: never
+	Unknown bool      `json:"unknown,omitzero"` // the access log could not be read
 }
 
 // TokenInfo is the state of a credential's OAuth tokens.
@@ -102,6 +111,11 @@ func (s *Service) getCredential(ctx context.Context, call *service.Call, in Get)
 		return Credential{}, aggregates.ErrCredentialNotFound
 	}
 	shown := credentialInfo(c)
+	if in.LastUse {
+		one := []Credential{shown}
+		s.addLastUses(ctx, call.Tenant, one)
+		shown = one[0]
+	}
 	d, err := s.Components.Descriptor(ctx, c.Component, c.Revision)
 	if err != nil {
 		return Credential{}, err
@@ -160,6 +174,7 @@ type List struct {
 	Limit          int           `json:"limit,omitzero"`           // 1 to 200; 50 when absent
 	After          string        `json:"after,omitzero"`           // cursor of the previous page, with the same filter and sort
 	MinSeq         uint64        `json:"min_seq,omitzero"`         // wait until the response reflects this log sequence
+	LastUse        bool          `json:"last_use,omitzero"`        // show when each was last used, which is read from the access log
 }
 
 type Page struct {
@@ -213,6 +228,9 @@ func (s *Service) listCredentials(ctx context.Context, call *service.Call, in Li
 	list := Page{Credentials: make([]Credential, len(page)), Next: next}
 	for i, c := range page {
 		list.Credentials[i] = credentialInfo(c)
+	}
+	if in.LastUse && len(page) > 0 {
+		s.addLastUses(ctx, call.Tenant, list.Credentials)
 	}
 	return list, nil
 }

@@ -258,9 +258,17 @@ func (a *invocation) credentialList() *cobra.Command {
 			}
 			var rows [][]string
 			for _, c := range list.Credentials {
-				rows = append(rows, []string{c.ID, c.Name, cmp.Or(c.Component, c.Type), c.Status, strconv.Itoa(c.Version), when(c.UpdatedAt)})
+				row := []string{c.ID, c.Name, cmp.Or(c.Component, c.Type), c.Status, strconv.Itoa(c.Version), when(c.UpdatedAt)}
+				if filter.LastUse {
+					row = append(row, lastUse(c.LastUse))
+				}
+				rows = append(rows, row)
 			}
-			if err := a.list([]string{"ID", "NAME", "COMPONENT", "STATUS", "VERSION", "UPDATED"}, rows); err != nil {
+			headers := []string{"ID", "NAME", "COMPONENT", "STATUS", "VERSION", "UPDATED"}
+			if filter.LastUse {
+				headers = append(headers, "LAST USED")
+			}
+			if err := a.list(headers, rows); err != nil {
 				return err
 			}
 			if list.Next != "" {
@@ -277,8 +285,20 @@ func (a *invocation) credentialList() *cobra.Command {
 	f.StringVar(&filter.Sort, "sort", "", "sort by `FIELD`: name, -name, created or -created")
 	f.IntVar(&filter.Limit, "limit", 0, "`NUMBER` of credentials per page, up to 200")
 	f.StringVar(&filter.After, "after", "", "continue after the page with this `CURSOR`")
+	f.BoolVar(&filter.LastUse, "last-used", false, "show when each was last used: given under a new lease, or revealed")
 	f.BoolVar(&all, "all", false, "list all pages")
 	return cmd
+}
+
+// lastUse is a last use for people.
+func lastUse(of *client.LastUse) string {
+	switch {
+	case of == nil || of.Unknown:
+		return "unknown"
+	case of.Time.IsZero():
+		return "never"
+	}
+	return when(of.Time)
 }
 
 func (a *invocation) credentialCounts() *cobra.Command {
