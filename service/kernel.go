@@ -103,6 +103,7 @@ func New(cfg Config) (*Kernel, error) {
 		k.cfg.Admission = admission.New(runtime.GOMAXPROCS(0), cfg.Metrics)
 	}
 	k.background, k.end = context.WithCancel(context.Background())
+	k.settling.ctx, k.settling.end = context.WithCancel(context.Background())
 	var err error
 	if k.completedCommands, err = lru.New[commandKey, uint64](maxCompleted); err != nil {
 		return nil, fmt.Errorf("cache of commands: %w", err)
@@ -139,11 +140,17 @@ func (k *Kernel) Now() time.Time { return k.cfg.Now() }
 // Background is the parent context of background work; it ends at Close.
 func (k *Kernel) Background() context.Context { return k.background }
 
+// settleFor is how long Close lets attempts settle, so that a repeat in another process does not have
+// to wait until their claims expire.
+const settleFor = 2 * time.Second
+
 // Close ends the background work, and waits for it.
 func (k *Kernel) Close() {
 	k.settling.mu.Lock() // nothing starts afterwards
 	k.end()
 	k.settling.mu.Unlock()
+	late := time.AfterFunc(settleFor, k.settling.end)
+	defer late.Stop()
 	WaitFor(&k.settling.group)
 }
 

@@ -409,10 +409,13 @@ func (k *Kernel) conclude(ctx context.Context, call *Call, route *Route, body []
 		}
 		return nil, refusal
 	}
-	// The claim stays: whoever begins now looks for the record.
-	others, err := k.cfg.Claims.Others(ctx, key, attempt)
-	if err != nil || others {
-		return nil, errors.Join(events.ErrUnknownOutcome, err)
+	// The claim stays: whoever begins now looks for the record. What has acted outside the log was
+	// carried out, and is not undone by another attempt.
+	if !call.execution.acted {
+		others, err := k.cfg.Claims.Others(ctx, key, attempt)
+		if err != nil || others {
+			return nil, errors.Join(events.ErrUnknownOutcome, err)
+		}
 	}
 	if answer, err = k.remember(ctx, call, route.Name, answer); err != nil {
 		return nil, err
@@ -448,6 +451,8 @@ type settling struct {
 	mu    sync.Mutex
 	n     int
 	group sync.WaitGroup
+	ctx   context.Context // ends some time after Close
+	end   context.CancelFunc
 }
 
 func (s *settling) leave() {
@@ -473,7 +478,7 @@ func (k *Kernel) settleAttempt(call *Call, key [sha256.Size]byte, attempt string
 	k.settling.n++
 	k.settling.group.Go(func() {
 		defer k.settling.leave()
-		ctx, cancel := context.WithTimeout(k.background, ClaimTime)
+		ctx, cancel := context.WithTimeout(k.settling.ctx, ClaimTime)
 		defer cancel()
 		for _, u := range e.sent() {
 			stored, err := u.Settle(ctx)

@@ -435,7 +435,9 @@ func (l *load) run(n int, inject func(n int, rng *rand.Rand, js jetstream.JetStr
 		clients.Go(func() { l.client(n, rand.New(rand.NewPCG(seed, uint64(n+1)))) })
 	}
 	rng := rand.New(rand.NewPCG(seed, 0))
+	l.mu.Lock()
 	l.answered = time.Since(l.begin)
+	l.mu.Unlock()
 	for i := range n {
 		time.Sleep(time.Duration(500+rng.IntN(1500)) * time.Millisecond) // the moment is meant to be any
 		inject(i+1, rng, js)
