@@ -149,7 +149,7 @@ func (k *Kernel) Close() {
 	k.settling.mu.Lock() // nothing starts afterwards
 	k.end()
 	k.settling.mu.Unlock()
-	late := time.AfterFunc(settleFor, k.settling.end)
+	late := time.AfterFunc(settleFor, func() { k.settling.end() })
 	defer late.Stop()
 	WaitFor(&k.settling.group)
 }

@@ -308,7 +308,7 @@ type claimsLink struct {
 }
 
 func (c *claimsLink) Begin(ctx context.Context, key [sha256.Size]byte, request, attempt string) (claimed string, others bool, err error) {
-	if err := c.r.travel(ctx, fmt.Sprint("begin", key[:4])); err != nil {
+	if err := c.r.travel(ctx, fmt.Sprintf("begin %x", key[:4])); err != nil {
 		return "", false, err
 	}
 	c.all.mu.Lock()
@@ -323,11 +323,11 @@ func (c *claimsLink) Begin(ctx context.Context, key [sha256.Size]byte, request, 
 		is.open[attempt] = true
 	}
 	c.all.mu.Unlock()
-	return claimed, others, c.r.travel(ctx, fmt.Sprint("begin", key[:4]))
+	return claimed, others, c.r.travel(ctx, fmt.Sprintf("begin %x", key[:4]))
 }
 
 func (c *claimsLink) Others(ctx context.Context, key [sha256.Size]byte, attempt string) (others bool, err error) {
-	if err := c.r.travel(ctx, fmt.Sprint("others", key[:4])); err != nil {
+	if err := c.r.travel(ctx, fmt.Sprintf("others %x", key[:4])); err != nil {
 		return false, err
 	}
 	c.all.mu.Lock()
@@ -335,11 +335,11 @@ func (c *claimsLink) Others(ctx context.Context, key [sha256.Size]byte, attempt 
 		others = len(is.open) > 1 || len(is.open) == 1 && !is.open[attempt]
 	}
 	c.all.mu.Unlock()
-	return others, c.r.travel(ctx, fmt.Sprint("others", key[:4]))
+	return others, c.r.travel(ctx, fmt.Sprintf("others %x", key[:4]))
 }
 
 func (c *claimsLink) Refuse(ctx context.Context, key [sha256.Size]byte, attempt string) (others bool, err error) {
-	if err := c.r.travel(ctx, fmt.Sprint("refuse", key[:4])); err != nil {
+	if err := c.r.travel(ctx, fmt.Sprintf("refuse %x", key[:4])); err != nil {
 		return false, err
 	}
 	c.all.mu.Lock()
@@ -350,7 +350,7 @@ func (c *claimsLink) Refuse(ctx context.Context, key [sha256.Size]byte, attempt 
 		}
 	}
 	c.all.mu.Unlock()
-	return others, c.r.travel(ctx, fmt.Sprint("refuse", key[:4]))
+	return others, c.r.travel(ctx, fmt.Sprintf("refuse %x", key[:4]))
 }
 
 // Complete does nothing, as that of package kv.
