@@ -431,12 +431,12 @@ func (k *Kernel) conclude(ctx context.Context, call *Call, route *Route, body []
 // none: of two attempts, of which one changed something and the other found nothing to do, the first
 // in the log is the outcome, for every repeat.
 func (k *Kernel) recordedBefore(ctx context.Context, call *Call, seq uint64) (*Repeat, error) {
-	if err := k.cfg.Projector.Wait(ctx, seq); err != nil {
+	first, found, err := k.firstCommit(ctx, call, seq)
+	if err != nil {
 		return nil, fmt.Errorf("%w: %w", events.ErrUnknownOutcome, err)
 	}
-	first, found, err := k.cfg.Views.Command(ctx, call.Tenant, call.Principal.Actor, call.CommandID)
-	if err != nil || !found || first >= seq {
-		return nil, err
+	if !found || first >= seq {
+		return nil, nil //nolint:nilnil // it is the first
 	}
 	k.completedCommands.Add(call.key(), first)
 	return k.recordedAt(ctx, call, first)
@@ -548,25 +548,30 @@ func (k *Kernel) repeated(ctx context.Context, call *Call, upTo uint64) (*Repeat
 	if !call.named {
 		return nil, nil //nolint:nilnil // no command id from the caller
 	}
-	standing := false // the views have stopped and must be repaired
-	if err := k.cfg.Projector.Wait(ctx, upTo); errors.Is(err, projections.ErrViewsBehind) {
-		standing = true
-	} else if err != nil {
-		return nil, err
-	}
 	seq, found := k.completedCommands.Get(call.key()) // which the views may not have yet
 	if !found {
-		at := k.cfg.Views.Position() // it may advance
 		var err error
-		seq, found, err = k.cfg.Views.Command(ctx, call.Tenant, call.Principal.Actor, call.CommandID)
-		if err == nil && !found && standing {
-			seq, found, err = k.beyondViews.command(ctx, k, call.key(), at, upTo)
-		}
-		if err != nil || !found {
+		if seq, found, err = k.firstCommit(ctx, call, upTo); err != nil || !found {
 			return nil, err
 		}
 	}
 	return k.recordedAt(ctx, call, seq)
+}
+
+// firstCommit finds the first commit in the log, up to upTo, that has the command id of the call.
+func (k *Kernel) firstCommit(ctx context.Context, call *Call, upTo uint64) (seq uint64, found bool, err error) {
+	standing := false // the views have stopped and must be repaired
+	if err := k.cfg.Projector.Wait(ctx, upTo); errors.Is(err, projections.ErrViewsBehind) {
+		standing = true
+	} else if err != nil {
+		return 0, false, err
+	}
+	at := k.cfg.Views.Position() // it may advance
+	seq, found, err = k.cfg.Views.Command(ctx, call.Tenant, call.Principal.Actor, call.CommandID)
+	if err == nil && !found && standing {
+		seq, found, err = k.beyondViews.command(ctx, k, call.key(), at, upTo)
+	}
+	return seq, found, err
 }
 
 // recordedAt is the outcome of the command whose id the commit at seq has.
